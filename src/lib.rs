@@ -1,0 +1,5 @@
+//! patou: a pool of worker processes that notices the frozen, not only the dead.
+
+#![deny(unsafe_code)]
+
+pub mod ids;
