@@ -2,4 +2,8 @@
 
 #![deny(unsafe_code)]
 
+pub mod bell;
+pub mod clock;
+pub mod exchange;
 pub mod ids;
+pub mod shm;

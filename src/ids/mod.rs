@@ -4,7 +4,12 @@
 //! so that a number read from a segment or a word read from a command line is refused here, once,
 //! and not believed anywhere else.
 
+mod state;
+
+pub use state::{Claim, Phase, Reason, Terms, WorkerState};
+
 use std::fmt;
+use std::num::NonZeroU32;
 use std::str::FromStr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -116,20 +121,25 @@ impl From<WorkerId> for String {
 
 /// Incarnation number of a role, from 1; it grows by one each time the role starts anew.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-pub struct Epoch(u32);
+pub struct Epoch(NonZeroU32);
 
 impl Epoch {
-    /// Largest epoch: 20 bits, so that it fits above the counter in a [`LeaseId`].
-    pub const MAX: u32 = (1 << 20) - 1;
+    /// The first epoch.
+    pub const FIRST: Epoch = Epoch(NonZeroU32::MIN);
 
-    /// The epoch stored as `raw`; `None` for 0 (nobody has been here yet) and above [`Self::MAX`].
+    /// The epoch stored as `raw`; `None` for 0 (nobody has been here yet) and beyond 32 bits.
     pub fn new(raw: u64) -> Option<Self> {
-        (1..=u64::from(Self::MAX)).contains(&raw).then_some(Self(raw as u32))
+        u32::try_from(raw).ok().and_then(NonZeroU32::new).map(Self)
+    }
+
+    /// The epoch after this one; after the last comes the first.
+    pub fn next(self) -> Self {
+        Self(self.0.checked_add(1).unwrap_or(NonZeroU32::MIN))
     }
 
     /// The number itself.
     pub fn get(self) -> u32 {
-        self.0
+        self.0.get()
     }
 }
 
@@ -139,8 +149,9 @@ impl fmt::Display for Epoch {
     }
 }
 
-/// The number of a lease: the dispatcher's epoch (20 bits) above a counter (36 bits), so that an id is
-/// never used again within a set. 56 bits in all: it shares the claim word with the phase.
+/// The number of a lease: the dispatcher's epoch (its low 20 bits) above a counter (36 bits), so that an
+/// id is not used again within a set until the dispatcher has been restarted a million times.
+/// 56 bits in all: it shares the claim word with the phase.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct LeaseId(u64);
 
@@ -155,7 +166,7 @@ impl LeaseId {
     /// The `count`-th lease (from 1) that the dispatcher of this epoch gives.
     pub fn of(epoch: Epoch, count: u64) -> Self {
         debug_assert!(count > 0 && count >> Self::COUNTER_BITS == 0);
-        Self(u64::from(epoch.get()) << Self::COUNTER_BITS | count)
+        Self(u64::from(epoch.get() & 0xf_ffff) << Self::COUNTER_BITS | count)
     }
 
     /// The number itself.
@@ -163,7 +174,7 @@ impl LeaseId {
         self.0
     }
 
-    /// The epoch of the dispatcher that gave it, as a plain number.
+    /// The low 20 bits of the epoch of the dispatcher that gave it.
     pub fn dispatcher_epoch(self) -> u64 {
         self.0 >> Self::COUNTER_BITS
     }
@@ -277,6 +288,7 @@ mod tests {
         assert_eq!(LeaseId::new(id.get()), Some(id));
         assert_eq!(LeaseId::new(0), None);
         assert_eq!(LeaseId::new(1 << 56), None);
-        assert_eq!(Epoch::new(1 << 20), None);
+        assert_eq!((Epoch::new(0), Epoch::new(1 << 32)), (None, None));
+        assert_eq!(Epoch::new(u64::from(u32::MAX)).unwrap().next(), Epoch::FIRST);
     }
 }

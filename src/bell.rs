@@ -1,0 +1,108 @@
+//! A bell: a FIFO that carries no state. A byte in it says "look".
+//!
+//! Both ends open it for reading and writing (fifo(7)), so that neither gets ENXIO before the other is
+//! there, or an end of file when the other is restarted.
+
+use std::fs::File;
+use std::io::{self, Read, Write};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
+use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
+use std::path::Path;
+
+use nix::libc;
+use nix::sys::stat::Mode;
+use nix::unistd::{Gid, geteuid, mkfifo};
+
+/// One direction of a pair.
+#[derive(Debug)]
+pub struct Bell(File);
+
+impl Bell {
+    /// Makes the FIFO with exactly this mode, and this group where given.
+    pub fn create(path: &Path, mode: u32, group: Option<Gid>) -> io::Result<()> {
+        mkfifo(path, Mode::S_IRUSR | Mode::S_IWUSR)?;
+        if group.is_some() {
+            nix::unistd::chown(path, None, group)?;
+        }
+        std::fs::set_permissions(path, std::os::unix::fs::PermissionsExt::from_mode(mode))
+    }
+
+    /// Opens a FIFO that belongs to this user, to root, or to `owner`. Links are not followed.
+    pub fn open(path: &Path, owner: Option<u32>) -> io::Result<Self> {
+        let file = File::options()
+            .read(true)
+            .write(true)
+            .custom_flags(libc::O_NONBLOCK | libc::O_CLOEXEC | libc::O_NOFOLLOW)
+            .open(path)?;
+        let status = file.metadata()?;
+        if !status.file_type().is_fifo() {
+            return Err(io::Error::other("it is not a FIFO"));
+        }
+        let uid = status.uid();
+        if uid != geteuid().as_raw() && uid != 0 && Some(uid) != owner {
+            return Err(io::Error::other(format!("it belongs to user {uid}")));
+        }
+        Ok(Self(file))
+    }
+
+    /// Rings. A full FIFO is no error: it is ringing already.
+    pub fn ring(&self) {
+        // A FIFO opened for both directions has a reader, so nothing but "full" can be reported.
+        let _ = (&self.0).write(&[1]);
+    }
+
+    /// Takes every byte out; whether there was one.
+    pub fn hush(&self) -> bool {
+        let mut bytes = [0; 512];
+        let mut rang = false;
+        while let Ok(n) = (&self.0).read(&mut bytes) {
+            rang |= n > 0;
+            if n < bytes.len() {
+                break;
+            }
+        }
+        rang
+    }
+}
+
+impl AsFd for Bell {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+}
+
+impl AsRawFd for Bell {
+    fn as_raw_fd(&self) -> RawFd {
+        self.0.as_raw_fd()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_bell_rings_until_hushed_and_is_never_too_full() {
+        let dir = std::env::temp_dir().join(format!("patou-bell-{}", std::process::id()));
+        std::fs::create_dir_all(&dir).unwrap();
+        let path = dir.join("bell");
+        Bell::create(&path, 0o600, None).unwrap();
+        let (one, two) = (Bell::open(&path, None).unwrap(), Bell::open(&path, None).unwrap());
+        assert!(!two.hush());
+        for _ in 0..100_000 {
+            one.ring();
+        }
+        assert!(two.hush());
+        assert!(!two.hush());
+        drop(one);
+        assert!(!two.hush(), "no end of file when the other end leaves");
+
+        let plain = dir.join("plain");
+        std::fs::write(&plain, "").unwrap();
+        assert!(Bell::open(&plain, None).unwrap_err().to_string().contains("not a FIFO"));
+        let link = dir.join("link");
+        std::os::unix::fs::symlink(&path, &link).unwrap();
+        assert_eq!(Bell::open(&link, None).unwrap_err().raw_os_error(), Some(libc::ELOOP));
+        std::fs::remove_dir_all(&dir).unwrap();
+    }
+}

@@ -1,0 +1,198 @@
+//! Which word lies where, and the lines that are read as a whole.
+
+use std::sync::atomic::Ordering::Relaxed;
+use std::time::Duration;
+
+use super::Memory;
+use crate::ids::{Epoch, LeaseId, Terms, Time, Token, WorkerState};
+
+/// 64-bit words in a 64-byte line.
+const PER_LINE: usize = 8;
+/// Lines of the counters: one of plain counters and four of the histogram.
+const COUNTER_LINES: usize = 1 + Word::BUCKETS / PER_LINE;
+/// Lines in a slot.
+pub const LINES: usize = 5 + COUNTER_LINES;
+/// Words in a slot.
+pub const WORDS: usize = LINES * PER_LINE;
+
+/// The place of one 64-bit word in the slot.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Word(usize);
+
+impl Word {
+    const fn at(line: usize, word: usize) -> Self {
+        assert!(word < PER_LINE && line < LINES);
+        Self(line * PER_LINE + word)
+    }
+
+    // Line 0, written by the dispatcher: the question.
+    /// Sequence (56 bits) above the kind (8 bits); 0 while it is being written.
+    pub(super) const QUESTION: Word = Word::at(0, 0);
+    /// The lease the question is about, or 0.
+    pub(super) const QUESTION_LEASE: Word = Word::at(0, 1);
+    /// Epoch of the dispatcher.
+    pub(super) const DISPATCHER_EPOCH: Word = Word::at(0, 2);
+    /// 1 while an operator keeps the worker out of service.
+    pub(super) const DRAINED: Word = Word::at(0, 3);
+    /// TCP port that leads back to the dispatcher, or 0.
+    pub(super) const RETURN_PORT: Word = Word::at(0, 4);
+    /// Last sequence used: what a new dispatcher continues.
+    pub(super) const SEQUENCE: Word = Word::at(0, 5);
+    /// The dispatcher's process and its start time, as in the life line.
+    pub(super) const DISPATCHER_PID: Word = Word::at(0, 6);
+    pub(super) const DISPATCHER_STARTED: Word = Word::at(0, 7);
+
+    // Line 1, written by the dispatcher while the claim word is free: the terms of the lease.
+    pub(super) const LEASE: Word = Word::at(1, 0);
+    pub(super) const LEASE_WORKER: Word = Word::at(1, 1);
+    pub(super) const LEASE_DISPATCHER: Word = Word::at(1, 2);
+    pub(super) const TOKEN_HIGH: Word = Word::at(1, 3);
+    pub(super) const TOKEN_LOW: Word = Word::at(1, 4);
+    pub(super) const CLAIM_BY: Word = Word::at(1, 5);
+    pub(super) const REQUEST_TIMEOUT: Word = Word::at(1, 6);
+
+    // Line 2, written by the worker: the answer.
+    /// Sequence of the question (48 bits) above reply and reason (8 bits each).
+    pub(super) const ANSWER: Word = Word::at(2, 0);
+    /// When the lease in hand was claimed, or 0.
+    pub(super) const CLAIMED_AT: Word = Word::at(2, 1);
+
+    // Line 3, written by the worker: its life.
+    pub(super) const EPOCH: Word = Word::at(3, 0);
+    pub(super) const PID: Word = Word::at(3, 1);
+    /// Start time of the process in clock ticks since boot, as in `/proc/PID/stat` (proc(5), field 22).
+    pub(super) const STARTED: Word = Word::at(3, 2);
+    /// A [`WorkerState`], with bit 8 set while the worker wants to be recycled.
+    pub(super) const STATE: Word = Word::at(3, 3);
+    /// Turns of the control loop.
+    pub(super) const TURNS: Word = Word::at(3, 4);
+    /// When the last turn was.
+    pub(super) const LAST_TURN: Word = Word::at(3, 5);
+    /// TCP port the worker listens on, or 0.
+    pub(super) const PORT: Word = Word::at(3, 6);
+
+    // Line 4, written by both with compare-and-swap.
+    /// A [`crate::ids::Claim`].
+    pub const CLAIM: Word = Word::at(4, 0);
+
+    // Lines 5 and up, written by the worker: counters, over all incarnations.
+    pub(super) const SERVED: Word = Word::at(5, 0);
+    pub(super) const FAILED: Word = Word::at(5, 1);
+    pub(super) const BYTES_IN: Word = Word::at(5, 2);
+    pub(super) const BYTES_OUT: Word = Word::at(5, 3);
+    /// Requests with a stale or foreign token, sent back.
+    pub(super) const SENT_BACK: Word = Word::at(5, 4);
+
+    /// Buckets of the latency histogram: bucket `i` counts requests below `2^i` microseconds.
+    pub const BUCKETS: usize = 32;
+
+    /// Bucket `i` of the histogram, below [`Self::BUCKETS`].
+    pub const fn bucket(i: usize) -> Word {
+        assert!(i < Self::BUCKETS);
+        Word(6 * PER_LINE + i)
+    }
+
+    /// Its index in the slot, below [`WORDS`].
+    pub const fn index(self) -> usize {
+        self.0
+    }
+}
+
+/// What a worker wrote of itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Life {
+    /// Its incarnation.
+    pub epoch: Epoch,
+    /// Its process.
+    pub pid: u32,
+    /// That process' start time in clock ticks since boot.
+    pub started: u64,
+    /// What it says it is doing.
+    pub state: WorkerState,
+    /// Whether it asks to be recycled.
+    pub wants_recycle: bool,
+    /// Turns of its control loop.
+    pub turns: u64,
+    /// When the last turn was.
+    pub last_turn: Time,
+    /// The TCP port it listens on.
+    pub port: Option<u16>,
+}
+
+/// Flag in [`Word::STATE`].
+pub(super) const WANTS_RECYCLE: u64 = 1 << 8;
+
+impl Life {
+    /// The life line; `None` if no worker has ever written it, or nonsense.
+    pub fn load<M: Memory>(memory: &M) -> Option<Life> {
+        use std::sync::atomic::Ordering::Acquire;
+        // Acquire E: pairs with the release of the epoch, the last word a new incarnation writes.
+        let epoch = Epoch::new(memory.load(Word::EPOCH, Acquire))?;
+        let state = memory.load(Word::STATE, Relaxed);
+        Some(Life {
+            epoch,
+            pid: u32::try_from(memory.load(Word::PID, Relaxed)).ok().filter(|pid| *pid > 0)?,
+            started: memory.load(Word::STARTED, Relaxed),
+            state: WorkerState::new(state & 0xff)?,
+            wants_recycle: state & WANTS_RECYCLE != 0,
+            turns: memory.load(Word::TURNS, Relaxed),
+            last_turn: Time(memory.load(Word::LAST_TURN, Relaxed)),
+            port: u16::try_from(memory.load(Word::PORT, Relaxed)).ok().filter(|port| *port > 0),
+        })
+    }
+}
+
+/// What a worker has done, over all its incarnations.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Counters {
+    /// Requests answered.
+    pub served: u64,
+    /// Requests that ended in a 5xx of patou's own, a reset, or a cancelled client.
+    pub failed: u64,
+    /// Body bytes received.
+    pub bytes_in: u64,
+    /// Body bytes sent.
+    pub bytes_out: u64,
+    /// Requests sent back to the dispatcher for their token.
+    pub sent_back: u64,
+}
+
+impl Counters {
+    /// Reads them, each by itself: together they are a glance, not a snapshot.
+    pub fn load<M: Memory>(memory: &M) -> Counters {
+        Counters {
+            served: memory.load(Word::SERVED, Relaxed),
+            failed: memory.load(Word::FAILED, Relaxed),
+            bytes_in: memory.load(Word::BYTES_IN, Relaxed),
+            bytes_out: memory.load(Word::BYTES_OUT, Relaxed),
+            sent_back: memory.load(Word::SENT_BACK, Relaxed),
+        }
+    }
+}
+
+pub(super) fn load_terms<M: Memory>(memory: &M) -> Option<Terms> {
+    Some(Terms {
+        lease: LeaseId::new(memory.load(Word::LEASE, Relaxed))?,
+        worker_epoch: Epoch::new(memory.load(Word::LEASE_WORKER, Relaxed))?,
+        dispatcher_epoch: Epoch::new(memory.load(Word::LEASE_DISPATCHER, Relaxed))?,
+        token: Token::from_words([memory.load(Word::TOKEN_HIGH, Relaxed), memory.load(Word::TOKEN_LOW, Relaxed)]),
+        claim_by: Time(memory.load(Word::CLAIM_BY, Relaxed)),
+        request_timeout: Duration::from_nanos(memory.load(Word::REQUEST_TIMEOUT, Relaxed)),
+    })
+}
+
+pub(super) fn store_terms<M: Memory>(memory: &M, terms: &Terms) {
+    let [high, low] = terms.token.words();
+    let timeout = u64::try_from(terms.request_timeout.as_nanos()).unwrap_or(u64::MAX);
+    for (word, value) in [
+        (Word::LEASE, terms.lease.get()),
+        (Word::LEASE_WORKER, terms.worker_epoch.get().into()),
+        (Word::LEASE_DISPATCHER, terms.dispatcher_epoch.get().into()),
+        (Word::TOKEN_HIGH, high),
+        (Word::TOKEN_LOW, low),
+        (Word::CLAIM_BY, terms.claim_by.0),
+        (Word::REQUEST_TIMEOUT, timeout),
+    ] {
+        memory.store(word, value, Relaxed);
+    }
+}

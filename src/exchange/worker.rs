@@ -1,0 +1,213 @@
+//! The worker's side of a slot: it answers, claims and finishes.
+
+use std::sync::atomic::Ordering::{Acquire, Relaxed, Release};
+use std::time::Duration;
+
+use super::words::WANTS_RECYCLE;
+use super::{Kind, Memory, Question, Reply, Word, claim, swap, terms};
+use crate::ids::{Claim, Epoch, LeaseId, Phase, Reason, Terms, Time, Token, WorkerState};
+
+/// Why a token does not open the worker. All of them send the client back to the dispatcher.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ClaimRefused {
+    /// There is no offer in the slot, or it is another one's.
+    Foreign,
+    /// The offer was made to another incarnation.
+    OtherEpoch,
+    /// It has been revoked, used, or its time is over.
+    Late,
+}
+
+/// The counters a worker keeps.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Counter {
+    /// A request answered.
+    Served,
+    /// A request that failed.
+    Failed,
+    /// Body bytes received.
+    BytesIn,
+    /// Body bytes sent.
+    BytesOut,
+    /// A request sent back to the dispatcher.
+    SentBack,
+}
+
+/// The worker's hold on its slot. Its control loop answers through it while its serving task claims: the
+/// words that both could touch are changed by compare-and-swap only, and each counter has one thread.
+#[derive(Debug)]
+pub struct Respondent<M> {
+    memory: M,
+    epoch: Epoch,
+}
+
+impl<M: Memory> Respondent<M> {
+    /// Starts a new incarnation: everything of the life line, the epoch last.
+    pub fn begin(memory: M, pid: u32, started: u64, port: Option<u16>, now: Time) -> Self {
+        let epoch = Epoch::new(memory.load(Word::EPOCH, Relaxed)).map_or(Epoch::FIRST, Epoch::next);
+        memory.store(Word::PID, pid.into(), Relaxed);
+        memory.store(Word::STARTED, started, Relaxed);
+        memory.store(Word::STATE, WorkerState::Starting as u64, Relaxed);
+        memory.store(Word::LAST_TURN, now.0, Relaxed);
+        memory.store(Word::PORT, port.unwrap_or(0).into(), Relaxed);
+        memory.store(Word::CLAIMED_AT, 0, Relaxed);
+        memory.store(Word::EPOCH, epoch.get().into(), Release); // Release E
+        Self { memory, epoch }
+    }
+
+    /// This incarnation.
+    pub fn epoch(&self) -> Epoch {
+        self.epoch
+    }
+
+    /// The slot's words.
+    pub fn memory(&self) -> &M {
+        &self.memory
+    }
+
+    /// The TCP port that leads back to the dispatcher.
+    pub fn return_port(&self) -> Option<u16> {
+        u16::try_from(self.memory.load(Word::RETURN_PORT, Relaxed)).ok().filter(|port| *port > 0)
+    }
+
+    /// Whether an operator keeps this worker out of service.
+    pub fn drained(&self) -> bool {
+        self.memory.load(Word::DRAINED, Relaxed) != 0
+    }
+
+    /// Says what the worker is doing, and whether it asks to be recycled.
+    pub fn set_state(&self, state: WorkerState, wants_recycle: bool) {
+        let flag = if wants_recycle { WANTS_RECYCLE } else { 0 };
+        self.memory.store(Word::STATE, state as u64 | flag, Release);
+    }
+
+    /// One turn of the control loop.
+    pub fn turn(&self, now: Time) {
+        self.memory.store(Word::TURNS, self.memory.load(Word::TURNS, Relaxed).wrapping_add(1), Relaxed);
+        self.memory.store(Word::LAST_TURN, now.0, Relaxed);
+    }
+
+    /// The question in the slot, if it is not the one with sequence `answered`.
+    pub fn question(&self, answered: u64) -> Option<Question> {
+        loop {
+            let word = self.memory.load(Word::QUESTION, Acquire); // Acquire Q
+            let (sequence, kind) = (word >> 8, word & 0xff);
+            if word == 0 || sequence == answered {
+                return None; // being written: the ring is still to come
+            }
+            let lease = self.memory.load(Word::QUESTION_LEASE, Relaxed);
+            self.memory.fence(Acquire); // Acquire Q
+            if self.memory.load(Word::QUESTION, Relaxed) == word {
+                return Some(Question { sequence, kind: Kind::new(kind)?, lease: LeaseId::new(lease) });
+            }
+        }
+    }
+
+    /// Sequence of the last question answered, by whichever incarnation.
+    pub fn answered(&self) -> u64 {
+        self.memory.load(Word::ANSWER, Relaxed) >> 16
+    }
+
+    /// The answer that is true now: what to say to `question` in `state`.
+    pub fn judge(&self, question: &Question, state: WorkerState) -> Reply {
+        let held = claim(&self.memory);
+        match question.kind {
+            Kind::Ping | Kind::Drain | Kind::Resume => Reply::Pong,
+            Kind::Offer => match state {
+                WorkerState::Starting => Reply::Refuse(Reason::Starting),
+                WorkerState::Draining => Reply::Refuse(Reason::Draining),
+                WorkerState::Recycling => Reply::Refuse(Reason::Recycling),
+                WorkerState::Ready => match terms(&self.memory) {
+                    Some((Claim::Held(lease, Phase::Offered), terms))
+                        if Some(lease) == question.lease && terms.worker_epoch == self.epoch =>
+                    {
+                        Reply::Accept
+                    }
+                    Some((Claim::Held(_, Phase::Claimed | Phase::Responding), _)) => Reply::Refuse(Reason::Busy),
+                    _ => Reply::Refuse(Reason::Stale),
+                },
+            },
+            Kind::Finished => match held {
+                Some(Claim::Held(lease, Phase::Offered | Phase::Claimed | Phase::Responding))
+                    if Some(lease) == question.lease =>
+                {
+                    Reply::Working
+                }
+                _ => Reply::Finished,
+            },
+            Kind::Recycle => match held {
+                Some(Claim::Held(_, Phase::Offered | Phase::Claimed | Phase::Responding)) => {
+                    Reply::Refuse(Reason::Busy)
+                }
+                _ => Reply::Accept,
+            },
+        }
+    }
+
+    /// Publishes the answer. The caller rings afterwards.
+    pub fn reply(&self, question: &Question, reply: Reply) {
+        self.memory.store(Word::ANSWER, question.sequence << 16 | reply.bits(), Release); // Release A
+    }
+
+    /// `Offered -> Claimed`, for whoever shows the token: at most one wins.
+    pub fn claim(&self, token: Token, now: Time) -> Result<Terms, ClaimRefused> {
+        let (held, terms) = terms(&self.memory).ok_or(ClaimRefused::Foreign)?;
+        if !terms.token.matches(token) {
+            return Err(ClaimRefused::Foreign);
+        }
+        if terms.worker_epoch != self.epoch {
+            return Err(ClaimRefused::OtherEpoch);
+        }
+        if held != Claim::Held(terms.lease, Phase::Offered) || now > terms.claim_by {
+            return Err(ClaimRefused::Late);
+        }
+        swap(&self.memory, held, Claim::Held(terms.lease, Phase::Claimed)).map_err(|_| ClaimRefused::Late)?;
+        self.memory.store(Word::CLAIMED_AT, now.0, Relaxed);
+        Ok(terms)
+    }
+
+    /// `Claimed -> Responding`. On `false` not one byte may be sent: the dispatcher has ended the lease.
+    pub fn respond(&self, lease: LeaseId) -> bool {
+        swap(&self.memory, Claim::Held(lease, Phase::Claimed), Claim::Held(lease, Phase::Responding)).is_ok()
+    }
+
+    /// `Claimed | Responding -> Done`. The caller rings afterwards.
+    pub fn done(&self, lease: LeaseId) -> bool {
+        self.memory.store(Word::CLAIMED_AT, 0, Relaxed);
+        [Phase::Responding, Phase::Claimed]
+            .into_iter()
+            .any(|phase| swap(&self.memory, Claim::Held(lease, phase), Claim::Held(lease, Phase::Done)).is_ok())
+    }
+
+    /// Whether this incarnation owes anything: an offer it may have accepted, or a claimed lease.
+    pub fn owes(&self) -> bool {
+        matches!(
+            terms(&self.memory),
+            Some((Claim::Held(_, Phase::Offered | Phase::Claimed | Phase::Responding), terms))
+                if terms.worker_epoch == self.epoch
+        )
+    }
+
+    /// Adds to a counter.
+    pub fn count(&self, counter: Counter, by: u64) {
+        let word = match counter {
+            Counter::Served => Word::SERVED,
+            Counter::Failed => Word::FAILED,
+            Counter::BytesIn => Word::BYTES_IN,
+            Counter::BytesOut => Word::BYTES_OUT,
+            Counter::SentBack => Word::SENT_BACK,
+        };
+        self.add(word, by);
+    }
+
+    /// Counts one request that took this long from claim to end.
+    pub fn record(&self, took: Duration) {
+        let micros = u64::try_from(took.as_micros()).unwrap_or(u64::MAX);
+        let bucket = (u64::BITS - micros.leading_zeros()) as usize;
+        self.add(Word::bucket(bucket.min(Word::BUCKETS - 1)), 1);
+    }
+
+    fn add(&self, word: Word, by: u64) {
+        self.memory.store(word, self.memory.load(word, Relaxed).wrapping_add(by), Relaxed);
+    }
+}

@@ -1,0 +1,8 @@
+//! POSIX shared memory: one segment per worker, holding a header and its slot.
+
+mod layout;
+mod lock;
+mod segment;
+
+pub use lock::{is_locked, try_lock};
+pub use segment::{Identity, Role, Segment, SegmentError};
