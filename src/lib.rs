@@ -4,6 +4,8 @@
 
 pub mod bell;
 pub mod clock;
+pub mod dispatcher;
 pub mod exchange;
 pub mod ids;
+pub mod pool;
 pub mod shm;

@@ -1,0 +1,466 @@
+//! The decisions of the dispatcher for one pool: whom to ask, who waits, who is late, whose turn it is.
+//!
+//! Pure: no I/O, no clock, no chance. The shell tells it what happened ([`Event`]) and when, performs the
+//! [`Action`]s it returns in order, and tells it what the slot says afterwards ([`Event::Seen`]). A state
+//! read from a slot is the only proof of anything: after an action on a slot the shell always looks again,
+//! and a decision is only taken on what was seen.
+//!
+//! Idle workers are taken last in, first out, so that caches stay warm and surplus workers stay asleep.
+
+mod queue;
+mod worker;
+
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+use std::time::Duration;
+
+use crate::ids::{Claim, Epoch, LeaseId, Reason, Terms, Time, WorkerState};
+use queue::Queue;
+pub use worker::{Hold, Worker};
+
+/// A client as the shell numbers it; smaller numbers came earlier.
+pub type ClientId = u64;
+
+/// Who a client is, for fairness: its address, or its user on a Unix socket.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Peer {
+    /// A TCP client.
+    Ip(IpAddr),
+    /// A client of a Unix socket.
+    User(u32),
+}
+
+/// The bounds of a pool, from the configuration.
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
+    /// Workers 1 to this number may be given clients.
+    pub workers: u16,
+    /// Clients that may wait.
+    pub queue: usize,
+    /// How long each of them may.
+    pub queue_timeout: Duration,
+    /// How long a worker may think about an offer.
+    pub offer_timeout: Duration,
+    /// How long a client may leave its worker alone.
+    pub claim_timeout: Duration,
+    /// How long its request may take.
+    pub request_timeout: Duration,
+    /// How often a leased slot is looked at without a ring.
+    pub slot_scan: Duration,
+}
+
+/// How long a peer whose lease ended unused gets only one unclaimed lease at a time.
+pub const SUSPICION: Duration = Duration::from_secs(10);
+
+/// What the shell reads in a slot.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Seen {
+    /// The worker's incarnation and state; `None` if nobody has ever been there.
+    pub life: Option<(Epoch, WorkerState, bool)>,
+    /// Whether that incarnation holds its lock.
+    pub alive: bool,
+    /// The claim word; `None` if it is garbage.
+    pub claim: Option<Claim>,
+    /// The terms of the lease in the claim word.
+    pub terms: Option<Terms>,
+    /// The answer to the last question, if it has just come.
+    pub answer: Option<Answer>,
+    /// Whether an operator keeps the worker out of service.
+    pub drained: bool,
+}
+
+/// An answer, with what it answers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Answer {
+    /// To a ping, or to an order that needs no decision.
+    Here,
+    /// It takes the offered lease.
+    Accept(LeaseId),
+    /// It does not.
+    Refuse(LeaseId, Reason),
+    /// It agrees to be recycled, or not.
+    Recycle(bool),
+}
+
+/// What happened.
+#[derive(Clone, Copy, Debug)]
+pub enum Event {
+    /// A client wants a worker.
+    Client(ClientId, Peer),
+    /// It has gone before it got one.
+    Left(ClientId),
+    /// The shell has looked at the slot of this worker.
+    Seen(u16, Seen),
+    /// Time has passed: something in [`Pool::deadline`] may be due.
+    Tick,
+    /// The watchdog asks: everybody is to show a sign of life.
+    Probe,
+    /// An operator takes the worker out of service.
+    Drain(u16),
+    /// An operator puts it back.
+    Resume(u16),
+    /// The set is stopping: nobody gets a worker any more.
+    Quiesce,
+}
+
+/// What the shell is to do, in this order.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Action {
+    /// Read the slot and report [`Event::Seen`].
+    Look(u16),
+    /// Put the question and ring.
+    Ask(u16, Ask),
+    /// Ring again.
+    Ring(u16),
+    /// Write the lease line, `Free -> Offered`, ask and ring; then look.
+    Offer {
+        /// To whom.
+        worker: u16,
+        /// Its incarnation.
+        epoch: Epoch,
+        /// The new lease.
+        lease: LeaseId,
+        /// When it ends unclaimed.
+        claim_by: Time,
+    },
+    /// `Offered -> Revoked`; then look.
+    Revoke(u16, LeaseId),
+    /// `Claimed -> Aborted` of a dead incarnation; then look.
+    Abort(u16, LeaseId),
+    /// `Responding -> Free` of a dead incarnation; then look.
+    Bury(u16, LeaseId),
+    /// `Done | Revoked | Aborted -> Free`; then look.
+    Release(u16, LeaseId),
+    /// Free a garbled claim word of a dead incarnation; then look.
+    Clear(u16),
+    /// The client gets this worker.
+    Grant {
+        /// Which client.
+        client: ClientId,
+        /// Which worker.
+        worker: u16,
+        /// By which lease.
+        lease: LeaseId,
+        /// When it ends unclaimed.
+        claim_by: Time,
+    },
+    /// The client gets nothing.
+    Refuse(ClientId, Refusal),
+    /// For the log.
+    Note(u16, Note),
+}
+
+/// Questions without a lease.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ask {
+    /// Are you there?
+    Ping,
+    /// Is the lease over?
+    Finished(LeaseId),
+    /// Take nothing new.
+    Drain,
+    /// Take offers again.
+    Resume,
+    /// Make room for your next incarnation.
+    Recycle,
+}
+
+/// Why a client gets no worker. A value, not an error.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Refusal {
+    /// As many as may wait are waiting.
+    QueueFull(usize),
+    /// It has waited for as long as it may.
+    QueueTimeout(Duration),
+    /// Nobody is free, and the pool has no queue.
+    NobodyFree,
+    /// The set is stopping.
+    Stopping,
+}
+
+/// What an operator wants to read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Note {
+    /// An incarnation has appeared.
+    Up(Epoch),
+    /// It is not there any more.
+    Down(Epoch),
+    /// It did not answer an offer in time.
+    Late(LeaseId),
+    /// It answers again.
+    Back,
+    /// A lease ended unused.
+    Unclaimed(LeaseId),
+    /// The slot held what no honest writer writes.
+    Garbled,
+    /// An accident ended a claimed lease.
+    Lost(LeaseId),
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Timer {
+    Worker(u16),
+    Client(ClientId),
+}
+
+/// One pool.
+#[derive(Debug)]
+pub struct Pool {
+    limits: Limits,
+    epoch: Epoch,
+    leases: u64,
+    /// Index `n - 1` is worker `n`.
+    workers: Vec<Worker>,
+    /// Numbers of idle workers, last in, first out. May hold some that are no longer: checked when taken.
+    idle: Vec<u16>,
+    queue: Queue,
+    timers: BTreeSet<(Time, Timer)>,
+    recycling: Option<u16>,
+    stopping: bool,
+    actions: Vec<Action>,
+}
+
+impl Pool {
+    /// A pool of which nothing is known yet; `epoch` is the dispatcher's. Look at every slot next.
+    pub fn new(limits: Limits, epoch: Epoch) -> Self {
+        Self {
+            workers: vec![Worker::default(); limits.workers.into()],
+            limits,
+            epoch,
+            leases: 0,
+            idle: Vec::new(),
+            queue: Queue::default(),
+            timers: BTreeSet::new(),
+            recycling: None,
+            stopping: false,
+            actions: Vec::new(),
+        }
+    }
+
+    /// Takes new bounds. Workers beyond `limits.workers` get no new client and leave when they are free.
+    pub fn reconfigure(&mut self, limits: Limits) {
+        self.limits = limits;
+        let count = usize::from(limits.workers).max(self.workers.len());
+        self.workers.resize(count, Worker::default());
+        for n in 1..=limits.workers {
+            self.consider(n);
+        }
+        self.shrink();
+    }
+
+    /// The workers it knows: `limits.workers`, and those beyond that have not left yet.
+    pub fn workers(&self) -> &[Worker] {
+        &self.workers
+    }
+
+    /// How many clients wait, and since when the first of them.
+    pub fn waiting(&self) -> (usize, Option<Time>) {
+        (self.queue.len(), self.queue.oldest())
+    }
+
+    /// When the next [`Event::Tick`] is due.
+    pub fn deadline(&self) -> Option<Time> {
+        self.timers.first().map(|(time, _)| *time)
+    }
+
+    /// Whether no client waits and no lease is out.
+    pub fn is_quiet(&self) -> bool {
+        self.queue.len() == 0 && self.workers.iter().all(|w| w.hold == Hold::Free)
+    }
+
+    /// Takes in what happened and returns what to do.
+    pub fn handle(&mut self, now: Time, event: Event) -> Vec<Action> {
+        match event {
+            Event::Client(client, peer) => self.arrive(now, client, peer),
+            Event::Left(client) => self.leave(client),
+            Event::Seen(n, seen) if self.knows(n) => self.see(now, n, seen),
+            Event::Tick => self.tick(now),
+            Event::Probe => self.probe(now),
+            Event::Drain(n) if self.knows(n) => self.order(now, n, true),
+            Event::Resume(n) if self.knows(n) => self.order(now, n, false),
+            Event::Quiesce => self.quiesce(),
+            Event::Seen(..) | Event::Drain(_) | Event::Resume(_) => {}
+        }
+        self.serve(now);
+        std::mem::take(&mut self.actions)
+    }
+
+    fn knows(&self, n: u16) -> bool {
+        n >= 1 && usize::from(n) <= self.workers.len()
+    }
+
+    fn worker(&mut self, n: u16) -> &mut Worker {
+        &mut self.workers[usize::from(n) - 1]
+    }
+
+    fn arrive(&mut self, now: Time, client: ClientId, peer: Peer) {
+        if self.stopping {
+            return self.actions.push(Action::Refuse(client, Refusal::Stopping));
+        }
+        let due = now + self.limits.queue_timeout;
+        self.queue.push(client, peer, now, due);
+        self.serve(now);
+        if self.queue.contains(client) && self.queue.len() > self.limits.queue {
+            self.queue.remove(client);
+            let refusal = match self.limits.queue {
+                0 => Refusal::NobodyFree,
+                bound => Refusal::QueueFull(bound),
+            };
+            return self.actions.push(Action::Refuse(client, refusal));
+        }
+        if self.queue.contains(client) {
+            self.timers.insert((due, Timer::Client(client)));
+        }
+    }
+
+    fn leave(&mut self, client: ClientId) {
+        if let Some(waiting) = self.queue.remove(client) {
+            self.timers.remove(&(waiting.due, Timer::Client(client)));
+            return;
+        }
+        for n in 1..=self.workers.len() as u16 {
+            if let Hold::Asked { lease, client: asked, .. } = self.worker(n).hold
+                && asked.id == client
+            {
+                self.let_go(n, lease);
+                self.actions.push(Action::Revoke(n, lease));
+            }
+        }
+    }
+
+    fn quiesce(&mut self) {
+        self.stopping = true;
+        for client in self.queue.take_all() {
+            self.timers.remove(&(client.due, Timer::Client(client.id)));
+            self.actions.push(Action::Refuse(client.id, Refusal::Stopping));
+        }
+    }
+
+    fn tick(&mut self, now: Time) {
+        while let Some(&(time, timer)) = self.timers.first()
+            && time <= now
+        {
+            self.timers.pop_first();
+            match timer {
+                Timer::Worker(n) => {
+                    self.worker(n).timer = None;
+                    self.actions.push(Action::Look(n));
+                }
+                Timer::Client(client) => {
+                    if let Some(waiting) = self.queue.remove(client) {
+                        let waited = now.since(waiting.since);
+                        self.actions.push(Action::Refuse(client, Refusal::QueueTimeout(waited)));
+                    }
+                }
+            }
+        }
+    }
+
+    /// Everybody who is up owes a sign of life: who has not answered is rung again, the others are asked.
+    fn probe(&mut self, now: Time) {
+        for n in 1..=self.workers.len() as u16 {
+            let worker = self.worker(n);
+            if !worker.up {
+                continue;
+            }
+            if worker.silent_since.is_some() {
+                self.actions.push(Action::Ring(n));
+            } else {
+                let question = match worker.hold {
+                    Hold::Busy { lease } => Ask::Finished(lease),
+                    _ => Ask::Ping,
+                };
+                self.ask(now, n, question);
+            }
+        }
+    }
+
+    fn order(&mut self, now: Time, n: u16, drained: bool) {
+        self.worker(n).drained = drained;
+        self.ask(now, n, if drained { Ask::Drain } else { Ask::Resume });
+        self.consider(n);
+    }
+
+    fn ask(&mut self, now: Time, n: u16, question: Ask) {
+        self.worker(n).silent_since.get_or_insert(now);
+        self.actions.push(Action::Ask(n, question));
+    }
+
+    /// Gives idle workers to waiting clients for as long as there are both.
+    fn serve(&mut self, now: Time) {
+        while !self.queue.is_empty() {
+            let Some(n) = self.next_idle() else { return };
+            let Some(client) = self.queue.take_next(now) else {
+                return self.push_idle(n);
+            };
+            self.timers.remove(&(client.due, Timer::Client(client.id)));
+            self.leases += 1;
+            let lease = LeaseId::of(self.epoch, self.leases);
+            let until = now + self.limits.offer_timeout;
+            let claim_by = until + self.limits.claim_timeout;
+            let worker = self.worker(n);
+            let epoch = worker.epoch.expect("an idle worker has an epoch");
+            worker.silent_since.get_or_insert(now);
+            worker.hold = Hold::Asked { lease, client, until, claim_by };
+            self.queue.unclaimed(client.peer, 1);
+            self.set_timer(n, Some(until));
+            self.actions.push(Action::Offer { worker: n, epoch, lease, claim_by });
+        }
+    }
+
+    fn next_idle(&mut self) -> Option<u16> {
+        while let Some(n) = self.idle.pop() {
+            self.worker(n).listed = false;
+            if self.is_idle(n) {
+                return Some(n);
+            }
+        }
+        None
+    }
+
+    fn is_idle(&self, n: u16) -> bool {
+        let worker = &self.workers[usize::from(n) - 1];
+        n <= self.limits.workers && worker.is_idle() && self.recycling != Some(n)
+    }
+
+    fn push_idle(&mut self, n: u16) {
+        let worker = self.worker(n);
+        if !worker.listed {
+            worker.listed = true;
+            self.idle.push(n);
+        }
+    }
+
+    /// Lists the worker as idle if it is.
+    fn consider(&mut self, n: u16) {
+        if self.is_idle(n) {
+            self.push_idle(n);
+        }
+    }
+
+    fn set_timer(&mut self, n: u16, at: Option<Time>) {
+        let old = std::mem::replace(&mut self.worker(n).timer, at);
+        if old != at {
+            if let Some(old) = old {
+                self.timers.remove(&(old, Timer::Worker(n)));
+            }
+            if let Some(at) = at {
+                self.timers.insert((at, Timer::Worker(n)));
+            }
+        }
+    }
+
+    /// Forgets workers at the end of the list that are surplus and gone.
+    fn shrink(&mut self) {
+        while self.workers.len() > self.limits.workers.into()
+            && let Some(last) = self.workers.last()
+            && !last.up
+            && last.hold == Hold::Free
+        {
+            let n = self.workers.len() as u16;
+            self.set_timer(n, None);
+            self.idle.retain(|idle| *idle != n);
+            self.workers.pop();
+        }
+    }
+}

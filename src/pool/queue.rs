@@ -1,0 +1,103 @@
+//! The clients that wait, in the order they came, and what is known of their peers.
+
+use std::collections::{BTreeMap, HashMap};
+
+use super::{ClientId, Peer, SUSPICION};
+use crate::ids::Time;
+
+/// A client on its way to a worker.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Waiting {
+    /// Who.
+    pub id: ClientId,
+    /// From where.
+    pub peer: Peer,
+    /// Since when.
+    pub since: Time,
+    /// Until when at the latest.
+    pub due: Time,
+}
+
+/// What is remembered of a peer that has leases out or has let one end unused.
+#[derive(Debug, Default)]
+struct Standing {
+    unclaimed: u32,
+    suspect_until: Option<Time>,
+}
+
+#[derive(Debug, Default)]
+pub(super) struct Queue {
+    waiting: BTreeMap<ClientId, Waiting>,
+    standing: HashMap<Peer, Standing>,
+    suspects: usize,
+}
+
+impl Queue {
+    pub fn len(&self) -> usize {
+        self.waiting.len()
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.waiting.is_empty()
+    }
+
+    pub fn contains(&self, client: ClientId) -> bool {
+        self.waiting.contains_key(&client)
+    }
+
+    pub fn oldest(&self) -> Option<Time> {
+        self.waiting.values().next().map(|w| w.since)
+    }
+
+    pub fn push(&mut self, id: ClientId, peer: Peer, since: Time, due: Time) {
+        self.put_back(Waiting { id, peer, since, due });
+    }
+
+    /// A client whose worker failed it takes its old place: clients are ordered by their number.
+    pub fn put_back(&mut self, client: Waiting) {
+        self.waiting.insert(client.id, client);
+    }
+
+    pub fn remove(&mut self, client: ClientId) -> Option<Waiting> {
+        self.waiting.remove(&client)
+    }
+
+    pub fn take_all(&mut self) -> impl Iterator<Item = Waiting> + use<> {
+        std::mem::take(&mut self.waiting).into_values()
+    }
+
+    /// The first client whose peer may have another lease.
+    pub fn take_next(&mut self, now: Time) -> Option<Waiting> {
+        let id = if self.suspects == 0 {
+            *self.waiting.keys().next()?
+        } else {
+            self.waiting.values().find(|w| !self.is_held_back(w.peer, now))?.id
+        };
+        self.waiting.remove(&id)
+    }
+
+    fn is_held_back(&self, peer: Peer, now: Time) -> bool {
+        self.standing.get(&peer).is_some_and(|s| s.unclaimed > 0 && s.suspect_until.is_some_and(|until| now < until))
+    }
+
+    /// The peer has got (+1) or got rid of (-1) a lease that is not claimed yet.
+    pub fn unclaimed(&mut self, peer: Peer, by: i32) {
+        let standing = self.standing.entry(peer).or_default();
+        standing.unclaimed = standing.unclaimed.saturating_add_signed(by);
+        if standing.unclaimed == 0 && standing.suspect_until.is_none() {
+            self.standing.remove(&peer);
+        }
+    }
+
+    /// The peer has let a lease end unused.
+    pub fn suspect(&mut self, peer: Peer, now: Time) {
+        self.standing.retain(|_, s| {
+            if s.suspect_until.is_some_and(|until| until <= now) {
+                s.suspect_until = None;
+            }
+            s.unclaimed > 0 || s.suspect_until.is_some()
+        });
+        self.standing.entry(peer).or_default().suspect_until = Some(now + SUSPICION);
+        self.suspects = self.standing.values().filter(|s| s.suspect_until.is_some()).count();
+    }
+}
