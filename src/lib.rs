@@ -7,5 +7,8 @@ pub mod clock;
 pub mod dispatcher;
 pub mod exchange;
 pub mod ids;
+pub mod net;
 pub mod pool;
+pub mod probe;
 pub mod shm;
+pub mod sys;

@@ -1,0 +1,109 @@
+//! The words on `probe.sock`: one JSON object a line, a question and its report.
+//!
+//! The dispatcher's serving loop answers, so that an answer proves that it serves. The watchdog asks at its
+//! interval; `patou status`, `drain` and `resume` ask when called.
+
+use std::io::{self, BufRead, BufReader, Read, Write};
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use crate::ids::{PoolName, WorkerId};
+
+/// The longest line that is read, in bytes: a question has few, a report grows with the workers.
+pub const QUESTION_MAX: usize = 1024;
+/// The same for a report: some 200 bytes for each of ten thousand workers.
+pub const REPORT_MAX: usize = 4 << 20;
+
+/// A question to the dispatcher.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Question {
+    /// Comes back in the report.
+    pub nonce: u64,
+    /// What to do besides reporting.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub order: Option<Order>,
+}
+
+/// What a question can order.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Order {
+    /// Ask every worker for a sign of life.
+    Ping,
+    /// Give this worker no new client.
+    Drain(WorkerId),
+    /// Give it clients again.
+    Resume(WorkerId),
+    /// Give no client a worker any more: the set is stopping.
+    Quiesce,
+}
+
+/// What the dispatcher knows.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Report {
+    /// Of the question.
+    pub nonce: u64,
+    /// The dispatcher's process.
+    pub pid: u32,
+    /// Its incarnation.
+    pub epoch: u32,
+    /// Its pools.
+    pub pools: Vec<PoolReport>,
+    /// Why an order was not carried out.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub refused: Option<String>,
+}
+
+/// One pool of a report.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PoolReport {
+    /// Which.
+    pub name: PoolName,
+    /// Clients that wait.
+    pub queue: usize,
+    /// How long the first of them has, in milliseconds.
+    pub oldest_ms: u64,
+    /// Its workers, from number 1.
+    pub workers: Vec<WorkerReport>,
+}
+
+/// One worker of a report.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct WorkerReport {
+    /// Its incarnation, 0 if there has been none.
+    pub epoch: u32,
+    /// Whether it missed an offer and has not answered since.
+    pub late: bool,
+    /// Whether an operator keeps it out of service.
+    pub drained: bool,
+    /// Whether its claim word holds what no honest writer writes.
+    pub garbled: bool,
+    /// Since when a question to it has had no answer, in milliseconds; absent if none is open.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub silent_ms: Option<u64>,
+}
+
+/// Asks once and waits at most `patience` for each step.
+///
+/// # Errors
+/// When nobody listens, nobody answers in time, or what comes is not a report.
+pub fn ask(socket: &Path, order: Option<Order>, patience: Duration) -> io::Result<Report> {
+    let mut stream = UnixStream::connect(socket)?;
+    stream.set_read_timeout(Some(patience))?;
+    stream.set_write_timeout(Some(patience))?;
+    let nonce = u64::from(std::process::id());
+    let mut line = serde_json::to_vec(&Question { nonce, order })?;
+    line.push(b'\n');
+    stream.write_all(&line)?;
+    let mut answer = Vec::new();
+    BufReader::new(stream.take(REPORT_MAX as u64)).read_until(b'\n', &mut answer)?;
+    let report: Report = serde_json::from_slice(&answer)?;
+    if report.nonce != nonce {
+        return Err(io::Error::other("the report answers another question"));
+    }
+    Ok(report)
+}
