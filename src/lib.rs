@@ -4,11 +4,15 @@
 
 pub mod bell;
 pub mod clock;
+pub mod config;
 pub mod dispatcher;
 pub mod exchange;
 pub mod ids;
+pub mod ipc;
+pub mod log;
 pub mod net;
 pub mod pool;
 pub mod probe;
 pub mod shm;
+pub mod signals;
 pub mod sys;

@@ -3,7 +3,7 @@
 use std::os::fd::{AsFd, OwnedFd};
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags};
+use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
 use tokio::io::unix::AsyncFd;
 
 use super::{Shared, Stream};
@@ -22,7 +22,7 @@ const PROBE: &[u8] = b"HTTP/1.1 102 Processing\r\n\r\n";
 /// The watch is an epoll instance of its own that wakes for the end of the connection and not for data,
 /// because nobody may be reading just now.
 pub async fn gone(stream: &Shared, may_probe: impl Fn() -> bool) {
-    let Ok(watch) = watch(stream) else {
+    let Ok((epoll, watch)) = watch(stream) else {
         // Without a descriptor to spare, the deadline of the request is the bound.
         return std::future::pending().await;
     };
@@ -30,6 +30,8 @@ pub async fn gone(stream: &Shared, may_probe: impl Fn() -> bool) {
     loop {
         let Ok(mut ready) = watch.readable().await else { return std::future::pending().await };
         ready.clear_ready();
+        // Taken out, so that the next event wakes us again.
+        let _ = epoll.wait(&mut [EpollEvent::empty()], EpollTimeout::ZERO);
         if has_ended(stream) {
             return;
         }
@@ -41,10 +43,11 @@ pub async fn gone(stream: &Shared, may_probe: impl Fn() -> bool) {
     }
 }
 
-fn watch(stream: &Shared) -> std::io::Result<AsyncFd<OwnedFd>> {
+fn watch(stream: &Shared) -> std::io::Result<(Epoll, AsyncFd<OwnedFd>)> {
     let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?;
     epoll.add(stream.0.as_fd(), EpollEvent::new(EpollFlags::EPOLLRDHUP | EpollFlags::EPOLLET, 0))?;
-    sys::readable(epoll.0)
+    let watch = sys::readable(epoll.0.try_clone()?)?;
+    Ok((epoll, watch))
 }
 
 /// Whether both directions are over: closed by the other side (Unix) or reset (TCP).

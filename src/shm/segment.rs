@@ -120,8 +120,9 @@ impl Segment {
 
     /// Opens a segment that somebody made, and checks it: owner, size, magic, layout, identity.
     ///
-    /// The owner must be this user, or root, or `owner` where a set is shared between users.
-    pub fn open(name: &str, digest: u64, owner: Option<u32>) -> Result<Self, SegmentError> {
+    /// The owner must be this user, or root, or `owner` where a set is shared between users. Without `digest`
+    /// it may be anybody's: for clearing away.
+    pub fn open(name: &str, digest: Option<u64>, owner: Option<u32>) -> Result<Self, SegmentError> {
         let refused = |why: String| SegmentError::Refused { name: name.to_owned(), why };
         let system = |call| move |cause| SegmentError::System { name: name.to_owned(), call, cause };
         let fd = shm_open(name, OFlag::O_RDWR | OFlag::O_CLOEXEC | OFlag::O_NOFOLLOW, Mode::empty())
@@ -147,7 +148,7 @@ impl Segment {
         if segment.header(std::mem::offset_of!(Header, size)) != SIZE as u64 {
             return Err(refused("its header names another size".into()));
         }
-        if segment.header(std::mem::offset_of!(Header, digest)) != digest {
+        if digest.is_some_and(|digest| segment.header(std::mem::offset_of!(Header, digest)) != digest) {
             return Err(refused("it was made for another set, directory or worker".into()));
         }
         Ok(segment)
@@ -236,7 +237,7 @@ mod tests {
     fn what_one_maps_another_sees_and_roles_are_exclusive() {
         let name = name("share");
         let one = Segment::create(&name, 0o600, None, OURS).unwrap();
-        let two = Segment::open(&name, 77, None).unwrap();
+        let two = Segment::open(&name, Some(77), None).unwrap();
         one.store(Word::CLAIM, 42, Ordering::Release);
         assert_eq!(two.load(Word::CLAIM, Ordering::Acquire), 42);
         assert_eq!(two.compare_exchange(Word::CLAIM, 1, 2), Err(42));
@@ -258,7 +259,7 @@ mod tests {
         let name = name("refuse");
         let made = Segment::create(&name, 0o600, None, OURS).unwrap();
         assert!(matches!(Segment::create(&name, 0o600, None, OURS), Err(SegmentError::Exists(_))));
-        let why = |digest| Segment::open(&name, digest, None).unwrap_err().to_string();
+        let why = |digest| Segment::open(&name, Some(digest), None).unwrap_err().to_string();
         assert!(why(78).contains("another set"), "{}", why(78));
 
         made.word(std::mem::offset_of!(Header, layout)).store(9, Ordering::Relaxed);

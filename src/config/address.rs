@@ -1,0 +1,92 @@
+//! Where something listens: a TCP address or the path of a Unix socket.
+
+use std::fmt;
+use std::net::SocketAddr;
+use std::path::{Component, Path, PathBuf};
+use std::str::FromStr;
+
+/// A TCP address or the path of a Unix socket. Written `127.0.0.1:7286`, `[::1]:80` or `unix:/path`.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Address {
+    /// IP address and port; port 0 lets the kernel choose.
+    Tcp(SocketAddr),
+    /// Absolute path without `..`.
+    Unix(PathBuf),
+}
+
+/// The text is no address; says which rule it breaks.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("`{text}` is not an address: write {expected}")]
+pub struct BadAddress {
+    /// What was given.
+    pub text: String,
+    /// What would have been right.
+    pub expected: &'static str,
+}
+
+impl Address {
+    /// Longest path of a Unix socket in bytes: `sun_path` has 108 with the closing NUL (unix(7)).
+    pub const UNIX_MAX: usize = 107;
+
+    /// Whether this is a Unix socket.
+    pub fn is_unix(&self) -> bool {
+        matches!(self, Address::Unix(_))
+    }
+}
+
+impl fmt::Display for Address {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Address::Tcp(address) => address.fmt(f),
+            Address::Unix(path) => write!(f, "unix:{}", path.display()),
+        }
+    }
+}
+
+impl FromStr for Address {
+    type Err = BadAddress;
+
+    /// Names are not resolved: an address is the same at every start, whatever a resolver says.
+    fn from_str(text: &str) -> Result<Self, BadAddress> {
+        let bad = |expected| BadAddress { text: text.to_owned(), expected };
+        match text.strip_prefix("unix:") {
+            Some(path) if is_plain(path) && !path.ends_with('/') => Ok(Address::Unix(path.into())),
+            Some(_) => {
+                Err(bad("unix: and the absolute path of a socket, without `..`, such as \"unix:/run/web.sock\""))
+            }
+            None => text.parse().map(Address::Tcp).map_err(|_| {
+                bad("an IP address and a port, such as \"127.0.0.1:7286\" or \"[::1]:80\", or \"unix:/path\"")
+            }),
+        }
+    }
+}
+
+/// Whether `path` is absolute, below `/` and free of `..` and NUL: only such paths can be compared by
+/// their components and handed to the kernel as they are.
+pub(super) fn is_plain(path: &str) -> bool {
+    let path_of = Path::new(path);
+    let up = |part| matches!(part, Component::ParentDir);
+    path_of.is_absolute() && path_of.file_name().is_some() && !path.contains('\0') && !path_of.components().any(up)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn addresses_are_written_as_they_are_read() {
+        for text in ["127.0.0.1:7286", "[::1]:80", "0.0.0.0:0", "[fe80::1%2]:80", "unix:/run/a b.sock", "unix:/w{n}"] {
+            assert_eq!(text.parse::<Address>().unwrap().to_string(), text);
+        }
+    }
+
+    #[test]
+    fn what_is_no_address_is_refused_with_the_rule() {
+        for text in ["", "localhost:80", "127.0.0.1", ":80", "127.0.0.1:70000", "/run/x", "tcp:1.2.3.4:5"] {
+            assert!(text.parse::<Address>().unwrap_err().expected.starts_with("an IP address"), "{text}");
+        }
+        for text in ["unix:", "unix:run/x", "unix:@x", "unix:/", "unix:/a/../b", "unix:/a/", "unix:/a\0b", "unix:/.."] {
+            assert!(text.parse::<Address>().unwrap_err().expected.starts_with("unix: and"), "{text}");
+        }
+    }
+}

@@ -1,0 +1,289 @@
+//! The sections of the file: which keys each has and what they may say.
+
+use toml::de::{DeTable, DeValue};
+
+use super::address::is_plain;
+use super::check;
+use super::fault::Faults;
+use super::quantity;
+use super::read::Section;
+use super::record::Record;
+use super::{Address, Config, Delivery, Front, Handler, Limits, Listener, Pool, Restarts, Set, Watchdog};
+use crate::ids::PoolName;
+
+const NAME: &str = "a name of 1 to 32 characters of a-z, 0-9 and _";
+const ACCOUNT: &str = "the name or number of an account";
+
+/// Reads the whole text; see [`Config::parse`].
+pub(super) fn read(text: &str, file: &str) -> Result<Config, Faults> {
+    let (table, errors) = DeTable::parse_recoverable(text);
+    let mut record = Record::new(text, file);
+    errors.iter().for_each(|error| record.syntax(text, error));
+    let config = Section::whole_file(&mut record, table.into_inner(), whole);
+    if record.is_whole() {
+        check::check(&config, &mut record);
+    }
+    match record.into_faults() {
+        none if none.is_empty() => Ok(config),
+        faults => Err(Faults(faults)),
+    }
+}
+
+fn whole(file: &mut Section<'_, '_>) -> Config {
+    let set = file.table("set", set).unwrap_or_default();
+    let only_pool = file.count("pool") == 1;
+    let pools = file.tables("pool", |section| pool(section, only_pool));
+    let listeners = file.tables("listener", |section| listener(section, pools.as_deref().unwrap_or_default()));
+    let (listeners, pools) = match (listeners, pools) {
+        (None, None) => (vec![Listener::default()], vec![Pool::default()]),
+        (Some(listeners), None) => {
+            file.missing("pool", "at least one [[pool]] for the listeners");
+            (listeners, Vec::new())
+        }
+        (None, Some(pools)) => {
+            if !pools.iter().any(|pool| pool.name == Listener::default().pool) {
+                let expected = "at least one [[listener]]; the built-in one needs a pool named \"default\"";
+                file.missing("listener", expected);
+            }
+            (vec![Listener::default()], pools)
+        }
+        (Some(listeners), Some(pools)) => (listeners, pools),
+    };
+    Config {
+        set,
+        listeners,
+        pools,
+        front: file.table("front", front).unwrap_or_default(),
+        watchdog: file.table("watchdog", watchdog).unwrap_or_default(),
+    }
+}
+
+fn set(s: &mut Section<'_, '_>) -> Set {
+    let default = Set::default();
+    let name = |text: &str| PoolName::new(text).ok().map(|name| name.as_str().to_owned());
+    let dir = |text: &str| is_plain(text).then(|| text.into());
+    Set {
+        name: s.text("name", NAME, name).unwrap_or(default.name),
+        runtime_dir: s
+            .text("runtime_dir", "an absolute path below /, without `..`", dir)
+            .unwrap_or(default.runtime_dir),
+    }
+}
+
+fn listener(s: &mut Section<'_, '_>, pools: &[Pool]) -> Listener {
+    let default = Listener::default();
+    let address = address(s).unwrap_or_else(|| {
+        s.missing("address", "where to listen, such as \"127.0.0.1:7286\" or \"unix:/path\"");
+        default.address
+    });
+    let pool = s.text("pool", NAME, |text| PoolName::new(text).ok()).unwrap_or_else(|| match pools {
+        [only] => only.name.clone(),
+        [] => default.pool, // That there are none is said once, not by each listener.
+        [..] => {
+            s.missing("pool", "the name of the pool that serves it, since there are several");
+            default.pool
+        }
+    });
+    Listener {
+        address,
+        mode: s.value("mode", mode).unwrap_or(default.mode),
+        owner: s.text("owner", ACCOUNT, account),
+        group: s.text("group", ACCOUNT, account),
+        delivery: s.value("delivery", delivery).unwrap_or(default.delivery),
+        pool,
+        allowed_hosts: s
+            .list("allowed_hosts", "a host name without scheme and port, such as \"example.org\" or \"[::1]\"", is_host)
+            .unwrap_or(default.allowed_hosts),
+        proxy_protocol: s.value("proxy_protocol", proxy_protocol).unwrap_or(default.proxy_protocol),
+        access_log: s.flag("access_log", default.access_log),
+    }
+}
+
+fn pool(s: &mut Section<'_, '_>, only: bool) -> Pool {
+    let default = Pool::default();
+    let name = s.text("name", NAME, |text| PoolName::new(text).ok()).unwrap_or_else(|| {
+        s.missing("name", NAME);
+        default.name
+    });
+    let address = address(s).unwrap_or_else(|| {
+        if !only {
+            s.missing("address", "where its workers listen, since there are several pools");
+        }
+        default.address
+    });
+    Pool {
+        name,
+        workers: s.whole("workers", 1..=Pool::WORKERS_MAX.into(), default.workers.into()) as u16,
+        handler: handler(s).unwrap_or(default.handler),
+        address,
+        offer_timeout: s.duration("offer_timeout", default.offer_timeout),
+        claim_timeout: s.duration("claim_timeout", default.claim_timeout),
+        request_timeout: s.duration("request_timeout", default.request_timeout),
+        queue: s.whole("queue", 0..=1_000_000, default.queue as u64) as usize,
+        queue_timeout: s.duration_or_zero("queue_timeout", default.queue_timeout),
+        drain_timeout: s.duration_or_zero("drain_timeout", default.drain_timeout),
+        max_requests: s.whole("max_requests", 0..=u64::MAX, default.max_requests),
+        max_age: s.duration_or_zero("max_age", default.max_age),
+        max_memory: s.bytes("max_memory", default.max_memory),
+        environment: s.map("environment", variable).unwrap_or(default.environment),
+        user: s
+            .text("user", ACCOUNT, |text| if text.is_empty() { Some(String::new()) } else { account(text) })
+            .unwrap_or_default(),
+        limits: s.table("limits", limits).unwrap_or_default(),
+    }
+}
+
+fn limits(s: &mut Section<'_, '_>) -> Limits {
+    let size = "a size such as \"512M\", a percentage or \"infinity\"";
+    let files = "a number, \"SOFT:HARD\" or \"infinity\"";
+    Limits {
+        memory_max: s.value("memory_max", |value| limit(value, size, quantity::is_memory_max)),
+        cpu_quota: s.value("cpu_quota", |value| limit(value, "a percentage such as \"50%\"", quantity::is_cpu_quota)),
+        tasks_max: s
+            .value("tasks_max", |value| limit(value, "a number, a percentage or \"infinity\"", quantity::is_tasks_max)),
+        open_files: s.value("open_files", |value| limit(value, files, quantity::is_open_files)),
+    }
+}
+
+fn front(s: &mut Section<'_, '_>) -> Front {
+    let default = Front::default();
+    Front {
+        connections: s.whole("connections", 1..=1_000_000, default.connections as u64) as usize,
+        // hyper refuses a smaller buffer; a larger one per connection would let strangers fill the memory.
+        head_bytes: s.whole("head_bytes", 8192..=1 << 20, default.head_bytes as u64) as usize,
+        head_timeout: s.duration("head_timeout", default.head_timeout),
+        body_timeout: s.duration("body_timeout", default.body_timeout),
+        linger_timeout: s.duration_or_zero("linger_timeout", default.linger_timeout),
+        max_body: s.bytes("max_body", default.max_body),
+        store_after: s.duration_or_zero("store_after", default.store_after),
+        slot_scan: s.duration("slot_scan", default.slot_scan),
+    }
+}
+
+fn watchdog(s: &mut Section<'_, '_>) -> Watchdog {
+    let default = Watchdog::default();
+    Watchdog {
+        probe_interval: s.duration("probe_interval", default.probe_interval),
+        worker_timeout: s.duration("worker_timeout", default.worker_timeout),
+        dispatcher_timeout: s.duration("dispatcher_timeout", default.dispatcher_timeout),
+        start_timeout: s.duration("start_timeout", default.start_timeout),
+        abort_grace: s.duration_or_zero("abort_grace", default.abort_grace),
+        restarts: s.table("restarts", restarts).unwrap_or_default(),
+    }
+}
+
+fn restarts(s: &mut Section<'_, '_>) -> Restarts {
+    let default = Restarts::default();
+    Restarts {
+        max: s.whole("max", 0..=1_000_000, default.max.into()) as u32,
+        within: s.duration("within", default.within),
+        // A delay of zero would never grow: it is multiplied from one restart to the next.
+        delay: s.duration("delay", default.delay),
+        delay_max: s.duration("delay_max", default.delay_max),
+    }
+}
+
+fn address(s: &mut Section<'_, '_>) -> Option<Address> {
+    s.value("address", |value| match value.as_str() {
+        Some(text) => text.parse().map_err(|bad: super::BadAddress| bad.expected.to_owned()),
+        None => Err("an address such as \"127.0.0.1:7286\" or \"unix:/path\"".to_owned()),
+    })
+}
+
+/// `"echo"`, or a table of one key whose value is a command.
+fn handler(s: &mut Section<'_, '_>) -> Option<Handler> {
+    if s.is_table("handler") {
+        return s.table("handler", command_handler).flatten();
+    }
+    s.value("handler", |value| match value.as_str() {
+        Some("echo") => Ok(Handler::Echo),
+        Some(kind @ ("exec" | "coprocess" | "program")) => {
+            Err(format!("its command: {{ {kind} = [\"prog\", \"arg\"] }}"))
+        }
+        Some("inetd") => Err(NO_INETD.to_owned()),
+        _ => Err("\"echo\", or { exec = [\"prog\", \"arg\"] }, or coprocess or program likewise".to_owned()),
+    })
+}
+
+const NO_INETD: &str = "exec, coprocess or program (inetd is not in this version; use exec)";
+
+fn command_handler(s: &mut Section<'_, '_>) -> Option<Handler> {
+    let exec = s.value("exec", command).map(Handler::Exec);
+    let coprocess = s.value("coprocess", command).map(Handler::Coprocess);
+    let program = s.value("program", command).map(Handler::Program);
+    let inetd = s.value("inetd", |_| Err::<Handler, _>(NO_INETD.to_owned()));
+    s.exactly_one("one handler: exec, coprocess or program");
+    exec.or(coprocess).or(program).or(inetd)
+}
+
+fn command(value: &DeValue<'_>) -> Result<Vec<String>, String> {
+    let word = |item: &toml::Spanned<DeValue<'_>>| {
+        item.get_ref().as_str().filter(|word| !word.contains('\0')).map(str::to_owned)
+    };
+    let words = value.as_array().and_then(|items| items.iter().map(word).collect::<Option<Vec<_>>>());
+    let runnable = |words: &Vec<String>| words.first().is_some_and(|program| !program.is_empty());
+    words.filter(runnable).ok_or_else(|| "a program and its arguments: [\"prog\", \"arg\"]".to_owned())
+}
+
+/// Octal only: a decimal 660 would silently be another mode.
+fn mode(value: &DeValue<'_>) -> Result<u32, String> {
+    let digits = match value {
+        DeValue::Integer(number) if number.radix() == 8 => Some(number.as_str()),
+        DeValue::String(text) => Some(text.as_ref()).filter(|text| text.bytes().all(|b| b.is_ascii_digit())),
+        _ => None,
+    };
+    let mode = digits.and_then(|digits| u32::from_str_radix(digits, 8).ok());
+    mode.filter(|mode| *mode <= 0o777).ok_or_else(|| "permissions in octal, such as 0o660 or \"0660\"".to_owned())
+}
+
+fn delivery(value: &DeValue<'_>) -> Result<Delivery, String> {
+    match value.as_str() {
+        Some("redirect") => Ok(Delivery::Redirect),
+        Some("handoff") => Err("\"redirect\" (handoff is not in this version; use redirect)".to_owned()),
+        _ => Err("\"redirect\"".to_owned()),
+    }
+}
+
+fn proxy_protocol(value: &DeValue<'_>) -> Result<bool, String> {
+    match value.as_bool() {
+        Some(false) => Ok(false),
+        Some(true) => {
+            Err("false (the PROXY protocol is not in this version; use a proxy that sends plain HTTP)".to_owned())
+        }
+        None => Err("false".to_owned()),
+    }
+}
+
+/// Names and values as execve(2) can carry them.
+fn variable(name: &str, value: &DeValue<'_>) -> Result<String, String> {
+    if name.is_empty() || name.contains(['=', '\0']) {
+        return Err("a name that is not empty and has neither = nor NUL".to_owned());
+    }
+    let text = value.as_str().filter(|text| !text.contains('\0'));
+    text.map(str::to_owned).ok_or_else(|| "a string without NUL".to_owned())
+}
+
+/// A limit may be a number too: `tasks_max = 64` is what people write.
+fn limit(value: &DeValue<'_>, expected: &str, accept: fn(&str) -> bool) -> Result<String, String> {
+    let text = match value {
+        DeValue::Integer(number) if number.radix() == 10 => Some(number.as_str()),
+        other => other.as_str(),
+    };
+    text.filter(|text| accept(text)).map(str::to_owned).ok_or_else(|| expected.to_owned())
+}
+
+/// What systemd and useradd(8) take for an account: no space, no `/`, no leading `-`.
+fn account(text: &str) -> Option<String> {
+    let plain = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'-' | b'.');
+    let good = (1..=32).contains(&text.len()) && text.bytes().all(plain) && !text.starts_with(['-', '.']);
+    good.then(|| text.to_owned())
+}
+
+fn is_host(text: &str) -> bool {
+    let v6 = text.strip_prefix('[').and_then(|rest| rest.strip_suffix(']'));
+    let plain = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'.' | b'_');
+    match v6 {
+        Some(inner) => inner.parse::<std::net::Ipv6Addr>().is_ok(),
+        None => !text.is_empty() && text.bytes().all(plain),
+    }
+}

@@ -1,0 +1,119 @@
+//! Directories and files that only their owner may have touched.
+
+use std::fs::{self, File};
+use std::io::{self, Read, Seek, Write};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
+use std::path::Path;
+
+use nix::libc;
+use nix::unistd::geteuid;
+
+use super::{IpcError, Modes, at};
+use crate::shm;
+
+/// Makes `dir` with exactly this mode; one that is there must be a directory of ours that others cannot write.
+pub(super) fn prepare_directory(dir: &Path, modes: &Modes) -> io::Result<()> {
+    if let Some(parent) = dir.parent()
+        && !parent.exists()
+    {
+        fs::create_dir_all(parent)?;
+    }
+    match fs::DirBuilder::new().mode(0o700).create(dir) {
+        Ok(()) => {
+            if modes.group.is_some() {
+                nix::unistd::chown(dir, None, modes.group)?;
+            }
+            fs::set_permissions(dir, fs::Permissions::from_mode(modes.directory))
+        }
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => check_directory(dir),
+        Err(error) => Err(error),
+    }
+}
+
+/// Refuses links, files, and directories that somebody else owns or may write.
+pub(super) fn check_directory(dir: &Path) -> io::Result<()> {
+    let status = fs::symlink_metadata(dir)?;
+    if !status.is_dir() {
+        return Err(io::Error::other("it is not a directory (links are not followed): remove it, or choose another"));
+    }
+    if status.uid() != geteuid().as_raw() && status.uid() != 0 {
+        return Err(io::Error::other(format!("it belongs to user {}: choose another directory", status.uid())));
+    }
+    if status.mode() & 0o002 != 0 {
+        return Err(io::Error::other("everybody may write to it: chmod o-w it, or choose another directory"));
+    }
+    Ok(())
+}
+
+/// Reads a small file of ours (at most 4 KiB of text); links are not followed.
+pub(super) fn read_private(path: &Path) -> io::Result<String> {
+    let file = File::options().read(true).custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK).open(path)?;
+    let status = file.metadata()?;
+    if !status.is_file() || (status.uid() != geteuid().as_raw() && status.uid() != 0) {
+        return Err(io::Error::other("it is not a file of ours"));
+    }
+    let mut text = String::new();
+    file.take(4096).read_to_string(&mut text)?;
+    Ok(text)
+}
+
+/// The right to run the set in a directory. Given up when dropped, or at death.
+#[derive(Debug)]
+pub struct SetLock {
+    _file: File,
+}
+
+const WHOLE: (i64, i64) = (0, 0);
+const LOCK: &str = "set.lock";
+
+/// Takes the lock of the set in `dir` and writes down our pid.
+///
+/// # Errors
+/// [`IpcError::Live`] with the pid of whoever has it.
+pub fn lock_set(dir: &Path) -> Result<SetLock, IpcError> {
+    let path = dir.join(LOCK);
+    loop {
+        let mut file = File::options()
+            .read(true)
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .mode(0o600)
+            .custom_flags(libc::O_NOFOLLOW)
+            .open(&path)
+            .map_err(at(&path))?;
+        if !shm::try_lock(&file, WHOLE).map_err(|e| at(&path)(e.into()))? {
+            let mut pid = String::new();
+            let _ = file.read_to_string(&mut pid);
+            return Err(IpcError::Live { dir: dir.to_owned(), pid: pid.trim().parse().unwrap_or(0) });
+        }
+        // Its last owner may have removed it between our open and our lock: then this file is nobody's.
+        let ours = file.metadata().map_err(at(&path))?;
+        if fs::metadata(&path).is_ok_and(|named| (named.dev(), named.ino()) == (ours.dev(), ours.ino())) {
+            let written =
+                file.set_len(0).and_then(|()| file.rewind()).and_then(|()| writeln!(file, "{}", std::process::id()));
+            written.map_err(at(&path))?;
+            return Ok(SetLock { _file: file });
+        }
+    }
+}
+
+impl SetLock {
+    /// The pid of whoever runs the set in `dir`, if somebody does.
+    pub fn holder(dir: &Path) -> Option<u32> {
+        let path = dir.join(LOCK);
+        let file = File::options().read(true).write(true).custom_flags(libc::O_NOFOLLOW).open(&path).ok()?;
+        if !shm::is_locked(&file, WHOLE).ok()? {
+            return None;
+        }
+        let mut pid = String::new();
+        file.take(32).read_to_string(&mut pid).ok()?;
+        pid.trim().parse().ok()
+    }
+
+    /// Ends the set: removes the lock's file, and the directory if nothing else is in it.
+    pub fn remove(self, dir: &Path) {
+        let _ = fs::remove_file(dir.join(LOCK));
+        let _ = fs::remove_dir(dir); // not empty: somebody else's files
+    }
+}
