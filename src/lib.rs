@@ -16,3 +16,5 @@ pub mod probe;
 pub mod shm;
 pub mod signals;
 pub mod sys;
+pub mod tree;
+pub mod worker;

@@ -137,7 +137,7 @@ pub fn listen_fds() -> io::Result<Vec<(OwnedFd, String)>> {
 ///
 /// # Errors
 /// When the runtime cannot watch it, or watches it already.
-pub fn readable(fd: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
+pub fn when_readable(fd: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
     // SAFETY: needed because the runtime keeps the bare number. An OwnedFd names one open descriptor for as
     // long as it lives, and it lives in the AsyncFd, which unregisters before it drops it.
     unsafe { AsyncFd::register_with_interest(fd, Interest::READABLE) }.map_err(Into::into)

@@ -85,6 +85,7 @@ impl<'c> Holder<'c> {
 
     /// Reports that this one and the `earlier` both want `shared`.
     fn collides(&self, earlier: &Holder<'_>, shared: &Address, record: &mut Record) {
+        let shared = quote(&shared.to_string());
         let expected = format!("an address of its own: {shared} belongs to {}", place(&earlier.key, record));
         let others = [earlier.key.as_str(), &earlier.count_key, &self.count_key, "listener", "pool"];
         record.contradiction(&self.key, &others, quote(&self.address.to_string()), expected);
@@ -156,7 +157,8 @@ fn runtime_dir(config: &Config, holders: &[Holder<'_>], record: &mut Record) {
     };
     for holder in holders {
         if holder.paths().any(|path| reserved(&path)) {
-            let expected = format!("a path outside {}, where the set keeps its own files", dir.display());
+            let dir = quote(&dir.to_string_lossy());
+            let expected = format!("a path outside {dir}, where the set keeps its own files");
             record.contradiction(&holder.key, &[KEY], quote(&holder.address.to_string()), expected);
         }
     }

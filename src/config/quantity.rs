@@ -37,7 +37,7 @@ pub(super) fn bytes(text: &str) -> Option<u64> {
 
 /// Writes a size with the largest suffix that loses nothing.
 pub(super) fn write_bytes(size: u64) -> String {
-    let exact = |&&(_, shift): &&(char, u32)| size != 0 && size % (1 << shift) == 0;
+    let exact = |&&(_, shift): &&(char, u32)| size != 0 && size.is_multiple_of(1 << shift);
     match SUFFIXES.iter().find(exact) {
         Some((c, shift)) => format!("{}{c}", size >> shift),
         None => size.to_string(),
@@ -115,7 +115,8 @@ mod tests {
 
     #[test]
     fn limits_follow_systemd() {
-        let table: [(fn(&str) -> bool, &[&str], &[&str]); 4] = [
+        type Case = (fn(&str) -> bool, &'static [&'static str], &'static [&'static str]);
+        let table: [Case; 4] = [
             (is_memory_max, &["512M", "50%", "infinity", "1"], &["", "0", "101%", "0%", "much", "512MB"]),
             (is_cpu_quota, &["20%", "250%", "12.5%"], &["", "20", "0%", "%", "1.234%", "1e3%", "infinity"]),
             (is_tasks_max, &["64", "10%", "infinity"], &["", "0", "-1", "64M"]),

@@ -271,7 +271,7 @@ fn duration(value: &DeValue<'_>) -> Result<Duration, String> {
 }
 
 /// A value as it may stand in one line of a message.
-pub(super) fn show(value: &DeValue<'_>) -> String {
+fn show(value: &DeValue<'_>) -> String {
     match value {
         DeValue::String(text) => quote(&cut(text)),
         DeValue::Integer(number) => cut(&number.to_string()),

@@ -19,7 +19,7 @@ pub(super) fn read(text: &str, file: &str) -> Result<Config, Faults> {
     let (table, errors) = DeTable::parse_recoverable(text);
     let mut record = Record::new(text, file);
     errors.iter().for_each(|error| record.syntax(text, error));
-    let config = Section::whole_file(&mut record, table.into_inner(), whole);
+    let config = Section::whole_file(&mut record, table.into_inner(), every_section);
     if record.is_whole() {
         check::check(&config, &mut record);
     }
@@ -29,7 +29,7 @@ pub(super) fn read(text: &str, file: &str) -> Result<Config, Faults> {
     }
 }
 
-fn whole(file: &mut Section<'_, '_>) -> Config {
+fn every_section(file: &mut Section<'_, '_>) -> Config {
     let set = file.table("set", set).unwrap_or_default();
     let only_pool = file.count("pool") == 1;
     let pools = file.tables("pool", |section| pool(section, only_pool));

@@ -179,13 +179,14 @@ impl<M: Memory> Respondent<M> {
             .any(|phase| swap(&self.memory, Claim::Held(lease, phase), Claim::Held(lease, Phase::Done)).is_ok())
     }
 
-    /// Whether this incarnation owes anything: an offer it may have accepted, or a claimed lease.
-    pub fn owes(&self) -> bool {
-        matches!(
-            terms(&self.memory),
-            Some((Claim::Held(_, Phase::Offered | Phase::Claimed | Phase::Responding), terms))
-                if terms.worker_epoch == self.epoch
-        )
+    /// Whether this incarnation owes anything: an offer that its client may still use, or a claimed lease.
+    pub fn owes(&self, now: Time) -> bool {
+        match terms(&self.memory) {
+            Some((_, terms)) if terms.worker_epoch != self.epoch => false,
+            Some((Claim::Held(_, Phase::Offered), terms)) => now <= terms.claim_by,
+            Some((Claim::Held(_, Phase::Claimed | Phase::Responding), _)) => true,
+            _ => false,
+        }
     }
 
     /// Adds to a counter.

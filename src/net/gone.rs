@@ -1,6 +1,7 @@
 //! Whether the client is still there, without reading from it.
 
 use std::os::fd::{AsFd, OwnedFd};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
@@ -21,7 +22,7 @@ const PROBE: &[u8] = b"HTTP/1.1 102 Processing\r\n\r\n";
 ///
 /// The watch is an epoll instance of its own that wakes for the end of the connection and not for data,
 /// because nobody may be reading just now.
-pub async fn gone(stream: &Shared, may_probe: impl Fn() -> bool) {
+pub async fn gone(stream: &Shared, may_probe: &AtomicBool) {
     let Ok((epoll, watch)) = watch(stream) else {
         // Without a descriptor to spare, the deadline of the request is the bound.
         return std::future::pending().await;
@@ -35,7 +36,7 @@ pub async fn gone(stream: &Shared, may_probe: impl Fn() -> bool) {
         if has_ended(stream) {
             return;
         }
-        if matches!(&*stream.0, Stream::Tcp(_)) && !probed && may_probe() {
+        if matches!(&*stream.0, Stream::Tcp(_)) && !probed && may_probe.load(Ordering::Relaxed) {
             probed = true;
             // If it cannot be written, the other direction is full: then the client is there.
             let _ = stream.0.try_write(PROBE);
@@ -46,7 +47,7 @@ pub async fn gone(stream: &Shared, may_probe: impl Fn() -> bool) {
 fn watch(stream: &Shared) -> std::io::Result<(Epoll, AsyncFd<OwnedFd>)> {
     let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?;
     epoll.add(stream.0.as_fd(), EpollEvent::new(EpollFlags::EPOLLRDHUP | EpollFlags::EPOLLET, 0))?;
-    let watch = sys::readable(epoll.0.try_clone()?)?;
+    let watch = sys::when_readable(epoll.0.try_clone()?)?;
     Ok((epoll, watch))
 }
 

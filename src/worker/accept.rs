@@ -1,0 +1,109 @@
+//! The serving task: accepts connections and obeys the control loop's orders.
+
+use std::sync::Arc;
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use sd_notify::NotifyState;
+use tokio::sync::{Mutex, OwnedSemaphorePermit, Semaphore, mpsc};
+use tokio::task::JoinSet;
+
+use super::connection::{self, Handler};
+use super::handler::Builtin;
+use super::recycle::reexec;
+use super::shared::{Order, Shared};
+use super::{ServeError, system};
+use crate::ids::WorkerState;
+use crate::net::{self, Listener};
+
+/// Pause after a failed accept: out of descriptors, most likely, which only time mends.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+
+/// Serves until ordered to leave.
+pub async fn serve<S: Handler>(
+    shared: Arc<Shared>,
+    service: S,
+    listener: Listener,
+    mut orders: mpsc::UnboundedReceiver<Order>,
+    control: JoinHandle<()>,
+) -> Result<(), ServeError> {
+    let service = Arc::new(Mutex::new(service));
+    let places = Arc::new(Semaphore::new(shared.front.connections));
+    let mut connections = JoinSet::new();
+
+    let drained = shared.respondent.drained();
+    shared.set_state(if drained { WorkerState::Draining } else { WorkerState::Ready });
+    let status = format!("serving as {}, incarnation {}", shared.id, shared.respondent.epoch());
+    let _ = sd_notify::notify(&[NotifyState::Ready, NotifyState::Status(&status)]);
+    tracing::debug!(worker = %shared.id, epoch = %shared.respondent.epoch(), "ready");
+
+    loop {
+        tokio::select! {
+            accepted = accept(&listener, &places) => match accepted {
+                Ok((stream, place)) => {
+                    let (shared, service) = (shared.clone(), service.clone());
+                    connections.spawn(async move {
+                        connection::serve(shared, service, stream).await;
+                        drop(place);
+                    });
+                }
+                Err(error) => {
+                    tracing::warn!(worker = %shared.id, %error, "accept");
+                    tokio::time::sleep(ACCEPT_PAUSE).await;
+                }
+            },
+            order = orders.recv() => match order {
+                Some(Order::Recycle) => recycle(&shared, &listener).await,
+                Some(Order::Exit) | None => break,
+            },
+            Some(_) = connections.join_next() => {}
+            () = idle(&shared) => {}
+        }
+        if control.is_finished() {
+            // Without its control loop a worker looks frozen, and is.
+            return Err(system("the control loop")(std::io::Error::other("it has ended")));
+        }
+    }
+    // Answers that are still on their way, each bounded by linger_timeout.
+    let _ =
+        tokio::time::timeout(shared.front.linger_timeout, async { while connections.join_next().await.is_some() {} })
+            .await;
+    if let Some(builtin) = &shared.builtin {
+        builtin.stop().await;
+    }
+    tracing::debug!(worker = %shared.id, "left");
+    Ok(())
+}
+
+async fn accept(listener: &Listener, places: &Arc<Semaphore>) -> std::io::Result<(net::Shared, OwnedSemaphorePermit)> {
+    let place = places.clone().acquire_owned().await.map_err(std::io::Error::other)?;
+    Ok((net::Shared(Arc::new(listener.accept().await?)), place))
+}
+
+/// Watches over a co-process while nobody is served.
+async fn idle(_: &Shared) {
+    std::future::pending().await
+}
+
+/// Makes place for what comes next: a fresh co-process, or a fresh process image.
+async fn recycle(shared: &Shared, listener: &Listener) {
+    match &shared.builtin {
+        Some(coprocess @ Builtin::Coprocess(_)) => match coprocess.recycle().await {
+            Ok(()) => tracing::info!(worker = %shared.id, epoch = %shared.respondent.epoch(), "co-process recycled"),
+            Err(error) => {
+                tracing::error!(worker = %shared.id, %error, "the successor of the co-process cannot start: the old one stays")
+            }
+        },
+        builtin => {
+            if let Some(builtin) = builtin {
+                builtin.stop().await;
+            }
+            tracing::debug!(worker = %shared.id, epoch = %shared.respondent.epoch(), "recycling");
+            let error = reexec(listener, &shared.id.instance());
+            tracing::error!(worker = %shared.id, %error, "cannot execute the next incarnation: this one stays");
+        }
+    }
+    shared.renewed();
+    shared.want_recycle(false);
+    shared.set_state(WorkerState::Ready);
+}

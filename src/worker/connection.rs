@@ -1,0 +1,311 @@
+//! One connection: token, claim, handler, answer, end.
+
+use std::future::Future;
+use std::panic::AssertUnwindSafe;
+use std::pin::{Pin, pin};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::task::{Context as Task, Poll};
+
+use bytes::Bytes;
+use http::header::{HOST, LOCATION};
+use http::uri::{Authority, PathAndQuery};
+use http::{HeaderValue, Request, Response, StatusCode, Uri, Version};
+use http_body::{Frame, SizeHint};
+use http_body_util::BodyExt;
+use hyper::body::Incoming;
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio::sync::Mutex;
+use tokio::time::{Instant, sleep_until};
+use tower_service::Service;
+
+use super::handler::{Body, BoxError, Context, Failure};
+use super::shared::Shared;
+use super::turn::{Cut, Held, Turn};
+use crate::clock;
+use crate::exchange::Counter;
+use crate::ids::Token;
+use crate::net::{self, Outcome, Problem, linger, set_reset_on_close};
+
+/// What a worker's service is, whoever wrote it.
+pub trait Handler:
+    Service<Request<Body>, Response = Response<Body>, Error = Failure, Future: Send> + Send + 'static
+{
+}
+
+impl<S> Handler for S
+where
+    S: Service<Request<Body>, Response = Response<Body>, Error = Failure> + Send + 'static,
+    S::Future: Send,
+{
+}
+
+/// Serves one connection to its end.
+pub async fn serve<S: Handler>(shared: Arc<Shared>, service: Arc<Mutex<S>>, stream: net::Shared) {
+    let turn = Arc::new(Turn::default());
+    let cut = {
+        let service = service_fn({
+            let (shared, turn, stream) = (shared.clone(), turn.clone(), stream.clone());
+            move |request| answer(shared.clone(), service.clone(), turn.clone(), stream.clone(), request)
+        });
+        let connection = http1::Builder::new()
+            .keep_alive(false)
+            .half_close(true)
+            .timer(TokioTimer::new())
+            .header_read_timeout(shared.front.head_timeout)
+            .max_buf_size(shared.front.head_bytes)
+            .serve_connection(TokioIo::new(stream.clone()), service);
+        let connection = pin!(connection);
+        tokio::select! {
+            served = connection => served.err().map(|error| {
+                // After a claim this is the response that could not be finished.
+                turn.fail();
+                tracing::debug!(worker = %shared.id, %error, "connection ended early");
+            }).and(None),
+            cut = turn.cut(&stream) => Some(cut),
+        }
+        // Here the handler's future and bodies are dropped, which cancels it where it is not through.
+    };
+    if let Some(held) = turn.end() {
+        finish(&shared, &turn, held, cut, &stream).await;
+    }
+    if cut.is_none() {
+        linger(stream, shared.front.linger_timeout).await;
+    }
+}
+
+async fn finish(shared: &Shared, turn: &Turn, held: Held, cut: Option<Cut>, stream: &net::Shared) {
+    if let Some(builtin) = &shared.builtin {
+        builtin.end().await;
+    }
+    match cut {
+        None if !turn.has_failed() => {
+            let _ = set_reset_on_close(stream, false); // not a socket any more: nothing to reset either
+        }
+        None => {}
+        Some(cut) => {
+            turn.fail();
+            let (worker, lease, epoch) = (&shared.id, held.lease, shared.respondent.epoch());
+            match cut {
+                Cut::Gone => tracing::info!(%worker, %lease, %epoch, "the client has gone: its request is cancelled"),
+                Cut::Deadline => {
+                    tracing::warn!(%worker, %lease, %epoch, "request_timeout passed within the response: it is cut");
+                }
+            }
+        }
+    }
+    shared.finish(held.lease, held.since.elapsed(), turn.has_failed());
+}
+
+/// Answers one request: claims with its token and runs the handler, or sends it back.
+async fn answer<S: Handler>(
+    shared: Arc<Shared>,
+    service: Arc<Mutex<S>>,
+    turn: Arc<Turn>,
+    stream: net::Shared,
+    mut request: Request<Incoming>,
+) -> Result<Response<Body>, BoxError> {
+    let Some((token, target)) = split_target(request.uri()) else {
+        return Ok(send_back(&shared, &request, None));
+    };
+    let now = clock::now();
+    let terms = match token.map(|token| shared.respondent.claim(token, now)) {
+        Some(Ok(terms)) => terms,
+        Some(Err(reason)) => {
+            tracing::debug!(worker = %shared.id, ?reason, "a token does not open this worker");
+            return Ok(send_back(&shared, &request, Some(target)));
+        }
+        None => return Ok(send_back(&shared, &request, Some(target))),
+    };
+    let since = Instant::now();
+    let http11 = request.version() >= Version::HTTP_11;
+    let held = Held { lease: terms.lease, since, deadline: since + terms.request_timeout };
+    shared.begin(&terms, now, &stream);
+    turn.begin(held, http11);
+    set_reset_on_close(&stream, true)?;
+
+    *request.uri_mut() = Uri::from(target);
+    request.extensions_mut().insert(Context {
+        peer: stream.0.peer_address(),
+        server: stream.0.local_address(),
+        worker: shared.id.clone(),
+        lease: terms.lease.to_string(),
+        body_timeout: shared.front.body_timeout,
+        max_body: shared.front.max_body,
+    });
+    let received = Counted::new(shared.clone(), Counter::BytesIn, turn.clone());
+    let request = request.map(|body| Body::new(received.of(body.map_err(BoxError::from))));
+
+    let outcome = tokio::select! {
+        outcome = call(&service, request) => outcome,
+        () = sleep_until(held.deadline) => {
+            let text = "the handler did not finish within request_timeout";
+            Err(Failure { status: StatusCode::GATEWAY_TIMEOUT, reason: text.into(), started: true })
+        }
+    };
+    if let Err(failure) = &outcome {
+        // What failed is cleared away before anybody hears of the failure.
+        if let Some(builtin) = &shared.builtin {
+            builtin.end().await;
+        }
+        shared.warn(terms.lease, failure);
+        turn.fail();
+    }
+    if !shared.respondent.respond(terms.lease) {
+        return Err("the dispatcher has ended the lease".into());
+    }
+    turn.respond();
+    Ok(match outcome {
+        Ok(response) => {
+            let sent = Counted::new(shared.clone(), Counter::BytesOut, turn.clone());
+            response.map(|body| Body::new(sent.of(body)))
+        }
+        Err(failure) => problem(&failure),
+    })
+}
+
+/// Runs the handler; a panic in it is a failure of this request and of nothing else.
+async fn call<S: Handler>(service: &Mutex<S>, request: Request<Body>) -> Result<Response<Body>, Failure> {
+    let run = async {
+        let mut service = service.lock().await;
+        std::future::poll_fn(|task| service.poll_ready(task)).await?;
+        service.call(request).await
+    };
+    let mut run = pin!(AssertUnwindSafe(run));
+    std::future::poll_fn(|task| {
+        std::panic::catch_unwind(AssertUnwindSafe(|| run.as_mut().as_mut().poll(task))).unwrap_or_else(|_| {
+            let reason = "the handler panicked".to_owned();
+            Poll::Ready(Err(Failure { status: StatusCode::INTERNAL_SERVER_ERROR, reason, started: true }))
+        })
+    })
+    .await
+}
+
+fn problem(failure: &Failure) -> Response<Body> {
+    let outcome = if failure.started { Outcome::StartedUnknown } else { Outcome::NotStarted };
+    let detail = failure.reason.clone();
+    let problem = Problem { status: failure.status, detail, outcome, retry_after: None };
+    problem.response().map(boxed)
+}
+
+fn boxed(body: http_body_util::Full<Bytes>) -> Body {
+    Body::new(body.map_err(|never| match never {}))
+}
+
+/// Splits `/.patou/<token>/<rest>` into the token, if it is one, and `/<rest>`; `None` for any other target.
+fn split_target(uri: &Uri) -> Option<(Option<Token>, PathAndQuery)> {
+    let target = uri.path_and_query()?.as_str();
+    let (token, rest) = target.strip_prefix("/.patou/")?.split_at_checked(32)?;
+    // `/.patou/<token>?query` is the root with a query.
+    let rest = match rest.as_bytes().first() {
+        Some(b'/') => rest.to_owned(),
+        Some(b'?') | None => format!("/{rest}"),
+        Some(_) => return None,
+    };
+    Some((Token::parse(token), rest.parse().ok()?))
+}
+
+/// Back to the dispatcher with the original target: never a dead end.
+fn send_back(shared: &Shared, request: &Request<Incoming>, target: Option<PathAndQuery>) -> Response<Body> {
+    shared.respondent.count(Counter::SentBack, 1);
+    let host = request.headers().get(HOST).and_then(|host| host.to_str().ok());
+    let host = host.and_then(|host| host.parse::<Authority>().ok());
+    let location = shared.respondent.return_port().zip(host).and_then(|(port, host)| {
+        let target = target.or_else(|| request.uri().path_and_query().cloned());
+        let target = target.as_ref().map_or("/", PathAndQuery::as_str);
+        HeaderValue::from_str(&format!("http://{}:{port}{target}", host.host())).ok()
+    });
+    let detail = "this lease is over or was never given: ask the dispatcher for another";
+    let status = if location.is_some() { StatusCode::TEMPORARY_REDIRECT } else { StatusCode::CONFLICT };
+    let mut response = Problem::not_started(status, detail).response().map(boxed);
+    if let Some(location) = location {
+        response.headers_mut().insert(LOCATION, location);
+    }
+    response
+}
+
+/// Counts the bytes of a body, and notices when it fails.
+struct Counted {
+    shared: Arc<Shared>,
+    counter: Counter,
+    turn: Arc<Turn>,
+    bytes: AtomicU64,
+}
+
+impl Counted {
+    fn new(shared: Arc<Shared>, counter: Counter, turn: Arc<Turn>) -> Self {
+        Self { shared, counter, turn, bytes: AtomicU64::new(0) }
+    }
+
+    fn of<B>(self, body: B) -> CountedBody<B> {
+        CountedBody { body, counted: self }
+    }
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        self.shared.respondent.count(self.counter, *self.bytes.get_mut());
+    }
+}
+
+struct CountedBody<B> {
+    body: B,
+    counted: Counted,
+}
+
+impl<B> http_body::Body for CountedBody<B>
+where
+    B: http_body::Body<Data = Bytes, Error = BoxError> + Unpin,
+{
+    type Data = Bytes;
+    type Error = BoxError;
+
+    fn poll_frame(mut self: Pin<&mut Self>, task: &mut Task<'_>) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
+        let polled = Pin::new(&mut self.body).poll_frame(task);
+        match &polled {
+            Poll::Ready(Some(Ok(frame))) => {
+                let bytes = frame.data_ref().map_or(0, |data| data.len() as u64);
+                self.counted.bytes.fetch_add(bytes, Ordering::Relaxed);
+            }
+            Poll::Ready(Some(Err(error))) => {
+                if self.counted.counter == Counter::BytesOut {
+                    tracing::warn!(worker = %self.counted.shared.id, "response cut: {error}");
+                }
+                self.counted.turn.fail();
+            }
+            _ => {}
+        }
+        polled
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_target_is_token_and_rest_or_nothing() {
+        let token = "0123456789abcdef0123456789abcdef";
+        let split =
+            |target: &str| split_target(&target.parse().unwrap()).map(|(t, rest)| (t.is_some(), rest.to_string()));
+        assert_eq!(split(&format!("/.patou/{token}/a/b?c=/d")), Some((true, "/a/b?c=/d".into())));
+        assert_eq!(split(&format!("/.patou/{token}/")), Some((true, "/".into())));
+        assert_eq!(split(&format!("/.patou/{token}")), Some((true, "/".into())));
+        assert_eq!(split(&format!("/.patou/{token}?x")), Some((true, "/?x".into())));
+        assert_eq!(split(&format!("/.patou/{token}//evil")), Some((true, "//evil".into())));
+        assert_eq!(split(&format!("/.patou/{}/a", token.to_uppercase())), Some((false, "/a".into())));
+        for other in ["/", "/.patou/", "/.patou/short/a", &format!("/.patou/{token}x/a"), "http://h/.patou"] {
+            assert_eq!(split(other), None, "{other}");
+        }
+    }
+}

@@ -1,0 +1,156 @@
+//! The control loop: a thread that answers the dispatcher and obeys signals, and never runs the handler's code.
+
+use std::os::fd::AsFd;
+use std::sync::Arc;
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::socket::{MsgFlags, Shutdown, send, shutdown};
+use sd_notify::NotifyState;
+
+use super::shared::{Current, Order, Shared};
+use super::{ServeError, system};
+use crate::bell::Bell;
+use crate::clock;
+use crate::exchange::{Kind, Reply};
+use crate::ids::{Time, WorkerState};
+use crate::net::{Problem, set_reset_on_close};
+use crate::signals::Signal;
+
+/// How long after its deadline a request is ended from here, because the serving task has not ended it: the
+/// handler blocks its thread.
+const BLOCKED: Duration = Duration::from_secs(1);
+
+/// How often a stopping worker looks whether its last offer has been taken back, which nobody rings for.
+const DRAIN_LOOK: Duration = Duration::from_millis(20);
+
+/// Starts the thread. It ends with the process.
+pub fn start(shared: Arc<Shared>, hear: Bell) -> Result<JoinHandle<()>, ServeError> {
+    let stop = Signal::stop().map_err(system("signals"))?;
+    let reload = Signal::reload().map_err(system("signals"))?;
+    let answered = shared.respondent.answered();
+    let mut control = Control { shared, hear, stop, reload, answered, exit_ordered: false, beat: Beat::new() };
+    std::thread::Builder::new().name("control".into()).spawn(move || control.run()).map_err(system("thread"))
+}
+
+struct Control {
+    shared: Arc<Shared>,
+    hear: Bell,
+    stop: Signal,
+    reload: Signal,
+    /// Sequence of the last question answered.
+    answered: u64,
+    exit_ordered: bool,
+    beat: Beat,
+}
+
+impl Control {
+    fn run(&mut self) {
+        loop {
+            self.wait(clock::now());
+            let now = clock::now();
+            self.shared.respondent.turn(now);
+            self.hear.hush();
+            self.shared.woken();
+            self.beat.beat(now);
+            match self.stop.take() {
+                0 => {}
+                _ if self.shared.is_stopping() => std::process::exit(1),
+                _ => self.stop(),
+            }
+            if self.reload.take() > 0 {
+                self.shared.want_recycle(true);
+            }
+            while let Some(question) = self.shared.respondent.question(self.answered) {
+                let reply = self.shared.respondent.judge(&question, self.shared.state());
+                self.obey(question.kind, reply);
+                self.shared.respondent.reply(&question, reply);
+                self.answered = question.sequence;
+                self.shared.ring();
+            }
+            if self.shared.old_at().is_some_and(|at| at <= now) {
+                self.shared.want_recycle(true);
+            }
+            if let Some(current) = self.shared.overdue(now, BLOCKED) {
+                self.give_up(&current);
+            }
+            if self.shared.is_stopping() && !self.exit_ordered && !self.shared.respondent.owes(now) {
+                self.exit_ordered = true;
+                self.shared.order(Order::Exit);
+            }
+        }
+    }
+
+    fn wait(&self, now: Time) {
+        let drain = self.shared.is_stopping().then(|| now + DRAIN_LOOK).filter(|_| !self.exit_ordered);
+        let age = self.shared.old_at().filter(|at| *at > now);
+        let until = [drain, age, self.beat.next].into_iter().flatten().min();
+        let timeout = until.map_or(PollTimeout::NONE, |at| {
+            // Rounded up: waking early would only mean waiting again.
+            PollTimeout::try_from(at.since(now) + Duration::from_millis(1)).unwrap_or(PollTimeout::MAX)
+        });
+        let mut fds = [self.hear.as_fd(), self.stop.as_fd(), self.reload.as_fd(), self.shared.wake_fd()]
+            .map(|fd| PollFd::new(fd, PollFlags::POLLIN));
+        let _ = poll(&mut fds, timeout); // interrupted: the loop looks at everything anyway
+    }
+
+    fn stop(&self) {
+        tracing::debug!(worker = %self.shared.id, "stopping");
+        self.shared.stop();
+        let _ = sd_notify::notify(&[NotifyState::Stopping]);
+    }
+
+    fn obey(&self, kind: Kind, reply: Reply) {
+        match (kind, reply) {
+            (Kind::Drain, _) => self.shared.set_state(WorkerState::Draining),
+            (Kind::Resume, _) => self.shared.set_state(WorkerState::Ready),
+            (Kind::Recycle, Reply::Accept) if self.shared.state() == WorkerState::Ready => {
+                self.shared.set_state(WorkerState::Recycling);
+                self.shared.order(Order::Recycle);
+            }
+            _ => {}
+        }
+    }
+
+    /// The serving task is stuck in the handler. All this thread can do for the client is an answer of its
+    /// own, or a reset; all it can do for the worker is to end it.
+    fn give_up(&self, current: &Current) -> ! {
+        let worker = &self.shared.id;
+        tracing::error!(worker = %worker, lease = %current.lease, epoch = %self.shared.respondent.epoch(),
+            "the handler has blocked its thread past request_timeout: the worker ends itself");
+        if self.shared.respondent.respond(current.lease) {
+            let detail = "the handler did not finish within request_timeout";
+            let answer = Problem::started(http::StatusCode::GATEWAY_TIMEOUT, detail).raw();
+            let _ = set_reset_on_close(&current.stream, false);
+            let socket = std::os::fd::AsRawFd::as_raw_fd(&current.stream.0.as_fd());
+            let _ = send(socket, &answer, MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL);
+            let _ = shutdown(socket, Shutdown::Write);
+            // Time for the answer to be read before the close of unread bytes resets the connection.
+            std::thread::sleep(Duration::from_millis(100));
+        }
+        std::process::exit(70)
+    }
+}
+
+/// `WATCHDOG=1` to systemd, where it asks for it (sd_watchdog_enabled(3)): at half its interval.
+struct Beat {
+    every: Option<Duration>,
+    next: Option<Time>,
+}
+
+impl Beat {
+    fn new() -> Self {
+        let every = sd_notify::watchdog_enabled().map(|interval| interval / 2);
+        Self { every, next: every.map(|every| clock::now() + every) }
+    }
+
+    fn beat(&mut self, now: Time) {
+        if let Some(every) = self.every
+            && self.next.is_some_and(|next| next <= now)
+        {
+            let _ = sd_notify::notify(&[NotifyState::Watchdog]);
+            self.next = Some(now + every);
+        }
+    }
+}

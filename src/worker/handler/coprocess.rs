@@ -1,0 +1,276 @@
+//! The handler `coprocess`: one warm process per worker.
+//!
+//! It reads requests on descriptor 3 and writes responses on descriptor 4 (see [`super::framing`]), one after
+//! the other. Whoever has the [`Warm`] process has the right to speak with it: it lies in its place between
+//! requests, a request takes it away, and puts it back only when request and response were both
+//! complete. So a cancelled request, whose exchange is simply dropped, leaves an empty place, and
+//! [`Coprocess::end`] knows that what was there has lost step and must go.
+
+mod exchange;
+mod restart;
+
+use std::fs;
+use std::io;
+use std::process::Stdio;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use http::StatusCode;
+use nix::fcntl::OFlag;
+use nix::unistd::{Pid, pipe2};
+use tokio::net::unix::pipe::Sender;
+use tokio::time::{Instant, sleep_until, timeout};
+
+use super::Failure;
+use super::child::{Child, Program, StartError};
+use super::output::{Event, Output};
+use super::relay::{Speaker, relay};
+use crate::ids::WorkerId;
+use crate::tree;
+use exchange::{Feed, Unfed};
+use restart::Restart;
+
+/// Where the co-process reads requests.
+const REQUESTS: i32 = 3;
+/// Where it writes responses.
+const RESPONSES: i32 = 4;
+/// How long a co-process that is let go may take to end by itself.
+const FAREWELL: Duration = Duration::from_secs(1);
+/// What is wrong with a process whose descriptor 3 cannot be written.
+const DEAF: &str = "closed its descriptor for requests";
+/// Tells a co-process and its descendants from those of its successor.
+const MARK: &str = "PATOU_COPROCESS";
+
+/// The handler: a program and its one process.
+#[derive(Debug)]
+pub struct Coprocess {
+    program: Program,
+    worker: WorkerId,
+    state: Mutex<State>,
+}
+
+#[derive(Debug)]
+struct State {
+    place: Place,
+    /// The process in the place or on its way back to it.
+    pid: Option<Pid>,
+    generation: u64,
+    restart: Restart,
+}
+
+/// Where the process is between requests.
+#[derive(Debug)]
+enum Place {
+    /// Here, in step.
+    Warm(Warm),
+    /// Here, but with a rest of the last request still to be written, within so much silence.
+    Fed(Warm, Feed, Duration),
+    /// Out on a request, or lost.
+    Empty,
+}
+
+/// A running process that waits for a request.
+#[derive(Debug)]
+struct Warm {
+    /// The process and its descriptor 4.
+    output: Output,
+    /// Its descriptor 3; away while a request is written.
+    requests: Option<Sender>,
+    started: Instant,
+    generation: u64,
+}
+
+impl Coprocess {
+    /// Starts the process.
+    pub(super) fn start(program: Program, worker: WorkerId) -> Result<Arc<Self>, StartError> {
+        let state = State { place: Place::Empty, pid: None, generation: 0, restart: Restart::default() };
+        let coprocess = Self { program, worker, state: Mutex::new(state) };
+        let warm = coprocess.spawn()?;
+        coprocess.put(Place::Warm(warm));
+        Ok(Arc::new(coprocess))
+    }
+
+    /// After a request: finishes feeding what the co-process did not wait for, or replaces it.
+    pub(super) async fn end(&self) {
+        let warm = match self.take() {
+            Place::Warm(warm) => Some(warm),
+            Place::Fed(mut warm, mut feed, patience) => match timeout(patience, feed.outcome()).await {
+                Ok(Ok(requests)) => {
+                    warm.requests = Some(requests);
+                    Some(warm)
+                }
+                Ok(Err(Unfed::Deaf)) => {
+                    self.fault(&warm, &DEAF);
+                    None
+                }
+                // It answered without reading everything, and the rest does not come: not its fault.
+                Ok(Err(Unfed::Client(_))) | Err(_) => None,
+            },
+            Place::Empty => None,
+        };
+        if let Some(warm) = warm.and_then(|warm| self.sound(warm)) {
+            let pid = warm.output.child.pid();
+            self.put(Place::Warm(warm));
+            return tree::reap_orphans(pid);
+        }
+        match self.renew().await {
+            Ok(warm) => self.put(Place::Warm(warm)),
+            Err(error) => tracing::error!(worker = %self.worker, "{error}"),
+        }
+    }
+
+    /// Replaces a process that dies between requests. Never returns.
+    pub(super) async fn watch(&self) {
+        loop {
+            let gone = match &self.lock().place {
+                Place::Warm(warm) => Some(warm.output.child.gone()),
+                Place::Fed(..) | Place::Empty => None,
+            };
+            if let Some(gone) = gone {
+                gone.await;
+            }
+            self.end().await;
+        }
+    }
+
+    /// First the successor, then the farewell.
+    pub(super) async fn recycle(&self) -> Result<(), StartError> {
+        // Settles what the last request left, so that the old one is in step or already new.
+        self.end().await;
+        let successor = self.spawn()?;
+        let new = successor.output.child.pid();
+        if let Place::Warm(old) = self.swap(Place::Warm(successor)) {
+            let (pid, generation) = (old.output.child.pid(), old.generation);
+            farewell(old).await;
+            let its = move |p: &tree::Process| p.pid == pid || p.pid != new && (p.zombie || marked(p.pid, generation));
+            self.kill(its).await;
+        }
+        Ok(())
+    }
+
+    /// Resident bytes of the process and its descendants.
+    pub(super) fn memory(&self) -> Option<u64> {
+        let pid = self.lock().pid?;
+        tree::resident(pid)
+    }
+
+    /// Lets the process go and leaves nothing.
+    pub(super) async fn stop(&self) {
+        if let Place::Warm(warm) = self.take() {
+            farewell(warm).await;
+        }
+        self.kill(|_| true).await;
+        self.lock().pid = None;
+    }
+
+    /// The process for a request: the warm one, or a new one if that is lost.
+    async fn ready(&self) -> Result<Warm, Failure> {
+        if let Place::Warm(warm) = self.take()
+            && let Some(warm) = self.sound(warm)
+        {
+            return Ok(warm);
+        }
+        let failed = |error: StartError| Failure::new(StatusCode::INTERNAL_SERVER_ERROR, error.to_string());
+        self.renew().await.map_err(|error| failed(error).not_started())
+    }
+
+    /// The process if it is alive and in step; otherwise records that it is not.
+    fn sound(&self, mut warm: Warm) -> Option<Warm> {
+        let state = if warm.requests.is_some() { warm.output.quiet() } else { Err(DEAF.to_owned()) };
+        match state {
+            Ok(()) => Some(warm),
+            Err(why) => {
+                self.fault(&warm, &why);
+                None
+            }
+        }
+    }
+
+    /// The co-process died or broke the framing: says so and has the restart wait if it keeps doing that.
+    fn fault(&self, warm: &Warm, why: &dyn std::fmt::Display) {
+        tracing::warn!(worker = %self.worker, pid = warm.output.child.pid().as_raw(), "the co-process `{}` {why}", self.program.name());
+        self.lock().restart.fault(Instant::now(), warm.started);
+    }
+
+    /// Kills what is left of the last process and starts another, after the delay it has earned.
+    async fn renew(&self) -> Result<Warm, StartError> {
+        self.kill(|_| true).await;
+        let not_before = self.lock().restart.not_before();
+        if let Some(not_before) = not_before {
+            sleep_until(not_before).await;
+        }
+        self.spawn().inspect_err(|_| {
+            let now = Instant::now();
+            self.lock().restart.fault(now, now);
+        })
+    }
+
+    fn spawn(&self) -> Result<Warm, StartError> {
+        let generation = {
+            let mut state = self.lock();
+            state.generation += 1;
+            state.generation
+        };
+        let warm = self.process(generation).map_err(|e| StartError::Spawn(self.program.name().to_owned(), e))?;
+        self.lock().pid = Some(warm.output.child.pid());
+        Ok(warm)
+    }
+
+    fn process(&self, generation: u64) -> io::Result<Warm> {
+        let (requests, our_requests) = pipe2(OFlag::O_CLOEXEC)?;
+        let (our_responses, responses) = pipe2(OFlag::O_CLOEXEC)?;
+        let mut command = self.program.command(vec![(requests, REQUESTS), (responses, RESPONSES)])?;
+        command.env("PATOU_WORKER", self.worker.to_string()).env(MARK, generation.to_string());
+        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let requests = Some(Sender::from_owned_fd(our_requests)?);
+        let mut child = Child::spawn(&mut command)?;
+        let [_, stdout, stderr] = child.pipes();
+        for (pipe, errors) in [(stdout, false), (stderr, true)] {
+            let speaker = Speaker { worker: self.worker.to_string(), lease: String::new(), errors };
+            // The tasks end by themselves, with the last process that holds the pipe.
+            pipe.map(|pipe| relay(pipe, speaker)).transpose()?;
+        }
+        Ok(Warm { output: Output::new(child, our_responses)?, requests, started: Instant::now(), generation })
+    }
+
+    async fn kill(&self, chosen: impl Fn(&tree::Process) -> bool) {
+        if let Err(survivors) = tree::kill(chosen).await {
+            tracing::error!(worker = %self.worker, "{survivors}");
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn swap(&self, place: Place) -> Place {
+        std::mem::replace(&mut self.lock().place, place)
+    }
+
+    fn take(&self) -> Place {
+        self.swap(Place::Empty)
+    }
+
+    fn put(&self, place: Place) {
+        drop(self.swap(place));
+    }
+}
+
+/// Closes descriptor 3, which says "no more requests", and waits for the end, for a while.
+async fn farewell(warm: Warm) {
+    let Warm { mut output, requests, .. } = warm;
+    drop(requests);
+    // Reads on, lest it hangs on a full pipe.
+    let end = async { while !matches!(output.next().await, Event::Ended(_)) {} };
+    let _ = timeout(FAREWELL, end).await;
+}
+
+/// Whether a process was started by the co-process of this generation, as its environment says. One that
+/// cleared its environment is not recognised; it goes with the next kill of all.
+fn marked(pid: Pid, generation: u64) -> bool {
+    let mark = format!("{MARK}={generation}");
+    fs::read(format!("/proc/{pid}/environ")).is_ok_and(|all| all.split(|&b| b == 0).any(|v| v == mark.as_bytes()))
+}
+
+#[cfg(test)]
+mod tests;

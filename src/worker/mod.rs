@@ -1,0 +1,160 @@
+//! The worker: answers the dispatcher, serves one request per lease, and is replaced in place when it is old.
+//!
+//! Two threads that never wait for each other. The *control loop* answers questions and never runs the
+//! handler's code, so that its silence means "frozen" and nothing else. The *serving task* accepts
+//! connections, claims and runs the handler, one request at a time.
+//!
+//! A program of your own becomes a worker with [`serve`]:
+//!
+//! ```no_run
+//! use axum::{Router, routing::get};
+//!
+//! #[tokio::main(flavor = "current_thread")]
+//! async fn main() -> Result<(), patou::worker::ServeError> {
+//!     patou::worker::serve(Router::new().route("/hello", get(|| async { "hello\n" }))).await
+//! }
+//! ```
+//!
+//! and a pool with `handler = { program = ["/path/to/it"] }`.
+
+mod accept;
+mod connection;
+mod control;
+pub mod handler;
+mod recycle;
+mod shared;
+mod turn;
+mod user;
+
+use std::io;
+use std::sync::Arc;
+
+use tower_service::Service;
+
+pub use handler::{Body, BoxError};
+pub use user::serve;
+
+use crate::bell::Bell;
+use crate::clock;
+use crate::config::{Config, Front, Handler, LoadError, Pool};
+use crate::exchange::Respondent;
+use crate::ids::WorkerId;
+use crate::ipc::{self, IpcError};
+use crate::net::Listener;
+use crate::shm::{Role, Segment};
+use crate::{log, sys, tree};
+use handler::{Builtin, Spec, StartError};
+use shared::Shared;
+
+/// Why a worker cannot start or go on.
+#[derive(Debug, thiserror::Error)]
+pub enum ServeError {
+    /// The program was not started as a worker.
+    #[error(
+        "{0} is not set: this program is a patou worker and is started by a pool with handler = {{ program = [...] }}"
+    )]
+    NotAWorker(&'static str),
+    /// The worker's name is no name.
+    #[error(transparent)]
+    BadName(#[from] crate::ids::BadWorkerId),
+    /// The configuration has no such worker.
+    #[error("the configuration has no worker {0}")]
+    Unknown(WorkerId),
+    /// The configuration cannot be read.
+    #[error(transparent)]
+    Config(#[from] LoadError),
+    /// Segment or bells cannot be opened.
+    #[error(transparent)]
+    Ipc(#[from] IpcError),
+    /// Another process is this worker.
+    #[error("worker {worker} is running already, as process {pid}")]
+    Taken {
+        /// Which.
+        worker: WorkerId,
+        /// Who.
+        pid: u32,
+    },
+    /// There is no socket to listen on.
+    #[error("no listening socket was passed (LISTEN_FDS): start the worker with patou run or through systemd")]
+    NoSocket,
+    /// The handler cannot be started.
+    #[error("the handler cannot be started: {0}")]
+    Handler(#[from] StartError),
+    /// A system call failed.
+    #[error("{0}: {1}")]
+    System(&'static str, io::Error),
+}
+
+fn system(call: &'static str) -> impl FnOnce(io::Error) -> ServeError {
+    move |error| ServeError::System(call, error)
+}
+
+/// Runs worker `id` with its built-in handler until it is told to stop.
+///
+/// # Errors
+/// See [`ServeError`]. A `program` handler is not run here: its binary calls [`serve`].
+pub async fn run(config: &Config, id: &WorkerId) -> Result<(), ServeError> {
+    let office = Office::take(config, id)?;
+    let spec = match &office.pool.handler {
+        Handler::Echo => Spec::Echo,
+        Handler::Exec(command) => Spec::Exec(command.clone()),
+        Handler::Coprocess(command) => Spec::Coprocess(command.clone()),
+        Handler::Program(_) | Handler::Inetd(_) => return Err(ServeError::Unknown(id.clone())),
+    };
+    let builtin = Builtin::start(&spec, id, &office.pool.environment)?;
+    office.serve(builtin.clone(), Some(builtin)).await
+}
+
+/// A worker's place in the set: its sockets, its slot and its bells, taken for this incarnation.
+struct Office {
+    id: WorkerId,
+    pool: Pool,
+    front: Front,
+    listener: Listener,
+    respondent: Respondent<Arc<Segment>>,
+    ring: Bell,
+    hear: Bell,
+}
+
+impl Office {
+    fn take(config: &Config, id: &WorkerId) -> Result<Self, ServeError> {
+        log::init(format!("worker {id}"));
+        let pool = config.pool(&id.pool).filter(|pool| id.number <= pool.workers);
+        let pool = pool.ok_or_else(|| ServeError::Unknown(id.clone()))?.clone();
+        nix::sys::prctl::set_child_subreaper(true).map_err(|e| system("prctl")(e.into()))?;
+
+        let sockets = sys::listen_fds().map_err(system("LISTEN_FDS"))?;
+        let (socket, _) = sockets.into_iter().next().ok_or(ServeError::NoSocket)?;
+        let listener = Listener::adopt(socket).map_err(system("the listening socket"))?;
+
+        let parts = ipc::open(config, id, None)?;
+        if !parts.segment.take(Role::Worker).map_err(|e| system("locking the segment")(e.into()))? {
+            let pid = crate::exchange::Life::load(&parts.segment).map_or(0, |life| life.pid);
+            return Err(ServeError::Taken { worker: id.clone(), pid });
+        }
+        let pid = std::process::id();
+        let started = tree::look(pid).map_or(0, |process| process.started);
+        let port = listener.tcp_address().map(|address| address.port());
+        let respondent = Respondent::begin(parts.segment, pid, started, port, clock::now());
+        Ok(Self {
+            id: id.clone(),
+            pool,
+            front: config.front.clone(),
+            listener,
+            respondent,
+            ring: parts.to_dispatcher,
+            hear: parts.to_worker,
+        })
+    }
+
+    async fn serve<S>(self, service: S, builtin: Option<Builtin>) -> Result<(), ServeError>
+    where
+        S: Service<http::Request<Body>, Response = http::Response<Body>, Error = handler::Failure> + Send + 'static,
+        S::Future: Send,
+    {
+        let (shared, orders, hear, listener) = Shared::new(self, builtin)?;
+        let shared = Arc::new(shared);
+        let control = control::start(shared.clone(), hear)?;
+        accept::serve(shared, service, listener, orders, control).await
+    }
+}

@@ -1,0 +1,193 @@
+//! What control loop and serving task share: the slot, the bell, and what the worker says of itself.
+
+use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use nix::sys::eventfd::{EfdFlags, EventFd};
+use tokio::sync::mpsc;
+
+use super::handler::{Builtin, Failure};
+use super::recycle::Lifespan;
+use super::{Office, ServeError, system};
+use crate::bell::Bell;
+use crate::clock;
+use crate::config::{Front, Pool};
+use crate::exchange::{Counter, Respondent};
+use crate::ids::{LeaseId, Terms, Time, WorkerId, WorkerState};
+use crate::net::{self, Listener};
+use crate::shm::Segment;
+use std::sync::Arc;
+
+/// What the control loop tells the serving task.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Order {
+    /// Make room for the next incarnation.
+    Recycle,
+    /// Everything owed is done: leave.
+    Exit,
+}
+
+/// The request in hand, for the control loop's eyes.
+#[derive(Debug)]
+pub struct Current {
+    pub lease: LeaseId,
+    pub deadline: Time,
+    pub stream: net::Shared,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Condition {
+    state: WorkerState,
+    wants_recycle: bool,
+    stopping: bool,
+}
+
+/// Shared by the worker's two threads.
+pub struct Shared {
+    pub id: WorkerId,
+    pub pool: Pool,
+    pub front: Front,
+    pub respondent: Respondent<Arc<Segment>>,
+    pub builtin: Option<Builtin>,
+    ring: Bell,
+    condition: Mutex<Condition>,
+    current: Mutex<Option<Current>>,
+    lifespan: Lifespan,
+    orders: mpsc::UnboundedSender<Order>,
+    wake: EventFd,
+}
+
+/// A lock that a panic elsewhere does not poison for good: all that is kept under one is plain data.
+fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Shared {
+    pub fn new(
+        office: Office,
+        builtin: Option<Builtin>,
+    ) -> Result<(Self, mpsc::UnboundedReceiver<Order>, Bell, Listener), ServeError> {
+        let (orders, ordered) = mpsc::unbounded_channel();
+        let flags = EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK;
+        let wake = EventFd::from_flags(flags).map_err(|e| system("eventfd")(e.into()))?;
+        let starting = Condition { state: WorkerState::Starting, wants_recycle: false, stopping: false };
+        let shared = Self {
+            lifespan: Lifespan::new(&office.pool, clock::now()),
+            id: office.id,
+            pool: office.pool,
+            front: office.front,
+            respondent: office.respondent,
+            builtin,
+            ring: office.ring,
+            condition: Mutex::new(starting),
+            current: Mutex::new(None),
+            orders,
+            wake,
+        };
+        Ok((shared, ordered, office.hear, office.listener))
+    }
+
+    /// What the worker says of itself just now.
+    pub fn state(&self) -> WorkerState {
+        locked(&self.condition).state
+    }
+
+    /// Whether it has been told to stop.
+    pub fn is_stopping(&self) -> bool {
+        locked(&self.condition).stopping
+    }
+
+    /// Says something else, and rings. A worker that is stopping stays draining.
+    pub fn set_state(&self, state: WorkerState) {
+        self.change(|condition| condition.state = if condition.stopping { WorkerState::Draining } else { state });
+    }
+
+    /// From now on everything goes towards the end.
+    pub fn stop(&self) {
+        self.change(|condition| {
+            condition.stopping = true;
+            condition.state = WorkerState::Draining;
+        });
+    }
+
+    /// Asks the dispatcher to be recycled, or says that it has been.
+    pub fn want_recycle(&self, wants: bool) {
+        if locked(&self.condition).wants_recycle != wants {
+            self.change(|condition| condition.wants_recycle = wants);
+        }
+    }
+
+    fn change(&self, how: impl FnOnce(&mut Condition)) {
+        let mut condition = locked(&self.condition);
+        how(&mut condition);
+        self.respondent.set_state(condition.state, condition.wants_recycle);
+        drop(condition);
+        self.ring.ring();
+    }
+
+    pub fn ring(&self) {
+        self.ring.ring();
+    }
+
+    pub fn order(&self, order: Order) {
+        let _ = self.orders.send(order); // the serving task has ended: so has the need
+    }
+
+    /// Wakes the control loop.
+    pub fn wake_control(&self) {
+        let _ = self.wake.write(1); // full: it is awake
+    }
+
+    pub fn wake_fd(&self) -> BorrowedFd<'_> {
+        self.wake.as_fd()
+    }
+
+    pub fn woken(&self) {
+        let _ = self.wake.read();
+    }
+
+    /// A request has been claimed; what the control loop must know of it.
+    pub fn begin(&self, terms: &Terms, now: Time, stream: &net::Shared) {
+        let current = Current { lease: terms.lease, deadline: now + terms.request_timeout, stream: stream.clone() };
+        *locked(&self.current) = Some(current);
+    }
+
+    /// The request in hand, if it should have ended this long ago.
+    pub fn overdue(&self, now: Time, by: Duration) -> Option<Current> {
+        let mut current = locked(&self.current);
+        if current.as_ref().is_some_and(|c| c.deadline + by <= now) { current.take() } else { None }
+    }
+
+    /// The request is over: counts it, gives the lease back and says so.
+    pub fn finish(&self, lease: LeaseId, took: Duration, failed: bool) {
+        *locked(&self.current) = None;
+        self.respondent.count(if failed { Counter::Failed } else { Counter::Served }, 1);
+        self.respondent.record(took);
+        let memory = || self.builtin.as_ref().and_then(Builtin::memory);
+        if self.lifespan.is_over(self.lifespan.served_one(), clock::now(), memory) {
+            // Before the lease is given back, so that the dispatcher sees both at once.
+            self.want_recycle(true);
+        }
+        self.respondent.done(lease);
+        self.ring();
+        if self.state() != WorkerState::Ready {
+            self.wake_control();
+        }
+    }
+
+    /// When the worker has reached its age, if it has one.
+    pub fn old_at(&self) -> Option<Time> {
+        self.lifespan.old_at()
+    }
+
+    /// Starts counting anew: the handler is a fresh one.
+    pub fn renewed(&self) {
+        self.lifespan.renew(clock::now());
+    }
+
+    /// For the log: what went wrong with a request.
+    pub fn warn(&self, lease: LeaseId, failure: &Failure) {
+        tracing::warn!(worker = %self.id, lease = %lease, epoch = %self.respondent.epoch(), status = failure.status.as_u16(), "request failed: {failure}");
+    }
+}

@@ -1,0 +1,93 @@
+//! One connection's turn: what it holds, until when, and how far its answer has come.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+
+use tokio::sync::Notify;
+use tokio::time::{Instant, sleep, sleep_until};
+
+use crate::ids::LeaseId;
+use crate::net::{self, gone};
+
+/// Requests shorter than this are not worth a watch on their client: it costs a descriptor and five calls.
+const WATCH_AFTER: Duration = Duration::from_millis(50);
+
+/// How long after its deadline a request may take to send its 504.
+const PARTING: Duration = Duration::from_secs(1);
+
+/// The lease of a turn.
+#[derive(Clone, Copy, Debug)]
+pub struct Held {
+    pub lease: LeaseId,
+    pub since: Instant,
+    pub deadline: Instant,
+}
+
+/// Why a turn was cut short.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Cut {
+    /// `request_timeout` passed while the response was being sent.
+    Deadline,
+    /// The client has gone.
+    Gone,
+}
+
+#[derive(Debug, Default)]
+pub struct Turn {
+    held: Mutex<Option<Held>>,
+    claimed: Notify,
+    responding: AtomicBool,
+    /// Nothing has been sent to a client that knows HTTP/1.1.
+    may_probe: AtomicBool,
+    failed: AtomicBool,
+}
+
+impl Turn {
+    fn held(&self) -> Option<Held> {
+        *self.held.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub fn begin(&self, held: Held, http11: bool) {
+        *self.held.lock().unwrap_or_else(PoisonError::into_inner) = Some(held);
+        self.may_probe.store(http11, Ordering::Relaxed);
+        self.claimed.notify_one();
+    }
+
+    pub fn end(&self) -> Option<Held> {
+        self.held.lock().unwrap_or_else(PoisonError::into_inner).take()
+    }
+
+    pub fn respond(&self) {
+        self.may_probe.store(false, Ordering::Relaxed);
+        self.responding.store(true, Ordering::Relaxed);
+    }
+
+    pub fn fail(&self) {
+        self.failed.store(true, Ordering::Relaxed);
+    }
+
+    pub fn has_failed(&self) -> bool {
+        self.failed.load(Ordering::Relaxed)
+    }
+
+    /// Returns when the connection must end whatever is being done on it: never before a claim.
+    pub async fn cut(&self, stream: &net::Shared) -> Cut {
+        self.claimed.notified().await;
+        let Some(held) = self.held() else { return std::future::pending().await };
+        let client = async {
+            sleep(WATCH_AFTER).await;
+            gone(stream, &self.may_probe).await;
+        };
+        let deadline = async {
+            sleep_until(held.deadline).await;
+            if !self.responding.load(Ordering::Relaxed) {
+                sleep(PARTING).await; // the 504 is on its way
+            }
+        };
+        tokio::select! {
+            () = client => Cut::Gone,
+            () = deadline => Cut::Deadline,
+        }
+    }
+}

@@ -1,0 +1,140 @@
+//! The copy that a configuration writes of itself, and texts that nobody would write.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use patou::config::{Config, Handler, Limits, Pool};
+use proptest::prelude::*;
+
+use super::good;
+
+fn word() -> impl Strategy<Value = String> {
+    any::<String>().prop_map(|text| text.replace('\0', "0"))
+}
+
+fn name() -> impl Strategy<Value = String> {
+    "[a-z0-9_]{1,32}"
+}
+
+fn time(least: u64) -> impl Strategy<Value = Duration> {
+    (least..=31_557_600_000_000_000).prop_map(Duration::from_nanos)
+}
+
+prop_compose! {
+    fn command()(program in "[^\0]+", args in proptest::collection::vec(word(), 0..3)) -> Vec<String> {
+        std::iter::once(program).chain(args).collect()
+    }
+}
+
+fn handler() -> impl Strategy<Value = Handler> {
+    prop_oneof![
+        Just(Handler::Echo),
+        command().prop_map(Handler::Exec),
+        command().prop_map(Handler::Coprocess),
+        command().prop_map(Handler::Program),
+    ]
+}
+
+prop_compose! {
+    /// Pool `i`, whose addresses no other pool has.
+    fn pool(i: u16)(
+        pool in (name(), 1..100_u16, handler(), any::<bool>()),
+        times in (time(1), time(1), time(100_000_000), time(1), time(0), time(0)),
+        numbers in (0..1_000_000_usize, any::<u64>(), any::<u64>()),
+        environment in proptest::collection::btree_map("[^=\0]{1,8}", word(), 0..3),
+        limits in (any::<bool>(), any::<bool>()),
+    ) -> Pool {
+        let (name, workers, handler, unix) = pool;
+        let address = if unix { format!("unix:/run/w{i}/{{n}} \"\u{e9}\\") } else { format!("127.0.0.1:{}", 1000 * (i + 1)) };
+        Pool {
+            name: patou::ids::PoolName::new(&format!("{i}{}", &name[1..])).unwrap(),
+            workers,
+            handler,
+            address: address.parse().unwrap(),
+            offer_timeout: times.0.min(times.1),
+            claim_timeout: times.0.max(times.1),
+            request_timeout: times.2,
+            queue: numbers.0,
+            queue_timeout: times.3,
+            drain_timeout: times.4,
+            max_requests: numbers.1,
+            max_age: times.5,
+            max_memory: numbers.2,
+            environment,
+            user: if limits.0 { "www-data".into() } else { String::new() },
+            limits: Limits {
+                memory_max: limits.0.then(|| "512M".into()),
+                tasks_max: limits.1.then(|| "64".into()),
+                ..Limits::default()
+            },
+        }
+    }
+}
+
+prop_compose! {
+    fn config()(
+        set in name(),
+        pools in (pool(0), pool(1)),
+        sockets in (0..=0o777_u32, any::<bool>(), any::<bool>(), 0..2_usize),
+        sizes in (1..1_000_000_usize, 8192..1_000_000_usize, any::<u64>(), any::<u32>()),
+        times in (time(1), time(0), 1..=100_000_000_u64, time(0)),
+    ) -> Config {
+        let mut config = Config::default();
+        config.set.name = set;
+        config.set.runtime_dir = "/run/a \"\t\u{e9}".into();
+        config.pools = vec![pools.0, pools.1];
+        config.listeners[0].address = "unix:/run/\u{7f}.sock".parse().unwrap();
+        config.listeners[0].mode = sockets.0;
+        config.listeners[0].owner = sockets.1.then(|| "root".into());
+        config.listeners[0].access_log = sockets.2;
+        config.listeners[0].allowed_hosts = vec!["example.org".into(), "[::1]".into()];
+        config.listeners[0].pool = config.pools[sockets.3].name.clone();
+        config.front.connections = sizes.0;
+        config.front.head_bytes = sizes.1;
+        config.front.max_body = sizes.2;
+        config.front.head_timeout = times.0;
+        config.front.linger_timeout = times.1;
+        config.front.slot_scan = Duration::from_nanos(times.2);
+        config.watchdog.abort_grace = times.3;
+        config.watchdog.restarts.max = sizes.3 % 1_000_000;
+        config
+    }
+}
+
+proptest! {
+    #[test]
+    fn what_is_written_reads_back(config in config()) {
+        let text = config.to_toml();
+        match Config::parse(&text, "copy") {
+            Ok(copy) => prop_assert_eq!(copy, config),
+            Err(faults) => prop_assert!(false, "{}\n{}", faults, text),
+        }
+    }
+
+    #[test]
+    fn any_text_is_answered(text in any::<String>()) {
+        let _ = Config::parse(&text, "f");
+    }
+
+    /// Text near to a configuration gets further than text without any sense.
+    #[test]
+    fn any_change_is_answered(at in 0..Config::DEFAULT_TOML.len(), cut in 0..40_usize, put in "[\\[\\]{}\"'=.#,\n a-z0-9é-]{0,6}") {
+        let mut text = Config::DEFAULT_TOML.to_owned();
+        text.replace_range(at..(at + cut).min(text.len()), &put);
+        if let Err(faults) = Config::parse(&text, "f") {
+            let lines = text.matches('\n').count() + 1;
+            prop_assert!(!faults.0.is_empty());
+            prop_assert!(faults.0.iter().all(|fault| (1..=lines).contains(&fault.line)), "{}", faults);
+            prop_assert_eq!(faults.to_string().matches('\n').count() + 1, faults.0.len());
+        }
+    }
+}
+
+#[test]
+fn the_copy_of_the_default_is_the_default() {
+    let config = Config::default();
+    assert_eq!(good(&config.to_toml()), config);
+    let mut other = config.clone();
+    other.pools[0].environment = BTreeMap::from([("A \n\"".into(), "\u{1b}[0m".into())]);
+    assert_eq!(good(&other.to_toml()), other);
+}

@@ -1,0 +1,243 @@
+//! What one key may say, each wrong value with its message.
+
+use std::time::Duration;
+
+use patou::config::Handler;
+
+use super::{faults, good, listener_told, pool_told, told};
+
+#[test]
+fn text_that_is_no_toml() {
+    told(&[
+        ("[set]\nname = \"a", 2, "", "\"name = \\\"a\"; expected TOML (invalid basic string, expected `\"`)"),
+        ("[set]\n\nname = \"a\"\nname = \"b\"", 4, "", "\"name = \\\"b\\\"\"; expected TOML (duplicate key)"),
+        ("[set]\n[front]\n[set]", 3, "", "\"[set]\"; expected TOML (duplicate key)"),
+    ]);
+    let all =
+        faults("[set]\nnam = \"a\"\n[front]\nhead_timeout = 5x\nbody_timeout = 2y\nlinger_timeout = \"ages\"\nfoo = 1");
+    let lines: Vec<_> = all.iter().map(|fault| (fault.line, fault.key.as_str())).collect();
+    // Unknown keys are told up to the first syntax error, wrong values also after it.
+    assert_eq!(lines, [(2, "set.nam"), (4, ""), (5, ""), (6, "front.linger_timeout")]);
+    // A broken head: no absent keys are invented.
+    let all = faults("[[listener]]\naddress = \"127.0.0.1:80\"\n[[pool\nname = \"a\"\n");
+    assert!(all.iter().all(|fault| fault.line == 3 && fault.key.is_empty()), "{all:?}");
+}
+
+#[test]
+fn unknown_keys() {
+    told(&[
+        ("[pol]\n", 1, "pol", "an unknown key; expected `pool`"),
+        ("[set]\ncolour = 1", 2, "set.colour", "an unknown key; expected one of name, runtime_dir"),
+        ("[set]\n\"a b\\n\" = 1", 2, "set.\"a b\\u000A\"", "an unknown key; expected one of name, runtime_dir"),
+        (
+            "[[pool]]\nname = \"default\"\noffer_timout = \"1s\"",
+            3,
+            "pool[1].offer_timout",
+            "an unknown key; expected `offer_timeout`",
+        ),
+        ("[watchdog]\nrestarts = { mx = 1 }", 2, "watchdog.restarts.mx", "an unknown key; expected `max`"),
+        (
+            "[[pool]]\nname = \"default\"\n[pool.limits]\nmemory = \"1G\"",
+            4,
+            "pool[1].limits.memory",
+            "an unknown key; expected one of memory_max, cpu_quota, tasks_max, open_files",
+        ),
+        (
+            "[[pool]]\nname = \"default\"\nhandler = { exe = [\"a\"] }",
+            3,
+            "pool[1].handler.exe",
+            "an unknown key; expected `exec`",
+        ),
+    ]);
+}
+
+#[test]
+fn values_of_the_wrong_type() {
+    told(&[
+        ("set = 1", 1, "set", "1; expected a table: [set] or set = { .. }"),
+        ("[set]\nname = 1", 2, "set.name", "1; expected a name of 1 to 32 characters of a-z, 0-9 and _"),
+        ("[pool]\nname = \"a\"", 1, "pool", "a table; expected at least one section [[pool]], in double brackets"),
+        (
+            "listener = []\n[[pool]]\nname = \"web\"",
+            1,
+            "listener",
+            "an empty list; expected at least one section [[listener]], in double brackets",
+        ),
+        (
+            "pool = [1, { name = \"default\", address = \"127.0.0.1:7286\" }]",
+            1,
+            "pool[1]",
+            "1; expected at least one section [[pool]], in double brackets",
+        ),
+        (
+            "[front]\nconnections = \"many\"",
+            2,
+            "front.connections",
+            "\"many\"; expected a whole number from 1 to 1000000",
+        ),
+        ("[front]\nconnections = 1.5", 2, "front.connections", "1.5; expected a whole number from 1 to 1000000"),
+        (
+            "[front]\nslot_scan = 07:32:00",
+            2,
+            "front.slot_scan",
+            "07:32:00; expected a duration such as \"50ms\" or \"5s\"",
+        ),
+        (
+            "[[listener]]\naddress = true\n[[pool]]\nname = \"a\"",
+            2,
+            "listener[1].address",
+            "true; expected an address such as \"127.0.0.1:7286\" or \"unix:/path\"",
+        ),
+    ]);
+    pool_told(&[
+        ("environment = []", "environment", "an empty list; expected a table { NAME = \"value\" }"),
+        ("environment = { A = 1 }", "environment.A", "1; expected a string without NUL"),
+        ("limits = \"1G\"", "limits", "\"1G\"; expected a table: [limits] or limits = { .. }"),
+    ]);
+    listener_told(&[
+        ("access_log = \"yes\"", "access_log", "\"yes\"; expected true or false"),
+        (
+            "allowed_hosts = \"a\"",
+            "allowed_hosts",
+            "\"a\"; expected a list [..]: each a host name without scheme and port, such as \"example.org\" or \"[::1]\"",
+        ),
+        (
+            "allowed_hosts = [\"a\", \"b:80\"]",
+            "allowed_hosts[2]",
+            "\"b:80\"; expected a host name without scheme and port, such as \"example.org\" or \"[::1]\"",
+        ),
+    ]);
+}
+
+#[test]
+fn durations_and_sizes() {
+    let duration = "a duration such as \"50ms\" or \"5s\"";
+    let positive = "a duration longer than 0s, such as \"50ms\"";
+    pool_told(&[
+        ("offer_timeout = \"5 minuts\"", "offer_timeout", &format!("\"5 minuts\"; expected {duration}")),
+        ("offer_timeout = 50", "offer_timeout", &format!("50; expected {duration}")),
+        ("offer_timeout = \"0s\"", "offer_timeout", &format!("\"0s\"; expected {positive}")),
+        ("claim_timeout = \"0ms\"", "claim_timeout", &format!("\"0ms\"; expected {positive}")),
+        ("request_timeout = \"0s\"", "request_timeout", &format!("\"0s\"; expected {positive}")),
+        ("max_age = \"2years\"", "max_age", "\"2years\"; expected a duration of at most 1year"),
+        (
+            "max_memory = \"1GB\"",
+            "max_memory",
+            "\"1GB\"; expected a size in bytes such as \"512M\" or \"1G\", or \"0\"",
+        ),
+        ("max_memory = -1", "max_memory", "-1; expected a size in bytes such as \"512M\" or \"1G\", or \"0\""),
+    ]);
+    for key in ["head_timeout", "body_timeout", "slot_scan"] {
+        let message = format!("\"0s\"; expected {positive}");
+        told(&[(&format!("[front]\n{key} = \"0s\""), 2, &format!("front.{key}"), &message)]);
+    }
+    for key in
+        ["probe_interval", "worker_timeout", "dispatcher_timeout", "start_timeout", "restarts.within", "restarts.delay"]
+    {
+        let message = format!("\"0s\"; expected {positive}");
+        told(&[(&format!("[watchdog]\n{key} = \"0s\""), 2, &format!("watchdog.{key}"), &message)]);
+    }
+    let config =
+        good("[[pool]]\nname = \"default\"\nmax_memory = \"512M\"\nmax_age = \"1h 30m\"\ndrain_timeout = \"0s\"");
+    assert_eq!(config.pools[0].max_memory, 512 << 20);
+    assert_eq!(config.pools[0].max_age, Duration::from_secs(5400));
+}
+
+#[test]
+fn values_out_of_range() {
+    pool_told(&[
+        ("workers = 0", "workers", "0; expected a whole number from 1 to 10000"),
+        ("workers = 10_001", "workers", "10001; expected a whole number from 1 to 10000"),
+        ("queue = -1", "queue", "-1; expected a whole number from 0 to 1000000"),
+        ("max_requests = -1", "max_requests", "-1; expected a whole number, 0 or more"),
+        ("user = \"a b\"", "user", "\"a b\"; expected the name or number of an account"),
+        (
+            "environment = { \"A=B\" = \"c\" }",
+            "environment.\"A=B\"",
+            "\"c\"; expected a name that is not empty and has neither = nor NUL",
+        ),
+        (
+            "environment = { \"\" = \"c\" }",
+            "environment.\"\"",
+            "\"c\"; expected a name that is not empty and has neither = nor NUL",
+        ),
+        ("environment = { A = \"\\u0000\" }", "environment.A", "\"\\u0000\"; expected a string without NUL"),
+        (
+            "limits = { memory_max = \"1GB\" }",
+            "limits.memory_max",
+            "\"1GB\"; expected a size such as \"512M\", a percentage or \"infinity\"",
+        ),
+        ("limits = { cpu_quota = \"half\" }", "limits.cpu_quota", "\"half\"; expected a percentage such as \"50%\""),
+        ("limits = { tasks_max = 0 }", "limits.tasks_max", "0; expected a number, a percentage or \"infinity\""),
+        (
+            "limits = { open_files = \"9:1\" }",
+            "limits.open_files",
+            "\"9:1\"; expected a number, \"SOFT:HARD\" or \"infinity\"",
+        ),
+    ]);
+    let name = "a name of 1 to 32 characters of a-z, 0-9 and _";
+    let dir = "an absolute path below /, without `..`";
+    told(&[
+        ("[front]\nhead_bytes = 8191", 2, "front.head_bytes", "8191; expected a whole number from 8192 to 1048576"),
+        ("[set]\nname = \"../x\"", 2, "set.name", &format!("\"../x\"; expected {name}")),
+        ("[set]\nruntime_dir = \"run\"", 2, "set.runtime_dir", &format!("\"run\"; expected {dir}")),
+        ("[set]\nruntime_dir = \"/run/../x\"", 2, "set.runtime_dir", &format!("\"/run/../x\"; expected {dir}")),
+        (
+            "[[pool]]\nname = \"a/b\"\n[[listener]]\naddress = \"127.0.0.1:1\"\npool = \"ab\"",
+            2,
+            "pool[1].name",
+            &format!("\"a/b\"; expected {name}"),
+        ),
+    ]);
+    let mode = "permissions in octal, such as 0o660 or \"0660\"";
+    for (value, found) in [("660", "660"), ("0o1777", "0o1777"), ("\"rw\"", "\"rw\"")] {
+        listener_told(&[(&format!("mode = {value}"), "mode", &format!("{found}; expected {mode}"))]);
+    }
+    listener_told(&[("owner = \"\"", "owner", "\"\"; expected the name or number of an account")]);
+}
+
+#[test]
+fn handlers() {
+    let command = "a program and its arguments: [\"prog\", \"arg\"]";
+    let inetd = "exec, coprocess or program (inetd is not in this version; use exec)";
+    pool_told(&[
+        (
+            "handler = \"cgi\"",
+            "handler",
+            "\"cgi\"; expected \"echo\", or { exec = [\"prog\", \"arg\"] }, or coprocess or program likewise",
+        ),
+        ("handler = \"exec\"", "handler", "\"exec\"; expected its command: { exec = [\"prog\", \"arg\"] }"),
+        ("handler = {}", "handler", "an empty table; expected one handler: exec, coprocess or program"),
+        (
+            "handler = { exec = [\"a\"], program = [\"b\"] }",
+            "handler",
+            "exec and program; expected one handler: exec, coprocess or program",
+        ),
+        ("handler = { exec = [] }", "handler.exec", &format!("an empty list; expected {command}")),
+        ("handler = { exec = [\"\"] }", "handler.exec", &format!("a list; expected {command}")),
+        ("handler = { program = [\"a\", 1] }", "handler.program", &format!("a list; expected {command}")),
+        ("handler = { coprocess = \"a\" }", "handler.coprocess", &format!("\"a\"; expected {command}")),
+        ("handler = { inetd = [\"a\"] }", "handler.inetd", &format!("a list; expected {inetd}")),
+        ("handler = \"inetd\"", "handler", &format!("\"inetd\"; expected {inetd}")),
+    ]);
+    let config = good("[[pool]]\nname = \"default\"\n[pool.handler]\nexec = [\"a\", \"\"]");
+    assert_eq!(config.pools[0].handler, Handler::Exec(vec!["a".into(), "".into()]));
+}
+
+#[test]
+fn what_this_version_cannot_do() {
+    listener_told(&[
+        (
+            "delivery = \"handoff\"",
+            "delivery",
+            "\"handoff\"; expected \"redirect\" (handoff is not in this version; use redirect)",
+        ),
+        ("delivery = \"x\"", "delivery", "\"x\"; expected \"redirect\""),
+        (
+            "proxy_protocol = true",
+            "proxy_protocol",
+            "true; expected false (the PROXY protocol is not in this version; use a proxy that sends plain HTTP)",
+        ),
+        ("proxy_protocol = 1", "proxy_protocol", "1; expected false"),
+    ]);
+}
