@@ -1,3 +1,156 @@
 //! The dispatcher: sockets and bells become events, the pool decides, its actions become writes and answers.
+//!
+//! Everything runs on one thread, and nothing in it waits for a worker or a client: whoever is waited for has
+//! a timer. It may be killed at any moment: listening sockets and waiting connections are the supervisor's,
+//! leases are in the slots.
 
+mod desk;
+mod front;
+mod hosts;
+mod probe;
+mod redirect;
 pub mod slot;
+mod store;
+
+use std::io;
+use std::path::PathBuf;
+use std::rc::Rc;
+use std::time::Duration;
+
+use sd_notify::NotifyState;
+use tokio::io::AsyncReadExt;
+use tokio::net::UnixListener;
+
+use crate::config::{Config, LoadError};
+use crate::ids::PoolName;
+use crate::ipc::IpcError;
+use crate::net::Listener;
+use crate::pool::Event;
+use crate::signals::Signal;
+use crate::{log, sys};
+use desk::Desk;
+
+/// Why the dispatcher cannot start or go on.
+#[derive(Debug, thiserror::Error)]
+pub enum DispatcherError {
+    /// The configuration.
+    #[error(transparent)]
+    Config(#[from] LoadError),
+    /// A segment or bell.
+    #[error(transparent)]
+    Ipc(#[from] IpcError),
+    /// Another dispatcher has the set.
+    #[error("a dispatcher is running already, as process {0}")]
+    Taken(u32),
+    /// A socket that it needs was not passed to it.
+    #[error("the socket for {0} was not passed (LISTEN_FDS): start the dispatcher with patou run or through systemd")]
+    NoSocket(String),
+    /// A system call failed.
+    #[error("{0}: {1}")]
+    System(&'static str, io::Error),
+}
+
+/// Runs the dispatcher until it is told to stop. `path` is where a reload reads the configuration.
+///
+/// # Errors
+/// See [`DispatcherError`].
+pub async fn run(config: Config, path: Option<PathBuf>) -> Result<(), DispatcherError> {
+    log::init("dispatcher");
+    tokio::task::LocalSet::new().run_until(serve(config, path)).await
+}
+
+async fn serve(mut config: Config, path: Option<PathBuf>) -> Result<(), DispatcherError> {
+    let system = |call| move |error| DispatcherError::System(call, error);
+    let mut listeners: Vec<Option<Listener>> = config.listeners.iter().map(|_| None).collect();
+    let (mut probe, mut stored) = (None, Vec::new());
+    for (fd, name) in sys::listen_fds().map_err(system("LISTEN_FDS"))? {
+        if name == "probe" {
+            let socket = std::os::unix::net::UnixListener::from(fd);
+            socket.set_nonblocking(true).map_err(system("probe.sock"))?;
+            probe = Some(UnixListener::from_std(socket).map_err(system("probe.sock"))?);
+        } else if let Some(index) = name.strip_prefix("listener-").and_then(|index| index.parse::<usize>().ok()) {
+            let listener = Listener::adopt(fd).map_err(system("a listening socket"))?;
+            if let Some(place) = listeners.get_mut(index) {
+                *place = Some(listener);
+            }
+        } else if name.starts_with(store::PREFIX) {
+            stored.push((fd, name));
+        }
+    }
+    let probe = probe.ok_or_else(|| DispatcherError::NoSocket("probe.sock".into()))?;
+    for (listener, wanted) in listeners.iter().zip(&config.listeners) {
+        listener.as_ref().ok_or_else(|| DispatcherError::NoSocket(wanted.address.to_string()))?;
+    }
+    let listeners: Vec<Rc<Listener>> = listeners.into_iter().flatten().map(Rc::new).collect();
+    let ports: Vec<(PoolName, u16)> = config
+        .listeners
+        .iter()
+        .zip(&listeners)
+        .filter_map(|(wanted, socket)| Some((wanted.pool.clone(), socket.tcp_address()?.port())))
+        .collect();
+    let return_port = |pool: &PoolName| ports.iter().find(|(of, _)| of == pool).map(|(_, port)| *port);
+
+    let desk = Desk::open(&config, &return_port)?;
+    store::give_back(stored, config.front.linger_timeout);
+    let mut stop = Signal::stop().and_then(Signal::into_async).map_err(system("signals"))?;
+    let mut reload = Signal::reload().and_then(Signal::into_async).map_err(system("signals"))?;
+    let parent = nix::unistd::getppid();
+
+    tokio::task::spawn_local(probe::serve(probe, desk.clone()));
+    let timers = desk.clone();
+    tokio::task::spawn_local(async move { timers.run_timers().await });
+    let front = front::Front::open(&config, listeners, desk.clone());
+    let status = format!("serving, incarnation {}", desk.epoch());
+    let _ = sd_notify::notify(&[NotifyState::Ready, NotifyState::Status(&status)]);
+    tracing::debug!(epoch = %desk.epoch(), "ready");
+
+    let mut beat = beat();
+    let (mut stops, mut reloads) = ([0; 64], [0; 64]);
+    loop {
+        tokio::select! {
+            _ = stop.read(&mut stops) => break,
+            _ = reload.read(&mut reloads) => match Config::load(path.as_deref()) {
+                Ok(loaded) => {
+                    config = loaded.config;
+                    desk.reconfigure(&config, &return_port)?;
+                    front.reconfigure(&config);
+                    tracing::debug!("configuration applied");
+                }
+                Err(error) => tracing::error!("reload refused, the configuration in force stays: {error}"),
+            },
+            () = beat.wait() => { let _ = sd_notify::notify(&[NotifyState::Watchdog]); }
+        }
+    }
+
+    let _ = sd_notify::notify(&[NotifyState::Stopping]);
+    front.close();
+    if nix::unistd::getppid() != parent {
+        // Nobody is left who would start another dispatcher.
+        desk.tell_all(Event::Quiesce);
+    }
+    // Who waits has a bound of its own: queue_timeout. The answers have linger_timeout.
+    while front.connections() > 0 {
+        tokio::select! {
+            () = front.one_less() => {}
+            _ = stop.read(&mut stops) => break,
+        }
+    }
+    tracing::debug!("left");
+    Ok(())
+}
+
+/// `WATCHDOG=1` where systemd asks for it (sd_watchdog_enabled(3)), from the serving loop.
+struct Beat(Option<tokio::time::Interval>);
+
+fn beat() -> Beat {
+    Beat(sd_notify::watchdog_enabled().map(|every| tokio::time::interval((every / 2).max(Duration::from_millis(1)))))
+}
+
+impl Beat {
+    async fn wait(&mut self) {
+        match &mut self.0 {
+            Some(interval) => drop(interval.tick().await),
+            None => std::future::pending().await,
+        }
+    }
+}

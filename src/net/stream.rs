@@ -76,6 +76,20 @@ pub enum Stream {
 }
 
 impl Stream {
+    /// Takes a connection that was passed to this process.
+    pub fn adopt(fd: OwnedFd) -> io::Result<Self> {
+        let address: SockaddrStorage = getsockname(std::os::fd::AsRawFd::as_raw_fd(&fd))?;
+        if address.family() == Some(AddressFamily::Unix) {
+            let stream = std::os::unix::net::UnixStream::from(fd);
+            stream.set_nonblocking(true)?;
+            Ok(Stream::Unix(UnixStream::from_std(stream)?))
+        } else {
+            let stream = std::net::TcpStream::from(fd);
+            stream.set_nonblocking(true)?;
+            Ok(Stream::Tcp(TcpStream::from_std(stream)?))
+        }
+    }
+
     /// The client's TCP address.
     pub fn peer_address(&self) -> Option<SocketAddr> {
         match self {

@@ -15,7 +15,6 @@ use http_body::{Frame, SizeHint};
 use http_body_util::BodyExt;
 use hyper::body::Incoming;
 use hyper::server::conn::http1;
-use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::sync::Mutex;
 use tokio::time::{Instant, sleep_until};
@@ -29,16 +28,17 @@ use crate::exchange::Counter;
 use crate::ids::Token;
 use crate::net::{self, Outcome, Problem, linger, set_reset_on_close};
 
+/// A running handler.
+pub type Answering = Pin<Box<dyn Future<Output = Result<Response<Body>, Failure>> + Send>>;
+
 /// What a worker's service is, whoever wrote it.
 pub trait Handler:
-    Service<Request<Body>, Response = Response<Body>, Error = Failure, Future: Send> + Send + 'static
+    Service<Request<Body>, Response = Response<Body>, Error = Failure, Future = Answering> + Send + 'static
 {
 }
 
-impl<S> Handler for S
-where
-    S: Service<Request<Body>, Response = Response<Body>, Error = Failure> + Send + 'static,
-    S::Future: Send,
+impl<S> Handler for S where
+    S: Service<Request<Body>, Response = Response<Body>, Error = Failure, Future = Answering> + Send + 'static
 {
 }
 
@@ -46,17 +46,14 @@ where
 pub async fn serve<S: Handler>(shared: Arc<Shared>, service: Arc<Mutex<S>>, stream: net::Shared) {
     let turn = Arc::new(Turn::default());
     let cut = {
-        let service = service_fn({
-            let (shared, turn, stream) = (shared.clone(), turn.clone(), stream.clone());
-            move |request| answer(shared.clone(), service.clone(), turn.clone(), stream.clone(), request)
-        });
+        let answerer = Answerer { shared: shared.clone(), service, turn: turn.clone(), stream: stream.clone() };
         let connection = http1::Builder::new()
             .keep_alive(false)
             .half_close(true)
             .timer(TokioTimer::new())
             .header_read_timeout(shared.front.head_timeout)
             .max_buf_size(shared.front.head_bytes)
-            .serve_connection(TokioIo::new(stream.clone()), service);
+            .serve_connection(TokioIo::new(stream.clone()), answerer);
         let connection = pin!(connection);
         tokio::select! {
             served = connection => served.err().map(|error| {
@@ -64,7 +61,7 @@ pub async fn serve<S: Handler>(shared: Arc<Shared>, service: Arc<Mutex<S>>, stre
                 turn.fail();
                 tracing::debug!(worker = %shared.id, %error, "connection ended early");
             }).and(None),
-            cut = turn.cut(&stream) => Some(cut),
+            cut = turn.clone().cut(stream.clone()) => Some(cut),
         }
         // Here the handler's future and bodies are dropped, which cancels it where it is not through.
     };
@@ -97,6 +94,25 @@ async fn finish(shared: &Shared, turn: &Turn, held: Held, cut: Option<Cut>, stre
         }
     }
     shared.finish(held.lease, held.since.elapsed(), turn.has_failed());
+}
+
+/// What hyper calls with the request of a connection.
+struct Answerer<S> {
+    shared: Arc<Shared>,
+    service: Arc<Mutex<S>>,
+    turn: Arc<Turn>,
+    stream: net::Shared,
+}
+
+impl<S: Handler> hyper::service::Service<Request<Incoming>> for Answerer<S> {
+    type Response = Response<Body>;
+    type Error = BoxError;
+    type Future = Pin<Box<dyn Future<Output = Result<Response<Body>, BoxError>> + Send>>;
+
+    fn call(&self, request: Request<Incoming>) -> Self::Future {
+        let (shared, service) = (self.shared.clone(), self.service.clone());
+        Box::pin(answer(shared, service, self.turn.clone(), self.stream.clone(), request))
+    }
 }
 
 /// Answers one request: claims with its token and runs the handler, or sends it back.

@@ -29,8 +29,6 @@ mod user;
 use std::io;
 use std::sync::Arc;
 
-use tower_service::Service;
-
 pub use handler::{Body, BoxError};
 pub use user::serve;
 
@@ -147,11 +145,7 @@ impl Office {
         })
     }
 
-    async fn serve<S>(self, service: S, builtin: Option<Builtin>) -> Result<(), ServeError>
-    where
-        S: Service<http::Request<Body>, Response = http::Response<Body>, Error = handler::Failure> + Send + 'static,
-        S::Future: Send,
-    {
+    async fn serve(self, service: impl connection::Handler, builtin: Option<Builtin>) -> Result<(), ServeError> {
         let (shared, orders, hear, listener) = Shared::new(self, builtin)?;
         let shared = Arc::new(shared);
         let control = control::start(shared.clone(), hear)?;

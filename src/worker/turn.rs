@@ -1,7 +1,7 @@
 //! One connection's turn: what it holds, until when, and how far its answer has come.
 
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::Notify;
@@ -72,12 +72,12 @@ impl Turn {
     }
 
     /// Returns when the connection must end whatever is being done on it: never before a claim.
-    pub async fn cut(&self, stream: &net::Shared) -> Cut {
+    pub async fn cut(self: Arc<Self>, stream: net::Shared) -> Cut {
         self.claimed.notified().await;
         let Some(held) = self.held() else { return std::future::pending().await };
         let client = async {
             sleep(WATCH_AFTER).await;
-            gone(stream, &self.may_probe).await;
+            gone(&stream, &self.may_probe).await;
         };
         let deadline = async {
             sleep_until(held.deadline).await;

@@ -9,6 +9,7 @@ use http::{Request, Response, StatusCode};
 use http_body_util::BodyExt;
 use tower_service::Service;
 
+use super::connection::Answering;
 use super::handler::{Body, BoxError, Context, Failure, Intake};
 use super::{Office, ServeError};
 use crate::config::Config;
@@ -53,7 +54,7 @@ where
 {
     type Response = Response<Body>;
     type Error = Failure;
-    type Future = Pin<Box<dyn Future<Output = Result<Response<Body>, Failure>> + Send>>;
+    type Future = Answering;
 
     fn poll_ready(&mut self, task: &mut Task<'_>) -> Poll<Result<(), Failure>> {
         self.0.poll_ready(task).map_err(|error| failure(error.into()))

@@ -1,0 +1,451 @@
+//! Where everything meets: pools, slots, bells and waiting clients. Events in, actions out, no decisions.
+
+use std::cell::{Cell, RefCell};
+use std::collections::{HashMap, VecDeque};
+use std::rc::Rc;
+use std::sync::Arc;
+
+use tokio::sync::{Notify, oneshot};
+use tokio::task::AbortHandle;
+
+use super::{DispatcherError, slot};
+use crate::bell::Bell;
+use crate::clock;
+use crate::config::{self, Address, Config};
+use crate::exchange::{Asker, Life};
+use crate::ids::{Epoch, LeaseId, PoolName, Terms, Time, Token, WorkerId};
+use crate::ipc::{self, Parts};
+use crate::pool::{Action, ClientId, Event, Limits, Note, Peer, Pool, Refusal, Seen, Worker};
+use crate::probe::{PoolReport, WorkerReport};
+use crate::shm::{Role, Segment};
+use crate::{sys, tree};
+
+/// A worker given to a client.
+#[derive(Clone, Debug)]
+pub struct Grant {
+    pub worker: WorkerId,
+    pub lease: LeaseId,
+    pub token: Token,
+    /// Where the worker listens.
+    pub address: Address,
+    pub claim_by: Time,
+}
+
+/// What became of a client's wish.
+pub type Verdict = Result<Grant, Refusal>;
+
+struct Slot {
+    asker: Asker<Arc<Segment>>,
+    segment: Arc<Segment>,
+    ring: Bell,
+    token: Token,
+    listening: AbortHandle,
+}
+
+impl Drop for Slot {
+    fn drop(&mut self) {
+        self.listening.abort();
+    }
+}
+
+struct Room {
+    config: config::Pool,
+    pool: Pool,
+    /// Index `n - 1` is worker `n`.
+    slots: Vec<Option<Slot>>,
+}
+
+/// The dispatcher's state, shared by its tasks, all on one thread.
+pub struct Desk {
+    epoch: Epoch,
+    process: (u32, u64),
+    rooms: RefCell<Vec<Room>>,
+    clients: RefCell<HashMap<ClientId, oneshot::Sender<Verdict>>>,
+    next_client: Cell<ClientId>,
+    armed: Cell<Option<Time>>,
+    rearm: Notify,
+}
+
+fn limits(pool: &config::Pool, config: &Config) -> Limits {
+    Limits {
+        workers: pool.workers,
+        queue: pool.queue,
+        queue_timeout: pool.queue_timeout,
+        offer_timeout: pool.offer_timeout,
+        claim_timeout: pool.claim_timeout,
+        request_timeout: pool.request_timeout,
+        slot_scan: config.front.slot_scan,
+    }
+}
+
+impl Desk {
+    /// Takes every slot of the set and reads back what an earlier dispatcher left in them.
+    pub fn open(config: &Config, return_ports: &dyn Fn(&PoolName) -> Option<u16>) -> Result<Rc<Self>, DispatcherError> {
+        let pid = std::process::id();
+        let desk = Rc::new(Self {
+            epoch: next_epoch(config)?,
+            process: (pid, tree::look(pid).map_or(0, |process| process.started)),
+            rooms: RefCell::default(),
+            clients: RefCell::default(),
+            next_client: Cell::new(1),
+            armed: Cell::new(None),
+            rearm: Notify::new(),
+        });
+        desk.reconfigure(config, return_ports)?;
+        Ok(desk)
+    }
+
+    /// This incarnation.
+    pub fn epoch(&self) -> Epoch {
+        self.epoch
+    }
+
+    /// Takes a new configuration: pools and workers come, change and go; nobody who is served notices.
+    pub fn reconfigure(
+        self: &Rc<Self>,
+        config: &Config,
+        return_ports: &dyn Fn(&PoolName) -> Option<u16>,
+    ) -> Result<(), DispatcherError> {
+        for wanted in &config.pools {
+            let known = self.rooms.borrow().iter().position(|room| room.config.name == wanted.name);
+            let index = known.unwrap_or_else(|| {
+                let pool = Pool::new(limits(wanted, config), self.epoch);
+                let mut rooms = self.rooms.borrow_mut();
+                rooms.push(Room { config: wanted.clone(), pool, slots: Vec::new() });
+                rooms.len() - 1
+            });
+            let mut new = Vec::new();
+            {
+                let room = &mut self.rooms.borrow_mut()[index];
+                room.config = wanted.clone();
+                room.pool.reconfigure(limits(wanted, config));
+                for n in 1..=wanted.workers {
+                    if usize::from(n) > room.slots.len() {
+                        room.slots.push(None);
+                    }
+                    if room.slots[usize::from(n) - 1].is_none() {
+                        new.push(n);
+                    }
+                }
+            }
+            for n in new {
+                let id = WorkerId { pool: wanted.name.clone(), number: n };
+                let slot = self.take_slot(config, &id, index, return_ports(&wanted.name))?;
+                self.rooms.borrow_mut()[index].slots[usize::from(n) - 1] = Some(slot);
+                self.look(index, n);
+            }
+        }
+        for (index, room) in self.rooms.borrow_mut().iter_mut().enumerate() {
+            if config.pools.iter().all(|pool| pool.name != room.config.name) && room.config.workers > 0 {
+                tracing::debug!(pool = %room.config.name, index, "pool is leaving");
+                room.config.workers = 0;
+                room.pool.reconfigure(Limits { workers: 0, ..limits(&room.config, config) });
+            }
+        }
+        self.drop_surplus();
+        Ok(())
+    }
+
+    fn take_slot(
+        self: &Rc<Self>,
+        config: &Config,
+        id: &WorkerId,
+        index: usize,
+        return_port: Option<u16>,
+    ) -> Result<Slot, DispatcherError> {
+        let Parts { segment, to_worker, to_dispatcher } = ipc::open(config, id, None)?;
+        if !segment.take(Role::Dispatcher).map_err(|e| DispatcherError::System("locking a segment", e.into()))? {
+            let pid = Asker::last_process(&segment).map_or(0, |(pid, _)| pid);
+            return Err(DispatcherError::Taken(pid));
+        }
+        let asker = Asker::attach(segment.clone(), self.epoch, self.process, return_port);
+        let readiness = std::os::fd::AsFd::as_fd(&to_dispatcher).try_clone_to_owned();
+        let readiness = readiness.and_then(sys::when_readable).map_err(|e| DispatcherError::System("a bell", e))?;
+        let (desk, n) = (Rc::downgrade(self), id.number);
+        let listening = tokio::task::spawn_local(async move {
+            while let Ok(mut ready) = readiness.readable().await {
+                ready.clear_ready();
+                to_dispatcher.hush();
+                let Some(desk) = desk.upgrade() else { return };
+                desk.look(index, n);
+            }
+        });
+        Ok(Slot { asker, segment, ring: to_worker, token: Token::new(0), listening: listening.abort_handle() })
+    }
+
+    /// Closes the slots of workers that the pool has forgotten.
+    fn drop_surplus(&self) {
+        for room in self.rooms.borrow_mut().iter_mut() {
+            room.slots.truncate(room.pool.workers().len());
+        }
+    }
+
+    fn index(&self, pool: &PoolName) -> Option<usize> {
+        self.rooms.borrow().iter().position(|room| room.config.name == *pool)
+    }
+
+    /// Looks at a slot because it rang.
+    fn look(&self, index: usize, n: u16) {
+        self.feed(index, None, VecDeque::from([n]));
+    }
+
+    /// Tells one pool what happened, and does what it says.
+    pub fn tell(&self, pool: &PoolName, event: Event) {
+        if let Some(index) = self.index(pool) {
+            self.feed(index, Some(event), VecDeque::new());
+        }
+    }
+
+    /// Tells every pool.
+    pub fn tell_all(&self, event: Event) {
+        for index in 0..self.rooms.borrow().len() {
+            self.feed(index, Some(event), VecDeque::new());
+        }
+    }
+
+    fn feed(&self, index: usize, event: Option<Event>, mut looks: VecDeque<u16>) {
+        let mut rooms = self.rooms.borrow_mut();
+        let room = &mut rooms[index];
+        let mut next = event;
+        loop {
+            let event = match next.take() {
+                Some(event) => event,
+                None => match looks.pop_front() {
+                    // Read right before it is judged: every earlier action is in it.
+                    Some(n) => Event::Seen(n, room.see(n)),
+                    None => break,
+                },
+            };
+            for action in room.pool.handle(clock::now(), event) {
+                if let Some(n) = self.perform(room, action)
+                    && !looks.contains(&n)
+                {
+                    looks.push_back(n);
+                }
+            }
+        }
+        let deadline = room.pool.deadline();
+        drop(rooms);
+        if deadline.is_some_and(|at| self.armed.get().is_none_or(|armed| at < armed)) {
+            self.rearm.notify_one();
+        }
+    }
+
+    /// Does one action; returns the worker whose slot is to be looked at afterwards.
+    fn perform(&self, room: &mut Room, action: Action) -> Option<u16> {
+        let n = match action {
+            Action::Grant { client, worker, lease, claim_by } => {
+                let grant = room.grant(worker, lease, claim_by);
+                self.answer(client, Ok(grant));
+                return None;
+            }
+            Action::Refuse(client, refusal) => {
+                self.answer(client, Err(refusal));
+                return None;
+            }
+            Action::Note(n, note) => {
+                room.note(n, note);
+                return None;
+            }
+            Action::Look(n)
+            | Action::Ask(n, _)
+            | Action::Ring(n)
+            | Action::Offer { worker: n, .. }
+            | Action::Revoke(n, _)
+            | Action::Abort(n, _)
+            | Action::Bury(n, _)
+            | Action::Release(n, _)
+            | Action::Clear(n) => n,
+        };
+        let request_timeout = room.config.request_timeout;
+        let slot = room.slots.get_mut(usize::from(n) - 1)?.as_mut()?;
+        match action {
+            Action::Ask(_, ask) => {
+                slot::ask(&mut slot.asker, ask);
+                slot.ring.ring();
+                return None;
+            }
+            Action::Ring(_) => {
+                slot.ring.ring();
+                return None;
+            }
+            Action::Offer { epoch, lease, claim_by, .. } => {
+                slot.token = Token::new(random_bits());
+                let terms = Terms {
+                    lease,
+                    worker_epoch: epoch,
+                    dispatcher_epoch: self.epoch,
+                    token: slot.token,
+                    claim_by,
+                    request_timeout,
+                };
+                if slot.asker.offer(&terms).is_ok() {
+                    slot.ring.ring();
+                    // Its answer comes with a ring.
+                    return None;
+                }
+            }
+            Action::Revoke(_, lease) => drop(slot.asker.revoke(lease)),
+            Action::Abort(_, lease) => drop(slot.asker.abort(lease)),
+            Action::Bury(_, lease) => drop(slot.asker.bury(lease)),
+            Action::Release(_, lease) => drop(slot.asker.release(lease)),
+            Action::Clear(_) => slot.asker.clear(),
+            _ => {}
+        }
+        Some(n)
+    }
+
+    fn answer(&self, client: ClientId, verdict: Verdict) {
+        if let Some(waiting) = self.clients.borrow_mut().remove(&client) {
+            let _ = waiting.send(verdict); // it has left in this very moment
+        }
+    }
+
+    /// Waits for a worker of `pool`. Dropping the future gives up the place in the queue.
+    pub async fn lease(self: &Rc<Self>, pool: &PoolName, peer: Peer) -> Verdict {
+        let id = self.next_client.get();
+        self.next_client.set(id + 1);
+        let (sender, receiver) = oneshot::channel();
+        self.clients.borrow_mut().insert(id, sender);
+        let _place = Place { desk: self, pool, id };
+        self.tell(pool, Event::Client(id, peer));
+        receiver.await.unwrap_or(Err(Refusal::Stopping))
+    }
+
+    /// Wakes the pools when their time has come; never returns.
+    pub async fn run_timers(&self) {
+        loop {
+            let next = self.rooms.borrow().iter().filter_map(|room| room.pool.deadline()).min();
+            self.armed.set(next);
+            let sleep = async {
+                match next {
+                    Some(at) => tokio::time::sleep(at.since(clock::now())).await,
+                    None => std::future::pending().await,
+                }
+            };
+            tokio::select! {
+                () = sleep => {}
+                () = self.rearm.notified() => continue,
+            }
+            self.armed.set(None);
+            let now = clock::now();
+            let due: Vec<_> = (0..self.rooms.borrow().len())
+                .filter(|i| self.rooms.borrow()[*i].pool.deadline().is_some_and(|at| at <= now))
+                .collect();
+            for index in due {
+                self.feed(index, Some(Event::Tick), VecDeque::new());
+            }
+            self.drop_surplus();
+        }
+    }
+
+    /// How many clients wait for a worker.
+    pub fn waiting(&self) -> usize {
+        self.clients.borrow().len()
+    }
+
+    /// What the probe reports.
+    pub fn report(&self) -> Vec<PoolReport> {
+        let now = clock::now();
+        let worker = |worker: &Worker| WorkerReport {
+            epoch: worker.epoch.map_or(0, Epoch::get),
+            late: worker.late,
+            drained: worker.drained,
+            garbled: worker.garbled,
+            silent_ms: worker.silent_since.map(|since| now.since(since).as_millis() as u64),
+        };
+        let report = |room: &Room| {
+            let (queue, oldest) = room.pool.waiting();
+            PoolReport {
+                name: room.config.name.clone(),
+                queue,
+                oldest_ms: oldest.map_or(0, |since| now.since(since).as_millis() as u64),
+                workers: room.pool.workers().iter().map(worker).collect(),
+            }
+        };
+        self.rooms.borrow().iter().map(report).collect()
+    }
+
+    /// Whether the configuration in force has this worker.
+    pub fn has(&self, id: &WorkerId) -> bool {
+        self.rooms
+            .borrow()
+            .iter()
+            .any(|room| room.config.name == id.pool && (1..=room.config.workers).contains(&id.number))
+    }
+
+    /// How many workers a pool has, for the words of a refusal.
+    pub fn workers(&self, pool: &PoolName) -> u16 {
+        self.rooms.borrow().iter().find(|room| room.config.name == *pool).map_or(0, |room| room.config.workers)
+    }
+}
+
+/// A client's place: given up when it is dropped without a verdict.
+struct Place<'a> {
+    desk: &'a Rc<Desk>,
+    pool: &'a PoolName,
+    id: ClientId,
+}
+
+impl Drop for Place<'_> {
+    fn drop(&mut self) {
+        let waiting = self.desk.clients.borrow_mut().remove(&self.id).is_some();
+        if waiting {
+            self.desk.tell(self.pool, Event::Left(self.id));
+        }
+    }
+}
+
+impl Room {
+    fn see(&mut self, n: u16) -> Seen {
+        match self.slots.get_mut(usize::from(n) - 1).and_then(Option::as_mut) {
+            Some(slot) => {
+                let alive = slot.segment.is_taken(Role::Worker);
+                slot::look(&mut slot.asker, alive)
+            }
+            None => Seen::default(),
+        }
+    }
+
+    fn grant(&self, n: u16, lease: LeaseId, claim_by: Time) -> Grant {
+        let worker = WorkerId { pool: self.config.name.clone(), number: n };
+        let slot = self.slots[usize::from(n) - 1].as_ref().expect("who is granted was asked");
+        let mut address = self.config.worker_address(n);
+        if let (Address::Tcp(tcp), Some(port)) = (&mut address, Life::load(&*slot.segment).and_then(|life| life.port)) {
+            tcp.set_port(port);
+        }
+        Grant { worker, lease, token: slot.token, address, claim_by }
+    }
+
+    fn note(&self, n: u16, note: Note) {
+        let worker = format!("{}/{n}", self.config.name);
+        match note {
+            Note::Up(epoch) => tracing::debug!(worker, %epoch, "worker is there"),
+            Note::Down(epoch) => tracing::debug!(worker, %epoch, "worker has gone"),
+            Note::Late(lease) => {
+                tracing::warn!(worker, %lease, "worker did not answer within offer_timeout: another is asked");
+            }
+            Note::Back => tracing::info!(worker, "worker answers again"),
+            Note::Unclaimed(lease) => tracing::debug!(worker, %lease, "lease was not used within claim_timeout"),
+            Note::Garbled => tracing::error!(worker, "the claim word of this worker's slot is garbled"),
+            Note::Lost(lease) => tracing::warn!(worker, %lease, "the worker died with a request in hand"),
+        }
+    }
+}
+
+/// One more than any dispatcher before has used in this set.
+fn next_epoch(config: &Config) -> Result<Epoch, DispatcherError> {
+    let mut last = None;
+    for id in config.workers() {
+        last = last.max(Asker::last_epoch(&ipc::open(config, &id, None)?.segment));
+    }
+    Ok(last.map_or(Epoch::FIRST, Epoch::next))
+}
+
+/// 128 bits that nobody can guess.
+fn random_bits() -> u128 {
+    let mut bytes = [0; 16];
+    // The kernel blocks until it can, and then never fails (getrandom(2)).
+    getrandom::fill(&mut bytes).expect("the kernel gives random bytes");
+    u128::from_ne_bytes(bytes)
+}

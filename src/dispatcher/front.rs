@@ -1,0 +1,273 @@
+//! The front: accepts clients, reads their heads, and tells them where to go.
+
+use std::cell::{Cell, RefCell};
+use std::net::IpAddr;
+use std::pin::pin;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::header::CONTENT_LENGTH;
+use http::uri::PathAndQuery;
+use http::{Method, Request, Response, StatusCode, Version};
+use http_body_util::Full;
+use hyper::body::Incoming;
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio::sync::{Notify, Semaphore};
+use tokio::task::AbortHandle;
+use tokio::time::{Instant, sleep};
+
+use super::desk::Desk;
+use super::{hosts, redirect, store};
+use crate::config::{self, Config};
+use crate::net::{self, Listener, Problem, gone, linger};
+use crate::pool::Peer;
+
+/// Pause after a failed accept: out of descriptors, most likely, which only time mends.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+
+/// A wait shorter than this is not worth a watch on the client: it costs a descriptor and five calls.
+const WATCH_AFTER: Duration = Duration::from_millis(20);
+
+/// Where a lease is asked for as such.
+const LEASE: &str = "/.patou/lease";
+
+/// All listeners and the connections they have accepted.
+pub struct Front {
+    shared: Rc<Shared>,
+    accepting: Vec<AbortHandle>,
+}
+
+struct Shared {
+    desk: Rc<Desk>,
+    settings: RefCell<Rc<config::Front>>,
+    listeners: RefCell<Vec<Rc<config::Listener>>>,
+    places: Arc<Semaphore>,
+    connections: Cell<usize>,
+    ended: Notify,
+}
+
+impl Front {
+    /// Starts accepting.
+    pub fn open(config: &Config, sockets: Vec<Rc<Listener>>, desk: Rc<Desk>) -> Self {
+        let shared = Rc::new(Shared {
+            desk,
+            settings: RefCell::new(Rc::new(config.front.clone())),
+            listeners: RefCell::new(config.listeners.iter().cloned().map(Rc::new).collect()),
+            places: Arc::new(Semaphore::new(config.front.connections)),
+            connections: Cell::new(0),
+            ended: Notify::new(),
+        });
+        let accept = |(index, socket)| tokio::task::spawn_local(accept(shared.clone(), index, socket)).abort_handle();
+        let accepting = sockets.into_iter().enumerate().map(accept).collect();
+        Self { shared, accepting }
+    }
+
+    /// Takes new settings for connections from now on; the sockets stay what they are.
+    pub fn reconfigure(&self, config: &Config) {
+        *self.shared.settings.borrow_mut() = Rc::new(config.front.clone());
+        *self.shared.listeners.borrow_mut() = config.listeners.iter().cloned().map(Rc::new).collect();
+    }
+
+    /// Accepts nobody any more; who comes waits in the kernel's backlog for the next dispatcher.
+    pub fn close(&self) {
+        self.accepting.iter().for_each(AbortHandle::abort);
+    }
+
+    /// Connections that have not ended.
+    pub fn connections(&self) -> usize {
+        self.shared.connections.get()
+    }
+
+    /// Waits until one of them has.
+    pub async fn one_less(&self) {
+        self.shared.ended.notified().await;
+    }
+}
+
+async fn accept(shared: Rc<Shared>, index: usize, socket: Rc<Listener>) {
+    loop {
+        // Beyond front.connections the kernel's backlog is the queue.
+        let Ok(place) = shared.places.clone().acquire_owned().await else { return };
+        match socket.accept().await {
+            Ok(stream) => {
+                let listener = shared.listeners.borrow().get(index).cloned();
+                let Some(listener) = listener else { return };
+                shared.connections.set(shared.connections.get() + 1);
+                let client = Client {
+                    listener,
+                    settings: shared.settings.borrow().clone(),
+                    listens_on: socket.tcp_address().map(|address| address.ip()),
+                    stream: net::Shared(Arc::new(stream)),
+                    may_probe: AtomicBool::new(false),
+                    answered: Cell::new(false),
+                };
+                let shared = shared.clone();
+                tokio::task::spawn_local(async move {
+                    client.serve(&shared.desk).await;
+                    drop(place);
+                    shared.connections.set(shared.connections.get() - 1);
+                    shared.ended.notify_one();
+                });
+            }
+            Err(error) => {
+                tracing::warn!(%error, "accept");
+                sleep(ACCEPT_PAUSE).await;
+            }
+        }
+    }
+}
+
+/// One connection, which is one request.
+struct Client {
+    listener: Rc<config::Listener>,
+    settings: Rc<config::Front>,
+    listens_on: Option<IpAddr>,
+    stream: net::Shared,
+    /// Nothing has been sent to a client that knows HTTP/1.1 and is waiting.
+    may_probe: AtomicBool,
+    answered: Cell<bool>,
+}
+
+type Answer = Response<Full<Bytes>>;
+
+impl Client {
+    async fn serve(&self, desk: &Rc<Desk>) {
+        {
+            let service =
+                service_fn(|request| async { Ok::<_, std::convert::Infallible>(self.answer(desk, request).await) });
+            let connection = http1::Builder::new()
+                .keep_alive(false)
+                .half_close(true)
+                .timer(TokioTimer::new())
+                .header_read_timeout(self.settings.head_timeout)
+                .max_buf_size(self.settings.head_bytes)
+                .serve_connection(TokioIo::new(self.stream.clone()), service);
+            if let Err(error) = pin!(connection).await {
+                tracing::debug!(%error, "connection ended early");
+                if error.is_timeout() && !self.answered.get() {
+                    let detail = "the head of the request did not come within head_timeout";
+                    let _ = self.stream.0.try_write(&Problem::not_started(StatusCode::REQUEST_TIMEOUT, detail).raw());
+                }
+            }
+        }
+        linger(self.stream.clone(), self.settings.linger_timeout).await;
+    }
+
+    async fn answer(&self, desk: &Rc<Desk>, request: Request<Incoming>) -> Answer {
+        let since = Instant::now();
+        let (answer, worker) = match self.accept(&request) {
+            Err(problem) => (problem.response(), None),
+            Ok((host, target)) => {
+                self.may_probe.store(request.version() >= Version::HTTP_11, Ordering::Relaxed);
+                let verdict = self.wait(desk).await;
+                self.may_probe.store(false, Ordering::Relaxed);
+                match verdict {
+                    None => (self.client_left(), None),
+                    Some(Ok(grant)) => {
+                        let wants_lease = self.listens_on.is_none() || target == LEASE;
+                        let told = match wants_lease {
+                            true => redirect::lease(&grant),
+                            false => redirect::to_worker(&grant, &host, &target),
+                        };
+                        (told, Some(grant))
+                    }
+                    Some(Err(refusal)) => {
+                        let pool = &self.listener.pool;
+                        (redirect::refusal(refusal, pool.as_str(), desk.workers(pool)).response(), None)
+                    }
+                }
+            }
+        };
+        self.answered.set(true);
+        if self.listener.access_log {
+            let (worker, lease) = match &worker {
+                Some(grant) => (grant.worker.to_string(), grant.lease.to_string()),
+                None => ("-".into(), "-".into()),
+            };
+            let client = self.stream.0.peer_address().map_or("unix".into(), |address| address.to_string());
+            let ms = since.elapsed().as_secs_f64() * 1e3;
+            tracing::info!(
+                client,
+                status = answer.status().as_u16(),
+                worker,
+                lease,
+                wait_ms = format!("{ms:.1}"),
+                "{} {}",
+                request.method(),
+                request.uri()
+            );
+        }
+        answer
+    }
+
+    /// Checks what must be right before a worker is bothered; the host and the target of the request.
+    fn accept(&self, request: &Request<Incoming>) -> Result<(String, String), Problem> {
+        let bad = |detail| Problem::not_started(StatusCode::BAD_REQUEST, detail);
+        let host = hosts::host(request.headers()).map_err(bad)?;
+        if host.is_none() && request.version() >= Version::HTTP_11 {
+            return Err(bad("an HTTP/1.1 request needs a Host header"));
+        }
+        if let Some(host) = &host
+            && !hosts::is_allowed(host, &self.listener.allowed_hosts, self.listens_on)
+        {
+            let detail = format!("this listener does not serve the host {host}: see allowed_hosts");
+            return Err(Problem::not_started(StatusCode::MISDIRECTED_REQUEST, detail));
+        }
+        // Without a name the client can only have used the address.
+        let host = host.unwrap_or_else(|| match self.stream.0.local_address().map(|address| address.ip()) {
+            Some(IpAddr::V6(ip)) => format!("[{ip}]"),
+            Some(IpAddr::V4(ip)) => ip.to_string(),
+            None => "localhost".into(),
+        });
+        let target = request.uri().path_and_query().map(PathAndQuery::as_str);
+        let target = target.ok_or_else(|| bad("the request has no path"))?;
+        if target.starts_with("/.patou/") && target != LEASE {
+            let detail = "paths under /.patou/ are patou's own; a lease is used at its worker's address";
+            return Err(Problem::not_started(StatusCode::NOT_FOUND, detail));
+        }
+        if target == LEASE && request.method() != Method::POST {
+            let detail = "a lease is asked for with POST";
+            return Err(Problem::not_started(StatusCode::METHOD_NOT_ALLOWED, detail));
+        }
+        let length = request.headers().get(CONTENT_LENGTH).and_then(|v| v.to_str().ok()?.parse::<u64>().ok());
+        let max = self.settings.max_body;
+        if max > 0 && length.is_some_and(|length| length > max) {
+            let detail = format!("the body is larger than max_body, {max} bytes");
+            return Err(Problem::not_started(StatusCode::PAYLOAD_TOO_LARGE, detail));
+        }
+        Ok((host, target.to_owned()))
+    }
+
+    /// Waits for a worker; `None` if the client has gone before there was one.
+    async fn wait(&self, desk: &Rc<Desk>) -> Option<super::desk::Verdict> {
+        let peer = match self.stream.0.peer_address() {
+            Some(address) => Peer::Ip(address.ip().to_canonical()),
+            None => Peer::User(self.stream.0.peer_user().unwrap_or(u32::MAX)),
+        };
+        let store = async {
+            sleep(self.settings.store_after).await;
+            let _stored = store::put(&self.stream).await;
+            std::future::pending::<()>().await
+        };
+        let left = async {
+            sleep(WATCH_AFTER).await;
+            gone(&self.stream, &self.may_probe).await;
+        };
+        tokio::select! {
+            verdict = desk.lease(&self.listener.pool, peer) => Some(verdict),
+            () = left => None,
+            () = store => None,
+        }
+    }
+
+    /// Nobody will read it.
+    fn client_left(&self) -> Answer {
+        tracing::debug!("a client left the queue");
+        Problem::not_started(StatusCode::SERVICE_UNAVAILABLE, "the client has left").response()
+    }
+}
