@@ -3,12 +3,15 @@
 #![deny(unsafe_code)]
 
 pub mod bell;
+pub mod cli;
+pub mod client;
 pub mod clock;
 pub mod config;
 pub mod dispatcher;
 pub mod exchange;
 pub mod ids;
 pub mod ipc;
+pub mod liveness;
 pub mod log;
 pub mod net;
 pub mod pool;

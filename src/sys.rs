@@ -115,6 +115,20 @@ pub fn pidfd_send_signal(pidfd: BorrowedFd<'_>, signal: Signal) -> io::Result<()
     Ok(())
 }
 
+/// Registers `fd` with the runtime of this thread, to wait until it is readable.
+///
+/// # Errors
+/// When the runtime cannot watch it (a regular file).
+///
+/// # Panics
+/// Outside of a tokio runtime.
+pub fn when_readable(fd: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
+    // SAFETY: needed because tokio cannot know what an `AsRawFd` returns. An OwnedFd is open, always the same
+    // descriptor, and stays open while the AsyncFd owns it; an OwnedFd offers no way
+    // to change it.
+    Ok(unsafe { AsyncFd::register_with_interest(fd, Interest::READABLE) }?)
+}
+
 /// The descriptors that systemd, or the watchdog in its place, passed (sd_listen_fds(3)), with their names.
 ///
 /// They keep their numbers and are closed on exec from now on. Only the first call gets them: they have one owner.
@@ -131,16 +145,6 @@ pub fn listen_fds() -> io::Result<Vec<(OwnedFd, String)>> {
     // them succeeded just now), were passed to this very process (LISTEN_PID), and the flag above makes
     // sure that they are taken once.
     Ok(passed.map(|(fd, name)| (unsafe { OwnedFd::from_raw_fd(fd) }, name)).collect())
-}
-
-/// Lets the runtime wait until `fd` is readable.
-///
-/// # Errors
-/// When the runtime cannot watch it, or watches it already.
-pub fn when_readable(fd: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
-    // SAFETY: needed because the runtime keeps the bare number. An OwnedFd names one open descriptor for as
-    // long as it lives, and it lives in the AsyncFd, which unregisters before it drops it.
-    unsafe { AsyncFd::register_with_interest(fd, Interest::READABLE) }.map_err(Into::into)
 }
 
 #[cfg(test)]

@@ -63,7 +63,7 @@ struct State {
 enum Place {
     /// Here, in step.
     Warm(Warm),
-    /// Here, but with a rest of the last request still to be written, within so much silence.
+    /// Here, but with a rest of the last request still to be written, in so much time at most.
     Fed(Warm, Feed, Duration),
     /// Out on a request, or lost.
     Empty,

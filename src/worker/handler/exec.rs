@@ -58,7 +58,8 @@ impl Exec {
             match run.head().await? {
                 Answer::Client(document) => return run.respond(document, bodiless).await,
                 Answer::Again(path) => {
-                    run.rest().await?;
+                    let ended = run.rest().await?;
+                    run.finish(ended)?;
                     cgi::redirected(&mut parts, path);
                 }
             }
@@ -155,16 +156,14 @@ impl Run {
             First::Left(failure) => return Err(self.kill(failure)),
             First::Right(head) => head,
         };
-        match head {
-            Ok(head) => cgi::answer(&head).map_err(|wrong| self.broken(&wrong)),
-            Err(NoHead::Malformed(wrong)) => Err(self.broken(&wrong)),
-            Err(NoHead::Ended(ended)) => Err(self.broken(&format!("it {ended} before the end of its response head"))),
-            Err(NoHead::Closed) => {
-                // There will be no response, but the program's work is its own: let it come to its end.
-                let ended = self.rest().await?;
-                Err(self.broken(&format!("it closed its output without a response head, and {ended}")))
-            }
-        }
+        let ended = match head {
+            Ok(head) => return cgi::answer(&head).map_err(|wrong| self.broken(&wrong)),
+            Err(NoHead::Malformed(wrong)) => return Err(self.broken(&wrong)),
+            Err(NoHead::Ended(ended)) => ended,
+            // There will be no response, but the program's work is its own: let it come to its end.
+            Err(NoHead::Closed) => self.rest().await?,
+        };
+        Err(self.broken(&format!("it {ended} before the end of its response head")))
     }
 
     /// Makes the response. One that has no body waits for the end of the process here: nobody would read it.
@@ -172,7 +171,8 @@ impl Run {
         let Document { status, headers, length } = document;
         self.left = length.filter(|_| !bodiless);
         let body = if bodiless || length == Some(0) || head::bodiless(status) {
-            self.rest().await?;
+            let ended = self.rest().await?;
+            self.finish(ended)?;
             Empty::new().map_err(|never| match never {}).boxed_unsync()
         } else {
             unfold(self, Self::step)
@@ -206,7 +206,7 @@ impl Run {
         }
     }
 
-    /// Reads and forgets until the process has ended by itself.
+    /// Reads and forgets until the process has ended.
     async fn rest(&mut self) -> Result<Ended, Failure> {
         loop {
             match self.next().await? {
@@ -214,7 +214,7 @@ impl Run {
                 Event::Data(_) | Event::Closed => {}
                 Event::Ended(ended) => {
                     self.left = None;
-                    return self.finish(ended).map(|()| ended);
+                    return Ok(ended);
                 }
             }
         }

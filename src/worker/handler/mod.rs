@@ -145,7 +145,7 @@ impl Builtin {
 
     /// Clears up after a request, finished or cancelled: when this returns, everything that the request
     /// started is dead and reaped, and the co-process is warm (if it keeps dying, after a delay of up to
-    /// five seconds). Two system calls at most when there is nothing to do.
+    /// five seconds). One to three system calls when there is nothing to do.
     pub async fn end(&self) {
         match self {
             Self::Echo => {}

@@ -9,12 +9,16 @@ use http_body_util::{BodyExt, Empty};
 use tokio::io::AsyncWriteExt;
 use tokio::net::unix::pipe::Sender;
 use tokio::task::JoinHandle;
+use tokio::time::timeout;
 
 use super::super::head;
 use super::super::output::{Event, NoHead, cut};
 use super::super::stream::{First, Step, race, unfold};
 use super::super::{Body, Context, Failure, Intake, framing};
-use super::{Coprocess, Place, Warm};
+use super::{Coprocess, DEAF, Place, Warm};
+
+/// How long a process that closes its descriptors may take to be dead, if it is dying.
+const DYING: Duration = Duration::from_millis(100);
 
 /// Why a request was not written to its end.
 #[derive(Debug)]
@@ -102,7 +106,10 @@ impl Exchange {
         match head {
             Ok(head) => framing::answer(&head).map_err(|wrong| self.fault(&wrong)),
             Err(NoHead::Malformed(wrong)) => Err(self.fault(&wrong)),
-            Err(NoHead::Closed) => Err(self.fault(&"closed its descriptor for responses")),
+            Err(NoHead::Closed) => {
+                let what = self.closed().await;
+                Err(self.fault(&format!("{what} before the end of a response head")))
+            }
             Err(NoHead::Ended(ended)) => Err(self.fault(&format!("{ended} before the end of a response head"))),
         }
     }
@@ -151,11 +158,24 @@ impl Exchange {
                 self.warm.output.unread(beyond);
                 Ok(data)
             }
-            Event::Closed => Err(self.fault(&"closed its descriptor for responses within a response")),
-            Event::Ended(ended) => {
-                Err(self.fault(&format!("{ended}, {} bytes short of its Content-Length", self.left)))
+            Event::Closed => {
+                let what = self.closed().await;
+                Err(self.short(&what))
             }
+            Event::Ended(ended) => Err(self.short(&ended)),
         }
+    }
+
+    /// What happened when descriptor 4 was closed: a dying process closes it before it is dead.
+    async fn closed(&mut self) -> String {
+        match timeout(DYING, self.warm.output.child.wait()).await {
+            Ok(ended) => ended.to_string(),
+            Err(_) => "closed its descriptor for responses".to_owned(),
+        }
+    }
+
+    fn short(&self, what: &dyn std::fmt::Display) -> Failure {
+        self.fault(&format!("{what}, {} bytes short of its Content-Length", self.left))
     }
 
     /// Puts the process back in its place. If it is not in step any more, that is found out there.
@@ -170,6 +190,7 @@ impl Exchange {
     /// A process that has closed descriptor 3 is at its end, whatever it thinks. It may have answered before:
     /// so it is killed, and what it wrote is read until the end of the process.
     fn deaf(&mut self) {
+        tracing::warn!(worker = %self.home.worker, "the co-process {DEAF} within a request: it is killed");
         self.warm.output.child.kill_group();
     }
 

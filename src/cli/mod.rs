@@ -1,0 +1,3 @@
+//! The commands: from arguments to action, one file each.
+
+pub mod call;

@@ -1,0 +1,185 @@
+//! Who is alive, and when what died is started again.
+//!
+//! Pure: observations and `now` in, a verdict out. A process is accused only by its own silence after it was
+//! asked; a watchdog that was late itself extends every deadline by what it lost (cf. Dadgar et al.,
+//! "Lifeguard: Local Health Awareness for More Accurate Failure Detection", 2018).
+
+use std::collections::VecDeque;
+use std::time::Duration;
+
+use crate::ids::Time;
+
+/// What is known of a process.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// It has not said yet that it is ready.
+    Starting,
+    /// It answers.
+    Alive,
+    /// It owes an answer, for less than its bound.
+    Late,
+    /// It owes an answer for longer than its bound, or was not ready in time.
+    Frozen,
+}
+
+/// The signs of life of one process.
+#[derive(Clone, Copy, Debug)]
+pub struct Pulse {
+    /// When its start, or the question it owes an answer to, was.
+    since: Option<Time>,
+    ready: bool,
+}
+
+impl Pulse {
+    /// A process that was started just now.
+    pub fn born(now: Time) -> Self {
+        Self { since: Some(now), ready: false }
+    }
+
+    /// It says that it is ready.
+    pub fn ready(&mut self) {
+        self.ready = true;
+        self.since = None;
+    }
+
+    /// It owes an answer since then.
+    pub fn asked(&mut self, since: Time) {
+        if self.ready {
+            self.since.get_or_insert(since);
+        }
+    }
+
+    /// It has answered.
+    pub fn answered(&mut self) {
+        if self.ready {
+            self.since = None;
+        }
+    }
+
+    /// The observer itself did not run for so long: nobody can be blamed for that time.
+    pub fn excuse(&mut self, lost: Duration) {
+        self.since = self.since.map(|since| since + lost);
+    }
+
+    /// How long it has been owing.
+    pub fn silence(&self, now: Time) -> Duration {
+        self.since.map_or(Duration::ZERO, |since| now.since(since))
+    }
+
+    /// The verdict under these bounds: to be ready, and to answer.
+    pub fn verdict(&self, now: Time, start_timeout: Duration, timeout: Duration) -> Verdict {
+        let bound = if self.ready { timeout } else { start_timeout };
+        match (self.since, self.ready) {
+            (None, _) => Verdict::Alive,
+            (Some(since), _) if now.since(since) >= bound => Verdict::Frozen,
+            (Some(_), true) => Verdict::Late,
+            (Some(_), false) => Verdict::Starting,
+        }
+    }
+}
+
+/// The bounds of [`Restarts`], from the configuration.
+#[derive(Clone, Copy, Debug)]
+pub struct RestartLimits {
+    /// More restarts than this within `within` and the part is given up.
+    pub max: u32,
+    /// The time over which restarts are counted.
+    pub within: Duration,
+    /// The second restart waits this long, each further one twice as long.
+    pub delay: Duration,
+    /// But never longer than this.
+    pub delay_max: Duration,
+}
+
+/// The restarts of one part that were not planned.
+#[derive(Clone, Debug, Default)]
+pub struct Restarts {
+    recent: VecDeque<Time>,
+}
+
+impl Restarts {
+    /// The part has died: how long to wait before its next start, or `None` if it is to be given up.
+    ///
+    /// The first restart after a quiet time comes at once. `chance` from 0 to 1 varies the others by a
+    /// quarter up or down, so that parts that died together do not start together for ever.
+    pub fn next(&mut self, now: Time, limits: &RestartLimits, chance: f64) -> Option<Duration> {
+        while self.recent.front().is_some_and(|at| now.since(*at) >= limits.within) {
+            self.recent.pop_front();
+        }
+        let count = self.recent.len() as u32;
+        if count >= limits.max {
+            return None;
+        }
+        self.recent.push_back(now);
+        let doublings = count.saturating_sub(1).min(31);
+        let delay = match count {
+            0 => Duration::ZERO,
+            _ => limits.delay.saturating_mul(1 << doublings).min(limits.delay_max),
+        };
+        Some(delay.mul_f64(0.75 + chance.clamp(0.0, 1.0) / 2.0))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const START: Duration = Duration::from_secs(10);
+    const TIMEOUT: Duration = Duration::from_secs(1);
+
+    fn at(ms: u64) -> Time {
+        Time(ms * 1_000_000)
+    }
+
+    #[test]
+    fn a_life_in_verdicts() {
+        let mut pulse = Pulse::born(at(0));
+        let verdict = |pulse: &Pulse, ms| pulse.verdict(at(ms), START, TIMEOUT);
+        assert_eq!(verdict(&pulse, 9_999), Verdict::Starting);
+        assert_eq!(verdict(&pulse, 10_000), Verdict::Frozen);
+        pulse.ready();
+        assert_eq!(verdict(&pulse, 1_000_000), Verdict::Alive);
+        pulse.asked(at(20_000));
+        pulse.asked(at(20_900));
+        assert_eq!(verdict(&pulse, 20_999), Verdict::Late);
+        assert_eq!(verdict(&pulse, 21_000), Verdict::Frozen);
+        assert_eq!(pulse.silence(at(21_000)), TIMEOUT);
+        pulse.answered();
+        assert_eq!(verdict(&pulse, 21_000), Verdict::Alive);
+    }
+
+    #[test]
+    fn time_that_the_observer_lost_is_nobodys_silence() {
+        let mut pulse = Pulse::born(at(0));
+        pulse.ready();
+        pulse.asked(at(100));
+        pulse.excuse(Duration::from_secs(5));
+        assert_eq!(pulse.verdict(at(6_000), START, TIMEOUT), Verdict::Late);
+        assert_eq!(pulse.verdict(at(6_100), START, TIMEOUT), Verdict::Frozen);
+    }
+
+    #[test]
+    fn restarts_slow_down_give_up_and_recover() {
+        let limits = RestartLimits {
+            max: 4,
+            within: Duration::from_secs(60),
+            delay: Duration::from_millis(100),
+            delay_max: Duration::from_millis(150),
+        };
+        let mut restarts = Restarts::default();
+        let mut next = |ms| restarts.next(at(ms), &limits, 0.5).map(|delay| delay.as_millis());
+        assert_eq!(next(0), Some(0));
+        assert_eq!(next(10), Some(100));
+        assert_eq!(next(20), Some(150));
+        assert_eq!(next(30), Some(150));
+        assert_eq!(next(40), None);
+        assert_eq!(next(60_000), Some(150), "one of four is forgotten");
+        assert_eq!(next(200_000), Some(0), "a quiet time forgives everything");
+        for chance in [0.0, 1.0] {
+            let mut restarts = Restarts::default();
+            restarts.next(at(0), &limits, chance);
+            let delay = restarts.next(at(1), &limits, chance).unwrap();
+            assert!((75..=125).contains(&delay.as_millis()), "{delay:?}");
+        }
+    }
+}
