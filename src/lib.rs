@@ -20,4 +20,5 @@ pub mod shm;
 pub mod signals;
 pub mod sys;
 pub mod tree;
+pub mod watchdog;
 pub mod worker;

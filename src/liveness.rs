@@ -42,6 +42,24 @@ impl Pulse {
         self.since = None;
     }
 
+    /// Whether it has said that it is ready.
+    pub fn is_ready(&self) -> bool {
+        self.ready
+    }
+
+    /// Somebody who asks it for us says that it owes an answer since then. A later time than the one we know
+    /// means that it has answered in between.
+    pub fn silent(&mut self, since: Time) {
+        if self.ready {
+            self.since = Some(self.since.map_or(since, |known| known.max(since)));
+        }
+    }
+
+    /// When the verdict changes to [`Verdict::Frozen`], unless something happens before.
+    pub fn due(&self, start_timeout: Duration, timeout: Duration) -> Option<Time> {
+        self.since.map(|since| since + if self.ready { timeout } else { start_timeout })
+    }
+
     /// It owes an answer since then.
     pub fn asked(&mut self, since: Time) {
         if self.ready {

@@ -1,1 +1,5 @@
-fn main() {}
+//! The one program: `patou COMMAND`.
+
+fn main() -> std::process::ExitCode {
+    patou::cli::main()
+}

@@ -147,6 +147,13 @@ pub fn listen_fds() -> io::Result<Vec<(OwnedFd, String)>> {
     Ok(passed.map(|(fd, name)| (unsafe { OwnedFd::from_raw_fd(fd) }, name)).collect())
 }
 
+/// Owns descriptors that a message has just brought (`SCM_RIGHTS`, unix(7)).
+pub fn adopt(received: Vec<RawFd>) -> impl Iterator<Item = OwnedFd> {
+    // SAFETY: needed because nix hands out bare numbers. The kernel made these descriptors for this message
+    // alone, and the only caller passes each list on as it comes out of recvmsg, once.
+    received.into_iter().map(|fd| unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -1,3 +1,166 @@
 //! The commands: from arguments to action, one file each.
 
 pub mod call;
+mod check;
+mod ipc;
+mod parts;
+mod pingpong;
+mod service;
+mod status;
+
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::time::Duration;
+
+use clap::{Parser, Subcommand};
+
+use crate::config::{Config, LoadError, Loaded};
+use crate::ids::WorkerId;
+
+/// A pool of worker processes that notices the frozen, not only the dead.
+#[derive(Debug, Parser)]
+#[command(name = "patou", version, about, max_term_width = 100)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+
+    /// The configuration [default: $PATOU_CONFIG, then /etc/patou/patou.toml, then the built-in one]
+    #[arg(long, global = true, value_name = "FILE")]
+    config: Option<PathBuf>,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Run the whole set in the foreground
+    Run,
+    /// Run the dispatcher of a set
+    Dispatcher,
+    /// Run one worker of a set
+    Worker {
+        /// Which worker, for instance default-1
+        #[arg(value_name = "POOL-N")]
+        worker: WorkerId,
+    },
+    /// Create, remove or list the segments and named pipes of a set
+    Ipc {
+        #[command(subcommand)]
+        action: ipc::Action,
+    },
+    /// Validate the configuration and print what the set would create
+    Check,
+    /// Print the annotated default configuration
+    Config(check::Defaults),
+    /// Show how the set is
+    Status(status::Status),
+    /// Send a request through the set
+    Call(call::Call),
+    /// Take a worker out of service once it is free
+    Drain {
+        /// Which worker, for instance default-1
+        #[arg(value_name = "POOL-N")]
+        worker: WorkerId,
+    },
+    /// Put a worker back into service
+    Resume {
+        /// Which worker, for instance default-1
+        #[arg(value_name = "POOL-N")]
+        worker: WorkerId,
+    },
+    /// Exchange questions and answers over a real segment and real pipes, and say how long it takes
+    Pingpong(pingpong::Pingpong),
+    /// Become a part of the set, with LISTEN_PID set
+    #[command(hide = true)]
+    Launch(parts::Launch),
+    /// The answering end of pingpong
+    #[command(hide = true)]
+    Pong(pingpong::Pong),
+}
+
+/// Why a command failed, with the exit code that says so (sysexits(3) where it has one).
+#[derive(Debug)]
+pub enum Failure {
+    /// 1.
+    Failed(String),
+    /// 78: the configuration is wrong.
+    Config(String),
+}
+
+impl From<LoadError> for Failure {
+    fn from(error: LoadError) -> Self {
+        Failure::Config(error.to_string())
+    }
+}
+
+impl From<String> for Failure {
+    fn from(text: String) -> Self {
+        Failure::Failed(text)
+    }
+}
+
+fn failed(error: impl std::fmt::Display) -> Failure {
+    Failure::Failed(error.to_string())
+}
+
+/// Wrong arguments (`EX_USAGE`).
+const USAGE: u8 = 64;
+/// Wrong configuration (`EX_CONFIG`).
+const CONFIG: u8 = 78;
+
+/// Does what the arguments say. The only place that prints an error and chooses the exit code.
+pub fn main() -> ExitCode {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => {
+            let _ = error.print(); // nowhere left to tell
+            return if error.use_stderr() { ExitCode::from(USAGE) } else { ExitCode::SUCCESS };
+        }
+    };
+    match run(&cli) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(Failure::Failed(text)) => {
+            eprintln!("patou: {text}");
+            ExitCode::FAILURE
+        }
+        Err(Failure::Config(text)) => {
+            eprintln!("{text}");
+            ExitCode::from(CONFIG)
+        }
+    }
+}
+
+fn run(cli: &Cli) -> Result<(), Failure> {
+    let path = cli.config.as_deref();
+    match &cli.command {
+        Command::Run => parts::run(path),
+        Command::Dispatcher => parts::dispatcher(path),
+        Command::Worker { worker } => parts::worker(path, worker),
+        Command::Ipc { action } => ipc::run(path, *action),
+        Command::Check => check::check(path),
+        Command::Config(defaults) => check::defaults(defaults),
+        Command::Status(status) => status::run(path, status),
+        Command::Call(call) => call::run(call, || service::default_target(path)).map_err(Failure::Failed),
+        Command::Drain { worker } => service::drain(path, worker),
+        Command::Resume { worker } => service::resume(path, worker),
+        Command::Pingpong(pingpong) => pingpong::run(path, pingpong),
+        Command::Launch(launch) => parts::launch(launch),
+        Command::Pong(pong) => pingpong::pong(pong),
+    }
+}
+
+fn load(path: Option<&Path>) -> Result<Loaded, Failure> {
+    Ok(Config::load(path)?)
+}
+
+/// The configuration that the set in its runtime directory runs on, which may differ from the file.
+fn load_applied(path: Option<&Path>) -> Result<Config, Failure> {
+    let config = load(path)?.config;
+    let applied = config.set.runtime_dir.join("applied.toml");
+    match std::fs::read_to_string(&applied) {
+        Ok(text) => Config::parse(&text, &applied.display().to_string()).map_err(|e| Failure::Config(e.to_string())),
+        Err(_) => Ok(config),
+    }
+}
+
+fn duration(text: &str) -> Result<Duration, String> {
+    humantime::parse_duration(text).map_err(|_| format!("{text} is not a duration such as 500ms or 10s"))
+}

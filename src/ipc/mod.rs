@@ -187,8 +187,15 @@ pub fn remove(dir: &Path) -> Result<(), IpcError> {
 }
 
 /// The files of a set besides those of its workers.
-const FILES: [&str; 6] =
-    ["probe.sock", "notify.sock", "admin.sock", "watchdog.json", "watchdog.json.new", "applied.toml"];
+const FILES: [&str; 7] = [
+    "probe.sock",
+    "notify.sock",
+    "admin.sock",
+    "watchdog.json",
+    "watchdog.json.new",
+    "applied.toml",
+    "applied.toml.new",
+];
 
 /// One worker's parts as `patou ipc list` shows them.
 #[derive(Debug)]

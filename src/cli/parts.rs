@@ -1,0 +1,71 @@
+//! The commands that are parts of a set.
+
+use std::os::unix::process::CommandExt;
+use std::path::Path;
+use std::process::Command;
+
+use clap::Args;
+use nix::sys::prctl;
+use nix::sys::signal::Signal;
+use nix::unistd::{Pid, getppid};
+
+use super::{Failure, failed, load};
+use crate::config::{Handler, Origin};
+use crate::ids::WorkerId;
+use crate::{dispatcher, watchdog, worker};
+
+fn runtime() -> Result<tokio::runtime::Runtime, Failure> {
+    tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(failed)
+}
+
+pub fn run(path: Option<&Path>) -> Result<(), Failure> {
+    runtime()?.block_on(watchdog::run(load(path)?)).map_err(failed)
+}
+
+pub fn dispatcher(path: Option<&Path>) -> Result<(), Failure> {
+    let loaded = load(path)?;
+    let path = match loaded.origin {
+        Origin::File(path) => Some(path),
+        Origin::BuiltIn => None,
+    };
+    runtime()?.block_on(dispatcher::run(loaded.config, path)).map_err(failed)
+}
+
+pub fn worker(path: Option<&Path>, id: &WorkerId) -> Result<(), Failure> {
+    let config = load(path)?.config;
+    if let Some(pool) = config.pool(&id.pool)
+        && let Handler::Program(command) = &pool.handler
+    {
+        let (program, args) = command.split_first().ok_or_else(|| failed("the pool's program has no name"))?;
+        let patou = std::env::current_exe().map_err(failed)?;
+        let mut command = Command::new(program);
+        command.args(args).envs(&pool.environment).env("PATOU_WORKER", id.instance()).env("PATOU_BIN", patou);
+        if let Some(path) = path {
+            command.env("PATOU_CONFIG", path);
+        }
+        return Err(failed(format!("cannot execute {program}: {}", command.exec())));
+    }
+    runtime()?.block_on(worker::run(&config, id)).map_err(failed)
+}
+
+/// A step between the watchdog and a part.
+#[derive(Debug, Args)]
+pub struct Launch {
+    /// The process whose end is the end of the part
+    #[arg(long)]
+    parent: i32,
+    /// The command to become
+    #[arg(last = true, required = true)]
+    command: Vec<String>,
+}
+
+/// Becomes a part: with its own pid in `LISTEN_PID` (sd_listen_fds(3)), which the parent could not know, and
+/// with SIGTERM for the day the parent dies.
+pub fn launch(launch: &Launch) -> Result<(), Failure> {
+    prctl::set_pdeathsig(Signal::SIGTERM).map_err(failed)?;
+    if getppid() != Pid::from_raw(launch.parent) {
+        return Err(failed("the watchdog has died meanwhile"));
+    }
+    let pid = std::process::id().to_string();
+    Err(failed(Command::new("/proc/self/exe").args(&launch.command).env("LISTEN_PID", pid).exec()))
+}

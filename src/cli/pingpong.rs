@@ -1,0 +1,248 @@
+//! `patou pingpong`: questions and answers between two processes, over a segment and bells of their own.
+
+use std::io::{self, Write};
+use std::os::fd::AsFd;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command};
+use std::time::{Duration, Instant};
+
+use clap::Args;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sched::{CpuSet, sched_getaffinity, sched_setaffinity};
+use nix::unistd::Pid;
+
+use super::{Failure, failed, load};
+use crate::clock;
+use crate::config::Config;
+use crate::exchange::{Asker, Kind, Reply, Respondent};
+use crate::ids::{Epoch, WorkerId, WorkerState};
+use crate::ipc::{self, Modes, Parts};
+
+#[derive(Debug, Args)]
+pub struct Pingpong {
+    /// How many exchanges
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..=10_000_000))]
+    count: u64,
+    /// Also measure both sides spinning on the slot, and the bare named pipes without a slot
+    #[arg(long)]
+    compare: bool,
+}
+
+/// The other end.
+#[derive(Debug, Args)]
+pub struct Pong {
+    /// The configuration of the private set
+    #[arg(long)]
+    file: PathBuf,
+    #[arg(long)]
+    count: u64,
+    #[arg(long)]
+    mode: Mode,
+}
+
+/// How the two ends wait for each other.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+enum Mode {
+    /// On the bells, asleep.
+    Asleep,
+    /// On the slot, each on a core of its own.
+    Spinning,
+    /// On the bells alone: the baseline.
+    Bare,
+}
+
+/// How long one end waits for the other before it gives up.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+pub fn run(path: Option<&Path>, pingpong: &Pingpong) -> Result<(), Failure> {
+    let mut config = load(path)?.config;
+    // Apart from any set that runs: a directory of its own inside the runtime directory's parent.
+    let beside = config.set.runtime_dir.with_extension(format!("pingpong-{}", std::process::id()));
+    config.set.runtime_dir = beside;
+    let dir = config.set.runtime_dir.clone();
+    ipc::prepare(&config, &Modes::default()).map_err(failed)?;
+    let lock = ipc::lock_set(&dir).map_err(failed)?;
+    let result = measure_all(&config, pingpong);
+    let removed = ipc::remove(&dir).map_err(failed);
+    let _ = std::fs::remove_file(dir.join("pingpong.toml"));
+    lock.remove(&dir);
+    result.and(removed)
+}
+
+fn measure_all(config: &Config, pingpong: &Pingpong) -> Result<(), Failure> {
+    let file = config.set.runtime_dir.join("pingpong.toml");
+    std::fs::write(&file, config.to_toml()).map_err(failed)?;
+    let modes: &[Mode] = match pingpong.compare {
+        true => &[Mode::Asleep, Mode::Bare, Mode::Spinning],
+        false => &[Mode::Asleep],
+    };
+    let mut out = io::stdout().lock();
+    for mode in modes {
+        let times = measure(config, &file, *mode, pingpong.count)?;
+        let what = match mode {
+            Mode::Asleep => "exchange, both ends asleep",
+            Mode::Bare => "bare named pipes and poll",
+            Mode::Spinning => "exchange, both ends spinning",
+        };
+        print(&mut out, what, times).map_err(failed)?;
+    }
+    Ok(())
+}
+
+fn print(out: &mut impl Write, what: &str, mut times: Vec<u32>) -> io::Result<()> {
+    times.sort_unstable();
+    let at = |share: f64| f64::from(times[((times.len() - 1) as f64 * share) as usize]) / 1000.0;
+    let (count, p50, p90, p99, p999) = (times.len(), at(0.5), at(0.9), at(0.99), at(0.999));
+    let max = at(1.0);
+    writeln!(
+        out,
+        "{what:<30} {count:>9} round trips  p50 {p50:.2} us  p90 {p90:.2}  p99 {p99:.2}  p99.9 {p999:.2}  max {max:.1}"
+    )
+}
+
+fn worker() -> WorkerId {
+    "pingpong-1".parse().expect("a valid name")
+}
+
+/// Round trips in nanoseconds.
+fn measure(config: &Config, file: &Path, mode: Mode, count: u64) -> Result<Vec<u32>, Failure> {
+    ipc::create_worker(config, &worker(), clock::now().0, &Modes::default()).map_err(failed)?;
+    let parts = ipc::open(config, &worker(), None).map_err(failed)?;
+    let value = clap::ValueEnum::to_possible_value(&mode).map(|v| v.get_name().to_owned()).unwrap_or_default();
+    let mut child = Command::new("/proc/self/exe")
+        .args(["pong", "--count", &count.to_string(), "--mode", &value, "--file"])
+        .arg(file)
+        .spawn()
+        .map_err(failed)?;
+    let pinned = pin(mode, 0);
+    let times = ask_all(&parts, mode, count);
+    if let Some(before) = pinned {
+        let _ = sched_setaffinity(Pid::from_raw(0), &before);
+    }
+    let ended = end(&mut child, times.is_ok());
+    let times = times?;
+    ended?;
+    Ok(times)
+}
+
+/// Waits for the other end, which leaves by itself after the last exchange.
+fn end(child: &mut Child, cleanly: bool) -> Result<(), Failure> {
+    if !cleanly {
+        let _ = child.kill();
+    }
+    let status = child.wait().map_err(failed)?;
+    if cleanly && !status.success() {
+        return Err(failed(format!("the answering end did not stop cleanly: {status}")));
+    }
+    Ok(())
+}
+
+fn ask_all(parts: &Parts, mode: Mode, count: u64) -> Result<Vec<u32>, Failure> {
+    let mut asker = Asker::attach(parts.segment.clone(), Epoch::FIRST, (std::process::id(), 0), None);
+    // The other end rings once when it is there.
+    wait(&parts.to_dispatcher)?;
+    let mut times = Vec::with_capacity(count as usize);
+    for _ in 0..count {
+        let since = Instant::now();
+        match mode {
+            Mode::Bare => {
+                parts.to_worker.ring();
+                wait(&parts.to_dispatcher)?;
+            }
+            Mode::Asleep => {
+                asker.ask(Kind::Ping, None);
+                parts.to_worker.ring();
+                while asker.answer().is_none() {
+                    wait(&parts.to_dispatcher)?;
+                }
+            }
+            Mode::Spinning => {
+                asker.ask(Kind::Ping, None);
+                spin_until(|| asker.answer().is_some())?;
+            }
+        }
+        times.push(u32::try_from(since.elapsed().as_nanos()).unwrap_or(u32::MAX));
+    }
+    Ok(times)
+}
+
+/// Answers exactly as many questions as it was told, and ends.
+pub fn pong(pong: &Pong) -> Result<(), Failure> {
+    let config = load(Some(&pong.file))?.config;
+    let parts = ipc::open(&config, &worker(), None).map_err(failed)?;
+    let respondent = Respondent::begin(parts.segment.clone(), std::process::id(), 0, None, clock::now());
+    let _ = pin(pong.mode, 1);
+    let mut answered = respondent.answered();
+    parts.to_dispatcher.ring();
+    for _ in 0..pong.count {
+        let question = match pong.mode {
+            Mode::Bare => {
+                wait(&parts.to_worker)?;
+                parts.to_dispatcher.ring();
+                continue;
+            }
+            Mode::Asleep => loop {
+                if let Some(question) = respondent.question(answered) {
+                    break question;
+                }
+                wait(&parts.to_worker)?;
+            },
+            Mode::Spinning => {
+                let mut question = None;
+                spin_until(|| {
+                    question = respondent.question(answered);
+                    question.is_some()
+                })?;
+                question.ok_or_else(|| failed("no question"))?
+            }
+        };
+        debug_assert_eq!(respondent.judge(&question, WorkerState::Ready), Reply::Pong);
+        respondent.reply(&question, Reply::Pong);
+        answered = question.sequence;
+        if pong.mode == Mode::Asleep {
+            parts.to_dispatcher.ring();
+        }
+    }
+    Ok(())
+}
+
+fn wait(bell: &crate::bell::Bell) -> Result<(), Failure> {
+    loop {
+        if bell.hush() {
+            return Ok(());
+        }
+        let mut fds = [PollFd::new(bell.as_fd(), PollFlags::POLLIN)];
+        let patience = PollTimeout::try_from(PATIENCE).unwrap_or(PollTimeout::MAX);
+        match poll(&mut fds, patience) {
+            Ok(0) => return Err(failed("the other end does not answer")),
+            Ok(_) | Err(nix::errno::Errno::EINTR) => {}
+            Err(error) => return Err(failed(error)),
+        }
+    }
+}
+
+fn spin_until(mut done: impl FnMut() -> bool) -> Result<(), Failure> {
+    let mut rounds = 0u32;
+    while !done() {
+        std::hint::spin_loop();
+        rounds = rounds.wrapping_add(1);
+        // Asking for the time at every turn would be what is measured.
+        if rounds == 0 {
+            return Err(failed("the other end does not answer"));
+        }
+    }
+    Ok(())
+}
+
+/// Keeps a spinning end on a core of its own, where there are two; the set of cores before.
+fn pin(mode: Mode, end: usize) -> Option<CpuSet> {
+    if mode != Mode::Spinning {
+        return None;
+    }
+    let before = sched_getaffinity(Pid::from_raw(0)).ok()?;
+    let core = (0..CpuSet::count()).filter(|core| before.is_set(*core).unwrap_or(false)).nth(end)?;
+    let mut one = CpuSet::new();
+    one.set(core).ok()?;
+    sched_setaffinity(Pid::from_raw(0), &one).ok()?;
+    Some(before)
+}

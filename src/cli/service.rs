@@ -1,0 +1,70 @@
+//! `patou drain` and `resume`, and where `patou call` goes by default.
+
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use super::{Failure, failed, load_applied};
+use crate::client::Target;
+use crate::config::Config;
+use crate::exchange;
+use crate::ids::{Claim, Phase, WorkerId};
+use crate::ipc;
+use crate::probe::{self, Order};
+use crate::watchdog::State;
+
+/// How long the dispatcher may take to answer.
+const PATIENCE: Duration = Duration::from_secs(2);
+/// How often it is looked whether the worker is free.
+const LOOK: Duration = Duration::from_millis(10);
+
+/// Takes a worker out of service and waits, at most for its drain_timeout, until it is free.
+pub fn drain(path: Option<&Path>, id: &WorkerId) -> Result<(), Failure> {
+    let config = load_applied(path)?;
+    order(&config, Order::Drain(id.clone()))?;
+    let pool = config.pool(&id.pool).ok_or_else(|| failed(format!("the configuration has no worker {id}")))?;
+    let slot = ipc::open(&config, id, None).map_err(failed)?.segment;
+    let give_up = Instant::now() + pool.drain_timeout;
+    let held = |phase| matches!(phase, Phase::Offered | Phase::Claimed | Phase::Responding);
+    while matches!(exchange::claim(&slot), Some(Claim::Held(_, phase)) if held(phase)) {
+        if Instant::now() >= give_up {
+            return Err(failed(format!("{id} gets no new client, but is still busy after drain_timeout")));
+        }
+        std::thread::sleep(LOOK);
+    }
+    Ok(())
+}
+
+/// Puts it back.
+pub fn resume(path: Option<&Path>, id: &WorkerId) -> Result<(), Failure> {
+    order(&load_applied(path)?, Order::Resume(id.clone()))
+}
+
+fn order(config: &Config, order: Order) -> Result<(), Failure> {
+    let socket = config.set.runtime_dir.join("probe.sock");
+    let report = probe::ask(&socket, Some(order), PATIENCE)
+        .map_err(|error| failed(format!("the dispatcher does not answer on {}: {error}", socket.display())))?;
+    report.refused.map_or(Ok(()), |why| Err(Failure::Failed(why)))
+}
+
+/// The first listener of the running set, or else of the configuration.
+pub fn default_target(path: Option<&Path>) -> Result<Target, String> {
+    let config = load_applied(path).map_err(|failure| match failure {
+        Failure::Failed(text) | Failure::Config(text) => text,
+    })?;
+    let running = State::read(&config.set.runtime_dir).ok().and_then(|state| state.listeners.into_iter().next());
+    let address = running.unwrap_or_else(|| config.listeners[0].address.to_string());
+    let target = match address.parse::<std::net::SocketAddr>() {
+        // Who listens everywhere is reached here.
+        Ok(mut tcp) if tcp.ip().is_unspecified() => {
+            let here: std::net::IpAddr = match tcp.ip() {
+                std::net::IpAddr::V4(_) => std::net::Ipv4Addr::LOCALHOST.into(),
+                std::net::IpAddr::V6(_) => std::net::Ipv6Addr::LOCALHOST.into(),
+            };
+            tcp.set_ip(here);
+            format!("http://{tcp}")
+        }
+        Ok(tcp) => format!("http://{tcp}"),
+        Err(_) => address,
+    };
+    target.parse().map_err(|error| format!("{target}: {error}"))
+}

@@ -1,0 +1,35 @@
+//! Why a process is about to be killed, for whoever asks afterwards.
+
+use std::fs;
+
+use super::plan::Part;
+
+/// One record: the reason and what the process was doing.
+pub fn record(part: &Part, why: &str, pid: Option<u32>) {
+    let part = part.to_string();
+    let Some(pid) = pid else {
+        return tracing::error!(part, why, "frozen");
+    };
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+    let field = |name: &str| {
+        let line = status.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'));
+        line.map_or("?".to_owned(), |value| value.trim().replace('\t', " "))
+    };
+    let waits_in = fs::read_to_string(format!("/proc/{pid}/wchan")).unwrap_or_default();
+    tracing::error!(
+        part,
+        pid,
+        why,
+        state = field("State"),
+        threads = field("Threads"),
+        wchan = waits_in.trim(),
+        "frozen: it will be killed and replaced"
+    );
+}
+
+/// Whether a debugger holds the process: then its silence is not its own.
+pub fn is_traced(pid: u32) -> bool {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+    let tracer = status.lines().find_map(|line| line.strip_prefix("TracerPid:"));
+    tracer.is_some_and(|tracer| tracer.trim() != "0")
+}

@@ -1,0 +1,401 @@
+//! The watchdog: starts the set, notices what died and what froze, and stops everything in order.
+//!
+//! One thread and one loop: an event in, the plan's actions out. It owns what must outlive the others: the
+//! lock of the set, the listening sockets, the waiting connections. It asks nobody over the bells (a frozen
+//! process reads no pipe) and believes no heartbeat: the dispatcher is asked over a socket of its own and
+//! answers from its serving loop, and brings the workers' answers along.
+
+mod accuse;
+mod children;
+mod leftover;
+mod notify;
+mod plan;
+mod prober;
+mod reload;
+mod sockets;
+mod state;
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use sd_notify::NotifyState;
+use tokio::io::AsyncReadExt;
+use tokio::sync::mpsc;
+use tokio::time::sleep;
+
+use crate::bell::Bell;
+use crate::clock;
+use crate::config::{Config, Loaded, Origin};
+use crate::ids::{Time, WorkerId};
+use crate::ipc::{self, IpcError, Modes};
+use crate::liveness::RestartLimits;
+use crate::signals::Signal;
+use crate::{log, tree};
+use children::Children;
+use notify::{Notify, Store};
+use plan::{Action, Bounds, Event, Part, Plan, Sign, Telling};
+use prober::Prober;
+use sockets::{SocketError, Sockets};
+pub use state::{PartState, State};
+
+/// Why a set cannot be started or go on.
+#[derive(Debug, thiserror::Error)]
+pub enum WatchdogError {
+    /// Segments, bells, or another set in the same place.
+    #[error(transparent)]
+    Ipc(#[from] IpcError),
+    /// An address is taken, or not ours.
+    #[error(transparent)]
+    Socket(#[from] SocketError),
+    /// Processes of a former life do not go.
+    #[error("processes of the former set do not end: {0}")]
+    Leftover(String),
+    /// A reload asks for what cannot change.
+    #[error("{0}")]
+    Changed(&'static str),
+    /// A system call failed.
+    #[error("{0}: {1}")]
+    System(String, io::Error),
+}
+
+fn system(what: impl Into<String>) -> impl FnOnce(io::Error) -> WatchdogError {
+    move |error| WatchdogError::System(what.into(), error)
+}
+
+/// A woken loop that is later than this was not run by the machine.
+const LATE: Duration = Duration::from_millis(20);
+
+/// Runs a whole set in the foreground until it is told to stop (SIGTERM, SIGINT; a second one stops at once).
+///
+/// # Errors
+/// See [`WatchdogError`]. Whatever was made is removed again.
+pub async fn run(loaded: Loaded) -> Result<(), WatchdogError> {
+    log::init("watchdog");
+    tokio::task::LocalSet::new().run_until(hold(loaded)).await
+}
+
+/// Takes the set's place, runs it, and leaves nothing behind.
+async fn hold(loaded: Loaded) -> Result<(), WatchdogError> {
+    nix::sys::prctl::set_child_subreaper(true).map_err(|e| system("prctl")(e.into()))?;
+    // From here on a signal is an event: it must not kill us between two steps of the start.
+    let stop = Signal::stop().map_err(system("signals"))?;
+    let reload = Signal::reload().map_err(system("signals"))?;
+    let dir = loaded.config.set.runtime_dir.clone();
+    ipc::prepare(&loaded.config, &Modes::default())?;
+    let lock = ipc::lock_set(&dir)?;
+    let result = async {
+        leftover::clear(&dir, &loaded.config).await?;
+        ipc::remove(&dir)?;
+        Watch::open(loaded)?.run(stop, reload).await
+    }
+    .await;
+    // Whatever still runs is an orphan that no part answers for any more.
+    let survivors = tree::kill(|_| true).await.err().map(|error| WatchdogError::Leftover(error.to_string()));
+    let removed = ipc::remove(&dir).map_err(WatchdogError::from);
+    lock.remove(&dir);
+    result.and(survivors.map_or(Ok(()), Err)).and(removed)
+}
+
+/// Everything of a running set.
+struct Watch {
+    config: Config,
+    origin: Origin,
+    dir: PathBuf,
+    set_epoch: u64,
+    process: (u32, u64),
+    plan: Plan,
+    children: Children,
+    exits: mpsc::UnboundedReceiver<(Part, u32)>,
+    sockets: Sockets,
+    store: Store,
+    notify: Notify,
+    bells: BTreeMap<WorkerId, Bell>,
+    prober: Prober,
+    written: Option<State>,
+    finished: bool,
+}
+
+impl Watch {
+    fn open(loaded: Loaded) -> Result<Self, WatchdogError> {
+        let Loaded { config, origin, .. } = loaded;
+        let dir = config.set.runtime_dir.clone();
+        let sockets = Sockets::open(&config)?;
+        // Time since boot: no two lives of a set in one directory have the same.
+        let set_epoch = clock::now().0;
+        let mut bells = BTreeMap::new();
+        for id in config.workers() {
+            ipc::create_worker(&config, &id, set_epoch, &Modes::default())?;
+            bells.insert(id.clone(), ipc::open(&config, &id, None)?.to_dispatcher);
+        }
+        publish(&config, &dir)?;
+        let notify = dir.join("notify.sock");
+        let (sender, exits) = mpsc::unbounded_channel();
+        let pid = std::process::id();
+        let (plan, actions) = Plan::new(&drains(&config), bounds(&config), clock::now());
+        let mut watch = Self {
+            children: Children::new(&dir, sender),
+            exits,
+            sockets,
+            store: Store::default(),
+            notify: Notify::bind(&notify).map_err(system(notify.display().to_string()))?,
+            bells,
+            prober: Prober::start(dir.join("probe.sock")),
+            written: None,
+            finished: false,
+            process: (pid, tree::look(pid).map_or(0, |process| process.started)),
+            config,
+            origin,
+            dir,
+            set_epoch,
+            plan,
+        };
+        watch.perform(actions);
+        Ok(watch)
+    }
+
+    async fn run(mut self, stop: Signal, reload: Signal) -> Result<(), WatchdogError> {
+        let mut stop = stop.into_async().map_err(system("signals"))?;
+        let mut reload = reload.into_async().map_err(system("signals"))?;
+        let (mut stops, mut reloads) = ([0; 64], [0; 64]);
+        let mut next_probe = clock::now() + self.config.watchdog.probe_interval;
+        let beat = sd_notify::watchdog_enabled().map(|interval| interval / 2);
+        let mut next_beat = beat.map(|every| clock::now() + every);
+        while !self.finished {
+            let wake_at = [Some(next_probe), self.plan.deadline(), next_beat].into_iter().flatten().min();
+            let wake_at = wake_at.unwrap_or(next_probe);
+            let mut event = tokio::select! {
+                biased;
+                Ok(n) = stop.read(&mut stops) => match n {
+                    0 | 1 => Some(Event::Stop),
+                    _ => Some(Event::StopNow),
+                },
+                Some((part, pid)) = self.exits.recv() => self.exited(part, pid),
+                Ok(message) = self.notify.receive() => self.notified(message),
+                signs = self.prober.answer() => signs.map(|signs| Event::Report(self.weigh(signs))),
+                Ok(_) = reload.read(&mut reloads) => self.reload(),
+                () = sleep(wake_at.since(clock::now())) => None,
+            };
+            let now = clock::now();
+            let late = now.since(wake_at);
+            if late > LATE {
+                tracing::debug!(
+                    late_ms = late.as_millis() as u64,
+                    "the watchdog was late: everybody is excused for as long"
+                );
+                self.handle(now, Event::Lost(late));
+            }
+            if next_probe <= now {
+                next_probe = now + self.config.watchdog.probe_interval;
+                if self.prober.ask() {
+                    self.handle(now, Event::Probed);
+                }
+            }
+            if let Some(every) = beat
+                && next_beat.is_some_and(|at| at <= now)
+            {
+                let _ = sd_notify::notify(&[NotifyState::Watchdog]);
+                next_beat = Some(now + every);
+            }
+            self.handle(now, event.take().unwrap_or(Event::Tick));
+        }
+        Ok(())
+    }
+
+    fn handle(&mut self, now: Time, event: Event) {
+        let actions = self.plan.handle(now, event);
+        self.perform(actions);
+    }
+
+    fn exited(&mut self, part: Part, pid: u32) -> Option<Event> {
+        let how = self.children.reap(&part, pid)?;
+        tracing::debug!(%part, pid, how, "ended");
+        Some(Event::Exited { part, how, chance: chance() })
+    }
+
+    fn notified(&mut self, message: notify::Message) -> Option<Event> {
+        let part = self.children.part(message.pid)?.clone();
+        if part == Part::Dispatcher {
+            self.store.obey(&message.words, message.fds, self.config.front.connections);
+        }
+        message.words.ready.then_some(Event::Ready(part))
+    }
+
+    /// Takes the signs of those out whose silence is a debugger's doing.
+    fn weigh(&self, mut signs: Vec<Sign>) -> Vec<Sign> {
+        for sign in &mut signs {
+            let pid = || self.children.pid(&Part::Worker(sign.worker.clone()));
+            if sign.silent_since.is_some() && pid().is_some_and(accuse::is_traced) {
+                sign.silent_since = None;
+            }
+        }
+        signs
+    }
+
+    /// Performs actions, and what follows from them, in order.
+    fn perform(&mut self, actions: Vec<Action>) {
+        let mut queue = std::collections::VecDeque::from(actions);
+        while let Some(action) = queue.pop_front() {
+            if let Some(event) = self.act(action) {
+                queue.extend(self.plan.handle(clock::now(), event));
+            }
+        }
+        self.write_state();
+    }
+
+    fn act(&mut self, action: Action) -> Option<Event> {
+        match action {
+            Action::Start(part) => return Some(self.start(part)),
+            Action::Order(part, order) => self.children.order(&part, order),
+            Action::Accuse(part, why) => accuse::record(&part, &why, self.children.pid(&part)),
+            Action::Sweep(id) => {
+                let known = self.children.pids();
+                tokio::task::spawn_local(async move {
+                    // What a dead worker had started has become a child of ours (PR_SET_CHILD_SUBREAPER).
+                    let mine = |process: &tree::Process| known.borrow().contains(&(process.pid.as_raw() as u32));
+                    if let Err(error) = tree::kill(|process| !mine(process)).await {
+                        tracing::error!("what a worker left behind cannot be killed: {error}");
+                    }
+                });
+                if let Some(bell) = self.bells.get(&id) {
+                    bell.ring();
+                }
+            }
+            Action::Quiesce => prober::quiesce(self.dir.join("probe.sock")),
+            Action::Remove(id) => {
+                self.sockets.workers.remove(&id);
+                self.bells.remove(&id);
+                if let Err(error) = ipc::remove_worker(&self.dir, &id) {
+                    tracing::error!(worker = %id, "cannot remove its segment and bells: {error}");
+                }
+                tracing::info!(worker = %id, "worker has left the set");
+            }
+            Action::Tell(part, telling) => tell(&part, telling, self.children.pid(&part)),
+            Action::AllUp => self.greet(),
+            Action::Finish => self.finished = true,
+        }
+        None
+    }
+
+    fn start(&mut self, part: Part) -> Event {
+        let sockets = self.sockets_of(&part);
+        match sockets.and_then(|sockets| self.children.start(&part, sockets)) {
+            Ok(pid) => {
+                tracing::debug!(%part, pid, "started");
+                Event::Started(part, pid)
+            }
+            Err(error) => Event::StartFailed(part, format!("it cannot be started: {error}")),
+        }
+    }
+
+    fn sockets_of(&self, part: &Part) -> io::Result<Vec<(String, OwnedFd)>> {
+        let copy = |fd: &dyn AsFd| fd.as_fd().try_clone_to_owned();
+        match part {
+            Part::Worker(id) => {
+                let socket = self.sockets.workers.get(id).ok_or(io::ErrorKind::NotFound)?;
+                Ok(vec![("worker".into(), copy(socket)?)])
+            }
+            Part::Dispatcher => {
+                let mut all = vec![("probe".to_owned(), copy(&self.sockets.probe)?)];
+                for (index, socket) in self.sockets.listeners.iter().enumerate() {
+                    all.push((format!("listener-{index}"), copy(socket)?));
+                }
+                for (name, fd) in self.store.iter() {
+                    all.push((name.to_owned(), fd.try_clone()?));
+                }
+                Ok(all)
+            }
+        }
+    }
+
+    fn write_state(&mut self) {
+        let listeners = self.sockets.listeners.iter().map(|socket| socket.address.to_string()).collect();
+        let state = State::of(&self.plan, &self.config.set.name, self.process, listeners);
+        if self.written.as_ref() != Some(&state) {
+            if let Err(error) = state.write(&self.dir) {
+                tracing::error!("cannot write watchdog.json: {error}");
+            }
+            self.written = Some(state);
+        }
+    }
+
+    /// Everything is up: says so, and what to try.
+    fn greet(&self) {
+        let workers = self.config.workers().count();
+        let pools = self.config.pools.len();
+        tracing::info!(set = %self.config.set.name, workers, pools, dir = %self.dir.display(), "the set is up");
+        let _ = sd_notify::notify(&[NotifyState::Ready]);
+        for (listener, socket) in self.config.listeners.iter().zip(&self.sockets.listeners) {
+            match &socket.address {
+                crate::config::Address::Tcp(address) => {
+                    tracing::info!("try: curl -L http://{address}/hello    (pool {})", listener.pool);
+                }
+                crate::config::Address::Unix(path) => {
+                    tracing::info!(
+                        "try: patou call --target unix:{} /hello    (pool {})",
+                        path.display(),
+                        listener.pool
+                    );
+                }
+            }
+        }
+        tracing::info!("try: patou status; stop with Ctrl-C");
+    }
+}
+
+fn tell(part: &Part, telling: Telling, pid: Option<u32>) {
+    let part = part.to_string();
+    match telling {
+        Telling::Ready { restarts } => tracing::info!(part, pid, restarts, "back in service"),
+        Telling::Restart { how, delay } => {
+            tracing::warn!(part, how, delay_ms = delay.as_millis() as u64, "ended without being asked: restarting it");
+        }
+        Telling::Failed { how } => {
+            tracing::error!(
+                part,
+                how,
+                "ended too often (watchdog.restarts): given up until the configuration is reloaded"
+            );
+        }
+        Telling::Overdue => tracing::warn!(part, pid, "did not stop within drain_timeout: killed"),
+    }
+}
+
+/// Writes the configuration in force where the parts read it: what is in the file may change at any time.
+fn publish(config: &Config, dir: &Path) -> Result<(), WatchdogError> {
+    let path = dir.join("applied.toml");
+    let new = dir.join("applied.toml.new");
+    fs::write(&new, config.to_toml()).and_then(|()| fs::rename(&new, &path)).map_err(system(path.display().to_string()))
+}
+
+fn drains(config: &Config) -> BTreeMap<WorkerId, Duration> {
+    let drain = |id: &WorkerId| config.pool(&id.pool).map_or(Duration::ZERO, |pool| pool.drain_timeout);
+    config.workers().map(|id| (id.clone(), drain(&id))).collect()
+}
+
+fn bounds(config: &Config) -> Bounds {
+    let watchdog = &config.watchdog;
+    Bounds {
+        worker_timeout: watchdog.worker_timeout,
+        dispatcher_timeout: watchdog.dispatcher_timeout,
+        start_timeout: watchdog.start_timeout,
+        abort_grace: watchdog.abort_grace,
+        // The last answers linger, and those in the queue wait no longer than the longest queue_timeout.
+        parting: config.front.linger_timeout + Duration::from_secs(1),
+        restarts: RestartLimits {
+            max: watchdog.restarts.max,
+            within: watchdog.restarts.within,
+            delay: watchdog.restarts.delay,
+            delay_max: watchdog.restarts.delay_max,
+        },
+    }
+}
+
+/// From 0 to 1.
+fn chance() -> f64 {
+    // Without randomness all wait alike, which is no reason not to restart.
+    f64::from(getrandom::u32().unwrap_or(u32::MAX / 2)) / f64::from(u32::MAX)
+}

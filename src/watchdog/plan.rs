@@ -1,0 +1,537 @@
+//! What the watchdog decides: who is started, who is declared frozen, who goes first at the end.
+//!
+//! Pure: the shell tells it what happened and performs the actions in order.
+//!
+//! Start: the dispatcher, and when it is ready the workers. Stop: the workers, and when all are gone the
+//! dispatcher. In between each part lives for itself: none is restarted because another was.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::time::Duration;
+
+use serde::Serialize;
+
+use crate::ids::{Time, WorkerId};
+use crate::liveness::{Pulse, RestartLimits, Restarts, Verdict};
+
+/// A part of the set that has a process.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Part {
+    /// The dispatcher.
+    Dispatcher,
+    /// A worker.
+    Worker(WorkerId),
+}
+
+impl fmt::Display for Part {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Part::Dispatcher => f.write_str("dispatcher"),
+            Part::Worker(id) => write!(f, "worker {id}"),
+        }
+    }
+}
+
+/// The bounds it decides by.
+#[derive(Clone, Copy, Debug)]
+pub struct Bounds {
+    pub worker_timeout: Duration,
+    pub dispatcher_timeout: Duration,
+    pub start_timeout: Duration,
+    pub abort_grace: Duration,
+    /// How long the dispatcher may take to answer its last clients.
+    pub parting: Duration,
+    pub restarts: RestartLimits,
+}
+
+/// A sign of life of one worker, out of the dispatcher's report.
+#[derive(Clone, Debug)]
+pub struct Sign {
+    pub worker: WorkerId,
+    /// Since when it owes an answer.
+    pub silent_since: Option<Time>,
+    /// Nobody can tell what it is doing: its slot holds nonsense.
+    pub garbled: bool,
+}
+
+/// What happened.
+#[derive(Debug)]
+pub enum Event {
+    /// The part has this process now.
+    Started(Part, u32),
+    /// It could not be started.
+    StartFailed(Part, String),
+    /// It says that it can serve.
+    Ready(Part),
+    /// Its process ended, like this; `chance` from 0 to 1 varies the delay of its restart.
+    Exited { part: Part, how: String, chance: f64 },
+    /// The dispatcher has been asked.
+    Probed,
+    /// The dispatcher has answered.
+    Report(Vec<Sign>),
+    /// This process itself did not run for so long.
+    Lost(Duration),
+    /// Time has passed.
+    Tick,
+    /// Stop, everybody finishing what he has.
+    Stop,
+    /// Stop at once.
+    StopNow,
+    /// A new configuration.
+    Apply(Change),
+}
+
+/// What a new configuration means for the processes.
+#[derive(Debug)]
+pub struct Change {
+    /// The workers from now on, with their drain_timeout.
+    pub workers: BTreeMap<WorkerId, Duration>,
+    /// Those that must read their configuration anew.
+    pub reload: Vec<WorkerId>,
+    /// Those that need other sockets.
+    pub restart: Vec<WorkerId>,
+    /// Whether the dispatcher needs other sockets.
+    pub restart_dispatcher: bool,
+    pub bounds: Bounds,
+}
+
+/// A signal to a part, by what it means.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Order {
+    /// SIGTERM: finish and leave.
+    Leave,
+    /// SIGHUP: read the configuration.
+    Reload,
+    /// SIGABRT, and SIGCONT so that a stopped process takes it.
+    Abort,
+    /// SIGKILL.
+    Kill,
+}
+
+/// What the shell is to do.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Action {
+    /// Start its process, then report [`Event::Started`] or [`Event::StartFailed`].
+    Start(Part),
+    /// Signal its process.
+    Order(Part, Order),
+    /// Say why it is about to be killed.
+    Accuse(Part, String),
+    /// Kill what the worker left behind and have the dispatcher look at its slot.
+    Sweep(WorkerId),
+    /// Tell the dispatcher that nobody gets a worker any more.
+    Quiesce,
+    /// Remove the worker's segment, bells and socket: it is not coming back.
+    Remove(WorkerId),
+    /// Tell the operator.
+    Tell(Part, Telling),
+    /// Every part is up for the first time.
+    AllUp,
+    /// Everybody is gone.
+    Finish,
+}
+
+/// What an operator is told of a part.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Telling {
+    /// It is back.
+    Ready { restarts: u32 },
+    /// It ended and is started again after this time.
+    Restart { how: String, delay: Duration },
+    /// It ended so often that it is given up.
+    Failed { how: String },
+    /// It did not go in time.
+    Overdue,
+}
+
+#[derive(Clone, Debug)]
+enum Stage {
+    /// Waits for the dispatcher's first READY.
+    Held,
+    /// Is started at that time.
+    Waiting(Time),
+    Running(Pulse),
+    /// Has been told to go, and is killed at that time.
+    Going(Time, Why),
+    Failed,
+    Stopped,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Why {
+    Frozen,
+    /// Comes back at once: its end was wanted.
+    Planned,
+    /// Does not come back.
+    Leaving,
+}
+
+#[derive(Clone, Debug)]
+struct Record {
+    stage: Stage,
+    pid: Option<u32>,
+    drain: Duration,
+    restarts: Restarts,
+    count: u32,
+    cause: Option<String>,
+}
+
+impl Record {
+    fn new(stage: Stage, drain: Duration) -> Self {
+        Self { stage, pid: None, drain, restarts: Restarts::default(), count: 0, cause: None }
+    }
+}
+
+/// What `patou status` is told of a part.
+#[derive(Clone, Debug, Serialize)]
+pub struct PartStatus {
+    pub pid: Option<u32>,
+    /// `starting`, `up`, `frozen`, `gone`, `draining`, `failed`, `stopped`.
+    pub state: &'static str,
+    pub restarts: u32,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cause: Option<String>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Era {
+    Rising,
+    Running,
+    StoppingWorkers,
+    StoppingDispatcher,
+    Over,
+}
+
+/// The set as the watchdog sees it.
+#[derive(Debug)]
+pub struct Plan {
+    parts: BTreeMap<Part, Record>,
+    bounds: Bounds,
+    era: Era,
+    /// Nobody is blamed for silence before this.
+    amnesty: Time,
+    actions: Vec<Action>,
+}
+
+impl Plan {
+    /// A set of which nothing runs. The first action starts the dispatcher.
+    pub fn new(workers: &BTreeMap<WorkerId, Duration>, bounds: Bounds, now: Time) -> (Self, Vec<Action>) {
+        let mut parts = BTreeMap::from([(Part::Dispatcher, Record::new(Stage::Waiting(now), Duration::ZERO))]);
+        for (id, drain) in workers {
+            parts.insert(Part::Worker(id.clone()), Record::new(Stage::Held, *drain));
+        }
+        let mut plan = Self { parts, bounds, era: Era::Rising, amnesty: now, actions: Vec::new() };
+        let actions = plan.handle(now, Event::Tick);
+        (plan, actions)
+    }
+
+    /// Takes in what happened and returns what to do.
+    pub fn handle(&mut self, now: Time, event: Event) -> Vec<Action> {
+        match event {
+            Event::Started(part, pid) => self.started(now, &part, pid),
+            Event::StartFailed(part, how) => self.ended(now, &part, how, 0.5),
+            Event::Ready(part) => self.ready(now, &part),
+            Event::Exited { part, how, chance } => self.ended(now, &part, how, chance),
+            Event::Probed => self.with_pulse(&Part::Dispatcher, |pulse| pulse.asked(now)),
+            Event::Report(signs) => self.report(now, signs),
+            Event::Lost(time) => self.excuse(now, time),
+            Event::Tick => {}
+            Event::Stop if self.era == Era::Over => {}
+            Event::Stop => self.stop(now),
+            Event::StopNow => self.stop_now(now),
+            Event::Apply(change) => self.apply(now, change),
+        }
+        self.judge(now);
+        self.advance(now);
+        std::mem::take(&mut self.actions)
+    }
+
+    /// When the next [`Event::Tick`] is due.
+    pub fn deadline(&self) -> Option<Time> {
+        let due = |(part, record): (&Part, &Record)| match &record.stage {
+            Stage::Waiting(at) | Stage::Going(at, _) => Some(*at),
+            Stage::Running(pulse) => pulse.due(self.bounds.start_timeout, self.timeout(part)),
+            Stage::Held | Stage::Failed | Stage::Stopped => None,
+        };
+        self.parts.iter().filter_map(due).min()
+    }
+
+    /// How each part is.
+    pub fn status(&self) -> impl Iterator<Item = (&Part, PartStatus)> {
+        self.parts.iter().map(|(part, record)| {
+            let state = match &record.stage {
+                Stage::Held => "starting",
+                Stage::Waiting(_) => "gone",
+                Stage::Running(pulse) if pulse.is_ready() => "up",
+                Stage::Running(_) => "starting",
+                Stage::Going(_, Why::Frozen) => "frozen",
+                Stage::Going(..) => "draining",
+                Stage::Failed => "failed",
+                Stage::Stopped => "stopped",
+            };
+            (part, PartStatus { pid: record.pid, state, restarts: record.count, cause: record.cause.clone() })
+        })
+    }
+
+    /// Whether everything has been told to stop.
+    pub fn is_stopping(&self) -> bool {
+        !matches!(self.era, Era::Rising | Era::Running)
+    }
+
+    fn timeout(&self, part: &Part) -> Duration {
+        match part {
+            Part::Dispatcher => self.bounds.dispatcher_timeout,
+            Part::Worker(_) => self.bounds.worker_timeout,
+        }
+    }
+
+    fn with_pulse(&mut self, part: &Part, change: impl FnOnce(&mut Pulse)) {
+        if let Some(Record { stage: Stage::Running(pulse), .. }) = self.parts.get_mut(part) {
+            change(pulse);
+        }
+    }
+
+    fn started(&mut self, now: Time, part: &Part, pid: u32) {
+        if let Some(record) = self.parts.get_mut(part) {
+            record.pid = Some(pid);
+            record.stage = Stage::Running(Pulse::born(now));
+        }
+    }
+
+    fn ready(&mut self, now: Time, part: &Part) {
+        let Some(record) = self.parts.get_mut(part) else { return };
+        let Stage::Running(pulse) = &mut record.stage else { return };
+        if pulse.is_ready() {
+            return; // recycled in place
+        }
+        pulse.ready();
+        if record.count > 0 {
+            let restarts = record.count;
+            self.actions.push(Action::Tell(part.clone(), Telling::Ready { restarts }));
+        }
+        if *part == Part::Dispatcher {
+            for record in self.parts.values_mut() {
+                if matches!(record.stage, Stage::Held) {
+                    record.stage = Stage::Waiting(now);
+                }
+            }
+        }
+        let up = |record: &Record| matches!(&record.stage, Stage::Running(pulse) if pulse.is_ready());
+        if self.era == Era::Rising && self.parts.values().all(up) {
+            self.era = Era::Running;
+            self.actions.push(Action::AllUp);
+        }
+    }
+
+    fn ended(&mut self, now: Time, part: &Part, how: String, chance: f64) {
+        let stopping = self.is_stopping();
+        let Some(record) = self.parts.get_mut(part) else { return };
+        record.pid = None;
+        if let Part::Worker(id) = part {
+            self.actions.push(Action::Sweep(id.clone()));
+        }
+        let why = match &record.stage {
+            Stage::Going(_, why) => Some(*why),
+            _ => None,
+        };
+        if stopping || why == Some(Why::Leaving) {
+            record.stage = Stage::Stopped;
+            if let (Part::Worker(id), false) = (part, stopping) {
+                self.actions.push(Action::Remove(id.clone()));
+                self.parts.remove(part);
+            }
+            return;
+        }
+        if why == Some(Why::Planned) {
+            record.stage = Stage::Waiting(now);
+            return;
+        }
+        let how = if why == Some(Why::Frozen) { "frozen".to_owned() } else { how };
+        record.cause = Some(how.clone());
+        match record.restarts.next(now, &self.bounds.restarts, chance) {
+            Some(delay) => {
+                record.count += 1;
+                record.stage = Stage::Waiting(now + delay);
+                self.actions.push(Action::Tell(part.clone(), Telling::Restart { how, delay }));
+            }
+            None => {
+                record.stage = Stage::Failed;
+                self.actions.push(Action::Tell(part.clone(), Telling::Failed { how }));
+            }
+        }
+    }
+
+    fn report(&mut self, now: Time, signs: Vec<Sign>) {
+        self.with_pulse(&Part::Dispatcher, Pulse::answered);
+        let amnesty = self.amnesty;
+        for sign in signs {
+            let part = Part::Worker(sign.worker);
+            self.with_pulse(&part, |pulse| match sign.silent_since {
+                Some(since) => pulse.silent(since.max(amnesty)),
+                None => pulse.answered(),
+            });
+            let runs = matches!(self.parts.get(&part), Some(Record { stage: Stage::Running(_), .. }));
+            if sign.garbled && runs {
+                self.accuse(now, &part, "its slot holds what no worker writes".into());
+            }
+        }
+    }
+
+    fn excuse(&mut self, now: Time, time: Duration) {
+        self.amnesty = now;
+        for record in self.parts.values_mut() {
+            match &mut record.stage {
+                Stage::Running(pulse) => pulse.excuse(time),
+                Stage::Going(at, _) => *at = *at + time,
+                _ => {}
+            }
+        }
+    }
+
+    /// Declares frozen who is, kills who does not go, starts who is due.
+    fn judge(&mut self, now: Time) {
+        let due: Vec<Part> = self.parts.keys().cloned().collect();
+        for part in due {
+            let timeout = self.timeout(&part);
+            let start_timeout = self.bounds.start_timeout;
+            let Some(record) = self.parts.get_mut(&part) else { continue };
+            match &mut record.stage {
+                Stage::Running(pulse) if pulse.verdict(now, start_timeout, timeout) == Verdict::Frozen => {
+                    let silence = humantime::format_duration(Duration::from_millis(
+                        u64::try_from(pulse.silence(now).as_millis()).unwrap_or(u64::MAX),
+                    ));
+                    let why = match pulse.is_ready() {
+                        true => format!("no sign of life for {silence}"),
+                        false => format!("not ready after {silence}"),
+                    };
+                    self.accuse(now, &part, why);
+                }
+                Stage::Waiting(at) if *at <= now => {
+                    // The shell answers with Started or StartFailed before anything else happens.
+                    record.stage = Stage::Running(Pulse::born(now));
+                    self.actions.push(Action::Start(part));
+                }
+                Stage::Going(at, why) if *at <= now => {
+                    // Only the kernel can keep a killed process now; it is asked again after a while.
+                    *at = now + Duration::from_secs(1);
+                    if *why != Why::Frozen {
+                        self.actions.push(Action::Tell(part.clone(), Telling::Overdue));
+                    }
+                    self.actions.push(Action::Order(part, Order::Kill));
+                }
+                _ => {}
+            }
+        }
+    }
+
+    fn accuse(&mut self, now: Time, part: &Part, why: String) {
+        let kill_at = now + self.bounds.abort_grace;
+        if let Some(record) = self.parts.get_mut(part) {
+            record.stage = Stage::Going(kill_at, Why::Frozen);
+            self.actions.push(Action::Accuse(part.clone(), why));
+            self.actions.push(Action::Order(part.clone(), Order::Abort));
+        }
+    }
+
+    fn stop(&mut self, now: Time) {
+        if self.is_stopping() {
+            return self.stop_now(now);
+        }
+        self.era = Era::StoppingWorkers;
+        self.actions.push(Action::Quiesce);
+        let workers: Vec<Part> = self.parts.keys().filter(|part| **part != Part::Dispatcher).cloned().collect();
+        for part in workers {
+            self.send_away(now, &part, Why::Leaving);
+        }
+    }
+
+    /// Tells a part to finish and go; one that has no process just goes.
+    fn send_away(&mut self, now: Time, part: &Part, why: Why) {
+        let parting = self.bounds.parting;
+        let Some(record) = self.parts.get_mut(part) else { return };
+        match &record.stage {
+            Stage::Running(_) => {
+                record.stage = Stage::Going(now + record.drain + parting, why);
+                self.actions.push(Action::Order(part.clone(), Order::Leave));
+            }
+            Stage::Going(at, _) => record.stage = Stage::Going(*at, why),
+            Stage::Held | Stage::Waiting(_) | Stage::Failed | Stage::Stopped => record.stage = Stage::Stopped,
+        }
+    }
+
+    fn stop_now(&mut self, now: Time) {
+        self.era = Era::StoppingDispatcher;
+        for (part, record) in &mut self.parts {
+            match record.stage {
+                Stage::Running(_) | Stage::Going(..) => {
+                    record.stage = Stage::Going(now + Duration::from_secs(1), Why::Leaving);
+                    self.actions.push(Action::Order(part.clone(), Order::Kill));
+                }
+                _ => record.stage = Stage::Stopped,
+            }
+        }
+    }
+
+    /// Takes the next step of a stop when the one before is done.
+    fn advance(&mut self, now: Time) {
+        let gone = |record: &Record| matches!(record.stage, Stage::Stopped | Stage::Failed);
+        if self.era == Era::StoppingWorkers
+            && self.parts.iter().all(|(part, record)| *part == Part::Dispatcher || gone(record))
+        {
+            self.era = Era::StoppingDispatcher;
+            self.send_away(now, &Part::Dispatcher, Why::Leaving);
+        }
+        if self.era == Era::StoppingDispatcher && self.parts.values().all(gone) {
+            self.era = Era::Over;
+            self.actions.push(Action::Finish);
+        }
+    }
+
+    fn apply(&mut self, now: Time, change: Change) {
+        self.bounds = change.bounds;
+        let surplus: Vec<Part> = self
+            .parts
+            .keys()
+            .filter(|part| matches!(part, Part::Worker(id) if !change.workers.contains_key(id)))
+            .cloned()
+            .collect();
+        if change.restart_dispatcher {
+            self.send_away(now, &Part::Dispatcher, Why::Planned);
+            self.revive(now, &Part::Dispatcher);
+        } else {
+            self.actions.push(Action::Order(Part::Dispatcher, Order::Reload));
+        }
+        for part in surplus {
+            self.send_away(now, &part, Why::Leaving);
+            if let (Some(Record { stage: Stage::Stopped, .. }), Part::Worker(id)) = (self.parts.get(&part), &part) {
+                self.actions.push(Action::Remove(id.clone()));
+                self.parts.remove(&part);
+            }
+        }
+        for (id, drain) in change.workers {
+            let part = Part::Worker(id.clone());
+            let record = self.parts.entry(part.clone()).or_insert_with(|| Record::new(Stage::Waiting(now), drain));
+            record.drain = drain;
+            if change.restart.contains(&id) {
+                self.send_away(now, &part, Why::Planned);
+                self.revive(now, &part);
+            } else if change.reload.contains(&id) {
+                self.actions.push(Action::Order(part.clone(), Order::Reload));
+                self.revive(now, &part);
+            } else if let Stage::Going(at, Why::Leaving) = record.stage {
+                // Wanted again before it was gone: it goes and comes back.
+                record.stage = Stage::Going(at, Why::Planned);
+            }
+        }
+    }
+
+    /// A new configuration is a new chance for a part that was given up.
+    fn revive(&mut self, now: Time, part: &Part) {
+        if let Some(record) = self.parts.get_mut(part)
+            && matches!(record.stage, Stage::Failed | Stage::Stopped)
+        {
+            record.restarts = Restarts::default();
+            record.stage = Stage::Waiting(now);
+        }
+    }
+}

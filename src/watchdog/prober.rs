@@ -1,0 +1,109 @@
+//! Asks the dispatcher, one question at a time, over a connection that is kept.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
+use tokio::net::UnixStream;
+use tokio::sync::mpsc;
+use tokio::time::timeout;
+
+use super::plan::Sign;
+use crate::clock;
+use crate::ids::{Time, WorkerId};
+use crate::probe::{Order, Question, REPORT_MAX, Report};
+
+/// How long an order of ours may take on its way: what it asks happens anyway, only later.
+const ORDER_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// The asking task.
+pub struct Prober {
+    questions: mpsc::UnboundedSender<()>,
+    reports: mpsc::UnboundedReceiver<Option<Report>>,
+    waiting: bool,
+}
+
+impl Prober {
+    /// Starts it; nobody is asked yet.
+    pub fn start(socket: PathBuf) -> Self {
+        let (questions, asked) = mpsc::unbounded_channel();
+        let (answers, reports) = mpsc::unbounded_channel();
+        tokio::task::spawn_local(run(socket, asked, answers));
+        Self { questions, reports, waiting: false }
+    }
+
+    /// Asks, unless an answer is still owed. Whether a question is open now.
+    pub fn ask(&mut self) -> bool {
+        if !self.waiting {
+            self.waiting = self.questions.send(()).is_ok();
+        }
+        self.waiting
+    }
+
+    /// The next answer as signs of life; `None` for a question that could not be put or was cut off.
+    pub async fn answer(&mut self) -> Option<Vec<Sign>> {
+        let answer = match self.reports.recv().await {
+            Some(answer) => answer,
+            None => std::future::pending().await, // the task has ended: so has everything
+        };
+        self.waiting = false;
+        answer.map(|report| signs(&report, clock::now()))
+    }
+}
+
+fn signs(report: &Report, now: Time) -> Vec<Sign> {
+    let mut signs = Vec::new();
+    for pool in &report.pools {
+        for (worker, number) in pool.workers.iter().zip(1..) {
+            let silent = worker.silent_ms.map(Duration::from_millis);
+            signs.push(Sign {
+                worker: WorkerId { pool: pool.name.clone(), number },
+                silent_since: silent.map(|silent| Time(now.0.saturating_sub(silent.as_nanos() as u64))),
+                garbled: worker.garbled,
+            });
+        }
+    }
+    signs
+}
+
+async fn run(socket: PathBuf, mut asked: mpsc::UnboundedReceiver<()>, answers: mpsc::UnboundedSender<Option<Report>>) {
+    let mut connection = None;
+    let mut nonce = 0;
+    while asked.recv().await.is_some() {
+        nonce += 1;
+        let report = ask(&socket, &mut connection, nonce, Some(Order::Ping)).await;
+        if report.is_none() {
+            connection = None;
+        }
+        if answers.send(report).is_err() {
+            return;
+        }
+    }
+}
+
+async fn ask(
+    socket: &PathBuf,
+    connection: &mut Option<BufReader<UnixStream>>,
+    nonce: u64,
+    order: Option<Order>,
+) -> Option<Report> {
+    if connection.is_none() {
+        *connection = Some(BufReader::new(UnixStream::connect(socket).await.ok()?));
+    }
+    let stream = connection.as_mut()?;
+    let mut line = serde_json::to_vec(&Question { nonce, order }).ok()?;
+    line.push(b'\n');
+    stream.write_all(&line).await.ok()?;
+    let mut answer = Vec::new();
+    stream.take(REPORT_MAX as u64).read_until(b'\n', &mut answer).await.ok()?;
+    let report: Report = serde_json::from_slice(&answer).ok()?;
+    (report.nonce == nonce).then_some(report)
+}
+
+/// Tells the dispatcher, on a connection of its own, that the set is stopping.
+pub fn quiesce(socket: PathBuf) {
+    tokio::task::spawn_local(async move {
+        // A dispatcher that does not hear it cannot give anybody a worker either: the workers refuse.
+        let _ = timeout(ORDER_TIMEOUT, ask(&socket, &mut None, 0, Some(Order::Quiesce))).await;
+    });
+}

@@ -1,0 +1,165 @@
+//! SIGHUP: takes over a new configuration, or says why not and changes nothing.
+
+use std::collections::BTreeMap;
+
+use super::plan::{Change, Event};
+use super::sockets::{Socket, open_listener, open_worker};
+use super::{Watch, WatchdogError, bounds, drains, publish};
+use crate::config::{Config, Origin};
+use crate::ids::WorkerId;
+use crate::ipc::{self, Modes};
+
+impl Watch {
+    /// Reads the file again. What comes of it for the processes, if anything.
+    pub(super) fn reload(&mut self) -> Option<Event> {
+        let Origin::File(path) = &self.origin else {
+            tracing::warn!("nothing to reload: the set runs on the built-in configuration");
+            return None;
+        };
+        if self.plan.is_stopping() {
+            return None;
+        }
+        let file = path.display().to_string();
+        let new = match Config::load(Some(path)) {
+            Ok(loaded) => loaded.config,
+            Err(error) => {
+                for line in error.to_string().lines() {
+                    tracing::error!("reload refused: {line}");
+                }
+                return None;
+            }
+        };
+        match self.take_over(new) {
+            Ok(change) => {
+                let (workers, pools) = (change.workers.len(), self.config.pools.len());
+                tracing::info!(file, workers, pools, "configuration applied");
+                Some(Event::Apply(change))
+            }
+            Err(error) => {
+                tracing::error!("reload refused, nothing has changed: {error}");
+                None
+            }
+        }
+    }
+
+    fn take_over(&mut self, new: Config) -> Result<Change, WatchdogError> {
+        let change = compare(&self.config, &new)?;
+        // Everything that can fail comes first, and makes only what is new.
+        let mut listeners = BTreeMap::new();
+        for (index, listener) in new.listeners.iter().enumerate() {
+            if self.sockets.listeners.iter().all(|socket| socket.wanted != listener.address) {
+                listeners.insert(index, open_listener(listener)?);
+            }
+        }
+        let mut workers = BTreeMap::new();
+        for id in new.workers() {
+            let wanted = new.pool(&id.pool).map(|pool| pool.worker_address(id.number));
+            if self.sockets.workers.get(&id).map(|socket| &socket.wanted) != wanted.as_ref() {
+                workers.insert(id.clone(), open_worker(&new, &id)?);
+            }
+        }
+        let fresh: Vec<WorkerId> = new.workers().filter(|id| !self.bells.contains_key(id)).collect();
+        let made = self.make_parts(&new, &fresh).and_then(|bells| publish(&new, &self.dir).map(|()| bells));
+        let bells = match made {
+            Ok(bells) => bells,
+            Err(error) => {
+                for id in &fresh {
+                    let _ = ipc::remove_worker(&self.dir, id); // the first error is the one to tell
+                }
+                return Err(error);
+            }
+        };
+        self.bells.extend(bells);
+        self.sockets.workers.extend(workers);
+        let mut old = std::mem::take(&mut self.sockets.listeners);
+        let mut take = |index: usize| -> Option<Socket> {
+            listeners.remove(&index).or_else(|| {
+                let wanted = &new.listeners[index].address;
+                old.iter().position(|socket| socket.wanted == *wanted).map(|at| old.swap_remove(at))
+            })
+        };
+        self.sockets.listeners = (0..new.listeners.len()).filter_map(&mut take).collect();
+        self.config = new;
+        Ok(change)
+    }
+
+    fn make_parts(
+        &self,
+        new: &Config,
+        fresh: &[WorkerId],
+    ) -> Result<BTreeMap<WorkerId, crate::bell::Bell>, WatchdogError> {
+        let mut bells = BTreeMap::new();
+        for id in fresh {
+            ipc::create_worker(new, id, self.set_epoch, &Modes::default())?;
+            bells.insert(id.clone(), ipc::open(new, id, None)?.to_dispatcher);
+        }
+        Ok(bells)
+    }
+}
+
+/// What a new configuration means for the processes. Pure.
+fn compare(old: &Config, new: &Config) -> Result<Change, WatchdogError> {
+    if old.set != new.set {
+        let what = "set.name and set.runtime_dir cannot change while the set runs: stop it and start it again";
+        return Err(WatchdogError::Changed(what));
+    }
+    let (mut reload, mut restart) = (Vec::new(), Vec::new());
+    for id in new.workers() {
+        let (Some(before), Some(after)) = (old.pool(&id.pool), new.pool(&id.pool)) else { continue };
+        if id.number > before.workers {
+            continue;
+        }
+        if before.worker_address(id.number) != after.worker_address(id.number) {
+            restart.push(id);
+        } else if old.front != new.front || !same_for_workers(before, after) {
+            reload.push(id);
+        }
+    }
+    let addresses = |config: &Config| config.listeners.iter().map(|l| l.address.clone()).collect::<Vec<_>>();
+    Ok(Change {
+        workers: drains(new),
+        reload,
+        restart,
+        restart_dispatcher: addresses(old) != addresses(new),
+        bounds: bounds(new),
+    })
+}
+
+/// Whether a running worker need not know of the difference: timeouts of the lease come with the lease.
+fn same_for_workers(before: &crate::config::Pool, after: &crate::config::Pool) -> bool {
+    before.handler == after.handler
+        && before.environment == after.environment
+        && before.max_requests == after.max_requests
+        && before.max_age == after.max_age
+        && before.max_memory == after.max_memory
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::Handler;
+    use std::time::Duration;
+
+    fn changed(how: impl FnOnce(&mut Config)) -> Result<Change, WatchdogError> {
+        let old = Config::default();
+        let mut new = old.clone();
+        how(&mut new);
+        compare(&old, &new)
+    }
+
+    #[test]
+    fn each_change_reaches_those_it_concerns() {
+        let nothing = changed(|_| {}).unwrap();
+        assert!(nothing.reload.is_empty() && nothing.restart.is_empty() && !nothing.restart_dispatcher);
+        let timeouts = changed(|c| c.pools[0].request_timeout = Duration::from_secs(1)).unwrap();
+        assert!(timeouts.reload.is_empty() && !timeouts.restart_dispatcher);
+        assert_eq!(changed(|c| c.pools[0].handler = Handler::Exec(vec!["x".into()])).unwrap().reload.len(), 2);
+        assert_eq!(changed(|c| c.front.max_body = 1).unwrap().reload.len(), 2);
+        let more = changed(|c| c.pools[0].workers = 5).unwrap();
+        assert_eq!((more.workers.len(), more.reload.len(), more.restart.len()), (5, 0, 0));
+        let moved = changed(|c| c.pools[0].address = "127.0.0.1:9000".parse().unwrap()).unwrap();
+        assert_eq!((moved.restart.len(), moved.restart_dispatcher), (2, false));
+        assert!(changed(|c| c.listeners[0].address = "127.0.0.1:9".parse().unwrap()).unwrap().restart_dispatcher);
+        assert!(changed(|c| c.set.name = "other".into()).is_err());
+    }
+}
