@@ -45,6 +45,15 @@ pub fn init(role: impl Into<String>) {
     let _ = registry.with(layer).try_init();
 }
 
+/// Makes a panic anywhere the end of the process: a daemon that has lost one of its tasks looks alive and is
+/// not, while one that has died is replaced.
+pub fn abort_on_panic() {
+    std::panic::set_hook(Box::new(|panic| {
+        tracing::error!("a bug in patou, please report it: {panic}");
+        std::process::abort();
+    }));
+}
+
 /// Whether systemd connected stderr to the journal (systemd.exec(5), `$JOURNAL_STREAM`).
 fn stderr_is_the_journal() -> bool {
     let Ok(stream) = std::env::var("JOURNAL_STREAM") else { return false };

@@ -198,7 +198,8 @@ impl Desk {
 
     /// Tells every pool.
     pub fn tell_all(&self, event: Event) {
-        for index in 0..self.rooms.borrow().len() {
+        let rooms = self.rooms.borrow().len(); // not in the loop's head, which would keep the borrow
+        for index in 0..rooms {
             self.feed(index, Some(event), VecDeque::new());
         }
     }
@@ -339,13 +340,14 @@ impl Desk {
         }
     }
 
-    /// How many clients wait for a worker.
-    pub fn waiting(&self) -> usize {
-        self.clients.borrow().len()
-    }
-
-    /// What the probe reports.
+    /// What the probe reports. Who owes an answer is looked at first: it may be there, and its ring not yet heard.
     pub fn report(&self) -> Vec<PoolReport> {
+        let rooms = self.rooms.borrow().len();
+        for index in 0..rooms {
+            let silent = |(worker, n): (&Worker, u16)| worker.silent_since.map(|_| n);
+            let owing = self.rooms.borrow()[index].pool.workers().iter().zip(1..).filter_map(silent).collect();
+            self.feed(index, None, owing);
+        }
         let now = clock::now();
         let worker = |worker: &Worker| WorkerReport {
             epoch: worker.epoch.map_or(0, Epoch::get),

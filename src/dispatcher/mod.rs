@@ -56,6 +56,7 @@ pub enum DispatcherError {
 /// See [`DispatcherError`].
 pub async fn run(config: Config, path: Option<PathBuf>) -> Result<(), DispatcherError> {
     log::init("dispatcher");
+    log::abort_on_panic();
     tokio::task::LocalSet::new().run_until(serve(config, path)).await
 }
 

@@ -37,14 +37,11 @@ async fn converse(stream: UnixStream, desk: Rc<Desk>) {
             _ => return, // gone, or not a question
         }
         let Ok(question) = serde_json::from_slice::<Question>(&line) else { return };
+        // Reported first: whom the order has us ask owes nothing yet.
+        let pools = desk.report();
         let refused = question.order.and_then(|order| obey(&desk, order));
-        let report = Report {
-            nonce: question.nonce,
-            pid: std::process::id(),
-            epoch: desk.epoch().get(),
-            pools: desk.report(),
-            refused,
-        };
+        let (pid, epoch) = (std::process::id(), desk.epoch().get());
+        let report = Report { nonce: question.nonce, pid, epoch, pools, refused };
         let Ok(mut answer) = serde_json::to_vec(&report) else { return };
         answer.push(b'\n');
         if write.write_all(&answer).await.is_err() {

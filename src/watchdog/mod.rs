@@ -75,6 +75,7 @@ const LATE: Duration = Duration::from_millis(20);
 /// See [`WatchdogError`]. Whatever was made is removed again.
 pub async fn run(loaded: Loaded) -> Result<(), WatchdogError> {
     log::init("watchdog");
+    log::abort_on_panic();
     tokio::task::LocalSet::new().run_until(hold(loaded)).await
 }
 

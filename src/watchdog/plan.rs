@@ -250,6 +250,7 @@ impl Plan {
     pub fn deadline(&self) -> Option<Time> {
         let due = |(part, record): (&Part, &Record)| match &record.stage {
             Stage::Waiting(at) | Stage::Going(at, _) => Some(*at),
+            Stage::Running(pulse) if pulse.is_ready() && *part != Part::Dispatcher => None,
             Stage::Running(pulse) => pulse.due(self.bounds.start_timeout, self.timeout(part)),
             Stage::Held | Stage::Failed | Stage::Stopped => None,
         };
@@ -361,18 +362,31 @@ impl Plan {
         }
     }
 
+    /// Workers are judged here and nowhere else: by what the dispatcher says now. While it says nothing, their
+    /// silence may be its own; and if it was late itself, it may only just have put its questions.
     fn report(&mut self, now: Time, signs: Vec<Sign>) {
-        self.with_pulse(&Part::Dispatcher, Pulse::answered);
-        let amnesty = self.amnesty;
+        let timeout = self.bounds.worker_timeout;
+        let mut late = false;
+        self.with_pulse(&Part::Dispatcher, |pulse| {
+            late = pulse.silence(now) > timeout / 4;
+            pulse.answered();
+        });
+        if late {
+            self.amnesty = now;
+        }
         for sign in signs {
             let part = Part::Worker(sign.worker);
+            let amnesty = self.amnesty;
             self.with_pulse(&part, |pulse| match sign.silent_since {
                 Some(since) => pulse.silent(since.max(amnesty)),
                 None => pulse.answered(),
             });
-            let runs = matches!(self.parts.get(&part), Some(Record { stage: Stage::Running(_), .. }));
-            if sign.garbled && runs {
+            let Some(Record { stage: Stage::Running(pulse), .. }) = self.parts.get(&part) else { continue };
+            if sign.garbled {
                 self.accuse(now, &part, "its slot holds what no worker writes".into());
+            } else if pulse.is_ready() && pulse.silence(now) >= timeout {
+                let why = format!("no sign of life for {}", in_words(pulse.silence(now)));
+                self.accuse(now, &part, why);
             }
         }
     }
@@ -396,10 +410,9 @@ impl Plan {
             let start_timeout = self.bounds.start_timeout;
             let Some(record) = self.parts.get_mut(&part) else { continue };
             match &mut record.stage {
+                Stage::Running(pulse) if pulse.is_ready() && part != Part::Dispatcher => {} // see `report`
                 Stage::Running(pulse) if pulse.verdict(now, start_timeout, timeout) == Verdict::Frozen => {
-                    let silence = humantime::format_duration(Duration::from_millis(
-                        u64::try_from(pulse.silence(now).as_millis()).unwrap_or(u64::MAX),
-                    ));
+                    let silence = in_words(pulse.silence(now));
                     let why = match pulse.is_ready() {
                         true => format!("no sign of life for {silence}"),
                         false => format!("not ready after {silence}"),
@@ -534,4 +547,9 @@ impl Plan {
             record.stage = Stage::Waiting(now);
         }
     }
+}
+
+/// A duration to the millisecond.
+fn in_words(duration: Duration) -> impl fmt::Display {
+    humantime::format_duration(Duration::from_millis(u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)))
 }

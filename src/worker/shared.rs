@@ -12,7 +12,7 @@ use super::recycle::Lifespan;
 use super::{Office, ServeError, system};
 use crate::bell::Bell;
 use crate::clock;
-use crate::config::{Front, Pool};
+use crate::config::Front;
 use crate::exchange::{Counter, Respondent};
 use crate::ids::{LeaseId, Terms, Time, WorkerId, WorkerState};
 use crate::net::{self, Listener};
@@ -46,7 +46,6 @@ struct Condition {
 /// Shared by the worker's two threads.
 pub struct Shared {
     pub id: WorkerId,
-    pub pool: Pool,
     pub front: Front,
     pub respondent: Respondent<Arc<Segment>>,
     pub builtin: Option<Builtin>,
@@ -75,7 +74,6 @@ impl Shared {
         let shared = Self {
             lifespan: Lifespan::new(&office.pool, clock::now()),
             id: office.id,
-            pool: office.pool,
             front: office.front,
             respondent: office.respondent,
             builtin,

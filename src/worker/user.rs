@@ -70,7 +70,7 @@ where
             Err(failure) => Box::pin(std::future::ready(Err(failure))),
             Ok(body) => {
                 // Boxed by its own type: the compiler cannot see that the bare future is Send in here.
-                let answer: Pin<Box<dyn Future<Output = Result<Response<B>, S::Error>> + Send>> =
+                let answer: Boxed<Result<Response<B>, S::Error>> =
                     Box::pin(self.0.call(Request::from_parts(parts, body)));
                 Box::pin(async move {
                     match answer.await {
@@ -82,6 +82,8 @@ where
         }
     }
 }
+
+type Boxed<T> = Pin<Box<dyn Future<Output = T> + Send>>;
 
 fn failure(error: BoxError) -> Failure {
     let reason = format!("the handler failed: {error}");

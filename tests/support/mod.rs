@@ -207,7 +207,8 @@ impl Set {
         assert!(self.processes().is_empty(), "processes left: {:?}\n{}", self.processes(), self.log());
         assert!(self.segments().is_empty(), "segments left: {:?}\n{}", self.segments(), self.log());
         let dir = self.dir();
-        let left: Vec<_> = fs::read_dir(&dir).map(|dir| dir.flatten().map(|e| e.file_name()).collect()).unwrap_or_default();
+        let left: Vec<_> =
+            fs::read_dir(&dir).map(|dir| dir.flatten().map(|e| e.file_name()).collect()).unwrap_or_default();
         assert!(!dir.exists(), "{} is left with {left:?}\n{}", dir.display(), self.log());
     }
 

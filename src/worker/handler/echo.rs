@@ -7,8 +7,9 @@ use http_body_util::{BodyExt, Full};
 
 use super::{Body, Context, Failure, Intake};
 
-/// Answers at once; the body follows the request's, with its length if that is known, and its type.
-pub fn call(request: Request<Body>) -> Result<Response<Body>, Failure> {
+/// Answers as soon as the first bytes are there: a client that waits for `100 Continue` gets it before the
+/// answer, as it should. The body follows the request's, with its length if that is known, and its type.
+pub async fn call(request: Request<Body>) -> Result<Response<Body>, Failure> {
     let context = Context::of(request.extensions())?;
     let (parts, body) = request.into_parts();
     if body.is_end_stream() {
@@ -18,7 +19,8 @@ pub fn call(request: Request<Body>) -> Result<Response<Body>, Failure> {
         response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
         return Ok(response);
     }
-    let body = Intake::new(body, &context)?;
+    let mut body = Intake::new(body, &context)?;
+    std::future::poll_fn(|task| body.poll_ready(task)).await?;
     let mut response = Response::new(body.map_err(Into::into).boxed_unsync());
     if let Some(kind) = parts.headers.get(CONTENT_TYPE) {
         response.headers_mut().insert(CONTENT_TYPE, kind.clone());

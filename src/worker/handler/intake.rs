@@ -43,6 +43,8 @@ pub struct Intake {
     /// Bytes that may still come, and how many that were; `None` without a limit.
     left: Option<(u64, u64)>,
     timeout: Duration,
+    /// A frame that was read ahead.
+    ahead: Option<Frame<Bytes>>,
     /// Runs only while a reader waits: a reader that is busy elsewhere is not the client's silence.
     silence: Option<Pin<Box<Sleep>>>,
     failed: bool,
@@ -59,7 +61,18 @@ impl Intake {
             return Err(Failure::from(IntakeError::TooLarge(limit)).not_started());
         }
         let left = (limit > 0).then_some((limit, limit));
-        Ok(Self { body, left, timeout: context.body_timeout, silence: None, failed: false })
+        Ok(Self { body, left, timeout: context.body_timeout, ahead: None, silence: None, failed: false })
+    }
+
+    /// Waits until the body has begun to come, or is over.
+    ///
+    /// # Errors
+    /// When it breaks off or breaks a limit right at its beginning.
+    pub fn poll_ready(&mut self, task: &mut Task<'_>) -> Poll<Result<(), IntakeError>> {
+        if self.ahead.is_none() {
+            self.ahead = ready!(Pin::new(&mut *self).poll_frame(task)).transpose()?;
+        }
+        Poll::Ready(Ok(()))
     }
 
     fn count(&mut self, frame: &Frame<Bytes>) -> Result<(), IntakeError> {
@@ -76,6 +89,9 @@ impl http_body::Body for Intake {
 
     fn poll_frame(self: Pin<&mut Self>, task: &mut Task<'_>) -> Poll<Option<Result<Frame<Bytes>, IntakeError>>> {
         let this = self.get_mut();
+        if let Some(frame) = this.ahead.take() {
+            return Poll::Ready(Some(Ok(frame)));
+        }
         if this.failed {
             return Poll::Ready(None);
         }
@@ -95,11 +111,18 @@ impl http_body::Body for Intake {
     }
 
     fn is_end_stream(&self) -> bool {
-        self.failed || self.body.is_end_stream()
+        self.ahead.is_none() && (self.failed || self.body.is_end_stream())
     }
 
     fn size_hint(&self) -> SizeHint {
-        self.body.size_hint()
+        let ahead = self.ahead.as_ref().and_then(Frame::data_ref).map_or(0, |data| data.len() as u64);
+        let rest = self.body.size_hint();
+        let mut hint = SizeHint::new();
+        if let Some(upper) = rest.upper() {
+            hint.set_upper(upper + ahead);
+        }
+        hint.set_lower(rest.lower() + ahead);
+        hint
     }
 }
 

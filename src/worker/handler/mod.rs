@@ -206,7 +206,7 @@ impl tower_service::Service<Request<Body>> for Builtin {
 
     fn call(&mut self, request: Request<Body>) -> Self::Future {
         match self.clone() {
-            Self::Echo => Box::pin(async { echo::call(request) }),
+            Self::Echo => Box::pin(echo::call(request)),
             Self::Exec(exec) => Box::pin(async move { exec.call(request).await }),
             Self::Coprocess(coprocess) => Box::pin(async move { coprocess.call(request).await }),
         }
