@@ -173,10 +173,12 @@ fn a_refusal_goes_on_with_the_next_worker() {
     let refuse = Answer::Refuse(lease(1), Reason::Draining);
     let draining = Seen { life: Some((ONE, Draining, false)), ..held(lease(1), Offered, 0) };
     t.sees(1, 2, answered(refuse, draining), &[Revoke(2, lease(1))]);
-    t.sees(1, 2, Seen { claim: Some(Claim::Held(lease(1), Revoked)), ..draining }, &[
-        Release(2, lease(1)),
-        offer(1, 2, 1),
-    ]);
+    t.sees(
+        1,
+        2,
+        Seen { claim: Some(Claim::Held(lease(1), Revoked)), ..draining },
+        &[Release(2, lease(1)), offer(1, 2, 1)],
+    );
     t.sees(1, 2, living(Draining, false), &[]);
     t.sees(2, 1, accepted(2, 1), &[grant(1, 1, 2, 1)]);
     t.hears(3, Client(2, B), &[]); // a draining worker gets nothing
@@ -239,12 +241,12 @@ fn a_client_that_was_claimed_meanwhile_is_not_given_to_another() {
     assert_eq!(t.hold(2), Hold::Busy { lease: lease(1) });
     // It has claimed before its answer was read, and died.
     t.hears(60, Client(2, A), &[offer(1, 2, 60)]);
-    t.sees(61, 1, dead(held(lease(2), Claimed, 60)), &[
-        note(1, Note::Down(ONE)),
-        grant(2, 1, 2, 60),
-        note(1, Note::Lost(lease(2))),
-        Abort(1, lease(2)),
-    ]);
+    t.sees(
+        61,
+        1,
+        dead(held(lease(2), Claimed, 60)),
+        &[note(1, Note::Down(ONE)), grant(2, 1, 2, 60), note(1, Note::Lost(lease(2))), Abort(1, lease(2))],
+    );
     assert!(t.0.is_quiet() || t.0.waiting().0 == 0);
 }
 
@@ -317,10 +319,12 @@ fn let_lapse(t: &mut Talk, now: u64, (client, peer): (u64, Peer), worker: u16, n
     t.hears(now, Client(client, peer), &[offer(worker, n, now)]);
     t.sees(now, worker, accepted(n, now), &[grant(client, worker, n, now)]);
     t.sees(now + 1049, worker, held(lease(n), Offered, now), &[]);
-    t.sees(now + 1050, worker, held(lease(n), Offered, now), &[
-        note(worker, Note::Unclaimed(lease(n))),
-        Revoke(worker, lease(n)),
-    ]);
+    t.sees(
+        now + 1050,
+        worker,
+        held(lease(n), Offered, now),
+        &[note(worker, Note::Unclaimed(lease(n))), Revoke(worker, lease(n))],
+    );
     t.sees(now + 1050, worker, held(lease(n), Revoked, now), &[Release(worker, lease(n))]);
     t.sees(now + 1050, worker, free(), &[]);
 }
@@ -380,11 +384,12 @@ fn a_worker_dies_with_a_grant_nobody_has_used() {
     t.hears(0, Client(1, A), &[offer(2, 1, 0)]);
     t.sees(1, 2, accepted(1, 0), &[grant(1, 2, 1, 0)]);
     // Only the next life is seen: the lease is another's, the peer is not to blame.
-    t.sees(40, 2, reborn(2, Ready, held(lease(1), Offered, 0)), &[
-        note(2, Note::Down(ONE)),
-        note(2, Note::Up(epoch(2))),
-        Revoke(2, lease(1)),
-    ]);
+    t.sees(
+        40,
+        2,
+        reborn(2, Ready, held(lease(1), Offered, 0)),
+        &[note(2, Note::Down(ONE)), note(2, Note::Up(epoch(2))), Revoke(2, lease(1))],
+    );
     t.sees(40, 2, reborn(2, Ready, held(lease(1), Revoked, 0)), &[Release(2, lease(1))]);
     t.sees(40, 2, reborn(2, Ready, free()), &[]);
     let next = |n| Action::Offer { worker: 2, epoch: epoch(2), lease: lease(n), claim_by: at(41 + 1050) };
@@ -395,9 +400,7 @@ fn a_worker_dies_with_a_grant_nobody_has_used() {
 #[test]
 fn a_worker_dies_with_a_request() {
     // (phase at its death, what ends the lease, phase after that)
-    for (phase, step, after) in
-        [(Claimed, Abort(2, lease(1)), Some(Aborted)), (Responding, Bury(2, lease(1)), None)]
-    {
+    for (phase, step, after) in [(Claimed, Abort(2, lease(1)), Some(Aborted)), (Responding, Bury(2, lease(1)), None)] {
         for gone in [dead as fn(Seen) -> Seen, |seen| reborn(2, Ready, seen)] {
             let mut t = Talk::up(LIMITS);
             t.serves(0, (1, A), 2, 1);
@@ -469,10 +472,14 @@ fn an_operator_takes_a_worker_out_and_puts_it_back() {
     t.sees(1, 2, drained(answered(Answer::Here, living(Draining, false))), &[]);
     t.hears(2, Client(2, A), &[]);
     t.sees(3, 2, drained(reborn(2, Ready, free())), &[note(2, Note::Down(ONE)), note(2, Note::Up(epoch(2)))]);
-    t.hears(4, Event::Resume(2), &[
-        Action::Ask(2, Ask::Resume),
-        Action::Offer { worker: 2, epoch: epoch(2), lease: lease(2), claim_by: at(4 + 1050) },
-    ]);
+    t.hears(
+        4,
+        Event::Resume(2),
+        &[
+            Action::Ask(2, Ask::Resume),
+            Action::Offer { worker: 2, epoch: epoch(2), lease: lease(2), claim_by: at(4 + 1050) },
+        ],
+    );
 }
 
 #[test]
@@ -495,9 +502,12 @@ fn workers_are_recycled_one_at_a_time() {
     t.sees(1, 2, wants, &[recycle(2)]);
     t.sees(2, 1, wants, &[]);
     t.hears(3, Client(2, A), &[offer(1, 2, 3)]);
-    t.sees(3, 1, answered(Answer::Accept(lease(2)), Seen { life: wants.life, ..held(lease(2), Offered, 3) }), &[
-        grant(2, 1, 2, 3),
-    ]);
+    t.sees(
+        3,
+        1,
+        answered(Answer::Accept(lease(2)), Seen { life: wants.life, ..held(lease(2), Offered, 3) }),
+        &[grant(2, 1, 2, 3)],
+    );
     t.sees(4, 1, Seen { life: wants.life, ..held(lease(2), Done, 3) }, &[Release(1, lease(2))]);
     t.sees(4, 1, wants, &[]);
     t.sees(5, 2, answered(Answer::Recycle(true), living(Recycling, true)), &[]);
