@@ -440,12 +440,12 @@ impl Sim {
         let token = self.leases[&lease].0;
         let worker = &mut self.workers[w];
         let Some(respondent) = &worker.respondent else { return self.not_started(id) };
-        if respondent.claim(token, self.now).is_err() {
-            if !self.eager {
-                self.not_started(id);
-            }
-            return;
-        }
+        let terms = match respondent.claim(token, self.now) {
+            Ok(terms) => terms,
+            Err(_) if self.eager => return,
+            Err(_) => return self.not_started(id),
+        };
+        assert_eq!((terms.lease, terms.worker_epoch), (lease, respondent.epoch()), "another's lease was claimed");
         assert!(respondent.claim(token, self.now).is_err(), "lease {lease} was claimed twice");
         assert!(worker.request.is_none(), "worker {} has two live leases", w + 1);
         worker.request = Some(lease);
@@ -472,13 +472,18 @@ impl Sim {
         let worker = &mut self.workers[w];
         let Some(respondent) = &worker.respondent else { return };
         respondent.turn(self.now);
-        let Some(question) = respondent.question(worker.answered) else { return };
-        match (question.kind, worker.state) {
-            (Kind::Drain, WorkerState::Ready) => worker.state = WorkerState::Draining,
-            (Kind::Resume, WorkerState::Draining) => worker.state = WorkerState::Ready,
-            _ => {}
+        let before = worker.state;
+        // The word counts, not the question: that may have been replaced before it was read.
+        if matches!(worker.state, WorkerState::Ready | WorkerState::Draining) {
+            worker.state = if respondent.drained() { WorkerState::Draining } else { WorkerState::Ready };
+            respondent.set_state(worker.state, worker.wants_recycle);
         }
-        respondent.set_state(worker.state, worker.wants_recycle);
+        let Some(question) = respondent.question(worker.answered) else {
+            if worker.state != before {
+                self.ring(What::Rung(w));
+            }
+            return;
+        };
         let mut reply = respondent.judge(&question, worker.state);
         if question.kind == Kind::Recycle && reply == Reply::Accept {
             if worker.wants_recycle && worker.state == WorkerState::Ready {

@@ -69,7 +69,8 @@ impl<M: Memory> Respondent<M> {
         u16::try_from(self.memory.load(Word::RETURN_PORT, Relaxed)).ok().filter(|port| *port > 0)
     }
 
-    /// Whether an operator keeps this worker out of service.
+    /// Whether an operator keeps this worker out of service. To be looked at whenever the worker is rung: the
+    /// question that announced it may have been replaced.
     pub fn drained(&self) -> bool {
         self.memory.load(Word::DRAINED, Relaxed) != 0
     }

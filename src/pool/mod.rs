@@ -7,6 +7,7 @@
 //!
 //! Idle workers are taken last in, first out, so that caches stay warm and surplus workers stay asleep.
 
+mod ending;
 mod queue;
 mod worker;
 
@@ -281,7 +282,7 @@ impl Pool {
 
     /// Whether no client waits and no lease is out.
     pub fn is_quiet(&self) -> bool {
-        self.queue.len() == 0 && self.workers.iter().all(|w| w.hold == Hold::Free)
+        self.queue.is_empty() && self.workers.iter().all(|w| w.hold == Hold::Free)
     }
 
     /// Takes in what happened and returns what to do.

@@ -1,7 +1,8 @@
 //! One worker as the pool sees it, and what a look at its slot means.
 
+use super::ending::TakenBack;
 use super::queue::Waiting;
-use super::{Action, Answer, Ask, ClientId, Note, Pool, Refusal, Seen, Timer};
+use super::{Action, Answer, Ask, ClientId, Note, Pool, Seen};
 use crate::ids::{Claim, Epoch, LeaseId, Phase, Terms, Time, WorkerState};
 
 /// What a worker is held by.
@@ -49,14 +50,6 @@ impl Hold {
     }
 }
 
-/// An offer that is being taken back. Where its client belongs is known once the slot says who was faster.
-#[derive(Clone, Copy, Debug)]
-struct TakenBack {
-    lease: LeaseId,
-    client: Waiting,
-    claim_by: Time,
-}
-
 /// One worker.
 #[derive(Clone, Debug, Default)]
 pub struct Worker {
@@ -76,7 +69,7 @@ pub struct Worker {
     pub garbled: bool,
     /// Since when a question of ours has had no answer.
     pub silent_since: Option<Time>,
-    taken_back: Option<TakenBack>,
+    pub(super) taken_back: Option<TakenBack>,
     pub(super) wants_recycle: bool,
     pub(super) listed: bool,
     pub(super) timer: Option<Time>,
@@ -124,10 +117,8 @@ impl Pool {
         let serves = matches!(state, Some(WorkerState::Ready | WorkerState::Draining));
         match self.recycling {
             // Over when the next incarnation serves, not when it has begun: one worker is missing at a time.
-            Some((number, old)) if number == n => {
-                if !up || serves && (epoch != Some(old) || !wants_recycle) {
-                    self.recycling = None;
-                }
+            Some((number, old)) if number == n && (!up || serves && (epoch != Some(old) || !wants_recycle)) => {
+                self.recycling = None;
             }
             // Asked by a dispatcher before this one.
             None if up && state == Some(WorkerState::Recycling) => self.recycling = epoch.map(|epoch| (n, epoch)),
@@ -162,32 +153,6 @@ impl Pool {
             (Answer::Recycle(false), _) if self.is_recycling(n) => self.recycling = None,
             _ => {}
         }
-    }
-
-    /// A client belongs to the worker that has claimed its lease, whoever wanted to end the offer meanwhile,
-    /// and into the queue again once nobody can claim it any more: so it never starts twice.
-    fn settle(&mut self, now: Time, n: u16, claim: Option<Claim>) {
-        let back = match (self.worker(n).hold, self.worker(n).taken_back) {
-            (Hold::Asked { lease, client, claim_by, .. }, _) => TakenBack { lease, client, claim_by },
-            (_, Some(back)) => back,
-            _ => return,
-        };
-        let TakenBack { lease, client, claim_by } = back;
-        let asked = self.worker(n).taken_back.is_none();
-        match claim {
-            Some(Claim::Held(held, Phase::Offered)) if held == lease => return,
-            Some(Claim::Held(held, Phase::Claimed | Phase::Responding | Phase::Done | Phase::Aborted))
-                if held == lease =>
-            {
-                if asked {
-                    self.worker(n).hold = Hold::Granted { lease, client: Some(client), claim_by };
-                }
-                self.actions.push(Action::Grant { client: client.id, worker: n, lease, claim_by });
-            }
-            _ if asked => return,
-            _ => self.send_back(now, client),
-        }
-        self.worker(n).taken_back = None;
     }
 
     fn see_claim(&mut self, now: Time, n: u16, seen: &Seen) {
@@ -280,60 +245,6 @@ impl Pool {
     fn lives(&self, n: u16, terms: Option<Terms>) -> bool {
         let worker = &self.workers[usize::from(n) - 1];
         worker.up && terms.is_some_and(|t| Some(t.worker_epoch) == worker.epoch)
-    }
-
-    /// Ends what the worker was held by, through one more step on its slot.
-    fn end(&mut self, now: Time, n: u16, step: Action) {
-        self.abandon(now, n);
-        self.worker(n).hold = Hold::Ending;
-        self.actions.push(step);
-    }
-
-    /// The hold is over; a client that has not got its worker takes its place in the queue again.
-    fn abandon(&mut self, now: Time, n: u16) {
-        let hold = self.worker(n).hold;
-        self.claimed(n);
-        self.worker(n).hold = Hold::Free;
-        if let Hold::Asked { client, .. } = hold {
-            self.send_back(now, client);
-        }
-    }
-
-    /// The pool ends this offer or grant itself.
-    pub(super) fn let_go(&mut self, n: u16, lease: LeaseId) {
-        debug_assert_eq!(self.worker(n).hold.lease(), Some(lease));
-        self.claimed(n);
-        self.worker(n).hold = Hold::Ending;
-    }
-
-    /// The pool ends this offer, and its client is to go on to another worker unless this one was faster.
-    pub(super) fn take_back(&mut self, n: u16) {
-        if let Hold::Asked { lease, client, claim_by, .. } = self.worker(n).hold {
-            self.let_go(n, lease);
-            self.worker(n).taken_back = Some(TakenBack { lease, client, claim_by });
-        }
-    }
-
-    /// Whatever unclaimed lease the hold stands for is not unclaimed any more.
-    fn claimed(&mut self, n: u16) {
-        match self.worker(n).hold {
-            Hold::Asked { client, .. } | Hold::Granted { client: Some(client), .. } => {
-                self.queue.unclaimed(client.peer, -1);
-            }
-            _ => {}
-        }
-    }
-
-    /// A client whose worker failed it goes on waiting, within its own budget.
-    fn send_back(&mut self, now: Time, client: Waiting) {
-        if self.stopping {
-            self.actions.push(Action::Refuse(client.id, Refusal::Stopping));
-        } else if client.due <= now && self.limits.queue > 0 {
-            self.actions.push(Action::Refuse(client.id, Refusal::QueueTimeout(now.since(client.since))));
-        } else {
-            self.queue.put_back(client);
-            self.timers.insert((client.due, Timer::Client(client.id)));
-        }
     }
 
     /// What comes after every look: the next timer, the next question, the idle list.
