@@ -65,9 +65,10 @@ pub enum Kind {
     Offer = 2,
     /// Are you through with the lease?
     Finished = 3,
-    /// Take nothing new.
+    /// Take nothing new. As any question it may be replaced before it is read; what counts is
+    /// [`Respondent::drained`], which a worker follows at every turn.
     Drain = 4,
-    /// Take offers again.
+    /// Take offers again; see [`Kind::Drain`].
     Resume = 5,
     /// Now is the time to make room for your next incarnation.
     Recycle = 6,

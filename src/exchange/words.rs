@@ -54,8 +54,6 @@ impl Word {
     // Line 2, written by the worker: the answer.
     /// Sequence of the question (48 bits) above reply and reason (8 bits each).
     pub(super) const ANSWER: Word = Word::at(2, 0);
-    /// When the lease in hand was claimed, or 0.
-    pub(super) const CLAIMED_AT: Word = Word::at(2, 1);
 
     // Line 3, written by the worker: its life.
     pub(super) const EPOCH: Word = Word::at(3, 0);

@@ -50,7 +50,6 @@ impl<M: Memory> Respondent<M> {
         memory.store(Word::STATE, WorkerState::Starting as u64, Relaxed);
         memory.store(Word::LAST_TURN, now.0, Relaxed);
         memory.store(Word::PORT, port.unwrap_or(0).into(), Relaxed);
-        memory.store(Word::CLAIMED_AT, 0, Relaxed);
         memory.store(Word::EPOCH, epoch.get().into(), Release); // Release E
         Self { memory, epoch }
     }
@@ -70,7 +69,8 @@ impl<M: Memory> Respondent<M> {
         u16::try_from(self.memory.load(Word::RETURN_PORT, Relaxed)).ok().filter(|port| *port > 0)
     }
 
-    /// Whether an operator keeps this worker out of service.
+    /// Whether an operator keeps this worker out of service. To be looked at whenever the worker is rung: the
+    /// question that announced it may have been replaced.
     pub fn drained(&self) -> bool {
         self.memory.load(Word::DRAINED, Relaxed) != 0
     }
@@ -162,7 +162,6 @@ impl<M: Memory> Respondent<M> {
             return Err(ClaimRefused::Late);
         }
         swap(&self.memory, held, Claim::Held(terms.lease, Phase::Claimed)).map_err(|_| ClaimRefused::Late)?;
-        self.memory.store(Word::CLAIMED_AT, now.0, Relaxed);
         Ok(terms)
     }
 
@@ -173,8 +172,8 @@ impl<M: Memory> Respondent<M> {
 
     /// `Claimed | Responding -> Done`. The caller rings afterwards.
     pub fn done(&self, lease: LeaseId) -> bool {
-        self.memory.store(Word::CLAIMED_AT, 0, Relaxed);
-        [Phase::Responding, Phase::Claimed]
+        // In the order the phases come, so that a step to Responding in between is not missed.
+        [Phase::Claimed, Phase::Responding]
             .into_iter()
             .any(|phase| swap(&self.memory, Claim::Held(lease, phase), Claim::Held(lease, Phase::Done)).is_ok())
     }

@@ -7,6 +7,7 @@
 //!
 //! Idle workers are taken last in, first out, so that caches stay warm and surplus workers stay asleep.
 
+mod ending;
 mod queue;
 mod worker;
 
@@ -14,7 +15,7 @@ use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::time::Duration;
 
-use crate::ids::{Claim, Epoch, LeaseId, Reason, Terms, Time, WorkerState};
+use crate::ids::{Claim, Epoch, LeaseId, Phase, Reason, Terms, Time, WorkerState};
 use queue::Queue;
 pub use worker::{Hold, Worker};
 
@@ -67,6 +68,17 @@ pub struct Seen {
     pub answer: Option<Answer>,
     /// Whether an operator keeps the worker out of service.
     pub drained: bool,
+}
+
+impl Seen {
+    /// Whether nobody can tell from it what the worker is doing for whom.
+    fn is_garbled(&self) -> bool {
+        match self.claim {
+            None => true,
+            Some(Claim::Held(_, Phase::Claimed | Phase::Responding)) => self.life.is_none() || self.terms.is_none(),
+            Some(_) => false,
+        }
+    }
 }
 
 /// An answer, with what it answers.
@@ -215,7 +227,8 @@ pub struct Pool {
     idle: Vec<u16>,
     queue: Queue,
     timers: BTreeSet<(Time, Timer)>,
-    recycling: Option<u16>,
+    /// The worker that is being replaced by its next incarnation, and the incarnation that is to go.
+    recycling: Option<(u16, Epoch)>,
     stopping: bool,
     actions: Vec<Action>,
 }
@@ -238,6 +251,7 @@ impl Pool {
     }
 
     /// Takes new bounds. Workers beyond `limits.workers` get no new client and leave when they are free.
+    /// A tick is due at once: it looks at every worker, the new ones among them.
     pub fn reconfigure(&mut self, limits: Limits) {
         self.limits = limits;
         let count = usize::from(limits.workers).max(self.workers.len());
@@ -246,6 +260,9 @@ impl Pool {
             self.consider(n);
         }
         self.shrink();
+        for n in 1..=self.workers.len() as u16 {
+            self.set_timer(n, Some(Time(0)));
+        }
     }
 
     /// The workers it knows: `limits.workers`, and those beyond that have not left yet.
@@ -282,6 +299,9 @@ impl Pool {
             Event::Seen(..) | Event::Drain(_) | Event::Resume(_) => {}
         }
         self.serve(now);
+        if self.limits.queue == 0 {
+            self.refuse_all(Refusal::NobodyFree);
+        }
         std::mem::take(&mut self.actions)
     }
 
@@ -319,20 +339,25 @@ impl Pool {
             return;
         }
         for n in 1..=self.workers.len() as u16 {
-            if let Hold::Asked { lease, client: asked, .. } = self.worker(n).hold
-                && asked.id == client
-            {
-                self.let_go(n, lease);
-                self.actions.push(Action::Revoke(n, lease));
+            match self.worker(n).hold {
+                Hold::Asked { lease, client: asked, .. } if asked.id == client => {
+                    self.let_go(n, lease);
+                    self.actions.push(Action::Revoke(n, lease));
+                }
+                _ => self.worker(n).forget(client),
             }
         }
     }
 
     fn quiesce(&mut self) {
         self.stopping = true;
+        self.refuse_all(Refusal::Stopping);
+    }
+
+    fn refuse_all(&mut self, refusal: Refusal) {
         for client in self.queue.take_all() {
             self.timers.remove(&(client.due, Timer::Client(client.id)));
-            self.actions.push(Action::Refuse(client.id, Refusal::Stopping));
+            self.actions.push(Action::Refuse(client.id, refusal));
         }
     }
 
@@ -357,14 +382,14 @@ impl Pool {
     }
 
     /// Everybody who is up owes a sign of life: who has not answered is rung again, the others are asked.
+    /// An answer or a new incarnation whose ring was lost is found here at the latest.
     fn probe(&mut self, now: Time) {
         for n in 1..=self.workers.len() as u16 {
             let worker = self.worker(n);
             if !worker.up {
-                continue;
-            }
-            if worker.silent_since.is_some() {
-                self.actions.push(Action::Ring(n));
+                self.actions.push(Action::Look(n));
+            } else if worker.silent_since.is_some() {
+                self.actions.extend([Action::Ring(n), Action::Look(n)]);
             } else {
                 let question = match worker.hold {
                     Hold::Busy { lease } => Ask::Finished(lease),
@@ -375,7 +400,15 @@ impl Pool {
         }
     }
 
+    /// The order takes the place of the question that is open in the slot, whatever that was.
     fn order(&mut self, now: Time, n: u16, drained: bool) {
+        if let Hold::Asked { lease, .. } = self.worker(n).hold {
+            self.take_back(n);
+            self.actions.push(Action::Revoke(n, lease));
+        }
+        if self.is_recycling(n) && self.worker(n).silent_since.is_some() {
+            self.recycling = None;
+        }
         self.worker(n).drained = drained;
         self.ask(now, n, if drained { Ask::Drain } else { Ask::Resume });
         self.consider(n);
@@ -420,7 +453,11 @@ impl Pool {
 
     fn is_idle(&self, n: u16) -> bool {
         let worker = &self.workers[usize::from(n) - 1];
-        n <= self.limits.workers && worker.is_idle() && self.recycling != Some(n)
+        n <= self.limits.workers && worker.is_idle() && !self.is_recycling(n)
+    }
+
+    fn is_recycling(&self, n: u16) -> bool {
+        self.recycling.is_some_and(|(recycling, _)| recycling == n)
     }
 
     fn push_idle(&mut self, n: u16) {

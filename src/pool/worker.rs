@@ -1,7 +1,8 @@
 //! One worker as the pool sees it, and what a look at its slot means.
 
+use super::ending::TakenBack;
 use super::queue::Waiting;
-use super::{Action, Answer, Ask, Note, Pool, Refusal, Seen, Timer};
+use super::{Action, Answer, Ask, ClientId, Note, Pool, Seen};
 use crate::ids::{Claim, Epoch, LeaseId, Phase, Terms, Time, WorkerState};
 
 /// What a worker is held by.
@@ -64,10 +65,11 @@ pub struct Worker {
     pub drained: bool,
     /// What holds it.
     pub hold: Hold,
-    /// Whether its claim word holds what no honest writer writes.
+    /// Whether it lives and its slot holds what no honest writer writes.
     pub garbled: bool,
     /// Since when a question of ours has had no answer.
     pub silent_since: Option<Time>,
+    pub(super) taken_back: Option<TakenBack>,
     pub(super) wants_recycle: bool,
     pub(super) listed: bool,
     pub(super) timer: Option<Time>,
@@ -77,6 +79,11 @@ impl Worker {
     pub(super) fn is_idle(&self) -> bool {
         self.up && self.state == Some(WorkerState::Ready) && !self.late && !self.drained && self.hold == Hold::Free
     }
+
+    /// The client does not wait for the end of an offer any more.
+    pub(super) fn forget(&mut self, client: ClientId) {
+        self.taken_back = self.taken_back.filter(|back| back.client.id != client);
+    }
 }
 
 impl Pool {
@@ -84,10 +91,11 @@ impl Pool {
     pub(super) fn see(&mut self, now: Time, n: u16, seen: Seen) {
         self.see_life(n, &seen);
         if let Some(answer) = seen.answer {
-            self.see_answer(now, n, answer);
+            self.see_answer(now, n, answer, &seen);
         }
+        self.settle(now, n, seen.claim);
         self.see_claim(now, n, &seen);
-        self.after(now, n);
+        self.after(now, n, seen.answer);
     }
 
     fn see_life(&mut self, n: u16, seen: &Seen) {
@@ -105,9 +113,16 @@ impl Pool {
             worker.silent_since = None;
         }
         let up = worker.up;
-        let settled = worker.state == Some(WorkerState::Ready) && !worker.wants_recycle;
-        if self.recycling == Some(n) && (changed || !up || settled) {
-            self.recycling = None;
+        let (state, wants_recycle) = (worker.state, worker.wants_recycle);
+        let serves = matches!(state, Some(WorkerState::Ready | WorkerState::Draining));
+        match self.recycling {
+            // Over when the next incarnation serves, not when it has begun: one worker is missing at a time.
+            Some((number, old)) if number == n && (!up || serves && (epoch != Some(old) || !wants_recycle)) => {
+                self.recycling = None;
+            }
+            // Asked by a dispatcher before this one.
+            None if up && state == Some(WorkerState::Recycling) => self.recycling = epoch.map(|epoch| (n, epoch)),
+            _ => {}
         }
         if was_up && (changed || !up) {
             self.actions.extend(was.map(|epoch| Action::Note(n, Note::Down(epoch))));
@@ -117,39 +132,41 @@ impl Pool {
         }
     }
 
-    fn see_answer(&mut self, now: Time, n: u16, answer: Answer) {
+    fn see_answer(&mut self, now: Time, n: u16, answer: Answer, seen: &Seen) {
         let worker = self.worker(n);
         worker.silent_since = None;
         if std::mem::take(&mut worker.late) {
             self.actions.push(Action::Note(n, Note::Back));
         }
         match (answer, self.worker(n).hold) {
-            (Answer::Accept(lease), Hold::Asked { lease: asked, client, claim_by, .. }) if lease == asked => {
+            // A yes is worth something while the worker lives and its client has time to come.
+            (Answer::Accept(lease), Hold::Asked { lease: asked, client, claim_by, .. })
+                if lease == asked && now < claim_by && self.lives(n, seen.terms) =>
+            {
                 self.worker(n).hold = Hold::Granted { lease, client: Some(client), claim_by };
                 self.actions.push(Action::Grant { client: client.id, worker: n, lease, claim_by });
             }
-            (Answer::Refuse(lease, _), Hold::Asked { lease: asked, client, .. }) if lease == asked => {
-                self.let_go(n, lease);
-                self.send_back(now, client);
-                self.actions.push(Action::Revoke(n, lease));
+            // The claim word, read next, says what there is to revoke.
+            (Answer::Accept(lease) | Answer::Refuse(lease, _), Hold::Asked { lease: asked, .. }) if lease == asked => {
+                self.take_back(n);
             }
-            (Answer::Recycle(false), _) if self.recycling == Some(n) => self.recycling = None,
+            (Answer::Recycle(false), _) if self.is_recycling(n) => self.recycling = None,
             _ => {}
         }
     }
 
     fn see_claim(&mut self, now: Time, n: u16, seen: &Seen) {
-        let up = self.worker(n).up;
-        let garbled = seen.claim.is_none() && up;
+        let garbled = seen.alive && seen.is_garbled();
         if std::mem::replace(&mut self.worker(n).garbled, garbled) != garbled && garbled {
             self.actions.push(Action::Note(n, Note::Garbled));
         }
+        if garbled {
+            // Nobody can tell what this life is doing; the watchdog ends it.
+            self.abandon(now, n);
+            self.worker(n).hold = Hold::Ending;
+            return;
+        }
         match seen.claim {
-            None if up => {
-                // Nobody can tell what this life is doing; the watchdog ends it.
-                self.abandon(now, n);
-                self.worker(n).hold = Hold::Ending;
-            }
             None => {
                 self.abandon(now, n);
                 self.actions.push(Action::Clear(n));
@@ -181,7 +198,7 @@ impl Pool {
         let lives = self.lives(n, terms);
         let hold = self.worker(n).hold;
         match hold {
-            Hold::Asked { lease: asked, client, until, .. } if asked == lease => {
+            Hold::Asked { lease: asked, until, .. } if asked == lease => {
                 if lives && now < until {
                     return;
                 }
@@ -189,8 +206,7 @@ impl Pool {
                     self.worker(n).late = true;
                     self.actions.push(Action::Note(n, Note::Late(lease)));
                 }
-                self.let_go(n, lease);
-                self.send_back(now, client);
+                self.take_back(n);
                 self.actions.push(Action::Revoke(n, lease));
             }
             Hold::Granted { lease: granted, client, claim_by } if granted == lease => {
@@ -199,7 +215,7 @@ impl Pool {
                 }
                 if lives {
                     self.actions.push(Action::Note(n, Note::Unclaimed(lease)));
-                    if let Some(client) = client {
+                    if let Some(client) = client.filter(|_| !self.is_silent(n, now)) {
                         self.queue.suspect(client.peer, now);
                     }
                 }
@@ -215,6 +231,12 @@ impl Pool {
         }
     }
 
+    /// Whether the worker itself owes an answer for too long: then a client could not have come to it.
+    fn is_silent(&self, n: u16, now: Time) -> bool {
+        let since = self.workers[usize::from(n) - 1].silent_since;
+        since.is_some_and(|since| now.since(since) >= self.limits.offer_timeout)
+    }
+
     fn is_earlier(&self, terms: &Terms) -> bool {
         terms.dispatcher_epoch != self.epoch
     }
@@ -225,56 +247,8 @@ impl Pool {
         worker.up && terms.is_some_and(|t| Some(t.worker_epoch) == worker.epoch)
     }
 
-    /// Ends what the worker was held by, through one more step on its slot.
-    fn end(&mut self, now: Time, n: u16, step: Action) {
-        self.abandon(now, n);
-        self.worker(n).hold = Hold::Ending;
-        self.actions.push(step);
-    }
-
-    /// The hold is over; a client that has not got its worker takes its place in the queue again.
-    fn abandon(&mut self, now: Time, n: u16) {
-        let hold = self.worker(n).hold;
-        self.claimed(n);
-        self.worker(n).hold = Hold::Free;
-        if let Hold::Asked { client, .. } = hold {
-            self.send_back(now, client);
-        }
-    }
-
-    /// The pool ends this offer or grant itself.
-    pub(super) fn let_go(&mut self, n: u16, lease: LeaseId) {
-        debug_assert_eq!(self.worker(n).hold.lease(), Some(lease));
-        self.claimed(n);
-        self.worker(n).hold = Hold::Ending;
-    }
-
-    /// Whatever unclaimed lease the hold stands for is not unclaimed any more.
-    fn claimed(&mut self, n: u16) {
-        match self.worker(n).hold {
-            Hold::Asked { client, .. } | Hold::Granted { client: Some(client), .. } => {
-                self.queue.unclaimed(client.peer, -1);
-            }
-            _ => {}
-        }
-    }
-
-    /// A client whose worker failed it goes on waiting, within its own budget.
-    fn send_back(&mut self, now: Time, client: Waiting) {
-        if self.stopping {
-            self.actions.push(Action::Refuse(client.id, Refusal::Stopping));
-        } else if self.limits.queue == 0 && !self.workers.iter().any(Worker::is_idle) {
-            self.actions.push(Action::Refuse(client.id, Refusal::NobodyFree));
-        } else if client.due <= now && self.limits.queue > 0 {
-            self.actions.push(Action::Refuse(client.id, Refusal::QueueTimeout(now.since(client.since))));
-        } else {
-            self.queue.put_back(client);
-            self.timers.insert((client.due, Timer::Client(client.id)));
-        }
-    }
-
     /// What comes after every look: the next timer, the next question, the idle list.
-    fn after(&mut self, now: Time, n: u16) {
+    fn after(&mut self, now: Time, n: u16, answer: Option<Answer>) {
         let scan = now + self.limits.slot_scan;
         let timer = match self.worker(n).hold {
             Hold::Free => None,
@@ -283,16 +257,19 @@ impl Pool {
             Hold::Busy { .. } | Hold::Ending => Some(scan),
         };
         self.set_timer(n, timer);
-        if self.may_recycle(n) {
-            self.recycling = Some(n);
+        if let Some(epoch) = self.may_recycle(n)
+            && answer != Some(Answer::Recycle(false))
+        {
+            self.recycling = Some((n, epoch));
             self.ask(now, n, Ask::Recycle);
         }
         self.consider(n);
         self.shrink();
     }
 
-    fn may_recycle(&self, n: u16) -> bool {
+    /// The incarnation that may be replaced now.
+    fn may_recycle(&self, n: u16) -> Option<Epoch> {
         let worker = &self.workers[usize::from(n) - 1];
-        worker.is_idle() && worker.wants_recycle && self.recycling.is_none()
+        worker.epoch.filter(|_| worker.is_idle() && worker.wants_recycle && self.recycling.is_none())
     }
 }

@@ -1,0 +1,94 @@
+//! How a hold on a worker ends, and where its client goes then.
+
+use super::queue::Waiting;
+use super::worker::Hold;
+use super::{Action, Pool, Refusal, Timer};
+use crate::ids::{Claim, LeaseId, Phase, Time};
+
+/// An offer that is being taken back. Where its client belongs is known once the slot says who was faster.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct TakenBack {
+    lease: LeaseId,
+    pub client: Waiting,
+    claim_by: Time,
+}
+
+impl Pool {
+    /// A client belongs to the worker that has claimed its lease, whoever wanted to end the offer meanwhile,
+    /// and into the queue again once nobody can claim it any more: so it never starts twice.
+    pub(super) fn settle(&mut self, now: Time, n: u16, claim: Option<Claim>) {
+        let (TakenBack { lease, client, claim_by }, asked) = match (self.worker(n).hold, self.worker(n).taken_back) {
+            (Hold::Asked { lease, client, claim_by, .. }, _) => (TakenBack { lease, client, claim_by }, true),
+            (_, Some(back)) => (back, false),
+            _ => return,
+        };
+        match claim {
+            Some(Claim::Held(held, Phase::Offered)) if held == lease => return,
+            Some(Claim::Held(held, Phase::Claimed | Phase::Responding | Phase::Done | Phase::Aborted))
+                if held == lease =>
+            {
+                if asked {
+                    self.worker(n).hold = Hold::Granted { lease, client: Some(client), claim_by };
+                }
+                self.actions.push(Action::Grant { client: client.id, worker: n, lease, claim_by });
+            }
+            _ if asked => return,
+            _ => self.send_back(now, client),
+        }
+        self.worker(n).taken_back = None;
+    }
+
+    /// Ends what the worker was held by, through one more step on its slot.
+    pub(super) fn end(&mut self, now: Time, n: u16, step: Action) {
+        self.abandon(now, n);
+        self.worker(n).hold = Hold::Ending;
+        self.actions.push(step);
+    }
+
+    /// The hold is over; a client that has not got its worker takes its place in the queue again.
+    pub(super) fn abandon(&mut self, now: Time, n: u16) {
+        let hold = self.worker(n).hold;
+        self.claimed(n);
+        self.worker(n).hold = Hold::Free;
+        if let Hold::Asked { client, .. } = hold {
+            self.send_back(now, client);
+        }
+    }
+
+    /// The pool ends this offer or grant itself.
+    pub(super) fn let_go(&mut self, n: u16, lease: LeaseId) {
+        debug_assert_eq!(self.worker(n).hold.lease(), Some(lease));
+        self.claimed(n);
+        self.worker(n).hold = Hold::Ending;
+    }
+
+    /// The pool ends this offer, and its client is to go on to another worker unless this one was faster.
+    pub(super) fn take_back(&mut self, n: u16) {
+        if let Hold::Asked { lease, client, claim_by, .. } = self.worker(n).hold {
+            self.let_go(n, lease);
+            self.worker(n).taken_back = Some(TakenBack { lease, client, claim_by });
+        }
+    }
+
+    /// Whatever unclaimed lease the hold stands for is not unclaimed any more.
+    fn claimed(&mut self, n: u16) {
+        match self.worker(n).hold {
+            Hold::Asked { client, .. } | Hold::Granted { client: Some(client), .. } => {
+                self.queue.unclaimed(client.peer, -1);
+            }
+            _ => {}
+        }
+    }
+
+    /// A client whose worker failed it goes on waiting, within its own budget.
+    fn send_back(&mut self, now: Time, client: Waiting) {
+        if self.stopping {
+            self.actions.push(Action::Refuse(client.id, Refusal::Stopping));
+        } else if client.due <= now && self.limits.queue > 0 {
+            self.actions.push(Action::Refuse(client.id, Refusal::QueueTimeout(now.since(client.since))));
+        } else {
+            self.queue.put_back(client);
+            self.timers.insert((client.due, Timer::Client(client.id)));
+        }
+    }
+}
