@@ -474,7 +474,7 @@ fn next_incarnation(missing: Missing) {
         let next = thread::spawn(move || {
             let worker = Respondent::begin(Own(slot), 12, 22, Some(31), Time(2));
             assert_eq!(worker.epoch(), epoch(2));
-            (worker.owes(), worker.claim(token(1), NOW))
+            (worker.owes(NOW), worker.claim(token(1), NOW))
         });
         let life = Life::load(asker.memory()).unwrap();
         if life.epoch == epoch(2) {

@@ -26,23 +26,28 @@ const MAY_USE: &[(&str, &[&str])] = &[
     (
         "dispatcher",
         &[
-            "bell", "clock", "config", "exchange", "ids", "ipc", "log", "net", "pool", "probe", "shm", "signals", "sys",
-            "tree",
+            "bell", "clock", "config", "exchange", "ids", "ipc", "log", "net", "pool", "probe", "shm", "signals",
+            "sys", "tree",
         ],
     ),
-    (
-        "worker",
-        &["bell", "clock", "config", "exchange", "ids", "ipc", "log", "net", "shm", "signals", "sys", "tree"],
-    ),
-    (
-        "watchdog",
-        &["bell", "clock", "config", "ids", "ipc", "liveness", "log", "probe", "signals", "sys", "tree"],
-    ),
+    ("worker", &["bell", "clock", "config", "exchange", "ids", "ipc", "log", "net", "shm", "signals", "sys", "tree"]),
+    ("watchdog", &["bell", "clock", "config", "ids", "ipc", "liveness", "log", "probe", "signals", "sys", "tree"]),
     (
         "cli",
         &[
-            "bell", "client", "clock", "config", "dispatcher", "exchange", "ids", "ipc", "probe", "shm", "tree",
-            "watchdog", "worker",
+            "bell",
+            "client",
+            "clock",
+            "config",
+            "dispatcher",
+            "exchange",
+            "ids",
+            "ipc",
+            "probe",
+            "shm",
+            "tree",
+            "watchdog",
+            "worker",
         ],
     ),
 ];
@@ -147,8 +152,17 @@ fn unsafe_code_is_in_two_files_and_explains_itself() {
 
 #[test]
 fn pure_code_asks_nobody_for_the_time_and_touches_nothing() {
-    let forbidden =
-        ["Instant::now", "SystemTime", "clock::", "std::fs", "std::net::Tcp", "std::process", "tokio", "getrandom", "nix::"];
+    let forbidden = [
+        "Instant::now",
+        "SystemTime",
+        "clock::",
+        "std::fs",
+        "std::net::Tcp",
+        "std::process",
+        "tokio",
+        "getrandom",
+        "nix::",
+    ];
     for (name, text) in sources("src") {
         if PURE.iter().any(|pure| name.starts_with(pure)) && !is_test_file(&name) {
             let code = code(&text);

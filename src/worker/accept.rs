@@ -31,8 +31,7 @@ pub async fn serve<S: Handler>(
     let places = Arc::new(Semaphore::new(shared.front.connections));
     let mut connections = JoinSet::new();
 
-    let drained = shared.respondent.drained();
-    shared.set_state(if drained { WorkerState::Draining } else { WorkerState::Ready });
+    shared.set_state(WorkerState::Ready);
     let status = format!("serving as {}, incarnation {}", shared.id, shared.respondent.epoch());
     let _ = sd_notify::notify(&[NotifyState::Ready, NotifyState::Status(&status)]);
     tracing::debug!(worker = %shared.id, epoch = %shared.respondent.epoch(), "ready");

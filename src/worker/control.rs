@@ -62,6 +62,7 @@ impl Control {
             if self.reload.take() > 0 {
                 self.shared.want_recycle(true);
             }
+            self.follow_orders();
             while let Some(question) = self.shared.respondent.question(self.answered) {
                 let reply = self.shared.respondent.judge(&question, self.shared.state());
                 self.obey(question.kind, reply);
@@ -101,10 +102,15 @@ impl Control {
         let _ = sd_notify::notify(&[NotifyState::Stopping]);
     }
 
+    /// Drain and Resume are what the slot says: the question that brought them may have been overtaken by the next.
+    fn follow_orders(&self) {
+        if matches!(self.shared.state(), WorkerState::Ready | WorkerState::Draining) {
+            self.shared.set_state(WorkerState::Ready);
+        }
+    }
+
     fn obey(&self, kind: Kind, reply: Reply) {
         match (kind, reply) {
-            (Kind::Drain, _) => self.shared.set_state(WorkerState::Draining),
-            (Kind::Resume, _) => self.shared.set_state(WorkerState::Ready),
             (Kind::Recycle, Reply::Accept) if self.shared.state() == WorkerState::Ready => {
                 self.shared.set_state(WorkerState::Recycling);
                 self.shared.order(Order::Recycle);

@@ -36,7 +36,7 @@ pub struct Current {
     pub stream: net::Shared,
 }
 
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Condition {
     state: WorkerState,
     wants_recycle: bool,
@@ -96,9 +96,14 @@ impl Shared {
         locked(&self.condition).stopping
     }
 
-    /// Says something else, and rings. A worker that is stopping stays draining.
+    /// Says something else, and rings. A worker that is stopping, or kept out of service, drains instead of
+    /// being ready.
     pub fn set_state(&self, state: WorkerState) {
-        self.change(|condition| condition.state = if condition.stopping { WorkerState::Draining } else { state });
+        let drained = self.respondent.drained();
+        self.change(|condition| {
+            let out = condition.stopping || (state == WorkerState::Ready && drained);
+            condition.state = if out { WorkerState::Draining } else { state };
+        });
     }
 
     /// From now on everything goes towards the end.
@@ -111,17 +116,17 @@ impl Shared {
 
     /// Asks the dispatcher to be recycled, or says that it has been.
     pub fn want_recycle(&self, wants: bool) {
-        if locked(&self.condition).wants_recycle != wants {
-            self.change(|condition| condition.wants_recycle = wants);
-        }
+        self.change(|condition| condition.wants_recycle = wants);
     }
 
     fn change(&self, how: impl FnOnce(&mut Condition)) {
         let mut condition = locked(&self.condition);
+        let before = *condition;
         how(&mut condition);
-        self.respondent.set_state(condition.state, condition.wants_recycle);
-        drop(condition);
-        self.ring.ring();
+        if *condition != before {
+            self.respondent.set_state(condition.state, condition.wants_recycle);
+            self.ring.ring();
+        }
     }
 
     pub fn ring(&self) {
