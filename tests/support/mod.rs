@@ -77,7 +77,10 @@ impl Set {
     pub fn command(&self, args: &[&str]) -> Command {
         let mut command = Command::new(PATOU);
         command.args(args).arg("--config").arg(self.file()).stdin(Stdio::null());
-        command.env_remove("PATOU_CONFIG").env_remove("PATOU_LOG").env("PATOU_LOG", "debug");
+        command.env_remove("PATOU_CONFIG");
+        if std::env::var_os("PATOU_LOG").is_none() {
+            command.env("PATOU_LOG", "debug");
+        }
         command
     }
 
