@@ -759,3 +759,17 @@ fn everything_that_can_go_wrong_does_and_the_promises_hold() {
     println!("{done} events, {granted} grants");
     assert!(granted * 50 > done, "hardly anybody was served: {granted} grants in {done} events");
 }
+
+proptest::proptest! {
+    #![proptest_config(proptest::prelude::ProptestConfig { cases: 48, failure_persistence: None, ..Default::default() })]
+
+    /// Seeds by chance, each run ended at any point and healed from there; a failure shrinks to few steps.
+    #[test]
+    fn the_promises_hold_wherever_one_stops(seed: u64, steps in 1..1500usize) {
+        let mut sim = Sim::new(seed);
+        for _ in 0..steps {
+            sim.step();
+        }
+        sim.heal();
+    }
+}
