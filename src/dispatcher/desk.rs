@@ -123,7 +123,12 @@ impl Desk {
                     if usize::from(n) > room.slots.len() {
                         room.slots.push(None);
                     }
-                    if room.slots[usize::from(n) - 1].is_none() {
+                    // A worker that left and came back has another segment than the one we may still have open.
+                    let id = WorkerId { pool: wanted.name.clone(), number: n };
+                    let current = ipc::segment_name(&config.set.runtime_dir, &id);
+                    let slot = &mut room.slots[usize::from(n) - 1];
+                    if slot.as_ref().is_none_or(|slot| current.is_ok_and(|name| name != slot.segment.name())) {
+                        *slot = None;
                         new.push(n);
                     }
                 }

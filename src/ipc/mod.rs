@@ -154,6 +154,12 @@ pub fn open(config: &Config, id: &WorkerId, owner: Option<u32>) -> Result<Parts,
     })
 }
 
+/// The name of one worker's segment, as it is recorded.
+pub fn segment_name(dir: &Path, id: &WorkerId) -> Result<String, IpcError> {
+    let path = Paths::new(dir, id).segment;
+    read_private(&path).map_err(at(&path))
+}
+
 /// Removes the parts of one worker, whatever there is of them.
 pub fn remove_worker(dir: &Path, id: &WorkerId) -> Result<(), IpcError> {
     let paths = Paths::new(dir, id);

@@ -24,6 +24,7 @@ use std::time::Duration;
 
 use sd_notify::NotifyState;
 use tokio::io::AsyncReadExt;
+use tokio::net::UnixStream;
 use tokio::sync::mpsc;
 use tokio::time::sleep;
 
@@ -86,18 +87,35 @@ async fn hold(loaded: Loaded) -> Result<(), WatchdogError> {
     let stop = Signal::stop().map_err(system("signals"))?;
     let reload = Signal::reload().map_err(system("signals"))?;
     let dir = loaded.config.set.runtime_dir.clone();
+    let name = loaded.config.set.name.clone();
     ipc::prepare(&loaded.config, &Modes::default())?;
     let lock = ipc::lock_set(&dir)?;
+    let mut waived = false;
     let result = async {
-        leftover::clear(&dir, &loaded.config).await?;
+        let stop = stop.into_async().map_err(system("signals"))?;
+        tokio::select! {
+            cleared = leftover::clear(&dir, &loaded.config) => cleared?,
+            _ = stop.readable() => {
+                // What is left goes on by itself, as it did; the next start clears it.
+                waived = true;
+                return Ok(());
+            }
+        }
         ipc::remove(&dir)?;
         Watch::open(loaded)?.run(stop, reload).await
     }
     .await;
+    if waived {
+        tracing::info!(set = %name, "told to stop while the former set was ending: nothing was started");
+        return result;
+    }
     // Whatever still runs is an orphan that no part answers for any more.
     let survivors = tree::kill(|_| true).await.err().map(|error| WatchdogError::Leftover(error.to_string()));
     let removed = ipc::remove(&dir).map_err(WatchdogError::from);
     lock.remove(&dir);
+    if result.is_ok() && survivors.is_none() && removed.is_ok() {
+        tracing::info!(set = %name, "the set has stopped, and nothing of it is left");
+    }
     result.and(survivors.map_or(Ok(()), Err)).and(removed)
 }
 
@@ -158,8 +176,7 @@ impl Watch {
         Ok(watch)
     }
 
-    async fn run(mut self, stop: Signal, reload: Signal) -> Result<(), WatchdogError> {
-        let mut stop = stop.into_async().map_err(system("signals"))?;
+    async fn run(mut self, mut stop: UnixStream, reload: Signal) -> Result<(), WatchdogError> {
         let mut reload = reload.into_async().map_err(system("signals"))?;
         let (mut stops, mut reloads) = ([0; 64], [0; 64]);
         let mut next_probe = clock::now() + self.config.watchdog.probe_interval;
@@ -170,10 +187,7 @@ impl Watch {
             let wake_at = wake_at.unwrap_or(next_probe);
             let mut event = tokio::select! {
                 biased;
-                Ok(n) = stop.read(&mut stops) => match n {
-                    0 | 1 => Some(Event::Stop),
-                    _ => Some(Event::StopNow),
-                },
+                Ok(n) = stop.read(&mut stops) => Some(self.told_to_stop(n)),
                 Some((part, pid)) = self.exits.recv() => self.exited(part, pid),
                 Ok(message) = self.notify.receive() => self.notified(message),
                 signs = self.prober.answer() => signs.map(|signs| Event::Report(self.weigh(signs))),
@@ -211,9 +225,22 @@ impl Watch {
         self.perform(actions);
     }
 
+    /// SIGTERM or SIGINT has come, this often since the last look.
+    fn told_to_stop(&self, times: usize) -> Event {
+        let set = &self.config.set.name;
+        if self.plan.is_stopping() || times > 1 {
+            tracing::warn!(%set, "stopping at once, on a second signal: requests in hand are cut off");
+            return Event::StopNow;
+        }
+        let at_most = drains(&self.config).into_values().max().unwrap_or_default();
+        let at_most = humantime::format_duration(at_most).to_string();
+        tracing::info!(%set, at_most, "stopping, on a signal: no new leases, requests in hand may finish");
+        Event::Stop
+    }
+
     fn exited(&mut self, part: Part, pid: u32) -> Option<Event> {
         let how = self.children.reap(&part, pid)?;
-        tracing::debug!(%part, pid, how, "ended");
+        tracing::debug!(pid, "{part} has ended: {how}");
         Some(Event::Exited { part, how, chance: chance() })
     }
 
@@ -285,7 +312,7 @@ impl Watch {
         let sockets = self.sockets_of(&part);
         match sockets.and_then(|sockets| self.children.start(&part, sockets)) {
             Ok(pid) => {
-                tracing::debug!(%part, pid, "started");
+                tracing::debug!(pid, "{part} is started");
                 Event::Started(part, pid)
             }
             Err(error) => Event::StartFailed(part, format!("it cannot be started: {error}")),
@@ -348,20 +375,30 @@ impl Watch {
 }
 
 fn tell(part: &Part, telling: Telling, pid: Option<u32>) {
-    let part = part.to_string();
+    let worker = part.worker().map(tracing::field::display);
     match telling {
-        Telling::Ready { restarts } => tracing::info!(part, pid, restarts, "back in service"),
+        Telling::Ready { restarts } => tracing::info!(worker, pid, restarts, "{part} is back in service"),
         Telling::Restart { how, delay } => {
-            tracing::warn!(part, how, delay_ms = delay.as_millis() as u64, "ended without being asked: restarting it");
+            let delay = match delay.as_millis() {
+                0 => "at once".to_owned(),
+                ms => format!("in {ms} ms"),
+            };
+            tracing::warn!(worker, "{part} ended without being asked ({how}): it is started again {delay}");
         }
         Telling::Failed { how } => {
             tracing::error!(
-                part,
-                how,
-                "ended too often (watchdog.restarts): given up until the configuration is reloaded"
+                worker,
+                "{part} has failed and stays down: it ended too often (watchdog.restarts), last by {how}; \
+                 mend the cause, then reload (SIGHUP)"
             );
         }
-        Telling::Overdue => tracing::warn!(part, pid, "did not stop within drain_timeout: killed"),
+        Telling::Overdue => {
+            tracing::warn!(
+                worker,
+                pid,
+                "{part} did not stop within drain_timeout: it is killed, its request is cut off"
+            );
+        }
     }
 }
 

@@ -10,7 +10,7 @@ use nix::sys::socket::{MsgFlags, Shutdown, send, shutdown};
 use sd_notify::NotifyState;
 
 use super::shared::{Current, Order, Shared};
-use super::{ServeError, system};
+use super::{ServeError, Signals, system};
 use crate::bell::Bell;
 use crate::clock;
 use crate::exchange::{Kind, Reply};
@@ -26,9 +26,8 @@ const BLOCKED: Duration = Duration::from_secs(1);
 const DRAIN_LOOK: Duration = Duration::from_millis(20);
 
 /// Starts the thread. It ends with the process.
-pub fn start(shared: Arc<Shared>, hear: Bell) -> Result<JoinHandle<()>, ServeError> {
-    let stop = Signal::stop().map_err(system("signals"))?;
-    let reload = Signal::reload().map_err(system("signals"))?;
+pub fn start(shared: Arc<Shared>, hear: Bell, signals: Signals) -> Result<JoinHandle<()>, ServeError> {
+    let Signals { stop, reload } = signals;
     let answered = shared.respondent.answered();
     let mut control = Control { shared, hear, stop, reload, answered, exit_ordered: false, beat: Beat::new() };
     std::thread::Builder::new().name("control".into()).spawn(move || control.run()).map_err(system("thread"))
