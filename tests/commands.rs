@@ -219,7 +219,7 @@ fn an_ordinary_user_can_run_a_set() {
     std::fs::create_dir(&place).unwrap();
     std::os::unix::fs::chown(&place, Some(65534), Some(65534)).unwrap();
     // The binary's own directory may be closed to others.
-    let binary = place.join("patou");
+    let binary = place.join("binary");
     std::fs::copy(PATOU, &binary).unwrap();
     let file = place.join("patou.toml");
     let name = format!("u{}", std::process::id());

@@ -235,7 +235,7 @@ fn print(view: &View, json: bool) -> io::Result<()> {
         writeln!(out)?;
         writeln!(
             out,
-            "{:<18} {:<9} {:>8} {:>9} {:>9} {:>7} {:>6}  {:<16} {:<10}",
+            "{:<18} {:<9} {:>8} {:>9} {:>9} {:>7} {:>6}  {:<16} {}",
             "WORKER", "STATE", "PID", "RESTARTS", "SERVED", "FAILED", "EPOCH", "ADDRESS", "LEASE"
         )?;
         for w in &pool.workers {

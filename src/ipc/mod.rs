@@ -176,6 +176,13 @@ pub fn remove_worker(dir: &Path, id: &WorkerId) -> Result<(), IpcError> {
     Ok(())
 }
 
+/// Removes the parts of a worker that is not coming back, and its pool's directory after the last of them.
+pub fn retire_worker(dir: &Path, id: &WorkerId) -> Result<(), IpcError> {
+    remove_worker(dir, id)?;
+    let _ = fs::remove_dir(dir.join(id.pool.as_str())); // not empty: others of the pool
+    Ok(())
+}
+
 /// Removes everything of a set in `dir`: the caller holds its lock. Foreign files stay. What cannot be removed
 /// is told, the first of it, after everything else was.
 pub fn remove(dir: &Path) -> Result<(), IpcError> {

@@ -296,7 +296,7 @@ impl Watch {
             Action::Remove(id) => {
                 self.sockets.workers.remove(&id);
                 self.bells.remove(&id);
-                if let Err(error) = ipc::remove_worker(&self.dir, &id) {
+                if let Err(error) = ipc::retire_worker(&self.dir, &id) {
                     tracing::error!(worker = %id, "cannot remove its segment and bells: {error}");
                 }
                 tracing::info!(worker = %id, "worker has left the set");

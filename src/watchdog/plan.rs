@@ -525,7 +525,6 @@ impl Plan {
             .collect();
         if change.restart_dispatcher {
             self.send_away(now, &Part::Dispatcher, Why::Planned);
-            self.revive(now, &Part::Dispatcher);
         } else {
             self.actions.push(Action::Order(Part::Dispatcher, Order::Reload));
         }
@@ -542,18 +541,20 @@ impl Plan {
             record.drain = drain;
             if change.restart.contains(&id) {
                 self.send_away(now, &part, Why::Planned);
-                self.revive(now, &part);
             } else if change.reload.contains(&id) {
                 self.actions.push(Action::Order(part.clone(), Order::Reload));
-                self.revive(now, &part);
             } else if let Stage::Going(at, Why::Leaving) = record.stage {
                 // Wanted again before it was gone: it goes and comes back.
                 record.stage = Stage::Going(at, Why::Planned);
             }
         }
+        // A new configuration, even the same, is a new chance for whoever was given up.
+        for part in self.parts.keys().cloned().collect::<Vec<_>>() {
+            self.revive(now, &part);
+        }
     }
 
-    /// A new configuration is a new chance for a part that was given up.
+    /// Starts a part that was given up, or that had no process when it was to be replaced.
     fn revive(&mut self, now: Time, part: &Part) {
         if let Some(record) = self.parts.get_mut(part)
             && matches!(record.stage, Stage::Failed | Stage::Stopped)
@@ -568,3 +569,6 @@ impl Plan {
 fn in_words(duration: Duration) -> impl fmt::Display {
     humantime::format_duration(Duration::from_millis(u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)))
 }
+
+#[cfg(test)]
+mod tests;

@@ -71,7 +71,7 @@ impl Watch {
             Ok(bells) => bells,
             Err(error) => {
                 for id in &fresh {
-                    let _ = ipc::remove_worker(&self.dir, id); // the first error is the one to tell
+                    let _ = ipc::retire_worker(&self.dir, id); // the first error is the one to tell
                 }
                 return Err(error);
             }
