@@ -205,6 +205,61 @@ fn pools_and_listeners_come_and_go_with_the_configuration() {
 }
 
 #[test]
+fn clients_who_wait_do_not_delay_a_restart_of_the_dispatcher() {
+    let mut set = Set::prepare("");
+    set.configure(&gated(&set, 1, "queue_timeout = \"10m\"", ""));
+    set.run();
+    set.wait_until_up();
+    let (running, address, old) = (start_gated(&set, "one"), set.address(0), set.dispatcher_pid());
+    let waiting = std::thread::spawn(move || get(address, "/fast"));
+    set.wait_for("a client waits", |status| status["dispatcher"]["queue"] == 1);
+    let file = set.top().join("new.sock");
+    let unix = format!("\n[[listener]]\naddress = \"unix:{}\"\npool = \"default\"\n", file.display());
+    set.configure(&format!("{}{unix}", gated(&set, 1, "queue_timeout = \"10m\"", "")));
+    reload(&set);
+    let answer = waiting.join().unwrap().unwrap();
+    assert_eq!((answer.status, answer.header("patou-outcome")), (503, Some("not-started")), "{answer:?}");
+    set.wait_for("the dispatcher is replaced", |status| {
+        status["dispatcher"]["state"] == "up" && status["dispatcher"]["pid"].as_u64() != Some(u64::from(old))
+    });
+    assert!(!set.log().contains("drain_timeout"), "it was waited for\n{}", set.log());
+    open_gate(&set);
+    assert_eq!(running.join().unwrap().unwrap().status, 200);
+    set.stop();
+}
+
+#[test]
+fn the_built_in_configuration_cannot_be_reloaded() {
+    let ports = [7286, 7287, 7300, 7301].map(|port| std::net::TcpListener::bind(("127.0.0.1", port)));
+    if ports.iter().any(Result::is_err) || std::path::Path::new("/etc/patou/patou.toml").exists() {
+        return eprintln!(
+            "SKIPPED: a port of the built-in configuration is in use, or this machine has one of its own"
+        );
+    }
+    drop(ports);
+    let top = std::env::temp_dir().join(format!("patou-built-in-{}", std::process::id()));
+    std::fs::create_dir(&top).unwrap();
+    let command = |args: &[&str]| {
+        let mut command = std::process::Command::new(PATOU);
+        command.args(args).env_remove("PATOU_CONFIG").env("XDG_RUNTIME_DIR", &top);
+        command
+    };
+    let checked = text(&command(&["check"]).output().unwrap().stdout);
+    if !checked.contains(&top.display().to_string()) {
+        std::fs::remove_dir(&top).unwrap();
+        return eprintln!("SKIPPED: the built-in configuration of this user has a fixed directory");
+    }
+    let log = top.join("log");
+    let mut run = command(&["run"]).stderr(std::fs::File::create(&log).unwrap()).spawn().unwrap();
+    assert!(command(&["status", "--wait", "20s"]).output().unwrap().status.success());
+    signal_to(run.id(), Signal::SIGHUP);
+    wait_until("it says so", || std::fs::read_to_string(&log).unwrap().contains("nothing to reload"));
+    signal_to(run.id(), Signal::SIGTERM);
+    assert_eq!(run.wait().unwrap().code(), Some(0));
+    std::fs::remove_dir_all(&top).unwrap();
+}
+
+#[test]
 fn a_reload_touches_only_what_it_concerns() {
     let mut set = Set::prepare("");
     let config = |set: &Set, pool: &str, more: &str| gated(set, 2, pool, more);

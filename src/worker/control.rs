@@ -63,10 +63,14 @@ impl Control {
             }
             while let Some(question) = self.shared.respondent.question(self.answered) {
                 let reply = self.shared.respondent.judge(&question, self.shared.state());
-                self.obey(question.kind, reply);
+                let order = self.obey(question.kind, reply);
                 self.shared.respondent.reply(&question, reply);
                 self.answered = question.sequence;
                 self.shared.ring();
+                // Only now: the next incarnation would find a question that is not answered, and obey it again.
+                if let Some(order) = order {
+                    self.shared.order(order);
+                }
             }
             if self.shared.old_at().is_some_and(|at| at <= now) {
                 self.shared.want_recycle(true);
@@ -100,16 +104,18 @@ impl Control {
         let _ = sd_notify::notify(&[NotifyState::Stopping]);
     }
 
-    fn obey(&self, kind: Kind, reply: Reply) {
+    /// Says what changes at once; what the serving task is to be told once the answer is given.
+    fn obey(&self, kind: Kind, reply: Reply) -> Option<Order> {
         match (kind, reply) {
             (Kind::Drain, _) => self.shared.set_state(WorkerState::Draining),
             (Kind::Resume, _) => self.shared.set_state(WorkerState::Ready),
             (Kind::Recycle, Reply::Accept) if self.shared.state() == WorkerState::Ready => {
                 self.shared.set_state(WorkerState::Recycling);
-                self.shared.order(Order::Recycle);
+                return Some(Order::Recycle);
             }
             _ => {}
         }
+        None
     }
 
     /// The serving task is stuck in the handler. All this thread can do for the client is an answer of its
