@@ -239,16 +239,21 @@ fn the_built_in_configuration_cannot_be_reloaded() {
     drop(ports);
     let top = std::env::temp_dir().join(format!("patou-built-in-{}", std::process::id()));
     std::fs::create_dir(&top).unwrap();
+    // The built-in directory of root is /run/patou, which is not the test's: an ordinary user's is.
+    let binary = top.join("binary");
+    std::fs::copy(PATOU, &binary).unwrap();
+    let root = nix::unistd::geteuid().is_root();
+    if root {
+        std::os::unix::fs::chown(&top, Some(65534), Some(65534)).unwrap();
+    }
     let command = |args: &[&str]| {
-        let mut command = std::process::Command::new(PATOU);
+        let mut command = std::process::Command::new(if root { std::path::Path::new("setpriv") } else { &binary });
+        if root {
+            command.args(["--reuid=65534", "--regid=65534", "--clear-groups"]).arg(&binary);
+        }
         command.args(args).env_remove("PATOU_CONFIG").env("XDG_RUNTIME_DIR", &top);
         command
     };
-    let checked = text(&command(&["check"]).output().unwrap().stdout);
-    if !checked.contains(&top.display().to_string()) {
-        std::fs::remove_dir(&top).unwrap();
-        return eprintln!("SKIPPED: the built-in configuration of this user has a fixed directory");
-    }
     let log = top.join("log");
     let mut run = command(&["run"]).stderr(std::fs::File::create(&log).unwrap()).spawn().unwrap();
     assert!(command(&["status", "--wait", "20s"]).output().unwrap().status.success());

@@ -373,6 +373,11 @@ impl Desk {
         self.rooms.borrow().iter().map(report).collect()
     }
 
+    /// How many clients wait for a worker.
+    pub fn waiting(&self) -> usize {
+        self.rooms.borrow().iter().map(|room| room.pool.waiting().0).sum()
+    }
+
     /// Whether the configuration in force has this worker.
     pub fn has(&self, id: &WorkerId) -> bool {
         self.rooms
