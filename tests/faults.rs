@@ -326,3 +326,23 @@ fn nothing_leaks_over_restarts() {
     assert_eq!((kinds("/dev/shm/"), kinds(".dw"), kinds(".wd"), kinds("pidfd")), (1, 1, 1, 0), "{worker:?}");
     set.stop();
 }
+
+#[test]
+fn children_that_the_watchdog_had_before_are_not_touched() {
+    let set = Set::prepare(ECHO);
+    let file = set.top().join("stranger");
+    let mut shell = std::process::Command::new("/bin/sh");
+    shell.args(["-c", "sleep 600 & echo $! >\"$1\"; shift; exec \"$@\"", "sh"]).arg(&file).arg(PATOU);
+    shell.args(["run", "--config"]).arg(set.file()).stderr(std::process::Stdio::null());
+    let mut run = shell.spawn().unwrap();
+    set.wait_until_up();
+    let stranger: u32 = std::fs::read_to_string(&file).unwrap().trim().parse().unwrap();
+    let old = set.worker_pid("default/1");
+    signal_to(old, Signal::SIGKILL);
+    wait_for_another(&set, "default/1", old);
+    signal_to(run.id(), Signal::SIGTERM);
+    assert_eq!(run.wait().unwrap().code(), Some(0));
+    assert!(is_alive(stranger));
+    signal_to(stranger, Signal::SIGKILL);
+    set.assert_nothing_left();
+}

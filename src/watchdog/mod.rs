@@ -20,8 +20,10 @@ use std::fs;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
+use std::rc::Rc;
 use std::time::Duration;
 
+use nix::unistd::Pid;
 use sd_notify::NotifyState;
 use tokio::io::AsyncReadExt;
 use tokio::net::UnixStream;
@@ -82,6 +84,8 @@ pub async fn run(loaded: Loaded) -> Result<(), WatchdogError> {
 
 /// Takes the set's place, runs it, and leaves nothing behind.
 async fn hold(loaded: Loaded) -> Result<(), WatchdogError> {
+    // Whoever became this program may have had children: they are not ours to kill.
+    let strangers: Rc<[(Pid, u64)]> = tree::descendants(Pid::this()).iter().map(|p| (p.pid, p.started)).collect();
     nix::sys::prctl::set_child_subreaper(true).map_err(|e| system("prctl")(e.into()))?;
     // From here on a signal is an event: it must not kill us between two steps of the start.
     let stop = Signal::stop().map_err(system("signals"))?;
@@ -102,7 +106,7 @@ async fn hold(loaded: Loaded) -> Result<(), WatchdogError> {
             }
         }
         ipc::remove(&dir)?;
-        Watch::open(loaded)?.run(stop, reload).await
+        Watch::open(loaded, strangers.clone())?.run(stop, reload).await
     }
     .await;
     if waived {
@@ -110,7 +114,10 @@ async fn hold(loaded: Loaded) -> Result<(), WatchdogError> {
         return result;
     }
     // Whatever still runs is an orphan that no part answers for any more.
-    let survivors = tree::kill(|_| true).await.err().map(|error| WatchdogError::Leftover(error.to_string()));
+    let survivors = tree::kill(|p| !strangers.contains(&(p.pid, p.started)))
+        .await
+        .err()
+        .map(|error| WatchdogError::Leftover(error.to_string()));
     let removed = ipc::remove(&dir).map_err(WatchdogError::from);
     lock.remove(&dir);
     if result.is_ok() && survivors.is_none() && removed.is_ok() {
@@ -135,11 +142,13 @@ struct Watch {
     bells: BTreeMap<WorkerId, Bell>,
     prober: Prober,
     written: Option<State>,
+    /// Children that this process had before it was the watchdog.
+    strangers: Rc<[(Pid, u64)]>,
     finished: bool,
 }
 
 impl Watch {
-    fn open(loaded: Loaded) -> Result<Self, WatchdogError> {
+    fn open(loaded: Loaded, strangers: Rc<[(Pid, u64)]>) -> Result<Self, WatchdogError> {
         let Loaded { config, origin, .. } = loaded;
         let dir = config.set.runtime_dir.clone();
         let sockets = Sockets::open(&config)?;
@@ -164,6 +173,7 @@ impl Watch {
             bells,
             prober: Prober::start(dir.join("probe.sock")),
             written: None,
+            strangers,
             finished: false,
             process: (pid, tree::look(pid).map_or(0, |process| process.started)),
             config,
@@ -280,11 +290,14 @@ impl Watch {
             Action::Order(part, order) => self.children.order(&part, order),
             Action::Accuse(part, why) => accuse::record(&part, &why, self.children.pid(&part)),
             Action::Sweep(id) => {
-                let known = self.children.pids();
+                let (known, strangers) = (self.children.pids(), self.strangers.clone());
                 tokio::task::spawn_local(async move {
                     // What a dead worker had started has become a child of ours (PR_SET_CHILD_SUBREAPER).
-                    let mine = |process: &tree::Process| known.borrow().contains(&(process.pid.as_raw() as u32));
-                    if let Err(error) = tree::kill(|process| !mine(process)).await {
+                    let spared = |process: &tree::Process| {
+                        known.borrow().contains(&(process.pid.as_raw() as u32))
+                            || strangers.contains(&(process.pid, process.started))
+                    };
+                    if let Err(error) = tree::kill(|process| !spared(process)).await {
                         tracing::error!("what a worker left behind cannot be killed: {error}");
                     }
                 });
