@@ -44,7 +44,7 @@ fn a_killed_worker_is_replaced_at_once() {
     load.wait_for(5);
     signal_to(old, Signal::SIGKILL);
     eprintln!("killed worker replaced in {:?}", wait_for_another(&set, "default/2", old));
-    set.wait_for_log(&["default/2", "ended without being asked", "SIGKILL", "at once"]);
+    set.wait_for_log(&["default/2", "it is started again", "SIGKILL", "at once"]);
     load.wait_for(5);
     let failures = load.stop();
     assert!(failures.len() <= 1, "{failures:?}");

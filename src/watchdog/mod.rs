@@ -396,7 +396,7 @@ fn tell(part: &Part, telling: Telling, pid: Option<u32>) {
                 0 => "at once".to_owned(),
                 ms => format!("in {ms} ms"),
             };
-            tracing::warn!(worker, "{part} ended without being asked ({how}): it is started again {delay}");
+            tracing::warn!(worker, "{part} has ended ({how}): it is started again {delay}");
         }
         Telling::Failed { how } => {
             tracing::error!(
