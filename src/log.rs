@@ -40,6 +40,8 @@ pub fn init(role: impl Into<String>) {
     let lines = Lines { role: role.into() };
     let layer = tracing_subscriber::fmt::layer()
         .event_format(lines)
+        // A log that nobody reads any more (a closed pipe or terminal) must not end a daemon.
+        .log_internal_errors(false)
         .with_ansi(io::stderr().is_terminal())
         .with_writer(io::stderr);
     let _ = registry.with(layer).try_init();

@@ -4,6 +4,7 @@ use std::io::{self, Read};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
 
+use nix::sys::signal::{SigSet, SigmaskHow};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 
 /// One signal, or several that mean the same.
@@ -16,9 +17,11 @@ impl Signal {
         Self::on(&[SIGTERM, SIGINT])
     }
 
-    /// SIGHUP: read the configuration again.
+    /// SIGHUP: read the configuration again. One that came before, held back by [`HoldReload`], comes now.
     pub fn reload() -> io::Result<Self> {
-        Self::on(&[SIGHUP])
+        let signal = Self::on(&[SIGHUP])?;
+        only_reload().thread_unblock()?;
+        Ok(signal)
     }
 
     fn on(signals: &[i32]) -> io::Result<Self> {
@@ -40,6 +43,28 @@ impl Signal {
     pub fn into_async(self) -> io::Result<tokio::net::UnixStream> {
         tokio::net::UnixStream::from_std(self.0)
     }
+}
+
+/// While it exists, SIGHUP waits, also across fork(2) and execve(2): a process that has not yet said what to do
+/// on it would die of it.
+#[derive(Debug)]
+pub struct HoldReload(SigSet);
+
+impl HoldReload {
+    /// From now on, for this thread and what it starts.
+    pub fn begin() -> io::Result<Self> {
+        Ok(Self(only_reload().thread_swap_mask(SigmaskHow::SIG_BLOCK)?))
+    }
+}
+
+impl Drop for HoldReload {
+    fn drop(&mut self) {
+        let _ = self.0.thread_set_mask(); // a mask that was in force is a valid one
+    }
+}
+
+fn only_reload() -> SigSet {
+    SigSet::from(nix::sys::signal::Signal::SIGHUP)
 }
 
 impl AsFd for Signal {

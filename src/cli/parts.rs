@@ -28,7 +28,7 @@ pub fn dispatcher(path: Option<&Path>) -> Result<(), Failure> {
         Origin::File(path) => Some(path),
         Origin::BuiltIn => None,
     };
-    runtime()?.block_on(dispatcher::run(loaded.config, path)).map_err(failed)
+    runtime()?.block_on(dispatcher::run(loaded.config, path)).map_err(|error| failed(format!("dispatcher: {error}")))
 }
 
 pub fn worker(path: Option<&Path>, id: &WorkerId) -> Result<(), Failure> {
@@ -43,9 +43,9 @@ pub fn worker(path: Option<&Path>, id: &WorkerId) -> Result<(), Failure> {
         if let Some(path) = path {
             command.env("PATOU_CONFIG", path);
         }
-        return Err(failed(format!("cannot execute {program}: {}", command.exec())));
+        return Err(failed(format!("worker {id}: cannot execute {program}: {}", command.exec())));
     }
-    runtime()?.block_on(worker::run(&config, id)).map_err(failed)
+    runtime()?.block_on(worker::run(&config, id)).map_err(|error| failed(format!("worker {id}: {error}")))
 }
 
 /// A step between the watchdog and a part.

@@ -17,6 +17,8 @@ use crate::config::Config;
 use crate::exchange::{Asker, Kind, Reply, Respondent};
 use crate::ids::{Epoch, WorkerId, WorkerState};
 use crate::ipc::{self, Modes, Parts};
+use crate::signals::Signal;
+use crate::sys;
 
 #[derive(Debug, Args)]
 pub struct Pingpong {
@@ -60,16 +62,17 @@ pub fn run(path: Option<&Path>, pingpong: &Pingpong) -> Result<(), Failure> {
     let beside = config.set.runtime_dir.with_extension(format!("pingpong-{}", std::process::id()));
     config.set.runtime_dir = beside;
     let dir = config.set.runtime_dir.clone();
+    let stop = Signal::stop().map_err(failed)?;
     ipc::prepare(&config, &Modes::default()).map_err(failed)?;
     let lock = ipc::lock_set(&dir).map_err(failed)?;
-    let result = measure_all(&config, pingpong);
+    let result = measure_all(&config, pingpong, &stop);
     let removed = ipc::remove(&dir).map_err(failed);
     let _ = std::fs::remove_file(dir.join("pingpong.toml"));
     lock.remove(&dir);
     result.and(removed)
 }
 
-fn measure_all(config: &Config, pingpong: &Pingpong) -> Result<(), Failure> {
+fn measure_all(config: &Config, pingpong: &Pingpong, stop: &Signal) -> Result<(), Failure> {
     let file = config.set.runtime_dir.join("pingpong.toml");
     std::fs::write(&file, config.to_toml()).map_err(failed)?;
     let modes: &[Mode] = match pingpong.compare {
@@ -78,7 +81,7 @@ fn measure_all(config: &Config, pingpong: &Pingpong) -> Result<(), Failure> {
     };
     let mut out = io::stdout().lock();
     for mode in modes {
-        let times = measure(config, &file, *mode, pingpong.count)?;
+        let times = measure(config, &file, *mode, pingpong.count, stop)?;
         let what = match mode {
             Mode::Asleep => "exchange, both ends asleep",
             Mode::Bare => "bare named pipes and poll",
@@ -105,17 +108,19 @@ fn worker() -> WorkerId {
 }
 
 /// Round trips in nanoseconds.
-fn measure(config: &Config, file: &Path, mode: Mode, count: u64) -> Result<Vec<u32>, Failure> {
+fn measure(config: &Config, file: &Path, mode: Mode, count: u64, stop: &Signal) -> Result<Vec<u32>, Failure> {
     ipc::create_worker(config, &worker(), clock::now().0, &Modes::default()).map_err(failed)?;
     let parts = ipc::open(config, &worker(), None).map_err(failed)?;
     let value = clap::ValueEnum::to_possible_value(&mode).map(|v| v.get_name().to_owned()).unwrap_or_default();
-    let mut child = Command::new("/proc/self/exe")
+    let mut command = Command::new("/proc/self/exe");
+    sys::die_with_parent(&mut command);
+    let mut child = command
         .args(["pong", "--count", &count.to_string(), "--mode", &value, "--file"])
         .arg(file)
         .spawn()
         .map_err(failed)?;
     let pinned = pin(mode, 0);
-    let times = ask_all(&parts, mode, count);
+    let times = ask_all(&parts, mode, count, stop);
     if let Some(before) = pinned {
         let _ = sched_setaffinity(Pid::from_raw(0), &before);
     }
@@ -137,28 +142,28 @@ fn end(child: &mut Child, cleanly: bool) -> Result<(), Failure> {
     Ok(())
 }
 
-fn ask_all(parts: &Parts, mode: Mode, count: u64) -> Result<Vec<u32>, Failure> {
+fn ask_all(parts: &Parts, mode: Mode, count: u64, stop: &Signal) -> Result<Vec<u32>, Failure> {
     let mut asker = Asker::attach(parts.segment.clone(), Epoch::FIRST, (std::process::id(), 0), None);
     // The other end rings once when it is there.
-    wait(&parts.to_dispatcher)?;
+    wait(&parts.to_dispatcher, Some(stop))?;
     let mut times = Vec::with_capacity(count as usize);
     for _ in 0..count {
         let since = Instant::now();
         match mode {
             Mode::Bare => {
                 parts.to_worker.ring();
-                wait(&parts.to_dispatcher)?;
+                wait(&parts.to_dispatcher, Some(stop))?;
             }
             Mode::Asleep => {
                 asker.ask(Kind::Ping, None);
                 parts.to_worker.ring();
                 while asker.answer().is_none() {
-                    wait(&parts.to_dispatcher)?;
+                    wait(&parts.to_dispatcher, Some(stop))?;
                 }
             }
             Mode::Spinning => {
                 asker.ask(Kind::Ping, None);
-                spin_until(|| asker.answer().is_some())?;
+                spin_until(|| asker.answer().is_some(), Some(stop))?;
             }
         }
         times.push(u32::try_from(since.elapsed().as_nanos()).unwrap_or(u32::MAX));
@@ -177,7 +182,7 @@ pub fn pong(pong: &Pong) -> Result<(), Failure> {
     for _ in 0..pong.count {
         let question = match pong.mode {
             Mode::Bare => {
-                wait(&parts.to_worker)?;
+                wait(&parts.to_worker, None)?;
                 parts.to_dispatcher.ring();
                 continue;
             }
@@ -185,14 +190,17 @@ pub fn pong(pong: &Pong) -> Result<(), Failure> {
                 if let Some(question) = respondent.question(answered) {
                     break question;
                 }
-                wait(&parts.to_worker)?;
+                wait(&parts.to_worker, None)?;
             },
             Mode::Spinning => {
                 let mut question = None;
-                spin_until(|| {
-                    question = respondent.question(answered);
-                    question.is_some()
-                })?;
+                spin_until(
+                    || {
+                        question = respondent.question(answered);
+                        question.is_some()
+                    },
+                    None,
+                )?;
                 question.ok_or_else(|| failed("no question"))?
             }
         };
@@ -206,12 +214,16 @@ pub fn pong(pong: &Pong) -> Result<(), Failure> {
     Ok(())
 }
 
-fn wait(bell: &crate::bell::Bell) -> Result<(), Failure> {
+/// Waits for a ring, or until this end is told to stop. The answering end is stopped by the asking one.
+fn wait(bell: &crate::bell::Bell, stop: Option<&Signal>) -> Result<(), Failure> {
     loop {
         if bell.hush() {
             return Ok(());
         }
-        let mut fds = [PollFd::new(bell.as_fd(), PollFlags::POLLIN)];
+        check(stop)?;
+        let bell = PollFd::new(bell.as_fd(), PollFlags::POLLIN);
+        let stop = stop.map(|stop| PollFd::new(stop.as_fd(), PollFlags::POLLIN));
+        let mut fds: Vec<_> = std::iter::once(bell).chain(stop).collect();
         let patience = PollTimeout::try_from(PATIENCE).unwrap_or(PollTimeout::MAX);
         match poll(&mut fds, patience) {
             Ok(0) => return Err(failed("the other end does not answer")),
@@ -221,11 +233,21 @@ fn wait(bell: &crate::bell::Bell) -> Result<(), Failure> {
     }
 }
 
-fn spin_until(mut done: impl FnMut() -> bool) -> Result<(), Failure> {
+fn check(stop: Option<&Signal>) -> Result<(), Failure> {
+    match stop.map_or(0, Signal::take) {
+        0 => Ok(()),
+        _ => Err(failed("interrupted")),
+    }
+}
+
+fn spin_until(mut done: impl FnMut() -> bool, stop: Option<&Signal>) -> Result<(), Failure> {
     let mut rounds = 0u32;
     while !done() {
         std::hint::spin_loop();
         rounds = rounds.wrapping_add(1);
+        if rounds.is_multiple_of(1 << 20) {
+            check(stop)?;
+        }
         // Asking for the time at every turn would be what is measured.
         if rounds == 0 {
             return Err(failed("the other end does not answer"));

@@ -1,5 +1,6 @@
 //! `patou drain` and `resume`, and where `patou call` goes by default.
 
+use std::io::ErrorKind;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -8,7 +9,7 @@ use crate::client::Target;
 use crate::config::Config;
 use crate::exchange;
 use crate::ids::{Claim, Phase, WorkerId};
-use crate::ipc;
+use crate::ipc::{self, SetLock};
 use crate::probe::{self, Order};
 use crate::watchdog::State;
 
@@ -41,8 +42,16 @@ pub fn resume(path: Option<&Path>, id: &WorkerId) -> Result<(), Failure> {
 
 fn order(config: &Config, order: Order) -> Result<(), Failure> {
     let socket = config.set.runtime_dir.join("probe.sock");
-    let report = probe::ask(&socket, Some(order), PATIENCE)
-        .map_err(|error| failed(format!("the dispatcher does not answer on {}: {error}", socket.display())))?;
+    let report = probe::ask(&socket, Some(order), PATIENCE).map_err(|error| {
+        let dir = config.set.runtime_dir.display();
+        match error.kind() {
+            _ if SetLock::holder(&config.set.runtime_dir).is_none() => failed(format!("no set is running in {dir}")),
+            ErrorKind::WouldBlock | ErrorKind::TimedOut => {
+                failed("the dispatcher does not answer: see patou status; the watchdog replaces it if it is frozen")
+            }
+            _ => failed(format!("the dispatcher does not answer on {}: {error}", socket.display())),
+        }
+    })?;
     report.refused.map_or(Ok(()), |why| Err(Failure::Failed(why)))
 }
 

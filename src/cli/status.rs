@@ -235,8 +235,8 @@ fn print(view: &View, json: bool) -> io::Result<()> {
         writeln!(out)?;
         writeln!(
             out,
-            "{:<18} {:<9} {:>8} {:>9} {:>9} {:>7} {:>6}  {:<16} {:<10}",
-            "WORKER", "STATE", "PID", "RESTARTS", "SERVED", "FAILED", "EPOCH", "ADDRESS", "LEASE"
+            "{:<18} {:<9} {:>8} {:>9} {:>9} {:>7} {:>6}  {:<16} LEASE",
+            "WORKER", "STATE", "PID", "RESTARTS", "SERVED", "FAILED", "EPOCH", "ADDRESS"
         )?;
         for w in &pool.workers {
             let line = format!(

@@ -123,7 +123,12 @@ impl Desk {
                     if usize::from(n) > room.slots.len() {
                         room.slots.push(None);
                     }
-                    if room.slots[usize::from(n) - 1].is_none() {
+                    // A worker that left and came back has another segment than the one we may still have open.
+                    let id = WorkerId { pool: wanted.name.clone(), number: n };
+                    let current = ipc::segment_name(&config.set.runtime_dir, &id);
+                    let slot = &mut room.slots[usize::from(n) - 1];
+                    if slot.as_ref().is_none_or(|slot| current.is_ok_and(|name| name != slot.segment.name())) {
+                        *slot = None;
                         new.push(n);
                     }
                 }
@@ -366,6 +371,11 @@ impl Desk {
             }
         };
         self.rooms.borrow().iter().map(report).collect()
+    }
+
+    /// How many clients wait for a worker.
+    pub fn waiting(&self) -> usize {
+        self.rooms.borrow().iter().map(|room| room.pool.waiting().0).sum()
     }
 
     /// Whether the configuration in force has this worker.

@@ -14,12 +14,14 @@ mod store;
 
 use std::io;
 use std::path::PathBuf;
+use std::pin::pin;
 use std::rc::Rc;
 use std::time::Duration;
 
 use sd_notify::NotifyState;
 use tokio::io::AsyncReadExt;
 use tokio::net::UnixListener;
+use tokio::time::sleep;
 
 use crate::config::{Config, LoadError};
 use crate::ids::PoolName;
@@ -129,15 +131,21 @@ async fn serve(mut config: Config, path: Option<PathBuf>) -> Result<(), Dispatch
         // Nobody is left who would start another dispatcher.
         desk.tell_all(Event::Quiesce);
     }
-    // Who waits has a bound of its own: queue_timeout. The answers have linger_timeout.
-    while front.connections() > 0 {
+    // When the set stops, who waited has been refused. Otherwise another dispatcher comes at once and finds in
+    // the supervisor's store who has waited for longer than store_after.
+    let mut stored = pin!(sleep(config.front.store_after * 2));
+    let mut give_up = pin!(sleep(config.front.linger_timeout));
+    while front.connections() > if stored.is_elapsed() { desk.waiting() } else { 0 } {
         tokio::select! {
             () = front.one_less() => {}
+            () = &mut stored, if !stored.is_elapsed() => {}
+            () = &mut give_up => break,
             _ = stop.read(&mut stops) => break,
         }
     }
-    tracing::debug!("left");
-    Ok(())
+    tracing::debug!(waiting = desk.waiting(), "left");
+    // Not through the destructors: they would take out of the store who waits in it.
+    std::process::exit(0)
 }
 
 /// `WATCHDOG=1` where systemd asks for it (sd_watchdog_enabled(3)), from the serving loop.

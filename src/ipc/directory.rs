@@ -4,6 +4,7 @@ use std::fs::{self, File};
 use std::io::{self, Read, Seek, Write};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::Path;
+use std::time::Duration;
 
 use nix::libc;
 use nix::unistd::geteuid;
@@ -83,9 +84,16 @@ pub fn lock_set(dir: &Path) -> Result<SetLock, IpcError> {
             .open(&path)
             .map_err(at(&path))?;
         if !shm::try_lock(&file, WHOLE).map_err(|e| at(&path)(e.into()))? {
-            let mut pid = String::new();
-            let _ = file.read_to_string(&mut pid);
-            return Err(IpcError::Live { dir: dir.to_owned(), pid: pid.trim().parse().unwrap_or(0) });
+            // Whoever has it writes down his pid next.
+            for _ in 0..100 {
+                let mut pid = String::new();
+                let _ = file.rewind().and_then(|()| file.read_to_string(&mut pid));
+                if let (true, Ok(pid)) = (pid.ends_with('\n'), pid.trim().parse()) {
+                    return Err(IpcError::Live { dir: dir.to_owned(), pid });
+                }
+                std::thread::sleep(Duration::from_millis(1));
+            }
+            return Err(IpcError::Live { dir: dir.to_owned(), pid: 0 });
         }
         // Its last owner may have removed it between our open and our lock: then this file is nobody's.
         let ours = file.metadata().map_err(at(&path))?;

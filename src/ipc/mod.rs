@@ -154,6 +154,12 @@ pub fn open(config: &Config, id: &WorkerId, owner: Option<u32>) -> Result<Parts,
     })
 }
 
+/// The name of one worker's segment, as it is recorded.
+pub fn segment_name(dir: &Path, id: &WorkerId) -> Result<String, IpcError> {
+    let path = Paths::new(dir, id).segment;
+    read_private(&path).map_err(at(&path))
+}
+
 /// Removes the parts of one worker, whatever there is of them.
 pub fn remove_worker(dir: &Path, id: &WorkerId) -> Result<(), IpcError> {
     let paths = Paths::new(dir, id);
@@ -167,6 +173,13 @@ pub fn remove_worker(dir: &Path, id: &WorkerId) -> Result<(), IpcError> {
     for path in [&paths.to_worker, &paths.to_dispatcher, &paths.segment] {
         remove_file(path)?;
     }
+    Ok(())
+}
+
+/// Removes the parts of a worker that is not coming back, and its pool's directory after the last of them.
+pub fn retire_worker(dir: &Path, id: &WorkerId) -> Result<(), IpcError> {
+    remove_worker(dir, id)?;
+    let _ = fs::remove_dir(dir.join(id.pool.as_str())); // not empty: others of the pool
     Ok(())
 }
 

@@ -6,9 +6,9 @@ use super::plan::Part;
 
 /// One record: the reason and what the process was doing.
 pub fn record(part: &Part, why: &str, pid: Option<u32>) {
-    let part = part.to_string();
+    let worker = part.worker().map(tracing::field::display);
     let Some(pid) = pid else {
-        return tracing::error!(part, why, "frozen");
+        return tracing::error!(worker, "{part} is killed and replaced: {why}");
     };
     let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
     let field = |name: &str| {
@@ -17,13 +17,12 @@ pub fn record(part: &Part, why: &str, pid: Option<u32>) {
     };
     let waits_in = fs::read_to_string(format!("/proc/{pid}/wchan")).unwrap_or_default();
     tracing::error!(
-        part,
+        worker,
         pid,
-        why,
         state = field("State"),
         threads = field("Threads"),
         wchan = waits_in.trim(),
-        "frozen: it will be killed and replaced"
+        "{part} is killed and replaced: {why}"
     );
 }
 

@@ -17,6 +17,7 @@ use nix::unistd::Pid;
 use tokio::sync::mpsc;
 
 use super::plan::{Order, Part};
+use crate::signals::HoldReload;
 use crate::sys;
 
 /// A part's process.
@@ -67,7 +68,10 @@ impl Children {
         };
         let numbered = sockets.into_iter().zip(3..).map(|((_, fd), number)| (fd, number));
         sys::map_fds(&mut command, numbered.collect())?;
+        // It may be told to reload before it knows what that is.
+        let held = HoldReload::begin()?;
         let child = command.spawn()?;
+        drop(held);
         drop(command);
         let pid = child.id();
         self.pids.borrow_mut().insert(pid);

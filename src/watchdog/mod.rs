@@ -20,10 +20,13 @@ use std::fs;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
+use std::rc::Rc;
 use std::time::Duration;
 
+use nix::unistd::Pid;
 use sd_notify::NotifyState;
 use tokio::io::AsyncReadExt;
+use tokio::net::UnixStream;
 use tokio::sync::mpsc;
 use tokio::time::sleep;
 
@@ -81,23 +84,45 @@ pub async fn run(loaded: Loaded) -> Result<(), WatchdogError> {
 
 /// Takes the set's place, runs it, and leaves nothing behind.
 async fn hold(loaded: Loaded) -> Result<(), WatchdogError> {
+    // Whoever became this program may have had children: they are not ours to kill.
+    let strangers: Rc<[(Pid, u64)]> = tree::descendants(Pid::this()).iter().map(|p| (p.pid, p.started)).collect();
     nix::sys::prctl::set_child_subreaper(true).map_err(|e| system("prctl")(e.into()))?;
     // From here on a signal is an event: it must not kill us between two steps of the start.
     let stop = Signal::stop().map_err(system("signals"))?;
     let reload = Signal::reload().map_err(system("signals"))?;
     let dir = loaded.config.set.runtime_dir.clone();
+    let name = loaded.config.set.name.clone();
     ipc::prepare(&loaded.config, &Modes::default())?;
     let lock = ipc::lock_set(&dir)?;
+    let mut waived = false;
     let result = async {
-        leftover::clear(&dir, &loaded.config).await?;
+        let stop = stop.into_async().map_err(system("signals"))?;
+        tokio::select! {
+            cleared = leftover::clear(&dir, &loaded.config) => cleared?,
+            _ = stop.readable() => {
+                // What is left goes on by itself, as it did; the next start clears it.
+                waived = true;
+                return Ok(());
+            }
+        }
         ipc::remove(&dir)?;
-        Watch::open(loaded)?.run(stop, reload).await
+        Watch::open(loaded, strangers.clone())?.run(stop, reload).await
     }
     .await;
+    if waived {
+        tracing::info!(set = %name, "told to stop while the former set was ending: nothing was started");
+        return result;
+    }
     // Whatever still runs is an orphan that no part answers for any more.
-    let survivors = tree::kill(|_| true).await.err().map(|error| WatchdogError::Leftover(error.to_string()));
+    let survivors = tree::kill(|p| !strangers.contains(&(p.pid, p.started)))
+        .await
+        .err()
+        .map(|error| WatchdogError::Leftover(error.to_string()));
     let removed = ipc::remove(&dir).map_err(WatchdogError::from);
     lock.remove(&dir);
+    if result.is_ok() && survivors.is_none() && removed.is_ok() {
+        tracing::info!(set = %name, "the set has stopped, and nothing of it is left");
+    }
     result.and(survivors.map_or(Ok(()), Err)).and(removed)
 }
 
@@ -117,11 +142,13 @@ struct Watch {
     bells: BTreeMap<WorkerId, Bell>,
     prober: Prober,
     written: Option<State>,
+    /// Children that this process had before it was the watchdog.
+    strangers: Rc<[(Pid, u64)]>,
     finished: bool,
 }
 
 impl Watch {
-    fn open(loaded: Loaded) -> Result<Self, WatchdogError> {
+    fn open(loaded: Loaded, strangers: Rc<[(Pid, u64)]>) -> Result<Self, WatchdogError> {
         let Loaded { config, origin, .. } = loaded;
         let dir = config.set.runtime_dir.clone();
         let sockets = Sockets::open(&config)?;
@@ -146,6 +173,7 @@ impl Watch {
             bells,
             prober: Prober::start(dir.join("probe.sock")),
             written: None,
+            strangers,
             finished: false,
             process: (pid, tree::look(pid).map_or(0, |process| process.started)),
             config,
@@ -158,8 +186,7 @@ impl Watch {
         Ok(watch)
     }
 
-    async fn run(mut self, stop: Signal, reload: Signal) -> Result<(), WatchdogError> {
-        let mut stop = stop.into_async().map_err(system("signals"))?;
+    async fn run(mut self, mut stop: UnixStream, reload: Signal) -> Result<(), WatchdogError> {
         let mut reload = reload.into_async().map_err(system("signals"))?;
         let (mut stops, mut reloads) = ([0; 64], [0; 64]);
         let mut next_probe = clock::now() + self.config.watchdog.probe_interval;
@@ -170,10 +197,7 @@ impl Watch {
             let wake_at = wake_at.unwrap_or(next_probe);
             let mut event = tokio::select! {
                 biased;
-                Ok(n) = stop.read(&mut stops) => match n {
-                    0 | 1 => Some(Event::Stop),
-                    _ => Some(Event::StopNow),
-                },
+                Ok(n) = stop.read(&mut stops) => Some(self.told_to_stop(n)),
                 Some((part, pid)) = self.exits.recv() => self.exited(part, pid),
                 Ok(message) = self.notify.receive() => self.notified(message),
                 signs = self.prober.answer() => signs.map(|signs| Event::Report(self.weigh(signs))),
@@ -211,9 +235,22 @@ impl Watch {
         self.perform(actions);
     }
 
+    /// SIGTERM or SIGINT has come, this often since the last look.
+    fn told_to_stop(&self, times: usize) -> Event {
+        let set = &self.config.set.name;
+        if self.plan.is_stopping() || times > 1 {
+            tracing::warn!(%set, "stopping at once, on a second signal: requests in hand are cut off");
+            return Event::StopNow;
+        }
+        let at_most = drains(&self.config).into_values().max().unwrap_or_default();
+        let at_most = humantime::format_duration(at_most).to_string();
+        tracing::info!(%set, at_most, "stopping, on a signal: no new leases, requests in hand may finish");
+        Event::Stop
+    }
+
     fn exited(&mut self, part: Part, pid: u32) -> Option<Event> {
         let how = self.children.reap(&part, pid)?;
-        tracing::debug!(%part, pid, how, "ended");
+        tracing::debug!(pid, "{part} has ended: {how}");
         Some(Event::Exited { part, how, chance: chance() })
     }
 
@@ -253,11 +290,14 @@ impl Watch {
             Action::Order(part, order) => self.children.order(&part, order),
             Action::Accuse(part, why) => accuse::record(&part, &why, self.children.pid(&part)),
             Action::Sweep(id) => {
-                let known = self.children.pids();
+                let (known, strangers) = (self.children.pids(), self.strangers.clone());
                 tokio::task::spawn_local(async move {
                     // What a dead worker had started has become a child of ours (PR_SET_CHILD_SUBREAPER).
-                    let mine = |process: &tree::Process| known.borrow().contains(&(process.pid.as_raw() as u32));
-                    if let Err(error) = tree::kill(|process| !mine(process)).await {
+                    let spared = |process: &tree::Process| {
+                        known.borrow().contains(&(process.pid.as_raw() as u32))
+                            || strangers.contains(&(process.pid, process.started))
+                    };
+                    if let Err(error) = tree::kill(|process| !spared(process)).await {
                         tracing::error!("what a worker left behind cannot be killed: {error}");
                     }
                 });
@@ -269,7 +309,7 @@ impl Watch {
             Action::Remove(id) => {
                 self.sockets.workers.remove(&id);
                 self.bells.remove(&id);
-                if let Err(error) = ipc::remove_worker(&self.dir, &id) {
+                if let Err(error) = ipc::retire_worker(&self.dir, &id) {
                     tracing::error!(worker = %id, "cannot remove its segment and bells: {error}");
                 }
                 tracing::info!(worker = %id, "worker has left the set");
@@ -285,7 +325,7 @@ impl Watch {
         let sockets = self.sockets_of(&part);
         match sockets.and_then(|sockets| self.children.start(&part, sockets)) {
             Ok(pid) => {
-                tracing::debug!(%part, pid, "started");
+                tracing::debug!(pid, "{part} is started");
                 Event::Started(part, pid)
             }
             Err(error) => Event::StartFailed(part, format!("it cannot be started: {error}")),
@@ -348,20 +388,30 @@ impl Watch {
 }
 
 fn tell(part: &Part, telling: Telling, pid: Option<u32>) {
-    let part = part.to_string();
+    let worker = part.worker().map(tracing::field::display);
     match telling {
-        Telling::Ready { restarts } => tracing::info!(part, pid, restarts, "back in service"),
+        Telling::Ready { restarts } => tracing::info!(worker, pid, restarts, "{part} is back in service"),
         Telling::Restart { how, delay } => {
-            tracing::warn!(part, how, delay_ms = delay.as_millis() as u64, "ended without being asked: restarting it");
+            let delay = match delay.as_millis() {
+                0 => "at once".to_owned(),
+                ms => format!("in {ms} ms"),
+            };
+            tracing::warn!(worker, "{part} has ended ({how}): it is started again {delay}");
         }
         Telling::Failed { how } => {
             tracing::error!(
-                part,
-                how,
-                "ended too often (watchdog.restarts): given up until the configuration is reloaded"
+                worker,
+                "{part} has failed and stays down: it ended too often (watchdog.restarts), last by {how}; \
+                 mend the cause, then reload (SIGHUP)"
             );
         }
-        Telling::Overdue => tracing::warn!(part, pid, "did not stop within drain_timeout: killed"),
+        Telling::Overdue => {
+            tracing::warn!(
+                worker,
+                pid,
+                "{part} did not stop within drain_timeout: it is killed, its request is cut off"
+            );
+        }
     }
 }
 

@@ -23,6 +23,16 @@ pub enum Part {
     Worker(WorkerId),
 }
 
+impl Part {
+    /// The worker it is, if it is one.
+    pub fn worker(&self) -> Option<&WorkerId> {
+        match self {
+            Part::Dispatcher => None,
+            Part::Worker(id) => Some(id),
+        }
+    }
+}
+
 impl fmt::Display for Part {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -317,11 +327,6 @@ impl Plan {
                 }
             }
         }
-        let up = |record: &Record| matches!(&record.stage, Stage::Running(pulse) if pulse.is_ready());
-        if self.era == Era::Rising && self.parts.values().all(up) {
-            self.era = Era::Running;
-            self.actions.push(Action::AllUp);
-        }
     }
 
     fn ended(&mut self, now: Time, part: &Part, how: String, chance: f64) {
@@ -385,7 +390,7 @@ impl Plan {
             if sign.garbled {
                 self.accuse(now, &part, "its slot holds what no worker writes".into());
             } else if pulse.is_ready() && pulse.silence(now) >= timeout {
-                let why = format!("no sign of life for {}", in_words(pulse.silence(now)));
+                let why = format!("it is frozen, no sign of life for {}", in_words(pulse.silence(now)));
                 self.accuse(now, &part, why);
             }
         }
@@ -414,8 +419,8 @@ impl Plan {
                 Stage::Running(pulse) if pulse.verdict(now, start_timeout, timeout) == Verdict::Frozen => {
                     let silence = in_words(pulse.silence(now));
                     let why = match pulse.is_ready() {
-                        true => format!("no sign of life for {silence}"),
-                        false => format!("not ready after {silence}"),
+                        true => format!("it is frozen, no sign of life for {silence}"),
+                        false => format!("it was not ready after {silence} (watchdog.start_timeout)"),
                     };
                     self.accuse(now, &part, why);
                 }
@@ -485,8 +490,18 @@ impl Plan {
         }
     }
 
-    /// Takes the next step of a stop when the one before is done.
+    /// Takes the next step of the start or of the stop when the one before is done.
     fn advance(&mut self, now: Time) {
+        // Who is given up is not waited for: the others serve.
+        let settled = |record: &Record| match &record.stage {
+            Stage::Running(pulse) => pulse.is_ready(),
+            stage => matches!(stage, Stage::Failed),
+        };
+        let serves = matches!(&self.parts[&Part::Dispatcher].stage, Stage::Running(pulse) if pulse.is_ready());
+        if self.era == Era::Rising && serves && self.parts.values().all(settled) {
+            self.era = Era::Running;
+            self.actions.push(Action::AllUp);
+        }
         let gone = |record: &Record| matches!(record.stage, Stage::Stopped | Stage::Failed);
         if self.era == Era::StoppingWorkers
             && self.parts.iter().all(|(part, record)| *part == Part::Dispatcher || gone(record))
@@ -510,7 +525,6 @@ impl Plan {
             .collect();
         if change.restart_dispatcher {
             self.send_away(now, &Part::Dispatcher, Why::Planned);
-            self.revive(now, &Part::Dispatcher);
         } else {
             self.actions.push(Action::Order(Part::Dispatcher, Order::Reload));
         }
@@ -527,18 +541,20 @@ impl Plan {
             record.drain = drain;
             if change.restart.contains(&id) {
                 self.send_away(now, &part, Why::Planned);
-                self.revive(now, &part);
             } else if change.reload.contains(&id) {
                 self.actions.push(Action::Order(part.clone(), Order::Reload));
-                self.revive(now, &part);
             } else if let Stage::Going(at, Why::Leaving) = record.stage {
                 // Wanted again before it was gone: it goes and comes back.
                 record.stage = Stage::Going(at, Why::Planned);
             }
         }
+        // A new configuration, even the same, is a new chance for whoever was given up.
+        for part in self.parts.keys().cloned().collect::<Vec<_>>() {
+            self.revive(now, &part);
+        }
     }
 
-    /// A new configuration is a new chance for a part that was given up.
+    /// Starts a part that was given up, or that had no process when it was to be replaced.
     fn revive(&mut self, now: Time, part: &Part) {
         if let Some(record) = self.parts.get_mut(part)
             && matches!(record.stage, Stage::Failed | Stage::Stopped)
@@ -553,3 +569,6 @@ impl Plan {
 fn in_words(duration: Duration) -> impl fmt::Display {
     humantime::format_duration(Duration::from_millis(u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)))
 }
+
+#[cfg(test)]
+mod tests;

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use super::plan::{Change, Event};
 use super::sockets::{Socket, open_listener, open_worker};
 use super::{Watch, WatchdogError, bounds, drains, publish};
-use crate::config::{Config, Origin};
+use crate::config::{Config, Listener, Origin};
 use crate::ids::WorkerId;
 use crate::ipc::{self, Modes};
 
@@ -13,7 +13,9 @@ impl Watch {
     /// Reads the file again. What comes of it for the processes, if anything.
     pub(super) fn reload(&mut self) -> Option<Event> {
         let Origin::File(path) = &self.origin else {
-            tracing::warn!("nothing to reload: the set runs on the built-in configuration");
+            tracing::warn!(
+                "nothing to reload: the set runs on the built-in configuration (start it with --config FILE)"
+            );
             return None;
         };
         if self.plan.is_stopping() {
@@ -26,17 +28,21 @@ impl Watch {
                 for line in error.to_string().lines() {
                     tracing::error!("reload refused: {line}");
                 }
+                tracing::error!(
+                    file,
+                    "reload refused, nothing has changed: the set runs on with the configuration it has"
+                );
                 return None;
             }
         };
         match self.take_over(new) {
             Ok(change) => {
                 let (workers, pools) = (change.workers.len(), self.config.pools.len());
-                tracing::info!(file, workers, pools, "configuration applied");
+                tracing::info!(file, set = %self.config.set.name, workers, pools, "configuration applied");
                 Some(Event::Apply(change))
             }
             Err(error) => {
-                tracing::error!("reload refused, nothing has changed: {error}");
+                tracing::error!(file, "reload refused, nothing has changed: {error}");
                 None
             }
         }
@@ -45,9 +51,10 @@ impl Watch {
     fn take_over(&mut self, new: Config) -> Result<Change, WatchdogError> {
         let change = compare(&self.config, &new)?;
         // Everything that can fail comes first, and makes only what is new.
+        let kept = keep(&self.sockets.listeners, &new.listeners);
         let mut listeners = BTreeMap::new();
         for (index, listener) in new.listeners.iter().enumerate() {
-            if self.sockets.listeners.iter().all(|socket| socket.wanted != listener.address) {
+            if kept[index].is_none() {
                 listeners.insert(index, open_listener(listener)?);
             }
         }
@@ -64,21 +71,19 @@ impl Watch {
             Ok(bells) => bells,
             Err(error) => {
                 for id in &fresh {
-                    let _ = ipc::remove_worker(&self.dir, id); // the first error is the one to tell
+                    let _ = ipc::retire_worker(&self.dir, id); // the first error is the one to tell
                 }
                 return Err(error);
             }
         };
         self.bells.extend(bells);
         self.sockets.workers.extend(workers);
-        let mut old = std::mem::take(&mut self.sockets.listeners);
-        let mut take = |index: usize| -> Option<Socket> {
-            listeners.remove(&index).or_else(|| {
-                let wanted = &new.listeners[index].address;
-                old.iter().position(|socket| socket.wanted == *wanted).map(|at| old.swap_remove(at))
-            })
-        };
-        self.sockets.listeners = (0..new.listeners.len()).filter_map(&mut take).collect();
+        let mut old: Vec<Option<Socket>> = std::mem::take(&mut self.sockets.listeners).into_iter().map(Some).collect();
+        let taken = kept.iter().enumerate().filter_map(|(index, kept)| match kept {
+            Some(at) => old[*at].take(),
+            None => listeners.remove(&index),
+        });
+        self.sockets.listeners = taken.collect();
         self.config = new;
         Ok(change)
     }
@@ -95,6 +100,16 @@ impl Watch {
         }
         Ok(bells)
     }
+}
+
+/// Which of the sockets each listener keeps, each socket at most once: two listeners may both want port 0.
+fn keep(sockets: &[Socket], listeners: &[Listener]) -> Vec<Option<usize>> {
+    let mut free: Vec<usize> = (0..sockets.len()).collect();
+    let mut find = |listener: &Listener| {
+        let at = free.iter().position(|index| sockets[*index].wanted == listener.address)?;
+        Some(free.remove(at))
+    };
+    listeners.iter().map(&mut find).collect()
 }
 
 /// What a new configuration means for the processes. Pure.

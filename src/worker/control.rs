@@ -10,7 +10,7 @@ use nix::sys::socket::{MsgFlags, Shutdown, send, shutdown};
 use sd_notify::NotifyState;
 
 use super::shared::{Current, Order, Shared};
-use super::{ServeError, system};
+use super::{ServeError, Signals, system};
 use crate::bell::Bell;
 use crate::clock;
 use crate::exchange::{Kind, Reply};
@@ -26,9 +26,8 @@ const BLOCKED: Duration = Duration::from_secs(1);
 const DRAIN_LOOK: Duration = Duration::from_millis(20);
 
 /// Starts the thread. It ends with the process.
-pub fn start(shared: Arc<Shared>, hear: Bell) -> Result<JoinHandle<()>, ServeError> {
-    let stop = Signal::stop().map_err(system("signals"))?;
-    let reload = Signal::reload().map_err(system("signals"))?;
+pub fn start(shared: Arc<Shared>, hear: Bell, signals: Signals) -> Result<JoinHandle<()>, ServeError> {
+    let Signals { stop, reload } = signals;
     let answered = shared.respondent.answered();
     let mut control = Control { shared, hear, stop, reload, answered, exit_ordered: false, beat: Beat::new() };
     std::thread::Builder::new().name("control".into()).spawn(move || control.run()).map_err(system("thread"))
@@ -65,10 +64,14 @@ impl Control {
             self.follow_orders();
             while let Some(question) = self.shared.respondent.question(self.answered) {
                 let reply = self.shared.respondent.judge(&question, self.shared.state());
-                self.obey(question.kind, reply);
+                let order = self.obey(question.kind, reply);
                 self.shared.respondent.reply(&question, reply);
                 self.answered = question.sequence;
                 self.shared.ring();
+                // Only now: the next incarnation would find a question that is not answered, and obey it again.
+                if let Some(order) = order {
+                    self.shared.order(order);
+                }
             }
             if self.shared.old_at().is_some_and(|at| at <= now) {
                 self.shared.want_recycle(true);
@@ -109,14 +112,16 @@ impl Control {
         }
     }
 
-    fn obey(&self, kind: Kind, reply: Reply) {
+    /// Says what changes at once; what the serving task is to be told once the answer is given.
+    fn obey(&self, kind: Kind, reply: Reply) -> Option<Order> {
         match (kind, reply) {
             (Kind::Recycle, Reply::Accept) if self.shared.state() == WorkerState::Ready => {
                 self.shared.set_state(WorkerState::Recycling);
-                self.shared.order(Order::Recycle);
+                return Some(Order::Recycle);
             }
             _ => {}
         }
+        None
     }
 
     /// The serving task is stuck in the handler. All this thread can do for the client is an answer of its

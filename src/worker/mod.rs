@@ -40,6 +40,7 @@ use crate::ids::WorkerId;
 use crate::ipc::{self, IpcError};
 use crate::net::Listener;
 use crate::shm::{Role, Segment};
+use crate::signals::Signal;
 use crate::{log, sys, tree};
 use handler::{Builtin, Spec, StartError};
 use shared::Shared;
@@ -112,6 +113,13 @@ struct Office {
     respondent: Respondent<Arc<Segment>>,
     ring: Bell,
     hear: Bell,
+    signals: Signals,
+}
+
+/// Heard from the start: what a handler starts inherits the signals that are held back until then.
+struct Signals {
+    stop: Signal,
+    reload: Signal,
 }
 
 impl Office {
@@ -142,13 +150,17 @@ impl Office {
             respondent,
             ring: parts.to_dispatcher,
             hear: parts.to_worker,
+            signals: Signals {
+                stop: Signal::stop().map_err(system("signals"))?,
+                reload: Signal::reload().map_err(system("signals"))?,
+            },
         })
     }
 
     async fn serve(self, service: impl connection::Handler, builtin: Option<Builtin>) -> Result<(), ServeError> {
-        let (shared, orders, hear, listener) = Shared::new(self, builtin)?;
+        let (shared, orders, hear, listener, signals) = Shared::new(self, builtin)?;
         let shared = Arc::new(shared);
-        let control = control::start(shared.clone(), hear)?;
+        let control = control::start(shared.clone(), hear, signals)?;
         accept::serve(shared, service, listener, orders, control).await
     }
 }

@@ -13,6 +13,7 @@ use nix::fcntl::{FcntlArg, FdFlag, fcntl};
 
 use crate::config::Pool;
 use crate::ids::Time;
+use crate::signals::HoldReload;
 use crate::tree;
 
 /// The bounds of one worker, each 20 % more or less than the pool's, so that a pool does not age at once.
@@ -81,6 +82,10 @@ pub fn reexec(socket: impl AsFd, instance: &str) -> io::Error {
     let mut command = match std::env::var_os("PATOU_BIN") {
         Some(patou) => Command::new(patou),
         None => Command::new("/proc/self/exe"),
+    };
+    let _held = match HoldReload::begin() {
+        Ok(held) => held,
+        Err(error) => return error,
     };
     let error = command.args(["worker", instance]).exec();
     let _ = fcntl(socket.as_fd(), FcntlArg::F_SETFD(FdFlag::FD_CLOEXEC));

@@ -9,7 +9,7 @@ use tokio::sync::mpsc;
 
 use super::handler::{Builtin, Failure};
 use super::recycle::Lifespan;
-use super::{Office, ServeError, system};
+use super::{Office, ServeError, Signals, system};
 use crate::bell::Bell;
 use crate::clock;
 use crate::config::Front;
@@ -66,7 +66,7 @@ impl Shared {
     pub fn new(
         office: Office,
         builtin: Option<Builtin>,
-    ) -> Result<(Self, mpsc::UnboundedReceiver<Order>, Bell, Listener), ServeError> {
+    ) -> Result<(Self, mpsc::UnboundedReceiver<Order>, Bell, Listener, Signals), ServeError> {
         let (orders, ordered) = mpsc::unbounded_channel();
         let flags = EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK;
         let wake = EventFd::from_flags(flags).map_err(|e| system("eventfd")(e.into()))?;
@@ -83,7 +83,7 @@ impl Shared {
             orders,
             wake,
         };
-        Ok((shared, ordered, office.hear, office.listener))
+        Ok((shared, ordered, office.hear, office.listener, office.signals))
     }
 
     /// What the worker says of itself just now.

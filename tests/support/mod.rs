@@ -405,3 +405,108 @@ pub fn lease(address: SocketAddr, target: &str) -> Result<(SocketAddr, String), 
     let token = lease["token"].as_str().unwrap();
     Ok((lease["address"].as_str().unwrap().parse().unwrap(), format!("/.patou/{token}{target}")))
 }
+
+/// One pool behind one redirect listener whose requests last until [`open_gate`]; a request for `/fast` does
+/// not. `pool` is added to the pool, `more` to the file.
+pub fn gated(set: &Set, workers: u16, pool: &str, more: &str) -> String {
+    let top = set.top().display();
+    let script = r#"case "$PATH_INFO" in /fast) ;; *) : >"$TOP/started${PATH_INFO#/}"; while ! [ -e "$TOP/gate" ]; do sleep 0.02; done;; esac; printf 'Content-Type: text/plain\r\n\r\ndone %s\n' "$WORD""#;
+    format!(
+        "{more}\n[[listener]]\naddress = \"127.0.0.1:0\"\npool = \"default\"\n\n[[pool]]\nname = \"default\"\n\
+         workers = {workers}\naddress = \"127.0.0.1:0\"\nenvironment = {{ TOP = \"{top}\", WORD = \"well\" }}\n\
+         handler = {{ exec = [\"/bin/sh\", \"-c\", '''{script}'''] }}\n{pool}\n"
+    )
+}
+
+/// Lets the gated requests end.
+pub fn open_gate(set: &Set) {
+    fs::write(set.top().join("gate"), "").unwrap();
+}
+
+/// Starts a gated request and waits until its handler runs.
+pub fn start_gated(set: &Set, name: &str) -> std::thread::JoinHandle<Result<Answer, String>> {
+    let (address, target) = (set.address(0), format!("/.{name}"));
+    let client = std::thread::spawn(move || get(address, &target));
+    let started = set.top().join(format!("started.{name}"));
+    wait_until(&format!("request {name} starts"), || started.exists());
+    client
+}
+
+/// Waits until something is so.
+pub fn wait_until(what: &str, so: impl Fn() -> bool) {
+    let give_up = Instant::now() + PATIENCE;
+    while !so() {
+        assert!(Instant::now() < give_up, "{what}: it did not happen");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+/// Clients that ask again and again, from several threads, until they are stopped. What was certainly not
+/// started they ask again, as any client may.
+pub struct Load {
+    stop: std::sync::Arc<std::sync::atomic::AtomicBool>,
+    served: std::sync::Arc<AtomicU32>,
+    clients: Vec<std::thread::JoinHandle<Vec<String>>>,
+}
+
+impl Load {
+    pub fn start(address: SocketAddr, target: &'static str, threads: usize) -> Self {
+        let (stop, served) = Default::default();
+        let load = Self { stop, served, clients: Vec::new() };
+        let client = |_| {
+            let (stop, served) = (load.stop.clone(), load.served.clone());
+            std::thread::spawn(move || {
+                let mut failures = Vec::new();
+                while !stop.load(Ordering::Relaxed) {
+                    match persistent_get(address, target) {
+                        Ok(()) => drop(served.fetch_add(1, Ordering::Relaxed)),
+                        Err(failure) => failures.push(failure),
+                    }
+                }
+                failures
+            })
+        };
+        let clients = (0..threads).map(client).collect();
+        Self { clients, ..load }
+    }
+
+    pub fn served(&self) -> u32 {
+        self.served.load(Ordering::Relaxed)
+    }
+
+    /// Waits until so many more have been served.
+    pub fn wait_for(&self, more: u32) {
+        let until = self.served() + more;
+        wait_until("the clients are served", || self.served() >= until);
+    }
+
+    /// Ends it; every request that failed.
+    pub fn stop(self) -> Vec<String> {
+        self.stop.store(true, Ordering::Relaxed);
+        self.clients.into_iter().flat_map(|client| client.join().unwrap()).collect()
+    }
+}
+
+fn persistent_get(first: SocketAddr, target: &str) -> Result<(), String> {
+    let (mut address, mut path) = (first, target.to_owned());
+    let give_up = Instant::now() + PATIENCE;
+    while Instant::now() < give_up {
+        match exchange(address, head("GET", &path, address, "").as_bytes()) {
+            Ok(answer) if answer.status == 200 => return Ok(()),
+            Ok(answer) if answer.status == 307 => {
+                let location = answer.header("location").unwrap().strip_prefix("http://").unwrap().to_owned();
+                let (host, rest) = location.split_at(location.find('/').unwrap());
+                (address, path) = (host.parse().map_err(|e| format!("{host}: {e}"))?, rest.to_owned());
+            }
+            Ok(answer) if answer.status == 503 && answer.header("patou-outcome") == Some("not-started") => {
+                (address, path) = (first, target.to_owned());
+                std::thread::sleep(Duration::from_millis(2));
+            }
+            Ok(answer) => return Err(format!("from {address}: {answer:?}")),
+            // A dispatcher that closes without a byte has started nothing.
+            Err(error) if address == first && error.contains(": \"\"") => std::thread::sleep(Duration::from_millis(2)),
+            Err(error) => return Err(format!("from {address}{path}: {error}")),
+        }
+    }
+    Err(format!("not served within {PATIENCE:?}"))
+}

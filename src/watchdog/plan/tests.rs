@@ -1,0 +1,236 @@
+//! The plan as conversations: what happened, and what is done about it.
+
+use super::*;
+
+const DRAIN: Duration = Duration::from_secs(30);
+
+fn at(ms: u64) -> Time {
+    Time(ms * 1_000_000)
+}
+
+fn bounds() -> Bounds {
+    Bounds {
+        worker_timeout: Duration::from_secs(1),
+        dispatcher_timeout: Duration::from_secs(2),
+        start_timeout: Duration::from_secs(10),
+        abort_grace: Duration::from_millis(200),
+        parting: Duration::from_secs(2),
+        restarts: RestartLimits {
+            max: 2,
+            within: Duration::from_secs(60),
+            delay: Duration::from_millis(100),
+            delay_max: Duration::from_secs(30),
+        },
+    }
+}
+
+fn id(number: u16) -> WorkerId {
+    format!("web/{number}").parse().unwrap()
+}
+
+fn worker(number: u16) -> Part {
+    Part::Worker(id(number))
+}
+
+fn workers(count: u16) -> BTreeMap<WorkerId, Duration> {
+    (1..=count).map(|number| (id(number), DRAIN)).collect()
+}
+
+/// A plan and what it says, in short words.
+struct Talk(Plan);
+
+impl Talk {
+    fn begin() -> Self {
+        let (plan, actions) = Plan::new(&workers(2), bounds(), at(0));
+        assert_eq!(words(&actions), ["start dispatcher"]);
+        Self(plan)
+    }
+
+    /// A set that is up, with pids 1 (dispatcher), 11 and 12.
+    fn up() -> Self {
+        let mut talk = Self::begin();
+        talk.tell(0, Event::Started(Part::Dispatcher, 1), &[]);
+        talk.tell(0, Event::Ready(Part::Dispatcher), &["start worker web/1", "start worker web/2"]);
+        talk.tell(0, Event::Started(worker(1), 11), &[]);
+        talk.tell(0, Event::Started(worker(2), 12), &[]);
+        talk.tell(0, Event::Ready(worker(1)), &[]);
+        talk.tell(0, Event::Ready(worker(2)), &["all up"]);
+        talk
+    }
+
+    #[track_caller]
+    fn tell(&mut self, ms: u64, event: Event, expected: &[&str]) {
+        assert_eq!(words(&self.0.handle(at(ms), event)), expected);
+    }
+
+    /// A report in which worker 1 owes an answer since then.
+    fn report(&mut self, ms: u64, silent_since: Option<u64>, expected: &[&str]) {
+        let sign = |number, silent_since| Sign { worker: id(number), silent_since, garbled: false };
+        self.tell(ms, Event::Probed, &[]);
+        self.tell(ms, Event::Report(vec![sign(1, silent_since.map(at)), sign(2, None)]), expected);
+    }
+
+    fn state(&self, part: &Part) -> &'static str {
+        self.0.status().find(|(p, _)| *p == part).map_or("unknown", |(_, status)| status.state)
+    }
+}
+
+fn words(actions: &[Action]) -> Vec<String> {
+    let word = |action: &Action| match action {
+        Action::Start(part) => format!("start {part}"),
+        Action::Order(part, order) => format!("{order:?} {part}").to_lowercase(),
+        Action::Accuse(part, why) => format!("accuse {part}: {why}"),
+        Action::Sweep(id) => format!("sweep {id}"),
+        Action::Quiesce => "quiesce".into(),
+        Action::Remove(id) => format!("remove {id}"),
+        Action::Tell(part, Telling::Restart { how, delay }) => format!("restart {part} in {delay:?}: {how}"),
+        Action::Tell(part, Telling::Failed { how }) => format!("failed {part}: {how}"),
+        Action::Tell(part, Telling::Ready { restarts }) => format!("back {part} {restarts}"),
+        Action::Tell(part, Telling::Overdue) => format!("overdue {part}"),
+        Action::AllUp => "all up".into(),
+        Action::Finish => "finish".into(),
+    };
+    actions.iter().map(word).collect()
+}
+
+fn exited(part: Part) -> Event {
+    Event::Exited { part, how: "gone".into(), chance: 0.5 }
+}
+
+fn change(count: u16) -> Change {
+    Change { workers: workers(count), reload: vec![], restart: vec![], restart_dispatcher: false, bounds: bounds() }
+}
+
+#[test]
+fn workers_stop_before_the_dispatcher() {
+    let mut talk = Talk::up();
+    talk.tell(10, Event::Stop, &["quiesce", "leave worker web/1", "leave worker web/2"]);
+    assert!(talk.0.is_stopping());
+    talk.tell(20, exited(worker(2)), &["sweep web/2"]);
+    talk.tell(30, exited(worker(1)), &["sweep web/1", "leave dispatcher"]);
+    talk.tell(40, exited(Part::Dispatcher), &["finish"]);
+    talk.tell(50, Event::Stop, &[]);
+}
+
+#[test]
+fn who_does_not_stop_in_time_is_killed_and_a_second_stop_waits_for_nobody() {
+    let mut talk = Talk::up();
+    talk.tell(0, Event::Stop, &["quiesce", "leave worker web/1", "leave worker web/2"]);
+    talk.tell(10, exited(worker(2)), &["sweep web/2"]);
+    talk.tell(31_999, Event::Tick, &[]);
+    assert_eq!(talk.0.deadline(), Some(at(32_000)));
+    talk.tell(32_000, Event::Tick, &["overdue worker web/1", "kill worker web/1"]);
+    talk.tell(32_001, Event::Stop, &["kill dispatcher", "kill worker web/1"]);
+    talk.tell(32_002, exited(worker(1)), &["sweep web/1"]);
+    talk.tell(32_003, exited(Part::Dispatcher), &["finish"]);
+}
+
+#[test]
+fn a_start_can_be_stopped_at_every_step() {
+    let mut talk = Talk::begin();
+    talk.tell(0, Event::Started(Part::Dispatcher, 1), &[]);
+    talk.tell(1, Event::Stop, &["quiesce", "leave dispatcher"]);
+    talk.tell(2, exited(Part::Dispatcher), &["finish"]);
+
+    let mut talk = Talk::begin();
+    talk.tell(
+        0,
+        Event::StartFailed(Part::Dispatcher, "no memory".into()),
+        &["restart dispatcher in 0ns: no memory", "start dispatcher"],
+    );
+    talk.tell(0, Event::StartFailed(Part::Dispatcher, "no memory".into()), &["restart dispatcher in 100ms: no memory"]);
+    talk.tell(1, Event::Stop, &["quiesce", "finish"]);
+}
+
+#[test]
+fn a_frozen_worker_is_accused_aborted_killed_and_replaced() {
+    let mut talk = Talk::up();
+    talk.report(1000, Some(100), &[]);
+    let accusation = "accuse worker web/1: it is frozen, no sign of life for 1s";
+    talk.report(1100, Some(100), &[accusation, "abort worker web/1"]);
+    assert_eq!(talk.state(&worker(1)), "frozen");
+    talk.tell(1299, Event::Tick, &[]);
+    talk.tell(1300, Event::Tick, &["kill worker web/1"]);
+    talk.tell(1310, exited(worker(1)), &["sweep web/1", "restart worker web/1 in 0ns: frozen", "start worker web/1"]);
+    talk.tell(1310, Event::Started(worker(1), 13), &[]);
+    talk.tell(1320, Event::Ready(worker(1)), &["back worker web/1 1"]);
+}
+
+#[test]
+fn nobody_is_blamed_for_what_the_watchdog_or_the_dispatcher_lost() {
+    let mut talk = Talk::up();
+    talk.report(900, Some(100), &[]);
+    talk.tell(4000, Event::Lost(Duration::from_secs(3)), &[]);
+    talk.report(4000, Some(100), &[]);
+    talk.report(4999, Some(100), &[]);
+    talk.report(5000, Some(100), &["accuse worker web/1: it is frozen, no sign of life for 1s", "abort worker web/1"]);
+
+    let mut talk = Talk::up();
+    talk.tell(100, Event::Probed, &[]);
+    let sign = || vec![Sign { worker: id(1), silent_since: Some(at(100)), garbled: false }];
+    talk.tell(1500, Event::Report(sign()), &[]); // the dispatcher itself was late
+    talk.report(2499, Some(100), &[]);
+    talk.report(2500, Some(100), &["accuse worker web/1: it is frozen, no sign of life for 1s", "abort worker web/1"]);
+}
+
+#[test]
+fn a_frozen_dispatcher_is_replaced_alone() {
+    let mut talk = Talk::up();
+    talk.tell(100, Event::Probed, &[]);
+    assert_eq!(talk.0.deadline(), Some(at(2100)));
+    talk.tell(2100, Event::Tick, &["accuse dispatcher: it is frozen, no sign of life for 2s", "abort dispatcher"]);
+    talk.tell(2110, exited(Part::Dispatcher), &["restart dispatcher in 0ns: frozen", "start dispatcher"]);
+    talk.tell(2110, Event::Started(Part::Dispatcher, 2), &[]);
+    talk.tell(2120, Event::Ready(Part::Dispatcher), &["back dispatcher 1"]);
+    assert_eq!((talk.state(&worker(1)), talk.state(&worker(2))), ("up", "up"));
+}
+
+#[test]
+fn who_ends_too_often_is_given_up_until_a_reload_and_the_set_is_up_without_him() {
+    let mut talk = Talk::begin();
+    talk.tell(0, Event::Started(Part::Dispatcher, 1), &[]);
+    talk.tell(0, Event::Ready(Part::Dispatcher), &["start worker web/1", "start worker web/2"]);
+    talk.tell(0, Event::Started(worker(1), 11), &[]);
+    talk.tell(0, Event::Started(worker(2), 12), &[]);
+    talk.tell(0, Event::Ready(worker(2)), &[]);
+    talk.tell(0, exited(worker(1)), &["sweep web/1", "restart worker web/1 in 0ns: gone", "start worker web/1"]);
+    talk.tell(0, exited(worker(1)), &["sweep web/1", "restart worker web/1 in 100ms: gone"]);
+    talk.tell(100, Event::Tick, &["start worker web/1"]);
+    talk.tell(100, exited(worker(1)), &["sweep web/1", "failed worker web/1: gone", "all up"]);
+    assert_eq!(talk.state(&worker(1)), "failed");
+    talk.tell(5000, Event::Apply(change(2)), &["reload dispatcher", "start worker web/1"]);
+    talk.tell(5000, exited(worker(1)), &["sweep web/1", "restart worker web/1 in 0ns: gone", "start worker web/1"]);
+}
+
+#[test]
+fn who_is_not_ready_in_time_is_killed() {
+    let mut talk = Talk::begin();
+    talk.tell(0, Event::Started(Part::Dispatcher, 1), &[]);
+    assert_eq!(talk.0.deadline(), Some(at(10_000)));
+    let accusation = "accuse dispatcher: it was not ready after 10s (watchdog.start_timeout)";
+    talk.tell(10_000, Event::Tick, &[accusation, "abort dispatcher"]);
+}
+
+#[test]
+fn surplus_workers_leave_and_may_be_wanted_again_before_they_are_gone() {
+    let mut talk = Talk::up();
+    talk.tell(0, Event::Apply(change(1)), &["reload dispatcher", "leave worker web/2"]);
+    talk.tell(1, Event::Apply(change(2)), &["reload dispatcher"]);
+    talk.tell(2, exited(worker(2)), &["sweep web/2", "start worker web/2"]);
+    talk.tell(2, Event::Started(worker(2), 22), &[]);
+    talk.tell(3, Event::Ready(worker(2)), &[]);
+    talk.tell(4, Event::Apply(change(1)), &["reload dispatcher", "leave worker web/2"]);
+    talk.tell(5, exited(worker(2)), &["sweep web/2", "remove web/2"]);
+    assert_eq!(talk.state(&worker(2)), "unknown");
+    talk.tell(6, Event::Apply(change(2)), &["reload dispatcher", "start worker web/2"]);
+}
+
+#[test]
+fn a_planned_restart_neither_waits_nor_counts() {
+    let mut talk = Talk::up();
+    let moved = Change { restart: vec![id(1)], restart_dispatcher: true, ..change(2) };
+    talk.tell(0, Event::Apply(moved), &["leave dispatcher", "leave worker web/1"]);
+    talk.tell(1, exited(worker(1)), &["sweep web/1", "start worker web/1"]);
+    talk.tell(2, exited(Part::Dispatcher), &["start dispatcher"]);
+    assert!(talk.0.status().all(|(_, status)| status.restarts == 0));
+}

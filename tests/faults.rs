@@ -1,0 +1,349 @@
+//! What dies or freezes is replaced; the others go on serving.
+
+mod support;
+
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::Signal;
+use serde_json::Value;
+use support::*;
+
+/// Three workers, so that two serve while one is away.
+fn echo() -> String {
+    ECHO.replace("workers = 2", "workers = 3")
+}
+
+/// Waits until this worker is another process, and in service; how long that took.
+fn wait_for_another(set: &Set, id: &str, old: u32) -> Duration {
+    let since = Instant::now();
+    set.wait_for("the worker is replaced", |status| {
+        let worker = worker_of(status, id);
+        worker["pid"].as_u64().is_some_and(|pid| pid != u64::from(old)) && worker["state"] == "idle"
+    });
+    since.elapsed()
+}
+
+fn wait_for_another_dispatcher(set: &Set, old: u32) -> Duration {
+    let since = Instant::now();
+    set.wait_for("the dispatcher is replaced", |status| {
+        status["dispatcher"]["pid"].as_u64() != Some(u64::from(old)) && status["dispatcher"]["state"] == "up"
+    });
+    since.elapsed()
+}
+
+fn worker_pids(status: &Value) -> Vec<u64> {
+    let workers = status["pools"][0]["workers"].as_array().unwrap();
+    workers.iter().map(|worker| worker["pid"].as_u64().unwrap_or(0)).collect()
+}
+
+#[test]
+fn a_killed_worker_is_replaced_at_once() {
+    let set = Set::start(&echo());
+    let load = Load::start(set.address(0), "/x", 2);
+    let (address, old) = (set.worker("default/2")["address"].clone(), set.worker_pid("default/2"));
+    load.wait_for(5);
+    signal_to(old, Signal::SIGKILL);
+    eprintln!("killed worker replaced in {:?}", wait_for_another(&set, "default/2", old));
+    set.wait_for_log(&["default/2", "it is started again", "SIGKILL", "at once"]);
+    load.wait_for(5);
+    let failures = load.stop();
+    assert!(failures.len() <= 1, "{failures:?}");
+    assert!(failures.iter().all(|failure| failure.contains(address.as_str().unwrap())), "{failures:?}");
+    assert_eq!(set.worker("default/2")["restarts"], 1);
+    set.stop();
+}
+
+#[test]
+fn a_frozen_worker_is_killed_and_replaced() {
+    let set = Set::start(&echo());
+    let load = Load::start(set.address(0), "/x", 2);
+    let (address, old) = (set.worker("default/2")["address"].clone(), set.worker_pid("default/2"));
+    load.wait_for(5);
+    signal_to(old, Signal::SIGSTOP);
+    eprintln!("frozen worker replaced in {:?}", wait_for_another(&set, "default/2", old));
+    set.wait_for_log(&["default/2", "frozen", "T (stopped)", &format!("pid={old}")]);
+    load.wait_for(5);
+    let failures = load.stop();
+    assert!(failures.len() <= 1, "{failures:?}");
+    assert!(failures.iter().all(|failure| failure.contains(address.as_str().unwrap())), "{failures:?}");
+    set.stop();
+}
+
+#[test]
+fn only_the_request_of_a_dead_busy_worker_is_lost() {
+    for signal in [Signal::SIGKILL, Signal::SIGSTOP] {
+        let mut set = Set::prepare("");
+        set.configure(&gated(&set, 3, "", ""));
+        set.run();
+        set.wait_until_up();
+        let victim = start_gated(&set, "victim");
+        let status = set.status();
+        let id = (1..=3).map(|n| format!("default/{n}")).find(|id| worker_of(&status, id)["state"] == "busy").unwrap();
+        let other = start_gated(&set, "other");
+        let load = Load::start(set.address(0), "/fast", 1);
+        load.wait_for(2);
+        let old = set.worker_pid(&id);
+        signal_to(old, signal);
+        let end = victim.join().unwrap();
+        assert!(end.as_ref().map_or(true, |answer| answer.status >= 502), "{end:?}");
+        eprintln!(
+            "busy worker replaced after {signal} in {:?} from its client's end",
+            wait_for_another(&set, &id, old)
+        );
+        load.wait_for(2);
+        open_gate(&set);
+        assert_eq!(other.join().unwrap().unwrap().status, 200);
+        assert_eq!(load.stop(), Vec::<String>::new());
+        // Its handler's processes went with it.
+        wait_until("the orphans go", || set.processes().len() == 5);
+        set.stop();
+    }
+}
+
+#[test]
+fn a_dead_dispatcher_is_replaced_alone() {
+    for signal in [Signal::SIGKILL, Signal::SIGSTOP] {
+        let mut set = Set::prepare("");
+        set.configure(&gated(&set, 3, "", ""));
+        set.run();
+        set.wait_until_up();
+        let running = start_gated(&set, "one");
+        let workers = worker_pids(&set.status());
+        let load = Load::start(set.address(0), "/fast", 2);
+        load.wait_for(2);
+        let old = set.dispatcher_pid();
+        signal_to(old, signal);
+        eprintln!("dispatcher replaced after {signal} in {:?}", wait_for_another_dispatcher(&set, old));
+        load.wait_for(5);
+        let busy = set.status();
+        let busy = busy["pools"][0]["workers"].as_array().unwrap().iter().filter(|worker| worker["lease"].is_string());
+        assert!(busy.count() >= 1, "the lease is read back");
+        open_gate(&set);
+        assert_eq!(running.join().unwrap().unwrap().status, 200);
+        assert_eq!(load.stop(), Vec::<String>::new(), "{}", set.log());
+        let status = set.wait_for("all are idle", |status| {
+            status["pools"][0]["workers"].as_array().unwrap().iter().all(|worker| worker["state"] == "idle")
+        });
+        assert_eq!(worker_pids(&status), workers, "a worker was restarted because the dispatcher was");
+        assert_eq!(status["dispatcher"]["restarts"], 1);
+        set.stop();
+    }
+}
+
+#[test]
+fn who_pauses_for_a_moment_is_not_killed() {
+    let set = Set::start(&echo());
+    let status = set.status();
+    let before = (worker_pids(&status), set.dispatcher_pid());
+    let all = |_: ()| [set.worker_pid("default/1"), set.dispatcher_pid(), set.pid()];
+    for pid in all(()) {
+        let pause = if pid == set.pid() { Duration::from_secs(3) } else { Duration::from_millis(500) };
+        signal_to(pid, Signal::SIGSTOP);
+        std::thread::sleep(pause); // the pause is what is tested
+        if pid == set.pid() {
+            assert_eq!(set.status()["watchdog"]["state"], "frozen");
+        }
+        signal_to(pid, Signal::SIGCONT);
+        assert_eq!(get(set.address(0), "/x").unwrap().status, 200);
+    }
+    // Long enough for a verdict.
+    std::thread::sleep(Duration::from_millis(2500));
+    let status = set.status();
+    assert_eq!((worker_pids(&status), set.dispatcher_pid()), before, "{}", set.log());
+    set.stop();
+}
+
+/// A second pool whose workers do not come up.
+fn bad(program: &str, watchdog: &str) -> String {
+    format!(
+        "[watchdog]\n{watchdog}\n{ECHO}\n[[listener]]\naddress = \"127.0.0.1:0\"\npool = \"bad\"\n[[pool]]\nname = \"bad\"\n\
+         workers = 1\naddress = \"127.0.0.1:0\"\nqueue_timeout = \"100ms\"\nhandler = {{ program = {program} }}\n"
+    )
+}
+
+#[test]
+fn a_worker_that_cannot_live_is_given_up_and_the_rest_serves() {
+    let mut set = Set::prepare("");
+    let restarts = "restarts = { max = 4, within = \"10m\", delay = \"20ms\", delay_max = \"1s\" }";
+    let config = |set: &Set| {
+        bad(
+            &format!("[\"/bin/sh\", \"-c\", \"test -e {}/ok && exec sleep 600; exit 3\"]", set.top().display()),
+            restarts,
+        )
+    };
+    set.configure(&config(&set));
+    set.run();
+    let status = set.wait_for("it is given up", |status| worker_of(status, "bad/1")["state"] == "failed");
+    assert_eq!(worker_of(&status, "bad/1")["restarts"], 4);
+    assert_eq!(worker_of(&status, "bad/1")["cause"], "exit code 3");
+    set.wait_for_log(&["error", "bad/1", "has failed", "exit code 3"]);
+    set.wait_for_log(&["the set is up"]);
+    assert_eq!(get(set.address(0), "/x").unwrap().status, 200);
+    let refused = get(set.address(1), "/x").unwrap();
+    assert_eq!(refused.status, 503);
+    assert!(refused.text().contains("bad"), "{refused:?}");
+    assert_eq!(set.patou(&["status", "--wait", "50ms"]).status.code(), Some(1));
+    // A reload is a new chance.
+    std::fs::write(set.top().join("ok"), "").unwrap();
+    set.signal(Signal::SIGHUP);
+    set.wait_for("it gets a new chance", |status| worker_of(status, "bad/1")["state"] == "starting");
+    set.stop();
+}
+
+#[test]
+fn a_worker_that_is_never_ready_is_killed_and_tried_again() {
+    let mut set = Set::prepare("");
+    set.configure(&bad("[\"/bin/sleep\", \"600\"]", "start_timeout = \"300ms\""));
+    set.run();
+    set.wait_for_log(&["bad/1", "not ready after", "start_timeout"]);
+    set.wait_for("it is tried again", |status| worker_of(status, "bad/1")["restarts"].as_u64() >= Some(2));
+    assert_eq!(get(set.address(0), "/x").unwrap().status, 200);
+    set.stop();
+}
+
+#[test]
+fn the_next_run_clears_what_a_killed_watchdog_left() {
+    for frozen in ["nobody", "worker", "dispatcher"] {
+        let mut set = Set::prepare("");
+        let unix = set.top().join("front.sock");
+        let listener = format!("[[listener]]\naddress = \"unix:{}\"\npool = \"default\"\n", unix.display());
+        set.configure(&gated(&set, 2, "drain_timeout = \"10m\"", &listener));
+        set.run();
+        set.wait_until_up();
+        let idle = set.worker_pid("default/1");
+        assert!(set.patou(&["drain", "default-1"]).status.success());
+        let tcp = set.status()["listeners"][1].as_str().unwrap().parse().unwrap();
+        let client = std::thread::spawn(move || get(tcp, "/.one"));
+        wait_until("the request runs", || set.top().join("started.one").exists());
+        match frozen {
+            "worker" => signal_to(idle, Signal::SIGSTOP),
+            "dispatcher" => signal_to(set.dispatcher_pid(), Signal::SIGSTOP),
+            _ => {}
+        }
+        let old = (set.pid(), set.worker_pid("default/2"), set.dispatcher_pid());
+        set.signal(Signal::SIGKILL);
+        assert_eq!(set.wait_for_end(), None);
+        assert_eq!(set.status()["watchdog"]["state"], "gone");
+        set.run();
+        set.wait_for_log(&["waiting for the worker default/2 of the former set"]);
+        assert!(is_alive(old.1));
+        open_gate(&set);
+        assert_eq!(client.join().unwrap().unwrap().status, 200);
+        set.wait_until_up();
+        assert!(!is_alive(old.1) && !is_alive(old.2) && !is_alive(idle));
+        assert_eq!((set.segments().len(), set.processes().len()), (2, 4));
+        let tcp = set.status()["listeners"][1].as_str().unwrap().parse().unwrap();
+        assert_eq!(get(tcp, "/fast").unwrap().status, 200);
+        set.stop();
+        assert!(!unix.exists());
+    }
+}
+
+#[test]
+fn a_start_that_waits_for_the_former_set_can_be_stopped() {
+    let mut set = Set::prepare("");
+    set.configure(&gated(&set, 1, "drain_timeout = \"10m\"", ""));
+    set.run();
+    set.wait_until_up();
+    let client = start_gated(&set, "one");
+    set.signal(Signal::SIGKILL);
+    set.wait_for_end();
+    set.run();
+    set.wait_for_log(&["waiting for the worker default/1 of the former set"]);
+    set.signal(Signal::SIGTERM);
+    assert_eq!(set.wait_for_end(), Some(0));
+    open_gate(&set);
+    assert_eq!(client.join().unwrap().unwrap().status, 200, "what it waited for was killed");
+    set.run();
+    set.wait_until_up();
+    set.stop();
+}
+
+#[test]
+fn a_set_that_runs_is_not_started_again() {
+    let set = Set::start(ECHO);
+    let second = set.patou(&["run"]);
+    assert_eq!(second.status.code(), Some(1));
+    let told = text(&second.stderr);
+    assert!(told.contains(&format!("pid {}", set.pid())) && told.lines().count() == 1, "{told}");
+    let removed = set.patou(&["ipc", "remove"]);
+    assert_eq!(removed.status.code(), Some(1));
+    assert_eq!(get(set.address(0), "/x").unwrap().status, 200);
+    set.stop();
+    // At the same moment exactly one wins.
+    for _ in 0..5 {
+        let set = Set::prepare(ECHO);
+        let mut runs: Vec<_> =
+            (0..4).map(|_| set.command(&["run"]).stderr(std::process::Stdio::piped()).spawn().unwrap()).collect();
+        set.wait_until_up();
+        let winner = set.status()["watchdog"]["pid"].as_u64().unwrap();
+        let at = runs.iter().position(|run| u64::from(run.id()) == winner).unwrap();
+        let mut winner = runs.remove(at);
+        for run in runs {
+            let output = run.wait_with_output().unwrap();
+            let told = text(&output.stderr);
+            assert_eq!(output.status.code(), Some(1), "{told}");
+            assert!(told.contains(&format!("pid {}", winner.id())), "{told}");
+        }
+        signal_to(winner.id(), Signal::SIGTERM);
+        assert!(winner.wait().unwrap().success());
+        set.assert_nothing_left();
+    }
+}
+
+fn descriptors(pid: u32) -> Vec<String> {
+    let all = std::fs::read_dir(format!("/proc/{pid}/fd")).unwrap().flatten();
+    let mut all: Vec<_> =
+        all.filter_map(|fd| std::fs::read_link(fd.path()).ok()).map(|to| to.display().to_string()).collect();
+    all.sort();
+    all
+}
+
+#[test]
+fn nothing_leaks_over_restarts() {
+    let set = Set::start(&format!(
+        "[watchdog]\nrestarts = {{ max = 100, within = \"10m\", delay = \"1ms\", delay_max = \"2ms\" }}\n{ECHO}"
+    ));
+    let before = descriptors(set.pid());
+    let part = descriptors(set.dispatcher_pid()).len();
+    for _ in 0..20 {
+        let (worker, dispatcher) = (set.worker_pid("default/1"), set.dispatcher_pid());
+        signal_to(worker, Signal::SIGKILL);
+        wait_for_another(&set, "default/1", worker);
+        signal_to(dispatcher, Signal::SIGKILL);
+        wait_for_another_dispatcher(&set, dispatcher);
+        set.wait_until_up();
+    }
+    // One more for the probe's connection, which may not have been there at first.
+    wait_until("the watchdog has as many descriptors as before", || descriptors(set.pid()).len() <= before.len() + 1);
+    wait_until("and so has the dispatcher", || descriptors(set.dispatcher_pid()).len() <= part + 1);
+    // A worker has its own segment, bells and one listening socket, nobody else's.
+    let worker = descriptors(set.worker_pid("default/1"));
+    assert!(
+        worker.iter().all(|to| !to.contains("default-2") && !to.contains("default/2") && !to.contains("set.lock")),
+        "{worker:?}"
+    );
+    let kinds = |word: &str| worker.iter().filter(|to| to.contains(word)).count();
+    assert_eq!((kinds("/dev/shm/"), kinds(".dw"), kinds(".wd"), kinds("pidfd")), (1, 1, 1, 0), "{worker:?}");
+    set.stop();
+}
+
+#[test]
+fn children_that_the_watchdog_had_before_are_not_touched() {
+    let set = Set::prepare(ECHO);
+    let file = set.top().join("stranger");
+    let mut shell = std::process::Command::new("/bin/sh");
+    shell.args(["-c", "sleep 600 & echo $! >\"$1\"; shift; exec \"$@\"", "sh"]).arg(&file).arg(PATOU);
+    shell.args(["run", "--config"]).arg(set.file()).stderr(std::process::Stdio::null());
+    let mut run = shell.spawn().unwrap();
+    set.wait_until_up();
+    let stranger: u32 = std::fs::read_to_string(&file).unwrap().trim().parse().unwrap();
+    let old = set.worker_pid("default/1");
+    signal_to(old, Signal::SIGKILL);
+    wait_for_another(&set, "default/1", old);
+    signal_to(run.id(), Signal::SIGTERM);
+    assert_eq!(run.wait().unwrap().code(), Some(0));
+    assert!(is_alive(stranger));
+    signal_to(stranger, Signal::SIGKILL);
+    set.assert_nothing_left();
+}

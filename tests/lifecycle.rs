@@ -1,0 +1,430 @@
+//! Start, stop, reload and drain.
+
+mod support;
+
+use nix::sys::signal::Signal;
+use support::*;
+
+/// The place of the first log line with all these words.
+fn place(log: &str, words: &[&str]) -> usize {
+    let line = log.lines().position(|line| words.iter().all(|word| line.contains(word)));
+    line.unwrap_or_else(|| panic!("no line with {words:?}\n{log}"))
+}
+
+#[test]
+fn a_stop_lets_requests_finish_and_refuses_those_who_wait() {
+    for signal in [Signal::SIGTERM, Signal::SIGINT] {
+        let mut set = Set::prepare("");
+        set.configure(&gated(&set, 1, "queue_timeout = \"10m\"\ndrain_timeout = \"10m\"", ""));
+        set.run();
+        set.wait_until_up();
+        let address = set.address(0);
+        let running = start_gated(&set, "one");
+        let waiting = std::thread::spawn(move || get(address, "/fast"));
+        set.wait_for("a client waits", |status| status["dispatcher"]["queue"] == 1);
+        set.signal(signal);
+        let refused = waiting.join().unwrap().unwrap();
+        assert_eq!(refused.status, 503, "{refused:?}");
+        assert!(refused.text().contains("the set is stopping"), "{refused:?}");
+        assert_eq!(refused.header("patou-outcome"), Some("not-started"));
+        let late = get(address, "/fast").unwrap();
+        assert!(late.status == 503 && late.text().contains("the set is stopping"), "{late:?}");
+        assert_eq!(set.status()["watchdog"]["state"], "stopping");
+        open_gate(&set);
+        let answer = running.join().unwrap().unwrap();
+        assert_eq!((answer.status, answer.text().as_str()), (200, "done well\n"));
+        assert_eq!(set.wait_for_end(), Some(0));
+        let log = set.log();
+        assert!(place(&log, &["worker default/1", "left"]) < place(&log, &["dispatcher ", "left"]), "{log}");
+        place(&log, &["watchdog", "stopping", "signal"]);
+        place(&log, &["watchdog", "stopped"]);
+        set.assert_nothing_left();
+    }
+}
+
+#[test]
+fn a_request_longer_than_drain_timeout_is_cut_off_visibly() {
+    let mut set = Set::prepare("");
+    set.configure(&gated(&set, 1, "drain_timeout = \"100ms\"", ""));
+    set.run();
+    set.wait_until_up();
+    let running = start_gated(&set, "one");
+    set.signal(Signal::SIGTERM);
+    let end = running.join().unwrap();
+    assert!(end.as_ref().map_or(true, |answer| answer.status >= 500), "{end:?}");
+    assert_eq!(set.wait_for_end(), Some(0));
+    set.wait_for_log(&["default/1", "drain_timeout"]);
+    set.assert_nothing_left();
+}
+
+#[test]
+fn a_second_signal_stops_at_once() {
+    let mut set = Set::prepare("");
+    set.configure(&gated(&set, 2, "drain_timeout = \"10m\"", ""));
+    set.run();
+    set.wait_until_up();
+    let running = start_gated(&set, "one");
+    set.signal(Signal::SIGTERM);
+    set.wait_for("it stops", |status| status["watchdog"]["state"] == "stopping");
+    set.signal(Signal::SIGTERM);
+    assert_eq!(set.wait_for_end(), Some(0));
+    set.assert_nothing_left();
+    assert!(running.join().unwrap().is_err());
+}
+
+#[test]
+fn a_set_that_is_starting_can_be_stopped() {
+    // A worker that is never ready.
+    let mut set = Set::prepare(
+        "[watchdog]\nstart_timeout = \"10m\"\n[[listener]]\naddress = \"127.0.0.1:0\"\npool = \"default\"\n\
+         [[pool]]\nname = \"default\"\naddress = \"127.0.0.1:0\"\nhandler = { program = [\"/bin/sleep\", \"600\"] }\n",
+    );
+    set.run();
+    set.wait_for("the worker starts", |status| worker_of(status, "default/2")["pid"].is_u64());
+    assert_eq!(set.patou(&["status", "--wait", "50ms"]).status.code(), Some(1));
+    set.stop();
+    // Every step of the start.
+    for file in ["set.lock", "default/1.segment", "applied.toml", "probe.sock", "notify.sock", "watchdog.json"] {
+        let mut set = Set::prepare(ECHO);
+        set.run();
+        wait_until("the start gets there", || set.dir().join(file).exists());
+        set.signal(Signal::SIGTERM);
+        assert_eq!(set.wait_for_end(), Some(0), "{file}");
+        set.assert_nothing_left();
+    }
+}
+
+#[test]
+fn frozen_parts_do_not_delay_a_stop() {
+    for frozen in ["worker", "dispatcher", "both"] {
+        let set = Set::start(&format!("{ECHO}drain_timeout = \"10m\"\n"));
+        if frozen != "dispatcher" {
+            signal_to(set.worker_pid("default/1"), Signal::SIGSTOP);
+        }
+        if frozen != "worker" {
+            signal_to(set.dispatcher_pid(), Signal::SIGSTOP);
+        }
+        set.stop();
+    }
+}
+
+fn pids(set: &Set) -> Vec<u64> {
+    let status = set.status();
+    let workers = status["pools"].as_array().unwrap().iter().flat_map(|pool| pool["workers"].as_array().unwrap());
+    let all = [&status["watchdog"], &status["dispatcher"]].into_iter().chain(workers);
+    all.map(|part| part["pid"].as_u64().unwrap_or(0)).collect()
+}
+
+fn count(status: &serde_json::Value, pool: usize) -> usize {
+    status["pools"][pool]["workers"].as_array().map_or(0, Vec::len)
+}
+
+/// SIGHUP, and the outcome in the log.
+fn reload(set: &Set) -> String {
+    let outcomes = |log: &str| {
+        let told = |line: &&str| line.contains("configuration applied") || line.contains("nothing has changed");
+        log.lines().filter(|line| line.contains("  watchdog ")).filter(told).map(str::to_owned).collect::<Vec<_>>()
+    };
+    let before = outcomes(&set.log()).len();
+    set.signal(Signal::SIGHUP);
+    wait_until("the reload is told", || outcomes(&set.log()).len() > before);
+    outcomes(&set.log()).pop().unwrap()
+}
+
+/// A request that only this worker of two can get.
+fn get_from(set: &Set, worker: &str, other: &str) -> String {
+    assert!(set.patou(&["drain", other]).status.success());
+    let served = || set.worker(worker)["served"].as_u64().unwrap();
+    let before = served();
+    let answer = get(set.address(0), "/fast").unwrap();
+    assert!(set.patou(&["resume", other]).status.success());
+    assert_eq!((answer.status, served()), (200, before + 1), "{answer:?}");
+    answer.text()
+}
+
+#[test]
+fn workers_come_and_go_with_the_configuration() {
+    let mut set = Set::prepare("");
+    set.configure(&gated(&set, 2, "drain_timeout = \"10m\"", ""));
+    set.run();
+    set.wait_until_up();
+    let one = set.worker_pid("default/1");
+    assert!(set.patou(&["drain", "default-1"]).status.success());
+    let running = start_gated(&set, "one");
+    assert_eq!(set.worker("default/2")["state"], "busy");
+    assert!(set.patou(&["resume", "default-1"]).status.success());
+    let surplus = set.worker_pid("default/2");
+    set.configure(&gated(&set, 1, "drain_timeout = \"10m\"", ""));
+    reload(&set);
+    set.wait_for("one worker", |status| count(status, 0) == 1);
+    assert_eq!(get(set.address(0), "/fast").unwrap().status, 200);
+    assert!(is_alive(surplus), "the surplus worker was killed with a request in hand");
+    open_gate(&set);
+    assert_eq!(running.join().unwrap().unwrap().status, 200);
+    wait_until("the surplus worker leaves", || !is_alive(surplus));
+    set.wait_for_log(&["default/2", "has left the set"]);
+    assert_eq!(set.segments().len(), 1);
+    // It comes back, and is served by the same dispatcher.
+    set.configure(&gated(&set, 2, "drain_timeout = \"10m\"", ""));
+    reload(&set);
+    set.wait_until_up();
+    set.wait_for("the second worker", |status| worker_of(status, "default/2")["state"] == "idle");
+    get_from(&set, "default/2", "default-1");
+    assert_eq!(set.worker_pid("default/1"), one);
+    set.stop();
+}
+
+#[test]
+fn pools_and_listeners_come_and_go_with_the_configuration() {
+    let set = Set::start(ECHO);
+    let before = pids(&set);
+    let first = set.address(0);
+    let more = "\n[[listener]]\naddress = \"127.0.0.1:0\"\npool = \"other\"\n[[pool]]\nname = \"other\"\nworkers = 1\naddress = \"127.0.0.1:0\"\n";
+    let file = set.top().join("extra.sock");
+    let unix = format!("\n[[listener]]\naddress = \"unix:{}\"\npool = \"other\"\n", file.display());
+    let load = Load::start(first, "/x", 2);
+    set.configure(&format!("{ECHO}{more}{unix}"));
+    reload(&set);
+    set.wait_for("a third listener", |status| status["listeners"].as_array().unwrap().len() == 3);
+    set.wait_until_up();
+    assert_eq!(set.address(0), first, "the first listener keeps its port");
+    assert_eq!(get(set.address(1), "/new").unwrap().status, 200);
+    assert!(file.exists());
+    set.configure(ECHO);
+    reload(&set);
+    set.wait_for("one pool", |status| status["pools"].as_array().unwrap().len() == 1);
+    wait_until("the segment of the pool goes", || set.segments().len() == 2);
+    set.wait_until_up();
+    load.wait_for(10);
+    assert!(!file.exists() && !set.dir().join("other").exists());
+    assert_eq!(set.address(0), first);
+    assert_eq!(load.stop(), Vec::<String>::new());
+    let after = pids(&set);
+    assert_eq!((before[0], &before[2..]), (after[0], &after[2..]), "only the dispatcher was restarted");
+    set.stop();
+}
+
+#[test]
+fn clients_who_wait_do_not_delay_a_restart_of_the_dispatcher() {
+    let mut set = Set::prepare("");
+    set.configure(&gated(&set, 1, "queue_timeout = \"10m\"", ""));
+    set.run();
+    set.wait_until_up();
+    let (running, address, old) = (start_gated(&set, "one"), set.address(0), set.dispatcher_pid());
+    let waiting = std::thread::spawn(move || get(address, "/fast"));
+    set.wait_for("a client waits", |status| status["dispatcher"]["queue"] == 1);
+    let file = set.top().join("new.sock");
+    let unix = format!("\n[[listener]]\naddress = \"unix:{}\"\npool = \"default\"\n", file.display());
+    set.configure(&format!("{}{unix}", gated(&set, 1, "queue_timeout = \"10m\"", "")));
+    reload(&set);
+    let answer = waiting.join().unwrap().unwrap();
+    assert_eq!((answer.status, answer.header("patou-outcome")), (503, Some("not-started")), "{answer:?}");
+    set.wait_for("the dispatcher is replaced", |status| {
+        status["dispatcher"]["state"] == "up" && status["dispatcher"]["pid"].as_u64() != Some(u64::from(old))
+    });
+    assert!(!set.log().contains("drain_timeout"), "it was waited for\n{}", set.log());
+    open_gate(&set);
+    assert_eq!(running.join().unwrap().unwrap().status, 200);
+    set.stop();
+}
+
+#[test]
+fn the_built_in_configuration_cannot_be_reloaded() {
+    let ports = [7286, 7287, 7300, 7301].map(|port| std::net::TcpListener::bind(("127.0.0.1", port)));
+    if ports.iter().any(Result::is_err) || std::path::Path::new("/etc/patou/patou.toml").exists() {
+        return eprintln!(
+            "SKIPPED: a port of the built-in configuration is in use, or this machine has one of its own"
+        );
+    }
+    drop(ports);
+    let top = std::env::temp_dir().join(format!("patou-built-in-{}", std::process::id()));
+    std::fs::create_dir(&top).unwrap();
+    // The built-in directory of root is /run/patou, which is not the test's: an ordinary user's is.
+    let binary = top.join("binary");
+    std::fs::copy(PATOU, &binary).unwrap();
+    let root = nix::unistd::geteuid().is_root();
+    if root {
+        std::os::unix::fs::chown(&top, Some(65534), Some(65534)).unwrap();
+    }
+    let command = |args: &[&str]| {
+        let mut command = std::process::Command::new(if root { std::path::Path::new("setpriv") } else { &binary });
+        if root {
+            command.args(["--reuid=65534", "--regid=65534", "--clear-groups"]).arg(&binary);
+        }
+        command.args(args).env_remove("PATOU_CONFIG").env("XDG_RUNTIME_DIR", &top);
+        command
+    };
+    let log = top.join("log");
+    let mut run = command(&["run"]).stderr(std::fs::File::create(&log).unwrap()).spawn().unwrap();
+    assert!(command(&["status", "--wait", "20s"]).output().unwrap().status.success());
+    signal_to(run.id(), Signal::SIGHUP);
+    wait_until("it says so", || std::fs::read_to_string(&log).unwrap().contains("nothing to reload"));
+    signal_to(run.id(), Signal::SIGTERM);
+    assert_eq!(run.wait().unwrap().code(), Some(0));
+    std::fs::remove_dir_all(&top).unwrap();
+}
+
+#[test]
+fn a_reload_touches_only_what_it_concerns() {
+    let mut set = Set::prepare("");
+    let config = |set: &Set, pool: &str, more: &str| gated(set, 2, pool, more);
+    set.configure(&config(&set, "", ""));
+    set.run();
+    set.wait_until_up();
+    let before = pids(&set);
+    let epochs = |set: &Set| ["default/1", "default/2"].map(|id| set.worker(id)["epoch"].as_u64().unwrap());
+    let first = epochs(&set);
+    // Timeouts.
+    set.configure(&config(&set, "request_timeout = \"200ms\"", "[watchdog]\nprobe_interval = \"100ms\""));
+    reload(&set);
+    set.wait_for_log(&["dispatcher ", "configuration applied"]);
+    assert_eq!(get(set.address(0), "/gated").unwrap().status, 504);
+    assert_eq!((pids(&set), epochs(&set)), (before.clone(), first));
+    // What the worker itself has to know: in place.
+    let changed = config(&set, "", "").replace("\"well\"", "\"better\"");
+    set.configure(&changed);
+    reload(&set);
+    set.wait_for("they are recycled", |_| epochs(&set) == first.map(|epoch| epoch + 1));
+    set.wait_until_up();
+    assert_eq!(pids(&set), before);
+    assert_eq!(get_from(&set, "default/1", "default-2"), "done better\n");
+    assert_eq!(get_from(&set, "default/2", "default-1"), "done better\n");
+    set.configure(&format!("[front]\nmax_body = \"3\"\n{changed}"));
+    reload(&set);
+    set.wait_for("they are recycled", |_| epochs(&set) == first.map(|epoch| epoch + 2));
+    set.wait_until_up();
+    assert_eq!(request(set.address(0), "POST", "/fast", b"four").unwrap().status, 413);
+    assert_eq!(pids(&set), before);
+    // Sockets: another process.
+    let free = [(); 2].map(|()| std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port());
+    let port = *free.iter().find(|port| std::net::TcpListener::bind(("127.0.0.1", **port + 1)).is_ok()).unwrap();
+    let moved = changed.replacen(
+        "workers = 2\naddress = \"127.0.0.1:0\"",
+        &format!("workers = 2\naddress = \"127.0.0.1:{port}\""),
+        1,
+    );
+    set.configure(&moved);
+    reload(&set);
+    set.wait_for("the workers have moved", |status| {
+        worker_of(status, "default/2")["address"] == format!("127.0.0.1:{}", port + 1)
+            && worker_of(status, "default/2")["state"] == "idle"
+    });
+    set.wait_until_up();
+    get_from(&set, "default/1", "default-2");
+    get_from(&set, "default/2", "default-1");
+    let after = pids(&set);
+    assert_eq!(before[..2], after[..2]);
+    assert!(before[2] != after[2] && before[3] != after[3]);
+    assert_eq!(set.worker("default/1")["restarts"], 0, "a planned restart does not count");
+    set.stop();
+}
+
+#[test]
+fn a_wrong_configuration_changes_nothing() {
+    let set = Set::start(ECHO);
+    let before = (pids(&set), set.status()["listeners"].clone());
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = taken.local_addr().unwrap();
+    let file = set.file().display().to_string();
+
+    set.configure(&ECHO.replace("workers = 2", "workers = 2\nqueu = 4\noffer_timeout = \"x\""));
+    reload(&set);
+    set.wait_for_log(&["reload refused", &format!("{file}:12"), ".queu:"]);
+    set.wait_for_log(&["reload refused", &format!("{file}:13"), "offer_timeout"]);
+
+    set.configure(
+        &format!("{ECHO}[[listener]]\naddress = \"{port}\"\npool = \"default\"\n")
+            .replace("workers = 2", "workers = 4"),
+    );
+    reload(&set);
+    set.wait_for_log(&["reload refused", &port.to_string(), "in use"]);
+
+    std::fs::write(set.file(), format!("[set]\nname = \"other\"\nruntime_dir = \"{}\"\n{ECHO}", set.dir().display()))
+        .unwrap();
+    reload(&set);
+    set.wait_for_log(&["reload refused", "set.name"]);
+
+    std::fs::remove_file(set.file()).unwrap();
+    reload(&set);
+    set.wait_for_log(&["reload refused", "cannot read"]);
+
+    set.configure(ECHO);
+    assert_eq!((pids(&set), set.status()["listeners"].clone()), before);
+    assert_eq!((count(&set.status(), 0), set.segments().len()), (2, 2));
+    assert_eq!(get(set.address(0), "/").unwrap().status, 200);
+    set.stop();
+}
+
+#[test]
+fn reloads_under_load_lose_no_request() {
+    let config = |workers: u32, word: &str| {
+        ECHO.replace("workers = 2", &format!("workers = {workers}\nenvironment = {{ WORD = \"{word}\" }}"))
+    };
+    let set = Set::start(&config(4, "a"));
+    let load = Load::start(set.address(0), "/x", 4);
+    for (round, word) in (0..20).zip(["a", "b", "b", "c"].into_iter().cycle()) {
+        load.wait_for(5);
+        set.configure(&config(if round % 2 == 0 { 1 } else { 4 }, word));
+        reload(&set);
+    }
+    load.wait_for(5);
+    set.wait_until_up();
+    assert_eq!(load.stop(), Vec::<String>::new(), "{}", set.log());
+    assert!(!set.log().contains("it is started again"), "{}", set.log());
+    set.wait_for("all four", |status| (1..=4).all(|n| worker_of(status, &format!("default/{n}"))["state"] == "idle"));
+    set.stop();
+}
+
+#[test]
+fn a_drained_worker_stays_out_until_it_is_resumed() {
+    let mut set = Set::prepare("");
+    set.configure(&gated(&set, 2, "drain_timeout = \"10m\"", ""));
+    set.run();
+    set.wait_until_up();
+    let drain = |id: &str| set.command(&["drain", id]).output().unwrap();
+    assert!(drain("default-2").status.success());
+    let running = start_gated(&set, "one");
+    let mut waits = set.command(&["drain", "default-1"]).spawn().unwrap();
+    set.wait_for("the busy one drains", |_| set.worker("default/1")["state"] == "busy");
+    assert!(waits.try_wait().unwrap().is_none(), "it returned before the worker was free");
+    open_gate(&set);
+    assert_eq!(running.join().unwrap().unwrap().status, 200);
+    assert!(waits.wait().unwrap().success());
+    // Both are out: clients queue.
+    for id in ["default/1", "default/2"] {
+        set.wait_for("it is drained", |status| worker_of(status, id)["state"] == "draining");
+    }
+    let address = set.address(0);
+    let client = std::thread::spawn(move || get(address, "/fast"));
+    set.wait_for("the client waits", |status| status["dispatcher"]["queue"] == 1);
+    // Neither their own death nor the dispatcher's brings them back.
+    let old = set.worker_pid("default/1");
+    signal_to(old, Signal::SIGKILL);
+    set.wait_for("it is replaced", |status| {
+        let worker = worker_of(status, "default/1");
+        worker["pid"].as_u64().is_some_and(|pid| pid != u64::from(old)) && worker["state"] == "draining"
+    });
+    let dispatcher = set.dispatcher_pid();
+    signal_to(dispatcher, Signal::SIGKILL);
+    set.wait_for("the dispatcher is replaced", |status| {
+        status["dispatcher"]["state"] == "up" && status["dispatcher"]["pid"].as_u64() != Some(u64::from(dispatcher))
+    });
+    assert_eq!(set.worker("default/1")["state"], "draining");
+    assert_eq!(set.worker("default/2")["state"], "draining");
+    let sent_back = client.join().unwrap().unwrap();
+    assert_eq!((sent_back.status, sent_back.header("retry-after")), (503, Some("0")), "{sent_back:?}");
+    assert!(set.patou(&["resume", "default-1"]).status.success());
+    assert_eq!(get(set.address(0), "/fast").unwrap().status, 200);
+    let served = |id: &str| set.worker(id)["served"].as_u64().unwrap();
+    assert_eq!(served("default/2"), 0);
+    // What there is not.
+    for id in ["default-3", "nobody-1"] {
+        for command in ["drain", "resume"] {
+            let output = set.patou(&[command, id]);
+            assert_eq!(output.status.code(), Some(1));
+            let worker = id.replace('-', "/");
+            assert_eq!(text(&output.stderr), format!("patou: the configuration has no worker {worker}\n"));
+        }
+    }
+    set.stop();
+}
