@@ -5,7 +5,7 @@ mod support;
 use std::fs;
 use std::io::{Read, Write};
 use std::net::SocketAddr;
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use serde_json::Value;
@@ -50,29 +50,25 @@ fn at_rest(set: &Set) -> Vec<Value> {
     workers(&set.wait_for("all being idle", idle))
 }
 
-/// Looks, while `work` runs, that no two workers are ever out at the same time.
-fn never_two_out<T>(set: &Set, work: impl FnOnce() -> T) -> T {
-    let done = AtomicBool::new(false);
-    std::thread::scope(|scope| {
-        scope.spawn(|| {
-            while !done.load(Ordering::Relaxed) {
-                let workers = workers(&set.status());
-                let out = |w: &&Value| !["idle", "leased", "busy"].contains(&w["state"].as_str().unwrap());
-                assert!(workers.iter().filter(out).count() <= 1, "{workers:?}");
-                std::thread::sleep(Duration::from_millis(20));
-            }
-        });
-        let result = work();
-        done.store(true, Ordering::Relaxed);
-        result
-    })
+/// In the log each life begins before another worker's ends: no two workers were ever out at the same time.
+fn assert_never_two_out(set: &Set) {
+    let mut out = None;
+    for line in set.log().lines().skip_while(|line| !line.contains(" recycling ")) {
+        let Some((_, worker)) = line.split_once("worker=") else { continue };
+        let worker = worker.split(' ').next().unwrap().to_owned();
+        if line.contains(" recycling ") {
+            assert_eq!(out.replace(worker), None, "{line}\n{}", set.log());
+        } else if line.contains(" ready ") {
+            assert_eq!(out.take(), Some(worker), "{line}\n{}", set.log());
+        }
+    }
 }
 
 /// `count` requests through `handler`, none of which may fail; every worker is replaced again and again.
 fn unnoticed(count: u16, handler: &str, total: u32) {
     let set = Set::start(&one_pool(count, handler, "max_requests = 10"));
     let before = at_rest(&set);
-    let failures = never_two_out(&set, || hammer(set.address(0), total, "/echo", b"some body"));
+    let failures = hammer(set.address(0), total, "/echo", b"some body");
     assert!(failures.is_empty(), "{} of {total} failed, first: {}\n{}", failures.len(), failures[0], set.log());
     let after = at_rest(&set);
     assert_eq!(numbers(&before, "pid"), numbers(&after, "pid"));
@@ -86,6 +82,7 @@ fn unnoticed(count: u16, handler: &str, total: u32) {
     }
     // Waiting for its turn is allowed, forgetting is not.
     assert!(epochs.iter().sum::<u64>() > u64::from(total) / 40, "{served:?} requests in {epochs:?} lives");
+    assert_never_two_out(&set);
     println!("{count} x {handler}: {total} requests, lives {epochs:?}");
     set.stop();
 }
@@ -178,9 +175,10 @@ fn age_and_memory_end_a_life_too() {
             let now = numbers(&workers(status), "epoch");
             now.iter().zip(numbers(&before, "epoch")).all(|(now, before)| *now >= before + 3)
         };
-        let after = never_two_out(&set, || workers(&set.wait_for("three more lives", later)));
+        let after = workers(&set.wait_for("three more lives", later));
         assert_eq!(numbers(&before, "pid"), numbers(&after, "pid"), "{bound}");
         assert_eq!(numbers(&after, "restarts"), [0, 0], "{bound}");
+        assert_never_two_out(&set);
         set.stop();
     }
 }

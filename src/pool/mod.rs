@@ -52,6 +52,10 @@ pub struct Limits {
 /// How long a peer whose lease ended unused gets only one unclaimed lease at a time.
 pub const SUSPICION: Duration = Duration::from_secs(10);
 
+/// How long a worker that is being recycled may keep the others of its pool from it: if it takes longer, it
+/// does not come back by itself.
+pub const MAKING_ROOM: Duration = Duration::from_secs(10);
+
 /// What the shell reads in a slot.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Seen {
@@ -203,6 +207,16 @@ enum Timer {
     Client(ClientId),
 }
 
+/// The worker whose turn it is to be recycled.
+#[derive(Clone, Copy, Debug)]
+struct Recycling {
+    worker: u16,
+    /// The life that is to end.
+    epoch: Option<Epoch>,
+    /// When the others need not wait any longer.
+    until: Time,
+}
+
 /// One pool.
 #[derive(Debug)]
 pub struct Pool {
@@ -215,7 +229,7 @@ pub struct Pool {
     idle: Vec<u16>,
     queue: Queue,
     timers: BTreeSet<(Time, Timer)>,
-    recycling: Option<u16>,
+    recycling: Option<Recycling>,
     stopping: bool,
     actions: Vec<Action>,
 }
@@ -420,7 +434,11 @@ impl Pool {
 
     fn is_idle(&self, n: u16) -> bool {
         let worker = &self.workers[usize::from(n) - 1];
-        n <= self.limits.workers && worker.is_idle() && self.recycling != Some(n)
+        n <= self.limits.workers && worker.is_idle() && !self.is_recycling(n)
+    }
+
+    fn is_recycling(&self, n: u16) -> bool {
+        self.recycling.is_some_and(|recycling| recycling.worker == n)
     }
 
     fn push_idle(&mut self, n: u16) {

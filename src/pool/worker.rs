@@ -1,7 +1,7 @@
 //! One worker as the pool sees it, and what a look at its slot means.
 
 use super::queue::Waiting;
-use super::{Action, Answer, Ask, Note, Pool, Refusal, Seen, Timer};
+use super::{Action, Answer, Ask, MAKING_ROOM, Note, Pool, Recycling, Refusal, Seen, Timer};
 use crate::ids::{Claim, Epoch, LeaseId, Phase, Terms, Time, WorkerState};
 
 /// What a worker is held by.
@@ -82,7 +82,7 @@ impl Worker {
 impl Pool {
     /// What a look at a slot means: first whose life it is, then the answer, then the claim word.
     pub(super) fn see(&mut self, now: Time, n: u16, seen: Seen) {
-        self.see_life(n, &seen);
+        self.see_life(now, n, &seen);
         if let Some(answer) = seen.answer {
             self.see_answer(now, n, answer);
         }
@@ -90,7 +90,7 @@ impl Pool {
         self.after(now, n);
     }
 
-    fn see_life(&mut self, n: u16, seen: &Seen) {
+    fn see_life(&mut self, now: Time, n: u16, seen: &Seen) {
         let worker = self.worker(n);
         worker.drained = seen.drained;
         let epoch = seen.life.map(|(epoch, ..)| epoch);
@@ -105,10 +105,10 @@ impl Pool {
             worker.silent_since = None;
         }
         let up = worker.up;
-        let settled = worker.state == Some(WorkerState::Ready) && !worker.wants_recycle;
-        if self.recycling == Some(n) && (changed || !up || settled) {
-            self.recycling = None;
-        }
+        // Not when its former life has ended, but when it serves again: only one worker of a pool is out.
+        let serves = up && matches!(worker.state, Some(WorkerState::Ready | WorkerState::Draining));
+        let wants = worker.wants_recycle;
+        self.recycling.take_if(|r| now >= r.until || r.worker == n && serves && (!wants || epoch != r.epoch));
         if was_up && (changed || !up) {
             self.actions.extend(was.map(|epoch| Action::Note(n, Note::Down(epoch))));
         }
@@ -133,7 +133,7 @@ impl Pool {
                 self.send_back(now, client);
                 self.actions.push(Action::Revoke(n, lease));
             }
-            (Answer::Recycle(false), _) if self.recycling == Some(n) => self.recycling = None,
+            (Answer::Recycle(false), _) if self.is_recycling(n) => self.recycling = None,
             _ => {}
         }
     }
@@ -284,7 +284,7 @@ impl Pool {
         };
         self.set_timer(n, timer);
         if self.may_recycle(n) {
-            self.recycling = Some(n);
+            self.recycling = Some(Recycling { worker: n, epoch: self.worker(n).epoch, until: now + MAKING_ROOM });
             self.ask(now, n, Ask::Recycle);
         }
         self.consider(n);

@@ -60,13 +60,14 @@ impl Control {
                 _ => self.stop(),
             }
             if self.reload.take() > 0 {
-                self.shared.want_recycle(true);
+                self.shared.want_reload();
             }
             while let Some(question) = self.shared.respondent.question(self.answered) {
                 let reply = self.shared.respondent.judge(&question, self.shared.state());
-                self.obey(question.kind, reply);
+                // First the answer: after an order to recycle this image may be gone at any moment.
                 self.shared.respondent.reply(&question, reply);
                 self.answered = question.sequence;
+                self.obey(question.kind, reply);
                 self.shared.ring();
             }
             if self.shared.old_at().is_some_and(|at| at <= now) {
@@ -85,7 +86,8 @@ impl Control {
     fn wait(&self, now: Time) {
         let drain = self.shared.is_stopping().then(|| now + DRAIN_LOOK).filter(|_| !self.exit_ordered);
         let age = self.shared.old_at().filter(|at| *at > now);
-        let until = [drain, age, self.beat.next].into_iter().flatten().min();
+        let overdue = self.shared.overdue_at(BLOCKED);
+        let until = [drain, age, overdue, self.beat.next].into_iter().flatten().min();
         let timeout = until.map_or(PollTimeout::NONE, |at| {
             // Rounded up: waking early would only mean waiting again.
             PollTimeout::try_from(at.since(now) + Duration::from_millis(1)).unwrap_or(PollTimeout::MAX)
@@ -103,8 +105,8 @@ impl Control {
 
     fn obey(&self, kind: Kind, reply: Reply) {
         match (kind, reply) {
-            (Kind::Drain, _) => self.shared.set_state(WorkerState::Draining),
-            (Kind::Resume, _) => self.shared.set_state(WorkerState::Ready),
+            // Who is starting or recycling sees for itself, when it is through, whether it is drained.
+            (Kind::Drain | Kind::Resume, _) if self.shared.is_settled() => self.shared.settle(),
             (Kind::Recycle, Reply::Accept) if self.shared.state() == WorkerState::Ready => {
                 self.shared.set_state(WorkerState::Recycling);
                 self.shared.order(Order::Recycle);
