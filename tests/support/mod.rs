@@ -465,14 +465,7 @@ pub fn resident_kib(pid: u32) -> u64 {
 }
 
 /// Takes a lease and sends this request to the worker: `version` is `1.0` or `1.1`, `more` are header lines.
-pub fn to_worker(
-    address: SocketAddr,
-    method: &str,
-    target: &str,
-    version: &str,
-    more: &str,
-    body: &[u8],
-) -> TcpStream {
+pub fn to_worker(address: SocketAddr, method: &str, target: &str, version: &str, more: &str, body: &[u8]) -> TcpStream {
     let (worker, target) = lease(address, target).unwrap_or_else(|answer| panic!("no lease: {answer:?}"));
     let mut stream = connect(worker);
     let head = format!("{method} {target} HTTP/{version}\r\nHost: {worker}\r\n{more}\r\n");
