@@ -9,6 +9,7 @@ use std::net::{SocketAddr, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
@@ -428,11 +429,21 @@ pub fn have(program: &str) -> bool {
     found
 }
 
-/// An example of this crate, as `cargo test` builds it beside the binary.
+/// An example of this crate. `cargo test --test NAME` builds no examples: so it is done here, once.
 pub fn example(name: &str) -> String {
-    let path = Path::new(PATOU).with_file_name("examples").join(name);
-    assert!(path.exists(), "{} is not there: cargo build --examples", path.display());
-    path.into_os_string().into_string().unwrap()
+    static BUILDING: Mutex<()> = Mutex::new(());
+    let _one_at_a_time = BUILDING.lock().unwrap_or_else(PoisonError::into_inner);
+    let beside = Path::new(PATOU).parent().unwrap();
+    let profile = match beside.file_name().and_then(|name| name.to_str()).unwrap() {
+        "debug" => "dev",
+        other => other,
+    };
+    let args = ["build", "--quiet", "--example", name, "--profile", profile, "--target-dir"];
+    let manifest = Path::new(env!("CARGO_MANIFEST_DIR")).join("Cargo.toml");
+    let mut cargo = Command::new(env!("CARGO"));
+    let status = cargo.args(args).arg(beside.parent().unwrap()).arg("--manifest-path").arg(manifest).status();
+    assert!(status.unwrap().success(), "the example {name} cannot be built");
+    beside.join("examples").join(name).into_os_string().into_string().unwrap()
 }
 
 /// Waits until something is as wanted, and returns it.
