@@ -139,7 +139,12 @@ impl<M: Memory> Respondent<M> {
                 Some(Claim::Held(_, Phase::Offered | Phase::Claimed | Phase::Responding)) => {
                     Reply::Refuse(Reason::Busy)
                 }
-                _ => Reply::Accept,
+                _ => match state {
+                    WorkerState::Ready => Reply::Accept,
+                    WorkerState::Starting => Reply::Refuse(Reason::Starting),
+                    WorkerState::Draining => Reply::Refuse(Reason::Draining),
+                    WorkerState::Recycling => Reply::Refuse(Reason::Recycling),
+                },
             },
         }
     }

@@ -13,7 +13,6 @@ use super::handler::Builtin;
 use super::recycle::reexec;
 use super::shared::{Order, Shared};
 use super::{ServeError, system};
-use crate::ids::WorkerState;
 use crate::net::{self, Listener};
 
 /// Pause after a failed accept: out of descriptors, most likely, which only time mends.
@@ -31,10 +30,11 @@ pub async fn serve<S: Handler>(
     let places = Arc::new(Semaphore::new(shared.front.connections));
     let mut connections = JoinSet::new();
 
-    shared.set_state(WorkerState::Ready);
+    // Said before it is true for the dispatcher, so that the log has the lives of a pool in their order.
+    tracing::debug!(worker = %shared.id, epoch = %shared.respondent.epoch(), "ready");
+    shared.settle();
     let status = format!("serving as {}, incarnation {}", shared.id, shared.respondent.epoch());
     let _ = sd_notify::notify(&[NotifyState::Ready, NotifyState::Status(&status)]);
-    tracing::debug!(worker = %shared.id, epoch = %shared.respondent.epoch(), "ready");
 
     loop {
         tokio::select! {
@@ -56,7 +56,7 @@ pub async fn serve<S: Handler>(
                 Some(Order::Exit) | None => break,
             },
             Some(_) = connections.join_next() => {}
-            () = idle(&shared) => {}
+            () = shared.idle() => {}
         }
         if control.is_finished() {
             // Without its control loop a worker looks frozen, and is.
@@ -79,21 +79,19 @@ async fn accept(listener: &Listener, places: &Arc<Semaphore>) -> std::io::Result
     Ok((net::Shared(Arc::new(listener.accept().await?)), place))
 }
 
-/// Watches over a co-process while nobody is served.
-async fn idle(_: &Shared) {
-    std::future::pending().await
-}
-
 /// Makes place for what comes next: a fresh co-process, or a fresh process image.
 async fn recycle(shared: &Shared, listener: &Listener) {
+    let _floor = shared.floor().await;
     match &shared.builtin {
-        Some(coprocess @ Builtin::Coprocess(_)) => match coprocess.recycle().await {
+        Some(coprocess @ Builtin::Coprocess(_)) if !shared.wants_reload() => match coprocess.recycle().await {
             Ok(()) => tracing::info!(worker = %shared.id, epoch = %shared.respondent.epoch(), "co-process recycled"),
             Err(error) => {
                 tracing::error!(worker = %shared.id, %error, "the successor of the co-process cannot start: the old one stays")
             }
         },
         builtin => {
+            // The new image has none of our connections: answers on their way come first.
+            let _ = tokio::time::timeout(shared.front.linger_timeout, shared.parting.write()).await;
             if let Some(builtin) = builtin {
                 builtin.stop().await;
             }
@@ -104,5 +102,5 @@ async fn recycle(shared: &Shared, listener: &Listener) {
     }
     shared.renewed();
     shared.want_recycle(false);
-    shared.set_state(WorkerState::Ready);
+    shared.settle();
 }

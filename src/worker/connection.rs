@@ -45,6 +45,8 @@ impl<S> Handler for S where
 /// Serves one connection to its end.
 pub async fn serve<S: Handler>(shared: Arc<Shared>, service: Arc<Mutex<S>>, stream: net::Shared) {
     let turn = Arc::new(Turn::default());
+    // A response that ends before its end: it must not be followed by the end of a stream, only by a reset.
+    let mut broken = false;
     let cut = {
         let answerer = Answerer { shared: shared.clone(), service, turn: turn.clone(), stream: stream.clone() };
         let connection = http1::Builder::new()
@@ -56,19 +58,26 @@ pub async fn serve<S: Handler>(shared: Arc<Shared>, service: Arc<Mutex<S>>, stre
             .serve_connection(TokioIo::new(stream.clone()), answerer);
         let connection = pin!(connection);
         tokio::select! {
-            served = connection => served.err().map(|error| {
-                // After a claim this is the response that could not be finished.
-                turn.fail();
-                tracing::debug!(worker = %shared.id, %error, "connection ended early");
-            }).and(None),
+            served = connection => {
+                if let Err(error) = served {
+                    // After a claim this is the response that could not be finished.
+                    turn.fail();
+                    broken = error.is_user();
+                    tracing::debug!(worker = %shared.id, %error, "connection ended early");
+                }
+                None
+            }
             cut = turn.clone().cut(stream.clone()) => Some(cut),
         }
         // Here the handler's future and bodies are dropped, which cancels it where it is not through.
     };
+    // Taken before the lease is given back, and so before anybody may want to recycle this worker.
+    let parting = shared.parting.read().await;
     if let Some(held) = turn.end() {
         finish(&shared, &turn, held, cut, &stream).await;
     }
-    if cut.is_none() {
+    if cut.is_none() && !broken {
+        let _parting = parting;
         linger(stream, shared.front.linger_timeout).await;
     }
 }
@@ -93,6 +102,7 @@ async fn finish(shared: &Shared, turn: &Turn, held: Held, cut: Option<Cut>, stre
             }
         }
     }
+    turn.leave_floor();
     shared.finish(held.lease, held.since.elapsed(), turn.has_failed());
 }
 
@@ -141,6 +151,7 @@ async fn answer<S: Handler>(
     shared.begin(&terms, now, &stream);
     turn.begin(held, http11);
     set_reset_on_close(&stream, true)?;
+    turn.take_floor(shared.floor().await);
 
     *request.uri_mut() = Uri::from(target);
     request.extensions_mut().insert(Context {
@@ -279,7 +290,10 @@ where
     type Error = BoxError;
 
     fn poll_frame(mut self: Pin<&mut Self>, task: &mut Task<'_>) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
-        let polled = Pin::new(&mut self.body).poll_frame(task);
+        let body = AssertUnwindSafe(|| Pin::new(&mut self.body).poll_frame(task));
+        // A panic here must not take the lease with it.
+        let polled = std::panic::catch_unwind(body)
+            .unwrap_or_else(|_| Poll::Ready(Some(Err("the handler panicked within its response".into()))));
         match &polled {
             Poll::Ready(Some(Ok(frame))) => {
                 let bytes = frame.data_ref().map_or(0, |data| data.len() as u64);

@@ -1,12 +1,13 @@
 //! The control loop: a thread that answers the dispatcher and obeys signals, and never runs the handler's code.
 
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, AsRawFd};
 use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::Duration;
 
+use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use nix::sys::socket::{MsgFlags, Shutdown, send, shutdown};
+use nix::sys::socket::{MsgFlags, Shutdown, recv, send, shutdown};
 use sd_notify::NotifyState;
 
 use super::shared::{Current, Order, Shared};
@@ -59,7 +60,7 @@ impl Control {
                 _ => self.stop(),
             }
             if self.reload.take() > 0 {
-                self.shared.want_recycle(true);
+                self.shared.want_reload();
             }
             self.follow_orders();
             while let Some(question) = self.shared.respondent.question(self.answered) {
@@ -77,7 +78,7 @@ impl Control {
                 self.shared.want_recycle(true);
             }
             if let Some(current) = self.shared.overdue(now, BLOCKED) {
-                self.give_up(&current);
+                self.give_up(current);
             }
             if self.shared.is_stopping() && !self.exit_ordered && !self.shared.respondent.owes(now) {
                 self.exit_ordered = true;
@@ -89,7 +90,8 @@ impl Control {
     fn wait(&self, now: Time) {
         let drain = self.shared.is_stopping().then(|| now + DRAIN_LOOK).filter(|_| !self.exit_ordered);
         let age = self.shared.old_at().filter(|at| *at > now);
-        let until = [drain, age, self.beat.next].into_iter().flatten().min();
+        let overdue = self.shared.overdue_at(BLOCKED);
+        let until = [drain, age, overdue, self.beat.next].into_iter().flatten().min();
         let timeout = until.map_or(PollTimeout::NONE, |at| {
             // Rounded up: waking early would only mean waiting again.
             PollTimeout::try_from(at.since(now) + Duration::from_millis(1)).unwrap_or(PollTimeout::MAX)
@@ -107,8 +109,9 @@ impl Control {
 
     /// Drain and Resume are what the slot says: the question that brought them may have been overtaken by the next.
     fn follow_orders(&self) {
-        if matches!(self.shared.state(), WorkerState::Ready | WorkerState::Draining) {
-            self.shared.set_state(WorkerState::Ready);
+        // Who is starting or recycling sees for itself, when it is through, whether it is drained.
+        if self.shared.is_settled() {
+            self.shared.settle();
         }
     }
 
@@ -125,22 +128,48 @@ impl Control {
     }
 
     /// The serving task is stuck in the handler. All this thread can do for the client is an answer of its
-    /// own, or a reset; all it can do for the worker is to end it.
-    fn give_up(&self, current: &Current) -> ! {
+    /// own, or a reset; all it can do for the worker is to end it. The answer gets its time on a thread of its
+    /// own, since this one has questions to answer until then.
+    fn give_up(&self, current: Current) {
         let worker = &self.shared.id;
         tracing::error!(worker = %worker, lease = %current.lease, epoch = %self.shared.respondent.epoch(),
             "the handler has blocked its thread past request_timeout: the worker ends itself");
+        // Should the handler come back now, its worker is nevertheless not for the next client.
+        self.shared.stop();
         if self.shared.respondent.respond(current.lease) {
             let detail = "the handler did not finish within request_timeout";
             let answer = Problem::started(http::StatusCode::GATEWAY_TIMEOUT, detail).raw();
             let _ = set_reset_on_close(&current.stream, false);
-            let socket = std::os::fd::AsRawFd::as_raw_fd(&current.stream.0.as_fd());
+            let socket = current.stream.0.as_fd().as_raw_fd();
             let _ = send(socket, &answer, MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL);
             let _ = shutdown(socket, Shutdown::Write);
-            // Time for the answer to be read before the close of unread bytes resets the connection.
-            std::thread::sleep(Duration::from_millis(100));
+            let bound = self.shared.front.linger_timeout;
+            let last = move || {
+                drain(&current.stream, bound);
+                std::process::exit(70)
+            };
+            if std::thread::Builder::new().name("parting".into()).spawn(last).is_ok() {
+                return;
+            }
         }
         std::process::exit(70)
+    }
+}
+
+/// As [`crate::net::linger`] without a runtime: an answer that is followed by a reset may never be read.
+fn drain(stream: &crate::net::Shared, bound: Duration) {
+    let give_up = clock::now() + bound;
+    let mut waste = vec![0; 16 * 1024];
+    loop {
+        let left = give_up.since(clock::now());
+        let mut fds = [PollFd::new(stream.0.as_fd(), PollFlags::POLLIN)];
+        if left.is_zero() || poll(&mut fds, PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX)) == Ok(0) {
+            return;
+        }
+        match recv(stream.0.as_fd().as_raw_fd(), &mut waste, MsgFlags::MSG_DONTWAIT) {
+            Ok(1..) | Err(Errno::EAGAIN | Errno::EINTR) => {}
+            Ok(0) | Err(_) => return,
+        }
     }
 }
 

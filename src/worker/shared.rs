@@ -5,10 +5,11 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use nix::sys::eventfd::{EfdFlags, EventFd};
-use tokio::sync::mpsc;
+use tokio::sync::{Notify, RwLock, mpsc};
 
 use super::handler::{Builtin, Failure};
 use super::recycle::Lifespan;
+use super::turn::Floor;
 use super::{Office, ServeError, Signals, system};
 use crate::bell::Bell;
 use crate::clock;
@@ -40,6 +41,8 @@ pub struct Current {
 struct Condition {
     state: WorkerState,
     wants_recycle: bool,
+    /// The configuration has changed: only a new process image will do.
+    reload: bool,
     stopping: bool,
 }
 
@@ -55,6 +58,10 @@ pub struct Shared {
     lifespan: Lifespan,
     orders: mpsc::UnboundedSender<Order>,
     wake: EventFd,
+    floor: Arc<tokio::sync::Mutex<()>>,
+    wanted: Notify,
+    /// Read-locked by every connection whose answer may still be on its way.
+    pub parting: RwLock<()>,
 }
 
 /// A lock that a panic elsewhere does not poison for good: all that is kept under one is plain data.
@@ -70,7 +77,7 @@ impl Shared {
         let (orders, ordered) = mpsc::unbounded_channel();
         let flags = EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK;
         let wake = EventFd::from_flags(flags).map_err(|e| system("eventfd")(e.into()))?;
-        let starting = Condition { state: WorkerState::Starting, wants_recycle: false, stopping: false };
+        let starting = Condition { state: WorkerState::Starting, wants_recycle: false, reload: false, stopping: false };
         let shared = Self {
             lifespan: Lifespan::new(&office.pool, clock::now()),
             id: office.id,
@@ -82,6 +89,9 @@ impl Shared {
             current: Mutex::new(None),
             orders,
             wake,
+            floor: Arc::default(),
+            wanted: Notify::new(),
+            parting: RwLock::default(),
         };
         Ok((shared, ordered, office.hear, office.listener, office.signals))
     }
@@ -89,6 +99,11 @@ impl Shared {
     /// What the worker says of itself just now.
     pub fn state(&self) -> WorkerState {
         locked(&self.condition).state
+    }
+
+    /// Whether it is neither starting nor making room for its next life.
+    pub fn is_settled(&self) -> bool {
+        matches!(self.state(), WorkerState::Ready | WorkerState::Draining)
     }
 
     /// Whether it has been told to stop.
@@ -117,6 +132,25 @@ impl Shared {
     /// Asks the dispatcher to be recycled, or says that it has been.
     pub fn want_recycle(&self, wants: bool) {
         self.change(|condition| condition.wants_recycle = wants);
+    }
+
+    /// Asks to be recycled because the configuration has changed.
+    pub fn want_reload(&self) {
+        self.change(|condition| (condition.wants_recycle, condition.reload) = (true, true));
+    }
+
+    /// Whether that has been asked.
+    pub fn wants_reload(&self) -> bool {
+        locked(&self.condition).reload
+    }
+
+    /// What a worker is that has nothing to do.
+    pub fn settle(&self) {
+        // Under the lock: an operator's order that comes now must not be undone.
+        self.change(|condition| {
+            let drained = condition.stopping || self.respondent.drained();
+            condition.state = if drained { WorkerState::Draining } else { WorkerState::Ready };
+        });
     }
 
     fn change(&self, how: impl FnOnce(&mut Condition)) {
@@ -150,6 +184,27 @@ impl Shared {
         let _ = self.wake.read();
     }
 
+    /// Waits until nobody watches over the co-process, and keeps it so; `None` where there is no co-process.
+    pub async fn floor(&self) -> Option<Floor> {
+        let Some(Builtin::Coprocess(_)) = self.builtin else { return None };
+        self.wanted.notify_one();
+        Some(self.floor.clone().lock_owned().await)
+    }
+
+    /// Watches over the co-process while nobody is served, so that the death of one between requests costs the
+    /// next request nothing. Never returns; to be dropped at any time.
+    pub async fn idle(&self) {
+        let Some(builtin @ Builtin::Coprocess(_)) = &self.builtin else { return std::future::pending().await };
+        loop {
+            // Whoever is served has it, and whoever wants to be stands before us in its queue from then on.
+            let _floor = self.floor.lock().await;
+            tokio::select! {
+                () = builtin.watch() => {}
+                () = self.wanted.notified() => {}
+            }
+        }
+    }
+
     /// A request has been claimed; what the control loop must know of it.
     pub fn begin(&self, terms: &Terms, now: Time, stream: &net::Shared) {
         let current = Current { lease: terms.lease, deadline: now + terms.request_timeout, stream: stream.clone() };
@@ -160,6 +215,11 @@ impl Shared {
     pub fn overdue(&self, now: Time, by: Duration) -> Option<Current> {
         let mut current = locked(&self.current);
         if current.as_ref().is_some_and(|c| c.deadline + by <= now) { current.take() } else { None }
+    }
+
+    /// When that will be.
+    pub fn overdue_at(&self, by: Duration) -> Option<Time> {
+        locked(&self.current).as_ref().map(|current| current.deadline + by)
     }
 
     /// The request is over: counts it, gives the lease back and says so.

@@ -4,7 +4,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use tokio::sync::Notify;
+use tokio::sync::{Notify, OwnedMutexGuard};
 use tokio::time::{Instant, sleep, sleep_until};
 
 use crate::ids::LeaseId;
@@ -41,7 +41,11 @@ pub struct Turn {
     /// Nothing has been sent to a client that knows HTTP/1.1.
     may_probe: AtomicBool,
     failed: AtomicBool,
+    floor: Mutex<Option<Floor>>,
 }
+
+/// The right to use the handler: see [`super::shared::Shared::floor`].
+pub type Floor = OwnedMutexGuard<()>;
 
 impl Turn {
     fn held(&self) -> Option<Held> {
@@ -69,6 +73,15 @@ impl Turn {
 
     pub fn has_failed(&self) -> bool {
         self.failed.load(Ordering::Relaxed)
+    }
+
+    /// Keeps the right to use the handler until the turn is over.
+    pub fn take_floor(&self, floor: Option<Floor>) {
+        *self.floor.lock().unwrap_or_else(PoisonError::into_inner) = floor;
+    }
+
+    pub fn leave_floor(&self) {
+        self.take_floor(None);
     }
 
     /// Returns when the connection must end whatever is being done on it: never before a claim.

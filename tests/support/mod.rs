@@ -9,6 +9,7 @@ use std::net::{SocketAddr, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
@@ -509,4 +510,109 @@ fn persistent_get(first: SocketAddr, target: &str) -> Result<(), String> {
         }
     }
     Err(format!("not served within {PATIENCE:?}"))
+}
+
+/// One redirect listener before a pool `default` with this handler; `more` goes on within the pool.
+pub fn one_pool(workers: u16, handler: &str, more: &str) -> String {
+    format!(
+        "[[listener]]\naddress = \"127.0.0.1:0\"\npool = \"default\"\n\n[[pool]]\nname = \"default\"\n\
+         workers = {workers}\naddress = \"127.0.0.1:0\"\nhandler = {handler}\n{more}\n"
+    )
+}
+
+/// A TOML array of these words, each as it stands.
+pub fn words(words: &[&str]) -> String {
+    serde_json::to_string(words).unwrap()
+}
+
+/// Whether a program is there. Says so loudly when it is not; in CI nothing may be missing.
+pub fn have(program: &str) -> bool {
+    let found = Command::new(program).arg("--version").stdin(Stdio::null()).output().is_ok();
+    assert!(found || std::env::var("CI").as_deref() != Ok("true"), "{program} is not on this machine");
+    if !found {
+        // Not by a macro, which the harness would keep to itself.
+        let test = std::thread::current().name().unwrap_or("?").to_owned();
+        let _ = writeln!(std::io::stderr(), "{test}: SKIPPED, there is no {program} on this machine");
+    }
+    found
+}
+
+/// An example of this crate. `cargo test --test NAME` builds no examples: so it is done here, once.
+pub fn example(name: &str) -> String {
+    static BUILDING: Mutex<()> = Mutex::new(());
+    let _one_at_a_time = BUILDING.lock().unwrap_or_else(PoisonError::into_inner);
+    let beside = Path::new(PATOU).parent().unwrap();
+    let profile = match beside.file_name().and_then(|name| name.to_str()).unwrap() {
+        "debug" => "dev",
+        other => other,
+    };
+    let args = ["build", "--quiet", "--example", name, "--profile", profile, "--target-dir"];
+    let manifest = Path::new(env!("CARGO_MANIFEST_DIR")).join("Cargo.toml");
+    let mut cargo = Command::new(env!("CARGO"));
+    let status = cargo.args(args).arg(beside.parent().unwrap()).arg("--manifest-path").arg(manifest).status();
+    assert!(status.unwrap().success(), "the example {name} cannot be built");
+    beside.join("examples").join(name).into_os_string().into_string().unwrap()
+}
+
+/// Waits until something is as wanted, and returns it.
+pub fn wait_some<T>(what: &str, mut wanted: impl FnMut() -> Option<T>) -> T {
+    let give_up = Instant::now() + PATIENCE;
+    loop {
+        if let Some(value) = wanted() {
+            return value;
+        }
+        assert!(Instant::now() < give_up, "{what} did not happen");
+        std::thread::sleep(Duration::from_millis(2));
+    }
+}
+
+/// The children of a process that are no zombies.
+pub fn children_of(pid: u32) -> Vec<u32> {
+    let pids = fs::read_dir("/proc").unwrap().flatten().filter_map(|e| e.file_name().to_str()?.parse::<u32>().ok());
+    let parent = |child: u32| {
+        let stat = fs::read_to_string(format!("/proc/{child}/stat")).ok()?;
+        stat.rsplit(')').next()?.split_whitespace().nth(1)?.parse::<u32>().ok()
+    };
+    pids.filter(|child| parent(*child) == Some(pid) && is_alive(*child)).collect()
+}
+
+/// Resident memory of a process in KiB.
+pub fn resident_kib(pid: u32) -> u64 {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+    line.and_then(|line| line.trim().trim_end_matches("kB").trim().parse().ok()).unwrap_or(0)
+}
+
+/// Takes a lease and sends this request to the worker: `version` is `1.0` or `1.1`, `more` are header lines.
+pub fn to_worker(address: SocketAddr, method: &str, target: &str, version: &str, more: &str, body: &[u8]) -> TcpStream {
+    let (worker, target) = lease(address, target).unwrap_or_else(|answer| panic!("no lease: {answer:?}"));
+    let mut stream = connect(worker);
+    let head = format!("{method} {target} HTTP/{version}\r\nHost: {worker}\r\n{more}\r\n");
+    stream.write_all(head.as_bytes()).unwrap();
+    stream.write_all(body).unwrap();
+    stream
+}
+
+impl Set {
+    /// Prepares a set whose configuration needs files of its own: `toml` gets the directory for them.
+    pub fn start_with(toml: impl FnOnce(&Path) -> String) -> Self {
+        let mut set = Self::prepare("");
+        set.configure(&toml(&set.top));
+        set.run();
+        set.wait_until_up();
+        set
+    }
+
+    /// Waits until a worker says that it is in this state, and returns it.
+    pub fn wait_for_worker(&self, id: &str, state: &str) -> Value {
+        let what = format!("{id} being {state}");
+        worker_of(&self.wait_for(&what, |status| worker_of(status, id)["state"] == state), id)
+    }
+
+    /// Starts `patou run` with this log level.
+    pub fn run_at(&mut self, level: &str) {
+        let log = fs::File::options().create(true).append(true).open(self.top.join("log")).unwrap();
+        let mut command = self.command(&["run"]);
+        self.child = Some(command.env("PATOU_LOG", level).stdout(Stdio::null()).stderr(log).spawn().unwrap());
+    }
 }

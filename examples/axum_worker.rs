@@ -1,0 +1,66 @@
+//! An axum router as a patou worker. In the configuration of the pool:
+//!
+//! ```toml
+//! handler = { program = ["/path/to/axum_worker"] }
+//! ```
+//!
+//! One request at a time comes in, with the path that the client asked for. The program is started by
+//! `patou run` or systemd; by hand it only says that it was not.
+
+use std::time::Duration;
+
+use axum::Router;
+use axum::body::{Body, Bytes};
+use axum::extract::{Extension, RawQuery};
+use axum::routing::{get, post};
+use http_body::Frame;
+use http_body_util::BodyExt;
+use patou::worker::handler::Context;
+
+// One thread is enough for one request at a time.
+#[tokio::main(flavor = "current_thread")]
+async fn main() -> Result<(), patou::worker::ServeError> {
+    let router = Router::new()
+        .route("/hello", get(hello))
+        // A body goes back while it comes in: nothing is collected.
+        .route("/echo", post(|body: Body| async { body }))
+        .route("/slow", get(slow))
+        .route("/block", get(block))
+        .route("/panic", get(panic))
+        .route("/panic/late", get(panic_late));
+    patou::worker::serve(router).await
+}
+
+/// What patou knows of the request comes as an extension.
+async fn hello(Extension(context): Extension<Context>) -> String {
+    let peer = context.peer.map_or("a Unix socket".to_owned(), |peer| peer.ip().to_string());
+    format!("hello from {} to {peer} under lease {}\n", context.worker, context.lease)
+}
+
+/// Waits as it should: past request_timeout the client gets 504 and this future is dropped.
+async fn slow(query: RawQuery) -> &'static str {
+    tokio::time::sleep(ms(query)).await;
+    "slept\n"
+}
+
+/// Waits as it should not: nothing else runs on this thread meanwhile. Past request_timeout the client gets 504
+/// all the same, and the worker ends and is started anew.
+async fn block(query: RawQuery) -> &'static str {
+    std::thread::sleep(ms(query));
+    "blocked\n"
+}
+
+/// A panic is a 500 for this request and nothing for the next.
+async fn panic() {
+    panic!("asked to");
+}
+
+/// Within the body it is too late for a 500: the response is cut.
+async fn panic_late() -> Body {
+    Body::new(Body::from("never sent").map_frame(|_| -> Frame<Bytes> { panic!("asked to, late") }))
+}
+
+fn ms(RawQuery(query): RawQuery) -> Duration {
+    let ms = query.as_deref().and_then(|query| query.strip_prefix("ms=")?.parse().ok());
+    Duration::from_millis(ms.unwrap_or(100))
+}

@@ -1,0 +1,184 @@
+//! Real programs on real input, and interpreters that stay warm.
+
+mod support;
+
+use std::fs;
+use std::io::Write;
+use std::process::{Command, Stdio};
+
+use support::*;
+
+/// A PDF with this text on its one page, as `gs` makes it.
+fn pdf(line: &str) -> Vec<u8> {
+    let page = format!("/Helvetica findfont 24 scalefont setfont 72 700 moveto ({line}) show showpage");
+    let args = ["-q", "-dNOPAUSE", "-dBATCH", "-sDEVICE=pdfwrite", "-sOutputFile=-", "-"];
+    run("gs", &args, page.as_bytes())
+}
+
+/// What a program makes of its input, by hand.
+fn run(program: &str, args: &[&str], input: &[u8]) -> Vec<u8> {
+    let mut command = Command::new(program);
+    let child = command.args(args).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null());
+    let mut child = child.spawn().unwrap();
+    let mut stdin = child.stdin.take().unwrap();
+    let input = input.to_vec();
+    let feed = std::thread::spawn(move || stdin.write_all(&input));
+    let output = child.wait_with_output().unwrap();
+    feed.join().unwrap().unwrap();
+    assert!(output.status.success() && !output.stdout.is_empty(), "{program} {args:?}: {}", output.status);
+    output.stdout
+}
+
+/// A pool whose program writes `kind`.
+fn converter(workers: u16, kind: &str, command: &str) -> Set {
+    let script = format!("printf 'Content-Type: {kind}\\r\\n\\r\\n'; exec {command}");
+    Set::start(&one_pool(workers, &format!("{{ exec = {} }}", words(&["sh", "-c", &script])), ""))
+}
+
+/// Twenty clients, each with a document of its own.
+#[test]
+fn twenty_clients_have_their_pdf_read_at_once() {
+    if !have("gs") || !have("pdftotext") {
+        return;
+    }
+    let set = converter(4, "text/plain", "pdftotext - -");
+    let address = set.address(0);
+    std::thread::scope(|scope| {
+        for n in 0..20 {
+            scope.spawn(move || {
+                let pdf = pdf(&format!("This is letter {n}"));
+                let answer = request(address, "POST", "/text", &pdf).unwrap();
+                assert_eq!((answer.status, answer.header("content-type")), (200, Some("text/plain")));
+                assert!(answer.text().contains(&format!("This is letter {n}")), "{}", answer.text());
+                assert!(answer.body == run("pdftotext", &["-", "-"], &pdf));
+            });
+        }
+    });
+    let status = set.wait_for("all being idle", |s| {
+        s["pools"][0]["workers"].as_array().unwrap().iter().all(|worker| worker["state"] == "idle")
+    });
+    let sum = |key: &str| -> u64 {
+        status["pools"][0]["workers"].as_array().unwrap().iter().map(|w| w[key].as_u64().unwrap()).sum()
+    };
+    assert_eq!((sum("served"), sum("failed"), sum("restarts")), (20, 0, 0));
+    set.stop();
+}
+
+#[test]
+fn a_pdf_becomes_a_picture_with_ghostscript() {
+    if !have("gs") {
+        return;
+    }
+    let args = "-q -dNOPAUSE -dBATCH -dSAFER -sDEVICE=png16m -r72 -sOutputFile=- -";
+    let set = converter(1, "image/png", &format!("gs {args}"));
+    let pdf = pdf("A picture");
+    let answer = request(set.address(0), "POST", "/", &pdf).unwrap();
+    assert_eq!((answer.status, answer.header("content-type")), (200, Some("image/png")));
+    assert!(answer.body.starts_with(b"\x89PNG"));
+    assert!(answer.body == run("gs", &args.split(' ').collect::<Vec<_>>(), &pdf));
+    set.stop();
+}
+
+#[test]
+fn a_picture_is_made_smaller_with_imagemagick() {
+    const CONVERT: &str = "/usr/bin/convert";
+    if !have(CONVERT) {
+        return;
+    }
+    let picture = run(CONVERT, &["-size", "400x300", "gradient:red-blue", "ppm:-"], b"");
+    let set = converter(2, "image/x-portable-pixmap", &format!("{CONVERT} - -resize 50% ppm:-"));
+    let smaller = run(CONVERT, &["-", "-resize", "50%", "ppm:-"], &picture);
+    let address = set.address(0);
+    std::thread::scope(|scope| {
+        for _ in 0..8 {
+            scope.spawn(|| {
+                let answer = request(address, "POST", "/", &picture).unwrap();
+                assert!(answer.status == 200 && answer.body == smaller, "{}", answer.head);
+            });
+        }
+    });
+    set.stop();
+}
+
+/// What is no PDF is the program's to refuse, and the next client's none of its business.
+#[test]
+fn rubbish_does_not_disturb_the_next_client() {
+    if !have("pdftotext") || !have("gs") {
+        return;
+    }
+    let script = "t=$(mktemp -d); trap 'rm -r $t' EXIT; cat >$t/in; pdftotext $t/in $t/out 2>$t/err && \
+        { printf 'Content-Type: text/plain\\n\\n'; cat $t/out; } || \
+        { printf 'Status: 422 Unprocessable Content\\nContent-Type: text/plain\\n\\n'; cat $t/err; }";
+    let set = Set::start(&one_pool(1, &format!("{{ exec = {} }}", words(&["sh", "-c", script])), ""));
+    let address = set.address(0);
+    let answer = request(address, "POST", "/", b"this is no PDF").unwrap();
+    assert_eq!(answer.status, 422);
+    assert!(!answer.body.is_empty());
+    assert!(request(address, "POST", "/", &pdf("fine")).unwrap().text().contains("fine"));
+    set.stop();
+}
+
+/// The example with two more answers: `/hang` never comes, `/pid` is its pid.
+fn interpreter(more: &str) -> Set {
+    Set::start_with(|dir| {
+        let script = format!(
+            "import os, sys, time\nsys.dont_write_bytecode = True\nsys.path.insert(0, {:?})\nimport coprocess\n\
+             read, write = coprocess.read_request, coprocess.write_response\ntarget = None\n\
+             def reading(stream):\n    global target\n    request = read(stream)\n\
+             \x20   target = request and request[0]['target']\n\
+             \x20   if target == '/hang': time.sleep(1000)\n    return request\n\
+             def writing(stream, body): write(stream, b'%d' % os.getpid() if target == '/pid' else body)\n\
+             coprocess.read_request, coprocess.write_response = reading, writing\ncoprocess.main()\n",
+            format!("{}/examples", env!("CARGO_MANIFEST_DIR")),
+        );
+        fs::write(dir.join("warm.py"), script).unwrap();
+        let file = dir.join("warm.py").into_os_string().into_string().unwrap();
+        one_pool(1, &format!("{{ coprocess = {} }}", words(&["python3", &file])), more)
+    })
+}
+
+#[test]
+fn an_interpreter_stays_warm_dies_and_hangs() {
+    if !have("python3") {
+        return;
+    }
+    let set = interpreter("request_timeout = \"3s\"");
+    let address = set.address(0);
+    let worker = set.wait_for_worker("default/1", "idle");
+    let pid = || get(address, "/pid").unwrap().text().parse::<u32>().unwrap();
+    let first = pid();
+    for n in 2..20 {
+        let answer = request(address, "POST", "/count", b"twelve bytes").unwrap();
+        assert_eq!(answer.text(), format!("POST /count: request {n}, 12 bytes\n"));
+    }
+    assert_eq!(pid(), first);
+
+    // Killed between two requests: there is another one before anybody asks for it.
+    signal_to(first, nix::sys::signal::Signal::SIGKILL);
+    let parent = worker["pid"].as_u64().unwrap() as u32;
+    let second = wait_some("another interpreter", || children_of(parent).into_iter().find(|pid| *pid != first));
+    set.wait_for_log(&["the co-process", "SIGKILL", "worker=default/1"]);
+    assert_eq!(pid(), second);
+
+    let answer = get(address, "/hang").unwrap();
+    assert_eq!((answer.status, answer.header("patou-outcome")), (504, Some("started-unknown")));
+    assert!(!is_alive(second));
+    let third = pid();
+    assert!(third != second && third != first);
+
+    // Killed within a request.
+    std::thread::scope(|scope| {
+        let client = scope.spawn(|| get(address, "/hang").unwrap());
+        set.wait_for_worker("default/1", "busy");
+        signal_to(third, nix::sys::signal::Signal::SIGKILL);
+        let answer = client.join().unwrap();
+        assert_eq!((answer.status, answer.header("patou-outcome")), (502, Some("started-unknown")));
+    });
+    assert_ne!(pid(), third);
+    let after = set.wait_for_worker("default/1", "idle");
+    for key in ["pid", "epoch", "restarts"] {
+        assert_eq!(worker[key], after[key], "{key}");
+    }
+    assert_eq!(after["failed"], 2);
+    set.stop();
+}
