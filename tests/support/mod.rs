@@ -402,3 +402,27 @@ pub fn lease(address: SocketAddr, target: &str) -> Result<(SocketAddr, String), 
     let token = lease["token"].as_str().unwrap();
     Ok((lease["address"].as_str().unwrap().parse().unwrap(), format!("/.patou/{token}{target}")))
 }
+
+/// Connects from another loopback address: to the set it is another peer.
+pub fn connect_from(from: [u8; 4], to: SocketAddr) -> TcpStream {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_io().build().unwrap();
+    let connecting = async {
+        let socket = tokio::net::TcpSocket::new_v4()?;
+        socket.bind((from, 0).into())?;
+        socket.connect(to).await?.into_std()
+    };
+    let stream = runtime.block_on(connecting).unwrap();
+    stream.set_nonblocking(false).unwrap();
+    stream.set_read_timeout(Some(PATIENCE)).unwrap();
+    stream.set_write_timeout(Some(PATIENCE)).unwrap();
+    stream
+}
+
+impl Set {
+    /// Starts `patou run` with another level of the log than `debug`.
+    pub fn run_logging(&mut self, level: &str) {
+        let log = fs::File::options().create(true).append(true).open(self.top.join("log")).unwrap();
+        let child = self.command(&["run"]).env("PATOU_LOG", level).stdout(Stdio::null()).stderr(log).spawn().unwrap();
+        self.child = Some(child);
+    }
+}
