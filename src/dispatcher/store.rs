@@ -13,7 +13,8 @@ use std::time::Duration;
 use http::StatusCode;
 use nix::errno::Errno;
 use nix::sys::socket::{ControlMessage, MsgFlags, UnixAddr, sendmsg};
-use tokio::time::sleep;
+use tokio::io::AsyncWriteExt;
+use tokio::time::{sleep, timeout};
 
 use crate::net::{self, Problem, Stream, linger};
 
@@ -80,8 +81,8 @@ pub fn give_back(connections: Vec<(OwnedFd, String)>, linger_timeout: Duration) 
                 let stream = net::Shared(Arc::new(stream));
                 let detail = "the dispatcher was restarted while the request waited for a worker";
                 let answer = Problem::not_started(StatusCode::SERVICE_UNAVAILABLE, detail).retry_after(0).raw();
-                // A few hundred bytes into a connection on which nothing was sent: they fit.
-                let _ = stream.0.try_write(&answer);
+                // A few hundred bytes into a connection on which nothing was sent: they fit at once.
+                let _ = timeout(linger_timeout, stream.clone().write_all(&answer)).await;
                 linger(stream, linger_timeout).await;
             }
             drop(stored);
