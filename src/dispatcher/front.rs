@@ -76,15 +76,15 @@ impl Front {
         let (places, wanted) = (self.shared.places.clone(), config.front.connections);
         places.add_permits(wanted.saturating_sub(before));
         let surplus = before.saturating_sub(wanted);
-        let taken = places.forget_permits(surplus);
-        tokio::task::spawn_local(async move {
-            // The others are in use: each is given up by whoever has it.
-            for _ in taken..surplus {
-                if let Ok(place) = places.acquire().await {
-                    place.forget();
+        let in_use = surplus - places.forget_permits(surplus);
+        if in_use > 0 {
+            tokio::task::spawn_local(async move {
+                // All at once: nobody is accepted before that many have been given up.
+                if let Ok(places) = places.acquire_many(u32::try_from(in_use).unwrap_or(u32::MAX)).await {
+                    places.forget();
                 }
-            }
-        });
+            });
+        }
         *self.shared.listeners.borrow_mut() = config.listeners.iter().cloned().map(Rc::new).collect();
     }
 
