@@ -1,30 +1,33 @@
 //! The front: accepts clients, reads their heads, and tells them where to go.
 
 use std::cell::{Cell, RefCell};
+use std::future::{Future, poll_fn};
+use std::io;
 use std::net::IpAddr;
 use std::pin::pin;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::task::ready;
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::header::CONTENT_LENGTH;
+use http::header::{ALLOW, CONTENT_LENGTH};
 use http::uri::PathAndQuery;
-use http::{Method, Request, Response, StatusCode, Version};
+use http::{HeaderValue, Method, Request, Response, StatusCode, Version};
 use http_body_util::Full;
 use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
-use tokio::sync::{Notify, Semaphore};
+use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
 use tokio::task::AbortHandle;
 use tokio::time::{Instant, sleep};
 
 use super::desk::Desk;
 use super::{hosts, redirect, store};
 use crate::config::{self, Config};
-use crate::net::{self, Listener, Problem, gone, linger};
+use crate::net::{self, Listener, Problem, Stream, gone, linger};
 use crate::pool::Peer;
 
 /// Pause after a failed accept: out of descriptors, most likely, which only time mends.
@@ -69,7 +72,19 @@ impl Front {
 
     /// Takes new settings for connections from now on; the sockets stay what they are.
     pub fn reconfigure(&self, config: &Config) {
-        *self.shared.settings.borrow_mut() = Rc::new(config.front.clone());
+        let before = self.shared.settings.replace(Rc::new(config.front.clone())).connections;
+        let (places, wanted) = (self.shared.places.clone(), config.front.connections);
+        places.add_permits(wanted.saturating_sub(before));
+        let surplus = before.saturating_sub(wanted);
+        let in_use = surplus - places.forget_permits(surplus);
+        if in_use > 0 {
+            tokio::task::spawn_local(async move {
+                // All at once: nobody is accepted before that many have been given up.
+                if let Ok(places) = places.acquire_many(u32::try_from(in_use).unwrap_or(u32::MAX)).await {
+                    places.forget();
+                }
+            });
+        }
         *self.shared.listeners.borrow_mut() = config.listeners.iter().cloned().map(Rc::new).collect();
     }
 
@@ -91,10 +106,8 @@ impl Front {
 
 async fn accept(shared: Rc<Shared>, index: usize, socket: Rc<Listener>) {
     loop {
-        // Beyond front.connections the kernel's backlog is the queue.
-        let Ok(place) = shared.places.clone().acquire_owned().await else { return };
-        match socket.accept().await {
-            Ok(stream) => {
+        match next(&shared.places, &socket).await {
+            Ok((stream, place)) => {
                 let listener = shared.listeners.borrow().get(index).cloned();
                 let Some(listener) = listener else { return };
                 shared.connections.set(shared.connections.get() + 1);
@@ -122,6 +135,21 @@ async fn accept(shared: Rc<Shared>, index: usize, socket: Rc<Listener>) {
     }
 }
 
+/// The next connection and its place. Beyond `front.connections` the kernel's backlog is the queue; a listener
+/// on which nobody waits holds no place that another could use.
+async fn next(places: &Arc<Semaphore>, socket: &Listener) -> io::Result<(Stream, OwnedSemaphorePermit)> {
+    let mut acquire = pin!(places.clone().acquire_owned());
+    poll_fn(|task| {
+        let place = ready!(acquire.as_mut().poll(task)).map_err(io::Error::other)?;
+        let accepted = socket.poll_accept(task);
+        if accepted.is_pending() {
+            acquire.set(places.clone().acquire_owned());
+        }
+        accepted.map_ok(|stream| (stream, place))
+    })
+    .await
+}
+
 /// One connection, which is one request.
 struct Client {
     listener: Rc<config::Listener>,
@@ -134,6 +162,14 @@ struct Client {
 }
 
 type Answer = Response<Full<Bytes>>;
+
+fn told(problem: &Problem) -> Answer {
+    let mut answer = problem.response();
+    if problem.status == StatusCode::METHOD_NOT_ALLOWED {
+        answer.headers_mut().insert(ALLOW, HeaderValue::from_static("POST"));
+    }
+    answer
+}
 
 impl Client {
     async fn serve(&self, desk: &Rc<Desk>) {
@@ -150,8 +186,7 @@ impl Client {
             if let Err(error) = pin!(connection).await {
                 tracing::debug!(%error, "connection ended early");
                 if error.is_timeout() && !self.answered.get() {
-                    let detail = "the head of the request did not come within head_timeout";
-                    let _ = self.stream.0.try_write(&Problem::not_started(StatusCode::REQUEST_TIMEOUT, detail).raw());
+                    let _ = self.stream.0.try_write(&Problem::late_head().raw());
                 }
             }
         }
@@ -161,7 +196,7 @@ impl Client {
     async fn answer(&self, desk: &Rc<Desk>, request: Request<Incoming>) -> Answer {
         let since = Instant::now();
         let (answer, worker) = match self.accept(&request) {
-            Err(problem) => (problem.response(), None),
+            Err(problem) => (told(&problem), None),
             Ok((host, target)) => {
                 self.may_probe.store(request.version() >= Version::HTTP_11, Ordering::Relaxed);
                 let verdict = self.wait(desk).await;
@@ -169,7 +204,7 @@ impl Client {
                 match verdict {
                     None => (self.client_left(), None),
                     Some(Ok(grant)) => {
-                        let wants_lease = self.listens_on.is_none() || target == LEASE;
+                        let wants_lease = self.listens_on.is_none() || request.uri().path() == LEASE;
                         let told = match wants_lease {
                             true => redirect::lease(&grant),
                             false => redirect::to_worker(&grant, &host, &target),
@@ -208,7 +243,7 @@ impl Client {
     /// Checks what must be right before a worker is bothered; the host and the target of the request.
     fn accept(&self, request: &Request<Incoming>) -> Result<(String, String), Problem> {
         let bad = |detail| Problem::not_started(StatusCode::BAD_REQUEST, detail);
-        let host = hosts::host(request.headers()).map_err(bad)?;
+        let host = net::host(request).map_err(bad)?;
         if host.is_none() && request.version() >= Version::HTTP_11 {
             return Err(bad("an HTTP/1.1 request needs a Host header"));
         }
@@ -218,19 +253,18 @@ impl Client {
             let detail = format!("this listener does not serve the host {host}: see allowed_hosts");
             return Err(Problem::not_started(StatusCode::MISDIRECTED_REQUEST, detail));
         }
-        // Without a name the client can only have used the address.
-        let host = host.unwrap_or_else(|| match self.stream.0.local_address().map(|address| address.ip()) {
-            Some(IpAddr::V6(ip)) => format!("[{ip}]"),
-            Some(IpAddr::V4(ip)) => ip.to_string(),
-            None => "localhost".into(),
-        });
+        let host = host.unwrap_or_else(|| net::own_name(&self.stream.0));
         let target = request.uri().path_and_query().map(PathAndQuery::as_str);
         let target = target.ok_or_else(|| bad("the request has no path"))?;
-        if target.starts_with("/.patou/") && target != LEASE {
+        if target == redirect::ASTERISK && request.method() != Method::OPTIONS {
+            return Err(bad("the target * is for OPTIONS"));
+        }
+        let path = request.uri().path();
+        if path.starts_with("/.patou/") && path != LEASE {
             let detail = "paths under /.patou/ are patou's own; a lease is used at its worker's address";
             return Err(Problem::not_started(StatusCode::NOT_FOUND, detail));
         }
-        if target == LEASE && request.method() != Method::POST {
+        if path == LEASE && request.method() != Method::POST {
             let detail = "a lease is asked for with POST";
             return Err(Problem::not_started(StatusCode::METHOD_NOT_ALLOWED, detail));
         }

@@ -51,6 +51,11 @@ impl Problem {
         Self { status, detail: detail.into(), outcome: Outcome::StartedUnknown, retry_after: None }
     }
 
+    /// 408: a client was too slow with the head of its request.
+    pub fn late_head() -> Self {
+        Self::not_started(StatusCode::REQUEST_TIMEOUT, "the head of the request did not come within head_timeout")
+    }
+
     /// The same with `Retry-After`.
     pub fn retry_after(self, seconds: u64) -> Self {
         Self { retry_after: Some(seconds), ..self }

@@ -1,5 +1,6 @@
 //! TCP or Unix, listening or connected: one type each.
 
+use std::future::poll_fn;
 use std::io;
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -37,15 +38,20 @@ impl Listener {
 
     /// The next connection.
     pub async fn accept(&self) -> io::Result<Stream> {
-        match self {
+        poll_fn(|task| self.poll_accept(task)).await
+    }
+
+    /// The next connection; wakes one task.
+    pub fn poll_accept(&self, task: &mut Context<'_>) -> Poll<io::Result<Stream>> {
+        Poll::Ready(Ok(match self {
             Listener::Tcp(listener) => {
-                let (stream, _) = listener.accept().await?;
+                let (stream, _) = ready!(listener.poll_accept(task))?;
                 // Answers are written whole; waiting for more to send would only delay them.
                 stream.set_nodelay(true)?;
-                Ok(Stream::Tcp(stream))
+                Stream::Tcp(stream)
             }
-            Listener::Unix(listener) => Ok(Stream::Unix(listener.accept().await?.0)),
-        }
+            Listener::Unix(listener) => Stream::Unix(ready!(listener.poll_accept(task))?.0),
+        }))
     }
 
     /// The TCP address it listens on; `None` for a Unix socket.

@@ -8,9 +8,9 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::{Context as Task, Poll};
 
 use bytes::Bytes;
-use http::header::{HOST, LOCATION};
-use http::uri::{Authority, PathAndQuery};
-use http::{HeaderValue, Request, Response, StatusCode, Uri, Version};
+use http::header::LOCATION;
+use http::uri::PathAndQuery;
+use http::{HeaderValue, Method, Request, Response, StatusCode, Uri, Version};
 use http_body::{Frame, SizeHint};
 use http_body_util::BodyExt;
 use hyper::body::Incoming;
@@ -45,9 +45,8 @@ impl<S> Handler for S where
 /// Serves one connection to its end.
 pub async fn serve<S: Handler>(shared: Arc<Shared>, service: Arc<Mutex<S>>, stream: net::Shared) {
     let turn = Arc::new(Turn::default());
-    // A response that ends before its end: it must not be followed by the end of a stream, only by a reset.
-    let mut broken = false;
-    let cut = {
+    // `Ok`: whatever was answered has been sent whole.
+    let end = {
         let answerer = Answerer { shared: shared.clone(), service, turn: turn.clone(), stream: stream.clone() };
         let connection = http1::Builder::new()
             .keep_alive(false)
@@ -58,42 +57,47 @@ pub async fn serve<S: Handler>(shared: Arc<Shared>, service: Arc<Mutex<S>>, stre
             .serve_connection(TokioIo::new(stream.clone()), answerer);
         let connection = pin!(connection);
         tokio::select! {
-            served = connection => {
-                if let Err(error) = served {
-                    // After a claim this is the response that could not be finished.
-                    turn.fail();
-                    broken = error.is_user();
-                    tracing::debug!(worker = %shared.id, %error, "connection ended early");
-                }
-                None
-            }
-            cut = turn.clone().cut(stream.clone()) => Some(cut),
+            served = connection => served.map_err(End::Early),
+            cut = turn.clone().cut(stream.clone()) => Err(End::Cut(cut)),
         }
         // Here the handler's future and bodies are dropped, which cancels it where it is not through.
     };
+    if let Err(End::Early(error)) = &end {
+        tracing::debug!(worker = %shared.id, %error, "connection ended early");
+    }
     // Taken before the lease is given back, and so before anybody may want to recycle this worker.
-    let parting = shared.parting.read().await;
+    let _parting = shared.parting.read().await;
     if let Some(held) = turn.end() {
-        finish(&shared, &turn, held, cut, &stream).await;
+        finish(&shared, &turn, held, &end, &stream).await;
+        if end.is_err() {
+            return; // without a FIN, which would make half a response of unknown length look whole
+        }
+    } else if matches!(&end, Err(End::Early(error)) if error.is_timeout()) {
+        let _ = stream.0.try_write(&Problem::late_head().raw());
     }
-    if cut.is_none() && !broken {
-        let _parting = parting;
-        linger(stream, shared.front.linger_timeout).await;
-    }
+    linger(stream, shared.front.linger_timeout).await;
 }
 
-async fn finish(shared: &Shared, turn: &Turn, held: Held, cut: Option<Cut>, stream: &net::Shared) {
+/// Why a connection was not served to its regular end.
+enum End {
+    /// What came was no request, or its response could not be finished.
+    Early(hyper::Error),
+    /// See [`Cut`].
+    Cut(Cut),
+}
+
+async fn finish(shared: &Shared, turn: &Turn, held: Held, end: &Result<(), End>, stream: &net::Shared) {
     if let Some(builtin) = &shared.builtin {
         builtin.end().await;
     }
-    match cut {
-        None if !turn.has_failed() => {
+    let (worker, lease, epoch) = (&shared.id, held.lease, shared.respondent.epoch());
+    match end {
+        Ok(()) => {
             let _ = set_reset_on_close(stream, false); // not a socket any more: nothing to reset either
         }
-        None => {}
-        Some(cut) => {
+        Err(End::Early(_)) => turn.fail(),
+        Err(End::Cut(cut)) => {
             turn.fail();
-            let (worker, lease, epoch) = (&shared.id, held.lease, shared.respondent.epoch());
             match cut {
                 Cut::Gone => tracing::info!(%worker, %lease, %epoch, "the client has gone: its request is cancelled"),
                 Cut::Deadline => {
@@ -133,17 +137,17 @@ async fn answer<S: Handler>(
     stream: net::Shared,
     mut request: Request<Incoming>,
 ) -> Result<Response<Body>, BoxError> {
-    let Some((token, target)) = split_target(request.uri()) else {
-        return Ok(send_back(&shared, &request, None));
+    let Some((token, target)) = split_target(request.method(), request.uri()) else {
+        return Ok(send_back(&shared, &stream, &request, None));
     };
     let now = clock::now();
     let terms = match token.map(|token| shared.respondent.claim(token, now)) {
         Some(Ok(terms)) => terms,
         Some(Err(reason)) => {
             tracing::debug!(worker = %shared.id, ?reason, "a token does not open this worker");
-            return Ok(send_back(&shared, &request, Some(target)));
+            return Ok(send_back(&shared, &stream, &request, Some(target)));
         }
-        None => return Ok(send_back(&shared, &request, Some(target))),
+        None => return Ok(send_back(&shared, &stream, &request, Some(target))),
     };
     let since = Instant::now();
     let http11 = request.version() >= Version::HTTP_11;
@@ -222,12 +226,13 @@ fn boxed(body: http_body_util::Full<Bytes>) -> Body {
 }
 
 /// Splits `/.patou/<token>/<rest>` into the token, if it is one, and `/<rest>`; `None` for any other target.
-fn split_target(uri: &Uri) -> Option<(Option<Token>, PathAndQuery)> {
+fn split_target(method: &Method, uri: &Uri) -> Option<(Option<Token>, PathAndQuery)> {
     let target = uri.path_and_query()?.as_str();
     let (token, rest) = target.strip_prefix("/.patou/")?.split_at_checked(32)?;
-    // `/.patou/<token>?query` is the root with a query.
+    // Without a path: the root with a query, or `OPTIONS *` (RFC 9112, section 3.2.4).
     let rest = match rest.as_bytes().first() {
         Some(b'/') => rest.to_owned(),
+        None if method == Method::OPTIONS => "*".to_owned(),
         Some(b'?') | None => format!("/{rest}"),
         Some(_) => return None,
     };
@@ -235,14 +240,19 @@ fn split_target(uri: &Uri) -> Option<(Option<Token>, PathAndQuery)> {
 }
 
 /// Back to the dispatcher with the original target: never a dead end.
-fn send_back(shared: &Shared, request: &Request<Incoming>, target: Option<PathAndQuery>) -> Response<Body> {
+fn send_back(
+    shared: &Shared,
+    stream: &net::Shared,
+    request: &Request<Incoming>,
+    target: Option<PathAndQuery>,
+) -> Response<Body> {
     shared.respondent.count(Counter::SentBack, 1);
-    let host = request.headers().get(HOST).and_then(|host| host.to_str().ok());
-    let host = host.and_then(|host| host.parse::<Authority>().ok());
-    let location = shared.respondent.return_port().zip(host).and_then(|(port, host)| {
+    let location = shared.respondent.return_port().and_then(|port| {
+        let host = net::host(request).ok().flatten().unwrap_or_else(|| net::own_name(&stream.0));
         let target = target.or_else(|| request.uri().path_and_query().cloned());
         let target = target.as_ref().map_or("/", PathAndQuery::as_str);
-        HeaderValue::from_str(&format!("http://{}:{port}{target}", host.host())).ok()
+        let target = if target == "*" { "" } else { target };
+        HeaderValue::from_bytes(format!("http://{host}:{port}{target}").as_bytes()).ok()
     });
     let detail = "this lease is over or was never given: ask the dispatcher for another";
     let status = if location.is_some() { StatusCode::TEMPORARY_REDIRECT } else { StatusCode::CONFLICT };
@@ -326,8 +336,12 @@ mod tests {
     #[test]
     fn a_target_is_token_and_rest_or_nothing() {
         let token = "0123456789abcdef0123456789abcdef";
-        let split =
-            |target: &str| split_target(&target.parse().unwrap()).map(|(t, rest)| (t.is_some(), rest.to_string()));
+        let of = |method: &Method, target: &str| {
+            split_target(method, &target.parse().unwrap()).map(|(t, rest)| (t.is_some(), rest.to_string()))
+        };
+        let split = |target: &str| of(&Method::GET, target);
+        assert_eq!(of(&Method::OPTIONS, &format!("/.patou/{token}")), Some((true, "*".into())));
+        assert_eq!(of(&Method::OPTIONS, &format!("/.patou/{token}/")), Some((true, "/".into())));
         assert_eq!(split(&format!("/.patou/{token}/a/b?c=/d")), Some((true, "/a/b?c=/d".into())));
         assert_eq!(split(&format!("/.patou/{token}/")), Some((true, "/".into())));
         assert_eq!(split(&format!("/.patou/{token}")), Some((true, "/".into())));

@@ -593,6 +593,21 @@ pub fn to_worker(address: SocketAddr, method: &str, target: &str, version: &str,
     stream
 }
 
+/// Connects from another loopback address: to the set it is another peer.
+pub fn connect_from(from: [u8; 4], to: SocketAddr) -> TcpStream {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_io().build().unwrap();
+    let connecting = async {
+        let socket = tokio::net::TcpSocket::new_v4()?;
+        socket.bind((from, 0).into())?;
+        socket.connect(to).await?.into_std()
+    };
+    let stream = runtime.block_on(connecting).unwrap();
+    stream.set_nonblocking(false).unwrap();
+    stream.set_read_timeout(Some(PATIENCE)).unwrap();
+    stream.set_write_timeout(Some(PATIENCE)).unwrap();
+    stream
+}
+
 impl Set {
     /// Prepares a set whose configuration needs files of its own: `toml` gets the directory for them.
     pub fn start_with(toml: impl FnOnce(&Path) -> String) -> Self {
@@ -614,5 +629,12 @@ impl Set {
         let log = fs::File::options().create(true).append(true).open(self.top.join("log")).unwrap();
         let mut command = self.command(&["run"]);
         self.child = Some(command.env("PATOU_LOG", level).stdout(Stdio::null()).stderr(log).spawn().unwrap());
+    }
+
+    /// Starts `patou run` with another level of the log than `debug`.
+    pub fn run_logging(&mut self, level: &str) {
+        let log = fs::File::options().create(true).append(true).open(self.top.join("log")).unwrap();
+        let child = self.command(&["run"]).env("PATOU_LOG", level).stdout(Stdio::null()).stderr(log).spawn().unwrap();
+        self.child = Some(child);
     }
 }
