@@ -515,9 +515,11 @@ fn workers_are_recycled_one_at_a_time() {
     t.sees(6, 1, wants, &[]); // 2 does not serve yet
     t.sees(7, 2, reborn(2, Ready, free()), &[]);
     t.sees(8, 1, wants, &[recycle(1)]);
-    // It dies over it: that ends it too.
+    // Gone, as between two images or for good: the others wait until it serves again.
     t.sees(9, 1, dead(wants), &[note(1, Note::Down(ONE))]);
     let again = Seen { life: Some((epoch(2), Ready, true)), ..free() };
+    t.sees(10, 2, again, &[]);
+    t.sees(10, 1, reborn(2, Ready, free()), &[note(1, Note::Up(epoch(2)))]);
     t.sees(10, 2, again, &[recycle(2)]);
     // A no is not asked again at once.
     t.sees(11, 2, answered(Answer::Recycle(false), again), &[]);

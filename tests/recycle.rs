@@ -167,8 +167,9 @@ fn a_reload_reaches_a_worker_with_a_coprocess() {
 
 #[test]
 fn age_and_memory_end_a_life_too() {
-    for bound in ["max_age = \"300ms\"", "max_memory = \"1\""] {
-        let set = Set::start(&one_pool(2, "\"echo\"", bound));
+    // With one worker where memory is the bound: the worker that served last is asked first, and serves again.
+    for (count, bound) in [(2, "max_age = \"300ms\""), (1, "max_memory = \"1\"")] {
+        let set = Set::start(&one_pool(count, "\"echo\"", bound));
         let before = at_rest(&set);
         let later = |status: &Value| {
             let _ = get(set.address(0), "/"); // memory is looked at after a request
@@ -177,7 +178,7 @@ fn age_and_memory_end_a_life_too() {
         };
         let after = workers(&set.wait_for("three more lives", later));
         assert_eq!(numbers(&before, "pid"), numbers(&after, "pid"), "{bound}");
-        assert_eq!(numbers(&after, "restarts"), [0, 0], "{bound}");
+        assert_eq!(numbers(&after, "restarts"), vec![0; count.into()], "{bound}");
         assert_never_two_out(&set);
         set.stop();
     }

@@ -53,6 +53,9 @@ pub struct Limits {
 /// How long a peer whose lease ended unused gets only one unclaimed lease at a time.
 pub const SUSPICION: Duration = Duration::from_secs(10);
 
+/// How long the other workers of a pool wait for one that is being recycled to serve again.
+const MAKING_ROOM: Duration = Duration::from_secs(10);
+
 /// What the shell reads in a slot.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Seen {
@@ -227,8 +230,9 @@ pub struct Pool {
     idle: Vec<u16>,
     queue: Queue,
     timers: BTreeSet<(Time, Timer)>,
-    /// The worker that is being replaced by its next incarnation, and the incarnation that is to go.
-    recycling: Option<(u16, Epoch)>,
+    /// The worker that is being replaced by its next incarnation, the incarnation that is to go, and until when
+    /// at the latest the others wait for it.
+    recycling: Option<(u16, Epoch, Time)>,
     stopping: bool,
     actions: Vec<Action>,
 }
@@ -457,7 +461,7 @@ impl Pool {
     }
 
     fn is_recycling(&self, n: u16) -> bool {
-        self.recycling.is_some_and(|(recycling, _)| recycling == n)
+        self.recycling.is_some_and(|(recycling, ..)| recycling == n)
     }
 
     fn push_idle(&mut self, n: u16) {

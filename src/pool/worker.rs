@@ -2,7 +2,7 @@
 
 use super::ending::TakenBack;
 use super::queue::Waiting;
-use super::{Action, Answer, Ask, ClientId, Note, Pool, Seen};
+use super::{Action, Answer, Ask, ClientId, MAKING_ROOM, Note, Pool, Seen};
 use crate::ids::{Claim, Epoch, LeaseId, Phase, Terms, Time, WorkerState};
 
 /// What a worker is held by.
@@ -89,7 +89,7 @@ impl Worker {
 impl Pool {
     /// What a look at a slot means: first whose life it is, then the answer, then the claim word.
     pub(super) fn see(&mut self, now: Time, n: u16, seen: Seen) {
-        self.see_life(n, &seen);
+        self.see_life(now, n, &seen);
         if let Some(answer) = seen.answer {
             self.see_answer(now, n, answer, &seen);
         }
@@ -98,7 +98,7 @@ impl Pool {
         self.after(now, n, seen.answer);
     }
 
-    fn see_life(&mut self, n: u16, seen: &Seen) {
+    fn see_life(&mut self, now: Time, n: u16, seen: &Seen) {
         let worker = self.worker(n);
         worker.drained = seen.drained;
         let epoch = seen.life.map(|(epoch, ..)| epoch);
@@ -116,12 +116,15 @@ impl Pool {
         let (state, wants_recycle) = (worker.state, worker.wants_recycle);
         let serves = matches!(state, Some(WorkerState::Ready | WorkerState::Draining));
         match self.recycling {
-            // Over when the next incarnation serves, not when it has begun: one worker is missing at a time.
-            Some((number, old)) if number == n && (!up || serves && (epoch != Some(old) || !wants_recycle)) => {
+            // Over when the next incarnation serves, not when the old one has gone: one is missing at a time.
+            Some((number, old, _)) if number == n && up && serves && (epoch != Some(old) || !wants_recycle) => {
                 self.recycling = None;
             }
+            Some((.., until)) if until <= now => self.recycling = None,
             // Asked by a dispatcher before this one.
-            None if up && state == Some(WorkerState::Recycling) => self.recycling = epoch.map(|epoch| (n, epoch)),
+            None if up && state == Some(WorkerState::Recycling) => {
+                self.recycling = epoch.map(|epoch| (n, epoch, now + MAKING_ROOM));
+            }
             _ => {}
         }
         if was_up && (changed || !up) {
@@ -260,7 +263,7 @@ impl Pool {
         if let Some(epoch) = self.may_recycle(n)
             && answer != Some(Answer::Recycle(false))
         {
-            self.recycling = Some((n, epoch));
+            self.recycling = Some((n, epoch, now + MAKING_ROOM));
             self.ask(now, n, Ask::Recycle);
         }
         self.consider(n);

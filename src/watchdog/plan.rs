@@ -5,6 +5,8 @@
 //! Start: the dispatcher, and when it is ready the workers. Stop: the workers, and when all are gone the
 //! dispatcher. In between each part lives for itself: none is restarted because another was.
 
+mod words;
+
 use std::collections::BTreeMap;
 use std::fmt;
 use std::time::Duration;
@@ -12,147 +14,8 @@ use std::time::Duration;
 use serde::Serialize;
 
 use crate::ids::{Time, WorkerId};
-use crate::liveness::{Pulse, RestartLimits, Restarts, Verdict};
-
-/// A part of the set that has a process.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Part {
-    /// The dispatcher.
-    Dispatcher,
-    /// A worker.
-    Worker(WorkerId),
-}
-
-impl Part {
-    /// The worker it is, if it is one.
-    pub fn worker(&self) -> Option<&WorkerId> {
-        match self {
-            Part::Dispatcher => None,
-            Part::Worker(id) => Some(id),
-        }
-    }
-}
-
-impl fmt::Display for Part {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Part::Dispatcher => f.write_str("dispatcher"),
-            Part::Worker(id) => write!(f, "worker {id}"),
-        }
-    }
-}
-
-/// The bounds it decides by.
-#[derive(Clone, Copy, Debug)]
-pub struct Bounds {
-    pub worker_timeout: Duration,
-    pub dispatcher_timeout: Duration,
-    pub start_timeout: Duration,
-    pub abort_grace: Duration,
-    /// How long the dispatcher may take to answer its last clients.
-    pub parting: Duration,
-    pub restarts: RestartLimits,
-}
-
-/// A sign of life of one worker, out of the dispatcher's report.
-#[derive(Clone, Debug)]
-pub struct Sign {
-    pub worker: WorkerId,
-    /// Since when it owes an answer.
-    pub silent_since: Option<Time>,
-    /// Nobody can tell what it is doing: its slot holds nonsense.
-    pub garbled: bool,
-}
-
-/// What happened.
-#[derive(Debug)]
-pub enum Event {
-    /// The part has this process now.
-    Started(Part, u32),
-    /// It could not be started.
-    StartFailed(Part, String),
-    /// It says that it can serve.
-    Ready(Part),
-    /// Its process ended, like this; `chance` from 0 to 1 varies the delay of its restart.
-    Exited { part: Part, how: String, chance: f64 },
-    /// The dispatcher has been asked.
-    Probed,
-    /// The dispatcher has answered.
-    Report(Vec<Sign>),
-    /// This process itself did not run for so long.
-    Lost(Duration),
-    /// Time has passed.
-    Tick,
-    /// Stop, everybody finishing what he has.
-    Stop,
-    /// Stop at once.
-    StopNow,
-    /// A new configuration.
-    Apply(Change),
-}
-
-/// What a new configuration means for the processes.
-#[derive(Debug)]
-pub struct Change {
-    /// The workers from now on, with their drain_timeout.
-    pub workers: BTreeMap<WorkerId, Duration>,
-    /// Those that must read their configuration anew.
-    pub reload: Vec<WorkerId>,
-    /// Those that need other sockets.
-    pub restart: Vec<WorkerId>,
-    /// Whether the dispatcher needs other sockets.
-    pub restart_dispatcher: bool,
-    pub bounds: Bounds,
-}
-
-/// A signal to a part, by what it means.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Order {
-    /// SIGTERM: finish and leave.
-    Leave,
-    /// SIGHUP: read the configuration.
-    Reload,
-    /// SIGABRT, and SIGCONT so that a stopped process takes it.
-    Abort,
-    /// SIGKILL.
-    Kill,
-}
-
-/// What the shell is to do.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Action {
-    /// Start its process, then report [`Event::Started`] or [`Event::StartFailed`].
-    Start(Part),
-    /// Signal its process.
-    Order(Part, Order),
-    /// Say why it is about to be killed.
-    Accuse(Part, String),
-    /// Kill what the worker left behind and have the dispatcher look at its slot.
-    Sweep(WorkerId),
-    /// Tell the dispatcher that nobody gets a worker any more.
-    Quiesce,
-    /// Remove the worker's segment, bells and socket: it is not coming back.
-    Remove(WorkerId),
-    /// Tell the operator.
-    Tell(Part, Telling),
-    /// Every part is up for the first time.
-    AllUp,
-    /// Everybody is gone.
-    Finish,
-}
-
-/// What an operator is told of a part.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Telling {
-    /// It is back.
-    Ready { restarts: u32 },
-    /// It ended and is started again after this time.
-    Restart { how: String, delay: Duration },
-    /// It ended so often that it is given up.
-    Failed { how: String },
-    /// It did not go in time.
-    Overdue,
-}
+use crate::liveness::{Pulse, Restarts, Verdict};
+pub use words::{Action, Bounds, Change, Event, Order, Part, Sign, Telling};
 
 #[derive(Clone, Debug)]
 enum Stage {
