@@ -1,6 +1,7 @@
 //! The plan as conversations: what happened, and what is done about it.
 
 use super::*;
+use crate::liveness::RestartLimits;
 
 const DRAIN: Duration = Duration::from_secs(30);
 
