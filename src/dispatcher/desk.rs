@@ -3,57 +3,21 @@
 use std::cell::{Cell, RefCell};
 use std::collections::{HashMap, VecDeque};
 use std::rc::Rc;
-use std::sync::Arc;
 
 use tokio::sync::{Notify, oneshot};
-use tokio::task::AbortHandle;
 
+pub use super::room::{Grant, Verdict};
+use super::room::{Room, Slot};
 use super::{DispatcherError, slot};
-use crate::bell::Bell;
 use crate::clock;
-use crate::config::{self, Address, Config};
-use crate::exchange::{Asker, Life};
-use crate::ids::{Epoch, LeaseId, PoolName, Terms, Time, Token, WorkerId};
+use crate::config::{self, Config};
+use crate::exchange::Asker;
+use crate::ids::{Epoch, PoolName, Terms, Time, Token, WorkerId};
 use crate::ipc::{self, Parts};
-use crate::pool::{Action, ClientId, Event, Limits, Note, Peer, Pool, Refusal, Seen, Worker};
+use crate::pool::{Action, ClientId, Event, Limits, Peer, Pool, Refusal, Worker};
 use crate::probe::{PoolReport, WorkerReport};
-use crate::shm::{Role, Segment};
+use crate::shm::Role;
 use crate::{sys, tree};
-
-/// A worker given to a client.
-#[derive(Clone, Debug)]
-pub struct Grant {
-    pub worker: WorkerId,
-    pub lease: LeaseId,
-    pub token: Token,
-    /// Where the worker listens.
-    pub address: Address,
-    pub claim_by: Time,
-}
-
-/// What became of a client's wish.
-pub type Verdict = Result<Grant, Refusal>;
-
-struct Slot {
-    asker: Asker<Arc<Segment>>,
-    segment: Arc<Segment>,
-    ring: Bell,
-    token: Token,
-    listening: AbortHandle,
-}
-
-impl Drop for Slot {
-    fn drop(&mut self) {
-        self.listening.abort();
-    }
-}
-
-struct Room {
-    config: config::Pool,
-    pool: Pool,
-    /// Index `n - 1` is worker `n`.
-    slots: Vec<Option<Slot>>,
-}
 
 /// The dispatcher's state, shared by its tasks, all on one thread.
 pub struct Desk {
@@ -404,43 +368,6 @@ impl Drop for Place<'_> {
         let waiting = self.desk.clients.borrow_mut().remove(&self.id).is_some();
         if waiting {
             self.desk.tell(self.pool, Event::Left(self.id));
-        }
-    }
-}
-
-impl Room {
-    fn see(&mut self, n: u16) -> Seen {
-        match self.slots.get_mut(usize::from(n) - 1).and_then(Option::as_mut) {
-            Some(slot) => {
-                let alive = slot.segment.is_taken(Role::Worker);
-                slot::look(&mut slot.asker, alive)
-            }
-            None => Seen::default(),
-        }
-    }
-
-    fn grant(&self, n: u16, lease: LeaseId, claim_by: Time) -> Grant {
-        let worker = WorkerId { pool: self.config.name.clone(), number: n };
-        let slot = self.slots[usize::from(n) - 1].as_ref().expect("who is granted was asked");
-        let mut address = self.config.worker_address(n);
-        if let (Address::Tcp(tcp), Some(port)) = (&mut address, Life::load(&*slot.segment).and_then(|life| life.port)) {
-            tcp.set_port(port);
-        }
-        Grant { worker, lease, token: slot.token, address, claim_by }
-    }
-
-    fn note(&self, n: u16, note: Note) {
-        let worker = format!("{}/{n}", self.config.name);
-        match note {
-            Note::Up(epoch) => tracing::debug!(worker, %epoch, "worker is there"),
-            Note::Down(epoch) => tracing::debug!(worker, %epoch, "worker has gone"),
-            Note::Late(lease) => {
-                tracing::warn!(worker, %lease, "worker did not answer within offer_timeout: another is asked");
-            }
-            Note::Back => tracing::info!(worker, "worker answers again"),
-            Note::Unclaimed(lease) => tracing::debug!(worker, %lease, "lease was not used within claim_timeout"),
-            Note::Garbled => tracing::error!(worker, "the claim word of this worker's slot is garbled"),
-            Note::Lost(lease) => tracing::warn!(worker, %lease, "the worker died with a request in hand"),
         }
     }
 }

@@ -9,208 +9,22 @@
 
 mod ending;
 mod queue;
+mod words;
 mod worker;
 
 use std::collections::BTreeSet;
-use std::net::IpAddr;
 use std::time::Duration;
 
-use crate::ids::{Claim, Epoch, LeaseId, Phase, Reason, Terms, Time, WorkerState};
+use crate::ids::{Epoch, LeaseId, Time};
 use queue::Queue;
+pub use words::{Action, Answer, Ask, ClientId, Event, Limits, Note, Peer, Refusal, Seen};
 pub use worker::{Hold, Worker};
-
-/// A client as the shell numbers it; smaller numbers came earlier.
-pub type ClientId = u64;
-
-/// Who a client is, for fairness: its address, or its user on a Unix socket.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Peer {
-    /// A TCP client.
-    Ip(IpAddr),
-    /// A client of a Unix socket.
-    User(u32),
-}
-
-/// The bounds of a pool, from the configuration.
-#[derive(Clone, Copy, Debug)]
-pub struct Limits {
-    /// Workers 1 to this number may be given clients.
-    pub workers: u16,
-    /// Clients that may wait.
-    pub queue: usize,
-    /// How long each of them may.
-    pub queue_timeout: Duration,
-    /// How long a worker may think about an offer.
-    pub offer_timeout: Duration,
-    /// How long a client may leave its worker alone.
-    pub claim_timeout: Duration,
-    /// How long its request may take.
-    pub request_timeout: Duration,
-    /// How often a leased slot is looked at without a ring.
-    pub slot_scan: Duration,
-}
 
 /// How long a peer whose lease ended unused gets only one unclaimed lease at a time.
 pub const SUSPICION: Duration = Duration::from_secs(10);
 
 /// How long the other workers of a pool wait for one that is being recycled to serve again.
 const MAKING_ROOM: Duration = Duration::from_secs(10);
-
-/// What the shell reads in a slot.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct Seen {
-    /// The worker's incarnation and state; `None` if nobody has ever been there.
-    pub life: Option<(Epoch, WorkerState, bool)>,
-    /// Whether that incarnation holds its lock.
-    pub alive: bool,
-    /// The claim word; `None` if it is garbage.
-    pub claim: Option<Claim>,
-    /// The terms of the lease in the claim word.
-    pub terms: Option<Terms>,
-    /// The answer to the last question, if it has just come.
-    pub answer: Option<Answer>,
-    /// Whether an operator keeps the worker out of service.
-    pub drained: bool,
-}
-
-impl Seen {
-    /// Whether nobody can tell from it what the worker is doing for whom.
-    fn is_garbled(&self) -> bool {
-        match self.claim {
-            None => true,
-            Some(Claim::Held(_, Phase::Claimed | Phase::Responding)) => self.life.is_none() || self.terms.is_none(),
-            Some(_) => false,
-        }
-    }
-}
-
-/// An answer, with what it answers.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Answer {
-    /// To a ping, or to an order that needs no decision.
-    Here,
-    /// It takes the offered lease.
-    Accept(LeaseId),
-    /// It does not.
-    Refuse(LeaseId, Reason),
-    /// It agrees to be recycled, or not.
-    Recycle(bool),
-}
-
-/// What happened.
-#[derive(Clone, Copy, Debug)]
-pub enum Event {
-    /// A client wants a worker.
-    Client(ClientId, Peer),
-    /// It has gone before it got one.
-    Left(ClientId),
-    /// The shell has looked at the slot of this worker.
-    Seen(u16, Seen),
-    /// Time has passed: something in [`Pool::deadline`] may be due.
-    Tick,
-    /// The watchdog asks: everybody is to show a sign of life.
-    Probe,
-    /// An operator takes the worker out of service.
-    Drain(u16),
-    /// An operator puts it back.
-    Resume(u16),
-    /// The set is stopping: nobody gets a worker any more.
-    Quiesce,
-}
-
-/// What the shell is to do, in this order.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Action {
-    /// Read the slot and report [`Event::Seen`].
-    Look(u16),
-    /// Put the question and ring.
-    Ask(u16, Ask),
-    /// Ring again.
-    Ring(u16),
-    /// Write the lease line, `Free -> Offered`, ask and ring; then look.
-    Offer {
-        /// To whom.
-        worker: u16,
-        /// Its incarnation.
-        epoch: Epoch,
-        /// The new lease.
-        lease: LeaseId,
-        /// When it ends unclaimed.
-        claim_by: Time,
-    },
-    /// `Offered -> Revoked`; then look.
-    Revoke(u16, LeaseId),
-    /// `Claimed -> Aborted` of a dead incarnation; then look.
-    Abort(u16, LeaseId),
-    /// `Responding -> Free` of a dead incarnation; then look.
-    Bury(u16, LeaseId),
-    /// `Done | Revoked | Aborted -> Free`; then look.
-    Release(u16, LeaseId),
-    /// Free a garbled claim word of a dead incarnation; then look.
-    Clear(u16),
-    /// The client gets this worker.
-    Grant {
-        /// Which client.
-        client: ClientId,
-        /// Which worker.
-        worker: u16,
-        /// By which lease.
-        lease: LeaseId,
-        /// When it ends unclaimed.
-        claim_by: Time,
-    },
-    /// The client gets nothing.
-    Refuse(ClientId, Refusal),
-    /// For the log.
-    Note(u16, Note),
-}
-
-/// Questions without a lease.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Ask {
-    /// Are you there?
-    Ping,
-    /// Is the lease over?
-    Finished(LeaseId),
-    /// Take nothing new.
-    Drain,
-    /// Take offers again.
-    Resume,
-    /// Make room for your next incarnation.
-    Recycle,
-}
-
-/// Why a client gets no worker. A value, not an error.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Refusal {
-    /// As many as may wait are waiting.
-    QueueFull(usize),
-    /// It has waited for as long as it may.
-    QueueTimeout(Duration),
-    /// Nobody is free, and the pool has no queue.
-    NobodyFree,
-    /// The set is stopping.
-    Stopping,
-}
-
-/// What an operator wants to read.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Note {
-    /// An incarnation has appeared.
-    Up(Epoch),
-    /// It is not there any more.
-    Down(Epoch),
-    /// It did not answer an offer in time.
-    Late(LeaseId),
-    /// It answers again.
-    Back,
-    /// A lease ended unused.
-    Unclaimed(LeaseId),
-    /// The slot held what no honest writer writes.
-    Garbled,
-    /// An accident ended a claimed lease.
-    Lost(LeaseId),
-}
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Timer {
