@@ -20,5 +20,6 @@ pub mod shm;
 pub mod signals;
 pub mod sys;
 pub mod tree;
+pub mod units;
 pub mod watchdog;
 pub mod worker;

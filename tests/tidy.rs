@@ -22,6 +22,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("probe", &["ids"]),
     ("shm", &["exchange"]),
     ("ipc", &["bell", "config", "exchange", "ids", "shm"]),
+    ("units", &["config", "ids"]),
     ("client", &["ids"]),
     (
         "dispatcher",
@@ -48,6 +49,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
             "signals",
             "sys",
             "tree",
+            "units",
             "watchdog",
             "worker",
         ],
@@ -58,7 +60,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
 const UNSAFE: &[&str] = &["src/shm/segment.rs", "src/sys.rs"];
 
 /// Decisions: these take `now` and never ask for it, and do no I/O.
-const PURE: &[&str] = &["src/ids", "src/exchange", "src/pool", "src/liveness.rs", "src/watchdog/plan"];
+const PURE: &[&str] = &["src/ids", "src/exchange", "src/pool", "src/liveness.rs", "src/watchdog/plan", "src/units"];
 
 fn root() -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR"))

@@ -1,45 +1,92 @@
 //! `patou ipc`: the segments and bells of a set, apart from its processes.
 
+use std::io::{self, Write};
 use std::path::Path;
 
-use clap::Subcommand;
+use clap::{Args, Subcommand};
+use nix::unistd::{Uid, User};
 
 use super::{Failure, failed, load};
-use crate::clock;
-use crate::ipc::{self, IpcError, Modes};
+use crate::config::Config;
+use crate::ids::WorkerId;
+use crate::ipc::{self, IpcError, Keeper, Modes};
+use crate::{clock, units};
 
 #[derive(Clone, Copy, Debug, Subcommand)]
 pub enum Action {
     /// Create them, in place of any that a dead set left
-    Create,
+    Create(Shared),
     /// Remove them
-    Remove,
+    Remove(Shared),
+    /// Create those that are new in the configuration, and remove those that are not in it any more
+    Sync(Shared),
     /// List them and who has them
     List,
+}
+
+#[derive(Clone, Copy, Debug, Args)]
+pub struct Shared {
+    /// For a set of systemd units: the segments and pipes of a pool belong to the group of its user
+    #[arg(long)]
+    shared: bool,
+}
+
+impl Shared {
+    fn keeper(self) -> Keeper {
+        if self.shared { Keeper::Units } else { Keeper::Process }
+    }
+
+    /// Who may use what is made for a worker.
+    fn modes(self, config: &Config, id: &WorkerId) -> Result<Modes, Failure> {
+        if !self.shared {
+            return Ok(Modes::default());
+        }
+        let name = config.pool(&id.pool).map_or("", |pool| pool.user.as_str());
+        let name = if name.is_empty() { units::WORKER_USER } else { name };
+        let user = match name.parse() {
+            Ok(number) => User::from_uid(Uid::from_raw(number)),
+            Err(_) => User::from_name(name),
+        };
+        let user = user.map_err(failed)?.ok_or_else(|| failed(format!("pool {}: there is no user {name}", id.pool)))?;
+        Ok(Modes { directory: 0o750, bell: 0o660, segment: 0o660, group: Some(user.gid) })
+    }
 }
 
 pub fn run(path: Option<&Path>, action: Action) -> Result<(), Failure> {
     let config = load(path)?.config;
     let dir = &config.set.runtime_dir;
     match action {
-        Action::Create => {
+        Action::Create(shared) => {
             ipc::prepare(&config, &Modes::default()).map_err(failed)?;
-            let _lock = ipc::lock_set(dir).map_err(failed)?;
+            let _lock = ipc::lock_set(dir, shared.keeper()).map_err(failed)?;
             nobody_left(dir)?;
-            ipc::remove(dir).map_err(failed)?;
+            clear(dir, shared)?;
             let set_epoch = clock::now().0;
             for id in config.workers() {
-                ipc::create_worker(&config, &id, set_epoch, &Modes::default()).map_err(failed)?;
+                ipc::create_worker(&config, &id, set_epoch, &shared.modes(&config, &id)?).map_err(failed)?;
             }
         }
-        Action::Remove if !dir.exists() => {}
-        Action::Remove => {
-            let lock = ipc::lock_set(dir).map_err(failed)?;
+        Action::Remove(_) if !dir.exists() => {}
+        Action::Remove(shared) => {
+            let lock = ipc::lock_set(dir, shared.keeper()).map_err(failed)?;
             nobody_left(dir)?;
-            ipc::remove(dir).map_err(failed)?;
+            clear(dir, shared)?;
             lock.remove(dir);
         }
+        Action::Sync(shared) => {
+            let _lock = ipc::lock_set(dir, shared.keeper()).map_err(failed)?;
+            let set_epoch = ipc::set_epoch(dir).map_err(failed)?.unwrap_or_else(|| clock::now().0);
+            let there = ipc::recorded(dir).map_err(failed)?;
+            let wanted: Vec<_> = config.workers().collect();
+            for id in wanted.iter().filter(|id| !there.contains(id)) {
+                ipc::create_worker(&config, id, set_epoch, &shared.modes(&config, id)?).map_err(failed)?;
+            }
+            for id in there.iter().filter(|id| !wanted.contains(id)) {
+                ipc::retire_worker(dir, id).map_err(failed)?;
+            }
+        }
         Action::List => {
+            let mut out = io::stdout().lock();
             for listed in ipc::list(dir).map_err(failed)? {
                 let state = match listed.state {
                     Ok((true, true)) => "dispatcher and worker have it".to_owned(),
@@ -48,11 +95,16 @@ pub fn run(path: Option<&Path>, action: Action) -> Result<(), Failure> {
                     Ok((false, false)) => "nobody has it".to_owned(),
                     Err(why) => why,
                 };
-                println!("{:<16} {}  {state}", listed.worker, listed.segment);
+                writeln!(out, "{:<16} {}  {state}", listed.worker, listed.segment).map_err(failed)?;
             }
         }
     }
     Ok(())
+}
+
+/// The sockets of units are theirs to remove.
+fn clear(dir: &Path, shared: Shared) -> Result<(), Failure> {
+    if shared.shared { ipc::remove_workers(dir) } else { ipc::remove(dir) }.map_err(failed)
 }
 
 /// Refuses to take away what a process still uses.

@@ -7,6 +7,7 @@ mod parts;
 mod pingpong;
 mod service;
 mod status;
+mod systemd;
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -68,6 +69,11 @@ enum Command {
     },
     /// Exchange questions and answers over a real segment and real pipes, and say how long it takes
     Pingpong(pingpong::Pingpong),
+    /// What the systemd units and the package run; an operator uses systemctl
+    Systemd {
+        #[command(subcommand)]
+        action: systemd::Action,
+    },
     /// Become a part of the set, with LISTEN_PID set
     #[command(hide = true)]
     Launch(parts::Launch),
@@ -142,6 +148,7 @@ fn run(cli: &Cli) -> Result<(), Failure> {
         Command::Drain { worker } => service::drain(path, worker),
         Command::Resume { worker } => service::resume(path, worker),
         Command::Pingpong(pingpong) => pingpong::run(path, pingpong),
+        Command::Systemd { action } => systemd::run(path, action),
         Command::Launch(launch) => parts::launch(launch),
         Command::Pong(pong) => pingpong::pong(pong),
     }
@@ -154,7 +161,8 @@ fn load(path: Option<&Path>) -> Result<Loaded, Failure> {
 /// The configuration that the set in its runtime directory runs on, which may differ from the file.
 fn load_applied(path: Option<&Path>) -> Result<Config, Failure> {
     let config = load(path)?.config;
-    let applied = config.set.runtime_dir.join("applied.toml");
+    let dir = &config.set.runtime_dir;
+    let applied = if crate::ipc::is_units(dir) { crate::units::APPLIED.into() } else { dir.join("applied.toml") };
     match std::fs::read_to_string(&applied) {
         Ok(text) => Config::parse(&text, &applied.display().to_string()).map_err(|e| Failure::Config(e.to_string())),
         Err(_) => Ok(config),

@@ -64,7 +64,7 @@ pub fn run(path: Option<&Path>, pingpong: &Pingpong) -> Result<(), Failure> {
     let dir = config.set.runtime_dir.clone();
     let stop = Signal::stop().map_err(failed)?;
     ipc::prepare(&config, &Modes::default()).map_err(failed)?;
-    let lock = ipc::lock_set(&dir).map_err(failed)?;
+    let lock = ipc::lock_set(&dir, ipc::Keeper::Process).map_err(failed)?;
     let result = measure_all(&config, pingpong, &stop);
     let removed = ipc::remove(&dir).map_err(failed);
     let _ = std::fs::remove_file(dir.join("pingpong.toml"));
@@ -110,7 +110,7 @@ fn worker() -> WorkerId {
 /// Round trips in nanoseconds.
 fn measure(config: &Config, file: &Path, mode: Mode, count: u64, stop: &Signal) -> Result<Vec<u32>, Failure> {
     ipc::create_worker(config, &worker(), clock::now().0, &Modes::default()).map_err(failed)?;
-    let parts = ipc::open(config, &worker(), None).map_err(failed)?;
+    let parts = ipc::open(config, &worker()).map_err(failed)?;
     let value = clap::ValueEnum::to_possible_value(&mode).map(|v| v.get_name().to_owned()).unwrap_or_default();
     let mut command = Command::new("/proc/self/exe");
     sys::die_with_parent(&mut command);
@@ -174,7 +174,7 @@ fn ask_all(parts: &Parts, mode: Mode, count: u64, stop: &Signal) -> Result<Vec<u
 /// Answers exactly as many questions as it was told, and ends.
 pub fn pong(pong: &Pong) -> Result<(), Failure> {
     let config = load(Some(&pong.file))?.config;
-    let parts = ipc::open(&config, &worker(), None).map_err(failed)?;
+    let parts = ipc::open(&config, &worker()).map_err(failed)?;
     let respondent = Respondent::begin(parts.segment.clone(), std::process::id(), 0, None, clock::now());
     let _ = pin(pong.mode, 1);
     let mut answered = respondent.answered();

@@ -23,7 +23,7 @@ pub fn drain(path: Option<&Path>, id: &WorkerId) -> Result<(), Failure> {
     let config = load_applied(path)?;
     order(&config, Order::Drain(id.clone()))?;
     let pool = config.pool(&id.pool).ok_or_else(|| failed(format!("the configuration has no worker {id}")))?;
-    let slot = ipc::open(&config, id, None).map_err(failed)?.segment;
+    let slot = ipc::open(&config, id).map_err(failed)?.segment;
     let give_up = Instant::now() + pool.drain_timeout;
     let held = |phase| matches!(phase, Phase::Offered | Phase::Claimed | Phase::Responding);
     while matches!(exchange::claim(&slot), Some(Claim::Held(_, phase)) if held(phase)) {

@@ -155,7 +155,7 @@ fn look(config: &Config) -> Result<View, Failure> {
 }
 
 fn look_at_worker(config: &Config, id: WorkerId, part: Option<&PartState>, told: Option<&WorkerReport>) -> WorkerView {
-    let segment = ipc::open(config, &id, None).ok().map(|parts| parts.segment);
+    let segment = ipc::open(config, &id).ok().map(|parts| parts.segment);
     let segment = segment.as_deref();
     let life = segment.and_then(Life::load);
     let claim = segment.and_then(|segment: &Segment| exchange::claim(segment));

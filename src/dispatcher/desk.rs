@@ -122,7 +122,7 @@ impl Desk {
         index: usize,
         return_port: Option<u16>,
     ) -> Result<Slot, DispatcherError> {
-        let Parts { segment, to_worker, to_dispatcher } = ipc::open(config, id, None)?;
+        let Parts { segment, to_worker, to_dispatcher } = ipc::open(config, id)?;
         if !segment.take(Role::Dispatcher).map_err(|e| DispatcherError::System("locking a segment", e.into()))? {
             let pid = Asker::last_process(&segment).map_or(0, |(pid, _)| pid);
             return Err(DispatcherError::Taken(pid));
@@ -376,7 +376,7 @@ impl Drop for Place<'_> {
 fn next_epoch(config: &Config) -> Result<Epoch, DispatcherError> {
     let mut last = None;
     for id in config.workers() {
-        last = last.max(Asker::last_epoch(&ipc::open(config, &id, None)?.segment));
+        last = last.max(Asker::last_epoch(&ipc::open(config, &id)?.segment));
     }
     Ok(last.map_or(Epoch::FIRST, Epoch::next))
 }

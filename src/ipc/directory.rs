@@ -46,11 +46,17 @@ pub(super) fn check_directory(dir: &Path) -> io::Result<()> {
     Ok(())
 }
 
-/// Reads a small file of ours (at most 4 KiB of text); links are not followed.
-pub(super) fn read_private(path: &Path) -> io::Result<String> {
+/// Who owns a directory.
+pub(super) fn owner_of(dir: &Path) -> Option<u32> {
+    fs::symlink_metadata(dir).ok().filter(|status| status.is_dir()).map(|status| status.uid())
+}
+
+/// Reads a small file (at most 4 KiB of text) of ours, of root or of `owner`; links are not followed.
+pub(super) fn read_private(path: &Path, owner: Option<u32>) -> io::Result<String> {
     let file = File::options().read(true).custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK).open(path)?;
     let status = file.metadata()?;
-    if !status.is_file() || (status.uid() != geteuid().as_raw() && status.uid() != 0) {
+    let uid = status.uid();
+    if !status.is_file() || (uid != geteuid().as_raw() && uid != 0 && Some(uid) != owner) {
         return Err(io::Error::other("it is not a file of ours"));
     }
     let mut text = String::new();
@@ -66,20 +72,39 @@ pub struct SetLock {
 
 const WHOLE: (i64, i64) = (0, 0);
 const LOCK: &str = "set.lock";
+/// What the lock's file holds instead of a pid when the set is a set of units, of which none outlives the others.
+const UNITS: &str = "systemd";
 
-/// Takes the lock of the set in `dir` and writes down our pid.
+/// Who keeps a set running.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Keeper {
+    /// This process, while it lives.
+    Process,
+    /// systemd, until the set is removed.
+    Units,
+}
+
+/// Whether the set in `dir` is a set of units.
+pub fn is_units(dir: &Path) -> bool {
+    read_private(&dir.join(LOCK), owner_of(dir)).is_ok_and(|text| text.starts_with(UNITS))
+}
+
+/// Takes the lock of the set in `dir` and writes down who keeps it: our pid, or systemd.
 ///
 /// # Errors
-/// [`IpcError::Live`] with the pid of whoever has it.
-pub fn lock_set(dir: &Path) -> Result<SetLock, IpcError> {
+/// [`IpcError::Live`] with the pid of whoever has it; [`IpcError::Units`] for a process where units are.
+pub fn lock_set(dir: &Path, keeper: Keeper) -> Result<SetLock, IpcError> {
     let path = dir.join(LOCK);
+    if keeper == Keeper::Process && is_units(dir) {
+        return Err(IpcError::Units(dir.to_owned()));
+    }
     loop {
         let mut file = File::options()
             .read(true)
             .write(true)
             .create(true)
             .truncate(false)
-            .mode(0o600)
+            .mode(if keeper == Keeper::Units { 0o644 } else { 0o600 })
             .custom_flags(libc::O_NOFOLLOW)
             .open(&path)
             .map_err(at(&path))?;
@@ -98,8 +123,11 @@ pub fn lock_set(dir: &Path) -> Result<SetLock, IpcError> {
         // Its last owner may have removed it between our open and our lock: then this file is nobody's.
         let ours = file.metadata().map_err(at(&path))?;
         if fs::metadata(&path).is_ok_and(|named| (named.dev(), named.ino()) == (ours.dev(), ours.ino())) {
-            let written =
-                file.set_len(0).and_then(|()| file.rewind()).and_then(|()| writeln!(file, "{}", std::process::id()));
+            let who = match keeper {
+                Keeper::Process => std::process::id().to_string(),
+                Keeper::Units => UNITS.to_owned(),
+            };
+            let written = file.set_len(0).and_then(|()| file.rewind()).and_then(|()| writeln!(file, "{who}"));
             written.map_err(at(&path))?;
             return Ok(SetLock { _file: file });
         }

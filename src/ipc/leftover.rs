@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use super::{IpcError, Paths, read_private, recorded};
+use super::{IpcError, Paths, owner_of, read_private, recorded};
 use crate::exchange::{self, Asker, Life};
 use crate::ids::{Claim, Phase};
 use crate::shm::{Role, Segment};
@@ -24,8 +24,9 @@ pub struct Leftover {
 pub fn leftovers(dir: &Path) -> Result<Vec<Leftover>, IpcError> {
     let mut found: Vec<Leftover> = Vec::new();
     for id in recorded(dir)? {
-        let name = read_private(&Paths::new(dir, &id).segment);
-        let Some(segment) = name.ok().and_then(|name| Segment::open(&name, None, None).ok()) else { continue };
+        let owner = owner_of(dir);
+        let name = read_private(&Paths::new(dir, &id).segment, owner);
+        let Some(segment) = name.ok().and_then(|name| Segment::open(&name, None, owner).ok()) else { continue };
         if segment.is_taken(Role::Worker)
             && let Some(life) = Life::load(&segment)
         {

@@ -25,8 +25,8 @@ use crate::bell::Bell;
 use crate::config::Config;
 use crate::ids::{PoolName, WorkerId};
 use crate::shm::{Identity, Role, Segment, SegmentError};
-pub use directory::{SetLock, lock_set};
-use directory::{check_directory, prepare_directory, read_private};
+pub use directory::{Keeper, SetLock, is_units, lock_set};
+use directory::{check_directory, owner_of, prepare_directory, read_private};
 pub use leftover::{Leftover, leftovers};
 
 /// Who may use what is made. The default is one user and nobody else.
@@ -70,6 +70,9 @@ pub enum IpcError {
         /// Who.
         pid: u32,
     },
+    /// The set is a set of units.
+    #[error("the set in {} is run by systemd: stop it first (systemctl stop patou), or give this one another set.runtime_dir", .0.display())]
+    Units(PathBuf),
     /// Nobody has made this worker's parts.
     #[error("{} has no worker {worker}: is the set running?", dir.display())]
     NoWorker {
@@ -136,11 +139,13 @@ pub fn create_worker(config: &Config, id: &WorkerId, set_epoch: u64, modes: &Mod
     Ok(())
 }
 
-/// Opens the parts of one worker and checks that they are this set's. `owner`: another user who may own them.
-pub fn open(config: &Config, id: &WorkerId, owner: Option<u32>) -> Result<Parts, IpcError> {
+/// Opens the parts of one worker and checks that they are this set's: whoever owns the directory that the
+/// configuration names has made them, or root, or this user.
+pub fn open(config: &Config, id: &WorkerId) -> Result<Parts, IpcError> {
     let dir = &config.set.runtime_dir;
     let paths = Paths::new(dir, id);
-    let name = match read_private(&paths.segment) {
+    let owner = owner_of(dir);
+    let name = match read_private(&paths.segment, owner) {
         Ok(name) => name,
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
             return Err(IpcError::NoWorker { dir: dir.clone(), worker: id.clone() });
@@ -157,13 +162,24 @@ pub fn open(config: &Config, id: &WorkerId, owner: Option<u32>) -> Result<Parts,
 /// The name of one worker's segment, as it is recorded.
 pub fn segment_name(dir: &Path, id: &WorkerId) -> Result<String, IpcError> {
     let path = Paths::new(dir, id).segment;
-    read_private(&path).map_err(at(&path))
+    read_private(&path, owner_of(dir)).map_err(at(&path))
+}
+
+/// Which life of the set made the segments that are there.
+pub fn set_epoch(dir: &Path) -> Result<Option<u64>, IpcError> {
+    let open = |id: &WorkerId| Segment::open(&segment_name(dir, id).ok()?, None, owner_of(dir)).ok();
+    Ok(recorded(dir)?.iter().find_map(open).map(|segment| segment.set_epoch()))
+}
+
+/// Whether this program can use every segment in `dir`.
+pub fn is_current(dir: &Path) -> bool {
+    list(dir).is_ok_and(|listed| listed.iter().all(|listed| listed.state.is_ok()))
 }
 
 /// Removes the parts of one worker, whatever there is of them.
 pub fn remove_worker(dir: &Path, id: &WorkerId) -> Result<(), IpcError> {
     let paths = Paths::new(dir, id);
-    match read_private(&paths.segment) {
+    match read_private(&paths.segment, None) {
         // Only names that this program gives: the file is ours, and yet its word is not enough to unlink.
         Ok(name) if name.starts_with(&format!("/patou.{}.", getuid())) => Segment::unlink(&name)?,
         Ok(_) => {}
@@ -186,15 +202,24 @@ pub fn retire_worker(dir: &Path, id: &WorkerId) -> Result<(), IpcError> {
 /// Removes everything of a set in `dir`: the caller holds its lock. Foreign files stay. What cannot be removed
 /// is told, the first of it, after everything else was.
 pub fn remove(dir: &Path) -> Result<(), IpcError> {
+    let mut result = remove_workers(dir);
+    for name in FILES {
+        result = result.and(remove_file(&dir.join(name)));
+    }
+    result
+}
+
+/// Removes the parts of all workers, and nothing else.
+pub fn remove_workers(dir: &Path) -> Result<(), IpcError> {
+    if dir.exists() {
+        check_directory(dir).map_err(at(dir))?;
+    }
     let mut result = Ok(());
     for id in recorded(dir)? {
         result = result.and(remove_worker(dir, &id));
     }
     for pool in pools(dir)? {
         let _ = fs::remove_dir(dir.join(pool.as_str())); // not empty: somebody else's files
-    }
-    for name in FILES {
-        result = result.and(remove_file(&dir.join(name)));
     }
     result
 }
@@ -226,8 +251,8 @@ pub fn list(dir: &Path) -> Result<Vec<Listed>, IpcError> {
     let mut listed = Vec::new();
     for worker in recorded(dir)? {
         let path = Paths::new(dir, &worker).segment;
-        let segment = read_private(&path).map_err(at(&path))?;
-        let state = match Segment::open(&segment, None, None) {
+        let segment = read_private(&path, owner_of(dir)).map_err(at(&path))?;
+        let state = match Segment::open(&segment, None, owner_of(dir)) {
             Ok(open) => Ok((open.is_taken(Role::Dispatcher), open.is_taken(Role::Worker))),
             Err(error) => Err(error.to_string()),
         };
@@ -237,7 +262,7 @@ pub fn list(dir: &Path) -> Result<Vec<Listed>, IpcError> {
 }
 
 /// The workers whose parts are recorded in `dir`, in order.
-fn recorded(dir: &Path) -> Result<Vec<WorkerId>, IpcError> {
+pub fn recorded(dir: &Path) -> Result<Vec<WorkerId>, IpcError> {
     let mut found = Vec::new();
     for pool in pools(dir)? {
         let path = dir.join(pool.as_str());
@@ -260,7 +285,6 @@ fn pools(dir: &Path) -> Result<Vec<PoolName>, IpcError> {
     if !dir.exists() {
         return Ok(Vec::new());
     }
-    check_directory(dir).map_err(at(dir))?;
     let mut pools = Vec::new();
     for entry in fs::read_dir(dir).map_err(at(dir))? {
         let entry = entry.map_err(at(dir))?;

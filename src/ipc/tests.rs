@@ -48,7 +48,7 @@ fn what_is_made_is_private_can_be_opened_listed_and_removed() {
     let paths = Paths::new(set.dir(), &id);
     assert_eq!((mode(set.dir()), mode(&paths.pool)), (0o700, 0o700));
     assert_eq!((mode(&paths.to_worker), mode(&paths.to_dispatcher)), (0o600, 0o600));
-    let parts = open(&set.config, &id, None).unwrap();
+    let parts = open(&set.config, &id).unwrap();
     let object = Path::new("/dev/shm").join(&parts.segment.name()[1..]);
     assert_eq!(mode(&object), 0o600);
     assert_eq!(list(set.dir()).unwrap().len(), 2);
@@ -56,26 +56,26 @@ fn what_is_made_is_private_can_be_opened_listed_and_removed() {
     // Made again, it is another segment: nobody who has the old one open can be mistaken for a member.
     create_worker(&set.config, &id, 2, &Modes::default()).unwrap();
     assert!(!object.exists());
-    let again = open(&set.config, &id, None).unwrap();
+    let again = open(&set.config, &id).unwrap();
     assert_eq!((parts.segment.set_epoch(), again.segment.set_epoch()), (1, 2));
 
     let object = Path::new("/dev/shm").join(&again.segment.name()[1..]);
     remove(set.dir()).unwrap();
     assert!(!object.exists() && list(set.dir()).unwrap().is_empty());
-    assert!(matches!(open(&set.config, &id, None), Err(IpcError::NoWorker { .. })));
+    assert!(matches!(open(&set.config, &id), Err(IpcError::NoWorker { .. })));
 }
 
 #[test]
 fn one_set_per_directory() {
     let set = Set::new("lock");
     set.create();
-    let lock = lock_set(set.dir()).unwrap();
+    let lock = lock_set(set.dir(), Keeper::Process).unwrap();
     assert_eq!(SetLock::holder(set.dir()), Some(std::process::id()));
-    let error = lock_set(set.dir()).unwrap_err();
+    let error = lock_set(set.dir(), Keeper::Process).unwrap_err();
     assert!(matches!(error, IpcError::Live { pid, .. } if pid == std::process::id()), "{error}");
     drop(lock);
     assert_eq!(SetLock::holder(set.dir()), None);
-    let lock = lock_set(set.dir()).unwrap();
+    let lock = lock_set(set.dir(), Keeper::Process).unwrap();
     remove(set.dir()).unwrap();
     lock.remove(set.dir());
     assert!(!set.dir().exists());
@@ -86,7 +86,7 @@ fn leftovers_are_found_by_their_locks() {
     let set = Set::new("left");
     set.create();
     assert!(leftovers(set.dir()).unwrap().is_empty());
-    let parts = open(&set.config, &"default-2".parse().unwrap(), None).unwrap();
+    let parts = open(&set.config, &"default-2".parse().unwrap()).unwrap();
     assert!(parts.segment.take(Role::Worker).unwrap());
     Respondent::begin(parts.segment.clone(), 4711, 99, None, Time(0));
     let found = leftovers(set.dir()).unwrap();
@@ -115,12 +115,12 @@ fn links_and_open_directories_are_refused() {
     let kept = set._top.join("kept");
     fs::rename(&paths.to_worker, &kept).unwrap();
     symlink(&kept, &paths.to_worker).unwrap();
-    assert!(open(&set.config, &id, None).is_err());
+    assert!(open(&set.config, &id).is_err());
     fs::remove_file(&paths.to_worker).unwrap();
     fs::rename(&kept, &paths.to_worker).unwrap();
     fs::rename(&paths.segment, &kept).unwrap();
     symlink(&kept, &paths.segment).unwrap();
-    assert!(open(&set.config, &id, None).is_err());
+    assert!(open(&set.config, &id).is_err());
     fs::rename(&kept, &paths.segment).unwrap();
 }
 

@@ -34,7 +34,7 @@ use crate::bell::Bell;
 use crate::clock;
 use crate::config::{Config, Loaded, Origin};
 use crate::ids::{Time, WorkerId};
-use crate::ipc::{self, IpcError, Modes};
+use crate::ipc::{self, IpcError, Keeper, Modes};
 use crate::liveness::RestartLimits;
 use crate::signals::Signal;
 use crate::{log, tree};
@@ -93,7 +93,7 @@ async fn hold(loaded: Loaded) -> Result<(), WatchdogError> {
     let dir = loaded.config.set.runtime_dir.clone();
     let name = loaded.config.set.name.clone();
     ipc::prepare(&loaded.config, &Modes::default())?;
-    let lock = ipc::lock_set(&dir)?;
+    let lock = ipc::lock_set(&dir, Keeper::Process)?;
     let mut waived = false;
     let result = async {
         let stop = stop.into_async().map_err(system("signals"))?;
@@ -157,7 +157,7 @@ impl Watch {
         let mut bells = BTreeMap::new();
         for id in config.workers() {
             ipc::create_worker(&config, &id, set_epoch, &Modes::default())?;
-            bells.insert(id.clone(), ipc::open(&config, &id, None)?.to_dispatcher);
+            bells.insert(id.clone(), ipc::open(&config, &id)?.to_dispatcher);
         }
         publish(&config, &dir)?;
         let notify = dir.join("notify.sock");

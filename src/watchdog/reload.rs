@@ -96,7 +96,7 @@ impl Watch {
         let mut bells = BTreeMap::new();
         for id in fresh {
             ipc::create_worker(new, id, self.set_epoch, &Modes::default())?;
-            bells.insert(id.clone(), ipc::open(new, id, None)?.to_dispatcher);
+            bells.insert(id.clone(), ipc::open(new, id)?.to_dispatcher);
         }
         Ok(bells)
     }

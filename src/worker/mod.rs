@@ -133,7 +133,7 @@ impl Office {
         let (socket, _) = sockets.into_iter().next().ok_or(ServeError::NoSocket)?;
         let listener = Listener::adopt(socket).map_err(system("the listening socket"))?;
 
-        let parts = ipc::open(config, id, None)?;
+        let parts = ipc::open(config, id)?;
         if !parts.segment.take(Role::Worker).map_err(|e| system("locking the segment")(e.into()))? {
             let pid = crate::exchange::Life::load(&parts.segment).map_or(0, |life| life.pid);
             return Err(ServeError::Taken { worker: id.clone(), pid });

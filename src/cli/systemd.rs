@@ -1,0 +1,253 @@
+//! `patou systemd`: what the units and the package run. An operator uses systemctl.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::io;
+use std::os::fd::AsFd;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+
+use clap::Subcommand;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::signal::Signal;
+use nix::unistd::Pid;
+
+use super::{Failure, failed};
+use crate::config::{Config, Loaded};
+use crate::probe::{self, Order};
+use crate::units::{self, APPLIED, DISPATCHER, IPC, RUNTIME_DIR, WATCHDOG, worker_service};
+use crate::{ipc, sys};
+
+#[derive(Clone, Debug, Subcommand)]
+pub enum Action {
+    /// Write the drop-ins of the units (a systemd generator)
+    Generate {
+        /// Where to (systemd.generator(7))
+        normal: PathBuf,
+        /// Not used
+        early: Option<PathBuf>,
+        /// Not used
+        late: Option<PathBuf>,
+    },
+    /// Publish the configuration and start the units
+    Start,
+    /// Publish a changed configuration and bring the units in line with it
+    Reload,
+    /// Stop the units, and withdraw the configuration
+    Stop,
+    /// Tell the main process of the calling unit to leave, and wait until it has
+    Leave,
+    /// After an upgrade of the package: restart what runs, one part after the other
+    Upgrade,
+}
+
+/// How long the dispatcher may take to hear that the set is stopping.
+const PATIENCE: Duration = Duration::from_secs(1);
+
+pub fn run(path: Option<&Path>, action: &Action) -> Result<(), Failure> {
+    match action {
+        Action::Generate { normal, .. } => generate(path, normal),
+        Action::Start => start(path),
+        Action::Reload => reload(path),
+        Action::Stop => stop(),
+        Action::Leave => leave(),
+        Action::Upgrade => upgrade(),
+    }
+}
+
+/// From what is published. Before anything is, at boot for instance, from what would be.
+fn generate(path: Option<&Path>, dir: &Path) -> Result<(), Failure> {
+    let published = Path::new(APPLIED);
+    let loaded = match published.exists() {
+        true => Config::load(Some(published))?,
+        false => Config::load(path)?,
+    };
+    for (file, text) in units::render(&loaded.config) {
+        let file = dir.join(file);
+        let parent = file.parent().unwrap_or(dir);
+        fs::create_dir_all(parent).and_then(|()| fs::write(&file, text)).map_err(|error| at(&file, error))?;
+    }
+    Ok(())
+}
+
+fn at(path: &Path, error: io::Error) -> Failure {
+    failed(format!("{}: {error}", path.display()))
+}
+
+/// The configuration, if systemd can run it.
+fn load(path: Option<&Path>) -> Result<Loaded, Failure> {
+    let loaded = Config::load(path)?;
+    let faults = units::check(&loaded.config);
+    if faults.is_empty() { Ok(loaded) } else { Err(Failure::Config(faults.join("\n"))) }
+}
+
+/// Puts a configuration, or none, in the place that the generator and the parts read.
+fn publish(config: Option<&Config>) -> Result<(), Failure> {
+    let path = Path::new(APPLIED);
+    let published = match config {
+        // Every key with its value: what a default depends on, such as who asks, must not matter any more.
+        Some(config) => {
+            let new = path.with_extension("toml.new");
+            fs::create_dir_all(path.parent().unwrap_or(path))
+                .and_then(|()| fs::write(&new, config.to_toml()))
+                .and_then(|()| fs::set_permissions(&new, fs::Permissions::from_mode(0o644)))
+                .and_then(|()| fs::rename(&new, path))
+        }
+        None => match fs::remove_file(path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+            other => other,
+        },
+    };
+    published.map_err(|error| at(path, error))
+}
+
+/// Runs systemctl, whose words go where ours go.
+fn systemctl(words: &[&str], units: &[String]) -> Result<(), Failure> {
+    if units.is_empty() && words != ["daemon-reload"] {
+        return Ok(());
+    }
+    let status = Command::new("systemctl").args(words).args(units).status();
+    match status {
+        Ok(status) if status.success() => Ok(()),
+        Ok(_) => Err(failed(format!("systemctl {} {} has failed", words.join(" "), units.join(" ")))),
+        Err(error) => Err(failed(format!("systemctl: {error}"))),
+    }
+}
+
+/// Has systemd read what the generator makes of the published configuration, unless it has done so.
+fn render(config: &Config) -> Result<(), Failure> {
+    let wanted = units::render(config);
+    let dir = Path::new("/run/systemd/generator");
+    let there = |(file, text): (&String, &String)| fs::read_to_string(dir.join(file)).is_ok_and(|found| found == *text);
+    match wanted.iter().all(there) {
+        true => Ok(()),
+        false => systemctl(&["daemon-reload"], &[]),
+    }
+}
+
+fn start(path: Option<&Path>) -> Result<(), Failure> {
+    let loaded = load(path)?;
+    publish(Some(&loaded.config))?;
+    render(&loaded.config)?;
+    let services = units::services(&loaded.config);
+    // Who has failed before gets a new chance.
+    let _ = systemctl(&["reset-failed"], &services);
+    let core = &services[..3];
+    systemctl(&["start"], core)?;
+    let workers = &services[3..];
+    if systemctl(&["start"], workers).is_err() {
+        // The others serve; which one has failed, systemctl has said.
+        let serves = |unit: &String| systemctl(&["--quiet", "is-active"], std::slice::from_ref(unit)).is_ok();
+        if !workers.iter().any(serves) {
+            return Err(failed("no worker could be started"));
+        }
+    }
+    Ok(())
+}
+
+fn stop() -> Result<(), Failure> {
+    // Whoever waits is told so, and not left to a dispatcher that has no workers any more. One that cannot hear
+    // it is stopped all the same.
+    let _ = probe::ask(&Path::new(RUNTIME_DIR).join("probe.sock"), Some(Order::Quiesce), PATIENCE);
+    let all = ["patou-worker@*", "patou-listener@*", "patou-probe.socket", DISPATCHER, WATCHDOG, IPC];
+    let stopped = systemctl(&["stop"], &all.map(str::to_owned));
+    publish(None)?;
+    stopped
+}
+
+fn reload(path: Option<&Path>) -> Result<(), Failure> {
+    let refused = |failure| match failure {
+        Failure::Config(text) => Failure::Config(format!("{text}\nreload refused, nothing has changed")),
+        Failure::Failed(text) => failed(format!("reload refused, nothing has changed: {text}")),
+    };
+    let new = load(path).map_err(refused)?;
+    let old = Config::load(Some(Path::new(APPLIED)))?;
+    if old.config.set != new.config.set {
+        return Err(refused(failed("set.name cannot change while the set runs: stop it and start it again")));
+    }
+    let steps = units::steps(&old.config, &new.config);
+    bindable(&old.config, &new.config).map_err(refused)?;
+    apply(&new, &steps).map_err(|failure| {
+        // Back to what was.
+        let back = units::steps(&new.config, &old.config);
+        match apply(&old, &back) {
+            Ok(()) => refused(failure),
+            Err(second) => failed(format!("{}; and going back: {}", text(&failure), text(&second))),
+        }
+    })
+}
+
+fn text(failure: &Failure) -> &str {
+    match failure {
+        Failure::Config(text) | Failure::Failed(text) => text,
+    }
+}
+
+fn apply(new: &Loaded, steps: &units::Steps) -> Result<(), Failure> {
+    systemctl(&["stop"], &steps.stop)?;
+    publish(Some(&new.config))?;
+    render(&new.config)?;
+    systemctl(&["reload"], &[IPC.to_owned()])?;
+    systemctl(&["start"], &steps.start)?;
+    for unit in steps.restart.iter() {
+        one_by_one("restart", unit)?;
+    }
+    // Who is not running, because an operator has stopped it, reads it when it is started.
+    systemctl(&["try-reload-or-restart"], &steps.reload)
+}
+
+/// Restarts a unit that is running; one that is not stays as it is.
+fn one_by_one(verb: &str, unit: &str) -> Result<(), Failure> {
+    systemctl(&[&format!("try-{verb}")], &[unit.to_owned()])
+}
+
+/// Tries the addresses that are new, before anything is touched.
+fn bindable(old: &Config, new: &Config) -> Result<(), Failure> {
+    let of = |config: &Config| {
+        let listeners: Vec<_> = config.listeners.iter().map(|l| l.address.clone()).collect();
+        let workers = config.workers().filter_map(|id| Some(config.pool(&id.pool)?.worker_address(id.number)));
+        listeners.into_iter().chain(workers).map(|address| (address.to_string(), address)).collect::<BTreeMap<_, _>>()
+    };
+    let known = of(old);
+    for (name, address) in of(new).into_iter().filter(|(name, _)| !known.contains_key(name)) {
+        if let crate::config::Address::Tcp(address) = address {
+            std::net::TcpListener::bind(address).map_err(|error| failed(format!("{name}: {error}")))?;
+        }
+    }
+    Ok(())
+}
+
+/// `ExecStop=` of a part: SIGTERM to `$MAINPID`, then its end. What else the unit has running, systemd kills then.
+fn leave() -> Result<(), Failure> {
+    let Some(pid) = std::env::var("MAINPID").ok().and_then(|pid| pid.parse().ok()) else {
+        return Ok(()); // it has left
+    };
+    let Ok(process) = sys::pidfd_open(Pid::from_raw(pid)) else { return Ok(()) };
+    for signal in [Signal::SIGTERM, Signal::SIGCONT] {
+        if let Err(error) = sys::pidfd_send_signal(process.as_fd(), signal) {
+            return if error.raw_os_error() == Some(nix::libc::ESRCH) { Ok(()) } else { Err(failed(error)) };
+        }
+    }
+    // Bounded by TimeoutStopSec= of the unit.
+    let _ = poll(&mut [PollFd::new(process.as_fd(), PollFlags::POLLIN)], PollTimeout::NONE);
+    Ok(())
+}
+
+/// One part after the other, so that there is always somebody who serves. Segments of another layout have to be made
+/// anew, and for that everybody leaves, while new clients wait in the backlog of the listening sockets.
+fn upgrade() -> Result<(), Failure> {
+    let Ok(applied) = Config::load(Some(Path::new(APPLIED))) else {
+        return Ok(()); // not running
+    };
+    if !ipc::is_current(Path::new(RUNTIME_DIR)) {
+        println!("the segments have another layout: all workers finish what they do and start anew");
+        return systemctl(&["try-restart"], &[IPC.to_owned()]);
+    }
+    for id in applied.config.workers() {
+        one_by_one("restart", &worker_service(&id))?;
+    }
+    one_by_one("restart", DISPATCHER)?;
+    one_by_one("restart", WATCHDOG)
+}

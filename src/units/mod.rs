@@ -1,0 +1,67 @@
+//! The set as systemd units: what the configuration adds to the unit files of the package, and what a change of it
+//! means for the running units.
+//!
+//! Pure. The unit files hold what is the same for every set; addresses, users, limits and timeouts come from the
+//! configuration as drop-ins, which a generator (systemd.generator(7)) writes at every daemon-reload.
+
+mod render;
+mod steps;
+
+use crate::config::{Address, Config};
+use crate::ids::WorkerId;
+pub use render::render;
+pub use steps::{Steps, steps};
+
+/// The published configuration: what the running units were rendered from.
+pub const APPLIED: &str = "/run/patou-applied/patou.toml";
+/// Where `set.runtime_dir` is under systemd: tmpfiles.d(5) makes it.
+pub const RUNTIME_DIR: &str = "/run/patou";
+/// Segments and named pipes.
+pub const IPC: &str = "patou-ipc.service";
+/// The watchdog.
+pub const WATCHDOG: &str = "patou-watchdog.service";
+/// The dispatcher.
+pub const DISPATCHER: &str = "patou-dispatcher.service";
+/// The account that owns segments, named pipes and the dispatcher.
+pub const OWNER: &str = "patou";
+/// The account of workers whose pool names none.
+pub const WORKER_USER: &str = "patou-worker";
+
+/// The service of a worker.
+pub fn worker_service(id: &WorkerId) -> String {
+    format!("patou-worker@{}.service", id.instance())
+}
+
+fn worker_socket(id: &WorkerId) -> String {
+    format!("patou-worker@{}.socket", id.instance())
+}
+
+fn listener_socket(index: usize) -> String {
+    format!("patou-listener@{index}.socket")
+}
+
+/// The services of a set, in the order in which they are started.
+pub fn services(config: &Config) -> Vec<String> {
+    let fixed = [IPC, WATCHDOG, DISPATCHER].map(str::to_owned);
+    fixed.into_iter().chain(config.workers().map(|id| worker_service(&id))).collect()
+}
+
+/// Why a valid configuration cannot be run by systemd: every reason.
+pub fn check(config: &Config) -> Vec<String> {
+    let mut faults = Vec::new();
+    let dir = config.set.runtime_dir.display();
+    if config.set.runtime_dir != std::path::Path::new(RUNTIME_DIR) {
+        faults.push(format!("set.runtime_dir is {dir}; under systemd it is {RUNTIME_DIR}, made by tmpfiles.d"));
+    }
+    let any = |address: &Address| matches!(address, Address::Tcp(tcp) if tcp.port() == 0);
+    let addresses = config.listeners.iter().map(|l| ("listener", &l.address));
+    for (what, address) in addresses.chain(config.pools.iter().map(|p| ("pool", &p.address))) {
+        if any(address) {
+            faults.push(format!("{what}.address is {address}; under systemd it needs a port, not 0"));
+        }
+    }
+    faults
+}
+
+#[cfg(test)]
+mod tests;

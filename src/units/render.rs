@@ -1,0 +1,142 @@
+//! Drop-ins from a configuration.
+
+use std::collections::BTreeMap;
+use std::fmt::Write;
+use std::time::Duration;
+
+use super::{DISPATCHER, OWNER, WATCHDOG, listener_socket, worker_service, worker_socket};
+use crate::config::{Address, Config, Listener, Pool};
+
+/// Systemd's own watch over a part is the slow second net: this many times what the watchdog of the set allows.
+const SECOND_NET: u32 = 10;
+/// Descriptors of a part besides its connections.
+const DESCRIPTORS: usize = 1024;
+/// How long a part that has been told to go may take when nothing is left to do, besides what the configuration says.
+const PARTING: Duration = Duration::from_secs(1);
+
+/// The drop-ins: path below the directory of the generator, and content.
+pub fn render(config: &Config) -> BTreeMap<String, String> {
+    let mut files = BTreeMap::new();
+    let mut add = |unit: &str, text: String| {
+        let head = "# From the configuration of the set, by patou systemd generate.\n";
+        files.insert(format!("{unit}.d/50-patou.conf"), format!("{head}{text}"));
+    };
+    for (index, listener) in config.listeners.iter().enumerate() {
+        add(&listener_socket(index), listening(&listener.address, Some(listener)));
+    }
+    add(DISPATCHER, dispatcher(config));
+    add(WATCHDOG, start_limit(config));
+    for pool in &config.pools {
+        // A client that may ask for a worker of the pool may also talk to it.
+        let like = config.listeners.iter().find(|l| l.pool == pool.name && l.address.is_unix());
+        for number in 1..=pool.workers {
+            let id = crate::ids::WorkerId { pool: pool.name.clone(), number };
+            add(&worker_socket(&id), listening(&pool.worker_address(number), like));
+            add(&worker_service(&id), worker(config, pool));
+        }
+    }
+    files
+}
+
+fn listening(address: &Address, like: Option<&Listener>) -> String {
+    let mut text = String::from("[Socket]\n");
+    match address {
+        Address::Tcp(address) => line(&mut text, "ListenStream", &address.to_string()),
+        Address::Unix(path) => {
+            line(&mut text, "ListenStream", &path.display().to_string());
+            let owner = like.and_then(|l| l.owner.as_deref()).unwrap_or(OWNER);
+            let group = like.and_then(|l| l.group.as_deref()).unwrap_or(OWNER);
+            let mode = like.map_or(Listener::MODE, |l| l.mode);
+            line(&mut text, "SocketUser", owner);
+            line(&mut text, "SocketGroup", group);
+            line(&mut text, "SocketMode", &format!("{mode:04o}"));
+        }
+    }
+    text
+}
+
+fn dispatcher(config: &Config) -> String {
+    let (front, watchdog) = (&config.front, &config.watchdog);
+    let mut text = start_limit(config);
+    text.push_str("\n[Service]\n");
+    for index in 0..config.listeners.len() {
+        line(&mut text, "Sockets", &listener_socket(index));
+    }
+    let waiting: usize = config.pools.iter().map(|pool| pool.queue).sum();
+    line(&mut text, "FileDescriptorStoreMax", &waiting.min(front.connections).to_string());
+    // A connection in the store is open twice.
+    line(&mut text, "LimitNOFILE", &(2 * front.connections + DESCRIPTORS).to_string());
+    time(&mut text, "TimeoutStartSec", starting(config));
+    time(&mut text, "TimeoutStopSec", front.store_after * 2 + front.linger_timeout + PARTING);
+    time(&mut text, "TimeoutAbortSec", watchdog.abort_grace);
+    time(&mut text, "WatchdogSec", watchdog.dispatcher_timeout * SECOND_NET);
+    text
+}
+
+fn worker(config: &Config, pool: &Pool) -> String {
+    let (front, watchdog) = (&config.front, &config.watchdog);
+    let mut text = start_limit(config);
+    text.push_str("\n[Service]\n");
+    if !pool.user.is_empty() {
+        line(&mut text, "User", &pool.user);
+    }
+    for (name, value) in &pool.environment {
+        let _ = writeln!(text, "Environment=\"{}\"", quoted(&format!("{name}={value}")));
+    }
+    let limits = &pool.limits;
+    let open_files = limits.open_files.clone().unwrap_or_else(|| (front.connections + DESCRIPTORS).to_string());
+    line(&mut text, "LimitNOFILE", &open_files);
+    let controlled =
+        [("MemoryMax", &limits.memory_max), ("CPUQuota", &limits.cpu_quota), ("TasksMax", &limits.tasks_max)];
+    for (key, value) in controlled {
+        if let Some(value) = value {
+            line(&mut text, key, value);
+        }
+    }
+    time(&mut text, "TimeoutStartSec", starting(config));
+    time(&mut text, "TimeoutStopSec", pool.drain_timeout + front.linger_timeout + PARTING);
+    time(&mut text, "TimeoutAbortSec", watchdog.abort_grace);
+    time(&mut text, "WatchdogSec", watchdog.worker_timeout * SECOND_NET);
+    text
+}
+
+fn start_limit(config: &Config) -> String {
+    let restarts = &config.watchdog.restarts;
+    let mut text = String::from("[Unit]\n");
+    time(&mut text, "StartLimitIntervalSec", restarts.within);
+    // The first start counts too.
+    line(&mut text, "StartLimitBurst", &(u64::from(restarts.max) + 1).to_string());
+    text
+}
+
+/// A part that died again and again waits before it is ready.
+fn starting(config: &Config) -> Duration {
+    config.watchdog.start_timeout + config.watchdog.restarts.delay_max
+}
+
+fn line(text: &mut String, key: &str, value: &str) {
+    let _ = writeln!(text, "{key}={}", value.replace('%', "%%"));
+}
+
+/// At least a millisecond: zero means "for ever" to systemd.
+fn time(text: &mut String, key: &str, value: Duration) {
+    let _ = writeln!(text, "{key}={}us", value.max(Duration::from_millis(1)).as_micros());
+}
+
+/// A value between double quotes (systemd.syntax(7)).
+fn quoted(text: &str) -> String {
+    let mut quoted = String::with_capacity(text.len());
+    for c in text.chars() {
+        match c {
+            '"' | '\\' => quoted.extend(['\\', c]),
+            '%' => quoted.push_str("%%"),
+            '\n' => quoted.push_str("\\n"),
+            '\t' => quoted.push_str("\\t"),
+            c if c.is_control() => {
+                let _ = write!(quoted, "\\u{:04x}", u32::from(c));
+            }
+            c => quoted.push(c),
+        }
+    }
+    quoted
+}

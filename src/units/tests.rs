@@ -1,0 +1,85 @@
+use std::time::Duration;
+
+use super::*;
+use crate::config::Handler;
+
+fn base() -> Config {
+    Config::parse(
+        "[set]\nruntime_dir = \"/run/patou\"\n[[listener]]\naddress = \"unix:/run/patou/lease.sock\"\nmode = 0o666\n\
+         group = \"web\"\n[[pool]]\nname = \"a\"\nworkers = 2\naddress = \"unix:/run/patou/a-{n}.sock\"\n",
+        "",
+    )
+    .unwrap()
+}
+
+#[test]
+fn drop_ins_carry_what_the_configuration_says() {
+    let mut config = base();
+    let pool = &mut config.pools[0];
+    pool.user = "conv".into();
+    pool.environment.insert("A".into(), "50% \"of\\\" it\nall".into());
+    pool.limits.memory_max = Some("50%".into());
+    pool.limits.open_files = Some("99".into());
+    pool.drain_timeout = Duration::from_millis(1500);
+    let files = render(&config);
+    let file = |unit: &str| files[&format!("{unit}.d/50-patou.conf")].as_str();
+    let has = |unit: &str, line: &str| assert!(file(unit).lines().any(|l| l == line), "{line} in\n{}", file(unit));
+
+    for line in ["ListenStream=/run/patou/lease.sock", "SocketMode=0666", "SocketGroup=web", "SocketUser=patou"] {
+        has("patou-listener@0.socket", line);
+    }
+    has("patou-worker@a-2.socket", "ListenStream=/run/patou/a-2.sock");
+    has("patou-worker@a-2.socket", "SocketMode=0666");
+    for line in [
+        "User=conv",
+        "Environment=\"A=50%% \\\"of\\\\\\\" it\\nall\"",
+        "MemoryMax=50%%",
+        "LimitNOFILE=99",
+        "TimeoutStopSec=3500000us",
+        "StartLimitBurst=11",
+        "StartLimitIntervalSec=60000000us",
+    ] {
+        has("patou-worker@a-1.service", line);
+    }
+    has("patou-dispatcher.service", "Sockets=patou-listener@0.socket");
+    has("patou-dispatcher.service", "FileDescriptorStoreMax=128");
+    assert!(!file("patou-worker@a-1.service").contains("CPUQuota"));
+}
+
+#[test]
+fn each_change_concerns_whom_it_concerns() {
+    let change = |how: fn(&mut Config)| {
+        let mut new = base();
+        how(&mut new);
+        steps(&base(), &new)
+    };
+    let units = |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect::<Vec<_>>();
+    let (one, two) = ("patou-worker@a-1.service", "patou-worker@a-2.service");
+
+    assert_eq!(change(|_| {}), Steps::default());
+    let fewer = change(|c| c.pools[0].workers = 1);
+    assert_eq!((fewer.stop, fewer.start, fewer.restart), (units(&[two]), vec![], vec![]));
+    let more = change(|c| c.pools[0].workers = 3);
+    assert_eq!((more.stop, more.start), (vec![], units(&["patou-worker@a-3.service"])));
+    assert_eq!(change(|c| c.pools[0].limits.tasks_max = Some("9".into())).restart, units(&[one, two]));
+    let handler = change(|c| c.pools[0].handler = Handler::Exec(vec!["x".into()]));
+    assert_eq!(handler.reload, units(&[DISPATCHER, one, two, WATCHDOG]));
+    assert_eq!((handler.stop, handler.start, handler.restart), (vec![], vec![], vec![]));
+    let moved = change(|c| c.pools[0].address = "127.0.0.1:7300".parse().unwrap());
+    assert_eq!((moved.stop, moved.start), (units(&[one, two]), units(&[one, two])));
+    let listener = change(|c| c.listeners[0].address = "127.0.0.1:1".parse().unwrap());
+    assert_eq!((listener.stop, listener.restart), (units(&["patou-listener@0.socket"]), units(&[DISPATCHER])));
+    let added = change(|c| c.listeners.push(crate::config::Listener::default()));
+    assert_eq!((added.stop, added.restart), (vec![], units(&[DISPATCHER])));
+    // A longer queue is a larger descriptor store, which only a restart brings.
+    assert_eq!(change(|c| c.pools[0].queue = 200).restart, units(&[DISPATCHER]));
+}
+
+#[test]
+fn what_systemd_cannot_run_is_said_at_once() {
+    assert_eq!(check(&base()), Vec::<String>::new());
+    let mut config = base();
+    config.set.runtime_dir = "/tmp/x".into();
+    config.pools[0].address = "127.0.0.1:0".parse().unwrap();
+    assert_eq!(check(&config).len(), 2);
+}
