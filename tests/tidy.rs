@@ -32,7 +32,10 @@ const MAY_USE: &[(&str, &[&str])] = &[
         ],
     ),
     ("worker", &["bell", "clock", "config", "exchange", "ids", "ipc", "log", "net", "shm", "signals", "sys", "tree"]),
-    ("watchdog", &["bell", "clock", "config", "ids", "ipc", "liveness", "log", "probe", "signals", "sys", "tree"]),
+    (
+        "watchdog",
+        &["bell", "clock", "config", "ids", "ipc", "liveness", "log", "probe", "signals", "sys", "tree", "units"],
+    ),
     (
         "cli",
         &[

@@ -34,6 +34,8 @@ struct Cli {
 enum Command {
     /// Run the whole set in the foreground
     Run,
+    /// Run the watchdog of a set of systemd units
+    Watchdog,
     /// Run the dispatcher of a set
     Dispatcher,
     /// Run one worker of a set
@@ -138,6 +140,7 @@ fn run(cli: &Cli) -> Result<(), Failure> {
     let path = cli.config.as_deref();
     match &cli.command {
         Command::Run => parts::run(path),
+        Command::Watchdog => parts::watchdog(path),
         Command::Dispatcher => parts::dispatcher(path),
         Command::Worker { worker } => parts::worker(path, worker),
         Command::Ipc { action } => ipc::run(path, *action),

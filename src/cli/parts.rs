@@ -22,6 +22,10 @@ pub fn run(path: Option<&Path>) -> Result<(), Failure> {
     runtime()?.block_on(watchdog::run(load(path)?)).map_err(failed)
 }
 
+pub fn watchdog(path: Option<&Path>) -> Result<(), Failure> {
+    runtime()?.block_on(watchdog::watch(load(path)?)).map_err(|error| failed(format!("watchdog: {error}")))
+}
+
 pub fn dispatcher(path: Option<&Path>) -> Result<(), Failure> {
     let loaded = load(path)?;
     let path = match loaded.origin {

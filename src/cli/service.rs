@@ -45,7 +45,7 @@ fn order(config: &Config, order: Order) -> Result<(), Failure> {
     let report = probe::ask(&socket, Some(order), PATIENCE).map_err(|error| {
         let dir = config.set.runtime_dir.display();
         match error.kind() {
-            _ if SetLock::holder(&config.set.runtime_dir).is_none() => failed(format!("no set is running in {dir}")),
+            _ if !is_running(&config.set.runtime_dir) => failed(format!("no set is running in {dir}")),
             ErrorKind::WouldBlock | ErrorKind::TimedOut => {
                 failed("the dispatcher does not answer: see patou status; the watchdog replaces it if it is frozen")
             }
@@ -53,6 +53,11 @@ fn order(config: &Config, order: Order) -> Result<(), Failure> {
         }
     })?;
     report.refused.map_or(Ok(()), |why| Err(Failure::Failed(why)))
+}
+
+/// Whether somebody keeps the set in `dir`.
+fn is_running(dir: &Path) -> bool {
+    ipc::is_units(dir) || SetLock::holder(dir).is_some()
 }
 
 /// The first listener of the running set, or else of the configuration.

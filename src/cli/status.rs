@@ -12,7 +12,7 @@ use super::{Failure, duration, failed, load_applied};
 use crate::config::{Address, Config};
 use crate::exchange::{self, Counters, Life};
 use crate::ids::{Claim, LeaseId, Phase, PoolName, WorkerId, WorkerState};
-use crate::ipc::{self, SetLock};
+use crate::ipc;
 use crate::probe::{self, Report, WorkerReport};
 use crate::shm::Segment;
 use crate::tree;
@@ -113,10 +113,9 @@ fn look(config: &Config) -> Result<View, Failure> {
     let dir = &config.set.runtime_dir;
     let state = State::read(dir).map_err(|_| failed(format!("no set is running in {}", dir.display())))?;
     let report = probe::ask(&dir.join("probe.sock"), None, PATIENCE).ok();
-    let holder = SetLock::holder(dir);
-    let watchdog = match holder {
+    let watchdog = match state.watchdog() {
         None => "gone",
-        Some(pid) if tree::look(pid).is_some_and(|process| process.stopped) => "frozen",
+        Some(process) if process.stopped => "frozen",
         Some(_) if state.stopping => "stopping",
         Some(_) => "up",
     };
@@ -142,7 +141,7 @@ fn look(config: &Config) -> Result<View, Failure> {
     Ok(View {
         set: config.set.name.clone(),
         listeners: state.listeners.clone(),
-        watchdog: RoleView { pid: holder.or(Some(state.pid)), state: watchdog, restarts: 0 },
+        watchdog: RoleView { pid: Some(state.pid), state: watchdog, restarts: 0 },
         dispatcher: DispatcherView {
             pid: dispatcher.pid,
             state: dispatcher_state.to_owned(),

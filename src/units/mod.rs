@@ -16,6 +16,8 @@ pub use steps::{Steps, steps};
 pub const APPLIED: &str = "/run/patou-applied/patou.toml";
 /// Where `set.runtime_dir` is under systemd: tmpfiles.d(5) makes it.
 pub const RUNTIME_DIR: &str = "/run/patou";
+/// Where the watchdog writes for `patou status`: `RuntimeDirectory=` of its unit.
+pub const WATCHDOG_DIR: &str = "/run/patou-watchdog";
 /// Segments and named pipes.
 pub const IPC: &str = "patou-ipc.service";
 /// The watchdog.

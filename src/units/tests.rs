@@ -67,7 +67,7 @@ fn each_change_concerns_whom_it_concerns() {
     assert_eq!((handler.stop, handler.start, handler.restart), (vec![], vec![], vec![]));
     let moved = change(|c| c.pools[0].address = "127.0.0.1:7300".parse().unwrap());
     assert_eq!((moved.stop, moved.start), (units(&[one, two]), units(&[one, two])));
-    let listener = change(|c| c.listeners[0].address = "127.0.0.1:1".parse().unwrap());
+    let listener = change(|c| c.listeners[0].address = "unix:/run/patou/b.sock".parse().unwrap());
     assert_eq!((listener.stop, listener.restart), (units(&["patou-listener@0.socket"]), units(&[DISPATCHER])));
     let added = change(|c| c.listeners.push(crate::config::Listener::default()));
     assert_eq!((added.stop, added.restart), (vec![], units(&[DISPATCHER])));

@@ -6,6 +6,7 @@
 //! answers from its serving loop, and brings the workers' answers along.
 
 mod accuse;
+mod cgroup;
 mod children;
 mod leftover;
 mod notify;
@@ -14,6 +15,8 @@ mod prober;
 mod reload;
 mod sockets;
 mod state;
+mod tell;
+mod units;
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -40,10 +43,12 @@ use crate::signals::Signal;
 use crate::{log, tree};
 use children::Children;
 use notify::{Notify, Store};
-use plan::{Action, Bounds, Event, Part, Plan, Sign, Telling};
+use plan::{Action, Bounds, Event, Part, Plan, Sign};
 use prober::Prober;
 use sockets::{SocketError, Sockets};
 pub use state::{PartState, State};
+use tell::tell;
+pub use units::watch;
 
 /// Why a set cannot be started or go on.
 #[derive(Debug, thiserror::Error)]
@@ -92,6 +97,9 @@ async fn hold(loaded: Loaded) -> Result<(), WatchdogError> {
     let reload = Signal::reload().map_err(system("signals"))?;
     let dir = loaded.config.set.runtime_dir.clone();
     let name = loaded.config.set.name.clone();
+    if ipc::is_units(&dir) {
+        return Err(IpcError::Units(dir).into());
+    }
     ipc::prepare(&loaded.config, &Modes::default())?;
     let lock = ipc::lock_set(&dir, Keeper::Process)?;
     let mut waived = false;
@@ -384,34 +392,6 @@ impl Watch {
             }
         }
         tracing::info!("try: patou status; stop with Ctrl-C");
-    }
-}
-
-fn tell(part: &Part, telling: Telling, pid: Option<u32>) {
-    let worker = part.worker().map(tracing::field::display);
-    match telling {
-        Telling::Ready { restarts } => tracing::info!(worker, pid, restarts, "{part} is back in service"),
-        Telling::Restart { how, delay } => {
-            let delay = match delay.as_millis() {
-                0 => "at once".to_owned(),
-                ms => format!("in {ms} ms"),
-            };
-            tracing::warn!(worker, "{part} has ended ({how}): it is started again {delay}");
-        }
-        Telling::Failed { how } => {
-            tracing::error!(
-                worker,
-                "{part} has failed and stays down: it ended too often (watchdog.restarts), last by {how}; \
-                 mend the cause, then reload (SIGHUP)"
-            );
-        }
-        Telling::Overdue => {
-            tracing::warn!(
-                worker,
-                pid,
-                "{part} did not stop within drain_timeout: it is killed, its request is cut off"
-            );
-        }
     }
 }
 

@@ -5,6 +5,7 @@
 //! Start: the dispatcher, and when it is ready the workers. Stop: the workers, and when all are gone the
 //! dispatcher. In between each part lives for itself: none is restarted because another was.
 
+mod units;
 mod words;
 
 use std::collections::BTreeMap;
@@ -15,7 +16,7 @@ use serde::Serialize;
 
 use crate::ids::{Time, WorkerId};
 use crate::liveness::{Pulse, Restarts, Verdict};
-pub use words::{Action, Bounds, Change, Event, Order, Part, Sign, Telling};
+pub use words::{Absence, Action, Bounds, Change, Event, Order, Part, Sign, Telling};
 
 #[derive(Clone, Debug)]
 enum Stage {
@@ -28,6 +29,15 @@ enum Stage {
     Going(Time, Why),
     Failed,
     Stopped,
+    /// systemd answers for it, and says this.
+    Away(Absence),
+}
+
+/// Who starts and stops the parts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Keeper {
+    Watchdog,
+    Systemd,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -80,6 +90,7 @@ enum Era {
 pub struct Plan {
     parts: BTreeMap<Part, Record>,
     bounds: Bounds,
+    keeper: Keeper,
     era: Era,
     /// Nobody is blamed for silence before this.
     amnesty: Time,
@@ -93,7 +104,8 @@ impl Plan {
         for (id, drain) in workers {
             parts.insert(Part::Worker(id.clone()), Record::new(Stage::Held, *drain));
         }
-        let mut plan = Self { parts, bounds, era: Era::Rising, amnesty: now, actions: Vec::new() };
+        let keeper = Keeper::Watchdog;
+        let mut plan = Self { parts, bounds, keeper, era: Era::Rising, amnesty: now, actions: Vec::new() };
         let actions = plan.handle(now, Event::Tick);
         (plan, actions)
     }
@@ -104,6 +116,8 @@ impl Plan {
             Event::Started(part, pid) => self.started(now, &part, pid),
             Event::StartFailed(part, how) => self.ended(now, &part, how, 0.5),
             Event::Ready(part) => self.ready(now, &part),
+            Event::Exited { part, how, .. } if self.keeper == Keeper::Systemd => self.left(&part, how),
+            Event::Absent { part, absence, restarts } => self.absent(&part, absence, restarts),
             Event::Exited { part, how, chance } => self.ended(now, &part, how, chance),
             Event::Probed => self.with_pulse(&Part::Dispatcher, |pulse| pulse.asked(now)),
             Event::Report(signs) => self.report(now, signs),
@@ -112,6 +126,7 @@ impl Plan {
             Event::Stop if self.era == Era::Over => {}
             Event::Stop => self.stop(now),
             Event::StopNow => self.stop_now(now),
+            Event::Apply(change) if self.keeper == Keeper::Systemd => self.take_over(change),
             Event::Apply(change) => self.apply(now, change),
         }
         self.judge(now);
@@ -124,8 +139,9 @@ impl Plan {
         let due = |(part, record): (&Part, &Record)| match &record.stage {
             Stage::Waiting(at) | Stage::Going(at, _) => Some(*at),
             Stage::Running(pulse) if pulse.is_ready() && *part != Part::Dispatcher => None,
+            Stage::Running(pulse) if !self.answers_for(pulse) => None,
             Stage::Running(pulse) => pulse.due(self.bounds.start_timeout, self.timeout(part)),
-            Stage::Held | Stage::Failed | Stage::Stopped => None,
+            Stage::Held | Stage::Failed | Stage::Stopped | Stage::Away(_) => None,
         };
         self.parts.iter().filter_map(due).min()
     }
@@ -142,6 +158,7 @@ impl Plan {
                 Stage::Going(..) => "draining",
                 Stage::Failed => "failed",
                 Stage::Stopped => "stopped",
+                Stage::Away(absence) => absence.as_str(),
             };
             (part, PartStatus { pid: record.pid, state, restarts: record.count, cause: record.cause.clone() })
         })
@@ -150,6 +167,11 @@ impl Plan {
     /// Whether everything has been told to stop.
     pub fn is_stopping(&self) -> bool {
         !matches!(self.era, Era::Rising | Era::Running)
+    }
+
+    /// Whether its start is ours to judge: systemd has a bound of its own for that (TimeoutStartSec=).
+    fn answers_for(&self, pulse: &Pulse) -> bool {
+        self.keeper == Keeper::Watchdog || pulse.is_ready()
     }
 
     fn timeout(&self, part: &Part) -> Duration {
@@ -276,9 +298,11 @@ impl Plan {
         for part in due {
             let timeout = self.timeout(&part);
             let start_timeout = self.bounds.start_timeout;
+            let ours = self.keeper == Keeper::Watchdog;
             let Some(record) = self.parts.get_mut(&part) else { continue };
             match &mut record.stage {
                 Stage::Running(pulse) if pulse.is_ready() && part != Part::Dispatcher => {} // see `report`
+                Stage::Running(pulse) if !ours && !pulse.is_ready() => {}                   // see `answers_for`
                 Stage::Running(pulse) if pulse.verdict(now, start_timeout, timeout) == Verdict::Frozen => {
                     let silence = in_words(pulse.silence(now));
                     let why = match pulse.is_ready() {
@@ -336,7 +360,9 @@ impl Plan {
                 self.actions.push(Action::Order(part.clone(), Order::Leave));
             }
             Stage::Going(at, _) => record.stage = Stage::Going(*at, why),
-            Stage::Held | Stage::Waiting(_) | Stage::Failed | Stage::Stopped => record.stage = Stage::Stopped,
+            Stage::Held | Stage::Waiting(_) | Stage::Failed | Stage::Stopped | Stage::Away(_) => {
+                record.stage = Stage::Stopped
+            }
         }
     }
 

@@ -8,6 +8,7 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 
 use super::plan::{Part, Plan};
+use crate::{ipc, tree, units};
 
 /// The content of the file.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -63,9 +64,15 @@ impl State {
         Self { set: set.into(), pid, started, stopping, listeners, dispatcher, workers: workers.collect() }
     }
 
-    /// Reads the file of the set in `dir`.
+    /// Reads the file of the set in `dir`, whose watchdog has a directory of its own where the parts are units.
     pub fn read(dir: &Path) -> io::Result<Self> {
+        let dir = if ipc::is_units(dir) { Path::new(units::WATCHDOG_DIR) } else { dir };
         Ok(serde_json::from_slice(&fs::read(dir.join(FILE))?)?)
+    }
+
+    /// The watchdog's process, if it is still there.
+    pub fn watchdog(&self) -> Option<tree::Process> {
+        tree::look(self.pid).filter(|process| process.started == self.started && !process.zombie)
     }
 
     /// Writes it whole.

@@ -88,6 +88,9 @@ fn words(actions: &[Action]) -> Vec<String> {
         Action::Tell(part, Telling::Failed { how }) => format!("failed {part}: {how}"),
         Action::Tell(part, Telling::Ready { restarts }) => format!("back {part} {restarts}"),
         Action::Tell(part, Telling::Overdue) => format!("overdue {part}"),
+        Action::Tell(part, Telling::Ended { how }) => format!("ended {part}: {how}"),
+        Action::Tell(part, Telling::Stopped) => format!("stopped {part}"),
+        Action::Tell(part, Telling::GivenUp) => format!("given up {part}"),
         Action::AllUp => "all up".into(),
         Action::Finish => "finish".into(),
     };
@@ -234,4 +237,42 @@ fn a_planned_restart_neither_waits_nor_counts() {
     talk.tell(1, exited(worker(1)), &["sweep web/1", "start worker web/1"]);
     talk.tell(2, exited(Part::Dispatcher), &["start dispatcher"]);
     assert!(talk.0.status().all(|(_, status)| status.restarts == 0));
+}
+
+/// What systemd starts and stops is watched, and killed where it is frozen; nothing is started here.
+#[test]
+fn units_are_watched_and_left_to_systemd() {
+    let absent = |part: Part, absence| Event::Absent { part, absence, restarts: 3 };
+    let mut talk = Talk(Plan::observing(&workers(2), bounds(), at(0)));
+    assert_eq!(talk.state(&worker(1)), "gone");
+    talk.tell(1, Event::Started(Part::Dispatcher, 10), &[]);
+    // Its start is systemd's to judge, however long it takes.
+    talk.tell(100_000, Event::Tick, &[]);
+    assert_eq!(talk.state(&Part::Dispatcher), "starting");
+    talk.tell(100_000, Event::Ready(Part::Dispatcher), &[]);
+    for n in [1, 2] {
+        talk.tell(100_000, Event::Started(worker(n), 10 + u32::from(n)), &[]);
+        talk.tell(100_000, Event::Ready(worker(n)), &[]);
+    }
+    assert_eq!(talk.0.deadline(), None);
+
+    // One is frozen: said, and killed, and then it is systemd's again.
+    let frozen = ["accuse worker web/1: it is frozen, no sign of life for 1s", "abort worker web/1"];
+    talk.report(101_000, Some(100_000), &frozen);
+    talk.tell(101_200, Event::Tick, &["kill worker web/1"]);
+    talk.tell(101_201, exited(worker(1)), &["ended worker web/1: frozen"]);
+    assert_eq!(talk.state(&worker(1)), "gone");
+    talk.tell(101_300, absent(worker(1), Absence::Gone), &[]);
+    talk.tell(101_400, Event::Started(worker(1), 21), &[]);
+    talk.tell(101_400, Event::Ready(worker(1)), &["back worker web/1 3"]);
+
+    // The other is stopped by an administrator, then fails.
+    talk.tell(102_000, exited(worker(2)), &["ended worker web/2: gone"]);
+    talk.tell(102_010, absent(worker(2), Absence::Stopped), &["stopped worker web/2"]);
+    talk.tell(102_020, absent(worker(2), Absence::Stopped), &[]);
+    assert_eq!(talk.state(&worker(2)), "stopped");
+    talk.tell(102_030, absent(worker(2), Absence::Failed), &["given up worker web/2"]);
+
+    talk.tell(103_000, Event::Apply(change(1)), &[]);
+    assert_eq!((talk.state(&worker(1)), talk.state(&worker(2))), ("up", "unknown"));
 }

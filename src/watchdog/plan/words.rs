@@ -57,6 +57,28 @@ pub struct Sign {
     pub garbled: bool,
 }
 
+/// What systemd says of a unit without a process.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Absence {
+    /// Not known yet, or about to be started again.
+    Gone,
+    /// Somebody has stopped it.
+    Stopped,
+    /// It is given up.
+    Failed,
+}
+
+impl Absence {
+    /// The word of `patou status`.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Absence::Gone => "gone",
+            Absence::Stopped => "stopped",
+            Absence::Failed => "failed",
+        }
+    }
+}
+
 /// What happened.
 #[derive(Debug)]
 pub enum Event {
@@ -68,6 +90,8 @@ pub enum Event {
     Ready(Part),
     /// Its process ended, like this; `chance` from 0 to 1 varies the delay of its restart.
     Exited { part: Part, how: String, chance: f64 },
+    /// systemd says this of a part without a process, and how often it has started it again by itself.
+    Absent { part: Part, absence: Absence, restarts: u32 },
     /// The dispatcher has been asked.
     Probed,
     /// The dispatcher has answered.
@@ -145,4 +169,10 @@ pub enum Telling {
     Failed { how: String },
     /// It did not go in time.
     Overdue,
+    /// It ended; systemd decides what comes next.
+    Ended { how: String },
+    /// An administrator has stopped it.
+    Stopped,
+    /// systemd has given it up.
+    GivenUp,
 }

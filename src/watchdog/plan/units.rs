@@ -1,0 +1,67 @@
+//! The plan of a watchdog that only watches: systemd starts and stops the parts, and starts again what has died.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use super::{Absence, Action, Bounds, Change, Era, Keeper, Part, Plan, Record, Stage, Telling};
+use crate::ids::{Time, WorkerId};
+
+impl Plan {
+    /// A set of units of which nothing is known yet.
+    pub fn observing(workers: &BTreeMap<WorkerId, Duration>, bounds: Bounds, now: Time) -> Self {
+        let away = |drain| Record::new(Stage::Away(Absence::Gone), drain);
+        let mut parts = BTreeMap::from([(Part::Dispatcher, away(Duration::ZERO))]);
+        for (id, drain) in workers {
+            parts.insert(Part::Worker(id.clone()), away(*drain));
+        }
+        Self { parts, bounds, keeper: Keeper::Systemd, era: Era::Running, amnesty: now, actions: Vec::new() }
+    }
+
+    /// The parts without a process, and what is known of their absence.
+    pub fn absent_parts(&self) -> impl Iterator<Item = (&Part, Absence)> {
+        self.parts.iter().filter_map(|(part, record)| match record.stage {
+            Stage::Away(absence) => Some((part, absence)),
+            _ => None,
+        })
+    }
+
+    pub(super) fn left(&mut self, part: &Part, how: String) {
+        let Some(record) = self.parts.get_mut(part) else { return };
+        let frozen = matches!(record.stage, Stage::Going(_, super::Why::Frozen));
+        record.pid = None;
+        record.stage = Stage::Away(Absence::Gone);
+        let how = if frozen { "frozen".to_owned() } else { how };
+        record.cause = Some(how.clone());
+        self.actions.push(Action::Tell(part.clone(), Telling::Ended { how }));
+    }
+
+    pub(super) fn absent(&mut self, part: &Part, absence: Absence, restarts: u32) {
+        let Some(record) = self.parts.get_mut(part) else { return };
+        record.count = restarts;
+        if let Stage::Away(known) = &mut record.stage
+            && *known != absence
+        {
+            *known = absence;
+            let telling = match absence {
+                Absence::Gone => return,
+                Absence::Stopped => Telling::Stopped,
+                Absence::Failed => Telling::GivenUp,
+            };
+            if absence == Absence::Stopped {
+                // Its end was wanted.
+                record.cause = None;
+            }
+            self.actions.push(Action::Tell(part.clone(), telling));
+        }
+    }
+
+    /// The units are brought in line by whoever published the configuration.
+    pub(super) fn take_over(&mut self, change: Change) {
+        self.bounds = change.bounds;
+        self.parts.retain(|part, _| part.worker().is_none_or(|id| change.workers.contains_key(id)));
+        for (id, drain) in change.workers {
+            let new = || Record::new(Stage::Away(Absence::Gone), drain);
+            self.parts.entry(Part::Worker(id)).or_insert_with(new).drain = drain;
+        }
+    }
+}

@@ -1,0 +1,317 @@
+//! The watchdog of a set of systemd units: it watches, says why, and kills what is frozen. systemd does the rest.
+//!
+//! It is no parent of what it watches and needs no right but CAP_KILL: the processes of a unit are found by its
+//! control group, their end is seen through pidfds, and why a unit has no process any more is what
+//! `systemctl show` tells anybody.
+
+use std::collections::BTreeMap;
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::PathBuf;
+use std::time::Duration;
+
+use nix::sys::signal::Signal as Kill;
+use sd_notify::NotifyState;
+use tokio::io::AsyncReadExt;
+use tokio::process::Command;
+use tokio::sync::mpsc;
+use tokio::time::sleep;
+
+use super::cgroup::Slice;
+use super::plan::{Absence, Action, Event, Order, Part, Plan, Sign};
+use super::prober::Prober;
+use super::{State, WatchdogError, accuse, bounds, drains, system, tell};
+use crate::clock;
+use crate::config::{Config, Loaded, Origin};
+use crate::ids::Time;
+use crate::signals::Signal;
+use crate::{log, sys, tree, units};
+
+/// How often systemd is asked about parts that are gone and neither stopped nor failed.
+const ASK: Duration = Duration::from_millis(500);
+
+/// Watches the units of a set until it is told to stop, which stops nobody else.
+///
+/// # Errors
+/// When the control groups cannot be found, and see [`WatchdogError`].
+pub async fn watch(loaded: Loaded) -> Result<(), WatchdogError> {
+    log::init("watchdog");
+    log::abort_on_panic();
+    tokio::task::LocalSet::new().run_until(async { Watch::open(loaded)?.run().await }).await
+}
+
+struct Watch {
+    config: Config,
+    origin: Origin,
+    plan: Plan,
+    slice: Slice,
+    /// The main processes that are watched.
+    mains: BTreeMap<Part, (u32, OwnedFd)>,
+    ended: (mpsc::UnboundedSender<(Part, u32)>, mpsc::UnboundedReceiver<(Part, u32)>),
+    told: (mpsc::UnboundedSender<Vec<Told>>, mpsc::UnboundedReceiver<Vec<Told>>),
+    asking: bool,
+    next_ask: Time,
+    prober: Prober,
+    /// Where the state is written for `patou status`.
+    state_dir: PathBuf,
+    written: Option<State>,
+    status: String,
+    process: (u32, u64),
+}
+
+/// What systemd says of a part.
+struct Told {
+    part: Part,
+    absence: Absence,
+    restarts: u32,
+}
+
+fn unit(part: &Part) -> String {
+    match part {
+        Part::Dispatcher => units::DISPATCHER.to_owned(),
+        Part::Worker(id) => units::worker_service(id),
+    }
+}
+
+impl Watch {
+    fn open(loaded: Loaded) -> Result<Self, WatchdogError> {
+        let Loaded { config, origin, .. } = loaded;
+        let missing = |what: &'static str| WatchdogError::Changed(what);
+        let slice = Slice::own().ok_or_else(|| missing("this process has no cgroup: cgroup v2 is needed"))?;
+        let state_dir = std::env::var_os("RUNTIME_DIRECTORY").map(PathBuf::from);
+        let state_dir =
+            state_dir.ok_or_else(|| missing("RUNTIME_DIRECTORY is not set: systemctl start patou starts it"))?;
+        let pid = std::process::id();
+        let now = clock::now();
+        Ok(Self {
+            plan: Plan::observing(&drains(&config), bounds(&config), now),
+            slice,
+            mains: BTreeMap::new(),
+            ended: mpsc::unbounded_channel(),
+            told: mpsc::unbounded_channel(),
+            asking: false,
+            next_ask: now,
+            prober: Prober::start(config.set.runtime_dir.join("probe.sock")),
+            state_dir,
+            written: None,
+            status: String::new(),
+            process: (pid, tree::look(pid).map_or(0, |process| process.started)),
+            config,
+            origin,
+        })
+    }
+
+    async fn run(mut self) -> Result<(), WatchdogError> {
+        let mut stop = Signal::stop().and_then(Signal::into_async).map_err(system("signals"))?;
+        let mut reload = Signal::reload().and_then(Signal::into_async).map_err(system("signals"))?;
+        let (mut stops, mut reloads) = ([0; 64], [0; 64]);
+        let mut next_probe = clock::now();
+        let beat = sd_notify::watchdog_enabled().map(|interval| interval / 2);
+        let mut next_beat = beat.map(|every| clock::now() + every);
+        self.look();
+        let _ = sd_notify::notify(&[NotifyState::Ready]);
+        loop {
+            let wake_at = [Some(next_probe), self.plan.deadline(), next_beat].into_iter().flatten().min();
+            let wake_at = wake_at.unwrap_or(next_probe);
+            let event = tokio::select! {
+                biased;
+                _ = stop.read(&mut stops) => break,
+                Some((part, pid)) = self.ended.1.recv() => self.exited(part, pid),
+                Some(told) = self.told.1.recv() => { self.take(told); None }
+                signs = self.prober.answer() => self.report(signs),
+                Ok(_) = reload.read(&mut reloads) => self.reload(),
+                () = sleep(wake_at.since(clock::now())) => None,
+            };
+            let now = clock::now();
+            let late = now.since(wake_at);
+            if late > super::LATE {
+                self.handle(now, Event::Lost(late));
+            }
+            if next_probe <= now {
+                next_probe = now + self.config.watchdog.probe_interval;
+                self.look();
+                if self.prober.ask() {
+                    self.handle(now, Event::Probed);
+                }
+            }
+            if let Some(every) = beat
+                && next_beat.is_some_and(|at| at <= now)
+            {
+                let _ = sd_notify::notify(&[NotifyState::Watchdog]);
+                next_beat = Some(now + every);
+            }
+            self.handle(now, event.unwrap_or(Event::Tick));
+        }
+        let _ = sd_notify::notify(&[NotifyState::Stopping]);
+        Ok(())
+    }
+
+    fn handle(&mut self, now: Time, event: Event) {
+        for action in self.plan.handle(now, event) {
+            match action {
+                Action::Order(part, order) => self.order(&part, order),
+                Action::Accuse(part, why) => accuse::record(&part, &why, self.pid(&part)),
+                Action::Tell(part, telling) => tell(&part, telling, self.pid(&part)),
+                // Starting, stopping and clearing up are systemd's.
+                Action::Start(_)
+                | Action::Sweep(_)
+                | Action::Quiesce
+                | Action::Remove(_)
+                | Action::AllUp
+                | Action::Finish => {}
+            }
+        }
+        self.write_state();
+    }
+
+    fn pid(&self, part: &Part) -> Option<u32> {
+        self.mains.get(part).map(|(pid, _)| *pid)
+    }
+
+    fn order(&self, part: &Part, order: Order) {
+        let Some((_, main)) = self.mains.get(part) else { return };
+        match order {
+            Order::Abort => {
+                for signal in [Kill::SIGABRT, Kill::SIGCONT] {
+                    if let Err(error) = sys::pidfd_send_signal(main.as_fd(), signal)
+                        && error.raw_os_error() != Some(nix::libc::ESRCH)
+                    {
+                        tracing::error!("{part} cannot be killed: {error} (the watchdog needs CAP_KILL)");
+                    }
+                }
+            }
+            Order::Kill => self.slice.kill(&unit(part)),
+            Order::Leave | Order::Reload => {}
+        }
+    }
+
+    /// Finds the processes of parts that have none, and asks systemd about those that stay without.
+    fn look(&mut self) {
+        let now = clock::now();
+        let absent: Vec<_> = self.plan.absent_parts().map(|(part, absence)| (part.clone(), absence)).collect();
+        let mut unexplained = Vec::new();
+        for (part, absence) in absent {
+            match self.slice.main(&unit(&part)) {
+                Some(main) => self.found(now, part, main.pid, main.pidfd),
+                None if absence == Absence::Gone => unexplained.push(part),
+                None => {}
+            }
+        }
+        if !unexplained.is_empty() && !self.asking && self.next_ask <= now {
+            self.asking = true;
+            self.next_ask = now + ASK;
+            let answer = self.told.0.clone();
+            tokio::task::spawn_local(async move { drop(answer.send(ask(unexplained).await)) });
+        }
+    }
+
+    fn found(&mut self, now: Time, part: Part, pid: u32, pidfd: OwnedFd) {
+        let watch = pidfd.try_clone().and_then(sys::when_readable);
+        let (ended, of) = (self.ended.0.clone(), part.clone());
+        tokio::task::spawn_local(async move {
+            if let Ok(watch) = watch {
+                let _ = watch.readable().await;
+            }
+            let _ = ended.send((of, pid)); // the watchdog itself is ending
+        });
+        self.mains.insert(part.clone(), (pid, pidfd));
+        self.handle(now, Event::Started(part.clone(), pid));
+        if part != Part::Dispatcher {
+            // Whether a worker is ready the dispatcher knows, which asks nobody else.
+            self.handle(now, Event::Ready(part));
+        }
+    }
+
+    fn exited(&mut self, part: Part, pid: u32) -> Option<Event> {
+        if self.pid(&part) != Some(pid) {
+            return None;
+        }
+        self.mains.remove(&part);
+        self.next_ask = clock::now();
+        Some(Event::Exited { part, how: format!("process {pid} is gone"), chance: 0.5 })
+    }
+
+    fn report(&mut self, signs: Option<Vec<Sign>>) -> Option<Event> {
+        let mut signs = signs?;
+        for sign in &mut signs {
+            let pid = self.pid(&Part::Worker(sign.worker.clone()));
+            if sign.silent_since.is_some() && pid.is_some_and(accuse::is_traced) {
+                sign.silent_since = None;
+            }
+        }
+        // It answers: so it is ready, whoever has started it.
+        self.handle(clock::now(), Event::Ready(Part::Dispatcher));
+        Some(Event::Report(signs))
+    }
+
+    fn take(&mut self, told: Vec<Told>) {
+        self.asking = false;
+        for Told { part, absence, restarts } in told {
+            self.handle(clock::now(), Event::Absent { part, absence, restarts });
+        }
+    }
+
+    fn reload(&mut self) -> Option<Event> {
+        let path = match &self.origin {
+            Origin::File(path) => Some(path.as_path()),
+            Origin::BuiltIn => None,
+        };
+        match Config::load(path) {
+            Ok(loaded) => {
+                self.config = loaded.config;
+                let (workers, bounds) = (drains(&self.config), bounds(&self.config));
+                self.mains.retain(|part, _| part.worker().is_none_or(|id| workers.contains_key(id)));
+                let change = super::plan::Change {
+                    workers,
+                    reload: Vec::new(),
+                    restart: Vec::new(),
+                    restart_dispatcher: false,
+                    bounds,
+                };
+                tracing::info!(set = %self.config.set.name, workers = change.workers.len(), "configuration applied");
+                Some(Event::Apply(change))
+            }
+            Err(error) => {
+                tracing::error!("reload refused, the configuration in force stays: {error}");
+                None
+            }
+        }
+    }
+
+    fn write_state(&mut self) {
+        let listeners = self.config.listeners.iter().map(|listener| listener.address.to_string()).collect();
+        let state = State::of(&self.plan, &self.config.set.name, self.process, listeners);
+        if self.written.as_ref() == Some(&state) {
+            return;
+        }
+        if let Err(error) = state.write(&self.state_dir) {
+            tracing::error!("cannot write watchdog.json: {error}");
+        }
+        let up = state.workers.values().filter(|part| part.state == "up").count();
+        let status = format!("dispatcher {}, {up} of {} workers up", state.dispatcher.state, state.workers.len());
+        if status != self.status {
+            let _ = sd_notify::notify(&[NotifyState::Status(&status)]);
+            self.status = status;
+        }
+        self.written = Some(state);
+    }
+}
+
+/// Asks systemd, which tells everybody. Without an answer nothing is known, and it is asked again.
+async fn ask(parts: Vec<Part>) -> Vec<Told> {
+    let units: Vec<_> = parts.iter().map(unit).collect();
+    let show = ["show", "--property=Id,ActiveState,NRestarts"];
+    let output = Command::new("systemctl").args(show).args(&units).kill_on_drop(true).output().await;
+    let Ok(output) = output else { return Vec::new() };
+    let text = String::from_utf8_lossy(&output.stdout);
+    let blocks = text.split("\n\n").filter_map(|block| {
+        let value = |key: &str| block.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix('='));
+        let part = parts.iter().zip(&units).find(|(_, unit)| Some(unit.as_str()) == value("Id"))?.0.clone();
+        let absence = match value("ActiveState")? {
+            "inactive" => Absence::Stopped,
+            "failed" => Absence::Failed,
+            _ => Absence::Gone,
+        };
+        Some(Told { part, absence, restarts: value("NRestarts").and_then(|n| n.parse().ok()).unwrap_or(0) })
+    });
+    blocks.collect()
+}
