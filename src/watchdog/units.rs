@@ -46,8 +46,8 @@ struct Watch {
     slice: Slice,
     /// The main processes that are watched.
     mains: BTreeMap<Part, (u32, OwnedFd)>,
-    ended: (mpsc::UnboundedSender<(Part, u32)>, mpsc::UnboundedReceiver<(Part, u32)>),
-    told: (mpsc::UnboundedSender<Vec<Told>>, mpsc::UnboundedReceiver<Vec<Told>>),
+    ended: Channel<(Part, u32)>,
+    told: Channel<Vec<Told>>,
     asking: bool,
     next_ask: Time,
     prober: Prober,
@@ -57,6 +57,8 @@ struct Watch {
     status: String,
     process: (u32, u64),
 }
+
+type Channel<T> = (mpsc::UnboundedSender<T>, mpsc::UnboundedReceiver<T>);
 
 /// What systemd says of a part.
 struct Told {
