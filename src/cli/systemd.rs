@@ -133,7 +133,7 @@ fn start(path: Option<&Path>) -> Result<(), Failure> {
     render(&loaded.config)?;
     let services = units::services(&loaded.config);
     // Who has failed before gets a new chance.
-    let _ = systemctl(&["reset-failed"], &services);
+    systemctl(&["reset-failed"], &["patou-*".to_owned()])?;
     let core = &services[..3];
     systemctl(&["start"], core)?;
     let workers = &services[3..];

@@ -201,7 +201,7 @@ impl Plan {
             return; // recycled in place
         }
         pulse.ready();
-        if record.count > 0 {
+        if record.cause.is_some() {
             let restarts = record.count;
             self.actions.push(Action::Tell(part.clone(), Telling::Ready { restarts }));
         }

@@ -4,7 +4,7 @@
 //! control group, their end is seen through pidfds, and why a unit has no process any more is what
 //! `systemctl show` tells anybody.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
 use std::time::Duration;
@@ -48,6 +48,8 @@ struct Watch {
     mains: BTreeMap<Part, (u32, OwnedFd)>,
     ended: Channel<(Part, u32)>,
     told: Channel<Vec<Told>>,
+    /// Parts of which systemd is to be asked how often it has started them.
+    unasked: BTreeSet<Part>,
     asking: bool,
     next_ask: Time,
     prober: Prober,
@@ -90,6 +92,7 @@ impl Watch {
             mains: BTreeMap::new(),
             ended: mpsc::unbounded_channel(),
             told: mpsc::unbounded_channel(),
+            unasked: BTreeSet::new(),
             asking: false,
             next_ask: now,
             prober: Prober::start(config.set.runtime_dir.join("probe.sock")),
@@ -198,11 +201,13 @@ impl Watch {
                 None => {}
             }
         }
-        if !unexplained.is_empty() && !self.asking && self.next_ask <= now {
+        let wanted: Vec<Part> = unexplained.into_iter().chain(self.unasked.iter().cloned()).collect();
+        if !wanted.is_empty() && !self.asking && self.next_ask <= now {
             self.asking = true;
             self.next_ask = now + ASK;
+            self.unasked.clear();
             let answer = self.told.0.clone();
-            tokio::task::spawn_local(async move { drop(answer.send(ask(unexplained).await)) });
+            tokio::task::spawn_local(async move { drop(answer.send(ask(wanted).await)) });
         }
     }
 
@@ -216,6 +221,7 @@ impl Watch {
             let _ = ended.send((of, pid)); // the watchdog itself is ending
         });
         self.mains.insert(part.clone(), (pid, pidfd));
+        self.unasked.insert(part.clone());
         self.handle(now, Event::Started(part.clone(), pid));
         if part != Part::Dispatcher {
             // Whether a worker is ready the dispatcher knows, which asks nobody else.

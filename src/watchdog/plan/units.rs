@@ -42,6 +42,10 @@ impl Plan {
             && *known != absence
         {
             *known = absence;
+            // Who has not been seen running is not being stopped.
+            if absence == Absence::Stopped && record.cause.is_none() {
+                return;
+            }
             let telling = match absence {
                 Absence::Gone => return,
                 Absence::Stopped => Telling::Stopped,
