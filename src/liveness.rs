@@ -129,12 +129,42 @@ impl Restarts {
             return None;
         }
         self.recent.push_back(now);
+        Some(limits.wait(count, chance))
+    }
+}
+
+impl RestartLimits {
+    /// How long the restart waits that comes after `count` others.
+    fn wait(&self, count: u32, chance: f64) -> Duration {
         let doublings = count.saturating_sub(1).min(31);
         let delay = match count {
             0 => Duration::ZERO,
-            _ => limits.delay.saturating_mul(1 << doublings).min(limits.delay_max),
+            _ => self.delay.saturating_mul(1 << doublings).min(self.delay_max),
         };
-        Some(delay.mul_f64(0.75 + chance.clamp(0.0, 1.0) / 2.0))
+        delay.mul_f64(0.75 + chance.clamp(0.0, 1.0) / 2.0)
+    }
+}
+
+/// A start of a part that something else starts, which knows no growing delay: the part keeps account itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Start {
+    /// When it was.
+    pub at: Time,
+    /// How many lives before it ended unplanned, one soon after the other.
+    pub failures: u32,
+}
+
+impl Start {
+    /// The start that comes now, after `last`, and how long it waits before it is ready. A life of at least
+    /// `limits.within` forgives what was before it; so does a planned end, after which there is no `last`.
+    pub fn after(last: Option<Start>, now: Time, limits: &RestartLimits, chance: f64) -> (Start, Duration) {
+        let failures = match last {
+            Some(last) if now.since(last.at) < limits.within => last.failures.saturating_add(1),
+            _ => 0,
+        };
+        let wait = failures.checked_sub(1).map_or(Duration::ZERO, |count| limits.wait(count, chance));
+        // The wait is no life.
+        (Start { at: now + wait, failures }, wait)
     }
 }
 
@@ -174,6 +204,26 @@ mod tests {
         pulse.excuse(Duration::from_secs(5));
         assert_eq!(pulse.verdict(at(6_000), START, TIMEOUT), Verdict::Late);
         assert_eq!(pulse.verdict(at(6_100), START, TIMEOUT), Verdict::Frozen);
+    }
+
+    #[test]
+    fn a_part_that_keeps_account_itself_waits_alike() {
+        let limits = RestartLimits {
+            max: 4,
+            within: Duration::from_secs(60),
+            delay: Duration::from_millis(100),
+            delay_max: Duration::from_millis(150),
+        };
+        let mut last = None;
+        let mut next = |ms| {
+            let (start, wait) = Start::after(last, at(ms), &limits, 0.5);
+            last = Some(start);
+            wait.as_millis()
+        };
+        assert_eq!([next(0), next(10), next(20), next(130), next(300)], [0, 0, 100, 150, 150]);
+        assert_eq!(next(60_449), 150);
+        assert_eq!(next(121_000), 0, "a quiet time forgives everything");
+        assert_eq!(next(121_001), 0);
     }
 
     #[test]

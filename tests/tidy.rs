@@ -23,18 +23,28 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("shm", &["exchange"]),
     ("ipc", &["bell", "config", "exchange", "ids", "shm"]),
     ("units", &["config", "ids"]),
+    ("restart", &["clock", "config", "exchange", "liveness"]),
     ("client", &["ids"]),
     (
         "dispatcher",
         &[
-            "bell", "clock", "config", "exchange", "ids", "ipc", "log", "net", "pool", "probe", "shm", "signals",
-            "sys", "tree",
+            "bell", "clock", "config", "exchange", "ids", "ipc", "log", "net", "pool", "probe", "restart", "shm",
+            "signals", "sys", "tree",
         ],
     ),
-    ("worker", &["bell", "clock", "config", "exchange", "ids", "ipc", "log", "net", "shm", "signals", "sys", "tree"]),
+    (
+        "worker",
+        &[
+            "bell", "clock", "config", "exchange", "ids", "ipc", "log", "net", "restart", "shm", "signals", "sys",
+            "tree",
+        ],
+    ),
     (
         "watchdog",
-        &["bell", "clock", "config", "ids", "ipc", "liveness", "log", "probe", "signals", "sys", "tree", "units"],
+        &[
+            "bell", "clock", "config", "ids", "ipc", "liveness", "log", "probe", "restart", "signals", "sys", "tree",
+            "units",
+        ],
     ),
     (
         "cli",

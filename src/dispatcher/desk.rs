@@ -11,13 +11,13 @@ use super::room::{Room, Slot};
 use super::{DispatcherError, slot};
 use crate::clock;
 use crate::config::{self, Config};
-use crate::exchange::Asker;
+use crate::exchange::{Asker, Word};
 use crate::ids::{Epoch, PoolName, Terms, Time, Token, WorkerId};
 use crate::ipc::{self, Parts};
 use crate::pool::{Action, ClientId, Event, Limits, Peer, Pool, Refusal, Worker};
 use crate::probe::{PoolReport, WorkerReport};
 use crate::shm::Role;
-use crate::{sys, tree};
+use crate::{restart, sys, tree};
 
 /// The dispatcher's state, shared by its tasks, all on one thread.
 pub struct Desk {
@@ -46,8 +46,12 @@ impl Desk {
     /// Takes every slot of the set and reads back what an earlier dispatcher left in them.
     pub fn open(config: &Config, return_ports: &dyn Fn(&PoolName) -> Option<u16>) -> Result<Rc<Self>, DispatcherError> {
         let pid = std::process::id();
+        let epoch = next_epoch(config)?;
+        if let Some(id) = config.workers().next() {
+            restart::hold_back(&ipc::open(config, &id)?.segment, Word::DISPATCHER_START, config);
+        }
         let desk = Rc::new(Self {
-            epoch: next_epoch(config)?,
+            epoch,
             process: (pid, tree::look(pid).map_or(0, |process| process.started)),
             rooms: RefCell::default(),
             clients: RefCell::default(),
@@ -335,6 +339,13 @@ impl Desk {
             }
         };
         self.rooms.borrow().iter().map(report).collect()
+    }
+
+    /// The end of this dispatcher is wanted.
+    pub fn leave(&self) {
+        for slot in self.rooms.borrow().iter().flat_map(|room| &room.slots).flatten() {
+            restart::forgive(&slot.segment, Word::DISPATCHER_START);
+        }
     }
 
     /// How many clients wait for a worker.

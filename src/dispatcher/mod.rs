@@ -128,6 +128,7 @@ async fn serve(mut config: Config, path: Option<PathBuf>) -> Result<(), Dispatch
 
     let _ = sd_notify::notify(&[NotifyState::Stopping]);
     front.close();
+    desk.leave();
     if nix::unistd::getppid() != parent {
         // Nobody is left who would start another dispatcher.
         desk.tell_all(Event::Quiesce);

@@ -27,7 +27,7 @@ pub use worker::{ClaimRefused, Counter, Respondent};
 
 use std::sync::atomic::Ordering;
 
-use crate::ids::{Claim, LeaseId, Reason, Terms};
+use crate::ids::{Claim, LeaseId, Reason, Terms, Time};
 
 /// The words of one slot, wherever they are kept.
 pub trait Memory {
@@ -54,6 +54,19 @@ impl<M: Memory + ?Sized> Memory for std::sync::Arc<M> {
     fn fence(&self, order: Ordering) {
         (**self).fence(order);
     }
+}
+
+/// When a role started last, and how many of its lives had failed before: [`Word::DISPATCHER_START`] or
+/// [`Word::WORKER_START`]. `None` after an end that was wanted.
+pub fn load_start(memory: &impl Memory, word: Word) -> Option<(Time, u32)> {
+    let raw = memory.load(word, Ordering::Relaxed);
+    (raw != 0).then_some((Time((raw >> 16) * 1_000_000), (raw & 0xffff) as u32))
+}
+
+/// Writes it, to the millisecond. Only the role itself may.
+pub fn store_start(memory: &impl Memory, word: Word, start: Option<(Time, u32)>) {
+    let raw = start.map_or(0, |(at, failures)| (at.0 / 1_000_000) << 16 | u64::from(failures.min(0xffff)));
+    memory.store(word, raw, Ordering::Relaxed);
 }
 
 /// What the dispatcher may ask.

@@ -51,6 +51,9 @@ impl Word {
     pub(super) const CLAIM_BY: Word = Word::at(1, 5);
     pub(super) const REQUEST_TIMEOUT: Word = Word::at(1, 6);
 
+    /// When this dispatcher or the last one started, see [`super::load_start`].
+    pub const DISPATCHER_START: Word = Word::at(1, 7);
+
     // Line 2, written by the worker: the answer.
     /// Sequence of the question (48 bits) above reply and reason (8 bits each).
     pub(super) const ANSWER: Word = Word::at(2, 0);
@@ -68,6 +71,9 @@ impl Word {
     pub(super) const LAST_TURN: Word = Word::at(3, 5);
     /// TCP port the worker listens on, or 0.
     pub(super) const PORT: Word = Word::at(3, 6);
+
+    /// As [`Self::DISPATCHER_START`], of the worker.
+    pub const WORKER_START: Word = Word::at(3, 7);
 
     // Line 4, written by both with compare-and-swap.
     /// A [`crate::ids::Claim`].

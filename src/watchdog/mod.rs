@@ -38,9 +38,8 @@ use crate::clock;
 use crate::config::{Config, Loaded, Origin};
 use crate::ids::{Time, WorkerId};
 use crate::ipc::{self, IpcError, Keeper, Modes};
-use crate::liveness::RestartLimits;
 use crate::signals::Signal;
-use crate::{log, tree};
+use crate::{log, restart, tree};
 use children::Children;
 use notify::{Notify, Store};
 use plan::{Action, Bounds, Event, Part, Plan, Sign};
@@ -259,7 +258,7 @@ impl Watch {
     fn exited(&mut self, part: Part, pid: u32) -> Option<Event> {
         let how = self.children.reap(&part, pid)?;
         tracing::debug!(pid, "{part} has ended: {how}");
-        Some(Event::Exited { part, how, chance: chance() })
+        Some(Event::Exited { part, how, chance: restart::chance() })
     }
 
     fn notified(&mut self, message: notify::Message) -> Option<Event> {
@@ -416,17 +415,6 @@ fn bounds(config: &Config) -> Bounds {
         abort_grace: watchdog.abort_grace,
         // The last answers linger, and those in the queue wait no longer than the longest queue_timeout.
         parting: config.front.linger_timeout + Duration::from_secs(1),
-        restarts: RestartLimits {
-            max: watchdog.restarts.max,
-            within: watchdog.restarts.within,
-            delay: watchdog.restarts.delay,
-            delay_max: watchdog.restarts.delay_max,
-        },
+        restarts: restart::limits(config),
     }
-}
-
-/// From 0 to 1.
-fn chance() -> f64 {
-    // Without randomness all wait alike, which is no reason not to restart.
-    f64::from(getrandom::u32().unwrap_or(u32::MAX / 2)) / f64::from(u32::MAX)
 }

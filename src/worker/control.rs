@@ -13,11 +13,11 @@ use sd_notify::NotifyState;
 use super::shared::{Current, Order, Shared};
 use super::{ServeError, Signals, system};
 use crate::bell::Bell;
-use crate::clock;
-use crate::exchange::{Kind, Reply};
+use crate::exchange::{Kind, Reply, Word};
 use crate::ids::{Time, WorkerState};
 use crate::net::{Problem, set_reset_on_close};
 use crate::signals::Signal;
+use crate::{clock, restart};
 
 /// How long after its deadline a request is ended from here, because the serving task has not ended it: the
 /// handler blocks its thread.
@@ -104,6 +104,7 @@ impl Control {
     fn stop(&self) {
         tracing::debug!(worker = %self.shared.id, "stopping");
         self.shared.stop();
+        restart::forgive(self.shared.respondent.memory(), Word::WORKER_START);
         let _ = sd_notify::notify(&[NotifyState::Stopping]);
     }
 

@@ -35,13 +35,13 @@ pub use user::serve;
 use crate::bell::Bell;
 use crate::clock;
 use crate::config::{Config, Front, Handler, LoadError, Pool};
-use crate::exchange::Respondent;
+use crate::exchange::{Life, Respondent, Word};
 use crate::ids::WorkerId;
 use crate::ipc::{self, IpcError};
 use crate::net::Listener;
 use crate::shm::{Role, Segment};
 use crate::signals::Signal;
-use crate::{log, sys, tree};
+use crate::{log, restart, sys, tree};
 use handler::{Builtin, Spec, StartError};
 use shared::Shared;
 
@@ -134,11 +134,15 @@ impl Office {
         let listener = Listener::adopt(socket).map_err(system("the listening socket"))?;
 
         let parts = ipc::open(config, id)?;
+        let pid = std::process::id();
+        // Before the slot is taken: until then nobody expects an answer. Who replaces himself has not failed.
+        if Life::load(&parts.segment).is_none_or(|life| life.pid != pid) {
+            restart::hold_back(&parts.segment, Word::WORKER_START, config);
+        }
         if !parts.segment.take(Role::Worker).map_err(|e| system("locking the segment")(e.into()))? {
-            let pid = crate::exchange::Life::load(&parts.segment).map_or(0, |life| life.pid);
+            let pid = Life::load(&parts.segment).map_or(0, |life| life.pid);
             return Err(ServeError::Taken { worker: id.clone(), pid });
         }
-        let pid = std::process::id();
         let started = tree::look(pid).map_or(0, |process| process.started);
         let port = listener.tcp_address().map(|address| address.port());
         let respondent = Respondent::begin(parts.segment, pid, started, port, clock::now());

@@ -1,0 +1,42 @@
+//! A part that systemd starts again and again waits longer each time before it is ready, as
+//! `watchdog.restarts` says: systemd 252 knows no growing delay (`RestartSteps=` came with 254), and a connection
+//! that waits in the part's socket starts it at once whatever `RestartSec=` says.
+
+use crate::clock;
+use crate::config::Config;
+use crate::exchange::{self, Memory, Word};
+use crate::liveness::{RestartLimits, Start};
+
+/// The bounds of restarts.
+pub fn limits(config: &Config) -> RestartLimits {
+    let restarts = &config.watchdog.restarts;
+    RestartLimits { max: restarts.max, within: restarts.within, delay: restarts.delay, delay_max: restarts.delay_max }
+}
+
+/// Takes note of this start in the slot and waits if too many went wrong before. Nothing to do for a process that
+/// somebody else than systemd has started, and who has the growing delay.
+pub fn hold_back(memory: &impl Memory, word: Word, config: &Config) {
+    let by_systemd = std::env::var("SYSTEMD_EXEC_PID").is_ok_and(|pid| pid == std::process::id().to_string());
+    if !by_systemd {
+        return;
+    }
+    let last = exchange::load_start(memory, word).map(|(at, failures)| Start { at, failures });
+    let (start, wait) = Start::after(last, clock::now(), &limits(config), chance());
+    exchange::store_start(memory, word, Some((start.at, start.failures)));
+    if !wait.is_zero() {
+        let failures = start.failures;
+        tracing::info!(failures, wait_ms = wait.as_millis() as u64, "started again after failures: waiting first");
+        std::thread::sleep(wait);
+    }
+}
+
+/// The end of this life is wanted: the next one does not wait.
+pub fn forgive(memory: &impl Memory, word: Word) {
+    exchange::store_start(memory, word, None);
+}
+
+/// From 0 to 1.
+pub fn chance() -> f64 {
+    // Without randomness all wait alike, which is no reason not to restart.
+    f64::from(getrandom::u32().unwrap_or(u32::MAX / 2)) / f64::from(u32::MAX)
+}
