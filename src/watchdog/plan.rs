@@ -57,11 +57,13 @@ struct Record {
     restarts: Restarts,
     count: u32,
     cause: Option<String>,
+    /// It has ended, and systemd has not said yet whether somebody wanted it so.
+    unexplained: bool,
 }
 
 impl Record {
     fn new(stage: Stage, drain: Duration) -> Self {
-        Self { stage, pid: None, drain, restarts: Restarts::default(), count: 0, cause: None }
+        Self { stage, pid: None, drain, restarts: Restarts::default(), count: 0, cause: None, unexplained: false }
     }
 }
 
@@ -117,7 +119,7 @@ impl Plan {
             Event::StartFailed(part, how) => self.ended(now, &part, how, 0.5),
             Event::Ready(part) => self.ready(now, &part),
             Event::Exited { part, how, .. } if self.keeper == Keeper::Systemd => self.left(&part, how),
-            Event::Absent { part, absence, restarts } => self.absent(&part, absence, restarts),
+            Event::Told { part, absence, restarts } => self.told(&part, absence, restarts),
             Event::Exited { part, how, chance } => self.ended(now, &part, how, chance),
             Event::Probed => self.with_pulse(&Part::Dispatcher, |pulse| pulse.asked(now)),
             Event::Report(signs) => self.report(now, signs),
@@ -201,7 +203,7 @@ impl Plan {
             return; // recycled in place
         }
         pulse.ready();
-        if record.cause.is_some() {
+        if record.count > 0 && self.keeper == Keeper::Watchdog {
             let restarts = record.count;
             self.actions.push(Action::Tell(part.clone(), Telling::Ready { restarts }));
         }

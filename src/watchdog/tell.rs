@@ -21,7 +21,6 @@ pub fn tell(part: &Part, telling: Telling, pid: Option<u32>) {
                  mend the cause, then reload (SIGHUP)"
             );
         }
-        Telling::Ended { how } => tracing::warn!(worker, "{part} has ended ({how}): systemd decides what comes next"),
         Telling::Stopped => tracing::info!(worker, "{part} is stopped: an administrator wants it so"),
         Telling::GivenUp => {
             tracing::error!(

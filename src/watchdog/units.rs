@@ -235,7 +235,7 @@ impl Watch {
         }
         self.mains.remove(&part);
         self.next_ask = clock::now();
-        Some(Event::Exited { part, how: format!("process {pid} is gone"), chance: 0.5 })
+        Some(Event::Exited { part, how: "its process has ended".to_owned(), chance: 0.5 })
     }
 
     fn report(&mut self, signs: Option<Vec<Sign>>) -> Option<Event> {
@@ -254,7 +254,10 @@ impl Watch {
     fn take(&mut self, told: Vec<Told>) {
         self.asking = false;
         for Told { part, absence, restarts } in told {
-            self.handle(clock::now(), Event::Absent { part, absence, restarts });
+            if self.unasked.contains(&part) {
+                continue; // said of its former life
+            }
+            self.handle(clock::now(), Event::Told { part, absence, restarts });
         }
     }
 

@@ -88,7 +88,6 @@ fn words(actions: &[Action]) -> Vec<String> {
         Action::Tell(part, Telling::Failed { how }) => format!("failed {part}: {how}"),
         Action::Tell(part, Telling::Ready { restarts }) => format!("back {part} {restarts}"),
         Action::Tell(part, Telling::Overdue) => format!("overdue {part}"),
-        Action::Tell(part, Telling::Ended { how }) => format!("ended {part}: {how}"),
         Action::Tell(part, Telling::Stopped) => format!("stopped {part}"),
         Action::Tell(part, Telling::GivenUp) => format!("given up {part}"),
         Action::AllUp => "all up".into(),
@@ -242,7 +241,7 @@ fn a_planned_restart_neither_waits_nor_counts() {
 /// What systemd starts and stops is watched, and killed where it is frozen; nothing is started here.
 #[test]
 fn units_are_watched_and_left_to_systemd() {
-    let absent = |part: Part, absence| Event::Absent { part, absence, restarts: 3 };
+    let told = |part: Part, absence, restarts| Event::Told { part, absence, restarts };
     let mut talk = Talk(Plan::observing(&workers(2), bounds(), at(0)));
     assert_eq!(talk.state(&worker(1)), "gone");
     talk.tell(1, Event::Started(Part::Dispatcher, 10), &[]);
@@ -260,18 +259,26 @@ fn units_are_watched_and_left_to_systemd() {
     let frozen = ["accuse worker web/1: it is frozen, no sign of life for 1s", "abort worker web/1"];
     talk.report(101_000, Some(100_000), &frozen);
     talk.tell(101_200, Event::Tick, &["kill worker web/1"]);
-    talk.tell(101_201, exited(worker(1)), &["ended worker web/1: frozen"]);
+    talk.tell(101_201, exited(worker(1)), &[]);
     assert_eq!(talk.state(&worker(1)), "gone");
-    talk.tell(101_300, absent(worker(1), Absence::Gone), &[]);
+    talk.tell(101_300, told(worker(1), Absence::Gone, 0), &[]);
     talk.tell(101_400, Event::Started(worker(1), 21), &[]);
-    talk.tell(101_400, Event::Ready(worker(1)), &["back worker web/1 3"]);
+    talk.tell(101_400, Event::Ready(worker(1)), &[]);
+    talk.tell(101_410, told(worker(1), Absence::Gone, 1), &["back worker web/1 1"]);
+    talk.tell(101_420, told(worker(1), Absence::Gone, 1), &[]);
 
-    // The other is stopped by an administrator, then fails.
-    talk.tell(102_000, exited(worker(2)), &["ended worker web/2: gone"]);
-    talk.tell(102_010, absent(worker(2), Absence::Stopped), &["stopped worker web/2"]);
-    talk.tell(102_020, absent(worker(2), Absence::Stopped), &[]);
+    // The other is restarted by an administrator, then stopped, then fails.
+    talk.tell(102_000, exited(worker(2)), &[]);
+    talk.tell(102_001, Event::Started(worker(2), 22), &[]);
+    talk.tell(102_002, Event::Ready(worker(2)), &[]);
+    talk.tell(102_003, told(worker(2), Absence::Gone, 0), &[]);
+    let cause = |n| talk.0.status().find(|(part, _)| **part == worker(n)).and_then(|(_, status)| status.cause);
+    assert_eq!((cause(1).as_deref(), cause(2)), (Some("frozen"), None), "the end of the second was wanted");
+    talk.tell(102_009, exited(worker(2)), &[]);
+    talk.tell(102_010, told(worker(2), Absence::Stopped, 0), &["stopped worker web/2"]);
+    talk.tell(102_020, told(worker(2), Absence::Stopped, 0), &[]);
     assert_eq!(talk.state(&worker(2)), "stopped");
-    talk.tell(102_030, absent(worker(2), Absence::Failed), &["given up worker web/2"]);
+    talk.tell(102_030, told(worker(2), Absence::Failed, 0), &["given up worker web/2"]);
 
     talk.tell(103_000, Event::Apply(change(1)), &[]);
     assert_eq!((talk.state(&worker(1)), talk.state(&worker(2))), ("up", "unknown"));

@@ -25,38 +25,43 @@ impl Plan {
         })
     }
 
+    /// Its process has gone. Whether somebody wanted it so is known when systemd has been asked.
     pub(super) fn left(&mut self, part: &Part, how: String) {
         let Some(record) = self.parts.get_mut(part) else { return };
         let frozen = matches!(record.stage, Stage::Going(_, super::Why::Frozen));
         record.pid = None;
         record.stage = Stage::Away(Absence::Gone);
-        let how = if frozen { "frozen".to_owned() } else { how };
-        record.cause = Some(how.clone());
-        self.actions.push(Action::Tell(part.clone(), Telling::Ended { how }));
+        record.unexplained = true;
+        record.cause = Some(if frozen { "frozen".to_owned() } else { how });
     }
 
-    pub(super) fn absent(&mut self, part: &Part, absence: Absence, restarts: u32) {
+    /// What systemd says of a part, and how often it has started it by itself: that it did so once more means that
+    /// the last end was not wanted.
+    pub(super) fn told(&mut self, part: &Part, absence: Absence, restarts: u32) {
         let Some(record) = self.parts.get_mut(part) else { return };
+        let again = restarts > record.count;
         record.count = restarts;
-        if let Stage::Away(known) = &mut record.stage
-            && *known != absence
-        {
-            *known = absence;
-            // Who has not been seen running is not being stopped.
-            if absence == Absence::Stopped && record.cause.is_none() {
-                return;
+        let telling = match &mut record.stage {
+            Stage::Running(_) if std::mem::take(&mut record.unexplained) => {
+                if !again {
+                    // Stopped and started by somebody.
+                    record.cause = None;
+                    return;
+                }
+                Telling::Ready { restarts }
             }
-            let telling = match absence {
-                Absence::Gone => return,
-                Absence::Stopped => Telling::Stopped,
-                Absence::Failed => Telling::GivenUp,
-            };
-            if absence == Absence::Stopped {
-                // Its end was wanted.
-                record.cause = None;
+            Stage::Away(known) if *known != absence => {
+                *known = absence;
+                match absence {
+                    Absence::Failed => Telling::GivenUp,
+                    // Who has not been seen running is not being stopped.
+                    Absence::Stopped if record.cause.take().is_some() => Telling::Stopped,
+                    Absence::Stopped | Absence::Gone => return,
+                }
             }
-            self.actions.push(Action::Tell(part.clone(), telling));
-        }
+            _ => return,
+        };
+        self.actions.push(Action::Tell(part.clone(), telling));
     }
 
     /// The units are brought in line by whoever published the configuration.

@@ -90,8 +90,8 @@ pub enum Event {
     Ready(Part),
     /// Its process ended, like this; `chance` from 0 to 1 varies the delay of its restart.
     Exited { part: Part, how: String, chance: f64 },
-    /// systemd says this of a part without a process, and how often it has started it again by itself.
-    Absent { part: Part, absence: Absence, restarts: u32 },
+    /// systemd says this of a part, should it have no process, and how often it has started it again by itself.
+    Told { part: Part, absence: Absence, restarts: u32 },
     /// The dispatcher has been asked.
     Probed,
     /// The dispatcher has answered.
@@ -169,8 +169,6 @@ pub enum Telling {
     Failed { how: String },
     /// It did not go in time.
     Overdue,
-    /// It ended; systemd decides what comes next.
-    Ended { how: String },
     /// An administrator has stopped it.
     Stopped,
     /// systemd has given it up.
