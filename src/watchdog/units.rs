@@ -66,6 +66,7 @@ type Channel<T> = (mpsc::UnboundedSender<T>, mpsc::UnboundedReceiver<T>);
 struct Told {
     part: Part,
     absence: Absence,
+    active: bool,
     restarts: u32,
 }
 
@@ -253,9 +254,13 @@ impl Watch {
 
     fn take(&mut self, told: Vec<Told>) {
         self.asking = false;
-        for Told { part, absence, restarts } in told {
+        for Told { part, absence, active, restarts } in told {
             if self.unasked.contains(&part) {
                 continue; // said of its former life
+            }
+            if !active && self.mains.contains_key(&part) {
+                self.unasked.insert(part); // on its way: what became of it is to be told then
+                continue;
             }
             self.handle(clock::now(), Event::Told { part, absence, restarts });
         }
@@ -317,12 +322,14 @@ async fn ask(parts: Vec<Part>) -> Vec<Told> {
     let blocks = text.split("\n\n").filter_map(|block| {
         let value = |key: &str| block.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix('='));
         let part = parts.iter().zip(&units).find(|(_, unit)| Some(unit.as_str()) == value("Id"))?.0.clone();
-        let absence = match value("ActiveState")? {
+        let active = value("ActiveState")?;
+        let absence = match active {
             "inactive" => Absence::Stopped,
             "failed" => Absence::Failed,
             _ => Absence::Gone,
         };
-        Some(Told { part, absence, restarts: value("NRestarts").and_then(|n| n.parse().ok()).unwrap_or(0) })
+        let restarts = value("NRestarts").and_then(|n| n.parse().ok()).unwrap_or(0);
+        Some(Told { part, absence, active: active == "active", restarts })
     });
     blocks.collect()
 }
