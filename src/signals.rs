@@ -3,13 +3,29 @@
 use std::io::{self, Read};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use nix::sys::signal::{SigSet, SigmaskHow};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 
 /// One signal, or several that mean the same.
 #[derive(Debug)]
-pub struct Signal(UnixStream);
+pub struct Signal {
+    events: UnixStream,
+    came: Came,
+}
+
+/// Whether a signal has ever come: known at once, also before the loop has read of it.
+#[derive(Clone, Debug, Default)]
+pub struct Came(Arc<AtomicBool>);
+
+impl Came {
+    /// Whether it has.
+    pub fn yet(&self) -> bool {
+        self.0.load(Ordering::Relaxed)
+    }
+}
 
 impl Signal {
     /// SIGTERM and, from a terminal, SIGINT: stop.
@@ -27,21 +43,28 @@ impl Signal {
     fn on(signals: &[i32]) -> io::Result<Self> {
         let (read, write) = UnixStream::pair()?;
         read.set_nonblocking(true)?;
+        let came = Came::default();
         for signal in signals {
+            signal_hook::flag::register(*signal, came.0.clone())?;
             signal_hook::low_level::pipe::register(*signal, write.try_clone()?)?;
         }
-        Ok(Self(read))
+        Ok(Self { events: read, came })
+    }
+
+    /// A view of it that can be shared.
+    pub fn came(&self) -> Came {
+        self.came.clone()
     }
 
     /// How often it has come since the last call.
     pub fn take(&self) -> usize {
         let mut bytes = [0; 64];
-        (&self.0).read(&mut bytes).unwrap_or(0)
+        (&self.events).read(&mut bytes).unwrap_or(0)
     }
 
     /// The same as a stream for a runtime.
     pub fn into_async(self) -> io::Result<tokio::net::UnixStream> {
-        tokio::net::UnixStream::from_std(self.0)
+        tokio::net::UnixStream::from_std(self.events)
     }
 }
 
@@ -69,6 +92,6 @@ fn only_reload() -> SigSet {
 
 impl AsFd for Signal {
     fn as_fd(&self) -> BorrowedFd<'_> {
-        self.0.as_fd()
+        self.events.as_fd()
     }
 }

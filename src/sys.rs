@@ -14,7 +14,7 @@ use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, fcntl};
 use nix::libc;
 use nix::sys::prctl;
-use nix::sys::signal::Signal;
+use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, sigaction};
 use nix::unistd::{Pid, getpid, getppid};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
@@ -113,6 +113,37 @@ pub fn pidfd_send_signal(pidfd: BorrowedFd<'_>, signal: Signal) -> io::Result<()
         libc::syscall(libc::SYS_pidfd_send_signal, pidfd.as_raw_fd(), signal as i32, no_info, 0u32)
     })?;
     Ok(())
+}
+
+/// While it exists, SIGTERM and SIGINT end the process as if it had never said what to do on them: for the moment
+/// before execve(2), which forgets what a handler has noted.
+#[derive(Debug)]
+pub struct Undefended(Vec<(Signal, SigAction)>);
+
+impl Undefended {
+    /// From now on, for all threads.
+    ///
+    /// # Errors
+    /// Not in practice: both signals may have any action.
+    pub fn begin() -> io::Result<Self> {
+        let default = SigAction::new(SigHandler::SigDfl, SaFlags::empty(), SigSet::empty());
+        let mut before = Self(Vec::new());
+        for signal in [Signal::SIGTERM, Signal::SIGINT] {
+            // SAFETY: needed because a handler could do anything. This one is the kernel's own.
+            before.0.push((signal, unsafe { sigaction(signal, &default) }?));
+        }
+        Ok(before)
+    }
+}
+
+impl Drop for Undefended {
+    fn drop(&mut self) {
+        for (signal, action) in &self.0 {
+            // SAFETY: needed as above. The handler is the one that was in force until `begin`, and whoever had
+            // installed it has not been told of a change, so that it still is what they mean it to be.
+            let _ = unsafe { sigaction(*signal, action) };
+        }
+    }
 }
 
 /// Registers `fd` with the runtime of this thread, to wait until it is readable.

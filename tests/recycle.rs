@@ -8,6 +8,7 @@ use std::net::SocketAddr;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
+use nix::sys::signal::Signal;
 use serde_json::Value;
 use support::*;
 
@@ -156,7 +157,7 @@ fn a_reload_reaches_a_worker_with_a_coprocess() {
     let before = set.worker("default/1");
     assert!(get(set.address(0), "/a").unwrap().text().starts_with("GET /a: request 1"));
     set.configure(&one_pool(1, "\"echo\"", ""));
-    set.signal(nix::sys::signal::Signal::SIGHUP);
+    set.signal(Signal::SIGHUP);
     set.wait_for("the next life", |s| worker_of(s, "default/1")["epoch"].as_u64() > before["epoch"].as_u64());
     assert_eq!(get(set.address(0), "/a").unwrap().text(), "GET /a\n");
     let after = set.wait_for_worker("default/1", "idle");
@@ -232,6 +233,100 @@ fn who_is_taken_out_of_service_stays_out_when_recycled() {
     set.wait_for_log(&["co-process recycled"]);
     assert_eq!(set.wait_for_worker("default/1", "draining")["state"], "draining");
     assert!(set.patou(&["resume", "default-1"]).status.success());
+    assert_eq!(get(set.address(0), "/").unwrap().status, 200);
+    set.stop();
+}
+
+/// A worker whose last answer lies unread at a client that does not close: it waits with its next life.
+fn about_to_recycle(front: &str) -> (Set, std::net::TcpStream) {
+    let set = Set::start(&one_pool(1, "\"echo\"", &format!("max_requests = 1\ndrain_timeout = \"6s\"\n{front}")));
+    let client = to_worker(set.address(0), "GET", "/", "1.1", "", b"");
+    set.wait_for("it makes room", |s| {
+        let worker = worker_of(s, "default/1");
+        (&worker["served"], &worker["state"]) == (&1.into(), &"starting".into())
+    });
+    (set, client)
+}
+
+#[test]
+fn a_stop_during_recycling_is_not_lost() {
+    let (mut set, client) = about_to_recycle("[front]\nlinger_timeout = \"2s\"");
+    set.signal(Signal::SIGTERM);
+    let since = std::time::Instant::now();
+    assert_eq!(set.wait_for_end(), Some(0));
+    assert!(since.elapsed() < Duration::from_secs(5), "{:?}\n{}", since.elapsed(), set.log());
+    assert!(!set.log().contains("drain_timeout"), "{}", set.log());
+    set.assert_nothing_left();
+    drop(client);
+}
+
+#[test]
+fn the_death_of_the_watchdog_during_recycling_is_not_lost() {
+    let (mut set, client) = about_to_recycle("[front]\nlinger_timeout = \"2s\"");
+    let worker = set.worker_pid("default/1");
+    set.signal(Signal::SIGKILL);
+    set.wait_for_end();
+    wait_until("the worker ends", || !is_alive(worker));
+    drop(client);
+    set.run();
+    set.wait_until_up();
+    set.stop();
+}
+
+/// Stops at every moment of many lives; none may be forgotten.
+#[test]
+fn a_stop_is_heard_between_two_lives() {
+    for round in 0..8 {
+        let mut set = Set::start(&one_pool(4, "\"echo\"", "max_requests = 1\ndrain_timeout = \"10s\""));
+        let (address, hammering) = (set.address(0), std::sync::atomic::AtomicBool::new(true));
+        std::thread::scope(|scope| {
+            for _ in 0..4 {
+                scope.spawn(|| {
+                    while hammering.load(Ordering::Relaxed) {
+                        let _ = get(address, "/");
+                    }
+                });
+            }
+            std::thread::sleep(Duration::from_millis(100 + 17 * round));
+            set.signal(Signal::SIGTERM);
+            let since = std::time::Instant::now();
+            assert_eq!(set.wait_for_end(), Some(0));
+            hammering.store(false, Ordering::Relaxed);
+            assert!(since.elapsed() < Duration::from_secs(8), "{:?}\n{}", since.elapsed(), set.log());
+        });
+        set.assert_nothing_left();
+    }
+}
+
+#[test]
+fn a_reload_during_the_change_of_a_coprocess_is_obeyed() {
+    if !have("python3") {
+        return;
+    }
+    let slow = |dir: &std::path::Path, more: &str| {
+        let script = format!(
+            "import sys, time\nsys.dont_write_bytecode = True\nsys.path.insert(0, {:?})\nimport coprocess\n\
+             coprocess.main()\nopen({:?}, 'w').close()\ntime.sleep(100)\n",
+            format!("{}/examples", env!("CARGO_MANIFEST_DIR")),
+            dir.join("leaving"),
+        );
+        fs::write(dir.join("slow.py"), script).unwrap();
+        let file = dir.join("slow.py").into_os_string().into_string().unwrap();
+        one_pool(1, &format!("{{ coprocess = {} }}", words(&["python3", &file])), &format!("max_requests = 1\n{more}"))
+    };
+    let set = Set::start_with(|dir| slow(dir, ""));
+    let before = set.worker("default/1");
+    let leaving = || set.top().join("leaving").exists();
+    assert_eq!(get(set.address(0), "/").unwrap().status, 200);
+    wait_some("the farewell", || leaving().then_some(()));
+    // It lasts a second.
+    set.configure(&slow(set.top(), "environment = { WORD = \"new\" }"));
+    set.signal(Signal::SIGHUP);
+    set.wait_for_log(&["watchdog", "configuration applied"]);
+    let reloaded = |s: &Value| worker_of(s, "default/1")["epoch"].as_u64() > before["epoch"].as_u64();
+    set.wait_for("the next life", reloaded);
+    let after = set.wait_for_worker("default/1", "idle");
+    assert_eq!((&after["pid"], &after["restarts"]), (&before["pid"], &0.into()));
     assert_eq!(get(set.address(0), "/").unwrap().status, 200);
     set.stop();
 }

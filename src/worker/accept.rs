@@ -52,7 +52,11 @@ pub async fn serve<S: Handler>(
                 }
             },
             order = orders.recv() => match order {
-                Some(Order::Recycle) => recycle(&shared, &listener).await,
+                Some(Order::Recycle) => {
+                    if !recycle(&shared, &listener, &mut orders).await {
+                        break;
+                    }
+                }
                 Some(Order::Exit) | None => break,
             },
             Some(_) = connections.join_next() => {}
@@ -79,28 +83,38 @@ async fn accept(listener: &Listener, places: &Arc<Semaphore>) -> std::io::Result
     Ok((net::Shared(Arc::new(listener.accept().await?)), place))
 }
 
-/// Makes place for what comes next: a fresh co-process, or a fresh process image.
-async fn recycle(shared: &Shared, listener: &Listener) {
+/// Makes place for what comes next: a fresh co-process, or a fresh process image. Whether the worker goes on; not
+/// if it has been ordered to leave meanwhile.
+async fn recycle(shared: &Shared, listener: &Listener, orders: &mut mpsc::UnboundedReceiver<Order>) -> bool {
     let _floor = shared.floor().await;
-    match &shared.builtin {
-        Some(coprocess @ Builtin::Coprocess(_)) if !shared.wants_reload() => match coprocess.recycle().await {
-            Ok(()) => tracing::info!(worker = %shared.id, epoch = %shared.respondent.epoch(), "co-process recycled"),
-            Err(error) => {
-                tracing::error!(worker = %shared.id, %error, "the successor of the co-process cannot start: the old one stays")
+    loop {
+        match &shared.builtin {
+            Some(coprocess @ Builtin::Coprocess(_)) if !shared.take_reload() => match coprocess.recycle().await {
+                Ok(()) => {
+                    tracing::info!(worker = %shared.id, epoch = %shared.respondent.epoch(), "co-process recycled");
+                }
+                Err(error) => {
+                    tracing::error!(worker = %shared.id, %error, "the successor of the co-process cannot start: the old one stays");
+                }
+            },
+            builtin => {
+                // The new image has none of our connections: answers on their way come first.
+                tokio::select! {
+                    _ = tokio::time::timeout(shared.front.linger_timeout, shared.parting.write()) => {}
+                    _ = orders.recv() => return false, // while it recycles, none but Exit
+                }
+                if let Some(builtin) = builtin {
+                    builtin.stop().await;
+                }
+                tracing::debug!(worker = %shared.id, epoch = %shared.respondent.epoch(), "recycling");
+                shared.take_reload(); // the next image reads the configuration in any case
+                if let Some(error) = reexec(listener, &shared.id.instance(), &shared.told_to_stop) {
+                    tracing::error!(worker = %shared.id, %error, "cannot execute the next incarnation: this one stays");
+                }
             }
-        },
-        builtin => {
-            // The new image has none of our connections: answers on their way come first.
-            let _ = tokio::time::timeout(shared.front.linger_timeout, shared.parting.write()).await;
-            if let Some(builtin) = builtin {
-                builtin.stop().await;
-            }
-            tracing::debug!(worker = %shared.id, epoch = %shared.respondent.epoch(), "recycling");
-            let error = reexec(listener, &shared.id.instance());
-            tracing::error!(worker = %shared.id, %error, "cannot execute the next incarnation: this one stays");
+        }
+        if shared.recycled() {
+            return true;
         }
     }
-    shared.renewed();
-    shared.want_recycle(false);
-    shared.settle();
 }

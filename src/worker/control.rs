@@ -75,7 +75,7 @@ impl Control {
                 }
             }
             if self.shared.old_at().is_some_and(|at| at <= now) {
-                self.shared.want_recycle(true);
+                self.shared.want_recycle();
             }
             if let Some(current) = self.shared.overdue(now, BLOCKED) {
                 self.give_up(current);

@@ -13,7 +13,8 @@ use nix::fcntl::{FcntlArg, FdFlag, fcntl};
 
 use crate::config::Pool;
 use crate::ids::Time;
-use crate::signals::HoldReload;
+use crate::signals::{Came, HoldReload};
+use crate::sys::Undefended;
 use crate::tree;
 
 /// The bounds of one worker, each 20 % more or less than the pool's, so that a pool does not age at once.
@@ -72,12 +73,19 @@ fn own_memory() -> Option<u64> {
 /// A `program` goes through `patou worker` again (named by `PATOU_BIN`), which reads the configuration anew
 /// and may find another program there; patou itself executes itself.
 ///
-/// # Errors
-/// Only returns if that failed.
-pub fn reexec(socket: impl AsFd, instance: &str) -> io::Error {
+/// Only returns if that failed, or with `None` if the process has been told to stop: `stop` is asked once a signal
+/// that comes later ends the process by itself, so that none is lost between two images.
+pub fn reexec(socket: impl AsFd, instance: &str, stop: &Came) -> Option<io::Error> {
+    let _undefended = match Undefended::begin() {
+        Ok(undefended) => undefended,
+        Err(error) => return Some(error),
+    };
+    if stop.yet() {
+        return None;
+    }
     // The numbers in LISTEN_FDS hold: the socket has kept its own.
     if let Err(error) = fcntl(socket.as_fd(), FcntlArg::F_SETFD(FdFlag::empty())) {
-        return error.into();
+        return Some(error.into());
     }
     let mut command = match std::env::var_os("PATOU_BIN") {
         Some(patou) => Command::new(patou),
@@ -85,11 +93,11 @@ pub fn reexec(socket: impl AsFd, instance: &str) -> io::Error {
     };
     let _held = match HoldReload::begin() {
         Ok(held) => held,
-        Err(error) => return error,
+        Err(error) => return Some(error),
     };
     let error = command.args(["worker", instance]).exec();
     let _ = fcntl(socket.as_fd(), FcntlArg::F_SETFD(FdFlag::FD_CLOEXEC));
-    error
+    Some(error)
 }
 
 #[cfg(test)]

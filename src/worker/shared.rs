@@ -18,6 +18,7 @@ use crate::exchange::{Counter, Respondent};
 use crate::ids::{LeaseId, Terms, Time, WorkerId, WorkerState};
 use crate::net::{self, Listener};
 use crate::shm::Segment;
+use crate::signals::Came;
 use std::sync::Arc;
 
 /// What the control loop tells the serving task.
@@ -56,6 +57,8 @@ pub struct Shared {
     condition: Mutex<Condition>,
     current: Mutex<Option<Current>>,
     lifespan: Lifespan,
+    /// SIGTERM or SIGINT, also before the control loop has taken notice.
+    pub told_to_stop: Came,
     orders: mpsc::UnboundedSender<Order>,
     wake: EventFd,
     floor: Arc<tokio::sync::Mutex<()>>,
@@ -80,6 +83,7 @@ impl Shared {
         let starting = Condition { state: WorkerState::Starting, wants_recycle: false, reload: false, stopping: false };
         let shared = Self {
             lifespan: Lifespan::new(&office.pool, clock::now()),
+            told_to_stop: office.signals.stop.came(),
             id: office.id,
             front: office.front,
             respondent: office.respondent,
@@ -129,9 +133,9 @@ impl Shared {
         });
     }
 
-    /// Asks the dispatcher to be recycled, or says that it has been.
-    pub fn want_recycle(&self, wants: bool) {
-        self.change(|condition| condition.wants_recycle = wants);
+    /// Asks the dispatcher to be recycled.
+    pub fn want_recycle(&self) {
+        self.change(|condition| condition.wants_recycle = true);
     }
 
     /// Asks to be recycled because the configuration has changed.
@@ -139,18 +143,35 @@ impl Shared {
         self.change(|condition| (condition.wants_recycle, condition.reload) = (true, true));
     }
 
-    /// Whether that has been asked.
-    pub fn wants_reload(&self) -> bool {
-        locked(&self.condition).reload
+    /// Whether that has been asked since the last call.
+    pub fn take_reload(&self) -> bool {
+        std::mem::take(&mut locked(&self.condition).reload)
+    }
+
+    /// The worker has made room and goes on as what it is now, unless it must begin again: the configuration has
+    /// changed meanwhile.
+    pub fn recycled(&self) -> bool {
+        self.lifespan.renew(clock::now());
+        let mut over = true;
+        self.change(|condition| {
+            over = !condition.reload || condition.stopping;
+            if over {
+                condition.wants_recycle = false;
+                condition.state = self.settled(condition);
+            }
+        });
+        over
     }
 
     /// What a worker is that has nothing to do.
     pub fn settle(&self) {
         // Under the lock: an operator's order that comes now must not be undone.
-        self.change(|condition| {
-            let drained = condition.stopping || self.respondent.drained();
-            condition.state = if drained { WorkerState::Draining } else { WorkerState::Ready };
-        });
+        self.change(|condition| condition.state = self.settled(condition));
+    }
+
+    fn settled(&self, condition: &Condition) -> WorkerState {
+        let out = condition.stopping || self.respondent.drained();
+        if out { WorkerState::Draining } else { WorkerState::Ready }
     }
 
     fn change(&self, how: impl FnOnce(&mut Condition)) {
@@ -230,7 +251,7 @@ impl Shared {
         let memory = || self.builtin.as_ref().and_then(Builtin::memory);
         if self.lifespan.is_over(self.lifespan.served_one(), clock::now(), memory) {
             // Before the lease is given back, so that the dispatcher sees both at once.
-            self.want_recycle(true);
+            self.want_recycle();
         }
         self.respondent.done(lease);
         self.ring();
@@ -242,11 +263,6 @@ impl Shared {
     /// When the worker has reached its age, if it has one.
     pub fn old_at(&self) -> Option<Time> {
         self.lifespan.old_at()
-    }
-
-    /// Starts counting anew: the handler is a fresh one.
-    pub fn renewed(&self) {
-        self.lifespan.renew(clock::now());
     }
 
     /// For the log: what went wrong with a request.
