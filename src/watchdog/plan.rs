@@ -96,6 +96,8 @@ pub struct Plan {
     era: Era,
     /// Nobody is blamed for silence before this.
     amnesty: Time,
+    /// What this process has lost since the last report: who is heard of as silent now may have been it then.
+    lost: Duration,
     actions: Vec<Action>,
 }
 
@@ -107,7 +109,8 @@ impl Plan {
             parts.insert(Part::Worker(id.clone()), Record::new(Stage::Held, *drain));
         }
         let keeper = Keeper::Watchdog;
-        let mut plan = Self { parts, bounds, keeper, era: Era::Rising, amnesty: now, actions: Vec::new() };
+        let lost = Duration::ZERO;
+        let mut plan = Self { parts, bounds, keeper, era: Era::Rising, amnesty: now, lost, actions: Vec::new() };
         let actions = plan.handle(now, Event::Tick);
         (plan, actions)
     }
@@ -266,11 +269,11 @@ impl Plan {
         if late {
             self.amnesty = now;
         }
+        let (amnesty, lost) = (self.amnesty, std::mem::take(&mut self.lost));
         for sign in signs {
             let part = Part::Worker(sign.worker);
-            let amnesty = self.amnesty;
             self.with_pulse(&part, |pulse| match sign.silent_since {
-                Some(since) => pulse.silent(since.max(amnesty)),
+                Some(since) => pulse.silent((since + lost).min(now).max(amnesty)),
                 None => pulse.answered(),
             });
             let Some(Record { stage: Stage::Running(pulse), .. }) = self.parts.get(&part) else { continue };
@@ -283,8 +286,13 @@ impl Plan {
         }
     }
 
+    /// Every deadline moves by what was lost. After a long loss everybody begins anew: what was asked meanwhile
+    /// may only now have reached them. Not after a short one, else a watchdog that is late often never accuses.
     fn excuse(&mut self, now: Time, time: Duration) {
-        self.amnesty = now;
+        self.lost = self.lost + time;
+        if time > self.bounds.worker_timeout / 4 {
+            self.amnesty = now;
+        }
         for record in self.parts.values_mut() {
             match &mut record.stage {
                 Stage::Running(pulse) => pulse.excuse(time),

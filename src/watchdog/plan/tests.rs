@@ -283,3 +283,53 @@ fn units_are_watched_and_left_to_systemd() {
     talk.tell(103_000, Event::Apply(change(1)), &[]);
     assert_eq!((talk.state(&worker(1)), talk.state(&worker(2))), ("up", "unknown"));
 }
+
+#[test]
+fn a_watchdog_that_is_late_again_and_again_still_accuses() {
+    let mut talk = Talk::up();
+    let mut now = 100;
+    // 100 ms late of every second: a worker that is silent for long is nevertheless found out.
+    let accused = (0..10).any(|_| {
+        now += 1000;
+        talk.tell(now, Event::Lost(Duration::from_millis(100)), &[]);
+        talk.tell(now, Event::Probed, &[]);
+        let sign = Sign { worker: id(1), silent_since: Some(at(100)), garbled: false };
+        !talk.0.handle(at(now), Event::Report(vec![sign])).is_empty()
+    });
+    assert!(accused);
+}
+
+proptest::proptest! {
+    /// Whatever the watchdog loses, and whenever: time counts against a worker while the watchdog ran, and only then.
+    #[test]
+    fn lost_time_is_never_held_against_anybody(
+        steps in proptest::collection::vec(
+            (1u64..400, proptest::option::weighted(0.4, 1u64..2000), proptest::bool::weighted(0.1)),
+            1..60,
+        ),
+    ) {
+        let mut talk = Talk::up();
+        let (mut now, mut since, mut seen) = (100, 100, 0);
+        for (run, lost, answered) in steps {
+            if answered {
+                // And was asked again at once.
+                (since, seen) = (now, 0);
+            }
+            now += run;
+            seen += run;
+            if let Some(lost) = lost {
+                now += lost;
+                talk.0.handle(at(now), Event::Lost(Duration::from_millis(lost)));
+                // So much may have kept its question from it: it begins anew.
+                seen = if lost > 250 { 0 } else { seen };
+            }
+            talk.0.handle(at(now), Event::Probed);
+            let sign = Sign { worker: id(1), silent_since: Some(at(since)), garbled: false };
+            let accused = !talk.0.handle(at(now), Event::Report(vec![sign])).is_empty();
+            proptest::prop_assert_eq!(accused, seen >= 1000, "silent for {} ms of the watchdog's time", seen);
+            if accused {
+                break;
+            }
+        }
+    }
+}

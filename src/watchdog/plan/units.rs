@@ -14,7 +14,8 @@ impl Plan {
         for (id, drain) in workers {
             parts.insert(Part::Worker(id.clone()), away(*drain));
         }
-        Self { parts, bounds, keeper: Keeper::Systemd, era: Era::Running, amnesty: now, actions: Vec::new() }
+        let (keeper, era, lost) = (Keeper::Systemd, Era::Running, Duration::ZERO);
+        Self { parts, bounds, keeper, era, amnesty: now, lost, actions: Vec::new() }
     }
 
     /// The parts without a process, and what is known of their absence.
