@@ -444,3 +444,22 @@ fn a_blocking_handler_is_not_frozen() {
     assert_eq!((&after["pid"], &after["restarts"]), (&before["pid"], &0.into()));
     set.stop();
 }
+
+#[test]
+fn a_worker_whose_coprocess_keeps_dying_is_not_taken_for_blocked() {
+    // It dies of every request, so that its start is put off longer and longer: beyond request_timeout.
+    let handler = format!("{{ coprocess = {} }}", words(&["sh", "-c", "read -r line <&3"]));
+    let set = Set::start(&one_pool(1, &handler, "request_timeout = \"200ms\"\nqueue_timeout = \"20s\""));
+    let before = set.worker_pid("default/1");
+    for _ in 0..7 {
+        let mut stream = to_worker(set.address(0), "GET", "/", "1.1", "", b"");
+        let since = std::time::Instant::now();
+        let head = read_until(&mut stream, "\r\n\r\n");
+        assert!(head.starts_with("HTTP/1.1 502 "), "{head}");
+        assert!(since.elapsed() < Duration::from_secs(1), "the answer waited for the next start");
+    }
+    set.wait_for_worker("default/1", "idle");
+    let worker = set.worker("default/1");
+    assert_eq!((worker["pid"].as_u64(), worker["restarts"].as_u64()), (Some(before.into()), Some(0)), "{}", set.log());
+    set.stop();
+}

@@ -87,6 +87,7 @@ enum End {
 }
 
 async fn finish(shared: &Shared, turn: &Turn, held: Held, end: &Result<(), End>, stream: &net::Shared) {
+    shared.handled();
     if let Some(builtin) = &shared.builtin {
         builtin.end().await;
     }
@@ -178,8 +179,9 @@ async fn answer<S: Handler>(
     };
     if let Err(failure) = &outcome {
         // What failed is cleared away before anybody hears of the failure.
+        shared.handled();
         if let Some(builtin) = &shared.builtin {
-            builtin.end().await;
+            builtin.clear().await;
         }
         shared.warn(terms.lease, failure);
         turn.fail();

@@ -243,9 +243,14 @@ impl Shared {
         locked(&self.current).as_ref().map(|current| current.deadline + by)
     }
 
+    /// The handler is through with the request: what takes time from here on does not block its thread.
+    pub fn handled(&self) {
+        *locked(&self.current) = None;
+    }
+
     /// The request is over: counts it, gives the lease back and says so.
     pub fn finish(&self, lease: LeaseId, took: Duration, failed: bool) {
-        *locked(&self.current) = None;
+        self.handled();
         self.respondent.count(if failed { Counter::Failed } else { Counter::Served }, 1);
         self.respondent.record(took);
         let memory = || self.builtin.as_ref().and_then(Builtin::memory);

@@ -119,6 +119,13 @@ impl Coprocess {
         }
     }
 
+    /// Clears away what a failed request has left, and leaves the start of the next process to [`Self::end`].
+    pub(super) async fn clear(&self) {
+        if matches!(self.lock().place, Place::Empty) {
+            self.kill(|_| true).await;
+        }
+    }
+
     /// Replaces a process that dies between requests. Never returns.
     pub(super) async fn watch(&self) {
         loop {

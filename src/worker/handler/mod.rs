@@ -114,7 +114,7 @@ pub enum Spec {
 
 /// A built-in handler. A clone is the same handler.
 ///
-/// One request at a time, and [`end`](Self::end) after each; `call`, `end`, `recycle`, `watch` and `stop` are
+/// One request at a time, and [`end`](Self::end) after each; `call`, `clear`, `end`, `recycle`, `watch` and `stop` are
 /// never polled side by side. A call that comes nevertheless is served by a process of its own and may be
 /// killed by the end of the other.
 #[derive(Clone)]
@@ -151,6 +151,16 @@ impl Builtin {
             Self::Echo => {}
             Self::Exec(exec) => exec.end().await,
             Self::Coprocess(coprocess) => coprocess.end().await,
+        }
+    }
+
+    /// Clears up after a failed request as far as its client is to wait for it: everything that it started is
+    /// dead and reaped. [`end`](Self::end) comes after the answer.
+    pub async fn clear(&self) {
+        match self {
+            Self::Echo => {}
+            Self::Exec(exec) => exec.end().await,
+            Self::Coprocess(coprocess) => coprocess.clear().await,
         }
     }
 
