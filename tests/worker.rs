@@ -463,3 +463,46 @@ fn a_worker_whose_coprocess_keeps_dying_is_not_taken_for_blocked() {
     assert_eq!((worker["pid"].as_u64(), worker["restarts"].as_u64()), (Some(before.into()), Some(0)), "{}", set.log());
     set.stop();
 }
+
+#[test]
+fn on_a_unix_socket_http_1_0_gets_no_response_whose_end_it_could_not_tell() {
+    // A Unix socket has no reset: there the end of the connection would look like the end of the response.
+    let set = Set::prepare("");
+    let top = set.top().display().to_string();
+    let script = r#"case $PATH_INFO in /known) printf 'Content-Type: a/b\nContent-Length: 5\n\nknown';; *) printf 'Content-Type: a/b\n\npart'; esac"#;
+    let listener = format!("[[listener]]\naddress = \"unix:{top}/front.sock\"\npool = \"default\"\n");
+    let handler = format!("{{ exec = {} }}", words(&["sh", "-c", script]));
+    let pool = format!(
+        "[[pool]]\nname = \"default\"\nworkers = 1\naddress = \"unix:{top}/w{{n}}.sock\"\nhandler = {handler}\n"
+    );
+    set.configure(&(listener + &pool));
+    let mut set = set;
+    set.run();
+    set.wait_until_up();
+    let unix = |name: &str, head: &str| {
+        let mut stream = std::os::unix::net::UnixStream::connect(set.top().join(name)).unwrap();
+        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        stream.write_all(head.as_bytes()).unwrap();
+        read_answer(&mut stream).unwrap()
+    };
+    let ask = |method: &str, target: &str, version: &str| {
+        let token = unix("front.sock", "POST /.patou/lease HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\n\r\n").json();
+        let token = token["token"].as_str().unwrap().to_owned();
+        unix("w1.sock", &format!("{method} /.patou/{token}{target} HTTP/{version}\r\nHost: x\r\n\r\n"))
+    };
+    for (method, target, version, status) in [
+        ("GET", "/known", "1.0", 200),
+        ("GET", "/unknown", "1.1", 200),
+        ("HEAD", "/unknown", "1.0", 200),
+        ("GET", "/unknown", "1.0", 505),
+    ] {
+        let answer = ask(method, target, version);
+        assert_eq!(answer.status, status, "{method} {target} {version}: {answer:?}");
+        if status == 505 {
+            assert_eq!(answer.header("content-type"), Some("application/problem+json"));
+            assert_eq!(answer.header("patou-outcome"), Some("started-unknown"));
+            assert!(answer.text().contains("HTTP/1.1"), "{answer:?}");
+        }
+    }
+    set.stop();
+}

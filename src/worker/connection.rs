@@ -8,10 +8,10 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::{Context as Task, Poll};
 
 use bytes::Bytes;
-use http::header::LOCATION;
+use http::header::{CONTENT_LENGTH, LOCATION};
 use http::uri::PathAndQuery;
 use http::{HeaderValue, Method, Request, Response, StatusCode, Uri, Version};
-use http_body::{Frame, SizeHint};
+use http_body::{Body as _, Frame, SizeHint};
 use http_body_util::BodyExt;
 use hyper::body::Incoming;
 use hyper::server::conn::http1;
@@ -167,6 +167,8 @@ async fn answer<S: Handler>(
         body_timeout: shared.front.body_timeout,
         max_body: shared.front.max_body,
     });
+    // There no reset tells a cut response from a whole one.
+    let must_tell = !http11 && request.method() != Method::HEAD && matches!(*stream.0, net::Stream::Unix(_));
     let received = Counted::new(shared.clone(), Counter::BytesIn, turn.clone());
     let request = request.map(|body| Body::new(received.of(body.map_err(BoxError::from))));
 
@@ -177,6 +179,14 @@ async fn answer<S: Handler>(
             Err(Failure { status: StatusCode::GATEWAY_TIMEOUT, reason: text.into(), started: true })
         }
     };
+    let outcome = outcome.and_then(|response| match must_tell && ends_with_connection(&response) {
+        true => {
+            let reason = "on a Unix socket an HTTP/1.0 client cannot tell where a response of unknown length ends: \
+                          use HTTP/1.1";
+            Err(Failure { status: StatusCode::HTTP_VERSION_NOT_SUPPORTED, reason: reason.into(), started: true })
+        }
+        false => Ok(response),
+    });
     if let Err(failure) = &outcome {
         // What failed is cleared away before anybody hears of the failure.
         shared.handled();
@@ -214,6 +224,12 @@ async fn call<S: Handler>(service: &Mutex<S>, request: Request<Body>) -> Result<
         })
     })
     .await
+}
+
+/// Whether an HTTP/1.0 client could tell the end of this response by the end of the connection only.
+fn ends_with_connection(response: &Response<Body>) -> bool {
+    let bodiless = matches!(response.status(), StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED);
+    !bodiless && !response.headers().contains_key(CONTENT_LENGTH) && response.body().size_hint().exact().is_none()
 }
 
 fn problem(failure: &Failure) -> Response<Body> {

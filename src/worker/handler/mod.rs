@@ -78,7 +78,7 @@ impl Context {
 #[error("{reason}")]
 pub struct Failure {
     /// What the client is told: 400, 408, 411 or 413 for a request that cannot be served, 500 for a program
-    /// that cannot be started, 502 for one that dies or does not keep the protocol.
+    /// that cannot be started, 502 for one that dies or does not keep the protocol; 504 and 505 from outside.
     pub status: StatusCode,
     /// Why, for the client and the log; without a final stop.
     pub reason: String,
