@@ -428,3 +428,37 @@ fn a_drained_worker_stays_out_until_it_is_resumed() {
     }
     set.stop();
 }
+
+/// Where a worker of this pool sends those whose token opens nothing.
+fn way_back(set: &Set, listener: usize) -> String {
+    let (worker, target) = lease(set.address(listener), "/x").unwrap();
+    assert_eq!(exchange(worker, head("GET", &target, worker, "").as_bytes()).unwrap().status, 200);
+    let stale = exchange(worker, head("GET", &target, worker, "").as_bytes()).unwrap();
+    stale.header("location").map_or(format!("{}", stale.status), str::to_owned)
+}
+
+#[test]
+fn a_stale_token_leads_to_the_listener_that_its_pool_has_now() {
+    let listener = |pool: &str| format!("[[listener]]\naddress = \"127.0.0.1:0\"\npool = \"{pool}\"\n");
+    let pool = |name: &str| format!("[[pool]]\nname = \"{name}\"\nworkers = 1\naddress = \"127.0.0.1:0\"\n");
+    let pools = pool("a") + &pool("b");
+    let set = Set::start(&(listener("a") + &listener("b") + &pools));
+    let ports = [set.address(0), set.address(1)];
+    let before = set.dispatcher_pid();
+    assert_eq!([0, 1].map(|n| way_back(&set, n)), ports.map(|port| format!("http://{port}/x")));
+    set.configure(&(listener("b") + &listener("a") + &pools));
+    reload(&set);
+    set.wait_for_log(&["dispatcher ", "configuration applied"]);
+    assert_eq!([0, 1].map(|n| way_back(&set, n)), ports.map(|port| format!("http://{port}/x")));
+    // A pool that has lost its listener, and gets one again.
+    set.configure(&(listener("a") + &listener("a") + &pools));
+    reload(&set);
+    wait_until("it is applied", || set.log().matches("configuration applied").count() == 4);
+    assert_eq!(way_back(&set, 1), format!("http://{}/x", ports[0]));
+    set.configure(&(listener("a") + &listener("b") + &pools));
+    reload(&set);
+    wait_until("it is applied", || set.log().matches("configuration applied").count() == 6);
+    assert_eq!([0, 1].map(|n| way_back(&set, n)), ports.map(|port| format!("http://{port}/x")));
+    assert_eq!(set.dispatcher_pid(), before);
+    set.stop();
+}

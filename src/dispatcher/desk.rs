@@ -87,6 +87,7 @@ impl Desk {
                 let room = &mut self.rooms.borrow_mut()[index];
                 room.config = wanted.clone();
                 room.pool.reconfigure(limits(wanted, config));
+                room.lead_back(return_ports(&wanted.name));
                 for n in 1..=wanted.workers {
                     if usize::from(n) > room.slots.len() {
                         room.slots.push(None);
@@ -112,6 +113,7 @@ impl Desk {
             if config.pools.iter().all(|pool| pool.name != room.config.name) && room.config.workers > 0 {
                 tracing::debug!(pool = %room.config.name, index, "pool is leaving");
                 room.config.workers = 0;
+                room.lead_back(None);
                 room.pool.reconfigure(Limits { workers: 0, ..limits(&room.config, config) });
             }
         }

@@ -86,15 +86,9 @@ async fn serve(mut config: Config, path: Option<PathBuf>) -> Result<(), Dispatch
         listener.as_ref().ok_or_else(|| DispatcherError::NoSocket(wanted.address.to_string()))?;
     }
     let listeners: Vec<Rc<Listener>> = listeners.into_iter().flatten().map(Rc::new).collect();
-    let ports: Vec<(PoolName, u16)> = config
-        .listeners
-        .iter()
-        .zip(&listeners)
-        .filter_map(|(wanted, socket)| Some((wanted.pool.clone(), socket.tcp_address()?.port())))
-        .collect();
-    let return_port = |pool: &PoolName| ports.iter().find(|(of, _)| of == pool).map(|(_, port)| *port);
+    let ports: Vec<Option<u16>> = listeners.iter().map(|socket| Some(socket.tcp_address()?.port())).collect();
 
-    let desk = Desk::open(&config, &return_port)?;
+    let desk = Desk::open(&config, &|pool| return_port(&config, &ports, pool))?;
     store::give_back(stored, config.front.linger_timeout);
     let mut stop = Signal::stop().and_then(Signal::into_async).map_err(system("signals"))?;
     let mut reload = Signal::reload().and_then(Signal::into_async).map_err(system("signals"))?;
@@ -116,7 +110,7 @@ async fn serve(mut config: Config, path: Option<PathBuf>) -> Result<(), Dispatch
             _ = reload.read(&mut reloads) => match Config::load(path.as_deref()) {
                 Ok(loaded) => {
                     config = loaded.config;
-                    desk.reconfigure(&config, &return_port)?;
+                    desk.reconfigure(&config, &|pool| return_port(&config, &ports, pool))?;
                     front.reconfigure(&config);
                     tracing::debug!("configuration applied");
                 }
@@ -148,6 +142,12 @@ async fn serve(mut config: Config, path: Option<PathBuf>) -> Result<(), Dispatch
     tracing::debug!(waiting = desk.waiting(), "left");
     // Not through the destructors: they would take out of the store who waits in it.
     std::process::exit(0)
+}
+
+/// The port of the first listener of a pool; `ports` are those of the configuration's listeners.
+fn return_port(config: &Config, ports: &[Option<u16>], pool: &PoolName) -> Option<u16> {
+    let of_pool = config.listeners.iter().zip(ports).filter(|(listener, _)| listener.pool == *pool);
+    of_pool.filter_map(|(_, port)| *port).next()
 }
 
 /// `WATCHDOG=1` where systemd asks for it (sd_watchdog_enabled(3)), from the serving loop.

@@ -61,6 +61,11 @@ impl Room {
         }
     }
 
+    /// Tells the workers which listener leads to them.
+    pub fn lead_back(&self, return_port: Option<u16>) {
+        self.slots.iter().flatten().for_each(|slot| slot.asker.lead_back(return_port));
+    }
+
     /// What the client of this lease is told.
     pub fn grant(&self, n: u16, lease: LeaseId, claim_by: Time) -> Grant {
         let worker = WorkerId { pool: self.config.name.clone(), number: n };

@@ -40,9 +40,15 @@ impl<M: Memory> Asker<M> {
         let sequence = memory.load(Word::SEQUENCE, Relaxed) & SEQUENCE_MAX;
         memory.store(Word::DISPATCHER_PID, pid.into(), Relaxed);
         memory.store(Word::DISPATCHER_STARTED, started, Relaxed);
-        memory.store(Word::RETURN_PORT, return_port.unwrap_or(0).into(), Relaxed);
-        memory.store(Word::DISPATCHER_EPOCH, epoch.get().into(), Release);
-        Self { memory, sequence, outstanding: None }
+        let asker = Self { memory, sequence, outstanding: None };
+        asker.lead_back(return_port);
+        asker.memory.store(Word::DISPATCHER_EPOCH, epoch.get().into(), Release);
+        asker
+    }
+
+    /// Where the worker sends those whose token opens nothing; read at each of them.
+    pub fn lead_back(&self, return_port: Option<u16>) {
+        self.memory.store(Word::RETURN_PORT, return_port.unwrap_or(0).into(), Relaxed);
     }
 
     /// The slot's words.
