@@ -16,6 +16,7 @@ pub mod log;
 pub mod net;
 pub mod pool;
 pub mod probe;
+pub mod program;
 pub mod restart;
 pub mod shm;
 pub mod signals;

@@ -462,3 +462,39 @@ fn a_stale_token_leads_to_the_listener_that_its_pool_has_now() {
     assert_eq!(set.dispatcher_pid(), before);
     set.stop();
 }
+
+#[test]
+fn a_program_that_is_not_there_is_refused_before_anything_changes() {
+    let handler = |handler: &str| ECHO.replace("workers = 2", &format!("workers = 2\nhandler = {handler}"));
+    let mut set = Set::start(ECHO);
+    let before = pids(&set);
+    let file = set.file().display().to_string();
+    for (kind, program) in [("exec", "/no/such/program"), ("coprocess", "no_such_program"), ("program", "/etc/passwd")]
+    {
+        set.configure(&handler(&format!("{{ {kind} = [\"{program}\"] }}")));
+        let told = reload(&set);
+        assert!(told.contains("nothing has changed"), "{told}");
+        set.wait_for_log(&["reload refused", &format!("{file}:12: pool[1].handler.{kind}"), program]);
+        let check = set.patou(&["check"]);
+        assert_eq!(check.status.code(), Some(78));
+        let err = text(&check.stderr);
+        assert!(err.contains(&format!("{file}:12: pool[1].handler.{kind}: found \"{program}\"")), "{err}");
+        assert_eq!((get(set.address(0), "/").unwrap().text(), pids(&set)), ("GET /\n".to_owned(), before.clone()));
+    }
+    // Its own PATH counts.
+    let top = set.top().display().to_string();
+    std::os::unix::fs::symlink("/bin/cat", set.top().join("mine")).unwrap();
+    let mine = handler("{ exec = [\"mine\"] }");
+    set.configure(&mine);
+    assert_eq!(set.patou(&["check"]).status.code(), Some(78));
+    set.configure(&format!("{mine}environment = {{ PATH = \"{top}\" }}\n"));
+    assert_eq!(set.patou(&["check"]).status.code(), Some(0));
+    set.signal(Signal::SIGTERM);
+    assert_eq!(set.wait_for_end(), Some(0));
+    // Nor does a set start.
+    set.configure(&mine);
+    let run = set.patou(&["run"]);
+    assert_eq!(run.status.code(), Some(78));
+    assert!(text(&run.stderr).contains("pool[1].handler.exec"), "{run:?}");
+    set.assert_nothing_left();
+}

@@ -20,6 +20,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("tree", &["sys"]),
     ("net", &["sys"]),
     ("probe", &["ids"]),
+    ("program", &["config"]),
     ("shm", &["exchange"]),
     ("ipc", &["bell", "config", "exchange", "ids", "shm"]),
     ("units", &["config", "ids"]),
@@ -35,15 +36,15 @@ const MAY_USE: &[(&str, &[&str])] = &[
     (
         "worker",
         &[
-            "bell", "clock", "config", "exchange", "ids", "ipc", "log", "net", "restart", "shm", "signals", "sys",
-            "tree",
+            "bell", "clock", "config", "exchange", "ids", "ipc", "log", "net", "program", "restart", "shm", "signals",
+            "sys", "tree",
         ],
     ),
     (
         "watchdog",
         &[
-            "bell", "clock", "config", "ids", "ipc", "liveness", "log", "probe", "restart", "signals", "sys", "tree",
-            "units",
+            "bell", "clock", "config", "ids", "ipc", "liveness", "log", "probe", "program", "restart", "signals", "sys",
+            "tree", "units",
         ],
     ),
     (
@@ -58,6 +59,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
             "ids",
             "ipc",
             "probe",
+            "program",
             "shm",
             "signals",
             "sys",

@@ -5,7 +5,7 @@ use std::path::Path;
 
 use clap::Args;
 
-use super::{Failure, failed, load};
+use super::{Failure, failed, load_to_run};
 use crate::config::{Config, Origin};
 
 #[derive(Debug, Args)]
@@ -21,7 +21,7 @@ pub fn defaults(_: &Defaults) -> Result<(), Failure> {
 
 /// Prints what a set of this configuration would create.
 pub fn check(path: Option<&Path>) -> Result<(), Failure> {
-    let loaded = load(path)?;
+    let loaded = load_to_run(path)?;
     let config = &loaded.config;
     let mut out = io::stdout().lock();
     let name = match &loaded.origin {

@@ -17,6 +17,7 @@ use clap::{Parser, Subcommand};
 
 use crate::config::{Config, LoadError, Loaded};
 use crate::ids::WorkerId;
+use crate::program;
 
 /// A pool of worker processes that notices the frozen, not only the dead.
 #[derive(Debug, Parser)]
@@ -159,6 +160,13 @@ fn run(cli: &Cli) -> Result<(), Failure> {
 
 fn load(path: Option<&Path>) -> Result<Loaded, Failure> {
     Ok(Config::load(path)?)
+}
+
+/// As [`load`], and the programs that it names are there.
+fn load_to_run(path: Option<&Path>) -> Result<Loaded, Failure> {
+    let loaded = load(path)?;
+    loaded.check(program::wanted).map_err(LoadError::from)?;
+    Ok(loaded)
 }
 
 /// The configuration that the set in its runtime directory runs on, which may differ from the file.

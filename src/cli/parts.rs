@@ -9,7 +9,7 @@ use nix::sys::prctl;
 use nix::sys::signal::Signal;
 use nix::unistd::{Pid, getppid};
 
-use super::{Failure, failed, load};
+use super::{Failure, failed, load, load_to_run};
 use crate::config::{Handler, Origin};
 use crate::ids::WorkerId;
 use crate::{dispatcher, watchdog, worker};
@@ -19,7 +19,7 @@ fn runtime() -> Result<tokio::runtime::Runtime, Failure> {
 }
 
 pub fn run(path: Option<&Path>) -> Result<(), Failure> {
-    runtime()?.block_on(watchdog::run(load(path)?)).map_err(failed)
+    runtime()?.block_on(watchdog::run(load_to_run(path)?)).map_err(failed)
 }
 
 pub fn watchdog(path: Option<&Path>) -> Result<(), Failure> {

@@ -29,6 +29,19 @@ pub(super) fn check(config: &Config, record: &mut Record) {
     collide::check(config, record);
 }
 
+/// Reports the handlers for which `wanted` says what they would have to be.
+pub(super) fn handlers(config: &Config, wanted: &dyn Fn(&Pool) -> Option<String>, record: &mut Record) {
+    if !record.is_counted() {
+        return;
+    }
+    for (i, pool) in config.pools.iter().enumerate() {
+        if let (Some(program), Some(expected)) = (pool.handler.command().first(), wanted(pool)) {
+            let key = format!("pool[{}].handler.{}", i + 1, pool.handler.name());
+            record.contradiction(&key, &[], quote(program), expected);
+        }
+    }
+}
+
 fn pool_names(config: &Config, record: &mut Record) {
     for (i, pool) in config.pools.iter().enumerate() {
         let Some(first) = config.pools[..i].iter().position(|other| other.name == pool.name) else { continue };

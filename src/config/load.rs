@@ -4,7 +4,7 @@ use std::ffi::OsString;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use super::{Config, Faults};
+use super::{Config, Faults, Pool, sections};
 
 /// A configuration and where it came from.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -24,6 +24,21 @@ pub enum Origin {
     File(PathBuf),
     /// No file was named and there is none in its usual place.
     BuiltIn,
+}
+
+impl Loaded {
+    /// Reports the handler of each pool for which `wanted` says what it would have to be: what a file asks of the
+    /// machine is for the caller to judge.
+    ///
+    /// # Errors
+    /// All of them at once.
+    pub fn check(&self, wanted: impl Fn(&Pool) -> Option<String>) -> Result<(), Faults> {
+        let file = match &self.origin {
+            Origin::File(path) => path.display().to_string(),
+            Origin::BuiltIn => "the built-in configuration".to_owned(),
+        };
+        sections::read(&self.text, &file, &wanted).map(drop)
+    }
 }
 
 /// The configuration cannot be used.

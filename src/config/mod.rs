@@ -95,7 +95,7 @@ impl Config {
     /// All faults at once. Only while the text is not TOML, what depends on several keys is left for later:
     /// a key that could not be read would make it wrong.
     pub fn parse(text: &str, file: &str) -> Result<Config, Faults> {
-        sections::read(text, file)
+        sections::read(text, file, &|_| None)
     }
 
     /// The pool of this name.

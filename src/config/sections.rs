@@ -14,14 +14,15 @@ use crate::ids::PoolName;
 const NAME: &str = "a name of 1 to 32 characters of a-z, 0-9 and _";
 const ACCOUNT: &str = "the name or number of an account";
 
-/// Reads the whole text; see [`Config::parse`].
-pub(super) fn read(text: &str, file: &str) -> Result<Config, Faults> {
+/// Reads the whole text; see [`Config::parse`] and, for `wanted`, [`super::Loaded::check`].
+pub(super) fn read(text: &str, file: &str, wanted: &dyn Fn(&Pool) -> Option<String>) -> Result<Config, Faults> {
     let (table, errors) = DeTable::parse_recoverable(text);
     let mut record = Record::new(text, file);
     errors.iter().for_each(|error| record.syntax(text, error));
     let config = Section::whole_file(&mut record, table.into_inner(), every_section);
     if record.is_whole() {
         check::check(&config, &mut record);
+        check::handlers(&config, wanted, &mut record);
     }
     match record.into_faults() {
         none if none.is_empty() => Ok(config),

@@ -5,9 +5,10 @@ use std::collections::BTreeMap;
 use super::plan::{Change, Event};
 use super::sockets::{Socket, open_listener, open_worker};
 use super::{Watch, WatchdogError, bounds, drains, publish};
-use crate::config::{Config, Listener, Origin};
+use crate::config::{Config, Listener, Origin, Pool};
 use crate::ids::WorkerId;
 use crate::ipc::{self, Modes};
+use crate::program;
 
 impl Watch {
     /// Reads the file again. What comes of it for the processes, if anything.
@@ -22,8 +23,11 @@ impl Watch {
             return None;
         }
         let file = path.display().to_string();
-        let new = match Config::load(Some(path)) {
-            Ok(loaded) => loaded.config,
+        let new = match Config::load(Some(path)).and_then(|loaded| {
+            loaded.check(|pool| self.missing(pool))?;
+            Ok(loaded.config)
+        }) {
+            Ok(config) => config,
             Err(error) => {
                 for line in error.to_string().lines() {
                     tracing::error!("reload refused: {line}");
@@ -46,6 +50,12 @@ impl Watch {
                 None
             }
         }
+    }
+
+    /// What a handler that is new would have to be, if its program is not there. One that runs is left alone.
+    fn missing(&self, pool: &Pool) -> Option<String> {
+        let runs = |now: &Pool| now.handler == pool.handler && now.environment == pool.environment;
+        if self.config.pool(&pool.name).is_some_and(runs) { None } else { program::wanted(pool) }
     }
 
     fn take_over(&mut self, new: Config) -> Result<Change, WatchdogError> {

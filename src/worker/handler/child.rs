@@ -10,22 +10,18 @@ use std::fmt;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::process::{CommandExt, ExitStatusExt};
-use std::path::Path;
 use std::process::{Command, ExitStatus};
 use std::sync::Arc;
 
 use nix::sys::signal::{Signal, killpg};
-use nix::unistd::{AccessFlags, Pid, access};
+use nix::unistd::Pid;
 use tokio::io::unix::AsyncFd;
 
-use crate::sys;
+use crate::{program, sys};
 
 /// What a program inherits of the worker's environment. Everything else stays here, above all what systemd
 /// gave the worker for itself (`LISTEN_*`, `NOTIFY_SOCKET`, `WATCHDOG_*`) and `PATOU_CONFIG`.
 const INHERITED: [&str; 3] = ["PATH", "LANG", "TZ"];
-
-/// Where programs are looked for when the worker has no `PATH`.
-const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
 /// Why a handler cannot be started.
 #[derive(Debug, thiserror::Error)]
@@ -57,7 +53,7 @@ impl Program {
         let name = argv.first().filter(|name| !name.is_empty()).ok_or(StartError::NoProgram)?;
         let inherited = INHERITED.iter().filter_map(|name| Some((OsString::from(name), env::var_os(name)?)));
         let mut environment: BTreeMap<_, _> = inherited.collect();
-        environment.entry("PATH".into()).or_insert(PATH.into());
+        environment.insert("PATH".into(), program::search_path(own));
         for (name, value) in own {
             if name.is_empty() || name.contains(['=', '\0']) || value.contains('\0') {
                 return Err(StartError::BadVariable(name.clone()));
@@ -65,12 +61,7 @@ impl Program {
             environment.insert(name.into(), value.into());
         }
         let path = &environment[OsStr::new("PATH")];
-        let runs = |file: &Path| file.is_file() && access(file, AccessFlags::X_OK).is_ok();
-        if !(if name.contains('/') {
-            runs(Path::new(name))
-        } else {
-            env::split_paths(path).any(|d| runs(&d.join(name)))
-        }) {
+        if !program::is_there(name, path) {
             return Err(StartError::NotExecutable(name.clone(), path.to_string_lossy().into_owned()));
         }
         Ok(Self { argv: argv.to_vec(), environment })
