@@ -43,8 +43,8 @@ const MAY_USE: &[(&str, &[&str])] = &[
     (
         "watchdog",
         &[
-            "bell", "clock", "config", "ids", "ipc", "liveness", "log", "probe", "program", "restart", "signals", "sys",
-            "tree", "units",
+            "bell", "clock", "config", "ids", "ipc", "liveness", "log", "probe", "program", "restart", "signals",
+            "sys", "tree", "units",
         ],
     ),
     (
