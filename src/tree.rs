@@ -20,7 +20,7 @@ use nix::sys::wait::{Id, WaitPidFlag, waitid, waitpid};
 use nix::unistd::{Pid, getpid};
 use tokio::time::{Instant, sleep};
 
-use crate::sys;
+use crate::{log, sys};
 
 /// How long a kill waits for the killed to die. Only a process in uninterruptible sleep takes longer than
 /// moments, and nothing but the end of that sleep ends it.
@@ -163,7 +163,8 @@ fn strike(process: &Process) {
         && let Err(error) = sys::pidfd_send_signal(pidfd.as_fd(), Signal::SIGKILL)
         && error.raw_os_error() != Some(nix::libc::ESRCH)
     {
-        tracing::error!(pid = process.pid.as_raw(), %error, "cannot kill a process of the handler");
+        tracing::error!(pid = process.pid.as_raw(), %error, event = %log::Event::ProcessLeft,
+            "cannot kill a process of the handler");
     }
 }
 

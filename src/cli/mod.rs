@@ -17,7 +17,7 @@ use clap::{Parser, Subcommand};
 
 use crate::config::{Config, LoadError, Loaded};
 use crate::ids::WorkerId;
-use crate::program;
+use crate::{log, program};
 
 /// A pool of worker processes that notices the frozen, not only the dead.
 #[derive(Debug, Parser)]
@@ -127,13 +127,27 @@ pub fn main() -> ExitCode {
     match run(&cli) {
         Ok(()) => ExitCode::SUCCESS,
         Err(Failure::Failed(text)) => {
-            eprintln!("patou: {text}");
+            if !told(&cli.command, log::Event::StartRefused, &text) {
+                eprintln!("patou: {text}");
+            }
             ExitCode::FAILURE
         }
         Err(Failure::Config(text)) => {
-            eprintln!("{text}");
+            if !told(&cli.command, log::Event::ConfigRefused, &text) {
+                eprintln!("{text}");
+            }
             ExitCode::from(CONFIG)
         }
+    }
+}
+
+/// Tells the journal why a part of a set ends, if that is where the part speaks to.
+fn told(command: &Command, event: log::Event, text: &str) -> bool {
+    match command {
+        Command::Run => log::last_words("watchdog", event, text),
+        Command::Dispatcher => log::last_words("dispatcher", event, text),
+        Command::Worker { worker } => log::last_words(&format!("worker {worker}"), event, text),
+        _ => false,
     }
 }
 

@@ -27,6 +27,7 @@ use tokio::time::{Instant, sleep};
 use super::desk::Desk;
 use super::{hosts, redirect, store};
 use crate::config::{self, Config};
+use crate::log;
 use crate::net::{self, Listener, Problem, Stream, gone, linger};
 use crate::pool::Peer;
 
@@ -128,7 +129,7 @@ async fn accept(shared: Rc<Shared>, index: usize, socket: Rc<Listener>) {
                 });
             }
             Err(error) => {
-                tracing::warn!(%error, "accept");
+                tracing::warn!(%error, event = %log::Event::AcceptFailed, "accept");
                 sleep(ACCEPT_PAUSE).await;
             }
         }
@@ -232,6 +233,7 @@ impl Client {
                 worker,
                 lease,
                 wait_ms = format!("{ms:.1}"),
+                event = %log::Event::RequestLogged,
                 "{} {}",
                 request.method(),
                 request.uri()

@@ -58,7 +58,7 @@ pub enum DispatcherError {
 /// # Errors
 /// See [`DispatcherError`].
 pub async fn run(config: Config, path: Option<PathBuf>) -> Result<(), DispatcherError> {
-    log::init("dispatcher");
+    log::init(log::Speaker::part("dispatcher", &config.set.name));
     log::abort_on_panic();
     tokio::task::LocalSet::new().run_until(serve(config, path)).await
 }
@@ -89,6 +89,7 @@ async fn serve(mut config: Config, path: Option<PathBuf>) -> Result<(), Dispatch
     let ports: Vec<Option<u16>> = listeners.iter().map(|socket| Some(socket.tcp_address()?.port())).collect();
 
     let desk = Desk::open(&config, &|pool| return_port(&config, &ports, pool))?;
+    log::set_epoch(desk.epoch().get());
     store::give_back(stored, config.front.linger_timeout);
     let mut stop = Signal::stop().and_then(Signal::into_async).map_err(system("signals"))?;
     let mut reload = Signal::reload().and_then(Signal::into_async).map_err(system("signals"))?;
@@ -114,7 +115,8 @@ async fn serve(mut config: Config, path: Option<PathBuf>) -> Result<(), Dispatch
                     front.reconfigure(&config);
                     tracing::debug!("configuration applied");
                 }
-                Err(error) => tracing::error!("reload refused, the configuration in force stays: {error}"),
+                Err(error) => tracing::error!(event = %log::Event::ReloadRefused,
+                    "reload refused, the configuration in force stays: {error}"),
             },
             () = beat.wait() => { let _ = sd_notify::notify(&[NotifyState::Watchdog]); }
         }

@@ -7,6 +7,7 @@ use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::{UnixListener, UnixStream};
 
 use super::desk::Desk;
+use crate::log;
 use crate::pool::Event;
 use crate::probe::{Order, QUESTION_MAX, Question, Report};
 
@@ -20,7 +21,7 @@ pub async fn serve(socket: UnixListener, desk: Rc<Desk>) {
                 tokio::task::spawn_local(converse(stream, desk.clone()));
             }
             Err(error) => {
-                tracing::warn!(%error, "probe.sock: accept");
+                tracing::warn!(%error, event = %log::Event::AcceptFailed, "probe.sock: accept");
                 tokio::time::sleep(ACCEPT_PAUSE).await;
             }
         }
@@ -59,11 +60,11 @@ fn obey(desk: &Desk, order: Order) -> Option<String> {
             return Some(format!("the configuration has no worker {id}"));
         }
         Order::Drain(id) => {
-            tracing::info!(worker = %id, "taken out of service by an operator");
+            tracing::info!(worker = %id, event = %log::Event::WorkerDrained, "taken out of service by an operator");
             desk.tell(&id.pool, Event::Drain(id.number));
         }
         Order::Resume(id) => {
-            tracing::info!(worker = %id, "put back into service by an operator");
+            tracing::info!(worker = %id, event = %log::Event::WorkerResumed, "put back into service by an operator");
             desk.tell(&id.pool, Event::Resume(id.number));
         }
     }

@@ -1,5 +1,6 @@
 //! A pool with the slots of its workers.
 
+use std::fmt;
 use std::sync::Arc;
 
 use tokio::task::AbortHandle;
@@ -8,8 +9,9 @@ use super::slot;
 use crate::bell::Bell;
 use crate::config::{self, Address};
 use crate::exchange::{Asker, Life};
-use crate::ids::{LeaseId, Time, Token, WorkerId};
-use crate::pool::{Note, Pool, Refusal, Seen};
+use crate::ids::{LeaseId, PoolName, Time, Token, WorkerId};
+use crate::log::Event;
+use crate::pool::{Answer, Note, Pool, Refusal, Seen};
 use crate::shm::{Role, Segment};
 
 /// A worker given to a client.
@@ -52,13 +54,22 @@ pub struct Room {
 impl Room {
     /// Reads the slot of worker `n`.
     pub fn see(&mut self, n: u16) -> Seen {
-        match self.slots.get_mut(usize::from(n) - 1).and_then(Option::as_mut) {
-            Some(slot) => {
-                let alive = slot.segment.is_taken(Role::Worker);
-                slot::look(&mut slot.asker, alive)
+        let Some(slot) = self.slots.get_mut(usize::from(n) - 1).and_then(Option::as_mut) else {
+            return Seen::default();
+        };
+        let alive = slot.segment.is_taken(Role::Worker);
+        let seen = slot::look(&mut slot.asker, alive);
+        let worker = Name(&self.config.name, n);
+        match seen.answer {
+            Some(Answer::Accept(lease)) => {
+                tracing::debug!(%worker, %lease, event = %Event::LeaseAnswered, "worker takes the lease");
             }
-            None => Seen::default(),
+            Some(Answer::Refuse(lease, reason)) => {
+                tracing::debug!(%worker, %lease, event = %Event::LeaseAnswered, "worker refuses the lease: {reason}");
+            }
+            _ => {}
         }
+        seen
     }
 
     /// Tells the workers which listener leads to them.
@@ -79,17 +90,36 @@ impl Room {
 
     /// Says what an operator wants to read.
     pub fn note(&self, n: u16, note: Note) {
-        let worker = format!("{}/{n}", self.config.name);
+        let worker = Name(&self.config.name, n);
         match note {
-            Note::Up(epoch) => tracing::debug!(worker, %epoch, "worker is there"),
-            Note::Down(epoch) => tracing::debug!(worker, %epoch, "worker has gone"),
+            Note::Up(epoch) => tracing::debug!(%worker, %epoch, "worker is there"),
+            Note::Down(epoch) => tracing::debug!(%worker, %epoch, "worker has gone"),
             Note::Late(lease) => {
-                tracing::warn!(worker, %lease, "worker did not answer within offer_timeout: another is asked");
+                tracing::warn!(%worker, %lease, event = %Event::WorkerLate,
+                    "worker did not answer within offer_timeout: another is asked");
             }
-            Note::Back => tracing::info!(worker, "worker answers again"),
-            Note::Unclaimed(lease) => tracing::debug!(worker, %lease, "lease was not used within claim_timeout"),
-            Note::Garbled => tracing::error!(worker, "the claim word of this worker's slot is garbled"),
-            Note::Lost(lease) => tracing::warn!(worker, %lease, "the worker died with a request in hand"),
+            Note::Back => tracing::info!(%worker, event = %Event::WorkerBack, "worker answers again"),
+            Note::Unclaimed(lease) => {
+                let event = Event::LeaseUnclaimed;
+                tracing::debug!(%worker, %lease, %event, "lease was not used within claim_timeout");
+            }
+            Note::Garbled => {
+                tracing::error!(%worker, event = %Event::SlotGarbled,
+                    "the claim word of this worker's slot is garbled");
+            }
+            Note::Lost(lease) => {
+                tracing::warn!(%worker, %lease, event = %Event::RequestLost,
+                    "the worker died with a request in hand");
+            }
         }
+    }
+}
+
+/// A worker's name, written only when somebody reads it.
+pub struct Name<'a>(pub &'a PoolName, pub u16);
+
+impl fmt::Display for Name<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.0, self.1)
     }
 }

@@ -16,6 +16,7 @@ use nix::sys::socket::{ControlMessage, MsgFlags, UnixAddr, sendmsg};
 use tokio::io::AsyncWriteExt;
 use tokio::time::{sleep, timeout};
 
+use crate::log;
 use crate::net::{self, Problem, Stream, linger};
 
 /// What the names of stored connections begin with.
@@ -72,7 +73,8 @@ async fn send(message: &str, fd: Option<BorrowedFd<'_>>) -> io::Result<()> {
 /// lost, so all that can be said is that nothing was started and that they may ask again at once.
 pub fn give_back(connections: Vec<(OwnedFd, String)>, linger_timeout: Duration) {
     if !connections.is_empty() {
-        tracing::info!(connections = connections.len(), "sending back who waited when the last dispatcher ended");
+        tracing::info!(connections = connections.len(), event = %log::Event::ConnectionsReturned,
+            "sending back who waited when the last dispatcher ended");
     }
     for (fd, name) in connections {
         let stored = Stored(name);

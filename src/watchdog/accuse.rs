@@ -3,12 +3,13 @@
 use std::fs;
 
 use super::plan::Part;
+use crate::log::Event;
 
 /// One record: the reason and what the process was doing.
 pub fn record(part: &Part, why: &str, pid: Option<u32>) {
     let worker = part.worker().map(tracing::field::display);
     let Some(pid) = pid else {
-        return tracing::error!(worker, "{part} is killed and replaced: {why}");
+        return tracing::error!(worker, %part, event = %Event::PartKilled, "{part} is killed and replaced: {why}");
     };
     let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
     let field = |name: &str| {
@@ -22,6 +23,8 @@ pub fn record(part: &Part, why: &str, pid: Option<u32>) {
         state = field("State"),
         threads = field("Threads"),
         wchan = waits_in.trim(),
+        %part,
+        event = %Event::PartKilled,
         "{part} is killed and replaced: {why}"
     );
 }

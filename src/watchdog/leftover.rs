@@ -11,7 +11,7 @@ use tokio::time::{Instant, sleep};
 use super::WatchdogError;
 use crate::config::Config;
 use crate::ipc::{self, Leftover};
-use crate::{sys, tree};
+use crate::{log, sys, tree};
 
 /// How often it is looked whether they have gone.
 const LOOK: Duration = Duration::from_millis(10);
@@ -39,6 +39,7 @@ pub async fn clear(dir: &Path, config: &Config) -> Result<(), WatchdogError> {
             } else if !told {
                 tracing::info!(
                     pid = process.pid,
+                    event = %log::Event::FormerSetBusy,
                     "waiting for the {} of the former set to finish its request",
                     process.what
                 );

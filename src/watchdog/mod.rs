@@ -81,7 +81,7 @@ const LATE: Duration = Duration::from_millis(20);
 /// # Errors
 /// See [`WatchdogError`]. Whatever was made is removed again.
 pub async fn run(loaded: Loaded) -> Result<(), WatchdogError> {
-    log::init("watchdog");
+    log::init(log::Speaker::part("watchdog", &loaded.config.set.name));
     log::abort_on_panic();
     tokio::task::LocalSet::new().run_until(hold(loaded)).await
 }
@@ -117,7 +117,8 @@ async fn hold(loaded: Loaded) -> Result<(), WatchdogError> {
     }
     .await;
     if waived {
-        tracing::info!(set = %name, "told to stop while the former set was ending: nothing was started");
+        tracing::info!(set = %name, event = %log::Event::SetNotStarted,
+            "told to stop while the former set was ending: nothing was started");
         return result;
     }
     // Whatever still runs is an orphan that no part answers for any more.
@@ -128,7 +129,8 @@ async fn hold(loaded: Loaded) -> Result<(), WatchdogError> {
     let removed = ipc::remove(&dir).map_err(WatchdogError::from);
     lock.remove(&dir);
     if result.is_ok() && survivors.is_none() && removed.is_ok() {
-        tracing::info!(set = %name, "the set has stopped, and nothing of it is left");
+        tracing::info!(set = %name, event = %log::Event::SetStopped,
+            "the set has stopped, and nothing of it is left");
     }
     result.and(survivors.map_or(Ok(()), Err)).and(removed)
 }
@@ -246,18 +248,20 @@ impl Watch {
     fn told_to_stop(&self, times: usize) -> Event {
         let set = &self.config.set.name;
         if self.plan.is_stopping() || times > 1 {
-            tracing::warn!(%set, "stopping at once, on a second signal: requests in hand are cut off");
+            tracing::warn!(%set, event = %log::Event::SetStoppingNow,
+                "stopping at once, on a second signal: requests in hand are cut off");
             return Event::StopNow;
         }
         let at_most = drains(&self.config).into_values().max().unwrap_or_default();
         let at_most = humantime::format_duration(at_most).to_string();
-        tracing::info!(%set, at_most, "stopping, on a signal: no new leases, requests in hand may finish");
+        tracing::info!(%set, at_most, event = %log::Event::SetStopping,
+            "stopping, on a signal: no new leases, requests in hand may finish");
         Event::Stop
     }
 
     fn exited(&mut self, part: Part, pid: u32) -> Option<Event> {
         let how = self.children.reap(&part, pid)?;
-        tracing::debug!(pid, "{part} has ended: {how}");
+        tracing::debug!(pid, %part, "{part} has ended: {how}");
         Some(Event::Exited { part, how, chance: restart::chance() })
     }
 
@@ -305,7 +309,8 @@ impl Watch {
                             || strangers.contains(&(process.pid, process.started))
                     };
                     if let Err(error) = tree::kill(|process| !spared(process)).await {
-                        tracing::error!("what a worker left behind cannot be killed: {error}");
+                        tracing::error!(event = %log::Event::ProcessLeft,
+                            "what a worker left behind cannot be killed: {error}");
                     }
                 });
                 if let Some(bell) = self.bells.get(&id) {
@@ -317,9 +322,10 @@ impl Watch {
                 self.sockets.workers.remove(&id);
                 self.bells.remove(&id);
                 if let Err(error) = ipc::retire_worker(&self.dir, &id) {
-                    tracing::error!(worker = %id, "cannot remove its segment and bells: {error}");
+                    tracing::error!(worker = %id, event = %log::Event::RuntimeFault,
+                        "cannot remove its segment and bells: {error}");
                 }
-                tracing::info!(worker = %id, "worker has left the set");
+                tracing::info!(worker = %id, event = %log::Event::WorkerLeft, "worker has left the set");
             }
             Action::Tell(part, telling) => tell(&part, telling, self.children.pid(&part)),
             Action::AllUp => self.greet(),
@@ -332,7 +338,7 @@ impl Watch {
         let sockets = self.sockets_of(&part);
         match sockets.and_then(|sockets| self.children.start(&part, sockets)) {
             Ok(pid) => {
-                tracing::debug!(pid, "{part} is started");
+                tracing::debug!(pid, %part, "{part} is started");
                 Event::Started(part, pid)
             }
             Err(error) => Event::StartFailed(part, format!("it cannot be started: {error}")),
@@ -364,7 +370,7 @@ impl Watch {
         let state = State::of(&self.plan, &self.config.set.name, self.process, listeners);
         if self.written.as_ref() != Some(&state) {
             if let Err(error) = state.write(&self.dir) {
-                tracing::error!("cannot write watchdog.json: {error}");
+                tracing::error!(event = %log::Event::RuntimeFault, "cannot write watchdog.json: {error}");
             }
             self.written = Some(state);
         }
@@ -374,7 +380,8 @@ impl Watch {
     fn greet(&self) {
         let workers = self.config.workers().count();
         let pools = self.config.pools.len();
-        tracing::info!(set = %self.config.set.name, workers, pools, dir = %self.dir.display(), "the set is up");
+        tracing::info!(set = %self.config.set.name, workers, pools, dir = %self.dir.display(), event = %log::Event::SetUp,
+            "the set is up");
         let _ = sd_notify::notify(&[NotifyState::Ready]);
         for (listener, socket) in self.config.listeners.iter().zip(&self.sockets.listeners) {
             match &socket.address {

@@ -8,13 +8,14 @@ use super::{Watch, WatchdogError, bounds, drains, publish};
 use crate::config::{Config, Listener, Origin, Pool};
 use crate::ids::WorkerId;
 use crate::ipc::{self, Modes};
-use crate::program;
+use crate::{log, program};
 
 impl Watch {
     /// Reads the file again. What comes of it for the processes, if anything.
     pub(super) fn reload(&mut self) -> Option<Event> {
         let Origin::File(path) = &self.origin else {
             tracing::warn!(
+                event = %log::Event::ReloadRefused,
                 "nothing to reload: the set runs on the built-in configuration (start it with --config FILE)"
             );
             return None;
@@ -30,10 +31,11 @@ impl Watch {
             Ok(config) => config,
             Err(error) => {
                 for line in error.to_string().lines() {
-                    tracing::error!("reload refused: {line}");
+                    tracing::error!(event = %log::Event::ReloadRefused, "reload refused: {line}");
                 }
                 tracing::error!(
                     file,
+                    event = %log::Event::ReloadRefused,
                     "reload refused, nothing has changed: the set runs on with the configuration it has"
                 );
                 return None;
@@ -42,11 +44,13 @@ impl Watch {
         match self.take_over(new) {
             Ok(change) => {
                 let (workers, pools) = (change.workers.len(), self.config.pools.len());
-                tracing::info!(file, set = %self.config.set.name, workers, pools, "configuration applied");
+                tracing::info!(file, set = %self.config.set.name, workers, pools, event = %log::Event::ReloadApplied,
+                    "configuration applied");
                 Some(Event::Apply(change))
             }
             Err(error) => {
-                tracing::error!(file, "reload refused, nothing has changed: {error}");
+                tracing::error!(file, event = %log::Event::ReloadRefused,
+                    "reload refused, nothing has changed: {error}");
                 None
             }
         }

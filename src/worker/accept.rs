@@ -13,6 +13,7 @@ use super::handler::Builtin;
 use super::recycle::reexec;
 use super::shared::{Order, Shared};
 use super::{ServeError, system};
+use crate::log;
 use crate::net::{self, Listener};
 
 /// Pause after a failed accept: out of descriptors, most likely, which only time mends.
@@ -47,7 +48,7 @@ pub async fn serve<S: Handler>(
                     });
                 }
                 Err(error) => {
-                    tracing::warn!(worker = %shared.id, %error, "accept");
+                    tracing::warn!(worker = %shared.id, %error, event = %log::Event::AcceptFailed, "accept");
                     tokio::time::sleep(ACCEPT_PAUSE).await;
                 }
             },
@@ -91,10 +92,12 @@ async fn recycle(shared: &Shared, listener: &Listener, orders: &mut mpsc::Unboun
         match &shared.builtin {
             Some(coprocess @ Builtin::Coprocess(_)) if !shared.take_reload() => match coprocess.recycle().await {
                 Ok(()) => {
-                    tracing::info!(worker = %shared.id, epoch = %shared.respondent.epoch(), "co-process recycled");
+                    tracing::info!(worker = %shared.id, epoch = %shared.respondent.epoch(),
+                        event = %log::Event::WorkerRecycled, "co-process recycled");
                 }
                 Err(error) => {
-                    tracing::error!(worker = %shared.id, %error, "the successor of the co-process cannot start: the old one stays");
+                    tracing::error!(worker = %shared.id, %error, event = %log::Event::RecycleFailed,
+                        "the successor of the co-process cannot start: the old one stays");
                 }
             },
             builtin => {
@@ -106,10 +109,12 @@ async fn recycle(shared: &Shared, listener: &Listener, orders: &mut mpsc::Unboun
                 if let Some(builtin) = builtin {
                     builtin.stop().await;
                 }
-                tracing::debug!(worker = %shared.id, epoch = %shared.respondent.epoch(), "recycling");
+                tracing::debug!(worker = %shared.id, epoch = %shared.respondent.epoch(),
+                    event = %log::Event::WorkerRecycled, "recycling");
                 shared.take_reload(); // the next image reads the configuration in any case
                 if let Some(error) = reexec(listener, &shared.id.instance(), &shared.told_to_stop) {
-                    tracing::error!(worker = %shared.id, %error, "cannot execute the next incarnation: this one stays");
+                    tracing::error!(worker = %shared.id, %error, event = %log::Event::RecycleFailed,
+                        "cannot execute the next incarnation: this one stays");
                 }
             }
         }

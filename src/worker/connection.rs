@@ -26,6 +26,7 @@ use super::turn::{Cut, Held, Turn};
 use crate::clock;
 use crate::exchange::Counter;
 use crate::ids::Token;
+use crate::log::Event;
 use crate::net::{self, Outcome, Problem, linger, set_reset_on_close};
 
 /// A running handler.
@@ -100,15 +101,23 @@ async fn finish(shared: &Shared, turn: &Turn, held: Held, end: &Result<(), End>,
         Err(End::Cut(cut)) => {
             turn.fail();
             match cut {
-                Cut::Gone => tracing::info!(%worker, %lease, %epoch, "the client has gone: its request is cancelled"),
+                Cut::Gone => {
+                    let event = Event::RequestCancelled;
+                    tracing::info!(%worker, %lease, %epoch, %event, "the client has gone: its request is cancelled");
+                }
                 Cut::Deadline => {
-                    tracing::warn!(%worker, %lease, %epoch, "request_timeout passed within the response: it is cut");
+                    let event = Event::RequestDeadline;
+                    tracing::warn!(%worker, %lease, %epoch, %event,
+                        "request_timeout passed within the response: it is cut");
                 }
             }
         }
     }
     turn.leave_floor();
-    shared.finish(held.lease, held.since.elapsed(), turn.has_failed());
+    let took = held.since.elapsed();
+    tracing::debug!(%worker, %lease, %epoch, status = turn.status(), took_ms = took.as_millis() as u64,
+        event = %Event::RequestAnswered, "request is over");
+    shared.finish(held.lease, took, turn.has_failed());
 }
 
 /// What hyper calls with the request of a connection.
@@ -155,6 +164,8 @@ async fn answer<S: Handler>(
     let held = Held { lease: terms.lease, since, deadline: since + terms.request_timeout };
     shared.begin(&terms, now, &stream);
     turn.begin(held, http11);
+    let (worker, lease, epoch) = (&shared.id, terms.lease, shared.respondent.epoch());
+    tracing::debug!(%worker, %lease, %epoch, event = %Event::LeaseClaimed, "lease is claimed");
     set_reset_on_close(&stream, true)?;
     turn.take_floor(shared.floor().await);
 
@@ -199,14 +210,15 @@ async fn answer<S: Handler>(
     if !shared.respondent.respond(terms.lease) {
         return Err("the dispatcher has ended the lease".into());
     }
-    turn.respond();
-    Ok(match outcome {
+    let response = match outcome {
         Ok(response) => {
             let sent = Counted::new(shared.clone(), Counter::BytesOut, turn.clone());
             response.map(|body| Body::new(sent.of(body)))
         }
         Err(failure) => problem(&failure),
-    })
+    };
+    turn.respond(response.status());
+    Ok(response)
 }
 
 /// Runs the handler; a panic in it is a failure of this request and of nothing else.
@@ -329,7 +341,9 @@ where
             }
             Poll::Ready(Some(Err(error))) => {
                 if self.counted.counter == Counter::BytesOut {
-                    tracing::warn!(worker = %self.counted.shared.id, "response cut: {error}");
+                    let Counted { shared, turn, .. } = &self.counted;
+                    let (worker, lease) = (&shared.id, turn.lease().map(tracing::field::display));
+                    tracing::warn!(%worker, lease, event = %Event::ResponseCut, "response cut: {error}");
                 }
                 self.counted.turn.fail();
             }

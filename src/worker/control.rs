@@ -15,6 +15,7 @@ use super::{ServeError, Signals, system};
 use crate::bell::Bell;
 use crate::exchange::{Kind, Reply, Word};
 use crate::ids::{Time, WorkerState};
+use crate::log;
 use crate::net::{Problem, set_reset_on_close};
 use crate::signals::Signal;
 use crate::{clock, restart};
@@ -134,7 +135,7 @@ impl Control {
     fn give_up(&self, current: Current) {
         let worker = &self.shared.id;
         tracing::error!(worker = %worker, lease = %current.lease, epoch = %self.shared.respondent.epoch(),
-            "the handler has blocked its thread past request_timeout: the worker ends itself");
+            event = %log::Event::HandlerBlocked, "the handler has blocked its thread past request_timeout: the worker ends itself");
         // Should the handler come back now, its worker is nevertheless not for the next client.
         self.shared.stop();
         if self.shared.respondent.respond(current.lease) {

@@ -124,7 +124,7 @@ struct Signals {
 
 impl Office {
     fn take(config: &Config, id: &WorkerId) -> Result<Self, ServeError> {
-        log::init(format!("worker {id}"));
+        log::init(log::Speaker::worker(id, &config.set.name));
         let pool = config.pool(&id.pool).filter(|pool| id.number <= pool.workers);
         let pool = pool.ok_or_else(|| ServeError::Unknown(id.clone()))?.clone();
         nix::sys::prctl::set_child_subreaper(true).map_err(|e| system("prctl")(e.into()))?;
@@ -146,6 +146,7 @@ impl Office {
         let started = tree::look(pid).map_or(0, |process| process.started);
         let port = listener.tcp_address().map(|address| address.port());
         let respondent = Respondent::begin(parts.segment, pid, started, port, clock::now());
+        log::set_epoch(respondent.epoch().get());
         Ok(Self {
             id: id.clone(),
             pool,

@@ -4,6 +4,7 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use http::StatusCode;
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use tokio::sync::{Notify, RwLock, mpsc};
 
@@ -16,6 +17,7 @@ use crate::clock;
 use crate::config::Front;
 use crate::exchange::{Counter, Respondent};
 use crate::ids::{LeaseId, Terms, Time, WorkerId, WorkerState};
+use crate::log::Event;
 use crate::net::{self, Listener};
 use crate::shm::Segment;
 use crate::signals::Came;
@@ -272,6 +274,11 @@ impl Shared {
 
     /// For the log: what went wrong with a request.
     pub fn warn(&self, lease: LeaseId, failure: &Failure) {
-        tracing::warn!(worker = %self.id, lease = %lease, epoch = %self.respondent.epoch(), status = failure.status.as_u16(), "request failed: {failure}");
+        let event = match failure.status {
+            StatusCode::GATEWAY_TIMEOUT => Event::RequestDeadline,
+            _ => Event::RequestFailed,
+        };
+        tracing::warn!(worker = %self.id, lease = %lease, epoch = %self.respondent.epoch(),
+            status = failure.status.as_u16(), %event, "request failed: {failure}");
     }
 }

@@ -1,9 +1,10 @@
 //! One connection's turn: what it holds, until when, and how far its answer has come.
 
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU16, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use http::StatusCode;
 use tokio::sync::{Notify, OwnedMutexGuard};
 use tokio::time::{Instant, sleep, sleep_until};
 
@@ -38,6 +39,8 @@ pub struct Turn {
     held: Mutex<Option<Held>>,
     claimed: Notify,
     responding: AtomicBool,
+    /// The status of the answer; 0 before there is one.
+    status: AtomicU16,
     /// Nothing has been sent to a client that knows HTTP/1.1.
     may_probe: AtomicBool,
     failed: AtomicBool,
@@ -52,6 +55,11 @@ impl Turn {
         *self.held.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// The lease it holds.
+    pub fn lease(&self) -> Option<LeaseId> {
+        self.held().map(|held| held.lease)
+    }
+
     pub fn begin(&self, held: Held, http11: bool) {
         *self.held.lock().unwrap_or_else(PoisonError::into_inner) = Some(held);
         self.may_probe.store(http11, Ordering::Relaxed);
@@ -62,9 +70,15 @@ impl Turn {
         self.held.lock().unwrap_or_else(PoisonError::into_inner).take()
     }
 
-    pub fn respond(&self) {
+    pub fn respond(&self, status: StatusCode) {
+        self.status.store(status.as_u16(), Ordering::Relaxed);
         self.may_probe.store(false, Ordering::Relaxed);
         self.responding.store(true, Ordering::Relaxed);
+    }
+
+    /// The status it has been answered with; 0 if it has not.
+    pub fn status(&self) -> u16 {
+        self.status.load(Ordering::Relaxed)
     }
 
     pub fn fail(&self) {

@@ -1,0 +1,229 @@
+//! The events that an operator may look for: for each a stable name (`PATOU_EVENT`) and a stable number
+//! (`MESSAGE_ID`), under which `systemd/patou.catalog` explains it (`journalctl -x`).
+//!
+//! Names and numbers are never changed and never used again: people filter by them. A new event gets a new
+//! number (`journalctl --new-id128`) and an entry in the catalog.
+
+use std::fmt;
+
+macro_rules! events {
+    ($($(#[$doc:meta])+ $variant:ident = $id:literal, $name:literal;)+) => {
+        /// What happened, in a word. At a call of `tracing` it is the field `event`.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+        pub enum Event {
+            $($(#[$doc])+ $variant,)+
+        }
+
+        impl Event {
+            /// All of them.
+            pub const ALL: &[Event] = &[$(Event::$variant),+];
+
+            /// Its name, as in `PATOU_EVENT`.
+            pub fn name(self) -> &'static str {
+                match self {
+                    $(Event::$variant => $name,)+
+                }
+            }
+
+            /// Its number, which is its `MESSAGE_ID` when written as 32 hexadecimal digits.
+            pub fn id(self) -> u128 {
+                match self {
+                    $(Event::$variant => $id,)+
+                }
+            }
+        }
+    };
+}
+
+events! {
+    // The set.
+    /// Every part is up for the first time.
+    SetUp = 0x879fe9ca876940af828eed464570b5fb, "set-up";
+    /// It was told to stop.
+    SetStopping = 0x1dea1033da1146c5b8ad3d2b61cecca9, "set-stopping";
+    /// It was told to stop a second time.
+    SetStoppingNow = 0xb36309efeea249c0a6d1a92f96cf6111, "set-stopping-at-once";
+    /// It has stopped.
+    SetStopped = 0xbc003227374a4b33bf1040eca47899a1, "set-stopped";
+    /// It was told to stop before it could begin.
+    SetNotStarted = 0xa61e6a2bb8b54fa484821d671cc71ee4, "set-not-started";
+    /// Processes of its former life still serve.
+    FormerSetBusy = 0x08909f91514c4cff9f3acfd6c6ddd80e, "former-set-busy";
+    /// The configuration is wrong, and the command did not start.
+    ConfigRefused = 0x0b370f8c0c8b4720bf4566dbf5c948b8, "config-refused";
+    /// A part could not start or go on.
+    StartRefused = 0x6f5b6835971949ac81fdb6f0b1a81d16, "start-refused";
+    /// A new configuration is in force.
+    ReloadApplied = 0x6f6a5fd34f694ad7a86681b935057fcc, "reload-applied";
+    /// The file was read again and refused.
+    ReloadRefused = 0xa71e3c1dc7b94c72816ec55d0686a39c, "reload-refused";
+    /// Something in the runtime directory cannot be written or removed.
+    RuntimeFault = 0xa8e697d2fd4e449689691ac9e3e577af, "runtime-fault";
+    /// A process cannot be killed.
+    ProcessLeft = 0x2091d0dd0181497f8e7ed1796bf3da15, "process-left";
+    /// A panic: a fault of patou itself.
+    Bug = 0x9b9db936920a4df89be3fd75b221a7e8, "bug";
+    /// The journal did not take some records.
+    RecordsLost = 0xf5b9d8fc92044f97beaec0939efab70b, "records-lost";
+    // Parts.
+    /// The evidence, before a part is killed.
+    PartKilled = 0xb28474ca0605402eb89ccd6d07c3a12e, "part-killed";
+    /// It ended by itself and is started again.
+    PartRestarted = 0x1245b107589f44b781cdca9f1efcb5ef, "part-restart";
+    /// It serves again.
+    PartBack = 0xaedf39f02e0349d6acb0113caddb17a4, "part-back";
+    /// It is given up.
+    PartFailed = 0xb2fcb6b6265542f3b8d31531a949ce0e, "part-failed";
+    /// It did not stop in time and is killed.
+    PartOverdue = 0xaad492d56fa04e008d6f2a19d963b779, "part-overdue";
+    /// A reload took it out of the set.
+    WorkerLeft = 0x2ea0ab878ea441d4a9f74449bbc2d43a, "worker-left";
+    /// It did not answer an offer in time.
+    WorkerLate = 0x75bc629e60024c84aca998626a8fc565, "worker-late";
+    /// It answers again.
+    WorkerBack = 0x028aaf41ba7a4d839c8257424627ed3c, "worker-back";
+    /// Its slot holds what no honest writer writes.
+    SlotGarbled = 0x00c1e66b10044815abbdfe68745d0116, "slot-garbled";
+    /// An operator took it out of service.
+    WorkerDrained = 0xbeaefe1167ce42f289d7da972ec4334c, "worker-drained";
+    /// An operator put it back.
+    WorkerResumed = 0x47434550e1e04700b83146a298bcd05b, "worker-resumed";
+    /// It is replaced as planned.
+    WorkerRecycled = 0xb9d83705225b443881e0c62d793320c7, "worker-recycled";
+    /// It cannot be replaced as planned.
+    RecycleFailed = 0x27e14dedd8ff4450b9837cf2f19a641c, "recycle-failed";
+    /// A connection cannot be accepted.
+    AcceptFailed = 0x9ea1478972b444e79ec973560ee2ae74, "accept-failed";
+    /// Who waited for the last dispatcher is sent back.
+    ConnectionsReturned = 0x6c6678b4a1ea4839a9186930fb72d2a2, "connections-returned";
+    // Requests.
+    /// A request has no proper answer.
+    RequestFailed = 0x1834c8a431fd4924837dee642a43d41e, "request-failed";
+    /// It took longer than request_timeout.
+    RequestDeadline = 0x82f7a4da08cb4c6d9697b4c9f0abbf98, "request-deadline";
+    /// Its client has gone.
+    RequestCancelled = 0x807e05cb7ef74cfa87a07faafe8853b7, "request-cancelled";
+    /// Its worker died.
+    RequestLost = 0x51a50f233cb549e28c8d866dbb2bc82a, "request-lost";
+    /// Its answer ends before its end.
+    ResponseCut = 0x340e704949d645b3ab598d3091efed9f, "response-cut";
+    /// The handler blocks the serving thread.
+    HandlerBlocked = 0x3f98ccef267e4178a6a2becc82615456, "handler-blocked";
+    /// The handler's process died or broke its protocol.
+    HandlerFault = 0xff4cac9b4e614b23b9755809467f8fb8, "handler-fault";
+    /// The handler's process cannot be started.
+    HandlerDown = 0xb3e4f492b6b54fc59e9435a5391eaf8f, "handler-down";
+    /// A line that the handler's process printed.
+    HandlerOutput = 0x886c50d38115443a96013399ba27c97e, "handler-output";
+    /// So many such lines were left out.
+    HandlerSuppressed = 0x640219ffe08c44f19bed836c30ea8343, "handler-output-suppressed";
+    /// A line of the access log.
+    RequestLogged = 0x82e156bf1573492d91425acb62a35b9b, "request-logged";
+    // One request, step by step; only at level debug.
+    /// The dispatcher asks a worker.
+    LeaseOffered = 0x73edc7a5276a4d189b36896063e7b776, "lease-offered";
+    /// It says yes or no.
+    LeaseAnswered = 0x6de845ee93b1423aa6338d06d84ebdee, "lease-answered";
+    /// The client is told.
+    LeaseGranted = 0xf400f18224bf40a6ba84609f8bb11bf0, "lease-granted";
+    /// The client did not come.
+    LeaseUnclaimed = 0xd83a02650c484e1da9e7dbb54e9bd2bd, "lease-unclaimed";
+    /// It came, and the worker begins.
+    LeaseClaimed = 0x0ca19ab6f725439981b9b300b25a6995, "lease-claimed";
+    /// The answer is through.
+    RequestAnswered = 0xc64cbab4220f4b968dd5bdd49804720f, "request-answered";
+    /// The dispatcher has the worker back.
+    LeaseOver = 0x235e14c69a524ff18ed027ce284ba1c2, "lease-over";
+}
+
+impl Event {
+    /// The event of this name.
+    pub fn named(name: &str) -> Option<Self> {
+        Self::ALL.iter().copied().find(|event| event.name() == name)
+    }
+}
+
+impl fmt::Display for Event {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::{BTreeMap, BTreeSet};
+    use std::process::Command;
+
+    const CATALOG: &str = include_str!("../../systemd/patou.catalog");
+
+    /// The catalog by id: header lines and text.
+    fn catalog() -> BTreeMap<String, (BTreeMap<&'static str, &'static str>, &'static str)> {
+        let mut entries = BTreeMap::new();
+        let start = CATALOG.find("\n-- ").unwrap();
+        for entry in CATALOG[start..].split("\n-- ").skip(1) {
+            let (entry, _) = entry.split_once("\n# ").unwrap_or((entry, "")); // the title of the next section
+            let (head, text) = entry.split_once("\n\n").unwrap();
+            let (id, head) = head.split_once('\n').unwrap();
+            let head = head.lines().map(|line| line.split_once(": ").unwrap()).collect();
+            assert!(entries.insert(id.to_owned(), (head, text)).is_none(), "{id} has two entries");
+        }
+        entries
+    }
+
+    #[test]
+    fn names_and_numbers_are_unique_and_find_their_event() {
+        let ids: BTreeSet<u128> = Event::ALL.iter().map(|event| event.id()).collect();
+        assert_eq!(ids.len(), Event::ALL.len());
+        for event in Event::ALL {
+            assert_eq!(Event::named(event.name()), Some(*event), "{event} is the name of two");
+            let plain = |c: char| c.is_ascii_lowercase() || c == '-';
+            assert!(event.name().chars().all(plain) && event.name().contains(plain), "{event}");
+        }
+        assert_eq!(Event::named("no-such-event"), None);
+    }
+
+    #[test]
+    fn the_catalog_explains_each_event_and_nothing_else() {
+        let catalog = catalog();
+        let ids: BTreeSet<String> = Event::ALL.iter().map(|event| format!("{:032x}", event.id())).collect();
+        assert_eq!(catalog.keys().cloned().collect::<BTreeSet<_>>(), ids);
+        for (id, (head, text)) in &catalog {
+            assert!(!head["Subject"].is_empty() && !text.trim().is_empty(), "{id}");
+            assert_eq!(
+                [head["Defined-By"], head["Support"], head["Documentation"]],
+                ["patou", "man:patou(7)", "man:patou(7)"]
+            );
+            assert!(text.lines().all(|line| line.len() <= 100 && !line.starts_with("--")), "{id}");
+            // References to fields are complete, and to ours: others are systemd's to fill.
+            for reference in format!("{}\n{text}", head["Subject"]).split('@').skip(1).step_by(2) {
+                assert!(reference.starts_with("PATOU_"), "{id}: @{reference}@");
+            }
+        }
+    }
+
+    #[test]
+    fn journalctl_takes_the_catalog() {
+        let root = std::env::temp_dir().join(format!("patou-catalog-{}", std::process::id()));
+        let dir = root.join("usr/lib/systemd/catalog");
+        std::fs::create_dir_all(&dir).unwrap();
+        std::fs::write(dir.join("patou.catalog"), CATALOG).unwrap();
+        let journalctl = |action: &str| Command::new("journalctl").arg(action).arg("--root").arg(&root).output();
+        match journalctl("--update-catalog") {
+            Err(_) => eprintln!("SKIPPED: no journalctl on this machine"),
+            Ok(updated) => {
+                let complaints = String::from_utf8_lossy(&updated.stderr).into_owned();
+                assert!(updated.status.success() && complaints.is_empty(), "{complaints}");
+                let dump = journalctl("--dump-catalog").unwrap().stdout;
+                let dump = String::from_utf8(dump).unwrap();
+                for (id, (head, text)) in catalog() {
+                    let (_, entry) =
+                        dump.split_once(&format!("-- {id}\n")).unwrap_or_else(|| panic!("{id} is missing"));
+                    assert!(entry.starts_with(&format!("Subject: {}\n", head["Subject"])), "{entry}");
+                    assert!(entry.contains(text.trim()), "{id}");
+                }
+            }
+        }
+        std::fs::remove_dir_all(&root).unwrap();
+    }
+}
