@@ -503,6 +503,44 @@ fn on_a_unix_socket_http_1_0_gets_no_response_whose_end_it_could_not_tell() {
             assert_eq!(answer.header("patou-outcome"), Some("started-unknown"));
             assert!(answer.text().contains("HTTP/1.1"), "{answer:?}");
         }
+}
+
+/// The value of `key=` in a line of the log.
+fn field<'a>(line: &'a str, key: &str) -> Option<&'a str> {
+    line.split_whitespace().find_map(|word| word.strip_prefix(key)?.strip_prefix('='))
+}
+
+#[test]
+fn each_request_can_be_followed_by_its_lease_alone() {
+    let pool = |name: &str, handler: &str| {
+        format!(
+            "[[listener]]\naddress = \"127.0.0.1:0\"\npool = \"{name}\"\n\
+             [[pool]]\nname = \"{name}\"\nworkers = 1\naddress = \"127.0.0.1:0\"\nhandler = {handler}\n"
+        )
+    };
+    let says = words(&["sh", "-c", "echo some words >&2; printf 'Content-Type: a/b\\nStatus: 201 Made\\n\\n'"]);
+    let set = Set::start(&(pool("one", "\"echo\"") + &pool("two", &format!("{{ exec = {says} }}"))));
+    for index in [0, 1, 0] {
+        assert!(get(set.address(index), "/").unwrap().status < 300);
+    }
+    // A pool's next request waits for its last to be over, and this is the last of each.
+    let over = |log: &str| log.lines().filter(|line| line.contains("lease is over")).count();
+    wait_some("all leases being over", || (over(&set.log()) == 3).then_some(()));
+    let log = set.log();
+    let leases: Vec<_> =
+        log.lines().filter(|line| line.contains("lease is offered")).filter_map(|line| field(line, "lease")).collect();
+    assert_eq!(leases.iter().collect::<std::collections::BTreeSet<_>>().len(), 3, "{leases:?}");
+    for (lease, worker, status, said) in
+        [(leases[0], "one/1", "200", false), (leases[1], "two/1", "201", true), (leases[2], "one/1", "200", false)]
+    {
+        let lines: Vec<_> = log.lines().filter(|line| field(line, "lease") == Some(lease)).collect();
+        assert!(lines.iter().all(|line| field(line, "worker") == Some(worker)), "{lines:?}");
+        for step in ["lease is offered", "takes the lease", "is told its worker", "lease is claimed", "lease is over"] {
+            assert_eq!(lines.iter().filter(|line| line.contains(step)).count(), 1, "{step} of {lease}: {lines:?}");
+        }
+        let end = lines.iter().find(|line| line.contains("request is over")).unwrap();
+        assert!(field(end, "status") == Some(status) && field(end, "took_ms").is_some(), "{end}");
+        assert_eq!(lines.iter().any(|line| line.contains("some words")), said, "{lines:?}");
     }
     set.stop();
 }

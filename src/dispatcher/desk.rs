@@ -7,7 +7,7 @@ use std::rc::Rc;
 use tokio::sync::{Notify, oneshot};
 
 pub use super::room::{Grant, Verdict};
-use super::room::{Room, Slot};
+use super::room::{Name, Room, Slot};
 use super::{DispatcherError, slot};
 use crate::clock;
 use crate::config::{self, Config};
@@ -17,7 +17,7 @@ use crate::ipc::{self, Parts};
 use crate::pool::{Action, ClientId, Event, Limits, Peer, Pool, Refusal, Worker};
 use crate::probe::{PoolReport, WorkerReport};
 use crate::shm::Role;
-use crate::{restart, sys, tree};
+use crate::{log, restart, sys, tree};
 
 /// The dispatcher's state, shared by its tasks, all on one thread.
 pub struct Desk {
@@ -26,6 +26,8 @@ pub struct Desk {
     rooms: RefCell<Vec<Room>>,
     clients: RefCell<HashMap<ClientId, oneshot::Sender<Verdict>>>,
     next_client: Cell<ClientId>,
+    /// How many leases this dispatcher has given.
+    leases: Cell<u64>,
     armed: Cell<Option<Time>>,
     rearm: Notify,
 }
@@ -56,6 +58,7 @@ impl Desk {
             rooms: RefCell::default(),
             clients: RefCell::default(),
             next_client: Cell::new(1),
+            leases: Cell::new(0),
             armed: Cell::new(None),
             rearm: Notify::new(),
         });
@@ -192,7 +195,10 @@ impl Desk {
                     None => break,
                 },
             };
-            for action in room.pool.handle(clock::now(), event) {
+            room.pool.count_from(self.leases.get());
+            let actions = room.pool.handle(clock::now(), event);
+            self.leases.set(room.pool.leases());
+            for action in actions {
                 if let Some(n) = self.perform(room, action)
                     && !looks.contains(&n)
                 {
@@ -212,6 +218,8 @@ impl Desk {
         let n = match action {
             Action::Grant { client, worker, lease, claim_by } => {
                 let grant = room.grant(worker, lease, claim_by);
+                let event = log::Event::LeaseGranted;
+                tracing::debug!(worker = %grant.worker, %lease, %event, "the client is told its worker");
                 self.answer(client, Ok(grant));
                 return None;
             }
@@ -234,6 +242,10 @@ impl Desk {
             | Action::Clear(n) => n,
         };
         let request_timeout = room.config.request_timeout;
+        if let Action::Offer { worker, epoch, lease, .. } = action {
+            let event = log::Event::LeaseOffered;
+            tracing::debug!(worker = %Name(&room.config.name, worker), %lease, %epoch, %event, "lease is offered");
+        }
         let slot = room.slots.get_mut(usize::from(n) - 1)?.as_mut()?;
         match action {
             Action::Ask(_, ask) => {
@@ -264,7 +276,12 @@ impl Desk {
             Action::Revoke(_, lease) => drop(slot.asker.revoke(lease)),
             Action::Abort(_, lease) => drop(slot.asker.abort(lease)),
             Action::Bury(_, lease) => drop(slot.asker.bury(lease)),
-            Action::Release(_, lease) => drop(slot.asker.release(lease)),
+            Action::Release(_, lease) => {
+                let (worker, over) = (Name(&room.config.name, n), slot.asker.release(lease));
+                if over {
+                    tracing::debug!(%worker, %lease, event = %log::Event::LeaseOver, "lease is over");
+                }
+            }
             Action::Clear(_) => slot.asker.clear(),
             _ => {}
         }

@@ -93,6 +93,17 @@ impl Pool {
         (self.queue.len(), self.queue.oldest())
     }
 
+    /// How many leases have been given; see [`Pool::count_from`].
+    pub fn leases(&self) -> u64 {
+        self.leases
+    }
+
+    /// The next lease is at least the one after this: pools of one dispatcher count on from each other, so that
+    /// no two leases of a set have one number.
+    pub fn count_from(&mut self, leases: u64) {
+        self.leases = self.leases.max(leases);
+    }
+
     /// When the next [`Event::Tick`] is due.
     pub fn deadline(&self) -> Option<Time> {
         self.timers.first().map(|(time, _)| *time)
