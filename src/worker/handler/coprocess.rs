@@ -12,7 +12,7 @@ mod restart;
 use std::fs;
 use std::io;
 use std::process::Stdio;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
 use http::StatusCode;
@@ -24,8 +24,9 @@ use tokio::time::{Instant, sleep_until, timeout};
 use super::Failure;
 use super::child::{Child, Program, StartError};
 use super::output::{Event, Output};
-use super::relay::{Speaker, relay};
+use super::relay::{Lease, Relay, Stream, Voice};
 use crate::ids::WorkerId;
+use crate::log::Event as Mark;
 use crate::tree;
 use exchange::{Feed, Unfed};
 use restart::Restart;
@@ -45,7 +46,7 @@ const MARK: &str = "PATOU_COPROCESS";
 #[derive(Debug)]
 pub struct Coprocess {
     program: Program,
-    worker: WorkerId,
+    voice: Arc<Voice>,
     state: Mutex<State>,
 }
 
@@ -56,6 +57,10 @@ struct State {
     pid: Option<Pid>,
     generation: u64,
     restart: Restart,
+    /// The request in hand.
+    lease: Lease,
+    /// What still reads the streams of a process.
+    relays: Vec<Weak<Relay>>,
 }
 
 /// Where the process is between requests.
@@ -83,8 +88,9 @@ struct Warm {
 impl Coprocess {
     /// Starts the process.
     pub(super) fn start(program: Program, worker: WorkerId) -> Result<Arc<Self>, StartError> {
-        let state = State { place: Place::Empty, pid: None, generation: 0, restart: Restart::default() };
-        let coprocess = Self { program, worker, state: Mutex::new(state) };
+        let (place, restart) = (Place::Empty, Restart::default());
+        let state = State { place, pid: None, generation: 0, restart, lease: None, relays: Vec::new() };
+        let coprocess = Self { program, voice: Voice::new(worker), state: Mutex::new(state) };
         let warm = coprocess.spawn()?;
         coprocess.put(Place::Warm(warm));
         Ok(Arc::new(coprocess))
@@ -92,6 +98,22 @@ impl Coprocess {
 
     /// After a request: finishes feeding what the co-process did not wait for, or replaces it.
     pub(super) async fn end(&self) {
+        self.settle().await;
+        self.turn_to(None);
+    }
+
+    /// The process speaks under this lease from now on, and what it has printed so far was under the one before.
+    fn turn_to(&self, lease: Lease) {
+        let relays = {
+            let mut state = self.lock();
+            state.lease.clone_from(&lease);
+            state.relays.retain(|relay| relay.strong_count() > 0);
+            state.relays.clone()
+        };
+        relays.iter().filter_map(Weak::upgrade).for_each(|relay| relay.turn_to(lease.clone()));
+    }
+
+    async fn settle(&self) {
         let warm = match self.take() {
             Place::Warm(warm) => Some(warm),
             Place::Fed(mut warm, mut feed, patience) => match timeout(patience, feed.outcome()).await {
@@ -115,7 +137,9 @@ impl Coprocess {
         }
         match self.renew().await {
             Ok(warm) => self.put(Place::Warm(warm)),
-            Err(error) => tracing::error!(worker = %self.worker, "{error}"),
+            Err(error) => {
+                tracing::error!(worker = %self.voice.worker(), event = %Mark::HandlerDown, "{error}");
+            }
         }
     }
 
@@ -168,6 +192,8 @@ impl Coprocess {
         }
         self.kill(|_| true).await;
         self.lock().pid = None;
+        self.turn_to(None);
+        self.voice.confess();
     }
 
     /// The process for a request: the warm one, or a new one if that is lost.
@@ -195,7 +221,10 @@ impl Coprocess {
 
     /// The co-process died or broke the framing: says so and has the restart wait if it keeps doing that.
     fn fault(&self, warm: &Warm, why: &dyn std::fmt::Display) {
-        tracing::warn!(worker = %self.worker, pid = warm.output.child.pid().as_raw(), "the co-process `{}` {why}", self.program.name());
+        let (worker, pid) = (self.voice.worker(), warm.output.child.pid().as_raw());
+        let lease = self.lock().lease.clone();
+        tracing::warn!(%worker, lease = lease.as_deref(), pid, event = %Mark::HandlerFault,
+            "the co-process `{}` {why}", self.program.name());
         self.lock().restart.fault(Instant::now(), warm.started);
     }
 
@@ -227,22 +256,25 @@ impl Coprocess {
         let (requests, our_requests) = pipe2(OFlag::O_CLOEXEC)?;
         let (our_responses, responses) = pipe2(OFlag::O_CLOEXEC)?;
         let mut command = self.program.command(vec![(requests, REQUESTS), (responses, RESPONSES)])?;
-        command.env("PATOU_WORKER", self.worker.to_string()).env(MARK, generation.to_string());
+        command.env("PATOU_WORKER", self.voice.worker().to_string()).env(MARK, generation.to_string());
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
         let requests = Some(Sender::from_owned_fd(our_requests)?);
         let mut child = Child::spawn(&mut command)?;
         let [_, stdout, stderr] = child.pipes();
-        for (pipe, errors) in [(stdout, false), (stderr, true)] {
-            let speaker = Speaker { worker: self.worker.to_string(), lease: String::new(), errors };
-            // The tasks end by themselves, with the last process that holds the pipe.
-            pipe.map(|pipe| relay(pipe, speaker)).transpose()?;
+        let lease = self.lock().lease.clone();
+        for (pipe, stream) in [(stdout, Stream::Output), (stderr, Stream::Errors)] {
+            if let Some(pipe) = pipe {
+                // The task ends by itself, with the last process that holds the pipe.
+                let (relay, _) = Relay::start(pipe, self.voice.clone(), stream, lease.clone())?;
+                self.lock().relays.push(relay);
+            }
         }
         Ok(Warm { output: Output::new(child, our_responses)?, requests, started: Instant::now(), generation })
     }
 
     async fn kill(&self, chosen: impl Fn(&tree::Process) -> bool) {
         if let Err(survivors) = tree::kill(chosen).await {
-            tracing::error!(worker = %self.worker, "{survivors}");
+            tracing::error!(worker = %self.voice.worker(), event = %Mark::ProcessLeft, "{survivors}");
         }
     }
 

@@ -8,7 +8,7 @@
 
 use std::io;
 use std::process::Stdio;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -24,9 +24,11 @@ use super::cgi::{self, Answer, Document};
 use super::child::{Child, Ended, Program};
 use super::head;
 use super::output::{Event, NoHead, Output, cut};
-use super::relay::{Speaker, relay};
+use super::relay::{Lease, Relay, Stream, Voice};
 use super::stream::{First, Step, race, unfold};
 use super::{Body, Context, Failure, Intake};
+use crate::ids::WorkerId;
+use crate::log::Event as Mark;
 use crate::tree;
 
 /// How many local redirects one request may take.
@@ -39,12 +41,13 @@ const LAST_WORDS: Duration = Duration::from_millis(500);
 #[derive(Debug)]
 pub struct Exec {
     program: Program,
+    voice: Arc<Voice>,
     relays: Mutex<Vec<JoinHandle<()>>>,
 }
 
 impl Exec {
-    pub(super) fn new(program: Program) -> Self {
-        Self { program, relays: Mutex::default() }
+    pub(super) fn new(program: Program, worker: WorkerId) -> Self {
+        Self { program, voice: Voice::new(worker), relays: Mutex::default() }
     }
 
     /// Runs the program for one request, again for each local redirect.
@@ -82,16 +85,17 @@ impl Exec {
         let mut child = Child::spawn(&mut command).map_err(|error| failed(error).not_started())?;
         drop(command);
         let [stdin, stdout, stderr] = child.pipes();
-        let speaker = Speaker { worker: context.worker.to_string(), lease: context.lease.clone(), errors: true };
+        let lease = Lease::Some(context.lease.as_str().into());
         if let Some(stderr) = stderr {
-            let relay = relay(stderr, speaker.clone()).map_err(failed)?;
+            let (_, relay) = Relay::start(stderr, self.voice.clone(), Stream::Errors, lease.clone()).map_err(failed)?;
             self.relays.lock().unwrap_or_else(PoisonError::into_inner).push(relay);
         }
         let stdin = stdin.map(Sender::from_owned_fd).transpose().map_err(failed)?;
         let feed = stdin.zip(body).map(|(stdin, body)| Feed(tokio::spawn(feed(body, stdin))));
         let stdout = stdout.ok_or_else(|| failed(io::ErrorKind::BrokenPipe.into()))?;
         let output = Output::new(child, stdout).map_err(failed)?;
-        Ok(Run { output, feed, left: None, last: None, cut: false, judged: false, name: name.to_owned(), speaker })
+        let (name, worker) = (name.to_owned(), context.worker.clone());
+        Ok(Run { output, feed, left: None, last: None, cut: false, judged: false, name, worker, lease })
     }
 
     /// Kills and reaps everything that the request left behind, and waits for its last words in the log.
@@ -99,7 +103,7 @@ impl Exec {
         if tree::has_children()
             && let Err(survivors) = tree::kill(|_| true).await
         {
-            tracing::error!("{survivors}");
+            tracing::error!(worker = %self.voice.worker(), event = %Mark::ProcessLeft, "{survivors}");
         }
         let relays = std::mem::take(&mut *self.relays.lock().unwrap_or_else(PoisonError::into_inner));
         for mut relay in relays {
@@ -107,6 +111,12 @@ impl Exec {
                 relay.abort();
             }
         }
+    }
+
+    /// The last end.
+    pub(super) async fn stop(&self) {
+        self.end().await;
+        self.voice.confess();
     }
 }
 
@@ -146,7 +156,8 @@ struct Run {
     /// Whether its end has been judged.
     judged: bool,
     name: String,
-    speaker: Speaker,
+    worker: WorkerId,
+    lease: Lease,
 }
 
 impl Run {
@@ -241,12 +252,13 @@ impl Run {
         if let Some(missing @ 1..) = self.left {
             return Err(self.broken(&format!("it {ended}, {missing} bytes short of its Content-Length")));
         }
-        let Speaker { worker, lease, .. } = &self.speaker;
+        let (worker, lease, event) = (&self.worker, self.lease.as_deref(), Mark::HandlerFault);
         if self.cut {
-            tracing::warn!(%worker, %lease, "`{}` wrote more than its Content-Length: the rest was cut", self.name);
+            tracing::warn!(%worker, lease, %event,
+                "`{}` wrote more than its Content-Length: the rest was cut", self.name);
         }
         if !ended.well() {
-            tracing::warn!(%worker, %lease, "`{}` {ended} after a complete response", self.name);
+            tracing::warn!(%worker, lease, %event, "`{}` {ended} after a complete response", self.name);
         }
         Ok(())
     }

@@ -19,6 +19,7 @@ pub mod framing;
 pub mod head;
 mod intake;
 mod output;
+mod quota;
 mod relay;
 mod stream;
 
@@ -136,7 +137,7 @@ impl Builtin {
     pub fn start(spec: &Spec, worker: &WorkerId, environment: &BTreeMap<String, String>) -> Result<Self, StartError> {
         Ok(match spec {
             Spec::Echo => Self::Echo,
-            Spec::Exec(argv) => Self::Exec(Arc::new(Exec::new(Program::new(argv, environment)?))),
+            Spec::Exec(argv) => Self::Exec(Arc::new(Exec::new(Program::new(argv, environment)?, worker.clone()))),
             Spec::Coprocess(argv) => {
                 Self::Coprocess(Coprocess::start(Program::new(argv, environment)?, worker.clone())?)
             }
@@ -199,7 +200,7 @@ impl Builtin {
     pub async fn stop(&self) {
         match self {
             Self::Echo => {}
-            Self::Exec(exec) => exec.end().await,
+            Self::Exec(exec) => exec.stop().await,
             Self::Coprocess(coprocess) => coprocess.stop().await,
         }
     }

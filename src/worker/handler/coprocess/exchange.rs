@@ -15,7 +15,7 @@ use super::super::head;
 use super::super::output::{Event, NoHead, cut};
 use super::super::stream::{First, Step, race, unfold};
 use super::super::{Body, Context, Failure, Intake, framing};
-use super::{Coprocess, DEAF, Place, Warm};
+use super::{Coprocess, DEAF, Mark, Place, Warm};
 
 /// How long a process that closes its descriptors may take to be dead, if it is dying.
 const DYING: Duration = Duration::from_millis(100);
@@ -83,6 +83,7 @@ impl Coprocess {
             let reason = "a co-process takes no request of unknown length: send a Content-Length";
             Failure::new(StatusCode::LENGTH_REQUIRED, reason).not_started()
         })?;
+        self.turn_to(Some(context.lease.as_str().into()));
         let head = framing::request_head(&parts.method, &parts.uri, &parts.headers, &context.lease, length);
         let mut warm = self.ready().await?;
         let feed = warm.requests.take().map(|requests| Feed(tokio::spawn(feed(requests, head, body, length))));
@@ -190,7 +191,9 @@ impl Exchange {
     /// A process that has closed descriptor 3 is at its end, whatever it thinks. It may have answered before:
     /// so it is killed, and what it wrote is read until the end of the process.
     fn deaf(&mut self) {
-        tracing::warn!(worker = %self.home.worker, "the co-process {DEAF} within a request: it is killed");
+        let (worker, lease, event) = (self.home.voice.worker(), self.home.lock().lease.clone(), Mark::HandlerFault);
+        let lease = lease.as_deref();
+        tracing::warn!(%worker, lease, %event, "the co-process {DEAF} within a request: it is killed");
         self.warm.output.child.kill_group();
     }
 

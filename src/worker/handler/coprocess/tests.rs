@@ -57,6 +57,7 @@ while line := r.readline():
         subprocess.run(['sh', '-c', 'setsid sleep 1000 &'])
         answer(b'child')
     elif t == '/say': print('to stdout', flush=True); print('to stderr', file=sys.stderr, flush=True); answer(b'said')
+    elif t == '/later': answer(b'later'); time.sleep(0.05); print('between', flush=True)
     elif t == '/echo': answer(repr(h).encode() + body)
     elif t != '/early': answer(b'%d' % count)
 "#;
@@ -342,13 +343,24 @@ fn what_it_prints_goes_to_the_log() {
     alone(async {
         let (log, _guard) = log();
         let Some(handler) = odd() else { return };
-        ok(&handler, "/say").await;
         let read = || String::from_utf8(log.lock().unwrap().clone()).unwrap();
+        while !read().contains("started") {
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+        ok(&handler, "/say").await;
         while !(read().contains("to stdout worker=default/1") && read().contains("to stderr worker=default/1")) {
             tokio::time::sleep(Duration::from_millis(2)).await;
         }
         let line = |text: &str| read().lines().find(|line| line.contains(text)).unwrap().to_owned();
         assert!(line("to stdout").contains("INFO") && line("to stderr").contains("WARN"));
+        // With the request in hand, and none where there is none.
+        assert!(line("to stdout").contains("lease=\"3.1042\"") && line("to stderr").contains("lease=\"3.1042\""));
+        assert!(!line("started").contains("lease="), "{}", read());
+        ok(&handler, "/later").await;
+        while !read().contains("between") {
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+        assert!(!line("between").contains("lease="), "{}", read());
         stopped(handler).await;
     });
 }

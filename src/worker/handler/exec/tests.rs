@@ -35,6 +35,7 @@ async fn run(
     };
     handler.end().await;
     assert!(!tree::has_children());
+    handler.stop().await;
     result
 }
 
@@ -118,10 +119,14 @@ fn a_flood_on_stderr_blocks_nobody_and_long_lines_are_cut() {
         let flood = "head -c 300000 /dev/zero | tr '\\0' x >&2; echo >&2; yes flood | head -n 20000 >&2; echo done";
         assert_eq!(ok(format!("{HEAD} {flood}; echo last words >&2")).await, "done\n");
         let log = String::from_utf8(log.lock().unwrap().clone()).unwrap();
-        assert_eq!(log.lines().filter(|line| line.contains(": flood ")).count(), 20000);
-        assert!(log.contains("xxx [cut] worker=default/1 lease=3.1042"));
+        // Within its share of the log, and the program was not held up by that.
+        let floods = log.lines().filter(|line| line.contains(": flood ")).count();
+        assert!((40..1000).contains(&floods), "{floods}");
+        assert!(log.contains("xxx [cut] worker=default/1 lease=\"3.1042\""));
         assert!(log.lines().last().unwrap().contains("WARN"));
-        assert!(log.lines().last().unwrap().contains("last words worker=default/1"));
+        assert!(log.lines().last().unwrap().contains("left out, the last of them: last words worker=default/1"));
+        let suppressed = format!("{} lines were left out", 20003 - log.lines().count());
+        assert!(log.contains(&suppressed), "no {suppressed} in {log}");
     });
 }
 
