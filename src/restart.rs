@@ -6,6 +6,7 @@ use crate::clock;
 use crate::config::Config;
 use crate::exchange::{self, Memory, Word};
 use crate::liveness::{RestartLimits, Start};
+use crate::log::Event;
 
 /// The bounds of restarts.
 pub fn limits(config: &Config) -> RestartLimits {
@@ -25,7 +26,8 @@ pub fn hold_back(memory: &impl Memory, word: Word, config: &Config) {
     exchange::store_start(memory, word, Some((start.at, start.failures)));
     if !wait.is_zero() {
         let failures = start.failures;
-        tracing::info!(failures, wait_ms = wait.as_millis() as u64, "started again after failures: waiting first");
+        let wait_ms = wait.as_millis() as u64;
+        tracing::info!(failures, wait_ms, event = %Event::PartHeldBack, "started again after failures: waiting first");
         std::thread::sleep(wait);
     }
 }

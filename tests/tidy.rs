@@ -24,7 +24,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("shm", &["exchange"]),
     ("ipc", &["bell", "config", "exchange", "ids", "shm"]),
     ("units", &["config", "ids"]),
-    ("restart", &["clock", "config", "exchange", "liveness"]),
+    ("restart", &["clock", "config", "exchange", "liveness", "log"]),
     ("client", &["ids"]),
     (
         "dispatcher",

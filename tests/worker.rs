@@ -503,6 +503,8 @@ fn on_a_unix_socket_http_1_0_gets_no_response_whose_end_it_could_not_tell() {
             assert_eq!(answer.header("patou-outcome"), Some("started-unknown"));
             assert!(answer.text().contains("HTTP/1.1"), "{answer:?}");
         }
+    }
+    set.stop();
 }
 
 /// The value of `key=` in a line of the log.

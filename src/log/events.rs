@@ -74,6 +74,10 @@ events! {
     PartBack = 0xaedf39f02e0349d6acb0113caddb17a4, "part-back";
     /// It is given up.
     PartFailed = 0xb2fcb6b6265542f3b8d31531a949ce0e, "part-failed";
+    /// An administrator has stopped its unit.
+    PartStopped = 0xc7c40da73b294ce7fd73ffdb54b0f3fa, "part-stopped";
+    /// It keeps dying, and waits before it is ready again.
+    PartHeldBack = 0xe28067d3b25448e6103173e19818b662, "part-held-back";
     /// It did not stop in time and is killed.
     PartOverdue = 0xaad492d56fa04e008d6f2a19d963b779, "part-overdue";
     /// A reload took it out of the set.

@@ -34,7 +34,7 @@ const ASK: Duration = Duration::from_millis(500);
 /// # Errors
 /// When the control groups cannot be found, and see [`WatchdogError`].
 pub async fn watch(loaded: Loaded) -> Result<(), WatchdogError> {
-    log::init("watchdog");
+    log::init(log::Speaker::part("watchdog", &loaded.config.set.name));
     log::abort_on_panic();
     tokio::task::LocalSet::new().run_until(async { Watch::open(loaded)?.run().await }).await
 }
@@ -181,7 +181,8 @@ impl Watch {
                     if let Err(error) = sys::pidfd_send_signal(main.as_fd(), signal)
                         && error.raw_os_error() != Some(nix::libc::ESRCH)
                     {
-                        tracing::error!("{part} cannot be killed: {error} (the watchdog needs CAP_KILL)");
+                        tracing::error!(%part, event = %log::Event::ProcessLeft,
+                            "{part} cannot be killed: {error} (the watchdog needs CAP_KILL)");
                     }
                 }
             }
@@ -283,11 +284,11 @@ impl Watch {
                     restart_dispatcher: false,
                     bounds,
                 };
-                tracing::info!(set = %self.config.set.name, workers = change.workers.len(), "configuration applied");
+                tracing::info!(event = %log::Event::ReloadApplied, workers = change.workers.len(), "configuration applied");
                 Some(Event::Apply(change))
             }
             Err(error) => {
-                tracing::error!("reload refused, the configuration in force stays: {error}");
+                tracing::error!(event = %log::Event::ReloadRefused, "reload refused, the configuration in force stays: {error}");
                 None
             }
         }
@@ -300,7 +301,7 @@ impl Watch {
             return;
         }
         if let Err(error) = state.write(&self.state_dir) {
-            tracing::error!("cannot write watchdog.json: {error}");
+            tracing::error!(event = %log::Event::RuntimeFault, "cannot write watchdog.json: {error}");
         }
         let up = state.workers.values().filter(|part| part.state == "up").count();
         let status = format!("dispatcher {}, {up} of {} workers up", state.dispatcher.state, state.workers.len());
