@@ -289,7 +289,7 @@ impl Plan {
     /// Every deadline moves by what was lost. After a long loss everybody begins anew: what was asked meanwhile
     /// may only now have reached them. Not after a short one, else a watchdog that is late often never accuses.
     fn excuse(&mut self, now: Time, time: Duration) {
-        self.lost = self.lost + time;
+        self.lost += time;
         if time > self.bounds.worker_timeout / 4 {
             self.amnesty = now;
         }
