@@ -2,6 +2,7 @@
 
 pub mod call;
 mod check;
+mod completions;
 mod ipc;
 mod parts;
 mod pingpong;
@@ -77,6 +78,9 @@ enum Command {
         #[command(subcommand)]
         action: systemd::Action,
     },
+    /// Print the completions of a shell
+    #[command(hide = true)]
+    Completions(completions::Completions),
     /// Become a part of the set, with LISTEN_PID set
     #[command(hide = true)]
     Launch(parts::Launch),
@@ -167,6 +171,7 @@ fn run(cli: &Cli) -> Result<(), Failure> {
         Command::Resume { worker } => service::resume(path, worker),
         Command::Pingpong(pingpong) => pingpong::run(path, pingpong),
         Command::Systemd { action } => systemd::run(path, action),
+        Command::Completions(completions) => completions::run(completions),
         Command::Launch(launch) => parts::launch(launch),
         Command::Pong(pong) => pingpong::pong(pong),
     }
