@@ -148,7 +148,12 @@ pub fn main() -> ExitCode {
 /// Tells the journal why a part of a set ends, if that is where the part speaks to.
 fn told(command: &Command, event: log::Event, text: &str) -> bool {
     match command {
-        Command::Run => log::last_words("watchdog", event, text),
+        Command::Run | Command::Watchdog => log::last_words("watchdog", event, text),
+        Command::Ipc { .. } => log::last_words("patou ipc", event, text),
+        Command::Systemd { action: systemd::Action::Reload } => {
+            log::last_words("patou systemd", log::Event::ReloadRefused, text)
+        }
+        Command::Systemd { .. } => log::last_words("patou systemd", event, text),
         Command::Dispatcher => log::last_words("dispatcher", event, text),
         Command::Worker { worker } => log::last_words(&format!("worker {worker}"), event, text),
         _ => false,
