@@ -1,1 +1,0 @@
-sleep 100 & setsid sleep 200 & wait

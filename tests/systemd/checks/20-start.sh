@@ -1,0 +1,56 @@
+# shellcheck shell=bash
+# The packaged configuration, enabled and started: who asks is served.
+need_installed
+if [ -e /etc/patou/patou.toml.dpkg-new ]; then fail "a conffile was left"; fi
+systemctl stop patou 2>/dev/null || true
+forget_set
+dpkg --fsys-tarfile "$deb" | tar --extract --directory / ./etc/patou/patou.toml
+
+begin=$(micros)
+systemctl enable --now --quiet patou &
+starting=$!
+wait_for 20 "the first request is answered" answered
+figure "systemctl start patou to the first answered request: $(millis_since "$begin") ms"
+wait "$starting" || fail "systemctl enable --now patou"
+figure "systemctl enable --now patou: $(millis_since "$begin") ms"
+
+expect "patou.service" "$(systemctl is-active patou.service)" active
+wait_for 10 "the set is up" all_up
+for part in patou-ipc patou-watchdog patou-dispatcher patou-worker@default-{1,2}; do
+    expect "$part.service" "$(systemctl is-active "$part.service")" active
+done
+systemctl --no-pager --lines=0 status 'patou*' >/dev/null || fail "systemctl status 'patou*'"
+
+# Somebody of the group, and nobody else.
+useradd --groups patou --no-create-home member 2>/dev/null || true
+useradd --no-create-home stranger 2>/dev/null || true
+as() { setpriv --reuid "$1" --regid "$1" --init-groups "${@:2}"; }
+lease=$(as member curl --silent --fail --data '' --unix-socket /run/patou/lease.sock http://localhost/.patou/lease) ||
+    fail "a member of group patou gets no lease"
+jq -e '.worker and .address and .token and .expires_ms' <<<"$lease" >/dev/null || fail "this is no lease: $lease"
+[[ $(as member patou call --data hello /x) == *hello* ]] || fail "a member of group patou is not served"
+expect_failure "a lease for a stranger" as stranger curl --silent --data '' --unix-socket /run/patou/lease.sock http://localhost/.patou/lease
+as stranger patou status >/dev/null 2>&1 || say "note: patou status is not for strangers"
+
+# Each account has its parts.
+expect "the user of the watchdog" "$(ps -o user:20= -p "$(main_pid patou-watchdog)")" patou-watchdog
+expect "the user of the dispatcher" "$(ps -o user:20= -p "$(main_pid patou-dispatcher)")" patou
+expect "the user of worker 1" "$(ps -o user:20= -p "$(main_pid patou-worker@default-1)")" patou-worker
+
+# Each part says something of itself.
+for part in patou-watchdog patou-dispatcher patou-worker@default-1; do
+    text=$(show "$part.service" StatusText)
+    [ -n "$text" ] || fail "$part.service says nothing in STATUS="
+    say "$part: $text"
+done
+
+# Nobody has failed on the way, and nothing was said at the level of errors.
+expect "failed units" "$(systemctl list-units --failed --plain --no-legend --no-pager)" ""
+errors=$(journalctl --quiet --boot --priority=err --output=short --no-hostname --grep patou || true)
+[ -z "$errors" ] || fail "errors in the journal: $errors"
+
+# What they take at rest.
+for part in patou-watchdog patou-dispatcher patou-worker@default-1; do
+    pss=$(awk '/^Pss:/ { print $2 }' "/proc/$(main_pid "$part")/smaps_rollup")
+    figure "PSS of $part: $pss kB"
+done
