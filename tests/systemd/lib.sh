@@ -1,5 +1,5 @@
-# shellcheck shell=bash
-# What the checks share. Sourced before each of them, as root inside the machine, with `set -euo pipefail`.
+# shellcheck shell=bash disable=SC2034 # what is set here is for the checks
+# What the checks share. Each sources it, as root inside the machine, with `set -euo pipefail`.
 #
 # A check holds if it ends with 0. `reboot_here` ends it and has it called again, with PHASE=2 (then 3, ...), after a
 # reboot. Each check brings about what it needs (need_installed, need_started), so that it also runs alone.
@@ -145,6 +145,8 @@ worker_is() { [ "$(worker_state "$1")" = "$2" ]; }
 worker_serves() { [[ "$(worker_state "$1")" =~ ^(idle|leased|busy)$ ]]; }
 id_of() { [[ $1 =~ @(.*)-([0-9]+)\.service ]] && printf '%s/%s' "${BASH_REMATCH[1]}" "${BASH_REMATCH[2]}"; }
 
+given_up() { [ "$(systemctl is-failed "$1")" = failed ]; }
+
 # A part is another process, at work.
 replaced() { # UNIT OLD-PID
     local pid
@@ -152,8 +154,10 @@ replaced() { # UNIT OLD-PID
     [ "$pid" != 0 ] && [ "$pid" != "$2" ] && [ "$(systemctl is-active "$1")" = active ]
 }
 
-answered() { [ "$(patou call --retry 0s --target unix:/run/patou/lease.sock "${1:-/hello}" 2>/dev/null)" != "" ]; }
-answered_on_tcp() { curl --silent --fail --location --max-time 5 "http://127.0.0.1:7286/${1:-hello}"; }
+answered() { [ "$(patou call --retry 0s --target unix:/run/patou/lease.sock /hello 2>/dev/null)" != "" ]; }
+answered_on_tcp() { curl --silent --fail --location --max-time 5 --output /dev/null http://127.0.0.1:7286/hello; }
+
+replaced_or_given_up() { given_up "$1" || replaced "$@"; }
 
 # What the journal says since a mark, of the set alone.
 mark() {
@@ -212,12 +216,12 @@ loop_curl() {
 
 # Until each client has been answered once more: so load before and after what is done under it.
 load_goes_on() {
-    local n before=()
+    local n done_before=()
     for ((n = 1; n <= ${#load_pids[@]}; n++)); do
-        before[n]=$(wc -l <"$load/requests.$n" 2>/dev/null || echo 0)
+        done_before[n]=$(wc -l <"$load/requests.$n" 2>/dev/null || echo 0)
     done
     for ((n = 1; n <= ${#load_pids[@]}; n++)); do
-        wait_for 30 "client $n is answered" more_lines "$load/requests.$n" "${before[n]}"
+        wait_for 30 "client $n is answered" more_lines "$load/requests.$n" "${done_before[n]}"
     done
 }
 more_lines() { [ "$(wc -l <"$1")" -gt $(($2 + 1)) ]; }

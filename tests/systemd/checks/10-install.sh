@@ -1,5 +1,6 @@
-# shellcheck shell=bash
+# shellcheck shell=bash source=SCRIPTDIR/../lib.sh
 # Installed, and not started: nothing that was not asked for.
+. /checks/lib.sh
 need_installed
 
 for user in patou patou-watchdog patou-worker; do
@@ -27,7 +28,7 @@ for file in $(dpkg -L patou | grep -E '/systemd/system/.*\.(service|socket|slice
     esac
     units+=("$name")
 done
-complaints=$(systemd-analyze verify --man=no "${units[@]}" 2>&1) || fail "systemd-analyze verify: $complaints"
+complaints=$(systemd-analyze verify --man=no --generators=yes "${units[@]}" 2>&1) || fail "systemd-analyze verify: $complaints"
 [ -z "$complaints" ] || fail "systemd-analyze verify: $complaints"
 say "${#units[@]} units verified"
 figure "installed size: $(dpkg-query -W -f '${Installed-Size}' patou) kB, of which /usr/bin/patou $(($(stat --format %s /usr/bin/patou) / 1024)) kB"

@@ -1,0 +1,64 @@
+# shellcheck shell=bash source=SCRIPTDIR/../lib.sh
+# Every daemon is killed and frozen, while clients come. It is replaced within the bounds of the configuration, nothing
+# else is touched, and no more is lost than what was in its hands.
+. /checks/lib.sh
+need_started
+
+# What may take so long: being noticed and killed, and a second for the machine's own pace.
+worker_bound=4     # worker_timeout 1 s, abort_grace 200 ms, a start
+dispatcher_bound=5 # dispatcher_timeout 2 s, abort_grace 200 ms, a start
+watchdog_bound=10  # WatchdogSec=5s, TimeoutAbortSec=1s, RestartSec=100ms
+
+# strike SIGNAL UNIT BOUND MOST: of the clients' requests at most MOST may fail.
+strike() {
+    local signal=$1 unit=$2 bound=$3 most=$4 pid before begin healed answer
+    systemctl reset-failed 'patou*' 2>/dev/null || true # the limit of restarts is not what is tested here
+    loop_curl 8
+    before=$(others_than "$unit")
+    pid=$(main_pid "$unit")
+    begin=$(micros)
+    kill "-$signal" "$pid"
+    wait_for "$bound" "$unit is replaced after SIG$signal" replaced "$unit" "$pid"
+    case $unit in
+    patou-worker@*) wait_for "$bound" "$unit serves" worker_serves "$(id_of "$unit")" ;;
+    esac
+    healed=$(millis_since "$begin")
+    wait_for "$bound" "the set is up" all_up
+    load_stop
+    answer=$(first_answer_after "$begin")
+    figure "SIG$signal of ${unit%.service}: back after $healed ms, first answered request after $answer ms, $failed of $total requests of 8 clients failed, slowest $slowest ms"
+    expect "the rest of the set after SIG$signal of $unit" "$(others_than "$unit")" "$before"
+    ((failed <= most)) || fail "SIG$signal of $unit: $failed requests failed, not at most $most (begin, end, curl, status): $failures"
+    [ -z "$failures" ] || say "failed after SIG$signal of $unit: $failures"
+}
+
+# A worker takes at most its one request with it. The dispatcher at most those that it has accepted and not answered.
+strike KILL patou-worker@default-2.service "$worker_bound" 1
+strike STOP patou-worker@default-2.service "$worker_bound" 1
+strike KILL patou-dispatcher.service "$dispatcher_bound" 8
+strike STOP patou-dispatcher.service "$dispatcher_bound" 8
+strike KILL patou-watchdog.service "$watchdog_bound" 0
+strike STOP patou-watchdog.service "$watchdog_bound" 0
+
+# Every kill of something frozen has left its evidence.
+for words in 'default/2.*frozen' 'dispatcher.*frozen'; do
+    journalctl --quiet --boot --identifier=patou --grep "$words" >/dev/null || fail "the journal says nothing of: $words"
+done
+
+# A worker that cannot live is given up by systemd after watchdog.restarts, and the others serve.
+mark=$(mark)
+unit=patou-worker@default-3.service
+kills=0
+until given_up "$unit"; do
+    pid=$(main_pid "$unit")
+    [ "$pid" = 0 ] || { kill -KILL "$pid" && kills=$((kills + 1)); } 2>/dev/null || true
+    ((kills <= 40)) || fail "$unit is started again for ever"
+    wait_for 60 "$unit is started again or given up" replaced_or_given_up "$unit" "$pid"
+done
+say "given up after $kills kills: $(words_since "$mark" --grep 'default/3' | tail -1)"
+wait_for 5 "status calls it failed" worker_is default/3 failed
+answered_on_tcp || fail "the others do not serve"
+systemctl reset-failed "$unit"
+systemctl start "$unit"
+wait_for 5 "it is back" worker_serves default/3
+keep_set
