@@ -28,7 +28,7 @@ strike() {
     answer=$(first_answer_after "$begin")
     figure "SIG$signal of ${unit%.service}: back after $healed ms, first answered request after $answer ms, $failed of $total requests of 8 clients failed, slowest $slowest ms"
     expect "the rest of the set after SIG$signal of $unit" "$(others_than "$unit")" "$before"
-    ((failed <= most)) || fail "SIG$signal of $unit: $failed requests failed, not at most $most (begin, end, curl, status): $failures"
+    ((failed <= most)) || fail "SIG$signal of $unit: $failed requests failed, not at most $most (end, curl's code, status, seconds, words): $failures"
     [ -z "$failures" ] || say "failed after SIG$signal of $unit: $failures"
 }
 
