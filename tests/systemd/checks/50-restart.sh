@@ -29,17 +29,17 @@ done
 no_request_failed "15 restarts, one after the other"
 
 # SIGHUP to a single part, as an administrator may do it.
-before=$(others_than)
+before=$(others_than none)
 loop_curl 4
 for unit in "${parts[@]}"; do
     systemctl reload "$unit" || fail "systemctl reload $unit"
 done
 no_request_failed "systemctl reload of each part"
-expect "the set" "$(others_than)" "$before"
+expect "the set" "$(others_than none)" "$before"
 
 # What an upgrade of the package does.
 systemctl reset-failed 'patou*' 2>/dev/null || true
-before=$(others_than)
+before=$(others_than none)
 loop_curl 4
 begin=$(micros)
 patou systemd upgrade || fail "patou systemd upgrade"
