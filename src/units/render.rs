@@ -90,7 +90,8 @@ fn worker(config: &Config, pool: &Pool) -> String {
         [("MemoryMax", &limits.memory_max), ("CPUQuota", &limits.cpu_quota), ("TasksMax", &limits.tasks_max)];
     for (key, value) in controlled {
         if let Some(value) = value {
-            line(&mut text, key, value);
+            // Without specifiers: a percent sign is one.
+            let _ = writeln!(text, "{key}={value}");
         }
     }
     time(&mut text, "TimeoutStartSec", starting(config));

@@ -33,7 +33,7 @@ fn drop_ins_carry_what_the_configuration_says() {
     for line in [
         "User=conv",
         "Environment=\"A=50%% \\\"of\\\\\\\" it\\nall\"",
-        "MemoryMax=50%%",
+        "MemoryMax=50%",
         "LimitNOFILE=99",
         "TimeoutStopSec=3500000us",
         "StartLimitBurst=11",
