@@ -184,7 +184,8 @@ struct Beat {
 impl Beat {
     fn new() -> Self {
         let every = sd_notify::watchdog_enabled().map(|interval| interval / 2);
-        Self { every, next: every.map(|every| clock::now() + every) }
+        // At once: the incarnation before may have been about to.
+        Self { every, next: every.map(|_| clock::now()) }
     }
 
     fn beat(&mut self, now: Time) {
