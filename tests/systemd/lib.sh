@@ -162,13 +162,13 @@ replaced_or_given_up() { given_up "$1" || replaced "$@"; }
 # What the journal says since a mark, of the set alone.
 mark() {
     systemd-cat --identifier=check echo "mark"
-    journalctl --sync
+    journalctl --sync || true # not with a full /run
     journalctl --quiet --lines=1 --show-cursor --output=cat | sed -n 's/^-- cursor: //p'
 }
 words_since() { # MARK [MORE OPTIONS]
     local cursor=$1
     shift
-    journalctl --sync
+    journalctl --sync || true # not with a full /run
     journalctl --quiet --after-cursor "$cursor" --output=cat --identifier=patou "$@"
 }
 
