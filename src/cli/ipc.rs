@@ -18,7 +18,8 @@ pub enum Action {
     Create(Shared),
     /// Remove them
     Remove(Shared),
-    /// Create those that are new in the configuration, and remove those that are not in it any more
+    /// Create those that are new in the configuration, and remove those that are not in it any more; the others get
+    /// the group of their pool
     Sync(Shared),
     /// List them and who has them
     List,
@@ -78,8 +79,14 @@ pub fn run(path: Option<&Path>, action: Action) -> Result<(), Failure> {
             let set_epoch = ipc::set_epoch(dir).map_err(failed)?.unwrap_or_else(|| clock::now().0);
             let there = ipc::recorded(dir).map_err(failed)?;
             let wanted: Vec<_> = config.workers().collect();
-            for id in wanted.iter().filter(|id| !there.contains(id)) {
-                ipc::create_worker(&config, id, set_epoch, &shared.modes(&config, id)?).map_err(failed)?;
+            for id in &wanted {
+                let modes = shared.modes(&config, id)?;
+                match modes.group {
+                    _ if !there.contains(id) => ipc::create_worker(&config, id, set_epoch, &modes).map_err(failed)?,
+                    // The pool may have another user.
+                    Some(group) => ipc::give_worker(dir, id, group).map_err(failed)?,
+                    None => {}
+                }
             }
             for id in there.iter().filter(|id| !wanted.contains(id)) {
                 ipc::retire_worker(dir, id).map_err(failed)?;

@@ -139,6 +139,17 @@ pub fn create_worker(config: &Config, id: &WorkerId, set_epoch: u64, modes: &Mod
     Ok(())
 }
 
+/// Gives the parts of one worker to another group, in place: who has them open keeps them.
+pub fn give_worker(dir: &Path, id: &WorkerId, group: Gid) -> Result<(), IpcError> {
+    let paths = Paths::new(dir, id);
+    let name = read_private(&paths.segment, owner_of(dir)).map_err(at(&paths.segment))?;
+    Segment::give(&name, group)?;
+    for path in [&paths.pool, &paths.segment, &paths.to_worker, &paths.to_dispatcher] {
+        nix::unistd::chown(path, None, Some(group)).map_err(|error| at(path)(error.into()))?;
+    }
+    Ok(())
+}
+
 /// Opens the parts of one worker and checks that they are this set's: whoever owns the directory that the
 /// configuration names has made them, or root, or this user.
 pub fn open(config: &Config, id: &WorkerId) -> Result<Parts, IpcError> {

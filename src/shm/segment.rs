@@ -183,6 +183,13 @@ impl Segment {
         lock::is_locked(&self.file, role.bytes()).unwrap_or(false)
     }
 
+    /// Gives the segment `name` to another group. Who has it open keeps it.
+    pub fn give(name: &str, group: Gid) -> Result<(), SegmentError> {
+        let system = |call| move |cause| SegmentError::System { name: name.to_owned(), call, cause };
+        let fd = shm_open(name, OFlag::O_RDWR | OFlag::O_CLOEXEC, Mode::empty()).map_err(system("shm_open"))?;
+        fchown(&fd, None, Some(group)).map_err(system("fchown"))
+    }
+
     /// Removes the name `name`; who has the segment open keeps it.
     pub fn unlink(name: &str) -> Result<(), SegmentError> {
         match shm_unlink(name) {
