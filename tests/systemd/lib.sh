@@ -169,7 +169,8 @@ words_since() { # MARK [MORE OPTIONS]
     local cursor=$1
     shift
     journalctl --sync || true # not with a full /run
-    journalctl --quiet --after-cursor "$cursor" --output=cat --identifier=patou "$@"
+    # Not --after-cursor=: with a filter it leaves out the first one. The mark itself is of somebody else.
+    journalctl --quiet --cursor="$cursor" --output=cat --identifier=patou "$@"
 }
 
 # Nothing of a set: no process, socket, port, segment, pipe, file or unit; but units that have failed may be named.
