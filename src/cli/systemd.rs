@@ -39,6 +39,11 @@ pub enum Action {
     Stop,
     /// Tell the main process of the calling unit to leave, and wait until it has
     Leave,
+    /// After the end of the calling unit: if it was to stop, its sockets stop too
+    Parted {
+        /// Its name
+        unit: String,
+    },
     /// After an upgrade of the package: restart what runs, one part after the other
     Upgrade,
 }
@@ -53,6 +58,7 @@ pub fn run(path: Option<&Path>, action: &Action) -> Result<(), Failure> {
         Action::Reload => reload(path),
         Action::Stop => stop(),
         Action::Leave => leave(),
+        Action::Parted { unit } => parted(unit),
         Action::Upgrade => upgrade(),
     }
 }
@@ -83,18 +89,25 @@ fn load(path: Option<&Path>) -> Result<Loaded, Failure> {
     if faults.is_empty() { Ok(loaded) } else { Err(Failure::Config(faults.join("\n"))) }
 }
 
+/// Writes a configuration beside the published one.
+fn stage(config: &Config) -> io::Result<PathBuf> {
+    let path = Path::new(APPLIED);
+    let new = path.with_extension("toml.new");
+    // Every key with its value: what a default depends on, such as who asks, must not matter any more.
+    let written = fs::create_dir_all(path.parent().unwrap_or(path))
+        .and_then(|()| fs::write(&new, config.to_toml()))
+        .and_then(|()| fs::set_permissions(&new, fs::Permissions::from_mode(0o644)));
+    if written.is_err() {
+        let _ = fs::remove_file(&new); // half of it
+    }
+    written.map(|()| new)
+}
+
 /// Puts a configuration, or none, in the place that the generator and the parts read.
 fn publish(config: Option<&Config>) -> Result<(), Failure> {
     let path = Path::new(APPLIED);
     let published = match config {
-        // Every key with its value: what a default depends on, such as who asks, must not matter any more.
-        Some(config) => {
-            let new = path.with_extension("toml.new");
-            fs::create_dir_all(path.parent().unwrap_or(path))
-                .and_then(|()| fs::write(&new, config.to_toml()))
-                .and_then(|()| fs::set_permissions(&new, fs::Permissions::from_mode(0o644)))
-                .and_then(|()| fs::rename(&new, path))
-        }
+        Some(config) => stage(config).and_then(|new| fs::rename(new, path)),
         None => match fs::remove_file(path) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
             other => other,
@@ -169,6 +182,7 @@ fn reload(path: Option<&Path>) -> Result<(), Failure> {
     }
     let steps = units::steps(&old.config, &new.config);
     bindable(&old.config, &new.config).map_err(refused)?;
+    stage(&new.config).map_err(|error| refused(at(Path::new(APPLIED), error)))?;
     apply(&new, &steps).map_err(|failure| {
         // Back to what was.
         let back = units::steps(&new.config, &old.config);
@@ -233,6 +247,35 @@ fn leave() -> Result<(), Failure> {
     // Bounded by TimeoutStopSec= of the unit.
     let _ = poll(&mut [PollFd::new(process.as_fd(), PollFlags::POLLIN)], PollTimeout::NONE);
     Ok(())
+}
+
+/// `ExecStopPost=` of a part. Its sockets outlive it, whether it died or is restarted, but not when it is stopped: the
+/// next client would start it again. `StopPropagatedFrom=` in the sockets would stop them whenever the unit is on its
+/// way down without a job, as after `WatchdogSec=`; and with its socket a worker is stopped for good.
+fn parted(unit: &str) -> Result<(), Failure> {
+    if std::env::var("SERVICE_RESULT").is_ok_and(|result| result != "success") {
+        return Ok(()); // it died
+    }
+    let jobs = answer(&["list-jobs", "--plain", "--no-legend", unit])?;
+    if !jobs.lines().any(|job| job.split_whitespace().nth(2) == Some("stop")) {
+        return Ok(()); // it is restarted, or has ended by itself
+    }
+    let sockets = answer(&["show", "--value", "--property=TriggeredBy", unit])?;
+    let sockets: Vec<String> = sockets.split_whitespace().map(str::to_owned).collect();
+    // Their turn comes after this unit's.
+    systemctl(&["stop", "--no-block"], &sockets)
+}
+
+/// What systemctl prints.
+fn answer(words: &[&str]) -> Result<String, Failure> {
+    let output = Command::new("systemctl").args(words).output();
+    let output = output.map_err(|error| failed(format!("systemctl: {error}")))?;
+    match output.status.success() {
+        true => Ok(String::from_utf8_lossy(&output.stdout).into_owned()),
+        false => {
+            Err(failed(format!("systemctl {}: {}", words.join(" "), String::from_utf8_lossy(&output.stderr).trim())))
+        }
+    }
 }
 
 /// One part after the other, so that there is always somebody who serves. Segments of another layout have to be made
