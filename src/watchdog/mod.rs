@@ -45,6 +45,7 @@ use notify::{Notify, Store};
 use plan::{Action, Bounds, Event, Part, Plan, Sign};
 use prober::Prober;
 use sockets::{SocketError, Sockets};
+use state::Written;
 pub use state::{PartState, State};
 use tell::tell;
 pub use units::watch;
@@ -150,7 +151,7 @@ struct Watch {
     notify: Notify,
     bells: BTreeMap<WorkerId, Bell>,
     prober: Prober,
-    written: Option<State>,
+    written: Written,
     /// Children that this process had before it was the watchdog.
     strangers: Rc<[(Pid, u64)]>,
     finished: bool,
@@ -181,7 +182,7 @@ impl Watch {
             notify: Notify::bind(&notify).map_err(system(notify.display().to_string()))?,
             bells,
             prober: Prober::start(dir.join("probe.sock")),
-            written: None,
+            written: Written::default(),
             strangers,
             finished: false,
             process: (pid, tree::look(pid).map_or(0, |process| process.started)),
@@ -368,12 +369,7 @@ impl Watch {
     fn write_state(&mut self) {
         let listeners = self.sockets.listeners.iter().map(|socket| socket.address.to_string()).collect();
         let state = State::of(&self.plan, &self.config.set.name, self.process, listeners);
-        if self.written.as_ref() != Some(&state) {
-            if let Err(error) = state.write(&self.dir) {
-                tracing::error!(event = %log::Event::RuntimeFault, "cannot write watchdog.json: {error}");
-            }
-            self.written = Some(state);
-        }
+        self.written.keep(&state, &self.dir);
     }
 
     /// Everything is up: says so, and what to try.

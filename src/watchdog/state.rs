@@ -8,7 +8,7 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 
 use super::plan::{Part, Plan};
-use crate::{ipc, tree, units};
+use crate::{ipc, log, tree, units};
 
 /// The content of the file.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -80,5 +80,35 @@ impl State {
         let new = dir.join("watchdog.json.new");
         fs::write(&new, serde_json::to_vec(self)?)?;
         fs::rename(new, dir.join(FILE))
+    }
+}
+
+/// The file as it was written last.
+#[derive(Debug, Default)]
+pub struct Written {
+    state: Option<State>,
+    failing: bool,
+}
+
+impl Written {
+    /// Writes the state if it has changed, or could not be written the last time; says whether it had to.
+    pub fn keep(&mut self, state: &State, dir: &Path) -> bool {
+        if self.state.as_ref() == Some(state) {
+            return false;
+        }
+        match state.write(dir) {
+            Ok(()) => {
+                self.state = Some(state.clone());
+                if std::mem::take(&mut self.failing) {
+                    tracing::info!("watchdog.json can be written again");
+                }
+            }
+            // Said once: it is tried again with every answer of the dispatcher.
+            Err(error) if !std::mem::replace(&mut self.failing, true) => {
+                tracing::error!(event = %log::Event::RuntimeFault, "cannot write watchdog.json, patou status is out of date: {error}");
+            }
+            Err(_) => {}
+        }
+        true
     }
 }

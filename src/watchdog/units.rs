@@ -19,7 +19,7 @@ use tokio::time::sleep;
 use super::cgroup::Slice;
 use super::plan::{Absence, Action, Event, Order, Part, Plan, Sign};
 use super::prober::Prober;
-use super::{State, WatchdogError, accuse, bounds, drains, system, tell};
+use super::{State, WatchdogError, Written, accuse, bounds, drains, system, tell};
 use crate::clock;
 use crate::config::{Config, Loaded, Origin};
 use crate::ids::Time;
@@ -55,7 +55,7 @@ struct Watch {
     prober: Prober,
     /// Where the state is written for `patou status`.
     state_dir: PathBuf,
-    written: Option<State>,
+    written: Written,
     status: String,
     process: (u32, u64),
 }
@@ -98,7 +98,7 @@ impl Watch {
             next_ask: now,
             prober: Prober::start(config.set.runtime_dir.join("probe.sock")),
             state_dir,
-            written: None,
+            written: Written::default(),
             status: String::new(),
             process: (pid, tree::look(pid).map_or(0, |process| process.started)),
             config,
@@ -297,11 +297,8 @@ impl Watch {
     fn write_state(&mut self) {
         let listeners = self.config.listeners.iter().map(|listener| listener.address.to_string()).collect();
         let state = State::of(&self.plan, &self.config.set.name, self.process, listeners);
-        if self.written.as_ref() == Some(&state) {
+        if !self.written.keep(&state, &self.state_dir) {
             return;
-        }
-        if let Err(error) = state.write(&self.state_dir) {
-            tracing::error!(event = %log::Event::RuntimeFault, "cannot write watchdog.json: {error}");
         }
         let up = state.workers.values().filter(|part| part.state == "up").count();
         let status = format!("dispatcher {}, {up} of {} workers up", state.dispatcher.state, state.workers.len());
@@ -309,7 +306,6 @@ impl Watch {
             let _ = sd_notify::notify(&[NotifyState::Status(&status)]);
             self.status = status;
         }
-        self.written = Some(state);
     }
 }
 
