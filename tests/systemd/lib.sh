@@ -140,6 +140,14 @@ others_than() {
     done
 }
 
+# A line per socket, and since when it has been open.
+sockets() {
+    local unit
+    for unit in patou-probe.socket patou-listener@{0,1}.socket patou-worker@default-{1,2,3}.socket; do
+        printf '%s %s %s\n' "$unit" "$(systemctl is-active "$unit")" "$(show "$unit" InactiveExitTimestampMonotonic)"
+    done
+}
+
 worker_state() { patou status --json | jq -r --arg id "$1" '.pools[].workers[] | select(.id == $id) | .state'; }
 worker_is() { [ "$(worker_state "$1")" = "$2" ]; }
 worker_serves() { [[ "$(worker_state "$1")" =~ ^(idle|leased|busy)$ ]]; }

@@ -92,7 +92,6 @@ refused() { # WHAT REASON, the configuration on standard input
     answered_on_tcp || fail "not served after $1"
 }
 refused "garbage" "patou.toml" < <(head -c 2000 /dev/urandom)
-refused "an empty file" "." </dev/null
 refused "an unknown key" "wrokers" < <({ configuration && default_pool 3 && echo 'wrokers = 3'; })
 refused "a pool that is not there" "nobody" < <({ configuration && printf '[[listener]]\naddress = "127.0.0.1:7290"\npool = "nobody"\n' && default_pool 3; })
 refused "another set" "set.name" < <({ configuration && default_pool 3; } | sed 's/name = "patou"/name = "other"/')
