@@ -10,7 +10,7 @@ use std::sync::atomic::{self, AtomicU64, Ordering};
 
 use memmap2::{MmapOptions, MmapRaw};
 use nix::errno::Errno;
-use nix::fcntl::OFlag;
+use nix::fcntl::{OFlag, posix_fallocate};
 use nix::sys::mman::{shm_open, shm_unlink};
 use nix::sys::stat::Mode;
 use nix::unistd::{Gid, fchown, ftruncate, geteuid};
@@ -94,6 +94,8 @@ impl Segment {
         };
         let made = (|| {
             ftruncate(&fd, SIZE as i64).map_err(system("ftruncate"))?;
+            // Its pages, now: later, a full file system would be a SIGBUS.
+            posix_fallocate(&fd, 0, SIZE as i64).map_err(system("posix_fallocate"))?;
             if group.is_some() {
                 fchown(&fd, None, group).map_err(system("fchown"))?;
             }
