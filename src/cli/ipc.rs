@@ -42,15 +42,19 @@ impl Shared {
         if !self.shared {
             return Ok(Modes::default());
         }
-        let name = config.pool(&id.pool).map_or("", |pool| pool.user.as_str());
-        let name = if name.is_empty() { units::WORKER_USER } else { name };
-        let user = match name.parse() {
-            Ok(number) => User::from_uid(Uid::from_raw(number)),
-            Err(_) => User::from_name(name),
-        };
-        let user = user.map_err(failed)?.ok_or_else(|| failed(format!("pool {}: there is no user {name}", id.pool)))?;
+        let user = account(config.pool(&id.pool).map_or("", |pool| pool.user.as_str()))?;
         Ok(Modes { directory: 0o750, bell: 0o660, segment: 0o660, group: Some(user.gid) })
     }
+}
+
+/// The account that a pool names for its workers.
+pub fn account(name: &str) -> Result<User, Failure> {
+    let name = if name.is_empty() { units::WORKER_USER } else { name };
+    let user = match name.parse() {
+        Ok(number) => User::from_uid(Uid::from_raw(number)),
+        Err(_) => User::from_name(name),
+    };
+    user.map_err(failed)?.ok_or_else(|| failed(format!("there is no user {name}, which a pool names for its workers")))
 }
 
 pub fn run(path: Option<&Path>, action: Action) -> Result<(), Failure> {
@@ -59,13 +63,19 @@ pub fn run(path: Option<&Path>, action: Action) -> Result<(), Failure> {
     match action {
         Action::Create(shared) => {
             ipc::prepare(&config, &Modes::default()).map_err(failed)?;
-            let _lock = ipc::lock_set(dir, shared.keeper()).map_err(failed)?;
+            let lock = ipc::lock_set(dir, shared.keeper()).map_err(failed)?;
             nobody_left(dir)?;
             clear(dir, shared)?;
             let set_epoch = clock::now().0;
-            for id in config.workers() {
-                ipc::create_worker(&config, &id, set_epoch, &shared.modes(&config, &id)?).map_err(failed)?;
+            let made = config.workers().try_for_each(|id| {
+                ipc::create_worker(&config, &id, set_epoch, &shared.modes(&config, &id)?).map_err(failed)
+            });
+            if made.is_err() {
+                // The first error is the one to tell.
+                let _ = clear(dir, shared);
+                lock.remove(dir);
             }
+            made?;
         }
         Action::Remove(_) if !dir.exists() => {}
         Action::Remove(shared) => {

@@ -15,7 +15,7 @@ use nix::sys::signal::Signal;
 use nix::unistd::Pid;
 
 use super::{Failure, failed};
-use crate::config::{Config, Loaded};
+use crate::config::{Config, Loaded, Origin};
 use crate::probe::{self, Order};
 use crate::units::{self, APPLIED, DISPATCHER, IPC, RUNTIME_DIR, WATCHDOG, worker_service};
 use crate::{ipc, sys};
@@ -85,6 +85,13 @@ fn at(path: &Path, error: io::Error) -> Failure {
 /// The configuration, if systemd can run it.
 fn load(path: Option<&Path>) -> Result<Loaded, Failure> {
     let loaded = Config::load(path)?;
+    if matches!(loaded.origin, Origin::BuiltIn) {
+        // Who has lost the file does not want another set.
+        return Err(Failure::Config("there is no configuration in /etc/patou/patou.toml".to_owned()));
+    }
+    for pool in &loaded.config.pools {
+        super::ipc::account(&pool.user)?;
+    }
     let faults = units::check(&loaded.config);
     if faults.is_empty() { Ok(loaded) } else { Err(Failure::Config(faults.join("\n"))) }
 }
@@ -162,8 +169,10 @@ fn start(path: Option<&Path>) -> Result<(), Failure> {
 
 fn stop() -> Result<(), Failure> {
     // Whoever waits is told so, and not left to a dispatcher that has no workers any more. One that cannot hear
-    // it is stopped all the same.
-    let _ = probe::ask(&Path::new(RUNTIME_DIR).join("probe.sock"), Some(Order::Quiesce), PATIENCE);
+    // it is stopped all the same; one that does not run would be started by the question.
+    if systemctl(&["--quiet", "is-active"], &[DISPATCHER.to_owned()]).is_ok() {
+        let _ = probe::ask(&Path::new(RUNTIME_DIR).join("probe.sock"), Some(Order::Quiesce), PATIENCE);
+    }
     let all = ["patou-worker@*", "patou-listener@*", "patou-probe.socket", DISPATCHER, WATCHDOG, IPC];
     let stopped = systemctl(&["stop"], &all.map(str::to_owned));
     publish(None)?;
