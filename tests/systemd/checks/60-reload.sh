@@ -11,7 +11,7 @@ known() {
     local unit
     for unit in $(services); do
         systemctl show "$unit" --property=Id,MainPID,NRestarts,User,Environment,MemoryMax,CPUQuotaPerSecUSec,TasksMax \
-            --property=LimitNOFILE,Listen,FileDescriptorStoreMax,TimeoutStopUSec,WatchdogUSec,StartLimitBurst,Sockets,TriggeredBy
+            --property=LimitNOFILE,Listen,FileDescriptorStoreMax,TimeoutStopUSec,WatchdogUSec,StartLimitBurst
     done
     cat /run/patou-applied/patou.toml
 }
@@ -94,6 +94,7 @@ refused() { # WHAT REASON, the configuration on standard input
 refused "garbage" "patou.toml" < <(head -c 2000 /dev/urandom)
 refused "an unknown key" "wrokers" < <({ configuration && default_pool 3 && echo 'wrokers = 3'; })
 refused "a pool that is not there" "nobody" < <({ configuration && printf '[[listener]]\naddress = "127.0.0.1:7290"\npool = "nobody"\n' && default_pool 3; })
+refused "a user that does not exist" "nobody-knows-me" < <({ configuration && default_pool 3 '"echo"' 'user = "nobody-knows-me"'; })
 refused "another set" "set.name" < <({ configuration && default_pool 3; } | sed 's/name = "patou"/name = "other"/')
 refused "another folder" "runtime_dir" < <({ configuration && default_pool 3; } | sed 's#/run/patou"#/run/elsewhere"#')
 python3 -c 'import socket, time
