@@ -100,6 +100,18 @@ fn a_picture_is_made_smaller_with_imagemagick() {
     set.stop();
 }
 
+/// The exit status of a program counts, also when it has promised a page.
+#[test]
+fn a_program_that_fails_is_no_empty_success() {
+    let set = converter(1, "text/plain", "false");
+    let answer = request(set.address(0), "POST", "/", b"this is no PDF").unwrap();
+    assert_eq!((answer.status, answer.header("content-type")), (502, Some("application/problem+json")));
+    assert_eq!(answer.header("patou-outcome"), Some("started-unknown"));
+    assert!(answer.text().contains("ended with status 1"), "{}", answer.text());
+    set.wait_for("its count", |s| s["pools"][0]["workers"][0]["failed"] == 1);
+    set.stop();
+}
+
 /// What is no PDF is the program's to refuse, and the next client's none of its business.
 #[test]
 fn rubbish_does_not_disturb_the_next_client() {

@@ -5,6 +5,11 @@
 //! is finished when the *process* ends: not at end of file, which a grandchild can put off for ever, nor
 //! when its announced length is reached. The last piece of a response of known length is kept back until
 //! then, so that no client takes a response for complete whose program was killed.
+//!
+//! RFC 3875 gives the exit status no meaning; here it has one. A program that fails has not finished its
+//! response, unless that says itself where it ends (Content-Length, or a status without a body): the client
+//! gets 502 while nothing has been sent, else a response that is visibly cut. So nothing is sent before the
+//! first byte of a body is there, or the exit status.
 
 use std::io;
 use std::process::Stdio;
@@ -12,6 +17,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
+use http::header::CONTENT_TYPE;
 use http::{Method, Request, Response, StatusCode, request};
 use http_body::Body as _;
 use http_body_util::{BodyExt, Empty};
@@ -25,7 +31,7 @@ use super::child::{Child, Ended, Program};
 use super::head;
 use super::output::{Event, NoHead, Output, cut};
 use super::relay::{Lease, Relay, Stream, Voice};
-use super::stream::{First, Step, race, unfold};
+use super::stream::{First, race, unfold};
 use super::{Body, Context, Failure, Intake};
 use crate::ids::WorkerId;
 use crate::log::Event as Mark;
@@ -62,6 +68,7 @@ impl Exec {
                 Answer::Client(document) => return run.respond(document, bodiless).await,
                 Answer::Again(path) => {
                     let ended = run.rest().await?;
+                    run.whole = true;
                     run.finish(ended)?;
                     cgi::redirected(&mut parts, path);
                 }
@@ -95,7 +102,7 @@ impl Exec {
         let stdout = stdout.ok_or_else(|| failed(io::ErrorKind::BrokenPipe.into()))?;
         let output = Output::new(child, stdout).map_err(failed)?;
         let (name, worker) = (name.to_owned(), context.worker.clone());
-        Ok(Run { output, feed, left: None, last: None, cut: false, judged: false, name, worker, lease })
+        Ok(Run { output, feed, left: None, whole: false, last: None, cut: false, judged: false, name, worker, lease })
     }
 
     /// Kills and reaps everything that the request left behind, and waits for its last words in the log.
@@ -149,6 +156,8 @@ struct Run {
     feed: Option<Feed>,
     /// Bytes missing of the program's own Content-Length.
     left: Option<u64>,
+    /// Whether the response says itself where it ends.
+    whole: bool,
     /// The last piece of a response of known length.
     last: Option<Bytes>,
     /// Whether more came than announced.
@@ -181,12 +190,22 @@ impl Run {
     async fn respond(mut self, document: Document, bodiless: bool) -> Result<Response<Body>, Failure> {
         let Document { status, headers, length } = document;
         self.left = length.filter(|_| !bodiless);
-        let body = if bodiless || length == Some(0) || head::bodiless(status) {
+        // Without a Content-Type it is a redirect, and that has no body (RFC 3875 section 6.2.3).
+        let redirect = !headers.contains_key(CONTENT_TYPE);
+        self.whole = length.is_some() || head::bodiless(status) || redirect;
+        let first = if bodiless || length == Some(0) || head::bodiless(status) {
             let ended = self.rest().await?;
             self.finish(ended)?;
-            Empty::new().map_err(|never| match never {}).boxed_unsync()
+            None
         } else {
-            unfold(self, Self::step)
+            self.step().await?
+        };
+        let body = match first {
+            Some((first, run)) => unfold((Some(first), run), |(first, run)| async move {
+                let next = if first.is_some() { first.map(|first| (first, run)) } else { run.step().await? };
+                Ok(next.map(|(bytes, run)| (bytes, (None, run))))
+            }),
+            None => Empty::new().map_err(|never| match never {}).boxed_unsync(),
         };
         let mut response = Response::new(body);
         *response.status_mut() = status;
@@ -195,7 +214,7 @@ impl Run {
     }
 
     /// The next piece of the response body.
-    async fn step(mut self) -> Step<Self> {
+    async fn step(mut self) -> Result<Option<(Bytes, Self)>, Failure> {
         loop {
             match self.next().await? {
                 Event::Data(mut data) => {
@@ -256,6 +275,10 @@ impl Run {
         if self.cut {
             tracing::warn!(%worker, lease, %event,
                 "`{}` wrote more than its Content-Length: the rest was cut", self.name);
+        }
+        if !ended.well() && !self.whole {
+            let wrong = format!("it {ended}, and without a Content-Length its response may not be complete");
+            return Err(self.broken(&wrong));
         }
         if !ended.well() {
             tracing::warn!(%worker, lease, %event, "`{}` {ended} after a complete response", self.name);

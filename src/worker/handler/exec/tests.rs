@@ -177,18 +177,58 @@ fn no_head_no_response() {
 }
 
 #[test]
+fn a_program_that_fails_has_not_answered() {
+    alone(async {
+        let sized = "printf 'Content-Length: 4\\nContent-Type: a/b\\n\\n';";
+        for (script, request, why) in [
+            (format!("{HEAD} exit 3"), Request::get("/"), "ended with status 3"),
+            (format!("{HEAD} exec >&-; exit 3"), Request::get("/"), "ended with status 3"),
+            (format!("{HEAD} kill -9 $$"), Request::get("/"), "was killed by SIGKILL"),
+            (format!("{HEAD} exit 3"), Request::head("/"), "ended with status 3"),
+            (format!("{sized} exit 3"), Request::get("/"), "ended with status 3, 4 bytes short"),
+            (format!("{sized} printf four; kill -9 $$"), Request::get("/"), "was killed by SIGKILL"),
+        ] {
+            let failure = run(&script, request, full("")).await.expect_err(&script);
+            assert_eq!((failure.status.as_u16(), failure.started), (502, true), "{script}");
+            assert!(failure.reason.contains(why), "{script}: {failure}");
+        }
+        // A response without a body says where it ends.
+        for (head, status) in [
+            ("Status: 204 No Content\\n\\n", 204),
+            ("Content-Length: 0\\nContent-Type: a/b\\n\\n", 200),
+            ("Location: http://example.org/\\n\\n", 302),
+        ] {
+            let result = run(format!("printf '{head}'; exit 3"), Request::get("/"), full("")).await;
+            assert_eq!(result.map(|(status, _)| status), Ok(status), "{head}");
+        }
+        // No bytes and no failure: an empty response.
+        assert_eq!(ok(HEAD).await, "");
+    });
+}
+
+#[test]
 fn a_response_never_looks_complete_when_it_is_not() {
     alone(async {
         let sized = "printf 'Content-Length: 4\\nContent-Type: a/b\\n\\n';";
+        // Until the first piece has been taken, nothing else happens to the program.
+        let go = scratch("go");
+        let wait = format!("while [ ! -e {} ]; do sleep 0.01; done;", go.display());
         for script in [
-            format!("{HEAD} echo some; kill -9 $$"),
-            format!("{sized} printf four; kill -9 $$"),
-            format!("{sized} printf thr"),
+            format!("{HEAD} echo some; {wait} kill -9 $$"),
+            format!("{HEAD} echo some; {wait} exit 1"),
+            format!("{sized} printf thr; {wait}"),
+            format!("{sized} printf t; {wait} printf hre; kill -9 $$"),
         ] {
-            let (status, body) = run(&script, Request::get("/"), full("")).await.unwrap();
-            let error = body.expect_err(&script);
-            assert_eq!((status, error.downcast_ref::<Failure>().unwrap().status.as_u16()), (200, 502));
+            let _ = std::fs::remove_file(&go);
+            let handler = sh(&script);
+            let mut response = send(&handler, context(), Request::get("/"), full("")).await.unwrap();
+            assert!(response.frame().await.unwrap().is_ok());
+            std::fs::write(&go, "").unwrap();
+            let error = text(response).await.expect_err(&script);
+            assert_eq!(error.downcast_ref::<Failure>().unwrap().status.as_u16(), 502);
+            handler.end().await;
         }
+        std::fs::remove_file(&go).unwrap();
         let (log, _guard) = log();
         assert_eq!(ok(format!("{sized} echo fourfive; exit 3")).await, "four");
         let log = String::from_utf8(log.lock().unwrap().clone()).unwrap();
@@ -259,7 +299,7 @@ fn a_body_too_large_too_slow_or_broken_kills_the_program() {
         handler.end().await;
 
         // After the head the same is an error of the response body.
-        let handler = sh(format!("{HEAD} exec cat"));
+        let handler = sh(format!("{HEAD} echo; exec cat"));
         let silent = unfold((), |()| std::future::pending());
         let response = send(&handler, impatient, Request::post("/"), silent).await.unwrap();
         let error = text(response).await.unwrap_err();
