@@ -52,6 +52,7 @@ impl Children {
         let names: Vec<_> = sockets.iter().map(|(name, _)| name.as_str()).collect();
         let mut command = Command::new("/proc/self/exe");
         command
+            .arg0("patou")
             .args(["launch", "--parent", &parent, "--"])
             .env("PATOU_CONFIG", &self.config)
             .env("NOTIFY_SOCKET", &self.notify)

@@ -91,6 +91,7 @@ pub fn reexec(socket: impl AsFd, instance: &str, stop: &Came) -> Option<io::Erro
         Some(patou) => Command::new(patou),
         None => Command::new("/proc/self/exe"),
     };
+    command.arg0("patou");
     let _held = match HoldReload::begin() {
         Ok(held) => held,
         Err(error) => return Some(error),
