@@ -175,9 +175,9 @@ fn a_worker_that_cannot_live_is_given_up_and_the_rest_serves() {
     set.run();
     let status = set.wait_for("it is given up", |status| worker_of(status, "bad/1")["state"] == "failed");
     assert_eq!(worker_of(&status, "bad/1")["restarts"], 4);
-    assert_eq!(worker_of(&status, "bad/1")["cause"], "exit code 3");
+    assert_eq!(worker_of(&status, "bad/1")["cause"], "exit code 3 before it was ready");
     set.wait_for_log(&["error", "bad/1", "has failed", "exit code 3"]);
-    set.wait_for_log(&["the set is up"]);
+    set.wait_for_log(&["the set is not up", "worker bad/1 is failed", "exit code 3", "the others serve"]);
     assert_eq!(get(set.address(0), "/x").unwrap().status, 200);
     let refused = get(set.address(1), "/x").unwrap();
     assert_eq!(refused.status, 503);
@@ -202,6 +202,30 @@ fn a_worker_that_is_never_ready_is_killed_and_tried_again() {
 }
 
 #[test]
+fn why_a_part_does_not_start_is_said_in_one_line() {
+    let handlers = [
+        ("{ exec = [\"no-such-program\"] }", "`no-such-program` is not an executable file"),
+        ("{ program = [\"/no/such/program\"] }", "cannot execute /no/such/program: No such file"),
+    ];
+    for (handler, why) in handlers {
+        let mut set = Set::prepare(&format!(
+            "[watchdog]\nstart_timeout = \"3s\"\nrestarts = {{ max = 9, within = \"10m\", delay = \"10m\", delay_max = \"10m\" }}\n\
+             {ECHO}\nhandler = {handler}\n"
+        ));
+        set.run();
+        let line = set.wait_for_log(&["warning", "worker default/1 has ended", "before it was ready", why]);
+        assert!(line.starts_with(|c: char| c.is_ascii_digit()), "{line}");
+        // In full the first time only, and by nobody else.
+        set.wait_for_log(&["warning", "worker default/1 has ended", "before it was ready, as before"]);
+        let told = |line: &&str| line.contains("warning: worker default/1") && line.contains(why);
+        assert_eq!(set.log().lines().filter(told).count(), 1, "{}", set.log());
+        assert!(!set.log().contains("patou: "), "{}", set.log());
+        set.wait_for_log(&["the set is not up", "worker default/2 is gone", why, "start_timeout"]);
+        set.stop();
+    }
+}
+
+#[test]
 fn the_next_run_clears_what_a_killed_watchdog_left() {
     for frozen in ["nobody", "worker", "dispatcher"] {
         let mut set = Set::prepare("");
@@ -223,7 +247,11 @@ fn the_next_run_clears_what_a_killed_watchdog_left() {
         let old = (set.pid(), set.worker_pid("default/2"), set.dispatcher_pid());
         set.signal(Signal::SIGKILL);
         assert_eq!(set.wait_for_end(), None);
-        assert_eq!(set.status()["watchdog"]["state"], "gone");
+        let status = set.patou(&["status", "--json"]);
+        let json: serde_json::Value = serde_json::from_slice(&status.stdout).unwrap();
+        assert_eq!((status.status.code(), &json["watchdog"]["state"]), (Some(1), &"gone".into()));
+        assert!(text(&status.stderr).contains("the watchdog is gone"), "{}", text(&status.stderr));
+        set.wait_for_log(&["worker default/2", "the watchdog has died"]);
         set.run();
         set.wait_for_log(&["waiting for the worker default/2 of the former set"]);
         assert!(is_alive(old.1));
@@ -231,6 +259,7 @@ fn the_next_run_clears_what_a_killed_watchdog_left() {
         assert_eq!(client.join().unwrap().unwrap().status, 200);
         set.wait_until_up();
         assert!(!is_alive(old.1) && !is_alive(old.2) && !is_alive(idle));
+        set.wait_for_log(&["cleared away what a former set had left", "segments=2", "worker default/2"]);
         assert_eq!((set.segments().len(), set.processes().len()), (2, 4));
         let tcp = set.status()["listeners"][1].as_str().unwrap().parse().unwrap();
         assert_eq!(get(tcp, "/fast").unwrap().status, 200);

@@ -57,6 +57,24 @@ fn a_request_longer_than_drain_timeout_is_cut_off_visibly() {
     set.assert_nothing_left();
 }
 
+/// As `timeout 1 patou run` does it: to the process, and to its group.
+#[test]
+fn two_signals_in_one_moment_are_one() {
+    let mut set = Set::prepare("");
+    set.configure(&gated(&set, 2, "drain_timeout = \"10m\"", ""));
+    set.run();
+    set.wait_until_up();
+    let running = start_gated(&set, "one");
+    set.signal(Signal::SIGTERM);
+    set.signal(Signal::SIGTERM);
+    set.wait_for("it stops", |status| status["watchdog"]["state"] == "stopping");
+    set.signal(Signal::SIGINT);
+    open_gate(&set);
+    assert_eq!(running.join().unwrap().unwrap().status, 200);
+    assert_eq!(set.wait_for_end(), Some(0));
+    set.assert_nothing_left();
+}
+
 #[test]
 fn a_second_signal_stops_at_once() {
     let mut set = Set::prepare("");
@@ -66,10 +84,52 @@ fn a_second_signal_stops_at_once() {
     let running = start_gated(&set, "one");
     set.signal(Signal::SIGTERM);
     set.wait_for("it stops", |status| status["watchdog"]["state"] == "stopping");
+    // Later than what counts as the same moment.
+    std::thread::sleep(std::time::Duration::from_millis(250));
     set.signal(Signal::SIGTERM);
     assert_eq!(set.wait_for_end(), Some(0));
     set.assert_nothing_left();
     assert!(running.join().unwrap().is_err());
+}
+
+#[test]
+fn a_set_whose_directory_is_removed_leaves_nothing() {
+    // Stopped as it should be.
+    let mut set = Set::start(ECHO);
+    std::fs::remove_dir_all(set.dir()).unwrap();
+    set.signal(Signal::SIGTERM);
+    assert_eq!(set.wait_for_end(), Some(0));
+    set.wait_for_log(&["nothing of it is left"]);
+    set.assert_nothing_left();
+    // Killed: the next one finds what no file names any more; a set of the same name elsewhere keeps its own.
+    let mut set = Set::start(ECHO);
+    let other = set.top().join("other.toml");
+    let toml = std::fs::read_to_string(set.file()).unwrap();
+    std::fs::write(&other, toml.replace(set.dir().to_str().unwrap(), set.top().join("elsewhere").to_str().unwrap()))
+        .unwrap();
+    let ipc = |action: &str, file: &std::path::Path| {
+        let output = std::process::Command::new(PATOU).args(["ipc", action, "--config"]).arg(file).output().unwrap();
+        assert!(output.status.success(), "{}", text(&output.stderr));
+    };
+    ipc("create", &other);
+    std::fs::remove_dir_all(set.dir()).unwrap();
+    set.signal(Signal::SIGKILL);
+    set.wait_for_end();
+    wait_until("its parts leave", || set.processes().is_empty());
+    assert_eq!(set.segments().len(), 4);
+    set.run();
+    set.wait_until_up();
+    set.wait_for_log(&["cleared away", "segments=2"]);
+    assert_eq!(set.segments().len(), 4);
+    std::fs::remove_dir_all(set.dir()).unwrap();
+    set.signal(Signal::SIGKILL);
+    set.wait_for_end();
+    wait_until("its parts leave", || set.processes().is_empty());
+    let file = set.file();
+    ipc("remove", &file);
+    assert_eq!(set.segments().len(), 2);
+    ipc("remove", &other);
+    set.assert_nothing_left();
 }
 
 #[test]

@@ -65,7 +65,7 @@ pub fn run(path: Option<&Path>, action: Action) -> Result<(), Failure> {
             ipc::prepare(&config, &Modes::default()).map_err(failed)?;
             let lock = ipc::lock_set(dir, shared.keeper()).map_err(failed)?;
             nobody_left(dir)?;
-            clear(dir, shared)?;
+            clear(&config, shared)?;
             let set_epoch = clock::now().0;
             let made = config.workers().try_for_each(|id| {
                 ipc::create_worker(&config, &id, set_epoch, &shared.modes(&config, &id)?).map_err(failed)
@@ -77,11 +77,11 @@ pub fn run(path: Option<&Path>, action: Action) -> Result<(), Failure> {
             }
             made?;
         }
-        Action::Remove(_) if !dir.exists() => {}
+        Action::Remove(_) if !dir.exists() => drop(ipc::remove_dead_segments(&config).map_err(failed)?),
         Action::Remove(shared) => {
             let lock = ipc::lock_set(dir, shared.keeper()).map_err(failed)?;
             nobody_left(dir)?;
-            clear(dir, shared)?;
+            clear(&config, shared)?;
             lock.remove(dir);
         }
         Action::Sync(shared) => {
@@ -120,8 +120,10 @@ pub fn run(path: Option<&Path>, action: Action) -> Result<(), Failure> {
 }
 
 /// The sockets of units are theirs to remove.
-fn clear(dir: &Path, shared: Shared) -> Result<(), Failure> {
-    if shared.shared { ipc::remove_workers(dir) } else { ipc::remove(dir) }.map_err(failed)
+fn clear(config: &Config, shared: Shared) -> Result<(), Failure> {
+    let dir = &config.set.runtime_dir;
+    if shared.shared { ipc::remove_workers(dir) } else { ipc::remove(dir) }.map_err(failed)?;
+    ipc::remove_dead_segments(config).map(drop).map_err(failed)
 }
 
 /// Refuses to take away what a process still uses.

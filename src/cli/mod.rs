@@ -92,7 +92,7 @@ enum Command {
 /// Why a command failed, with the exit code that says so (sysexits(3) where it has one).
 #[derive(Debug)]
 pub enum Failure {
-    /// 1.
+    /// 1. Nothing is printed where there are no words: then the watchdog has been told.
     Failed(String),
     /// 78: the configuration is wrong.
     Config(String),
@@ -100,7 +100,11 @@ pub enum Failure {
 
 impl From<LoadError> for Failure {
     fn from(error: LoadError) -> Self {
-        Failure::Config(error.to_string())
+        match error {
+            LoadError::Unreadable { .. } => Failure::Config(format!("patou: {error}")),
+            // Every line begins with the file.
+            LoadError::Faults(faults) => Failure::Config(faults.to_string()),
+        }
     }
 }
 
@@ -121,6 +125,8 @@ const CONFIG: u8 = 78;
 
 /// Does what the arguments say. The only place that prints an error and chooses the exit code.
 pub fn main() -> ExitCode {
+    // Parts are started as /proc/self/exe: without this ps(1), pgrep(1) and ss(8) would call them `exe`.
+    let _ = nix::sys::prctl::set_name(c"patou");
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(error) => {
@@ -131,7 +137,7 @@ pub fn main() -> ExitCode {
     match run(&cli) {
         Ok(()) => ExitCode::SUCCESS,
         Err(Failure::Failed(text)) => {
-            if !told(&cli.command, log::Event::StartRefused, &text) {
+            if !text.is_empty() && !told(&cli.command, log::Event::StartRefused, &text) {
                 eprintln!("patou: {text}");
             }
             ExitCode::FAILURE

@@ -1,5 +1,6 @@
 //! The commands that are parts of a set.
 
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::Command;
@@ -8,6 +9,7 @@ use clap::Args;
 use nix::sys::prctl;
 use nix::sys::signal::Signal;
 use nix::unistd::{Pid, getppid};
+use sd_notify::NotifyState;
 
 use super::{Failure, failed, load, load_to_run};
 use crate::config::{Handler, Origin};
@@ -27,6 +29,26 @@ pub fn watchdog(path: Option<&Path>) -> Result<(), Failure> {
 }
 
 pub fn dispatcher(path: Option<&Path>) -> Result<(), Failure> {
+    run_dispatcher(path).map_err(|failure| tell_the_watchdog(failure, "dispatcher"))
+}
+
+pub fn worker(path: Option<&Path>, id: &WorkerId) -> Result<(), Failure> {
+    run_worker(path, id).map_err(|failure| tell_the_watchdog(failure, &format!("worker {id}")))
+}
+
+/// Under `patou run` the watchdog says why a part has ended, in one line with what follows from it.
+fn tell_the_watchdog(failure: Failure, part: &str) -> Failure {
+    let (Failure::Failed(text) | Failure::Config(text)) = &failure;
+    // systemd's socket has another name.
+    let ours = std::env::var_os("NOTIFY_SOCKET").is_some_and(|socket| socket.as_bytes().ends_with(b"/notify.sock"));
+    let words = format!("X_PATOU_FAILURE={}", text.trim_start_matches(&format!("{part}: ")).replace('\n', "; "));
+    match ours && sd_notify::notify(&[NotifyState::Custom(&words)]).is_ok() {
+        true => Failure::Failed(String::new()),
+        false => failure,
+    }
+}
+
+fn run_dispatcher(path: Option<&Path>) -> Result<(), Failure> {
     let loaded = load(path)?;
     let path = match loaded.origin {
         Origin::File(path) => Some(path),
@@ -35,7 +57,7 @@ pub fn dispatcher(path: Option<&Path>) -> Result<(), Failure> {
     runtime()?.block_on(dispatcher::run(loaded.config, path)).map_err(|error| failed(format!("dispatcher: {error}")))
 }
 
-pub fn worker(path: Option<&Path>, id: &WorkerId) -> Result<(), Failure> {
+fn run_worker(path: Option<&Path>, id: &WorkerId) -> Result<(), Failure> {
     let config = load(path)?.config;
     if let Some(pool) = config.pool(&id.pool)
         && let Handler::Program(command) = &pool.handler
@@ -71,5 +93,5 @@ pub fn launch(launch: &Launch) -> Result<(), Failure> {
         return Err(failed("the watchdog has died meanwhile"));
     }
     let pid = std::process::id().to_string();
-    Err(failed(Command::new("/proc/self/exe").args(&launch.command).env("LISTEN_PID", pid).exec()))
+    Err(failed(Command::new("/proc/self/exe").arg0("patou").args(&launch.command).env("LISTEN_PID", pid).exec()))
 }

@@ -101,6 +101,9 @@ pub fn run(path: Option<&Path>, status: &Status) -> Result<(), Failure> {
             let view = view?;
             print(&view, status.json).map_err(failed)?;
             return match give_up {
+                _ if view.watchdog.state == "gone" => Err(failed(
+                    "the watchdog is gone: what still runs finishes and leaves, and nobody replaces it; start the set again",
+                )),
                 Some(_) if !up => Err(failed("not every part is up")),
                 _ => Ok(()),
             };

@@ -58,10 +58,10 @@ pub enum LoadError {
     Faults(#[from] Faults),
 }
 
-/// Where the configuration is unless it is named.
-const USUAL: &str = "/etc/patou/patou.toml";
-
 impl Config {
+    /// Where the configuration is unless it is named.
+    pub const USUAL: &str = "/etc/patou/patou.toml";
+
     /// Reads the file at `path`, else the one named by `$PATOU_CONFIG`, else `/etc/patou/patou.toml` if it
     /// exists, else the built-in configuration.
     ///
@@ -78,7 +78,7 @@ fn choose(path: Option<&Path>, variable: Option<OsString>) -> (PathBuf, bool) {
     let variable = variable.filter(|name| !name.is_empty()).map(PathBuf::from);
     match path.map(Path::to_owned).or(variable) {
         Some(file) => (file, true),
-        None => (USUAL.into(), false),
+        None => (Config::USUAL.into(), false),
     }
 }
 
@@ -105,8 +105,8 @@ mod tests {
         let variable = || Some(OsString::from("/v.toml"));
         assert_eq!(choose(Some(Path::new("a.toml")), variable()), ("a.toml".into(), true));
         assert_eq!(choose(None, variable()), ("/v.toml".into(), true));
-        assert_eq!(choose(None, Some(OsString::new())), (USUAL.into(), false));
-        assert_eq!(choose(None, None), (USUAL.into(), false));
+        assert_eq!(choose(None, Some(OsString::new())), (Config::USUAL.into(), false));
+        assert_eq!(choose(None, None), (Config::USUAL.into(), false));
     }
 
     #[test]

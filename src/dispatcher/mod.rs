@@ -127,6 +127,7 @@ async fn serve(mut config: Config, path: Option<PathBuf>) -> Result<(), Dispatch
     desk.leave();
     if nix::unistd::getppid() != parent {
         // Nobody is left who would start another dispatcher.
+        tracing::warn!("the watchdog has died: finishing what is in hand, then leaving");
         desk.tell_all(Event::Quiesce);
     }
     // When the set stops, who waited has been refused. Otherwise another dispatcher comes at once and finds in

@@ -67,7 +67,7 @@ pub(super) fn read_private(path: &Path, owner: Option<u32>) -> io::Result<String
 /// The right to run the set in a directory. Given up when dropped, or at death.
 #[derive(Debug)]
 pub struct SetLock {
-    _file: File,
+    file: File,
 }
 
 const WHOLE: (i64, i64) = (0, 0);
@@ -129,7 +129,7 @@ pub fn lock_set(dir: &Path, keeper: Keeper) -> Result<SetLock, IpcError> {
             };
             let written = file.set_len(0).and_then(|()| file.rewind()).and_then(|()| writeln!(file, "{who}"));
             written.map_err(at(&path))?;
-            return Ok(SetLock { _file: file });
+            return Ok(SetLock { file });
         }
     }
 }
@@ -147,8 +147,17 @@ impl SetLock {
         pid.trim().parse().ok()
     }
 
+    /// Whether `dir` is still the directory in which it was taken.
+    pub fn is_in_place(&self, dir: &Path) -> bool {
+        let same = |ours: fs::Metadata, named: fs::Metadata| (ours.dev(), ours.ino()) == (named.dev(), named.ino());
+        self.file.metadata().is_ok_and(|ours| fs::metadata(dir.join(LOCK)).is_ok_and(|named| same(ours, named)))
+    }
+
     /// Ends the set: removes the lock's file, and the directory if nothing else is in it.
     pub fn remove(self, dir: &Path) {
+        if !self.is_in_place(dir) {
+            return;
+        }
         let _ = fs::remove_file(dir.join(LOCK));
         let _ = fs::remove_dir(dir); // not empty: somebody else's files
     }

@@ -1,11 +1,18 @@
 //! Processes that a dead watchdog left behind.
 
+use std::fs;
 use std::path::Path;
 
-use super::{IpcError, Paths, owner_of, read_private, recorded};
+use nix::unistd::getuid;
+
+use super::{IpcError, Paths, at, owner_of, read_private, recorded};
+use crate::config::Config;
 use crate::exchange::{self, Asker, Life};
 use crate::ids::{Claim, Phase};
 use crate::shm::{Role, Segment};
+
+/// Where the kernel shows segments as files (shm_overview(7)).
+const SHM: &str = "/dev/shm";
 
 /// A process of an earlier life of the set that still holds one of its segments.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -18,6 +25,29 @@ pub struct Leftover {
     pub what: String,
     /// Whether a client is waiting for what it does.
     pub busy: bool,
+}
+
+/// Removes the segments of this set that nobody uses and that no file names any more, as when its directory was
+/// removed while it ran; how many there were. The caller holds the set's lock, or nobody can.
+///
+/// Another set of the same name in another directory is left alone: its segments have another digest.
+pub fn remove_dead_segments(config: &Config) -> Result<usize, IpcError> {
+    let prefix = format!("patou.{}.{}.", getuid(), config.set.name);
+    let mut removed = 0;
+    for entry in fs::read_dir(SHM).map_err(at(Path::new(SHM)))?.flatten() {
+        let file = entry.file_name();
+        let Some(rest) = file.to_str().and_then(|file| file.strip_prefix(&prefix)) else { continue };
+        let id = rest.split_once('.').and_then(|(instance, _)| instance.parse().ok());
+        let Some(digest) = id.map(|id| config.digest_of(&id)) else { continue };
+        let name = format!("/{prefix}{rest}");
+        if Segment::open(&name, Some(digest), None)
+            .is_ok_and(|segment| !segment.is_taken(Role::Worker) && !segment.is_taken(Role::Dispatcher))
+        {
+            Segment::unlink(&name)?;
+            removed += 1;
+        }
+    }
+    Ok(removed)
 }
 
 /// Finds them by the locks that they hold. Without any, what is in `dir` is merely to be removed.

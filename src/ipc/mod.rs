@@ -27,7 +27,7 @@ use crate::ids::{PoolName, WorkerId};
 use crate::shm::{Identity, Role, Segment, SegmentError};
 pub use directory::{Keeper, SetLock, is_units, lock_set};
 use directory::{check_directory, owner_of, prepare_directory, read_private};
-pub use leftover::{Leftover, leftovers};
+pub use leftover::{Leftover, leftovers, remove_dead_segments};
 
 /// Who may use what is made. The default is one user and nobody else.
 #[derive(Clone, Copy, Debug)]
@@ -121,8 +121,9 @@ pub fn prepare(config: &Config, modes: &Modes) -> Result<(), IpcError> {
     prepare_directory(dir, modes).map_err(at(dir))
 }
 
-/// Makes the parts of one worker, in place of any that a dead set left. The caller holds the set's lock.
-pub fn create_worker(config: &Config, id: &WorkerId, set_epoch: u64, modes: &Modes) -> Result<(), IpcError> {
+/// Makes the parts of one worker, in place of any that a dead set left; the name of its segment. The caller holds
+/// the set's lock.
+pub fn create_worker(config: &Config, id: &WorkerId, set_epoch: u64, modes: &Modes) -> Result<String, IpcError> {
     let dir = &config.set.runtime_dir;
     let paths = Paths::new(dir, id);
     prepare_directory(&paths.pool, modes).map_err(at(&paths.pool))?;
@@ -136,7 +137,7 @@ pub fn create_worker(config: &Config, id: &WorkerId, set_epoch: u64, modes: &Mod
     for bell in [&paths.to_worker, &paths.to_dispatcher] {
         Bell::create(bell, modes.bell, modes.group).map_err(at(bell))?;
     }
-    Ok(())
+    Ok(name)
 }
 
 /// Gives the parts of one worker to another group, in place: who has them open keeps them.
@@ -201,6 +202,11 @@ pub fn remove_worker(dir: &Path, id: &WorkerId) -> Result<(), IpcError> {
         remove_file(path)?;
     }
     Ok(())
+}
+
+/// Removes a segment whose name is known, wherever that was written down.
+pub fn remove_segment(name: &str) -> Result<(), IpcError> {
+    Ok(Segment::unlink(name)?)
 }
 
 /// Removes the parts of a worker that is not coming back, and its pool's directory after the last of them.

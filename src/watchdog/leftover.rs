@@ -1,5 +1,6 @@
 //! Clears away the processes of a set whose watchdog was killed.
 
+use std::collections::BTreeSet;
 use std::os::fd::AsFd;
 use std::path::Path;
 use std::time::Duration;
@@ -18,15 +19,19 @@ const LOOK: Duration = Duration::from_millis(10);
 
 /// Ends what is left: who still works for a client may finish within the longest drain_timeout, the others,
 /// and those that are stopped, are killed at once with everything they have started.
-pub async fn clear(dir: &Path, config: &Config) -> Result<(), WatchdogError> {
+///
+/// Returns who was there.
+pub async fn clear(dir: &Path, config: &Config) -> Result<BTreeSet<String>, WatchdogError> {
     let patience = config.pools.iter().map(|pool| pool.drain_timeout).max().unwrap_or_default();
     let (mut give_up, mut told) = (Instant::now() + patience, false);
     let mut killed = false;
+    let mut ended = BTreeSet::new();
     loop {
         let left: Vec<Leftover> = ipc::leftovers(dir)?;
         if left.is_empty() {
-            return Ok(());
+            return Ok(ended);
         }
+        ended.extend(left.iter().map(|process| format!("{} (pid {})", process.what, process.pid)));
         let late = Instant::now() >= give_up;
         if late && killed {
             let names: Vec<_> = left.iter().map(|l| format!("{} (pid {})", l.what, l.pid)).collect();
@@ -52,6 +57,20 @@ pub async fn clear(dir: &Path, config: &Config) -> Result<(), WatchdogError> {
         }
         sleep(LOOK).await;
     }
+}
+
+/// Removes what a former set left besides processes, and says what there was.
+pub fn remove(config: &Config, ended: &BTreeSet<String>) -> Result<(), WatchdogError> {
+    let dir = &config.set.runtime_dir;
+    let recorded = ipc::recorded(dir)?.len();
+    ipc::remove(dir)?;
+    let segments = recorded + ipc::remove_dead_segments(config)?;
+    if segments > 0 || !ended.is_empty() {
+        let processes = ended.iter().map(String::as_str).collect::<Vec<_>>().join(", ");
+        let processes = if processes.is_empty() { "none" } else { &processes };
+        tracing::info!(segments, processes, "cleared away what a former set had left");
+    }
+    Ok(())
 }
 
 fn kill(process: &Leftover) {

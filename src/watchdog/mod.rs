@@ -8,6 +8,7 @@
 mod accuse;
 mod cgroup;
 mod children;
+mod greet;
 mod leftover;
 mod notify;
 mod plan;
@@ -18,6 +19,7 @@ mod state;
 mod tell;
 mod units;
 
+use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::fs;
 use std::io;
@@ -42,7 +44,7 @@ use crate::signals::Signal;
 use crate::{log, restart, tree};
 use children::Children;
 use notify::{Notify, Store};
-use plan::{Action, Bounds, Event, Part, Plan, Sign};
+use plan::{Action, Bounds, Event, Part, Plan, Sign, Telling};
 use prober::Prober;
 use sockets::{SocketError, Sockets};
 use state::Written;
@@ -77,6 +79,9 @@ fn system(what: impl Into<String>) -> impl FnOnce(io::Error) -> WatchdogError {
 /// A woken loop that is later than this was not run by the machine.
 const LATE: Duration = Duration::from_millis(20);
 
+/// Stop signals that come within this time are one: who stops us may signal our process and our group (timeout(1)).
+const ONE_SIGNAL: Duration = Duration::from_millis(200);
+
 /// Runs a whole set in the foreground until it is told to stop (SIGTERM, SIGINT; a second one stops at once).
 ///
 /// # Errors
@@ -103,18 +108,19 @@ async fn hold(loaded: Loaded) -> Result<(), WatchdogError> {
     ipc::prepare(&loaded.config, &Modes::default())?;
     let lock = ipc::lock_set(&dir, Keeper::Process)?;
     let mut waived = false;
+    let segments = Segments::default();
     let result = async {
         let stop = stop.into_async().map_err(system("signals"))?;
-        tokio::select! {
-            cleared = leftover::clear(&dir, &loaded.config) => cleared?,
+        let ended = tokio::select! {
+            ended = leftover::clear(&dir, &loaded.config) => ended?,
             _ = stop.readable() => {
                 // What is left goes on by itself, as it did; the next start clears it.
                 waived = true;
                 return Ok(());
             }
-        }
-        ipc::remove(&dir)?;
-        Watch::open(loaded, strangers.clone())?.run(stop, reload).await
+        };
+        leftover::remove(&loaded.config, &ended)?;
+        Watch::open(loaded, strangers.clone(), segments.clone())?.run(stop, reload).await
     }
     .await;
     if waived {
@@ -127,7 +133,12 @@ async fn hold(loaded: Loaded) -> Result<(), WatchdogError> {
         .await
         .err()
         .map(|error| WatchdogError::Leftover(error.to_string()));
-    let removed = ipc::remove(&dir).map_err(WatchdogError::from);
+    // Somebody may have removed the directory, and another set may be in its place.
+    let mut removed = if lock.is_in_place(&dir) { ipc::remove(&dir) } else { Ok(()) };
+    for segment in segments.take().values() {
+        removed = removed.and(ipc::remove_segment(segment));
+    }
+    let removed = removed.map_err(WatchdogError::from);
     lock.remove(&dir);
     if result.is_ok() && survivors.is_none() && removed.is_ok() {
         tracing::info!(set = %name, event = %log::Event::SetStopped,
@@ -154,11 +165,23 @@ struct Watch {
     written: Written,
     /// Children that this process had before it was the watchdog.
     strangers: Rc<[(Pid, u64)]>,
+    /// The segments that are there because of us: their names are kept in files that others may remove.
+    segments: Segments,
+    /// Why parts have ended, in their own words.
+    last_words: BTreeMap<Part, String>,
+    /// Why each was started again, as the operator was told last.
+    said: BTreeMap<Part, String>,
+    /// Until when every part should be up; `None` once that has been judged.
+    up_by: Option<Time>,
+    stopping_since: Option<Time>,
     finished: bool,
 }
 
+/// Names of segments by worker, shared with whoever clears up in the end.
+type Segments = Rc<RefCell<BTreeMap<WorkerId, String>>>;
+
 impl Watch {
-    fn open(loaded: Loaded, strangers: Rc<[(Pid, u64)]>) -> Result<Self, WatchdogError> {
+    fn open(loaded: Loaded, strangers: Rc<[(Pid, u64)]>, segments: Segments) -> Result<Self, WatchdogError> {
         let Loaded { config, origin, .. } = loaded;
         let dir = config.set.runtime_dir.clone();
         let sockets = Sockets::open(&config)?;
@@ -166,7 +189,8 @@ impl Watch {
         let set_epoch = clock::now().0;
         let mut bells = BTreeMap::new();
         for id in config.workers() {
-            ipc::create_worker(&config, &id, set_epoch, &Modes::default())?;
+            let segment = ipc::create_worker(&config, &id, set_epoch, &Modes::default())?;
+            segments.borrow_mut().insert(id.clone(), segment);
             bells.insert(id.clone(), ipc::open(&config, &id)?.to_dispatcher);
         }
         publish(&config, &dir)?;
@@ -184,6 +208,11 @@ impl Watch {
             prober: Prober::start(dir.join("probe.sock")),
             written: Written::default(),
             strangers,
+            segments,
+            last_words: BTreeMap::new(),
+            said: BTreeMap::new(),
+            up_by: Some(clock::now() + config.watchdog.start_timeout),
+            stopping_since: None,
             finished: false,
             process: (pid, tree::look(pid).map_or(0, |process| process.started)),
             config,
@@ -207,7 +236,7 @@ impl Watch {
             let wake_at = wake_at.unwrap_or(next_probe);
             let mut event = tokio::select! {
                 biased;
-                Ok(n) = stop.read(&mut stops) => Some(self.told_to_stop(n)),
+                Ok(_) = stop.read(&mut stops) => Some(self.told_to_stop(clock::now())),
                 Some((part, pid)) = self.exits.recv() => self.exited(part, pid),
                 Ok(message) = self.notify.receive() => self.notified(message),
                 signs = self.prober.answer() => signs.map(|signs| Event::Report(self.weigh(signs))),
@@ -236,6 +265,9 @@ impl Watch {
                 next_beat = Some(now + every);
             }
             self.handle(now, event.take().unwrap_or(Event::Tick));
+            if self.up_by.is_some_and(|by| by <= now) {
+                self.not_up();
+            }
         }
         Ok(())
     }
@@ -245,15 +277,19 @@ impl Watch {
         self.perform(actions);
     }
 
-    /// SIGTERM or SIGINT has come, this often since the last look.
-    fn told_to_stop(&self, times: usize) -> Event {
+    /// SIGTERM or SIGINT has come.
+    fn told_to_stop(&mut self, now: Time) -> Event {
         let set = &self.config.set.name;
-        if self.plan.is_stopping() || times > 1 {
+        if let Some(first) = self.stopping_since {
+            if now.since(first) < ONE_SIGNAL {
+                return Event::Tick;
+            }
             tracing::warn!(%set, event = %log::Event::SetStoppingNow,
-                "stopping at once, on a second signal: requests in hand are cut off");
+                    "stopping at once, on a second signal: requests in hand are cut off");
             return Event::StopNow;
         }
-        let at_most = drains(&self.config).into_values().max().unwrap_or_default();
+        self.stopping_since = Some(now);
+        let at_most = drains(&self.config).into_values().max().unwrap_or_default() + bounds(&self.config).parting;
         let at_most = humantime::format_duration(at_most).to_string();
         tracing::info!(%set, at_most, event = %log::Event::SetStopping,
             "stopping, on a signal: no new leases, requests in hand may finish");
@@ -261,15 +297,40 @@ impl Watch {
     }
 
     fn exited(&mut self, part: Part, pid: u32) -> Option<Event> {
-        let how = self.children.reap(&part, pid)?;
+        // What it said comes before its end.
+        while let Some(message) = self.notify.waiting() {
+            if let Some(event) = self.notified(message) {
+                self.handle(clock::now(), event);
+            }
+        }
+        let mut how = self.children.reap(&part, pid)?;
+        if self.plan.status().any(|(of, status)| *of == part && status.state == "starting") {
+            how += " before it was ready";
+        }
+        if let Some(words) = self.last_words.remove(&part) {
+            how = format!("{how}: {words}");
+        }
         tracing::debug!(pid, %part, "{part} has ended: {how}");
         Some(Event::Exited { part, how, chance: restart::chance() })
+    }
+
+    /// Why a part does not start is said in full once, not at every attempt.
+    fn shorten(&mut self, part: &Part, telling: &mut Telling) {
+        if let Telling::Restart { how, .. } = telling
+            && self.said.insert(part.clone(), how.clone()).as_ref() == Some(&*how)
+            && let Some((short, _)) = how.split_once(": ")
+        {
+            *how = format!("{short}, as before");
+        }
     }
 
     fn notified(&mut self, message: notify::Message) -> Option<Event> {
         let part = self.children.part(message.pid)?.clone();
         if part == Part::Dispatcher {
             self.store.obey(&message.words, message.fds, self.config.front.connections);
+        }
+        if let Some(words) = message.words.failure {
+            self.last_words.insert(part.clone(), words);
         }
         message.words.ready.then_some(Event::Ready(part))
     }
@@ -322,13 +383,18 @@ impl Watch {
             Action::Remove(id) => {
                 self.sockets.workers.remove(&id);
                 self.bells.remove(&id);
-                if let Err(error) = ipc::retire_worker(&self.dir, &id) {
+                let segment = self.segments.borrow_mut().remove(&id);
+                let removed = ipc::retire_worker(&self.dir, &id);
+                if let Err(error) = removed.and(segment.map_or(Ok(()), |name| ipc::remove_segment(&name))) {
                     tracing::error!(worker = %id, event = %log::Event::RuntimeFault,
                         "cannot remove its segment and bells: {error}");
                 }
                 tracing::info!(worker = %id, event = %log::Event::WorkerLeft, "worker has left the set");
             }
-            Action::Tell(part, telling) => tell(&part, telling, self.children.pid(&part)),
+            Action::Tell(part, mut telling) => {
+                self.shorten(&part, &mut telling);
+                tell(&part, telling, self.children.pid(&part));
+            }
             Action::AllUp => self.greet(),
             Action::Finish => self.finished = true,
         }
@@ -370,30 +436,6 @@ impl Watch {
         let listeners = self.sockets.listeners.iter().map(|socket| socket.address.to_string()).collect();
         let state = State::of(&self.plan, &self.config.set.name, self.process, listeners);
         self.written.keep(&state, &self.dir);
-    }
-
-    /// Everything is up: says so, and what to try.
-    fn greet(&self) {
-        let workers = self.config.workers().count();
-        let pools = self.config.pools.len();
-        tracing::info!(set = %self.config.set.name, workers, pools, dir = %self.dir.display(), event = %log::Event::SetUp,
-            "the set is up");
-        let _ = sd_notify::notify(&[NotifyState::Ready]);
-        for (listener, socket) in self.config.listeners.iter().zip(&self.sockets.listeners) {
-            match &socket.address {
-                crate::config::Address::Tcp(address) => {
-                    tracing::info!("try: curl -L http://{address}/hello    (pool {})", listener.pool);
-                }
-                crate::config::Address::Unix(path) => {
-                    tracing::info!(
-                        "try: patou call --target unix:{} /hello    (pool {})",
-                        path.display(),
-                        listener.pool
-                    );
-                }
-            }
-        }
-        tracing::info!("try: patou status; stop with Ctrl-C");
     }
 }
 

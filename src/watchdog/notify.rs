@@ -34,6 +34,8 @@ pub struct Words {
     pub store: bool,
     pub remove: bool,
     pub name: Option<String>,
+    /// Why it is about to end: a word of our own parts.
+    pub failure: Option<String>,
 }
 
 impl Words {
@@ -45,6 +47,7 @@ impl Words {
                 Some(("FDSTORE", "1")) => words.store = true,
                 Some(("FDSTOREREMOVE", "1")) => words.remove = true,
                 Some(("FDNAME", name)) => words.name = Some(name.to_owned()),
+                Some(("X_PATOU_FAILURE", why)) => words.failure = Some(why.to_owned()),
                 _ => {}
             }
         }
@@ -66,6 +69,17 @@ impl Notify {
         socket.set_nonblocking(true)?;
         setsockopt(&socket, sockopt::PassCred, &true)?;
         Ok(Self(sys::when_readable(socket.into())?))
+    }
+
+    /// A message that has come already.
+    pub fn waiting(&self) -> Option<Message> {
+        loop {
+            match receive(self.0.get_ref()) {
+                Ok(Some(message)) => return Some(message),
+                Ok(None) => {}
+                Err(_) => return None,
+            }
+        }
     }
 
     /// The next message.

@@ -109,7 +109,8 @@ impl Watch {
     ) -> Result<BTreeMap<WorkerId, crate::bell::Bell>, WatchdogError> {
         let mut bells = BTreeMap::new();
         for id in fresh {
-            ipc::create_worker(new, id, self.set_epoch, &Modes::default())?;
+            let segment = ipc::create_worker(new, id, self.set_epoch, &Modes::default())?;
+            self.segments.borrow_mut().insert(id.clone(), segment);
             bells.insert(id.clone(), ipc::open(new, id)?.to_dispatcher);
         }
         Ok(bells)

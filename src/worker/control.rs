@@ -8,6 +8,7 @@ use std::time::Duration;
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::socket::{MsgFlags, Shutdown, recv, send, shutdown};
+use nix::unistd::{Pid, getppid};
 use sd_notify::NotifyState;
 
 use super::shared::{Current, Order, Shared};
@@ -31,7 +32,8 @@ const DRAIN_LOOK: Duration = Duration::from_millis(20);
 pub fn start(shared: Arc<Shared>, hear: Bell, signals: Signals) -> Result<JoinHandle<()>, ServeError> {
     let Signals { stop, reload } = signals;
     let answered = shared.respondent.answered();
-    let mut control = Control { shared, hear, stop, reload, answered, exit_ordered: false, beat: Beat::new() };
+    let mut control =
+        Control { shared, hear, stop, reload, answered, exit_ordered: false, beat: Beat::new(), parent: getppid() };
     std::thread::Builder::new().name("control".into()).spawn(move || control.run()).map_err(system("thread"))
 }
 
@@ -44,6 +46,8 @@ struct Control {
     answered: u64,
     exit_ordered: bool,
     beat: Beat,
+    /// Whoever started us; another one once that has died.
+    parent: Pid,
 }
 
 impl Control {
@@ -104,6 +108,9 @@ impl Control {
 
     fn stop(&self) {
         tracing::debug!(worker = %self.shared.id, "stopping");
+        if getppid() != self.parent {
+            tracing::warn!(worker = %self.shared.id, "the watchdog has died: finishing what is in hand, then leaving");
+        }
         self.shared.stop();
         restart::forgive(self.shared.respondent.memory(), Word::WORKER_START);
         let _ = sd_notify::notify(&[NotifyState::Stopping]);

@@ -1,0 +1,105 @@
+//! What the watchdog says when the set has started, and what to try.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::path::Path;
+
+use sd_notify::NotifyState;
+
+use super::Watch;
+use crate::config::{Address, Config, Handler, Listener, Origin};
+use crate::log::Event;
+
+impl Watch {
+    /// Everything that can be up is: says so, and what to try.
+    pub(super) fn greet(&mut self) {
+        let _ = sd_notify::notify(&[NotifyState::Ready]);
+        self.up_by = None;
+        let set = &self.config.set.name;
+        match self.missing() {
+            Some(missing) => tracing::warn!(%set, "the set is not up: {missing}; the others serve"),
+            None => {
+                let (workers, pools) = (self.config.workers().count(), self.config.pools.len());
+                tracing::info!(%set, workers, pools, dir = %self.dir.display(), event = %Event::SetUp, "the set is up");
+            }
+        }
+        let program = std::env::args().next().map_or("patou".to_owned(), |name| quoted(&name));
+        let config = match &self.origin {
+            Origin::File(path) if path != Path::new(Config::USUAL) => {
+                format!(" --config {}", quoted(&path.display().to_string()))
+            }
+            _ => String::new(),
+        };
+        for (listener, socket) in self.config.listeners.iter().zip(&self.sockets.listeners) {
+            let command = command(&self.config, listener, &socket.address, &program);
+            tracing::info!("try: {command}    (pool {})", listener.pool);
+        }
+        tracing::info!("try: {program} status{config}; stop with Ctrl-C");
+    }
+
+    /// The time for the start has passed.
+    pub(super) fn not_up(&mut self) {
+        self.up_by = None;
+        if let Some(missing) = self.missing().filter(|_| !self.plan.is_stopping()) {
+            tracing::warn!(set = %self.config.set.name, "the set is not up: {missing} (watchdog.start_timeout has passed)");
+        }
+    }
+
+    /// Who is not up, and why.
+    fn missing(&self) -> Option<String> {
+        let missing = self.plan.status().filter(|(_, status)| status.state != "up").map(|(part, status)| {
+            let cause = status.cause.map_or(String::new(), |cause| format!(", last end: {cause}"));
+            format!("{part} is {}{cause}", status.state)
+        });
+        let missing: Vec<_> = missing.collect();
+        (!missing.is_empty()).then(|| missing.join("; "))
+    }
+}
+
+/// A request to try on a listener.
+fn command(config: &Config, listener: &Listener, address: &Address, program: &str) -> String {
+    let echo = config.pool(&listener.pool).is_some_and(|pool| pool.handler == Handler::Echo);
+    let path = if echo { "/hello" } else { "/" };
+    match address {
+        Address::Tcp(address) => {
+            let mut address = *address;
+            // Who listens everywhere is reached here.
+            match address.ip() {
+                IpAddr::V4(ip) if ip.is_unspecified() => address.set_ip(Ipv4Addr::LOCALHOST.into()),
+                IpAddr::V6(ip) if ip.is_unspecified() => address.set_ip(Ipv6Addr::LOCALHOST.into()),
+                _ => {}
+            }
+            // The brackets of IPv6 are a pattern to curl.
+            let globoff = if address.is_ipv6() { " -g" } else { "" };
+            format!("curl{globoff} -L {}", quoted(&format!("http://{address}{path}")))
+        }
+        Address::Unix(file) => {
+            format!("{program} call --target {} {path}", quoted(&format!("unix:{}", file.display())))
+        }
+    }
+}
+
+/// As a shell takes it.
+fn quoted(word: &str) -> String {
+    let plain = |c: char| c.is_alphanumeric() || "/.:_-+=@%,".contains(c);
+    if !word.is_empty() && word.chars().all(plain) {
+        word.to_owned()
+    } else {
+        format!("'{}'", word.replace('\'', "'\\''"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_to_be_tried_works() {
+        let config = Config::default();
+        let on = |address: &str| command(&config, &config.listeners[0], &address.parse().unwrap(), "patou");
+        assert_eq!(on("127.0.0.1:80"), "curl -L http://127.0.0.1:80/hello");
+        assert_eq!(on("0.0.0.0:80"), "curl -L http://127.0.0.1:80/hello");
+        assert_eq!(on("[::]:80"), "curl -g -L 'http://[::1]:80/hello'");
+        assert_eq!(on("unix:/a b/c"), "patou call --target 'unix:/a b/c' /hello");
+        assert_eq!(quoted("it's"), "'it'\\''s'");
+    }
+}
