@@ -483,6 +483,26 @@ fn an_operator_takes_a_worker_out_and_puts_it_back() {
 }
 
 #[test]
+fn nobody_waits_for_workers_that_are_all_taken_out() {
+    let mut t = Talk::up(LIMITS);
+    let drained = |seen| Seen { drained: true, ..seen };
+    let out = |client| Refuse(client, Refusal::OutOfService);
+    t.serves(0, (1, A), 2, 1);
+    t.hears(2, Client(2, A), &[offer(1, 2, 2)]);
+    t.hears(3, Client(3, A), &[]);
+    t.hears(4, Event::Drain(2), &[Action::Ask(2, Ask::Drain)]);
+    // The last one: who waits is refused, and who was offered it as soon as that has been taken back.
+    t.hears(5, Event::Drain(1), &[Revoke(1, lease(2)), Action::Ask(1, Ask::Drain), out(3)]);
+    t.sees(5, 1, drained(held(lease(2), Revoked, 2)), &[Release(1, lease(2)), out(2)]);
+    t.hears(6, Client(4, A), &[out(4)]);
+    // One that has died is not in service either; one that is put back is worth waiting for.
+    t.sees(7, 1, drained(dead(free())), &[note(1, Note::Down(ONE))]);
+    t.hears(8, Client(5, A), &[out(5)]);
+    t.hears(9, Event::Resume(1), &[Action::Ask(1, Ask::Resume)]);
+    t.hears(9, Client(6, A), &[]);
+}
+
+#[test]
 fn an_order_takes_the_place_of_an_offer() {
     for (event, ask) in [(Event::Drain(2), Ask::Drain), (Event::Resume(2), Ask::Resume)] {
         let mut t = Talk::up(LIMITS);

@@ -1,16 +1,17 @@
 //! `patou drain` and `resume`, and where `patou call` goes by default.
 
-use std::io::ErrorKind;
+use std::io::{self, ErrorKind, Write};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use super::{Failure, failed, load_applied};
+use super::{Failure, failed, load_applied, no_set, written};
 use crate::client::Target;
 use crate::config::Config;
-use crate::exchange;
+use crate::exchange::{self, Asker};
 use crate::ids::{Claim, Phase, WorkerId};
 use crate::ipc::{self, SetLock};
 use crate::probe::{self, Order};
+use crate::units;
 use crate::watchdog::State;
 
 /// How long the dispatcher may take to answer.
@@ -21,6 +22,7 @@ const LOOK: Duration = Duration::from_millis(10);
 /// Takes a worker out of service and waits, at most for its drain_timeout, until it is free.
 pub fn drain(path: Option<&Path>, id: &WorkerId) -> Result<(), Failure> {
     let config = load_applied(path)?;
+    let before = was_drained(&config, id);
     order(&config, Order::Drain(id.clone()))?;
     let pool = config.pool(&id.pool).ok_or_else(|| failed(format!("the configuration has no worker {id}")))?;
     let slot = ipc::open(&config, id).map_err(failed)?.segment;
@@ -32,25 +34,52 @@ pub fn drain(path: Option<&Path>, id: &WorkerId) -> Result<(), Failure> {
         }
         std::thread::sleep(LOOK);
     }
-    Ok(())
+    let already = if before { "is out of service already" } else { "is out of service" };
+    say(&format!("{id} {already}; patou resume {} puts it back", id.instance()))
+}
+
+/// Whether an operator keeps the worker out of service.
+fn was_drained(config: &Config, id: &WorkerId) -> bool {
+    ipc::open(config, id).is_ok_and(|parts| Asker::drained(&parts.segment))
+}
+
+fn say(line: &str) -> Result<(), Failure> {
+    written(writeln!(io::stdout(), "{line}"))
 }
 
 /// Puts it back.
 pub fn resume(path: Option<&Path>, id: &WorkerId) -> Result<(), Failure> {
-    order(&load_applied(path)?, Order::Resume(id.clone()))
+    let config = load_applied(path)?;
+    let before = was_drained(&config, id);
+    order(&config, Order::Resume(id.clone()))?;
+    // What has no process cannot be put back by a word.
+    let part = State::read(&config.set.runtime_dir).ok().and_then(|state| state.workers.get(&id.to_string()).cloned());
+    if let Some(part) = part.filter(|part| part.state == "failed" || part.state == "stopped") {
+        let cause = part.cause.map_or(String::new(), |cause| format!(" (last end: {cause})"));
+        let remedy = if ipc::is_units(&config.set.runtime_dir) {
+            format!("systemctl start {}", units::worker_service(id))
+        } else {
+            "reload the set (SIGHUP)".to_owned()
+        };
+        return Err(failed(format!(
+            "{id} may serve again, but it has {}{cause}: mend the cause, then {remedy}",
+            part.state
+        )));
+    }
+    match before {
+        true => say(&format!("{id} is back in service")),
+        false => say(&format!("{id} was in service already")),
+    }
 }
 
 fn order(config: &Config, order: Order) -> Result<(), Failure> {
     let socket = config.set.runtime_dir.join("probe.sock");
-    let report = probe::ask(&socket, Some(order), PATIENCE).map_err(|error| {
-        let dir = config.set.runtime_dir.display();
-        match error.kind() {
-            _ if !is_running(&config.set.runtime_dir) => failed(format!("no set is running in {dir}")),
-            ErrorKind::WouldBlock | ErrorKind::TimedOut => {
-                failed("the dispatcher does not answer: see patou status; the watchdog replaces it if it is frozen")
-            }
-            _ => failed(format!("the dispatcher does not answer on {}: {error}", socket.display())),
+    let report = probe::ask(&socket, Some(order), PATIENCE).map_err(|error| match error.kind() {
+        _ if !is_running(&config.set.runtime_dir) => no_set(&config.set.runtime_dir),
+        ErrorKind::WouldBlock | ErrorKind::TimedOut => {
+            failed("the dispatcher does not answer: see patou status; the watchdog replaces it if it is frozen")
         }
+        _ => failed(format!("the dispatcher does not answer on {}: {error}", socket.display())),
     })?;
     report.refused.map_or(Ok(()), |why| Err(Failure::Failed(why)))
 }

@@ -8,7 +8,7 @@ use tokio::sync::{Notify, oneshot};
 
 pub use super::room::{Grant, Verdict};
 use super::room::{Name, Room, Slot};
-use super::{DispatcherError, slot};
+use super::{DispatcherError, redirect::Staff, slot};
 use crate::clock;
 use crate::config::{self, Config};
 use crate::exchange::{Asker, Word};
@@ -380,9 +380,21 @@ impl Desk {
             .any(|room| room.config.name == id.pool && (1..=room.config.workers).contains(&id.number))
     }
 
-    /// How many workers a pool has, for the words of a refusal.
-    pub fn workers(&self, pool: &PoolName) -> u16 {
-        self.rooms.borrow().iter().find(|room| room.config.name == *pool).map_or(0, |room| room.config.workers)
+    /// How the workers of a pool are, for the words of a refusal.
+    pub fn staff(&self, pool: &PoolName) -> Staff {
+        let rooms = self.rooms.borrow();
+        let Some(room) = rooms.iter().find(|room| room.config.name == *pool) else { return Staff::default() };
+        let workers = &room.pool.workers()[..usize::from(room.config.workers).min(room.pool.workers().len())];
+        let drained = workers.iter().filter(|worker| worker.drained).count();
+        let gone = workers.iter().filter(|worker| !worker.drained && !worker.up).count();
+        Staff { workers: workers.len(), drained, gone }
+    }
+
+    /// Whether an operator keeps this worker out of service.
+    pub fn is_drained(&self, id: &WorkerId) -> bool {
+        let rooms = self.rooms.borrow();
+        let room = rooms.iter().find(|room| room.config.name == id.pool);
+        room.and_then(|room| room.pool.workers().get(usize::from(id.number) - 1)).is_some_and(|worker| worker.drained)
     }
 }
 

@@ -59,9 +59,16 @@ fn obey(desk: &Desk, order: Order) -> Option<String> {
         Order::Drain(id) | Order::Resume(id) if !desk.has(&id) => {
             return Some(format!("the configuration has no worker {id}"));
         }
+        // Told again: nothing changes, and the worker may not have heard the first order.
+        Order::Drain(id) if desk.is_drained(&id) => desk.tell(&id.pool, Event::Drain(id.number)),
+        Order::Resume(id) if !desk.is_drained(&id) => {}
         Order::Drain(id) => {
             tracing::info!(worker = %id, event = %log::Event::WorkerDrained, "taken out of service by an operator");
             desk.tell(&id.pool, Event::Drain(id.number));
+            let staff = desk.staff(&id.pool);
+            if staff.drained == staff.workers {
+                tracing::warn!(pool = %id.pool, "every worker of this pool is out of service: its clients are refused");
+            }
         }
         Order::Resume(id) => {
             tracing::info!(worker = %id, event = %log::Event::WorkerResumed, "put back into service by an operator");

@@ -1,5 +1,7 @@
 //! What a client is told: where its worker is, or why there is none.
 
+use std::fmt;
+
 use bytes::Bytes;
 use http::header::{CACHE_CONTROL, CONTENT_TYPE, LOCATION};
 use http::{HeaderValue, Response, StatusCode};
@@ -46,22 +48,69 @@ pub fn lease(grant: &Grant) -> Response<Full<Bytes>> {
     response
 }
 
-/// 503, saying what is full.
-pub fn refusal(refusal: Refusal, pool: &str, workers: u16) -> Problem {
-    let busy = match workers {
-        1 => "its worker is busy".to_owned(),
-        n => format!("its {n} workers are busy"),
-    };
+/// The workers of a pool, and how many of them nobody can get.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Staff {
+    pub workers: usize,
+    /// An operator has taken them out of service.
+    pub drained: usize,
+    /// They do not run, and are not among those.
+    pub gone: usize,
+}
+
+impl fmt::Display for Staff {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Staff { workers, drained, gone } = *self;
+        match workers {
+            1 if drained == 1 => f.write_str("its worker is taken out of service"),
+            1 if gone == 1 => f.write_str("its worker is not running"),
+            1 => f.write_str("its worker is busy"),
+            n if drained == n => write!(f, "all {n} workers are taken out of service"),
+            n if gone == n => write!(f, "none of its {n} workers is running"),
+            n if drained + gone == 0 => write!(f, "its {n} workers are busy"),
+            n => {
+                write!(f, "of its {n} workers")?;
+                let others = n - drained - gone;
+                let all = [(drained, "out of service"), (gone, "not running"), (others, "busy")];
+                for (i, (count, what)) in all.into_iter().filter(|(count, _)| *count > 0).enumerate() {
+                    let (comma, verb) = (if i > 0 { "," } else { "" }, if count == 1 { "is" } else { "are" });
+                    write!(f, "{comma} {count} {verb} {what}")?;
+                }
+                Ok(())
+            }
+        }
+    }
+}
+
+/// 503, saying what is full, or who is missing.
+pub fn refusal(refusal: Refusal, pool: &str, staff: Staff) -> Problem {
     let detail = match refusal {
         Refusal::QueueFull(bound) => {
-            format!("pool {pool}: {busy}, and {bound} clients are waiting, as many as `queue` allows")
+            format!("pool {pool}: {staff}, and {bound} clients are waiting, as many as `queue` allows")
         }
         Refusal::QueueTimeout(waited) => {
             let waited = waited.as_secs_f32();
-            format!("pool {pool}: no worker came free in {waited:.1} s, as long as `queue_timeout` allows")
+            format!("pool {pool}: no worker came free in {waited:.1} s, as long as `queue_timeout` allows: {staff}")
         }
-        Refusal::NobodyFree => format!("pool {pool}: {busy}, and `queue` is 0"),
+        Refusal::NobodyFree => format!("pool {pool}: {staff}, and `queue` is 0"),
+        Refusal::OutOfService => format!("pool {pool}: {staff}"),
         Refusal::Stopping => "the set is stopping".to_owned(),
     };
     Problem::not_started(StatusCode::SERVICE_UNAVAILABLE, detail).retry_after(1)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_refusal_says_who_is_missing() {
+        let words = |workers, drained, gone| Staff { workers, drained, gone }.to_string();
+        assert_eq!(words(1, 0, 0), "its worker is busy");
+        assert_eq!(words(2, 0, 0), "its 2 workers are busy");
+        assert_eq!(words(2, 2, 0), "all 2 workers are taken out of service");
+        assert_eq!(words(2, 0, 2), "none of its 2 workers is running");
+        assert_eq!(words(2, 1, 1), "of its 2 workers 1 is out of service, 1 is not running");
+        assert_eq!(words(4, 1, 0), "of its 4 workers 1 is out of service, 3 are busy");
+    }
 }

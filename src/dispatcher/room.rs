@@ -96,7 +96,7 @@ impl Room {
             Note::Down(epoch) => tracing::debug!(%worker, %epoch, "worker has gone"),
             Note::Late(lease) => {
                 tracing::warn!(%worker, %lease, event = %Event::WorkerLate,
-                    "worker did not answer within offer_timeout: another is asked");
+                    "worker did not answer within offer_timeout: its client goes on to another, or back into the queue");
             }
             Note::Back => tracing::info!(%worker, event = %Event::WorkerBack, "worker answers again"),
             Note::Unclaimed(lease) => {

@@ -128,6 +128,9 @@ impl Pool {
             Event::Seen(..) | Event::Drain(_) | Event::Resume(_) => {}
         }
         self.serve(now);
+        if self.is_out_of_service() {
+            self.refuse_all(Refusal::OutOfService);
+        }
         if self.limits.queue == 0 {
             self.refuse_all(Refusal::NobodyFree);
         }
@@ -145,6 +148,9 @@ impl Pool {
     fn arrive(&mut self, now: Time, client: ClientId, peer: Peer) {
         if self.stopping {
             return self.actions.push(Action::Refuse(client, Refusal::Stopping));
+        }
+        if self.is_out_of_service() {
+            return self.actions.push(Action::Refuse(client, Refusal::OutOfService));
         }
         let due = now + self.limits.queue_timeout;
         self.queue.push(client, peer, now, due);
@@ -176,6 +182,12 @@ impl Pool {
                 _ => self.worker(n).forget(client),
             }
         }
+    }
+
+    /// Whether an operator keeps every worker from clients. Who is merely gone may come back any moment.
+    fn is_out_of_service(&self) -> bool {
+        let count = usize::from(self.limits.workers);
+        count > 0 && self.workers.iter().take(count).all(|worker| worker.drained)
     }
 
     fn quiesce(&mut self) {

@@ -169,6 +169,8 @@ pub enum Refusal {
     QueueTimeout(Duration),
     /// Nobody is free, and the pool has no queue.
     NobodyFree,
+    /// An operator has taken every worker out of service: waiting would be in vain.
+    OutOfService,
     /// The set is stopping.
     Stopping,
 }
