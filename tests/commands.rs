@@ -64,16 +64,74 @@ fn wrong_arguments_are_a_usage_error() {
     assert_eq!(code(&set, &["--version"]).0, 0);
 }
 
+fn no_set(dir: &str) -> String {
+    format!("patou: no set is running in {dir}: start it with patou run, or name its configuration with --config\n")
+}
+
+/// Only what the help shows is suggested.
+#[test]
+fn hidden_commands_stay_hidden() {
+    let set = Set::prepare(ECHO);
+    for (wrong, hidden, near) in
+        [("lunch", "launch", None), ("pongg", "pong", None), ("stats", "launch", Some("status"))]
+    {
+        let (failed, _, err) = code(&set, &[wrong]);
+        assert!(failed == 64 && !err.contains(&format!("'{hidden}'")), "{err}");
+        assert!(near.is_none_or(|near| err.contains(near)), "{err}");
+    }
+    let (failed, _, err) = code(&set, &["call", "--retry", "banana"]);
+    assert!(failed == 64 && err.contains("such as 500ms or 10s"), "{err}");
+}
+
+#[test]
+fn who_reads_no_more_has_what_he_wants() {
+    let mut set = Set::prepare(ECHO);
+    set.run();
+    set.wait_until_up();
+    for args in [
+        &["status"][..],
+        &["status", "--json"],
+        &["check"],
+        &["config", "--defaults"],
+        &["ipc", "list"],
+        &["call", "/"],
+    ] {
+        let (read, write) = std::io::pipe().unwrap();
+        drop(read);
+        let output = set.command(args).stdout(write).output().unwrap();
+        assert_eq!((output.status.code(), text(&output.stderr)), (Some(0), String::new()), "{args:?}");
+    }
+    set.stop();
+}
+
+/// A file that is being edited does not take the running set out of the operator's hands.
+#[test]
+fn a_wrong_file_does_not_hide_the_running_set() {
+    let set = Set::start(ECHO);
+    for wrong in ["[[pool\n", "[[pool]]\nname = \"default\"\nworker = 2\n"] {
+        set.configure(wrong);
+        let (ok, out, err) = code(&set, &["status"]);
+        assert!(ok == 0 && out.contains("default/2"), "{out}{err}");
+        assert!(err.contains("patou.toml:") && err.contains("as it runs"), "{err}");
+        let (ok, out, err) = code(&set, &["drain", "default-1"]);
+        assert!(ok == 0 && out.contains("default/1 is out of service"), "{out}{err}");
+        assert_eq!(code(&set, &["resume", "default-1"]).0, 0);
+        assert_eq!(code(&set, &["check"]).0, 78);
+    }
+    set.configure(ECHO);
+    set.stop();
+}
+
 #[test]
 fn without_a_set_each_command_says_so() {
     let set = Set::prepare(ECHO);
     let dir = set.dir().display().to_string();
     for args in [&["status"][..], &["status", "--json"], &["drain", "default-1"], &["resume", "default-1"]] {
         let told = code(&set, args);
-        assert_eq!(told, (1, String::new(), format!("patou: no set is running in {dir}\n")), "{args:?}");
+        assert_eq!(told, (1, String::new(), no_set(&dir)), "{args:?}");
     }
     let (failed, _, err) = code(&set, &["status", "--wait", "50ms"]);
-    assert_eq!((failed, err), (1, format!("patou: no set is running in {dir}\n")));
+    assert_eq!((failed, err), (1, no_set(&dir)));
     let set2 = Set::prepare(&ECHO.replacen("127.0.0.1:0", "127.0.0.1:1", 1));
     let (failed, out, err) = code(&set2, &["call", "/x"]);
     assert_eq!((failed, out.as_str()), (1, ""));

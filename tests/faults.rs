@@ -177,6 +177,9 @@ fn a_worker_that_cannot_live_is_given_up_and_the_rest_serves() {
     assert_eq!(worker_of(&status, "bad/1")["restarts"], 4);
     assert_eq!(worker_of(&status, "bad/1")["cause"], "exit code 3 before it was ready");
     set.wait_for_log(&["error", "bad/1", "has failed", "exit code 3"]);
+    let resumed = set.patou(&["resume", "bad-1"]);
+    assert_eq!(resumed.status.code(), Some(1));
+    assert!(text(&resumed.stderr).contains("it has failed (last end: exit code 3 before it was ready)"), "{resumed:?}");
     set.wait_for_log(&["the set is not up", "worker bad/1 is failed", "exit code 3", "the others serve"]);
     assert_eq!(get(set.address(0), "/x").unwrap().status, 200);
     let refused = get(set.address(1), "/x").unwrap();

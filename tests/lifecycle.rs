@@ -450,13 +450,14 @@ fn a_drained_worker_stays_out_until_it_is_resumed() {
     open_gate(&set);
     assert_eq!(running.join().unwrap().unwrap().status, 200);
     assert!(waits.wait().unwrap().success());
-    // Both are out: clients queue.
+    // Both are out: nobody waits for them, and a second order changes nothing.
     for id in ["default/1", "default/2"] {
         set.wait_for("it is drained", |status| worker_of(status, id)["state"] == "draining");
     }
-    let address = set.address(0);
-    let client = std::thread::spawn(move || get(address, "/fast"));
-    set.wait_for("the client waits", |status| status["dispatcher"]["queue"] == 1);
+    let refused = get(set.address(0), "/fast").unwrap();
+    assert_eq!((refused.status, refused.header("retry-after")), (503, Some("1")), "{refused:?}");
+    assert!(refused.text().contains("all 2 workers are taken out of service"), "{refused:?}");
+    assert!(text(&drain("default-2").stdout).contains("default/2 is out of service already"));
     // Neither their own death nor the dispatcher's brings them back.
     let old = set.worker_pid("default/1");
     signal_to(old, Signal::SIGKILL);
@@ -471,9 +472,13 @@ fn a_drained_worker_stays_out_until_it_is_resumed() {
     });
     assert_eq!(set.worker("default/1")["state"], "draining");
     assert_eq!(set.worker("default/2")["state"], "draining");
-    let sent_back = client.join().unwrap().unwrap();
-    assert_eq!((sent_back.status, sent_back.header("retry-after")), (503, Some("0")), "{sent_back:?}");
-    assert!(set.patou(&["resume", "default-1"]).status.success());
+    assert_eq!(get(set.address(0), "/fast").unwrap().status, 503);
+    for words in ["default/1 is back in service", "default/1 was in service already"] {
+        let output = set.patou(&["resume", "default-1"]);
+        assert!(output.status.success() && text(&output.stdout).contains(words), "{output:?}");
+    }
+    let orders = |words: &str| set.log().lines().filter(|line| line.contains(words)).count();
+    assert_eq!((orders("taken out of service by"), orders("put back into service")), (2, 1), "{}", set.log());
     assert_eq!(get(set.address(0), "/fast").unwrap().status, 200);
     let served = |id: &str| set.worker(id)["served"].as_u64().unwrap();
     assert_eq!(served("default/2"), 0);

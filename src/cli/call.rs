@@ -47,7 +47,7 @@ pub struct Call {
     pub target: Option<Target>,
 
     /// For how long to try again while no worker has begun the request, 0s for one attempt
-    #[arg(long, value_name = "DURATION", default_value = "10s", value_parser = humantime::parse_duration)]
+    #[arg(long, value_name = "DURATION", default_value = "10s", value_parser = super::duration)]
     pub retry: Duration,
 
     /// Path and query of the request
@@ -151,7 +151,9 @@ async fn deliver(call: &Call, answer: Answer) -> Result<(), String> {
         if explained && kept.len() + data.len() <= PROBLEM_MAX {
             kept.extend_from_slice(&data);
         }
-        output.write(&data)?;
+        if output.write(&data)? {
+            break; // what follows is not wanted
+        }
     }
     output.end()?;
     if !refused {
@@ -184,12 +186,23 @@ impl Output {
         Self { writer: Box::new(io::sink()), name: String::new() }
     }
 
-    fn write(&mut self, data: &[u8]) -> Result<(), String> {
-        self.writer.write_all(data).map_err(|e| format!("{}: {e}", self.name))
+    /// Whether nobody reads any more.
+    fn write(&mut self, data: &[u8]) -> Result<bool, String> {
+        let result = self.writer.write_all(data);
+        self.told(result)
     }
 
-    fn end(&mut self) -> Result<(), String> {
-        self.writer.flush().map_err(|e| format!("{}: {e}", self.name))
+    fn end(&mut self) -> Result<bool, String> {
+        let result = self.writer.flush();
+        self.told(result)
+    }
+
+    fn told(&self, result: io::Result<()>) -> Result<bool, String> {
+        match result {
+            Ok(()) => Ok(false),
+            Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(true),
+            Err(error) => Err(format!("{}: {error}", self.name)),
+        }
     }
 }
 

@@ -5,7 +5,7 @@ use std::path::Path;
 
 use clap::Args;
 
-use super::{Failure, failed, load_to_run};
+use super::{Failure, load_to_run, written};
 use crate::config::{Config, Origin};
 
 #[derive(Debug, Args)]
@@ -16,7 +16,7 @@ pub struct Defaults {
 }
 
 pub fn defaults(_: &Defaults) -> Result<(), Failure> {
-    io::stdout().write_all(Config::DEFAULT_TOML.as_bytes()).map_err(failed)
+    written(io::stdout().write_all(Config::DEFAULT_TOML.as_bytes()))
 }
 
 /// Prints what a set of this configuration would create.
@@ -44,5 +44,5 @@ pub fn check(path: Option<&Path>) -> Result<(), Failure> {
         }
         writeln!(out, "  directory  {dir}: {} segments, {0} pairs of named pipes", config.workers().count())
     };
-    print(&mut out).map_err(failed)
+    written(print(&mut out))
 }

@@ -6,7 +6,7 @@ use std::path::Path;
 use clap::{Args, Subcommand};
 use nix::unistd::{Uid, User};
 
-use super::{Failure, failed, load};
+use super::{Failure, failed, load, written};
 use crate::config::Config;
 use crate::ids::WorkerId;
 use crate::ipc::{self, IpcError, Keeper, Modes};
@@ -112,7 +112,7 @@ pub fn run(path: Option<&Path>, action: Action) -> Result<(), Failure> {
                     Ok((false, false)) => "nobody has it".to_owned(),
                     Err(why) => why,
                 };
-                writeln!(out, "{:<16} {}  {state}", listed.worker, listed.segment).map_err(failed)?;
+                written(writeln!(out, "{:<16} {}  {state}", listed.worker, listed.segment))?;
             }
         }
     }

@@ -14,7 +14,8 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
-use clap::{Parser, Subcommand};
+use clap::error::{ContextKind, ContextValue};
+use clap::{CommandFactory, Parser, Subcommand};
 
 use crate::config::{Config, LoadError, Loaded};
 use crate::ids::WorkerId;
@@ -118,6 +119,19 @@ fn failed(error: impl std::fmt::Display) -> Failure {
     Failure::Failed(error.to_string())
 }
 
+/// The end of a command that prints. Who reads no more (`patou status | head`) has what he wants.
+fn written(result: std::io::Result<()>) -> Result<(), Failure> {
+    match result {
+        Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => Err(failed(format!("cannot write: {error}"))),
+        _ => Ok(()),
+    }
+}
+
+fn no_set(dir: &Path) -> Failure {
+    let dir = dir.display();
+    failed(format!("no set is running in {dir}: start it with patou run, or name its configuration with --config"))
+}
+
 /// Wrong arguments (`EX_USAGE`).
 const USAGE: u8 = 64;
 /// Wrong configuration (`EX_CONFIG`).
@@ -129,7 +143,8 @@ pub fn main() -> ExitCode {
     let _ = nix::sys::prctl::set_name(c"patou");
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
-        Err(error) => {
+        Err(mut error) => {
+            forget_hidden(&mut error);
             let _ = error.print(); // nowhere left to tell
             return if error.use_stderr() { ExitCode::from(USAGE) } else { ExitCode::SUCCESS };
         }
@@ -163,6 +178,21 @@ fn told(command: &Command, event: log::Event, text: &str) -> bool {
         Command::Dispatcher => log::last_words("dispatcher", event, text),
         Command::Worker { worker } => log::last_words(&format!("worker {worker}"), event, text),
         _ => false,
+    }
+}
+
+/// What is hidden in the help is not suggested either.
+fn forget_hidden(error: &mut clap::Error) {
+    let cli = Cli::command();
+    let shown = |name: &String| cli.find_subcommand(name).is_some_and(|command| !command.is_hide_set());
+    let near = match error.get(ContextKind::SuggestedSubcommand) {
+        Some(ContextValue::Strings(names)) => names.iter().filter(|name| shown(name)).cloned().collect(),
+        Some(ContextValue::String(name)) if !shown(name) => Vec::new(),
+        _ => return,
+    };
+    match near.is_empty() {
+        true => drop(error.remove(ContextKind::SuggestedSubcommand)),
+        false => drop(error.insert(ContextKind::SuggestedSubcommand, ContextValue::Strings(near))),
     }
 }
 
@@ -201,13 +231,29 @@ fn load_to_run(path: Option<&Path>) -> Result<Loaded, Failure> {
 
 /// The configuration that the set in its runtime directory runs on, which may differ from the file.
 fn load_applied(path: Option<&Path>) -> Result<Config, Failure> {
-    let config = load(path)?.config;
-    let dir = &config.set.runtime_dir;
-    let applied = if crate::ipc::is_units(dir) { crate::units::APPLIED.into() } else { dir.join("applied.toml") };
-    match std::fs::read_to_string(&applied) {
-        Ok(text) => Config::parse(&text, &applied.display().to_string()).map_err(|e| Failure::Config(e.to_string())),
-        Err(_) => Ok(config),
+    match Config::load(path) {
+        Ok(Loaded { config, .. }) => applied(&config.set.runtime_dir).unwrap_or(Ok(config)),
+        // The file is being edited, perhaps, and the set runs on.
+        Err(LoadError::Faults(faults)) => {
+            let file = faults.0.first().map_or("", |fault| &fault.file);
+            let dir = Config::runtime_dir_in(&std::fs::read_to_string(file).unwrap_or_default());
+            let config = applied(&dir).ok_or_else(|| LoadError::Faults(faults.clone()))?;
+            static ONCE: std::sync::Once = std::sync::Once::new();
+            let dir = dir.display();
+            ONCE.call_once(|| {
+                eprintln!("{faults}\npatou: this is about the set in {dir}, as it runs, not about that file")
+            });
+            config
+        }
+        Err(error) => Err(error.into()),
     }
+}
+
+/// What the set in `dir` runs on, if there is one.
+fn applied(dir: &Path) -> Option<Result<Config, Failure>> {
+    let applied = if crate::ipc::is_units(dir) { crate::units::APPLIED.into() } else { dir.join("applied.toml") };
+    let text = std::fs::read_to_string(&applied).ok()?;
+    Some(Config::parse(&text, &applied.display().to_string()).map_err(|error| Failure::Config(error.to_string())))
 }
 
 fn duration(text: &str) -> Result<Duration, String> {

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use clap::Args;
 use serde::Serialize;
 
-use super::{Failure, duration, failed, load_applied};
+use super::{Failure, duration, failed, load_applied, no_set, written};
 use crate::config::{Address, Config};
 use crate::exchange::{self, Counters, Life};
 use crate::ids::{Claim, LeaseId, Phase, PoolName, WorkerId, WorkerState};
@@ -99,7 +99,7 @@ pub fn run(path: Option<&Path>, status: &Status) -> Result<(), Failure> {
         let late = give_up.is_none_or(|at| Instant::now() >= at);
         if up || late {
             let view = view?;
-            print(&view, status.json).map_err(failed)?;
+            written(print(&view, status.json))?;
             return match give_up {
                 _ if view.watchdog.state == "gone" => Err(failed(
                     "the watchdog is gone: what still runs finishes and leaves, and nobody replaces it; start the set again",
@@ -114,7 +114,7 @@ pub fn run(path: Option<&Path>, status: &Status) -> Result<(), Failure> {
 
 fn look(config: &Config) -> Result<View, Failure> {
     let dir = &config.set.runtime_dir;
-    let state = State::read(dir).map_err(|_| failed(format!("no set is running in {}", dir.display())))?;
+    let state = State::read(dir).map_err(|_| no_set(dir))?;
     let report = probe::ask(&dir.join("probe.sock"), None, PATIENCE).ok();
     let watchdog = match state.watchdog() {
         None => "gone",

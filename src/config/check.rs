@@ -59,7 +59,16 @@ fn unknown_pool(section: &str, listener: &Listener, config: &Config, record: &mu
     let known = config.pools.iter().map(|pool| pool.name.as_str());
     let expected = match nearest(listener.pool.as_str(), known.clone()) {
         Some(name) => format!("the name of a pool; the nearest is {}", quote(name)),
-        None => format!("the name of a pool: {}", known.map(quote).collect::<Vec<_>>().join(", ")),
+        None => {
+            let mut names: Vec<String> = Vec::new();
+            for name in known.map(quote) {
+                // Two pools of one name are told as such.
+                if !names.contains(&name) {
+                    names.push(name);
+                }
+            }
+            format!("the name of a pool: {}", names.join(", "))
+        }
     };
     record.contradiction(&format!("{section}.pool"), &others, quote(listener.pool.as_str()), expected);
 }

@@ -98,6 +98,16 @@ impl Config {
         sections::read(text, file, &|_| None)
     }
 
+    /// Where the set of a file that is wrong keeps its files, as far as one can tell from it.
+    pub fn runtime_dir_in(text: &str) -> PathBuf {
+        let value = |line: &str| {
+            let value = line.trim().strip_prefix("runtime_dir")?.trim_start().strip_prefix('=')?.trim_start();
+            let quote = value.chars().next().filter(|c| "\"'".contains(*c))?;
+            Some(PathBuf::from(value[1..].split(quote).next()?))
+        };
+        text.lines().find_map(value).filter(|dir| dir.is_absolute()).unwrap_or_else(default_runtime_dir)
+    }
+
     /// The pool of this name.
     pub fn pool(&self, name: &PoolName) -> Option<&Pool> {
         self.pools.iter().find(|pool| pool.name == *name)
@@ -160,6 +170,16 @@ mod tests {
         assert_eq!(of(1000, Some("/run/user/1000")), "/run/user/1000/patou");
         for unusable in [None, Some(""), Some("run"), Some("/run/../etc")] {
             assert_eq!(of(1000, unusable), "/tmp/patou-1000");
+        }
+    }
+
+    #[test]
+    fn a_wrong_file_still_says_where() {
+        let of = |text: &str| Config::runtime_dir_in(text).to_str().unwrap().to_owned();
+        assert_eq!(of("[set\nruntime_dir = \"/run/x\" # here\n[[pool"), "/run/x");
+        assert_eq!(of("runtime_dir='/run/y'"), "/run/y");
+        for none in ["", "runtime_dir = 7", "runtime_dir = \"x\"", "# runtime_dir = \"/run/x\""] {
+            assert_eq!(of(none), default_runtime_dir().to_str().unwrap());
         }
     }
 

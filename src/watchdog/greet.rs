@@ -15,7 +15,7 @@ impl Watch {
         let _ = sd_notify::notify(&[NotifyState::Ready]);
         self.up_by = None;
         let set = &self.config.set.name;
-        match self.missing() {
+        match self.not_serving() {
             Some(missing) => tracing::warn!(%set, "the set is not up: {missing}; the others serve"),
             None => {
                 let (workers, pools) = (self.config.workers().count(), self.config.pools.len());
@@ -39,13 +39,13 @@ impl Watch {
     /// The time for the start has passed.
     pub(super) fn not_up(&mut self) {
         self.up_by = None;
-        if let Some(missing) = self.missing().filter(|_| !self.plan.is_stopping()) {
+        if let Some(missing) = self.not_serving().filter(|_| !self.plan.is_stopping()) {
             tracing::warn!(set = %self.config.set.name, "the set is not up: {missing} (watchdog.start_timeout has passed)");
         }
     }
 
     /// Who is not up, and why.
-    fn missing(&self) -> Option<String> {
+    fn not_serving(&self) -> Option<String> {
         let missing = self.plan.status().filter(|(_, status)| status.state != "up").map(|(part, status)| {
             let cause = status.cause.map_or(String::new(), |cause| format!(", last end: {cause}"));
             format!("{part} is {}{cause}", status.state)

@@ -186,8 +186,9 @@ async fn answer<S: Handler>(
     let outcome = tokio::select! {
         outcome = call(&service, request) => outcome,
         () = sleep_until(held.deadline) => {
-            let text = "the handler did not finish within request_timeout";
-            Err(Failure { status: StatusCode::GATEWAY_TIMEOUT, reason: text.into(), started: true })
+            let limit = humantime::format_duration(terms.request_timeout);
+            let reason = format!("the handler of worker {} did not finish within request_timeout, {limit}", shared.id);
+            Err(Failure { status: StatusCode::GATEWAY_TIMEOUT, reason, started: true })
         }
     };
     let outcome = outcome.and_then(|response| match must_tell && ends_with_connection(&response) {

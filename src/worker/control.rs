@@ -146,7 +146,7 @@ impl Control {
         // Should the handler come back now, its worker is nevertheless not for the next client.
         self.shared.stop();
         if self.shared.respondent.respond(current.lease) {
-            let detail = "the handler did not finish within request_timeout";
+            let detail = format!("the handler of worker {worker} did not finish within request_timeout");
             let answer = Problem::started(http::StatusCode::GATEWAY_TIMEOUT, detail).raw();
             let _ = set_reset_on_close(&current.stream, false);
             let socket = current.stream.0.as_fd().as_raw_fd();
