@@ -220,7 +220,7 @@ fn an_address_in_use_is_one_line_and_leaves_nothing() {
         let set = Set::prepare(&format!("{unix}{}", parts.concat().replace("workers = 2", "workers = 1")));
         let (failed, _, err) = code(&set, &["run"]);
         assert_eq!((failed, err.lines().count()), (1, 1), "{err}");
-        assert!(err.contains(&port) && err.contains("in use"), "{err}");
+        assert!(err.contains(&port) && err.contains("in use") && err.contains("choose another"), "{err}");
         set.assert_nothing_left();
         assert!(!file.exists());
     }

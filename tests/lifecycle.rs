@@ -389,8 +389,9 @@ fn a_wrong_configuration_changes_nothing() {
 
     set.configure(&ECHO.replace("workers = 2", "workers = 2\nqueu = 4\noffer_timeout = \"x\""));
     reload(&set);
-    set.wait_for_log(&["reload refused", &format!("{file}:12"), ".queu:"]);
-    set.wait_for_log(&["reload refused", &format!("{file}:13"), "offer_timeout"]);
+    set.wait_for_log(&["reload refused, nothing has changed", "faults follow"]);
+    set.wait_for_log(&["error", &format!("{file}:12"), ".queu:"]);
+    set.wait_for_log(&["error", &format!("{file}:13"), "offer_timeout"]);
 
     set.configure(
         &format!("{ECHO}[[listener]]\naddress = \"{port}\"\npool = \"default\"\n")

@@ -30,22 +30,30 @@ impl Watch {
         }) {
             Ok(config) => config,
             Err(error) => {
-                for line in error.to_string().lines() {
-                    tracing::error!(event = %log::Event::ReloadRefused, "reload refused: {line}");
+                let text = error.to_string();
+                let lines: Vec<_> = text.lines().collect();
+                match lines[..] {
+                    [line] => {
+                        tracing::error!(file, event = %log::Event::ReloadRefused,
+                            "reload refused, nothing has changed: {line}");
+                    }
+                    _ => {
+                        tracing::error!(file, event = %log::Event::ReloadRefused,
+                            "reload refused, nothing has changed: {} faults follow", lines.len());
+                        for line in lines {
+                            tracing::error!(event = %log::Event::ReloadRefused, "{line}");
+                        }
+                    }
                 }
-                tracing::error!(
-                    file,
-                    event = %log::Event::ReloadRefused,
-                    "reload refused, nothing has changed: the set runs on with the configuration it has"
-                );
                 return None;
             }
         };
         match self.take_over(new) {
             Ok(change) => {
                 let (workers, pools) = (change.workers.len(), self.config.pools.len());
+                let what = self.what_changes(&change);
                 tracing::info!(file, set = %self.config.set.name, workers, pools, event = %log::Event::ReloadApplied,
-                    "configuration applied");
+                    "configuration applied: {what}");
                 Some(Event::Apply(change))
             }
             Err(error) => {
@@ -54,6 +62,28 @@ impl Watch {
                 None
             }
         }
+    }
+
+    /// What a change means for the parts, in words.
+    fn what_changes(&self, change: &Change) -> String {
+        let there: Vec<&WorkerId> = self.plan.status().filter_map(|(part, _)| part.worker()).collect();
+        let list = |ids: Vec<&WorkerId>, what: &str| {
+            let names: Vec<_> = ids.iter().map(ToString::to_string).collect();
+            match names.len() {
+                0 => None,
+                1..=4 => Some(format!("{} {what}", names.join(", "))),
+                n => Some(format!("{n} workers {what}")),
+            }
+        };
+        let words = [
+            list(change.workers.keys().filter(|id| !there.contains(id)).collect(), "join"),
+            list(there.iter().copied().filter(|id| !change.workers.contains_key(id)).collect(), "leave"),
+            list(change.reload.iter().collect(), "renew themselves"),
+            list(change.restart.iter().collect(), "are restarted for their sockets"),
+            change.restart_dispatcher.then(|| "the dispatcher is restarted for its sockets".to_owned()),
+        ];
+        let words: Vec<_> = words.into_iter().flatten().collect();
+        if words.is_empty() { "no part is restarted".to_owned() } else { words.join("; ") }
     }
 
     /// What a handler that is new would have to be, if its program is not there. One that runs is left alone.

@@ -80,15 +80,49 @@ pub struct Sockets {
 
 /// A socket that cannot be had.
 #[derive(Debug, thiserror::Error)]
-#[error("cannot listen on {address} ({what}): {cause}")]
+#[error("{text}")]
 pub struct SocketError {
+    text: String,
     address: Address,
-    what: String,
-    cause: io::Error,
+}
+
+impl SocketError {
+    fn new(address: &Address, what: &str, cause: &io::Error) -> Self {
+        let remedy = match (cause.kind(), address) {
+            (io::ErrorKind::AddrInUse, Address::Tcp(tcp)) => {
+                format!(": ss -ltnp 'sport = {}' shows whose it is; or choose another", tcp.port())
+            }
+            (io::ErrorKind::AddrInUse, Address::Unix(_)) => ": somebody listens there; choose another".to_owned(),
+            _ => String::new(),
+        };
+        Self { text: format!("cannot listen on {address} ({what}): {cause}{remedy}"), address: address.clone() }
+    }
+
+    /// Adds the other addresses of which the same is true.
+    fn with(mut self, taken: &[Address]) -> Self {
+        let others: Vec<_> = taken.iter().filter(|other| **other != self.address).map(ToString::to_string).collect();
+        if !others.is_empty() {
+            self.text = format!("{}; taken as well: {}", self.text, others.join(", "));
+        }
+        self
+    }
 }
 
 fn bind(address: &Address, what: impl FnOnce() -> String) -> Result<Socket, SocketError> {
-    Socket::bind(address).map_err(|cause| SocketError { address: address.clone(), what: what(), cause })
+    Socket::bind(address).map_err(|cause| SocketError::new(address, &what(), &cause))
+}
+
+/// Those of the TCP addresses of a configuration that somebody else has.
+fn taken(config: &Config) -> Vec<Address> {
+    let listeners = config.listeners.iter().map(|listener| listener.address.clone());
+    let workers = config.workers().filter_map(|id| Some(config.pool(&id.pool)?.worker_address(id.number)));
+    let in_use = |address: &Address| match address {
+        Address::Tcp(tcp) => {
+            std::net::TcpListener::bind(tcp).is_err_and(|error| error.kind() == io::ErrorKind::AddrInUse)
+        }
+        Address::Unix(_) => false,
+    };
+    listeners.chain(workers).filter(in_use).collect()
 }
 
 /// The address of `probe.sock`.
@@ -99,6 +133,11 @@ fn probe_address(config: &Config) -> Address {
 impl Sockets {
     /// Binds everything a configuration asks for.
     pub fn open(config: &Config) -> Result<Self, SocketError> {
+        // What was bound is closed again before the others are looked at.
+        Self::open_all(config).map_err(|error| error.with(&taken(config)))
+    }
+
+    fn open_all(config: &Config) -> Result<Self, SocketError> {
         let probe = probe_address(config);
         Ok(Self {
             listeners: config.listeners.iter().map(open_listener).collect::<Result<_, _>>()?,
@@ -113,11 +152,13 @@ impl Sockets {
 
 /// Binds a listener and gives its file, if it is one, the mode and owner of the configuration.
 pub fn open_listener(listener: &Listener) -> Result<Socket, SocketError> {
-    let what = || "listener".to_owned();
-    let socket = bind(&listener.address, what)?;
+    let socket = bind(&listener.address, || "listener".to_owned())?;
     if let Some(path) = &socket.path {
         let owned = own(path, listener);
-        owned.map_err(|cause| SocketError { address: listener.address.clone(), what: what(), cause })?;
+        owned.map_err(|(key, cause)| {
+            let text = format!("cannot give {} its {key}: {cause}: see `{key}` of the listener", listener.address);
+            SocketError { text, address: listener.address.clone() }
+        })?;
     }
     Ok(socket)
 }
@@ -128,13 +169,18 @@ pub fn open_worker(config: &Config, id: &WorkerId) -> Result<Socket, SocketError
     bind(&pool.worker_address(id.number), || format!("worker {id}"))
 }
 
-fn own(path: &Path, listener: &Listener) -> io::Result<()> {
-    let uid = listener.owner.as_deref().map(user).transpose()?;
-    let gid = listener.group.as_deref().map(group).transpose()?;
-    if uid.is_some() || gid.is_some() {
-        chown(path, uid, gid)?;
+/// What cannot be done comes with the key that asks for it.
+fn own(path: &Path, listener: &Listener) -> Result<(), (&'static str, io::Error)> {
+    let of = |key| move |error: io::Error| (key, error);
+    let uid = listener.owner.as_deref().map(user).transpose().map_err(of("owner"))?;
+    let gid = listener.group.as_deref().map(group).transpose().map_err(of("group"))?;
+    if uid.is_some() {
+        chown(path, uid, None).map_err(|error| ("owner", error.into()))?;
     }
-    fs::set_permissions(path, fs::Permissions::from_mode(listener.mode))
+    if gid.is_some() {
+        chown(path, None, gid).map_err(|error| ("group", error.into()))?;
+    }
+    fs::set_permissions(path, fs::Permissions::from_mode(listener.mode)).map_err(of("mode"))
 }
 
 fn user(name: &str) -> io::Result<Uid> {
