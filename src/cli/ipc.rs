@@ -68,11 +68,12 @@ pub fn run(path: Option<&Path>, action: Action) -> Result<(), Failure> {
             clear(&config, shared)?;
             let set_epoch = clock::now().0;
             let made = config.workers().try_for_each(|id| {
-                ipc::create_worker(&config, &id, set_epoch, &shared.modes(&config, &id)?).map_err(failed)
+                let modes = shared.modes(&config, &id)?;
+                ipc::create_worker(&config, &id, set_epoch, &modes).map(drop).map_err(failed)
             });
             if made.is_err() {
                 // The first error is the one to tell.
-                let _ = clear(dir, shared);
+                let _ = clear(&config, shared);
                 lock.remove(dir);
             }
             made?;
@@ -92,11 +93,12 @@ pub fn run(path: Option<&Path>, action: Action) -> Result<(), Failure> {
             for id in &wanted {
                 let modes = shared.modes(&config, id)?;
                 match modes.group {
-                    _ if !there.contains(id) => ipc::create_worker(&config, id, set_epoch, &modes).map_err(failed)?,
+                    _ if !there.contains(id) => ipc::create_worker(&config, id, set_epoch, &modes).map(drop),
                     // The pool may have another user.
-                    Some(group) => ipc::give_worker(dir, id, group).map_err(failed)?,
-                    None => {}
+                    Some(group) => ipc::give_worker(dir, id, group),
+                    None => Ok(()),
                 }
+                .map_err(failed)?;
             }
             for id in there.iter().filter(|id| !wanted.contains(id)) {
                 ipc::retire_worker(dir, id).map_err(failed)?;
