@@ -27,6 +27,13 @@ pub fn try_lock(file: impl AsFd, bytes: (i64, i64)) -> nix::Result<bool> {
     }
 }
 
+/// Gives the lock on these bytes back.
+pub fn unlock(file: impl AsFd, bytes: (i64, i64)) -> nix::Result<()> {
+    let mut free = region(bytes);
+    free.l_type = libc::F_UNLCK as libc::c_short;
+    fcntl(file, FcntlArg::F_OFD_SETLK(&free)).map(drop)
+}
+
 /// Whether somebody else holds a lock on these bytes.
 pub fn is_locked(file: impl AsFd, bytes: (i64, i64)) -> nix::Result<bool> {
     let mut found = region(bytes);

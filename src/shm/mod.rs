@@ -5,4 +5,4 @@ mod lock;
 mod segment;
 
 pub use lock::{is_locked, try_lock};
-pub use segment::{Identity, Role, Segment, SegmentError};
+pub use segment::{Damage, Identity, Role, Segment, SegmentError};
