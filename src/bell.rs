@@ -13,6 +13,9 @@ use nix::libc;
 use nix::sys::stat::Mode;
 use nix::unistd::{Gid, geteuid, mkfifo};
 
+/// Reads that empty a FIFO of the default size, 64 KiB (pipe(7)).
+const HUSH_READS: usize = 16;
+
 /// One direction of a pair.
 #[derive(Debug)]
 pub struct Bell(File);
@@ -51,11 +54,13 @@ impl Bell {
         let _ = (&self.0).write(&[1]);
     }
 
-    /// Takes every byte out; whether there was one.
+    /// Takes every byte out; whether there was one. Whoever writes without end does not keep us here: what is
+    /// then left says nothing new.
     pub fn hush(&self) -> bool {
-        let mut bytes = [0; 512];
+        let mut bytes = [0; 4096];
         let mut rang = false;
-        while let Ok(n) = (&self.0).read(&mut bytes) {
+        for _ in 0..HUSH_READS {
+            let Ok(n) = (&self.0).read(&mut bytes) else { break };
             rang |= n > 0;
             if n < bytes.len() {
                 break;

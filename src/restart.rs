@@ -14,16 +14,24 @@ pub fn limits(config: &Config) -> RestartLimits {
     RestartLimits { max: restarts.max, within: restarts.within, delay: restarts.delay, delay_max: restarts.delay_max }
 }
 
-/// Takes note of this start in the slot and waits if too many went wrong before. Nothing to do for a process that
+/// Takes note of this start in the slots and waits if too many went wrong before. Nothing to do for a process that
 /// somebody else than systemd has started, and who has the growing delay.
-pub fn hold_back(memory: &impl Memory, word: Word, config: &Config) {
+///
+/// The dispatcher notes it in every slot and believes the one in the middle: a worker that lies in its own does not
+/// keep it from starting, and a slot that is new lets nothing be forgotten.
+pub fn hold_back(slots: &[&impl Memory], word: Word, config: &Config) {
     let by_systemd = std::env::var("SYSTEMD_EXEC_PID").is_ok_and(|pid| pid == std::process::id().to_string());
     if !by_systemd {
         return;
     }
-    let last = exchange::load_start(memory, word).map(|(at, failures)| Start { at, failures });
+    let mut starts: Vec<_> = slots.iter().map(|slot| exchange::load_start(*slot, word)).collect();
+    starts.sort_by_key(|start| start.map_or(0, |(_, failures)| failures));
+    let middle = starts.get(starts.len().saturating_sub(1) / 2).copied().flatten();
+    let last = middle.map(|(at, failures)| Start { at, failures });
     let (start, wait) = Start::after(last, clock::now(), &limits(config), chance());
-    exchange::store_start(memory, word, Some((start.at, start.failures)));
+    for slot in slots {
+        exchange::store_start(*slot, word, Some((start.at, start.failures)));
+    }
     if !wait.is_zero() {
         let failures = start.failures;
         let wait_ms = wait.as_millis() as u64;

@@ -40,7 +40,7 @@ pub fn drain(path: Option<&Path>, id: &WorkerId) -> Result<(), Failure> {
 
 /// Whether an operator keeps the worker out of service.
 fn was_drained(config: &Config, id: &WorkerId) -> bool {
-    ipc::open(config, id).is_ok_and(|parts| Asker::drained(&parts.segment))
+    ipc::open(config, id).is_ok_and(|parts| Asker::was_drained(&parts.segment))
 }
 
 fn say(line: &str) -> Result<(), Failure> {

@@ -1,8 +1,9 @@
 //! Where everything meets: pools, slots, bells and waiting clients. Events in, actions out, no decisions.
 
 use std::cell::{Cell, RefCell};
-use std::collections::{HashMap, VecDeque};
+use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::rc::Rc;
+use std::sync::Arc;
 
 use tokio::sync::{Notify, oneshot};
 
@@ -11,12 +12,12 @@ use super::room::{Name, Room, Slot};
 use super::{DispatcherError, redirect::Staff, slot};
 use crate::clock;
 use crate::config::{self, Config};
-use crate::exchange::{Asker, Word};
+use crate::exchange::{Asker, Life, Word};
 use crate::ids::{Epoch, PoolName, Terms, Time, Token, WorkerId};
 use crate::ipc::{self, Parts};
 use crate::pool::{Action, ClientId, Event, Limits, Peer, Pool, Refusal, Worker};
 use crate::probe::{PoolReport, WorkerReport};
-use crate::shm::Role;
+use crate::shm::{Identity, Role, Segment};
 use crate::{log, restart, sys, tree};
 
 /// The dispatcher's state, shared by its tasks, all on one thread.
@@ -28,6 +29,8 @@ pub struct Desk {
     next_client: Cell<ClientId>,
     /// How many leases this dispatcher has given.
     leases: Cell<u64>,
+    /// Counts the times that something happened, from 1.
+    goes: Cell<u64>,
     armed: Cell<Option<Time>>,
     rearm: Notify,
 }
@@ -48,10 +51,10 @@ impl Desk {
     /// Takes every slot of the set and reads back what an earlier dispatcher left in them.
     pub fn open(config: &Config, return_ports: &dyn Fn(&PoolName) -> Option<u16>) -> Result<Rc<Self>, DispatcherError> {
         let pid = std::process::id();
-        let epoch = next_epoch(config)?;
-        if let Some(id) = config.workers().next() {
-            restart::hold_back(&ipc::open(config, &id)?.segment, Word::DISPATCHER_START, config);
-        }
+        let segments = undamaged(config)?;
+        let epoch = next_epoch(&segments);
+        restart::hold_back(&segments.iter().collect::<Vec<_>>(), Word::DISPATCHER_START, config);
+        drop(segments);
         let desk = Rc::new(Self {
             epoch,
             process: (pid, tree::look(pid).map_or(0, |process| process.started)),
@@ -59,6 +62,7 @@ impl Desk {
             clients: RefCell::default(),
             next_client: Cell::new(1),
             leases: Cell::new(0),
+            goes: Cell::new(1),
             armed: Cell::new(None),
             rearm: Notify::new(),
         });
@@ -131,12 +135,16 @@ impl Desk {
         index: usize,
         return_port: Option<u16>,
     ) -> Result<Slot, DispatcherError> {
-        let Parts { segment, to_worker, to_dispatcher } = ipc::open(config, id)?;
+        let Parts { segment, to_worker, to_dispatcher } = ipc::open_damaged(config, id)?;
+        let undamaged = segment.damage().is_none();
         if !segment.take(Role::Dispatcher).map_err(|e| DispatcherError::System("locking a segment", e.into()))? {
             let pid = Asker::last_process(&segment).map_or(0, |(pid, _)| pid);
             return Err(DispatcherError::Taken(pid));
         }
-        let asker = Asker::attach(segment.clone(), self.epoch, self.process, return_port);
+        let mut asker = Asker::attach(segment.clone(), self.epoch, self.process, return_port);
+        if !undamaged {
+            asker.distrust();
+        }
         let readiness = std::os::fd::AsFd::as_fd(&to_dispatcher).try_clone_to_owned();
         let readiness = readiness.and_then(sys::when_readable).map_err(|e| DispatcherError::System("a bell", e))?;
         let (desk, n) = (Rc::downgrade(self), id.number);
@@ -148,7 +156,16 @@ impl Desk {
                 desk.look(index, n);
             }
         });
-        Ok(Slot { asker, segment, ring: to_worker, token: Token::new(0), listening: listening.abort_handle() })
+        Ok(Slot {
+            identity: Identity { set_epoch: segment.set_epoch(), digest: config.digest_of(id) },
+            last: Life::load(&*segment).map(|life| life.epoch).filter(|_| undamaged),
+            looked: (0, 0),
+            asker,
+            segment,
+            ring: to_worker,
+            token: Token::new(0),
+            listening: listening.abort_handle(),
+        })
     }
 
     /// Closes the slots of workers that the pool has forgotten.
@@ -185,13 +202,15 @@ impl Desk {
     fn feed(&self, index: usize, event: Option<Event>, mut looks: VecDeque<u16>) {
         let mut rooms = self.rooms.borrow_mut();
         let room = &mut rooms[index];
+        let go = self.goes.replace(self.goes.get() + 1);
         let mut next = event;
         loop {
             let event = match next.take() {
                 Some(event) => event,
                 None => match looks.pop_front() {
                     // Read right before it is judged: every earlier action is in it.
-                    Some(n) => Event::Seen(n, room.see(n)),
+                    Some(n) if room.may_look(n, go) => Event::Seen(n, room.see(n)),
+                    Some(_) => continue,
                     None => break,
                 },
             };
@@ -414,13 +433,35 @@ impl Drop for Place<'_> {
     }
 }
 
-/// One more than any dispatcher before has used in this set.
-fn next_epoch(config: &Config) -> Result<Epoch, DispatcherError> {
-    let mut last = None;
+/// The segments that can be used. One worker's damaged one is no reason not to start; if all of them are another
+/// version's or another set's, it is not the workers who are wrong.
+fn undamaged(config: &Config) -> Result<Vec<Arc<Segment>>, DispatcherError> {
+    let (mut segments, mut refused, mut spoilt) = (Vec::new(), None, false);
     for id in config.workers() {
-        last = last.max(Asker::last_epoch(&ipc::open(config, &id)?.segment));
+        match ipc::open(config, &id) {
+            Ok(parts) => segments.push(parts.segment),
+            Err(error) => match error.damage() {
+                Some(damage) if damage.may_be_honest() => refused = Some(error),
+                Some(_) => spoilt = true,
+                None => return Err(error.into()),
+            },
+        }
     }
-    Ok(last.map_or(Epoch::FIRST, Epoch::next))
+    match refused {
+        Some(error) if segments.is_empty() && !spoilt => Err(error.into()),
+        _ => Ok(segments),
+    }
+}
+
+/// One that is in no slot, for leases that no dispatcher before has given: one more than the highest there is.
+fn next_epoch(segments: &[Arc<Segment>]) -> Epoch {
+    let used: BTreeSet<Epoch> = segments.iter().filter_map(Asker::last_epoch).collect();
+    let mut epoch = used.last().map_or(Epoch::FIRST, |last| last.next());
+    // A hostile worker may have written the last there is.
+    while used.contains(&epoch) {
+        epoch = epoch.next();
+    }
+    epoch
 }
 
 /// 128 bits that nobody can guess.

@@ -9,10 +9,10 @@ use super::slot;
 use crate::bell::Bell;
 use crate::config::{self, Address};
 use crate::exchange::{Asker, Life};
-use crate::ids::{LeaseId, PoolName, Time, Token, WorkerId};
+use crate::ids::{Claim, Epoch, LeaseId, PoolName, Time, Token, WorkerId};
 use crate::log::Event;
 use crate::pool::{Answer, Note, Pool, Refusal, Seen};
-use crate::shm::{Role, Segment};
+use crate::shm::{Identity, Role, Segment};
 
 /// A worker given to a client.
 #[derive(Clone, Debug)]
@@ -28,13 +28,41 @@ pub struct Grant {
 /// What became of a client's wish.
 pub type Verdict = Result<Grant, Refusal>;
 
+/// How often one slot is looked at in one go. An honest worker changes its slot once or twice meanwhile; one that
+/// never stops changing it is looked at again after `slot_scan`.
+const LOOKS: u32 = 32;
+
 /// A worker's slot, as this dispatcher holds it.
 pub struct Slot {
     pub asker: Asker<Arc<Segment>>,
     pub segment: Arc<Segment>,
+    /// What its segment is made anew with.
+    pub identity: Identity,
     pub ring: Bell,
     pub token: Token,
     pub listening: AbortHandle,
+    /// The last incarnation seen in an undamaged slot.
+    pub last: Option<Epoch>,
+    /// The go of the last look, and the looks in it.
+    pub looked: (u64, u32),
+}
+
+impl Slot {
+    /// What is wrong with the segment, if somebody wrote in it what no honest worker writes.
+    fn damage(&self) -> Option<String> {
+        let damage = self.segment.damage().map(|damage| damage.to_string());
+        damage.or_else(|| (!self.asker.is_intact()).then(|| "the dispatcher's own words have been overwritten".into()))
+    }
+
+    /// Makes the segment of a dead worker anew.
+    fn restore(&mut self, worker: &WorkerId, damage: &str) {
+        let Self { asker, segment, identity, last, .. } = self;
+        match segment.restore(*identity, || asker.refill(*last)) {
+            Ok(true) => tracing::warn!(%worker, "the segment of this worker is made anew: {damage}"),
+            Ok(false) => {} // somebody has just taken it
+            Err(error) => tracing::error!(%worker, "the segment of this worker cannot be made anew: {error}"),
+        }
+    }
 }
 
 impl Drop for Slot {
@@ -52,14 +80,29 @@ pub struct Room {
 }
 
 impl Room {
-    /// Reads the slot of worker `n`.
+    /// Whether worker `n` may be looked at once more in this go.
+    pub fn may_look(&mut self, n: u16, go: u64) -> bool {
+        let Some(slot) = self.slots.get_mut(usize::from(n) - 1).and_then(Option::as_mut) else { return true };
+        let looks = if slot.looked.0 == go { slot.looked.1 } else { 0 };
+        slot.looked = (go, looks + 1);
+        looks < LOOKS
+    }
+
+    /// Reads the slot of worker `n`. A damaged one is garbage while its worker lives, and is made anew when that is
+    /// dead.
     pub fn see(&mut self, n: u16) -> Seen {
+        let worker = WorkerId { pool: self.config.name.clone(), number: n };
         let Some(slot) = self.slots.get_mut(usize::from(n) - 1).and_then(Option::as_mut) else {
             return Seen::default();
         };
-        let alive = slot.segment.is_taken(Role::Worker);
+        let mut alive = slot.segment.is_taken(Role::Worker);
+        let mut damage = slot.damage();
+        if let (Some(what), false) = (&damage, alive) {
+            slot.restore(&worker, what);
+            alive = slot.segment.is_taken(Role::Worker);
+            damage = slot.damage();
+        }
         let seen = slot::look(&mut slot.asker, alive);
-        let worker = Name(&self.config.name, n);
         match seen.answer {
             Some(Answer::Accept(lease)) => {
                 tracing::debug!(%worker, %lease, event = %Event::LeaseAnswered, "worker takes the lease");
@@ -69,12 +112,24 @@ impl Room {
             }
             _ => {}
         }
-        seen
+        if alive && seen.life.is_none() && slot.last.is_some() {
+            damage = damage.or_else(|| Some("its life line is garbled".into()));
+        }
+        match damage {
+            None => {
+                slot.last = seen.life.map(|(epoch, ..)| epoch).or(slot.last);
+                seen
+            }
+            // Nobody can tell what it is doing; `None` has it replaced.
+            Some(_) if alive => Seen { claim: None, terms: None, answer: None, ..seen },
+            // Nobody is there, and nobody can be until the segment is made anew.
+            Some(_) => Seen { claim: Some(Claim::Free), terms: None, answer: None, life: None, ..seen },
+        }
     }
 
     /// Tells the workers which listener leads to them.
-    pub fn lead_back(&self, return_port: Option<u16>) {
-        self.slots.iter().flatten().for_each(|slot| slot.asker.lead_back(return_port));
+    pub fn lead_back(&mut self, return_port: Option<u16>) {
+        self.slots.iter_mut().flatten().for_each(|slot| slot.asker.lead_back(return_port));
     }
 
     /// What the client of this lease is told.
@@ -82,7 +137,11 @@ impl Room {
         let worker = WorkerId { pool: self.config.name.clone(), number: n };
         let slot = self.slots[usize::from(n) - 1].as_ref().expect("who is granted was asked");
         let mut address = self.config.worker_address(n);
-        if let (Address::Tcp(tcp), Some(port)) = (&mut address, Life::load(&*slot.segment).and_then(|life| life.port)) {
+        // Only where the kernel chose the port: otherwise a worker could send its clients to somebody else's.
+        if let Address::Tcp(tcp) = &mut address
+            && tcp.port() == 0
+            && let Some(port) = Life::load(&*slot.segment).and_then(|life| life.port)
+        {
             tcp.set_port(port);
         }
         Grant { worker, lease, token: slot.token, address, claim_by }
@@ -104,8 +163,12 @@ impl Room {
                 tracing::debug!(%worker, %lease, %event, "lease was not used within claim_timeout");
             }
             Note::Garbled => {
+                let Some(slot) = self.slots.get(usize::from(n) - 1).and_then(Option::as_ref) else { return };
+                let damage = slot.damage().unwrap_or_else(|| "its life or its claim is garbled".into());
                 tracing::error!(%worker, event = %Event::SlotGarbled,
-                    "the claim word of this worker's slot is garbled");
+                    "the slot of this worker holds what no worker writes: {damage}");
+                // The next incarnation is not to take it before it is made anew.
+                slot.segment.condemn();
             }
             Note::Lost(lease) => {
                 tracing::warn!(%worker, %lease, event = %Event::RequestLost,

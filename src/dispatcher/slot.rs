@@ -14,7 +14,7 @@ pub fn look<M: Memory>(asker: &mut Asker<M>, alive: bool) -> Seen {
         claim: exchange::claim(asker.memory()),
         terms: exchange::terms(asker.memory()).map(|(_, terms)| terms),
         answer,
-        drained: Asker::drained(asker.memory()),
+        drained: asker.drained(),
     }
 }
 

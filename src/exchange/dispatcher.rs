@@ -4,7 +4,7 @@ use std::sync::atomic::Ordering::{Acquire, Relaxed, Release};
 
 use super::words::store_terms;
 use super::{Kind, Memory, Question, Reply, Word, claim, swap};
-use crate::ids::{Claim, Epoch, LeaseId, Phase, Terms};
+use crate::ids::{Claim, Epoch, LeaseId, Phase, Terms, WorkerState};
 
 /// Largest sequence: it shares the answer word with 16 bits of reply.
 const SEQUENCE_MAX: u64 = (1 << 48) - 1;
@@ -13,6 +13,11 @@ const SEQUENCE_MAX: u64 = (1 << 48) - 1;
 #[derive(Debug)]
 pub struct Asker<M> {
     memory: M,
+    epoch: Epoch,
+    process: (u32, u64),
+    return_port: Option<u16>,
+    /// Read from the slot once: from then on this process is its only writer.
+    drained: bool,
     sequence: u64,
     outstanding: Option<Question>,
 }
@@ -24,8 +29,8 @@ impl<M: Memory> Asker<M> {
     }
 
     /// Whether an operator keeps the worker out of service; outlives dispatchers and workers.
-    pub fn drained(memory: &M) -> bool {
-        memory.load(Word::DRAINED, Relaxed) != 0
+    pub fn drained(&self) -> bool {
+        self.drained
     }
 
     /// Process and start time of the last dispatcher of this slot.
@@ -34,21 +39,68 @@ impl<M: Memory> Asker<M> {
         Some((pid, memory.load(Word::DISPATCHER_STARTED, Relaxed)))
     }
 
+    /// The same as it stands in the slot, for who only looks.
+    pub fn was_drained(memory: &M) -> bool {
+        memory.load(Word::DRAINED, Relaxed) == 1
+    }
+
     /// Takes the slot for the dispatcher of this epoch, pid and start time; `return_port` is the TCP port
     /// that leads to it.
-    pub fn attach(memory: M, epoch: Epoch, (pid, started): (u32, u64), return_port: Option<u16>) -> Self {
+    pub fn attach(memory: M, epoch: Epoch, process: (u32, u64), return_port: Option<u16>) -> Self {
         let sequence = memory.load(Word::SEQUENCE, Relaxed) & SEQUENCE_MAX;
-        memory.store(Word::DISPATCHER_PID, pid.into(), Relaxed);
-        memory.store(Word::DISPATCHER_STARTED, started, Relaxed);
-        let asker = Self { memory, sequence, outstanding: None };
-        asker.lead_back(return_port);
-        asker.memory.store(Word::DISPATCHER_EPOCH, epoch.get().into(), Release);
+        let drained = Self::was_drained(&memory);
+        let asker = Self { memory, epoch, process, return_port, drained, sequence, outstanding: None };
+        asker.sign();
         asker
     }
 
     /// Where the worker sends those whose token opens nothing; read at each of them.
-    pub fn lead_back(&self, return_port: Option<u16>) {
+    pub fn lead_back(&mut self, return_port: Option<u16>) {
+        self.return_port = return_port;
         self.memory.store(Word::RETURN_PORT, return_port.unwrap_or(0).into(), Relaxed);
+    }
+
+    /// What the dispatcher before has left is not to be believed: the worker is in service.
+    pub fn distrust(&mut self) {
+        self.drained = false;
+        self.sign();
+    }
+
+    /// Writes what of the question line does not change while this process lives.
+    fn sign(&self) {
+        for (word, value) in self.signature() {
+            self.memory.store(word, value, Relaxed);
+        }
+        self.memory.store(Word::DISPATCHER_EPOCH, self.epoch.get().into(), Release);
+    }
+
+    fn signature(&self) -> [(Word, u64); 5] {
+        let (pid, started) = self.process;
+        [
+            (Word::DISPATCHER_PID, pid.into()),
+            (Word::DISPATCHER_STARTED, started),
+            (Word::RETURN_PORT, self.return_port.unwrap_or(0).into()),
+            (Word::DRAINED, self.drained.into()),
+            (Word::SEQUENCE, self.sequence),
+        ]
+    }
+
+    /// Whether the question line holds what this process, its only writer, has written. If not, another has.
+    pub fn is_intact(&self) -> bool {
+        self.memory.load(Word::DISPATCHER_EPOCH, Relaxed) == u64::from(self.epoch.get())
+            && self.signature().into_iter().all(|(word, value)| self.memory.load(word, Relaxed) == value)
+    }
+
+    /// Fills a slot that has been made anew, all zero: what this side knows, and the worker's last life as one that
+    /// is over, of a process that there cannot be.
+    pub fn refill(&mut self, worker: Option<Epoch>) {
+        self.outstanding = None;
+        if let Some(epoch) = worker {
+            self.memory.store(Word::PID, u32::MAX.into(), Relaxed);
+            self.memory.store(Word::STATE, WorkerState::Starting as u64, Relaxed);
+            self.memory.store(Word::EPOCH, epoch.get().into(), Release); // Release E
+        }
+        self.sign();
     }
 
     /// The slot's words.
@@ -59,10 +111,9 @@ impl<M: Memory> Asker<M> {
     /// Puts a question, in place of any earlier one that was not answered. The caller rings afterwards.
     pub fn ask(&mut self, kind: Kind, lease: Option<LeaseId>) {
         self.sequence = self.sequence % SEQUENCE_MAX + 1;
-        match kind {
-            Kind::Drain => self.memory.store(Word::DRAINED, 1, Relaxed),
-            Kind::Resume => self.memory.store(Word::DRAINED, 0, Relaxed),
-            _ => {}
+        if matches!(kind, Kind::Drain | Kind::Resume) {
+            self.drained = kind == Kind::Drain;
+            self.memory.store(Word::DRAINED, self.drained.into(), Relaxed);
         }
         // A sequence lock (cf. Boehm, "Can seqlocks get along with programming language memory models?",
         // MSPC 2012): a reader that was overtaken in the middle sees the word change and reads again.

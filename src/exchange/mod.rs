@@ -60,7 +60,7 @@ impl<M: Memory + ?Sized> Memory for std::sync::Arc<M> {
 /// [`Word::WORKER_START`]. `None` after an end that was wanted.
 pub fn load_start(memory: &impl Memory, word: Word) -> Option<(Time, u32)> {
     let raw = memory.load(word, Ordering::Relaxed);
-    (raw != 0).then_some((Time((raw >> 16) * 1_000_000), (raw & 0xffff) as u32))
+    (raw != 0).then_some((Time((raw >> 16).saturating_mul(1_000_000)), (raw & 0xffff) as u32))
 }
 
 /// Writes it, to the millisecond. Only the role itself may.

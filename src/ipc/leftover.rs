@@ -56,7 +56,7 @@ pub fn leftovers(dir: &Path) -> Result<Vec<Leftover>, IpcError> {
     for id in recorded(dir)? {
         let owner = owner_of(dir);
         let name = read_private(&Paths::new(dir, &id).segment, owner);
-        let Some(segment) = name.ok().and_then(|name| Segment::open(&name, None, owner).ok()) else { continue };
+        let Some(segment) = name.ok().and_then(|name| Segment::open_damaged(&name, None, owner).ok()) else { continue };
         if segment.is_taken(Role::Worker)
             && let Some(life) = Life::load(&segment)
         {

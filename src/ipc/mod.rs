@@ -24,7 +24,7 @@ use nix::unistd::{Gid, getuid};
 use crate::bell::Bell;
 use crate::config::Config;
 use crate::ids::{PoolName, WorkerId};
-use crate::shm::{Identity, Role, Segment, SegmentError};
+use crate::shm::{Damage, Identity, Role, Segment, SegmentError};
 pub use directory::{Keeper, SetLock, is_units, lock_set};
 use directory::{check_directory, owner_of, prepare_directory, read_private};
 pub use leftover::{Leftover, leftovers, remove_dead_segments};
@@ -81,6 +81,16 @@ pub enum IpcError {
         /// Which.
         worker: WorkerId,
     },
+}
+
+impl IpcError {
+    /// What is wrong with the segment, if that is why.
+    pub fn damage(&self) -> Option<Damage> {
+        match self {
+            IpcError::Segment(SegmentError::Damaged { damage, .. }) => Some(*damage),
+            _ => None,
+        }
+    }
 }
 
 fn at(path: &Path) -> impl FnOnce(io::Error) -> IpcError + '_ {
@@ -154,6 +164,15 @@ pub fn give_worker(dir: &Path, id: &WorkerId, group: Gid) -> Result<(), IpcError
 /// Opens the parts of one worker and checks that they are this set's: whoever owns the directory that the
 /// configuration names has made them, or root, or this user.
 pub fn open(config: &Config, id: &WorkerId) -> Result<Parts, IpcError> {
+    let parts = open_damaged(config, id)?;
+    match parts.segment.damage() {
+        None => Ok(parts),
+        Some(damage) => Err(SegmentError::Damaged { name: parts.segment.name().to_owned(), damage }.into()),
+    }
+}
+
+/// As [`open`], whatever the segment holds: for the dispatcher, who can restore it, and whoever asks it to.
+pub fn open_damaged(config: &Config, id: &WorkerId) -> Result<Parts, IpcError> {
     let dir = &config.set.runtime_dir;
     let paths = Paths::new(dir, id);
     let owner = owner_of(dir);
@@ -165,7 +184,7 @@ pub fn open(config: &Config, id: &WorkerId) -> Result<Parts, IpcError> {
         Err(error) => return Err(at(&paths.segment)(error)),
     };
     Ok(Parts {
-        segment: Arc::new(Segment::open(&name, Some(config.digest_of(id)), owner)?),
+        segment: Arc::new(Segment::open_damaged(&name, Some(config.digest_of(id)), owner)?),
         to_worker: Bell::open(&paths.to_worker, owner).map_err(at(&paths.to_worker))?,
         to_dispatcher: Bell::open(&paths.to_dispatcher, owner).map_err(at(&paths.to_dispatcher))?,
     })

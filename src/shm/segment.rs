@@ -419,10 +419,8 @@ impl Page {
     /// Puts an empty page of our own there. Called by the handler.
     fn replace(&self) -> bool {
         let at = self.at.load(Ordering::Acquire) as *mut libc::c_void;
-        let (protection, flags) = (
-            libc::PROT_READ | libc::PROT_WRITE,
-            libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_FIXED,
-        );
+        let (protection, flags) =
+            (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_FIXED);
         // SAFETY: needed because the faulting access must find memory. The page belongs to a segment that is
         // still mapped: it is taken out of the chain before it is unmapped, and the thread that faults is using it.
         let mapped = unsafe { libc::mmap(at, SIZE, protection, flags, -1, 0) };
@@ -585,7 +583,8 @@ mod tests {
             Ok("fault") => {
                 let _ours = Segment::create(&name, 0o600, None, OURS).unwrap();
                 Segment::unlink(&name).unwrap();
-                let file = File::from(nix::sys::memfd::memfd_create("empty", nix::sys::memfd::MFdFlags::empty()).unwrap());
+                let file =
+                    File::from(nix::sys::memfd::memfd_create("empty", nix::sys::memfd::MFdFlags::empty()).unwrap());
                 let map = MmapOptions::new().len(SIZE).map_raw(&file).unwrap();
                 // SAFETY: needed to fault on purpose, in a mapping that is nobody's segment.
                 unsafe { map.as_ptr().read_volatile() };

@@ -18,6 +18,7 @@
 //! and a pool with `handler = { program = ["/path/to/it"] }`.
 
 mod accept;
+mod arrive;
 mod connection;
 mod control;
 pub mod handler;
@@ -35,13 +36,13 @@ pub use user::serve;
 use crate::bell::Bell;
 use crate::clock;
 use crate::config::{Config, Front, Handler, LoadError, Pool};
-use crate::exchange::{Life, Respondent, Word};
+use crate::exchange::Respondent;
 use crate::ids::WorkerId;
-use crate::ipc::{self, IpcError};
+use crate::ipc::IpcError;
 use crate::net::Listener;
-use crate::shm::{Role, Segment};
+use crate::shm::Segment;
 use crate::signals::Signal;
-use crate::{log, restart, sys, tree};
+use crate::{log, sys, tree};
 use handler::{Builtin, Spec, StartError};
 use shared::Shared;
 
@@ -72,6 +73,18 @@ pub enum ServeError {
         worker: WorkerId,
         /// Who.
         pid: u32,
+    },
+    /// Its predecessor, or another process, has spoilt its segment.
+    #[error(
+        "the segment of worker {worker} cannot be used ({damage}), and no dispatcher has made it anew within {waited:?}"
+    )]
+    Damaged {
+        /// Whose.
+        worker: WorkerId,
+        /// What is wrong with it.
+        damage: crate::shm::Damage,
+        /// How long it waited.
+        waited: std::time::Duration,
     },
     /// There is no socket to listen on.
     #[error("no listening socket was passed (LISTEN_FDS): start the worker with patou run or through systemd")]
@@ -133,16 +146,8 @@ impl Office {
         let (socket, _) = sockets.into_iter().next().ok_or(ServeError::NoSocket)?;
         let listener = Listener::adopt(socket).map_err(system("the listening socket"))?;
 
-        let parts = ipc::open(config, id)?;
+        let parts = arrive::take(config, id)?;
         let pid = std::process::id();
-        // Before the slot is taken: until then nobody expects an answer. Who replaces himself has not failed.
-        if Life::load(&parts.segment).is_none_or(|life| life.pid != pid) {
-            restart::hold_back(&parts.segment, Word::WORKER_START, config);
-        }
-        if !parts.segment.take(Role::Worker).map_err(|e| system("locking the segment")(e.into()))? {
-            let pid = Life::load(&parts.segment).map_or(0, |life| life.pid);
-            return Err(ServeError::Taken { worker: id.clone(), pid });
-        }
         let started = tree::look(pid).map_or(0, |process| process.started);
         let port = listener.tcp_address().map(|address| address.port());
         let respondent = Respondent::begin(parts.segment, pid, started, port, clock::now());

@@ -1,0 +1,221 @@
+//! What a hostile worker can do with what it has in hand (its segment, its bells) harms nobody but itself; and
+//! who may give orders, and what limits hold without systemd.
+
+mod support;
+
+use std::fs::File;
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use nix::libc;
+use nix::sys::signal::Signal;
+use support::*;
+
+/// Three workers that may be replaced as often as it takes.
+fn echo() -> String {
+    let restarts = "{ max = 1000, within = \"60s\", delay = \"10ms\", delay_max = \"10ms\" }";
+    format!("{}\n[watchdog]\nrestarts = {restarts}\n", ECHO.replace("workers = 2", "workers = 3"))
+}
+
+/// The segment of worker 2 as any process of the same user can open it.
+fn segment(set: &Set) -> File {
+    let name = std::fs::read_to_string(set.dir().join("default/2.segment")).unwrap();
+    let path = PathBuf::from("/dev/shm").join(name.trim_start_matches('/'));
+    File::options().read(true).write(true).open(path).unwrap()
+}
+
+/// Waits until worker 2 is in service as another process than `old`, if it has to be.
+fn wait_until_back(set: &Set, old: Option<u32>) {
+    set.wait_for("the worker is back", |status| {
+        let worker = worker_of(status, "default/2");
+        let pid = worker["pid"].as_u64();
+        let serves = ["idle", "leased", "busy"].iter().any(|state| worker["state"] == *state);
+        serves && pid.is_some() && (old.is_none() || pid != old.map(u64::from))
+    });
+}
+
+/// Numbers that look random and come from a seed (Vigna, "xorshift*").
+struct Random(u64);
+
+impl Random {
+    fn next(&mut self) -> u64 {
+        self.0 ^= self.0 >> 12;
+        self.0 ^= self.0 << 25;
+        self.0 ^= self.0 >> 27;
+        self.0.wrapping_mul(0x2545_f491_4f6c_dd1d)
+    }
+
+    fn bytes(&mut self, count: usize) -> Vec<u8> {
+        (0..count.div_ceil(8)).flat_map(|_| self.next().to_ne_bytes()).take(count).collect()
+    }
+
+    fn from_environment() -> Self {
+        let seed = std::env::var("PATOU_SEED").ok().and_then(|seed| seed.parse().ok());
+        let seed: u64 = seed.unwrap_or_else(|| u64::from(std::process::id()) * 7919 + 1);
+        eprintln!("PATOU_SEED={seed}");
+        Self(seed)
+    }
+}
+
+/// What fails may only have failed on the worker that was killed for it.
+fn assert_others_unharmed(failures: &[String], address: &str) {
+    assert!(failures.iter().all(|failure| failure.contains(address)), "{failures:?}");
+}
+
+#[test]
+fn a_worker_that_cuts_its_segment_harms_only_itself() {
+    let set = Set::start(&echo());
+    let dispatcher = set.dispatcher_pid();
+    for size in [0, 100, 300, 8192] {
+        let (old, load) = (set.worker_pid("default/2"), Load::start(set.address(0), "/x", 3));
+        load.wait_for(5);
+        segment(&set).set_len(size).unwrap();
+        // Others look at it meanwhile.
+        assert!(set.patou(&["status"]).status.success());
+        assert!(set.patou(&["ipc", "list"]).status.code().is_some());
+        let address = set.worker("default/2")["address"].as_str().unwrap().to_owned();
+        let since = Instant::now();
+        wait_until_back(&set, Some(old));
+        eprintln!("cut to {size} bytes: back in service after {:?}", since.elapsed());
+        load.wait_for(5);
+        let failures = load.stop();
+        eprintln!("requests that failed with it: {}", failures.len());
+        assert!(address.is_empty() || failures.iter().all(|f| f.starts_with("from 127.0.0.1")), "{failures:?}");
+        assert_eq!(set.dispatcher_pid(), dispatcher, "{}", set.log());
+        assert_eq!(segment(&set).metadata().unwrap().len(), 704, "it has its size again");
+    }
+    set.wait_for_log(&["default/2", "made anew"]);
+    assert!(set.patou(&["ipc", "list"]).status.success());
+    // Its counters began anew; those of the others did not.
+    assert!(set.worker("default/1")["served"].as_u64() > Some(0));
+    set.stop();
+}
+
+#[test]
+fn a_worker_that_cuts_its_segment_while_it_serves_is_replaced() {
+    let mut set = Set::prepare("");
+    set.configure(&gated(&set, 2, "", ""));
+    set.run();
+    set.wait_until_up();
+    let dispatcher = set.dispatcher_pid();
+    let one = start_gated(&set, "one");
+    let two = start_gated(&set, "two");
+    let old = set.worker_pid("default/2");
+    segment(&set).set_len(0).unwrap();
+    wait_until_back(&set, Some(old));
+    open_gate(&set);
+    let mut ends = [one.join().unwrap(), two.join().unwrap()];
+    ends.sort_by_key(|end| end.is_err());
+    assert_eq!(ends[0].as_ref().unwrap().status, 200, "the other worker's client was served");
+    assert!(ends[1].as_ref().map_or(true, |answer| answer.status >= 502), "{:?}", ends[1]);
+    assert_eq!(set.dispatcher_pid(), dispatcher);
+    set.stop();
+}
+
+#[test]
+fn a_dispatcher_starts_on_a_damaged_segment() {
+    let set = Set::start(&echo());
+    for damage in ["cut", "garbled", "another layout"] {
+        let (old, dispatcher) = (set.worker_pid("default/2"), set.dispatcher_pid());
+        // Nobody can act on it before the next dispatcher does.
+        signal_to(dispatcher, Signal::SIGSTOP);
+        let segment = segment(&set);
+        match damage {
+            "cut" => segment.set_len(0).unwrap(),
+            "garbled" => segment.write_all_at(&[0xee; 704], 0).unwrap(),
+            _ => segment.write_all_at(&9u64.to_ne_bytes(), 8).unwrap(),
+        }
+        signal_to(dispatcher, Signal::SIGKILL);
+        wait_until_back(&set, Some(old));
+        let now = set.dispatcher_pid();
+        assert_ne!(now, dispatcher);
+        assert_eq!(get(set.address(0), "/x").unwrap().status, 200, "{damage}");
+    }
+    assert_eq!(set.status()["dispatcher"]["restarts"], 3, "{}", set.log());
+    set.stop();
+}
+
+#[test]
+fn garbage_in_a_segment_harms_only_its_worker() {
+    let mut random = Random::from_environment();
+    let mut set = Set::prepare(&echo());
+    set.run_at("info");
+    set.wait_until_up();
+    let dispatcher = set.dispatcher_pid();
+    let load = Load::start(set.address(0), "/x", 2);
+    let (file, line) = (segment(&set), 64);
+    for round in 0..3 {
+        for at in (0..704).step_by(line) {
+            file.write_all_at(&random.bytes(line), at as u64).unwrap();
+            load.wait_for(5);
+            wait_until_back(&set, None);
+            assert_eq!(set.dispatcher_pid(), dispatcher, "line {}\n{}", at / line, set.log());
+        }
+        // Everything at once, again and again.
+        for _ in 0..50 {
+            file.write_all_at(&random.bytes(704), 0).unwrap();
+            std::thread::sleep(Duration::from_millis(random.next() % 5));
+        }
+        load.wait_for(5);
+        wait_until_back(&set, None);
+        eprintln!("round {round}: worker 2 restarted {} times so far", set.worker("default/2")["restarts"]);
+    }
+    let failures = load.stop();
+    assert_others_unharmed(&failures, "from 127.0.0.1");
+    assert_eq!(set.dispatcher_pid(), dispatcher, "{}", set.log());
+    assert_eq!(set.worker("default/1")["restarts"], 0);
+    assert_eq!(set.worker("default/3")["restarts"], 0);
+    set.stop();
+}
+
+#[test]
+fn a_worker_that_never_stops_ringing_or_changing_its_claim_keeps_nobody_from_being_served() {
+    let set = Set::start(&echo());
+    let dispatcher = set.dispatcher_pid();
+    let bell = set.dir().join("default/2.wd");
+    let bell = File::options().read(true).write(true).custom_flags(libc::O_NONBLOCK).open(bell).unwrap();
+    let (segment, stop) = (segment(&set), Arc::new(AtomicBool::new(false)));
+    let (stop_one, stop_two) = (stop.clone(), stop.clone());
+    let ringing = std::thread::spawn(move || {
+        use std::io::Write;
+        while !stop_one.load(Ordering::Relaxed) {
+            let _ = (&bell).write(&[1; 4096]);
+        }
+    });
+    let flipping = std::thread::spawn(move || {
+        let mut lease = 1u64;
+        while !stop_two.load(Ordering::Relaxed) {
+            lease += 1;
+            // Done, Revoked, Aborted: each asks for a step of the dispatcher's.
+            let word = lease << 8 | (4 + lease % 3);
+            segment.write_all_at(&word.to_ne_bytes(), 64 + 4 * 64).unwrap();
+        }
+    });
+    let load = Load::start(set.address(0), "/x", 1);
+    let since = Instant::now();
+    load.wait_for(50);
+    eprintln!("50 requests beside a hostile worker: {:?}", since.elapsed());
+    stop.store(true, Ordering::Relaxed);
+    ringing.join().unwrap();
+    flipping.join().unwrap();
+    let failures = load.stop();
+    assert!(failures.len() <= 2, "{failures:?}");
+    assert_eq!(set.dispatcher_pid(), dispatcher, "{}", set.log());
+    wait_until_back(&set, None);
+    set.stop();
+}
+
+#[test]
+fn a_sigbus_from_elsewhere_is_fatal_as_ever() {
+    let set = Set::start(ECHO);
+    let old = set.dispatcher_pid();
+    signal_to(old, Signal::SIGBUS);
+    set.wait_for_log(&["dispatcher", "SIGBUS", "started again"]);
+    set.wait_for("another dispatcher", |status| {
+        status["dispatcher"]["pid"] != old && status["dispatcher"]["state"] == "up"
+    });
+    set.stop();
+}
