@@ -9,7 +9,7 @@ mod units;
 mod words;
 
 use std::collections::BTreeMap;
-use std::fmt;
+use std::fmt::{self, Write};
 use std::time::Duration;
 
 use serde::Serialize;
@@ -59,11 +59,14 @@ struct Record {
     cause: Option<String>,
     /// It has ended, and systemd has not said yet whether somebody wanted it so.
     unexplained: bool,
+    /// When it was last killed in a way that may leave a core.
+    aborted: Option<Time>,
 }
 
 impl Record {
     fn new(stage: Stage, drain: Duration) -> Self {
-        Self { stage, pid: None, drain, restarts: Restarts::default(), count: 0, cause: None, unexplained: false }
+        let restarts = Restarts::default();
+        Self { stage, pid: None, drain, restarts, count: 0, cause: None, unexplained: false, aborted: None }
     }
 }
 
@@ -339,13 +342,23 @@ impl Plan {
         }
     }
 
-    fn accuse(&mut self, now: Time, part: &Part, why: String) {
-        let kill_at = now + self.bounds.abort_grace;
-        if let Some(record) = self.parts.get_mut(part) {
-            record.stage = Stage::Going(kill_at, Why::Frozen);
-            self.actions.push(Action::Accuse(part.clone(), why));
-            self.actions.push(Action::Order(part.clone(), Order::Abort));
-        }
+    /// SIGABRT may leave a core. One of each part within `restarts.within` is evidence; more would fill the disk.
+    fn accuse(&mut self, now: Time, part: &Part, mut why: String) {
+        let (kill_at, within) = (now + self.bounds.abort_grace, self.bounds.restarts.within);
+        let Some(record) = self.parts.get_mut(part) else { return };
+        let order = match record.aborted {
+            Some(at) if now.since(at) < within => {
+                let _ = write!(why, "; without a core, of which it may leave one in {}", in_words(within));
+                Order::Kill
+            }
+            _ => {
+                record.aborted = Some(now);
+                Order::Abort
+            }
+        };
+        record.stage = Stage::Going(kill_at, Why::Frozen);
+        self.actions.push(Action::Accuse(part.clone(), why));
+        self.actions.push(Action::Order(part.clone(), order));
     }
 
     fn stop(&mut self, now: Time) {

@@ -160,6 +160,27 @@ fn a_frozen_worker_is_accused_aborted_killed_and_replaced() {
 }
 
 #[test]
+fn a_part_that_freezes_again_and_again_leaves_one_core_in_a_while() {
+    let mut talk = Talk::up();
+    let accusation = "accuse worker web/1: it is frozen, no sign of life for 1s";
+    let no_core = format!("{accusation}; without a core, of which it may leave one in 1m");
+    let mut freeze = |ms: u64, accusation: &str, order: &str, restart: &[&str]| {
+        talk.report(ms, Some(ms - 1000), &[accusation, order]);
+        let again = [&["sweep web/1"], restart].concat();
+        talk.tell(ms + 10, exited(worker(1)), &again);
+        let waits = again.len() == 2 && again[1].starts_with("restart");
+        talk.tell(ms + 1000, Event::Tick, if waits { &["start worker web/1"] } else { &[] });
+        talk.tell(ms + 1000, Event::Started(worker(1), 13), &[]);
+        talk.0.handle(at(ms + 1000), Event::Ready(worker(1)));
+    };
+    let first = ["restart worker web/1 in 0ns: frozen", "start worker web/1"];
+    freeze(2000, accusation, "abort worker web/1", &first);
+    freeze(5000, &no_core, "kill worker web/1", &["restart worker web/1 in 100ms: frozen"]);
+    freeze(62_500, accusation, "abort worker web/1", &["restart worker web/1 in 100ms: frozen"]);
+    freeze(64_500, &no_core, "kill worker web/1", &["failed worker web/1: frozen"]);
+}
+
+#[test]
 fn nobody_is_blamed_for_what_the_watchdog_or_the_dispatcher_lost() {
     let mut talk = Talk::up();
     talk.report(900, Some(100), &[]);
