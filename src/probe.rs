@@ -58,6 +58,13 @@ pub struct Report {
     pub refused: Option<String>,
 }
 
+/// The answer to somebody who may not ask.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Refusal {
+    /// Why, and who may.
+    pub refused: String,
+}
+
 /// One pool of a report.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PoolReport {
@@ -90,7 +97,8 @@ pub struct WorkerReport {
 /// Asks once and waits at most `patience` for each step.
 ///
 /// # Errors
-/// When nobody listens, nobody answers in time, or what comes is not a report.
+/// When nobody listens, nobody answers in time, or what comes is not a report; `PermissionDenied` to users who may
+/// not ask.
 pub fn ask(socket: &Path, order: Option<Order>, patience: Duration) -> io::Result<Report> {
     let mut stream = UnixStream::connect(socket)?;
     stream.set_read_timeout(Some(patience))?;
@@ -101,7 +109,10 @@ pub fn ask(socket: &Path, order: Option<Order>, patience: Duration) -> io::Resul
     stream.write_all(&line)?;
     let mut answer = Vec::new();
     BufReader::new(stream.take(REPORT_MAX as u64)).read_until(b'\n', &mut answer)?;
-    let report: Report = serde_json::from_slice(&answer)?;
+    let report: Report = serde_json::from_slice(&answer).map_err(|error| match serde_json::from_slice(&answer) {
+        Ok(Refusal { refused }) => io::Error::new(io::ErrorKind::PermissionDenied, refused),
+        Err(_) => error.into(),
+    })?;
     if report.nonce != nonce {
         return Err(io::Error::other("the report answers another question"));
     }

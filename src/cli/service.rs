@@ -79,6 +79,7 @@ fn order(config: &Config, order: Order) -> Result<(), Failure> {
         ErrorKind::WouldBlock | ErrorKind::TimedOut => {
             failed("the dispatcher does not answer: see patou status; the watchdog replaces it if it is frozen")
         }
+        ErrorKind::PermissionDenied => failed(format!("{}: {error}", socket.display())),
         _ => failed(format!("the dispatcher does not answer on {}: {error}", socket.display())),
     })?;
     report.refused.map_or(Ok(()), |why| Err(Failure::Failed(why)))

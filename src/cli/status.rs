@@ -115,7 +115,10 @@ pub fn run(path: Option<&Path>, status: &Status) -> Result<(), Failure> {
 fn look(config: &Config) -> Result<View, Failure> {
     let dir = &config.set.runtime_dir;
     let state = State::read(dir).map_err(|_| no_set(dir))?;
-    let report = probe::ask(&dir.join("probe.sock"), None, PATIENCE).ok();
+    let report = probe::ask(&dir.join("probe.sock"), None, PATIENCE);
+    // Who may not ask learns nothing about the dispatcher, least of all that it is frozen.
+    let answers = !matches!(&report, Err(error) if error.kind() != io::ErrorKind::PermissionDenied);
+    let report = report.ok();
     let watchdog = match state.watchdog() {
         None => "gone",
         Some(process) if process.stopped => "frozen",
@@ -123,7 +126,6 @@ fn look(config: &Config) -> Result<View, Failure> {
         Some(_) => "up",
     };
     let dispatcher = &state.dispatcher;
-    let answers = report.is_some();
     let dispatcher_state = match dispatcher.state.as_str() {
         // What the watchdog wrote may be old: the dispatcher's own word counts.
         "up" if !answers && dispatcher.pid.and_then(tree::look).is_none_or(|process| process.zombie) => "gone",

@@ -1,30 +1,97 @@
-//! `probe.sock`: the serving loop answers for itself, and takes an operator's orders.
+//! `probe.sock`: the serving loop answers for itself, and takes an operator's orders, from those who may give them.
 
+use std::cell::Cell;
 use std::rc::Rc;
 use std::time::Duration;
+
+use nix::unistd::{User, geteuid};
 
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::{UnixListener, UnixStream};
 
 use super::desk::Desk;
+use crate::clock;
+use crate::ids::Time;
 use crate::log;
 use crate::pool::Event;
-use crate::probe::{Order, QUESTION_MAX, Question, Report};
+use crate::probe::{Order, QUESTION_MAX, Question, Refusal, Report};
 
 /// Pause after a failed accept: out of descriptors, most likely, which only time mends.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
+/// How long one who may not ask has for the question that is refused.
+const REFUSING: Duration = Duration::from_secs(1);
+/// How often at most it is logged that somebody was refused.
+const TELLING: Duration = Duration::from_secs(60);
+
+/// The account of the watchdog where the set is one of units.
+const WATCHDOG: &str = "patou-watchdog";
+/// The first number of an ordinary user (login.defs(5), `UID_MIN`): the accounts of units are below.
+const ORDINARY: u32 = 1000;
+
+/// Who may ask and order: root, the dispatcher's own user, and the watchdog's where that is another one.
+///
+/// That is so under systemd, where the dispatcher runs as a system account: the set of an ordinary user, or of
+/// root, is nobody else's.
+struct Guests {
+    allowed: Vec<u32>,
+    refused: Cell<u64>,
+    told: Cell<Option<Time>>,
+}
+
+impl Guests {
+    /// Looks the accounts up, once.
+    fn invite() -> Self {
+        let own = geteuid().as_raw();
+        let watchdog = (1..ORDINARY).contains(&own).then(|| User::from_name(WATCHDOG).ok().flatten()).flatten();
+        let allowed = [Some(0), Some(own), watchdog.map(|user| user.uid.as_raw())].into_iter().flatten().collect();
+        Self { allowed, refused: Cell::new(0), told: Cell::new(None) }
+    }
+
+    /// Whether this user may ask. `None`: the kernel does not say who it is.
+    fn admit(&self, uid: Option<u32>) -> bool {
+        if uid.is_some_and(|uid| self.allowed.contains(&uid)) {
+            return true;
+        }
+        let (refused, now) = (self.refused.get() + 1, clock::now());
+        self.refused.set(refused);
+        if self.told.get().is_none_or(|told| now.since(told) >= TELLING) {
+            self.told.set(Some(now));
+            tracing::warn!(uid, refused, "probe.sock: a user who may not ask is refused");
+        }
+        false
+    }
+}
+
 pub async fn serve(socket: UnixListener, desk: Rc<Desk>) {
+    let guests = Guests::invite();
     loop {
         match socket.accept().await {
             Ok((stream, _)) => {
-                tokio::task::spawn_local(converse(stream, desk.clone()));
+                let uid = stream.peer_cred().ok().map(|peer| peer.uid());
+                if guests.admit(uid) {
+                    tokio::task::spawn_local(converse(stream, desk.clone()));
+                } else {
+                    tokio::task::spawn_local(tokio::time::timeout(REFUSING, refuse(stream)));
+                }
             }
             Err(error) => {
                 tracing::warn!(%error, event = %log::Event::AcceptFailed, "probe.sock: accept");
                 tokio::time::sleep(ACCEPT_PAUSE).await;
             }
         }
+    }
+}
+
+/// Hears the question, so that the answer is read, and says no.
+async fn refuse(stream: UnixStream) {
+    let (read, mut write) = stream.into_split();
+    let mut line = Vec::new();
+    let _ = BufReader::new(read).take(QUESTION_MAX as u64).read_until(b'\n', &mut line).await;
+    let refused = "only root, the user of the dispatcher and that of the watchdog may ask or order".to_owned();
+    if let Ok(mut answer) = serde_json::to_vec(&Refusal { refused }) {
+        answer.push(b'\n');
+        let _ = write.write_all(&answer).await; // it has gone, which is all the same
     }
 }
 
