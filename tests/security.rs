@@ -60,11 +60,6 @@ impl Random {
     }
 }
 
-/// What fails may only have failed on the worker that was killed for it.
-fn assert_others_unharmed(failures: &[String], address: &str) {
-    assert!(failures.iter().all(|failure| failure.contains(address)), "{failures:?}");
-}
-
 #[test]
 fn a_worker_that_cuts_its_segment_harms_only_itself() {
     let set = Set::start(&echo());
@@ -76,14 +71,13 @@ fn a_worker_that_cuts_its_segment_harms_only_itself() {
         // Others look at it meanwhile.
         assert!(set.patou(&["status"]).status.success());
         assert!(set.patou(&["ipc", "list"]).status.code().is_some());
-        let address = set.worker("default/2")["address"].as_str().unwrap().to_owned();
         let since = Instant::now();
         wait_until_back(&set, Some(old));
         eprintln!("cut to {size} bytes: back in service after {:?}", since.elapsed());
         load.wait_for(5);
+        // Only the request that it had in hand may go with it.
         let failures = load.stop();
-        eprintln!("requests that failed with it: {}", failures.len());
-        assert!(address.is_empty() || failures.iter().all(|f| f.starts_with("from 127.0.0.1")), "{failures:?}");
+        assert!(failures.len() <= 1, "{failures:?}");
         assert_eq!(set.dispatcher_pid(), dispatcher, "{}", set.log());
         assert_eq!(segment(&set).metadata().unwrap().len(), 704, "it has its size again");
     }
@@ -163,8 +157,9 @@ fn garbage_in_a_segment_harms_only_its_worker() {
         wait_until_back(&set, None);
         eprintln!("round {round}: worker 2 restarted {} times so far", set.worker("default/2")["restarts"]);
     }
-    let failures = load.stop();
-    assert_others_unharmed(&failures, "from 127.0.0.1");
+    // A request that it had in hand may go with it each time.
+    let (failures, restarts) = (load.stop(), set.worker("default/2")["restarts"].as_u64().unwrap());
+    assert!(failures.len() as u64 <= restarts, "{restarts} restarts, {failures:?}");
     assert_eq!(set.dispatcher_pid(), dispatcher, "{}", set.log());
     assert_eq!(set.worker("default/1")["restarts"], 0);
     assert_eq!(set.worker("default/3")["restarts"], 0);
@@ -217,5 +212,79 @@ fn a_sigbus_from_elsewhere_is_fatal_as_ever() {
     set.wait_for("another dispatcher", |status| {
         status["dispatcher"]["pid"] != old && status["dispatcher"]["state"] == "up"
     });
+    set.stop();
+}
+
+#[test]
+fn without_systemd_each_process_is_bound_as_far_as_it_can_be_and_the_rest_is_said() {
+    let script = r#"printf 'Content-Type: text/plain\r\n\r\n'; ulimit -n; ulimit -H -n; ulimit -d"#;
+    let handler = format!("{{ exec = {} }}", words(&["/bin/sh", "-c", script]));
+    let limited = |files: &str| {
+        let limits = format!("{{ open_files = \"{files}\", memory_max = \"256M\", cpu_quota = \"50%\" }}");
+        one_pool(1, &handler, &format!("user = \"nobody\"\nlimits = {limits}"))
+    };
+    let set = Set::start(&limited("64:128"));
+    let said = || get(set.address(0), "/").unwrap().text();
+    assert_eq!(said(), "64\n128\n262144\n");
+    let remark = "pool default: user and limits.cpu_quota: only systemd can do that, under patou run it has no effect";
+    let remarks = || set.log().lines().filter(|line| line.contains(remark)).count();
+    assert_eq!(remarks(), 1, "{}", set.log());
+    let check = set.patou(&["check"]);
+    assert!(check.status.success() && text(&check.stdout).contains(remark), "{}", text(&check.stdout));
+
+    let old = set.worker_pid("default/1");
+    set.configure(&limited("32"));
+    set.signal(Signal::SIGHUP);
+    set.wait_for("a worker with other limits", |status| {
+        let worker = worker_of(status, "default/1");
+        worker["pid"] != old && worker["state"] == "idle"
+    });
+    assert_eq!(said(), "32\n32\n262144\n");
+    assert_eq!((remarks(), set.worker("default/1")["restarts"].as_u64()), (2, Some(0)));
+    set.stop();
+}
+
+/// Asks as another user, with the files open to everybody: the dispatcher alone decides.
+#[test]
+fn the_dispatcher_answers_to_its_own_user_and_root_and_to_nobody_else() {
+    use std::os::unix::fs::PermissionsExt;
+    use std::os::unix::process::CommandExt;
+    let root = nix::unistd::geteuid().is_root();
+    if !root {
+        assert_ne!(std::env::var("CI").as_deref(), Ok("true"), "this test needs root, to be another user");
+        use std::io::Write;
+        let _ = writeln!(std::io::stderr(), "the_dispatcher_answers...: SKIPPED, only root can be another user");
+        return;
+    }
+    if !have("python3") {
+        return;
+    }
+    let mut set = Set::prepare(ECHO);
+    set.run_at("info");
+    set.wait_until_up();
+    let socket = set.dir().join("probe.sock");
+    for (path, mode) in [(set.top(), 0o755), (&set.dir(), 0o755), (&socket, 0o666)] {
+        std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode)).unwrap();
+    }
+    let ask = |uid: u32, order: &str| {
+        let script = "import socket, sys\ns = socket.socket(socket.AF_UNIX)\ns.settimeout(10)\n\
+            s.connect(sys.argv[1])\ns.sendall(sys.argv[2].encode() + b'\\n')\nprint(s.makefile().readline())";
+        let question = format!("{{\"nonce\":7{order}}}");
+        let mut python = std::process::Command::new("python3");
+        let output = python.args(["-c", script]).arg(&socket).arg(question).uid(uid).gid(uid).output().unwrap();
+        assert!(output.status.success(), "{output:?}");
+        text(&output.stdout)
+    };
+    assert!(ask(0, "").contains("\"nonce\":7"));
+    for order in ["", ",\"order\":{\"drain\":\"default/1\"}", ",\"order\":\"quiesce\"", ",\"order\":\"ping\""] {
+        let answer = ask(65_534, order);
+        assert!(answer.starts_with("{\"refused\":\"only root") && !answer.contains("pools"), "{answer}");
+    }
+    assert_eq!(set.worker("default/1")["state"], "idle", "nobody's order was not obeyed");
+    assert_eq!(get(set.address(0), "/x").unwrap().status, 200);
+    let told = set.log().lines().filter(|line| line.contains("may not ask is refused")).count();
+    assert_eq!(told, 1, "once a minute at most\n{}", set.log());
+    // Its own user is asked by `patou status` all the time; and a drain works.
+    assert!(set.patou(&["drain", "default-1"]).status.success());
     set.stop();
 }

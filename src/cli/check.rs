@@ -42,7 +42,12 @@ pub fn check(path: Option<&Path>) -> Result<(), Failure> {
             let last = if count > 1 { format!(" to {}", pool.worker_address(count)) } else { String::new() };
             writeln!(out, "  pool       {name}: {count} {handler} {workers} at {first}{last}")?;
         }
-        writeln!(out, "  directory  {dir}: {} segments, {0} pairs of named pipes", config.workers().count())
+        writeln!(out, "  directory  {dir}: {} segments, {0} pairs of named pipes", config.workers().count())?;
+        config
+            .pools
+            .iter()
+            .filter_map(|pool| pool.beyond_run())
+            .try_for_each(|text| writeln!(out, "  remark     {text}"))
     };
     written(print(&mut out))
 }

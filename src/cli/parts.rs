@@ -6,7 +6,9 @@ use std::path::Path;
 use std::process::Command;
 
 use clap::Args;
+use nix::errno::Errno;
 use nix::sys::prctl;
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::signal::Signal;
 use nix::unistd::{Pid, getppid};
 use sd_notify::NotifyState;
@@ -80,9 +82,31 @@ pub struct Launch {
     /// The process whose end is the end of the part
     #[arg(long)]
     parent: i32,
+    /// Soft and hard limit of open files (RLIMIT_NOFILE)
+    #[arg(long, value_name = "SOFT:HARD", value_parser = pair)]
+    open_files: Option<(u64, u64)>,
+    /// Limit of private writable memory in bytes (RLIMIT_DATA)
+    #[arg(long, value_name = "BYTES")]
+    data: Option<u64>,
     /// The command to become
     #[arg(last = true, required = true)]
     command: Vec<String>,
+}
+
+fn pair(text: &str) -> Result<(u64, u64), String> {
+    let pair = text.split_once(':').and_then(|(soft, hard)| Some((soft.parse().ok()?, hard.parse().ok()?)));
+    pair.ok_or_else(|| format!("{text} is not SOFT:HARD"))
+}
+
+/// Binds this process and what it starts, as far as it may: as systemd does, it stays below the hard limit it has.
+fn limit(resource: Resource, soft: u64, hard: u64) -> nix::Result<()> {
+    match setrlimit(resource, soft, hard) {
+        Err(Errno::EPERM) => {
+            let (_, highest) = getrlimit(resource)?;
+            setrlimit(resource, soft.min(highest), hard.min(highest))
+        }
+        result => result,
+    }
 }
 
 /// Becomes a part: with its own pid in `LISTEN_PID` (sd_listen_fds(3)), which the parent could not know, and
@@ -91,6 +115,12 @@ pub fn launch(launch: &Launch) -> Result<(), Failure> {
     prctl::set_pdeathsig(Signal::SIGTERM).map_err(failed)?;
     if getppid() != Pid::from_raw(launch.parent) {
         return Err(failed("the watchdog has died meanwhile"));
+    }
+    if let Some((soft, hard)) = launch.open_files {
+        limit(Resource::RLIMIT_NOFILE, soft, hard).map_err(|e| failed(format!("limits.open_files: {e}")))?;
+    }
+    if let Some(bytes) = launch.data {
+        limit(Resource::RLIMIT_DATA, bytes, bytes).map_err(|e| failed(format!("limits.memory_max: {e}")))?;
     }
     let pid = std::process::id().to_string();
     Err(failed(Command::new("/proc/self/exe").arg0("patou").args(&launch.command).env("LISTEN_PID", pid).exec()))

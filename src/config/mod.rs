@@ -35,7 +35,7 @@ pub use fault::{Fault, Faults};
 pub use front::Front;
 pub use listener::{Delivery, Listener};
 pub use load::{LoadError, Loaded, Origin};
-pub use pool::{Handler, Limits, Pool};
+pub use pool::{Handler, Limits, Pool, ProcessLimits};
 pub use watchdog::{Restarts, Watchdog};
 
 use crate::ids::{PoolName, WorkerId};

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use super::Address;
+use super::{Address, quantity};
 use crate::ids::PoolName;
 
 /// A named group of identical workers with one handler.
@@ -39,11 +39,33 @@ pub struct Pool {
     pub environment: BTreeMap<String, String>,
     /// The account its workers run under, empty for that of the set; takes effect under systemd.
     pub user: String,
-    /// Limits of each worker; they take effect under systemd.
+    /// Limits of each worker; without systemd see [`Limits::of_a_process`].
     pub limits: Limits,
 }
 
 impl Pool {
+    /// What of this pool `patou run` cannot do, in words; `None` if it can do everything.
+    pub fn beyond_run(&self) -> Option<String> {
+        let limits = &self.limits;
+        let share = limits.memory_max.as_deref().is_some_and(|text| text.ends_with('%'));
+        let beyond = [
+            (!self.user.is_empty(), "user"),
+            (limits.cpu_quota.is_some(), "limits.cpu_quota"),
+            (limits.tasks_max.as_deref().is_some_and(|text| text != "infinity"), "limits.tasks_max"),
+            (share, "limits.memory_max as a percentage"),
+        ];
+        let keys: Vec<_> = beyond.into_iter().filter_map(|(set, key)| set.then_some(key)).collect();
+        let (name, keys) = (
+            &self.name,
+            match keys.as_slice() {
+                [] => return None,
+                [one] => (*one).to_owned(),
+                [first @ .., last] => format!("{} and {last}", first.join(", ")),
+            },
+        );
+        Some(format!("pool {name}: {keys}: only systemd can do that, under patou run it has no effect"))
+    }
+
     /// The most workers one pool may have.
     pub const WORKERS_MAX: u16 = 10_000;
 
@@ -142,9 +164,49 @@ pub struct Limits {
     pub open_files: Option<String>,
 }
 
+/// What one process can be bound to (setrlimit(2)). A control group counts everything a worker starts together;
+/// these bounds hold for each process by itself.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ProcessLimits {
+    /// `RLIMIT_NOFILE`: soft and hard.
+    pub open_files: Option<(u64, u64)>,
+    /// `RLIMIT_DATA` in bytes: private writable memory. Not `RLIMIT_AS`: programs reserve address space by the
+    /// gigabyte and never touch it.
+    pub data: Option<u64>,
+}
+
+impl Limits {
+    /// What `patou run` can do of these for each process.
+    pub fn of_a_process(&self) -> ProcessLimits {
+        ProcessLimits {
+            open_files: self.open_files.as_deref().and_then(quantity::open_files),
+            data: self.memory_max.as_deref().and_then(quantity::bytes),
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_run_can_do_of_the_limits_and_what_not() {
+        let text = |text: &str| Some(text.to_owned());
+        let mut pool =
+            Pool { limits: Limits { open_files: text("64:infinity"), ..Limits::default() }, ..Pool::default() };
+        pool.limits.memory_max = text("512M");
+        let can = ProcessLimits { open_files: Some((64, u64::MAX)), data: Some(512 << 20) };
+        assert_eq!((pool.limits.of_a_process(), pool.beyond_run()), (can, None));
+        pool.limits = Limits { memory_max: text("infinity"), tasks_max: text("infinity"), ..Limits::default() };
+        assert_eq!((pool.limits.of_a_process(), pool.beyond_run()), (ProcessLimits::default(), None));
+        pool.limits =
+            Limits { memory_max: text("50%"), cpu_quota: text("20%"), tasks_max: text("9"), open_files: None };
+        assert_eq!(pool.limits.of_a_process(), ProcessLimits::default());
+        let words = pool.beyond_run().unwrap();
+        assert!(words.contains("limits.cpu_quota, limits.tasks_max and limits.memory_max as a percentage:"), "{words}");
+        pool = Pool { user: "web".into(), ..Pool::default() };
+        assert!(pool.beyond_run().unwrap().starts_with("pool default: user: only systemd"));
+    }
 
     fn at(address: &str, n: u16) -> String {
         Pool { address: address.parse().unwrap(), ..Pool::default() }.worker_address(n).to_string()

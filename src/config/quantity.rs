@@ -61,13 +61,18 @@ pub(super) fn is_tasks_max(text: &str) -> bool {
 
 /// Whether `text` is a `LimitNOFILE=` of systemd.exec(5): `N` or `SOFT:HARD`, each a number above 0 or `infinity`.
 pub(super) fn is_open_files(text: &str) -> bool {
+    open_files(text).is_some()
+}
+
+/// Reads it: soft and hard limit, the largest number for `infinity`.
+pub(super) fn open_files(text: &str) -> Option<(u64, u64)> {
     let one = |part: &str| match part {
         "infinity" => Some(u64::MAX),
         number => whole(number).filter(|&n| n > 0),
     };
     match text.split_once(':') {
-        None => one(text).is_some(),
-        Some((soft, hard)) => one(soft).zip(one(hard)).is_some_and(|(soft, hard)| soft <= hard),
+        None => one(text).map(|both| (both, both)),
+        Some((soft, hard)) => one(soft).zip(one(hard)).filter(|(soft, hard)| soft <= hard),
     }
 }
 

@@ -17,6 +17,7 @@ use nix::unistd::Pid;
 use tokio::sync::mpsc;
 
 use super::plan::{Order, Part};
+use crate::config::ProcessLimits;
 use crate::signals::HoldReload;
 use crate::sys;
 
@@ -45,15 +46,18 @@ impl Children {
 
     /// Starts a part with these sockets; its pid.
     ///
-    /// The child first runs `patou launch`, which knows its own pid and so can set `LISTEN_PID`, and then
-    /// becomes the part.
-    pub fn start(&mut self, part: &Part, sockets: Vec<(String, OwnedFd)>) -> io::Result<u32> {
+    /// The child first runs `patou launch`, which knows its own pid and so can set `LISTEN_PID`, takes its limits
+    /// on itself, and then becomes the part.
+    pub fn start(&mut self, part: &Part, sockets: Vec<(String, OwnedFd)>, limits: ProcessLimits) -> io::Result<u32> {
         let parent = std::process::id().to_string();
         let names: Vec<_> = sockets.iter().map(|(name, _)| name.as_str()).collect();
         let mut command = Command::new("/proc/self/exe");
         command
             .arg0("patou")
-            .args(["launch", "--parent", &parent, "--"])
+            .args(["launch", "--parent", &parent])
+            .args(limits.open_files.map(|(soft, hard)| format!("--open-files={soft}:{hard}")))
+            .args(limits.data.map(|bytes| format!("--data={bytes}")))
+            .arg("--")
             .env("PATOU_CONFIG", &self.config)
             .env("NOTIFY_SOCKET", &self.notify)
             .env("LISTEN_FDS", sockets.len().to_string())

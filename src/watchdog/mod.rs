@@ -221,6 +221,7 @@ impl Watch {
             set_epoch,
             plan,
         };
+        watch.remark();
         watch.perform(actions);
         Ok(watch)
     }
@@ -403,7 +404,9 @@ impl Watch {
 
     fn start(&mut self, part: Part) -> Event {
         let sockets = self.sockets_of(&part);
-        match sockets.and_then(|sockets| self.children.start(&part, sockets)) {
+        let pool = part.worker().and_then(|id| self.config.pool(&id.pool));
+        let limits = pool.map(|pool| pool.limits.of_a_process()).unwrap_or_default();
+        match sockets.and_then(|sockets| self.children.start(&part, sockets, limits)) {
             Ok(pid) => {
                 tracing::debug!(pid, %part, "{part} is started");
                 Event::Started(part, pid)
@@ -436,6 +439,13 @@ impl Watch {
         let listeners = self.sockets.listeners.iter().map(|socket| socket.address.to_string()).collect();
         let state = State::of(&self.plan, &self.config.set.name, self.process, listeners);
         self.written.keep(&state, &self.dir);
+    }
+
+    /// Says what of the configuration only systemd can do.
+    fn remark(&self) {
+        for remark in self.config.pools.iter().filter_map(|pool| pool.beyond_run()) {
+            tracing::warn!("{remark}");
+        }
     }
 }
 

@@ -54,6 +54,7 @@ impl Watch {
                 let what = self.what_changes(&change);
                 tracing::info!(file, set = %self.config.set.name, workers, pools, event = %log::Event::ReloadApplied,
                     "configuration applied: {what}");
+                self.remark();
                 Some(Event::Apply(change))
             }
             Err(error) => {
@@ -169,7 +170,9 @@ fn compare(old: &Config, new: &Config) -> Result<Change, WatchdogError> {
         if id.number > before.workers {
             continue;
         }
-        if before.worker_address(id.number) != after.worker_address(id.number) {
+        let moved = before.worker_address(id.number) != after.worker_address(id.number);
+        // A process cannot take its own limits back.
+        if moved || before.limits.of_a_process() != after.limits.of_a_process() {
             restart.push(id);
         } else if old.front != new.front || !same_for_workers(before, after) {
             reload.push(id);
@@ -220,6 +223,9 @@ mod tests {
         let moved = changed(|c| c.pools[0].address = "127.0.0.1:9000".parse().unwrap()).unwrap();
         assert_eq!((moved.restart.len(), moved.restart_dispatcher), (2, false));
         assert!(changed(|c| c.listeners[0].address = "127.0.0.1:9".parse().unwrap()).unwrap().restart_dispatcher);
+        let bound = changed(|c| c.pools[0].limits.open_files = Some("64".into())).unwrap();
+        assert_eq!((bound.restart.len(), bound.reload.len()), (2, 0));
+        assert!(changed(|c| c.pools[0].limits.cpu_quota = Some("64%".into())).unwrap().restart.is_empty());
         assert!(changed(|c| c.set.name = "other".into()).is_err());
     }
 }

@@ -115,7 +115,7 @@ pub struct Change {
     pub workers: BTreeMap<WorkerId, Duration>,
     /// Those that must read their configuration anew.
     pub reload: Vec<WorkerId>,
-    /// Those that need other sockets.
+    /// Those that need other sockets or other limits.
     pub restart: Vec<WorkerId>,
     /// Whether the dispatcher needs other sockets.
     pub restart_dispatcher: bool,
