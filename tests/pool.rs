@@ -25,6 +25,7 @@ const LIMITS: Limits = Limits {
     claim_timeout: Duration::from_millis(1000),
     request_timeout: Duration::from_millis(30_000),
     slot_scan: Duration::from_millis(100),
+    making_room: Duration::from_secs(10),
 };
 
 fn at(ms: u64) -> Time {

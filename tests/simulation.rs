@@ -186,6 +186,7 @@ impl Sim {
             claim_timeout: Duration::from_millis(300),
             request_timeout: Duration::from_millis(500),
             slot_scan: Duration::from_millis(100),
+            making_room: Duration::from_secs(10),
         };
         let worker = |_| Worker {
             memory: Arc::new(Words((0..WORDS).map(|_| AtomicU64::new(0)).collect())),

@@ -2,7 +2,7 @@
 
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::process::CommandExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use clap::Args;
@@ -65,7 +65,7 @@ fn run_worker(path: Option<&Path>, id: &WorkerId) -> Result<(), Failure> {
         && let Handler::Program(command) = &pool.handler
     {
         let (program, args) = command.split_first().ok_or_else(|| failed("the pool's program has no name"))?;
-        let patou = std::env::current_exe().map_err(failed)?;
+        let patou = own_path().map_err(failed)?;
         let mut command = Command::new(program);
         command.args(args).envs(&pool.environment).env("PATOU_WORKER", id.instance()).env("PATOU_BIN", patou);
         if let Some(path) = path {
@@ -74,6 +74,13 @@ fn run_worker(path: Option<&Path>, id: &WorkerId) -> Result<(), Failure> {
         return Err(failed(format!("worker {id}: cannot execute {program}: {}", command.exec())));
     }
     runtime()?.block_on(worker::run(&config, id)).map_err(|error| failed(format!("worker {id}: {error}")))
+}
+
+/// Where this program is, or where the one is that an upgrade has put in its place (proc(5), `/proc/pid/exe`).
+fn own_path() -> std::io::Result<PathBuf> {
+    let path = std::env::current_exe()?;
+    let upgraded = path.to_str().and_then(|text| text.strip_suffix(" (deleted)")).map(PathBuf::from);
+    Ok(upgraded.filter(|path| path.exists()).unwrap_or(path))
 }
 
 /// A step between the watchdog and a part.

@@ -44,6 +44,8 @@ fn limits(pool: &config::Pool, config: &Config) -> Limits {
         claim_timeout: pool.claim_timeout,
         request_timeout: pool.request_timeout,
         slot_scan: config.front.slot_scan,
+        // Its last answers, then its start.
+        making_room: config.front.linger_timeout + config.watchdog.start_timeout,
     }
 }
 

@@ -16,6 +16,9 @@ use crate::log;
 use crate::pool::Event;
 use crate::probe::{Order, QUESTION_MAX, Question, Refusal, Report};
 
+/// Whoever asks nothing for so long is let go. The watchdog asks every `probe_interval`, and connects anew.
+const IDLE: Duration = Duration::from_secs(60);
+
 /// Pause after a failed accept: out of descriptors, most likely, which only time mends.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
@@ -100,9 +103,10 @@ async fn converse(stream: UnixStream, desk: Rc<Desk>) {
     let mut read = BufReader::new(read);
     loop {
         let mut line = Vec::new();
-        match (&mut read).take(QUESTION_MAX as u64).read_until(b'\n', &mut line).await {
-            Ok(n) if n > 0 && line.last() == Some(&b'\n') => {}
-            _ => return, // gone, or not a question
+        let mut asked = (&mut read).take(QUESTION_MAX as u64);
+        match tokio::time::timeout(IDLE, asked.read_until(b'\n', &mut line)).await {
+            Ok(Ok(n)) if n > 0 && line.last() == Some(&b'\n') => {}
+            _ => return, // gone, asleep, or not a question
         }
         let Ok(question) = serde_json::from_slice::<Question>(&line) else { return };
         // Reported first: whom the order has us ask owes nothing yet.

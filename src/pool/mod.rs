@@ -23,9 +23,6 @@ pub use worker::{Hold, Worker};
 /// How long a peer whose lease ended unused gets only one unclaimed lease at a time.
 pub const SUSPICION: Duration = Duration::from_secs(10);
 
-/// How long the other workers of a pool wait for one that is being recycled to serve again.
-const MAKING_ROOM: Duration = Duration::from_secs(10);
-
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Timer {
     Worker(u16),

@@ -34,6 +34,8 @@ pub struct Limits {
     pub request_timeout: Duration,
     /// How often a leased slot is looked at without a ring.
     pub slot_scan: Duration,
+    /// How long the others wait for a worker that is being recycled to serve again.
+    pub making_room: Duration,
 }
 
 /// What the shell reads in a slot.

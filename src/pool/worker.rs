@@ -2,7 +2,7 @@
 
 use super::ending::TakenBack;
 use super::queue::Waiting;
-use super::{Action, Answer, Ask, ClientId, MAKING_ROOM, Note, Pool, Seen};
+use super::{Action, Answer, Ask, ClientId, Note, Pool, Seen};
 use crate::ids::{Claim, Epoch, LeaseId, Phase, Terms, Time, WorkerState};
 
 /// What a worker is held by.
@@ -123,7 +123,7 @@ impl Pool {
             Some((.., until)) if until <= now => self.recycling = None,
             // Asked by a dispatcher before this one.
             None if up && state == Some(WorkerState::Recycling) => {
-                self.recycling = epoch.map(|epoch| (n, epoch, now + MAKING_ROOM));
+                self.recycling = epoch.map(|epoch| (n, epoch, now + self.limits.making_room));
             }
             _ => {}
         }
@@ -263,7 +263,7 @@ impl Pool {
         if let Some(epoch) = self.may_recycle(n)
             && answer != Some(Answer::Recycle(false))
         {
-            self.recycling = Some((n, epoch, now + MAKING_ROOM));
+            self.recycling = Some((n, epoch, now + self.limits.making_room));
             self.ask(now, n, Ask::Recycle);
         }
         self.consider(n);

@@ -75,13 +75,22 @@ impl Children {
         sys::map_fds(&mut command, numbered.collect())?;
         // It may be told to reload before it knows what that is.
         let held = HoldReload::begin()?;
-        let child = command.spawn()?;
+        let mut child = command.spawn()?;
         drop(held);
         drop(command);
         let pid = child.id();
+        let watched = sys::pidfd_open(Pid::from_raw(pid as i32))
+            .and_then(|pidfd| Ok((pidfd.try_clone().and_then(sys::when_readable)?, pidfd)));
+        let (watch, pidfd) = match watched {
+            Ok(watched) => watched,
+            Err(error) => {
+                // Whose end nobody would see must not live.
+                let _ = child.kill();
+                let _ = child.wait();
+                return Err(error);
+            }
+        };
         self.pids.borrow_mut().insert(pid);
-        let pidfd = sys::pidfd_open(Pid::from_raw(pid as i32))?;
-        let watch = pidfd.try_clone().and_then(sys::when_readable)?;
         let (exits, ended) = (self.exits.clone(), part.clone());
         tokio::task::spawn_local(async move {
             let _ = watch.readable().await;

@@ -20,8 +20,9 @@ use tokio::io::unix::AsyncFd;
 use crate::{program, sys};
 
 /// What a program inherits of the worker's environment. Everything else stays here, above all what systemd
-/// gave the worker for itself (`LISTEN_*`, `NOTIFY_SOCKET`, `WATCHDOG_*`) and `PATOU_CONFIG`.
-const INHERITED: [&str; 3] = ["PATH", "LANG", "TZ"];
+/// gave the worker for itself (`LISTEN_*`, `NOTIFY_SOCKET`, `WATCHDOG_*`) and `PATOU_CONFIG`. What systemd gave it
+/// for the handler are secrets: `LoadCredential=` puts them where `CREDENTIALS_DIRECTORY` says.
+const INHERITED: [&str; 4] = ["PATH", "LANG", "TZ", "CREDENTIALS_DIRECTORY"];
 
 /// Why a handler cannot be started.
 #[derive(Debug, thiserror::Error)]
