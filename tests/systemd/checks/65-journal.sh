@@ -20,7 +20,8 @@ since=$(mark)
 # records [MATCH...]: what the set has said since the mark, as JSON, a record a line.
 records() {
     journalctl --sync
-    journalctl --quiet --after-cursor "$since" --output=json "$@" | jq -c 'select(.SYSLOG_IDENTIFIER == "patou")'
+    # Not --after-cursor=: with a match it leaves out the first one. The mark itself is of somebody else.
+    journalctl --quiet --cursor="$since" --output=json "$@" | jq -c 'select(.SYSLOG_IDENTIFIER == "patou")'
 }
 has_record() { [ -n "$(records "$@")" ]; }
 # field NAME MATCH...: the values of a field, each once.
@@ -69,7 +70,7 @@ evidence=$(records PATOU_EVENT=part-killed PATOU_WORKER=default/1)
 expect "what the evidence says" \
     "$(jq -r '[._SYSTEMD_UNIT, .PRIORITY, .PATOU_PART, .PATOU_POOL, .PATOU_PID, (.PATOU_STATE // "?")[0:1]] | join(" ")' <<<"$evidence")" \
     "patou-watchdog.service 3 worker default/1 default $pid T"
-explained=$(journalctl --quiet --catalog --after-cursor "$since" PATOU_EVENT=part-killed)
+explained=$(journalctl --quiet --catalog --cursor="$since" PATOU_EVENT=part-killed)
 for words in 'Subject: The worker default/1 is killed and replaced' 'Defined-By: patou' "process $pid, state T"; do
     [[ $explained == *"$words"* ]] || fail "journalctl -x does not say '$words': $explained"
 done
