@@ -15,10 +15,10 @@ use nix::sys::signal::Signal;
 use nix::unistd::Pid;
 
 use super::{Failure, failed};
-use crate::config::{Config, Loaded, Origin};
+use crate::config::{Config, LoadError, Loaded, Origin};
 use crate::probe::{self, Order};
 use crate::units::{self, APPLIED, DISPATCHER, IPC, RUNTIME_DIR, WATCHDOG, worker_service};
-use crate::{ipc, sys};
+use crate::{ipc, program, sys};
 
 #[derive(Clone, Debug, Subcommand)]
 pub enum Action {
@@ -89,6 +89,12 @@ fn load(path: Option<&Path>) -> Result<Loaded, Failure> {
         // Who has lost the file does not want another set.
         return Err(Failure::Config("there is no configuration in /etc/patou/patou.toml".to_owned()));
     }
+    let is_comment = |line: &str| line.trim_start().starts_with('#') || line.trim().is_empty();
+    if loaded.text.lines().all(is_comment) {
+        // Every key has a default, but half of a file is no wish for the defaults.
+        return Err(Failure::Config("the configuration is empty: it names no pool".to_owned()));
+    }
+    loaded.check(program::wanted).map_err(LoadError::from)?;
     for pool in &loaded.config.pools {
         super::ipc::account(&pool.user)?;
     }

@@ -25,7 +25,7 @@ pub fn tell(part: &Part, telling: Telling, pid: Option<u32>) {
         }
         Telling::Stopped => {
             tracing::info!(worker, %part, event = %Event::PartStopped,
-                "{part} is stopped: an administrator wants it so");
+                "{part} has been stopped, and stays so until it is started (systemctl)");
         }
         Telling::GivenUp => {
             tracing::error!(worker, %part, event = %Event::PartFailed,

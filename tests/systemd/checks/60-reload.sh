@@ -94,6 +94,8 @@ refused() { # WHAT REASON, the configuration on standard input
 refused "garbage" "patou.toml" < <(head -c 2000 /dev/urandom)
 refused "an unknown key" "wrokers" < <({ configuration && default_pool 3 && echo 'wrokers = 3'; })
 refused "a pool that is not there" "nobody" < <({ configuration && printf '[[listener]]\naddress = "127.0.0.1:7290"\npool = "nobody"\n' && default_pool 3; })
+refused "a program that is not there" "/no/such/program" < <({ configuration && default_pool 3 '{ exec = ["/no/such/program"] }'; })
+refused "an empty file" "is empty" < <(printf '# nothing yet\n\n')
 refused "a user that does not exist" "nobody-knows-me" < <({ configuration && default_pool 3 '"echo"' 'user = "nobody-knows-me"'; })
 refused "another set" "set.name" < <({ configuration && default_pool 3; } | sed 's/name = "patou"/name = "other"/')
 refused "another folder" "runtime_dir" < <({ configuration && default_pool 3; } | sed 's#/run/patou"#/run/elsewhere"#')
