@@ -1,7 +1,7 @@
 //! The log: one line per event that an operator needs.
 //!
-//! Started by systemd, it goes to the journal with its fields ([`journal`]); otherwise to stderr, in lines for
-//! people ([`lines`]). The calls are the same: `tracing`, with short names of fields.
+//! Started by systemd, it goes to the journal with its fields (`src/log/journal.rs`); otherwise to stderr, in lines for
+//! people (`src/log/lines.rs`). The calls are the same: `tracing`, with short names of fields.
 //!
 //! ```text
 //! 12:04:01.137  watchdog      worker is ready                     worker=default/1 pid=4711
