@@ -220,16 +220,16 @@ fn apply(new: &Loaded, steps: &units::Steps) -> Result<(), Failure> {
     render(&new.config)?;
     systemctl(&["reload"], &[IPC.to_owned()])?;
     systemctl(&["start"], &steps.start)?;
-    for unit in steps.restart.iter() {
-        one_by_one("restart", unit)?;
+    for unit in &steps.restart {
+        restart(unit)?;
     }
     // Who is not running, because an operator has stopped it, reads it when it is started.
     systemctl(&["try-reload-or-restart"], &steps.reload)
 }
 
 /// Restarts a unit that is running; one that is not stays as it is.
-fn one_by_one(verb: &str, unit: &str) -> Result<(), Failure> {
-    systemctl(&[&format!("try-{verb}")], &[unit.to_owned()])
+fn restart(unit: &str) -> Result<(), Failure> {
+    systemctl(&["try-restart"], &[unit.to_owned()])
 }
 
 /// Tries the addresses that are new, before anything is touched.
@@ -304,8 +304,8 @@ fn upgrade() -> Result<(), Failure> {
         return systemctl(&["try-restart"], &[IPC.to_owned()]);
     }
     for id in applied.config.workers() {
-        one_by_one("restart", &worker_service(&id))?;
+        restart(&worker_service(&id))?;
     }
-    one_by_one("restart", DISPATCHER)?;
-    one_by_one("restart", WATCHDOG)
+    restart(DISPATCHER)?;
+    restart(WATCHDOG)
 }
