@@ -40,6 +40,8 @@ pub enum Order {
     Resume(WorkerId),
     /// Give no client a worker any more: the set is stopping.
     Quiesce,
+    /// Accept nobody any more, and serve who is here: all parts are about to be replaced.
+    Hold,
 }
 
 /// What the dispatcher knows.

@@ -7,7 +7,7 @@ use std::os::fd::AsFd;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use clap::Subcommand;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -50,6 +50,8 @@ pub enum Action {
 
 /// How long the dispatcher may take to hear that the set is stopping.
 const PATIENCE: Duration = Duration::from_secs(1);
+/// How often it is looked whether anybody still waits.
+const LOOK: Duration = Duration::from_millis(10);
 
 pub fn run(path: Option<&Path>, action: &Action) -> Result<(), Failure> {
     match action {
@@ -301,6 +303,7 @@ fn upgrade() -> Result<(), Failure> {
     };
     if !ipc::is_current(Path::new(RUNTIME_DIR)) {
         println!("the segments have another layout: all workers finish what they do and start anew");
+        empty_queues(&applied.config);
         return systemctl(&["try-restart"], &[IPC.to_owned()]);
     }
     for id in applied.config.workers() {
@@ -308,4 +311,20 @@ fn upgrade() -> Result<(), Failure> {
     }
     restart(DISPATCHER)?;
     restart(WATCHDOG)
+}
+
+/// Has the dispatcher accept nobody any more and waits until nobody waits for a worker: who comes now waits in the
+/// kernel's backlog, for the next dispatcher. One that does not know the order, or does not answer, is restarted as it
+/// is, and who waits in its queue is sent back.
+fn empty_queues(config: &Config) {
+    let socket = Path::new(RUNTIME_DIR).join("probe.sock");
+    let patience = config.pools.iter().map(|pool| pool.queue_timeout).max().unwrap_or_default();
+    let give_up = Instant::now() + patience;
+    let mut order = Some(Order::Hold);
+    while let Ok(report) = probe::ask(&socket, order.take(), PATIENCE) {
+        if report.pools.iter().all(|pool| pool.queue == 0) || Instant::now() >= give_up {
+            return;
+        }
+        std::thread::sleep(LOOK);
+    }
 }

@@ -33,6 +33,8 @@ pub struct Desk {
     goes: Cell<u64>,
     armed: Cell<Option<Time>>,
     rearm: Notify,
+    /// Told when nobody is to be accepted any more.
+    pub hold: Notify,
 }
 
 fn limits(pool: &config::Pool, config: &Config) -> Limits {
@@ -67,6 +69,7 @@ impl Desk {
             goes: Cell::new(1),
             armed: Cell::new(None),
             rearm: Notify::new(),
+            hold: Notify::new(),
         });
         desk.reconfigure(config, return_ports)?;
         Ok(desk)

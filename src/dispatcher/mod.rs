@@ -118,6 +118,7 @@ async fn serve(mut config: Config, path: Option<PathBuf>) -> Result<(), Dispatch
                 Err(error) => tracing::error!(event = %log::Event::ReloadRefused,
                     "reload refused, the configuration in force stays: {error}"),
             },
+            () = desk.hold.notified() => front.close(),
             () = beat.wait() => { let _ = sd_notify::notify(&[NotifyState::Watchdog]); }
         }
     }

@@ -127,6 +127,7 @@ fn obey(desk: &Desk, order: Order) -> Option<String> {
     match order {
         Order::Ping => desk.tell_all(Event::Probe),
         Order::Quiesce => desk.tell_all(Event::Quiesce),
+        Order::Hold => desk.hold.notify_one(),
         Order::Drain(id) | Order::Resume(id) if !desk.has(&id) => {
             return Some(format!("the configuration has no worker {id}"));
         }
