@@ -145,6 +145,22 @@ fn patou_toml_5_has_every_key_with_its_default() {
 }
 
 #[test]
+fn patou_7_has_every_event_and_unit() {
+    let page = read("packaging/man/patou.7");
+    let words: BTreeSet<&str> = page.split([' ', ',', '\n']).collect();
+    let source = read("src/log/events.rs");
+    // `SetUp = 0x..., "set-up";`
+    let events = source.lines().filter_map(|line| line.split_once(" = 0x")?.1.split('"').nth(1));
+    assert!(events.clone().count() > 40);
+    events.for_each(|event| assert!(words.contains(event), "patou(7): event {event}"));
+    for unit in fs::read_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join("systemd")).unwrap() {
+        let name = unit.unwrap().file_name().into_string().unwrap();
+        let stem = name.split('@').next().unwrap_or_default();
+        assert!(name.ends_with(".catalog") || page.contains(&format!("\n.It Pa {stem}")), "patou(7): unit {name}");
+    }
+}
+
+#[test]
 fn what_the_package_ships_is_right() {
     for file in ["packaging/patou.toml", "packaging/examples/work.toml"] {
         let output = Command::new(env!("CARGO_BIN_EXE_patou")).args(["check", "--config", file]).output().unwrap();

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::io;
 use std::os::fd::AsFd;
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
@@ -16,6 +16,7 @@ use nix::unistd::Pid;
 
 use super::{Failure, failed};
 use crate::config::{Config, LoadError, Loaded, Origin};
+use crate::ids::WorkerId;
 use crate::probe::{self, Order};
 use crate::units::{self, APPLIED, DISPATCHER, IPC, RUNTIME_DIR, WATCHDOG, worker_service};
 use crate::{ipc, program, sys};
@@ -76,6 +77,26 @@ fn generate(path: Option<&Path>, dir: &Path) -> Result<(), Failure> {
         let file = dir.join(file);
         let parent = file.parent().unwrap_or(dir);
         fs::create_dir_all(parent).and_then(|()| fs::write(&file, text)).map_err(|error| at(&file, error))?;
+    }
+    pool_drop_ins(&loaded.config, dir)
+}
+
+/// Gives every worker of a pool the drop-ins that an operator has for the pool. systemd itself knows drop-ins for one
+/// instance and for all instances of a unit, and takes no directory for those in between.
+fn pool_drop_ins(config: &Config, dir: &Path) -> Result<(), Failure> {
+    for pool in &config.pools {
+        let theirs = units::pool_drop_ins(&pool.name);
+        let Ok(entries) = fs::read_dir(&theirs) else { continue };
+        let names = entries.filter_map(|entry| Some(entry.ok()?.file_name()));
+        // As for systemd, what has another ending is none, and a file of the same name would take the place of ours.
+        let wanted = |name: &std::ffi::OsString| Path::new(name).extension().is_some_and(|end| end == "conf");
+        for name in names.filter(wanted).filter(|name| name != units::DROP_IN) {
+            for number in 1..=pool.workers {
+                let worker = worker_service(&WorkerId { pool: pool.name.clone(), number });
+                let link = dir.join(format!("{worker}.d")).join(&name);
+                symlink(theirs.join(&name), &link).map_err(|error| at(&link, error))?;
+            }
+        }
     }
     Ok(())
 }

@@ -7,8 +7,10 @@
 mod render;
 mod steps;
 
+use std::path::PathBuf;
+
 use crate::config::{Address, Config};
-use crate::ids::WorkerId;
+use crate::ids::{PoolName, WorkerId};
 pub use render::render;
 pub use steps::{Steps, steps};
 
@@ -28,6 +30,14 @@ pub const DISPATCHER: &str = "patou-dispatcher.service";
 pub const OWNER: &str = "patou";
 /// The account of workers whose pool names none.
 pub const WORKER_USER: &str = "patou-worker";
+
+/// The drop-in that the configuration makes of each unit.
+pub const DROP_IN: &str = "50-patou.conf";
+
+/// Where an operator puts drop-ins for all workers of a pool. A name has no `-`, so no pool means another one's.
+pub fn pool_drop_ins(pool: &PoolName) -> PathBuf {
+    format!("/etc/systemd/system/patou-worker@{pool}-.service.d").into()
+}
 
 /// The service of a worker.
 pub fn worker_service(id: &WorkerId) -> String {

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::fmt::Write;
 use std::time::Duration;
 
-use super::{DISPATCHER, OWNER, WATCHDOG, listener_socket, worker_service, worker_socket};
+use super::{DISPATCHER, DROP_IN, OWNER, WATCHDOG, listener_socket, worker_service, worker_socket};
 use crate::config::{Address, Config, Listener, Pool};
 
 /// Systemd's own watch over a part is the slow second net: this many times what the watchdog of the set allows.
@@ -19,7 +19,7 @@ pub fn render(config: &Config) -> BTreeMap<String, String> {
     let mut files = BTreeMap::new();
     let mut add = |unit: &str, text: String| {
         let head = "# From the configuration of the set, by patou systemd generate.\n";
-        files.insert(format!("{unit}.d/50-patou.conf"), format!("{head}{text}"));
+        files.insert(format!("{unit}.d/{DROP_IN}"), format!("{head}{text}"));
     };
     for (index, listener) in config.listeners.iter().enumerate() {
         add(&listener_socket(index), listening(&listener.address, Some(listener)));

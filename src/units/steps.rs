@@ -1,6 +1,6 @@
 //! What a new configuration means for running units.
 
-use super::{DISPATCHER, WATCHDOG, listener_socket, render, worker_service, worker_socket};
+use super::{DISPATCHER, DROP_IN, WATCHDOG, listener_socket, render, worker_service, worker_socket};
 use crate::config::Config;
 
 /// Units to act upon, in this order. What is not named runs on untouched.
@@ -23,7 +23,7 @@ pub fn steps(old: &Config, new: &Config) -> Steps {
         return steps;
     }
     let (before, after) = (render(old), render(new));
-    let file = |unit: &str| format!("{unit}.d/50-patou.conf");
+    let file = |unit: &str| format!("{unit}.d/{DROP_IN}");
     let same = |unit: &str| before.get(&file(unit)) == after.get(&file(unit));
     for id in old.workers().filter(|id| !after.contains_key(&file(&worker_service(id)))) {
         steps.stop.push(worker_service(&id));

@@ -167,4 +167,24 @@ systemctl reload patou || fail "systemctl reload with one listener less"
 wait_for 10 "the set is up" all_up
 no_request_failed "a listener comes and goes"
 expect_failure "a connection to the listener that went" curl --silent --max-time 5 http://127.0.0.1:7290/x
+
+# A drop-in for a pool is one for each of its workers, also for who comes later.
+pool=/etc/systemd/system/patou-worker@default-.service.d
+mkdir -p "$pool"
+printf '[Service]\nStateDirectory=patou-check\n' >"$pool/state.conf"
+echo 'not for systemd' >"$pool/README"
+systemctl daemon-reload
+{ configuration && default_pool 4; } | configure
+systemctl reload patou || fail "systemctl reload with a drop-in for the pool"
+wait_for 10 "the set is up" all_up
+for n in {1..4}; do
+    expect "StateDirectory of worker $n" "$(show "patou-worker@default-$n.service" StateDirectory)" patou-check
+done
+expect "the state directory" "$(stat --format %U /var/lib/patou-check)" patou-worker
+rm -r "$pool" /var/lib/patou-check
+systemctl daemon-reload
+standard
+systemctl reload patou
+wait_for 10 "the set is up" all_up
+expect "StateDirectory without the drop-in" "$(show patou-worker@default-1.service StateDirectory)" ""
 keep_set
