@@ -564,3 +564,37 @@ fn a_program_that_is_not_there_is_refused_before_anything_changes() {
     assert!(text(&run.stderr).contains("pool[1].handler.exec"), "{run:?}");
     set.assert_nothing_left();
 }
+
+#[test]
+fn a_reload_sets_mode_and_group_of_a_socket_that_stays() {
+    use std::os::unix::fs::{MetadataExt, PermissionsExt};
+    let set = Set::prepare("");
+    let file = set.top().join("front.sock");
+    let config = |more: &str| {
+        let listener = format!("[[listener]]\naddress = \"unix:{}\"\npool = \"default\"\n{more}\n", file.display());
+        listener + "[[pool]]\nname = \"default\"\nworkers = 1\naddress = \"127.0.0.1:0\"\n"
+    };
+    set.configure(&config("mode = 0o600"));
+    let mut set = set;
+    set.run();
+    set.wait_until_up();
+    let status = || std::fs::metadata(&file).unwrap();
+    let inode = status().ino();
+    set.configure(&config("mode = 0o666"));
+    reload(&set);
+    assert_eq!((status().permissions().mode() & 0o7777, status().ino()), (0o666, inode));
+    set.configure(&config("mode = 0o644\ngroup = \"no_such_group\""));
+    let told = reload(&set);
+    assert!(told.contains("nothing has changed") && told.contains("no_such_group"), "{told}");
+    assert_eq!(status().permissions().mode() & 0o7777, 0o666);
+    if nix::unistd::geteuid().is_root() {
+        set.configure(&config("group = \"65534\"\nowner = \"65534\""));
+        reload(&set);
+        assert_eq!((status().uid(), status().gid()), (65534, 65534));
+        // Without the keys it is again what it would be without them.
+        set.configure(&config(""));
+        reload(&set);
+        assert_eq!((status().uid(), status().gid()), (0, nix::unistd::getegid().as_raw()));
+    }
+    set.stop();
+}

@@ -110,13 +110,21 @@ impl Watch {
                 workers.insert(id.clone(), open_worker(&new, &id)?);
             }
         }
+        let stay = kept.iter().enumerate().filter_map(|(index, at)| Some(((*at)?, index)));
+        let changed: Vec<_> = stay.filter(|(at, index)| self.config.listeners[*at] != new.listeners[*index]).collect();
         let fresh: Vec<WorkerId> = new.workers().filter(|id| !self.bells.contains_key(id)).collect();
-        let made = self.make_parts(&new, &fresh).and_then(|bells| publish(&new, &self.dir).map(|()| bells));
+        let sockets = &self.sockets.listeners;
+        let owned = changed.iter().try_for_each(|(at, index)| sockets[*at].own(&new.listeners[*index]));
+        let made = owned.map_err(WatchdogError::from).and_then(|()| self.make_parts(&new, &fresh));
+        let made = made.and_then(|bells| publish(&new, &self.dir).map(|()| bells));
         let bells = match made {
             Ok(bells) => bells,
             Err(error) => {
                 for id in &fresh {
                     let _ = ipc::retire_worker(&self.dir, id); // the first error is the one to tell
+                }
+                for (at, _) in changed {
+                    let _ = self.sockets.listeners[at].own(&self.config.listeners[at]); // likewise
                 }
                 return Err(error);
             }

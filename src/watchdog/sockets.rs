@@ -9,7 +9,7 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 
 use nix::sys::socket::{Backlog, listen};
-use nix::unistd::{Gid, Group, Uid, User, chown};
+use nix::unistd::{Gid, Group, Uid, User, chown, getegid, geteuid};
 
 use crate::config::{Address, Config, Listener};
 use crate::ids::WorkerId;
@@ -51,6 +51,17 @@ impl Socket {
         // The standard library asks for a queue of 128; who waits here while a part restarts is served.
         listen(&fd, Backlog::MAXCONN)?;
         Ok(Self { fd, wanted: wanted.clone(), address, path })
+    }
+}
+
+impl Socket {
+    /// Gives its file, if it has one, mode and owner of this listener, which has its address: what the listener
+    /// does not name becomes what it is for a new file.
+    pub fn own(&self, listener: &Listener) -> Result<(), SocketError> {
+        let Some(path) = &self.path else { return Ok(()) };
+        let (me, mine) = (geteuid().to_string(), getegid().to_string());
+        let (owner, group) = (listener.owner.clone().or(Some(me)), listener.group.clone().or(Some(mine)));
+        own(path, &Listener { owner, group, ..listener.clone() }).map_err(|why| SocketError::not_given(listener, why))
     }
 }
 
@@ -96,6 +107,11 @@ impl SocketError {
             _ => String::new(),
         };
         Self { text: format!("cannot listen on {address} ({what}): {cause}{remedy}"), address: address.clone() }
+    }
+
+    fn not_given(listener: &Listener, (key, cause): (&str, io::Error)) -> Self {
+        let text = format!("cannot give {} its {key}: {cause}: see `{key}` of the listener", listener.address);
+        Self { text, address: listener.address.clone() }
     }
 
     /// Adds the other addresses of which the same is true.
@@ -154,11 +170,7 @@ impl Sockets {
 pub fn open_listener(listener: &Listener) -> Result<Socket, SocketError> {
     let socket = bind(&listener.address, || "listener".to_owned())?;
     if let Some(path) = &socket.path {
-        let owned = own(path, listener);
-        owned.map_err(|(key, cause)| {
-            let text = format!("cannot give {} its {key}: {cause}: see `{key}` of the listener", listener.address);
-            SocketError { text, address: listener.address.clone() }
-        })?;
+        own(path, listener).map_err(|why| SocketError::not_given(listener, why))?;
     }
     Ok(socket)
 }
