@@ -380,3 +380,34 @@ fn children_that_the_watchdog_had_before_are_not_touched() {
     signal_to(stranger, Signal::SIGKILL);
     set.assert_nothing_left();
 }
+
+#[test]
+fn processes_of_another_version_keep_what_they_have() {
+    use std::os::unix::fs::FileExt;
+    let mut set = Set::prepare("");
+    set.configure(&gated(&set, 1, "drain_timeout = \"10m\"", ""));
+    set.run();
+    set.wait_until_up();
+    let worker = set.worker_pid("default/1");
+    let running = start_gated(&set, "one");
+    set.signal(Signal::SIGKILL);
+    set.wait_for_end();
+    // As if a version with another layout had made them.
+    for segment in set.segments() {
+        let file = std::fs::File::options().write(true).open(format!("/dev/shm/{segment}")).unwrap();
+        file.write_all_at(&99u64.to_ne_bytes(), 8).unwrap();
+    }
+    let before = set.segments();
+    set.run();
+    assert_eq!(set.wait_for_end(), Some(1));
+    set.wait_for_log(&["another version of patou (segment layout 99)"]);
+    assert_eq!((set.segments(), is_alive(worker)), (before, true));
+    assert!(set.dir().join("default/1.segment").exists());
+    open_gate(&set);
+    assert_eq!(running.join().unwrap().unwrap().status, 200);
+    // Nobody has them any more: now they are merely to be removed.
+    wait_until("they end", || set.processes().is_empty());
+    set.run();
+    set.wait_until_up();
+    set.stop();
+}

@@ -9,7 +9,7 @@ use super::{IpcError, Paths, at, owner_of, read_private, recorded};
 use crate::config::Config;
 use crate::exchange::{self, Asker, Life};
 use crate::ids::{Claim, Phase};
-use crate::shm::{Role, Segment};
+use crate::shm::{Damage, Role, Segment};
 
 /// Where the kernel shows segments as files (shm_overview(7)).
 const SHM: &str = "/dev/shm";
@@ -50,13 +50,20 @@ pub fn remove_dead_segments(config: &Config) -> Result<usize, IpcError> {
     Ok(removed)
 }
 
-/// Finds them by the locks that they hold. Without any, what is in `dir` is merely to be removed.
+/// Finds them by the locks that they hold. Without any, what is in `dir` is merely to be removed. An error if there
+/// are some that cannot be named, as those of another version: then nothing is to be removed.
 pub fn leftovers(dir: &Path) -> Result<Vec<Leftover>, IpcError> {
     let mut found: Vec<Leftover> = Vec::new();
     for id in recorded(dir)? {
         let owner = owner_of(dir);
         let name = read_private(&Paths::new(dir, &id).segment, owner);
         let Some(segment) = name.ok().and_then(|name| Segment::open_damaged(&name, None, owner).ok()) else { continue };
+        if let Some(Damage::Layout(layout)) = segment.damage() {
+            if segment.is_used() {
+                return Err(IpcError::OtherVersion { dir: dir.to_owned(), layout });
+            }
+            continue;
+        }
         if segment.is_taken(Role::Worker)
             && let Some(life) = Life::load(&segment)
         {

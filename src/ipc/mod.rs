@@ -70,6 +70,14 @@ pub enum IpcError {
         /// Who.
         pid: u32,
     },
+    /// Processes of another version use what is there: what they write cannot be read here.
+    #[error("a set of another version of patou (segment layout {layout}) still runs in {}: stop it with that version, or end its processes", dir.display())]
+    OtherVersion {
+        /// Where.
+        dir: PathBuf,
+        /// The layout of their segments.
+        layout: u64,
+    },
     /// The set is a set of units.
     #[error("the set in {} is run by systemd: stop it first (systemctl stop patou), or give this one another set.runtime_dir", .0.display())]
     Units(PathBuf),

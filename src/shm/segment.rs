@@ -126,6 +126,9 @@ impl fmt::Display for Damage {
     }
 }
 
+/// All bytes, however many there are (fcntl_locking(2)).
+const WHOLE: (i64, i64) = (0, 0);
+
 /// A mapped segment. Unmapped when dropped; the object stays until [`Segment::unlink`].
 #[derive(Debug)]
 pub struct Segment {
@@ -312,6 +315,11 @@ impl Segment {
     /// Whether another process has the role.
     pub fn is_taken(&self, role: Role) -> bool {
         lock::is_locked(&self.file, role.bytes()).unwrap_or(false)
+    }
+
+    /// Whether anybody else has a lock on it, whatever the layout.
+    pub fn is_used(&self) -> bool {
+        lock::is_locked(&self.file, WHOLE).unwrap_or(false)
     }
 
     /// Gives the segment `name` to another group. Who has it open keeps it.

@@ -112,7 +112,8 @@ async fn hold(loaded: Loaded) -> Result<(), WatchdogError> {
     let result = async {
         let stop = stop.into_async().map_err(system("signals"))?;
         let ended = tokio::select! {
-            ended = leftover::clear(&dir, &loaded.config) => ended?,
+            // Who cannot be ended keeps what it has.
+            ended = leftover::clear(&dir, &loaded.config) => ended.inspect_err(|_| waived = true)?,
             _ = stop.readable() => {
                 // What is left goes on by itself, as it did; the next start clears it.
                 waived = true;
@@ -123,6 +124,9 @@ async fn hold(loaded: Loaded) -> Result<(), WatchdogError> {
         Watch::open(loaded, strangers.clone(), segments.clone())?.run(stop, reload).await
     }
     .await;
+    if waived && result.is_err() {
+        return result;
+    }
     if waived {
         tracing::info!(set = %name, event = %log::Event::SetNotStarted,
             "told to stop while the former set was ending: nothing was started");
@@ -468,7 +472,7 @@ fn bounds(config: &Config) -> Bounds {
         dispatcher_timeout: watchdog.dispatcher_timeout,
         start_timeout: watchdog.start_timeout,
         abort_grace: watchdog.abort_grace,
-        // The last answers linger, and those in the queue wait no longer than the longest queue_timeout.
+        // The last answers linger, and a co-process gets a second to leave.
         parting: config.front.linger_timeout + Duration::from_secs(1),
         restarts: restart::limits(config),
     }
