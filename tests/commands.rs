@@ -247,6 +247,19 @@ fn pingpong_ends_cleanly_and_leaves_nothing() {
         assert_eq!((beside(&set), set.segments()), (vec![], vec![]));
         assert!(set.processes().is_empty());
     }
+    // What one that was killed has left goes with the next; what one that runs has, stays.
+    let mut killed = set.command(&["pingpong", "--count", "10000000"]).spawn().unwrap();
+    wait_until("it has begun", || !set.segments().is_empty());
+    let other = set.command(&["pingpong", "--count", "10000000"]).stderr(Stdio::piped()).spawn().unwrap();
+    wait_until("the other has begun", || set.segments().len() == 2);
+    signal_to(killed.id(), Signal::SIGKILL);
+    killed.wait().unwrap();
+    assert_eq!((beside(&set).len(), set.segments().len()), (2, 2));
+    assert_eq!(code(&set, &["pingpong", "--count", "1"]).0, 0);
+    assert_eq!((beside(&set).len(), set.segments().len()), (1, 1));
+    signal_to(other.id(), Signal::SIGTERM);
+    assert_eq!(text(&other.wait_with_output().unwrap().stderr), "patou: interrupted\n");
+    assert_eq!((beside(&set), set.segments()), (vec![], vec![]));
 }
 
 #[test]

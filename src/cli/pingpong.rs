@@ -2,6 +2,7 @@
 
 use std::io::{self, Write};
 use std::os::fd::AsFd;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command};
 use std::time::{Duration, Instant};
@@ -9,14 +10,14 @@ use std::time::{Duration, Instant};
 use clap::Args;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sched::{CpuSet, sched_getaffinity, sched_setaffinity};
-use nix::unistd::Pid;
+use nix::unistd::{Pid, geteuid};
 
 use super::{Failure, failed, load};
 use crate::clock;
 use crate::config::Config;
 use crate::exchange::{Asker, Kind, Reply, Respondent};
 use crate::ids::{Epoch, WorkerId, WorkerState};
-use crate::ipc::{self, Modes, Parts};
+use crate::ipc::{self, Modes, Parts, SetLock};
 use crate::signals::Signal;
 use crate::sys;
 
@@ -59,17 +60,39 @@ const PATIENCE: Duration = Duration::from_secs(10);
 pub fn run(path: Option<&Path>, pingpong: &Pingpong) -> Result<(), Failure> {
     let mut config = load(path)?.config;
     // Apart from any set that runs: a directory of its own inside the runtime directory's parent.
-    let beside = config.set.runtime_dir.with_extension(format!("pingpong-{}", std::process::id()));
-    config.set.runtime_dir = beside;
-    let dir = config.set.runtime_dir.clone();
+    let beside = |of: &str| config.set.runtime_dir.with_extension(format!("pingpong-{of}"));
+    let (dir, dead) = (beside(&std::process::id().to_string()), beside(""));
+    config.set.runtime_dir = dir.clone();
     let stop = Signal::stop().map_err(failed)?;
+    clear_dead(&dead);
     ipc::prepare(&config, &Modes::default()).map_err(failed)?;
     let lock = ipc::lock_set(&dir, ipc::Keeper::Process).map_err(failed)?;
     let result = measure_all(&config, pingpong, &stop);
-    let removed = ipc::remove(&dir).map_err(failed);
+    result.and(remove(&dir, lock))
+}
+
+fn remove(dir: &Path, lock: SetLock) -> Result<(), Failure> {
+    let removed = ipc::remove(dir).map_err(failed);
     let _ = std::fs::remove_file(dir.join("pingpong.toml"));
-    lock.remove(&dir);
-    result.and(removed)
+    lock.remove(dir);
+    removed
+}
+
+/// Removes what earlier ones left that were killed: directories of ours whose names begin like `dead` and whose lock
+/// nobody holds. What cannot be removed harms nobody.
+fn clear_dead(dead: &Path) {
+    let (Some(parent), Some(prefix)) = (dead.parent(), dead.file_name().and_then(|name| name.to_str())) else { return };
+    for entry in std::fs::read_dir(parent).into_iter().flatten().flatten() {
+        let ours = |status: &std::fs::Metadata| status.is_dir() && status.uid() == geteuid().as_raw();
+        let named = entry.file_name().to_str().is_some_and(|name| name.starts_with(prefix));
+        // Its status is that of the entry itself: a link is no directory.
+        if named
+            && entry.metadata().is_ok_and(|status| ours(&status))
+            && let Ok(lock) = ipc::lock_set(&entry.path(), ipc::Keeper::Process)
+        {
+            let _ = remove(&entry.path(), lock);
+        }
+    }
 }
 
 fn measure_all(config: &Config, pingpong: &Pingpong, stop: &Signal) -> Result<(), Failure> {
