@@ -548,6 +548,17 @@ fn workers_are_recycled_one_at_a_time() {
 }
 
 #[test]
+fn who_does_not_come_back_is_waited_for_no_longer_than_making_room() {
+    let wants = living(Ready, true);
+    let recycle = |n| Action::Ask(n, Ask::Recycle);
+    let mut t = Talk::up(Limits { making_room: Duration::from_millis(300), ..LIMITS });
+    t.sees(0, 2, wants, &[recycle(2)]);
+    t.sees(1, 2, answered(Answer::Recycle(true), living(Recycling, true)), &[]);
+    t.sees(299, 1, wants, &[]);
+    t.sees(300, 1, wants, &[recycle(1)]);
+}
+
+#[test]
 fn recycling_survives_an_order_and_a_new_dispatcher() {
     let wants = living(Ready, true);
     let recycle = |n| Action::Ask(n, Ask::Recycle);

@@ -129,6 +129,8 @@ impl Desk {
                 room.pool.reconfigure(Limits { workers: 0, ..limits(&room.config, config) });
             }
         }
+        // Every pool has a tick due at once.
+        self.rearm.notify_one();
         self.drop_surplus();
         Ok(())
     }

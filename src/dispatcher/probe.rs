@@ -16,7 +16,7 @@ use crate::log;
 use crate::pool::Event;
 use crate::probe::{Order, QUESTION_MAX, Question, Refusal, Report};
 
-/// Whoever asks nothing for so long is let go. The watchdog asks every `probe_interval`, and connects anew.
+/// Whoever asks nothing, or takes no answer, for so long is let go. The watchdog asks every `probe_interval`, and connects anew.
 const IDLE: Duration = Duration::from_secs(60);
 
 /// Pause after a failed accept: out of descriptors, most likely, which only time mends.
@@ -116,7 +116,7 @@ async fn converse(stream: UnixStream, desk: Rc<Desk>) {
         let report = Report { nonce: question.nonce, pid, epoch, pools, refused };
         let Ok(mut answer) = serde_json::to_vec(&report) else { return };
         answer.push(b'\n');
-        if write.write_all(&answer).await.is_err() {
+        if !matches!(tokio::time::timeout(IDLE, write.write_all(&answer)).await, Ok(Ok(()))) {
             return;
         }
     }
