@@ -1,6 +1,8 @@
 //! One connection: token, claim, handler, answer, end.
 
+use std::error::Error;
 use std::future::Future;
+use std::io;
 use std::panic::AssertUnwindSafe;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
@@ -87,6 +89,20 @@ enum End {
     Cut(Cut),
 }
 
+impl End {
+    /// Whether the client has gone: found by the watch on it, or by a write that came first.
+    fn is_client_gone(&self) -> bool {
+        match self {
+            End::Cut(cut) => *cut == Cut::Gone,
+            End::Early(error) => {
+                error.source().and_then(|source| source.downcast_ref::<io::Error>()).is_some_and(|error| {
+                    matches!(error.kind(), io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset)
+                })
+            }
+        }
+    }
+}
+
 async fn finish(shared: &Shared, turn: &Turn, held: Held, end: &Result<(), End>, stream: &net::Shared) {
     shared.handled();
     if let Some(builtin) = &shared.builtin {
@@ -97,19 +113,15 @@ async fn finish(shared: &Shared, turn: &Turn, held: Held, end: &Result<(), End>,
         Ok(()) => {
             let _ = set_reset_on_close(stream, false); // not a socket any more: nothing to reset either
         }
-        Err(End::Early(_)) => turn.fail(),
-        Err(End::Cut(cut)) => {
+        Err(end) => {
             turn.fail();
-            match cut {
-                Cut::Gone => {
-                    let event = Event::RequestCancelled;
-                    tracing::info!(%worker, %lease, %epoch, %event, "the client has gone: its request is cancelled");
-                }
-                Cut::Deadline => {
-                    let event = Event::RequestDeadline;
-                    tracing::warn!(%worker, %lease, %epoch, %event,
-                        "request_timeout passed within the response: it is cut");
-                }
+            if end.is_client_gone() {
+                let event = Event::RequestCancelled;
+                tracing::info!(%worker, %lease, %epoch, %event, "the client has gone: its request is cancelled");
+            } else if matches!(end, End::Cut(Cut::Deadline)) {
+                let event = Event::RequestDeadline;
+                tracing::warn!(%worker, %lease, %epoch, %event,
+                    "request_timeout passed within the response: it is cut");
             }
         }
     }
