@@ -154,7 +154,7 @@ fn an_interpreter_stays_warm_dies_and_hangs() {
     if !have("python3") {
         return;
     }
-    let set = interpreter("request_timeout = \"3s\"");
+    let set = interpreter("request_timeout = \"5s\"");
     let address = set.address(0);
     let worker = set.wait_for_worker("default/1", "idle");
     let pid = || get(address, "/pid").unwrap().text().parse::<u32>().unwrap();
