@@ -7,8 +7,9 @@ use crate::exchange::{LINES, WORDS, Word};
 /// First word of a finished segment: "patou" and a guard byte that no text has.
 pub const MAGIC: u64 = u64::from_be_bytes(*b"patou\0\xf0\x7f");
 
-/// Grows with every change of header or slot. Processes of different layouts refuse each other.
-pub const LAYOUT: u64 = 1;
+/// Grows with every change of header or slot. Processes of different layouts refuse each other. What an upgrade makes of
+/// that is tested with a build that has `PATOU_NEXT_LAYOUT` in its environment.
+pub const LAYOUT: u64 = if option_env!("PATOU_NEXT_LAYOUT").is_some() { 2 } else { 1 };
 
 /// The header as it lies in memory. Written once by the creator, the magic last.
 #[repr(C, align(64))]
