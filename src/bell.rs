@@ -102,6 +102,12 @@ mod tests {
         drop(one);
         assert!(!two.hush(), "no end of file when the other end leaves");
 
+        // Made larger by its other end and filled, it is not emptied in one go.
+        nix::fcntl::fcntl(&two, nix::fcntl::FcntlArg::F_SETPIPE_SZ(1 << 18)).unwrap();
+        while (&two.0).write(&[1; 4096]).is_ok() {}
+        let goes = (0..100).take_while(|_| two.hush()).count();
+        assert_eq!(goes, (1 << 18) / (HUSH_READS * 4096));
+
         let plain = dir.join("plain");
         std::fs::write(&plain, "").unwrap();
         assert!(Bell::open(&plain, None).unwrap_err().to_string().contains("not a FIFO"));
