@@ -69,8 +69,13 @@ impl Slice {
     }
 }
 
-/// Whether the process is one of `patou systemd ...`, as `ExecStop=` runs it.
+/// Whether the process is one of `patou systemd ...`, which `ExecStop=+` runs as root: what a process says of itself
+/// is not enough, for a worker could hide behind it.
 fn is_control(pid: u32) -> bool {
-    fs::read(format!("/proc/{pid}/cmdline"))
-        .is_ok_and(|words| words.split(|&byte| byte == 0).nth(1).is_some_and(|word| word == b"systemd"))
+    // Not the owner of the directory, which a process can make root's (prctl(2), PR_SET_DUMPABLE).
+    let uid = |status: &str| status.lines().find_map(|line| Some(line.strip_prefix("Uid:")?.trim_start().to_owned()));
+    let is_root = fs::read_to_string(format!("/proc/{pid}/status")).ok().and_then(|status| uid(&status));
+    is_root.is_some_and(|uids| uids.starts_with("0\t"))
+        && fs::read(format!("/proc/{pid}/cmdline"))
+            .is_ok_and(|words| words.split(|&byte| byte == 0).nth(1).is_some_and(|word| word == b"systemd"))
 }
