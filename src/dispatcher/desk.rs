@@ -1,5 +1,7 @@
 //! Where everything meets: pools, slots, bells and waiting clients. Events in, actions out, no decisions.
 
+mod view;
+
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::rc::Rc;
@@ -9,7 +11,7 @@ use tokio::sync::{Notify, oneshot};
 
 pub use super::room::{Grant, Verdict};
 use super::room::{Name, Room, Slot};
-use super::{DispatcherError, redirect::Staff, slot};
+use super::{DispatcherError, slot};
 use crate::clock;
 use crate::config::{self, Config};
 use crate::exchange::{Asker, Life, Word};
@@ -35,6 +37,8 @@ pub struct Desk {
     rearm: Notify,
     /// Told when nobody is to be accepted any more.
     pub hold: Notify,
+    /// What systemd has been told last.
+    told: RefCell<String>,
 }
 
 fn limits(pool: &config::Pool, config: &Config) -> Limits {
@@ -70,6 +74,7 @@ impl Desk {
             armed: Cell::new(None),
             rearm: Notify::new(),
             hold: Notify::new(),
+            told: RefCell::default(),
         });
         desk.reconfigure(config, return_ports)?;
         Ok(desk)
@@ -391,36 +396,6 @@ impl Desk {
         for slot in self.rooms.borrow().iter().flat_map(|room| &room.slots).flatten() {
             restart::forgive(&slot.segment, Word::DISPATCHER_START);
         }
-    }
-
-    /// How many clients wait for a worker.
-    pub fn waiting(&self) -> usize {
-        self.rooms.borrow().iter().map(|room| room.pool.waiting().0).sum()
-    }
-
-    /// Whether the configuration in force has this worker.
-    pub fn has(&self, id: &WorkerId) -> bool {
-        self.rooms
-            .borrow()
-            .iter()
-            .any(|room| room.config.name == id.pool && (1..=room.config.workers).contains(&id.number))
-    }
-
-    /// How the workers of a pool are, for the words of a refusal.
-    pub fn staff(&self, pool: &PoolName) -> Staff {
-        let rooms = self.rooms.borrow();
-        let Some(room) = rooms.iter().find(|room| room.config.name == *pool) else { return Staff::default() };
-        let workers = &room.pool.workers()[..usize::from(room.config.workers).min(room.pool.workers().len())];
-        let drained = workers.iter().filter(|worker| worker.drained).count();
-        let gone = workers.iter().filter(|worker| !worker.drained && !worker.up).count();
-        Staff { workers: workers.len(), drained, gone }
-    }
-
-    /// Whether an operator keeps this worker out of service.
-    pub fn is_drained(&self, id: &WorkerId) -> bool {
-        let rooms = self.rooms.borrow();
-        let room = rooms.iter().find(|room| room.config.name == id.pool);
-        room.and_then(|room| room.pool.workers().get(usize::from(id.number) - 1)).is_some_and(|worker| worker.drained)
     }
 }
 

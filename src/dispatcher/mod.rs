@@ -99,8 +99,7 @@ async fn serve(mut config: Config, path: Option<PathBuf>) -> Result<(), Dispatch
     let timers = desk.clone();
     tokio::task::spawn_local(async move { timers.run_timers().await });
     let front = front::Front::open(&config, listeners, desk.clone());
-    let status = format!("serving, incarnation {}", desk.epoch());
-    let _ = sd_notify::notify(&[NotifyState::Ready, NotifyState::Status(&status)]);
+    let _ = sd_notify::notify(&[NotifyState::Ready, NotifyState::Status(&desk.status())]);
     tracing::debug!(epoch = %desk.epoch(), "ready");
 
     let mut beat = beat();
@@ -108,16 +107,20 @@ async fn serve(mut config: Config, path: Option<PathBuf>) -> Result<(), Dispatch
     loop {
         tokio::select! {
             _ = stop.read(&mut stops) => break,
-            _ = reload.read(&mut reloads) => match Config::load(path.as_deref()) {
-                Ok(loaded) => {
-                    config = loaded.config;
-                    desk.reconfigure(&config, &|pool| return_port(&config, &ports, pool))?;
-                    front.reconfigure(&config);
-                    tracing::debug!("configuration applied");
+            _ = reload.read(&mut reloads) => {
+                let _ = NotifyState::monotonic_usec_now().and_then(|now| sd_notify::notify(&[NotifyState::Reloading, now]));
+                match Config::load(path.as_deref()) {
+                    Ok(loaded) => {
+                        config = loaded.config;
+                        desk.reconfigure(&config, &|pool| return_port(&config, &ports, pool))?;
+                        front.reconfigure(&config);
+                        tracing::debug!("configuration applied");
+                    }
+                    Err(error) => tracing::error!(event = %log::Event::ReloadRefused,
+                        "reload refused, the configuration in force stays: {error}"),
                 }
-                Err(error) => tracing::error!(event = %log::Event::ReloadRefused,
-                    "reload refused, the configuration in force stays: {error}"),
-            },
+                let _ = sd_notify::notify(&[NotifyState::Ready]);
+            }
             () = desk.hold.notified() => front.close(),
             () = beat.wait() => { let _ = sd_notify::notify(&[NotifyState::Watchdog]); }
         }

@@ -111,6 +111,7 @@ async fn converse(stream: UnixStream, desk: Rc<Desk>) {
         let Ok(question) = serde_json::from_slice::<Question>(&line) else { return };
         // Reported first: whom the order has us ask owes nothing yet.
         let pools = desk.report();
+        desk.tell_status();
         let refused = question.order.and_then(|order| obey(&desk, order));
         let (pid, epoch) = (std::process::id(), desk.epoch().get());
         let report = Report { nonce: question.nonce, pid, epoch, pools, refused };

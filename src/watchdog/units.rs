@@ -124,7 +124,13 @@ impl Watch {
                 Some((part, pid)) = self.ended.1.recv() => self.exited(part, pid),
                 Some(told) = self.told.1.recv() => { self.take(told); None }
                 signs = self.prober.answer() => self.report(signs),
-                Ok(_) = reload.read(&mut reloads) => self.reload(),
+                Ok(_) = reload.read(&mut reloads) => {
+                    let _ = NotifyState::monotonic_usec_now()
+                        .and_then(|now| sd_notify::notify(&[NotifyState::Reloading, now]));
+                    let event = self.reload();
+                    let _ = sd_notify::notify(&[NotifyState::Ready]);
+                    event
+                }
                 () = sleep(wake_at.since(clock::now())) => None,
             };
             let now = clock::now();

@@ -1,0 +1,56 @@
+//! How the pools are, for whoever asks: systemd, an operator, the words of a refusal.
+
+use sd_notify::NotifyState;
+
+use super::Desk;
+use crate::dispatcher::redirect::Staff;
+use crate::ids::{PoolName, WorkerId};
+
+impl Desk {
+    /// How things are, in a line for `systemctl status`.
+    pub fn status(&self) -> String {
+        let rooms = self.rooms.borrow();
+        let workers = || rooms.iter().flat_map(|room| room.pool.workers());
+        let serving = workers().filter(|worker| worker.up && !worker.drained).count();
+        format!("serving with {serving} of {} workers, {} waiting", workers().count(), self.waiting())
+    }
+
+    /// Tells systemd how things are, if that has changed.
+    pub fn tell_status(&self) {
+        let status = self.status();
+        if *self.told.borrow() != status {
+            let _ = sd_notify::notify(&[NotifyState::Status(&status)]);
+            self.told.replace(status);
+        }
+    }
+
+    /// How many clients wait for a worker.
+    pub fn waiting(&self) -> usize {
+        self.rooms.borrow().iter().map(|room| room.pool.waiting().0).sum()
+    }
+
+    /// Whether the configuration in force has this worker.
+    pub fn has(&self, id: &WorkerId) -> bool {
+        self.rooms
+            .borrow()
+            .iter()
+            .any(|room| room.config.name == id.pool && (1..=room.config.workers).contains(&id.number))
+    }
+
+    /// How the workers of a pool are, for the words of a refusal.
+    pub fn staff(&self, pool: &PoolName) -> Staff {
+        let rooms = self.rooms.borrow();
+        let Some(room) = rooms.iter().find(|room| room.config.name == *pool) else { return Staff::default() };
+        let workers = &room.pool.workers()[..usize::from(room.config.workers).min(room.pool.workers().len())];
+        let drained = workers.iter().filter(|worker| worker.drained).count();
+        let gone = workers.iter().filter(|worker| !worker.drained && !worker.up).count();
+        Staff { workers: workers.len(), drained, gone }
+    }
+
+    /// Whether an operator keeps this worker out of service.
+    pub fn is_drained(&self, id: &WorkerId) -> bool {
+        let rooms = self.rooms.borrow();
+        let room = rooms.iter().find(|room| room.config.name == id.pool);
+        room.and_then(|room| room.pool.workers().get(usize::from(id.number) - 1)).is_some_and(|worker| worker.drained)
+    }
+}
