@@ -26,6 +26,9 @@ fail() {
 trap 'say "FAILED: $CHECK, line $LINENO: $BASH_COMMAND"' ERR
 set -E
 
+# grep -q at the end of a pipe, which reads to the end: who writes must not die of a reader that has seen enough.
+has() { grep "$@" >/dev/null; }
+
 micros() { printf '%s' "${EPOCHREALTIME/[.,]/}"; }
 millis_since() { printf '%s' $((($(micros) - $1) / 1000)); }
 
@@ -56,7 +59,7 @@ expect_failure() {
 # ---------------------------------------------------------------------------------------------------------------------
 
 need_installed() {
-    if ! dpkg-query -W -f '${Status}' patou 2>/dev/null | grep -q ' installed$'; then
+    if ! dpkg-query -W -f '${Status}' patou 2>/dev/null | has ' installed$'; then
         # What was there before, for who looks at what a purge leaves.
         [ -e /var/tmp/files-before ] || list_files >/var/tmp/files-before
         apt-get install --quiet --quiet --yes "$deb" >"$check_dir/apt" 2>&1 || fail "apt-get install: $(cat "$check_dir/apt")"

@@ -70,7 +70,7 @@ for unit in "${workers[@]}"; do
     expect "TasksMax of $unit" "$(show "$unit" TasksMax)" 64
     expect "LimitNOFILE of $unit" "$(show "$unit" LimitNOFILE)" 1024
     expect "User of $unit" "$(show "$unit" User)" conversions
-    show "$unit" Environment | grep -qF 'SECOND=x y' || fail "Environment of $unit is $(show "$unit" Environment)"
+    show "$unit" Environment | has -F 'SECOND=x y' || fail "Environment of $unit is $(show "$unit" Environment)"
     expect "the user of process $(main_pid "$unit")" "$(ps -o user:20= -p "$(main_pid "$unit")")" conversions
     grep -qE '^Max open files +1024 ' "/proc/$(main_pid "$unit")/limits" || fail "$unit runs with other open files"
 done
@@ -86,7 +86,7 @@ refused() { # WHAT REASON, the configuration on standard input
     configure
     mark=$(mark)
     expect_failure "systemctl reload: $1" systemctl reload patou
-    words_since "$mark" --unit=patou.service | grep -q -- "$2" || fail "$1: the journal does not say '$2' but: $(words_since "$mark")"
+    words_since "$mark" --unit=patou.service | has -- "$2" || fail "$1: the journal does not say '$2' but: $(words_since "$mark")"
     [ "$(known)" = "$limited" ] || fail "$1 has changed the set: $(diff <(echo "$limited") <(known))"
     expect "patou.service after $1" "$(systemctl is-active patou)" active
     answered_on_tcp || fail "not served after $1"
@@ -102,7 +102,7 @@ refused "another folder" "runtime_dir" < <({ configuration && default_pool 3; } 
 python3 -c 'import socket, time
 s = socket.socket(); s.bind(("127.0.0.1", 7299)); s.listen(); time.sleep(60)' &
 squatter=$!
-taken() { ss --no-header --listening --tcp 'sport = :7299' | grep -q .; }
+taken() { ss --no-header --listening --tcp 'sport = :7299' | has .; }
 wait_for 5 "the port is taken" taken
 refused "a port that is taken" "7299" < <({ configuration && printf '[[listener]]\naddress = "127.0.0.1:7299"\npool = "default"\n' && default_pool 3; })
 kill "$squatter"

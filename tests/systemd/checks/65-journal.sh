@@ -78,7 +78,7 @@ wait_for 10 "worker default/1 is replaced" replaced patou-worker@default-1.servi
 
 # Every number that was used is explained.
 for id in $(records | jq -r '.MESSAGE_ID // empty' | sort -u); do
-    journalctl --list-catalog "$id" | grep -q ' patou: ' || fail "the catalog does not explain $id"
+    journalctl --list-catalog "$id" | has ' patou: ' || fail "the catalog does not explain $id"
 done
 
 # A refused reload says why, under the unit that was asked.

@@ -28,7 +28,7 @@ case $PHASE in
 3)
     expect "the machine" "$(systemctl is-system-running --wait || true)" degraded
     expect "patou.service" "$(systemctl is-active patou || true)" failed
-    journalctl --quiet --boot --unit=patou.service --output=cat | grep -q '/etc/patou/patou.toml' ||
+    journalctl --quiet --boot --unit=patou.service --output=cat | has '/etc/patou/patou.toml' ||
         fail "the journal does not say what is wrong: $(journalctl --boot --unit=patou.service)"
     nothing_is_left_but patou.service
     standard

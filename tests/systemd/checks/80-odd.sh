@@ -51,7 +51,7 @@ before=$(others_than none)
 { configuration && default_pool 4; } | configure
 mark=$(mark)
 expect_failure "systemctl reload with a full /run" systemctl reload patou
-words_since "$mark" | grep -qi 'no space' || fail "the journal does not say that /run is full: $(words_since "$mark")"
+words_since "$mark" | has -i 'no space' || fail "the journal does not say that /run is full: $(words_since "$mark")"
 expect "the set" "$(others_than none)" "$before"
 empty_run
 wait_for 10 "the set is up" all_up
@@ -64,7 +64,7 @@ fails() {
     mark=$(mark)
     expect_failure "systemctl start patou with $1" systemctl start patou
     expect "patou.service" "$(systemctl is-active patou || true)" failed
-    words_since "$mark" | grep -qi -- "$2" || fail "$1: the journal does not say '$2' but: $(words_since "$mark")"
+    words_since "$mark" | has -i -- "$2" || fail "$1: the journal does not say '$2' but: $(words_since "$mark")"
     nothing_is_left_but patou.service
 }
 mended() {
@@ -84,7 +84,7 @@ mended "a full /run"
 mount -o remount,size=4k /dev/shm
 dd if=/dev/zero of=/dev/shm/filler bs=4k count=1 status=none
 expect_failure "systemctl start patou with a full /dev/shm" systemctl start patou
-journalctl --quiet --boot --unit=patou-ipc.service --output=cat | grep -qi 'no space' ||
+journalctl --quiet --boot --unit=patou-ipc.service --output=cat | has -i 'no space' ||
     fail "the journal does not say that /dev/shm is full: $(journalctl --boot --unit=patou-ipc.service --lines=20)"
 rm /dev/shm/filler
 mount -o remount,size=64m /dev/shm
@@ -101,7 +101,7 @@ fails "a user that does not exist" 'nobody-knows-me'
 { configuration && default_pool 3 '{ program = ["/bin/false"] }'; } | configure
 mark=$(mark)
 expect_failure "systemctl start patou with workers that cannot live" systemctl start patou
-words_since "$mark" | grep -q 'no worker could be started' || fail "the journal does not say that no worker could be started: $(words_since "$mark")"
+words_since "$mark" | has 'no worker could be started' || fail "the journal does not say that no worker could be started: $(words_since "$mark")"
 nothing_is_left_but 'patou.service|patou-worker'
 systemctl reset-failed 'patou*'
 standard
