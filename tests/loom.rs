@@ -10,7 +10,9 @@ use std::time::Duration;
 
 use loom::sync::atomic::{AtomicU64, fence};
 use loom::thread;
-use patou::exchange::{self, Asker, ClaimRefused, Kind, Life, Memory, Question, Reply, Respondent, Word};
+use patou::exchange::{
+    self, Asker, ClaimRefused, Kind, Life, Memory, Question, Reply, Request, Respondent, WORDS, Word,
+};
 use patou::ids::{Claim, Epoch, LeaseId, Phase, Terms, Time, Token, WorkerState};
 
 /// Which guarantee is missing.
@@ -41,7 +43,10 @@ struct Slot {
 
 impl Slot {
     fn new(missing: Missing) -> Arc<Self> {
-        let count = Word::CLAIM.index() + 1;
+        Self::of(Word::CLAIM.index() + 1, missing)
+    }
+
+    fn of(count: usize, missing: Missing) -> Arc<Self> {
         let values = (0..count).map(|_| Default::default()).collect();
         Arc::new(Self { words: (0..count).map(|_| AtomicU64::new(0)).collect(), values, missing })
     }
@@ -270,6 +275,48 @@ fn terms_need_their_acquire_fence() {
 #[should_panic(expected = "torn terms")]
 fn terms_need_an_ordered_swap() {
     lease_line(Missing::SwapOrder);
+}
+
+/// Whoever reads the request of a lease while the next one is written down reads that one whole, or nothing.
+fn request_line(missing: Missing) {
+    bounded(3, move || {
+        let slot = Slot::of(WORDS, missing);
+        let worker = Respondent::begin(slot.clone(), 11, 21, Some(31), Time(1));
+        worker.note_request(lease(1), Time(1001), &[b"one"]);
+        let serving = thread::spawn(move || worker.note_request(lease(2), Time(1002), &[b"two"]));
+        for (n, text) in [(1, b"one"), (2, b"two")] {
+            if let Some(found) = Request::load(&slot, lease(n)) {
+                assert!(
+                    found == Request { claimed_at: Time(1000 + n), text: text.to_vec() },
+                    "torn request: {found:?}"
+                );
+            }
+        }
+        serving.join().unwrap();
+    });
+}
+
+#[test]
+fn a_request_is_the_one_of_its_lease() {
+    request_line(Missing::Nothing);
+}
+
+#[test]
+#[should_panic(expected = "torn request")]
+fn a_request_needs_its_release_fence() {
+    request_line(Missing::ReleaseFence);
+}
+
+#[test]
+#[should_panic(expected = "torn request")]
+fn a_request_needs_its_acquire_fence() {
+    request_line(Missing::AcquireFence);
+}
+
+#[test]
+#[should_panic(expected = "torn request")]
+fn a_request_needs_its_release_and_acquire() {
+    request_line(Missing::LoadAndStoreOrder);
 }
 
 /// A token opens the lease it was made for, while that lease is replaced by another one.

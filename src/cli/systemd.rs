@@ -73,7 +73,7 @@ fn generate(path: Option<&Path>, dir: &Path) -> Result<(), Failure> {
         true => Config::load(Some(published))?,
         false => Config::load(path)?,
     };
-    for (file, text) in units::render(&loaded.config) {
+    for (file, text) in units::render(&loaded.config, group) {
         let file = dir.join(file);
         let parent = file.parent().unwrap_or(dir);
         fs::create_dir_all(parent).and_then(|()| fs::write(&file, text)).map_err(|error| at(&file, error))?;
@@ -99,6 +99,11 @@ fn pool_drop_ins(config: &Config, dir: &Path) -> Result<(), Failure> {
         }
     }
     Ok(())
+}
+
+/// The group of a user, which the segments of its pool belong to. Root's is not for the watchdog to have.
+fn group(user: &str) -> Option<u32> {
+    super::ipc::account(user).ok().map(|user| user.gid.as_raw()).filter(|gid| *gid != 0)
 }
 
 fn at(path: &Path, error: io::Error) -> Failure {
@@ -167,7 +172,7 @@ fn systemctl(words: &[&str], units: &[String]) -> Result<(), Failure> {
 
 /// Has systemd read what the generator makes of the published configuration, unless it has done so.
 fn render(config: &Config) -> Result<(), Failure> {
-    let wanted = units::render(config);
+    let wanted = units::render(config, group);
     let dir = Path::new("/run/systemd/generator");
     let there = |(file, text): (&String, &String)| fs::read_to_string(dir.join(file)).is_ok_and(|found| found == *text);
     match wanted.iter().all(there) {

@@ -22,7 +22,7 @@ mod words;
 mod worker;
 
 pub use dispatcher::Asker;
-pub use words::{Counters, LINES, Life, WORDS, Word};
+pub use words::{Counters, LINES, Life, Request, WORDS, Word};
 pub use worker::{ClaimRefused, Counter, Respondent};
 
 use std::sync::atomic::Ordering;

@@ -10,8 +10,12 @@ use crate::ids::{Epoch, LeaseId, Terms, Time, Token, WorkerState};
 const PER_LINE: usize = 8;
 /// Lines of the counters: one of plain counters and four of the histogram.
 const COUNTER_LINES: usize = 1 + Word::BUCKETS / PER_LINE;
+/// The first line of the request.
+const REQUEST_LINE: usize = 5 + COUNTER_LINES;
+/// Lines of the request.
+const REQUEST_LINES: usize = 3;
 /// Lines in a slot.
-pub const LINES: usize = 5 + COUNTER_LINES;
+pub const LINES: usize = REQUEST_LINE + REQUEST_LINES;
 /// Words in a slot.
 pub const WORDS: usize = LINES * PER_LINE;
 
@@ -24,6 +28,9 @@ impl Word {
         assert!(word < PER_LINE && line < LINES);
         Self(line * PER_LINE + word)
     }
+
+    /// The first word of the slot.
+    pub const FIRST: Word = Word::at(0, 0);
 
     // Line 0, written by the dispatcher: the question.
     /// Sequence (56 bits) above the kind (8 bits); 0 while it is being written.
@@ -94,6 +101,18 @@ impl Word {
     pub const fn bucket(i: usize) -> Word {
         assert!(i < Self::BUCKETS);
         Word(6 * PER_LINE + i)
+    }
+
+    // The last lines, written by the worker at the claim: the request, for whoever asks what a frozen worker holds.
+    /// The lease whose request it is; 0 while it is being written.
+    pub(super) const REQUEST_LEASE: Word = Word::at(REQUEST_LINE, 0);
+    /// When it was claimed.
+    pub(super) const CLAIMED_AT: Word = Word::at(REQUEST_LINE, 1);
+
+    /// Word `i` of its text, below [`Request::TEXT_WORDS`].
+    pub(super) const fn request_text(i: usize) -> Word {
+        assert!(i < Request::TEXT_WORDS);
+        Word(REQUEST_LINE * PER_LINE + 2 + i)
     }
 
     /// Its index in the slot, below [`WORDS`].
@@ -174,6 +193,53 @@ impl Counters {
     }
 }
 
+/// The request that a worker has in hand.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Request {
+    /// When it was claimed.
+    pub claimed_at: Time,
+    /// Method and path, cut at [`Request::TEXT_MAX`] bytes. A client's words: they may hold anything.
+    pub text: Vec<u8>,
+}
+
+impl Request {
+    const TEXT_WORDS: usize = REQUEST_LINES * PER_LINE - 2;
+    /// Bytes of text that are kept.
+    pub const TEXT_MAX: usize = Self::TEXT_WORDS * size_of::<u64>();
+
+    /// The request of this lease; `None` if what stands there is another one's, or is just being written.
+    pub fn load<M: Memory>(memory: &M, lease: LeaseId) -> Option<Request> {
+        use std::sync::atomic::Ordering::Acquire;
+        let is_its = |order| memory.load(Word::REQUEST_LEASE, order) == lease.get();
+        if !is_its(Acquire) {
+            return None; // Acquire R
+        }
+        let claimed_at = Time(memory.load(Word::CLAIMED_AT, Relaxed));
+        let words = (0..Self::TEXT_WORDS).map(|i| memory.load(Word::request_text(i), Relaxed));
+        let text = words.flat_map(u64::to_le_bytes).take_while(|byte| *byte != 0).collect();
+        memory.fence(Acquire); // Acquire R
+        is_its(Relaxed).then_some(Request { claimed_at, text })
+    }
+}
+
+/// Writes down the request of a lease. The text ends with a zero byte, or with the last word.
+pub(super) fn store_request<M: Memory>(memory: &M, lease: LeaseId, claimed_at: Time, text: &[&[u8]]) {
+    use std::sync::atomic::Ordering::Release;
+    memory.store(Word::REQUEST_LEASE, 0, Relaxed);
+    memory.fence(Release); // Release R: no word of this request is seen under the lease of the one before
+    memory.store(Word::CLAIMED_AT, claimed_at.0, Relaxed);
+    let mut bytes = text.iter().flat_map(|piece| piece.iter().copied()).take(Request::TEXT_MAX).peekable();
+    for i in 0..Request::TEXT_WORDS {
+        let more = bytes.peek().is_some();
+        let word: [u8; size_of::<u64>()] = std::array::from_fn(|_| bytes.next().unwrap_or(0));
+        memory.store(Word::request_text(i), u64::from_le_bytes(word), Relaxed);
+        if !more {
+            break;
+        }
+    }
+    memory.store(Word::REQUEST_LEASE, lease.get(), Release); // Release R
+}
+
 pub(super) fn load_terms<M: Memory>(memory: &M) -> Option<Terms> {
     Some(Terms {
         lease: LeaseId::new(memory.load(Word::LEASE, Relaxed))?,
@@ -198,5 +264,46 @@ pub(super) fn store_terms<M: Memory>(memory: &M, terms: &Terms) {
         (Word::REQUEST_TIMEOUT, timeout),
     ] {
         memory.store(word, value, Relaxed);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ids::Epoch;
+    use std::sync::atomic::{AtomicU64, Ordering};
+
+    struct Words(Vec<AtomicU64>);
+
+    impl Memory for Words {
+        fn load(&self, word: Word, order: Ordering) -> u64 {
+            self.0[word.index()].load(order)
+        }
+        fn store(&self, word: Word, value: u64, order: Ordering) {
+            self.0[word.index()].store(value, order);
+        }
+        fn compare_exchange(&self, _: Word, _: u64, _: u64) -> Result<(), u64> {
+            unreachable!("not for requests")
+        }
+        fn fence(&self, _: Ordering) {}
+    }
+
+    #[test]
+    fn a_request_is_kept_up_to_its_bound_and_told_from_the_one_before() {
+        let memory = Words((0..WORDS).map(|_| AtomicU64::new(u64::MAX)).collect());
+        let lease = |n| LeaseId::of(Epoch::FIRST, n);
+        let kept = |n, pieces: &[&[u8]]| {
+            store_request(&memory, lease(n), Time(n), pieces);
+            assert_eq!(Request::load(&memory, lease(n + 1)), None);
+            let request = Request::load(&memory, lease(n)).unwrap();
+            assert_eq!(request.claimed_at, Time(n));
+            String::from_utf8(request.text).unwrap()
+        };
+        let long = "x".repeat(Request::TEXT_MAX + 1);
+        assert_eq!(kept(1, &[b"GET", b" ", b"/"]), "GET /");
+        assert_eq!(kept(2, &[long.as_bytes()]), long[1..]);
+        assert_eq!(kept(3, &[b"PUT /16"]), "PUT /16");
+        assert_eq!(kept(4, &[b"PUT /eig"]), "PUT /eig", "a word that is full");
+        assert_eq!(kept(5, &[]), "");
     }
 }

@@ -3,7 +3,7 @@
 use std::sync::atomic::Ordering::{Acquire, Relaxed, Release};
 use std::time::Duration;
 
-use super::words::WANTS_RECYCLE;
+use super::words::{WANTS_RECYCLE, store_request};
 use super::{Kind, Memory, Question, Reply, Word, claim, swap, terms};
 use crate::ids::{Claim, Epoch, LeaseId, Phase, Reason, Terms, Time, Token, WorkerState};
 
@@ -168,6 +168,11 @@ impl<M: Memory> Respondent<M> {
         }
         swap(&self.memory, held, Claim::Held(terms.lease, Phase::Claimed)).map_err(|_| ClaimRefused::Late)?;
         Ok(terms)
+    }
+
+    /// Writes down what was claimed, for [`super::Request::load`]: pieces of text that belong together.
+    pub fn note_request(&self, lease: LeaseId, now: Time, text: &[&[u8]]) {
+        store_request(&self.memory, lease, now, text);
     }
 
     /// `Claimed -> Responding`. On `false` not one byte may be sent: the dispatcher has ended the lease.

@@ -24,7 +24,7 @@ use nix::unistd::{Gid, getuid};
 use crate::bell::Bell;
 use crate::config::Config;
 use crate::ids::{PoolName, WorkerId};
-use crate::shm::{Damage, Identity, Role, Segment, SegmentError};
+use crate::shm::{Damage, Identity, Role, Segment, SegmentError, Snapshot};
 pub use directory::{Keeper, SetLock, is_units, lock_set};
 use directory::{check_directory, owner_of, prepare_directory, read_private};
 pub use leftover::{Leftover, leftovers, remove_dead_segments};
@@ -202,6 +202,11 @@ pub fn open_damaged(config: &Config, id: &WorkerId) -> Result<Parts, IpcError> {
 pub fn segment_name(dir: &Path, id: &WorkerId) -> Result<String, IpcError> {
     let path = Paths::new(dir, id).segment;
     read_private(&path, owner_of(dir)).map_err(at(&path))
+}
+
+/// What stands in the slot of one worker at this moment, for who may read it and only looks.
+pub fn snapshot(dir: &Path, id: &WorkerId) -> Result<Snapshot, IpcError> {
+    Ok(Snapshot::take(&segment_name(dir, id)?, owner_of(dir))?)
 }
 
 /// Which life of the set made the segments that are there.

@@ -9,7 +9,7 @@ pub const MAGIC: u64 = u64::from_be_bytes(*b"patou\0\xf0\x7f");
 
 /// Grows with every change of header or slot. Processes of different layouts refuse each other. What an upgrade makes of
 /// that is tested with a build that has `PATOU_NEXT_LAYOUT` in its environment.
-pub const LAYOUT: u64 = if option_env!("PATOU_NEXT_LAYOUT").is_some() { 2 } else { 1 };
+pub const LAYOUT: u64 = if option_env!("PATOU_NEXT_LAYOUT").is_some() { 3 } else { 2 };
 
 /// The header as it lies in memory. Written once by the creator, the magic last.
 #[repr(C, align(64))]
@@ -55,5 +55,5 @@ const _: () = {
     // One page: a segment is mapped or it is not.
     assert!(SIZE <= 4096);
     assert!(offset(Word::CLAIM) == 64 + 4 * 64);
-    assert!(offset(Word::bucket(Word::BUCKETS - 1)) + 8 == SIZE);
+    assert!(WORDS * 8 + offset_of!(Layout, slot) == SIZE);
 };

@@ -3,6 +3,8 @@
 mod layout;
 mod lock;
 mod segment;
+mod snapshot;
 
 pub use lock::{is_locked, try_lock};
 pub use segment::{Damage, Identity, Role, Segment, SegmentError};
+pub use snapshot::Snapshot;

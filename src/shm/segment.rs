@@ -11,7 +11,7 @@
 use std::fmt;
 use std::fs::File;
 use std::os::fd::AsRawFd;
-use std::os::unix::fs::{FileExt, MetadataExt};
+use std::os::unix::fs::FileExt;
 use std::sync::atomic::{self, AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Mutex, OnceLock, PoisonError};
 
@@ -202,11 +202,7 @@ impl Segment {
         let fd = shm_open(name, OFlag::O_RDWR | OFlag::O_CLOEXEC | OFlag::O_NOFOLLOW, Mode::empty())
             .map_err(system("shm_open"))?;
         let file = File::from(fd);
-        let status = file.metadata().map_err(|e| system("fstat")(Errno::from_raw(e.raw_os_error().unwrap_or(0))))?;
-        let uid = status.uid();
-        if uid != geteuid().as_raw() && uid != 0 && Some(uid) != owner {
-            return Err(SegmentError::Foreign { name: name.to_owned(), uid });
-        }
+        check_owner(name, &file, owner)?;
         Self::map(name, file, digest)
     }
 
@@ -349,6 +345,13 @@ impl Segment {
         // atomic may be changed by anybody at any time. Nothing but this one word is referred to.
         unsafe { AtomicU64::from_ptr(self.map.as_mut_ptr().add(at).cast::<u64>()) }
     }
+}
+
+/// Refuses what belongs neither to this user nor to root nor to `owner`.
+pub(super) fn check_owner(name: &str, file: &File, owner: Option<u32>) -> Result<(), SegmentError> {
+    let uid = fstat(file).map_err(|cause| SegmentError::System { name: name.to_owned(), call: "fstat", cause })?.st_uid;
+    let allowed = uid == geteuid().as_raw() || uid == 0 || Some(uid) == owner;
+    if allowed { Ok(()) } else { Err(SegmentError::Foreign { name: name.to_owned(), uid }) }
 }
 
 impl Drop for Segment {
@@ -517,7 +520,7 @@ mod tests {
         assert!(why(78).contains("another set"), "{}", why(78));
 
         made.word(std::mem::offset_of!(Header, layout)).store(9, Ordering::Relaxed);
-        assert!(why(77).contains("version 9, this program's is 1"), "{}", why(77));
+        assert!(why(77).contains("version 9, this program's is 2"), "{}", why(77));
         made.word(0).store(0, Ordering::Relaxed);
         assert!(why(77).contains("half made"), "{}", why(77));
         made.file.set_len(100).unwrap();

@@ -1,10 +1,10 @@
 //! Drop-ins from a configuration.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write;
 use std::time::Duration;
 
-use super::{DISPATCHER, DROP_IN, OWNER, WATCHDOG, listener_socket, worker_service, worker_socket};
+use super::{DISPATCHER, DROP_IN, OWNER, WATCHDOG, WORKER_USER, listener_socket, worker_service, worker_socket};
 use crate::config::{Address, Config, Listener, Pool};
 
 /// Systemd's own watch over a part is the slow second net: this many times what the watchdog of the set allows.
@@ -14,8 +14,8 @@ const DESCRIPTORS: usize = 1024;
 /// How long a part that has been told to go may take when nothing is left to do, besides what the configuration says.
 const PARTING: Duration = Duration::from_secs(1);
 
-/// The drop-ins: path below the directory of the generator, and content.
-pub fn render(config: &Config) -> BTreeMap<String, String> {
+/// The drop-ins: path below the directory of the generator, and content. `group` knows the group of a user.
+pub fn render(config: &Config, group: impl Fn(&str) -> Option<u32>) -> BTreeMap<String, String> {
     let mut files = BTreeMap::new();
     let mut add = |unit: &str, text: String| {
         let head = "# From the configuration of the set, by patou systemd generate.\n";
@@ -25,7 +25,7 @@ pub fn render(config: &Config) -> BTreeMap<String, String> {
         add(&listener_socket(index), listening(&listener.address, Some(listener)));
     }
     add(DISPATCHER, dispatcher(config));
-    add(WATCHDOG, start_limit(config));
+    add(WATCHDOG, watchdog(config, group));
     for pool in &config.pools {
         // A client that may ask for a worker of the pool may also talk to it.
         let like = config.listeners.iter().find(|l| l.pool == pool.name && l.address.is_unix());
@@ -71,6 +71,21 @@ fn dispatcher(config: &Config) -> String {
     time(&mut text, "TimeoutAbortSec", watchdog.abort_grace);
     time(&mut text, "WatchdogSec", watchdog.dispatcher_timeout * SECOND_NET);
     text
+}
+
+/// It reads what the workers hold, which belongs to their groups.
+fn watchdog(config: &Config, group: impl Fn(&str) -> Option<u32>) -> String {
+    let mut text = start_limit(config);
+    text.push_str("\n[Service]\n");
+    for group in users(config).into_iter().filter_map(group).collect::<BTreeSet<_>>() {
+        let _ = writeln!(text, "SupplementaryGroups={group}");
+    }
+    text
+}
+
+/// The users of all workers, each once.
+pub(super) fn users(config: &Config) -> BTreeSet<&str> {
+    config.pools.iter().map(|pool| if pool.user.is_empty() { WORKER_USER } else { pool.user.as_str() }).collect()
 }
 
 fn worker(config: &Config, pool: &Pool) -> String {

@@ -1,5 +1,6 @@
 //! What a new configuration means for running units.
 
+use super::render::users;
 use super::{DISPATCHER, DROP_IN, WATCHDOG, listener_socket, render, worker_service, worker_socket};
 use crate::config::Config;
 
@@ -22,7 +23,8 @@ pub fn steps(old: &Config, new: &Config) -> Steps {
     if old == new {
         return steps;
     }
-    let (before, after) = (render(old), render(new));
+    // A group is its user's: here it is enough to compare the users.
+    let (before, after) = (render(old, |_| None), render(new, |_| None));
     let file = |unit: &str| format!("{unit}.d/{DROP_IN}");
     let same = |unit: &str| before.get(&file(unit)) == after.get(&file(unit));
     for id in old.workers().filter(|id| !after.contains_key(&file(&worker_service(id)))) {
@@ -55,6 +57,8 @@ pub fn steps(old: &Config, new: &Config) -> Steps {
         &mut steps.restart
     };
     dispatcher.insert(0, DISPATCHER.to_owned());
-    steps.reload.push(WATCHDOG.to_owned());
+    // A process has the groups that it was started with.
+    let watchdog = if users(old) == users(new) { &mut steps.reload } else { &mut steps.restart };
+    watchdog.push(WATCHDOG.to_owned());
     steps
 }

@@ -1,7 +1,8 @@
 use std::time::Duration;
 
 use super::*;
-use crate::config::Handler;
+use crate::config::{Handler, Pool};
+use crate::ids::PoolName;
 
 fn base() -> Config {
     Config::parse(
@@ -21,7 +22,18 @@ fn drop_ins_carry_what_the_configuration_says() {
     pool.limits.memory_max = Some("50%".into());
     pool.limits.open_files = Some("99".into());
     pool.drain_timeout = Duration::from_millis(1500);
-    let files = render(&config);
+    config.pools.extend(["", "lost", "twin"].map(|user| Pool {
+        name: PoolName::new(&format!("of_{user}")).unwrap(),
+        user: user.into(),
+        queue: 0,
+        ..Pool::default()
+    }));
+    let group = |user: &str| match user {
+        "conv" | "twin" => Some(1234),
+        "patou-worker" => Some(997),
+        _ => None,
+    };
+    let files = render(&config, group);
     let file = |unit: &str| files[&format!("{unit}.d/50-patou.conf")].as_str();
     let has = |unit: &str, line: &str| assert!(file(unit).lines().any(|l| l == line), "{line} in\n{}", file(unit));
 
@@ -44,6 +56,8 @@ fn drop_ins_carry_what_the_configuration_says() {
     has("patou-dispatcher.service", "Sockets=patou-listener@0.socket");
     has("patou-dispatcher.service", "FileDescriptorStoreMax=128");
     assert!(!file("patou-worker@a-1.service").contains("CPUQuota"));
+    let groups: Vec<_> = file("patou-watchdog.service").lines().filter(|l| l.contains("Groups")).collect();
+    assert_eq!(groups, ["SupplementaryGroups=997", "SupplementaryGroups=1234"]);
 }
 
 #[test]
@@ -71,6 +85,8 @@ fn each_change_concerns_whom_it_concerns() {
     assert_eq!((listener.stop, listener.restart), (units(&["patou-listener@0.socket"]), units(&[DISPATCHER])));
     let added = change(|c| c.listeners.push(crate::config::Listener::default()));
     assert_eq!((added.stop, added.restart), (vec![], units(&[DISPATCHER])));
+    let user = change(|c| c.pools[0].user = "conv".into());
+    assert_eq!((user.restart, user.reload), (units(&[one, two, WATCHDOG]), units(&[DISPATCHER])));
     // A longer queue is a larger descriptor store, which only a restart brings.
     assert_eq!(change(|c| c.pools[0].queue = 200).restart, units(&[DISPATCHER]));
 }

@@ -175,6 +175,9 @@ async fn answer<S: Handler>(
     let http11 = request.version() >= Version::HTTP_11;
     let held = Held { lease: terms.lease, since, deadline: since + terms.request_timeout };
     shared.begin(&terms, now, &stream);
+    // Without the query, which may hold what a log must not.
+    let line = [request.method().as_str().as_bytes(), b" ", target.path().as_bytes()];
+    shared.respondent.note_request(terms.lease, now, &line);
     turn.begin(held, http11);
     let (worker, lease, epoch) = (&shared.id, terms.lease, shared.respondent.epoch());
     tracing::debug!(%worker, %lease, %epoch, event = %Event::LeaseClaimed, "lease is claimed");

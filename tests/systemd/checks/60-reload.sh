@@ -77,7 +77,11 @@ done
 said=$(curl --silent --fail --location http://127.0.0.1:7286/x)
 grep -qxF 'GREETING=50% "of" it' <<<"$said" || fail "the handler's environment lacks GREETING: $said"
 grep -qxF conversions <<<"$said" || fail "the handler is not user conversions: $said"
-expect "watchdog and dispatcher" "$(pids_of "${parts[@]:0:2}")" "$before"
+expect "the dispatcher" "$(main_pid patou-dispatcher.service)" "$(tail -n 1 <<<"$before")"
+# The watchdog reads what the workers hold: for that it has begun again, in their group.
+[ "$(main_pid patou-watchdog.service)" != "$(head -n 1 <<<"$before")" ] || fail "the watchdog has not been restarted"
+grep -qE "^Groups:.* $(id -g conversions)( |$)" "/proc/$(main_pid patou-watchdog.service)/status" ||
+    fail "the watchdog is not in the group of conversions"
 limited=$(known)
 
 # Wrong ones are refused, with the reason in the journal, and nothing has changed.

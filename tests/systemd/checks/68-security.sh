@@ -38,6 +38,9 @@ expect "the user of a pool with one" "$(show patou-worker@apart-1 User)" other
 capabilities() { awk '$1 == "CapEff:" { print $2 }' "/proc/$(main_pid "$1")/status"; }
 expect "the dispatcher's capabilities" "$(capabilities patou-dispatcher)" 0000000000000000
 expect "a worker's capabilities" "$(capabilities patou-worker@default-1)" 0000000000000000
+groups() { awk '$1 == "Groups:" { $1 = ""; print }' "/proc/$(main_pid "$1")/status" | tr ' ' '\n' | sort -n | xargs; }
+gids() { getent group "$@" | cut -d : -f 3 | sort -n | xargs; }
+expect "the watchdog's groups" "$(groups patou-watchdog)" "$(gids patou-watchdog patou-worker other)"
 expect "the watchdog's capabilities (CAP_KILL)" "$(capabilities patou-watchdog)" 0000000000000020
 
 # Signal, trace: the other parts are other users.
