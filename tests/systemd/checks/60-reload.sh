@@ -80,7 +80,7 @@ grep -qxF conversions <<<"$said" || fail "the handler is not user conversions: $
 expect "the dispatcher" "$(main_pid patou-dispatcher.service)" "$(tail -n 1 <<<"$before")"
 # The watchdog reads what the workers hold: for that it has begun again, in their group.
 [ "$(main_pid patou-watchdog.service)" != "$(head -n 1 <<<"$before")" ] || fail "the watchdog has not been restarted"
-grep -qE "^Groups:.* $(id -g conversions)( |$)" "/proc/$(main_pid patou-watchdog.service)/status" ||
+grep "^Groups:" "/proc/$(main_pid patou-watchdog.service)/status" | has -w "$(id -g conversions)" ||
     fail "the watchdog is not in the group of conversions"
 limited=$(known)
 
