@@ -2,99 +2,16 @@
 //!
 //! Pure: observations and `now` in, a verdict out. A process is accused only by its own silence after it was
 //! asked; a watchdog that was late itself extends every deadline by what it lost (cf. Dadgar et al.,
-//! "Lifeguard: Local Health Awareness for More Accurate Failure Detection", 2018).
+//! "Lifeguard: Local Health Awareness for More Accurate Failure Detection", 2018), and so does a machine that
+//! did not run whom it blames.
+
+mod pulse;
 
 use std::collections::VecDeque;
 use std::time::Duration;
 
 use crate::ids::Time;
-
-/// What is known of a process.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Verdict {
-    /// It has not said yet that it is ready.
-    Starting,
-    /// It answers.
-    Alive,
-    /// It owes an answer, for less than its bound.
-    Late,
-    /// It owes an answer for longer than its bound, or was not ready in time.
-    Frozen,
-}
-
-/// The signs of life of one process.
-#[derive(Clone, Copy, Debug)]
-pub struct Pulse {
-    /// When its start, or the question it owes an answer to, was.
-    since: Option<Time>,
-    ready: bool,
-}
-
-impl Pulse {
-    /// A process that was started just now.
-    pub fn born(now: Time) -> Self {
-        Self { since: Some(now), ready: false }
-    }
-
-    /// It says that it is ready.
-    pub fn ready(&mut self) {
-        self.ready = true;
-        self.since = None;
-    }
-
-    /// Whether it has said that it is ready.
-    pub fn is_ready(&self) -> bool {
-        self.ready
-    }
-
-    /// Somebody who asks it for us says that it owes an answer since then. A later time than the one we know
-    /// means that it has answered in between.
-    pub fn silent(&mut self, since: Time) {
-        if self.ready {
-            self.since = Some(self.since.map_or(since, |known| known.max(since)));
-        }
-    }
-
-    /// When the verdict changes to [`Verdict::Frozen`], unless something happens before.
-    pub fn due(&self, start_timeout: Duration, timeout: Duration) -> Option<Time> {
-        self.since.map(|since| since + if self.ready { timeout } else { start_timeout })
-    }
-
-    /// It owes an answer since then.
-    pub fn asked(&mut self, since: Time) {
-        if self.ready {
-            self.since.get_or_insert(since);
-        }
-    }
-
-    /// It has answered.
-    pub fn answered(&mut self) {
-        if self.ready {
-            self.since = None;
-        }
-    }
-
-    /// The observer itself did not run for so long: nobody can be blamed for that time.
-    pub fn excuse(&mut self, lost: Duration) {
-        self.since = self.since.map(|since| since + lost);
-    }
-
-    /// How long it has been owing.
-    pub fn silence(&self, now: Time) -> Duration {
-        self.since.map_or(Duration::ZERO, |since| now.since(since))
-    }
-
-    /// The verdict under these bounds: to be ready, and to answer.
-    pub fn verdict(&self, now: Time, start_timeout: Duration, timeout: Duration) -> Verdict {
-        let bound = if self.ready { timeout } else { start_timeout };
-        match (self.since, self.ready) {
-            (None, _) => Verdict::Alive,
-            (Some(since), _) if now.since(since) >= bound => Verdict::Frozen,
-            (Some(_), true) => Verdict::Late,
-            (Some(_), false) => Verdict::Starting,
-        }
-    }
-}
+pub use pulse::{Account, Activity, Holder, Look, Patience, Pulse, Verdict};
 
 /// The bounds of [`Restarts`], from the configuration.
 #[derive(Clone, Copy, Debug)]
@@ -172,38 +89,8 @@ impl Start {
 mod tests {
     use super::*;
 
-    const START: Duration = Duration::from_secs(10);
-    const TIMEOUT: Duration = Duration::from_secs(1);
-
     fn at(ms: u64) -> Time {
         Time(ms * 1_000_000)
-    }
-
-    #[test]
-    fn a_life_in_verdicts() {
-        let mut pulse = Pulse::born(at(0));
-        let verdict = |pulse: &Pulse, ms| pulse.verdict(at(ms), START, TIMEOUT);
-        assert_eq!(verdict(&pulse, 9_999), Verdict::Starting);
-        assert_eq!(verdict(&pulse, 10_000), Verdict::Frozen);
-        pulse.ready();
-        assert_eq!(verdict(&pulse, 1_000_000), Verdict::Alive);
-        pulse.asked(at(20_000));
-        pulse.asked(at(20_900));
-        assert_eq!(verdict(&pulse, 20_999), Verdict::Late);
-        assert_eq!(verdict(&pulse, 21_000), Verdict::Frozen);
-        assert_eq!(pulse.silence(at(21_000)), TIMEOUT);
-        pulse.answered();
-        assert_eq!(verdict(&pulse, 21_000), Verdict::Alive);
-    }
-
-    #[test]
-    fn time_that_the_observer_lost_is_nobodys_silence() {
-        let mut pulse = Pulse::born(at(0));
-        pulse.ready();
-        pulse.asked(at(100));
-        pulse.excuse(Duration::from_secs(5));
-        assert_eq!(pulse.verdict(at(6_000), START, TIMEOUT), Verdict::Late);
-        assert_eq!(pulse.verdict(at(6_100), START, TIMEOUT), Verdict::Frozen);
     }
 
     #[test]

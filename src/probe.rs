@@ -94,6 +94,9 @@ pub struct WorkerReport {
     /// Since when a question to it has had no answer, in milliseconds; absent if none is open.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub silent_ms: Option<u64>,
+    /// The turns of its control loop, then.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub turns: Option<u64>,
 }
 
 /// Asks once and waits at most `patience` for each step.

@@ -76,7 +76,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
 const UNSAFE: &[&str] = &["src/shm/segment.rs", "src/sys.rs"];
 
 /// Decisions: these take `now` and never ask for it, and do no I/O.
-const PURE: &[&str] = &["src/ids", "src/exchange", "src/pool", "src/liveness.rs", "src/watchdog/plan", "src/units"];
+const PURE: &[&str] = &["src/ids", "src/exchange", "src/pool", "src/liveness", "src/watchdog/plan", "src/units"];
 
 fn root() -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR"))

@@ -173,9 +173,10 @@ fn look_at_worker(config: &Config, id: WorkerId, part: Option<&PartState>, told:
         Some(Claim::Held(lease, Phase::Offered | Phase::Claimed | Phase::Responding)) => Some(lease),
         _ => None,
     };
+    let offer_timeout = pool.map_or(Duration::MAX, |pool| pool.offer_timeout);
     let state = part.map_or("gone", |part| part.state.as_str());
     let state = match state {
-        "up" => serving_state(config, life, claim, part.and_then(|part| part.pid), told),
+        "up" => serving_state(offer_timeout, life, claim, part.and_then(|part| part.pid), told),
         other => other,
     };
     WorkerView {
@@ -194,7 +195,7 @@ fn look_at_worker(config: &Config, id: WorkerId, part: Option<&PartState>, told:
 
 /// The state of a worker whose process runs.
 fn serving_state(
-    config: &Config,
+    offer_timeout: Duration,
     life: Option<Life>,
     claim: Option<Claim>,
     pid: Option<u32>,
@@ -204,11 +205,12 @@ fn serving_state(
     if process.is_none_or(|process| process.zombie) {
         return "gone";
     }
-    let silent = told.and_then(|told| told.silent_ms).map_or(Duration::ZERO, Duration::from_millis);
-    if process.is_some_and(|process| process.stopped) || silent >= config.watchdog.worker_timeout {
+    if process.is_some_and(|process| process.stopped) {
         return "frozen";
     }
-    if told.is_some_and(|told| told.late) {
+    let silent = told.and_then(|told| told.silent_ms).map_or(Duration::ZERO, Duration::from_millis);
+    // Whether that is its own fault the watchdog decides.
+    if told.is_some_and(|told| told.late) || silent >= offer_timeout {
         return "late";
     }
     let Some(life) = life else { return "starting" };

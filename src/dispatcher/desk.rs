@@ -372,12 +372,14 @@ impl Desk {
             self.feed(index, None, owing);
         }
         let now = clock::now();
-        let worker = |worker: &Worker| WorkerReport {
+        let turns = |slot: Option<&Slot>| Life::load(&*slot?.segment).map(|life| life.turns);
+        let worker = |worker: &Worker, slot: Option<&Slot>| WorkerReport {
             epoch: worker.epoch.map_or(0, Epoch::get),
             late: worker.late,
             drained: worker.drained,
             garbled: worker.garbled,
             silent_ms: worker.silent_since.map(|since| now.since(since).as_millis() as u64),
+            turns: worker.silent_since.and_then(|_| turns(slot)),
         };
         let report = |room: &Room| {
             let (queue, oldest) = room.pool.waiting();
@@ -385,7 +387,7 @@ impl Desk {
                 name: room.config.name.clone(),
                 queue,
                 oldest_ms: oldest.map_or(0, |since| now.since(since).as_millis() as u64),
-                workers: room.pool.workers().iter().map(worker).collect(),
+                workers: room.pool.workers().iter().enumerate().map(|(i, w)| worker(w, room.slot(i))).collect(),
             }
         };
         self.rooms.borrow().iter().map(report).collect()

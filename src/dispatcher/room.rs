@@ -80,6 +80,11 @@ pub struct Room {
 }
 
 impl Room {
+    /// The slot at this index, if it is open.
+    pub fn slot(&self, index: usize) -> Option<&Slot> {
+        self.slots.get(index)?.as_ref()
+    }
+
     /// Whether worker `n` may be looked at once more in this go.
     pub fn may_look(&mut self, n: u16, go: u64) -> bool {
         let Some(slot) = self.slots.get_mut(usize::from(n) - 1).and_then(Option::as_mut) else { return true };

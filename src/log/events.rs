@@ -61,6 +61,8 @@ events! {
     RuntimeFault = 0xa8e697d2fd4e449689691ac9e3e577af, "runtime-fault";
     /// A process cannot be killed.
     ProcessLeft = 0x2091d0dd0181497f8e7ed1796bf3da15, "process-left";
+    /// The machine was suspended.
+    MachineSuspended = 0x807fcbd77381422185092937cce28dae, "machine-suspended";
     /// A panic: a fault of patou itself.
     Bug = 0x9b9db936920a4df89be3fd75b221a7e8, "bug";
     /// The journal did not take some records.
@@ -78,6 +80,12 @@ events! {
     PartStopped = 0xc7c40da73b294ce7fd73ffdb54b0f3fa, "part-stopped";
     /// It keeps dying, and waits before it is ready again.
     PartHeldBack = 0xe28067d3b25448e6103173e19818b662, "part-held-back";
+    /// The machine does not run it.
+    PartStarved = 0xa24f195a7a0e4e9b8bcbc4a41a7eb4d8, "part-starved";
+    /// A debugger or its control group's freezer holds it.
+    PartSuspended = 0x80c2c83ad4f043c1b907112035da5025, "part-suspended";
+    /// It is starved or suspended no more.
+    PartRelieved = 0xcc150a3a0174453e97712955ac8780e9, "part-relieved";
     /// It did not stop in time and is killed.
     PartOverdue = 0xaad492d56fa04e008d6f2a19d963b779, "part-overdue";
     /// A reload took it out of the set.

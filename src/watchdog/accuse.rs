@@ -28,10 +28,3 @@ pub fn record(part: &Part, why: &str, pid: Option<u32>) {
         "{part} is killed and replaced: {why}"
     );
 }
-
-/// Whether a debugger holds the process: then its silence is not its own.
-pub fn is_traced(pid: u32) -> bool {
-    let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
-    let tracer = status.lines().find_map(|line| line.strip_prefix("TracerPid:"));
-    tracer.is_some_and(|tracer| tracer.trim() != "0")
-}

@@ -6,7 +6,7 @@
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
@@ -136,6 +136,11 @@ impl Children {
     /// The process of a part.
     pub fn pid(&self, part: &Part) -> Option<u32> {
         self.processes.get(part).map(|process| process.child.id())
+    }
+
+    /// The same with its descriptor.
+    pub fn process(&self, part: &Part) -> Option<(u32, BorrowedFd<'_>)> {
+        self.processes.get(part).map(|process| (process.child.id(), process.pidfd.as_fd()))
     }
 
     /// The pids of all parts, as they are whenever one looks.

@@ -11,7 +11,8 @@ mod children;
 mod greet;
 mod leftover;
 mod notify;
-mod plan;
+mod observe;
+pub mod plan;
 mod prober;
 mod reload;
 mod sockets;
@@ -44,7 +45,8 @@ use crate::signals::Signal;
 use crate::{log, restart, tree};
 use children::Children;
 use notify::{Notify, Store};
-use plan::{Action, Bounds, Event, Part, Plan, Sign, Telling};
+use observe::Naps;
+use plan::{Action, Bounds, Event, Part, Plan, Telling};
 use prober::Prober;
 use sockets::{SocketError, Sockets};
 use state::Written;
@@ -236,6 +238,7 @@ impl Watch {
         let mut next_probe = clock::now() + self.config.watchdog.probe_interval;
         let beat = sd_notify::watchdog_enabled().map(|interval| interval / 2);
         let mut next_beat = beat.map(|every| clock::now() + every);
+        let mut naps = Naps::new();
         while !self.finished {
             let wake_at = [Some(next_probe), self.plan.deadline(), next_beat].into_iter().flatten().min();
             let wake_at = wake_at.unwrap_or(next_probe);
@@ -244,7 +247,7 @@ impl Watch {
                 Ok(_) = stop.read(&mut stops) => Some(self.told_to_stop(clock::now())),
                 Some((part, pid)) = self.exits.recv() => self.exited(part, pid),
                 Ok(message) = self.notify.receive() => self.notified(message),
-                signs = self.prober.answer() => signs.map(|signs| Event::Report(self.weigh(signs))),
+                signs = self.prober.answer() => signs.map(Event::Report),
                 Ok(_) = reload.read(&mut reloads) => self.reload(),
                 () = sleep(wake_at.since(clock::now())) => None,
             };
@@ -256,6 +259,9 @@ impl Watch {
                     "the watchdog was late: everybody is excused for as long"
                 );
                 self.handle(now, Event::Lost(late));
+            }
+            if naps.over() {
+                self.handle(now, Event::Resumed);
             }
             if next_probe <= now {
                 next_probe = now + self.config.watchdog.probe_interval;
@@ -340,17 +346,6 @@ impl Watch {
         message.words.ready.then_some(Event::Ready(part))
     }
 
-    /// Takes the signs of those out whose silence is a debugger's doing.
-    fn weigh(&self, mut signs: Vec<Sign>) -> Vec<Sign> {
-        for sign in &mut signs {
-            let pid = || self.children.pid(&Part::Worker(sign.worker.clone()));
-            if sign.silent_since.is_some() && pid().is_some_and(accuse::is_traced) {
-                sign.silent_since = None;
-            }
-        }
-        signs
-    }
-
     /// Performs actions, and what follows from them, in order.
     fn perform(&mut self, actions: Vec<Action>) {
         let mut queue = std::collections::VecDeque::from(actions);
@@ -365,6 +360,10 @@ impl Watch {
     fn act(&mut self, action: Action) -> Option<Event> {
         match action {
             Action::Start(part) => return Some(self.start(part)),
+            Action::Observe(part) => {
+                let look = self.children.process(&part).map(|(pid, pidfd)| observe::look(&part, pid, pidfd));
+                return Some(Event::Observed(part, look.unwrap_or_default()));
+            }
             Action::Order(part, order) => self.children.order(&part, order),
             Action::Accuse(part, why) => accuse::record(&part, &why, self.children.pid(&part)),
             Action::Sweep(id) => {

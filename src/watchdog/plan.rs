@@ -5,11 +5,11 @@
 //! Start: the dispatcher, and when it is ready the workers. Stop: the workers, and when all are gone the
 //! dispatcher. In between each part lives for itself: none is restarted because another was.
 
+mod judge;
 mod units;
 mod words;
 
 use std::collections::BTreeMap;
-use std::fmt::{self, Write};
 use std::time::Duration;
 
 use serde::Serialize;
@@ -61,22 +61,39 @@ struct Record {
     unexplained: bool,
     /// When it was last killed in a way that may leave a core.
     aborted: Option<Time>,
+    /// Why it is excused, if it is: starved or suspended.
+    plight: Option<Verdict>,
+    /// Whether the shell has been asked for a look at it.
+    looking: bool,
 }
 
 impl Record {
     fn new(stage: Stage, drain: Duration) -> Self {
-        let restarts = Restarts::default();
-        Self { stage, pid: None, drain, restarts, count: 0, cause: None, unexplained: false, aborted: None }
+        Self {
+            stage,
+            pid: None,
+            drain,
+            restarts: Restarts::default(),
+            count: 0,
+            cause: None,
+            unexplained: false,
+            aborted: None,
+            plight: None,
+            looking: false,
+        }
     }
 }
 
 /// What `patou status` is told of a part.
 #[derive(Clone, Debug, Serialize)]
 pub struct PartStatus {
+    /// Its process, if it has one.
     pub pid: Option<u32>,
-    /// `starting`, `up`, `frozen`, `gone`, `draining`, `failed`, `stopped`.
+    /// `starting`, `up`, `starved`, `suspended`, `frozen`, `gone`, `draining`, `failed`, `stopped`.
     pub state: &'static str,
+    /// Unplanned restarts.
     pub restarts: u32,
+    /// What ended it last.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub cause: Option<String>,
 }
@@ -127,9 +144,13 @@ impl Plan {
             Event::Exited { part, how, .. } if self.keeper == Keeper::Systemd => self.left(&part, how),
             Event::Told { part, absence, restarts } => self.told(&part, absence, restarts),
             Event::Exited { part, how, chance } => self.ended(now, &part, how, chance),
-            Event::Probed => self.with_pulse(&Part::Dispatcher, |pulse| pulse.asked(now)),
+            Event::Probed => {
+                self.with_pulse(&Part::Dispatcher, |pulse| pulse.asked(now));
+            }
             Event::Report(signs) => self.report(now, signs),
+            Event::Observed(part, look) => self.observed(now, &part, look),
             Event::Lost(time) => self.excuse(now, time),
+            Event::Resumed => self.resume(now),
             Event::Tick => {}
             Event::Stop if self.era == Era::Over => {}
             Event::Stop => self.stop(now),
@@ -148,7 +169,7 @@ impl Plan {
             Stage::Waiting(at) | Stage::Going(at, _) => Some(*at),
             Stage::Running(pulse) if pulse.is_ready() && *part != Part::Dispatcher => None,
             Stage::Running(pulse) if !self.answers_for(pulse) => None,
-            Stage::Running(pulse) => pulse.due(self.bounds.start_timeout, self.timeout(part)),
+            Stage::Running(pulse) => pulse.due(self.patience(part)),
             Stage::Held | Stage::Failed | Stage::Stopped | Stage::Away(_) => None,
         };
         self.parts.iter().filter_map(due).min()
@@ -160,6 +181,8 @@ impl Plan {
             let state = match &record.stage {
                 Stage::Held => "starting",
                 Stage::Waiting(_) => "gone",
+                Stage::Running(_) if record.plight == Some(Verdict::Starved) => "starved",
+                Stage::Running(_) if record.plight.is_some() => "suspended",
                 Stage::Running(pulse) if pulse.is_ready() => "up",
                 Stage::Running(_) => "starting",
                 Stage::Going(_, Why::Frozen) => "frozen",
@@ -182,22 +205,17 @@ impl Plan {
         self.keeper == Keeper::Watchdog || pulse.is_ready()
     }
 
-    fn timeout(&self, part: &Part) -> Duration {
-        match part {
-            Part::Dispatcher => self.bounds.dispatcher_timeout,
-            Part::Worker(_) => self.bounds.worker_timeout,
-        }
-    }
-
-    fn with_pulse(&mut self, part: &Part, change: impl FnOnce(&mut Pulse)) {
-        if let Some(Record { stage: Stage::Running(pulse), .. }) = self.parts.get_mut(part) {
-            change(pulse);
+    fn with_pulse<T>(&mut self, part: &Part, change: impl FnOnce(&mut Pulse) -> T) -> Option<T> {
+        match self.parts.get_mut(part) {
+            Some(Record { stage: Stage::Running(pulse), .. }) => Some(change(pulse)),
+            _ => None,
         }
     }
 
     fn started(&mut self, now: Time, part: &Part, pid: u32) {
         if let Some(record) = self.parts.get_mut(part) {
             record.pid = Some(pid);
+            record.looking = false;
             record.stage = Stage::Running(Pulse::born(now));
         }
     }
@@ -258,107 +276,6 @@ impl Plan {
                 self.actions.push(Action::Tell(part.clone(), Telling::Failed { how }));
             }
         }
-    }
-
-    /// Workers are judged here and nowhere else: by what the dispatcher says now. While it says nothing, their
-    /// silence may be its own; and if it was late itself, it may only just have put its questions.
-    fn report(&mut self, now: Time, signs: Vec<Sign>) {
-        let timeout = self.bounds.worker_timeout;
-        let mut late = false;
-        self.with_pulse(&Part::Dispatcher, |pulse| {
-            late = pulse.silence(now) > timeout / 4;
-            pulse.answered();
-        });
-        if late {
-            self.amnesty = now;
-        }
-        let (amnesty, lost) = (self.amnesty, std::mem::take(&mut self.lost));
-        for sign in signs {
-            let part = Part::Worker(sign.worker);
-            self.with_pulse(&part, |pulse| match sign.silent_since {
-                Some(since) => pulse.silent((since + lost).min(now).max(amnesty)),
-                None => pulse.answered(),
-            });
-            let Some(Record { stage: Stage::Running(pulse), .. }) = self.parts.get(&part) else { continue };
-            if sign.garbled {
-                self.accuse(now, &part, "its slot holds what no worker writes".into());
-            } else if pulse.is_ready() && pulse.silence(now) >= timeout {
-                let why = format!("it is frozen, no sign of life for {}", in_words(pulse.silence(now)));
-                self.accuse(now, &part, why);
-            }
-        }
-    }
-
-    /// Every deadline moves by what was lost. After a long loss everybody begins anew: what was asked meanwhile
-    /// may only now have reached them. Not after a short one, else a watchdog that is late often never accuses.
-    fn excuse(&mut self, now: Time, time: Duration) {
-        self.lost += time;
-        if time > self.bounds.worker_timeout / 4 {
-            self.amnesty = now;
-        }
-        for record in self.parts.values_mut() {
-            match &mut record.stage {
-                Stage::Running(pulse) => pulse.excuse(time),
-                Stage::Going(at, _) => *at = *at + time,
-                _ => {}
-            }
-        }
-    }
-
-    /// Declares frozen who is, kills who does not go, starts who is due.
-    fn judge(&mut self, now: Time) {
-        let due: Vec<Part> = self.parts.keys().cloned().collect();
-        for part in due {
-            let timeout = self.timeout(&part);
-            let start_timeout = self.bounds.start_timeout;
-            let ours = self.keeper == Keeper::Watchdog;
-            let Some(record) = self.parts.get_mut(&part) else { continue };
-            match &mut record.stage {
-                Stage::Running(pulse) if pulse.is_ready() && part != Part::Dispatcher => {} // see `report`
-                Stage::Running(pulse) if !ours && !pulse.is_ready() => {}                   // see `answers_for`
-                Stage::Running(pulse) if pulse.verdict(now, start_timeout, timeout) == Verdict::Frozen => {
-                    let silence = in_words(pulse.silence(now));
-                    let why = match pulse.is_ready() {
-                        true => format!("it is frozen, no sign of life for {silence}"),
-                        false => format!("it was not ready after {silence} (watchdog.start_timeout)"),
-                    };
-                    self.accuse(now, &part, why);
-                }
-                Stage::Waiting(at) if *at <= now => {
-                    // The shell answers with Started or StartFailed before anything else happens.
-                    record.stage = Stage::Running(Pulse::born(now));
-                    self.actions.push(Action::Start(part));
-                }
-                Stage::Going(at, why) if *at <= now => {
-                    // Only the kernel can keep a killed process now; it is asked again after a while.
-                    *at = now + Duration::from_secs(1);
-                    if *why != Why::Frozen {
-                        self.actions.push(Action::Tell(part.clone(), Telling::Overdue));
-                    }
-                    self.actions.push(Action::Order(part, Order::Kill));
-                }
-                _ => {}
-            }
-        }
-    }
-
-    /// SIGABRT may leave a core. One of each part within `restarts.within` is evidence; more would fill the disk.
-    fn accuse(&mut self, now: Time, part: &Part, mut why: String) {
-        let (kill_at, within) = (now + self.bounds.abort_grace, self.bounds.restarts.within);
-        let Some(record) = self.parts.get_mut(part) else { return };
-        let order = match record.aborted {
-            Some(at) if now.since(at) < within => {
-                let _ = write!(why, "; without a core, of which it may leave one in {}", in_words(within));
-                Order::Kill
-            }
-            _ => {
-                record.aborted = Some(now);
-                Order::Abort
-            }
-        };
-        record.stage = Stage::Going(kill_at, Why::Frozen);
-        self.actions.push(Action::Accuse(part.clone(), why));
-        self.actions.push(Action::Order(part.clone(), order));
     }
 
     fn stop(&mut self, now: Time) {
@@ -475,11 +392,6 @@ impl Plan {
             record.stage = Stage::Waiting(now);
         }
     }
-}
-
-/// A duration to the millisecond.
-fn in_words(duration: Duration) -> impl fmt::Display {
-    humantime::format_duration(Duration::from_millis(u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)))
 }
 
 #[cfg(test)]

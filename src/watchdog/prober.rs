@@ -59,6 +59,7 @@ fn signs(report: &Report, now: Time) -> Vec<Sign> {
             signs.push(Sign {
                 worker: WorkerId { pool: pool.name.clone(), number },
                 silent_since: silent.map(|silent| Time(now.0.saturating_sub(silent.as_nanos() as u64))),
+                turns: worker.turns,
                 garbled: worker.garbled,
             });
         }

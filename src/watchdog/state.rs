@@ -34,7 +34,7 @@ pub struct State {
 pub struct PartState {
     /// Its process, if it has one.
     pub pid: Option<u32>,
-    /// `starting`, `up`, `frozen`, `gone`, `draining`, `failed` or `stopped`.
+    /// `starting`, `up`, `starved`, `suspended`, `frozen`, `gone`, `draining`, `failed` or `stopped`.
     pub state: String,
     /// Unplanned restarts.
     pub restarts: u32,

@@ -32,6 +32,19 @@ pub fn tell(part: &Part, telling: Telling, pid: Option<u32>) {
                 "{part} has failed and stays down, after too many restarts or at its start: mend the cause, then \
                  systemctl reload patou");
         }
+        Telling::Starved { silence } => {
+            let silence_ms = silence.as_millis() as u64;
+            tracing::warn!(worker, pid, silence_ms, %part, event = %Event::PartStarved,
+                "{part} has not answered for {silence_ms} ms because the machine does not run it: it is not killed for \
+                 that; see what takes the processors");
+        }
+        Telling::Suspended { by } => {
+            tracing::warn!(worker, pid, %part, event = %Event::PartSuspended,
+                "{part} does not answer because {by} holds it: it is not killed for that");
+        }
+        Telling::Relieved => {
+            tracing::info!(worker, pid, %part, event = %Event::PartRelieved, "{part} runs again and is judged as before");
+        }
         Telling::Overdue => {
             tracing::warn!(worker, pid, %part, event = %Event::PartOverdue,
                 "{part} did not stop within drain_timeout: it is killed, its request is cut off");

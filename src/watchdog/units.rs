@@ -4,7 +4,7 @@
 //! control group, their end is seen through pidfds, and why a unit has no process any more is what
 //! `systemctl show` tells anybody.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
 use std::time::Duration;
@@ -19,7 +19,7 @@ use tokio::time::sleep;
 use super::cgroup::Slice;
 use super::plan::{Absence, Action, Event, Order, Part, Plan, Sign};
 use super::prober::Prober;
-use super::{State, WatchdogError, Written, accuse, bounds, drains, system, tell};
+use super::{State, WatchdogError, Written, accuse, bounds, drains, observe, system, tell};
 use crate::clock;
 use crate::config::{Config, Loaded, Origin};
 use crate::ids::Time;
@@ -113,6 +113,7 @@ impl Watch {
         let mut next_probe = clock::now();
         let beat = sd_notify::watchdog_enabled().map(|interval| interval / 2);
         let mut next_beat = beat.map(|every| clock::now() + every);
+        let mut naps = observe::Naps::new();
         self.look();
         let _ = sd_notify::notify(&[NotifyState::Ready]);
         loop {
@@ -138,6 +139,9 @@ impl Watch {
             if late > super::LATE {
                 self.handle(now, Event::Lost(late));
             }
+            if naps.over() {
+                self.handle(now, Event::Resumed);
+            }
             if next_probe <= now {
                 next_probe = now + self.config.watchdog.probe_interval;
                 self.look();
@@ -158,8 +162,15 @@ impl Watch {
     }
 
     fn handle(&mut self, now: Time, event: Event) {
-        for action in self.plan.handle(now, event) {
+        let mut queue = VecDeque::from(self.plan.handle(now, event));
+        while let Some(action) = queue.pop_front() {
             match action {
+                Action::Observe(part) => {
+                    let main = self.mains.get(&part);
+                    let look = main.map(|(pid, pidfd)| observe::look(&part, *pid, pidfd.as_fd()));
+                    let seen = Event::Observed(part, look.unwrap_or_default());
+                    queue.extend(self.plan.handle(clock::now(), seen));
+                }
                 Action::Order(part, order) => self.order(&part, order),
                 Action::Accuse(part, why) => accuse::record(&part, &why, self.pid(&part)),
                 Action::Tell(part, telling) => tell(&part, telling, self.pid(&part)),
@@ -247,13 +258,7 @@ impl Watch {
     }
 
     fn report(&mut self, signs: Option<Vec<Sign>>) -> Option<Event> {
-        let mut signs = signs?;
-        for sign in &mut signs {
-            let pid = self.pid(&Part::Worker(sign.worker.clone()));
-            if sign.silent_since.is_some() && pid.is_some_and(accuse::is_traced) {
-                sign.silent_since = None;
-            }
-        }
+        let signs = signs?;
         // It answers: so it is ready, whoever has started it.
         self.handle(clock::now(), Event::Ready(Part::Dispatcher));
         Some(Event::Report(signs))

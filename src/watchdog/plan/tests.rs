@@ -1,9 +1,20 @@
 //! The plan as conversations: what happened, and what is done about it.
 
 use super::*;
-use crate::liveness::RestartLimits;
+use std::collections::VecDeque;
+
+use crate::liveness::{Account, Activity, Holder, Look, RestartLimits};
 
 const DRAIN: Duration = Duration::from_secs(30);
+
+/// A process that could answer and does not: it sleeps, and nobody holds it.
+const STUCK: Look = Look {
+    ended: false,
+    held: None,
+    activity: Activity::Idle,
+    account: Some(Account { thread: 7, ran: Duration::ZERO, waited: Duration::ZERO }),
+    stalled: Duration::ZERO,
+};
 
 fn at(ms: u64) -> Time {
     Time(ms * 1_000_000)
@@ -37,14 +48,14 @@ fn workers(count: u16) -> BTreeMap<WorkerId, Duration> {
     (1..=count).map(|number| (id(number), DRAIN)).collect()
 }
 
-/// A plan and what it says, in short words.
-struct Talk(Plan);
+/// A plan and what it says, in short words. Every process looks as is set here.
+struct Talk(Plan, Look);
 
 impl Talk {
     fn begin() -> Self {
         let (plan, actions) = Plan::new(&workers(2), bounds(), at(0));
         assert_eq!(words(&actions), ["start dispatcher"]);
-        Self(plan)
+        Self(plan, STUCK)
     }
 
     /// A set that is up, with pids 1 (dispatcher), 11 and 12.
@@ -59,14 +70,27 @@ impl Talk {
         talk
     }
 
+    /// What it says but that it wants a look, which it gets.
+    fn hear(&mut self, ms: u64, event: Event) -> Vec<Action> {
+        let mut said = Vec::new();
+        let mut queue = VecDeque::from(self.0.handle(at(ms), event));
+        while let Some(action) = queue.pop_front() {
+            match action {
+                Action::Observe(part) => queue.extend(self.0.handle(at(ms), Event::Observed(part, self.1))),
+                other => said.push(other),
+            }
+        }
+        said
+    }
+
     #[track_caller]
     fn tell(&mut self, ms: u64, event: Event, expected: &[&str]) {
-        assert_eq!(words(&self.0.handle(at(ms), event)), expected);
+        assert_eq!(words(&self.hear(ms, event)), expected);
     }
 
     /// A report in which worker 1 owes an answer since then.
     fn report(&mut self, ms: u64, silent_since: Option<u64>, expected: &[&str]) {
-        let sign = |number, silent_since| Sign { worker: id(number), silent_since, garbled: false };
+        let sign = |number, silent_since| Sign { worker: id(number), silent_since, turns: None, garbled: false };
         self.tell(ms, Event::Probed, &[]);
         self.tell(ms, Event::Report(vec![sign(1, silent_since.map(at)), sign(2, None)]), expected);
     }
@@ -79,6 +103,7 @@ impl Talk {
 fn words(actions: &[Action]) -> Vec<String> {
     let word = |action: &Action| match action {
         Action::Start(part) => format!("start {part}"),
+        Action::Observe(part) => format!("look at {part}"),
         Action::Order(part, order) => format!("{order:?} {part}").to_lowercase(),
         Action::Accuse(part, why) => format!("accuse {part}: {why}"),
         Action::Sweep(id) => format!("sweep {id}"),
@@ -88,6 +113,9 @@ fn words(actions: &[Action]) -> Vec<String> {
         Action::Tell(part, Telling::Failed { how }) => format!("failed {part}: {how}"),
         Action::Tell(part, Telling::Ready { restarts }) => format!("back {part} {restarts}"),
         Action::Tell(part, Telling::Overdue) => format!("overdue {part}"),
+        Action::Tell(part, Telling::Starved { silence }) => format!("starved {part} for {silence:?}"),
+        Action::Tell(part, Telling::Suspended { by }) => format!("suspended {part} by {by}"),
+        Action::Tell(part, Telling::Relieved) => format!("relieved {part}"),
         Action::Tell(part, Telling::Stopped) => format!("stopped {part}"),
         Action::Tell(part, Telling::GivenUp) => format!("given up {part}"),
         Action::AllUp => "all up".into(),
@@ -191,7 +219,7 @@ fn nobody_is_blamed_for_what_the_watchdog_or_the_dispatcher_lost() {
 
     let mut talk = Talk::up();
     talk.tell(100, Event::Probed, &[]);
-    let sign = || vec![Sign { worker: id(1), silent_since: Some(at(100)), garbled: false }];
+    let sign = || vec![Sign { worker: id(1), silent_since: Some(at(100)), turns: None, garbled: false }];
     talk.tell(1500, Event::Report(sign()), &[]); // the dispatcher itself was late
     talk.report(2499, Some(100), &[]);
     talk.report(2500, Some(100), &["accuse worker web/1: it is frozen, no sign of life for 1s", "abort worker web/1"]);
@@ -263,7 +291,7 @@ fn a_planned_restart_neither_waits_nor_counts() {
 #[test]
 fn units_are_watched_and_left_to_systemd() {
     let told = |part: Part, absence, restarts| Event::Told { part, absence, restarts };
-    let mut talk = Talk(Plan::observing(&workers(2), bounds(), at(0)));
+    let mut talk = Talk(Plan::observing(&workers(2), bounds(), at(0)), STUCK);
     assert_eq!(talk.state(&worker(1)), "gone");
     talk.tell(1, Event::Started(Part::Dispatcher, 10), &[]);
     // Its start is systemd's to judge, however long it takes.
@@ -314,8 +342,8 @@ fn a_watchdog_that_is_late_again_and_again_still_accuses() {
         now += 1000;
         talk.tell(now, Event::Lost(Duration::from_millis(100)), &[]);
         talk.tell(now, Event::Probed, &[]);
-        let sign = Sign { worker: id(1), silent_since: Some(at(100)), garbled: false };
-        !talk.0.handle(at(now), Event::Report(vec![sign])).is_empty()
+        let sign = Sign { worker: id(1), silent_since: Some(at(100)), turns: None, garbled: false };
+        !talk.hear(now, Event::Report(vec![sign])).is_empty()
     });
     assert!(accused);
 }
@@ -345,12 +373,114 @@ proptest::proptest! {
                 seen = if lost > 250 { 0 } else { seen };
             }
             talk.0.handle(at(now), Event::Probed);
-            let sign = Sign { worker: id(1), silent_since: Some(at(since)), garbled: false };
-            let accused = !talk.0.handle(at(now), Event::Report(vec![sign])).is_empty();
+            let sign = Sign { worker: id(1), silent_since: Some(at(since)), turns: None, garbled: false };
+            let accused = !talk.hear(now, Event::Report(vec![sign])).is_empty();
             proptest::prop_assert_eq!(accused, seen >= 1000, "silent for {} ms of the watchdog's time", seen);
             if accused {
                 break;
             }
         }
     }
+}
+
+fn account(ran_ms: u64, waited_ms: u64) -> Option<Account> {
+    Some(Account { thread: 7, ran: Duration::from_millis(ran_ms), waited: Duration::from_millis(waited_ms) })
+}
+
+#[test]
+fn a_starved_worker_is_told_once_and_not_killed_and_a_stopped_one_is() {
+    let mut talk = Talk::up();
+    talk.1 = Look { activity: Activity::Runnable, account: account(10, 0), ..STUCK };
+    for ms in (350..1100).step_by(250) {
+        talk.report(ms, Some(100), &[]);
+    }
+    talk.report(1100, Some(100), &["starved worker web/1 for 1s"]);
+    assert_eq!(talk.state(&worker(1)), "starved");
+    for ms in (1350..60_000).step_by(250) {
+        talk.report(ms, Some(100), &[]);
+    }
+    talk.report(60_000, None, &["relieved worker web/1"]);
+    assert_eq!(talk.state(&worker(1)), "up");
+    // Another is stopped while the first starves again: that is not excused.
+    talk.1 = STUCK;
+    talk.report(61_000, Some(60_100), &[]);
+    talk.report(61_100, Some(60_100), &[ACCUSED, "abort worker web/1"]);
+}
+
+const ACCUSED: &str = "accuse worker web/1: it is frozen, no sign of life for 1s";
+
+#[test]
+fn who_is_held_owes_nothing_and_begins_anew() {
+    for by in [Holder::Debugger, Holder::Freezer] {
+        let mut talk = Talk::up();
+        talk.1 = Look { held: Some(by), ..STUCK };
+        talk.report(350, Some(100), &[&format!("suspended worker web/1 by {by}")]);
+        assert_eq!(talk.state(&worker(1)), "suspended");
+        for ms in (600..20_000).step_by(250) {
+            talk.report(ms, Some(100), &[]);
+        }
+        talk.1 = STUCK;
+        // Seen at the next look, at most a bound later; then it has a bound to answer.
+        talk.report(20_350, Some(100), &["relieved worker web/1"]);
+        talk.report(21_349, Some(100), &[]);
+        talk.report(21_350, Some(100), &[ACCUSED, "abort worker web/1"]);
+    }
+}
+
+#[test]
+fn a_loop_that_turns_without_an_answer_has_four_bounds() {
+    let mut talk = Talk::up();
+    for (turns, ms) in (350..4100).step_by(250).enumerate() {
+        let sign = Sign { worker: id(1), silent_since: Some(at(100)), turns: Some(turns as u64), garbled: false };
+        talk.tell(ms, Event::Probed, &[]);
+        talk.tell(ms, Event::Report(vec![sign]), &[]);
+    }
+    let sign = Sign { worker: id(1), silent_since: Some(at(100)), turns: Some(99), garbled: false };
+    talk.tell(4100, Event::Probed, &[]);
+    let accusation = "accuse worker web/1: it does not answer for 4s, although its control loop turns";
+    talk.tell(4100, Event::Report(vec![sign]), &[accusation, "abort worker web/1"]);
+}
+
+#[test]
+fn a_starved_start_is_no_frozen_start() {
+    let mut talk = Talk::begin();
+    talk.1 = Look { activity: Activity::Runnable, account: account(0, 0), ..STUCK };
+    talk.tell(0, Event::Started(Part::Dispatcher, 1), &[]);
+    for ms in (250..10_000).step_by(250) {
+        talk.tell(ms, Event::Tick, &[]);
+    }
+    talk.tell(10_000, Event::Tick, &["starved dispatcher for 10s"]);
+    assert_eq!(talk.state(&Part::Dispatcher), "starved");
+    talk.tell(15_000, Event::Tick, &[]);
+    talk.tell(
+        15_000,
+        Event::Ready(Part::Dispatcher),
+        &["relieved dispatcher", "start worker web/1", "start worker web/2"],
+    );
+}
+
+#[test]
+fn who_has_ended_is_not_accused() {
+    let mut talk = Talk::up();
+    talk.1 = Look { ended: true, ..STUCK };
+    talk.tell(100, Event::Probed, &[]);
+    talk.tell(2100, Event::Tick, &[]);
+    assert_eq!(talk.0.deadline(), None, "its end is on its way");
+    talk.tell(2101, exited(Part::Dispatcher), &["restart dispatcher in 0ns: gone", "start dispatcher"]);
+}
+
+#[test]
+fn after_a_suspend_everybody_begins_anew() {
+    let mut talk = Talk::up();
+    talk.tell(100, Event::Probed, &[]);
+    talk.report(900, Some(100), &[]);
+    talk.tell(1000, Event::Probed, &[]);
+    talk.tell(1050, Event::Resumed, &[]);
+    talk.report(1100, Some(100), &[]);
+    talk.report(2049, Some(100), &[]);
+    talk.report(2050, Some(100), &[ACCUSED, "abort worker web/1"]);
+    let mut talk = Talk::up();
+    talk.tell(100, Event::Probed, &[]);
+    talk.tell(2000, Event::Resumed, &[]);
+    assert_eq!(talk.0.deadline(), Some(at(4000)));
 }

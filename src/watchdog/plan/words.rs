@@ -5,7 +5,7 @@ use std::fmt;
 use std::time::Duration;
 
 use crate::ids::{Time, WorkerId};
-use crate::liveness::RestartLimits;
+use crate::liveness::{Holder, Look, RestartLimits};
 
 /// A part of the set that has a process.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -38,21 +38,29 @@ impl fmt::Display for Part {
 /// The bounds it decides by.
 #[derive(Clone, Copy, Debug)]
 pub struct Bounds {
+    /// How long a worker may owe an answer.
     pub worker_timeout: Duration,
+    /// The same for the dispatcher.
     pub dispatcher_timeout: Duration,
+    /// How long a part may take to be ready.
     pub start_timeout: Duration,
+    /// How long a frozen part has between SIGABRT and SIGKILL.
     pub abort_grace: Duration,
     /// How long the dispatcher may take to answer its last clients.
     pub parting: Duration,
+    /// When a part is started again, and when no more.
     pub restarts: RestartLimits,
 }
 
 /// A sign of life of one worker, out of the dispatcher's report.
 #[derive(Clone, Debug)]
 pub struct Sign {
+    /// Whose.
     pub worker: WorkerId,
     /// Since when it owes an answer.
     pub silent_since: Option<Time>,
+    /// The turns of its control loop, where it owes one.
+    pub turns: Option<u64>,
     /// Nobody can tell what it is doing: its slot holds nonsense.
     pub garbled: bool,
 }
@@ -89,15 +97,33 @@ pub enum Event {
     /// It says that it can serve.
     Ready(Part),
     /// Its process ended, like this; `chance` from 0 to 1 varies the delay of its restart.
-    Exited { part: Part, how: String, chance: f64 },
+    Exited {
+        /// Which.
+        part: Part,
+        /// In words.
+        how: String,
+        /// From 0 to 1.
+        chance: f64,
+    },
     /// systemd says this of a part, should it have no process, and how often it has started it again by itself.
-    Told { part: Part, absence: Absence, restarts: u32 },
+    Told {
+        /// Which.
+        part: Part,
+        /// What it says.
+        absence: Absence,
+        /// How often.
+        restarts: u32,
+    },
     /// The dispatcher has been asked.
     Probed,
     /// The dispatcher has answered.
     Report(Vec<Sign>),
+    /// The shell has looked at the part's process, as [`Action::Observe`] asks.
+    Observed(Part, Look),
     /// This process itself did not run for so long.
     Lost(Duration),
+    /// The machine was suspended, and the clock stood still.
+    Resumed,
     /// Time has passed.
     Tick,
     /// Stop, everybody finishing what he has.
@@ -119,6 +145,7 @@ pub struct Change {
     pub restart: Vec<WorkerId>,
     /// Whether the dispatcher needs other sockets.
     pub restart_dispatcher: bool,
+    /// The bounds from now on.
     pub bounds: Bounds,
 }
 
@@ -140,6 +167,8 @@ pub enum Order {
 pub enum Action {
     /// Start its process, then report [`Event::Started`] or [`Event::StartFailed`].
     Start(Part),
+    /// Look at its process, and report [`Event::Observed`] before anything else happens.
+    Observe(Part),
     /// Signal its process.
     Order(Part, Order),
     /// Say why it is about to be killed.
@@ -160,6 +189,7 @@ pub enum Action {
 
 /// What an operator is told of a part.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[allow(missing_docs)] // of the fields: the lines above have them
 pub enum Telling {
     /// It is back.
     Ready { restarts: u32 },
@@ -169,6 +199,12 @@ pub enum Telling {
     Failed { how: String },
     /// It did not go in time.
     Overdue,
+    /// It owes an answer for so long, and the machine does not run it.
+    Starved { silence: Duration },
+    /// It owes an answer, and this holds it.
+    Suspended { by: Holder },
+    /// It is starved or suspended no more.
+    Relieved,
     /// An administrator has stopped it.
     Stopped,
     /// systemd has given it up.

@@ -1,0 +1,301 @@
+//! Signs of life to verdicts.
+//!
+//! What counts is a process' *own* silence: the time that it owed an answer and could have given it. Time in which
+//! it could not is excused, and there are four reasons: the observer itself did not run, a debugger or a frozen
+//! control group held the process, no processor ran it, or it waited for memory or a disk while the whole machine did.
+
+use std::fmt;
+use std::time::Duration;
+
+use crate::ids::Time;
+
+/// What is known of a process.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// It has not said yet that it is ready.
+    Starting,
+    /// It answers.
+    Alive,
+    /// It owes an answer, for less than its bound; or for longer, and its progress counter grows.
+    Late,
+    /// It owes an answer for longer than its bound, and for so much of it the machine did not run it.
+    Starved,
+    /// Somebody holds it.
+    Suspended(Holder),
+    /// It owes an answer by its own fault for longer than its bound, or was not ready in time.
+    Frozen,
+    /// Its process has ended.
+    Gone,
+}
+
+/// Who keeps a process from running.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Holder {
+    /// Its tracer (ptrace(2)).
+    Debugger,
+    /// The freezer of its control group.
+    Freezer,
+}
+
+impl fmt::Display for Holder {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Holder::Debugger => "a debugger",
+            Holder::Freezer => "the freezer of its control group",
+        })
+    }
+}
+
+/// What the thread that owes the answer is doing.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Activity {
+    /// It runs, or waits for a processor (state R).
+    Runnable,
+    /// It waits for memory or a device (state D).
+    Blocked,
+    /// It sleeps, or is stopped by a signal.
+    #[default]
+    Idle,
+}
+
+/// A look at a process: all that a judgement needs, and no more.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Look {
+    /// Whether the process has ended.
+    pub ended: bool,
+    /// Who holds it, if anybody.
+    pub held: Option<Holder>,
+    /// What the thread does that owes the answer.
+    pub activity: Activity,
+    /// The account of that thread, where the kernel keeps one.
+    pub account: Option<Account>,
+    /// How long some task of the machine has waited for memory or a disk, ever (`/proc/pressure`, the total of `some`);
+    /// zero where the kernel does not say.
+    pub stalled: Duration,
+}
+
+/// What the scheduler has written up of a thread (`/proc/PID/task/TID/schedstat`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Account {
+    /// Which thread.
+    pub thread: u32,
+    /// How long it has run.
+    pub ran: Duration,
+    /// How long it has waited for a processor, up to the last time that it got one.
+    pub waited: Duration,
+}
+
+/// The bounds of a verdict.
+#[derive(Clone, Copy, Debug)]
+pub struct Patience {
+    /// To be ready.
+    pub start: Duration,
+    /// To answer.
+    pub answer: Duration,
+}
+
+/// Who makes progress without answering is replaced after so many bounds.
+const TURNING: u32 = 4;
+/// A silence is looked into when it has lasted for this part of the bound: who answers at all does so long before.
+const NOTICED: u32 = 8;
+
+/// The signs of life of one process.
+#[derive(Clone, Copy, Debug)]
+pub struct Pulse {
+    ready: bool,
+    silence: Option<Silence>,
+}
+
+/// An answer that is owed, or a start that is not over.
+#[derive(Clone, Copy, Debug)]
+struct Silence {
+    /// Since when. What the observer lost moves this as well as the next two.
+    asked: Time,
+    /// As if everything excused had been before it: the own silence counts from here.
+    since: Time,
+    /// The same, counted from the last sign of progress.
+    still: Time,
+    /// The progress counter as it was heard last.
+    turns: Option<u64>,
+    /// The last look, and when it was.
+    look: Option<(Time, Look)>,
+}
+
+impl Silence {
+    fn from(since: Time) -> Self {
+        Self { asked: since, since, still: since, turns: None, look: None }
+    }
+
+    /// Nobody can be blamed for so much of the time until `now`.
+    fn excuse(&mut self, time: Duration, now: Time) {
+        self.since = (self.since + time).min(now);
+        self.still = (self.still + time).min(now);
+    }
+}
+
+impl Pulse {
+    /// A process that was started just now.
+    pub fn born(now: Time) -> Self {
+        Self { ready: false, silence: Some(Silence::from(now)) }
+    }
+
+    /// It says that it is ready.
+    pub fn ready(&mut self) {
+        *self = Self { ready: true, silence: None };
+    }
+
+    /// Whether it has said that it is ready.
+    pub fn is_ready(&self) -> bool {
+        self.ready
+    }
+
+    /// It owes an answer since then.
+    pub fn asked(&mut self, since: Time) {
+        if self.ready {
+            self.silence.get_or_insert(Silence::from(since));
+        }
+    }
+
+    /// Somebody who asks it for us says that it owes an answer since then, and what its progress counter shows.
+    /// A later time than the one we know means that it has answered in between.
+    pub fn silent(&mut self, now: Time, since: Time, turns: Option<u64>) {
+        if !self.ready {
+            return;
+        }
+        match &mut self.silence {
+            // What was seen before it was asked belongs to another silence.
+            Some(known) if known.look.is_none_or(|(at, _)| since <= at) => {
+                known.asked = known.asked.max(since);
+                known.since = known.since.max(since);
+                known.still = known.still.max(since);
+            }
+            silence => *silence = Some(Silence::from(since)),
+        }
+        if let Some(silence) = &mut self.silence {
+            if silence.turns.is_some() && turns.is_some() && silence.turns != turns {
+                silence.still = now;
+            }
+            silence.turns = turns.or(silence.turns);
+        }
+    }
+
+    /// It has answered.
+    pub fn answered(&mut self) {
+        if self.ready {
+            self.silence = None;
+        }
+    }
+
+    /// The observer itself did not run for so long, up to now.
+    pub fn excuse(&mut self, lost: Duration) {
+        if let Some(silence) = &mut self.silence {
+            for at in [&mut silence.asked, &mut silence.since, &mut silence.still] {
+                *at = *at + lost;
+            }
+            if let Some((at, _)) = &mut silence.look {
+                *at = *at + lost;
+            }
+        }
+    }
+
+    /// Whatever it owes, it owes from now on only.
+    pub fn forgive(&mut self, now: Time) {
+        self.silence = self.silence.map(|_| Silence::from(now));
+    }
+
+    /// Somebody has looked at the process just now: what of the time since the last look is not its own is excused.
+    pub fn observe(&mut self, now: Time, look: Look) {
+        let Some(silence) = &mut self.silence else { return };
+        if look.held.is_some() {
+            // As long as that lasts, it owes nothing.
+            *silence = Silence { turns: silence.turns, ..Silence::from(now) };
+        } else if let Some((at, before)) = &silence.look {
+            if before.held.is_some() {
+                *silence = Silence { turns: silence.turns, ..Silence::from(now) };
+            } else {
+                let excused = excused(before, &look, now.since(*at));
+                silence.excuse(excused, now);
+            }
+        }
+        silence.look = Some((now, look));
+    }
+
+    /// Whether a look at the process is wanted: when its silence is noticed, and when it would be declared frozen by
+    /// what is known of it.
+    pub fn wants_look(&self, now: Time, patience: Patience) -> bool {
+        self.silence.is_some_and(|silence| match silence.look {
+            Some((at, look)) => at < now && !look.ended && self.due(patience).is_some_and(|due| due <= now),
+            None => now.since(silence.asked) >= self.bound(patience) / NOTICED,
+        })
+    }
+
+    /// When it is to be judged next, unless something happens before.
+    pub fn due(&self, patience: Patience) -> Option<Time> {
+        let bound = self.bound(patience);
+        let silence = self.silence.filter(|silence| !silence.look.is_some_and(|(_, look)| look.ended))?;
+        Some((silence.still + bound).min(silence.since + bound * TURNING))
+    }
+
+    /// How long it has been owing, whoever is to blame.
+    pub fn silence(&self, now: Time) -> Duration {
+        self.silence.map_or(Duration::ZERO, |silence| now.since(silence.asked))
+    }
+
+    /// How much of that is its own fault.
+    pub fn own_silence(&self, now: Time) -> Duration {
+        self.silence.map_or(Duration::ZERO, |silence| now.since(silence.since))
+    }
+
+    /// Whether its progress counter has grown within its bound.
+    pub fn turns(&self, now: Time, patience: Patience) -> bool {
+        let bound = self.bound(patience);
+        self.silence.is_some_and(|silence| silence.still > silence.since && now.since(silence.still) < bound)
+    }
+
+    /// The verdict. [`Verdict::Frozen`] is as good as the last look: see [`Pulse::wants_look`].
+    pub fn verdict(&self, now: Time, patience: Patience) -> Verdict {
+        let Some(silence) = &self.silence else { return Verdict::Alive };
+        let bound = self.bound(patience);
+        match silence.look {
+            Some((_, Look { ended: true, .. })) => return Verdict::Gone,
+            Some((_, Look { held: Some(holder), .. })) => return Verdict::Suspended(holder),
+            _ => {}
+        }
+        let (raw, own) = (now.since(silence.asked), now.since(silence.since));
+        if now.since(silence.still) >= bound || own >= bound * TURNING {
+            Verdict::Frozen
+        } else if raw >= bound && own < bound {
+            Verdict::Starved
+        } else if self.ready {
+            Verdict::Late
+        } else {
+            Verdict::Starting
+        }
+    }
+
+    fn bound(&self, patience: Patience) -> Duration {
+        if self.ready { patience.answer } else { patience.start }
+    }
+}
+
+/// How much of the time between two looks the thread could not use. The kernel writes a wait for a processor up when
+/// it is over; of one that still lasts only the state tells: who is runnable now has used what it ran, and no more.
+fn excused(before: &Look, now: &Look, time: Duration) -> Duration {
+    let stalled = match now.activity {
+        Activity::Blocked => now.stalled.saturating_sub(before.stalled),
+        Activity::Runnable | Activity::Idle => Duration::ZERO,
+    };
+    let (Some(from), Some(to)) = (before.account, now.account) else { return stalled.min(time) };
+    if from.thread != to.thread {
+        return stalled.min(time);
+    }
+    let unused = time.saturating_sub(to.ran.saturating_sub(from.ran));
+    let waited = match now.activity {
+        Activity::Runnable => unused,
+        Activity::Blocked | Activity::Idle => to.waited.saturating_sub(from.waited),
+    };
+    (waited + stalled).min(unused)
+}
+
+#[cfg(test)]
+mod tests;
