@@ -12,8 +12,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::ids::{PoolName, WorkerId};
 
-/// The longest line that is read, in bytes: a question has few, a report grows with the workers.
-pub const QUESTION_MAX: usize = 1024;
+/// The longest line that is read, in bytes: a question grows with the pools that have failed, a report with the workers.
+pub const QUESTION_MAX: usize = 64 << 10;
 /// The same for a report: some 200 bytes for each of ten thousand workers.
 pub const REPORT_MAX: usize = 4 << 20;
 
@@ -26,6 +26,36 @@ pub struct Question {
     /// What to do besides reporting.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub order: Option<Order>,
+    /// With [`Order::Ping`]: the pools of which every worker is given up, and no others are.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub failed: Vec<FailedPool>,
+}
+
+/// A pool that nobody serves any more until somebody mends it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct FailedPool {
+    /// Which.
+    pub pool: PoolName,
+    /// What ended one of its workers last.
+    pub cause: String,
+}
+
+impl Question {
+    /// As one line of at most [`QUESTION_MAX`] bytes; of failed pools as many as fit.
+    ///
+    /// # Errors
+    /// None in fact: what it consists of can always be written.
+    pub fn to_line(mut self) -> io::Result<Vec<u8>> {
+        loop {
+            let mut line = serde_json::to_vec(&self)?;
+            line.push(b'\n');
+            if line.len() <= QUESTION_MAX || self.failed.is_empty() {
+                return Ok(line);
+            }
+            self.failed.truncate(self.failed.len() / 2);
+        }
+    }
 }
 
 /// What a question can order.
@@ -109,9 +139,7 @@ pub fn ask(socket: &Path, order: Option<Order>, patience: Duration) -> io::Resul
     stream.set_read_timeout(Some(patience))?;
     stream.set_write_timeout(Some(patience))?;
     let nonce = u64::from(std::process::id());
-    let mut line = serde_json::to_vec(&Question { nonce, order })?;
-    line.push(b'\n');
-    stream.write_all(&line)?;
+    stream.write_all(&Question { nonce, order, failed: Vec::new() }.to_line()?)?;
     let mut answer = Vec::new();
     BufReader::new(stream.take(REPORT_MAX as u64)).read_until(b'\n', &mut answer)?;
     let report: Report = serde_json::from_slice(&answer).map_err(|error| match serde_json::from_slice(&answer) {
@@ -122,4 +150,22 @@ pub fn ask(socket: &Path, order: Option<Order>, patience: Duration) -> io::Resul
         return Err(io::Error::other("the report answers another question"));
     }
     Ok(report)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_question_fits_however_much_has_failed() {
+        let pool = |n| FailedPool { pool: PoolName::new(&format!("pool_{n}")).unwrap(), cause: "\u{1}".repeat(200) };
+        for count in [0, 1, 1000] {
+            let question = Question { nonce: 1, order: Some(Order::Ping), failed: (0..count).map(pool).collect() };
+            let line = question.clone().to_line().unwrap();
+            assert!(line.len() <= QUESTION_MAX && line.ends_with(b"\n"));
+            let read: Question = serde_json::from_slice(&line).unwrap();
+            assert_eq!(read.failed, question.failed[..read.failed.len()]);
+            assert!(read.failed.len() >= count.min(30), "{}", read.failed.len());
+        }
+    }
 }

@@ -194,6 +194,49 @@ fn a_worker_that_cannot_live_is_given_up_and_the_rest_serves() {
 }
 
 #[test]
+fn a_pool_of_which_every_worker_has_failed_says_so_at_once_and_serves_when_one_is_back() {
+    let mut set = Set::prepare("");
+    let (go, ok) = (set.top().join("go"), set.top().join("ok"));
+    let script = format!(
+        "test -e {0} && exec {1}; while ! test -e {2}; do sleep 0.05; done; exit 3",
+        ok.display(),
+        example("axum_worker"),
+        go.display()
+    );
+    let restarts = "restarts = { max = 1, within = \"10m\", delay = \"20ms\", delay_max = \"1s\" }";
+    let config = bad(&words(&["/bin/sh", "-c", &script]), restarts);
+    set.configure(&config.replace("100ms", "10m").replace("workers = 1", "workers = 2"));
+    set.run();
+    set.wait_for("the dispatcher is up", |status| status["dispatcher"]["state"] == "up");
+    let address = set.address(1);
+    let waiting = std::thread::spawn(move || get(address, "/x").unwrap());
+    set.wait_for("a client waits", |status| status["dispatcher"]["queue"] == 1);
+    std::fs::write(&go, "").unwrap();
+    let refused = waiting.join().unwrap();
+    let reason = "every worker of pool bad has failed: exit code 3 before it was ready";
+    let check = |refused: Answer| {
+        assert_eq!((refused.status, refused.header("patou-outcome")), (503, Some("not-started")), "{refused:?}");
+        assert!(refused.text().contains(reason) && refused.header("retry-after").is_some(), "{refused:?}");
+    };
+    check(refused);
+    check(get(address, "/x").unwrap());
+    set.wait_for_log(&["error", "every worker of pool bad has failed", "reload the set"]);
+    assert_eq!(get(set.address(0), "/x").unwrap().status, 200);
+    // The next dispatcher learns it with the first question.
+    let old = set.dispatcher_pid();
+    signal_to(old, Signal::SIGKILL);
+    wait_for_another_dispatcher(&set, old);
+    let since = Instant::now();
+    check(get(address, "/x").unwrap());
+    assert!(since.elapsed() < Duration::from_secs(5));
+    std::fs::write(&ok, "").unwrap();
+    set.signal(Signal::SIGHUP);
+    set.wait_for("it serves again", |status| worker_of(status, "bad/1")["state"] == "idle");
+    assert_eq!(get(address, "/hello").unwrap().status, 200);
+    set.stop();
+}
+
+#[test]
 fn a_worker_that_is_never_ready_is_killed_and_tried_again() {
     let mut set = Set::prepare("");
     set.configure(&bad("[\"/bin/sleep\", \"600\"]", "start_timeout = \"300ms\""));

@@ -504,6 +504,33 @@ fn nobody_waits_for_workers_that_are_all_taken_out() {
 }
 
 #[test]
+fn nobody_waits_for_workers_that_are_all_given_up() {
+    let mut t = Talk::up(LIMITS);
+    let failed = |client| Refuse(client, Refusal::Failed);
+    t.sees(0, 1, dead(free()), &[note(1, Note::Down(ONE))]);
+    // One is there: then it is not true any more, or not yet.
+    t.hears(1, Event::Failed(true), &[]);
+    t.serves(2, (1, A), 2, 1);
+    t.hears(3, Client(2, A), &[]);
+    t.sees(
+        4,
+        2,
+        dead(held(lease(1), Claimed, 2)),
+        &[note(2, Note::Down(ONE)), note(2, Note::Lost(lease(1))), Abort(2, lease(1)), failed(2)],
+    );
+    t.hears(5, Client(3, A), &[failed(3)]);
+    // One is back before the watchdog says so.
+    t.sees(6, 1, reborn(2, Ready, free()), &[note(1, Note::Up(epoch(2)))]);
+    let again = Action::Offer { worker: 1, epoch: epoch(2), lease: lease(2), claim_by: at(7 + 1050) };
+    t.hears(7, Client(4, A), &[again]);
+    t.hears(8, Event::Failed(false), &[]);
+    // Who dies without being given up is waited for.
+    t.hears(9, Left(4), &[Revoke(1, lease(2))]);
+    t.sees(10, 1, dead(free()), &[note(1, Note::Down(epoch(2)))]);
+    t.hears(11, Client(5, A), &[]);
+}
+
+#[test]
 fn an_order_takes_the_place_of_an_offer() {
     for (event, ask) in [(Event::Drain(2), Ask::Drain), (Event::Resume(2), Ask::Resume)] {
         let mut t = Talk::up(LIMITS);

@@ -96,7 +96,7 @@ impl Desk {
             let index = known.unwrap_or_else(|| {
                 let pool = Pool::new(limits(wanted, config), self.epoch);
                 let mut rooms = self.rooms.borrow_mut();
-                rooms.push(Room { config: wanted.clone(), pool, slots: Vec::new() });
+                rooms.push(Room { config: wanted.clone(), pool, failed: None, slots: Vec::new() });
                 rooms.len() - 1
             });
             let mut new = Vec::new();

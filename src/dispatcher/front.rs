@@ -214,7 +214,7 @@ impl Client {
                     }
                     Some(Err(refusal)) => {
                         let pool = &self.listener.pool;
-                        (redirect::refusal(refusal, pool.as_str(), desk.staff(pool)).response(), None)
+                        (redirect::refusal(refusal, pool.as_str(), &desk.staff(pool)).response(), None)
                     }
                 }
             }

@@ -112,6 +112,9 @@ async fn converse(stream: UnixStream, desk: Rc<Desk>) {
         // Reported first: whom the order has us ask owes nothing yet.
         let pools = desk.report();
         desk.tell_status();
+        if question.order == Some(Order::Ping) {
+            desk.hear_failed(&question.failed);
+        }
         let refused = question.order.and_then(|order| obey(&desk, order));
         let (pid, epoch) = (std::process::id(), desk.epoch().get());
         let report = Report { nonce: question.nonce, pid, epoch, pools, refused };

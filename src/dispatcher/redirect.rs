@@ -49,18 +49,20 @@ pub fn lease(grant: &Grant) -> Response<Full<Bytes>> {
 }
 
 /// The workers of a pool, and how many of them nobody can get.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct Staff {
     pub workers: usize,
     /// An operator has taken them out of service.
     pub drained: usize,
     /// They do not run, and are not among those.
     pub gone: usize,
+    /// What ended them, if the watchdog has given up all of them.
+    pub failed: Option<String>,
 }
 
 impl fmt::Display for Staff {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Staff { workers, drained, gone } = *self;
+        let Staff { workers, drained, gone, .. } = *self;
         match workers {
             1 if drained == 1 => f.write_str("its worker is taken out of service"),
             1 if gone == 1 => f.write_str("its worker is not running"),
@@ -83,7 +85,7 @@ impl fmt::Display for Staff {
 }
 
 /// 503, saying what is full, or who is missing.
-pub fn refusal(refusal: Refusal, pool: &str, staff: Staff) -> Problem {
+pub fn refusal(refusal: Refusal, pool: &str, staff: &Staff) -> Problem {
     let detail = match refusal {
         Refusal::QueueFull(bound) => {
             format!("pool {pool}: {staff}, and {bound} clients are waiting, as many as `queue` allows")
@@ -94,9 +96,15 @@ pub fn refusal(refusal: Refusal, pool: &str, staff: Staff) -> Problem {
         }
         Refusal::NobodyFree => format!("pool {pool}: {staff}, and `queue` is 0"),
         Refusal::OutOfService => format!("pool {pool}: {staff}"),
+        Refusal::Failed => {
+            let cause = staff.failed.as_deref().unwrap_or("they ended too often");
+            format!("every worker of pool {pool} has failed: {cause}; an operator has to mend that and reload the set")
+        }
         Refusal::Stopping => "the set is stopping".to_owned(),
     };
-    Problem::not_started(StatusCode::SERVICE_UNAVAILABLE, detail).retry_after(1)
+    // Nobody comes back by himself.
+    let pause = if refusal == Refusal::Failed { 10 } else { 1 };
+    Problem::not_started(StatusCode::SERVICE_UNAVAILABLE, detail).retry_after(pause)
 }
 
 #[cfg(test)]
@@ -105,7 +113,7 @@ mod tests {
 
     #[test]
     fn a_refusal_says_who_is_missing() {
-        let words = |workers, drained, gone| Staff { workers, drained, gone }.to_string();
+        let words = |workers, drained, gone| Staff { workers, drained, gone, failed: None }.to_string();
         assert_eq!(words(1, 0, 0), "its worker is busy");
         assert_eq!(words(2, 0, 0), "its 2 workers are busy");
         assert_eq!(words(2, 2, 0), "all 2 workers are taken out of service");

@@ -75,6 +75,8 @@ impl Drop for Slot {
 pub struct Room {
     pub config: config::Pool,
     pub pool: Pool,
+    /// What ended its workers, if the watchdog has given up all of them.
+    pub failed: Option<String>,
     /// Index `n - 1` is worker `n`.
     pub slots: Vec<Option<Slot>>,
 }

@@ -76,6 +76,8 @@ events! {
     PartBack = 0xaedf39f02e0349d6acb0113caddb17a4, "part-back";
     /// It is given up.
     PartFailed = 0xb2fcb6b6265542f3b8d31531a949ce0e, "part-failed";
+    /// No worker of a pool is left.
+    PoolFailed = 0x4769c104c468472cacc1637374174000, "pool-failed";
     /// An administrator has stopped its unit.
     PartStopped = 0xc7c40da73b294ce7fd73ffdb54b0f3fa, "part-stopped";
     /// It keeps dying, and waits before it is ready again.

@@ -45,6 +45,8 @@ pub struct Pool {
     /// at the latest the others wait for it.
     recycling: Option<(u16, Epoch, Time)>,
     stopping: bool,
+    /// Whether the watchdog has given up every worker.
+    failed: bool,
     actions: Vec<Action>,
 }
 
@@ -61,6 +63,7 @@ impl Pool {
             timers: BTreeSet::new(),
             recycling: None,
             stopping: false,
+            failed: false,
             actions: Vec::new(),
         }
     }
@@ -122,11 +125,12 @@ impl Pool {
             Event::Drain(n) if self.knows(n) => self.order(now, n, true),
             Event::Resume(n) if self.knows(n) => self.order(now, n, false),
             Event::Quiesce => self.quiesce(),
+            Event::Failed(failed) => self.failed = failed,
             Event::Seen(..) | Event::Drain(_) | Event::Resume(_) => {}
         }
         self.serve(now);
-        if self.is_out_of_service() {
-            self.refuse_all(Refusal::OutOfService);
+        if let Some(refusal) = self.in_vain() {
+            self.refuse_all(refusal);
         }
         if self.limits.queue == 0 {
             self.refuse_all(Refusal::NobodyFree);
@@ -146,8 +150,8 @@ impl Pool {
         if self.stopping {
             return self.actions.push(Action::Refuse(client, Refusal::Stopping));
         }
-        if self.is_out_of_service() {
-            return self.actions.push(Action::Refuse(client, Refusal::OutOfService));
+        if let Some(refusal) = self.in_vain() {
+            return self.actions.push(Action::Refuse(client, refusal));
         }
         let due = now + self.limits.queue_timeout;
         self.queue.push(client, peer, now, due);
@@ -181,10 +185,15 @@ impl Pool {
         }
     }
 
-    /// Whether an operator keeps every worker from clients. Who is merely gone may come back any moment.
-    fn is_out_of_service(&self) -> bool {
+    /// Why waiting would be in vain, if it would: an operator keeps every worker from clients, or all are given up.
+    /// Who is merely gone may come back any moment; and who is back is seen here before the watchdog says so.
+    fn in_vain(&self) -> Option<Refusal> {
         let count = usize::from(self.limits.workers);
-        count > 0 && self.workers.iter().take(count).all(|worker| worker.drained)
+        let workers = || self.workers.iter().take(count);
+        if count > 0 && workers().all(|worker| worker.drained) {
+            return Some(Refusal::OutOfService);
+        }
+        (self.failed && !workers().any(|worker| worker.up)).then_some(Refusal::Failed)
     }
 
     fn quiesce(&mut self) {

@@ -98,6 +98,8 @@ pub enum Event {
     Resume(u16),
     /// The set is stopping: nobody gets a worker any more.
     Quiesce,
+    /// The watchdog has given up every worker, or has not any more.
+    Failed(bool),
 }
 
 /// What the shell is to do, in this order.
@@ -173,6 +175,8 @@ pub enum Refusal {
     NobodyFree,
     /// An operator has taken every worker out of service: waiting would be in vain.
     OutOfService,
+    /// The watchdog has given up every worker: so would it be.
+    Failed,
     /// The set is stopping.
     Stopping,
 }

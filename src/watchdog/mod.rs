@@ -265,7 +265,7 @@ impl Watch {
             }
             if next_probe <= now {
                 next_probe = now + self.config.watchdog.probe_interval;
-                if self.prober.ask() {
+                if self.prober.ask(prober::failed(&self.plan)) {
                     self.handle(now, Event::Probed);
                 }
             }

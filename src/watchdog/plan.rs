@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use serde::Serialize;
 
-use crate::ids::{Time, WorkerId};
+use crate::ids::{PoolName, Time, WorkerId};
 use crate::liveness::{Pulse, Restarts, Verdict};
 pub use words::{Absence, Action, Bounds, Change, Event, Order, Part, Sign, Telling};
 
@@ -193,6 +193,19 @@ impl Plan {
             };
             (part, PartStatus { pid: record.pid, state, restarts: record.count, cause: record.cause.clone() })
         })
+    }
+
+    /// The pools of which every worker is given up, and what ended the last of them.
+    pub fn failed_pools(&self) -> Vec<(&PoolName, &str)> {
+        let mut pools: BTreeMap<&PoolName, Option<&str>> = BTreeMap::new();
+        for (part, record) in &self.parts {
+            let Part::Worker(id) = part else { continue };
+            let failed = matches!(record.stage, Stage::Failed | Stage::Away(Absence::Failed));
+            let cause = failed.then(|| record.cause.as_deref().unwrap_or("it ended too often"));
+            // One that is not given up speaks for its pool.
+            pools.entry(&id.pool).and_modify(|all| *all = all.and(cause)).or_insert(cause);
+        }
+        pools.into_iter().filter_map(|(pool, cause)| Some((pool, cause?))).collect()
     }
 
     /// Whether everything has been told to stop.

@@ -8,17 +8,20 @@ use tokio::net::UnixStream;
 use tokio::sync::mpsc;
 use tokio::time::timeout;
 
-use super::plan::Sign;
+use super::plan::{Plan, Sign};
 use crate::clock;
 use crate::ids::{Time, WorkerId};
-use crate::probe::{Order, Question, REPORT_MAX, Report};
+use crate::probe::{FailedPool, Order, Question, REPORT_MAX, Report};
 
 /// How long an order of ours may take on its way: what it asks happens anyway, only later.
 const ORDER_TIMEOUT: Duration = Duration::from_secs(1);
 
+/// Characters of a cause: what clients are told is no log.
+const CAUSE_MAX: usize = 200;
+
 /// The asking task.
 pub struct Prober {
-    questions: mpsc::UnboundedSender<()>,
+    questions: mpsc::UnboundedSender<Vec<FailedPool>>,
     reports: mpsc::UnboundedReceiver<Option<Report>>,
     waiting: bool,
 }
@@ -32,10 +35,10 @@ impl Prober {
         Self { questions, reports, waiting: false }
     }
 
-    /// Asks, unless an answer is still owed. Whether a question is open now.
-    pub fn ask(&mut self) -> bool {
+    /// Asks, and says which pools have failed, unless an answer is still owed. Whether a question is open now.
+    pub fn ask(&mut self, failed: Vec<FailedPool>) -> bool {
         if !self.waiting {
-            self.waiting = self.questions.send(()).is_ok();
+            self.waiting = self.questions.send(failed).is_ok();
         }
         self.waiting
     }
@@ -49,6 +52,15 @@ impl Prober {
         self.waiting = false;
         answer.map(|report| signs(&report, clock::now()))
     }
+}
+
+/// The pools that have failed, in the words of a question.
+pub fn failed(plan: &Plan) -> Vec<FailedPool> {
+    let short = |cause: &str| cause.chars().take(CAUSE_MAX).collect();
+    plan.failed_pools()
+        .into_iter()
+        .map(|(pool, cause)| FailedPool { pool: pool.clone(), cause: short(cause) })
+        .collect()
 }
 
 fn signs(report: &Report, now: Time) -> Vec<Sign> {
@@ -67,12 +79,16 @@ fn signs(report: &Report, now: Time) -> Vec<Sign> {
     signs
 }
 
-async fn run(socket: PathBuf, mut asked: mpsc::UnboundedReceiver<()>, answers: mpsc::UnboundedSender<Option<Report>>) {
+async fn run(
+    socket: PathBuf,
+    mut asked: mpsc::UnboundedReceiver<Vec<FailedPool>>,
+    answers: mpsc::UnboundedSender<Option<Report>>,
+) {
     let mut connection = None;
     let mut nonce = 0;
-    while asked.recv().await.is_some() {
+    while let Some(failed) = asked.recv().await {
         nonce += 1;
-        let report = ask(&socket, &mut connection, nonce, Some(Order::Ping)).await;
+        let report = ask(&socket, &mut connection, Question { nonce, order: Some(Order::Ping), failed }).await;
         if report.is_none() {
             connection = None;
         }
@@ -82,19 +98,13 @@ async fn run(socket: PathBuf, mut asked: mpsc::UnboundedReceiver<()>, answers: m
     }
 }
 
-async fn ask(
-    socket: &PathBuf,
-    connection: &mut Option<BufReader<UnixStream>>,
-    nonce: u64,
-    order: Option<Order>,
-) -> Option<Report> {
+async fn ask(socket: &PathBuf, connection: &mut Option<BufReader<UnixStream>>, question: Question) -> Option<Report> {
+    let nonce = question.nonce;
     if connection.is_none() {
         *connection = Some(BufReader::new(UnixStream::connect(socket).await.ok()?));
     }
     let stream = connection.as_mut()?;
-    let mut line = serde_json::to_vec(&Question { nonce, order }).ok()?;
-    line.push(b'\n');
-    stream.write_all(&line).await.ok()?;
+    stream.write_all(&question.to_line().ok()?).await.ok()?;
     let mut answer = Vec::new();
     stream.take(REPORT_MAX as u64).read_until(b'\n', &mut answer).await.ok()?;
     let report: Report = serde_json::from_slice(&answer).ok()?;
@@ -104,7 +114,8 @@ async fn ask(
 /// Tells the dispatcher, on a connection of its own, that the set is stopping.
 pub fn quiesce(socket: PathBuf) {
     tokio::task::spawn_local(async move {
+        let question = Question { nonce: 0, order: Some(Order::Quiesce), failed: Vec::new() };
         // A dispatcher that does not hear it cannot give anybody a worker either: the workers refuse.
-        let _ = timeout(ORDER_TIMEOUT, ask(&socket, &mut None, 0, Some(Order::Quiesce))).await;
+        let _ = timeout(ORDER_TIMEOUT, ask(&socket, &mut None, question)).await;
     });
 }

@@ -19,7 +19,7 @@ use tokio::time::sleep;
 use super::cgroup::Slice;
 use super::plan::{Absence, Action, Event, Order, Part, Plan, Sign};
 use super::prober::Prober;
-use super::{State, WatchdogError, Written, accuse, bounds, drains, observe, system, tell};
+use super::{State, WatchdogError, Written, accuse, bounds, drains, observe, prober, system, tell};
 use crate::clock;
 use crate::config::{Config, Loaded, Origin};
 use crate::ids::Time;
@@ -145,7 +145,7 @@ impl Watch {
             if next_probe <= now {
                 next_probe = now + self.config.watchdog.probe_interval;
                 self.look();
-                if self.prober.ask() {
+                if self.prober.ask(prober::failed(&self.plan)) {
                     self.handle(now, Event::Probed);
                 }
             }

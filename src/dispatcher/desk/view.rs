@@ -5,6 +5,9 @@ use sd_notify::NotifyState;
 use super::Desk;
 use crate::dispatcher::redirect::Staff;
 use crate::ids::{PoolName, WorkerId};
+use crate::log;
+use crate::pool::Event;
+use crate::probe::FailedPool;
 
 impl Desk {
     /// How things are, in a line for `systemctl status`.
@@ -44,7 +47,27 @@ impl Desk {
         let workers = &room.pool.workers()[..usize::from(room.config.workers).min(room.pool.workers().len())];
         let drained = workers.iter().filter(|worker| worker.drained).count();
         let gone = workers.iter().filter(|worker| !worker.drained && !worker.up).count();
-        Staff { workers: workers.len(), drained, gone }
+        Staff { workers: workers.len(), drained, gone, failed: room.failed.clone() }
+    }
+
+    /// The watchdog has given up every worker of these pools, and of no others.
+    pub fn hear_failed(&self, failed: &[FailedPool]) {
+        let mut changed = Vec::new();
+        for room in self.rooms.borrow_mut().iter_mut() {
+            let now = failed.iter().find(|failed| failed.pool == room.config.name).map(|failed| failed.cause.clone());
+            if now.is_some() != room.failed.is_some() {
+                changed.push((room.config.name.clone(), now.is_some()));
+            }
+            room.failed = now;
+        }
+        for (pool, failed) in changed {
+            if failed {
+                tracing::error!(%pool, event = %log::Event::PoolFailed,
+                    "every worker of pool {pool} has failed: its clients are refused until one is back; mend the cause, then \
+                     reload the set");
+            }
+            self.tell(&pool, Event::Failed(failed));
+        }
     }
 
     /// Whether an operator keeps this worker out of service.

@@ -1,9 +1,11 @@
 //! The plan as conversations: what happened, and what is done about it.
 
+mod excuses;
+
 use super::*;
 use std::collections::VecDeque;
 
-use crate::liveness::{Account, Activity, Holder, Look, RestartLimits};
+use crate::liveness::{Account, Activity, Look, RestartLimits};
 
 const DRAIN: Duration = Duration::from_secs(30);
 
@@ -209,23 +211,6 @@ fn a_part_that_freezes_again_and_again_leaves_one_core_in_a_while() {
 }
 
 #[test]
-fn nobody_is_blamed_for_what_the_watchdog_or_the_dispatcher_lost() {
-    let mut talk = Talk::up();
-    talk.report(900, Some(100), &[]);
-    talk.tell(4000, Event::Lost(Duration::from_secs(3)), &[]);
-    talk.report(4000, Some(100), &[]);
-    talk.report(4999, Some(100), &[]);
-    talk.report(5000, Some(100), &["accuse worker web/1: it is frozen, no sign of life for 1s", "abort worker web/1"]);
-
-    let mut talk = Talk::up();
-    talk.tell(100, Event::Probed, &[]);
-    let sign = || vec![Sign { worker: id(1), silent_since: Some(at(100)), turns: None, garbled: false }];
-    talk.tell(1500, Event::Report(sign()), &[]); // the dispatcher itself was late
-    talk.report(2499, Some(100), &[]);
-    talk.report(2500, Some(100), &["accuse worker web/1: it is frozen, no sign of life for 1s", "abort worker web/1"]);
-}
-
-#[test]
 fn a_frozen_dispatcher_is_replaced_alone() {
     let mut talk = Talk::up();
     talk.tell(100, Event::Probed, &[]);
@@ -331,156 +316,4 @@ fn units_are_watched_and_left_to_systemd() {
 
     talk.tell(103_000, Event::Apply(change(1)), &[]);
     assert_eq!((talk.state(&worker(1)), talk.state(&worker(2))), ("up", "unknown"));
-}
-
-#[test]
-fn a_watchdog_that_is_late_again_and_again_still_accuses() {
-    let mut talk = Talk::up();
-    let mut now = 100;
-    // 100 ms late of every second: a worker that is silent for long is nevertheless found out.
-    let accused = (0..10).any(|_| {
-        now += 1000;
-        talk.tell(now, Event::Lost(Duration::from_millis(100)), &[]);
-        talk.tell(now, Event::Probed, &[]);
-        let sign = Sign { worker: id(1), silent_since: Some(at(100)), turns: None, garbled: false };
-        !talk.hear(now, Event::Report(vec![sign])).is_empty()
-    });
-    assert!(accused);
-}
-
-proptest::proptest! {
-    /// Whatever the watchdog loses, and whenever: time counts against a worker while the watchdog ran, and only then.
-    #[test]
-    fn lost_time_is_never_held_against_anybody(
-        steps in proptest::collection::vec(
-            (1u64..400, proptest::option::weighted(0.4, 1u64..2000), proptest::bool::weighted(0.1)),
-            1..60,
-        ),
-    ) {
-        let mut talk = Talk::up();
-        let (mut now, mut since, mut seen) = (100, 100, 0);
-        for (run, lost, answered) in steps {
-            if answered {
-                // And was asked again at once.
-                (since, seen) = (now, 0);
-            }
-            now += run;
-            seen += run;
-            if let Some(lost) = lost {
-                now += lost;
-                talk.0.handle(at(now), Event::Lost(Duration::from_millis(lost)));
-                // So much may have kept its question from it: it begins anew.
-                seen = if lost > 250 { 0 } else { seen };
-            }
-            talk.0.handle(at(now), Event::Probed);
-            let sign = Sign { worker: id(1), silent_since: Some(at(since)), turns: None, garbled: false };
-            let accused = !talk.hear(now, Event::Report(vec![sign])).is_empty();
-            proptest::prop_assert_eq!(accused, seen >= 1000, "silent for {} ms of the watchdog's time", seen);
-            if accused {
-                break;
-            }
-        }
-    }
-}
-
-fn account(ran_ms: u64, waited_ms: u64) -> Option<Account> {
-    Some(Account { thread: 7, ran: Duration::from_millis(ran_ms), waited: Duration::from_millis(waited_ms) })
-}
-
-#[test]
-fn a_starved_worker_is_told_once_and_not_killed_and_a_stopped_one_is() {
-    let mut talk = Talk::up();
-    talk.1 = Look { activity: Activity::Runnable, account: account(10, 0), ..STUCK };
-    for ms in (350..1100).step_by(250) {
-        talk.report(ms, Some(100), &[]);
-    }
-    talk.report(1100, Some(100), &["starved worker web/1 for 1s"]);
-    assert_eq!(talk.state(&worker(1)), "starved");
-    for ms in (1350..60_000).step_by(250) {
-        talk.report(ms, Some(100), &[]);
-    }
-    talk.report(60_000, None, &["relieved worker web/1"]);
-    assert_eq!(talk.state(&worker(1)), "up");
-    // Another is stopped while the first starves again: that is not excused.
-    talk.1 = STUCK;
-    talk.report(61_000, Some(60_100), &[]);
-    talk.report(61_100, Some(60_100), &[ACCUSED, "abort worker web/1"]);
-}
-
-const ACCUSED: &str = "accuse worker web/1: it is frozen, no sign of life for 1s";
-
-#[test]
-fn who_is_held_owes_nothing_and_begins_anew() {
-    for by in [Holder::Debugger, Holder::Freezer] {
-        let mut talk = Talk::up();
-        talk.1 = Look { held: Some(by), ..STUCK };
-        talk.report(350, Some(100), &[&format!("suspended worker web/1 by {by}")]);
-        assert_eq!(talk.state(&worker(1)), "suspended");
-        for ms in (600..20_000).step_by(250) {
-            talk.report(ms, Some(100), &[]);
-        }
-        talk.1 = STUCK;
-        // Seen at the next look, at most a bound later; then it has a bound to answer.
-        talk.report(20_350, Some(100), &["relieved worker web/1"]);
-        talk.report(21_349, Some(100), &[]);
-        talk.report(21_350, Some(100), &[ACCUSED, "abort worker web/1"]);
-    }
-}
-
-#[test]
-fn a_loop_that_turns_without_an_answer_has_four_bounds() {
-    let mut talk = Talk::up();
-    for (turns, ms) in (350..4100).step_by(250).enumerate() {
-        let sign = Sign { worker: id(1), silent_since: Some(at(100)), turns: Some(turns as u64), garbled: false };
-        talk.tell(ms, Event::Probed, &[]);
-        talk.tell(ms, Event::Report(vec![sign]), &[]);
-    }
-    let sign = Sign { worker: id(1), silent_since: Some(at(100)), turns: Some(99), garbled: false };
-    talk.tell(4100, Event::Probed, &[]);
-    let accusation = "accuse worker web/1: it does not answer for 4s, although its control loop turns";
-    talk.tell(4100, Event::Report(vec![sign]), &[accusation, "abort worker web/1"]);
-}
-
-#[test]
-fn a_starved_start_is_no_frozen_start() {
-    let mut talk = Talk::begin();
-    talk.1 = Look { activity: Activity::Runnable, account: account(0, 0), ..STUCK };
-    talk.tell(0, Event::Started(Part::Dispatcher, 1), &[]);
-    for ms in (250..10_000).step_by(250) {
-        talk.tell(ms, Event::Tick, &[]);
-    }
-    talk.tell(10_000, Event::Tick, &["starved dispatcher for 10s"]);
-    assert_eq!(talk.state(&Part::Dispatcher), "starved");
-    talk.tell(15_000, Event::Tick, &[]);
-    talk.tell(
-        15_000,
-        Event::Ready(Part::Dispatcher),
-        &["relieved dispatcher", "start worker web/1", "start worker web/2"],
-    );
-}
-
-#[test]
-fn who_has_ended_is_not_accused() {
-    let mut talk = Talk::up();
-    talk.1 = Look { ended: true, ..STUCK };
-    talk.tell(100, Event::Probed, &[]);
-    talk.tell(2100, Event::Tick, &[]);
-    assert_eq!(talk.0.deadline(), None, "its end is on its way");
-    talk.tell(2101, exited(Part::Dispatcher), &["restart dispatcher in 0ns: gone", "start dispatcher"]);
-}
-
-#[test]
-fn after_a_suspend_everybody_begins_anew() {
-    let mut talk = Talk::up();
-    talk.tell(100, Event::Probed, &[]);
-    talk.report(900, Some(100), &[]);
-    talk.tell(1000, Event::Probed, &[]);
-    talk.tell(1050, Event::Resumed, &[]);
-    talk.report(1100, Some(100), &[]);
-    talk.report(2049, Some(100), &[]);
-    talk.report(2050, Some(100), &[ACCUSED, "abort worker web/1"]);
-    let mut talk = Talk::up();
-    talk.tell(100, Event::Probed, &[]);
-    talk.tell(2000, Event::Resumed, &[]);
-    assert_eq!(talk.0.deadline(), Some(at(4000)));
 }
