@@ -12,9 +12,8 @@ use std::task::ready;
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::header::{ALLOW, CONTENT_LENGTH};
-use http::uri::PathAndQuery;
-use http::{HeaderValue, Method, Request, Response, StatusCode, Version};
+use http::header::ALLOW;
+use http::{HeaderValue, Request, Response, StatusCode, Version};
 use http_body_util::Full;
 use hyper::body::Incoming;
 use hyper::server::conn::http1;
@@ -25,7 +24,7 @@ use tokio::task::AbortHandle;
 use tokio::time::{Instant, sleep};
 
 use super::desk::Desk;
-use super::{hosts, redirect, store};
+use super::{redirect, request, store};
 use crate::config::{self, Config};
 use crate::log;
 use crate::net::{self, Listener, Problem, Stream, gone, linger};
@@ -36,9 +35,6 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
 /// A wait shorter than this is not worth a watch on the client: it costs a descriptor and five calls.
 const WATCH_AFTER: Duration = Duration::from_millis(20);
-
-/// Where a lease is asked for as such.
-const LEASE: &str = "/.patou/lease";
 
 /// All listeners and the connections they have accepted.
 pub struct Front {
@@ -196,16 +192,18 @@ impl Client {
 
     async fn answer(&self, desk: &Rc<Desk>, request: Request<Incoming>) -> Answer {
         let since = Instant::now();
-        let (answer, worker) = match self.accept(&request) {
+        let checked = request::check(&request, &self.listener.allowed_hosts, self.listens_on, self.settings.max_body);
+        let (answer, worker) = match checked {
             Err(problem) => (told(&problem), None),
             Ok((host, target)) => {
+                let host = host.unwrap_or_else(|| net::own_name(&self.stream.0));
                 self.may_probe.store(request.version() >= Version::HTTP_11, Ordering::Relaxed);
                 let verdict = self.wait(desk).await;
                 self.may_probe.store(false, Ordering::Relaxed);
                 match verdict {
                     None => (self.client_left(), None),
                     Some(Ok(grant)) => {
-                        let wants_lease = self.listens_on.is_none() || request.uri().path() == LEASE;
+                        let wants_lease = self.listens_on.is_none() || request.uri().path() == request::LEASE;
                         let told = match wants_lease {
                             true => redirect::lease(&grant),
                             false => redirect::to_worker(&grant, &host, &target),
@@ -240,43 +238,6 @@ impl Client {
             );
         }
         answer
-    }
-
-    /// Checks what must be right before a worker is bothered; the host and the target of the request.
-    fn accept(&self, request: &Request<Incoming>) -> Result<(String, String), Problem> {
-        let bad = |detail| Problem::not_started(StatusCode::BAD_REQUEST, detail);
-        let host = net::host(request).map_err(bad)?;
-        if host.is_none() && request.version() >= Version::HTTP_11 {
-            return Err(bad("an HTTP/1.1 request needs a Host header"));
-        }
-        if let Some(host) = &host
-            && !hosts::is_allowed(host, &self.listener.allowed_hosts, self.listens_on)
-        {
-            let detail = format!("this listener does not serve the host {host}: see allowed_hosts");
-            return Err(Problem::not_started(StatusCode::MISDIRECTED_REQUEST, detail));
-        }
-        let host = host.unwrap_or_else(|| net::own_name(&self.stream.0));
-        let target = request.uri().path_and_query().map(PathAndQuery::as_str);
-        let target = target.ok_or_else(|| bad("the request has no path"))?;
-        if target == redirect::ASTERISK && request.method() != Method::OPTIONS {
-            return Err(bad("the target * is for OPTIONS"));
-        }
-        let path = request.uri().path();
-        if path.starts_with("/.patou/") && path != LEASE {
-            let detail = "paths under /.patou/ are patou's own; a lease is used at its worker's address";
-            return Err(Problem::not_started(StatusCode::NOT_FOUND, detail));
-        }
-        if path == LEASE && request.method() != Method::POST {
-            let detail = "a lease is asked for with POST";
-            return Err(Problem::not_started(StatusCode::METHOD_NOT_ALLOWED, detail));
-        }
-        let length = request.headers().get(CONTENT_LENGTH).and_then(|v| v.to_str().ok()?.parse::<u64>().ok());
-        let max = self.settings.max_body;
-        if max > 0 && length.is_some_and(|length| length > max) {
-            let detail = format!("the body is larger than max_body, {max} bytes");
-            return Err(Problem::not_started(StatusCode::PAYLOAD_TOO_LARGE, detail));
-        }
-        Ok((host, target.to_owned()))
     }
 
     /// Waits for a worker; `None` if the client has gone before there was one.

@@ -9,6 +9,7 @@ mod front;
 mod hosts;
 mod probe;
 mod redirect;
+pub mod request;
 mod room;
 pub mod slot;
 mod store;

@@ -8,22 +8,17 @@ use http::{HeaderValue, Response, StatusCode};
 use http_body_util::Full;
 
 use super::desk::Grant;
+use super::request;
 use crate::clock;
 use crate::config::Address;
 use crate::net::Problem;
 use crate::pool::Refusal;
 
-/// The target of `OPTIONS *`: a URI without a path (RFC 9112, section 3.2.4).
-pub const ASTERISK: &str = "*";
-
 /// 307 to the worker. `host` is what the client called us; `target` its original path and query. A worker on
 /// a Unix socket has no such address: then the answer is [`lease`].
 pub fn to_worker(grant: &Grant, host: &str, target: &str) -> Response<Full<Bytes>> {
     let Address::Tcp(address) = &grant.address else { return lease(grant) };
-    let target = if target == ASTERISK { "" } else { target };
-    let location = format!("http://{host}:{}/.patou/{}{target}", address.port(), grant.token);
-    // From bytes: a target may have some beyond ASCII, and goes back as it came.
-    let Ok(location) = HeaderValue::from_bytes(location.as_bytes()) else { return lease(grant) };
+    let Some(location) = request::location(host, address.port(), grant.token, target) else { return lease(grant) };
     let mut response = Response::new(Full::from(format!("{} is yours\n", grant.worker)));
     *response.status_mut() = StatusCode::TEMPORARY_REDIRECT;
     let headers = response.headers_mut();

@@ -10,7 +10,7 @@ mod cgroup;
 mod children;
 mod greet;
 mod leftover;
-mod notify;
+pub mod notify;
 mod observe;
 pub mod plan;
 mod prober;

@@ -23,23 +23,30 @@ const FDS_MAX: usize = 16;
 pub struct Message {
     /// Its process, as the kernel says.
     pub pid: u32,
+    /// What it says.
     pub words: Words,
+    /// The descriptors that came along.
     pub fds: Vec<OwnedFd>,
 }
 
 /// The words of a message that mean something here.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Words {
+    /// `READY=1`.
     pub ready: bool,
+    /// `FDSTORE=1`.
     pub store: bool,
+    /// `FDSTOREREMOVE=1`.
     pub remove: bool,
+    /// `FDNAME=`.
     pub name: Option<String>,
     /// Why it is about to end: a word of our own parts.
     pub failure: Option<String>,
 }
 
 impl Words {
-    fn parse(text: &str) -> Self {
+    /// Reads the lines of a message; what means nothing here is skipped.
+    pub fn parse(text: &str) -> Self {
         let mut words = Words::default();
         for line in text.lines() {
             match line.split_once('=') {
@@ -60,6 +67,9 @@ pub struct Notify(AsyncFd<OwnedFd>);
 
 impl Notify {
     /// Binds it; a file of that name from a former life is replaced.
+    ///
+    /// # Errors
+    /// When it cannot be bound.
     pub fn bind(path: &Path) -> io::Result<Self> {
         match std::fs::remove_file(path) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
@@ -83,6 +93,9 @@ impl Notify {
     }
 
     /// The next message.
+    ///
+    /// # Errors
+    /// When the socket fails.
     pub async fn receive(&self) -> io::Result<Message> {
         loop {
             let mut ready = self.0.readable().await?;

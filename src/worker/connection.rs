@@ -12,7 +12,7 @@ use std::task::{Context as Task, Poll};
 use bytes::Bytes;
 use http::header::{CONTENT_LENGTH, LOCATION};
 use http::uri::PathAndQuery;
-use http::{HeaderValue, Method, Request, Response, StatusCode, Uri, Version};
+use http::{Method, Request, Response, StatusCode, Uri, Version};
 use http_body::{Body as _, Frame, SizeHint};
 use http_body_util::BodyExt;
 use hyper::body::Incoming;
@@ -24,10 +24,10 @@ use tower_service::Service;
 
 use super::handler::{Body, BoxError, Context, Failure};
 use super::shared::Shared;
+use super::target;
 use super::turn::{Cut, Held, Turn};
 use crate::clock;
 use crate::exchange::Counter;
-use crate::ids::Token;
 use crate::log::Event;
 use crate::net::{self, Outcome, Problem, linger, set_reset_on_close};
 
@@ -159,7 +159,7 @@ async fn answer<S: Handler>(
     stream: net::Shared,
     mut request: Request<Incoming>,
 ) -> Result<Response<Body>, BoxError> {
-    let Some((token, target)) = split_target(request.method(), request.uri()) else {
+    let Some((token, target)) = target::split(request.method(), request.uri()) else {
         return Ok(send_back(&shared, &stream, &request, None));
     };
     let now = clock::now();
@@ -271,20 +271,6 @@ fn boxed(body: http_body_util::Full<Bytes>) -> Body {
     Body::new(body.map_err(|never| match never {}))
 }
 
-/// Splits `/.patou/<token>/<rest>` into the token, if it is one, and `/<rest>`; `None` for any other target.
-fn split_target(method: &Method, uri: &Uri) -> Option<(Option<Token>, PathAndQuery)> {
-    let target = uri.path_and_query()?.as_str();
-    let (token, rest) = target.strip_prefix("/.patou/")?.split_at_checked(32)?;
-    // Without a path: the root with a query, or `OPTIONS *` (RFC 9112, section 3.2.4).
-    let rest = match rest.as_bytes().first() {
-        Some(b'/') => rest.to_owned(),
-        None if method == Method::OPTIONS => "*".to_owned(),
-        Some(b'?') | None => format!("/{rest}"),
-        Some(_) => return None,
-    };
-    Some((Token::parse(token), rest.parse().ok()?))
-}
-
 /// Back to the dispatcher with the original target: never a dead end.
 fn send_back(
     shared: &Shared,
@@ -295,10 +281,7 @@ fn send_back(
     shared.respondent.count(Counter::SentBack, 1);
     let location = shared.respondent.return_port().and_then(|port| {
         let host = net::host(request).ok().flatten().unwrap_or_else(|| net::own_name(&stream.0));
-        let target = target.or_else(|| request.uri().path_and_query().cloned());
-        let target = target.as_ref().map_or("/", PathAndQuery::as_str);
-        let target = if target == "*" { "" } else { target };
-        HeaderValue::from_bytes(format!("http://{host}:{port}{target}").as_bytes()).ok()
+        target::back(&host, port, target.as_ref().or_else(|| request.uri().path_and_query()))
     });
     let detail = "this lease is over or was never given: ask the dispatcher for another";
     let status = if location.is_some() { StatusCode::TEMPORARY_REDIRECT } else { StatusCode::CONFLICT };
@@ -374,30 +357,5 @@ where
 
     fn size_hint(&self) -> SizeHint {
         self.body.size_hint()
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_target_is_token_and_rest_or_nothing() {
-        let token = "0123456789abcdef0123456789abcdef";
-        let of = |method: &Method, target: &str| {
-            split_target(method, &target.parse().unwrap()).map(|(t, rest)| (t.is_some(), rest.to_string()))
-        };
-        let split = |target: &str| of(&Method::GET, target);
-        assert_eq!(of(&Method::OPTIONS, &format!("/.patou/{token}")), Some((true, "*".into())));
-        assert_eq!(of(&Method::OPTIONS, &format!("/.patou/{token}/")), Some((true, "/".into())));
-        assert_eq!(split(&format!("/.patou/{token}/a/b?c=/d")), Some((true, "/a/b?c=/d".into())));
-        assert_eq!(split(&format!("/.patou/{token}/")), Some((true, "/".into())));
-        assert_eq!(split(&format!("/.patou/{token}")), Some((true, "/".into())));
-        assert_eq!(split(&format!("/.patou/{token}?x")), Some((true, "/?x".into())));
-        assert_eq!(split(&format!("/.patou/{token}//evil")), Some((true, "//evil".into())));
-        assert_eq!(split(&format!("/.patou/{}/a", token.to_uppercase())), Some((false, "/a".into())));
-        for other in ["/", "/.patou/", "/.patou/short/a", &format!("/.patou/{token}x/a"), "http://h/.patou"] {
-            assert_eq!(split(other), None, "{other}");
-        }
     }
 }

@@ -24,6 +24,7 @@ mod control;
 pub mod handler;
 mod recycle;
 mod shared;
+pub mod target;
 mod turn;
 mod user;
 
