@@ -1,0 +1,49 @@
+//! What a CGI program writes, in pieces as they come.
+
+use http::HeaderMap;
+use patou::worker::handler::{cgi, head};
+
+use super::input::Input;
+
+pub fn run(bytes: &[u8]) {
+    let mut input = Input(bytes);
+    let pieces = usize::from(input.byte()) + 1;
+    let text = input.0;
+    let whole = head::end(text, &mut 0);
+    let (mut searched, mut found) = (0, Ok(None));
+    for upto in (0..text.len()).step_by(pieces).chain([text.len()]) {
+        found = head::end(&text[..upto], &mut searched);
+        if found != Ok(None) {
+            break;
+        }
+    }
+    assert_eq!(found, whole, "pieces of {pieces} make a difference");
+    let _ = head::fields(text);
+    let Ok(Some(end)) = whole else { return };
+    assert!(end <= text.len() && end <= head::LIMIT);
+    match cgi::answer(&text[..end]) {
+        Ok(cgi::Answer::Client(document)) => {
+            assert!(document.status.as_u16() >= 200);
+            is_clean(&document.headers);
+            let announced = document.headers.get("content-length").map(|length| head::length(length).unwrap());
+            assert!(announced.is_none_or(|length| Some(length) == document.length));
+            assert!(!head::bodiless(document.status) || announced.is_none());
+        }
+        Ok(cgi::Answer::Again(uri)) => {
+            assert!(uri.path().starts_with('/') && uri.authority().is_none(), "{uri}");
+            let mut parts = http::Request::post("/").header("Content-Length", "3").body(()).unwrap().into_parts().0;
+            cgi::redirected(&mut parts, uri);
+            assert!(parts.headers.is_empty());
+        }
+        Err(wrong) => assert!(wrong.0.len() < 1024, "{wrong}"),
+    }
+}
+
+/// Nothing of it concerns one connection only, and what may come once came once.
+pub fn is_clean(headers: &HeaderMap) {
+    for name in ["connection", "transfer-encoding", "upgrade", "keep-alive", "te", "trailer"] {
+        assert!(!headers.contains_key(name), "{name}");
+    }
+    assert!(headers.get_all("content-length").iter().count() <= 1);
+    assert!(!headers.contains_key("status"));
+}

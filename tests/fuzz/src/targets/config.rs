@@ -1,0 +1,58 @@
+//! The configuration: refused whole with its faults, or one that means the same when it is written and read again,
+//! and of which no value gets out of its line in a systemd unit.
+
+use patou::config::Config;
+use patou::units;
+
+const SECTIONS: [&str; 3] = ["[Unit]", "[Service]", "[Socket]"];
+const KEYS: [&str; 17] = [
+    "ListenStream",
+    "SocketUser",
+    "SocketGroup",
+    "SocketMode",
+    "Sockets",
+    "FileDescriptorStoreMax",
+    "LimitNOFILE",
+    "TimeoutStartSec",
+    "TimeoutStopSec",
+    "TimeoutAbortSec",
+    "WatchdogSec",
+    "User",
+    "Environment",
+    "MemoryMax",
+    "CPUQuota",
+    "TasksMax",
+    "StartLimitIntervalSec",
+];
+
+pub fn run(bytes: &[u8]) {
+    let Ok(text) = std::str::from_utf8(bytes) else { return };
+    let _ = Config::runtime_dir_in(text);
+    let config = match Config::parse(text, "patou.toml") {
+        Ok(config) => config,
+        Err(faults) => {
+            let said = faults.to_string();
+            assert!(said.contains("patou.toml"), "{said}");
+            // A file of that length has this many faults at most; each is short, whatever was found.
+            assert!(said.len() < 4096 + 1024 * bytes.len(), "{} bytes of faults", said.len());
+            return;
+        }
+    };
+    let written = config.to_toml();
+    let again = Config::parse(&written, "written.toml").unwrap_or_else(|faults| panic!("{faults}\n{written}"));
+    assert_eq!(again.to_toml(), written);
+    let workers = config.workers().count();
+    if workers > 64 {
+        return; // valid, and slow
+    }
+    for (unit, text) in units::render(&config) {
+        for line in text.lines() {
+            let key = line.split_once('=').map_or("", |(key, _)| key);
+            let known = line.is_empty() || line.starts_with("# ") || SECTIONS.contains(&line);
+            assert!(known || KEYS.contains(&key) || key == "StartLimitBurst", "{unit}: {line:?}");
+            // Goes on in the next line (systemd.syntax(7)).
+            assert!(!line.ends_with('\\'), "{unit}: {line:?}");
+            assert!(!line.contains(char::is_control), "{unit}: {line:?}");
+        }
+    }
+}

@@ -1,0 +1,133 @@
+//! The head of a request, as hyper reads it for dispatcher and worker: what the dispatcher makes of it, that the worker
+//! reads what the dispatcher wrote, and what a CGI program and a co-process are told.
+
+use std::cell::RefCell;
+use std::collections::BTreeSet;
+use std::convert::Infallible;
+use std::io;
+use std::net::{IpAddr, Ipv4Addr};
+use std::os::unix::ffi::OsStrExt;
+use std::pin::{Pin, pin};
+use std::task::{Context, Poll, Waker};
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::{Request, Response, Uri};
+use http_body_util::Empty;
+use hyper::rt::ReadBufCursor;
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use patou::dispatcher::request::{LEASE, check, location};
+use patou::ids::Token;
+use patou::worker::handler::{self, cgi, framing, head};
+use patou::worker::target;
+
+/// A client that has sent everything, and reads everything.
+struct Client(Bytes);
+
+impl hyper::rt::Read for Client {
+    fn poll_read(mut self: Pin<&mut Self>, _: &mut Context<'_>, mut to: ReadBufCursor<'_>) -> Poll<io::Result<()>> {
+        let fits = to.remaining().min(self.0.len());
+        to.put_slice(&self.0.split_to(fits));
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl hyper::rt::Write for Client {
+    fn poll_write(self: Pin<&mut Self>, _: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        Poll::Ready(Ok(bytes.len()))
+    }
+    fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+    fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+}
+
+/// The head of the request in these bytes.
+fn read(bytes: &[u8]) -> Option<Request<()>> {
+    let heads = RefCell::new(Vec::new());
+    let service = service_fn(|request: Request<hyper::body::Incoming>| {
+        heads.borrow_mut().push(request.map(drop));
+        async { Ok::<_, Infallible>(Response::new(Empty::<Bytes>::new())) }
+    });
+    let connection = http1::Builder::new()
+        .keep_alive(false)
+        .half_close(true)
+        .header_read_timeout(None)
+        .max_buf_size(16 * 1024)
+        .serve_connection(Client(Bytes::copy_from_slice(bytes)), service);
+    let mut connection = pin!(connection);
+    let mut task = Context::from_waker(Waker::noop());
+    let over = (0..64).any(|_| connection.as_mut().poll(&mut task).is_ready());
+    assert!(over, "hyper waits for a client that has sent everything");
+    let mut heads = heads.take();
+    assert!(heads.len() <= 1, "one connection is one request");
+    heads.pop()
+}
+
+pub fn run(bytes: &[u8]) {
+    let Some(request) = read(bytes) else { return };
+    let named = ["api.example".to_owned()];
+    for (allowed, listens_on) in [(&[][..], Some(IpAddr::V4(Ipv4Addr::LOCALHOST))), (&[], None), (&named, None)] {
+        match check(&request, allowed, listens_on, 100) {
+            Ok((host, target)) => {
+                let host = host.unwrap_or_else(|| "127.0.0.1".into());
+                redirected(&request, &host, &target);
+            }
+            Err(problem) => {
+                assert!(problem.status.is_client_error() && !problem.detail.is_empty());
+                problem.response();
+            }
+        }
+    }
+    told(request);
+}
+
+/// The way to the worker and back.
+fn redirected(request: &Request<()>, host: &str, target: &str) {
+    if request.uri().path() == LEASE {
+        return;
+    }
+    let token = Token::new(0x0123_4567_89ab_cdef_fedc_ba98_7654_3210);
+    let Some(to) = location(host, 7300, token, target) else {
+        panic!("no way to the worker for {host:?} {target:?}");
+    };
+    let uri = Uri::try_from(to.as_bytes()).unwrap_or_else(|error| panic!("{to:?}: {error}"));
+    let authority = uri.authority().map(|authority| authority.as_str());
+    assert_eq!(authority, Some(&*format!("{host}:7300")), "{to:?} leads elsewhere");
+    let Some((Some(read), rest)) = target::split(request.method(), &uri) else { panic!("{to:?} is not understood") };
+    assert!(read.matches(token));
+    assert_eq!(rest.as_str(), target, "{to:?}");
+    let back = target::back(host, 7286, Some(&rest)).expect("a way back");
+    let uri = Uri::try_from(back.as_bytes()).unwrap_or_else(|error| panic!("{back:?}: {error}"));
+    assert_eq!(uri.authority().map(|authority| authority.as_str()), Some(&*format!("{host}:7286")));
+    if target != "*" {
+        assert_eq!(uri.path_and_query().map(|target| target.as_str()), Some(target));
+    }
+}
+
+/// What handlers are told of it.
+fn told(request: Request<()>) {
+    let parts = request.into_parts().0;
+    let written = framing::request_head(&parts.method, &parts.uri, &parts.headers, "3.7", 12);
+    assert_eq!(head::end(&written, &mut 0), Ok(Some(written.len())).map(|end| end.filter(|end| *end <= head::LIMIT)));
+    let fields = head::fields(&written).expect("a head of our own");
+    assert!(fields.len() <= 5 && fields["lease"] == "3.7", "{fields:?}");
+    let context = handler::Context {
+        peer: None,
+        server: None,
+        worker: "default-1".parse().unwrap(),
+        lease: "3.7".into(),
+        body_timeout: Duration::from_secs(1),
+        max_body: 0,
+    };
+    let Ok(variables) = cgi::variables(&parts, &context, Some(12)) else { return };
+    let mut names = BTreeSet::new();
+    for (name, value) in &variables {
+        assert!(!name.contains(['=', '\0']) && !value.as_bytes().contains(&0), "{name}={value:?}");
+        assert!(names.insert(name), "{name} twice");
+    }
+    assert!(!names.contains(&"HTTP_PROXY".to_owned()));
+}

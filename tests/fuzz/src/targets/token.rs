@@ -1,0 +1,57 @@
+//! Lease tokens, lease paths and the names of workers, as text from a client or a command line.
+
+use http::{Method, Uri};
+use patou::exchange::{Asker, Respondent};
+use patou::ids::{Epoch, LeaseId, PoolName, Terms, Time, Token, WorkerId};
+use patou::worker::target;
+
+use super::slot::Words;
+
+/// The one that opens the worker.
+const SECRET: u128 = 0x0123_4567_89ab_cdef_0123_4567_89ab_cdef;
+
+pub fn run(bytes: &[u8]) {
+    let Ok(text) = std::str::from_utf8(bytes) else { return };
+    if let Some(token) = Token::parse(text) {
+        assert_eq!(token.to_string(), text);
+    }
+    if let Ok(name) = PoolName::new(text) {
+        assert!(name.as_str() == text && text.len() <= PoolName::MAX);
+    }
+    if let Ok(worker) = text.parse::<WorkerId>() {
+        assert!(worker.number > 0);
+        assert_eq!(worker.to_string().parse(), Ok(worker.clone()));
+        assert_eq!(worker.instance().parse(), Ok(worker.clone()));
+        assert!(text == worker.to_string() || text == worker.instance());
+    }
+    let Ok(uri) = text.parse::<Uri>() else { return };
+    for method in [Method::GET, Method::OPTIONS] {
+        let Some((token, rest)) = target::split(&method, &uri) else { continue };
+        let target = uri.path_and_query().expect("a target").as_str();
+        assert!(target.ends_with(rest.as_str().trim_start_matches(['/', '*'])), "{target} became {rest}");
+        assert!(rest.as_str().starts_with('/') || rest == "*", "{rest}");
+        let Some(token) = token else { continue };
+        assert!(target.starts_with(&format!("/.patou/{token}")), "{target} holds no {token}");
+        open(token);
+    }
+}
+
+/// A worker with an offer opens for its own token, once.
+fn open(token: Token) {
+    let memory = Words::default();
+    let now = Time(1_000_000_000);
+    let respondent = Respondent::begin(memory.clone(), 1, 1, None, now);
+    let mut asker = Asker::attach(memory, Epoch::FIRST, (2, 1), None);
+    let terms = Terms {
+        lease: LeaseId::of(Epoch::FIRST, 1),
+        worker_epoch: respondent.epoch(),
+        dispatcher_epoch: Epoch::FIRST,
+        token: Token::new(SECRET),
+        claim_by: now,
+        request_timeout: std::time::Duration::from_secs(1),
+    };
+    asker.offer(&terms).expect("a free slot");
+    let right = token.matches(Token::new(SECRET));
+    assert_eq!(respondent.claim(token, now).is_ok(), right);
+    assert!(respondent.claim(token, now).is_err());
+}
