@@ -7,6 +7,9 @@ use super::words::{WANTS_RECYCLE, store_request};
 use super::{Kind, Memory, Question, Reply, Word, claim, swap, terms};
 use crate::ids::{Claim, Epoch, LeaseId, Phase, Reason, Terms, Time, Token, WorkerState};
 
+/// How often a question that changes meanwhile is read: an honest dispatcher asks no faster than that.
+const READS: u32 = 8;
+
 /// Why a token does not open the worker. All of them send the client back to the dispatcher.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ClaimRefused {
@@ -89,7 +92,7 @@ impl<M: Memory> Respondent<M> {
 
     /// The question in the slot, if it is not the one with sequence `answered`.
     pub fn question(&self, answered: u64) -> Option<Question> {
-        loop {
+        for _ in 0..READS {
             let word = self.memory.load(Word::QUESTION, Acquire); // Acquire Q
             let (sequence, kind) = (word >> 8, word & 0xff);
             if word == 0 || sequence == answered {
@@ -101,6 +104,7 @@ impl<M: Memory> Respondent<M> {
                 return Some(Question { sequence, kind: Kind::new(kind)?, lease: LeaseId::new(lease) });
             }
         }
+        None // whoever changes it rings for that
     }
 
     /// Sequence of the last question answered, by whichever incarnation.

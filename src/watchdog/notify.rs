@@ -53,13 +53,19 @@ impl Words {
                 Some(("READY", "1")) => words.ready = true,
                 Some(("FDSTORE", "1")) => words.store = true,
                 Some(("FDSTOREREMOVE", "1")) => words.remove = true,
-                Some(("FDNAME", name)) => words.name = Some(name.to_owned()),
-                Some(("X_PATOU_FAILURE", why)) => words.failure = Some(why.to_owned()),
+                Some(("FDNAME", name)) if is_name(name) => words.name = Some(name.to_owned()),
+                // For the log, and so perhaps for a terminal.
+                Some(("X_PATOU_FAILURE", why)) => words.failure = Some(why.replace(char::is_control, " ")),
                 _ => {}
             }
         }
         words
     }
+}
+
+/// Whether a descriptor may have this name, as in sd_pid_notify_with_fds(3): it goes through `LISTEN_FDNAMES`.
+fn is_name(name: &str) -> bool {
+    name.len() <= 255 && name.bytes().all(|b| (b' '..=b'~').contains(&b) && b != b':')
 }
 
 /// The socket.
