@@ -45,7 +45,7 @@ pub fn run(bytes: &[u8]) {
     if workers > 64 {
         return; // valid, and slow
     }
-    for (unit, text) in units::render(&config) {
+    for (unit, text) in units::render(&config, |_| Some(1000)) {
         for line in text.lines() {
             let key = line.split_once('=').map_or("", |(key, _)| key);
             let known = line.is_empty() || line.starts_with("# ") || SECTIONS.contains(&line);
