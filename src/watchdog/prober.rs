@@ -10,7 +10,6 @@ use tokio::time::timeout;
 
 use super::plan::{Plan, Sign};
 use crate::clock;
-use crate::ids::{Time, WorkerId};
 use crate::probe::{FailedPool, Order, Question, REPORT_MAX, Report};
 
 /// How long an order of ours may take on its way: what it asks happens anyway, only later.
@@ -50,7 +49,7 @@ impl Prober {
             None => std::future::pending().await, // the task has ended: so has everything
         };
         self.waiting = false;
-        answer.map(|report| signs(&report, clock::now()))
+        answer.map(|report| Sign::all(&report, clock::now()))
     }
 }
 
@@ -61,22 +60,6 @@ pub fn failed(plan: &Plan) -> Vec<FailedPool> {
         .into_iter()
         .map(|(pool, cause)| FailedPool { pool: pool.clone(), cause: short(cause) })
         .collect()
-}
-
-fn signs(report: &Report, now: Time) -> Vec<Sign> {
-    let mut signs = Vec::new();
-    for pool in &report.pools {
-        for (worker, number) in pool.workers.iter().zip(1..) {
-            let silent = worker.silent_ms.map(Duration::from_millis);
-            signs.push(Sign {
-                worker: WorkerId { pool: pool.name.clone(), number },
-                silent_since: silent.map(|silent| Time(now.0.saturating_sub(silent.as_nanos() as u64))),
-                turns: worker.turns,
-                garbled: worker.garbled,
-            });
-        }
-    }
-    signs
 }
 
 async fn run(

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use crate::ids::{Time, WorkerId};
 use crate::liveness::{Holder, Look, RestartLimits};
+use crate::probe::Report;
 
 /// A part of the set that has a process.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -63,6 +64,25 @@ pub struct Sign {
     pub turns: Option<u64>,
     /// Nobody can tell what it is doing: its slot holds nonsense.
     pub garbled: bool,
+}
+
+impl Sign {
+    /// Those in a report that came just now.
+    pub fn all(report: &Report, now: Time) -> Vec<Sign> {
+        let mut signs = Vec::new();
+        for pool in &report.pools {
+            for (worker, number) in pool.workers.iter().zip(1..) {
+                let silent = worker.silent_ms.map(Duration::from_millis);
+                signs.push(Sign {
+                    worker: WorkerId { pool: pool.name.clone(), number },
+                    silent_since: silent.map(|silent| Time(now.0.saturating_sub(silent.as_nanos() as u64))),
+                    turns: worker.turns,
+                    garbled: worker.garbled,
+                });
+            }
+        }
+        signs
+    }
 }
 
 /// What systemd says of a unit without a process.
@@ -209,4 +229,29 @@ pub enum Telling {
     Stopped,
     /// systemd has given it up.
     GivenUp,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::probe::{PoolReport, WorkerReport};
+
+    fn report(count: usize, silent_ms: u64) -> Report {
+        let silent_ms = Some(silent_ms);
+        let worker = WorkerReport { epoch: 1, late: false, drained: false, garbled: false, silent_ms, turns: None };
+        let name = "web".to_owned().try_into().unwrap();
+        let pool = PoolReport { name, queue: 0, oldest_ms: 0, workers: vec![worker; count] };
+        Report { nonce: 1, pid: 1, epoch: 1, pools: vec![pool], refused: None }
+    }
+
+    #[test]
+    fn a_report_may_say_more_than_there_can_be() {
+        // As many as fit in a line.
+        let signs = Sign::all(&report(70_000, 1), Time(5_000_000));
+        assert_eq!(signs.last().unwrap().worker.number, u16::MAX);
+        assert_eq!(signs[0].silent_since, Some(Time(4_000_000)));
+        for ever in [6, 18_446_744_073_710, u64::MAX] {
+            assert_eq!(Sign::all(&report(1, ever), Time(5_000_000))[0].silent_since, Some(Time(0)), "{ever}");
+        }
+    }
 }
