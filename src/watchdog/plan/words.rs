@@ -71,11 +71,10 @@ impl Sign {
     pub fn all(report: &Report, now: Time) -> Vec<Sign> {
         let mut signs = Vec::new();
         for pool in &report.pools {
-            for (worker, number) in pool.workers.iter().zip(1..) {
-                let silent = worker.silent_ms.map(Duration::from_millis);
+            for (worker, number) in pool.workers.iter().zip(1..=u16::MAX) {
                 signs.push(Sign {
                     worker: WorkerId { pool: pool.name.clone(), number },
-                    silent_since: silent.map(|silent| Time(now.0.saturating_sub(silent.as_nanos() as u64))),
+                    silent_since: worker.silent_ms.map(|ms| Time(now.0.saturating_sub(ms.saturating_mul(1_000_000)))),
                     turns: worker.turns,
                     garbled: worker.garbled,
                 });
