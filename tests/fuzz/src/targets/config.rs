@@ -5,7 +5,7 @@ use patou::config::Config;
 use patou::units;
 
 const SECTIONS: [&str; 3] = ["[Unit]", "[Service]", "[Socket]"];
-const KEYS: [&str; 17] = [
+const KEYS: [&str; 19] = [
     "ListenStream",
     "SocketUser",
     "SocketGroup",
@@ -22,7 +22,9 @@ const KEYS: [&str; 17] = [
     "MemoryMax",
     "CPUQuota",
     "TasksMax",
+    "StartLimitBurst",
     "StartLimitIntervalSec",
+    "SupplementaryGroups",
 ];
 
 pub fn run(bytes: &[u8]) {
@@ -49,7 +51,7 @@ pub fn run(bytes: &[u8]) {
         for line in text.lines() {
             let key = line.split_once('=').map_or("", |(key, _)| key);
             let known = line.is_empty() || line.starts_with("# ") || SECTIONS.contains(&line);
-            assert!(known || KEYS.contains(&key) || key == "StartLimitBurst", "{unit}: {line:?}");
+            assert!(known || KEYS.contains(&key), "{unit}: {line:?}");
             // Goes on in the next line (systemd.syntax(7)).
             assert!(!line.ends_with('\\'), "{unit}: {line:?}");
             assert!(!line.contains(char::is_control), "{unit}: {line:?}");

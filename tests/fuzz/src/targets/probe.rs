@@ -12,7 +12,7 @@ pub fn run(bytes: &[u8]) {
     if let Ok(question) = serde_json::from_slice::<Question>(bytes) {
         let order = question.order.clone();
         let line = question.to_line().unwrap();
-        assert!(line.len() <= QUESTION_MAX || order.is_some_and(|_| bytes.len() > QUESTION_MAX / 2));
+        assert!(line.len() <= QUESTION_MAX || (order.is_some() && bytes.len() > QUESTION_MAX / 2));
         assert_eq!(serde_json::from_slice::<Question>(&line).unwrap().order, order);
     }
     if let Ok(report) = serde_json::from_slice::<Report>(bytes) {
