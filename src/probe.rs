@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use crate::figures::Tally;
 use crate::ids::{PoolName, WorkerId};
 
 /// The longest line that is read, in bytes: a question grows with the pools that have failed, a report with the workers.
@@ -108,6 +109,9 @@ pub struct PoolReport {
     pub oldest_ms: u64,
     /// Its workers, from number 1.
     pub workers: Vec<WorkerReport>,
+    /// What this dispatcher has done for it up to now, and how long clients waited until their lease was granted.
+    #[serde(default)]
+    pub tally: Tally,
 }
 
 /// One worker of a report.
@@ -115,6 +119,9 @@ pub struct PoolReport {
 pub struct WorkerReport {
     /// Its incarnation, 0 if there has been none.
     pub epoch: u32,
+    /// Whether it lives and would take a client, now or after the one it has.
+    #[serde(default)]
+    pub serves: bool,
     /// Whether it missed an offer and has not answered since.
     pub late: bool,
     /// Whether an operator keeps it out of service.

@@ -11,8 +11,8 @@ use crate::exchange::{self, Asker};
 use crate::ids::{Claim, Phase, WorkerId};
 use crate::ipc::{self, SetLock};
 use crate::probe::{self, Order};
+use crate::status::State;
 use crate::units;
-use crate::watchdog::State;
 
 /// How long the dispatcher may take to answer.
 const PATIENCE: Duration = Duration::from_secs(2);

@@ -15,7 +15,7 @@ use super::{DispatcherError, slot};
 use crate::clock;
 use crate::config::{self, Config};
 use crate::exchange::{Asker, Life, Word};
-use crate::ids::{Epoch, PoolName, Terms, Time, Token, WorkerId};
+use crate::ids::{Epoch, PoolName, Terms, Time, Token, WorkerId, WorkerState};
 use crate::ipc::{self, Parts};
 use crate::pool::{Action, ClientId, Event, Limits, Peer, Pool, Refusal, Worker};
 use crate::probe::{PoolReport, WorkerReport};
@@ -375,6 +375,7 @@ impl Desk {
         let turns = |slot: Option<&Slot>| Life::load(&*slot?.segment).map(|life| life.turns);
         let worker = |worker: &Worker, slot: Option<&Slot>| WorkerReport {
             epoch: worker.epoch.map_or(0, Epoch::get),
+            serves: worker.up && worker.state == Some(WorkerState::Ready) && !worker.garbled,
             late: worker.late,
             drained: worker.drained,
             garbled: worker.garbled,
@@ -388,6 +389,7 @@ impl Desk {
                 queue,
                 oldest_ms: oldest.map_or(0, |since| now.since(since).as_millis() as u64),
                 workers: room.pool.workers().iter().enumerate().map(|(i, w)| worker(w, room.slot(i))).collect(),
+                tally: room.pool.tally().clone(),
             }
         };
         self.rooms.borrow().iter().map(report).collect()

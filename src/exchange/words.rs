@@ -4,6 +4,7 @@ use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 
 use super::Memory;
+use crate::figures::{Histogram, Tally};
 use crate::ids::{Epoch, LeaseId, Terms, Time, Token, WorkerState};
 
 /// 64-bit words in a 64-byte line.
@@ -93,9 +94,11 @@ impl Word {
     pub(super) const BYTES_OUT: Word = Word::at(5, 3);
     /// Requests with a stale or foreign token, sent back.
     pub(super) const SENT_BACK: Word = Word::at(5, 4);
+    /// All times of the histogram together, in microseconds.
+    pub(super) const RUN_MICROS: Word = Word::at(5, 5);
 
-    /// Buckets of the latency histogram: bucket `i` counts requests below `2^i` microseconds.
-    pub const BUCKETS: usize = 32;
+    /// Buckets of the latency histogram, see [`Histogram`].
+    pub const BUCKETS: usize = Histogram::BUCKETS;
 
     /// Bucket `i` of the histogram, below [`Self::BUCKETS`].
     pub const fn bucket(i: usize) -> Word {
@@ -190,6 +193,16 @@ impl Counters {
             bytes_out: memory.load(Word::BYTES_OUT, Relaxed),
             sent_back: memory.load(Word::SENT_BACK, Relaxed),
         }
+    }
+
+    /// The same as a tally, with the times from claim to end.
+    pub fn tally<M: Memory>(memory: &M) -> Tally {
+        let Counters { served, failed, bytes_in, bytes_out, sent_back } = Self::load(memory);
+        let counts = [("served", served), ("failed", failed), ("sent_back", sent_back)];
+        let bytes = [("bytes_in", bytes_in), ("bytes_out", bytes_out)];
+        let buckets = (0..Word::BUCKETS).map(|i| memory.load(Word::bucket(i), Relaxed));
+        let times = Histogram::new(buckets, memory.load(Word::RUN_MICROS, Relaxed));
+        Tally { times, ..Tally::new(counts.into_iter().chain(bytes)) }
     }
 }
 

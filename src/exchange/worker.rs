@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use super::words::{WANTS_RECYCLE, store_request};
 use super::{Kind, Memory, Question, Reply, Word, claim, swap, terms};
+use crate::figures::Histogram;
 use crate::ids::{Claim, Epoch, LeaseId, Phase, Reason, Terms, Time, Token, WorkerState};
 
 /// How often a question that changes meanwhile is read: an honest dispatcher asks no faster than that.
@@ -216,9 +217,8 @@ impl<M: Memory> Respondent<M> {
 
     /// Counts one request that took this long from claim to end.
     pub fn record(&self, took: Duration) {
-        let micros = u64::try_from(took.as_micros()).unwrap_or(u64::MAX);
-        let bucket = (u64::BITS - micros.leading_zeros()) as usize;
-        self.add(Word::bucket(bucket.min(Word::BUCKETS - 1)), 1);
+        self.add(Word::bucket(Histogram::bucket(took)), 1);
+        self.add(Word::RUN_MICROS, u64::try_from(took.as_micros()).unwrap_or(u64::MAX));
     }
 
     fn add(&self, word: Word, by: u64) {

@@ -30,7 +30,7 @@ impl Pool {
                 if asked {
                     self.worker(n).hold = Hold::Granted { lease, client: Some(client), claim_by };
                 }
-                self.actions.push(Action::Grant { client: client.id, worker: n, lease, claim_by });
+                self.grant(now, n, client, lease, claim_by);
             }
             _ if asked => return,
             _ => self.send_back(now, client),
@@ -78,6 +78,12 @@ impl Pool {
             }
             _ => {}
         }
+    }
+
+    /// The client gets its worker.
+    pub(super) fn grant(&mut self, now: Time, n: u16, client: Waiting, lease: LeaseId, claim_by: Time) {
+        self.tally.times.record(now.since(client.since));
+        self.actions.push(Action::Grant { client: client.id, worker: n, lease, claim_by });
     }
 
     /// A client whose worker failed it goes on waiting, within its own budget.

@@ -9,12 +9,14 @@
 
 mod ending;
 mod queue;
+mod tally;
 mod words;
 mod worker;
 
 use std::collections::BTreeSet;
 use std::time::Duration;
 
+use crate::figures::Tally;
 use crate::ids::{Epoch, LeaseId, Time};
 use queue::Queue;
 pub use words::{Action, Answer, Ask, ClientId, Event, Limits, Note, Peer, Refusal, Seen};
@@ -47,6 +49,7 @@ pub struct Pool {
     stopping: bool,
     /// Whether the watchdog has given up every worker.
     failed: bool,
+    tally: Tally,
     actions: Vec<Action>,
 }
 
@@ -64,6 +67,7 @@ impl Pool {
             recycling: None,
             stopping: false,
             failed: false,
+            tally: tally::zero(),
             actions: Vec::new(),
         }
     }
@@ -91,6 +95,12 @@ impl Pool {
     /// How many clients wait, and since when the first of them.
     pub fn waiting(&self) -> (usize, Option<Time>) {
         (self.queue.len(), self.queue.oldest())
+    }
+
+    /// What it has done up to now: its counts are named in [`tally`], its times are those that clients waited until
+    /// their lease was granted.
+    pub fn tally(&self) -> &Tally {
+        &self.tally
     }
 
     /// How many leases have been given; see [`Pool::count_from`].
@@ -135,7 +145,9 @@ impl Pool {
         if self.limits.queue == 0 {
             self.refuse_all(Refusal::NobodyFree);
         }
-        std::mem::take(&mut self.actions)
+        let actions = std::mem::take(&mut self.actions);
+        tally::take_in(&mut self.tally, &actions);
+        actions
     }
 
     fn knows(&self, n: u16) -> bool {

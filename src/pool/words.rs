@@ -181,6 +181,20 @@ pub enum Refusal {
     Stopping,
 }
 
+impl Refusal {
+    /// What it is counted as.
+    pub(super) fn counted_as(self) -> &'static str {
+        match self {
+            Refusal::QueueFull(_) => "refused_queue_full",
+            Refusal::QueueTimeout(_) => "refused_queue_timeout",
+            Refusal::NobodyFree => "refused_nobody_free",
+            Refusal::OutOfService => "refused_out_of_service",
+            Refusal::Failed => "refused_failed",
+            Refusal::Stopping => "refused_stopping",
+        }
+    }
+}
+
 /// What an operator wants to read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Note {

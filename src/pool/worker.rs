@@ -2,7 +2,7 @@
 
 use super::ending::TakenBack;
 use super::queue::Waiting;
-use super::{Action, Answer, Ask, ClientId, Note, Pool, Seen};
+use super::{Action, Answer, Ask, ClientId, Note, Pool, Seen, tally};
 use crate::ids::{Claim, Epoch, LeaseId, Phase, Terms, Time, WorkerState};
 
 /// What a worker is held by.
@@ -119,6 +119,7 @@ impl Pool {
             // Over when the next incarnation serves, not when the old one has gone: one is missing at a time.
             Some((number, old, _)) if number == n && up && serves && (epoch != Some(old) || !wants_recycle) => {
                 self.recycling = None;
+                self.tally.count(tally::RECYCLED);
             }
             Some((.., until)) if until <= now => self.recycling = None,
             // Asked by a dispatcher before this one.
@@ -147,7 +148,7 @@ impl Pool {
                 if lease == asked && now < claim_by && self.lives(n, seen.terms) =>
             {
                 self.worker(n).hold = Hold::Granted { lease, client: Some(client), claim_by };
-                self.actions.push(Action::Grant { client: client.id, worker: n, lease, claim_by });
+                self.grant(now, n, client, lease, claim_by);
             }
             // The claim word, read next, says what there is to revoke.
             (Answer::Accept(lease) | Answer::Refuse(lease, _), Hold::Asked { lease: asked, .. }) if lease == asked => {

@@ -1,0 +1,45 @@
+//! What a pool has done, in numbers: counted where it is said, so that no decision has to count itself.
+
+use super::{Action, Note, Refusal};
+use crate::figures::Tally;
+
+const GRANTED: &str = "granted";
+/// Granted, and not used within `claim_timeout`.
+const EXPIRED: &str = "expired";
+/// Taken back before that: its worker was late, drained or dead, or its client had gone.
+const REVOKED: &str = "revoked";
+/// Planned replacements of workers.
+pub(super) const RECYCLED: &str = "recycled";
+
+/// Nothing yet, under every name there is.
+pub(super) fn zero() -> Tally {
+    let (bound, waited) = (0, std::time::Duration::ZERO);
+    let refusals = [
+        Refusal::QueueFull(bound),
+        Refusal::QueueTimeout(waited),
+        Refusal::NobodyFree,
+        Refusal::OutOfService,
+        Refusal::Failed,
+        Refusal::Stopping,
+    ];
+    let names = [GRANTED, EXPIRED, REVOKED, RECYCLED].into_iter().chain(refusals.map(Refusal::counted_as));
+    Tally::new(names.map(|name| (name, 0)))
+}
+
+/// Counts what a pool has just said.
+pub(super) fn take_in(tally: &mut Tally, said: &[Action]) {
+    let mut expired = None;
+    for action in said {
+        match action {
+            Action::Grant { .. } => tally.count(GRANTED),
+            Action::Refuse(_, refusal) => tally.count(refusal.counted_as()),
+            Action::Note(_, Note::Unclaimed(lease)) => {
+                tally.count(EXPIRED);
+                expired = Some(*lease);
+            }
+            // What has expired is taken back in the same breath.
+            Action::Revoke(_, lease) if expired != Some(*lease) => tally.count(REVOKED),
+            _ => {}
+        }
+    }
+}
