@@ -8,9 +8,10 @@ use std::path::{Path, PathBuf};
 /// What each module may use of the crate. Top to bottom is the order of dependence: nobody uses what comes later.
 const MAY_USE: &[(&str, &[&str])] = &[
     ("ids", &[]),
+    ("figures", &[]),
     ("config", &["ids"]),
-    ("exchange", &["ids"]),
-    ("pool", &["ids"]),
+    ("exchange", &["figures", "ids"]),
+    ("pool", &["figures", "ids"]),
     ("liveness", &["ids"]),
     ("clock", &["ids"]),
     ("log", &[]),
@@ -19,11 +20,12 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("bell", &[]),
     ("tree", &["log", "sys"]),
     ("net", &["sys"]),
-    ("probe", &["ids"]),
+    ("probe", &["figures", "ids"]),
     ("program", &["config"]),
     ("shm", &["exchange"]),
     ("ipc", &["bell", "config", "exchange", "ids", "shm"]),
     ("units", &["config", "ids"]),
+    ("status", &["config", "exchange", "figures", "ids", "ipc", "probe", "tree", "units"]),
     ("restart", &["clock", "config", "exchange", "liveness", "log"]),
     ("client", &["ids"]),
     (
@@ -43,8 +45,8 @@ const MAY_USE: &[(&str, &[&str])] = &[
     (
         "watchdog",
         &[
-            "bell", "clock", "config", "ids", "ipc", "liveness", "log", "probe", "program", "restart", "signals",
-            "sys", "tree", "units",
+            "bell", "clock", "config", "figures", "ids", "ipc", "liveness", "log", "net", "probe", "program",
+            "restart", "signals", "status", "sys", "tree", "units",
         ],
     ),
     (
@@ -63,6 +65,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
             "program",
             "shm",
             "signals",
+            "status",
             "sys",
             "tree",
             "units",
@@ -76,7 +79,16 @@ const MAY_USE: &[(&str, &[&str])] = &[
 const UNSAFE: &[&str] = &["src/shm/segment.rs", "src/sys.rs"];
 
 /// Decisions: these take `now` and never ask for it, and do no I/O.
-const PURE: &[&str] = &["src/ids", "src/exchange", "src/pool", "src/liveness", "src/watchdog/plan", "src/units"];
+const PURE: &[&str] = &[
+    "src/ids",
+    "src/exchange",
+    "src/pool",
+    "src/liveness",
+    "src/figures.rs",
+    "src/watchdog/account.rs",
+    "src/watchdog/plan",
+    "src/units",
+];
 
 fn root() -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR"))

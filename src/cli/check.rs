@@ -6,7 +6,7 @@ use std::path::Path;
 use clap::Args;
 
 use super::{Failure, load_to_run, written};
-use crate::config::{Config, Origin};
+use crate::config::{Admin, Config, Origin};
 
 #[derive(Debug, Args)]
 pub struct Defaults {
@@ -42,11 +42,14 @@ pub fn check(path: Option<&Path>) -> Result<(), Failure> {
             let last = if count > 1 { format!(" to {}", pool.worker_address(count)) } else { String::new() };
             writeln!(out, "  pool       {name}: {count} {handler} {workers} at {first}{last}")?;
         }
+        let admin = config.admin.address.as_ref().map_or(String::new(), |address| format!(" and http://{address}"));
+        writeln!(out, "  admin      {}{admin}", Admin::socket(&config.set.runtime_dir))?;
         writeln!(out, "  directory  {dir}: {} segments, {0} pairs of named pipes", config.workers().count())?;
         config
             .pools
             .iter()
             .filter_map(|pool| pool.beyond_run())
+            .chain(config.admin.exposed())
             .try_for_each(|text| writeln!(out, "  remark     {text}"))
     };
     written(print(&mut out))

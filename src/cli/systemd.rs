@@ -18,7 +18,7 @@ use super::{Failure, failed};
 use crate::config::{Config, LoadError, Loaded, Origin};
 use crate::ids::WorkerId;
 use crate::probe::{self, Order};
-use crate::units::{self, APPLIED, DISPATCHER, IPC, RUNTIME_DIR, WATCHDOG, worker_service};
+use crate::units::{self, ADMIN, APPLIED, DISPATCHER, IPC, RUNTIME_DIR, WATCHDOG, worker_service};
 use crate::{ipc, program, sys};
 
 #[derive(Clone, Debug, Subcommand)]
@@ -207,7 +207,7 @@ fn stop() -> Result<(), Failure> {
     if systemctl(&["--quiet", "is-active"], &[DISPATCHER.to_owned()]).is_ok() {
         let _ = probe::ask(&Path::new(RUNTIME_DIR).join("probe.sock"), Some(Order::Quiesce), PATIENCE);
     }
-    let all = ["patou-worker@*", "patou-listener@*", "patou-probe.socket", DISPATCHER, WATCHDOG, IPC];
+    let all = ["patou-worker@*", "patou-listener@*", "patou-probe.socket", DISPATCHER, ADMIN, WATCHDOG, IPC];
     let stopped = systemctl(&["stop"], &all.map(str::to_owned));
     publish(None)?;
     stopped
@@ -265,7 +265,13 @@ fn bindable(old: &Config, new: &Config) -> Result<(), Failure> {
     let of = |config: &Config| {
         let listeners: Vec<_> = config.listeners.iter().map(|l| l.address.clone()).collect();
         let workers = config.workers().filter_map(|id| Some(config.pool(&id.pool)?.worker_address(id.number)));
-        listeners.into_iter().chain(workers).map(|address| (address.to_string(), address)).collect::<BTreeMap<_, _>>()
+        let admin = config.admin.address.clone();
+        listeners
+            .into_iter()
+            .chain(workers)
+            .chain(admin)
+            .map(|address| (address.to_string(), address))
+            .collect::<BTreeMap<_, _>>()
     };
     let known = of(old);
     for (name, address) in of(new).into_iter().filter(|(name, _)| !known.contains_key(name)) {

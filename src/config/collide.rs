@@ -7,13 +7,14 @@ use std::path::{Path, PathBuf};
 use super::check::place;
 use super::record::Record;
 use super::write::quote;
-use super::{Address, Config, Listener, Pool};
+use super::{Address, Admin, Config, Listener, Pool};
 
 /// Reports addresses that overflow, are too long, or collide.
 pub(super) fn check(config: &Config, record: &mut Record) {
     let listeners = config.listeners.iter().enumerate().map(|(i, l)| Holder::listener(i, l));
     let pools = config.pools.iter().enumerate().map(|(i, p)| Holder::pool(i, p));
-    let holders: Vec<Holder<'_>> = listeners.chain(pools).collect();
+    let admin = config.admin.address.iter().map(Holder::admin);
+    let holders: Vec<Holder<'_>> = listeners.chain(pools).chain(admin).collect();
     for holder in &holders {
         holder.check(record);
     }
@@ -22,10 +23,10 @@ pub(super) fn check(config: &Config, record: &mut Record) {
     runtime_dir(config, &holders, record);
 }
 
-/// Whoever listens: one listener, or all workers of a pool.
+/// Whoever listens: one listener, all workers of a pool, or the watchdog.
 struct Holder<'c> {
     key: String,
-    /// The key that says how many there are; that of the address itself for a listener.
+    /// The key that says how many there are; that of the address itself for the others.
     count_key: String,
     address: &'c Address,
     pool: Option<&'c Pool>,
@@ -35,6 +36,11 @@ impl<'c> Holder<'c> {
     fn listener(i: usize, listener: &'c Listener) -> Self {
         let key = format!("listener[{}].address", i + 1);
         Self { count_key: key.clone(), key, address: &listener.address, pool: None }
+    }
+
+    fn admin(address: &'c Address) -> Self {
+        let key = "admin.address".to_owned();
+        Self { count_key: key.clone(), key, address, pool: None }
     }
 
     fn pool(i: usize, pool: &'c Pool) -> Self {
@@ -143,7 +149,7 @@ fn unix(holders: &[Holder<'_>], record: &mut Record) {
 fn runtime_dir(config: &Config, holders: &[Holder<'_>], record: &mut Record) {
     const KEY: &str = "set.runtime_dir";
     let dir = &config.set.runtime_dir;
-    let own = ["probe.sock", "admin.sock"].map(|name| dir.join(name));
+    let own = ["probe.sock", Admin::SOCKET].map(|name| dir.join(name));
     let workers = config.pools.iter().map(|pool| dir.join(pool.name.as_str()).join(format!("{}.sock", pool.workers)));
     let longest = workers.chain(own.clone()).max_by_key(|path| path.as_os_str().len());
     if let Some(path) = longest.filter(|path| path.as_os_str().len() > Address::UNIX_MAX) {

@@ -14,6 +14,7 @@
 //! `address` of a listener and `name` of a pool are always needed.
 
 mod address;
+mod admin;
 mod check;
 mod collide;
 mod fault;
@@ -31,6 +32,7 @@ mod write;
 use std::path::{Component, Path, PathBuf};
 
 pub use address::{Address, BadAddress};
+pub use admin::Admin;
 pub use fault::{Fault, Faults};
 pub use front::Front;
 pub use listener::{Delivery, Listener};
@@ -53,6 +55,8 @@ pub struct Config {
     pub front: Front,
     /// Bounds of the watchdog.
     pub watchdog: Watchdog,
+    /// Where the watchdog tells how the set is.
+    pub admin: Admin,
 }
 
 /// One running instance.
@@ -79,6 +83,7 @@ impl Default for Config {
             pools: vec![Pool::default()],
             front: Front::default(),
             watchdog: Watchdog::default(),
+            admin: Admin::default(),
         }
     }
 }

@@ -8,7 +8,7 @@ use super::fault::Faults;
 use super::quantity;
 use super::read::Section;
 use super::record::Record;
-use super::{Address, Config, Delivery, Front, Handler, Limits, Listener, Pool, Restarts, Set, Watchdog};
+use super::{Address, Admin, Config, Delivery, Front, Handler, Limits, Listener, Pool, Restarts, Set, Watchdog};
 use crate::ids::PoolName;
 
 const NAME: &str = "a name of 1 to 32 characters of a-z, 0-9 and _";
@@ -56,6 +56,7 @@ fn every_section(file: &mut Section<'_, '_>) -> Config {
         pools,
         front: file.table("front", front).unwrap_or_default(),
         watchdog: file.table("watchdog", watchdog).unwrap_or_default(),
+        admin: file.table("admin", admin).unwrap_or_default(),
     }
 }
 
@@ -92,9 +93,7 @@ fn listener(s: &mut Section<'_, '_>, pools: &[Pool]) -> Listener {
         group: s.text("group", ACCOUNT, account),
         delivery: s.value("delivery", delivery).unwrap_or(default.delivery),
         pool,
-        allowed_hosts: s
-            .list("allowed_hosts", "a host name without scheme and port, such as \"example.org\" or \"[::1]\"", is_host)
-            .unwrap_or(default.allowed_hosts),
+        allowed_hosts: allowed_hosts(s),
         proxy_protocol: s.value("proxy_protocol", proxy_protocol).unwrap_or(default.proxy_protocol),
         access_log: s.flag("access_log", default.access_log),
     }
@@ -173,6 +172,22 @@ fn watchdog(s: &mut Section<'_, '_>) -> Watchdog {
     }
 }
 
+fn admin(s: &mut Section<'_, '_>) -> Admin {
+    let default = Admin::default();
+    let expected = "an IP address and a port, such as \"127.0.0.1:7280\", or \"\" for none";
+    let address = s.value("address", |value| match value.as_str() {
+        Some("") => Ok(None),
+        text => text.and_then(|text| text.parse().ok()).map(|tcp| Some(Address::Tcp(tcp))).ok_or(expected.to_owned()),
+    });
+    Admin {
+        address: address.flatten(),
+        allowed_hosts: allowed_hosts(s),
+        mode: s.value("mode", mode).unwrap_or(default.mode),
+        owner: s.text("owner", ACCOUNT, account),
+        group: s.text("group", ACCOUNT, account),
+    }
+}
+
 fn restarts(s: &mut Section<'_, '_>) -> Restarts {
     let default = Restarts::default();
     Restarts {
@@ -182,6 +197,11 @@ fn restarts(s: &mut Section<'_, '_>) -> Restarts {
         delay: s.duration("delay", default.delay),
         delay_max: s.duration("delay_max", default.delay_max),
     }
+}
+
+fn allowed_hosts(s: &mut Section<'_, '_>) -> Vec<String> {
+    let expected = "a host name without scheme and port, such as \"example.org\" or \"[::1]\"";
+    s.list("allowed_hosts", expected, is_host).unwrap_or_default()
 }
 
 fn address(s: &mut Section<'_, '_>) -> Option<Address> {

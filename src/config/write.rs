@@ -5,7 +5,7 @@ use std::fmt::Write;
 use std::time::Duration;
 
 use super::quantity::write_bytes;
-use super::{Config, Front, Handler, Limits, Listener, Pool, Watchdog};
+use super::{Admin, Config, Front, Handler, Limits, Listener, Pool, Watchdog};
 
 impl Config {
     /// The whole configuration as TOML: for a configuration that was parsed, parsing the result gives it again.
@@ -19,6 +19,7 @@ impl Config {
         self.pools.iter().for_each(|pool| out.pool(pool));
         out.front(&self.front);
         out.watchdog(&self.watchdog);
+        out.admin(&self.admin);
         out.0
     }
 }
@@ -87,6 +88,15 @@ impl Out {
         let [within, delay, most] = [restarts.within, restarts.delay, restarts.delay_max].map(time);
         let max = restarts.max;
         self.key("restarts", format_args!("{{ max = {max}, within = {within}, delay = {delay}, delay_max = {most} }}"));
+    }
+
+    fn admin(&mut self, admin: &Admin) {
+        self.line("\n[admin]");
+        self.text("address", &admin.address.as_ref().map_or(String::new(), ToString::to_string));
+        self.key("allowed_hosts", list(&admin.allowed_hosts));
+        self.key("mode", format_args!("0o{:o}", admin.mode));
+        admin.owner.iter().for_each(|owner| self.text("owner", owner));
+        admin.group.iter().for_each(|group| self.text("group", group));
     }
 
     fn line(&mut self, line: &str) {

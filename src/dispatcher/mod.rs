@@ -6,7 +6,6 @@
 
 mod desk;
 mod front;
-mod hosts;
 mod probe;
 mod redirect;
 pub mod request;

@@ -6,7 +6,6 @@ use http::header::CONTENT_LENGTH;
 use http::uri::PathAndQuery;
 use http::{HeaderValue, Method, Request, StatusCode, Version};
 
-use super::hosts;
 use crate::ids::Token;
 use crate::net::{self, Problem};
 
@@ -33,7 +32,7 @@ pub fn check<B>(
         return Err(bad("an HTTP/1.1 request needs a Host header"));
     }
     if let Some(host) = &host
-        && !hosts::is_allowed(host, allowed_hosts, listens_on)
+        && !net::is_allowed(host, allowed_hosts, listens_on)
     {
         let detail = format!("this listener does not serve the host {host}: see allowed_hosts");
         return Err(Problem::not_started(StatusCode::MISDIRECTED_REQUEST, detail));

@@ -24,6 +24,8 @@ pub const WATCHDOG_DIR: &str = "/run/patou-watchdog";
 pub const IPC: &str = "patou-ipc.service";
 /// The watchdog.
 pub const WATCHDOG: &str = "patou-watchdog.service";
+/// Where the watchdog tells how the set is.
+pub const ADMIN: &str = "patou-admin.socket";
 /// The dispatcher.
 pub const DISPATCHER: &str = "patou-dispatcher.service";
 /// The account that owns segments, named pipes and the dispatcher.
@@ -67,7 +69,8 @@ pub fn check(config: &Config) -> Vec<String> {
     }
     let any = |address: &Address| matches!(address, Address::Tcp(tcp) if tcp.port() == 0);
     let addresses = config.listeners.iter().map(|l| ("listener", &l.address));
-    for (what, address) in addresses.chain(config.pools.iter().map(|p| ("pool", &p.address))) {
+    let admin = config.admin.address.iter().map(|address| ("admin", address));
+    for (what, address) in addresses.chain(config.pools.iter().map(|p| ("pool", &p.address))).chain(admin) {
         if any(address) {
             faults.push(format!("{what}.address is {address}; under systemd it needs a port, not 0"));
         }

@@ -4,8 +4,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write;
 use std::time::Duration;
 
-use super::{DISPATCHER, DROP_IN, OWNER, WATCHDOG, WORKER_USER, listener_socket, worker_service, worker_socket};
-use crate::config::{Address, Config, Listener, Pool};
+use super::{ADMIN, DISPATCHER, DROP_IN, OWNER, WATCHDOG, WORKER_USER, listener_socket, worker_service, worker_socket};
+use crate::config::{Address, Admin, Config, Listener, Pool};
 
 /// Systemd's own watch over a part is the slow second net: this many times what the watchdog of the set allows.
 const SECOND_NET: u32 = 10;
@@ -24,6 +24,7 @@ pub fn render(config: &Config, group: impl Fn(&str) -> Option<u32>) -> BTreeMap<
     for (index, listener) in config.listeners.iter().enumerate() {
         add(&listener_socket(index), listening(&listener.address, Some(listener)));
     }
+    add(ADMIN, admin(&config.admin));
     add(DISPATCHER, dispatcher(config));
     add(WATCHDOG, watchdog(config, group));
     for pool in &config.pools {
@@ -52,6 +53,16 @@ fn listening(address: &Address, like: Option<&Listener>) -> String {
             line(&mut text, "SocketMode", &format!("{mode:04o}"));
         }
     }
+    text
+}
+
+/// Its socket in the runtime directory stands in the unit file.
+fn admin(admin: &Admin) -> String {
+    let mut text = String::from("[Socket]\n");
+    admin.address.iter().for_each(|address| line(&mut text, "ListenStream", &address.to_string()));
+    line(&mut text, "SocketUser", admin.owner.as_deref().unwrap_or("root"));
+    line(&mut text, "SocketGroup", admin.group.as_deref().unwrap_or("root"));
+    line(&mut text, "SocketMode", &format!("{:04o}", admin.mode));
     text
 }
 

@@ -1,7 +1,7 @@
 //! What a new configuration means for running units.
 
 use super::render::users;
-use super::{DISPATCHER, DROP_IN, WATCHDOG, listener_socket, render, worker_service, worker_socket};
+use super::{ADMIN, DISPATCHER, DROP_IN, WATCHDOG, listener_socket, render, worker_service, worker_socket};
 use crate::config::Config;
 
 /// Units to act upon, in this order. What is not named runs on untouched.
@@ -57,8 +57,12 @@ pub fn steps(old: &Config, new: &Config) -> Steps {
         &mut steps.restart
     };
     dispatcher.insert(0, DISPATCHER.to_owned());
-    // A process has the groups that it was started with.
-    let watchdog = if users(old) == users(new) { &mut steps.reload } else { &mut steps.restart };
+    if !same(ADMIN) {
+        steps.stop.push(ADMIN.to_owned());
+    }
+    // A process has the groups and the sockets that it was started with.
+    let goes_on = users(old) == users(new) && same(ADMIN);
+    let watchdog = if goes_on { &mut steps.reload } else { &mut steps.restart };
     watchdog.push(WATCHDOG.to_owned());
     steps
 }

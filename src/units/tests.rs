@@ -28,6 +28,8 @@ fn drop_ins_carry_what_the_configuration_says() {
         queue: 0,
         ..Pool::default()
     }));
+    config.admin.address = Some("127.0.0.1:7280".parse().unwrap());
+    config.admin.group = Some("prometheus".into());
     let group = |user: &str| match user {
         "conv" | "twin" => Some(1234),
         "patou-worker" => Some(997),
@@ -52,6 +54,9 @@ fn drop_ins_carry_what_the_configuration_says() {
         "StartLimitIntervalSec=60000000us",
     ] {
         has("patou-worker@a-1.service", line);
+    }
+    for line in ["ListenStream=127.0.0.1:7280", "SocketUser=root", "SocketGroup=prometheus", "SocketMode=0660"] {
+        has("patou-admin.socket", line);
     }
     has("patou-dispatcher.service", "Sockets=patou-listener@0.socket");
     has("patou-dispatcher.service", "FileDescriptorStoreMax=128");
@@ -87,6 +92,11 @@ fn each_change_concerns_whom_it_concerns() {
     assert_eq!((added.stop, added.restart), (vec![], units(&[DISPATCHER])));
     let user = change(|c| c.pools[0].user = "conv".into());
     assert_eq!((user.restart, user.reload), (units(&[one, two, WATCHDOG]), units(&[DISPATCHER])));
+    let admin = change(|c| c.admin.address = Some("127.0.0.1:7280".parse().unwrap()));
+    assert_eq!((admin.stop, admin.restart), (units(&[ADMIN]), units(&[WATCHDOG])));
+    let hosts = change(|c| c.admin.allowed_hosts.push("metrics.example".into()));
+    assert_eq!((hosts.stop, hosts.restart), (vec![], vec![]));
+    assert!(hosts.reload.contains(&WATCHDOG.to_owned()));
     // A longer queue is a larger descriptor store, which only a restart brings.
     assert_eq!(change(|c| c.pools[0].queue = 200).restart, units(&[DISPATCHER]));
 }

@@ -16,6 +16,7 @@ use nix::sys::signal::Signal;
 use nix::unistd::Pid;
 use tokio::sync::mpsc;
 
+use super::account::Cause;
 use super::plan::{Order, Part};
 use crate::config::ProcessLimits;
 use crate::signals::HoldReload;
@@ -100,16 +101,16 @@ impl Children {
         Ok(pid)
     }
 
-    /// Reaps a part that has ended; how it ended. `None` if it is not (any more) that process.
-    pub fn reap(&mut self, part: &Part, pid: u32) -> Option<String> {
+    /// Reaps a part that has ended; how it ended, in words and for the account. `None` if it is not (any more) that process.
+    pub fn reap(&mut self, part: &Part, pid: u32) -> Option<(String, Cause)> {
         let process = self.processes.get_mut(part).filter(|process| process.child.id() == pid)?;
         let status = process.child.try_wait();
         self.pids.borrow_mut().remove(&pid);
         self.processes.remove(part);
         Some(match status {
             Ok(Some(status)) => describe(status),
-            Ok(None) => "it ended, and yet cannot be reaped".into(),
-            Err(error) => format!("it ended: {error}"),
+            Ok(None) => ("it ended, and yet cannot be reaped".into(), Cause::Ended),
+            Err(error) => (format!("it ended: {error}"), Cause::Ended),
         })
     }
 
@@ -149,13 +150,13 @@ impl Children {
     }
 }
 
-fn describe(status: ExitStatus) -> String {
+fn describe(status: ExitStatus) -> (String, Cause) {
     match (status.code(), status.signal()) {
-        (Some(code), _) => format!("exit code {code}"),
+        (Some(code), _) => (format!("exit code {code}"), Cause::Exit),
         (None, Some(signal)) => match Signal::try_from(signal) {
-            Ok(signal) => format!("killed by {signal}"),
-            Err(_) => format!("killed by signal {signal}"),
+            Ok(signal) => (format!("killed by {signal}"), Cause::Signal),
+            Err(_) => (format!("killed by signal {signal}"), Cause::Signal),
         },
-        (None, None) => status.to_string(),
+        (None, None) => (status.to_string(), Cause::Ended),
     }
 }

@@ -5,10 +5,13 @@
 //! process reads no pipe) and believes no heartbeat: the dispatcher is asked over a socket of its own and
 //! answers from its serving loop, and brings the workers' answers along.
 
+mod account;
 mod accuse;
+mod admin;
 mod cgroup;
 mod children;
 mod greet;
+mod launch;
 mod leftover;
 pub mod notify;
 mod observe;
@@ -24,9 +27,9 @@ use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::fs;
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
+use std::sync::Arc;
 use std::time::Duration;
 
 use nix::unistd::Pid;
@@ -43,6 +46,8 @@ use crate::ids::{Time, WorkerId};
 use crate::ipc::{self, IpcError, Keeper, Modes};
 use crate::signals::Signal;
 use crate::{log, restart, tree};
+use account::{Account, Cause};
+use admin::{Admin, Snapshot};
 use children::Children;
 use notify::{Notify, Store};
 use observe::Naps;
@@ -50,7 +55,6 @@ use plan::{Action, Bounds, Event, Part, Plan, Telling};
 use prober::Prober;
 use sockets::{SocketError, Sockets};
 use state::Written;
-pub use state::{PartState, State};
 use tell::tell;
 pub use units::watch;
 
@@ -155,7 +159,7 @@ async fn hold(loaded: Loaded) -> Result<(), WatchdogError> {
 
 /// Everything of a running set.
 struct Watch {
-    config: Config,
+    config: Arc<Config>,
     origin: Origin,
     dir: PathBuf,
     set_epoch: u64,
@@ -168,6 +172,8 @@ struct Watch {
     notify: Notify,
     bells: BTreeMap<WorkerId, Bell>,
     prober: Prober,
+    account: Account,
+    admin: Admin,
     written: Written,
     /// Children that this process had before it was the watchdog.
     strangers: Rc<[(Pid, u64)]>,
@@ -212,6 +218,8 @@ impl Watch {
             notify: Notify::bind(&notify).map_err(system(notify.display().to_string()))?,
             bells,
             prober: Prober::start(dir.join("probe.sock")),
+            account: Account::default(),
+            admin: Admin::default(),
             written: Written::default(),
             strangers,
             segments,
@@ -221,7 +229,7 @@ impl Watch {
             stopping_since: None,
             finished: false,
             process: (pid, tree::look(pid).map_or(0, |process| process.started)),
-            config,
+            config: Arc::new(config),
             origin,
             dir,
             set_epoch,
@@ -229,6 +237,7 @@ impl Watch {
         };
         watch.remark();
         watch.perform(actions);
+        watch.serve_admin()?;
         Ok(watch)
     }
 
@@ -279,6 +288,7 @@ impl Watch {
             if self.up_by.is_some_and(|by| by <= now) {
                 self.not_up();
             }
+            self.publish(now);
         }
         Ok(())
     }
@@ -314,10 +324,12 @@ impl Watch {
                 self.handle(clock::now(), event);
             }
         }
-        let mut how = self.children.reap(&part, pid)?;
+        let (mut how, mut cause) = self.children.reap(&part, pid)?;
         if self.plan.status().any(|(of, status)| *of == part && status.state == "starting") {
             how += " before it was ready";
+            cause = Cause::Start;
         }
+        self.account.ended(clock::now(), &part, cause);
         if let Some(words) = self.last_words.remove(&part) {
             how = format!("{how}: {words}");
         }
@@ -343,6 +355,9 @@ impl Watch {
         if let Some(words) = message.words.failure {
             self.last_words.insert(part.clone(), words);
         }
+        if message.words.ready {
+            self.account.ready(clock::now(), &part);
+        }
         message.words.ready.then_some(Event::Ready(part))
     }
 
@@ -365,7 +380,10 @@ impl Watch {
                 return Some(Event::Observed(part, look.unwrap_or_default()));
             }
             Action::Order(part, order) => self.children.order(&part, order),
-            Action::Accuse(part, why) => accuse::record(&part, &why, self.children.pid(&part)),
+            Action::Accuse(part, why) => {
+                self.account.accused(clock::now(), &part, self.prober.silent_since(&part));
+                accuse::record(&part, &why, self.children.pid(&part));
+            }
             Action::Sweep(id) => {
                 let (known, strangers) = (self.children.pids(), self.strangers.clone());
                 tokio::task::spawn_local(async move {
@@ -396,6 +414,9 @@ impl Watch {
                 tracing::info!(worker = %id, event = %log::Event::WorkerLeft, "worker has left the set");
             }
             Action::Tell(part, mut telling) => {
+                if matches!(telling, Telling::Restart { .. }) {
+                    self.account.unplanned(&part);
+                }
                 self.shorten(&part, &mut telling);
                 tell(&part, telling, self.children.pid(&part));
             }
@@ -405,48 +426,32 @@ impl Watch {
         None
     }
 
-    fn start(&mut self, part: Part) -> Event {
-        let sockets = self.sockets_of(&part);
-        let pool = part.worker().and_then(|id| self.config.pool(&id.pool));
-        let limits = pool.map(|pool| pool.limits.of_a_process()).unwrap_or_default();
-        match sockets.and_then(|sockets| self.children.start(&part, sockets, limits)) {
-            Ok(pid) => {
-                tracing::debug!(pid, %part, "{part} is started");
-                Event::Started(part, pid)
-            }
-            Err(error) => Event::StartFailed(part, format!("it cannot be started: {error}")),
-        }
-    }
-
-    fn sockets_of(&self, part: &Part) -> io::Result<Vec<(String, OwnedFd)>> {
-        let copy = |fd: &dyn AsFd| fd.as_fd().try_clone_to_owned();
-        match part {
-            Part::Worker(id) => {
-                let socket = self.sockets.workers.get(id).ok_or(io::ErrorKind::NotFound)?;
-                Ok(vec![("worker".into(), copy(socket)?)])
-            }
-            Part::Dispatcher => {
-                let mut all = vec![("probe".to_owned(), copy(&self.sockets.probe)?)];
-                for (index, socket) in self.sockets.listeners.iter().enumerate() {
-                    all.push((format!("listener-{index}"), copy(socket)?));
-                }
-                for (name, fd) in self.store.iter() {
-                    all.push((name.to_owned(), fd.try_clone()?));
-                }
-                Ok(all)
-            }
-        }
-    }
-
     fn write_state(&mut self) {
         let listeners = self.sockets.listeners.iter().map(|socket| socket.address.to_string()).collect();
-        let state = State::of(&self.plan, &self.config.set.name, self.process, listeners);
-        self.written.keep(&state, &self.dir);
+        let state = state::state_of(&self.plan, &self.config.set.name, self.process, listeners);
+        self.written.keep(state, &self.dir);
     }
 
-    /// Says what of the configuration only systemd can do.
+    /// Lets the admin thread serve on the sockets there are, by the configuration in force.
+    fn serve_admin(&mut self) -> Result<(), WatchdogError> {
+        self.publish(clock::now());
+        let served = self.sockets.admin().and_then(|sockets| self.admin.serve(sockets));
+        if let Some(address) = &self.sockets.admin.1 {
+            tracing::info!("figures of the set: curl http://{}/metrics", address.address);
+        }
+        served.map_err(system("admin.sock"))
+    }
+
+    /// Leaves what is known for whoever asks on the admin socket.
+    fn publish(&self, now: Time) {
+        let Some(state) = self.written.state() else { return };
+        self.admin.publish(Snapshot::new(now, &self.config, state, &self.prober, &self.account));
+    }
+
+    /// Says what of the configuration only systemd can do, and what it opens.
     fn remark(&self) {
-        for remark in self.config.pools.iter().filter_map(|pool| pool.beyond_run()) {
+        let beyond = self.config.pools.iter().filter_map(|pool| pool.beyond_run());
+        for remark in beyond.chain(self.config.admin.exposed()) {
             tracing::warn!("{remark}");
         }
     }

@@ -1,6 +1,7 @@
 //! Asks the dispatcher, one question at a time, over a connection that is kept.
 
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
@@ -8,8 +9,10 @@ use tokio::net::UnixStream;
 use tokio::sync::mpsc;
 use tokio::time::timeout;
 
-use super::plan::{Plan, Sign};
+use super::plan::{Part, Plan, Sign};
 use crate::clock;
+use crate::figures::Ledger;
+use crate::ids::{PoolName, Time, WorkerId};
 use crate::probe::{FailedPool, Order, Question, REPORT_MAX, Report};
 
 /// How long an order of ours may take on its way: what it asks happens anyway, only later.
@@ -22,7 +25,10 @@ const CAUSE_MAX: usize = 200;
 pub struct Prober {
     questions: mpsc::UnboundedSender<Vec<FailedPool>>,
     reports: mpsc::UnboundedReceiver<Option<Report>>,
-    waiting: bool,
+    /// Since when an answer is owed.
+    asked: Option<Time>,
+    heard: Option<(Time, Arc<Report>)>,
+    pools: Ledger<PoolName, u32>,
 }
 
 impl Prober {
@@ -31,15 +37,37 @@ impl Prober {
         let (questions, asked) = mpsc::unbounded_channel();
         let (answers, reports) = mpsc::unbounded_channel();
         tokio::task::spawn_local(run(socket, asked, answers));
-        Self { questions, reports, waiting: false }
+        Self { questions, reports, asked: None, heard: None, pools: Ledger::default() }
     }
 
     /// Asks, and says which pools have failed, unless an answer is still owed. Whether a question is open now.
     pub fn ask(&mut self, failed: Vec<FailedPool>) -> bool {
-        if !self.waiting {
-            self.waiting = self.questions.send(failed).is_ok();
+        if self.asked.is_none() && self.questions.send(failed).is_ok() {
+            self.asked = Some(clock::now());
         }
-        self.waiting
+        self.asked.is_some()
+    }
+
+    /// Since when an answer is owed, if one is.
+    pub fn asked(&self) -> Option<Time> {
+        self.asked
+    }
+
+    /// The last report, and when it came.
+    pub fn heard(&self) -> Option<&(Time, Arc<Report>)> {
+        self.heard.as_ref()
+    }
+
+    /// What the dispatchers have counted, one after the other.
+    pub fn pools(&self) -> &Ledger<PoolName, u32> {
+        &self.pools
+    }
+
+    /// Since when a part owes an answer, as far as is known.
+    pub fn silent_since(&self, part: &Part) -> Option<Time> {
+        let Part::Worker(id) = part else { return self.asked };
+        let (at, report) = self.heard.as_ref()?;
+        Sign::all(report, *at).into_iter().find(|sign| sign.worker == *id)?.silent_since
     }
 
     /// The next answer as signs of life; `None` for a question that could not be put or was cut off.
@@ -48,8 +76,14 @@ impl Prober {
             Some(answer) => answer,
             None => std::future::pending().await, // the task has ended: so has everything
         };
-        self.waiting = false;
-        answer.map(|report| Sign::all(&report, clock::now()))
+        self.asked = None;
+        let (now, report) = (clock::now(), Arc::new(answer?));
+        for pool in &report.pools {
+            self.pools.see(&pool.name, report.epoch, pool.tally.clone());
+        }
+        let signs = Sign::all(&report, now);
+        self.heard = Some((now, report));
+        Some(signs)
     }
 }
 
@@ -60,6 +94,18 @@ pub fn failed(plan: &Plan) -> Vec<FailedPool> {
         .into_iter()
         .map(|(pool, cause)| FailedPool { pool: pool.clone(), cause: short(cause) })
         .collect()
+}
+
+/// Each part with its incarnation, and whether it serves.
+pub fn incarnations(report: &Report) -> Vec<(Part, u32, bool)> {
+    let mut all = vec![(Part::Dispatcher, report.epoch, true)];
+    for pool in &report.pools {
+        let workers = pool.workers.iter().zip(1..=u16::MAX).map(|(worker, number)| {
+            (Part::Worker(WorkerId { pool: pool.name.clone(), number }), worker.epoch, worker.serves)
+        });
+        all.extend(workers);
+    }
+    all
 }
 
 async fn run(

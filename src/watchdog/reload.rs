@@ -1,9 +1,10 @@
 //! SIGHUP: takes over a new configuration, or says why not and changes nothing.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use super::plan::{Change, Event};
-use super::sockets::{Socket, open_listener, open_worker};
+use super::sockets::{Socket, open_admin_tcp, open_listener, open_worker};
 use super::{Watch, WatchdogError, bounds, drains, publish};
 use crate::config::{Config, Listener, Origin, Pool};
 use crate::ids::WorkerId;
@@ -110,11 +111,17 @@ impl Watch {
                 workers.insert(id.clone(), open_worker(&new, &id)?);
             }
         }
+        let admin_moves = self.config.admin.address != new.admin.address;
+        let admin = match &new.admin.address {
+            Some(address) if admin_moves => Some(open_admin_tcp(address)?),
+            _ => None,
+        };
         let stay = kept.iter().enumerate().filter_map(|(index, at)| Some(((*at)?, index)));
         let changed: Vec<_> = stay.filter(|(at, index)| self.config.listeners[*at] != new.listeners[*index]).collect();
         let fresh: Vec<WorkerId> = new.workers().filter(|id| !self.bells.contains_key(id)).collect();
         let sockets = &self.sockets.listeners;
         let owned = changed.iter().try_for_each(|(at, index)| sockets[*at].own(&new.listeners[*index]));
+        let owned = owned.and_then(|()| self.sockets.admin.0.own_as_admin(&new.admin));
         let made = owned.map_err(WatchdogError::from).and_then(|()| self.make_parts(&new, &fresh));
         let made = made.and_then(|bells| publish(&new, &self.dir).map(|()| bells));
         let bells = match made {
@@ -126,6 +133,7 @@ impl Watch {
                 for (at, _) in changed {
                     let _ = self.sockets.listeners[at].own(&self.config.listeners[at]); // likewise
                 }
+                let _ = self.sockets.admin.0.own_as_admin(&self.config.admin);
                 return Err(error);
             }
         };
@@ -137,7 +145,13 @@ impl Watch {
             None => listeners.remove(&index),
         });
         self.sockets.listeners = taken.collect();
-        self.config = new;
+        self.config = Arc::new(new);
+        if admin_moves {
+            self.sockets.admin.1 = admin;
+            if let Err(error) = self.serve_admin() {
+                tracing::error!(event = %log::Event::RuntimeFault, "{error}: the address of before stays");
+            }
+        }
         Ok(change)
     }
 

@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use nix::sys::socket::{Backlog, listen};
 use nix::unistd::{Gid, Group, Uid, User, chown, getegid, geteuid};
 
-use crate::config::{Address, Config, Listener};
+use crate::config::{Address, Admin, Config, Listener};
 use crate::ids::WorkerId;
 
 /// A listening socket.
@@ -54,14 +54,49 @@ impl Socket {
     }
 }
 
-impl Socket {
-    /// Gives its file, if it has one, mode and owner of this listener, which has its address: what the listener
-    /// does not name becomes what it is for a new file.
-    pub fn own(&self, listener: &Listener) -> Result<(), SocketError> {
-        let Some(path) = &self.path else { return Ok(()) };
+/// Who may use the file of a socket, and whose words these are.
+struct Access {
+    whose: &'static str,
+    mode: u32,
+    owner: Option<String>,
+    group: Option<String>,
+}
+
+impl Access {
+    fn of(listener: &Listener) -> Self {
+        let Listener { mode, owner, group, .. } = listener.clone();
+        Self { whose: "the listener", mode, owner, group }
+    }
+
+    fn of_admin(admin: &Admin) -> Self {
+        let Admin { mode, owner, group, .. } = admin.clone();
+        Self { whose: "[admin]", mode, owner, group }
+    }
+
+    /// What is not named becomes what it is for a new file.
+    fn anew(self) -> Self {
         let (me, mine) = (geteuid().to_string(), getegid().to_string());
-        let (owner, group) = (listener.owner.clone().or(Some(me)), listener.group.clone().or(Some(mine)));
-        own(path, &Listener { owner, group, ..listener.clone() }).map_err(|why| SocketError::not_given(listener, why))
+        Self { owner: self.owner.or(Some(me)), group: self.group.or(Some(mine)), ..self }
+    }
+}
+
+impl Socket {
+    /// Gives its file, if it has one, mode and owner of this listener, which has its address.
+    pub fn own(&self, listener: &Listener) -> Result<(), SocketError> {
+        self.give(&Access::of(listener).anew())
+    }
+
+    /// The same for `admin.sock`.
+    pub fn own_as_admin(&self, admin: &Admin) -> Result<(), SocketError> {
+        self.give(&Access::of_admin(admin).anew())
+    }
+
+    fn give(&self, access: &Access) -> Result<(), SocketError> {
+        let Some(path) = &self.path else { return Ok(()) };
+        own(path, access).map_err(|(key, cause)| SocketError {
+            text: format!("cannot give {} its {key}: {cause}: see `{key}` of {}", self.wanted, access.whose),
+            address: self.wanted.clone(),
+        })
     }
 }
 
@@ -87,6 +122,8 @@ pub struct Sockets {
     pub listeners: Vec<Socket>,
     pub workers: BTreeMap<WorkerId, Socket>,
     pub probe: Socket,
+    /// `admin.sock`, and the TCP address if there is one.
+    pub admin: (Socket, Option<Socket>),
 }
 
 /// A socket that cannot be had.
@@ -109,11 +146,6 @@ impl SocketError {
         Self { text: format!("cannot listen on {address} ({what}): {cause}{remedy}"), address: address.clone() }
     }
 
-    fn not_given(listener: &Listener, (key, cause): (&str, io::Error)) -> Self {
-        let text = format!("cannot give {} its {key}: {cause}: see `{key}` of the listener", listener.address);
-        Self { text, address: listener.address.clone() }
-    }
-
     /// Adds the other addresses of which the same is true.
     fn with(mut self, taken: &[Address]) -> Self {
         let others: Vec<_> = taken.iter().filter(|other| **other != self.address).map(ToString::to_string).collect();
@@ -132,13 +164,14 @@ fn bind(address: &Address, what: impl FnOnce() -> String) -> Result<Socket, Sock
 fn taken(config: &Config) -> Vec<Address> {
     let listeners = config.listeners.iter().map(|listener| listener.address.clone());
     let workers = config.workers().filter_map(|id| Some(config.pool(&id.pool)?.worker_address(id.number)));
+    let admin = config.admin.address.clone();
     let in_use = |address: &Address| match address {
         Address::Tcp(tcp) => {
             std::net::TcpListener::bind(tcp).is_err_and(|error| error.kind() == io::ErrorKind::AddrInUse)
         }
         Address::Unix(_) => false,
     };
-    listeners.chain(workers).filter(in_use).collect()
+    listeners.chain(workers).chain(admin).filter(in_use).collect()
 }
 
 /// The address of `probe.sock`.
@@ -162,17 +195,34 @@ impl Sockets {
                 .map(|id| Ok((id.clone(), open_worker(config, &id)?)))
                 .collect::<Result<_, _>>()?,
             probe: bind(&probe, || "probe".into())?,
+            admin: (open_admin(config)?, config.admin.address.as_ref().map(open_admin_tcp).transpose()?),
         })
+    }
+
+    /// Copies of the sockets on which it is told how the set is.
+    pub fn admin(&self) -> io::Result<Vec<OwnedFd>> {
+        let (unix, tcp) = &self.admin;
+        std::iter::once(unix).chain(tcp).map(|socket| socket.fd.try_clone()).collect()
     }
 }
 
 /// Binds a listener and gives its file, if it is one, the mode and owner of the configuration.
 pub fn open_listener(listener: &Listener) -> Result<Socket, SocketError> {
     let socket = bind(&listener.address, || "listener".to_owned())?;
-    if let Some(path) = &socket.path {
-        own(path, listener).map_err(|why| SocketError::not_given(listener, why))?;
-    }
+    socket.give(&Access::of(listener))?;
     Ok(socket)
+}
+
+/// Binds `admin.sock`.
+fn open_admin(config: &Config) -> Result<Socket, SocketError> {
+    let socket = bind(&Admin::socket(&config.set.runtime_dir), || "admin".to_owned())?;
+    socket.give(&Access::of_admin(&config.admin))?;
+    Ok(socket)
+}
+
+/// Binds the TCP address of `[admin]`.
+pub fn open_admin_tcp(address: &Address) -> Result<Socket, SocketError> {
+    bind(address, || "admin.address".to_owned())
 }
 
 /// Binds the socket of one worker.
@@ -182,17 +232,17 @@ pub fn open_worker(config: &Config, id: &WorkerId) -> Result<Socket, SocketError
 }
 
 /// What cannot be done comes with the key that asks for it.
-fn own(path: &Path, listener: &Listener) -> Result<(), (&'static str, io::Error)> {
+fn own(path: &Path, access: &Access) -> Result<(), (&'static str, io::Error)> {
     let of = |key| move |error: io::Error| (key, error);
-    let uid = listener.owner.as_deref().map(user).transpose().map_err(of("owner"))?;
-    let gid = listener.group.as_deref().map(group).transpose().map_err(of("group"))?;
+    let uid = access.owner.as_deref().map(user).transpose().map_err(of("owner"))?;
+    let gid = access.group.as_deref().map(group).transpose().map_err(of("group"))?;
     if uid.is_some() {
         chown(path, uid, None).map_err(|error| ("owner", error.into()))?;
     }
     if gid.is_some() {
         chown(path, None, gid).map_err(|error| ("group", error.into()))?;
     }
-    fs::set_permissions(path, fs::Permissions::from_mode(listener.mode)).map_err(of("mode"))
+    fs::set_permissions(path, fs::Permissions::from_mode(access.mode)).map_err(of("mode"))
 }
 
 fn user(name: &str) -> io::Result<Uid> {

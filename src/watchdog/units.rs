@@ -7,6 +7,7 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use nix::sys::signal::Signal as Kill;
@@ -16,14 +17,18 @@ use tokio::process::Command;
 use tokio::sync::mpsc;
 use tokio::time::sleep;
 
+use super::account::{Account, Cause};
+use super::admin::{Admin, Snapshot};
 use super::cgroup::Slice;
-use super::plan::{Absence, Action, Event, Order, Part, Plan, Sign};
-use super::prober::Prober;
-use super::{State, WatchdogError, Written, accuse, bounds, drains, observe, prober, system, tell};
+use super::plan::{Absence, Action, Event, Order, Part, Plan, Sign, Telling};
+use super::prober::{self, Prober};
+use super::state::state_of;
+use super::{WatchdogError, Written, accuse, bounds, drains, observe, system, tell};
 use crate::clock;
 use crate::config::{Config, Loaded, Origin};
 use crate::ids::Time;
 use crate::signals::Signal;
+use crate::status::PATIENCE;
 use crate::{log, sys, tree, units};
 
 /// How often systemd is asked about parts that are gone and neither stopped nor failed.
@@ -40,7 +45,7 @@ pub async fn watch(loaded: Loaded) -> Result<(), WatchdogError> {
 }
 
 struct Watch {
-    config: Config,
+    config: Arc<Config>,
     origin: Origin,
     plan: Plan,
     slice: Slice,
@@ -53,6 +58,12 @@ struct Watch {
     asking: bool,
     next_ask: Time,
     prober: Prober,
+    account: Account,
+    /// The incarnation of each part that was over last.
+    over: BTreeMap<Part, u32>,
+    admin: Admin,
+    /// Its sockets, until the dispatcher has been heard, or at most until then: who asks meanwhile waits.
+    unserved: Option<(Time, Vec<OwnedFd>)>,
     /// Where the state is written for `patou status`.
     state_dir: PathBuf,
     written: Written,
@@ -85,6 +96,8 @@ impl Watch {
         let state_dir = std::env::var_os("RUNTIME_DIRECTORY").map(PathBuf::from);
         let state_dir =
             state_dir.ok_or_else(|| missing("RUNTIME_DIRECTORY is not set: systemctl start patou starts it"))?;
+        let passed = sys::listen_fds().map_err(system("LISTEN_FDS"))?;
+        let sockets: Vec<OwnedFd> = passed.into_iter().filter(|(_, name)| name == "admin").map(|(fd, _)| fd).collect();
         let pid = std::process::id();
         let now = clock::now();
         Ok(Self {
@@ -97,11 +110,15 @@ impl Watch {
             asking: false,
             next_ask: now,
             prober: Prober::start(config.set.runtime_dir.join("probe.sock")),
+            account: Account::default(),
+            over: BTreeMap::new(),
+            admin: Admin::default(),
+            unserved: Some((now + PATIENCE, sockets)),
             state_dir,
             written: Written::default(),
             status: String::new(),
             process: (pid, tree::look(pid).map_or(0, |process| process.started)),
-            config,
+            config: Arc::new(config),
             origin,
         })
     }
@@ -156,6 +173,7 @@ impl Watch {
                 next_beat = Some(now + every);
             }
             self.handle(now, event.unwrap_or(Event::Tick));
+            self.publish(now)?;
         }
         let _ = sd_notify::notify(&[NotifyState::Stopping]);
         Ok(())
@@ -172,8 +190,16 @@ impl Watch {
                     queue.extend(self.plan.handle(clock::now(), seen));
                 }
                 Action::Order(part, order) => self.order(&part, order),
-                Action::Accuse(part, why) => accuse::record(&part, &why, self.pid(&part)),
-                Action::Tell(part, telling) => tell(&part, telling, self.pid(&part)),
+                Action::Accuse(part, why) => {
+                    self.account.accused(now, &part, self.prober.silent_since(&part));
+                    accuse::record(&part, &why, self.pid(&part));
+                }
+                Action::Tell(part, telling) => {
+                    if matches!(telling, Telling::Ready { .. }) {
+                        self.account.unplanned(&part);
+                    }
+                    tell(&part, telling, self.pid(&part));
+                }
                 // Starting, stopping and clearing up are systemd's.
                 Action::Start(_)
                 | Action::Sweep(_)
@@ -254,14 +280,29 @@ impl Watch {
         }
         self.mains.remove(&part);
         self.next_ask = clock::now();
+        self.account.ended(self.next_ask, &part, Cause::Ended);
+        let known = self.prober.heard().map(|(_, report)| prober::incarnations(report)).into_iter().flatten();
+        self.over.extend(known.filter(|(of, ..)| *of == part).map(|(of, epoch, _)| (of, epoch)));
         Some(Event::Exited { part, how: "its process has ended".to_owned(), chance: 0.5 })
     }
 
     fn report(&mut self, signs: Option<Vec<Sign>>) -> Option<Event> {
         let signs = signs?;
+        self.settle_recoveries();
         // It answers: so it is ready, whoever has started it.
         self.handle(clock::now(), Event::Ready(Part::Dispatcher));
         Some(Event::Report(signs))
+    }
+
+    /// Parts that are ready as far as the dispatcher knows, which is ready itself.
+    fn settle_recoveries(&mut self) {
+        let Some((now, report)) = self.prober.heard().cloned() else { return };
+        for (part, epoch, serves) in prober::incarnations(&report) {
+            // Of an end that the dispatcher has not seen yet it says nothing new.
+            if serves && self.mains.contains_key(&part) && self.over.get(&part) != Some(&epoch) {
+                self.account.ready(now, &part);
+            }
+        }
     }
 
     fn take(&mut self, told: Vec<Told>) {
@@ -285,7 +326,7 @@ impl Watch {
         };
         match Config::load(path) {
             Ok(loaded) => {
-                self.config = loaded.config;
+                self.config = Arc::new(loaded.config);
                 let (workers, bounds) = (drains(&self.config), bounds(&self.config));
                 self.mains.retain(|part, _| part.worker().is_none_or(|id| workers.contains_key(id)));
                 let change = super::plan::Change {
@@ -305,12 +346,20 @@ impl Watch {
         }
     }
 
+    fn publish(&mut self, now: Time) -> Result<(), WatchdogError> {
+        let Some(state) = self.written.state() else { return Ok(()) };
+        self.admin.publish(Snapshot::new(now, &self.config, state, &self.prober, &self.account));
+        let heard = self.prober.heard().is_some();
+        match self.unserved.take_if(|(at_most, _)| heard || *at_most <= now) {
+            Some((_, sockets)) => self.admin.serve(sockets).map_err(system("admin.sock")),
+            None => Ok(()),
+        }
+    }
+
     fn write_state(&mut self) {
         let listeners = self.config.listeners.iter().map(|listener| listener.address.to_string()).collect();
-        let state = State::of(&self.plan, &self.config.set.name, self.process, listeners);
-        if !self.written.keep(&state, &self.state_dir) {
-            return;
-        }
+        let state = state_of(&self.plan, &self.config.set.name, self.process, listeners);
+        let Some(state) = self.written.keep(state, &self.state_dir) else { return };
         let up = state.workers.values().filter(|part| part.state == "up").count();
         let status = format!("dispatcher {}, {up} of {} workers up", state.dispatcher.state, state.workers.len());
         if status != self.status {

@@ -44,10 +44,30 @@ fn addresses_that_collide() {
         "pool[1].address",
         "\"127.0.0.1:7285\"; expected an address of its own: \"127.0.0.1:7286\" belongs to listener[1].address (built in)",
     )]);
+    told(&[(
+        "[admin]\naddress = \"127.0.0.1:7286\"",
+        2,
+        "admin.address",
+        "\"127.0.0.1:7286\"; expected an address of its own: \"127.0.0.1:7286\" belongs to listener[1].address (built in)",
+    )]);
     for fine in ["127.0.0.2:80", "[::1]:80", "127.0.0.1:0", "127.0.0.1:81"] {
         good(&addresses(&[a, &format!("\"{fine}\"")], &[b]));
     }
     good(&addresses(&["\"127.0.0.1:0\"", "\"127.0.0.1:0\""], &["\"127.0.0.1:0\"\nworkers = 10000"]));
+}
+
+#[test]
+fn the_admin_address_is_tcp_or_none() {
+    let tcp = "an IP address and a port, such as \"127.0.0.1:7280\", or \"\" for none";
+    for wrong in ["unix:/run/x.sock", "localhost:80", ":80"] {
+        let message = format!("\"{wrong}\"; expected {tcp}");
+        told(&[(&format!("[admin]\naddress = \"{wrong}\""), 2, "admin.address", &message)]);
+    }
+    assert_eq!(good("[admin]\naddress = \"\"").admin.address, None);
+    let admin = good("[admin]\naddress = \"0.0.0.0:9\"\ngroup = \"prometheus\"\nmode = 0o640").admin;
+    assert_eq!((admin.mode, admin.group.as_deref()), (0o640, Some("prometheus")));
+    assert!(admin.exposed().unwrap().contains("0.0.0.0:9"));
+    assert_eq!(good("[admin]\naddress = \"[::1]:9\"").admin.exposed(), None);
 }
 
 #[test]

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use patou::config::{Config, Handler, Limits, Pool};
+use patou::config::{Admin, Config, Handler, Limits, Pool};
 use proptest::prelude::*;
 
 use super::good;
@@ -97,6 +97,13 @@ prop_compose! {
         config.front.slot_scan = Duration::from_nanos(times.2);
         config.watchdog.abort_grace = times.3;
         config.watchdog.restarts.max = sizes.3 % 1_000_000;
+        config.admin = Admin {
+            address: sockets.1.then(|| "[::1]:7280".parse().unwrap()),
+            allowed_hosts: vec!["example.org".into()],
+            mode: sockets.0,
+            owner: sockets.2.then(|| "0".into()),
+            group: sockets.1.then(|| "web".into()),
+        };
         config
     }
 }
