@@ -146,7 +146,7 @@ others_than() {
 # A line per socket, and since when it has been open.
 sockets() {
     local unit
-    for unit in patou-probe.socket patou-listener@{0,1}.socket patou-worker@default-{1,2,3}.socket; do
+    for unit in patou-probe.socket patou-admin.socket patou-listener@{0,1}.socket patou-worker@default-{1,2,3}.socket; do
         printf '%s %s %s\n' "$unit" "$(systemctl is-active "$unit")" "$(show "$unit" InactiveExitTimestampMonotonic)"
     done
 }
