@@ -237,9 +237,17 @@ mod tests {
 
     fn report(count: usize, silent_ms: u64) -> Report {
         let silent_ms = Some(silent_ms);
-        let worker = WorkerReport { epoch: 1, late: false, drained: false, garbled: false, silent_ms, turns: None };
+        let worker = WorkerReport {
+            epoch: 1,
+            serves: false,
+            late: false,
+            drained: false,
+            garbled: false,
+            silent_ms,
+            turns: None,
+        };
         let name = "web".to_owned().try_into().unwrap();
-        let pool = PoolReport { name, queue: 0, oldest_ms: 0, workers: vec![worker; count] };
+        let pool = PoolReport { name, queue: 0, oldest_ms: 0, workers: vec![worker; count], tally: Default::default() };
         Report { nonce: 1, pid: 1, epoch: 1, pools: vec![pool], refused: None }
     }
 
