@@ -376,8 +376,8 @@ impl Watch {
         match action {
             Action::Start(part) => return Some(self.start(part)),
             Action::Observe(part) => {
-                let look = self.children.process(&part).map(|(pid, pidfd)| observe::look(&part, pid, pidfd));
-                return Some(Event::Observed(part, look.unwrap_or_default()));
+                let look = observe::look(&part, self.children.process(&part));
+                return Some(Event::Observed(part, look));
             }
             Action::Order(part, order) => self.children.order(&part, order),
             Action::Accuse(part, why) => {

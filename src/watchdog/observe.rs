@@ -18,19 +18,20 @@ const CGROUPS: [&str; 2] = ["/sys/fs/cgroup", "/sys/fs/cgroup/unified"];
 /// A machine that slept for less has nobody's answer on its conscience.
 const NAP: Duration = Duration::from_secs(1);
 
-/// Looks at the process of a part. What cannot be read excuses nobody.
-pub fn look(part: &Part, pid: u32, pidfd: BorrowedFd<'_>) -> Look {
+/// Looks at the process of a part. What cannot be read excuses nobody, and who has no process any more has ended.
+pub fn look(part: &Part, process: Option<(u32, BorrowedFd<'_>)>) -> Look {
+    let Some((pid, pidfd)) = process else { return Look { ended: true, ..Look::default() } };
     let tasks = PathBuf::from(format!("/proc/{pid}/task"));
     let thread = part.worker().and_then(|_| thread_named(&tasks, CONTROL)).unwrap_or(pid);
     let status = status_of(&tasks, thread);
     let traced = is_traced(&status) || (thread != pid && is_traced(&status_of(&tasks, pid)));
-    let held = if traced { Some(Holder::Debugger) } else { is_frozen(pid).then_some(Holder::Freezer) };
     Look {
-        ended: has_ended(pidfd),
-        held,
+        held: if traced { Some(Holder::Debugger) } else { is_frozen(pid).then_some(Holder::Freezer) },
         activity: activity(&status),
         account: account_of(&tasks, thread),
         stalled: stalled(Path::new("/proc/pressure")),
+        // Last: what was read above was of this process, and of no later one of its number, if it still lives.
+        ended: has_ended(pidfd),
     }
 }
 
@@ -208,7 +209,7 @@ mod tests {
 
         fn look(&self) -> Look {
             let pidfd = sys::pidfd_open(Pid::from_raw(self.0.id() as i32)).unwrap();
-            look(&Part::Dispatcher, self.0.id(), pidfd.as_fd())
+            look(&Part::Dispatcher, Some((self.0.id(), pidfd.as_fd())))
         }
 
         fn until(&self, what: impl Fn(&Look) -> bool) -> Look {
@@ -240,6 +241,7 @@ mod tests {
         assert!(!first.ended && first.held.is_none());
         let ended = Running::start("exit 0");
         ended.until(|look| look.ended);
+        assert!(look(&Part::Dispatcher, None).ended);
     }
 
     #[test]

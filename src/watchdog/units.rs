@@ -184,10 +184,9 @@ impl Watch {
         while let Some(action) = queue.pop_front() {
             match action {
                 Action::Observe(part) => {
-                    let main = self.mains.get(&part);
-                    let look = main.map(|(pid, pidfd)| observe::look(&part, *pid, pidfd.as_fd()));
-                    let seen = Event::Observed(part, look.unwrap_or_default());
-                    queue.extend(self.plan.handle(clock::now(), seen));
+                    let main = self.mains.get(&part).map(|(pid, pidfd)| (*pid, pidfd.as_fd()));
+                    let look = observe::look(&part, main);
+                    queue.extend(self.plan.handle(clock::now(), Event::Observed(part, look)));
                 }
                 Action::Order(part, order) => self.order(&part, order),
                 Action::Accuse(part, why) => {
