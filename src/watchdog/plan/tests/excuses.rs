@@ -123,6 +123,24 @@ fn nobody_is_blamed_for_what_the_watchdog_or_the_dispatcher_lost() {
 }
 
 #[test]
+fn nobody_is_blamed_for_what_a_dispatcher_missed_that_was_held() {
+    let mut talk = Talk::up();
+    talk.report(200, Some(100), &[]);
+    talk.1 = Look { held: Some(Holder::Debugger), ..STUCK };
+    talk.tell(250, Event::Probed, &[]);
+    talk.tell(500, Event::Tick, &["suspended dispatcher by a debugger"]);
+    for ms in (750..6000).step_by(250) {
+        talk.tell(ms, Event::Tick, &[]);
+    }
+    // The worker has answered meanwhile, and been asked again, before anybody could see the answer.
+    talk.1 = STUCK;
+    let sign = Sign { worker: id(1), silent_since: Some(at(100)), turns: None, garbled: false };
+    talk.tell(6000, Event::Report(vec![sign]), &["relieved dispatcher"]);
+    talk.report(6999, Some(100), &[]);
+    talk.report(7000, Some(100), &[ACCUSED, "abort worker web/1"]);
+}
+
+#[test]
 fn a_watchdog_that_is_late_again_and_again_still_accuses() {
     let mut talk = Talk::up();
     let mut now = 100;
