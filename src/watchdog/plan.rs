@@ -150,7 +150,7 @@ impl Plan {
             Event::Report(signs) => self.report(now, signs),
             Event::Observed(part, look) => self.observed(now, &part, look),
             Event::Lost(time) => self.excuse(now, time),
-            Event::Resumed => self.resume(now),
+            Event::Resumed => self.forgive(now),
             Event::Tick => {}
             Event::Stop if self.era == Era::Over => {}
             Event::Stop => self.stop(now),

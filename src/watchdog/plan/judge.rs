@@ -9,8 +9,11 @@ use crate::liveness::{Look, Patience, Pulse, Verdict};
 
 impl Plan {
     /// Workers are judged here and nowhere else: by what the dispatcher says now. While it says nothing, their
-    /// silence may be its own; and what it was late itself is nobody else's.
+    /// silence may be its own; and what it was late itself, or held by somebody, is nobody else's.
     pub(super) fn report(&mut self, now: Time, signs: Vec<Sign>) {
+        if matches!(self.parts[&Part::Dispatcher].plight, Some(Verdict::Suspended(_))) {
+            self.forgive(now);
+        }
         let mut late = Duration::ZERO;
         self.with_pulse(&Part::Dispatcher, |pulse| {
             late = pulse.silence(now);
@@ -57,8 +60,8 @@ impl Plan {
         }
     }
 
-    /// The clock stood still while the machine was suspended. It stands up part by part: all begin anew.
-    pub(super) fn resume(&mut self, now: Time) {
+    /// All begin anew: after a suspend, in which the clock stood still, the machine stands up part by part.
+    pub(super) fn forgive(&mut self, now: Time) {
         self.amnesty = now;
         for record in self.parts.values_mut() {
             if let Stage::Running(pulse) = &mut record.stage {
