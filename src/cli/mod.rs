@@ -3,6 +3,7 @@
 pub mod call;
 mod check;
 mod completions;
+mod drill;
 mod ipc;
 mod parts;
 mod pingpong;
@@ -74,6 +75,8 @@ enum Command {
     },
     /// Exchange questions and answers over a real segment and real pipes, and say how long it takes
     Pingpong(pingpong::Pingpong),
+    /// Inject faults into a set, by default one of its own, and see whether every promise holds
+    Drill(drill::Drill),
     /// What the systemd units and the package run; an operator uses systemctl
     Systemd {
         #[command(subcommand)]
@@ -85,6 +88,9 @@ enum Command {
     /// Become a part of the set, with LISTEN_PID set
     #[command(hide = true)]
     Launch(parts::Launch),
+    /// The handler of a drill: records each start, answers with the body
+    #[command(hide = true)]
+    Record(drill::record::Record),
     /// The answering end of pingpong
     #[command(hide = true)]
     Pong(pingpong::Pong),
@@ -211,6 +217,8 @@ fn run(cli: &Cli) -> Result<(), Failure> {
         Command::Drain { worker } => service::drain(path, worker),
         Command::Resume { worker } => service::resume(path, worker),
         Command::Pingpong(pingpong) => pingpong::run(path, pingpong),
+        Command::Drill(drill) => drill::run(path, drill),
+        Command::Record(record) => drill::record::run(record),
         Command::Systemd { action } => systemd::run(path, action),
         Command::Completions(completions) => completions::run(completions),
         Command::Launch(launch) => parts::launch(launch),

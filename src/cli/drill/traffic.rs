@@ -1,0 +1,388 @@
+//! The drill's own clients: plain ones, which tell every end apart, and the house's client library.
+
+use std::io::Write;
+use std::path::PathBuf;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
+
+use http_body_util::BodyExt;
+
+use super::ledger::{Attempt, Doubt, End, Reason};
+use super::record;
+use super::schedule::Random;
+use super::set::{Set, Speaks};
+use super::watch::{Watch, held};
+use super::wire::{self, Answer, Came, Place};
+use crate::client::{CallError, Cause, Client, Payload};
+use crate::clock;
+use crate::ids::Time;
+
+/// How many clients of each kind there are.
+const PLAIN: u64 = 4;
+const LIBRARY: u64 = 2;
+
+/// A client gives a request up after so many attempts, certain that none has started.
+const ATTEMPTS: u32 = 12;
+
+/// Sizes of bodies, in bytes. The last do not fit into the buffers of a socket.
+const SIZES: &[usize] = &[0, 0, 1, 100, 1000, 1000, 20_000, 300_000];
+
+/// A listener as a client sees it.
+#[derive(Clone, Debug)]
+pub struct Entrance {
+    pub speaks: Speaks,
+    /// Whether it tells its clients where to go.
+    pub redirects: bool,
+    /// What stands in `Host`, if not its address.
+    pub host: Option<String>,
+    /// Why no client goes there.
+    pub closed: Option<&'static str>,
+}
+
+/// What clients share.
+pub struct Traffic<'a> {
+    pub watch: &'a Watch,
+    pub entrances: Vec<Entrance>,
+    /// The path of requests where nothing is known of the handler.
+    pub path: String,
+    /// How long a client waits for anything before it calls it silence.
+    pub patience: Duration,
+    pub attempts: Mutex<Vec<Attempt>>,
+    next: AtomicU64,
+    over: AtomicBool,
+}
+
+/// One request as its client means it.
+struct Request {
+    id: u64,
+    door: usize,
+    /// Empty: GET.
+    body: Vec<u8>,
+    /// How long the handler is asked to think.
+    think: Duration,
+}
+
+impl<'a> Traffic<'a> {
+    pub fn new(set: &Set, watch: &'a Watch, path: String) -> Self {
+        let bounds = set.bounds();
+        let longest = bounds.attempt.iter().max().copied().unwrap_or_default();
+        let entrance = |(index, listener): (usize, &crate::config::Listener)| Entrance {
+            speaks: set.speaks(set.doors()[index].pool),
+            redirects: set.redirects(index),
+            host: listener.allowed_hosts.first().cloned(),
+            closed: listener.proxy_protocol.then_some("it wants a PROXY protocol header"),
+        };
+        Self {
+            watch,
+            entrances: set.config.listeners.iter().enumerate().map(entrance).collect(),
+            path,
+            patience: longest + (bounds.worker + bounds.dispatcher + bounds.watchdog + bounds.leave) * 2,
+            attempts: Mutex::default(),
+            next: AtomicU64::new(1),
+            over: AtomicBool::new(false),
+        }
+    }
+
+    /// Ends it: requests under way come to their end.
+    pub fn end(&self) {
+        self.over.store(true, Ordering::Relaxed);
+    }
+
+    pub fn is_over(&self) -> bool {
+        self.over.load(Ordering::Relaxed)
+    }
+
+    /// The number of a new request.
+    pub fn number(&self) -> u64 {
+        self.next.fetch_add(1, Ordering::Relaxed)
+    }
+
+    /// Where listener `index` is now; `None` while that is not known.
+    pub fn place(&self, index: usize) -> Option<Place> {
+        Place::parse(self.watch.listeners().get(index)?)
+    }
+
+    pub fn host(&self, index: usize, place: &Place) -> String {
+        self.entrances[index].host.clone().unwrap_or_else(|| place.host())
+    }
+
+    /// The target of an attempt.
+    pub fn target(&self, door: usize, id: u64, number: u32, think: Duration) -> String {
+        match &self.entrances[door].speaks {
+            Speaks::Record(_) => format!("/{id}/{number}?ms={}", think.as_millis()),
+            Speaks::Echo => format!("/{id}/{number}"),
+            Speaks::Other => self.path.clone(),
+        }
+    }
+
+    /// The files in which handlers record starts.
+    pub fn records(&self) -> Vec<PathBuf> {
+        let file = |entrance: &Entrance| match &entrance.speaks {
+            Speaks::Record(file) => Some(file.clone()),
+            _ => None,
+        };
+        let mut files: Vec<_> = self.entrances.iter().filter_map(file).collect();
+        files.sort();
+        files.dedup();
+        files
+    }
+
+    pub fn note(&self, attempt: Attempt) {
+        held(&self.attempts).push(attempt);
+    }
+
+    /// Runs all clients, until [`Traffic::end`], on threads of this scope.
+    pub fn start<'s>(&'s self, scope: &'s std::thread::Scope<'s, '_>, seed: u64) {
+        for client in 0..PLAIN {
+            scope.spawn(move || self.plain(Random::new(seed ^ (client + 1) << 32)));
+        }
+        scope.spawn(move || {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+            let runtime = runtime.expect("a runtime needs three descriptors, and the drill has them");
+            runtime.block_on(async {
+                let client = |client| self.library(Random::new(seed ^ (client + 101) << 32));
+                futures(LIBRARY, client).await;
+            });
+        });
+    }
+
+    /// A request to one of the listeners that this kind of client may use; `None` if there is none.
+    fn request(&self, random: &mut Random, may: fn(&Entrance) -> bool) -> Option<Request> {
+        let open = |index: &usize| self.entrances[*index].closed.is_none() && may(&self.entrances[*index]);
+        let open: Vec<_> = (0..self.entrances.len()).filter(open).collect();
+        let door = *open.get(random.next() as usize % open.len().max(1))?;
+        let size = match self.entrances[door].speaks {
+            Speaks::Other => 0,
+            _ => *random.of(SIZES),
+        };
+        let id = self.number();
+        let think = if random.below(4) == 0 {
+            random.between(Duration::ZERO, Duration::from_millis(60))
+        } else {
+            Duration::ZERO
+        };
+        Some(Request { id, door, body: content(id, size), think })
+    }
+
+    /// A client that knows nothing but HTTP, and sends again what has certainly not started.
+    fn plain(&self, mut random: Random) {
+        while !self.is_over() {
+            let Some(request) = self.request(&mut random, |_| true) else { return };
+            for number in 1..=ATTEMPTS {
+                let eager = random.below(3) == 0;
+                let (begun, end) = (clock::now(), self.attempt(&request, number, eager));
+                let again = matches!(end, End::NotStarted(_)) && !self.is_over();
+                self.told(&request, number, begun, Duration::ZERO, end);
+                if !again {
+                    break;
+                }
+                std::thread::sleep(random.between(Duration::from_millis(2), Duration::from_millis(50)));
+            }
+            std::thread::sleep(random.between(Duration::ZERO, Duration::from_millis(30)));
+        }
+    }
+
+    fn told(&self, request: &Request, number: u32, begun: Time, own: Duration, end: End) {
+        let (id, door, ended) = (request.id, request.door, clock::now());
+        self.note(Attempt { request: id, number, door, begun, ended, own: own + request.think, end });
+    }
+
+    /// One attempt, from the dispatcher to the worker. `eager`: the body is sent to the dispatcher too, unasked.
+    fn attempt(&self, request: &Request, number: u32, eager: bool) -> End {
+        let Some(place) = self.place(request.door) else { return End::NotStarted(Reason::Unreached) };
+        let target = self.target(request.door, request.id, number, request.think);
+        let method = if request.body.is_empty() { "GET" } else { "POST" };
+        let host = self.host(request.door, &place);
+        let Ok(mut stream) = place.connect(self.patience) else { return End::NotStarted(Reason::Unreached) };
+        let entrance = &self.entrances[request.door];
+        let mut bytes = wire::head(method, &target, &host, request.body.len());
+        let direct = !entrance.redirects;
+        let came = if direct || eager {
+            bytes.extend(&request.body);
+            exchange(stream, &bytes)
+        } else {
+            let _ = stream.write_all(&bytes); // what became of it is read
+            wire::receive(&mut stream)
+        };
+        let answer = match came {
+            Came::Silence => return End::Silent("waiting for the dispatcher"),
+            Came::Nothing | Came::Part if !direct => return End::NotStarted(Reason::Closed),
+            Came::Nothing => return End::Unknown(Doubt::Lost),
+            Came::Part => return End::Unknown(Doubt::Cut),
+            Came::Whole(answer) => answer,
+        };
+        let (worker, target) = match goes_on(&answer, &place, &target) {
+            Some(next) if !direct => next,
+            _ => return self.judge(request, number, &answer),
+        };
+        let Ok(stream) = worker.connect(self.patience) else { return End::NotStarted(Reason::Unmet) };
+        let mut bytes = wire::head(method, &target, &self.host(request.door, &worker), request.body.len());
+        bytes.extend(&request.body);
+        match exchange(stream, &bytes) {
+            Came::Silence => End::Silent("waiting for the worker"),
+            Came::Nothing => End::Unknown(Doubt::Lost),
+            Came::Part => End::Unknown(Doubt::Cut),
+            Came::Whole(answer) if answer.header("patou-outcome") == Some("not-started") => {
+                End::NotStarted(Reason::SentBack)
+            }
+            Came::Whole(answer) => self.judge(request, number, &answer),
+        }
+    }
+
+    fn judge(&self, request: &Request, number: u32, answer: &Answer) -> End {
+        self.judge_parts(request, number, answer.status, answer.header("patou-outcome"), &answer.body)
+    }
+
+    fn judge_parts(&self, request: &Request, number: u32, status: u16, outcome: Option<&str>, body: &[u8]) -> End {
+        match outcome {
+            Some("not-started") => return End::NotStarted(Reason::Refused(status)),
+            Some(_) => return End::Unknown(Doubt::Told(status)),
+            None => {}
+        }
+        let speaks = &self.entrances[request.door].speaks;
+        if *speaks == Speaks::Other {
+            return End::Served; // whatever it says, it is the application's word
+        }
+        if status != 200 {
+            return End::Odd(status);
+        }
+        let expected = match (request.body.is_empty(), speaks) {
+            (false, _) => request.body.clone(),
+            (true, Speaks::Record(_)) => record::words(request.id, number).into_bytes(),
+            (true, _) => format!("GET {}\n", self.target(request.door, request.id, number, request.think)).into_bytes(),
+        };
+        if body == expected {
+            return End::Served;
+        }
+        let same = body.iter().zip(&expected).take_while(|(a, b)| a == b).count();
+        End::Wrong(format!("{} bytes, expected {}, the first {same} alike", body.len(), expected.len()))
+    }
+
+    /// A client that uses the library, with and without its own retries.
+    async fn library(&self, mut random: Random) {
+        while !self.is_over() {
+            let Some(request) = self.request(&mut random, |entrance| entrance.redirects) else { return };
+            let retry = if random.below(2) == 0 { Duration::ZERO } else { Duration::from_secs(2) };
+            for number in 1..=ATTEMPTS {
+                let begun = clock::now();
+                let end = match tokio::time::timeout(self.patience, self.call(&request, number, retry)).await {
+                    Ok(end) => end,
+                    Err(_) => End::Silent("in a call of the client library"),
+                };
+                let again = matches!(end, End::NotStarted(_)) && !self.is_over();
+                // Its last attempt begins when the time for retries is over.
+                self.told(&request, number, begun, retry, end);
+                if !again {
+                    break;
+                }
+                tokio::time::sleep(random.between(Duration::from_millis(2), Duration::from_millis(50))).await;
+            }
+            tokio::time::sleep(random.between(Duration::ZERO, Duration::from_millis(40))).await;
+        }
+    }
+
+    async fn call(&self, request: &Request, number: u32, retry: Duration) -> End {
+        let Some(place) = self.place(request.door) else { return End::NotStarted(Reason::Unreached) };
+        let url = match &place {
+            Place::Tcp(address) => format!("http://{address}"),
+            Place::Unix(path) => format!("unix:{}", path.display()),
+        };
+        let Ok(target) = url.parse() else { return End::NotStarted(Reason::Unreached) };
+        let payload =
+            if request.body.is_empty() { Payload::Empty } else { Payload::Bytes(request.body.clone().into()) };
+        let method = if request.body.is_empty() { http::Method::GET } else { http::Method::POST };
+        let uri = self.target(request.door, request.id, number, request.think);
+        let mut message = http::Request::builder().method(method).uri(uri);
+        if let Some(host) = &self.entrances[request.door].host {
+            message = message.header("host", host);
+        }
+        let message = message.body(payload).expect("the parts of a drill's request are valid");
+        let answer = match Client::new(target).retry_for(retry).call(message).await {
+            Ok(answer) => answer,
+            Err(CallError::StartedUnknown { .. }) => return End::Unknown(Doubt::Lost),
+            Err(CallError::NotStarted { cause, .. }) => {
+                return End::NotStarted(match cause {
+                    Cause::Dispatcher { .. } | Cause::LeaseTimeout { .. } => Reason::Closed,
+                    Cause::Connect { to, .. } | Cause::ConnectTimeout { to, .. }
+                        if to.to_string() != url_less(&url) =>
+                    {
+                        Reason::Unmet
+                    }
+                    _ => Reason::Unreached,
+                });
+            }
+        };
+        let leased = answer.lease.is_some();
+        let (head, body) = answer.response.into_parts();
+        let outcome = head.headers.get("patou-outcome").and_then(|value| value.to_str().ok());
+        let Ok(body) = body.collect().await else { return End::Unknown(Doubt::Cut) };
+        match self.judge_parts(request, number, head.status.as_u16(), outcome, &body.to_bytes()) {
+            End::NotStarted(_) if leased => End::NotStarted(Reason::SentBack),
+            end => end,
+        }
+    }
+}
+
+fn url_less(url: &str) -> &str {
+    url.trim_start_matches("http://")
+}
+
+/// Polls `count` futures to their end on this task.
+async fn futures<F: Future<Output = ()>>(count: u64, make: impl Fn(u64) -> F) {
+    let mut all: Vec<_> = (0..count).map(|n| Some(Box::pin(make(n)))).collect();
+    std::future::poll_fn(|task| {
+        for one in &mut all {
+            if one.as_mut().is_some_and(|future| future.as_mut().poll(task).is_ready()) {
+                *one = None;
+            }
+        }
+        if all.iter().all(Option::is_none) { std::task::Poll::Ready(()) } else { std::task::Poll::Pending }
+    })
+    .await;
+}
+
+/// Bytes that tell a request from every other.
+pub fn content(id: u64, size: usize) -> Vec<u8> {
+    let mut random = Random::new(id);
+    let mut bytes: Vec<u8> =
+        std::iter::repeat_with(|| random.next().to_le_bytes()).take(size.div_ceil(8)).flatten().collect();
+    bytes.truncate(size);
+    bytes
+}
+
+/// Where a dispatcher's answer sends the client: `307`, or a lease in JSON.
+pub fn goes_on(answer: &Answer, asked: &Place, target: &str) -> Option<(Place, String)> {
+    match answer.status {
+        307 => {
+            let rest = answer.header("location")?.strip_prefix("http://")?;
+            let (host, path) = rest.split_at(rest.find('/')?);
+            // The host is what we called the dispatcher; the port is the worker's.
+            let port = host.rsplit_once(':')?.1.parse().ok()?;
+            let Place::Tcp(mut address) = asked.clone() else { return None };
+            address.set_port(port);
+            Some((Place::Tcp(address), path.to_owned()))
+        }
+        200 => {
+            let lease: serde_json::Value = serde_json::from_slice(&answer.body).ok()?;
+            let place = Place::parse(lease["address"].as_str()?)?;
+            Some((place, format!("/.patou/{}{target}", lease["token"].as_str()?)))
+        }
+        _ => None,
+    }
+}
+
+/// Sends all of it while reading what comes: who answers early, or streams back, must not wait for us.
+fn exchange(mut stream: wire::Stream, bytes: &[u8]) -> Came {
+    /// What the buffers of a socket hold in any case.
+    const AT_ONCE: usize = 32 * 1024;
+    if bytes.len() <= AT_ONCE {
+        let _ = stream.write_all(bytes); // what became of it is read
+        return wire::receive(&mut stream);
+    }
+    let Ok(mut writer) = stream.again() else { return Came::Nothing };
+    std::thread::scope(|scope| {
+        scope.spawn(move || drop(writer.write_all(bytes)));
+        wire::receive(&mut stream)
+    })
+}

@@ -1,0 +1,251 @@
+//! Plain HTTP/1.1 over a blocking socket, one request per connection, so that every end of it can be told apart.
+
+use std::io::{self, Read, Write};
+use std::net::{Ipv4Addr, SocketAddr, TcpStream};
+use std::os::unix::net::UnixStream;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use nix::sys::socket::{AddressFamily, SockFlag, SockType, SockaddrIn, bind, connect, socket};
+
+/// Where to connect to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Place {
+    Tcp(SocketAddr),
+    Unix(PathBuf),
+}
+
+/// A connected stream, whatever carries it.
+#[derive(Debug)]
+pub enum Stream {
+    Tcp(TcpStream),
+    Unix(UnixStream),
+}
+
+impl Place {
+    /// `127.0.0.1:80` or `unix:/path`; who listens everywhere is reached here.
+    pub fn parse(text: &str) -> Option<Self> {
+        if let Some(path) = text.strip_prefix("unix:") {
+            return Some(Place::Unix(path.into()));
+        }
+        let mut address: SocketAddr = text.parse().ok()?;
+        if address.ip().is_unspecified() {
+            address.set_ip(if address.is_ipv4() {
+                Ipv4Addr::LOCALHOST.into()
+            } else {
+                std::net::Ipv6Addr::LOCALHOST.into()
+            });
+        }
+        Some(Place::Tcp(address))
+    }
+
+    /// What stands in `Host`.
+    pub fn host(&self) -> String {
+        match self {
+            Place::Tcp(address) => address.to_string(),
+            Place::Unix(_) => "localhost".into(),
+        }
+    }
+
+    /// Connects within `patience`, which also bounds each read and write from then on.
+    pub fn connect(&self, patience: Duration) -> io::Result<Stream> {
+        let stream = match self {
+            Place::Tcp(address) => Stream::Tcp(TcpStream::connect_timeout(address, patience)?),
+            Place::Unix(path) => Stream::Unix(UnixStream::connect(path)?),
+        };
+        stream.bound(patience)?;
+        Ok(stream)
+    }
+
+    /// As another client: over IPv4 from another address of this machine, which counts as another peer.
+    pub fn connect_as(&self, from: Ipv4Addr, patience: Duration) -> io::Result<Stream> {
+        let Place::Tcp(SocketAddr::V4(to)) = self else { return self.connect(patience) };
+        let fd = socket(AddressFamily::Inet, SockType::Stream, SockFlag::SOCK_CLOEXEC, None)?;
+        bind(std::os::fd::AsRawFd::as_raw_fd(&fd), &SockaddrIn::from(std::net::SocketAddrV4::new(from, 0)))?;
+        connect(std::os::fd::AsRawFd::as_raw_fd(&fd), &SockaddrIn::from(*to))?;
+        let stream = Stream::Tcp(fd.into());
+        stream.bound(patience)?;
+        Ok(stream)
+    }
+}
+
+impl Stream {
+    fn bound(&self, patience: Duration) -> io::Result<()> {
+        match self {
+            Stream::Tcp(stream) => {
+                stream.set_nodelay(true)?;
+                stream.set_read_timeout(Some(patience)).and_then(|()| stream.set_write_timeout(Some(patience)))
+            }
+            Stream::Unix(stream) => {
+                stream.set_read_timeout(Some(patience)).and_then(|()| stream.set_write_timeout(Some(patience)))
+            }
+        }
+    }
+
+    /// Ends both directions, for every handle.
+    pub fn shut(&self) {
+        let _ = match self {
+            Stream::Tcp(stream) => stream.shutdown(std::net::Shutdown::Both),
+            Stream::Unix(stream) => stream.shutdown(std::net::Shutdown::Both),
+        };
+    }
+
+    /// A second handle of the same connection.
+    pub fn again(&self) -> io::Result<Self> {
+        Ok(match self {
+            Stream::Tcp(stream) => Stream::Tcp(stream.try_clone()?),
+            Stream::Unix(stream) => Stream::Unix(stream.try_clone()?),
+        })
+    }
+}
+
+impl Read for Stream {
+    fn read(&mut self, bytes: &mut [u8]) -> io::Result<usize> {
+        match self {
+            Stream::Tcp(stream) => stream.read(bytes),
+            Stream::Unix(stream) => stream.read(bytes),
+        }
+    }
+}
+
+impl Write for Stream {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        match self {
+            Stream::Tcp(stream) => stream.write(bytes),
+            Stream::Unix(stream) => stream.write(bytes),
+        }
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// A request's head.
+pub fn head(method: &str, target: &str, host: &str, length: usize) -> Vec<u8> {
+    let length = if method == "GET" { String::new() } else { format!("Content-Length: {length}\r\n") };
+    format!("{method} {target} HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n{length}\r\n").into_bytes()
+}
+
+/// What came back.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Came {
+    /// The connection ended before a byte.
+    Nothing,
+    /// Nothing more came in time.
+    Silence,
+    /// It ended before the end of a head or body, or could not be read as HTTP.
+    Part,
+    Whole(Answer),
+}
+
+/// A response that is whole by what it says of itself.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Answer {
+    pub status: u16,
+    head: String,
+    pub body: Vec<u8>,
+}
+
+impl Answer {
+    /// The value of a header.
+    pub fn header(&self, name: &str) -> Option<&str> {
+        let mut lines = self.head.lines().skip(1).filter_map(|line| line.split_once(':'));
+        lines.find(|(key, _)| key.eq_ignore_ascii_case(name)).map(|(_, value)| value.trim())
+    }
+}
+
+/// Reads to the end of the connection, or to silence.
+pub fn receive(stream: &mut impl Read) -> Came {
+    let mut bytes = Vec::new();
+    match stream.read_to_end(&mut bytes) {
+        Err(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut) => Came::Silence,
+        ended => take_apart(bytes, ended.is_ok()),
+    }
+}
+
+/// `regular`: the connection ended with a FIN, and not with a reset.
+fn take_apart(mut bytes: Vec<u8>, regular: bool) -> Came {
+    loop {
+        if bytes.is_empty() {
+            return Came::Nothing;
+        }
+        let Some(end) = bytes.windows(4).position(|window| window == b"\r\n\r\n") else { return Came::Part };
+        let body = bytes.split_off(end + 4);
+        let head = String::from_utf8_lossy(&bytes[..end]).into_owned();
+        let Some(status) = head.split(' ').nth(1).and_then(|status| status.parse().ok()) else { return Came::Part };
+        if (100..200).contains(&status) {
+            bytes = body; // interim (RFC 9110, 15.2)
+            continue;
+        }
+        let answer = Answer { status, head, body };
+        let whole = match (answer.header("transfer-encoding"), answer.header("content-length")) {
+            (Some(_), _) => match unchunk(&answer.body) {
+                Some(body) => return Came::Whole(Answer { body, ..answer }),
+                None => false,
+            },
+            (None, Some(length)) => length.parse() == Ok(answer.body.len()),
+            (None, None) => regular,
+        };
+        return if whole { Came::Whole(answer) } else { Came::Part };
+    }
+}
+
+fn unchunk(mut bytes: &[u8]) -> Option<Vec<u8>> {
+    let mut body = Vec::new();
+    loop {
+        let end = bytes.windows(2).position(|window| window == b"\r\n")?;
+        let size = std::str::from_utf8(&bytes[..end]).ok()?.split(';').next()?.trim();
+        let size = usize::from_str_radix(size, 16).ok()?;
+        bytes = &bytes[end + 2..];
+        if size == 0 {
+            return (bytes == b"\r\n").then_some(body);
+        }
+        body.extend(bytes.get(..size)?);
+        bytes = bytes.get(size + 2..)?;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn came(text: &str, regular: bool) -> Came {
+        take_apart(text.as_bytes().to_vec(), regular)
+    }
+
+    #[test]
+    fn what_is_whole_says_so_itself() {
+        let whole = |text, regular| match came(text, regular) {
+            Came::Whole(answer) => (answer.status, String::from_utf8(answer.body).unwrap()),
+            other => panic!("{other:?}"),
+        };
+        assert_eq!(whole("HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nhi", false), (200, "hi".into()));
+        assert_eq!(
+            whole("HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 503 X\r\ncontent-length: 0\r\n\r\n", true),
+            (503, "".into())
+        );
+        let chunked = "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nhi\r\n0\r\n\r\n";
+        assert_eq!(whole(chunked, false), (200, "hi".into()));
+        assert_eq!(whole("HTTP/1.1 200 OK\r\n\r\nhi", true), (200, "hi".into()));
+        for cut in [
+            "HTTP/1.1 200 OK\r\nContent-Length: 3\r\n\r\nhi",
+            "HTTP/1.1 200 OK\r\nContent-Length: 1\r\n\r\nhi",
+            &chunked[..chunked.len() - 2],
+            &chunked[..chunked.len() - 7],
+            "HTTP/1.1 200 OK\r\nContent-",
+            "HTTP/1.1 100 Continue\r\n\r\nHTTP",
+        ] {
+            assert_eq!(came(cut, true), Came::Part, "{cut}");
+        }
+        assert_eq!(came("HTTP/1.1 200 OK\r\n\r\nhi", false), Came::Part);
+        assert_eq!(came("HTTP/1.1 100 Continue\r\n\r\n", true), Came::Nothing);
+    }
+
+    #[test]
+    fn places_are_read() {
+        assert_eq!(Place::parse("0.0.0.0:80").unwrap().host(), "127.0.0.1:80");
+        assert_eq!(Place::parse("unix:/a b"), Some(Place::Unix("/a b".into())));
+        assert_eq!(Place::parse("nowhere"), None);
+    }
+}
