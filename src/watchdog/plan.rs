@@ -65,6 +65,8 @@ struct Record {
     plight: Option<Verdict>,
     /// Whether the shell has been asked for a look at it.
     looking: bool,
+    /// Since when its process is ready, if there is one.
+    ready: Option<Time>,
 }
 
 impl Record {
@@ -80,6 +82,7 @@ impl Record {
             aborted: None,
             plight: None,
             looking: false,
+            ready: None,
         }
     }
 }
@@ -118,6 +121,8 @@ pub struct Plan {
     amnesty: Time,
     /// What this process has lost since the last report: who is heard of as silent now may have been it then.
     lost: Duration,
+    /// When the report was asked for that has not come yet.
+    asked: Option<Time>,
     actions: Vec<Action>,
 }
 
@@ -130,7 +135,8 @@ impl Plan {
         }
         let keeper = Keeper::Watchdog;
         let lost = Duration::ZERO;
-        let mut plan = Self { parts, bounds, keeper, era: Era::Rising, amnesty: now, lost, actions: Vec::new() };
+        let (era, asked) = (Era::Rising, None);
+        let mut plan = Self { parts, bounds, keeper, era, amnesty: now, lost, asked, actions: Vec::new() };
         let actions = plan.handle(now, Event::Tick);
         (plan, actions)
     }
@@ -145,6 +151,7 @@ impl Plan {
             Event::Told { part, absence, restarts } => self.told(&part, absence, restarts),
             Event::Exited { part, how, chance } => self.ended(now, &part, how, chance),
             Event::Probed => {
+                self.asked.get_or_insert(now);
                 self.with_pulse(&Part::Dispatcher, |pulse| pulse.asked(now));
             }
             Event::Report(signs) => self.report(now, signs),
@@ -229,6 +236,7 @@ impl Plan {
         if let Some(record) = self.parts.get_mut(part) {
             record.pid = Some(pid);
             record.looking = false;
+            record.ready = None;
             record.stage = Stage::Running(Pulse::born(now));
         }
     }
@@ -240,6 +248,7 @@ impl Plan {
             return; // recycled in place
         }
         pulse.ready();
+        record.ready = Some(now);
         if record.count > 0 && self.keeper == Keeper::Watchdog {
             let restarts = record.count;
             self.actions.push(Action::Tell(part.clone(), Telling::Ready { restarts }));

@@ -30,16 +30,22 @@ impl Plan {
             }
         }
         let (amnesty, lost) = (self.amnesty, std::mem::take(&mut self.lost));
+        let asked = self.asked.take().unwrap_or(now);
         for sign in signs {
             let part = Part::Worker(sign.worker);
+            // The report may have been written about the process before it.
+            if self.parts.get(&part).and_then(|record| record.ready).is_none_or(|ready| ready > asked) {
+                continue;
+            }
             self.with_pulse(&part, |pulse| match sign.silent_since {
                 Some(since) => pulse.silent(now, (since + lost).min(now).max(amnesty), sign.turns),
                 None => pulse.answered(),
             });
-            if sign.garbled && matches!(self.parts.get(&part), Some(Record { stage: Stage::Running(_), .. })) {
-                self.accuse(now, &part, "its slot holds what no worker writes".into());
-            } else if self.with_pulse(&part, |pulse| pulse.is_ready()) == Some(true) {
-                self.consider(now, &part);
+            match self.parts.get(&part) {
+                Some(Record { stage: Stage::Running(_), .. }) if sign.garbled => {
+                    self.accuse(now, &part, "its slot holds what no worker writes".into());
+                }
+                _ => self.consider(now, &part),
             }
         }
     }

@@ -317,3 +317,23 @@ fn units_are_watched_and_left_to_systemd() {
     talk.tell(103_000, Event::Apply(change(1)), &[]);
     assert_eq!((talk.state(&worker(1)), talk.state(&worker(2))), ("up", "unknown"));
 }
+
+#[test]
+fn what_a_report_says_of_a_process_is_not_held_against_the_next() {
+    let mut talk = Talk::up();
+    let report = |silent_since| {
+        Event::Report(vec![Sign { worker: id(1), silent_since, turns: None, garbled: silent_since.is_none() }])
+    };
+    for (ms, silent_since) in [(100, None), (100_000, Some(at(98_000)))] {
+        talk.tell(ms, Event::Probed, &[]);
+        talk.hear(ms + 10, exited(worker(1)));
+        talk.hear(ms + 10, Event::Started(worker(1), 13));
+        talk.hear(ms + 50, Event::Ready(worker(1)));
+        // Asked for before it came, answered after.
+        talk.tell(ms + 60, report(silent_since), &[]);
+        assert_eq!(talk.state(&worker(1)), "up");
+    }
+    talk.tell(101_000, Event::Probed, &[]);
+    let accusation = "accuse worker web/1: its slot holds what no worker writes";
+    talk.tell(101_010, report(None), &[accusation, "abort worker web/1"]);
+}
