@@ -66,8 +66,9 @@ pub struct Tracker {
     tracks: BTreeMap<Part, Track>,
     pub effects: Vec<Effect>,
     pub strays: Vec<Stray>,
-    /// What lasts a while and has ended, with the time when it can have no consequence any more.
-    settling: Vec<(usize, Time)>,
+    /// What lasts a while and has ended, with the time when it can have no consequence any more,
+    /// and how long that is after its end.
+    settling: Vec<(usize, Time, Duration)>,
 }
 
 impl Tracker {
@@ -97,7 +98,7 @@ impl Tracker {
 
     /// The fault lasts no longer. If its part is still there after `settle`, nothing has happened to it.
     pub fn relax(&mut self, now: Time, index: usize, settle: Duration) {
-        self.settling.push((index, now + settle));
+        self.settling.push((index, now + settle, settle));
     }
 
     /// It did not happen as meant, or longer than meant: nobody is blamed for what follows.
@@ -183,14 +184,21 @@ impl Tracker {
     /// Time has passed: what had no consequence is over.
     pub fn tick(&mut self, now: Time) {
         let Self { tracks, effects, settling, .. } = self;
-        settling.retain(|(index, at)| {
+        // Nobody is accused while one of these two is away.
+        let judged = [Part::Watchdog, Part::Dispatcher]
+            .iter()
+            .all(|part| tracks.get(part).is_none_or(|track| track.up && track.open.is_none()));
+        settling.retain_mut(|(index, at, settle)| {
             let effect = &mut effects[*index];
             if effect.over.is_some() {
                 return false;
             }
-            // Who was ended by it is waited for.
-            let away = effect.detected.is_some() && effect.back.is_none();
-            if *at > now || away {
+            if effect.expect == Expect::MayEnd && !judged {
+                *at = now + *settle;
+            }
+            // Who is to end, or was ended by it, is waited for.
+            let awaited = effect.expect == Expect::Ends || effect.detected.is_some();
+            if *at > now || awaited && effect.back.is_none() {
                 return true;
             }
             effect.over = Some(now);
@@ -289,6 +297,29 @@ mod tests {
         tracker.see(at(250), W, &sight(Some(8), true));
         tracker.tick(at(251));
         assert!(tracker.is_quiet() && tracker.effects[1].back == Some(at(250)) && tracker.strays.is_empty());
+    }
+
+    #[test]
+    fn what_must_end_is_never_over_before_it_has_and_what_may_end_waits_for_a_dispatcher_that_sees_it() {
+        let settle = Duration::from_millis(100);
+        let mut tracker = running();
+        let index = tracker.strike(at(10), &fault(Kind::Cut), Some(W));
+        tracker.relax(at(10), index, settle);
+        tracker.tick(at(10_000));
+        assert_eq!((tracker.is_quiet(), tracker.effects[0].over), (false, None));
+        tracker.see(at(10_001), W, &sight(Some(8), true));
+        tracker.tick(at(10_002));
+        assert!(tracker.is_quiet());
+
+        tracker.see(at(10_003), Part::Dispatcher, &sight(Some(1), false));
+        let index = tracker.strike(at(10_010), &fault(Kind::Scribble), Some(W));
+        tracker.relax(at(10_010), index, settle);
+        tracker.tick(at(10_500));
+        tracker.see(at(10_501), Part::Dispatcher, &sight(Some(1), true));
+        tracker.tick(at(10_599));
+        assert!(!tracker.is_free(W));
+        tracker.tick(at(10_600));
+        assert!(tracker.is_free(W));
     }
 
     #[test]
