@@ -88,6 +88,9 @@ const PURE: &[&str] = &[
     "src/watchdog/account.rs",
     "src/watchdog/plan",
     "src/units",
+    "src/cli/drill/schedule.rs",
+    "src/cli/drill/tracker.rs",
+    "src/cli/drill/ledger",
 ];
 
 fn root() -> PathBuf {

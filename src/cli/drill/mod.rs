@@ -46,7 +46,7 @@ pub struct Drill {
     /// Faults per second, on average
     #[arg(long, value_name = "X", default_value_t = 5.0, value_parser = pace)]
     pace: f64,
-    /// Inject no more faults after this time
+    /// Inject no more faults after this time, and send requests until then
     #[arg(long, value_name = "DURATION", value_parser = duration)]
     duration: Option<Duration>,
     /// Really injure the set that --config names
@@ -98,10 +98,14 @@ pub fn run(path: Option<&Path>, drill: &Drill) -> Result<(), Failure> {
     let traffic = Traffic::new(&set, &watch, drill.path.clone());
     let injector = Injector::new(&traffic, stop.came());
     let course = run_course(&mut set, &injector, drill, seed);
-    let (effects, strays) = {
+    let (mut effects, strays) = {
         let mut tracker = watch.tracker();
         (std::mem::take(&mut tracker.effects), std::mem::take(&mut tracker.strays))
     };
+    if injector.stop.yet() {
+        // Nobody waited for its end.
+        effects.iter_mut().filter(|effect| effect.over.is_none()).for_each(|e| e.excused = Some("the drill was ended"));
+    }
     let attempts = std::mem::take(&mut *held(&traffic.attempts));
     let facts = Facts { began: course.began, attempts, records: Vec::new(), effects, strays, late: watch.late() };
     let mut wrong = std::mem::take(&mut *held(&injector.complaints));
@@ -235,7 +239,7 @@ fn inject_all<'s>(
             injector.sleep(wait);
         }
         if injector.stop.yet() || end.is_some_and(|end| Instant::now() >= end) {
-            return;
+            break;
         }
         if !wait(set.bounds().watchdog * 2, || injector.stop.yet() || is_ready(watch, &fault)) {
             let what =
@@ -254,6 +258,9 @@ fn inject_all<'s>(
                 fault.target
             ));
         }
+    }
+    if let Some(end) = end {
+        injector.sleep(end.saturating_duration_since(Instant::now()));
     }
 }
 
