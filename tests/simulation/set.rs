@@ -121,7 +121,7 @@ impl Set {
             self.core.tell(Event::Tick);
         } else if core == Some(next) {
             let (_, what) = self.core.events.pop_first().unwrap();
-            self.to_core(what);
+            self.tell_core(what);
         } else {
             let (_, what) = self.events.pop_first().unwrap();
             self.happen(what);
@@ -265,7 +265,7 @@ impl Set {
     // ---- what happens ----
 
     /// To the core, if who is meant runs. A bell is not lost with a dispatcher: the next one looks at every slot.
-    fn to_core(&mut self, what: What) {
+    fn tell_core(&mut self, what: What) {
         if what.of_worker().is_some() || matches!(what, What::WantRecycle(_)) || self.serves() {
             return self.core.happen(what);
         }
@@ -344,6 +344,7 @@ impl Set {
         let now = self.core.now;
         let worker = |(w, worker): (usize, &patou::pool::Worker)| WorkerReport {
             epoch: worker.epoch.map_or(0, |epoch| epoch.get()),
+            serves: worker.up,
             late: worker.late,
             drained: worker.drained,
             garbled: worker.garbled,
@@ -351,7 +352,8 @@ impl Set {
             turns: worker.silent_since.and_then(|_| self.core.turns(w)),
         };
         let workers = self.core.pool.workers().iter().enumerate().map(worker).collect();
-        let pool = PoolReport { name: "web".to_owned().try_into().unwrap(), queue: 0, oldest_ms: 0, workers };
+        let tally = self.core.pool.tally().clone();
+        let pool = PoolReport { name: "web".to_owned().try_into().unwrap(), queue: 0, oldest_ms: 0, workers, tally };
         let report = Report { nonce: 1, pid: 1, epoch: 1, pools: vec![pool], refused: None };
         self.core.tell(Event::Probe);
         self.later(3, Happening::Dog(Wake::Answer(Some(report))));

@@ -15,9 +15,9 @@ use crate::cli::{Failure, failed, load_applied, no_set};
 use crate::config::{Config, Delivery, Handler};
 use crate::ids::WorkerId;
 use crate::ipc;
+use crate::status::State;
 use crate::tree;
 use crate::units;
-use crate::watchdog::State;
 
 /// How often it is looked whether something has happened.
 pub const LOOK: Duration = Duration::from_millis(2);

@@ -17,9 +17,9 @@ use crate::config::Config;
 use crate::exchange::Life;
 use crate::ids::{Time, WorkerId, WorkerState};
 use crate::ipc;
+use crate::status::{PartState, State};
 use crate::tree;
 use crate::units;
-use crate::watchdog::{PartState, State};
 
 /// How often it is looked.
 const LOOK: Duration = Duration::from_millis(1);
