@@ -1,6 +1,6 @@
 //! `patou systemd`: what the units and the package run. An operator uses systemctl.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io;
 use std::os::fd::AsFd;
@@ -233,7 +233,22 @@ fn reload(path: Option<&Path>) -> Result<(), Failure> {
             Ok(()) => refused(failure),
             Err(second) => failed(format!("{}; and going back: {}", text(&failure), text(&second))),
         }
-    })
+    })?;
+    revive(&new.config)
+}
+
+/// A new configuration, even the same, is a new chance for whoever was given up. Whether it is used is not waited for.
+fn revive(config: &Config) -> Result<(), Failure> {
+    let list = answer(&["list-units", "--failed", "--full", "--plain", "--no-legend", "patou-*"])?;
+    let failed: BTreeSet<&str> = list.lines().filter_map(|line| line.split_whitespace().next()).collect();
+    let is_failed = |unit: &String| failed.contains(unit.as_str());
+    let services = config.workers().map(|id| worker_service(&id)).chain([DISPATCHER.to_owned()]);
+    let services: Vec<String> = services.filter(is_failed).collect();
+    // A socket fails with its service, and comes back with it.
+    let sockets = config.workers().map(|id| units::worker_socket(&id)).filter(is_failed);
+    let all: Vec<String> = services.iter().cloned().chain(sockets).collect();
+    systemctl(&["reset-failed"], &all)?;
+    systemctl(&["start", "--no-block"], &services)
 }
 
 fn text(failure: &Failure) -> &str {

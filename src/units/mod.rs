@@ -46,7 +46,8 @@ pub fn worker_service(id: &WorkerId) -> String {
     format!("patou-worker@{}.service", id.instance())
 }
 
-fn worker_socket(id: &WorkerId) -> String {
+/// The listening socket of a worker.
+pub fn worker_socket(id: &WorkerId) -> String {
     format!("patou-worker@{}.socket", id.instance())
 }
 
