@@ -49,6 +49,8 @@ pub struct Dog {
     next_probe: Time,
     wake_at: Time,
     timer: u64,
+    /// Its last turn, and how many there were at that time.
+    turns: (Time, u32),
 }
 
 pub fn worker(w: usize) -> WorkerId {
@@ -83,6 +85,7 @@ impl Dog {
             next_probe: now + PROBE,
             wake_at: now,
             timer: 0,
+            turns: (now, 0),
         };
         (dog, actions)
     }
@@ -98,6 +101,9 @@ impl Set {
             return self.dog.backlog.push(wake);
         }
         let now = self.core.now;
+        let turns = if self.dog.turns.0 == now { self.dog.turns.1 + 1 } else { 1 };
+        assert!(turns < 1000, "the watchdog spins: {:#?}", self.parts);
+        self.dog.turns = (now, turns);
         let event = self.heard(wake);
         let late = now.since(self.dog.wake_at);
         if late > LATE {
@@ -225,7 +231,7 @@ impl Set {
     /// A signal goes out.
     fn order(&mut self, p: usize, order: Order) {
         let Some(pid) = self.parts[p].pid else { return };
-        if p == 0 && self.dog.plan.is_stopping() {
+        if p == 0 && order == Order::Leave && self.dog.plan.is_stopping() {
             let left = self.parts[1..].iter().filter(|process| process.pid.is_some()).count();
             assert_eq!(left, 0, "the dispatcher is told to go before the workers are gone");
         }
