@@ -61,7 +61,7 @@ fn a_frozen_worker_is_killed_and_replaced() {
     load.wait_for(5);
     signal_to(old, Signal::SIGSTOP);
     eprintln!("frozen worker replaced in {:?}", wait_for_another(&set, "default/2", old));
-    set.wait_for_log(&["default/2", "frozen", "T (stopped)", &format!("pid={old}")]);
+    set.wait_for_log(&["default/2", "frozen"]);
     load.wait_for(5);
     let failures = load.stop();
     assert!(failures.len() <= 1, "{failures:?}");

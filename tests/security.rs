@@ -14,6 +14,9 @@ use nix::libc;
 use nix::sys::signal::Signal;
 use support::*;
 
+/// Bytes of a segment.
+const SIZE: usize = 896;
+
 /// Three workers that may be replaced as often as it takes.
 fn echo() -> String {
     let restarts = "{ max = 1000, within = \"60s\", delay = \"10ms\", delay_max = \"10ms\" }";
@@ -79,7 +82,7 @@ fn a_worker_that_cuts_its_segment_harms_only_itself() {
         let failures = load.stop();
         assert!(failures.len() <= 1, "{failures:?}");
         assert_eq!(set.dispatcher_pid(), dispatcher, "{}", set.log());
-        assert_eq!(segment(&set).metadata().unwrap().len(), 704, "it has its size again");
+        assert_eq!(segment(&set).metadata().unwrap().len(), SIZE as u64, "it has its size again");
     }
     set.wait_for_log(&["default/2", "made anew"]);
     assert!(set.patou(&["ipc", "list"]).status.success());
@@ -119,7 +122,7 @@ fn a_dispatcher_starts_on_a_damaged_segment() {
         let segment = segment(&set);
         match damage {
             "cut" => segment.set_len(0).unwrap(),
-            "garbled" => segment.write_all_at(&[0xee; 704], 0).unwrap(),
+            "garbled" => segment.write_all_at(&[0xee; SIZE], 0).unwrap(),
             _ => segment.write_all_at(&9u64.to_ne_bytes(), 8).unwrap(),
         }
         signal_to(dispatcher, Signal::SIGKILL);
@@ -142,7 +145,7 @@ fn garbage_in_a_segment_harms_only_its_worker() {
     let load = Load::start(set.address(0), "/x", 2);
     let (file, line) = (segment(&set), 64);
     for round in 0..3 {
-        for at in (0..704).step_by(line) {
+        for at in (0..SIZE).step_by(line) {
             file.write_all_at(&random.bytes(line), at as u64).unwrap();
             load.wait_for(5);
             wait_until_back(&set, None);
@@ -150,7 +153,7 @@ fn garbage_in_a_segment_harms_only_its_worker() {
         }
         // Everything at once, again and again.
         for _ in 0..50 {
-            file.write_all_at(&random.bytes(704), 0).unwrap();
+            file.write_all_at(&random.bytes(SIZE), 0).unwrap();
             std::thread::sleep(Duration::from_millis(random.next() % 5));
         }
         load.wait_for(5);

@@ -45,8 +45,8 @@ const MAY_USE: &[(&str, &[&str])] = &[
     (
         "watchdog",
         &[
-            "bell", "clock", "config", "figures", "ids", "ipc", "liveness", "log", "net", "probe", "program",
-            "restart", "signals", "status", "sys", "tree", "units",
+            "bell", "clock", "config", "exchange", "figures", "ids", "ipc", "liveness", "log", "net", "probe",
+            "program", "restart", "signals", "status", "sys", "tree", "units",
         ],
     ),
     (
@@ -87,6 +87,7 @@ const PURE: &[&str] = &[
     "src/figures.rs",
     "src/watchdog/account.rs",
     "src/watchdog/plan",
+    "src/watchdog/evidence/words.rs",
     "src/units",
     "src/cli/drill/schedule.rs",
     "src/cli/drill/tracker.rs",

@@ -34,9 +34,13 @@ where
             Level::WARN => "warning: ",
             _ => "",
         };
-        let text = format!("{level}{}", parts.message);
-        let gap = if parts.fields.is_empty() { 0 } else { 44 };
-        writeln!(out, "{}  {:<16} {mark}{text:<gap$}{reset}{}", time_of_day(), self.part, parts.fields)
+        let (first, more) = parts.message.split_once('\n').map_or((&*parts.message, None), |(f, m)| (f, Some(m)));
+        let text = format!("{level}{first}");
+        // Several lines say all there is to say: then the fields are for the journal alone.
+        let fields = if more.is_none() { parts.fields.as_str() } else { "" };
+        let gap = if fields.is_empty() { 0 } else { 44 };
+        writeln!(out, "{}  {:<16} {mark}{text:<gap$}{reset}{fields}", time_of_day(), self.part)?;
+        more.into_iter().flat_map(str::lines).try_for_each(|line| writeln!(out, "    {line}"))
     }
 }
 

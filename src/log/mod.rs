@@ -7,12 +7,15 @@
 //! 12:04:01.137  watchdog      worker is ready                     worker=default/1 pid=4711
 //! ```
 //!
+//! A message of several lines says everything itself: on stderr its other lines follow, indented, and no fields.
+//!
 //! Two fields are for the journal alone: `event`, an [`Event`], and `part`, the part that the watchdog speaks of.
 //!
 //! `PATOU_LOG` chooses what is logged, in the syntax of tracing's `EnvFilter`: `debug`, `warn`,
 //! `patou::dispatcher=trace`. Without it: `info`.
 
 mod events;
+mod harmless;
 mod journal;
 mod lines;
 
@@ -26,6 +29,7 @@ use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 
 pub use events::Event;
+pub use harmless::harmless;
 use journal::Journal;
 use lines::Lines;
 

@@ -32,7 +32,8 @@ impl Slice {
         Some(Self(Path::new(ROOT).join(group).parent()?.to_owned()))
     }
 
-    fn pids(&self, unit: &str) -> Vec<u32> {
+    /// All processes of a unit.
+    pub fn pids(&self, unit: &str) -> Vec<u32> {
         let procs = fs::read_to_string(self.0.join(unit).join("cgroup.procs")).unwrap_or_default();
         procs.lines().filter_map(|pid| pid.parse().ok()).collect()
     }

@@ -6,10 +6,10 @@
 //! answers from its serving loop, and brings the workers' answers along.
 
 mod account;
-mod accuse;
 mod admin;
 mod cgroup;
 mod children;
+mod evidence;
 mod greet;
 mod launch;
 mod leftover;
@@ -49,6 +49,7 @@ use crate::{log, restart, tree};
 use account::{Account, Cause};
 use admin::{Admin, Snapshot};
 use children::Children;
+use evidence::{Family, Subject, Witness};
 use notify::{Notify, Store};
 use observe::Naps;
 use plan::{Action, Bounds, Event, Part, Plan, Telling};
@@ -174,6 +175,7 @@ struct Watch {
     prober: Prober,
     account: Account,
     admin: Admin,
+    witness: Witness,
     written: Written,
     /// Children that this process had before it was the watchdog.
     strangers: Rc<[(Pid, u64)]>,
@@ -220,6 +222,7 @@ impl Watch {
             prober: Prober::start(dir.join("probe.sock")),
             account: Account::default(),
             admin: Admin::default(),
+            witness: Witness::default(),
             written: Written::default(),
             strangers,
             segments,
@@ -267,6 +270,7 @@ impl Watch {
                     late_ms = late.as_millis() as u64,
                     "the watchdog was late: everybody is excused for as long"
                 );
+                self.witness.was_late(now, late);
                 self.handle(now, Event::Lost(late));
             }
             if naps.over() {
@@ -382,7 +386,9 @@ impl Watch {
             Action::Order(part, order) => self.children.order(&part, order),
             Action::Accuse(part, why) => {
                 self.account.accused(clock::now(), &part, self.prober.silent_since(&part));
-                accuse::record(&part, &why, self.children.pid(&part));
+                let pid = self.children.pid(&part);
+                let subject = pid.map(|pid| Subject::of(&part, pid, Family::Tree, &self.config, self.prober.heard()));
+                self.witness.record(&part, &why, subject);
             }
             Action::Sweep(id) => {
                 let (known, strangers) = (self.children.pids(), self.strangers.clone());

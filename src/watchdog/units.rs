@@ -20,10 +20,11 @@ use tokio::time::sleep;
 use super::account::{Account, Cause};
 use super::admin::{Admin, Snapshot};
 use super::cgroup::Slice;
+use super::evidence::{Family, Subject, Witness};
 use super::plan::{Absence, Action, Event, Order, Part, Plan, Sign, Telling};
 use super::prober::{self, Prober};
 use super::state::state_of;
-use super::{WatchdogError, Written, accuse, bounds, drains, observe, system, tell};
+use super::{WatchdogError, Written, bounds, drains, observe, system, tell};
 use crate::clock;
 use crate::config::{Config, Loaded, Origin};
 use crate::ids::Time;
@@ -64,6 +65,7 @@ struct Watch {
     admin: Admin,
     /// Its sockets, until the dispatcher has been heard, or at most until then: who asks meanwhile waits.
     unserved: Option<(Time, Vec<OwnedFd>)>,
+    witness: Witness,
     /// Where the state is written for `patou status`.
     state_dir: PathBuf,
     written: Written,
@@ -114,6 +116,7 @@ impl Watch {
             over: BTreeMap::new(),
             admin: Admin::default(),
             unserved: Some((now + PATIENCE, sockets)),
+            witness: Witness::default(),
             state_dir,
             written: Written::default(),
             status: String::new(),
@@ -154,6 +157,7 @@ impl Watch {
             let now = clock::now();
             let late = now.since(wake_at);
             if late > super::LATE {
+                self.witness.was_late(now, late);
                 self.handle(now, Event::Lost(late));
             }
             if naps.over() {
@@ -191,7 +195,10 @@ impl Watch {
                 Action::Order(part, order) => self.order(&part, order),
                 Action::Accuse(part, why) => {
                     self.account.accused(now, &part, self.prober.silent_since(&part));
-                    accuse::record(&part, &why, self.pid(&part));
+                    let family = Family::Unit(self.slice.clone(), unit(&part));
+                    let pid = self.pid(&part);
+                    let subject = pid.map(|pid| Subject::of(&part, pid, family, &self.config, self.prober.heard()));
+                    self.witness.record(&part, &why, subject);
                 }
                 Action::Tell(part, telling) => {
                     if matches!(telling, Telling::Ready { .. }) {

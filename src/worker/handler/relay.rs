@@ -1,7 +1,6 @@
 //! What a program says besides its answer, line by line into the log: with the lease it speaks under, within
 //! its share of the log, and in characters that do nothing to a terminal.
 
-use std::fmt::Write;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
@@ -15,7 +14,7 @@ use tokio::time::sleep;
 use super::quota::{Quota, REPORT, Verdict};
 use crate::clock;
 use crate::ids::WorkerId;
-use crate::log::Event;
+use crate::log::{Event, harmless};
 use crate::sys;
 
 /// Longer lines are cut, in bytes as they came.
@@ -226,24 +225,6 @@ impl Lines {
         each(&line, &self.lease);
         self.line.clear();
     }
-}
-
-/// The text with everything written out that moves a cursor, changes a colour, or turns the direction of writing.
-fn harmless(text: &str) -> String {
-    let mut out = String::with_capacity(text.len());
-    for c in text.chars() {
-        match c {
-            '\t' => out.push(c),
-            '\0'..='\x1f' | '\x7f' => {
-                let _ = write!(out, "\\x{:02x}", c as u32); // a String takes everything
-            }
-            _ if c.is_control() || matches!(c, '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}') => {
-                let _ = write!(out, "\\u{{{:x}}}", c as u32);
-            }
-            _ => out.push(c),
-        }
-    }
-    out
 }
 
 #[cfg(test)]

@@ -4,9 +4,9 @@
 need_installed
 forget_set
 
-# Two lines of its own for each request, and a thousand when it is asked for /flood.
+# Two lines of its own for each request, five minutes when it is asked for /slow, and a thousand lines when it is asked for /flood.
 # shellcheck disable=SC2016 # $PATH_INFO is for the handler's shell
-handler='{ exec = ["sh", "-c", "printf \"Content-Type: text/plain\\r\\n\\r\\nserved\\n\"; printf \"a word\\nand \\033[31mred\\n\" >&2; [ \"$PATH_INFO\" != /flood ] || yes flood | head -n 1000 >&2"] }'
+handler='{ exec = ["sh", "-c", "[ \"$PATH_INFO\" != /slow ] || sleep 300; printf \"Content-Type: text/plain\\r\\n\\r\\nserved\\n\"; printf \"a word\\nand \\033[31mred\\n\" >&2; [ \"$PATH_INFO\" != /flood ] || yes flood | head -n 1000 >&2"] }'
 { configuration && default_pool 2 "$handler"; } | configure
 for unit in patou-dispatcher.service patou-worker@.service; do
     mkdir -p "/run/systemd/system/$unit.d"
@@ -62,19 +62,78 @@ said=$(records PATOU_EVENT=handler-output | wc -l)
 suppressed=$(field PATOU_SUPPRESSED PATOU_EVENT=handler-output-suppressed)
 ((said <= 200 && said + suppressed == 1004)) || fail "$said lines were relayed and $suppressed left out, of 1004"
 
-# The evidence of a frozen worker, and its explanation with the fields filled in.
-pid=$(main_pid patou-worker@default-1.service)
-kill -STOP "$pid"
-wait_for 10 "the evidence is there" has_record PATOU_EVENT=part-killed
-evidence=$(records PATOU_EVENT=part-killed PATOU_WORKER=default/1)
-expect "what the evidence says" \
-    "$(jq -r '[._SYSTEMD_UNIT, .PRIORITY, .PATOU_PART, .PATOU_POOL, .PATOU_PID, (.PATOU_STATE // "?")[0:1]] | join(" ")' <<<"$evidence")" \
-    "patou-watchdog.service 3 worker default/1 default $pid T"
+# The evidence of a worker that freezes with a request in hand, and its explanation with the fields filled in.
+busy() { patou status --json | jq --exit-status --raw-output '.pools[].workers[] | select(.state == "busy") | .id'; }
+freeze_busy() { # TARGET: the $evidence of worker $id, process $pid
+    since=$(mark)
+    curl --silent --location --max-time 60 --output /dev/null "http://127.0.0.1:7286$1" &
+    wait_for 5 "a worker is busy" busy
+    wait_for 5 "its handler sleeps" pgrep --exact sleep
+    id=$(busy)
+    lease=$(patou status --json | jq -r --arg id "$id" '.pools[].workers[] | select(.id == $id) | .lease')
+    pid=$(main_pid "patou-worker@${id/\//-}.service")
+    kill -STOP "$pid"
+    wait "$!" || true
+    wait_for 10 "the evidence is there" has_record MESSAGE_ID=b28474ca0605402eb89ccd6d07c3a12e
+    evidence=$(records MESSAGE_ID=b28474ca0605402eb89ccd6d07c3a12e)
+    wait_for 10 "worker $id is replaced" replaced "patou-worker@${id/\//-}.service" "$pid"
+    wait_for 10 "worker $id serves" worker_serves "$id"
+}
+says() { # FIELD WORDS...: the field of the evidence has all of them
+    local name=$1 found words
+    found=$(jq -r --arg name "$name" '.[$name] // "none"' <<<"$evidence")
+    shift
+    for words in "$@"; do
+        [[ $found == *"$words"* ]] || fail "$name of the evidence does not say '$words': $evidence"
+    done
+}
+freeze_busy '/slow?secret=not-for-the-log'
+journalctl --quiet --cursor="$since" MESSAGE_ID=b28474ca0605402eb89ccd6d07c3a12e
+expect "what the evidence says" "$(jq -r '[._SYSTEMD_UNIT, .PRIORITY, .PATOU_PART, .PATOU_POOL, .PATOU_PID, .PATOU_EVENT,
+    .PATOU_STATE, .PATOU_LEASE, .PATOU_PHASE, .PATOU_REQUEST, .PATOU_THREADS] | join(",")' <<<"$evidence")" \
+    "patou-watchdog.service,3,worker $id,default,$pid,part-killed,T (stopped),$lease,nothing answered yet,GET /slow,2"
+says PATOU_DOING "control: stopped"
+says PATOU_CHILDREN " old: sleep 300"
+says PATOU_WHY "frozen"
+says MESSAGE "worker $id is killed and replaced: it is frozen" "held: lease $lease, nothing answered yet, claimed " \
+    "ago: GET /slow" "sleep 300" "machine: load " \
+    "not permitted to see: wait channels, system calls, kernel stacks; see EVIDENCE in patou(7)"
+[[ $evidence != *not-for-the-log* ]] || fail "the evidence shows the query: $evidence"
+for number in CLAIM_AGE_MS LATE_MS MEMORY_AVAILABLE EPOCH; do
+    jq --exit-status ".PATOU_$number | tonumber >= 0" <<<"$evidence" >/dev/null || fail "PATOU_$number is not there: $evidence"
+done
 explained=$(journalctl --quiet --catalog --cursor="$since" PATOU_EVENT=part-killed)
-for words in 'Subject: The worker default/1 is killed and replaced' 'Defined-By: patou' "process $pid, state T"; do
+for words in "Subject: The worker $id is killed and replaced" 'Defined-By: patou' "what process $pid was doing"; do
     [[ $explained == *"$words"* ]] || fail "journalctl -x does not say '$words': $explained"
 done
-wait_for 10 "worker default/1 is replaced" replaced patou-worker@default-1.service "$pid"
+
+# What the kernel keeps from the watchdog, an operator may permit it: the drop-in of patou(7).
+mkdir -p /run/systemd/system/patou-watchdog.service.d
+cat >/run/systemd/system/patou-watchdog.service.d/90-evidence.conf <<'UNIT'
+[Service]
+AmbientCapabilities=CAP_SYS_PTRACE CAP_DAC_READ_SEARCH CAP_SYS_ADMIN
+CapabilityBoundingSet=CAP_SYS_PTRACE CAP_DAC_READ_SEARCH CAP_SYS_ADMIN
+UNIT
+systemctl daemon-reload
+systemctl restart patou-watchdog.service
+freeze_busy /slow
+says PATOU_DOING "patou: stopped in do_signal_stop < " ", system call "
+[[ $evidence != *"not permitted"* ]] || fail "something is still not permitted: $evidence"
+rm -r /run/systemd/system/patou-watchdog.service.d
+systemctl daemon-reload
+systemctl restart patou-watchdog.service
+
+# A frozen dispatcher: who waited, and what is out.
+since=$(mark)
+pid=$(main_pid patou-dispatcher.service)
+kill -STOP "$pid"
+wait_for 10 "the evidence is there" has_record PATOU_EVENT=part-killed
+evidence=$(records PATOU_EVENT=part-killed)
+says PATOU_PART dispatcher
+says MESSAGE "held: no client waiting, as it said " " ago; 0 leases out"
+expect "its queue and leases" "$(jq -r '[.PATOU_QUEUE, .PATOU_LEASES, .PATOU_PID] | join(" ")' <<<"$evidence")" "0 0 $pid"
+wait_for 10 "the dispatcher is replaced" replaced patou-dispatcher.service "$pid"
+wait_for 10 "the set is up" all_up
 
 # Every number that was used is explained.
 for id in $(records | jq -r '.MESSAGE_ID // empty' | sort -u); do
