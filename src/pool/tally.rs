@@ -43,3 +43,20 @@ pub(super) fn take_in(tally: &mut Tally, said: &[Action]) {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ids::{Epoch, LeaseId};
+
+    #[test]
+    fn what_has_expired_is_not_revoked_as_well() {
+        let lease = |n| LeaseId::of(Epoch::FIRST, n);
+        let mut tally = zero();
+        take_in(&mut tally, &[Action::Note(1, Note::Unclaimed(lease(1))), Action::Revoke(1, lease(1))]);
+        take_in(&mut tally, &[Action::Note(1, Note::Late(lease(2))), Action::Revoke(1, lease(2))]);
+        take_in(&mut tally, &[Action::Refuse(7, Refusal::QueueFull(3))]);
+        assert_eq!([tally.of(EXPIRED), tally.of(REVOKED), tally.of("refused_queue_full")], [1, 1, 1]);
+        assert_eq!(tally.counts.values().sum::<u64>(), 3);
+    }
+}
