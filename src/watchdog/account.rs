@@ -98,6 +98,8 @@ impl Account {
         let fresh = Fault { at: now, cause, ended: true, unplanned: false, recovered: None };
         let fault = match past.fault {
             Some(accused) if !accused.ended => Fault { ended: true, ..accused },
+            // Whatever ran in between, such as a command of its unit, was not the part: it is still the same end.
+            Some(pending) if pending.recovered.is_none() && !pending.unplanned => pending,
             Some(pending) if pending.recovered.is_none() => Fault { at: pending.at, ..fresh },
             _ => fresh,
         };
@@ -206,6 +208,17 @@ mod tests {
         assert_eq!(restarts(&account), [("exit", 1), ("signal", 1), ("start", 2)]);
         assert_eq!((account.dispatcher.recovery.count(), account.dispatcher.detection.count()), (1, 0));
         assert_eq!(account.dispatcher.recovery.seconds(), 1.0);
+    }
+
+    #[test]
+    fn what_runs_between_two_lives_of_a_unit_is_neither() {
+        let mut account = serving();
+        account.accused(at(2000), &PART, Some(at(0)));
+        account.ended(at(2200), &PART, Cause::Ended);
+        account.ended(at(2250), &PART, Cause::Ended);
+        account.ready(at(2400), &PART);
+        account.unplanned(&PART);
+        assert_eq!((restarts(&account), account.dispatcher.recovery.seconds()), (vec![("frozen", 1)], 0.4));
     }
 
     #[test]
