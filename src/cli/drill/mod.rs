@@ -362,10 +362,7 @@ fn conclude(
     drill: &Drill,
     seed: u64,
 ) -> Result<Report, Failure> {
-    for file in traffic.records() {
-        let ours = record::read(&file).map_err(|error| failed(format!("{}: {error}", file.display())))?;
-        facts.records.extend(ours);
-    }
+    facts.records = traffic.records().map_err(failed)?;
     let (doors, pool_of) = (set.doors(), set.pool_of());
     let mut violations = wrong;
     violations.extend(ledger::judge(&facts, &doors, &pool_of, &set.bounds()));

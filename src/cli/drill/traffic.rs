@@ -1,5 +1,6 @@
 //! The drill's own clients: plain ones, which tell every end apart, and the house's client library.
 
+use std::collections::BTreeSet;
 use std::io::Write;
 use std::path::PathBuf;
 use std::sync::Mutex;
@@ -49,6 +50,8 @@ pub struct Traffic<'a> {
     /// How long a client waits for anything before it calls it silence.
     pub patience: Duration,
     pub attempts: Mutex<Vec<Attempt>>,
+    /// The files in which handlers record starts, and how many of each are from before this drill.
+    books: Vec<(PathBuf, usize)>,
     next: AtomicU64,
     over: AtomicBool,
 }
@@ -73,9 +76,18 @@ impl<'a> Traffic<'a> {
             host: listener.allowed_hosts.first().cloned(),
             closed: listener.proxy_protocol.then_some("it wants a PROXY protocol header"),
         };
+        let entrances: Vec<_> = set.config.listeners.iter().enumerate().map(entrance).collect();
+        let files = entrances.iter().filter_map(|entrance: &Entrance| match &entrance.speaks {
+            Speaks::Record(file) => Some(file.clone()),
+            _ => None,
+        });
+        // A file that cannot be read now cannot be in the end either, and is told then.
+        let before = |file: PathBuf| (record::read(&file).map_or(0, |starts| starts.len()), file);
+        let books = files.collect::<BTreeSet<_>>().into_iter().map(before).map(|(count, file)| (file, count));
         Self {
             watch,
-            entrances: set.config.listeners.iter().enumerate().map(entrance).collect(),
+            books: books.collect(),
+            entrances,
             path,
             patience: longest + (bounds.worker + bounds.dispatcher + bounds.watchdog + bounds.leave) * 2,
             attempts: Mutex::default(),
@@ -116,16 +128,17 @@ impl<'a> Traffic<'a> {
         }
     }
 
-    /// The files in which handlers record starts.
-    pub fn records(&self) -> Vec<PathBuf> {
-        let file = |entrance: &Entrance| match &entrance.speaks {
-            Speaks::Record(file) => Some(file.clone()),
-            _ => None,
-        };
-        let mut files: Vec<_> = self.entrances.iter().filter_map(file).collect();
-        files.sort();
-        files.dedup();
-        files
+    /// What handlers have recorded since the drill began.
+    ///
+    /// # Errors
+    /// A file that cannot be read, or is none of records.
+    pub fn records(&self) -> Result<Vec<(u64, u32)>, String> {
+        let mut all = Vec::new();
+        for (file, before) in &self.books {
+            let starts = record::read(file).map_err(|error| format!("{}: {error}", file.display()))?;
+            all.extend(starts.into_iter().skip(*before));
+        }
+        Ok(all)
     }
 
     pub fn note(&self, attempt: Attempt) {
