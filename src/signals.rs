@@ -5,9 +5,31 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use nix::sys::signal::{SigSet, SigmaskHow};
+use nix::unistd::{Pid, getppid};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+
+/// Stop signals that come within this time are one: who stops us may signal our process and our group (timeout(1)), and
+/// of a parent that dies each thread tells us (`PR_SET_PDEATHSIG`, prctl(2)).
+pub const ONE_STOP: Duration = Duration::from_millis(200);
+
+/// Whoever has started this process.
+#[derive(Debug)]
+pub struct Parent(Option<Pid>);
+
+impl Parent {
+    /// The one it has now.
+    pub fn now() -> Self {
+        Self(Some(getppid()))
+    }
+
+    /// Whether it has died; `true` once only.
+    pub fn has_just_died(&mut self) -> bool {
+        self.0.take_if(|pid| *pid != getppid()).is_some()
+    }
+}
 
 /// One signal, or several that mean the same.
 #[derive(Debug)]

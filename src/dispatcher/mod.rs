@@ -22,14 +22,14 @@ use std::time::Duration;
 use sd_notify::NotifyState;
 use tokio::io::AsyncReadExt;
 use tokio::net::UnixListener;
-use tokio::time::sleep;
+use tokio::time::{Instant, sleep};
 
 use crate::config::{Config, LoadError};
 use crate::ids::PoolName;
 use crate::ipc::IpcError;
 use crate::net::Listener;
 use crate::pool::Event;
-use crate::signals::Signal;
+use crate::signals::{ONE_STOP, Parent, Signal};
 use crate::{log, sys};
 use desk::Desk;
 
@@ -93,7 +93,7 @@ async fn serve(mut config: Config, path: Option<PathBuf>) -> Result<(), Dispatch
     store::give_back(stored, config.front.linger_timeout);
     let mut stop = Signal::stop().and_then(Signal::into_async).map_err(system("signals"))?;
     let mut reload = Signal::reload().and_then(Signal::into_async).map_err(system("signals"))?;
-    let parent = nix::unistd::getppid();
+    let mut parent = Parent::now();
 
     tokio::task::spawn_local(probe::serve(probe, desk.clone()));
     let timers = desk.clone();
@@ -129,11 +129,17 @@ async fn serve(mut config: Config, path: Option<PathBuf>) -> Result<(), Dispatch
     let _ = sd_notify::notify(&[NotifyState::Stopping]);
     front.close();
     desk.leave();
-    if nix::unistd::getppid() != parent {
-        // Nobody is left who would start another dispatcher.
-        tracing::warn!("the watchdog has died: finishing what is in hand, then leaving");
-        desk.tell_all(Event::Quiesce);
-    }
+    let mut is_orphan = || {
+        let news = parent.has_just_died();
+        if news {
+            // Nobody is left who would start another dispatcher.
+            tracing::warn!("the watchdog has died: finishing what is in hand, then leaving");
+            desk.tell_all(Event::Quiesce);
+        }
+        news
+    };
+    is_orphan();
+    let first = Instant::now();
     // When the set stops, who waited has been refused. Otherwise another dispatcher comes at once and finds in
     // the supervisor's store who has waited for longer than store_after.
     let mut stored = pin!(sleep(config.front.store_after * 2));
@@ -143,7 +149,7 @@ async fn serve(mut config: Config, path: Option<PathBuf>) -> Result<(), Dispatch
             () = front.one_less() => {}
             () = &mut stored, if !stored.is_elapsed() => {}
             () = &mut give_up => break,
-            _ = stop.read(&mut stops) => break,
+            _ = stop.read(&mut stops) => if !is_orphan() && first.elapsed() >= ONE_STOP { break },
         }
     }
     tracing::debug!(waiting = desk.waiting(), "left");

@@ -44,7 +44,7 @@ use crate::clock;
 use crate::config::{Config, Loaded, Origin};
 use crate::ids::{Time, WorkerId};
 use crate::ipc::{self, IpcError, Keeper, Modes};
-use crate::signals::Signal;
+use crate::signals::{ONE_STOP, Signal};
 use crate::{log, restart, tree};
 use account::{Account, Cause};
 use admin::{Admin, Snapshot};
@@ -85,9 +85,6 @@ fn system(what: impl Into<String>) -> impl FnOnce(io::Error) -> WatchdogError {
 
 /// A woken loop that is later than this was not run by the machine.
 const LATE: Duration = Duration::from_millis(20);
-
-/// Stop signals that come within this time are one: who stops us may signal our process and our group (timeout(1)).
-const ONE_SIGNAL: Duration = Duration::from_millis(200);
 
 /// Runs a whole set in the foreground until it is told to stop (SIGTERM, SIGINT; a second one stops at once).
 ///
@@ -306,7 +303,7 @@ impl Watch {
     fn told_to_stop(&mut self, now: Time) -> Event {
         let set = &self.config.set.name;
         if let Some(first) = self.stopping_since {
-            if now.since(first) < ONE_SIGNAL {
+            if now.since(first) < ONE_STOP {
                 return Event::Tick;
             }
             tracing::warn!(%set, event = %log::Event::SetStoppingNow,

@@ -8,7 +8,6 @@ use std::time::Duration;
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::socket::{MsgFlags, Shutdown, recv, send, shutdown};
-use nix::unistd::{Pid, getppid};
 use sd_notify::NotifyState;
 
 use super::shared::{Current, Order, Shared};
@@ -18,7 +17,7 @@ use crate::exchange::{Kind, Reply, Word};
 use crate::ids::{Time, WorkerState};
 use crate::log;
 use crate::net::{Problem, set_reset_on_close};
-use crate::signals::Signal;
+use crate::signals::{ONE_STOP, Parent, Signal};
 use crate::{clock, restart};
 
 /// How long after its deadline a request is ended from here, because the serving task has not ended it: the
@@ -32,8 +31,9 @@ const DRAIN_LOOK: Duration = Duration::from_millis(20);
 pub fn start(shared: Arc<Shared>, hear: Bell, signals: Signals) -> Result<JoinHandle<()>, ServeError> {
     let Signals { stop, reload } = signals;
     let answered = shared.respondent.answered();
+    let (beat, parent) = (Beat::new(), Parent::now());
     let mut control =
-        Control { shared, hear, stop, reload, answered, exit_ordered: false, beat: Beat::new(), parent: getppid() };
+        Control { shared, hear, stop, reload, answered, exit_ordered: false, stopped: None, beat, parent };
     std::thread::Builder::new().name("control".into()).spawn(move || control.run()).map_err(system("thread"))
 }
 
@@ -45,9 +45,10 @@ struct Control {
     /// Sequence of the last question answered.
     answered: u64,
     exit_ordered: bool,
+    /// When it was told to stop.
+    stopped: Option<Time>,
     beat: Beat,
-    /// Whoever started us; another one once that has died.
-    parent: Pid,
+    parent: Parent,
 }
 
 impl Control {
@@ -59,10 +60,8 @@ impl Control {
             self.hear.hush();
             self.shared.woken();
             self.beat.beat(now);
-            match self.stop.take() {
-                0 => {}
-                _ if self.shared.is_stopping() => std::process::exit(1),
-                _ => self.stop(),
+            if self.stop.take() > 0 {
+                self.stop(now);
             }
             if self.reload.take() > 0 {
                 self.shared.want_reload();
@@ -106,11 +105,19 @@ impl Control {
         let _ = poll(&mut fds, timeout); // interrupted: the loop looks at everything anyway
     }
 
-    fn stop(&self) {
-        tracing::debug!(worker = %self.shared.id, "stopping");
-        if getppid() != self.parent {
+    fn stop(&mut self, now: Time) {
+        let orphaned = self.parent.has_just_died();
+        if orphaned {
             tracing::warn!(worker = %self.shared.id, "the watchdog has died: finishing what is in hand, then leaving");
         }
+        if let Some(first) = self.stopped {
+            if !orphaned && now.since(first) >= ONE_STOP {
+                std::process::exit(1);
+            }
+            return;
+        }
+        tracing::debug!(worker = %self.shared.id, "stopping");
+        self.stopped = Some(now);
         self.shared.stop();
         restart::forgive(self.shared.respondent.memory(), Word::WORKER_START);
         let _ = sd_notify::notify(&[NotifyState::Stopping]);
