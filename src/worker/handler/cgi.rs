@@ -170,7 +170,7 @@ pub fn answer(bytes: &[u8]) -> Result<Answer, Malformed> {
         && location.as_bytes().starts_with(b"/")
     {
         let path = Uri::try_from(location.as_bytes())
-            .map_err(|_| Malformed(format!("its Location is no path: {location:?}")))?;
+            .map_err(|_| Malformed(format!("its Location is no path: {}", head::shown(location.as_bytes()))))?;
         return Ok(Answer::Again(path));
     }
     let status = status.unwrap_or(if location.is_some() { StatusCode::FOUND } else { StatusCode::OK });

@@ -50,16 +50,19 @@ pub fn fields(head: &[u8]) -> Result<HeaderMap, Malformed> {
         if line.is_empty() {
             continue;
         }
-        let wrong = || {
-            let shown: String = String::from_utf8_lossy(line).chars().take(80).collect();
-            Malformed(format!("its head has a line that is no `Name: value`: {shown:?}"))
-        };
+        let wrong = || Malformed(format!("its head has a line that is no `Name: value`: {}", shown(line)));
         let colon = line.iter().position(|&b| b == b':').ok_or_else(wrong)?;
         let name = HeaderName::from_bytes(&line[..colon]).map_err(|_| wrong())?;
         let value = HeaderValue::from_bytes(line[colon + 1..].trim_ascii()).map_err(|_| wrong())?;
         fields.try_append(name, value).map_err(|_| Malformed("its head has too many fields".to_owned()))?;
     }
     Ok(fields)
+}
+
+/// The beginning of what a program wrote, in quotes: for the log and the client.
+pub(super) fn shown(bytes: &[u8]) -> String {
+    let start: String = String::from_utf8_lossy(&bytes[..bytes.len().min(320)]).chars().take(80).collect();
+    format!("{start:?}")
 }
 
 /// Takes a field that may come once out of `fields`.
@@ -79,7 +82,7 @@ pub fn length(value: &HeaderValue) -> Result<u64, Malformed> {
     let digits = value.as_bytes();
     let plain = !digits.is_empty() && digits.iter().all(u8::is_ascii_digit);
     let number = if plain { value.to_str().ok().and_then(|text| text.parse().ok()) } else { None };
-    number.ok_or_else(|| Malformed(format!("its Content-Length is no length: {value:?}")))
+    number.ok_or_else(|| Malformed(format!("its Content-Length is no length: {}", shown(digits))))
 }
 
 /// Reads a status: three digits from 200 on, with or without words behind them.
@@ -92,7 +95,7 @@ pub fn status(value: &HeaderValue) -> Result<http::StatusCode, Malformed> {
     http::StatusCode::from_bytes(code)
         .ok()
         .filter(|status| status.as_u16() >= 200 && (rest.is_empty() || rest[0] == b' '))
-        .ok_or_else(|| Malformed(format!("its Status is no final HTTP status: {value:?}")))
+        .ok_or_else(|| Malformed(format!("its Status is no final HTTP status: {}", shown(bytes))))
 }
 
 /// Whether an answer with this status has no body, whatever is written (RFC 9110 section 6.4.1).
