@@ -121,7 +121,7 @@ impl Set {
             self.core.tell(Event::Tick);
         } else if core == Some(next) {
             let (_, what) = self.core.events.pop_first().unwrap();
-            self.tell_core(what);
+            self.meet(what);
         } else {
             let (_, what) = self.events.pop_first().unwrap();
             self.happen(what);
@@ -264,8 +264,8 @@ impl Set {
 
     // ---- what happens ----
 
-    /// To the core, if who is meant runs. A bell is not lost with a dispatcher: the next one looks at every slot.
-    fn tell_core(&mut self, what: What) {
+    /// The core meets with it, if who is meant runs. A bell is not lost with a dispatcher: the next one looks at every slot.
+    fn meet(&mut self, what: What) {
         if what.of_worker().is_some() || matches!(what, What::WantRecycle(_)) || self.serves() {
             return self.core.happen(what);
         }
@@ -352,8 +352,8 @@ impl Set {
             turns: worker.silent_since.and_then(|_| self.core.turns(w)),
         };
         let workers = self.core.pool.workers().iter().enumerate().map(worker).collect();
-        let tally = self.core.pool.tally().clone();
-        let pool = PoolReport { name: "web".to_owned().try_into().unwrap(), queue: 0, oldest_ms: 0, workers, tally };
+        let (name, tally) = ("web".to_owned().try_into().unwrap(), Default::default());
+        let pool = PoolReport { name, queue: 0, oldest_ms: 0, workers, tally };
         let report = Report { nonce: 1, pid: 1, epoch: 1, pools: vec![pool], refused: None };
         self.core.tell(Event::Probe);
         self.later(3, Happening::Dog(Wake::Answer(Some(report))));
