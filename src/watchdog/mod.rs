@@ -1,9 +1,9 @@
 //! The watchdog: starts the set, notices what died and what froze, and stops everything in order.
 //!
-//! One thread and one loop: an event in, the plan's actions out. It owns what must outlive the others: the
-//! lock of the set, the listening sockets, the waiting connections. It asks nobody over the bells (a frozen
-//! process reads no pipe) and believes no heartbeat: the dispatcher is asked over a socket of its own and
-//! answers from its serving loop, and brings the workers' answers along.
+//! One loop: an event in, the plan's actions out. It owns what must outlive the others: the lock of the set, the
+//! listening sockets, the waiting connections. It asks nobody over the bells (a frozen process reads no pipe) and
+//! believes no heartbeat: the dispatcher is asked over a socket of its own and answers from its serving loop, and
+//! brings the workers' answers along. Who asks on the admin socket is answered by a thread that decides nothing.
 
 mod account;
 mod admin;
