@@ -115,7 +115,7 @@ fn a_worker_that_cuts_its_segment_while_it_serves_is_replaced() {
 #[test]
 fn a_dispatcher_starts_on_a_damaged_segment() {
     let set = Set::start(&echo());
-    for damage in ["cut", "garbled", "another layout"] {
+    for damage in ["cut", "garbled", "another layout", "no epoch", "no process"] {
         let (old, dispatcher) = (set.worker_pid("default/2"), set.dispatcher_pid());
         // Nobody can act on it before the next dispatcher does.
         signal_to(dispatcher, Signal::SIGSTOP);
@@ -123,6 +123,9 @@ fn a_dispatcher_starts_on_a_damaged_segment() {
         match damage {
             "cut" => segment.set_len(0).unwrap(),
             "garbled" => segment.write_all_at(&[0xee; SIZE], 0).unwrap(),
+            // The life line: what cannot be read as a life, though somebody lives.
+            "no epoch" => segment.write_all_at(&[0; 8], 256).unwrap(),
+            "no process" => segment.write_all_at(&[0; 8], 264).unwrap(),
             _ => segment.write_all_at(&9u64.to_ne_bytes(), 8).unwrap(),
         }
         signal_to(dispatcher, Signal::SIGKILL);
@@ -131,7 +134,7 @@ fn a_dispatcher_starts_on_a_damaged_segment() {
         assert_ne!(now, dispatcher);
         assert_eq!(get(set.address(0), "/x").unwrap().status, 200, "{damage}");
     }
-    assert_eq!(set.status()["dispatcher"]["restarts"], 3, "{}", set.log());
+    assert_eq!(set.status()["dispatcher"]["restarts"], 5, "{}", set.log());
     set.stop();
 }
 

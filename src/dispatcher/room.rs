@@ -119,7 +119,7 @@ impl Room {
             }
             _ => {}
         }
-        if alive && seen.life.is_none() && slot.last.is_some() {
+        if alive && seen.life.is_none() && (slot.last.is_some() || !Life::is_unwritten(&slot.segment)) {
             damage = damage.or_else(|| Some("its life line is garbled".into()));
         }
         match damage {

@@ -166,6 +166,12 @@ impl Life {
             port: u16::try_from(memory.load(Word::PORT, Relaxed)).ok().filter(|port| *port > 0),
         })
     }
+
+    /// Whether the line may be that of a first worker which has not finished writing it: no epoch yet, and no state
+    /// that comes after it. Of any other that cannot be loaded somebody has written nonsense.
+    pub fn is_unwritten<M: Memory>(memory: &M) -> bool {
+        memory.load(Word::EPOCH, Relaxed) == 0 && memory.load(Word::STATE, Relaxed) <= WorkerState::Starting as u64
+    }
 }
 
 /// What a worker has done, over all its incarnations.
