@@ -97,8 +97,8 @@ impl Pool {
         (self.queue.len(), self.queue.oldest())
     }
 
-    /// What it has done up to now: its counts are named in [`tally`], its times are those that clients waited until
-    /// their lease was granted.
+    /// What it has done up to now: how many leases it granted, how many expired or were revoked, whom it refused and
+    /// why, how often it recycled, and how long clients waited until their lease was granted.
     pub fn tally(&self) -> &Tally {
         &self.tally
     }
