@@ -139,6 +139,25 @@ fn a_dispatcher_starts_on_a_damaged_segment() {
 }
 
 #[test]
+fn a_stray_write_takes_no_worker_out_of_service_for_good() {
+    let set = Set::start(&echo());
+    let pid = set.worker_pid("default/2");
+    // Its state, in the life line: draining.
+    segment(&set).write_all_at(&3u64.to_ne_bytes(), 280).unwrap();
+    set.wait_for_worker("default/2", "idle");
+    for _ in 0..4 {
+        assert_eq!(get(set.address(0), "/x").unwrap().status, 200);
+    }
+    wait_until("it serves", || worker_of(&set.status(), "default/2")["state"] == "idle");
+    assert_eq!(set.worker_pid("default/2"), pid);
+    // Its epoch, as another that there might be: nobody takes a lease for that one.
+    segment(&set).write_all_at(&77u64.to_ne_bytes(), 256).unwrap();
+    wait_until_back(&set, Some(pid));
+    set.wait_for_log(&["default/2", "has been overwritten and names another"]);
+    set.stop();
+}
+
+#[test]
 fn garbage_in_a_segment_harms_only_its_worker() {
     let mut random = Random::from_environment();
     let mut set = Set::prepare(&echo());

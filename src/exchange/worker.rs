@@ -43,19 +43,26 @@ pub enum Counter {
 pub struct Respondent<M> {
     memory: M,
     epoch: Epoch,
+    /// What of the life line does not change: only another can have written anything else.
+    signature: [(Word, u64); 4],
 }
 
 impl<M: Memory> Respondent<M> {
     /// Starts a new incarnation: everything of the life line, the epoch last.
     pub fn begin(memory: M, pid: u32, started: u64, port: Option<u16>, now: Time) -> Self {
         let epoch = Epoch::new(memory.load(Word::EPOCH, Relaxed)).map_or(Epoch::FIRST, Epoch::next);
-        memory.store(Word::PID, pid.into(), Relaxed);
-        memory.store(Word::STARTED, started, Relaxed);
+        let signature = [
+            (Word::PID, pid.into()),
+            (Word::STARTED, started),
+            (Word::PORT, port.unwrap_or(0).into()),
+            (Word::EPOCH, epoch.get().into()),
+        ];
         memory.store(Word::STATE, WorkerState::Starting as u64, Relaxed);
         memory.store(Word::LAST_TURN, now.0, Relaxed);
-        memory.store(Word::PORT, port.unwrap_or(0).into(), Relaxed);
-        memory.store(Word::EPOCH, epoch.get().into(), Release); // Release E
-        Self { memory, epoch }
+        for (word, value) in signature {
+            memory.store(word, value, Release); // Release E: the epoch comes last
+        }
+        Self { memory, epoch, signature }
     }
 
     /// This incarnation.
@@ -83,6 +90,11 @@ impl<M: Memory> Respondent<M> {
     pub fn set_state(&self, state: WorkerState, wants_recycle: bool) {
         let flag = if wants_recycle { WANTS_RECYCLE } else { 0 };
         self.memory.store(Word::STATE, state as u64 | flag, Release);
+    }
+
+    /// Whether the life line still says who this is.
+    pub fn is_intact(&self) -> bool {
+        self.signature.into_iter().all(|(word, value)| self.memory.load(word, Relaxed) == value)
     }
 
     /// One turn of the control loop.

@@ -57,6 +57,10 @@ impl Control {
             self.wait(clock::now());
             let now = clock::now();
             self.shared.respondent.turn(now);
+            if !self.shared.respondent.is_intact() {
+                self.leave_the_slot();
+            }
+            self.shared.restate();
             self.hear.hush();
             self.shared.woken();
             self.beat.beat(now);
@@ -67,7 +71,8 @@ impl Control {
                 self.shared.want_reload();
             }
             self.follow_orders();
-            while let Some(question) = self.shared.respondent.question(self.answered) {
+            // One: whoever puts another meanwhile rings for it.
+            if let Some(question) = self.shared.respondent.question(self.answered) {
                 let reply = self.shared.respondent.judge(&question, self.shared.state());
                 let order = self.obey(question.kind, reply);
                 self.shared.respondent.reply(&question, reply);
@@ -141,6 +146,13 @@ impl Control {
             _ => {}
         }
         None
+    }
+
+    /// Somebody has written into this worker's life line who it is: nobody can find it by that any more.
+    fn leave_the_slot(&self) {
+        tracing::error!(worker = %self.shared.id, event = %log::Event::SlotGarbled,
+            "the slot of this worker has been overwritten and names another: it ends itself, to be replaced");
+        std::process::exit(70)
     }
 
     /// The serving task is stuck in the handler. All this thread can do for the client is an answer of its

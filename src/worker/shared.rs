@@ -176,6 +176,12 @@ impl Shared {
         if out { WorkerState::Draining } else { WorkerState::Ready }
     }
 
+    /// Says again what it is: a stray write to the slot is not to take it out of service for good.
+    pub fn restate(&self) {
+        let condition = locked(&self.condition);
+        self.respondent.set_state(condition.state, condition.wants_recycle);
+    }
+
     fn change(&self, how: impl FnOnce(&mut Condition)) {
         let mut condition = locked(&self.condition);
         let before = *condition;
