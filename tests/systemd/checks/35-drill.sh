@@ -41,5 +41,5 @@ for seed in 1 2; do
 done
 systemctl stop patou
 nothing_is_left
-rm -r /etc/systemd/system/patou-worker@{book,warm}-.service.d
+rm -r /etc/systemd/system/patou-worker@{book,warm}-.service.d /var/lib/patou-drill
 systemctl daemon-reload
