@@ -131,7 +131,10 @@ pub struct WorkerReport {
     /// Since when a question to it has had no answer, in milliseconds; absent if none is open.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub silent_ms: Option<u64>,
-    /// The turns of its control loop, then.
+    /// Since when nobody has been in its slot who is through with his start, in milliseconds; absent if somebody is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub starting_ms: Option<u64>,
+    /// The turns of its control loop, while a question is open.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub turns: Option<u64>,
 }

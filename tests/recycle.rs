@@ -117,6 +117,28 @@ fn programs_are_recycled_unnoticed() {
     unnoticed(2, &format!("{{ program = {} }}", words(&[&example("axum_worker")])), requests(1_000));
 }
 
+/// Its slot is nobody's then, so that the dispatcher cannot ask it: only the watchdog knows that it should be there.
+#[test]
+fn a_worker_that_is_frozen_between_two_lives_is_replaced() {
+    let top = std::env::temp_dir().join(format!("patou-between-{}", std::process::id()));
+    fs::create_dir_all(&top).unwrap();
+    let script = format!(
+        "cd '{}' && if mkdir first 2>/dev/null; then :; elif mkdir second 2>/dev/null; then kill -STOP $$; fi; exec '{}'",
+        top.display(),
+        example("axum_worker")
+    );
+    let pool = one_pool(1, &format!("{{ program = {} }}", words(&["sh", "-c", &script])), "max_requests = 1");
+    let set = Set::start(&format!("{pool}\n[watchdog]\nstart_timeout = \"1s\"\n"));
+    let frozen = set.worker_pid("default/1");
+    assert_eq!(request(set.address(0), "POST", "/echo", b"a").unwrap().status, 200);
+    set.wait_for_log(&["default/1 is killed and replaced: it was not ready after 1s", "watchdog.start_timeout"]);
+    set.wait_for_log(&["worker default/1 is back in service"]);
+    assert_ne!(set.worker_pid("default/1"), frozen);
+    assert_eq!(request(set.address(0), "POST", "/echo", b"b").unwrap().status, 200);
+    set.stop();
+    fs::remove_dir_all(&top).unwrap();
+}
+
 fn coprocess() -> String {
     let file = format!("{}/examples/coprocess.py", env!("CARGO_MANIFEST_DIR"));
     format!("{{ coprocess = {} }}", words(&["python3", &file]))

@@ -380,6 +380,7 @@ impl Desk {
             drained: worker.drained,
             garbled: worker.garbled,
             silent_ms: worker.silent_since.map(|since| now.since(since).as_millis() as u64),
+            starting_ms: worker.starting_since.map(|since| now.since(since).as_millis() as u64),
             turns: worker.silent_since.and_then(|_| turns(slot)),
         };
         let report = |room: &Room| {

@@ -149,6 +149,16 @@ impl Pulse {
         self.ready
     }
 
+    /// It has made room for another incarnation in the same process, since then, and is to say that it is ready again.
+    /// A later time than the one we know means that it has done so in between.
+    pub fn begins_again(&mut self, since: Time) {
+        if self.ready {
+            *self = Self::born(since);
+        } else {
+            self.owes(since);
+        }
+    }
+
     /// It owes an answer since then.
     pub fn asked(&mut self, since: Time) {
         if self.ready {
@@ -162,6 +172,17 @@ impl Pulse {
         if !self.ready {
             return;
         }
+        self.owes(since);
+        if let Some(silence) = &mut self.silence {
+            if silence.turns.is_some() && turns.is_some() && silence.turns != turns {
+                silence.still = now;
+            }
+            silence.turns = turns.or(silence.turns);
+        }
+    }
+
+    /// What is silent is so since then at the earliest.
+    fn owes(&mut self, since: Time) {
         match &mut self.silence {
             // What was seen before it was asked belongs to another silence.
             Some(known) if known.look.is_none_or(|(at, _)| since <= at) => {
@@ -170,12 +191,6 @@ impl Pulse {
                 known.still = known.still.max(since);
             }
             silence => *silence = Some(Silence::from(since)),
-        }
-        if let Some(silence) = &mut self.silence {
-            if silence.turns.is_some() && turns.is_some() && silence.turns != turns {
-                silence.still = now;
-            }
-            silence.turns = turns.or(silence.turns);
         }
     }
 
@@ -280,6 +295,7 @@ impl Pulse {
 
 /// How much of the time between two looks the thread could not use. The kernel writes a wait for a processor up when
 /// it is over; of one that still lasts only the state tells: who is runnable now has used what it ran, and no more.
+/// The end of such a wait may be excused once more then, since nobody knows when it began.
 fn excused(before: &Look, now: &Look, time: Duration) -> Duration {
     let stalled = match now.activity {
         Activity::Blocked => now.stalled.saturating_sub(before.stalled),

@@ -69,6 +69,8 @@ pub struct Worker {
     pub garbled: bool,
     /// Since when a question of ours has had no answer.
     pub silent_since: Option<Time>,
+    /// Since when no incarnation has been there that is through with its start.
+    pub starting_since: Option<Time>,
     pub(super) taken_back: Option<TakenBack>,
     pub(super) wants_recycle: bool,
     pub(super) listed: bool,
@@ -107,6 +109,10 @@ impl Pool {
         worker.up = seen.alive && epoch.is_some();
         worker.epoch = epoch;
         worker.state = seen.life.map(|(_, state, _)| state);
+        let serves = worker.up && worker.state != Some(WorkerState::Starting);
+        // Each incarnation has its own start.
+        let known = worker.starting_since.filter(|_| !changed);
+        worker.starting_since = (!serves).then(|| known.unwrap_or(now));
         worker.wants_recycle = seen.life.is_some_and(|(.., wants)| wants);
         if changed || !worker.up {
             worker.late = false;

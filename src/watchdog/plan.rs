@@ -65,7 +65,7 @@ struct Record {
     plight: Option<Verdict>,
     /// Whether the shell has been asked for a look at it.
     looking: bool,
-    /// Since when its process is ready, if there is one.
+    /// Since when its process is ready, if there is one and it has been.
     ready: Option<Time>,
 }
 
@@ -119,7 +119,7 @@ pub struct Plan {
     era: Era,
     /// Nobody is blamed for silence before this.
     amnesty: Time,
-    /// What this process has lost since the last report: who is heard of as silent now may have been it then.
+    /// What was lost since the last report and the amnesty: who is heard of as silent now may have been it then.
     lost: Duration,
     /// When the report was asked for that has not come yet.
     asked: Option<Time>,
@@ -174,7 +174,7 @@ impl Plan {
     pub fn deadline(&self) -> Option<Time> {
         let due = |(part, record): (&Part, &Record)| match &record.stage {
             Stage::Waiting(at) | Stage::Going(at, _) => Some(*at),
-            Stage::Running(pulse) if pulse.is_ready() && *part != Part::Dispatcher => None,
+            Stage::Running(_) if record.ready.is_some() && *part != Part::Dispatcher => None,
             Stage::Running(pulse) if !self.answers_for(pulse) => None,
             Stage::Running(pulse) => pulse.due(self.patience(part)),
             Stage::Held | Stage::Failed | Stage::Stopped | Stage::Away(_) => None,
@@ -248,7 +248,9 @@ impl Plan {
             return; // recycled in place
         }
         pulse.ready();
-        record.ready = Some(now);
+        if record.ready.replace(now).is_some() {
+            return; // so it is, and was missed meanwhile
+        }
         if record.count > 0 && self.keeper == Keeper::Watchdog {
             let restarts = record.count;
             self.actions.push(Action::Tell(part.clone(), Telling::Ready { restarts }));

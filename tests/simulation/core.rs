@@ -54,6 +54,8 @@ pub enum What {
     Freeze(usize),
     Thaw(usize),
     Die(usize),
+    /// The incarnation ends, and its process goes on as the next one.
+    Vacate(usize),
     /// The next incarnation takes the slot.
     Begin(usize),
     Ready(usize, Epoch),
@@ -75,7 +77,7 @@ impl What {
     pub fn of_worker(self) -> Option<usize> {
         match self {
             What::Turn(w) | What::Claim(w, _) | What::Respond(w, ..) | What::Finish(w, ..) => Some(w),
-            What::Begin(w) | What::Ready(w, _) => Some(w),
+            What::Vacate(w) | What::Begin(w) | What::Ready(w, _) => Some(w),
             _ => None,
         }
     }
@@ -85,6 +87,8 @@ pub struct Worker {
     pub memory: Arc<Words>,
     /// While it lives.
     pub respondent: Option<Respondent<Arc<Words>>>,
+    /// Its process is between two incarnations.
+    vacant: bool,
     /// It does not run.
     pub frozen: bool,
     state: WorkerState,
@@ -96,6 +100,13 @@ pub struct Worker {
     backlog: Vec<What>,
     /// The lease in the slot, and for how long it has been there without excuse.
     lease: Option<(LeaseId, Duration)>,
+}
+
+impl Worker {
+    /// Whether somebody has its slot.
+    fn is_there(&self) -> bool {
+        self.respondent.is_some() && !self.vacant
+    }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -144,6 +155,8 @@ pub struct Sim {
     pub serving: Time,
     /// Incarnations of workers that have become ready since somebody looked.
     pub readied: Vec<usize>,
+    /// Who has ended his incarnation, and whether nothing comes of it.
+    pub vacated: Vec<(usize, bool)>,
     /// How many rings in a row each bell has lost.
     lost: [u32; WORKERS as usize * 2],
 }
@@ -180,6 +193,7 @@ impl Sim {
             frozen: false,
             state: WorkerState::Starting,
             wants_recycle: false,
+            vacant: false,
             answered: 0,
             request: None,
             backlog: Vec::new(),
@@ -209,6 +223,7 @@ impl Sim {
             granted: 0,
             serving: Time(0),
             readied: Vec::new(),
+            vacated: Vec::new(),
             lost: [0; WORKERS as usize * 2],
         };
         if in_a_set {
@@ -290,7 +305,7 @@ impl Sim {
     pub fn look_around(&mut self) {
         while let Some(n) = self.to_look.pop_front() {
             let w = usize::from(n) - 1;
-            let seen = slot::look(&mut self.askers[w], self.workers[w].respondent.is_some());
+            let seen = slot::look(&mut self.askers[w], self.workers[w].is_there());
             self.tell(Event::Seen(n, seen));
         }
     }
@@ -480,7 +495,7 @@ impl Sim {
         }
         let eager = self.eager;
         let worker = &mut self.workers[w];
-        let Some(respondent) = &worker.respondent else { return };
+        let Some(respondent) = worker.respondent.as_ref().filter(|_| !worker.vacant) else { return };
         respondent.turn(self.now);
         let before = worker.state;
         // The word counts, not the question: that may have been replaced before it was read.
@@ -508,7 +523,7 @@ impl Sim {
         respondent.reply(&question, reply);
         self.ring(What::Rung(w));
         if question.kind == Kind::Recycle && reply == Reply::Accept {
-            self.later(30, What::Begin(w));
+            self.later(15, What::Vacate(w));
         }
         if eager
             && question.kind == Kind::Offer
@@ -527,7 +542,7 @@ impl Sim {
         }
         let respondent = Respondent::begin(worker.memory.clone(), 1 + w as u32, self.now.0, None, self.now);
         worker.answered = respondent.answered();
-        (worker.state, worker.wants_recycle) = (WorkerState::Starting, false);
+        (worker.state, worker.wants_recycle, worker.vacant) = (WorkerState::Starting, false, false);
         let epoch = respondent.epoch();
         worker.respondent = Some(respondent);
         self.ring(What::Rung(w));
@@ -548,7 +563,7 @@ impl Sim {
         let worker = &mut self.workers[w];
         worker.respondent = None;
         worker.request = None;
-        worker.frozen = false;
+        (worker.frozen, worker.vacant) = (false, false);
         for what in std::mem::take(&mut worker.backlog) {
             if let What::Claim(_, client) = what {
                 self.not_started(client);
@@ -624,6 +639,20 @@ impl Sim {
                 self.later(4000, What::Die(w));
                 if self.workers[w].respondent.is_some() {
                     self.die(w);
+                }
+            }
+            What::Vacate(w) => {
+                let worker = &mut self.workers[w];
+                // It may have died, and another may have begun.
+                if worker.respondent.is_some() && worker.state == WorkerState::Recycling && !worker.vacant {
+                    worker.vacant = true;
+                    // Sometimes nothing comes of it, and somebody has to notice.
+                    let stuck = self.in_a_set && !self.healing && self.random.percent(10);
+                    if !stuck {
+                        self.later(15, What::Begin(w));
+                    }
+                    self.vacated.push((w, stuck));
+                    self.ring(What::Rung(w));
                 }
             }
             What::Begin(w) if self.in_a_set && self.workers[w].respondent.is_none() => {} // it died over it

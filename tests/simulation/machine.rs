@@ -24,6 +24,8 @@ pub struct Process {
     pub ready: bool,
     /// What is on its way out already: nobody judges it any more.
     pub leaving: bool,
+    /// When it was held or starved last.
+    pub excused_until: Option<Time>,
     ran: Duration,
     /// Written up by the kernel, which it does when a wait is over, and the wait that still lasts.
     waited: Duration,
@@ -58,7 +60,7 @@ impl Process {
     /// Silent by its own fault just now. A debugger that comes and goes between two looks excuses nobody who does not
     /// answer afterwards either.
     pub fn is_at_fault(&self) -> bool {
-        let stuck = self.stuck && !self.ready && !self.starved;
+        let stuck = self.stuck && !self.ready && (self.held || !self.starved);
         self.pid.is_some() && (self.stopped || stuck)
     }
 
@@ -68,14 +70,18 @@ impl Process {
             self.absent += passed;
             return;
         }
+        if self.held || self.starved {
+            self.excused_until = Some(now);
+        }
         if self.starved && !self.stopped && !self.held {
             self.waiting += passed;
         } else {
             self.waited += std::mem::take(&mut self.waiting);
         }
         if self.is_at_fault() {
-            // A stop soon after another is one to who looks every now and then.
-            if self.fault_ended.take().is_some_and(|ended| now.since(ended) > passed + Duration::from_millis(500)) {
+            // A stop soon after another is one to who looks every now and then, and who is stuck was so before.
+            let ended = self.fault_ended.take().filter(|_| !self.stuck);
+            if ended.is_some_and(|ended| now.since(ended) > passed + Duration::from_millis(500)) {
                 self.fault = Duration::ZERO;
             }
             self.fault += passed;
@@ -89,7 +95,8 @@ impl Process {
     }
 
     /// No processor ran it for so long; the clock goes on by that.
-    pub fn stall(&mut self, time: Duration) {
+    pub fn stall(&mut self, now: Time, time: Duration) {
+        self.excused_until = Some(now);
         if !self.stopped && !self.held {
             self.waited += time;
         }
@@ -102,7 +109,7 @@ impl Process {
 
     /// What the watchdog can see of it.
     pub fn look(&self) -> Look {
-        let Some(thread) = self.pid else { return Look::default() };
+        let Some(thread) = self.pid else { return Look { ended: true, ..Look::default() } };
         let runnable = self.starved && !self.stopped && !self.held;
         Look {
             ended: false,

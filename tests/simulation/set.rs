@@ -160,8 +160,12 @@ impl Set {
             let timeout = self.timeout(p, process.ready);
             // Who is told to go is not judged any more, but killed when his time is over.
             let leave = if process.leaving { DRAIN + self.bounds.parting } else { Duration::ZERO };
-            let bound = timeout + 3 * PROBE + self.bounds.abort_grace + leave + SLACK;
-            assert!(process.undisturbed <= bound, "part {p} is frozen for {:?}: {process:?}", process.undisturbed);
+            let undisturbed = process.undisturbed;
+            // The end of an excuse is seen at the next look, which may be a bound later and excuse as much again.
+            let excused = process.excused_until.is_some_and(|at| self.core.now.since(at) <= undisturbed + 2 * timeout);
+            let twice = if excused { timeout } else { Duration::ZERO };
+            let bound = timeout + twice + 3 * PROBE + self.bounds.abort_grace + leave + SLACK;
+            assert!(undisturbed <= bound, "part {p} is frozen for {undisturbed:?}: {process:?}");
             let bound = self.bounds.restarts.delay_max.mul_f64(1.25) + SLACK;
             // Workers are first started when the dispatcher has been ready.
             let may_be = self.policies[p].failed || p > 0 && !self.dog.risen;
@@ -249,9 +253,12 @@ impl Set {
     }
 
     fn look_who_is_ready(&mut self) {
+        for (w, stuck) in std::mem::take(&mut self.core.vacated) {
+            (self.parts[w + 1].ready, self.parts[w + 1].stuck) = (false, stuck);
+        }
         for w in std::mem::take(&mut self.core.readied) {
             if let Some(pid) = self.parts[w + 1].pid {
-                self.parts[w + 1].ready = true;
+                (self.parts[w + 1].ready, self.parts[w + 1].stuck) = (true, false);
                 self.says_ready(w + 1, pid);
             }
         }
@@ -349,6 +356,7 @@ impl Set {
             drained: worker.drained,
             garbled: worker.garbled,
             silent_ms: worker.silent_since.map(|since| now.since(since).as_millis() as u64),
+            starting_ms: worker.starting_since.map(|since| now.since(since).as_millis() as u64),
             turns: worker.silent_since.and_then(|_| self.core.turns(w)),
         };
         let workers = self.core.pool.workers().iter().enumerate().map(worker).collect();
@@ -392,7 +400,7 @@ impl Set {
                 // The machine does nothing at all for a while.
                 let time = self.core.random.millis(3000);
                 let now = self.core.now + time;
-                self.parts.iter_mut().for_each(|process| process.stall(time));
+                self.parts.iter_mut().for_each(|process| process.stall(now, time));
                 self.core.stall(now);
                 let rest = self.events.split_off(&(now, 0));
                 for what in std::mem::replace(&mut self.events, rest).into_values() {
@@ -436,7 +444,8 @@ impl Set {
         for w in 0..WORKERS.into() {
             self.core.later(1, What::Resume(w));
         }
-        self.run(Duration::from_secs(4));
+        // Who is stuck has to be found and replaced first.
+        self.run(3 * self.bounds.start_timeout);
         self.later(1, Happening::Dog(Wake::Reload(None)));
         self.run(SUSPICION + Duration::from_secs(4));
         for (part, status) in self.dog.plan.status() {

@@ -11,6 +11,10 @@ impl Plan {
     /// Workers are judged here and nowhere else: by what the dispatcher says now. While it says nothing, their
     /// silence may be its own; and what it was late itself, or held by somebody, is nobody else's.
     pub(super) fn report(&mut self, now: Time, signs: Vec<Sign>) {
+        let asked = self.asked.take().unwrap_or(now);
+        if !matches!(&self.parts[&Part::Dispatcher].stage, Stage::Running(pulse) if pulse.is_ready()) {
+            return; // of one on its way out, of whom it is not known any more what it missed
+        }
         if matches!(self.parts[&Part::Dispatcher].plight, Some(Verdict::Suspended(_))) {
             self.forgive(now);
         }
@@ -23,24 +27,31 @@ impl Plan {
             self.lost += late;
             for record in self.parts.values_mut() {
                 if let Stage::Running(pulse) = &mut record.stage
-                    && pulse.is_ready()
+                    && record.ready.is_some()
                 {
                     pulse.excuse(late);
                 }
             }
         }
         let (amnesty, lost) = (self.amnesty, std::mem::take(&mut self.lost));
-        let asked = self.asked.take().unwrap_or(now);
         for sign in signs {
             let part = Part::Worker(sign.worker);
+            let Some(record) = self.parts.get_mut(&part) else { continue };
             // The report may have been written about the process before it.
-            if self.parts.get(&part).and_then(|record| record.ready).is_none_or(|ready| ready > asked) {
-                continue;
+            let Some(ready) = record.ready.filter(|ready| *ready <= asked) else { continue };
+            let owing = |since: Time| (since.max(amnesty).max(ready) + lost).min(now);
+            if let Stage::Running(pulse) = &mut record.stage {
+                match (sign.starting_since, sign.silent_since) {
+                    (Some(since), _) => pulse.begins_again(owing(since)),
+                    // What it was asked while it started it owes from now on.
+                    _ if !pulse.is_ready() => {
+                        pulse.ready();
+                        record.ready = Some(now);
+                    }
+                    (None, Some(since)) => pulse.silent(now, owing(since), sign.turns),
+                    (None, None) => pulse.answered(),
+                }
             }
-            self.with_pulse(&part, |pulse| match sign.silent_since {
-                Some(since) => pulse.silent(now, (since + lost).min(now).max(amnesty), sign.turns),
-                None => pulse.answered(),
-            });
             match self.parts.get(&part) {
                 Some(Record { stage: Stage::Running(_), .. }) if sign.garbled => {
                     self.accuse(now, &part, "its slot holds what no worker writes".into());
@@ -55,7 +66,7 @@ impl Plan {
     pub(super) fn excuse(&mut self, now: Time, time: Duration) {
         self.lost += time;
         if time > self.bounds.worker_timeout / 4 {
-            self.amnesty = now;
+            self.pardon(now);
         }
         for record in self.parts.values_mut() {
             match &mut record.stage {
@@ -68,12 +79,17 @@ impl Plan {
 
     /// All begin anew: after a suspend, in which the clock stood still, the machine stands up part by part.
     pub(super) fn forgive(&mut self, now: Time) {
-        self.amnesty = now;
+        self.pardon(now);
         for record in self.parts.values_mut() {
             if let Stage::Running(pulse) = &mut record.stage {
                 pulse.forgive(now);
             }
         }
+    }
+
+    /// Nobody is blamed for what was before; what is lost counts from here.
+    fn pardon(&mut self, now: Time) {
+        (self.amnesty, self.lost) = (now, Duration::ZERO);
     }
 
     /// Judges the dispatcher and those that start, kills who does not go, starts who is due.
@@ -85,7 +101,7 @@ impl Plan {
                 record.plight = None;
             }
             match &mut record.stage {
-                Stage::Running(pulse) if pulse.is_ready() && part != Part::Dispatcher => {} // see `report`
+                Stage::Running(_) if record.ready.is_some() && part != Part::Dispatcher => {} // see `report`
                 // See `answers_for`.
                 Stage::Running(pulse) if self.keeper == Keeper::Systemd && !pulse.is_ready() => {}
                 Stage::Running(_) => self.consider(now, &part),

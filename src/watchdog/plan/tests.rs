@@ -50,6 +50,10 @@ fn workers(count: u16) -> BTreeMap<WorkerId, Duration> {
     (1..=count).map(|number| (id(number), DRAIN)).collect()
 }
 
+fn sign(number: u16) -> Sign {
+    Sign { worker: id(number), silent_since: None, starting_since: None, turns: None, garbled: false }
+}
+
 /// A plan and what it says, in short words. Every process looks as is set here.
 struct Talk(Plan, Look);
 
@@ -92,9 +96,18 @@ impl Talk {
 
     /// A report in which worker 1 owes an answer since then.
     fn report(&mut self, ms: u64, silent_since: Option<u64>, expected: &[&str]) {
-        let sign = |number, silent_since| Sign { worker: id(number), silent_since, turns: None, garbled: false };
+        let silent_since = silent_since.map(at);
+        self.hear_signs(ms, Sign { silent_since, ..sign(1) }, expected);
+    }
+
+    /// A report in which worker 1 is between two incarnations since then.
+    fn starting(&mut self, ms: u64, since: u64, expected: &[&str]) {
+        self.hear_signs(ms, Sign { starting_since: Some(at(since)), ..sign(1) }, expected);
+    }
+
+    fn hear_signs(&mut self, ms: u64, of_the_first: Sign, expected: &[&str]) {
         self.tell(ms, Event::Probed, &[]);
-        self.tell(ms, Event::Report(vec![sign(1, silent_since.map(at)), sign(2, None)]), expected);
+        self.tell(ms, Event::Report(vec![of_the_first, sign(2)]), expected);
     }
 
     fn state(&self, part: &Part) -> &'static str {
@@ -249,6 +262,31 @@ fn who_is_not_ready_in_time_is_killed() {
 }
 
 #[test]
+fn who_is_stuck_between_two_incarnations_is_killed() {
+    let mut talk = Talk::up();
+    talk.starting(1000, 900, &[]);
+    assert_eq!(talk.state(&worker(1)), "starting");
+    talk.starting(10_000, 900, &[]);
+    talk.report(10_500, None, &[]);
+    assert_eq!(talk.state(&worker(1)), "up");
+    // Each has the time of a start of its own, and who says that it is ready has done it.
+    talk.starting(20_000, 15_000, &[]);
+    talk.starting(24_990, 15_000, &[]);
+    talk.tell(24_995, Event::Ready(worker(1)), &[]);
+    talk.starting(26_000, 25_900, &[]);
+    let accusation = "accuse worker web/1: it was not ready after 10s 100ms (watchdog.start_timeout)";
+    talk.starting(36_000, 25_900, &[accusation, "abort worker web/1"]);
+    // A process that is new is no vacancy: its start is judged for itself.
+    let mut talk = Talk::up();
+    talk.tell(5000, exited(worker(1)), &["sweep web/1", "restart worker web/1 in 0ns: gone", "start worker web/1"]);
+    talk.tell(5001, Event::Started(worker(1), 13), &[]);
+    talk.starting(5100, 100, &[]);
+    talk.tell(5200, Event::Ready(worker(1)), &["back worker web/1 1"]);
+    talk.report(5300, None, &[]);
+    assert_eq!(talk.state(&worker(1)), "up");
+}
+
+#[test]
 fn surplus_workers_leave_and_may_be_wanted_again_before_they_are_gone() {
     let mut talk = Talk::up();
     talk.tell(0, Event::Apply(change(1)), &["reload dispatcher", "leave worker web/2"]);
@@ -321,9 +359,7 @@ fn units_are_watched_and_left_to_systemd() {
 #[test]
 fn what_a_report_says_of_a_process_is_not_held_against_the_next() {
     let mut talk = Talk::up();
-    let report = |silent_since| {
-        Event::Report(vec![Sign { worker: id(1), silent_since, turns: None, garbled: silent_since.is_none() }])
-    };
+    let report = |silent_since| Event::Report(vec![Sign { silent_since, garbled: silent_since.is_none(), ..sign(1) }]);
     for (ms, silent_since) in [(100, None), (100_000, Some(at(98_000)))] {
         talk.tell(ms, Event::Probed, &[]);
         talk.hear(ms + 10, exited(worker(1)));

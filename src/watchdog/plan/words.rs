@@ -60,7 +60,9 @@ pub struct Sign {
     pub worker: WorkerId,
     /// Since when it owes an answer.
     pub silent_since: Option<Time>,
-    /// The turns of its control loop, where it owes one.
+    /// Since when nobody has been in its slot who is through with his start: its process may be between two incarnations.
+    pub starting_since: Option<Time>,
+    /// The turns of its control loop, where it owes an answer.
     pub turns: Option<u64>,
     /// Nobody can tell what it is doing: its slot holds nonsense.
     pub garbled: bool,
@@ -70,11 +72,13 @@ impl Sign {
     /// Those in a report that came just now.
     pub fn all(report: &Report, now: Time) -> Vec<Sign> {
         let mut signs = Vec::new();
+        let before = |ms: u64| Time(now.0.saturating_sub(ms.saturating_mul(1_000_000)));
         for pool in &report.pools {
             for (worker, number) in pool.workers.iter().zip(1..=u16::MAX) {
                 signs.push(Sign {
                     worker: WorkerId { pool: pool.name.clone(), number },
-                    silent_since: worker.silent_ms.map(|ms| Time(now.0.saturating_sub(ms.saturating_mul(1_000_000)))),
+                    silent_since: worker.silent_ms.map(before),
+                    starting_since: worker.starting_ms.map(before),
                     turns: worker.turns,
                     garbled: worker.garbled,
                 });
@@ -244,6 +248,7 @@ mod tests {
             drained: false,
             garbled: false,
             silent_ms,
+            starting_ms: None,
             turns: None,
         };
         let name = "web".to_owned().try_into().unwrap();

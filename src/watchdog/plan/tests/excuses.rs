@@ -51,11 +51,11 @@ fn who_is_held_owes_nothing_and_begins_anew() {
 fn a_loop_that_turns_without_an_answer_has_four_bounds() {
     let mut talk = Talk::up();
     for (turns, ms) in (350..4100).step_by(250).enumerate() {
-        let sign = Sign { worker: id(1), silent_since: Some(at(100)), turns: Some(turns as u64), garbled: false };
+        let sign = Sign { silent_since: Some(at(100)), turns: Some(turns as u64), ..sign(1) };
         talk.tell(ms, Event::Probed, &[]);
         talk.tell(ms, Event::Report(vec![sign]), &[]);
     }
-    let sign = Sign { worker: id(1), silent_since: Some(at(100)), turns: Some(99), garbled: false };
+    let sign = Sign { silent_since: Some(at(100)), turns: Some(99), ..sign(1) };
     talk.tell(4100, Event::Probed, &[]);
     let accusation = "accuse worker web/1: it does not answer for 4s, although its control loop turns";
     talk.tell(4100, Event::Report(vec![sign]), &[accusation, "abort worker web/1"]);
@@ -116,7 +116,7 @@ fn nobody_is_blamed_for_what_the_watchdog_or_the_dispatcher_lost() {
 
     let mut talk = Talk::up();
     talk.tell(100, Event::Probed, &[]);
-    let sign = || vec![Sign { worker: id(1), silent_since: Some(at(100)), turns: None, garbled: false }];
+    let sign = || vec![Sign { silent_since: Some(at(100)), ..sign(1) }];
     talk.tell(1500, Event::Report(sign()), &[]); // the dispatcher itself was late
     talk.report(2499, Some(100), &[]);
     talk.report(2500, Some(100), &["accuse worker web/1: it is frozen, no sign of life for 1s", "abort worker web/1"]);
@@ -134,10 +134,36 @@ fn nobody_is_blamed_for_what_a_dispatcher_missed_that_was_held() {
     }
     // The worker has answered meanwhile, and been asked again, before anybody could see the answer.
     talk.1 = STUCK;
-    let sign = Sign { worker: id(1), silent_since: Some(at(100)), turns: None, garbled: false };
+    let sign = Sign { silent_since: Some(at(100)), ..sign(1) };
     talk.tell(6000, Event::Report(vec![sign]), &["relieved dispatcher"]);
     talk.report(6999, Some(100), &[]);
     talk.report(7000, Some(100), &[ACCUSED, "abort worker web/1"]);
+}
+
+#[test]
+fn what_the_watchdog_lost_and_what_the_dispatcher_lost_after_it_add_up() {
+    let mut talk = Talk::up();
+    talk.tell(2000, Event::Lost(Duration::from_millis(1800)), &[]);
+    talk.tell(2000, Event::Report(vec![sign(1)]), &[]);
+    talk.tell(2000, Event::Probed, &[]);
+    let owing = Sign { silent_since: Some(at(1000)), ..sign(1) };
+    talk.tell(3900, Event::Report(vec![owing]), &[]); // 1.9 s of it are the dispatcher's own
+    talk.report(4899, Some(1000), &[]);
+    talk.report(4900, Some(1000), &[ACCUSED, "abort worker web/1"]);
+}
+
+#[test]
+fn nobody_is_blamed_by_a_dispatcher_that_is_told_to_go_and_was_held() {
+    let mut talk = Talk::up();
+    talk.tell(100, Event::Probed, &[]);
+    talk.1.held = Some(Holder::Debugger);
+    talk.tell(600, Event::Tick, &["suspended dispatcher by a debugger"]);
+    let restart = Change { restart_dispatcher: true, ..change(2) };
+    talk.tell(3000, Event::Apply(restart), &["leave dispatcher"]);
+    talk.1.held = None;
+    let owing = Sign { silent_since: Some(at(100)), ..sign(1) };
+    talk.tell(3100, Event::Report(vec![owing]), &[]);
+    assert_eq!(talk.state(&worker(1)), "up");
 }
 
 #[test]
@@ -149,7 +175,7 @@ fn a_watchdog_that_is_late_again_and_again_still_accuses() {
         now += 1000;
         talk.tell(now, Event::Lost(Duration::from_millis(100)), &[]);
         talk.tell(now, Event::Probed, &[]);
-        let sign = Sign { worker: id(1), silent_since: Some(at(100)), turns: None, garbled: false };
+        let sign = Sign { silent_since: Some(at(100)), ..sign(1) };
         !talk.hear(now, Event::Report(vec![sign])).is_empty()
     });
     assert!(accused);
@@ -180,7 +206,7 @@ proptest::proptest! {
                 seen = if lost > 250 { 0 } else { seen };
             }
             talk.0.handle(at(now), Event::Probed);
-            let sign = Sign { worker: id(1), silent_since: Some(at(since)), turns: None, garbled: false };
+            let sign = Sign { silent_since: Some(at(since)), ..sign(1) };
             let accused = !talk.hear(now, Event::Report(vec![sign])).is_empty();
             proptest::prop_assert_eq!(accused, seen >= 1000, "silent for {} ms of the watchdog's time", seen);
             if accused {
