@@ -51,6 +51,11 @@ impl Restarts {
 }
 
 impl RestartLimits {
+    /// How long a restart may wait at most.
+    pub fn longest_wait(&self) -> Duration {
+        self.delay_max.mul_f64(1.25)
+    }
+
     /// How long the restart waits that comes after `count` others.
     fn wait(&self, count: u32, chance: f64) -> Duration {
         let doublings = count.saturating_sub(1).min(31);

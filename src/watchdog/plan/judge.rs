@@ -167,7 +167,12 @@ impl Plan {
             Part::Dispatcher => self.bounds.dispatcher_timeout,
             Part::Worker(_) => self.bounds.worker_timeout,
         };
-        Patience { start: self.bounds.start_timeout, answer }
+        // Whom systemd starts again waits itself, before it is ready, for as long as its failures demand.
+        let waits = match self.keeper {
+            Keeper::Watchdog => Duration::ZERO,
+            Keeper::Systemd => self.bounds.restarts.longest_wait(),
+        };
+        Patience { start: self.bounds.start_timeout + waits, answer }
     }
 
     /// SIGABRT may leave a core. One of each part within `restarts.within` is evidence; more would fill the disk.

@@ -354,6 +354,12 @@ fn units_are_watched_and_left_to_systemd() {
 
     talk.tell(103_000, Event::Apply(change(1)), &[]);
     assert_eq!((talk.state(&worker(1)), talk.state(&worker(2))), ("up", "unknown"));
+
+    // One that begins again in its process may have to wait before it is ready, and systemd has no bound for that.
+    talk.starting(200_000, 199_000, &[]);
+    talk.starting(246_400, 199_000, &[]);
+    let accusation = "accuse worker web/1: it was not ready after 47s 500ms (watchdog.start_timeout)";
+    talk.starting(246_500, 199_000, &[accusation, "abort worker web/1"]);
 }
 
 #[test]
