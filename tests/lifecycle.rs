@@ -126,8 +126,11 @@ fn a_set_whose_directory_is_removed_leaves_nothing() {
     set.wait_for_end();
     wait_until("its parts leave", || set.processes().is_empty());
     let file = set.file();
-    ipc("remove", &file);
-    assert_eq!(set.segments().len(), 2);
+    // The last thread of a process that was killed may hold a segment for a moment longer than the first.
+    wait_until("what is nobody's is removed", || {
+        ipc("remove", &file);
+        set.segments().len() == 2
+    });
     ipc("remove", &other);
     set.assert_nothing_left();
 }

@@ -39,6 +39,8 @@ pub fn check<B>(
     }
     let target = request.uri().path_and_query().map(PathAndQuery::as_str);
     let target = target.ok_or_else(|| bad("the request has no path"))?;
+    // In absolute form the path may be empty, and means the root (RFC 9112, section 3.2.1).
+    let target = if target.starts_with('?') { format!("/{target}") } else { target.to_owned() };
     if target == ASTERISK && request.method() != Method::OPTIONS {
         return Err(bad("the target * is for OPTIONS"));
     }
@@ -56,7 +58,7 @@ pub fn check<B>(
         let detail = format!("the body is larger than max_body, {max_body} bytes");
         return Err(Problem::not_started(StatusCode::PAYLOAD_TOO_LARGE, detail));
     }
-    Ok((host, target.to_owned()))
+    Ok((host, target))
 }
 
 /// The worker's address with the token, and behind it what was asked for. `host` is what the client called us.
