@@ -13,8 +13,7 @@
 
 use std::io;
 use std::process::Stdio;
-use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use bytes::Bytes;
 use http::header::CONTENT_TYPE;
@@ -24,7 +23,6 @@ use http_body_util::{BodyExt, Empty};
 use tokio::io::AsyncWriteExt;
 use tokio::net::unix::pipe::Sender;
 use tokio::task::JoinHandle;
-use tokio::time::timeout;
 
 use super::cgi::{self, Answer, Document};
 use super::child::{Child, Ended, Program};
@@ -40,15 +38,12 @@ use crate::tree;
 /// How many local redirects one request may take.
 const REDIRECTS: usize = 10;
 
-/// How long the log may lag behind the death of all who write it.
-const LAST_WORDS: Duration = Duration::from_millis(500);
-
 /// The handler: a program, and what still reads the standard error of its last run.
 #[derive(Debug)]
 pub struct Exec {
     program: Program,
     voice: Arc<Voice>,
-    relays: Mutex<Vec<JoinHandle<()>>>,
+    relays: Mutex<Vec<(Weak<Relay>, JoinHandle<()>)>>,
 }
 
 impl Exec {
@@ -94,7 +89,7 @@ impl Exec {
         let [stdin, stdout, stderr] = child.pipes();
         let lease = Lease::Some(context.lease.as_str().into());
         if let Some(stderr) = stderr {
-            let (_, relay) = Relay::start(stderr, self.voice.clone(), Stream::Errors, lease.clone()).map_err(failed)?;
+            let relay = Relay::start(stderr, self.voice.clone(), Stream::Errors, lease.clone()).map_err(failed)?;
             self.relays.lock().unwrap_or_else(PoisonError::into_inner).push(relay);
         }
         let stdin = stdin.map(Sender::from_owned_fd).transpose().map_err(failed)?;
@@ -105,7 +100,7 @@ impl Exec {
         Ok(Run { output, feed, left: None, whole: false, last: None, cut: false, judged: false, name, worker, lease })
     }
 
-    /// Kills and reaps everything that the request left behind, and waits for its last words in the log.
+    /// Kills and reaps everything that the request left behind, and brings its last words into the log.
     pub(super) async fn end(&self) {
         if tree::has_children()
             && let Err(survivors) = tree::kill(|_| true).await
@@ -113,10 +108,9 @@ impl Exec {
             tracing::error!(worker = %self.voice.worker(), event = %Mark::ProcessLeft, "{survivors}");
         }
         let relays = std::mem::take(&mut *self.relays.lock().unwrap_or_else(PoisonError::into_inner));
-        for mut relay in relays {
-            if timeout(LAST_WORDS, &mut relay).await.is_err() {
-                relay.abort();
-            }
+        for (relay, task) in relays {
+            relay.upgrade().iter().for_each(|relay| relay.close());
+            task.abort();
         }
     }
 

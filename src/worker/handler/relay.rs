@@ -21,9 +21,6 @@ use crate::sys;
 const LINE: usize = 4096;
 /// Read at once, in bytes.
 const CHUNK: usize = 4096;
-/// What a pipe holds, in reads, unless told otherwise (pipe(7)): more cannot have been written before now.
-const FULL: usize = 64 * 1024 / CHUNK;
-
 /// A lease as text; none where no request is in hand.
 pub type Lease = Option<Arc<str>>;
 
@@ -150,21 +147,37 @@ impl Relay {
                     Got::End => break,
                 }
             }
-            let State { lines, lease } = &mut *locked(&relay.state);
-            lines.finish(lease, |line, lease| relay.voice.say(relay.stream, lease, line));
+            relay.finish();
         });
         Ok((weak, task))
     }
 
     /// From now on the program speaks under this lease. What it has printed so far was under the one before.
     pub fn turn_to(&self, lease: Lease) {
-        // Straight from the pipe: tokio may not know yet that something has come.
-        for _ in 0..FULL {
+        self.drain();
+        locked(&self.state).lease = lease;
+    }
+
+    /// Relays what is still in the pipe, once nobody is left who should write to it.
+    pub fn close(&self) {
+        self.drain();
+        self.finish();
+    }
+
+    /// Relays what was written before now, straight from the pipe: tokio may not know yet that something has come.
+    fn drain(&self) {
+        // More than it holds cannot have been written before now, whoever goes on writing (pipe(7)).
+        let full = fcntl(&self.pipe, FcntlArg::F_GETPIPE_SZ).map_or(0, |bytes| bytes.unsigned_abs() as usize);
+        for _ in 0..full.div_ceil(CHUNK) {
             if self.read() != Got::Something {
                 break;
             }
         }
-        locked(&self.state).lease = lease;
+    }
+
+    fn finish(&self) {
+        let State { lines, lease } = &mut *locked(&self.state);
+        lines.finish(lease, |line, lease| self.voice.say(self.stream, lease, line));
     }
 
     fn read(&self) -> Got {
@@ -250,6 +263,23 @@ mod tests {
         assert_eq!(lines(&[&long, b"\nshort\n"]), [String::from_utf8(long.clone()).unwrap(), "short".to_owned()]);
         let cut = lines(&[&long, &long, b"y\nshort"]);
         assert_eq!((cut.len(), cut[0].len(), cut[1].as_str()), (2, LINE + " [cut]".len(), "short"));
+    }
+
+    #[tokio::test]
+    async fn what_was_printed_before_the_end_is_told_however_late_it_is_read() {
+        let (log, _guard) = super::super::alone::log();
+        let (pipe, end) = nix::unistd::pipe().unwrap();
+        let (_, stays) = (nix::unistd::write(&end, &b"x\n".repeat(32 << 10)), nix::unistd::dup(&end).unwrap());
+        let voice = Voice::new("default/1".parse().unwrap());
+        let (relay, task) = Relay::start(pipe, voice.clone(), Stream::Errors, lease("1.1")).unwrap();
+        // The task has not run once, and somebody holds the pipe for ever.
+        relay.upgrade().unwrap().close();
+        task.abort();
+        voice.confess();
+        let log = String::from_utf8(log.lock().unwrap().clone()).unwrap();
+        let said = log.lines().filter(|line| line.contains("relay: x worker=default/1 lease=\"1.1\"")).count();
+        assert!(log.contains(&format!("{} lines were left out", (32 << 10) - said)), "{said}: {log}");
+        drop(stays);
     }
 
     #[test]

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::future::Future;
 use std::path::PathBuf;
 use std::task::Poll;
+use std::time::Duration;
 
 use http::request::Builder;
 use nix::unistd::getpid;
