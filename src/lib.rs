@@ -10,6 +10,7 @@ pub mod config;
 pub mod dispatcher;
 pub mod exchange;
 pub mod figures;
+pub mod handoff;
 pub mod ids;
 pub mod ipc;
 pub mod liveness;

@@ -178,10 +178,22 @@ pub fn listen_fds() -> io::Result<Vec<(OwnedFd, String)>> {
     Ok(passed.map(|(fd, name)| (unsafe { OwnedFd::from_raw_fd(fd) }, name)).collect())
 }
 
-/// Owns descriptors that a message has just brought (`SCM_RIGHTS`, unix(7)).
+/// Takes a TCP connection apart, which sends a reset (connect(2), `AF_UNSPEC`): also while others hold it.
+///
+/// # Errors
+/// On what is no TCP socket.
+pub fn disconnect(fd: BorrowedFd<'_>) -> io::Result<()> {
+    let nowhere = libc::sockaddr { sa_family: libc::AF_UNSPEC as libc::sa_family_t, sa_data: [0; 14] };
+    // SAFETY: needed because nix has no address of this family. The pointer is to a whole sockaddr that lives over
+    // the call, and its length is the one that is passed.
+    Errno::result(unsafe { libc::connect(fd.as_raw_fd(), &nowhere, size_of::<libc::sockaddr>() as libc::socklen_t) })?;
+    Ok(())
+}
+
+/// Owns descriptors that the kernel has just made: those of a message (`SCM_RIGHTS`, unix(7)), or an accepted one.
 pub fn adopt(received: Vec<RawFd>) -> impl Iterator<Item = OwnedFd> {
-    // SAFETY: needed because nix hands out bare numbers. The kernel made these descriptors for this message
-    // alone, and the only caller passes each list on as it comes out of recvmsg, once.
+    // SAFETY: needed because nix hands out bare numbers. The kernel made these descriptors for us, and the callers
+    // pass each list on as it comes out of recvmsg or accept, once.
     received.into_iter().map(|fd| unsafe { OwnedFd::from_raw_fd(fd) })
 }
 

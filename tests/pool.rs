@@ -11,7 +11,7 @@ use patou::ids::WorkerState::{Draining, Ready, Recycling, Starting};
 use patou::ids::{Claim, Epoch, LeaseId, Phase, Reason, Terms, Time, Token, WorkerState};
 use patou::pool::Action::{Abort, Bury, Clear, Look, Refuse, Release, Revoke, Ring};
 use patou::pool::Event::{Client, Left, Probe, Quiesce, Tick};
-use patou::pool::{Action, Answer, Ask, Event, Hold, Limits, Note, Peer, Pool, Refusal, Seen};
+use patou::pool::{Action, Answer, Ask, End, Event, Hold, Limits, Note, Peer, Pool, Refusal, Seen};
 
 const A: Peer = Peer::Ip(IpAddr::V4(Ipv4Addr::new(192, 0, 2, 1)));
 const B: Peer = Peer::User(1000);
@@ -80,7 +80,7 @@ fn living(state: WorkerState, wants_recycle: bool) -> Seen {
 }
 
 fn offer(worker: u16, n: u64, now: u64) -> Action {
-    Action::Offer { worker, epoch: ONE, lease: lease(n), claim_by: at(now + 1050) }
+    Action::Offer { worker, epoch: ONE, lease: lease(n), claim_by: at(now + 1050), connection: None }
 }
 
 fn grant(client: u64, worker: u16, n: u64, offered: u64) -> Action {
@@ -239,7 +239,7 @@ fn a_client_that_was_claimed_meanwhile_is_not_given_to_another() {
     t.hears(0, Client(1, A), &[offer(2, 1, 0)]);
     t.sees(50, 2, held(lease(1), Offered, 0), &[note(2, Note::Late(lease(1))), Revoke(2, lease(1))]);
     t.sees(50, 2, held(lease(1), Claimed, 0), &[grant(1, 2, 1, 0)]);
-    assert_eq!(t.hold(2), Hold::Busy { lease: lease(1) });
+    assert_eq!(t.hold(2), Hold::Busy { lease: lease(1), connection: None });
     // It has claimed before its answer was read, and died.
     t.hears(60, Client(2, A), &[offer(1, 2, 60)]);
     t.sees(
@@ -375,7 +375,7 @@ fn a_worker_dies_before_its_answer() {
     t.sees(10, 2, dead(free()), &[]);
     t.sees(90, 2, reborn(2, Starting, free()), &[note(2, Note::Up(epoch(2)))]);
     t.hears(91, Client(2, A), &[]);
-    let next = Action::Offer { worker: 2, epoch: epoch(2), lease: lease(3), claim_by: at(95 + 1050) };
+    let next = Action::Offer { worker: 2, epoch: epoch(2), lease: lease(3), claim_by: at(95 + 1050), connection: None };
     t.sees(95, 2, reborn(2, Ready, free()), &[next]);
 }
 
@@ -393,7 +393,8 @@ fn a_worker_dies_with_a_grant_nobody_has_used() {
     );
     t.sees(40, 2, reborn(2, Ready, held(lease(1), Revoked, 0)), &[Release(2, lease(1))]);
     t.sees(40, 2, reborn(2, Ready, free()), &[]);
-    let next = |n| Action::Offer { worker: 2, epoch: epoch(2), lease: lease(n), claim_by: at(41 + 1050) };
+    let next =
+        |n| Action::Offer { worker: 2, epoch: epoch(2), lease: lease(n), claim_by: at(41 + 1050), connection: None };
     t.hears(41, Client(2, A), &[next(2)]);
     t.hears(41, Client(3, A), &[offer(1, 3, 41)]);
 }
@@ -448,7 +449,7 @@ fn the_leases_of_an_earlier_dispatcher_are_adopted_or_ended() {
     for phase in [Claimed, Responding] {
         let mut t = fresh();
         t.sees(0, 1, held(old, phase, 0), &[up]);
-        assert_eq!(t.hold(1), Hold::Busy { lease: old });
+        assert_eq!(t.hold(1), Hold::Busy { lease: old, connection: None });
         t.is_due(100);
     }
     for phase in [Done, Revoked, Aborted] {
@@ -478,7 +479,7 @@ fn an_operator_takes_a_worker_out_and_puts_it_back() {
         Event::Resume(2),
         &[
             Action::Ask(2, Ask::Resume),
-            Action::Offer { worker: 2, epoch: epoch(2), lease: lease(2), claim_by: at(4 + 1050) },
+            Action::Offer { worker: 2, epoch: epoch(2), lease: lease(2), claim_by: at(4 + 1050), connection: None },
         ],
     );
 }
@@ -521,7 +522,7 @@ fn nobody_waits_for_workers_that_are_all_given_up() {
     t.hears(5, Client(3, A), &[failed(3)]);
     // One is back before the watchdog says so.
     t.sees(6, 1, reborn(2, Ready, free()), &[note(1, Note::Up(epoch(2)))]);
-    let again = Action::Offer { worker: 1, epoch: epoch(2), lease: lease(2), claim_by: at(7 + 1050) };
+    let again = Action::Offer { worker: 1, epoch: epoch(2), lease: lease(2), claim_by: at(7 + 1050), connection: None };
     t.hears(7, Client(4, A), &[again]);
     t.hears(8, Event::Failed(false), &[]);
     // Who dies without being given up is waited for.
@@ -716,4 +717,81 @@ fn a_probe_asks_everybody_and_finds_what_a_lost_ring_had_to_say() {
     t.sees(500, 1, reborn(2, Ready, free()), &[note(1, Note::Up(epoch(2)))]);
     t.sees(500, 2, answered(Answer::Here, free()), &[]);
     t.hears(750, Probe, &[Action::Ask(1, Ask::Ping), Action::Ask(2, Ask::Ping), Ring(3), Look(3)]);
+}
+
+// ---- connections that are handed over ----
+
+fn hand(worker: u16, client: u64, n: u64, now: u64) -> Action {
+    Action::Offer { worker, epoch: ONE, lease: lease(n), claim_by: at(now + 50), connection: Some(client) }
+}
+
+fn over(client: u64, worker: u16, n: u64, end: End) -> Action {
+    Action::Over { client, worker, lease: lease(n), end }
+}
+
+fn taken(client: u64, worker: u16, n: u64, offered: u64) -> Action {
+    Action::Grant { client, worker, lease: lease(n), claim_by: at(offered + 50) }
+}
+
+/// What the slot says of a lease that is the worker's to claim.
+fn handed(n: u64, phase: Phase, offered: u64) -> Seen {
+    let seen = held(lease(n), phase, offered);
+    Seen { terms: seen.terms.map(|terms| Terms { claim_by: at(offered + 50), ..terms }), ..seen }
+}
+
+#[test]
+fn a_connection_is_the_workers_from_its_claim_to_the_end() {
+    let mut t = Talk::up(LIMITS);
+    t.hears(10, Event::Connection(1, A), &[hand(2, 1, 1, 10)]);
+    assert_eq!(t.0.workers()[1].silent_since, None, "its claim is its answer");
+    // A yes of the control loop is not the claim.
+    t.sees(12, 2, answered(Answer::Accept(lease(1)), handed(1, Offered, 10)), &[]);
+    t.sees(15, 2, handed(1, Claimed, 10), &[taken(1, 2, 1, 10)]);
+    t.sees(20, 2, handed(1, Responding, 10), &[]);
+    t.sees(30, 2, handed(1, Done, 10), &[over(1, 2, 1, End::Done), Action::Release(2, lease(1))]);
+    t.sees(30, 2, free(), &[]);
+    // The end may be the first that is seen of it.
+    t.hears(40, Event::Connection(2, A), &[hand(2, 2, 2, 40)]);
+    let all = [taken(2, 2, 2, 40), over(2, 2, 2, End::Done), Action::Release(2, lease(2))];
+    t.sees(41, 2, handed(2, Done, 40), &all);
+}
+
+#[test]
+fn a_connection_that_is_not_claimed_in_time_goes_to_another() {
+    let mut t = Talk::up(LIMITS);
+    t.hears(10, Event::Connection(1, A), &[hand(2, 1, 1, 10)]);
+    t.sees(60, 2, handed(1, Offered, 10), &[note(2, Note::Late(lease(1))), Action::Revoke(2, lease(1))]);
+    t.sees(60, 2, handed(1, Revoked, 10), &[Action::Release(2, lease(1)), hand(1, 1, 2, 60)]);
+    // The one that was late may not have it any more, and the other may.
+    t.sees(61, 1, handed(2, Claimed, 60), &[taken(1, 1, 2, 60)]);
+}
+
+#[test]
+fn what_dies_with_a_connection_says_what_may_still_be_sent() {
+    for (phase, end, step) in
+        [(Claimed, End::Unanswered, Action::Abort(2, lease(1))), (Responding, End::Cut, Action::Bury(2, lease(1)))]
+    {
+        let mut t = Talk::up(LIMITS);
+        t.hears(10, Event::Connection(1, A), &[hand(2, 1, 1, 10)]);
+        t.sees(11, 2, handed(1, Claimed, 10), &[taken(1, 2, 1, 10)]);
+        let gone = [note(2, Note::Down(ONE)), note(2, Note::Lost(lease(1))), over(1, 2, 1, end), step];
+        t.sees(20, 2, dead(handed(1, phase, 10)), &gone);
+    }
+    // Before the claim nothing is lost.
+    let mut t = Talk::up(LIMITS);
+    t.hears(10, Event::Connection(1, A), &[hand(2, 1, 1, 10)]);
+    let seen = dead(handed(1, Offered, 10));
+    t.sees(20, 2, seen, &[note(2, Note::Down(ONE)), Action::Revoke(2, lease(1))]);
+}
+
+#[test]
+fn an_answer_that_does_not_come_is_given_in_the_workers_place() {
+    let mut t = Talk::up(LIMITS);
+    t.hears(10, Event::Connection(1, A), &[hand(2, 1, 1, 10)]);
+    t.sees(11, 2, handed(1, Claimed, 10), &[taken(1, 2, 1, 10)]);
+    let overdue = 11 + LIMITS.request_timeout.as_millis() as u64 + 2000;
+    t.sees(overdue - 1, 2, handed(1, Claimed, 10), &[]);
+    t.sees(overdue, 2, handed(1, Claimed, 10), &[Action::Abort(2, lease(1))]);
+    let end = [over(1, 2, 1, End::Overdue), Action::Release(2, lease(1))];
+    t.sees(overdue, 2, handed(1, Aborted, 10), &end);
 }

@@ -20,6 +20,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("bell", &[]),
     ("tree", &["log", "sys"]),
     ("net", &["sys"]),
+    ("handoff", &["ids", "sys"]),
     ("probe", &["figures", "ids"]),
     ("program", &["config"]),
     ("shm", &["exchange"]),
@@ -31,22 +32,22 @@ const MAY_USE: &[(&str, &[&str])] = &[
     (
         "dispatcher",
         &[
-            "bell", "clock", "config", "exchange", "ids", "ipc", "log", "net", "pool", "probe", "restart", "shm",
-            "signals", "sys", "tree",
+            "bell", "clock", "config", "exchange", "handoff", "ids", "ipc", "log", "net", "pool", "probe", "restart",
+            "shm", "signals", "sys", "tree",
         ],
     ),
     (
         "worker",
         &[
-            "bell", "clock", "config", "exchange", "ids", "ipc", "log", "net", "program", "restart", "shm", "signals",
-            "sys", "tree",
+            "bell", "clock", "config", "exchange", "handoff", "ids", "ipc", "log", "net", "program", "restart", "shm",
+            "signals", "sys", "tree",
         ],
     ),
     (
         "watchdog",
         &[
-            "bell", "clock", "config", "exchange", "figures", "ids", "ipc", "liveness", "log", "net", "probe",
-            "program", "restart", "signals", "status", "sys", "tree", "units",
+            "bell", "clock", "config", "exchange", "figures", "handoff", "ids", "ipc", "liveness", "log", "net",
+            "probe", "program", "restart", "signals", "status", "sys", "tree", "units",
         ],
     ),
     (

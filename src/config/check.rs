@@ -5,7 +5,7 @@ use std::time::Duration;
 use super::fault::nearest;
 use super::record::Record;
 use super::write::quote;
-use super::{Config, Delivery, Listener, Pool, collide};
+use super::{Config, Delivery, Handler, Listener, Pool, collide};
 
 /// Reports every contradiction of `config` to `record`, which knows the lines.
 pub(super) fn check(config: &Config, record: &mut Record) {
@@ -22,7 +22,15 @@ pub(super) fn check(config: &Config, record: &mut Record) {
         let section = format!("listener[{}]", i + 1);
         match config.pools.iter().position(|pool| pool.name == listener.pool) {
             None => unknown_pool(&section, listener, config, record),
-            Some(at) => redirect_to_unix(&section, listener, config, at, record),
+            Some(at) => {
+                redirect_to_unix(&section, listener, config, at, record);
+                only_handed_over(&section, listener, config, at, record);
+            }
+        }
+        if listener.proxy_protocol && listener.delivery == Delivery::Redirect {
+            let expected = "false with delivery = \"redirect\": who is behind a proxy cannot follow a redirect past it";
+            let (key, other) = (format!("{section}.proxy_protocol"), format!("{section}.delivery"));
+            record.contradiction(&key, &[&other], "true".to_owned(), expected.to_owned());
         }
         permissions_on_tcp(&section, listener, record);
     }
@@ -83,6 +91,16 @@ fn redirect_to_unix(section: &str, listener: &Listener, config: &Config, at: usi
         );
         let [pool, address] = ["pool", "address"].map(|name| format!("{section}.{name}"));
         record.contradiction(&pool, &[&workers, &address], quote(listener.pool.as_str()), expected);
+    }
+}
+
+/// A program that gets the socket itself reads no token: there is no way to it but that.
+fn only_handed_over(section: &str, listener: &Listener, config: &Config, at: usize, record: &mut Record) {
+    if listener.delivery == Delivery::Redirect && matches!(config.pools[at].handler, Handler::Inetd(_)) {
+        let handler = format!("pool[{}].handler", at + 1);
+        let expected = format!("\"handoff\", since {} is inetd", place(&handler, record));
+        let (key, pool) = (format!("{section}.delivery"), format!("{section}.pool"));
+        record.contradiction(&key, &[&pool, &handler], quote("redirect"), expected);
     }
 }
 

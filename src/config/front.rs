@@ -21,6 +21,8 @@ pub struct Front {
     pub store_after: Duration,
     /// How often leased slots are read without having been rung.
     pub slot_scan: Duration,
+    /// How long a connection that is handed over for each of its requests may be silent between two of them.
+    pub idle_timeout: Duration,
 }
 
 impl Default for Front {
@@ -34,6 +36,7 @@ impl Default for Front {
             max_body: 0,
             store_after: Duration::from_millis(20),
             slot_scan: Duration::from_millis(100),
+            idle_timeout: Duration::from_secs(60),
         }
     }
 }

@@ -30,6 +30,12 @@ pub struct Listener {
 impl Listener {
     /// What `mode` is unless the file says otherwise.
     pub const MODE: u32 = 0o660;
+
+    /// The second built-in listener: handoff on 127.0.0.1:7287 to pool `default`.
+    pub fn handoff() -> Self {
+        let address = Address::Tcp(([127, 0, 0, 1], 7287).into());
+        Self { address, delivery: Delivery::Handoff, ..Self::default() }
+    }
 }
 
 /// The built-in listener: redirect on 127.0.0.1:7286 to pool `default`.

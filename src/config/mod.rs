@@ -74,12 +74,12 @@ impl Default for Set {
     }
 }
 
-/// The built-in set: one redirect listener, one pool of two echo workers. Equal to [`Config::DEFAULT_TOML`].
+/// The built-in set: a redirect and a handoff listener, one pool of two echo workers. Equal to [`Config::DEFAULT_TOML`].
 impl Default for Config {
     fn default() -> Self {
         Self {
             set: Set::default(),
-            listeners: vec![Listener::default()],
+            listeners: vec![Listener::default(), Listener::handoff()],
             pools: vec![Pool::default()],
             front: Front::default(),
             watchdog: Watchdog::default(),

@@ -94,7 +94,7 @@ fn listener(s: &mut Section<'_, '_>, pools: &[Pool]) -> Listener {
         delivery: s.value("delivery", delivery).unwrap_or(default.delivery),
         pool,
         allowed_hosts: allowed_hosts(s),
-        proxy_protocol: s.value("proxy_protocol", proxy_protocol).unwrap_or(default.proxy_protocol),
+        proxy_protocol: s.flag("proxy_protocol", default.proxy_protocol),
         access_log: s.flag("access_log", default.access_log),
     }
 }
@@ -157,6 +157,7 @@ fn front(s: &mut Section<'_, '_>) -> Front {
         max_body: s.bytes("max_body", default.max_body),
         store_after: s.duration_or_zero("store_after", default.store_after),
         slot_scan: s.duration("slot_scan", default.slot_scan),
+        idle_timeout: s.duration("idle_timeout", default.idle_timeout),
     }
 }
 
@@ -218,22 +219,19 @@ fn handler(s: &mut Section<'_, '_>) -> Option<Handler> {
     }
     s.value("handler", |value| match value.as_str() {
         Some("echo") => Ok(Handler::Echo),
-        Some(kind @ ("exec" | "coprocess" | "program")) => {
+        Some(kind @ ("exec" | "coprocess" | "program" | "inetd")) => {
             Err(format!("its command: {{ {kind} = [\"prog\", \"arg\"] }}"))
         }
-        Some("inetd") => Err(NO_INETD.to_owned()),
-        _ => Err("\"echo\", or { exec = [\"prog\", \"arg\"] }, or coprocess or program likewise".to_owned()),
+        _ => Err("\"echo\", or { exec = [\"prog\", \"arg\"] }, or coprocess, program or inetd likewise".to_owned()),
     })
 }
-
-const NO_INETD: &str = "exec, coprocess or program (inetd is not in this version; use exec)";
 
 fn command_handler(s: &mut Section<'_, '_>) -> Option<Handler> {
     let exec = s.value("exec", command).map(Handler::Exec);
     let coprocess = s.value("coprocess", command).map(Handler::Coprocess);
     let program = s.value("program", command).map(Handler::Program);
-    let inetd = s.value("inetd", |_| Err::<Handler, _>(NO_INETD.to_owned()));
-    s.exactly_one("one handler: exec, coprocess or program");
+    let inetd = s.value("inetd", command).map(Handler::Inetd);
+    s.exactly_one("one handler: exec, coprocess, program or inetd");
     exec.or(coprocess).or(program).or(inetd)
 }
 
@@ -260,18 +258,8 @@ fn mode(value: &DeValue<'_>) -> Result<u32, String> {
 fn delivery(value: &DeValue<'_>) -> Result<Delivery, String> {
     match value.as_str() {
         Some("redirect") => Ok(Delivery::Redirect),
-        Some("handoff") => Err("\"redirect\" (handoff is not in this version; use redirect)".to_owned()),
-        _ => Err("\"redirect\"".to_owned()),
-    }
-}
-
-fn proxy_protocol(value: &DeValue<'_>) -> Result<bool, String> {
-    match value.as_bool() {
-        Some(false) => Ok(false),
-        Some(true) => {
-            Err("false (the PROXY protocol is not in this version; use a proxy that sends plain HTTP)".to_owned())
-        }
-        None => Err("false".to_owned()),
+        Some("handoff") => Ok(Delivery::Handoff),
+        _ => Err("\"redirect\" or \"handoff\"".to_owned()),
     }
 }
 

@@ -75,6 +75,7 @@ impl Out {
         self.text("max_body", &write_bytes(front.max_body));
         self.time("store_after", front.store_after);
         self.time("slot_scan", front.slot_scan);
+        self.time("idle_timeout", front.idle_timeout);
     }
 
     fn watchdog(&mut self, watchdog: &Watchdog) {

@@ -4,18 +4,21 @@ mod view;
 
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeSet, HashMap, VecDeque};
+use std::os::fd::AsFd;
 use std::rc::Rc;
 use std::sync::Arc;
 
 use tokio::sync::{Notify, oneshot};
 
+use super::handoff::{Connection, Outcome};
 pub use super::room::{Grant, Verdict};
 use super::room::{Name, Room, Slot};
 use super::{DispatcherError, slot};
 use crate::clock;
 use crate::config::{self, Config};
 use crate::exchange::{Asker, Life, Word};
-use crate::ids::{Epoch, PoolName, Terms, Time, Token, WorkerId, WorkerState};
+use crate::handoff::{Message, Post};
+use crate::ids::{Epoch, LeaseId, PoolName, Terms, Time, Token, WorkerId, WorkerState};
 use crate::ipc::{self, Parts};
 use crate::pool::{Action, ClientId, Event, Limits, Peer, Pool, Refusal, Worker};
 use crate::probe::{PoolReport, WorkerReport};
@@ -27,7 +30,7 @@ pub struct Desk {
     epoch: Epoch,
     process: (u32, u64),
     rooms: RefCell<Vec<Room>>,
-    clients: RefCell<HashMap<ClientId, oneshot::Sender<Verdict>>>,
+    clients: RefCell<HashMap<ClientId, Client>>,
     next_client: Cell<ClientId>,
     /// How many leases this dispatcher has given.
     leases: Cell<u64>,
@@ -39,6 +42,14 @@ pub struct Desk {
     pub hold: Notify,
     /// What systemd has been told last.
     told: RefCell<String>,
+}
+
+/// Who waits for a worker.
+enum Client {
+    /// To be told which.
+    Told(oneshot::Sender<Verdict>),
+    /// To be handed over to it.
+    Handed(Rc<Connection>),
 }
 
 fn limits(pool: &config::Pool, config: &Config) -> Limits {
@@ -157,7 +168,7 @@ impl Desk {
         if !undamaged {
             asker.distrust();
         }
-        let readiness = std::os::fd::AsFd::as_fd(&to_dispatcher).try_clone_to_owned();
+        let readiness = to_dispatcher.as_fd().try_clone_to_owned();
         let readiness = readiness.and_then(sys::when_readable).map_err(|e| DispatcherError::System("a bell", e))?;
         let (desk, n) = (Rc::downgrade(self), id.number);
         let listening = tokio::task::spawn_local(async move {
@@ -175,6 +186,8 @@ impl Desk {
             asker,
             segment,
             ring: to_worker,
+            post: Post::new(ipc::handoff_path(&config.set.runtime_dir, id)),
+            lent: None,
             token: Token::new(0),
             listening: listening.abort_handle(),
         })
@@ -248,10 +261,26 @@ impl Desk {
     fn perform(&self, room: &mut Room, action: Action) -> Option<u16> {
         let n = match action {
             Action::Grant { client, worker, lease, claim_by } => {
-                let grant = room.grant(worker, lease, claim_by);
                 let event = log::Event::LeaseGranted;
+                if let Some(Client::Handed(connection)) = self.clients.borrow().get(&client) {
+                    connection.claim();
+                    let worker = Name(&room.config.name, worker);
+                    tracing::debug!(%worker, %lease, %event, "the worker has the client's connection");
+                    return None;
+                }
+                let grant = room.grant(worker, lease, claim_by);
                 tracing::debug!(worker = %grant.worker, %lease, %event, "the client is told its worker");
                 self.answer(client, Ok(grant));
+                return None;
+            }
+            Action::Over { client, worker, lease, end } => {
+                let client = self.clients.borrow_mut().remove(&client);
+                let slot = room.slots.get_mut(usize::from(worker) - 1)?.as_mut()?;
+                slot.lent = None;
+                if let Some(Client::Handed(connection)) = client {
+                    let worker = WorkerId { pool: room.config.name.clone(), number: worker };
+                    connection.tell(Outcome::Over(worker, end, slot.asker.kept(lease)));
+                }
                 return None;
             }
             Action::Refuse(client, refusal) => {
@@ -288,7 +317,7 @@ impl Desk {
                 slot.ring.ring();
                 return None;
             }
-            Action::Offer { epoch, lease, claim_by, .. } => {
+            Action::Offer { epoch, lease, claim_by, connection, .. } => {
                 slot.token = Token::new(random_bits());
                 let terms = Terms {
                     lease,
@@ -299,12 +328,21 @@ impl Desk {
                     request_timeout,
                 };
                 if slot.asker.offer(&terms).is_ok() {
-                    slot.ring.ring();
+                    match connection {
+                        Some(client) => self.pass_on(slot, client, lease),
+                        None => slot.ring.ring(),
+                    }
                     // Its answer comes with a ring.
                     return None;
                 }
             }
-            Action::Revoke(_, lease) => drop(slot.asker.revoke(lease)),
+            Action::Revoke(_, lease) => {
+                let client = slot.lent.take().filter(|_| slot.asker.revoke(lease));
+                let clients = self.clients.borrow();
+                if let Some(Client::Handed(connection)) = client.and_then(|client| clients.get(&client)) {
+                    connection.lend(false);
+                }
+            }
             Action::Abort(_, lease) => drop(slot.asker.abort(lease)),
             Action::Bury(_, lease) => drop(slot.asker.bury(lease)),
             Action::Release(_, lease) => {
@@ -319,20 +357,56 @@ impl Desk {
         Some(n)
     }
 
-    fn answer(&self, client: ClientId, verdict: Verdict) {
-        if let Some(waiting) = self.clients.borrow_mut().remove(&client) {
-            let _ = waiting.send(verdict); // it has left in this very moment
+    /// Passes a connection to the worker it is offered to. What cannot be sent is taken back after `offer_timeout`.
+    fn pass_on(&self, slot: &mut Slot, client: ClientId, lease: LeaseId) {
+        let clients = self.clients.borrow();
+        let Some(Client::Handed(connection)) = clients.get(&client) else { return }; // it is leaving
+        slot.lent = Some(client);
+        connection.lend(true);
+        let (token, peer) = (slot.token, connection.told_peer());
+        let message = Message { lease, token, peer, entrance: (*connection.entrance).clone() };
+        if let Err(error) = slot.post.send(&message.encode(), connection.as_fd()) {
+            tracing::debug!(%lease, %error, "the connection cannot be passed on");
         }
+    }
+
+    fn answer(&self, client: ClientId, verdict: Verdict) {
+        match self.clients.borrow_mut().remove(&client) {
+            Some(Client::Told(waiting)) => drop(waiting.send(verdict)), // it has left in this very moment
+            Some(Client::Handed(connection)) => verdict.err().into_iter().for_each(|refusal| {
+                connection.tell(Outcome::Refused(refusal));
+            }),
+            None => {}
+        }
+    }
+
+    /// Hands a connection over to a worker of `pool`, and waits until that is through with it. Dropping the future
+    /// gives up the place in the queue.
+    pub async fn hand_over(self: &Rc<Self>, pool: &PoolName, peer: Peer, connection: &Rc<Connection>) -> Outcome {
+        let place = self.place(pool, Client::Handed(connection.clone()));
+        self.tell(pool, Event::Connection(place.id, peer));
+        connection.outcome().await
+    }
+
+    fn place<'a>(self: &'a Rc<Self>, pool: &'a PoolName, client: Client) -> Place<'a> {
+        let id = self.next_client.get();
+        self.next_client.set(id + 1);
+        self.clients.borrow_mut().insert(id, client);
+        Place { desk: self, pool, id }
+    }
+
+    /// Whether the workers of a pool speak HTTP.
+    pub fn speaks_http(&self, pool: &PoolName) -> bool {
+        let rooms = self.rooms.borrow();
+        let room = rooms.iter().find(|room| room.config.name == *pool);
+        !room.is_some_and(|room| matches!(room.config.handler, config::Handler::Inetd(_)))
     }
 
     /// Waits for a worker of `pool`. Dropping the future gives up the place in the queue.
     pub async fn lease(self: &Rc<Self>, pool: &PoolName, peer: Peer) -> Verdict {
-        let id = self.next_client.get();
-        self.next_client.set(id + 1);
         let (sender, receiver) = oneshot::channel();
-        self.clients.borrow_mut().insert(id, sender);
-        let _place = Place { desk: self, pool, id };
-        self.tell(pool, Event::Client(id, peer));
+        let place = self.place(pool, Client::Told(sender));
+        self.tell(pool, Event::Client(place.id, peer));
         receiver.await.unwrap_or(Err(Refusal::Stopping))
     }
 

@@ -1,9 +1,11 @@
 //! The front: accepts clients, reads their heads, and tells them where to go.
 
 use std::cell::{Cell, RefCell};
+use std::collections::BTreeSet;
 use std::future::{Future, poll_fn};
 use std::io;
 use std::net::IpAddr;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::pin::pin;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -19,16 +21,22 @@ use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
+use nix::sys::socket::{SockaddrStorage, getpeername, getsockopt, setsockopt, sockopt};
+use nix::sys::stat::fstat;
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
 use tokio::task::AbortHandle;
 use tokio::time::{Instant, sleep};
 
 use super::desk::Desk;
+use super::handoff::{self, Connection, Hall};
+use super::readiness::Readiness;
 use super::{redirect, request, store};
-use crate::config::{self, Config};
+use crate::config::{self, Address, Config, Delivery};
+use crate::handoff::Entrance;
 use crate::log;
 use crate::net::{self, Listener, Problem, Stream, gone, linger};
 use crate::pool::Peer;
+use crate::sys;
 
 /// Pause after a failed accept: out of descriptors, most likely, which only time mends.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
@@ -44,6 +52,9 @@ pub struct Front {
 
 struct Shared {
     desk: Rc<Desk>,
+    readiness: Rc<Readiness>,
+    closing: Rc<Notify>,
+    is_closing: Rc<Cell<bool>>,
     settings: RefCell<Rc<config::Front>>,
     listeners: RefCell<Vec<Rc<config::Listener>>>,
     places: Arc<Semaphore>,
@@ -53,9 +64,15 @@ struct Shared {
 
 impl Front {
     /// Starts accepting.
-    pub fn open(config: &Config, sockets: Vec<Rc<Listener>>, desk: Rc<Desk>) -> Self {
+    pub fn open(config: &Config, sockets: Vec<Rc<Listener>>, desk: Rc<Desk>) -> io::Result<Self> {
+        let readiness = Readiness::new()?;
+        let watching = readiness.clone();
+        tokio::task::spawn_local(async move { watching.run().await });
         let shared = Rc::new(Shared {
             desk,
+            readiness,
+            closing: Rc::default(),
+            is_closing: Rc::default(),
             settings: RefCell::new(Rc::new(config.front.clone())),
             listeners: RefCell::new(config.listeners.iter().cloned().map(Rc::new).collect()),
             places: Arc::new(Semaphore::new(config.front.connections)),
@@ -64,7 +81,25 @@ impl Front {
         });
         let accept = |(index, socket)| tokio::task::spawn_local(accept(shared.clone(), index, socket)).abort_handle();
         let accepting = sockets.into_iter().enumerate().map(accept).collect();
-        Self { shared, accepting }
+        Ok(Self { shared, accepting })
+    }
+
+    /// Goes on with connections from the store of which nothing has been read.
+    pub fn take_back(&self, stored: Vec<(OwnedFd, String)>) {
+        let mut known = BTreeSet::new();
+        for (fd, name) in stored {
+            let stored = store::Stored(name);
+            let Some((index, proxied)) = store::of_handed(&stored.0) else { continue };
+            // One whose removal got lost may be there under two names.
+            let twice = fstat(&fd).is_ok_and(|status| !known.insert(status.st_ino));
+            let Some(listener) = self.shared.handed_listener(index).filter(|_| !twice && !handoff::is_lent(&fd)) else {
+                continue;
+            };
+            let Ok(place) = self.shared.places.clone().try_acquire_owned() else { continue };
+            let peer = peer_of(&fd);
+            let connection = Connection::new(fd, peer, Rc::new(entrance(&listener)), &self.shared.readiness);
+            self.shared.clone().serve_handed(index, listener, connection.adopted(proxied), false, place);
+        }
     }
 
     /// Takes new settings for connections from now on; the sockets stay what they are.
@@ -88,6 +123,8 @@ impl Front {
     /// Accepts nobody any more; who comes waits in the kernel's backlog for the next dispatcher.
     pub fn close(&self) {
         self.accepting.iter().for_each(AbortHandle::abort);
+        self.shared.is_closing.set(true);
+        self.shared.closing.notify_waiters();
     }
 
     /// Connections that have not ended.
@@ -101,7 +138,113 @@ impl Front {
     }
 }
 
+impl Shared {
+    fn handed_listener(&self, index: usize) -> Option<Rc<config::Listener>> {
+        let listener = self.listeners.borrow().get(index).cloned();
+        listener.filter(|listener| listener.delivery == Delivery::Handoff)
+    }
+
+    fn serve_handed(
+        self: Rc<Self>,
+        index: usize,
+        listener: Rc<config::Listener>,
+        connection: Connection,
+        is_new: bool,
+        place: OwnedSemaphorePermit,
+    ) {
+        let hall = Hall {
+            desk: self.desk.clone(),
+            listener,
+            index,
+            settings: self.settings.borrow().clone(),
+            closing: self.closing.clone(),
+            is_closing: self.is_closing.clone(),
+        };
+        tokio::task::spawn_local(async move {
+            // Only who waits for a worker, or for a last word, is to be waited for at the end of this dispatcher.
+            let counted = Cell::new(false);
+            let waits = |waits: bool| {
+                if counted.replace(waits) != waits {
+                    let by = if waits { 1 } else { usize::MAX };
+                    self.connections.set(self.connections.get().wrapping_add(by));
+                    self.ended.notify_one();
+                }
+            };
+            hall.serve(Rc::new(connection), is_new, &waits).await;
+            drop(place);
+        });
+    }
+}
+
+/// What the workers must know of a listener.
+fn entrance(listener: &config::Listener) -> Entrance {
+    let listens_on = match &listener.address {
+        Address::Tcp(address) => Some(address.ip()),
+        Address::Unix(_) => None,
+    };
+    Entrance { listens_on, access_log: listener.access_log, allowed_hosts: listener.allowed_hosts.clone() }
+}
+
+/// Whose connection it is, as the pool knows its clients.
+fn peer_of(fd: &OwnedFd) -> Peer {
+    let address = getpeername::<SockaddrStorage>(fd.as_fd().as_raw_fd()).ok();
+    let ip = address.and_then(|address| {
+        let v4 = address.as_sockaddr_in().map(|v4| IpAddr::V4(v4.ip()));
+        v4.or_else(|| address.as_sockaddr_in6().map(|v6| IpAddr::V6(v6.ip())))
+    });
+    match ip {
+        Some(ip) => Peer::Ip(ip.to_canonical()),
+        None => Peer::User(getsockopt(fd, sockopt::PeerCredentials).map_or(u32::MAX, |peer| peer.uid())),
+    }
+}
+
+/// Accepts connections to be handed over, until aborted: without tokio's own watch on each of them.
+async fn accept_handed(shared: Rc<Shared>, index: usize, socket: Rc<Listener>) {
+    if socket.tcp_address().is_some() {
+        // Whoever is accepted inherits it.
+        let _ = setsockopt(&*socket, sockopt::TcpNoDelay, &true);
+    }
+    let Ok(ready) = socket.as_fd().try_clone_to_owned().and_then(sys::when_readable) else {
+        return tracing::error!(event = %log::Event::AcceptFailed, "a listening socket cannot be watched");
+    };
+    let mut known: Option<(Rc<config::Listener>, Rc<Entrance>)> = None;
+    loop {
+        let Ok(place) = shared.places.clone().acquire_owned().await else { return };
+        let accepted = loop {
+            match socket.accept_now() {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => continue,
+                accepted => break accepted,
+            }
+            match ready.readable().await {
+                Ok(mut ready) => ready.clear_ready(),
+                Err(_) => return,
+            }
+        };
+        match accepted {
+            Ok(fd) => {
+                let Some(listener) = shared.handed_listener(index) else { return };
+                let peer = peer_of(&fd);
+                let entrance = match &known {
+                    Some((same, entrance)) if Rc::ptr_eq(same, &listener) => entrance.clone(),
+                    _ => Rc::new(entrance(&listener)),
+                };
+                known = Some((listener.clone(), entrance.clone()));
+                let connection = Connection::new(fd, peer, entrance, &shared.readiness);
+                shared.clone().serve_handed(index, listener, connection, true, place);
+            }
+            Err(error) => {
+                tracing::warn!(%error, event = %log::Event::AcceptFailed, "accept");
+                sleep(ACCEPT_PAUSE).await;
+            }
+        }
+    }
+}
+
 async fn accept(shared: Rc<Shared>, index: usize, socket: Rc<Listener>) {
+    if shared.handed_listener(index).is_some() {
+        return accept_handed(shared, index, socket).await;
+    }
     loop {
         match next(&shared.places, &socket).await {
             Ok((stream, place)) => {
@@ -248,7 +391,7 @@ impl Client {
         };
         let store = async {
             sleep(self.settings.store_after).await;
-            let _stored = store::put(&self.stream).await;
+            let _stored = store::put(self.stream.0.as_fd(), store::waiting()).await;
             std::future::pending::<()>().await
         };
         let left = async {

@@ -6,7 +6,9 @@
 
 mod desk;
 mod front;
+mod handoff;
 mod probe;
+mod readiness;
 mod redirect;
 pub mod request;
 mod room;
@@ -66,7 +68,7 @@ pub async fn run(config: Config, path: Option<PathBuf>) -> Result<(), Dispatcher
 async fn serve(mut config: Config, path: Option<PathBuf>) -> Result<(), DispatcherError> {
     let system = |call| move |error| DispatcherError::System(call, error);
     let mut listeners: Vec<Option<Listener>> = config.listeners.iter().map(|_| None).collect();
-    let (mut probe, mut stored) = (None, Vec::new());
+    let (mut probe, mut stored, mut handed) = (None, Vec::new(), Vec::new());
     for (fd, name) in sys::listen_fds().map_err(system("LISTEN_FDS"))? {
         if name == "probe" {
             let socket = std::os::unix::net::UnixListener::from(fd);
@@ -77,6 +79,8 @@ async fn serve(mut config: Config, path: Option<PathBuf>) -> Result<(), Dispatch
             if let Some(place) = listeners.get_mut(index) {
                 *place = Some(listener);
             }
+        } else if name.starts_with(store::HANDED) {
+            handed.push((fd, name));
         } else if name.starts_with(store::PREFIX) {
             stored.push((fd, name));
         }
@@ -98,7 +102,8 @@ async fn serve(mut config: Config, path: Option<PathBuf>) -> Result<(), Dispatch
     tokio::task::spawn_local(probe::serve(probe, desk.clone()));
     let timers = desk.clone();
     tokio::task::spawn_local(async move { timers.run_timers().await });
-    let front = front::Front::open(&config, listeners, desk.clone());
+    let front = front::Front::open(&config, listeners, desk.clone()).map_err(system("epoll"))?;
+    front.take_back(handed);
     let _ = sd_notify::notify(&[NotifyState::Ready, NotifyState::Status(&desk.status())]);
     tracing::debug!(epoch = %desk.epoch(), "ready");
 

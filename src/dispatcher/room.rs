@@ -9,9 +9,10 @@ use super::slot;
 use crate::bell::Bell;
 use crate::config::{self, Address};
 use crate::exchange::{Asker, Life};
+use crate::handoff::Post;
 use crate::ids::{Claim, Epoch, LeaseId, PoolName, Time, Token, WorkerId};
 use crate::log::Event;
-use crate::pool::{Answer, Note, Pool, Refusal, Seen};
+use crate::pool::{Answer, ClientId, Note, Pool, Refusal, Seen};
 use crate::shm::{Identity, Role, Segment};
 
 /// A worker given to a client.
@@ -39,6 +40,10 @@ pub struct Slot {
     /// What its segment is made anew with.
     pub identity: Identity,
     pub ring: Bell,
+    /// Where connections are handed over to it.
+    pub post: Post,
+    /// Whose connection it was offered last.
+    pub lent: Option<ClientId>,
     pub token: Token,
     pub listening: AbortHandle,
     /// The last incarnation seen in an undamaged slot.

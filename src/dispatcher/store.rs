@@ -4,7 +4,8 @@
 //! The messages are sent without ever blocking: a supervisor that does not read must not stop the dispatcher.
 
 use std::io::{self, IoSlice};
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::net::SocketAddr;
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixDatagram;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -26,14 +27,43 @@ pub const PREFIX: &str = "waiting-";
 const RETRY: (Duration, u32) = (Duration::from_millis(5), 200);
 
 /// A connection in the store; taken out when dropped.
-pub struct Stored(String);
+pub struct Stored(pub String);
+
+/// What the names of those begin with of which nothing has been read: they can be served.
+pub const HANDED: &str = "handed-";
+
+/// A name for a connection whose head has been read.
+pub fn waiting() -> String {
+    format!("{PREFIX}{}", unique())
+}
+
+/// A name for a connection of the listener with this index, and with the address that a proxy has told.
+pub fn handed(index: usize, peer: Option<SocketAddr>) -> String {
+    // A name has no colons (sd_pid_notify_with_fds(3)).
+    let peer = peer.map_or(String::new(), |peer| peer.to_string().replace(':', "_"));
+    format!("{HANDED}{index}-{peer}-{}", unique())
+}
+
+/// What [`handed`] has put into a name.
+pub fn of_handed(name: &str) -> Option<(usize, Option<SocketAddr>)> {
+    let mut words = name.strip_prefix(HANDED)?.split('-');
+    let index = words.next()?.parse().ok()?;
+    let peer = match words.next()? {
+        "" => None,
+        told => Some(told.replace('_', ":").parse().ok()?),
+    };
+    Some((index, peer))
+}
+
+fn unique() -> String {
+    static NEXT: AtomicU64 = AtomicU64::new(1);
+    format!("{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed))
+}
 
 /// Puts a connection into the store. `None` where there is no store.
-pub async fn put(stream: &net::Shared) -> Option<Stored> {
-    static NEXT: AtomicU64 = AtomicU64::new(1);
-    let name = format!("{PREFIX}{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
+pub async fn put(connection: BorrowedFd<'_>, name: String) -> Option<Stored> {
     let message = format!("FDSTORE=1\nFDNAME={name}");
-    send(&message, Some(stream.0.as_fd())).await.ok()?;
+    send(&message, Some(connection)).await.ok()?;
     Some(Stored(name))
 }
 

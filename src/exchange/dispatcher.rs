@@ -162,6 +162,11 @@ impl<M: Memory> Asker<M> {
         swap(&self.memory, Claim::Held(lease, Phase::Claimed), Claim::Held(lease, Phase::Aborted)).is_ok()
     }
 
+    /// Whether the connection of a lease that is `Done` goes on.
+    pub fn kept(&self, lease: LeaseId) -> bool {
+        self.memory.load(Word::KEPT, Relaxed) == lease.get()
+    }
+
     /// `Done | Revoked | Aborted -> Free`.
     pub fn release(&self, lease: LeaseId) -> bool {
         [Phase::Done, Phase::Revoked, Phase::Aborted]

@@ -65,6 +65,8 @@ impl Word {
     // Line 2, written by the worker: the answer.
     /// Sequence of the question (48 bits) above reply and reason (8 bits each).
     pub(super) const ANSWER: Word = Word::at(2, 0);
+    /// The lease after which the worker let go of a connection that goes on; written before the step to `Done`.
+    pub(super) const KEPT: Word = Word::at(2, 1);
 
     // Line 3, written by the worker: its life.
     pub(super) const EPOCH: Word = Word::at(3, 0);

@@ -197,6 +197,11 @@ impl<M: Memory> Respondent<M> {
         swap(&self.memory, Claim::Held(lease, Phase::Claimed), Claim::Held(lease, Phase::Responding)).is_ok()
     }
 
+    /// The connection of this lease, which was handed over, goes on after it. To be said before [`Self::done`].
+    pub fn keep(&self, lease: LeaseId) {
+        self.memory.store(Word::KEPT, lease.get(), Relaxed); // seen by whoever sees the step to Done
+    }
+
     /// `Claimed | Responding -> Done`. The caller rings afterwards.
     pub fn done(&self, lease: LeaseId) -> bool {
         // In the order the phases come, so that a step to Responding in between is not missed.

@@ -5,6 +5,7 @@
 //! <runtime_dir>/<pool>/<n>.dw      bell, dispatcher to worker
 //! <runtime_dir>/<pool>/<n>.wd      bell, worker to dispatcher
 //! <runtime_dir>/<pool>/<n>.segment the name of the segment
+//! <runtime_dir>/<pool>/<n>.sock    where its connections are handed over; made by the supervisor
 //! ```
 //!
 //! The name of a segment is written down before the segment is made, so that whoever clears up after a
@@ -112,13 +113,14 @@ struct Paths {
     to_worker: PathBuf,
     to_dispatcher: PathBuf,
     segment: PathBuf,
+    handoff: PathBuf,
 }
 
 impl Paths {
     fn new(dir: &Path, id: &WorkerId) -> Self {
         let pool = dir.join(id.pool.as_str());
         let file = |kind| pool.join(format!("{}.{kind}", id.number));
-        Self { to_worker: file("dw"), to_dispatcher: file("wd"), segment: file("segment"), pool }
+        Self { to_worker: file("dw"), to_dispatcher: file("wd"), segment: file("segment"), handoff: file("sock"), pool }
     }
 }
 
@@ -131,6 +133,11 @@ pub struct Parts {
     pub to_worker: Bell,
     /// Rung by the worker.
     pub to_dispatcher: Bell,
+}
+
+/// Where connections are handed over to worker `id`.
+pub fn handoff_path(dir: &Path, id: &WorkerId) -> PathBuf {
+    Paths::new(dir, id).handoff
 }
 
 /// Makes the runtime directory, private to this user; one that is there is checked.
@@ -230,7 +237,7 @@ pub fn remove_worker(dir: &Path, id: &WorkerId) -> Result<(), IpcError> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => {}
         Err(error) => return Err(at(&paths.segment)(error)),
     }
-    for path in [&paths.to_worker, &paths.to_dispatcher, &paths.segment] {
+    for path in [&paths.to_worker, &paths.to_dispatcher, &paths.segment, &paths.handoff] {
         remove_file(path)?;
     }
     Ok(())

@@ -3,14 +3,16 @@
 use std::future::poll_fn;
 use std::io;
 use std::net::SocketAddr;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
-use nix::sys::socket::{AddressFamily, SockaddrLike, SockaddrStorage, getsockname};
+use nix::sys::socket::{AddressFamily, SockFlag, SockaddrLike, SockaddrStorage, accept4, getsockname};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
+
+use crate::sys;
 
 /// A listening socket.
 #[derive(Debug)]
@@ -52,6 +54,12 @@ impl Listener {
             }
             Listener::Unix(listener) => Stream::Unix(ready!(listener.poll_accept(task))?.0),
         }))
+    }
+
+    /// The next connection if one waits, non-blocking and watched by nobody.
+    pub fn accept_now(&self) -> io::Result<OwnedFd> {
+        let fd = accept4(self.as_fd().as_raw_fd(), SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK)?;
+        sys::adopt(vec![fd]).next().ok_or_else(|| io::ErrorKind::NotFound.into())
     }
 
     /// The TCP address it listens on; `None` for a Unix socket.

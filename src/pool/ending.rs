@@ -1,9 +1,15 @@
 //! How a hold on a worker ends, and where its client goes then.
 
+use std::time::Duration;
+
 use super::queue::Waiting;
 use super::worker::Hold;
-use super::{Action, Pool, Refusal, Timer};
+use super::{Action, End, Pool, Refusal, Timer};
 use crate::ids::{Claim, LeaseId, Phase, Time};
+
+/// How long after its deadline a claimed request is the worker's to answer with 504: its serving task does at once,
+/// its control loop a second later. Then the dispatcher does.
+const PARTING: Duration = Duration::from_secs(2);
 
 /// An offer that is being taken back. Where its client belongs is known once the slot says who was faster.
 #[derive(Clone, Copy, Debug)]
@@ -27,7 +33,10 @@ impl Pool {
             Some(Claim::Held(held, Phase::Claimed | Phase::Responding | Phase::Done | Phase::Aborted))
                 if held == lease =>
             {
-                if asked {
+                if client.handed {
+                    let abort_at = now + self.limits.request_timeout + PARTING;
+                    self.worker(n).hold = Hold::Busy { lease, connection: Some((client.id, abort_at)) };
+                } else if asked {
                     self.worker(n).hold = Hold::Granted { lease, client: Some(client), claim_by };
                 }
                 self.grant(now, n, client, lease, claim_by);
@@ -49,9 +58,19 @@ impl Pool {
     pub(super) fn abandon(&mut self, now: Time, n: u16) {
         let hold = self.worker(n).hold;
         self.claimed(n);
+        self.over(n, hold.lease(), End::Cut);
         self.worker(n).hold = Hold::Free;
         if let Hold::Asked { client, .. } = hold {
             self.send_back(now, client);
+        }
+    }
+
+    /// The connection that the worker had claimed, if it had one, is the dispatcher's alone again.
+    pub(super) fn over(&mut self, n: u16, seen: Option<LeaseId>, end: End) {
+        if let Hold::Busy { lease, connection: Some((client, _)) } = self.worker(n).hold {
+            let end = if seen == Some(lease) { end } else { End::Cut };
+            self.worker(n).hold = Hold::Busy { lease, connection: None };
+            self.actions.push(Action::Over { client, worker: n, lease, end });
         }
     }
 
@@ -74,7 +93,7 @@ impl Pool {
     fn claimed(&mut self, n: u16) {
         match self.worker(n).hold {
             Hold::Asked { client, .. } | Hold::Granted { client: Some(client), .. } => {
-                self.queue.unclaimed(client.peer, -1);
+                self.queue.unclaimed(client, -1);
             }
             _ => {}
         }
@@ -93,7 +112,7 @@ impl Pool {
         } else if client.due <= now && self.limits.queue > 0 {
             self.actions.push(Action::Refuse(client.id, Refusal::QueueTimeout(now.since(client.since))));
         } else {
-            self.queue.put_back(client);
+            self.queue.push(client);
             self.timers.insert((client.due, Timer::Client(client.id)));
         }
     }

@@ -18,8 +18,8 @@ use std::time::Duration;
 
 use crate::figures::Tally;
 use crate::ids::{Epoch, LeaseId, Time};
-use queue::Queue;
-pub use words::{Action, Answer, Ask, ClientId, Event, Limits, Note, Peer, Refusal, Seen};
+use queue::{Queue, Waiting};
+pub use words::{Action, Answer, Ask, ClientId, End, Event, Limits, Note, Peer, Refusal, Seen};
 pub use worker::{Hold, Worker};
 
 /// How long a peer whose lease ended unused gets only one unclaimed lease at a time.
@@ -127,7 +127,8 @@ impl Pool {
     /// Takes in what happened and returns what to do.
     pub fn handle(&mut self, now: Time, event: Event) -> Vec<Action> {
         match event {
-            Event::Client(client, peer) => self.arrive(now, client, peer),
+            Event::Client(client, peer) => self.arrive(now, client, peer, false),
+            Event::Connection(client, peer) => self.arrive(now, client, peer, true),
             Event::Left(client) => self.leave(client),
             Event::Seen(n, seen) if self.knows(n) => self.see(now, n, seen),
             Event::Tick => self.tick(now),
@@ -158,7 +159,7 @@ impl Pool {
         &mut self.workers[usize::from(n) - 1]
     }
 
-    fn arrive(&mut self, now: Time, client: ClientId, peer: Peer) {
+    fn arrive(&mut self, now: Time, client: ClientId, peer: Peer, handed: bool) {
         if self.stopping {
             return self.actions.push(Action::Refuse(client, Refusal::Stopping));
         }
@@ -166,7 +167,7 @@ impl Pool {
             return self.actions.push(Action::Refuse(client, refusal));
         }
         let due = now + self.limits.queue_timeout;
-        self.queue.push(client, peer, now, due);
+        self.queue.push(Waiting { id: client, peer, since: now, due, handed });
         self.serve(now);
         if self.queue.contains(client) && self.queue.len() > self.limits.queue {
             self.queue.remove(client);
@@ -251,7 +252,7 @@ impl Pool {
                 self.actions.extend([Action::Ring(n), Action::Look(n)]);
             } else {
                 let question = match worker.hold {
-                    Hold::Busy { lease } => Ask::Finished(lease),
+                    Hold::Busy { lease, .. } => Ask::Finished(lease),
                     _ => Ask::Ping,
                 };
                 self.ask(now, n, question);
@@ -289,14 +290,19 @@ impl Pool {
             self.leases += 1;
             let lease = LeaseId::of(self.epoch, self.leases);
             let until = now + self.limits.offer_timeout;
-            let claim_by = until + self.limits.claim_timeout;
+            // A connection is the worker's to claim, and its claim is its answer. A worker that is silent there is
+            // asked at the next probe: what ends a silence is an answer of its control loop, and nothing else.
+            let claim_by = if client.handed { until } else { until + self.limits.claim_timeout };
             let worker = self.worker(n);
             let epoch = worker.epoch.expect("an idle worker has an epoch");
-            worker.silent_since.get_or_insert(now);
+            if !client.handed {
+                worker.silent_since.get_or_insert(now);
+            }
             worker.hold = Hold::Asked { lease, client, until, claim_by };
-            self.queue.unclaimed(client.peer, 1);
+            self.queue.unclaimed(client, 1);
             self.set_timer(n, Some(until));
-            self.actions.push(Action::Offer { worker: n, epoch, lease, claim_by });
+            let connection = client.handed.then_some(client.id);
+            self.actions.push(Action::Offer { worker: n, epoch, lease, claim_by, connection });
         }
     }
 

@@ -16,6 +16,8 @@ pub struct Waiting {
     pub since: Time,
     /// Until when at the latest.
     pub due: Time,
+    /// Whether its connection is handed over, so that only the worker can leave it waiting.
+    pub handed: bool,
 }
 
 /// What is remembered of a peer that has leases out or has let one end unused.
@@ -49,12 +51,8 @@ impl Queue {
         self.waiting.values().next().map(|w| w.since)
     }
 
-    pub fn push(&mut self, id: ClientId, peer: Peer, since: Time, due: Time) {
-        self.put_back(Waiting { id, peer, since, due });
-    }
-
-    /// A client whose worker failed it takes its old place: clients are ordered by their number.
-    pub fn put_back(&mut self, client: Waiting) {
+    /// Also for a client whose worker failed it, which takes its old place: clients are ordered by their number.
+    pub fn push(&mut self, client: Waiting) {
         self.waiting.insert(client.id, client);
     }
 
@@ -80,8 +78,12 @@ impl Queue {
         self.standing.get(&peer).is_some_and(|s| s.unclaimed > 0 && s.suspect_until.is_some_and(|until| now < until))
     }
 
-    /// The peer has got (+1) or got rid of (-1) a lease that is not claimed yet.
-    pub fn unclaimed(&mut self, peer: Peer, by: i32) {
+    /// The client has got (+1) or got rid of (-1) a lease that it has not used yet.
+    pub fn unclaimed(&mut self, client: Waiting, by: i32) {
+        if client.handed {
+            return; // not the client's to claim
+        }
+        let peer = client.peer;
         let standing = self.standing.entry(peer).or_default();
         standing.unclaimed = standing.unclaimed.saturating_add_signed(by);
         if standing.unclaimed == 0 && standing.suspect_until.is_none() {

@@ -84,6 +84,8 @@ pub enum Answer {
 pub enum Event {
     /// A client wants a worker.
     Client(ClientId, Peer),
+    /// A client wants its connection handed over to a worker.
+    Connection(ClientId, Peer),
     /// It has gone before it got one.
     Left(ClientId),
     /// The shell has looked at the slot of this worker.
@@ -111,7 +113,7 @@ pub enum Action {
     Ask(u16, Ask),
     /// Ring again.
     Ring(u16),
-    /// Write the lease line, `Free -> Offered`, ask and ring; then look.
+    /// Write the lease line, `Free -> Offered`, ask and ring; then look. A connection is passed instead of ringing.
     Offer {
         /// To whom.
         worker: u16,
@@ -121,6 +123,8 @@ pub enum Action {
         lease: LeaseId,
         /// When it ends unclaimed.
         claim_by: Time,
+        /// Whose connection is handed over, if it is one.
+        connection: Option<ClientId>,
     },
     /// `Offered -> Revoked`; then look.
     Revoke(u16, LeaseId),
@@ -132,7 +136,7 @@ pub enum Action {
     Release(u16, LeaseId),
     /// Free a garbled claim word of a dead incarnation; then look.
     Clear(u16),
-    /// The client gets this worker.
+    /// The client gets this worker; a connection that was handed over has been claimed by it.
     Grant {
         /// Which client.
         client: ClientId,
@@ -143,10 +147,34 @@ pub enum Action {
         /// When it ends unclaimed.
         claim_by: Time,
     },
+    /// The worker has let go of a connection that it had claimed.
+    Over {
+        /// Whose.
+        client: ClientId,
+        /// Which worker.
+        worker: u16,
+        /// By which lease.
+        lease: LeaseId,
+        /// How it ended.
+        end: End,
+    },
     /// The client gets nothing.
     Refuse(ClientId, Refusal),
     /// For the log.
     Note(u16, Note),
+}
+
+/// How the lease of a connection ended, and so what may still be written to it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum End {
+    /// The worker is through with it.
+    Done,
+    /// The worker died before the first byte of a response: it may be answered.
+    Unanswered,
+    /// The deadline passed before the first byte of a response, and the worker can send none any more: likewise.
+    Overdue,
+    /// The worker died within a response, or nobody knows: it must not look whole.
+    Cut,
 }
 
 /// Questions without a lease.

@@ -2,7 +2,7 @@
 
 use super::ending::TakenBack;
 use super::queue::Waiting;
-use super::{Action, Answer, Ask, ClientId, Note, Pool, Seen, tally};
+use super::{Action, Answer, Ask, ClientId, End, Note, Pool, Seen, tally};
 use crate::ids::{Claim, Epoch, LeaseId, Phase, Terms, Time, WorkerState};
 
 /// What a worker is held by.
@@ -35,6 +35,8 @@ pub enum Hold {
     Busy {
         /// By which lease.
         lease: LeaseId,
+        /// On whose connection, if that was handed over, and when it is answered in the worker's place.
+        connection: Option<(ClientId, Time)>,
     },
     /// A lease that the pool is ending.
     Ending,
@@ -44,7 +46,7 @@ impl Hold {
     /// The lease it is held by.
     pub fn lease(&self) -> Option<LeaseId> {
         match self {
-            Hold::Asked { lease, .. } | Hold::Granted { lease, .. } | Hold::Busy { lease } => Some(*lease),
+            Hold::Asked { lease, .. } | Hold::Granted { lease, .. } | Hold::Busy { lease, .. } => Some(*lease),
             Hold::Free | Hold::Ending => None,
         }
     }
@@ -153,6 +155,9 @@ impl Pool {
             (Answer::Accept(lease), Hold::Asked { lease: asked, client, claim_by, .. })
                 if lease == asked && now < claim_by && self.lives(n, seen.terms) =>
             {
+                if client.handed {
+                    return; // a yes of the control loop: the serving task's is the claim
+                }
                 self.worker(n).hold = Hold::Granted { lease, client: Some(client), claim_by };
                 self.grant(now, n, client, lease, claim_by);
             }
@@ -186,21 +191,36 @@ impl Pool {
                 self.abandon(now, n);
             }
             Some(Claim::Held(lease, Phase::Offered)) => self.see_offered(now, n, lease, seen.terms),
-            Some(Claim::Held(lease, Phase::Claimed | Phase::Responding)) if self.lives(n, seen.terms) => {
-                if self.worker(n).hold != (Hold::Busy { lease }) {
-                    self.abandon(now, n);
-                    self.worker(n).hold = Hold::Busy { lease };
+            Some(Claim::Held(lease, phase @ (Phase::Claimed | Phase::Responding))) if self.lives(n, seen.terms) => {
+                match self.worker(n).hold {
+                    Hold::Busy { lease: held, connection } if held == lease => {
+                        if phase == Phase::Claimed && connection.is_some_and(|(_, abort_at)| abort_at <= now) {
+                            self.actions.push(Action::Abort(n, lease));
+                        }
+                    }
+                    _ => {
+                        self.abandon(now, n);
+                        self.worker(n).hold = Hold::Busy { lease, connection: None };
+                    }
                 }
             }
             Some(Claim::Held(lease, Phase::Claimed)) => {
                 self.actions.push(Action::Note(n, Note::Lost(lease)));
+                self.over(n, Some(lease), End::Unanswered);
                 self.end(now, n, Action::Abort(n, lease));
             }
             Some(Claim::Held(lease, Phase::Responding)) => {
                 self.actions.push(Action::Note(n, Note::Lost(lease)));
                 self.end(now, n, Action::Bury(n, lease));
             }
-            Some(Claim::Held(lease, _)) => self.end(now, n, Action::Release(n, lease)),
+            Some(Claim::Held(lease, phase)) => {
+                match phase {
+                    Phase::Done => self.over(n, Some(lease), End::Done),
+                    Phase::Aborted => self.over(n, Some(lease), End::Overdue),
+                    _ => {}
+                }
+                self.end(now, n, Action::Release(n, lease));
+            }
         }
     }
 

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use super::{ADMIN, DISPATCHER, DROP_IN, OWNER, WATCHDOG, WORKER_USER, listener_socket, worker_service, worker_socket};
 use crate::config::{Address, Admin, Config, Listener, Pool};
+use crate::ids::WorkerId;
 
 /// Systemd's own watch over a part is the slow second net: this many times what the watchdog of the set allows.
 const SECOND_NET: u32 = 10;
@@ -31,8 +32,9 @@ pub fn render(config: &Config, group: impl Fn(&str) -> Option<u32>) -> BTreeMap<
         // A client that may ask for a worker of the pool may also talk to it.
         let like = config.listeners.iter().find(|l| l.pool == pool.name && l.address.is_unix());
         for number in 1..=pool.workers {
-            let id = crate::ids::WorkerId { pool: pool.name.clone(), number };
-            add(&worker_socket(&id), listening(&pool.worker_address(number), like));
+            let id = WorkerId { pool: pool.name.clone(), number };
+            let address = pool.worker_address(number);
+            add(&worker_socket(&id), reached(listening(&address, like), &address, &id, config));
             add(&worker_service(&id), worker(config, pool));
         }
     }
@@ -52,6 +54,18 @@ fn listening(address: &Address, like: Option<&Listener>) -> String {
             line(&mut text, "SocketGroup", group);
             line(&mut text, "SocketMode", &format!("{mode:04o}"));
         }
+    }
+    text
+}
+
+/// The socket of a worker with the one on which connections are handed over. It has the permissions of the other one
+/// if that is a file too: what counts there is the token.
+fn reached(mut text: String, address: &Address, id: &WorkerId, config: &Config) -> String {
+    let path = config.set.runtime_dir.join(id.pool.as_str()).join(format!("{}.sock", id.number));
+    line(&mut text, "ListenSequentialPacket", &path.display().to_string());
+    if !address.is_unix() {
+        line(&mut text, "SocketUser", OWNER);
+        line(&mut text, "SocketMode", "0600");
     }
     text
 }

@@ -51,7 +51,9 @@ pub fn steps(old: &Config, new: &Config) -> Steps {
         }
     }
     // The sockets that are new to it come with its start.
-    let dispatcher = if same(DISPATCHER) && (0..listeners).all(|index| same(&listener_socket(index))) {
+    let deliveries = |config: &Config| config.listeners.iter().map(|listener| listener.delivery).collect::<Vec<_>>();
+    let as_before = same(DISPATCHER) && deliveries(old) == deliveries(new);
+    let dispatcher = if as_before && (0..listeners).all(|index| same(&listener_socket(index))) {
         &mut steps.reload
     } else {
         &mut steps.restart

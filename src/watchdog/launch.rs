@@ -7,6 +7,10 @@ use super::Watch;
 use super::account::Cause;
 use super::plan::{Event, Part};
 use crate::clock;
+use crate::config::ProcessLimits;
+
+/// Descriptors of the dispatcher besides its connections.
+const DESCRIPTORS: usize = 1024;
 
 impl Watch {
     /// Starts a part; what came of it.
@@ -14,7 +18,11 @@ impl Watch {
         self.account.starting(&part);
         let sockets = self.sockets_of(&part);
         let pool = part.worker().and_then(|id| self.config.pool(&id.pool));
-        let limits = pool.map(|pool| pool.limits.of_a_process()).unwrap_or_default();
+        let limits = pool.map(|pool| pool.limits.of_a_process()).unwrap_or_else(|| {
+            // A connection in the store is open twice.
+            let files = (2 * self.config.front.connections + DESCRIPTORS) as u64;
+            ProcessLimits { open_files: Some((files, files)), ..ProcessLimits::default() }
+        });
         match sockets.and_then(|sockets| self.children.start(&part, sockets, limits)) {
             Ok(pid) => {
                 tracing::debug!(pid, %part, "{part} is started");
@@ -32,7 +40,8 @@ impl Watch {
         match part {
             Part::Worker(id) => {
                 let socket = self.sockets.workers.get(id).ok_or(io::ErrorKind::NotFound)?;
-                Ok(vec![("worker".into(), copy(socket)?)])
+                let reach = self.reaches.get(id).ok_or(io::ErrorKind::NotFound)?;
+                Ok(vec![("worker".into(), copy(socket)?), ("worker".into(), copy(&reach.handoff)?)])
             }
             Part::Dispatcher => {
                 let mut all = vec![("probe".to_owned(), copy(&self.sockets.probe)?)];

@@ -27,6 +27,7 @@ use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::fs;
 use std::io;
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::sync::Arc;
@@ -45,7 +46,7 @@ use crate::config::{Config, Loaded, Origin};
 use crate::ids::{Time, WorkerId};
 use crate::ipc::{self, IpcError, Keeper, Modes};
 use crate::signals::{ONE_STOP, Signal};
-use crate::{log, restart, tree};
+use crate::{handoff, log, restart, tree};
 use account::{Account, Cause};
 use admin::{Admin, Snapshot};
 use children::Children;
@@ -85,6 +86,24 @@ fn system(what: impl Into<String>) -> impl FnOnce(io::Error) -> WatchdogError {
 
 /// A woken loop that is later than this was not run by the machine.
 const LATE: Duration = Duration::from_millis(20);
+
+/// What of a worker's parts the watchdog keeps open.
+struct Reach {
+    /// Rung when the worker has died.
+    bell: Bell,
+    /// Where its connections are handed over: who waits there outlives an incarnation.
+    handoff: OwnedFd,
+}
+
+impl Reach {
+    fn make(config: &Config, id: &WorkerId, set_epoch: u64, segments: &Segments) -> Result<Self, WatchdogError> {
+        let segment = ipc::create_worker(config, id, set_epoch, &Modes::default())?;
+        segments.borrow_mut().insert(id.clone(), segment);
+        let path = ipc::handoff_path(&config.set.runtime_dir, id);
+        let handoff = handoff::bind_at(&path).map_err(system(path.display().to_string()))?;
+        Ok(Self { bell: ipc::open(config, id)?.to_dispatcher, handoff })
+    }
+}
 
 /// Runs a whole set in the foreground until it is told to stop (SIGTERM, SIGINT; a second one stops at once).
 ///
@@ -168,7 +187,7 @@ struct Watch {
     sockets: Sockets,
     store: Store,
     notify: Notify,
-    bells: BTreeMap<WorkerId, Bell>,
+    reaches: BTreeMap<WorkerId, Reach>,
     prober: Prober,
     account: Account,
     admin: Admin,
@@ -198,11 +217,9 @@ impl Watch {
         let sockets = Sockets::open(&config)?;
         // Time since boot: no two lives of a set in one directory have the same.
         let set_epoch = clock::now().0;
-        let mut bells = BTreeMap::new();
+        let mut reaches = BTreeMap::new();
         for id in config.workers() {
-            let segment = ipc::create_worker(&config, &id, set_epoch, &Modes::default())?;
-            segments.borrow_mut().insert(id.clone(), segment);
-            bells.insert(id.clone(), ipc::open(&config, &id)?.to_dispatcher);
+            reaches.insert(id.clone(), Reach::make(&config, &id, set_epoch, &segments)?);
         }
         publish(&config, &dir)?;
         let notify = dir.join("notify.sock");
@@ -215,7 +232,7 @@ impl Watch {
             sockets,
             store: Store::default(),
             notify: Notify::bind(&notify).map_err(system(notify.display().to_string()))?,
-            bells,
+            reaches,
             prober: Prober::start(dir.join("probe.sock")),
             account: Account::default(),
             admin: Admin::default(),
@@ -400,14 +417,14 @@ impl Watch {
                             "what a worker left behind cannot be killed: {error}");
                     }
                 });
-                if let Some(bell) = self.bells.get(&id) {
-                    bell.ring();
+                if let Some(reach) = self.reaches.get(&id) {
+                    reach.bell.ring();
                 }
             }
             Action::Quiesce => prober::quiesce(self.dir.join("probe.sock")),
             Action::Remove(id) => {
                 self.sockets.workers.remove(&id);
-                self.bells.remove(&id);
+                self.reaches.remove(&id);
                 let segment = self.segments.borrow_mut().remove(&id);
                 let removed = ipc::retire_worker(&self.dir, &id);
                 if let Err(error) = removed.and(segment.map_or(Ok(()), |name| ipc::remove_segment(&name))) {

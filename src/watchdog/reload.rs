@@ -5,10 +5,10 @@ use std::sync::Arc;
 
 use super::plan::{Change, Event};
 use super::sockets::{Socket, open_admin_tcp, open_listener, open_worker};
-use super::{Watch, WatchdogError, bounds, drains, publish};
+use super::{Reach, Watch, WatchdogError, bounds, drains, publish};
 use crate::config::{Config, Listener, Origin, Pool};
 use crate::ids::WorkerId;
-use crate::ipc::{self, Modes};
+use crate::ipc;
 use crate::{log, program};
 
 impl Watch {
@@ -118,14 +118,14 @@ impl Watch {
         };
         let stay = kept.iter().enumerate().filter_map(|(index, at)| Some(((*at)?, index)));
         let changed: Vec<_> = stay.filter(|(at, index)| self.config.listeners[*at] != new.listeners[*index]).collect();
-        let fresh: Vec<WorkerId> = new.workers().filter(|id| !self.bells.contains_key(id)).collect();
+        let fresh: Vec<WorkerId> = new.workers().filter(|id| !self.reaches.contains_key(id)).collect();
         let sockets = &self.sockets.listeners;
         let owned = changed.iter().try_for_each(|(at, index)| sockets[*at].own(&new.listeners[*index]));
         let owned = owned.and_then(|()| self.sockets.admin.0.own_as_admin(&new.admin));
         let made = owned.map_err(WatchdogError::from).and_then(|()| self.make_parts(&new, &fresh));
-        let made = made.and_then(|bells| publish(&new, &self.dir).map(|()| bells));
-        let bells = match made {
-            Ok(bells) => bells,
+        let made = made.and_then(|reaches| publish(&new, &self.dir).map(|()| reaches));
+        let reaches = match made {
+            Ok(reaches) => reaches,
             Err(error) => {
                 for id in &fresh {
                     let _ = ipc::retire_worker(&self.dir, id); // the first error is the one to tell
@@ -137,7 +137,7 @@ impl Watch {
                 return Err(error);
             }
         };
-        self.bells.extend(bells);
+        self.reaches.extend(reaches);
         self.sockets.workers.extend(workers);
         let mut old: Vec<Option<Socket>> = std::mem::take(&mut self.sockets.listeners).into_iter().map(Some).collect();
         let taken = kept.iter().enumerate().filter_map(|(index, kept)| match kept {
@@ -155,18 +155,9 @@ impl Watch {
         Ok(change)
     }
 
-    fn make_parts(
-        &self,
-        new: &Config,
-        fresh: &[WorkerId],
-    ) -> Result<BTreeMap<WorkerId, crate::bell::Bell>, WatchdogError> {
-        let mut bells = BTreeMap::new();
-        for id in fresh {
-            let segment = ipc::create_worker(new, id, self.set_epoch, &Modes::default())?;
-            self.segments.borrow_mut().insert(id.clone(), segment);
-            bells.insert(id.clone(), ipc::open(new, id)?.to_dispatcher);
-        }
-        Ok(bells)
+    fn make_parts(&self, new: &Config, fresh: &[WorkerId]) -> Result<BTreeMap<WorkerId, Reach>, WatchdogError> {
+        let make = |id: &WorkerId| Ok((id.clone(), Reach::make(new, id, self.set_epoch, &self.segments)?));
+        fresh.iter().map(make).collect()
     }
 }
 
@@ -200,12 +191,13 @@ fn compare(old: &Config, new: &Config) -> Result<Change, WatchdogError> {
             reload.push(id);
         }
     }
-    let addresses = |config: &Config| config.listeners.iter().map(|l| l.address.clone()).collect::<Vec<_>>();
+    let entrances =
+        |config: &Config| config.listeners.iter().map(|l| (l.address.clone(), l.delivery)).collect::<Vec<_>>();
     Ok(Change {
         workers: drains(new),
         reload,
         restart,
-        restart_dispatcher: addresses(old) != addresses(new),
+        restart_dispatcher: entrances(old) != entrances(new),
         bounds: bounds(new),
     })
 }

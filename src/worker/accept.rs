@@ -1,5 +1,6 @@
 //! The serving task: accepts connections and obeys the control loop's orders.
 
+use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::Duration;
@@ -9,10 +10,13 @@ use tokio::sync::{Mutex, OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio::task::JoinSet;
 
 use super::connection::{self, Handler};
+use super::handed;
 use super::handler::Builtin;
+use super::inbox::Inbox;
 use super::recycle::reexec;
-use super::shared::{Order, Shared};
+use super::shared::{Order, Shared, Sockets};
 use super::{ServeError, system};
+use crate::handoff::Message;
 use crate::log;
 use crate::net::{self, Listener};
 
@@ -23,7 +27,7 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 pub async fn serve<S: Handler>(
     shared: Arc<Shared>,
     service: S,
-    listener: Listener,
+    (listener, mut inbox): Sockets,
     mut orders: mpsc::UnboundedReceiver<Order>,
     control: JoinHandle<()>,
 ) -> Result<(), ServeError> {
@@ -52,9 +56,14 @@ pub async fn serve<S: Handler>(
                     tokio::time::sleep(ACCEPT_PAUSE).await;
                 }
             },
+            lent = lent(&mut inbox) => {
+                if let Some(lent) = handed::take(&shared, lent) {
+                    connections.spawn(handed::serve(shared.clone(), service.clone(), lent));
+                }
+            }
             order = orders.recv() => match order {
                 Some(Order::Recycle) => {
-                    if !recycle(&shared, &listener, &mut orders).await {
+                    if !recycle(&shared, (&listener, &inbox), &mut orders).await {
                         break;
                     }
                 }
@@ -84,9 +93,20 @@ async fn accept(listener: &Listener, places: &Arc<Semaphore>) -> std::io::Result
     Ok((net::Shared(Arc::new(listener.accept().await?)), place))
 }
 
+async fn lent(inbox: &mut Option<Inbox>) -> (Message, OwnedFd) {
+    match inbox {
+        Some(inbox) => inbox.next().await,
+        None => std::future::pending().await,
+    }
+}
+
 /// Makes place for what comes next: a fresh co-process, or a fresh process image. Whether the worker goes on; not
 /// if it has been ordered to leave meanwhile.
-async fn recycle(shared: &Shared, listener: &Listener, orders: &mut mpsc::UnboundedReceiver<Order>) -> bool {
+async fn recycle(
+    shared: &Shared,
+    (listener, inbox): (&Listener, &Option<Inbox>),
+    orders: &mut mpsc::UnboundedReceiver<Order>,
+) -> bool {
     let _floor = shared.floor().await;
     loop {
         match &shared.builtin {
@@ -112,7 +132,9 @@ async fn recycle(shared: &Shared, listener: &Listener, orders: &mut mpsc::Unboun
                 tracing::debug!(worker = %shared.id, epoch = %shared.respondent.epoch(),
                     event = %log::Event::WorkerRecycled, "recycling");
                 shared.take_reload(); // the next image reads the configuration in any case
-                if let Some(error) = reexec(listener, &shared.id.instance(), &shared.told_to_stop) {
+                let sockets: Vec<_> =
+                    [Some(listener.as_fd()), inbox.as_ref().map(Inbox::as_fd)].into_iter().flatten().collect();
+                if let Some(error) = reexec(&sockets, &shared.id.instance(), &shared.told_to_stop) {
                     tracing::error!(worker = %shared.id, %error, event = %log::Event::RecycleFailed,
                         "cannot execute the next incarnation: this one stays");
                 }

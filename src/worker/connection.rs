@@ -3,6 +3,7 @@
 use std::error::Error;
 use std::future::Future;
 use std::io;
+use std::net::SocketAddr;
 use std::panic::AssertUnwindSafe;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
@@ -22,6 +23,7 @@ use tokio::sync::Mutex;
 use tokio::time::{Instant, sleep_until};
 use tower_service::Service;
 
+use super::handed::Lent;
 use super::handler::{Body, BoxError, Context, Failure};
 use super::shared::Shared;
 use super::target;
@@ -50,7 +52,8 @@ pub async fn serve<S: Handler>(shared: Arc<Shared>, service: Arc<Mutex<S>>, stre
     let turn = Arc::new(Turn::default());
     // `Ok`: whatever was answered has been sent whole.
     let end = {
-        let answerer = Answerer { shared: shared.clone(), service, turn: turn.clone(), stream: stream.clone() };
+        let answerer =
+            Answerer { shared: shared.clone(), service, turn: turn.clone(), stream: stream.clone(), lent: None };
         let connection = http1::Builder::new()
             .keep_alive(false)
             .half_close(true)
@@ -82,7 +85,7 @@ pub async fn serve<S: Handler>(shared: Arc<Shared>, service: Arc<Mutex<S>>, stre
 }
 
 /// Why a connection was not served to its regular end.
-enum End {
+pub enum End {
     /// What came was no request, or its response could not be finished.
     Early(hyper::Error),
     /// See [`Cut`].
@@ -91,7 +94,7 @@ enum End {
 
 impl End {
     /// Whether the client has gone: found by the watch on it, or by a write that came first.
-    fn is_client_gone(&self) -> bool {
+    pub fn is_client_gone(&self) -> bool {
         match self {
             End::Cut(cut) => *cut == Cut::Gone,
             End::Early(error) => {
@@ -133,11 +136,26 @@ async fn finish(shared: &Shared, turn: &Turn, held: Held, end: &Result<(), End>,
 }
 
 /// What hyper calls with the request of a connection.
-struct Answerer<S> {
-    shared: Arc<Shared>,
-    service: Arc<Mutex<S>>,
-    turn: Arc<Turn>,
-    stream: net::Shared,
+pub struct Answerer<S> {
+    pub shared: Arc<Shared>,
+    pub service: Arc<Mutex<S>>,
+    pub turn: Arc<Turn>,
+    pub stream: net::Shared,
+    /// Who it was handed over with, if it was.
+    pub lent: Option<Arc<Lent>>,
+}
+
+impl<S> Clone for Answerer<S> {
+    fn clone(&self) -> Self {
+        let Self { shared, service, turn, stream, lent } = self;
+        Self {
+            shared: shared.clone(),
+            service: service.clone(),
+            turn: turn.clone(),
+            stream: stream.clone(),
+            lent: lent.clone(),
+        }
+    }
 }
 
 impl<S: Handler> hyper::service::Service<Request<Incoming>> for Answerer<S> {
@@ -146,95 +164,105 @@ impl<S: Handler> hyper::service::Service<Request<Incoming>> for Answerer<S> {
     type Future = Pin<Box<dyn Future<Output = Result<Response<Body>, BoxError>> + Send>>;
 
     fn call(&self, request: Request<Incoming>) -> Self::Future {
-        let (shared, service) = (self.shared.clone(), self.service.clone());
-        Box::pin(answer(shared, service, self.turn.clone(), self.stream.clone(), request))
+        let answerer = self.clone();
+        match self.lent.clone() {
+            None => Box::pin(answerer.answer(request)),
+            Some(lent) => Box::pin(lent.answer(answerer, request)),
+        }
     }
 }
 
-/// Answers one request: claims with its token and runs the handler, or sends it back.
-async fn answer<S: Handler>(
-    shared: Arc<Shared>,
-    service: Arc<Mutex<S>>,
-    turn: Arc<Turn>,
-    stream: net::Shared,
-    mut request: Request<Incoming>,
-) -> Result<Response<Body>, BoxError> {
-    let Some((token, target)) = target::split(request.method(), request.uri()) else {
-        return Ok(send_back(&shared, &stream, &request, None));
-    };
-    let now = clock::now();
-    let terms = match token.map(|token| shared.respondent.claim(token, now)) {
-        Some(Ok(terms)) => terms,
-        Some(Err(reason)) => {
-            tracing::debug!(worker = %shared.id, ?reason, "a token does not open this worker");
-            return Ok(send_back(&shared, &stream, &request, Some(target)));
-        }
-        None => return Ok(send_back(&shared, &stream, &request, Some(target))),
-    };
-    let since = Instant::now();
-    let http11 = request.version() >= Version::HTTP_11;
-    let held = Held { lease: terms.lease, since, deadline: since + terms.request_timeout };
-    shared.begin(&terms, now, &stream);
-    // Without the query, which may hold what a log must not.
-    let line = [request.method().as_str().as_bytes(), b" ", target.path().as_bytes()];
-    shared.respondent.note_request(terms.lease, now, &line);
-    turn.begin(held, http11);
-    let (worker, lease, epoch) = (&shared.id, terms.lease, shared.respondent.epoch());
-    tracing::debug!(%worker, %lease, %epoch, event = %Event::LeaseClaimed, "lease is claimed");
-    set_reset_on_close(&stream, true)?;
-    turn.take_floor(shared.floor().await);
-
-    *request.uri_mut() = Uri::from(target);
-    request.extensions_mut().insert(Context {
-        peer: stream.0.peer_address(),
-        server: stream.0.local_address(),
-        worker: shared.id.clone(),
-        lease: terms.lease.to_string(),
-        body_timeout: shared.front.body_timeout,
-        max_body: shared.front.max_body,
-    });
-    // There no reset tells a cut response from a whole one.
-    let must_tell = !http11 && request.method() != Method::HEAD && matches!(*stream.0, net::Stream::Unix(_));
-    let received = Counted::new(shared.clone(), Counter::BytesIn, turn.clone());
-    let request = request.map(|body| Body::new(received.of(body.map_err(BoxError::from))));
-
-    let outcome = tokio::select! {
-        outcome = call(&service, request) => outcome,
-        () = sleep_until(held.deadline) => {
-            let limit = humantime::format_duration(terms.request_timeout);
-            let reason = format!("the handler of worker {} did not finish within request_timeout, {limit}", shared.id);
-            Err(Failure { status: StatusCode::GATEWAY_TIMEOUT, reason, started: true })
-        }
-    };
-    let outcome = outcome.and_then(|response| match must_tell && ends_with_connection(&response) {
-        true => {
-            let reason = "on a Unix socket an HTTP/1.0 client cannot tell where a response of unknown length ends: \
-                          use HTTP/1.1";
-            Err(Failure { status: StatusCode::HTTP_VERSION_NOT_SUPPORTED, reason: reason.into(), started: true })
-        }
-        false => Ok(response),
-    });
-    if let Err(failure) = &outcome {
-        // What failed is cleared away before anybody hears of the failure.
-        shared.handled();
-        if let Some(builtin) = &shared.builtin {
-            builtin.clear().await;
-        }
-        shared.warn(terms.lease, failure);
-        turn.fail();
+impl<S: Handler> Answerer<S> {
+    /// Answers one request: claims with its token and runs the handler, or sends it back.
+    async fn answer(self, request: Request<Incoming>) -> Result<Response<Body>, BoxError> {
+        let Self { shared, turn, stream, .. } = &self;
+        let Some((token, target)) = target::split(request.method(), request.uri()) else {
+            return Ok(send_back(shared, stream, &request, None));
+        };
+        let now = clock::now();
+        let terms = match token.map(|token| shared.respondent.claim(token, now)) {
+            Some(Ok(terms)) => terms,
+            Some(Err(reason)) => {
+                tracing::debug!(worker = %shared.id, ?reason, "a token does not open this worker");
+                return Ok(send_back(shared, stream, &request, Some(target)));
+            }
+            None => return Ok(send_back(shared, stream, &request, Some(target))),
+        };
+        let since = Instant::now();
+        let held = Held { lease: terms.lease, since, deadline: since + terms.request_timeout };
+        shared.begin(&terms, now, stream);
+        turn.begin(held, request.version() >= Version::HTTP_11);
+        let (worker, lease, epoch) = (&shared.id, terms.lease, shared.respondent.epoch());
+        tracing::debug!(%worker, %lease, %epoch, event = %Event::LeaseClaimed, "lease is claimed");
+        set_reset_on_close(stream, true)?;
+        let peer = stream.0.peer_address();
+        self.run(request, target, held, peer).await
     }
-    if !shared.respondent.respond(terms.lease) {
-        return Err("the dispatcher has ended the lease".into());
-    }
-    let response = match outcome {
-        Ok(response) => {
-            let sent = Counted::new(shared.clone(), Counter::BytesOut, turn.clone());
-            response.map(|body| Body::new(sent.of(body)))
+
+    /// Runs the handler for a request whose lease is claimed.
+    pub async fn run(
+        &self,
+        mut request: Request<Incoming>,
+        target: PathAndQuery,
+        held: Held,
+        peer: Option<SocketAddr>,
+    ) -> Result<Response<Body>, BoxError> {
+        let Self { shared, service, turn, stream, .. } = self;
+        // Without the query, which may hold what a log must not.
+        let line = [request.method().as_str().as_bytes(), b" ", target.path().as_bytes()];
+        shared.respondent.note_request(held.lease, clock::now(), &line);
+        if !turn.has_floor() {
+            turn.take_floor(shared.floor().await);
         }
-        Err(failure) => problem(&failure),
-    };
-    turn.respond(response.status());
-    Ok(response)
+        let http11 = request.version() >= Version::HTTP_11;
+        *request.uri_mut() = Uri::from(target);
+        request.extensions_mut().insert(Context {
+            peer,
+            server: stream.0.local_address(),
+            worker: shared.id.clone(),
+            lease: held.lease.to_string(),
+            body_timeout: shared.front.body_timeout,
+            max_body: shared.front.max_body,
+        });
+        // There no reset tells a cut response from a whole one.
+        let must_tell = !http11 && request.method() != Method::HEAD && matches!(*stream.0, net::Stream::Unix(_));
+        turn.ask(request.body().is_end_stream());
+        let received = Counted::new(shared.clone(), Counter::BytesIn, turn.clone());
+        let request = request.map(|body| Body::new(received.of(body.map_err(BoxError::from))));
+
+        let outcome = tokio::select! {
+            outcome = call(service, request) => outcome,
+            () = sleep_until(held.deadline) => {
+                let limit = humantime::format_duration(held.deadline - held.since);
+                let reason = format!("the handler of worker {} did not finish within request_timeout, {limit}", shared.id);
+                Err(Failure { status: StatusCode::GATEWAY_TIMEOUT, reason, started: true })
+            }
+        };
+        let outcome = outcome.and_then(|response| match must_tell && ends_with_connection(&response) {
+            true => {
+                let reason = "on a Unix socket an HTTP/1.0 client cannot tell where a response of unknown length ends: \
+                              use HTTP/1.1";
+                Err(Failure { status: StatusCode::HTTP_VERSION_NOT_SUPPORTED, reason: reason.into(), started: true })
+            }
+            false => Ok(response),
+        });
+        if let Err(failure) = &outcome {
+            // What failed is cleared away before anybody hears of the failure.
+            shared.handled();
+            if let Some(builtin) = &shared.builtin {
+                builtin.clear().await;
+            }
+            shared.warn(held.lease, failure);
+            turn.fail();
+        }
+        if !turn.is_responding() && !shared.respondent.respond(held.lease) {
+            return Err("the dispatcher has ended the lease".into());
+        }
+        let response = outcome.unwrap_or_else(|failure| problem(&failure));
+        let sent = Counted::new(shared.clone(), Counter::BytesOut, turn.clone());
+        turn.respond(response.status());
+        Ok(response.map(|body| Body::new(sent.of(body))))
+    }
 }
 
 /// Runs the handler; a panic in it is a failure of this request and of nothing else.
@@ -260,14 +288,14 @@ fn ends_with_connection(response: &Response<Body>) -> bool {
     !bodiless && !response.headers().contains_key(CONTENT_LENGTH) && response.body().size_hint().exact().is_none()
 }
 
-fn problem(failure: &Failure) -> Response<Body> {
+pub fn problem(failure: &Failure) -> Response<Body> {
     let outcome = if failure.started { Outcome::StartedUnknown } else { Outcome::NotStarted };
     let detail = failure.reason.clone();
     let problem = Problem { status: failure.status, detail, outcome, retry_after: None };
     problem.response().map(boxed)
 }
 
-fn boxed(body: http_body_util::Full<Bytes>) -> Body {
+pub fn boxed(body: http_body_util::Full<Bytes>) -> Body {
     Body::new(body.map_err(|never| match never {}))
 }
 
@@ -305,6 +333,13 @@ impl Counted {
         Self { shared, counter, turn, bytes: AtomicU64::new(0) }
     }
 
+    /// The body has come to its end.
+    fn end(&self) {
+        if self.counter == Counter::BytesIn {
+            self.turn.receive();
+        }
+    }
+
     fn of<B>(self, body: B) -> CountedBody<B> {
         CountedBody { body, counted: self }
     }
@@ -312,6 +347,9 @@ impl Counted {
 
 impl Drop for Counted {
     fn drop(&mut self) {
+        if self.counter == Counter::BytesOut {
+            self.turn.send(); // hyper lets go of a body when it has taken all of it
+        }
         self.shared.respondent.count(self.counter, *self.bytes.get_mut());
     }
 }
@@ -346,7 +384,11 @@ where
                 }
                 self.counted.turn.fail();
             }
-            _ => {}
+            Poll::Ready(None) => self.counted.end(),
+            Poll::Pending => {}
+        }
+        if self.body.is_end_stream() {
+            self.counted.end();
         }
         polled
     }

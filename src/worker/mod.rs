@@ -21,7 +21,10 @@ mod accept;
 mod arrive;
 mod connection;
 mod control;
+mod conversation;
+mod handed;
 pub mod handler;
+mod inbox;
 mod recycle;
 mod shared;
 pub mod target;
@@ -29,6 +32,7 @@ mod turn;
 mod user;
 
 use std::io;
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 pub use handler::{Body, BoxError};
@@ -43,7 +47,7 @@ use crate::ipc::IpcError;
 use crate::net::Listener;
 use crate::shm::Segment;
 use crate::signals::Signal;
-use crate::{log, sys, tree};
+use crate::{handoff, log, sys, tree};
 use handler::{Builtin, Spec, StartError};
 use shared::Shared;
 
@@ -112,7 +116,8 @@ pub async fn run(config: &Config, id: &WorkerId) -> Result<(), ServeError> {
         Handler::Echo => Spec::Echo,
         Handler::Exec(command) => Spec::Exec(command.clone()),
         Handler::Coprocess(command) => Spec::Coprocess(command.clone()),
-        Handler::Program(_) | Handler::Inetd(_) => return Err(ServeError::Unknown(id.clone())),
+        Handler::Inetd(command) => Spec::Inetd(command.clone()),
+        Handler::Program(_) => return Err(ServeError::Unknown(id.clone())),
     };
     let builtin = Builtin::start(&spec, id, &office.pool.environment)?;
     office.serve(builtin.clone(), Some(builtin)).await
@@ -124,6 +129,8 @@ struct Office {
     pool: Pool,
     front: Front,
     listener: Listener,
+    /// Where connections are handed over.
+    handed: Option<OwnedFd>,
     respondent: Respondent<Arc<Segment>>,
     ring: Bell,
     hear: Bell,
@@ -144,7 +151,11 @@ impl Office {
         nix::sys::prctl::set_child_subreaper(true).map_err(|e| system("prctl")(e.into()))?;
 
         let sockets = sys::listen_fds().map_err(system("LISTEN_FDS"))?;
-        let (socket, _) = sockets.into_iter().next().ok_or(ServeError::NoSocket)?;
+        let (mut handed, mut others) = (Vec::new(), Vec::new());
+        for (socket, _) in sockets {
+            if handoff::is_its_socket(&socket) { handed.push(socket) } else { others.push(socket) }
+        }
+        let socket = others.into_iter().next().ok_or(ServeError::NoSocket)?;
         let listener = Listener::adopt(socket).map_err(system("the listening socket"))?;
 
         let parts = arrive::take(config, id)?;
@@ -158,6 +169,7 @@ impl Office {
             pool,
             front: config.front.clone(),
             listener,
+            handed: handed.into_iter().next(),
             respondent,
             ring: parts.to_dispatcher,
             hear: parts.to_worker,
@@ -169,9 +181,9 @@ impl Office {
     }
 
     async fn serve(self, service: impl connection::Handler, builtin: Option<Builtin>) -> Result<(), ServeError> {
-        let (shared, orders, hear, listener, signals) = Shared::new(self, builtin)?;
+        let (shared, orders, hear, sockets, signals) = Shared::new(self, builtin)?;
         let shared = Arc::new(shared);
         let control = control::start(shared.clone(), hear, signals)?;
-        accept::serve(shared, service, listener, orders, control).await
+        accept::serve(shared, service, sockets, orders, control).await
     }
 }

@@ -1,7 +1,7 @@
 //! When a worker is old, and how it is replaced by its own next incarnation.
 
 use std::io;
-use std::os::fd::AsFd;
+use std::os::fd::BorrowedFd;
 use std::os::unix::process::CommandExt;
 use std::process::Command;
 use std::sync::Mutex;
@@ -68,14 +68,14 @@ fn own_memory() -> Option<u64> {
     tree::resident_alone(std::process::id())
 }
 
-/// Replaces this process by its next incarnation: same pid, same listening socket, new program image.
+/// Replaces this process by its next incarnation: same pid, same sockets, new program image.
 ///
 /// A `program` goes through `patou worker` again (named by `PATOU_BIN`), which reads the configuration anew
 /// and may find another program there; patou itself executes itself.
 ///
 /// Only returns if that failed, or with `None` if the process has been told to stop: `stop` is asked once a signal
 /// that comes later ends the process by itself, so that none is lost between two images.
-pub fn reexec(socket: impl AsFd, instance: &str, stop: &Came) -> Option<io::Error> {
+pub fn reexec(sockets: &[BorrowedFd<'_>], instance: &str, stop: &Came) -> Option<io::Error> {
     let _undefended = match Undefended::begin() {
         Ok(undefended) => undefended,
         Err(error) => return Some(error),
@@ -83,9 +83,11 @@ pub fn reexec(socket: impl AsFd, instance: &str, stop: &Came) -> Option<io::Erro
     if stop.yet() {
         return None;
     }
-    // The numbers in LISTEN_FDS hold: the socket has kept its own.
-    if let Err(error) = fcntl(socket.as_fd(), FcntlArg::F_SETFD(FdFlag::empty())) {
-        return Some(error.into());
+    // The numbers in LISTEN_FDS hold: the sockets have kept their own.
+    for socket in sockets {
+        if let Err(error) = fcntl(socket, FcntlArg::F_SETFD(FdFlag::empty())) {
+            return Some(error.into());
+        }
     }
     let mut command = match std::env::var_os("PATOU_BIN") {
         Some(patou) => Command::new(patou),
@@ -97,7 +99,9 @@ pub fn reexec(socket: impl AsFd, instance: &str, stop: &Came) -> Option<io::Erro
         Err(error) => return Some(error),
     };
     let error = command.args(["worker", instance]).exec();
-    let _ = fcntl(socket.as_fd(), FcntlArg::F_SETFD(FdFlag::FD_CLOEXEC));
+    for socket in sockets {
+        let _ = fcntl(socket, FcntlArg::F_SETFD(FdFlag::FD_CLOEXEC));
+    }
     Some(error)
 }
 

@@ -9,6 +9,7 @@ use nix::sys::eventfd::{EfdFlags, EventFd};
 use tokio::sync::{Notify, RwLock, mpsc};
 
 use super::handler::{Builtin, Failure};
+use super::inbox::Inbox;
 use super::recycle::Lifespan;
 use super::turn::Floor;
 use super::{Office, ServeError, Signals, system};
@@ -22,6 +23,9 @@ use crate::net::{self, Listener};
 use crate::shm::Segment;
 use crate::signals::Came;
 use std::sync::Arc;
+
+/// Where a worker's clients come from: by its address, and handed over.
+pub type Sockets = (Listener, Option<Inbox>);
 
 /// What the control loop tells the serving task.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -78,7 +82,7 @@ impl Shared {
     pub fn new(
         office: Office,
         builtin: Option<Builtin>,
-    ) -> Result<(Self, mpsc::UnboundedReceiver<Order>, Bell, Listener, Signals), ServeError> {
+    ) -> Result<(Self, mpsc::UnboundedReceiver<Order>, Bell, Sockets, Signals), ServeError> {
         let (orders, ordered) = mpsc::unbounded_channel();
         let flags = EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK;
         let wake = EventFd::from_flags(flags).map_err(|e| system("eventfd")(e.into()))?;
@@ -99,7 +103,8 @@ impl Shared {
             wanted: Notify::new(),
             parting: RwLock::default(),
         };
-        Ok((shared, ordered, office.hear, office.listener, office.signals))
+        let inbox = office.handed.map(Inbox::new).transpose().map_err(system("the socket for connections"))?;
+        Ok((shared, ordered, office.hear, (office.listener, inbox), office.signals))
     }
 
     /// What the worker says of itself just now.
@@ -240,6 +245,12 @@ impl Shared {
         *locked(&self.current) = Some(current);
     }
 
+    /// A request without a connection of its own is over, which was read with the one before.
+    pub fn served_another(&self) {
+        self.respondent.count(Counter::Served, 1);
+        self.lifespan.served_one();
+    }
+
     /// The request in hand, if it should have ended this long ago.
     pub fn overdue(&self, now: Time, by: Duration) -> Option<Current> {
         let mut current = locked(&self.current);
@@ -258,11 +269,21 @@ impl Shared {
 
     /// The request is over: counts it, gives the lease back and says so.
     pub fn finish(&self, lease: LeaseId, took: Duration, failed: bool) {
-        self.handled();
         self.respondent.count(if failed { Counter::Failed } else { Counter::Served }, 1);
         self.respondent.record(took);
+        let served = self.lifespan.served_one();
+        self.let_go(lease, served);
+    }
+
+    /// Gives a lease back of which nothing came.
+    pub fn give_back(&self, lease: LeaseId) {
+        self.let_go(lease, 0);
+    }
+
+    fn let_go(&self, lease: LeaseId, served: u64) {
+        self.handled();
         let memory = || self.builtin.as_ref().and_then(Builtin::memory);
-        if self.lifespan.is_over(self.lifespan.served_one(), clock::now(), memory) {
+        if self.lifespan.is_over(served, clock::now(), memory) {
             // Before the lease is given back, so that the dispatcher sees both at once.
             self.want_recycle();
         }
@@ -276,6 +297,11 @@ impl Shared {
     /// When the worker has reached its age, if it has one.
     pub fn old_at(&self) -> Option<Time> {
         self.lifespan.old_at()
+    }
+
+    /// Whether it serves connections and no requests.
+    pub fn is_inetd(&self) -> bool {
+        matches!(self.builtin, Some(Builtin::Inetd(_)))
     }
 
     /// For the log: what went wrong with a request.

@@ -44,6 +44,10 @@ pub struct Turn {
     /// Nothing has been sent to a client that knows HTTP/1.1.
     may_probe: AtomicBool,
     failed: AtomicBool,
+    /// Whether a request is in hand, whether all of its body has come, and whether all of its response is on its way.
+    asked: AtomicBool,
+    received: AtomicBool,
+    sent: AtomicBool,
     floor: Mutex<Option<Floor>>,
 }
 
@@ -74,6 +78,53 @@ impl Turn {
         self.status.store(status.as_u16(), Ordering::Relaxed);
         self.may_probe.store(false, Ordering::Relaxed);
         self.responding.store(true, Ordering::Relaxed);
+    }
+
+    /// The client speaks HTTP/1.1, and nothing has been sent to it.
+    pub fn allow_probe(&self) {
+        self.may_probe.store(!self.is_responding(), Ordering::Relaxed);
+    }
+
+    /// Whether the first byte of a response has been allowed.
+    pub fn is_responding(&self) -> bool {
+        self.responding.load(Ordering::Relaxed)
+    }
+
+    /// A request has come. `whole`: it has no body.
+    pub fn ask(&self, whole: bool) {
+        self.sent.store(false, Ordering::Relaxed);
+        self.received.store(whole, Ordering::Relaxed);
+        self.asked.store(true, Ordering::Relaxed);
+    }
+
+    /// Its body has come to its end.
+    pub fn receive(&self) {
+        self.received.store(true, Ordering::Relaxed);
+    }
+
+    /// Its response has come to its end.
+    pub fn send(&self) {
+        self.sent.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether a request is in hand, or has ended amid its response.
+    pub fn is_asked(&self) -> bool {
+        self.asked.load(Ordering::Relaxed) && !self.sent.load(Ordering::Relaxed)
+    }
+
+    /// Whether all of the request has come.
+    pub fn has_received(&self) -> bool {
+        self.received.load(Ordering::Relaxed)
+    }
+
+    /// Whether all of a response has been handed on.
+    pub fn has_sent(&self) -> bool {
+        self.sent.load(Ordering::Relaxed)
+    }
+
+    /// Whether its handler is in use already.
+    pub fn has_floor(&self) -> bool {
+        self.floor.lock().unwrap_or_else(PoisonError::into_inner).is_some()
     }
 
     /// The status it has been answered with; 0 if it has not.

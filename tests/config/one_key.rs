@@ -199,45 +199,34 @@ fn values_out_of_range() {
 #[test]
 fn handlers() {
     let command = "a program and its arguments: [\"prog\", \"arg\"]";
-    let inetd = "exec, coprocess or program (inetd is not in this version; use exec)";
     pool_told(&[
         (
             "handler = \"cgi\"",
             "handler",
-            "\"cgi\"; expected \"echo\", or { exec = [\"prog\", \"arg\"] }, or coprocess or program likewise",
+            "\"cgi\"; expected \"echo\", or { exec = [\"prog\", \"arg\"] }, or coprocess, program or inetd likewise",
         ),
         ("handler = \"exec\"", "handler", "\"exec\"; expected its command: { exec = [\"prog\", \"arg\"] }"),
-        ("handler = {}", "handler", "an empty table; expected one handler: exec, coprocess or program"),
+        ("handler = {}", "handler", "an empty table; expected one handler: exec, coprocess, program or inetd"),
         (
             "handler = { exec = [\"a\"], program = [\"b\"] }",
             "handler",
-            "exec and program; expected one handler: exec, coprocess or program",
+            "exec and program; expected one handler: exec, coprocess, program or inetd",
         ),
         ("handler = { exec = [] }", "handler.exec", &format!("an empty list; expected {command}")),
         ("handler = { exec = [\"\"] }", "handler.exec", &format!("a list; expected {command}")),
         ("handler = { program = [\"a\", 1] }", "handler.program", &format!("a list; expected {command}")),
         ("handler = { coprocess = \"a\" }", "handler.coprocess", &format!("\"a\"; expected {command}")),
-        ("handler = { inetd = [\"a\"] }", "handler.inetd", &format!("a list; expected {inetd}")),
-        ("handler = \"inetd\"", "handler", &format!("\"inetd\"; expected {inetd}")),
+        ("handler = { inetd = [] }", "handler.inetd", &format!("an empty list; expected {command}")),
+        ("handler = \"inetd\"", "handler", "\"inetd\"; expected its command: { inetd = [\"prog\", \"arg\"] }"),
     ]);
     let config = good("[[pool]]\nname = \"default\"\n[pool.handler]\nexec = [\"a\", \"\"]");
     assert_eq!(config.pools[0].handler, Handler::Exec(vec!["a".into(), "".into()]));
 }
 
 #[test]
-fn what_this_version_cannot_do() {
+fn deliveries() {
     listener_told(&[
-        (
-            "delivery = \"handoff\"",
-            "delivery",
-            "\"handoff\"; expected \"redirect\" (handoff is not in this version; use redirect)",
-        ),
-        ("delivery = \"x\"", "delivery", "\"x\"; expected \"redirect\""),
-        (
-            "proxy_protocol = true",
-            "proxy_protocol",
-            "true; expected false (the PROXY protocol is not in this version; use a proxy that sends plain HTTP)",
-        ),
-        ("proxy_protocol = 1", "proxy_protocol", "1; expected false"),
+        ("delivery = \"x\"", "delivery", "\"x\"; expected \"redirect\" or \"handoff\""),
+        ("proxy_protocol = 1", "proxy_protocol", "1; expected true or false"),
     ]);
 }

@@ -332,7 +332,7 @@ impl Sim {
                 self.ring(What::Turn(usize::from(n) - 1));
                 None
             }
-            Action::Offer { worker, epoch, lease, claim_by } => {
+            Action::Offer { worker, epoch, lease, claim_by, .. } => {
                 self.offer(worker, epoch, lease, claim_by);
                 Some(worker)
             }
@@ -357,6 +357,7 @@ impl Sim {
                 self.grant(client, worker, lease);
                 None
             }
+            Action::Over { .. } => panic!("nothing was handed over: {action:?}"),
             Action::Refuse(client, _) => {
                 self.verdict(client, State::Over);
                 None

@@ -12,6 +12,8 @@
 //! first byte of a body is there, or the exit status.
 
 use std::io;
+use std::net::SocketAddr;
+use std::os::fd::OwnedFd;
 use std::process::Stdio;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
@@ -98,6 +100,47 @@ impl Exec {
         let output = Output::new(child, stdout).map_err(failed)?;
         let (name, worker) = (name.to_owned(), context.worker.clone());
         Ok(Run { output, feed, left: None, whole: false, last: None, cut: false, judged: false, name, worker, lease })
+    }
+
+    /// Runs the program with `connection` as its standard input and output, blocking as it expects, until it ends.
+    /// `addresses` are those of the client and of this end, where there are some.
+    ///
+    /// # Errors
+    /// When it cannot be started.
+    pub(super) async fn converse(
+        &self,
+        connection: OwnedFd,
+        addresses: Option<(SocketAddr, SocketAddr)>,
+        lease: String,
+    ) -> Result<Ended, Failure> {
+        let name = self.program.name();
+        let failed = |error: io::Error| {
+            Failure::new(StatusCode::INTERNAL_SERVER_ERROR, format!("cannot start `{name}`: {error}"))
+        };
+        let mut command = self.program.command(Vec::new()).map_err(failed)?;
+        command.env("PROTO", if addresses.is_some() { "TCP" } else { "UNIX" });
+        if let Some((client, here)) = addresses {
+            // As ucspi-tcp (tcp-environ(5)) and as systemd.socket(5) with Accept=yes name them.
+            let words = [
+                ("TCPREMOTEIP", client.ip().to_string()),
+                ("TCPREMOTEPORT", client.port().to_string()),
+                ("TCPLOCALIP", here.ip().to_string()),
+                ("TCPLOCALPORT", here.port().to_string()),
+                ("REMOTE_ADDR", client.ip().to_string()),
+                ("REMOTE_PORT", client.port().to_string()),
+            ];
+            command.envs(words);
+        }
+        command.stdin(connection.try_clone().map_err(failed)?).stdout(connection).stderr(Stdio::piped());
+        let mut child = Child::spawn(&mut command).map_err(failed)?;
+        drop(command);
+        let [_, _, stderr] = child.pipes();
+        if let Some(stderr) = stderr {
+            let lease = Lease::Some(lease.into());
+            let relay = Relay::start(stderr, self.voice.clone(), Stream::Errors, lease).map_err(failed)?;
+            self.relays.lock().unwrap_or_else(PoisonError::into_inner).push(relay);
+        }
+        Ok(child.wait().await)
     }
 
     /// Kills and reaps everything that the request left behind, and brings its last words into the log.

@@ -26,6 +26,7 @@ mod stream;
 use std::collections::BTreeMap;
 use std::future::Future;
 use std::net::SocketAddr;
+use std::os::fd::OwnedFd;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{self, Poll};
@@ -111,6 +112,8 @@ pub enum Spec {
     Exec(Vec<String>),
     /// One warm process per worker: the program and its arguments.
     Coprocess(Vec<String>),
+    /// One process per connection: the program and its arguments.
+    Inetd(Vec<String>),
 }
 
 /// A built-in handler. A clone is the same handler.
@@ -126,6 +129,8 @@ pub enum Builtin {
     Exec(Arc<Exec>),
     /// See [`Spec::Coprocess`].
     Coprocess(Arc<Coprocess>),
+    /// See [`Spec::Inetd`]: it takes no requests, see [`Builtin::converse`].
+    Inetd(Arc<Exec>),
 }
 
 impl Builtin {
@@ -138,6 +143,7 @@ impl Builtin {
         Ok(match spec {
             Spec::Echo => Self::Echo,
             Spec::Exec(argv) => Self::Exec(Arc::new(Exec::new(Program::new(argv, environment)?, worker.clone()))),
+            Spec::Inetd(argv) => Self::Inetd(Arc::new(Exec::new(Program::new(argv, environment)?, worker.clone()))),
             Spec::Coprocess(argv) => {
                 Self::Coprocess(Coprocess::start(Program::new(argv, environment)?, worker.clone())?)
             }
@@ -150,9 +156,25 @@ impl Builtin {
     pub async fn end(&self) {
         match self {
             Self::Echo => {}
-            Self::Exec(exec) => exec.end().await,
+            Self::Exec(exec) | Self::Inetd(exec) => exec.end().await,
             Self::Coprocess(coprocess) => coprocess.end().await,
         }
+    }
+
+    /// Gives an `inetd` program a connection, until it ends; how it did, in words, and whether by itself. `None` for any
+    /// other handler.
+    ///
+    /// # Errors
+    /// When it cannot be started.
+    pub async fn converse(
+        &self,
+        connection: OwnedFd,
+        addresses: Option<(SocketAddr, SocketAddr)>,
+        lease: String,
+    ) -> Option<Result<(String, bool), Failure>> {
+        let Self::Inetd(exec) = self else { return None };
+        let ended = exec.converse(connection, addresses, lease).await;
+        Some(ended.map(|ended| (ended.to_string(), ended.by_itself())))
     }
 
     /// Clears up after a failed request as far as its client is to wait for it: everything that it started is
@@ -160,7 +182,7 @@ impl Builtin {
     pub async fn clear(&self) {
         match self {
             Self::Echo => {}
-            Self::Exec(exec) => exec.end().await,
+            Self::Exec(exec) | Self::Inetd(exec) => exec.end().await,
             Self::Coprocess(coprocess) => coprocess.clear().await,
         }
     }
@@ -170,7 +192,7 @@ impl Builtin {
     pub async fn watch(&self) {
         match self {
             Self::Coprocess(coprocess) => coprocess.watch().await,
-            Self::Echo | Self::Exec(_) => std::future::pending().await,
+            Self::Echo | Self::Exec(_) | Self::Inetd(_) => std::future::pending().await,
         }
     }
 
@@ -183,7 +205,7 @@ impl Builtin {
     pub async fn recycle(&self) -> Result<(), StartError> {
         match self {
             Self::Coprocess(coprocess) => coprocess.recycle().await,
-            Self::Echo | Self::Exec(_) => Ok(()),
+            Self::Echo | Self::Exec(_) | Self::Inetd(_) => Ok(()),
         }
     }
 
@@ -191,7 +213,7 @@ impl Builtin {
     pub fn memory(&self) -> Option<u64> {
         match self {
             Self::Coprocess(coprocess) => coprocess.memory(),
-            Self::Echo | Self::Exec(_) => None,
+            Self::Echo | Self::Exec(_) | Self::Inetd(_) => None,
         }
     }
 
@@ -200,7 +222,7 @@ impl Builtin {
     pub async fn stop(&self) {
         match self {
             Self::Echo => {}
-            Self::Exec(exec) => exec.stop().await,
+            Self::Exec(exec) | Self::Inetd(exec) => exec.stop().await,
             Self::Coprocess(coprocess) => coprocess.stop().await,
         }
     }
@@ -219,6 +241,10 @@ impl tower_service::Service<Request<Body>> for Builtin {
         match self.clone() {
             Self::Echo => Box::pin(echo::call(request)),
             Self::Exec(exec) => Box::pin(async move { exec.call(request).await }),
+            Self::Inetd(_) => {
+                let reason = "this pool takes connections, and no requests";
+                Box::pin(std::future::ready(Err(Failure::new(StatusCode::NOT_FOUND, reason).not_started())))
+            }
             Self::Coprocess(coprocess) => Box::pin(async move { coprocess.call(request).await }),
         }
     }

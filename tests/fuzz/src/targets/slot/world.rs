@@ -319,7 +319,7 @@ impl World {
             Action::Look(n) => return Some(n),
             Action::Ask(n, ask) => slot::ask(&mut self.askers[asker(n)], ask),
             Action::Ring(_) | Action::Note(..) => {}
-            Action::Offer { worker, epoch, lease, claim_by } => {
+            Action::Offer { worker, epoch, lease, claim_by, .. } => {
                 return self.offer(worker, epoch, lease, claim_by).then_some(worker);
             }
             Action::Revoke(n, lease) => {
@@ -345,6 +345,7 @@ impl World {
                 return Some(n);
             }
             Action::Grant { client, worker, lease, .. } => self.grant(client, worker, lease),
+            Action::Over { .. } => panic!("nothing was handed over: {action:?}"),
             Action::Refuse(client, refusal) => {
                 self.verdict(client, State::Over);
                 if let Refusal::QueueTimeout(waited) = refusal {

@@ -1,0 +1,316 @@
+//! Connections that are handed over: waited for, lent to a worker for one request, taken back, and ended.
+//!
+//! Nothing is ever read from one, but for the header of a proxy. While a worker has it, only its duplicate is here.
+
+use std::cell::{Cell, RefCell};
+use std::io;
+use std::net::SocketAddr;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+
+use http::StatusCode;
+use nix::errno::Errno;
+use nix::sys::socket::{MsgFlags, Shutdown, recv, setsockopt, shutdown, sockopt};
+use tokio::io::AsyncWriteExt;
+use tokio::sync::Notify;
+use tokio::time::{Instant, sleep, timeout, timeout_at};
+
+use super::desk::Desk;
+use super::readiness::{Readiness, Watched};
+use super::{redirect, store};
+use crate::config;
+use crate::handoff::Entrance;
+use crate::ids::WorkerId;
+use crate::net::{self, HEADER_MAX, Problem, Proxied, Stream, linger, proxied, reset, set_reset_on_close};
+use crate::pool::{End, Peer, Refusal};
+
+/// A wait shorter than this is not worth a watch on the client.
+const WATCH_AFTER: Duration = Duration::from_millis(20);
+/// How often a header that has not come whole is looked at: nothing is read before it is there.
+const HEADER_LOOK: Duration = Duration::from_millis(2);
+
+/// A connection.
+pub struct Connection {
+    watched: Watched,
+    peer: Peer,
+    /// The client's address as a proxy has told it.
+    proxied: Cell<Option<SocketAddr>>,
+    pub entrance: Rc<Entrance>,
+    /// Whether a worker may have it.
+    lent: Cell<bool>,
+    /// Whether the store has, or has had, a duplicate.
+    stored: Cell<bool>,
+    /// What has come of the present request.
+    outcome: RefCell<Option<Outcome>>,
+    claimed: Cell<bool>,
+    told: Notify,
+}
+
+/// What became of a connection that wanted a worker.
+pub enum Outcome {
+    /// A worker had it; whether it goes on.
+    Over(WorkerId, End, bool),
+    /// None was to be had.
+    Refused(Refusal),
+}
+
+impl Connection {
+    pub fn new(fd: OwnedFd, peer: Peer, entrance: Rc<Entrance>, readiness: &Rc<Readiness>) -> Self {
+        Self {
+            watched: Watched::new(fd, readiness),
+            peer,
+            proxied: Cell::new(None),
+            entrance,
+            lent: Cell::new(false),
+            stored: Cell::new(false),
+            outcome: RefCell::new(None),
+            claimed: Cell::new(false),
+            told: Notify::new(),
+        }
+    }
+
+    /// A worker is about to get it, or cannot have it any more. Who finds it in the store afterwards has to know: what
+    /// a worker may have is never offered to another. The mark is one that all holders of a socket share, means
+    /// nothing to a connection, and needs no privilege: its priority (socket(7)).
+    pub fn lend(&self, lent: bool) {
+        self.lent.set(lent);
+        if self.stored.get() {
+            self.mark();
+        }
+    }
+
+    fn mark(&self) {
+        let _ = setsockopt(&self.watched, sockopt::Priority, &i32::from(self.lent.get()));
+    }
+
+    /// It comes from the store, where its header was read already.
+    pub fn adopted(self, proxied: Option<SocketAddr>) -> Self {
+        self.proxied.set(proxied);
+        self.stored.set(true);
+        self
+    }
+
+    /// The address that a proxy has told.
+    pub fn told_peer(&self) -> Option<SocketAddr> {
+        self.proxied.get()
+    }
+
+    /// It has been claimed.
+    pub fn claim(&self) {
+        self.claimed.set(true);
+        self.told.notify_waiters();
+    }
+
+    /// It is nobody's but ours again.
+    pub fn tell(&self, outcome: Outcome) {
+        // Of one that ends otherwise nothing may be done a second time.
+        if matches!(outcome, Outcome::Over(_, End::Done, true)) {
+            self.lend(false);
+        }
+        *self.outcome.borrow_mut() = Some(outcome);
+        self.told.notify_waiters();
+    }
+
+    /// Waits for [`Connection::tell`].
+    pub async fn outcome(&self) -> Outcome {
+        loop {
+            let told = self.told.notified();
+            if let Some(outcome) = self.outcome.borrow_mut().take() {
+                return outcome;
+            }
+            told.await;
+        }
+    }
+
+    async fn claimed(&self) {
+        loop {
+            let told = self.told.notified();
+            if self.claimed.get() {
+                return;
+            }
+            told.await;
+        }
+    }
+
+    /// As the pool knows its client.
+    fn peer(&self) -> Peer {
+        self.proxied.get().map_or(self.peer, |address| Peer::Ip(address.ip().to_canonical()))
+    }
+
+    /// What can be read, without taking it.
+    fn peek(&self, bytes: &mut [u8]) -> nix::Result<usize> {
+        recv(self.watched.as_fd().as_raw_fd(), bytes, MsgFlags::MSG_PEEK | MsgFlags::MSG_DONTWAIT)
+    }
+}
+
+impl AsFd for Connection {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.watched.as_fd()
+    }
+}
+
+/// Whether a connection from the store may be with a worker, whose alone it then is; see [`Connection::lend`].
+pub fn is_lent(fd: &OwnedFd) -> bool {
+    nix::sys::socket::getsockopt(fd, sockopt::Priority).is_ok_and(|mark| mark != 0)
+}
+
+/// What a connection of one listener needs to know.
+pub struct Hall {
+    pub desk: Rc<Desk>,
+    pub listener: Rc<config::Listener>,
+    /// Its place in the configuration, by which the store tells the connections of listeners apart.
+    pub index: usize,
+    pub settings: Rc<config::Front>,
+    /// Told when nobody is to be waited for any more.
+    pub closing: Rc<Notify>,
+    pub is_closing: Rc<Cell<bool>>,
+}
+
+impl Hall {
+    /// Serves a connection to its end.
+    pub async fn serve(&self, connection: Rc<Connection>, is_new: bool, waits: &dyn Fn(bool)) {
+        if is_new && self.listener.proxy_protocol && self.read_proxy(&connection).await.is_err() {
+            return reset(&*connection); // who it is cannot be told, and so nothing is done for it
+        }
+        let mut bound = self.settings.head_timeout;
+        while self.is_asking(&connection, bound).await {
+            waits(true);
+            let outcome = self.hand_over(&connection, waits).await;
+            waits(false);
+            match outcome {
+                Some(Outcome::Over(_, End::Done, true)) => bound = self.settings.idle_timeout,
+                Some(outcome) => {
+                    waits(true);
+                    self.end(&connection, outcome).await;
+                    return waits(false);
+                }
+                None => break,
+            }
+        }
+        let _ = shutdown(connection.as_fd().as_raw_fd(), Shutdown::Both); // it has gone by itself
+    }
+
+    /// Waits for the first byte of a request; `false` if it does not come.
+    async fn is_asking(&self, connection: &Connection, bound: Duration) -> bool {
+        let give_up = Instant::now() + bound;
+        loop {
+            match connection.peek(&mut [0]) {
+                Ok(1..) => return true,
+                Err(Errno::EAGAIN | Errno::EINTR) if !self.is_closing.get() => {}
+                Ok(0) | Err(_) => return false,
+            }
+            let closing = self.closing.notified();
+            tokio::select! {
+                readable = timeout_at(give_up, connection.watched.readable()) => {
+                    if !matches!(readable, Ok(Ok(()))) {
+                        return false;
+                    }
+                }
+                () = closing => {}
+            }
+        }
+    }
+
+    async fn read_proxy(&self, connection: &Connection) -> io::Result<()> {
+        let mut bytes = [0; HEADER_MAX];
+        let give_up = Instant::now() + self.settings.head_timeout;
+        let mut seen = 0;
+        loop {
+            timeout_at(give_up, connection.watched.readable()).await??;
+            let there = connection.peek(&mut bytes)?;
+            match proxied(&bytes[..there]) {
+                Proxied::Header(length, address) => {
+                    connection.proxied.set(address);
+                    let taken = recv(connection.as_fd().as_raw_fd(), &mut bytes[..length], MsgFlags::MSG_DONTWAIT)?;
+                    return if taken == length { Ok(()) } else { Err(io::ErrorKind::UnexpectedEof.into()) };
+                }
+                Proxied::More if there > seen || there == 0 => seen = there,
+                Proxied::More => {} // what is there is not taken, and so stays readable
+                Proxied::Wrong => return Err(io::ErrorKind::InvalidData.into()),
+            }
+            if there == 0 || Instant::now() >= give_up {
+                return Err(io::ErrorKind::TimedOut.into());
+            }
+            sleep(HEADER_LOOK).await;
+        }
+    }
+
+    /// Gets it a worker, and waits until that is through; `None` if the client has gone before.
+    async fn hand_over(&self, connection: &Rc<Connection>, waits: &dyn Fn(bool)) -> Option<Outcome> {
+        connection.claimed.set(false);
+        let lease = self.desk.hand_over(&self.listener.pool, connection.peer(), connection);
+        let store = async {
+            sleep(self.settings.store_after).await;
+            connection.stored.set(true);
+            connection.mark();
+            let name = store::handed(self.index, connection.told_peer());
+            let stored = store::put(connection.as_fd(), name).await;
+            connection.claimed().await;
+            drop(stored);
+            waits(false);
+            std::future::pending::<()>().await
+        };
+        let left = async {
+            sleep(WATCH_AFTER).await;
+            loop {
+                let _ = connection.watched.hung_up().await;
+                if !connection.claimed.get() {
+                    return;
+                }
+                std::future::pending::<()>().await
+            }
+        };
+        tokio::select! {
+            biased;
+            outcome = lease => Some(outcome),
+            () = left => None,
+            () = store => None,
+        }
+    }
+
+    /// The last that can be done for it.
+    async fn end(&self, connection: &Connection, outcome: Outcome) {
+        let problem = match outcome {
+            Outcome::Over(_, End::Done, _) => return, // its worker has ended it
+            Outcome::Over(worker, End::Cut, _) => {
+                tracing::debug!(%worker, "a response that was cut ends with a reset");
+                return reset(connection);
+            }
+            Outcome::Over(worker, End::Unanswered, _) => {
+                let detail = format!("worker {worker} died before it answered: the request may have begun");
+                Problem::started(StatusCode::BAD_GATEWAY, detail)
+            }
+            Outcome::Over(worker, End::Overdue, _) => {
+                let detail = format!("worker {worker} did not answer within request_timeout");
+                Problem::started(StatusCode::GATEWAY_TIMEOUT, detail)
+            }
+            Outcome::Refused(refusal) => {
+                let pool = &self.listener.pool;
+                redirect::refusal(refusal, pool.as_str(), &self.desk.staff(pool))
+            }
+        };
+        if !self.desk.speaks_http(&self.listener.pool) {
+            return reset(connection); // whatever it speaks, this is no word of it
+        }
+        if self.listener.access_log {
+            let client = match connection.peer() {
+                Peer::Ip(ip) => ip.to_string(),
+                Peer::User(_) => "unix".into(),
+            };
+            tracing::info!(client, status = problem.status.as_u16(), worker = "-", lease = "-",
+                event = %crate::log::Event::RequestLogged, "{}", problem.detail);
+        }
+        let _ = self.answer(connection, &problem).await; // the client has gone: so has the need
+    }
+
+    async fn answer(&self, connection: &Connection, problem: &Problem) -> io::Result<()> {
+        let stream = net::Shared(Arc::new(Stream::adopt(connection.as_fd().try_clone_to_owned()?)?));
+        set_reset_on_close(&stream, false)?;
+        let bound = self.settings.linger_timeout;
+        timeout(bound, stream.clone().write_all(&problem.raw())).await??;
+        linger(stream, bound).await;
+        Ok(())
+    }
+}

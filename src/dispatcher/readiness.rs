@@ -1,0 +1,125 @@
+//! Which connections have something to read, without reading it, and without hearing of those that a worker has.
+//!
+//! An epoll instance of its own: a connection is in it for one event only (`EPOLLONESHOT`, epoll_ctl(2)), and asked
+//! for again when its worker has let go of it. While it is with a worker, its traffic wakes nobody here.
+
+use std::cell::{Cell, RefCell};
+use std::collections::HashMap;
+use std::future::poll_fn;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::rc::Rc;
+use std::task::{Poll, Waker};
+
+use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
+use tokio::io::unix::AsyncFd;
+
+use crate::sys;
+
+/// Events taken out at once.
+const BATCH: usize = 256;
+
+/// The instance; [`Readiness::run`] has to be running.
+pub struct Readiness {
+    epoll: Epoll,
+    ready: AsyncFd<OwnedFd>,
+    next: Cell<u64>,
+    waiting: RefCell<HashMap<u64, Option<Waker>>>,
+}
+
+/// One connection in it.
+pub struct Watched {
+    fd: OwnedFd,
+    key: u64,
+    readiness: Rc<Readiness>,
+    is_in: Cell<bool>,
+}
+
+impl Readiness {
+    pub fn new() -> io::Result<Rc<Self>> {
+        let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?;
+        let ready = sys::when_readable(epoll.0.try_clone()?)?;
+        Ok(Rc::new(Self { epoll, ready, next: Cell::new(1), waiting: RefCell::default() }))
+    }
+
+    /// Wakes whoever waits; never returns.
+    pub async fn run(&self) {
+        let mut events = [EpollEvent::empty(); BATCH];
+        while let Ok(mut ready) = self.ready.readable().await {
+            ready.clear_ready();
+            while let Ok(count) = self.epoll.wait(&mut events, EpollTimeout::ZERO) {
+                for event in &events[..count] {
+                    // Gone from here means woken.
+                    if let Some(Some(waker)) = self.waiting.borrow_mut().remove(&event.data()) {
+                        waker.wake();
+                    }
+                }
+                if count < BATCH {
+                    break;
+                }
+            }
+        }
+    }
+}
+
+impl Watched {
+    pub fn new(fd: OwnedFd, readiness: &Rc<Readiness>) -> Self {
+        let key = readiness.next.replace(readiness.next.get() + 1);
+        Self { fd, key, readiness: readiness.clone(), is_in: Cell::new(false) }
+    }
+
+    /// Waits until there is something to read, or the end.
+    pub async fn readable(&self) -> io::Result<()> {
+        self.until(EpollFlags::EPOLLIN | EpollFlags::EPOLLRDHUP).await
+    }
+
+    /// Waits until both directions have ended.
+    pub async fn hung_up(&self) -> io::Result<()> {
+        self.until(EpollFlags::empty()).await
+    }
+
+    /// One at a time.
+    async fn until(&self, events: EpollFlags) -> io::Result<()> {
+        let waiting = &self.readiness.waiting;
+        waiting.borrow_mut().insert(self.key, None);
+        let _forgotten = Forgotten(self);
+        let mut event = EpollEvent::new(events | EpollFlags::EPOLLONESHOT, self.key);
+        match self.is_in.replace(true) {
+            true => self.readiness.epoll.modify(&self.fd, &mut event)?,
+            false => self.readiness.epoll.add(&self.fd, event)?,
+        }
+        poll_fn(|task| match waiting.borrow_mut().get_mut(&self.key) {
+            Some(waker) => {
+                *waker = Some(task.waker().clone());
+                Poll::Pending
+            }
+            None => Poll::Ready(()),
+        })
+        .await;
+        Ok(())
+    }
+}
+
+/// Nobody waits any more.
+struct Forgotten<'a>(&'a Watched);
+
+impl Drop for Forgotten<'_> {
+    fn drop(&mut self) {
+        self.0.readiness.waiting.borrow_mut().remove(&self.0.key);
+    }
+}
+
+impl AsFd for Watched {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
+}
+
+impl Drop for Watched {
+    fn drop(&mut self) {
+        if self.is_in.get() {
+            // By hand: a worker may hold the same connection, and then a close alone takes nothing out.
+            let _ = self.readiness.epoll.delete(&self.fd);
+        }
+    }
+}

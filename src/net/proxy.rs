@@ -1,0 +1,156 @@
+//! The header with which a proxy tells whose connection it is (HAProxy's "The PROXY protocol", versions 1 and 2). Pure.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+
+/// What every header of version 2 begins with (section 2.2).
+const V2: &[u8; 12] = b"\r\n\r\n\0\r\nQUIT\n";
+/// The longest header of version 1, its line end included (section 2.1).
+const V1_MAX: usize = 107;
+/// The longest header of version 2 that is taken: addresses, and some hundred bytes of extensions.
+pub const HEADER_MAX: usize = 1024;
+
+/// What the bytes at the beginning of a connection are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Proxied {
+    /// A header of so many bytes, with the client's address if it tells one.
+    Header(usize, Option<SocketAddr>),
+    /// The beginning of one.
+    More,
+    /// None.
+    Wrong,
+}
+
+/// Reads the header at the beginning of `bytes`.
+pub fn proxied(bytes: &[u8]) -> Proxied {
+    if bytes.len() < V2.len() && V2.starts_with(bytes) {
+        return Proxied::More;
+    }
+    if bytes.starts_with(V2) {
+        return version_2(bytes);
+    }
+    version_1(bytes)
+}
+
+fn version_1(bytes: &[u8]) -> Proxied {
+    let start = b"PROXY ";
+    if !bytes.starts_with(start) {
+        return if start.starts_with(bytes) { Proxied::More } else { Proxied::Wrong };
+    }
+    let Some(end) = bytes.windows(2).take(V1_MAX - 1).position(|pair| pair == b"\r\n") else {
+        return if bytes.len() < V1_MAX { Proxied::More } else { Proxied::Wrong };
+    };
+    let Ok(line) = std::str::from_utf8(&bytes[start.len()..end]) else { return Proxied::Wrong };
+    let mut words = line.split(' ');
+    let family = words.next();
+    if family == Some("UNKNOWN") {
+        return Proxied::Header(end + 2, None); // whatever follows is to be ignored
+    }
+    let mut next = || words.next().unwrap_or_default();
+    let (source, destination, port, to_port) = (next(), next(), next(), next());
+    let ip = |text: &str| match family {
+        Some("TCP4") => text.parse().ok().map(IpAddr::V4),
+        Some("TCP6") => text.parse().ok().map(IpAddr::V6),
+        _ => None,
+    };
+    match (ip(source), ip(destination), port.parse(), to_port.parse::<u16>(), words.next()) {
+        (Some(source), Some(_), Ok(port), Ok(_), None) => Proxied::Header(end + 2, Some(SocketAddr::new(source, port))),
+        _ => Proxied::Wrong,
+    }
+}
+
+fn version_2(bytes: &[u8]) -> Proxied {
+    let Some(&[version, family, high, low]) = bytes.get(12..16) else { return Proxied::More };
+    let (length, command) = (16 + usize::from(u16::from_be_bytes([high, low])), version & 0xf);
+    if version >> 4 != 2 || command > 1 || length > HEADER_MAX {
+        return Proxied::Wrong;
+    }
+    let Some(addresses) = bytes.get(16..length) else { return Proxied::More };
+    if command == 0 {
+        return Proxied::Header(length, None); // the proxy speaks for itself
+    }
+    match family {
+        0x11 => {
+            let (Some(ip), Some(port)) = (addresses.first_chunk::<4>(), addresses.get(8..10)) else {
+                return Proxied::Wrong;
+            };
+            if addresses.len() < 12 {
+                return Proxied::Wrong;
+            }
+            let port = u16::from_be_bytes([port[0], port[1]]);
+            Proxied::Header(length, Some(SocketAddr::new(Ipv4Addr::from(*ip).into(), port)))
+        }
+        0x21 => {
+            let (Some(ip), Some(port)) = (addresses.first_chunk::<16>(), addresses.get(32..34)) else {
+                return Proxied::Wrong;
+            };
+            if addresses.len() < 36 {
+                return Proxied::Wrong;
+            }
+            let port = u16::from_be_bytes([port[0], port[1]]);
+            Proxied::Header(length, Some(SocketAddr::new(Ipv6Addr::from(*ip).into(), port)))
+        }
+        _ => Proxied::Header(length, None), // unspecified, or a Unix socket: nothing to be told from it
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn v2(family: u8, command: u8, addresses: &[u8]) -> Vec<u8> {
+        let mut bytes = V2.to_vec();
+        bytes.extend([0x20 | command, family]);
+        bytes.extend((addresses.len() as u16).to_be_bytes());
+        bytes.extend(addresses);
+        bytes
+    }
+
+    #[test]
+    fn headers_of_both_versions_are_read_exactly() {
+        let of = |text: &str| proxied(text.as_bytes());
+        let peer = |text: &str| Some(text.parse().unwrap());
+        assert_eq!(of("PROXY TCP4 192.0.2.1 192.0.2.2 56324 443\r\nGET"), Proxied::Header(42, peer("192.0.2.1:56324")));
+        assert_eq!(of("PROXY TCP6 2001:db8::1 ::1 1 2\r\n"), Proxied::Header(32, peer("[2001:db8::1]:1")));
+        assert_eq!(of("PROXY UNKNOWN\r\n"), Proxied::Header(15, None));
+        assert_eq!(of("PROXY UNKNOWN ff:: x\r\nGET"), Proxied::Header(22, None));
+        let four = [192, 0, 2, 1, 192, 0, 2, 2, 0, 80, 1, 187];
+        assert_eq!(proxied(&v2(0x11, 1, &four)), Proxied::Header(28, peer("192.0.2.1:80")));
+        assert_eq!(proxied(&v2(0x11, 0, &four)), Proxied::Header(28, None), "LOCAL");
+        assert_eq!(proxied(&v2(0x31, 1, &[0; 216])), Proxied::Header(232, None), "a Unix socket");
+        let mut six = [0; 36];
+        six[15] = 1;
+        six[33] = 7;
+        assert_eq!(proxied(&v2(0x21, 1, &six)), Proxied::Header(52, peer("[::1]:7")));
+        assert_eq!(proxied(&v2(0x11, 1, &four[..11])), Proxied::Wrong);
+        for wrong in [
+            "GET / HTTP/1.1\r\n",
+            "PROXY TCP4 1.2.3.4\r\n",
+            "PROXY TCP4 ::1 ::1 1 2\r\n",
+            "PROXY TCP4 1.2.3.4 1.2.3.4 1 2 3\r\n",
+        ] {
+            assert_eq!(of(wrong), Proxied::Wrong, "{wrong}");
+        }
+        assert_eq!(of(&format!("PROXY {}", "x".repeat(200))), Proxied::Wrong);
+    }
+
+    #[test]
+    fn every_beginning_asks_for_more() {
+        let whole = [&b"PROXY TCP4 192.0.2.1 192.0.2.2 56324 443\r\n"[..], &v2(0x11, 1, &[1; 12])].map(<[u8]>::to_vec);
+        for bytes in whole {
+            for end in 0..bytes.len() {
+                assert_eq!(proxied(&bytes[..end]), Proxied::More, "{end} of {bytes:?}");
+            }
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn whatever_comes_is_judged_within_what_is_there(bytes in prop::collection::vec(any::<u8>(), 0..300), v2 in any::<bool>()) {
+            let bytes = if v2 { [&V2[..], &bytes].concat() } else { [&b"PROXY "[..], &bytes].concat() };
+            if let Proxied::Header(length, _) = proxied(&bytes) {
+                prop_assert!(length <= bytes.len());
+            }
+        }
+    }
+}

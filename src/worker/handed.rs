@@ -1,0 +1,341 @@
+//! One connection that was handed over: claim, requests, and back to the dispatcher or to its end.
+//!
+//! The lease is for one request and for what was read with it: a client may have sent the next ones before it had the
+//! answer to the first (RFC 9112, section 9.3.2). Nothing more is read once a request is answered, so that the
+//! dispatcher finds the next one where it looks for it: in the socket.
+
+use std::io;
+use std::net::SocketAddr;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::pin::{Pin, pin};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::task::{Context as Task, Poll, ready};
+
+use bytes::{Buf, Bytes};
+use http::header::CONNECTION;
+use http::{HeaderValue, Request, Response, StatusCode, Version};
+use hyper::body::Incoming;
+use hyper::server::conn::http1;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use nix::sys::socket::{Shutdown, shutdown};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::sync::Mutex;
+use tokio::time::Instant;
+
+use super::connection::{Answerer, End, Handler, boxed};
+use super::conversation;
+use super::handler::{Body, BoxError};
+use super::shared::Shared;
+use super::turn::{Cut, Held, Turn};
+use crate::clock;
+use crate::handoff::{Entrance, Message};
+use crate::ids::{LeaseId, WorkerState};
+use crate::log::Event;
+use crate::net::{self, Problem, drain, reset, set_reset_on_close};
+
+/// Requests of one client that are answered in one go, if they came together; the last one ends the connection.
+const PIPELINED: u32 = 64;
+
+/// A connection that this worker has claimed.
+pub struct Lent {
+    pub held: Held,
+    pub stream: net::Shared,
+    /// The client's address.
+    pub peer: Option<SocketAddr>,
+    entrance: Entrance,
+    requests: AtomicU32,
+}
+
+/// Claims the connection that has come, before a byte of it is read. What cannot be claimed is closed: it belongs to
+/// somebody else by now, or will soon.
+pub fn take(shared: &Shared, (message, connection): (Message, OwnedFd)) -> Option<Lent> {
+    let now = clock::now();
+    let terms = match shared.state() {
+        WorkerState::Ready => shared.respondent.claim(message.token, now),
+        _ => {
+            // The control loop says no, and why: so the client goes on to another at once.
+            shared.wake_control();
+            return None;
+        }
+    };
+    let terms = match terms {
+        Ok(terms) if terms.lease == message.lease => terms,
+        other => {
+            tracing::debug!(worker = %shared.id, lease = %message.lease, ?other, "a connection came too late");
+            return None;
+        }
+    };
+    let since = Instant::now();
+    let held = Held { lease: terms.lease, since, deadline: since + terms.request_timeout };
+    let stream = match net::Stream::adopt(connection) {
+        Ok(stream) => net::Shared(Arc::new(stream)),
+        Err(error) => {
+            tracing::debug!(worker = %shared.id, lease = %terms.lease, %error, "a connection cannot be used");
+            shared.give_back(terms.lease);
+            return None;
+        }
+    };
+    shared.begin(&terms, now, &stream);
+    shared.respondent.note_request(terms.lease, now, &[b"(its head is being read)"]);
+    let (worker, lease, epoch) = (&shared.id, terms.lease, shared.respondent.epoch());
+    tracing::debug!(%worker, %lease, %epoch, event = %Event::LeaseClaimed, "lease is claimed");
+    let peer = message.peer.or_else(|| stream.0.peer_address());
+    Some(Lent { held, stream, peer, entrance: message.entrance, requests: AtomicU32::new(0) })
+}
+
+/// Serves it until it is to go back, or to its end.
+pub async fn serve<S: Handler>(shared: Arc<Shared>, service: Arc<Mutex<S>>, lent: Lent) {
+    if shared.is_inetd() {
+        return conversation::serve(&shared, lent).await;
+    }
+    let lent = Arc::new(lent);
+    let turn = Arc::new(Turn::default());
+    turn.begin(lent.held, false);
+    let _ = set_reset_on_close(&lent.stream, true); // not a socket any more: found by the first read
+    let end = {
+        let mut cut = pin!(turn.clone().cut(lent.stream.clone()));
+        let mut before = Bytes::new();
+        loop {
+            let idle = Arc::new(AtomicBool::new(false));
+            let (stream, turn) = (lent.stream.clone(), turn.clone());
+            let io = Line {
+                lent: lent.clone(),
+                shared: shared.clone(),
+                turn: turn.clone(),
+                before,
+                known: lent.requests.load(Ordering::Relaxed),
+                idle: idle.clone(),
+                flushed: true,
+            };
+            let (shared, service) = (shared.clone(), service.clone());
+            let front = shared.front.clone();
+            let answerer = Answerer { shared, service, turn, stream, lent: Some(lent.clone()) };
+            let mut connection = http1::Builder::new()
+                .half_close(true)
+                .timer(TokioTimer::new())
+                .header_read_timeout(front.head_timeout)
+                .max_buf_size(front.head_bytes)
+                .serve_connection(TokioIo::new(io), answerer);
+            let served = std::future::poll_fn(|task| match Pin::new(&mut connection).poll(task) {
+                Poll::Ready(served) => Poll::Ready(Some(served)),
+                Poll::Pending if idle.load(Ordering::Relaxed) => Poll::Ready(None),
+                Poll::Pending => Poll::Pending,
+            });
+            let served = tokio::select! {
+                served = served => served,
+                cut = &mut cut => break Err(End::Cut(cut)),
+            };
+            match served {
+                Some(Ok(())) => break Ok(false),
+                Some(Err(error)) => break Err(End::Early(error)),
+                None => before = connection.into_parts().read_buf,
+            }
+            if before.is_empty() {
+                break Ok(true);
+            }
+        }
+    };
+    finish(&shared, &turn, lent, end).await;
+}
+
+/// Gives the lease back, and with it the connection or its end.
+async fn finish(shared: &Arc<Shared>, turn: &Turn, lent: Arc<Lent>, end: Result<bool, End>) {
+    if let Err(End::Early(error)) = &end {
+        tracing::debug!(worker = %shared.id, %error, "connection ended early");
+    }
+    // Taken before the lease is given back, and so before anybody may want to recycle this worker.
+    let _parting = shared.parting.read().await;
+    shared.handled();
+    if let Some(builtin) = &shared.builtin {
+        builtin.end().await;
+    }
+    let (worker, lease, epoch) = (&shared.id, lent.held.lease, shared.respondent.epoch());
+    let asked = lent.requests.load(Ordering::Relaxed) > 0;
+    let kept = matches!(end, Ok(true));
+    // Amid a response it must not look whole; before and after, there is nothing that could.
+    let whole = end.is_ok() || !turn.is_asked() && !matches!(&end, Err(End::Cut(Cut::Gone)));
+    if let Err(end) = &end {
+        if asked && !whole {
+            turn.fail();
+        }
+        if asked && end.is_client_gone() {
+            let event = Event::RequestCancelled;
+            tracing::info!(%worker, %lease, %epoch, %event, "the client has gone: its request is cancelled");
+        } else if asked && matches!(end, End::Cut(Cut::Deadline)) {
+            let event = Event::RequestDeadline;
+            tracing::warn!(%worker, %lease, %epoch, %event, "request_timeout passed within the response: it is cut");
+        } else if matches!(end, End::Early(error) if error.is_timeout()) && !turn.is_asked() {
+            let _ = may_write(shared, turn, lease).then(|| lent.stream.0.try_write(&Problem::late_head().raw()));
+        }
+    }
+    // Only who holds the lease may end the connection for all.
+    if may_write(shared, turn, lease) {
+        if whole {
+            let _ = set_reset_on_close(&lent.stream, false); // not a socket any more: nothing to reset either
+            if !kept {
+                let _ = shutdown(lent.stream.0.as_fd().as_raw_fd(), Shutdown::Write); // the client has gone
+            }
+        } else {
+            reset(&*lent.stream.0);
+        }
+    }
+    turn.leave_floor();
+    let took = lent.held.since.elapsed();
+    tracing::debug!(%worker, %lease, %epoch, status = turn.status(), took_ms = took.as_millis() as u64,
+        event = %Event::RequestAnswered, "request is over");
+    let stream = if kept {
+        shared.respondent.keep(lease);
+        drop(lent); // before anybody else waits on it
+        None
+    } else {
+        Some(lent.stream.clone())
+    };
+    match asked {
+        true => shared.finish(lease, took, turn.has_failed()),
+        false => shared.give_back(lease),
+    }
+    if let Some(stream) = stream.filter(|_| whole) {
+        drain(stream, shared.front.linger_timeout).await;
+    }
+}
+
+/// Whether the lease is still this worker's, for good: the dispatcher ends none that has begun to respond.
+fn may_write(shared: &Shared, turn: &Turn, lease: LeaseId) -> bool {
+    if !turn.is_responding() && shared.respondent.respond(lease) {
+        turn.respond(StatusCode::BAD_REQUEST); // until a request has another one
+    }
+    turn.is_responding()
+}
+
+impl Lent {
+    /// Answers one of its requests.
+    pub async fn answer<S: Handler>(
+        self: Arc<Self>,
+        answerer: Answerer<S>,
+        request: Request<Incoming>,
+    ) -> Result<Response<Body>, BoxError> {
+        let Answerer { shared, turn, .. } = &answerer;
+        let number = self.requests.fetch_add(1, Ordering::Relaxed) + 1;
+        if number > 1 {
+            // The one before is over, without anybody having been told.
+            if let Some(builtin) = &shared.builtin {
+                builtin.end().await;
+            }
+            shared.served_another();
+        }
+        if request.version() >= Version::HTTP_11 {
+            turn.allow_probe();
+        }
+        let wants_log = self.entrance.access_log.then(|| format!("{} {}", request.method(), request.uri()));
+        let since = Instant::now();
+        let (hosts, listens_on) = (&self.entrance.allowed_hosts, self.entrance.listens_on);
+        let checked = net::check(&request, hosts, listens_on, shared.front.max_body).and_then(|(_, target)| {
+            let unknown =
+                || Problem::not_started(StatusCode::NOT_FOUND, "there is no lease to be had on this listener");
+            target.parse().ok().filter(|_| request.uri().path() != net::LEASE).ok_or_else(unknown)
+        });
+        let mut response = match checked {
+            Ok(target) => answerer.run(request, target, self.held, self.peer).await?,
+            Err(problem) => {
+                turn.ask(hyper::body::Body::is_end_stream(request.body()));
+                if !may_write(shared, turn, self.held.lease) {
+                    return Err("the dispatcher has ended the lease".into());
+                }
+                turn.respond(problem.status);
+                turn.send();
+                problem.response().map(boxed)
+            }
+        };
+        // Whoever leaves a body unread cannot tell where the next request would begin.
+        if !turn.has_received() && unread(&response) || number == PIPELINED {
+            response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+        }
+        if let Some(line) = wants_log {
+            let client = self.peer.map_or("unix".into(), |address| address.to_string());
+            let wait_ms = format!("{:.1}", since.elapsed().as_secs_f64() * 1e3);
+            tracing::info!(client, status = response.status().as_u16(), worker = %shared.id, lease = %self.held.lease,
+                wait_ms, event = %Event::RequestLogged, "{line}");
+        }
+        Ok(response)
+    }
+}
+
+/// Whether a response that is about to begin is all there, so that its handler reads nothing any more.
+fn unread(response: &Response<Body>) -> bool {
+    use hyper::body::Body as _;
+    response.body().size_hint().exact().is_some()
+}
+
+/// The connection as hyper sees it.
+struct Line {
+    lent: Arc<Lent>,
+    shared: Arc<Shared>,
+    turn: Arc<Turn>,
+    /// What was read with the request before.
+    before: Bytes,
+    /// Requests before the one that `before` is the beginning of.
+    known: u32,
+    /// Told when a request is answered and hyper wants the next one.
+    idle: Arc<AtomicBool>,
+    flushed: bool,
+}
+
+impl AsyncRead for Line {
+    fn poll_read(mut self: Pin<&mut Self>, task: &mut Task<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        if !self.before.is_empty() {
+            let length = self.before.len().min(buffer.remaining());
+            buffer.put_slice(&self.before[..length]);
+            self.before.advance(length);
+            return Poll::Ready(Ok(()));
+        }
+        if self.turn.has_sent() && self.lent.requests.load(Ordering::Relaxed) > self.known {
+            if !self.turn.has_received() {
+                return Poll::Ready(Ok(())); // nobody reads the rest of this body: as if it had ended
+            }
+            if self.flushed {
+                self.idle.store(true, Ordering::Relaxed);
+            }
+            return Poll::Pending; // until it is flushed, which polls again
+        }
+        let mut stream = self.lent.stream.clone();
+        Pin::new(&mut stream).poll_read(task, buffer)
+    }
+}
+
+impl AsyncWrite for Line {
+    fn poll_write(self: Pin<&mut Self>, task: &mut Task<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        self.poll_write_vectored(task, &[io::IoSlice::new(bytes)])
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        task: &mut Task<'_>,
+        bytes: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        self.flushed = false;
+        // hyper refuses by itself what is no request.
+        if !self.turn.is_responding() && !self.turn.is_asked() {
+            if !may_write(&self.shared, &self.turn, self.lent.held.lease) {
+                return Poll::Ready(Err(io::ErrorKind::BrokenPipe.into()));
+            }
+        }
+        let mut stream = self.lent.stream.clone();
+        Pin::new(&mut stream).poll_write_vectored(task, bytes)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        true
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, task: &mut Task<'_>) -> Poll<io::Result<()>> {
+        let mut stream = self.lent.stream.clone();
+        ready!(Pin::new(&mut stream).poll_flush(task))?;
+        self.flushed = true;
+        Poll::Ready(Ok(()))
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, _: &mut Task<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+}

@@ -1,0 +1,437 @@
+//! Connections that are handed over: what a client on one address sees, whatever dies or freezes behind it.
+
+mod support;
+
+use std::fs;
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpStream};
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::Signal;
+use support::*;
+
+/// A handoff listener and its pool of so many workers, with more keys for each.
+fn handed(workers: u16, listener: &str, pool: &str) -> String {
+    format!(
+        "[[listener]]\naddress = \"127.0.0.1:0\"\ndelivery = \"handoff\"\npool = \"default\"\n{listener}\n\
+         [[pool]]\nname = \"default\"\nworkers = {workers}\naddress = \"127.0.0.1:0\"\n{pool}\n"
+    )
+}
+
+fn ask(target: &str, more: &str) -> Vec<u8> {
+    format!("GET {target} HTTP/1.1\r\nHost: localhost\r\n{more}\r\n").into_bytes()
+}
+
+/// The next response on a connection that goes on; its body has a Content-Length.
+fn next(stream: &mut impl Read) -> Answer {
+    let mut bytes = Vec::new();
+    while !bytes.ends_with(b"\r\n\r\n") {
+        let mut byte = [0];
+        assert_eq!(stream.read(&mut byte).unwrap(), 1, "ended within {:?}", text(&bytes));
+        bytes.push(byte[0]);
+    }
+    let mut answer = Answer { status: text(&bytes)[9..12].parse().unwrap(), head: text(&bytes), body: Vec::new() };
+    if (100..200).contains(&answer.status) {
+        return next(stream);
+    }
+    answer.body = vec![0; answer.header("content-length").unwrap().parse().unwrap()];
+    stream.read_exact(&mut answer.body).unwrap();
+    answer
+}
+
+/// Whatever comes until the end, and whether that was a reset.
+fn rest(mut stream: TcpStream) -> (String, bool) {
+    let (mut bytes, mut piece) = (Vec::new(), [0; 4096]);
+    loop {
+        match stream.read(&mut piece) {
+            Ok(0) => return (text(&bytes), false),
+            Ok(n) => bytes.extend(&piece[..n]),
+            Err(error) if error.kind() == std::io::ErrorKind::ConnectionReset => return (text(&bytes), true),
+            Err(error) => panic!("{error}: {:?}", text(&bytes)),
+        }
+    }
+}
+
+/// A program for `exec` that says in `file` that it has begun, and goes on when `file.go` is there.
+fn gated(file: &Path, then: &str) -> String {
+    let file = file.display();
+    let script = format!("echo $$ >> {file}; while ! [ -e {file}.go ]; do sleep 0.01; done; {then}");
+    format!("handler = {{ exec = [\"sh\", \"-c\", {script:?}] }}")
+}
+
+const HELLO: &str = "printf 'Content-Type: text/plain\\r\\nContent-Length: 5\\r\\n\\r\\nhello'";
+
+fn wait_for_lines(file: &Path, lines: usize) {
+    let give_up = Instant::now() + PATIENCE;
+    while fs::read_to_string(file).unwrap_or_default().lines().count() < lines {
+        assert!(Instant::now() < give_up, "{} has no {lines} lines", file.display());
+        std::thread::sleep(Duration::from_millis(2));
+    }
+}
+
+#[test]
+fn one_address_serves_request_after_request() {
+    let set = Set::start(&handed(2, "access_log = true", ""));
+    let mut stream = connect(set.address(0));
+    for i in 0..20 {
+        stream.write_all(&ask(&format!("/{i}"), "")).unwrap();
+        assert_eq!(next(&mut stream).text(), format!("GET /{i}\n"));
+    }
+    // A body of any size, and one that is framed by chunks.
+    let big: Vec<u8> = (0..3_000_000u32).map(|i| (i * 7 / 3) as u8).collect();
+    let mut writer = stream.try_clone().unwrap();
+    let sent = big.clone();
+    let sending = std::thread::spawn(move || {
+        let head = format!("POST / HTTP/1.1\r\nHost: localhost\r\nContent-Length: {}\r\n\r\n", sent.len());
+        writer.write_all(head.as_bytes()).unwrap();
+        writer.write_all(&sent).unwrap();
+    });
+    assert!(next(&mut stream).body == big);
+    sending.join().unwrap();
+    stream.write_all(&ask("/last", "Connection: close\r\n")).unwrap();
+    assert_eq!(read_answer(&mut stream).unwrap().text(), "GET /last\n");
+    // One that knows no connections that go on.
+    assert_eq!(exchange(set.address(0), b"GET /old HTTP/1.0\r\n\r\n").unwrap().text(), "GET /old\n");
+    let log = set.wait_for_log(&["GET /last", "200"]);
+    assert!(log.contains("client=127.0.0.1:") && log.contains("worker=default/"), "{log}");
+    set.stop();
+}
+
+#[test]
+fn what_was_sent_together_is_answered_in_its_order() {
+    let set = Set::start(&handed(2, "", ""));
+    let pieces: [&[&[u8]]; 3] = [
+        &[&[ask("/1", ""), ask("/2", ""), ask("/3", "Connection: close\r\n")].concat()],
+        // Cut within the head of the second.
+        &[&[ask("/1", ""), ask("/2", "")[..9].to_vec()].concat(), &ask("/2", "")[9..], &ask("/3", "Connection: close\r\n")],
+        &[
+            b"POST /1 HTTP/1.1\r\nHost: localhost\r\nContent-Length: 7\r\n\r\nGET /1\nGET /2 HTTP/1.1\r\nHost: x.localhost\r\n",
+            b"\r\n",
+            &ask("/3", "Connection: close\r\n"),
+        ],
+    ];
+    for pieces in pieces {
+        let mut stream = connect(set.address(0));
+        for (i, piece) in pieces.iter().enumerate() {
+            if i > 0 {
+                std::thread::sleep(Duration::from_millis(20));
+            }
+            stream.write_all(piece).unwrap();
+        }
+        for i in 1..=3 {
+            assert_eq!(next(&mut stream).text(), format!("GET /{i}\n"));
+        }
+        assert_eq!(rest(stream), (String::new(), false));
+    }
+    // No client keeps a worker to itself: the last of many ends the connection.
+    let mut stream = connect(set.address(0));
+    stream.write_all(&(0..100).flat_map(|i| ask(&format!("/{i}"), "")).collect::<Vec<_>>()).unwrap();
+    let (all, _) = rest(stream);
+    assert_eq!(all.matches("HTTP/1.1 200").count(), 64, "{all}");
+    assert!(all.ends_with("GET /63\n"), "{all}");
+    set.stop();
+}
+
+#[test]
+fn a_body_that_nobody_read_is_never_taken_for_a_request() {
+    let script = "printf 'Content-Type: text/plain\\r\\nContent-Length: 2\\r\\n\\r\\nok'";
+    let set = Set::start(&handed(1, "", &format!("handler = {{ exec = [\"sh\", \"-c\", {script:?}] }}")));
+    for size in [10, 1_000_000] {
+        let mut stream = connect(set.address(0));
+        let head = format!("POST / HTTP/1.1\r\nHost: localhost\r\nContent-Length: {size}\r\n\r\n");
+        stream.write_all(head.as_bytes()).unwrap();
+        // It looks like requests.
+        let body: Vec<u8> = ask("/smuggled", "").into_iter().cycle().take(size).collect();
+        let _ = stream.write_all(&body); // it may be refused in the middle
+        let first = next(&mut stream);
+        assert_eq!((first.status, first.text()), (200, "ok".into()));
+        let _ = stream.write_all(&ask("/second", "Connection: close\r\n"));
+        let (after, _) = rest(stream);
+        assert!(after.is_empty() || after.matches("HTTP/1.1").count() == 1, "{after}");
+    }
+    let served = set.worker("default/1")["served"].as_u64().unwrap();
+    assert!((2..=4).contains(&served), "{served}");
+    set.stop();
+}
+
+#[test]
+fn what_is_no_request_and_what_is_too_slow_is_told_so() {
+    let set =
+        Set::start(&format!("{}[front]\nhead_timeout = \"300ms\"\nidle_timeout = \"200ms\"\n", handed(1, "", "")));
+    let address = set.address(0);
+    assert_eq!(exchange(address, b"NONSENSE\r\n\r\n").unwrap().status, 400);
+    assert_eq!(exchange(address, b"GET / HT").unwrap().status, 408);
+    let evil = exchange(address, b"GET / HTTP/1.1\r\nHost: evil.example\r\nConnection: close\r\n\r\n").unwrap();
+    assert_eq!((evil.status, evil.header("patou-outcome")), (421, Some("not-started")));
+    // Who says nothing occupies nobody, and is let go.
+    let since = Instant::now();
+    assert_eq!(rest(connect(address)), (String::new(), false));
+    assert!(since.elapsed() < Duration::from_secs(5));
+    let mut stream = connect(address);
+    stream.write_all(&ask("/", "")).unwrap();
+    next(&mut stream);
+    assert_eq!(rest(stream), (String::new(), false));
+    // Who has ended his own direction still gets his answer.
+    let mut stream = connect(address);
+    stream.write_all(&ask("/half", "Connection: close\r\n")).unwrap();
+    stream.shutdown(std::net::Shutdown::Write).unwrap();
+    assert_eq!(read_answer(&mut stream).unwrap().text(), "GET /half\n");
+    set.stop();
+}
+
+#[test]
+fn a_frozen_idle_worker_costs_its_client_the_offer_and_no_more() {
+    let set = Set::start(&handed(2, "", ""));
+    // The last to be idle is the first to be asked: freeze both in turn.
+    for id in ["default/1", "default/2"] {
+        let frozen = set.worker_pid(id);
+        signal_to(frozen, Signal::SIGSTOP);
+        for i in 0..4 {
+            let since = Instant::now();
+            assert_eq!(exchange(set.address(0), &ask("/", "Connection: close\r\n")).unwrap().status, 200);
+            assert!(since.elapsed() < Duration::from_secs(1), "request {i} took {:?}", since.elapsed());
+        }
+        set.wait_for("the worker is replaced", |status| {
+            let worker = worker_of(status, id);
+            worker["pid"] != frozen && worker["state"] == "idle"
+        });
+    }
+    set.stop();
+}
+
+#[test]
+fn a_worker_that_dies_before_its_answer_is_answered_for() {
+    let mut set = Set::prepare("");
+    let file = set.top().join("begun");
+    set.configure(&handed(2, "", &gated(&file, HELLO)));
+    set.run();
+    set.wait_until_up();
+    let mut stream = connect(set.address(0));
+    stream.write_all(&ask("/", "")).unwrap();
+    wait_for_lines(&file, 1);
+    let status = set.wait_for("one is busy", |status| {
+        ["default/1", "default/2"].iter().any(|id| worker_of(status, id)["state"] == "busy")
+    });
+    let busy = ["default/1", "default/2"].into_iter().find(|id| worker_of(&status, id)["state"] == "busy").unwrap();
+    signal_to(worker_of(&status, busy)["pid"].as_u64().unwrap() as u32, Signal::SIGKILL);
+    let answer = read_answer(&mut stream).unwrap();
+    assert_eq!((answer.status, answer.header("patou-outcome")), (502, Some("started-unknown")), "{answer:?}");
+    assert!(answer.text().contains(busy), "{answer:?}");
+    fs::write(file.with_extension("go"), "").unwrap();
+    assert_eq!(fs::read_to_string(&file).unwrap().lines().count(), 1, "it began once");
+    set.wait_for("both are back", |status| {
+        ["default/1", "default/2"].iter().all(|id| worker_of(status, id)["state"] == "idle")
+    });
+    set.stop();
+}
+
+#[test]
+fn a_response_that_death_has_cut_ends_with_a_reset() {
+    let mut set = Set::prepare("");
+    let file = set.top().join("begun");
+    // Without a length, a FIN would make it look whole.
+    let script = format!(
+        "printf 'Content-Type: text/plain\\r\\n\\r\\nhalf'; echo $$ >> {0}; while ! [ -e {0}.go ]; do sleep 0.01; done",
+        file.display()
+    );
+    set.configure(&handed(1, "", &format!("handler = {{ exec = [\"sh\", \"-c\", {script:?}] }}")));
+    set.run();
+    set.wait_until_up();
+    let mut stream = connect(set.address(0));
+    stream.write_all(b"GET / HTTP/1.0\r\n\r\n").unwrap();
+    wait_for_lines(&file, 1);
+    let mut seen = [0; 15];
+    stream.read_exact(&mut seen).unwrap();
+    assert_eq!(&seen, b"HTTP/1.0 200 OK");
+    signal_to(set.worker_pid("default/1"), Signal::SIGKILL);
+    assert!(rest(stream).1, "no reset\n{}", set.log());
+    set.wait_for("it is back", |status| worker_of(status, "default/1")["state"] == "idle");
+    set.stop();
+}
+
+#[test]
+fn a_request_past_its_time_gets_504() {
+    let mut set = Set::prepare("");
+    let file = set.top().join("begun");
+    set.configure(&handed(1, "", &format!("request_timeout = \"300ms\"\n{}", gated(&file, HELLO))));
+    set.run();
+    set.wait_until_up();
+    let answer = exchange(set.address(0), &ask("/", "Connection: close\r\n")).unwrap();
+    assert_eq!((answer.status, answer.header("patou-outcome")), (504, Some("started-unknown")));
+    set.stop();
+}
+
+#[test]
+fn the_queue_is_bounded_and_says_so() {
+    let mut set = Set::prepare("");
+    let file = set.top().join("begun");
+    let keys = format!("queue = 1\nqueue_timeout = \"400ms\"\n{}", gated(&file, HELLO));
+    set.configure(&handed(1, "", &keys));
+    set.run();
+    set.wait_until_up();
+    let mut first = connect(set.address(0));
+    first.write_all(&ask("/", "")).unwrap();
+    wait_for_lines(&file, 1);
+    let mut second = connect(set.address(0));
+    second.write_all(&ask("/", "Connection: close\r\n")).unwrap();
+    set.wait_for("one waits", |status| status["dispatcher"]["queue"] == 1);
+    let third = exchange(set.address(0), &ask("/", "")).unwrap();
+    assert_eq!((third.status, third.header("retry-after")), (503, Some("1")), "{third:?}");
+    assert_eq!(read_answer(&mut second).unwrap().status, 503);
+    fs::write(file.with_extension("go"), "").unwrap();
+    assert_eq!(next(&mut first).text(), "hello");
+    set.stop();
+}
+
+#[test]
+fn who_waits_survives_the_dispatcher_and_is_served_once() {
+    let mut set = Set::prepare("");
+    let file = set.top().join("begun");
+    set.configure(&handed(1, "", &gated(&file, HELLO)));
+    set.run();
+    set.wait_until_up();
+    let address = set.address(0);
+    let mut busy = connect(address);
+    busy.write_all(&ask("/busy", "")).unwrap();
+    wait_for_lines(&file, 1);
+    let mut waiting: Vec<TcpStream> = (0..3).map(|_| connect(address)).collect();
+    for stream in &mut waiting {
+        stream.write_all(&ask("/waits", "Connection: close\r\n")).unwrap();
+    }
+    set.wait_for("they wait", |status| status["dispatcher"]["queue"] == 3);
+    std::thread::sleep(Duration::from_millis(200)); // store_after, and the way to the store
+    let old = set.dispatcher_pid();
+    signal_to(old, Signal::SIGKILL);
+    set.wait_for("another dispatcher has them", |status| {
+        status["dispatcher"]["pid"] != old && status["dispatcher"]["queue"] == 3
+    });
+    fs::write(file.with_extension("go"), "").unwrap();
+    assert_eq!(next(&mut busy).text(), "hello", "what is on a worker is not touched");
+    for stream in &mut waiting {
+        assert_eq!(read_answer(stream).unwrap().text(), "hello");
+    }
+    assert_eq!(fs::read_to_string(&file).unwrap().lines().count(), 4, "each began once");
+    set.stop();
+}
+
+#[test]
+fn a_proxy_says_whose_connection_it_is() {
+    let script = "printf 'Content-Type: text/plain\\r\\n\\r\\n'; echo $REMOTE_ADDR $REMOTE_PORT";
+    let pool = format!("handler = {{ exec = [\"sh\", \"-c\", {script:?}] }}");
+    let set = Set::start(&handed(2, "proxy_protocol = true", &pool));
+    let mut two = b"\r\n\r\n\0\r\nQUIT\n\x21\x11\0\x0c".to_vec();
+    two.extend([192, 0, 2, 7, 127, 0, 0, 1, 0x12, 0x67, 0, 80]);
+    for header in [b"PROXY TCP4 192.0.2.7 127.0.0.1 4711 80\r\n".to_vec(), two] {
+        for pieces in [vec![header.clone()], vec![header[..5].to_vec(), header[5..].to_vec()]] {
+            let mut stream = connect(set.address(0));
+            for piece in pieces {
+                stream.write_all(&piece).unwrap();
+                std::thread::sleep(Duration::from_millis(20));
+            }
+            // Of every request on it.
+            for _ in 0..2 {
+                stream.write_all(&ask("/", "")).unwrap();
+                let mut bytes = [0; 4096];
+                let mut seen = String::new();
+                while !seen.ends_with("0\r\n\r\n") {
+                    let n = stream.read(&mut bytes).unwrap();
+                    assert!(n > 0, "{seen}");
+                    seen.push_str(&text(&bytes[..n]));
+                }
+                assert!(seen.contains("192.0.2.7 4711"), "{seen}");
+            }
+        }
+    }
+    let mut stream = connect(set.address(0));
+    stream.write_all(&ask("/", "")).unwrap();
+    assert_eq!(rest(stream), (String::new(), true), "without a header nobody is served");
+    set.stop();
+}
+
+#[test]
+fn any_protocol_is_spoken_by_a_program_of_inetds() {
+    let script = "echo hello $TCPREMOTEIP; read line; echo you said $line; exit 3";
+    let pool = format!("handler = {{ inetd = [\"sh\", \"-c\", {script:?}] }}");
+    let set = Set::start(&handed(2, "", &pool));
+    for _ in 0..3 {
+        let mut stream = connect(set.address(0));
+        stream.write_all(b"wow\n").unwrap();
+        assert_eq!(rest(stream), ("hello 127.0.0.1\nyou said wow\n".into(), false));
+    }
+    set.stop();
+}
+
+#[test]
+fn git_serves_a_clone_through_inetd() {
+    let mut set = Set::prepare("");
+    let top = set.top().to_owned();
+    let git = |args: &[&str]| {
+        let mut git = Command::new("git");
+        git.current_dir(&top).args(["-c", "user.name=a", "-c", "user.email=a@example.com"]).args(args);
+        let output = git.env("GIT_CONFIG_GLOBAL", "/dev/null").output();
+        output.map(|output| assert!(output.status.success(), "{args:?}: {}", text(&output.stderr)))
+    };
+    if git(&["init", "-q", "one"]).is_err() {
+        assert!(std::env::var("CI").is_err(), "git is missing");
+        return eprintln!("SKIPPED: git is not installed");
+    }
+    git(&["-C", "one", "commit", "-q", "--allow-empty", "-m", "first"]).unwrap();
+    let base = top.display();
+    set.configure(&handed(
+        1,
+        "",
+        &format!("handler = {{ inetd = [\"git\", \"daemon\", \"--inetd\", \"--export-all\", \"--base-path={base}\", \"{base}\"] }}\n\
+                  environment = {{ HOME = \"{base}\" }}"),
+    ));
+    fs::write(top.join(".gitconfig"), "[safe]\ndirectory = *\n").unwrap();
+    set.run();
+    set.wait_until_up();
+    for name in ["two", "three"] {
+        git(&["clone", "-q", &format!("git://{}/one", set.address(0)), name]).unwrap();
+        git(&["-C", name, "log", "--oneline", "-1"]).unwrap();
+    }
+    set.stop();
+}
+
+#[test]
+fn a_unix_listener_does_the_same() {
+    let mut set = Set::prepare("");
+    let path = set.top().join("http.sock");
+    set.configure(
+        &handed(2, "", "").replace("127.0.0.1:0\"\ndelivery", &format!("unix:{}\"\ndelivery", path.display())),
+    );
+    set.run();
+    set.wait_until_up();
+    let mut stream = UnixStream::connect(&path).unwrap();
+    for _ in 0..3 {
+        stream.write_all(&ask("/unix", "")).unwrap();
+        assert_eq!(next(&mut stream).text(), "GET /unix\n");
+    }
+    drop(stream);
+    set.stop();
+}
+
+#[test]
+fn many_idle_connections_occupy_no_worker() {
+    let set = Set::start(&handed(2, "", ""));
+    let address: SocketAddr = set.address(0);
+    let mut idle: Vec<TcpStream> = (0..400).map(|_| connect(address)).collect();
+    for stream in &mut idle {
+        stream.write_all(&ask("/", "")).unwrap();
+        next(stream);
+    }
+    let since = Instant::now();
+    for _ in 0..20 {
+        assert_eq!(exchange(address, &ask("/", "Connection: close\r\n")).unwrap().status, 200);
+    }
+    assert!(since.elapsed() < Duration::from_secs(5));
+    for stream in &mut idle {
+        stream.write_all(&ask("/again", "")).unwrap();
+        assert_eq!(next(stream).text(), "GET /again\n");
+    }
+    drop(idle);
+    set.stop();
+}
