@@ -347,8 +347,9 @@ impl Counted {
 
 impl Drop for Counted {
     fn drop(&mut self) {
-        if self.counter == Counter::BytesOut {
-            self.turn.send(); // hyper lets go of a body when it has taken all of it
+        match self.counter {
+            Counter::BytesOut => self.turn.send(), // hyper lets go of a body when it has taken all of it
+            _ => self.turn.let_body_go(),
         }
         self.shared.respondent.count(self.counter, *self.bytes.get_mut());
     }

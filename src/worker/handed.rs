@@ -239,6 +239,7 @@ impl Lent {
             Ok(target) => answerer.run(request, target, self.held, self.peer).await?,
             Err(problem) => {
                 turn.ask(hyper::body::Body::is_end_stream(request.body()));
+                turn.let_body_go();
                 if !may_write(shared, turn, self.held.lease) {
                     return Err("the dispatcher has ended the lease".into());
                 }
@@ -248,7 +249,7 @@ impl Lent {
             }
         };
         // Whoever leaves a body unread cannot tell where the next request would begin.
-        if !turn.has_received() && unread(&response) || number == PIPELINED {
+        if turn.is_unread() || number == PIPELINED {
             response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
         }
         if let Some(line) = wants_log {
@@ -259,12 +260,6 @@ impl Lent {
         }
         Ok(response)
     }
-}
-
-/// Whether a response that is about to begin is all there, so that its handler reads nothing any more.
-fn unread(response: &Response<Body>) -> bool {
-    use hyper::body::Body as _;
-    response.body().size_hint().exact().is_some()
 }
 
 /// The connection as hyper sees it.

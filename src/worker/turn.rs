@@ -48,6 +48,8 @@ pub struct Turn {
     asked: AtomicBool,
     received: AtomicBool,
     sent: AtomicBool,
+    /// Whether the handler has let go of a body before its end.
+    unread: AtomicBool,
     floor: Mutex<Option<Floor>>,
 }
 
@@ -94,12 +96,23 @@ impl Turn {
     pub fn ask(&self, whole: bool) {
         self.sent.store(false, Ordering::Relaxed);
         self.received.store(whole, Ordering::Relaxed);
+        self.unread.store(false, Ordering::Relaxed);
         self.asked.store(true, Ordering::Relaxed);
     }
 
     /// Its body has come to its end.
     pub fn receive(&self) {
         self.received.store(true, Ordering::Relaxed);
+    }
+
+    /// Nobody reads its body any more.
+    pub fn let_body_go(&self) {
+        self.unread.store(!self.has_received(), Ordering::Relaxed);
+    }
+
+    /// Whether something of its body is left that nobody will read.
+    pub fn is_unread(&self) -> bool {
+        self.unread.load(Ordering::Relaxed)
     }
 
     /// Its response has come to its end.
