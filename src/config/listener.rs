@@ -31,10 +31,10 @@ impl Listener {
     /// What `mode` is unless the file says otherwise.
     pub const MODE: u32 = 0o660;
 
-    /// The second built-in listener: handoff on 127.0.0.1:7287 to pool `default`.
-    pub fn handoff() -> Self {
+    /// The built-in ones: redirect on 127.0.0.1:7286 and handoff on 127.0.0.1:7287, to pool `default`.
+    pub fn built_in() -> Vec<Self> {
         let address = Address::Tcp(([127, 0, 0, 1], 7287).into());
-        Self { address, delivery: Delivery::Handoff, ..Self::default() }
+        vec![Self::default(), Self { address, delivery: Delivery::Handoff, ..Self::default() }]
     }
 }
 

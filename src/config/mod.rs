@@ -79,7 +79,7 @@ impl Default for Config {
     fn default() -> Self {
         Self {
             set: Set::default(),
-            listeners: vec![Listener::default(), Listener::handoff()],
+            listeners: Listener::built_in(),
             pools: vec![Pool::default()],
             front: Front::default(),
             watchdog: Watchdog::default(),

@@ -36,17 +36,17 @@ fn every_section(file: &mut Section<'_, '_>) -> Config {
     let pools = file.tables("pool", |section| pool(section, only_pool));
     let listeners = file.tables("listener", |section| listener(section, pools.as_deref().unwrap_or_default()));
     let (listeners, pools) = match (listeners, pools) {
-        (None, None) => (vec![Listener::default()], vec![Pool::default()]),
+        (None, None) => (Listener::built_in(), vec![Pool::default()]),
         (Some(listeners), None) => {
             file.missing("pool", "at least one [[pool]] for the listeners");
             (listeners, Vec::new())
         }
         (None, Some(pools)) => {
             if !pools.iter().any(|pool| pool.name == Listener::default().pool) {
-                let expected = "at least one [[listener]]; the built-in one needs a pool named \"default\"";
+                let expected = "at least one [[listener]]; the built-in ones need a pool named \"default\"";
                 file.missing("listener", expected);
             }
-            (vec![Listener::default()], pools)
+            (Listener::built_in(), pools)
         }
         (Some(listeners), Some(pools)) => (listeners, pools),
     };

@@ -68,7 +68,7 @@ fn what_may_be_left_out() {
     assert_eq!(config.listeners[0].pool.as_str(), "web");
     assert_eq!(config.pools[0].address, Pool::default().address);
     let config = good("[[pool]]\nname = \"default\"\nworkers = 3");
-    assert_eq!(config.listeners, [Listener::default()]);
+    assert_eq!(config.listeners, Listener::built_in());
     assert_eq!(config.workers().map(|id| id.to_string()).collect::<Vec<_>>(), ["default/1", "default/2", "default/3"]);
     assert_eq!(config.pool(&config.pools[0].name), Some(&config.pools[0]));
     told(&[
@@ -76,7 +76,7 @@ fn what_may_be_left_out() {
             web,
             1,
             "listener",
-            "nothing; expected at least one [[listener]]; the built-in one needs a pool named \"default\"",
+            "nothing; expected at least one [[listener]]; the built-in ones need a pool named \"default\"",
         ),
         (listener, 1, "pool", "nothing; expected at least one [[pool]] for the listeners"),
         ("[[pool]]", 1, "pool[1].name", "nothing; expected a name of 1 to 32 characters of a-z, 0-9 and _"),
@@ -110,7 +110,7 @@ name = \"Patou\"
 [[listener]]
 address = \"127.0.0.1\"
 pool = \"wbe\"
-delivery = \"handoff\"
+delivery = \"handover\"
 [[pool]]
 name = \"web\"
 workers = 0

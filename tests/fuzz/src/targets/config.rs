@@ -6,6 +6,7 @@ use patou::units;
 
 const SECTIONS: [&str; 3] = ["[Unit]", "[Service]", "[Socket]"];
 const KEYS: [&str; 19] = [
+    "ListenSequentialPacket",
     "ListenStream",
     "SocketUser",
     "SocketGroup",
