@@ -1,5 +1,7 @@
 //! What the pure parts cost, without a process, a bell or a socket: `cargo bench --bench core`.
 
+#![allow(missing_docs)] // of what criterion's macros make
+
 use std::hint::black_box;
 use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
