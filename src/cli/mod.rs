@@ -1,5 +1,6 @@
 //! The commands: from arguments to action, one file each.
 
+mod bench;
 pub mod call;
 mod check;
 mod completions;
@@ -75,6 +76,11 @@ enum Command {
     },
     /// Exchange questions and answers over a real segment and real pipes, and say how long it takes
     Pingpong(pingpong::Pingpong),
+    /// Measure what patou costs, each time beside a baseline of the same run
+    Bench {
+        #[command(subcommand)]
+        what: bench::Bench,
+    },
     /// Inject faults into a set, by default one of its own, and see whether every promise holds
     Drill(drill::Drill),
     /// What the systemd units and the package run; an operator uses systemctl
@@ -91,6 +97,9 @@ enum Command {
     /// The handler of a drill: records each start, answers with the body
     #[command(hide = true)]
     Record(drill::record::Record),
+    /// The baselines of a benchmark: nothing but a server
+    #[command(hide = true)]
+    Bare(bench::bare::Bare),
     /// The answering end of pingpong
     #[command(hide = true)]
     Pong(pingpong::Pong),
@@ -217,6 +226,8 @@ fn run(cli: &Cli) -> Result<(), Failure> {
         Command::Drain { worker } => service::drain(path, worker),
         Command::Resume { worker } => service::resume(path, worker),
         Command::Pingpong(pingpong) => pingpong::run(path, pingpong),
+        Command::Bench { what } => bench::run(path, what),
+        Command::Bare(bare) => bench::bare::run(bare),
         Command::Drill(drill) => drill::run(path, drill),
         Command::Record(record) => drill::record::run(record),
         Command::Systemd { action } => systemd::run(path, action),

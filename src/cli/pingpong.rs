@@ -5,6 +5,7 @@ use std::os::fd::AsFd;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command};
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use clap::Args;
@@ -15,7 +16,7 @@ use nix::unistd::{Pid, geteuid};
 use super::{Failure, failed, load};
 use crate::clock;
 use crate::config::Config;
-use crate::exchange::{Asker, Kind, Reply, Respondent};
+use crate::exchange::{Asker, Kind, Memory, Reply, Respondent, Word};
 use crate::ids::{Epoch, WorkerId, WorkerState};
 use crate::ipc::{self, Modes, Parts, SetLock};
 use crate::signals::Signal;
@@ -45,21 +46,53 @@ pub struct Pong {
 
 /// How the two ends wait for each other.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
-enum Mode {
+pub(super) enum Mode {
     /// On the bells, asleep.
     Asleep,
     /// On the slot, each on a core of its own.
     Spinning,
-    /// On the bells alone: the baseline.
+    /// On the bells alone: the baseline of sleeping.
     Bare,
+    /// On one word for each direction, each end on a core of its own: the baseline of spinning.
+    Words,
 }
+
+impl Mode {
+    pub(super) fn name(self) -> &'static str {
+        match self {
+            Mode::Asleep => "exchange, both ends asleep",
+            Mode::Spinning => "exchange, both ends spinning",
+            Mode::Bare => "bare named pipes and poll",
+            Mode::Words => "one bare word each, spinning",
+        }
+    }
+
+    fn spins(self) -> bool {
+        matches!(self, Mode::Spinning | Mode::Words)
+    }
+}
+
+/// The words of [`Mode::Words`]: of the asking end's line and of the answering end's, which nothing here needs.
+const WORDS: (Word, Word) = (Word::DISPATCHER_START, Word::WORKER_START);
 
 /// How long one end waits for the other before it gives up.
 const PATIENCE: Duration = Duration::from_secs(10);
 
 pub fn run(path: Option<&Path>, pingpong: &Pingpong) -> Result<(), Failure> {
+    apart(path, |apart| measure_all(apart, pingpong))
+}
+
+/// What both ends exchange over, apart from any set that runs.
+pub(super) struct Apart {
+    config: Config,
+    /// The same as a file.
+    file: PathBuf,
+    stop: Signal,
+}
+
+/// Makes a directory of its own inside the runtime directory's parent for `work`, and removes it.
+pub(super) fn apart(path: Option<&Path>, work: impl FnOnce(&Apart) -> Result<(), Failure>) -> Result<(), Failure> {
     let mut config = load(path)?.config;
-    // Apart from any set that runs: a directory of its own inside the runtime directory's parent.
     let beside = |of: &str| config.set.runtime_dir.with_extension(format!("pingpong-{of}"));
     let (dir, dead) = (beside(&std::process::id().to_string()), beside(""));
     config.set.runtime_dir = dir.clone();
@@ -67,7 +100,9 @@ pub fn run(path: Option<&Path>, pingpong: &Pingpong) -> Result<(), Failure> {
     clear_dead(&dead);
     ipc::prepare(&config, &Modes::default()).map_err(failed)?;
     let lock = ipc::lock_set(&dir, ipc::Keeper::Process).map_err(failed)?;
-    let result = measure_all(&config, pingpong, &stop);
+    let file = dir.join("pingpong.toml");
+    let written = std::fs::write(&file, config.to_toml()).map_err(failed);
+    let result = written.and_then(|()| work(&Apart { config, file, stop }));
     result.and(remove(&dir, lock))
 }
 
@@ -95,22 +130,15 @@ fn clear_dead(dead: &Path) {
     }
 }
 
-fn measure_all(config: &Config, pingpong: &Pingpong, stop: &Signal) -> Result<(), Failure> {
-    let file = config.set.runtime_dir.join("pingpong.toml");
-    std::fs::write(&file, config.to_toml()).map_err(failed)?;
+fn measure_all(apart: &Apart, pingpong: &Pingpong) -> Result<(), Failure> {
     let modes: &[Mode] = match pingpong.compare {
         true => &[Mode::Asleep, Mode::Bare, Mode::Spinning],
         false => &[Mode::Asleep],
     };
     let mut out = io::stdout().lock();
     for mode in modes {
-        let times = measure(config, &file, *mode, pingpong.count, stop)?;
-        let what = match mode {
-            Mode::Asleep => "exchange, both ends asleep",
-            Mode::Bare => "bare named pipes and poll",
-            Mode::Spinning => "exchange, both ends spinning",
-        };
-        print(&mut out, what, times).map_err(failed)?;
+        let times = measure(apart, *mode, pingpong.count)?;
+        print(&mut out, mode.name(), times).map_err(failed)?;
     }
     Ok(())
 }
@@ -131,9 +159,13 @@ fn worker() -> WorkerId {
 }
 
 /// Round trips in nanoseconds.
-fn measure(config: &Config, file: &Path, mode: Mode, count: u64, stop: &Signal) -> Result<Vec<u32>, Failure> {
+pub(super) fn measure(apart: &Apart, mode: Mode, count: u64) -> Result<Vec<u32>, Failure> {
+    let Apart { config, file, stop } = apart;
     ipc::create_worker(config, &worker(), clock::now().0, &Modes::default()).map_err(failed)?;
     let parts = ipc::open(config, &worker()).map_err(failed)?;
+    // What an earlier measurement has left there would be taken for an answer.
+    parts.segment.store(WORDS.0, 0, Ordering::Relaxed);
+    parts.segment.store(WORDS.1, 0, Ordering::Relaxed);
     let value = clap::ValueEnum::to_possible_value(&mode).map(|v| v.get_name().to_owned()).unwrap_or_default();
     let mut command = Command::new("/proc/self/exe");
     sys::die_with_parent(&mut command);
@@ -170,7 +202,7 @@ fn ask_all(parts: &Parts, mode: Mode, count: u64, stop: &Signal) -> Result<Vec<u
     // The other end rings once when it is there.
     wait(&parts.to_dispatcher, Some(stop))?;
     let mut times = Vec::with_capacity(count as usize);
-    for _ in 0..count {
+    for turn in 1..=count {
         let since = Instant::now();
         match mode {
             Mode::Bare => {
@@ -188,6 +220,10 @@ fn ask_all(parts: &Parts, mode: Mode, count: u64, stop: &Signal) -> Result<Vec<u
                 asker.ask(Kind::Ping, None);
                 spin_until(|| asker.answer().is_some(), Some(stop))?;
             }
+            Mode::Words => {
+                parts.segment.store(WORDS.0, turn, Ordering::Release);
+                spin_until(|| parts.segment.load(WORDS.1, Ordering::Acquire) == turn, Some(stop))?;
+            }
         }
         times.push(u32::try_from(since.elapsed().as_nanos()).unwrap_or(u32::MAX));
     }
@@ -202,11 +238,16 @@ pub fn pong(pong: &Pong) -> Result<(), Failure> {
     let _ = pin(pong.mode, 1);
     let mut answered = respondent.answered();
     parts.to_dispatcher.ring();
-    for _ in 0..pong.count {
+    for turn in 1..=pong.count {
         let question = match pong.mode {
             Mode::Bare => {
                 wait(&parts.to_worker, None)?;
                 parts.to_dispatcher.ring();
+                continue;
+            }
+            Mode::Words => {
+                spin_until(|| parts.segment.load(WORDS.0, Ordering::Acquire) == turn, None)?;
+                parts.segment.store(WORDS.1, turn, Ordering::Release);
                 continue;
             }
             Mode::Asleep => loop {
@@ -281,7 +322,7 @@ fn spin_until(mut done: impl FnMut() -> bool, stop: Option<&Signal>) -> Result<(
 
 /// Keeps a spinning end on a core of its own, where there are two; the set of cores before.
 fn pin(mode: Mode, end: usize) -> Option<CpuSet> {
-    if mode != Mode::Spinning {
+    if !mode.spins() {
         return None;
     }
     let before = sched_getaffinity(Pid::from_raw(0)).ok()?;

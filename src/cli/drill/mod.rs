@@ -10,7 +10,7 @@ pub mod record;
 mod report;
 mod rude;
 mod schedule;
-mod set;
+pub mod set;
 mod tracker;
 mod traffic;
 mod watch;

@@ -297,8 +297,9 @@ pub fn is_still(pid: u32, started: u64) -> bool {
     tree::look(pid).is_some_and(|process| process.started == started && !process.zombie)
 }
 
-/// Starts `patou run` so that it stops when the drill dies, and by nothing else that a terminal sends.
-fn launch(top: &Path) -> Result<Child, Failure> {
+/// Starts `patou run` on `patou.toml` in `top` so that it stops when this process dies, and by nothing else that a
+/// terminal sends.
+pub fn launch(top: &Path) -> Result<Child, Failure> {
     use std::os::unix::process::CommandExt;
     let log = File::options().create(true).append(true).open(top.join("log")).map_err(failed)?;
     let mut command = Command::new("/proc/self/exe");
