@@ -19,7 +19,7 @@ use crate::tree;
 pub const WORKERS: u16 = 4;
 
 /// The listeners that it has, one each. `Delivery::Handoff` comes here as soon as the configuration takes it.
-const DELIVERIES: &[Delivery] = &[Delivery::Redirect];
+const DELIVERIES: &[Delivery] = &[Delivery::Redirect, Delivery::Handoff];
 
 /// How long it may take to start, and to stop.
 const PATIENCE: Duration = Duration::from_secs(20);

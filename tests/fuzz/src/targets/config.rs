@@ -5,7 +5,7 @@ use patou::config::Config;
 use patou::units;
 
 const SECTIONS: [&str; 3] = ["[Unit]", "[Service]", "[Socket]"];
-const KEYS: [&str; 19] = [
+const KEYS: [&str; 20] = [
     "ListenSequentialPacket",
     "ListenStream",
     "SocketUser",
