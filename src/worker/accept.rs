@@ -52,14 +52,14 @@ pub async fn serve<S: Handler>(
                     tokio::time::sleep(ACCEPT_PAUSE).await;
                 }
             },
-            order = orders.recv() => match order {
-                Some(Order::Recycle) => {
-                    if !recycle(&shared, &listener, &mut orders).await {
-                        break;
-                    }
+            order = orders.recv() => {
+                shared.attention.leave();
+                if order != Some(Order::Recycle) || !recycle(&shared, &listener, &mut orders).await {
+                    break;
                 }
-                Some(Order::Exit) | None => break,
-            },
+                shared.here();
+            }
+            () = shared.attention.called() => shared.here(),
             Some(_) = connections.join_next() => {}
             () = shared.idle() => {}
         }
