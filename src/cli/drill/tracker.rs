@@ -91,7 +91,12 @@ impl Tracker {
         });
         if let Some(part) = part {
             let track = self.tracks.entry(part).or_default();
-            track.open = Some((index, track.pid));
+            // A watchdog may be killed while another fault holds it: what becomes of it is the later one's doing.
+            if let Some((before, _)) = track.open.replace((index, track.pid)) {
+                let before = &mut self.effects[before];
+                before.over = Some(now);
+                before.excused = Some("another fault hit the part meanwhile");
+            }
         }
         index
     }
@@ -283,6 +288,19 @@ mod tests {
             assert!(tracker.is_quiet());
             assert_eq!(tracker.effects[0].killed.is_some(), killed);
         }
+    }
+
+    #[test]
+    fn a_fault_that_another_one_overtakes_is_over_and_not_judged() {
+        let mut tracker = running();
+        tracker.strike(at(10), &fault(Kind::Freeze), Some(W));
+        tracker.strike(at(30), &fault(Kind::Kill), Some(W));
+        tracker.see(at(40), W, &sight(None, false));
+        tracker.see(at(50), W, &sight(Some(8), true));
+        assert!(tracker.is_quiet() && tracker.strays.is_empty());
+        let [frozen, killed] = &tracker.effects[..] else { panic!("two faults") };
+        assert_eq!((frozen.over, frozen.back, frozen.excused.is_some()), (Some(at(30)), None, true));
+        assert_eq!((killed.over, killed.back, killed.excused), (Some(at(50)), Some(at(50)), None));
     }
 
     #[test]
