@@ -218,6 +218,8 @@ impl Shared {
         how(&mut condition);
         if *condition != before {
             self.respondent.set_state(condition.state, condition.wants_recycle);
+            // Not under the lock: who is woken by it may get our processor, and the control loop needs the lock.
+            drop(condition);
             self.ring.ring();
         }
     }
