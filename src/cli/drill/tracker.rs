@@ -106,6 +106,13 @@ impl Tracker {
         self.settling.push((index, now + settle, settle));
     }
 
+    /// The machine ran the drill too late by so much, and the set hardly any sooner: consequences may take longer.
+    pub fn postpone(&mut self, by: Duration) {
+        for (_, at, _) in &mut self.settling {
+            *at = *at + by;
+        }
+    }
+
     /// It did not happen as meant, or longer than meant: nobody is blamed for what follows.
     pub fn excuse(&mut self, index: usize, why: &'static str) {
         self.effects[index].excused = Some(why);
@@ -308,7 +315,10 @@ mod tests {
         let mut tracker = running();
         let index = tracker.strike(at(10), &fault(Kind::Scribble), Some(W));
         tracker.relax(at(10), index, Duration::from_millis(100));
-        tracker.tick(at(110));
+        tracker.postpone(Duration::from_millis(30));
+        tracker.tick(at(139));
+        assert!(!tracker.is_quiet());
+        tracker.tick(at(140));
         assert!(tracker.is_quiet() && tracker.effects[0].detected.is_none());
         let index = tracker.strike(at(200), &fault(Kind::Scribble), Some(W));
         tracker.relax(at(200), index, Duration::from_millis(100));
