@@ -26,6 +26,7 @@ async fn main() -> Result<(), patou::worker::ServeError> {
         .route("/echo", post(|body: Body| async { body }))
         .route("/slow", get(slow))
         .route("/block", get(block))
+        .route("/block/later", get(block_later))
         .route("/panic", get(panic))
         .route("/panic/late", get(panic_late));
     patou::worker::serve(router).await
@@ -48,6 +49,17 @@ async fn slow(query: RawQuery) -> &'static str {
 async fn block(query: RawQuery) -> &'static str {
     std::thread::sleep(ms(query));
     "blocked\n"
+}
+
+/// The same after its answer: the next client meets nobody on this thread. Past request_timeout the worker ends.
+async fn block_later(query: RawQuery) -> &'static str {
+    let time = ms(query);
+    tokio::spawn(async move {
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        eprintln!("blocking the thread for {time:?}");
+        std::thread::sleep(time);
+    });
+    "later\n"
 }
 
 /// A panic is a 500 for this request and nothing for the next.

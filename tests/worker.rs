@@ -446,6 +446,41 @@ fn a_blocking_handler_is_not_frozen() {
 }
 
 #[test]
+fn what_a_handler_leaves_behind_on_its_thread_keeps_nobody_waiting_for_ever() {
+    // Nothing is in hand that has a deadline, and the control loop answers for a thread that meets nobody.
+    let mut set = axum("request_timeout = \"1s\"");
+    let address = set.address(0);
+    let block = |set: &Set, ms: u32, words: &str| {
+        assert_eq!(get(address, &format!("/block/later?ms={ms}")).unwrap().text(), "later\n", "{}", set.log());
+        set.wait_for_log(&["blocking the thread for", words]);
+    };
+    let pid = set.worker_pid("default/1");
+    block(&set, 100_000, "100s");
+    // This client stands before the door until the worker has ended itself, and is led back by the next one.
+    assert_eq!(get(address, "/hello").unwrap().status, 200, "{}", set.log());
+    set.wait_for_log(&["worker=default/1", "it gets no client until it is free"]);
+    set.wait_for_log(&["worker=default/1", "with no request in hand: it ends itself"]);
+    assert_ne!(set.worker_pid("default/1"), pid);
+
+    // What passes by itself costs the worker nothing.
+    let before = set.wait_for_worker("default/1", "idle");
+    block(&set, 1000, " 1s");
+    assert_eq!(get(address, "/hello").unwrap().status, 200, "{}", set.log());
+    let after = set.wait_for_worker("default/1", "idle");
+    assert_eq!((&after["pid"], &after["restarts"]), (&before["pid"], &before["restarts"]), "{}", set.log());
+
+    // Nor does it keep a worker whose watchdog has died, and whom nobody else would end.
+    block(&set, 101_000, "101s");
+    set.signal(Signal::SIGKILL);
+    set.wait_for_end();
+    let pid = after["pid"].as_u64().unwrap() as u32;
+    wait_until("the worker ends", || !is_alive(pid));
+    set.run();
+    set.wait_until_up();
+    set.stop();
+}
+
+#[test]
 fn a_worker_whose_coprocess_keeps_dying_is_not_taken_for_blocked() {
     // It dies of every request, so that its start is put off longer and longer: beyond request_timeout.
     let handler = format!("{{ coprocess = {} }}", words(&["sh", "-c", "read -r line <&3"]));

@@ -105,6 +105,8 @@ fn watchdog(config: &Config, group: impl Fn(&str) -> Option<u32>) -> String {
     for group in users(config).into_iter().filter_map(group).collect::<BTreeSet<_>>() {
         let _ = writeln!(text, "SupplementaryGroups={group}");
     }
+    // Before it is ready nothing else bounds it: its WatchdogSec= runs from then on.
+    time(&mut text, "TimeoutStartSec", config.watchdog.start_timeout);
     text
 }
 

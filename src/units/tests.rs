@@ -61,6 +61,7 @@ fn drop_ins_carry_what_the_configuration_says() {
     has("patou-dispatcher.service", "Sockets=patou-listener@0.socket");
     has("patou-dispatcher.service", "FileDescriptorStoreMax=128");
     assert!(!file("patou-worker@a-1.service").contains("CPUQuota"));
+    has("patou-watchdog.service", "TimeoutStartSec=10000000us");
     let groups: Vec<_> = file("patou-watchdog.service").lines().filter(|l| l.contains("Groups")).collect();
     assert_eq!(groups, ["SupplementaryGroups=997", "SupplementaryGroups=1234"]);
 }

@@ -123,6 +123,10 @@ pub struct Plan {
     lost: Duration,
     /// When the report was asked for that has not come yet.
     asked: Option<Time>,
+    /// When something was heard last that does not answer an action.
+    heard: Time,
+    /// Up to when it has been counted what was lost while actions were performed.
+    counted: Option<Time>,
     actions: Vec<Action>,
 }
 
@@ -135,14 +139,20 @@ impl Plan {
         }
         let keeper = Keeper::Watchdog;
         let lost = Duration::ZERO;
-        let (era, asked) = (Era::Rising, None);
-        let mut plan = Self { parts, bounds, keeper, era, amnesty: now, lost, asked, actions: Vec::new() };
+        let (era, asked, heard, counted) = (Era::Rising, None, now, None);
+        let actions = Vec::new();
+        let mut plan = Self { parts, bounds, keeper, era, amnesty: now, lost, asked, heard, counted, actions };
         let actions = plan.handle(now, Event::Tick);
         (plan, actions)
     }
 
     /// Takes in what happened and returns what to do.
     pub fn handle(&mut self, now: Time, event: Event) -> Vec<Action> {
+        match &event {
+            Event::Observed(..) | Event::StartFailed(..) => {}
+            Event::Started(..) if self.keeper == Keeper::Watchdog => {}
+            _ => self.heard = self.heard.max(now),
+        }
         match event {
             Event::Started(part, pid) => self.started(now, &part, pid),
             Event::StartFailed(part, how) => self.ended(now, &part, how, 0.5),

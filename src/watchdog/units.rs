@@ -321,6 +321,11 @@ impl Watch {
                 self.unasked.insert(part); // on its way: what became of it is to be told then
                 continue;
             }
+            if active && part == Part::Dispatcher && self.mains.contains_key(&part) {
+                // It has told systemd that it is ready. Its first answer would say so too, but who freezes before it
+                // would be taken for one that starts for as long as systemd lets it live.
+                self.handle(clock::now(), Event::Ready(part.clone()));
+            }
             self.handle(clock::now(), Event::Told { part, absence, restarts });
         }
     }

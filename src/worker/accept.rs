@@ -61,14 +61,15 @@ pub async fn serve<S: Handler>(
                     connections.spawn(handed::serve(shared.clone(), service.clone(), lent));
                 }
             }
-            order = orders.recv() => match order {
-                Some(Order::Recycle) => {
-                    if !recycle(&shared, (&listener, &inbox), &mut orders).await {
-                        break;
-                    }
+            order = orders.recv() => {
+                shared.attention.leave();
+                let sockets = (&listener, &inbox);
+                if order != Some(Order::Recycle) || !recycle(&shared, sockets, &mut orders).await {
+                    break;
                 }
-                Some(Order::Exit) | None => break,
-            },
+                shared.here();
+            }
+            () = shared.attention.called() => shared.here(),
             Some(_) = connections.join_next() => {}
             () = shared.idle() => {}
         }

@@ -13,8 +13,8 @@ use sd_notify::NotifyState;
 use super::shared::{Current, Order, Shared};
 use super::{ServeError, Signals, system};
 use crate::bell::Bell;
-use crate::exchange::{Kind, Reply, Word};
-use crate::ids::{Time, WorkerState};
+use crate::exchange::{self, Kind, Reply, Word};
+use crate::ids::{Claim, LeaseId, Phase, Time, WorkerState};
 use crate::log;
 use crate::net::{Problem, set_reset_on_close};
 use crate::signals::{ONE_STOP, Parent, Signal};
@@ -24,6 +24,9 @@ use crate::{clock, restart};
 /// handler blocks its thread.
 const BLOCKED: Duration = Duration::from_secs(1);
 
+/// Whom nobody meets for so long is not offered to the next client.
+const ABSENT: Duration = Duration::from_millis(250);
+
 /// How often a stopping worker looks whether its last offer has been taken back, which nobody rings for.
 const DRAIN_LOOK: Duration = Duration::from_millis(20);
 
@@ -32,8 +35,18 @@ pub fn start(shared: Arc<Shared>, hear: Bell, signals: Signals) -> Result<JoinHa
     let Signals { stop, reload } = signals;
     let answered = shared.respondent.answered();
     let (beat, parent) = (Beat::new(), Parent::now());
-    let mut control =
-        Control { shared, hear, stop, reload, answered, exit_ordered: false, stopped: None, beat, parent };
+    let mut control = Control {
+        shared,
+        hear,
+        stop,
+        reload,
+        answered,
+        promised: None,
+        exit_ordered: false,
+        stopped: None,
+        beat,
+        parent,
+    };
     std::thread::Builder::new().name("control".into()).spawn(move || control.run()).map_err(system("thread"))
 }
 
@@ -44,6 +57,8 @@ struct Control {
     reload: Signal,
     /// Sequence of the last question answered.
     answered: u64,
+    /// The last lease that was accepted, as long as it is open whether its client meets anybody.
+    promised: Option<LeaseId>,
     exit_ordered: bool,
     /// When it was told to stop.
     stopped: Option<Time>,
@@ -74,13 +89,17 @@ impl Control {
             // One: whoever puts another meanwhile rings for it.
             if let Some(question) = self.shared.respondent.question(self.answered) {
                 let reply = self.shared.respondent.judge(&question, self.shared.state());
+                self.miss_nobody(now);
+                if (question.kind, reply) == (Kind::Offer, Reply::Accept) {
+                    self.promised = question.lease;
+                }
                 let order = self.obey(question.kind, reply);
                 self.shared.respondent.reply(&question, reply);
                 self.answered = question.sequence;
                 self.shared.ring();
                 // Only now: the next incarnation would find a question that is not answered, and obey it again.
                 if let Some(order) = order {
-                    self.shared.order(order);
+                    self.order(order, now);
                 }
             }
             if self.shared.old_at().is_some_and(|at| at <= now) {
@@ -89,9 +108,13 @@ impl Control {
             if let Some(current) = self.shared.overdue(now, BLOCKED) {
                 self.give_up(current);
             }
+            match self.shared.attention.owed(now) {
+                Some(owed) if owed >= self.shared.attention.limit + BLOCKED => self.leave_the_deaf(),
+                owed => self.be_absent(owed.is_some_and(|owed| owed >= ABSENT)),
+            }
             if self.shared.is_stopping() && !self.exit_ordered && !self.shared.respondent.owes(now) {
                 self.exit_ordered = true;
-                self.shared.order(Order::Exit);
+                self.order(Order::Exit, now);
             }
         }
     }
@@ -100,7 +123,10 @@ impl Control {
         let drain = self.shared.is_stopping().then(|| now + DRAIN_LOOK).filter(|_| !self.exit_ordered);
         let age = self.shared.old_at().filter(|at| *at > now);
         let overdue = self.shared.overdue_at(BLOCKED);
-        let until = [drain, age, overdue, self.beat.next].into_iter().flatten().min();
+        let attention = &self.shared.attention;
+        let bounds = [ABSENT, attention.limit + BLOCKED];
+        let deaf = attention.since().and_then(|since| bounds.map(|by| since + by).into_iter().find(|at| *at > now));
+        let until = [drain, age, overdue, deaf, self.beat.next].into_iter().flatten().min();
         let timeout = until.map_or(PollTimeout::NONE, |at| {
             // Rounded up: waking early would only mean waiting again.
             PollTimeout::try_from(at.since(now) + Duration::from_millis(1)).unwrap_or(PollTimeout::MAX)
@@ -146,6 +172,43 @@ impl Control {
             _ => {}
         }
         None
+    }
+
+    fn order(&self, order: Order, now: Time) {
+        // Before it: who has the order answers no call until it is done.
+        self.shared.attention.call(now);
+        self.shared.order(order);
+    }
+
+    /// Asks the serving task for a sign of life when nobody has come for a lease: either the client has not, or it
+    /// stands before a door that nobody opens. The answer to a client who comes is another sign, so that nobody is
+    /// asked as long as all goes well.
+    fn miss_nobody(&mut self, now: Time) {
+        let Some(lease) = self.promised.filter(|_| !self.exit_ordered) else { return };
+        let begun = self.shared.attention.has_begun(lease);
+        if !begun {
+            self.shared.attention.call(now);
+        }
+        // After its end once more: the client may have come last.
+        let open = exchange::claim(self.shared.respondent.memory()) == Some(Claim::Held(lease, Phase::Offered));
+        self.promised = self.promised.filter(|_| open && !begun);
+    }
+
+    /// Nobody is sent to a door that nobody opens.
+    fn be_absent(&self, absent: bool) {
+        if self.shared.set_absent(absent) && absent {
+            tracing::warn!(worker = %self.shared.id, epoch = %self.shared.respondent.epoch(),
+                "something blocks the thread on which the worker serves: it gets no client until it is free");
+        }
+    }
+
+    /// The thread of the serving task is blocked, and by nothing that a client waits for: by what a handler has left
+    /// behind on it, say. Clients that stand before the door are led back by the next incarnation.
+    fn leave_the_deaf(&self) {
+        tracing::error!(worker = %self.shared.id, epoch = %self.shared.respondent.epoch(),
+            event = %log::Event::HandlerBlocked,
+            "the worker has not come back to serving within request_timeout, with no request in hand: it ends itself");
+        std::process::exit(70)
     }
 
     /// Somebody has written into this worker's life line who it is: nobody can find it by that any more.

@@ -19,6 +19,7 @@
 
 mod accept;
 mod arrive;
+mod attention;
 mod connection;
 mod control;
 mod conversation;

@@ -8,6 +8,7 @@ use http::StatusCode;
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use tokio::sync::{Notify, RwLock, mpsc};
 
+use super::attention::Attention;
 use super::handler::{Builtin, Failure};
 use super::inbox::Inbox;
 use super::recycle::Lifespan;
@@ -51,6 +52,8 @@ struct Condition {
     /// The configuration has changed: only a new process image will do.
     reload: bool,
     stopping: bool,
+    /// The serving task does not answer.
+    absent: bool,
 }
 
 /// Shared by the worker's two threads.
@@ -62,6 +65,7 @@ pub struct Shared {
     ring: Bell,
     condition: Mutex<Condition>,
     current: Mutex<Option<Current>>,
+    pub attention: Attention,
     lifespan: Lifespan,
     /// SIGTERM or SIGINT, also before the control loop has taken notice.
     pub told_to_stop: Came,
@@ -86,8 +90,15 @@ impl Shared {
         let (orders, ordered) = mpsc::unbounded_channel();
         let flags = EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK;
         let wake = EventFd::from_flags(flags).map_err(|e| system("eventfd")(e.into()))?;
-        let starting = Condition { state: WorkerState::Starting, wants_recycle: false, reload: false, stopping: false };
+        let starting = Condition {
+            state: WorkerState::Starting,
+            wants_recycle: false,
+            reload: false,
+            stopping: false,
+            absent: false,
+        };
         let shared = Self {
+            attention: Attention::new(office.pool.request_timeout),
             lifespan: Lifespan::new(&office.pool, clock::now()),
             told_to_stop: office.signals.stop.came(),
             id: office.id,
@@ -177,8 +188,27 @@ impl Shared {
     }
 
     fn settled(&self, condition: &Condition) -> WorkerState {
-        let out = condition.stopping || self.respondent.drained();
+        let out = condition.stopping || condition.absent || self.respondent.drained();
         if out { WorkerState::Draining } else { WorkerState::Ready }
+    }
+
+    /// The serving task does not answer, or does again: whether there is anybody for a client to come to.
+    /// Returns whether that is news.
+    pub fn set_absent(&self, absent: bool) -> bool {
+        let mut before = absent;
+        self.change(|condition| {
+            before = std::mem::replace(&mut condition.absent, absent);
+            if matches!(condition.state, WorkerState::Ready | WorkerState::Draining) {
+                condition.state = self.settled(condition);
+            }
+        });
+        before != absent
+    }
+
+    /// What only the serving task can say.
+    pub fn here(&self) {
+        self.attention.answer();
+        self.set_absent(false);
     }
 
     /// Says again what it is: a stray write to the slot is not to take it out of service for good.
@@ -193,6 +223,8 @@ impl Shared {
         how(&mut condition);
         if *condition != before {
             self.respondent.set_state(condition.state, condition.wants_recycle);
+            // Not under the lock: who is woken by it may get our processor, and the control loop needs the lock.
+            drop(condition);
             self.ring.ring();
         }
     }
@@ -243,6 +275,8 @@ impl Shared {
     pub fn begin(&self, terms: &Terms, now: Time, stream: &net::Shared) {
         let current = Current { lease: terms.lease, deadline: now + terms.request_timeout, stream: stream.clone() };
         *locked(&self.current) = Some(current);
+        self.attention.begin(terms.lease);
+        self.here();
     }
 
     /// A request without a connection of its own is over, which was read with the one before.

@@ -91,7 +91,12 @@ impl Tracker {
         });
         if let Some(part) = part {
             let track = self.tracks.entry(part).or_default();
-            track.open = Some((index, track.pid));
+            // A watchdog may be killed while another fault holds it: what becomes of it is the later one's doing.
+            if let Some((before, _)) = track.open.replace((index, track.pid)) {
+                let before = &mut self.effects[before];
+                before.over = Some(now);
+                before.excused = Some("another fault hit the part meanwhile");
+            }
         }
         index
     }
@@ -99,6 +104,13 @@ impl Tracker {
     /// The fault lasts no longer. If its part is still there after `settle`, nothing has happened to it.
     pub fn relax(&mut self, now: Time, index: usize, settle: Duration) {
         self.settling.push((index, now + settle, settle));
+    }
+
+    /// The machine ran the drill too late by so much, and the set hardly any sooner: consequences may take longer.
+    pub fn postpone(&mut self, by: Duration) {
+        for (_, at, _) in &mut self.settling {
+            *at = *at + by;
+        }
     }
 
     /// It did not happen as meant, or longer than meant: nobody is blamed for what follows.
@@ -286,11 +298,27 @@ mod tests {
     }
 
     #[test]
+    fn a_fault_that_another_one_overtakes_is_over_and_not_judged() {
+        let mut tracker = running();
+        tracker.strike(at(10), &fault(Kind::Freeze), Some(W));
+        tracker.strike(at(30), &fault(Kind::Kill), Some(W));
+        tracker.see(at(40), W, &sight(None, false));
+        tracker.see(at(50), W, &sight(Some(8), true));
+        assert!(tracker.is_quiet() && tracker.strays.is_empty());
+        let [frozen, killed] = &tracker.effects[..] else { panic!("two faults") };
+        assert_eq!((frozen.over, frozen.back, frozen.excused.is_some()), (Some(at(30)), None, true));
+        assert_eq!((killed.over, killed.back, killed.excused), (Some(at(50)), Some(at(50)), None));
+    }
+
+    #[test]
     fn what_may_end_is_over_when_replaced_or_when_nothing_came_of_it() {
         let mut tracker = running();
         let index = tracker.strike(at(10), &fault(Kind::Scribble), Some(W));
         tracker.relax(at(10), index, Duration::from_millis(100));
-        tracker.tick(at(110));
+        tracker.postpone(Duration::from_millis(30));
+        tracker.tick(at(139));
+        assert!(!tracker.is_quiet());
+        tracker.tick(at(140));
         assert!(tracker.is_quiet() && tracker.effects[0].detected.is_none());
         let index = tracker.strike(at(200), &fault(Kind::Scribble), Some(W));
         tracker.relax(at(200), index, Duration::from_millis(100));

@@ -78,6 +78,7 @@ impl Watch {
             let late = before.elapsed().saturating_sub(LOOK);
             if late > LATE {
                 held(&self.late).push((clock::now(), late));
+                self.tracker().postpone(late);
             }
             let now_there = fs::metadata(&file).ok().map(|file| (file.ino(), file.mtime(), file.mtime_nsec()));
             let changed = now_there != read;

@@ -64,6 +64,7 @@ impl Plan {
     /// Every deadline moves by what was lost. After a long loss everybody begins anew: what was asked meanwhile
     /// may only now have reached them. Not after a short one, else a watchdog that is late often never accuses.
     pub(super) fn excuse(&mut self, now: Time, time: Duration) {
+        let time = self.counted.map_or(time, |counted| time.min(now.since(counted)));
         self.lost += time;
         if time > self.bounds.worker_timeout / 4 {
             self.pardon(now);
@@ -125,6 +126,13 @@ impl Plan {
 
     /// The shell has looked at its process.
     pub(super) fn observed(&mut self, now: Time, part: &Part, look: Look) {
+        // Who performs actions hears nobody meanwhile: however long that took, by its own work or because the machine
+        // did not run it, it was late with this look.
+        let lost = now.since(self.heard);
+        if !lost.is_zero() {
+            self.excuse(now, lost);
+            (self.heard, self.counted) = (now, Some(now));
+        }
         if let Some(record) = self.parts.get_mut(part) {
             record.looking = false;
         }

@@ -15,7 +15,8 @@ impl Plan {
             parts.insert(Part::Worker(id.clone()), away(*drain));
         }
         let (keeper, era, lost) = (Keeper::Systemd, Era::Running, Duration::ZERO);
-        Self { parts, bounds, keeper, era, amnesty: now, lost, asked: None, actions: Vec::new() }
+        let (asked, heard, counted, actions) = (None, now, None, Vec::new());
+        Self { parts, bounds, keeper, era, amnesty: now, lost, asked, heard, counted, actions }
     }
 
     /// The parts without a process, and what is known of their absence.

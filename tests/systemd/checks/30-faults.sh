@@ -86,6 +86,18 @@ systemctl start patou-watchdog.service
 standard
 systemctl reload patou || fail "systemctl reload"
 wait_for 10 "the set is up" all_up
+
+# Who froze before the watchdog came is found by it, within the bounds of the set and not those of systemd.
+for unit in patou-worker@default-1.service patou-dispatcher.service; do
+    systemctl stop patou-watchdog.service
+    pid=$(main_pid "$unit")
+    kill -STOP "$pid"
+    systemctl start patou-watchdog.service
+    begin=$(micros)
+    wait_for "$dispatcher_bound" "$unit is replaced, frozen before the watchdog came" replaced "$unit" "$pid"
+    figure "${unit%.service}, frozen before the watchdog came: back $(millis_since "$begin") ms after it"
+    wait_for 10 "the set is up" all_up
+done
 systemctl reset-failed 'patou*' 2>/dev/null || true
 
 # Every kill of something frozen has left its evidence.

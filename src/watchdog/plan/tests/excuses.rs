@@ -166,6 +166,39 @@ fn nobody_is_blamed_by_a_dispatcher_that_is_told_to_go_and_was_held() {
     assert_eq!(talk.state(&worker(1)), "up");
 }
 
+/// The machine may not run it in the middle of a turn either, between the wish for a look and the look.
+#[test]
+fn what_the_watchdog_lost_within_a_turn_is_not_held_against_anybody() {
+    let Talk(mut plan, _) = Talk::up();
+    let mut tell = |ms, event| words(&plan.handle(at(ms), event));
+    let none: [&str; 0] = [];
+    let seen = |part| Event::Observed(part, STUCK);
+    let silent = |since| Event::Report(vec![Sign { silent_since: Some(at(since)), ..sign(1) }, sign(2)]);
+    tell(250, Event::Probed);
+    assert_eq!(tell(250, silent(100)), ["look at worker web/1"]);
+    // So long that it would be frozen by this look, which is the first.
+    assert_eq!(tell(1150, seen(worker(1))), none);
+    // Nor is the same time lost once more for whoever measures the turns.
+    assert_eq!(tell(1150, Event::Lost(Duration::from_millis(650))), none);
+    tell(1160, Event::Probed);
+    assert_eq!(tell(1160, silent(100)), none);
+    tell(1999, Event::Probed);
+    assert_eq!(tell(1999, silent(100)), none);
+    // From when it has been heard again on everybody has his whole bound, since it was lost for so long.
+    tell(2150, Event::Probed);
+    assert_eq!(tell(2150, silent(100)), ["look at worker web/1"]);
+    assert_eq!(tell(2150, seen(worker(1))), [ACCUSED, "abort worker web/1"]);
+
+    let Talk(mut plan, _) = Talk::up();
+    let mut tell = |ms, event| words(&plan.handle(at(ms), event));
+    tell(100, Event::Probed);
+    assert_eq!(tell(400, Event::Tick), ["look at dispatcher"]);
+    assert_eq!(tell(2500, seen(Part::Dispatcher)), none);
+    assert_eq!(tell(4199, Event::Tick), none);
+    assert_eq!(tell(4200, Event::Tick), ["look at dispatcher"]);
+    assert_eq!(tell(4200, seen(Part::Dispatcher))[1..], ["abort dispatcher"]);
+}
+
 #[test]
 fn a_watchdog_that_is_late_again_and_again_still_accuses() {
     let mut talk = Talk::up();
