@@ -1,10 +1,11 @@
 //! `patou drill`: faults from a seed, injected into a running set, while clients of its own keep the books.
 //!
 //! [`schedule`] says what is done when, [`inject`] and [`rude`] do it, [`watch`] and [`tracker`] see what becomes of
-//! each part, [`traffic`] sends requests through every listener, [`record`] is the handler that writes down each start,
-//! and [`ledger`] judges in the end whether what was promised was kept.
+//! each part, [`traffic`] and [`keeping`] send requests through every listener, [`record`] is the handler that writes
+//! down each start, and [`ledger`] judges in the end whether what was promised was kept.
 
 mod inject;
+mod keeping;
 mod ledger;
 pub mod record;
 mod report;
