@@ -42,6 +42,8 @@ pub enum Reason {
     SentBack,
     /// The worker could not be reached.
     Unmet,
+    /// It was sent together with one whose response ended the connection.
+    Behind,
 }
 
 /// Why it cannot be known whether an attempt was started.
@@ -163,6 +165,7 @@ impl fmt::Display for End {
             End::NotStarted(Reason::Unreached) => f.write_str("dispatcher not reached"),
             End::NotStarted(Reason::SentBack) => f.write_str("sent back by the worker"),
             End::NotStarted(Reason::Unmet) => f.write_str("worker not reached"),
+            End::NotStarted(Reason::Behind) => f.write_str("sent behind one whose response ended the connection"),
             End::Unknown(Doubt::Told(status)) => write!(f, "answered {status}, started-unknown"),
             End::Unknown(Doubt::Lost) => f.write_str("the connection ended without a response"),
             End::Unknown(Doubt::Cut) => f.write_str("the response was visibly cut"),

@@ -331,11 +331,14 @@ fn descriptors(set: &Set, watch: &Watch) -> HashMap<Part, usize> {
 /// P6 while it runs: descriptors and zombies.
 fn compare(injector: &Injector<'_>, set: &Set, before: &HashMap<Part, usize>) {
     let watch = injector.traffic.watch;
+    // A dispatcher that hands over opens a way to each worker, when it first needs it.
+    let hands_over = (0..set.config.listeners.len()).any(|index| !set.redirects(index));
+    let spare = SPARE + if hands_over { set.workers.len() } else { 0 };
     let grown = || {
         let after = descriptors(set, watch);
         let more = |(part, count): (&Part, &usize)| {
             let now = *after.get(part)?;
-            (now > count + SPARE).then(|| format!("{part:?} has {now} descriptors, and had {count}"))
+            (now > count + spare).then(|| format!("{part:?} has {now} descriptors, and had {count}"))
         };
         before.iter().filter_map(more).collect::<Vec<_>>()
     };

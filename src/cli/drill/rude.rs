@@ -104,7 +104,7 @@ impl Rude<'_> {
         if self.is_handed() && random.below(2) == 0 {
             // It rests after a request.
             stream.write_all(&wire::going_on("GET", &self.target(), &self.host(), 0)).ok()?;
-            wire::next(&mut stream);
+            wire::next(&mut stream, &mut Vec::new());
         }
         self.sleep(Duration::MAX);
         Some(())

@@ -173,11 +173,14 @@ pub fn receive(stream: &mut impl Read) -> Came {
     }
 }
 
-/// Reads one response, after which the connection may go on. What comes behind it unasked is added to its body, where
-/// it is found to be wrong.
-pub fn next(stream: &mut impl Read) -> Came {
-    let (mut bytes, mut piece) = (Vec::new(), vec![0; 64 * 1024]);
+/// Reads one response, after which the connection may go on. `held` is what was read behind the one before.
+pub fn next(stream: &mut impl Read, held: &mut Vec<u8>) -> Came {
+    let (mut bytes, mut piece) = (std::mem::take(held), vec![0; 64 * 1024]);
     loop {
+        if let Some(length) = measure(&bytes) {
+            *held = bytes.split_off(length);
+            return take_apart(bytes, true);
+        }
         let ended = match stream.read(&mut piece) {
             Ok(0) => Some(true),
             Ok(n) => {
@@ -190,17 +193,7 @@ pub fn next(stream: &mut impl Read) -> Came {
             }
             Err(_) => Some(false),
         };
-        if let Some(length) = measure(&bytes) {
-            let behind = bytes.split_off(length);
-            return match take_apart(bytes, true) {
-                Came::Whole(mut answer) => {
-                    answer.body.extend(behind);
-                    Came::Whole(answer)
-                }
-                other => other,
-            };
-        }
-        if let Some(regular) = ended {
+        if let Some(regular) = ended.filter(|_| measure(&bytes).is_none()) {
             return take_apart(bytes, regular);
         }
     }
@@ -320,16 +313,20 @@ mod tests {
             assert_eq!(measure(text.as_bytes()), Some(text.len()));
             assert_eq!(measure(format!("{text}HTTP").as_bytes()), Some(text.len()));
             assert_eq!(measure(&text.as_bytes()[..text.len() - 1]), None);
-            let Came::Whole(answer) = next(&mut text.as_bytes()) else { panic!("{text}") };
+            let mut held = Vec::new();
+            let Came::Whole(answer) = next(&mut text.as_bytes(), &mut held) else { panic!("{text}") };
             assert_eq!(answer.body, b"hi");
-            // What nobody asked for is not taken for nothing.
-            let Came::Whole(answer) = next(&mut format!("{text}HTTP").as_bytes()) else { panic!("{text}") };
-            assert_eq!(answer.body, b"hiHTTP");
-            assert_eq!(next(&mut &text.as_bytes()[..text.len() - 1]), Came::Part);
+            let two = format!("{text}{text}");
+            let (mut two, mut held) = (two.as_bytes(), Vec::new());
+            for behind in [text.len(), 0] {
+                let Came::Whole(answer) = next(&mut two, &mut held) else { panic!("{text}") };
+                assert_eq!((answer.body.as_slice(), held.len()), (&b"hi"[..], behind));
+            }
+            assert_eq!(next(&mut &text.as_bytes()[..text.len() - 1], &mut held), Came::Part);
         }
-        assert_eq!(next(&mut &b""[..]), Came::Nothing);
+        assert_eq!(next(&mut &b""[..], &mut Vec::new()), Came::Nothing);
         // Without a length the end of the connection is its end.
-        let Came::Whole(answer) = next(&mut &b"HTTP/1.1 200 OK\r\n\r\nhi"[..]) else { panic!() };
+        let Came::Whole(answer) = next(&mut &b"HTTP/1.1 200 OK\r\n\r\nhi"[..], &mut Vec::new()) else { panic!() };
         assert_eq!(answer.body, b"hi");
     }
 

@@ -105,7 +105,7 @@ fn a_request_on_record_twice_is_found_whoever_cheats() {
 
 #[test]
 fn whoever_was_told_not_started_must_not_be_on_record() {
-    for reason in [Reason::Refused(503), Reason::Unreached, Reason::SentBack, Reason::Unmet] {
+    for reason in [Reason::Refused(503), Reason::Unreached, Reason::SentBack, Reason::Unmet, Reason::Behind] {
         let told = vec![attempt(1, 1, RECORDS, End::NotStarted(reason))];
         assert_eq!(judged(&facts(told.clone(), &[])), []);
         one(&facts(told, &[(1, 1)]), "P1", "although its client was told");
