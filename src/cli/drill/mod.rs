@@ -33,6 +33,9 @@ use self::traffic::Traffic;
 use self::watch::{Watch, held};
 use super::{Failure, duration, failed, written};
 use crate::clock;
+use crate::exchange;
+use crate::ids::Claim;
+use crate::ipc;
 use crate::signals::Signal;
 use crate::tree;
 
@@ -206,6 +209,9 @@ fn run_course(set: &mut Set, injector: &Injector<'_>, drill: &Drill, seed: u64) 
             traffic.end();
         });
         if !injector.stop.yet() {
+            if set.keeper == Keeper::Own {
+                look_for_leases(injector, set);
+            }
             compare(injector, set, &before);
         }
         drop(ending);
@@ -326,6 +332,21 @@ fn parts(set: &Set) -> impl Iterator<Item = Part> {
 fn descriptors(set: &Set, watch: &Watch) -> HashMap<Part, usize> {
     let count = |part| Some((part, std::fs::read_dir(format!("/proc/{}/fd", watch.identity(part)?.0)).ok()?.count()));
     parts(set).filter_map(count).collect()
+}
+
+/// P2 when nobody asks any more: every worker is free for the next client.
+fn look_for_leases(injector: &Injector<'_>, set: &Set) {
+    let held = || {
+        let lease = |id: &crate::ids::WorkerId| match exchange::claim(&*ipc::open(&set.config, id).ok()?.segment)? {
+            Claim::Free => None,
+            claim => Some(format!("{id} is free for nobody, although nobody uses it: {claim:?}")),
+        };
+        set.workers.iter().filter_map(lease).collect::<Vec<_>>()
+    };
+    let longest = set.config.pools.iter().map(|pool| pool.claim_timeout + pool.request_timeout).max();
+    if !wait(longest.unwrap_or_default() + Duration::from_secs(5), || held().is_empty()) {
+        held().into_iter().for_each(|what| injector.complain("P2", what));
+    }
 }
 
 /// P6 while it runs: descriptors and zombies.
