@@ -318,6 +318,34 @@ fn who_waits_survives_the_dispatcher_and_is_served_once() {
 }
 
 #[test]
+fn who_came_back_from_the_store_is_still_in_it_when_the_next_dispatcher_dies_at_once() {
+    let mut set = Set::prepare("");
+    let file = set.top().join("begun");
+    set.configure(&format!("{}[front]\nstore_after = \"1s\"\n", handed(1, "", &gated(&file, HELLO))));
+    set.run();
+    set.wait_until_up();
+    let mut busy = connect(set.address(0));
+    busy.write_all(&ask("/busy", "")).unwrap();
+    wait_for_lines(&file, 1);
+    let mut waiting = connect(set.address(0));
+    waiting.write_all(&ask("/waits", "Connection: close\r\n")).unwrap();
+    set.wait_for("it waits", |status| status["dispatcher"]["queue"] == 1);
+    std::thread::sleep(Duration::from_millis(1300)); // store_after, and the way to the store
+    for _ in 0..3 {
+        let old = set.dispatcher_pid();
+        signal_to(old, Signal::SIGKILL);
+        set.wait_for("another dispatcher has it", |status| {
+            status["dispatcher"]["pid"] != old && status["dispatcher"]["queue"] == 1
+        });
+    }
+    fs::write(file.with_extension("go"), "").unwrap();
+    assert_eq!(next(&mut busy).text(), "hello");
+    assert_eq!(read_answer(&mut waiting).unwrap().text(), "hello");
+    assert_eq!(fs::read_to_string(&file).unwrap().lines().count(), 2, "each began once");
+    set.stop();
+}
+
+#[test]
 fn a_proxy_says_whose_connection_it_is() {
     let script = "printf 'Content-Type: text/plain\\r\\n\\r\\n'; echo $REMOTE_ADDR $REMOTE_PORT";
     let pool = format!("handler = {{ exec = [\"sh\", \"-c\", {script:?}] }}");

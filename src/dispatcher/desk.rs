@@ -337,9 +337,10 @@ impl Desk {
                 }
             }
             Action::Revoke(_, lease) => {
-                let client = slot.lent.take().filter(|_| slot.asker.revoke(lease));
+                let client = slot.lent.take();
+                let revoked = slot.asker.revoke(lease);
                 let clients = self.clients.borrow();
-                if let Some(Client::Handed(connection)) = client.and_then(|client| clients.get(&client)) {
+                if let Some(Client::Handed(connection)) = client.filter(|_| revoked).and_then(|id| clients.get(&id)) {
                     connection.lend(false);
                 }
             }

@@ -98,7 +98,7 @@ impl Front {
             let Ok(place) = self.shared.places.clone().try_acquire_owned() else { continue };
             let peer = peer_of(&fd);
             let connection = Connection::new(fd, peer, Rc::new(entrance(&listener)), &self.shared.readiness);
-            self.shared.clone().serve_handed(index, listener, connection.adopted(proxied), false, place);
+            self.shared.clone().serve_handed(index, listener, connection.adopted(proxied, stored), false, place);
         }
     }
 

@@ -42,6 +42,8 @@ pub struct Connection {
     lent: Cell<bool>,
     /// Whether the store has, or has had, a duplicate.
     stored: Cell<bool>,
+    /// The one that it came back as, until it is claimed: this dispatcher may die as soon as the last.
+    adopted: Cell<Option<store::Stored>>,
     /// What has come of the present request.
     outcome: RefCell<Option<Outcome>>,
     claimed: Cell<bool>,
@@ -65,6 +67,7 @@ impl Connection {
             entrance,
             lent: Cell::new(false),
             stored: Cell::new(false),
+            adopted: Cell::new(None),
             outcome: RefCell::new(None),
             claimed: Cell::new(false),
             told: Notify::new(),
@@ -86,9 +89,10 @@ impl Connection {
     }
 
     /// It comes from the store, where its header was read already.
-    pub fn adopted(self, proxied: Option<SocketAddr>) -> Self {
+    pub fn adopted(self, proxied: Option<SocketAddr>, stored: store::Stored) -> Self {
         self.proxied.set(proxied);
         self.stored.set(true);
+        self.adopted.set(Some(stored));
         self
     }
 
@@ -242,11 +246,16 @@ impl Hall {
         connection.claimed.set(false);
         let lease = self.desk.hand_over(&self.listener.pool, connection.peer(), connection);
         let store = async {
-            sleep(self.settings.store_after).await;
-            connection.stored.set(true);
-            connection.mark();
-            let name = store::handed(self.index, connection.told_peer());
-            let stored = store::put(connection.as_fd(), name).await;
+            let stored = match connection.adopted.take() {
+                Some(stored) => Some(stored),
+                None => {
+                    sleep(self.settings.store_after).await;
+                    connection.stored.set(true);
+                    connection.mark();
+                    let name = store::handed(self.index, connection.told_peer());
+                    store::put(connection.as_fd(), name).await
+                }
+            };
             connection.claimed().await;
             drop(stored);
             waits(false);

@@ -2,7 +2,7 @@
 //!
 //! Pure. Each rule names the promise of which it is a part, see `README.md`.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fmt;
 use std::time::Duration;
 
@@ -42,6 +42,8 @@ pub enum Reason {
     SentBack,
     /// The worker could not be reached.
     Unmet,
+    /// It was sent together with one whose response ended the connection.
+    Behind,
 }
 
 /// Why it cannot be known whether an attempt was started.
@@ -49,7 +51,7 @@ pub enum Reason {
 pub enum Doubt {
     /// An answer with `Patou-Outcome: started-unknown` and this status.
     Told(u16),
-    /// The worker's connection ended without a response.
+    /// The connection of the worker, or the one that is handed over, ended without a response.
     Lost,
     /// It ended within the response, visibly.
     Cut,
@@ -67,6 +69,8 @@ pub struct Attempt {
     pub ended: Time,
     /// How much of that the client or its handler wanted: pauses, slowness, retries of the client library.
     pub own: Duration,
+    /// Its connection had served another one before.
+    pub kept: bool,
     pub end: End,
 }
 
@@ -83,6 +87,8 @@ pub struct Door {
     pub pool: usize,
     /// Its handler records each start.
     pub records: bool,
+    /// It hands connections over, and tells nobody where to go.
+    pub handed: bool,
 }
 
 /// How long things may take, as the configuration says.
@@ -100,6 +106,8 @@ pub struct Bounds {
     pub leave: Duration,
     /// Until what has ended is up again.
     pub restart: Duration,
+    /// Until a connection that waits is where it outlives the dispatcher.
+    pub store_after: Duration,
     /// For work of the machine itself.
     pub slack: Duration,
     /// Whether the parts leave when the watchdog is killed.
@@ -157,8 +165,9 @@ impl fmt::Display for End {
             End::NotStarted(Reason::Unreached) => f.write_str("dispatcher not reached"),
             End::NotStarted(Reason::SentBack) => f.write_str("sent back by the worker"),
             End::NotStarted(Reason::Unmet) => f.write_str("worker not reached"),
+            End::NotStarted(Reason::Behind) => f.write_str("sent behind one whose response ended the connection"),
             End::Unknown(Doubt::Told(status)) => write!(f, "answered {status}, started-unknown"),
-            End::Unknown(Doubt::Lost) => f.write_str("the worker's connection ended without a response"),
+            End::Unknown(Doubt::Lost) => f.write_str("the connection ended without a response"),
             End::Unknown(Doubt::Cut) => f.write_str("the response was visibly cut"),
             End::Silent(step) => write!(f, "silence ({step})"),
             End::Odd(status) => write!(f, "answered {status} without Patou-Outcome"),
@@ -215,7 +224,8 @@ fn ends(effect: &Effect, part: Part) -> bool {
 
 /// Judges a drill. `doors` are the listeners, `pool_of` the pool of each worker.
 pub fn judge(facts: &Facts, doors: &[Door], pool_of: &[usize], bounds: &Bounds) -> Vec<Breach> {
-    let judge = Judge { facts, doors, pool_of, bounds, calendar: Calendar::new(facts) };
+    let recorded = facts.records.iter().copied().collect();
+    let judge = Judge { facts, recorded, doors, pool_of, bounds, calendar: Calendar::new(facts) };
     let mut breaches = judge.starts();
     breaches.extend(facts.attempts.iter().filter_map(|attempt| judge.attempt(attempt)));
     breaches.extend(facts.effects.iter().filter_map(|effect| judge.effect(effect)));
@@ -225,6 +235,7 @@ pub fn judge(facts: &Facts, doors: &[Door], pool_of: &[usize], bounds: &Bounds) 
 
 struct Judge<'a> {
     facts: &'a Facts,
+    recorded: HashSet<(u64, u32)>,
     doors: &'a [Door],
     pool_of: &'a [usize],
     bounds: &'a Bounds,
@@ -294,6 +305,11 @@ impl Judge<'_> {
                 let blamed = |effect: &Effect| self.ends_set(effect) || ends(effect, Part::Dispatcher);
                 if !felt.any(blamed) {
                     return breach("P4", "was closed by the dispatcher, to which nothing had been done".into());
+                }
+            }
+            End::Unknown(doubt) if self.doors[attempt.door].handed => {
+                if let Some((promise, what)) = self.handed(attempt, *doubt) {
+                    return breach(promise, what);
                 }
             }
             End::Unknown(_) => {
@@ -428,5 +444,6 @@ impl Judge<'_> {
     }
 }
 
+mod handed;
 #[cfg(test)]
 mod tests;

@@ -1,10 +1,11 @@
 //! `patou drill`: faults from a seed, injected into a running set, while clients of its own keep the books.
 //!
 //! [`schedule`] says what is done when, [`inject`] and [`rude`] do it, [`watch`] and [`tracker`] see what becomes of
-//! each part, [`traffic`] sends requests through every listener, [`record`] is the handler that writes down each start,
-//! and [`ledger`] judges in the end whether what was promised was kept.
+//! each part, [`traffic`] and [`keeping`] send requests through every listener, [`record`] is the handler that writes
+//! down each start, and [`ledger`] judges in the end whether what was promised was kept.
 
 mod inject;
+mod keeping;
 mod ledger;
 pub mod record;
 mod report;
@@ -32,6 +33,9 @@ use self::traffic::Traffic;
 use self::watch::{Watch, held};
 use super::{Failure, duration, failed, written};
 use crate::clock;
+use crate::exchange;
+use crate::ids::Claim;
+use crate::ipc;
 use crate::signals::Signal;
 use crate::tree;
 
@@ -205,6 +209,9 @@ fn run_course(set: &mut Set, injector: &Injector<'_>, drill: &Drill, seed: u64) 
             traffic.end();
         });
         if !injector.stop.yet() {
+            if set.keeper == Keeper::Own {
+                look_for_leases(injector, set);
+            }
             compare(injector, set, &before);
         }
         drop(ending);
@@ -327,14 +334,32 @@ fn descriptors(set: &Set, watch: &Watch) -> HashMap<Part, usize> {
     parts(set).filter_map(count).collect()
 }
 
+/// P2 when nobody asks any more: every worker is free for the next client.
+fn look_for_leases(injector: &Injector<'_>, set: &Set) {
+    let held = || {
+        let lease = |id: &crate::ids::WorkerId| match exchange::claim(&*ipc::open(&set.config, id).ok()?.segment)? {
+            Claim::Free => None,
+            claim => Some(format!("{id} is free for nobody, although nobody uses it: {claim:?}")),
+        };
+        set.workers.iter().filter_map(lease).collect::<Vec<_>>()
+    };
+    let longest = set.config.pools.iter().map(|pool| pool.claim_timeout + pool.request_timeout).max();
+    if !wait(longest.unwrap_or_default() + Duration::from_secs(5), || held().is_empty()) {
+        held().into_iter().for_each(|what| injector.complain("P2", what));
+    }
+}
+
 /// P6 while it runs: descriptors and zombies.
 fn compare(injector: &Injector<'_>, set: &Set, before: &HashMap<Part, usize>) {
     let watch = injector.traffic.watch;
+    // A dispatcher that hands over opens a way to each worker, when it first needs it.
+    let hands_over = (0..set.config.listeners.len()).any(|index| !set.redirects(index));
+    let spare = SPARE + if hands_over { set.workers.len() } else { 0 };
     let grown = || {
         let after = descriptors(set, watch);
         let more = |(part, count): (&Part, &usize)| {
             let now = *after.get(part)?;
-            (now > count + SPARE).then(|| format!("{part:?} has {now} descriptors, and had {count}"))
+            (now > count + spare).then(|| format!("{part:?} has {now} descriptors, and had {count}"))
         };
         before.iter().filter_map(more).collect::<Vec<_>>()
     };

@@ -26,7 +26,7 @@ pub fn run(traffic: &Traffic<'_>, fault: &Fault, door: usize) {
         let mut random = Random::new(fault.seed);
         // Wherever it got to: the rest is silence.
         let _ = match fault.kind {
-            Kind::HalfOpen => client.half_open(),
+            Kind::HalfOpen => client.half_open(&mut random),
             Kind::SlowHead => client.slow_head(),
             Kind::SlowBody => client.slow_body(),
             Kind::Deaf => client.deaf(),
@@ -35,7 +35,16 @@ pub fn run(traffic: &Traffic<'_>, fault: &Fault, door: usize) {
         };
     }
     let end = End::Left;
-    traffic.note(Attempt { request: id, number: 1, door, begun, ended: clock::now(), own: Duration::ZERO, end });
+    traffic.note(Attempt {
+        request: id,
+        number: 1,
+        door,
+        begun,
+        ended: clock::now(),
+        own: Duration::ZERO,
+        kept: false,
+        end,
+    });
 }
 
 struct Rude<'a> {
@@ -72,8 +81,16 @@ impl Rude<'_> {
         Instant::now() >= self.end || self.traffic.is_over()
     }
 
+    /// Whether everything is done at one address.
+    fn is_handed(&self) -> bool {
+        !self.traffic.entrances[self.door].redirects
+    }
+
     /// Asks the dispatcher: where the worker is, and the target there.
     fn lease(&self) -> Option<(Place, String)> {
+        if self.is_handed() {
+            return Some((self.place.clone(), self.target()));
+        }
         let mut stream = self.connect(&self.place)?;
         stream.write_all(&self.head("GET", &self.target(), &self.host(), 0)).ok()?;
         match wire::receive(&mut stream) {
@@ -82,8 +99,13 @@ impl Rude<'_> {
         }
     }
 
-    fn half_open(&mut self) -> Option<()> {
-        let _stream = self.connect(&self.place)?;
+    fn half_open(&mut self, random: &mut Random) -> Option<()> {
+        let mut stream = self.connect(&self.place)?;
+        if self.is_handed() && random.below(2) == 0 {
+            // It rests after a request.
+            stream.write_all(&wire::going_on("GET", &self.target(), &self.host(), 0)).ok()?;
+            wire::next(&mut stream, &mut Vec::new());
+        }
         self.sleep(Duration::MAX);
         Some(())
     }
@@ -127,6 +149,13 @@ impl Rude<'_> {
     }
 
     fn no_show(&mut self) -> Option<()> {
+        if self.is_handed() {
+            // It is given a worker for its first byte, and sends no other.
+            let mut stream = self.connect(&self.place)?;
+            stream.write_all(b"G").ok()?;
+            self.sleep(BYTE * 10);
+            return Some(());
+        }
         self.lease().map(drop)
     }
 

@@ -110,7 +110,8 @@ impl Set {
             |name: &crate::ids::PoolName| self.config.pools.iter().position(|pool| pool.name == *name).unwrap_or(0);
         let door = |listener: &crate::config::Listener| {
             let pool = pool(&listener.pool);
-            Door { pool, records: matches!(self.speaks(pool), Speaks::Record(_)) }
+            let records = matches!(self.speaks(pool), Speaks::Record(_));
+            Door { pool, records, handed: listener.delivery == Delivery::Handoff }
         };
         self.config.listeners.iter().map(door).collect()
     }
@@ -125,10 +126,16 @@ impl Set {
         let Config { pools, front, watchdog, .. } = &self.config;
         // What the worker allows itself beyond request_timeout to end who does not end (BLOCKED, PARTING).
         let parting = Duration::from_secs(1);
+        // Until the dispatcher answers in the place of a worker that has not.
+        let aborted = if self.config.listeners.iter().any(|l| l.delivery == Delivery::Handoff) {
+            parting
+        } else {
+            Duration::ZERO
+        };
         let queue = |pool: &crate::config::Pool| if pool.queue > 0 { pool.queue_timeout } else { Duration::ZERO };
-        let attempt = pools
-            .iter()
-            .map(|pool| queue(pool) + pool.offer_timeout + pool.request_timeout + parting + front.linger_timeout);
+        let attempt = pools.iter().map(|pool| {
+            queue(pool) + pool.offer_timeout + pool.request_timeout + parting + aborted + front.linger_timeout
+        });
         let drain = pools.iter().map(|pool| pool.drain_timeout).max().unwrap_or_default();
         let leave = drain + front.linger_timeout + parting;
         let restart = watchdog.restarts.delay_max.mul_f64(1.25) + watchdog.start_timeout;
@@ -142,6 +149,7 @@ impl Set {
             watchdog: restart * 2 + if self.keeper == Keeper::Units { by_systemd } else { leave },
             leave,
             restart,
+            store_after: front.store_after,
             slack: Duration::from_millis(250),
             orphans_leave: self.keeper != Keeper::Units,
         }
@@ -316,6 +324,7 @@ fn configuration(name: &str, top: &Path, program: &Path) -> String {
     let (run, top) = (quoted(&top.join("run")), top.display());
     let handler = |kind| format!("{{ {kind} = [{program}, \"record\", {record}] }}");
     let listener = |address: &str, pool| format!("[[listener]]\naddress = \"{address}\"\npool = \"{pool}\"\n\n");
+    let handing = |address: &str, pool| listener(address, pool).trim_end().to_owned() + "\ndelivery = \"handoff\"\n\n";
     let pool = |name: &str, handler: &str, address: &str, more: &str| {
         format!(
             "[[pool]]\nname = \"{name}\"\nworkers = 3\nhandler = {handler}\naddress = \"{address}\"\n\
@@ -329,6 +338,10 @@ fn configuration(name: &str, top: &Path, program: &Path) -> String {
         listener("127.0.0.1:0", "program"),
         listener(&format!("unix:{top}/program.sock"), "program"),
         listener(&format!("unix:{top}/warm.sock"), "warm"),
+        handing("127.0.0.1:0", "echo"),
+        handing("127.0.0.1:0", "program"),
+        handing(&format!("unix:{top}/program-handed.sock"), "program"),
+        handing(&format!("unix:{top}/warm-handed.sock"), "warm"),
         pool("echo", "\"echo\"", "127.0.0.1:0", "max_requests = 200\n"),
         pool("program", &handler("exec"), "127.0.0.1:0", ""),
         pool("warm", &handler("coprocess"), &format!("unix:{top}/warm-{{n}}.sock"), "max_requests = 200\n"),

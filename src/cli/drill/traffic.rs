@@ -22,9 +22,10 @@ use crate::ids::Time;
 /// How many clients of each kind there are.
 const PLAIN: u64 = 4;
 const LIBRARY: u64 = 2;
+const KEEPING: u64 = 3;
 
 /// A client gives a request up after so many attempts, certain that none has started.
-const ATTEMPTS: u32 = 12;
+pub const ATTEMPTS: u32 = 12;
 
 /// Sizes of bodies, in bytes. The last do not fit into the buffers of a socket.
 const SIZES: &[usize] = &[0, 0, 1, 100, 1000, 1000, 20_000, 300_000];
@@ -57,13 +58,13 @@ pub struct Traffic<'a> {
 }
 
 /// One request as its client means it.
-struct Request {
-    id: u64,
-    door: usize,
+pub struct Request {
+    pub id: u64,
+    pub door: usize,
     /// Empty: GET.
-    body: Vec<u8>,
+    pub body: Vec<u8>,
     /// How long the handler is asked to think.
-    think: Duration,
+    pub think: Duration,
 }
 
 impl<'a> Traffic<'a> {
@@ -150,6 +151,9 @@ impl<'a> Traffic<'a> {
         for client in 0..PLAIN {
             scope.spawn(move || self.plain(Random::new(seed ^ (client + 1) << 32)));
         }
+        for client in 0..KEEPING {
+            scope.spawn(move || self.keeping(Random::new(seed ^ (client + 201) << 32)));
+        }
         scope.spawn(move || {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
             let runtime = runtime.expect("a runtime needs three descriptors, and the drill has them");
@@ -162,9 +166,19 @@ impl<'a> Traffic<'a> {
 
     /// A request to one of the listeners that this kind of client may use; `None` if there is none.
     fn request(&self, random: &mut Random, may: fn(&Entrance) -> bool) -> Option<Request> {
+        let door = self.door(random, may)?;
+        Some(self.request_at(random, door))
+    }
+
+    /// One of the listeners that this kind of client may use; `None` if there is none.
+    pub fn door(&self, random: &mut Random, may: fn(&Entrance) -> bool) -> Option<usize> {
         let open = |index: &usize| self.entrances[*index].closed.is_none() && may(&self.entrances[*index]);
         let open: Vec<_> = (0..self.entrances.len()).filter(open).collect();
-        let door = *open.get(random.next() as usize % open.len().max(1))?;
+        open.get(random.next() as usize % open.len().max(1)).copied()
+    }
+
+    /// A request to this listener.
+    pub fn request_at(&self, random: &mut Random, door: usize) -> Request {
         let size = match self.entrances[door].speaks {
             Speaks::Other => 0,
             _ => *random.of(SIZES),
@@ -175,7 +189,7 @@ impl<'a> Traffic<'a> {
         } else {
             Duration::ZERO
         };
-        Some(Request { id, door, body: content(id, size), think })
+        Request { id, door, body: content(id, size), think }
     }
 
     /// A client that knows nothing but HTTP, and sends again what has certainly not started.
@@ -186,7 +200,7 @@ impl<'a> Traffic<'a> {
                 let eager = random.below(3) == 0;
                 let (begun, end) = (clock::now(), self.attempt(&request, number, eager));
                 let again = matches!(end, End::NotStarted(_)) && !self.is_over();
-                self.told(&request, number, begun, Duration::ZERO, end);
+                self.told(&request, number, begun, Duration::ZERO, false, end);
                 if !again {
                     break;
                 }
@@ -196,9 +210,9 @@ impl<'a> Traffic<'a> {
         }
     }
 
-    fn told(&self, request: &Request, number: u32, begun: Time, own: Duration, end: End) {
+    pub fn told(&self, request: &Request, number: u32, begun: Time, own: Duration, kept: bool, end: End) {
         let (id, door, ended) = (request.id, request.door, clock::now());
-        self.note(Attempt { request: id, number, door, begun, ended, own: own + request.think, end });
+        self.note(Attempt { request: id, number, door, begun, ended, own: own + request.think, kept, end });
     }
 
     /// One attempt, from the dispatcher to the worker. `eager`: the body is sent to the dispatcher too, unasked.
@@ -243,7 +257,7 @@ impl<'a> Traffic<'a> {
         }
     }
 
-    fn judge(&self, request: &Request, number: u32, answer: &Answer) -> End {
+    pub fn judge(&self, request: &Request, number: u32, answer: &Answer) -> End {
         self.judge_parts(request, number, answer.status, answer.header("patou-outcome"), &answer.body)
     }
 
@@ -285,7 +299,7 @@ impl<'a> Traffic<'a> {
                 };
                 let again = matches!(end, End::NotStarted(_)) && !self.is_over();
                 // Its last attempt begins when the time for retries is over.
-                self.told(&request, number, begun, retry, end);
+                self.told(&request, number, begun, retry, false, end);
                 if !again {
                     break;
                 }

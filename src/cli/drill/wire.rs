@@ -1,4 +1,4 @@
-//! Plain HTTP/1.1 over a blocking socket, one request per connection, so that every end of it can be told apart.
+//! Plain HTTP/1.1 over a blocking socket, so that every end of a connection can be told apart.
 
 use std::io::{self, Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpStream};
@@ -121,10 +121,19 @@ impl Write for Stream {
     }
 }
 
-/// A request's head.
+/// The head of a request that is the last on its connection.
 pub fn head(method: &str, target: &str, host: &str, length: usize) -> Vec<u8> {
+    any_head(method, target, host, length, "Connection: close\r\n")
+}
+
+/// The head of one after which the connection may go on.
+pub fn going_on(method: &str, target: &str, host: &str, length: usize) -> Vec<u8> {
+    any_head(method, target, host, length, "")
+}
+
+fn any_head(method: &str, target: &str, host: &str, length: usize, more: &str) -> Vec<u8> {
     let length = if method == "GET" { String::new() } else { format!("Content-Length: {length}\r\n") };
-    format!("{method} {target} HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n{length}\r\n").into_bytes()
+    format!("{method} {target} HTTP/1.1\r\nHost: {host}\r\n{more}{length}\r\n").into_bytes()
 }
 
 /// What came back.
@@ -162,6 +171,60 @@ pub fn receive(stream: &mut impl Read) -> Came {
         Err(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut) => Came::Silence,
         ended => take_apart(bytes, ended.is_ok()),
     }
+}
+
+/// Reads one response, after which the connection may go on. `held` is what was read behind the one before.
+pub fn next(stream: &mut impl Read, held: &mut Vec<u8>) -> Came {
+    let (mut bytes, mut piece) = (std::mem::take(held), vec![0; 64 * 1024]);
+    loop {
+        if let Some(length) = measure(&bytes) {
+            *held = bytes.split_off(length);
+            return take_apart(bytes, true);
+        }
+        let ended = match stream.read(&mut piece) {
+            Ok(0) => Some(true),
+            Ok(n) => {
+                bytes.extend(&piece[..n]);
+                None
+            }
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => None,
+            Err(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut) => {
+                return Came::Silence;
+            }
+            Err(_) => Some(false),
+        };
+        if let Some(regular) = ended.filter(|_| measure(&bytes).is_none()) {
+            return take_apart(bytes, regular);
+        }
+    }
+}
+
+/// How long the first response is, interim ones before it included, if it says so and is there.
+fn measure(bytes: &[u8]) -> Option<usize> {
+    let body = bytes.windows(4).position(|window| window == b"\r\n\r\n")? + 4;
+    let head = String::from_utf8_lossy(&bytes[..body]).into_owned();
+    let status = head.split(' ').nth(1)?.parse().ok()?;
+    if (100..200).contains(&status) {
+        return Some(body + measure(&bytes[body..])?);
+    }
+    let answer = Answer { status, head, body: Vec::new() };
+    if answer.header("transfer-encoding").is_some() {
+        let mut at = body;
+        loop {
+            let end = at + bytes[at..].windows(2).position(|window| window == b"\r\n")?;
+            let size = std::str::from_utf8(&bytes[at..end]).ok()?.split(';').next()?.trim();
+            let size = usize::from_str_radix(size, 16).ok()?;
+            at = end.checked_add(size)?.checked_add(4)?;
+            if at > bytes.len() {
+                return None;
+            }
+            if size == 0 {
+                return Some(at);
+            }
+        }
+    }
+    let whole = body.checked_add(answer.header("content-length")?.parse().ok()?)?;
+    (whole <= bytes.len()).then_some(whole)
 }
 
 /// `regular`: the connection ended with a FIN, and not with a reset.
@@ -240,6 +303,31 @@ mod tests {
         }
         assert_eq!(came("HTTP/1.1 200 OK\r\n\r\nhi", false), Came::Part);
         assert_eq!(came("HTTP/1.1 100 Continue\r\n\r\n", true), Came::Nothing);
+    }
+
+    #[test]
+    fn one_response_is_told_from_the_next_by_its_framing() {
+        let chunked = "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nhi\r\n0\r\n\r\n";
+        let interim = "HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nhi";
+        for text in ["HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nhi", chunked, interim] {
+            assert_eq!(measure(text.as_bytes()), Some(text.len()));
+            assert_eq!(measure(format!("{text}HTTP").as_bytes()), Some(text.len()));
+            assert_eq!(measure(&text.as_bytes()[..text.len() - 1]), None);
+            let mut held = Vec::new();
+            let Came::Whole(answer) = next(&mut text.as_bytes(), &mut held) else { panic!("{text}") };
+            assert_eq!(answer.body, b"hi");
+            let two = format!("{text}{text}");
+            let (mut two, mut held) = (two.as_bytes(), Vec::new());
+            for behind in [text.len(), 0] {
+                let Came::Whole(answer) = next(&mut two, &mut held) else { panic!("{text}") };
+                assert_eq!((answer.body.as_slice(), held.len()), (&b"hi"[..], behind));
+            }
+            assert_eq!(next(&mut &text.as_bytes()[..text.len() - 1], &mut held), Came::Part);
+        }
+        assert_eq!(next(&mut &b""[..], &mut Vec::new()), Came::Nothing);
+        // Without a length the end of the connection is its end.
+        let Came::Whole(answer) = next(&mut &b"HTTP/1.1 200 OK\r\n\r\nhi"[..], &mut Vec::new()) else { panic!() };
+        assert_eq!(answer.body, b"hi");
     }
 
     #[test]

@@ -4,6 +4,7 @@ use super::*;
 
 const RECORDS: usize = 0;
 const ECHOES: usize = 1;
+const HANDED: usize = 2;
 
 fn at(ms: u64) -> Time {
     Time(ms * 1_000_000)
@@ -15,7 +16,11 @@ fn ms(ms: u64) -> Duration {
 
 /// Two pools behind a listener each: worker 0 records, worker 1 does not.
 fn judged(facts: &Facts) -> Vec<(&'static str, String)> {
-    let doors = [Door { pool: 0, records: true }, Door { pool: 1, records: false }];
+    let doors = [
+        Door { pool: 0, records: true, handed: false },
+        Door { pool: 1, records: false, handed: false },
+        Door { pool: 0, records: true, handed: true },
+    ];
     let bounds = Bounds {
         attempt: vec![ms(1000); 2],
         worker: ms(300),
@@ -23,6 +28,7 @@ fn judged(facts: &Facts) -> Vec<(&'static str, String)> {
         watchdog: ms(2000),
         leave: ms(1000),
         restart: ms(200),
+        store_after: ms(20),
         slack: ms(10),
         orphans_leave: true,
     };
@@ -31,7 +37,7 @@ fn judged(facts: &Facts) -> Vec<(&'static str, String)> {
 
 fn attempt(request: u64, number: u32, door: usize, end: End) -> Attempt {
     let begun = at(request * 100 + u64::from(number) * 10);
-    Attempt { request, number, door, begun, ended: begun + ms(10), own: Duration::ZERO, end }
+    Attempt { request, number, door, begun, ended: begun + ms(10), own: Duration::ZERO, kept: false, end }
 }
 
 fn facts(attempts: Vec<Attempt>, records: &[(u64, u32)]) -> Facts {
@@ -99,7 +105,7 @@ fn a_request_on_record_twice_is_found_whoever_cheats() {
 
 #[test]
 fn whoever_was_told_not_started_must_not_be_on_record() {
-    for reason in [Reason::Refused(503), Reason::Unreached, Reason::SentBack, Reason::Unmet] {
+    for reason in [Reason::Refused(503), Reason::Unreached, Reason::SentBack, Reason::Unmet, Reason::Behind] {
         let told = vec![attempt(1, 1, RECORDS, End::NotStarted(reason))];
         assert_eq!(judged(&facts(told.clone(), &[])), []);
         one(&facts(told, &[(1, 1)]), "P1", "although its client was told");
@@ -160,6 +166,44 @@ fn the_dispatcher_closes_without_a_word_only_when_it_dies() {
     one(&closed, "P4", "closed by the dispatcher");
     closed.effects = vec![effect(Kind::Freeze, Part::Dispatcher, 100, 150)];
     assert_eq!(judged(&closed), []);
+}
+
+#[test]
+fn what_was_handed_over_is_lost_with_its_worker_only() {
+    for doubt in [Doubt::Lost, Doubt::Cut, Doubt::Told(502), Doubt::Told(504)] {
+        let mut lost = facts(vec![attempt(1, 1, HANDED, End::Unknown(doubt))], &[(1, 1)]);
+        assert_eq!(judged(&lost).len(), 1);
+        lost.effects = vec![effect(Kind::Kill, Part::Worker(1), 100, 150)];
+        assert_eq!(judged(&lost).len(), 1);
+        lost.effects = vec![effect(Kind::Kill, Part::Worker(0), 100, 150)];
+        assert_eq!(judged(&lost), []);
+        // The dispatcher's death is no reason for what had started.
+        lost.effects = vec![effect(Kind::Kill, Part::Dispatcher, 112, 150)];
+        assert_eq!(judged(&lost).len(), 1);
+    }
+}
+
+#[test]
+fn what_no_worker_had_begun_may_go_with_the_dispatcher_if_it_had_only_just_come_or_rested() {
+    let mut lost = facts(vec![attempt(1, 1, HANDED, End::Unknown(Doubt::Lost))], &[]);
+    lost.attempts[0].ended = at(500);
+    one(&lost, "P3", "no byte of response");
+    // It began at 110: store_after and the slack are over at 140.
+    lost.effects = vec![effect(Kind::Kill, Part::Dispatcher, 140, 200)];
+    assert_eq!(judged(&lost), []);
+    lost.effects = vec![effect(Kind::Kill, Part::Dispatcher, 141, 200)];
+    one(&lost, "P4", "waited longer than store_after");
+    let mut rested = lost.clone();
+    rested.attempts[0].kept = true;
+    assert_eq!(judged(&rested), []);
+    // A dispatcher that was stopped meanwhile could not put it there.
+    let mut paused = lost.clone();
+    paused.effects.push(Effect { number: 2, ..effect(Kind::Pause, Part::Dispatcher, 115, 130) });
+    assert_eq!(judged(&paused), []);
+    // A response that is cut is never the dispatcher's doing.
+    lost.effects = vec![effect(Kind::Kill, Part::Dispatcher, 140, 200)];
+    lost.attempts[0].end = End::Unknown(Doubt::Cut);
+    one(&lost, "P3", "without a fault of its pool");
 }
 
 #[test]
