@@ -227,9 +227,14 @@ pub fn is_current(dir: &Path) -> bool {
     list(dir).is_ok_and(|listed| listed.iter().all(|listed| listed.state.is_ok()))
 }
 
-/// Removes the parts of one worker, whatever there is of them.
+/// Removes the parts of one worker, whatever there is of them. Where connections are handed over to it stays in a set of
+/// units: that is a socket of systemd's, which listens on it and removes it.
 pub fn remove_worker(dir: &Path, id: &WorkerId) -> Result<(), IpcError> {
     let paths = Paths::new(dir, id);
+    if !is_units(dir) {
+        // First, because it alone is no record of a worker.
+        remove_file(&paths.handoff)?;
+    }
     match read_private(&paths.segment, None) {
         // Only names that this program gives: the file is ours, and yet its word is not enough to unlink.
         Ok(name) if name.starts_with(&format!("/patou.{}.", getuid())) => Segment::unlink(&name)?,
@@ -237,7 +242,7 @@ pub fn remove_worker(dir: &Path, id: &WorkerId) -> Result<(), IpcError> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => {}
         Err(error) => return Err(at(&paths.segment)(error)),
     }
-    for path in [&paths.to_worker, &paths.to_dispatcher, &paths.segment, &paths.handoff] {
+    for path in [&paths.to_worker, &paths.to_dispatcher, &paths.segment] {
         remove_file(path)?;
     }
     Ok(())
@@ -324,7 +329,9 @@ pub fn recorded(dir: &Path) -> Result<Vec<WorkerId>, IpcError> {
         let path = dir.join(pool.as_str());
         for entry in fs::read_dir(&path).map_err(at(&path))? {
             let name = entry.map_err(at(&path))?.file_name();
-            let number = name.to_str().and_then(|name| name.split_once('.')).map(|(number, _)| number);
+            let number = name.to_str().and_then(|name| name.split_once('.'));
+            // A socket of systemd's may be there before and after what it is for.
+            let number = number.filter(|(_, kind)| *kind != "sock").map(|(number, _)| number);
             if let Some(id) = number.and_then(|number| format!("{pool}/{number}").parse().ok())
                 && !found.contains(&id)
             {

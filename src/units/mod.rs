@@ -9,7 +9,7 @@ mod steps;
 
 use std::path::PathBuf;
 
-use crate::config::{Address, Config};
+use crate::config::{Address, Config, Delivery};
 use crate::ids::{PoolName, WorkerId};
 pub use render::render;
 pub use steps::{Steps, steps};
@@ -74,6 +74,26 @@ pub fn check(config: &Config) -> Vec<String> {
     for (what, address) in addresses.chain(config.pools.iter().map(|p| ("pool", &p.address))).chain(admin) {
         if any(address) {
             faults.push(format!("{what}.address is {address}; under systemd it needs a port, not 0"));
+        }
+    }
+    // Both sockets of a worker have one owner and one mode, and to one of them the dispatcher has to connect.
+    for pool in config.pools.iter().filter(|pool| pool.address.is_unix()) {
+        let handed = config.listeners.iter().any(|l| l.pool == pool.name && l.delivery == Delivery::Handoff);
+        let Some(like) = render::leads_to(config, pool).filter(|_| handed) else { continue };
+        let is_ours = |account: &Option<String>| account.as_deref().is_none_or(|account| account == OWNER);
+        let bit = if is_ours(&like.owner) {
+            0o200
+        } else if is_ours(&like.group) {
+            0o020
+        } else {
+            0o002
+        };
+        if like.mode & bit == 0 {
+            let (name, address) = (&pool.name, &like.address);
+            faults.push(format!(
+                "listener.owner, group and mode of {address} hold for the workers of pool {name} too, and keep user {OWNER} \
+                 from handing connections over to them: give it owner = \"{OWNER}\", or each listener a pool of its own"
+            ));
         }
     }
     faults

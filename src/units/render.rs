@@ -5,7 +5,7 @@ use std::fmt::Write;
 use std::time::Duration;
 
 use super::{ADMIN, DISPATCHER, DROP_IN, OWNER, WATCHDOG, WORKER_USER, listener_socket, worker_service, worker_socket};
-use crate::config::{Address, Admin, Config, Listener, Pool};
+use crate::config::{Address, Admin, Config, Delivery, Listener, Pool};
 use crate::ids::WorkerId;
 
 /// Systemd's own watch over a part is the slow second net: this many times what the watchdog of the set allows.
@@ -29,8 +29,7 @@ pub fn render(config: &Config, group: impl Fn(&str) -> Option<u32>) -> BTreeMap<
     add(DISPATCHER, dispatcher(config));
     add(WATCHDOG, watchdog(config, group));
     for pool in &config.pools {
-        // A client that may ask for a worker of the pool may also talk to it.
-        let like = config.listeners.iter().find(|l| l.pool == pool.name && l.address.is_unix());
+        let like = leads_to(config, pool);
         for number in 1..=pool.workers {
             let id = WorkerId { pool: pool.name.clone(), number };
             let address = pool.worker_address(number);
@@ -39,6 +38,12 @@ pub fn render(config: &Config, group: impl Fn(&str) -> Option<u32>) -> BTreeMap<
         }
     }
     files
+}
+
+/// The listener whose clients may also talk to the workers of a pool, because they are told where one is.
+pub(super) fn leads_to<'c>(config: &'c Config, pool: &Pool) -> Option<&'c Listener> {
+    let told = |l: &&Listener| l.pool == pool.name && l.address.is_unix() && l.delivery == Delivery::Redirect;
+    config.listeners.iter().find(told)
 }
 
 fn listening(address: &Address, like: Option<&Listener>) -> String {
@@ -59,9 +64,15 @@ fn listening(address: &Address, like: Option<&Listener>) -> String {
 }
 
 /// The socket of a worker with the one on which connections are handed over. It has the permissions of the other one
-/// if that is a file too: what counts there is the token.
-fn reached(mut text: String, address: &Address, id: &WorkerId, config: &Config) -> String {
-    let path = config.set.runtime_dir.join(id.pool.as_str()).join(format!("{}.sock", id.number));
+/// if that is a file too; its directory keeps clients out. patou-ipc makes that, and has to come first: systemd would
+/// make one that belongs to root.
+fn reached(socket: String, address: &Address, id: &WorkerId, config: &Config) -> String {
+    let dir = config.set.runtime_dir.join(id.pool.as_str());
+    let mut text = String::from("[Unit]\n");
+    line(&mut text, "AssertPathIsDirectory", &dir.display().to_string());
+    text.push('\n');
+    text.push_str(&socket);
+    let path = dir.join(format!("{}.sock", id.number));
     line(&mut text, "ListenSequentialPacket", &path.display().to_string());
     if !address.is_unix() {
         line(&mut text, "SocketUser", OWNER);

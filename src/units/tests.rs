@@ -1,7 +1,7 @@
 use std::time::Duration;
 
 use super::*;
-use crate::config::{Handler, Pool};
+use crate::config::{Handler, Listener, Pool};
 use crate::ids::PoolName;
 
 fn base() -> Config {
@@ -44,6 +44,11 @@ fn drop_ins_carry_what_the_configuration_says() {
     }
     has("patou-worker@a-2.socket", "ListenStream=/run/patou/a-2.sock");
     has("patou-worker@a-2.socket", "SocketMode=0666");
+    has("patou-worker@a-2.socket", "ListenSequentialPacket=/run/patou/a/2.sock");
+    has("patou-worker@a-2.socket", "AssertPathIsDirectory=/run/patou/a");
+    for line in ["ListenStream=127.0.0.1:7301", "SocketUser=patou", "SocketMode=0600"] {
+        has("patou-worker@of_-2.socket", line);
+    }
     for line in [
         "User=conv",
         "Environment=\"A=50%% \\\"of\\\\\\\" it\\nall\"",
@@ -89,7 +94,7 @@ fn each_change_concerns_whom_it_concerns() {
     assert_eq!((moved.stop, moved.start), (units(&[one, two]), units(&[one, two])));
     let listener = change(|c| c.listeners[0].address = "unix:/run/patou/b.sock".parse().unwrap());
     assert_eq!((listener.stop, listener.restart), (units(&["patou-listener@0.socket"]), units(&[DISPATCHER])));
-    let added = change(|c| c.listeners.push(crate::config::Listener::default()));
+    let added = change(|c| c.listeners.push(Listener::default()));
     assert_eq!((added.stop, added.restart), (vec![], units(&[DISPATCHER])));
     let user = change(|c| c.pools[0].user = "conv".into());
     assert_eq!((user.restart, user.reload), (units(&[one, two, WATCHDOG]), units(&[DISPATCHER])));
@@ -109,4 +114,21 @@ fn what_systemd_cannot_run_is_said_at_once() {
     config.set.runtime_dir = "/tmp/x".into();
     config.pools[0].address = "127.0.0.1:0".parse().unwrap();
     assert_eq!(check(&config).len(), 2);
+}
+
+#[test]
+fn the_dispatcher_may_hand_over_to_every_worker() {
+    let mut config = base();
+    config.listeners[0].owner = Some("web".into());
+    config.listeners[0].mode = 0o660;
+    assert_eq!(check(&config), Vec::<String>::new());
+    config.listeners.push(Listener { pool: PoolName::new("a").unwrap(), ..Listener::handoff() });
+    assert_eq!(check(&config).len(), 1, "{:?}", check(&config));
+    config.listeners[0].group = None;
+    assert_eq!(check(&config), Vec::<String>::new());
+    // Who is handed over is told of no worker.
+    (config.listeners[0].delivery, config.listeners[0].group) = (crate::config::Delivery::Handoff, Some("web".into()));
+    assert_eq!(check(&config), Vec::<String>::new());
+    let files = render(&config, |_| None);
+    assert!(files["patou-worker@a-1.socket.d/50-patou.conf"].contains("SocketUser=patou\nSocketGroup=patou\n"));
 }

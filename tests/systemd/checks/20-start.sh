@@ -32,6 +32,7 @@ lease=$(as member curl --silent --fail --data '' --unix-socket /run/patou/lease.
 jq -e '.worker and .address and .token and .expires_ms' <<<"$lease" >/dev/null || fail "this is no lease: $lease"
 [[ $(as member patou call --data hello /x) == *hello* ]] || fail "a member of group patou is not served"
 expect_failure "a lease for a stranger" as stranger curl --silent --data '' --unix-socket /run/patou/lease.sock http://localhost/.patou/lease
+expect "what a member of group patou is answered" "$(as member curl --silent --data hello --unix-socket /run/patou/http.sock http://localhost/)" hello
 as stranger patou status >/dev/null 2>&1 || say "note: patou status is not for strangers"
 
 # Each account has its parts.
