@@ -122,7 +122,7 @@ fn the_dispatcher_may_hand_over_to_every_worker() {
     config.listeners[0].owner = Some("web".into());
     config.listeners[0].mode = 0o660;
     assert_eq!(check(&config), Vec::<String>::new());
-    config.listeners.push(Listener { pool: PoolName::new("a").unwrap(), ..Listener::handoff() });
+    config.listeners.push(Listener { pool: PoolName::new("a").unwrap(), ..Listener::built_in().remove(1) });
     assert_eq!(check(&config).len(), 1, "{:?}", check(&config));
     config.listeners[0].group = None;
     assert_eq!(check(&config), Vec::<String>::new());
