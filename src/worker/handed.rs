@@ -310,10 +310,9 @@ impl AsyncWrite for Line {
     ) -> Poll<io::Result<usize>> {
         self.flushed = false;
         // hyper refuses by itself what is no request.
-        if !self.turn.is_responding() && !self.turn.is_asked() {
-            if !may_write(&self.shared, &self.turn, self.lent.held.lease) {
-                return Poll::Ready(Err(io::ErrorKind::BrokenPipe.into()));
-            }
+        let unasked = !self.turn.is_responding() && !self.turn.is_asked();
+        if unasked && !may_write(&self.shared, &self.turn, self.lent.held.lease) {
+            return Poll::Ready(Err(io::ErrorKind::BrokenPipe.into()));
         }
         let mut stream = self.lent.stream.clone();
         Pin::new(&mut stream).poll_write_vectored(task, bytes)
