@@ -785,6 +785,23 @@ fn what_dies_with_a_connection_says_what_may_still_be_sent() {
 }
 
 #[test]
+fn a_connection_whose_slot_is_spoilt_may_have_been_read_and_is_offered_to_nobody_else() {
+    // Cut and mended, all zero; or overtaken by what is no lease of ours.
+    for seen in [free(), handed(9, Done, 10)] {
+        let mut t = Talk::up(LIMITS);
+        t.hears(10, Event::Connection(1, A), &[hand(2, 1, 1, 10)]);
+        let actions = t.0.handle(at(11), Event::Seen(2, seen));
+        assert_eq!(actions[0], over(1, 2, 1, End::Cut), "{actions:?}");
+        assert!(!actions.iter().any(|action| matches!(action, Action::Offer { .. })), "{actions:?}");
+    }
+    // The same while the offer is being taken back.
+    let mut t = Talk::up(LIMITS);
+    t.hears(10, Event::Connection(1, A), &[hand(2, 1, 1, 10)]);
+    t.sees(60, 2, handed(1, Offered, 10), &[note(2, Note::Late(lease(1))), Action::Revoke(2, lease(1))]);
+    t.sees(60, 2, free(), &[over(1, 2, 1, End::Cut)]);
+}
+
+#[test]
 fn an_answer_that_does_not_come_is_given_in_the_workers_place() {
     let mut t = Talk::up(LIMITS);
     t.hears(10, Event::Connection(1, A), &[hand(2, 1, 1, 10)]);

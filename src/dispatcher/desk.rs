@@ -327,6 +327,10 @@ impl Desk {
                     claim_by,
                     request_timeout,
                 };
+                if connection.is_some() {
+                    // Nobody rings for it, and its claim is its answer: but a probe's answer is a sign of life.
+                    slot.asker.overtake();
+                }
                 if slot.asker.offer(&terms).is_ok() {
                     match connection {
                         Some(client) => self.pass_on(slot, client, lease),

@@ -6,7 +6,8 @@ use crate::pool::{Answer, Ask, Seen};
 
 /// Reads everything the pool wants to know of a slot. `alive`: whether the worker's lock is held.
 pub fn look<M: Memory>(asker: &mut Asker<M>, alive: bool) -> Seen {
-    let answer = asker.answer().and_then(|(question, reply)| answer(question, reply));
+    let heard = asker.take_heard().then_some(Answer::Here);
+    let answer = asker.answer().and_then(|(question, reply)| answer(question, reply)).or(heard);
     let life = Life::load(asker.memory());
     Seen {
         life: life.map(|life| (life.epoch, life.state, life.wants_recycle)),

@@ -20,6 +20,8 @@ pub struct Asker<M> {
     drained: bool,
     sequence: u64,
     outstanding: Option<Question>,
+    /// A question that was overtaken by an offer had been answered.
+    heard: bool,
 }
 
 impl<M: Memory> Asker<M> {
@@ -49,7 +51,7 @@ impl<M: Memory> Asker<M> {
     pub fn attach(memory: M, epoch: Epoch, process: (u32, u64), return_port: Option<u16>) -> Self {
         let sequence = memory.load(Word::SEQUENCE, Relaxed) & SEQUENCE_MAX;
         let drained = Self::was_drained(&memory);
-        let asker = Self { memory, epoch, process, return_port, drained, sequence, outstanding: None };
+        let asker = Self { memory, epoch, process, return_port, drained, sequence, outstanding: None, heard: false };
         asker.sign();
         asker
     }
@@ -135,6 +137,16 @@ impl<M: Memory> Asker<M> {
         let reply = Reply::new(word & 0xffff)?;
         self.outstanding = None;
         Some((question, reply))
+    }
+
+    /// Another question is about to overtake the one that is open: should that have been answered, it is remembered.
+    pub fn overtake(&mut self) {
+        self.heard |= self.answer().is_some();
+    }
+
+    /// Whether that was so; once.
+    pub fn take_heard(&mut self) -> bool {
+        std::mem::take(&mut self.heard)
     }
 
     /// `Free -> Offered`, then the question. What was found in the claim word if it was not free.

@@ -42,7 +42,8 @@ impl Pool {
                 self.grant(now, n, client, lease, claim_by);
             }
             _ if asked => return,
-            _ => self.send_back(now, client),
+            Some(Claim::Held(held, Phase::Revoked)) if held == lease => self.send_back(now, client),
+            _ => self.let_fall(now, n, lease, client),
         }
         self.worker(n).taken_back = None;
     }
@@ -60,8 +61,17 @@ impl Pool {
         self.claimed(n);
         self.over(n, hold.lease(), End::Cut);
         self.worker(n).hold = Hold::Free;
-        if let Hold::Asked { client, .. } = hold {
-            self.send_back(now, client);
+        if let Hold::Asked { lease, client, .. } = hold {
+            self.let_fall(now, n, lease, client);
+        }
+    }
+
+    /// The slot does not say any more what became of an offer. A client that was told nothing goes on waiting; but a
+    /// connection that was passed on may have been claimed, and read, by a worker whose slot was spoilt afterwards.
+    fn let_fall(&mut self, now: Time, n: u16, lease: LeaseId, client: Waiting) {
+        match client.handed {
+            true => self.actions.push(Action::Over { client: client.id, worker: n, lease, end: End::Cut }),
+            false => self.send_back(now, client),
         }
     }
 

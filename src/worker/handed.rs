@@ -310,8 +310,8 @@ impl AsyncWrite for Line {
     ) -> Poll<io::Result<usize>> {
         self.flushed = false;
         // hyper refuses by itself what is no request.
-        let may = || may_write(&self.shared, &self.turn, self.lent.held.lease);
-        if !self.turn.is_responding() && !self.turn.is_asked() && !may() {
+        let unasked = !self.turn.is_responding() && !self.turn.is_asked();
+        if unasked && !may_write(&self.shared, &self.turn, self.lent.held.lease) {
             return Poll::Ready(Err(io::ErrorKind::BrokenPipe.into()));
         }
         let mut stream = self.lent.stream.clone();

@@ -5,7 +5,8 @@ use patou::config::Config;
 use patou::units;
 
 const SECTIONS: [&str; 3] = ["[Unit]", "[Service]", "[Socket]"];
-const KEYS: [&str; 20] = [
+const KEYS: [&str; 21] = [
+    "AssertPathIsDirectory",
     "ListenSequentialPacket",
     "ListenStream",
     "SocketUser",
