@@ -98,7 +98,8 @@ fn defaults() -> BTreeMap<(String, String), Option<String>> {
             let value = value.split(" #").next().unwrap_or_default().trim().to_owned();
             if plain && !section.is_empty() {
                 let example = line.starts_with('#') && key != "mode";
-                keys.insert((section.clone(), key.to_owned()), (!example).then_some(value));
+                // Of the two built-in listeners the first one says what a key is by default.
+                keys.entry((section.clone(), key.to_owned())).or_insert((!example).then_some(value));
             }
         }
     }
