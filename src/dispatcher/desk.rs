@@ -1,5 +1,6 @@
 //! Where everything meets: pools, slots, bells and waiting clients. Events in, actions out, no decisions.
 
+mod clients;
 mod view;
 
 use std::cell::{Cell, RefCell};
@@ -8,22 +9,23 @@ use std::os::fd::AsFd;
 use std::rc::Rc;
 use std::sync::Arc;
 
-use tokio::sync::{Notify, oneshot};
+use tokio::sync::Notify;
 
-use super::handoff::{Connection, Outcome};
+use super::handoff::Outcome;
 pub use super::room::{Grant, Verdict};
 use super::room::{Name, Room, Slot};
 use super::{DispatcherError, slot};
 use crate::clock;
 use crate::config::{self, Config};
 use crate::exchange::{Asker, Life, Word};
-use crate::handoff::{Message, Post};
-use crate::ids::{Epoch, LeaseId, PoolName, Terms, Time, Token, WorkerId, WorkerState};
+use crate::handoff::Post;
+use crate::ids::{Epoch, PoolName, Terms, Time, Token, WorkerId, WorkerState};
 use crate::ipc::{self, Parts};
-use crate::pool::{Action, ClientId, Event, Limits, Peer, Pool, Refusal, Worker};
+use crate::pool::{Action, ClientId, Event, Limits, Pool, Worker};
 use crate::probe::{PoolReport, WorkerReport};
 use crate::shm::{Identity, Role, Segment};
 use crate::{log, restart, sys, tree};
+use clients::Client;
 
 /// The dispatcher's state, shared by its tasks, all on one thread.
 pub struct Desk {
@@ -42,14 +44,6 @@ pub struct Desk {
     pub hold: Notify,
     /// What systemd has been told last.
     told: RefCell<String>,
-}
-
-/// Who waits for a worker.
-enum Client {
-    /// To be told which.
-    Told(oneshot::Sender<Verdict>),
-    /// To be handed over to it.
-    Handed(Rc<Connection>),
 }
 
 fn limits(pool: &config::Pool, config: &Config) -> Limits {
@@ -362,59 +356,6 @@ impl Desk {
         Some(n)
     }
 
-    /// Passes a connection to the worker it is offered to. What cannot be sent is taken back after `offer_timeout`.
-    fn pass_on(&self, slot: &mut Slot, client: ClientId, lease: LeaseId) {
-        let clients = self.clients.borrow();
-        let Some(Client::Handed(connection)) = clients.get(&client) else { return }; // it is leaving
-        slot.lent = Some(client);
-        connection.lend(true);
-        let (token, peer) = (slot.token, connection.told_peer());
-        let message = Message { lease, token, peer, entrance: (*connection.entrance).clone() };
-        if let Err(error) = slot.post.send(&message.encode(), connection.as_fd()) {
-            tracing::debug!(%lease, %error, "the connection cannot be passed on");
-        }
-    }
-
-    fn answer(&self, client: ClientId, verdict: Verdict) {
-        match self.clients.borrow_mut().remove(&client) {
-            Some(Client::Told(waiting)) => drop(waiting.send(verdict)), // it has left in this very moment
-            Some(Client::Handed(connection)) => verdict.err().into_iter().for_each(|refusal| {
-                connection.tell(Outcome::Refused(refusal));
-            }),
-            None => {}
-        }
-    }
-
-    /// Hands a connection over to a worker of `pool`, and waits until that is through with it. Dropping the future
-    /// gives up the place in the queue.
-    pub async fn hand_over(self: &Rc<Self>, pool: &PoolName, peer: Peer, connection: &Rc<Connection>) -> Outcome {
-        let place = self.place(pool, Client::Handed(connection.clone()));
-        self.tell(pool, Event::Connection(place.id, peer));
-        connection.outcome().await
-    }
-
-    fn place<'a>(self: &'a Rc<Self>, pool: &'a PoolName, client: Client) -> Place<'a> {
-        let id = self.next_client.get();
-        self.next_client.set(id + 1);
-        self.clients.borrow_mut().insert(id, client);
-        Place { desk: self, pool, id }
-    }
-
-    /// Whether the workers of a pool speak HTTP.
-    pub fn speaks_http(&self, pool: &PoolName) -> bool {
-        let rooms = self.rooms.borrow();
-        let room = rooms.iter().find(|room| room.config.name == *pool);
-        !room.is_some_and(|room| matches!(room.config.handler, config::Handler::Inetd(_)))
-    }
-
-    /// Waits for a worker of `pool`. Dropping the future gives up the place in the queue.
-    pub async fn lease(self: &Rc<Self>, pool: &PoolName, peer: Peer) -> Verdict {
-        let (sender, receiver) = oneshot::channel();
-        let place = self.place(pool, Client::Told(sender));
-        self.tell(pool, Event::Client(place.id, peer));
-        receiver.await.unwrap_or(Err(Refusal::Stopping))
-    }
-
     /// Wakes the pools when their time has come; never returns.
     pub async fn run_timers(&self) {
         loop {
@@ -479,22 +420,6 @@ impl Desk {
     pub fn leave(&self) {
         for slot in self.rooms.borrow().iter().flat_map(|room| &room.slots).flatten() {
             restart::forgive(&slot.segment, Word::DISPATCHER_START);
-        }
-    }
-}
-
-/// A client's place: given up when it is dropped without a verdict.
-struct Place<'a> {
-    desk: &'a Rc<Desk>,
-    pool: &'a PoolName,
-    id: ClientId,
-}
-
-impl Drop for Place<'_> {
-    fn drop(&mut self) {
-        let waiting = self.desk.clients.borrow_mut().remove(&self.id).is_some();
-        if waiting {
-            self.desk.tell(self.pool, Event::Left(self.id));
         }
     }
 }
