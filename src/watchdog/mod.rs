@@ -17,6 +17,7 @@ pub mod notify;
 mod observe;
 pub mod plan;
 mod prober;
+mod reach;
 mod reload;
 mod sockets;
 mod state;
@@ -27,7 +28,6 @@ use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::fs;
 use std::io;
-use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::sync::Arc;
@@ -40,13 +40,12 @@ use tokio::net::UnixStream;
 use tokio::sync::mpsc;
 use tokio::time::sleep;
 
-use crate::bell::Bell;
 use crate::clock;
 use crate::config::{Config, Loaded, Origin};
 use crate::ids::{Time, WorkerId};
 use crate::ipc::{self, IpcError, Keeper, Modes};
 use crate::signals::{ONE_STOP, Signal};
-use crate::{handoff, log, restart, tree};
+use crate::{log, restart, tree};
 use account::{Account, Cause};
 use admin::{Admin, Snapshot};
 use children::Children;
@@ -55,6 +54,7 @@ use notify::{Notify, Store};
 use observe::Naps;
 use plan::{Action, Bounds, Event, Part, Plan, Telling};
 use prober::Prober;
+use reach::Reach;
 use sockets::{SocketError, Sockets};
 use state::Written;
 use tell::tell;
@@ -86,24 +86,6 @@ fn system(what: impl Into<String>) -> impl FnOnce(io::Error) -> WatchdogError {
 
 /// A woken loop that is later than this was not run by the machine.
 const LATE: Duration = Duration::from_millis(20);
-
-/// What of a worker's parts the watchdog keeps open.
-struct Reach {
-    /// Rung when the worker has died.
-    bell: Bell,
-    /// Where its connections are handed over: who waits there outlives an incarnation.
-    handoff: OwnedFd,
-}
-
-impl Reach {
-    fn make(config: &Config, id: &WorkerId, set_epoch: u64, segments: &Segments) -> Result<Self, WatchdogError> {
-        let segment = ipc::create_worker(config, id, set_epoch, &Modes::default())?;
-        segments.borrow_mut().insert(id.clone(), segment);
-        let path = ipc::handoff_path(&config.set.runtime_dir, id);
-        let handoff = handoff::bind_at(&path).map_err(system(path.display().to_string()))?;
-        Ok(Self { bell: ipc::open(config, id)?.to_dispatcher, handoff })
-    }
-}
 
 /// Runs a whole set in the foreground until it is told to stop (SIGTERM, SIGINT; a second one stops at once).
 ///
