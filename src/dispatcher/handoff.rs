@@ -220,7 +220,6 @@ impl Hall {
     async fn read_proxy(&self, connection: &Connection) -> io::Result<()> {
         let mut bytes = [0; HEADER_MAX];
         let give_up = Instant::now() + self.settings.head_timeout;
-        let mut seen = 0;
         loop {
             timeout_at(give_up, connection.watched.readable()).await??;
             let there = connection.peek(&mut bytes)?;
@@ -230,13 +229,10 @@ impl Hall {
                     let taken = recv(connection.as_fd().as_raw_fd(), &mut bytes[..length], MsgFlags::MSG_DONTWAIT)?;
                     return if taken == length { Ok(()) } else { Err(io::ErrorKind::UnexpectedEof.into()) };
                 }
-                Proxied::More if there > seen || there == 0 => seen = there,
-                Proxied::More => {} // what is there is not taken, and so stays readable
-                Proxied::Wrong => return Err(io::ErrorKind::InvalidData.into()),
+                Proxied::More if there > 0 && Instant::now() < give_up => {}
+                Proxied::More | Proxied::Wrong => return Err(io::ErrorKind::InvalidData.into()),
             }
-            if there == 0 || Instant::now() >= give_up {
-                return Err(io::ErrorKind::TimedOut.into());
-            }
+            // What is there is not taken, and so stays readable.
             sleep(HEADER_LOOK).await;
         }
     }
@@ -263,12 +259,9 @@ impl Hall {
         };
         let left = async {
             sleep(WATCH_AFTER).await;
-            loop {
-                let _ = connection.watched.hung_up().await;
-                if !connection.claimed.get() {
-                    return;
-                }
-                std::future::pending::<()>().await
+            let _ = connection.watched.hung_up().await;
+            if connection.claimed.get() {
+                std::future::pending::<()>().await // its worker finds out
             }
         };
         tokio::select! {

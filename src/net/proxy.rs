@@ -1,6 +1,6 @@
 //! The header with which a proxy tells whose connection it is (HAProxy's "The PROXY protocol", versions 1 and 2). Pure.
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::{IpAddr, SocketAddr};
 
 /// What every header of version 2 begins with (section 2.2).
 const V2: &[u8; 12] = b"\r\n\r\n\0\r\nQUIT\n";
@@ -68,29 +68,22 @@ fn version_2(bytes: &[u8]) -> Proxied {
     if command == 0 {
         return Proxied::Header(length, None); // the proxy speaks for itself
     }
-    match family {
-        0x11 => {
-            let (Some(ip), Some(port)) = (addresses.first_chunk::<4>(), addresses.get(8..10)) else {
-                return Proxied::Wrong;
-            };
-            if addresses.len() < 12 {
-                return Proxied::Wrong;
-            }
-            let port = u16::from_be_bytes([port[0], port[1]]);
-            Proxied::Header(length, Some(SocketAddr::new(Ipv4Addr::from(*ip).into(), port)))
-        }
-        0x21 => {
-            let (Some(ip), Some(port)) = (addresses.first_chunk::<16>(), addresses.get(32..34)) else {
-                return Proxied::Wrong;
-            };
-            if addresses.len() < 36 {
-                return Proxied::Wrong;
-            }
-            let port = u16::from_be_bytes([port[0], port[1]]);
-            Proxied::Header(length, Some(SocketAddr::new(Ipv6Addr::from(*ip).into(), port)))
-        }
-        _ => Proxied::Header(length, None), // unspecified, or a Unix socket: nothing to be told from it
-    }
+    // The two addresses, then the two ports.
+    let source = match family {
+        0x11 => source_of::<4>(addresses),
+        0x21 => source_of::<16>(addresses),
+        _ => return Proxied::Header(length, None), // unspecified, or a Unix socket: nothing to be told from it
+    };
+    source.map_or(Proxied::Wrong, |source| Proxied::Header(length, Some(source)))
+}
+
+fn source_of<const N: usize>(addresses: &[u8]) -> Option<SocketAddr>
+where
+    IpAddr: From<[u8; N]>,
+{
+    let (ip, rest) = addresses.split_first_chunk::<N>()?;
+    let (port, _) = rest.get(N..N + 4)?.split_first_chunk::<2>()?;
+    Some(SocketAddr::new(IpAddr::from(*ip), u16::from_be_bytes(*port)))
 }
 
 #[cfg(test)]
