@@ -41,7 +41,15 @@ impl Memory for Slot {
 fn terms(lease: LeaseId) -> Terms {
     let claim_by = Time(u64::MAX);
     let (worker_epoch, dispatcher_epoch) = (Epoch::FIRST, Epoch::FIRST);
-    Terms { lease, worker_epoch, dispatcher_epoch, token: Token::new(7), claim_by, request_timeout: TIMEOUT }
+    Terms {
+        lease,
+        worker_epoch,
+        dispatcher_epoch,
+        token: Token::new(7),
+        claim_by,
+        request_timeout: TIMEOUT,
+        connection: 0,
+    }
 }
 
 /// A living worker's slot with nothing in it.

@@ -30,8 +30,10 @@ pub struct Message {
     pub lease: LeaseId,
     /// The proof that the dispatcher has sent it.
     pub token: Token,
-    /// The client's address where a proxy told it; otherwise the socket knows.
+    /// The client's TCP address, or what a proxy told in its place; `None` on a Unix socket.
     pub peer: Option<SocketAddr>,
+    /// The TCP address that the client has connected to; `None` on a Unix socket.
+    pub server: Option<SocketAddr>,
     /// The listener that accepted it.
     pub entrance: Entrance,
 }
@@ -55,8 +57,10 @@ impl Message {
         for word in self.token.words() {
             bytes.extend(word.to_le_bytes());
         }
-        put_ip(&mut bytes, self.peer.map(|peer| peer.ip()));
-        bytes.extend(self.peer.map_or(0, |peer| peer.port()).to_le_bytes());
+        for end in [self.peer, self.server] {
+            put_ip(&mut bytes, end.map(|end| end.ip()));
+            bytes.extend(end.map_or(0, |end| end.port()).to_le_bytes());
+        }
         put_ip(&mut bytes, self.entrance.listens_on);
         bytes.push(self.entrance.access_log.into());
         for host in &self.entrance.allowed_hosts {
@@ -74,9 +78,11 @@ impl Message {
         }
         let lease = LeaseId::new(u64::from_le_bytes(take(&mut rest)?))?;
         let token = Token::from_words([u64::from_le_bytes(take(&mut rest)?), u64::from_le_bytes(take(&mut rest)?)]);
-        let ip = take_ip(&mut rest)?;
-        let port = u16::from_le_bytes(take(&mut rest)?);
-        let peer = ip.map(|ip| SocketAddr::new(ip, port));
+        let mut end = || {
+            let (ip, port) = (take_ip(&mut rest)?, u16::from_le_bytes(take(&mut rest)?));
+            Some(ip.map(|ip| SocketAddr::new(ip, port)))
+        };
+        let (peer, server) = (end()?, end()?);
         let listens_on = take_ip(&mut rest)?;
         let access_log = take::<1>(&mut rest)? == [1];
         let mut allowed_hosts = Vec::new();
@@ -86,7 +92,7 @@ impl Message {
             allowed_hosts.push(std::str::from_utf8(host).ok()?.to_owned());
             rest = after;
         }
-        Some(Self { lease, token, peer, entrance: Entrance { listens_on, access_log, allowed_hosts } })
+        Some(Self { lease, token, peer, server, entrance: Entrance { listens_on, access_log, allowed_hosts } })
     }
 }
 
@@ -153,14 +159,16 @@ impl Post {
 
     /// Passes `connection` on.
     ///
+    /// Returns whether the worker is the one that took the last; if not, it has been started anew, or is to be.
+    ///
     /// # Errors
     /// Nobody listens, or so much waits there that a worker which lives cannot be reading.
-    pub fn send(&mut self, message: &[u8], connection: BorrowedFd<'_>) -> io::Result<()> {
+    pub fn send(&mut self, message: &[u8], connection: BorrowedFd<'_>) -> io::Result<bool> {
         if let Some(socket) = &self.connected {
             match pass(socket, message, connection) {
                 // Its other end was an incarnation that is over.
                 Err(Errno::EPIPE | Errno::ECONNRESET | Errno::ENOTCONN | Errno::ECONNREFUSED) => self.connected = None,
-                result => return Ok(result?),
+                result => return Ok(result.map(|()| true)?),
             }
         }
         let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
@@ -168,7 +176,7 @@ impl Post {
         connect(fd.as_raw_fd(), &UnixAddr::new(&self.path)?)?;
         pass(&fd, message, connection)?;
         self.connected = Some(fd);
-        Ok(())
+        Ok(false)
     }
 }
 
@@ -185,12 +193,12 @@ pub fn accept(listener: BorrowedFd<'_>) -> io::Result<OwnedFd> {
     sys::adopt(vec![fd]).next().ok_or_else(|| io::ErrorKind::NotFound.into())
 }
 
-/// What has come: `None` at the end of the dispatcher's life, otherwise a message that may be nonsense.
-pub fn receive(socket: BorrowedFd<'_>) -> io::Result<Option<(Option<Message>, Option<OwnedFd>)>> {
-    let mut bytes = [0; MESSAGE_MAX];
+/// What has come: `None` at the end of the dispatcher's life, otherwise a message that may be nonsense. `bytes` is room
+/// for [`MESSAGE_MAX`] of them.
+pub fn receive(socket: BorrowedFd<'_>, bytes: &mut [u8]) -> io::Result<Option<(Option<Message>, Option<OwnedFd>)>> {
     let mut control = nix::cmsg_space!([std::os::fd::RawFd; 1]);
     let (length, fds) = {
-        let mut parts = [IoSliceMut::new(&mut bytes)];
+        let mut parts = [IoSliceMut::new(bytes)];
         let flags = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_CMSG_CLOEXEC;
         let received = recvmsg::<()>(socket.as_raw_fd(), &mut parts, Some(&mut control), flags)?;
         let fds: Vec<OwnedFd> = received
@@ -218,6 +226,7 @@ mod tests {
             lease: LeaseId::of(Epoch::FIRST, 7),
             token: Token::new(0x0123_4567_89ab_cdef_0011_2233_4455_6677),
             peer: peer.map(|peer| peer.parse().unwrap()),
+            server: listens_on.map(|ip| SocketAddr::new(ip.parse().unwrap(), 80)),
             entrance: Entrance {
                 listens_on: listens_on.map(|ip| ip.parse().unwrap()),
                 access_log: true,
@@ -236,9 +245,10 @@ mod tests {
             let bytes = message.encode();
             let read = Message::decode(&bytes).unwrap();
             assert!(read.token.matches(message.token));
-            assert_eq!((read.lease, read.peer, read.entrance), (message.lease, message.peer, message.entrance));
+            assert_eq!((read.lease, read.peer, read.server), (message.lease, message.peer, message.server));
+            assert_eq!(read.entrance, message.entrance);
             // Hosts are whatever is left: only before them is every end too early.
-            for end in 0..bytes.len().min(29) {
+            for end in 0..bytes.len().min(32) {
                 assert!(Message::decode(&bytes[..end]).is_none(), "{end}");
             }
         }
@@ -261,7 +271,7 @@ mod tests {
             post.send(&sent.encode(), server.as_fd()).unwrap();
             drop(server);
             let socket = accept(listener.as_fd()).unwrap();
-            let (message, connection) = receive(socket.as_fd()).unwrap().unwrap();
+            let (message, connection) = receive(socket.as_fd(), &mut [0; MESSAGE_MAX]).unwrap().unwrap();
             assert_eq!(message.map(|message| message.lease), Some(sent.lease));
             let mut connection = std::os::unix::net::UnixStream::from(connection.unwrap());
             connection.write_all(b"hello").unwrap();

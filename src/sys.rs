@@ -8,6 +8,7 @@ use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::process::CommandExt;
 use std::process::Command;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use nix::errno::Errno;
@@ -16,8 +17,8 @@ use nix::libc;
 use nix::sys::prctl;
 use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, sigaction};
 use nix::unistd::{Pid, getpid, getppid};
-use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
+use tokio::io::{Interest, ReadBuf};
 
 /// Gives the child of `command` the descriptors `map` under the numbers beside them, which must be above 2.
 ///
@@ -158,6 +159,37 @@ pub fn when_readable(fd: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
     // descriptor, and stays open while the AsyncFd owns it; an OwnedFd offers no way
     // to change it.
     Ok(unsafe { AsyncFd::register_with_interest(fd, Interest::READABLE) }?)
+}
+
+/// As [`when_readable`], to wait until it is readable and until it is writable.
+///
+/// # Errors
+/// When the runtime cannot watch it (a regular file).
+///
+/// # Panics
+/// Outside of a tokio runtime.
+pub fn when_ready(fd: Arc<OwnedFd>) -> io::Result<AsyncFd<Arc<OwnedFd>>> {
+    // SAFETY: needed as above, and sound for the same reasons: an Arc offers no way to change what is in it while
+    // another, here the AsyncFd's own, exists.
+    Ok(unsafe { AsyncFd::register_with_interest(fd, Interest::READABLE | Interest::WRITABLE) }?)
+}
+
+/// Reads what there is of a stream into the free part of `buffer` (recv(2)), which nobody has to clear for it. Returns
+/// how much that was; 0 at the end.
+///
+/// # Errors
+/// `EAGAIN` when there is nothing.
+pub fn recv_into(fd: BorrowedFd<'_>, buffer: &mut ReadBuf<'_>) -> nix::Result<usize> {
+    // SAFETY: needed to write where nothing has been written. Nothing below takes an initialized byte back.
+    let free = unsafe { buffer.unfilled_mut() };
+    // SAFETY: needed because nix wants initialized bytes. The kernel writes at most `len` bytes from the start of
+    // `free`, which is borrowed for as long, and reads none.
+    let read = unsafe { libc::recv(fd.as_raw_fd(), free.as_mut_ptr().cast(), free.len(), libc::MSG_DONTWAIT) };
+    let read = Errno::result(read)?.unsigned_abs();
+    // SAFETY: needed to say so. The kernel has written that many.
+    unsafe { buffer.assume_init(read) };
+    buffer.advance(read);
+    Ok(read)
 }
 
 /// The descriptors that systemd, or the watchdog in its place, passed (sd_listen_fds(3)), with their names.

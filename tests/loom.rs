@@ -147,6 +147,7 @@ fn terms(n: u64, worker_epoch: Epoch) -> Terms {
         token: token(n),
         claim_by: Time(1000 + n),
         request_timeout: Duration::from_nanos(2000),
+        connection: 0,
     }
 }
 

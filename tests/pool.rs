@@ -54,6 +54,7 @@ fn held(lease: LeaseId, phase: Phase, offered: u64) -> Seen {
         token: Token::new(1),
         claim_by: at(offered + 1050),
         request_timeout: LIMITS.request_timeout,
+        connection: 0,
     };
     Seen { claim: Some(Claim::Held(lease, phase)), terms: Some(terms), ..free() }
 }

@@ -11,6 +11,7 @@ use std::sync::Arc;
 
 use tokio::sync::Notify;
 
+use super::chance::Chance;
 use super::handoff::Outcome;
 pub use super::room::{Grant, Verdict};
 use super::room::{Name, Room, Slot};
@@ -44,6 +45,9 @@ pub struct Desk {
     pub hold: Notify,
     /// What systemd has been told last.
     told: RefCell<String>,
+    chance: Chance,
+    /// Marks of connections that were lent when the last dispatcher ended, and whether no worker has taken them.
+    found: RefCell<HashMap<u32, bool>>,
 }
 
 fn limits(pool: &config::Pool, config: &Config) -> Limits {
@@ -80,6 +84,8 @@ impl Desk {
             rearm: Notify::new(),
             hold: Notify::new(),
             told: RefCell::default(),
+            chance: Chance::default(),
+            found: RefCell::default(),
         });
         desk.reconfigure(config, return_ports)?;
         Ok(desk)
@@ -159,7 +165,9 @@ impl Desk {
             return Err(DispatcherError::Taken(pid));
         }
         let mut asker = Asker::attach(segment.clone(), self.epoch, self.process, return_port);
-        if !undamaged {
+        if undamaged {
+            self.find(&asker);
+        } else {
             asker.distrust();
         }
         let readiness = to_dispatcher.as_fd().try_clone_to_owned();
@@ -177,6 +185,7 @@ impl Desk {
             identity: Identity { set_epoch: segment.set_epoch(), digest: config.digest_of(id) },
             last: Life::load(&*segment).map(|life| life.epoch).filter(|_| undamaged),
             looked: (0, 0),
+            sound_at: None,
             asker,
             segment,
             ring: to_worker,
@@ -312,7 +321,7 @@ impl Desk {
                 return None;
             }
             Action::Offer { epoch, lease, claim_by, connection, .. } => {
-                slot.token = Token::new(random_bits());
+                slot.token = Token::new(self.chance.bits());
                 let terms = Terms {
                     lease,
                     worker_epoch: epoch,
@@ -320,18 +329,24 @@ impl Desk {
                     token: slot.token,
                     claim_by,
                     request_timeout,
+                    connection: connection.map_or(0, |client| self.mark_of(client)),
                 };
                 if connection.is_some() {
                     // Nobody rings for it, and its claim is its answer: but a probe's answer is a sign of life.
                     slot.asker.overtake();
                 }
                 if slot.asker.offer(&terms).is_ok() {
-                    match connection {
+                    let is_there = match connection {
                         Some(client) => self.pass_on(slot, client, lease),
-                        None => slot.ring.ring(),
+                        None => {
+                            slot.ring.ring();
+                            true
+                        }
+                    };
+                    if is_there {
+                        return None; // its answer comes with a ring
                     }
-                    // Its answer comes with a ring.
-                    return None;
+                    slot.sound_at = None;
                 }
             }
             Action::Revoke(_, lease) => {
@@ -453,12 +468,4 @@ fn next_epoch(segments: &[Arc<Segment>]) -> Epoch {
         epoch = epoch.next();
     }
     epoch
-}
-
-/// 128 bits that nobody can guess.
-fn random_bits() -> u128 {
-    let mut bytes = [0; 16];
-    // The kernel blocks until it can, and then never fails (getrandom(2)).
-    getrandom::fill(&mut bytes).expect("the kernel gives random bytes");
-    u128::from_ne_bytes(bytes)
 }

@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use std::future::{Future, poll_fn};
 use std::io;
 use std::net::IpAddr;
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, OwnedFd};
 use std::pin::pin;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -21,14 +21,13 @@ use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
-use nix::sys::socket::{SockaddrStorage, getpeername, getsockopt, setsockopt, sockopt};
 use nix::sys::stat::fstat;
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
 use tokio::task::AbortHandle;
 use tokio::time::{Instant, sleep};
 
 use super::desk::Desk;
-use super::handoff::{self, Connection, Hall};
+use super::handoff::{self, Connection, Ends, Hall};
 use super::readiness::Readiness;
 use super::{redirect, request, store};
 use crate::config::{self, Address, Config, Delivery};
@@ -36,7 +35,6 @@ use crate::handoff::Entrance;
 use crate::log;
 use crate::net::{self, Listener, Problem, Stream, gone, linger};
 use crate::pool::Peer;
-use crate::sys;
 
 /// Pause after a failed accept: out of descriptors, most likely, which only time mends.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
@@ -58,6 +56,8 @@ struct Shared {
     settings: RefCell<Rc<config::Front>>,
     listeners: RefCell<Vec<Rc<config::Listener>>>,
     places: Arc<Semaphore>,
+    /// The last mark given to a connection.
+    mark: Cell<u32>,
     connections: Cell<usize>,
     ended: Notify,
 }
@@ -68,6 +68,7 @@ impl Front {
         let readiness = Readiness::new()?;
         let watching = readiness.clone();
         tokio::task::spawn_local(async move { watching.run().await });
+        let mark = desk.any_mark();
         let shared = Rc::new(Shared {
             desk,
             readiness,
@@ -76,6 +77,8 @@ impl Front {
             settings: RefCell::new(Rc::new(config.front.clone())),
             listeners: RefCell::new(config.listeners.iter().cloned().map(Rc::new).collect()),
             places: Arc::new(Semaphore::new(config.front.connections)),
+            // Not where the last dispatcher began: its connections may still be with workers.
+            mark: Cell::new(mark),
             connections: Cell::new(0),
             ended: Notify::new(),
         });
@@ -89,15 +92,16 @@ impl Front {
         let mut known = BTreeSet::new();
         for (fd, name) in stored {
             let stored = store::Stored(name);
-            let Some((index, proxied)) = store::of_handed(&stored.0) else { continue };
+            let Some((index, proxied, mark)) = store::of_handed(&stored.0) else { continue };
             // One whose removal got lost may be there under two names.
             let twice = fstat(&fd).is_ok_and(|status| !known.insert(status.st_ino));
-            let Some(listener) = self.shared.handed_listener(index).filter(|_| !twice && !handoff::is_lent(&fd)) else {
-                continue;
-            };
+            let Some(listener) = self.shared.handed_listener(index).filter(|_| !twice) else { continue };
+            if handoff::is_lent(&fd) && !self.shared.desk.is_found(mark) {
+                continue; // a worker has it, or has had it
+            }
             let Ok(place) = self.shared.places.clone().try_acquire_owned() else { continue };
-            let peer = peer_of(&fd);
-            let connection = Connection::new(fd, peer, Rc::new(entrance(&listener)), &self.shared.readiness);
+            let ends = Ends::of(&fd, None, mark);
+            let connection = Connection::new(fd, ends, Rc::new(entrance(&listener)), &self.shared.readiness);
             self.shared.clone().serve_handed(index, listener, connection.adopted(proxied, stored), false, place);
         }
     }
@@ -139,6 +143,11 @@ impl Front {
 }
 
 impl Shared {
+    fn next_mark(&self) -> u32 {
+        self.mark.set(self.mark.get().wrapping_add(1).max(1));
+        self.mark.get()
+    }
+
     fn handed_listener(&self, index: usize) -> Option<Rc<config::Listener>> {
         let listener = self.listeners.borrow().get(index).cloned();
         listener.filter(|listener| listener.delivery == Delivery::Handoff)
@@ -185,52 +194,22 @@ fn entrance(listener: &config::Listener) -> Entrance {
     Entrance { listens_on, access_log: listener.access_log, allowed_hosts: listener.allowed_hosts.clone() }
 }
 
-/// Whose connection it is, as the pool knows its clients.
-fn peer_of(fd: &OwnedFd) -> Peer {
-    let address = getpeername::<SockaddrStorage>(fd.as_fd().as_raw_fd()).ok();
-    let ip = address.and_then(|address| {
-        let v4 = address.as_sockaddr_in().map(|v4| IpAddr::V4(v4.ip()));
-        v4.or_else(|| address.as_sockaddr_in6().map(|v6| IpAddr::V6(v6.ip())))
-    });
-    match ip {
-        Some(ip) => Peer::Ip(ip.to_canonical()),
-        None => Peer::User(getsockopt(fd, sockopt::PeerCredentials).map_or(u32::MAX, |peer| peer.uid())),
-    }
-}
-
 /// Accepts connections to be handed over, until aborted: without tokio's own watch on each of them.
 async fn accept_handed(shared: Rc<Shared>, index: usize, socket: Rc<Listener>) {
-    if socket.tcp_address().is_some() {
-        // Whoever is accepted inherits it.
-        let _ = setsockopt(&*socket, sockopt::TcpNoDelay, &true);
-    }
-    let Ok(ready) = socket.as_fd().try_clone_to_owned().and_then(sys::when_readable) else {
-        return tracing::error!(event = %log::Event::AcceptFailed, "a listening socket cannot be watched");
-    };
     let mut known: Option<(Rc<config::Listener>, Rc<Entrance>)> = None;
+    // One that listens on all addresses does not know which of them a client has come to.
+    let server = socket.tcp_address().filter(|address| !address.ip().is_unspecified());
     loop {
-        let Ok(place) = shared.places.clone().acquire_owned().await else { return };
-        let accepted = loop {
-            match socket.accept_now() {
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-                Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => continue,
-                accepted => break accepted,
-            }
-            match ready.readable().await {
-                Ok(mut ready) => ready.clear_ready(),
-                Err(_) => return,
-            }
-        };
-        match accepted {
-            Ok(fd) => {
+        match next(&shared.places, &socket).await {
+            Ok((fd, place)) => {
                 let Some(listener) = shared.handed_listener(index) else { return };
-                let peer = peer_of(&fd);
+                let ends = Ends::of(&fd, server, shared.next_mark());
                 let entrance = match &known {
                     Some((same, entrance)) if Rc::ptr_eq(same, &listener) => entrance.clone(),
                     _ => Rc::new(entrance(&listener)),
                 };
                 known = Some((listener.clone(), entrance.clone()));
-                let connection = Connection::new(fd, peer, entrance, &shared.readiness);
+                let connection = Connection::new(fd, ends, entrance, &shared.readiness);
                 shared.clone().serve_handed(index, listener, connection, true, place);
             }
             Err(error) => {
@@ -247,7 +226,7 @@ async fn accept(shared: Rc<Shared>, index: usize, socket: Rc<Listener>) {
     }
     loop {
         match next(&shared.places, &socket).await {
-            Ok((stream, place)) => {
+            Ok((fd, place)) => {
                 let listener = shared.listeners.borrow().get(index).cloned();
                 let Some(listener) = listener else { return };
                 shared.connections.set(shared.connections.get() + 1);
@@ -255,7 +234,7 @@ async fn accept(shared: Rc<Shared>, index: usize, socket: Rc<Listener>) {
                     listener,
                     settings: shared.settings.borrow().clone(),
                     listens_on: socket.tcp_address().map(|address| address.ip()),
-                    stream: net::Shared(Arc::new(stream)),
+                    stream: net::Shared(Arc::new(Stream::of(fd, socket.is_tcp()))),
                     may_probe: AtomicBool::new(false),
                     answered: Cell::new(false),
                 };
@@ -277,7 +256,7 @@ async fn accept(shared: Rc<Shared>, index: usize, socket: Rc<Listener>) {
 
 /// The next connection and its place. Beyond `front.connections` the kernel's backlog is the queue; a listener
 /// on which nobody waits holds no place that another could use.
-async fn next(places: &Arc<Semaphore>, socket: &Listener) -> io::Result<(Stream, OwnedSemaphorePermit)> {
+async fn next(places: &Arc<Semaphore>, socket: &Listener) -> io::Result<(OwnedFd, OwnedSemaphorePermit)> {
     let mut acquire = pin!(places.clone().acquire_owned());
     poll_fn(|task| {
         let place = ready!(acquire.as_mut().poll(task)).map_err(io::Error::other)?;
@@ -285,7 +264,7 @@ async fn next(places: &Arc<Semaphore>, socket: &Listener) -> io::Result<(Stream,
         if accepted.is_pending() {
             acquire.set(places.clone().acquire_owned());
         }
-        accepted.map_ok(|stream| (stream, place))
+        accepted.map_ok(|fd| (fd, place))
     })
     .await
 }

@@ -21,8 +21,8 @@ use super::desk::Desk;
 use super::readiness::{Readiness, Watched};
 use super::{redirect, store};
 use crate::config;
-use crate::handoff::Entrance;
-use crate::ids::WorkerId;
+use crate::handoff::{Entrance, Message};
+use crate::ids::{LeaseId, Token, WorkerId};
 use crate::net::{self, HEADER_MAX, Problem, Proxied, Stream, linger, proxied, reset, set_reset_on_close};
 use crate::pool::{End, Peer, Refusal};
 
@@ -34,7 +34,7 @@ const HEADER_LOOK: Duration = Duration::from_millis(2);
 /// A connection.
 pub struct Connection {
     watched: Watched,
-    peer: Peer,
+    ends: Ends,
     /// The client's address as a proxy has told it.
     proxied: Cell<Option<SocketAddr>>,
     pub entrance: Rc<Entrance>,
@@ -50,6 +50,29 @@ pub struct Connection {
     told: Notify,
 }
 
+/// Who a connection connects.
+#[derive(Clone, Copy, Debug)]
+pub struct Ends {
+    /// The client, as the pool knows it.
+    pub peer: Peer,
+    /// The client's TCP address.
+    pub address: Option<SocketAddr>,
+    /// The TCP address that it has connected to.
+    pub server: Option<SocketAddr>,
+    /// Tells the connections of a listener from each other, also for the next dispatcher. Not 0.
+    pub mark: u32,
+}
+
+impl Ends {
+    /// Asks the socket. `server` where it is known.
+    pub fn of(fd: &OwnedFd, server: Option<SocketAddr>, mark: u32) -> Self {
+        let address = net::peer_address(fd);
+        let user = || Peer::User(net::peer_user(fd).unwrap_or(u32::MAX));
+        let peer = address.map_or_else(user, |address| Peer::Ip(address.ip().to_canonical()));
+        Self { peer, address, server: server.or_else(|| address.and_then(|_| net::local_address(fd))), mark }
+    }
+}
+
 /// What became of a connection that wanted a worker.
 pub enum Outcome {
     /// A worker had it; whether it goes on.
@@ -59,10 +82,10 @@ pub enum Outcome {
 }
 
 impl Connection {
-    pub fn new(fd: OwnedFd, peer: Peer, entrance: Rc<Entrance>, readiness: &Rc<Readiness>) -> Self {
+    pub fn new(fd: OwnedFd, ends: Ends, entrance: Rc<Entrance>, readiness: &Rc<Readiness>) -> Self {
         Self {
             watched: Watched::new(fd, readiness),
-            peer,
+            ends,
             proxied: Cell::new(None),
             entrance,
             lent: Cell::new(false),
@@ -80,11 +103,11 @@ impl Connection {
     pub fn lend(&self, lent: bool) {
         self.lent.set(lent);
         if self.stored.get() {
-            self.mark();
+            self.show_lent();
         }
     }
 
-    fn mark(&self) {
+    fn show_lent(&self) {
         let _ = setsockopt(&self.watched, sockopt::Priority, &i32::from(self.lent.get()));
     }
 
@@ -96,9 +119,15 @@ impl Connection {
         self
     }
 
-    /// The address that a proxy has told.
-    pub fn told_peer(&self) -> Option<SocketAddr> {
-        self.proxied.get()
+    /// What its worker is to know of it.
+    pub fn message(&self, lease: LeaseId, token: Token) -> Message {
+        let Ends { address, server, .. } = self.ends;
+        Message { lease, token, peer: self.proxied.get().or(address), server, entrance: (*self.entrance).clone() }
+    }
+
+    /// Its mark.
+    pub fn mark(&self) -> u32 {
+        self.ends.mark
     }
 
     /// It has been claimed.
@@ -140,7 +169,7 @@ impl Connection {
 
     /// As the pool knows its client.
     fn peer(&self) -> Peer {
-        self.proxied.get().map_or(self.peer, |address| Peer::Ip(address.ip().to_canonical()))
+        self.proxied.get().map_or(self.ends.peer, |address| Peer::Ip(address.ip().to_canonical()))
     }
 
     /// What can be read, without taking it.
@@ -207,11 +236,11 @@ impl Hall {
             }
             let closing = self.closing.notified();
             tokio::select! {
-                readable = timeout_at(give_up, connection.watched.readable()) => {
-                    if !matches!(readable, Ok(Ok(()))) {
-                        return false;
-                    }
-                }
+                readable = timeout_at(give_up, connection.watched.readable()) => match readable {
+                    Ok(Ok(true)) => return true,
+                    Ok(Ok(false)) => {}
+                    Ok(Err(_)) | Err(_) => return false,
+                },
                 () = closing => {}
             }
         }
@@ -247,8 +276,8 @@ impl Hall {
                 None => {
                     sleep(self.settings.store_after).await;
                     connection.stored.set(true);
-                    connection.mark();
-                    let name = store::handed(self.index, connection.told_peer());
+                    connection.show_lent();
+                    let name = store::handed(self.index, connection.proxied.get(), connection.mark());
                     store::put(connection.as_fd(), name).await
                 }
             };

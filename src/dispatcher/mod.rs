@@ -4,6 +4,7 @@
 //! a timer. It may be killed at any moment: listening sockets and waiting connections are the supervisor's,
 //! leases are in the slots.
 
+mod chance;
 mod desk;
 mod front;
 mod handoff;

@@ -24,7 +24,13 @@ pub struct Readiness {
     epoll: Epoll,
     ready: AsyncFd<OwnedFd>,
     next: Cell<u64>,
-    waiting: RefCell<HashMap<u64, Option<Waker>>>,
+    waiting: RefCell<HashMap<u64, State>>,
+}
+
+/// One that is waited for.
+enum State {
+    Waiting(Option<Waker>),
+    Come(EpollFlags),
 }
 
 /// One connection in it.
@@ -49,8 +55,9 @@ impl Readiness {
             ready.clear_ready();
             while let Ok(count) = self.epoll.wait(&mut events, EpollTimeout::ZERO) {
                 for event in &events[..count] {
-                    // Gone from here means woken.
-                    if let Some(Some(waker)) = self.waiting.borrow_mut().remove(&event.data()) {
+                    let mut waiting = self.waiting.borrow_mut();
+                    let Some(state) = waiting.get_mut(&event.data()) else { continue };
+                    if let State::Waiting(Some(waker)) = std::mem::replace(state, State::Come(event.events())) {
                         waker.wake();
                     }
                 }
@@ -68,35 +75,35 @@ impl Watched {
         Self { fd, key, readiness: readiness.clone(), is_in: Cell::new(false) }
     }
 
-    /// Waits until there is something to read, or the end.
-    pub async fn readable(&self) -> io::Result<()> {
-        self.until(EpollFlags::EPOLLIN | EpollFlags::EPOLLRDHUP).await
+    /// Waits until there is something to read, or the end; whether there is certainly something.
+    pub async fn readable(&self) -> io::Result<bool> {
+        Ok(self.until(EpollFlags::EPOLLIN | EpollFlags::EPOLLRDHUP).await? == EpollFlags::EPOLLIN)
     }
 
     /// Waits until both directions have ended.
     pub async fn hung_up(&self) -> io::Result<()> {
-        self.until(EpollFlags::empty()).await
+        self.until(EpollFlags::empty()).await.map(drop)
     }
 
     /// One at a time.
-    async fn until(&self, events: EpollFlags) -> io::Result<()> {
+    async fn until(&self, events: EpollFlags) -> io::Result<EpollFlags> {
         let waiting = &self.readiness.waiting;
-        waiting.borrow_mut().insert(self.key, None);
+        waiting.borrow_mut().insert(self.key, State::Waiting(None));
         let _forgotten = Forgotten(self);
         let mut event = EpollEvent::new(events | EpollFlags::EPOLLONESHOT, self.key);
         match self.is_in.replace(true) {
             true => self.readiness.epoll.modify(&self.fd, &mut event)?,
             false => self.readiness.epoll.add(&self.fd, event)?,
         }
-        poll_fn(|task| match waiting.borrow_mut().get_mut(&self.key) {
-            Some(waker) => {
+        let come = poll_fn(|task| match waiting.borrow_mut().get_mut(&self.key) {
+            Some(State::Come(events)) => Poll::Ready(*events),
+            Some(State::Waiting(waker)) => {
                 *waker = Some(task.waker().clone());
                 Poll::Pending
             }
-            None => Poll::Ready(()),
-        })
-        .await;
-        Ok(())
+            None => Poll::Pending, // only if somebody else waited, too
+        });
+        Ok(come.await)
     }
 }
 

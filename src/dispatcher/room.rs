@@ -2,11 +2,13 @@
 
 use std::fmt;
 use std::sync::Arc;
+use std::time::Duration;
 
 use tokio::task::AbortHandle;
 
 use super::slot;
 use crate::bell::Bell;
+use crate::clock;
 use crate::config::{self, Address};
 use crate::exchange::{Asker, Life};
 use crate::handoff::Post;
@@ -33,6 +35,11 @@ pub type Verdict = Result<Grant, Refusal>;
 /// never stops changing it is looked at again after `slot_scan`.
 const LOOKS: u32 = 32;
 
+/// For how long a worker that was found alive, in a segment that was sound, is taken to be so. Both cost a system call,
+/// and a worker that rings is alive. One that has died meanwhile is found by the next look, at most `slot_scan` later, or
+/// because a connection cannot be passed on to it.
+const SOUND: Duration = Duration::from_millis(5);
+
 /// A worker's slot, as this dispatcher holds it.
 pub struct Slot {
     pub asker: Asker<Arc<Segment>>,
@@ -50,6 +57,8 @@ pub struct Slot {
     pub last: Option<Epoch>,
     /// The go of the last look, and the looks in it.
     pub looked: (u64, u32),
+    /// When its worker was last found alive, with a segment that is sound.
+    pub sound_at: Option<Time>,
 }
 
 impl Slot {
@@ -57,6 +66,11 @@ impl Slot {
     fn damage(&self) -> Option<String> {
         let damage = self.segment.damage().map(|damage| damage.to_string());
         damage.or_else(|| (!self.asker.is_intact()).then(|| "the dispatcher's own words have been overwritten".into()))
+    }
+
+    /// Whether nothing speaks against it, as far as that can be seen without a system call.
+    fn is_untouched(&self) -> bool {
+        !self.segment.is_cut() && self.asker.is_intact()
     }
 
     /// Makes the segment of a dead worker anew.
@@ -107,8 +121,10 @@ impl Room {
         let Some(slot) = self.slots.get_mut(usize::from(n) - 1).and_then(Option::as_mut) else {
             return Seen::default();
         };
-        let mut alive = slot.segment.is_taken(Role::Worker);
-        let mut damage = slot.damage();
+        let now = clock::now();
+        let sound = slot.sound_at.filter(|at| now.since(*at) < SOUND && slot.is_untouched());
+        let mut alive = sound.is_some() || slot.segment.is_taken(Role::Worker);
+        let mut damage = if sound.is_some() { None } else { slot.damage() };
         if let (Some(what), false) = (&damage, alive) {
             slot.restore(&worker, what);
             alive = slot.segment.is_taken(Role::Worker);
@@ -127,6 +143,7 @@ impl Room {
         if alive && seen.life.is_none() && (slot.last.is_some() || !Life::is_unwritten(&slot.segment)) {
             damage = damage.or_else(|| Some("its life line is garbled".into()));
         }
+        slot.sound_at = sound.or((alive && damage.is_none()).then_some(now));
         match damage {
             None => {
                 slot.last = seen.life.map(|(epoch, ..)| epoch).or(slot.last);

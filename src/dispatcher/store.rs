@@ -37,22 +37,22 @@ pub fn waiting() -> String {
     format!("{PREFIX}{}", unique())
 }
 
-/// A name for a connection of the listener with this index, and with the address that a proxy has told.
-pub fn handed(index: usize, peer: Option<SocketAddr>) -> String {
+/// A name for a connection of the listener with this index, with the address that a proxy has told and its mark.
+pub fn handed(index: usize, peer: Option<SocketAddr>, mark: u32) -> String {
     // A name has no colons (sd_pid_notify_with_fds(3)).
     let peer = peer.map_or(String::new(), |peer| peer.to_string().replace(':', "_"));
-    format!("{HANDED}{index}-{peer}-{}", unique())
+    format!("{HANDED}{index}-{peer}-{mark}-{}", unique())
 }
 
 /// What [`handed`] has put into a name.
-pub fn of_handed(name: &str) -> Option<(usize, Option<SocketAddr>)> {
+pub fn of_handed(name: &str) -> Option<(usize, Option<SocketAddr>, u32)> {
     let mut words = name.strip_prefix(HANDED)?.split('-');
     let index = words.next()?.parse().ok()?;
     let peer = match words.next()? {
         "" => None,
         told => Some(told.replace('_', ":").parse().ok()?),
     };
-    Some((index, peer))
+    Some((index, peer, words.next()?.parse().ok()?))
 }
 
 fn unique() -> String {
@@ -113,7 +113,6 @@ pub fn give_back(connections: Vec<(OwnedFd, String)>, linger_timeout: Duration) 
                 let stream = net::Shared(Arc::new(stream));
                 let detail = "the dispatcher was restarted while the request waited for a worker";
                 let answer = Problem::not_started(StatusCode::SERVICE_UNAVAILABLE, detail).retry_after(0).raw();
-                // Not `try_write`: on a descriptor that was adopted just now it knows of no readiness yet.
                 let _ = timeout(linger_timeout, stream.clone().write_all(&answer)).await;
                 linger(stream, linger_timeout).await;
             }

@@ -53,6 +53,7 @@ impl Word {
     // Line 1, written by the dispatcher while the claim word is free: the terms of the lease.
     pub(super) const LEASE: Word = Word::at(1, 0);
     pub(super) const LEASE_WORKER: Word = Word::at(1, 1);
+    /// The dispatcher's epoch in the lower half, the mark of the connection in the upper.
     pub(super) const LEASE_DISPATCHER: Word = Word::at(1, 2);
     pub(super) const TOKEN_HIGH: Word = Word::at(1, 3);
     pub(super) const TOKEN_LOW: Word = Word::at(1, 4);
@@ -262,13 +263,15 @@ pub(super) fn store_request<M: Memory>(memory: &M, lease: LeaseId, claimed_at: T
 }
 
 pub(super) fn load_terms<M: Memory>(memory: &M) -> Option<Terms> {
+    let dispatcher = memory.load(Word::LEASE_DISPATCHER, Relaxed);
     Some(Terms {
         lease: LeaseId::new(memory.load(Word::LEASE, Relaxed))?,
         worker_epoch: Epoch::new(memory.load(Word::LEASE_WORKER, Relaxed))?,
-        dispatcher_epoch: Epoch::new(memory.load(Word::LEASE_DISPATCHER, Relaxed))?,
+        dispatcher_epoch: Epoch::new(dispatcher & u64::from(u32::MAX))?,
         token: Token::from_words([memory.load(Word::TOKEN_HIGH, Relaxed), memory.load(Word::TOKEN_LOW, Relaxed)]),
         claim_by: Time(memory.load(Word::CLAIM_BY, Relaxed)),
         request_timeout: Duration::from_nanos(memory.load(Word::REQUEST_TIMEOUT, Relaxed)),
+        connection: (dispatcher >> 32) as u32,
     })
 }
 
@@ -278,7 +281,7 @@ pub(super) fn store_terms<M: Memory>(memory: &M, terms: &Terms) {
     for (word, value) in [
         (Word::LEASE, terms.lease.get()),
         (Word::LEASE_WORKER, terms.worker_epoch.get().into()),
-        (Word::LEASE_DISPATCHER, terms.dispatcher_epoch.get().into()),
+        (Word::LEASE_DISPATCHER, u64::from(terms.connection) << 32 | u64::from(terms.dispatcher_epoch.get())),
         (Word::TOKEN_HIGH, high),
         (Word::TOKEN_LOW, low),
         (Word::CLAIM_BY, terms.claim_by.0),

@@ -74,6 +74,9 @@ pub struct Terms {
     pub claim_by: Time,
     /// How long the request may take from the claim on.
     pub request_timeout: Duration,
+    /// The mark of the connection that is handed over with it; 0 without one. A dispatcher that finds a connection in
+    /// the supervisor's store knows by it which lease that was lent with.
+    pub connection: u32,
 }
 
 /// What a worker says of itself in its life line.

@@ -7,7 +7,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
 use tokio::io::unix::AsyncFd;
 
-use super::{Shared, Stream};
+use super::Shared;
 use crate::sys;
 
 /// An interim response (RFC 9110, section 15.2) that asks nothing of a client and changes nothing for it.
@@ -36,7 +36,7 @@ pub async fn gone(stream: &Shared, may_probe: &AtomicBool) {
         if has_ended(stream) {
             return;
         }
-        if matches!(&*stream.0, Stream::Tcp(_)) && !probed && may_probe.load(Ordering::Relaxed) {
+        if stream.0.is_tcp() && !probed && may_probe.load(Ordering::Relaxed) {
             probed = true;
             // If it cannot be written, the other direction is full: then the client is there.
             let _ = stream.0.try_write(PROBE);

@@ -43,7 +43,7 @@ pub fn reset(connection: impl AsFd) {
 /// While on, a close of this TCP connection (also by the death of the process) sends a reset, so that
 /// nothing unfinished can look finished. Nothing happens on a Unix socket.
 pub fn set_reset_on_close(stream: &Shared, on: bool) -> io::Result<()> {
-    if let super::Stream::Tcp(_) = &*stream.0 {
+    if stream.0.is_tcp() {
         let linger = libc::linger { l_onoff: on.into(), l_linger: 0 };
         setsockopt(&stream.0.as_fd(), sockopt::Linger, &linger)?;
     }

@@ -16,4 +16,4 @@ pub use hosts::is_allowed;
 pub use linger::{drain, linger, reset, set_reset_on_close};
 pub use problem::{OUTCOME, Outcome, Problem};
 pub use proxy::{HEADER_MAX, Proxied, proxied};
-pub use stream::{Listener, Shared, Stream};
+pub use stream::{Listener, Shared, Stream, local_address, peer_address, peer_user};

@@ -2,161 +2,223 @@
 
 use std::future::poll_fn;
 use std::io;
-use std::net::SocketAddr;
+use std::net::{SocketAddr, SocketAddrV4, SocketAddrV6};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::pin::Pin;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::task::{Context, Poll, ready};
 
-use nix::sys::socket::{AddressFamily, SockFlag, SockaddrLike, SockaddrStorage, accept4, getsockname};
+use nix::errno::Errno;
+use nix::fcntl::{FcntlArg, OFlag, fcntl};
+use nix::sys::socket::{
+    AddressFamily, MsgFlags, SockFlag, SockaddrLike, SockaddrStorage, accept4, getpeername, getsockname, getsockopt,
+    send, setsockopt, sockopt,
+};
+use nix::sys::uio::writev;
+use tokio::io::unix::AsyncFd;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
+use tokio::task::coop;
 
 use crate::sys;
 
-/// A listening socket.
+/// A listening socket: IPv4 or IPv6, or a Unix stream socket.
 #[derive(Debug)]
-pub enum Listener {
-    /// IPv4 or IPv6.
-    Tcp(TcpListener),
-    /// A Unix stream socket.
-    Unix(UnixListener),
+pub struct Listener {
+    watch: AsyncFd<OwnedFd>,
+    is_tcp: bool,
+}
+
+/// Whether a socket is TCP; otherwise it is a Unix socket.
+fn is_tcp(fd: &OwnedFd) -> io::Result<bool> {
+    let address: SockaddrStorage = getsockname(fd.as_raw_fd())?;
+    Ok(address.family() != Some(AddressFamily::Unix))
+}
+
+fn set_nonblocking(fd: &OwnedFd) -> io::Result<()> {
+    let flags = OFlag::from_bits_retain(fcntl(fd, FcntlArg::F_GETFL)?);
+    fcntl(fd, FcntlArg::F_SETFL(flags | OFlag::O_NONBLOCK))?;
+    Ok(())
+}
+
+/// The other end's TCP address; `None` for a Unix socket.
+pub fn peer_address(fd: &impl AsFd) -> Option<SocketAddr> {
+    tcp_address(getpeername(fd.as_fd().as_raw_fd()))
+}
+
+/// This end's TCP address; `None` for a Unix socket.
+pub fn local_address(fd: &impl AsFd) -> Option<SocketAddr> {
+    tcp_address(getsockname(fd.as_fd().as_raw_fd()))
+}
+
+/// The user at the other end of a Unix socket (`SO_PEERCRED`).
+pub fn peer_user(fd: &impl AsFd) -> Option<u32> {
+    getsockopt(fd, sockopt::PeerCredentials).ok().map(|peer| peer.uid())
+}
+
+fn tcp_address(address: nix::Result<SockaddrStorage>) -> Option<SocketAddr> {
+    let address = address.ok()?;
+    let v4 = address.as_sockaddr_in().map(|v4| SocketAddrV4::from(*v4).into());
+    v4.or_else(|| address.as_sockaddr_in6().map(|v6| SocketAddrV6::from(*v6).into()))
 }
 
 impl Listener {
     /// Takes a listening socket that was passed to this process.
     pub fn adopt(fd: OwnedFd) -> io::Result<Self> {
-        let address: SockaddrStorage = getsockname(std::os::fd::AsRawFd::as_raw_fd(&fd))?;
-        if address.family() == Some(AddressFamily::Unix) {
-            let listener = std::os::unix::net::UnixListener::from(fd);
-            listener.set_nonblocking(true)?;
-            Ok(Listener::Unix(UnixListener::from_std(listener)?))
-        } else {
-            let listener = std::net::TcpListener::from(fd);
-            listener.set_nonblocking(true)?;
-            Ok(Listener::Tcp(TcpListener::from_std(listener)?))
+        let is_tcp = is_tcp(&fd)?;
+        set_nonblocking(&fd)?;
+        if is_tcp {
+            // Answers are written whole; waiting for more to send would only delay them. Whoever is accepted
+            // inherits it.
+            setsockopt(&fd, sockopt::TcpNoDelay, &true)?;
         }
+        Ok(Self { watch: sys::when_readable(fd)?, is_tcp })
     }
 
     /// The next connection.
     pub async fn accept(&self) -> io::Result<Stream> {
-        poll_fn(|task| self.poll_accept(task)).await
+        let fd = poll_fn(|task| self.poll_accept(task)).await?;
+        Ok(Stream::of(fd, self.is_tcp))
     }
 
-    /// The next connection; wakes one task.
-    pub fn poll_accept(&self, task: &mut Context<'_>) -> Poll<io::Result<Stream>> {
-        Poll::Ready(Ok(match self {
-            Listener::Tcp(listener) => {
-                let (stream, _) = ready!(listener.poll_accept(task))?;
-                // Answers are written whole; waiting for more to send would only delay them.
-                stream.set_nodelay(true)?;
-                Stream::Tcp(stream)
+    /// The next connection, which does not block; wakes one task.
+    pub fn poll_accept(&self, task: &mut Context<'_>) -> Poll<io::Result<OwnedFd>> {
+        loop {
+            let mut readable = ready!(self.watch.poll_read_ready(task))?;
+            match accept4(self.as_fd().as_raw_fd(), SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK) {
+                Ok(fd) => return Poll::Ready(sys::adopt(vec![fd]).next().ok_or(io::ErrorKind::NotFound.into())),
+                Err(Errno::EAGAIN) => readable.clear_ready(),
+                Err(Errno::ECONNABORTED | Errno::EINTR) => {}
+                Err(error) => return Poll::Ready(Err(error.into())),
             }
-            Listener::Unix(listener) => Stream::Unix(ready!(listener.poll_accept(task))?.0),
-        }))
+        }
     }
 
-    /// The next connection if one waits, non-blocking and watched by nobody.
-    pub fn accept_now(&self) -> io::Result<OwnedFd> {
-        let fd = accept4(self.as_fd().as_raw_fd(), SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK)?;
-        sys::adopt(vec![fd]).next().ok_or_else(|| io::ErrorKind::NotFound.into())
+    /// Whether its connections are TCP; otherwise they are Unix sockets.
+    pub fn is_tcp(&self) -> bool {
+        self.is_tcp
     }
 
     /// The TCP address it listens on; `None` for a Unix socket.
     pub fn tcp_address(&self) -> Option<SocketAddr> {
-        match self {
-            Listener::Tcp(listener) => listener.local_addr().ok(),
-            Listener::Unix(_) => None,
-        }
+        self.is_tcp.then(|| local_address(self))?
     }
 }
 
 impl AsFd for Listener {
     fn as_fd(&self) -> BorrowedFd<'_> {
-        match self {
-            Listener::Tcp(listener) => listener.as_fd(),
-            Listener::Unix(listener) => listener.as_fd(),
-        }
+        self.watch.get_ref().as_fd()
     }
 }
 
-/// A connection.
+/// A connection, TCP or Unix. The runtime watches it from the first time that there is something to wait for.
 #[derive(Debug)]
-pub enum Stream {
-    /// IPv4 or IPv6.
-    Tcp(TcpStream),
-    /// A Unix stream socket.
-    Unix(UnixStream),
+pub struct Stream {
+    fd: Arc<OwnedFd>,
+    is_tcp: bool,
+    watch: OnceLock<AsyncFd<Arc<OwnedFd>>>,
 }
 
 impl Stream {
+    /// A connection that does not block.
+    pub fn of(fd: OwnedFd, is_tcp: bool) -> Self {
+        Self { fd: Arc::new(fd), is_tcp, watch: OnceLock::new() }
+    }
+
     /// Takes a connection that was passed to this process.
     pub fn adopt(fd: OwnedFd) -> io::Result<Self> {
-        let address: SockaddrStorage = getsockname(std::os::fd::AsRawFd::as_raw_fd(&fd))?;
-        if address.family() == Some(AddressFamily::Unix) {
-            let stream = std::os::unix::net::UnixStream::from(fd);
-            stream.set_nonblocking(true)?;
-            Ok(Stream::Unix(UnixStream::from_std(stream)?))
-        } else {
-            let stream = std::net::TcpStream::from(fd);
-            stream.set_nonblocking(true)?;
-            Ok(Stream::Tcp(TcpStream::from_std(stream)?))
-        }
+        set_nonblocking(&fd)?;
+        let is_tcp = is_tcp(&fd)?;
+        Ok(Self::of(fd, is_tcp))
+    }
+
+    /// Whether it is TCP; otherwise it is a Unix socket.
+    pub fn is_tcp(&self) -> bool {
+        self.is_tcp
     }
 
     /// The client's TCP address.
     pub fn peer_address(&self) -> Option<SocketAddr> {
-        match self {
-            Stream::Tcp(stream) => stream.peer_addr().ok(),
-            Stream::Unix(_) => None,
-        }
+        self.is_tcp.then(|| peer_address(self))?
     }
 
     /// This end's TCP address.
     pub fn local_address(&self) -> Option<SocketAddr> {
-        match self {
-            Stream::Tcp(stream) => stream.local_addr().ok(),
-            Stream::Unix(_) => None,
-        }
+        self.is_tcp.then(|| local_address(self))?
     }
 
     /// The user at the other end of a Unix socket (`SO_PEERCRED`).
     pub fn peer_user(&self) -> Option<u32> {
-        match self {
-            Stream::Tcp(_) => None,
-            Stream::Unix(stream) => stream.peer_cred().ok().map(|peer| peer.uid()),
-        }
-    }
-
-    fn poll_read_ready(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        match self {
-            Stream::Tcp(stream) => stream.poll_read_ready(cx),
-            Stream::Unix(stream) => stream.poll_read_ready(cx),
-        }
-    }
-
-    fn poll_write_ready(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        match self {
-            Stream::Tcp(stream) => stream.poll_write_ready(cx),
-            Stream::Unix(stream) => stream.poll_write_ready(cx),
-        }
+        if self.is_tcp { None } else { peer_user(self) }
     }
 
     /// Writes what fits at once.
     pub fn try_write(&self, bytes: &[u8]) -> io::Result<usize> {
-        match self {
-            Stream::Tcp(stream) => stream.try_write(bytes),
-            Stream::Unix(stream) => stream.try_write(bytes),
+        Ok(send(self.fd.as_raw_fd(), bytes, MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL)?)
+    }
+
+    /// The runtime's watch on it.
+    fn watch(&self) -> io::Result<&AsyncFd<Arc<OwnedFd>>> {
+        if let Some(watch) = self.watch.get() {
+            return Ok(watch);
+        }
+        let watch = sys::when_ready(self.fd.clone())?;
+        Ok(self.watch.get_or_init(|| watch))
+    }
+
+    fn poll_read(&self, task: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let mut readable = match self.watch.get() {
+            Some(watch) => Some(ready!(watch.poll_read_ready(task))?),
+            None => {
+                // Whoever finds something each time is to let others run, too.
+                ready!(coop::poll_proceed(task)).made_progress();
+                None
+            }
+        };
+        loop {
+            let room = buffer.remaining();
+            match sys::recv_into(self.as_fd(), buffer) {
+                Ok(read) => {
+                    // Less than there was room for: what comes next is announced (epoll(7), question 9).
+                    if let Some(readable) = readable.as_mut().filter(|_| 0 < read && read < room) {
+                        readable.clear_ready();
+                    }
+                    return Poll::Ready(Ok(()));
+                }
+                Err(Errno::EINTR) => {}
+                Err(Errno::EAGAIN) => {
+                    readable.as_mut().into_iter().for_each(|readable| readable.clear_ready());
+                    readable = Some(ready!(self.watch()?.poll_read_ready(task))?);
+                }
+                Err(error) => return Poll::Ready(Err(error.into())),
+            }
+        }
+    }
+
+    fn poll_write(&self, task: &mut Context<'_>, bytes: &[io::IoSlice<'_>]) -> Poll<io::Result<usize>> {
+        let mut writable = match self.watch.get() {
+            Some(watch) => Some(ready!(watch.poll_write_ready(task))?),
+            None => {
+                ready!(coop::poll_proceed(task)).made_progress();
+                None
+            }
+        };
+        loop {
+            match writev(&self.fd, bytes) {
+                Ok(written) => return Poll::Ready(Ok(written)),
+                Err(Errno::EINTR) => {}
+                Err(Errno::EAGAIN) => {
+                    writable.as_mut().into_iter().for_each(|writable| writable.clear_ready());
+                    writable = Some(ready!(self.watch()?.poll_write_ready(task))?);
+                }
+                Err(error) => return Poll::Ready(Err(error.into())),
+            }
         }
     }
 }
 
 impl AsFd for Stream {
     fn as_fd(&self) -> BorrowedFd<'_> {
-        match self {
-            Stream::Tcp(stream) => stream.as_fd(),
-            Stream::Unix(stream) => stream.as_fd(),
-        }
+        self.fd.as_fd()
     }
 }
 
@@ -165,43 +227,22 @@ impl AsFd for Stream {
 pub struct Shared(pub Arc<Stream>);
 
 impl AsyncRead for Shared {
-    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        loop {
-            ready!(self.0.poll_read_ready(cx))?;
-            let read = match &*self.0 {
-                Stream::Tcp(stream) => stream.try_read_buf(buf),
-                Stream::Unix(stream) => stream.try_read_buf(buf),
-            };
-            match read {
-                Ok(_) => return Poll::Ready(Ok(())),
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-                Err(error) => return Poll::Ready(Err(error)),
-            }
-        }
+    fn poll_read(self: Pin<&mut Self>, task: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        self.0.poll_read(task, buffer)
     }
 }
 
 impl AsyncWrite for Shared {
-    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        self.poll_write_vectored(cx, &[io::IoSlice::new(bytes)])
+    fn poll_write(self: Pin<&mut Self>, task: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        self.0.poll_write(task, &[io::IoSlice::new(bytes)])
     }
 
     fn poll_write_vectored(
         self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
+        task: &mut Context<'_>,
         bytes: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        loop {
-            ready!(self.0.poll_write_ready(cx))?;
-            let written = match &*self.0 {
-                Stream::Tcp(stream) => stream.try_write_vectored(bytes),
-                Stream::Unix(stream) => stream.try_write_vectored(bytes),
-            };
-            match written {
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-                done => return Poll::Ready(done),
-            }
-        }
+        self.0.poll_write(task, bytes)
     }
 
     fn is_write_vectored(&self) -> bool {

@@ -33,6 +33,7 @@ impl Pool {
             Some(Claim::Held(held, Phase::Claimed | Phase::Responding | Phase::Done | Phase::Aborted))
                 if held == lease =>
             {
+                self.worker(n).shunned = false;
                 if client.handed {
                     let abort_at = now + self.limits.request_timeout + PARTING;
                     self.worker(n).hold = Hold::Busy { lease, connection: Some((client.id, abort_at)) };

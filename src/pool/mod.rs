@@ -5,7 +5,8 @@
 //! read from a slot is the only proof of anything: after an action on a slot the shell always looks again,
 //! and a decision is only taken on what was seen.
 //!
-//! Idle workers are taken last in, first out, so that caches stay warm and surplus workers stay asleep.
+//! Idle workers are taken last in, first out, so that caches stay warm and surplus workers stay asleep; one that missed
+//! an offer comes last.
 
 mod ending;
 mod queue;
@@ -13,7 +14,7 @@ mod tally;
 mod words;
 mod worker;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, VecDeque};
 use std::time::Duration;
 
 use crate::figures::Tally;
@@ -39,8 +40,8 @@ pub struct Pool {
     leases: u64,
     /// Index `n - 1` is worker `n`.
     workers: Vec<Worker>,
-    /// Numbers of idle workers, last in, first out. May hold some that are no longer: checked when taken.
-    idle: Vec<u16>,
+    /// Numbers of idle workers, taken from the back. May hold some that are no longer: checked when taken.
+    idle: VecDeque<u16>,
     queue: Queue,
     timers: BTreeSet<(Time, Timer)>,
     /// The worker that is being replaced by its next incarnation, the incarnation that is to go, and until when
@@ -61,7 +62,7 @@ impl Pool {
             limits,
             epoch,
             leases: 0,
-            idle: Vec::new(),
+            idle: VecDeque::new(),
             queue: Queue::default(),
             timers: BTreeSet::new(),
             recycling: None,
@@ -307,7 +308,7 @@ impl Pool {
     }
 
     fn next_idle(&mut self) -> Option<u16> {
-        while let Some(n) = self.idle.pop() {
+        while let Some(n) = self.idle.pop_back() {
             self.worker(n).listed = false;
             if self.is_idle(n) {
                 return Some(n);
@@ -329,7 +330,11 @@ impl Pool {
         let worker = self.worker(n);
         if !worker.listed {
             worker.listed = true;
-            self.idle.push(n);
+            match worker.shunned {
+                // Its control loop answers; whether its serving task does, it may show when it is needed.
+                true => self.idle.push_front(n),
+                false => self.idle.push_back(n),
+            }
         }
     }
 

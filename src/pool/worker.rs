@@ -76,6 +76,8 @@ pub struct Worker {
     pub(super) taken_back: Option<TakenBack>,
     pub(super) wants_recycle: bool,
     pub(super) listed: bool,
+    /// Whether nobody has met it since it missed an offer.
+    pub(super) shunned: bool,
     pub(super) timer: Option<Time>,
 }
 
@@ -118,6 +120,7 @@ impl Pool {
         worker.wants_recycle = seen.life.is_some_and(|(.., wants)| wants);
         if changed || !worker.up {
             worker.late = false;
+            worker.shunned = false;
             worker.silent_since = None;
         }
         let up = worker.up;
@@ -206,8 +209,13 @@ impl Pool {
             }
             Some(Claim::Held(lease, Phase::Claimed)) => {
                 self.actions.push(Action::Note(n, Note::Lost(lease)));
-                self.over(n, Some(lease), End::Unanswered);
-                self.end(now, n, Action::Abort(n, lease));
+                match self.worker(n).hold {
+                    // Answered in its place only once that is won: whoever has it may be alive, whatever its slot says.
+                    Hold::Busy { lease: held, connection: Some(_) } if held == lease => {
+                        self.actions.push(Action::Abort(n, lease));
+                    }
+                    _ => self.end(now, n, Action::Abort(n, lease)),
+                }
             }
             Some(Claim::Held(lease, Phase::Responding)) => {
                 self.actions.push(Action::Note(n, Note::Lost(lease)));
@@ -216,7 +224,8 @@ impl Pool {
             Some(Claim::Held(lease, phase)) => {
                 match phase {
                     Phase::Done => self.over(n, Some(lease), End::Done),
-                    Phase::Aborted => self.over(n, Some(lease), End::Overdue),
+                    Phase::Aborted if self.is_overdue(now, n) => self.over(n, Some(lease), End::Overdue),
+                    Phase::Aborted => self.over(n, Some(lease), End::Unanswered),
                     _ => {}
                 }
                 self.end(now, n, Action::Release(n, lease));
@@ -234,6 +243,7 @@ impl Pool {
                 }
                 if lives {
                     self.worker(n).late = true;
+                    self.worker(n).shunned = true;
                     self.actions.push(Action::Note(n, Note::Late(lease)));
                 }
                 self.take_back(n);
@@ -259,6 +269,12 @@ impl Pool {
             }
             _ => self.end(now, n, Action::Revoke(n, lease)),
         }
+    }
+
+    /// Whether the request on a connection should have been answered.
+    fn is_overdue(&self, now: Time, n: u16) -> bool {
+        let hold = self.workers[usize::from(n) - 1].hold;
+        matches!(hold, Hold::Busy { connection: Some((_, abort_at)), .. } if abort_at <= now)
     }
 
     /// Whether the worker itself owes an answer for too long: then a client could not have come to it.

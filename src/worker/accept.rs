@@ -16,7 +16,6 @@ use super::inbox::Inbox;
 use super::recycle::reexec;
 use super::shared::{Order, Shared, Sockets};
 use super::{ServeError, system};
-use crate::handoff::Message;
 use crate::log;
 use crate::net::{self, Listener};
 
@@ -27,13 +26,16 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 pub async fn serve<S: Handler>(
     shared: Arc<Shared>,
     service: S,
-    (listener, mut inbox): Sockets,
+    (listener, inbox): Sockets,
     mut orders: mpsc::UnboundedReceiver<Order>,
     control: JoinHandle<()>,
 ) -> Result<(), ServeError> {
     let service = Arc::new(Mutex::new(service));
     let places = Arc::new(Semaphore::new(shared.front.connections));
     let mut connections = JoinSet::new();
+    let passed = inbox.as_ref().map(Inbox::socket).transpose().map_err(system("the socket for connections"))?;
+    let mut handing = JoinSet::new();
+    handing.spawn(handed::run(shared.clone(), service.clone(), inbox));
 
     // Said before it is true for the dispatcher, so that the log has the lives of a pool in their order.
     tracing::debug!(worker = %shared.id, epoch = %shared.respondent.epoch(), "ready");
@@ -56,14 +58,12 @@ pub async fn serve<S: Handler>(
                     tokio::time::sleep(ACCEPT_PAUSE).await;
                 }
             },
-            lent = lent(&mut inbox) => {
-                if let Some(lent) = handed::take(&shared, lent) {
-                    connections.spawn(handed::serve(shared.clone(), service.clone(), lent));
-                }
+            Some(_) = handing.join_next() => {
+                return Err(system("taking connections")(std::io::Error::other("it has ended")));
             }
             order = orders.recv() => {
                 shared.attention.leave();
-                let sockets = (&listener, &inbox);
+                let sockets = (&listener, passed.as_ref());
                 if order != Some(Order::Recycle) || !recycle(&shared, sockets, &mut orders).await {
                     break;
                 }
@@ -78,10 +78,13 @@ pub async fn serve<S: Handler>(
             return Err(system("the control loop")(std::io::Error::other("it has ended")));
         }
     }
+    handing.abort_all();
     // Answers that are still on their way, each bounded by linger_timeout.
-    let _ =
-        tokio::time::timeout(shared.front.linger_timeout, async { while connections.join_next().await.is_some() {} })
-            .await;
+    let parting = async {
+        while connections.join_next().await.is_some() {}
+        let _ = shared.parting.write().await;
+    };
+    let _ = tokio::time::timeout(shared.front.linger_timeout, parting).await;
     if let Some(builtin) = &shared.builtin {
         builtin.stop().await;
     }
@@ -94,18 +97,11 @@ async fn accept(listener: &Listener, places: &Arc<Semaphore>) -> std::io::Result
     Ok((net::Shared(Arc::new(listener.accept().await?)), place))
 }
 
-async fn lent(inbox: &mut Option<Inbox>) -> (Message, OwnedFd) {
-    match inbox {
-        Some(inbox) => inbox.next().await,
-        None => std::future::pending().await,
-    }
-}
-
 /// Makes place for what comes next: a fresh co-process, or a fresh process image. Whether the worker goes on; not
 /// if it has been ordered to leave meanwhile.
 async fn recycle(
     shared: &Shared,
-    (listener, inbox): (&Listener, &Option<Inbox>),
+    (listener, passed): (&Listener, Option<&OwnedFd>),
     orders: &mut mpsc::UnboundedReceiver<Order>,
 ) -> bool {
     let _floor = shared.floor().await;
@@ -134,7 +130,7 @@ async fn recycle(
                     event = %log::Event::WorkerRecycled, "recycling");
                 shared.take_reload(); // the next image reads the configuration in any case
                 let sockets: Vec<_> =
-                    [Some(listener.as_fd()), inbox.as_ref().map(Inbox::as_fd)].into_iter().flatten().collect();
+                    [Some(listener.as_fd()), passed.map(OwnedFd::as_fd)].into_iter().flatten().collect();
                 if let Some(error) = reexec(&sockets, &shared.id.instance(), &shared.told_to_stop) {
                     tracing::error!(worker = %shared.id, %error, event = %log::Event::RecycleFailed,
                         "cannot execute the next incarnation: this one stays");

@@ -195,8 +195,8 @@ impl<S: Handler> Answerer<S> {
         let (worker, lease, epoch) = (&shared.id, terms.lease, shared.respondent.epoch());
         tracing::debug!(%worker, %lease, %epoch, event = %Event::LeaseClaimed, "lease is claimed");
         set_reset_on_close(stream, true)?;
-        let peer = stream.0.peer_address();
-        self.run(request, target, held, peer).await
+        let ends = (stream.0.peer_address(), stream.0.local_address());
+        self.run(request, target, held, ends).await
     }
 
     /// Runs the handler for a request whose lease is claimed.
@@ -205,7 +205,7 @@ impl<S: Handler> Answerer<S> {
         mut request: Request<Incoming>,
         target: PathAndQuery,
         held: Held,
-        peer: Option<SocketAddr>,
+        (peer, server): (Option<SocketAddr>, Option<SocketAddr>),
     ) -> Result<Response<Body>, BoxError> {
         let Self { shared, service, turn, stream, .. } = self;
         // Without the query, which may hold what a log must not.
@@ -218,19 +218,20 @@ impl<S: Handler> Answerer<S> {
         *request.uri_mut() = Uri::from(target);
         request.extensions_mut().insert(Context {
             peer,
-            server: stream.0.local_address(),
+            server,
             worker: shared.id.clone(),
             lease: held.lease.to_string(),
             body_timeout: shared.front.body_timeout,
             max_body: shared.front.max_body,
         });
         // There no reset tells a cut response from a whole one.
-        let must_tell = !http11 && request.method() != Method::HEAD && matches!(*stream.0, net::Stream::Unix(_));
+        let must_tell = !http11 && request.method() != Method::HEAD && !stream.0.is_tcp();
         turn.ask(request.body().is_end_stream());
         let received = Counted::new(shared.clone(), Counter::BytesIn, turn.clone());
         let request = request.map(|body| Body::new(received.of(body.map_err(BoxError::from))));
 
         let outcome = tokio::select! {
+            biased; // without a timer for what is through at once
             outcome = call(service, request) => outcome,
             () = sleep_until(held.deadline) => {
                 let limit = humantime::format_duration(held.deadline - held.since);

@@ -15,7 +15,7 @@ use crate::net::{reset, set_reset_on_close};
 /// Runs the program until it ends, or to `request_timeout`.
 pub async fn serve(shared: &Arc<Shared>, lent: Lent) {
     let (worker, epoch) = (&shared.id, shared.respondent.epoch());
-    let Lent { held, stream, peer, .. } = lent;
+    let Lent { held, stream, peer, server, .. } = lent;
     let lease = held.lease;
     // From here on whatever is sent is the program's.
     if !shared.respondent.respond(lease) {
@@ -24,7 +24,7 @@ pub async fn serve(shared: &Arc<Shared>, lent: Lent) {
     shared.respondent.note_request(lease, crate::clock::now(), &[b"(a connection)"]);
     let _ = set_reset_on_close(&stream, true); // not a socket any more: found by the program
     let outcome = {
-        let addresses = peer.zip(stream.0.local_address());
+        let addresses = peer.zip(server);
         let run = async {
             // Shared by all holders of the socket: the program expects a descriptor that blocks.
             let copy = stream.0.as_fd().try_clone_to_owned()?;

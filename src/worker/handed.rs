@@ -11,21 +11,23 @@ use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::task::{Context as Task, Poll, ready};
+use std::time::Duration;
 
 use bytes::{Buf, Bytes};
 use http::header::CONNECTION;
 use http::{HeaderValue, Request, Response, StatusCode, Version};
 use hyper::body::Incoming;
 use hyper::server::conn::http1;
-use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::rt::TokioIo;
 use nix::sys::socket::{Shutdown, shutdown};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::sync::Mutex;
-use tokio::time::Instant;
+use tokio::time::{Instant, sleep};
 
 use super::connection::{Answerer, End, Handler, boxed};
 use super::conversation;
 use super::handler::{Body, BoxError};
+use super::inbox::Inbox;
 use super::shared::Shared;
 use super::turn::{Cut, Held, Turn};
 use crate::clock;
@@ -41,15 +43,28 @@ const PIPELINED: u32 = 64;
 pub struct Lent {
     pub held: Held,
     pub stream: net::Shared,
-    /// The client's address.
+    /// The client's address, and the one that it has connected to.
     pub peer: Option<SocketAddr>,
+    pub server: Option<SocketAddr>,
     entrance: Entrance,
     requests: AtomicU32,
+    /// Whether a close would reset it.
+    resets: AtomicBool,
+}
+
+/// Takes one connection after the other, and serves it; never returns.
+pub async fn run<S: Handler>(shared: Arc<Shared>, service: Arc<Mutex<S>>, inbox: Option<Inbox>) {
+    let Some(mut inbox) = inbox else { return std::future::pending().await };
+    loop {
+        if let Some(lent) = take(&shared, inbox.next().await) {
+            serve(&shared, &service, lent).await;
+        }
+    }
 }
 
 /// Claims the connection that has come, before a byte of it is read. What cannot be claimed is closed: it belongs to
 /// somebody else by now, or will soon.
-pub fn take(shared: &Shared, (message, connection): (Message, OwnedFd)) -> Option<Lent> {
+fn take(shared: &Shared, (message, connection): (Message, OwnedFd)) -> Option<Lent> {
     let now = clock::now();
     let terms = match shared.state() {
         WorkerState::Ready => shared.respondent.claim(message.token, now),
@@ -68,43 +83,37 @@ pub fn take(shared: &Shared, (message, connection): (Message, OwnedFd)) -> Optio
     };
     let since = Instant::now();
     let held = Held { lease: terms.lease, since, deadline: since + terms.request_timeout };
-    let stream = match net::Stream::adopt(connection) {
-        Ok(stream) => net::Shared(Arc::new(stream)),
-        Err(error) => {
-            tracing::debug!(worker = %shared.id, lease = %terms.lease, %error, "a connection cannot be used");
-            shared.give_back(terms.lease);
-            return None;
-        }
-    };
+    let Message { peer, server, entrance, .. } = message;
+    let stream = net::Shared(Arc::new(net::Stream::of(connection, server.is_some())));
     shared.begin(&terms, now, &stream);
     shared.respondent.note_request(terms.lease, now, &[b"(its head is being read)"]);
     let (worker, lease, epoch) = (&shared.id, terms.lease, shared.respondent.epoch());
     tracing::debug!(%worker, %lease, %epoch, event = %Event::LeaseClaimed, "lease is claimed");
-    let peer = message.peer.or_else(|| stream.0.peer_address());
-    Some(Lent { held, stream, peer, entrance: message.entrance, requests: AtomicU32::new(0) })
+    let resets = AtomicBool::new(false);
+    Some(Lent { held, stream, peer, server, entrance, requests: AtomicU32::new(0), resets })
 }
 
 /// Serves it until it is to go back, or to its end.
-pub async fn serve<S: Handler>(shared: Arc<Shared>, service: Arc<Mutex<S>>, lent: Lent) {
+async fn serve<S: Handler>(shared: &Arc<Shared>, service: &Arc<Mutex<S>>, lent: Lent) {
     if shared.is_inetd() {
-        return conversation::serve(&shared, lent).await;
+        return conversation::serve(shared, lent).await;
     }
     let lent = Arc::new(lent);
     let turn = Arc::new(Turn::default());
     turn.begin(lent.held, false);
-    let _ = set_reset_on_close(&lent.stream, true); // not a socket any more: found by the first read
     let end = {
         let mut cut = pin!(turn.clone().cut(lent.stream.clone()));
         let mut before = Bytes::new();
         loop {
             let idle = Arc::new(AtomicBool::new(false));
+            let known = lent.requests.load(Ordering::Relaxed);
             let (stream, turn) = (lent.stream.clone(), turn.clone());
             let io = Line {
                 lent: lent.clone(),
                 shared: shared.clone(),
                 turn: turn.clone(),
                 before,
-                known: lent.requests.load(Ordering::Relaxed),
+                known,
                 idle: idle.clone(),
                 flushed: true,
             };
@@ -113,8 +122,6 @@ pub async fn serve<S: Handler>(shared: Arc<Shared>, service: Arc<Mutex<S>>, lent
             let answerer = Answerer { shared, service, turn, stream, lent: Some(lent.clone()) };
             let mut connection = http1::Builder::new()
                 .half_close(true)
-                .timer(TokioTimer::new())
-                .header_read_timeout(front.head_timeout)
                 .max_buf_size(front.head_bytes)
                 .serve_connection(TokioIo::new(io), answerer);
             let served = std::future::poll_fn(|task| match Pin::new(&mut connection).poll(task) {
@@ -123,8 +130,10 @@ pub async fn serve<S: Handler>(shared: Arc<Shared>, service: Arc<Mutex<S>>, lent
                 Poll::Pending => Poll::Pending,
             });
             let served = tokio::select! {
+                biased; // most are through at once, and need no timer
                 served = served => served,
                 cut = &mut cut => break Err(End::Cut(cut)),
+                () = lent.late(known, front.head_timeout) => break Err(End::Cut(Cut::Head)),
             };
             match served {
                 Some(Ok(())) => break Ok(false),
@@ -136,7 +145,7 @@ pub async fn serve<S: Handler>(shared: Arc<Shared>, service: Arc<Mutex<S>>, lent
             }
         }
     };
-    finish(&shared, &turn, lent, end).await;
+    finish(shared, &turn, lent, end).await;
 }
 
 /// Gives the lease back, and with it the connection or its end.
@@ -145,7 +154,7 @@ async fn finish(shared: &Arc<Shared>, turn: &Turn, lent: Arc<Lent>, end: Result<
         tracing::debug!(worker = %shared.id, %error, "connection ended early");
     }
     // Taken before the lease is given back, and so before anybody may want to recycle this worker.
-    let _parting = shared.parting.read().await;
+    let parting = shared.parting.clone().read_owned().await;
     shared.handled();
     if let Some(builtin) = &shared.builtin {
         builtin.end().await;
@@ -165,14 +174,14 @@ async fn finish(shared: &Arc<Shared>, turn: &Turn, lent: Arc<Lent>, end: Result<
         } else if asked && matches!(end, End::Cut(Cut::Deadline)) {
             let event = Event::RequestDeadline;
             tracing::warn!(%worker, %lease, %epoch, %event, "request_timeout passed within the response: it is cut");
-        } else if matches!(end, End::Early(error) if error.is_timeout()) && !turn.is_asked() {
+        } else if matches!(end, End::Cut(Cut::Head)) {
             let _ = may_write(shared, turn, lease).then(|| lent.stream.0.try_write(&Problem::late_head().raw()));
         }
     }
     // Only who holds the lease may end the connection for all.
     if may_write(shared, turn, lease) {
         if whole {
-            let _ = set_reset_on_close(&lent.stream, false); // not a socket any more: nothing to reset either
+            lent.let_resets(false);
             if !kept {
                 let _ = shutdown(lent.stream.0.as_fd().as_raw_fd(), Shutdown::Write); // the client has gone
             }
@@ -196,7 +205,11 @@ async fn finish(shared: &Arc<Shared>, turn: &Turn, lent: Arc<Lent>, end: Result<
         false => shared.give_back(lease),
     }
     if let Some(stream) = stream.filter(|_| whole) {
-        drain(stream, shared.front.linger_timeout).await;
+        let bound = shared.front.linger_timeout;
+        tokio::spawn(async move {
+            drain(stream, bound).await;
+            drop(parting);
+        });
     }
 }
 
@@ -209,6 +222,23 @@ fn may_write(shared: &Shared, turn: &Turn, lease: LeaseId) -> bool {
 }
 
 impl Lent {
+    /// Has a close reset the connection, or not: also the one by the death of this process, should it be the last that
+    /// holds it.
+    fn let_resets(&self, on: bool) {
+        if self.resets.swap(on, Ordering::Relaxed) != on {
+            let _ = set_reset_on_close(&self.stream, on); // not a socket any more: found by the next call
+        }
+    }
+
+    /// Returns when the request after the first `known` has not come within `bound`. hyper's own bound would need a timer
+    /// for each request, also for those whose head has come when they do.
+    async fn late(&self, known: u32, bound: Duration) {
+        sleep(bound).await;
+        if self.requests.load(Ordering::Relaxed) > known {
+            std::future::pending().await
+        }
+    }
+
     /// Answers one of its requests.
     pub async fn answer<S: Handler>(
         self: Arc<Self>,
@@ -236,7 +266,7 @@ impl Lent {
             target.parse().ok().filter(|_| request.uri().path() != net::LEASE).ok_or_else(unknown)
         });
         let mut response = match checked {
-            Ok(target) => answerer.run(request, target, self.held, self.peer).await?,
+            Ok(target) => answerer.run(request, target, self.held, (self.peer, self.server)).await?,
             Err(problem) => {
                 turn.ask(hyper::body::Body::is_end_stream(request.body()));
                 turn.let_body_go();
@@ -314,8 +344,17 @@ impl AsyncWrite for Line {
         if unasked && !may_write(&self.shared, &self.turn, self.lent.held.lease) {
             return Poll::Ready(Err(io::ErrorKind::BrokenPipe.into()));
         }
+        // What is written whole at once is never found unfinished.
+        let last = self.turn.has_sent();
+        if !last {
+            self.lent.let_resets(true);
+        }
         let mut stream = self.lent.stream.clone();
-        Pin::new(&mut stream).poll_write_vectored(task, bytes)
+        let written = ready!(Pin::new(&mut stream).poll_write_vectored(task, bytes))?;
+        if last && written < bytes.iter().map(|part| part.len()).sum() {
+            self.lent.let_resets(true);
+        }
+        Poll::Ready(Ok(written))
     }
 
     fn is_write_vectored(&self) -> bool {

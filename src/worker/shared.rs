@@ -74,7 +74,7 @@ pub struct Shared {
     floor: Arc<tokio::sync::Mutex<()>>,
     wanted: Notify,
     /// Read-locked by every connection whose answer may still be on its way.
-    pub parting: RwLock<()>,
+    pub parting: Arc<RwLock<()>>,
 }
 
 /// A lock that a panic elsewhere does not poison for good: all that is kept under one is plain data.
@@ -112,7 +112,7 @@ impl Shared {
             wake,
             floor: Arc::default(),
             wanted: Notify::new(),
-            parting: RwLock::default(),
+            parting: Arc::default(),
         };
         let inbox = office.handed.map(Inbox::new).transpose().map_err(system("the socket for connections"))?;
         Ok((shared, ordered, office.hear, (office.listener, inbox), office.signals))

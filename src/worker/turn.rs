@@ -30,6 +30,8 @@ pub struct Held {
 pub enum Cut {
     /// `request_timeout` passed while the response was being sent.
     Deadline,
+    /// The head of a request did not come within `head_timeout`.
+    Head,
     /// The client has gone.
     Gone,
 }

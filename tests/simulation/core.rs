@@ -382,6 +382,7 @@ impl Sim {
             token: Token::new(u128::from(self.random.next()) << 64 | u128::from(self.random.next())),
             claim_by,
             request_timeout: self.limits.request_timeout,
+            connection: 0,
         };
         let Hold::Asked { client, lease: asked, .. } = self.pool.workers()[w].hold else {
             panic!("an offer to nobody: {:?}", self.pool.workers()[w])

@@ -9,8 +9,8 @@ use super::Desk;
 use crate::config;
 use crate::dispatcher::handoff::{Connection, Outcome};
 use crate::dispatcher::room::{Slot, Verdict};
-use crate::handoff::Message;
-use crate::ids::{LeaseId, PoolName};
+use crate::exchange::{self, Asker, Memory};
+use crate::ids::{Claim, LeaseId, Phase, PoolName};
 use crate::pool::{ClientId, Event, Peer, Refusal};
 
 /// Who waits for a worker.
@@ -23,16 +23,47 @@ pub(super) enum Client {
 
 impl Desk {
     /// Passes a connection to the worker it is offered to. What cannot be sent is taken back after `offer_timeout`.
-    pub(super) fn pass_on(&self, slot: &mut Slot, client: ClientId, lease: LeaseId) {
+    /// Whether the worker is the one that took the last.
+    pub(super) fn pass_on(&self, slot: &mut Slot, client: ClientId, lease: LeaseId) -> bool {
         let clients = self.clients.borrow();
-        let Some(Client::Handed(connection)) = clients.get(&client) else { return }; // it is leaving
+        let Some(Client::Handed(connection)) = clients.get(&client) else { return true }; // it is leaving
         slot.lent = Some(client);
         connection.lend(true);
-        let (token, peer) = (slot.token, connection.told_peer());
-        let message = Message { lease, token, peer, entrance: (*connection.entrance).clone() };
-        if let Err(error) = slot.post.send(&message.encode(), connection.as_fd()) {
+        let message = connection.message(lease, slot.token);
+        let sent = slot.post.send(&message.encode(), connection.as_fd());
+        if let Err(error) = &sent {
             tracing::debug!(%lease, %error, "the connection cannot be passed on");
         }
+        sent.unwrap_or(false)
+    }
+
+    /// Where marks may begin.
+    pub fn any_mark(&self) -> u32 {
+        self.chance.bits() as u32
+    }
+
+    /// The mark of a client's connection.
+    pub(super) fn mark_of(&self, client: ClientId) -> u32 {
+        match self.clients.borrow().get(&client) {
+            Some(Client::Handed(connection)) => connection.mark(),
+            _ => 0,
+        }
+    }
+
+    /// Learns what has become of the connection that an earlier dispatcher lent with the lease in a slot. What no worker
+    /// has taken is taken back.
+    pub(super) fn find<M: Memory>(&self, asker: &Asker<M>) {
+        let Some((Claim::Held(lease, phase), terms)) = exchange::terms(asker.memory()) else { return };
+        if terms.connection != 0 {
+            let free = phase == Phase::Revoked || phase == Phase::Offered && asker.revoke(lease);
+            let mut found = self.found.borrow_mut();
+            *found.entry(terms.connection).or_insert(true) &= free;
+        }
+    }
+
+    /// Whether a connection that was lent when the last dispatcher ended is nobody's now.
+    pub fn is_found(&self, mark: u32) -> bool {
+        self.found.borrow().get(&mark).is_some_and(|free| *free)
     }
 
     pub(super) fn answer(&self, client: ClientId, verdict: Verdict) {

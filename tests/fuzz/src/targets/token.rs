@@ -49,6 +49,7 @@ fn open(token: Token) {
         token: Token::new(SECRET),
         claim_by: now,
         request_timeout: std::time::Duration::from_secs(1),
+        connection: 0,
     };
     asker.offer(&terms).expect("a free slot");
     let right = token.matches(Token::new(SECRET));

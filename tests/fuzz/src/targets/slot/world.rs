@@ -368,7 +368,15 @@ impl World {
         assert!(self.leases.insert(lease, given).is_none(), "lease {lease} is given twice");
         self.order[w].push(lease);
         let request_timeout = self.limits.request_timeout;
-        let terms = Terms { lease, worker_epoch, dispatcher_epoch: self.epoch, token, claim_by, request_timeout };
+        let terms = Terms {
+            lease,
+            worker_epoch,
+            dispatcher_epoch: self.epoch,
+            token,
+            claim_by,
+            request_timeout,
+            connection: 0,
+        };
         self.askers[w].offer(&terms).is_err()
     }
 
