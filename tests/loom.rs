@@ -5,7 +5,7 @@
 //! Three models have too many interleavings to walk through them all; they say how many preemptions they allow.
 
 use std::sync::Arc;
-use std::sync::atomic::Ordering::{self, Acquire, Relaxed, Release};
+use std::sync::atomic::Ordering::{self, Acquire, Relaxed, Release, SeqCst};
 use std::time::Duration;
 
 use loom::sync::atomic::{AtomicU64, fence};
@@ -25,6 +25,8 @@ enum Missing {
     ReleaseFence,
     /// There are no acquire fences.
     AcquireFence,
+    /// There are no fences that all sides agree on.
+    TotalFence,
     /// A compare-and-swap orders nothing.
     SwapOrder,
     /// A compare-and-swap is a load and a store.
@@ -43,7 +45,7 @@ struct Slot {
 
 impl Slot {
     fn new(missing: Missing) -> Arc<Self> {
-        Self::of(Word::CLAIM.index() + 1, missing)
+        Self::of(Word::WATCHED.index() + 1, missing)
     }
 
     fn of(count: usize, missing: Missing) -> Arc<Self> {
@@ -85,7 +87,7 @@ impl Memory for Slot {
 
     fn fence(&self, order: Ordering) {
         match (order, self.missing) {
-            (Release, Missing::ReleaseFence) | (Acquire, Missing::AcquireFence) => {}
+            (Release, Missing::ReleaseFence) | (Acquire, Missing::AcquireFence) | (SeqCst, Missing::TotalFence) => {}
             _ => fence(order),
         }
     }
@@ -276,6 +278,91 @@ fn terms_need_their_acquire_fence() {
 #[should_panic(expected = "torn terms")]
 fn terms_need_an_ordered_swap() {
     lease_line(Missing::SwapOrder);
+}
+
+/// A dispatcher that goes to sleep has seen that the lease is over, or is rung for it.
+fn end_of_a_watched_lease(missing: Missing) {
+    loom::model(move || {
+        let (asker, worker) = held(missing, Phase::Responding);
+        asker.watch();
+        let serving = thread::spawn(move || {
+            assert!(worker.done(lease(1)));
+            worker.must_ring()
+        });
+        let seen = asker.has_news() || {
+            asker.unwatch();
+            asker.has_news()
+        };
+        let rung = serving.join().unwrap();
+        assert!(seen || rung, "nobody has noticed");
+    });
+}
+
+#[test]
+fn no_end_of_a_lease_is_slept_over() {
+    end_of_a_watched_lease(Missing::Nothing);
+}
+
+#[test]
+#[should_panic(expected = "nobody has noticed")]
+fn an_end_that_is_watched_for_needs_fences_that_all_agree_on() {
+    end_of_a_watched_lease(Missing::TotalFence);
+}
+
+/// As [`end_of_a_watched_lease`], of the answer to an offer.
+fn answer_to_a_watched_offer(missing: Missing) {
+    loom::model(move || {
+        let (asker, worker) = held(missing, Phase::Offered);
+        asker.watch();
+        let control = thread::spawn(move || {
+            let question = worker.question(0).unwrap();
+            worker.reply(&question, Reply::Accept);
+            worker.must_ring()
+        });
+        let seen = asker.has_news() || {
+            asker.unwatch();
+            asker.has_news()
+        };
+        let rung = control.join().unwrap();
+        assert!(seen || rung, "nobody has noticed");
+    });
+}
+
+#[test]
+fn no_answer_to_an_offer_is_slept_over() {
+    answer_to_a_watched_offer(Missing::Nothing);
+}
+
+#[test]
+#[should_panic(expected = "nobody has noticed")]
+fn an_answer_that_is_watched_for_needs_fences_that_all_agree_on() {
+    answer_to_a_watched_offer(Missing::TotalFence);
+}
+
+/// Whoever sees the end of a lease knows whether its connection goes on.
+fn end_of_a_kept_connection(missing: Missing) {
+    loom::model(move || {
+        let (asker, worker) = held(missing, Phase::Responding);
+        let serving = thread::spawn(move || {
+            worker.keep(lease(1));
+            assert!(worker.done(lease(1)));
+        });
+        if phase(asker.memory()) == Some(Phase::Done) {
+            assert!(asker.kept(lease(1)), "a connection that goes on is taken for ended");
+        }
+        serving.join().unwrap();
+    });
+}
+
+#[test]
+fn a_connection_that_goes_on_is_known_to() {
+    end_of_a_kept_connection(Missing::Nothing);
+}
+
+#[test]
+#[should_panic(expected = "taken for ended")]
+fn a_connection_that_goes_on_needs_an_ordered_swap() {
+    end_of_a_kept_connection(Missing::SwapOrder);
 }
 
 /// Whoever reads the request of a lease while the next one is written down reads that one whole, or nothing.

@@ -769,15 +769,30 @@ fn a_connection_that_is_not_claimed_in_time_goes_to_another() {
 
 #[test]
 fn what_dies_with_a_connection_says_what_may_still_be_sent() {
-    for (phase, end, step) in
-        [(Claimed, End::Unanswered, Action::Abort(2, lease(1))), (Responding, End::Cut, Action::Bury(2, lease(1)))]
-    {
+    let claimed = || {
         let mut t = Talk::up(LIMITS);
         t.hears(10, Event::Connection(1, A), &[hand(2, 1, 1, 10)]);
         t.sees(11, 2, handed(1, Claimed, 10), &[taken(1, 2, 1, 10)]);
-        let gone = [note(2, Note::Down(ONE)), note(2, Note::Lost(lease(1))), over(1, 2, 1, end), step];
-        t.sees(20, 2, dead(handed(1, phase, 10)), &gone);
-    }
+        t
+    };
+    let gone = [note(2, Note::Down(ONE)), note(2, Note::Lost(lease(1)))];
+    let mut t = claimed();
+    let cut = [gone[0], gone[1], over(1, 2, 1, End::Cut), Action::Bury(2, lease(1))];
+    t.sees(20, 2, dead(handed(1, Responding, 10)), &cut);
+    // Nothing is said in a worker's place before it cannot say anything itself.
+    let mut t = claimed();
+    t.sees(20, 2, dead(handed(1, Claimed, 10)), &[gone[0], gone[1], Action::Abort(2, lease(1))]);
+    let answered = [over(1, 2, 1, End::Unanswered), Action::Release(2, lease(1))];
+    t.sees(20, 2, dead(handed(1, Aborted, 10)), &answered);
+    // That holds for one whose slot names another life, and which lives and is quicker.
+    let mut t = claimed();
+    let scrambled = |phase| {
+        let seen = handed(1, phase, 10);
+        Seen { terms: seen.terms.map(|terms| Terms { worker_epoch: ONE.next(), ..terms }), ..seen }
+    };
+    t.sees(20, 2, scrambled(Claimed), &[gone[1], Action::Abort(2, lease(1))]);
+    let quicker = [gone[1], over(1, 2, 1, End::Cut), Action::Bury(2, lease(1))];
+    t.sees(20, 2, scrambled(Responding), &quicker);
     // Before the claim nothing is lost.
     let mut t = Talk::up(LIMITS);
     t.hears(10, Event::Connection(1, A), &[hand(2, 1, 1, 10)]);

@@ -56,7 +56,9 @@ fn run_dispatcher(path: Option<&Path>) -> Result<(), Failure> {
         Origin::File(path) => Some(path),
         Origin::BuiltIn => None,
     };
-    runtime()?.block_on(dispatcher::run(loaded.config, path)).map_err(|error| failed(format!("dispatcher: {error}")))
+    let mut runtime = tokio::runtime::Builder::new_current_thread();
+    let runtime = runtime.enable_all().on_thread_park(dispatcher::before_sleep).build().map_err(failed)?;
+    runtime.block_on(dispatcher::run(loaded.config, path)).map_err(|error| failed(format!("dispatcher: {error}")))
 }
 
 fn run_worker(path: Option<&Path>, id: &WorkerId) -> Result<(), Failure> {

@@ -10,13 +10,13 @@ use std::time::{Duration, Instant};
 
 use clap::Args;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use nix::sched::{CpuSet, sched_getaffinity, sched_setaffinity};
+use nix::sched::{CpuSet, sched_getaffinity, sched_getcpu, sched_setaffinity};
 use nix::unistd::{Pid, geteuid};
 
-use super::{Failure, failed, load};
+use super::{Failure, duration, failed, load};
 use crate::clock;
 use crate::config::Config;
-use crate::exchange::{Asker, Kind, Memory, Reply, Respondent, Word};
+use crate::exchange::{Asker, Kind, LONGEST, Memory, Patience, Reply, Respondent, Word};
 use crate::ids::{Epoch, WorkerId, WorkerState};
 use crate::ipc::{self, Modes, Parts, SetLock};
 use crate::signals::Signal;
@@ -30,6 +30,9 @@ pub struct Pingpong {
     /// Also measure both sides spinning on the slot, and the bare named pipes without a slot
     #[arg(long)]
     compare: bool,
+    /// Pause after each exchange, so that the other end is at rest when the next one comes
+    #[arg(long, value_name = "DURATION", value_parser = duration, default_value = "0s")]
+    pause: Duration,
 }
 
 /// The other end.
@@ -49,6 +52,10 @@ pub struct Pong {
 pub(super) enum Mode {
     /// On the bells, asleep.
     Asleep,
+    /// As the dispatcher: on the slot for as long as that is likely to pay, then on the bell. The other end sleeps.
+    Watching,
+    /// The same without a look at the cores or at what it brought before: what that is worth.
+    Blind,
     /// On the slot, each on a core of its own.
     Spinning,
     /// On the bells alone: the baseline of sleeping.
@@ -61,6 +68,8 @@ impl Mode {
     pub(super) fn name(self) -> &'static str {
         match self {
             Mode::Asleep => "exchange, both ends asleep",
+            Mode::Watching => "exchange, watched while it pays",
+            Mode::Blind => "exchange, watched blindly",
             Mode::Spinning => "exchange, both ends spinning",
             Mode::Bare => "bare named pipes and poll",
             Mode::Words => "one bare word each, spinning",
@@ -132,12 +141,12 @@ fn clear_dead(dead: &Path) {
 
 fn measure_all(apart: &Apart, pingpong: &Pingpong) -> Result<(), Failure> {
     let modes: &[Mode] = match pingpong.compare {
-        true => &[Mode::Asleep, Mode::Bare, Mode::Spinning],
+        true => &[Mode::Asleep, Mode::Watching, Mode::Blind, Mode::Bare, Mode::Spinning],
         false => &[Mode::Asleep],
     };
     let mut out = io::stdout().lock();
     for mode in modes {
-        let times = measure(apart, *mode, pingpong.count)?;
+        let times = measure(apart, *mode, pingpong.count, pingpong.pause)?;
         print(&mut out, mode.name(), times).map_err(failed)?;
     }
     Ok(())
@@ -159,7 +168,7 @@ fn worker() -> WorkerId {
 }
 
 /// Round trips in nanoseconds.
-pub(super) fn measure(apart: &Apart, mode: Mode, count: u64) -> Result<Vec<u32>, Failure> {
+pub(super) fn measure(apart: &Apart, mode: Mode, count: u64, pause: Duration) -> Result<Vec<u32>, Failure> {
     let Apart { config, file, stop } = apart;
     ipc::create_worker(config, &worker(), clock::now().0, &Modes::default()).map_err(failed)?;
     let parts = ipc::open(config, &worker()).map_err(failed)?;
@@ -175,7 +184,7 @@ pub(super) fn measure(apart: &Apart, mode: Mode, count: u64) -> Result<Vec<u32>,
         .spawn()
         .map_err(failed)?;
     let pinned = pin(mode, 0);
-    let times = ask_all(&parts, mode, count, stop);
+    let times = ask_all(&parts, mode, count, pause, stop);
     if let Some(before) = pinned {
         let _ = sched_setaffinity(Pid::from_raw(0), &before);
     }
@@ -197,11 +206,13 @@ fn end(child: &mut Child, cleanly: bool) -> Result<(), Failure> {
     Ok(())
 }
 
-fn ask_all(parts: &Parts, mode: Mode, count: u64, stop: &Signal) -> Result<Vec<u32>, Failure> {
+fn ask_all(parts: &Parts, mode: Mode, count: u64, pause: Duration, stop: &Signal) -> Result<Vec<u32>, Failure> {
     let mut asker = Asker::attach(parts.segment.clone(), Epoch::FIRST, (std::process::id(), 0), None);
     // The other end rings once when it is there.
     wait(&parts.to_dispatcher, Some(stop))?;
     let mut times = Vec::with_capacity(count as usize);
+    let mut patience = Patience::default();
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
     for turn in 1..=count {
         let since = Instant::now();
         match mode {
@@ -216,6 +227,18 @@ fn ask_all(parts: &Parts, mode: Mode, count: u64, stop: &Signal) -> Result<Vec<u
                     wait(&parts.to_dispatcher, Some(stop))?;
                 }
             }
+            Mode::Watching | Mode::Blind => {
+                asker.ask(Kind::Ping, None);
+                parts.to_worker.ring();
+                let here = sched_getcpu().ok().map(|core| core as u64);
+                let shared = cores == 1 || asker.core().is_none_or(|core| Some(core) == here);
+                let longest = if mode == Mode::Blind { LONGEST } else { patience.watch(shared) };
+                if !watch(&mut asker, longest, &mut patience) {
+                    while asker.answer().is_none() {
+                        wait(&parts.to_dispatcher, Some(stop))?;
+                    }
+                }
+            }
             Mode::Spinning => {
                 asker.ask(Kind::Ping, None);
                 spin_until(|| asker.answer().is_some(), Some(stop))?;
@@ -226,8 +249,30 @@ fn ask_all(parts: &Parts, mode: Mode, count: u64, stop: &Signal) -> Result<Vec<u
             }
         }
         times.push(u32::try_from(since.elapsed().as_nanos()).unwrap_or(u32::MAX));
+        if !pause.is_zero() {
+            std::thread::sleep(pause);
+        }
     }
     Ok(times)
+}
+
+/// Watches the slot for the answer; whether it came.
+fn watch<M: Memory>(asker: &mut Asker<M>, longest: Duration, patience: &mut Patience) -> bool {
+    let since = Instant::now();
+    while !longest.is_zero() {
+        for _ in 0..32 {
+            if asker.answer().is_some() {
+                patience.learn(Some(since.elapsed()));
+                return true;
+            }
+            std::hint::spin_loop();
+        }
+        if since.elapsed() >= longest {
+            patience.learn(None);
+            break;
+        }
+    }
+    false
 }
 
 /// Answers exactly as many questions as it was told, and ends.
@@ -250,7 +295,7 @@ pub fn pong(pong: &Pong) -> Result<(), Failure> {
                 parts.segment.store(WORDS.1, turn, Ordering::Release);
                 continue;
             }
-            Mode::Asleep => loop {
+            Mode::Asleep | Mode::Watching | Mode::Blind => loop {
                 if let Some(question) = respondent.question(answered) {
                     break question;
                 }
@@ -268,10 +313,11 @@ pub fn pong(pong: &Pong) -> Result<(), Failure> {
                 question.ok_or_else(|| failed("no question"))?
             }
         };
+        respondent.be_on(sched_getcpu().unwrap_or_default());
         debug_assert_eq!(respondent.judge(&question, WorkerState::Ready), Reply::Pong);
         respondent.reply(&question, Reply::Pong);
         answered = question.sequence;
-        if pong.mode == Mode::Asleep {
+        if !pong.mode.spins() {
             parts.to_dispatcher.ring();
         }
     }

@@ -2,6 +2,7 @@
 
 mod clients;
 mod view;
+mod watch;
 
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeSet, HashMap, VecDeque};
@@ -18,7 +19,7 @@ use super::room::{Name, Room, Slot};
 use super::{DispatcherError, slot};
 use crate::clock;
 use crate::config::{self, Config};
-use crate::exchange::{Asker, Life, Word};
+use crate::exchange::{Asker, Life, Patience, Word};
 use crate::handoff::Post;
 use crate::ids::{Epoch, PoolName, Terms, Time, Token, WorkerId, WorkerState};
 use crate::ipc::{self, Parts};
@@ -27,6 +28,7 @@ use crate::probe::{PoolReport, WorkerReport};
 use crate::shm::{Identity, Role, Segment};
 use crate::{log, restart, sys, tree};
 use clients::Client;
+pub use watch::before_sleep;
 
 /// The dispatcher's state, shared by its tasks, all on one thread.
 pub struct Desk {
@@ -46,6 +48,11 @@ pub struct Desk {
     /// What systemd has been told last.
     told: RefCell<String>,
     chance: Chance,
+    cores: usize,
+    /// Slots that are watched, and those where something was seen that nobody has looked at yet.
+    expected: RefCell<Vec<watch::Place>>,
+    news: RefCell<VecDeque<watch::Place>>,
+    heard: Notify,
     /// Marks of connections that were lent when the last dispatcher ended, and whether no worker has taken them.
     found: RefCell<HashMap<u32, bool>>,
 }
@@ -85,9 +92,14 @@ impl Desk {
             hold: Notify::new(),
             told: RefCell::default(),
             chance: Chance::default(),
+            cores: std::thread::available_parallelism().map_or(1, usize::from),
+            expected: RefCell::default(),
+            news: RefCell::default(),
+            heard: Notify::new(),
             found: RefCell::default(),
         });
         desk.reconfigure(config, return_ports)?;
+        desk.be_here();
         Ok(desk)
     }
 
@@ -107,7 +119,13 @@ impl Desk {
             let index = known.unwrap_or_else(|| {
                 let pool = Pool::new(limits(wanted, config), self.epoch);
                 let mut rooms = self.rooms.borrow_mut();
-                rooms.push(Room { config: wanted.clone(), pool, failed: None, slots: Vec::new() });
+                rooms.push(Room {
+                    config: wanted.clone(),
+                    pool,
+                    failed: None,
+                    slots: Vec::new(),
+                    patience: Patience::default(),
+                });
                 rooms.len() - 1
             });
             let mut new = Vec::new();
@@ -186,6 +204,7 @@ impl Desk {
             last: Life::load(&*segment).map(|life| life.epoch).filter(|_| undamaged),
             looked: (0, 0),
             sound_at: None,
+            watched: false,
             asker,
             segment,
             ring: to_worker,
@@ -246,7 +265,7 @@ impl Desk {
             let actions = room.pool.handle(clock::now(), event);
             self.leases.set(room.pool.leases());
             for action in actions {
-                if let Some(n) = self.perform(room, action)
+                if let Some(n) = self.perform(index, room, action)
                     && !looks.contains(&n)
                 {
                     looks.push_back(n);
@@ -261,7 +280,7 @@ impl Desk {
     }
 
     /// Does one action; returns the worker whose slot is to be looked at afterwards.
-    fn perform(&self, room: &mut Room, action: Action) -> Option<u16> {
+    fn perform(&self, index: usize, room: &mut Room, action: Action) -> Option<u16> {
         let n = match action {
             Action::Grant { client, worker, lease, claim_by } => {
                 let event = log::Event::LeaseGranted;
@@ -335,6 +354,7 @@ impl Desk {
                     // Nobody rings for it, and its claim is its answer: but a probe's answer is a sign of life.
                     slot.asker.overtake();
                 }
+                self.expect((index, n), slot);
                 if slot.asker.offer(&terms).is_ok() {
                     let is_there = match connection {
                         Some(client) => self.pass_on(slot, client, lease),

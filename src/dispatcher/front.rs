@@ -67,7 +67,8 @@ impl Front {
     pub fn open(config: &Config, sockets: Vec<Rc<Listener>>, desk: Rc<Desk>) -> io::Result<Self> {
         let readiness = Readiness::new()?;
         let watching = readiness.clone();
-        tokio::task::spawn_local(async move { watching.run().await });
+        let at = desk.clone();
+        tokio::task::spawn_local(async move { watching.run(|| at.glance()).await });
         let mark = desk.any_mark();
         let shared = Rc::new(Shared {
             desk,

@@ -208,7 +208,9 @@ impl Hall {
             return reset(&*connection); // who it is cannot be told, and so nothing is done for it
         }
         let mut bound = self.settings.head_timeout;
-        while self.is_asking(&connection, bound).await {
+        // Of another protocol nobody here knows who speaks first.
+        let is_http = self.desk.speaks_http(&self.listener.pool);
+        while !is_http || self.is_asking(&connection, bound).await {
             waits(true);
             let outcome = self.hand_over(&connection, waits).await;
             waits(false);
@@ -216,7 +218,7 @@ impl Hall {
                 Some(Outcome::Over(_, End::Done, true)) => bound = self.settings.idle_timeout,
                 Some(outcome) => {
                     waits(true);
-                    self.end(&connection, outcome).await;
+                    self.end(&connection, outcome, is_http).await;
                     return waits(false);
                 }
                 None => break,
@@ -302,7 +304,7 @@ impl Hall {
     }
 
     /// The last that can be done for it.
-    async fn end(&self, connection: &Connection, outcome: Outcome) {
+    async fn end(&self, connection: &Connection, outcome: Outcome, is_http: bool) {
         let problem = match outcome {
             Outcome::Over(_, End::Done, _) => return, // its worker has ended it
             Outcome::Over(worker, End::Cut, _) => {
@@ -322,7 +324,7 @@ impl Hall {
                 redirect::refusal(refusal, pool.as_str(), &self.desk.staff(pool))
             }
         };
-        if !self.desk.speaks_http(&self.listener.pool) {
+        if !is_http {
             return reset(connection); // whatever it speaks, this is no word of it
         }
         if self.listener.access_log {

@@ -35,6 +35,7 @@ use crate::pool::Event;
 use crate::signals::{ONE_STOP, Parent, Signal};
 use crate::{log, sys};
 use desk::Desk;
+pub use desk::before_sleep;
 
 /// Why the dispatcher cannot start or go on.
 #[derive(Debug, thiserror::Error)]
@@ -56,7 +57,8 @@ pub enum DispatcherError {
     System(&'static str, io::Error),
 }
 
-/// Runs the dispatcher until it is told to stop. `path` is where a reload reads the configuration.
+/// Runs the dispatcher until it is told to stop. `path` is where a reload reads the configuration. The runtime is one of a
+/// single thread, and calls [`before_sleep`] before that is parked.
 ///
 /// # Errors
 /// See [`DispatcherError`].
@@ -103,6 +105,8 @@ async fn serve(mut config: Config, path: Option<PathBuf>) -> Result<(), Dispatch
     tokio::task::spawn_local(probe::serve(probe, desk.clone()));
     let timers = desk.clone();
     tokio::task::spawn_local(async move { timers.run_timers().await });
+    let news = desk.clone();
+    tokio::task::spawn_local(async move { news.run_news().await });
     let front = front::Front::open(&config, listeners, desk.clone()).map_err(system("epoll"))?;
     front.take_back(handed);
     let _ = sd_notify::notify(&[NotifyState::Ready, NotifyState::Status(&desk.status())]);

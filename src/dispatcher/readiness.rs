@@ -48,11 +48,12 @@ impl Readiness {
         Ok(Rc::new(Self { epoll, ready, next: Cell::new(1), waiting: RefCell::default() }))
     }
 
-    /// Wakes whoever waits; never returns.
-    pub async fn run(&self) {
+    /// Wakes whoever waits, and calls `each` for each lot of them; never returns.
+    pub async fn run(&self, each: impl Fn()) {
         let mut events = [EpollEvent::empty(); BATCH];
         while let Ok(mut ready) = self.ready.readable().await {
             ready.clear_ready();
+            each();
             while let Ok(count) = self.epoll.wait(&mut events, EpollTimeout::ZERO) {
                 for event in &events[..count] {
                     let mut waiting = self.waiting.borrow_mut();

@@ -10,7 +10,7 @@ use super::slot;
 use crate::bell::Bell;
 use crate::clock;
 use crate::config::{self, Address};
-use crate::exchange::{Asker, Life};
+use crate::exchange::{Asker, Life, Patience};
 use crate::handoff::Post;
 use crate::ids::{Claim, Epoch, LeaseId, PoolName, Time, Token, WorkerId};
 use crate::log::Event;
@@ -59,6 +59,8 @@ pub struct Slot {
     pub looked: (u64, u32),
     /// When its worker was last found alive, with a segment that is sound.
     pub sound_at: Option<Time>,
+    /// Whether its worker has been told that it is looked at without a ring.
+    pub watched: bool,
 }
 
 impl Slot {
@@ -98,6 +100,8 @@ pub struct Room {
     pub failed: Option<String>,
     /// Index `n - 1` is worker `n`.
     pub slots: Vec<Option<Slot>>,
+    /// How quick its workers are.
+    pub patience: Patience,
 }
 
 impl Room {

@@ -1,6 +1,6 @@
 //! The dispatcher's side of a slot: it asks, offers, takes back and clears away.
 
-use std::sync::atomic::Ordering::{Acquire, Relaxed, Release};
+use std::sync::atomic::Ordering::{Acquire, Relaxed, Release, SeqCst};
 
 use super::words::store_terms;
 use super::{Kind, Memory, Question, Reply, Word, claim, swap};
@@ -53,6 +53,7 @@ impl<M: Memory> Asker<M> {
         let drained = Self::was_drained(&memory);
         let asker = Self { memory, epoch, process, return_port, drained, sequence, outstanding: None, heard: false };
         asker.sign();
+        asker.unwatch();
         asker
     }
 
@@ -137,6 +138,32 @@ impl<M: Memory> Asker<M> {
         let reply = Reply::new(word & 0xffff)?;
         self.outstanding = None;
         Some((question, reply))
+    }
+
+    /// From the next offer on, until [`Self::unwatch`], this side looks by itself: its news needs no ring.
+    pub fn watch(&self) {
+        self.memory.store(Word::WATCHED, 1, Relaxed);
+    }
+
+    /// This side is about to sleep: from now on it has to be rung for. What the worker did before it knew is seen by
+    /// [`Self::has_news`] afterwards (store buffering: one of the two sees the other, as in Dekker's algorithm).
+    pub fn unwatch(&self) {
+        self.memory.store(Word::WATCHED, 0, Relaxed);
+        self.memory.fence(SeqCst); // W
+    }
+
+    /// Whether an offer is answered that was not, or a claim has ended: what the worker would ring for.
+    pub fn has_news(&self) -> bool {
+        let question = self.outstanding.filter(|question| question.kind == Kind::Offer);
+        let answered = |question: Question| self.memory.load(Word::ANSWER, Relaxed) >> 16 == question.sequence;
+        let open =
+            matches!(claim(&self.memory), Some(Claim::Held(_, Phase::Offered | Phase::Claimed | Phase::Responding)));
+        !open || question.is_some_and(answered)
+    }
+
+    /// The core that the worker was last seen on.
+    pub fn core(&self) -> Option<u64> {
+        self.memory.load(Word::CORE, Relaxed).checked_sub(1)
     }
 
     /// Another question is about to overtake the one that is open: should that have been answered, it is remembered.

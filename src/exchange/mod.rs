@@ -18,10 +18,12 @@
 //! Every value read is taken for untrusted: it passes a checked constructor or counts as absent.
 
 mod dispatcher;
+mod patience;
 mod words;
 mod worker;
 
 pub use dispatcher::Asker;
+pub use patience::{LONGEST, Patience};
 pub use words::{Counters, LINES, Life, Request, WORDS, Word};
 pub use worker::{ClaimRefused, Counter, Respondent};
 

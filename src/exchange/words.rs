@@ -68,6 +68,8 @@ impl Word {
     pub(super) const ANSWER: Word = Word::at(2, 0);
     /// The lease after which the worker let go of a connection that goes on; written before the step to `Done`.
     pub(super) const KEPT: Word = Word::at(2, 1);
+    /// The core that the worker ran on when it last said something, and 1; 0 if it has not.
+    pub(super) const CORE: Word = Word::at(2, 2);
 
     // Line 3, written by the worker: its life.
     pub(super) const EPOCH: Word = Word::at(3, 0);
@@ -89,6 +91,9 @@ impl Word {
     // Line 4, written by both with compare-and-swap.
     /// A [`crate::ids::Claim`].
     pub const CLAIM: Word = Word::at(4, 0);
+    /// 1 while the dispatcher is awake and will look at the slot by itself, so that nobody need ring for a claim that ends
+    /// or an offer that is answered. The dispatcher's; beside the claim word, because it is read together with that.
+    pub const WATCHED: Word = Word::at(4, 1);
 
     // Lines 5 and up, written by the worker: counters, over all incarnations.
     pub(super) const SERVED: Word = Word::at(5, 0);

@@ -1,6 +1,6 @@
 //! The worker's side of a slot: it answers, claims and finishes.
 
-use std::sync::atomic::Ordering::{Acquire, Relaxed, Release};
+use std::sync::atomic::Ordering::{Acquire, Relaxed, Release, SeqCst};
 use std::time::Duration;
 
 use super::words::{WANTS_RECYCLE, store_request};
@@ -103,6 +103,18 @@ impl<M: Memory> Respondent<M> {
         self.memory.store(Word::LAST_TURN, now.0, Relaxed);
     }
 
+    /// Says on which core this side runs.
+    pub fn be_on(&self, core: usize) {
+        self.memory.store(Word::CORE, core as u64 + 1, Relaxed);
+    }
+
+    /// Whether the dispatcher has to be rung for an answer to an offer, or for a claim that has ended: it may be looking
+    /// by itself. To be asked afterwards.
+    pub fn must_ring(&self) -> bool {
+        self.memory.fence(SeqCst); // W
+        self.memory.load(Word::WATCHED, Relaxed) != 1
+    }
+
     /// The question in the slot, if it is not the one with sequence `answered`.
     pub fn question(&self, answered: u64) -> Option<Question> {
         for _ in 0..READS {
@@ -202,7 +214,7 @@ impl<M: Memory> Respondent<M> {
         self.memory.store(Word::KEPT, lease.get(), Relaxed); // seen by whoever sees the step to Done
     }
 
-    /// `Claimed | Responding -> Done`. The caller rings afterwards.
+    /// `Claimed | Responding -> Done`. The caller rings afterwards, if [`Self::must_ring`].
     pub fn done(&self, lease: LeaseId) -> bool {
         // In the order the phases come, so that a step to Responding in between is not missed.
         [Phase::Claimed, Phase::Responding]

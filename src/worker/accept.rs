@@ -33,7 +33,7 @@ pub async fn serve<S: Handler>(
     let service = Arc::new(Mutex::new(service));
     let places = Arc::new(Semaphore::new(shared.front.connections));
     let mut connections = JoinSet::new();
-    let passed = inbox.as_ref().map(Inbox::socket).transpose().map_err(system("the socket for connections"))?;
+    let passed = inbox.as_ref().map(Inbox::socket);
     let mut handing = JoinSet::new();
     handing.spawn(handed::run(shared.clone(), service.clone(), inbox));
 
@@ -63,7 +63,7 @@ pub async fn serve<S: Handler>(
             }
             order = orders.recv() => {
                 shared.attention.leave();
-                let sockets = (&listener, passed.as_ref());
+                let sockets = (&listener, passed.as_deref());
                 if order != Some(Order::Recycle) || !recycle(&shared, sockets, &mut orders).await {
                     break;
                 }

@@ -72,6 +72,7 @@ impl Control {
             self.wait(clock::now());
             let now = clock::now();
             self.shared.respondent.turn(now);
+            self.shared.be_on_core();
             if !self.shared.respondent.is_intact() {
                 self.leave_the_slot();
             }
@@ -96,7 +97,10 @@ impl Control {
                 let order = self.obey(question.kind, reply);
                 self.shared.respondent.reply(&question, reply);
                 self.answered = question.sequence;
-                self.shared.ring();
+                match question.kind {
+                    Kind::Offer => self.shared.ring_if_need_be(),
+                    _ => self.shared.ring(),
+                }
                 // Only now: the next incarnation would find a question that is not answered, and obey it again.
                 if let Some(order) = order {
                     self.order(order, now);

@@ -50,6 +50,8 @@ pub struct Lent {
     requests: AtomicU32,
     /// Whether a close would reset it.
     resets: AtomicBool,
+    /// Whether the client has said that it sends nothing after its last request.
+    is_last: AtomicBool,
 }
 
 /// Takes one connection after the other, and serves it; never returns.
@@ -89,8 +91,8 @@ fn take(shared: &Shared, (message, connection): (Message, OwnedFd)) -> Option<Le
     shared.respondent.note_request(terms.lease, now, &[b"(its head is being read)"]);
     let (worker, lease, epoch) = (&shared.id, terms.lease, shared.respondent.epoch());
     tracing::debug!(%worker, %lease, %epoch, event = %Event::LeaseClaimed, "lease is claimed");
-    let resets = AtomicBool::new(false);
-    Some(Lent { held, stream, peer, server, entrance, requests: AtomicU32::new(0), resets })
+    let (resets, is_last) = (AtomicBool::new(false), AtomicBool::new(false));
+    Some(Lent { held, stream, peer, server, entrance, requests: AtomicU32::new(0), resets, is_last })
 }
 
 /// Serves it until it is to go back, or to its end.
@@ -193,12 +195,14 @@ async fn finish(shared: &Arc<Shared>, turn: &Turn, lent: Arc<Lent>, end: Result<
     let took = lent.held.since.elapsed();
     tracing::debug!(%worker, %lease, %epoch, status = turn.status(), took_ms = took.as_millis() as u64,
         event = %Event::RequestAnswered, "request is over");
+    // Nothing can come any more that a close would answer with a reset.
+    let is_through = end.is_ok() && turn.has_received() && lent.is_last.load(Ordering::Relaxed);
     let stream = if kept {
         shared.respondent.keep(lease);
         drop(lent); // before anybody else waits on it
         None
     } else {
-        Some(lent.stream.clone())
+        Some(lent.stream.clone()).filter(|_| !is_through)
     };
     match asked {
         true => shared.finish(lease, took, turn.has_failed()),
@@ -257,6 +261,7 @@ impl Lent {
         if request.version() >= Version::HTTP_11 {
             turn.allow_probe();
         }
+        self.is_last.store(is_last(&request), Ordering::Relaxed);
         let wants_log = self.entrance.access_log.then(|| format!("{} {}", request.method(), request.uri()));
         let since = Instant::now();
         let (hosts, listens_on) = (&self.entrance.allowed_hosts, self.entrance.listens_on);
@@ -290,6 +295,15 @@ impl Lent {
         }
         Ok(response)
     }
+}
+
+/// Whether a client sends no request after this one (RFC 9112, section 9.3).
+fn is_last<B>(request: &Request<B>) -> bool {
+    let says = |wanted: &str| {
+        let values = request.headers().get_all(CONNECTION).iter().filter_map(|value| value.to_str().ok());
+        values.flat_map(|value| value.split(',')).any(|option| option.trim().eq_ignore_ascii_case(wanted))
+    };
+    says("close") || request.version() < Version::HTTP_11 && !says("keep-alive")
 }
 
 /// The connection as hyper sees it.

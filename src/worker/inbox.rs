@@ -3,6 +3,7 @@
 use std::future::poll_fn;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use tokio::io::unix::AsyncFd;
@@ -12,7 +13,7 @@ use crate::sys;
 
 /// The worker's end.
 pub struct Inbox {
-    listener: AsyncFd<OwnedFd>,
+    listener: AsyncFd<Arc<OwnedFd>>,
     /// The last dispatcher that has connected; there is one at a time.
     dispatcher: Option<AsyncFd<OwnedFd>>,
     /// Room for a message.
@@ -22,12 +23,12 @@ pub struct Inbox {
 impl Inbox {
     pub fn new(listener: OwnedFd) -> io::Result<Self> {
         nix::fcntl::fcntl(&listener, nix::fcntl::FcntlArg::F_SETFL(nix::fcntl::OFlag::O_NONBLOCK))?;
-        Ok(Self { listener: sys::when_readable(listener)?, dispatcher: None, room: vec![0; MESSAGE_MAX] })
+        Ok(Self { listener: sys::when_ready(Arc::new(listener))?, dispatcher: None, room: vec![0; MESSAGE_MAX] })
     }
 
-    /// A copy of the socket it listens on.
-    pub fn socket(&self) -> io::Result<OwnedFd> {
-        self.listener.get_ref().as_fd().try_clone_to_owned()
+    /// The socket it listens on.
+    pub fn socket(&self) -> Arc<OwnedFd> {
+        self.listener.get_ref().clone()
     }
 
     /// The next connection. May be dropped and called again.

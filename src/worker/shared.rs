@@ -233,6 +233,20 @@ impl Shared {
         self.ring.ring();
     }
 
+    /// For an offer that is answered, or a lease that is over.
+    pub fn ring_if_need_be(&self) {
+        if self.respondent.must_ring() {
+            self.ring.ring();
+        }
+    }
+
+    /// Says on which core this thread runs.
+    pub fn be_on_core(&self) {
+        if let Ok(core) = nix::sched::sched_getcpu() {
+            self.respondent.be_on(core);
+        }
+    }
+
     pub fn order(&self, order: Order) {
         let _ = self.orders.send(order); // the serving task has ended: so has the need
     }
@@ -273,6 +287,7 @@ impl Shared {
 
     /// A request has been claimed; what the control loop must know of it.
     pub fn begin(&self, terms: &Terms, now: Time, stream: &net::Shared) {
+        self.be_on_core();
         let current = Current { lease: terms.lease, deadline: now + terms.request_timeout, stream: stream.clone() };
         *locked(&self.current) = Some(current);
         self.attention.begin(terms.lease);
@@ -322,7 +337,7 @@ impl Shared {
             self.want_recycle();
         }
         self.respondent.done(lease);
-        self.ring();
+        self.ring_if_need_be();
         if self.state() != WorkerState::Ready {
             self.wake_control();
         }

@@ -18,7 +18,7 @@ use self::bare::{Kind, Running};
 use self::load::Load;
 use self::set::Set;
 use super::pingpong::{Mode, apart, measure};
-use super::{Failure, failed, written};
+use super::{Failure, duration, failed, written};
 use crate::signals::{Came, Signal};
 
 #[derive(Debug, Subcommand)]
@@ -36,6 +36,9 @@ pub struct Exchange {
     /// How many exchanges in each round
     #[arg(long, value_name = "N", default_value_t = 5000, value_parser = clap::value_parser!(u64).range(1..=1_000_000))]
     count: u64,
+    /// Pause after each exchange, so that the other end is at rest when the next one comes
+    #[arg(long, value_name = "DURATION", value_parser = duration, default_value = "0s")]
+    pause: Duration,
     #[command(flatten)]
     rounds: Rounds,
 }
@@ -84,13 +87,14 @@ pub fn run(path: Option<&Path>, bench: &Bench) -> Result<(), Failure> {
 fn exchange(path: Option<&Path>, exchange: &Exchange) -> Result<(), Failure> {
     apart(path, |apart| {
         let median_of = |mode| {
-            let times = measure(apart, mode, exchange.count)?;
+            let times = measure(apart, mode, exchange.count, exchange.pause)?;
             Ok(median(times.into_iter().map(|nanos| f64::from(nanos) / 1000.0).collect()))
         };
         let mut out = Table::default();
-        for (baseline, mode) in [(Mode::Bare, Mode::Asleep), (Mode::Words, Mode::Spinning)] {
-            let mut table = Table::new(baseline.name(), [mode.name().to_owned()]);
-            table.fill(&exchange.rounds, |row| median_of(if row == 0 { baseline } else { mode }))?;
+        let asleep = [Mode::Bare, Mode::Asleep, Mode::Watching, Mode::Blind];
+        for modes in [&asleep[..], &[Mode::Words, Mode::Spinning]] {
+            let mut table = Table::new(modes[0].name(), modes[1..].iter().map(|mode| mode.name().to_owned()));
+            table.fill(&exchange.rounds, |row| median_of(modes[row]))?;
             out.0.extend(table.0);
         }
         let count = exchange.count;
