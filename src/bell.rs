@@ -4,8 +4,8 @@
 //! there, or an end of file when the other is restarted.
 
 use std::fs::File;
-use std::io::{self, Read, Write};
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
+use std::io::{self, Write};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::Path;
 
@@ -54,19 +54,30 @@ impl Bell {
         let _ = (&self.0).write(&[1]);
     }
 
-    /// Takes every byte out; whether there was one. Whoever writes without end does not keep us here: what is
-    /// then left says nothing new.
+    /// See [`hush`].
     pub fn hush(&self) -> bool {
-        let mut bytes = [0; 4096];
-        let mut rang = false;
-        for _ in 0..HUSH_READS {
-            let Ok(n) = (&self.0).read(&mut bytes) else { break };
-            rang |= n > 0;
-            if n < bytes.len() {
-                break;
-            }
+        hush(self)
+    }
+}
+
+/// Takes every byte out of a bell; whether there was one. Whoever writes without end does not keep us here: what is
+/// then left says nothing new.
+pub fn hush(bell: &impl AsFd) -> bool {
+    let mut bytes = [0; 4096];
+    let mut rang = false;
+    for _ in 0..HUSH_READS {
+        let Ok(n) = nix::unistd::read(bell, &mut bytes) else { break };
+        rang |= n > 0;
+        if n < bytes.len() {
+            break;
         }
-        rang
+    }
+    rang
+}
+
+impl From<Bell> for OwnedFd {
+    fn from(bell: Bell) -> Self {
+        bell.0.into()
     }
 }
 

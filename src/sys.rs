@@ -16,6 +16,7 @@ use nix::fcntl::{FcntlArg, fcntl};
 use nix::libc;
 use nix::sys::prctl;
 use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, sigaction};
+use nix::sys::socket::{SockaddrLike, SockaddrStorage};
 use nix::unistd::{Pid, getpid, getppid};
 use tokio::io::unix::AsyncFd;
 use tokio::io::{Interest, ReadBuf};
@@ -220,6 +221,26 @@ pub fn disconnect(fd: BorrowedFd<'_>) -> io::Result<()> {
     // the call, and its length is the one that is passed.
     Errno::result(unsafe { libc::connect(fd.as_raw_fd(), &nowhere, size_of::<libc::sockaddr>() as libc::socklen_t) })?;
     Ok(())
+}
+
+/// Accepts a connection that does not block, and says who has come (accept(2)).
+///
+/// # Errors
+/// `EAGAIN` when nobody has.
+pub fn accept(listener: BorrowedFd<'_>) -> nix::Result<(OwnedFd, Option<SockaddrStorage>)> {
+    let mut address = std::mem::MaybeUninit::<libc::sockaddr_storage>::zeroed();
+    let mut length = size_of::<libc::sockaddr_storage>() as libc::socklen_t;
+    let flags = libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK;
+    // SAFETY: needed because nix does not say who has come. The address lives longer than the call, and its length is the
+    // one that is passed.
+    let fd = unsafe { libc::accept4(listener.as_raw_fd(), address.as_mut_ptr().cast(), &raw mut length, flags) };
+    let fd = Errno::result(fd)?;
+    // SAFETY: needed because the kernel hands out numbers. It has just made this one for us.
+    let fd = unsafe { OwnedFd::from_raw_fd(fd) };
+    // SAFETY: needed because an address may be of any family. All of it is initialized, if with zeros, and `length` is what
+    // the kernel has written of it.
+    let address = unsafe { SockaddrStorage::from_raw(address.as_ptr().cast(), Some(length)) };
+    Ok((fd, address))
 }
 
 /// Owns descriptors that the kernel has just made: those of a message (`SCM_RIGHTS`, unix(7)), or an accepted one.

@@ -318,6 +318,36 @@ fn who_waits_survives_the_dispatcher_and_is_served_once() {
 }
 
 #[test]
+fn who_is_offered_to_a_worker_that_does_not_come_survives_the_dispatcher_too() {
+    let more = "[front]\nstore_after = \"1ms\"\n[watchdog]\nworker_timeout = \"30s\"\n";
+    let set = Set::start(&handed(2, "", &format!("offer_timeout = \"1s\"\n{more}")));
+    // The one that is taken first.
+    let stopped = set.worker_pid("default/2");
+    signal_to(stopped, Signal::SIGSTOP);
+    let sockets = || {
+        let all = fs::read_dir(format!("/proc/{}/fd", set.pid())).unwrap().flatten();
+        all.filter(|fd| fs::read_link(fd.path()).is_ok_and(|to| to.to_string_lossy().starts_with("socket:"))).count()
+    };
+    let before = sockets();
+    let mut stream = connect(set.address(0));
+    stream.write_all(&ask("/lent", "")).unwrap();
+    wait_until("it is in the store", || sockets() > before);
+    let old = set.dispatcher_pid();
+    signal_to(old, Signal::SIGKILL);
+    set.wait_for("another dispatcher", |status| {
+        status["dispatcher"]["pid"] != old && status["dispatcher"]["state"] == "up"
+    });
+    let answer = next(&mut stream);
+    assert_eq!((answer.status, answer.text().as_str()), (200, "GET /lent\n"));
+    signal_to(stopped, Signal::SIGCONT);
+    // What it was offered by the dead dispatcher is not its own any more, and the connection is.
+    stream.write_all(&ask("/again", "")).unwrap();
+    assert_eq!(next(&mut stream).text(), "GET /again\n");
+    drop(stream);
+    set.stop();
+}
+
+#[test]
 fn who_came_back_from_the_store_is_still_in_it_when_the_next_dispatcher_dies_at_once() {
     let mut set = Set::prepare("");
     let file = set.top().join("begun");

@@ -828,3 +828,37 @@ fn an_answer_that_does_not_come_is_given_in_the_workers_place() {
     let end = [over(1, 2, 1, End::Overdue), Action::Release(2, lease(1))];
     t.sees(overdue, 2, handed(1, Aborted, 10), &end);
 }
+
+#[test]
+fn many_workers_are_not_all_woken_at_once_for_a_sign_of_life() {
+    let mut pool = Pool::new(Limits { workers: 100, ..LIMITS }, epoch(7));
+    for n in 1..=100 {
+        pool.handle(at(1), Event::Seen(n, free()));
+    }
+    let asked = |actions: Vec<Action>| {
+        let asked = actions.iter().filter(|action| matches!(action, Action::Ask(_, Ask::Ping))).count();
+        assert_eq!(asked, actions.len(), "{actions:?}");
+        asked
+    };
+    assert_eq!(asked(pool.handle(at(10), Event::Probe)), 64);
+    assert_eq!((pool.deadline(), asked(pool.handle(at(15), Event::Probe))), (Some(at(20)), 0));
+    assert_eq!(asked(pool.handle(at(20), Event::Tick)), 36);
+    assert_eq!(pool.deadline(), None);
+}
+
+#[test]
+fn who_missed_an_offer_is_taken_after_the_others() {
+    let mut t = Talk::up(LIMITS);
+    t.hears(10, Event::Connection(1, A), &[hand(2, 1, 1, 10)]);
+    t.sees(60, 2, handed(1, Offered, 10), &[note(2, Note::Late(lease(1))), Action::Revoke(2, lease(1))]);
+    t.sees(60, 2, handed(1, Revoked, 10), &[Action::Release(2, lease(1)), hand(1, 1, 2, 60)]);
+    t.sees(61, 1, handed(2, Done, 60), &[taken(1, 1, 2, 60), over(1, 1, 2, End::Done), Action::Release(1, lease(2))]);
+    t.sees(61, 1, free(), &[]);
+    // Its control loop answers: that it meets anybody is not said with that.
+    t.sees(70, 2, answered(Answer::Here, free()), &[note(2, Note::Back)]);
+    t.hears(80, Event::Connection(2, A), &[hand(1, 2, 3, 80)]);
+    t.hears(80, Event::Connection(3, A), &[hand(2, 3, 4, 80)]);
+    t.sees(81, 2, handed(4, Done, 80), &[taken(3, 2, 4, 80), over(3, 2, 4, End::Done), Action::Release(2, lease(4))]);
+    t.sees(81, 2, free(), &[]);
+    t.hears(90, Event::Connection(4, A), &[hand(2, 4, 5, 90)]);
+}

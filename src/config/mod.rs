@@ -88,6 +88,9 @@ impl Default for Config {
     }
 }
 
+/// Descriptors of a part besides its connections and workers.
+pub const DESCRIPTORS: usize = 1024;
+
 impl Config {
     /// The annotated default configuration.
     pub const DEFAULT_TOML: &str = include_str!("../../config/patou.toml");
@@ -121,6 +124,13 @@ impl Config {
     /// Every worker of the set, pool by pool, numbers from 1.
     pub fn workers(&self) -> impl Iterator<Item = WorkerId> {
         self.pools.iter().flat_map(|pool| (1..=pool.workers).map(|number| WorkerId { pool: pool.name.clone(), number }))
+    }
+
+    /// How many descriptors the dispatcher may need: a connection in the store is open twice, and a worker is a segment,
+    /// two bells and a socket.
+    pub fn dispatcher_descriptors(&self) -> u64 {
+        let workers: usize = self.pools.iter().map(|pool| usize::from(pool.workers)).sum();
+        (2 * self.front.connections + 4 * workers + DESCRIPTORS) as u64
     }
 
     /// Whose segment it is: 64-bit FNV-1a over set name, runtime folder, pool name and number.

@@ -6,7 +6,6 @@ mod watch;
 
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeSet, HashMap, VecDeque};
-use std::os::fd::AsFd;
 use std::rc::Rc;
 use std::sync::Arc;
 
@@ -26,7 +25,7 @@ use crate::ipc::{self, Parts};
 use crate::pool::{Action, ClientId, Event, Limits, Pool, Worker};
 use crate::probe::{PoolReport, WorkerReport};
 use crate::shm::{Identity, Role, Segment};
-use crate::{log, restart, sys, tree};
+use crate::{bell, log, restart, sys, tree};
 use clients::Client;
 pub use watch::before_sleep;
 
@@ -188,13 +187,12 @@ impl Desk {
         } else {
             asker.distrust();
         }
-        let readiness = to_dispatcher.as_fd().try_clone_to_owned();
-        let readiness = readiness.and_then(sys::when_readable).map_err(|e| DispatcherError::System("a bell", e))?;
+        let readiness = sys::when_readable(to_dispatcher.into()).map_err(|e| DispatcherError::System("a bell", e))?;
         let (desk, n) = (Rc::downgrade(self), id.number);
         let listening = tokio::task::spawn_local(async move {
             while let Ok(mut ready) = readiness.readable().await {
                 ready.clear_ready();
-                to_dispatcher.hush();
+                bell::hush(readiness.get_ref());
                 let Some(desk) = desk.upgrade() else { return };
                 desk.look(index, n);
             }

@@ -4,7 +4,7 @@ use std::cell::{Cell, RefCell};
 use std::collections::BTreeSet;
 use std::future::{Future, poll_fn};
 use std::io;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::os::fd::{AsFd, OwnedFd};
 use std::pin::pin;
 use std::rc::Rc;
@@ -101,7 +101,7 @@ impl Front {
                 continue; // a worker has it, or has had it
             }
             let Ok(place) = self.shared.places.clone().try_acquire_owned() else { continue };
-            let ends = Ends::of(&fd, None, mark);
+            let ends = Ends::of(&fd, net::peer_address(&fd), None, mark);
             let connection = Connection::new(fd, ends, Rc::new(entrance(&listener)), &self.shared.readiness);
             self.shared.clone().serve_handed(index, listener, connection.adopted(proxied, stored), false, place);
         }
@@ -202,9 +202,9 @@ async fn accept_handed(shared: Rc<Shared>, index: usize, socket: Rc<Listener>) {
     let server = socket.tcp_address().filter(|address| !address.ip().is_unspecified());
     loop {
         match next(&shared.places, &socket).await {
-            Ok((fd, place)) => {
+            Ok((fd, address, place)) => {
                 let Some(listener) = shared.handed_listener(index) else { return };
-                let ends = Ends::of(&fd, server, shared.next_mark());
+                let ends = Ends::of(&fd, address, server, shared.next_mark());
                 let entrance = match &known {
                     Some((same, entrance)) if Rc::ptr_eq(same, &listener) => entrance.clone(),
                     _ => Rc::new(entrance(&listener)),
@@ -227,7 +227,7 @@ async fn accept(shared: Rc<Shared>, index: usize, socket: Rc<Listener>) {
     }
     loop {
         match next(&shared.places, &socket).await {
-            Ok((fd, place)) => {
+            Ok((fd, _, place)) => {
                 let listener = shared.listeners.borrow().get(index).cloned();
                 let Some(listener) = listener else { return };
                 shared.connections.set(shared.connections.get() + 1);
@@ -255,9 +255,12 @@ async fn accept(shared: Rc<Shared>, index: usize, socket: Rc<Listener>) {
     }
 }
 
-/// The next connection and its place. Beyond `front.connections` the kernel's backlog is the queue; a listener
+/// The next connection, its client's TCP address, and its place. Beyond `front.connections` the kernel's backlog is the queue; a listener
 /// on which nobody waits holds no place that another could use.
-async fn next(places: &Arc<Semaphore>, socket: &Listener) -> io::Result<(OwnedFd, OwnedSemaphorePermit)> {
+async fn next(
+    places: &Arc<Semaphore>,
+    socket: &Listener,
+) -> io::Result<(OwnedFd, Option<SocketAddr>, OwnedSemaphorePermit)> {
     let mut acquire = pin!(places.clone().acquire_owned());
     poll_fn(|task| {
         let place = ready!(acquire.as_mut().poll(task)).map_err(io::Error::other)?;
@@ -265,7 +268,7 @@ async fn next(places: &Arc<Semaphore>, socket: &Listener) -> io::Result<(OwnedFd
         if accepted.is_pending() {
             acquire.set(places.clone().acquire_owned());
         }
-        accepted.map_ok(|fd| (fd, place))
+        accepted.map_ok(|(fd, address)| (fd, address, place))
     })
     .await
 }

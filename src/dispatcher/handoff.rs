@@ -64,9 +64,8 @@ pub struct Ends {
 }
 
 impl Ends {
-    /// Asks the socket. `server` where it is known.
-    pub fn of(fd: &OwnedFd, server: Option<SocketAddr>, mark: u32) -> Self {
-        let address = net::peer_address(fd);
+    /// `address` is the client's, on TCP; `server` is the other one where it is known.
+    pub fn of(fd: &OwnedFd, address: Option<SocketAddr>, server: Option<SocketAddr>, mark: u32) -> Self {
         let user = || Peer::User(net::peer_user(fd).unwrap_or(u32::MAX));
         let peer = address.map_or_else(user, |address| Peer::Ip(address.ip().to_canonical()));
         Self { peer, address, server: server.or_else(|| address.and_then(|_| net::local_address(fd))), mark }
@@ -339,7 +338,7 @@ impl Hall {
     }
 
     async fn answer(&self, connection: &Connection, problem: &Problem) -> io::Result<()> {
-        let stream = net::Shared(Arc::new(Stream::adopt(connection.as_fd().try_clone_to_owned()?)?));
+        let stream = net::Shared(Arc::new(Stream::of(connection.watched.socket(), connection.ends.server.is_some())));
         set_reset_on_close(&stream, false)?;
         let bound = self.settings.linger_timeout;
         timeout(bound, stream.clone().write_all(&problem.raw())).await??;

@@ -9,6 +9,7 @@ use std::future::poll_fn;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::rc::Rc;
+use std::sync::Arc;
 use std::task::{Poll, Waker};
 
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
@@ -35,7 +36,7 @@ enum State {
 
 /// One connection in it.
 pub struct Watched {
-    fd: OwnedFd,
+    fd: Arc<OwnedFd>,
     key: u64,
     readiness: Rc<Readiness>,
     is_in: Cell<bool>,
@@ -73,7 +74,12 @@ impl Readiness {
 impl Watched {
     pub fn new(fd: OwnedFd, readiness: &Rc<Readiness>) -> Self {
         let key = readiness.next.replace(readiness.next.get() + 1);
-        Self { fd, key, readiness: readiness.clone(), is_in: Cell::new(false) }
+        Self { fd: Arc::new(fd), key, readiness: readiness.clone(), is_in: Cell::new(false) }
+    }
+
+    /// The connection itself.
+    pub fn socket(&self) -> Arc<OwnedFd> {
+        self.fd.clone()
     }
 
     /// Waits until there is something to read, or the end; whether there is certainly something.

@@ -7,8 +7,8 @@ use std::io::{self, IoSlice};
 use std::net::SocketAddr;
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixDatagram;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use http::StatusCode;
@@ -25,6 +25,9 @@ pub const PREFIX: &str = "waiting-";
 
 /// A message that found the supervisor's queue full is tried again after this time, this often.
 const RETRY: (Duration, u32) = (Duration::from_millis(5), 200);
+
+/// How long after the end of its wait a connection is taken out. Its worker, on the same core perhaps, comes first.
+const LATER: Duration = Duration::from_millis(2);
 
 /// A connection in the store; taken out when dropped.
 pub struct Stored(pub String);
@@ -71,6 +74,7 @@ impl Drop for Stored {
     fn drop(&mut self) {
         let message = format!("FDSTOREREMOVE=1\nFDNAME={}", self.0);
         tokio::task::spawn_local(async move {
+            sleep(LATER).await;
             // Lost, the copy stays in the store and harms nobody: the connection itself has been shut down.
             let _ = send(&message, None).await;
         });
@@ -84,7 +88,14 @@ async fn send(message: &str, fd: Option<BorrowedFd<'_>>) -> io::Result<()> {
         Some(name) => UnixAddr::new_abstract(name)?,
         None => UnixAddr::new(path)?,
     };
-    let socket = UnixDatagram::unbound()?;
+    static SOCKET: OnceLock<UnixDatagram> = OnceLock::new();
+    let socket = match SOCKET.get() {
+        Some(socket) => socket,
+        None => {
+            let new = UnixDatagram::unbound()?;
+            SOCKET.get_or_init(|| new)
+        }
+    };
     let fds: Vec<_> = fd.iter().map(AsRawFd::as_raw_fd).collect();
     let control = [ControlMessage::ScmRights(&fds)];
     let control = if fds.is_empty() { &[][..] } else { &control[..] };

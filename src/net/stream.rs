@@ -11,8 +11,8 @@ use std::task::{Context, Poll, ready};
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::sys::socket::{
-    AddressFamily, MsgFlags, SockFlag, SockaddrLike, SockaddrStorage, accept4, getpeername, getsockname, getsockopt,
-    send, setsockopt, sockopt,
+    AddressFamily, MsgFlags, SockaddrLike, SockaddrStorage, getpeername, getsockname, getsockopt, send, setsockopt,
+    sockopt,
 };
 use nix::sys::uio::writev;
 use tokio::io::unix::AsyncFd;
@@ -42,12 +42,12 @@ fn set_nonblocking(fd: &OwnedFd) -> io::Result<()> {
 
 /// The other end's TCP address; `None` for a Unix socket.
 pub fn peer_address(fd: &impl AsFd) -> Option<SocketAddr> {
-    tcp_address(getpeername(fd.as_fd().as_raw_fd()))
+    getpeername(fd.as_fd().as_raw_fd()).ok().as_ref().and_then(tcp_address)
 }
 
 /// This end's TCP address; `None` for a Unix socket.
 pub fn local_address(fd: &impl AsFd) -> Option<SocketAddr> {
-    tcp_address(getsockname(fd.as_fd().as_raw_fd()))
+    getsockname(fd.as_fd().as_raw_fd()).ok().as_ref().and_then(tcp_address)
 }
 
 /// The user at the other end of a Unix socket (`SO_PEERCRED`).
@@ -55,8 +55,7 @@ pub fn peer_user(fd: &impl AsFd) -> Option<u32> {
     getsockopt(fd, sockopt::PeerCredentials).ok().map(|peer| peer.uid())
 }
 
-fn tcp_address(address: nix::Result<SockaddrStorage>) -> Option<SocketAddr> {
-    let address = address.ok()?;
+fn tcp_address(address: &SockaddrStorage) -> Option<SocketAddr> {
     let v4 = address.as_sockaddr_in().map(|v4| SocketAddrV4::from(*v4).into());
     v4.or_else(|| address.as_sockaddr_in6().map(|v6| SocketAddrV6::from(*v6).into()))
 }
@@ -76,16 +75,16 @@ impl Listener {
 
     /// The next connection.
     pub async fn accept(&self) -> io::Result<Stream> {
-        let fd = poll_fn(|task| self.poll_accept(task)).await?;
+        let (fd, _) = poll_fn(|task| self.poll_accept(task)).await?;
         Ok(Stream::of(fd, self.is_tcp))
     }
 
-    /// The next connection, which does not block; wakes one task.
-    pub fn poll_accept(&self, task: &mut Context<'_>) -> Poll<io::Result<OwnedFd>> {
+    /// The next connection, which does not block, and its client's TCP address; wakes one task.
+    pub fn poll_accept(&self, task: &mut Context<'_>) -> Poll<io::Result<(OwnedFd, Option<SocketAddr>)>> {
         loop {
             let mut readable = ready!(self.watch.poll_read_ready(task))?;
-            match accept4(self.as_fd().as_raw_fd(), SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK) {
-                Ok(fd) => return Poll::Ready(sys::adopt(vec![fd]).next().ok_or(io::ErrorKind::NotFound.into())),
+            match sys::accept(self.as_fd()) {
+                Ok((fd, address)) => return Poll::Ready(Ok((fd, address.as_ref().and_then(tcp_address)))),
                 Err(Errno::EAGAIN) => readable.clear_ready(),
                 Err(Errno::ECONNABORTED | Errno::EINTR) => {}
                 Err(error) => return Poll::Ready(Err(error.into())),
@@ -120,8 +119,8 @@ pub struct Stream {
 
 impl Stream {
     /// A connection that does not block.
-    pub fn of(fd: OwnedFd, is_tcp: bool) -> Self {
-        Self { fd: Arc::new(fd), is_tcp, watch: OnceLock::new() }
+    pub fn of(fd: impl Into<Arc<OwnedFd>>, is_tcp: bool) -> Self {
+        Self { fd: fd.into(), is_tcp, watch: OnceLock::new() }
     }
 
     /// Takes a connection that was passed to this process.

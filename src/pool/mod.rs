@@ -30,7 +30,13 @@ pub const SUSPICION: Duration = Duration::from_secs(10);
 enum Timer {
     Worker(u16),
     Client(ClientId),
+    Probe,
 }
+
+/// So many workers are asked for a sign of life at once, and the next ones after a pause: each of them wakes up for it, and
+/// a thousand together would keep every core from the clients.
+const ASKED_AT_ONCE: u16 = 64;
+const ASKING_PAUSE: Duration = Duration::from_millis(10);
 
 /// One pool.
 #[derive(Debug)]
@@ -44,6 +50,8 @@ pub struct Pool {
     idle: VecDeque<u16>,
     queue: Queue,
     timers: BTreeSet<(Time, Timer)>,
+    /// The next worker to be asked for a sign of life, while not all have been.
+    asking: Option<u16>,
     /// The worker that is being replaced by its next incarnation, the incarnation that is to go, and until when
     /// at the latest the others wait for it.
     recycling: Option<(u16, Epoch, Time)>,
@@ -65,6 +73,7 @@ impl Pool {
             idle: VecDeque::new(),
             queue: Queue::default(),
             timers: BTreeSet::new(),
+            asking: None,
             recycling: None,
             stopping: false,
             failed: false,
@@ -133,12 +142,12 @@ impl Pool {
             Event::Left(client) => self.leave(client),
             Event::Seen(n, seen) if self.knows(n) => self.see(now, n, seen),
             Event::Tick => self.tick(now),
-            Event::Probe => self.probe(now),
+            Event::Probe if self.asking.is_none() => self.probe(now, 1),
             Event::Drain(n) if self.knows(n) => self.order(now, n, true),
             Event::Resume(n) if self.knows(n) => self.order(now, n, false),
             Event::Quiesce => self.quiesce(),
             Event::Failed(failed) => self.failed = failed,
-            Event::Seen(..) | Event::Drain(_) | Event::Resume(_) => {}
+            Event::Seen(..) | Event::Drain(_) | Event::Resume(_) | Event::Probe => {}
         }
         self.serve(now);
         if let Some(refusal) = self.in_vain() {
@@ -238,14 +247,24 @@ impl Pool {
                         self.actions.push(Action::Refuse(client, Refusal::QueueTimeout(waited)));
                     }
                 }
+                Timer::Probe => {
+                    if let Some(next) = self.asking {
+                        self.probe(now, next);
+                    }
+                }
             }
         }
     }
 
     /// Everybody who is up owes a sign of life: who has not answered is rung again, the others are asked.
-    /// An answer or a new incarnation whose ring was lost is found here at the latest.
-    fn probe(&mut self, now: Time) {
-        for n in 1..=self.workers.len() as u16 {
+    /// An answer or a new incarnation whose ring was lost is found here at the latest. From worker `first` on.
+    fn probe(&mut self, now: Time, first: u16) {
+        let last = (self.workers.len() as u16).min(first.saturating_add(ASKED_AT_ONCE - 1));
+        self.asking = (usize::from(last) < self.workers.len()).then_some(last + 1);
+        if self.asking.is_some() {
+            self.timers.insert((now + ASKING_PAUSE, Timer::Probe));
+        }
+        for n in first..=last {
             let worker = self.worker(n);
             if !worker.up {
                 self.actions.push(Action::Look(n));

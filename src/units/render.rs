@@ -5,13 +5,11 @@ use std::fmt::Write;
 use std::time::Duration;
 
 use super::{ADMIN, DISPATCHER, DROP_IN, OWNER, WATCHDOG, WORKER_USER, listener_socket, worker_service, worker_socket};
-use crate::config::{Address, Admin, Config, Delivery, Listener, Pool};
+use crate::config::{Address, Admin, Config, DESCRIPTORS, Delivery, Listener, Pool};
 use crate::ids::WorkerId;
 
 /// Systemd's own watch over a part is the slow second net: this many times what the watchdog of the set allows.
 const SECOND_NET: u32 = 10;
-/// Descriptors of a part besides its connections.
-const DESCRIPTORS: usize = 1024;
 /// How long a part that has been told to go may take when nothing is left to do, besides what the configuration says.
 const PARTING: Duration = Duration::from_secs(1);
 
@@ -100,8 +98,7 @@ fn dispatcher(config: &Config) -> String {
     }
     let waiting: usize = config.pools.iter().map(|pool| pool.queue).sum();
     line(&mut text, "FileDescriptorStoreMax", &waiting.min(front.connections).to_string());
-    // A connection in the store is open twice.
-    line(&mut text, "LimitNOFILE", &(2 * front.connections + DESCRIPTORS).to_string());
+    line(&mut text, "LimitNOFILE", &config.dispatcher_descriptors().to_string());
     time(&mut text, "TimeoutStartSec", starting(config));
     time(&mut text, "TimeoutStopSec", front.store_after * 2 + front.linger_timeout + PARTING);
     time(&mut text, "TimeoutAbortSec", watchdog.abort_grace);

@@ -9,9 +9,6 @@ use super::plan::{Event, Part};
 use crate::clock;
 use crate::config::ProcessLimits;
 
-/// Descriptors of the dispatcher besides its connections.
-const DESCRIPTORS: usize = 1024;
-
 impl Watch {
     /// Starts a part; what came of it.
     pub(super) fn start(&mut self, part: Part) -> Event {
@@ -19,8 +16,7 @@ impl Watch {
         let sockets = self.sockets_of(&part);
         let pool = part.worker().and_then(|id| self.config.pool(&id.pool));
         let limits = pool.map(|pool| pool.limits.of_a_process()).unwrap_or_else(|| {
-            // A connection in the store is open twice.
-            let files = (2 * self.config.front.connections + DESCRIPTORS) as u64;
+            let files = self.config.dispatcher_descriptors();
             ProcessLimits { open_files: Some((files, files)), ..ProcessLimits::default() }
         });
         match sockets.and_then(|sockets| self.children.start(&part, sockets, limits)) {
