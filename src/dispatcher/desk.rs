@@ -20,10 +20,9 @@ use crate::clock;
 use crate::config::{self, Config};
 use crate::exchange::{Asker, Life, Patience, Word};
 use crate::handoff::Post;
-use crate::ids::{Epoch, PoolName, Terms, Time, Token, WorkerId, WorkerState};
+use crate::ids::{Epoch, PoolName, Terms, Time, Token, WorkerId};
 use crate::ipc::{self, Parts};
-use crate::pool::{Action, ClientId, Event, Limits, Pool, Worker};
-use crate::probe::{PoolReport, WorkerReport};
+use crate::pool::{Action, ClientId, Event, Limits, Pool};
 use crate::shm::{Identity, Role, Segment};
 use crate::{bell, log, restart, sys, tree};
 use clients::Client;
@@ -194,7 +193,7 @@ impl Desk {
                 ready.clear_ready();
                 bell::hush(readiness.get_ref());
                 let Some(desk) = desk.upgrade() else { return };
-                desk.look(index, n);
+                desk.hear(index, n);
             }
         });
         Ok(Slot {
@@ -224,7 +223,14 @@ impl Desk {
         self.rooms.borrow().iter().position(|room| room.config.name == *pool)
     }
 
-    /// Looks at a slot because it rang.
+    /// Looks at a slot because it rang: its worker has something to say, or the watchdog of its death.
+    fn hear(&self, index: usize, n: u16) {
+        if let Some(slot) = self.rooms.borrow_mut()[index].slots.get_mut(usize::from(n) - 1).and_then(Option::as_mut) {
+            slot.sound_at = None;
+        }
+        self.look(index, n);
+    }
+
     fn look(&self, index: usize, n: u16) {
         self.feed(index, None, VecDeque::from([n]));
     }
@@ -414,39 +420,6 @@ impl Desk {
             }
             self.drop_surplus();
         }
-    }
-
-    /// What the probe reports. Who owes an answer is looked at first: it may be there, and its ring not yet heard.
-    pub fn report(&self) -> Vec<PoolReport> {
-        let rooms = self.rooms.borrow().len();
-        for index in 0..rooms {
-            let silent = |(worker, n): (&Worker, u16)| worker.silent_since.map(|_| n);
-            let owing = self.rooms.borrow()[index].pool.workers().iter().zip(1..).filter_map(silent).collect();
-            self.feed(index, None, owing);
-        }
-        let now = clock::now();
-        let turns = |slot: Option<&Slot>| Life::load(&*slot?.segment).map(|life| life.turns);
-        let worker = |worker: &Worker, slot: Option<&Slot>| WorkerReport {
-            epoch: worker.epoch.map_or(0, Epoch::get),
-            serves: worker.up && worker.state == Some(WorkerState::Ready) && !worker.garbled,
-            late: worker.late,
-            drained: worker.drained,
-            garbled: worker.garbled,
-            silent_ms: worker.silent_since.map(|since| now.since(since).as_millis() as u64),
-            starting_ms: worker.starting_since.map(|since| now.since(since).as_millis() as u64),
-            turns: worker.silent_since.and_then(|_| turns(slot)),
-        };
-        let report = |room: &Room| {
-            let (queue, oldest) = room.pool.waiting();
-            PoolReport {
-                name: room.config.name.clone(),
-                queue,
-                oldest_ms: oldest.map_or(0, |since| now.since(since).as_millis() as u64),
-                workers: room.pool.workers().iter().enumerate().map(|(i, w)| worker(w, room.slot(i))).collect(),
-                tally: room.pool.tally().clone(),
-            }
-        };
-        self.rooms.borrow().iter().map(report).collect()
     }
 
     /// The end of this dispatcher is wanted.

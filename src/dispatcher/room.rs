@@ -35,9 +35,8 @@ pub type Verdict = Result<Grant, Refusal>;
 /// never stops changing it is looked at again after `slot_scan`.
 const LOOKS: u32 = 32;
 
-/// For how long a worker that was found alive, in a segment that was sound, is taken to be so. Both cost a system call,
-/// and a worker that rings is alive. One that has died meanwhile is found by the next look, at most `slot_scan` later, or
-/// because a connection cannot be passed on to it.
+/// For how long a worker that was found alive, in a segment that was sound, is taken to be so, if nothing rings. Both cost
+/// a system call. Of one that has died meanwhile the watchdog's ring tells, or a connection that cannot be passed on to it.
 const SOUND: Duration = Duration::from_millis(5);
 
 /// A worker's slot, as this dispatcher holds it.

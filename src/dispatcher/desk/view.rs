@@ -1,13 +1,16 @@
-//! How the pools are, for whoever asks: systemd, an operator, the words of a refusal.
+//! How the pools are, for whoever asks: systemd, the watchdog, an operator, the words of a refusal.
 
 use sd_notify::NotifyState;
 
 use super::Desk;
+use crate::clock;
 use crate::dispatcher::redirect::Staff;
-use crate::ids::{PoolName, WorkerId};
+use crate::dispatcher::room::{Room, Slot};
+use crate::exchange::Life;
+use crate::ids::{Epoch, PoolName, WorkerId, WorkerState};
 use crate::log;
-use crate::pool::Event;
-use crate::probe::FailedPool;
+use crate::pool::{Event, Worker};
+use crate::probe::{FailedPool, PoolReport, WorkerReport};
 
 impl Desk {
     /// How things are, in a line for `systemctl status`.
@@ -25,6 +28,39 @@ impl Desk {
             let _ = sd_notify::notify(&[NotifyState::Status(&status)]);
             self.told.replace(status);
         }
+    }
+
+    /// What the probe reports. Who owes an answer is looked at first: it may be there, and its ring not yet heard.
+    pub fn report(&self) -> Vec<PoolReport> {
+        let rooms = self.rooms.borrow().len();
+        for index in 0..rooms {
+            let silent = |(worker, n): (&Worker, u16)| worker.silent_since.map(|_| n);
+            let owing = self.rooms.borrow()[index].pool.workers().iter().zip(1..).filter_map(silent).collect();
+            self.feed(index, None, owing);
+        }
+        let now = clock::now();
+        let turns = |slot: Option<&Slot>| Life::load(&*slot?.segment).map(|life| life.turns);
+        let worker = |worker: &Worker, slot: Option<&Slot>| WorkerReport {
+            epoch: worker.epoch.map_or(0, Epoch::get),
+            serves: worker.up && worker.state == Some(WorkerState::Ready) && !worker.garbled,
+            late: worker.late,
+            drained: worker.drained,
+            garbled: worker.garbled,
+            silent_ms: worker.silent_since.map(|since| now.since(since).as_millis() as u64),
+            starting_ms: worker.starting_since.map(|since| now.since(since).as_millis() as u64),
+            turns: worker.silent_since.and_then(|_| turns(slot)),
+        };
+        let report = |room: &Room| {
+            let (queue, oldest) = room.pool.waiting();
+            PoolReport {
+                name: room.config.name.clone(),
+                queue,
+                oldest_ms: oldest.map_or(0, |since| now.since(since).as_millis() as u64),
+                workers: room.pool.workers().iter().enumerate().map(|(i, w)| worker(w, room.slot(i))).collect(),
+                tally: room.pool.tally().clone(),
+            }
+        };
+        self.rooms.borrow().iter().map(report).collect()
     }
 
     /// How many clients wait for a worker.

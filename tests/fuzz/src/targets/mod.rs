@@ -4,6 +4,7 @@
 mod answer;
 mod config;
 mod coprocess;
+mod handoff;
 mod input;
 mod notify;
 mod probe;
@@ -20,6 +21,7 @@ pub const ALL: &[(&str, Target)] = &[
     ("answer", answer::run),
     ("config", config::run),
     ("coprocess", coprocess::run),
+    ("handoff", handoff::run),
     ("notify", notify::run),
     ("probe", probe::run),
     ("request", request::run),
