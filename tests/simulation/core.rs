@@ -11,7 +11,7 @@ use std::time::Duration;
 use patou::dispatcher::slot;
 use patou::exchange::{self, Asker, Kind, Life, Memory, Reply, Respondent, WORDS, Word};
 use patou::ids::{Claim, Epoch, LeaseId, Phase, Terms, Time, Token, WorkerState};
-use patou::pool::{Action, ClientId, Event, Hold, Limits, Note, Peer, Pool, SUSPICION};
+use patou::pool::{Action, ClientId, End, Event, Hold, Limits, Note, Peer, Pool, SUSPICION};
 
 use super::random::Random;
 
@@ -49,6 +49,8 @@ pub enum What {
     Turn(usize),
     /// The client shows its token to the worker.
     Claim(usize, ClientId),
+    /// The worker gets round to a connection that was handed over.
+    Take(usize, ClientId, LeaseId),
     Respond(usize, Epoch, LeaseId),
     Finish(usize, Epoch, LeaseId),
     Freeze(usize),
@@ -76,7 +78,8 @@ impl What {
     /// The worker that has to run for it.
     pub fn of_worker(self) -> Option<usize> {
         match self {
-            What::Turn(w) | What::Claim(w, _) | What::Respond(w, ..) | What::Finish(w, ..) => Some(w),
+            What::Turn(w) | What::Claim(w, _) | What::Take(w, ..) => Some(w),
+            What::Respond(w, ..) | What::Finish(w, ..) => Some(w),
             What::Vacate(w) | What::Begin(w) | What::Ready(w, _) => Some(w),
             _ => None,
         }
@@ -122,6 +125,9 @@ pub struct Client {
     since: Time,
     state: State,
     offered: bool,
+    /// Whether its connection is handed over, and whether a worker may have it.
+    handed: bool,
+    lent: bool,
 }
 
 pub struct Sim {
@@ -144,6 +150,10 @@ pub struct Sim {
     last_client: ClientId,
     /// How often each request was started.
     started: Vec<u32>,
+    /// Leases that the dispatcher has ended in their worker's place.
+    aborted: BTreeSet<LeaseId>,
+    /// Requests of connections that were offered a second time.
+    pub offered_again: u64,
     /// Secret and client of each lease.
     leases: HashMap<LeaseId, (Token, Option<ClientId>)>,
     suspects: HashMap<Peer, Time>,
@@ -215,6 +225,8 @@ impl Sim {
             waiting: BTreeSet::new(),
             last_client: 0,
             started: Vec::new(),
+            aborted: BTreeSet::new(),
+            offered_again: 0,
             leases: HashMap::new(),
             suspects: HashMap::new(),
             events: BTreeMap::new(),
@@ -237,6 +249,7 @@ impl Sim {
             return sim;
         }
         sim.attach();
+        sim.look_everywhere();
         for w in 0..sim.workers.len() {
             sim.later(20, What::Begin(w));
         }
@@ -284,9 +297,23 @@ impl Sim {
 
     // ---- the dispatcher's shell ----
 
-    fn attach(&mut self) {
+    /// Takes the slots; the clients whose connection was offered and not taken.
+    fn attach(&mut self) -> BTreeSet<ClientId> {
         let slots = self.workers.iter().map(|w| Asker::attach(w.memory.clone(), self.epoch, (1, 1), None));
         self.askers = slots.collect();
+        let mut found = BTreeSet::new();
+        for asker in &self.askers {
+            let Some((Claim::Held(lease, phase), _)) = exchange::terms(asker.memory()) else { continue };
+            let Some(&(_, Some(client))) = self.leases.get(&lease) else { continue };
+            let is_free = |asker: &Asker<_>| phase == Phase::Revoked || phase == Phase::Offered && asker.revoke(lease);
+            if self.clients[&client].handed && is_free(asker) {
+                found.insert(client);
+            }
+        }
+        found
+    }
+
+    fn look_everywhere(&mut self) {
         self.to_look = (1..=WORKERS).collect();
         self.look_around();
     }
@@ -332,12 +359,16 @@ impl Sim {
                 self.ring(What::Turn(usize::from(n) - 1));
                 None
             }
-            Action::Offer { worker, epoch, lease, claim_by, .. } => {
-                self.offer(worker, epoch, lease, claim_by);
+            Action::Offer { worker, epoch, lease, claim_by, connection } => {
+                self.offer(worker, epoch, lease, claim_by, connection);
                 Some(worker)
             }
             Action::Revoke(n, lease) => {
-                self.askers[usize::from(n) - 1].revoke(lease);
+                if self.askers[usize::from(n) - 1].revoke(lease)
+                    && let Some(&(_, Some(client))) = self.leases.get(&lease)
+                {
+                    self.clients.get_mut(&client).unwrap().lent = false;
+                }
                 Some(n)
             }
             Action::Abort(n, lease) => {
@@ -357,7 +388,10 @@ impl Sim {
                 self.grant(client, worker, lease);
                 None
             }
-            Action::Over { .. } => panic!("nothing was handed over: {action:?}"),
+            Action::Over { client, worker, lease, end } => {
+                self.over(client, worker, lease, end);
+                None
+            }
             Action::Refuse(client, _) => {
                 self.verdict(client, State::Over);
                 None
@@ -373,7 +407,7 @@ impl Sim {
         self.to_look.extend(touched.filter(|n| !self.to_look.contains(n)));
     }
 
-    fn offer(&mut self, worker: u16, epoch: Epoch, lease: LeaseId, claim_by: Time) {
+    fn offer(&mut self, worker: u16, epoch: Epoch, lease: LeaseId, claim_by: Time, connection: Option<ClientId>) {
         let w = usize::from(worker) - 1;
         let terms = Terms {
             lease,
@@ -395,11 +429,33 @@ impl Sim {
         });
         assert!(overtaken.is_none(), "client {} overtook {:?}", client.id, overtaken);
         let client = client.id;
-        self.clients.get_mut(&client).unwrap().offered = true;
+        let entry = self.clients.get_mut(&client).unwrap();
+        assert_eq!(connection, entry.handed.then_some(client));
+        assert!(!entry.lent, "client {client} is offered to two workers");
+        self.offered_again += u64::from(entry.handed && entry.offered);
+        (entry.offered, entry.lent) = (true, entry.handed);
         let known = self.leases.insert(lease, (terms.token, Some(client)));
         assert!(known.is_none(), "lease {lease} was given twice");
         if self.askers[w].offer(&terms).is_ok() {
-            self.ring(What::Turn(w));
+            match connection {
+                // It comes, or its worker dies first.
+                Some(client) => self.later(2, What::Take(w, client, lease)),
+                None => self.ring(What::Turn(w)),
+            }
+        }
+    }
+
+    /// A connection is nobody's any more.
+    fn over(&mut self, id: ClientId, worker: u16, lease: LeaseId, end: End) {
+        let state = std::mem::replace(&mut self.clients.get_mut(&id).unwrap().state, State::Over);
+        assert_eq!(state, State::Granted(lease), "client {id} of worker {worker}: {end:?}");
+        let has = self.workers[usize::from(worker) - 1].request == Some(lease);
+        match end {
+            End::Done | End::Unanswered | End::Cut => assert!(!has, "{end:?} of lease {lease}, which goes on"),
+            End::Overdue => {}
+        }
+        if matches!(end, End::Overdue | End::Unanswered) {
+            self.aborted.insert(lease);
         }
     }
 
@@ -413,6 +469,10 @@ impl Sim {
     fn grant(&mut self, client: ClientId, worker: u16, lease: LeaseId) {
         self.verdict(client, State::Granted(lease));
         self.granted += 1;
+        if self.clients[&client].handed {
+            assert_eq!(self.started[self.clients[&client].request], 1, "lease {lease} was not claimed");
+            return;
+        }
         if self.eager {
             return;
         }
@@ -429,27 +489,33 @@ impl Sim {
         self.epoch = self.epoch.next();
         self.pool = Pool::new(self.limits, self.epoch);
         self.to_look.clear();
-        // What waited comes back from the store; what was offered is closed, for its worker may have it.
+        // What waited comes back from the store; what was offered is closed, for its worker may have it, but for a
+        // connection that none has taken.
         let waiting: Vec<_> = self.waiting.iter().copied().collect();
-        let offered: BTreeSet<_> = self.leases.values().filter_map(|(_, client)| *client).collect();
         for id in &waiting {
             self.verdict(*id, State::Over);
         }
-        self.attach();
-        for id in waiting.iter().filter(|id| !offered.contains(id)) {
-            let Client { request, peer, .. } = self.clients[id];
-            self.arrive(request, peer);
+        let found = self.attach();
+        self.look_everywhere();
+        for id in waiting {
+            let Client { request, peer, handed, offered, lent, .. } = self.clients[&id];
+            if if handed { !lent || found.contains(&id) } else { !offered } {
+                self.offered_again += u64::from(lent);
+                self.arrive(request, peer, handed);
+            }
         }
     }
 
     // ---- clients ----
 
-    pub fn arrive(&mut self, request: usize, peer: Peer) {
+    pub fn arrive(&mut self, request: usize, peer: Peer, handed: bool) {
         self.last_client += 1;
         let id = self.last_client;
-        self.clients.insert(id, Client { request, peer, since: self.serving, state: State::Waiting, offered: false });
+        let client =
+            Client { request, peer, since: self.serving, state: State::Waiting, offered: false, handed, lent: false };
+        self.clients.insert(id, client);
         self.waiting.insert(id);
-        self.tell(Event::Client(id, peer));
+        self.tell(if handed { Event::Connection(id, peer) } else { Event::Client(id, peer) });
     }
 
     /// What the client was promised has not started: it is over, or it asks anew.
@@ -465,16 +531,19 @@ impl Sim {
     /// Somebody shows the worker the token of this lease.
     fn claim(&mut self, w: usize, id: ClientId, lease: LeaseId) {
         let token = self.leases[&lease].0;
+        let handed = self.clients[&id].handed;
         let worker = &mut self.workers[w];
-        let Some(respondent) = &worker.respondent else { return self.not_started(id) };
+        let Some(respondent) = &worker.respondent else {
+            return if handed { () } else { self.not_started(id) };
+        };
         let terms = match respondent.claim(token, self.now) {
             Ok(terms) => terms,
-            Err(_) if self.eager => return,
+            Err(_) if self.eager || handed => return,
             Err(_) => return self.not_started(id),
         };
         assert_eq!((terms.lease, terms.worker_epoch), (lease, respondent.epoch()), "another's lease was claimed");
         assert!(respondent.claim(token, self.now).is_err(), "lease {lease} was claimed twice");
-        assert!(worker.request.is_none(), "worker {} has two live leases", w + 1);
+        assert!(worker.request.is_none_or(|old| self.aborted.contains(&old)), "worker {} has two live leases", w + 1);
         worker.request = Some(lease);
         let epoch = respondent.epoch();
         let request = self.clients[&id].request;
@@ -532,8 +601,20 @@ impl Sim {
             && reply == Reply::Accept
             && let Some(lease) = question.lease
             && let Some(&(_, Some(client))) = self.leases.get(&lease)
+            && !self.clients[&client].handed
         {
             self.claim(w, client, lease);
+        }
+    }
+
+    /// Its serving task takes one connection after the other.
+    fn take(&mut self, w: usize, id: ClientId, lease: LeaseId) {
+        let worker = &self.workers[w];
+        match worker.state {
+            _ if worker.vacant || worker.respondent.is_none() => {}
+            WorkerState::Ready if worker.request.is_some() => self.later(1, What::Take(w, id, lease)),
+            WorkerState::Ready => self.claim(w, id, lease),
+            _ => self.after(Duration::ZERO, What::Turn(w)),
         }
     }
 
@@ -579,7 +660,14 @@ impl Sim {
     fn finish(&mut self, w: usize, epoch: Epoch, lease: LeaseId) {
         let worker = &mut self.workers[w];
         let Some(respondent) = worker.respondent.as_ref().filter(|r| r.epoch() == epoch) else { return };
+        if self.aborted.contains(&lease) {
+            worker.request = worker.request.filter(|held| *held != lease);
+            return assert!(!respondent.done(lease));
+        }
         assert_eq!(worker.request.take(), Some(lease));
+        if self.random.percent(50) {
+            respondent.keep(lease);
+        }
         assert!(respondent.done(lease), "lease {lease} of a living worker was ended");
         self.ring(What::Rung(w));
     }
@@ -597,9 +685,11 @@ impl Sim {
                 self.later(if self.random.0 >> 40 & 1 == 0 { 4 } else { 30 }, What::Arrive);
                 self.started.push(0);
                 let peer = Peer::User(self.random.below(6) as u32);
-                self.arrive(self.started.len() - 1, peer);
+                let handed = self.random.percent(50);
+                self.arrive(self.started.len() - 1, peer, handed);
             }
-            What::Again(request, peer) => self.arrive(request, peer),
+            What::Again(request, peer) => self.arrive(request, peer, false),
+            What::Take(w, id, lease) => self.take(w, id, lease),
             What::Leave => {
                 self.later(60, What::Leave);
                 let waiting: Vec<_> = self.waiting.iter().copied().collect();
@@ -621,7 +711,8 @@ impl Sim {
             }
             What::Respond(w, epoch, lease) => {
                 let respondent = self.workers[w].respondent.as_ref().filter(|r| r.epoch() == epoch);
-                assert!(respondent.is_none_or(|r| r.respond(lease)), "lease {lease} of a living worker was aborted");
+                let responds = respondent.is_none_or(|r| r.respond(lease));
+                assert!(responds != self.aborted.contains(&lease) || respondent.is_none(), "lease {lease} was aborted");
             }
             What::Finish(w, epoch, lease) => self.finish(w, epoch, lease),
             What::Freeze(w) => {
@@ -804,7 +895,7 @@ impl Sim {
         let before = self.granted;
         for i in 0..WORKERS {
             self.started.push(0);
-            self.arrive(self.started.len() - 1, Peer::User(100 + u32::from(i)));
+            self.arrive(self.started.len() - 1, Peer::User(100 + u32::from(i)), i % 2 == 0);
         }
         let asked = self.pool.workers().iter().filter(|w| w.hold != Hold::Free).count();
         assert_eq!(asked, usize::from(WORKERS), "not everybody is idle: {:#?}", self.pool.workers());

@@ -1,7 +1,8 @@
 //! A set under a simulated clock, with everything that can go wrong, from a seed.
 //!
 //! [`core`]: the real `Pool` over real slots. Workers are slow, freeze, die and come back, bells are lost, late and
-//! doubled, clients leave, never claim, claim late or twice, and the dispatcher is restarted.
+//! doubled, clients leave, never claim, claim late or twice, and the dispatcher is restarted. Half of the clients are
+//! connections that are handed over.
 //!
 //! [`set`]: the same core, its dispatcher and workers processes that the real `watchdog::plan::Plan` starts, judges,
 //! kills and replaces. Processes are stopped, killed, traced, starved, never become ready or die again and again; the
@@ -51,14 +52,18 @@ fn many(per_run: u64, run: impl Fn(u64) -> u64) -> (u64, u64) {
 #[test]
 fn a_core_keeps_its_promises() {
     const RUN: u64 = 4_000;
+    let again = std::cell::Cell::new(0);
     let (done, granted) = many(RUN, |seed| {
         let mut sim = Sim::new(seed, false);
         for _ in 0..RUN {
             sim.step();
         }
         sim.heal();
+        again.set(again.get() + sim.offered_again);
         sim.granted
     });
+    assert!(again.get() > 0, "no connection was ever offered to a second worker");
+    println!("{} connections were offered again", again.get());
     assert!(granted * 50 > done, "hardly anybody was served: {granted} grants in {done} events");
 }
 
