@@ -17,6 +17,7 @@ bounds='request_timeout = "5s"\nqueue_timeout = "5s"\ndrain_timeout = "2s"\n'
     printf '\n[[listener]]\naddress = "127.0.0.1:7287"\npool = "book"\n'
     # shellcheck disable=SC2059
     printf "\n[[pool]]\nname = \"book\"\nworkers = 2\naddress = \"127.0.0.1:7390\"\nhandler = { exec = $record }\n$bounds"
+    printf '\n[[listener]]\naddress = "127.0.0.1:7289"\npool = "book"\ndelivery = "handoff"\n'
     printf '\n[[listener]]\naddress = "127.0.0.1:7288"\npool = "warm"\n'
     # shellcheck disable=SC2059
     printf "\n[[pool]]\nname = \"warm\"\nworkers = 2\naddress = \"127.0.0.1:7395\"\nhandler = { coprocess = $record }\n$bounds"
