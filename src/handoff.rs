@@ -21,7 +21,7 @@ use crate::sys;
 /// Largest message: the names of `allowed_hosts` are most of it.
 pub const MESSAGE_MAX: usize = 16 * 1024;
 /// First byte of a message; another one is another version's.
-const VERSION: u8 = 1;
+const VERSION: u8 = 2;
 
 /// What a worker must know of a connection besides the connection.
 #[derive(Clone, Debug)]

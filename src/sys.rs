@@ -157,22 +157,22 @@ impl Drop for Undefended {
 /// Outside of a tokio runtime.
 pub fn when_readable(fd: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
     // SAFETY: needed because tokio cannot know what an `AsRawFd` returns. An OwnedFd is open, always the same
-    // descriptor, and stays open while the AsyncFd owns it; an OwnedFd offers no way
-    // to change it.
+    // descriptor, and stays open while the AsyncFd owns it. Nobody here asks for `&mut` to what is in one, with which
+    // it could be given another.
     Ok(unsafe { AsyncFd::register_with_interest(fd, Interest::READABLE) }?)
 }
 
-/// As [`when_readable`], to wait until it is readable and until it is writable.
+/// As [`when_readable`], of a descriptor that others have, too, and to wait for what `interest` says.
 ///
 /// # Errors
 /// When the runtime cannot watch it (a regular file).
 ///
 /// # Panics
 /// Outside of a tokio runtime.
-pub fn when_ready(fd: Arc<OwnedFd>) -> io::Result<AsyncFd<Arc<OwnedFd>>> {
-    // SAFETY: needed as above, and sound for the same reasons: an Arc offers no way to change what is in it while
-    // another, here the AsyncFd's own, exists.
-    Ok(unsafe { AsyncFd::register_with_interest(fd, Interest::READABLE | Interest::WRITABLE) }?)
+pub fn when_ready(fd: Arc<OwnedFd>, interest: Interest) -> io::Result<AsyncFd<Arc<OwnedFd>>> {
+    // SAFETY: needed as above, and sound for the same reasons. What is in an Arc stays what it is, and open, as long as
+    // the AsyncFd has it; nobody here asks for `&mut` to that, with which it could be given another.
+    Ok(unsafe { AsyncFd::register_with_interest(fd, interest) }?)
 }
 
 /// Reads what there is of a stream into the free part of `buffer` (recv(2)), which nobody has to clear for it. Returns

@@ -288,6 +288,49 @@ fn the_queue_is_bounded_and_says_so() {
 }
 
 #[test]
+fn a_response_that_is_cut_does_not_look_whole() {
+    // Its length is known by the end of the connection only (HTTP/1.0): a program that fails, and one that takes too long.
+    let head = "printf 'Content-Type: text/plain\\r\\n\\r\\n'; echo half";
+    for (then, keys) in [("exit 1", ""), ("sleep 60", "request_timeout = \"500ms\"\n")] {
+        let script = format!("{head}; {then}");
+        let set = Set::start(&handed(1, "", &format!("{keys}handler = {{ exec = [\"sh\", \"-c\", {script:?}] }}")));
+        let mut stream = connect(set.address(0));
+        stream.write_all(b"GET / HTTP/1.0\r\nHost: localhost\r\n\r\n").unwrap();
+        let (text, reset) = rest(stream);
+        assert!(text.is_empty() || text.contains("half"), "{text}");
+        assert!(reset, "{then}: {text:?} looks whole");
+        set.wait_for("it is counted", |status| worker_of(status, "default/1")["failed"] == 1);
+        set.stop();
+    }
+}
+
+#[test]
+fn who_is_refused_again_and_again_does_not_keep_the_others_from_their_worker() {
+    let set = Set::start(&handed(1, "", "queue = 1"));
+    let address = set.address(0);
+    let end = Instant::now() + Duration::from_secs(2);
+    let client = || {
+        let (mut served, mut refused) = (0, 0);
+        while Instant::now() < end {
+            match exchange(address, &ask("/", "Connection: close\r\n")) {
+                Ok(answer) if answer.status == 200 => served += 1,
+                Ok(_) => refused += 1,
+                Err(_) => {} // cut: it was refused before all of it was sent
+            }
+        }
+        (served, refused)
+    };
+    let counts: Vec<(u32, u32)> = std::thread::scope(|scope| {
+        let clients: Vec<_> = (0..16).map(|_| scope.spawn(client)).collect();
+        clients.into_iter().map(|client| client.join().unwrap()).collect()
+    });
+    let served: u32 = counts.iter().map(|(served, _)| served).sum();
+    let refused: u32 = counts.iter().map(|(_, refused)| refused).sum();
+    assert!(served > 200 && refused > 0, "{served} served, {refused} refused in two seconds");
+    set.stop();
+}
+
+#[test]
 fn who_waits_survives_the_dispatcher_and_is_served_once() {
     let mut set = Set::prepare("");
     let file = set.top().join("begun");
@@ -322,26 +365,31 @@ fn who_waits_survives_the_dispatcher_and_is_served_once() {
 fn who_is_offered_to_a_worker_that_does_not_come_survives_the_dispatcher_too() {
     let more = "[front]\nstore_after = \"1ms\"\n[watchdog]\nworker_timeout = \"30s\"\n";
     let set = Set::start(&handed(2, "", &format!("offer_timeout = \"1s\"\n{more}")));
-    // The one that is taken first.
-    let stopped = set.worker_pid("default/2");
-    signal_to(stopped, Signal::SIGSTOP);
-    let sockets = || {
-        let all = fs::read_dir(format!("/proc/{}/fd", set.pid())).unwrap().flatten();
-        all.filter(|fd| fs::read_link(fd.path()).is_ok_and(|to| to.to_string_lossy().starts_with("socket:"))).count()
-    };
-    let before = sockets();
+    let workers = ["default/1", "default/2"].map(|id| set.worker_pid(id));
+    workers.iter().for_each(|pid| signal_to(*pid, Signal::SIGSTOP));
     let mut stream = connect(set.address(0));
+    // The other end of it, as /proc/net/tcp knows it (proc(5)).
+    let ends = format!("0100007F:{:04X} 0100007F:{:04X}", set.address(0).port(), stream.local_addr().unwrap().port());
+    let socket = wait_some("it is accepted", || {
+        let table = fs::read_to_string("/proc/net/tcp").unwrap();
+        let inode = table.lines().find(|line| line.contains(&ends))?.split_whitespace().nth(9)?.to_owned();
+        (inode != "0").then(|| format!("socket:[{inode}]"))
+    });
     stream.write_all(&ask("/lent", "")).unwrap();
-    wait_until("it is in the store", || sockets() > before);
+    wait_until("it is in the store", || {
+        let mut all = fs::read_dir(format!("/proc/{}/fd", set.pid())).unwrap().flatten();
+        all.any(|fd| fs::read_link(fd.path()).is_ok_and(|to| to.to_string_lossy() == socket))
+    });
     let old = set.dispatcher_pid();
     signal_to(old, Signal::SIGKILL);
     set.wait_for("another dispatcher", |status| {
         status["dispatcher"]["pid"] != old && status["dispatcher"]["state"] == "up"
     });
+    workers.iter().for_each(|pid| signal_to(*pid, Signal::SIGCONT));
+    assert_eq!(stream.peek(&mut [0]).unwrap(), 1, "{}", set.log());
     let answer = next(&mut stream);
     assert_eq!((answer.status, answer.text().as_str()), (200, "GET /lent\n"));
-    signal_to(stopped, Signal::SIGCONT);
-    // What it was offered by the dead dispatcher is not its own any more, and the connection is.
+    // What one was offered by the dead dispatcher is not its own any more, and the connection is.
     stream.write_all(&ask("/again", "")).unwrap();
     assert_eq!(next(&mut stream).text(), "GET /again\n");
     drop(stream);

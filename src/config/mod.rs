@@ -127,10 +127,11 @@ impl Config {
     }
 
     /// How many descriptors the dispatcher may need: a connection in the store is open twice, and a worker is a segment,
-    /// two bells and a socket.
+    /// two bells and a socket. For these in large steps: under systemd another limit is another dispatcher.
     pub fn dispatcher_descriptors(&self) -> u64 {
         let workers: usize = self.pools.iter().map(|pool| usize::from(pool.workers)).sum();
-        (2 * self.front.connections + 4 * workers + DESCRIPTORS) as u64
+        let for_workers = (4 * workers).saturating_sub(DESCRIPTORS / 2).next_multiple_of(DESCRIPTORS);
+        (2 * self.front.connections + for_workers + DESCRIPTORS) as u64
     }
 
     /// Whose segment it is: 64-bit FNV-1a over set name, runtime folder, pool name and number.

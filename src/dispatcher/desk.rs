@@ -51,6 +51,7 @@ pub struct Desk {
     expected: RefCell<Vec<watch::Place>>,
     news: RefCell<VecDeque<watch::Place>>,
     heard: Notify,
+    glanced: Cell<Time>,
     /// Marks of connections that were lent when the last dispatcher ended, and whether no worker has taken them.
     found: RefCell<HashMap<u32, bool>>,
 }
@@ -94,6 +95,7 @@ impl Desk {
             expected: RefCell::default(),
             news: RefCell::default(),
             heard: Notify::new(),
+            glanced: Cell::new(Time(0)),
             found: RefCell::default(),
         });
         desk.reconfigure(config, return_ports)?;
@@ -368,7 +370,7 @@ impl Desk {
                         }
                     };
                     if is_there {
-                        return None; // its answer comes with a ring
+                        return None; // its answer is rung for, or looked for
                     }
                     slot.sound_at = None;
                 }

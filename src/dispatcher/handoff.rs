@@ -115,6 +115,7 @@ impl Connection {
         self.proxied.set(proxied);
         self.stored.set(true);
         self.adopted.set(Some(stored));
+        self.show_lent(); // it may have been lent by the last dispatcher
         self
     }
 
@@ -208,16 +209,16 @@ impl Hall {
         }
         let mut bound = self.settings.head_timeout;
         // Of another protocol nobody here knows who speaks first.
-        let is_http = self.desk.speaks_http(&self.listener.pool);
-        while !is_http || self.is_asking(&connection, bound).await {
+        let is_http = || self.desk.speaks_http(&self.listener.pool);
+        while !is_http() || self.is_asking(&connection, bound).await {
             waits(true);
             let outcome = self.hand_over(&connection, waits).await;
             waits(false);
             match outcome {
-                Some(Outcome::Over(_, End::Done, true)) => bound = self.settings.idle_timeout,
+                Some(Outcome::Over(_, End::Done, true)) if is_http() => bound = self.settings.idle_timeout,
                 Some(outcome) => {
                     waits(true);
-                    self.end(&connection, outcome, is_http).await;
+                    self.end(&connection, outcome, is_http()).await;
                     return waits(false);
                 }
                 None => break,

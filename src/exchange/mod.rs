@@ -10,8 +10,9 @@
 //! Claimed -> Aborted              dispatcher      Responding -> Free  dispatcher, once the worker's incarnation is dead
 //! ```
 //!
-//! The order is always: write the state, then ring; the other side reads the state when rung *or at its
-//! deadline*. A bell that is lost, late or doubled therefore corrupts nothing.
+//! The order is always: write the state, then ring (a worker need not while the dispatcher looks by itself, see
+//! [`Word::WATCHED`]); the other side reads the state when rung *or at its deadline*. A bell that is lost, late or doubled
+//! therefore corrupts nothing.
 //!
 //! Everything here is generic over [`Memory`], so that the same code runs on a shared segment, on plain
 //! atomics and under `loom`. Release and acquire that belong together carry the same letter in a comment.

@@ -16,7 +16,7 @@ use nix::sys::socket::{
 };
 use nix::sys::uio::writev;
 use tokio::io::unix::AsyncFd;
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
 use tokio::task::coop;
 
 use crate::sys;
@@ -160,7 +160,7 @@ impl Stream {
         if let Some(watch) = self.watch.get() {
             return Ok(watch);
         }
-        let watch = sys::when_ready(self.fd.clone())?;
+        let watch = sys::when_ready(self.fd.clone(), Interest::READABLE | Interest::WRITABLE)?;
         Ok(self.watch.get_or_init(|| watch))
     }
 

@@ -9,7 +9,7 @@ pub const MAGIC: u64 = u64::from_be_bytes(*b"patou\0\xf0\x7f");
 
 /// Grows with every change of header or slot. Processes of different layouts refuse each other. What an upgrade makes of
 /// that is tested with a build that has `PATOU_NEXT_LAYOUT` in its environment.
-pub const LAYOUT: u64 = if option_env!("PATOU_NEXT_LAYOUT").is_some() { 3 } else { 2 };
+pub const LAYOUT: u64 = if option_env!("PATOU_NEXT_LAYOUT").is_some() { 4 } else { 3 };
 
 /// The header as it lies in memory. Written once by the creator, the magic last.
 #[repr(C, align(64))]

@@ -520,7 +520,7 @@ mod tests {
         assert!(why(78).contains("another set"), "{}", why(78));
 
         made.word(std::mem::offset_of!(Header, layout)).store(9, Ordering::Relaxed);
-        assert!(why(77).contains("version 9, this program's is 2"), "{}", why(77));
+        assert!(why(77).contains("version 9, this program's is 3"), "{}", why(77));
         made.word(0).store(0, Ordering::Relaxed);
         assert!(why(77).contains("half made"), "{}", why(77));
         made.file.set_len(100).unwrap();

@@ -253,9 +253,10 @@ impl Watch {
             let mut event = tokio::select! {
                 biased;
                 Ok(_) = stop.read(&mut stops) => Some(self.told_to_stop(clock::now())),
+                // Before anything upon which somebody could be judged.
+                signs = self.prober.answer() => signs.map(Event::Report),
                 Some((part, pid)) = self.exits.recv() => self.exited(part, pid),
                 Ok(message) = self.notify.receive() => self.notified(message),
-                signs = self.prober.answer() => signs.map(Event::Report),
                 Ok(_) = reload.read(&mut reloads) => self.reload(),
                 () = sleep(wake_at.since(clock::now())) => None,
             };
@@ -269,6 +270,7 @@ impl Watch {
                 self.witness.was_late(now, late);
                 self.handle(now, Event::Lost(late));
             }
+            let answer = if late > LATE { self.prober.waiting().await } else { None };
             if naps.over() {
                 self.handle(now, Event::Resumed);
             }
@@ -283,6 +285,9 @@ impl Watch {
             {
                 let _ = sd_notify::notify(&[NotifyState::Watchdog]);
                 next_beat = Some(now + every);
+            }
+            if let Some(signs) = answer {
+                self.handle(now, Event::Report(signs));
             }
             self.handle(now, event.take().unwrap_or(Event::Tick));
             if self.up_by.is_some_and(|by| by <= now) {

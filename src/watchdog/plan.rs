@@ -153,6 +153,9 @@ impl Plan {
             Event::Started(..) if self.keeper == Keeper::Watchdog => {}
             _ => self.heard = self.heard.max(now),
         }
+        // What has been heard meanwhile comes right after these, and nobody is judged before it is taken in: an answer to a
+        // watchdog that was late may be in it.
+        let is_all = !matches!(event, Event::Lost(_) | Event::Resumed | Event::Probed);
         match event {
             Event::Started(part, pid) => self.started(now, &part, pid),
             Event::StartFailed(part, how) => self.ended(now, &part, how, 0.5),
@@ -175,8 +178,10 @@ impl Plan {
             Event::Apply(change) if self.keeper == Keeper::Systemd => self.take_over(change),
             Event::Apply(change) => self.apply(now, change),
         }
-        self.judge(now);
-        self.advance(now);
+        if is_all {
+            self.judge(now);
+            self.advance(now);
+        }
         std::mem::take(&mut self.actions)
     }
 

@@ -7,6 +7,7 @@ use std::time::Duration;
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::UnixStream;
 use tokio::sync::mpsc;
+use tokio::task::yield_now;
 use tokio::time::timeout;
 
 use super::plan::{Part, Plan, Sign};
@@ -17,6 +18,9 @@ use crate::probe::{FailedPool, Order, Question, REPORT_MAX, Report};
 
 /// How long an order of ours may take on its way: what it asks happens anyway, only later.
 const ORDER_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// How often the other tasks are let run before it is believed that there is no answer.
+const TURNS: u32 = 3;
 
 /// Characters of a cause: what clients are told is no log.
 const CAUSE_MAX: usize = 200;
@@ -76,6 +80,19 @@ impl Prober {
             Some(answer) => answer,
             None => std::future::pending().await, // the task has ended: so has everything
         };
+        self.take_in(answer)
+    }
+
+    /// An answer that has come while this process did not run: neither has the task that reads it.
+    pub async fn waiting(&mut self) -> Option<Vec<Sign>> {
+        for _ in 0..TURNS {
+            yield_now().await;
+        }
+        let answer = self.reports.try_recv().ok()?;
+        self.take_in(answer)
+    }
+
+    fn take_in(&mut self, answer: Option<Report>) -> Option<Vec<Sign>> {
         self.asked = None;
         let (now, report) = (clock::now(), Arc::new(answer?));
         for pool in &report.pools {

@@ -142,9 +142,10 @@ impl Watch {
             let event = tokio::select! {
                 biased;
                 _ = stop.read(&mut stops) => break,
+                // Before anything upon which somebody could be judged.
+                signs = self.prober.answer() => self.report(signs),
                 Some((part, pid)) = self.ended.1.recv() => self.exited(part, pid),
                 Some(told) = self.told.1.recv() => { self.take(told); None }
-                signs = self.prober.answer() => self.report(signs),
                 Ok(_) = reload.read(&mut reloads) => {
                     let _ = NotifyState::monotonic_usec_now()
                         .and_then(|now| sd_notify::notify(&[NotifyState::Reloading, now]));
@@ -160,6 +161,7 @@ impl Watch {
                 self.witness.was_late(now, late);
                 self.handle(now, Event::Lost(late));
             }
+            let answer = if late > super::LATE { self.prober.waiting().await } else { None };
             if naps.over() {
                 self.handle(now, Event::Resumed);
             }
@@ -175,6 +177,9 @@ impl Watch {
             {
                 let _ = sd_notify::notify(&[NotifyState::Watchdog]);
                 next_beat = Some(now + every);
+            }
+            if let Some(event) = self.report(answer) {
+                self.handle(now, event);
             }
             self.handle(now, event.unwrap_or(Event::Tick));
             self.publish(now)?;

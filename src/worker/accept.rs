@@ -20,7 +20,7 @@ use crate::log;
 use crate::net::{self, Listener};
 
 /// Pause after a failed accept: out of descriptors, most likely, which only time mends.
-const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+pub const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
 /// Serves until ordered to leave.
 pub async fn serve<S: Handler>(
@@ -34,8 +34,7 @@ pub async fn serve<S: Handler>(
     let places = Arc::new(Semaphore::new(shared.front.connections));
     let mut connections = JoinSet::new();
     let passed = inbox.as_ref().map(Inbox::socket);
-    let mut handing = JoinSet::new();
-    handing.spawn(handed::run(shared.clone(), service.clone(), inbox));
+    let mut handing = tokio::spawn(handed::run(shared.clone(), service.clone(), inbox));
 
     // Said before it is true for the dispatcher, so that the log has the lives of a pool in their order.
     tracing::debug!(worker = %shared.id, epoch = %shared.respondent.epoch(), "ready");
@@ -58,7 +57,7 @@ pub async fn serve<S: Handler>(
                     tokio::time::sleep(ACCEPT_PAUSE).await;
                 }
             },
-            Some(_) = handing.join_next() => {
+            _ = &mut handing => {
                 return Err(system("taking connections")(std::io::Error::other("it has ended")));
             }
             order = orders.recv() => {
@@ -78,7 +77,7 @@ pub async fn serve<S: Handler>(
             return Err(system("the control loop")(std::io::Error::other("it has ended")));
         }
     }
-    handing.abort_all();
+    handing.abort();
     // Answers that are still on their way, each bounded by linger_timeout.
     let parting = async {
         while connections.join_next().await.is_some() {}

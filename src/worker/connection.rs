@@ -327,11 +327,13 @@ struct Counted {
     counter: Counter,
     turn: Arc<Turn>,
     bytes: AtomicU64,
+    /// It has ended with an error.
+    failed: bool,
 }
 
 impl Counted {
     fn new(shared: Arc<Shared>, counter: Counter, turn: Arc<Turn>) -> Self {
-        Self { shared, counter, turn, bytes: AtomicU64::new(0) }
+        Self { shared, counter, turn, bytes: AtomicU64::new(0), failed: false }
     }
 
     /// The body has come to its end.
@@ -349,6 +351,7 @@ impl Counted {
 impl Drop for Counted {
     fn drop(&mut self) {
         match self.counter {
+            Counter::BytesOut if self.failed => {}
             Counter::BytesOut => self.turn.send(), // hyper lets go of a body when it has taken all of it
             _ => self.turn.let_body_go(),
         }
@@ -385,6 +388,7 @@ where
                     tracing::warn!(%worker, lease, event = %Event::ResponseCut, "response cut: {error}");
                 }
                 self.counted.turn.fail();
+                self.counted.failed = true;
             }
             Poll::Ready(None) => self.counted.end(),
             Poll::Pending => {}

@@ -19,7 +19,8 @@ use http::{HeaderValue, Request, Response, StatusCode, Version};
 use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper_util::rt::TokioIo;
-use nix::sys::socket::{Shutdown, shutdown};
+use nix::errno::Errno;
+use nix::sys::socket::{MsgFlags, Shutdown, recv, shutdown};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::sync::Mutex;
 use tokio::time::{Instant, sleep};
@@ -52,6 +53,8 @@ pub struct Lent {
     resets: AtomicBool,
     /// Whether the client has said that it sends nothing after its last request.
     is_last: AtomicBool,
+    /// Whether something is to be written that hyper has taken.
+    unflushed: AtomicBool,
 }
 
 /// Takes one connection after the other, and serves it; never returns.
@@ -91,8 +94,9 @@ fn take(shared: &Shared, (message, connection): (Message, OwnedFd)) -> Option<Le
     shared.respondent.note_request(terms.lease, now, &[b"(its head is being read)"]);
     let (worker, lease, epoch) = (&shared.id, terms.lease, shared.respondent.epoch());
     tracing::debug!(%worker, %lease, %epoch, event = %Event::LeaseClaimed, "lease is claimed");
-    let (resets, is_last) = (AtomicBool::new(false), AtomicBool::new(false));
-    Some(Lent { held, stream, peer, server, entrance, requests: AtomicU32::new(0), resets, is_last })
+    let no = || AtomicBool::new(false);
+    let (requests, resets, is_last, unflushed) = (AtomicU32::new(0), no(), no(), no());
+    Some(Lent { held, stream, peer, server, entrance, requests, resets, is_last, unflushed })
 }
 
 /// Serves it until it is to go back, or to its end.
@@ -103,6 +107,9 @@ async fn serve<S: Handler>(shared: &Arc<Shared>, service: &Arc<Mutex<S>>, lent: 
     let lent = Arc::new(lent);
     let turn = Arc::new(Turn::default());
     turn.begin(lent.held, false);
+    // Whether a response was amid its way at the end: said before its body is dropped, which looks like the end of that.
+    let mut amid;
+    let ending = turn.clone();
     let end = {
         let mut cut = pin!(turn.clone().cut(lent.stream.clone()));
         let mut before = Bytes::new();
@@ -117,7 +124,6 @@ async fn serve<S: Handler>(shared: &Arc<Shared>, service: &Arc<Mutex<S>>, lent: 
                 before,
                 known,
                 idle: idle.clone(),
-                flushed: true,
             };
             let (shared, service) = (shared.clone(), service.clone());
             let front = shared.front.clone();
@@ -127,19 +133,20 @@ async fn serve<S: Handler>(shared: &Arc<Shared>, service: &Arc<Mutex<S>>, lent: 
                 .max_buf_size(front.head_bytes)
                 .serve_connection(TokioIo::new(io), answerer);
             let served = std::future::poll_fn(|task| match Pin::new(&mut connection).poll(task) {
-                Poll::Ready(served) => Poll::Ready(Some(served)),
+                Poll::Ready(served) => Poll::Ready(Some(served.map_err(End::Early))),
                 Poll::Pending if idle.load(Ordering::Relaxed) => Poll::Ready(None),
                 Poll::Pending => Poll::Pending,
             });
             let served = tokio::select! {
                 biased; // most are through at once, and need no timer
                 served = served => served,
-                cut = &mut cut => break Err(End::Cut(cut)),
-                () = lent.late(known, front.head_timeout) => break Err(End::Cut(Cut::Head)),
+                cut = &mut cut => Some(Err(End::Cut(cut))),
+                () = lent.late(known, front.head_timeout) => Some(Err(End::Cut(Cut::Head))),
             };
+            amid = ending.is_asked() || lent.unflushed.load(Ordering::Relaxed);
             match served {
                 Some(Ok(())) => break Ok(false),
-                Some(Err(error)) => break Err(End::Early(error)),
+                Some(Err(end)) => break Err(end),
                 None => before = connection.into_parts().read_buf,
             }
             if before.is_empty() {
@@ -147,11 +154,11 @@ async fn serve<S: Handler>(shared: &Arc<Shared>, service: &Arc<Mutex<S>>, lent: 
             }
         }
     };
-    finish(shared, &turn, lent, end).await;
+    finish(shared, &turn, lent, end, amid).await;
 }
 
-/// Gives the lease back, and with it the connection or its end.
-async fn finish(shared: &Arc<Shared>, turn: &Turn, lent: Arc<Lent>, end: Result<bool, End>) {
+/// Gives the lease back, and with it the connection or its end. `amid`: a request was in hand, or not all of a response was written.
+async fn finish(shared: &Arc<Shared>, turn: &Turn, lent: Arc<Lent>, end: Result<bool, End>, amid: bool) {
     if let Err(End::Early(error)) = &end {
         tracing::debug!(worker = %shared.id, %error, "connection ended early");
     }
@@ -165,7 +172,7 @@ async fn finish(shared: &Arc<Shared>, turn: &Turn, lent: Arc<Lent>, end: Result<
     let asked = lent.requests.load(Ordering::Relaxed) > 0;
     let kept = matches!(end, Ok(true));
     // Amid a response it must not look whole; before and after, there is nothing that could.
-    let whole = end.is_ok() || !turn.is_asked() && !matches!(&end, Err(End::Cut(Cut::Gone)));
+    let whole = end.is_ok() || !amid && !matches!(&end, Err(End::Cut(Cut::Gone)));
     if let Err(end) = &end {
         if asked && !whole {
             turn.fail();
@@ -195,8 +202,9 @@ async fn finish(shared: &Arc<Shared>, turn: &Turn, lent: Arc<Lent>, end: Result<
     let took = lent.held.since.elapsed();
     tracing::debug!(%worker, %lease, %epoch, status = turn.status(), took_ms = took.as_millis() as u64,
         event = %Event::RequestAnswered, "request is over");
-    // Nothing can come any more that a close would answer with a reset.
-    let is_through = end.is_ok() && turn.has_received() && lent.is_last.load(Ordering::Relaxed);
+    // Of a client that keeps its word nothing comes any more that a close would answer with a reset.
+    let is_last = end.is_ok() && turn.has_received() && lent.is_last.load(Ordering::Relaxed);
+    let is_through = is_last && lent.has_no_more();
     let stream = if kept {
         shared.respondent.keep(lease);
         drop(lent); // before anybody else waits on it
@@ -241,6 +249,12 @@ impl Lent {
         if self.requests.load(Ordering::Relaxed) > known {
             std::future::pending().await
         }
+    }
+
+    /// Whether there is nothing to read.
+    fn has_no_more(&self) -> bool {
+        let flags = MsgFlags::MSG_PEEK | MsgFlags::MSG_DONTWAIT;
+        matches!(recv(self.stream.0.as_fd().as_raw_fd(), &mut [0], flags), Ok(0) | Err(Errno::EAGAIN))
     }
 
     /// Answers one of its requests.
@@ -317,7 +331,6 @@ struct Line {
     known: u32,
     /// Told when a request is answered and hyper wants the next one.
     idle: Arc<AtomicBool>,
-    flushed: bool,
 }
 
 impl AsyncRead for Line {
@@ -332,7 +345,7 @@ impl AsyncRead for Line {
             if !self.turn.has_received() {
                 return Poll::Ready(Ok(())); // nobody reads the rest of this body: as if it had ended
             }
-            if self.flushed {
+            if !self.lent.unflushed.load(Ordering::Relaxed) {
                 self.idle.store(true, Ordering::Relaxed);
             }
             return Poll::Pending; // until it is flushed, which polls again
@@ -348,11 +361,11 @@ impl AsyncWrite for Line {
     }
 
     fn poll_write_vectored(
-        mut self: Pin<&mut Self>,
+        self: Pin<&mut Self>,
         task: &mut Task<'_>,
         bytes: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        self.flushed = false;
+        self.lent.unflushed.store(true, Ordering::Relaxed);
         // hyper refuses by itself what is no request.
         let unasked = !self.turn.is_responding() && !self.turn.is_asked();
         if unasked && !may_write(&self.shared, &self.turn, self.lent.held.lease) {
@@ -375,10 +388,10 @@ impl AsyncWrite for Line {
         true
     }
 
-    fn poll_flush(mut self: Pin<&mut Self>, task: &mut Task<'_>) -> Poll<io::Result<()>> {
+    fn poll_flush(self: Pin<&mut Self>, task: &mut Task<'_>) -> Poll<io::Result<()>> {
         let mut stream = self.lent.stream.clone();
         ready!(Pin::new(&mut stream).poll_flush(task))?;
-        self.flushed = true;
+        self.lent.unflushed.store(false, Ordering::Relaxed);
         Poll::Ready(Ok(()))
     }
 

@@ -6,9 +6,13 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use std::task::{Context, Poll};
 
+use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
+use tokio::time::sleep;
 
+use super::accept::ACCEPT_PAUSE;
 use crate::handoff::{self, MESSAGE_MAX, Message};
+use crate::log::Event;
 use crate::sys;
 
 /// The worker's end.
@@ -23,7 +27,11 @@ pub struct Inbox {
 impl Inbox {
     pub fn new(listener: OwnedFd) -> io::Result<Self> {
         nix::fcntl::fcntl(&listener, nix::fcntl::FcntlArg::F_SETFL(nix::fcntl::OFlag::O_NONBLOCK))?;
-        Ok(Self { listener: sys::when_ready(Arc::new(listener))?, dispatcher: None, room: vec![0; MESSAGE_MAX] })
+        Ok(Self {
+            listener: sys::when_ready(Arc::new(listener), Interest::READABLE)?,
+            dispatcher: None,
+            room: vec![0; MESSAGE_MAX],
+        })
     }
 
     /// The socket it listens on.
@@ -33,26 +41,33 @@ impl Inbox {
 
     /// The next connection. May be dropped and called again.
     pub async fn next(&mut self) -> (Message, OwnedFd) {
-        poll_fn(|task| {
-            loop {
-                match self.poll_dispatcher(task) {
-                    Poll::Ready(Some(come)) => return Poll::Ready(come),
-                    Poll::Ready(None) => self.dispatcher = None,
-                    Poll::Pending => match self.listener.poll_read_ready(task) {
-                        Poll::Ready(Ok(mut ready)) => {
-                            if let Ok(Ok(socket)) = ready.try_io(|listener| handoff::accept(listener.as_fd()))
-                                && let Ok(dispatcher) = sys::when_readable(socket)
-                            {
-                                self.dispatcher = Some(dispatcher);
-                            }
-                        }
-                        // An error: the runtime is going down.
-                        Poll::Ready(Err(_)) | Poll::Pending => return Poll::Pending,
-                    },
+        loop {
+            match poll_fn(|task| self.poll_next(task)).await {
+                Ok(come) => return come,
+                Err(error) => {
+                    tracing::warn!(%error, event = %Event::AcceptFailed, "accept");
+                    sleep(ACCEPT_PAUSE).await;
                 }
             }
-        })
-        .await
+        }
+    }
+
+    fn poll_next(&mut self, task: &mut Context<'_>) -> Poll<io::Result<(Message, OwnedFd)>> {
+        loop {
+            match self.poll_dispatcher(task) {
+                Poll::Ready(Some(come)) => return Poll::Ready(Ok(come)),
+                Poll::Ready(None) => self.dispatcher = None,
+                Poll::Pending => {
+                    let Poll::Ready(Ok(mut ready)) = self.listener.poll_read_ready(task) else {
+                        return Poll::Pending; // an error: the runtime is going down
+                    };
+                    match ready.try_io(|listener| handoff::accept(listener.as_fd())) {
+                        Ok(accepted) => self.dispatcher = Some(sys::when_readable(accepted?)?),
+                        Err(_would_block) => {}
+                    }
+                }
+            }
+        }
     }
 
     /// The next one of the present dispatcher; `None` once that has gone.

@@ -372,7 +372,9 @@ impl Sim {
                 Some(n)
             }
             Action::Abort(n, lease) => {
-                self.askers[usize::from(n) - 1].abort(lease);
+                if self.askers[usize::from(n) - 1].abort(lease) {
+                    self.aborted.insert(lease);
+                }
                 Some(n)
             }
             Action::Bury(n, lease) => {
@@ -454,9 +456,7 @@ impl Sim {
             End::Done | End::Unanswered | End::Cut => assert!(!has, "{end:?} of lease {lease}, which goes on"),
             End::Overdue => {}
         }
-        if matches!(end, End::Overdue | End::Unanswered) {
-            self.aborted.insert(lease);
-        }
+        assert_eq!(matches!(end, End::Overdue | End::Unanswered), self.aborted.contains(&lease), "{end:?} of {lease}");
     }
 
     fn verdict(&mut self, client: ClientId, state: State) {
@@ -534,7 +534,10 @@ impl Sim {
         let handed = self.clients[&id].handed;
         let worker = &mut self.workers[w];
         let Some(respondent) = &worker.respondent else {
-            return if handed { () } else { self.not_started(id) };
+            if !handed {
+                self.not_started(id);
+            }
+            return;
         };
         let terms = match respondent.claim(token, self.now) {
             Ok(terms) => terms,
@@ -583,7 +586,7 @@ impl Sim {
         let mut reply = respondent.judge(&question, worker.state);
         if question.kind == Kind::Recycle && reply == Reply::Accept {
             if worker.wants_recycle && worker.state == WorkerState::Ready {
-                assert_eq!(worker.request, None);
+                assert!(worker.request.is_none_or(|lease| self.aborted.contains(&lease)));
                 worker.state = WorkerState::Recycling;
                 respondent.set_state(worker.state, true);
             } else {
@@ -626,6 +629,7 @@ impl Sim {
         let respondent = Respondent::begin(worker.memory.clone(), 1 + w as u32, self.now.0, None, self.now);
         worker.answered = respondent.answered();
         (worker.state, worker.wants_recycle, worker.vacant) = (WorkerState::Starting, false, false);
+        worker.request = None; // of one that was aborted
         let epoch = respondent.epoch();
         worker.respondent = Some(respondent);
         self.ring(What::Rung(w));

@@ -85,6 +85,7 @@ impl Desk {
     }
 
     fn place<'a>(self: &'a Rc<Self>, pool: &'a PoolName, client: Client) -> Place<'a> {
+        self.glance();
         let id = self.next_client.get();
         self.next_client.set(id + 1);
         self.clients.borrow_mut().insert(id, client);

@@ -10,6 +10,7 @@
 use std::cell::RefCell;
 use std::collections::VecDeque;
 use std::rc::{Rc, Weak};
+use std::time::Duration;
 
 use nix::sched::sched_getcpu;
 
@@ -19,6 +20,9 @@ use crate::dispatcher::room::{Room, Slot};
 
 /// With more of them than this, others are waiting for a core.
 const WATCHED_MAX: usize = 4;
+
+/// With more than those, so much time passes between two glances at all of them.
+const GLANCES: Duration = Duration::from_micros(200);
 
 /// Looks at the slots in between two readings of the clock.
 const LOOKS: u32 = 32;
@@ -44,7 +48,7 @@ fn slot(rooms: &mut [Room], (index, n): Place) -> Option<&mut Slot> {
 
 /// Takes the places out of `expected` of which there is news.
 fn take_news(rooms: &mut [Room], expected: &mut Vec<Place>, news: &mut VecDeque<Place>) -> bool {
-    let before = expected.len();
+    let before = news.len();
     expected.retain(|place| {
         let Some(slot) = slot(rooms, *place) else { return false };
         let waits = !slot.asker.has_news();
@@ -55,7 +59,7 @@ fn take_news(rooms: &mut [Room], expected: &mut Vec<Place>, news: &mut VecDeque<
         }
         waits
     });
-    expected.len() < before
+    news.len() > before
 }
 
 impl Desk {
@@ -124,11 +128,14 @@ impl Desk {
         }
     }
 
-    /// Looks where there is news, without sleeping for it.
+    /// Looks where there is news, without sleeping for it: a thread that always has something to do never sleeps. Not each
+    /// time, where there is much to look at.
     pub fn glance(&self) {
-        if self.expected.borrow().is_empty() {
+        let many = self.expected.borrow().len();
+        if many == 0 || many > WATCHED_MAX && clock::now().since(self.glanced.get()) < GLANCES {
             return;
         }
+        self.glanced.set(clock::now());
         take_news(&mut self.rooms.borrow_mut(), &mut self.expected.borrow_mut(), &mut self.news.borrow_mut());
         self.look_at_news();
     }

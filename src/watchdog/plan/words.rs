@@ -137,7 +137,7 @@ pub enum Event {
         /// How often.
         restarts: u32,
     },
-    /// The dispatcher has been asked.
+    /// The dispatcher has been asked. What was heard before, or [`Event::Tick`], is told next; the same after the next two.
     Probed,
     /// The dispatcher has answered.
     Report(Vec<Sign>),

@@ -123,6 +123,23 @@ fn nobody_is_blamed_for_what_the_watchdog_or_the_dispatcher_lost() {
 }
 
 #[test]
+fn an_answer_that_waited_for_the_watchdog_is_taken_in_before_anybody_is_judged() {
+    let mut talk = Talk::up();
+    talk.tell(100, Event::Probed, &[]);
+    // It answered after 1.9 s, and the watchdog, which should have looked at 2 s, did not run until 3 s.
+    talk.tell(3100, Event::Lost(Duration::from_secs(1)), &[]);
+    talk.tell(3100, Event::Probed, &[]);
+    talk.tell(3100, Event::Report(vec![sign(1), sign(2)]), &[]);
+    talk.tell(3100, Event::Tick, &[]);
+    // Without it the dispatcher is found to be frozen at that moment.
+    let mut talk = Talk::up();
+    talk.tell(100, Event::Probed, &[]);
+    talk.tell(3100, Event::Lost(Duration::from_secs(1)), &[]);
+    let accused = "accuse dispatcher: it is frozen, no sign of life for 2s";
+    talk.tell(3100, Event::Tick, &[accused, "abort dispatcher"]);
+}
+
+#[test]
 fn nobody_is_blamed_for_what_a_dispatcher_missed_that_was_held() {
     let mut talk = Talk::up();
     talk.report(200, Some(100), &[]);
