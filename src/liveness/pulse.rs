@@ -69,8 +69,8 @@ pub struct Look {
     pub activity: Activity,
     /// The account of that thread, where the kernel keeps one.
     pub account: Option<Account>,
-    /// How long some task of the machine has waited for memory or a disk, ever (`/proc/pressure`, the total of `some`);
-    /// zero where the kernel does not say.
+    /// How long some task of the machine has waited for memory, a disk or a processor, ever (`/proc/pressure`, the totals of
+    /// `some`); zero where the kernel does not say.
     pub stalled: Duration,
 }
 

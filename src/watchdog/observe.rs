@@ -86,14 +86,15 @@ fn keeps_accounts() -> bool {
     own.split_whitespace().nth(2).is_some_and(|times| times != "0")
 }
 
-/// Microseconds in which some task waited for memory or a device, the larger of both.
+/// For how long some task has waited for memory, a device or a processor, each by itself. The last because whoever is
+/// blocked may wait for a lock of the kernel whose holder waits for a processor.
 fn stalled(pressure: &Path) -> Duration {
     let total = |what| {
         let text = fs::read_to_string(pressure.join(what)).unwrap_or_default();
         let some = text.lines().find(|line| line.starts_with("some "));
         some.and_then(|line| line.rsplit_once("total=")?.1.trim().parse().ok()).unwrap_or(0)
     };
-    Duration::from_micros(total("memory").max(total("io")))
+    Duration::from_micros(["memory", "io", "cpu"].map(total).into_iter().fold(0, u64::saturating_add))
 }
 
 /// Whether its control group, or one above it, is frozen, or about to be (cgroups(7), version 2).
@@ -169,7 +170,9 @@ mod tests {
         fs::write(dir.join("memory"), text(70)).unwrap();
         assert_eq!(stalled(&dir), Duration::from_micros(70));
         fs::write(dir.join("io"), text(5_438_876)).unwrap();
-        assert_eq!(stalled(&dir), Duration::from_micros(5_438_876));
+        assert_eq!(stalled(&dir), Duration::from_micros(5_438_946));
+        fs::write(dir.join("cpu"), text(4)).unwrap();
+        assert_eq!(stalled(&dir), Duration::from_micros(5_438_950));
         fs::remove_dir_all(&dir).unwrap();
     }
 
