@@ -52,7 +52,7 @@ fn a_short_drill_finds_nothing_and_leaves_nothing() {
         assert_eq!((report["violations"].as_array().unwrap().len(), report["faults"].as_u64()), (0, Some(40)));
         assert_eq!(report["skipped"], Value::Array(Vec::new()), "every fault could be injected");
         let listeners = report["by_listener"].as_array().unwrap();
-        assert_eq!(listeners.len(), 9);
+        assert_eq!(listeners.len(), 12);
         assert!(listeners.iter().all(|row| row["served"].as_u64() > Some(0)), "{report:#}");
         assert!(report["starts_on_record"].as_u64() > Some(10), "{report:#}");
         assert!(text(&output.stderr).starts_with(&format!("drill: seed {seed}, ")), "the seed is said first");
@@ -94,6 +94,29 @@ fn a_set_that_somebody_else_started_is_injured_only_with_yes() {
     assert!(report["by_listener"][0]["served"].as_u64() > Some(0), "{report:#}");
     assert!(report["remarks"][0].as_str().unwrap().contains("P1 was not checked"), "{report:#}");
     set.wait_until_up();
+    set.stop();
+}
+
+#[test]
+fn clients_speak_as_each_listener_wants_it_or_stay_away() {
+    let set = Set::start_with(|_| {
+        let listener = |pool: &str, more: &str| {
+            format!("[[listener]]\naddress = \"127.0.0.1:0\"\npool = \"{pool}\"\ndelivery = \"handoff\"\n{more}\n")
+        };
+        let pool = |name: &str, handler: &str| {
+            format!("[[pool]]\nname = \"{name}\"\nworkers = 2\nhandler = {handler}\naddress = \"127.0.0.1:0\"\n\n")
+        };
+        let listeners = listener("echo", "proxy_protocol = true\n") + &listener("foreign", "");
+        listeners + &pool("echo", "\"echo\"") + &pool("foreign", "{ inetd = [\"cat\"] }")
+    });
+    let output = set.patou(&["drill", "--yes", "--seed", "1", "--faults", "0", "--duration", "1s", "--json"]);
+    let report = report(&output);
+    assert!(output.status.success(), "{report:#}\n{}", text(&output.stderr));
+    let behind_proxy = &report["by_listener"][0];
+    assert!(behind_proxy["served"].as_u64() > Some(0), "{report:#}");
+    assert_eq!(behind_proxy["served"], behind_proxy["attempts"], "{report:#}");
+    assert_eq!(report["by_listener"][1]["attempts"].as_u64(), Some(0));
+    assert!(report["remarks"][0].as_str().unwrap().contains("what its program speaks is not known"), "{report:#}");
     set.stop();
 }
 

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use super::ledger::{Doubt, End, Reason};
 use super::schedule::Random;
-use super::traffic::{ATTEMPTS, Request, Traffic};
+use super::traffic::{ATTEMPTS, HONEST, Request, Traffic};
 use super::wire::{self, Answer, Came, Stream};
 use crate::clock;
 
@@ -56,7 +56,7 @@ impl Traffic<'_> {
         again: &mut Vec<(Request, u32)>,
     ) -> bool {
         let begun = clock::now();
-        let bytes = self.bytes(&burst, last);
+        let bytes = self.bytes(&burst, (kept, last));
         let writer = stream.as_ref().and_then(|stream| stream.again().ok());
         std::thread::scope(|scope| {
             let sending = writer.map(|mut writer| {
@@ -102,8 +102,11 @@ impl Traffic<'_> {
         })
     }
 
-    fn bytes(&self, burst: &[(Request, u32)], last: bool) -> Vec<u8> {
-        let mut bytes = Vec::new();
+    fn bytes(&self, burst: &[(Request, u32)], (kept, last): (bool, bool)) -> Vec<u8> {
+        let mut bytes = match burst.first() {
+            Some((request, _)) if !kept => self.introduction(request.door, request.id, HONEST),
+            _ => Vec::new(),
+        };
         for (at, (request, number)) in burst.iter().enumerate() {
             let Some(place) = self.place(request.door) else { return bytes };
             let target = self.target(request.door, request.id, *number, request.think);

@@ -89,6 +89,8 @@ pub struct Door {
     pub records: bool,
     /// It hands connections over, and tells nobody where to go.
     pub handed: bool,
+    /// It refuses without a word, after so long: nobody but its program knows what is spoken there.
+    pub mute_after: Option<Duration>,
 }
 
 /// How long things may take, as the configuration says.

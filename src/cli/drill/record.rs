@@ -2,7 +2,8 @@
 //! else, and answers with the request's body.
 //!
 //! The path is `/REQUEST/ATTEMPT`, two numbers; `?ms=N` makes it think for so long. As `exec` it speaks CGI/1.1
-//! (RFC 3875), as `coprocess` the framing on descriptors 3 and 4. `patou record --spin DURATION` keeps a core busy.
+//! (RFC 3875), as `coprocess` the framing on descriptors 3 and 4, as `inetd` so much of HTTP/1.1 as the drill's clients
+//! need. `patou record --spin DURATION` keeps a core busy.
 
 use std::fs::File;
 use std::io::{self, BufRead, BufReader, Read, Write};
@@ -10,6 +11,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use clap::Args;
+use nix::sys::stat::{SFlag, fstat};
 
 use crate::cli::{Failure, duration, failed};
 
@@ -32,8 +34,10 @@ pub fn run(record: &Record) -> Result<(), Failure> {
     let file = record.file.as_deref().unwrap_or(Path::new("")); // clap has seen to it
     let named = |error: io::Error| failed(format!("{}: {error}", file.display()));
     let mut file = File::options().append(true).create(true).open(file).map_err(named)?;
+    let is_socket = fstat(io::stdin()).is_ok_and(|stdin| SFlag::from_bits_truncate(stdin.st_mode) == SFlag::S_IFSOCK);
     match std::env::var("GATEWAY_INTERFACE") {
         Ok(_) => as_program(&mut file).map_err(named),
+        Err(_) if is_socket => as_server(&mut file).map_err(named),
         Err(_) => as_coprocess(&mut file).map_err(named),
     }
 }
@@ -76,6 +80,19 @@ pub fn words(request: u64, attempt: u32) -> String {
     format!("{request} {attempt}\n")
 }
 
+/// The rest of an answer, of which `head` is the first: the body of `length` bytes comes back, or words in its place.
+fn answer(out: &mut impl Write, head: &str, wanted: &Wanted, length: u64, body: impl Read) -> io::Result<()> {
+    std::thread::sleep(wanted.think);
+    if length == 0 {
+        let words = words(wanted.request, wanted.attempt);
+        write!(out, "{head}Content-Length: {}\r\n\r\n{words}", words.len())?;
+    } else {
+        write!(out, "{head}Content-Length: {length}\r\n\r\n")?;
+        io::copy(&mut body.take(length), out)?;
+    }
+    out.flush()
+}
+
 fn as_program(file: &mut File) -> io::Result<()> {
     let variable = |name| std::env::var(name).unwrap_or_default();
     let mut out = io::stdout().lock();
@@ -83,18 +100,38 @@ fn as_program(file: &mut File) -> io::Result<()> {
         return out.write_all(b"Status: 404 Not Found\r\nContent-Length: 0\r\n\r\n");
     };
     note(file, &wanted)?;
-    std::thread::sleep(wanted.think);
-    match variable("CONTENT_LENGTH").parse::<u64>() {
-        Ok(length) if length > 0 => {
-            write!(out, "Content-Type: application/octet-stream\r\nContent-Length: {length}\r\n\r\n")?;
-            io::copy(&mut io::stdin().lock(), &mut out)?;
+    let length = variable("CONTENT_LENGTH").parse().unwrap_or(0);
+    answer(&mut out, "Content-Type: application/octet-stream\r\n", &wanted, length, io::stdin().lock())
+}
+
+/// One request of a connection that is standard input and output.
+fn as_server(file: &mut File) -> io::Result<()> {
+    let (mut client, mut out) = (io::stdin().lock(), io::stdout().lock());
+    let (mut first, mut length, mut expects, mut line) = (String::new(), 0, false, String::new());
+    client.read_line(&mut first)?;
+    loop {
+        line.clear();
+        if client.read_line(&mut line)? == 0 {
+            return Ok(()); // it has left
         }
-        _ => {
-            let words = words(wanted.request, wanted.attempt);
-            write!(out, "Content-Type: text/plain\r\nContent-Length: {}\r\n\r\n{words}", words.len())?;
+        match line.trim_end().split_once(": ") {
+            Some(("Content-Length", value)) => length = value.parse().map_err(io::Error::other)?,
+            Some(("Expect", _)) => expects = true,
+            Some(_) => {}
+            None => break,
         }
     }
-    out.flush()
+    let target = first.split(' ').nth(1).unwrap_or_default();
+    let (path, query) = target.split_once('?').unwrap_or((target, ""));
+    let Some(wanted) = wanted(path, query) else {
+        return out.write_all(b"HTTP/1.1 404 Not Found\r\nConnection: close\r\nContent-Length: 0\r\n\r\n");
+    };
+    note(file, &wanted)?;
+    if expects {
+        out.write_all(b"HTTP/1.1 100 Continue\r\n\r\n")?;
+        out.flush()?;
+    }
+    answer(&mut out, "HTTP/1.1 200 OK\r\nConnection: close\r\n", &wanted, length, client)
 }
 
 fn as_coprocess(file: &mut File) -> io::Result<()> {
@@ -116,24 +153,14 @@ fn as_coprocess(file: &mut File) -> io::Result<()> {
             }
         }
         let (path, query) = target.split_once('?').unwrap_or((&target, ""));
-        let wanted = wanted(path, query);
-        if let Some(wanted) = &wanted {
-            note(file, wanted)?;
-            std::thread::sleep(wanted.think);
-        }
-        let body = (&mut requests).take(length);
-        match wanted {
+        match wanted(path, query) {
             None => {
-                io::copy(&mut { body }, &mut io::sink())?;
+                io::copy(&mut (&mut requests).take(length), &mut io::sink())?;
                 answers.write_all(b"Status: 404\r\nContent-Length: 0\r\n\r\n")?;
             }
-            Some(wanted) if length == 0 => {
-                let words = words(wanted.request, wanted.attempt);
-                write!(answers, "Content-Length: {}\r\n\r\n{words}", words.len())?;
-            }
-            Some(_) => {
-                write!(answers, "Content-Length: {length}\r\n\r\n")?;
-                io::copy(&mut { body }, &mut answers)?;
+            Some(wanted) => {
+                note(file, &wanted)?;
+                answer(&mut answers, "", &wanted, length, &mut requests)?;
             }
         }
     }

@@ -13,6 +13,9 @@ use crate::clock;
 /// They come from an address of their own: a client that does not use its lease is given one at a time.
 const FROM: Ipv4Addr = Ipv4Addr::new(127, 0, 0, 2);
 
+/// The same as a proxy tells it (RFC 5737).
+const TOLD: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 2);
+
 /// A pause between two bytes of a slow client.
 const BYTE: Duration = Duration::from_millis(20);
 
@@ -58,7 +61,9 @@ struct Rude<'a> {
 impl Rude<'_> {
     fn connect(&self, place: &Place) -> Option<Stream> {
         let left = self.end.saturating_duration_since(Instant::now()).max(Duration::from_millis(50));
-        place.connect_as(FROM, left).ok()
+        let mut stream = place.connect_as(FROM, left).ok()?;
+        stream.write_all(&self.traffic.introduction(self.door, self.id, TOLD)).ok()?;
+        Some(stream)
     }
 
     fn head(&self, method: &str, target: &str, host: &str, length: usize) -> Vec<u8> {

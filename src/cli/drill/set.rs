@@ -96,12 +96,17 @@ impl Set {
     pub fn speaks(&self, index: usize) -> Speaks {
         match &self.config.pools[index].handler {
             Handler::Echo => Speaks::Echo,
-            Handler::Exec(words) | Handler::Coprocess(words) => match words.as_slice() {
+            Handler::Exec(words) | Handler::Coprocess(words) | Handler::Inetd(words) => match words.as_slice() {
                 [_, command, file] if command == "record" => Speaks::Record(file.into()),
                 _ => Speaks::Other,
             },
-            Handler::Program(_) | Handler::Inetd(_) => Speaks::Other,
+            Handler::Program(_) => Speaks::Other,
         }
+    }
+
+    /// Whether nobody but the programs of pool `index` knows what is spoken with them.
+    pub fn is_inetd(&self, index: usize) -> bool {
+        matches!(self.config.pools[index].handler, Handler::Inetd(_))
     }
 
     /// The listeners for the judge.
@@ -111,7 +116,8 @@ impl Set {
         let door = |listener: &crate::config::Listener| {
             let pool = pool(&listener.pool);
             let records = matches!(self.speaks(pool), Speaks::Record(_));
-            Door { pool, records, handed: listener.delivery == Delivery::Handoff }
+            let mute_after = self.is_inetd(pool).then(|| queues(&self.config.pools[pool]));
+            Door { pool, records, handed: listener.delivery == Delivery::Handoff, mute_after }
         };
         self.config.listeners.iter().map(door).collect()
     }
@@ -132,9 +138,8 @@ impl Set {
         } else {
             Duration::ZERO
         };
-        let queue = |pool: &crate::config::Pool| if pool.queue > 0 { pool.queue_timeout } else { Duration::ZERO };
         let attempt = pools.iter().map(|pool| {
-            queue(pool) + pool.offer_timeout + pool.request_timeout + parting + aborted + front.linger_timeout
+            queues(pool) + pool.offer_timeout + pool.request_timeout + parting + aborted + front.linger_timeout
         });
         let drain = pools.iter().map(|pool| pool.drain_timeout).max().unwrap_or_default();
         let leave = drain + front.linger_timeout + parting;
@@ -286,6 +291,11 @@ impl Drop for Set {
     }
 }
 
+/// How long a client may wait for a worker of this pool.
+fn queues(pool: &crate::config::Pool) -> Duration {
+    if pool.queue > 0 { pool.queue_timeout } else { Duration::ZERO }
+}
+
 /// Whether every part is up.
 pub fn is_up(state: &State) -> bool {
     !state.stopping && state.dispatcher.state == "up" && state.workers.values().all(|part| part.state == "up")
@@ -325,6 +335,8 @@ fn configuration(name: &str, top: &Path, program: &Path) -> String {
     let handler = |kind| format!("{{ {kind} = [{program}, \"record\", {record}] }}");
     let listener = |address: &str, pool| format!("[[listener]]\naddress = \"{address}\"\npool = \"{pool}\"\n\n");
     let handing = |address: &str, pool| listener(address, pool).trim_end().to_owned() + "\ndelivery = \"handoff\"\n\n";
+    let behind_proxy =
+        |address: &str, pool| handing(address, pool).trim_end().to_owned() + "\nproxy_protocol = true\n\n";
     let pool = |name: &str, handler: &str, address: &str, more: &str| {
         format!(
             "[[pool]]\nname = \"{name}\"\nworkers = 3\nhandler = {handler}\naddress = \"{address}\"\n\
@@ -342,9 +354,13 @@ fn configuration(name: &str, top: &Path, program: &Path) -> String {
         handing("127.0.0.1:0", "program"),
         handing(&format!("unix:{top}/program-handed.sock"), "program"),
         handing(&format!("unix:{top}/warm-handed.sock"), "warm"),
+        behind_proxy("127.0.0.1:0", "program"),
+        handing("127.0.0.1:0", "talk"),
+        behind_proxy(&format!("unix:{top}/talk-handed.sock"), "talk"),
         pool("echo", "\"echo\"", "127.0.0.1:0", "max_requests = 200\n"),
         pool("program", &handler("exec"), "127.0.0.1:0", ""),
         pool("warm", &handler("coprocess"), &format!("unix:{top}/warm-{{n}}.sock"), "max_requests = 200\n"),
+        pool("talk", &handler("inetd"), "127.0.0.1:0", ""),
         "[front]\nhead_timeout = \"1s\"\nbody_timeout = \"1s\"\nlinger_timeout = \"200ms\"\n\n".into(),
         "[watchdog]\nprobe_interval = \"50ms\"\nworker_timeout = \"200ms\"\ndispatcher_timeout = \"400ms\"\n\
          start_timeout = \"5s\"\nabort_grace = \"50ms\"\n\

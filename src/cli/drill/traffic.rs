@@ -1,7 +1,8 @@
 //! The drill's own clients: plain ones, which tell every end apart, and the house's client library.
 
 use std::collections::BTreeSet;
-use std::io::Write;
+use std::io::{Read, Write};
+use std::net::Ipv4Addr;
 use std::path::PathBuf;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -24,6 +25,9 @@ const PLAIN: u64 = 4;
 const LIBRARY: u64 = 2;
 const KEEPING: u64 = 3;
 
+/// Who comes, as a proxy tells it (RFC 5737).
+pub const HONEST: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 1);
+
 /// A client gives a request up after so many attempts, certain that none has started.
 pub const ATTEMPTS: u32 = 12;
 
@@ -36,6 +40,8 @@ pub struct Entrance {
     pub speaks: Speaks,
     /// Whether it tells its clients where to go.
     pub redirects: bool,
+    /// Whether a proxy is to say first who comes.
+    pub behind_proxy: bool,
     /// What stands in `Host`, if not its address.
     pub host: Option<String>,
     /// Why no client goes there.
@@ -57,6 +63,34 @@ pub struct Traffic<'a> {
     over: AtomicBool,
 }
 
+/// How a request is sent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Manner {
+    Plain,
+    /// The body is sent to the dispatcher too, unasked.
+    Eager,
+    /// The body is held back until it is wanted.
+    Expecting,
+    /// As HTTP/1.0.
+    Old,
+}
+
+const MANNERS: &[Manner] =
+    &[Manner::Plain, Manner::Plain, Manner::Eager, Manner::Eager, Manner::Expecting, Manner::Old];
+
+impl Manner {
+    fn head(self, request: &Request, target: &str, host: &str) -> Vec<u8> {
+        let length = request.body.len();
+        match self {
+            Manner::Old if length == 0 => wire::old("GET", target, host, 0),
+            Manner::Old => wire::old("POST", target, host, length),
+            _ if length == 0 => wire::head("GET", target, host, 0),
+            Manner::Expecting => wire::expecting("POST", target, host, length),
+            Manner::Plain | Manner::Eager => wire::head("POST", target, host, length),
+        }
+    }
+}
+
 /// One request as its client means it.
 pub struct Request {
     pub id: u64,
@@ -71,11 +105,15 @@ impl<'a> Traffic<'a> {
     pub fn new(set: &Set, watch: &'a Watch, path: String) -> Self {
         let bounds = set.bounds();
         let longest = bounds.attempt.iter().max().copied().unwrap_or_default();
+        let doors = set.doors();
+        let pool = |index: usize| doors[index].pool;
+        let is_foreign = |index| set.is_inetd(pool(index)) && set.speaks(pool(index)) == Speaks::Other;
         let entrance = |(index, listener): (usize, &crate::config::Listener)| Entrance {
-            speaks: set.speaks(set.doors()[index].pool),
+            speaks: set.speaks(pool(index)),
             redirects: set.redirects(index),
+            behind_proxy: listener.proxy_protocol,
             host: listener.allowed_hosts.first().cloned(),
-            closed: listener.proxy_protocol.then_some("it wants a PROXY protocol header"),
+            closed: is_foreign(index).then_some("what its program speaks is not known"),
         };
         let entrances: Vec<_> = set.config.listeners.iter().enumerate().map(entrance).collect();
         let files = entrances.iter().filter_map(|entrance: &Entrance| match &entrance.speaks {
@@ -118,6 +156,11 @@ impl<'a> Traffic<'a> {
 
     pub fn host(&self, index: usize, place: &Place) -> String {
         self.entrances[index].host.clone().unwrap_or_else(|| place.host())
+    }
+
+    /// What a proxy would write first, were there one; nothing where none is expected.
+    pub fn introduction(&self, door: usize, id: u64, from: Ipv4Addr) -> Vec<u8> {
+        if self.entrances[door].behind_proxy { wire::proxied(from, id.is_multiple_of(2)) } else { Vec::new() }
     }
 
     /// The target of an attempt.
@@ -197,8 +240,8 @@ impl<'a> Traffic<'a> {
         while !self.is_over() {
             let Some(request) = self.request(&mut random, |_| true) else { return };
             for number in 1..=ATTEMPTS {
-                let eager = random.below(3) == 0;
-                let (begun, end) = (clock::now(), self.attempt(&request, number, eager));
+                let manner = *random.of(MANNERS);
+                let (begun, end) = (clock::now(), self.attempt(&request, number, manner));
                 let again = matches!(end, End::NotStarted(_)) && !self.is_over();
                 self.told(&request, number, begun, Duration::ZERO, false, end);
                 if !again {
@@ -215,24 +258,18 @@ impl<'a> Traffic<'a> {
         self.note(Attempt { request: id, number, door, begun, ended, own: own + request.think, kept, end });
     }
 
-    /// One attempt, from the dispatcher to the worker. `eager`: the body is sent to the dispatcher too, unasked.
-    fn attempt(&self, request: &Request, number: u32, eager: bool) -> End {
+    /// One attempt, from the dispatcher to the worker.
+    fn attempt(&self, request: &Request, number: u32, manner: Manner) -> End {
         let Some(place) = self.place(request.door) else { return End::NotStarted(Reason::Unreached) };
         let target = self.target(request.door, request.id, number, request.think);
-        let method = if request.body.is_empty() { "GET" } else { "POST" };
         let host = self.host(request.door, &place);
-        let Ok(mut stream) = place.connect(self.patience) else { return End::NotStarted(Reason::Unreached) };
+        let Ok(stream) = place.connect(self.patience) else { return End::NotStarted(Reason::Unreached) };
         let entrance = &self.entrances[request.door];
-        let mut bytes = wire::head(method, &target, &host, request.body.len());
         let direct = !entrance.redirects;
-        let came = if direct || eager {
-            bytes.extend(&request.body);
-            exchange(stream, &bytes)
-        } else {
-            let _ = stream.write_all(&bytes); // what became of it is read
-            wire::receive(&mut stream)
-        };
-        let answer = match came {
+        let mut head = self.introduction(request.door, request.id, HONEST);
+        head.extend(manner.head(request, &target, &host));
+        let body: &[u8] = if direct || manner == Manner::Eager { &request.body } else { &[] };
+        let answer = match exchange(stream, &head, body, manner) {
             Came::Silence => return End::Silent("waiting for the dispatcher"),
             Came::Nothing | Came::Part if !direct => return End::NotStarted(Reason::Closed),
             Came::Nothing => return End::Unknown(Doubt::Lost),
@@ -244,9 +281,8 @@ impl<'a> Traffic<'a> {
             _ => return self.judge(request, number, &answer),
         };
         let Ok(stream) = worker.connect(self.patience) else { return End::NotStarted(Reason::Unmet) };
-        let mut bytes = wire::head(method, &target, &self.host(request.door, &worker), request.body.len());
-        bytes.extend(&request.body);
-        match exchange(stream, &bytes) {
+        let head = manner.head(request, &target, &self.host(request.door, &worker));
+        match exchange(stream, &head, &request.body, manner) {
             Came::Silence => End::Silent("waiting for the worker"),
             Came::Nothing => End::Unknown(Doubt::Lost),
             Came::Part => End::Unknown(Doubt::Cut),
@@ -400,16 +436,27 @@ pub fn goes_on(answer: &Answer, asked: &Place, target: &str) -> Option<(Place, S
 }
 
 /// Sends all of it while reading what comes: who answers early, or streams back, must not wait for us.
-fn exchange(mut stream: wire::Stream, bytes: &[u8]) -> Came {
+fn exchange(mut stream: wire::Stream, head: &[u8], body: &[u8], manner: Manner) -> Came {
     /// What the buffers of a socket hold in any case.
     const AT_ONCE: usize = 32 * 1024;
+    let (mut bytes, mut begun) = (head.to_vec(), Vec::new());
+    if manner == Manner::Expecting && !body.is_empty() {
+        let _ = stream.write_all(head); // what became of it is read
+        let may;
+        (begun, may) = wire::first_head(&mut stream);
+        if !may {
+            return wire::receive(&mut begun.chain(&mut stream));
+        }
+        bytes.clear();
+    }
+    bytes.extend(body);
     if bytes.len() <= AT_ONCE {
-        let _ = stream.write_all(bytes); // what became of it is read
-        return wire::receive(&mut stream);
+        let _ = stream.write_all(&bytes); // what became of it is read
+        return wire::receive(&mut begun.chain(&mut stream));
     }
     let Ok(mut writer) = stream.again() else { return Came::Nothing };
     std::thread::scope(|scope| {
-        scope.spawn(move || drop(writer.write_all(bytes)));
-        wire::receive(&mut stream)
+        scope.spawn(move || drop(writer.write_all(&bytes)));
+        wire::receive(&mut begun.chain(&mut stream))
     })
 }

@@ -123,17 +123,38 @@ impl Write for Stream {
 
 /// The head of a request that is the last on its connection.
 pub fn head(method: &str, target: &str, host: &str, length: usize) -> Vec<u8> {
-    any_head(method, target, host, length, "Connection: close\r\n")
+    any_head("1.1", method, target, host, length, "Connection: close\r\n")
 }
 
 /// The head of one after which the connection may go on.
 pub fn going_on(method: &str, target: &str, host: &str, length: usize) -> Vec<u8> {
-    any_head(method, target, host, length, "")
+    any_head("1.1", method, target, host, length, "")
 }
 
-fn any_head(method: &str, target: &str, host: &str, length: usize, more: &str) -> Vec<u8> {
+/// The head of a last one whose body is held back until it is wanted (RFC 9110, section 10.1.1).
+pub fn expecting(method: &str, target: &str, host: &str, length: usize) -> Vec<u8> {
+    any_head("1.1", method, target, host, length, "Connection: close\r\nExpect: 100-continue\r\n")
+}
+
+/// The head of one of HTTP/1.0.
+pub fn old(method: &str, target: &str, host: &str, length: usize) -> Vec<u8> {
+    any_head("1.0", method, target, host, length, "")
+}
+
+fn any_head(version: &str, method: &str, target: &str, host: &str, length: usize, more: &str) -> Vec<u8> {
     let length = if method == "GET" { String::new() } else { format!("Content-Length: {length}\r\n") };
-    format!("{method} {target} HTTP/1.1\r\nHost: {host}\r\n{more}{length}\r\n").into_bytes()
+    format!("{method} {target} HTTP/{version}\r\nHost: {host}\r\n{more}{length}\r\n").into_bytes()
+}
+
+/// What a proxy writes before everything else, for a client with this address: the PROXY protocol, version 2 or 1.
+pub fn proxied(from: Ipv4Addr, binary: bool) -> Vec<u8> {
+    const PORTS: [u16; 2] = [40_000, 80];
+    if !binary {
+        return format!("PROXY TCP4 {from} 127.0.0.1 {} {}\r\n", PORTS[0], PORTS[1]).into_bytes();
+    }
+    let addresses = [from.octets(), Ipv4Addr::LOCALHOST.octets()].concat();
+    let ports = PORTS.map(u16::to_be_bytes).concat();
+    [b"\r\n\r\n\0\r\nQUIT\n\x21\x11\0\x0c".as_slice(), &addresses, &ports].concat()
 }
 
 /// What came back.
@@ -162,6 +183,20 @@ impl Answer {
         let mut lines = self.head.lines().skip(1).filter_map(|line| line.split_once(':'));
         lines.find(|(key, _)| key.eq_ignore_ascii_case(name)).map(|(_, value)| value.trim())
     }
+}
+
+/// Reads the first head. What was read, and whether it says that the body may come.
+pub fn first_head(stream: &mut impl Read) -> (Vec<u8>, bool) {
+    let (mut bytes, mut piece) = (Vec::new(), [0; 4096]);
+    while !bytes.windows(4).any(|window| window == b"\r\n\r\n") {
+        match stream.read(&mut piece) {
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Ok(0) | Err(_) => break,
+            Ok(n) => bytes.extend(&piece[..n]),
+        }
+    }
+    let may = bytes.starts_with(b"HTTP/1.1 100 ");
+    (bytes, may)
 }
 
 /// Reads to the end of the connection, or to silence.
@@ -328,6 +363,25 @@ mod tests {
         // Without a length the end of the connection is its end.
         let Came::Whole(answer) = next(&mut &b"HTTP/1.1 200 OK\r\n\r\nhi"[..], &mut Vec::new()) else { panic!() };
         assert_eq!(answer.body, b"hi");
+    }
+
+    #[test]
+    fn a_proxys_header_is_what_the_dispatcher_reads() {
+        use crate::net::{Proxied, proxied as read};
+        for binary in [false, true] {
+            let header = proxied(Ipv4Addr::new(192, 0, 2, 1), binary);
+            let address = Some("192.0.2.1:40000".parse().unwrap());
+            assert_eq!(read(&header), Proxied::Header(header.len(), address));
+        }
+    }
+
+    #[test]
+    fn a_body_comes_only_when_it_is_wanted() {
+        let interim = b"HTTP/1.1 100 Continue\r\n\r\n".as_slice();
+        assert_eq!(first_head(&mut &*interim), (interim.to_vec(), true));
+        let last = b"HTTP/1.1 503 X\r\n\r\nno".as_slice();
+        assert_eq!(first_head(&mut &*last), (last.to_vec(), false));
+        assert_eq!(first_head(&mut &interim[..9]), (interim[..9].to_vec(), false));
     }
 
     #[test]

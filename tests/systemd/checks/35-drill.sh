@@ -4,7 +4,7 @@
 . /checks/lib.sh
 need_installed
 forget_set
-for pool in book warm; do
+for pool in book warm talk; do
     mkdir -p "/etc/systemd/system/patou-worker@$pool-.service.d"
     printf '[Service]\nStateDirectory=patou-drill\n' >"/etc/systemd/system/patou-worker@$pool-.service.d/drill.conf"
 done
@@ -18,6 +18,10 @@ bounds='request_timeout = "5s"\nqueue_timeout = "5s"\ndrain_timeout = "2s"\n'
     # shellcheck disable=SC2059
     printf "\n[[pool]]\nname = \"book\"\nworkers = 2\naddress = \"127.0.0.1:7390\"\nhandler = { exec = $record }\n$bounds"
     printf '\n[[listener]]\naddress = "127.0.0.1:7289"\npool = "book"\ndelivery = "handoff"\n'
+    printf '\n[[listener]]\naddress = "127.0.0.1:7290"\npool = "book"\ndelivery = "handoff"\nproxy_protocol = true\n'
+    printf '\n[[listener]]\naddress = "127.0.0.1:7291"\npool = "talk"\ndelivery = "handoff"\n'
+    # shellcheck disable=SC2059
+    printf "\n[[pool]]\nname = \"talk\"\nworkers = 2\naddress = \"127.0.0.1:7398\"\nhandler = { inetd = $record }\n$bounds"
     printf '\n[[listener]]\naddress = "127.0.0.1:7288"\npool = "warm"\n'
     # shellcheck disable=SC2059
     printf "\n[[pool]]\nname = \"warm\"\nworkers = 2\naddress = \"127.0.0.1:7395\"\nhandler = { coprocess = $record }\n$bounds"
@@ -42,5 +46,5 @@ for seed in 1 2; do
 done
 systemctl stop patou
 nothing_is_left
-rm -r /etc/systemd/system/patou-worker@{book,warm}-.service.d /var/lib/patou-drill
+rm -r /etc/systemd/system/patou-worker@{book,warm,talk}-.service.d /var/lib/patou-drill
 systemctl daemon-reload

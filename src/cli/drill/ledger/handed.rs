@@ -5,7 +5,7 @@
 
 use std::time::Duration;
 
-use super::{Attempt, Doubt, Effect, Judge, Part, Target, ends};
+use super::{Attempt, Doubt, Effect, Judge, Part, Target, concerns, ends};
 
 impl Judge<'_> {
     /// P3, P4: what is wrong with an attempt of which its client does not know whether it started.
@@ -22,14 +22,22 @@ impl Judge<'_> {
         if doubt != Doubt::Lost {
             return Some(("P3", format!("was lost without a fault of its pool: {}", attempt.end)));
         }
+        let has_started = self.recorded.contains(&(attempt.request, attempt.number));
         let mut died = felt().filter(|effect| ends(effect, Part::Dispatcher)).peekable();
+        if let Some(after) = self.doors[attempt.door].mute_after
+            && !has_started
+            && (died.peek().is_none() || attempt.wait() >= after)
+            && felt().any(|effect| concerns(effect, pool, attempt.door, self.pool_of))
+        {
+            return None; // refused, where HTTP would have had a 503
+        }
         if died.peek().is_none() {
             return Some((
                 "P3",
                 "got no byte of response, and nothing had been done to its pool or the dispatcher".into(),
             ));
         }
-        if self.recorded.contains(&(attempt.request, attempt.number)) {
+        if has_started {
             return Some(("P4", "had started, and was ended without a byte when the dispatcher died".into()));
         }
         // One that rests on its connection may go with the dispatcher, and so may one that had come only just before.

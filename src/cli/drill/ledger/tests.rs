@@ -5,6 +5,7 @@ use super::*;
 const RECORDS: usize = 0;
 const ECHOES: usize = 1;
 const HANDED: usize = 2;
+const MUTE: usize = 3;
 
 fn at(ms: u64) -> Time {
     Time(ms * 1_000_000)
@@ -17,9 +18,10 @@ fn ms(ms: u64) -> Duration {
 /// Two pools behind a listener each: worker 0 records, worker 1 does not.
 fn judged(facts: &Facts) -> Vec<(&'static str, String)> {
     let doors = [
-        Door { pool: 0, records: true, handed: false },
-        Door { pool: 1, records: false, handed: false },
-        Door { pool: 0, records: true, handed: true },
+        Door { pool: 0, records: true, handed: false, mute_after: None },
+        Door { pool: 1, records: false, handed: false, mute_after: None },
+        Door { pool: 0, records: true, handed: true, mute_after: None },
+        Door { pool: 0, records: true, handed: true, mute_after: Some(ms(400)) },
     ];
     let bounds = Bounds {
         attempt: vec![ms(1000); 2],
@@ -166,6 +168,27 @@ fn the_dispatcher_closes_without_a_word_only_when_it_dies() {
     one(&closed, "P4", "closed by the dispatcher");
     closed.effects = vec![effect(Kind::Freeze, Part::Dispatcher, 100, 150)];
     assert_eq!(judged(&closed), []);
+}
+
+#[test]
+fn who_cannot_be_told_of_a_refusal_needs_a_reason_for_one() {
+    let mut lost = facts(vec![attempt(1, 1, MUTE, End::Unknown(Doubt::Lost))], &[]);
+    one(&lost, "P3", "no byte of response");
+    // A pool that is slowed may have nobody free, another one explains nothing.
+    lost.effects = vec![effect(Kind::Pause, Part::Worker(1), 100, 150)];
+    one(&lost, "P3", "no byte of response");
+    lost.effects = vec![effect(Kind::Pause, Part::Worker(0), 100, 150)];
+    assert_eq!(judged(&lost), []);
+    // It is no refusal any more once something has started.
+    lost.records = vec![(1, 1)];
+    one(&lost, "P3", "no byte of response");
+    // A connection that had waited is not lost with the dispatcher, but it may be refused when its time is over.
+    let mut died = facts(vec![attempt(1, 1, MUTE, End::Unknown(Doubt::Lost))], &[]);
+    died.effects = vec![effect(Kind::Kill, Part::Dispatcher, 200, 250)];
+    died.attempts[0].ended = at(210);
+    one(&died, "P4", "longer than store_after");
+    died.attempts[0].ended = at(520);
+    assert_eq!(judged(&died), []);
 }
 
 #[test]
