@@ -5,6 +5,7 @@ mod support;
 use std::fs;
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
+use std::os::fd::AsRawFd;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::process::Command;
@@ -12,6 +13,7 @@ use std::time::{Duration, Instant};
 
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::signal::Signal;
+use nix::sys::socket::{AddressFamily, SockFlag, SockType, SockaddrIn, setsockopt, socket, sockopt};
 use support::*;
 
 /// A handoff listener and its pool of so many workers, with more keys for each.
@@ -472,6 +474,26 @@ fn any_protocol_is_spoken_by_a_program_of_inetds() {
         stream.write_all(b"wow\n").unwrap();
         assert_eq!(rest(stream), ("you said wow\n".into(), false));
     }
+    set.stop();
+}
+
+#[test]
+fn what_a_program_has_said_arrives_whole_also_if_it_did_not_listen_to_the_end() {
+    let script = "head -c 1 >/dev/null; head -c 300000 /dev/zero";
+    let set = Set::start(&handed(1, "", &format!("handler = {{ inetd = [\"sh\", \"-c\", {script:?}] }}")));
+    // Most of it is still on its way when the program has ended, and behind it lies what nobody has read.
+    let client = socket(AddressFamily::Inet, SockType::Stream, SockFlag::SOCK_CLOEXEC, None).unwrap();
+    setsockopt(&client, sockopt::RcvBuf, &4096).unwrap();
+    let SocketAddr::V4(address) = set.address(0) else { panic!("IPv4") };
+    nix::sys::socket::connect(client.as_raw_fd(), &SockaddrIn::from(address)).unwrap();
+    let mut client = TcpStream::from(client);
+    client.write_all(&[b'x'; 50_000]).unwrap();
+    wait_until("the program has ended", || {
+        let worker = &set.status()["pools"][0]["workers"][0];
+        (worker["served"].as_u64(), worker["state"].as_str()) == (Some(1), Some("idle"))
+    });
+    let (got, is_reset) = rest(client);
+    assert_eq!((got.len(), is_reset), (300_000, false));
     set.stop();
 }
 

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use super::handed::Lent;
 use super::shared::Shared;
 use crate::log::Event;
-use crate::net::{reset, set_reset_on_close};
+use crate::net::{drain, reset, set_reset_on_close};
 
 /// Runs the program until it ends, or to `request_timeout`.
 pub async fn serve(shared: &Arc<Shared>, lent: Lent) {
@@ -38,7 +38,7 @@ pub async fn serve(shared: &Arc<Shared>, lent: Lent) {
             () = sleep_until(held.deadline) => None,
         }
     };
-    let _parting = shared.parting.read().await;
+    let parting = shared.parting.clone().read_owned().await;
     shared.handled();
     if let Some(builtin) = &shared.builtin {
         builtin.end().await; // with everything that it has started
@@ -67,7 +67,7 @@ pub async fn serve(shared: &Arc<Shared>, lent: Lent) {
     let _ = fcntl(stream.0.as_fd(), FcntlArg::F_SETFL(OFlag::O_NONBLOCK));
     if whole {
         let _ = set_reset_on_close(&stream, false);
-        let _ = shutdown(stream.0.as_fd().as_raw_fd(), Shutdown::Both); // the client has gone
+        let _ = shutdown(stream.0.as_fd().as_raw_fd(), Shutdown::Write); // the client has gone
     } else {
         reset(&*stream.0);
     }
@@ -75,4 +75,12 @@ pub async fn serve(shared: &Arc<Shared>, lent: Lent) {
     tracing::debug!(%worker, %lease, %epoch, took_ms = took.as_millis() as u64, event = %Event::RequestAnswered,
         "connection is over");
     shared.finish(lease, took, !whole);
+    if whole {
+        // What the program has not read would destroy what it has said.
+        let bound = shared.front.linger_timeout;
+        tokio::spawn(async move {
+            drain(stream, bound).await;
+            drop(parting);
+        });
+    }
 }

@@ -89,7 +89,7 @@ pub struct Door {
     pub records: bool,
     /// It hands connections over, and tells nobody where to go.
     pub handed: bool,
-    /// It refuses without a word, after so long: nobody but its program knows what is spoken there.
+    /// Nobody but its program knows what is spoken there: who waits for so long is refused without a word.
     pub mute_after: Option<Duration>,
 }
 

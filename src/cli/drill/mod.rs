@@ -231,7 +231,7 @@ fn inject_all<'s>(
     let watchdog = set.config.watchdog.clone();
     let shape = Shape {
         workers: set.workers.len(),
-        doors: set.config.listeners.len(),
+        doors: injector.traffic.open().collect(),
         keeper: set.keeper,
         worker_timeout: watchdog.worker_timeout,
         dispatcher_timeout: watchdog.dispatcher_timeout,

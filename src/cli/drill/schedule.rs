@@ -171,7 +171,8 @@ pub enum Keeper {
 #[derive(Clone, Debug)]
 pub struct Shape {
     pub workers: usize,
-    pub doors: usize,
+    /// The listeners at which clients may be rude.
+    pub doors: Vec<usize>,
     pub keeper: Keeper,
     pub worker_timeout: Duration,
     pub dispatcher_timeout: Duration,
@@ -246,6 +247,7 @@ impl Shape {
         match (kind, whom, self.keeper) {
             (Kind::Restart, _, keeper) => keeper == Keeper::Units,
             (Kind::Kill, Whom::Watchdog, keeper) => keeper != Keeper::Run,
+            (_, Whom::Door, _) => !self.doors.is_empty(),
             // Without systemd nobody watches the watchdog.
             (Kind::Freeze, Whom::Watchdog, keeper) => keeper == Keeper::Units,
             _ => true,
@@ -268,13 +270,13 @@ impl Shape {
             });
             let (_, kind, whom) = chosen.expect("the number is below the sum of the weights");
             let worker = random.below(self.workers as u64) as usize;
-            let door = random.below(self.doors as u64) as usize;
+            let door = random.below(self.doors.len().max(1) as u64) as usize;
             let target = match whom {
                 Whom::Watchdog => Target::Part(Part::Watchdog),
                 Whom::Dispatcher => Target::Part(Part::Dispatcher),
                 Whom::Worker => Target::Part(Part::Worker(worker)),
                 Whom::Slot => Target::Slot(worker),
-                Whom::Door => Target::Door(door),
+                Whom::Door => Target::Door(self.doors[door]),
                 Whom::Machine => Target::Machine,
             };
             let pause = random.between(Duration::ZERO, Duration::from_secs_f64(2.0 / self.pace));
@@ -305,7 +307,7 @@ mod tests {
 
     fn shape(keeper: Keeper) -> Shape {
         let (worker_timeout, dispatcher_timeout) = (Duration::from_millis(200), Duration::from_millis(400));
-        Shape { workers: 5, doors: 3, keeper, worker_timeout, dispatcher_timeout, pace: 5.0 }
+        Shape { workers: 5, doors: vec![0, 1, 3], keeper, worker_timeout, dispatcher_timeout, pace: 5.0 }
     }
 
     #[test]
@@ -333,7 +335,7 @@ mod tests {
         assert_eq!(kinds.len(), MENU.iter().map(|(_, kind, _)| kind).collect::<BTreeSet<_>>().len());
         let hit = |target| all.iter().any(|fault| fault.target == target);
         assert!((0..5).all(|n| hit(Target::Part(Part::Worker(n))) && hit(Target::Slot(n))));
-        assert!((0..3).all(|n| hit(Target::Door(n))));
+        assert!([0, 1, 3].iter().all(|n| hit(Target::Door(*n))) && !hit(Target::Door(2)));
         let mean = all.iter().map(|fault| fault.pause).sum::<Duration>() / 2000;
         assert!((Duration::from_millis(180)..Duration::from_millis(220)).contains(&mean), "{mean:?}");
     }

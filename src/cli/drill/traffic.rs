@@ -213,10 +213,14 @@ impl<'a> Traffic<'a> {
         Some(self.request_at(random, door))
     }
 
+    /// The listeners to which clients go.
+    pub fn open(&self) -> impl Iterator<Item = usize> {
+        (0..self.entrances.len()).filter(|index| self.entrances[*index].closed.is_none())
+    }
+
     /// One of the listeners that this kind of client may use; `None` if there is none.
     pub fn door(&self, random: &mut Random, may: fn(&Entrance) -> bool) -> Option<usize> {
-        let open = |index: &usize| self.entrances[*index].closed.is_none() && may(&self.entrances[*index]);
-        let open: Vec<_> = (0..self.entrances.len()).filter(open).collect();
+        let open: Vec<_> = self.open().filter(|index| may(&self.entrances[*index])).collect();
         open.get(random.next() as usize % open.len().max(1)).copied()
     }
 
@@ -442,10 +446,10 @@ fn exchange(mut stream: wire::Stream, head: &[u8], body: &[u8], manner: Manner) 
     let (mut bytes, mut begun) = (head.to_vec(), Vec::new());
     if manner == Manner::Expecting && !body.is_empty() {
         let _ = stream.write_all(head); // what became of it is read
-        let may;
-        (begun, may) = wire::first_head(&mut stream);
-        if !may {
-            return wire::receive(&mut begun.chain(&mut stream));
+        match wire::first_head(&mut stream) {
+            None => return Came::Silence,
+            Some((read, false)) => return wire::receive(&mut read.chain(&mut stream)),
+            Some((read, true)) => begun = read,
         }
         bytes.clear();
     }

@@ -185,18 +185,19 @@ impl Answer {
     }
 }
 
-/// Reads the first head. What was read, and whether it says that the body may come.
-pub fn first_head(stream: &mut impl Read) -> (Vec<u8>, bool) {
+/// Reads the first head. What was read, and whether it says that the body may come; `None` if nothing came in time.
+pub fn first_head(stream: &mut impl Read) -> Option<(Vec<u8>, bool)> {
     let (mut bytes, mut piece) = (Vec::new(), [0; 4096]);
     while !bytes.windows(4).any(|window| window == b"\r\n\r\n") {
         match stream.read(&mut piece) {
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut) => return None,
             Ok(0) | Err(_) => break,
             Ok(n) => bytes.extend(&piece[..n]),
         }
     }
     let may = bytes.starts_with(b"HTTP/1.1 100 ");
-    (bytes, may)
+    Some((bytes, may))
 }
 
 /// Reads to the end of the connection, or to silence.
@@ -378,10 +379,10 @@ mod tests {
     #[test]
     fn a_body_comes_only_when_it_is_wanted() {
         let interim = b"HTTP/1.1 100 Continue\r\n\r\n".as_slice();
-        assert_eq!(first_head(&mut &*interim), (interim.to_vec(), true));
+        assert_eq!(first_head(&mut &*interim), Some((interim.to_vec(), true)));
         let last = b"HTTP/1.1 503 X\r\n\r\nno".as_slice();
-        assert_eq!(first_head(&mut &*last), (last.to_vec(), false));
-        assert_eq!(first_head(&mut &interim[..9]), (interim[..9].to_vec(), false));
+        assert_eq!(first_head(&mut &*last), Some((last.to_vec(), false)));
+        assert_eq!(first_head(&mut &interim[..9]), Some((interim[..9].to_vec(), false)));
     }
 
     #[test]

@@ -5,7 +5,7 @@
 
 use std::time::Duration;
 
-use super::{Attempt, Doubt, Effect, Judge, Part, Target, concerns, ends};
+use super::{Attempt, Doubt, Effect, Judge, Kind, Part, Target, concerns, ends};
 
 impl Judge<'_> {
     /// P3, P4: what is wrong with an attempt of which its client does not know whether it started.
@@ -24,12 +24,17 @@ impl Judge<'_> {
         }
         let has_started = self.recorded.contains(&(attempt.request, attempt.number));
         let mut died = felt().filter(|effect| ends(effect, Part::Dispatcher)).peekable();
-        if let Some(after) = self.doors[attempt.door].mute_after
-            && !has_started
-            && (died.peek().is_none() || attempt.wait() >= after)
-            && felt().any(|effect| concerns(effect, pool, attempt.door, self.pool_of))
-        {
-            return None; // refused, where HTTP would have had a 503
+        if let Some(after) = self.doors[attempt.door].mute_after.filter(|_| !has_started) {
+            // Where HTTP would have had a 503: nobody came free in time, or all are drained.
+            let is_door = |effect: &Effect| matches!(effect.target, Target::Door(n) if self.doors[n].pool == pool);
+            let concerns = |effect: &Effect| is_door(effect) || concerns(effect, pool, attempt.door, self.pool_of);
+            let is_drained =
+                |n: usize| felt().any(|effect| effect.kind == Kind::Drain && effect.part == Some(Part::Worker(n)));
+            let mut workers = (0..self.pool_of.len()).filter(|n| self.pool_of[*n] == pool);
+            let is_late = attempt.ended.since(attempt.begun) >= after;
+            if is_late && felt().any(concerns) || workers.all(is_drained) {
+                return None;
+            }
         }
         if died.peek().is_none() {
             return Some((

@@ -174,14 +174,26 @@ fn the_dispatcher_closes_without_a_word_only_when_it_dies() {
 fn who_cannot_be_told_of_a_refusal_needs_a_reason_for_one() {
     let mut lost = facts(vec![attempt(1, 1, MUTE, End::Unknown(Doubt::Lost))], &[]);
     one(&lost, "P3", "no byte of response");
-    // A pool that is slowed may have nobody free, another one explains nothing.
+    // A pool that is slowed may have nobody free in time, another one explains nothing.
     lost.effects = vec![effect(Kind::Pause, Part::Worker(1), 100, 150)];
     one(&lost, "P3", "no byte of response");
     lost.effects = vec![effect(Kind::Pause, Part::Worker(0), 100, 150)];
+    one(&lost, "P3", "no byte of response");
+    lost.attempts[0].ended = lost.attempts[0].begun + ms(400);
     assert_eq!(judged(&lost), []);
+    lost.effects[0].part = None;
+    lost.effects[0].target = Target::Door(HANDED); // of the same pool
+    assert_eq!(judged(&lost), []);
+    lost.effects[0].target = Target::Door(ECHOES);
+    one(&lost, "P3", "no byte of response");
     // It is no refusal any more once something has started.
+    lost.effects[0].target = Target::Door(MUTE);
     lost.records = vec![(1, 1)];
     one(&lost, "P3", "no byte of response");
+    // A pool of which all are drained takes nobody, whoever comes.
+    let mut drained = facts(vec![attempt(1, 1, MUTE, End::Unknown(Doubt::Lost))], &[]);
+    drained.effects = vec![effect(Kind::Drain, Part::Worker(0), 100, 150)];
+    assert_eq!(judged(&drained), []);
     // A connection that had waited is not lost with the dispatcher, but it may be refused when its time is over.
     let mut died = facts(vec![attempt(1, 1, MUTE, End::Unknown(Doubt::Lost))], &[]);
     died.effects = vec![effect(Kind::Kill, Part::Dispatcher, 200, 250)];
