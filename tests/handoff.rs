@@ -268,6 +268,112 @@ fn a_request_past_its_time_gets_504() {
 }
 
 #[test]
+fn who_waits_for_a_worker_that_is_stopped_at_work_gets_504_when_its_time_is_over() {
+    let mut set = Set::prepare("");
+    let file = set.top().join("begun");
+    let patient = "\n[watchdog]\nworker_timeout = \"60s\"\n";
+    set.configure(&(handed(1, "", &format!("request_timeout = \"300ms\"\n{}", gated(&file, HELLO))) + patient));
+    set.run();
+    set.wait_until_up();
+    let mut stream = connect(set.address(0));
+    stream.write_all(&ask("/", "Connection: close\r\n")).unwrap();
+    wait_for_lines(&file, 1);
+    let worker = set.worker_pid("default/1");
+    signal_to(worker, Signal::SIGSTOP);
+    let answer = read_answer(&mut stream).unwrap();
+    assert_eq!((answer.status, answer.header("patou-outcome")), (504, Some("started-unknown")), "{answer:?}");
+    assert!(answer.text().contains("default/1"), "the dispatcher has said so: {answer:?}");
+    signal_to(worker, Signal::SIGCONT);
+    set.wait_for("it serves on", |status| worker_of(status, "default/1")["state"] == "idle");
+    set.stop();
+}
+
+/// A handoff listener on a Unix socket.
+fn unix_listener(path: &Path, pool: &str, more: &str) -> String {
+    let path = path.display();
+    format!("[[listener]]\naddress = \"unix:{path}\"\ndelivery = \"handoff\"\npool = \"{pool}\"\n{more}\n")
+}
+
+fn reload(set: &Set) {
+    let told = || set.log().matches("configuration applied").count();
+    let before = told();
+    set.signal(Signal::SIGHUP);
+    wait_until("the reload is told", || told() > before);
+}
+
+#[test]
+fn who_waits_is_served_where_he_came_whatever_a_reload_does_to_other_listeners() {
+    let mut set = Set::prepare("");
+    let (a, b) = (set.top().join("a.sock"), set.top().join("b.sock"));
+    let pool = |name: &str| {
+        let begun = set.top().join(name);
+        let words = format!("printf 'Content-Type: text/plain\\r\\nContent-Length: 5\\r\\n\\r\\npool{name}'");
+        format!(
+            "[[pool]]\nname = \"{name}\"\nworkers = 1\naddress = \"127.0.0.1:0\"\nqueue_timeout = \"10m\"\n{}\n",
+            gated(&begun, &words)
+        )
+    };
+    let redirect = "[[listener]]\naddress = \"127.0.0.1:0\"\npool = \"a\"\n";
+    let rest = format!("{}{redirect}{}{}", unix_listener(&b, "b", ""), pool("a"), pool("b"));
+    set.configure(&format!("{}{rest}", unix_listener(&a, "a", "")));
+    set.run();
+    set.wait_until_up();
+    let client = |path: &Path| {
+        let mut stream = UnixStream::connect(path).unwrap();
+        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        stream.write_all(&ask("/", "Connection: close\r\n")).unwrap();
+        stream
+    };
+    let mut running: Vec<_> = [&a, &b].map(|path| client(path)).into();
+    ["a", "b"].iter().for_each(|name| wait_for_lines(&set.top().join(name), 1));
+    let (mut at_a, mut at_b) = (client(&a), client(&b));
+    set.wait_for("both wait", |status| status["dispatcher"]["queue"] == 2);
+    let old = set.dispatcher_pid();
+    set.configure(&rest);
+    reload(&set);
+    let answer = read_answer(&mut at_a).unwrap();
+    assert_eq!((answer.status, answer.header("patou-outcome")), (503, Some("not-started")), "{answer:?}");
+    assert_eq!(answer.header("retry-after"), Some("0"));
+    set.wait_for("the other one waits at the next dispatcher", |status| {
+        status["dispatcher"]["pid"].as_u64() != Some(old.into()) && status["dispatcher"]["queue"] == 1
+    });
+    ["a", "b"].iter().for_each(|name| fs::write(set.top().join(name).with_extension("go"), "").unwrap());
+    assert_eq!(read_answer(&mut at_b).unwrap().text(), "poolb");
+    let answers: Vec<_> = running.iter_mut().map(|stream| read_answer(stream).unwrap().text()).collect();
+    assert_eq!(answers, ["poola", "poolb"]);
+    set.stop();
+}
+
+#[test]
+fn a_kept_connection_follows_what_a_reload_says_of_its_listener() {
+    let mut set = Set::prepare("");
+    let config = |pool: &str, host: &str| {
+        let program = format!("printf 'Content-Type: text/plain\\r\\nContent-Length: 3\\r\\n\\r\\n{pool}'");
+        format!(
+            "[[listener]]\naddress = \"127.0.0.1:0\"\ndelivery = \"handoff\"\npool = \"{pool}\"\nallowed_hosts = [\"{host}\"]\n\
+             [[pool]]\nname = \"{pool}\"\nworkers = 1\naddress = \"127.0.0.1:0\"\n\
+             handler = {{ exec = [\"sh\", \"-c\", {program:?}] }}\n"
+        )
+    };
+    set.configure(&config("one", "localhost"));
+    set.run();
+    set.wait_until_up();
+    let dispatcher = set.dispatcher_pid();
+    let mut stream = connect(set.address(0));
+    stream.write_all(&ask("/", "")).unwrap();
+    assert_eq!(next(&mut stream).text(), "one");
+    set.configure(&config("two", "example.org"));
+    reload(&set);
+    set.wait_for("the new pool is up", |status| worker_of(status, "two/1")["state"] == "idle");
+    stream.write_all(b"GET / HTTP/1.1\r\nHost: example.org\r\n\r\n").unwrap();
+    assert_eq!(next(&mut stream).text(), "two");
+    stream.write_all(&ask("/", "")).unwrap();
+    assert_eq!(next(&mut stream).status, 421);
+    assert_eq!(set.dispatcher_pid(), dispatcher, "it is the same connection");
+    set.stop();
+}
+
+#[test]
 fn the_queue_is_bounded_and_says_so() {
     let mut set = Set::prepare("");
     let file = set.top().join("begun");

@@ -359,7 +359,7 @@ fn a_reload_touches_only_what_it_concerns() {
     assert_eq!(request(set.address(0), "POST", "/fast", b"four").unwrap().status, 413);
     assert_eq!(pids(&set), before);
     // Sockets: another process.
-    let free = [(); 2].map(|()| std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port());
+    let free = [(); 16].map(|()| std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port());
     let port = *free.iter().find(|port| std::net::TcpListener::bind(("127.0.0.1", **port + 1)).is_ok()).unwrap();
     let moved = changed.replacen(
         "workers = 2\naddress = \"127.0.0.1:0\"",

@@ -601,6 +601,89 @@ fn one_use_needs_one_step() {
     two_claims(Missing::SwapInOneStep);
 }
 
+/// A dispatcher's slot until it dies: after so many writes nothing that it does happens any more.
+struct Mortal {
+    slot: Arc<Slot>,
+    left: std::sync::atomic::AtomicUsize,
+}
+
+impl Mortal {
+    fn lives(&self) -> bool {
+        self.left.fetch_update(Relaxed, Relaxed, |left| left.checked_sub(1)).is_ok()
+    }
+}
+
+impl Memory for Mortal {
+    fn load(&self, word: Word, order: Ordering) -> u64 {
+        self.slot.load(word, order)
+    }
+
+    fn store(&self, word: Word, value: u64, order: Ordering) {
+        if self.lives() {
+            self.slot.store(word, value, order);
+        }
+    }
+
+    fn compare_exchange(&self, word: Word, current: u64, new: u64) -> Result<(), u64> {
+        if self.lives() { self.slot.compare_exchange(word, current, new) } else { Err(current) }
+    }
+
+    fn fence(&self, order: Ordering) {
+        self.slot.fence(order);
+    }
+}
+
+/// A dispatcher dies within an offer, after so many writes, and the next one takes what it finds while the worker claims
+/// what it sees. Returns whether the offer was made whole.
+fn next_dispatcher(writes: usize, missing: Missing) -> bool {
+    let whole = Arc::new(std::sync::atomic::AtomicBool::new(false));
+    let made = whole.clone();
+    bounded(2, move || {
+        let (_, worker) = pair(missing);
+        let slot = worker.memory().clone();
+        let mortal = Mortal { slot: slot.clone(), left: usize::MAX.into() };
+        let mut dying = Asker::attach(mortal, Epoch::FIRST, (1, 1), None);
+        dying.memory().left.store(writes, Relaxed);
+        let claiming = thread::spawn(move || {
+            let claimed = worker.claim(token(1), NOW);
+            (worker, claimed)
+        });
+        let _ = dying.offer(&terms(1, Epoch::FIRST)); // nobody hears of it
+        whole.fetch_or(dying.memory().left.load(Relaxed) > 0, Relaxed);
+        let mut next = Asker::attach(slot.clone(), epoch(2), (2, 2), None);
+        let revoked = next.revoke(lease(1));
+        let (worker, claimed) = claiming.join().unwrap();
+        if let Ok(terms) = claimed {
+            assert_whole(&terms);
+            assert!(!revoked, "both or nobody won");
+            assert_eq!(phase(&slot), Some(Phase::Claimed));
+            assert_eq!(
+                next.offer(&Terms { dispatcher_epoch: epoch(2), ..terms }).err().map(|found| found.is_some()),
+                Some(true)
+            );
+        } else {
+            assert_eq!(phase(&slot), Some(if revoked { Phase::Revoked } else { Phase::Free }));
+            assert_eq!(next.release(lease(1)), revoked);
+            next.offer(&Terms { dispatcher_epoch: epoch(2), ..terms(2, Epoch::FIRST) }).unwrap();
+            let terms = worker.claim(token(2), NOW).expect("the next dispatcher's offer is as good as any");
+            assert_whole(&terms);
+        }
+    });
+    made.load(Relaxed)
+}
+
+#[test]
+fn an_offer_within_which_its_dispatcher_dies_is_claimed_or_revoked() {
+    let whole = (0..).find(|writes| next_dispatcher(*writes, Missing::Nothing));
+    assert!(whole > Some(8), "each write of an offer was the last one: {whole:?}");
+}
+
+#[test]
+#[should_panic(expected = "both or nobody won")]
+fn what_a_dead_dispatcher_has_offered_is_revoked_in_one_step() {
+    assert!((0..20).any(|writes| next_dispatcher(writes, Missing::SwapInOneStep)), "found nothing");
+}
+
 /// The next incarnation begins while the dispatcher reads the life line and offers what it has read.
 fn next_incarnation(missing: Missing) {
     bounded(3, move || {

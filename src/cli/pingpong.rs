@@ -9,11 +9,14 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use clap::Args;
+use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sched::{CpuSet, sched_getaffinity, sched_getcpu, sched_setaffinity};
+use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
 use nix::unistd::{Pid, geteuid};
 
 use super::{Failure, duration, failed, load};
+use crate::bell::Bell;
 use crate::clock;
 use crate::config::Config;
 use crate::exchange::{Asker, Kind, LONGEST, Memory, Patience, Reply, Respondent, Word};
@@ -213,12 +216,13 @@ fn ask_all(parts: &Parts, mode: Mode, count: u64, pause: Duration, stop: &Signal
     let mut times = Vec::with_capacity(count as usize);
     let mut patience = Patience::default();
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    let pipe = Pipe::watch(&parts.to_dispatcher)?;
     for turn in 1..=count {
         let since = Instant::now();
         match mode {
             Mode::Bare => {
                 parts.to_worker.ring();
-                wait(&parts.to_dispatcher, Some(stop))?;
+                pipe.read(Some(stop))?;
             }
             Mode::Asleep => {
                 asker.ask(Kind::Ping, None);
@@ -282,11 +286,12 @@ pub fn pong(pong: &Pong) -> Result<(), Failure> {
     let respondent = Respondent::begin(parts.segment.clone(), std::process::id(), 0, None, clock::now());
     let _ = pin(pong.mode, 1);
     let mut answered = respondent.answered();
+    let pipe = Pipe::watch(&parts.to_worker)?;
     parts.to_dispatcher.ring();
     for turn in 1..=pong.count {
         let question = match pong.mode {
             Mode::Bare => {
-                wait(&parts.to_worker, None)?;
+                pipe.read(None)?;
                 parts.to_dispatcher.ring();
                 continue;
             }
@@ -324,8 +329,34 @@ pub fn pong(pong: &Pong) -> Result<(), Failure> {
     Ok(())
 }
 
+/// A named pipe and nothing else: epoll_wait(2), then read(2).
+struct Pipe<'a> {
+    bell: &'a Bell,
+    epoll: Epoll,
+}
+
+impl<'a> Pipe<'a> {
+    fn watch(bell: &'a Bell) -> Result<Self, Failure> {
+        let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC).map_err(failed)?;
+        epoll.add(bell, EpollEvent::new(EpollFlags::EPOLLIN, 0)).map_err(failed)?;
+        Ok(Self { bell, epoll })
+    }
+
+    fn read(&self, stop: Option<&Signal>) -> Result<(), Failure> {
+        let patience = EpollTimeout::try_from(PATIENCE).unwrap_or(EpollTimeout::MAX);
+        loop {
+            match self.epoll.wait(&mut [EpollEvent::empty()], patience) {
+                Ok(0) => return Err(failed("the other end does not answer")),
+                Ok(_) => return nix::unistd::read(self.bell, &mut [0; 1]).map(drop).map_err(failed),
+                Err(Errno::EINTR) => check(stop)?,
+                Err(error) => return Err(failed(error)),
+            }
+        }
+    }
+}
+
 /// Waits for a ring, or until this end is told to stop. The answering end is stopped by the asking one.
-fn wait(bell: &crate::bell::Bell, stop: Option<&Signal>) -> Result<(), Failure> {
+fn wait(bell: &Bell, stop: Option<&Signal>) -> Result<(), Failure> {
     loop {
         if bell.hush() {
             return Ok(());
@@ -337,7 +368,7 @@ fn wait(bell: &crate::bell::Bell, stop: Option<&Signal>) -> Result<(), Failure> 
         let patience = PollTimeout::try_from(PATIENCE).unwrap_or(PollTimeout::MAX);
         match poll(&mut fds, patience) {
             Ok(0) => return Err(failed("the other end does not answer")),
-            Ok(_) | Err(nix::errno::Errno::EINTR) => {}
+            Ok(_) | Err(Errno::EINTR) => {}
             Err(error) => return Err(failed(error)),
         }
     }

@@ -145,13 +145,18 @@ impl Config {
             id.pool.as_str().as_bytes(),
             &number,
         ];
-        // The length goes before each part, so that no two lists of parts are the same bytes.
-        let bytes = parts.iter().flat_map(|part| {
-            let length = (part.len() as u64).to_le_bytes();
-            length.into_iter().chain(part.iter().copied())
-        });
-        bytes.fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3))
+        digest(&parts)
     }
+}
+
+/// 64-bit FNV-1a over a list of parts: the same for every build.
+pub fn digest(parts: &[&[u8]]) -> u64 {
+    // The length goes before each part, so that no two lists of parts are the same bytes.
+    let bytes = parts.iter().flat_map(|part| {
+        let length = (part.len() as u64).to_le_bytes();
+        length.into_iter().chain(part.iter().copied())
+    });
+    bytes.fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3))
 }
 
 /// Where a set keeps its files unless it is told: `/run/patou` for root, else `$XDG_RUNTIME_DIR/patou`, else

@@ -1,6 +1,6 @@
 //! The front: accepts clients, reads their heads, and tells them where to go.
 
-use std::cell::{Cell, RefCell};
+use std::cell::Cell;
 use std::collections::BTreeSet;
 use std::future::{Future, poll_fn};
 use std::io;
@@ -27,11 +27,12 @@ use tokio::task::AbortHandle;
 use tokio::time::{Instant, sleep};
 
 use super::desk::Desk;
+use super::doors::{Door, Doors};
 use super::handoff::{self, Connection, Ends, Hall};
 use super::readiness::Readiness;
+use super::store::{Handed, Stored};
 use super::{redirect, request, store};
-use crate::config::{self, Address, Config, Delivery};
-use crate::handoff::Entrance;
+use crate::config::{self, Config};
 use crate::log;
 use crate::net::{self, Listener, Problem, Stream, gone, linger};
 use crate::pool::Peer;
@@ -53,8 +54,7 @@ struct Shared {
     readiness: Rc<Readiness>,
     closing: Rc<Notify>,
     is_closing: Rc<Cell<bool>>,
-    settings: RefCell<Rc<config::Front>>,
-    listeners: RefCell<Vec<Rc<config::Listener>>>,
+    doors: Rc<Doors>,
     places: Arc<Semaphore>,
     /// The last mark given to a connection.
     mark: Cell<u32>,
@@ -75,8 +75,7 @@ impl Front {
             readiness,
             closing: Rc::default(),
             is_closing: Rc::default(),
-            settings: RefCell::new(Rc::new(config.front.clone())),
-            listeners: RefCell::new(config.listeners.iter().cloned().map(Rc::new).collect()),
+            doors: Doors::new(config),
             places: Arc::new(Semaphore::new(config.front.connections)),
             // Not where the last dispatcher began: its connections may still be with workers.
             mark: Cell::new(mark),
@@ -88,28 +87,36 @@ impl Front {
         Ok(Self { shared, accepting })
     }
 
-    /// Goes on with connections from the store of which nothing has been read.
-    pub fn take_back(&self, stored: Vec<(OwnedFd, String)>) {
-        let mut known = BTreeSet::new();
-        for (fd, name) in stored {
-            let stored = store::Stored(name);
-            let Some((index, proxied, mark)) = store::of_handed(&stored.0) else { continue };
+    /// Goes on with connections from the store of which nothing has been read. Whose listener is gone is sent away.
+    pub fn take_back(&self, stored: Vec<(OwnedFd, Stored)>) {
+        let (mut known, mut astray) = (BTreeSet::new(), Vec::new());
+        for (fd, stored) in stored {
+            let Some(handed) = Handed::of(&stored.0) else { continue };
             // One whose removal got lost may be there under two names.
-            let twice = fstat(&fd).is_ok_and(|status| !known.insert(status.st_ino));
-            let Some(listener) = self.shared.handed_listener(index).filter(|_| !twice) else { continue };
-            if handoff::is_lent(&fd) && !self.shared.desk.is_found(mark) {
+            if fstat(&fd).is_ok_and(|status| !known.insert(status.st_ino)) {
+                continue;
+            }
+            if handoff::is_lent(&fd) && !self.shared.desk.is_found(handed.mark) {
                 continue; // a worker has it, or has had it
             }
-            let Ok(place) = self.shared.places.clone().try_acquire_owned() else { continue };
-            let ends = Ends::of(&fd, net::peer_address(&fd), None, mark);
-            let connection = Connection::new(fd, ends, Rc::new(entrance(&listener)), &self.shared.readiness);
-            self.shared.clone().serve_handed(index, listener, connection.adopted(proxied, stored), false, place);
+            let place = self.shared.places.clone().try_acquire_owned();
+            match (self.shared.doors.find(handed.door), place) {
+                (Some((index, door)), Ok(place)) => {
+                    let ends = Ends::of(&fd, net::peer_address(&fd), None, handed.mark);
+                    let connection = Connection::new(fd, ends, door, &self.shared.readiness);
+                    let connection = connection.adopted(handed.peer, stored);
+                    self.shared.clone().serve_handed(index, connection, false, place);
+                }
+                _ if handed.is_http => astray.push((fd, stored)),
+                _ => net::reset(&fd), // whatever it speaks, there is no word of it here
+            }
         }
+        store::give_back(astray, self.shared.doors.settings().linger_timeout);
     }
 
     /// Takes new settings for connections from now on; the sockets stay what they are.
     pub fn reconfigure(&self, config: &Config) {
-        let before = self.shared.settings.replace(Rc::new(config.front.clone())).connections;
+        let before = self.shared.doors.apply(config).connections;
         let (places, wanted) = (self.shared.places.clone(), config.front.connections);
         places.add_permits(wanted.saturating_sub(before));
         let surplus = before.saturating_sub(wanted);
@@ -122,7 +129,6 @@ impl Front {
                 }
             });
         }
-        *self.shared.listeners.borrow_mut() = config.listeners.iter().cloned().map(Rc::new).collect();
     }
 
     /// Accepts nobody any more; who comes waits in the kernel's backlog for the next dispatcher.
@@ -149,24 +155,11 @@ impl Shared {
         self.mark.get()
     }
 
-    fn handed_listener(&self, index: usize) -> Option<Rc<config::Listener>> {
-        let listener = self.listeners.borrow().get(index).cloned();
-        listener.filter(|listener| listener.delivery == Delivery::Handoff)
-    }
-
-    fn serve_handed(
-        self: Rc<Self>,
-        index: usize,
-        listener: Rc<config::Listener>,
-        connection: Connection,
-        is_new: bool,
-        place: OwnedSemaphorePermit,
-    ) {
+    fn serve_handed(self: Rc<Self>, index: usize, connection: Connection, is_new: bool, place: OwnedSemaphorePermit) {
         let hall = Hall {
             desk: self.desk.clone(),
-            listener,
+            doors: self.doors.clone(),
             index,
-            settings: self.settings.borrow().clone(),
             closing: self.closing.clone(),
             is_closing: self.is_closing.clone(),
         };
@@ -186,32 +179,17 @@ impl Shared {
     }
 }
 
-/// What the workers must know of a listener.
-fn entrance(listener: &config::Listener) -> Entrance {
-    let listens_on = match &listener.address {
-        Address::Tcp(address) => Some(address.ip()),
-        Address::Unix(_) => None,
-    };
-    Entrance { listens_on, access_log: listener.access_log, allowed_hosts: listener.allowed_hosts.clone() }
-}
-
 /// Accepts connections to be handed over, until aborted: without tokio's own watch on each of them.
 async fn accept_handed(shared: Rc<Shared>, index: usize, socket: Rc<Listener>) {
-    let mut known: Option<(Rc<config::Listener>, Rc<Entrance>)> = None;
     // One that listens on all addresses does not know which of them a client has come to.
     let server = socket.tcp_address().filter(|address| !address.ip().is_unspecified());
     loop {
         match next(&shared.places, &socket).await {
             Ok((fd, address, place)) => {
-                let Some(listener) = shared.handed_listener(index) else { return };
+                let Some(door) = shared.doors.handing(index) else { return };
                 let ends = Ends::of(&fd, address, server, shared.next_mark());
-                let entrance = match &known {
-                    Some((same, entrance)) if Rc::ptr_eq(same, &listener) => entrance.clone(),
-                    _ => Rc::new(entrance(&listener)),
-                };
-                known = Some((listener.clone(), entrance.clone()));
-                let connection = Connection::new(fd, ends, entrance, &shared.readiness);
-                shared.clone().serve_handed(index, listener, connection, true, place);
+                let connection = Connection::new(fd, ends, door, &shared.readiness);
+                shared.clone().serve_handed(index, connection, true, place);
             }
             Err(error) => {
                 tracing::warn!(%error, event = %log::Event::AcceptFailed, "accept");
@@ -222,18 +200,17 @@ async fn accept_handed(shared: Rc<Shared>, index: usize, socket: Rc<Listener>) {
 }
 
 async fn accept(shared: Rc<Shared>, index: usize, socket: Rc<Listener>) {
-    if shared.handed_listener(index).is_some() {
+    if shared.doors.handing(index).is_some() {
         return accept_handed(shared, index, socket).await;
     }
     loop {
         match next(&shared.places, &socket).await {
             Ok((fd, _, place)) => {
-                let listener = shared.listeners.borrow().get(index).cloned();
-                let Some(listener) = listener else { return };
+                let Some(door) = shared.doors.at(index) else { return };
                 shared.connections.set(shared.connections.get() + 1);
                 let client = Client {
-                    listener,
-                    settings: shared.settings.borrow().clone(),
+                    door,
+                    settings: shared.doors.settings(),
                     listens_on: socket.tcp_address().map(|address| address.ip()),
                     stream: net::Shared(Arc::new(Stream::of(fd, socket.is_tcp()))),
                     may_probe: AtomicBool::new(false),
@@ -275,7 +252,7 @@ async fn next(
 
 /// One connection, which is one request.
 struct Client {
-    listener: Rc<config::Listener>,
+    door: Rc<Door>,
     settings: Rc<config::Front>,
     listens_on: Option<IpAddr>,
     stream: net::Shared,
@@ -318,7 +295,8 @@ impl Client {
 
     async fn answer(&self, desk: &Rc<Desk>, request: Request<Incoming>) -> Answer {
         let since = Instant::now();
-        let checked = request::check(&request, &self.listener.allowed_hosts, self.listens_on, self.settings.max_body);
+        let checked =
+            request::check(&request, &self.door.listener.allowed_hosts, self.listens_on, self.settings.max_body);
         let (answer, worker) = match checked {
             Err(problem) => (told(&problem), None),
             Ok((host, target)) => {
@@ -337,14 +315,14 @@ impl Client {
                         (told, Some(grant))
                     }
                     Some(Err(refusal)) => {
-                        let pool = &self.listener.pool;
+                        let pool = &self.door.listener.pool;
                         (redirect::refusal(refusal, pool.as_str(), &desk.staff(pool)).response(), None)
                     }
                 }
             }
         };
         self.answered.set(true);
-        if self.listener.access_log {
+        if self.door.listener.access_log {
             let (worker, lease) = match &worker {
                 Some(grant) => (grant.worker.to_string(), grant.lease.to_string()),
                 None => ("-".into(), "-".into()),
@@ -382,7 +360,7 @@ impl Client {
             gone(&self.stream, &self.may_probe).await;
         };
         tokio::select! {
-            verdict = desk.lease(&self.listener.pool, peer) => Some(verdict),
+            verdict = desk.lease(&self.door.listener.pool, peer) => Some(verdict),
             () = left => None,
             () = store => None,
         }

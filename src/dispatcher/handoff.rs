@@ -18,18 +18,20 @@ use tokio::sync::Notify;
 use tokio::time::{Instant, sleep, timeout, timeout_at};
 
 use super::desk::Desk;
+use super::doors::{Door, Doors};
 use super::readiness::{Readiness, Watched};
+use super::store::Handed;
 use super::{redirect, store};
-use crate::config;
-use crate::handoff::{Entrance, Message};
+use crate::handoff::Message;
 use crate::ids::{LeaseId, Token, WorkerId};
 use crate::net::{self, HEADER_MAX, Problem, Proxied, Stream, linger, proxied, reset, set_reset_on_close};
 use crate::pool::{End, Peer, Refusal};
 
 /// A wait shorter than this is not worth a watch on the client.
 const WATCH_AFTER: Duration = Duration::from_millis(20);
-/// How often a header that has not come whole is looked at: nothing is read before it is there.
-const HEADER_LOOK: Duration = Duration::from_millis(2);
+/// After what time a header that has not come whole is looked at again, and at most while nothing more of it comes: nothing
+/// is read before it is there.
+const HEADER_LOOK: (Duration, Duration) = (Duration::from_millis(2), Duration::from_millis(100));
 
 /// A connection.
 pub struct Connection {
@@ -37,7 +39,8 @@ pub struct Connection {
     ends: Ends,
     /// The client's address as a proxy has told it.
     proxied: Cell<Option<SocketAddr>>,
-    pub entrance: Rc<Entrance>,
+    /// Where it has come in, as that was when it last asked.
+    door: RefCell<Rc<Door>>,
     /// Whether a worker may have it.
     lent: Cell<bool>,
     /// Whether the store has, or has had, a duplicate.
@@ -81,12 +84,12 @@ pub enum Outcome {
 }
 
 impl Connection {
-    pub fn new(fd: OwnedFd, ends: Ends, entrance: Rc<Entrance>, readiness: &Rc<Readiness>) -> Self {
+    pub fn new(fd: OwnedFd, ends: Ends, door: Rc<Door>, readiness: &Rc<Readiness>) -> Self {
         Self {
             watched: Watched::new(fd, readiness),
             ends,
             proxied: Cell::new(None),
-            entrance,
+            door: RefCell::new(door),
             lent: Cell::new(false),
             stored: Cell::new(false),
             adopted: Cell::new(None),
@@ -122,7 +125,8 @@ impl Connection {
     /// What its worker is to know of it.
     pub fn message(&self, lease: LeaseId, token: Token) -> Message {
         let Ends { address, server, .. } = self.ends;
-        Message { lease, token, peer: self.proxied.get().or(address), server, entrance: (*self.entrance).clone() }
+        let entrance = self.door.borrow().entrance.clone();
+        Message { lease, token, peer: self.proxied.get().or(address), server, entrance }
     }
 
     /// Its mark.
@@ -192,10 +196,9 @@ pub fn is_lent(fd: &OwnedFd) -> bool {
 /// What a connection of one listener needs to know.
 pub struct Hall {
     pub desk: Rc<Desk>,
-    pub listener: Rc<config::Listener>,
-    /// Its place in the configuration, by which the store tells the connections of listeners apart.
+    pub doors: Rc<Doors>,
+    /// The place of its listener in the configuration.
     pub index: usize,
-    pub settings: Rc<config::Front>,
     /// Told when nobody is to be waited for any more.
     pub closing: Rc<Notify>,
     pub is_closing: Rc<Cell<bool>>,
@@ -204,27 +207,41 @@ pub struct Hall {
 impl Hall {
     /// Serves a connection to its end.
     pub async fn serve(&self, connection: Rc<Connection>, is_new: bool, waits: &dyn Fn(bool)) {
-        if is_new && self.listener.proxy_protocol && self.read_proxy(&connection).await.is_err() {
+        let is_behind_proxy = self.door().is_some_and(|door| door.listener.proxy_protocol);
+        if is_new && is_behind_proxy && self.read_proxy(&connection).await.is_err() {
             return reset(&*connection); // who it is cannot be told, and so nothing is done for it
         }
-        let mut bound = self.settings.head_timeout;
-        // Of another protocol nobody here knows who speaks first.
-        let is_http = || self.desk.speaks_http(&self.listener.pool);
-        while !is_http() || self.is_asking(&connection, bound).await {
+        let is_http = |door: &Door| self.desk.speaks_http(&door.listener.pool);
+        let mut bound = self.doors.settings().head_timeout;
+        loop {
+            // Of another protocol nobody here knows who speaks first.
+            if self.door().is_some_and(|door| is_http(&door)) && !self.is_asking(&connection, bound).await {
+                break;
+            }
+            // A reload may have come while it was silent.
+            let Some(door) = self.door() else { break };
+            *connection.door.borrow_mut() = door.clone();
             waits(true);
-            let outcome = self.hand_over(&connection, waits).await;
+            let outcome = self.hand_over(&connection, &door, waits).await;
             waits(false);
             match outcome {
-                Some(Outcome::Over(_, End::Done, true)) if is_http() => bound = self.settings.idle_timeout,
+                Some(Outcome::Over(_, End::Done, true)) if is_http(&door) => {
+                    bound = self.doors.settings().idle_timeout;
+                }
                 Some(outcome) => {
                     waits(true);
-                    self.end(&connection, outcome, is_http()).await;
+                    self.end(&connection, &door, outcome).await;
                     return waits(false);
                 }
                 None => break,
             }
         }
         let _ = shutdown(connection.as_fd().as_raw_fd(), Shutdown::Both); // it has gone by itself
+    }
+
+    /// Its listener, as it is now.
+    fn door(&self) -> Option<Rc<Door>> {
+        self.doors.handing(self.index)
     }
 
     /// Waits for the first byte of a request; `false` if it does not come.
@@ -250,7 +267,8 @@ impl Hall {
 
     async fn read_proxy(&self, connection: &Connection) -> io::Result<()> {
         let mut bytes = [0; HEADER_MAX];
-        let give_up = Instant::now() + self.settings.head_timeout;
+        let give_up = Instant::now() + self.doors.settings().head_timeout;
+        let (mut known, mut pause) = (0, HEADER_LOOK.0);
         loop {
             timeout_at(give_up, connection.watched.readable()).await??;
             let there = connection.peek(&mut bytes)?;
@@ -264,23 +282,27 @@ impl Hall {
                 Proxied::More | Proxied::Wrong => return Err(io::ErrorKind::InvalidData.into()),
             }
             // What is there is not taken, and so stays readable.
-            sleep(HEADER_LOOK).await;
+            pause = if there > known { HEADER_LOOK.0 } else { (pause * 2).min(HEADER_LOOK.1) };
+            known = there;
+            sleep(pause).await;
         }
     }
 
     /// Gets it a worker, and waits until that is through; `None` if the client has gone before.
-    async fn hand_over(&self, connection: &Rc<Connection>, waits: &dyn Fn(bool)) -> Option<Outcome> {
+    async fn hand_over(&self, connection: &Rc<Connection>, door: &Door, waits: &dyn Fn(bool)) -> Option<Outcome> {
         connection.claimed.set(false);
-        let lease = self.desk.hand_over(&self.listener.pool, connection.peer(), connection);
+        let pool = &door.listener.pool;
+        let lease = self.desk.hand_over(pool, connection.peer(), connection);
         let store = async {
             let stored = match connection.adopted.take() {
                 Some(stored) => Some(stored),
                 None => {
-                    sleep(self.settings.store_after).await;
+                    sleep(self.doors.settings().store_after).await;
                     connection.stored.set(true);
                     connection.show_lent();
-                    let name = store::handed(self.index, connection.proxied.get(), connection.mark());
-                    store::put(connection.as_fd(), name).await
+                    let (peer, mark, is_http) =
+                        (connection.proxied.get(), connection.mark(), self.desk.speaks_http(pool));
+                    store::put(connection.as_fd(), Handed { door: door.key, peer, mark, is_http }.name()).await
                 }
             };
             connection.claimed().await;
@@ -304,7 +326,8 @@ impl Hall {
     }
 
     /// The last that can be done for it.
-    async fn end(&self, connection: &Connection, outcome: Outcome, is_http: bool) {
+    async fn end(&self, connection: &Connection, door: &Door, outcome: Outcome) {
+        let pool = &door.listener.pool;
         let problem = match outcome {
             Outcome::Over(_, End::Done, _) => return, // its worker has ended it
             Outcome::Over(worker, End::Cut, _) => {
@@ -319,15 +342,12 @@ impl Hall {
                 let detail = format!("worker {worker} did not answer within request_timeout");
                 Problem::started(StatusCode::GATEWAY_TIMEOUT, detail)
             }
-            Outcome::Refused(refusal) => {
-                let pool = &self.listener.pool;
-                redirect::refusal(refusal, pool.as_str(), &self.desk.staff(pool))
-            }
+            Outcome::Refused(refusal) => redirect::refusal(refusal, pool.as_str(), &self.desk.staff(pool)),
         };
-        if !is_http {
+        if !self.desk.speaks_http(pool) {
             return reset(connection); // whatever it speaks, this is no word of it
         }
-        if self.listener.access_log {
+        if door.listener.access_log {
             let client = match connection.peer() {
                 Peer::Ip(ip) => ip.to_string(),
                 Peer::User(_) => "unix".into(),
@@ -341,7 +361,7 @@ impl Hall {
     async fn answer(&self, connection: &Connection, problem: &Problem) -> io::Result<()> {
         let stream = net::Shared(Arc::new(Stream::of(connection.watched.socket(), connection.ends.server.is_some())));
         set_reset_on_close(&stream, false)?;
-        let bound = self.settings.linger_timeout;
+        let bound = self.doors.settings().linger_timeout;
         timeout(bound, stream.clone().write_all(&problem.raw())).await??;
         linger(stream, bound).await;
         Ok(())

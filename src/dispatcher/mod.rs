@@ -6,6 +6,7 @@
 
 mod chance;
 mod desk;
+mod doors;
 mod front;
 mod handoff;
 mod probe;
@@ -83,9 +84,9 @@ async fn serve(mut config: Config, path: Option<PathBuf>) -> Result<(), Dispatch
                 *place = Some(listener);
             }
         } else if name.starts_with(store::HANDED) {
-            handed.push((fd, name));
+            handed.push((fd, store::Stored(name)));
         } else if name.starts_with(store::PREFIX) {
-            stored.push((fd, name));
+            stored.push((fd, store::Stored(name)));
         }
     }
     let probe = probe.ok_or_else(|| DispatcherError::NoSocket("probe.sock".into()))?;

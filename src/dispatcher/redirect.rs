@@ -59,6 +59,7 @@ impl fmt::Display for Staff {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Staff { workers, drained, gone, .. } = *self;
         match workers {
+            0 => f.write_str("it is not part of the set any more"),
             1 if drained == 1 => f.write_str("its worker is taken out of service"),
             1 if gone == 1 => f.write_str("its worker is not running"),
             1 => f.write_str("its worker is busy"),

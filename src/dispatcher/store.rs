@@ -40,22 +40,44 @@ pub fn waiting() -> String {
     format!("{PREFIX}{}", unique())
 }
 
-/// A name for a connection of the listener with this index, with the address that a proxy has told and its mark.
-pub fn handed(index: usize, peer: Option<SocketAddr>, mark: u32) -> String {
-    // A name has no colons (sd_pid_notify_with_fds(3)).
-    let peer = peer.map_or(String::new(), |peer| peer.to_string().replace(':', "_"));
-    format!("{HANDED}{index}-{peer}-{mark}-{}", unique())
+/// What the next dispatcher has to know of a connection of which nothing has been read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Handed {
+    /// Its listener's key.
+    pub door: u64,
+    /// The client's address as a proxy has told it.
+    pub peer: Option<SocketAddr>,
+    /// Its mark.
+    pub mark: u32,
+    /// Whether it may be answered in HTTP.
+    pub is_http: bool,
 }
 
-/// What [`handed`] has put into a name.
-pub fn of_handed(name: &str) -> Option<(usize, Option<SocketAddr>, u32)> {
-    let mut words = name.strip_prefix(HANDED)?.split('-');
-    let index = words.next()?.parse().ok()?;
-    let peer = match words.next()? {
-        "" => None,
-        told => Some(told.replace('_', ":").parse().ok()?),
-    };
-    Some((index, peer, words.next()?.parse().ok()?))
+impl Handed {
+    /// A name for it.
+    pub fn name(&self) -> String {
+        // A name has no colons (sd_pid_notify_with_fds(3)).
+        let peer = self.peer.map_or(String::new(), |peer| peer.to_string().replace(':', "_"));
+        let speaks = if self.is_http { "http" } else { "other" };
+        format!("{HANDED}{:016x}-{peer}-{}-{speaks}-{}", self.door, self.mark, unique())
+    }
+
+    /// What [`Handed::name`] has put into a name.
+    pub fn of(name: &str) -> Option<Self> {
+        let mut words = name.strip_prefix(HANDED)?.split('-');
+        let door = u64::from_str_radix(words.next()?, 16).ok()?;
+        let peer = match words.next()? {
+            "" => None,
+            told => Some(told.replace('_', ":").parse().ok()?),
+        };
+        let mark = words.next()?.parse().ok()?;
+        let is_http = match words.next()? {
+            "http" => true,
+            "other" => false,
+            _ => return None,
+        };
+        Some(Self { door, peer, mark, is_http })
+    }
 }
 
 fn unique() -> String {
@@ -110,15 +132,15 @@ async fn send(message: &str, fd: Option<BorrowedFd<'_>>) -> io::Result<()> {
     Err(io::ErrorKind::TimedOut.into())
 }
 
-/// Answers the connections that waited when the last dispatcher ended. What they asked was read by it and is
-/// lost, so all that can be said is that nothing was started and that they may ask again at once.
-pub fn give_back(connections: Vec<(OwnedFd, String)>, linger_timeout: Duration) {
+/// Answers connections that waited when the last dispatcher ended and cannot be served by this one: what they asked was
+/// read by the last one and is lost, or there is no place for them any more. All that can be said is that nothing was
+/// started and that they may ask again at once.
+pub fn give_back(connections: Vec<(OwnedFd, Stored)>, linger_timeout: Duration) {
     if !connections.is_empty() {
         tracing::info!(connections = connections.len(), event = %log::Event::ConnectionsReturned,
             "sending back who waited when the last dispatcher ended");
     }
-    for (fd, name) in connections {
-        let stored = Stored(name);
+    for (fd, stored) in connections {
         tokio::task::spawn_local(async move {
             if let Ok(stream) = Stream::adopt(fd) {
                 let stream = net::Shared(Arc::new(stream));
@@ -129,5 +151,25 @@ pub fn give_back(connections: Vec<(OwnedFd, String)>, linger_timeout: Duration) 
             }
             drop(stored);
         });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_name_says_what_the_next_dispatcher_has_to_know() {
+        for peer in [None, Some("192.0.2.1:80".parse().unwrap()), Some("[2001:db8::1]:80".parse().unwrap())] {
+            for is_http in [false, true] {
+                let handed = Handed { door: u64::MAX - 1, peer, mark: 7, is_http };
+                let name = handed.name();
+                assert!(name.len() < 255 && !name.contains(':'), "{name}");
+                assert_eq!(Handed::of(&name), Some(handed));
+            }
+        }
+        for other in ["waiting-1-2", "handed-", "handed-0--7", "handed-x--7-http-1", "handed-0--7-words-1"] {
+            assert_eq!(Handed::of(other), None, "{other}");
+        }
     }
 }

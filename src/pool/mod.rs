@@ -208,12 +208,13 @@ impl Pool {
         }
     }
 
-    /// Why waiting would be in vain, if it would: an operator keeps every worker from clients, or all are given up.
+    /// Why waiting would be in vain, if it would: an operator keeps every worker from clients, all are given up, or the
+    /// pool is not part of the set any more.
     /// Who is merely gone may come back any moment; and who is back is seen here before the watchdog says so.
     fn in_vain(&self) -> Option<Refusal> {
         let count = usize::from(self.limits.workers);
         let workers = || self.workers.iter().take(count);
-        if count > 0 && workers().all(|worker| worker.drained) {
+        if workers().all(|worker| worker.drained) {
             return Some(Refusal::OutOfService);
         }
         (self.failed && !workers().any(|worker| worker.up)).then_some(Refusal::Failed)

@@ -12,6 +12,8 @@ use crate::ids::WorkerId;
 const SECOND_NET: u32 = 10;
 /// How long a part that has been told to go may take when nothing is left to do, besides what the configuration says.
 const PARTING: Duration = Duration::from_secs(1);
+/// The room in the descriptor store for connections that are with workers grows by so many.
+const STORED_STEP: usize = 256;
 
 /// The drop-ins: path below the directory of the generator, and content. `group` knows the group of a user.
 pub fn render(config: &Config, group: impl Fn(&str) -> Option<u32>) -> BTreeMap<String, String> {
@@ -96,8 +98,11 @@ fn dispatcher(config: &Config) -> String {
     for index in 0..config.listeners.len() {
         line(&mut text, "Sockets", &listener_socket(index));
     }
-    let waiting: usize = config.pools.iter().map(|pool| pool.queue).sum();
-    line(&mut text, "FileDescriptorStoreMax", &waiting.min(front.connections).to_string());
+    // Who waits in a queue, and beside that who is offered to a worker or has just been served and is still to be taken
+    // out. For these in large steps: another number is another dispatcher.
+    let queued: usize = config.pools.iter().map(|pool| pool.queue).sum();
+    let stored = queued + (2 * config.workers().count()).next_multiple_of(STORED_STEP);
+    line(&mut text, "FileDescriptorStoreMax", &stored.min(front.connections).to_string());
     line(&mut text, "LimitNOFILE", &config.dispatcher_descriptors().to_string());
     time(&mut text, "TimeoutStartSec", starting(config));
     time(&mut text, "TimeoutStopSec", front.store_after * 2 + front.linger_timeout + PARTING);

@@ -64,7 +64,7 @@ fn drop_ins_carry_what_the_configuration_says() {
         has("patou-admin.socket", line);
     }
     has("patou-dispatcher.service", "Sockets=patou-listener@0.socket");
-    has("patou-dispatcher.service", "FileDescriptorStoreMax=128");
+    has("patou-dispatcher.service", "FileDescriptorStoreMax=384");
     assert!(!file("patou-worker@a-1.service").contains("CPUQuota"));
     has("patou-watchdog.service", "TimeoutStartSec=10000000us");
     let groups: Vec<_> = file("patou-watchdog.service").lines().filter(|l| l.contains("Groups")).collect();

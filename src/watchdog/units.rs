@@ -204,6 +204,8 @@ impl Watch {
                     let pid = self.pid(&part);
                     let subject = pid.map(|pid| Subject::of(&part, pid, family, &self.config, self.prober.heard()));
                     self.witness.record(&part, &why, subject);
+                    // Many may have frozen at once, and each record takes its time: this loop is at work.
+                    let _ = sd_notify::notify(&[NotifyState::Watchdog]);
                 }
                 Action::Tell(part, telling) => {
                     if matches!(telling, Telling::Ready { .. }) {
