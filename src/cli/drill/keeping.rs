@@ -9,6 +9,7 @@ use super::schedule::Random;
 use super::traffic::{ATTEMPTS, HONEST, Request, Traffic};
 use super::wire::{self, Answer, Came, Stream};
 use crate::clock;
+use crate::ids::Time;
 
 /// The most requests on one connection.
 const REQUESTS: u64 = 8;
@@ -25,7 +26,7 @@ impl Traffic<'_> {
             let Some(door) = door.or_else(|| self.door(&mut random, |entrance| !entrance.redirects)) else { return };
             let mut stream = self.place(door).and_then(|place| place.connect(self.patience).ok());
             let mut left = 1 + random.below(REQUESTS);
-            let mut kept = false;
+            let mut kept = None;
             loop {
                 let count = if random.below(4) == 0 { (1 + random.below(TOGETHER)).min(left) } else { 1 };
                 let mut burst = std::mem::take(&mut again);
@@ -33,8 +34,9 @@ impl Traffic<'_> {
                     burst.push((self.request_at(&mut random, door), 1));
                 }
                 left = left.saturating_sub(burst.len() as u64);
-                let goes_on = self.send(stream.as_mut(), burst, (kept, left == 0), &mut again);
-                kept = true;
+                let begun = clock::now();
+                let goes_on = self.send(stream.as_mut(), burst, begun, (kept, left == 0), &mut again);
+                kept = Some(begun);
                 if !goes_on || self.is_over() {
                     break;
                 }
@@ -52,11 +54,11 @@ impl Traffic<'_> {
         &self,
         mut stream: Option<&mut Stream>,
         burst: Vec<(Request, u32)>,
-        (kept, last): (bool, bool),
+        begun: Time,
+        (kept, last): (Option<Time>, bool),
         again: &mut Vec<(Request, u32)>,
     ) -> bool {
-        let begun = clock::now();
-        let bytes = self.bytes(&burst, (kept, last));
+        let bytes = self.bytes(&burst, (kept.is_some(), last));
         let writer = stream.as_ref().and_then(|stream| stream.again().ok());
         std::thread::scope(|scope| {
             let sending = writer.map(|mut writer| {

@@ -69,8 +69,8 @@ pub struct Attempt {
     pub ended: Time,
     /// How much of that the client or its handler wanted: pauses, slowness, retries of the client library.
     pub own: Duration,
-    /// Its connection had served another one before.
-    pub kept: bool,
+    /// When the one before it on its connection was sent, if there was one.
+    pub kept: Option<Time>,
     pub end: End,
 }
 
@@ -431,14 +431,11 @@ impl Judge<'_> {
             let felt = self.calendar.between(attempt.begun, attempt.ended);
             let felt = felt.filter(|effect| concerns(effect, pool, attempt.door, self.pool_of));
             story.extend(felt.map(|effect| self.tell(effect)));
+            let Attempt { request, number, door, end, .. } = attempt;
+            let (begun, ended) = (self.at(attempt.begun), self.at(attempt.ended));
+            let before = attempt.kept.map(|at| format!(", behind one sent at {}", self.at(at))).unwrap_or_default();
             story.push(format!(
-                "{}: attempt {} of request {} at listener {}, until {}: {}",
-                self.at(attempt.begun),
-                attempt.number,
-                attempt.request,
-                attempt.door,
-                self.at(attempt.ended),
-                attempt.end
+                "{begun}: attempt {number} of request {request} at listener {door}{before}, until {ended}: {end}"
             ));
         }
         story.dedup();

@@ -45,7 +45,7 @@ pub fn run(traffic: &Traffic<'_>, fault: &Fault, door: usize) {
         begun,
         ended: clock::now(),
         own: Duration::ZERO,
-        kept: false,
+        kept: None,
         end,
     });
 }

@@ -247,7 +247,7 @@ impl<'a> Traffic<'a> {
                 let manner = *random.of(MANNERS);
                 let (begun, end) = (clock::now(), self.attempt(&request, number, manner));
                 let again = matches!(end, End::NotStarted(_)) && !self.is_over();
-                self.told(&request, number, begun, Duration::ZERO, false, end);
+                self.told(&request, number, begun, Duration::ZERO, None, end);
                 if !again {
                     break;
                 }
@@ -257,7 +257,7 @@ impl<'a> Traffic<'a> {
         }
     }
 
-    pub fn told(&self, request: &Request, number: u32, begun: Time, own: Duration, kept: bool, end: End) {
+    pub fn told(&self, request: &Request, number: u32, begun: Time, own: Duration, kept: Option<Time>, end: End) {
         let (id, door, ended) = (request.id, request.door, clock::now());
         self.note(Attempt { request: id, number, door, begun, ended, own: own + request.think, kept, end });
     }
@@ -339,7 +339,7 @@ impl<'a> Traffic<'a> {
                 };
                 let again = matches!(end, End::NotStarted(_)) && !self.is_over();
                 // Its last attempt begins when the time for retries is over.
-                self.told(&request, number, begun, retry, false, end);
+                self.told(&request, number, begun, retry, None, end);
                 if !again {
                     break;
                 }

@@ -23,7 +23,10 @@ impl Judge<'_> {
             return Some(("P3", format!("was lost without a fault of its pool: {}", attempt.end)));
         }
         let has_started = self.recorded.contains(&(attempt.request, attempt.number));
-        let mut died = felt().filter(|effect| ends(effect, Part::Dispatcher)).peekable();
+        // A connection that rests, or that a worker lets go of, has gone with a dispatcher that died since its last request.
+        let since = attempt.kept.unwrap_or(attempt.begun);
+        let died = |effect: &&Effect| ends(effect, Part::Dispatcher) || self.ends_set(effect);
+        let mut died = self.calendar.between(since, attempt.ended).filter(died).peekable();
         if let Some(after) = self.doors[attempt.door].mute_after.filter(|_| !has_started) {
             // Where HTTP would have had a 503: nobody came free in time, or all are drained.
             let is_door = |effect: &Effect| matches!(effect.target, Target::Door(n) if self.doors[n].pool == pool);
@@ -47,7 +50,7 @@ impl Judge<'_> {
         }
         // One that rests on its connection may go with the dispatcher, and so may one that had come only just before.
         let fresh = |effect: &Effect| attempt.begun + self.in_passing(attempt, effect) >= effect.from;
-        if attempt.kept || died.any(fresh) {
+        if attempt.kept.is_some() || died.any(fresh) {
             return None;
         }
         Some(("P4", "had waited longer than store_after, and was not kept when the dispatcher died".into()))

@@ -39,7 +39,7 @@ fn judged(facts: &Facts) -> Vec<(&'static str, String)> {
 
 fn attempt(request: u64, number: u32, door: usize, end: End) -> Attempt {
     let begun = at(request * 100 + u64::from(number) * 10);
-    Attempt { request, number, door, begun, ended: begun + ms(10), own: Duration::ZERO, kept: false, end }
+    Attempt { request, number, door, begun, ended: begun + ms(10), own: Duration::ZERO, kept: None, end }
 }
 
 fn facts(attempts: Vec<Attempt>, records: &[(u64, u32)]) -> Facts {
@@ -229,8 +229,13 @@ fn what_no_worker_had_begun_may_go_with_the_dispatcher_if_it_had_only_just_come_
     lost.effects = vec![effect(Kind::Kill, Part::Dispatcher, 141, 200)];
     one(&lost, "P4", "waited longer than store_after");
     let mut rested = lost.clone();
-    rested.attempts[0].kept = true;
+    rested.attempts[0].kept = Some(at(0));
     assert_eq!(judged(&rested), []);
+    // The dispatcher died while the one before was served: then its worker was the last who held the connection.
+    rested.attempts[0].begun = at(450);
+    assert_eq!(judged(&rested), []);
+    rested.attempts[0].kept = Some(at(420));
+    one(&rested, "P3", "no byte of response");
     // A dispatcher that was stopped meanwhile could not put it there.
     let mut paused = lost.clone();
     paused.effects.push(Effect { number: 2, ..effect(Kind::Pause, Part::Dispatcher, 115, 130) });
