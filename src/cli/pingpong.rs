@@ -74,7 +74,7 @@ impl Mode {
             Mode::Watching => "exchange, watched while it pays",
             Mode::Blind => "exchange, watched blindly",
             Mode::Spinning => "exchange, both ends spinning",
-            Mode::Bare => "bare named pipes and poll",
+            Mode::Bare => "bare named pipes and epoll",
             Mode::Words => "one bare word each, spinning",
         }
     }
