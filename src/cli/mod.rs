@@ -164,8 +164,8 @@ pub fn main() -> ExitCode {
             return if error.use_stderr() { ExitCode::from(USAGE) } else { ExitCode::SUCCESS };
         }
     };
-    match run(&cli) {
-        Ok(()) => ExitCode::SUCCESS,
+    let code = match run(&cli) {
+        Ok(()) => return ExitCode::SUCCESS,
         Err(Failure::Failed(text)) => {
             if !text.is_empty() && !told(&cli.command, log::Event::StartRefused, &text) {
                 eprintln!("patou: {text}");
@@ -178,8 +178,16 @@ pub fn main() -> ExitCode {
             }
             ExitCode::from(CONFIG)
         }
+    };
+    // The journal asks whose line it is when it reads it: whoever has ended by then has no unit (journalctl -u).
+    if std::env::var_os("JOURNAL_STREAM").is_some() {
+        std::thread::sleep(LAST_LINE);
     }
+    code
 }
+
+/// How long the journal is given to read why this process ends.
+const LAST_LINE: std::time::Duration = std::time::Duration::from_millis(50);
 
 /// Tells the journal why a part of a set ends, if that is where the part speaks to.
 fn told(command: &Command, event: log::Event, text: &str) -> bool {
