@@ -180,7 +180,7 @@ pub fn main() -> ExitCode {
         }
     };
     // The journal asks whose line it is when it reads it: whoever has ended by then has no unit (journalctl -u).
-    if std::env::var_os("JOURNAL_STREAM").is_some() {
+    if log::stderr_is_the_journal() {
         std::thread::sleep(LAST_LINE);
     }
     code

@@ -110,7 +110,7 @@ pub fn last_words(part: &str, event: Event, text: &str) -> bool {
 }
 
 /// Whether systemd connected stderr to the journal (systemd.exec(5), `$JOURNAL_STREAM`).
-fn stderr_is_the_journal() -> bool {
+pub fn stderr_is_the_journal() -> bool {
     let Ok(stream) = std::env::var("JOURNAL_STREAM") else { return false };
     let Ok(status) = std::fs::metadata("/proc/self/fd/2") else { return false };
     stream == format!("{}:{}", status.dev(), status.ino())

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use super::handed::Lent;
 use super::shared::Shared;
 use crate::log::Event;
-use crate::net::{drain, reset, set_reset_on_close};
+use crate::net::{reset, set_reset_on_close};
 
 /// Runs the program until it ends, or to `request_timeout`.
 pub async fn serve(shared: &Arc<Shared>, lent: Lent) {
@@ -76,11 +76,6 @@ pub async fn serve(shared: &Arc<Shared>, lent: Lent) {
         "connection is over");
     shared.finish(lease, took, !whole);
     if whole {
-        // What the program has not read would destroy what it has said.
-        let bound = shared.front.linger_timeout;
-        tokio::spawn(async move {
-            drain(stream, bound).await;
-            drop(parting);
-        });
+        shared.drain(stream, parting); // what the program has not read would destroy what it has said
     }
 }

@@ -35,7 +35,7 @@ use crate::clock;
 use crate::handoff::{Entrance, Message};
 use crate::ids::{LeaseId, WorkerState};
 use crate::log::Event;
-use crate::net::{self, Problem, drain, reset, set_reset_on_close};
+use crate::net::{self, Problem, reset, set_reset_on_close};
 
 /// Requests of one client that are answered in one go, if they came together; the last one ends the connection.
 const PIPELINED: u32 = 64;
@@ -217,11 +217,7 @@ async fn finish(shared: &Arc<Shared>, turn: &Turn, lent: Arc<Lent>, end: Result<
         false => shared.give_back(lease),
     }
     if let Some(stream) = stream.filter(|_| whole) {
-        let bound = shared.front.linger_timeout;
-        tokio::spawn(async move {
-            drain(stream, bound).await;
-            drop(parting);
-        });
+        shared.drain(stream, parting);
     }
 }
 

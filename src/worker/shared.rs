@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use http::StatusCode;
 use nix::sys::eventfd::{EfdFlags, EventFd};
-use tokio::sync::{Notify, RwLock, mpsc};
+use tokio::sync::{Notify, OwnedRwLockReadGuard, RwLock, mpsc};
 
 use super::attention::Attention;
 use super::handler::{Builtin, Failure};
@@ -314,6 +314,15 @@ impl Shared {
     /// The handler is through with the request: what takes time from here on does not block its thread.
     pub fn handled(&self) {
         *locked(&self.current) = None;
+    }
+
+    /// What has been answered ends without a reset, in a task of its own: see [`net::drain`]. `parting` is held until then.
+    pub fn drain(&self, stream: net::Shared, parting: OwnedRwLockReadGuard<()>) {
+        let bound = self.front.linger_timeout;
+        tokio::spawn(async move {
+            net::drain(stream, bound).await;
+            drop(parting);
+        });
     }
 
     /// The request is over: counts it, gives the lease back and says so.

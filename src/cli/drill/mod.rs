@@ -1,12 +1,13 @@
 //! `patou drill`: faults from a seed, injected into a running set, while clients of its own keep the books.
 //!
 //! [`schedule`] says what is done when, [`inject`] and [`rude`] do it, [`watch`] and [`tracker`] see what becomes of
-//! each part, [`traffic`] and [`keeping`] send requests through every listener, [`record`] is the handler that writes
+//! each part, [`traffic`], [`plain`] and [`keeping`] send requests through every listener, [`record`] is the handler that writes
 //! down each start, and [`ledger`] judges in the end whether what was promised was kept.
 
 mod inject;
 mod keeping;
 mod ledger;
+mod plain;
 pub mod record;
 mod report;
 mod rude;

@@ -1,7 +1,6 @@
-//! The drill's own clients: plain ones, which tell every end apart, and the house's client library.
+//! What the drill's own clients share, and those that use the house's client library.
 
 use std::collections::BTreeSet;
-use std::io::{Read, Write};
 use std::net::Ipv4Addr;
 use std::path::PathBuf;
 use std::sync::Mutex;
@@ -15,7 +14,7 @@ use super::record;
 use super::schedule::Random;
 use super::set::{Set, Speaks};
 use super::watch::{Watch, held};
-use super::wire::{self, Answer, Came, Place};
+use super::wire::{self, Answer, Place};
 use crate::client::{CallError, Cause, Client, Payload};
 use crate::clock;
 use crate::ids::Time;
@@ -61,34 +60,6 @@ pub struct Traffic<'a> {
     books: Vec<(PathBuf, usize)>,
     next: AtomicU64,
     over: AtomicBool,
-}
-
-/// How a request is sent.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Manner {
-    Plain,
-    /// The body is sent to the dispatcher too, unasked.
-    Eager,
-    /// The body is held back until it is wanted.
-    Expecting,
-    /// As HTTP/1.0.
-    Old,
-}
-
-const MANNERS: &[Manner] =
-    &[Manner::Plain, Manner::Plain, Manner::Eager, Manner::Eager, Manner::Expecting, Manner::Old];
-
-impl Manner {
-    fn head(self, request: &Request, target: &str, host: &str) -> Vec<u8> {
-        let length = request.body.len();
-        match self {
-            Manner::Old if length == 0 => wire::old("GET", target, host, 0),
-            Manner::Old => wire::old("POST", target, host, length),
-            _ if length == 0 => wire::head("GET", target, host, 0),
-            Manner::Expecting => wire::expecting("POST", target, host, length),
-            Manner::Plain | Manner::Eager => wire::head("POST", target, host, length),
-        }
-    }
 }
 
 /// One request as its client means it.
@@ -208,7 +179,7 @@ impl<'a> Traffic<'a> {
     }
 
     /// A request to one of the listeners that this kind of client may use; `None` if there is none.
-    fn request(&self, random: &mut Random, may: fn(&Entrance) -> bool) -> Option<Request> {
+    pub fn request(&self, random: &mut Random, may: fn(&Entrance) -> bool) -> Option<Request> {
         let door = self.door(random, may)?;
         Some(self.request_at(random, door))
     }
@@ -239,62 +210,9 @@ impl<'a> Traffic<'a> {
         Request { id, door, body: content(id, size), think }
     }
 
-    /// A client that knows nothing but HTTP, and sends again what has certainly not started.
-    fn plain(&self, mut random: Random) {
-        while !self.is_over() {
-            let Some(request) = self.request(&mut random, |_| true) else { return };
-            for number in 1..=ATTEMPTS {
-                let manner = *random.of(MANNERS);
-                let (begun, end) = (clock::now(), self.attempt(&request, number, manner));
-                let again = matches!(end, End::NotStarted(_)) && !self.is_over();
-                self.told(&request, number, begun, Duration::ZERO, None, end);
-                if !again {
-                    break;
-                }
-                std::thread::sleep(random.between(Duration::from_millis(2), Duration::from_millis(50)));
-            }
-            std::thread::sleep(random.between(Duration::ZERO, Duration::from_millis(30)));
-        }
-    }
-
     pub fn told(&self, request: &Request, number: u32, begun: Time, own: Duration, kept: Option<Time>, end: End) {
         let (id, door, ended) = (request.id, request.door, clock::now());
         self.note(Attempt { request: id, number, door, begun, ended, own: own + request.think, kept, end });
-    }
-
-    /// One attempt, from the dispatcher to the worker.
-    fn attempt(&self, request: &Request, number: u32, manner: Manner) -> End {
-        let Some(place) = self.place(request.door) else { return End::NotStarted(Reason::Unreached) };
-        let target = self.target(request.door, request.id, number, request.think);
-        let host = self.host(request.door, &place);
-        let Ok(stream) = place.connect(self.patience) else { return End::NotStarted(Reason::Unreached) };
-        let entrance = &self.entrances[request.door];
-        let direct = !entrance.redirects;
-        let mut head = self.introduction(request.door, request.id, HONEST);
-        head.extend(manner.head(request, &target, &host));
-        let body: &[u8] = if direct || manner == Manner::Eager { &request.body } else { &[] };
-        let answer = match exchange(stream, &head, body, manner) {
-            Came::Silence => return End::Silent("waiting for the dispatcher"),
-            Came::Nothing | Came::Part if !direct => return End::NotStarted(Reason::Closed),
-            Came::Nothing => return End::Unknown(Doubt::Lost),
-            Came::Part => return End::Unknown(Doubt::Cut),
-            Came::Whole(answer) => answer,
-        };
-        let (worker, target) = match goes_on(&answer, &place, &target) {
-            Some(next) if !direct => next,
-            _ => return self.judge(request, number, &answer),
-        };
-        let Ok(stream) = worker.connect(self.patience) else { return End::NotStarted(Reason::Unmet) };
-        let head = manner.head(request, &target, &self.host(request.door, &worker));
-        match exchange(stream, &head, &request.body, manner) {
-            Came::Silence => End::Silent("waiting for the worker"),
-            Came::Nothing => End::Unknown(Doubt::Lost),
-            Came::Part => End::Unknown(Doubt::Cut),
-            Came::Whole(answer) if answer.header("patou-outcome") == Some("not-started") => {
-                End::NotStarted(Reason::SentBack)
-            }
-            Came::Whole(answer) => self.judge(request, number, &answer),
-        }
     }
 
     pub fn judge(&self, request: &Request, number: u32, answer: &Answer) -> End {
@@ -437,30 +355,4 @@ pub fn goes_on(answer: &Answer, asked: &Place, target: &str) -> Option<(Place, S
         }
         _ => None,
     }
-}
-
-/// Sends all of it while reading what comes: who answers early, or streams back, must not wait for us.
-fn exchange(mut stream: wire::Stream, head: &[u8], body: &[u8], manner: Manner) -> Came {
-    /// What the buffers of a socket hold in any case.
-    const AT_ONCE: usize = 32 * 1024;
-    let (mut bytes, mut begun) = (head.to_vec(), Vec::new());
-    if manner == Manner::Expecting && !body.is_empty() {
-        let _ = stream.write_all(head); // what became of it is read
-        match wire::first_head(&mut stream) {
-            None => return Came::Silence,
-            Some((read, false)) => return wire::receive(&mut read.chain(&mut stream)),
-            Some((read, true)) => begun = read,
-        }
-        bytes.clear();
-    }
-    bytes.extend(body);
-    if bytes.len() <= AT_ONCE {
-        let _ = stream.write_all(&bytes); // what became of it is read
-        return wire::receive(&mut begun.chain(&mut stream));
-    }
-    let Ok(mut writer) = stream.again() else { return Came::Nothing };
-    std::thread::scope(|scope| {
-        scope.spawn(move || drop(writer.write_all(&bytes)));
-        wire::receive(&mut begun.chain(&mut stream))
-    })
 }
