@@ -14,7 +14,7 @@ use patou::dispatcher::request::{check, location};
 use patou::exchange::{Asker, Memory, Respondent, WORDS, Word};
 use patou::ids::{Claim, Epoch, LeaseId, Phase, Terms, Time, Token, WorkerState};
 use patou::pool::{Action, Answer, Event, Limits, Peer, Pool, Seen};
-use patou::worker::target;
+use patou::worker::lease_url;
 
 const PEER: Peer = Peer::Ip(IpAddr::V4(Ipv4Addr::LOCALHOST));
 const TIMEOUT: Duration = Duration::from_secs(30);
@@ -157,7 +157,7 @@ fn heads(criterion: &mut Criterion) {
     criterion.bench_function("head, location of the worker", |bench| bench.iter(to));
     let uri = format!("/.patou/{}/convert/letter.odt?to=pdf", Token::new(7)).parse().expect("a valid target");
     criterion.bench_function("head, token and target at the worker", |bench| {
-        bench.iter(|| target::split(&http::Method::POST, black_box(&uri)));
+        bench.iter(|| lease_url::split(&http::Method::POST, black_box(&uri)));
     });
 }
 

@@ -2,14 +2,15 @@
 
 #![deny(unsafe_code)]
 
-pub mod bell;
+pub mod backoff;
 pub mod cli;
 pub mod client;
 pub mod clock;
 pub mod config;
 pub mod dispatcher;
+pub mod doorbell;
 pub mod exchange;
-pub mod figures;
+pub mod executable;
 pub mod handoff;
 pub mod ids;
 pub mod ipc;
@@ -18,13 +19,12 @@ pub mod log;
 pub mod net;
 pub mod pool;
 pub mod probe;
-pub mod program;
-pub mod restart;
+pub mod process_tree;
 pub mod shm;
 pub mod signals;
+pub mod stats;
 pub mod status;
 pub mod sys;
-pub mod tree;
 pub mod units;
 pub mod watchdog;
 pub mod worker;

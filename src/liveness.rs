@@ -5,13 +5,13 @@
 //! "Lifeguard: Local Health Awareness for More Accurate Failure Detection", 2018), and so does a machine that
 //! did not run whom it blames.
 
-mod pulse;
+mod silence_timer;
 
 use std::collections::VecDeque;
 use std::time::Duration;
 
 use crate::ids::Time;
-pub use pulse::{Account, Activity, Holder, Look, Patience, Pulse, Verdict};
+pub use silence_timer::{Account, Activity, Holder, Look, Patience, Pulse, Verdict};
 
 /// The bounds of [`Restarts`], from the configuration.
 #[derive(Clone, Copy, Debug)]

@@ -10,8 +10,8 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use crate::figures::Tally;
 use crate::ids::{PoolName, WorkerId};
+use crate::stats::Tally;
 
 /// The longest line that is read, in bytes: a question grows with the pools that have failed, a report with the workers.
 pub const QUESTION_MAX: usize = 64 << 10;

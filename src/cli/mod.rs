@@ -6,8 +6,8 @@ mod check;
 mod completions;
 mod drill;
 mod ipc;
-mod parts;
 mod pingpong;
+mod roles;
 mod service;
 mod status;
 mod systemd;
@@ -21,7 +21,7 @@ use clap::{CommandFactory, Parser, Subcommand};
 
 use crate::config::{Config, LoadError, Loaded};
 use crate::ids::WorkerId;
-use crate::{log, program};
+use crate::{executable, log};
 
 /// A pool of worker processes that notices the frozen, not only the dead.
 #[derive(Debug, Parser)]
@@ -93,10 +93,10 @@ enum Command {
     Completions(completions::Completions),
     /// Become a part of the set, with LISTEN_PID set
     #[command(hide = true)]
-    Launch(parts::Launch),
+    Launch(roles::Launch),
     /// The handler of a drill: records each start, answers with the body
     #[command(hide = true)]
-    Record(drill::record::Record),
+    Record(drill::recording_handler::Record),
     /// The baselines of a benchmark: nothing but a server
     #[command(hide = true)]
     Bare(bench::bare::Bare),
@@ -222,10 +222,10 @@ fn forget_hidden(error: &mut clap::Error) {
 fn run(cli: &Cli) -> Result<(), Failure> {
     let path = cli.config.as_deref();
     match &cli.command {
-        Command::Run => parts::run(path),
-        Command::Watchdog => parts::watchdog(path),
-        Command::Dispatcher => parts::dispatcher(path),
-        Command::Worker { worker } => parts::worker(path, worker),
+        Command::Run => roles::run(path),
+        Command::Watchdog => roles::watchdog(path),
+        Command::Dispatcher => roles::dispatcher(path),
+        Command::Worker { worker } => roles::worker(path, worker),
         Command::Ipc { action } => ipc::run(path, *action),
         Command::Check => check::check(path),
         Command::Config(defaults) => check::defaults(defaults),
@@ -237,10 +237,10 @@ fn run(cli: &Cli) -> Result<(), Failure> {
         Command::Bench { what } => bench::run(path, what),
         Command::Bare(bare) => bench::bare::run(bare),
         Command::Drill(drill) => drill::run(path, drill),
-        Command::Record(record) => drill::record::run(record),
+        Command::Record(record) => drill::recording_handler::run(record),
         Command::Systemd { action } => systemd::run(path, action),
         Command::Completions(completions) => completions::run(completions),
-        Command::Launch(launch) => parts::launch(launch),
+        Command::Launch(launch) => roles::launch(launch),
         Command::Pong(pong) => pingpong::pong(pong),
     }
 }
@@ -252,7 +252,7 @@ fn load(path: Option<&Path>) -> Result<Loaded, Failure> {
 /// As [`load`], and the programs that it names are there.
 fn load_to_run(path: Option<&Path>) -> Result<Loaded, Failure> {
     let loaded = load(path)?;
-    loaded.check(program::wanted).map_err(LoadError::from)?;
+    loaded.check(executable::wanted).map_err(LoadError::from)?;
     Ok(loaded)
 }
 

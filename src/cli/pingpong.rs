@@ -16,9 +16,9 @@ use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTime
 use nix::unistd::{Pid, geteuid};
 
 use super::{Failure, duration, failed, load};
-use crate::bell::Bell;
 use crate::clock;
 use crate::config::Config;
+use crate::doorbell::Bell;
 use crate::exchange::{Asker, Kind, LONGEST, Memory, Patience, Reply, Respondent, Word};
 use crate::ids::{Epoch, WorkerId, WorkerState};
 use crate::ipc::{self, Modes, Parts, SetLock};

@@ -19,7 +19,7 @@ use crate::config::{Config, LoadError, Loaded, Origin};
 use crate::ids::WorkerId;
 use crate::probe::{self, Order};
 use crate::units::{self, ADMIN, APPLIED, DISPATCHER, IPC, RUNTIME_DIR, WATCHDOG, worker_service};
-use crate::{ipc, program, sys};
+use crate::{executable, ipc, sys};
 
 #[derive(Clone, Debug, Subcommand)]
 pub enum Action {
@@ -122,7 +122,7 @@ fn load(path: Option<&Path>) -> Result<Loaded, Failure> {
         // Every key has a default, but half of a file is no wish for the defaults.
         return Err(Failure::Config("the configuration is empty: it names no pool".to_owned()));
     }
-    loaded.check(program::wanted).map_err(LoadError::from)?;
+    loaded.check(executable::wanted).map_err(LoadError::from)?;
     for pool in &loaded.config.pools {
         super::ipc::account(&pool.user)?;
     }

@@ -14,9 +14,9 @@
 //! `address` of a listener and `name` of a pool are always needed.
 
 mod address;
+mod address_conflicts;
 mod admin;
-mod check;
-mod collide;
+mod diagnostics;
 mod fault;
 mod front;
 mod listener;
@@ -24,8 +24,8 @@ mod load;
 mod pool;
 mod quantity;
 mod read;
-mod record;
 mod sections;
+mod validate;
 mod watchdog;
 mod write;
 

@@ -9,9 +9,9 @@ use std::time::Duration;
 
 use toml::de::{DeTable, DeValue};
 
+use super::diagnostics::Record;
 use super::fault::{cut, nearest};
 use super::quantity::{self, LONGEST};
-use super::record::Record;
 use super::write::quote;
 
 /// One table of the file, and the keys that were asked of it.

@@ -3,11 +3,11 @@
 use toml::de::{DeTable, DeValue};
 
 use super::address::is_plain;
-use super::check;
+use super::diagnostics::Record;
 use super::fault::Faults;
 use super::quantity;
 use super::read::Section;
-use super::record::Record;
+use super::validate;
 use super::{Address, Admin, Config, Delivery, Front, Handler, Limits, Listener, Pool, Restarts, Set, Watchdog};
 use crate::ids::PoolName;
 
@@ -21,8 +21,8 @@ pub(super) fn read(text: &str, file: &str, wanted: &dyn Fn(&Pool) -> Option<Stri
     errors.iter().for_each(|error| record.syntax(text, error));
     let config = Section::whole_file(&mut record, table.into_inner(), every_section);
     if record.is_whole() {
-        check::check(&config, &mut record);
-        check::handlers(&config, wanted, &mut record);
+        validate::check(&config, &mut record);
+        validate::handlers(&config, wanted, &mut record);
     }
     match record.into_faults() {
         none if none.is_empty() => Ok(config),

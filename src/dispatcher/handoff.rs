@@ -17,11 +17,11 @@ use tokio::io::AsyncWriteExt;
 use tokio::sync::Notify;
 use tokio::time::{Instant, sleep, timeout, timeout_at};
 
-use super::desk::Desk;
-use super::doors::{Door, Doors};
+use super::driver::Desk;
+use super::fdstore::Handed;
+use super::listeners::{Door, Doors};
 use super::readiness::{Readiness, Watched};
-use super::store::Handed;
-use super::{redirect, store};
+use super::{fdstore, redirect};
 use crate::handoff::Message;
 use crate::ids::{LeaseId, Token, WorkerId};
 use crate::net::{self, HEADER_MAX, Problem, Proxied, Stream, linger, proxied, reset, set_reset_on_close};
@@ -46,7 +46,7 @@ pub struct Connection {
     /// Whether the store has, or has had, a duplicate.
     stored: Cell<bool>,
     /// The one that it came back as, until it is claimed: this dispatcher may die as soon as the last.
-    adopted: Cell<Option<store::Stored>>,
+    adopted: Cell<Option<fdstore::Stored>>,
     /// What has come of the present request.
     outcome: RefCell<Option<Outcome>>,
     claimed: Cell<bool>,
@@ -114,7 +114,7 @@ impl Connection {
     }
 
     /// It comes from the store, where its header was read already.
-    pub fn adopted(self, proxied: Option<SocketAddr>, stored: store::Stored) -> Self {
+    pub fn adopted(self, proxied: Option<SocketAddr>, stored: fdstore::Stored) -> Self {
         self.proxied.set(proxied);
         self.stored.set(true);
         self.adopted.set(Some(stored));
@@ -302,7 +302,7 @@ impl Hall {
                     connection.show_lent();
                     let (peer, mark, is_http) =
                         (connection.proxied.get(), connection.mark(), self.desk.speaks_http(pool));
-                    store::put(connection.as_fd(), Handed { door: door.key, peer, mark, is_http }.name()).await
+                    fdstore::put(connection.as_fd(), Handed { door: door.key, peer, mark, is_http }.name()).await
                 }
             };
             connection.claimed().await;

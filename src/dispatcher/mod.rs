@@ -4,18 +4,18 @@
 //! a timer. It may be killed at any moment: listening sockets and waiting connections are the supervisor's,
 //! leases are in the slots.
 
-mod chance;
-mod desk;
-mod doors;
-mod front;
+mod accept;
+mod driver;
+mod fdstore;
 mod handoff;
+mod listeners;
+mod pool_slots;
 mod probe;
 mod readiness;
 mod redirect;
 pub mod request;
-mod room;
 pub mod slot;
-mod store;
+mod token_source;
 
 use std::io;
 use std::path::PathBuf;
@@ -35,8 +35,8 @@ use crate::net::Listener;
 use crate::pool::Event;
 use crate::signals::{ONE_STOP, Parent, Signal};
 use crate::{log, sys};
-use desk::Desk;
-pub use desk::before_sleep;
+use driver::Desk;
+pub use driver::before_sleep;
 
 /// Why the dispatcher cannot start or go on.
 #[derive(Debug, thiserror::Error)]
@@ -83,10 +83,10 @@ async fn serve(mut config: Config, path: Option<PathBuf>) -> Result<(), Dispatch
             if let Some(place) = listeners.get_mut(index) {
                 *place = Some(listener);
             }
-        } else if name.starts_with(store::HANDED) {
-            handed.push((fd, store::Stored(name)));
-        } else if name.starts_with(store::PREFIX) {
-            stored.push((fd, store::Stored(name)));
+        } else if name.starts_with(fdstore::HANDED) {
+            handed.push((fd, fdstore::Stored(name)));
+        } else if name.starts_with(fdstore::PREFIX) {
+            stored.push((fd, fdstore::Stored(name)));
         }
     }
     let probe = probe.ok_or_else(|| DispatcherError::NoSocket("probe.sock".into()))?;
@@ -98,7 +98,7 @@ async fn serve(mut config: Config, path: Option<PathBuf>) -> Result<(), Dispatch
 
     let desk = Desk::open(&config, &|pool| return_port(&config, &ports, pool))?;
     log::set_epoch(desk.epoch().get());
-    store::give_back(stored, config.front.linger_timeout);
+    fdstore::give_back(stored, config.front.linger_timeout);
     let mut stop = Signal::stop().and_then(Signal::into_async).map_err(system("signals"))?;
     let mut reload = Signal::reload().and_then(Signal::into_async).map_err(system("signals"))?;
     let mut parent = Parent::now();
@@ -108,7 +108,7 @@ async fn serve(mut config: Config, path: Option<PathBuf>) -> Result<(), Dispatch
     tokio::task::spawn_local(async move { timers.run_timers().await });
     let news = desk.clone();
     tokio::task::spawn_local(async move { news.run_news().await });
-    let front = front::Front::open(&config, listeners, desk.clone()).map_err(system("epoll"))?;
+    let front = accept::Front::open(&config, listeners, desk.clone()).map_err(system("epoll"))?;
     front.take_back(handed);
     let _ = sd_notify::notify(&[NotifyState::Ready, NotifyState::Status(&desk.status())]);
     tracing::debug!(epoch = %desk.epoch(), "ready");

@@ -9,7 +9,7 @@ use nix::unistd::{User, geteuid};
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::{UnixListener, UnixStream};
 
-use super::desk::Desk;
+use super::driver::Desk;
 use crate::clock;
 use crate::ids::Time;
 use crate::log;

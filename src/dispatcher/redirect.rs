@@ -7,7 +7,7 @@ use http::header::{CACHE_CONTROL, CONTENT_TYPE, LOCATION};
 use http::{HeaderValue, Response, StatusCode};
 use http_body_util::Full;
 
-use super::desk::Grant;
+use super::driver::Grant;
 use super::request;
 use crate::clock;
 use crate::config::Address;

@@ -2,7 +2,7 @@
 
 use std::sync::atomic::Ordering::{Acquire, Relaxed, Release, SeqCst};
 
-use super::words::store_terms;
+use super::slot_layout::store_terms;
 use super::{Kind, Memory, Question, Reply, Word, claim, swap};
 use crate::ids::{Claim, Epoch, LeaseId, Phase, Terms, WorkerState};
 

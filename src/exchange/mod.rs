@@ -19,13 +19,13 @@
 //! Every value read is taken for untrusted: it passes a checked constructor or counts as absent.
 
 mod dispatcher;
-mod patience;
-mod words;
+mod slot_layout;
+mod spin;
 mod worker;
 
 pub use dispatcher::Asker;
-pub use patience::{LONGEST, Patience};
-pub use words::{Counters, LINES, Life, Request, WORDS, Word};
+pub use slot_layout::{Counters, LINES, Life, Request, WORDS, Word};
+pub use spin::{LONGEST, Patience};
 pub use worker::{ClaimRefused, Counter, Respondent};
 
 use std::sync::atomic::Ordering;
@@ -163,7 +163,7 @@ fn swap<M: Memory>(memory: &M, from: Claim, to: Claim) -> Result<(), Option<Clai
 pub fn terms<M: Memory>(memory: &M) -> Option<(Claim, Terms)> {
     let before = claim(memory)?;
     let Claim::Held(lease, _) = before else { return None };
-    let terms = words::load_terms(memory)?;
+    let terms = slot_layout::load_terms(memory)?;
     // Acquire L: pairs with the release fence before the lease line is written.
     memory.fence(Ordering::Acquire);
     let after = Claim::new(memory.load(Word::CLAIM, Ordering::Relaxed))?;

@@ -3,10 +3,10 @@
 use std::sync::atomic::Ordering::{Acquire, Relaxed, Release, SeqCst};
 use std::time::Duration;
 
-use super::words::{WANTS_RECYCLE, store_request};
+use super::slot_layout::{WANTS_RECYCLE, store_request};
 use super::{Kind, Memory, Question, Reply, Word, claim, swap, terms};
-use crate::figures::Histogram;
 use crate::ids::{Claim, Epoch, LeaseId, Phase, Reason, Terms, Time, Token, WorkerState};
+use crate::stats::Histogram;
 
 /// How often a question that changes meanwhile is read: an honest dispatcher asks no faster than that.
 const READS: u32 = 8;

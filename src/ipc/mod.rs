@@ -22,8 +22,8 @@ use std::sync::Arc;
 
 use nix::unistd::{Gid, getuid};
 
-use crate::bell::Bell;
 use crate::config::Config;
+use crate::doorbell::Bell;
 use crate::ids::{PoolName, WorkerId};
 use crate::shm::{Damage, Identity, Role, Segment, SegmentError, Snapshot};
 pub use directory::{Keeper, SetLock, is_units, lock_set};

@@ -14,8 +14,8 @@
 //! `PATOU_LOG` chooses what is logged, in the syntax of tracing's `EnvFilter`: `debug`, `warn`,
 //! `patou::dispatcher=trace`. Without it: `info`.
 
+mod escape;
 mod events;
-mod harmless;
 mod journal;
 mod lines;
 
@@ -28,8 +28,8 @@ use tracing_subscriber::EnvFilter;
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 
+pub use escape::escape_control_chars;
 pub use events::Event;
-pub use harmless::harmless;
 use journal::Journal;
 use lines::Lines;
 

@@ -8,19 +8,19 @@
 //! Idle workers are taken last in, first out, so that caches stay warm and surplus workers stay asleep; one that missed
 //! an offer comes last.
 
-mod ending;
+mod counters;
+mod messages;
 mod queue;
-mod tally;
-mod words;
+mod release;
 mod worker;
 
 use std::collections::{BTreeSet, VecDeque};
 use std::time::Duration;
 
-use crate::figures::Tally;
 use crate::ids::{Epoch, LeaseId, Time};
+use crate::stats::Tally;
+pub use messages::{Action, Answer, Ask, ClientId, End, Event, Limits, Note, Peer, Refusal, Seen};
 use queue::{Queue, Waiting};
-pub use words::{Action, Answer, Ask, ClientId, End, Event, Limits, Note, Peer, Refusal, Seen};
 pub use worker::{Hold, Worker};
 
 /// How long a peer whose lease ended unused gets only one unclaimed lease at a time.
@@ -77,7 +77,7 @@ impl Pool {
             recycling: None,
             stopping: false,
             failed: false,
-            tally: tally::zero(),
+            tally: counters::zero(),
             actions: Vec::new(),
         }
     }
@@ -157,7 +157,7 @@ impl Pool {
             self.refuse_all(Refusal::NobodyFree);
         }
         let actions = std::mem::take(&mut self.actions);
-        tally::take_in(&mut self.tally, &actions);
+        counters::take_in(&mut self.tally, &actions);
         actions
     }
 

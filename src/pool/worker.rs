@@ -1,8 +1,8 @@
 //! One worker as the pool sees it, and what a look at its slot means.
 
-use super::ending::TakenBack;
 use super::queue::Waiting;
-use super::{Action, Answer, Ask, ClientId, End, Note, Pool, Seen, tally};
+use super::release::TakenBack;
+use super::{Action, Answer, Ask, ClientId, End, Note, Pool, Seen, counters};
 use crate::ids::{Claim, Epoch, LeaseId, Phase, Terms, Time, WorkerState};
 
 /// What a worker is held by.
@@ -130,7 +130,7 @@ impl Pool {
             // Over when the next incarnation serves, not when the old one has gone: one is missing at a time.
             Some((number, old, _)) if number == n && up && serves && (epoch != Some(old) || !wants_recycle) => {
                 self.recycling = None;
-                self.tally.count(tally::RECYCLED);
+                self.tally.count(counters::RECYCLED);
             }
             Some((.., until)) if until <= now => self.recycling = None,
             // Asked by a dispatcher before this one.

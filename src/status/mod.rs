@@ -2,7 +2,7 @@
 //! frozen; what the others know is still shown.
 
 mod health;
-mod known;
+mod state_file;
 
 use std::time::Duration;
 
@@ -10,13 +10,13 @@ use serde::Serialize;
 
 use crate::config::{Address, Config};
 use crate::exchange::{self, Counters, Life};
-use crate::figures::Tally;
 use crate::ids::{Claim, LeaseId, Phase, PoolName, WorkerId, WorkerState};
 use crate::ipc;
 use crate::probe::{Report, WorkerReport};
-use crate::tree;
+use crate::process_tree;
+use crate::stats::Tally;
 pub use health::{Condition, Health, SERVING, health};
-pub use known::{PartState, State};
+pub use state_file::{PartState, State};
 
 /// How long the dispatcher may take to answer before it counts as frozen.
 pub const PATIENCE: Duration = Duration::from_millis(250);
@@ -137,7 +137,7 @@ pub fn look(config: &Config, state: &State, told: Told<'_>) -> View {
     let dispatcher = &state.dispatcher;
     let dispatcher_state = match dispatcher.state.as_str() {
         // What the watchdog wrote may be old: the dispatcher's own word counts.
-        "up" if !answers && dispatcher.pid.and_then(tree::look).is_none_or(|process| process.zombie) => "gone",
+        "up" if !answers && dispatcher.pid.and_then(process_tree::look).is_none_or(|process| process.zombie) => "gone",
         "up" if !answers => "frozen",
         other => other,
     };
@@ -218,7 +218,7 @@ fn serving_state(
     pid: Option<u32>,
     told: Option<&WorkerReport>,
 ) -> &'static str {
-    let process = pid.and_then(tree::look);
+    let process = pid.and_then(process_tree::look);
     if process.is_none_or(|process| process.zombie) {
         return "gone";
     }

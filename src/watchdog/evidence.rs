@@ -4,8 +4,8 @@
 //! The kill does not wait for its evidence: a file in `/proc` of a process that is stuck may take for ever to read.
 //! So a thread gathers, and after a bound the record is made of what is there.
 
+mod format;
 mod gather;
-mod words;
 
 use std::collections::VecDeque;
 use std::sync::mpsc::{RecvTimeoutError, channel};
@@ -155,7 +155,7 @@ impl Witness {
         let (held, machine) = (evidence.held.as_ref(), &evidence.machine);
         let (epoch, lease, phase, request) = match held {
             Some(Held::Slot { epoch, claim: Some(Claim::Held(lease, phase)), request }) => {
-                (*epoch, Some(*lease), Some(words::phase(*phase)), request.as_ref())
+                (*epoch, Some(*lease), Some(format::phase(*phase)), request.as_ref())
             }
             Some(Held::Slot { epoch, .. }) => (*epoch, None, None, None),
             _ => (None, None, None, None),
@@ -172,14 +172,14 @@ impl Witness {
             lease = lease.map(tracing::field::display),
             pid,
             why,
-            state = main.and_then(|thread| thread.state).map(words::state),
+            state = main.and_then(|thread| thread.state).map(format::state),
             threads = evidence.thread_count,
             wchan = main.and_then(|thread| thread.wchan.as_deref()),
-            doing = words::threads(&evidence),
-            children = words::children(&evidence),
+            doing = format::threads(&evidence),
+            children = format::children(&evidence),
             phase,
             claim_age_ms = request.map(|request| now.since(request.claimed_at).as_millis() as u64),
-            request = request.map(|request| words::text(&request.text)),
+            request = request.map(|request| format::text(&request.text)),
             queue = queue.map(|queue| queue.clients),
             leases,
             load = machine.load.as_deref(),
@@ -191,7 +191,7 @@ impl Witness {
             %part,
             event = %Event::PartKilled,
             "{part} is killed and replaced: {why}\n{}",
-            words::story(pid, &evidence, now)
+            format::story(pid, &evidence, now)
         );
     }
 }

@@ -5,24 +5,21 @@
 //! believes no heartbeat: the dispatcher is asked over a socket of its own and answers from its serving loop, and
 //! brings the workers' answers along. Who asks on the admin socket is answered by a thread that decides nothing.
 
-mod account;
 mod admin;
-mod cgroup;
-mod children;
 mod evidence;
-mod greet;
-mod launch;
-mod leftover;
 pub mod notify;
-mod observe;
+mod part_log;
 pub mod plan;
 mod prober;
-mod reach;
+mod process_sample;
 mod reload;
+mod restart_stats;
 mod sockets;
+mod stale_processes;
+mod startup_message;
 mod state;
-mod tell;
-mod units;
+mod supervisor;
+mod worker_endpoints;
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;
@@ -45,20 +42,20 @@ use crate::config::{Config, Loaded, Origin};
 use crate::ids::{Time, WorkerId};
 use crate::ipc::{self, IpcError, Keeper, Modes};
 use crate::signals::{ONE_STOP, Signal};
-use crate::{log, restart, tree};
-use account::{Account, Cause};
+use crate::{backoff, log, process_tree};
 use admin::{Admin, Snapshot};
-use children::Children;
 use evidence::{Family, Subject, Witness};
 use notify::{Notify, Store};
-use observe::Naps;
+use part_log::tell;
 use plan::{Action, Bounds, Event, Part, Plan, Telling};
 use prober::Prober;
-use reach::Reach;
+use process_sample::Naps;
+use restart_stats::{Account, Cause};
 use sockets::{SocketError, Sockets};
 use state::Written;
-use tell::tell;
-pub use units::watch;
+use supervisor::children::Children;
+pub use supervisor::systemd::watch;
+use worker_endpoints::Reach;
 
 /// Why a set cannot be started or go on.
 #[derive(Debug, thiserror::Error)]
@@ -100,7 +97,8 @@ pub async fn run(loaded: Loaded) -> Result<(), WatchdogError> {
 /// Takes the set's place, runs it, and leaves nothing behind.
 async fn hold(loaded: Loaded) -> Result<(), WatchdogError> {
     // Whoever became this program may have had children: they are not ours to kill.
-    let strangers: Rc<[(Pid, u64)]> = tree::descendants(Pid::this()).iter().map(|p| (p.pid, p.started)).collect();
+    let strangers: Rc<[(Pid, u64)]> =
+        process_tree::descendants(Pid::this()).iter().map(|p| (p.pid, p.started)).collect();
     nix::sys::prctl::set_child_subreaper(true).map_err(|e| system("prctl")(e.into()))?;
     // From here on a signal is an event: it must not kill us between two steps of the start.
     let stop = Signal::stop().map_err(system("signals"))?;
@@ -118,14 +116,14 @@ async fn hold(loaded: Loaded) -> Result<(), WatchdogError> {
         let stop = stop.into_async().map_err(system("signals"))?;
         let ended = tokio::select! {
             // Who cannot be ended keeps what it has.
-            ended = leftover::clear(&dir, &loaded.config) => ended.inspect_err(|_| waived = true)?,
+            ended = stale_processes::clear(&dir, &loaded.config) => ended.inspect_err(|_| waived = true)?,
             _ = stop.readable() => {
                 // What is left goes on by itself, as it did; the next start clears it.
                 waived = true;
                 return Ok(());
             }
         };
-        leftover::remove(&loaded.config, &ended)?;
+        stale_processes::remove(&loaded.config, &ended)?;
         Watch::open(loaded, strangers.clone(), segments.clone())?.run(stop, reload).await
     }
     .await;
@@ -138,7 +136,7 @@ async fn hold(loaded: Loaded) -> Result<(), WatchdogError> {
         return result;
     }
     // Whatever still runs is an orphan that no part answers for any more.
-    let survivors = tree::kill(|p| !strangers.contains(&(p.pid, p.started)))
+    let survivors = process_tree::kill(|p| !strangers.contains(&(p.pid, p.started)))
         .await
         .err()
         .map(|error| WatchdogError::Leftover(error.to_string()));
@@ -227,7 +225,7 @@ impl Watch {
             up_by: Some(clock::now() + config.watchdog.start_timeout),
             stopping_since: None,
             finished: false,
-            process: (pid, tree::look(pid).map_or(0, |process| process.started)),
+            process: (pid, process_tree::look(pid).map_or(0, |process| process.started)),
             config: Arc::new(config),
             origin,
             dir,
@@ -339,7 +337,7 @@ impl Watch {
             how = format!("{how}: {words}");
         }
         tracing::debug!(pid, %part, "{part} has ended: {how}");
-        Some(Event::Exited { part, how, chance: restart::chance() })
+        Some(Event::Exited { part, how, chance: backoff::chance() })
     }
 
     /// Why a part does not start is said in full once, not at every attempt.
@@ -381,7 +379,7 @@ impl Watch {
         match action {
             Action::Start(part) => return Some(self.start(part)),
             Action::Observe(part) => {
-                let look = observe::look(&part, self.children.process(&part));
+                let look = process_sample::look(&part, self.children.process(&part));
                 return Some(Event::Observed(part, look));
             }
             Action::Order(part, order) => self.children.order(&part, order),
@@ -395,11 +393,11 @@ impl Watch {
                 let (known, strangers) = (self.children.pids(), self.strangers.clone());
                 tokio::task::spawn_local(async move {
                     // What a dead worker had started has become a child of ours (PR_SET_CHILD_SUBREAPER).
-                    let spared = |process: &tree::Process| {
+                    let spared = |process: &process_tree::Process| {
                         known.borrow().contains(&(process.pid.as_raw() as u32))
                             || strangers.contains(&(process.pid, process.started))
                     };
-                    if let Err(error) = tree::kill(|process| !spared(process)).await {
+                    if let Err(error) = process_tree::kill(|process| !spared(process)).await {
                         tracing::error!(event = %log::Event::ProcessLeft,
                             "what a worker left behind cannot be killed: {error}");
                     }
@@ -485,6 +483,6 @@ fn bounds(config: &Config) -> Bounds {
         abort_grace: watchdog.abort_grace,
         // The last answers linger, and a co-process gets a second to leave.
         parting: config.front.linger_timeout + Duration::from_secs(1),
-        restarts: restart::limits(config),
+        restarts: backoff::limits(config),
     }
 }

@@ -5,9 +5,9 @@
 //! Start: the dispatcher, and when it is ready the workers. Stop: the workers, and when all are gone the
 //! dispatcher. In between each part lives for itself: none is restarted because another was.
 
-mod judge;
-mod units;
-mod words;
+mod liveness;
+mod messages;
+mod systemd;
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -16,7 +16,7 @@ use serde::Serialize;
 
 use crate::ids::{PoolName, Time, WorkerId};
 use crate::liveness::{Pulse, Restarts, Verdict};
-pub use words::{Absence, Action, Bounds, Change, Event, Order, Part, Sign, Telling};
+pub use messages::{Absence, Action, Bounds, Change, Event, Order, Part, Sign, Telling};
 
 #[derive(Clone, Debug)]
 enum Stage {

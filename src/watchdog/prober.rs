@@ -12,9 +12,9 @@ use tokio::time::timeout;
 
 use super::plan::{Part, Plan, Sign};
 use crate::clock;
-use crate::figures::Ledger;
 use crate::ids::{PoolName, Time, WorkerId};
 use crate::probe::{FailedPool, Order, Question, REPORT_MAX, Report};
+use crate::stats::Ledger;
 
 /// How long an order of ours may take on its way: what it asks happens anyway, only later.
 const ORDER_TIMEOUT: Duration = Duration::from_secs(1);

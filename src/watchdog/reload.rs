@@ -9,7 +9,7 @@ use super::{Reach, Watch, WatchdogError, bounds, drains, publish};
 use crate::config::{Config, Listener, Origin, Pool};
 use crate::ids::WorkerId;
 use crate::ipc;
-use crate::{log, program};
+use crate::{executable, log};
 
 impl Watch {
     /// Reads the file again. What comes of it for the processes, if anything.
@@ -91,7 +91,7 @@ impl Watch {
     /// What a handler that is new would have to be, if its program is not there. One that runs is left alone.
     fn missing(&self, pool: &Pool) -> Option<String> {
         let runs = |now: &Pool| now.handler == pool.handler && now.environment == pool.environment;
-        if self.config.pool(&pool.name).is_some_and(runs) { None } else { program::wanted(pool) }
+        if self.config.pool(&pool.name).is_some_and(runs) { None } else { executable::wanted(pool) }
     }
 
     fn take_over(&mut self, new: Config) -> Result<Change, WatchdogError> {

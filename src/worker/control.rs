@@ -10,15 +10,15 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::socket::{MsgFlags, Shutdown, recv, send, shutdown};
 use sd_notify::NotifyState;
 
-use super::shared::{Current, Order, Shared};
+use super::state::{Current, Order, Shared};
 use super::{ServeError, Signals, system};
-use crate::bell::Bell;
+use crate::doorbell::Bell;
 use crate::exchange::{self, Kind, Reply, Word};
 use crate::ids::{Claim, LeaseId, Phase, Time, WorkerState};
 use crate::log;
 use crate::net::{Problem, set_reset_on_close};
 use crate::signals::{ONE_STOP, Parent, Signal};
-use crate::{clock, restart};
+use crate::{backoff, clock};
 
 /// How long after its deadline a request is ended from here, because the serving task has not ended it: the
 /// handler blocks its thread.
@@ -154,7 +154,7 @@ impl Control {
         tracing::debug!(worker = %self.shared.id, "stopping");
         self.stopped = Some(now);
         self.shared.stop();
-        restart::forgive(self.shared.respondent.memory(), Word::WORKER_START);
+        backoff::forgive(self.shared.respondent.memory(), Word::WORKER_START);
         let _ = sd_notify::notify(&[NotifyState::Stopping]);
     }
 
@@ -251,7 +251,7 @@ impl Control {
     }
 }
 
-/// As [`crate::net::linger`] without a runtime: an answer that is followed by a reset may never be read.
+/// As [`crate::net::lingering_close`] without a runtime: an answer that is followed by a reset may never be read.
 fn drain(stream: &crate::net::Shared, bound: Duration) {
     let give_up = clock::now() + bound;
     let mut waste = vec![0; 16 * 1024];

@@ -17,40 +17,40 @@
 //!
 //! and a pool with `handler = { program = ["/path/to/it"] }`.
 
-mod accept;
-mod arrive;
-mod attention;
-mod connection;
+mod attach;
 mod control;
-mod conversation;
-mod handed;
 pub mod handler;
-mod inbox;
+mod handoff;
+mod handoff_receiver;
+mod inetd;
+pub mod lease_url;
+mod program;
 mod recycle;
-mod shared;
-pub mod target;
+mod redirect;
+mod serve;
+mod state;
+mod task_ping;
 mod turn;
-mod user;
 
 use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 pub use handler::{Body, BoxError};
-pub use user::serve;
+pub use program::serve;
 
-use crate::bell::Bell;
 use crate::clock;
 use crate::config::{Config, Front, Handler, LoadError, Pool};
+use crate::doorbell::Bell;
 use crate::exchange::Respondent;
 use crate::ids::WorkerId;
 use crate::ipc::IpcError;
 use crate::net::Listener;
 use crate::shm::Segment;
 use crate::signals::Signal;
-use crate::{handoff, log, sys, tree};
+use crate::{log, process_tree, sys};
 use handler::{Builtin, Spec, StartError};
-use shared::Shared;
+use state::Shared;
 
 /// Why a worker cannot start or go on.
 #[derive(Debug, thiserror::Error)]
@@ -154,14 +154,14 @@ impl Office {
         let sockets = sys::listen_fds().map_err(system("LISTEN_FDS"))?;
         let (mut handed, mut others) = (Vec::new(), Vec::new());
         for (socket, _) in sockets {
-            if handoff::is_its_socket(&socket) { handed.push(socket) } else { others.push(socket) }
+            if crate::handoff::is_its_socket(&socket) { handed.push(socket) } else { others.push(socket) }
         }
         let socket = others.into_iter().next().ok_or(ServeError::NoSocket)?;
         let listener = Listener::adopt(socket).map_err(system("the listening socket"))?;
 
-        let parts = arrive::take(config, id)?;
+        let parts = attach::take(config, id)?;
         let pid = std::process::id();
-        let started = tree::look(pid).map_or(0, |process| process.started);
+        let started = process_tree::look(pid).map_or(0, |process| process.started);
         let port = listener.tcp_address().map(|address| address.port());
         let respondent = Respondent::begin(parts.segment, pid, started, port, clock::now());
         log::set_epoch(respondent.epoch().get());
@@ -181,10 +181,10 @@ impl Office {
         })
     }
 
-    async fn serve(self, service: impl connection::Handler, builtin: Option<Builtin>) -> Result<(), ServeError> {
+    async fn serve(self, service: impl redirect::Handler, builtin: Option<Builtin>) -> Result<(), ServeError> {
         let (shared, orders, hear, sockets, signals) = Shared::new(self, builtin)?;
         let shared = Arc::new(shared);
         let control = control::start(shared.clone(), hear, signals)?;
-        accept::serve(shared, service, sockets, orders, control).await
+        serve::serve(shared, service, sockets, orders, control).await
     }
 }

@@ -13,9 +13,9 @@ use nix::fcntl::{FcntlArg, FdFlag, fcntl};
 
 use crate::config::Pool;
 use crate::ids::Time;
+use crate::process_tree;
 use crate::signals::{Came, HoldReload};
 use crate::sys::Undefended;
-use crate::tree;
 
 /// The bounds of one worker, each 20 % more or less than the pool's, so that a pool does not age at once.
 pub struct Lifespan {
@@ -65,7 +65,7 @@ impl Lifespan {
 }
 
 fn own_memory() -> Option<u64> {
-    tree::resident_alone(std::process::id())
+    process_tree::resident_alone(std::process::id())
 }
 
 /// Replaces this process by its next incarnation: same pid, same sockets, new program image.

@@ -55,7 +55,7 @@ pub struct Turn {
     floor: Mutex<Option<Floor>>,
 }
 
-/// The right to use the handler: see [`super::shared::Shared::floor`].
+/// The right to use the handler: see [`super::state::Shared::floor`].
 pub type Floor = OwnedMutexGuard<()>;
 
 impl Turn {

@@ -4,19 +4,19 @@
 //! each part, [`traffic`], [`plain`] and [`keeping`] send requests through every listener, [`record`] is the handler that writes
 //! down each start, and [`ledger`] judges in the end whether what was promised was kept.
 
-mod inject;
-mod keeping;
-mod ledger;
-mod plain;
-pub mod record;
+mod bad_clients;
+mod checker;
+mod fault_tracker;
+mod generator;
+mod http_clients;
+mod keepalive_clients;
+mod nemesis;
+mod raw_http;
+pub mod recording_handler;
 mod report;
-mod rude;
-mod schedule;
 pub mod set;
-mod tracker;
 mod traffic;
 mod watch;
-mod wire;
 
 use std::collections::{HashMap, VecDeque};
 use std::io::{self, Write};
@@ -25,10 +25,10 @@ use std::time::{Duration, Instant};
 
 use clap::Args;
 
-use self::inject::Injector;
-use self::ledger::{Breach, Facts};
+use self::checker::{Breach, Facts};
+use self::generator::{Expect, Fault, Keeper, Kind, Part, Shape};
+use self::nemesis::Injector;
 use self::report::Report;
-use self::schedule::{Expect, Fault, Keeper, Kind, Part, Shape};
 use self::set::{LOOK, Set};
 use self::traffic::Traffic;
 use self::watch::{Watch, held};
@@ -37,8 +37,8 @@ use crate::clock;
 use crate::exchange;
 use crate::ids::Claim;
 use crate::ipc;
+use crate::process_tree;
 use crate::signals::Signal;
-use crate::tree;
 
 #[derive(Debug, Args)]
 pub struct Drill {
@@ -368,7 +368,7 @@ fn compare(injector: &Injector<'_>, set: &Set, before: &HashMap<Part, usize>) {
         let Some((pid, _)) = watch.identity(Part::Watchdog).filter(|_| set.keeper != Keeper::Units) else {
             return Vec::new();
         };
-        let all = tree::descendants(nix::unistd::Pid::from_raw(pid as i32));
+        let all = process_tree::descendants(nix::unistd::Pid::from_raw(pid as i32));
         all.into_iter().filter(|process| process.zombie).map(|process| format!("{} is a zombie", process.pid)).collect()
     };
     for what in [&grown as &dyn Fn() -> Vec<String>, &zombies] {
@@ -391,7 +391,7 @@ fn conclude(
     facts.records = traffic.records().map_err(failed)?;
     let (doors, pool_of) = (set.doors(), set.pool_of());
     let mut violations = wrong;
-    violations.extend(ledger::judge(&facts, &doors, &pool_of, &set.bounds()));
+    violations.extend(checker::judge(&facts, &doors, &pool_of, &set.bounds()));
     let mut remarks = Vec::new();
     for (index, entrance) in traffic.entrances.iter().enumerate() {
         if let Some(why) = entrance.closed {

@@ -6,9 +6,9 @@ use std::time::Duration;
 
 use serde::Serialize;
 
-use super::ledger::{Attempt, Breach, Calendar, Door, Doubt, End, Facts, Reason, concerns};
-use super::schedule::{Kind, Part, Target};
-use super::tracker::Effect;
+use super::checker::{Attempt, Breach, Calendar, Door, Doubt, End, Facts, Reason, concerns};
+use super::fault_tracker::Effect;
+use super::generator::{Kind, Part, Target};
 
 /// Times in milliseconds.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]

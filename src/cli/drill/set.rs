@@ -9,14 +9,14 @@ use nix::sys::resource::{Resource, setrlimit};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-use super::ledger::{Bounds, Door};
-use super::schedule::Keeper;
+use super::checker::{Bounds, Door};
+use super::generator::Keeper;
 use crate::cli::{Failure, failed, load_applied, no_set};
 use crate::config::{Config, Delivery, Handler};
 use crate::ids::WorkerId;
 use crate::ipc;
+use crate::process_tree;
 use crate::status::State;
-use crate::tree;
 use crate::units;
 
 /// How often it is looked whether something has happened.
@@ -302,17 +302,17 @@ pub fn is_up(state: &State) -> bool {
 }
 
 /// The unit of a part.
-pub fn unit(set: &Set, part: super::schedule::Part) -> String {
+pub fn unit(set: &Set, part: super::generator::Part) -> String {
     match part {
-        super::schedule::Part::Watchdog => units::WATCHDOG.to_owned(),
-        super::schedule::Part::Dispatcher => units::DISPATCHER.to_owned(),
-        super::schedule::Part::Worker(index) => units::worker_service(&set.workers[index]),
+        super::generator::Part::Watchdog => units::WATCHDOG.to_owned(),
+        super::generator::Part::Dispatcher => units::DISPATCHER.to_owned(),
+        super::generator::Part::Worker(index) => units::worker_service(&set.workers[index]),
     }
 }
 
 /// Whether there is such a process, and it is the one that started then.
 pub fn is_still(pid: u32, started: u64) -> bool {
-    tree::look(pid).is_some_and(|process| process.started == started && !process.zombie)
+    process_tree::look(pid).is_some_and(|process| process.started == started && !process.zombie)
 }
 
 /// Starts `patou run` on `patou.toml` in `top` so that it stops when this process dies, and by nothing else that a

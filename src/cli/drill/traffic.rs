@@ -9,12 +9,12 @@ use std::time::Duration;
 
 use http_body_util::BodyExt;
 
-use super::ledger::{Attempt, Doubt, End, Reason};
-use super::record;
-use super::schedule::Random;
+use super::checker::{Attempt, Doubt, End, Reason};
+use super::generator::Random;
+use super::raw_http::{self, Answer, Place};
+use super::recording_handler;
 use super::set::{Set, Speaks};
 use super::watch::{Watch, held};
-use super::wire::{self, Answer, Place};
 use crate::client::{CallError, Cause, Client, Payload};
 use crate::clock;
 use crate::ids::Time;
@@ -92,7 +92,7 @@ impl<'a> Traffic<'a> {
             _ => None,
         });
         // A file that cannot be read now cannot be in the end either, and is told then.
-        let before = |file: PathBuf| (record::read(&file).map_or(0, |starts| starts.len()), file);
+        let before = |file: PathBuf| (recording_handler::read(&file).map_or(0, |starts| starts.len()), file);
         let books = files.collect::<BTreeSet<_>>().into_iter().map(before).map(|(count, file)| (file, count));
         Self {
             watch,
@@ -131,7 +131,7 @@ impl<'a> Traffic<'a> {
 
     /// What a proxy would write first, were there one; nothing where none is expected.
     pub fn introduction(&self, door: usize, id: u64, from: Ipv4Addr) -> Vec<u8> {
-        if self.entrances[door].behind_proxy { wire::proxied(from, id.is_multiple_of(2)) } else { Vec::new() }
+        if self.entrances[door].behind_proxy { raw_http::proxied(from, id.is_multiple_of(2)) } else { Vec::new() }
     }
 
     /// The target of an attempt.
@@ -150,7 +150,7 @@ impl<'a> Traffic<'a> {
     pub fn records(&self) -> Result<Vec<(u64, u32)>, String> {
         let mut all = Vec::new();
         for (file, before) in &self.books {
-            let starts = record::read(file).map_err(|error| format!("{}: {error}", file.display()))?;
+            let starts = recording_handler::read(file).map_err(|error| format!("{}: {error}", file.display()))?;
             all.extend(starts.into_iter().skip(*before));
         }
         Ok(all)
@@ -234,7 +234,7 @@ impl<'a> Traffic<'a> {
         }
         let expected = match (request.body.is_empty(), speaks) {
             (false, _) => request.body.clone(),
-            (true, Speaks::Record(_)) => record::words(request.id, number).into_bytes(),
+            (true, Speaks::Record(_)) => recording_handler::words(request.id, number).into_bytes(),
             (true, _) => format!("GET {}\n", self.target(request.door, request.id, number, request.think)).into_bytes(),
         };
         if body == expected {

@@ -9,16 +9,16 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use super::schedule::Part;
+use super::fault_tracker::{Sight, Tracker};
+use super::generator::Part;
 use super::set::is_up;
-use super::tracker::{Sight, Tracker};
 use crate::clock;
 use crate::config::Config;
 use crate::exchange::Life;
 use crate::ids::{Time, WorkerId, WorkerState};
 use crate::ipc;
+use crate::process_tree;
 use crate::status::{PartState, State};
-use crate::tree;
 use crate::units;
 
 /// How often it is looked.
@@ -110,7 +110,7 @@ impl Watch {
         let mut identities = held(&self.identities);
         identities.insert(Part::Watchdog, (state.pid, state.started));
         for (part, of) in parts(state, workers) {
-            match of.pid.and_then(|pid| Some((pid, tree::look(pid)?.started))) {
+            match of.pid.and_then(|pid| Some((pid, process_tree::look(pid)?.started))) {
                 Some(identity) => drop(identities.insert(part, identity)),
                 None => drop(identities.remove(&part)),
             }

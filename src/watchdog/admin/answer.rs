@@ -12,9 +12,9 @@ use hyper::body::Incoming;
 
 use super::{Snapshot, locked, metrics};
 use crate::clock;
-use crate::figures::Ledger;
 use crate::ids::{Time, WorkerId};
 use crate::net::{self, Problem};
+use crate::stats::Ledger;
 use crate::status::{self, Condition, PATIENCE, Told, View};
 
 /// The media type of OpenMetrics text, version 1.0.0.

@@ -3,8 +3,8 @@
 use std::fmt::{Display, Write};
 
 use super::Snapshot;
-use crate::figures::{Histogram, Ledger, Tally};
 use crate::ids::{Time, WorkerId};
+use crate::stats::{Histogram, Ledger, Tally};
 use crate::status::{Condition, View};
 
 /// Every state that a worker can be in, in the words of patou(1).

@@ -26,14 +26,14 @@ use tokio::sync::{Notify, Semaphore};
 use tokio::task::{LocalSet, spawn_local};
 use tokio::time::{sleep, timeout};
 
-use super::account::Account;
 use super::prober::Prober;
+use super::restart_stats::Account;
 use crate::config::Config;
-use crate::figures::Ledger;
 use crate::ids::{PoolName, Time, WorkerId};
 use crate::log;
 use crate::net::{self, Listener, Problem, linger};
 use crate::probe::Report;
+use crate::stats::Ledger;
 use crate::status::State;
 
 /// Connections at a time on each listener, so that strangers on TCP take no place of the socket's; the next ones wait

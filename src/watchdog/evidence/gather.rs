@@ -17,9 +17,9 @@ use crate::config::Config;
 use crate::exchange::{self, Life, Request};
 use crate::ids::{Claim, Phase, Time, WorkerId};
 use crate::probe::Report;
-use crate::watchdog::cgroup::Slice;
 use crate::watchdog::plan::Part;
-use crate::{ipc, tree};
+use crate::watchdog::supervisor::cgroup::Slice;
+use crate::{ipc, process_tree};
 
 /// Threads and children that are described; the others are counted.
 const MANY: usize = 16;
@@ -73,9 +73,10 @@ pub enum Family {
 impl Family {
     fn children(&self, of: u32) -> Vec<u32> {
         match self {
-            Family::Tree => {
-                tree::descendants(Pid::from_raw(of as i32)).iter().map(|process| process.pid.as_raw() as u32).collect()
-            }
+            Family::Tree => process_tree::descendants(Pid::from_raw(of as i32))
+                .iter()
+                .map(|process| process.pid.as_raw() as u32)
+                .collect(),
             Family::Unit(slice, unit) => slice.pids(unit).into_iter().filter(|pid| *pid != of).collect(),
         }
     }

@@ -40,7 +40,7 @@ fn the_story_of_a_worker() {
         cut_short: false,
     };
     assert_eq!(
-        words::story(4711, &evidence, at(10_000)),
+        format::story(4711, &evidence, at(10_000)),
         "process 4711, 1h 2m 3s old, its threads:\n  \
            patou: stopped in do_signal_stop; has run for 12ms, waited 3ms for a processor\n  \
            a\\x0ab: stopped in do_signal_stop, system call 2147483647; has run for 12ms, waited 3ms for a processor\n  \
@@ -68,7 +68,7 @@ fn the_story_of_a_dispatcher_of_which_little_is_known() {
     };
     let call = syscall_numbers::native::sys_call_name(0).unwrap();
     assert_eq!(
-        words::story(4711, &evidence, at(10_000)),
+        format::story(4711, &evidence, at(10_000)),
         format!(
             "process 4711, its threads:\n  \
                patou: waiting in the kernel in a < b, system call {call}; has run for 12ms, waited 3ms for a processor\n\
@@ -82,7 +82,7 @@ fn the_story_of_a_dispatcher_of_which_little_is_known() {
 #[test]
 fn what_is_held_in_every_case() {
     let held = |held: Option<Held>| {
-        let story = words::story(1, &Evidence { held, ..Evidence::default() }, at(0));
+        let story = format::story(1, &Evidence { held, ..Evidence::default() }, at(0));
         story.lines().find_map(|line| line.strip_prefix("held: ").map(str::to_owned)).unwrap()
     };
     let slot = |claim| held(Some(Held::Slot { epoch: None, claim, request: None }));
@@ -102,8 +102,8 @@ fn what_is_held_in_every_case() {
 #[test]
 fn a_request_that_was_cut_says_so() {
     let long = vec![b'x'; Request::TEXT_MAX];
-    assert_eq!(words::text(&long[1..]).len(), Request::TEXT_MAX - 1);
-    assert_eq!(words::text(&long), "x".repeat(Request::TEXT_MAX) + " [cut]");
+    assert_eq!(format::text(&long[1..]).len(), Request::TEXT_MAX - 1);
+    assert_eq!(format::text(&long), "x".repeat(Request::TEXT_MAX) + " [cut]");
 }
 
 #[test]

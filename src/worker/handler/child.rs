@@ -17,7 +17,7 @@ use nix::sys::signal::{Signal, killpg};
 use nix::unistd::Pid;
 use tokio::io::unix::AsyncFd;
 
-use crate::{program, sys};
+use crate::{executable, sys};
 
 /// What a program inherits of the worker's environment. Everything else stays here, above all what systemd
 /// gave the worker for itself (`LISTEN_*`, `NOTIFY_SOCKET`, `WATCHDOG_*`) and `PATOU_CONFIG`. What systemd gave it
@@ -54,7 +54,7 @@ impl Program {
         let name = argv.first().filter(|name| !name.is_empty()).ok_or(StartError::NoProgram)?;
         let inherited = INHERITED.iter().filter_map(|name| Some((OsString::from(name), env::var_os(name)?)));
         let mut environment: BTreeMap<_, _> = inherited.collect();
-        environment.insert("PATH".into(), program::search_path(own));
+        environment.insert("PATH".into(), executable::search_path(own));
         for (name, value) in own {
             if name.is_empty() || name.contains(['=', '\0']) || value.contains('\0') {
                 return Err(StartError::BadVariable(name.clone()));
@@ -62,7 +62,7 @@ impl Program {
             environment.insert(name.into(), value.into());
         }
         let path = &environment[OsStr::new("PATH")];
-        if !program::is_there(name, path) {
+        if !executable::is_there(name, path) {
             return Err(StartError::NotExecutable(name.clone(), path.to_string_lossy().into_owned()));
         }
         Ok(Self { argv: argv.to_vec(), environment })
@@ -113,7 +113,7 @@ impl fmt::Display for Ended {
     }
 }
 
-/// A started process. Dropping it neither kills nor reaps: [`crate::tree`] does.
+/// A started process. Dropping it neither kills nor reaps: [`crate::process_tree`] does.
 #[derive(Debug)]
 pub struct Child {
     process: std::process::Child,

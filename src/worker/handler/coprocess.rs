@@ -22,12 +22,12 @@ use tokio::net::unix::pipe::Sender;
 use tokio::time::{Instant, sleep_until, timeout};
 
 use super::Failure;
+use super::cgi_response::{Event, Output};
 use super::child::{Child, Program, StartError};
-use super::output::{Event, Output};
-use super::relay::{Lease, Relay, Stream, Voice};
+use super::output_log::{Lease, Relay, Stream, Voice};
 use crate::ids::WorkerId;
 use crate::log::Event as Mark;
-use crate::tree;
+use crate::process_tree;
 use exchange::{Feed, Unfed};
 use restart::Restart;
 
@@ -133,7 +133,7 @@ impl Coprocess {
         if let Some(warm) = warm.and_then(|warm| self.sound(warm)) {
             let pid = warm.output.child.pid();
             self.put(Place::Warm(warm));
-            return tree::reap_orphans(pid);
+            return process_tree::reap_orphans(pid);
         }
         match self.renew().await {
             Ok(warm) => self.put(Place::Warm(warm)),
@@ -173,7 +173,9 @@ impl Coprocess {
         if let Place::Warm(old) = self.swap(Place::Warm(successor)) {
             let (pid, generation) = (old.output.child.pid(), old.generation);
             farewell(old).await;
-            let its = move |p: &tree::Process| p.pid == pid || p.pid != new && (p.zombie || marked(p.pid, generation));
+            let its = move |p: &process_tree::Process| {
+                p.pid == pid || p.pid != new && (p.zombie || marked(p.pid, generation))
+            };
             self.kill(its).await;
         }
         Ok(())
@@ -182,7 +184,7 @@ impl Coprocess {
     /// Resident bytes of the process and its descendants.
     pub(super) fn memory(&self) -> Option<u64> {
         let pid = self.lock().pid?;
-        tree::resident(pid)
+        process_tree::resident(pid)
     }
 
     /// Lets the process go and leaves nothing.
@@ -272,8 +274,8 @@ impl Coprocess {
         Ok(Warm { output: Output::new(child, our_responses)?, requests, started: Instant::now(), generation })
     }
 
-    async fn kill(&self, chosen: impl Fn(&tree::Process) -> bool) {
-        if let Err(survivors) = tree::kill(chosen).await {
+    async fn kill(&self, chosen: impl Fn(&process_tree::Process) -> bool) {
+        if let Err(survivors) = process_tree::kill(chosen).await {
             tracing::error!(worker = %self.voice.worker(), event = %Mark::ProcessLeft, "{survivors}");
         }
     }

@@ -27,15 +27,15 @@ use tokio::net::unix::pipe::Sender;
 use tokio::task::JoinHandle;
 
 use super::cgi::{self, Answer, Document};
+use super::cgi_response::{Event, NoHead, Output, cut};
 use super::child::{Child, Ended, Program};
 use super::head;
-use super::output::{Event, NoHead, Output, cut};
-use super::relay::{Lease, Relay, Stream, Voice};
+use super::output_log::{Lease, Relay, Stream, Voice};
 use super::stream::{First, race, unfold};
 use super::{Body, Context, Failure, Intake};
 use crate::ids::WorkerId;
 use crate::log::Event as Mark;
-use crate::tree;
+use crate::process_tree;
 
 /// How many local redirects one request may take.
 const REDIRECTS: usize = 10;
@@ -145,8 +145,8 @@ impl Exec {
 
     /// Kills and reaps everything that the request left behind, and brings its last words into the log.
     pub(super) async fn end(&self) {
-        if tree::has_children()
-            && let Err(survivors) = tree::kill(|_| true).await
+        if process_tree::has_children()
+            && let Err(survivors) = process_tree::kill(|_| true).await
         {
             tracing::error!(worker = %self.voice.worker(), event = %Mark::ProcessLeft, "{survivors}");
         }

@@ -8,20 +8,20 @@
 //! The worker is a child subreaper, and with a built-in handler every child of the process is the
 //! handler's: what `end` finds and does not know, it kills.
 
-#[cfg(test)]
-pub(crate) mod alone;
 pub mod cgi;
+mod cgi_response;
 mod child;
 mod coprocess;
 mod echo;
 mod exec;
 pub mod framing;
 pub mod head;
-mod intake;
-mod output;
-mod quota;
-mod relay;
+mod limited_body;
+mod log_rate_limit;
+mod output_log;
 mod stream;
+#[cfg(test)]
+pub(crate) mod test_process;
 
 use std::collections::BTreeMap;
 use std::future::Future;
@@ -42,7 +42,7 @@ use coprocess::Coprocess;
 use exec::Exec;
 
 pub use child::StartError;
-pub use intake::{Intake, IntakeError};
+pub use limited_body::{Intake, IntakeError};
 
 /// Any error that can cross a thread.
 pub type BoxError = Box<dyn std::error::Error + Send + Sync>;

@@ -11,8 +11,8 @@ use tokio::net::unix::pipe::Sender;
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
 
+use super::super::cgi_response::{Event, NoHead, cut};
 use super::super::head;
-use super::super::output::{Event, NoHead, cut};
 use super::super::stream::{First, Step, race, unfold};
 use super::super::{Body, Context, Failure, Intake, framing};
 use super::{Coprocess, DEAF, Mark, Place, Warm};

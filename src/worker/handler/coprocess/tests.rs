@@ -10,8 +10,8 @@ use http_body_util::BodyExt;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::getpid;
 
-use super::super::alone::{alone, log, python};
 use super::super::stream::unfold;
+use super::super::test_process::{alone, log, python};
 use super::super::tests::{context, full, send, text};
 use super::super::{Body, BoxError, Builtin, Context, Spec};
 use super::*;
@@ -115,7 +115,7 @@ fn never(size: usize) -> Body {
 
 async fn stopped(handler: Builtin) {
     handler.stop().await;
-    assert!(!tree::has_children());
+    assert!(!process_tree::has_children());
 }
 
 #[test]
@@ -251,9 +251,9 @@ fn quiet(handler: &Builtin, pid: Pid) -> bool {
 }
 
 /// Everything below this process that is neither the co-process nor below it.
-fn strangers(handler: &Builtin) -> Vec<tree::Process> {
-    let own = tree::descendants(pid(handler));
-    let mut all = tree::descendants(getpid());
+fn strangers(handler: &Builtin) -> Vec<process_tree::Process> {
+    let own = process_tree::descendants(pid(handler));
+    let mut all = process_tree::descendants(getpid());
     all.retain(|p| p.pid != pid(handler) && !own.iter().any(|o| o.pid == p.pid));
     all
 }
@@ -292,7 +292,7 @@ fn children_of_the_warm_process_outlive_a_request_but_not_their_parent() {
         let Some(handler) = odd() else { return };
         assert_eq!(ok(&handler, "/child").await, "child");
         // The child, and the orphan that is the worker's child now.
-        while tree::descendants(getpid()).iter().filter(|p| !p.zombie).count() != 3 {
+        while process_tree::descendants(getpid()).iter().filter(|p| !p.zombie).count() != 3 {
             tokio::time::sleep(Duration::from_millis(2)).await;
         }
         let old = pid(&handler);
@@ -310,7 +310,7 @@ fn a_process_that_ignores_its_farewell_is_killed() {
         let handler = start(&["sh", "-c", "trap '' TERM; while :; do sleep 1000; done"]);
         let old = pid(&handler);
         handler.recycle().await.unwrap();
-        assert!(!tree::descendants(getpid()).iter().any(|p| p.pid == old));
+        assert!(!process_tree::descendants(getpid()).iter().any(|p| p.pid == old));
         stopped(handler).await;
     });
 }

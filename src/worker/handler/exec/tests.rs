@@ -9,7 +9,7 @@ use std::time::Duration;
 use http::request::Builder;
 use nix::unistd::getpid;
 
-use super::super::alone::{alone, log};
+use super::super::test_process::{alone, log};
 use super::super::tests::{context, full, send, text};
 use super::super::{BoxError, Builtin, Spec};
 use super::*;
@@ -35,7 +35,7 @@ async fn run(
         Err(failure) => Err(failure),
     };
     handler.end().await;
-    assert!(!tree::has_children());
+    assert!(!process_tree::has_children());
     handler.stop().await;
     result
 }
@@ -310,7 +310,7 @@ fn a_body_too_large_too_slow_or_broken_kills_the_program() {
         let error = text(response).await.unwrap_err();
         assert_eq!(error.downcast_ref::<Failure>().unwrap().status, 408);
         handler.end().await;
-        assert!(!tree::has_children());
+        assert!(!process_tree::has_children());
     });
 }
 
@@ -336,7 +336,7 @@ fn a_cancelled_request_leaves_nothing_at_all() {
                 std::future::poll_fn(|task| {
                     let _ = call.as_mut().poll(task);
                     task.waker().wake_by_ref();
-                    if tree::descendants(getpid()).is_empty() { Poll::Pending } else { Poll::Ready(()) }
+                    if process_tree::descendants(getpid()).is_empty() { Poll::Pending } else { Poll::Ready(()) }
                 })
                 .await;
                 drop(call);
@@ -346,7 +346,7 @@ fn a_cancelled_request_leaves_nothing_at_all() {
             }
             drop(body);
             handler.end().await;
-            assert!(!tree::has_children());
+            assert!(!process_tree::has_children());
         }
         std::fs::remove_file(pids).unwrap();
     });
@@ -361,11 +361,11 @@ fn a_fork_bomb_in_its_group_is_killed() {
         ));
         let mut response = send(&handler, context(), Request::get("/"), full("")).await.unwrap();
         assert!(response.frame().await.unwrap().is_ok());
-        while tree::descendants(getpid()).len() < 20 {
+        while process_tree::descendants(getpid()).len() < 20 {
             tokio::time::sleep(Duration::from_millis(1)).await;
         }
         drop(response);
         handler.end().await;
-        assert!(!tree::has_children());
+        assert!(!process_tree::has_children());
     });
 }

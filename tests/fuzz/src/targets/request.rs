@@ -20,7 +20,7 @@ use hyper::service::service_fn;
 use patou::dispatcher::request::{LEASE, check, location};
 use patou::ids::Token;
 use patou::worker::handler::{self, cgi, framing, head};
-use patou::worker::target;
+use patou::worker::lease_url;
 
 /// A client that has sent everything, and reads everything.
 struct Client(Bytes);
@@ -97,10 +97,10 @@ fn redirected(request: &Request<()>, host: &str, target: &str) {
     let uri = Uri::try_from(to.as_bytes()).unwrap_or_else(|error| panic!("{to:?}: {error}"));
     let authority = uri.authority().map(|authority| authority.as_str());
     assert_eq!(authority, Some(&*format!("{host}:7300")), "{to:?} leads elsewhere");
-    let Some((Some(read), rest)) = target::split(request.method(), &uri) else { panic!("{to:?} is not understood") };
+    let Some((Some(read), rest)) = lease_url::split(request.method(), &uri) else { panic!("{to:?} is not understood") };
     assert!(read.matches(token));
     assert_eq!(rest.as_str(), target, "{to:?}");
-    let back = target::back(host, 7286, Some(&rest)).expect("a way back");
+    let back = lease_url::back(host, 7286, Some(&rest)).expect("a way back");
     let uri = Uri::try_from(back.as_bytes()).unwrap_or_else(|error| panic!("{back:?}: {error}"));
     assert_eq!(uri.authority().map(|authority| authority.as_str()), Some(&*format!("{host}:7286")));
     if target != "*" {

@@ -3,7 +3,7 @@
 use http::{Method, Uri};
 use patou::exchange::{Asker, Respondent};
 use patou::ids::{Epoch, LeaseId, PoolName, Terms, Time, Token, WorkerId};
-use patou::worker::target;
+use patou::worker::lease_url;
 
 use super::slot::Words;
 
@@ -26,7 +26,7 @@ pub fn run(bytes: &[u8]) {
     }
     let Ok(uri) = text.parse::<Uri>() else { return };
     for method in [Method::GET, Method::OPTIONS] {
-        let Some((token, rest)) = target::split(&method, &uri) else { continue };
+        let Some((token, rest)) = lease_url::split(&method, &uri) else { continue };
         let target = uri.path_and_query().expect("a target").as_str();
         assert!(target.ends_with(rest.as_str().trim_start_matches(['/', '*'])), "{target} became {rest}");
         assert!(rest.as_str().starts_with('/') || rest == "*", "{rest}");

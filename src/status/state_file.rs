@@ -1,0 +1,65 @@
+//! `watchdog.json`: what the watchdog knows, for `patou status`, readable also while the watchdog is frozen.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::io;
+use std::path::Path;
+
+use serde::{Deserialize, Serialize};
+
+use crate::{ipc, process_tree, units};
+
+/// The content of the file.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct State {
+    /// The set's name.
+    pub set: String,
+    /// The watchdog's process.
+    pub pid: u32,
+    /// Its start time in clock ticks since boot.
+    pub started: u64,
+    /// Whether the set is being stopped.
+    pub stopping: bool,
+    /// Where clients arrive, with the ports that the kernel chose.
+    pub listeners: Vec<String>,
+    /// The dispatcher.
+    pub dispatcher: PartState,
+    /// The workers by name.
+    pub workers: BTreeMap<String, PartState>,
+}
+
+/// One part.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PartState {
+    /// Its process, if it has one.
+    pub pid: Option<u32>,
+    /// `starting`, `up`, `starved`, `suspended`, `frozen`, `gone`, `draining`, `failed` or `stopped`.
+    pub state: String,
+    /// Unplanned restarts.
+    pub restarts: u32,
+    /// What ended it last.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cause: Option<String>,
+}
+
+const FILE: &str = "watchdog.json";
+
+impl State {
+    /// Reads the file of the set in `dir`, whose watchdog has a directory of its own where the parts are units.
+    pub fn read(dir: &Path) -> io::Result<Self> {
+        let dir = if ipc::is_units(dir) { Path::new(units::WATCHDOG_DIR) } else { dir };
+        Ok(serde_json::from_slice(&fs::read(dir.join(FILE))?)?)
+    }
+
+    /// The watchdog's process, if it is still there.
+    pub fn watchdog(&self) -> Option<process_tree::Process> {
+        process_tree::look(self.pid).filter(|process| process.started == self.started && !process.zombie)
+    }
+
+    /// Writes it whole.
+    pub fn write(&self, dir: &Path) -> io::Result<()> {
+        let new = dir.join("watchdog.json.new");
+        fs::write(&new, serde_json::to_vec(self)?)?;
+        fs::rename(new, dir.join(FILE))
+    }
+}

@@ -1,0 +1,28 @@
+//! The ends of a worker's parts that outlive its incarnations.
+
+use std::os::fd::OwnedFd;
+
+use super::{Segments, WatchdogError, system};
+use crate::config::Config;
+use crate::doorbell::Bell;
+use crate::handoff;
+use crate::ids::WorkerId;
+use crate::ipc::{self, Modes};
+
+/// What of a worker's parts the watchdog keeps open.
+pub struct Reach {
+    /// Rung when the worker has died.
+    pub bell: Bell,
+    /// Where its connections are handed over: who waits there outlives an incarnation.
+    pub handoff: OwnedFd,
+}
+
+impl Reach {
+    pub fn make(config: &Config, id: &WorkerId, set_epoch: u64, segments: &Segments) -> Result<Self, WatchdogError> {
+        let segment = ipc::create_worker(config, id, set_epoch, &Modes::default())?;
+        segments.borrow_mut().insert(id.clone(), segment);
+        let path = ipc::handoff_path(&config.set.runtime_dir, id);
+        let handoff = handoff::bind_at(&path).map_err(system(path.display().to_string()))?;
+        Ok(Self { bell: ipc::open(config, id)?.to_dispatcher, handoff })
+    }
+}
