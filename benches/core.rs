@@ -11,9 +11,9 @@ use std::time::Duration;
 use criterion::{Criterion, criterion_group, criterion_main};
 use http::Request;
 use patou::dispatcher::request::{check, location};
-use patou::exchange::{Asker, Memory, Respondent, WORDS, Word};
-use patou::ids::{Claim, Epoch, LeaseId, Phase, Terms, Time, Token, WorkerState};
-use patou::pool::{Action, Answer, Event, Limits, Peer, Pool, Seen};
+use patou::exchange::{DispatcherSide, SlotMemory, WORDS, Word, WorkerSide};
+use patou::ids::{Claim, Epoch, LeaseId, LeaseTerms, Lifecycle, Monotonic, Phase, Token};
+use patou::pool::{Peer, Pool, PoolAction, PoolEvent, PoolLimits, SlotAnswer, SlotView};
 use patou::worker::lease_url;
 
 const PEER: Peer = Peer::Ip(IpAddr::V4(Ipv4Addr::LOCALHOST));
@@ -23,7 +23,7 @@ const TIMEOUT: Duration = Duration::from_secs(30);
 #[derive(Debug)]
 struct Slot([AtomicU64; WORDS]);
 
-impl Memory for Slot {
+impl SlotMemory for Slot {
     fn load(&self, word: Word, order: Ordering) -> u64 {
         self.0[word.index()].load(order)
     }
@@ -38,10 +38,10 @@ impl Memory for Slot {
     }
 }
 
-fn terms(lease: LeaseId) -> Terms {
-    let claim_by = Time(u64::MAX);
+fn terms(lease: LeaseId) -> LeaseTerms {
+    let claim_by = Monotonic(u64::MAX);
     let (worker_epoch, dispatcher_epoch) = (Epoch::FIRST, Epoch::FIRST);
-    Terms {
+    LeaseTerms {
         lease,
         worker_epoch,
         dispatcher_epoch,
@@ -53,20 +53,20 @@ fn terms(lease: LeaseId) -> Terms {
 }
 
 /// A living worker's slot with nothing in it.
-fn free() -> Seen {
-    let life = Some((Epoch::FIRST, WorkerState::Ready, false));
-    Seen { life, alive: true, claim: Some(Claim::Free), ..Seen::default() }
+fn free() -> SlotView {
+    let life = Some((Epoch::FIRST, Lifecycle::Ready, false));
+    SlotView { life, alive: true, claim: Some(Claim::Free), ..SlotView::default() }
 }
 
 /// The same with a lease.
-fn held(lease: LeaseId, phase: Phase) -> Seen {
-    Seen { claim: Some(Claim::Held(lease, phase)), terms: Some(terms(lease)), ..free() }
+fn held(lease: LeaseId, phase: Phase) -> SlotView {
+    SlotView { claim: Some(Claim::Held(lease, phase)), terms: Some(terms(lease)), ..free() }
 }
 
 /// From a client's arrival over the offer and the grant to the end of its lease.
 fn pool(criterion: &mut Criterion) {
     for workers in [4, 1000] {
-        let limits = Limits {
+        let limits = PoolLimits {
             workers,
             queue: 128,
             queue_timeout: TIMEOUT,
@@ -77,22 +77,22 @@ fn pool(criterion: &mut Criterion) {
             making_room: TIMEOUT,
         };
         let mut pool = Pool::new(limits, Epoch::FIRST);
-        (1..=workers).for_each(|n| drop(pool.handle(Time(0), Event::Seen(n, free()))));
+        (1..=workers).for_each(|n| drop(pool.handle(Monotonic(0), PoolEvent::Seen(n, free()))));
         let mut client = 0;
         let mut turn = || {
             client += 1;
-            let now = Time(client * 1000);
-            let actions = pool.handle(now, Event::Client(client, PEER));
+            let now = Monotonic(client * 1000);
+            let actions = pool.handle(now, PoolEvent::Client(client, PEER));
             let offer = actions.iter().find_map(|action| match action {
-                Action::Offer { worker, lease, .. } => Some((*worker, *lease)),
+                PoolAction::Offer { worker, lease, .. } => Some((*worker, *lease)),
                 _ => None,
             });
             let (n, lease) = offer.expect("somebody is free");
-            let accepted = Seen { answer: Some(Answer::Accept(lease)), ..held(lease, Phase::Offered) };
-            let granted = pool.handle(now, Event::Seen(n, accepted));
-            assert!(granted.iter().any(|action| matches!(action, Action::Grant { .. })));
+            let accepted = SlotView { answer: Some(SlotAnswer::Accept(lease)), ..held(lease, Phase::Offered) };
+            let granted = pool.handle(now, PoolEvent::Seen(n, accepted));
+            assert!(granted.iter().any(|action| matches!(action, PoolAction::Grant { .. })));
             for seen in [held(lease, Phase::Claimed), held(lease, Phase::Done), free()] {
-                black_box(pool.handle(now, Event::Seen(n, seen)));
+                black_box(pool.handle(now, PoolEvent::Seen(n, seen)));
             }
         };
         criterion.bench_function(&format!("pool, one client, {workers} workers"), |bench| bench.iter(&mut turn));
@@ -102,19 +102,19 @@ fn pool(criterion: &mut Criterion) {
 /// Both sides of a slot in one thread: what the words themselves cost.
 fn exchange(criterion: &mut Criterion) {
     let slot = Arc::new(Slot(std::array::from_fn(|_| AtomicU64::new(0))));
-    let mut asker = Asker::attach(slot.clone(), Epoch::FIRST, (1, 1), None);
-    let respondent = Respondent::begin(slot, 2, 1, None, Time(0));
-    respondent.set_state(WorkerState::Ready, false);
+    let mut asker = DispatcherSide::attach(slot.clone(), Epoch::FIRST, (1, 1), None);
+    let respondent = WorkerSide::begin(slot, 2, 1, None, Monotonic(0));
+    respondent.set_state(Lifecycle::Ready, false);
     let mut count = 0;
     let mut round = |whole: bool| {
         count += 1;
         let lease = LeaseId::of(Epoch::FIRST, count);
         asker.offer(&terms(lease)).expect("the slot is free");
         let question = respondent.question(respondent.answered()).expect("it has been asked");
-        respondent.reply(&question, respondent.judge(&question, WorkerState::Ready));
+        respondent.reply(&question, respondent.judge(&question, Lifecycle::Ready));
         black_box(asker.answer()).expect("it has been answered");
         if whole {
-            respondent.claim(Token::new(7), Time(1)).expect("the offer stands");
+            respondent.claim(Token::new(7), Monotonic(1)).expect("the offer stands");
             assert!(respondent.respond(lease) && respondent.done(lease));
         } else {
             assert!(asker.revoke(lease));
@@ -128,8 +128,8 @@ fn exchange(criterion: &mut Criterion) {
 /// One compare-and-swap of the claim word there and back, and a token that is not the one.
 fn claim(criterion: &mut Criterion) {
     let slot = Arc::new(Slot(std::array::from_fn(|_| AtomicU64::new(0))));
-    let mut asker = Asker::attach(slot.clone(), Epoch::FIRST, (1, 1), None);
-    let respondent = Respondent::begin(slot.clone(), 2, 1, None, Time(0));
+    let mut asker = DispatcherSide::attach(slot.clone(), Epoch::FIRST, (1, 1), None);
+    let respondent = WorkerSide::begin(slot.clone(), 2, 1, None, Monotonic(0));
     let lease = LeaseId::of(Epoch::FIRST, 1);
     asker.offer(&terms(lease)).expect("the slot is free");
     let [offered, claimed] = [Phase::Offered, Phase::Claimed].map(|phase| Claim::Held(lease, phase).word());
@@ -139,7 +139,8 @@ fn claim(criterion: &mut Criterion) {
             slot.compare_exchange(Word::CLAIM, claimed, offered).expect("nobody else is here");
         });
     });
-    criterion.bench_function("claim, a wrong token", |bench| bench.iter(|| respondent.claim(Token::new(8), Time(1))));
+    criterion
+        .bench_function("claim, a wrong token", |bench| bench.iter(|| respondent.claim(Token::new(8), Monotonic(1))));
 }
 
 /// What dispatcher and worker make of a request once hyper has read it.

@@ -4,8 +4,8 @@
 
 use crate::clock;
 use crate::config::Config;
-use crate::exchange::{self, Memory, Word};
-use crate::liveness::{RestartLimits, Start};
+use crate::exchange::{self, SlotMemory, Word};
+use crate::liveness::{RestartLimits, StartRecord};
 use crate::log::Event;
 
 /// The bounds of restarts.
@@ -19,7 +19,7 @@ pub fn limits(config: &Config) -> RestartLimits {
 ///
 /// The dispatcher notes it in every slot and believes the one in the middle: a worker that lies in its own does not
 /// keep it from starting, and a slot that is new lets nothing be forgotten.
-pub fn hold_back(slots: &[&impl Memory], word: Word, config: &Config) {
+pub fn hold_back(slots: &[&impl SlotMemory], word: Word, config: &Config) {
     let by_systemd = std::env::var("SYSTEMD_EXEC_PID").is_ok_and(|pid| pid == std::process::id().to_string());
     if !by_systemd {
         return;
@@ -27,8 +27,8 @@ pub fn hold_back(slots: &[&impl Memory], word: Word, config: &Config) {
     let mut starts: Vec<_> = slots.iter().map(|slot| exchange::load_start(*slot, word)).collect();
     starts.sort_by_key(|start| start.map_or(0, |(_, failures)| failures));
     let middle = starts.get(starts.len().saturating_sub(1) / 2).copied().flatten();
-    let last = middle.map(|(at, failures)| Start { at, failures });
-    let (start, wait) = Start::after(last, clock::now(), &limits(config), chance());
+    let last = middle.map(|(at, failures)| StartRecord { at, failures });
+    let (start, wait) = StartRecord::after(last, clock::now(), &limits(config), chance());
     for slot in slots {
         exchange::store_start(*slot, word, Some((start.at, start.failures)));
     }
@@ -41,7 +41,7 @@ pub fn hold_back(slots: &[&impl Memory], word: Word, config: &Config) {
 }
 
 /// The end of this life is wanted: the next one does not wait.
-pub fn forgive(memory: &impl Memory, word: Word) {
+pub fn forgive(memory: &impl SlotMemory, word: Word) {
     exchange::store_start(memory, word, None);
 }
 

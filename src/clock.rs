@@ -4,12 +4,12 @@ use std::time::Duration;
 
 use nix::time::{ClockId, clock_gettime};
 
-use crate::ids::Time;
+use crate::ids::Monotonic;
 
 /// Now.
-pub fn now() -> Time {
+pub fn now() -> Monotonic {
     let now = clock_gettime(ClockId::CLOCK_MONOTONIC).expect("Linux has CLOCK_MONOTONIC");
-    Time(now.tv_sec() as u64 * 1_000_000_000 + now.tv_nsec() as u64)
+    Monotonic(now.tv_sec() as u64 * 1_000_000_000 + now.tv_nsec() as u64)
 }
 
 /// How long the machine has been suspended since it was started: for so long this clock stood still
@@ -17,5 +17,5 @@ pub fn now() -> Time {
 pub fn asleep() -> Duration {
     // In this order: a pause between the two must not look like a suspend.
     let boot = clock_gettime(ClockId::CLOCK_BOOTTIME).expect("Linux has CLOCK_BOOTTIME");
-    Duration::from(boot).saturating_sub(now().since(Time(0)))
+    Duration::from(boot).saturating_sub(now().since(Monotonic(0)))
 }

@@ -18,9 +18,9 @@ const HUSH_READS: usize = 16;
 
 /// One direction of a pair.
 #[derive(Debug)]
-pub struct Bell(File);
+pub struct Doorbell(File);
 
-impl Bell {
+impl Doorbell {
     /// Makes the FIFO with exactly this mode, and this group where given.
     pub fn create(path: &Path, mode: u32, group: Option<Gid>) -> io::Result<()> {
         mkfifo(path, Mode::S_IRUSR | Mode::S_IWUSR)?;
@@ -75,19 +75,19 @@ pub fn hush(bell: &impl AsFd) -> bool {
     rang
 }
 
-impl From<Bell> for OwnedFd {
-    fn from(bell: Bell) -> Self {
+impl From<Doorbell> for OwnedFd {
+    fn from(bell: Doorbell) -> Self {
         bell.0.into()
     }
 }
 
-impl AsFd for Bell {
+impl AsFd for Doorbell {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.0.as_fd()
     }
 }
 
-impl AsRawFd for Bell {
+impl AsRawFd for Doorbell {
     fn as_raw_fd(&self) -> RawFd {
         self.0.as_raw_fd()
     }
@@ -102,8 +102,8 @@ mod tests {
         let dir = std::env::temp_dir().join(format!("patou-bell-{}", std::process::id()));
         std::fs::create_dir_all(&dir).unwrap();
         let path = dir.join("bell");
-        Bell::create(&path, 0o600, None).unwrap();
-        let (one, two) = (Bell::open(&path, None).unwrap(), Bell::open(&path, None).unwrap());
+        Doorbell::create(&path, 0o600, None).unwrap();
+        let (one, two) = (Doorbell::open(&path, None).unwrap(), Doorbell::open(&path, None).unwrap());
         assert!(!two.hush());
         for _ in 0..100_000 {
             one.ring();
@@ -121,10 +121,10 @@ mod tests {
 
         let plain = dir.join("plain");
         std::fs::write(&plain, "").unwrap();
-        assert!(Bell::open(&plain, None).unwrap_err().to_string().contains("not a FIFO"));
+        assert!(Doorbell::open(&plain, None).unwrap_err().to_string().contains("not a FIFO"));
         let link = dir.join("link");
         std::os::unix::fs::symlink(&path, &link).unwrap();
-        assert_eq!(Bell::open(&link, None).unwrap_err().raw_os_error(), Some(libc::ELOOP));
+        assert_eq!(Doorbell::open(&link, None).unwrap_err().raw_os_error(), Some(libc::ELOOP));
         std::fs::remove_dir_all(&dir).unwrap();
     }
 }

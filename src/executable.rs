@@ -7,7 +7,7 @@ use std::path::Path;
 
 use nix::unistd::{AccessFlags, access};
 
-use crate::config::Pool;
+use crate::config::PoolConfig;
 
 /// Where programs are looked for when there is no `PATH`.
 const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
@@ -27,7 +27,7 @@ pub fn is_there(name: &str, path: &OsStr) -> bool {
 }
 
 /// What the handler of this pool would have to name, if it names a program that is not there.
-pub fn wanted(pool: &Pool) -> Option<String> {
+pub fn wanted(pool: &PoolConfig) -> Option<String> {
     let name = pool.handler.command().first()?;
     let path = search_path(&pool.environment);
     if is_there(name, &path) {

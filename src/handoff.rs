@@ -25,7 +25,7 @@ const VERSION: u8 = 2;
 
 /// What a worker must know of a connection besides the connection.
 #[derive(Clone, Debug)]
-pub struct Message {
+pub struct HandoffMessage {
     /// The lease, which names worker and dispatcher incarnation in the slot.
     pub lease: LeaseId,
     /// The proof that the dispatcher has sent it.
@@ -35,12 +35,12 @@ pub struct Message {
     /// The TCP address that the client has connected to; `None` on a Unix socket.
     pub server: Option<SocketAddr>,
     /// The listener that accepted it.
-    pub entrance: Entrance,
+    pub entrance: ListenerInfo,
 }
 
 /// What holds for all connections of one listener.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Entrance {
+pub struct ListenerInfo {
     /// The address it listens on; `None` for a Unix socket.
     pub listens_on: Option<IpAddr>,
     /// Whether each request is logged.
@@ -49,7 +49,7 @@ pub struct Entrance {
     pub allowed_hosts: Vec<String>,
 }
 
-impl Message {
+impl HandoffMessage {
     /// The bytes on the wire.
     pub fn encode(&self) -> Vec<u8> {
         let mut bytes = vec![VERSION];
@@ -92,7 +92,7 @@ impl Message {
             allowed_hosts.push(std::str::from_utf8(host).ok()?.to_owned());
             rest = after;
         }
-        Some(Self { lease, token, peer, server, entrance: Entrance { listens_on, access_log, allowed_hosts } })
+        Some(Self { lease, token, peer, server, entrance: ListenerInfo { listens_on, access_log, allowed_hosts } })
     }
 }
 
@@ -146,12 +146,12 @@ pub fn is_its_socket(fd: &impl std::os::fd::AsFd) -> bool {
 
 /// The dispatcher's end towards one worker.
 #[derive(Debug)]
-pub struct Post {
+pub struct HandoffSender {
     path: PathBuf,
     connected: Option<OwnedFd>,
 }
 
-impl Post {
+impl HandoffSender {
     /// Connects when there is something to send.
     pub fn new(path: PathBuf) -> Self {
         Self { path, connected: None }
@@ -195,7 +195,10 @@ pub fn accept(listener: BorrowedFd<'_>) -> io::Result<OwnedFd> {
 
 /// What has come: `None` at the end of the dispatcher's life, otherwise a message that may be nonsense. `bytes` is room
 /// for [`MESSAGE_MAX`] of them.
-pub fn receive(socket: BorrowedFd<'_>, bytes: &mut [u8]) -> io::Result<Option<(Option<Message>, Option<OwnedFd>)>> {
+pub fn receive(
+    socket: BorrowedFd<'_>,
+    bytes: &mut [u8],
+) -> io::Result<Option<(Option<HandoffMessage>, Option<OwnedFd>)>> {
     let mut control = nix::cmsg_space!([std::os::fd::RawFd; 1]);
     let (length, fds) = {
         let mut parts = [IoSliceMut::new(bytes)];
@@ -211,7 +214,7 @@ pub fn receive(socket: BorrowedFd<'_>, bytes: &mut [u8]) -> io::Result<Option<(O
     if length == 0 && fds.is_empty() {
         return Ok(None);
     }
-    Ok(Some((Message::decode(&bytes[..length]), fds.into_iter().next())))
+    Ok(Some((HandoffMessage::decode(&bytes[..length]), fds.into_iter().next())))
 }
 
 #[cfg(test)]
@@ -221,13 +224,13 @@ mod tests {
     use std::io::{Read, Write};
     use std::os::fd::AsFd;
 
-    fn message(peer: Option<&str>, listens_on: Option<&str>, hosts: &[&str]) -> Message {
-        Message {
+    fn message(peer: Option<&str>, listens_on: Option<&str>, hosts: &[&str]) -> HandoffMessage {
+        HandoffMessage {
             lease: LeaseId::of(Epoch::FIRST, 7),
             token: Token::new(0x0123_4567_89ab_cdef_0011_2233_4455_6677),
             peer: peer.map(|peer| peer.parse().unwrap()),
             server: listens_on.map(|ip| SocketAddr::new(ip.parse().unwrap(), 80)),
-            entrance: Entrance {
+            entrance: ListenerInfo {
                 listens_on: listens_on.map(|ip| ip.parse().unwrap()),
                 access_log: true,
                 allowed_hosts: hosts.iter().map(|host| host.to_string()).collect(),
@@ -243,18 +246,18 @@ mod tests {
             message(Some("[2001:db8::1]:1"), Some("::"), &[""]),
         ] {
             let bytes = message.encode();
-            let read = Message::decode(&bytes).unwrap();
+            let read = HandoffMessage::decode(&bytes).unwrap();
             assert!(read.token.matches(message.token));
             assert_eq!((read.lease, read.peer, read.server), (message.lease, message.peer, message.server));
             assert_eq!(read.entrance, message.entrance);
             // Hosts are whatever is left: only before them is every end too early.
             for end in 0..bytes.len().min(32) {
-                assert!(Message::decode(&bytes[..end]).is_none(), "{end}");
+                assert!(HandoffMessage::decode(&bytes[..end]).is_none(), "{end}");
             }
         }
         let mut other = message(None, None, &[]).encode();
         other[0] = VERSION + 1;
-        assert!(Message::decode(&other).is_none() && Message::decode(&[]).is_none());
+        assert!(HandoffMessage::decode(&other).is_none() && HandoffMessage::decode(&[]).is_none());
     }
 
     #[test]
@@ -264,7 +267,7 @@ mod tests {
         let path = dir.join("1.sock");
         let listener = bind_at(&path).unwrap();
         assert!(is_its_socket(&listener));
-        let mut post = Post::new(path.clone());
+        let mut post = HandoffSender::new(path.clone());
         let sent = message(None, None, &[]);
         for _ in 0..2 {
             let (mut client, server) = std::os::unix::net::UnixStream::pair().unwrap();

@@ -10,10 +10,10 @@ mod silence_timer;
 use std::collections::VecDeque;
 use std::time::Duration;
 
-use crate::ids::Time;
-pub use silence_timer::{Account, Activity, Holder, Look, Patience, Pulse, Verdict};
+use crate::ids::Monotonic;
+pub use silence_timer::{Activity, HeldBy, ProcessSample, SchedStat, SilenceTimer, Timeouts, Verdict};
 
-/// The bounds of [`Restarts`], from the configuration.
+/// The bounds of [`RestartHistory`], from the configuration.
 #[derive(Clone, Copy, Debug)]
 pub struct RestartLimits {
     /// More restarts than this within `within` and the part is given up.
@@ -28,16 +28,16 @@ pub struct RestartLimits {
 
 /// The restarts of one part that were not planned.
 #[derive(Clone, Debug, Default)]
-pub struct Restarts {
-    recent: VecDeque<Time>,
+pub struct RestartHistory {
+    recent: VecDeque<Monotonic>,
 }
 
-impl Restarts {
+impl RestartHistory {
     /// The part has died: how long to wait before its next start, or `None` if it is to be given up.
     ///
     /// The first restart after a quiet time comes at once. `chance` from 0 to 1 varies the others by a
     /// quarter up or down, so that parts that died together do not start together for ever.
-    pub fn next(&mut self, now: Time, limits: &RestartLimits, chance: f64) -> Option<Duration> {
+    pub fn next(&mut self, now: Monotonic, limits: &RestartLimits, chance: f64) -> Option<Duration> {
         while self.recent.front().is_some_and(|at| now.since(*at) >= limits.within) {
             self.recent.pop_front();
         }
@@ -69,24 +69,29 @@ impl RestartLimits {
 
 /// A start of a part that something else starts, which knows no growing delay: the part keeps account itself.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Start {
+pub struct StartRecord {
     /// When it was.
-    pub at: Time,
+    pub at: Monotonic,
     /// How many lives before it ended unplanned, one soon after the other.
     pub failures: u32,
 }
 
-impl Start {
+impl StartRecord {
     /// The start that comes now, after `last`, and how long it waits before it is ready. A life of at least
     /// `limits.within` forgives what was before it; so does a planned end, after which there is no `last`.
-    pub fn after(last: Option<Start>, now: Time, limits: &RestartLimits, chance: f64) -> (Start, Duration) {
+    pub fn after(
+        last: Option<StartRecord>,
+        now: Monotonic,
+        limits: &RestartLimits,
+        chance: f64,
+    ) -> (StartRecord, Duration) {
         let failures = match last {
             Some(last) if now.since(last.at) < limits.within => last.failures.saturating_add(1),
             _ => 0,
         };
         let wait = failures.checked_sub(1).map_or(Duration::ZERO, |count| limits.wait(count, chance));
         // The wait is no life.
-        (Start { at: now + wait, failures }, wait)
+        (StartRecord { at: now + wait, failures }, wait)
     }
 }
 
@@ -94,8 +99,8 @@ impl Start {
 mod tests {
     use super::*;
 
-    fn at(ms: u64) -> Time {
-        Time(ms * 1_000_000)
+    fn at(ms: u64) -> Monotonic {
+        Monotonic(ms * 1_000_000)
     }
 
     #[test]
@@ -108,7 +113,7 @@ mod tests {
         };
         let mut last = None;
         let mut next = |ms| {
-            let (start, wait) = Start::after(last, at(ms), &limits, 0.5);
+            let (start, wait) = StartRecord::after(last, at(ms), &limits, 0.5);
             last = Some(start);
             wait.as_millis()
         };
@@ -126,7 +131,7 @@ mod tests {
             delay: Duration::from_millis(100),
             delay_max: Duration::from_millis(150),
         };
-        let mut restarts = Restarts::default();
+        let mut restarts = RestartHistory::default();
         let mut next = |ms| restarts.next(at(ms), &limits, 0.5).map(|delay| delay.as_millis());
         assert_eq!(next(0), Some(0));
         assert_eq!(next(10), Some(100));
@@ -136,7 +141,7 @@ mod tests {
         assert_eq!(next(60_000), Some(150), "one of four is forgotten");
         assert_eq!(next(200_000), Some(0), "a quiet time forgives everything");
         for chance in [0.0, 1.0] {
-            let mut restarts = Restarts::default();
+            let mut restarts = RestartHistory::default();
             restarts.next(at(0), &limits, chance);
             let delay = restarts.next(at(1), &limits, chance).unwrap();
             assert!((75..=125).contains(&delay.as_millis()), "{delay:?}");

@@ -11,7 +11,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use crate::ids::{PoolName, WorkerId};
-use crate::stats::Tally;
+use crate::stats::Counters;
 
 /// The longest line that is read, in bytes: a question grows with the pools that have failed, a report with the workers.
 pub const QUESTION_MAX: usize = 64 << 10;
@@ -21,13 +21,13 @@ pub const REPORT_MAX: usize = 4 << 20;
 /// A question to the dispatcher.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Question {
+pub struct ProbeRequest {
     /// Comes back in the report.
     pub nonce: u64,
     /// What to do besides reporting.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub order: Option<Order>,
-    /// With [`Order::Ping`]: the pools of which every worker is given up, and no others are.
+    pub order: Option<ProbeCommand>,
+    /// With [`ProbeCommand::Ping`]: the pools of which every worker is given up, and no others are.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub failed: Vec<FailedPool>,
 }
@@ -42,7 +42,7 @@ pub struct FailedPool {
     pub cause: String,
 }
 
-impl Question {
+impl ProbeRequest {
     /// As one line of at most [`QUESTION_MAX`] bytes; of failed pools as many as fit.
     ///
     /// # Errors
@@ -62,7 +62,7 @@ impl Question {
 /// What a question can order.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Order {
+pub enum ProbeCommand {
     /// Ask every worker for a sign of life.
     Ping,
     /// Give this worker no new client.
@@ -77,7 +77,7 @@ pub enum Order {
 
 /// What the dispatcher knows.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Report {
+pub struct ProbeReport {
     /// Of the question.
     pub nonce: u64,
     /// The dispatcher's process.
@@ -93,7 +93,7 @@ pub struct Report {
 
 /// The answer to somebody who may not ask.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Refusal {
+pub struct ProbeRefusal {
     /// Why, and who may.
     pub refused: String,
 }
@@ -111,7 +111,7 @@ pub struct PoolReport {
     pub workers: Vec<WorkerReport>,
     /// What this dispatcher has done for it up to now, and how long clients waited until their lease was granted.
     #[serde(default)]
-    pub tally: Tally,
+    pub tally: Counters,
 }
 
 /// One worker of a report.
@@ -144,18 +144,19 @@ pub struct WorkerReport {
 /// # Errors
 /// When nobody listens, nobody answers in time, or what comes is not a report; `PermissionDenied` to users who may
 /// not ask.
-pub fn ask(socket: &Path, order: Option<Order>, patience: Duration) -> io::Result<Report> {
+pub fn ask(socket: &Path, order: Option<ProbeCommand>, patience: Duration) -> io::Result<ProbeReport> {
     let mut stream = UnixStream::connect(socket)?;
     stream.set_read_timeout(Some(patience))?;
     stream.set_write_timeout(Some(patience))?;
     let nonce = u64::from(std::process::id());
-    stream.write_all(&Question { nonce, order, failed: Vec::new() }.to_line()?)?;
+    stream.write_all(&ProbeRequest { nonce, order, failed: Vec::new() }.to_line()?)?;
     let mut answer = Vec::new();
     BufReader::new(stream.take(REPORT_MAX as u64)).read_until(b'\n', &mut answer)?;
-    let report: Report = serde_json::from_slice(&answer).map_err(|error| match serde_json::from_slice(&answer) {
-        Ok(Refusal { refused }) => io::Error::new(io::ErrorKind::PermissionDenied, refused),
-        Err(_) => error.into(),
-    })?;
+    let report: ProbeReport =
+        serde_json::from_slice(&answer).map_err(|error| match serde_json::from_slice(&answer) {
+            Ok(ProbeRefusal { refused }) => io::Error::new(io::ErrorKind::PermissionDenied, refused),
+            Err(_) => error.into(),
+        })?;
     if report.nonce != nonce {
         return Err(io::Error::other("the report answers another question"));
     }
@@ -170,10 +171,11 @@ mod tests {
     fn a_question_fits_however_much_has_failed() {
         let pool = |n| FailedPool { pool: PoolName::new(&format!("pool_{n}")).unwrap(), cause: "\u{1}".repeat(200) };
         for count in [0, 1, 1000] {
-            let question = Question { nonce: 1, order: Some(Order::Ping), failed: (0..count).map(pool).collect() };
+            let question =
+                ProbeRequest { nonce: 1, order: Some(ProbeCommand::Ping), failed: (0..count).map(pool).collect() };
             let line = question.clone().to_line().unwrap();
             assert!(line.len() <= QUESTION_MAX && line.ends_with(b"\n"));
-            let read: Question = serde_json::from_slice(&line).unwrap();
+            let read: ProbeRequest = serde_json::from_slice(&line).unwrap();
             assert_eq!(read.failed, question.failed[..read.failed.len()]);
             assert!(read.failed.len() >= count.min(30), "{}", read.failed.len());
         }

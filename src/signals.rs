@@ -13,13 +13,13 @@ use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 
 /// Stop signals that come within this time are one: who stops us may signal our process and our group (timeout(1)), and
 /// of a parent that dies each thread tells us (`PR_SET_PDEATHSIG`, prctl(2)).
-pub const ONE_STOP: Duration = Duration::from_millis(200);
+pub const STOP_DEBOUNCE: Duration = Duration::from_millis(200);
 
 /// Whoever has started this process.
 #[derive(Debug)]
-pub struct Parent(Option<Pid>);
+pub struct ParentWatch(Option<Pid>);
 
-impl Parent {
+impl ParentWatch {
     /// The one it has now.
     pub fn now() -> Self {
         Self(Some(getppid()))
@@ -35,14 +35,14 @@ impl Parent {
 #[derive(Debug)]
 pub struct Signal {
     events: UnixStream,
-    came: Came,
+    came: SignalFlag,
 }
 
 /// Whether a signal has ever come: known at once, also before the loop has read of it.
 #[derive(Clone, Debug, Default)]
-pub struct Came(Arc<AtomicBool>);
+pub struct SignalFlag(Arc<AtomicBool>);
 
-impl Came {
+impl SignalFlag {
     /// Whether it has.
     pub fn yet(&self) -> bool {
         self.0.load(Ordering::Relaxed)
@@ -55,7 +55,7 @@ impl Signal {
         Self::on(&[SIGTERM, SIGINT])
     }
 
-    /// SIGHUP: read the configuration again. One that came before, held back by [`HoldReload`], comes now.
+    /// SIGHUP: read the configuration again. One that came before, held back by [`BlockSighup`], comes now.
     pub fn reload() -> io::Result<Self> {
         let signal = Self::on(&[SIGHUP])?;
         only_reload().thread_unblock()?;
@@ -65,7 +65,7 @@ impl Signal {
     fn on(signals: &[i32]) -> io::Result<Self> {
         let (read, write) = UnixStream::pair()?;
         read.set_nonblocking(true)?;
-        let came = Came::default();
+        let came = SignalFlag::default();
         for signal in signals {
             signal_hook::flag::register(*signal, came.0.clone())?;
             signal_hook::low_level::pipe::register(*signal, write.try_clone()?)?;
@@ -74,7 +74,7 @@ impl Signal {
     }
 
     /// A view of it that can be shared.
-    pub fn came(&self) -> Came {
+    pub fn came(&self) -> SignalFlag {
         self.came.clone()
     }
 
@@ -93,16 +93,16 @@ impl Signal {
 /// While it exists, SIGHUP waits, also across fork(2) and execve(2): a process that has not yet said what to do
 /// on it would die of it.
 #[derive(Debug)]
-pub struct HoldReload(SigSet);
+pub struct BlockSighup(SigSet);
 
-impl HoldReload {
+impl BlockSighup {
     /// From now on, for this thread and what it starts.
     pub fn begin() -> io::Result<Self> {
         Ok(Self(only_reload().thread_swap_mask(SigmaskHow::SIG_BLOCK)?))
     }
 }
 
-impl Drop for HoldReload {
+impl Drop for BlockSighup {
     fn drop(&mut self) {
         let _ = self.0.thread_set_mask(); // a mask that was in force is a valid one
     }

@@ -80,14 +80,14 @@ fn micros(time: Duration) -> u64 {
 
 /// Numbers by name, and times.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Tally {
+pub struct Counters {
     /// How often each thing happened, or how much of it there was.
     pub counts: BTreeMap<Cow<'static, str>, u64>,
     /// How long something took each time.
     pub times: Histogram,
 }
 
-impl Tally {
+impl Counters {
     /// One with these counts, and no times.
     pub fn new(counts: impl IntoIterator<Item = (&'static str, u64)>) -> Self {
         let counts = counts.into_iter().map(|(name, count)| (name.into(), count)).collect();
@@ -105,7 +105,7 @@ impl Tally {
     }
 
     /// Adds what another one has counted.
-    pub fn add(&mut self, other: &Tally) {
+    pub fn add(&mut self, other: &Counters) {
         for (name, count) in &other.counts {
             let mine = self.counts.entry(name.clone()).or_default();
             *mine = mine.saturating_add(*count);
@@ -114,35 +114,35 @@ impl Tally {
     }
 
     /// Whether who counts has begun anew.
-    fn has_fallen_since(&self, before: &Tally) -> bool {
+    fn has_fallen_since(&self, before: &Counters) -> bool {
         before.counts.iter().any(|(name, count)| self.of(name) < *count) || self.times.has_fallen_since(&before.times)
     }
 }
 
 /// Tallies by who keeps them, each over all its lives: `L` tells the lives of one apart.
 #[derive(Clone, Debug)]
-pub struct Ledger<K, L>(BTreeMap<K, Account<L>>);
+pub struct CounterTotals<K, L>(BTreeMap<K, TotalsEntry<L>>);
 
 #[derive(Clone, Debug)]
-struct Account<L> {
+struct TotalsEntry<L> {
     life: L,
     /// What this life has counted.
-    now: Tally,
+    now: Counters,
     /// What those before it have.
-    before: Tally,
+    before: Counters,
 }
 
-impl<K, L> Default for Ledger<K, L> {
+impl<K, L> Default for CounterTotals<K, L> {
     fn default() -> Self {
         Self(BTreeMap::new())
     }
 }
 
-impl<K: Ord + Clone, L: PartialEq> Ledger<K, L> {
+impl<K: Ord + Clone, L: PartialEq> CounterTotals<K, L> {
     /// This is what `key` has counted up to now in this life.
-    pub fn see(&mut self, key: &K, life: L, now: Tally) {
+    pub fn see(&mut self, key: &K, life: L, now: Counters) {
         match self.0.get_mut(key) {
-            None => drop(self.0.insert(key.clone(), Account { life, now, before: Tally::default() })),
+            None => drop(self.0.insert(key.clone(), TotalsEntry { life, now, before: Counters::default() })),
             Some(account) => {
                 if account.life != life || now.has_fallen_since(&account.now) {
                     account.before.add(&account.now);
@@ -153,8 +153,8 @@ impl<K: Ord + Clone, L: PartialEq> Ledger<K, L> {
     }
 
     /// What those that `chosen` picks have counted together, over all their lives.
-    pub fn sum(&self, chosen: impl Fn(&K) -> bool) -> Tally {
-        let mut sum = Tally::default();
+    pub fn sum(&self, chosen: impl Fn(&K) -> bool) -> Counters {
+        let mut sum = Counters::default();
         for (_, account) in self.0.iter().filter(|(key, _)| chosen(key)) {
             sum.add(&account.before);
             sum.add(&account.now);
@@ -182,12 +182,12 @@ mod tests {
     #[test]
     fn a_sum_goes_over_lives_and_never_down() {
         let tally = |n: u64| {
-            let mut tally = Tally::new([("a", n)]);
+            let mut tally = Counters::new([("a", n)]);
             (0..n).for_each(|_| tally.times.record(Duration::from_micros(5)));
             tally
         };
-        let mut ledger = Ledger::default();
-        let sum = |ledger: &Ledger<&str, u32>| {
+        let mut ledger = CounterTotals::default();
+        let sum = |ledger: &CounterTotals<&str, u32>| {
             let sum = ledger.sum(|_| true);
             assert_eq!(sum.of("a"), sum.times.count());
             sum.of("a")

@@ -120,9 +120,9 @@ pub fn pidfd_send_signal(pidfd: BorrowedFd<'_>, signal: Signal) -> io::Result<()
 /// While it exists, SIGTERM and SIGINT end the process as if it had never said what to do on them: for the moment
 /// before execve(2), which forgets what a handler has noted.
 #[derive(Debug)]
-pub struct Undefended(Vec<(Signal, SigAction)>);
+pub struct DefaultSignalActions(Vec<(Signal, SigAction)>);
 
-impl Undefended {
+impl DefaultSignalActions {
     /// From now on, for all threads.
     ///
     /// # Errors
@@ -138,7 +138,7 @@ impl Undefended {
     }
 }
 
-impl Drop for Undefended {
+impl Drop for DefaultSignalActions {
     fn drop(&mut self) {
         for (signal, action) in &self.0 {
             // SAFETY: needed as above. The handler is the one that was in force until `begin`, and whoever had

@@ -11,9 +11,10 @@ use std::time::Duration;
 use loom::sync::atomic::{AtomicU64, fence};
 use loom::thread;
 use patou::exchange::{
-    self, Asker, ClaimRefused, Kind, Life, Memory, Question, Reply, Request, Respondent, WORDS, Word,
+    self, ClaimError, DispatcherSide, Incarnation, Question, QuestionKind, Reply, RequestNote, SlotMemory, WORDS, Word,
+    WorkerSide,
 };
-use patou::ids::{Claim, Epoch, LeaseId, Phase, Terms, Time, Token, WorkerState};
+use patou::ids::{Claim, Epoch, LeaseId, LeaseTerms, Lifecycle, Monotonic, Phase, Token};
 
 /// Which guarantee is missing.
 #[derive(Clone, Copy, PartialEq)]
@@ -58,7 +59,7 @@ impl Slot {
     }
 }
 
-impl Memory for Slot {
+impl SlotMemory for Slot {
     fn load(&self, word: Word, order: Ordering) -> u64 {
         self.words[word.index()].load(self.ordered(order))
     }
@@ -97,7 +98,7 @@ impl Memory for Slot {
 /// of a new incarnation's stores would keep loom from finding all the orders in which others may see them.
 struct Own(Arc<Slot>);
 
-impl Memory for Own {
+impl SlotMemory for Own {
     fn load(&self, word: Word, order: Ordering) -> u64 {
         const LIFE_LINE: std::ops::Range<usize> = 3 * 8..4 * 8;
         match word.index() {
@@ -138,36 +139,36 @@ fn token(n: u64) -> Token {
     Token::new(u128::from(n) << 64 | 7)
 }
 
-const NOW: Time = Time(5);
+const NOW: Monotonic = Monotonic(5);
 
 /// Terms of which the claim time and half of the token name the lease, as the lease itself does.
-fn terms(n: u64, worker_epoch: Epoch) -> Terms {
-    Terms {
+fn terms(n: u64, worker_epoch: Epoch) -> LeaseTerms {
+    LeaseTerms {
         lease: lease(n),
         worker_epoch,
         dispatcher_epoch: Epoch::FIRST,
         token: token(n),
-        claim_by: Time(1000 + n),
+        claim_by: Monotonic(1000 + n),
         request_timeout: Duration::from_nanos(2000),
         connection: 0,
     }
 }
 
-fn assert_whole(terms: &Terms) {
+fn assert_whole(terms: &LeaseTerms) {
     let n = terms.lease.get() - lease(1).get() + 1;
-    assert!(terms.token.matches(token(n)) && terms.claim_by == Time(1000 + n), "torn terms: {terms:?}");
+    assert!(terms.token.matches(token(n)) && terms.claim_by == Monotonic(1000 + n), "torn terms: {terms:?}");
 }
 
 /// Dispatcher and worker of one slot, the worker in its first epoch.
-fn pair(missing: Missing) -> (Asker<Arc<Slot>>, Respondent<Arc<Slot>>) {
+fn pair(missing: Missing) -> (DispatcherSide<Arc<Slot>>, WorkerSide<Arc<Slot>>) {
     let slot = Slot::new(missing);
-    let worker = Respondent::begin(slot.clone(), 11, 21, Some(31), Time(1));
-    worker.set_state(WorkerState::Ready, false);
-    (Asker::attach(slot, Epoch::FIRST, (1, 1), None), worker)
+    let worker = WorkerSide::begin(slot.clone(), 11, 21, Some(31), Monotonic(1));
+    worker.set_state(Lifecycle::Ready, false);
+    (DispatcherSide::attach(slot, Epoch::FIRST, (1, 1), None), worker)
 }
 
 /// As [`pair`], with lease 1 offered, claimed, or being answered.
-fn held(missing: Missing, phase: Phase) -> (Asker<Arc<Slot>>, Respondent<Arc<Slot>>) {
+fn held(missing: Missing, phase: Phase) -> (DispatcherSide<Arc<Slot>>, WorkerSide<Arc<Slot>>) {
     let (mut asker, worker) = pair(missing);
     asker.offer(&terms(1, worker.epoch())).unwrap();
     if phase != Phase::Offered {
@@ -192,23 +193,23 @@ fn question_and_answer(missing: Missing) {
     loom::model(move || {
         let (mut asker, worker) = pair(missing);
         let dispatcher = thread::spawn(move || {
-            let check = |asker: &mut Asker<_>| {
+            let check = |asker: &mut DispatcherSide<_>| {
                 if let Some((question, reply)) = asker.answer() {
-                    let right = if question.kind == Kind::Offer { Reply::Accept } else { Reply::Working };
+                    let right = if question.kind == QuestionKind::Offer { Reply::Accept } else { Reply::Working };
                     assert_eq!(reply, right, "an answer to another question");
                 }
             };
-            asker.ask(Kind::Offer, Some(lease(1)));
+            asker.ask(QuestionKind::Offer, Some(lease(1)));
             check(&mut asker);
-            asker.ask(Kind::Finished, Some(lease(2)));
+            asker.ask(QuestionKind::Finished, Some(lease(2)));
             check(&mut asker);
         });
         let mut answered = 0;
         for _ in 0..2 {
             if let Some(question) = worker.question(answered) {
                 let Question { sequence, kind, lease: about } = question;
-                let first = sequence == 1 && kind == Kind::Offer && about == Some(lease(1));
-                let second = sequence == 2 && kind == Kind::Finished && about == Some(lease(2));
+                let first = sequence == 1 && kind == QuestionKind::Offer && about == Some(lease(1));
+                let second = sequence == 2 && kind == QuestionKind::Finished && about == Some(lease(2));
                 assert!(first || second, "torn question: {question:?}");
                 worker.reply(&question, if first { Reply::Accept } else { Reply::Working });
                 answered = sequence;
@@ -369,13 +370,13 @@ fn a_connection_that_goes_on_needs_an_ordered_swap() {
 fn request_line(missing: Missing) {
     bounded(3, move || {
         let slot = Slot::of(WORDS, missing);
-        let worker = Respondent::begin(slot.clone(), 11, 21, Some(31), Time(1));
-        worker.note_request(lease(1), Time(1001), &[b"one"]);
-        let serving = thread::spawn(move || worker.note_request(lease(2), Time(1002), &[b"two"]));
+        let worker = WorkerSide::begin(slot.clone(), 11, 21, Some(31), Monotonic(1));
+        worker.note_request(lease(1), Monotonic(1001), &[b"one"]);
+        let serving = thread::spawn(move || worker.note_request(lease(2), Monotonic(1002), &[b"two"]));
         for (n, text) in [(1, b"one"), (2, b"two")] {
-            if let Some(found) = Request::load(&slot, lease(n)) {
+            if let Some(found) = RequestNote::load(&slot, lease(n)) {
                 assert!(
-                    found == Request { claimed_at: Time(1000 + n), text: text.to_vec() },
+                    found == RequestNote { claimed_at: Monotonic(1000 + n), text: text.to_vec() },
                     "torn request: {found:?}"
                 );
             }
@@ -430,7 +431,7 @@ fn claim_by_token(n: u64, missing: Missing) {
             _ => assert!(revoked || claimed.is_err()),
         }
         if let Err(refused) = claimed {
-            assert!(matches!(refused, ClaimRefused::Late | ClaimRefused::Foreign));
+            assert!(matches!(refused, ClaimError::Late | ClaimError::Foreign));
         }
     });
 }
@@ -444,8 +445,8 @@ fn a_token_opens_its_own_lease_or_nothing() {
 /// Runs both at once on a slot with lease 1 in `phase`; what they return, and the phase left behind.
 fn race<A, B>(missing: Missing, from: Phase, dispatcher: A, worker: B, check: fn(bool, bool, Phase))
 where
-    A: Fn(&Asker<Arc<Slot>>) -> bool + Copy + Send + Sync + 'static,
-    B: Fn(&Respondent<Arc<Slot>>) -> bool + Copy + Send + Sync + 'static,
+    A: Fn(&DispatcherSide<Arc<Slot>>) -> bool + Copy + Send + Sync + 'static,
+    B: Fn(&WorkerSide<Arc<Slot>>) -> bool + Copy + Send + Sync + 'static,
 {
     loom::model(move || {
         let (asker, respondent) = held(missing, from);
@@ -613,7 +614,7 @@ impl Mortal {
     }
 }
 
-impl Memory for Mortal {
+impl SlotMemory for Mortal {
     fn load(&self, word: Word, order: Ordering) -> u64 {
         self.slot.load(word, order)
     }
@@ -642,7 +643,7 @@ fn next_dispatcher(writes: usize, missing: Missing) -> bool {
         let (_, worker) = pair(missing);
         let slot = worker.memory().clone();
         let mortal = Mortal { slot: slot.clone(), left: usize::MAX.into() };
-        let mut dying = Asker::attach(mortal, Epoch::FIRST, (1, 1), None);
+        let mut dying = DispatcherSide::attach(mortal, Epoch::FIRST, (1, 1), None);
         dying.memory().left.store(writes, Relaxed);
         let claiming = thread::spawn(move || {
             let claimed = worker.claim(token(1), NOW);
@@ -650,7 +651,7 @@ fn next_dispatcher(writes: usize, missing: Missing) -> bool {
         });
         let _ = dying.offer(&terms(1, Epoch::FIRST)); // nobody hears of it
         whole.fetch_or(dying.memory().left.load(Relaxed) > 0, Relaxed);
-        let mut next = Asker::attach(slot.clone(), epoch(2), (2, 2), None);
+        let mut next = DispatcherSide::attach(slot.clone(), epoch(2), (2, 2), None);
         let revoked = next.revoke(lease(1));
         let (worker, claimed) = claiming.join().unwrap();
         if let Ok(terms) = claimed {
@@ -658,13 +659,13 @@ fn next_dispatcher(writes: usize, missing: Missing) -> bool {
             assert!(!revoked, "both or nobody won");
             assert_eq!(phase(&slot), Some(Phase::Claimed));
             assert_eq!(
-                next.offer(&Terms { dispatcher_epoch: epoch(2), ..terms }).err().map(|found| found.is_some()),
+                next.offer(&LeaseTerms { dispatcher_epoch: epoch(2), ..terms }).err().map(|found| found.is_some()),
                 Some(true)
             );
         } else {
             assert_eq!(phase(&slot), Some(if revoked { Phase::Revoked } else { Phase::Free }));
             assert_eq!(next.release(lease(1)), revoked);
-            next.offer(&Terms { dispatcher_epoch: epoch(2), ..terms(2, Epoch::FIRST) }).unwrap();
+            next.offer(&LeaseTerms { dispatcher_epoch: epoch(2), ..terms(2, Epoch::FIRST) }).unwrap();
             let terms = worker.claim(token(2), NOW).expect("the next dispatcher's offer is as good as any");
             assert_whole(&terms);
         }
@@ -690,13 +691,13 @@ fn next_incarnation(missing: Missing) {
         let (mut asker, old) = pair(missing);
         let slot = old.memory().clone();
         let next = thread::spawn(move || {
-            let worker = Respondent::begin(Own(slot), 12, 22, Some(31), Time(2));
+            let worker = WorkerSide::begin(Own(slot), 12, 22, Some(31), Monotonic(2));
             assert_eq!(worker.epoch(), epoch(2));
             (worker.owes(NOW), worker.claim(token(1), NOW))
         });
-        let life = Life::load(asker.memory()).unwrap();
+        let life = Incarnation::load(asker.memory()).unwrap();
         if life.epoch == epoch(2) {
-            let whole = (life.pid, life.started, life.state) == (12, 22, WorkerState::Starting);
+            let whole = (life.pid, life.started, life.state) == (12, 22, Lifecycle::Starting);
             assert!(whole, "torn life: {life:?}");
         }
         asker.offer(&terms(1, life.epoch)).unwrap();
@@ -706,8 +707,8 @@ fn next_incarnation(missing: Missing) {
                 assert_whole(&terms);
                 assert_eq!((terms.worker_epoch, life.epoch), (epoch(2), epoch(2)), "claimed a dead worker's lease");
             }
-            Err(ClaimRefused::OtherEpoch) => assert_eq!(life.epoch, Epoch::FIRST),
-            Err(refused) => assert_eq!(refused, ClaimRefused::Foreign, "it has not seen the offer yet"),
+            Err(ClaimError::OtherEpoch) => assert_eq!(life.epoch, Epoch::FIRST),
+            Err(refused) => assert_eq!(refused, ClaimError::Foreign, "it has not seen the offer yet"),
         }
         assert!(!owes || life.epoch == epoch(2), "owes for a dead worker");
     });

@@ -6,18 +6,21 @@
 use std::net::{IpAddr, Ipv4Addr};
 use std::time::Duration;
 
+use patou::ids::Lifecycle::{Draining, Ready, Recycling, Starting};
 use patou::ids::Phase::{Aborted, Claimed, Done, Offered, Responding, Revoked};
-use patou::ids::WorkerState::{Draining, Ready, Recycling, Starting};
-use patou::ids::{Claim, Epoch, LeaseId, Phase, Reason, Terms, Time, Token, WorkerState};
-use patou::pool::Action::{Abort, Bury, Clear, Look, Refuse, Release, Revoke, Ring};
-use patou::pool::Event::{Client, Left, Probe, Quiesce, Tick};
-use patou::pool::{Action, Answer, Ask, End, Event, Hold, Limits, Note, Peer, Pool, Refusal, Seen};
+use patou::ids::{Claim, Epoch, LeaseId, LeaseTerms, Lifecycle, Monotonic, Phase, RefuseReason, Token};
+use patou::pool::PoolAction::{Abort, Bury, Clear, Look, Refuse, Release, Revoke, Ring};
+use patou::pool::PoolEvent::{Client, Left, Probe, Quiesce, Tick};
+use patou::pool::{
+    Hold, LeaseEnd, Peer, Pool, PoolAction, PoolEvent, PoolLimits, PoolNote, Refusal, SlotAnswer, SlotQuestion,
+    SlotView,
+};
 
 const A: Peer = Peer::Ip(IpAddr::V4(Ipv4Addr::new(192, 0, 2, 1)));
 const B: Peer = Peer::User(1000);
 const ONE: Epoch = Epoch::FIRST;
 
-const LIMITS: Limits = Limits {
+const LIMITS: PoolLimits = PoolLimits {
     workers: 2,
     queue: 2,
     queue_timeout: Duration::from_millis(500),
@@ -28,8 +31,8 @@ const LIMITS: Limits = Limits {
     making_room: Duration::from_secs(10),
 };
 
-fn at(ms: u64) -> Time {
-    Time(ms * 1_000_000)
+fn at(ms: u64) -> Monotonic {
+    Monotonic(ms * 1_000_000)
 }
 
 fn epoch(n: u64) -> Epoch {
@@ -41,13 +44,13 @@ fn lease(n: u64) -> LeaseId {
 }
 
 /// A living worker's slot with nothing in it.
-fn free() -> Seen {
-    Seen { life: Some((ONE, Ready, false)), alive: true, claim: Some(Claim::Free), ..Seen::default() }
+fn free() -> SlotView {
+    SlotView { life: Some((ONE, Ready, false)), alive: true, claim: Some(Claim::Free), ..SlotView::default() }
 }
 
 /// A living worker's slot with this lease in this phase; `offered` is when.
-fn held(lease: LeaseId, phase: Phase, offered: u64) -> Seen {
-    let terms = Terms {
+fn held(lease: LeaseId, phase: Phase, offered: u64) -> SlotView {
+    let terms = LeaseTerms {
         lease,
         worker_epoch: ONE,
         dispatcher_epoch: Epoch::new(lease.dispatcher_epoch()).unwrap(),
@@ -56,40 +59,40 @@ fn held(lease: LeaseId, phase: Phase, offered: u64) -> Seen {
         request_timeout: LIMITS.request_timeout,
         connection: 0,
     };
-    Seen { claim: Some(Claim::Held(lease, phase)), terms: Some(terms), ..free() }
+    SlotView { claim: Some(Claim::Held(lease, phase)), terms: Some(terms), ..free() }
 }
 
-fn answered(answer: Answer, seen: Seen) -> Seen {
-    Seen { answer: Some(answer), ..seen }
+fn answered(answer: SlotAnswer, seen: SlotView) -> SlotView {
+    SlotView { answer: Some(answer), ..seen }
 }
 
-fn accepted(n: u64, offered: u64) -> Seen {
-    answered(Answer::Accept(lease(n)), held(lease(n), Offered, offered))
+fn accepted(n: u64, offered: u64) -> SlotView {
+    answered(SlotAnswer::Accept(lease(n)), held(lease(n), Offered, offered))
 }
 
-fn dead(seen: Seen) -> Seen {
-    Seen { alive: false, ..seen }
+fn dead(seen: SlotView) -> SlotView {
+    SlotView { alive: false, ..seen }
 }
 
 /// The same slot, when a later incarnation has taken it.
-fn reborn(number: u64, state: WorkerState, seen: Seen) -> Seen {
-    Seen { life: Some((epoch(number), state, false)), ..seen }
+fn reborn(number: u64, state: Lifecycle, seen: SlotView) -> SlotView {
+    SlotView { life: Some((epoch(number), state, false)), ..seen }
 }
 
-fn living(state: WorkerState, wants_recycle: bool) -> Seen {
-    Seen { life: Some((ONE, state, wants_recycle)), ..free() }
+fn living(state: Lifecycle, wants_recycle: bool) -> SlotView {
+    SlotView { life: Some((ONE, state, wants_recycle)), ..free() }
 }
 
-fn offer(worker: u16, n: u64, now: u64) -> Action {
-    Action::Offer { worker, epoch: ONE, lease: lease(n), claim_by: at(now + 1050), connection: None }
+fn offer(worker: u16, n: u64, now: u64) -> PoolAction {
+    PoolAction::Offer { worker, epoch: ONE, lease: lease(n), claim_by: at(now + 1050), connection: None }
 }
 
-fn grant(client: u64, worker: u16, n: u64, offered: u64) -> Action {
-    Action::Grant { client, worker, lease: lease(n), claim_by: at(offered + 1050) }
+fn grant(client: u64, worker: u16, n: u64, offered: u64) -> PoolAction {
+    PoolAction::Grant { client, worker, lease: lease(n), claim_by: at(offered + 1050) }
 }
 
-fn note(worker: u16, note: Note) -> Action {
-    Action::Note(worker, note)
+fn note(worker: u16, note: PoolNote) -> PoolAction {
+    PoolAction::Note(worker, note)
 }
 
 fn timeout(ms: u64) -> Refusal {
@@ -100,28 +103,28 @@ struct Talk(Pool);
 
 impl Talk {
     /// Nothing is known of the workers yet.
-    fn new(limits: Limits) -> Self {
+    fn new(limits: PoolLimits) -> Self {
         Self(Pool::new(limits, epoch(7)))
     }
 
     /// Both workers are idle; 2 is the next to be taken.
-    fn up(limits: Limits) -> Self {
+    fn up(limits: PoolLimits) -> Self {
         let mut talk = Self::new(limits);
         for n in 1..=limits.workers {
-            talk.sees(0, n, free(), &[note(n, Note::Up(ONE))]);
+            talk.sees(0, n, free(), &[note(n, PoolNote::Up(ONE))]);
         }
         talk
     }
 
     #[track_caller]
-    fn hears(&mut self, now: u64, event: Event, want: &[Action]) {
+    fn hears(&mut self, now: u64, event: PoolEvent, want: &[PoolAction]) {
         let said = self.0.handle(at(now), event);
         assert_eq!(said, want, "at {now} ms, {event:?}");
     }
 
     #[track_caller]
-    fn sees(&mut self, now: u64, n: u16, seen: Seen, want: &[Action]) {
-        self.hears(now, Event::Seen(n, seen), want);
+    fn sees(&mut self, now: u64, n: u16, seen: SlotView, want: &[PoolAction]) {
+        self.hears(now, PoolEvent::Seen(n, seen), want);
     }
 
     #[track_caller]
@@ -143,7 +146,7 @@ impl Talk {
 
     /// The worker is done with lease `n`.
     #[track_caller]
-    fn ends(&mut self, now: u64, worker: u16, n: u64, then: &[Action]) {
+    fn ends(&mut self, now: u64, worker: u16, n: u64, then: &[PoolAction]) {
         self.sees(now, worker, held(lease(n), Done, now), &[Release(worker, lease(n))]);
         self.sees(now, worker, free(), then);
     }
@@ -172,13 +175,13 @@ fn a_client_is_granted_the_warmest_worker_that_accepts() {
 fn a_refusal_goes_on_with_the_next_worker() {
     let mut t = Talk::up(LIMITS);
     t.hears(0, Client(1, A), &[offer(2, 1, 0)]);
-    let refuse = Answer::Refuse(lease(1), Reason::Draining);
-    let draining = Seen { life: Some((ONE, Draining, false)), ..held(lease(1), Offered, 0) };
+    let refuse = SlotAnswer::Refuse(lease(1), RefuseReason::Draining);
+    let draining = SlotView { life: Some((ONE, Draining, false)), ..held(lease(1), Offered, 0) };
     t.sees(1, 2, answered(refuse, draining), &[Revoke(2, lease(1))]);
     t.sees(
         1,
         2,
-        Seen { claim: Some(Claim::Held(lease(1), Revoked)), ..draining },
+        SlotView { claim: Some(Claim::Held(lease(1), Revoked)), ..draining },
         &[Release(2, lease(1)), offer(1, 2, 1)],
     );
     t.sees(1, 2, living(Draining, false), &[]);
@@ -192,14 +195,14 @@ fn a_late_worker_is_passed_over_until_it_answers() {
     t.hears(0, Client(1, A), &[offer(2, 1, 0)]);
     t.sees(49, 2, held(lease(1), Offered, 0), &[]);
     t.hears(50, Tick, &[Look(2)]);
-    t.sees(50, 2, held(lease(1), Offered, 0), &[note(2, Note::Late(lease(1))), Revoke(2, lease(1))]);
+    t.sees(50, 2, held(lease(1), Offered, 0), &[note(2, PoolNote::Late(lease(1))), Revoke(2, lease(1))]);
     t.sees(50, 2, held(lease(1), Revoked, 0), &[Release(2, lease(1)), offer(1, 2, 50)]);
     t.sees(50, 2, free(), &[]);
     t.sees(51, 1, accepted(2, 50), &[grant(1, 1, 2, 50)]);
     t.hears(52, Client(2, A), &[]);
     assert!(t.0.workers()[1].late);
-    let late = answered(Answer::Refuse(lease(1), Reason::Stale), free());
-    t.sees(60, 2, late, &[note(2, Note::Back), offer(2, 3, 60)]);
+    let late = answered(SlotAnswer::Refuse(lease(1), RefuseReason::Stale), free());
+    t.sees(60, 2, late, &[note(2, PoolNote::Back), offer(2, 3, 60)]);
 }
 
 #[test]
@@ -223,11 +226,11 @@ fn a_yes_that_leaves_no_time_to_claim_is_no_grant() {
 
 #[test]
 fn a_yes_of_a_worker_that_has_died_since_is_no_grant() {
-    for gone in [dead as fn(Seen) -> Seen, |seen| reborn(2, Starting, seen)] {
+    for gone in [dead as fn(SlotView) -> SlotView, |seen| reborn(2, Starting, seen)] {
         let mut t = Talk::up(LIMITS);
         t.hears(0, Client(1, A), &[offer(2, 1, 0)]);
-        let said = t.0.handle(at(1), Event::Seen(2, gone(accepted(1, 0))));
-        assert!(said.contains(&note(2, Note::Down(ONE))) && said.ends_with(&[Revoke(2, lease(1))]), "{said:?}");
+        let said = t.0.handle(at(1), PoolEvent::Seen(2, gone(accepted(1, 0))));
+        assert!(said.contains(&note(2, PoolNote::Down(ONE))) && said.ends_with(&[Revoke(2, lease(1))]), "{said:?}");
         assert!(!said.contains(&grant(1, 2, 1, 0)));
         t.sees(1, 2, gone(held(lease(1), Revoked, 0)), &[Release(2, lease(1)), offer(1, 2, 1)]);
     }
@@ -238,7 +241,7 @@ fn a_client_that_was_claimed_meanwhile_is_not_given_to_another() {
     // The worker was faster than the revocation.
     let mut t = Talk::up(LIMITS);
     t.hears(0, Client(1, A), &[offer(2, 1, 0)]);
-    t.sees(50, 2, held(lease(1), Offered, 0), &[note(2, Note::Late(lease(1))), Revoke(2, lease(1))]);
+    t.sees(50, 2, held(lease(1), Offered, 0), &[note(2, PoolNote::Late(lease(1))), Revoke(2, lease(1))]);
     t.sees(50, 2, held(lease(1), Claimed, 0), &[grant(1, 2, 1, 0)]);
     assert_eq!(t.hold(2), Hold::Busy { lease: lease(1), connection: None });
     // It has claimed before its answer was read, and died.
@@ -247,7 +250,7 @@ fn a_client_that_was_claimed_meanwhile_is_not_given_to_another() {
         61,
         1,
         dead(held(lease(2), Claimed, 60)),
-        &[note(1, Note::Down(ONE)), grant(2, 1, 2, 60), note(1, Note::Lost(lease(2))), Abort(1, lease(2))],
+        &[note(1, PoolNote::Down(ONE)), grant(2, 1, 2, 60), note(1, PoolNote::Lost(lease(2))), Abort(1, lease(2))],
     );
     assert!(t.0.is_quiet() || t.0.waiting().0 == 0);
 }
@@ -264,7 +267,7 @@ fn the_queue_keeps_its_bound_its_order_and_its_budget() {
     t.ends(100, 1, 2, &[offer(1, 3, 100)]); // client 3
     t.hears(110, Client(6, A), &[]);
     // Sent back, 3 is before 4 and 6 again, though the queue is full without it.
-    t.sees(150, 1, held(lease(3), Offered, 100), &[note(1, Note::Late(lease(3))), Revoke(1, lease(3))]);
+    t.sees(150, 1, held(lease(3), Offered, 100), &[note(1, PoolNote::Late(lease(3))), Revoke(1, lease(3))]);
     t.sees(150, 1, held(lease(3), Revoked, 100), &[Release(1, lease(3))]);
     assert_eq!(t.0.waiting(), (3, Some(at(10))));
     t.hears(160, Client(7, A), &[Refuse(7, Refusal::QueueFull(2))]);
@@ -278,17 +281,17 @@ fn the_queue_keeps_its_bound_its_order_and_its_budget() {
 
 #[test]
 fn nobody_goes_back_into_the_queue_after_its_time() {
-    let mut t = Talk::up(Limits { workers: 1, ..LIMITS });
+    let mut t = Talk::up(PoolLimits { workers: 1, ..LIMITS });
     t.serves(0, (1, A), 1, 1);
     t.hears(0, Client(2, A), &[]);
     t.ends(490, 1, 1, &[offer(1, 2, 490)]);
-    t.sees(540, 1, held(lease(2), Offered, 490), &[note(1, Note::Late(lease(2))), Revoke(1, lease(2))]);
+    t.sees(540, 1, held(lease(2), Offered, 490), &[note(1, PoolNote::Late(lease(2))), Revoke(1, lease(2))]);
     t.sees(540, 1, held(lease(2), Revoked, 490), &[Refuse(2, timeout(540)), Release(1, lease(2))]);
 }
 
 #[test]
 fn a_client_may_leave_at_any_time() {
-    let mut t = Talk::up(Limits { workers: 1, ..LIMITS });
+    let mut t = Talk::up(PoolLimits { workers: 1, ..LIMITS });
     // While its offer is out.
     t.hears(0, Client(1, A), &[offer(1, 1, 0)]);
     t.hears(1, Left(1), &[Revoke(1, lease(1))]);
@@ -303,12 +306,12 @@ fn a_client_may_leave_at_any_time() {
     t.is_due(None);
     // While its offer is being taken back.
     t.hears(6, Client(4, A), &[offer(1, 3, 6)]);
-    t.sees(56, 1, held(lease(3), Offered, 6), &[note(1, Note::Late(lease(3))), Revoke(1, lease(3))]);
+    t.sees(56, 1, held(lease(3), Offered, 6), &[note(1, PoolNote::Late(lease(3))), Revoke(1, lease(3))]);
     t.hears(56, Left(4), &[]);
     t.sees(56, 1, held(lease(3), Revoked, 6), &[Release(1, lease(3))]);
     assert_eq!(t.0.waiting(), (0, None));
     // When it has been granted a worker, leaving is not claiming.
-    t.sees(57, 1, answered(Answer::Here, free()), &[note(1, Note::Back)]);
+    t.sees(57, 1, answered(SlotAnswer::Here, free()), &[note(1, PoolNote::Back)]);
     t.hears(60, Client(5, A), &[offer(1, 4, 60)]);
     t.sees(61, 1, accepted(4, 60), &[grant(5, 1, 4, 60)]);
     t.hears(62, Left(5), &[]);
@@ -325,7 +328,7 @@ fn let_lapse(t: &mut Talk, now: u64, (client, peer): (u64, Peer), worker: u16, n
         now + 1050,
         worker,
         held(lease(n), Offered, now),
-        &[note(worker, Note::Unclaimed(lease(n))), Revoke(worker, lease(n))],
+        &[note(worker, PoolNote::Unclaimed(lease(n))), Revoke(worker, lease(n))],
     );
     t.sees(now + 1050, worker, held(lease(n), Revoked, now), &[Release(worker, lease(n))]);
     t.sees(now + 1050, worker, free(), &[]);
@@ -358,9 +361,9 @@ fn a_client_cannot_claim_from_a_silent_worker_and_is_not_blamed() {
     let mut t = Talk::up(LIMITS);
     t.hears(0, Client(1, A), &[offer(2, 1, 0)]);
     t.sees(1, 2, accepted(1, 0), &[grant(1, 2, 1, 0)]);
-    t.hears(250, Probe, &[Action::Ask(1, Ask::Ping), Action::Ask(2, Ask::Ping)]);
-    t.sees(251, 1, answered(Answer::Here, free()), &[]);
-    t.sees(1050, 2, held(lease(1), Offered, 0), &[note(2, Note::Unclaimed(lease(1))), Revoke(2, lease(1))]);
+    t.hears(250, Probe, &[PoolAction::Ask(1, SlotQuestion::Ping), PoolAction::Ask(2, SlotQuestion::Ping)]);
+    t.sees(251, 1, answered(SlotAnswer::Here, free()), &[]);
+    t.sees(1050, 2, held(lease(1), Offered, 0), &[note(2, PoolNote::Unclaimed(lease(1))), Revoke(2, lease(1))]);
     t.sees(1050, 2, held(lease(1), Revoked, 0), &[Release(2, lease(1))]);
     t.sees(1050, 2, free(), &[]);
     t.hears(1051, Client(2, A), &[offer(2, 2, 1051)]);
@@ -371,12 +374,13 @@ fn a_client_cannot_claim_from_a_silent_worker_and_is_not_blamed() {
 fn a_worker_dies_before_its_answer() {
     let mut t = Talk::up(LIMITS);
     t.hears(0, Client(1, A), &[offer(2, 1, 0)]);
-    t.sees(10, 2, dead(held(lease(1), Offered, 0)), &[note(2, Note::Down(ONE)), Revoke(2, lease(1))]);
+    t.sees(10, 2, dead(held(lease(1), Offered, 0)), &[note(2, PoolNote::Down(ONE)), Revoke(2, lease(1))]);
     t.sees(10, 2, dead(held(lease(1), Revoked, 0)), &[Release(2, lease(1)), offer(1, 2, 10)]);
     t.sees(10, 2, dead(free()), &[]);
-    t.sees(90, 2, reborn(2, Starting, free()), &[note(2, Note::Up(epoch(2)))]);
+    t.sees(90, 2, reborn(2, Starting, free()), &[note(2, PoolNote::Up(epoch(2)))]);
     t.hears(91, Client(2, A), &[]);
-    let next = Action::Offer { worker: 2, epoch: epoch(2), lease: lease(3), claim_by: at(95 + 1050), connection: None };
+    let next =
+        PoolAction::Offer { worker: 2, epoch: epoch(2), lease: lease(3), claim_by: at(95 + 1050), connection: None };
     t.sees(95, 2, reborn(2, Ready, free()), &[next]);
 }
 
@@ -390,12 +394,17 @@ fn a_worker_dies_with_a_grant_nobody_has_used() {
         40,
         2,
         reborn(2, Ready, held(lease(1), Offered, 0)),
-        &[note(2, Note::Down(ONE)), note(2, Note::Up(epoch(2))), Revoke(2, lease(1))],
+        &[note(2, PoolNote::Down(ONE)), note(2, PoolNote::Up(epoch(2))), Revoke(2, lease(1))],
     );
     t.sees(40, 2, reborn(2, Ready, held(lease(1), Revoked, 0)), &[Release(2, lease(1))]);
     t.sees(40, 2, reborn(2, Ready, free()), &[]);
-    let next =
-        |n| Action::Offer { worker: 2, epoch: epoch(2), lease: lease(n), claim_by: at(41 + 1050), connection: None };
+    let next = |n| PoolAction::Offer {
+        worker: 2,
+        epoch: epoch(2),
+        lease: lease(n),
+        claim_by: at(41 + 1050),
+        connection: None,
+    };
     t.hears(41, Client(2, A), &[next(2)]);
     t.hears(41, Client(3, A), &[offer(1, 3, 41)]);
 }
@@ -404,13 +413,13 @@ fn a_worker_dies_with_a_grant_nobody_has_used() {
 fn a_worker_dies_with_a_request() {
     // (phase at its death, what ends the lease, phase after that)
     for (phase, step, after) in [(Claimed, Abort(2, lease(1)), Some(Aborted)), (Responding, Bury(2, lease(1)), None)] {
-        for gone in [dead as fn(Seen) -> Seen, |seen| reborn(2, Ready, seen)] {
+        for gone in [dead as fn(SlotView) -> SlotView, |seen| reborn(2, Ready, seen)] {
             let mut t = Talk::up(LIMITS);
             t.serves(0, (1, A), 2, 1);
             t.sees(1, 2, held(lease(1), phase, 0), &[]);
-            let said = t.0.handle(at(2), Event::Seen(2, gone(held(lease(1), phase, 0))));
-            assert_eq!(said[0], note(2, Note::Down(ONE)));
-            assert!(said.ends_with(&[note(2, Note::Lost(lease(1))), step]), "{said:?}");
+            let said = t.0.handle(at(2), PoolEvent::Seen(2, gone(held(lease(1), phase, 0))));
+            assert_eq!(said[0], note(2, PoolNote::Down(ONE)));
+            assert!(said.ends_with(&[note(2, PoolNote::Lost(lease(1))), step]), "{said:?}");
             if let Some(after) = after {
                 t.sees(2, 2, gone(held(lease(1), after, 0)), &[Release(2, lease(1))]);
             }
@@ -424,8 +433,8 @@ fn a_worker_dies_with_a_request() {
 #[test]
 fn the_leases_of_an_earlier_dispatcher_are_adopted_or_ended() {
     let old = LeaseId::of(epoch(6), 99);
-    let up = note(1, Note::Up(ONE));
-    let fresh = || Talk::new(Limits { workers: 1, ..LIMITS });
+    let up = note(1, PoolNote::Up(ONE));
+    let fresh = || Talk::new(PoolLimits { workers: 1, ..LIMITS });
 
     // Offered: its client may be on the way, until its time is over.
     let mut t = fresh();
@@ -439,7 +448,7 @@ fn the_leases_of_an_earlier_dispatcher_are_adopted_or_ended() {
 
     let mut t = fresh();
     t.sees(0, 1, held(old, Offered, 0), &[up]);
-    t.sees(1050, 1, held(old, Offered, 0), &[note(1, Note::Unclaimed(old)), Revoke(1, old)]);
+    t.sees(1050, 1, held(old, Offered, 0), &[note(1, PoolNote::Unclaimed(old)), Revoke(1, old)]);
 
     // Offered to a dead worker, or too long ago.
     let mut t = fresh();
@@ -456,31 +465,31 @@ fn the_leases_of_an_earlier_dispatcher_are_adopted_or_ended() {
     for phase in [Done, Revoked, Aborted] {
         for alive in [true, false] {
             let mut t = fresh();
-            let said = t.0.handle(at(0), Event::Seen(1, Seen { alive, ..held(old, phase, 0) }));
+            let said = t.0.handle(at(0), PoolEvent::Seen(1, SlotView { alive, ..held(old, phase, 0) }));
             assert_eq!(said.last(), Some(&Release(1, old)), "{phase:?}");
         }
     }
     let mut t = fresh();
-    t.sees(0, 1, dead(held(old, Claimed, 0)), &[note(1, Note::Lost(old)), Abort(1, old)]);
+    t.sees(0, 1, dead(held(old, Claimed, 0)), &[note(1, PoolNote::Lost(old)), Abort(1, old)]);
     let mut t = fresh();
-    t.sees(0, 1, dead(held(old, Responding, 0)), &[note(1, Note::Lost(old)), Bury(1, old)]);
+    t.sees(0, 1, dead(held(old, Responding, 0)), &[note(1, PoolNote::Lost(old)), Bury(1, old)]);
 }
 
 #[test]
 fn an_operator_takes_a_worker_out_and_puts_it_back() {
     let mut t = Talk::up(LIMITS);
-    t.hears(0, Event::Drain(2), &[Action::Ask(2, Ask::Drain)]);
-    let drained = |seen| Seen { drained: true, ..seen };
+    t.hears(0, PoolEvent::Drain(2), &[PoolAction::Ask(2, SlotQuestion::Drain)]);
+    let drained = |seen| SlotView { drained: true, ..seen };
     t.hears(0, Client(1, A), &[offer(1, 1, 0)]);
-    t.sees(1, 2, drained(answered(Answer::Here, living(Draining, false))), &[]);
+    t.sees(1, 2, drained(answered(SlotAnswer::Here, living(Draining, false))), &[]);
     t.hears(2, Client(2, A), &[]);
-    t.sees(3, 2, drained(reborn(2, Ready, free())), &[note(2, Note::Down(ONE)), note(2, Note::Up(epoch(2)))]);
+    t.sees(3, 2, drained(reborn(2, Ready, free())), &[note(2, PoolNote::Down(ONE)), note(2, PoolNote::Up(epoch(2)))]);
     t.hears(
         4,
-        Event::Resume(2),
+        PoolEvent::Resume(2),
         &[
-            Action::Ask(2, Ask::Resume),
-            Action::Offer { worker: 2, epoch: epoch(2), lease: lease(2), claim_by: at(4 + 1050), connection: None },
+            PoolAction::Ask(2, SlotQuestion::Resume),
+            PoolAction::Offer { worker: 2, epoch: epoch(2), lease: lease(2), claim_by: at(4 + 1050), connection: None },
         ],
     );
 }
@@ -488,20 +497,20 @@ fn an_operator_takes_a_worker_out_and_puts_it_back() {
 #[test]
 fn nobody_waits_for_workers_that_are_all_taken_out() {
     let mut t = Talk::up(LIMITS);
-    let drained = |seen| Seen { drained: true, ..seen };
+    let drained = |seen| SlotView { drained: true, ..seen };
     let out = |client| Refuse(client, Refusal::OutOfService);
     t.serves(0, (1, A), 2, 1);
     t.hears(2, Client(2, A), &[offer(1, 2, 2)]);
     t.hears(3, Client(3, A), &[]);
-    t.hears(4, Event::Drain(2), &[Action::Ask(2, Ask::Drain)]);
+    t.hears(4, PoolEvent::Drain(2), &[PoolAction::Ask(2, SlotQuestion::Drain)]);
     // The last one: who waits is refused, and who was offered it as soon as that has been taken back.
-    t.hears(5, Event::Drain(1), &[Revoke(1, lease(2)), Action::Ask(1, Ask::Drain), out(3)]);
+    t.hears(5, PoolEvent::Drain(1), &[Revoke(1, lease(2)), PoolAction::Ask(1, SlotQuestion::Drain), out(3)]);
     t.sees(5, 1, drained(held(lease(2), Revoked, 2)), &[Release(1, lease(2)), out(2)]);
     t.hears(6, Client(4, A), &[out(4)]);
     // One that has died is not in service either; one that is put back is worth waiting for.
-    t.sees(7, 1, drained(dead(free())), &[note(1, Note::Down(ONE))]);
+    t.sees(7, 1, drained(dead(free())), &[note(1, PoolNote::Down(ONE))]);
     t.hears(8, Client(5, A), &[out(5)]);
-    t.hears(9, Event::Resume(1), &[Action::Ask(1, Ask::Resume)]);
+    t.hears(9, PoolEvent::Resume(1), &[PoolAction::Ask(1, SlotQuestion::Resume)]);
     t.hears(9, Client(6, A), &[]);
 }
 
@@ -509,35 +518,36 @@ fn nobody_waits_for_workers_that_are_all_taken_out() {
 fn nobody_waits_for_workers_that_are_all_given_up() {
     let mut t = Talk::up(LIMITS);
     let failed = |client| Refuse(client, Refusal::Failed);
-    t.sees(0, 1, dead(free()), &[note(1, Note::Down(ONE))]);
+    t.sees(0, 1, dead(free()), &[note(1, PoolNote::Down(ONE))]);
     // One is there: then it is not true any more, or not yet.
-    t.hears(1, Event::Failed(true), &[]);
+    t.hears(1, PoolEvent::Failed(true), &[]);
     t.serves(2, (1, A), 2, 1);
     t.hears(3, Client(2, A), &[]);
     t.sees(
         4,
         2,
         dead(held(lease(1), Claimed, 2)),
-        &[note(2, Note::Down(ONE)), note(2, Note::Lost(lease(1))), Abort(2, lease(1)), failed(2)],
+        &[note(2, PoolNote::Down(ONE)), note(2, PoolNote::Lost(lease(1))), Abort(2, lease(1)), failed(2)],
     );
     t.hears(5, Client(3, A), &[failed(3)]);
     // One is back before the watchdog says so.
-    t.sees(6, 1, reborn(2, Ready, free()), &[note(1, Note::Up(epoch(2)))]);
-    let again = Action::Offer { worker: 1, epoch: epoch(2), lease: lease(2), claim_by: at(7 + 1050), connection: None };
+    t.sees(6, 1, reborn(2, Ready, free()), &[note(1, PoolNote::Up(epoch(2)))]);
+    let again =
+        PoolAction::Offer { worker: 1, epoch: epoch(2), lease: lease(2), claim_by: at(7 + 1050), connection: None };
     t.hears(7, Client(4, A), &[again]);
-    t.hears(8, Event::Failed(false), &[]);
+    t.hears(8, PoolEvent::Failed(false), &[]);
     // Who dies without being given up is waited for.
     t.hears(9, Left(4), &[Revoke(1, lease(2))]);
-    t.sees(10, 1, dead(free()), &[note(1, Note::Down(epoch(2)))]);
+    t.sees(10, 1, dead(free()), &[note(1, PoolNote::Down(epoch(2)))]);
     t.hears(11, Client(5, A), &[]);
 }
 
 #[test]
 fn an_order_takes_the_place_of_an_offer() {
-    for (event, ask) in [(Event::Drain(2), Ask::Drain), (Event::Resume(2), Ask::Resume)] {
+    for (event, ask) in [(PoolEvent::Drain(2), SlotQuestion::Drain), (PoolEvent::Resume(2), SlotQuestion::Resume)] {
         let mut t = Talk::up(LIMITS);
         t.hears(0, Client(1, A), &[offer(2, 1, 0)]);
-        t.hears(1, event, &[Revoke(2, lease(1)), Action::Ask(2, ask)]);
+        t.hears(1, event, &[Revoke(2, lease(1)), PoolAction::Ask(2, ask)]);
         t.sees(1, 2, held(lease(1), Revoked, 0), &[Release(2, lease(1)), offer(1, 2, 1)]);
     }
 }
@@ -545,44 +555,44 @@ fn an_order_takes_the_place_of_an_offer() {
 #[test]
 fn workers_are_recycled_one_at_a_time() {
     let wants = living(Ready, true);
-    let recycle = |n| Action::Ask(n, Ask::Recycle);
+    let recycle = |n| PoolAction::Ask(n, SlotQuestion::Recycle);
     let mut t = Talk::up(LIMITS);
     t.serves(0, (1, A), 2, 1);
-    t.sees(1, 2, Seen { life: wants.life, ..held(lease(1), Done, 0) }, &[Release(2, lease(1))]);
+    t.sees(1, 2, SlotView { life: wants.life, ..held(lease(1), Done, 0) }, &[Release(2, lease(1))]);
     t.sees(1, 2, wants, &[recycle(2)]);
     t.sees(2, 1, wants, &[]);
     t.hears(3, Client(2, A), &[offer(1, 2, 3)]);
     t.sees(
         3,
         1,
-        answered(Answer::Accept(lease(2)), Seen { life: wants.life, ..held(lease(2), Offered, 3) }),
+        answered(SlotAnswer::Accept(lease(2)), SlotView { life: wants.life, ..held(lease(2), Offered, 3) }),
         &[grant(2, 1, 2, 3)],
     );
-    t.sees(4, 1, Seen { life: wants.life, ..held(lease(2), Done, 3) }, &[Release(1, lease(2))]);
+    t.sees(4, 1, SlotView { life: wants.life, ..held(lease(2), Done, 3) }, &[Release(1, lease(2))]);
     t.sees(4, 1, wants, &[]);
-    t.sees(5, 2, answered(Answer::Recycle(true), living(Recycling, true)), &[]);
-    t.sees(6, 2, reborn(2, Starting, free()), &[note(2, Note::Down(ONE)), note(2, Note::Up(epoch(2)))]);
+    t.sees(5, 2, answered(SlotAnswer::Recycle(true), living(Recycling, true)), &[]);
+    t.sees(6, 2, reborn(2, Starting, free()), &[note(2, PoolNote::Down(ONE)), note(2, PoolNote::Up(epoch(2)))]);
     t.sees(6, 1, wants, &[]); // 2 does not serve yet
     t.sees(7, 2, reborn(2, Ready, free()), &[]);
     t.sees(8, 1, wants, &[recycle(1)]);
     // Gone, as between two images or for good: the others wait until it serves again.
-    t.sees(9, 1, dead(wants), &[note(1, Note::Down(ONE))]);
-    let again = Seen { life: Some((epoch(2), Ready, true)), ..free() };
+    t.sees(9, 1, dead(wants), &[note(1, PoolNote::Down(ONE))]);
+    let again = SlotView { life: Some((epoch(2), Ready, true)), ..free() };
     t.sees(10, 2, again, &[]);
-    t.sees(10, 1, reborn(2, Ready, free()), &[note(1, Note::Up(epoch(2)))]);
+    t.sees(10, 1, reborn(2, Ready, free()), &[note(1, PoolNote::Up(epoch(2)))]);
     t.sees(10, 2, again, &[recycle(2)]);
     // A no is not asked again at once.
-    t.sees(11, 2, answered(Answer::Recycle(false), again), &[]);
+    t.sees(11, 2, answered(SlotAnswer::Recycle(false), again), &[]);
     t.sees(12, 2, again, &[recycle(2)]);
 }
 
 #[test]
 fn who_does_not_come_back_is_waited_for_no_longer_than_making_room() {
     let wants = living(Ready, true);
-    let recycle = |n| Action::Ask(n, Ask::Recycle);
-    let mut t = Talk::up(Limits { making_room: Duration::from_millis(300), ..LIMITS });
+    let recycle = |n| PoolAction::Ask(n, SlotQuestion::Recycle);
+    let mut t = Talk::up(PoolLimits { making_room: Duration::from_millis(300), ..LIMITS });
     t.sees(0, 2, wants, &[recycle(2)]);
-    t.sees(1, 2, answered(Answer::Recycle(true), living(Recycling, true)), &[]);
+    t.sees(1, 2, answered(SlotAnswer::Recycle(true), living(Recycling, true)), &[]);
     t.sees(299, 1, wants, &[]);
     t.sees(300, 1, wants, &[recycle(1)]);
 }
@@ -590,28 +600,28 @@ fn who_does_not_come_back_is_waited_for_no_longer_than_making_room() {
 #[test]
 fn recycling_survives_an_order_and_a_new_dispatcher() {
     let wants = living(Ready, true);
-    let recycle = |n| Action::Ask(n, Ask::Recycle);
+    let recycle = |n| PoolAction::Ask(n, SlotQuestion::Recycle);
     let mut t = Talk::new(LIMITS);
     // Begun under an earlier dispatcher; the next incarnation wants it again at once.
-    t.sees(0, 1, living(Recycling, true), &[note(1, Note::Up(ONE))]);
-    t.sees(0, 2, wants, &[note(2, Note::Up(ONE))]);
-    let again = Seen { life: Some((epoch(2), Ready, true)), ..free() };
-    t.sees(1, 1, again, &[note(1, Note::Down(ONE)), note(1, Note::Up(epoch(2))), recycle(1)]);
+    t.sees(0, 1, living(Recycling, true), &[note(1, PoolNote::Up(ONE))]);
+    t.sees(0, 2, wants, &[note(2, PoolNote::Up(ONE))]);
+    let again = SlotView { life: Some((epoch(2), Ready, true)), ..free() };
+    t.sees(1, 1, again, &[note(1, PoolNote::Down(ONE)), note(1, PoolNote::Up(epoch(2))), recycle(1)]);
     // The order overwrites the question, which is therefore asked again later.
-    t.hears(2, Event::Drain(1), &[Action::Ask(1, Ask::Drain)]);
-    t.hears(3, Event::Resume(1), &[Action::Ask(1, Ask::Resume)]);
-    t.sees(4, 1, answered(Answer::Here, again), &[recycle(1)]);
+    t.hears(2, PoolEvent::Drain(1), &[PoolAction::Ask(1, SlotQuestion::Drain)]);
+    t.hears(3, PoolEvent::Resume(1), &[PoolAction::Ask(1, SlotQuestion::Resume)]);
+    t.sees(4, 1, answered(SlotAnswer::Here, again), &[recycle(1)]);
 }
 
 #[test]
 fn a_stopping_set_refuses_everybody() {
-    let mut t = Talk::up(Limits { workers: 1, ..LIMITS });
+    let mut t = Talk::up(PoolLimits { workers: 1, ..LIMITS });
     t.hears(0, Client(1, A), &[offer(1, 1, 0)]);
     t.hears(0, Client(2, A), &[]);
     t.hears(1, Quiesce, &[Refuse(2, Refusal::Stopping)]);
     t.hears(1, Client(3, A), &[Refuse(3, Refusal::Stopping)]);
     assert!(!t.0.is_quiet());
-    t.sees(50, 1, held(lease(1), Offered, 0), &[note(1, Note::Late(lease(1))), Revoke(1, lease(1))]);
+    t.sees(50, 1, held(lease(1), Offered, 0), &[note(1, PoolNote::Late(lease(1))), Revoke(1, lease(1))]);
     t.sees(50, 1, held(lease(1), Revoked, 0), &[Refuse(1, Refusal::Stopping), Release(1, lease(1))]);
     t.sees(50, 1, free(), &[]);
     assert!(t.0.is_quiet());
@@ -620,22 +630,22 @@ fn a_stopping_set_refuses_everybody() {
 
 #[test]
 fn a_pool_grows() {
-    let mut t = Talk::up(Limits { workers: 1, ..LIMITS });
+    let mut t = Talk::up(PoolLimits { workers: 1, ..LIMITS });
     t.serves(0, (1, A), 1, 1);
     t.hears(1, Client(2, A), &[]);
     t.0.reconfigure(LIMITS);
     t.is_due(0);
     t.hears(2, Tick, &[Look(1), Look(2)]);
     t.sees(2, 1, held(lease(1), Claimed, 0), &[]);
-    t.sees(2, 2, Seen::default(), &[Clear(2)]);
-    t.sees(3, 2, free(), &[note(2, Note::Up(ONE)), offer(2, 2, 3)]);
+    t.sees(2, 2, SlotView::default(), &[Clear(2)]);
+    t.sees(3, 2, free(), &[note(2, PoolNote::Up(ONE)), offer(2, 2, 3)]);
 }
 
 #[test]
 fn a_pool_shrinks_and_grows_back_with_clients_waiting() {
     let mut t = Talk::up(LIMITS);
     t.serves(0, (1, A), 2, 1);
-    t.0.reconfigure(Limits { workers: 1, ..LIMITS });
+    t.0.reconfigure(PoolLimits { workers: 1, ..LIMITS });
     t.hears(1, Tick, &[Look(1), Look(2)]);
     t.sees(1, 1, free(), &[]);
     t.sees(1, 2, held(lease(1), Claimed, 0), &[]);
@@ -647,8 +657,8 @@ fn a_pool_shrinks_and_grows_back_with_clients_waiting() {
     t.is_due(0);
     t.hears(5, Tick, &[Look(1), Look(2), offer(2, 3, 5)]);
     t.sees(6, 2, accepted(3, 5), &[grant(3, 2, 3, 5)]);
-    t.0.reconfigure(Limits { workers: 0, ..LIMITS });
-    t.sees(7, 2, dead(held(lease(3), Offered, 5)), &[note(2, Note::Down(ONE)), Revoke(2, lease(3))]);
+    t.0.reconfigure(PoolLimits { workers: 0, ..LIMITS });
+    t.sees(7, 2, dead(held(lease(3), Offered, 5)), &[note(2, PoolNote::Down(ONE)), Revoke(2, lease(3))]);
     t.sees(7, 2, dead(held(lease(3), Revoked, 5)), &[Release(2, lease(3))]);
     t.sees(7, 2, dead(free()), &[]);
     assert_eq!(t.0.workers().len(), 1, "2 has left, 1 still serves");
@@ -657,25 +667,25 @@ fn a_pool_shrinks_and_grows_back_with_clients_waiting() {
 
 #[test]
 fn nobody_trusts_a_garbled_slot() {
-    let garbled = Seen { claim: None, ..free() };
+    let garbled = SlotView { claim: None, ..free() };
     let mut t = Talk::up(LIMITS);
     t.hears(0, Client(1, A), &[offer(2, 1, 0)]);
-    t.sees(1, 2, garbled, &[note(2, Note::Garbled), offer(1, 2, 1)]);
+    t.sees(1, 2, garbled, &[note(2, PoolNote::Garbled), offer(1, 2, 1)]);
     assert!(t.0.workers()[1].garbled);
     t.is_due(51);
     t.sees(101, 2, garbled, &[]); // said once
-    t.sees(102, 2, dead(garbled), &[note(2, Note::Down(ONE)), Clear(2)]);
+    t.sees(102, 2, dead(garbled), &[note(2, PoolNote::Down(ONE)), Clear(2)]);
     t.sees(102, 2, dead(free()), &[]);
     assert!(!t.0.workers()[1].garbled);
 
     // Nothing of a living worker is buried because its life or its terms cannot be read.
     for phase in [Claimed, Responding] {
         let whole = held(lease(1), phase, 0);
-        for torn in [Seen { terms: None, ..whole }, Seen { life: None, ..whole }] {
+        for torn in [SlotView { terms: None, ..whole }, SlotView { life: None, ..whole }] {
             let mut t = Talk::up(LIMITS);
             t.serves(0, (1, A), 2, 1);
-            let said = t.0.handle(at(1), Event::Seen(2, torn));
-            assert_eq!(said.last(), Some(&note(2, Note::Garbled)), "{said:?}");
+            let said = t.0.handle(at(1), PoolEvent::Seen(2, torn));
+            assert_eq!(said.last(), Some(&note(2, PoolNote::Garbled)), "{said:?}");
             assert_eq!(t.hold(2), Hold::Ending);
         }
     }
@@ -683,86 +693,90 @@ fn nobody_trusts_a_garbled_slot() {
 
 #[test]
 fn a_pool_without_a_queue_lets_nobody_wait() {
-    let mut t = Talk::up(Limits { queue: 0, ..LIMITS });
+    let mut t = Talk::up(PoolLimits { queue: 0, ..LIMITS });
     t.hears(0, Client(1, A), &[offer(2, 1, 0)]);
     t.serves(1, (2, A), 1, 2);
     t.hears(2, Client(3, A), &[Refuse(3, Refusal::NobodyFree)]);
-    t.sees(50, 2, held(lease(1), Offered, 0), &[note(2, Note::Late(lease(1))), Revoke(2, lease(1))]);
+    t.sees(50, 2, held(lease(1), Offered, 0), &[note(2, PoolNote::Late(lease(1))), Revoke(2, lease(1))]);
     t.sees(50, 2, held(lease(1), Revoked, 0), &[Release(2, lease(1)), Refuse(1, Refusal::NobodyFree)]);
     t.is_due(101);
 
     // Nor for a worker that is idle but not to be had.
-    let mut t = Talk::up(Limits { queue: 0, ..LIMITS });
-    t.sees(0, 1, living(Ready, true), &[Action::Ask(1, Ask::Recycle)]);
+    let mut t = Talk::up(PoolLimits { queue: 0, ..LIMITS });
+    t.sees(0, 1, living(Ready, true), &[PoolAction::Ask(1, SlotQuestion::Recycle)]);
     t.hears(0, Client(1, A), &[offer(2, 1, 0)]);
-    t.sees(50, 2, held(lease(1), Offered, 0), &[note(2, Note::Late(lease(1))), Revoke(2, lease(1))]);
+    t.sees(50, 2, held(lease(1), Offered, 0), &[note(2, PoolNote::Late(lease(1))), Revoke(2, lease(1))]);
     t.sees(50, 2, held(lease(1), Revoked, 0), &[Release(2, lease(1)), Refuse(1, Refusal::NobodyFree)]);
 
     // With somebody else free, a failed offer costs nothing but time.
-    let mut t = Talk::up(Limits { queue: 0, queue_timeout: Duration::ZERO, ..LIMITS });
+    let mut t = Talk::up(PoolLimits { queue: 0, queue_timeout: Duration::ZERO, ..LIMITS });
     t.hears(0, Client(1, A), &[offer(2, 1, 0)]);
-    t.sees(50, 2, held(lease(1), Offered, 0), &[note(2, Note::Late(lease(1))), Revoke(2, lease(1))]);
+    t.sees(50, 2, held(lease(1), Offered, 0), &[note(2, PoolNote::Late(lease(1))), Revoke(2, lease(1))]);
     t.sees(50, 2, held(lease(1), Revoked, 0), &[Release(2, lease(1)), offer(1, 2, 50)]);
 }
 
 #[test]
 fn a_probe_asks_everybody_and_finds_what_a_lost_ring_had_to_say() {
-    let mut t = Talk::up(Limits { workers: 3, ..LIMITS });
+    let mut t = Talk::up(PoolLimits { workers: 3, ..LIMITS });
     t.serves(0, (1, A), 3, 1);
-    t.sees(0, 1, dead(free()), &[note(1, Note::Down(ONE))]);
-    let finished = Action::Ask(3, Ask::Finished(lease(1)));
-    t.hears(250, Probe, &[Look(1), Action::Ask(2, Ask::Ping), finished]);
+    t.sees(0, 1, dead(free()), &[note(1, PoolNote::Down(ONE))]);
+    let finished = PoolAction::Ask(3, SlotQuestion::Finished(lease(1)));
+    t.hears(250, Probe, &[Look(1), PoolAction::Ask(2, SlotQuestion::Ping), finished]);
     t.sees(250, 1, dead(free()), &[]);
-    t.sees(251, 3, answered(Answer::Here, held(lease(1), Claimed, 0)), &[]);
+    t.sees(251, 3, answered(SlotAnswer::Here, held(lease(1), Claimed, 0)), &[]);
     t.hears(500, Probe, &[Look(1), Ring(2), Look(2), finished]);
-    t.sees(500, 1, reborn(2, Ready, free()), &[note(1, Note::Up(epoch(2)))]);
-    t.sees(500, 2, answered(Answer::Here, free()), &[]);
-    t.hears(750, Probe, &[Action::Ask(1, Ask::Ping), Action::Ask(2, Ask::Ping), Ring(3), Look(3)]);
+    t.sees(500, 1, reborn(2, Ready, free()), &[note(1, PoolNote::Up(epoch(2)))]);
+    t.sees(500, 2, answered(SlotAnswer::Here, free()), &[]);
+    t.hears(
+        750,
+        Probe,
+        &[PoolAction::Ask(1, SlotQuestion::Ping), PoolAction::Ask(2, SlotQuestion::Ping), Ring(3), Look(3)],
+    );
 }
 
 // ---- connections that are handed over ----
 
-fn hand(worker: u16, client: u64, n: u64, now: u64) -> Action {
-    Action::Offer { worker, epoch: ONE, lease: lease(n), claim_by: at(now + 50), connection: Some(client) }
+fn hand(worker: u16, client: u64, n: u64, now: u64) -> PoolAction {
+    PoolAction::Offer { worker, epoch: ONE, lease: lease(n), claim_by: at(now + 50), connection: Some(client) }
 }
 
-fn over(client: u64, worker: u16, n: u64, end: End) -> Action {
-    Action::Over { client, worker, lease: lease(n), end }
+fn over(client: u64, worker: u16, n: u64, end: LeaseEnd) -> PoolAction {
+    PoolAction::Over { client, worker, lease: lease(n), end }
 }
 
-fn taken(client: u64, worker: u16, n: u64, offered: u64) -> Action {
-    Action::Grant { client, worker, lease: lease(n), claim_by: at(offered + 50) }
+fn taken(client: u64, worker: u16, n: u64, offered: u64) -> PoolAction {
+    PoolAction::Grant { client, worker, lease: lease(n), claim_by: at(offered + 50) }
 }
 
 /// What the slot says of a lease that is the worker's to claim.
-fn handed(n: u64, phase: Phase, offered: u64) -> Seen {
+fn handed(n: u64, phase: Phase, offered: u64) -> SlotView {
     let seen = held(lease(n), phase, offered);
-    Seen { terms: seen.terms.map(|terms| Terms { claim_by: at(offered + 50), ..terms }), ..seen }
+    SlotView { terms: seen.terms.map(|terms| LeaseTerms { claim_by: at(offered + 50), ..terms }), ..seen }
 }
 
 #[test]
 fn a_connection_is_the_workers_from_its_claim_to_the_end() {
     let mut t = Talk::up(LIMITS);
-    t.hears(10, Event::Connection(1, A), &[hand(2, 1, 1, 10)]);
+    t.hears(10, PoolEvent::Connection(1, A), &[hand(2, 1, 1, 10)]);
     assert_eq!(t.0.workers()[1].silent_since, None, "its claim is its answer");
     // A yes of the control loop is not the claim.
-    t.sees(12, 2, answered(Answer::Accept(lease(1)), handed(1, Offered, 10)), &[]);
+    t.sees(12, 2, answered(SlotAnswer::Accept(lease(1)), handed(1, Offered, 10)), &[]);
     t.sees(15, 2, handed(1, Claimed, 10), &[taken(1, 2, 1, 10)]);
     t.sees(20, 2, handed(1, Responding, 10), &[]);
-    t.sees(30, 2, handed(1, Done, 10), &[over(1, 2, 1, End::Done), Action::Release(2, lease(1))]);
+    t.sees(30, 2, handed(1, Done, 10), &[over(1, 2, 1, LeaseEnd::Done), PoolAction::Release(2, lease(1))]);
     t.sees(30, 2, free(), &[]);
     // The end may be the first that is seen of it.
-    t.hears(40, Event::Connection(2, A), &[hand(2, 2, 2, 40)]);
-    let all = [taken(2, 2, 2, 40), over(2, 2, 2, End::Done), Action::Release(2, lease(2))];
+    t.hears(40, PoolEvent::Connection(2, A), &[hand(2, 2, 2, 40)]);
+    let all = [taken(2, 2, 2, 40), over(2, 2, 2, LeaseEnd::Done), PoolAction::Release(2, lease(2))];
     t.sees(41, 2, handed(2, Done, 40), &all);
 }
 
 #[test]
 fn a_connection_that_is_not_claimed_in_time_goes_to_another() {
     let mut t = Talk::up(LIMITS);
-    t.hears(10, Event::Connection(1, A), &[hand(2, 1, 1, 10)]);
-    t.sees(60, 2, handed(1, Offered, 10), &[note(2, Note::Late(lease(1))), Action::Revoke(2, lease(1))]);
-    t.sees(60, 2, handed(1, Revoked, 10), &[Action::Release(2, lease(1)), hand(1, 1, 2, 60)]);
+    t.hears(10, PoolEvent::Connection(1, A), &[hand(2, 1, 1, 10)]);
+    t.sees(60, 2, handed(1, Offered, 10), &[note(2, PoolNote::Late(lease(1))), PoolAction::Revoke(2, lease(1))]);
+    t.sees(60, 2, handed(1, Revoked, 10), &[PoolAction::Release(2, lease(1)), hand(1, 1, 2, 60)]);
     // The one that was late may not have it any more, and the other may.
     t.sees(61, 1, handed(2, Claimed, 60), &[taken(1, 1, 2, 60)]);
 }
@@ -771,33 +785,33 @@ fn a_connection_that_is_not_claimed_in_time_goes_to_another() {
 fn what_dies_with_a_connection_says_what_may_still_be_sent() {
     let claimed = || {
         let mut t = Talk::up(LIMITS);
-        t.hears(10, Event::Connection(1, A), &[hand(2, 1, 1, 10)]);
+        t.hears(10, PoolEvent::Connection(1, A), &[hand(2, 1, 1, 10)]);
         t.sees(11, 2, handed(1, Claimed, 10), &[taken(1, 2, 1, 10)]);
         t
     };
-    let gone = [note(2, Note::Down(ONE)), note(2, Note::Lost(lease(1)))];
+    let gone = [note(2, PoolNote::Down(ONE)), note(2, PoolNote::Lost(lease(1)))];
     let mut t = claimed();
-    let cut = [gone[0], gone[1], over(1, 2, 1, End::Cut), Action::Bury(2, lease(1))];
+    let cut = [gone[0], gone[1], over(1, 2, 1, LeaseEnd::Cut), PoolAction::Bury(2, lease(1))];
     t.sees(20, 2, dead(handed(1, Responding, 10)), &cut);
     // Nothing is said in a worker's place before it cannot say anything itself.
     let mut t = claimed();
-    t.sees(20, 2, dead(handed(1, Claimed, 10)), &[gone[0], gone[1], Action::Abort(2, lease(1))]);
-    let answered = [over(1, 2, 1, End::Unanswered), Action::Release(2, lease(1))];
+    t.sees(20, 2, dead(handed(1, Claimed, 10)), &[gone[0], gone[1], PoolAction::Abort(2, lease(1))]);
+    let answered = [over(1, 2, 1, LeaseEnd::Unanswered), PoolAction::Release(2, lease(1))];
     t.sees(20, 2, dead(handed(1, Aborted, 10)), &answered);
     // That holds for one whose slot names another life, and which lives and is quicker.
     let mut t = claimed();
     let scrambled = |phase| {
         let seen = handed(1, phase, 10);
-        Seen { terms: seen.terms.map(|terms| Terms { worker_epoch: ONE.next(), ..terms }), ..seen }
+        SlotView { terms: seen.terms.map(|terms| LeaseTerms { worker_epoch: ONE.next(), ..terms }), ..seen }
     };
-    t.sees(20, 2, scrambled(Claimed), &[gone[1], Action::Abort(2, lease(1))]);
-    let quicker = [gone[1], over(1, 2, 1, End::Cut), Action::Bury(2, lease(1))];
+    t.sees(20, 2, scrambled(Claimed), &[gone[1], PoolAction::Abort(2, lease(1))]);
+    let quicker = [gone[1], over(1, 2, 1, LeaseEnd::Cut), PoolAction::Bury(2, lease(1))];
     t.sees(20, 2, scrambled(Responding), &quicker);
     // Before the claim nothing is lost.
     let mut t = Talk::up(LIMITS);
-    t.hears(10, Event::Connection(1, A), &[hand(2, 1, 1, 10)]);
+    t.hears(10, PoolEvent::Connection(1, A), &[hand(2, 1, 1, 10)]);
     let seen = dead(handed(1, Offered, 10));
-    t.sees(20, 2, seen, &[note(2, Note::Down(ONE)), Action::Revoke(2, lease(1))]);
+    t.sees(20, 2, seen, &[note(2, PoolNote::Down(ONE)), PoolAction::Revoke(2, lease(1))]);
 }
 
 #[test]
@@ -805,60 +819,70 @@ fn a_connection_whose_slot_is_spoilt_may_have_been_read_and_is_offered_to_nobody
     // Cut and mended, all zero; or overtaken by what is no lease of ours.
     for seen in [free(), handed(9, Done, 10)] {
         let mut t = Talk::up(LIMITS);
-        t.hears(10, Event::Connection(1, A), &[hand(2, 1, 1, 10)]);
-        let actions = t.0.handle(at(11), Event::Seen(2, seen));
-        assert_eq!(actions[0], over(1, 2, 1, End::Cut), "{actions:?}");
-        assert!(!actions.iter().any(|action| matches!(action, Action::Offer { .. })), "{actions:?}");
+        t.hears(10, PoolEvent::Connection(1, A), &[hand(2, 1, 1, 10)]);
+        let actions = t.0.handle(at(11), PoolEvent::Seen(2, seen));
+        assert_eq!(actions[0], over(1, 2, 1, LeaseEnd::Cut), "{actions:?}");
+        assert!(!actions.iter().any(|action| matches!(action, PoolAction::Offer { .. })), "{actions:?}");
     }
     // The same while the offer is being taken back.
     let mut t = Talk::up(LIMITS);
-    t.hears(10, Event::Connection(1, A), &[hand(2, 1, 1, 10)]);
-    t.sees(60, 2, handed(1, Offered, 10), &[note(2, Note::Late(lease(1))), Action::Revoke(2, lease(1))]);
-    t.sees(60, 2, free(), &[over(1, 2, 1, End::Cut)]);
+    t.hears(10, PoolEvent::Connection(1, A), &[hand(2, 1, 1, 10)]);
+    t.sees(60, 2, handed(1, Offered, 10), &[note(2, PoolNote::Late(lease(1))), PoolAction::Revoke(2, lease(1))]);
+    t.sees(60, 2, free(), &[over(1, 2, 1, LeaseEnd::Cut)]);
 }
 
 #[test]
 fn an_answer_that_does_not_come_is_given_in_the_workers_place() {
     let mut t = Talk::up(LIMITS);
-    t.hears(10, Event::Connection(1, A), &[hand(2, 1, 1, 10)]);
+    t.hears(10, PoolEvent::Connection(1, A), &[hand(2, 1, 1, 10)]);
     t.sees(11, 2, handed(1, Claimed, 10), &[taken(1, 2, 1, 10)]);
     let overdue = 11 + LIMITS.request_timeout.as_millis() as u64 + 2000;
     t.sees(overdue - 1, 2, handed(1, Claimed, 10), &[]);
-    t.sees(overdue, 2, handed(1, Claimed, 10), &[Action::Abort(2, lease(1))]);
-    let end = [over(1, 2, 1, End::Overdue), Action::Release(2, lease(1))];
+    t.sees(overdue, 2, handed(1, Claimed, 10), &[PoolAction::Abort(2, lease(1))]);
+    let end = [over(1, 2, 1, LeaseEnd::Overdue), PoolAction::Release(2, lease(1))];
     t.sees(overdue, 2, handed(1, Aborted, 10), &end);
 }
 
 #[test]
 fn many_workers_are_not_all_woken_at_once_for_a_sign_of_life() {
-    let mut pool = Pool::new(Limits { workers: 100, ..LIMITS }, epoch(7));
+    let mut pool = Pool::new(PoolLimits { workers: 100, ..LIMITS }, epoch(7));
     for n in 1..=100 {
-        pool.handle(at(1), Event::Seen(n, free()));
+        pool.handle(at(1), PoolEvent::Seen(n, free()));
     }
-    let asked = |actions: Vec<Action>| {
-        let asked = actions.iter().filter(|action| matches!(action, Action::Ask(_, Ask::Ping))).count();
+    let asked = |actions: Vec<PoolAction>| {
+        let asked = actions.iter().filter(|action| matches!(action, PoolAction::Ask(_, SlotQuestion::Ping))).count();
         assert_eq!(asked, actions.len(), "{actions:?}");
         asked
     };
-    assert_eq!(asked(pool.handle(at(10), Event::Probe)), 64);
-    assert_eq!((pool.deadline(), asked(pool.handle(at(15), Event::Probe))), (Some(at(20)), 0));
-    assert_eq!(asked(pool.handle(at(20), Event::Tick)), 36);
+    assert_eq!(asked(pool.handle(at(10), PoolEvent::Probe)), 64);
+    assert_eq!((pool.deadline(), asked(pool.handle(at(15), PoolEvent::Probe))), (Some(at(20)), 0));
+    assert_eq!(asked(pool.handle(at(20), PoolEvent::Tick)), 36);
     assert_eq!(pool.deadline(), None);
 }
 
 #[test]
 fn who_missed_an_offer_is_taken_after_the_others() {
     let mut t = Talk::up(LIMITS);
-    t.hears(10, Event::Connection(1, A), &[hand(2, 1, 1, 10)]);
-    t.sees(60, 2, handed(1, Offered, 10), &[note(2, Note::Late(lease(1))), Action::Revoke(2, lease(1))]);
-    t.sees(60, 2, handed(1, Revoked, 10), &[Action::Release(2, lease(1)), hand(1, 1, 2, 60)]);
-    t.sees(61, 1, handed(2, Done, 60), &[taken(1, 1, 2, 60), over(1, 1, 2, End::Done), Action::Release(1, lease(2))]);
+    t.hears(10, PoolEvent::Connection(1, A), &[hand(2, 1, 1, 10)]);
+    t.sees(60, 2, handed(1, Offered, 10), &[note(2, PoolNote::Late(lease(1))), PoolAction::Revoke(2, lease(1))]);
+    t.sees(60, 2, handed(1, Revoked, 10), &[PoolAction::Release(2, lease(1)), hand(1, 1, 2, 60)]);
+    t.sees(
+        61,
+        1,
+        handed(2, Done, 60),
+        &[taken(1, 1, 2, 60), over(1, 1, 2, LeaseEnd::Done), PoolAction::Release(1, lease(2))],
+    );
     t.sees(61, 1, free(), &[]);
     // Its control loop answers: that it meets anybody is not said with that.
-    t.sees(70, 2, answered(Answer::Here, free()), &[note(2, Note::Back)]);
-    t.hears(80, Event::Connection(2, A), &[hand(1, 2, 3, 80)]);
-    t.hears(80, Event::Connection(3, A), &[hand(2, 3, 4, 80)]);
-    t.sees(81, 2, handed(4, Done, 80), &[taken(3, 2, 4, 80), over(3, 2, 4, End::Done), Action::Release(2, lease(4))]);
+    t.sees(70, 2, answered(SlotAnswer::Here, free()), &[note(2, PoolNote::Back)]);
+    t.hears(80, PoolEvent::Connection(2, A), &[hand(1, 2, 3, 80)]);
+    t.hears(80, PoolEvent::Connection(3, A), &[hand(2, 3, 4, 80)]);
+    t.sees(
+        81,
+        2,
+        handed(4, Done, 80),
+        &[taken(3, 2, 4, 80), over(3, 2, 4, LeaseEnd::Done), PoolAction::Release(2, lease(4))],
+    );
     t.sees(81, 2, free(), &[]);
-    t.hears(90, Event::Connection(4, A), &[hand(2, 4, 5, 90)]);
+    t.hears(90, PoolEvent::Connection(4, A), &[hand(2, 4, 5, 90)]);
 }

@@ -6,7 +6,7 @@ use std::path::Path;
 use clap::Args;
 
 use super::{Failure, load_to_run, written};
-use crate::config::{Admin, Config, Origin};
+use crate::config::{AdminConfig, Config, Origin};
 
 #[derive(Debug, Args)]
 pub struct Defaults {
@@ -43,7 +43,7 @@ pub fn check(path: Option<&Path>) -> Result<(), Failure> {
             writeln!(out, "  pool       {name}: {count} {handler} {workers} at {first}{last}")?;
         }
         let admin = config.admin.address.as_ref().map_or(String::new(), |address| format!(" and http://{address}"));
-        writeln!(out, "  admin      {}{admin}", Admin::socket(&config.set.runtime_dir))?;
+        writeln!(out, "  admin      {}{admin}", AdminConfig::socket(&config.set.runtime_dir))?;
         writeln!(out, "  directory  {dir}: {} segments, {0} pairs of named pipes", config.workers().count())?;
         config
             .pools

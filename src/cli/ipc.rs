@@ -9,7 +9,7 @@ use nix::unistd::{Uid, User};
 use super::{Failure, failed, load, written};
 use crate::config::Config;
 use crate::ids::WorkerId;
-use crate::ipc::{self, IpcError, Keeper, Modes};
+use crate::ipc::{self, IpcError, Modes, SetOwner};
 use crate::{clock, units};
 
 #[derive(Clone, Copy, Debug, Subcommand)]
@@ -33,8 +33,8 @@ pub struct Shared {
 }
 
 impl Shared {
-    fn keeper(self) -> Keeper {
-        if self.shared { Keeper::Units } else { Keeper::Process }
+    fn keeper(self) -> SetOwner {
+        if self.shared { SetOwner::Units } else { SetOwner::Process }
     }
 
     /// Who may use what is made for a worker.

@@ -18,10 +18,10 @@ use nix::unistd::{Pid, geteuid};
 use super::{Failure, duration, failed, load};
 use crate::clock;
 use crate::config::Config;
-use crate::doorbell::Bell;
-use crate::exchange::{Asker, Kind, LONGEST, Memory, Patience, Reply, Respondent, Word};
-use crate::ids::{Epoch, WorkerId, WorkerState};
-use crate::ipc::{self, Modes, Parts, SetLock};
+use crate::doorbell::Doorbell;
+use crate::exchange::{DispatcherSide, LONGEST, QuestionKind, Reply, SlotMemory, SpinBudget, Word, WorkerSide};
+use crate::ids::{Epoch, Lifecycle, WorkerId};
+use crate::ipc::{self, Modes, SetLock, WorkerIpc};
 use crate::signals::Signal;
 use crate::sys;
 
@@ -111,7 +111,7 @@ pub(super) fn apart(path: Option<&Path>, work: impl FnOnce(&Apart) -> Result<(),
     let stop = Signal::stop().map_err(failed)?;
     clear_dead(&dead);
     ipc::prepare(&config, &Modes::default()).map_err(failed)?;
-    let lock = ipc::lock_set(&dir, ipc::Keeper::Process).map_err(failed)?;
+    let lock = ipc::lock_set(&dir, ipc::SetOwner::Process).map_err(failed)?;
     let file = dir.join("pingpong.toml");
     let written = std::fs::write(&file, config.to_toml()).map_err(failed);
     let result = written.and_then(|()| work(&Apart { config, file, stop }));
@@ -135,7 +135,7 @@ fn clear_dead(dead: &Path) {
         // Its status is that of the entry itself: a link is no directory.
         if named
             && entry.metadata().is_ok_and(|status| ours(&status))
-            && let Ok(lock) = ipc::lock_set(&entry.path(), ipc::Keeper::Process)
+            && let Ok(lock) = ipc::lock_set(&entry.path(), ipc::SetOwner::Process)
         {
             let _ = remove(&entry.path(), lock);
         }
@@ -209,12 +209,12 @@ fn end(child: &mut Child, cleanly: bool) -> Result<(), Failure> {
     Ok(())
 }
 
-fn ask_all(parts: &Parts, mode: Mode, count: u64, pause: Duration, stop: &Signal) -> Result<Vec<u32>, Failure> {
-    let mut asker = Asker::attach(parts.segment.clone(), Epoch::FIRST, (std::process::id(), 0), None);
+fn ask_all(parts: &WorkerIpc, mode: Mode, count: u64, pause: Duration, stop: &Signal) -> Result<Vec<u32>, Failure> {
+    let mut asker = DispatcherSide::attach(parts.segment.clone(), Epoch::FIRST, (std::process::id(), 0), None);
     // The other end rings once when it is there.
     wait(&parts.to_dispatcher, Some(stop))?;
     let mut times = Vec::with_capacity(count as usize);
-    let mut patience = Patience::default();
+    let mut patience = SpinBudget::default();
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
     let pipe = Pipe::watch(&parts.to_dispatcher)?;
     for turn in 1..=count {
@@ -225,14 +225,14 @@ fn ask_all(parts: &Parts, mode: Mode, count: u64, pause: Duration, stop: &Signal
                 pipe.read(Some(stop))?;
             }
             Mode::Asleep => {
-                asker.ask(Kind::Ping, None);
+                asker.ask(QuestionKind::Ping, None);
                 parts.to_worker.ring();
                 while asker.answer().is_none() {
                     wait(&parts.to_dispatcher, Some(stop))?;
                 }
             }
             Mode::Watching | Mode::Blind => {
-                asker.ask(Kind::Ping, None);
+                asker.ask(QuestionKind::Ping, None);
                 parts.to_worker.ring();
                 let here = sched_getcpu().ok().map(|core| core as u64);
                 let shared = cores == 1 || asker.core().is_none_or(|core| Some(core) == here);
@@ -244,7 +244,7 @@ fn ask_all(parts: &Parts, mode: Mode, count: u64, pause: Duration, stop: &Signal
                 }
             }
             Mode::Spinning => {
-                asker.ask(Kind::Ping, None);
+                asker.ask(QuestionKind::Ping, None);
                 spin_until(|| asker.answer().is_some(), Some(stop))?;
             }
             Mode::Words => {
@@ -261,7 +261,7 @@ fn ask_all(parts: &Parts, mode: Mode, count: u64, pause: Duration, stop: &Signal
 }
 
 /// Watches the slot for the answer; whether it came.
-fn watch<M: Memory>(asker: &mut Asker<M>, longest: Duration, patience: &mut Patience) -> bool {
+fn watch<M: SlotMemory>(asker: &mut DispatcherSide<M>, longest: Duration, patience: &mut SpinBudget) -> bool {
     let since = Instant::now();
     while !longest.is_zero() {
         for _ in 0..32 {
@@ -283,7 +283,7 @@ fn watch<M: Memory>(asker: &mut Asker<M>, longest: Duration, patience: &mut Pati
 pub fn pong(pong: &Pong) -> Result<(), Failure> {
     let config = load(Some(&pong.file))?.config;
     let parts = ipc::open(&config, &worker()).map_err(failed)?;
-    let respondent = Respondent::begin(parts.segment.clone(), std::process::id(), 0, None, clock::now());
+    let respondent = WorkerSide::begin(parts.segment.clone(), std::process::id(), 0, None, clock::now());
     let _ = pin(pong.mode, 1);
     let mut answered = respondent.answered();
     let pipe = Pipe::watch(&parts.to_worker)?;
@@ -319,7 +319,7 @@ pub fn pong(pong: &Pong) -> Result<(), Failure> {
             }
         };
         respondent.be_on(sched_getcpu().unwrap_or_default());
-        debug_assert_eq!(respondent.judge(&question, WorkerState::Ready), Reply::Pong);
+        debug_assert_eq!(respondent.judge(&question, Lifecycle::Ready), Reply::Pong);
         respondent.reply(&question, Reply::Pong);
         answered = question.sequence;
         if !pong.mode.spins() {
@@ -331,12 +331,12 @@ pub fn pong(pong: &Pong) -> Result<(), Failure> {
 
 /// A named pipe and nothing else: epoll_wait(2), then read(2).
 struct Pipe<'a> {
-    bell: &'a Bell,
+    bell: &'a Doorbell,
     epoll: Epoll,
 }
 
 impl<'a> Pipe<'a> {
-    fn watch(bell: &'a Bell) -> Result<Self, Failure> {
+    fn watch(bell: &'a Doorbell) -> Result<Self, Failure> {
         let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC).map_err(failed)?;
         epoll.add(bell, EpollEvent::new(EpollFlags::EPOLLIN, 0)).map_err(failed)?;
         Ok(Self { bell, epoll })
@@ -356,7 +356,7 @@ impl<'a> Pipe<'a> {
 }
 
 /// Waits for a ring, or until this end is told to stop. The answering end is stopped by the asking one.
-fn wait(bell: &Bell, stop: Option<&Signal>) -> Result<(), Failure> {
+fn wait(bell: &Doorbell, stop: Option<&Signal>) -> Result<(), Failure> {
     loop {
         if bell.hush() {
             return Ok(());

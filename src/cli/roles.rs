@@ -14,7 +14,7 @@ use nix::unistd::{Pid, getppid};
 use sd_notify::NotifyState;
 
 use super::{Failure, failed, load, load_to_run};
-use crate::config::{Handler, Origin};
+use crate::config::{HandlerConfig, Origin};
 use crate::ids::WorkerId;
 use crate::{dispatcher, watchdog, worker};
 
@@ -64,7 +64,7 @@ fn run_dispatcher(path: Option<&Path>) -> Result<(), Failure> {
 fn run_worker(path: Option<&Path>, id: &WorkerId) -> Result<(), Failure> {
     let config = load(path)?.config;
     if let Some(pool) = config.pool(&id.pool)
-        && let Handler::Program(command) = &pool.handler
+        && let HandlerConfig::Program(command) = &pool.handler
     {
         let (program, args) = command.split_first().ok_or_else(|| failed("the pool's program has no name"))?;
         let patou = own_path().map_err(failed)?;

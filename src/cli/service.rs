@@ -7,11 +7,11 @@ use std::time::{Duration, Instant};
 use super::{Failure, failed, load_applied, no_set, written};
 use crate::client::Target;
 use crate::config::Config;
-use crate::exchange::{self, Asker};
+use crate::exchange::{self, DispatcherSide};
 use crate::ids::{Claim, Phase, WorkerId};
 use crate::ipc::{self, SetLock};
-use crate::probe::{self, Order};
-use crate::status::State;
+use crate::probe::{self, ProbeCommand};
+use crate::status::SavedState;
 use crate::units;
 
 /// How long the dispatcher may take to answer.
@@ -23,7 +23,7 @@ const LOOK: Duration = Duration::from_millis(10);
 pub fn drain(path: Option<&Path>, id: &WorkerId) -> Result<(), Failure> {
     let config = load_applied(path)?;
     let before = was_drained(&config, id);
-    order(&config, Order::Drain(id.clone()))?;
+    order(&config, ProbeCommand::Drain(id.clone()))?;
     let pool = config.pool(&id.pool).ok_or_else(|| failed(format!("the configuration has no worker {id}")))?;
     let slot = ipc::open(&config, id).map_err(failed)?.segment;
     let give_up = Instant::now() + pool.drain_timeout;
@@ -40,7 +40,7 @@ pub fn drain(path: Option<&Path>, id: &WorkerId) -> Result<(), Failure> {
 
 /// Whether an operator keeps the worker out of service.
 fn was_drained(config: &Config, id: &WorkerId) -> bool {
-    ipc::open(config, id).is_ok_and(|parts| Asker::was_drained(&parts.segment))
+    ipc::open(config, id).is_ok_and(|parts| DispatcherSide::was_drained(&parts.segment))
 }
 
 fn say(line: &str) -> Result<(), Failure> {
@@ -51,9 +51,10 @@ fn say(line: &str) -> Result<(), Failure> {
 pub fn resume(path: Option<&Path>, id: &WorkerId) -> Result<(), Failure> {
     let config = load_applied(path)?;
     let before = was_drained(&config, id);
-    order(&config, Order::Resume(id.clone()))?;
+    order(&config, ProbeCommand::Resume(id.clone()))?;
     // What has no process cannot be put back by a word.
-    let part = State::read(&config.set.runtime_dir).ok().and_then(|state| state.workers.get(&id.to_string()).cloned());
+    let part =
+        SavedState::read(&config.set.runtime_dir).ok().and_then(|state| state.workers.get(&id.to_string()).cloned());
     if let Some(part) = part.filter(|part| part.state == "failed" || part.state == "stopped") {
         let cause = part.cause.map_or(String::new(), |cause| format!(" (last end: {cause})"));
         let remedy = if ipc::is_units(&config.set.runtime_dir) {
@@ -72,7 +73,7 @@ pub fn resume(path: Option<&Path>, id: &WorkerId) -> Result<(), Failure> {
     }
 }
 
-fn order(config: &Config, order: Order) -> Result<(), Failure> {
+fn order(config: &Config, order: ProbeCommand) -> Result<(), Failure> {
     let socket = config.set.runtime_dir.join("probe.sock");
     let report = probe::ask(&socket, Some(order), PATIENCE).map_err(|error| match error.kind() {
         _ if !is_running(&config.set.runtime_dir) => no_set(&config.set.runtime_dir),
@@ -95,7 +96,7 @@ pub fn default_target(path: Option<&Path>) -> Result<Target, String> {
     let config = load_applied(path).map_err(|failure| match failure {
         Failure::Failed(text) | Failure::Config(text) => text,
     })?;
-    let running = State::read(&config.set.runtime_dir).ok().and_then(|state| state.listeners.into_iter().next());
+    let running = SavedState::read(&config.set.runtime_dir).ok().and_then(|state| state.listeners.into_iter().next());
     let address = running.unwrap_or_else(|| config.listeners[0].address.to_string());
     let target = match address.parse::<std::net::SocketAddr>() {
         // Who listens everywhere is reached here.

@@ -9,7 +9,7 @@ use clap::Args;
 use super::{Failure, duration, failed, load_applied, no_set, written};
 use crate::config::Config;
 use crate::probe;
-use crate::status::{self, PATIENCE, State, Told, View};
+use crate::status::{self, PATIENCE, SavedState, StatusView, Told};
 
 #[derive(Debug, Args)]
 pub struct Status {
@@ -29,7 +29,7 @@ pub fn run(path: Option<&Path>, status: &Status) -> Result<(), Failure> {
     loop {
         let config = load_applied(path)?;
         let view = look(&config);
-        let up = view.as_ref().is_ok_and(View::is_up);
+        let up = view.as_ref().is_ok_and(StatusView::is_up);
         let late = give_up.is_none_or(|at| Instant::now() >= at);
         if up || late {
             let view = view?;
@@ -46,16 +46,16 @@ pub fn run(path: Option<&Path>, status: &Status) -> Result<(), Failure> {
     }
 }
 
-fn look(config: &Config) -> Result<View, Failure> {
+fn look(config: &Config) -> Result<StatusView, Failure> {
     let dir = &config.set.runtime_dir;
-    let state = State::read(dir).map_err(|_| no_set(dir))?;
+    let state = SavedState::read(dir).map_err(|_| no_set(dir))?;
     let report = probe::ask(&dir.join("probe.sock"), None, PATIENCE);
     // Who may not ask learns nothing about the dispatcher, least of all that it is frozen.
     let answers = !matches!(&report, Err(error) if error.kind() != io::ErrorKind::PermissionDenied);
     Ok(status::look(config, &state, Told { report: report.as_ref().ok(), answers }))
 }
 
-fn print(view: &View, json: bool) -> io::Result<()> {
+fn print(view: &StatusView, json: bool) -> io::Result<()> {
     let mut out = io::stdout().lock();
     if json {
         return writeln!(out, "{}", serde_json::to_string(view)?);

@@ -17,7 +17,7 @@ use nix::unistd::Pid;
 use super::{Failure, failed};
 use crate::config::{Config, LoadError, Loaded, Origin};
 use crate::ids::WorkerId;
-use crate::probe::{self, Order};
+use crate::probe::{self, ProbeCommand};
 use crate::units::{self, ADMIN, APPLIED, DISPATCHER, IPC, RUNTIME_DIR, WATCHDOG, worker_service};
 use crate::{executable, ipc, sys};
 
@@ -205,7 +205,7 @@ fn stop() -> Result<(), Failure> {
     // Whoever waits is told so, and not left to a dispatcher that has no workers any more. One that cannot hear
     // it is stopped all the same; one that does not run would be started by the question.
     if systemctl(&["--quiet", "is-active"], &[DISPATCHER.to_owned()]).is_ok() {
-        let _ = probe::ask(&Path::new(RUNTIME_DIR).join("probe.sock"), Some(Order::Quiesce), PATIENCE);
+        let _ = probe::ask(&Path::new(RUNTIME_DIR).join("probe.sock"), Some(ProbeCommand::Quiesce), PATIENCE);
     }
     let all = ["patou-worker@*", "patou-listener@*", "patou-probe.socket", DISPATCHER, ADMIN, WATCHDOG, IPC];
     let stopped = systemctl(&["stop"], &all.map(str::to_owned));
@@ -290,7 +290,7 @@ fn bindable(old: &Config, new: &Config) -> Result<(), Failure> {
     };
     let known = of(old);
     for (name, address) in of(new).into_iter().filter(|(name, _)| !known.contains_key(name)) {
-        if let crate::config::Address::Tcp(address) = address {
+        if let crate::config::ListenAddress::Tcp(address) = address {
             std::net::TcpListener::bind(address).map_err(|error| failed(format!("{name}: {error}")))?;
         }
     }
@@ -367,7 +367,7 @@ fn empty_queues(config: &Config) {
     let socket = Path::new(RUNTIME_DIR).join("probe.sock");
     let patience = config.pools.iter().map(|pool| pool.queue_timeout).max().unwrap_or_default();
     let give_up = Instant::now() + patience;
-    let mut order = Some(Order::Hold);
+    let mut order = Some(ProbeCommand::Hold);
     while let Ok(report) = probe::ask(&socket, order.take(), PATIENCE) {
         if report.pools.iter().all(|pool| pool.queue == 0) || Instant::now() >= give_up {
             return;

@@ -7,7 +7,7 @@ use std::str::FromStr;
 
 /// A TCP address or the path of a Unix socket. Written `127.0.0.1:7286`, `[::1]:80` or `unix:/path`.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum Address {
+pub enum ListenAddress {
     /// IP address and port; port 0 lets the kernel choose.
     Tcp(SocketAddr),
     /// Absolute path without `..`.
@@ -17,44 +17,44 @@ pub enum Address {
 /// The text is no address; says which rule it breaks.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("`{text}` is not an address: write {expected}")]
-pub struct BadAddress {
+pub struct BadListenAddress {
     /// What was given.
     pub text: String,
     /// What would have been right.
     pub expected: &'static str,
 }
 
-impl Address {
+impl ListenAddress {
     /// Longest path of a Unix socket in bytes: `sun_path` has 108 with the closing NUL (unix(7)).
     pub const UNIX_MAX: usize = 107;
 
     /// Whether this is a Unix socket.
     pub fn is_unix(&self) -> bool {
-        matches!(self, Address::Unix(_))
+        matches!(self, ListenAddress::Unix(_))
     }
 }
 
-impl fmt::Display for Address {
+impl fmt::Display for ListenAddress {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Address::Tcp(address) => address.fmt(f),
-            Address::Unix(path) => write!(f, "unix:{}", path.display()),
+            ListenAddress::Tcp(address) => address.fmt(f),
+            ListenAddress::Unix(path) => write!(f, "unix:{}", path.display()),
         }
     }
 }
 
-impl FromStr for Address {
-    type Err = BadAddress;
+impl FromStr for ListenAddress {
+    type Err = BadListenAddress;
 
     /// Names are not resolved: an address is the same at every start, whatever a resolver says.
-    fn from_str(text: &str) -> Result<Self, BadAddress> {
-        let bad = |expected| BadAddress { text: text.to_owned(), expected };
+    fn from_str(text: &str) -> Result<Self, BadListenAddress> {
+        let bad = |expected| BadListenAddress { text: text.to_owned(), expected };
         match text.strip_prefix("unix:") {
-            Some(path) if is_plain(path) && !path.ends_with('/') => Ok(Address::Unix(path.into())),
+            Some(path) if is_plain(path) && !path.ends_with('/') => Ok(ListenAddress::Unix(path.into())),
             Some(_) => {
                 Err(bad("unix: and the absolute path of a socket, without `..`, such as \"unix:/run/web.sock\""))
             }
-            None => text.parse().map(Address::Tcp).map_err(|_| {
+            None => text.parse().map(ListenAddress::Tcp).map_err(|_| {
                 bad("an IP address and a port, such as \"127.0.0.1:7286\" or \"[::1]:80\", or \"unix:/path\"")
             }),
         }
@@ -76,17 +76,17 @@ mod tests {
     #[test]
     fn addresses_are_written_as_they_are_read() {
         for text in ["127.0.0.1:7286", "[::1]:80", "0.0.0.0:0", "[fe80::1%2]:80", "unix:/run/a b.sock", "unix:/w{n}"] {
-            assert_eq!(text.parse::<Address>().unwrap().to_string(), text);
+            assert_eq!(text.parse::<ListenAddress>().unwrap().to_string(), text);
         }
     }
 
     #[test]
     fn what_is_no_address_is_refused_with_the_rule() {
         for text in ["", "localhost:80", "127.0.0.1", ":80", "127.0.0.1:70000", "/run/x", "tcp:1.2.3.4:5"] {
-            assert!(text.parse::<Address>().unwrap_err().expected.starts_with("an IP address"), "{text}");
+            assert!(text.parse::<ListenAddress>().unwrap_err().expected.starts_with("an IP address"), "{text}");
         }
         for text in ["unix:", "unix:run/x", "unix:@x", "unix:/", "unix:/a/../b", "unix:/a/", "unix:/a\0b", "unix:/.."] {
-            assert!(text.parse::<Address>().unwrap_err().expected.starts_with("unix: and"), "{text}");
+            assert!(text.parse::<ListenAddress>().unwrap_err().expected.starts_with("unix: and"), "{text}");
         }
     }
 }

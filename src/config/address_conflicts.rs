@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use super::diagnostics::Record;
 use super::validate::place;
 use super::write::quote;
-use super::{Address, Admin, Config, Listener, Pool};
+use super::{AdminConfig, Config, ListenAddress, ListenerConfig, PoolConfig};
 
 /// Reports addresses that overflow, are too long, or collide.
 pub(super) fn check(config: &Config, record: &mut Record) {
@@ -28,22 +28,22 @@ struct Holder<'c> {
     key: String,
     /// The key that says how many there are; that of the address itself for the others.
     count_key: String,
-    address: &'c Address,
-    pool: Option<&'c Pool>,
+    address: &'c ListenAddress,
+    pool: Option<&'c PoolConfig>,
 }
 
 impl<'c> Holder<'c> {
-    fn listener(i: usize, listener: &'c Listener) -> Self {
+    fn listener(i: usize, listener: &'c ListenerConfig) -> Self {
         let key = format!("listener[{}].address", i + 1);
         Self { count_key: key.clone(), key, address: &listener.address, pool: None }
     }
 
-    fn admin(address: &'c Address) -> Self {
+    fn admin(address: &'c ListenAddress) -> Self {
         let key = "admin.address".to_owned();
         Self { count_key: key.clone(), key, address, pool: None }
     }
 
-    fn pool(i: usize, pool: &'c Pool) -> Self {
+    fn pool(i: usize, pool: &'c PoolConfig) -> Self {
         let key = format!("pool[{}].address", i + 1);
         Self { count_key: format!("pool[{}].workers", i + 1), key, address: &pool.address, pool: Some(pool) }
     }
@@ -55,8 +55,8 @@ impl<'c> Holder<'c> {
     /// All its addresses.
     fn paths(&self) -> impl Iterator<Item = PathBuf> {
         (1..=self.count()).filter_map(|n| match self.pool.map_or(self.address.clone(), |pool| pool.worker_address(n)) {
-            Address::Unix(path) => Some(path),
-            Address::Tcp(_) => None,
+            ListenAddress::Unix(path) => Some(path),
+            ListenAddress::Tcp(_) => None,
         })
     }
 
@@ -64,12 +64,12 @@ impl<'c> Holder<'c> {
     fn check(&self, record: &mut Record) {
         let count = self.count();
         let expected = match self.address {
-            Address::Tcp(first) => {
+            ListenAddress::Tcp(first) => {
                 let room = u16::MAX - first.port();
                 (first.port() != 0 && count - 1 > room)
                     .then(|| format!("a port of at most {}, since {count} workers need one each", u16::MAX - count + 1))
             }
-            Address::Unix(path) => {
+            ListenAddress::Unix(path) => {
                 let numbered = path.to_string_lossy().contains("{n}");
                 let longest = self.paths().map(|path| path.as_os_str().len()).max().unwrap_or(0);
                 match self.pool {
@@ -77,8 +77,8 @@ impl<'c> Holder<'c> {
                     Some(_) if count > 1 && !numbered => {
                         Some(format!("a path with {{n}}, since {count} workers need one each"))
                     }
-                    _ if longest > Address::UNIX_MAX => {
-                        Some(format!("a path of at most {} bytes instead of {longest}", Address::UNIX_MAX))
+                    _ if longest > ListenAddress::UNIX_MAX => {
+                        Some(format!("a path of at most {} bytes instead of {longest}", ListenAddress::UNIX_MAX))
                     }
                     _ => None,
                 }
@@ -90,7 +90,7 @@ impl<'c> Holder<'c> {
     }
 
     /// Reports that this one and the `earlier` both want `shared`.
-    fn collides(&self, earlier: &Holder<'_>, shared: &Address, record: &mut Record) {
+    fn collides(&self, earlier: &Holder<'_>, shared: &ListenAddress, record: &mut Record) {
         let shared = quote(&shared.to_string());
         let expected = format!("an address of its own: {shared} belongs to {}", place(&earlier.key, record));
         let others = [earlier.key.as_str(), &earlier.count_key, &self.count_key, "listener", "pool"];
@@ -101,11 +101,11 @@ impl<'c> Holder<'c> {
 fn tcp(holders: &[Holder<'_>], record: &mut Record) {
     for (i, later) in holders.iter().enumerate() {
         for earlier in &holders[..i] {
-            let (Address::Tcp(a), Address::Tcp(b)) = (earlier.address, later.address) else { continue };
+            let (ListenAddress::Tcp(a), ListenAddress::Tcp(b)) = (earlier.address, later.address) else { continue };
             if let Some(port) = shared_port((a, earlier.count()), (b, later.count())) {
                 let mut shared = *a;
                 shared.set_port(port);
-                later.collides(earlier, &Address::Tcp(shared), record);
+                later.collides(earlier, &ListenAddress::Tcp(shared), record);
             }
         }
     }
@@ -137,7 +137,7 @@ fn unix(holders: &[Holder<'_>], record: &mut Record) {
                 None => drop(taken.insert(path, i)),
                 // One pool meeting itself was told already: it lacks its {n}.
                 Some(earlier) if earlier != i && told.insert(earlier) => {
-                    holder.collides(&holders[earlier], &Address::Unix(path), record);
+                    holder.collides(&holders[earlier], &ListenAddress::Unix(path), record);
                 }
                 Some(_) => {}
             }
@@ -149,12 +149,12 @@ fn unix(holders: &[Holder<'_>], record: &mut Record) {
 fn runtime_dir(config: &Config, holders: &[Holder<'_>], record: &mut Record) {
     const KEY: &str = "set.runtime_dir";
     let dir = &config.set.runtime_dir;
-    let own = ["probe.sock", Admin::SOCKET].map(|name| dir.join(name));
+    let own = ["probe.sock", AdminConfig::SOCKET].map(|name| dir.join(name));
     let workers = config.pools.iter().map(|pool| dir.join(pool.name.as_str()).join(format!("{}.sock", pool.workers)));
     let longest = workers.chain(own.clone()).max_by_key(|path| path.as_os_str().len());
-    if let Some(path) = longest.filter(|path| path.as_os_str().len() > Address::UNIX_MAX) {
-        let over = path.as_os_str().len() - Address::UNIX_MAX;
-        let expected = format!("a path {over} bytes shorter: its sockets may have {} in all", Address::UNIX_MAX);
+    if let Some(path) = longest.filter(|path| path.as_os_str().len() > ListenAddress::UNIX_MAX) {
+        let over = path.as_os_str().len() - ListenAddress::UNIX_MAX;
+        let expected = format!("a path {over} bytes shorter: its sockets may have {} in all", ListenAddress::UNIX_MAX);
         record.contradiction(KEY, &[], quote(&dir.to_string_lossy()), expected);
     }
     let reserved = |path: &Path| {

@@ -6,7 +6,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 
-use super::fault::{Fault, cut};
+use super::fault::{ConfigFault, cut};
 use super::write::quote;
 
 /// What is known about a file besides its values: where each key stands, and what is wrong.
@@ -18,7 +18,7 @@ pub(super) struct Record {
     broken: Vec<usize>,
     lines: BTreeMap<String, usize>,
     wrong: BTreeSet<String>,
-    faults: Vec<Fault>,
+    faults: Vec<ConfigFault>,
     /// Members of a list are missing from what was read, so that their numbers no longer fit.
     miscounted: bool,
 }
@@ -133,12 +133,12 @@ impl Record {
     }
 
     /// All faults in the order of their lines.
-    pub(super) fn into_faults(mut self) -> Vec<Fault> {
+    pub(super) fn into_faults(mut self) -> Vec<ConfigFault> {
         self.faults.sort_by_key(|fault| fault.line);
         self.faults
     }
 
     fn push(&mut self, line: usize, key: String, found: String, expected: String) {
-        self.faults.push(Fault { file: self.file.clone(), line, key, found, expected });
+        self.faults.push(ConfigFault { file: self.file.clone(), line, key, found, expected });
     }
 }

@@ -6,7 +6,7 @@ use std::fmt;
 ///
 /// Written `patou.toml:12: pool[1].offer_timeout: found "5 minuts"; expected a duration such as "50ms" or "5s"`.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Fault {
+pub struct ConfigFault {
     /// The file as it was named to the reader.
     pub file: String,
     /// Line, from 1; of the section if the key itself is missing, 1 if the section is missing too.
@@ -20,7 +20,7 @@ pub struct Fault {
     pub expected: String,
 }
 
-impl fmt::Display for Fault {
+impl fmt::Display for ConfigFault {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}:{}: ", self.file, self.line)?;
         if !self.key.is_empty() {
@@ -32,9 +32,9 @@ impl fmt::Display for Fault {
 
 /// Everything that is wrong in one file, at least one fault, in the order of the lines. Displayed one a line.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Faults(pub Vec<Fault>);
+pub struct ConfigFaults(pub Vec<ConfigFault>);
 
-impl fmt::Display for Faults {
+impl fmt::Display for ConfigFaults {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         for (i, fault) in self.0.iter().enumerate() {
             let end = if i == 0 { "" } else { "\n" };
@@ -44,7 +44,7 @@ impl fmt::Display for Faults {
     }
 }
 
-impl std::error::Error for Faults {}
+impl std::error::Error for ConfigFaults {}
 
 /// The known word nearest to `word`, if any is near enough to be what was meant.
 pub(super) fn nearest<'k>(word: &str, known: impl IntoIterator<Item = &'k str>) -> Option<&'k str> {
@@ -77,14 +77,14 @@ mod tests {
 
     #[test]
     fn faults_are_lines() {
-        let fault = |line, key: &str| Fault {
+        let fault = |line, key: &str| ConfigFault {
             file: "f".into(),
             line,
             key: key.into(),
             found: "1".into(),
             expected: "2".into(),
         };
-        let faults = Faults(vec![fault(1, "set.name"), fault(2, "")]);
+        let faults = ConfigFaults(vec![fault(1, "set.name"), fault(2, "")]);
         assert_eq!(faults.to_string(), "f:1: set.name: found 1; expected 2\nf:2: found 1; expected 2");
     }
 }

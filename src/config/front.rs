@@ -4,7 +4,7 @@ use std::time::Duration;
 
 /// Bounds of the dispatcher towards clients.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Front {
+pub struct FrontConfig {
     /// Most connections at a time, at least 1.
     pub connections: usize,
     /// Largest head of a request in bytes, 8192 (the least hyper's buffer can be) to 1 MiB.
@@ -25,7 +25,7 @@ pub struct Front {
     pub idle_timeout: Duration,
 }
 
-impl Default for Front {
+impl Default for FrontConfig {
     fn default() -> Self {
         Self {
             connections: 20_000,

@@ -1,13 +1,13 @@
 //! Where clients arrive.
 
-use super::Address;
+use super::ListenAddress;
 use crate::ids::PoolName;
 
 /// One address on which the dispatcher accepts clients for one pool.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Listener {
+pub struct ListenerConfig {
     /// Where it listens. Port 0 lets the kernel choose.
-    pub address: Address,
+    pub address: ListenAddress,
     /// Permissions of the socket file, 0 to 0o777; Unix sockets only.
     pub mode: u32,
     /// Owner of the socket file, a name or a number; Unix sockets only. `None`: whoever runs patou.
@@ -27,22 +27,22 @@ pub struct Listener {
     pub access_log: bool,
 }
 
-impl Listener {
+impl ListenerConfig {
     /// What `mode` is unless the file says otherwise.
     pub const MODE: u32 = 0o660;
 
     /// The built-in ones: redirect on 127.0.0.1:7286 and handoff on 127.0.0.1:7287, to pool `default`.
     pub fn built_in() -> Vec<Self> {
-        let address = Address::Tcp(([127, 0, 0, 1], 7287).into());
+        let address = ListenAddress::Tcp(([127, 0, 0, 1], 7287).into());
         vec![Self::default(), Self { address, delivery: Delivery::Handoff, ..Self::default() }]
     }
 }
 
 /// The built-in listener: redirect on 127.0.0.1:7286 to pool `default`.
-impl Default for Listener {
+impl Default for ListenerConfig {
     fn default() -> Self {
         Self {
-            address: Address::Tcp(([127, 0, 0, 1], 7286).into()),
+            address: ListenAddress::Tcp(([127, 0, 0, 1], 7286).into()),
             mode: Self::MODE,
             owner: None,
             group: None,

@@ -4,7 +4,7 @@ use std::ffi::OsString;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use super::{Config, Faults, Pool, sections};
+use super::{Config, ConfigFaults, PoolConfig, sections};
 
 /// A configuration and where it came from.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -32,7 +32,7 @@ impl Loaded {
     ///
     /// # Errors
     /// All of them at once.
-    pub fn check(&self, wanted: impl Fn(&Pool) -> Option<String>) -> Result<(), Faults> {
+    pub fn check(&self, wanted: impl Fn(&PoolConfig) -> Option<String>) -> Result<(), ConfigFaults> {
         let file = match &self.origin {
             Origin::File(path) => path.display().to_string(),
             Origin::BuiltIn => "the built-in configuration".to_owned(),
@@ -55,7 +55,7 @@ pub enum LoadError {
     },
     /// The file was read and is wrong.
     #[error(transparent)]
-    Faults(#[from] Faults),
+    Faults(#[from] ConfigFaults),
 }
 
 impl Config {

@@ -1,7 +1,7 @@
 //! The configuration: one TOML file is the only truth about a set.
 //!
 //! A file is read whole: either every key is right and a [`Config`] comes out, or all that is wrong is told at
-//! once ([`Faults`]), each with file, line, key, what was found and what would be right. Nothing unknown is
+//! once ([`ConfigFaults`]), each with file, line, key, what was found and what would be right. Nothing unknown is
 //! skipped, and what this version cannot do is refused rather than ignored.
 //!
 //! What a file may leave out:
@@ -31,14 +31,14 @@ mod write;
 
 use std::path::{Component, Path, PathBuf};
 
-pub use address::{Address, BadAddress};
-pub use admin::Admin;
-pub use fault::{Fault, Faults};
-pub use front::Front;
-pub use listener::{Delivery, Listener};
+pub use address::{BadListenAddress, ListenAddress};
+pub use admin::AdminConfig;
+pub use fault::{ConfigFault, ConfigFaults};
+pub use front::FrontConfig;
+pub use listener::{Delivery, ListenerConfig};
 pub use load::{LoadError, Loaded, Origin};
-pub use pool::{Handler, Limits, Pool, ProcessLimits};
-pub use watchdog::{Restarts, Watchdog};
+pub use pool::{HandlerConfig, LimitsConfig, PoolConfig, ProcessLimits};
+pub use watchdog::{RestartConfig, WatchdogConfig};
 
 use crate::ids::{PoolName, WorkerId};
 
@@ -46,29 +46,29 @@ use crate::ids::{PoolName, WorkerId};
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Config {
     /// The set itself.
-    pub set: Set,
+    pub set: SetConfig,
     /// Where clients arrive, in the order of the file; at least one.
-    pub listeners: Vec<Listener>,
+    pub listeners: Vec<ListenerConfig>,
     /// The pools in the order of the file; at least one.
-    pub pools: Vec<Pool>,
+    pub pools: Vec<PoolConfig>,
     /// Bounds of the dispatcher towards clients.
-    pub front: Front,
+    pub front: FrontConfig,
     /// Bounds of the watchdog.
-    pub watchdog: Watchdog,
+    pub watchdog: WatchdogConfig,
     /// Where the watchdog tells how the set is.
-    pub admin: Admin,
+    pub admin: AdminConfig,
 }
 
 /// One running instance.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Set {
+pub struct SetConfig {
     /// Its name: 1 to 32 characters of `[a-z0-9_]`.
     pub name: String,
     /// The folder of its sockets and FIFOs; absolute, without `..`.
     pub runtime_dir: PathBuf,
 }
 
-impl Default for Set {
+impl Default for SetConfig {
     fn default() -> Self {
         Self { name: "patou".into(), runtime_dir: default_runtime_dir() }
     }
@@ -78,12 +78,12 @@ impl Default for Set {
 impl Default for Config {
     fn default() -> Self {
         Self {
-            set: Set::default(),
-            listeners: Listener::built_in(),
-            pools: vec![Pool::default()],
-            front: Front::default(),
-            watchdog: Watchdog::default(),
-            admin: Admin::default(),
+            set: SetConfig::default(),
+            listeners: ListenerConfig::built_in(),
+            pools: vec![PoolConfig::default()],
+            front: FrontConfig::default(),
+            watchdog: WatchdogConfig::default(),
+            admin: AdminConfig::default(),
         }
     }
 }
@@ -102,7 +102,7 @@ impl Config {
     /// # Errors
     /// All faults at once. Only while the text is not TOML, what depends on several keys is left for later:
     /// a key that could not be read would make it wrong.
-    pub fn parse(text: &str, file: &str) -> Result<Config, Faults> {
+    pub fn parse(text: &str, file: &str) -> Result<Config, ConfigFaults> {
         sections::read(text, file, &|_| None)
     }
 
@@ -117,7 +117,7 @@ impl Config {
     }
 
     /// The pool of this name.
-    pub fn pool(&self, name: &PoolName) -> Option<&Pool> {
+    pub fn pool(&self, name: &PoolName) -> Option<&PoolConfig> {
         self.pools.iter().find(|pool| pool.name == *name)
     }
 
@@ -207,7 +207,7 @@ mod tests {
     #[test]
     fn digests_tell_sets_and_workers_apart() {
         let config = |name: &str, dir: &str| Config {
-            set: Set { name: name.into(), runtime_dir: dir.into() },
+            set: SetConfig { name: name.into(), runtime_dir: dir.into() },
             ..Config::default()
         };
         let id = |id: &str| id.parse::<WorkerId>().unwrap();

@@ -3,20 +3,20 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use super::{Address, quantity};
+use super::{ListenAddress, quantity};
 use crate::ids::PoolName;
 
 /// A named group of identical workers with one handler.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Pool {
+pub struct PoolConfig {
     /// Its name, unique within the set.
     pub name: PoolName,
     /// How many workers, 1 to 10000.
     pub workers: u16,
     /// What a worker does with a request.
-    pub handler: Handler,
-    /// Where the workers listen; see [`Pool::worker_address`].
-    pub address: Address,
+    pub handler: HandlerConfig,
+    /// Where the workers listen; see [`PoolConfig::worker_address`].
+    pub address: ListenAddress,
     /// How long a worker may take to answer an offer.
     pub offer_timeout: Duration,
     /// How long a leased worker waits for its client to arrive; not shorter than `offer_timeout`.
@@ -39,11 +39,11 @@ pub struct Pool {
     pub environment: BTreeMap<String, String>,
     /// The account its workers run under, empty for that of the set; takes effect under systemd.
     pub user: String,
-    /// Limits of each worker; without systemd see [`Limits::of_a_process`].
-    pub limits: Limits,
+    /// Limits of each worker; without systemd see [`LimitsConfig::of_a_process`].
+    pub limits: LimitsConfig,
 }
 
-impl Pool {
+impl PoolConfig {
     /// What of this pool `patou run` cannot do, in words; `None` if it can do everything.
     pub fn beyond_run(&self) -> Option<String> {
         let limits = &self.limits;
@@ -73,17 +73,17 @@ impl Pool {
     /// kernel chooses. Unix: the path with `{n}` replaced by the number.
     ///
     /// For `n` up to `workers` of a checked configuration the port does not overflow; beyond it stays at 65535.
-    pub fn worker_address(&self, n: u16) -> Address {
+    pub fn worker_address(&self, n: u16) -> ListenAddress {
         debug_assert!(n > 0, "workers count from 1");
         match &self.address {
-            Address::Tcp(address) => {
+            ListenAddress::Tcp(address) => {
                 let mut address = *address;
                 if address.port() != 0 {
                     address.set_port(address.port().saturating_add(n.saturating_sub(1)));
                 }
-                Address::Tcp(address)
+                ListenAddress::Tcp(address)
             }
-            Address::Unix(path) => Address::Unix(match path.to_str() {
+            ListenAddress::Unix(path) => ListenAddress::Unix(match path.to_str() {
                 Some(text) => text.replace("{n}", &n.to_string()).into(),
                 None => path.clone(),
             }),
@@ -92,13 +92,13 @@ impl Pool {
 }
 
 /// The built-in pool: `default`, two echo workers from 127.0.0.1:7300.
-impl Default for Pool {
+impl Default for PoolConfig {
     fn default() -> Self {
         Self {
             name: PoolName::new("default").expect("a valid name"),
             workers: 2,
-            handler: Handler::Echo,
-            address: Address::Tcp(([127, 0, 0, 1], 7300).into()),
+            handler: HandlerConfig::Echo,
+            address: ListenAddress::Tcp(([127, 0, 0, 1], 7300).into()),
             offer_timeout: Duration::from_millis(50),
             claim_timeout: Duration::from_secs(1),
             request_timeout: Duration::from_secs(30),
@@ -110,14 +110,14 @@ impl Default for Pool {
             max_memory: 0,
             environment: BTreeMap::new(),
             user: String::new(),
-            limits: Limits::default(),
+            limits: LimitsConfig::default(),
         }
     }
 }
 
 /// What a worker does with a request. A command is a program and its arguments, at least the program.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Handler {
+pub enum HandlerConfig {
     /// Sends the request's body back; without one, method and target.
     Echo,
     /// One process per request, CGI/1.1 (RFC 3875).
@@ -130,30 +130,33 @@ pub enum Handler {
     Inetd(Vec<String>),
 }
 
-impl Handler {
+impl HandlerConfig {
     /// The word in the configuration.
     pub fn name(&self) -> &'static str {
         match self {
-            Handler::Echo => "echo",
-            Handler::Exec(_) => "exec",
-            Handler::Coprocess(_) => "coprocess",
-            Handler::Program(_) => "program",
-            Handler::Inetd(_) => "inetd",
+            HandlerConfig::Echo => "echo",
+            HandlerConfig::Exec(_) => "exec",
+            HandlerConfig::Coprocess(_) => "coprocess",
+            HandlerConfig::Program(_) => "program",
+            HandlerConfig::Inetd(_) => "inetd",
         }
     }
 
     /// The program and its arguments; empty for `echo`.
     pub fn command(&self) -> &[String] {
         match self {
-            Handler::Echo => &[],
-            Handler::Exec(c) | Handler::Coprocess(c) | Handler::Program(c) | Handler::Inetd(c) => c,
+            HandlerConfig::Echo => &[],
+            HandlerConfig::Exec(c)
+            | HandlerConfig::Coprocess(c)
+            | HandlerConfig::Program(c)
+            | HandlerConfig::Inetd(c) => c,
         }
     }
 }
 
 /// Limits of each worker in systemd's meaning and syntax; `None` sets no limit.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Limits {
+pub struct LimitsConfig {
     /// `MemoryMax=`: bytes with K, M, G or T, a percentage, or `infinity`.
     pub memory_max: Option<String>,
     /// `CPUQuota=`: a percentage, of which 100% is one core.
@@ -175,7 +178,7 @@ pub struct ProcessLimits {
     pub data: Option<u64>,
 }
 
-impl Limits {
+impl LimitsConfig {
     /// What `patou run` can do of these for each process.
     pub fn of_a_process(&self) -> ProcessLimits {
         ProcessLimits {
@@ -192,24 +195,27 @@ mod tests {
     #[test]
     fn what_run_can_do_of_the_limits_and_what_not() {
         let text = |text: &str| Some(text.to_owned());
-        let mut pool =
-            Pool { limits: Limits { open_files: text("64:infinity"), ..Limits::default() }, ..Pool::default() };
+        let mut pool = PoolConfig {
+            limits: LimitsConfig { open_files: text("64:infinity"), ..LimitsConfig::default() },
+            ..PoolConfig::default()
+        };
         pool.limits.memory_max = text("512M");
         let can = ProcessLimits { open_files: Some((64, u64::MAX)), data: Some(512 << 20) };
         assert_eq!((pool.limits.of_a_process(), pool.beyond_run()), (can, None));
-        pool.limits = Limits { memory_max: text("infinity"), tasks_max: text("infinity"), ..Limits::default() };
+        pool.limits =
+            LimitsConfig { memory_max: text("infinity"), tasks_max: text("infinity"), ..LimitsConfig::default() };
         assert_eq!((pool.limits.of_a_process(), pool.beyond_run()), (ProcessLimits::default(), None));
         pool.limits =
-            Limits { memory_max: text("50%"), cpu_quota: text("20%"), tasks_max: text("9"), open_files: None };
+            LimitsConfig { memory_max: text("50%"), cpu_quota: text("20%"), tasks_max: text("9"), open_files: None };
         assert_eq!(pool.limits.of_a_process(), ProcessLimits::default());
         let words = pool.beyond_run().unwrap();
         assert!(words.contains("limits.cpu_quota, limits.tasks_max and limits.memory_max as a percentage:"), "{words}");
-        pool = Pool { user: "web".into(), ..Pool::default() };
+        pool = PoolConfig { user: "web".into(), ..PoolConfig::default() };
         assert!(pool.beyond_run().unwrap().starts_with("pool default: user: only systemd"));
     }
 
     fn at(address: &str, n: u16) -> String {
-        Pool { address: address.parse().unwrap(), ..Pool::default() }.worker_address(n).to_string()
+        PoolConfig { address: address.parse().unwrap(), ..PoolConfig::default() }.worker_address(n).to_string()
     }
 
     #[test]

@@ -4,18 +4,25 @@ use toml::de::{DeTable, DeValue};
 
 use super::address::is_plain;
 use super::diagnostics::Record;
-use super::fault::Faults;
+use super::fault::ConfigFaults;
 use super::quantity;
 use super::read::Section;
 use super::validate;
-use super::{Address, Admin, Config, Delivery, Front, Handler, Limits, Listener, Pool, Restarts, Set, Watchdog};
+use super::{
+    AdminConfig, Config, Delivery, FrontConfig, HandlerConfig, LimitsConfig, ListenAddress, ListenerConfig, PoolConfig,
+    RestartConfig, SetConfig, WatchdogConfig,
+};
 use crate::ids::PoolName;
 
 const NAME: &str = "a name of 1 to 32 characters of a-z, 0-9 and _";
 const ACCOUNT: &str = "the name or number of an account";
 
 /// Reads the whole text; see [`Config::parse`] and, for `wanted`, [`super::Loaded::check`].
-pub(super) fn read(text: &str, file: &str, wanted: &dyn Fn(&Pool) -> Option<String>) -> Result<Config, Faults> {
+pub(super) fn read(
+    text: &str,
+    file: &str,
+    wanted: &dyn Fn(&PoolConfig) -> Option<String>,
+) -> Result<Config, ConfigFaults> {
     let (table, errors) = DeTable::parse_recoverable(text);
     let mut record = Record::new(text, file);
     errors.iter().for_each(|error| record.syntax(text, error));
@@ -26,7 +33,7 @@ pub(super) fn read(text: &str, file: &str, wanted: &dyn Fn(&Pool) -> Option<Stri
     }
     match record.into_faults() {
         none if none.is_empty() => Ok(config),
-        faults => Err(Faults(faults)),
+        faults => Err(ConfigFaults(faults)),
     }
 }
 
@@ -36,17 +43,17 @@ fn every_section(file: &mut Section<'_, '_>) -> Config {
     let pools = file.tables("pool", |section| pool(section, only_pool));
     let listeners = file.tables("listener", |section| listener(section, pools.as_deref().unwrap_or_default()));
     let (listeners, pools) = match (listeners, pools) {
-        (None, None) => (Listener::built_in(), vec![Pool::default()]),
+        (None, None) => (ListenerConfig::built_in(), vec![PoolConfig::default()]),
         (Some(listeners), None) => {
             file.missing("pool", "at least one [[pool]] for the listeners");
             (listeners, Vec::new())
         }
         (None, Some(pools)) => {
-            if !pools.iter().any(|pool| pool.name == Listener::default().pool) {
+            if !pools.iter().any(|pool| pool.name == ListenerConfig::default().pool) {
                 let expected = "at least one [[listener]]; the built-in ones need a pool named \"default\"";
                 file.missing("listener", expected);
             }
-            (Listener::built_in(), pools)
+            (ListenerConfig::built_in(), pools)
         }
         (Some(listeners), Some(pools)) => (listeners, pools),
     };
@@ -60,11 +67,11 @@ fn every_section(file: &mut Section<'_, '_>) -> Config {
     }
 }
 
-fn set(s: &mut Section<'_, '_>) -> Set {
-    let default = Set::default();
+fn set(s: &mut Section<'_, '_>) -> SetConfig {
+    let default = SetConfig::default();
     let name = |text: &str| PoolName::new(text).ok().map(|name| name.as_str().to_owned());
     let dir = |text: &str| is_plain(text).then(|| text.into());
-    Set {
+    SetConfig {
         name: s.text("name", NAME, name).unwrap_or(default.name),
         runtime_dir: s
             .text("runtime_dir", "an absolute path below /, without `..`", dir)
@@ -72,8 +79,8 @@ fn set(s: &mut Section<'_, '_>) -> Set {
     }
 }
 
-fn listener(s: &mut Section<'_, '_>, pools: &[Pool]) -> Listener {
-    let default = Listener::default();
+fn listener(s: &mut Section<'_, '_>, pools: &[PoolConfig]) -> ListenerConfig {
+    let default = ListenerConfig::default();
     let address = address(s).unwrap_or_else(|| {
         s.missing("address", "where to listen, such as \"127.0.0.1:7286\" or \"unix:/path\"");
         default.address
@@ -86,7 +93,7 @@ fn listener(s: &mut Section<'_, '_>, pools: &[Pool]) -> Listener {
             default.pool
         }
     });
-    Listener {
+    ListenerConfig {
         address,
         mode: s.value("mode", mode).unwrap_or(default.mode),
         owner: s.text("owner", ACCOUNT, account),
@@ -99,8 +106,8 @@ fn listener(s: &mut Section<'_, '_>, pools: &[Pool]) -> Listener {
     }
 }
 
-fn pool(s: &mut Section<'_, '_>, only: bool) -> Pool {
-    let default = Pool::default();
+fn pool(s: &mut Section<'_, '_>, only: bool) -> PoolConfig {
+    let default = PoolConfig::default();
     let name = s.text("name", NAME, |text| PoolName::new(text).ok()).unwrap_or_else(|| {
         s.missing("name", NAME);
         default.name
@@ -111,9 +118,9 @@ fn pool(s: &mut Section<'_, '_>, only: bool) -> Pool {
         }
         default.address
     });
-    Pool {
+    PoolConfig {
         name,
-        workers: s.whole("workers", 1..=Pool::WORKERS_MAX.into(), default.workers.into()) as u16,
+        workers: s.whole("workers", 1..=PoolConfig::WORKERS_MAX.into(), default.workers.into()) as u16,
         handler: handler(s).unwrap_or(default.handler),
         address,
         offer_timeout: s.duration("offer_timeout", default.offer_timeout),
@@ -133,10 +140,10 @@ fn pool(s: &mut Section<'_, '_>, only: bool) -> Pool {
     }
 }
 
-fn limits(s: &mut Section<'_, '_>) -> Limits {
+fn limits(s: &mut Section<'_, '_>) -> LimitsConfig {
     let size = "a size such as \"512M\", a percentage or \"infinity\"";
     let files = "a number, \"SOFT:HARD\" or \"infinity\"";
-    Limits {
+    LimitsConfig {
         memory_max: s.value("memory_max", |value| limit(value, size, quantity::is_memory_max)),
         cpu_quota: s.value("cpu_quota", |value| limit(value, "a percentage such as \"50%\"", quantity::is_cpu_quota)),
         tasks_max: s
@@ -145,9 +152,9 @@ fn limits(s: &mut Section<'_, '_>) -> Limits {
     }
 }
 
-fn front(s: &mut Section<'_, '_>) -> Front {
-    let default = Front::default();
-    Front {
+fn front(s: &mut Section<'_, '_>) -> FrontConfig {
+    let default = FrontConfig::default();
+    FrontConfig {
         connections: s.whole("connections", 1..=1_000_000, default.connections as u64) as usize,
         // hyper refuses a smaller buffer; a larger one per connection would let strangers fill the memory.
         head_bytes: s.whole("head_bytes", 8192..=1 << 20, default.head_bytes as u64) as usize,
@@ -161,9 +168,9 @@ fn front(s: &mut Section<'_, '_>) -> Front {
     }
 }
 
-fn watchdog(s: &mut Section<'_, '_>) -> Watchdog {
-    let default = Watchdog::default();
-    Watchdog {
+fn watchdog(s: &mut Section<'_, '_>) -> WatchdogConfig {
+    let default = WatchdogConfig::default();
+    WatchdogConfig {
         probe_interval: s.duration("probe_interval", default.probe_interval),
         worker_timeout: s.duration("worker_timeout", default.worker_timeout),
         dispatcher_timeout: s.duration("dispatcher_timeout", default.dispatcher_timeout),
@@ -173,14 +180,16 @@ fn watchdog(s: &mut Section<'_, '_>) -> Watchdog {
     }
 }
 
-fn admin(s: &mut Section<'_, '_>) -> Admin {
-    let default = Admin::default();
+fn admin(s: &mut Section<'_, '_>) -> AdminConfig {
+    let default = AdminConfig::default();
     let expected = "an IP address and a port, such as \"127.0.0.1:7280\", or \"\" for none";
     let address = s.value("address", |value| match value.as_str() {
         Some("") => Ok(None),
-        text => text.and_then(|text| text.parse().ok()).map(|tcp| Some(Address::Tcp(tcp))).ok_or(expected.to_owned()),
+        text => {
+            text.and_then(|text| text.parse().ok()).map(|tcp| Some(ListenAddress::Tcp(tcp))).ok_or(expected.to_owned())
+        }
     });
-    Admin {
+    AdminConfig {
         address: address.flatten(),
         allowed_hosts: allowed_hosts(s),
         mode: s.value("mode", mode).unwrap_or(default.mode),
@@ -189,9 +198,9 @@ fn admin(s: &mut Section<'_, '_>) -> Admin {
     }
 }
 
-fn restarts(s: &mut Section<'_, '_>) -> Restarts {
-    let default = Restarts::default();
-    Restarts {
+fn restarts(s: &mut Section<'_, '_>) -> RestartConfig {
+    let default = RestartConfig::default();
+    RestartConfig {
         max: s.whole("max", 0..=1_000_000, default.max.into()) as u32,
         within: s.duration("within", default.within),
         // A delay of zero would never grow: it is multiplied from one restart to the next.
@@ -205,20 +214,20 @@ fn allowed_hosts(s: &mut Section<'_, '_>) -> Vec<String> {
     s.list("allowed_hosts", expected, is_host).unwrap_or_default()
 }
 
-fn address(s: &mut Section<'_, '_>) -> Option<Address> {
+fn address(s: &mut Section<'_, '_>) -> Option<ListenAddress> {
     s.value("address", |value| match value.as_str() {
-        Some(text) => text.parse().map_err(|bad: super::BadAddress| bad.expected.to_owned()),
+        Some(text) => text.parse().map_err(|bad: super::BadListenAddress| bad.expected.to_owned()),
         None => Err("an address such as \"127.0.0.1:7286\" or \"unix:/path\"".to_owned()),
     })
 }
 
 /// `"echo"`, or a table of one key whose value is a command.
-fn handler(s: &mut Section<'_, '_>) -> Option<Handler> {
+fn handler(s: &mut Section<'_, '_>) -> Option<HandlerConfig> {
     if s.is_table("handler") {
         return s.table("handler", command_handler).flatten();
     }
     s.value("handler", |value| match value.as_str() {
-        Some("echo") => Ok(Handler::Echo),
+        Some("echo") => Ok(HandlerConfig::Echo),
         Some(kind @ ("exec" | "coprocess" | "program" | "inetd")) => {
             Err(format!("its command: {{ {kind} = [\"prog\", \"arg\"] }}"))
         }
@@ -226,11 +235,11 @@ fn handler(s: &mut Section<'_, '_>) -> Option<Handler> {
     })
 }
 
-fn command_handler(s: &mut Section<'_, '_>) -> Option<Handler> {
-    let exec = s.value("exec", command).map(Handler::Exec);
-    let coprocess = s.value("coprocess", command).map(Handler::Coprocess);
-    let program = s.value("program", command).map(Handler::Program);
-    let inetd = s.value("inetd", command).map(Handler::Inetd);
+fn command_handler(s: &mut Section<'_, '_>) -> Option<HandlerConfig> {
+    let exec = s.value("exec", command).map(HandlerConfig::Exec);
+    let coprocess = s.value("coprocess", command).map(HandlerConfig::Coprocess);
+    let program = s.value("program", command).map(HandlerConfig::Program);
+    let inetd = s.value("inetd", command).map(HandlerConfig::Inetd);
     s.exactly_one("one handler: exec, coprocess, program or inetd");
     exec.or(coprocess).or(program).or(inetd)
 }

@@ -5,7 +5,7 @@ use std::time::Duration;
 use super::diagnostics::Record;
 use super::fault::nearest;
 use super::write::quote;
-use super::{Config, Delivery, Handler, Listener, Pool, address_conflicts};
+use super::{Config, Delivery, HandlerConfig, ListenerConfig, PoolConfig, address_conflicts};
 
 /// Reports every contradiction of `config` to `record`, which knows the lines.
 pub(super) fn check(config: &Config, record: &mut Record) {
@@ -38,7 +38,7 @@ pub(super) fn check(config: &Config, record: &mut Record) {
 }
 
 /// Reports the handlers for which `wanted` says what they would have to be.
-pub(super) fn handlers(config: &Config, wanted: &dyn Fn(&Pool) -> Option<String>, record: &mut Record) {
+pub(super) fn handlers(config: &Config, wanted: &dyn Fn(&PoolConfig) -> Option<String>, record: &mut Record) {
     if !record.is_counted() {
         return;
     }
@@ -59,7 +59,7 @@ fn pool_names(config: &Config, record: &mut Record) {
     }
 }
 
-fn unknown_pool(section: &str, listener: &Listener, config: &Config, record: &mut Record) {
+fn unknown_pool(section: &str, listener: &ListenerConfig, config: &Config, record: &mut Record) {
     let names: Vec<String> = (1..=config.pools.len()).map(|i| format!("pool[{i}].name")).collect();
     // While a pool's name could not be read, it may be the one that the listener means.
     let mut others: Vec<&str> = names.iter().map(String::as_str).collect();
@@ -81,7 +81,7 @@ fn unknown_pool(section: &str, listener: &Listener, config: &Config, record: &mu
     record.contradiction(&format!("{section}.pool"), &others, quote(listener.pool.as_str()), expected);
 }
 
-fn redirect_to_unix(section: &str, listener: &Listener, config: &Config, at: usize, record: &mut Record) {
+fn redirect_to_unix(section: &str, listener: &ListenerConfig, config: &Config, at: usize, record: &mut Record) {
     let nowhere = !listener.address.is_unix() && config.pools[at].address.is_unix();
     if nowhere && listener.delivery == Delivery::Redirect {
         let workers = format!("pool[{}].address", at + 1);
@@ -95,8 +95,8 @@ fn redirect_to_unix(section: &str, listener: &Listener, config: &Config, at: usi
 }
 
 /// A program that gets the socket itself reads no token: there is no way to it but that.
-fn only_handed_over(section: &str, listener: &Listener, config: &Config, at: usize, record: &mut Record) {
-    if listener.delivery == Delivery::Redirect && matches!(config.pools[at].handler, Handler::Inetd(_)) {
+fn only_handed_over(section: &str, listener: &ListenerConfig, config: &Config, at: usize, record: &mut Record) {
+    if listener.delivery == Delivery::Redirect && matches!(config.pools[at].handler, HandlerConfig::Inetd(_)) {
         let handler = format!("pool[{}].handler", at + 1);
         let expected = format!("\"handoff\", since {} is inetd", place(&handler, record));
         let (key, pool) = (format!("{section}.delivery"), format!("{section}.pool"));
@@ -104,7 +104,7 @@ fn only_handed_over(section: &str, listener: &Listener, config: &Config, at: usi
     }
 }
 
-fn permissions_on_tcp(section: &str, listener: &Listener, record: &mut Record) {
+fn permissions_on_tcp(section: &str, listener: &ListenerConfig, record: &mut Record) {
     if listener.address.is_unix() {
         return;
     }
@@ -123,7 +123,7 @@ fn permissions_on_tcp(section: &str, listener: &Listener, record: &mut Record) {
     }
 }
 
-fn pool_times(section: &str, pool: &Pool, record: &mut Record) {
+fn pool_times(section: &str, pool: &PoolConfig, record: &mut Record) {
     let [offer, claim] = ["offer_timeout", "claim_timeout"].map(|name| format!("{section}.{name}"));
     let [queue, queue_timeout] = ["queue", "queue_timeout"].map(|name| format!("{section}.{name}"));
     if pool.claim_timeout < pool.offer_timeout {
@@ -137,7 +137,7 @@ fn pool_times(section: &str, pool: &Pool, record: &mut Record) {
 }
 
 /// A lost ring is noticed at the next scan; it must not hold a worker longer than a whole request may.
-fn slot_scan(section: &str, pool: &Pool, scan: Duration, record: &mut Record) {
+fn slot_scan(section: &str, pool: &PoolConfig, scan: Duration, record: &mut Record) {
     let request = format!("{section}.request_timeout");
     if scan > pool.request_timeout {
         let expected = format!("at most {}, {}", place(&request, record), time(pool.request_timeout));

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 /// Bounds of the watchdog.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Watchdog {
+pub struct WatchdogConfig {
     /// How often liveness is asked; shorter than both timeouts below.
     pub probe_interval: Duration,
     /// A worker silent for so long is taken for frozen.
@@ -16,10 +16,10 @@ pub struct Watchdog {
     /// From SIGABRT to SIGKILL; 0: at once.
     pub abort_grace: Duration,
     /// When and how often what died is started again.
-    pub restarts: Restarts,
+    pub restarts: RestartConfig,
 }
 
-impl Default for Watchdog {
+impl Default for WatchdogConfig {
     fn default() -> Self {
         Self {
             probe_interval: Duration::from_millis(250),
@@ -27,14 +27,14 @@ impl Default for Watchdog {
             dispatcher_timeout: Duration::from_secs(2),
             start_timeout: Duration::from_secs(10),
             abort_grace: Duration::from_millis(200),
-            restarts: Restarts::default(),
+            restarts: RestartConfig::default(),
         }
     }
 }
 
 /// When what died is started again, and when it is given up.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Restarts {
+pub struct RestartConfig {
     /// More restarts than this within `within` and it is declared failed; 0: never restarted.
     pub max: u32,
     /// The time over which restarts are counted.
@@ -45,7 +45,7 @@ pub struct Restarts {
     pub delay_max: Duration,
 }
 
-impl Default for Restarts {
+impl Default for RestartConfig {
     fn default() -> Self {
         Self {
             max: 10,

@@ -5,7 +5,9 @@ use std::fmt::Write;
 use std::time::Duration;
 
 use super::quantity::write_bytes;
-use super::{Admin, Config, Front, Handler, Limits, Listener, Pool, Watchdog};
+use super::{
+    AdminConfig, Config, FrontConfig, HandlerConfig, LimitsConfig, ListenerConfig, PoolConfig, WatchdogConfig,
+};
 
 impl Config {
     /// The whole configuration as TOML: for a configuration that was parsed, parsing the result gives it again.
@@ -27,7 +29,7 @@ impl Config {
 struct Out(String);
 
 impl Out {
-    fn listener(&mut self, listener: &Listener) {
+    fn listener(&mut self, listener: &ListenerConfig) {
         self.line("\n[[listener]]");
         self.text("address", &listener.address.to_string());
         if listener.address.is_unix() {
@@ -42,12 +44,12 @@ impl Out {
         self.key("access_log", listener.access_log);
     }
 
-    fn pool(&mut self, pool: &Pool) {
+    fn pool(&mut self, pool: &PoolConfig) {
         self.line("\n[[pool]]");
         self.text("name", pool.name.as_str());
         self.key("workers", pool.workers);
         match &pool.handler {
-            Handler::Echo => self.text("handler", "echo"),
+            HandlerConfig::Echo => self.text("handler", "echo"),
             other => self.key("handler", format_args!("{{ {} = {} }}", other.name(), list(other.command()))),
         }
         self.text("address", &pool.address.to_string());
@@ -65,7 +67,7 @@ impl Out {
         self.key("limits", limits(&pool.limits));
     }
 
-    fn front(&mut self, front: &Front) {
+    fn front(&mut self, front: &FrontConfig) {
         self.line("\n[front]");
         self.key("connections", front.connections);
         self.key("head_bytes", front.head_bytes);
@@ -78,7 +80,7 @@ impl Out {
         self.time("idle_timeout", front.idle_timeout);
     }
 
-    fn watchdog(&mut self, watchdog: &Watchdog) {
+    fn watchdog(&mut self, watchdog: &WatchdogConfig) {
         self.line("\n[watchdog]");
         self.time("probe_interval", watchdog.probe_interval);
         self.time("worker_timeout", watchdog.worker_timeout);
@@ -91,7 +93,7 @@ impl Out {
         self.key("restarts", format_args!("{{ max = {max}, within = {within}, delay = {delay}, delay_max = {most} }}"));
     }
 
-    fn admin(&mut self, admin: &Admin) {
+    fn admin(&mut self, admin: &AdminConfig) {
         self.line("\n[admin]");
         self.text("address", &admin.address.as_ref().map_or(String::new(), ToString::to_string));
         self.key("allowed_hosts", list(&admin.allowed_hosts));
@@ -131,7 +133,7 @@ fn table(map: &BTreeMap<String, String>) -> String {
     braces(map.iter().map(|(key, value)| format!("{} = {}", quote(key), quote(value))).collect())
 }
 
-fn limits(limits: &Limits) -> String {
+fn limits(limits: &LimitsConfig) -> String {
     let all = [
         ("memory_max", &limits.memory_max),
         ("cpu_quota", &limits.cpu_quota),

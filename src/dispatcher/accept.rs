@@ -34,7 +34,7 @@ use super::readiness::Readiness;
 use super::{fdstore, redirect, request};
 use crate::config::{self, Config};
 use crate::log;
-use crate::net::{self, Listener, Problem, Stream, gone, linger};
+use crate::net::{self, ProblemResponse, SocketListener, SocketStream, gone, linger};
 use crate::pool::Peer;
 
 /// Pause after a failed accept: out of descriptors, most likely, which only time mends.
@@ -64,7 +64,7 @@ struct Shared {
 
 impl Front {
     /// Starts accepting.
-    pub fn open(config: &Config, sockets: Vec<Rc<Listener>>, desk: Rc<Desk>) -> io::Result<Self> {
+    pub fn open(config: &Config, sockets: Vec<Rc<SocketListener>>, desk: Rc<Desk>) -> io::Result<Self> {
         let readiness = Readiness::new()?;
         let watching = readiness.clone();
         let at = desk.clone();
@@ -180,7 +180,7 @@ impl Shared {
 }
 
 /// Accepts connections to be handed over, until aborted: without tokio's own watch on each of them.
-async fn accept_handed(shared: Rc<Shared>, index: usize, socket: Rc<Listener>) {
+async fn accept_handed(shared: Rc<Shared>, index: usize, socket: Rc<SocketListener>) {
     // One that listens on all addresses does not know which of them a client has come to.
     let server = socket.tcp_address().filter(|address| !address.ip().is_unspecified());
     loop {
@@ -199,7 +199,7 @@ async fn accept_handed(shared: Rc<Shared>, index: usize, socket: Rc<Listener>) {
     }
 }
 
-async fn accept(shared: Rc<Shared>, index: usize, socket: Rc<Listener>) {
+async fn accept(shared: Rc<Shared>, index: usize, socket: Rc<SocketListener>) {
     if shared.doors.handing(index).is_some() {
         return accept_handed(shared, index, socket).await;
     }
@@ -212,7 +212,7 @@ async fn accept(shared: Rc<Shared>, index: usize, socket: Rc<Listener>) {
                     door,
                     settings: shared.doors.settings(),
                     listens_on: socket.tcp_address().map(|address| address.ip()),
-                    stream: net::Shared(Arc::new(Stream::of(fd, socket.is_tcp()))),
+                    stream: net::SharedStream(Arc::new(SocketStream::of(fd, socket.is_tcp()))),
                     may_probe: AtomicBool::new(false),
                     answered: Cell::new(false),
                 };
@@ -236,7 +236,7 @@ async fn accept(shared: Rc<Shared>, index: usize, socket: Rc<Listener>) {
 /// on which nobody waits holds no place that another could use.
 async fn next(
     places: &Arc<Semaphore>,
-    socket: &Listener,
+    socket: &SocketListener,
 ) -> io::Result<(OwnedFd, Option<SocketAddr>, OwnedSemaphorePermit)> {
     let mut acquire = pin!(places.clone().acquire_owned());
     poll_fn(|task| {
@@ -253,9 +253,9 @@ async fn next(
 /// One connection, which is one request.
 struct Client {
     door: Rc<Door>,
-    settings: Rc<config::Front>,
+    settings: Rc<config::FrontConfig>,
     listens_on: Option<IpAddr>,
-    stream: net::Shared,
+    stream: net::SharedStream,
     /// Nothing has been sent to a client that knows HTTP/1.1 and is waiting.
     may_probe: AtomicBool,
     answered: Cell<bool>,
@@ -263,7 +263,7 @@ struct Client {
 
 type Answer = Response<Full<Bytes>>;
 
-fn told(problem: &Problem) -> Answer {
+fn told(problem: &ProblemResponse) -> Answer {
     let mut answer = problem.response();
     if problem.status == StatusCode::METHOD_NOT_ALLOWED {
         answer.headers_mut().insert(ALLOW, HeaderValue::from_static("POST"));
@@ -286,7 +286,7 @@ impl Client {
             if let Err(error) = pin!(connection).await {
                 tracing::debug!(%error, "connection ended early");
                 if error.is_timeout() && !self.answered.get() {
-                    let _ = self.stream.0.try_write(&Problem::late_head().raw());
+                    let _ = self.stream.0.try_write(&ProblemResponse::late_head().raw());
                 }
             }
         }
@@ -369,6 +369,6 @@ impl Client {
     /// Nobody will read it.
     fn client_left(&self) -> Answer {
         tracing::debug!("a client left the queue");
-        Problem::not_started(StatusCode::SERVICE_UNAVAILABLE, "the client has left").response()
+        ProblemResponse::not_started(StatusCode::SERVICE_UNAVAILABLE, "the client has left").response()
     }
 }

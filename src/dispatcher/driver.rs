@@ -18,11 +18,11 @@ use super::token_source::Chance;
 use super::{DispatcherError, slot};
 use crate::clock;
 use crate::config::{self, Config};
-use crate::exchange::{Asker, Life, Patience, Word};
-use crate::handoff::Post;
-use crate::ids::{Epoch, PoolName, Terms, Time, Token, WorkerId};
-use crate::ipc::{self, Parts};
-use crate::pool::{Action, ClientId, Event, Limits, Pool};
+use crate::exchange::{DispatcherSide, Incarnation, SpinBudget, Word};
+use crate::handoff::HandoffSender;
+use crate::ids::{Epoch, LeaseTerms, Monotonic, PoolName, Token, WorkerId};
+use crate::ipc::{self, WorkerIpc};
+use crate::pool::{ClientId, Pool, PoolAction, PoolEvent, PoolLimits};
 use crate::shm::{Identity, Role, Segment};
 use crate::{backoff, doorbell, log, process_tree, sys};
 pub use busy_poll::before_sleep;
@@ -39,7 +39,7 @@ pub struct Desk {
     leases: Cell<u64>,
     /// Counts the times that something happened, from 1.
     goes: Cell<u64>,
-    armed: Cell<Option<Time>>,
+    armed: Cell<Option<Monotonic>>,
     rearm: Notify,
     /// Told when nobody is to be accepted any more.
     pub hold: Notify,
@@ -51,13 +51,13 @@ pub struct Desk {
     expected: RefCell<Vec<busy_poll::Place>>,
     news: RefCell<VecDeque<busy_poll::Place>>,
     heard: Notify,
-    glanced: Cell<Time>,
+    glanced: Cell<Monotonic>,
     /// Marks of connections that were lent when the last dispatcher ended, and whether no worker has taken them.
     found: RefCell<HashMap<u32, bool>>,
 }
 
-fn limits(pool: &config::Pool, config: &Config) -> Limits {
-    Limits {
+fn limits(pool: &config::PoolConfig, config: &Config) -> PoolLimits {
+    PoolLimits {
         workers: pool.workers,
         queue: pool.queue,
         queue_timeout: pool.queue_timeout,
@@ -95,7 +95,7 @@ impl Desk {
             expected: RefCell::default(),
             news: RefCell::default(),
             heard: Notify::new(),
-            glanced: Cell::new(Time(0)),
+            glanced: Cell::new(Monotonic(0)),
             found: RefCell::default(),
         });
         desk.reconfigure(config, return_ports)?;
@@ -124,7 +124,7 @@ impl Desk {
                     pool,
                     failed: None,
                     slots: Vec::new(),
-                    patience: Patience::default(),
+                    patience: SpinBudget::default(),
                 });
                 rooms.len() - 1
             });
@@ -160,7 +160,7 @@ impl Desk {
                 tracing::debug!(pool = %room.config.name, index, "pool is leaving");
                 room.config.workers = 0;
                 room.lead_back(None);
-                room.pool.reconfigure(Limits { workers: 0, ..limits(&room.config, config) });
+                room.pool.reconfigure(PoolLimits { workers: 0, ..limits(&room.config, config) });
             }
         }
         // Every pool has a tick due at once.
@@ -176,13 +176,13 @@ impl Desk {
         index: usize,
         return_port: Option<u16>,
     ) -> Result<Slot, DispatcherError> {
-        let Parts { segment, to_worker, to_dispatcher } = ipc::open_damaged(config, id)?;
+        let WorkerIpc { segment, to_worker, to_dispatcher } = ipc::open_damaged(config, id)?;
         let undamaged = segment.damage().is_none();
         if !segment.take(Role::Dispatcher).map_err(|e| DispatcherError::System("locking a segment", e.into()))? {
-            let pid = Asker::last_process(&segment).map_or(0, |(pid, _)| pid);
+            let pid = DispatcherSide::last_process(&segment).map_or(0, |(pid, _)| pid);
             return Err(DispatcherError::Taken(pid));
         }
-        let mut asker = Asker::attach(segment.clone(), self.epoch, self.process, return_port);
+        let mut asker = DispatcherSide::attach(segment.clone(), self.epoch, self.process, return_port);
         if undamaged {
             self.find(&asker);
         } else {
@@ -200,14 +200,14 @@ impl Desk {
         });
         Ok(Slot {
             identity: Identity { set_epoch: segment.set_epoch(), digest: config.digest_of(id) },
-            last: Life::load(&*segment).map(|life| life.epoch).filter(|_| undamaged),
+            last: Incarnation::load(&*segment).map(|life| life.epoch).filter(|_| undamaged),
             looked: (0, 0),
             sound_at: None,
             watched: false,
             asker,
             segment,
             ring: to_worker,
-            post: Post::new(ipc::handoff_path(&config.set.runtime_dir, id)),
+            post: HandoffSender::new(ipc::handoff_path(&config.set.runtime_dir, id)),
             lent: None,
             token: Token::new(0),
             listening: listening.abort_handle(),
@@ -238,21 +238,21 @@ impl Desk {
     }
 
     /// Tells one pool what happened, and does what it says.
-    pub fn tell(&self, pool: &PoolName, event: Event) {
+    pub fn tell(&self, pool: &PoolName, event: PoolEvent) {
         if let Some(index) = self.index(pool) {
             self.feed(index, Some(event), VecDeque::new());
         }
     }
 
     /// Tells every pool.
-    pub fn tell_all(&self, event: Event) {
+    pub fn tell_all(&self, event: PoolEvent) {
         let rooms = self.rooms.borrow().len(); // not in the loop's head, which would keep the borrow
         for index in 0..rooms {
             self.feed(index, Some(event), VecDeque::new());
         }
     }
 
-    fn feed(&self, index: usize, event: Option<Event>, mut looks: VecDeque<u16>) {
+    fn feed(&self, index: usize, event: Option<PoolEvent>, mut looks: VecDeque<u16>) {
         let mut rooms = self.rooms.borrow_mut();
         let room = &mut rooms[index];
         let go = self.goes.replace(self.goes.get() + 1);
@@ -262,7 +262,7 @@ impl Desk {
                 Some(event) => event,
                 None => match looks.pop_front() {
                     // Read right before it is judged: every earlier action is in it.
-                    Some(n) if room.may_look(n, go) => Event::Seen(n, room.see(n)),
+                    Some(n) if room.may_look(n, go) => PoolEvent::Seen(n, room.see(n)),
                     Some(_) => continue,
                     None => break,
                 },
@@ -286,9 +286,9 @@ impl Desk {
     }
 
     /// Does one action; returns the worker whose slot is to be looked at afterwards.
-    fn perform(&self, index: usize, room: &mut Room, action: Action) -> Option<u16> {
+    fn perform(&self, index: usize, room: &mut Room, action: PoolAction) -> Option<u16> {
         let n = match action {
-            Action::Grant { client, worker, lease, claim_by } => {
+            PoolAction::Grant { client, worker, lease, claim_by } => {
                 let event = log::Event::LeaseGranted;
                 if let Some(Client::Handed(connection)) = self.clients.borrow().get(&client) {
                     connection.claim();
@@ -301,7 +301,7 @@ impl Desk {
                 self.answer(client, Ok(grant));
                 return None;
             }
-            Action::Over { client, worker, lease, end } => {
+            PoolAction::Over { client, worker, lease, end } => {
                 let client = self.clients.borrow_mut().remove(&client);
                 let slot = room.slots.get_mut(usize::from(worker) - 1)?.as_mut()?;
                 slot.lent = None;
@@ -311,43 +311,43 @@ impl Desk {
                 }
                 return None;
             }
-            Action::Refuse(client, refusal) => {
+            PoolAction::Refuse(client, refusal) => {
                 self.answer(client, Err(refusal));
                 return None;
             }
-            Action::Note(n, note) => {
+            PoolAction::Note(n, note) => {
                 room.note(n, note);
                 return None;
             }
-            Action::Look(n)
-            | Action::Ask(n, _)
-            | Action::Ring(n)
-            | Action::Offer { worker: n, .. }
-            | Action::Revoke(n, _)
-            | Action::Abort(n, _)
-            | Action::Bury(n, _)
-            | Action::Release(n, _)
-            | Action::Clear(n) => n,
+            PoolAction::Look(n)
+            | PoolAction::Ask(n, _)
+            | PoolAction::Ring(n)
+            | PoolAction::Offer { worker: n, .. }
+            | PoolAction::Revoke(n, _)
+            | PoolAction::Abort(n, _)
+            | PoolAction::Bury(n, _)
+            | PoolAction::Release(n, _)
+            | PoolAction::Clear(n) => n,
         };
         let request_timeout = room.config.request_timeout;
-        if let Action::Offer { worker, epoch, lease, .. } = action {
+        if let PoolAction::Offer { worker, epoch, lease, .. } = action {
             let event = log::Event::LeaseOffered;
             tracing::debug!(worker = %Name(&room.config.name, worker), %lease, %epoch, %event, "lease is offered");
         }
         let slot = room.slots.get_mut(usize::from(n) - 1)?.as_mut()?;
         match action {
-            Action::Ask(_, ask) => {
+            PoolAction::Ask(_, ask) => {
                 slot::ask(&mut slot.asker, ask);
                 slot.ring.ring();
                 return None;
             }
-            Action::Ring(_) => {
+            PoolAction::Ring(_) => {
                 slot.ring.ring();
                 return None;
             }
-            Action::Offer { epoch, lease, claim_by, connection, .. } => {
+            PoolAction::Offer { epoch, lease, claim_by, connection, .. } => {
                 slot.token = Token::new(self.chance.bits());
-                let terms = Terms {
+                let terms = LeaseTerms {
                     lease,
                     worker_epoch: epoch,
                     dispatcher_epoch: self.epoch,
@@ -375,7 +375,7 @@ impl Desk {
                     slot.sound_at = None;
                 }
             }
-            Action::Revoke(_, lease) => {
+            PoolAction::Revoke(_, lease) => {
                 let client = slot.lent.take();
                 let revoked = slot.asker.revoke(lease);
                 let clients = self.clients.borrow();
@@ -383,15 +383,15 @@ impl Desk {
                     connection.lend(false);
                 }
             }
-            Action::Abort(_, lease) => drop(slot.asker.abort(lease)),
-            Action::Bury(_, lease) => drop(slot.asker.bury(lease)),
-            Action::Release(_, lease) => {
+            PoolAction::Abort(_, lease) => drop(slot.asker.abort(lease)),
+            PoolAction::Bury(_, lease) => drop(slot.asker.bury(lease)),
+            PoolAction::Release(_, lease) => {
                 let (worker, over) = (Name(&room.config.name, n), slot.asker.release(lease));
                 if over {
                     tracing::debug!(%worker, %lease, event = %log::Event::LeaseOver, "lease is over");
                 }
             }
-            Action::Clear(_) => slot.asker.clear(),
+            PoolAction::Clear(_) => slot.asker.clear(),
             _ => {}
         }
         Some(n)
@@ -418,7 +418,7 @@ impl Desk {
                 .filter(|i| self.rooms.borrow()[*i].pool.deadline().is_some_and(|at| at <= now))
                 .collect();
             for index in due {
-                self.feed(index, Some(Event::Tick), VecDeque::new());
+                self.feed(index, Some(PoolEvent::Tick), VecDeque::new());
             }
             self.drop_surplus();
         }
@@ -454,7 +454,7 @@ fn undamaged(config: &Config) -> Result<Vec<Arc<Segment>>, DispatcherError> {
 
 /// One that is in no slot, for leases that no dispatcher before has given: one more than the highest there is.
 fn next_epoch(segments: &[Arc<Segment>]) -> Epoch {
-    let used: BTreeSet<Epoch> = segments.iter().filter_map(Asker::last_epoch).collect();
+    let used: BTreeSet<Epoch> = segments.iter().filter_map(DispatcherSide::last_epoch).collect();
     let mut epoch = used.last().map_or(Epoch::FIRST, |last| last.next());
     // A hostile worker may have written the last there is.
     while used.contains(&epoch) {

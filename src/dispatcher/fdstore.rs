@@ -18,7 +18,7 @@ use tokio::io::AsyncWriteExt;
 use tokio::time::{sleep, timeout};
 
 use crate::log;
-use crate::net::{self, Problem, Stream, linger};
+use crate::net::{self, ProblemResponse, SocketStream, linger};
 
 /// What the names of stored connections begin with.
 pub const PREFIX: &str = "waiting-";
@@ -142,10 +142,10 @@ pub fn give_back(connections: Vec<(OwnedFd, Stored)>, linger_timeout: Duration) 
     }
     for (fd, stored) in connections {
         tokio::task::spawn_local(async move {
-            if let Ok(stream) = Stream::adopt(fd) {
-                let stream = net::Shared(Arc::new(stream));
+            if let Ok(stream) = SocketStream::adopt(fd) {
+                let stream = net::SharedStream(Arc::new(stream));
                 let detail = "the dispatcher was restarted while the request waited for a worker";
-                let answer = Problem::not_started(StatusCode::SERVICE_UNAVAILABLE, detail).retry_after(0).raw();
+                let answer = ProblemResponse::not_started(StatusCode::SERVICE_UNAVAILABLE, detail).retry_after(0).raw();
                 let _ = timeout(linger_timeout, stream.clone().write_all(&answer)).await;
                 linger(stream, linger_timeout).await;
             }

@@ -22,10 +22,12 @@ use super::fdstore::Handed;
 use super::listeners::{Door, Doors};
 use super::readiness::{Readiness, Watched};
 use super::{fdstore, redirect};
-use crate::handoff::Message;
+use crate::handoff::HandoffMessage;
 use crate::ids::{LeaseId, Token, WorkerId};
-use crate::net::{self, HEADER_MAX, Problem, Proxied, Stream, linger, proxied, reset, set_reset_on_close};
-use crate::pool::{End, Peer, Refusal};
+use crate::net::{
+    self, HEADER_MAX, ProblemResponse, ProxyHeader, SocketStream, linger, proxied, reset, set_reset_on_close,
+};
+use crate::pool::{LeaseEnd, Peer, Refusal};
 
 /// A wait shorter than this is not worth a watch on the client.
 const WATCH_AFTER: Duration = Duration::from_millis(20);
@@ -78,7 +80,7 @@ impl Ends {
 /// What became of a connection that wanted a worker.
 pub enum Outcome {
     /// A worker had it; whether it goes on.
-    Over(WorkerId, End, bool),
+    Over(WorkerId, LeaseEnd, bool),
     /// None was to be had.
     Refused(Refusal),
 }
@@ -123,10 +125,10 @@ impl Connection {
     }
 
     /// What its worker is to know of it.
-    pub fn message(&self, lease: LeaseId, token: Token) -> Message {
+    pub fn message(&self, lease: LeaseId, token: Token) -> HandoffMessage {
         let Ends { address, server, .. } = self.ends;
         let entrance = self.door.borrow().entrance.clone();
-        Message { lease, token, peer: self.proxied.get().or(address), server, entrance }
+        HandoffMessage { lease, token, peer: self.proxied.get().or(address), server, entrance }
     }
 
     /// Its mark.
@@ -143,7 +145,7 @@ impl Connection {
     /// It is nobody's but ours again.
     pub fn tell(&self, outcome: Outcome) {
         // Of one that ends otherwise nothing may be done a second time.
-        if matches!(outcome, Outcome::Over(_, End::Done, true)) {
+        if matches!(outcome, Outcome::Over(_, LeaseEnd::Done, true)) {
             self.lend(false);
         }
         *self.outcome.borrow_mut() = Some(outcome);
@@ -225,7 +227,7 @@ impl Hall {
             let outcome = self.hand_over(&connection, &door, waits).await;
             waits(false);
             match outcome {
-                Some(Outcome::Over(_, End::Done, true)) if is_http(&door) => {
+                Some(Outcome::Over(_, LeaseEnd::Done, true)) if is_http(&door) => {
                     bound = self.doors.settings().idle_timeout;
                 }
                 Some(outcome) => {
@@ -273,13 +275,13 @@ impl Hall {
             timeout_at(give_up, connection.watched.readable()).await??;
             let there = connection.peek(&mut bytes)?;
             match proxied(&bytes[..there]) {
-                Proxied::Header(length, address) => {
+                ProxyHeader::Header(length, address) => {
                     connection.proxied.set(address);
                     let taken = recv(connection.as_fd().as_raw_fd(), &mut bytes[..length], MsgFlags::MSG_DONTWAIT)?;
                     return if taken == length { Ok(()) } else { Err(io::ErrorKind::UnexpectedEof.into()) };
                 }
-                Proxied::More if there > 0 && Instant::now() < give_up => {}
-                Proxied::More | Proxied::Wrong => return Err(io::ErrorKind::InvalidData.into()),
+                ProxyHeader::More if there > 0 && Instant::now() < give_up => {}
+                ProxyHeader::More | ProxyHeader::Wrong => return Err(io::ErrorKind::InvalidData.into()),
             }
             // What is there is not taken, and so stays readable.
             pause = if there > known { HEADER_LOOK.0 } else { (pause * 2).min(HEADER_LOOK.1) };
@@ -329,18 +331,18 @@ impl Hall {
     async fn end(&self, connection: &Connection, door: &Door, outcome: Outcome) {
         let pool = &door.listener.pool;
         let problem = match outcome {
-            Outcome::Over(_, End::Done, _) => return, // its worker has ended it
-            Outcome::Over(worker, End::Cut, _) => {
+            Outcome::Over(_, LeaseEnd::Done, _) => return, // its worker has ended it
+            Outcome::Over(worker, LeaseEnd::Cut, _) => {
                 tracing::debug!(%worker, "a response that was cut ends with a reset");
                 return reset(connection);
             }
-            Outcome::Over(worker, End::Unanswered, _) => {
+            Outcome::Over(worker, LeaseEnd::Unanswered, _) => {
                 let detail = format!("worker {worker} died before it answered: the request may have begun");
-                Problem::started(StatusCode::BAD_GATEWAY, detail)
+                ProblemResponse::started(StatusCode::BAD_GATEWAY, detail)
             }
-            Outcome::Over(worker, End::Overdue, _) => {
+            Outcome::Over(worker, LeaseEnd::Overdue, _) => {
                 let detail = format!("worker {worker} did not answer within request_timeout");
-                Problem::started(StatusCode::GATEWAY_TIMEOUT, detail)
+                ProblemResponse::started(StatusCode::GATEWAY_TIMEOUT, detail)
             }
             Outcome::Refused(refusal) => redirect::refusal(refusal, pool.as_str(), &self.desk.staff(pool)),
         };
@@ -358,8 +360,11 @@ impl Hall {
         let _ = self.answer(connection, &problem).await; // the client has gone: so has the need
     }
 
-    async fn answer(&self, connection: &Connection, problem: &Problem) -> io::Result<()> {
-        let stream = net::Shared(Arc::new(Stream::of(connection.watched.socket(), connection.ends.server.is_some())));
+    async fn answer(&self, connection: &Connection, problem: &ProblemResponse) -> io::Result<()> {
+        let stream = net::SharedStream(Arc::new(SocketStream::of(
+            connection.watched.socket(),
+            connection.ends.server.is_some(),
+        )));
         set_reset_on_close(&stream, false)?;
         let bound = self.doors.settings().linger_timeout;
         timeout(bound, stream.clone().write_all(&problem.raw())).await??;

@@ -3,15 +3,15 @@
 use std::cell::RefCell;
 use std::rc::Rc;
 
-use crate::config::{self, Address, Config, Delivery, digest};
-use crate::handoff::Entrance;
+use crate::config::{self, Config, Delivery, ListenAddress, digest};
+use crate::handoff::ListenerInfo;
 
 /// A listener, and what others need to know of it.
 #[derive(Debug)]
 pub struct Door {
-    pub listener: config::Listener,
+    pub listener: config::ListenerConfig,
     /// What its workers are told.
-    pub entrance: Entrance,
+    pub entrance: ListenerInfo,
     /// By which the next dispatcher knows it again, wherever it stands in the file by then.
     pub key: u64,
 }
@@ -20,7 +20,7 @@ pub struct Door {
 #[derive(Debug)]
 pub struct Doors {
     all: RefCell<Vec<Rc<Door>>>,
-    settings: RefCell<Rc<config::Front>>,
+    settings: RefCell<Rc<config::FrontConfig>>,
 }
 
 impl Doors {
@@ -29,12 +29,12 @@ impl Doors {
     }
 
     /// Takes what a reload has brought; the addresses are still the same. Returns the bounds that held before.
-    pub fn apply(&self, config: &Config) -> Rc<config::Front> {
+    pub fn apply(&self, config: &Config) -> Rc<config::FrontConfig> {
         *self.all.borrow_mut() = doors(config);
         self.settings.replace(Rc::new(config.front.clone()))
     }
 
-    pub fn settings(&self) -> Rc<config::Front> {
+    pub fn settings(&self) -> Rc<config::FrontConfig> {
         self.settings.borrow().clone()
     }
 
@@ -55,22 +55,22 @@ impl Doors {
 }
 
 fn doors(config: &Config) -> Vec<Rc<Door>> {
-    let entrance = |listener: &config::Listener| {
+    let entrance = |listener: &config::ListenerConfig| {
         let listens_on = match &listener.address {
-            Address::Tcp(address) => Some(address.ip()),
-            Address::Unix(_) => None,
+            ListenAddress::Tcp(address) => Some(address.ip()),
+            ListenAddress::Unix(_) => None,
         };
-        Entrance { listens_on, access_log: listener.access_log, allowed_hosts: listener.allowed_hosts.clone() }
+        ListenerInfo { listens_on, access_log: listener.access_log, allowed_hosts: listener.allowed_hosts.clone() }
     };
     let key = |index: usize| {
-        let same = |at: &config::Listener| (at.address.to_string(), at.delivery.as_str());
+        let same = |at: &config::ListenerConfig| (at.address.to_string(), at.delivery.as_str());
         let listener = &config.listeners[index];
         // Several may be on port 0, each with a port of its own.
         let before = config.listeners[..index].iter().filter(|other| same(other) == same(listener)).count();
         let (address, delivery) = same(listener);
         digest(&[address.as_bytes(), delivery.as_bytes(), &before.to_le_bytes()])
     };
-    let door = |(index, listener): (usize, &config::Listener)| {
+    let door = |(index, listener): (usize, &config::ListenerConfig)| {
         Rc::new(Door { listener: listener.clone(), entrance: entrance(listener), key: key(index) })
     };
     config.listeners.iter().enumerate().map(door).collect()

@@ -31,9 +31,9 @@ use tokio::time::{Instant, sleep};
 use crate::config::{Config, LoadError};
 use crate::ids::PoolName;
 use crate::ipc::IpcError;
-use crate::net::Listener;
-use crate::pool::Event;
-use crate::signals::{ONE_STOP, Parent, Signal};
+use crate::net::SocketListener;
+use crate::pool::PoolEvent;
+use crate::signals::{ParentWatch, STOP_DEBOUNCE, Signal};
 use crate::{log, sys};
 use driver::Desk;
 pub use driver::before_sleep;
@@ -64,14 +64,14 @@ pub enum DispatcherError {
 /// # Errors
 /// See [`DispatcherError`].
 pub async fn run(config: Config, path: Option<PathBuf>) -> Result<(), DispatcherError> {
-    log::init(log::Speaker::part("dispatcher", &config.set.name));
+    log::init(log::LogContext::part("dispatcher", &config.set.name));
     log::abort_on_panic();
     tokio::task::LocalSet::new().run_until(serve(config, path)).await
 }
 
 async fn serve(mut config: Config, path: Option<PathBuf>) -> Result<(), DispatcherError> {
     let system = |call| move |error| DispatcherError::System(call, error);
-    let mut listeners: Vec<Option<Listener>> = config.listeners.iter().map(|_| None).collect();
+    let mut listeners: Vec<Option<SocketListener>> = config.listeners.iter().map(|_| None).collect();
     let (mut probe, mut stored, mut handed) = (None, Vec::new(), Vec::new());
     for (fd, name) in sys::listen_fds().map_err(system("LISTEN_FDS"))? {
         if name == "probe" {
@@ -79,7 +79,7 @@ async fn serve(mut config: Config, path: Option<PathBuf>) -> Result<(), Dispatch
             socket.set_nonblocking(true).map_err(system("probe.sock"))?;
             probe = Some(UnixListener::from_std(socket).map_err(system("probe.sock"))?);
         } else if let Some(index) = name.strip_prefix("listener-").and_then(|index| index.parse::<usize>().ok()) {
-            let listener = Listener::adopt(fd).map_err(system("a listening socket"))?;
+            let listener = SocketListener::adopt(fd).map_err(system("a listening socket"))?;
             if let Some(place) = listeners.get_mut(index) {
                 *place = Some(listener);
             }
@@ -93,7 +93,7 @@ async fn serve(mut config: Config, path: Option<PathBuf>) -> Result<(), Dispatch
     for (listener, wanted) in listeners.iter().zip(&config.listeners) {
         listener.as_ref().ok_or_else(|| DispatcherError::NoSocket(wanted.address.to_string()))?;
     }
-    let listeners: Vec<Rc<Listener>> = listeners.into_iter().flatten().map(Rc::new).collect();
+    let listeners: Vec<Rc<SocketListener>> = listeners.into_iter().flatten().map(Rc::new).collect();
     let ports: Vec<Option<u16>> = listeners.iter().map(|socket| Some(socket.tcp_address()?.port())).collect();
 
     let desk = Desk::open(&config, &|pool| return_port(&config, &ports, pool))?;
@@ -101,7 +101,7 @@ async fn serve(mut config: Config, path: Option<PathBuf>) -> Result<(), Dispatch
     fdstore::give_back(stored, config.front.linger_timeout);
     let mut stop = Signal::stop().and_then(Signal::into_async).map_err(system("signals"))?;
     let mut reload = Signal::reload().and_then(Signal::into_async).map_err(system("signals"))?;
-    let mut parent = Parent::now();
+    let mut parent = ParentWatch::now();
 
     tokio::task::spawn_local(probe::serve(probe, desk.clone()));
     let timers = desk.clone();
@@ -145,7 +145,7 @@ async fn serve(mut config: Config, path: Option<PathBuf>) -> Result<(), Dispatch
         if news {
             // Nobody is left who would start another dispatcher.
             tracing::warn!("the watchdog has died: finishing what is in hand, then leaving");
-            desk.tell_all(Event::Quiesce);
+            desk.tell_all(PoolEvent::Quiesce);
         }
         news
     };
@@ -160,7 +160,7 @@ async fn serve(mut config: Config, path: Option<PathBuf>) -> Result<(), Dispatch
             () = front.one_less() => {}
             () = &mut stored, if !stored.is_elapsed() => {}
             () = &mut give_up => break,
-            _ = stop.read(&mut stops) => if !is_orphan() && first.elapsed() >= ONE_STOP { break },
+            _ = stop.read(&mut stops) => if !is_orphan() && first.elapsed() >= STOP_DEBOUNCE { break },
         }
     }
     tracing::debug!(waiting = desk.waiting(), "left");

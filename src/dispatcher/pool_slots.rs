@@ -8,13 +8,13 @@ use tokio::task::AbortHandle;
 
 use super::slot;
 use crate::clock;
-use crate::config::{self, Address};
-use crate::doorbell::Bell;
-use crate::exchange::{Asker, Life, Patience};
-use crate::handoff::Post;
-use crate::ids::{Claim, Epoch, LeaseId, PoolName, Time, Token, WorkerId};
+use crate::config::{self, ListenAddress};
+use crate::doorbell::Doorbell;
+use crate::exchange::{DispatcherSide, Incarnation, SpinBudget};
+use crate::handoff::HandoffSender;
+use crate::ids::{Claim, Epoch, LeaseId, Monotonic, PoolName, Token, WorkerId};
 use crate::log::Event;
-use crate::pool::{Answer, ClientId, Note, Pool, Refusal, Seen};
+use crate::pool::{ClientId, Pool, PoolNote, Refusal, SlotAnswer, SlotView};
 use crate::shm::{Identity, Role, Segment};
 
 /// A worker given to a client.
@@ -24,8 +24,8 @@ pub struct Grant {
     pub lease: LeaseId,
     pub token: Token,
     /// Where the worker listens.
-    pub address: Address,
-    pub claim_by: Time,
+    pub address: ListenAddress,
+    pub claim_by: Monotonic,
 }
 
 /// What became of a client's wish.
@@ -41,13 +41,13 @@ const SOUND: Duration = Duration::from_millis(5);
 
 /// A worker's slot, as this dispatcher holds it.
 pub struct Slot {
-    pub asker: Asker<Arc<Segment>>,
+    pub asker: DispatcherSide<Arc<Segment>>,
     pub segment: Arc<Segment>,
     /// What its segment is made anew with.
     pub identity: Identity,
-    pub ring: Bell,
+    pub ring: Doorbell,
     /// Where connections are handed over to it.
-    pub post: Post,
+    pub post: HandoffSender,
     /// Whose connection it was offered last.
     pub lent: Option<ClientId>,
     pub token: Token,
@@ -57,7 +57,7 @@ pub struct Slot {
     /// The go of the last look, and the looks in it.
     pub looked: (u64, u32),
     /// When its worker was last found alive, with a segment that is sound.
-    pub sound_at: Option<Time>,
+    pub sound_at: Option<Monotonic>,
     /// Whether its worker has been told that it is looked at without a ring.
     pub watched: bool,
 }
@@ -93,14 +93,14 @@ impl Drop for Slot {
 
 /// One pool: its decisions, its slots.
 pub struct Room {
-    pub config: config::Pool,
+    pub config: config::PoolConfig,
     pub pool: Pool,
     /// What ended its workers, if the watchdog has given up all of them.
     pub failed: Option<String>,
     /// Index `n - 1` is worker `n`.
     pub slots: Vec<Option<Slot>>,
     /// How quick its workers are.
-    pub patience: Patience,
+    pub patience: SpinBudget,
 }
 
 impl Room {
@@ -119,10 +119,10 @@ impl Room {
 
     /// Reads the slot of worker `n`. A damaged one is garbage while its worker lives, and is made anew when that is
     /// dead.
-    pub fn see(&mut self, n: u16) -> Seen {
+    pub fn see(&mut self, n: u16) -> SlotView {
         let worker = WorkerId { pool: self.config.name.clone(), number: n };
         let Some(slot) = self.slots.get_mut(usize::from(n) - 1).and_then(Option::as_mut) else {
-            return Seen::default();
+            return SlotView::default();
         };
         let now = clock::now();
         let sound = slot.sound_at.filter(|at| now.since(*at) < SOUND && slot.is_untouched());
@@ -135,15 +135,15 @@ impl Room {
         }
         let seen = slot::look(&mut slot.asker, alive);
         match seen.answer {
-            Some(Answer::Accept(lease)) => {
+            Some(SlotAnswer::Accept(lease)) => {
                 tracing::debug!(%worker, %lease, event = %Event::LeaseAnswered, "worker takes the lease");
             }
-            Some(Answer::Refuse(lease, reason)) => {
+            Some(SlotAnswer::Refuse(lease, reason)) => {
                 tracing::debug!(%worker, %lease, event = %Event::LeaseAnswered, "worker refuses the lease: {reason}");
             }
             _ => {}
         }
-        if alive && seen.life.is_none() && (slot.last.is_some() || !Life::is_unwritten(&slot.segment)) {
+        if alive && seen.life.is_none() && (slot.last.is_some() || !Incarnation::is_unwritten(&slot.segment)) {
             damage = damage.or_else(|| Some("its life line is garbled".into()));
         }
         slot.sound_at = sound.or((alive && damage.is_none()).then_some(now));
@@ -153,9 +153,9 @@ impl Room {
                 seen
             }
             // Nobody can tell what it is doing; `None` has it replaced.
-            Some(_) if alive => Seen { claim: None, terms: None, answer: None, ..seen },
+            Some(_) if alive => SlotView { claim: None, terms: None, answer: None, ..seen },
             // Nobody is there, and nobody can be until the segment is made anew.
-            Some(_) => Seen { claim: Some(Claim::Free), terms: None, answer: None, life: None, ..seen },
+            Some(_) => SlotView { claim: Some(Claim::Free), terms: None, answer: None, life: None, ..seen },
         }
     }
 
@@ -165,14 +165,14 @@ impl Room {
     }
 
     /// What the client of this lease is told.
-    pub fn grant(&self, n: u16, lease: LeaseId, claim_by: Time) -> Grant {
+    pub fn grant(&self, n: u16, lease: LeaseId, claim_by: Monotonic) -> Grant {
         let worker = WorkerId { pool: self.config.name.clone(), number: n };
         let slot = self.slots[usize::from(n) - 1].as_ref().expect("who is granted was asked");
         let mut address = self.config.worker_address(n);
         // Only where the kernel chose the port: otherwise a worker could send its clients to somebody else's.
-        if let Address::Tcp(tcp) = &mut address
+        if let ListenAddress::Tcp(tcp) = &mut address
             && tcp.port() == 0
-            && let Some(port) = Life::load(&*slot.segment).and_then(|life| life.port)
+            && let Some(port) = Incarnation::load(&*slot.segment).and_then(|life| life.port)
         {
             tcp.set_port(port);
         }
@@ -180,21 +180,21 @@ impl Room {
     }
 
     /// Says what an operator wants to read.
-    pub fn note(&self, n: u16, note: Note) {
+    pub fn note(&self, n: u16, note: PoolNote) {
         let worker = Name(&self.config.name, n);
         match note {
-            Note::Up(epoch) => tracing::debug!(%worker, %epoch, "worker is there"),
-            Note::Down(epoch) => tracing::debug!(%worker, %epoch, "worker has gone"),
-            Note::Late(lease) => {
+            PoolNote::Up(epoch) => tracing::debug!(%worker, %epoch, "worker is there"),
+            PoolNote::Down(epoch) => tracing::debug!(%worker, %epoch, "worker has gone"),
+            PoolNote::Late(lease) => {
                 tracing::warn!(%worker, %lease, event = %Event::WorkerLate,
                     "worker did not answer within offer_timeout: its client goes on to another, or back into the queue");
             }
-            Note::Back => tracing::info!(%worker, event = %Event::WorkerBack, "worker answers again"),
-            Note::Unclaimed(lease) => {
+            PoolNote::Back => tracing::info!(%worker, event = %Event::WorkerBack, "worker answers again"),
+            PoolNote::Unclaimed(lease) => {
                 let event = Event::LeaseUnclaimed;
                 tracing::debug!(%worker, %lease, %event, "lease was not used within claim_timeout");
             }
-            Note::Garbled => {
+            PoolNote::Garbled => {
                 let Some(slot) = self.slots.get(usize::from(n) - 1).and_then(Option::as_ref) else { return };
                 let damage = slot.damage().unwrap_or_else(|| "its life or its claim is garbled".into());
                 tracing::error!(%worker, event = %Event::SlotGarbled,
@@ -202,7 +202,7 @@ impl Room {
                 // The next incarnation is not to take it before it is made anew.
                 slot.segment.condemn();
             }
-            Note::Lost(lease) => {
+            PoolNote::Lost(lease) => {
                 tracing::warn!(%worker, %lease, event = %Event::RequestLost,
                     "the worker died with a request in hand");
             }

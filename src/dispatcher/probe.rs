@@ -11,10 +11,10 @@ use tokio::net::{UnixListener, UnixStream};
 
 use super::driver::Desk;
 use crate::clock;
-use crate::ids::Time;
+use crate::ids::Monotonic;
 use crate::log;
-use crate::pool::Event;
-use crate::probe::{Order, QUESTION_MAX, Question, Refusal, Report};
+use crate::pool::PoolEvent;
+use crate::probe::{ProbeCommand, ProbeRefusal, ProbeReport, ProbeRequest, QUESTION_MAX};
 
 /// Whoever asks nothing, or takes no answer, for so long is let go. The watchdog asks every `probe_interval`, and connects anew.
 const IDLE: Duration = Duration::from_secs(60);
@@ -39,7 +39,7 @@ const ORDINARY: u32 = 1000;
 struct Guests {
     allowed: Vec<u32>,
     refused: Cell<u64>,
-    told: Cell<Option<Time>>,
+    told: Cell<Option<Monotonic>>,
 }
 
 impl Guests {
@@ -92,7 +92,7 @@ async fn refuse(stream: UnixStream) {
     let mut line = Vec::new();
     let _ = BufReader::new(read).take(QUESTION_MAX as u64).read_until(b'\n', &mut line).await;
     let refused = "only root, the user of the dispatcher and that of the watchdog may ask or order".to_owned();
-    if let Ok(mut answer) = serde_json::to_vec(&Refusal { refused }) {
+    if let Ok(mut answer) = serde_json::to_vec(&ProbeRefusal { refused }) {
         answer.push(b'\n');
         let _ = write.write_all(&answer).await; // it has gone, which is all the same
     }
@@ -108,16 +108,16 @@ async fn converse(stream: UnixStream, desk: Rc<Desk>) {
             Ok(Ok(n)) if n > 0 && line.last() == Some(&b'\n') => {}
             _ => return, // gone, asleep, or not a question
         }
-        let Ok(question) = serde_json::from_slice::<Question>(&line) else { return };
+        let Ok(question) = serde_json::from_slice::<ProbeRequest>(&line) else { return };
         // Reported first: whom the order has us ask owes nothing yet.
         let pools = desk.report();
         desk.tell_status();
-        if question.order == Some(Order::Ping) {
+        if question.order == Some(ProbeCommand::Ping) {
             desk.hear_failed(&question.failed);
         }
         let refused = question.order.and_then(|order| obey(&desk, order));
         let (pid, epoch) = (std::process::id(), desk.epoch().get());
-        let report = Report { nonce: question.nonce, pid, epoch, pools, refused };
+        let report = ProbeReport { nonce: question.nonce, pid, epoch, pools, refused };
         let Ok(mut answer) = serde_json::to_vec(&report) else { return };
         answer.push(b'\n');
         if !matches!(tokio::time::timeout(IDLE, write.write_all(&answer)).await, Ok(Ok(()))) {
@@ -127,28 +127,28 @@ async fn converse(stream: UnixStream, desk: Rc<Desk>) {
 }
 
 /// Carries out an order; why not, if not.
-fn obey(desk: &Desk, order: Order) -> Option<String> {
+fn obey(desk: &Desk, order: ProbeCommand) -> Option<String> {
     match order {
-        Order::Ping => desk.tell_all(Event::Probe),
-        Order::Quiesce => desk.tell_all(Event::Quiesce),
-        Order::Hold => desk.hold.notify_one(),
-        Order::Drain(id) | Order::Resume(id) if !desk.has(&id) => {
+        ProbeCommand::Ping => desk.tell_all(PoolEvent::Probe),
+        ProbeCommand::Quiesce => desk.tell_all(PoolEvent::Quiesce),
+        ProbeCommand::Hold => desk.hold.notify_one(),
+        ProbeCommand::Drain(id) | ProbeCommand::Resume(id) if !desk.has(&id) => {
             return Some(format!("the configuration has no worker {id}"));
         }
         // Told again: nothing changes, and the worker may not have heard the first order.
-        Order::Drain(id) if desk.is_drained(&id) => desk.tell(&id.pool, Event::Drain(id.number)),
-        Order::Resume(id) if !desk.is_drained(&id) => {}
-        Order::Drain(id) => {
+        ProbeCommand::Drain(id) if desk.is_drained(&id) => desk.tell(&id.pool, PoolEvent::Drain(id.number)),
+        ProbeCommand::Resume(id) if !desk.is_drained(&id) => {}
+        ProbeCommand::Drain(id) => {
             tracing::info!(worker = %id, event = %log::Event::WorkerDrained, "taken out of service by an operator");
-            desk.tell(&id.pool, Event::Drain(id.number));
+            desk.tell(&id.pool, PoolEvent::Drain(id.number));
             let staff = desk.staff(&id.pool);
             if staff.drained == staff.workers {
                 tracing::warn!(pool = %id.pool, "every worker of this pool is out of service: its clients are refused");
             }
         }
-        Order::Resume(id) => {
+        ProbeCommand::Resume(id) => {
             tracing::info!(worker = %id, event = %log::Event::WorkerResumed, "put back into service by an operator");
-            desk.tell(&id.pool, Event::Resume(id.number));
+            desk.tell(&id.pool, PoolEvent::Resume(id.number));
         }
     }
     None

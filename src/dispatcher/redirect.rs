@@ -10,14 +10,14 @@ use http_body_util::Full;
 use super::driver::Grant;
 use super::request;
 use crate::clock;
-use crate::config::Address;
-use crate::net::Problem;
+use crate::config::ListenAddress;
+use crate::net::ProblemResponse;
 use crate::pool::Refusal;
 
 /// 307 to the worker. `host` is what the client called us; `target` its original path and query. A worker on
 /// a Unix socket has no such address: then the answer is [`lease`].
 pub fn to_worker(grant: &Grant, host: &str, target: &str) -> Response<Full<Bytes>> {
-    let Address::Tcp(address) = &grant.address else { return lease(grant) };
+    let ListenAddress::Tcp(address) = &grant.address else { return lease(grant) };
     let Some(location) = request::location(host, address.port(), grant.token, target) else { return lease(grant) };
     let mut response = Response::new(Full::from(format!("{} is yours\n", grant.worker)));
     *response.status_mut() = StatusCode::TEMPORARY_REDIRECT;
@@ -81,7 +81,7 @@ impl fmt::Display for Staff {
 }
 
 /// 503, saying what is full, or who is missing.
-pub fn refusal(refusal: Refusal, pool: &str, staff: &Staff) -> Problem {
+pub fn refusal(refusal: Refusal, pool: &str, staff: &Staff) -> ProblemResponse {
     let detail = match refusal {
         Refusal::QueueFull(bound) => {
             format!("pool {pool}: {staff}, and {bound} clients are waiting, as many as `queue` allows")
@@ -100,7 +100,7 @@ pub fn refusal(refusal: Refusal, pool: &str, staff: &Staff) -> Problem {
     };
     // Nobody comes back by himself.
     let pause = if refusal == Refusal::Failed { 10 } else { 1 };
-    Problem::not_started(StatusCode::SERVICE_UNAVAILABLE, detail).retry_after(pause)
+    ProblemResponse::not_started(StatusCode::SERVICE_UNAVAILABLE, detail).retry_after(pause)
 }
 
 #[cfg(test)]

@@ -1,15 +1,15 @@
 //! A slot read and written in the pool's terms.
 
-use crate::exchange::{self, Asker, Kind, Life, Memory, Question, Reply};
-use crate::ids::Reason;
-use crate::pool::{Answer, Ask, Seen};
+use crate::exchange::{self, DispatcherSide, Incarnation, Question, QuestionKind, Reply, SlotMemory};
+use crate::ids::RefuseReason;
+use crate::pool::{SlotAnswer, SlotQuestion, SlotView};
 
 /// Reads everything the pool wants to know of a slot. `alive`: whether the worker's lock is held.
-pub fn look<M: Memory>(asker: &mut Asker<M>, alive: bool) -> Seen {
-    let heard = asker.take_heard().then_some(Answer::Here);
+pub fn look<M: SlotMemory>(asker: &mut DispatcherSide<M>, alive: bool) -> SlotView {
+    let heard = asker.take_heard().then_some(SlotAnswer::Here);
     let answer = asker.answer().and_then(|(question, reply)| answer(question, reply)).or(heard);
-    let life = Life::load(asker.memory());
-    Seen {
+    let life = Incarnation::load(asker.memory());
+    SlotView {
         life: life.map(|life| (life.epoch, life.state, life.wants_recycle)),
         alive,
         claim: exchange::claim(asker.memory()),
@@ -20,23 +20,25 @@ pub fn look<M: Memory>(asker: &mut Asker<M>, alive: bool) -> Seen {
 }
 
 /// What a reply means to the question it answers; `None` if it is no answer to it.
-fn answer(question: Question, reply: Reply) -> Option<Answer> {
+fn answer(question: Question, reply: Reply) -> Option<SlotAnswer> {
     match (question.kind, reply) {
-        (Kind::Offer, Reply::Accept) => question.lease.map(Answer::Accept),
-        (Kind::Offer, Reply::Refuse(reason)) => question.lease.map(|lease| Answer::Refuse(lease, reason)),
-        (Kind::Offer, _) => question.lease.map(|lease| Answer::Refuse(lease, Reason::Stale)),
-        (Kind::Recycle, reply) => Some(Answer::Recycle(reply == Reply::Accept)),
-        (Kind::Ping | Kind::Finished | Kind::Drain | Kind::Resume, _) => Some(Answer::Here),
+        (QuestionKind::Offer, Reply::Accept) => question.lease.map(SlotAnswer::Accept),
+        (QuestionKind::Offer, Reply::Refuse(reason)) => question.lease.map(|lease| SlotAnswer::Refuse(lease, reason)),
+        (QuestionKind::Offer, _) => question.lease.map(|lease| SlotAnswer::Refuse(lease, RefuseReason::Stale)),
+        (QuestionKind::Recycle, reply) => Some(SlotAnswer::Recycle(reply == Reply::Accept)),
+        (QuestionKind::Ping | QuestionKind::Finished | QuestionKind::Drain | QuestionKind::Resume, _) => {
+            Some(SlotAnswer::Here)
+        }
     }
 }
 
 /// Writes a question of the pool's.
-pub fn ask<M: Memory>(asker: &mut Asker<M>, ask: Ask) {
+pub fn ask<M: SlotMemory>(asker: &mut DispatcherSide<M>, ask: SlotQuestion) {
     match ask {
-        Ask::Ping => asker.ask(Kind::Ping, None),
-        Ask::Finished(lease) => asker.ask(Kind::Finished, Some(lease)),
-        Ask::Drain => asker.ask(Kind::Drain, None),
-        Ask::Resume => asker.ask(Kind::Resume, None),
-        Ask::Recycle => asker.ask(Kind::Recycle, None),
+        SlotQuestion::Ping => asker.ask(QuestionKind::Ping, None),
+        SlotQuestion::Finished(lease) => asker.ask(QuestionKind::Finished, Some(lease)),
+        SlotQuestion::Drain => asker.ask(QuestionKind::Drain, None),
+        SlotQuestion::Resume => asker.ask(QuestionKind::Resume, None),
+        SlotQuestion::Recycle => asker.ask(QuestionKind::Recycle, None),
     }
 }

@@ -3,15 +3,15 @@
 use std::sync::atomic::Ordering::{Acquire, Relaxed, Release, SeqCst};
 
 use super::slot_layout::store_terms;
-use super::{Kind, Memory, Question, Reply, Word, claim, swap};
-use crate::ids::{Claim, Epoch, LeaseId, Phase, Terms, WorkerState};
+use super::{Question, QuestionKind, Reply, SlotMemory, Word, claim, swap};
+use crate::ids::{Claim, Epoch, LeaseId, LeaseTerms, Lifecycle, Phase};
 
 /// Largest sequence: it shares the answer word with 16 bits of reply.
 const SEQUENCE_MAX: u64 = (1 << 48) - 1;
 
 /// The only asker of one slot. There is one per slot at a time: its process holds the lock of the question line.
 #[derive(Debug)]
-pub struct Asker<M> {
+pub struct DispatcherSide<M> {
     memory: M,
     epoch: Epoch,
     process: (u32, u64),
@@ -24,7 +24,7 @@ pub struct Asker<M> {
     heard: bool,
 }
 
-impl<M: Memory> Asker<M> {
+impl<M: SlotMemory> DispatcherSide<M> {
     /// The epoch the last dispatcher left in this slot.
     pub fn last_epoch(memory: &M) -> Option<Epoch> {
         Epoch::new(memory.load(Word::DISPATCHER_EPOCH, Acquire))
@@ -100,7 +100,7 @@ impl<M: Memory> Asker<M> {
         self.outstanding = None;
         if let Some(epoch) = worker {
             self.memory.store(Word::PID, u32::MAX.into(), Relaxed);
-            self.memory.store(Word::STATE, WorkerState::Starting as u64, Relaxed);
+            self.memory.store(Word::STATE, Lifecycle::Starting as u64, Relaxed);
             self.memory.store(Word::EPOCH, epoch.get().into(), Release); // Release E
         }
         self.sign();
@@ -112,10 +112,10 @@ impl<M: Memory> Asker<M> {
     }
 
     /// Puts a question, in place of any earlier one that was not answered. The caller rings afterwards.
-    pub fn ask(&mut self, kind: Kind, lease: Option<LeaseId>) {
+    pub fn ask(&mut self, kind: QuestionKind, lease: Option<LeaseId>) {
         self.sequence = self.sequence % SEQUENCE_MAX + 1;
-        if matches!(kind, Kind::Drain | Kind::Resume) {
-            self.drained = kind == Kind::Drain;
+        if matches!(kind, QuestionKind::Drain | QuestionKind::Resume) {
+            self.drained = kind == QuestionKind::Drain;
             self.memory.store(Word::DRAINED, self.drained.into(), Relaxed);
         }
         // A sequence lock (cf. Boehm, "Can seqlocks get along with programming language memory models?",
@@ -154,7 +154,7 @@ impl<M: Memory> Asker<M> {
 
     /// Whether an offer is answered that was not, or a claim has ended: what the worker would ring for.
     pub fn has_news(&self) -> bool {
-        let question = self.outstanding.filter(|question| question.kind == Kind::Offer);
+        let question = self.outstanding.filter(|question| question.kind == QuestionKind::Offer);
         let answered = |question: Question| self.memory.load(Word::ANSWER, Relaxed) >> 16 == question.sequence;
         let open =
             matches!(claim(&self.memory), Some(Claim::Held(_, Phase::Offered | Phase::Claimed | Phase::Responding)));
@@ -177,7 +177,7 @@ impl<M: Memory> Asker<M> {
     }
 
     /// `Free -> Offered`, then the question. What was found in the claim word if it was not free.
-    pub fn offer(&mut self, terms: &Terms) -> Result<(), Option<Claim>> {
+    pub fn offer(&mut self, terms: &LeaseTerms) -> Result<(), Option<Claim>> {
         match claim(&self.memory) {
             Some(Claim::Free) => {}
             found => return Err(found),
@@ -187,7 +187,7 @@ impl<M: Memory> Asker<M> {
         self.memory.fence(Release);
         store_terms(&self.memory, terms);
         swap(&self.memory, Claim::Free, Claim::Held(terms.lease, Phase::Offered))?;
-        self.ask(Kind::Offer, Some(terms.lease));
+        self.ask(QuestionKind::Offer, Some(terms.lease));
         Ok(())
     }
 

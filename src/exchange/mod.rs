@@ -14,7 +14,7 @@
 //! [`Word::WATCHED`]); the other side reads the state when rung *or at its deadline*. A bell that is lost, late or doubled
 //! therefore corrupts nothing.
 //!
-//! Everything here is generic over [`Memory`], so that the same code runs on a shared segment, on plain
+//! Everything here is generic over [`SlotMemory`], so that the same code runs on a shared segment, on plain
 //! atomics and under `loom`. Release and acquire that belong together carry the same letter in a comment.
 //! Every value read is taken for untrusted: it passes a checked constructor or counts as absent.
 
@@ -23,17 +23,17 @@ mod slot_layout;
 mod spin;
 mod worker;
 
-pub use dispatcher::Asker;
-pub use slot_layout::{Counters, LINES, Life, Request, WORDS, Word};
-pub use spin::{LONGEST, Patience};
-pub use worker::{ClaimRefused, Counter, Respondent};
+pub use dispatcher::DispatcherSide;
+pub use slot_layout::{Incarnation, LINES, RequestNote, SlotCounters, WORDS, Word};
+pub use spin::{LONGEST, SpinBudget};
+pub use worker::{ClaimError, Counter, WorkerSide};
 
 use std::sync::atomic::Ordering;
 
-use crate::ids::{Claim, LeaseId, Reason, Terms, Time};
+use crate::ids::{Claim, LeaseId, LeaseTerms, Monotonic, RefuseReason};
 
 /// The words of one slot, wherever they are kept.
-pub trait Memory {
+pub trait SlotMemory {
     /// Reads a word.
     fn load(&self, word: Word, order: Ordering) -> u64;
     /// Writes a word.
@@ -44,7 +44,7 @@ pub trait Memory {
     fn fence(&self, order: Ordering);
 }
 
-impl<M: Memory + ?Sized> Memory for std::sync::Arc<M> {
+impl<M: SlotMemory + ?Sized> SlotMemory for std::sync::Arc<M> {
     fn load(&self, word: Word, order: Ordering) -> u64 {
         (**self).load(word, order)
     }
@@ -61,20 +61,20 @@ impl<M: Memory + ?Sized> Memory for std::sync::Arc<M> {
 
 /// When a role started last, and how many of its lives had failed before: [`Word::DISPATCHER_START`] or
 /// [`Word::WORKER_START`]. `None` after an end that was wanted.
-pub fn load_start(memory: &impl Memory, word: Word) -> Option<(Time, u32)> {
+pub fn load_start(memory: &impl SlotMemory, word: Word) -> Option<(Monotonic, u32)> {
     let raw = memory.load(word, Ordering::Relaxed);
-    (raw != 0).then_some((Time((raw >> 16).saturating_mul(1_000_000)), (raw & 0xffff) as u32))
+    (raw != 0).then_some((Monotonic((raw >> 16).saturating_mul(1_000_000)), (raw & 0xffff) as u32))
 }
 
 /// Writes it, to the millisecond. Only the role itself may.
-pub fn store_start(memory: &impl Memory, word: Word, start: Option<(Time, u32)>) {
+pub fn store_start(memory: &impl SlotMemory, word: Word, start: Option<(Monotonic, u32)>) {
     let raw = start.map_or(0, |(at, failures)| (at.0 / 1_000_000) << 16 | u64::from(failures.min(0xffff)));
     memory.store(word, raw, Ordering::Relaxed);
 }
 
 /// What the dispatcher may ask.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Kind {
+pub enum QuestionKind {
     /// Are you there?
     Ping = 1,
     /// Will you take the lease in the lease line?
@@ -82,17 +82,17 @@ pub enum Kind {
     /// Are you through with the lease?
     Finished = 3,
     /// Take nothing new. As any question it may be replaced before it is read; what counts is
-    /// [`Respondent::drained`], which a worker follows at every turn.
+    /// [`WorkerSide::drained`], which a worker follows at every turn.
     Drain = 4,
-    /// Take offers again; see [`Kind::Drain`].
+    /// Take offers again; see [`QuestionKind::Drain`].
     Resume = 5,
     /// Now is the time to make room for your next incarnation.
     Recycle = 6,
 }
 
-impl Kind {
+impl QuestionKind {
     fn new(raw: u64) -> Option<Self> {
-        use Kind::*;
+        use QuestionKind::*;
         [Ping, Offer, Finished, Drain, Resume, Recycle].into_iter().find(|k| *k as u64 == raw)
     }
 }
@@ -103,7 +103,7 @@ pub struct Question {
     /// 1, 2, 3 ... within a slot's life, across incarnations of the dispatcher.
     pub sequence: u64,
     /// What is asked.
-    pub kind: Kind,
+    pub kind: QuestionKind,
     /// The lease it is about, where it is about one.
     pub lease: Option<LeaseId>,
 }
@@ -116,7 +116,7 @@ pub enum Reply {
     /// Yes.
     Accept,
     /// No, because.
-    Refuse(Reason),
+    Refuse(RefuseReason),
     /// The lease is over.
     Finished,
     /// The lease is still being worked on.
@@ -139,7 +139,7 @@ impl Reply {
         match (bits >> 8 & 0xff, bits & 0xff) {
             (1, 0) => Some(Reply::Pong),
             (2, 0) => Some(Reply::Accept),
-            (3, reason) => Reason::new(reason).map(Reply::Refuse),
+            (3, reason) => RefuseReason::new(reason).map(Reply::Refuse),
             (4, 0) => Some(Reply::Finished),
             (5, 0) => Some(Reply::Working),
             _ => None,
@@ -148,19 +148,19 @@ impl Reply {
 }
 
 /// The claim word as it is now; `None` if it holds what no honest writer writes.
-pub fn claim<M: Memory>(memory: &M) -> Option<Claim> {
+pub fn claim<M: SlotMemory>(memory: &M) -> Option<Claim> {
     // Acquire C: pairs with every compare-and-swap of the claim word, and with nothing else.
     Claim::new(memory.load(Word::CLAIM, Ordering::Acquire))
 }
 
 /// Changes the claim word from one state to another, or tells what it found instead.
-fn swap<M: Memory>(memory: &M, from: Claim, to: Claim) -> Result<(), Option<Claim>> {
+fn swap<M: SlotMemory>(memory: &M, from: Claim, to: Claim) -> Result<(), Option<Claim>> {
     memory.compare_exchange(Word::CLAIM, from.word(), to.word()).map_err(Claim::new)
 }
 
 /// The terms of the lease in the lease line, if that lease is still the one in the claim word: the line is
 /// written only while the claim word is free, so an unchanged claim word proves an unchanged line.
-pub fn terms<M: Memory>(memory: &M) -> Option<(Claim, Terms)> {
+pub fn terms<M: SlotMemory>(memory: &M) -> Option<(Claim, LeaseTerms)> {
     let before = claim(memory)?;
     let Claim::Held(lease, _) = before else { return None };
     let terms = slot_layout::load_terms(memory)?;

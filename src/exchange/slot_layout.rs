@@ -3,9 +3,9 @@
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 
-use super::Memory;
-use crate::ids::{Epoch, LeaseId, Terms, Time, Token, WorkerState};
-use crate::stats::{Histogram, Tally};
+use super::SlotMemory;
+use crate::ids::{Epoch, LeaseId, LeaseTerms, Lifecycle, Monotonic, Token};
+use crate::stats::{Counters, Histogram};
 
 /// 64-bit words in a 64-byte line.
 const PER_LINE: usize = 8;
@@ -76,7 +76,7 @@ impl Word {
     pub(super) const PID: Word = Word::at(3, 1);
     /// Start time of the process in clock ticks since boot, as in `/proc/PID/stat` (proc(5), field 22).
     pub(super) const STARTED: Word = Word::at(3, 2);
-    /// A [`WorkerState`], with bit 8 set while the worker wants to be recycled.
+    /// A [`Lifecycle`], with bit 8 set while the worker wants to be recycled.
     pub(super) const STATE: Word = Word::at(3, 3);
     /// Turns of the control loop.
     pub(super) const TURNS: Word = Word::at(3, 4);
@@ -120,9 +120,9 @@ impl Word {
     /// When it was claimed.
     pub(super) const CLAIMED_AT: Word = Word::at(REQUEST_LINE, 1);
 
-    /// Word `i` of its text, below [`Request::TEXT_WORDS`].
+    /// Word `i` of its text, below [`RequestNote::TEXT_WORDS`].
     pub(super) const fn request_text(i: usize) -> Word {
-        assert!(i < Request::TEXT_WORDS);
+        assert!(i < RequestNote::TEXT_WORDS);
         Word(REQUEST_LINE * PER_LINE + 2 + i)
     }
 
@@ -134,7 +134,7 @@ impl Word {
 
 /// What a worker wrote of itself.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Life {
+pub struct Incarnation {
     /// Its incarnation.
     pub epoch: Epoch,
     /// Its process.
@@ -142,13 +142,13 @@ pub struct Life {
     /// That process' start time in clock ticks since boot.
     pub started: u64,
     /// What it says it is doing.
-    pub state: WorkerState,
+    pub state: Lifecycle,
     /// Whether it asks to be recycled.
     pub wants_recycle: bool,
     /// Turns of its control loop.
     pub turns: u64,
     /// When the last turn was.
-    pub last_turn: Time,
+    pub last_turn: Monotonic,
     /// The TCP port it listens on.
     pub port: Option<u16>,
 }
@@ -156,35 +156,35 @@ pub struct Life {
 /// Flag in [`Word::STATE`].
 pub(super) const WANTS_RECYCLE: u64 = 1 << 8;
 
-impl Life {
+impl Incarnation {
     /// The life line; `None` if no worker has ever written it, or nonsense.
-    pub fn load<M: Memory>(memory: &M) -> Option<Life> {
+    pub fn load<M: SlotMemory>(memory: &M) -> Option<Incarnation> {
         use std::sync::atomic::Ordering::Acquire;
         // Acquire E: pairs with the release of the epoch, the last word a new incarnation writes.
         let epoch = Epoch::new(memory.load(Word::EPOCH, Acquire))?;
         let state = memory.load(Word::STATE, Relaxed);
-        Some(Life {
+        Some(Incarnation {
             epoch,
             pid: u32::try_from(memory.load(Word::PID, Relaxed)).ok().filter(|pid| *pid > 0)?,
             started: memory.load(Word::STARTED, Relaxed),
-            state: WorkerState::new(state & 0xff)?,
+            state: Lifecycle::new(state & 0xff)?,
             wants_recycle: state & WANTS_RECYCLE != 0,
             turns: memory.load(Word::TURNS, Relaxed),
-            last_turn: Time(memory.load(Word::LAST_TURN, Relaxed)),
+            last_turn: Monotonic(memory.load(Word::LAST_TURN, Relaxed)),
             port: u16::try_from(memory.load(Word::PORT, Relaxed)).ok().filter(|port| *port > 0),
         })
     }
 
     /// Whether the line may be that of a first worker which has not finished writing it: no epoch yet, and no state
     /// that comes after it. Of any other that cannot be loaded somebody has written nonsense.
-    pub fn is_unwritten<M: Memory>(memory: &M) -> bool {
-        memory.load(Word::EPOCH, Relaxed) == 0 && memory.load(Word::STATE, Relaxed) <= WorkerState::Starting as u64
+    pub fn is_unwritten<M: SlotMemory>(memory: &M) -> bool {
+        memory.load(Word::EPOCH, Relaxed) == 0 && memory.load(Word::STATE, Relaxed) <= Lifecycle::Starting as u64
     }
 }
 
 /// What a worker has done, over all its incarnations.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Counters {
+pub struct SlotCounters {
     /// Requests answered.
     pub served: u64,
     /// Requests that ended in a 5xx of patou's own, a reset, or a cancelled client.
@@ -197,10 +197,10 @@ pub struct Counters {
     pub sent_back: u64,
 }
 
-impl Counters {
+impl SlotCounters {
     /// Reads them, each by itself: together they are a glance, not a snapshot.
-    pub fn load<M: Memory>(memory: &M) -> Counters {
-        Counters {
+    pub fn load<M: SlotMemory>(memory: &M) -> SlotCounters {
+        SlotCounters {
             served: memory.load(Word::SERVED, Relaxed),
             failed: memory.load(Word::FAILED, Relaxed),
             bytes_in: memory.load(Word::BYTES_IN, Relaxed),
@@ -210,53 +210,53 @@ impl Counters {
     }
 
     /// The same as a tally, with the times from claim to end.
-    pub fn tally<M: Memory>(memory: &M) -> Tally {
-        let Counters { served, failed, bytes_in, bytes_out, sent_back } = Self::load(memory);
+    pub fn tally<M: SlotMemory>(memory: &M) -> Counters {
+        let SlotCounters { served, failed, bytes_in, bytes_out, sent_back } = Self::load(memory);
         let counts = [("served", served), ("failed", failed), ("sent_back", sent_back)];
         let bytes = [("bytes_in", bytes_in), ("bytes_out", bytes_out)];
         let buckets = (0..Word::BUCKETS).map(|i| memory.load(Word::bucket(i), Relaxed));
         let times = Histogram::new(buckets, memory.load(Word::RUN_MICROS, Relaxed));
-        Tally { times, ..Tally::new(counts.into_iter().chain(bytes)) }
+        Counters { times, ..Counters::new(counts.into_iter().chain(bytes)) }
     }
 }
 
 /// The request that a worker has in hand.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Request {
+pub struct RequestNote {
     /// When it was claimed.
-    pub claimed_at: Time,
-    /// Method and path, cut at [`Request::TEXT_MAX`] bytes. A client's words: they may hold anything.
+    pub claimed_at: Monotonic,
+    /// Method and path, cut at [`RequestNote::TEXT_MAX`] bytes. A client's words: they may hold anything.
     pub text: Vec<u8>,
 }
 
-impl Request {
+impl RequestNote {
     const TEXT_WORDS: usize = REQUEST_LINES * PER_LINE - 2;
     /// Bytes of text that are kept.
     pub const TEXT_MAX: usize = Self::TEXT_WORDS * size_of::<u64>();
 
     /// The request of this lease; `None` if what stands there is another one's, or is just being written.
-    pub fn load<M: Memory>(memory: &M, lease: LeaseId) -> Option<Request> {
+    pub fn load<M: SlotMemory>(memory: &M, lease: LeaseId) -> Option<RequestNote> {
         use std::sync::atomic::Ordering::Acquire;
         let is_its = |order| memory.load(Word::REQUEST_LEASE, order) == lease.get();
         if !is_its(Acquire) {
             return None; // Acquire R
         }
-        let claimed_at = Time(memory.load(Word::CLAIMED_AT, Relaxed));
+        let claimed_at = Monotonic(memory.load(Word::CLAIMED_AT, Relaxed));
         let words = (0..Self::TEXT_WORDS).map(|i| memory.load(Word::request_text(i), Relaxed));
         let text = words.flat_map(u64::to_le_bytes).take_while(|byte| *byte != 0).collect();
         memory.fence(Acquire); // Acquire R
-        is_its(Relaxed).then_some(Request { claimed_at, text })
+        is_its(Relaxed).then_some(RequestNote { claimed_at, text })
     }
 }
 
 /// Writes down the request of a lease. The text ends with a zero byte, or with the last word.
-pub(super) fn store_request<M: Memory>(memory: &M, lease: LeaseId, claimed_at: Time, text: &[&[u8]]) {
+pub(super) fn store_request<M: SlotMemory>(memory: &M, lease: LeaseId, claimed_at: Monotonic, text: &[&[u8]]) {
     use std::sync::atomic::Ordering::Release;
     memory.store(Word::REQUEST_LEASE, 0, Relaxed);
     memory.fence(Release); // Release R: no word of this request is seen under the lease of the one before
     memory.store(Word::CLAIMED_AT, claimed_at.0, Relaxed);
-    let mut bytes = text.iter().flat_map(|piece| piece.iter().copied()).take(Request::TEXT_MAX).peekable();
-    for i in 0..Request::TEXT_WORDS {
+    let mut bytes = text.iter().flat_map(|piece| piece.iter().copied()).take(RequestNote::TEXT_MAX).peekable();
+    for i in 0..RequestNote::TEXT_WORDS {
         let more = bytes.peek().is_some();
         let word: [u8; size_of::<u64>()] = std::array::from_fn(|_| bytes.next().unwrap_or(0));
         memory.store(Word::request_text(i), u64::from_le_bytes(word), Relaxed);
@@ -267,20 +267,20 @@ pub(super) fn store_request<M: Memory>(memory: &M, lease: LeaseId, claimed_at: T
     memory.store(Word::REQUEST_LEASE, lease.get(), Release); // Release R
 }
 
-pub(super) fn load_terms<M: Memory>(memory: &M) -> Option<Terms> {
+pub(super) fn load_terms<M: SlotMemory>(memory: &M) -> Option<LeaseTerms> {
     let dispatcher = memory.load(Word::LEASE_DISPATCHER, Relaxed);
-    Some(Terms {
+    Some(LeaseTerms {
         lease: LeaseId::new(memory.load(Word::LEASE, Relaxed))?,
         worker_epoch: Epoch::new(memory.load(Word::LEASE_WORKER, Relaxed))?,
         dispatcher_epoch: Epoch::new(dispatcher & u64::from(u32::MAX))?,
         token: Token::from_words([memory.load(Word::TOKEN_HIGH, Relaxed), memory.load(Word::TOKEN_LOW, Relaxed)]),
-        claim_by: Time(memory.load(Word::CLAIM_BY, Relaxed)),
+        claim_by: Monotonic(memory.load(Word::CLAIM_BY, Relaxed)),
         request_timeout: Duration::from_nanos(memory.load(Word::REQUEST_TIMEOUT, Relaxed)),
         connection: (dispatcher >> 32) as u32,
     })
 }
 
-pub(super) fn store_terms<M: Memory>(memory: &M, terms: &Terms) {
+pub(super) fn store_terms<M: SlotMemory>(memory: &M, terms: &LeaseTerms) {
     let [high, low] = terms.token.words();
     let timeout = u64::try_from(terms.request_timeout.as_nanos()).unwrap_or(u64::MAX);
     for (word, value) in [
@@ -304,7 +304,7 @@ mod tests {
 
     struct Words(Vec<AtomicU64>);
 
-    impl Memory for Words {
+    impl SlotMemory for Words {
         fn load(&self, word: Word, order: Ordering) -> u64 {
             self.0[word.index()].load(order)
         }
@@ -322,13 +322,13 @@ mod tests {
         let memory = Words((0..WORDS).map(|_| AtomicU64::new(u64::MAX)).collect());
         let lease = |n| LeaseId::of(Epoch::FIRST, n);
         let kept = |n, pieces: &[&[u8]]| {
-            store_request(&memory, lease(n), Time(n), pieces);
-            assert_eq!(Request::load(&memory, lease(n + 1)), None);
-            let request = Request::load(&memory, lease(n)).unwrap();
-            assert_eq!(request.claimed_at, Time(n));
+            store_request(&memory, lease(n), Monotonic(n), pieces);
+            assert_eq!(RequestNote::load(&memory, lease(n + 1)), None);
+            let request = RequestNote::load(&memory, lease(n)).unwrap();
+            assert_eq!(request.claimed_at, Monotonic(n));
             String::from_utf8(request.text).unwrap()
         };
-        let long = "x".repeat(Request::TEXT_MAX + 1);
+        let long = "x".repeat(RequestNote::TEXT_MAX + 1);
         assert_eq!(kept(1, &[b"GET", b" ", b"/"]), "GET /");
         assert_eq!(kept(2, &[long.as_bytes()]), long[1..]);
         assert_eq!(kept(3, &[b"PUT /16"]), "PUT /16");

@@ -13,19 +13,19 @@ const TRIAL: u32 = 64;
 
 /// What is known of the answers of a pool.
 #[derive(Clone, Copy, Debug)]
-pub struct Patience {
+pub struct SpinBudget {
     /// How long they take, in nanoseconds: a moving average over eight.
     typical: u64,
     in_vain: u32,
 }
 
-impl Default for Patience {
+impl Default for SpinBudget {
     fn default() -> Self {
         Self { typical: LONGEST.as_nanos() as u64 / 4, in_vain: 0 }
     }
 }
 
-impl Patience {
+impl SpinBudget {
     /// How long to watch for the next one: twice as long as they take, or not at all. `shared`: whether the worker may need
     /// the core that this side would watch on.
     pub fn watch(&mut self, shared: bool) -> Duration {
@@ -53,7 +53,7 @@ mod tests {
 
     #[test]
     fn watches_while_that_pays_and_tries_again_later() {
-        let mut patience = Patience::default();
+        let mut patience = SpinBudget::default();
         assert_eq!(patience.watch(true), Duration::ZERO);
         assert!(patience.watch(false) > Duration::ZERO);
         for _ in 0..20 {

@@ -4,8 +4,8 @@ use std::sync::atomic::Ordering::{Acquire, Relaxed, Release, SeqCst};
 use std::time::Duration;
 
 use super::slot_layout::{WANTS_RECYCLE, store_request};
-use super::{Kind, Memory, Question, Reply, Word, claim, swap, terms};
-use crate::ids::{Claim, Epoch, LeaseId, Phase, Reason, Terms, Time, Token, WorkerState};
+use super::{Question, QuestionKind, Reply, SlotMemory, Word, claim, swap, terms};
+use crate::ids::{Claim, Epoch, LeaseId, LeaseTerms, Lifecycle, Monotonic, Phase, RefuseReason, Token};
 use crate::stats::Histogram;
 
 /// How often a question that changes meanwhile is read: an honest dispatcher asks no faster than that.
@@ -13,7 +13,7 @@ const READS: u32 = 8;
 
 /// Why a token does not open the worker. All of them send the client back to the dispatcher.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum ClaimRefused {
+pub enum ClaimError {
     /// There is no offer in the slot, or it is another one's.
     Foreign,
     /// The offer was made to another incarnation.
@@ -40,16 +40,16 @@ pub enum Counter {
 /// The worker's hold on its slot. Its control loop answers through it while its serving task claims: the
 /// words that both could touch are changed by compare-and-swap only, and each counter has one thread.
 #[derive(Debug)]
-pub struct Respondent<M> {
+pub struct WorkerSide<M> {
     memory: M,
     epoch: Epoch,
     /// What of the life line does not change: only another can have written anything else.
     signature: [(Word, u64); 4],
 }
 
-impl<M: Memory> Respondent<M> {
+impl<M: SlotMemory> WorkerSide<M> {
     /// Starts a new incarnation: everything of the life line, the epoch last.
-    pub fn begin(memory: M, pid: u32, started: u64, port: Option<u16>, now: Time) -> Self {
+    pub fn begin(memory: M, pid: u32, started: u64, port: Option<u16>, now: Monotonic) -> Self {
         let epoch = Epoch::new(memory.load(Word::EPOCH, Relaxed)).map_or(Epoch::FIRST, Epoch::next);
         let signature = [
             (Word::PID, pid.into()),
@@ -57,7 +57,7 @@ impl<M: Memory> Respondent<M> {
             (Word::PORT, port.unwrap_or(0).into()),
             (Word::EPOCH, epoch.get().into()),
         ];
-        memory.store(Word::STATE, WorkerState::Starting as u64, Relaxed);
+        memory.store(Word::STATE, Lifecycle::Starting as u64, Relaxed);
         memory.store(Word::LAST_TURN, now.0, Relaxed);
         for (word, value) in signature {
             memory.store(word, value, Release); // Release E: the epoch comes last
@@ -87,7 +87,7 @@ impl<M: Memory> Respondent<M> {
     }
 
     /// Says what the worker is doing, and whether it asks to be recycled.
-    pub fn set_state(&self, state: WorkerState, wants_recycle: bool) {
+    pub fn set_state(&self, state: Lifecycle, wants_recycle: bool) {
         let flag = if wants_recycle { WANTS_RECYCLE } else { 0 };
         self.memory.store(Word::STATE, state as u64 | flag, Release);
     }
@@ -98,7 +98,7 @@ impl<M: Memory> Respondent<M> {
     }
 
     /// One turn of the control loop.
-    pub fn turn(&self, now: Time) {
+    pub fn turn(&self, now: Monotonic) {
         self.memory.store(Word::TURNS, self.memory.load(Word::TURNS, Relaxed).wrapping_add(1), Relaxed);
         self.memory.store(Word::LAST_TURN, now.0, Relaxed);
     }
@@ -126,7 +126,7 @@ impl<M: Memory> Respondent<M> {
             let lease = self.memory.load(Word::QUESTION_LEASE, Relaxed);
             self.memory.fence(Acquire); // Acquire Q
             if self.memory.load(Word::QUESTION, Relaxed) == word {
-                return Some(Question { sequence, kind: Kind::new(kind)?, lease: LeaseId::new(lease) });
+                return Some(Question { sequence, kind: QuestionKind::new(kind)?, lease: LeaseId::new(lease) });
             }
         }
         None // whoever changes it rings for that
@@ -138,25 +138,25 @@ impl<M: Memory> Respondent<M> {
     }
 
     /// The answer that is true now: what to say to `question` in `state`.
-    pub fn judge(&self, question: &Question, state: WorkerState) -> Reply {
+    pub fn judge(&self, question: &Question, state: Lifecycle) -> Reply {
         let held = claim(&self.memory);
         match question.kind {
-            Kind::Ping | Kind::Drain | Kind::Resume => Reply::Pong,
-            Kind::Offer => match state {
-                WorkerState::Starting => Reply::Refuse(Reason::Starting),
-                WorkerState::Draining => Reply::Refuse(Reason::Draining),
-                WorkerState::Recycling => Reply::Refuse(Reason::Recycling),
-                WorkerState::Ready => match terms(&self.memory) {
+            QuestionKind::Ping | QuestionKind::Drain | QuestionKind::Resume => Reply::Pong,
+            QuestionKind::Offer => match state {
+                Lifecycle::Starting => Reply::Refuse(RefuseReason::Starting),
+                Lifecycle::Draining => Reply::Refuse(RefuseReason::Draining),
+                Lifecycle::Recycling => Reply::Refuse(RefuseReason::Recycling),
+                Lifecycle::Ready => match terms(&self.memory) {
                     Some((Claim::Held(lease, Phase::Offered), terms))
                         if Some(lease) == question.lease && terms.worker_epoch == self.epoch =>
                     {
                         Reply::Accept
                     }
-                    Some((Claim::Held(_, Phase::Claimed | Phase::Responding), _)) => Reply::Refuse(Reason::Busy),
-                    _ => Reply::Refuse(Reason::Stale),
+                    Some((Claim::Held(_, Phase::Claimed | Phase::Responding), _)) => Reply::Refuse(RefuseReason::Busy),
+                    _ => Reply::Refuse(RefuseReason::Stale),
                 },
             },
-            Kind::Finished => match held {
+            QuestionKind::Finished => match held {
                 Some(Claim::Held(lease, Phase::Offered | Phase::Claimed | Phase::Responding))
                     if Some(lease) == question.lease =>
                 {
@@ -164,15 +164,15 @@ impl<M: Memory> Respondent<M> {
                 }
                 _ => Reply::Finished,
             },
-            Kind::Recycle => match held {
+            QuestionKind::Recycle => match held {
                 Some(Claim::Held(_, Phase::Offered | Phase::Claimed | Phase::Responding)) => {
-                    Reply::Refuse(Reason::Busy)
+                    Reply::Refuse(RefuseReason::Busy)
                 }
                 _ => match state {
-                    WorkerState::Ready => Reply::Accept,
-                    WorkerState::Starting => Reply::Refuse(Reason::Starting),
-                    WorkerState::Draining => Reply::Refuse(Reason::Draining),
-                    WorkerState::Recycling => Reply::Refuse(Reason::Recycling),
+                    Lifecycle::Ready => Reply::Accept,
+                    Lifecycle::Starting => Reply::Refuse(RefuseReason::Starting),
+                    Lifecycle::Draining => Reply::Refuse(RefuseReason::Draining),
+                    Lifecycle::Recycling => Reply::Refuse(RefuseReason::Recycling),
                 },
             },
         }
@@ -184,23 +184,23 @@ impl<M: Memory> Respondent<M> {
     }
 
     /// `Offered -> Claimed`, for whoever shows the token: at most one wins.
-    pub fn claim(&self, token: Token, now: Time) -> Result<Terms, ClaimRefused> {
-        let (held, terms) = terms(&self.memory).ok_or(ClaimRefused::Foreign)?;
+    pub fn claim(&self, token: Token, now: Monotonic) -> Result<LeaseTerms, ClaimError> {
+        let (held, terms) = terms(&self.memory).ok_or(ClaimError::Foreign)?;
         if !terms.token.matches(token) {
-            return Err(ClaimRefused::Foreign);
+            return Err(ClaimError::Foreign);
         }
         if terms.worker_epoch != self.epoch {
-            return Err(ClaimRefused::OtherEpoch);
+            return Err(ClaimError::OtherEpoch);
         }
         if held != Claim::Held(terms.lease, Phase::Offered) || now > terms.claim_by {
-            return Err(ClaimRefused::Late);
+            return Err(ClaimError::Late);
         }
-        swap(&self.memory, held, Claim::Held(terms.lease, Phase::Claimed)).map_err(|_| ClaimRefused::Late)?;
+        swap(&self.memory, held, Claim::Held(terms.lease, Phase::Claimed)).map_err(|_| ClaimError::Late)?;
         Ok(terms)
     }
 
-    /// Writes down what was claimed, for [`super::Request::load`]: pieces of text that belong together.
-    pub fn note_request(&self, lease: LeaseId, now: Time, text: &[&[u8]]) {
+    /// Writes down what was claimed, for [`super::RequestNote::load`]: pieces of text that belong together.
+    pub fn note_request(&self, lease: LeaseId, now: Monotonic, text: &[&[u8]]) {
         store_request(&self.memory, lease, now, text);
     }
 
@@ -223,7 +223,7 @@ impl<M: Memory> Respondent<M> {
     }
 
     /// Whether this incarnation owes anything: an offer that its client may still use, or a claimed lease.
-    pub fn owes(&self, now: Time) -> bool {
+    pub fn owes(&self, now: Monotonic) -> bool {
         match terms(&self.memory) {
             Some((_, terms)) if terms.worker_epoch != self.epoch => false,
             Some((Claim::Held(_, Phase::Offered), terms)) => now <= terms.claim_by,

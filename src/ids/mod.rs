@@ -6,7 +6,7 @@
 
 mod state;
 
-pub use state::{Claim, Phase, Reason, Terms, WorkerState};
+pub use state::{Claim, LeaseTerms, Lifecycle, Phase, RefuseReason};
 
 use std::fmt;
 use std::num::NonZeroU32;
@@ -238,19 +238,19 @@ impl fmt::Debug for Token {
 
 /// A point on `CLOCK_MONOTONIC` in nanoseconds: the same for every process of the machine.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct Time(pub u64);
+pub struct Monotonic(pub u64);
 
-impl Time {
+impl Monotonic {
     /// How long ago `earlier` was; zero if it is not earlier.
-    pub fn since(self, earlier: Time) -> Duration {
+    pub fn since(self, earlier: Monotonic) -> Duration {
         Duration::from_nanos(self.0.saturating_sub(earlier.0))
     }
 }
 
-impl std::ops::Add<Duration> for Time {
-    type Output = Time;
-    fn add(self, by: Duration) -> Time {
-        Time(self.0.saturating_add(u64::try_from(by.as_nanos()).unwrap_or(u64::MAX)))
+impl std::ops::Add<Duration> for Monotonic {
+    type Output = Monotonic;
+    fn add(self, by: Duration) -> Monotonic {
+        Monotonic(self.0.saturating_add(u64::try_from(by.as_nanos()).unwrap_or(u64::MAX)))
     }
 }
 

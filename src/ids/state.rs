@@ -3,7 +3,7 @@
 use std::fmt;
 use std::time::Duration;
 
-use super::{Epoch, LeaseId, Time, Token};
+use super::{Epoch, LeaseId, Monotonic, Token};
 
 /// How far a lease has come. Who may make which step is said in [`crate::exchange`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -61,7 +61,7 @@ impl Claim {
 
 /// What a lease says: which lives it binds, its secret and its bounds.
 #[derive(Clone, Copy, Debug)]
-pub struct Terms {
+pub struct LeaseTerms {
     /// The lease.
     pub lease: LeaseId,
     /// The worker's incarnation it was given on; any other must refuse it.
@@ -71,7 +71,7 @@ pub struct Terms {
     /// The client's proof.
     pub token: Token,
     /// When an unclaimed lease ends.
-    pub claim_by: Time,
+    pub claim_by: Monotonic,
     /// How long the request may take from the claim on.
     pub request_timeout: Duration,
     /// The mark of the connection that is handed over with it; 0 without one. A dispatcher that finds a connection in
@@ -81,7 +81,7 @@ pub struct Terms {
 
 /// What a worker says of itself in its life line.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum WorkerState {
+pub enum Lifecycle {
     /// It has taken the slot but cannot serve yet.
     Starting = 1,
     /// It answers offers.
@@ -92,17 +92,17 @@ pub enum WorkerState {
     Recycling = 4,
 }
 
-impl WorkerState {
+impl Lifecycle {
     /// The state stored as `raw`.
     pub fn new(raw: u64) -> Option<Self> {
-        use WorkerState::*;
+        use Lifecycle::*;
         [Starting, Ready, Draining, Recycling].into_iter().find(|s| *s as u64 == raw)
     }
 }
 
 /// Why a worker refuses.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Reason {
+pub enum RefuseReason {
     /// It still works for another lease.
     Busy = 1,
     /// It is not ready yet.
@@ -115,22 +115,22 @@ pub enum Reason {
     Stale = 5,
 }
 
-impl Reason {
+impl RefuseReason {
     /// The reason stored as `raw`.
     pub fn new(raw: u64) -> Option<Self> {
-        use Reason::*;
+        use RefuseReason::*;
         [Busy, Starting, Draining, Recycling, Stale].into_iter().find(|r| *r as u64 == raw)
     }
 }
 
-impl fmt::Display for Reason {
+impl fmt::Display for RefuseReason {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
-            Reason::Busy => "busy",
-            Reason::Starting => "starting",
-            Reason::Draining => "draining",
-            Reason::Recycling => "recycling",
-            Reason::Stale => "stale question",
+            RefuseReason::Busy => "busy",
+            RefuseReason::Starting => "starting",
+            RefuseReason::Draining => "draining",
+            RefuseReason::Recycling => "recycling",
+            RefuseReason::Stale => "stale question",
         })
     }
 }

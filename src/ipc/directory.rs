@@ -77,7 +77,7 @@ const UNITS: &str = "systemd";
 
 /// Who keeps a set running.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Keeper {
+pub enum SetOwner {
     /// This process, while it lives.
     Process,
     /// systemd, until the set is removed.
@@ -93,9 +93,9 @@ pub fn is_units(dir: &Path) -> bool {
 ///
 /// # Errors
 /// [`IpcError::Live`] with the pid of whoever has it; [`IpcError::Units`] for a process where units are.
-pub fn lock_set(dir: &Path, keeper: Keeper) -> Result<SetLock, IpcError> {
+pub fn lock_set(dir: &Path, keeper: SetOwner) -> Result<SetLock, IpcError> {
     let path = dir.join(LOCK);
-    if keeper == Keeper::Process && is_units(dir) {
+    if keeper == SetOwner::Process && is_units(dir) {
         return Err(IpcError::Units(dir.to_owned()));
     }
     loop {
@@ -104,7 +104,7 @@ pub fn lock_set(dir: &Path, keeper: Keeper) -> Result<SetLock, IpcError> {
             .write(true)
             .create(true)
             .truncate(false)
-            .mode(if keeper == Keeper::Units { 0o644 } else { 0o600 })
+            .mode(if keeper == SetOwner::Units { 0o644 } else { 0o600 })
             .custom_flags(libc::O_NOFOLLOW)
             .open(&path)
             .map_err(at(&path))?;
@@ -124,8 +124,8 @@ pub fn lock_set(dir: &Path, keeper: Keeper) -> Result<SetLock, IpcError> {
         let ours = file.metadata().map_err(at(&path))?;
         if fs::metadata(&path).is_ok_and(|named| (named.dev(), named.ino()) == (ours.dev(), ours.ino())) {
             let who = match keeper {
-                Keeper::Process => std::process::id().to_string(),
-                Keeper::Units => UNITS.to_owned(),
+                SetOwner::Process => std::process::id().to_string(),
+                SetOwner::Units => UNITS.to_owned(),
             };
             let written = file.set_len(0).and_then(|()| file.rewind()).and_then(|()| writeln!(file, "{who}"));
             written.map_err(at(&path))?;

@@ -7,7 +7,7 @@ use nix::unistd::getuid;
 
 use super::{IpcError, Paths, at, owner_of, read_private, recorded};
 use crate::config::Config;
-use crate::exchange::{self, Asker, Life};
+use crate::exchange::{self, DispatcherSide, Incarnation};
 use crate::ids::{Claim, Phase};
 use crate::shm::{Damage, Role, Segment};
 
@@ -65,13 +65,13 @@ pub fn leftovers(dir: &Path) -> Result<Vec<Leftover>, IpcError> {
             continue;
         }
         if segment.is_taken(Role::Worker)
-            && let Some(life) = Life::load(&segment)
+            && let Some(life) = Incarnation::load(&segment)
         {
             let busy = matches!(exchange::claim(&segment), Some(Claim::Held(_, Phase::Claimed | Phase::Responding)));
             found.push(Leftover { pid: life.pid, started: life.started, what: format!("worker {id}"), busy });
         }
         if segment.is_taken(Role::Dispatcher)
-            && let Some((pid, started)) = Asker::last_process(&segment)
+            && let Some((pid, started)) = DispatcherSide::last_process(&segment)
             && !found.iter().any(|f| f.pid == pid)
         {
             found.push(Leftover { pid, started, what: "dispatcher".into(), busy: false });

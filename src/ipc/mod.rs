@@ -23,10 +23,10 @@ use std::sync::Arc;
 use nix::unistd::{Gid, getuid};
 
 use crate::config::Config;
-use crate::doorbell::Bell;
+use crate::doorbell::Doorbell;
 use crate::ids::{PoolName, WorkerId};
 use crate::shm::{Damage, Identity, Role, Segment, SegmentError, Snapshot};
-pub use directory::{Keeper, SetLock, is_units, lock_set};
+pub use directory::{SetLock, SetOwner, is_units, lock_set};
 use directory::{check_directory, owner_of, prepare_directory, read_private};
 pub use leftover::{Leftover, leftovers, remove_dead_segments};
 
@@ -126,13 +126,13 @@ impl Paths {
 
 /// The parts of one worker, open.
 #[derive(Debug)]
-pub struct Parts {
+pub struct WorkerIpc {
     /// Its segment.
     pub segment: Arc<Segment>,
     /// Rung by the dispatcher.
-    pub to_worker: Bell,
+    pub to_worker: Doorbell,
     /// Rung by the worker.
-    pub to_dispatcher: Bell,
+    pub to_dispatcher: Doorbell,
 }
 
 /// Where connections are handed over to worker `id`.
@@ -160,7 +160,7 @@ pub fn create_worker(config: &Config, id: &WorkerId, set_epoch: u64, modes: &Mod
     let identity = Identity { set_epoch, digest: config.digest_of(id) };
     Segment::create(&name, modes.segment, modes.group, identity)?;
     for bell in [&paths.to_worker, &paths.to_dispatcher] {
-        Bell::create(bell, modes.bell, modes.group).map_err(at(bell))?;
+        Doorbell::create(bell, modes.bell, modes.group).map_err(at(bell))?;
     }
     Ok(name)
 }
@@ -178,7 +178,7 @@ pub fn give_worker(dir: &Path, id: &WorkerId, group: Gid) -> Result<(), IpcError
 
 /// Opens the parts of one worker and checks that they are this set's: whoever owns the directory that the
 /// configuration names has made them, or root, or this user.
-pub fn open(config: &Config, id: &WorkerId) -> Result<Parts, IpcError> {
+pub fn open(config: &Config, id: &WorkerId) -> Result<WorkerIpc, IpcError> {
     let parts = open_damaged(config, id)?;
     match parts.segment.damage() {
         None => Ok(parts),
@@ -187,7 +187,7 @@ pub fn open(config: &Config, id: &WorkerId) -> Result<Parts, IpcError> {
 }
 
 /// As [`open`], whatever the segment holds: for the dispatcher, who can restore it, and whoever asks it to.
-pub fn open_damaged(config: &Config, id: &WorkerId) -> Result<Parts, IpcError> {
+pub fn open_damaged(config: &Config, id: &WorkerId) -> Result<WorkerIpc, IpcError> {
     let dir = &config.set.runtime_dir;
     let paths = Paths::new(dir, id);
     let owner = owner_of(dir);
@@ -198,10 +198,10 @@ pub fn open_damaged(config: &Config, id: &WorkerId) -> Result<Parts, IpcError> {
         }
         Err(error) => return Err(at(&paths.segment)(error)),
     };
-    Ok(Parts {
+    Ok(WorkerIpc {
         segment: Arc::new(Segment::open_damaged(&name, Some(config.digest_of(id)), owner)?),
-        to_worker: Bell::open(&paths.to_worker, owner).map_err(at(&paths.to_worker))?,
-        to_dispatcher: Bell::open(&paths.to_dispatcher, owner).map_err(at(&paths.to_dispatcher))?,
+        to_worker: Doorbell::open(&paths.to_worker, owner).map_err(at(&paths.to_worker))?,
+        to_dispatcher: Doorbell::open(&paths.to_dispatcher, owner).map_err(at(&paths.to_dispatcher))?,
     })
 }
 

@@ -1,6 +1,6 @@
 use super::*;
-use crate::exchange::Respondent;
-use crate::ids::Time;
+use crate::exchange::WorkerSide;
+use crate::ids::Monotonic;
 
 /// A set in a directory of its own, cleared away at the end.
 struct Set {
@@ -69,13 +69,13 @@ fn what_is_made_is_private_can_be_opened_listed_and_removed() {
 fn one_set_per_directory() {
     let set = Set::new("lock");
     set.create();
-    let lock = lock_set(set.dir(), Keeper::Process).unwrap();
+    let lock = lock_set(set.dir(), SetOwner::Process).unwrap();
     assert_eq!(SetLock::holder(set.dir()), Some(std::process::id()));
-    let error = lock_set(set.dir(), Keeper::Process).unwrap_err();
+    let error = lock_set(set.dir(), SetOwner::Process).unwrap_err();
     assert!(matches!(error, IpcError::Live { pid, .. } if pid == std::process::id()), "{error}");
     drop(lock);
     assert_eq!(SetLock::holder(set.dir()), None);
-    let lock = lock_set(set.dir(), Keeper::Process).unwrap();
+    let lock = lock_set(set.dir(), SetOwner::Process).unwrap();
     remove(set.dir()).unwrap();
     lock.remove(set.dir());
     assert!(!set.dir().exists());
@@ -88,7 +88,7 @@ fn leftovers_are_found_by_their_locks() {
     assert!(leftovers(set.dir()).unwrap().is_empty());
     let parts = open(&set.config, &"default-2".parse().unwrap()).unwrap();
     assert!(parts.segment.take(Role::Worker).unwrap());
-    Respondent::begin(parts.segment.clone(), 4711, 99, None, Time(0));
+    WorkerSide::begin(parts.segment.clone(), 4711, 99, None, Monotonic(0));
     let found = leftovers(set.dir()).unwrap();
     let worker = Leftover { pid: 4711, started: 99, what: "worker default/2".into(), busy: false };
     assert_eq!(found, [worker]);

@@ -7,7 +7,7 @@
 use std::fmt;
 use std::time::Duration;
 
-use crate::ids::Time;
+use crate::ids::Monotonic;
 
 /// What is known of a process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -21,7 +21,7 @@ pub enum Verdict {
     /// It owes an answer for longer than its bound, and for so much of it the machine did not run it.
     Starved,
     /// Somebody holds it.
-    Suspended(Holder),
+    Suspended(HeldBy),
     /// It owes an answer by its own fault for longer than its bound, or was not ready in time.
     Frozen,
     /// Its process has ended.
@@ -30,18 +30,18 @@ pub enum Verdict {
 
 /// Who keeps a process from running.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Holder {
+pub enum HeldBy {
     /// Its tracer (ptrace(2)).
     Debugger,
     /// The freezer of its control group.
     Freezer,
 }
 
-impl fmt::Display for Holder {
+impl fmt::Display for HeldBy {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
-            Holder::Debugger => "a debugger",
-            Holder::Freezer => "the freezer of its control group",
+            HeldBy::Debugger => "a debugger",
+            HeldBy::Freezer => "the freezer of its control group",
         })
     }
 }
@@ -60,15 +60,15 @@ pub enum Activity {
 
 /// A look at a process: all that a judgement needs, and no more.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Look {
+pub struct ProcessSample {
     /// Whether the process has ended.
     pub ended: bool,
     /// Who holds it, if anybody.
-    pub held: Option<Holder>,
+    pub held: Option<HeldBy>,
     /// What the thread does that owes the answer.
     pub activity: Activity,
     /// The account of that thread, where the kernel keeps one.
-    pub account: Option<Account>,
+    pub account: Option<SchedStat>,
     /// How long some task of the machine has waited for memory, a disk or a processor, ever (`/proc/pressure`, the totals of
     /// `some`); zero where the kernel does not say.
     pub stalled: Duration,
@@ -76,7 +76,7 @@ pub struct Look {
 
 /// What the scheduler has written up of a thread (`/proc/PID/task/TID/schedstat`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Account {
+pub struct SchedStat {
     /// Which thread.
     pub thread: u32,
     /// How long it has run.
@@ -87,7 +87,7 @@ pub struct Account {
 
 /// The bounds of a verdict.
 #[derive(Clone, Copy, Debug)]
-pub struct Patience {
+pub struct Timeouts {
     /// To be ready.
     pub start: Duration,
     /// To answer.
@@ -101,7 +101,7 @@ const NOTICED: u32 = 8;
 
 /// The signs of life of one process.
 #[derive(Clone, Copy, Debug)]
-pub struct Pulse {
+pub struct SilenceTimer {
     ready: bool,
     silence: Option<Silence>,
 }
@@ -110,32 +110,32 @@ pub struct Pulse {
 #[derive(Clone, Copy, Debug)]
 struct Silence {
     /// Since when. What the observer lost moves this as well as the next two.
-    asked: Time,
+    asked: Monotonic,
     /// As if everything excused had been before it: the own silence counts from here.
-    since: Time,
+    since: Monotonic,
     /// The same, counted from the last sign of progress.
-    still: Time,
+    still: Monotonic,
     /// The progress counter as it was heard last.
     turns: Option<u64>,
     /// The last look, and when it was.
-    look: Option<(Time, Look)>,
+    look: Option<(Monotonic, ProcessSample)>,
 }
 
 impl Silence {
-    fn from(since: Time) -> Self {
+    fn from(since: Monotonic) -> Self {
         Self { asked: since, since, still: since, turns: None, look: None }
     }
 
     /// Nobody can be blamed for so much of the time until `now`.
-    fn excuse(&mut self, time: Duration, now: Time) {
+    fn excuse(&mut self, time: Duration, now: Monotonic) {
         self.since = (self.since + time).min(now);
         self.still = (self.still + time).min(now);
     }
 }
 
-impl Pulse {
+impl SilenceTimer {
     /// A process that was started just now.
-    pub fn born(now: Time) -> Self {
+    pub fn born(now: Monotonic) -> Self {
         Self { ready: false, silence: Some(Silence::from(now)) }
     }
 
@@ -151,7 +151,7 @@ impl Pulse {
 
     /// It has made room for another incarnation in the same process, since then, and is to say that it is ready again.
     /// A later time than the one we know means that it has done so in between.
-    pub fn begins_again(&mut self, since: Time) {
+    pub fn begins_again(&mut self, since: Monotonic) {
         if self.ready {
             *self = Self::born(since);
         } else {
@@ -160,7 +160,7 @@ impl Pulse {
     }
 
     /// It owes an answer since then.
-    pub fn asked(&mut self, since: Time) {
+    pub fn asked(&mut self, since: Monotonic) {
         if self.ready {
             self.silence.get_or_insert(Silence::from(since));
         }
@@ -168,7 +168,7 @@ impl Pulse {
 
     /// Somebody who asks it for us says that it owes an answer since then, and what its progress counter shows.
     /// A later time than the one we know means that it has answered in between.
-    pub fn silent(&mut self, now: Time, since: Time, turns: Option<u64>) {
+    pub fn silent(&mut self, now: Monotonic, since: Monotonic, turns: Option<u64>) {
         if !self.ready {
             return;
         }
@@ -182,7 +182,7 @@ impl Pulse {
     }
 
     /// What is silent is so since then at the earliest.
-    fn owes(&mut self, since: Time) {
+    fn owes(&mut self, since: Monotonic) {
         match &mut self.silence {
             // What was seen before it was asked belongs to another silence.
             Some(known) if known.look.is_none_or(|(at, _)| since <= at) => {
@@ -214,12 +214,12 @@ impl Pulse {
     }
 
     /// Whatever it owes, it owes from now on only.
-    pub fn forgive(&mut self, now: Time) {
+    pub fn forgive(&mut self, now: Monotonic) {
         self.silence = self.silence.map(|_| Silence::from(now));
     }
 
     /// Somebody has looked at the process just now: what of the time since the last look is not its own is excused.
-    pub fn observe(&mut self, now: Time, look: Look) {
+    pub fn observe(&mut self, now: Monotonic, look: ProcessSample) {
         let Some(silence) = &mut self.silence else { return };
         if look.held.is_some() {
             // As long as that lasts, it owes nothing.
@@ -237,7 +237,7 @@ impl Pulse {
 
     /// Whether a look at the process is wanted: when its silence is noticed, and when it would be declared frozen by
     /// what is known of it.
-    pub fn wants_look(&self, now: Time, patience: Patience) -> bool {
+    pub fn wants_look(&self, now: Monotonic, patience: Timeouts) -> bool {
         self.silence.is_some_and(|silence| match silence.look {
             Some((at, look)) => at < now && !look.ended && self.due(patience).is_some_and(|due| due <= now),
             None => now.since(silence.asked) >= self.bound(patience) / NOTICED,
@@ -245,35 +245,35 @@ impl Pulse {
     }
 
     /// When it is to be judged next, unless something happens before.
-    pub fn due(&self, patience: Patience) -> Option<Time> {
+    pub fn due(&self, patience: Timeouts) -> Option<Monotonic> {
         let bound = self.bound(patience);
         let silence = self.silence.filter(|silence| !silence.look.is_some_and(|(_, look)| look.ended))?;
         Some((silence.still + bound).min(silence.since + bound * TURNING))
     }
 
     /// How long it has been owing, whoever is to blame.
-    pub fn silence(&self, now: Time) -> Duration {
+    pub fn silence(&self, now: Monotonic) -> Duration {
         self.silence.map_or(Duration::ZERO, |silence| now.since(silence.asked))
     }
 
     /// How much of that is its own fault.
-    pub fn own_silence(&self, now: Time) -> Duration {
+    pub fn own_silence(&self, now: Monotonic) -> Duration {
         self.silence.map_or(Duration::ZERO, |silence| now.since(silence.since))
     }
 
     /// Whether its progress counter has grown within its bound.
-    pub fn turns(&self, now: Time, patience: Patience) -> bool {
+    pub fn turns(&self, now: Monotonic, patience: Timeouts) -> bool {
         let bound = self.bound(patience);
         self.silence.is_some_and(|silence| silence.still > silence.since && now.since(silence.still) < bound)
     }
 
-    /// The verdict. [`Verdict::Frozen`] is as good as the last look: see [`Pulse::wants_look`].
-    pub fn verdict(&self, now: Time, patience: Patience) -> Verdict {
+    /// The verdict. [`Verdict::Frozen`] is as good as the last look: see [`SilenceTimer::wants_look`].
+    pub fn verdict(&self, now: Monotonic, patience: Timeouts) -> Verdict {
         let Some(silence) = &self.silence else { return Verdict::Alive };
         let bound = self.bound(patience);
         match silence.look {
-            Some((_, Look { ended: true, .. })) => return Verdict::Gone,
-            Some((_, Look { held: Some(holder), .. })) => return Verdict::Suspended(holder),
+            Some((_, ProcessSample { ended: true, .. })) => return Verdict::Gone,
+            Some((_, ProcessSample { held: Some(holder), .. })) => return Verdict::Suspended(holder),
             _ => {}
         }
         let (raw, own) = (now.since(silence.asked), now.since(silence.since));
@@ -288,7 +288,7 @@ impl Pulse {
         }
     }
 
-    fn bound(&self, patience: Patience) -> Duration {
+    fn bound(&self, patience: Timeouts) -> Duration {
         if self.ready { patience.answer } else { patience.start }
     }
 }
@@ -296,7 +296,7 @@ impl Pulse {
 /// How much of the time between two looks the thread could not use. The kernel writes a wait for a processor up when
 /// it is over; of one that still lasts only the state tells: who is runnable now has used what it ran, and no more.
 /// The end of such a wait may be excused once more then, since nobody knows when it began.
-fn excused(before: &Look, now: &Look, time: Duration) -> Duration {
+fn excused(before: &ProcessSample, now: &ProcessSample, time: Duration) -> Duration {
     let stalled = match now.activity {
         Activity::Blocked => now.stalled.saturating_sub(before.stalled),
         Activity::Runnable | Activity::Idle => Duration::ZERO,

@@ -28,7 +28,7 @@ use tracing::{Level, Metadata, Subscriber};
 use tracing_subscriber::layer::{Context, Layer};
 use tracing_subscriber::registry::LookupSpan;
 
-use super::{EPOCH, Event, Speaker};
+use super::{EPOCH, Event, LogContext};
 
 /// Where journald listens.
 const SOCKET: &str = "/run/systemd/journal/socket";
@@ -44,7 +44,7 @@ const NAME_MAX: usize = 64;
 pub struct Journal {
     socket: UnixDatagram,
     path: PathBuf,
-    speaker: Speaker,
+    speaker: LogContext,
     /// It did not take the last record.
     deaf: AtomicBool,
     /// Records that it did not take, and that have not been told of.
@@ -56,14 +56,14 @@ impl Journal {
     ///
     /// # Errors
     /// When there is none.
-    pub fn open(speaker: Speaker) -> io::Result<Self> {
+    pub fn open(speaker: LogContext) -> io::Result<Self> {
         let journal = Self::at(Path::new(SOCKET), speaker)?;
         // An empty message is thrown away by a journal, and refused where there is none.
         journal.pass(&[], MsgFlags::empty())?;
         Ok(journal)
     }
 
-    fn at(path: &Path, speaker: Speaker) -> io::Result<Self> {
+    fn at(path: &Path, speaker: LogContext) -> io::Result<Self> {
         let socket = UnixDatagram::unbound()?;
         socket.set_write_timeout(Some(PATIENCE))?;
         let (deaf, lost) = (AtomicBool::new(false), AtomicU64::new(0));
@@ -97,7 +97,7 @@ impl Journal {
 
     /// Adds what every record of this process has.
     fn complete(&self, fields: &mut Fields, level: Level) {
-        let Speaker { part, set, worker } = &self.speaker;
+        let LogContext { part, set, worker } = &self.speaker;
         let own = fields.get("PATOU_WORKER").is_none_or(|named| Some(named) == worker.as_deref());
         let epoch = EPOCH.load(Ordering::Relaxed);
         if own && epoch > 0 {

@@ -35,7 +35,7 @@ use lines::Lines;
 
 /// Who is speaking: every record of this process carries it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Speaker {
+pub struct LogContext {
     /// The part, as it stands in every line: `watchdog`, `dispatcher`, `worker web/1`.
     pub part: String,
     /// The name of the set; empty while it is not known.
@@ -44,7 +44,7 @@ pub struct Speaker {
     pub worker: Option<String>,
 }
 
-impl Speaker {
+impl LogContext {
     /// A part that is no worker.
     pub fn part(part: &str, set: &str) -> Self {
         Self { part: part.to_owned(), set: set.to_owned(), worker: None }
@@ -61,7 +61,7 @@ impl Speaker {
 static EPOCH: AtomicU32 = AtomicU32::new(0);
 
 /// Starts logging for this process. Does nothing if the program has its own subscriber already.
-pub fn init(speaker: Speaker) {
+pub fn init(speaker: LogContext) {
     let filter =
         EnvFilter::builder().with_env_var("PATOU_LOG").with_default_directive(Level::INFO.into()).from_env_lossy();
     let registry = tracing_subscriber::registry().with(filter);
@@ -100,7 +100,7 @@ pub fn last_words(part: &str, event: Event, text: &str) -> bool {
     if !stderr_is_the_journal() {
         return false;
     }
-    let Ok(journal) = Journal::open(Speaker::part(part, "")) else { return false };
+    let Ok(journal) = Journal::open(LogContext::part(part, "")) else { return false };
     // The part may have its subscriber already, which knows more of it.
     let _ = tracing_subscriber::registry().with(journal).try_init();
     for line in text.lines() {

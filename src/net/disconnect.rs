@@ -7,7 +7,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
 use tokio::io::unix::AsyncFd;
 
-use super::Shared;
+use super::SharedStream;
 use crate::sys;
 
 /// An interim response (RFC 9110, section 15.2) that asks nothing of a client and changes nothing for it.
@@ -22,7 +22,7 @@ const PROBE: &[u8] = b"HTTP/1.1 102 Processing\r\n\r\n";
 ///
 /// The watch is an epoll instance of its own that wakes for the end of the connection and not for data,
 /// because nobody may be reading just now.
-pub async fn gone(stream: &Shared, may_probe: &AtomicBool) {
+pub async fn gone(stream: &SharedStream, may_probe: &AtomicBool) {
     let Ok((epoll, watch)) = watch(stream) else {
         // Without a descriptor to spare, the deadline of the request is the bound.
         return std::future::pending().await;
@@ -44,7 +44,7 @@ pub async fn gone(stream: &Shared, may_probe: &AtomicBool) {
     }
 }
 
-fn watch(stream: &Shared) -> std::io::Result<(Epoll, AsyncFd<OwnedFd>)> {
+fn watch(stream: &SharedStream) -> std::io::Result<(Epoll, AsyncFd<OwnedFd>)> {
     let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?;
     epoll.add(stream.0.as_fd(), EpollEvent::new(EpollFlags::EPOLLRDHUP | EpollFlags::EPOLLET, 0))?;
     let watch = sys::when_readable(epoll.0.try_clone()?)?;
@@ -52,7 +52,7 @@ fn watch(stream: &Shared) -> std::io::Result<(Epoll, AsyncFd<OwnedFd>)> {
 }
 
 /// Whether both directions are over: closed by the other side (Unix) or reset (TCP).
-fn has_ended(stream: &Shared) -> bool {
+fn has_ended(stream: &SharedStream) -> bool {
     let mut fds = [PollFd::new(stream.0.as_fd(), PollFlags::empty())];
     let ended = PollFlags::POLLHUP | PollFlags::POLLERR;
     poll(&mut fds, PollTimeout::ZERO).is_ok() && fds[0].revents().is_some_and(|found| found.intersects(ended))

@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use http::uri::Authority;
 use http::{Method, Request, header::HOST};
 
-use super::Stream;
+use super::SocketStream;
 
 /// The host of a request without its port; IPv6 in brackets. `Ok(None)` if it names none.
 ///
@@ -40,7 +40,7 @@ fn bare(text: &str) -> Result<String, &'static str> {
 }
 
 /// What to call us towards a client that has given no name: it can only have used the address.
-pub fn own_name(stream: &Stream) -> String {
+pub fn own_name(stream: &SocketStream) -> String {
     match stream.local_address().map(|address| address.ip().to_canonical()) {
         Some(IpAddr::V6(ip)) => format!("[{ip}]"),
         Some(IpAddr::V4(ip)) => ip.to_string(),

@@ -8,14 +8,14 @@ use nix::libc;
 use nix::sys::socket::{Shutdown, setsockopt, shutdown, sockopt};
 use tokio::io::AsyncReadExt;
 
-use super::Shared;
+use super::SharedStream;
 use crate::sys;
 
 /// Ends a connection whose answer may have come before all of its request was read.
 ///
 /// A plain close with unread bytes makes the kernel send a reset, which can destroy the answer on its way.
 /// So: end our direction, then read and throw away until the other side ends its own, at most for `bound`.
-pub async fn linger(stream: Shared, bound: Duration) {
+pub async fn linger(stream: SharedStream, bound: Duration) {
     if shutdown(stream.0.as_fd().as_raw_fd(), Shutdown::Write).is_err() {
         return; // the other side is gone
     }
@@ -23,7 +23,7 @@ pub async fn linger(stream: Shared, bound: Duration) {
 }
 
 /// The second half of it, where our direction has been ended already.
-pub async fn drain(mut stream: Shared, bound: Duration) {
+pub async fn drain(mut stream: SharedStream, bound: Duration) {
     let drain = async {
         let mut waste = vec![0; 16 * 1024];
         while matches!(stream.read(&mut waste).await, Ok(n) if n > 0) {}
@@ -42,7 +42,7 @@ pub fn reset(connection: impl AsFd) {
 
 /// While on, a close of this TCP connection (also by the death of the process) sends a reset, so that
 /// nothing unfinished can look finished. Nothing happens on a Unix socket.
-pub fn set_reset_on_close(stream: &Shared, on: bool) -> io::Result<()> {
+pub fn set_reset_on_close(stream: &SharedStream, on: bool) -> io::Result<()> {
     if stream.0.is_tcp() {
         let linger = libc::linger { l_onoff: on.into(), l_linger: 0 };
         setsockopt(&stream.0.as_fd(), sockopt::Linger, &linger)?;

@@ -29,7 +29,7 @@ impl Outcome {
 
 /// A problem to be told to a client.
 #[derive(Clone, Debug)]
-pub struct Problem {
+pub struct ProblemResponse {
     /// The HTTP status.
     pub status: StatusCode,
     /// What happened, in one sentence.
@@ -40,7 +40,7 @@ pub struct Problem {
     pub retry_after: Option<u64>,
 }
 
-impl Problem {
+impl ProblemResponse {
     /// A problem whose request never started.
     pub fn not_started(status: StatusCode, detail: impl Into<String>) -> Self {
         Self { status, detail: detail.into(), outcome: Outcome::NotStarted, retry_after: None }

@@ -23,7 +23,7 @@ use crate::sys;
 
 /// A listening socket: IPv4 or IPv6, or a Unix stream socket.
 #[derive(Debug)]
-pub struct Listener {
+pub struct SocketListener {
     watch: AsyncFd<OwnedFd>,
     is_tcp: bool,
 }
@@ -60,7 +60,7 @@ fn tcp_address(address: &SockaddrStorage) -> Option<SocketAddr> {
     v4.or_else(|| address.as_sockaddr_in6().map(|v6| SocketAddrV6::from(*v6).into()))
 }
 
-impl Listener {
+impl SocketListener {
     /// Takes a listening socket that was passed to this process.
     pub fn adopt(fd: OwnedFd) -> io::Result<Self> {
         let is_tcp = is_tcp(&fd)?;
@@ -74,9 +74,9 @@ impl Listener {
     }
 
     /// The next connection.
-    pub async fn accept(&self) -> io::Result<Stream> {
+    pub async fn accept(&self) -> io::Result<SocketStream> {
         let (fd, _) = poll_fn(|task| self.poll_accept(task)).await?;
-        Ok(Stream::of(fd, self.is_tcp))
+        Ok(SocketStream::of(fd, self.is_tcp))
     }
 
     /// The next connection, which does not block, and its client's TCP address; wakes one task.
@@ -103,7 +103,7 @@ impl Listener {
     }
 }
 
-impl AsFd for Listener {
+impl AsFd for SocketListener {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.watch.get_ref().as_fd()
     }
@@ -111,13 +111,13 @@ impl AsFd for Listener {
 
 /// A connection, TCP or Unix. The runtime watches it from the first time that there is something to wait for.
 #[derive(Debug)]
-pub struct Stream {
+pub struct SocketStream {
     fd: Arc<OwnedFd>,
     is_tcp: bool,
     watch: OnceLock<AsyncFd<Arc<OwnedFd>>>,
 }
 
-impl Stream {
+impl SocketStream {
     /// A connection that does not block.
     pub fn of(fd: impl Into<Arc<OwnedFd>>, is_tcp: bool) -> Self {
         Self { fd: fd.into(), is_tcp, watch: OnceLock::new() }
@@ -215,7 +215,7 @@ impl Stream {
     }
 }
 
-impl AsFd for Stream {
+impl AsFd for SocketStream {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.fd.as_fd()
     }
@@ -223,15 +223,15 @@ impl AsFd for Stream {
 
 /// A connection that hyper reads and writes while others keep an eye on it.
 #[derive(Clone, Debug)]
-pub struct Shared(pub Arc<Stream>);
+pub struct SharedStream(pub Arc<SocketStream>);
 
-impl AsyncRead for Shared {
+impl AsyncRead for SharedStream {
     fn poll_read(self: Pin<&mut Self>, task: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         self.0.poll_read(task, buffer)
     }
 }
 
-impl AsyncWrite for Shared {
+impl AsyncWrite for SharedStream {
     fn poll_write(self: Pin<&mut Self>, task: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         self.0.poll_write(task, &[io::IoSlice::new(bytes)])
     }

@@ -6,7 +6,7 @@ use http::header::CONTENT_LENGTH;
 use http::uri::PathAndQuery;
 use http::{Method, Request, StatusCode, Version};
 
-use super::{Problem, host, is_allowed};
+use super::{ProblemResponse, host, is_allowed};
 
 /// Where a lease is asked for as such.
 pub const LEASE: &str = "/.patou/lease";
@@ -24,8 +24,8 @@ pub fn check<B>(
     allowed_hosts: &[String],
     listens_on: Option<IpAddr>,
     max_body: u64,
-) -> Result<(Option<String>, String), Problem> {
-    let bad = |detail| Problem::not_started(StatusCode::BAD_REQUEST, detail);
+) -> Result<(Option<String>, String), ProblemResponse> {
+    let bad = |detail| ProblemResponse::not_started(StatusCode::BAD_REQUEST, detail);
     let host = host(request).map_err(bad)?;
     if host.is_none() && request.version() >= Version::HTTP_11 {
         return Err(bad("an HTTP/1.1 request needs a Host header"));
@@ -34,7 +34,7 @@ pub fn check<B>(
         && !is_allowed(host, allowed_hosts, listens_on)
     {
         let detail = format!("this listener does not serve the host {host}: see allowed_hosts");
-        return Err(Problem::not_started(StatusCode::MISDIRECTED_REQUEST, detail));
+        return Err(ProblemResponse::not_started(StatusCode::MISDIRECTED_REQUEST, detail));
     }
     let target = request.uri().path_and_query().map(PathAndQuery::as_str);
     let target = target.ok_or_else(|| bad("the request has no path"))?;
@@ -46,16 +46,16 @@ pub fn check<B>(
     let path = request.uri().path();
     if path.starts_with("/.patou/") && path != LEASE {
         let detail = "paths under /.patou/ are patou's own; a lease is used at its worker's address";
-        return Err(Problem::not_started(StatusCode::NOT_FOUND, detail));
+        return Err(ProblemResponse::not_started(StatusCode::NOT_FOUND, detail));
     }
     if path == LEASE && request.method() != Method::POST {
         let detail = "a lease is asked for with POST";
-        return Err(Problem::not_started(StatusCode::METHOD_NOT_ALLOWED, detail));
+        return Err(ProblemResponse::not_started(StatusCode::METHOD_NOT_ALLOWED, detail));
     }
     let length = request.headers().get(CONTENT_LENGTH).and_then(|v| v.to_str().ok()?.parse::<u64>().ok());
     if max_body > 0 && length.is_some_and(|length| length > max_body) {
         let detail = format!("the body is larger than max_body, {max_body} bytes");
-        return Err(Problem::not_started(StatusCode::PAYLOAD_TOO_LARGE, detail));
+        return Err(ProblemResponse::not_started(StatusCode::PAYLOAD_TOO_LARGE, detail));
     }
     Ok((host, target))
 }

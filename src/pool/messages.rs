@@ -3,7 +3,7 @@
 use std::net::IpAddr;
 use std::time::Duration;
 
-use crate::ids::{Claim, Epoch, LeaseId, Phase, Reason, Terms, Time, WorkerState};
+use crate::ids::{Claim, Epoch, LeaseId, LeaseTerms, Lifecycle, Monotonic, Phase, RefuseReason};
 
 /// A client as the shell numbers it; smaller numbers came earlier.
 pub type ClientId = u64;
@@ -19,7 +19,7 @@ pub enum Peer {
 
 /// The bounds of a pool, from the configuration.
 #[derive(Clone, Copy, Debug)]
-pub struct Limits {
+pub struct PoolLimits {
     /// Workers 1 to this number may be given clients.
     pub workers: u16,
     /// Clients that may wait.
@@ -40,22 +40,22 @@ pub struct Limits {
 
 /// What the shell reads in a slot.
 #[derive(Clone, Copy, Debug, Default)]
-pub struct Seen {
+pub struct SlotView {
     /// The worker's incarnation and state; `None` if nobody has ever been there.
-    pub life: Option<(Epoch, WorkerState, bool)>,
+    pub life: Option<(Epoch, Lifecycle, bool)>,
     /// Whether that incarnation holds its lock.
     pub alive: bool,
     /// The claim word; `None` if it is garbage.
     pub claim: Option<Claim>,
     /// The terms of the lease in the claim word.
-    pub terms: Option<Terms>,
+    pub terms: Option<LeaseTerms>,
     /// The answer to the last question, if it has just come.
-    pub answer: Option<Answer>,
+    pub answer: Option<SlotAnswer>,
     /// Whether an operator keeps the worker out of service.
     pub drained: bool,
 }
 
-impl Seen {
+impl SlotView {
     /// Whether nobody can tell from it what the worker is doing for whom.
     pub(super) fn is_garbled(&self) -> bool {
         match self.claim {
@@ -68,20 +68,20 @@ impl Seen {
 
 /// An answer, with what it answers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Answer {
+pub enum SlotAnswer {
     /// To a ping, or to an order that needs no decision.
     Here,
     /// It takes the offered lease.
     Accept(LeaseId),
     /// It does not.
-    Refuse(LeaseId, Reason),
+    Refuse(LeaseId, RefuseReason),
     /// It agrees to be recycled, or not.
     Recycle(bool),
 }
 
 /// What happened.
 #[derive(Clone, Copy, Debug)]
-pub enum Event {
+pub enum PoolEvent {
     /// A client wants a worker.
     Client(ClientId, Peer),
     /// A client wants its connection handed over to a worker.
@@ -89,7 +89,7 @@ pub enum Event {
     /// It has gone before it got one.
     Left(ClientId),
     /// The shell has looked at the slot of this worker.
-    Seen(u16, Seen),
+    Seen(u16, SlotView),
     /// Time has passed: something in [`Pool::deadline`](super::Pool::deadline) may be due.
     Tick,
     /// The watchdog asks: everybody is to show a sign of life.
@@ -106,11 +106,11 @@ pub enum Event {
 
 /// What the shell is to do, in this order.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Action {
-    /// Read the slot and report [`Event::Seen`].
+pub enum PoolAction {
+    /// Read the slot and report [`PoolEvent::SlotView`].
     Look(u16),
     /// Put the question and ring.
-    Ask(u16, Ask),
+    Ask(u16, SlotQuestion),
     /// Ring again.
     Ring(u16),
     /// Write the lease line, `Free -> Offered`, ask and ring; then look. A connection is passed instead of ringing.
@@ -122,7 +122,7 @@ pub enum Action {
         /// The new lease.
         lease: LeaseId,
         /// When it ends unclaimed.
-        claim_by: Time,
+        claim_by: Monotonic,
         /// Whose connection is handed over, if it is one.
         connection: Option<ClientId>,
     },
@@ -145,7 +145,7 @@ pub enum Action {
         /// By which lease.
         lease: LeaseId,
         /// When it ends unclaimed.
-        claim_by: Time,
+        claim_by: Monotonic,
     },
     /// The worker has let go of a connection that it had claimed.
     Over {
@@ -156,17 +156,17 @@ pub enum Action {
         /// By which lease.
         lease: LeaseId,
         /// How it ended.
-        end: End,
+        end: LeaseEnd,
     },
     /// The client gets nothing.
     Refuse(ClientId, Refusal),
     /// For the log.
-    Note(u16, Note),
+    Note(u16, PoolNote),
 }
 
 /// How the lease of a connection ended, and so what may still be written to it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum End {
+pub enum LeaseEnd {
     /// The worker is through with it.
     Done,
     /// The worker died before the first byte of a response: it may be answered.
@@ -179,7 +179,7 @@ pub enum End {
 
 /// Questions without a lease.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Ask {
+pub enum SlotQuestion {
     /// Are you there?
     Ping,
     /// Is the lease over?
@@ -225,7 +225,7 @@ impl Refusal {
 
 /// What an operator wants to read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Note {
+pub enum PoolNote {
     /// An incarnation has appeared.
     Up(Epoch),
     /// It is not there any more.

@@ -1,7 +1,7 @@
 //! The decisions of the dispatcher for one pool: whom to ask, who waits, who is late, whose turn it is.
 //!
-//! Pure: no I/O, no clock, no chance. The shell tells it what happened ([`Event`]) and when, performs the
-//! [`Action`]s it returns in order, and tells it what the slot says afterwards ([`Event::Seen`]). A state
+//! Pure: no I/O, no clock, no chance. The shell tells it what happened ([`PoolEvent`]) and when, performs the
+//! [`PoolAction`]s it returns in order, and tells it what the slot says afterwards ([`PoolEvent::SlotView`]). A state
 //! read from a slot is the only proof of anything: after an action on a slot the shell always looks again,
 //! and a decision is only taken on what was seen.
 //!
@@ -17,9 +17,11 @@ mod worker;
 use std::collections::{BTreeSet, VecDeque};
 use std::time::Duration;
 
-use crate::ids::{Epoch, LeaseId, Time};
-use crate::stats::Tally;
-pub use messages::{Action, Answer, Ask, ClientId, End, Event, Limits, Note, Peer, Refusal, Seen};
+use crate::ids::{Epoch, LeaseId, Monotonic};
+use crate::stats::Counters;
+pub use messages::{
+    ClientId, LeaseEnd, Peer, PoolAction, PoolEvent, PoolLimits, PoolNote, Refusal, SlotAnswer, SlotQuestion, SlotView,
+};
 use queue::{Queue, Waiting};
 pub use worker::{Hold, Worker};
 
@@ -41,7 +43,7 @@ const ASKING_PAUSE: Duration = Duration::from_millis(10);
 /// One pool.
 #[derive(Debug)]
 pub struct Pool {
-    limits: Limits,
+    limits: PoolLimits,
     epoch: Epoch,
     leases: u64,
     /// Index `n - 1` is worker `n`.
@@ -49,22 +51,22 @@ pub struct Pool {
     /// Numbers of idle workers, taken from the back. May hold some that are no longer: checked when taken.
     idle: VecDeque<u16>,
     queue: Queue,
-    timers: BTreeSet<(Time, Timer)>,
+    timers: BTreeSet<(Monotonic, Timer)>,
     /// The next worker to be asked for a sign of life, while not all have been.
     asking: Option<u16>,
     /// The worker that is being replaced by its next incarnation, the incarnation that is to go, and until when
     /// at the latest the others wait for it.
-    recycling: Option<(u16, Epoch, Time)>,
+    recycling: Option<(u16, Epoch, Monotonic)>,
     stopping: bool,
     /// Whether the watchdog has given up every worker.
     failed: bool,
-    tally: Tally,
-    actions: Vec<Action>,
+    tally: Counters,
+    actions: Vec<PoolAction>,
 }
 
 impl Pool {
     /// A pool of which nothing is known yet; `epoch` is the dispatcher's. Look at every slot next.
-    pub fn new(limits: Limits, epoch: Epoch) -> Self {
+    pub fn new(limits: PoolLimits, epoch: Epoch) -> Self {
         Self {
             workers: vec![Worker::default(); limits.workers.into()],
             limits,
@@ -84,7 +86,7 @@ impl Pool {
 
     /// Takes new bounds. Workers beyond `limits.workers` get no new client and leave when they are free.
     /// A tick is due at once: it looks at every worker, the new ones among them.
-    pub fn reconfigure(&mut self, limits: Limits) {
+    pub fn reconfigure(&mut self, limits: PoolLimits) {
         self.limits = limits;
         let count = usize::from(limits.workers).max(self.workers.len());
         self.workers.resize(count, Worker::default());
@@ -93,7 +95,7 @@ impl Pool {
         }
         self.shrink();
         for n in 1..=self.workers.len() as u16 {
-            self.set_timer(n, Some(Time(0)));
+            self.set_timer(n, Some(Monotonic(0)));
         }
     }
 
@@ -103,13 +105,13 @@ impl Pool {
     }
 
     /// How many clients wait, and since when the first of them.
-    pub fn waiting(&self) -> (usize, Option<Time>) {
+    pub fn waiting(&self) -> (usize, Option<Monotonic>) {
         (self.queue.len(), self.queue.oldest())
     }
 
     /// What it has done up to now: how many leases it granted, how many expired or were revoked, whom it refused and
     /// why, how often it recycled, and how long clients waited until their lease was granted.
-    pub fn tally(&self) -> &Tally {
+    pub fn tally(&self) -> &Counters {
         &self.tally
     }
 
@@ -124,8 +126,8 @@ impl Pool {
         self.leases = self.leases.max(leases);
     }
 
-    /// When the next [`Event::Tick`] is due.
-    pub fn deadline(&self) -> Option<Time> {
+    /// When the next [`PoolEvent::Tick`] is due.
+    pub fn deadline(&self) -> Option<Monotonic> {
         self.timers.first().map(|(time, _)| *time)
     }
 
@@ -135,19 +137,19 @@ impl Pool {
     }
 
     /// Takes in what happened and returns what to do.
-    pub fn handle(&mut self, now: Time, event: Event) -> Vec<Action> {
+    pub fn handle(&mut self, now: Monotonic, event: PoolEvent) -> Vec<PoolAction> {
         match event {
-            Event::Client(client, peer) => self.arrive(now, client, peer, false),
-            Event::Connection(client, peer) => self.arrive(now, client, peer, true),
-            Event::Left(client) => self.leave(client),
-            Event::Seen(n, seen) if self.knows(n) => self.see(now, n, seen),
-            Event::Tick => self.tick(now),
-            Event::Probe if self.asking.is_none() => self.probe(now, 1),
-            Event::Drain(n) if self.knows(n) => self.order(now, n, true),
-            Event::Resume(n) if self.knows(n) => self.order(now, n, false),
-            Event::Quiesce => self.quiesce(),
-            Event::Failed(failed) => self.failed = failed,
-            Event::Seen(..) | Event::Drain(_) | Event::Resume(_) | Event::Probe => {}
+            PoolEvent::Client(client, peer) => self.arrive(now, client, peer, false),
+            PoolEvent::Connection(client, peer) => self.arrive(now, client, peer, true),
+            PoolEvent::Left(client) => self.leave(client),
+            PoolEvent::Seen(n, seen) if self.knows(n) => self.see(now, n, seen),
+            PoolEvent::Tick => self.tick(now),
+            PoolEvent::Probe if self.asking.is_none() => self.probe(now, 1),
+            PoolEvent::Drain(n) if self.knows(n) => self.order(now, n, true),
+            PoolEvent::Resume(n) if self.knows(n) => self.order(now, n, false),
+            PoolEvent::Quiesce => self.quiesce(),
+            PoolEvent::Failed(failed) => self.failed = failed,
+            PoolEvent::Seen(..) | PoolEvent::Drain(_) | PoolEvent::Resume(_) | PoolEvent::Probe => {}
         }
         self.serve(now);
         if let Some(refusal) = self.in_vain() {
@@ -169,12 +171,12 @@ impl Pool {
         &mut self.workers[usize::from(n) - 1]
     }
 
-    fn arrive(&mut self, now: Time, client: ClientId, peer: Peer, handed: bool) {
+    fn arrive(&mut self, now: Monotonic, client: ClientId, peer: Peer, handed: bool) {
         if self.stopping {
-            return self.actions.push(Action::Refuse(client, Refusal::Stopping));
+            return self.actions.push(PoolAction::Refuse(client, Refusal::Stopping));
         }
         if let Some(refusal) = self.in_vain() {
-            return self.actions.push(Action::Refuse(client, refusal));
+            return self.actions.push(PoolAction::Refuse(client, refusal));
         }
         let due = now + self.limits.queue_timeout;
         self.queue.push(Waiting { id: client, peer, since: now, due, handed });
@@ -185,7 +187,7 @@ impl Pool {
                 0 => Refusal::NobodyFree,
                 bound => Refusal::QueueFull(bound),
             };
-            return self.actions.push(Action::Refuse(client, refusal));
+            return self.actions.push(PoolAction::Refuse(client, refusal));
         }
         if self.queue.contains(client) {
             self.timers.insert((due, Timer::Client(client)));
@@ -201,7 +203,7 @@ impl Pool {
             match self.worker(n).hold {
                 Hold::Asked { lease, client: asked, .. } if asked.id == client => {
                     self.let_go(n, lease);
-                    self.actions.push(Action::Revoke(n, lease));
+                    self.actions.push(PoolAction::Revoke(n, lease));
                 }
                 _ => self.worker(n).forget(client),
             }
@@ -228,11 +230,11 @@ impl Pool {
     fn refuse_all(&mut self, refusal: Refusal) {
         for client in self.queue.take_all() {
             self.timers.remove(&(client.due, Timer::Client(client.id)));
-            self.actions.push(Action::Refuse(client.id, refusal));
+            self.actions.push(PoolAction::Refuse(client.id, refusal));
         }
     }
 
-    fn tick(&mut self, now: Time) {
+    fn tick(&mut self, now: Monotonic) {
         while let Some(&(time, timer)) = self.timers.first()
             && time <= now
         {
@@ -240,12 +242,12 @@ impl Pool {
             match timer {
                 Timer::Worker(n) => {
                     self.worker(n).timer = None;
-                    self.actions.push(Action::Look(n));
+                    self.actions.push(PoolAction::Look(n));
                 }
                 Timer::Client(client) => {
                     if let Some(waiting) = self.queue.remove(client) {
                         let waited = now.since(waiting.since);
-                        self.actions.push(Action::Refuse(client, Refusal::QueueTimeout(waited)));
+                        self.actions.push(PoolAction::Refuse(client, Refusal::QueueTimeout(waited)));
                     }
                 }
                 Timer::Probe => {
@@ -259,7 +261,7 @@ impl Pool {
 
     /// Everybody who is up owes a sign of life: who has not answered is rung again, the others are asked.
     /// An answer or a new incarnation whose ring was lost is found here at the latest. From worker `first` on.
-    fn probe(&mut self, now: Time, first: u16) {
+    fn probe(&mut self, now: Monotonic, first: u16) {
         let last = (self.workers.len() as u16).min(first.saturating_add(ASKED_AT_ONCE - 1));
         self.asking = (usize::from(last) < self.workers.len()).then_some(last + 1);
         if self.asking.is_some() {
@@ -268,13 +270,13 @@ impl Pool {
         for n in first..=last {
             let worker = self.worker(n);
             if !worker.up {
-                self.actions.push(Action::Look(n));
+                self.actions.push(PoolAction::Look(n));
             } else if worker.silent_since.is_some() {
-                self.actions.extend([Action::Ring(n), Action::Look(n)]);
+                self.actions.extend([PoolAction::Ring(n), PoolAction::Look(n)]);
             } else {
                 let question = match worker.hold {
-                    Hold::Busy { lease, .. } => Ask::Finished(lease),
-                    _ => Ask::Ping,
+                    Hold::Busy { lease, .. } => SlotQuestion::Finished(lease),
+                    _ => SlotQuestion::Ping,
                 };
                 self.ask(now, n, question);
             }
@@ -282,26 +284,26 @@ impl Pool {
     }
 
     /// The order takes the place of the question that is open in the slot, whatever that was.
-    fn order(&mut self, now: Time, n: u16, drained: bool) {
+    fn order(&mut self, now: Monotonic, n: u16, drained: bool) {
         if let Hold::Asked { lease, .. } = self.worker(n).hold {
             self.take_back(n);
-            self.actions.push(Action::Revoke(n, lease));
+            self.actions.push(PoolAction::Revoke(n, lease));
         }
         if self.is_recycling(n) && self.worker(n).silent_since.is_some() {
             self.recycling = None;
         }
         self.worker(n).drained = drained;
-        self.ask(now, n, if drained { Ask::Drain } else { Ask::Resume });
+        self.ask(now, n, if drained { SlotQuestion::Drain } else { SlotQuestion::Resume });
         self.consider(n);
     }
 
-    fn ask(&mut self, now: Time, n: u16, question: Ask) {
+    fn ask(&mut self, now: Monotonic, n: u16, question: SlotQuestion) {
         self.worker(n).silent_since.get_or_insert(now);
-        self.actions.push(Action::Ask(n, question));
+        self.actions.push(PoolAction::Ask(n, question));
     }
 
     /// Gives idle workers to waiting clients for as long as there are both.
-    fn serve(&mut self, now: Time) {
+    fn serve(&mut self, now: Monotonic) {
         while !self.queue.is_empty() {
             let Some(n) = self.next_idle() else { return };
             let Some(client) = self.queue.take_next(now) else {
@@ -323,7 +325,7 @@ impl Pool {
             self.queue.unclaimed(client, 1);
             self.set_timer(n, Some(until));
             let connection = client.handed.then_some(client.id);
-            self.actions.push(Action::Offer { worker: n, epoch, lease, claim_by, connection });
+            self.actions.push(PoolAction::Offer { worker: n, epoch, lease, claim_by, connection });
         }
     }
 
@@ -365,7 +367,7 @@ impl Pool {
         }
     }
 
-    fn set_timer(&mut self, n: u16, at: Option<Time>) {
+    fn set_timer(&mut self, n: u16, at: Option<Monotonic>) {
         let old = std::mem::replace(&mut self.worker(n).timer, at);
         if old != at {
             if let Some(old) = old {

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, HashMap};
 
 use super::{ClientId, Peer, SUSPICION};
-use crate::ids::Time;
+use crate::ids::Monotonic;
 
 /// A client on its way to a worker.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -13,9 +13,9 @@ pub struct Waiting {
     /// From where.
     pub peer: Peer,
     /// Since when.
-    pub since: Time,
+    pub since: Monotonic,
     /// Until when at the latest.
-    pub due: Time,
+    pub due: Monotonic,
     /// Whether its connection is handed over, so that only the worker can leave it waiting.
     pub handed: bool,
 }
@@ -24,7 +24,7 @@ pub struct Waiting {
 #[derive(Debug, Default)]
 struct Standing {
     unclaimed: u32,
-    suspect_until: Option<Time>,
+    suspect_until: Option<Monotonic>,
 }
 
 #[derive(Debug, Default)]
@@ -47,7 +47,7 @@ impl Queue {
         self.waiting.contains_key(&client)
     }
 
-    pub fn oldest(&self) -> Option<Time> {
+    pub fn oldest(&self) -> Option<Monotonic> {
         self.waiting.values().next().map(|w| w.since)
     }
 
@@ -65,7 +65,7 @@ impl Queue {
     }
 
     /// The first client whose peer may have another lease.
-    pub fn take_next(&mut self, now: Time) -> Option<Waiting> {
+    pub fn take_next(&mut self, now: Monotonic) -> Option<Waiting> {
         let id = if self.suspects == 0 {
             *self.waiting.keys().next()?
         } else {
@@ -74,7 +74,7 @@ impl Queue {
         self.waiting.remove(&id)
     }
 
-    fn is_held_back(&self, peer: Peer, now: Time) -> bool {
+    fn is_held_back(&self, peer: Peer, now: Monotonic) -> bool {
         self.standing.get(&peer).is_some_and(|s| s.unclaimed > 0 && s.suspect_until.is_some_and(|until| now < until))
     }
 
@@ -92,7 +92,7 @@ impl Queue {
     }
 
     /// The peer has let a lease end unused.
-    pub fn suspect(&mut self, peer: Peer, now: Time) {
+    pub fn suspect(&mut self, peer: Peer, now: Monotonic) {
         self.standing.retain(|_, s| {
             if s.suspect_until.is_some_and(|until| until <= now) {
                 s.suspect_until = None;

@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use super::queue::Waiting;
 use super::worker::Hold;
-use super::{Action, End, Pool, Refusal, Timer};
-use crate::ids::{Claim, LeaseId, Phase, Time};
+use super::{LeaseEnd, Pool, PoolAction, Refusal, Timer};
+use crate::ids::{Claim, LeaseId, Monotonic, Phase};
 
 /// How long after its deadline a claimed request is the worker's to answer with 504: its serving task does at once,
 /// its control loop a second later. Then the dispatcher does.
@@ -16,13 +16,13 @@ const PARTING: Duration = Duration::from_secs(2);
 pub(super) struct TakenBack {
     lease: LeaseId,
     pub client: Waiting,
-    claim_by: Time,
+    claim_by: Monotonic,
 }
 
 impl Pool {
     /// A client belongs to the worker that has claimed its lease, whoever wanted to end the offer meanwhile,
     /// and into the queue again once nobody can claim it any more: so it never starts twice.
-    pub(super) fn settle(&mut self, now: Time, n: u16, claim: Option<Claim>) {
+    pub(super) fn settle(&mut self, now: Monotonic, n: u16, claim: Option<Claim>) {
         let (TakenBack { lease, client, claim_by }, asked) = match (self.worker(n).hold, self.worker(n).taken_back) {
             (Hold::Asked { lease, client, claim_by, .. }, _) => (TakenBack { lease, client, claim_by }, true),
             (_, Some(back)) => (back, false),
@@ -50,17 +50,17 @@ impl Pool {
     }
 
     /// Ends what the worker was held by, through one more step on its slot.
-    pub(super) fn end(&mut self, now: Time, n: u16, step: Action) {
+    pub(super) fn end(&mut self, now: Monotonic, n: u16, step: PoolAction) {
         self.abandon(now, n);
         self.worker(n).hold = Hold::Ending;
         self.actions.push(step);
     }
 
     /// The hold is over; a client that has not got its worker takes its place in the queue again.
-    pub(super) fn abandon(&mut self, now: Time, n: u16) {
+    pub(super) fn abandon(&mut self, now: Monotonic, n: u16) {
         let hold = self.worker(n).hold;
         self.claimed(n);
-        self.over(n, hold.lease(), End::Cut);
+        self.over(n, hold.lease(), LeaseEnd::Cut);
         self.worker(n).hold = Hold::Free;
         if let Hold::Asked { lease, client, .. } = hold {
             self.let_fall(now, n, lease, client);
@@ -69,19 +69,19 @@ impl Pool {
 
     /// The slot does not say any more what became of an offer. A client that was told nothing goes on waiting; but a
     /// connection that was passed on may have been claimed, and read, by a worker whose slot was spoilt afterwards.
-    fn let_fall(&mut self, now: Time, n: u16, lease: LeaseId, client: Waiting) {
+    fn let_fall(&mut self, now: Monotonic, n: u16, lease: LeaseId, client: Waiting) {
         match client.handed {
-            true => self.actions.push(Action::Over { client: client.id, worker: n, lease, end: End::Cut }),
+            true => self.actions.push(PoolAction::Over { client: client.id, worker: n, lease, end: LeaseEnd::Cut }),
             false => self.send_back(now, client),
         }
     }
 
     /// The connection that the worker had claimed, if it had one, is the dispatcher's alone again.
-    pub(super) fn over(&mut self, n: u16, seen: Option<LeaseId>, end: End) {
+    pub(super) fn over(&mut self, n: u16, seen: Option<LeaseId>, end: LeaseEnd) {
         if let Hold::Busy { lease, connection: Some((client, _)) } = self.worker(n).hold {
-            let end = if seen == Some(lease) { end } else { End::Cut };
+            let end = if seen == Some(lease) { end } else { LeaseEnd::Cut };
             self.worker(n).hold = Hold::Busy { lease, connection: None };
-            self.actions.push(Action::Over { client, worker: n, lease, end });
+            self.actions.push(PoolAction::Over { client, worker: n, lease, end });
         }
     }
 
@@ -111,17 +111,17 @@ impl Pool {
     }
 
     /// The client gets its worker.
-    pub(super) fn grant(&mut self, now: Time, n: u16, client: Waiting, lease: LeaseId, claim_by: Time) {
+    pub(super) fn grant(&mut self, now: Monotonic, n: u16, client: Waiting, lease: LeaseId, claim_by: Monotonic) {
         self.tally.times.record(now.since(client.since));
-        self.actions.push(Action::Grant { client: client.id, worker: n, lease, claim_by });
+        self.actions.push(PoolAction::Grant { client: client.id, worker: n, lease, claim_by });
     }
 
     /// A client whose worker failed it goes on waiting, within its own budget.
-    fn send_back(&mut self, now: Time, client: Waiting) {
+    fn send_back(&mut self, now: Monotonic, client: Waiting) {
         if self.stopping {
-            self.actions.push(Action::Refuse(client.id, Refusal::Stopping));
+            self.actions.push(PoolAction::Refuse(client.id, Refusal::Stopping));
         } else if client.due <= now && self.limits.queue > 0 {
-            self.actions.push(Action::Refuse(client.id, Refusal::QueueTimeout(now.since(client.since))));
+            self.actions.push(PoolAction::Refuse(client.id, Refusal::QueueTimeout(now.since(client.since))));
         } else {
             self.queue.push(client);
             self.timers.insert((client.due, Timer::Client(client.id)));

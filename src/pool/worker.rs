@@ -2,8 +2,8 @@
 
 use super::queue::Waiting;
 use super::release::TakenBack;
-use super::{Action, Answer, Ask, ClientId, End, Note, Pool, Seen, counters};
-use crate::ids::{Claim, Epoch, LeaseId, Phase, Terms, Time, WorkerState};
+use super::{ClientId, LeaseEnd, Pool, PoolAction, PoolNote, SlotAnswer, SlotQuestion, SlotView, counters};
+use crate::ids::{Claim, Epoch, LeaseId, LeaseTerms, Lifecycle, Monotonic, Phase};
 
 /// What a worker is held by.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -18,9 +18,9 @@ pub enum Hold {
         /// For whom.
         client: Waiting,
         /// When it is late.
-        until: Time,
+        until: Monotonic,
         /// When the lease ends unclaimed.
-        claim_by: Time,
+        claim_by: Monotonic,
     },
     /// A lease its client has not used. Without a client it was given by an earlier dispatcher.
     Granted {
@@ -29,14 +29,14 @@ pub enum Hold {
         /// For whom.
         client: Option<Waiting>,
         /// When it ends unclaimed.
-        claim_by: Time,
+        claim_by: Monotonic,
     },
     /// A request.
     Busy {
         /// By which lease.
         lease: LeaseId,
         /// On whose connection, if that was handed over, and when it is answered in the worker's place.
-        connection: Option<(ClientId, Time)>,
+        connection: Option<(ClientId, Monotonic)>,
     },
     /// A lease that the pool is ending.
     Ending,
@@ -60,7 +60,7 @@ pub struct Worker {
     /// Whether that incarnation lives.
     pub up: bool,
     /// What it says of itself.
-    pub state: Option<WorkerState>,
+    pub state: Option<Lifecycle>,
     /// Whether it has missed an offer and not answered since.
     pub late: bool,
     /// Whether an operator keeps it out of service.
@@ -70,20 +70,20 @@ pub struct Worker {
     /// Whether it lives and its slot holds what no honest writer writes.
     pub garbled: bool,
     /// Since when a question of ours has had no answer.
-    pub silent_since: Option<Time>,
+    pub silent_since: Option<Monotonic>,
     /// Since when no incarnation has been there that is through with its start.
-    pub starting_since: Option<Time>,
+    pub starting_since: Option<Monotonic>,
     pub(super) taken_back: Option<TakenBack>,
     pub(super) wants_recycle: bool,
     pub(super) listed: bool,
     /// Whether nobody has met it since it missed an offer.
     pub(super) shunned: bool,
-    pub(super) timer: Option<Time>,
+    pub(super) timer: Option<Monotonic>,
 }
 
 impl Worker {
     pub(super) fn is_idle(&self) -> bool {
-        self.up && self.state == Some(WorkerState::Ready) && !self.late && !self.drained && self.hold == Hold::Free
+        self.up && self.state == Some(Lifecycle::Ready) && !self.late && !self.drained && self.hold == Hold::Free
     }
 
     /// The client does not wait for the end of an offer any more.
@@ -94,7 +94,7 @@ impl Worker {
 
 impl Pool {
     /// What a look at a slot means: first whose life it is, then the answer, then the claim word.
-    pub(super) fn see(&mut self, now: Time, n: u16, seen: Seen) {
+    pub(super) fn see(&mut self, now: Monotonic, n: u16, seen: SlotView) {
         self.see_life(now, n, &seen);
         if let Some(answer) = seen.answer {
             self.see_answer(now, n, answer, &seen);
@@ -104,7 +104,7 @@ impl Pool {
         self.after(now, n, seen.answer);
     }
 
-    fn see_life(&mut self, now: Time, n: u16, seen: &Seen) {
+    fn see_life(&mut self, now: Monotonic, n: u16, seen: &SlotView) {
         let worker = self.worker(n);
         worker.drained = seen.drained;
         let epoch = seen.life.map(|(epoch, ..)| epoch);
@@ -113,7 +113,7 @@ impl Pool {
         worker.up = seen.alive && epoch.is_some();
         worker.epoch = epoch;
         worker.state = seen.life.map(|(_, state, _)| state);
-        let serves = worker.up && worker.state != Some(WorkerState::Starting);
+        let serves = worker.up && worker.state != Some(Lifecycle::Starting);
         // Each incarnation has its own start.
         let known = worker.starting_since.filter(|_| !changed);
         worker.starting_since = (!serves).then(|| known.unwrap_or(now));
@@ -125,7 +125,7 @@ impl Pool {
         }
         let up = worker.up;
         let (state, wants_recycle) = (worker.state, worker.wants_recycle);
-        let serves = matches!(state, Some(WorkerState::Ready | WorkerState::Draining));
+        let serves = matches!(state, Some(Lifecycle::Ready | Lifecycle::Draining));
         match self.recycling {
             // Over when the next incarnation serves, not when the old one has gone: one is missing at a time.
             Some((number, old, _)) if number == n && up && serves && (epoch != Some(old) || !wants_recycle) => {
@@ -134,28 +134,28 @@ impl Pool {
             }
             Some((.., until)) if until <= now => self.recycling = None,
             // Asked by a dispatcher before this one.
-            None if up && state == Some(WorkerState::Recycling) => {
+            None if up && state == Some(Lifecycle::Recycling) => {
                 self.recycling = epoch.map(|epoch| (n, epoch, now + self.limits.making_room));
             }
             _ => {}
         }
         if was_up && (changed || !up) {
-            self.actions.extend(was.map(|epoch| Action::Note(n, Note::Down(epoch))));
+            self.actions.extend(was.map(|epoch| PoolAction::Note(n, PoolNote::Down(epoch))));
         }
         if up && (changed || !was_up) {
-            self.actions.extend(epoch.map(|epoch| Action::Note(n, Note::Up(epoch))));
+            self.actions.extend(epoch.map(|epoch| PoolAction::Note(n, PoolNote::Up(epoch))));
         }
     }
 
-    fn see_answer(&mut self, now: Time, n: u16, answer: Answer, seen: &Seen) {
+    fn see_answer(&mut self, now: Monotonic, n: u16, answer: SlotAnswer, seen: &SlotView) {
         let worker = self.worker(n);
         worker.silent_since = None;
         if std::mem::take(&mut worker.late) {
-            self.actions.push(Action::Note(n, Note::Back));
+            self.actions.push(PoolAction::Note(n, PoolNote::Back));
         }
         match (answer, self.worker(n).hold) {
             // A yes is worth something while the worker lives and its client has time to come.
-            (Answer::Accept(lease), Hold::Asked { lease: asked, client, claim_by, .. })
+            (SlotAnswer::Accept(lease), Hold::Asked { lease: asked, client, claim_by, .. })
                 if lease == asked && now < claim_by && self.lives(n, seen.terms) =>
             {
                 if client.handed {
@@ -165,18 +165,20 @@ impl Pool {
                 self.grant(now, n, client, lease, claim_by);
             }
             // The claim word, read next, says what there is to revoke.
-            (Answer::Accept(lease) | Answer::Refuse(lease, _), Hold::Asked { lease: asked, .. }) if lease == asked => {
+            (SlotAnswer::Accept(lease) | SlotAnswer::Refuse(lease, _), Hold::Asked { lease: asked, .. })
+                if lease == asked =>
+            {
                 self.take_back(n);
             }
-            (Answer::Recycle(false), _) if self.is_recycling(n) => self.recycling = None,
+            (SlotAnswer::Recycle(false), _) if self.is_recycling(n) => self.recycling = None,
             _ => {}
         }
     }
 
-    fn see_claim(&mut self, now: Time, n: u16, seen: &Seen) {
+    fn see_claim(&mut self, now: Monotonic, n: u16, seen: &SlotView) {
         let garbled = seen.alive && seen.is_garbled();
         if std::mem::replace(&mut self.worker(n).garbled, garbled) != garbled && garbled {
-            self.actions.push(Action::Note(n, Note::Garbled));
+            self.actions.push(PoolAction::Note(n, PoolNote::Garbled));
         }
         if garbled {
             // Nobody can tell what this life is doing; the watchdog ends it.
@@ -187,7 +189,7 @@ impl Pool {
         match seen.claim {
             None => {
                 self.abandon(now, n);
-                self.actions.push(Action::Clear(n));
+                self.actions.push(PoolAction::Clear(n));
             }
             Some(Claim::Free) => {
                 // An offer that could not be written, or a lease that has ended.
@@ -198,7 +200,7 @@ impl Pool {
                 match self.worker(n).hold {
                     Hold::Busy { lease: held, connection } if held == lease => {
                         if phase == Phase::Claimed && connection.is_some_and(|(_, abort_at)| abort_at <= now) {
-                            self.actions.push(Action::Abort(n, lease));
+                            self.actions.push(PoolAction::Abort(n, lease));
                         }
                     }
                     _ => {
@@ -208,32 +210,32 @@ impl Pool {
                 }
             }
             Some(Claim::Held(lease, Phase::Claimed)) => {
-                self.actions.push(Action::Note(n, Note::Lost(lease)));
+                self.actions.push(PoolAction::Note(n, PoolNote::Lost(lease)));
                 match self.worker(n).hold {
                     // Answered in its place only once that is won: whoever has it may be alive, whatever its slot says.
                     Hold::Busy { lease: held, connection: Some(_) } if held == lease => {
-                        self.actions.push(Action::Abort(n, lease));
+                        self.actions.push(PoolAction::Abort(n, lease));
                     }
-                    _ => self.end(now, n, Action::Abort(n, lease)),
+                    _ => self.end(now, n, PoolAction::Abort(n, lease)),
                 }
             }
             Some(Claim::Held(lease, Phase::Responding)) => {
-                self.actions.push(Action::Note(n, Note::Lost(lease)));
-                self.end(now, n, Action::Bury(n, lease));
+                self.actions.push(PoolAction::Note(n, PoolNote::Lost(lease)));
+                self.end(now, n, PoolAction::Bury(n, lease));
             }
             Some(Claim::Held(lease, phase)) => {
                 match phase {
-                    Phase::Done => self.over(n, Some(lease), End::Done),
-                    Phase::Aborted if self.is_overdue(now, n) => self.over(n, Some(lease), End::Overdue),
-                    Phase::Aborted => self.over(n, Some(lease), End::Unanswered),
+                    Phase::Done => self.over(n, Some(lease), LeaseEnd::Done),
+                    Phase::Aborted if self.is_overdue(now, n) => self.over(n, Some(lease), LeaseEnd::Overdue),
+                    Phase::Aborted => self.over(n, Some(lease), LeaseEnd::Unanswered),
                     _ => {}
                 }
-                self.end(now, n, Action::Release(n, lease));
+                self.end(now, n, PoolAction::Release(n, lease));
             }
         }
     }
 
-    fn see_offered(&mut self, now: Time, n: u16, lease: LeaseId, terms: Option<Terms>) {
+    fn see_offered(&mut self, now: Monotonic, n: u16, lease: LeaseId, terms: Option<LeaseTerms>) {
         let lives = self.lives(n, terms);
         let hold = self.worker(n).hold;
         match hold {
@@ -244,57 +246,57 @@ impl Pool {
                 if lives {
                     self.worker(n).late = true;
                     self.worker(n).shunned = true;
-                    self.actions.push(Action::Note(n, Note::Late(lease)));
+                    self.actions.push(PoolAction::Note(n, PoolNote::Late(lease)));
                 }
                 self.take_back(n);
-                self.actions.push(Action::Revoke(n, lease));
+                self.actions.push(PoolAction::Revoke(n, lease));
             }
             Hold::Granted { lease: granted, client, claim_by } if granted == lease => {
                 if lives && now < claim_by {
                     return;
                 }
                 if lives {
-                    self.actions.push(Action::Note(n, Note::Unclaimed(lease)));
+                    self.actions.push(PoolAction::Note(n, PoolNote::Unclaimed(lease)));
                     if let Some(client) = client.filter(|_| !self.is_silent(n, now)) {
                         self.queue.suspect(client.peer, now);
                     }
                 }
                 self.let_go(n, lease);
-                self.actions.push(Action::Revoke(n, lease));
+                self.actions.push(PoolAction::Revoke(n, lease));
             }
             // Given by a dispatcher before this one: its client may be on the way.
             Hold::Free if lives && terms.is_some_and(|t| now < t.claim_by && self.is_earlier(&t)) => {
                 let claim_by = terms.map_or(now, |t| t.claim_by);
                 self.worker(n).hold = Hold::Granted { lease, client: None, claim_by };
             }
-            _ => self.end(now, n, Action::Revoke(n, lease)),
+            _ => self.end(now, n, PoolAction::Revoke(n, lease)),
         }
     }
 
     /// Whether the request on a connection should have been answered.
-    fn is_overdue(&self, now: Time, n: u16) -> bool {
+    fn is_overdue(&self, now: Monotonic, n: u16) -> bool {
         let hold = self.workers[usize::from(n) - 1].hold;
         matches!(hold, Hold::Busy { connection: Some((_, abort_at)), .. } if abort_at <= now)
     }
 
     /// Whether the worker itself owes an answer for too long: then a client could not have come to it.
-    fn is_silent(&self, n: u16, now: Time) -> bool {
+    fn is_silent(&self, n: u16, now: Monotonic) -> bool {
         let since = self.workers[usize::from(n) - 1].silent_since;
         since.is_some_and(|since| now.since(since) >= self.limits.offer_timeout)
     }
 
-    fn is_earlier(&self, terms: &Terms) -> bool {
+    fn is_earlier(&self, terms: &LeaseTerms) -> bool {
         terms.dispatcher_epoch != self.epoch
     }
 
     /// Whether the incarnation these terms bind is the one that lives.
-    fn lives(&self, n: u16, terms: Option<Terms>) -> bool {
+    fn lives(&self, n: u16, terms: Option<LeaseTerms>) -> bool {
         let worker = &self.workers[usize::from(n) - 1];
         worker.up && terms.is_some_and(|t| Some(t.worker_epoch) == worker.epoch)
     }
 
     /// What comes after every look: the next timer, the next question, the idle list.
-    fn after(&mut self, now: Time, n: u16, answer: Option<Answer>) {
+    fn after(&mut self, now: Monotonic, n: u16, answer: Option<SlotAnswer>) {
         let scan = now + self.limits.slot_scan;
         let timer = match self.worker(n).hold {
             Hold::Free => None,
@@ -304,10 +306,10 @@ impl Pool {
         };
         self.set_timer(n, timer);
         if let Some(epoch) = self.may_recycle(n)
-            && answer != Some(Answer::Recycle(false))
+            && answer != Some(SlotAnswer::Recycle(false))
         {
             self.recycling = Some((n, epoch, now + self.limits.making_room));
-            self.ask(now, n, Ask::Recycle);
+            self.ask(now, n, SlotQuestion::Recycle);
         }
         self.consider(n);
         self.shrink();

@@ -26,7 +26,7 @@ use nix::unistd::{Gid, fchown, ftruncate, geteuid};
 
 use super::layout::{Header, LAYOUT, MAGIC, SIZE, line, offset};
 use super::lock;
-use crate::exchange::{Memory, Word};
+use crate::exchange::{SlotMemory, Word};
 
 /// Whose segment it is; part of the header.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -462,7 +462,7 @@ extern "C" fn on_sigbus(_: libc::c_int, info: *mut libc::siginfo_t, _: *mut libc
     Errno::set_raw(errno);
 }
 
-impl Memory for Segment {
+impl SlotMemory for Segment {
     fn load(&self, word: Word, order: Ordering) -> u64 {
         self.word(offset(word)).load(order)
     }

@@ -14,7 +14,7 @@ use nix::sys::stat::Mode;
 use super::layout::{LAYOUT, MAGIC, SIZE, offset};
 use super::segment::check_owner;
 use super::{Damage, SegmentError};
-use crate::exchange::{Memory, WORDS, Word};
+use crate::exchange::{SlotMemory, WORDS, Word};
 
 /// The words of a slot as they were when it was taken. What is written to it, nobody else sees.
 #[derive(Debug)]
@@ -54,7 +54,7 @@ impl Snapshot {
     }
 }
 
-impl Memory for Snapshot {
+impl SlotMemory for Snapshot {
     fn load(&self, word: Word, order: Ordering) -> u64 {
         self.words[word.index()].load(order)
     }

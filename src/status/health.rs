@@ -2,7 +2,7 @@
 
 use serde::Serialize;
 
-use super::{View, WorkerView};
+use super::{StatusView, WorkerView};
 
 /// The states of a worker that serves, now or after the client it has.
 pub const SERVING: [&str; 3] = ["idle", "leased", "busy"];
@@ -43,7 +43,7 @@ pub struct Health {
 }
 
 /// How the set is.
-pub fn health(view: &View) -> Health {
+pub fn health(view: &StatusView) -> Health {
     let serves = |worker: &&WorkerView| SERVING.contains(&worker.state.as_str());
     let mut reasons = Vec::new();
     if view.watchdog.state != "up" {
@@ -83,7 +83,7 @@ mod tests {
     use super::super::{DispatcherView, PoolView, WatchdogView};
     use super::*;
 
-    fn view(watchdog: &'static str, dispatcher: &str, pools: &[&[&str]]) -> View {
+    fn view(watchdog: &'static str, dispatcher: &str, pools: &[&[&str]]) -> StatusView {
         let worker = |state: &&str, id: String| WorkerView {
             id: id.parse().unwrap(),
             pid: None,
@@ -103,7 +103,7 @@ mod tests {
             oldest_ms: 0,
             workers: states.iter().zip(1..).map(|(state, n)| worker(state, format!("{name}/{n}"))).collect(),
         };
-        View {
+        StatusView {
             set: "s".into(),
             listeners: Vec::new(),
             watchdog: WatchdogView { pid: None, state: watchdog, restarts: 0 },

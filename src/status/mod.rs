@@ -8,22 +8,22 @@ use std::time::Duration;
 
 use serde::Serialize;
 
-use crate::config::{Address, Config};
-use crate::exchange::{self, Counters, Life};
-use crate::ids::{Claim, LeaseId, Phase, PoolName, WorkerId, WorkerState};
+use crate::config::{Config, ListenAddress};
+use crate::exchange::{self, Incarnation, SlotCounters};
+use crate::ids::{Claim, LeaseId, Lifecycle, Phase, PoolName, WorkerId};
 use crate::ipc;
-use crate::probe::{Report, WorkerReport};
+use crate::probe::{ProbeReport, WorkerReport};
 use crate::process_tree;
-use crate::stats::Tally;
+use crate::stats::Counters;
 pub use health::{Condition, Health, SERVING, health};
-pub use state_file::{PartState, State};
+pub use state_file::{SavedPart, SavedState};
 
 /// How long the dispatcher may take to answer before it counts as frozen.
 pub const PATIENCE: Duration = Duration::from_millis(250);
 
 /// A whole set, as `patou status --json` prints it.
 #[derive(Debug, Serialize)]
-pub struct View {
+pub struct StatusView {
     /// Its name.
     pub set: String,
     /// Where clients arrive.
@@ -103,10 +103,10 @@ pub struct WorkerView {
     pub cause: Option<String>,
     /// What is counted in its slot, if that can be read.
     #[serde(skip)]
-    pub counted: Option<Tally>,
+    pub counted: Option<Counters>,
 }
 
-impl View {
+impl StatusView {
     /// Whether every part is.
     pub fn is_up(&self) -> bool {
         let serves = |worker: &WorkerView| matches!(worker.state.as_str(), "idle" | "leased" | "busy" | "draining");
@@ -120,13 +120,13 @@ impl View {
 #[derive(Clone, Copy, Debug)]
 pub struct Told<'a> {
     /// Its last report, if there has been any.
-    pub report: Option<&'a Report>,
+    pub report: Option<&'a ProbeReport>,
     /// Whether it answers.
     pub answers: bool,
 }
 
 /// The set of this configuration, of which the watchdog knows `state` and the dispatcher says `told`.
-pub fn look(config: &Config, state: &State, told: Told<'_>) -> View {
+pub fn look(config: &Config, state: &SavedState, told: Told<'_>) -> StatusView {
     let Told { report, answers } = told;
     let watchdog = match state.watchdog() {
         None => "gone",
@@ -157,7 +157,7 @@ pub fn look(config: &Config, state: &State, told: Told<'_>) -> View {
         }
     });
     let pools: Vec<PoolView> = pools.collect();
-    View {
+    StatusView {
         set: config.set.name.clone(),
         listeners: state.listeners.clone(),
         watchdog: WatchdogView { pid: Some(state.pid), state: watchdog, restarts: 0 },
@@ -172,17 +172,17 @@ pub fn look(config: &Config, state: &State, told: Told<'_>) -> View {
     }
 }
 
-fn look_at_worker(config: &Config, id: WorkerId, part: Option<&PartState>, told: Option<&WorkerReport>) -> WorkerView {
+fn look_at_worker(config: &Config, id: WorkerId, part: Option<&SavedPart>, told: Option<&WorkerReport>) -> WorkerView {
     // Copied and not mapped: whoever only looks needs no right to write.
     let slot = ipc::snapshot(&config.set.runtime_dir, &id).ok();
     let slot = slot.as_ref();
-    let life = slot.and_then(Life::load);
+    let life = slot.and_then(Incarnation::load);
     let claim = slot.and_then(exchange::claim);
-    let counted = slot.map(Counters::tally);
-    let count = |name| counted.as_ref().map_or(0, |tally: &Tally| tally.of(name));
+    let counted = slot.map(SlotCounters::tally);
+    let count = |name| counted.as_ref().map_or(0, |tally: &Counters| tally.of(name));
     let pool = config.pool(&id.pool);
     let mut address = pool.map(|pool| pool.worker_address(id.number));
-    if let (Some(Address::Tcp(tcp)), Some(port)) = (&mut address, life.and_then(|life| life.port)) {
+    if let (Some(ListenAddress::Tcp(tcp)), Some(port)) = (&mut address, life.and_then(|life| life.port)) {
         tcp.set_port(port);
     }
     let lease = match claim {
@@ -213,7 +213,7 @@ fn look_at_worker(config: &Config, id: WorkerId, part: Option<&PartState>, told:
 /// The state of a worker whose process runs.
 fn serving_state(
     offer_timeout: Duration,
-    life: Option<Life>,
+    life: Option<Incarnation>,
     claim: Option<Claim>,
     pid: Option<u32>,
     told: Option<&WorkerReport>,
@@ -233,8 +233,8 @@ fn serving_state(
     let Some(life) = life else { return "starting" };
     match (claim, life.state) {
         (Some(Claim::Held(_, Phase::Claimed | Phase::Responding)), _) => "busy",
-        (_, WorkerState::Draining) => "draining",
-        (_, WorkerState::Starting | WorkerState::Recycling) => "starting",
+        (_, Lifecycle::Draining) => "draining",
+        (_, Lifecycle::Starting | Lifecycle::Recycling) => "starting",
         _ if told.is_some_and(|told| told.drained) => "draining",
         (Some(Claim::Held(_, Phase::Offered)), _) => "leased",
         _ => "idle",

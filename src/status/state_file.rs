@@ -11,7 +11,7 @@ use crate::{ipc, process_tree, units};
 
 /// The content of the file.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct State {
+pub struct SavedState {
     /// The set's name.
     pub set: String,
     /// The watchdog's process.
@@ -23,14 +23,14 @@ pub struct State {
     /// Where clients arrive, with the ports that the kernel chose.
     pub listeners: Vec<String>,
     /// The dispatcher.
-    pub dispatcher: PartState,
+    pub dispatcher: SavedPart,
     /// The workers by name.
-    pub workers: BTreeMap<String, PartState>,
+    pub workers: BTreeMap<String, SavedPart>,
 }
 
 /// One part.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct PartState {
+pub struct SavedPart {
     /// Its process, if it has one.
     pub pid: Option<u32>,
     /// `starting`, `up`, `starved`, `suspended`, `frozen`, `gone`, `draining`, `failed` or `stopped`.
@@ -44,7 +44,7 @@ pub struct PartState {
 
 const FILE: &str = "watchdog.json";
 
-impl State {
+impl SavedState {
     /// Reads the file of the set in `dir`, whose watchdog has a directory of its own where the parts are units.
     pub fn read(dir: &Path) -> io::Result<Self> {
         let dir = if ipc::is_units(dir) { Path::new(units::WATCHDOG_DIR) } else { dir };

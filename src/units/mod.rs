@@ -9,7 +9,7 @@ mod steps;
 
 use std::path::PathBuf;
 
-use crate::config::{Address, Config, Delivery};
+use crate::config::{Config, Delivery, ListenAddress};
 use crate::ids::{PoolName, WorkerId};
 pub use render::render;
 pub use steps::{Steps, steps};
@@ -68,7 +68,7 @@ pub fn check(config: &Config) -> Vec<String> {
     if config.set.runtime_dir != std::path::Path::new(RUNTIME_DIR) {
         faults.push(format!("set.runtime_dir is {dir}; under systemd it is {RUNTIME_DIR}, made by tmpfiles.d"));
     }
-    let any = |address: &Address| matches!(address, Address::Tcp(tcp) if tcp.port() == 0);
+    let any = |address: &ListenAddress| matches!(address, ListenAddress::Tcp(tcp) if tcp.port() == 0);
     let addresses = config.listeners.iter().map(|l| ("listener", &l.address));
     let admin = config.admin.address.iter().map(|address| ("admin", address));
     for (what, address) in addresses.chain(config.pools.iter().map(|p| ("pool", &p.address))).chain(admin) {

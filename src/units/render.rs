@@ -5,7 +5,7 @@ use std::fmt::Write;
 use std::time::Duration;
 
 use super::{ADMIN, DISPATCHER, DROP_IN, OWNER, WATCHDOG, WORKER_USER, listener_socket, worker_service, worker_socket};
-use crate::config::{Address, Admin, Config, DESCRIPTORS, Delivery, Listener, Pool};
+use crate::config::{AdminConfig, Config, DESCRIPTORS, Delivery, ListenAddress, ListenerConfig, PoolConfig};
 use crate::ids::WorkerId;
 
 /// Systemd's own watch over a part is the slow second net: this many times what the watchdog of the set allows.
@@ -41,20 +41,20 @@ pub fn render(config: &Config, group: impl Fn(&str) -> Option<u32>) -> BTreeMap<
 }
 
 /// The listener whose clients may also talk to the workers of a pool, because they are told where one is.
-pub(super) fn leads_to<'c>(config: &'c Config, pool: &Pool) -> Option<&'c Listener> {
-    let told = |l: &&Listener| l.pool == pool.name && l.address.is_unix() && l.delivery == Delivery::Redirect;
+pub(super) fn leads_to<'c>(config: &'c Config, pool: &PoolConfig) -> Option<&'c ListenerConfig> {
+    let told = |l: &&ListenerConfig| l.pool == pool.name && l.address.is_unix() && l.delivery == Delivery::Redirect;
     config.listeners.iter().find(told)
 }
 
-fn listening(address: &Address, like: Option<&Listener>) -> String {
+fn listening(address: &ListenAddress, like: Option<&ListenerConfig>) -> String {
     let mut text = String::from("[Socket]\n");
     match address {
-        Address::Tcp(address) => line(&mut text, "ListenStream", &address.to_string()),
-        Address::Unix(path) => {
+        ListenAddress::Tcp(address) => line(&mut text, "ListenStream", &address.to_string()),
+        ListenAddress::Unix(path) => {
             line(&mut text, "ListenStream", &path.display().to_string());
             let owner = like.and_then(|l| l.owner.as_deref()).unwrap_or(OWNER);
             let group = like.and_then(|l| l.group.as_deref()).unwrap_or(OWNER);
-            let mode = like.map_or(Listener::MODE, |l| l.mode);
+            let mode = like.map_or(ListenerConfig::MODE, |l| l.mode);
             line(&mut text, "SocketUser", owner);
             line(&mut text, "SocketGroup", group);
             line(&mut text, "SocketMode", &format!("{mode:04o}"));
@@ -66,7 +66,7 @@ fn listening(address: &Address, like: Option<&Listener>) -> String {
 /// The socket of a worker with the one on which connections are handed over. It has the permissions of the other one
 /// if that is a file too; its directory keeps clients out. patou-ipc makes that, and has to come first: systemd would
 /// make one that belongs to root.
-fn reached(socket: String, address: &Address, id: &WorkerId, config: &Config) -> String {
+fn reached(socket: String, address: &ListenAddress, id: &WorkerId, config: &Config) -> String {
     let dir = config.set.runtime_dir.join(id.pool.as_str());
     let mut text = String::from("[Unit]\n");
     line(&mut text, "AssertPathIsDirectory", &dir.display().to_string());
@@ -82,7 +82,7 @@ fn reached(socket: String, address: &Address, id: &WorkerId, config: &Config) ->
 }
 
 /// Its socket in the runtime directory stands in the unit file.
-fn admin(admin: &Admin) -> String {
+fn admin(admin: &AdminConfig) -> String {
     let mut text = String::from("[Socket]\n");
     admin.address.iter().for_each(|address| line(&mut text, "ListenStream", &address.to_string()));
     line(&mut text, "SocketUser", admin.owner.as_deref().unwrap_or("root"));
@@ -128,7 +128,7 @@ pub(super) fn users(config: &Config) -> BTreeSet<&str> {
     config.pools.iter().map(|pool| if pool.user.is_empty() { WORKER_USER } else { pool.user.as_str() }).collect()
 }
 
-fn worker(config: &Config, pool: &Pool) -> String {
+fn worker(config: &Config, pool: &PoolConfig) -> String {
     let (front, watchdog) = (&config.front, &config.watchdog);
     let mut text = start_limit(config);
     text.push_str("\n[Service]\n");

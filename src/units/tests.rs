@@ -1,7 +1,7 @@
 use std::time::Duration;
 
 use super::*;
-use crate::config::{Handler, Listener, Pool};
+use crate::config::{HandlerConfig, ListenerConfig, PoolConfig};
 use crate::ids::PoolName;
 
 fn base() -> Config {
@@ -22,11 +22,11 @@ fn drop_ins_carry_what_the_configuration_says() {
     pool.limits.memory_max = Some("50%".into());
     pool.limits.open_files = Some("99".into());
     pool.drain_timeout = Duration::from_millis(1500);
-    config.pools.extend(["", "lost", "twin"].map(|user| Pool {
+    config.pools.extend(["", "lost", "twin"].map(|user| PoolConfig {
         name: PoolName::new(&format!("of_{user}")).unwrap(),
         user: user.into(),
         queue: 0,
-        ..Pool::default()
+        ..PoolConfig::default()
     }));
     config.admin.address = Some("127.0.0.1:7280".parse().unwrap());
     config.admin.group = Some("prometheus".into());
@@ -87,14 +87,14 @@ fn each_change_concerns_whom_it_concerns() {
     let more = change(|c| c.pools[0].workers = 3);
     assert_eq!((more.stop, more.start), (vec![], units(&["patou-worker@a-3.service"])));
     assert_eq!(change(|c| c.pools[0].limits.tasks_max = Some("9".into())).restart, units(&[one, two]));
-    let handler = change(|c| c.pools[0].handler = Handler::Exec(vec!["x".into()]));
+    let handler = change(|c| c.pools[0].handler = HandlerConfig::Exec(vec!["x".into()]));
     assert_eq!(handler.reload, units(&[DISPATCHER, one, two, WATCHDOG]));
     assert_eq!((handler.stop, handler.start, handler.restart), (vec![], vec![], vec![]));
     let moved = change(|c| c.pools[0].address = "127.0.0.1:7300".parse().unwrap());
     assert_eq!((moved.stop, moved.start), (units(&[one, two]), units(&[one, two])));
     let listener = change(|c| c.listeners[0].address = "unix:/run/patou/b.sock".parse().unwrap());
     assert_eq!((listener.stop, listener.restart), (units(&["patou-listener@0.socket"]), units(&[DISPATCHER])));
-    let added = change(|c| c.listeners.push(Listener::default()));
+    let added = change(|c| c.listeners.push(ListenerConfig::default()));
     assert_eq!((added.stop, added.restart), (vec![], units(&[DISPATCHER])));
     let user = change(|c| c.pools[0].user = "conv".into());
     assert_eq!((user.restart, user.reload), (units(&[one, two, WATCHDOG]), units(&[DISPATCHER])));
@@ -122,7 +122,7 @@ fn the_dispatcher_may_hand_over_to_every_worker() {
     config.listeners[0].owner = Some("web".into());
     config.listeners[0].mode = 0o660;
     assert_eq!(check(&config), Vec::<String>::new());
-    config.listeners.push(Listener { pool: PoolName::new("a").unwrap(), ..Listener::built_in().remove(1) });
+    config.listeners.push(ListenerConfig { pool: PoolName::new("a").unwrap(), ..ListenerConfig::built_in().remove(1) });
     assert_eq!(check(&config).len(), 1, "{:?}", check(&config));
     config.listeners[0].group = None;
     assert_eq!(check(&config), Vec::<String>::new());

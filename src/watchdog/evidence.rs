@@ -14,8 +14,8 @@ use std::time::Duration;
 
 use super::plan::Part;
 use crate::clock;
-use crate::exchange::Request;
-use crate::ids::{Claim, Epoch, Time};
+use crate::exchange::RequestNote;
+use crate::ids::{Claim, Epoch, Monotonic};
 use crate::log::Event;
 pub use gather::{Family, Subject};
 
@@ -85,7 +85,7 @@ enum Held {
         epoch: Option<Epoch>,
         /// `None`: the claim word holds what no honest writer writes.
         claim: Option<Claim>,
-        request: Option<Request>,
+        request: Option<RequestNote>,
     },
     /// A dispatcher's clients: as it said last, and as the slots say.
     Clients { queue: Option<Queue>, leases: usize },
@@ -97,7 +97,7 @@ struct Queue {
     clients: usize,
     /// How long the first of them had waited.
     oldest: Duration,
-    at: Time,
+    at: Monotonic,
 }
 
 /// How the machine was.
@@ -117,13 +117,13 @@ struct Machine {
 #[derive(Debug, Default)]
 pub struct Witness {
     /// When this process was late, and how late: what a later one exceeds is left out.
-    late: VecDeque<(Time, Duration)>,
-    in_vain: Option<Time>,
+    late: VecDeque<(Monotonic, Duration)>,
+    in_vain: Option<Monotonic>,
 }
 
 impl Witness {
     /// This process ran so late.
-    pub fn was_late(&mut self, now: Time, late: Duration) {
+    pub fn was_late(&mut self, now: Monotonic, late: Duration) {
         while self.late.back().is_some_and(|(_, before)| *before <= late) {
             self.late.pop_back();
         }
@@ -133,7 +133,7 @@ impl Witness {
         self.late.push_back((now, late));
     }
 
-    fn latest(&self, now: Time) -> Duration {
+    fn latest(&self, now: Monotonic) -> Duration {
         let recent = self.late.iter().find(|(at, _)| now.since(*at) < MEMORY);
         recent.map(|(_, late)| *late).unwrap_or_default()
     }

@@ -39,9 +39,9 @@ use tokio::time::sleep;
 
 use crate::clock;
 use crate::config::{Config, Loaded, Origin};
-use crate::ids::{Time, WorkerId};
-use crate::ipc::{self, IpcError, Keeper, Modes};
-use crate::signals::{ONE_STOP, Signal};
+use crate::ids::{Monotonic, WorkerId};
+use crate::ipc::{self, IpcError, Modes, SetOwner};
+use crate::signals::{STOP_DEBOUNCE, Signal};
 use crate::{backoff, log, process_tree};
 use admin::{Admin, Snapshot};
 use evidence::{Family, Subject, Witness};
@@ -89,7 +89,7 @@ const LATE: Duration = Duration::from_millis(20);
 /// # Errors
 /// See [`WatchdogError`]. Whatever was made is removed again.
 pub async fn run(loaded: Loaded) -> Result<(), WatchdogError> {
-    log::init(log::Speaker::part("watchdog", &loaded.config.set.name));
+    log::init(log::LogContext::part("watchdog", &loaded.config.set.name));
     log::abort_on_panic();
     tokio::task::LocalSet::new().run_until(hold(loaded)).await
 }
@@ -109,7 +109,7 @@ async fn hold(loaded: Loaded) -> Result<(), WatchdogError> {
         return Err(IpcError::Units(dir).into());
     }
     ipc::prepare(&loaded.config, &Modes::default())?;
-    let lock = ipc::lock_set(&dir, Keeper::Process)?;
+    let lock = ipc::lock_set(&dir, SetOwner::Process)?;
     let mut waived = false;
     let segments = Segments::default();
     let result = async {
@@ -182,8 +182,8 @@ struct Watch {
     /// Why each was started again, as the operator was told last.
     said: BTreeMap<Part, String>,
     /// Until when every part should be up; `None` once that has been judged.
-    up_by: Option<Time>,
-    stopping_since: Option<Time>,
+    up_by: Option<Monotonic>,
+    stopping_since: Option<Monotonic>,
     finished: bool,
 }
 
@@ -296,16 +296,16 @@ impl Watch {
         Ok(())
     }
 
-    fn handle(&mut self, now: Time, event: Event) {
+    fn handle(&mut self, now: Monotonic, event: Event) {
         let actions = self.plan.handle(now, event);
         self.perform(actions);
     }
 
     /// SIGTERM or SIGINT has come.
-    fn told_to_stop(&mut self, now: Time) -> Event {
+    fn told_to_stop(&mut self, now: Monotonic) -> Event {
         let set = &self.config.set.name;
         if let Some(first) = self.stopping_since {
-            if now.since(first) < ONE_STOP {
+            if now.since(first) < STOP_DEBOUNCE {
                 return Event::Tick;
             }
             tracing::warn!(%set, event = %log::Event::SetStoppingNow,
@@ -448,7 +448,7 @@ impl Watch {
     }
 
     /// Leaves what is known for whoever asks on the admin socket.
-    fn publish(&self, now: Time) {
+    fn publish(&self, now: Monotonic) {
         let Some(state) = self.written.state() else { return };
         self.admin.publish(Snapshot::new(now, &self.config, state, &self.prober, &self.account));
     }

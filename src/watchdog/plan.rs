@@ -14,8 +14,8 @@ use std::time::Duration;
 
 use serde::Serialize;
 
-use crate::ids::{PoolName, Time, WorkerId};
-use crate::liveness::{Pulse, Restarts, Verdict};
+use crate::ids::{Monotonic, PoolName, WorkerId};
+use crate::liveness::{RestartHistory, SilenceTimer, Verdict};
 pub use messages::{Absence, Action, Bounds, Change, Event, Order, Part, Sign, Telling};
 
 #[derive(Clone, Debug)]
@@ -23,10 +23,10 @@ enum Stage {
     /// Waits for the dispatcher's first READY.
     Held,
     /// Is started at that time.
-    Waiting(Time),
-    Running(Pulse),
+    Waiting(Monotonic),
+    Running(SilenceTimer),
     /// Has been told to go, and is killed at that time.
-    Going(Time, Why),
+    Going(Monotonic, Why),
     Failed,
     Stopped,
     /// systemd answers for it, and says this.
@@ -54,19 +54,19 @@ struct Record {
     stage: Stage,
     pid: Option<u32>,
     drain: Duration,
-    restarts: Restarts,
+    restarts: RestartHistory,
     count: u32,
     cause: Option<String>,
     /// It has ended, and systemd has not said yet whether somebody wanted it so.
     unexplained: bool,
     /// When it was last killed in a way that may leave a core.
-    aborted: Option<Time>,
+    aborted: Option<Monotonic>,
     /// Why it is excused, if it is: starved or suspended.
     plight: Option<Verdict>,
     /// Whether the shell has been asked for a look at it.
     looking: bool,
     /// Since when its process is ready, if there is one and it has been.
-    ready: Option<Time>,
+    ready: Option<Monotonic>,
 }
 
 impl Record {
@@ -75,7 +75,7 @@ impl Record {
             stage,
             pid: None,
             drain,
-            restarts: Restarts::default(),
+            restarts: RestartHistory::default(),
             count: 0,
             cause: None,
             unexplained: false,
@@ -118,21 +118,21 @@ pub struct Plan {
     keeper: Keeper,
     era: Era,
     /// Nobody is blamed for silence before this.
-    amnesty: Time,
+    amnesty: Monotonic,
     /// What was lost since the last report and the amnesty: who is heard of as silent now may have been it then.
     lost: Duration,
     /// When the report was asked for that has not come yet.
-    asked: Option<Time>,
+    asked: Option<Monotonic>,
     /// When something was heard last that does not answer an action.
-    heard: Time,
+    heard: Monotonic,
     /// Up to when it has been counted what was lost while actions were performed.
-    counted: Option<Time>,
+    counted: Option<Monotonic>,
     actions: Vec<Action>,
 }
 
 impl Plan {
     /// A set of which nothing runs. The first action starts the dispatcher.
-    pub fn new(workers: &BTreeMap<WorkerId, Duration>, bounds: Bounds, now: Time) -> (Self, Vec<Action>) {
+    pub fn new(workers: &BTreeMap<WorkerId, Duration>, bounds: Bounds, now: Monotonic) -> (Self, Vec<Action>) {
         let mut parts = BTreeMap::from([(Part::Dispatcher, Record::new(Stage::Waiting(now), Duration::ZERO))]);
         for (id, drain) in workers {
             parts.insert(Part::Worker(id.clone()), Record::new(Stage::Held, *drain));
@@ -147,7 +147,7 @@ impl Plan {
     }
 
     /// Takes in what happened and returns what to do.
-    pub fn handle(&mut self, now: Time, event: Event) -> Vec<Action> {
+    pub fn handle(&mut self, now: Monotonic, event: Event) -> Vec<Action> {
         match &event {
             Event::Observed(..) | Event::StartFailed(..) => {}
             Event::Started(..) if self.keeper == Keeper::Watchdog => {}
@@ -186,7 +186,7 @@ impl Plan {
     }
 
     /// When the next [`Event::Tick`] is due.
-    pub fn deadline(&self) -> Option<Time> {
+    pub fn deadline(&self) -> Option<Monotonic> {
         let due = |(part, record): (&Part, &Record)| match &record.stage {
             Stage::Waiting(at) | Stage::Going(at, _) => Some(*at),
             Stage::Running(_) if record.ready.is_some() && *part != Part::Dispatcher => None,
@@ -236,27 +236,27 @@ impl Plan {
     }
 
     /// Whether its start is ours to judge: systemd has a bound of its own for that (TimeoutStartSec=).
-    fn answers_for(&self, pulse: &Pulse) -> bool {
+    fn answers_for(&self, pulse: &SilenceTimer) -> bool {
         self.keeper == Keeper::Watchdog || pulse.is_ready()
     }
 
-    fn with_pulse<T>(&mut self, part: &Part, change: impl FnOnce(&mut Pulse) -> T) -> Option<T> {
+    fn with_pulse<T>(&mut self, part: &Part, change: impl FnOnce(&mut SilenceTimer) -> T) -> Option<T> {
         match self.parts.get_mut(part) {
             Some(Record { stage: Stage::Running(pulse), .. }) => Some(change(pulse)),
             _ => None,
         }
     }
 
-    fn started(&mut self, now: Time, part: &Part, pid: u32) {
+    fn started(&mut self, now: Monotonic, part: &Part, pid: u32) {
         if let Some(record) = self.parts.get_mut(part) {
             record.pid = Some(pid);
             record.looking = false;
             record.ready = None;
-            record.stage = Stage::Running(Pulse::born(now));
+            record.stage = Stage::Running(SilenceTimer::born(now));
         }
     }
 
-    fn ready(&mut self, now: Time, part: &Part) {
+    fn ready(&mut self, now: Monotonic, part: &Part) {
         let Some(record) = self.parts.get_mut(part) else { return };
         let Stage::Running(pulse) = &mut record.stage else { return };
         if pulse.is_ready() {
@@ -279,7 +279,7 @@ impl Plan {
         }
     }
 
-    fn ended(&mut self, now: Time, part: &Part, how: String, chance: f64) {
+    fn ended(&mut self, now: Monotonic, part: &Part, how: String, chance: f64) {
         let stopping = self.is_stopping();
         let Some(record) = self.parts.get_mut(part) else { return };
         record.pid = None;
@@ -317,7 +317,7 @@ impl Plan {
         }
     }
 
-    fn stop(&mut self, now: Time) {
+    fn stop(&mut self, now: Monotonic) {
         if self.is_stopping() {
             return self.stop_now(now);
         }
@@ -330,7 +330,7 @@ impl Plan {
     }
 
     /// Tells a part to finish and go; one that has no process just goes.
-    fn send_away(&mut self, now: Time, part: &Part, why: Why) {
+    fn send_away(&mut self, now: Monotonic, part: &Part, why: Why) {
         let parting = self.bounds.parting;
         let Some(record) = self.parts.get_mut(part) else { return };
         match &record.stage {
@@ -345,7 +345,7 @@ impl Plan {
         }
     }
 
-    fn stop_now(&mut self, now: Time) {
+    fn stop_now(&mut self, now: Monotonic) {
         self.era = Era::StoppingDispatcher;
         for (part, record) in &mut self.parts {
             match record.stage {
@@ -359,7 +359,7 @@ impl Plan {
     }
 
     /// Takes the next step of the start or of the stop when the one before is done.
-    fn advance(&mut self, now: Time) {
+    fn advance(&mut self, now: Monotonic) {
         // Who is given up is not waited for: the others serve.
         let settled = |record: &Record| match &record.stage {
             Stage::Running(pulse) => pulse.is_ready(),
@@ -383,7 +383,7 @@ impl Plan {
         }
     }
 
-    fn apply(&mut self, now: Time, change: Change) {
+    fn apply(&mut self, now: Monotonic, change: Change) {
         self.bounds = change.bounds;
         let surplus: Vec<Part> = self
             .parts
@@ -423,11 +423,11 @@ impl Plan {
     }
 
     /// Starts a part that was given up, or that had no process when it was to be replaced.
-    fn revive(&mut self, now: Time, part: &Part) {
+    fn revive(&mut self, now: Monotonic, part: &Part) {
         if let Some(record) = self.parts.get_mut(part)
             && matches!(record.stage, Stage::Failed | Stage::Stopped)
         {
-            record.restarts = Restarts::default();
+            record.restarts = RestartHistory::default();
             record.stage = Stage::Waiting(now);
         }
     }

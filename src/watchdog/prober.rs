@@ -12,9 +12,9 @@ use tokio::time::timeout;
 
 use super::plan::{Part, Plan, Sign};
 use crate::clock;
-use crate::ids::{PoolName, Time, WorkerId};
-use crate::probe::{FailedPool, Order, Question, REPORT_MAX, Report};
-use crate::stats::Ledger;
+use crate::ids::{Monotonic, PoolName, WorkerId};
+use crate::probe::{FailedPool, ProbeCommand, ProbeReport, ProbeRequest, REPORT_MAX};
+use crate::stats::CounterTotals;
 
 /// How long an order of ours may take on its way: what it asks happens anyway, only later.
 const ORDER_TIMEOUT: Duration = Duration::from_secs(1);
@@ -28,11 +28,11 @@ const CAUSE_MAX: usize = 200;
 /// The asking task.
 pub struct Prober {
     questions: mpsc::UnboundedSender<Vec<FailedPool>>,
-    reports: mpsc::UnboundedReceiver<Option<Report>>,
+    reports: mpsc::UnboundedReceiver<Option<ProbeReport>>,
     /// Since when an answer is owed.
-    asked: Option<Time>,
-    heard: Option<(Time, Arc<Report>)>,
-    pools: Ledger<PoolName, u32>,
+    asked: Option<Monotonic>,
+    heard: Option<(Monotonic, Arc<ProbeReport>)>,
+    pools: CounterTotals<PoolName, u32>,
 }
 
 impl Prober {
@@ -41,7 +41,7 @@ impl Prober {
         let (questions, asked) = mpsc::unbounded_channel();
         let (answers, reports) = mpsc::unbounded_channel();
         tokio::task::spawn_local(run(socket, asked, answers));
-        Self { questions, reports, asked: None, heard: None, pools: Ledger::default() }
+        Self { questions, reports, asked: None, heard: None, pools: CounterTotals::default() }
     }
 
     /// Asks, and says which pools have failed, unless an answer is still owed. Whether a question is open now.
@@ -53,22 +53,22 @@ impl Prober {
     }
 
     /// Since when an answer is owed, if one is.
-    pub fn asked(&self) -> Option<Time> {
+    pub fn asked(&self) -> Option<Monotonic> {
         self.asked
     }
 
     /// The last report, and when it came.
-    pub fn heard(&self) -> Option<&(Time, Arc<Report>)> {
+    pub fn heard(&self) -> Option<&(Monotonic, Arc<ProbeReport>)> {
         self.heard.as_ref()
     }
 
     /// What the dispatchers have counted, one after the other.
-    pub fn pools(&self) -> &Ledger<PoolName, u32> {
+    pub fn pools(&self) -> &CounterTotals<PoolName, u32> {
         &self.pools
     }
 
     /// Since when a part owes an answer, as far as is known.
-    pub fn silent_since(&self, part: &Part) -> Option<Time> {
+    pub fn silent_since(&self, part: &Part) -> Option<Monotonic> {
         let Part::Worker(id) = part else { return self.asked };
         let (at, report) = self.heard.as_ref()?;
         Sign::all(report, *at).into_iter().find(|sign| sign.worker == *id)?.silent_since
@@ -92,7 +92,7 @@ impl Prober {
         self.take_in(answer)
     }
 
-    fn take_in(&mut self, answer: Option<Report>) -> Option<Vec<Sign>> {
+    fn take_in(&mut self, answer: Option<ProbeReport>) -> Option<Vec<Sign>> {
         self.asked = None;
         let (now, report) = (clock::now(), Arc::new(answer?));
         for pool in &report.pools {
@@ -114,7 +114,7 @@ pub fn failed(plan: &Plan) -> Vec<FailedPool> {
 }
 
 /// Each part with its incarnation, and whether it serves.
-pub fn incarnations(report: &Report) -> Vec<(Part, u32, bool)> {
+pub fn incarnations(report: &ProbeReport) -> Vec<(Part, u32, bool)> {
     let mut all = vec![(Part::Dispatcher, report.epoch, true)];
     for pool in &report.pools {
         let workers = pool.workers.iter().zip(1..=u16::MAX).map(|(worker, number)| {
@@ -128,13 +128,14 @@ pub fn incarnations(report: &Report) -> Vec<(Part, u32, bool)> {
 async fn run(
     socket: PathBuf,
     mut asked: mpsc::UnboundedReceiver<Vec<FailedPool>>,
-    answers: mpsc::UnboundedSender<Option<Report>>,
+    answers: mpsc::UnboundedSender<Option<ProbeReport>>,
 ) {
     let mut connection = None;
     let mut nonce = 0;
     while let Some(failed) = asked.recv().await {
         nonce += 1;
-        let report = ask(&socket, &mut connection, Question { nonce, order: Some(Order::Ping), failed }).await;
+        let report =
+            ask(&socket, &mut connection, ProbeRequest { nonce, order: Some(ProbeCommand::Ping), failed }).await;
         if report.is_none() {
             connection = None;
         }
@@ -144,7 +145,11 @@ async fn run(
     }
 }
 
-async fn ask(socket: &PathBuf, connection: &mut Option<BufReader<UnixStream>>, question: Question) -> Option<Report> {
+async fn ask(
+    socket: &PathBuf,
+    connection: &mut Option<BufReader<UnixStream>>,
+    question: ProbeRequest,
+) -> Option<ProbeReport> {
     let nonce = question.nonce;
     if connection.is_none() {
         *connection = Some(BufReader::new(UnixStream::connect(socket).await.ok()?));
@@ -153,14 +158,14 @@ async fn ask(socket: &PathBuf, connection: &mut Option<BufReader<UnixStream>>, q
     stream.write_all(&question.to_line().ok()?).await.ok()?;
     let mut answer = Vec::new();
     stream.take(REPORT_MAX as u64).read_until(b'\n', &mut answer).await.ok()?;
-    let report: Report = serde_json::from_slice(&answer).ok()?;
+    let report: ProbeReport = serde_json::from_slice(&answer).ok()?;
     (report.nonce == nonce).then_some(report)
 }
 
 /// Tells the dispatcher, on a connection of its own, that the set is stopping.
 pub fn quiesce(socket: PathBuf) {
     tokio::task::spawn_local(async move {
-        let question = Question { nonce: 0, order: Some(Order::Quiesce), failed: Vec::new() };
+        let question = ProbeRequest { nonce: 0, order: Some(ProbeCommand::Quiesce), failed: Vec::new() };
         // A dispatcher that does not hear it cannot give anybody a worker either: the workers refuse.
         let _ = timeout(ORDER_TIMEOUT, ask(&socket, &mut None, question)).await;
     });

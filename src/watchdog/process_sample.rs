@@ -8,7 +8,7 @@ use std::time::Duration;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use super::plan::Part;
-use crate::liveness::{Account, Activity, Holder, Look};
+use crate::liveness::{Activity, HeldBy, ProcessSample, SchedStat};
 use crate::{clock, log};
 
 /// The thread of a worker that owes the answers; whoever has none yet starts in its first.
@@ -19,14 +19,14 @@ const CGROUPS: [&str; 2] = ["/sys/fs/cgroup", "/sys/fs/cgroup/unified"];
 const NAP: Duration = Duration::from_secs(1);
 
 /// Looks at the process of a part. What cannot be read excuses nobody, and who has no process any more has ended.
-pub fn look(part: &Part, process: Option<(u32, BorrowedFd<'_>)>) -> Look {
-    let Some((pid, pidfd)) = process else { return Look { ended: true, ..Look::default() } };
+pub fn look(part: &Part, process: Option<(u32, BorrowedFd<'_>)>) -> ProcessSample {
+    let Some((pid, pidfd)) = process else { return ProcessSample { ended: true, ..ProcessSample::default() } };
     let tasks = PathBuf::from(format!("/proc/{pid}/task"));
     let thread = part.worker().and_then(|_| thread_named(&tasks, CONTROL)).unwrap_or(pid);
     let status = status_of(&tasks, thread);
     let traced = is_traced(&status) || (thread != pid && is_traced(&status_of(&tasks, pid)));
-    Look {
-        held: if traced { Some(Holder::Debugger) } else { is_frozen(pid).then_some(Holder::Freezer) },
+    ProcessSample {
+        held: if traced { Some(HeldBy::Debugger) } else { is_frozen(pid).then_some(HeldBy::Freezer) },
         activity: activity(&status),
         account: account_of(&tasks, thread),
         stalled: stalled(Path::new("/proc/pressure")),
@@ -39,7 +39,7 @@ fn status_of(tasks: &Path, thread: u32) -> String {
     fs::read_to_string(tasks.join(thread.to_string()).join("status")).unwrap_or_default()
 }
 
-fn account_of(tasks: &Path, thread: u32) -> Option<Account> {
+fn account_of(tasks: &Path, thread: u32) -> Option<SchedStat> {
     let schedstat = fs::read_to_string(tasks.join(thread.to_string()).join("schedstat")).ok()?;
     account(thread, &schedstat).filter(|_| keeps_accounts())
 }
@@ -75,9 +75,9 @@ fn is_traced(status: &str) -> bool {
 }
 
 /// `/proc/PID/task/TID/schedstat`: time run and time waited, in nanoseconds, and how often it got a processor.
-fn account(thread: u32, schedstat: &str) -> Option<Account> {
+fn account(thread: u32, schedstat: &str) -> Option<SchedStat> {
     let mut words = schedstat.split_whitespace().map(|word| word.parse().ok().map(Duration::from_nanos));
-    Some(Account { thread, ran: words.next()??, waited: words.next()?? })
+    Some(SchedStat { thread, ran: words.next()??, waited: words.next()?? })
 }
 
 /// Whether the kernel writes accounts at all: without, all are zero, also ours.
@@ -156,7 +156,7 @@ mod tests {
         assert_eq!(activity("State:\tT (stopped)\n"), Activity::Idle);
         assert_eq!(activity(""), Activity::Idle);
         assert!(!is_traced(STATUS) && is_traced("TracerPid:\t77\n") && !is_traced(""));
-        let known = Account { thread: 7, ran: Duration::from_nanos(5), waited: Duration::from_nanos(6) };
+        let known = SchedStat { thread: 7, ran: Duration::from_nanos(5), waited: Duration::from_nanos(6) };
         assert_eq!(account(7, "5 6 70\n"), Some(known));
         assert_eq!((account(7, ""), account(7, "5 x 1")), (None, None));
     }
@@ -210,12 +210,12 @@ mod tests {
             Self(Command::new("/bin/sh").args(["-c", script]).stdin(Stdio::null()).spawn().unwrap())
         }
 
-        fn look(&self) -> Look {
+        fn look(&self) -> ProcessSample {
             let pidfd = sys::pidfd_open(Pid::from_raw(self.0.id() as i32)).unwrap();
             look(&Part::Dispatcher, Some((self.0.id(), pidfd.as_fd())))
         }
 
-        fn until(&self, what: impl Fn(&Look) -> bool) -> Look {
+        fn until(&self, what: impl Fn(&ProcessSample) -> bool) -> ProcessSample {
             let give_up = Instant::now() + Duration::from_secs(20);
             loop {
                 let look = self.look();
@@ -239,7 +239,7 @@ mod tests {
     fn who_spins_has_an_account_that_grows_and_who_has_ended_has_ended() {
         let spins = Running::start("while :; do :; done");
         let first = spins.until(|look| look.activity == Activity::Runnable);
-        let ran = |look: &Look| look.account.map_or(Duration::ZERO, |account| account.ran);
+        let ran = |look: &ProcessSample| look.account.map_or(Duration::ZERO, |account| account.ran);
         spins.until(|look| ran(look) >= ran(&first) + Duration::from_millis(50));
         assert!(!first.ended && first.held.is_none());
         let ended = Running::start("exit 0");

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use super::plan::{Change, Event};
 use super::sockets::{Socket, open_admin_tcp, open_listener, open_worker};
 use super::{Reach, Watch, WatchdogError, bounds, drains, publish};
-use crate::config::{Config, Listener, Origin, Pool};
+use crate::config::{Config, ListenerConfig, Origin, PoolConfig};
 use crate::ids::WorkerId;
 use crate::ipc;
 use crate::{executable, log};
@@ -89,8 +89,8 @@ impl Watch {
     }
 
     /// What a handler that is new would have to be, if its program is not there. One that runs is left alone.
-    fn missing(&self, pool: &Pool) -> Option<String> {
-        let runs = |now: &Pool| now.handler == pool.handler && now.environment == pool.environment;
+    fn missing(&self, pool: &PoolConfig) -> Option<String> {
+        let runs = |now: &PoolConfig| now.handler == pool.handler && now.environment == pool.environment;
         if self.config.pool(&pool.name).is_some_and(runs) { None } else { executable::wanted(pool) }
     }
 
@@ -162,9 +162,9 @@ impl Watch {
 }
 
 /// Which of the sockets each listener keeps, each socket at most once: two listeners may both want port 0.
-fn keep(sockets: &[Socket], listeners: &[Listener]) -> Vec<Option<usize>> {
+fn keep(sockets: &[Socket], listeners: &[ListenerConfig]) -> Vec<Option<usize>> {
     let mut free: Vec<usize> = (0..sockets.len()).collect();
-    let mut find = |listener: &Listener| {
+    let mut find = |listener: &ListenerConfig| {
         let at = free.iter().position(|index| sockets[*index].wanted == listener.address)?;
         Some(free.remove(at))
     };
@@ -203,7 +203,7 @@ fn compare(old: &Config, new: &Config) -> Result<Change, WatchdogError> {
 }
 
 /// Whether a running worker need not know of the difference: timeouts of the lease come with the lease.
-fn same_for_workers(before: &crate::config::Pool, after: &crate::config::Pool) -> bool {
+fn same_for_workers(before: &crate::config::PoolConfig, after: &crate::config::PoolConfig) -> bool {
     before.handler == after.handler
         && before.environment == after.environment
         && before.max_requests == after.max_requests
@@ -214,7 +214,7 @@ fn same_for_workers(before: &crate::config::Pool, after: &crate::config::Pool) -
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::Handler;
+    use crate::config::HandlerConfig;
     use std::time::Duration;
 
     fn changed(how: impl FnOnce(&mut Config)) -> Result<Change, WatchdogError> {
@@ -230,7 +230,7 @@ mod tests {
         assert!(nothing.reload.is_empty() && nothing.restart.is_empty() && !nothing.restart_dispatcher);
         let timeouts = changed(|c| c.pools[0].request_timeout = Duration::from_secs(1)).unwrap();
         assert!(timeouts.reload.is_empty() && !timeouts.restart_dispatcher);
-        assert_eq!(changed(|c| c.pools[0].handler = Handler::Exec(vec!["x".into()])).unwrap().reload.len(), 2);
+        assert_eq!(changed(|c| c.pools[0].handler = HandlerConfig::Exec(vec!["x".into()])).unwrap().reload.len(), 2);
         assert_eq!(changed(|c| c.front.max_body = 1).unwrap().reload.len(), 2);
         let more = changed(|c| c.pools[0].workers = 5).unwrap();
         assert_eq!((more.workers.len(), more.reload.len(), more.restart.len()), (5, 0, 0));

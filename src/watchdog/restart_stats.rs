@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use super::plan::Part;
-use crate::ids::Time;
+use crate::ids::Monotonic;
 use crate::stats::Histogram;
 
 /// Why a part was started again.
@@ -52,7 +52,7 @@ pub struct Times {
 /// A part's end on its way to the next life.
 #[derive(Clone, Copy, Debug)]
 struct Fault {
-    at: Time,
+    at: Monotonic,
     cause: Cause,
     ended: bool,
     unplanned: bool,
@@ -81,7 +81,7 @@ pub struct Account {
 
 impl Account {
     /// It is declared frozen, and has been silent since then, if that is why.
-    pub fn accused(&mut self, now: Time, part: &Part, silent_since: Option<Time>) {
+    pub fn accused(&mut self, now: Monotonic, part: &Part, silent_since: Option<Monotonic>) {
         let past = self.past.entry(part.clone()).or_default();
         let cause = if past.ready { Cause::Frozen } else { Cause::Start };
         let at = past.fault.filter(|pending| pending.recovered.is_none()).map_or(now, |pending| pending.at);
@@ -92,7 +92,7 @@ impl Account {
     }
 
     /// It has no process any more, for this cause if it was not accused.
-    pub fn ended(&mut self, now: Time, part: &Part, cause: Cause) {
+    pub fn ended(&mut self, now: Monotonic, part: &Part, cause: Cause) {
         let past = self.past.entry(part.clone()).or_default();
         // A recovery that was not over counts from its beginning.
         let fresh = Fault { at: now, cause, ended: true, unplanned: false, recovered: None };
@@ -127,7 +127,7 @@ impl Account {
     }
 
     /// It can serve.
-    pub fn ready(&mut self, now: Time, part: &Part) {
+    pub fn ready(&mut self, now: Monotonic, part: &Part) {
         let past = self.past.entry(part.clone()).or_default();
         match &mut past.fault {
             Some(fault) if !fault.ended => return, // the last breath of who is being killed
@@ -161,8 +161,8 @@ mod tests {
 
     const PART: Part = Part::Dispatcher;
 
-    fn at(ms: u64) -> Time {
-        Time(ms * 1_000_000)
+    fn at(ms: u64) -> Monotonic {
+        Monotonic(ms * 1_000_000)
     }
 
     fn serving() -> Account {

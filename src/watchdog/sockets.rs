@@ -11,16 +11,16 @@ use std::path::{Path, PathBuf};
 use nix::sys::socket::{Backlog, listen};
 use nix::unistd::{Gid, Group, Uid, User, chown, getegid, geteuid};
 
-use crate::config::{Address, Admin, Config, Listener};
+use crate::config::{AdminConfig, Config, ListenAddress, ListenerConfig};
 use crate::ids::WorkerId;
 
 /// A listening socket.
 pub struct Socket {
     fd: OwnedFd,
     /// The address as configured.
-    pub wanted: Address,
+    pub wanted: ListenAddress,
     /// The address it has: port 0 has become another.
-    pub address: Address,
+    pub address: ListenAddress,
     path: Option<PathBuf>,
 }
 
@@ -39,14 +39,14 @@ impl AsFd for Socket {
 }
 
 impl Socket {
-    fn bind(wanted: &Address) -> io::Result<Self> {
+    fn bind(wanted: &ListenAddress) -> io::Result<Self> {
         let (fd, address, path): (OwnedFd, _, _) = match wanted {
-            Address::Tcp(address) => {
+            ListenAddress::Tcp(address) => {
                 let socket = std::net::TcpListener::bind(address)?;
-                let address = Address::Tcp(socket.local_addr()?);
+                let address = ListenAddress::Tcp(socket.local_addr()?);
                 (socket.into(), address, None)
             }
-            Address::Unix(path) => (bind_unix(path)?.into(), wanted.clone(), Some(path.clone())),
+            ListenAddress::Unix(path) => (bind_unix(path)?.into(), wanted.clone(), Some(path.clone())),
         };
         // The standard library asks for a queue of 128; who waits here while a part restarts is served.
         listen(&fd, Backlog::MAXCONN)?;
@@ -63,13 +63,13 @@ struct Access {
 }
 
 impl Access {
-    fn of(listener: &Listener) -> Self {
-        let Listener { mode, owner, group, .. } = listener.clone();
+    fn of(listener: &ListenerConfig) -> Self {
+        let ListenerConfig { mode, owner, group, .. } = listener.clone();
         Self { whose: "the listener", mode, owner, group }
     }
 
-    fn of_admin(admin: &Admin) -> Self {
-        let Admin { mode, owner, group, .. } = admin.clone();
+    fn of_admin(admin: &AdminConfig) -> Self {
+        let AdminConfig { mode, owner, group, .. } = admin.clone();
         Self { whose: "[admin]", mode, owner, group }
     }
 
@@ -82,12 +82,12 @@ impl Access {
 
 impl Socket {
     /// Gives its file, if it has one, mode and owner of this listener, which has its address.
-    pub fn own(&self, listener: &Listener) -> Result<(), SocketError> {
+    pub fn own(&self, listener: &ListenerConfig) -> Result<(), SocketError> {
         self.give(&Access::of(listener).anew())
     }
 
     /// The same for `admin.sock`.
-    pub fn own_as_admin(&self, admin: &Admin) -> Result<(), SocketError> {
+    pub fn own_as_admin(&self, admin: &AdminConfig) -> Result<(), SocketError> {
         self.give(&Access::of_admin(admin).anew())
     }
 
@@ -131,23 +131,23 @@ pub struct Sockets {
 #[error("{text}")]
 pub struct SocketError {
     text: String,
-    address: Address,
+    address: ListenAddress,
 }
 
 impl SocketError {
-    fn new(address: &Address, what: &str, cause: &io::Error) -> Self {
+    fn new(address: &ListenAddress, what: &str, cause: &io::Error) -> Self {
         let remedy = match (cause.kind(), address) {
-            (io::ErrorKind::AddrInUse, Address::Tcp(tcp)) => {
+            (io::ErrorKind::AddrInUse, ListenAddress::Tcp(tcp)) => {
                 format!(": ss -ltnp 'sport = {}' shows whose it is; or choose another", tcp.port())
             }
-            (io::ErrorKind::AddrInUse, Address::Unix(_)) => ": somebody listens there; choose another".to_owned(),
+            (io::ErrorKind::AddrInUse, ListenAddress::Unix(_)) => ": somebody listens there; choose another".to_owned(),
             _ => String::new(),
         };
         Self { text: format!("cannot listen on {address} ({what}): {cause}{remedy}"), address: address.clone() }
     }
 
     /// Adds the other addresses of which the same is true.
-    fn with(mut self, taken: &[Address]) -> Self {
+    fn with(mut self, taken: &[ListenAddress]) -> Self {
         let others: Vec<_> = taken.iter().filter(|other| **other != self.address).map(ToString::to_string).collect();
         if !others.is_empty() {
             self.text = format!("{}; taken as well: {}", self.text, others.join(", "));
@@ -156,27 +156,27 @@ impl SocketError {
     }
 }
 
-fn bind(address: &Address, what: impl FnOnce() -> String) -> Result<Socket, SocketError> {
+fn bind(address: &ListenAddress, what: impl FnOnce() -> String) -> Result<Socket, SocketError> {
     Socket::bind(address).map_err(|cause| SocketError::new(address, &what(), &cause))
 }
 
 /// Those of the TCP addresses of a configuration that somebody else has.
-fn taken(config: &Config) -> Vec<Address> {
+fn taken(config: &Config) -> Vec<ListenAddress> {
     let listeners = config.listeners.iter().map(|listener| listener.address.clone());
     let workers = config.workers().filter_map(|id| Some(config.pool(&id.pool)?.worker_address(id.number)));
     let admin = config.admin.address.clone();
-    let in_use = |address: &Address| match address {
-        Address::Tcp(tcp) => {
+    let in_use = |address: &ListenAddress| match address {
+        ListenAddress::Tcp(tcp) => {
             std::net::TcpListener::bind(tcp).is_err_and(|error| error.kind() == io::ErrorKind::AddrInUse)
         }
-        Address::Unix(_) => false,
+        ListenAddress::Unix(_) => false,
     };
     listeners.chain(workers).chain(admin).filter(in_use).collect()
 }
 
 /// The address of `probe.sock`.
-fn probe_address(config: &Config) -> Address {
-    Address::Unix(config.set.runtime_dir.join("probe.sock"))
+fn probe_address(config: &Config) -> ListenAddress {
+    ListenAddress::Unix(config.set.runtime_dir.join("probe.sock"))
 }
 
 impl Sockets {
@@ -207,7 +207,7 @@ impl Sockets {
 }
 
 /// Binds a listener and gives its file, if it is one, the mode and owner of the configuration.
-pub fn open_listener(listener: &Listener) -> Result<Socket, SocketError> {
+pub fn open_listener(listener: &ListenerConfig) -> Result<Socket, SocketError> {
     let socket = bind(&listener.address, || "listener".to_owned())?;
     socket.give(&Access::of(listener))?;
     Ok(socket)
@@ -215,13 +215,13 @@ pub fn open_listener(listener: &Listener) -> Result<Socket, SocketError> {
 
 /// Binds `admin.sock`.
 fn open_admin(config: &Config) -> Result<Socket, SocketError> {
-    let socket = bind(&Admin::socket(&config.set.runtime_dir), || "admin".to_owned())?;
+    let socket = bind(&AdminConfig::socket(&config.set.runtime_dir), || "admin".to_owned())?;
     socket.give(&Access::of_admin(&config.admin))?;
     Ok(socket)
 }
 
 /// Binds the TCP address of `[admin]`.
-pub fn open_admin_tcp(address: &Address) -> Result<Socket, SocketError> {
+pub fn open_admin_tcp(address: &ListenAddress) -> Result<Socket, SocketError> {
     bind(address, || "admin.address".to_owned())
 }
 

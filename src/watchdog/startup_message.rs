@@ -6,7 +6,7 @@ use std::path::Path;
 use sd_notify::NotifyState;
 
 use super::Watch;
-use crate::config::{Address, Config, Handler, Listener, Origin};
+use crate::config::{Config, HandlerConfig, ListenAddress, ListenerConfig, Origin};
 use crate::log::Event;
 
 impl Watch {
@@ -56,11 +56,11 @@ impl Watch {
 }
 
 /// A request to try on a listener.
-fn command(config: &Config, listener: &Listener, address: &Address, program: &str) -> String {
-    let echo = config.pool(&listener.pool).is_some_and(|pool| pool.handler == Handler::Echo);
+fn command(config: &Config, listener: &ListenerConfig, address: &ListenAddress, program: &str) -> String {
+    let echo = config.pool(&listener.pool).is_some_and(|pool| pool.handler == HandlerConfig::Echo);
     let path = if echo { "/hello" } else { "/" };
     match address {
-        Address::Tcp(address) => {
+        ListenAddress::Tcp(address) => {
             let mut address = *address;
             // Who listens everywhere is reached here.
             match address.ip() {
@@ -72,7 +72,7 @@ fn command(config: &Config, listener: &Listener, address: &Address, program: &st
             let globoff = if address.is_ipv6() { " -g" } else { "" };
             format!("curl{globoff} -L {}", quoted(&format!("http://{address}{path}")))
         }
-        Address::Unix(file) => {
+        ListenAddress::Unix(file) => {
             format!("{program} call --target {} {path}", quoted(&format!("unix:{}", file.display())))
         }
     }

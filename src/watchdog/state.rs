@@ -5,13 +5,13 @@ use std::sync::Arc;
 
 use super::plan::{Part, Plan};
 use crate::log;
-use crate::status::{PartState, State};
+use crate::status::{SavedPart, SavedState};
 
 /// What `plan` says now.
-pub fn state_of(plan: &Plan, set: &str, process: (u32, u64), listeners: Vec<String>) -> State {
-    let mut parts: Vec<(&Part, PartState)> = plan
+pub fn state_of(plan: &Plan, set: &str, process: (u32, u64), listeners: Vec<String>) -> SavedState {
+    let mut parts: Vec<(&Part, SavedPart)> = plan
         .status()
-        .map(|(part, s)| (part, PartState { pid: s.pid, state: s.state.into(), restarts: s.restarts, cause: s.cause }))
+        .map(|(part, s)| (part, SavedPart { pid: s.pid, state: s.state.into(), restarts: s.restarts, cause: s.cause }))
         .collect();
     let (_, dispatcher) = parts.remove(0); // the dispatcher comes first in the order of parts
     let workers = parts.into_iter().filter_map(|(part, state)| match part {
@@ -20,24 +20,24 @@ pub fn state_of(plan: &Plan, set: &str, process: (u32, u64), listeners: Vec<Stri
     });
     let (pid, started) = process;
     let stopping = plan.is_stopping();
-    State { set: set.into(), pid, started, stopping, listeners, dispatcher, workers: workers.collect() }
+    SavedState { set: set.into(), pid, started, stopping, listeners, dispatcher, workers: workers.collect() }
 }
 
 /// The state as it was told last, and whether it is in the file.
 #[derive(Debug, Default)]
 pub struct Written {
-    state: Option<Arc<State>>,
+    state: Option<Arc<SavedState>>,
     failing: bool,
 }
 
 impl Written {
     /// The last one.
-    pub fn state(&self) -> Option<Arc<State>> {
+    pub fn state(&self) -> Option<Arc<SavedState>> {
         self.state.clone()
     }
 
     /// Writes the state if it has changed, or could not be written the last time; returns it then.
-    pub fn keep(&mut self, state: State, dir: &Path) -> Option<&State> {
+    pub fn keep(&mut self, state: SavedState, dir: &Path) -> Option<&SavedState> {
         if !self.failing && self.state.as_deref() == Some(&state) {
             return None;
         }

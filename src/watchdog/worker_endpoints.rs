@@ -4,7 +4,7 @@ use std::os::fd::OwnedFd;
 
 use super::{Segments, WatchdogError, system};
 use crate::config::Config;
-use crate::doorbell::Bell;
+use crate::doorbell::Doorbell;
 use crate::handoff;
 use crate::ids::WorkerId;
 use crate::ipc::{self, Modes};
@@ -12,7 +12,7 @@ use crate::ipc::{self, Modes};
 /// What of a worker's parts the watchdog keeps open.
 pub struct Reach {
     /// Rung when the worker has died.
-    pub bell: Bell,
+    pub bell: Doorbell,
     /// Where its connections are handed over: who waits there outlives an incarnation.
     pub handoff: OwnedFd,
 }

@@ -6,9 +6,9 @@ use super::{ServeError, system};
 use crate::backoff;
 use crate::clock;
 use crate::config::Config;
-use crate::exchange::{Life, Word};
+use crate::exchange::{Incarnation, Word};
 use crate::ids::WorkerId;
-use crate::ipc::{self, Parts};
+use crate::ipc::{self, WorkerIpc};
 use crate::shm::Role;
 
 /// How often a segment that cannot be used yet is looked at.
@@ -22,14 +22,14 @@ const RESTORING: Duration = Duration::from_millis(200);
 /// Only the dispatcher makes a damaged segment anew (a second maker would be a race), as soon as it hears the bell
 /// and sees that nobody holds the lock. It is waited for, but not to the end of `start_timeout`: who says why it
 /// cannot start says more than who is killed for not having started.
-pub fn take(config: &Config, id: &WorkerId) -> Result<Parts, ServeError> {
+pub fn take(config: &Config, id: &WorkerId) -> Result<WorkerIpc, ServeError> {
     let mut began = clock::now();
     let (mut told, mut held_back) = (false, false);
     loop {
         let parts = ipc::open_damaged(config, id)?;
         if !held_back && parts.segment.damage().is_none() {
             // Before the slot is taken: until then nobody expects an answer. Who replaces himself has not failed.
-            if Life::load(&parts.segment).is_none_or(|life| life.pid != std::process::id()) {
+            if Incarnation::load(&parts.segment).is_none_or(|life| life.pid != std::process::id()) {
                 backoff::hold_back(&[&parts.segment], Word::WORKER_START, config);
             }
             (held_back, began) = (true, clock::now());
@@ -44,7 +44,7 @@ pub fn take(config: &Config, id: &WorkerId) -> Result<Parts, ServeError> {
                 }
             }
             None if waited >= RESTORING => {
-                let pid = Life::load(&parts.segment).map_or(0, |life| life.pid);
+                let pid = Incarnation::load(&parts.segment).map_or(0, |life| life.pid);
                 return Err(ServeError::Taken { worker: id.clone(), pid });
             }
             damage => damage,

@@ -12,12 +12,12 @@ use sd_notify::NotifyState;
 
 use super::state::{Current, Order, Shared};
 use super::{ServeError, Signals, system};
-use crate::doorbell::Bell;
-use crate::exchange::{self, Kind, Reply, Word};
-use crate::ids::{Claim, LeaseId, Phase, Time, WorkerState};
+use crate::doorbell::Doorbell;
+use crate::exchange::{self, QuestionKind, Reply, Word};
+use crate::ids::{Claim, LeaseId, Lifecycle, Monotonic, Phase};
 use crate::log;
-use crate::net::{Problem, set_reset_on_close};
-use crate::signals::{ONE_STOP, Parent, Signal};
+use crate::net::{ProblemResponse, set_reset_on_close};
+use crate::signals::{ParentWatch, STOP_DEBOUNCE, Signal};
 use crate::{backoff, clock};
 
 /// How long after its deadline a request is ended from here, because the serving task has not ended it: the
@@ -31,10 +31,10 @@ const ABSENT: Duration = Duration::from_millis(250);
 const DRAIN_LOOK: Duration = Duration::from_millis(20);
 
 /// Starts the thread. It ends with the process.
-pub fn start(shared: Arc<Shared>, hear: Bell, signals: Signals) -> Result<JoinHandle<()>, ServeError> {
+pub fn start(shared: Arc<Shared>, hear: Doorbell, signals: Signals) -> Result<JoinHandle<()>, ServeError> {
     let Signals { stop, reload } = signals;
     let answered = shared.respondent.answered();
-    let (beat, parent) = (Beat::new(), Parent::now());
+    let (beat, parent) = (Beat::new(), ParentWatch::now());
     let mut control = Control {
         shared,
         hear,
@@ -52,7 +52,7 @@ pub fn start(shared: Arc<Shared>, hear: Bell, signals: Signals) -> Result<JoinHa
 
 struct Control {
     shared: Arc<Shared>,
-    hear: Bell,
+    hear: Doorbell,
     stop: Signal,
     reload: Signal,
     /// Sequence of the last question answered.
@@ -61,9 +61,9 @@ struct Control {
     promised: Option<LeaseId>,
     exit_ordered: bool,
     /// When it was told to stop.
-    stopped: Option<Time>,
+    stopped: Option<Monotonic>,
     beat: Beat,
-    parent: Parent,
+    parent: ParentWatch,
 }
 
 impl Control {
@@ -91,14 +91,14 @@ impl Control {
             if let Some(question) = self.shared.respondent.question(self.answered) {
                 let reply = self.shared.respondent.judge(&question, self.shared.state());
                 self.miss_nobody(now);
-                if (question.kind, reply) == (Kind::Offer, Reply::Accept) {
+                if (question.kind, reply) == (QuestionKind::Offer, Reply::Accept) {
                     self.promised = question.lease;
                 }
                 let order = self.obey(question.kind, reply);
                 self.shared.respondent.reply(&question, reply);
                 self.answered = question.sequence;
                 match question.kind {
-                    Kind::Offer => self.shared.ring_if_need_be(),
+                    QuestionKind::Offer => self.shared.ring_if_need_be(),
                     _ => self.shared.ring(),
                 }
                 // Only now: the next incarnation would find a question that is not answered, and obey it again.
@@ -123,7 +123,7 @@ impl Control {
         }
     }
 
-    fn wait(&self, now: Time) {
+    fn wait(&self, now: Monotonic) {
         let drain = self.shared.is_stopping().then(|| now + DRAIN_LOOK).filter(|_| !self.exit_ordered);
         let age = self.shared.old_at().filter(|at| *at > now);
         let overdue = self.shared.overdue_at(BLOCKED);
@@ -140,13 +140,13 @@ impl Control {
         let _ = poll(&mut fds, timeout); // interrupted: the loop looks at everything anyway
     }
 
-    fn stop(&mut self, now: Time) {
+    fn stop(&mut self, now: Monotonic) {
         let orphaned = self.parent.has_just_died();
         if orphaned {
             tracing::warn!(worker = %self.shared.id, "the watchdog has died: finishing what is in hand, then leaving");
         }
         if let Some(first) = self.stopped {
-            if !orphaned && now.since(first) >= ONE_STOP {
+            if !orphaned && now.since(first) >= STOP_DEBOUNCE {
                 std::process::exit(1);
             }
             return;
@@ -167,10 +167,10 @@ impl Control {
     }
 
     /// Says what changes at once; what the serving task is to be told once the answer is given.
-    fn obey(&self, kind: Kind, reply: Reply) -> Option<Order> {
+    fn obey(&self, kind: QuestionKind, reply: Reply) -> Option<Order> {
         match (kind, reply) {
-            (Kind::Recycle, Reply::Accept) if self.shared.state() == WorkerState::Ready => {
-                self.shared.set_state(WorkerState::Recycling);
+            (QuestionKind::Recycle, Reply::Accept) if self.shared.state() == Lifecycle::Ready => {
+                self.shared.set_state(Lifecycle::Recycling);
                 return Some(Order::Recycle);
             }
             _ => {}
@@ -178,7 +178,7 @@ impl Control {
         None
     }
 
-    fn order(&self, order: Order, now: Time) {
+    fn order(&self, order: Order, now: Monotonic) {
         // Before it: who has the order answers no call until it is done.
         self.shared.attention.call(now);
         self.shared.order(order);
@@ -187,7 +187,7 @@ impl Control {
     /// Asks the serving task for a sign of life when nobody has come for a lease: either the client has not, or it
     /// stands before a door that nobody opens. The answer to a client who comes is another sign, so that nobody is
     /// asked as long as all goes well.
-    fn miss_nobody(&mut self, now: Time) {
+    fn miss_nobody(&mut self, now: Monotonic) {
         let Some(lease) = self.promised.filter(|_| !self.exit_ordered) else { return };
         let begun = self.shared.attention.has_begun(lease);
         if !begun {
@@ -233,7 +233,7 @@ impl Control {
         self.shared.stop();
         if self.shared.respondent.respond(current.lease) {
             let detail = format!("the handler of worker {worker} did not finish within request_timeout");
-            let answer = Problem::started(http::StatusCode::GATEWAY_TIMEOUT, detail).raw();
+            let answer = ProblemResponse::started(http::StatusCode::GATEWAY_TIMEOUT, detail).raw();
             let _ = set_reset_on_close(&current.stream, false);
             let socket = current.stream.0.as_fd().as_raw_fd();
             let _ = send(socket, &answer, MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL);
@@ -252,7 +252,7 @@ impl Control {
 }
 
 /// As [`crate::net::lingering_close`] without a runtime: an answer that is followed by a reset may never be read.
-fn drain(stream: &crate::net::Shared, bound: Duration) {
+fn drain(stream: &crate::net::SharedStream, bound: Duration) {
     let give_up = clock::now() + bound;
     let mut waste = vec![0; 16 * 1024];
     loop {
@@ -271,7 +271,7 @@ fn drain(stream: &crate::net::Shared, bound: Duration) {
 /// `WATCHDOG=1` to systemd, where it asks for it (sd_watchdog_enabled(3)): at half its interval.
 struct Beat {
     every: Option<Duration>,
-    next: Option<Time>,
+    next: Option<Monotonic>,
 }
 
 impl Beat {
@@ -281,7 +281,7 @@ impl Beat {
         Self { every, next: every.map(|_| clock::now()) }
     }
 
-    fn beat(&mut self, now: Time) {
+    fn beat(&mut self, now: Monotonic) {
         if let Some(every) = self.every
             && self.next.is_some_and(|next| next <= now)
         {

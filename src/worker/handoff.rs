@@ -32,10 +32,10 @@ use super::redirect::{Answerer, End, Handler, boxed};
 use super::state::Shared;
 use super::turn::{Cut, Held, Turn};
 use crate::clock;
-use crate::handoff::{Entrance, Message};
-use crate::ids::{LeaseId, WorkerState};
+use crate::handoff::{HandoffMessage, ListenerInfo};
+use crate::ids::{LeaseId, Lifecycle};
 use crate::log::Event;
-use crate::net::{self, Problem, reset, set_reset_on_close};
+use crate::net::{self, ProblemResponse, reset, set_reset_on_close};
 
 /// Requests of one client that are answered in one go, if they came together; the last one ends the connection.
 const PIPELINED: u32 = 64;
@@ -43,11 +43,11 @@ const PIPELINED: u32 = 64;
 /// A connection that this worker has claimed.
 pub struct Lent {
     pub held: Held,
-    pub stream: net::Shared,
+    pub stream: net::SharedStream,
     /// The client's address, and the one that it has connected to.
     pub peer: Option<SocketAddr>,
     pub server: Option<SocketAddr>,
-    entrance: Entrance,
+    entrance: ListenerInfo,
     requests: AtomicU32,
     /// Whether a close would reset it.
     resets: AtomicBool,
@@ -69,10 +69,10 @@ pub async fn run<S: Handler>(shared: Arc<Shared>, service: Arc<Mutex<S>>, inbox:
 
 /// Claims the connection that has come, before a byte of it is read. What cannot be claimed is closed: it belongs to
 /// somebody else by now, or will soon.
-fn take(shared: &Shared, (message, connection): (Message, OwnedFd)) -> Option<Lent> {
+fn take(shared: &Shared, (message, connection): (HandoffMessage, OwnedFd)) -> Option<Lent> {
     let now = clock::now();
     let terms = match shared.state() {
-        WorkerState::Ready => shared.respondent.claim(message.token, now),
+        Lifecycle::Ready => shared.respondent.claim(message.token, now),
         _ => {
             // The control loop says no, and why: so the client goes on to another at once.
             shared.wake_control();
@@ -88,8 +88,8 @@ fn take(shared: &Shared, (message, connection): (Message, OwnedFd)) -> Option<Le
     };
     let since = Instant::now();
     let held = Held { lease: terms.lease, since, deadline: since + terms.request_timeout };
-    let Message { peer, server, entrance, .. } = message;
-    let stream = net::Shared(Arc::new(net::Stream::of(connection, server.is_some())));
+    let HandoffMessage { peer, server, entrance, .. } = message;
+    let stream = net::SharedStream(Arc::new(net::SocketStream::of(connection, server.is_some())));
     shared.begin(&terms, now, &stream);
     shared.respondent.note_request(terms.lease, now, &[b"(its head is being read)"]);
     let (worker, lease, epoch) = (&shared.id, terms.lease, shared.respondent.epoch());
@@ -184,7 +184,8 @@ async fn finish(shared: &Arc<Shared>, turn: &Turn, lent: Arc<Lent>, end: Result<
             let event = Event::RequestDeadline;
             tracing::warn!(%worker, %lease, %epoch, %event, "request_timeout passed within the response: it is cut");
         } else if matches!(end, End::Cut(Cut::Head)) {
-            let _ = may_write(shared, turn, lease).then(|| lent.stream.0.try_write(&Problem::late_head().raw()));
+            let _ =
+                may_write(shared, turn, lease).then(|| lent.stream.0.try_write(&ProblemResponse::late_head().raw()));
         }
     }
     // Only who holds the lease may end the connection for all.
@@ -277,7 +278,7 @@ impl Lent {
         let (hosts, listens_on) = (&self.entrance.allowed_hosts, self.entrance.listens_on);
         let checked = net::check(&request, hosts, listens_on, shared.front.max_body).and_then(|(_, target)| {
             let unknown =
-                || Problem::not_started(StatusCode::NOT_FOUND, "there is no lease to be had on this listener");
+                || ProblemResponse::not_started(StatusCode::NOT_FOUND, "there is no lease to be had on this listener");
             target.parse().ok().filter(|_| request.uri().path() != net::LEASE).ok_or_else(unknown)
         });
         let mut response = match checked {

@@ -11,7 +11,7 @@ use tokio::io::unix::AsyncFd;
 use tokio::time::sleep;
 
 use super::serve::ACCEPT_PAUSE;
-use crate::handoff::{self, MESSAGE_MAX, Message};
+use crate::handoff::{self, HandoffMessage, MESSAGE_MAX};
 use crate::log::Event;
 use crate::sys;
 
@@ -40,7 +40,7 @@ impl Inbox {
     }
 
     /// The next connection. May be dropped and called again.
-    pub async fn next(&mut self) -> (Message, OwnedFd) {
+    pub async fn next(&mut self) -> (HandoffMessage, OwnedFd) {
         loop {
             match poll_fn(|task| self.poll_next(task)).await {
                 Ok(come) => return come,
@@ -52,7 +52,7 @@ impl Inbox {
         }
     }
 
-    fn poll_next(&mut self, task: &mut Context<'_>) -> Poll<io::Result<(Message, OwnedFd)>> {
+    fn poll_next(&mut self, task: &mut Context<'_>) -> Poll<io::Result<(HandoffMessage, OwnedFd)>> {
         loop {
             match self.poll_dispatcher(task) {
                 Poll::Ready(Some(come)) => return Poll::Ready(Ok(come)),
@@ -71,7 +71,7 @@ impl Inbox {
     }
 
     /// The next one of the present dispatcher; `None` once that has gone.
-    fn poll_dispatcher(&mut self, task: &mut Context<'_>) -> Poll<Option<(Message, OwnedFd)>> {
+    fn poll_dispatcher(&mut self, task: &mut Context<'_>) -> Poll<Option<(HandoffMessage, OwnedFd)>> {
         let Some(dispatcher) = &self.dispatcher else { return Poll::Pending };
         while let Poll::Ready(ready) = dispatcher.poll_read_ready(task) {
             let received = match ready {

@@ -40,12 +40,12 @@ pub use handler::{Body, BoxError};
 pub use program::serve;
 
 use crate::clock;
-use crate::config::{Config, Front, Handler, LoadError, Pool};
-use crate::doorbell::Bell;
-use crate::exchange::Respondent;
+use crate::config::{Config, FrontConfig, HandlerConfig, LoadError, PoolConfig};
+use crate::doorbell::Doorbell;
+use crate::exchange::WorkerSide;
 use crate::ids::WorkerId;
 use crate::ipc::IpcError;
-use crate::net::Listener;
+use crate::net::SocketListener;
 use crate::shm::Segment;
 use crate::signals::Signal;
 use crate::{log, process_tree, sys};
@@ -97,7 +97,7 @@ pub enum ServeError {
     NoSocket,
     /// The handler cannot be started.
     #[error("the handler cannot be started: {0}")]
-    Handler(#[from] StartError),
+    HandlerConfig(#[from] StartError),
     /// A system call failed.
     #[error("{0}: {1}")]
     System(&'static str, io::Error),
@@ -114,11 +114,11 @@ fn system(call: &'static str) -> impl FnOnce(io::Error) -> ServeError {
 pub async fn run(config: &Config, id: &WorkerId) -> Result<(), ServeError> {
     let office = Office::take(config, id)?;
     let spec = match &office.pool.handler {
-        Handler::Echo => Spec::Echo,
-        Handler::Exec(command) => Spec::Exec(command.clone()),
-        Handler::Coprocess(command) => Spec::Coprocess(command.clone()),
-        Handler::Inetd(command) => Spec::Inetd(command.clone()),
-        Handler::Program(_) => return Err(ServeError::Unknown(id.clone())),
+        HandlerConfig::Echo => Spec::Echo,
+        HandlerConfig::Exec(command) => Spec::Exec(command.clone()),
+        HandlerConfig::Coprocess(command) => Spec::Coprocess(command.clone()),
+        HandlerConfig::Inetd(command) => Spec::Inetd(command.clone()),
+        HandlerConfig::Program(_) => return Err(ServeError::Unknown(id.clone())),
     };
     let builtin = Builtin::start(&spec, id, &office.pool.environment)?;
     office.serve(builtin.clone(), Some(builtin)).await
@@ -127,14 +127,14 @@ pub async fn run(config: &Config, id: &WorkerId) -> Result<(), ServeError> {
 /// A worker's place in the set: its sockets, its slot and its bells, taken for this incarnation.
 struct Office {
     id: WorkerId,
-    pool: Pool,
-    front: Front,
-    listener: Listener,
+    pool: PoolConfig,
+    front: FrontConfig,
+    listener: SocketListener,
     /// Where connections are handed over.
     handed: Option<OwnedFd>,
-    respondent: Respondent<Arc<Segment>>,
-    ring: Bell,
-    hear: Bell,
+    respondent: WorkerSide<Arc<Segment>>,
+    ring: Doorbell,
+    hear: Doorbell,
     signals: Signals,
 }
 
@@ -146,7 +146,7 @@ struct Signals {
 
 impl Office {
     fn take(config: &Config, id: &WorkerId) -> Result<Self, ServeError> {
-        log::init(log::Speaker::worker(id, &config.set.name));
+        log::init(log::LogContext::worker(id, &config.set.name));
         let pool = config.pool(&id.pool).filter(|pool| id.number <= pool.workers);
         let pool = pool.ok_or_else(|| ServeError::Unknown(id.clone()))?.clone();
         nix::sys::prctl::set_child_subreaper(true).map_err(|e| system("prctl")(e.into()))?;
@@ -157,13 +157,13 @@ impl Office {
             if crate::handoff::is_its_socket(&socket) { handed.push(socket) } else { others.push(socket) }
         }
         let socket = others.into_iter().next().ok_or(ServeError::NoSocket)?;
-        let listener = Listener::adopt(socket).map_err(system("the listening socket"))?;
+        let listener = SocketListener::adopt(socket).map_err(system("the listening socket"))?;
 
         let parts = attach::take(config, id)?;
         let pid = std::process::id();
         let started = process_tree::look(pid).map_or(0, |process| process.started);
         let port = listener.tcp_address().map(|address| address.port());
-        let respondent = Respondent::begin(parts.segment, pid, started, port, clock::now());
+        let respondent = WorkerSide::begin(parts.segment, pid, started, port, clock::now());
         log::set_epoch(respondent.epoch().get());
         Ok(Self {
             id: id.clone(),

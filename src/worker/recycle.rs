@@ -11,11 +11,11 @@ use std::time::Duration;
 
 use nix::fcntl::{FcntlArg, FdFlag, fcntl};
 
-use crate::config::Pool;
-use crate::ids::Time;
+use crate::config::PoolConfig;
+use crate::ids::Monotonic;
 use crate::process_tree;
-use crate::signals::{Came, HoldReload};
-use crate::sys::Undefended;
+use crate::signals::{BlockSighup, SignalFlag};
+use crate::sys::DefaultSignalActions;
 
 /// The bounds of one worker, each 20 % more or less than the pool's, so that a pool does not age at once.
 pub struct Lifespan {
@@ -23,11 +23,11 @@ pub struct Lifespan {
     max_age: Option<Duration>,
     max_memory: Option<u64>,
     served: AtomicU64,
-    born: Mutex<Time>,
+    born: Mutex<Monotonic>,
 }
 
 impl Lifespan {
-    pub fn new(pool: &Pool, now: Time) -> Self {
+    pub fn new(pool: &PoolConfig, now: Monotonic) -> Self {
         // Without randomness all workers age alike: no reason not to start.
         let jitter = f64::from(getrandom::u32().unwrap_or(u32::MAX / 2)) / f64::from(u32::MAX);
         let factor = 0.8 + 0.4 * jitter;
@@ -47,18 +47,18 @@ impl Lifespan {
     }
 
     /// Whether a bound is reached. `handler_memory`: resident bytes of the handler's own processes, if it has any.
-    pub fn is_over(&self, served: u64, now: Time, handler_memory: impl FnOnce() -> Option<u64>) -> bool {
+    pub fn is_over(&self, served: u64, now: Monotonic, handler_memory: impl FnOnce() -> Option<u64>) -> bool {
         self.max_requests.is_some_and(|max| served >= max)
             || self.old_at().is_some_and(|at| at <= now)
             || self.max_memory.is_some_and(|max| handler_memory().or_else(own_memory).is_some_and(|m| m > max))
     }
 
-    pub fn old_at(&self) -> Option<Time> {
+    pub fn old_at(&self) -> Option<Monotonic> {
         let born = *self.born.lock().unwrap_or_else(PoisonError::into_inner);
         self.max_age.map(|age| born + age)
     }
 
-    pub fn renew(&self, now: Time) {
+    pub fn renew(&self, now: Monotonic) {
         self.served.store(0, Ordering::Relaxed);
         *self.born.lock().unwrap_or_else(PoisonError::into_inner) = now;
     }
@@ -75,8 +75,8 @@ fn own_memory() -> Option<u64> {
 ///
 /// Only returns if that failed, or with `None` if the process has been told to stop: `stop` is asked once a signal
 /// that comes later ends the process by itself, so that none is lost between two images.
-pub fn reexec(sockets: &[BorrowedFd<'_>], instance: &str, stop: &Came) -> Option<io::Error> {
-    let _undefended = match Undefended::begin() {
+pub fn reexec(sockets: &[BorrowedFd<'_>], instance: &str, stop: &SignalFlag) -> Option<io::Error> {
+    let _undefended = match DefaultSignalActions::begin() {
         Ok(undefended) => undefended,
         Err(error) => return Some(error),
     };
@@ -94,7 +94,7 @@ pub fn reexec(sockets: &[BorrowedFd<'_>], instance: &str, stop: &Came) -> Option
         None => Command::new("/proc/self/exe"),
     };
     command.arg0("patou");
-    let _held = match HoldReload::begin() {
+    let _held = match BlockSighup::begin() {
         Ok(held) => held,
         Err(error) => return Some(error),
     };
@@ -109,24 +109,24 @@ pub fn reexec(sockets: &[BorrowedFd<'_>], instance: &str, stop: &Came) -> Option
 mod tests {
     use super::*;
 
-    fn lifespan(change: impl FnOnce(&mut Pool)) -> Lifespan {
-        let mut pool = Pool::default();
+    fn lifespan(change: impl FnOnce(&mut PoolConfig)) -> Lifespan {
+        let mut pool = PoolConfig::default();
         change(&mut pool);
-        Lifespan::new(&pool, Time(0))
+        Lifespan::new(&pool, Monotonic(0))
     }
 
     #[test]
     fn each_bound_ends_a_life_within_its_jitter() {
         for _ in 0..50 {
             let eternal = lifespan(|_| {});
-            assert!(!eternal.is_over(u64::MAX, Time(u64::MAX), || Some(u64::MAX)));
+            assert!(!eternal.is_over(u64::MAX, Monotonic(u64::MAX), || Some(u64::MAX)));
             let busy = lifespan(|pool| pool.max_requests = 10);
-            assert!(!busy.is_over(7, Time(0), || None) && busy.is_over(12, Time(0), || None));
+            assert!(!busy.is_over(7, Monotonic(0), || None) && busy.is_over(12, Monotonic(0), || None));
             let old = lifespan(|pool| pool.max_age = Duration::from_secs(10));
             assert!((8_000_000_000..=12_000_000_000).contains(&old.old_at().unwrap().0));
             let fat = lifespan(|pool| pool.max_memory = 1000);
-            assert!(!fat.is_over(0, Time(0), || Some(799)) && fat.is_over(0, Time(0), || Some(1201)));
+            assert!(!fat.is_over(0, Monotonic(0), || Some(799)) && fat.is_over(0, Monotonic(0), || Some(1201)));
         }
-        assert!(lifespan(|pool| pool.max_memory = 1).is_over(0, Time(0), || None), "our own memory counts");
+        assert!(lifespan(|pool| pool.max_memory = 1).is_over(0, Monotonic(0), || None), "our own memory counts");
     }
 }

@@ -31,7 +31,7 @@ use super::turn::{Cut, Held, Turn};
 use crate::clock;
 use crate::exchange::Counter;
 use crate::log::Event;
-use crate::net::{self, Outcome, Problem, linger, set_reset_on_close};
+use crate::net::{self, Outcome, ProblemResponse, linger, set_reset_on_close};
 
 /// A running handler.
 pub type Answering = Pin<Box<dyn Future<Output = Result<Response<Body>, Failure>> + Send>>;
@@ -48,7 +48,7 @@ impl<S> Handler for S where
 }
 
 /// Serves one connection to its end.
-pub async fn serve<S: Handler>(shared: Arc<Shared>, service: Arc<Mutex<S>>, stream: net::Shared) {
+pub async fn serve<S: Handler>(shared: Arc<Shared>, service: Arc<Mutex<S>>, stream: net::SharedStream) {
     let turn = Arc::new(Turn::default());
     // `Ok`: whatever was answered has been sent whole.
     let end = {
@@ -79,7 +79,7 @@ pub async fn serve<S: Handler>(shared: Arc<Shared>, service: Arc<Mutex<S>>, stre
             return; // without a FIN, which would make half a response of unknown length look whole
         }
     } else if matches!(&end, Err(End::Early(error)) if error.is_timeout()) {
-        let _ = stream.0.try_write(&Problem::late_head().raw());
+        let _ = stream.0.try_write(&ProblemResponse::late_head().raw());
     }
     linger(stream, shared.front.linger_timeout).await;
 }
@@ -106,7 +106,7 @@ impl End {
     }
 }
 
-async fn finish(shared: &Shared, turn: &Turn, held: Held, end: &Result<(), End>, stream: &net::Shared) {
+async fn finish(shared: &Shared, turn: &Turn, held: Held, end: &Result<(), End>, stream: &net::SharedStream) {
     shared.handled();
     if let Some(builtin) = &shared.builtin {
         builtin.end().await;
@@ -140,7 +140,7 @@ pub struct Answerer<S> {
     pub shared: Arc<Shared>,
     pub service: Arc<Mutex<S>>,
     pub turn: Arc<Turn>,
-    pub stream: net::Shared,
+    pub stream: net::SharedStream,
     /// Who it was handed over with, if it was.
     pub lent: Option<Arc<Lent>>,
 }
@@ -292,7 +292,7 @@ fn ends_with_connection(response: &Response<Body>) -> bool {
 pub fn problem(failure: &Failure) -> Response<Body> {
     let outcome = if failure.started { Outcome::StartedUnknown } else { Outcome::NotStarted };
     let detail = failure.reason.clone();
-    let problem = Problem { status: failure.status, detail, outcome, retry_after: None };
+    let problem = ProblemResponse { status: failure.status, detail, outcome, retry_after: None };
     problem.response().map(boxed)
 }
 
@@ -303,7 +303,7 @@ pub fn boxed(body: http_body_util::Full<Bytes>) -> Body {
 /// Back to the dispatcher with the original target: never a dead end.
 fn send_back(
     shared: &Shared,
-    stream: &net::Shared,
+    stream: &net::SharedStream,
     request: &Request<Incoming>,
     target: Option<PathAndQuery>,
 ) -> Response<Body> {
@@ -314,7 +314,7 @@ fn send_back(
     });
     let detail = "this lease is over or was never given: ask the dispatcher for another";
     let status = if location.is_some() { StatusCode::TEMPORARY_REDIRECT } else { StatusCode::CONFLICT };
-    let mut response = Problem::not_started(status, detail).response().map(boxed);
+    let mut response = ProblemResponse::not_started(status, detail).response().map(boxed);
     if let Some(location) = location {
         response.headers_mut().insert(LOCATION, location);
     }

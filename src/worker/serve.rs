@@ -17,7 +17,7 @@ use super::redirect::{self, Handler};
 use super::state::{Order, Shared, Sockets};
 use super::{ServeError, system};
 use crate::log;
-use crate::net::{self, Listener};
+use crate::net::{self, SocketListener};
 
 /// Pause after a failed accept: out of descriptors, most likely, which only time mends.
 pub const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
@@ -91,16 +91,19 @@ pub async fn serve<S: Handler>(
     Ok(())
 }
 
-async fn accept(listener: &Listener, places: &Arc<Semaphore>) -> std::io::Result<(net::Shared, OwnedSemaphorePermit)> {
+async fn accept(
+    listener: &SocketListener,
+    places: &Arc<Semaphore>,
+) -> std::io::Result<(net::SharedStream, OwnedSemaphorePermit)> {
     let place = places.clone().acquire_owned().await.map_err(std::io::Error::other)?;
-    Ok((net::Shared(Arc::new(listener.accept().await?)), place))
+    Ok((net::SharedStream(Arc::new(listener.accept().await?)), place))
 }
 
 /// Makes place for what comes next: a fresh co-process, or a fresh process image. Whether the worker goes on; not
 /// if it has been ordered to leave meanwhile.
 async fn recycle(
     shared: &Shared,
-    (listener, passed): (&Listener, Option<&OwnedFd>),
+    (listener, passed): (&SocketListener, Option<&OwnedFd>),
     orders: &mut mpsc::UnboundedReceiver<Order>,
 ) -> bool {
     let _floor = shared.floor().await;

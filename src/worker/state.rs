@@ -15,18 +15,18 @@ use super::task_ping::Attention;
 use super::turn::Floor;
 use super::{Office, ServeError, Signals, system};
 use crate::clock;
-use crate::config::Front;
-use crate::doorbell::Bell;
-use crate::exchange::{Counter, Respondent};
-use crate::ids::{LeaseId, Terms, Time, WorkerId, WorkerState};
+use crate::config::FrontConfig;
+use crate::doorbell::Doorbell;
+use crate::exchange::{Counter, WorkerSide};
+use crate::ids::{LeaseId, LeaseTerms, Lifecycle, Monotonic, WorkerId};
 use crate::log::Event;
-use crate::net::{self, Listener};
+use crate::net::{self, SocketListener};
 use crate::shm::Segment;
-use crate::signals::Came;
+use crate::signals::SignalFlag;
 use std::sync::Arc;
 
 /// Where a worker's clients come from: by its address, and handed over.
-pub type Sockets = (Listener, Option<Inbox>);
+pub type Sockets = (SocketListener, Option<Inbox>);
 
 /// What the control loop tells the serving task.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -41,13 +41,13 @@ pub enum Order {
 #[derive(Debug)]
 pub struct Current {
     pub lease: LeaseId,
-    pub deadline: Time,
-    pub stream: net::Shared,
+    pub deadline: Monotonic,
+    pub stream: net::SharedStream,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Condition {
-    state: WorkerState,
+    state: Lifecycle,
     wants_recycle: bool,
     /// The configuration has changed: only a new process image will do.
     reload: bool,
@@ -59,16 +59,16 @@ struct Condition {
 /// Shared by the worker's two threads.
 pub struct Shared {
     pub id: WorkerId,
-    pub front: Front,
-    pub respondent: Respondent<Arc<Segment>>,
+    pub front: FrontConfig,
+    pub respondent: WorkerSide<Arc<Segment>>,
     pub builtin: Option<Builtin>,
-    ring: Bell,
+    ring: Doorbell,
     condition: Mutex<Condition>,
     current: Mutex<Option<Current>>,
     pub attention: Attention,
     lifespan: Lifespan,
     /// SIGTERM or SIGINT, also before the control loop has taken notice.
-    pub told_to_stop: Came,
+    pub told_to_stop: SignalFlag,
     orders: mpsc::UnboundedSender<Order>,
     wake: EventFd,
     floor: Arc<tokio::sync::Mutex<()>>,
@@ -86,12 +86,12 @@ impl Shared {
     pub fn new(
         office: Office,
         builtin: Option<Builtin>,
-    ) -> Result<(Self, mpsc::UnboundedReceiver<Order>, Bell, Sockets, Signals), ServeError> {
+    ) -> Result<(Self, mpsc::UnboundedReceiver<Order>, Doorbell, Sockets, Signals), ServeError> {
         let (orders, ordered) = mpsc::unbounded_channel();
         let flags = EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK;
         let wake = EventFd::from_flags(flags).map_err(|e| system("eventfd")(e.into()))?;
         let starting = Condition {
-            state: WorkerState::Starting,
+            state: Lifecycle::Starting,
             wants_recycle: false,
             reload: false,
             stopping: false,
@@ -119,13 +119,13 @@ impl Shared {
     }
 
     /// What the worker says of itself just now.
-    pub fn state(&self) -> WorkerState {
+    pub fn state(&self) -> Lifecycle {
         locked(&self.condition).state
     }
 
     /// Whether it is neither starting nor making room for its next life.
     pub fn is_settled(&self) -> bool {
-        matches!(self.state(), WorkerState::Ready | WorkerState::Draining)
+        matches!(self.state(), Lifecycle::Ready | Lifecycle::Draining)
     }
 
     /// Whether it has been told to stop.
@@ -135,11 +135,11 @@ impl Shared {
 
     /// Says something else, and rings. A worker that is stopping, or kept out of service, drains instead of
     /// being ready.
-    pub fn set_state(&self, state: WorkerState) {
+    pub fn set_state(&self, state: Lifecycle) {
         let drained = self.respondent.drained();
         self.change(|condition| {
-            let out = condition.stopping || (state == WorkerState::Ready && drained);
-            condition.state = if out { WorkerState::Draining } else { state };
+            let out = condition.stopping || (state == Lifecycle::Ready && drained);
+            condition.state = if out { Lifecycle::Draining } else { state };
         });
     }
 
@@ -147,7 +147,7 @@ impl Shared {
     pub fn stop(&self) {
         self.change(|condition| {
             condition.stopping = true;
-            condition.state = WorkerState::Draining;
+            condition.state = Lifecycle::Draining;
         });
     }
 
@@ -187,9 +187,9 @@ impl Shared {
         self.change(|condition| condition.state = self.settled(condition));
     }
 
-    fn settled(&self, condition: &Condition) -> WorkerState {
+    fn settled(&self, condition: &Condition) -> Lifecycle {
         let out = condition.stopping || condition.absent || self.respondent.drained();
-        if out { WorkerState::Draining } else { WorkerState::Ready }
+        if out { Lifecycle::Draining } else { Lifecycle::Ready }
     }
 
     /// The serving task does not answer, or does again: whether there is anybody for a client to come to.
@@ -198,7 +198,7 @@ impl Shared {
         let mut before = absent;
         self.change(|condition| {
             before = std::mem::replace(&mut condition.absent, absent);
-            if matches!(condition.state, WorkerState::Ready | WorkerState::Draining) {
+            if matches!(condition.state, Lifecycle::Ready | Lifecycle::Draining) {
                 condition.state = self.settled(condition);
             }
         });
@@ -286,7 +286,7 @@ impl Shared {
     }
 
     /// A request has been claimed; what the control loop must know of it.
-    pub fn begin(&self, terms: &Terms, now: Time, stream: &net::Shared) {
+    pub fn begin(&self, terms: &LeaseTerms, now: Monotonic, stream: &net::SharedStream) {
         self.be_on_core();
         let current = Current { lease: terms.lease, deadline: now + terms.request_timeout, stream: stream.clone() };
         *locked(&self.current) = Some(current);
@@ -301,13 +301,13 @@ impl Shared {
     }
 
     /// The request in hand, if it should have ended this long ago.
-    pub fn overdue(&self, now: Time, by: Duration) -> Option<Current> {
+    pub fn overdue(&self, now: Monotonic, by: Duration) -> Option<Current> {
         let mut current = locked(&self.current);
         if current.as_ref().is_some_and(|c| c.deadline + by <= now) { current.take() } else { None }
     }
 
     /// When that will be.
-    pub fn overdue_at(&self, by: Duration) -> Option<Time> {
+    pub fn overdue_at(&self, by: Duration) -> Option<Monotonic> {
         locked(&self.current).as_ref().map(|current| current.deadline + by)
     }
 
@@ -317,7 +317,7 @@ impl Shared {
     }
 
     /// What has been answered ends without a reset, in a task of its own: see [`net::drain`]. `parting` is held until then.
-    pub fn drain(&self, stream: net::Shared, parting: OwnedRwLockReadGuard<()>) {
+    pub fn drain(&self, stream: net::SharedStream, parting: OwnedRwLockReadGuard<()>) {
         let bound = self.front.linger_timeout;
         tokio::spawn(async move {
             net::drain(stream, bound).await;
@@ -347,13 +347,13 @@ impl Shared {
         }
         self.respondent.done(lease);
         self.ring_if_need_be();
-        if self.state() != WorkerState::Ready {
+        if self.state() != Lifecycle::Ready {
             self.wake_control();
         }
     }
 
     /// When the worker has reached its age, if it has one.
-    pub fn old_at(&self) -> Option<Time> {
+    pub fn old_at(&self) -> Option<Monotonic> {
         self.lifespan.old_at()
     }
 

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use tokio::sync::Notify;
 
-use crate::ids::{LeaseId, Time};
+use crate::ids::{LeaseId, Monotonic};
 
 /// The calls to one serving task.
 pub struct Attention {
@@ -26,7 +26,7 @@ enum Place {
     /// It has answered, or has not been called.
     Here,
     /// It owes an answer since then.
-    Called(Time),
+    Called(Monotonic),
     /// It obeys an order, which has bounds of its own, and answers no call until then.
     Away,
 }
@@ -41,7 +41,7 @@ impl Attention {
     }
 
     /// Calls the serving task.
-    pub fn call(&self, now: Time) {
+    pub fn call(&self, now: Monotonic) {
         let mut place = locked(&self.place);
         if matches!(*place, Place::Here) {
             *place = Place::Called(now);
@@ -75,7 +75,7 @@ impl Attention {
     }
 
     /// Since when a call has had no answer.
-    pub fn since(&self) -> Option<Time> {
+    pub fn since(&self) -> Option<Monotonic> {
         match *locked(&self.place) {
             Place::Called(since) => Some(since),
             Place::Here | Place::Away => None,
@@ -83,7 +83,7 @@ impl Attention {
     }
 
     /// For how long a call has had no answer.
-    pub fn owed(&self, now: Time) -> Option<Duration> {
+    pub fn owed(&self, now: Monotonic) -> Option<Duration> {
         self.since().map(|since| now.since(since))
     }
 }
@@ -96,19 +96,19 @@ mod tests {
     #[test]
     fn a_call_is_owed_from_the_first_on_until_the_task_answers_and_not_while_it_obeys() {
         let attention = Attention::new(Duration::from_secs(1));
-        let owed = |at| attention.owed(Time(at)).map(|owed| owed.as_nanos());
+        let owed = |at| attention.owed(Monotonic(at)).map(|owed| owed.as_nanos());
         assert_eq!(owed(5), None);
-        attention.call(Time(10));
-        attention.call(Time(20));
-        assert_eq!((attention.since(), owed(30)), (Some(Time(10)), Some(20)));
+        attention.call(Monotonic(10));
+        attention.call(Monotonic(20));
+        assert_eq!((attention.since(), owed(30)), (Some(Monotonic(10)), Some(20)));
         attention.answer();
         assert_eq!(owed(40), None);
-        attention.call(Time(50));
+        attention.call(Monotonic(50));
         attention.leave();
-        attention.call(Time(60));
+        attention.call(Monotonic(60));
         assert_eq!(owed(70), None);
         attention.answer();
-        attention.call(Time(80));
+        attention.call(Monotonic(80));
         assert_eq!(owed(90), Some(10));
         let lease = |n| LeaseId::of(Epoch::FIRST, n);
         attention.begin(lease(1));

@@ -165,7 +165,7 @@ impl Turn {
     }
 
     /// Returns when the connection must end whatever is being done on it: never before a claim.
-    pub async fn cut(self: Arc<Self>, stream: net::Shared) -> Cut {
+    pub async fn cut(self: Arc<Self>, stream: net::SharedStream) -> Cut {
         self.claimed.notified().await;
         let Some(held) = self.held() else { return std::future::pending().await };
         let client = async {

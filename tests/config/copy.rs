@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use patou::config::{Admin, Config, Handler, Limits, Pool};
+use patou::config::{AdminConfig, Config, HandlerConfig, LimitsConfig, PoolConfig};
 use proptest::prelude::*;
 
 use super::good;
@@ -26,12 +26,12 @@ prop_compose! {
     }
 }
 
-fn handler() -> impl Strategy<Value = Handler> {
+fn handler() -> impl Strategy<Value = HandlerConfig> {
     prop_oneof![
-        Just(Handler::Echo),
-        command().prop_map(Handler::Exec),
-        command().prop_map(Handler::Coprocess),
-        command().prop_map(Handler::Program),
+        Just(HandlerConfig::Echo),
+        command().prop_map(HandlerConfig::Exec),
+        command().prop_map(HandlerConfig::Coprocess),
+        command().prop_map(HandlerConfig::Program),
     ]
 }
 
@@ -43,10 +43,10 @@ prop_compose! {
         numbers in (0..1_000_000_usize, any::<u64>(), any::<u64>()),
         environment in proptest::collection::btree_map("[^=\0]{1,8}", word(), 0..3),
         limits in (any::<bool>(), any::<bool>()),
-    ) -> Pool {
+    ) -> PoolConfig {
         let (name, workers, handler, unix) = pool;
         let address = if unix { format!("unix:/run/w{i}/{{n}} \"\u{e9}\\") } else { format!("127.0.0.1:{}", 1000 * (i + 1)) };
-        Pool {
+        PoolConfig {
             name: patou::ids::PoolName::new(&format!("{i}{}", &name[1..])).unwrap(),
             workers,
             handler,
@@ -62,10 +62,10 @@ prop_compose! {
             max_memory: numbers.2,
             environment,
             user: if limits.0 { "www-data".into() } else { String::new() },
-            limits: Limits {
+            limits: LimitsConfig {
                 memory_max: limits.0.then(|| "512M".into()),
                 tasks_max: limits.1.then(|| "64".into()),
-                ..Limits::default()
+                ..LimitsConfig::default()
             },
         }
     }
@@ -98,7 +98,7 @@ prop_compose! {
         config.front.slot_scan = Duration::from_nanos(times.2);
         config.watchdog.abort_grace = times.3;
         config.watchdog.restarts.max = sizes.3 % 1_000_000;
-        config.admin = Admin {
+        config.admin = AdminConfig {
             address: sockets.1.then(|| "[::1]:7280".parse().unwrap()),
             allowed_hosts: vec!["example.org".into()],
             mode: sockets.0,

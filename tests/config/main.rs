@@ -5,9 +5,9 @@ mod between_keys;
 mod copy;
 mod one_key;
 
-use patou::config::{Config, Fault, Listener, LoadError, Origin, Pool};
+use patou::config::{Config, ConfigFault, ListenerConfig, LoadError, Origin, PoolConfig};
 
-fn faults(text: &str) -> Vec<Fault> {
+fn faults(text: &str) -> Vec<ConfigFault> {
     Config::parse(text, "patou.toml").expect_err(text).0
 }
 
@@ -20,7 +20,7 @@ fn good(text: &str) -> Config {
 fn told(cases: &[(&str, usize, &str, &str)]) {
     for (text, line, key, message) in cases {
         let all = faults(text);
-        let lines: Vec<String> = all.iter().map(Fault::to_string).collect();
+        let lines: Vec<String> = all.iter().map(ConfigFault::to_string).collect();
         let colon = if key.is_empty() { "" } else { ": " };
         assert_eq!(lines, [format!("patou.toml:{line}: {key}{colon}found {message}")], "\n{text}");
         assert_eq!((all[0].line, all[0].key.as_str()), (*line, *key));
@@ -66,9 +66,9 @@ fn what_may_be_left_out() {
     let listener = "[[listener]]\naddress = \"127.0.0.1:80\"\n";
     let config = good(&format!("{web}{listener}"));
     assert_eq!(config.listeners[0].pool.as_str(), "web");
-    assert_eq!(config.pools[0].address, Pool::default().address);
+    assert_eq!(config.pools[0].address, PoolConfig::default().address);
     let config = good("[[pool]]\nname = \"default\"\nworkers = 3");
-    assert_eq!(config.listeners, Listener::built_in());
+    assert_eq!(config.listeners, ListenerConfig::built_in());
     assert_eq!(config.workers().map(|id| id.to_string()).collect::<Vec<_>>(), ["default/1", "default/2", "default/3"]);
     assert_eq!(config.pool(&config.pools[0].name), Some(&config.pools[0]));
     told(&[

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use patou::config::Handler;
+use patou::config::HandlerConfig;
 
 use super::{faults, good, listener_told, pool_told, told};
 
@@ -220,7 +220,7 @@ fn handlers() {
         ("handler = \"inetd\"", "handler", "\"inetd\"; expected its command: { inetd = [\"prog\", \"arg\"] }"),
     ]);
     let config = good("[[pool]]\nname = \"default\"\n[pool.handler]\nexec = [\"a\", \"\"]");
-    assert_eq!(config.pools[0].handler, Handler::Exec(vec!["a".into(), "".into()]));
+    assert_eq!(config.pools[0].handler, HandlerConfig::Exec(vec!["a".into(), "".into()]));
 }
 
 #[test]

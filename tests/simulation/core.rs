@@ -9,9 +9,9 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use patou::dispatcher::slot;
-use patou::exchange::{self, Asker, Kind, Life, Memory, Reply, Respondent, WORDS, Word};
-use patou::ids::{Claim, Epoch, LeaseId, Phase, Terms, Time, Token, WorkerState};
-use patou::pool::{Action, ClientId, End, Event, Hold, Limits, Note, Peer, Pool, SUSPICION};
+use patou::exchange::{self, DispatcherSide, Incarnation, QuestionKind, Reply, SlotMemory, WORDS, Word, WorkerSide};
+use patou::ids::{Claim, Epoch, LeaseId, LeaseTerms, Lifecycle, Monotonic, Phase, Token};
+use patou::pool::{ClientId, Hold, LeaseEnd, Peer, Pool, PoolAction, PoolEvent, PoolLimits, PoolNote, SUSPICION};
 
 use super::random::Random;
 
@@ -21,7 +21,7 @@ pub const PROBE: Duration = Duration::from_millis(250);
 
 pub struct Words(Vec<AtomicU64>);
 
-impl Memory for Words {
+impl SlotMemory for Words {
     fn load(&self, word: Word, _: Ordering) -> u64 {
         self.0[word.index()].load(Ordering::SeqCst)
     }
@@ -89,12 +89,12 @@ impl What {
 pub struct Worker {
     pub memory: Arc<Words>,
     /// While it lives.
-    pub respondent: Option<Respondent<Arc<Words>>>,
+    pub respondent: Option<WorkerSide<Arc<Words>>>,
     /// Its process is between two incarnations.
     vacant: bool,
     /// It does not run.
     pub frozen: bool,
-    state: WorkerState,
+    state: Lifecycle,
     wants_recycle: bool,
     answered: u64,
     /// The lease it works for.
@@ -122,7 +122,7 @@ pub enum State {
 pub struct Client {
     request: usize,
     peer: Peer,
-    since: Time,
+    since: Monotonic,
     state: State,
     offered: bool,
     /// Whether its connection is handed over, and whether a worker may have it.
@@ -133,8 +133,8 @@ pub struct Client {
 pub struct Sim {
     seed: u64,
     pub random: Random,
-    pub now: Time,
-    pub limits: Limits,
+    pub now: Monotonic,
+    pub limits: PoolLimits,
     /// Workers claim by themselves with their answer, as with a socket that comes with the offer.
     eager: bool,
     pub healing: bool,
@@ -142,7 +142,7 @@ pub struct Sim {
     in_a_set: bool,
     pub pool: Pool,
     epoch: Epoch,
-    askers: Vec<Asker<Arc<Words>>>,
+    askers: Vec<DispatcherSide<Arc<Words>>>,
     pub workers: Vec<Worker>,
     clients: BTreeMap<ClientId, Client>,
     /// Those without a verdict.
@@ -156,13 +156,13 @@ pub struct Sim {
     pub offered_again: u64,
     /// Secret and client of each lease.
     leases: HashMap<LeaseId, (Token, Option<ClientId>)>,
-    suspects: HashMap<Peer, Time>,
-    pub events: BTreeMap<(Time, u64), What>,
+    suspects: HashMap<Peer, Monotonic>,
+    pub events: BTreeMap<(Monotonic, u64), What>,
     count: u64,
     to_look: VecDeque<u16>,
     pub granted: u64,
     /// How long the dispatcher has been running: what a client may wait is counted by that.
-    pub serving: Time,
+    pub serving: Monotonic,
     /// Incarnations of workers that have become ready since somebody looked.
     pub readied: Vec<usize>,
     /// Who has ended his incarnation, and whether nothing comes of it.
@@ -187,7 +187,7 @@ impl Sim {
     /// By itself, or in a set where nothing runs yet.
     pub fn new(seed: u64, in_a_set: bool) -> Self {
         let mut random = Random(seed);
-        let limits = Limits {
+        let limits = PoolLimits {
             workers: if in_a_set { WORKERS } else { 1 + random.below(WORKERS.into()) as u16 },
             queue: [0, 1, 4, 16][random.below(4) as usize],
             queue_timeout: Duration::from_millis(400),
@@ -201,7 +201,7 @@ impl Sim {
             memory: Arc::new(Words((0..WORDS).map(|_| AtomicU64::new(0)).collect())),
             respondent: None,
             frozen: false,
-            state: WorkerState::Starting,
+            state: Lifecycle::Starting,
             wants_recycle: false,
             vacant: false,
             answered: 0,
@@ -213,7 +213,7 @@ impl Sim {
             seed,
             eager: random.percent(40),
             random,
-            now: Time(1_000_000_000),
+            now: Monotonic(1_000_000_000),
             limits,
             healing: false,
             in_a_set,
@@ -233,7 +233,7 @@ impl Sim {
             count: 0,
             to_look: VecDeque::new(),
             granted: 0,
-            serving: Time(0),
+            serving: Monotonic(0),
             readied: Vec::new(),
             vacated: Vec::new(),
             lost: [0; WORKERS as usize * 2],
@@ -299,13 +299,14 @@ impl Sim {
 
     /// Takes the slots; the clients whose connection was offered and not taken.
     fn attach(&mut self) -> BTreeSet<ClientId> {
-        let slots = self.workers.iter().map(|w| Asker::attach(w.memory.clone(), self.epoch, (1, 1), None));
+        let slots = self.workers.iter().map(|w| DispatcherSide::attach(w.memory.clone(), self.epoch, (1, 1), None));
         self.askers = slots.collect();
         let mut found = BTreeSet::new();
         for asker in &self.askers {
             let Some((Claim::Held(lease, phase), _)) = exchange::terms(asker.memory()) else { continue };
             let Some(&(_, Some(client))) = self.leases.get(&lease) else { continue };
-            let is_free = |asker: &Asker<_>| phase == Phase::Revoked || phase == Phase::Offered && asker.revoke(lease);
+            let is_free =
+                |asker: &DispatcherSide<_>| phase == Phase::Revoked || phase == Phase::Offered && asker.revoke(lease);
             if self.clients[&client].handed && is_free(asker) {
                 found.insert(client);
             }
@@ -318,13 +319,13 @@ impl Sim {
         self.look_around();
     }
 
-    pub fn tell(&mut self, event: Event) {
+    pub fn tell(&mut self, event: PoolEvent) {
         let actions = self.pool.handle(self.now, event);
         for action in actions {
             self.perform(action);
             self.meddle();
         }
-        if !matches!(event, Event::Seen(..)) {
+        if !matches!(event, PoolEvent::Seen(..)) {
             self.look_around();
         }
     }
@@ -333,7 +334,7 @@ impl Sim {
         while let Some(n) = self.to_look.pop_front() {
             let w = usize::from(n) - 1;
             let seen = slot::look(&mut self.askers[w], self.workers[w].is_there());
-            self.tell(Event::Seen(n, seen));
+            self.tell(PoolEvent::Seen(n, seen));
         }
     }
 
@@ -347,23 +348,23 @@ impl Sim {
         }
     }
 
-    fn perform(&mut self, action: Action) {
+    fn perform(&mut self, action: PoolAction) {
         let touched = match action {
-            Action::Look(n) => Some(n),
-            Action::Ask(n, ask) => {
+            PoolAction::Look(n) => Some(n),
+            PoolAction::Ask(n, ask) => {
                 slot::ask(&mut self.askers[usize::from(n) - 1], ask);
                 self.ring(What::Turn(usize::from(n) - 1));
                 None
             }
-            Action::Ring(n) => {
+            PoolAction::Ring(n) => {
                 self.ring(What::Turn(usize::from(n) - 1));
                 None
             }
-            Action::Offer { worker, epoch, lease, claim_by, connection } => {
+            PoolAction::Offer { worker, epoch, lease, claim_by, connection } => {
                 self.offer(worker, epoch, lease, claim_by, connection);
                 Some(worker)
             }
-            Action::Revoke(n, lease) => {
+            PoolAction::Revoke(n, lease) => {
                 if self.askers[usize::from(n) - 1].revoke(lease)
                     && let Some(&(_, Some(client))) = self.leases.get(&lease)
                 {
@@ -371,47 +372,49 @@ impl Sim {
                 }
                 Some(n)
             }
-            Action::Abort(n, lease) => {
+            PoolAction::Abort(n, lease) => {
                 if self.askers[usize::from(n) - 1].abort(lease) {
                     self.aborted.insert(lease);
                 }
                 Some(n)
             }
-            Action::Bury(n, lease) => {
+            PoolAction::Bury(n, lease) => {
                 self.askers[usize::from(n) - 1].bury(lease);
                 Some(n)
             }
-            Action::Release(n, lease) => {
+            PoolAction::Release(n, lease) => {
                 self.askers[usize::from(n) - 1].release(lease);
                 Some(n)
             }
-            Action::Clear(_) | Action::Note(_, Note::Garbled) => panic!("no slot is garbled here: {action:?}"),
-            Action::Grant { client, worker, lease, .. } => {
+            PoolAction::Clear(_) | PoolAction::Note(_, PoolNote::Garbled) => {
+                panic!("no slot is garbled here: {action:?}")
+            }
+            PoolAction::Grant { client, worker, lease, .. } => {
                 self.grant(client, worker, lease);
                 None
             }
-            Action::Over { client, worker, lease, end } => {
+            PoolAction::Over { client, worker, lease, end } => {
                 self.over(client, worker, lease, end);
                 None
             }
-            Action::Refuse(client, _) => {
+            PoolAction::Refuse(client, _) => {
                 self.verdict(client, State::Over);
                 None
             }
-            Action::Note(_, Note::Unclaimed(lease)) => {
+            PoolAction::Note(_, PoolNote::Unclaimed(lease)) => {
                 if let Some(&(_, Some(client))) = self.leases.get(&lease) {
                     self.suspects.insert(self.clients[&client].peer, self.now + SUSPICION);
                 }
                 None
             }
-            Action::Note(..) => None,
+            PoolAction::Note(..) => None,
         };
         self.to_look.extend(touched.filter(|n| !self.to_look.contains(n)));
     }
 
-    fn offer(&mut self, worker: u16, epoch: Epoch, lease: LeaseId, claim_by: Time, connection: Option<ClientId>) {
+    fn offer(&mut self, worker: u16, epoch: Epoch, lease: LeaseId, claim_by: Monotonic, connection: Option<ClientId>) {
         let w = usize::from(worker) - 1;
-        let terms = Terms {
+        let terms = LeaseTerms {
             lease,
             worker_epoch: epoch,
             dispatcher_epoch: self.epoch,
@@ -448,15 +451,21 @@ impl Sim {
     }
 
     /// A connection is nobody's any more.
-    fn over(&mut self, id: ClientId, worker: u16, lease: LeaseId, end: End) {
+    fn over(&mut self, id: ClientId, worker: u16, lease: LeaseId, end: LeaseEnd) {
         let state = std::mem::replace(&mut self.clients.get_mut(&id).unwrap().state, State::Over);
         assert_eq!(state, State::Granted(lease), "client {id} of worker {worker}: {end:?}");
         let has = self.workers[usize::from(worker) - 1].request == Some(lease);
         match end {
-            End::Done | End::Unanswered | End::Cut => assert!(!has, "{end:?} of lease {lease}, which goes on"),
-            End::Overdue => {}
+            LeaseEnd::Done | LeaseEnd::Unanswered | LeaseEnd::Cut => {
+                assert!(!has, "{end:?} of lease {lease}, which goes on")
+            }
+            LeaseEnd::Overdue => {}
         }
-        assert_eq!(matches!(end, End::Overdue | End::Unanswered), self.aborted.contains(&lease), "{end:?} of {lease}");
+        assert_eq!(
+            matches!(end, LeaseEnd::Overdue | LeaseEnd::Unanswered),
+            self.aborted.contains(&lease),
+            "{end:?} of {lease}"
+        );
     }
 
     fn verdict(&mut self, client: ClientId, state: State) {
@@ -515,7 +524,7 @@ impl Sim {
             Client { request, peer, since: self.serving, state: State::Waiting, offered: false, handed, lent: false };
         self.clients.insert(id, client);
         self.waiting.insert(id);
-        self.tell(if handed { Event::Connection(id, peer) } else { Event::Client(id, peer) });
+        self.tell(if handed { PoolEvent::Connection(id, peer) } else { PoolEvent::Client(id, peer) });
     }
 
     /// What the client was promised has not started: it is over, or it asks anew.
@@ -573,8 +582,8 @@ impl Sim {
         respondent.turn(self.now);
         let before = worker.state;
         // The word counts, not the question: that may have been replaced before it was read.
-        if matches!(worker.state, WorkerState::Ready | WorkerState::Draining) {
-            worker.state = if respondent.drained() { WorkerState::Draining } else { WorkerState::Ready };
+        if matches!(worker.state, Lifecycle::Ready | Lifecycle::Draining) {
+            worker.state = if respondent.drained() { Lifecycle::Draining } else { Lifecycle::Ready };
             respondent.set_state(worker.state, worker.wants_recycle);
         }
         let Some(question) = respondent.question(worker.answered) else {
@@ -584,23 +593,23 @@ impl Sim {
             return;
         };
         let mut reply = respondent.judge(&question, worker.state);
-        if question.kind == Kind::Recycle && reply == Reply::Accept {
-            if worker.wants_recycle && worker.state == WorkerState::Ready {
+        if question.kind == QuestionKind::Recycle && reply == Reply::Accept {
+            if worker.wants_recycle && worker.state == Lifecycle::Ready {
                 assert!(worker.request.is_none_or(|lease| self.aborted.contains(&lease)));
-                worker.state = WorkerState::Recycling;
+                worker.state = Lifecycle::Recycling;
                 respondent.set_state(worker.state, true);
             } else {
-                reply = Reply::Refuse(patou::ids::Reason::Busy);
+                reply = Reply::Refuse(patou::ids::RefuseReason::Busy);
             }
         }
         worker.answered = question.sequence;
         respondent.reply(&question, reply);
         self.ring(What::Rung(w));
-        if question.kind == Kind::Recycle && reply == Reply::Accept {
+        if question.kind == QuestionKind::Recycle && reply == Reply::Accept {
             self.later(15, What::Vacate(w));
         }
         if eager
-            && question.kind == Kind::Offer
+            && question.kind == QuestionKind::Offer
             && reply == Reply::Accept
             && let Some(lease) = question.lease
             && let Some(&(_, Some(client))) = self.leases.get(&lease)
@@ -615,20 +624,20 @@ impl Sim {
         let worker = &self.workers[w];
         match worker.state {
             _ if worker.vacant || worker.respondent.is_none() => {}
-            WorkerState::Ready if worker.request.is_some() => self.later(1, What::Take(w, id, lease)),
-            WorkerState::Ready => self.claim(w, id, lease),
+            Lifecycle::Ready if worker.request.is_some() => self.later(1, What::Take(w, id, lease)),
+            Lifecycle::Ready => self.claim(w, id, lease),
             _ => self.after(Duration::ZERO, What::Turn(w)),
         }
     }
 
     pub fn begin(&mut self, w: usize) {
         let worker = &mut self.workers[w];
-        if worker.respondent.is_some() && worker.state != WorkerState::Recycling {
+        if worker.respondent.is_some() && worker.state != Lifecycle::Recycling {
             return;
         }
-        let respondent = Respondent::begin(worker.memory.clone(), 1 + w as u32, self.now.0, None, self.now);
+        let respondent = WorkerSide::begin(worker.memory.clone(), 1 + w as u32, self.now.0, None, self.now);
         worker.answered = respondent.answered();
-        (worker.state, worker.wants_recycle, worker.vacant) = (WorkerState::Starting, false, false);
+        (worker.state, worker.wants_recycle, worker.vacant) = (Lifecycle::Starting, false, false);
         worker.request = None; // of one that was aborted
         let epoch = respondent.epoch();
         worker.respondent = Some(respondent);
@@ -639,7 +648,7 @@ impl Sim {
     pub fn ready(&mut self, w: usize, epoch: Epoch) {
         let worker = &mut self.workers[w];
         let Some(respondent) = worker.respondent.as_ref().filter(|r| r.epoch() == epoch) else { return };
-        worker.state = if respondent.drained() { WorkerState::Draining } else { WorkerState::Ready };
+        worker.state = if respondent.drained() { Lifecycle::Draining } else { Lifecycle::Ready };
         respondent.set_state(worker.state, worker.wants_recycle);
         self.readied.push(w);
         self.ring(What::Rung(w));
@@ -700,7 +709,7 @@ impl Sim {
                 if !waiting.is_empty() {
                     let id = waiting[self.random.below(waiting.len() as u64) as usize];
                     self.verdict(id, State::Over);
-                    self.tell(Event::Left(id));
+                    self.tell(PoolEvent::Left(id));
                 }
             }
             What::Rung(w) => {
@@ -741,7 +750,7 @@ impl Sim {
             What::Vacate(w) => {
                 let worker = &mut self.workers[w];
                 // It may have died, and another may have begun.
-                if worker.respondent.is_some() && worker.state == WorkerState::Recycling && !worker.vacant {
+                if worker.respondent.is_some() && worker.state == Lifecycle::Recycling && !worker.vacant {
                     worker.vacant = true;
                     // Sometimes nothing comes of it, and somebody has to notice.
                     let stuck = self.in_a_set && !self.healing && self.random.percent(10);
@@ -760,7 +769,7 @@ impl Sim {
                 let worker = &mut self.workers[w];
                 if let Some(respondent) = &worker.respondent
                     && !worker.frozen
-                    && worker.state == WorkerState::Ready
+                    && worker.state == Lifecycle::Ready
                 {
                     worker.wants_recycle = true;
                     respondent.set_state(worker.state, true);
@@ -770,12 +779,12 @@ impl Sim {
             What::Drain(w) => {
                 self.later(8000, What::Drain(w));
                 self.later(800, What::Resume(w));
-                self.tell(Event::Drain(w as u16 + 1));
+                self.tell(PoolEvent::Drain(w as u16 + 1));
             }
-            What::Resume(w) => self.tell(Event::Resume(w as u16 + 1)),
+            What::Resume(w) => self.tell(PoolEvent::Resume(w as u16 + 1)),
             What::Probe => {
                 self.after(PROBE, What::Probe);
-                self.tell(Event::Probe);
+                self.tell(PoolEvent::Probe);
             }
             What::Restart => {
                 self.later(3000, What::Restart);
@@ -790,7 +799,7 @@ impl Sim {
     }
 
     /// Time goes on; how much. `serving`: the dispatcher runs.
-    pub fn advance(&mut self, to: Time, serving: bool) -> Duration {
+    pub fn advance(&mut self, to: Monotonic, serving: bool) -> Duration {
         let passed = to.since(self.now);
         self.now = self.now.max(to);
         if serving {
@@ -800,7 +809,7 @@ impl Sim {
     }
 
     /// Nobody did anything until `now`.
-    pub fn stall(&mut self, now: Time) {
+    pub fn stall(&mut self, now: Monotonic) {
         self.now = now;
         // What was due comes now, in its order, and before what follows from it.
         let rest = self.events.split_off(&(now, 0));
@@ -811,7 +820,7 @@ impl Sim {
 
     /// How often the control loop of worker `w` has turned.
     pub fn turns(&self, w: usize) -> Option<u64> {
-        Life::load(&self.workers[w].memory).map(|life| life.turns)
+        Incarnation::load(&self.workers[w].memory).map(|life| life.turns)
     }
 
     /// One event, or the tick that is due before it.
@@ -820,7 +829,7 @@ impl Sim {
         let passed = match self.pool.deadline() {
             Some(due) if due < next => {
                 let passed = self.advance(due, true);
-                self.tell(Event::Tick);
+                self.tell(PoolEvent::Tick);
                 passed
             }
             _ => {
@@ -834,7 +843,8 @@ impl Sim {
     }
 
     pub fn check(&mut self, passed: Duration) {
-        let Limits { queue, queue_timeout, offer_timeout, claim_timeout, request_timeout, slot_scan, .. } = self.limits;
+        let PoolLimits { queue, queue_timeout, offer_timeout, claim_timeout, request_timeout, slot_scan, .. } =
+            self.limits;
         let ms = Duration::from_millis(1);
         let mut sent_back = 0;
         for id in &self.waiting {
@@ -875,7 +885,7 @@ impl Sim {
         self.calm();
         for w in 0..self.workers.len() {
             self.happen(What::Thaw(w));
-            self.tell(Event::Resume(w as u16 + 1));
+            self.tell(PoolEvent::Resume(w as u16 + 1));
             if self.workers[w].respondent.is_none() {
                 self.later(50, What::Begin(w));
             }

@@ -3,8 +3,8 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
-use patou::ids::{Time, WorkerId};
-use patou::probe::Report;
+use patou::ids::{Monotonic, WorkerId};
+use patou::probe::ProbeReport;
 use patou::watchdog::plan::{Action, Bounds, Change, Event, Order, Part, Plan, Sign, Telling};
 
 use super::core::{PROBE, WORKERS, What};
@@ -26,7 +26,7 @@ pub enum Wake {
     /// A process says that it is ready.
     Ready(usize, u32),
     /// The dispatcher answers; `None`: the connection was cut.
-    Answer(Option<Report>),
+    Answer(Option<ProbeReport>),
     Stop,
     /// A new configuration, for which these parts must be replaced.
     Reload(Option<usize>),
@@ -46,11 +46,11 @@ pub struct Dog {
     pub risen: bool,
     /// A question is out.
     asking: bool,
-    next_probe: Time,
-    wake_at: Time,
+    next_probe: Monotonic,
+    wake_at: Monotonic,
     timer: u64,
     /// Its last turn, and how many there were at that time.
-    turns: (Time, u32),
+    turns: (Monotonic, u32),
 }
 
 pub fn worker(w: usize) -> WorkerId {
@@ -71,7 +71,7 @@ fn workers() -> BTreeMap<WorkerId, Duration> {
 }
 
 impl Dog {
-    pub fn new(bounds: Bounds, now: Time) -> (Self, Vec<Action>) {
+    pub fn new(bounds: Bounds, now: Monotonic) -> (Self, Vec<Action>) {
         let (plan, actions) = Plan::new(&workers(), bounds, now);
         let dog = Self {
             plan,

@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
-use patou::ids::Time;
-use patou::liveness::{Account, Activity, Holder, Look};
+use patou::ids::Monotonic;
+use patou::liveness::{Activity, HeldBy, ProcessSample, SchedStat};
 
 use super::set::Happening;
 
@@ -25,7 +25,7 @@ pub struct Process {
     /// What is on its way out already: nobody judges it any more.
     pub leaving: bool,
     /// When it was held or starved last.
-    pub excused_until: Option<Time>,
+    pub excused_until: Option<Monotonic>,
     ran: Duration,
     /// Written up by the kernel, which it does when a wait is over, and the wait that still lasts.
     waited: Duration,
@@ -34,7 +34,7 @@ pub struct Process {
     pub backlog: Vec<Happening>,
     /// For how long it has been silent by its own fault, and when that ended last.
     pub fault: Duration,
-    pub fault_ended: Option<Time>,
+    pub fault_ended: Option<Monotonic>,
     /// The same, since the last disturbance.
     pub undisturbed: Duration,
     /// For how long it has been gone, undisturbed.
@@ -65,7 +65,7 @@ impl Process {
     }
 
     /// Time goes on.
-    pub fn pass(&mut self, now: Time, passed: Duration) {
+    pub fn pass(&mut self, now: Monotonic, passed: Duration) {
         if self.pid.is_none() {
             self.absent += passed;
             return;
@@ -95,7 +95,7 @@ impl Process {
     }
 
     /// No processor ran it for so long; the clock goes on by that.
-    pub fn stall(&mut self, now: Time, time: Duration) {
+    pub fn stall(&mut self, now: Monotonic, time: Duration) {
         self.excused_until = Some(now);
         if !self.stopped && !self.held {
             self.waited += time;
@@ -108,14 +108,14 @@ impl Process {
     }
 
     /// What the watchdog can see of it.
-    pub fn look(&self) -> Look {
-        let Some(thread) = self.pid else { return Look { ended: true, ..Look::default() } };
+    pub fn look(&self) -> ProcessSample {
+        let Some(thread) = self.pid else { return ProcessSample { ended: true, ..ProcessSample::default() } };
         let runnable = self.starved && !self.stopped && !self.held;
-        Look {
+        ProcessSample {
             ended: false,
-            held: self.held.then_some(Holder::Debugger),
+            held: self.held.then_some(HeldBy::Debugger),
             activity: if runnable { Activity::Runnable } else { Activity::Idle },
-            account: Some(Account { thread, ran: self.ran, waited: self.waited }),
+            account: Some(SchedStat { thread, ran: self.ran, waited: self.waited }),
             stalled: Duration::ZERO,
         }
     }

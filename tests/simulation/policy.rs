@@ -2,25 +2,25 @@
 
 use std::time::Duration;
 
-use patou::ids::Time;
+use patou::ids::Monotonic;
 use patou::liveness::RestartLimits;
 
 /// Unplanned ends of one part.
 #[derive(Debug, Default)]
 pub struct Policy {
-    ends: Vec<Time>,
+    ends: Vec<Monotonic>,
     /// It is given up.
     pub failed: bool,
 }
 
 impl Policy {
-    fn recent(&mut self, now: Time, limits: &RestartLimits) -> usize {
+    fn recent(&mut self, now: Monotonic, limits: &RestartLimits) -> usize {
         self.ends.retain(|at| now.since(*at) < limits.within);
         self.ends.len()
     }
 
     /// It is started again after this delay.
-    pub fn restarted(&mut self, now: Time, limits: &RestartLimits, delay: Duration) {
+    pub fn restarted(&mut self, now: Monotonic, limits: &RestartLimits, delay: Duration) {
         let before = self.recent(now, limits);
         assert!(before < limits.max as usize, "restart {before} within {:?}", limits.within);
         let expected = match before {
@@ -32,7 +32,7 @@ impl Policy {
     }
 
     /// It is given up.
-    pub fn given_up(&mut self, now: Time, limits: &RestartLimits) {
+    pub fn given_up(&mut self, now: Monotonic, limits: &RestartLimits) {
         let before = self.recent(now, limits);
         assert_eq!(before, limits.max as usize, "given up after {before} restarts");
         self.failed = true;

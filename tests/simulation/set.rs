@@ -3,10 +3,10 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use patou::ids::Time;
+use patou::ids::Monotonic;
 use patou::liveness::RestartLimits;
-use patou::pool::{Event, SUSPICION};
-use patou::probe::{PoolReport, Report, WorkerReport};
+use patou::pool::{PoolEvent, SUSPICION};
+use patou::probe::{PoolReport, ProbeReport, WorkerReport};
 use patou::watchdog::plan::Bounds;
 
 use super::core::{PROBE, Sim, WORKERS, What};
@@ -49,11 +49,11 @@ pub struct Set {
     pub policies: Vec<Policy>,
     pub dog: Dog,
     pub bounds: Bounds,
-    events: BTreeMap<(Time, u64), Happening>,
+    events: BTreeMap<(Monotonic, u64), Happening>,
     count: u64,
     pids: u32,
     /// Workers that die as soon as they are up, until then.
-    crashing: [Time; WORKERS as usize],
+    crashing: [Monotonic; WORKERS as usize],
     /// What waits for a dispatcher that runs.
     waiting: Vec<What>,
     /// A question waits in the socket for a dispatcher.
@@ -118,7 +118,7 @@ impl Set {
         let next = [tick, core, own].into_iter().flatten().min().expect("there is always the next probe");
         self.pass(next);
         if tick == Some(next) {
-            self.core.tell(Event::Tick);
+            self.core.tell(PoolEvent::Tick);
         } else if core == Some(next) {
             let (_, what) = self.core.events.pop_first().unwrap();
             self.meet(what);
@@ -134,7 +134,7 @@ impl Set {
         self.parts[0].runs() && self.parts[0].ready
     }
 
-    fn pass(&mut self, to: Time) {
+    fn pass(&mut self, to: Monotonic) {
         let serves = self.serves();
         let passed = self.core.advance(to, serves);
         let judges = self.dog.runs && !self.dog.finished;
@@ -185,7 +185,7 @@ impl Set {
     pub fn accused(&mut self, p: usize, why: &str) {
         let process = &self.parts[p];
         let timeout = self.timeout(p, process.ready);
-        let recent = |at: Time| self.core.now.since(at) < PROBE + SLACK;
+        let recent = |at: Monotonic| self.core.now.since(at) < PROBE + SLACK;
         let is_it = process.is_at_fault() || process.fault_ended.is_some_and(recent);
         // What the machine did before the first look at a silence, which comes after an eighth, is not excused.
         assert!(is_it && process.fault + timeout / 8 + SLACK >= timeout, "part {p} is innocent: {why}: {process:?}");
@@ -333,7 +333,7 @@ impl Set {
             Happening::Quiesce if !self.parts[0].ready => {} // it knows nothing of the stop, and the workers refuse
             Happening::Question | Happening::Quiesce if !self.parts[0].runs() => self.parts[0].backlog.push(what),
             Happening::Question => self.answer(),
-            Happening::Quiesce => self.core.tell(Event::Quiesce),
+            Happening::Quiesce => self.core.tell(PoolEvent::Quiesce),
             Happening::Dog(wake) => self.wake(wake),
             _ => {} // it has ended meanwhile
         }
@@ -362,8 +362,8 @@ impl Set {
         let workers = self.core.pool.workers().iter().enumerate().map(worker).collect();
         let (name, tally) = ("web".to_owned().try_into().unwrap(), Default::default());
         let pool = PoolReport { name, queue: 0, oldest_ms: 0, workers, tally };
-        let report = Report { nonce: 1, pid: 1, epoch: 1, pools: vec![pool], refused: None };
-        self.core.tell(Event::Probe);
+        let report = ProbeReport { nonce: 1, pid: 1, epoch: 1, pools: vec![pool], refused: None };
+        self.core.tell(PoolEvent::Probe);
         self.later(3, Happening::Dog(Wake::Answer(Some(report))));
     }
 

@@ -10,7 +10,7 @@ use tokio::task::JoinSet;
 
 use super::check;
 use crate::cli::{Failure, failed};
-use crate::signals::Came;
+use crate::signals::SignalFlag;
 
 /// What the clients do.
 #[derive(Clone, Copy)]
@@ -27,7 +27,7 @@ const PATIENCE: Duration = Duration::from_secs(10);
 const HEAD: usize = 16 * 1024;
 
 /// Requests per second.
-pub fn run(place: SocketAddr, load: &Load, stop: &Came) -> Result<f64, Failure> {
+pub fn run(place: SocketAddr, load: &Load, stop: &SignalFlag) -> Result<f64, Failure> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(failed)?;
     let since = Instant::now();
     let until = since + load.time;
@@ -53,7 +53,7 @@ pub fn run(place: SocketAddr, load: &Load, stop: &Came) -> Result<f64, Failure> 
     Ok(count as f64 / since.elapsed().as_secs_f64())
 }
 
-async fn client(place: SocketAddr, keep: bool, until: Instant, stop: Came) -> io::Result<u64> {
+async fn client(place: SocketAddr, keep: bool, until: Instant, stop: SignalFlag) -> io::Result<u64> {
     let close = if keep { "" } else { "Connection: close\r\n" };
     let first = |target: &str| format!("GET {target} HTTP/1.1\r\nHost: {place}\r\n{close}\r\n").into_bytes();
     let hello = first("/hello");

@@ -19,7 +19,7 @@ use self::load::Load;
 use self::set::Set;
 use super::pingpong::{Mode, apart, measure};
 use super::{Failure, duration, failed, written};
-use crate::signals::{Came, Signal};
+use crate::signals::{Signal, SignalFlag};
 
 #[derive(Debug, Subcommand)]
 pub enum Bench {
@@ -147,7 +147,7 @@ fn upload(upload: &Upload) -> Result<(), Failure> {
     set.stop()
 }
 
-fn check(stop: &Came) -> Result<(), Failure> {
+fn check(stop: &SignalFlag) -> Result<(), Failure> {
     if stop.yet() { Err(failed("interrupted")) } else { Ok(()) }
 }
 

@@ -13,7 +13,7 @@ use crate::cli::drill::set::{LOOK, is_up, launch};
 use crate::cli::{Failure, failed};
 use crate::config::{Config, Delivery};
 use crate::process_tree;
-use crate::status::State;
+use crate::status::SavedState;
 
 /// How many workers it has.
 pub const WORKERS: u16 = 4;
@@ -65,7 +65,7 @@ impl Set {
     fn wait_until_up(&mut self, config: &Config) -> Result<Vec<Door>, Failure> {
         let give_up = Instant::now() + PATIENCE;
         while Instant::now() < give_up && self.child.try_wait().is_ok_and(|ended| ended.is_none()) {
-            if let Ok(state) = State::read(&config.set.runtime_dir)
+            if let Ok(state) = SavedState::read(&config.set.runtime_dir)
                 && state.watchdog().is_some()
                 && is_up(&state)
             {

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use super::fault_tracker::{Effect, Stray};
 use super::generator::{Expect, Kind, Part, Target};
-use crate::ids::Time;
+use crate::ids::Monotonic;
 
 /// How one attempt of a request ended, as its client saw it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -65,12 +65,12 @@ pub struct Attempt {
     pub number: u32,
     /// The listener, by its place in the configuration.
     pub door: usize,
-    pub begun: Time,
-    pub ended: Time,
+    pub begun: Monotonic,
+    pub ended: Monotonic,
     /// How much of that the client or its handler wanted: pauses, slowness, retries of the client library.
     pub own: Duration,
     /// When the one before it on its connection was sent, if there was one.
-    pub kept: Option<Time>,
+    pub kept: Option<Monotonic>,
     pub end: End,
 }
 
@@ -137,14 +137,14 @@ impl Bounds {
 /// Everything that was seen.
 #[derive(Clone, Debug)]
 pub struct Facts {
-    pub began: Time,
+    pub began: Monotonic,
     pub attempts: Vec<Attempt>,
     /// Request and attempt of each start that a handler recorded.
     pub records: Vec<(u64, u32)>,
     pub effects: Vec<Effect>,
     pub strays: Vec<Stray>,
     /// When the drill itself was run too late, and by how much.
-    pub late: Vec<(Time, Duration)>,
+    pub late: Vec<(Monotonic, Duration)>,
 }
 
 /// A promise that did not hold.
@@ -185,7 +185,7 @@ const ECHO: Duration = Duration::from_millis(100);
 pub struct Calendar<'a> {
     effects: Vec<&'a Effect>,
     longest: Duration,
-    end: Time,
+    end: Monotonic,
 }
 
 impl<'a> Calendar<'a> {
@@ -200,7 +200,7 @@ impl<'a> Calendar<'a> {
     }
 
     /// The faults that had an effect at some time from `from` to `to`.
-    pub fn between(&self, from: Time, to: Time) -> impl Iterator<Item = &'a Effect> + '_ {
+    pub fn between(&self, from: Monotonic, to: Monotonic) -> impl Iterator<Item = &'a Effect> + '_ {
         let first = self.effects.partition_point(|effect| effect.from + self.longest < from);
         self.effects[first..]
             .iter()
@@ -342,14 +342,14 @@ impl Judge<'_> {
     }
 
     /// How much longer than usual something may take that needed this pool from `from` to `to`.
-    fn extension(&self, from: Time, to: Time, pool: usize, door: usize, but: Option<u32>) -> Duration {
+    fn extension(&self, from: Monotonic, to: Monotonic, pool: usize, door: usize, but: Option<u32>) -> Duration {
         let felt = self.calendar.between(from, to);
         let felt = felt.filter(|effect| Some(effect.number) != but && concerns(effect, pool, door, self.pool_of));
         felt.map(|effect| self.bounds.of(effect)).sum::<Duration>() + self.late(from, to) + self.bounds.slack
     }
 
     /// What the machine withheld from the drill itself.
-    fn late(&self, from: Time, to: Time) -> Duration {
+    fn late(&self, from: Monotonic, to: Monotonic) -> Duration {
         let late = self.facts.late.iter().filter(|(at, by)| *at >= from && at.0 <= (to + *by).0);
         late.map(|(_, by)| *by).sum()
     }
@@ -386,7 +386,7 @@ impl Judge<'_> {
     }
 
     fn stray(&self, stray: &Stray) -> Breach {
-        let from = Time(stray.at.0.saturating_sub(2_000_000_000));
+        let from = Monotonic(stray.at.0.saturating_sub(2_000_000_000));
         let story = self.calendar.between(from, stray.at).map(|effect| self.tell(effect)).collect();
         let what = format!(
             "{} (pid {}) ended at {}, to which nothing had been done: {}",
@@ -398,7 +398,7 @@ impl Judge<'_> {
         Breach { promise: "P5", what, story }
     }
 
-    fn at(&self, time: Time) -> String {
+    fn at(&self, time: Monotonic) -> String {
         format!("{:.3} s", time.since(self.facts.began).as_secs_f64())
     }
 
@@ -411,7 +411,7 @@ impl Judge<'_> {
     }
 
     fn tell(&self, effect: &Effect) -> String {
-        let at = |time: Option<Time>| time.map_or("never".into(), |time| self.at(time));
+        let at = |time: Option<Monotonic>| time.map_or("never".into(), |time| self.at(time));
         format!(
             "{}: fault {}, {} of {:?}, noticed {}, back {}, over {}",
             self.at(effect.from),

@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use super::generator::{Expect, Fault, Kind, Part, Target};
-use crate::ids::Time;
+use crate::ids::Monotonic;
 
 /// A fault that was injected.
 #[derive(Clone, Debug)]
@@ -17,13 +17,13 @@ pub struct Effect {
     /// Whose process it may end.
     pub part: Option<Part>,
     pub expect: Expect,
-    pub from: Time,
+    pub from: Monotonic,
     /// When the watchdog knew, or the process was seen to have ended.
-    pub detected: Option<Time>,
+    pub detected: Option<Monotonic>,
     /// When another process of the part was up.
-    pub back: Option<Time>,
+    pub back: Option<Monotonic>,
     /// Since when it has had no effect any more; `None` while it has.
-    pub over: Option<Time>,
+    pub over: Option<Monotonic>,
     /// It should have done no harm, and this is how the process ended.
     pub killed: Option<String>,
     /// Why it is not judged.
@@ -36,7 +36,7 @@ pub struct Stray {
     pub part: Part,
     pub pid: u32,
     pub cause: String,
-    pub at: Time,
+    pub at: Monotonic,
 }
 
 /// What is seen of a part.
@@ -68,12 +68,12 @@ pub struct Tracker {
     pub strays: Vec<Stray>,
     /// What lasts a while and has ended, with the time when it can have no consequence any more,
     /// and how long that is after its end.
-    settling: Vec<(usize, Time, Duration)>,
+    settling: Vec<(usize, Monotonic, Duration)>,
 }
 
 impl Tracker {
     /// A fault is being injected: `part` is whose process it may harm. Returns its place in `effects`.
-    pub fn strike(&mut self, now: Time, fault: &Fault, part: Option<Part>) -> usize {
+    pub fn strike(&mut self, now: Monotonic, fault: &Fault, part: Option<Part>) -> usize {
         let index = self.effects.len();
         let expect = fault.kind.expect();
         self.effects.push(Effect {
@@ -102,7 +102,7 @@ impl Tracker {
     }
 
     /// The fault lasts no longer. If its part is still there after `settle`, nothing has happened to it.
-    pub fn relax(&mut self, now: Time, index: usize, settle: Duration) {
+    pub fn relax(&mut self, now: Monotonic, index: usize, settle: Duration) {
         self.settling.push((index, now + settle, settle));
     }
 
@@ -126,7 +126,7 @@ impl Tracker {
     }
 
     /// The watchdog was killed and its parts leave: whatever was under way with them is over.
-    pub fn sweep(&mut self, now: Time) {
+    pub fn sweep(&mut self, now: Monotonic) {
         for (_, track) in self.tracks.iter_mut().filter(|(part, _)| **part != Part::Watchdog) {
             if let Some((index, _)) = track.open.take() {
                 let effect = &mut self.effects[index];
@@ -158,7 +158,7 @@ impl Tracker {
     }
 
     /// What the watchdog's file says now.
-    pub fn see(&mut self, now: Time, part: Part, sight: &Sight) {
+    pub fn see(&mut self, now: Monotonic, part: Part, sight: &Sight) {
         let track = self.tracks.entry(part).or_default();
         track.up = sight.up;
         let before = track.pid;
@@ -194,7 +194,7 @@ impl Tracker {
     }
 
     /// Time has passed: what had no consequence is over.
-    pub fn tick(&mut self, now: Time) {
+    pub fn tick(&mut self, now: Monotonic) {
         let Self { tracks, effects, settling, .. } = self;
         // Nobody is accused while one of these two is away.
         let judged = [Part::Watchdog, Part::Dispatcher]
@@ -230,8 +230,8 @@ mod tests {
 
     const W: Part = Part::Worker(0);
 
-    fn at(ms: u64) -> Time {
-        Time(ms * 1_000_000)
+    fn at(ms: u64) -> Monotonic {
+        Monotonic(ms * 1_000_000)
     }
 
     fn fault(kind: Kind) -> Fault {

@@ -9,7 +9,7 @@ use super::generator::Random;
 use super::raw_http::{self, Answer, Came, Stream};
 use super::traffic::{ATTEMPTS, HONEST, Request, Traffic};
 use crate::clock;
-use crate::ids::Time;
+use crate::ids::Monotonic;
 
 /// The most requests on one connection.
 const REQUESTS: u64 = 8;
@@ -54,8 +54,8 @@ impl Traffic<'_> {
         &self,
         mut stream: Option<&mut Stream>,
         burst: Vec<(Request, u32)>,
-        begun: Time,
-        (kept, last): (Option<Time>, bool),
+        begun: Monotonic,
+        (kept, last): (Option<Monotonic>, bool),
         again: &mut Vec<(Request, u32)>,
     ) -> bool {
         let bytes = self.bytes(&burst, (kept.is_some(), last));

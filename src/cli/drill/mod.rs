@@ -164,7 +164,7 @@ fn refusal(set: &Set, drill: &Drill) -> String {
 
 /// How the faults went.
 struct Course {
-    began: crate::ids::Time,
+    began: crate::ids::Monotonic,
     injected: usize,
     skipped: Vec<String>,
     took: Duration,

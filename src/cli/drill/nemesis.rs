@@ -21,7 +21,7 @@ use super::watch::held;
 use crate::clock;
 use crate::exchange::LINES;
 use crate::ipc;
-use crate::probe::{self, Order};
+use crate::probe::{self, ProbeCommand};
 use crate::{signals, sys};
 
 /// How long the dispatcher may take to take an order.
@@ -33,13 +33,13 @@ pub struct Injector<'a> {
     /// Processes that were stopped: continued in the end, should they still be there.
     stopped: Mutex<Vec<OwnedFd>>,
     /// SIGINT or SIGTERM has come.
-    pub stop: signals::Came,
+    pub stop: signals::SignalFlag,
     /// What was found to be wrong on the way.
     pub complaints: Mutex<Vec<Breach>>,
 }
 
 impl<'a> Injector<'a> {
-    pub fn new(traffic: &'a Traffic<'a>, stop: signals::Came) -> Self {
+    pub fn new(traffic: &'a Traffic<'a>, stop: signals::SignalFlag) -> Self {
         Self { traffic, stopped: Mutex::default(), stop, complaints: Mutex::default() }
     }
 
@@ -93,11 +93,11 @@ impl<'a> Injector<'a> {
                 let (id, socket) = (set.workers[worker].clone(), set.dir().join("probe.sock"));
                 let (index, time) = (strike(), fault.amount);
                 scope.spawn(move || {
-                    let ordered = probe::ask(&socket, Some(Order::Drain(id.clone())), PATIENCE).is_ok();
+                    let ordered = probe::ask(&socket, Some(ProbeCommand::Drain(id.clone())), PATIENCE).is_ok();
                     self.sleep(time);
                     let give_up = Instant::now() + Duration::from_secs(20);
                     // A dispatcher that is away has to be asked again: a worker must not stay out of service.
-                    while probe::ask(&socket, Some(Order::Resume(id.clone())), PATIENCE).is_err()
+                    while probe::ask(&socket, Some(ProbeCommand::Resume(id.clone())), PATIENCE).is_err()
                         && Instant::now() < give_up
                     {
                         std::thread::sleep(Duration::from_millis(20));

@@ -139,7 +139,7 @@ pub fn by_kind(facts: &Facts, doors: &[Door], pool_of: &[usize]) -> Vec<Faults> 
     }
     let figures = |(key, effects): (Key, Vec<&Effect>)| {
         let judged: Vec<_> = effects.iter().filter(|effect| effect.excused.is_none()).collect();
-        let times = |end: fn(&Effect) -> Option<crate::ids::Time>| {
+        let times = |end: fn(&Effect) -> Option<crate::ids::Monotonic>| {
             Times::of(judged.iter().filter_map(|effect| Some(end(effect)?.since(effect.from))).collect())
         };
         Faults {

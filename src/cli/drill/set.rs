@@ -12,11 +12,11 @@ use nix::unistd::Pid;
 use super::checker::{Bounds, Door};
 use super::generator::Keeper;
 use crate::cli::{Failure, failed, load_applied, no_set};
-use crate::config::{Config, Delivery, Handler};
+use crate::config::{Config, Delivery, HandlerConfig};
 use crate::ids::WorkerId;
 use crate::ipc;
 use crate::process_tree;
-use crate::status::State;
+use crate::status::SavedState;
 use crate::units;
 
 /// How often it is looked whether something has happened.
@@ -76,7 +76,7 @@ impl Set {
     pub fn running(path: Option<&Path>) -> Result<Self, Failure> {
         let config = load_applied(path)?;
         let dir = &config.set.runtime_dir;
-        State::read(dir).ok().filter(|state| state.watchdog().is_some()).ok_or_else(|| no_set(dir))?;
+        SavedState::read(dir).ok().filter(|state| state.watchdog().is_some()).ok_or_else(|| no_set(dir))?;
         let keeper = if ipc::is_units(dir) { Keeper::Units } else { Keeper::Run };
         let workers = config.workers().collect();
         Ok(Self { config, keeper, workers, own: None })
@@ -95,25 +95,27 @@ impl Set {
     /// What the handler of pool `index` answers.
     pub fn speaks(&self, index: usize) -> Speaks {
         match &self.config.pools[index].handler {
-            Handler::Echo => Speaks::Echo,
-            Handler::Exec(words) | Handler::Coprocess(words) | Handler::Inetd(words) => match words.as_slice() {
-                [_, command, file] if command == "record" => Speaks::Record(file.into()),
-                _ => Speaks::Other,
-            },
-            Handler::Program(_) => Speaks::Other,
+            HandlerConfig::Echo => Speaks::Echo,
+            HandlerConfig::Exec(words) | HandlerConfig::Coprocess(words) | HandlerConfig::Inetd(words) => {
+                match words.as_slice() {
+                    [_, command, file] if command == "record" => Speaks::Record(file.into()),
+                    _ => Speaks::Other,
+                }
+            }
+            HandlerConfig::Program(_) => Speaks::Other,
         }
     }
 
     /// Whether nobody but the programs of pool `index` knows what is spoken with them.
     pub fn is_inetd(&self, index: usize) -> bool {
-        matches!(self.config.pools[index].handler, Handler::Inetd(_))
+        matches!(self.config.pools[index].handler, HandlerConfig::Inetd(_))
     }
 
     /// The listeners for the judge.
     pub fn doors(&self) -> Vec<Door> {
         let pool =
             |name: &crate::ids::PoolName| self.config.pools.iter().position(|pool| pool.name == *name).unwrap_or(0);
-        let door = |listener: &crate::config::Listener| {
+        let door = |listener: &crate::config::ListenerConfig| {
             let pool = pool(&listener.pool);
             let records = matches!(self.speaks(pool), Speaks::Record(_));
             let mute_after = self.is_inetd(pool).then(|| queues(&self.config.pools[pool]));
@@ -171,7 +173,7 @@ impl Set {
         let child = self.own.as_ref().map(|own| own.child.id());
         let give_up = Instant::now() + patience;
         loop {
-            if let Ok(state) = State::read(self.dir())
+            if let Ok(state) = SavedState::read(self.dir())
                 && state.watchdog().is_some()
                 && child.is_none_or(|child| child == state.pid)
                 && is_up(&state)
@@ -236,8 +238,8 @@ impl Set {
         let addresses =
             self.workers.iter().filter_map(|id| Some(self.config.pool(&id.pool)?.worker_address(id.number)));
         let paths = sockets.cloned().chain(addresses).filter_map(|address| match address {
-            crate::config::Address::Unix(path) => Some(path),
-            crate::config::Address::Tcp(_) => None,
+            crate::config::ListenAddress::Unix(path) => Some(path),
+            crate::config::ListenAddress::Tcp(_) => None,
         });
         let paths = paths.chain([self.dir().to_owned()]);
         left.extend(paths.filter(|path| path.exists()).map(|path| format!("{} is left", path.display())));
@@ -292,12 +294,12 @@ impl Drop for Set {
 }
 
 /// How long a client may wait for a worker of this pool.
-fn queues(pool: &crate::config::Pool) -> Duration {
+fn queues(pool: &crate::config::PoolConfig) -> Duration {
     if pool.queue > 0 { pool.queue_timeout } else { Duration::ZERO }
 }
 
 /// Whether every part is up.
-pub fn is_up(state: &State) -> bool {
+pub fn is_up(state: &SavedState) -> bool {
     !state.stopping && state.dispatcher.state == "up" && state.workers.values().all(|part| part.state == "up")
 }
 

@@ -17,7 +17,7 @@ use super::set::{Set, Speaks};
 use super::watch::{Watch, held};
 use crate::client::{CallError, Cause, Client, Payload};
 use crate::clock;
-use crate::ids::Time;
+use crate::ids::Monotonic;
 
 /// How many clients of each kind there are.
 const PLAIN: u64 = 4;
@@ -79,7 +79,7 @@ impl<'a> Traffic<'a> {
         let doors = set.doors();
         let pool = |index: usize| doors[index].pool;
         let is_foreign = |index| set.is_inetd(pool(index)) && set.speaks(pool(index)) == Speaks::Other;
-        let entrance = |(index, listener): (usize, &crate::config::Listener)| Entrance {
+        let entrance = |(index, listener): (usize, &crate::config::ListenerConfig)| Entrance {
             speaks: set.speaks(pool(index)),
             redirects: set.redirects(index),
             behind_proxy: listener.proxy_protocol,
@@ -210,7 +210,15 @@ impl<'a> Traffic<'a> {
         Request { id, door, body: content(id, size), think }
     }
 
-    pub fn told(&self, request: &Request, number: u32, begun: Time, own: Duration, kept: Option<Time>, end: End) {
+    pub fn told(
+        &self,
+        request: &Request,
+        number: u32,
+        begun: Monotonic,
+        own: Duration,
+        kept: Option<Monotonic>,
+        end: End,
+    ) {
         let (id, door, ended) = (request.id, request.door, clock::now());
         self.note(Attempt { request: id, number, door, begun, ended, own: own + request.think, kept, end });
     }

@@ -14,11 +14,11 @@ use super::generator::Part;
 use super::set::is_up;
 use crate::clock;
 use crate::config::Config;
-use crate::exchange::Life;
-use crate::ids::{Time, WorkerId, WorkerState};
+use crate::exchange::Incarnation;
+use crate::ids::{Lifecycle, Monotonic, WorkerId};
 use crate::ipc;
 use crate::process_tree;
-use crate::status::{PartState, State};
+use crate::status::{SavedPart, SavedState};
 use crate::units;
 
 /// How often it is looked.
@@ -32,7 +32,7 @@ pub struct Watch {
     tracker: Mutex<Tracker>,
     /// Process and start time of each part.
     identities: Mutex<HashMap<Part, (u32, u64)>>,
-    late: Mutex<Vec<(Time, Duration)>>,
+    late: Mutex<Vec<(Monotonic, Duration)>>,
     listeners: Mutex<Vec<String>>,
     over: AtomicBool,
 }
@@ -58,7 +58,7 @@ impl Watch {
     }
 
     /// When the drill was run too late, and by how much.
-    pub fn late(&self) -> Vec<(Time, Duration)> {
+    pub fn late(&self) -> Vec<(Monotonic, Duration)> {
         held(&self.late).clone()
     }
 
@@ -71,7 +71,7 @@ impl Watch {
         let dir = &config.set.runtime_dir;
         let file = if ipc::is_units(dir) { Path::new(units::WATCHDOG_DIR) } else { dir }.join("watchdog.json");
         let workers: Vec<WorkerId> = config.workers().collect();
-        let (mut read, mut state): (_, Option<State>) = (None, None);
+        let (mut read, mut state): (_, Option<SavedState>) = (None, None);
         while !self.over.load(Ordering::Relaxed) {
             let before = Instant::now();
             std::thread::sleep(LOOK);
@@ -83,7 +83,7 @@ impl Watch {
             let now_there = fs::metadata(&file).ok().map(|file| (file.ino(), file.mtime(), file.mtime_nsec()));
             let changed = now_there != read;
             if changed {
-                let new = State::read(dir).ok();
+                let new = SavedState::read(dir).ok();
                 read = now_there.filter(|_| new.is_some());
                 if let (Some(old), Some(new)) = (&state, &new)
                     && old.pid != new.pid
@@ -105,7 +105,7 @@ impl Watch {
         }
     }
 
-    fn identify(&self, state: &State, workers: &[WorkerId]) {
+    fn identify(&self, state: &SavedState, workers: &[WorkerId]) {
         *held(&self.listeners) = state.listeners.clone();
         let mut identities = held(&self.identities);
         identities.insert(Part::Watchdog, (state.pid, state.started));
@@ -117,7 +117,7 @@ impl Watch {
         }
     }
 
-    fn look(&self, config: &Config, state: &State, workers: &[WorkerId]) {
+    fn look(&self, config: &Config, state: &SavedState, workers: &[WorkerId]) {
         let mut tracker = self.tracker();
         let now = clock::now();
         for (part, of) in parts(state, workers) {
@@ -137,13 +137,13 @@ impl Watch {
     }
 }
 
-fn parts<'a>(state: &'a State, workers: &'a [WorkerId]) -> impl Iterator<Item = (Part, &'a PartState)> {
+fn parts<'a>(state: &'a SavedState, workers: &'a [WorkerId]) -> impl Iterator<Item = (Part, &'a SavedPart)> {
     let worker = |(index, id): (usize, &WorkerId)| Some((Part::Worker(index), state.workers.get(&id.to_string())?));
     std::iter::once((Part::Dispatcher, &state.dispatcher)).chain(workers.iter().enumerate().filter_map(worker))
 }
 
 /// Whether the slot says that this process serves.
 fn serves(config: &Config, id: &WorkerId, pid: Option<u32>) -> bool {
-    let life = ipc::open(config, id).ok().and_then(|parts| Life::load(&parts.segment));
-    life.is_some_and(|life| Some(life.pid) == pid && life.state == WorkerState::Ready)
+    let life = ipc::open(config, id).ok().and_then(|parts| Incarnation::load(&parts.segment));
+    life.is_some_and(|life| Some(life.pid) == pid && life.state == Lifecycle::Ready)
 }

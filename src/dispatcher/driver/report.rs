@@ -6,10 +6,10 @@ use super::Desk;
 use crate::clock;
 use crate::dispatcher::pool_slots::{Room, Slot};
 use crate::dispatcher::redirect::Staff;
-use crate::exchange::Life;
-use crate::ids::{Epoch, PoolName, WorkerId, WorkerState};
+use crate::exchange::Incarnation;
+use crate::ids::{Epoch, Lifecycle, PoolName, WorkerId};
 use crate::log;
-use crate::pool::{Event, Worker};
+use crate::pool::{PoolEvent, Worker};
 use crate::probe::{FailedPool, PoolReport, WorkerReport};
 
 impl Desk {
@@ -39,10 +39,10 @@ impl Desk {
             self.feed(index, None, owing);
         }
         let now = clock::now();
-        let turns = |slot: Option<&Slot>| Life::load(&*slot?.segment).map(|life| life.turns);
+        let turns = |slot: Option<&Slot>| Incarnation::load(&*slot?.segment).map(|life| life.turns);
         let worker = |worker: &Worker, slot: Option<&Slot>| WorkerReport {
             epoch: worker.epoch.map_or(0, Epoch::get),
-            serves: worker.up && worker.state == Some(WorkerState::Ready) && !worker.garbled,
+            serves: worker.up && worker.state == Some(Lifecycle::Ready) && !worker.garbled,
             late: worker.late,
             drained: worker.drained,
             garbled: worker.garbled,
@@ -102,7 +102,7 @@ impl Desk {
                     "every worker of pool {pool} has failed: its clients are refused until one is back; mend the cause, then \
                      reload the set");
             }
-            self.tell(&pool, Event::Failed(failed));
+            self.tell(&pool, PoolEvent::Failed(failed));
         }
     }
 

@@ -9,9 +9,9 @@ use super::Desk;
 use crate::config;
 use crate::dispatcher::handoff::{Connection, Outcome};
 use crate::dispatcher::pool_slots::{Slot, Verdict};
-use crate::exchange::{self, Asker, Memory};
+use crate::exchange::{self, DispatcherSide, SlotMemory};
 use crate::ids::{Claim, LeaseId, Phase, PoolName};
-use crate::pool::{ClientId, Event, Peer, Refusal};
+use crate::pool::{ClientId, Peer, PoolEvent, Refusal};
 
 /// Who waits for a worker.
 pub(super) enum Client {
@@ -52,7 +52,7 @@ impl Desk {
 
     /// Learns what has become of the connection that an earlier dispatcher lent with the lease in a slot. What no worker
     /// has taken is taken back.
-    pub(super) fn find<M: Memory>(&self, asker: &Asker<M>) {
+    pub(super) fn find<M: SlotMemory>(&self, asker: &DispatcherSide<M>) {
         let Some((Claim::Held(lease, phase), terms)) = exchange::terms(asker.memory()) else { return };
         if terms.connection != 0 {
             let free = phase == Phase::Revoked || phase == Phase::Offered && asker.revoke(lease);
@@ -80,7 +80,7 @@ impl Desk {
     /// gives up the place in the queue.
     pub async fn hand_over(self: &Rc<Self>, pool: &PoolName, peer: Peer, connection: &Rc<Connection>) -> Outcome {
         let place = self.place(pool, Client::Handed(connection.clone()));
-        self.tell(pool, Event::Connection(place.id, peer));
+        self.tell(pool, PoolEvent::Connection(place.id, peer));
         connection.outcome().await
     }
 
@@ -96,14 +96,14 @@ impl Desk {
     pub fn speaks_http(&self, pool: &PoolName) -> bool {
         let rooms = self.rooms.borrow();
         let room = rooms.iter().find(|room| room.config.name == *pool);
-        !room.is_some_and(|room| matches!(room.config.handler, config::Handler::Inetd(_)))
+        !room.is_some_and(|room| matches!(room.config.handler, config::HandlerConfig::Inetd(_)))
     }
 
     /// Waits for a worker of `pool`. Dropping the future gives up the place in the queue.
     pub async fn lease(self: &Rc<Self>, pool: &PoolName, peer: Peer) -> Verdict {
         let (sender, receiver) = oneshot::channel();
         let place = self.place(pool, Client::Told(sender));
-        self.tell(pool, Event::Client(place.id, peer));
+        self.tell(pool, PoolEvent::Client(place.id, peer));
         receiver.await.unwrap_or(Err(Refusal::Stopping))
     }
 }
@@ -119,7 +119,7 @@ impl Drop for Place<'_> {
     fn drop(&mut self) {
         let waiting = self.desk.clients.borrow_mut().remove(&self.id).is_some();
         if waiting {
-            self.desk.tell(self.pool, Event::Left(self.id));
+            self.desk.tell(self.pool, PoolEvent::Left(self.id));
         }
     }
 }

@@ -4,28 +4,28 @@ use proptest::prelude::*;
 
 use super::*;
 
-const PATIENCE: Patience = Patience { start: Duration::from_secs(10), answer: Duration::from_secs(1) };
+const PATIENCE: Timeouts = Timeouts { start: Duration::from_secs(10), answer: Duration::from_secs(1) };
 
-fn at(ms: u64) -> Time {
-    Time(ms * 1_000_000)
+fn at(ms: u64) -> Monotonic {
+    Monotonic(ms * 1_000_000)
 }
 
 fn ms(ms: u64) -> Duration {
     Duration::from_millis(ms)
 }
 
-fn look(activity: Activity, ran: u64, waited: u64) -> Look {
-    let account = Account { thread: 7, ran: ms(ran), waited: ms(waited) };
-    Look { activity, account: Some(account), ..Look::default() }
+fn look(activity: Activity, ran: u64, waited: u64) -> ProcessSample {
+    let account = SchedStat { thread: 7, ran: ms(ran), waited: ms(waited) };
+    ProcessSample { activity, account: Some(account), ..ProcessSample::default() }
 }
 
-fn verdict(pulse: &Pulse, ms: u64) -> Verdict {
+fn verdict(pulse: &SilenceTimer, ms: u64) -> Verdict {
     pulse.verdict(at(ms), PATIENCE)
 }
 
 /// One that is ready and owes an answer since 100 ms.
-fn asked() -> Pulse {
-    let mut pulse = Pulse::born(at(0));
+fn asked() -> SilenceTimer {
+    let mut pulse = SilenceTimer::born(at(0));
     pulse.ready();
     pulse.asked(at(100));
     pulse
@@ -33,7 +33,7 @@ fn asked() -> Pulse {
 
 #[test]
 fn a_life_in_verdicts() {
-    let mut pulse = Pulse::born(at(0));
+    let mut pulse = SilenceTimer::born(at(0));
     assert_eq!(verdict(&pulse, 9_999), Verdict::Starting);
     assert_eq!(verdict(&pulse, 10_000), Verdict::Frozen);
     pulse.ready();
@@ -46,7 +46,7 @@ fn a_life_in_verdicts() {
     pulse.answered();
     assert_eq!(verdict(&pulse, 21_000), Verdict::Alive);
     pulse.asked(at(22_000));
-    pulse.observe(at(22_500), Look { ended: true, ..Look::default() });
+    pulse.observe(at(22_500), ProcessSample { ended: true, ..ProcessSample::default() });
     assert_eq!((verdict(&pulse, 99_000), pulse.due(PATIENCE)), (Verdict::Gone, None));
 }
 
@@ -100,12 +100,12 @@ fn who_spins_is_frozen_and_so_is_who_is_stopped_or_sleeps() {
 fn another_thread_or_no_account_excuses_nothing() {
     let mut pulse = asked();
     pulse.observe(at(350), look(Activity::Runnable, 200, 0));
-    let other = Account { thread: 8, ran: ms(0), waited: ms(900) };
-    pulse.observe(at(1100), Look { account: Some(other), ..look(Activity::Runnable, 0, 0) });
+    let other = SchedStat { thread: 8, ran: ms(0), waited: ms(900) };
+    pulse.observe(at(1100), ProcessSample { account: Some(other), ..look(Activity::Runnable, 0, 0) });
     assert_eq!(verdict(&pulse, 1100), Verdict::Frozen);
     let mut pulse = asked();
-    pulse.observe(at(350), Look { activity: Activity::Runnable, ..Look::default() });
-    pulse.observe(at(1100), Look { activity: Activity::Runnable, ..Look::default() });
+    pulse.observe(at(350), ProcessSample { activity: Activity::Runnable, ..ProcessSample::default() });
+    pulse.observe(at(1100), ProcessSample { activity: Activity::Runnable, ..ProcessSample::default() });
     assert_eq!(verdict(&pulse, 1100), Verdict::Frozen);
 }
 
@@ -113,8 +113,8 @@ fn another_thread_or_no_account_excuses_nothing() {
 fn a_stalled_machine_excuses_who_is_blocked_and_nobody_else() {
     for (activity, expected) in [(Activity::Blocked, Verdict::Starved), (Activity::Idle, Verdict::Frozen)] {
         let mut pulse = asked();
-        pulse.observe(at(350), Look { stalled: ms(5000), ..look(activity, 0, 0) });
-        pulse.observe(at(1100), Look { stalled: ms(5300), ..look(activity, 0, 0) });
+        pulse.observe(at(350), ProcessSample { stalled: ms(5000), ..look(activity, 0, 0) });
+        pulse.observe(at(1100), ProcessSample { stalled: ms(5300), ..look(activity, 0, 0) });
         assert_eq!(verdict(&pulse, 1100), expected);
     }
     // Where the kernel does not tell, nothing is excused.
@@ -127,10 +127,10 @@ fn a_stalled_machine_excuses_who_is_blocked_and_nobody_else() {
 #[test]
 fn who_is_held_begins_anew_when_he_is_let_go() {
     let mut pulse = asked();
-    let held = Look { held: Some(Holder::Debugger), ..Look::default() };
+    let held = ProcessSample { held: Some(HeldBy::Debugger), ..ProcessSample::default() };
     for ms in (350..9_000).step_by(250) {
         pulse.observe(at(ms), held);
-        assert_eq!(verdict(&pulse, ms), Verdict::Suspended(Holder::Debugger));
+        assert_eq!(verdict(&pulse, ms), Verdict::Suspended(HeldBy::Debugger));
     }
     pulse.observe(at(9_000), look(Activity::Idle, 0, 0));
     assert_eq!(verdict(&pulse, 9_999), Verdict::Late);
@@ -212,7 +212,7 @@ proptest! {
                 2 => {
                     stalled += wait;
                     own += step - wait.min(step - run);
-                    Look { stalled: ms(stalled), ..look(Activity::Blocked, ran, waited) }
+                    ProcessSample { stalled: ms(stalled), ..look(Activity::Blocked, ran, waited) }
                 }
                 // It slept at the end, and had waited for a processor before.
                 3 => {
@@ -222,14 +222,14 @@ proptest! {
                 }
                 _ => {
                     own = 0;
-                    Look { held: Some(Holder::Freezer), ..look(Activity::Idle, ran, waited) }
+                    ProcessSample { held: Some(HeldBy::Freezer), ..look(Activity::Idle, ran, waited) }
                 }
             };
-            let was_held = pulse.verdict(at(now), PATIENCE) == Verdict::Suspended(Holder::Freezer);
+            let was_held = pulse.verdict(at(now), PATIENCE) == Verdict::Suspended(HeldBy::Freezer);
             if was_held {
                 own = 0;
             }
-            let kept = Look { stalled: ms(stalled), ..seen };
+            let kept = ProcessSample { stalled: ms(stalled), ..seen };
             pulse.observe(at(now), kept);
             prop_assert!(pulse.own_silence(at(now)) <= pulse.silence(at(now)));
             prop_assert_eq!(pulse.own_silence(at(now)), ms(own));

@@ -29,12 +29,12 @@ impl Fake {
         Self { dir, socket }
     }
 
-    fn journal(&self, speaker: Speaker) -> Journal {
+    fn journal(&self, speaker: LogContext) -> Journal {
         Journal::at(&self.dir.join("socket"), speaker).unwrap()
     }
 
     /// The records that `speak` makes.
-    fn hear(&self, speaker: Speaker, speak: impl FnOnce()) -> Vec<Seen> {
+    fn hear(&self, speaker: LogContext, speak: impl FnOnce()) -> Vec<Seen> {
         tracing::subscriber::with_default(tracing_subscriber::registry().with(self.journal(speaker)), speak);
         std::iter::from_fn(|| self.next()).collect()
     }
@@ -104,7 +104,7 @@ fn has(seen: &Seen, fields: &[(&str, &str)]) {
 #[test]
 fn a_record_has_the_fields_of_its_call_and_of_its_process() {
     let fake = Fake::new();
-    let records = fake.hear(Speaker::worker("web/2", "shop"), || {
+    let records = fake.hear(LogContext::worker("web/2", "shop"), || {
         tracing::warn!(worker = "web/2", lease = "3.7", status = 502, event = %Event::RequestFailed,
             "request failed: {}", "x");
         tracing::info!("plain");
@@ -144,7 +144,7 @@ fn a_record_has_the_fields_of_its_call_and_of_its_process() {
 fn who_speaks_of_a_worker_names_it_and_not_the_own_epoch() {
     let fake = Fake::new();
     super::super::set_epoch(7);
-    let records = fake.hear(Speaker::part("dispatcher", "shop"), || {
+    let records = fake.hear(LogContext::part("dispatcher", "shop"), || {
         tracing::error!(worker = "a_b/12", "of a worker");
         tracing::error!(worker = "a_b/12", epoch = 3, part = "worker a_b/12", "of its epoch");
         tracing::error!(worker = None::<&str>, "of itself");
@@ -163,7 +163,7 @@ fn values_of_any_shape_arrive_as_they_are() {
     let fake = Fake::new();
     let odd = ["", "=", "a=b", "two\nlines", "\n", "MESSAGE=forged\nPRIORITY=0\n", "caf\u{e9} \u{1f415}"];
     for value in odd {
-        let records = fake.hear(Speaker::part("watchdog", "s"), || tracing::info!(value, "{value}"));
+        let records = fake.hear(LogContext::part("watchdog", "s"), || tracing::info!(value, "{value}"));
         let [seen] = &records[..] else { panic!("{records:?}") };
         has(seen, &[("MESSAGE", value), ("PATOU_VALUE", value), ("PRIORITY", "6")]);
     }
@@ -176,7 +176,7 @@ fn values_of_any_shape_arrive_as_they_are() {
 fn what_is_too_large_for_a_message_comes_as_a_sealed_file() {
     let fake = Fake::new();
     let large = "0123456789abcdef".repeat(1 << 17);
-    let records = fake.hear(Speaker::part("watchdog", "s"), || tracing::info!("{large}"));
+    let records = fake.hear(LogContext::part("watchdog", "s"), || tracing::info!("{large}"));
     let [seen] = &records[..] else { panic!("{} records", records.len()) };
     assert!(seen["MESSAGE"] == large && seen["PATOU_SET"] == "s");
 }
@@ -184,7 +184,7 @@ fn what_is_too_large_for_a_message_comes_as_a_sealed_file() {
 #[test]
 fn fields_of_spans_are_in_the_records_within_them() {
     let fake = Fake::new();
-    let records = fake.hear(Speaker::worker("web/1", "s"), || {
+    let records = fake.hear(LogContext::worker("web/1", "s"), || {
         let outer = tracing::info_span!("outer", lease = "1.1", user = "a", late = tracing::field::Empty);
         let _outer = outer.enter();
         outer.record("late", 5);
@@ -197,7 +197,7 @@ fn fields_of_spans_are_in_the_records_within_them() {
 #[test]
 fn a_journal_that_does_not_read_is_not_waited_for_and_learns_what_it_missed() {
     let fake = Fake::new();
-    let journal = fake.journal(Speaker::part("watchdog", "s"));
+    let journal = fake.journal(LogContext::part("watchdog", "s"));
     let mut sent = 0;
     while journal.lost.load(Ordering::Relaxed) < 5 {
         journal.send(Level::INFO, b"MESSAGE=x\n");
@@ -221,7 +221,7 @@ fn a_journal_that_does_not_read_is_not_waited_for_and_learns_what_it_missed() {
 #[test]
 fn without_a_journal_nothing_is_opened_and_nothing_waits() {
     let fake = Fake::new();
-    let nowhere = Journal::at(&fake.dir.join("nowhere"), Speaker::default()).unwrap();
+    let nowhere = Journal::at(&fake.dir.join("nowhere"), LogContext::default()).unwrap();
     assert!(nowhere.pass(&[], MsgFlags::empty()).is_err());
     nowhere.send(Level::ERROR, b"MESSAGE=x\n");
     assert_eq!(nowhere.lost.load(Ordering::Relaxed), 1);

@@ -12,10 +12,10 @@ use hyper::body::Incoming;
 
 use super::{Snapshot, locked, metrics};
 use crate::clock;
-use crate::ids::{Time, WorkerId};
-use crate::net::{self, Problem};
-use crate::stats::Ledger;
-use crate::status::{self, Condition, PATIENCE, Told, View};
+use crate::ids::{Monotonic, WorkerId};
+use crate::net::{self, ProblemResponse};
+use crate::stats::CounterTotals;
+use crate::status::{self, Condition, PATIENCE, StatusView, Told};
 
 /// The media type of OpenMetrics text, version 1.0.0.
 const OPENMETRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
@@ -28,7 +28,7 @@ pub fn answer(
     request: &Request<Incoming>,
     listens_on: Option<IpAddr>,
     snapshot: Option<Arc<Snapshot>>,
-    workers: &Mutex<Ledger<WorkerId, ()>>,
+    workers: &Mutex<CounterTotals<WorkerId, ()>>,
 ) -> Answer {
     match respond(request, listens_on, snapshot.as_deref(), workers) {
         Ok(answer) => answer,
@@ -46,9 +46,9 @@ fn respond(
     request: &Request<Incoming>,
     listens_on: Option<IpAddr>,
     snapshot: Option<&Snapshot>,
-    workers: &Mutex<Ledger<WorkerId, ()>>,
-) -> Result<Answer, Problem> {
-    let problem = |status, detail: &str| Problem::not_started(status, detail);
+    workers: &Mutex<CounterTotals<WorkerId, ()>>,
+) -> Result<Answer, ProblemResponse> {
+    let problem = |status, detail: &str| ProblemResponse::not_started(status, detail);
     let host = net::host(request).map_err(|detail| problem(StatusCode::BAD_REQUEST, detail))?;
     let snapshot = snapshot.ok_or_else(|| problem(StatusCode::SERVICE_UNAVAILABLE, "the watchdog is starting"))?;
     match host {
@@ -106,7 +106,7 @@ fn whole(status: StatusCode, kind: &'static str, body: String) -> Answer {
 
 /// The set as `patou status` shows it. Nobody is asked for it: the dispatcher's last report counts as long as it
 /// owes no other, and a loop that leaves no snapshots is late itself.
-fn view(now: Time, snapshot: &Snapshot) -> View {
+fn view(now: Monotonic, snapshot: &Snapshot) -> StatusView {
     let report = snapshot.report.as_ref().map(|(_, report)| &**report);
     let answers = snapshot.asked.is_none_or(|since| now.since(since) <= PATIENCE);
     let mut view = status::look(&snapshot.config, &snapshot.state, Told { report, answers });

@@ -3,9 +3,9 @@
 use std::fmt::{Display, Write};
 
 use super::Snapshot;
-use crate::ids::{Time, WorkerId};
-use crate::stats::{Histogram, Ledger, Tally};
-use crate::status::{Condition, View};
+use crate::ids::{Monotonic, WorkerId};
+use crate::stats::{CounterTotals, Counters, Histogram};
+use crate::status::{Condition, StatusView};
 
 /// Every state that a worker can be in, in the words of patou(1).
 const STATES: [&str; 13] = [
@@ -29,11 +29,11 @@ const EXPONENTS: std::ops::RangeInclusive<usize> = 7..=26;
 
 /// Everything that is known of the set, as text.
 pub fn text(
-    now: Time,
+    now: Monotonic,
     snapshot: &Snapshot,
-    view: &View,
+    view: &StatusView,
     condition: Condition,
-    workers: &Ledger<WorkerId, ()>,
+    workers: &CounterTotals<WorkerId, ()>,
 ) -> String {
     let mut out = Text(String::with_capacity(16 << 10));
     out.family("patou_build", "info", "The version of patou.");
@@ -50,7 +50,7 @@ pub fn text(
 }
 
 /// What the watchdog has seen.
-fn of_the_parts(out: &mut Text, now: Time, snapshot: &Snapshot, view: &View) {
+fn of_the_parts(out: &mut Text, now: Monotonic, snapshot: &Snapshot, view: &StatusView) {
     out.family("patou_dispatcher_up", "gauge", "Whether the dispatcher serves.");
     out.sample("patou_dispatcher_up", &[], u8::from(view.dispatcher.state == "up"));
     if let Some((at, _)) = &snapshot.report {
@@ -78,9 +78,9 @@ fn of_the_parts(out: &mut Text, now: Time, snapshot: &Snapshot, view: &View) {
 }
 
 /// What the dispatchers have counted and the last one knows.
-fn of_the_pools(out: &mut Text, snapshot: &Snapshot, view: &View) {
+fn of_the_pools(out: &mut Text, snapshot: &Snapshot, view: &StatusView) {
     let tallies = view.pools.iter().map(|pool| (pool.name.as_str(), snapshot.pools.sum(|name| *name == pool.name)));
-    let tallies: Vec<(&str, Tally)> = tallies.collect();
+    let tallies: Vec<(&str, Counters)> = tallies.collect();
     out.family("patou_queue_length", "gauge", "Clients that wait for a worker.");
     for pool in &view.pools {
         out.sample("patou_queue_length", &[("pool", pool.name.as_str())], pool.queue);
@@ -116,7 +116,7 @@ fn of_the_pools(out: &mut Text, snapshot: &Snapshot, view: &View) {
 }
 
 /// What stands in the slots.
-fn of_the_workers(out: &mut Text, view: &View, workers: &Ledger<WorkerId, ()>) {
+fn of_the_workers(out: &mut Text, view: &StatusView, workers: &CounterTotals<WorkerId, ()>) {
     out.family("patou_workers", "gauge", "Workers by state.");
     for pool in &view.pools {
         for state in STATES {
@@ -126,7 +126,7 @@ fn of_the_workers(out: &mut Text, view: &View, workers: &Ledger<WorkerId, ()>) {
         }
     }
     let tallies = view.pools.iter().map(|pool| (pool.name.as_str(), workers.sum(|id| id.pool == pool.name)));
-    let tallies: Vec<(&str, Tally)> = tallies.collect();
+    let tallies: Vec<(&str, Counters)> = tallies.collect();
     let counters = [
         ("patou_requests_served", "served", "Requests that were answered."),
         ("patou_requests_failed", "failed", "Requests that ended with an error of patou's own, a reset or cancelled."),
@@ -165,7 +165,7 @@ impl Text {
     }
 
     /// Families of counters: of each the name, what the tallies call it, and what it is.
-    fn counters(&mut self, families: &[(&str, &str, &str)], tallies: &[(&str, Tally)]) {
+    fn counters(&mut self, families: &[(&str, &str, &str)], tallies: &[(&str, Counters)]) {
         for (name, count, help) in families {
             self.family(name, "counter", help);
             for (pool, tally) in tallies {

@@ -29,12 +29,12 @@ use tokio::time::{sleep, timeout};
 use super::prober::Prober;
 use super::restart_stats::Account;
 use crate::config::Config;
-use crate::ids::{PoolName, Time, WorkerId};
+use crate::ids::{Monotonic, PoolName, WorkerId};
 use crate::log;
-use crate::net::{self, Listener, Problem, linger};
-use crate::probe::Report;
-use crate::stats::Ledger;
-use crate::status::State;
+use crate::net::{self, ProblemResponse, SocketListener, linger};
+use crate::probe::ProbeReport;
+use crate::stats::CounterTotals;
+use crate::status::SavedState;
 
 /// Connections at a time on each listener, so that strangers on TCP take no place of the socket's; the next ones wait
 /// in the kernel's backlog.
@@ -55,24 +55,30 @@ const STACK: usize = 512 << 10;
 /// What the deciding loop knows at one of its turns.
 pub struct Snapshot {
     /// When that was.
-    pub at: Time,
+    pub at: Monotonic,
     /// The configuration in force.
     pub config: Arc<Config>,
     /// How the parts are.
-    pub state: Arc<State>,
+    pub state: Arc<SavedState>,
     /// The dispatcher's last report, and when it came.
-    pub report: Option<(Time, Arc<Report>)>,
+    pub report: Option<(Monotonic, Arc<ProbeReport>)>,
     /// Since when it owes the next.
-    pub asked: Option<Time>,
+    pub asked: Option<Monotonic>,
     /// What the dispatchers have counted.
-    pub pools: Ledger<PoolName, u32>,
+    pub pools: CounterTotals<PoolName, u32>,
     /// What the watchdog has.
     pub account: Account,
 }
 
 impl Snapshot {
     /// What a loop with these parts knows.
-    pub fn new(now: Time, config: &Arc<Config>, state: Arc<State>, prober: &Prober, account: &Account) -> Self {
+    pub fn new(
+        now: Monotonic,
+        config: &Arc<Config>,
+        state: Arc<SavedState>,
+        prober: &Prober,
+        account: &Account,
+    ) -> Self {
         Self {
             at: now,
             config: config.clone(),
@@ -91,7 +97,7 @@ struct Shared {
     /// Held for a moment by each side: to put a pointer in, to copy it out.
     snapshot: Mutex<Option<Arc<Snapshot>>>,
     /// What the workers have counted, as it was when somebody asked.
-    workers: Mutex<Ledger<WorkerId, ()>>,
+    workers: Mutex<CounterTotals<WorkerId, ()>>,
 }
 
 /// The server, as the deciding loop sees it.
@@ -167,7 +173,7 @@ async fn attend(sockets: &[OwnedFd], stop: &OwnedFd, shared: &Arc<Shared>) -> io
     let stop = crate::sys::when_readable(stop.try_clone()?)?;
     let (here, ended) = (Rc::new(Cell::new(0)), Rc::new(Notify::new()));
     for socket in sockets {
-        let listener = Listener::adopt(socket.try_clone()?)?;
+        let listener = SocketListener::adopt(socket.try_clone()?)?;
         spawn_local(accept(listener, shared.clone(), here.clone(), ended.clone()));
     }
     loop {
@@ -181,7 +187,7 @@ async fn attend(sockets: &[OwnedFd], stop: &OwnedFd, shared: &Arc<Shared>) -> io
     }
 }
 
-async fn accept(listener: Listener, shared: Arc<Shared>, here: Rc<Cell<usize>>, ended: Rc<Notify>) {
+async fn accept(listener: SocketListener, shared: Arc<Shared>, here: Rc<Cell<usize>>, ended: Rc<Notify>) {
     let places = Arc::new(Semaphore::new(CONNECTIONS));
     let listens_on = listener.tcp_address().map(|address| address.ip());
     loop {
@@ -191,7 +197,7 @@ async fn accept(listener: Listener, shared: Arc<Shared>, here: Rc<Cell<usize>>, 
                 here.set(here.get() + 1);
                 let (shared, here, ended) = (shared.clone(), here.clone(), ended.clone());
                 spawn_local(async move {
-                    let _ = timeout(WHOLE, converse(net::Shared(Arc::new(stream)), &shared, listens_on)).await;
+                    let _ = timeout(WHOLE, converse(net::SharedStream(Arc::new(stream)), &shared, listens_on)).await;
                     drop(place);
                     here.set(here.get() - 1);
                     ended.notify_one();
@@ -207,7 +213,7 @@ async fn accept(listener: Listener, shared: Arc<Shared>, here: Rc<Cell<usize>>, 
 }
 
 /// One connection, which is one request.
-async fn converse(stream: net::Shared, shared: &Shared, listens_on: Option<std::net::IpAddr>) {
+async fn converse(stream: net::SharedStream, shared: &Shared, listens_on: Option<std::net::IpAddr>) {
     {
         let service = service_fn(|request| async move {
             let snapshot = locked(&shared.snapshot).clone();
@@ -223,7 +229,7 @@ async fn converse(stream: net::Shared, shared: &Shared, listens_on: Option<std::
         if let Err(error) = pin!(connection).await
             && error.is_timeout()
         {
-            let _ = stream.0.try_write(&Problem::late_head().raw());
+            let _ = stream.0.try_write(&ProblemResponse::late_head().raw());
         }
     }
     linger(stream, LINGER).await;

@@ -4,12 +4,12 @@ use std::fmt::Write;
 use std::time::Duration;
 
 use super::{CUT, Child, Evidence, Held, MEMORY, Machine, Thread};
-use crate::exchange::Request;
-use crate::ids::{Claim, Phase, Time};
+use crate::exchange::RequestNote;
+use crate::ids::{Claim, Monotonic, Phase};
 use crate::log::escape_control_chars;
 
 /// What follows the verdict, a line for each matter.
-pub fn story(pid: u32, evidence: &Evidence, now: Time) -> String {
+pub fn story(pid: u32, evidence: &Evidence, now: Monotonic) -> String {
     let mut lines = vec![match evidence.age {
         Some(age) => format!("process {pid}, {} old, its threads:", spoken(age)),
         None => format!("process {pid}, its threads:"),
@@ -76,14 +76,14 @@ fn child(child: &Child) -> String {
     format!("{pid} {}{age}: {}", condition(*state), escape_control_chars(&command))
 }
 
-fn held(held: Option<&Held>, now: Time) -> String {
+fn held(held: Option<&Held>, now: Monotonic) -> String {
     match held {
         None => "not known".to_owned(),
         Some(Held::Slot { claim: None, .. }) => "not known, its slot holds what no worker writes".to_owned(),
         Some(Held::Slot { claim: Some(Claim::Free), .. }) => "no lease".to_owned(),
         Some(Held::Slot { claim: Some(Claim::Held(lease, phase)), request, .. }) => {
             let request = match request {
-                Some(Request { claimed_at, text }) => {
+                Some(RequestNote { claimed_at, text }) => {
                     format!(", claimed {} ago: {}", spoken(now.since(*claimed_at)), self::text(text))
                 }
                 None => String::new(),
@@ -158,7 +158,7 @@ pub fn phase(phase: Phase) -> &'static str {
 
 /// A client's words.
 pub fn text(bytes: &[u8]) -> String {
-    let cut = if bytes.len() >= Request::TEXT_MAX { CUT } else { "" };
+    let cut = if bytes.len() >= RequestNote::TEXT_MAX { CUT } else { "" };
     escape_control_chars(&String::from_utf8_lossy(bytes)) + cut
 }
 

@@ -14,9 +14,9 @@ use nix::unistd::{Pid, SysconfVar, sysconf};
 
 use super::{CUT, Child, Evidence, Held, Machine, Queue, Thread, locked};
 use crate::config::Config;
-use crate::exchange::{self, Life, Request};
-use crate::ids::{Claim, Phase, Time, WorkerId};
-use crate::probe::Report;
+use crate::exchange::{self, Incarnation, RequestNote};
+use crate::ids::{Claim, Monotonic, Phase, WorkerId};
+use crate::probe::ProbeReport;
 use crate::watchdog::plan::Part;
 use crate::watchdog::supervisor::cgroup::Slice;
 use crate::{ipc, process_tree};
@@ -39,7 +39,13 @@ pub struct Subject {
 
 impl Subject {
     /// Process `pid` of a part; `heard` is what the dispatcher has said last, and when.
-    pub fn of(part: &Part, pid: u32, family: Family, config: &Config, heard: Option<&(Time, Arc<Report>)>) -> Self {
+    pub fn of(
+        part: &Part,
+        pid: u32,
+        family: Family,
+        config: &Config,
+        heard: Option<&(Monotonic, Arc<ProbeReport>)>,
+    ) -> Self {
         let queue = heard.map(|(at, report)| Queue {
             clients: report.pools.iter().map(|pool| pool.queue).sum(),
             oldest: Duration::from_millis(report.pools.iter().map(|pool| pool.oldest_ms).max().unwrap_or_default()),
@@ -157,10 +163,10 @@ fn slot(dir: &Path, id: &WorkerId) -> Option<Held> {
     let slot = ipc::snapshot(dir, id).ok()?;
     let claim = exchange::claim(&slot);
     let request = match claim {
-        Some(Claim::Held(lease, _)) => Request::load(&slot, lease),
+        Some(Claim::Held(lease, _)) => RequestNote::load(&slot, lease),
         _ => None,
     };
-    Some(Held::Slot { epoch: Life::load(&slot).map(|life| life.epoch), claim, request })
+    Some(Held::Slot { epoch: Incarnation::load(&slot).map(|life| life.epoch), claim, request })
 }
 
 fn is_leased(dir: &Path, id: &WorkerId) -> bool {

@@ -10,8 +10,8 @@ fn thread(name: &str, syscall: Option<i64>) -> Thread {
     Thread { name: name.into(), state: Some('T'), wchan, syscall, run: Some((ms(12), ms(3))), ..Thread::default() }
 }
 
-fn at(ms: u64) -> Time {
-    Time(ms * 1_000_000)
+fn at(ms: u64) -> Monotonic {
+    Monotonic(ms * 1_000_000)
 }
 
 #[test]
@@ -34,7 +34,7 @@ fn the_story_of_a_worker() {
         held: Some(Held::Slot {
             epoch: Some(Epoch::FIRST),
             claim: Some(Claim::Held(LeaseId::of(Epoch::FIRST, 17), Phase::Claimed)),
-            request: Some(Request { claimed_at: at(8600), text: b"GET /a\xff\n".to_vec() }),
+            request: Some(RequestNote { claimed_at: at(8600), text: b"GET /a\xff\n".to_vec() }),
         }),
         machine,
         cut_short: false,
@@ -101,9 +101,9 @@ fn what_is_held_in_every_case() {
 
 #[test]
 fn a_request_that_was_cut_says_so() {
-    let long = vec![b'x'; Request::TEXT_MAX];
-    assert_eq!(format::text(&long[1..]).len(), Request::TEXT_MAX - 1);
-    assert_eq!(format::text(&long), "x".repeat(Request::TEXT_MAX) + " [cut]");
+    let long = vec![b'x'; RequestNote::TEXT_MAX];
+    assert_eq!(format::text(&long[1..]).len(), RequestNote::TEXT_MAX - 1);
+    assert_eq!(format::text(&long), "x".repeat(RequestNote::TEXT_MAX) + " [cut]");
 }
 
 #[test]

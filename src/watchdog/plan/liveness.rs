@@ -4,13 +4,13 @@ use std::fmt::{self, Write};
 use std::time::Duration;
 
 use super::{Action, Keeper, Order, Part, Plan, Record, Sign, Stage, Telling, Why};
-use crate::ids::Time;
-use crate::liveness::{Look, Patience, Pulse, Verdict};
+use crate::ids::Monotonic;
+use crate::liveness::{ProcessSample, SilenceTimer, Timeouts, Verdict};
 
 impl Plan {
     /// Workers are judged here and nowhere else: by what the dispatcher says now. While it says nothing, their
     /// silence may be its own; and what it was late itself, or held by somebody, is nobody else's.
-    pub(super) fn report(&mut self, now: Time, signs: Vec<Sign>) {
+    pub(super) fn report(&mut self, now: Monotonic, signs: Vec<Sign>) {
         let asked = self.asked.take().unwrap_or(now);
         if !matches!(&self.parts[&Part::Dispatcher].stage, Stage::Running(pulse) if pulse.is_ready()) {
             return; // of one on its way out, of whom it is not known any more what it missed
@@ -39,7 +39,7 @@ impl Plan {
             let Some(record) = self.parts.get_mut(&part) else { continue };
             // The report may have been written about the process before it.
             let Some(ready) = record.ready.filter(|ready| *ready <= asked) else { continue };
-            let owing = |since: Time| (since.max(amnesty).max(ready) + lost).min(now);
+            let owing = |since: Monotonic| (since.max(amnesty).max(ready) + lost).min(now);
             if let Stage::Running(pulse) = &mut record.stage {
                 match (sign.starting_since, sign.silent_since) {
                     (Some(since), _) => pulse.begins_again(owing(since)),
@@ -63,7 +63,7 @@ impl Plan {
 
     /// Every deadline moves by what was lost. After a long loss everybody begins anew: what was asked meanwhile
     /// may only now have reached them. Not after a short one, else a watchdog that is late often never accuses.
-    pub(super) fn excuse(&mut self, now: Time, time: Duration) {
+    pub(super) fn excuse(&mut self, now: Monotonic, time: Duration) {
         let time = self.counted.map_or(time, |counted| time.min(now.since(counted)));
         self.lost += time;
         if time > self.bounds.worker_timeout / 4 {
@@ -79,7 +79,7 @@ impl Plan {
     }
 
     /// All begin anew: after a suspend, in which the clock stood still, the machine stands up part by part.
-    pub(super) fn forgive(&mut self, now: Time) {
+    pub(super) fn forgive(&mut self, now: Monotonic) {
         self.pardon(now);
         for record in self.parts.values_mut() {
             if let Stage::Running(pulse) = &mut record.stage {
@@ -89,12 +89,12 @@ impl Plan {
     }
 
     /// Nobody is blamed for what was before; what is lost counts from here.
-    fn pardon(&mut self, now: Time) {
+    fn pardon(&mut self, now: Monotonic) {
         (self.amnesty, self.lost) = (now, Duration::ZERO);
     }
 
     /// Judges the dispatcher and those that start, kills who does not go, starts who is due.
-    pub(super) fn judge(&mut self, now: Time) {
+    pub(super) fn judge(&mut self, now: Monotonic) {
         let due: Vec<Part> = self.parts.keys().cloned().collect();
         for part in due {
             let Some(record) = self.parts.get_mut(&part) else { continue };
@@ -108,7 +108,7 @@ impl Plan {
                 Stage::Running(_) => self.consider(now, &part),
                 Stage::Waiting(at) if *at <= now => {
                     // The shell answers with Started or StartFailed before anything else happens.
-                    record.stage = Stage::Running(Pulse::born(now));
+                    record.stage = Stage::Running(SilenceTimer::born(now));
                     self.actions.push(Action::Start(part));
                 }
                 Stage::Going(at, why) if *at <= now => {
@@ -125,7 +125,7 @@ impl Plan {
     }
 
     /// The shell has looked at its process.
-    pub(super) fn observed(&mut self, now: Time, part: &Part, look: Look) {
+    pub(super) fn observed(&mut self, now: Monotonic, part: &Part, look: ProcessSample) {
         // Who performs actions hears nobody meanwhile: however long that took, by its own work or because the machine
         // did not run it, it was late with this look.
         let lost = now.since(self.heard);
@@ -141,7 +141,7 @@ impl Plan {
     }
 
     /// Nobody is accused without a look at him in this very moment.
-    fn consider(&mut self, now: Time, part: &Part) {
+    fn consider(&mut self, now: Monotonic, part: &Part) {
         let patience = self.patience(part);
         let Some(record) = self.parts.get_mut(part) else { return };
         let Stage::Running(pulse) = &record.stage else { return };
@@ -170,7 +170,7 @@ impl Plan {
         }
     }
 
-    pub(super) fn patience(&self, part: &Part) -> Patience {
+    pub(super) fn patience(&self, part: &Part) -> Timeouts {
         let answer = match part {
             Part::Dispatcher => self.bounds.dispatcher_timeout,
             Part::Worker(_) => self.bounds.worker_timeout,
@@ -180,11 +180,11 @@ impl Plan {
             Keeper::Watchdog => Duration::ZERO,
             Keeper::Systemd => self.bounds.restarts.longest_wait(),
         };
-        Patience { start: self.bounds.start_timeout + waits, answer }
+        Timeouts { start: self.bounds.start_timeout + waits, answer }
     }
 
     /// SIGABRT may leave a core. One of each part within `restarts.within` is evidence; more would fill the disk.
-    fn accuse(&mut self, now: Time, part: &Part, mut why: String) {
+    fn accuse(&mut self, now: Monotonic, part: &Part, mut why: String) {
         let (kill_at, within) = (now + self.bounds.abort_grace, self.bounds.restarts.within);
         let Some(record) = self.parts.get_mut(part) else { return };
         let order = match record.aborted {
@@ -203,7 +203,7 @@ impl Plan {
     }
 }
 
-fn accusation(pulse: &Pulse, now: Time, patience: Patience) -> String {
+fn accusation(pulse: &SilenceTimer, now: Monotonic, patience: Timeouts) -> String {
     let own = pulse.own_silence(now);
     let mut why = match (pulse.is_ready(), pulse.turns(now, patience)) {
         (false, _) => format!("it was not ready after {} (watchdog.start_timeout)", in_words(own)),

@@ -4,9 +4,9 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::time::Duration;
 
-use crate::ids::{Time, WorkerId};
-use crate::liveness::{Holder, Look, RestartLimits};
-use crate::probe::Report;
+use crate::ids::{Monotonic, WorkerId};
+use crate::liveness::{HeldBy, ProcessSample, RestartLimits};
+use crate::probe::ProbeReport;
 
 /// A part of the set that has a process.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -59,9 +59,9 @@ pub struct Sign {
     /// Whose.
     pub worker: WorkerId,
     /// Since when it owes an answer.
-    pub silent_since: Option<Time>,
+    pub silent_since: Option<Monotonic>,
     /// Since when nobody has been in its slot who is through with his start: its process may be between two incarnations.
-    pub starting_since: Option<Time>,
+    pub starting_since: Option<Monotonic>,
     /// The turns of its control loop, where it owes an answer.
     pub turns: Option<u64>,
     /// Nobody can tell what it is doing: its slot holds nonsense.
@@ -70,9 +70,9 @@ pub struct Sign {
 
 impl Sign {
     /// Those in a report that came just now.
-    pub fn all(report: &Report, now: Time) -> Vec<Sign> {
+    pub fn all(report: &ProbeReport, now: Monotonic) -> Vec<Sign> {
         let mut signs = Vec::new();
-        let before = |ms: u64| Time(now.0.saturating_sub(ms.saturating_mul(1_000_000)));
+        let before = |ms: u64| Monotonic(now.0.saturating_sub(ms.saturating_mul(1_000_000)));
         for pool in &report.pools {
             for (worker, number) in pool.workers.iter().zip(1..=u16::MAX) {
                 signs.push(Sign {
@@ -142,7 +142,7 @@ pub enum Event {
     /// The dispatcher has answered.
     Report(Vec<Sign>),
     /// The shell has looked at the part's process, as [`Action::Observe`] asks.
-    Observed(Part, Look),
+    Observed(Part, ProcessSample),
     /// This process itself did not run for so long.
     Lost(Duration),
     /// The machine was suspended, and the clock stood still.
@@ -225,7 +225,7 @@ pub enum Telling {
     /// It owes an answer for so long, and the machine does not run it.
     Starved { silence: Duration },
     /// It owes an answer, and this holds it.
-    Suspended { by: Holder },
+    Suspended { by: HeldBy },
     /// It is starved or suspended no more.
     Relieved,
     /// An administrator has stopped it.
@@ -239,7 +239,7 @@ mod tests {
     use super::*;
     use crate::probe::{PoolReport, WorkerReport};
 
-    fn report(count: usize, silent_ms: u64) -> Report {
+    fn report(count: usize, silent_ms: u64) -> ProbeReport {
         let silent_ms = Some(silent_ms);
         let worker = WorkerReport {
             epoch: 1,
@@ -253,17 +253,17 @@ mod tests {
         };
         let name = "web".to_owned().try_into().unwrap();
         let pool = PoolReport { name, queue: 0, oldest_ms: 0, workers: vec![worker; count], tally: Default::default() };
-        Report { nonce: 1, pid: 1, epoch: 1, pools: vec![pool], refused: None }
+        ProbeReport { nonce: 1, pid: 1, epoch: 1, pools: vec![pool], refused: None }
     }
 
     #[test]
     fn a_report_may_say_more_than_there_can_be() {
         // As many as fit in a line.
-        let signs = Sign::all(&report(70_000, 1), Time(5_000_000));
+        let signs = Sign::all(&report(70_000, 1), Monotonic(5_000_000));
         assert_eq!(signs.last().unwrap().worker.number, u16::MAX);
-        assert_eq!(signs[0].silent_since, Some(Time(4_000_000)));
+        assert_eq!(signs[0].silent_since, Some(Monotonic(4_000_000)));
         for ever in [6, 18_446_744_073_710, u64::MAX] {
-            assert_eq!(Sign::all(&report(1, ever), Time(5_000_000))[0].silent_since, Some(Time(0)), "{ever}");
+            assert_eq!(Sign::all(&report(1, ever), Monotonic(5_000_000))[0].silent_since, Some(Monotonic(0)), "{ever}");
         }
     }
 }

@@ -4,11 +4,11 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use super::{Absence, Action, Bounds, Change, Era, Keeper, Part, Plan, Record, Stage, Telling};
-use crate::ids::{Time, WorkerId};
+use crate::ids::{Monotonic, WorkerId};
 
 impl Plan {
     /// A set of units of which nothing is known yet.
-    pub fn observing(workers: &BTreeMap<WorkerId, Duration>, bounds: Bounds, now: Time) -> Self {
+    pub fn observing(workers: &BTreeMap<WorkerId, Duration>, bounds: Bounds, now: Monotonic) -> Self {
         let away = |drain| Record::new(Stage::Away(Absence::Gone), drain);
         let mut parts = BTreeMap::from([(Part::Dispatcher, away(Duration::ZERO))]);
         for (id, drain) in workers {

@@ -5,21 +5,21 @@ mod excuses;
 use super::*;
 use std::collections::VecDeque;
 
-use crate::liveness::{Account, Activity, Look, RestartLimits};
+use crate::liveness::{Activity, ProcessSample, RestartLimits, SchedStat};
 
 const DRAIN: Duration = Duration::from_secs(30);
 
 /// A process that could answer and does not: it sleeps, and nobody holds it.
-const STUCK: Look = Look {
+const STUCK: ProcessSample = ProcessSample {
     ended: false,
     held: None,
     activity: Activity::Idle,
-    account: Some(Account { thread: 7, ran: Duration::ZERO, waited: Duration::ZERO }),
+    account: Some(SchedStat { thread: 7, ran: Duration::ZERO, waited: Duration::ZERO }),
     stalled: Duration::ZERO,
 };
 
-fn at(ms: u64) -> Time {
-    Time(ms * 1_000_000)
+fn at(ms: u64) -> Monotonic {
+    Monotonic(ms * 1_000_000)
 }
 
 fn bounds() -> Bounds {
@@ -55,7 +55,7 @@ fn sign(number: u16) -> Sign {
 }
 
 /// A plan and what it says, in short words. Every process looks as is set here.
-struct Talk(Plan, Look);
+struct Talk(Plan, ProcessSample);
 
 impl Talk {
     fn begin() -> Self {

@@ -17,7 +17,7 @@ use nix::unistd::Pid;
 use tokio::sync::mpsc;
 
 use crate::config::ProcessLimits;
-use crate::signals::HoldReload;
+use crate::signals::BlockSighup;
 use crate::sys;
 use crate::watchdog::plan::{Order, Part};
 use crate::watchdog::restart_stats::Cause;
@@ -75,7 +75,7 @@ impl Children {
         let numbered = sockets.into_iter().zip(3..).map(|((_, fd), number)| (fd, number));
         sys::map_fds(&mut command, numbered.collect())?;
         // It may be told to reload before it knows what that is.
-        let held = HoldReload::begin()?;
+        let held = BlockSighup::begin()?;
         let mut child = command.spawn()?;
         drop(held);
         drop(command);

@@ -19,7 +19,7 @@ use tokio::time::sleep;
 
 use crate::clock;
 use crate::config::{Config, Loaded, Origin};
-use crate::ids::Time;
+use crate::ids::Monotonic;
 use crate::signals::Signal;
 use crate::status::PATIENCE;
 use crate::watchdog::admin::{Admin, Snapshot};
@@ -40,7 +40,7 @@ const ASK: Duration = Duration::from_millis(500);
 /// # Errors
 /// When the control groups cannot be found, and see [`WatchdogError`].
 pub async fn watch(loaded: Loaded) -> Result<(), WatchdogError> {
-    log::init(log::Speaker::part("watchdog", &loaded.config.set.name));
+    log::init(log::LogContext::part("watchdog", &loaded.config.set.name));
     log::abort_on_panic();
     tokio::task::LocalSet::new().run_until(async { Watch::open(loaded)?.run().await }).await
 }
@@ -57,14 +57,14 @@ struct Watch {
     /// Parts of which systemd is to be asked how often it has started them.
     unasked: BTreeSet<Part>,
     asking: bool,
-    next_ask: Time,
+    next_ask: Monotonic,
     prober: Prober,
     account: Account,
     /// The incarnation of each part that was over last.
     over: BTreeMap<Part, u32>,
     admin: Admin,
     /// Its sockets, until the dispatcher has been heard, or at most until then: who asks meanwhile waits.
-    unserved: Option<(Time, Vec<OwnedFd>)>,
+    unserved: Option<(Monotonic, Vec<OwnedFd>)>,
     witness: Witness,
     /// Where the state is written for `patou status`.
     state_dir: PathBuf,
@@ -188,7 +188,7 @@ impl Watch {
         Ok(())
     }
 
-    fn handle(&mut self, now: Time, event: Event) {
+    fn handle(&mut self, now: Monotonic, event: Event) {
         let mut queue = VecDeque::from(self.plan.handle(now, event));
         while let Some(action) = queue.pop_front() {
             match action {
@@ -269,7 +269,7 @@ impl Watch {
         }
     }
 
-    fn found(&mut self, now: Time, part: Part, pid: u32, pidfd: OwnedFd) {
+    fn found(&mut self, now: Monotonic, part: Part, pid: u32, pidfd: OwnedFd) {
         let watch = pidfd.try_clone().and_then(sys::when_readable);
         let (ended, of) = (self.ended.0.clone(), part.clone());
         tokio::task::spawn_local(async move {
@@ -364,7 +364,7 @@ impl Watch {
         }
     }
 
-    fn publish(&mut self, now: Time) -> Result<(), WatchdogError> {
+    fn publish(&mut self, now: Monotonic) -> Result<(), WatchdogError> {
         let Some(state) = self.written.state() else { return Ok(()) };
         self.admin.publish(Snapshot::new(now, &self.config, state, &self.prober, &self.account));
         let heard = self.prober.heard().is_some();

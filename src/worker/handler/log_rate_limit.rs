@@ -5,7 +5,7 @@
 
 use std::time::Duration;
 
-use crate::ids::Time;
+use crate::ids::Monotonic;
 
 /// Lines that a worker's handler may print at once.
 pub const BURST: u32 = 50;
@@ -31,13 +31,13 @@ pub enum Verdict {
 /// The lines of one worker's handler.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Quota {
-    full_at: Option<Time>,
+    full_at: Option<Monotonic>,
     suppressed: u64,
 }
 
 impl Quota {
     /// A line has come.
-    pub fn admit(&mut self, now: Time) -> Verdict {
+    pub fn admit(&mut self, now: Monotonic) -> Verdict {
         let full_at = self.full_at.map_or(now, |at| at.max(now));
         if full_at.since(now) <= COST * (BURST - 1) {
             self.full_at = Some(full_at + COST);
@@ -57,8 +57,8 @@ impl Quota {
 mod tests {
     use super::*;
 
-    fn at(ms: u64) -> Time {
-        Time(ms * 1_000_000)
+    fn at(ms: u64) -> Monotonic {
+        Monotonic(ms * 1_000_000)
     }
 
     /// How many of `count` lines at this time are said.

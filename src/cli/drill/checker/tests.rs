@@ -7,8 +7,8 @@ const ECHOES: usize = 1;
 const HANDED: usize = 2;
 const MUTE: usize = 3;
 
-fn at(ms: u64) -> Time {
-    Time(ms * 1_000_000)
+fn at(ms: u64) -> Monotonic {
+    Monotonic(ms * 1_000_000)
 }
 
 fn ms(ms: u64) -> Duration {

@@ -1,16 +1,16 @@
 //! What is not held against a part: what others lost, what held it, what the machine did not give it.
 
 use super::*;
-use crate::liveness::Holder;
+use crate::liveness::HeldBy;
 
-fn account(ran_ms: u64, waited_ms: u64) -> Option<Account> {
-    Some(Account { thread: 7, ran: Duration::from_millis(ran_ms), waited: Duration::from_millis(waited_ms) })
+fn account(ran_ms: u64, waited_ms: u64) -> Option<SchedStat> {
+    Some(SchedStat { thread: 7, ran: Duration::from_millis(ran_ms), waited: Duration::from_millis(waited_ms) })
 }
 
 #[test]
 fn a_starved_worker_is_told_once_and_not_killed_and_a_stopped_one_is() {
     let mut talk = Talk::up();
-    talk.1 = Look { activity: Activity::Runnable, account: account(10, 0), ..STUCK };
+    talk.1 = ProcessSample { activity: Activity::Runnable, account: account(10, 0), ..STUCK };
     for ms in (350..1100).step_by(250) {
         talk.report(ms, Some(100), &[]);
     }
@@ -31,9 +31,9 @@ const ACCUSED: &str = "accuse worker web/1: it is frozen, no sign of life for 1s
 
 #[test]
 fn who_is_held_owes_nothing_and_begins_anew() {
-    for by in [Holder::Debugger, Holder::Freezer] {
+    for by in [HeldBy::Debugger, HeldBy::Freezer] {
         let mut talk = Talk::up();
-        talk.1 = Look { held: Some(by), ..STUCK };
+        talk.1 = ProcessSample { held: Some(by), ..STUCK };
         talk.report(350, Some(100), &[&format!("suspended worker web/1 by {by}")]);
         assert_eq!(talk.state(&worker(1)), "suspended");
         for ms in (600..20_000).step_by(250) {
@@ -64,7 +64,7 @@ fn a_loop_that_turns_without_an_answer_has_four_bounds() {
 #[test]
 fn a_starved_start_is_no_frozen_start() {
     let mut talk = Talk::begin();
-    talk.1 = Look { activity: Activity::Runnable, account: account(0, 0), ..STUCK };
+    talk.1 = ProcessSample { activity: Activity::Runnable, account: account(0, 0), ..STUCK };
     talk.tell(0, Event::Started(Part::Dispatcher, 1), &[]);
     for ms in (250..10_000).step_by(250) {
         talk.tell(ms, Event::Tick, &[]);
@@ -82,7 +82,7 @@ fn a_starved_start_is_no_frozen_start() {
 #[test]
 fn who_has_ended_is_not_accused() {
     let mut talk = Talk::up();
-    talk.1 = Look { ended: true, ..STUCK };
+    talk.1 = ProcessSample { ended: true, ..STUCK };
     talk.tell(100, Event::Probed, &[]);
     talk.tell(2100, Event::Tick, &[]);
     assert_eq!(talk.0.deadline(), None, "its end is on its way");
@@ -143,7 +143,7 @@ fn an_answer_that_waited_for_the_watchdog_is_taken_in_before_anybody_is_judged()
 fn nobody_is_blamed_for_what_a_dispatcher_missed_that_was_held() {
     let mut talk = Talk::up();
     talk.report(200, Some(100), &[]);
-    talk.1 = Look { held: Some(Holder::Debugger), ..STUCK };
+    talk.1 = ProcessSample { held: Some(HeldBy::Debugger), ..STUCK };
     talk.tell(250, Event::Probed, &[]);
     talk.tell(500, Event::Tick, &["suspended dispatcher by a debugger"]);
     for ms in (750..6000).step_by(250) {
@@ -173,7 +173,7 @@ fn what_the_watchdog_lost_and_what_the_dispatcher_lost_after_it_add_up() {
 fn nobody_is_blamed_by_a_dispatcher_that_is_told_to_go_and_was_held() {
     let mut talk = Talk::up();
     talk.tell(100, Event::Probed, &[]);
-    talk.1.held = Some(Holder::Debugger);
+    talk.1.held = Some(HeldBy::Debugger);
     talk.tell(600, Event::Tick, &["suspended dispatcher by a debugger"]);
     let restart = Change { restart_dispatcher: true, ..change(2) };
     talk.tell(3000, Event::Apply(restart), &["leave dispatcher"]);

@@ -3,27 +3,27 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use patou::ids::Time;
+use patou::ids::Monotonic;
 use patou::liveness::RestartLimits;
-use patou::probe::{QUESTION_MAX, Question, Report};
+use patou::probe::{ProbeReport, ProbeRequest, QUESTION_MAX};
 use patou::watchdog::plan::{Action, Bounds, Event, Part, Plan, Sign};
 
 pub fn run(bytes: &[u8]) {
-    if let Ok(question) = serde_json::from_slice::<Question>(bytes) {
+    if let Ok(question) = serde_json::from_slice::<ProbeRequest>(bytes) {
         let order = question.order.clone();
         let line = question.to_line().unwrap();
         assert!(line.len() <= QUESTION_MAX || (order.is_some() && bytes.len() > QUESTION_MAX / 2));
-        assert_eq!(serde_json::from_slice::<Question>(&line).unwrap().order, order);
+        assert_eq!(serde_json::from_slice::<ProbeRequest>(&line).unwrap().order, order);
     }
-    if let Ok(report) = serde_json::from_slice::<Report>(bytes) {
+    if let Ok(report) = serde_json::from_slice::<ProbeReport>(bytes) {
         let written = serde_json::to_vec(&report).unwrap();
-        assert_eq!(serde_json::from_slice::<Report>(&written).unwrap(), report);
+        assert_eq!(serde_json::from_slice::<ProbeReport>(&written).unwrap(), report);
         judge(&report);
     }
 }
 
 /// Who is accused, is said to be silent or to have a slot of nonsense.
-fn judge(report: &Report) {
+fn judge(report: &ProbeReport) {
     let ms = Duration::from_millis;
     let restarts = RestartLimits { max: 4, within: ms(60_000), delay: ms(100), delay_max: ms(30_000) };
     let bounds = Bounds {
@@ -36,7 +36,7 @@ fn judge(report: &Report) {
     };
     let ids = ["default/1", "default/2"].map(|id| id.parse().unwrap());
     let workers = BTreeMap::from(ids.clone().map(|id| (id, ms(1000))));
-    let now = Time(1 << 40);
+    let now = Monotonic(1 << 40);
     let (mut plan, _) = Plan::new(&workers, bounds, now);
     plan.handle(now, Event::Started(Part::Dispatcher, 1));
     plan.handle(now, Event::Ready(Part::Dispatcher));

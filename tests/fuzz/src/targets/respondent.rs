@@ -2,9 +2,9 @@
 
 use std::time::Duration;
 
-use patou::exchange::{Counter, Counters, Life, Reply, Respondent, Word, load_start, store_start, terms};
+use patou::exchange::{Counter, Incarnation, Reply, SlotCounters, Word, WorkerSide, load_start, store_start, terms};
 use patou::ids::{Claim, LeaseId};
-use patou::ids::{Epoch, Phase, Time, Token, WorkerState};
+use patou::ids::{Epoch, Lifecycle, Monotonic, Phase, Token};
 
 use super::input::Input;
 use super::slot::Words;
@@ -15,8 +15,8 @@ const ACCESSES: u64 = 100;
 pub fn run(bytes: &[u8]) {
     let mut input = Input(bytes);
     let memory = Words::default();
-    let mut now = Time(1_000_000_000);
-    let mut respondent = Respondent::begin(memory.clone(), 7, 1, Some(7300), now);
+    let mut now = Monotonic(1_000_000_000);
+    let mut respondent = WorkerSide::begin(memory.clone(), 7, 1, Some(7300), now);
     let mut answered = 0;
     while !input.is_empty() {
         let before = memory.accesses();
@@ -39,13 +39,13 @@ pub fn run(bytes: &[u8]) {
                 memory.word(0).set((answered + 1) << 8 | u64::from(input.byte() % 8));
             }
             4 => {
-                let state = [WorkerState::Starting, WorkerState::Ready, WorkerState::Draining, WorkerState::Recycling];
+                let state = [Lifecycle::Starting, Lifecycle::Ready, Lifecycle::Draining, Lifecycle::Recycling];
                 let state = state[input.below(4)];
                 respondent.set_state(state, input.byte() % 2 == 0);
                 if let Some(question) = respondent.question(answered) {
                     assert_ne!(question.sequence, answered);
                     let reply = respondent.judge(&question, state);
-                    assert!(reply != Reply::Accept || state == WorkerState::Ready);
+                    assert!(reply != Reply::Accept || state == Lifecycle::Ready);
                     respondent.reply(&question, reply);
                     answered = question.sequence;
                 }
@@ -74,11 +74,11 @@ pub fn run(bytes: &[u8]) {
             8 => {
                 let last = respondent.epoch();
                 memory.word(24).set(last.get().into());
-                respondent = Respondent::begin(memory.clone(), 7, 1, None, now);
+                respondent = WorkerSide::begin(memory.clone(), 7, 1, None, now);
             }
             9 => {
                 // Whoever only looks.
-                let _ = (Life::load(&memory), Counters::load(&memory), terms(&memory));
+                let _ = (Incarnation::load(&memory), SlotCounters::load(&memory), terms(&memory));
             }
             10 => {
                 if let Some((at, failures)) = load_start(&memory, Word::WORKER_START) {

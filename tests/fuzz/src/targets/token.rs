@@ -1,8 +1,8 @@
 //! Lease tokens, lease paths and the names of workers, as text from a client or a command line.
 
 use http::{Method, Uri};
-use patou::exchange::{Asker, Respondent};
-use patou::ids::{Epoch, LeaseId, PoolName, Terms, Time, Token, WorkerId};
+use patou::exchange::{DispatcherSide, WorkerSide};
+use patou::ids::{Epoch, LeaseId, LeaseTerms, Monotonic, PoolName, Token, WorkerId};
 use patou::worker::lease_url;
 
 use super::slot::Words;
@@ -39,10 +39,10 @@ pub fn run(bytes: &[u8]) {
 /// A worker with an offer opens for its own token, once.
 fn open(token: Token) {
     let memory = Words::default();
-    let now = Time(1_000_000_000);
-    let respondent = Respondent::begin(memory.clone(), 1, 1, None, now);
-    let mut asker = Asker::attach(memory, Epoch::FIRST, (2, 1), None);
-    let terms = Terms {
+    let now = Monotonic(1_000_000_000);
+    let respondent = WorkerSide::begin(memory.clone(), 1, 1, None, now);
+    let mut asker = DispatcherSide::attach(memory, Epoch::FIRST, (2, 1), None);
+    let terms = LeaseTerms {
         lease: LeaseId::of(Epoch::FIRST, 1),
         worker_epoch: respondent.epoch(),
         dispatcher_epoch: Epoch::FIRST,

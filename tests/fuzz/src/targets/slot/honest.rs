@@ -1,39 +1,39 @@
 //! A worker that keeps the rules, and the promises made to its clients.
 
-use patou::exchange::{Kind, Reply, Respondent};
-use patou::ids::{LeaseId, Time, Token, WorkerState};
+use patou::exchange::{QuestionKind, Reply, WorkerSide};
+use patou::ids::{LeaseId, Lifecycle, Monotonic, Token};
 
 use super::Words;
 
 /// An incarnation.
 pub struct Honest {
-    respondent: Respondent<Words>,
+    respondent: WorkerSide<Words>,
     answered: u64,
-    state: WorkerState,
+    state: Lifecycle,
     request: Option<LeaseId>,
 }
 
 impl Honest {
-    pub fn begin(memory: Words, now: Time) -> Self {
-        let respondent = Respondent::begin(memory, 7, 1, None, now);
+    pub fn begin(memory: Words, now: Monotonic) -> Self {
+        let respondent = WorkerSide::begin(memory, 7, 1, None, now);
         let answered = respondent.answered();
-        let mut honest = Self { respondent, answered, state: WorkerState::Starting, request: None };
+        let mut honest = Self { respondent, answered, state: Lifecycle::Starting, request: None };
         honest.settle();
         honest
     }
 
     fn settle(&mut self) {
-        self.state = if self.respondent.drained() { WorkerState::Draining } else { WorkerState::Ready };
+        self.state = if self.respondent.drained() { Lifecycle::Draining } else { Lifecycle::Ready };
         self.respondent.set_state(self.state, false);
     }
 
     /// One turn of its control loop.
-    pub fn turn(&mut self, now: Time) {
+    pub fn turn(&mut self, now: Monotonic) {
         self.respondent.turn(now);
         self.settle();
         if let Some(question) = self.respondent.question(self.answered) {
             let reply = self.respondent.judge(&question, self.state);
-            assert!(question.kind != Kind::Recycle, "nobody asked for it");
+            assert!(question.kind != QuestionKind::Recycle, "nobody asked for it");
             self.answered = question.sequence;
             self.respondent.reply(&question, reply);
             assert!(reply != Reply::Accept || question.lease.is_some());
@@ -41,7 +41,7 @@ impl Honest {
     }
 
     /// A client shows its token; whether its request starts.
-    pub fn claim(&mut self, lease: LeaseId, token: Token, now: Time) -> bool {
+    pub fn claim(&mut self, lease: LeaseId, token: Token, now: Monotonic) -> bool {
         let Ok(terms) = self.respondent.claim(token, now) else { return false };
         assert_eq!((terms.lease, terms.worker_epoch), (lease, self.respondent.epoch()), "another's lease");
         assert!(self.respondent.claim(token, now).is_err(), "lease {lease} opens twice");

@@ -5,7 +5,7 @@ use std::collections::VecDeque;
 use std::rc::Rc;
 use std::sync::atomic::Ordering;
 
-use patou::exchange::{Memory, WORDS, Word};
+use patou::exchange::{SlotMemory, WORDS, Word};
 
 /// Words in a slot.
 pub const COUNT: usize = WORDS;
@@ -80,7 +80,7 @@ impl Words {
     }
 }
 
-impl Memory for Words {
+impl SlotMemory for Words {
     fn load(&self, word: Word, _: Ordering) -> u64 {
         self.touch(word.index()).get()
     }

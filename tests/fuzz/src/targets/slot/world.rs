@@ -4,9 +4,9 @@ use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::time::Duration;
 
 use patou::dispatcher::slot;
-use patou::exchange::{Asker, Word};
-use patou::ids::{Claim, Epoch, LeaseId, Terms, Time, Token};
-use patou::pool::{Action, ClientId, Event, Hold, Limits, Peer, Pool, Refusal, Seen};
+use patou::exchange::{DispatcherSide, Word};
+use patou::ids::{Claim, Epoch, LeaseId, LeaseTerms, Monotonic, Token};
+use patou::pool::{ClientId, Hold, Peer, Pool, PoolAction, PoolEvent, PoolLimits, Refusal, SlotView};
 
 use super::Words;
 use super::honest::Honest;
@@ -56,7 +56,7 @@ pub enum Step {
 
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum State {
-    Waiting(Time),
+    Waiting(Monotonic),
     Sent(LeaseId),
     Over,
 }
@@ -69,12 +69,12 @@ struct Given {
 }
 
 pub struct World {
-    now: Time,
-    limits: Limits,
+    now: Monotonic,
+    limits: PoolLimits,
     pool: Pool,
     epoch: Epoch,
     memories: Vec<Words>,
-    askers: Vec<Asker<Words>>,
+    askers: Vec<DispatcherSide<Words>>,
     /// Last incarnation seen in an undamaged slot.
     last: Vec<Option<Epoch>>,
     alive: [bool; HOSTILE],
@@ -92,7 +92,7 @@ pub struct World {
 impl World {
     pub fn new() -> Self {
         let ms = Duration::from_millis;
-        let limits = Limits {
+        let limits = PoolLimits {
             workers: WORKERS,
             queue: 4,
             queue_timeout: ms(400),
@@ -102,7 +102,7 @@ impl World {
             slot_scan: ms(100),
             making_room: ms(10_000),
         };
-        let now = Time(1_000_000_000);
+        let now = Monotonic(1_000_000_000);
         let memories: Vec<_> = (0..WORKERS).map(|_| Words::default()).collect();
         let mut world = Self {
             now,
@@ -129,7 +129,7 @@ impl World {
     }
 
     fn attach(&mut self) {
-        let attach = |memory: &Words| Asker::attach(memory.clone(), self.epoch, (1, 1), None);
+        let attach = |memory: &Words| DispatcherSide::attach(memory.clone(), self.epoch, (1, 1), None);
         self.askers = self.memories.iter().map(attach).collect();
         self.feed(None, (1..=WORKERS).collect());
     }
@@ -141,14 +141,14 @@ impl World {
                 let waiting: Vec<_> = self.waiting().map(|(id, _)| id).collect();
                 if let Some(id) = (!waiting.is_empty()).then(|| waiting[n % waiting.len()]) {
                     self.clients.insert(id, State::Over);
-                    self.feed(Some(Event::Left(id)), VecDeque::new());
+                    self.feed(Some(PoolEvent::Left(id)), VecDeque::new());
                 }
             }
             Step::Pass(ms) => self.pass(Duration::from_millis(ms)),
             Step::Ring(w) => self.feed(None, VecDeque::from([w as u16 + 1])),
-            Step::Probe => self.feed(Some(Event::Probe), VecDeque::new()),
-            Step::Drain(w, true) => self.feed(Some(Event::Drain(w as u16 + 1)), VecDeque::new()),
-            Step::Drain(w, false) => self.feed(Some(Event::Resume(w as u16 + 1)), VecDeque::new()),
+            Step::Probe => self.feed(Some(PoolEvent::Probe), VecDeque::new()),
+            Step::Drain(w, true) => self.feed(Some(PoolEvent::Drain(w as u16 + 1)), VecDeque::new()),
+            Step::Drain(w, false) => self.feed(Some(PoolEvent::Resume(w as u16 + 1)), VecDeque::new()),
             Step::Write(w, after, index, value) => self.memories[w].arm(after, index, value),
             Step::Claim(w, after, what) => {
                 let back = usize::from(what >> 4) % self.order[w].len().max(1);
@@ -181,7 +181,7 @@ impl World {
             }
             Step::Quiesce => {
                 self.quiesced = true;
-                self.feed(Some(Event::Quiesce), VecDeque::new());
+                self.feed(Some(PoolEvent::Quiesce), VecDeque::new());
             }
         }
         self.check();
@@ -192,10 +192,10 @@ impl World {
     fn arrive(&mut self, peer: u8) {
         let id = self.clients.len() as ClientId + 1;
         self.clients.insert(id, State::Waiting(self.now));
-        self.feed(Some(Event::Client(id, Peer::User(peer.into()))), VecDeque::new());
+        self.feed(Some(PoolEvent::Client(id, Peer::User(peer.into()))), VecDeque::new());
     }
 
-    fn waiting(&self) -> impl Iterator<Item = (ClientId, Time)> {
+    fn waiting(&self) -> impl Iterator<Item = (ClientId, Monotonic)> {
         self.clients.iter().filter_map(|(id, state)| match state {
             State::Waiting(since) => Some((*id, *since)),
             _ => None,
@@ -255,12 +255,12 @@ impl World {
             at_once = if due > self.now { 0 } else { at_once + 1 };
             assert!(at_once < 50, "the dispatcher spins: {:#?}", self.pool.workers());
             self.now = self.now.max(due);
-            self.feed(Some(Event::Tick), VecDeque::new());
+            self.feed(Some(PoolEvent::Tick), VecDeque::new());
         }
         self.now = end;
     }
 
-    fn feed(&mut self, event: Option<Event>, mut looks: VecDeque<u16>) {
+    fn feed(&mut self, event: Option<PoolEvent>, mut looks: VecDeque<u16>) {
         let mut looked = [0; WORKERS as usize];
         let mut next = event;
         loop {
@@ -273,7 +273,7 @@ impl World {
                         if looked[w] > LOOKS {
                             continue;
                         }
-                        Event::Seen(n, self.see(w))
+                        PoolEvent::Seen(n, self.see(w))
                     }
                     None => break,
                 },
@@ -291,7 +291,7 @@ impl World {
     }
 
     /// As `dispatcher::room` reads a slot: damaged, it is garbage while its worker lives, and made anew when not.
-    fn see(&mut self, w: usize) -> Seen {
+    fn see(&mut self, w: usize) -> SlotView {
         let alive = w == HONEST || self.alive[w];
         let asker = &mut self.askers[w];
         let mut damaged = !asker.is_intact();
@@ -308,45 +308,45 @@ impl World {
                 self.last[w] = seen.life.map(|(epoch, ..)| epoch).or(self.last[w]);
                 seen
             }
-            true if alive => Seen { claim: None, terms: None, answer: None, ..seen },
-            true => Seen { claim: Some(Claim::Free), terms: None, answer: None, life: None, ..seen },
+            true if alive => SlotView { claim: None, terms: None, answer: None, ..seen },
+            true => SlotView { claim: Some(Claim::Free), terms: None, answer: None, life: None, ..seen },
         }
     }
 
-    fn perform(&mut self, action: Action) -> Option<u16> {
+    fn perform(&mut self, action: PoolAction) -> Option<u16> {
         let asker = |n: u16| usize::from(n) - 1;
         match action {
-            Action::Look(n) => return Some(n),
-            Action::Ask(n, ask) => slot::ask(&mut self.askers[asker(n)], ask),
-            Action::Ring(_) | Action::Note(..) => {}
-            Action::Offer { worker, epoch, lease, claim_by, .. } => {
+            PoolAction::Look(n) => return Some(n),
+            PoolAction::Ask(n, ask) => slot::ask(&mut self.askers[asker(n)], ask),
+            PoolAction::Ring(_) | PoolAction::Note(..) => {}
+            PoolAction::Offer { worker, epoch, lease, claim_by, .. } => {
                 return self.offer(worker, epoch, lease, claim_by).then_some(worker);
             }
-            Action::Revoke(n, lease) => {
+            PoolAction::Revoke(n, lease) => {
                 self.askers[asker(n)].revoke(lease);
                 return Some(n);
             }
-            Action::Abort(n, lease) => {
+            PoolAction::Abort(n, lease) => {
                 assert!(n != WORKERS || !self.honest.holds(lease), "a request of a living worker is aborted");
                 self.askers[asker(n)].abort(lease);
                 return Some(n);
             }
-            Action::Bury(n, lease) => {
+            PoolAction::Bury(n, lease) => {
                 self.askers[asker(n)].bury(lease);
                 return Some(n);
             }
-            Action::Release(n, lease) => {
+            PoolAction::Release(n, lease) => {
                 self.askers[asker(n)].release(lease);
                 return Some(n);
             }
-            Action::Clear(n) => {
+            PoolAction::Clear(n) => {
                 assert_ne!(n, WORKERS, "the claim of an honest worker is no garbage");
                 self.askers[asker(n)].clear();
                 return Some(n);
             }
-            Action::Grant { client, worker, lease, .. } => self.grant(client, worker, lease),
-            Action::Over { .. } => panic!("nothing was handed over: {action:?}"),
-            Action::Refuse(client, refusal) => {
+            PoolAction::Grant { client, worker, lease, .. } => self.grant(client, worker, lease),
+            PoolAction::Over { .. } => panic!("nothing was handed over: {action:?}"),
+            PoolAction::Refuse(client, refusal) => {
                 self.verdict(client, State::Over);
                 if let Refusal::QueueTimeout(waited) = refusal {
                     assert!(waited >= self.limits.queue_timeout);
@@ -357,7 +357,7 @@ impl World {
     }
 
     /// Whether the slot is to be looked at: it was not free.
-    fn offer(&mut self, worker: u16, worker_epoch: Epoch, lease: LeaseId, claim_by: Time) -> bool {
+    fn offer(&mut self, worker: u16, worker_epoch: Epoch, lease: LeaseId, claim_by: Monotonic) -> bool {
         let w = usize::from(worker) - 1;
         let Hold::Asked { client, lease: asked, .. } = self.pool.workers()[w].hold else {
             panic!("an offer to nobody: {:?}", self.pool.workers()[w])
@@ -368,7 +368,7 @@ impl World {
         assert!(self.leases.insert(lease, given).is_none(), "lease {lease} is given twice");
         self.order[w].push(lease);
         let request_timeout = self.limits.request_timeout;
-        let terms = Terms {
+        let terms = LeaseTerms {
             lease,
             worker_epoch,
             dispatcher_epoch: self.epoch,
@@ -383,7 +383,7 @@ impl World {
     // ---- promises ----
 
     fn check(&self) {
-        let Limits { queue, queue_timeout, offer_timeout, slot_scan, .. } = self.limits;
+        let PoolLimits { queue, queue_timeout, offer_timeout, slot_scan, .. } = self.limits;
         let bound = queue_timeout + offer_timeout + slot_scan;
         for (id, since) in self.waiting() {
             let waited = self.now.since(since);
@@ -409,9 +409,9 @@ impl World {
         self.memories.iter().for_each(Words::calm);
         self.alive = [false; HOSTILE];
         self.honest.finish();
-        self.feed(Some(Event::Resume(WORKERS)), VecDeque::new());
+        self.feed(Some(PoolEvent::Resume(WORKERS)), VecDeque::new());
         for _ in 0..8 {
-            self.feed(Some(Event::Probe), (1..=WORKERS).collect());
+            self.feed(Some(PoolEvent::Probe), (1..=WORKERS).collect());
             self.turn();
             self.pass(Duration::from_millis(250));
             self.check();
