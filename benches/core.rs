@@ -103,7 +103,7 @@ fn pool(criterion: &mut Criterion) {
 fn exchange(criterion: &mut Criterion) {
     let slot = Arc::new(Slot(std::array::from_fn(|_| AtomicU64::new(0))));
     let mut asker = DispatcherSide::attach(slot.clone(), Epoch::FIRST, (1, 1), None);
-    let respondent = WorkerSide::begin(slot, 2, 1, None, Monotonic(0));
+    let respondent = WorkerSide::attach(slot, 2, 1, None, Monotonic(0));
     respondent.set_state(Lifecycle::Ready, false);
     let mut count = 0;
     let mut round = |whole: bool| {
@@ -111,7 +111,7 @@ fn exchange(criterion: &mut Criterion) {
         let lease = LeaseId::of(Epoch::FIRST, count);
         asker.offer(&terms(lease)).expect("the slot is free");
         let question = respondent.question(respondent.answered()).expect("it has been asked");
-        respondent.reply(&question, respondent.judge(&question, Lifecycle::Ready));
+        respondent.reply(&question, respondent.decide(&question, Lifecycle::Ready));
         black_box(asker.answer()).expect("it has been answered");
         if whole {
             respondent.claim(Token::new(7), Monotonic(1)).expect("the offer stands");
@@ -129,7 +129,7 @@ fn exchange(criterion: &mut Criterion) {
 fn claim(criterion: &mut Criterion) {
     let slot = Arc::new(Slot(std::array::from_fn(|_| AtomicU64::new(0))));
     let mut asker = DispatcherSide::attach(slot.clone(), Epoch::FIRST, (1, 1), None);
-    let respondent = WorkerSide::begin(slot.clone(), 2, 1, None, Monotonic(0));
+    let respondent = WorkerSide::attach(slot.clone(), 2, 1, None, Monotonic(0));
     let lease = LeaseId::of(Epoch::FIRST, 1);
     asker.offer(&terms(lease)).expect("the slot is free");
     let [offered, claimed] = [Phase::Offered, Phase::Claimed].map(|phase| Claim::Held(lease, phase).word());

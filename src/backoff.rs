@@ -19,7 +19,7 @@ pub fn limits(config: &Config) -> RestartLimits {
 ///
 /// The dispatcher notes it in every slot and believes the one in the middle: a worker that lies in its own does not
 /// keep it from starting, and a slot that is new lets nothing be forgotten.
-pub fn hold_back(slots: &[&impl SlotMemory], word: Word, config: &Config) {
+pub fn delay_start(slots: &[&impl SlotMemory], word: Word, config: &Config) {
     let by_systemd = std::env::var("SYSTEMD_EXEC_PID").is_ok_and(|pid| pid == std::process::id().to_string());
     if !by_systemd {
         return;
@@ -28,7 +28,7 @@ pub fn hold_back(slots: &[&impl SlotMemory], word: Word, config: &Config) {
     starts.sort_by_key(|start| start.map_or(0, |(_, failures)| failures));
     let middle = starts.get(starts.len().saturating_sub(1) / 2).copied().flatten();
     let last = middle.map(|(at, failures)| StartRecord { at, failures });
-    let (start, wait) = StartRecord::after(last, clock::now(), &limits(config), chance());
+    let (start, wait) = StartRecord::after(last, clock::now(), &limits(config), jitter());
     for slot in slots {
         exchange::store_start(*slot, word, Some((start.at, start.failures)));
     }
@@ -41,12 +41,12 @@ pub fn hold_back(slots: &[&impl SlotMemory], word: Word, config: &Config) {
 }
 
 /// The end of this life is wanted: the next one does not wait.
-pub fn forgive(memory: &impl SlotMemory, word: Word) {
+pub fn clear_failures(memory: &impl SlotMemory, word: Word) {
     exchange::store_start(memory, word, None);
 }
 
 /// From 0 to 1.
-pub fn chance() -> f64 {
+pub fn jitter() -> f64 {
     // Without randomness all wait alike, which is no reason not to restart.
     f64::from(getrandom::u32().unwrap_or(u32::MAX / 2)) / f64::from(u32::MAX)
 }

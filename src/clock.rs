@@ -14,7 +14,7 @@ pub fn now() -> Monotonic {
 
 /// How long the machine has been suspended since it was started: for so long this clock stood still
 /// (`CLOCK_BOOTTIME` did not).
-pub fn asleep() -> Duration {
+pub fn suspended_for() -> Duration {
     // In this order: a pause between the two must not look like a suspend.
     let boot = clock_gettime(ClockId::CLOCK_BOOTTIME).expect("Linux has CLOCK_BOOTTIME");
     Duration::from(boot).saturating_sub(now().since(Monotonic(0)))

@@ -54,15 +54,15 @@ impl Doorbell {
         let _ = (&self.0).write(&[1]);
     }
 
-    /// See [`hush`].
-    pub fn hush(&self) -> bool {
-        hush(self)
+    /// See [`clear`].
+    pub fn clear(&self) -> bool {
+        clear(self)
     }
 }
 
 /// Takes every byte out of a bell; whether there was one. Whoever writes without end does not keep us here: what is
 /// then left says nothing new.
-pub fn hush(bell: &impl AsFd) -> bool {
+pub fn clear(bell: &impl AsFd) -> bool {
     let mut bytes = [0; 4096];
     let mut rang = false;
     for _ in 0..HUSH_READS {
@@ -104,19 +104,19 @@ mod tests {
         let path = dir.join("bell");
         Doorbell::create(&path, 0o600, None).unwrap();
         let (one, two) = (Doorbell::open(&path, None).unwrap(), Doorbell::open(&path, None).unwrap());
-        assert!(!two.hush());
+        assert!(!two.clear());
         for _ in 0..100_000 {
             one.ring();
         }
-        assert!(two.hush());
-        assert!(!two.hush());
+        assert!(two.clear());
+        assert!(!two.clear());
         drop(one);
-        assert!(!two.hush(), "no end of file when the other end leaves");
+        assert!(!two.clear(), "no end of file when the other end leaves");
 
         // Made larger by its other end and filled, it is not emptied in one go.
         nix::fcntl::fcntl(&two, nix::fcntl::FcntlArg::F_SETPIPE_SZ(1 << 18)).unwrap();
         while (&two.0).write(&[1; 4096]).is_ok() {}
-        let goes = (0..100).take_while(|_| two.hush()).count();
+        let goes = (0..100).take_while(|_| two.clear()).count();
         assert_eq!(goes, (1 << 18) / (HUSH_READS * 4096));
 
         let plain = dir.join("plain");

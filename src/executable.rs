@@ -27,7 +27,7 @@ pub fn is_there(name: &str, path: &OsStr) -> bool {
 }
 
 /// What the handler of this pool would have to name, if it names a program that is not there.
-pub fn wanted(pool: &PoolConfig) -> Option<String> {
+pub fn missing_program(pool: &PoolConfig) -> Option<String> {
     let name = pool.handler.command().first()?;
     let path = search_path(&pool.environment);
     if is_there(name, &path) {

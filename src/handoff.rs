@@ -139,7 +139,7 @@ pub fn bind_at(path: &Path) -> io::Result<OwnedFd> {
 }
 
 /// Whether this is such a socket, among those that a supervisor has passed.
-pub fn is_its_socket(fd: &impl std::os::fd::AsFd) -> bool {
+pub fn is_handoff_socket(fd: &impl std::os::fd::AsFd) -> bool {
     let unix = getsockname::<SockaddrStorage>(fd.as_fd().as_raw_fd()).is_ok_and(|a| a.as_unix_addr().is_some());
     unix && getsockopt(fd, sockopt::SockType).is_ok_and(|kind| kind == SockType::SeqPacket)
 }
@@ -190,7 +190,7 @@ fn pass(socket: &OwnedFd, message: &[u8], connection: BorrowedFd<'_>) -> nix::Re
 /// Takes a connection from a listening [`bind_at`] socket.
 pub fn accept(listener: BorrowedFd<'_>) -> io::Result<OwnedFd> {
     let fd = accept4(listener.as_raw_fd(), SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK)?;
-    sys::adopt(vec![fd]).next().ok_or_else(|| io::ErrorKind::NotFound.into())
+    sys::own_fds(vec![fd]).next().ok_or_else(|| io::ErrorKind::NotFound.into())
 }
 
 /// What has come: `None` at the end of the dispatcher's life, otherwise a message that may be nonsense. `bytes` is room
@@ -207,7 +207,7 @@ pub fn receive(
         let fds: Vec<OwnedFd> = received
             .cmsgs()?
             .filter_map(|part| if let ControlMessageOwned::ScmRights(fds) = part { Some(fds) } else { None })
-            .flat_map(sys::adopt)
+            .flat_map(sys::own_fds)
             .collect();
         (received.bytes, fds)
     };
@@ -266,7 +266,7 @@ mod tests {
         std::fs::create_dir_all(&dir).unwrap();
         let path = dir.join("1.sock");
         let listener = bind_at(&path).unwrap();
-        assert!(is_its_socket(&listener));
+        assert!(is_handoff_socket(&listener));
         let mut post = HandoffSender::new(path.clone());
         let sent = message(None, None, &[]);
         for _ in 0..2 {

@@ -127,7 +127,7 @@ pub struct WorkerReport {
     /// Whether an operator keeps it out of service.
     pub drained: bool,
     /// Whether its claim word holds what no honest writer writes.
-    pub garbled: bool,
+    pub corrupt: bool,
     /// Since when a question to it has had no answer, in milliseconds; absent if none is open.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub silent_ms: Option<u64>,
@@ -136,7 +136,7 @@ pub struct WorkerReport {
     pub starting_ms: Option<u64>,
     /// The turns of its control loop, while a question is open.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub turns: Option<u64>,
+    pub ticks: Option<u64>,
 }
 
 /// Asks once and waits at most `patience` for each step.

@@ -44,7 +44,7 @@ pub struct Process {
 }
 
 /// One process, if there is one of this number.
-pub fn look(pid: u32) -> Option<Process> {
+pub fn read_process(pid: u32) -> Option<Process> {
     read_stat(Path::new("/proc"), Pid::from_raw(i32::try_from(pid).ok()?))
 }
 
@@ -163,7 +163,7 @@ fn strike(process: &Process) {
         && let Err(error) = sys::pidfd_send_signal(pidfd.as_fd(), Signal::SIGKILL)
         && error.raw_os_error() != Some(nix::libc::ESRCH)
     {
-        tracing::error!(pid = process.pid.as_raw(), %error, event = %log::Event::ProcessLeft,
+        tracing::error!(pid = process.pid.as_raw(), %error, event = %log::Event::ProcessSurvived,
             "cannot kill a process of the handler");
     }
 }

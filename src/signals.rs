@@ -44,7 +44,7 @@ pub struct SignalFlag(Arc<AtomicBool>);
 
 impl SignalFlag {
     /// Whether it has.
-    pub fn yet(&self) -> bool {
+    pub fn is_set(&self) -> bool {
         self.0.load(Ordering::Relaxed)
     }
 }
@@ -97,7 +97,7 @@ pub struct BlockSighup(SigSet);
 
 impl BlockSighup {
     /// From now on, for this thread and what it starts.
-    pub fn begin() -> io::Result<Self> {
+    pub fn new() -> io::Result<Self> {
         Ok(Self(only_reload().thread_swap_mask(SigmaskHow::SIG_BLOCK)?))
     }
 }

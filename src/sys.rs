@@ -127,7 +127,7 @@ impl DefaultSignalActions {
     ///
     /// # Errors
     /// Not in practice: both signals may have any action.
-    pub fn begin() -> io::Result<Self> {
+    pub fn set() -> io::Result<Self> {
         let default = SigAction::new(SigHandler::SigDfl, SaFlags::empty(), SigSet::empty());
         let mut before = Self(Vec::new());
         for signal in [Signal::SIGTERM, Signal::SIGINT] {
@@ -244,7 +244,7 @@ pub fn accept(listener: BorrowedFd<'_>) -> nix::Result<(OwnedFd, Option<Sockaddr
 }
 
 /// Owns descriptors that the kernel has just made: those of a message (`SCM_RIGHTS`, unix(7)), or an accepted one.
-pub fn adopt(received: Vec<RawFd>) -> impl Iterator<Item = OwnedFd> {
+pub fn own_fds(received: Vec<RawFd>) -> impl Iterator<Item = OwnedFd> {
     // SAFETY: needed because nix hands out bare numbers. The kernel made these descriptors for us, and the callers
     // pass each list on as it comes out of recvmsg or accept, once.
     received.into_iter().map(|fd| unsafe { OwnedFd::from_raw_fd(fd) })

@@ -162,7 +162,7 @@ fn assert_whole(terms: &LeaseTerms) {
 /// Dispatcher and worker of one slot, the worker in its first epoch.
 fn pair(missing: Missing) -> (DispatcherSide<Arc<Slot>>, WorkerSide<Arc<Slot>>) {
     let slot = Slot::new(missing);
-    let worker = WorkerSide::begin(slot.clone(), 11, 21, Some(31), Monotonic(1));
+    let worker = WorkerSide::attach(slot.clone(), 11, 21, Some(31), Monotonic(1));
     worker.set_state(Lifecycle::Ready, false);
     (DispatcherSide::attach(slot, Epoch::FIRST, (1, 1), None), worker)
 }
@@ -290,9 +290,9 @@ fn end_of_a_watched_lease(missing: Missing) {
             assert!(worker.done(lease(1)));
             worker.must_ring()
         });
-        let seen = asker.has_news() || {
-            asker.unwatch();
-            asker.has_news()
+        let seen = asker.has_update() || {
+            asker.stop_polling();
+            asker.has_update()
         };
         let rung = serving.join().unwrap();
         assert!(seen || rung, "nobody has noticed");
@@ -320,9 +320,9 @@ fn answer_to_a_watched_offer(missing: Missing) {
             worker.reply(&question, Reply::Accept);
             worker.must_ring()
         });
-        let seen = asker.has_news() || {
-            asker.unwatch();
-            asker.has_news()
+        let seen = asker.has_update() || {
+            asker.stop_polling();
+            asker.has_update()
         };
         let rung = control.join().unwrap();
         assert!(seen || rung, "nobody has noticed");
@@ -345,7 +345,7 @@ fn end_of_a_kept_connection(missing: Missing) {
     loom::model(move || {
         let (asker, worker) = held(missing, Phase::Responding);
         let serving = thread::spawn(move || {
-            worker.keep(lease(1));
+            worker.mark_kept(lease(1));
             assert!(worker.done(lease(1)));
         });
         if phase(asker.memory()) == Some(Phase::Done) {
@@ -370,7 +370,7 @@ fn a_connection_that_goes_on_needs_an_ordered_swap() {
 fn request_line(missing: Missing) {
     bounded(3, move || {
         let slot = Slot::of(WORDS, missing);
-        let worker = WorkerSide::begin(slot.clone(), 11, 21, Some(31), Monotonic(1));
+        let worker = WorkerSide::attach(slot.clone(), 11, 21, Some(31), Monotonic(1));
         worker.note_request(lease(1), Monotonic(1001), &[b"one"]);
         let serving = thread::spawn(move || worker.note_request(lease(2), Monotonic(1002), &[b"two"]));
         for (n, text) in [(1, b"one"), (2, b"two")] {
@@ -691,9 +691,9 @@ fn next_incarnation(missing: Missing) {
         let (mut asker, old) = pair(missing);
         let slot = old.memory().clone();
         let next = thread::spawn(move || {
-            let worker = WorkerSide::begin(Own(slot), 12, 22, Some(31), Monotonic(2));
+            let worker = WorkerSide::attach(Own(slot), 12, 22, Some(31), Monotonic(2));
             assert_eq!(worker.epoch(), epoch(2));
-            (worker.owes(NOW), worker.claim(token(1), NOW))
+            (worker.has_obligation(NOW), worker.claim(token(1), NOW))
         });
         let life = Incarnation::load(asker.memory()).unwrap();
         if life.epoch == epoch(2) {

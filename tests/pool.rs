@@ -9,7 +9,7 @@ use std::time::Duration;
 use patou::ids::Lifecycle::{Draining, Ready, Recycling, Starting};
 use patou::ids::Phase::{Aborted, Claimed, Done, Offered, Responding, Revoked};
 use patou::ids::{Claim, Epoch, LeaseId, LeaseTerms, Lifecycle, Monotonic, Phase, RefuseReason, Token};
-use patou::pool::PoolAction::{Abort, Bury, Clear, Look, Refuse, Release, Revoke, Ring};
+use patou::pool::PoolAction::{Abort, Clear, Look, Reclaim, Refuse, Release, Revoke, Ring};
 use patou::pool::PoolEvent::{Client, Left, Probe, Quiesce, Tick};
 use patou::pool::{
     Hold, LeaseEnd, Peer, Pool, PoolAction, PoolEvent, PoolLimits, PoolNote, Refusal, SlotAnswer, SlotQuestion,
@@ -412,7 +412,8 @@ fn a_worker_dies_with_a_grant_nobody_has_used() {
 #[test]
 fn a_worker_dies_with_a_request() {
     // (phase at its death, what ends the lease, phase after that)
-    for (phase, step, after) in [(Claimed, Abort(2, lease(1)), Some(Aborted)), (Responding, Bury(2, lease(1)), None)] {
+    for (phase, step, after) in [(Claimed, Abort(2, lease(1)), Some(Aborted)), (Responding, Reclaim(2, lease(1)), None)]
+    {
         for gone in [dead as fn(SlotView) -> SlotView, |seen| reborn(2, Ready, seen)] {
             let mut t = Talk::up(LIMITS);
             t.serves(0, (1, A), 2, 1);
@@ -472,7 +473,7 @@ fn the_leases_of_an_earlier_dispatcher_are_adopted_or_ended() {
     let mut t = fresh();
     t.sees(0, 1, dead(held(old, Claimed, 0)), &[note(1, PoolNote::Lost(old)), Abort(1, old)]);
     let mut t = fresh();
-    t.sees(0, 1, dead(held(old, Responding, 0)), &[note(1, PoolNote::Lost(old)), Bury(1, old)]);
+    t.sees(0, 1, dead(held(old, Responding, 0)), &[note(1, PoolNote::Lost(old)), Reclaim(1, old)]);
 }
 
 #[test]
@@ -667,16 +668,16 @@ fn a_pool_shrinks_and_grows_back_with_clients_waiting() {
 
 #[test]
 fn nobody_trusts_a_garbled_slot() {
-    let garbled = SlotView { claim: None, ..free() };
+    let corrupt = SlotView { claim: None, ..free() };
     let mut t = Talk::up(LIMITS);
     t.hears(0, Client(1, A), &[offer(2, 1, 0)]);
-    t.sees(1, 2, garbled, &[note(2, PoolNote::Garbled), offer(1, 2, 1)]);
-    assert!(t.0.workers()[1].garbled);
+    t.sees(1, 2, corrupt, &[note(2, PoolNote::Corrupt), offer(1, 2, 1)]);
+    assert!(t.0.workers()[1].corrupt);
     t.is_due(51);
-    t.sees(101, 2, garbled, &[]); // said once
-    t.sees(102, 2, dead(garbled), &[note(2, PoolNote::Down(ONE)), Clear(2)]);
+    t.sees(101, 2, corrupt, &[]); // said once
+    t.sees(102, 2, dead(corrupt), &[note(2, PoolNote::Down(ONE)), Clear(2)]);
     t.sees(102, 2, dead(free()), &[]);
-    assert!(!t.0.workers()[1].garbled);
+    assert!(!t.0.workers()[1].corrupt);
 
     // Nothing of a living worker is buried because its life or its terms cannot be read.
     for phase in [Claimed, Responding] {
@@ -685,7 +686,7 @@ fn nobody_trusts_a_garbled_slot() {
             let mut t = Talk::up(LIMITS);
             t.serves(0, (1, A), 2, 1);
             let said = t.0.handle(at(1), PoolEvent::Seen(2, torn));
-            assert_eq!(said.last(), Some(&note(2, PoolNote::Garbled)), "{said:?}");
+            assert_eq!(said.last(), Some(&note(2, PoolNote::Corrupt)), "{said:?}");
             assert_eq!(t.hold(2), Hold::Ending);
         }
     }
@@ -791,7 +792,7 @@ fn what_dies_with_a_connection_says_what_may_still_be_sent() {
     };
     let gone = [note(2, PoolNote::Down(ONE)), note(2, PoolNote::Lost(lease(1)))];
     let mut t = claimed();
-    let cut = [gone[0], gone[1], over(1, 2, 1, LeaseEnd::Cut), PoolAction::Bury(2, lease(1))];
+    let cut = [gone[0], gone[1], over(1, 2, 1, LeaseEnd::Cut), PoolAction::Reclaim(2, lease(1))];
     t.sees(20, 2, dead(handed(1, Responding, 10)), &cut);
     // Nothing is said in a worker's place before it cannot say anything itself.
     let mut t = claimed();
@@ -805,7 +806,7 @@ fn what_dies_with_a_connection_says_what_may_still_be_sent() {
         SlotView { terms: seen.terms.map(|terms| LeaseTerms { worker_epoch: ONE.next(), ..terms }), ..seen }
     };
     t.sees(20, 2, scrambled(Claimed), &[gone[1], PoolAction::Abort(2, lease(1))]);
-    let quicker = [gone[1], over(1, 2, 1, LeaseEnd::Cut), PoolAction::Bury(2, lease(1))];
+    let quicker = [gone[1], over(1, 2, 1, LeaseEnd::Cut), PoolAction::Reclaim(2, lease(1))];
     t.sees(20, 2, scrambled(Responding), &quicker);
     // Before the claim nothing is lost.
     let mut t = Talk::up(LIMITS);

@@ -192,14 +192,14 @@ const LAST_LINE: std::time::Duration = std::time::Duration::from_millis(50);
 /// Tells the journal why a part of a set ends, if that is where the part speaks to.
 fn told(command: &Command, event: log::Event, text: &str) -> bool {
     match command {
-        Command::Run | Command::Watchdog => log::last_words("watchdog", event, text),
-        Command::Ipc { .. } => log::last_words("patou ipc", event, text),
+        Command::Run | Command::Watchdog => log::log_fatal("watchdog", event, text),
+        Command::Ipc { .. } => log::log_fatal("patou ipc", event, text),
         Command::Systemd { action: systemd::Action::Reload } => {
-            log::last_words("patou systemd", log::Event::ReloadRefused, text)
+            log::log_fatal("patou systemd", log::Event::ReloadRefused, text)
         }
-        Command::Systemd { .. } => log::last_words("patou systemd", event, text),
-        Command::Dispatcher => log::last_words("dispatcher", event, text),
-        Command::Worker { worker } => log::last_words(&format!("worker {worker}"), event, text),
+        Command::Systemd { .. } => log::log_fatal("patou systemd", event, text),
+        Command::Dispatcher => log::log_fatal("dispatcher", event, text),
+        Command::Worker { worker } => log::log_fatal(&format!("worker {worker}"), event, text),
         _ => false,
     }
 }
@@ -252,7 +252,7 @@ fn load(path: Option<&Path>) -> Result<Loaded, Failure> {
 /// As [`load`], and the programs that it names are there.
 fn load_to_run(path: Option<&Path>) -> Result<Loaded, Failure> {
     let loaded = load(path)?;
-    loaded.check(executable::wanted).map_err(LoadError::from)?;
+    loaded.check(executable::missing_program).map_err(LoadError::from)?;
     Ok(loaded)
 }
 

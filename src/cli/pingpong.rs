@@ -283,7 +283,7 @@ fn watch<M: SlotMemory>(asker: &mut DispatcherSide<M>, longest: Duration, patien
 pub fn pong(pong: &Pong) -> Result<(), Failure> {
     let config = load(Some(&pong.file))?.config;
     let parts = ipc::open(&config, &worker()).map_err(failed)?;
-    let respondent = WorkerSide::begin(parts.segment.clone(), std::process::id(), 0, None, clock::now());
+    let respondent = WorkerSide::attach(parts.segment.clone(), std::process::id(), 0, None, clock::now());
     let _ = pin(pong.mode, 1);
     let mut answered = respondent.answered();
     let pipe = Pipe::watch(&parts.to_worker)?;
@@ -318,8 +318,8 @@ pub fn pong(pong: &Pong) -> Result<(), Failure> {
                 question.ok_or_else(|| failed("no question"))?
             }
         };
-        respondent.be_on(sched_getcpu().unwrap_or_default());
-        debug_assert_eq!(respondent.judge(&question, Lifecycle::Ready), Reply::Pong);
+        respondent.set_core(sched_getcpu().unwrap_or_default());
+        debug_assert_eq!(respondent.decide(&question, Lifecycle::Ready), Reply::Pong);
         respondent.reply(&question, Reply::Pong);
         answered = question.sequence;
         if !pong.mode.spins() {
@@ -358,7 +358,7 @@ impl<'a> Pipe<'a> {
 /// Waits for a ring, or until this end is told to stop. The answering end is stopped by the asking one.
 fn wait(bell: &Doorbell, stop: Option<&Signal>) -> Result<(), Failure> {
     loop {
-        if bell.hush() {
+        if bell.clear() {
             return Ok(());
         }
         check(stop)?;

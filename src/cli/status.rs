@@ -52,7 +52,7 @@ fn look(config: &Config) -> Result<StatusView, Failure> {
     let report = probe::ask(&dir.join("probe.sock"), None, PATIENCE);
     // Who may not ask learns nothing about the dispatcher, least of all that it is frozen.
     let answers = !matches!(&report, Err(error) if error.kind() != io::ErrorKind::PermissionDenied);
-    Ok(status::look(config, &state, Told { report: report.as_ref().ok(), answers }))
+    Ok(status::collect(config, &state, Told { report: report.as_ref().ok(), answers }))
 }
 
 fn print(view: &StatusView, json: bool) -> io::Result<()> {

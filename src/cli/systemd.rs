@@ -39,9 +39,9 @@ pub enum Action {
     /// Stop the units, and withdraw the configuration
     Stop,
     /// Tell the main process of the calling unit to leave, and wait until it has
-    Leave,
+    Drain,
     /// After the end of the calling unit: if it was to stop, its sockets stop too
-    Parted {
+    PostStop {
         /// Its name
         unit: String,
     },
@@ -60,8 +60,8 @@ pub fn run(path: Option<&Path>, action: &Action) -> Result<(), Failure> {
         Action::Start => start(path),
         Action::Reload => reload(path),
         Action::Stop => stop(),
-        Action::Leave => leave(),
-        Action::Parted { unit } => parted(unit),
+        Action::Drain => drain(),
+        Action::PostStop { unit } => post_stop(unit),
         Action::Upgrade => upgrade(),
     }
 }
@@ -122,7 +122,7 @@ fn load(path: Option<&Path>) -> Result<Loaded, Failure> {
         // Every key has a default, but half of a file is no wish for the defaults.
         return Err(Failure::Config("the configuration is empty: it names no pool".to_owned()));
     }
-    loaded.check(executable::wanted).map_err(LoadError::from)?;
+    loaded.check(executable::missing_program).map_err(LoadError::from)?;
     for pool in &loaded.config.pools {
         super::ipc::account(&pool.user)?;
     }
@@ -298,7 +298,7 @@ fn bindable(old: &Config, new: &Config) -> Result<(), Failure> {
 }
 
 /// `ExecStop=` of a part: SIGTERM to `$MAINPID`, then its end. What else the unit has running, systemd kills then.
-fn leave() -> Result<(), Failure> {
+fn drain() -> Result<(), Failure> {
     let Some(pid) = std::env::var("MAINPID").ok().and_then(|pid| pid.parse().ok()) else {
         return Ok(()); // it has left
     };
@@ -316,7 +316,7 @@ fn leave() -> Result<(), Failure> {
 /// `ExecStopPost=` of a part. Its sockets outlive it, whether it died or is restarted, but not when it is stopped: the
 /// next client would start it again. `StopPropagatedFrom=` in the sockets would stop them whenever the unit is on its
 /// way down without a job, as after `WatchdogSec=`; and with its socket a worker is stopped for good.
-fn parted(unit: &str) -> Result<(), Failure> {
+fn post_stop(unit: &str) -> Result<(), Failure> {
     if std::env::var("SERVICE_RESULT").is_ok_and(|result| result != "success") {
         return Ok(()); // it died
     }

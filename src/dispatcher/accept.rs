@@ -26,15 +26,15 @@ use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
 use tokio::task::AbortHandle;
 use tokio::time::{Instant, sleep};
 
-use super::driver::Desk;
-use super::fdstore::{Handed, Stored};
-use super::handoff::{self, Connection, Ends, Hall};
-use super::listeners::{Door, Doors};
+use super::driver::Driver;
+use super::fdstore::{StoredConnection, StoredFd};
+use super::handoff::{self, Connection, Endpoints, HandoffListener};
+use super::listeners::{Listener, Listeners};
 use super::readiness::Readiness;
 use super::{fdstore, redirect, request};
 use crate::config::{self, Config};
 use crate::log;
-use crate::net::{self, ProblemResponse, SocketListener, SocketStream, gone, linger};
+use crate::net::{self, ProblemResponse, SocketListener, SocketStream, disconnected, lingering_close};
 use crate::pool::Peer;
 
 /// Pause after a failed accept: out of descriptors, most likely, which only time mends.
@@ -44,17 +44,17 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 const WATCH_AFTER: Duration = Duration::from_millis(20);
 
 /// All listeners and the connections they have accepted.
-pub struct Front {
-    shared: Rc<Shared>,
+pub struct Acceptor {
+    shared: Rc<AcceptorState>,
     accepting: Vec<AbortHandle>,
 }
 
-struct Shared {
-    desk: Rc<Desk>,
+struct AcceptorState {
+    desk: Rc<Driver>,
     readiness: Rc<Readiness>,
     closing: Rc<Notify>,
     is_closing: Rc<Cell<bool>>,
-    doors: Rc<Doors>,
+    doors: Rc<Listeners>,
     places: Arc<Semaphore>,
     /// The last mark given to a connection.
     mark: Cell<u32>,
@@ -62,20 +62,20 @@ struct Shared {
     ended: Notify,
 }
 
-impl Front {
+impl Acceptor {
     /// Starts accepting.
-    pub fn open(config: &Config, sockets: Vec<Rc<SocketListener>>, desk: Rc<Desk>) -> io::Result<Self> {
+    pub fn open(config: &Config, sockets: Vec<Rc<SocketListener>>, desk: Rc<Driver>) -> io::Result<Self> {
         let readiness = Readiness::new()?;
         let watching = readiness.clone();
         let at = desk.clone();
         tokio::task::spawn_local(async move { watching.run(|| at.glance()).await });
         let mark = desk.any_mark();
-        let shared = Rc::new(Shared {
+        let shared = Rc::new(AcceptorState {
             desk,
             readiness,
             closing: Rc::default(),
             is_closing: Rc::default(),
-            doors: Doors::new(config),
+            doors: Listeners::new(config),
             places: Arc::new(Semaphore::new(config.front.connections)),
             // Not where the last dispatcher began: its connections may still be with workers.
             mark: Cell::new(mark),
@@ -88,10 +88,10 @@ impl Front {
     }
 
     /// Goes on with connections from the store of which nothing has been read. Whose listener is gone is sent away.
-    pub fn take_back(&self, stored: Vec<(OwnedFd, Stored)>) {
+    pub fn take_back(&self, stored: Vec<(OwnedFd, StoredFd)>) {
         let (mut known, mut astray) = (BTreeSet::new(), Vec::new());
         for (fd, stored) in stored {
-            let Some(handed) = Handed::of(&stored.0) else { continue };
+            let Some(handed) = StoredConnection::of(&stored.0) else { continue };
             // One whose removal got lost may be there under two names.
             if fstat(&fd).is_ok_and(|status| !known.insert(status.st_ino)) {
                 continue;
@@ -102,7 +102,7 @@ impl Front {
             let place = self.shared.places.clone().try_acquire_owned();
             match (self.shared.doors.find(handed.door), place) {
                 (Some((index, door)), Ok(place)) => {
-                    let ends = Ends::of(&fd, net::peer_address(&fd), None, handed.mark);
+                    let ends = Endpoints::of(&fd, net::peer_address(&fd), None, handed.mark);
                     let connection = Connection::new(fd, ends, door, &self.shared.readiness);
                     let connection = connection.adopted(handed.peer, stored);
                     self.shared.clone().serve_handed(index, connection, false, place);
@@ -149,14 +149,14 @@ impl Front {
     }
 }
 
-impl Shared {
+impl AcceptorState {
     fn next_mark(&self) -> u32 {
         self.mark.set(self.mark.get().wrapping_add(1).max(1));
         self.mark.get()
     }
 
     fn serve_handed(self: Rc<Self>, index: usize, connection: Connection, is_new: bool, place: OwnedSemaphorePermit) {
-        let hall = Hall {
+        let hall = HandoffListener {
             desk: self.desk.clone(),
             doors: self.doors.clone(),
             index,
@@ -180,14 +180,14 @@ impl Shared {
 }
 
 /// Accepts connections to be handed over, until aborted: without tokio's own watch on each of them.
-async fn accept_handed(shared: Rc<Shared>, index: usize, socket: Rc<SocketListener>) {
+async fn accept_handed(shared: Rc<AcceptorState>, index: usize, socket: Rc<SocketListener>) {
     // One that listens on all addresses does not know which of them a client has come to.
     let server = socket.tcp_address().filter(|address| !address.ip().is_unspecified());
     loop {
         match next(&shared.places, &socket).await {
             Ok((fd, address, place)) => {
                 let Some(door) = shared.doors.handing(index) else { return };
-                let ends = Ends::of(&fd, address, server, shared.next_mark());
+                let ends = Endpoints::of(&fd, address, server, shared.next_mark());
                 let connection = Connection::new(fd, ends, door, &shared.readiness);
                 shared.clone().serve_handed(index, connection, true, place);
             }
@@ -199,7 +199,7 @@ async fn accept_handed(shared: Rc<Shared>, index: usize, socket: Rc<SocketListen
     }
 }
 
-async fn accept(shared: Rc<Shared>, index: usize, socket: Rc<SocketListener>) {
+async fn accept(shared: Rc<AcceptorState>, index: usize, socket: Rc<SocketListener>) {
     if shared.doors.handing(index).is_some() {
         return accept_handed(shared, index, socket).await;
     }
@@ -208,7 +208,7 @@ async fn accept(shared: Rc<Shared>, index: usize, socket: Rc<SocketListener>) {
             Ok((fd, _, place)) => {
                 let Some(door) = shared.doors.at(index) else { return };
                 shared.connections.set(shared.connections.get() + 1);
-                let client = Client {
+                let client = ClientConnection {
                     door,
                     settings: shared.doors.settings(),
                     listens_on: socket.tcp_address().map(|address| address.ip()),
@@ -251,8 +251,8 @@ async fn next(
 }
 
 /// One connection, which is one request.
-struct Client {
-    door: Rc<Door>,
+struct ClientConnection {
+    door: Rc<Listener>,
     settings: Rc<config::FrontConfig>,
     listens_on: Option<IpAddr>,
     stream: net::SharedStream,
@@ -271,8 +271,8 @@ fn told(problem: &ProblemResponse) -> Answer {
     answer
 }
 
-impl Client {
-    async fn serve(&self, desk: &Rc<Desk>) {
+impl ClientConnection {
+    async fn serve(&self, desk: &Rc<Driver>) {
         {
             let service =
                 service_fn(|request| async { Ok::<_, std::convert::Infallible>(self.answer(desk, request).await) });
@@ -290,10 +290,10 @@ impl Client {
                 }
             }
         }
-        linger(self.stream.clone(), self.settings.linger_timeout).await;
+        lingering_close(self.stream.clone(), self.settings.linger_timeout).await;
     }
 
-    async fn answer(&self, desk: &Rc<Desk>, request: Request<Incoming>) -> Answer {
+    async fn answer(&self, desk: &Rc<Driver>, request: Request<Incoming>) -> Answer {
         let since = Instant::now();
         let checked =
             request::check(&request, &self.door.listener.allowed_hosts, self.listens_on, self.settings.max_body);
@@ -345,7 +345,7 @@ impl Client {
     }
 
     /// Waits for a worker; `None` if the client has gone before there was one.
-    async fn wait(&self, desk: &Rc<Desk>) -> Option<super::driver::Verdict> {
+    async fn wait(&self, desk: &Rc<Driver>) -> Option<super::driver::Verdict> {
         let peer = match self.stream.0.peer_address() {
             Some(address) => Peer::Ip(address.ip().to_canonical()),
             None => Peer::User(self.stream.0.peer_user().unwrap_or(u32::MAX)),
@@ -357,7 +357,7 @@ impl Client {
         };
         let left = async {
             sleep(WATCH_AFTER).await;
-            gone(&self.stream, &self.may_probe).await;
+            disconnected(&self.stream, &self.may_probe).await;
         };
         tokio::select! {
             verdict = desk.lease(&self.door.listener.pool, peer) => Some(verdict),

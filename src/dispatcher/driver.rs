@@ -13,8 +13,8 @@ use tokio::sync::Notify;
 
 use super::handoff::Outcome;
 pub use super::pool_slots::{Grant, Verdict};
-use super::pool_slots::{Name, Room, Slot};
-use super::token_source::Chance;
+use super::pool_slots::{PoolSlots, Slot, WorkerName};
+use super::token_source::TokenSource;
 use super::{DispatcherError, slot};
 use crate::clock;
 use crate::config::{self, Config};
@@ -26,14 +26,14 @@ use crate::pool::{ClientId, Pool, PoolAction, PoolEvent, PoolLimits};
 use crate::shm::{Identity, Role, Segment};
 use crate::{backoff, doorbell, log, process_tree, sys};
 pub use busy_poll::before_sleep;
-use waiters::Client;
+use waiters::Waiter;
 
 /// The dispatcher's state, shared by its tasks, all on one thread.
-pub struct Desk {
+pub struct Driver {
     epoch: Epoch,
     process: (u32, u64),
-    rooms: RefCell<Vec<Room>>,
-    clients: RefCell<HashMap<ClientId, Client>>,
+    rooms: RefCell<Vec<PoolSlots>>,
+    clients: RefCell<HashMap<ClientId, Waiter>>,
     next_client: Cell<ClientId>,
     /// How many leases this dispatcher has given.
     leases: Cell<u64>,
@@ -45,11 +45,11 @@ pub struct Desk {
     pub hold: Notify,
     /// What systemd has been told last.
     told: RefCell<String>,
-    chance: Chance,
+    chance: TokenSource,
     cores: usize,
     /// Slots that are watched, and those where something was seen that nobody has looked at yet.
-    expected: RefCell<Vec<busy_poll::Place>>,
-    news: RefCell<VecDeque<busy_poll::Place>>,
+    expected: RefCell<Vec<busy_poll::SlotIndex>>,
+    news: RefCell<VecDeque<busy_poll::SlotIndex>>,
     heard: Notify,
     glanced: Cell<Monotonic>,
     /// Marks of connections that were lent when the last dispatcher ended, and whether no worker has taken them.
@@ -70,17 +70,17 @@ fn limits(pool: &config::PoolConfig, config: &Config) -> PoolLimits {
     }
 }
 
-impl Desk {
+impl Driver {
     /// Takes every slot of the set and reads back what an earlier dispatcher left in them.
     pub fn open(config: &Config, return_ports: &dyn Fn(&PoolName) -> Option<u16>) -> Result<Rc<Self>, DispatcherError> {
         let pid = std::process::id();
         let segments = undamaged(config)?;
         let epoch = next_epoch(&segments);
-        backoff::hold_back(&segments.iter().collect::<Vec<_>>(), Word::DISPATCHER_START, config);
+        backoff::delay_start(&segments.iter().collect::<Vec<_>>(), Word::DISPATCHER_START, config);
         drop(segments);
         let desk = Rc::new(Self {
             epoch,
-            process: (pid, process_tree::look(pid).map_or(0, |process| process.started)),
+            process: (pid, process_tree::read_process(pid).map_or(0, |process| process.started)),
             rooms: RefCell::default(),
             clients: RefCell::default(),
             next_client: Cell::new(1),
@@ -90,7 +90,7 @@ impl Desk {
             rearm: Notify::new(),
             hold: Notify::new(),
             told: RefCell::default(),
-            chance: Chance::default(),
+            chance: TokenSource::default(),
             cores: std::thread::available_parallelism().map_or(1, usize::from),
             expected: RefCell::default(),
             news: RefCell::default(),
@@ -119,7 +119,7 @@ impl Desk {
             let index = known.unwrap_or_else(|| {
                 let pool = Pool::new(limits(wanted, config), self.epoch);
                 let mut rooms = self.rooms.borrow_mut();
-                rooms.push(Room {
+                rooms.push(PoolSlots {
                     config: wanted.clone(),
                     pool,
                     failed: None,
@@ -133,7 +133,7 @@ impl Desk {
                 let room = &mut self.rooms.borrow_mut()[index];
                 room.config = wanted.clone();
                 room.pool.reconfigure(limits(wanted, config));
-                room.lead_back(return_ports(&wanted.name));
+                room.set_return_port(return_ports(&wanted.name));
                 for n in 1..=wanted.workers {
                     if usize::from(n) > room.slots.len() {
                         room.slots.push(None);
@@ -159,7 +159,7 @@ impl Desk {
             if config.pools.iter().all(|pool| pool.name != room.config.name) && room.config.workers > 0 {
                 tracing::debug!(pool = %room.config.name, index, "pool is leaving");
                 room.config.workers = 0;
-                room.lead_back(None);
+                room.set_return_port(None);
                 room.pool.reconfigure(PoolLimits { workers: 0, ..limits(&room.config, config) });
             }
         }
@@ -186,14 +186,14 @@ impl Desk {
         if undamaged {
             self.find(&asker);
         } else {
-            asker.distrust();
+            asker.discard_inherited();
         }
         let readiness = sys::when_readable(to_dispatcher.into()).map_err(|e| DispatcherError::System("a bell", e))?;
         let (desk, n) = (Rc::downgrade(self), id.number);
         let listening = tokio::task::spawn_local(async move {
             while let Ok(mut ready) = readiness.readable().await {
                 ready.clear_ready();
-                doorbell::hush(readiness.get_ref());
+                doorbell::clear(readiness.get_ref());
                 let Some(desk) = desk.upgrade() else { return };
                 desk.hear(index, n);
             }
@@ -286,13 +286,13 @@ impl Desk {
     }
 
     /// Does one action; returns the worker whose slot is to be looked at afterwards.
-    fn perform(&self, index: usize, room: &mut Room, action: PoolAction) -> Option<u16> {
+    fn perform(&self, index: usize, room: &mut PoolSlots, action: PoolAction) -> Option<u16> {
         let n = match action {
             PoolAction::Grant { client, worker, lease, claim_by } => {
                 let event = log::Event::LeaseGranted;
-                if let Some(Client::Handed(connection)) = self.clients.borrow().get(&client) {
+                if let Some(Waiter::StoredConnection(connection)) = self.clients.borrow().get(&client) {
                     connection.claim();
-                    let worker = Name(&room.config.name, worker);
+                    let worker = WorkerName(&room.config.name, worker);
                     tracing::debug!(%worker, %lease, %event, "the worker has the client's connection");
                     return None;
                 }
@@ -305,7 +305,7 @@ impl Desk {
                 let client = self.clients.borrow_mut().remove(&client);
                 let slot = room.slots.get_mut(usize::from(worker) - 1)?.as_mut()?;
                 slot.lent = None;
-                if let Some(Client::Handed(connection)) = client {
+                if let Some(Waiter::StoredConnection(connection)) = client {
                     let worker = WorkerId { pool: room.config.name.clone(), number: worker };
                     connection.tell(Outcome::Over(worker, end, slot.asker.kept(lease)));
                 }
@@ -325,14 +325,14 @@ impl Desk {
             | PoolAction::Offer { worker: n, .. }
             | PoolAction::Revoke(n, _)
             | PoolAction::Abort(n, _)
-            | PoolAction::Bury(n, _)
+            | PoolAction::Reclaim(n, _)
             | PoolAction::Release(n, _)
             | PoolAction::Clear(n) => n,
         };
         let request_timeout = room.config.request_timeout;
         if let PoolAction::Offer { worker, epoch, lease, .. } = action {
             let event = log::Event::LeaseOffered;
-            tracing::debug!(worker = %Name(&room.config.name, worker), %lease, %epoch, %event, "lease is offered");
+            tracing::debug!(worker = %WorkerName(&room.config.name, worker), %lease, %epoch, %event, "lease is offered");
         }
         let slot = room.slots.get_mut(usize::from(n) - 1)?.as_mut()?;
         match action {
@@ -358,7 +358,7 @@ impl Desk {
                 };
                 if connection.is_some() {
                     // Nobody rings for it, and its claim is its answer: but a probe's answer is a sign of life.
-                    slot.asker.overtake();
+                    slot.asker.supersede();
                 }
                 self.expect((index, n), slot);
                 if slot.asker.offer(&terms).is_ok() {
@@ -379,14 +379,16 @@ impl Desk {
                 let client = slot.lent.take();
                 let revoked = slot.asker.revoke(lease);
                 let clients = self.clients.borrow();
-                if let Some(Client::Handed(connection)) = client.filter(|_| revoked).and_then(|id| clients.get(&id)) {
+                if let Some(Waiter::StoredConnection(connection)) =
+                    client.filter(|_| revoked).and_then(|id| clients.get(&id))
+                {
                     connection.lend(false);
                 }
             }
             PoolAction::Abort(_, lease) => drop(slot.asker.abort(lease)),
-            PoolAction::Bury(_, lease) => drop(slot.asker.bury(lease)),
+            PoolAction::Reclaim(_, lease) => drop(slot.asker.reclaim(lease)),
             PoolAction::Release(_, lease) => {
-                let (worker, over) = (Name(&room.config.name, n), slot.asker.release(lease));
+                let (worker, over) = (WorkerName(&room.config.name, n), slot.asker.release(lease));
                 if over {
                     tracing::debug!(%worker, %lease, event = %log::Event::LeaseOver, "lease is over");
                 }
@@ -427,7 +429,7 @@ impl Desk {
     /// The end of this dispatcher is wanted.
     pub fn leave(&self) {
         for slot in self.rooms.borrow().iter().flat_map(|room| &room.slots).flatten() {
-            backoff::forgive(&slot.segment, Word::DISPATCHER_START);
+            backoff::clear_failures(&slot.segment, Word::DISPATCHER_START);
         }
     }
 }
@@ -440,7 +442,7 @@ fn undamaged(config: &Config) -> Result<Vec<Arc<Segment>>, DispatcherError> {
         match ipc::open(config, &id) {
             Ok(parts) => segments.push(parts.segment),
             Err(error) => match error.damage() {
-                Some(damage) if damage.may_be_honest() => refused = Some(error),
+                Some(damage) if damage.is_well_formed() => refused = Some(error),
                 Some(_) => spoilt = true,
                 None => return Err(error.into()),
             },

@@ -18,7 +18,7 @@ use tokio::io::AsyncWriteExt;
 use tokio::time::{sleep, timeout};
 
 use crate::log;
-use crate::net::{self, ProblemResponse, SocketStream, linger};
+use crate::net::{self, ProblemResponse, SocketStream, lingering_close};
 
 /// What the names of stored connections begin with.
 pub const PREFIX: &str = "waiting-";
@@ -30,7 +30,7 @@ const RETRY: (Duration, u32) = (Duration::from_millis(5), 200);
 const LATER: Duration = Duration::from_millis(2);
 
 /// A connection in the store; taken out when dropped.
-pub struct Stored(pub String);
+pub struct StoredFd(pub String);
 
 /// What the names of those begin with of which nothing has been read: they can be served.
 pub const HANDED: &str = "handed-";
@@ -42,7 +42,7 @@ pub fn waiting() -> String {
 
 /// What the next dispatcher has to know of a connection of which nothing has been read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Handed {
+pub struct StoredConnection {
     /// Its listener's key.
     pub door: u64,
     /// The client's address as a proxy has told it.
@@ -53,7 +53,7 @@ pub struct Handed {
     pub is_http: bool,
 }
 
-impl Handed {
+impl StoredConnection {
     /// A name for it.
     pub fn name(&self) -> String {
         // A name has no colons (sd_pid_notify_with_fds(3)).
@@ -62,7 +62,7 @@ impl Handed {
         format!("{HANDED}{:016x}-{peer}-{}-{speaks}-{}", self.door, self.mark, unique())
     }
 
-    /// What [`Handed::name`] has put into a name.
+    /// What [`StoredConnection::name`] has put into a name.
     pub fn of(name: &str) -> Option<Self> {
         let mut words = name.strip_prefix(HANDED)?.split('-');
         let door = u64::from_str_radix(words.next()?, 16).ok()?;
@@ -86,13 +86,13 @@ fn unique() -> String {
 }
 
 /// Puts a connection into the store. `None` where there is no store.
-pub async fn put(connection: BorrowedFd<'_>, name: String) -> Option<Stored> {
+pub async fn put(connection: BorrowedFd<'_>, name: String) -> Option<StoredFd> {
     let message = format!("FDSTORE=1\nFDNAME={name}");
     send(&message, Some(connection)).await.ok()?;
-    Some(Stored(name))
+    Some(StoredFd(name))
 }
 
-impl Drop for Stored {
+impl Drop for StoredFd {
     fn drop(&mut self) {
         let message = format!("FDSTOREREMOVE=1\nFDNAME={}", self.0);
         tokio::task::spawn_local(async move {
@@ -135,9 +135,9 @@ async fn send(message: &str, fd: Option<BorrowedFd<'_>>) -> io::Result<()> {
 /// Answers connections that waited when the last dispatcher ended and cannot be served by this one: what they asked was
 /// read by the last one and is lost, or there is no place for them any more. All that can be said is that nothing was
 /// started and that they may ask again at once.
-pub fn give_back(connections: Vec<(OwnedFd, Stored)>, linger_timeout: Duration) {
+pub fn give_back(connections: Vec<(OwnedFd, StoredFd)>, linger_timeout: Duration) {
     if !connections.is_empty() {
-        tracing::info!(connections = connections.len(), event = %log::Event::ConnectionsReturned,
+        tracing::info!(connections = connections.len(), event = %log::Event::ConnectionsRejected,
             "sending back who waited when the last dispatcher ended");
     }
     for (fd, stored) in connections {
@@ -147,7 +147,7 @@ pub fn give_back(connections: Vec<(OwnedFd, Stored)>, linger_timeout: Duration) 
                 let detail = "the dispatcher was restarted while the request waited for a worker";
                 let answer = ProblemResponse::not_started(StatusCode::SERVICE_UNAVAILABLE, detail).retry_after(0).raw();
                 let _ = timeout(linger_timeout, stream.clone().write_all(&answer)).await;
-                linger(stream, linger_timeout).await;
+                lingering_close(stream, linger_timeout).await;
             }
             drop(stored);
         });
@@ -162,14 +162,14 @@ mod tests {
     fn a_name_says_what_the_next_dispatcher_has_to_know() {
         for peer in [None, Some("192.0.2.1:80".parse().unwrap()), Some("[2001:db8::1]:80".parse().unwrap())] {
             for is_http in [false, true] {
-                let handed = Handed { door: u64::MAX - 1, peer, mark: 7, is_http };
+                let handed = StoredConnection { door: u64::MAX - 1, peer, mark: 7, is_http };
                 let name = handed.name();
                 assert!(name.len() < 255 && !name.contains(':'), "{name}");
-                assert_eq!(Handed::of(&name), Some(handed));
+                assert_eq!(StoredConnection::of(&name), Some(handed));
             }
         }
         for other in ["waiting-1-2", "handed-", "handed-0--7", "handed-x--7-http-1", "handed-0--7-words-1"] {
-            assert_eq!(Handed::of(other), None, "{other}");
+            assert_eq!(StoredConnection::of(other), None, "{other}");
         }
     }
 }

@@ -17,15 +17,15 @@ use tokio::io::AsyncWriteExt;
 use tokio::sync::Notify;
 use tokio::time::{Instant, sleep, timeout, timeout_at};
 
-use super::driver::Desk;
-use super::fdstore::Handed;
-use super::listeners::{Door, Doors};
+use super::driver::Driver;
+use super::fdstore::StoredConnection;
+use super::listeners::{Listener, Listeners};
 use super::readiness::{Readiness, Watched};
 use super::{fdstore, redirect};
 use crate::handoff::HandoffMessage;
 use crate::ids::{LeaseId, Token, WorkerId};
 use crate::net::{
-    self, HEADER_MAX, ProblemResponse, ProxyHeader, SocketStream, linger, proxied, reset, set_reset_on_close,
+    self, HEADER_MAX, ProblemResponse, ProxyHeader, SocketStream, lingering_close, proxied, reset, set_reset_on_close,
 };
 use crate::pool::{LeaseEnd, Peer, Refusal};
 
@@ -38,17 +38,17 @@ const HEADER_LOOK: (Duration, Duration) = (Duration::from_millis(2), Duration::f
 /// A connection.
 pub struct Connection {
     watched: Watched,
-    ends: Ends,
+    ends: Endpoints,
     /// The client's address as a proxy has told it.
     proxied: Cell<Option<SocketAddr>>,
     /// Where it has come in, as that was when it last asked.
-    door: RefCell<Rc<Door>>,
+    door: RefCell<Rc<Listener>>,
     /// Whether a worker may have it.
     lent: Cell<bool>,
     /// Whether the store has, or has had, a duplicate.
     stored: Cell<bool>,
     /// The one that it came back as, until it is claimed: this dispatcher may die as soon as the last.
-    adopted: Cell<Option<fdstore::Stored>>,
+    adopted: Cell<Option<fdstore::StoredFd>>,
     /// What has come of the present request.
     outcome: RefCell<Option<Outcome>>,
     claimed: Cell<bool>,
@@ -57,7 +57,7 @@ pub struct Connection {
 
 /// Who a connection connects.
 #[derive(Clone, Copy, Debug)]
-pub struct Ends {
+pub struct Endpoints {
     /// The client, as the pool knows it.
     pub peer: Peer,
     /// The client's TCP address.
@@ -68,7 +68,7 @@ pub struct Ends {
     pub mark: u32,
 }
 
-impl Ends {
+impl Endpoints {
     /// `address` is the client's, on TCP; `server` is the other one where it is known.
     pub fn of(fd: &OwnedFd, address: Option<SocketAddr>, server: Option<SocketAddr>, mark: u32) -> Self {
         let user = || Peer::User(net::peer_user(fd).unwrap_or(u32::MAX));
@@ -86,7 +86,7 @@ pub enum Outcome {
 }
 
 impl Connection {
-    pub fn new(fd: OwnedFd, ends: Ends, door: Rc<Door>, readiness: &Rc<Readiness>) -> Self {
+    pub fn new(fd: OwnedFd, ends: Endpoints, door: Rc<Listener>, readiness: &Rc<Readiness>) -> Self {
         Self {
             watched: Watched::new(fd, readiness),
             ends,
@@ -116,7 +116,7 @@ impl Connection {
     }
 
     /// It comes from the store, where its header was read already.
-    pub fn adopted(self, proxied: Option<SocketAddr>, stored: fdstore::Stored) -> Self {
+    pub fn adopted(self, proxied: Option<SocketAddr>, stored: fdstore::StoredFd) -> Self {
         self.proxied.set(proxied);
         self.stored.set(true);
         self.adopted.set(Some(stored));
@@ -126,7 +126,7 @@ impl Connection {
 
     /// What its worker is to know of it.
     pub fn message(&self, lease: LeaseId, token: Token) -> HandoffMessage {
-        let Ends { address, server, .. } = self.ends;
+        let Endpoints { address, server, .. } = self.ends;
         let entrance = self.door.borrow().entrance.clone();
         HandoffMessage { lease, token, peer: self.proxied.get().or(address), server, entrance }
     }
@@ -196,9 +196,9 @@ pub fn is_lent(fd: &OwnedFd) -> bool {
 }
 
 /// What a connection of one listener needs to know.
-pub struct Hall {
-    pub desk: Rc<Desk>,
-    pub doors: Rc<Doors>,
+pub struct HandoffListener {
+    pub desk: Rc<Driver>,
+    pub doors: Rc<Listeners>,
     /// The place of its listener in the configuration.
     pub index: usize,
     /// Told when nobody is to be waited for any more.
@@ -206,14 +206,14 @@ pub struct Hall {
     pub is_closing: Rc<Cell<bool>>,
 }
 
-impl Hall {
+impl HandoffListener {
     /// Serves a connection to its end.
     pub async fn serve(&self, connection: Rc<Connection>, is_new: bool, waits: &dyn Fn(bool)) {
         let is_behind_proxy = self.door().is_some_and(|door| door.listener.proxy_protocol);
         if is_new && is_behind_proxy && self.read_proxy(&connection).await.is_err() {
             return reset(&*connection); // who it is cannot be told, and so nothing is done for it
         }
-        let is_http = |door: &Door| self.desk.speaks_http(&door.listener.pool);
+        let is_http = |door: &Listener| self.desk.speaks_http(&door.listener.pool);
         let mut bound = self.doors.settings().head_timeout;
         loop {
             // Of another protocol nobody here knows who speaks first.
@@ -242,7 +242,7 @@ impl Hall {
     }
 
     /// Its listener, as it is now.
-    fn door(&self) -> Option<Rc<Door>> {
+    fn door(&self) -> Option<Rc<Listener>> {
         self.doors.handing(self.index)
     }
 
@@ -291,7 +291,7 @@ impl Hall {
     }
 
     /// Gets it a worker, and waits until that is through; `None` if the client has gone before.
-    async fn hand_over(&self, connection: &Rc<Connection>, door: &Door, waits: &dyn Fn(bool)) -> Option<Outcome> {
+    async fn hand_over(&self, connection: &Rc<Connection>, door: &Listener, waits: &dyn Fn(bool)) -> Option<Outcome> {
         connection.claimed.set(false);
         let pool = &door.listener.pool;
         let lease = self.desk.hand_over(pool, connection.peer(), connection);
@@ -304,7 +304,8 @@ impl Hall {
                     connection.show_lent();
                     let (peer, mark, is_http) =
                         (connection.proxied.get(), connection.mark(), self.desk.speaks_http(pool));
-                    fdstore::put(connection.as_fd(), Handed { door: door.key, peer, mark, is_http }.name()).await
+                    fdstore::put(connection.as_fd(), StoredConnection { door: door.key, peer, mark, is_http }.name())
+                        .await
                 }
             };
             connection.claimed().await;
@@ -328,7 +329,7 @@ impl Hall {
     }
 
     /// The last that can be done for it.
-    async fn end(&self, connection: &Connection, door: &Door, outcome: Outcome) {
+    async fn end(&self, connection: &Connection, door: &Listener, outcome: Outcome) {
         let pool = &door.listener.pool;
         let problem = match outcome {
             Outcome::Over(_, LeaseEnd::Done, _) => return, // its worker has ended it
@@ -368,7 +369,7 @@ impl Hall {
         set_reset_on_close(&stream, false)?;
         let bound = self.doors.settings().linger_timeout;
         timeout(bound, stream.clone().write_all(&problem.raw())).await??;
-        linger(stream, bound).await;
+        lingering_close(stream, bound).await;
         Ok(())
     }
 }

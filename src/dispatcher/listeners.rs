@@ -8,7 +8,7 @@ use crate::handoff::ListenerInfo;
 
 /// A listener, and what others need to know of it.
 #[derive(Debug)]
-pub struct Door {
+pub struct Listener {
     pub listener: config::ListenerConfig,
     /// What its workers are told.
     pub entrance: ListenerInfo,
@@ -18,12 +18,12 @@ pub struct Door {
 
 /// All of them, in the order of the file, and the bounds that hold for who comes in.
 #[derive(Debug)]
-pub struct Doors {
-    all: RefCell<Vec<Rc<Door>>>,
+pub struct Listeners {
+    all: RefCell<Vec<Rc<Listener>>>,
     settings: RefCell<Rc<config::FrontConfig>>,
 }
 
-impl Doors {
+impl Listeners {
     pub fn new(config: &Config) -> Rc<Self> {
         Rc::new(Self { all: RefCell::new(doors(config)), settings: RefCell::new(Rc::new(config.front.clone())) })
     }
@@ -38,23 +38,23 @@ impl Doors {
         self.settings.borrow().clone()
     }
 
-    pub fn at(&self, index: usize) -> Option<Rc<Door>> {
+    pub fn at(&self, index: usize) -> Option<Rc<Listener>> {
         self.all.borrow().get(index).cloned()
     }
 
     /// The one with this index, if it hands connections over.
-    pub fn handing(&self, index: usize) -> Option<Rc<Door>> {
+    pub fn handing(&self, index: usize) -> Option<Rc<Listener>> {
         self.at(index).filter(|door| door.listener.delivery == Delivery::Handoff)
     }
 
     /// The one that hands connections over and has this key, with its index.
-    pub fn find(&self, key: u64) -> Option<(usize, Rc<Door>)> {
+    pub fn find(&self, key: u64) -> Option<(usize, Rc<Listener>)> {
         let index = self.all.borrow().iter().position(|door| door.key == key)?;
         Some((index, self.handing(index)?))
     }
 }
 
-fn doors(config: &Config) -> Vec<Rc<Door>> {
+fn doors(config: &Config) -> Vec<Rc<Listener>> {
     let entrance = |listener: &config::ListenerConfig| {
         let listens_on = match &listener.address {
             ListenAddress::Tcp(address) => Some(address.ip()),
@@ -71,7 +71,7 @@ fn doors(config: &Config) -> Vec<Rc<Door>> {
         digest(&[address.as_bytes(), delivery.as_bytes(), &before.to_le_bytes()])
     };
     let door = |(index, listener): (usize, &config::ListenerConfig)| {
-        Rc::new(Door { listener: listener.clone(), entrance: entrance(listener), key: key(index) })
+        Rc::new(Listener { listener: listener.clone(), entrance: entrance(listener), key: key(index) })
     };
     config.listeners.iter().enumerate().map(door).collect()
 }
@@ -91,14 +91,14 @@ mod tests {
     #[test]
     fn a_door_is_known_again_by_its_address_wherever_it_stands() {
         let all = [("127.0.0.1:1", "handoff"), ("127.0.0.1:2", "handoff"), ("unix:/x", "handoff")];
-        let doors = Doors::new(&config(&all));
+        let doors = Listeners::new(&config(&all));
         let key = doors.at(1).unwrap().key;
         assert_eq!(doors.find(key).unwrap().0, 1);
-        assert_eq!(Doors::new(&config(&all[1..])).find(key).unwrap().0, 0);
-        assert!(Doors::new(&config(&[all[0], all[2]])).find(key).is_none());
+        assert_eq!(Listeners::new(&config(&all[1..])).find(key).unwrap().0, 0);
+        assert!(Listeners::new(&config(&[all[0], all[2]])).find(key).is_none());
         // Nobody is handed over there any more.
-        assert!(Doors::new(&config(&[("127.0.0.1:2", "redirect")])).find(key).is_none());
-        let twins = Doors::new(&config(&[("127.0.0.1:0", "handoff"); 2]));
+        assert!(Listeners::new(&config(&[("127.0.0.1:2", "redirect")])).find(key).is_none());
+        let twins = Listeners::new(&config(&[("127.0.0.1:0", "handoff"); 2]));
         assert_ne!(twins.at(0).unwrap().key, twins.at(1).unwrap().key);
     }
 }

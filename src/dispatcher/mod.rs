@@ -35,7 +35,7 @@ use crate::net::SocketListener;
 use crate::pool::PoolEvent;
 use crate::signals::{ParentWatch, STOP_DEBOUNCE, Signal};
 use crate::{log, sys};
-use driver::Desk;
+use driver::Driver;
 pub use driver::before_sleep;
 
 /// Why the dispatcher cannot start or go on.
@@ -84,9 +84,9 @@ async fn serve(mut config: Config, path: Option<PathBuf>) -> Result<(), Dispatch
                 *place = Some(listener);
             }
         } else if name.starts_with(fdstore::HANDED) {
-            handed.push((fd, fdstore::Stored(name)));
+            handed.push((fd, fdstore::StoredFd(name)));
         } else if name.starts_with(fdstore::PREFIX) {
-            stored.push((fd, fdstore::Stored(name)));
+            stored.push((fd, fdstore::StoredFd(name)));
         }
     }
     let probe = probe.ok_or_else(|| DispatcherError::NoSocket("probe.sock".into()))?;
@@ -96,7 +96,7 @@ async fn serve(mut config: Config, path: Option<PathBuf>) -> Result<(), Dispatch
     let listeners: Vec<Rc<SocketListener>> = listeners.into_iter().flatten().map(Rc::new).collect();
     let ports: Vec<Option<u16>> = listeners.iter().map(|socket| Some(socket.tcp_address()?.port())).collect();
 
-    let desk = Desk::open(&config, &|pool| return_port(&config, &ports, pool))?;
+    let desk = Driver::open(&config, &|pool| return_port(&config, &ports, pool))?;
     log::set_epoch(desk.epoch().get());
     fdstore::give_back(stored, config.front.linger_timeout);
     let mut stop = Signal::stop().and_then(Signal::into_async).map_err(system("signals"))?;
@@ -108,7 +108,7 @@ async fn serve(mut config: Config, path: Option<PathBuf>) -> Result<(), Dispatch
     tokio::task::spawn_local(async move { timers.run_timers().await });
     let news = desk.clone();
     tokio::task::spawn_local(async move { news.run_news().await });
-    let front = accept::Front::open(&config, listeners, desk.clone()).map_err(system("epoll"))?;
+    let front = accept::Acceptor::open(&config, listeners, desk.clone()).map_err(system("epoll"))?;
     front.take_back(handed);
     let _ = sd_notify::notify(&[NotifyState::Ready, NotifyState::Status(&desk.status())]);
     tracing::debug!(epoch = %desk.epoch(), "ready");

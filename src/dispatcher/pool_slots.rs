@@ -77,7 +77,7 @@ impl Slot {
     /// Makes the segment of a dead worker anew.
     fn restore(&mut self, worker: &WorkerId, damage: &str) {
         let Self { asker, segment, identity, last, .. } = self;
-        match segment.restore(*identity, || asker.refill(*last)) {
+        match segment.restore(*identity, || asker.reinitialize(*last)) {
             Ok(true) => tracing::warn!(%worker, "the segment of this worker is made anew: {damage}"),
             Ok(false) => {} // somebody has just taken it
             Err(error) => tracing::error!(%worker, "the segment of this worker cannot be made anew: {error}"),
@@ -92,7 +92,7 @@ impl Drop for Slot {
 }
 
 /// One pool: its decisions, its slots.
-pub struct Room {
+pub struct PoolSlots {
     pub config: config::PoolConfig,
     pub pool: Pool,
     /// What ended its workers, if the watchdog has given up all of them.
@@ -103,7 +103,7 @@ pub struct Room {
     pub patience: SpinBudget,
 }
 
-impl Room {
+impl PoolSlots {
     /// The slot at this index, if it is open.
     pub fn slot(&self, index: usize) -> Option<&Slot> {
         self.slots.get(index)?.as_ref()
@@ -133,7 +133,7 @@ impl Room {
             alive = slot.segment.is_taken(Role::Worker);
             damage = slot.damage();
         }
-        let seen = slot::look(&mut slot.asker, alive);
+        let seen = slot::read_slot(&mut slot.asker, alive);
         match seen.answer {
             Some(SlotAnswer::Accept(lease)) => {
                 tracing::debug!(%worker, %lease, event = %Event::LeaseAnswered, "worker takes the lease");
@@ -160,8 +160,8 @@ impl Room {
     }
 
     /// Tells the workers which listener leads to them.
-    pub fn lead_back(&mut self, return_port: Option<u16>) {
-        self.slots.iter_mut().flatten().for_each(|slot| slot.asker.lead_back(return_port));
+    pub fn set_return_port(&mut self, return_port: Option<u16>) {
+        self.slots.iter_mut().flatten().for_each(|slot| slot.asker.set_return_port(return_port));
     }
 
     /// What the client of this lease is told.
@@ -181,7 +181,7 @@ impl Room {
 
     /// Says what an operator wants to read.
     pub fn note(&self, n: u16, note: PoolNote) {
-        let worker = Name(&self.config.name, n);
+        let worker = WorkerName(&self.config.name, n);
         match note {
             PoolNote::Up(epoch) => tracing::debug!(%worker, %epoch, "worker is there"),
             PoolNote::Down(epoch) => tracing::debug!(%worker, %epoch, "worker has gone"),
@@ -194,13 +194,13 @@ impl Room {
                 let event = Event::LeaseUnclaimed;
                 tracing::debug!(%worker, %lease, %event, "lease was not used within claim_timeout");
             }
-            PoolNote::Garbled => {
+            PoolNote::Corrupt => {
                 let Some(slot) = self.slots.get(usize::from(n) - 1).and_then(Option::as_ref) else { return };
                 let damage = slot.damage().unwrap_or_else(|| "its life or its claim is garbled".into());
-                tracing::error!(%worker, event = %Event::SlotGarbled,
+                tracing::error!(%worker, event = %Event::SlotCorrupt,
                     "the slot of this worker holds what no worker writes: {damage}");
                 // The next incarnation is not to take it before it is made anew.
-                slot.segment.condemn();
+                slot.segment.invalidate();
             }
             PoolNote::Lost(lease) => {
                 tracing::warn!(%worker, %lease, event = %Event::RequestLost,
@@ -211,9 +211,9 @@ impl Room {
 }
 
 /// A worker's name, written only when somebody reads it.
-pub struct Name<'a>(pub &'a PoolName, pub u16);
+pub struct WorkerName<'a>(pub &'a PoolName, pub u16);
 
-impl fmt::Display for Name<'_> {
+impl fmt::Display for WorkerName<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}/{}", self.0, self.1)
     }

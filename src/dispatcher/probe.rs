@@ -9,7 +9,7 @@ use nix::unistd::{User, geteuid};
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::{UnixListener, UnixStream};
 
-use super::driver::Desk;
+use super::driver::Driver;
 use crate::clock;
 use crate::ids::Monotonic;
 use crate::log;
@@ -36,13 +36,13 @@ const ORDINARY: u32 = 1000;
 ///
 /// That is so under systemd, where the dispatcher runs as a system account: the set of an ordinary user, or of
 /// root, is nobody else's.
-struct Guests {
+struct AccessList {
     allowed: Vec<u32>,
     refused: Cell<u64>,
     told: Cell<Option<Monotonic>>,
 }
 
-impl Guests {
+impl AccessList {
     /// Looks the accounts up, once.
     fn invite() -> Self {
         let own = geteuid().as_raw();
@@ -66,8 +66,8 @@ impl Guests {
     }
 }
 
-pub async fn serve(socket: UnixListener, desk: Rc<Desk>) {
-    let guests = Guests::invite();
+pub async fn serve(socket: UnixListener, desk: Rc<Driver>) {
+    let guests = AccessList::invite();
     loop {
         match socket.accept().await {
             Ok((stream, _)) => {
@@ -98,7 +98,7 @@ async fn refuse(stream: UnixStream) {
     }
 }
 
-async fn converse(stream: UnixStream, desk: Rc<Desk>) {
+async fn converse(stream: UnixStream, desk: Rc<Driver>) {
     let (read, mut write) = stream.into_split();
     let mut read = BufReader::new(read);
     loop {
@@ -127,7 +127,7 @@ async fn converse(stream: UnixStream, desk: Rc<Desk>) {
 }
 
 /// Carries out an order; why not, if not.
-fn obey(desk: &Desk, order: ProbeCommand) -> Option<String> {
+fn obey(desk: &Driver, order: ProbeCommand) -> Option<String> {
     match order {
         ProbeCommand::Ping => desk.tell_all(PoolEvent::Probe),
         ProbeCommand::Quiesce => desk.tell_all(PoolEvent::Quiesce),

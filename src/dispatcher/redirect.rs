@@ -45,7 +45,7 @@ pub fn lease(grant: &Grant) -> Response<Full<Bytes>> {
 
 /// The workers of a pool, and how many of them nobody can get.
 #[derive(Clone, Debug, Default)]
-pub struct Staff {
+pub struct PoolAvailability {
     pub workers: usize,
     /// An operator has taken them out of service.
     pub drained: usize,
@@ -55,9 +55,9 @@ pub struct Staff {
     pub failed: Option<String>,
 }
 
-impl fmt::Display for Staff {
+impl fmt::Display for PoolAvailability {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Staff { workers, drained, gone, .. } = *self;
+        let PoolAvailability { workers, drained, gone, .. } = *self;
         match workers {
             0 => f.write_str("it is not part of the set any more"),
             1 if drained == 1 => f.write_str("its worker is taken out of service"),
@@ -81,7 +81,7 @@ impl fmt::Display for Staff {
 }
 
 /// 503, saying what is full, or who is missing.
-pub fn refusal(refusal: Refusal, pool: &str, staff: &Staff) -> ProblemResponse {
+pub fn refusal(refusal: Refusal, pool: &str, staff: &PoolAvailability) -> ProblemResponse {
     let detail = match refusal {
         Refusal::QueueFull(bound) => {
             format!("pool {pool}: {staff}, and {bound} clients are waiting, as many as `queue` allows")
@@ -109,7 +109,7 @@ mod tests {
 
     #[test]
     fn a_refusal_says_who_is_missing() {
-        let words = |workers, drained, gone| Staff { workers, drained, gone, failed: None }.to_string();
+        let words = |workers, drained, gone| PoolAvailability { workers, drained, gone, failed: None }.to_string();
         assert_eq!(words(1, 0, 0), "its worker is busy");
         assert_eq!(words(2, 0, 0), "its 2 workers are busy");
         assert_eq!(words(2, 2, 0), "all 2 workers are taken out of service");

@@ -5,8 +5,8 @@ use crate::ids::RefuseReason;
 use crate::pool::{SlotAnswer, SlotQuestion, SlotView};
 
 /// Reads everything the pool wants to know of a slot. `alive`: whether the worker's lock is held.
-pub fn look<M: SlotMemory>(asker: &mut DispatcherSide<M>, alive: bool) -> SlotView {
-    let heard = asker.take_heard().then_some(SlotAnswer::Here);
+pub fn read_slot<M: SlotMemory>(asker: &mut DispatcherSide<M>, alive: bool) -> SlotView {
+    let heard = asker.take_superseded_answer().then_some(SlotAnswer::Here);
     let answer = asker.answer().and_then(|(question, reply)| answer(question, reply)).or(heard);
     let life = Incarnation::load(asker.memory());
     SlotView {

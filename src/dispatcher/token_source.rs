@@ -7,12 +7,12 @@ const DRAW: usize = 16;
 
 /// Bits that nobody has seen. Each is given away once and not kept.
 #[derive(Default)]
-pub struct Chance {
+pub struct TokenSource {
     drawn: RefCell<[[u8; 16]; DRAW]>,
     left: Cell<usize>,
 }
 
-impl Chance {
+impl TokenSource {
     /// The next 128 of them.
     pub fn bits(&self) -> u128 {
         let mut drawn = self.drawn.borrow_mut();
@@ -32,7 +32,7 @@ mod tests {
 
     #[test]
     fn no_bits_come_twice() {
-        let chance = Chance::default();
+        let chance = TokenSource::default();
         let all: std::collections::BTreeSet<u128> = (0..DRAW * 3).map(|_| chance.bits()).collect();
         assert_eq!(all.len(), DRAW * 3);
         assert!(chance.drawn.borrow().iter().all(|bits| *bits == [0; 16]), "what was given away is not kept");

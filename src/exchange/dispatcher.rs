@@ -21,7 +21,7 @@ pub struct DispatcherSide<M> {
     sequence: u64,
     outstanding: Option<Question>,
     /// A question that was overtaken by an offer had been answered.
-    heard: bool,
+    superseded_answer: bool,
 }
 
 impl<M: SlotMemory> DispatcherSide<M> {
@@ -51,33 +51,42 @@ impl<M: SlotMemory> DispatcherSide<M> {
     pub fn attach(memory: M, epoch: Epoch, process: (u32, u64), return_port: Option<u16>) -> Self {
         let sequence = memory.load(Word::SEQUENCE, Relaxed) & SEQUENCE_MAX;
         let drained = Self::was_drained(&memory);
-        let asker = Self { memory, epoch, process, return_port, drained, sequence, outstanding: None, heard: false };
-        asker.sign();
-        asker.unwatch();
+        let asker = Self {
+            memory,
+            epoch,
+            process,
+            return_port,
+            drained,
+            sequence,
+            outstanding: None,
+            superseded_answer: false,
+        };
+        asker.write_identity();
+        asker.stop_polling();
         asker
     }
 
     /// Where the worker sends those whose token opens nothing; read at each of them.
-    pub fn lead_back(&mut self, return_port: Option<u16>) {
+    pub fn set_return_port(&mut self, return_port: Option<u16>) {
         self.return_port = return_port;
         self.memory.store(Word::RETURN_PORT, return_port.unwrap_or(0).into(), Relaxed);
     }
 
     /// What the dispatcher before has left is not to be believed: the worker is in service.
-    pub fn distrust(&mut self) {
+    pub fn discard_inherited(&mut self) {
         self.drained = false;
-        self.sign();
+        self.write_identity();
     }
 
     /// Writes what of the question line does not change while this process lives.
-    fn sign(&self) {
-        for (word, value) in self.signature() {
+    fn write_identity(&self) {
+        for (word, value) in self.identity() {
             self.memory.store(word, value, Relaxed);
         }
         self.memory.store(Word::DISPATCHER_EPOCH, self.epoch.get().into(), Release);
     }
 
-    fn signature(&self) -> [(Word, u64); 5] {
+    fn identity(&self) -> [(Word, u64); 5] {
         let (pid, started) = self.process;
         [
             (Word::DISPATCHER_PID, pid.into()),
@@ -91,19 +100,19 @@ impl<M: SlotMemory> DispatcherSide<M> {
     /// Whether the question line holds what this process, its only writer, has written. If not, another has.
     pub fn is_intact(&self) -> bool {
         self.memory.load(Word::DISPATCHER_EPOCH, Relaxed) == u64::from(self.epoch.get())
-            && self.signature().into_iter().all(|(word, value)| self.memory.load(word, Relaxed) == value)
+            && self.identity().into_iter().all(|(word, value)| self.memory.load(word, Relaxed) == value)
     }
 
     /// Fills a slot that has been made anew, all zero: what this side knows, and the worker's last life as one that
     /// is over, of a process that there cannot be.
-    pub fn refill(&mut self, worker: Option<Epoch>) {
+    pub fn reinitialize(&mut self, worker: Option<Epoch>) {
         self.outstanding = None;
         if let Some(epoch) = worker {
             self.memory.store(Word::PID, u32::MAX.into(), Relaxed);
             self.memory.store(Word::STATE, Lifecycle::Starting as u64, Relaxed);
             self.memory.store(Word::EPOCH, epoch.get().into(), Release); // Release E
         }
-        self.sign();
+        self.write_identity();
     }
 
     /// The slot's words.
@@ -140,20 +149,20 @@ impl<M: SlotMemory> DispatcherSide<M> {
         Some((question, reply))
     }
 
-    /// From the next offer on, until [`Self::unwatch`], this side looks by itself: its news needs no ring.
+    /// From the next offer on, until [`Self::stop_polling`], this side looks by itself: its news needs no ring.
     pub fn watch(&self) {
         self.memory.store(Word::WATCHED, 1, Relaxed);
     }
 
     /// This side is about to sleep: from now on it has to be rung for. What the worker did before it knew is seen by
-    /// [`Self::has_news`] afterwards (store buffering: one of the two sees the other, as in Dekker's algorithm).
-    pub fn unwatch(&self) {
+    /// [`Self::has_update`] afterwards (store buffering: one of the two sees the other, as in Dekker's algorithm).
+    pub fn stop_polling(&self) {
         self.memory.store(Word::WATCHED, 0, Relaxed);
         self.memory.fence(SeqCst); // W
     }
 
     /// Whether an offer is answered that was not, or a claim has ended: what the worker would ring for.
-    pub fn has_news(&self) -> bool {
+    pub fn has_update(&self) -> bool {
         let question = self.outstanding.filter(|question| question.kind == QuestionKind::Offer);
         let answered = |question: Question| self.memory.load(Word::ANSWER, Relaxed) >> 16 == question.sequence;
         let open =
@@ -167,13 +176,13 @@ impl<M: SlotMemory> DispatcherSide<M> {
     }
 
     /// Another question is about to overtake the one that is open: should that have been answered, it is remembered.
-    pub fn overtake(&mut self) {
-        self.heard |= self.answer().is_some();
+    pub fn supersede(&mut self) {
+        self.superseded_answer |= self.answer().is_some();
     }
 
     /// Whether that was so; once.
-    pub fn take_heard(&mut self) -> bool {
-        std::mem::take(&mut self.heard)
+    pub fn take_superseded_answer(&mut self) -> bool {
+        std::mem::take(&mut self.superseded_answer)
     }
 
     /// `Free -> Offered`, then the question. What was found in the claim word if it was not free.
@@ -214,7 +223,7 @@ impl<M: SlotMemory> DispatcherSide<M> {
     }
 
     /// `Responding -> Free`: only for a worker whose incarnation is known to be dead.
-    pub fn bury(&self, lease: LeaseId) -> bool {
+    pub fn reclaim(&self, lease: LeaseId) -> bool {
         swap(&self.memory, Claim::Held(lease, Phase::Responding), Claim::Free).is_ok()
     }
 

@@ -79,9 +79,9 @@ impl Word {
     /// A [`Lifecycle`], with bit 8 set while the worker wants to be recycled.
     pub(super) const STATE: Word = Word::at(3, 3);
     /// Turns of the control loop.
-    pub(super) const TURNS: Word = Word::at(3, 4);
+    pub(super) const TICKS: Word = Word::at(3, 4);
     /// When the last turn was.
-    pub(super) const LAST_TURN: Word = Word::at(3, 5);
+    pub(super) const LAST_TICK: Word = Word::at(3, 5);
     /// TCP port the worker listens on, or 0.
     pub(super) const PORT: Word = Word::at(3, 6);
 
@@ -146,9 +146,9 @@ pub struct Incarnation {
     /// Whether it asks to be recycled.
     pub wants_recycle: bool,
     /// Turns of its control loop.
-    pub turns: u64,
+    pub ticks: u64,
     /// When the last turn was.
-    pub last_turn: Monotonic,
+    pub last_tick: Monotonic,
     /// The TCP port it listens on.
     pub port: Option<u16>,
 }
@@ -169,8 +169,8 @@ impl Incarnation {
             started: memory.load(Word::STARTED, Relaxed),
             state: Lifecycle::new(state & 0xff)?,
             wants_recycle: state & WANTS_RECYCLE != 0,
-            turns: memory.load(Word::TURNS, Relaxed),
-            last_turn: Monotonic(memory.load(Word::LAST_TURN, Relaxed)),
+            ticks: memory.load(Word::TICKS, Relaxed),
+            last_tick: Monotonic(memory.load(Word::LAST_TICK, Relaxed)),
             port: u16::try_from(memory.load(Word::PORT, Relaxed)).ok().filter(|port| *port > 0),
         })
     }

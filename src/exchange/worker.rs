@@ -44,25 +44,25 @@ pub struct WorkerSide<M> {
     memory: M,
     epoch: Epoch,
     /// What of the life line does not change: only another can have written anything else.
-    signature: [(Word, u64); 4],
+    identity: [(Word, u64); 4],
 }
 
 impl<M: SlotMemory> WorkerSide<M> {
     /// Starts a new incarnation: everything of the life line, the epoch last.
-    pub fn begin(memory: M, pid: u32, started: u64, port: Option<u16>, now: Monotonic) -> Self {
+    pub fn attach(memory: M, pid: u32, started: u64, port: Option<u16>, now: Monotonic) -> Self {
         let epoch = Epoch::new(memory.load(Word::EPOCH, Relaxed)).map_or(Epoch::FIRST, Epoch::next);
-        let signature = [
+        let identity = [
             (Word::PID, pid.into()),
             (Word::STARTED, started),
             (Word::PORT, port.unwrap_or(0).into()),
             (Word::EPOCH, epoch.get().into()),
         ];
         memory.store(Word::STATE, Lifecycle::Starting as u64, Relaxed);
-        memory.store(Word::LAST_TURN, now.0, Relaxed);
-        for (word, value) in signature {
+        memory.store(Word::LAST_TICK, now.0, Relaxed);
+        for (word, value) in identity {
             memory.store(word, value, Release); // Release E: the epoch comes last
         }
-        Self { memory, epoch, signature }
+        Self { memory, epoch, identity }
     }
 
     /// This incarnation.
@@ -94,17 +94,17 @@ impl<M: SlotMemory> WorkerSide<M> {
 
     /// Whether the life line still says who this is.
     pub fn is_intact(&self) -> bool {
-        self.signature.into_iter().all(|(word, value)| self.memory.load(word, Relaxed) == value)
+        self.identity.into_iter().all(|(word, value)| self.memory.load(word, Relaxed) == value)
     }
 
     /// One turn of the control loop.
-    pub fn turn(&self, now: Monotonic) {
-        self.memory.store(Word::TURNS, self.memory.load(Word::TURNS, Relaxed).wrapping_add(1), Relaxed);
-        self.memory.store(Word::LAST_TURN, now.0, Relaxed);
+    pub fn tick(&self, now: Monotonic) {
+        self.memory.store(Word::TICKS, self.memory.load(Word::TICKS, Relaxed).wrapping_add(1), Relaxed);
+        self.memory.store(Word::LAST_TICK, now.0, Relaxed);
     }
 
     /// Says on which core this side runs.
-    pub fn be_on(&self, core: usize) {
+    pub fn set_core(&self, core: usize) {
         self.memory.store(Word::CORE, core as u64 + 1, Relaxed);
     }
 
@@ -138,7 +138,7 @@ impl<M: SlotMemory> WorkerSide<M> {
     }
 
     /// The answer that is true now: what to say to `question` in `state`.
-    pub fn judge(&self, question: &Question, state: Lifecycle) -> Reply {
+    pub fn decide(&self, question: &Question, state: Lifecycle) -> Reply {
         let held = claim(&self.memory);
         match question.kind {
             QuestionKind::Ping | QuestionKind::Drain | QuestionKind::Resume => Reply::Pong,
@@ -210,7 +210,7 @@ impl<M: SlotMemory> WorkerSide<M> {
     }
 
     /// The connection of this lease, which was handed over, goes on after it. To be said before [`Self::done`].
-    pub fn keep(&self, lease: LeaseId) {
+    pub fn mark_kept(&self, lease: LeaseId) {
         self.memory.store(Word::KEPT, lease.get(), Relaxed); // seen by whoever sees the step to Done
     }
 
@@ -223,7 +223,7 @@ impl<M: SlotMemory> WorkerSide<M> {
     }
 
     /// Whether this incarnation owes anything: an offer that its client may still use, or a claimed lease.
-    pub fn owes(&self, now: Monotonic) -> bool {
+    pub fn has_obligation(&self, now: Monotonic) -> bool {
         match terms(&self.memory) {
             Some((_, terms)) if terms.worker_epoch != self.epoch => false,
             Some((Claim::Held(_, Phase::Offered), terms)) => now <= terms.claim_by,

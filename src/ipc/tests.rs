@@ -88,7 +88,7 @@ fn leftovers_are_found_by_their_locks() {
     assert!(leftovers(set.dir()).unwrap().is_empty());
     let parts = open(&set.config, &"default-2".parse().unwrap()).unwrap();
     assert!(parts.segment.take(Role::Worker).unwrap());
-    WorkerSide::begin(parts.segment.clone(), 4711, 99, None, Monotonic(0));
+    WorkerSide::attach(parts.segment.clone(), 4711, 99, None, Monotonic(0));
     let found = leftovers(set.dir()).unwrap();
     let worker = Leftover { pid: 4711, started: 99, what: "worker default/2".into(), busy: false };
     assert_eq!(found, [worker]);

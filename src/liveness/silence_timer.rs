@@ -116,14 +116,14 @@ struct Silence {
     /// The same, counted from the last sign of progress.
     still: Monotonic,
     /// The progress counter as it was heard last.
-    turns: Option<u64>,
+    ticks: Option<u64>,
     /// The last look, and when it was.
     look: Option<(Monotonic, ProcessSample)>,
 }
 
 impl Silence {
     fn from(since: Monotonic) -> Self {
-        Self { asked: since, since, still: since, turns: None, look: None }
+        Self { asked: since, since, still: since, ticks: None, look: None }
     }
 
     /// Nobody can be blamed for so much of the time until `now`.
@@ -168,16 +168,16 @@ impl SilenceTimer {
 
     /// Somebody who asks it for us says that it owes an answer since then, and what its progress counter shows.
     /// A later time than the one we know means that it has answered in between.
-    pub fn silent(&mut self, now: Monotonic, since: Monotonic, turns: Option<u64>) {
+    pub fn silent(&mut self, now: Monotonic, since: Monotonic, ticks: Option<u64>) {
         if !self.ready {
             return;
         }
         self.owes(since);
         if let Some(silence) = &mut self.silence {
-            if silence.turns.is_some() && turns.is_some() && silence.turns != turns {
+            if silence.ticks.is_some() && ticks.is_some() && silence.ticks != ticks {
                 silence.still = now;
             }
-            silence.turns = turns.or(silence.turns);
+            silence.ticks = ticks.or(silence.ticks);
         }
     }
 
@@ -223,10 +223,10 @@ impl SilenceTimer {
         let Some(silence) = &mut self.silence else { return };
         if look.held.is_some() {
             // As long as that lasts, it owes nothing.
-            *silence = Silence { turns: silence.turns, ..Silence::from(now) };
+            *silence = Silence { ticks: silence.ticks, ..Silence::from(now) };
         } else if let Some((at, before)) = &silence.look {
             if before.held.is_some() {
-                *silence = Silence { turns: silence.turns, ..Silence::from(now) };
+                *silence = Silence { ticks: silence.ticks, ..Silence::from(now) };
             } else {
                 let excused = excused(before, &look, now.since(*at));
                 silence.excuse(excused, now);
@@ -262,7 +262,7 @@ impl SilenceTimer {
     }
 
     /// Whether its progress counter has grown within its bound.
-    pub fn turns(&self, now: Monotonic, patience: Timeouts) -> bool {
+    pub fn ticks(&self, now: Monotonic, patience: Timeouts) -> bool {
         let bound = self.bound(patience);
         self.silence.is_some_and(|silence| silence.still > silence.since && now.since(silence.still) < bound)
     }

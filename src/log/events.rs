@@ -42,13 +42,13 @@ events! {
     /// It was told to stop.
     SetStopping = 0x1dea1033da1146c5b8ad3d2b61cecca9, "set-stopping";
     /// It was told to stop a second time.
-    SetStoppingNow = 0xb36309efeea249c0a6d1a92f96cf6111, "set-stopping-at-once";
+    SetStoppingNow = 0xb36309efeea249c0a6d1a92f96cf6111, "set-stopping-now";
     /// It has stopped.
     SetStopped = 0xbc003227374a4b33bf1040eca47899a1, "set-stopped";
     /// It was told to stop before it could begin.
     SetNotStarted = 0xa61e6a2bb8b54fa484821d671cc71ee4, "set-not-started";
     /// Processes of its former life still serve.
-    FormerSetBusy = 0x08909f91514c4cff9f3acfd6c6ddd80e, "former-set-busy";
+    PreviousSetBusy = 0x08909f91514c4cff9f3acfd6c6ddd80e, "previous-set-busy";
     /// The configuration is wrong, and the command did not start.
     ConfigRefused = 0x0b370f8c0c8b4720bf4566dbf5c948b8, "config-refused";
     /// A part could not start or go on.
@@ -58,13 +58,13 @@ events! {
     /// The file was read again and refused.
     ReloadRefused = 0xa71e3c1dc7b94c72816ec55d0686a39c, "reload-refused";
     /// Something in the runtime directory cannot be written or removed.
-    RuntimeFault = 0xa8e697d2fd4e449689691ac9e3e577af, "runtime-fault";
+    RuntimeDirError = 0xa8e697d2fd4e449689691ac9e3e577af, "runtime-dir-error";
     /// A process cannot be killed.
-    ProcessLeft = 0x2091d0dd0181497f8e7ed1796bf3da15, "process-left";
+    ProcessSurvived = 0x2091d0dd0181497f8e7ed1796bf3da15, "process-survived";
     /// The machine was suspended.
     MachineSuspended = 0x807fcbd77381422185092937cce28dae, "machine-suspended";
     /// A panic: a fault of patou itself.
-    Bug = 0x9b9db936920a4df89be3fd75b221a7e8, "bug";
+    InternalError = 0x9b9db936920a4df89be3fd75b221a7e8, "internal-error";
     /// The journal did not take some records.
     RecordsLost = 0xf5b9d8fc92044f97beaec0939efab70b, "records-lost";
     // Parts.
@@ -73,7 +73,7 @@ events! {
     /// It ended by itself and is started again.
     PartRestarted = 0x1245b107589f44b781cdca9f1efcb5ef, "part-restart";
     /// It serves again.
-    PartBack = 0xaedf39f02e0349d6acb0113caddb17a4, "part-back";
+    PartRecovered = 0xaedf39f02e0349d6acb0113caddb17a4, "part-recovered";
     /// It is given up.
     PartFailed = 0xb2fcb6b6265542f3b8d31531a949ce0e, "part-failed";
     /// No worker of a pool is left.
@@ -87,17 +87,17 @@ events! {
     /// A debugger or its control group's freezer holds it.
     PartSuspended = 0x80c2c83ad4f043c1b907112035da5025, "part-suspended";
     /// It is starved or suspended no more.
-    PartRelieved = 0xcc150a3a0174453e97712955ac8780e9, "part-relieved";
+    PartResumed = 0xcc150a3a0174453e97712955ac8780e9, "part-resumed";
     /// It did not stop in time and is killed.
     PartOverdue = 0xaad492d56fa04e008d6f2a19d963b779, "part-overdue";
     /// A reload took it out of the set.
-    WorkerLeft = 0x2ea0ab878ea441d4a9f74449bbc2d43a, "worker-left";
+    WorkerRemoved = 0x2ea0ab878ea441d4a9f74449bbc2d43a, "worker-removed";
     /// It did not answer an offer in time.
     WorkerLate = 0x75bc629e60024c84aca998626a8fc565, "worker-late";
     /// It answers again.
     WorkerBack = 0x028aaf41ba7a4d839c8257424627ed3c, "worker-back";
     /// Its slot holds what no honest writer writes.
-    SlotGarbled = 0x00c1e66b10044815abbdfe68745d0116, "slot-garbled";
+    SlotCorrupt = 0x00c1e66b10044815abbdfe68745d0116, "slot-corrupt";
     /// An operator took it out of service.
     WorkerDrained = 0xbeaefe1167ce42f289d7da972ec4334c, "worker-drained";
     /// An operator put it back.
@@ -109,7 +109,7 @@ events! {
     /// A connection cannot be accepted.
     AcceptFailed = 0x9ea1478972b444e79ec973560ee2ae74, "accept-failed";
     /// Who waited for the last dispatcher is sent back.
-    ConnectionsReturned = 0x6c6678b4a1ea4839a9186930fb72d2a2, "connections-returned";
+    ConnectionsRejected = 0x6c6678b4a1ea4839a9186930fb72d2a2, "connections-rejected";
     // Requests.
     /// A request has no proper answer.
     RequestFailed = 0x1834c8a431fd4924837dee642a43d41e, "request-failed";
@@ -126,7 +126,7 @@ events! {
     /// The handler's process died or broke its protocol.
     HandlerFault = 0xff4cac9b4e614b23b9755809467f8fb8, "handler-fault";
     /// The handler's process cannot be started.
-    HandlerDown = 0xb3e4f492b6b54fc59e9435a5391eaf8f, "handler-down";
+    HandlerUnavailable = 0xb3e4f492b6b54fc59e9435a5391eaf8f, "handler-unavailable";
     /// A line that the handler's process printed.
     HandlerOutput = 0x886c50d38115443a96013399ba27c97e, "handler-output";
     /// So many such lines were left out.

@@ -89,14 +89,14 @@ pub fn set_epoch(epoch: u32) {
 /// not, while one that has died is replaced.
 pub fn abort_on_panic() {
     std::panic::set_hook(Box::new(|panic| {
-        tracing::error!(event = %Event::Bug, "a bug in patou, please report it: {panic}");
+        tracing::error!(event = %Event::InternalError, "a bug in patou, please report it: {panic}");
         std::process::abort();
     }));
 }
 
 /// Why a part cannot start or go on, as records of the journal, one for each line. `false` if stderr does not go
 /// there: then it is for the caller to say it.
-pub fn last_words(part: &str, event: Event, text: &str) -> bool {
+pub fn log_fatal(part: &str, event: Event, text: &str) -> bool {
     if !stderr_is_the_journal() {
         return false;
     }

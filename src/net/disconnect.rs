@@ -22,7 +22,7 @@ const PROBE: &[u8] = b"HTTP/1.1 102 Processing\r\n\r\n";
 ///
 /// The watch is an epoll instance of its own that wakes for the end of the connection and not for data,
 /// because nobody may be reading just now.
-pub async fn gone(stream: &SharedStream, may_probe: &AtomicBool) {
+pub async fn disconnected(stream: &SharedStream, may_probe: &AtomicBool) {
     let Ok((epoll, watch)) = watch(stream) else {
         // Without a descriptor to spare, the deadline of the request is the bound.
         return std::future::pending().await;

@@ -15,7 +15,7 @@ use crate::sys;
 ///
 /// A plain close with unread bytes makes the kernel send a reset, which can destroy the answer on its way.
 /// So: end our direction, then read and throw away until the other side ends its own, at most for `bound`.
-pub async fn linger(stream: SharedStream, bound: Duration) {
+pub async fn lingering_close(stream: SharedStream, bound: Duration) {
     if shutdown(stream.0.as_fd().as_raw_fd(), Shutdown::Write).is_err() {
         return; // the other side is gone
     }

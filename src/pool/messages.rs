@@ -57,7 +57,7 @@ pub struct SlotView {
 
 impl SlotView {
     /// Whether nobody can tell from it what the worker is doing for whom.
-    pub(super) fn is_garbled(&self) -> bool {
+    pub(super) fn is_corrupt(&self) -> bool {
         match self.claim {
             None => true,
             Some(Claim::Held(_, Phase::Claimed | Phase::Responding)) => self.life.is_none() || self.terms.is_none(),
@@ -131,7 +131,7 @@ pub enum PoolAction {
     /// `Claimed -> Aborted` of a dead incarnation; then look.
     Abort(u16, LeaseId),
     /// `Responding -> Free` of a dead incarnation; then look.
-    Bury(u16, LeaseId),
+    Reclaim(u16, LeaseId),
     /// `Done | Revoked | Aborted -> Free`; then look.
     Release(u16, LeaseId),
     /// Free a garbled claim word of a dead incarnation; then look.
@@ -237,7 +237,7 @@ pub enum PoolNote {
     /// A lease ended unused.
     Unclaimed(LeaseId),
     /// The slot held what no honest writer writes.
-    Garbled,
+    Corrupt,
     /// An accident ended a claimed lease.
     Lost(LeaseId),
 }

@@ -68,7 +68,7 @@ pub struct Worker {
     /// What holds it.
     pub hold: Hold,
     /// Whether it lives and its slot holds what no honest writer writes.
-    pub garbled: bool,
+    pub corrupt: bool,
     /// Since when a question of ours has had no answer.
     pub silent_since: Option<Monotonic>,
     /// Since when no incarnation has been there that is through with its start.
@@ -176,11 +176,11 @@ impl Pool {
     }
 
     fn see_claim(&mut self, now: Monotonic, n: u16, seen: &SlotView) {
-        let garbled = seen.alive && seen.is_garbled();
-        if std::mem::replace(&mut self.worker(n).garbled, garbled) != garbled && garbled {
-            self.actions.push(PoolAction::Note(n, PoolNote::Garbled));
+        let corrupt = seen.alive && seen.is_corrupt();
+        if std::mem::replace(&mut self.worker(n).corrupt, corrupt) != corrupt && corrupt {
+            self.actions.push(PoolAction::Note(n, PoolNote::Corrupt));
         }
-        if garbled {
+        if corrupt {
             // Nobody can tell what this life is doing; the watchdog ends it.
             self.abandon(now, n);
             self.worker(n).hold = Hold::Ending;
@@ -221,7 +221,7 @@ impl Pool {
             }
             Some(Claim::Held(lease, Phase::Responding)) => {
                 self.actions.push(PoolAction::Note(n, PoolNote::Lost(lease)));
-                self.end(now, n, PoolAction::Bury(n, lease));
+                self.end(now, n, PoolAction::Reclaim(n, lease));
             }
             Some(Claim::Held(lease, phase)) => {
                 match phase {

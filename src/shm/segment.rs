@@ -108,7 +108,7 @@ pub enum Damage {
 
 impl Damage {
     /// Whether an honest program may have made it so: another version, or another set.
-    pub fn may_be_honest(self) -> bool {
+    pub fn is_well_formed(self) -> bool {
         matches!(self, Damage::Layout(_) | Damage::Owner)
     }
 }
@@ -247,7 +247,7 @@ impl Segment {
     }
 
     /// Makes it unusable for whoever opens it next, until it is restored: its content is not to be believed.
-    pub fn condemn(&self) {
+    pub fn invalidate(&self) {
         self.word(std::mem::offset_of!(Header, magic)).store(0, Ordering::Release);
     }
 
@@ -566,7 +566,7 @@ mod tests {
             assert_eq!(ours.damage(), Some(Damage::Size(size)));
             assert!(ours.restore(OURS, || {}).unwrap());
         }
-        ours.condemn();
+        ours.invalidate();
         assert_eq!(Segment::open(&name, Some(77), None).unwrap_err().to_string().matches("magic").count(), 1);
         Segment::unlink(&name).unwrap();
     }

@@ -91,7 +91,7 @@ mod tests {
 
         let why = || Snapshot::take(&name, None).unwrap_err().to_string();
         let file = File::options().write(true).open(format!("/dev/shm{name}")).unwrap();
-        made.condemn();
+        made.invalidate();
         assert!(why().contains("magic"), "{}", why());
         file.set_len(100).unwrap();
         assert!(why().contains("cut"), "{}", why());

@@ -126,7 +126,7 @@ pub struct Told<'a> {
 }
 
 /// The set of this configuration, of which the watchdog knows `state` and the dispatcher says `told`.
-pub fn look(config: &Config, state: &SavedState, told: Told<'_>) -> StatusView {
+pub fn collect(config: &Config, state: &SavedState, told: Told<'_>) -> StatusView {
     let Told { report, answers } = told;
     let watchdog = match state.watchdog() {
         None => "gone",
@@ -137,7 +137,11 @@ pub fn look(config: &Config, state: &SavedState, told: Told<'_>) -> StatusView {
     let dispatcher = &state.dispatcher;
     let dispatcher_state = match dispatcher.state.as_str() {
         // What the watchdog wrote may be old: the dispatcher's own word counts.
-        "up" if !answers && dispatcher.pid.and_then(process_tree::look).is_none_or(|process| process.zombie) => "gone",
+        "up" if !answers
+            && dispatcher.pid.and_then(process_tree::read_process).is_none_or(|process| process.zombie) =>
+        {
+            "gone"
+        }
         "up" if !answers => "frozen",
         other => other,
     };
@@ -218,7 +222,7 @@ fn serving_state(
     pid: Option<u32>,
     told: Option<&WorkerReport>,
 ) -> &'static str {
-    let process = pid.and_then(process_tree::look);
+    let process = pid.and_then(process_tree::read_process);
     if process.is_none_or(|process| process.zombie) {
         return "gone";
     }

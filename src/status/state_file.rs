@@ -53,7 +53,7 @@ impl SavedState {
 
     /// The watchdog's process, if it is still there.
     pub fn watchdog(&self) -> Option<process_tree::Process> {
-        process_tree::look(self.pid).filter(|process| process.started == self.started && !process.zombie)
+        process_tree::read_process(self.pid).filter(|process| process.started == self.started && !process.zombie)
     }
 
     /// Writes it whole.

@@ -17,7 +17,7 @@ use crate::clock;
 use crate::exchange::RequestNote;
 use crate::ids::{Claim, Epoch, Monotonic};
 use crate::log::Event;
-pub use gather::{Family, Subject};
+pub use gather::{ProcessScope, Target};
 
 /// How long a kill may wait for its evidence. It takes a few milliseconds.
 const PATIENCE: Duration = Duration::from_millis(100);
@@ -115,13 +115,13 @@ struct Machine {
 
 /// Makes the records.
 #[derive(Debug, Default)]
-pub struct Witness {
+pub struct EvidenceRecorder {
     /// When this process was late, and how late: what a later one exceeds is left out.
     late: VecDeque<(Monotonic, Duration)>,
     in_vain: Option<Monotonic>,
 }
 
-impl Witness {
+impl EvidenceRecorder {
     /// This process ran so late.
     pub fn was_late(&mut self, now: Monotonic, late: Duration) {
         while self.late.back().is_some_and(|(_, before)| *before <= late) {
@@ -139,7 +139,7 @@ impl Witness {
     }
 
     /// One record, made before the kill.
-    pub fn record(&mut self, part: &Part, why: &str, subject: Option<Subject>) {
+    pub fn record(&mut self, part: &Part, why: &str, subject: Option<Target>) {
         let worker = part.worker().map(tracing::field::display);
         let Some(subject) = subject else {
             return tracing::error!(worker, %part, event = %Event::PartKilled, "{part} is killed and replaced: {why}");

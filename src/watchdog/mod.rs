@@ -44,18 +44,18 @@ use crate::ipc::{self, IpcError, Modes, SetOwner};
 use crate::signals::{STOP_DEBOUNCE, Signal};
 use crate::{backoff, log, process_tree};
 use admin::{Admin, Snapshot};
-use evidence::{Family, Subject, Witness};
+use evidence::{EvidenceRecorder, ProcessScope, Target};
 use notify::{Notify, Store};
 use part_log::tell;
-use plan::{Action, Bounds, Event, Part, Plan, Telling};
+use plan::{Action, Bounds, Event, Notice, Part, Plan};
 use prober::Prober;
-use process_sample::Naps;
+use process_sample::SuspendDetector;
 use restart_stats::{Account, Cause};
 use sockets::{SocketError, Sockets};
 use state::Written;
 use supervisor::children::Children;
 pub use supervisor::systemd::watch;
-use worker_endpoints::Reach;
+use worker_endpoints::WorkerEndpoints;
 
 /// Why a set cannot be started or go on.
 #[derive(Debug, thiserror::Error)]
@@ -167,11 +167,11 @@ struct Watch {
     sockets: Sockets,
     store: Store,
     notify: Notify,
-    reaches: BTreeMap<WorkerId, Reach>,
+    reaches: BTreeMap<WorkerId, WorkerEndpoints>,
     prober: Prober,
     account: Account,
     admin: Admin,
-    witness: Witness,
+    witness: EvidenceRecorder,
     written: Written,
     /// Children that this process had before it was the watchdog.
     strangers: Rc<[(Pid, u64)]>,
@@ -199,7 +199,7 @@ impl Watch {
         let set_epoch = clock::now().0;
         let mut reaches = BTreeMap::new();
         for id in config.workers() {
-            reaches.insert(id.clone(), Reach::make(&config, &id, set_epoch, &segments)?);
+            reaches.insert(id.clone(), WorkerEndpoints::make(&config, &id, set_epoch, &segments)?);
         }
         publish(&config, &dir)?;
         let notify = dir.join("notify.sock");
@@ -216,7 +216,7 @@ impl Watch {
             prober: Prober::start(dir.join("probe.sock")),
             account: Account::default(),
             admin: Admin::default(),
-            witness: Witness::default(),
+            witness: EvidenceRecorder::default(),
             written: Written::default(),
             strangers,
             segments,
@@ -225,7 +225,7 @@ impl Watch {
             up_by: Some(clock::now() + config.watchdog.start_timeout),
             stopping_since: None,
             finished: false,
-            process: (pid, process_tree::look(pid).map_or(0, |process| process.started)),
+            process: (pid, process_tree::read_process(pid).map_or(0, |process| process.started)),
             config: Arc::new(config),
             origin,
             dir,
@@ -244,7 +244,7 @@ impl Watch {
         let mut next_probe = clock::now() + self.config.watchdog.probe_interval;
         let beat = sd_notify::watchdog_enabled().map(|interval| interval / 2);
         let mut next_beat = beat.map(|every| clock::now() + every);
-        let mut naps = Naps::new();
+        let mut naps = SuspendDetector::new();
         while !self.finished {
             let wake_at = [Some(next_probe), self.plan.deadline(), next_beat].into_iter().flatten().min();
             let wake_at = wake_at.unwrap_or(next_probe);
@@ -337,12 +337,12 @@ impl Watch {
             how = format!("{how}: {words}");
         }
         tracing::debug!(pid, %part, "{part} has ended: {how}");
-        Some(Event::Exited { part, how, chance: backoff::chance() })
+        Some(Event::Exited { part, how, chance: backoff::jitter() })
     }
 
     /// Why a part does not start is said in full once, not at every attempt.
-    fn shorten(&mut self, part: &Part, telling: &mut Telling) {
-        if let Telling::Restart { how, .. } = telling
+    fn shorten(&mut self, part: &Part, telling: &mut Notice) {
+        if let Notice::Restart { how, .. } = telling
             && self.said.insert(part.clone(), how.clone()).as_ref() == Some(&*how)
             && let Some((short, _)) = how.split_once(": ")
         {
@@ -379,14 +379,15 @@ impl Watch {
         match action {
             Action::Start(part) => return Some(self.start(part)),
             Action::Observe(part) => {
-                let look = process_sample::look(&part, self.children.process(&part));
+                let look = process_sample::sample(&part, self.children.process(&part));
                 return Some(Event::Observed(part, look));
             }
             Action::Order(part, order) => self.children.order(&part, order),
             Action::Accuse(part, why) => {
                 self.account.accused(clock::now(), &part, self.prober.silent_since(&part));
                 let pid = self.children.pid(&part);
-                let subject = pid.map(|pid| Subject::of(&part, pid, Family::Tree, &self.config, self.prober.heard()));
+                let subject =
+                    pid.map(|pid| Target::of(&part, pid, ProcessScope::Tree, &self.config, self.prober.heard()));
                 self.witness.record(&part, &why, subject);
             }
             Action::Sweep(id) => {
@@ -398,7 +399,7 @@ impl Watch {
                             || strangers.contains(&(process.pid, process.started))
                     };
                     if let Err(error) = process_tree::kill(|process| !spared(process)).await {
-                        tracing::error!(event = %log::Event::ProcessLeft,
+                        tracing::error!(event = %log::Event::ProcessSurvived,
                             "what a worker left behind cannot be killed: {error}");
                     }
                 });
@@ -413,13 +414,13 @@ impl Watch {
                 let segment = self.segments.borrow_mut().remove(&id);
                 let removed = ipc::retire_worker(&self.dir, &id);
                 if let Err(error) = removed.and(segment.map_or(Ok(()), |name| ipc::remove_segment(&name))) {
-                    tracing::error!(worker = %id, event = %log::Event::RuntimeFault,
+                    tracing::error!(worker = %id, event = %log::Event::RuntimeDirError,
                         "cannot remove its segment and bells: {error}");
                 }
-                tracing::info!(worker = %id, event = %log::Event::WorkerLeft, "worker has left the set");
+                tracing::info!(worker = %id, event = %log::Event::WorkerRemoved, "worker has left the set");
             }
             Action::Tell(part, mut telling) => {
-                if matches!(telling, Telling::Restart { .. }) {
+                if matches!(telling, Notice::Restart { .. }) {
                     self.account.unplanned(&part);
                 }
                 self.shorten(&part, &mut telling);

@@ -127,7 +127,7 @@ fn receive(socket: &OwnedFd) -> io::Result<Option<Message>> {
         match message {
             ControlMessageOwned::ScmCredentials(sender) => pid = u32::try_from(sender.pid()).ok(),
             // Owned at once: whatever becomes of the message, they are closed.
-            ControlMessageOwned::ScmRights(passed) => fds.extend(sys::adopt(passed)),
+            ControlMessageOwned::ScmRights(passed) => fds.extend(sys::own_fds(passed)),
             _ => {}
         }
     }

@@ -16,7 +16,7 @@ use serde::Serialize;
 
 use crate::ids::{Monotonic, PoolName, WorkerId};
 use crate::liveness::{RestartHistory, SilenceTimer, Verdict};
-pub use messages::{Absence, Action, Bounds, Change, Event, Order, Part, Sign, Telling};
+pub use messages::{Absence, Action, Bounds, Change, Event, Notice, Order, Part, Sign};
 
 #[derive(Clone, Debug)]
 enum Stage {
@@ -26,7 +26,7 @@ enum Stage {
     Waiting(Monotonic),
     Running(SilenceTimer),
     /// Has been told to go, and is killed at that time.
-    Going(Monotonic, Why),
+    Going(Monotonic, StopReason),
     Failed,
     Stopped,
     /// systemd answers for it, and says this.
@@ -41,7 +41,7 @@ enum Keeper {
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Why {
+enum StopReason {
     Frozen,
     /// Comes back at once: its end was wanted.
     Planned,
@@ -102,7 +102,7 @@ pub struct PartStatus {
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Era {
+enum SetPhase {
     Rising,
     Running,
     StoppingWorkers,
@@ -116,7 +116,7 @@ pub struct Plan {
     parts: BTreeMap<Part, Record>,
     bounds: Bounds,
     keeper: Keeper,
-    era: Era,
+    era: SetPhase,
     /// Nobody is blamed for silence before this.
     amnesty: Monotonic,
     /// What was lost since the last report and the amnesty: who is heard of as silent now may have been it then.
@@ -139,7 +139,7 @@ impl Plan {
         }
         let keeper = Keeper::Watchdog;
         let lost = Duration::ZERO;
-        let (era, asked, heard, counted) = (Era::Rising, None, now, None);
+        let (era, asked, heard, counted) = (SetPhase::Rising, None, now, None);
         let actions = Vec::new();
         let mut plan = Self { parts, bounds, keeper, era, amnesty: now, lost, asked, heard, counted, actions };
         let actions = plan.handle(now, Event::Tick);
@@ -172,7 +172,7 @@ impl Plan {
             Event::Lost(time) => self.excuse(now, time),
             Event::Resumed => self.forgive(now),
             Event::Tick => {}
-            Event::Stop if self.era == Era::Over => {}
+            Event::Stop if self.era == SetPhase::Over => {}
             Event::Stop => self.stop(now),
             Event::StopNow => self.stop_now(now),
             Event::Apply(change) if self.keeper == Keeper::Systemd => self.take_over(change),
@@ -207,7 +207,7 @@ impl Plan {
                 Stage::Running(_) if record.plight.is_some() => "suspended",
                 Stage::Running(pulse) if pulse.is_ready() => "up",
                 Stage::Running(_) => "starting",
-                Stage::Going(_, Why::Frozen) => "frozen",
+                Stage::Going(_, StopReason::Frozen) => "frozen",
                 Stage::Going(..) => "draining",
                 Stage::Failed => "failed",
                 Stage::Stopped => "stopped",
@@ -232,7 +232,7 @@ impl Plan {
 
     /// Whether everything has been told to stop.
     pub fn is_stopping(&self) -> bool {
-        !matches!(self.era, Era::Rising | Era::Running)
+        !matches!(self.era, SetPhase::Rising | SetPhase::Running)
     }
 
     /// Whether its start is ours to judge: systemd has a bound of its own for that (TimeoutStartSec=).
@@ -268,7 +268,7 @@ impl Plan {
         }
         if record.count > 0 && self.keeper == Keeper::Watchdog {
             let restarts = record.count;
-            self.actions.push(Action::Tell(part.clone(), Telling::Ready { restarts }));
+            self.actions.push(Action::Tell(part.clone(), Notice::Ready { restarts }));
         }
         if *part == Part::Dispatcher {
             for record in self.parts.values_mut() {
@@ -290,7 +290,7 @@ impl Plan {
             Stage::Going(_, why) => Some(*why),
             _ => None,
         };
-        if stopping || why == Some(Why::Leaving) {
+        if stopping || why == Some(StopReason::Leaving) {
             record.stage = Stage::Stopped;
             if let (Part::Worker(id), false) = (part, stopping) {
                 self.actions.push(Action::Remove(id.clone()));
@@ -298,21 +298,21 @@ impl Plan {
             }
             return;
         }
-        if why == Some(Why::Planned) {
+        if why == Some(StopReason::Planned) {
             record.stage = Stage::Waiting(now);
             return;
         }
-        let how = if why == Some(Why::Frozen) { "frozen".to_owned() } else { how };
+        let how = if why == Some(StopReason::Frozen) { "frozen".to_owned() } else { how };
         record.cause = Some(how.clone());
         match record.restarts.next(now, &self.bounds.restarts, chance) {
             Some(delay) => {
                 record.count += 1;
                 record.stage = Stage::Waiting(now + delay);
-                self.actions.push(Action::Tell(part.clone(), Telling::Restart { how, delay }));
+                self.actions.push(Action::Tell(part.clone(), Notice::Restart { how, delay }));
             }
             None => {
                 record.stage = Stage::Failed;
-                self.actions.push(Action::Tell(part.clone(), Telling::Failed { how }));
+                self.actions.push(Action::Tell(part.clone(), Notice::Failed { how }));
             }
         }
     }
@@ -321,16 +321,16 @@ impl Plan {
         if self.is_stopping() {
             return self.stop_now(now);
         }
-        self.era = Era::StoppingWorkers;
+        self.era = SetPhase::StoppingWorkers;
         self.actions.push(Action::Quiesce);
         let workers: Vec<Part> = self.parts.keys().filter(|part| **part != Part::Dispatcher).cloned().collect();
         for part in workers {
-            self.send_away(now, &part, Why::Leaving);
+            self.send_away(now, &part, StopReason::Leaving);
         }
     }
 
     /// Tells a part to finish and go; one that has no process just goes.
-    fn send_away(&mut self, now: Monotonic, part: &Part, why: Why) {
+    fn send_away(&mut self, now: Monotonic, part: &Part, why: StopReason) {
         let parting = self.bounds.parting;
         let Some(record) = self.parts.get_mut(part) else { return };
         match &record.stage {
@@ -346,11 +346,11 @@ impl Plan {
     }
 
     fn stop_now(&mut self, now: Monotonic) {
-        self.era = Era::StoppingDispatcher;
+        self.era = SetPhase::StoppingDispatcher;
         for (part, record) in &mut self.parts {
             match record.stage {
                 Stage::Running(_) | Stage::Going(..) => {
-                    record.stage = Stage::Going(now + Duration::from_secs(1), Why::Leaving);
+                    record.stage = Stage::Going(now + Duration::from_secs(1), StopReason::Leaving);
                     self.actions.push(Action::Order(part.clone(), Order::Kill));
                 }
                 _ => record.stage = Stage::Stopped,
@@ -366,19 +366,19 @@ impl Plan {
             stage => matches!(stage, Stage::Failed),
         };
         let serves = matches!(&self.parts[&Part::Dispatcher].stage, Stage::Running(pulse) if pulse.is_ready());
-        if self.era == Era::Rising && serves && self.parts.values().all(settled) {
-            self.era = Era::Running;
+        if self.era == SetPhase::Rising && serves && self.parts.values().all(settled) {
+            self.era = SetPhase::Running;
             self.actions.push(Action::AllUp);
         }
         let gone = |record: &Record| matches!(record.stage, Stage::Stopped | Stage::Failed);
-        if self.era == Era::StoppingWorkers
+        if self.era == SetPhase::StoppingWorkers
             && self.parts.iter().all(|(part, record)| *part == Part::Dispatcher || gone(record))
         {
-            self.era = Era::StoppingDispatcher;
-            self.send_away(now, &Part::Dispatcher, Why::Leaving);
+            self.era = SetPhase::StoppingDispatcher;
+            self.send_away(now, &Part::Dispatcher, StopReason::Leaving);
         }
-        if self.era == Era::StoppingDispatcher && self.parts.values().all(gone) {
-            self.era = Era::Over;
+        if self.era == SetPhase::StoppingDispatcher && self.parts.values().all(gone) {
+            self.era = SetPhase::Over;
             self.actions.push(Action::Finish);
         }
     }
@@ -392,12 +392,12 @@ impl Plan {
             .cloned()
             .collect();
         if change.restart_dispatcher {
-            self.send_away(now, &Part::Dispatcher, Why::Planned);
+            self.send_away(now, &Part::Dispatcher, StopReason::Planned);
         } else {
             self.actions.push(Action::Order(Part::Dispatcher, Order::Reload));
         }
         for part in surplus {
-            self.send_away(now, &part, Why::Leaving);
+            self.send_away(now, &part, StopReason::Leaving);
             if let (Some(Record { stage: Stage::Stopped, .. }), Part::Worker(id)) = (self.parts.get(&part), &part) {
                 self.actions.push(Action::Remove(id.clone()));
                 self.parts.remove(&part);
@@ -408,12 +408,12 @@ impl Plan {
             let record = self.parts.entry(part.clone()).or_insert_with(|| Record::new(Stage::Waiting(now), drain));
             record.drain = drain;
             if change.restart.contains(&id) {
-                self.send_away(now, &part, Why::Planned);
+                self.send_away(now, &part, StopReason::Planned);
             } else if change.reload.contains(&id) {
                 self.actions.push(Action::Order(part.clone(), Order::Reload));
-            } else if let Stage::Going(at, Why::Leaving) = record.stage {
+            } else if let Stage::Going(at, StopReason::Leaving) = record.stage {
                 // Wanted again before it was gone: it goes and comes back.
-                record.stage = Stage::Going(at, Why::Planned);
+                record.stage = Stage::Going(at, StopReason::Planned);
             }
         }
         // A new configuration, even the same, is a new chance for whoever was given up.

@@ -20,7 +20,7 @@ use crate::stats::CounterTotals;
 const ORDER_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// How often the other tasks are let run before it is believed that there is no answer.
-const TURNS: u32 = 3;
+const TICKS: u32 = 3;
 
 /// Characters of a cause: what clients are told is no log.
 const CAUSE_MAX: usize = 200;
@@ -85,7 +85,7 @@ impl Prober {
 
     /// An answer that has come while this process did not run: neither has the task that reads it.
     pub async fn waiting(&mut self) -> Option<Vec<Sign>> {
-        for _ in 0..TURNS {
+        for _ in 0..TICKS {
             yield_now().await;
         }
         let answer = self.reports.try_recv().ok()?;

@@ -19,7 +19,7 @@ const CGROUPS: [&str; 2] = ["/sys/fs/cgroup", "/sys/fs/cgroup/unified"];
 const NAP: Duration = Duration::from_secs(1);
 
 /// Looks at the process of a part. What cannot be read excuses nobody, and who has no process any more has ended.
-pub fn look(part: &Part, process: Option<(u32, BorrowedFd<'_>)>) -> ProcessSample {
+pub fn sample(part: &Part, process: Option<(u32, BorrowedFd<'_>)>) -> ProcessSample {
     let Some((pid, pidfd)) = process else { return ProcessSample { ended: true, ..ProcessSample::default() } };
     let tasks = PathBuf::from(format!("/proc/{pid}/task"));
     let thread = part.worker().and_then(|_| thread_named(&tasks, CONTROL)).unwrap_or(pid);
@@ -113,16 +113,16 @@ fn freezes(root: &Path, group: &str) -> bool {
 }
 
 /// Notices that the machine was suspended: the clock that counts such times has gone ahead of ours.
-pub struct Naps(Duration);
+pub struct SuspendDetector(Duration);
 
-impl Naps {
+impl SuspendDetector {
     pub fn new() -> Self {
-        Self(clock::asleep())
+        Self(clock::suspended_for())
     }
 
     /// Whether there was one since the last look.
     pub fn over(&mut self) -> bool {
-        self.grown(clock::asleep())
+        self.grown(clock::suspended_for())
     }
 
     fn grown(&mut self, asleep: Duration) -> bool {
@@ -195,11 +195,11 @@ mod tests {
 
     #[test]
     fn a_suspend_is_noticed_once() {
-        let mut naps = Naps(Duration::from_secs(5));
+        let mut naps = SuspendDetector(Duration::from_secs(5));
         assert!(!naps.grown(Duration::from_millis(5900)));
         assert!(naps.grown(Duration::from_secs(65)));
         assert!(!naps.grown(Duration::from_secs(65)));
-        assert!(!Naps::new().over());
+        assert!(!SuspendDetector::new().over());
     }
 
     /// A child of the test, which it does not outlive.
@@ -212,7 +212,7 @@ mod tests {
 
         fn look(&self) -> ProcessSample {
             let pidfd = sys::pidfd_open(Pid::from_raw(self.0.id() as i32)).unwrap();
-            look(&Part::Dispatcher, Some((self.0.id(), pidfd.as_fd())))
+            sample(&Part::Dispatcher, Some((self.0.id(), pidfd.as_fd())))
         }
 
         fn until(&self, what: impl Fn(&ProcessSample) -> bool) -> ProcessSample {
@@ -244,7 +244,7 @@ mod tests {
         assert!(!first.ended && first.held.is_none());
         let ended = Running::start("exit 0");
         ended.until(|look| look.ended);
-        assert!(look(&Part::Dispatcher, None).ended);
+        assert!(sample(&Part::Dispatcher, None).ended);
     }
 
     #[test]

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use super::plan::{Change, Event};
 use super::sockets::{Socket, open_admin_tcp, open_listener, open_worker};
-use super::{Reach, Watch, WatchdogError, bounds, drains, publish};
+use super::{Watch, WatchdogError, WorkerEndpoints, bounds, drains, publish};
 use crate::config::{Config, ListenerConfig, Origin, PoolConfig};
 use crate::ids::WorkerId;
 use crate::ipc;
@@ -91,7 +91,7 @@ impl Watch {
     /// What a handler that is new would have to be, if its program is not there. One that runs is left alone.
     fn missing(&self, pool: &PoolConfig) -> Option<String> {
         let runs = |now: &PoolConfig| now.handler == pool.handler && now.environment == pool.environment;
-        if self.config.pool(&pool.name).is_some_and(runs) { None } else { executable::wanted(pool) }
+        if self.config.pool(&pool.name).is_some_and(runs) { None } else { executable::missing_program(pool) }
     }
 
     fn take_over(&mut self, new: Config) -> Result<Change, WatchdogError> {
@@ -149,14 +149,18 @@ impl Watch {
         if admin_moves {
             self.sockets.admin.1 = admin;
             if let Err(error) = self.serve_admin() {
-                tracing::error!(event = %log::Event::RuntimeFault, "{error}: the address of before stays");
+                tracing::error!(event = %log::Event::RuntimeDirError, "{error}: the address of before stays");
             }
         }
         Ok(change)
     }
 
-    fn make_parts(&self, new: &Config, fresh: &[WorkerId]) -> Result<BTreeMap<WorkerId, Reach>, WatchdogError> {
-        let make = |id: &WorkerId| Ok((id.clone(), Reach::make(new, id, self.set_epoch, &self.segments)?));
+    fn make_parts(
+        &self,
+        new: &Config,
+        fresh: &[WorkerId],
+    ) -> Result<BTreeMap<WorkerId, WorkerEndpoints>, WatchdogError> {
+        let make = |id: &WorkerId| Ok((id.clone(), WorkerEndpoints::make(new, id, self.set_epoch, &self.segments)?));
         fresh.iter().map(make).collect()
     }
 }

@@ -38,13 +38,13 @@ pub async fn clear(dir: &Path, config: &Config) -> Result<BTreeSet<String>, Watc
             return Err(WatchdogError::Leftover(names.join(", ")));
         }
         for process in &left {
-            let stopped = process_tree::look(process.pid).is_some_and(|p| p.stopped);
+            let stopped = process_tree::read_process(process.pid).is_some_and(|p| p.stopped);
             if late || stopped || !process.busy {
                 kill(process);
             } else if !told {
                 tracing::info!(
                     pid = process.pid,
-                    event = %log::Event::FormerSetBusy,
+                    event = %log::Event::PreviousSetBusy,
                     "waiting for the {} of the former set to finish its request",
                     process.what
                 );
@@ -74,7 +74,7 @@ pub fn remove(config: &Config, ended: &BTreeSet<String>) -> Result<(), WatchdogE
 }
 
 fn kill(process: &Leftover) {
-    let is_it = |pid: u32, started: u64| process_tree::look(pid).is_some_and(|now| now.started == started);
+    let is_it = |pid: u32, started: u64| process_tree::read_process(pid).is_some_and(|now| now.started == started);
     let descendants = process_tree::descendants(Pid::from_raw(process.pid as i32));
     let all = descendants.iter().map(|p| (p.pid.as_raw() as u32, p.started));
     for (pid, started) in std::iter::once((process.pid, process.started)).chain(all) {

@@ -50,7 +50,7 @@ impl Written {
             }
             // Said once: it is tried again with every answer of the dispatcher.
             Err(error) if !std::mem::replace(&mut self.failing, true) => {
-                tracing::error!(event = %log::Event::RuntimeFault, "cannot write watchdog.json, patou status is out of date: {error}");
+                tracing::error!(event = %log::Event::RuntimeDirError, "cannot write watchdog.json, patou status is out of date: {error}");
             }
             Err(_) => {}
         }

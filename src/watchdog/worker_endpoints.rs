@@ -10,14 +10,14 @@ use crate::ids::WorkerId;
 use crate::ipc::{self, Modes};
 
 /// What of a worker's parts the watchdog keeps open.
-pub struct Reach {
+pub struct WorkerEndpoints {
     /// Rung when the worker has died.
     pub bell: Doorbell,
     /// Where its connections are handed over: who waits there outlives an incarnation.
     pub handoff: OwnedFd,
 }
 
-impl Reach {
+impl WorkerEndpoints {
     pub fn make(config: &Config, id: &WorkerId, set_epoch: u64, segments: &Segments) -> Result<Self, WatchdogError> {
         let segment = ipc::create_worker(config, id, set_epoch, &Modes::default())?;
         segments.borrow_mut().insert(id.clone(), segment);

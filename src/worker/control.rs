@@ -10,7 +10,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::socket::{MsgFlags, Shutdown, recv, send, shutdown};
 use sd_notify::NotifyState;
 
-use super::state::{Current, Order, Shared};
+use super::state::{Current, Order, WorkerState};
 use super::{ServeError, Signals, system};
 use crate::doorbell::Doorbell;
 use crate::exchange::{self, QuestionKind, Reply, Word};
@@ -31,7 +31,7 @@ const ABSENT: Duration = Duration::from_millis(250);
 const DRAIN_LOOK: Duration = Duration::from_millis(20);
 
 /// Starts the thread. It ends with the process.
-pub fn start(shared: Arc<Shared>, hear: Doorbell, signals: Signals) -> Result<JoinHandle<()>, ServeError> {
+pub fn start(shared: Arc<WorkerState>, hear: Doorbell, signals: Signals) -> Result<JoinHandle<()>, ServeError> {
     let Signals { stop, reload } = signals;
     let answered = shared.respondent.answered();
     let (beat, parent) = (Beat::new(), ParentWatch::now());
@@ -51,7 +51,7 @@ pub fn start(shared: Arc<Shared>, hear: Doorbell, signals: Signals) -> Result<Jo
 }
 
 struct Control {
-    shared: Arc<Shared>,
+    shared: Arc<WorkerState>,
     hear: Doorbell,
     stop: Signal,
     reload: Signal,
@@ -71,13 +71,13 @@ impl Control {
         loop {
             self.wait(clock::now());
             let now = clock::now();
-            self.shared.respondent.turn(now);
+            self.shared.respondent.tick(now);
             self.shared.be_on_core();
             if !self.shared.respondent.is_intact() {
                 self.leave_the_slot();
             }
             self.shared.restate();
-            self.hear.hush();
+            self.hear.clear();
             self.shared.woken();
             self.beat.beat(now);
             if self.stop.take() > 0 {
@@ -89,7 +89,7 @@ impl Control {
             self.follow_orders();
             // One: whoever puts another meanwhile rings for it.
             if let Some(question) = self.shared.respondent.question(self.answered) {
-                let reply = self.shared.respondent.judge(&question, self.shared.state());
+                let reply = self.shared.respondent.decide(&question, self.shared.state());
                 self.miss_nobody(now);
                 if (question.kind, reply) == (QuestionKind::Offer, Reply::Accept) {
                     self.promised = question.lease;
@@ -116,7 +116,7 @@ impl Control {
                 Some(owed) if owed >= self.shared.attention.limit + BLOCKED => self.leave_the_deaf(),
                 owed => self.be_absent(owed.is_some_and(|owed| owed >= ABSENT)),
             }
-            if self.shared.is_stopping() && !self.exit_ordered && !self.shared.respondent.owes(now) {
+            if self.shared.is_stopping() && !self.exit_ordered && !self.shared.respondent.has_obligation(now) {
                 self.exit_ordered = true;
                 self.order(Order::Exit, now);
             }
@@ -154,7 +154,7 @@ impl Control {
         tracing::debug!(worker = %self.shared.id, "stopping");
         self.stopped = Some(now);
         self.shared.stop();
-        backoff::forgive(self.shared.respondent.memory(), Word::WORKER_START);
+        backoff::clear_failures(self.shared.respondent.memory(), Word::WORKER_START);
         let _ = sd_notify::notify(&[NotifyState::Stopping]);
     }
 
@@ -217,7 +217,7 @@ impl Control {
 
     /// Somebody has written into this worker's life line who it is: nobody can find it by that any more.
     fn leave_the_slot(&self) {
-        tracing::error!(worker = %self.shared.id, event = %log::Event::SlotGarbled,
+        tracing::error!(worker = %self.shared.id, event = %log::Event::SlotCorrupt,
             "the slot of this worker has been overwritten and names another: it ends itself, to be replaced");
         std::process::exit(70)
     }

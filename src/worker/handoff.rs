@@ -26,11 +26,11 @@ use tokio::sync::Mutex;
 use tokio::time::{Instant, sleep};
 
 use super::handler::{Body, BoxError};
-use super::handoff_receiver::Inbox;
+use super::handoff_receiver::HandoffReceiver;
 use super::inetd;
 use super::redirect::{Answerer, End, Handler, boxed};
-use super::state::Shared;
-use super::turn::{Cut, Held, Turn};
+use super::state::WorkerState;
+use super::turn::{AbortCause, ActiveLease, Transaction};
 use crate::clock;
 use crate::handoff::{HandoffMessage, ListenerInfo};
 use crate::ids::{LeaseId, Lifecycle};
@@ -41,8 +41,8 @@ use crate::net::{self, ProblemResponse, reset, set_reset_on_close};
 const PIPELINED: u32 = 64;
 
 /// A connection that this worker has claimed.
-pub struct Lent {
-    pub held: Held,
+pub struct Claimed {
+    pub held: ActiveLease,
     pub stream: net::SharedStream,
     /// The client's address, and the one that it has connected to.
     pub peer: Option<SocketAddr>,
@@ -58,7 +58,7 @@ pub struct Lent {
 }
 
 /// Takes one connection after the other, and serves it; never returns.
-pub async fn run<S: Handler>(shared: Arc<Shared>, service: Arc<Mutex<S>>, inbox: Option<Inbox>) {
+pub async fn run<S: Handler>(shared: Arc<WorkerState>, service: Arc<Mutex<S>>, inbox: Option<HandoffReceiver>) {
     let Some(mut inbox) = inbox else { return std::future::pending().await };
     loop {
         if let Some(lent) = take(&shared, inbox.next().await) {
@@ -69,7 +69,7 @@ pub async fn run<S: Handler>(shared: Arc<Shared>, service: Arc<Mutex<S>>, inbox:
 
 /// Claims the connection that has come, before a byte of it is read. What cannot be claimed is closed: it belongs to
 /// somebody else by now, or will soon.
-fn take(shared: &Shared, (message, connection): (HandoffMessage, OwnedFd)) -> Option<Lent> {
+fn take(shared: &WorkerState, (message, connection): (HandoffMessage, OwnedFd)) -> Option<Claimed> {
     let now = clock::now();
     let terms = match shared.state() {
         Lifecycle::Ready => shared.respondent.claim(message.token, now),
@@ -87,7 +87,7 @@ fn take(shared: &Shared, (message, connection): (HandoffMessage, OwnedFd)) -> Op
         }
     };
     let since = Instant::now();
-    let held = Held { lease: terms.lease, since, deadline: since + terms.request_timeout };
+    let held = ActiveLease { lease: terms.lease, since, deadline: since + terms.request_timeout };
     let HandoffMessage { peer, server, entrance, .. } = message;
     let stream = net::SharedStream(Arc::new(net::SocketStream::of(connection, server.is_some())));
     shared.begin(&terms, now, &stream);
@@ -96,16 +96,16 @@ fn take(shared: &Shared, (message, connection): (HandoffMessage, OwnedFd)) -> Op
     tracing::debug!(%worker, %lease, %epoch, event = %Event::LeaseClaimed, "lease is claimed");
     let no = || AtomicBool::new(false);
     let (requests, resets, is_last, unflushed) = (AtomicU32::new(0), no(), no(), no());
-    Some(Lent { held, stream, peer, server, entrance, requests, resets, is_last, unflushed })
+    Some(Claimed { held, stream, peer, server, entrance, requests, resets, is_last, unflushed })
 }
 
 /// Serves it until it is to go back, or to its end.
-async fn serve<S: Handler>(shared: &Arc<Shared>, service: &Arc<Mutex<S>>, lent: Lent) {
+async fn serve<S: Handler>(shared: &Arc<WorkerState>, service: &Arc<Mutex<S>>, lent: Claimed) {
     if shared.is_inetd() {
         return inetd::serve(shared, lent).await;
     }
     let lent = Arc::new(lent);
-    let turn = Arc::new(Turn::default());
+    let turn = Arc::new(Transaction::default());
     turn.begin(lent.held, false);
     // Whether a response was amid its way at the end: said before its body is dropped, which looks like the end of that.
     let mut amid;
@@ -117,7 +117,7 @@ async fn serve<S: Handler>(shared: &Arc<Shared>, service: &Arc<Mutex<S>>, lent: 
             let idle = Arc::new(AtomicBool::new(false));
             let known = lent.requests.load(Ordering::Relaxed);
             let (stream, turn) = (lent.stream.clone(), turn.clone());
-            let io = Line {
+            let io = HandoffIo {
                 lent: lent.clone(),
                 shared: shared.clone(),
                 turn: turn.clone(),
@@ -140,8 +140,8 @@ async fn serve<S: Handler>(shared: &Arc<Shared>, service: &Arc<Mutex<S>>, lent: 
             let served = tokio::select! {
                 biased; // most are through at once, and need no timer
                 served = served => served,
-                cut = &mut cut => Some(Err(End::Cut(cut))),
-                () = lent.late(known, front.head_timeout) => Some(Err(End::Cut(Cut::Head))),
+                cut = &mut cut => Some(Err(End::AbortCause(cut))),
+                () = lent.late(known, front.head_timeout) => Some(Err(End::AbortCause(AbortCause::Head))),
             };
             amid = ending.is_asked() || lent.unflushed.load(Ordering::Relaxed);
             match served {
@@ -158,7 +158,7 @@ async fn serve<S: Handler>(shared: &Arc<Shared>, service: &Arc<Mutex<S>>, lent: 
 }
 
 /// Gives the lease back, and with it the connection or its end. `amid`: a request was in hand, or not all of a response was written.
-async fn finish(shared: &Arc<Shared>, turn: &Turn, lent: Arc<Lent>, end: Result<bool, End>, amid: bool) {
+async fn finish(shared: &Arc<WorkerState>, turn: &Transaction, lent: Arc<Claimed>, end: Result<bool, End>, amid: bool) {
     if let Err(End::Early(error)) = &end {
         tracing::debug!(worker = %shared.id, %error, "connection ended early");
     }
@@ -172,7 +172,7 @@ async fn finish(shared: &Arc<Shared>, turn: &Turn, lent: Arc<Lent>, end: Result<
     let asked = lent.requests.load(Ordering::Relaxed) > 0;
     let kept = matches!(end, Ok(true));
     // Amid a response it must not look whole; before and after, there is nothing that could.
-    let whole = end.is_ok() || !amid && !matches!(&end, Err(End::Cut(Cut::Gone)));
+    let whole = end.is_ok() || !amid && !matches!(&end, Err(End::AbortCause(AbortCause::Gone)));
     if let Err(end) = &end {
         if asked && !whole {
             turn.fail();
@@ -180,10 +180,10 @@ async fn finish(shared: &Arc<Shared>, turn: &Turn, lent: Arc<Lent>, end: Result<
         if asked && end.is_client_gone() {
             let event = Event::RequestCancelled;
             tracing::info!(%worker, %lease, %epoch, %event, "the client has gone: its request is cancelled");
-        } else if asked && matches!(end, End::Cut(Cut::Deadline)) {
+        } else if asked && matches!(end, End::AbortCause(AbortCause::Deadline)) {
             let event = Event::RequestDeadline;
             tracing::warn!(%worker, %lease, %epoch, %event, "request_timeout passed within the response: it is cut");
-        } else if matches!(end, End::Cut(Cut::Head)) {
+        } else if matches!(end, End::AbortCause(AbortCause::Head)) {
             let _ =
                 may_write(shared, turn, lease).then(|| lent.stream.0.try_write(&ProblemResponse::late_head().raw()));
         }
@@ -207,7 +207,7 @@ async fn finish(shared: &Arc<Shared>, turn: &Turn, lent: Arc<Lent>, end: Result<
     let is_last = end.is_ok() && turn.has_received() && lent.is_last.load(Ordering::Relaxed);
     let is_through = is_last && lent.has_no_more();
     let stream = if kept {
-        shared.respondent.keep(lease);
+        shared.respondent.mark_kept(lease);
         drop(lent); // before anybody else waits on it
         None
     } else {
@@ -223,14 +223,14 @@ async fn finish(shared: &Arc<Shared>, turn: &Turn, lent: Arc<Lent>, end: Result<
 }
 
 /// Whether the lease is still this worker's, for good: the dispatcher ends none that has begun to respond.
-fn may_write(shared: &Shared, turn: &Turn, lease: LeaseId) -> bool {
+fn may_write(shared: &WorkerState, turn: &Transaction, lease: LeaseId) -> bool {
     if !turn.is_responding() && shared.respondent.respond(lease) {
         turn.respond(StatusCode::BAD_REQUEST); // until a request has another one
     }
     turn.is_responding()
 }
 
-impl Lent {
+impl Claimed {
     /// Has a close reset the connection, or not: also the one by the death of this process, should it be the last that
     /// holds it.
     fn let_resets(&self, on: bool) {
@@ -318,10 +318,10 @@ fn is_last<B>(request: &Request<B>) -> bool {
 }
 
 /// The connection as hyper sees it.
-struct Line {
-    lent: Arc<Lent>,
-    shared: Arc<Shared>,
-    turn: Arc<Turn>,
+struct HandoffIo {
+    lent: Arc<Claimed>,
+    shared: Arc<WorkerState>,
+    turn: Arc<Transaction>,
     /// What was read with the request before.
     before: Bytes,
     /// Requests before the one that `before` is the beginning of.
@@ -330,7 +330,7 @@ struct Line {
     idle: Arc<AtomicBool>,
 }
 
-impl AsyncRead for Line {
+impl AsyncRead for HandoffIo {
     fn poll_read(mut self: Pin<&mut Self>, task: &mut Task<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         if !self.before.is_empty() {
             let length = self.before.len().min(buffer.remaining());
@@ -352,7 +352,7 @@ impl AsyncRead for Line {
     }
 }
 
-impl AsyncWrite for Line {
+impl AsyncWrite for HandoffIo {
     fn poll_write(self: Pin<&mut Self>, task: &mut Task<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         self.poll_write_vectored(task, &[io::IoSlice::new(bytes)])
     }

@@ -16,7 +16,7 @@ use crate::log::Event;
 use crate::sys;
 
 /// The worker's end.
-pub struct Inbox {
+pub struct HandoffReceiver {
     listener: AsyncFd<Arc<OwnedFd>>,
     /// The last dispatcher that has connected; there is one at a time.
     dispatcher: Option<AsyncFd<OwnedFd>>,
@@ -24,7 +24,7 @@ pub struct Inbox {
     room: Vec<u8>,
 }
 
-impl Inbox {
+impl HandoffReceiver {
     pub fn new(listener: OwnedFd) -> io::Result<Self> {
         nix::fcntl::fcntl(&listener, nix::fcntl::FcntlArg::F_SETFL(nix::fcntl::OFlag::O_NONBLOCK))?;
         Ok(Self {

@@ -7,15 +7,15 @@ use tokio::time::sleep_until;
 use std::os::fd::{AsFd, AsRawFd};
 use std::sync::Arc;
 
-use super::handoff::Lent;
-use super::state::Shared;
+use super::handoff::Claimed;
+use super::state::WorkerState;
 use crate::log::Event;
 use crate::net::{reset, set_reset_on_close};
 
 /// Runs the program until it ends, or to `request_timeout`.
-pub async fn serve(shared: &Arc<Shared>, lent: Lent) {
+pub async fn serve(shared: &Arc<WorkerState>, lent: Claimed) {
     let (worker, epoch) = (&shared.id, shared.respondent.epoch());
-    let Lent { held, stream, peer, server, .. } = lent;
+    let Claimed { held, stream, peer, server, .. } = lent;
     let lease = held.lease;
     // From here on whatever is sent is the program's.
     if !shared.respondent.respond(lease) {

@@ -50,7 +50,7 @@ use crate::shm::Segment;
 use crate::signals::Signal;
 use crate::{log, process_tree, sys};
 use handler::{Builtin, Spec, StartError};
-use state::Shared;
+use state::WorkerState;
 
 /// Why a worker cannot start or go on.
 #[derive(Debug, thiserror::Error)]
@@ -112,7 +112,7 @@ fn system(call: &'static str) -> impl FnOnce(io::Error) -> ServeError {
 /// # Errors
 /// See [`ServeError`]. A `program` handler is not run here: its binary calls [`serve`].
 pub async fn run(config: &Config, id: &WorkerId) -> Result<(), ServeError> {
-    let office = Office::take(config, id)?;
+    let office = WorkerSetup::take(config, id)?;
     let spec = match &office.pool.handler {
         HandlerConfig::Echo => Spec::Echo,
         HandlerConfig::Exec(command) => Spec::Exec(command.clone()),
@@ -125,7 +125,7 @@ pub async fn run(config: &Config, id: &WorkerId) -> Result<(), ServeError> {
 }
 
 /// A worker's place in the set: its sockets, its slot and its bells, taken for this incarnation.
-struct Office {
+struct WorkerSetup {
     id: WorkerId,
     pool: PoolConfig,
     front: FrontConfig,
@@ -144,7 +144,7 @@ struct Signals {
     reload: Signal,
 }
 
-impl Office {
+impl WorkerSetup {
     fn take(config: &Config, id: &WorkerId) -> Result<Self, ServeError> {
         log::init(log::LogContext::worker(id, &config.set.name));
         let pool = config.pool(&id.pool).filter(|pool| id.number <= pool.workers);
@@ -154,16 +154,16 @@ impl Office {
         let sockets = sys::listen_fds().map_err(system("LISTEN_FDS"))?;
         let (mut handed, mut others) = (Vec::new(), Vec::new());
         for (socket, _) in sockets {
-            if crate::handoff::is_its_socket(&socket) { handed.push(socket) } else { others.push(socket) }
+            if crate::handoff::is_handoff_socket(&socket) { handed.push(socket) } else { others.push(socket) }
         }
         let socket = others.into_iter().next().ok_or(ServeError::NoSocket)?;
         let listener = SocketListener::adopt(socket).map_err(system("the listening socket"))?;
 
         let parts = attach::take(config, id)?;
         let pid = std::process::id();
-        let started = process_tree::look(pid).map_or(0, |process| process.started);
+        let started = process_tree::read_process(pid).map_or(0, |process| process.started);
         let port = listener.tcp_address().map(|address| address.port());
-        let respondent = WorkerSide::begin(parts.segment, pid, started, port, clock::now());
+        let respondent = WorkerSide::attach(parts.segment, pid, started, port, clock::now());
         log::set_epoch(respondent.epoch().get());
         Ok(Self {
             id: id.clone(),
@@ -182,7 +182,7 @@ impl Office {
     }
 
     async fn serve(self, service: impl redirect::Handler, builtin: Option<Builtin>) -> Result<(), ServeError> {
-        let (shared, orders, hear, sockets, signals) = Shared::new(self, builtin)?;
+        let (shared, orders, hear, sockets, signals) = WorkerState::new(self, builtin)?;
         let shared = Arc::new(shared);
         let control = control::start(shared.clone(), hear, signals)?;
         serve::serve(shared, service, sockets, orders, control).await

@@ -9,9 +9,9 @@ use http::{Request, Response, StatusCode};
 use http_body_util::BodyExt;
 use tower_service::Service;
 
-use super::handler::{Body, BoxError, Context, Failure, Intake};
+use super::handler::{Body, BoxError, Context, Failure, LimitedBody};
 use super::redirect::Answering;
-use super::{Office, ServeError};
+use super::{ServeError, WorkerSetup};
 use crate::config::Config;
 use crate::ids::WorkerId;
 
@@ -38,13 +38,13 @@ where
     let name = std::env::var("PATOU_WORKER").map_err(|_| ServeError::NotAWorker("PATOU_WORKER"))?;
     let id: WorkerId = name.parse()?;
     let config = Config::load(None)?.config;
-    Office::take(&config, &id)?.serve(User(service), None).await
+    WorkerSetup::take(&config, &id)?.serve(UserService(service), None).await
 }
 
 /// Somebody's service under the limits of the configuration, with its errors as failures of ours.
-struct User<S>(S);
+struct UserService<S>(S);
 
-impl<S, B> Service<Request<Body>> for User<S>
+impl<S, B> Service<Request<Body>> for UserService<S>
 where
     S: Service<Request<Body>, Response = Response<B>> + 'static,
     S::Future: Send,
@@ -63,7 +63,7 @@ where
     fn call(&mut self, request: Request<Body>) -> Self::Future {
         let (parts, body) = request.into_parts();
         let limited = match parts.extensions.get::<Context>() {
-            Some(context) => Intake::new(body, context).map(|body| Body::new(body.map_err(BoxError::from))),
+            Some(context) => LimitedBody::new(body, context).map(|body| Body::new(body.map_err(BoxError::from))),
             None => Ok(body),
         };
         match limited {

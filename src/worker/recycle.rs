@@ -76,11 +76,11 @@ fn own_memory() -> Option<u64> {
 /// Only returns if that failed, or with `None` if the process has been told to stop: `stop` is asked once a signal
 /// that comes later ends the process by itself, so that none is lost between two images.
 pub fn reexec(sockets: &[BorrowedFd<'_>], instance: &str, stop: &SignalFlag) -> Option<io::Error> {
-    let _undefended = match DefaultSignalActions::begin() {
+    let _undefended = match DefaultSignalActions::set() {
         Ok(undefended) => undefended,
         Err(error) => return Some(error),
     };
-    if stop.yet() {
+    if stop.is_set() {
         return None;
     }
     // The numbers in LISTEN_FDS hold: the sockets have kept their own.
@@ -94,7 +94,7 @@ pub fn reexec(sockets: &[BorrowedFd<'_>], instance: &str, stop: &SignalFlag) -> 
         None => Command::new("/proc/self/exe"),
     };
     command.arg0("patou");
-    let _held = match BlockSighup::begin() {
+    let _held = match BlockSighup::new() {
         Ok(held) => held,
         Err(error) => return Some(error),
     };

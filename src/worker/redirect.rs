@@ -24,14 +24,14 @@ use tokio::time::{Instant, sleep_until};
 use tower_service::Service;
 
 use super::handler::{Body, BoxError, Context, Failure};
-use super::handoff::Lent;
+use super::handoff::Claimed;
 use super::lease_url;
-use super::state::Shared;
-use super::turn::{Cut, Held, Turn};
+use super::state::WorkerState;
+use super::turn::{AbortCause, ActiveLease, Transaction};
 use crate::clock;
 use crate::exchange::Counter;
 use crate::log::Event;
-use crate::net::{self, Outcome, ProblemResponse, linger, set_reset_on_close};
+use crate::net::{self, Outcome, ProblemResponse, lingering_close, set_reset_on_close};
 
 /// A running handler.
 pub type Answering = Pin<Box<dyn Future<Output = Result<Response<Body>, Failure>> + Send>>;
@@ -48,8 +48,8 @@ impl<S> Handler for S where
 }
 
 /// Serves one connection to its end.
-pub async fn serve<S: Handler>(shared: Arc<Shared>, service: Arc<Mutex<S>>, stream: net::SharedStream) {
-    let turn = Arc::new(Turn::default());
+pub async fn serve<S: Handler>(shared: Arc<WorkerState>, service: Arc<Mutex<S>>, stream: net::SharedStream) {
+    let turn = Arc::new(Transaction::default());
     // `Ok`: whatever was answered has been sent whole.
     let end = {
         let answerer =
@@ -64,7 +64,7 @@ pub async fn serve<S: Handler>(shared: Arc<Shared>, service: Arc<Mutex<S>>, stre
         let connection = pin!(connection);
         tokio::select! {
             served = connection => served.map_err(End::Early),
-            cut = turn.clone().cut(stream.clone()) => Err(End::Cut(cut)),
+            cut = turn.clone().cut(stream.clone()) => Err(End::AbortCause(cut)),
         }
         // Here the handler's future and bodies are dropped, which cancels it where it is not through.
     };
@@ -81,22 +81,22 @@ pub async fn serve<S: Handler>(shared: Arc<Shared>, service: Arc<Mutex<S>>, stre
     } else if matches!(&end, Err(End::Early(error)) if error.is_timeout()) {
         let _ = stream.0.try_write(&ProblemResponse::late_head().raw());
     }
-    linger(stream, shared.front.linger_timeout).await;
+    lingering_close(stream, shared.front.linger_timeout).await;
 }
 
 /// Why a connection was not served to its regular end.
 pub enum End {
     /// What came was no request, or its response could not be finished.
     Early(hyper::Error),
-    /// See [`Cut`].
-    Cut(Cut),
+    /// See [`AbortCause`].
+    AbortCause(AbortCause),
 }
 
 impl End {
     /// Whether the client has gone: found by the watch on it, or by a write that came first.
     pub fn is_client_gone(&self) -> bool {
         match self {
-            End::Cut(cut) => *cut == Cut::Gone,
+            End::AbortCause(cut) => *cut == AbortCause::Gone,
             End::Early(error) => {
                 error.source().and_then(|source| source.downcast_ref::<io::Error>()).is_some_and(|error| {
                     matches!(error.kind(), io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset)
@@ -106,7 +106,13 @@ impl End {
     }
 }
 
-async fn finish(shared: &Shared, turn: &Turn, held: Held, end: &Result<(), End>, stream: &net::SharedStream) {
+async fn finish(
+    shared: &WorkerState,
+    turn: &Transaction,
+    held: ActiveLease,
+    end: &Result<(), End>,
+    stream: &net::SharedStream,
+) {
     shared.handled();
     if let Some(builtin) = &shared.builtin {
         builtin.end().await;
@@ -121,7 +127,7 @@ async fn finish(shared: &Shared, turn: &Turn, held: Held, end: &Result<(), End>,
             if end.is_client_gone() {
                 let event = Event::RequestCancelled;
                 tracing::info!(%worker, %lease, %epoch, %event, "the client has gone: its request is cancelled");
-            } else if matches!(end, End::Cut(Cut::Deadline)) {
+            } else if matches!(end, End::AbortCause(AbortCause::Deadline)) {
                 let event = Event::RequestDeadline;
                 tracing::warn!(%worker, %lease, %epoch, %event,
                     "request_timeout passed within the response: it is cut");
@@ -137,12 +143,12 @@ async fn finish(shared: &Shared, turn: &Turn, held: Held, end: &Result<(), End>,
 
 /// What hyper calls with the request of a connection.
 pub struct Answerer<S> {
-    pub shared: Arc<Shared>,
+    pub shared: Arc<WorkerState>,
     pub service: Arc<Mutex<S>>,
-    pub turn: Arc<Turn>,
+    pub turn: Arc<Transaction>,
     pub stream: net::SharedStream,
     /// Who it was handed over with, if it was.
-    pub lent: Option<Arc<Lent>>,
+    pub lent: Option<Arc<Claimed>>,
 }
 
 impl<S> Clone for Answerer<S> {
@@ -189,7 +195,7 @@ impl<S: Handler> Answerer<S> {
             None => return Ok(send_back(shared, stream, &request, Some(target))),
         };
         let since = Instant::now();
-        let held = Held { lease: terms.lease, since, deadline: since + terms.request_timeout };
+        let held = ActiveLease { lease: terms.lease, since, deadline: since + terms.request_timeout };
         shared.begin(&terms, now, stream);
         turn.begin(held, request.version() >= Version::HTTP_11);
         let (worker, lease, epoch) = (&shared.id, terms.lease, shared.respondent.epoch());
@@ -204,7 +210,7 @@ impl<S: Handler> Answerer<S> {
         &self,
         mut request: Request<Incoming>,
         target: PathAndQuery,
-        held: Held,
+        held: ActiveLease,
         (peer, server): (Option<SocketAddr>, Option<SocketAddr>),
     ) -> Result<Response<Body>, BoxError> {
         let Self { shared, service, turn, stream, .. } = self;
@@ -302,7 +308,7 @@ pub fn boxed(body: http_body_util::Full<Bytes>) -> Body {
 
 /// Back to the dispatcher with the original target: never a dead end.
 fn send_back(
-    shared: &Shared,
+    shared: &WorkerState,
     stream: &net::SharedStream,
     request: &Request<Incoming>,
     target: Option<PathAndQuery>,
@@ -323,16 +329,16 @@ fn send_back(
 
 /// Counts the bytes of a body, and notices when it fails.
 struct Counted {
-    shared: Arc<Shared>,
+    shared: Arc<WorkerState>,
     counter: Counter,
-    turn: Arc<Turn>,
+    turn: Arc<Transaction>,
     bytes: AtomicU64,
     /// It has ended with an error.
     failed: bool,
 }
 
 impl Counted {
-    fn new(shared: Arc<Shared>, counter: Counter, turn: Arc<Turn>) -> Self {
+    fn new(shared: Arc<WorkerState>, counter: Counter, turn: Arc<Transaction>) -> Self {
         Self { shared, counter, turn, bytes: AtomicU64::new(0), failed: false }
     }
 

@@ -11,10 +11,10 @@ use tokio::task::JoinSet;
 
 use super::handler::Builtin;
 use super::handoff;
-use super::handoff_receiver::Inbox;
+use super::handoff_receiver::HandoffReceiver;
 use super::recycle::reexec;
 use super::redirect::{self, Handler};
-use super::state::{Order, Shared, Sockets};
+use super::state::{Order, Sockets, WorkerState};
 use super::{ServeError, system};
 use crate::log;
 use crate::net::{self, SocketListener};
@@ -24,7 +24,7 @@ pub const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
 /// Serves until ordered to leave.
 pub async fn serve<S: Handler>(
-    shared: Arc<Shared>,
+    shared: Arc<WorkerState>,
     service: S,
     (listener, inbox): Sockets,
     mut orders: mpsc::UnboundedReceiver<Order>,
@@ -33,7 +33,7 @@ pub async fn serve<S: Handler>(
     let service = Arc::new(Mutex::new(service));
     let places = Arc::new(Semaphore::new(shared.front.connections));
     let mut connections = JoinSet::new();
-    let passed = inbox.as_ref().map(Inbox::socket);
+    let passed = inbox.as_ref().map(HandoffReceiver::socket);
     let mut handing = tokio::spawn(handoff::run(shared.clone(), service.clone(), inbox));
 
     // Said before it is true for the dispatcher, so that the log has the lives of a pool in their order.
@@ -102,7 +102,7 @@ async fn accept(
 /// Makes place for what comes next: a fresh co-process, or a fresh process image. Whether the worker goes on; not
 /// if it has been ordered to leave meanwhile.
 async fn recycle(
-    shared: &Shared,
+    shared: &WorkerState,
     (listener, passed): (&SocketListener, Option<&OwnedFd>),
     orders: &mut mpsc::UnboundedReceiver<Order>,
 ) -> bool {

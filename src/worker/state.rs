@@ -9,11 +9,11 @@ use nix::sys::eventfd::{EfdFlags, EventFd};
 use tokio::sync::{Notify, OwnedRwLockReadGuard, RwLock, mpsc};
 
 use super::handler::{Builtin, Failure};
-use super::handoff_receiver::Inbox;
+use super::handoff_receiver::HandoffReceiver;
 use super::recycle::Lifespan;
-use super::task_ping::Attention;
-use super::turn::Floor;
-use super::{Office, ServeError, Signals, system};
+use super::task_ping::TaskPing;
+use super::turn::HandlerPermit;
+use super::{ServeError, Signals, WorkerSetup, system};
 use crate::clock;
 use crate::config::FrontConfig;
 use crate::doorbell::Doorbell;
@@ -26,7 +26,7 @@ use crate::signals::SignalFlag;
 use std::sync::Arc;
 
 /// Where a worker's clients come from: by its address, and handed over.
-pub type Sockets = (SocketListener, Option<Inbox>);
+pub type Sockets = (SocketListener, Option<HandoffReceiver>);
 
 /// What the control loop tells the serving task.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -57,7 +57,7 @@ struct Condition {
 }
 
 /// Shared by the worker's two threads.
-pub struct Shared {
+pub struct WorkerState {
     pub id: WorkerId,
     pub front: FrontConfig,
     pub respondent: WorkerSide<Arc<Segment>>,
@@ -65,7 +65,7 @@ pub struct Shared {
     ring: Doorbell,
     condition: Mutex<Condition>,
     current: Mutex<Option<Current>>,
-    pub attention: Attention,
+    pub attention: TaskPing,
     lifespan: Lifespan,
     /// SIGTERM or SIGINT, also before the control loop has taken notice.
     pub told_to_stop: SignalFlag,
@@ -82,9 +82,9 @@ fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-impl Shared {
+impl WorkerState {
     pub fn new(
-        office: Office,
+        office: WorkerSetup,
         builtin: Option<Builtin>,
     ) -> Result<(Self, mpsc::UnboundedReceiver<Order>, Doorbell, Sockets, Signals), ServeError> {
         let (orders, ordered) = mpsc::unbounded_channel();
@@ -98,7 +98,7 @@ impl Shared {
             absent: false,
         };
         let shared = Self {
-            attention: Attention::new(office.pool.request_timeout),
+            attention: TaskPing::new(office.pool.request_timeout),
             lifespan: Lifespan::new(&office.pool, clock::now()),
             told_to_stop: office.signals.stop.came(),
             id: office.id,
@@ -114,7 +114,8 @@ impl Shared {
             wanted: Notify::new(),
             parting: Arc::default(),
         };
-        let inbox = office.handed.map(Inbox::new).transpose().map_err(system("the socket for connections"))?;
+        let inbox =
+            office.handed.map(HandoffReceiver::new).transpose().map_err(system("the socket for connections"))?;
         Ok((shared, ordered, office.hear, (office.listener, inbox), office.signals))
     }
 
@@ -243,7 +244,7 @@ impl Shared {
     /// Says on which core this thread runs.
     pub fn be_on_core(&self) {
         if let Ok(core) = nix::sched::sched_getcpu() {
-            self.respondent.be_on(core);
+            self.respondent.set_core(core);
         }
     }
 
@@ -265,7 +266,7 @@ impl Shared {
     }
 
     /// Waits until nobody watches over the co-process, and keeps it so; `None` where there is no co-process.
-    pub async fn floor(&self) -> Option<Floor> {
+    pub async fn floor(&self) -> Option<HandlerPermit> {
         let Some(Builtin::Coprocess(_)) = self.builtin else { return None };
         self.wanted.notify_one();
         Some(self.floor.clone().lock_owned().await)

@@ -11,7 +11,7 @@ use tokio::sync::Notify;
 use crate::ids::{LeaseId, Monotonic};
 
 /// The calls to one serving task.
-pub struct Attention {
+pub struct TaskPing {
     /// How long it may leave a call unanswered: `request_timeout`.
     pub limit: Duration,
     place: Mutex<Place>,
@@ -35,7 +35,7 @@ fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-impl Attention {
+impl TaskPing {
     pub fn new(limit: Duration) -> Self {
         Self { limit, place: Mutex::new(Place::Here), call: Notify::new(), begun: Mutex::default() }
     }
@@ -95,7 +95,7 @@ mod tests {
 
     #[test]
     fn a_call_is_owed_from_the_first_on_until_the_task_answers_and_not_while_it_obeys() {
-        let attention = Attention::new(Duration::from_secs(1));
+        let attention = TaskPing::new(Duration::from_secs(1));
         let owed = |at| attention.owed(Monotonic(at)).map(|owed| owed.as_nanos());
         assert_eq!(owed(5), None);
         attention.call(Monotonic(10));

@@ -9,7 +9,7 @@ use tokio::sync::{Notify, OwnedMutexGuard};
 use tokio::time::{Instant, sleep, sleep_until};
 
 use crate::ids::LeaseId;
-use crate::net::{self, gone};
+use crate::net::{self, disconnected};
 
 /// Requests shorter than this are not worth a watch on their client: it costs a descriptor and five calls.
 const WATCH_AFTER: Duration = Duration::from_millis(50);
@@ -19,7 +19,7 @@ const PARTING: Duration = Duration::from_secs(1);
 
 /// The lease of a turn.
 #[derive(Clone, Copy, Debug)]
-pub struct Held {
+pub struct ActiveLease {
     pub lease: LeaseId,
     pub since: Instant,
     pub deadline: Instant,
@@ -27,7 +27,7 @@ pub struct Held {
 
 /// Why a turn was cut short.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Cut {
+pub enum AbortCause {
     /// `request_timeout` passed while the response was being sent.
     Deadline,
     /// The head of a request did not come within `head_timeout`.
@@ -37,8 +37,8 @@ pub enum Cut {
 }
 
 #[derive(Debug, Default)]
-pub struct Turn {
-    held: Mutex<Option<Held>>,
+pub struct Transaction {
+    held: Mutex<Option<ActiveLease>>,
     claimed: Notify,
     responding: AtomicBool,
     /// The status of the answer; 0 before there is one.
@@ -52,14 +52,14 @@ pub struct Turn {
     sent: AtomicBool,
     /// Whether the handler has let go of a body before its end.
     unread: AtomicBool,
-    floor: Mutex<Option<Floor>>,
+    floor: Mutex<Option<HandlerPermit>>,
 }
 
-/// The right to use the handler: see [`super::state::Shared::floor`].
-pub type Floor = OwnedMutexGuard<()>;
+/// The right to use the handler: see [`super::state::WorkerState::floor`].
+pub type HandlerPermit = OwnedMutexGuard<()>;
 
-impl Turn {
-    fn held(&self) -> Option<Held> {
+impl Transaction {
+    fn held(&self) -> Option<ActiveLease> {
         *self.held.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -68,13 +68,13 @@ impl Turn {
         self.held().map(|held| held.lease)
     }
 
-    pub fn begin(&self, held: Held, http11: bool) {
+    pub fn begin(&self, held: ActiveLease, http11: bool) {
         *self.held.lock().unwrap_or_else(PoisonError::into_inner) = Some(held);
         self.may_probe.store(http11, Ordering::Relaxed);
         self.claimed.notify_one();
     }
 
-    pub fn end(&self) -> Option<Held> {
+    pub fn end(&self) -> Option<ActiveLease> {
         self.held.lock().unwrap_or_else(PoisonError::into_inner).take()
     }
 
@@ -156,7 +156,7 @@ impl Turn {
     }
 
     /// Keeps the right to use the handler until the turn is over.
-    pub fn take_floor(&self, floor: Option<Floor>) {
+    pub fn take_floor(&self, floor: Option<HandlerPermit>) {
         *self.floor.lock().unwrap_or_else(PoisonError::into_inner) = floor;
     }
 
@@ -165,12 +165,12 @@ impl Turn {
     }
 
     /// Returns when the connection must end whatever is being done on it: never before a claim.
-    pub async fn cut(self: Arc<Self>, stream: net::SharedStream) -> Cut {
+    pub async fn cut(self: Arc<Self>, stream: net::SharedStream) -> AbortCause {
         self.claimed.notified().await;
         let Some(held) = self.held() else { return std::future::pending().await };
         let client = async {
             sleep(WATCH_AFTER).await;
-            gone(&stream, &self.may_probe).await;
+            disconnected(&stream, &self.may_probe).await;
         };
         let deadline = async {
             sleep_until(held.deadline).await;
@@ -179,8 +179,8 @@ impl Turn {
             }
         };
         tokio::select! {
-            () = client => Cut::Gone,
-            () = deadline => Cut::Deadline,
+            () = client => AbortCause::Gone,
+            () = deadline => AbortCause::Deadline,
         }
     }
 }

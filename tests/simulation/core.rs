@@ -333,7 +333,7 @@ impl Sim {
     pub fn look_around(&mut self) {
         while let Some(n) = self.to_look.pop_front() {
             let w = usize::from(n) - 1;
-            let seen = slot::look(&mut self.askers[w], self.workers[w].is_there());
+            let seen = slot::read_slot(&mut self.askers[w], self.workers[w].is_there());
             self.tell(PoolEvent::Seen(n, seen));
         }
     }
@@ -378,15 +378,15 @@ impl Sim {
                 }
                 Some(n)
             }
-            PoolAction::Bury(n, lease) => {
-                self.askers[usize::from(n) - 1].bury(lease);
+            PoolAction::Reclaim(n, lease) => {
+                self.askers[usize::from(n) - 1].reclaim(lease);
                 Some(n)
             }
             PoolAction::Release(n, lease) => {
                 self.askers[usize::from(n) - 1].release(lease);
                 Some(n)
             }
-            PoolAction::Clear(_) | PoolAction::Note(_, PoolNote::Garbled) => {
+            PoolAction::Clear(_) | PoolAction::Note(_, PoolNote::Corrupt) => {
                 panic!("no slot is garbled here: {action:?}")
             }
             PoolAction::Grant { client, worker, lease, .. } => {
@@ -579,7 +579,7 @@ impl Sim {
         let eager = self.eager;
         let worker = &mut self.workers[w];
         let Some(respondent) = worker.respondent.as_ref().filter(|_| !worker.vacant) else { return };
-        respondent.turn(self.now);
+        respondent.tick(self.now);
         let before = worker.state;
         // The word counts, not the question: that may have been replaced before it was read.
         if matches!(worker.state, Lifecycle::Ready | Lifecycle::Draining) {
@@ -592,7 +592,7 @@ impl Sim {
             }
             return;
         };
-        let mut reply = respondent.judge(&question, worker.state);
+        let mut reply = respondent.decide(&question, worker.state);
         if question.kind == QuestionKind::Recycle && reply == Reply::Accept {
             if worker.wants_recycle && worker.state == Lifecycle::Ready {
                 assert!(worker.request.is_none_or(|lease| self.aborted.contains(&lease)));
@@ -635,7 +635,7 @@ impl Sim {
         if worker.respondent.is_some() && worker.state != Lifecycle::Recycling {
             return;
         }
-        let respondent = WorkerSide::begin(worker.memory.clone(), 1 + w as u32, self.now.0, None, self.now);
+        let respondent = WorkerSide::attach(worker.memory.clone(), 1 + w as u32, self.now.0, None, self.now);
         worker.answered = respondent.answered();
         (worker.state, worker.wants_recycle, worker.vacant) = (Lifecycle::Starting, false, false);
         worker.request = None; // of one that was aborted
@@ -679,7 +679,7 @@ impl Sim {
         }
         assert_eq!(worker.request.take(), Some(lease));
         if self.random.percent(50) {
-            respondent.keep(lease);
+            respondent.mark_kept(lease);
         }
         assert!(respondent.done(lease), "lease {lease} of a living worker was ended");
         self.ring(What::Rung(w));
@@ -819,8 +819,8 @@ impl Sim {
     }
 
     /// How often the control loop of worker `w` has turned.
-    pub fn turns(&self, w: usize) -> Option<u64> {
-        Incarnation::load(&self.workers[w].memory).map(|life| life.turns)
+    pub fn ticks(&self, w: usize) -> Option<u64> {
+        Incarnation::load(&self.workers[w].memory).map(|life| life.ticks)
     }
 
     /// One event, or the tick that is due before it.

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use patou::ids::{Monotonic, WorkerId};
 use patou::probe::ProbeReport;
-use patou::watchdog::plan::{Action, Bounds, Change, Event, Order, Part, Plan, Sign, Telling};
+use patou::watchdog::plan::{Action, Bounds, Change, Event, Notice, Order, Part, Plan, Sign};
 
 use super::core::{PROBE, WORKERS, What};
 use super::policy::Policy;
@@ -50,7 +50,7 @@ pub struct Dog {
     wake_at: Monotonic,
     timer: u64,
     /// Its last turn, and how many there were at that time.
-    turns: (Monotonic, u32),
+    ticks: (Monotonic, u32),
 }
 
 pub fn worker(w: usize) -> WorkerId {
@@ -85,7 +85,7 @@ impl Dog {
             next_probe: now + PROBE,
             wake_at: now,
             timer: 0,
-            turns: (now, 0),
+            ticks: (now, 0),
         };
         (dog, actions)
     }
@@ -101,9 +101,9 @@ impl Set {
             return self.dog.backlog.push(wake);
         }
         let now = self.core.now;
-        let turns = if self.dog.turns.0 == now { self.dog.turns.1 + 1 } else { 1 };
-        assert!(turns < 1000, "the watchdog spins: {:#?}", self.parts);
-        self.dog.turns = (now, turns);
+        let ticks = if self.dog.ticks.0 == now { self.dog.ticks.1 + 1 } else { 1 };
+        assert!(ticks < 1000, "the watchdog spins: {:#?}", self.parts);
+        self.dog.ticks = (now, ticks);
         let event = self.heard(wake);
         let late = now.since(self.dog.wake_at);
         if late > LATE {
@@ -211,11 +211,11 @@ impl Set {
                 self.later(2, Happening::Quiesce);
                 None
             }
-            Action::Tell(part, Telling::Restart { delay, .. }) => {
+            Action::Tell(part, Notice::Restart { delay, .. }) => {
                 self.policies[number(&part)].restarted(self.core.now, &self.bounds.restarts, delay);
                 None
             }
-            Action::Tell(part, Telling::Failed { .. }) => {
+            Action::Tell(part, Notice::Failed { .. }) => {
                 self.policies[number(&part)].given_up(self.core.now, &self.bounds.restarts);
                 None
             }

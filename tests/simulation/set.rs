@@ -322,7 +322,7 @@ impl Set {
             Happening::Begin(p, pid) if is(self, p, pid) => self.core.begin(p - 1),
             Happening::Term(p, pid) if is(self, p, pid) => {
                 let now = self.core.now;
-                let owes = p > 0 && self.core.workers[p - 1].respondent.as_ref().is_some_and(|r| r.owes(now));
+                let owes = p > 0 && self.core.workers[p - 1].respondent.as_ref().is_some_and(|r| r.has_obligation(now));
                 if owes {
                     self.after(Duration::from_millis(20), Happening::Term(p, pid));
                 } else {
@@ -354,10 +354,10 @@ impl Set {
             serves: worker.up,
             late: worker.late,
             drained: worker.drained,
-            garbled: worker.garbled,
+            corrupt: worker.corrupt,
             silent_ms: worker.silent_since.map(|since| now.since(since).as_millis() as u64),
             starting_ms: worker.starting_since.map(|since| now.since(since).as_millis() as u64),
-            turns: worker.silent_since.and_then(|_| self.core.turns(w)),
+            ticks: worker.silent_since.and_then(|_| self.core.ticks(w)),
         };
         let workers = self.core.pool.workers().iter().enumerate().map(worker).collect();
         let (name, tally) = ("web".to_owned().try_into().unwrap(), Default::default());

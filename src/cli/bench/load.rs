@@ -60,7 +60,7 @@ async fn client(place: SocketAddr, keep: bool, until: Instant, stop: SignalFlag)
     let mut bytes = Vec::with_capacity(1024);
     let mut count = 0;
     let mut kept = None;
-    while Instant::now() < until && !stop.yet() {
+    while Instant::now() < until && !stop.is_set() {
         let mut stream = match kept.take() {
             Some(stream) => stream,
             None => connect(place).await?,

@@ -148,7 +148,7 @@ fn upload(upload: &Upload) -> Result<(), Failure> {
 }
 
 fn check(stop: &SignalFlag) -> Result<(), Failure> {
-    if stop.yet() { Err(failed("interrupted")) } else { Ok(()) }
+    if stop.is_set() { Err(failed("interrupted")) } else { Ok(()) }
 }
 
 fn median(mut values: Vec<f64>) -> f64 {

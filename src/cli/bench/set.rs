@@ -121,7 +121,7 @@ impl Drop for Set {
 fn clear_dead() {
     for entry in fs::read_dir(std::env::temp_dir()).into_iter().flatten().flatten() {
         let pid = entry.file_name().to_str().and_then(|name| name.strip_prefix("patou-bench")?.parse().ok());
-        if pid.is_some_and(|pid| process_tree::look(pid).is_none()) {
+        if pid.is_some_and(|pid| process_tree::read_process(pid).is_none()) {
             let _ = fs::remove_dir_all(entry.path());
         }
     }

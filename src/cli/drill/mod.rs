@@ -107,7 +107,7 @@ pub fn run(path: Option<&Path>, drill: &Drill) -> Result<(), Failure> {
         let mut tracker = watch.tracker();
         (std::mem::take(&mut tracker.effects), std::mem::take(&mut tracker.strays))
     };
-    if injector.stop.yet() {
+    if injector.stop.is_set() {
         // Nobody waited for its end.
         effects.iter_mut().filter(|effect| effect.over.is_none()).for_each(|e| e.excused = Some("the drill was ended"));
     }
@@ -203,13 +203,13 @@ fn run_course(set: &mut Set, injector: &Injector<'_>, drill: &Drill, seed: u64) 
             inject_all(set, injector, drill, seed, &mut course, scope);
             course.took = since.elapsed();
             // Whoever was hit comes back while clients still ask.
-            if !injector.stop.yet() {
+            if !injector.stop.is_set() {
                 wait(set.bounds().watchdog * 2, || watch.tracker().is_quiet());
             }
             std::mem::forget(clients);
             traffic.end();
         });
-        if !injector.stop.yet() {
+        if !injector.stop.is_set() {
             if set.keeper == Keeper::Own {
                 look_for_leases(injector, set);
             }
@@ -246,10 +246,10 @@ fn inject_all<'s>(
         if let Some(wait) = part.filter(|_| fault.kind.expect() != Expect::Stays).map(|part| budget.wait(part)) {
             injector.sleep(wait);
         }
-        if injector.stop.yet() || end.is_some_and(|end| Instant::now() >= end) {
+        if injector.stop.is_set() || end.is_some_and(|end| Instant::now() >= end) {
             break;
         }
-        if !wait(set.bounds().watchdog * 2, || injector.stop.yet() || is_ready(watch, &fault)) {
+        if !wait(set.bounds().watchdog * 2, || injector.stop.is_set() || is_ready(watch, &fault)) {
             let what =
                 format!("fault {}: {:?} does not serve any more, so that it cannot be hit", fault.number, fault.target);
             return injector.complain("P2", what);

@@ -50,7 +50,7 @@ impl<'a> Injector<'a> {
     /// Sleeps, but not past a signal to stop.
     pub fn sleep(&self, time: Duration) {
         let end = Instant::now() + time;
-        while Instant::now() < end && !self.stop.yet() {
+        while Instant::now() < end && !self.stop.is_set() {
             std::thread::sleep(end.saturating_duration_since(Instant::now()).min(Duration::from_millis(20)));
         }
     }
@@ -205,7 +205,7 @@ impl<'a> Injector<'a> {
         }
         set.start_again().map_err(|_| "patou run cannot be started again")?;
         if !set.wait_until_up(set.bounds().watchdog) {
-            return Err(format!("patou run does not come up again: {}", set.last_words()));
+            return Err(format!("patou run does not come up again: {}", set.log_fatal()));
         }
         Ok(())
     }
@@ -219,7 +219,7 @@ impl<'a> Injector<'a> {
             for bell in [&parts.to_worker, &parts.to_dispatcher] {
                 match kind {
                     Kind::FillBells => while write(bell, &[1; 4096]).is_ok() {},
-                    _ => while bell.hush() {},
+                    _ => while bell.clear() {},
                 }
             }
             return Ok(());
@@ -283,7 +283,7 @@ fn has_ended(process: &OwnedFd) -> bool {
 }
 
 fn is_stopped(pid: u32) -> bool {
-    crate::process_tree::look(pid).is_some_and(|process| process.stopped)
+    crate::process_tree::read_process(pid).is_some_and(|process| process.stopped)
 }
 
 fn systemctl(unit: &str) -> Result<(), String> {

@@ -68,7 +68,7 @@ impl Set {
         let set = Self { config, keeper: Keeper::Own, workers, own: Some(Own { top, child }) };
         match set.wait_until_up(set.config.watchdog.start_timeout * 2) {
             true => Ok(set),
-            false => Err(failed(format!("the drill's own set does not start: {}", set.last_words()))),
+            false => Err(failed(format!("the drill's own set does not start: {}", set.log_fatal()))),
         }
     }
 
@@ -262,7 +262,7 @@ impl Set {
     }
 
     /// The end of its log.
-    pub fn last_words(&self) -> String {
+    pub fn log_fatal(&self) -> String {
         let Some(own) = &self.own else { return String::new() };
         let log = fs::read_to_string(own.top.join("log")).unwrap_or_default();
         let lines: Vec<_> = log.lines().collect();
@@ -314,7 +314,7 @@ pub fn unit(set: &Set, part: super::generator::Part) -> String {
 
 /// Whether there is such a process, and it is the one that started then.
 pub fn is_still(pid: u32, started: u64) -> bool {
-    process_tree::look(pid).is_some_and(|process| process.started == started && !process.zombie)
+    process_tree::read_process(pid).is_some_and(|process| process.started == started && !process.zombie)
 }
 
 /// Starts `patou run` on `patou.toml` in `top` so that it stops when this process dies, and by nothing else that a

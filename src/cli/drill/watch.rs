@@ -110,7 +110,7 @@ impl Watch {
         let mut identities = held(&self.identities);
         identities.insert(Part::Watchdog, (state.pid, state.started));
         for (part, of) in parts(state, workers) {
-            match of.pid.and_then(|pid| Some((pid, process_tree::look(pid)?.started))) {
+            match of.pid.and_then(|pid| Some((pid, process_tree::read_process(pid)?.started))) {
                 Some(identity) => drop(identities.insert(part, identity)),
                 None => drop(identities.remove(&part)),
             }

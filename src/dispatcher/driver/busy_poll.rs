@@ -14,9 +14,9 @@ use std::time::Duration;
 
 use nix::sched::sched_getcpu;
 
-use super::Desk;
+use super::Driver;
 use crate::clock;
-use crate::dispatcher::pool_slots::{Room, Slot};
+use crate::dispatcher::pool_slots::{PoolSlots, Slot};
 
 /// With more of them than this, others are waiting for a core.
 const WATCHED_MAX: usize = 4;
@@ -28,33 +28,33 @@ const GLANCES: Duration = Duration::from_micros(200);
 const LOOKS: u32 = 32;
 
 /// A slot: index of its pool, and worker.
-pub(super) type Place = (usize, u16);
+pub(super) type SlotIndex = (usize, u16);
 
 thread_local! {
     /// The desk of this thread.
-    static DESK: RefCell<Weak<Desk>> = const { RefCell::new(Weak::new()) };
+    static DRIVER: RefCell<Weak<Driver>> = const { RefCell::new(Weak::new()) };
 }
 
 /// To be called by the runtime before its thread sleeps.
 pub fn before_sleep() {
-    if let Some(desk) = DESK.with_borrow(Weak::upgrade) {
+    if let Some(desk) = DRIVER.with_borrow(Weak::upgrade) {
         desk.before_sleep();
     }
 }
 
-fn slot(rooms: &mut [Room], (index, n): Place) -> Option<&mut Slot> {
+fn slot(rooms: &mut [PoolSlots], (index, n): SlotIndex) -> Option<&mut Slot> {
     rooms.get_mut(index)?.slots.get_mut(usize::from(n) - 1)?.as_mut()
 }
 
 /// Takes the places out of `expected` of which there is news.
-fn take_news(rooms: &mut [Room], expected: &mut Vec<Place>, news: &mut VecDeque<Place>) -> bool {
+fn take_news(rooms: &mut [PoolSlots], expected: &mut Vec<SlotIndex>, news: &mut VecDeque<SlotIndex>) -> bool {
     let before = news.len();
     expected.retain(|place| {
         let Some(slot) = slot(rooms, *place) else { return false };
-        let waits = !slot.asker.has_news();
+        let waits = !slot.asker.has_update();
         if !waits {
             slot.watched = false;
-            slot.asker.unwatch();
+            slot.asker.stop_polling();
             news.push_back(*place);
         }
         waits
@@ -62,14 +62,14 @@ fn take_news(rooms: &mut [Room], expected: &mut Vec<Place>, news: &mut VecDeque<
     news.len() > before
 }
 
-impl Desk {
+impl Driver {
     /// This desk is the one of this thread.
     pub(super) fn be_here(self: &Rc<Self>) {
-        DESK.set(Rc::downgrade(self));
+        DRIVER.set(Rc::downgrade(self));
     }
 
     /// An offer is about to be made.
-    pub(super) fn expect(&self, place: Place, slot: &mut Slot) {
+    pub(super) fn expect(&self, place: SlotIndex, slot: &mut Slot) {
         if !slot.watched {
             slot.watched = true;
             slot.asker.watch();
@@ -87,8 +87,8 @@ impl Desk {
             for place in expected.drain(..) {
                 let Some(slot) = slot(&mut rooms, place) else { continue };
                 slot.watched = false;
-                slot.asker.unwatch();
-                if slot.asker.has_news() {
+                slot.asker.stop_polling();
+                if slot.asker.has_update() {
                     news.push_back(place);
                 }
             }
@@ -99,7 +99,7 @@ impl Desk {
     }
 
     /// Watches for as long as that is likely to be worth it; whether there was news.
-    fn watch(&self, rooms: &mut [Room], expected: &mut Vec<Place>, news: &mut VecDeque<Place>) -> bool {
+    fn watch(&self, rooms: &mut [PoolSlots], expected: &mut Vec<SlotIndex>, news: &mut VecDeque<SlotIndex>) -> bool {
         let [(index, _), ..] = expected[..] else { return false };
         if expected.len() > WATCHED_MAX {
             return false;

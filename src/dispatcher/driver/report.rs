@@ -2,17 +2,17 @@
 
 use sd_notify::NotifyState;
 
-use super::Desk;
+use super::Driver;
 use crate::clock;
-use crate::dispatcher::pool_slots::{Room, Slot};
-use crate::dispatcher::redirect::Staff;
+use crate::dispatcher::pool_slots::{PoolSlots, Slot};
+use crate::dispatcher::redirect::PoolAvailability;
 use crate::exchange::Incarnation;
 use crate::ids::{Epoch, Lifecycle, PoolName, WorkerId};
 use crate::log;
 use crate::pool::{PoolEvent, Worker};
 use crate::probe::{FailedPool, PoolReport, WorkerReport};
 
-impl Desk {
+impl Driver {
     /// How things are, in a line for `systemctl status`.
     pub fn status(&self) -> String {
         let rooms = self.rooms.borrow();
@@ -39,18 +39,18 @@ impl Desk {
             self.feed(index, None, owing);
         }
         let now = clock::now();
-        let turns = |slot: Option<&Slot>| Incarnation::load(&*slot?.segment).map(|life| life.turns);
+        let ticks = |slot: Option<&Slot>| Incarnation::load(&*slot?.segment).map(|life| life.ticks);
         let worker = |worker: &Worker, slot: Option<&Slot>| WorkerReport {
             epoch: worker.epoch.map_or(0, Epoch::get),
-            serves: worker.up && worker.state == Some(Lifecycle::Ready) && !worker.garbled,
+            serves: worker.up && worker.state == Some(Lifecycle::Ready) && !worker.corrupt,
             late: worker.late,
             drained: worker.drained,
-            garbled: worker.garbled,
+            corrupt: worker.corrupt,
             silent_ms: worker.silent_since.map(|since| now.since(since).as_millis() as u64),
             starting_ms: worker.starting_since.map(|since| now.since(since).as_millis() as u64),
-            turns: worker.silent_since.and_then(|_| turns(slot)),
+            ticks: worker.silent_since.and_then(|_| ticks(slot)),
         };
-        let report = |room: &Room| {
+        let report = |room: &PoolSlots| {
             let (queue, oldest) = room.pool.waiting();
             PoolReport {
                 name: room.config.name.clone(),
@@ -77,13 +77,15 @@ impl Desk {
     }
 
     /// How the workers of a pool are, for the words of a refusal.
-    pub fn staff(&self, pool: &PoolName) -> Staff {
+    pub fn staff(&self, pool: &PoolName) -> PoolAvailability {
         let rooms = self.rooms.borrow();
-        let Some(room) = rooms.iter().find(|room| room.config.name == *pool) else { return Staff::default() };
+        let Some(room) = rooms.iter().find(|room| room.config.name == *pool) else {
+            return PoolAvailability::default();
+        };
         let workers = &room.pool.workers()[..usize::from(room.config.workers).min(room.pool.workers().len())];
         let drained = workers.iter().filter(|worker| worker.drained).count();
         let gone = workers.iter().filter(|worker| !worker.drained && !worker.up).count();
-        Staff { workers: workers.len(), drained, gone, failed: room.failed.clone() }
+        PoolAvailability { workers: workers.len(), drained, gone, failed: room.failed.clone() }
     }
 
     /// The watchdog has given up every worker of these pools, and of no others.

@@ -5,7 +5,7 @@ use std::rc::Rc;
 
 use tokio::sync::oneshot;
 
-use super::Desk;
+use super::Driver;
 use crate::config;
 use crate::dispatcher::handoff::{Connection, Outcome};
 use crate::dispatcher::pool_slots::{Slot, Verdict};
@@ -14,19 +14,19 @@ use crate::ids::{Claim, LeaseId, Phase, PoolName};
 use crate::pool::{ClientId, Peer, PoolEvent, Refusal};
 
 /// Who waits for a worker.
-pub(super) enum Client {
+pub(super) enum Waiter {
     /// To be told which.
     Told(oneshot::Sender<Verdict>),
     /// To be handed over to it.
-    Handed(Rc<Connection>),
+    StoredConnection(Rc<Connection>),
 }
 
-impl Desk {
+impl Driver {
     /// Passes a connection to the worker it is offered to. What cannot be sent is taken back after `offer_timeout`.
     /// Whether the worker is the one that took the last.
     pub(super) fn pass_on(&self, slot: &mut Slot, client: ClientId, lease: LeaseId) -> bool {
         let clients = self.clients.borrow();
-        let Some(Client::Handed(connection)) = clients.get(&client) else { return true }; // it is leaving
+        let Some(Waiter::StoredConnection(connection)) = clients.get(&client) else { return true }; // it is leaving
         slot.lent = Some(client);
         connection.lend(true);
         let message = connection.message(lease, slot.token);
@@ -45,7 +45,7 @@ impl Desk {
     /// The mark of a client's connection.
     pub(super) fn mark_of(&self, client: ClientId) -> u32 {
         match self.clients.borrow().get(&client) {
-            Some(Client::Handed(connection)) => connection.mark(),
+            Some(Waiter::StoredConnection(connection)) => connection.mark(),
             _ => 0,
         }
     }
@@ -68,8 +68,8 @@ impl Desk {
 
     pub(super) fn answer(&self, client: ClientId, verdict: Verdict) {
         match self.clients.borrow_mut().remove(&client) {
-            Some(Client::Told(waiting)) => drop(waiting.send(verdict)), // it has left in this very moment
-            Some(Client::Handed(connection)) => verdict.err().into_iter().for_each(|refusal| {
+            Some(Waiter::Told(waiting)) => drop(waiting.send(verdict)), // it has left in this very moment
+            Some(Waiter::StoredConnection(connection)) => verdict.err().into_iter().for_each(|refusal| {
                 connection.tell(Outcome::Refused(refusal));
             }),
             None => {}
@@ -79,17 +79,17 @@ impl Desk {
     /// Hands a connection over to a worker of `pool`, and waits until that is through with it. Dropping the future
     /// gives up the place in the queue.
     pub async fn hand_over(self: &Rc<Self>, pool: &PoolName, peer: Peer, connection: &Rc<Connection>) -> Outcome {
-        let place = self.place(pool, Client::Handed(connection.clone()));
+        let place = self.place(pool, Waiter::StoredConnection(connection.clone()));
         self.tell(pool, PoolEvent::Connection(place.id, peer));
         connection.outcome().await
     }
 
-    fn place<'a>(self: &'a Rc<Self>, pool: &'a PoolName, client: Client) -> Place<'a> {
+    fn place<'a>(self: &'a Rc<Self>, pool: &'a PoolName, client: Waiter) -> QueueTicket<'a> {
         self.glance();
         let id = self.next_client.get();
         self.next_client.set(id + 1);
         self.clients.borrow_mut().insert(id, client);
-        Place { desk: self, pool, id }
+        QueueTicket { desk: self, pool, id }
     }
 
     /// Whether the workers of a pool speak HTTP.
@@ -102,20 +102,20 @@ impl Desk {
     /// Waits for a worker of `pool`. Dropping the future gives up the place in the queue.
     pub async fn lease(self: &Rc<Self>, pool: &PoolName, peer: Peer) -> Verdict {
         let (sender, receiver) = oneshot::channel();
-        let place = self.place(pool, Client::Told(sender));
+        let place = self.place(pool, Waiter::Told(sender));
         self.tell(pool, PoolEvent::Client(place.id, peer));
         receiver.await.unwrap_or(Err(Refusal::Stopping))
     }
 }
 
 /// A client's place: given up when it is dropped without a verdict.
-struct Place<'a> {
-    desk: &'a Rc<Desk>,
+struct QueueTicket<'a> {
+    desk: &'a Rc<Driver>,
     pool: &'a PoolName,
     id: ClientId,
 }
 
-impl Drop for Place<'_> {
+impl Drop for QueueTicket<'_> {
     fn drop(&mut self) {
         let waiting = self.desk.clients.borrow_mut().remove(&self.id).is_some();
         if waiting {

@@ -141,12 +141,12 @@ fn who_is_held_begins_anew_when_he_is_let_go() {
 #[test]
 fn progress_is_no_answer_and_worth_four_bounds() {
     let mut pulse = asked();
-    for (turns, ms) in (350..=4_100).step_by(250).enumerate() {
+    for (ticks, ms) in (350..=4_100).step_by(250).enumerate() {
         assert_eq!(verdict(&pulse, ms - 1), Verdict::Late, "{ms}");
-        pulse.silent(at(ms), at(100), Some(turns as u64));
+        pulse.silent(at(ms), at(100), Some(ticks as u64));
     }
     assert_eq!(verdict(&pulse, 4_100), Verdict::Frozen);
-    assert!(pulse.turns(at(4_100), PATIENCE));
+    assert!(pulse.ticks(at(4_100), PATIENCE));
     // One that stops turning has one bound from then on.
     let mut pulse = asked();
     pulse.silent(at(350), at(100), Some(1));

@@ -47,7 +47,7 @@ impl Fake {
         let (length, fd) = {
             let got = recvmsg::<()>(self.socket.as_raw_fd(), &mut slices, Some(&mut control), flags).ok()?;
             let fd = got.cmsgs().unwrap().find_map(|message| match message {
-                ControlMessageOwned::ScmRights(fds) => crate::sys::adopt(fds).next(),
+                ControlMessageOwned::ScmRights(fds) => crate::sys::own_fds(fds).next(),
                 _ => None,
             });
             (got.bytes, fd)

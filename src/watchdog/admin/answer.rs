@@ -109,7 +109,7 @@ fn whole(status: StatusCode, kind: &'static str, body: String) -> Answer {
 fn view(now: Monotonic, snapshot: &Snapshot) -> StatusView {
     let report = snapshot.report.as_ref().map(|(_, report)| &**report);
     let answers = snapshot.asked.is_none_or(|since| now.since(since) <= PATIENCE);
-    let mut view = status::look(&snapshot.config, &snapshot.state, Told { report, answers });
+    let mut view = status::collect(&snapshot.config, &snapshot.state, Told { report, answers });
     let bounds = &snapshot.config.watchdog;
     let late: Duration = bounds.probe_interval + bounds.dispatcher_timeout;
     if view.watchdog.state == "up" && now.since(snapshot.at) > late {

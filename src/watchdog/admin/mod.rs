@@ -31,7 +31,7 @@ use super::restart_stats::Account;
 use crate::config::Config;
 use crate::ids::{Monotonic, PoolName, WorkerId};
 use crate::log;
-use crate::net::{self, ProblemResponse, SocketListener, linger};
+use crate::net::{self, ProblemResponse, SocketListener, lingering_close};
 use crate::probe::ProbeReport;
 use crate::stats::CounterTotals;
 use crate::status::SavedState;
@@ -165,7 +165,7 @@ fn serve(sockets: &[OwnedFd], stop: OwnedFd, shared: &Arc<Shared>) {
 }
 
 fn give_up(error: io::Error) {
-    tracing::error!(event = %log::Event::RuntimeFault, "admin.sock is not served any more: {error}");
+    tracing::error!(event = %log::Event::RuntimeDirError, "admin.sock is not served any more: {error}");
 }
 
 /// Serves until the last connection has ended, or it is time to stop.
@@ -232,5 +232,5 @@ async fn converse(stream: net::SharedStream, shared: &Shared, listens_on: Option
             let _ = stream.0.try_write(&ProblemResponse::late_head().raw());
         }
     }
-    linger(stream, LINGER).await;
+    lingering_close(stream, LINGER).await;
 }

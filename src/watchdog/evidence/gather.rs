@@ -29,20 +29,20 @@ const FRAMES: usize = 8;
 const COMMAND: u64 = 160;
 
 /// Who is accused, and where to look.
-pub struct Subject {
+pub struct Target {
     pub pid: u32,
-    family: Family,
+    family: ProcessScope,
     /// Where the set is.
     dir: PathBuf,
-    hands: Hands,
+    hands: HeldWork,
 }
 
-impl Subject {
+impl Target {
     /// Process `pid` of a part; `heard` is what the dispatcher has said last, and when.
     pub fn of(
         part: &Part,
         pid: u32,
-        family: Family,
+        family: ProcessScope,
         config: &Config,
         heard: Option<&(Monotonic, Arc<ProbeReport>)>,
     ) -> Self {
@@ -52,8 +52,8 @@ impl Subject {
             at: *at,
         });
         let hands = match part {
-            Part::Worker(id) => Hands::Worker(id.clone()),
-            Part::Dispatcher => Hands::Dispatcher { workers: config.workers().collect(), queue },
+            Part::Worker(id) => HeldWork::Worker(id.clone()),
+            Part::Dispatcher => HeldWork::Dispatcher { workers: config.workers().collect(), queue },
         };
         Self { pid, family, dir: config.set.runtime_dir.clone(), hands }
     }
@@ -61,7 +61,7 @@ impl Subject {
 
 /// Who holds what.
 #[derive(Clone, Debug)]
-enum Hands {
+enum HeldWork {
     /// A worker its lease.
     Worker(WorkerId),
     /// The dispatcher the leases of all workers, and who waits for one.
@@ -69,31 +69,31 @@ enum Hands {
 }
 
 /// Where its children are found.
-pub enum Family {
+pub enum ProcessScope {
     /// Below it, as descendants.
     Tree,
     /// In the control group of its unit.
     Unit(Slice, String),
 }
 
-impl Family {
+impl ProcessScope {
     fn children(&self, of: u32) -> Vec<u32> {
         match self {
-            Family::Tree => process_tree::descendants(Pid::from_raw(of as i32))
+            ProcessScope::Tree => process_tree::descendants(Pid::from_raw(of as i32))
                 .iter()
                 .map(|process| process.pid.as_raw() as u32)
                 .collect(),
-            Family::Unit(slice, unit) => slice.pids(unit).into_iter().filter(|pid| *pid != of).collect(),
+            ProcessScope::Unit(slice, unit) => slice.pids(unit).into_iter().filter(|pid| *pid != of).collect(),
         }
     }
 }
 
 /// Tells all there is to see, as it sees it.
-pub fn look(subject: Subject, seen: &Mutex<Evidence>) {
-    let Subject { pid, family, dir, hands } = subject;
+pub fn look(subject: Target, seen: &Mutex<Evidence>) {
+    let Target { pid, family, dir, hands } = subject;
     let machine = machine();
     locked(seen).machine = machine;
-    if let Hands::Worker(id) = &hands {
+    if let HeldWork::Worker(id) = &hands {
         let held = slot(&dir, id);
         locked(seen).held = held;
     }
@@ -127,7 +127,7 @@ pub fn look(subject: Subject, seen: &Mutex<Evidence>) {
         let command = command(child.pid);
         locked(seen).children[index].command = command;
     }
-    if let Hands::Dispatcher { workers, queue } = hands {
+    if let HeldWork::Dispatcher { workers, queue } = hands {
         let leases = workers.iter().filter(|id| is_leased(&dir, id)).count();
         locked(seen).held = Some(Held::Clients { queue, leases });
     }
@@ -301,9 +301,9 @@ mod tests {
         let (seen, pid) = (Mutex::new(Evidence::default()), std::process::id());
         let named = |seen: &Evidence| seen.children.iter().any(|c| c.command.as_deref() == Some("sleep 1000"));
         // It has its words when it has executed its program.
-        let hands = Hands::Worker("default/1".parse().unwrap());
+        let hands = HeldWork::Worker("default/1".parse().unwrap());
         for _ in 0..1000 {
-            let subject = Subject { pid, family: Family::Tree, dir: "/nowhere".into(), hands: hands.clone() };
+            let subject = Target { pid, family: ProcessScope::Tree, dir: "/nowhere".into(), hands: hands.clone() };
             look(subject, &seen);
             if named(&locked(&seen)) {
                 break;

@@ -125,7 +125,7 @@ fn who_does_not_come_to_an_end_is_not_waited_for() {
 
 #[test]
 fn lateness_is_remembered_for_a_while() {
-    let mut witness = Witness::default();
+    let mut witness = EvidenceRecorder::default();
     assert_eq!(witness.latest(at(0)), Duration::ZERO);
     for (when, late) in [(0, 30), (1_000, 500), (2_000, 40), (50_000, 100)] {
         witness.was_late(at(when), ms(late));

@@ -3,7 +3,7 @@
 use std::fmt::{self, Write};
 use std::time::Duration;
 
-use super::{Action, Keeper, Order, Part, Plan, Record, Sign, Stage, Telling, Why};
+use super::{Action, Keeper, Notice, Order, Part, Plan, Record, Sign, Stage, StopReason};
 use crate::ids::Monotonic;
 use crate::liveness::{ProcessSample, SilenceTimer, Timeouts, Verdict};
 
@@ -48,12 +48,12 @@ impl Plan {
                         pulse.ready();
                         record.ready = Some(now);
                     }
-                    (None, Some(since)) => pulse.silent(now, owing(since), sign.turns),
+                    (None, Some(since)) => pulse.silent(now, owing(since), sign.ticks),
                     (None, None) => pulse.answered(),
                 }
             }
             match self.parts.get(&part) {
-                Some(Record { stage: Stage::Running(_), .. }) if sign.garbled => {
+                Some(Record { stage: Stage::Running(_), .. }) if sign.corrupt => {
                     self.accuse(now, &part, "its slot holds what no worker writes".into());
                 }
                 _ => self.consider(now, &part),
@@ -114,8 +114,8 @@ impl Plan {
                 Stage::Going(at, why) if *at <= now => {
                     // Only the kernel can keep a killed process now; it is asked again after a while.
                     *at = now + Duration::from_secs(1);
-                    if *why != Why::Frozen {
-                        self.actions.push(Action::Tell(part.clone(), Telling::Overdue));
+                    if *why != StopReason::Frozen {
+                        self.actions.push(Action::Tell(part.clone(), Notice::Overdue));
                     }
                     self.actions.push(Action::Order(part, Order::Kill));
                 }
@@ -162,9 +162,9 @@ impl Plan {
         if record.plight != plight {
             record.plight = plight;
             let telling = match plight {
-                Some(Verdict::Suspended(by)) => Telling::Suspended { by },
-                Some(_) => Telling::Starved { silence: pulse.silence(now) },
-                None => Telling::Relieved,
+                Some(Verdict::Suspended(by)) => Notice::Suspended { by },
+                Some(_) => Notice::Starved { silence: pulse.silence(now) },
+                None => Notice::Relieved,
             };
             self.actions.push(Action::Tell(part.clone(), telling));
         }
@@ -197,7 +197,7 @@ impl Plan {
                 Order::Abort
             }
         };
-        record.stage = Stage::Going(kill_at, Why::Frozen);
+        record.stage = Stage::Going(kill_at, StopReason::Frozen);
         self.actions.push(Action::Accuse(part.clone(), why));
         self.actions.push(Action::Order(part.clone(), order));
     }
@@ -205,7 +205,7 @@ impl Plan {
 
 fn accusation(pulse: &SilenceTimer, now: Monotonic, patience: Timeouts) -> String {
     let own = pulse.own_silence(now);
-    let mut why = match (pulse.is_ready(), pulse.turns(now, patience)) {
+    let mut why = match (pulse.is_ready(), pulse.ticks(now, patience)) {
         (false, _) => format!("it was not ready after {} (watchdog.start_timeout)", in_words(own)),
         (true, false) => format!("it is frozen, no sign of life for {}", in_words(own)),
         (true, true) => format!("it does not answer for {}, although its control loop turns", in_words(own)),

@@ -63,9 +63,9 @@ pub struct Sign {
     /// Since when nobody has been in its slot who is through with his start: its process may be between two incarnations.
     pub starting_since: Option<Monotonic>,
     /// The turns of its control loop, where it owes an answer.
-    pub turns: Option<u64>,
+    pub ticks: Option<u64>,
     /// Nobody can tell what it is doing: its slot holds nonsense.
-    pub garbled: bool,
+    pub corrupt: bool,
 }
 
 impl Sign {
@@ -79,8 +79,8 @@ impl Sign {
                     worker: WorkerId { pool: pool.name.clone(), number },
                     silent_since: worker.silent_ms.map(before),
                     starting_since: worker.starting_ms.map(before),
-                    turns: worker.turns,
-                    garbled: worker.garbled,
+                    ticks: worker.ticks,
+                    corrupt: worker.corrupt,
                 });
             }
         }
@@ -203,7 +203,7 @@ pub enum Action {
     /// Remove the worker's segment, bells and socket: it is not coming back.
     Remove(WorkerId),
     /// Tell the operator.
-    Tell(Part, Telling),
+    Tell(Part, Notice),
     /// Every part is up for the first time.
     AllUp,
     /// Everybody is gone.
@@ -213,7 +213,7 @@ pub enum Action {
 /// What an operator is told of a part.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[allow(missing_docs)] // of the fields: the lines above have them
-pub enum Telling {
+pub enum Notice {
     /// It is back.
     Ready { restarts: u32 },
     /// It ended and is started again after this time.
@@ -246,10 +246,10 @@ mod tests {
             serves: false,
             late: false,
             drained: false,
-            garbled: false,
+            corrupt: false,
             silent_ms,
             starting_ms: None,
-            turns: None,
+            ticks: None,
         };
         let name = "web".to_owned().try_into().unwrap();
         let pool = PoolReport { name, queue: 0, oldest_ms: 0, workers: vec![worker; count], tally: Default::default() };

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use super::{Absence, Action, Bounds, Change, Era, Keeper, Part, Plan, Record, Stage, Telling};
+use super::{Absence, Action, Bounds, Change, Keeper, Notice, Part, Plan, Record, SetPhase, Stage};
 use crate::ids::{Monotonic, WorkerId};
 
 impl Plan {
@@ -14,7 +14,7 @@ impl Plan {
         for (id, drain) in workers {
             parts.insert(Part::Worker(id.clone()), away(*drain));
         }
-        let (keeper, era, lost) = (Keeper::Systemd, Era::Running, Duration::ZERO);
+        let (keeper, era, lost) = (Keeper::Systemd, SetPhase::Running, Duration::ZERO);
         let (asked, heard, counted, actions) = (None, now, None, Vec::new());
         Self { parts, bounds, keeper, era, amnesty: now, lost, asked, heard, counted, actions }
     }
@@ -30,7 +30,7 @@ impl Plan {
     /// Its process has gone. Whether somebody wanted it so is known when systemd has been asked.
     pub(super) fn left(&mut self, part: &Part, how: String) {
         let Some(record) = self.parts.get_mut(part) else { return };
-        let frozen = matches!(record.stage, Stage::Going(_, super::Why::Frozen));
+        let frozen = matches!(record.stage, Stage::Going(_, super::StopReason::Frozen));
         record.pid = None;
         record.stage = Stage::Away(Absence::Gone);
         record.unexplained = true;
@@ -50,14 +50,14 @@ impl Plan {
                     record.cause = None;
                     return;
                 }
-                Telling::Ready { restarts }
+                Notice::Ready { restarts }
             }
             Stage::Away(known) if *known != absence => {
                 *known = absence;
                 match absence {
-                    Absence::Failed => Telling::GivenUp,
+                    Absence::Failed => Notice::GivenUp,
                     // Who has not been seen running is not being stopped.
-                    Absence::Stopped if record.cause.take().is_some() => Telling::Stopped,
+                    Absence::Stopped if record.cause.take().is_some() => Notice::Stopped,
                     Absence::Stopped | Absence::Gone => return,
                 }
             }

@@ -51,7 +51,7 @@ fn workers(count: u16) -> BTreeMap<WorkerId, Duration> {
 }
 
 fn sign(number: u16) -> Sign {
-    Sign { worker: id(number), silent_since: None, starting_since: None, turns: None, garbled: false }
+    Sign { worker: id(number), silent_since: None, starting_since: None, ticks: None, corrupt: false }
 }
 
 /// A plan and what it says, in short words. Every process looks as is set here.
@@ -124,15 +124,15 @@ fn words(actions: &[Action]) -> Vec<String> {
         Action::Sweep(id) => format!("sweep {id}"),
         Action::Quiesce => "quiesce".into(),
         Action::Remove(id) => format!("remove {id}"),
-        Action::Tell(part, Telling::Restart { how, delay }) => format!("restart {part} in {delay:?}: {how}"),
-        Action::Tell(part, Telling::Failed { how }) => format!("failed {part}: {how}"),
-        Action::Tell(part, Telling::Ready { restarts }) => format!("back {part} {restarts}"),
-        Action::Tell(part, Telling::Overdue) => format!("overdue {part}"),
-        Action::Tell(part, Telling::Starved { silence }) => format!("starved {part} for {silence:?}"),
-        Action::Tell(part, Telling::Suspended { by }) => format!("suspended {part} by {by}"),
-        Action::Tell(part, Telling::Relieved) => format!("relieved {part}"),
-        Action::Tell(part, Telling::Stopped) => format!("stopped {part}"),
-        Action::Tell(part, Telling::GivenUp) => format!("given up {part}"),
+        Action::Tell(part, Notice::Restart { how, delay }) => format!("restart {part} in {delay:?}: {how}"),
+        Action::Tell(part, Notice::Failed { how }) => format!("failed {part}: {how}"),
+        Action::Tell(part, Notice::Ready { restarts }) => format!("back {part} {restarts}"),
+        Action::Tell(part, Notice::Overdue) => format!("overdue {part}"),
+        Action::Tell(part, Notice::Starved { silence }) => format!("starved {part} for {silence:?}"),
+        Action::Tell(part, Notice::Suspended { by }) => format!("suspended {part} by {by}"),
+        Action::Tell(part, Notice::Relieved) => format!("relieved {part}"),
+        Action::Tell(part, Notice::Stopped) => format!("stopped {part}"),
+        Action::Tell(part, Notice::GivenUp) => format!("given up {part}"),
         Action::AllUp => "all up".into(),
         Action::Finish => "finish".into(),
     };
@@ -365,7 +365,7 @@ fn units_are_watched_and_left_to_systemd() {
 #[test]
 fn what_a_report_says_of_a_process_is_not_held_against_the_next() {
     let mut talk = Talk::up();
-    let report = |silent_since| Event::Report(vec![Sign { silent_since, garbled: silent_since.is_none(), ..sign(1) }]);
+    let report = |silent_since| Event::Report(vec![Sign { silent_since, corrupt: silent_since.is_none(), ..sign(1) }]);
     for (ms, silent_since) in [(100, None), (100_000, Some(at(98_000)))] {
         talk.tell(ms, Event::Probed, &[]);
         talk.hear(ms + 10, exited(worker(1)));

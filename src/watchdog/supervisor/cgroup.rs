@@ -43,12 +43,12 @@ impl Slice {
     pub fn main(&self, unit: &str) -> Option<Main> {
         let pids = self.pids(unit);
         let started_by_systemd = |p: &process_tree::Process| !pids.contains(&(p.parent.as_raw() as u32));
-        let found = pids.iter().filter_map(|pid| process_tree::look(*pid));
+        let found = pids.iter().filter_map(|pid| process_tree::read_process(*pid));
         let first = found.filter(|p| !p.zombie && started_by_systemd(p)).min_by_key(|p| (p.started, p.pid))?;
         let pid = first.pid.as_raw() as u32;
         let pidfd = sys::pidfd_open(first.pid).ok()?;
         // Still the process that was looked at, and not a command of the unit.
-        let same = process_tree::look(pid).is_some_and(|now| now.started == first.started);
+        let same = process_tree::read_process(pid).is_some_and(|now| now.started == first.started);
         (same && !is_control(pid)).then_some(Main { pid, pidfd })
     }
 

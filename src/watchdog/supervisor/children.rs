@@ -75,7 +75,7 @@ impl Children {
         let numbered = sockets.into_iter().zip(3..).map(|((_, fd), number)| (fd, number));
         sys::map_fds(&mut command, numbered.collect())?;
         // It may be told to reload before it knows what that is.
-        let held = BlockSighup::begin()?;
+        let held = BlockSighup::new()?;
         let mut child = command.spawn()?;
         drop(held);
         drop(command);

@@ -23,8 +23,8 @@ use crate::ids::Monotonic;
 use crate::signals::Signal;
 use crate::status::PATIENCE;
 use crate::watchdog::admin::{Admin, Snapshot};
-use crate::watchdog::evidence::{Family, Subject, Witness};
-use crate::watchdog::plan::{Absence, Action, Event, Order, Part, Plan, Sign, Telling};
+use crate::watchdog::evidence::{EvidenceRecorder, ProcessScope, Target};
+use crate::watchdog::plan::{Absence, Action, Event, Notice, Order, Part, Plan, Sign};
 use crate::watchdog::prober::{self, Prober};
 use crate::watchdog::restart_stats::{Account, Cause};
 use crate::watchdog::state::state_of;
@@ -65,7 +65,7 @@ struct Watch {
     admin: Admin,
     /// Its sockets, until the dispatcher has been heard, or at most until then: who asks meanwhile waits.
     unserved: Option<(Monotonic, Vec<OwnedFd>)>,
-    witness: Witness,
+    witness: EvidenceRecorder,
     /// Where the state is written for `patou status`.
     state_dir: PathBuf,
     written: Written,
@@ -116,11 +116,11 @@ impl Watch {
             over: BTreeMap::new(),
             admin: Admin::default(),
             unserved: Some((now + PATIENCE, sockets)),
-            witness: Witness::default(),
+            witness: EvidenceRecorder::default(),
             state_dir,
             written: Written::default(),
             status: String::new(),
-            process: (pid, process_tree::look(pid).map_or(0, |process| process.started)),
+            process: (pid, process_tree::read_process(pid).map_or(0, |process| process.started)),
             config: Arc::new(config),
             origin,
         })
@@ -133,7 +133,7 @@ impl Watch {
         let mut next_probe = clock::now();
         let beat = sd_notify::watchdog_enabled().map(|interval| interval / 2);
         let mut next_beat = beat.map(|every| clock::now() + every);
-        let mut naps = process_sample::Naps::new();
+        let mut naps = process_sample::SuspendDetector::new();
         self.look();
         let _ = sd_notify::notify(&[NotifyState::Ready]);
         loop {
@@ -194,21 +194,21 @@ impl Watch {
             match action {
                 Action::Observe(part) => {
                     let main = self.mains.get(&part).map(|(pid, pidfd)| (*pid, pidfd.as_fd()));
-                    let look = process_sample::look(&part, main);
+                    let look = process_sample::sample(&part, main);
                     queue.extend(self.plan.handle(clock::now(), Event::Observed(part, look)));
                 }
                 Action::Order(part, order) => self.order(&part, order),
                 Action::Accuse(part, why) => {
                     self.account.accused(now, &part, self.prober.silent_since(&part));
-                    let family = Family::Unit(self.slice.clone(), unit(&part));
+                    let family = ProcessScope::Unit(self.slice.clone(), unit(&part));
                     let pid = self.pid(&part);
-                    let subject = pid.map(|pid| Subject::of(&part, pid, family, &self.config, self.prober.heard()));
+                    let subject = pid.map(|pid| Target::of(&part, pid, family, &self.config, self.prober.heard()));
                     self.witness.record(&part, &why, subject);
                     // Many may have frozen at once, and each record takes its time: this loop is at work.
                     let _ = sd_notify::notify(&[NotifyState::Watchdog]);
                 }
                 Action::Tell(part, telling) => {
-                    if matches!(telling, Telling::Ready { .. }) {
+                    if matches!(telling, Notice::Ready { .. }) {
                         self.account.unplanned(&part);
                     }
                     part_log::tell(&part, telling, self.pid(&part));
@@ -237,7 +237,7 @@ impl Watch {
                     if let Err(error) = sys::pidfd_send_signal(main.as_fd(), signal)
                         && error.raw_os_error() != Some(nix::libc::ESRCH)
                     {
-                        tracing::error!(%part, event = %log::Event::ProcessLeft,
+                        tracing::error!(%part, event = %log::Event::ProcessSurvived,
                             "{part} cannot be killed: {error} (the watchdog needs CAP_KILL)");
                     }
                 }

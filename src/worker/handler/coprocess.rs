@@ -1,7 +1,7 @@
 //! The handler `coprocess`: one warm process per worker.
 //!
 //! It reads requests on descriptor 3 and writes responses on descriptor 4 (see [`super::framing`]), one after
-//! the other. Whoever has the [`Warm`] process has the right to speak with it: it lies in its place between
+//! the other. Whoever has the [`IdleProcess`] process has the right to speak with it: it lies in its place between
 //! requests, a request takes it away, and puts it back only when request and response were both
 //! complete. So a cancelled request, whose exchange is simply dropped, leaves an empty place, and
 //! [`Coprocess::end`] knows that what was there has lost step and must go.
@@ -24,11 +24,11 @@ use tokio::time::{Instant, sleep_until, timeout};
 use super::Failure;
 use super::cgi_response::{Event, Output};
 use super::child::{Child, Program, StartError};
-use super::output_log::{Lease, Relay, Stream, Voice};
+use super::output_log::{Lease, OutputLog, Relay, Stream};
 use crate::ids::WorkerId;
 use crate::log::Event as Mark;
 use crate::process_tree;
-use exchange::{Feed, Unfed};
+use exchange::{Feed, FeedError};
 use restart::Restart;
 
 /// Where the co-process reads requests.
@@ -46,7 +46,7 @@ const MARK: &str = "PATOU_COPROCESS";
 #[derive(Debug)]
 pub struct Coprocess {
     program: Program,
-    voice: Arc<Voice>,
+    voice: Arc<OutputLog>,
     state: Mutex<State>,
 }
 
@@ -67,16 +67,16 @@ struct State {
 #[derive(Debug)]
 enum Place {
     /// Here, in step.
-    Warm(Warm),
+    IdleProcess(IdleProcess),
     /// Here, but with a rest of the last request still to be written, in so much time at most.
-    Fed(Warm, Feed, Duration),
+    Fed(IdleProcess, Feed, Duration),
     /// Out on a request, or lost.
     Empty,
 }
 
 /// A running process that waits for a request.
 #[derive(Debug)]
-struct Warm {
+struct IdleProcess {
     /// The process and its descriptor 4.
     output: Output,
     /// Its descriptor 3; away while a request is written.
@@ -90,9 +90,9 @@ impl Coprocess {
     pub(super) fn start(program: Program, worker: WorkerId) -> Result<Arc<Self>, StartError> {
         let (place, restart) = (Place::Empty, Restart::default());
         let state = State { place, pid: None, generation: 0, restart, lease: None, relays: Vec::new() };
-        let coprocess = Self { program, voice: Voice::new(worker), state: Mutex::new(state) };
+        let coprocess = Self { program, voice: OutputLog::new(worker), state: Mutex::new(state) };
         let warm = coprocess.spawn()?;
-        coprocess.put(Place::Warm(warm));
+        coprocess.put(Place::IdleProcess(warm));
         Ok(Arc::new(coprocess))
     }
 
@@ -115,30 +115,30 @@ impl Coprocess {
 
     async fn settle(&self) {
         let warm = match self.take() {
-            Place::Warm(warm) => Some(warm),
+            Place::IdleProcess(warm) => Some(warm),
             Place::Fed(mut warm, mut feed, patience) => match timeout(patience, feed.outcome()).await {
                 Ok(Ok(requests)) => {
                     warm.requests = Some(requests);
                     Some(warm)
                 }
-                Ok(Err(Unfed::Deaf)) => {
+                Ok(Err(FeedError::Deaf)) => {
                     self.fault(&warm, &DEAF);
                     None
                 }
                 // It answered without reading everything, and the rest does not come: not its fault.
-                Ok(Err(Unfed::Client(_))) | Err(_) => None,
+                Ok(Err(FeedError::Client(_))) | Err(_) => None,
             },
             Place::Empty => None,
         };
         if let Some(warm) = warm.and_then(|warm| self.sound(warm)) {
             let pid = warm.output.child.pid();
-            self.put(Place::Warm(warm));
+            self.put(Place::IdleProcess(warm));
             return process_tree::reap_orphans(pid);
         }
         match self.renew().await {
-            Ok(warm) => self.put(Place::Warm(warm)),
+            Ok(warm) => self.put(Place::IdleProcess(warm)),
             Err(error) => {
-                tracing::error!(worker = %self.voice.worker(), event = %Mark::HandlerDown, "{error}");
+                tracing::error!(worker = %self.voice.worker(), event = %Mark::HandlerUnavailable, "{error}");
             }
         }
     }
@@ -154,7 +154,7 @@ impl Coprocess {
     pub(super) async fn watch(&self) {
         loop {
             let gone = match &self.lock().place {
-                Place::Warm(warm) => Some(warm.output.child.gone()),
+                Place::IdleProcess(warm) => Some(warm.output.child.gone()),
                 Place::Fed(..) | Place::Empty => None,
             };
             if let Some(gone) = gone {
@@ -170,7 +170,7 @@ impl Coprocess {
         self.end().await;
         let successor = self.spawn()?;
         let new = successor.output.child.pid();
-        if let Place::Warm(old) = self.swap(Place::Warm(successor)) {
+        if let Place::IdleProcess(old) = self.swap(Place::IdleProcess(successor)) {
             let (pid, generation) = (old.output.child.pid(), old.generation);
             farewell(old).await;
             let its = move |p: &process_tree::Process| {
@@ -189,7 +189,7 @@ impl Coprocess {
 
     /// Lets the process go and leaves nothing.
     pub(super) async fn stop(&self) {
-        if let Place::Warm(warm) = self.take() {
+        if let Place::IdleProcess(warm) = self.take() {
             farewell(warm).await;
         }
         self.kill(|_| true).await;
@@ -199,8 +199,8 @@ impl Coprocess {
     }
 
     /// The process for a request: the warm one, or a new one if that is lost.
-    async fn ready(&self) -> Result<Warm, Failure> {
-        if let Place::Warm(warm) = self.take()
+    async fn ready(&self) -> Result<IdleProcess, Failure> {
+        if let Place::IdleProcess(warm) = self.take()
             && let Some(warm) = self.sound(warm)
         {
             return Ok(warm);
@@ -210,7 +210,7 @@ impl Coprocess {
     }
 
     /// The process if it is alive and in step; otherwise records that it is not.
-    fn sound(&self, mut warm: Warm) -> Option<Warm> {
+    fn sound(&self, mut warm: IdleProcess) -> Option<IdleProcess> {
         let state = if warm.requests.is_some() { warm.output.quiet() } else { Err(DEAF.to_owned()) };
         match state {
             Ok(()) => Some(warm),
@@ -222,7 +222,7 @@ impl Coprocess {
     }
 
     /// The co-process died or broke the framing: says so and has the restart wait if it keeps doing that.
-    fn fault(&self, warm: &Warm, why: &dyn std::fmt::Display) {
+    fn fault(&self, warm: &IdleProcess, why: &dyn std::fmt::Display) {
         let (worker, pid) = (self.voice.worker(), warm.output.child.pid().as_raw());
         let lease = self.lock().lease.clone();
         tracing::warn!(%worker, lease = lease.as_deref(), pid, event = %Mark::HandlerFault,
@@ -231,7 +231,7 @@ impl Coprocess {
     }
 
     /// Kills what is left of the last process and starts another, after the delay it has earned.
-    async fn renew(&self) -> Result<Warm, StartError> {
+    async fn renew(&self) -> Result<IdleProcess, StartError> {
         self.kill(|_| true).await;
         let not_before = self.lock().restart.not_before();
         if let Some(not_before) = not_before {
@@ -243,7 +243,7 @@ impl Coprocess {
         })
     }
 
-    fn spawn(&self) -> Result<Warm, StartError> {
+    fn spawn(&self) -> Result<IdleProcess, StartError> {
         let generation = {
             let mut state = self.lock();
             state.generation += 1;
@@ -254,7 +254,7 @@ impl Coprocess {
         Ok(warm)
     }
 
-    fn process(&self, generation: u64) -> io::Result<Warm> {
+    fn process(&self, generation: u64) -> io::Result<IdleProcess> {
         let (requests, our_requests) = pipe2(OFlag::O_CLOEXEC)?;
         let (our_responses, responses) = pipe2(OFlag::O_CLOEXEC)?;
         let mut command = self.program.command(vec![(requests, REQUESTS), (responses, RESPONSES)])?;
@@ -271,12 +271,12 @@ impl Coprocess {
                 self.lock().relays.push(relay);
             }
         }
-        Ok(Warm { output: Output::new(child, our_responses)?, requests, started: Instant::now(), generation })
+        Ok(IdleProcess { output: Output::new(child, our_responses)?, requests, started: Instant::now(), generation })
     }
 
     async fn kill(&self, chosen: impl Fn(&process_tree::Process) -> bool) {
         if let Err(survivors) = process_tree::kill(chosen).await {
-            tracing::error!(worker = %self.voice.worker(), event = %Mark::ProcessLeft, "{survivors}");
+            tracing::error!(worker = %self.voice.worker(), event = %Mark::ProcessSurvived, "{survivors}");
         }
     }
 
@@ -298,8 +298,8 @@ impl Coprocess {
 }
 
 /// Closes descriptor 3, which says "no more requests", and waits for the end, for a while.
-async fn farewell(warm: Warm) {
-    let Warm { mut output, requests, .. } = warm;
+async fn farewell(warm: IdleProcess) {
+    let IdleProcess { mut output, requests, .. } = warm;
     drop(requests);
     // Reads on, lest it hangs on a full pipe.
     let end = async { while !matches!(output.next().await, Event::Ended(_)) {} };

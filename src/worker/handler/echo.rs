@@ -5,7 +5,7 @@ use http::{Request, Response};
 use http_body::Body as _;
 use http_body_util::{BodyExt, Full};
 
-use super::{Body, Context, Failure, Intake};
+use super::{Body, Context, Failure, LimitedBody};
 
 /// Answers as soon as the first bytes are there: a client that waits for `100 Continue` gets it before the
 /// answer, as it should. The body follows the request's, with its length if that is known, and its type.
@@ -19,7 +19,7 @@ pub async fn call(request: Request<Body>) -> Result<Response<Body>, Failure> {
         response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
         return Ok(response);
     }
-    let mut body = Intake::new(body, &context)?;
+    let mut body = LimitedBody::new(body, &context)?;
     std::future::poll_fn(|task| body.poll_ready(task)).await?;
     let mut response = Response::new(body.map_err(Into::into).boxed_unsync());
     if let Some(kind) = parts.headers.get(CONTENT_TYPE) {

@@ -30,9 +30,9 @@ use super::cgi::{self, Answer, Document};
 use super::cgi_response::{Event, NoHead, Output, cut};
 use super::child::{Child, Ended, Program};
 use super::head;
-use super::output_log::{Lease, Relay, Stream, Voice};
+use super::output_log::{Lease, OutputLog, Relay, Stream};
 use super::stream::{First, race, unfold};
-use super::{Body, Context, Failure, Intake};
+use super::{Body, Context, Failure, LimitedBody};
 use crate::ids::WorkerId;
 use crate::log::Event as Mark;
 use crate::process_tree;
@@ -44,13 +44,13 @@ const REDIRECTS: usize = 10;
 #[derive(Debug)]
 pub struct Exec {
     program: Program,
-    voice: Arc<Voice>,
+    voice: Arc<OutputLog>,
     relays: Mutex<Vec<(Weak<Relay>, JoinHandle<()>)>>,
 }
 
 impl Exec {
     pub(super) fn new(program: Program, worker: WorkerId) -> Self {
-        Self { program, voice: Voice::new(worker), relays: Mutex::default() }
+        Self { program, voice: OutputLog::new(worker), relays: Mutex::default() }
     }
 
     /// Runs the program for one request, again for each local redirect.
@@ -58,7 +58,7 @@ impl Exec {
         let context = Context::of(request.extensions())?;
         let (mut parts, body) = request.into_parts();
         let bodiless = parts.method == Method::HEAD;
-        let mut body = Some(Intake::new(body, &context)?).filter(|body| !body.is_end_stream());
+        let mut body = Some(LimitedBody::new(body, &context)?).filter(|body| !body.is_end_stream());
         for _ in 0..=REDIRECTS {
             let mut run = self.launch(&parts, body.take(), &context)?;
             match run.head().await? {
@@ -75,7 +75,7 @@ impl Exec {
     }
 
     /// Starts one process. There is no await between its start and its place in a [`Run`].
-    fn launch(&self, parts: &request::Parts, body: Option<Intake>, context: &Context) -> Result<Run, Failure> {
+    fn launch(&self, parts: &request::Parts, body: Option<LimitedBody>, context: &Context) -> Result<Run, Failure> {
         let length = body.as_ref().and_then(|body| body.size_hint().exact());
         let variables = cgi::variables(parts, context, length)
             .map_err(|error| Failure::new(StatusCode::BAD_REQUEST, error.to_string()).not_started())?;
@@ -148,7 +148,7 @@ impl Exec {
         if process_tree::has_children()
             && let Err(survivors) = process_tree::kill(|_| true).await
         {
-            tracing::error!(worker = %self.voice.worker(), event = %Mark::ProcessLeft, "{survivors}");
+            tracing::error!(worker = %self.voice.worker(), event = %Mark::ProcessSurvived, "{survivors}");
         }
         let relays = std::mem::take(&mut *self.relays.lock().unwrap_or_else(PoisonError::into_inner));
         for (relay, task) in relays {
@@ -175,7 +175,7 @@ impl Drop for Feed {
 }
 
 /// A task of its own, since a response body is polled only while its client reads.
-async fn feed(mut body: Intake, mut stdin: Sender) -> Result<(), Failure> {
+async fn feed(mut body: LimitedBody, mut stdin: Sender) -> Result<(), Failure> {
     while let Some(frame) = body.frame().await {
         if let Ok(data) = frame?.into_data()
             && stdin.write_all(&data).await.is_err()

@@ -14,7 +14,7 @@ use super::{Body, BoxError, Context, Failure};
 
 /// Why a request body ended before its end.
 #[derive(Debug, thiserror::Error)]
-pub enum IntakeError {
+pub enum LimitedBodyError {
     /// It has more bytes than `max_body` allows: 413.
     #[error("the request body is larger than max_body, {0} bytes")]
     TooLarge(u64),
@@ -26,19 +26,19 @@ pub enum IntakeError {
     Broken(BoxError),
 }
 
-impl From<IntakeError> for Failure {
-    fn from(error: IntakeError) -> Self {
+impl From<LimitedBodyError> for Failure {
+    fn from(error: LimitedBodyError) -> Self {
         let status = match error {
-            IntakeError::TooLarge(_) => StatusCode::PAYLOAD_TOO_LARGE,
-            IntakeError::Silent(_) => StatusCode::REQUEST_TIMEOUT,
-            IntakeError::Broken(_) => StatusCode::BAD_REQUEST,
+            LimitedBodyError::TooLarge(_) => StatusCode::PAYLOAD_TOO_LARGE,
+            LimitedBodyError::Silent(_) => StatusCode::REQUEST_TIMEOUT,
+            LimitedBodyError::Broken(_) => StatusCode::BAD_REQUEST,
         };
         Self::new(status, error.to_string())
     }
 }
 
 /// A request body under the limits of its [`Context`]. After an error it has ended.
-pub struct Intake {
+pub struct LimitedBody {
     body: Body,
     /// Bytes that may still come, and how many that were; `None` without a limit.
     left: Option<(u64, u64)>,
@@ -50,7 +50,7 @@ pub struct Intake {
     failed: bool,
 }
 
-impl Intake {
+impl LimitedBody {
     /// Puts `body` under the limits.
     ///
     /// # Errors
@@ -58,7 +58,7 @@ impl Intake {
     pub fn new(body: Body, context: &Context) -> Result<Self, Failure> {
         let limit = context.max_body;
         if limit > 0 && body.size_hint().lower() > limit {
-            return Err(Failure::from(IntakeError::TooLarge(limit)).not_started());
+            return Err(Failure::from(LimitedBodyError::TooLarge(limit)).not_started());
         }
         let left = (limit > 0).then_some((limit, limit));
         Ok(Self { body, left, timeout: context.body_timeout, ahead: None, silence: None, failed: false })
@@ -68,26 +68,26 @@ impl Intake {
     ///
     /// # Errors
     /// When it breaks off or breaks a limit right at its beginning.
-    pub fn poll_ready(&mut self, task: &mut Task<'_>) -> Poll<Result<(), IntakeError>> {
+    pub fn poll_ready(&mut self, task: &mut Task<'_>) -> Poll<Result<(), LimitedBodyError>> {
         if self.ahead.is_none() {
             self.ahead = ready!(Pin::new(&mut *self).poll_frame(task)).transpose()?;
         }
         Poll::Ready(Ok(()))
     }
 
-    fn count(&mut self, frame: &Frame<Bytes>) -> Result<(), IntakeError> {
+    fn count(&mut self, frame: &Frame<Bytes>) -> Result<(), LimitedBodyError> {
         if let (Some((left, limit)), Some(data)) = (&mut self.left, frame.data_ref()) {
-            *left = left.checked_sub(data.len() as u64).ok_or(IntakeError::TooLarge(*limit))?;
+            *left = left.checked_sub(data.len() as u64).ok_or(LimitedBodyError::TooLarge(*limit))?;
         }
         Ok(())
     }
 }
 
-impl http_body::Body for Intake {
+impl http_body::Body for LimitedBody {
     type Data = Bytes;
-    type Error = IntakeError;
+    type Error = LimitedBodyError;
 
-    fn poll_frame(self: Pin<&mut Self>, task: &mut Task<'_>) -> Poll<Option<Result<Frame<Bytes>, IntakeError>>> {
+    fn poll_frame(self: Pin<&mut Self>, task: &mut Task<'_>) -> Poll<Option<Result<Frame<Bytes>, LimitedBodyError>>> {
         let this = self.get_mut();
         if let Some(frame) = this.ahead.take() {
             return Poll::Ready(Some(Ok(frame)));
@@ -99,10 +99,10 @@ impl http_body::Body for Intake {
             Poll::Pending => {
                 let silence = this.silence.get_or_insert_with(|| Box::pin(sleep(this.timeout)));
                 ready!(silence.as_mut().poll(task));
-                Err(IntakeError::Silent(this.timeout))
+                Err(LimitedBodyError::Silent(this.timeout))
             }
             Poll::Ready(None) => return Poll::Ready(None),
-            Poll::Ready(Some(Err(error))) => Err(IntakeError::Broken(error)),
+            Poll::Ready(Some(Err(error))) => Err(LimitedBodyError::Broken(error)),
             Poll::Ready(Some(Ok(frame))) => this.count(&frame).map(|()| frame),
         };
         this.silence = None;
@@ -146,18 +146,18 @@ mod tests {
     #[tokio::test]
     async fn a_reader_that_is_late_is_not_silence_of_the_client() {
         let context = Context { body_timeout: Duration::from_millis(20), ..context() };
-        let mut body = Intake::new(chunks(2), &context).unwrap();
+        let mut body = LimitedBody::new(chunks(2), &context).unwrap();
         for _ in 0..2 {
             assert!(body.frame().await.unwrap().is_ok());
             sleep(context.body_timeout * 2).await;
         }
-        assert!(matches!(body.frame().await, Some(Err(IntakeError::Silent(_)))));
+        assert!(matches!(body.frame().await, Some(Err(LimitedBodyError::Silent(_)))));
         assert!(body.frame().await.is_none());
     }
 
     #[tokio::test]
     async fn an_unannounced_size_is_counted() {
-        let mut body = Intake::new(chunks(9), &Context { max_body: 8, ..context() }).unwrap();
+        let mut body = LimitedBody::new(chunks(9), &Context { max_body: 8, ..context() }).unwrap();
         assert!(body.frame().await.unwrap().is_ok());
         assert!(body.frame().await.unwrap().is_ok());
         let error = body.frame().await.unwrap().unwrap_err();

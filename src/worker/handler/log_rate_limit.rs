@@ -30,12 +30,12 @@ pub enum Verdict {
 
 /// The lines of one worker's handler.
 #[derive(Clone, Copy, Debug, Default)]
-pub struct Quota {
+pub struct RateLimit {
     full_at: Option<Monotonic>,
     suppressed: u64,
 }
 
-impl Quota {
+impl RateLimit {
     /// A line has come.
     pub fn admit(&mut self, now: Monotonic) -> Verdict {
         let full_at = self.full_at.map_or(now, |at| at.max(now));
@@ -62,13 +62,13 @@ mod tests {
     }
 
     /// How many of `count` lines at this time are said.
-    fn said(quota: &mut Quota, ms: u64, count: u32) -> u32 {
+    fn said(quota: &mut RateLimit, ms: u64, count: u32) -> u32 {
         (0..count).filter(|_| quota.admit(at(ms)) == Verdict::Say).count() as u32
     }
 
     #[test]
     fn a_burst_then_so_many_per_second_and_full_again_after_a_rest() {
-        let mut quota = Quota::default();
+        let mut quota = RateLimit::default();
         assert_eq!(said(&mut quota, 1_000, 1_000), BURST);
         assert_eq!(said(&mut quota, 2_000, 1_000), RATE);
         assert_eq!(said(&mut quota, 2_049, 1_000), 0);
@@ -80,7 +80,7 @@ mod tests {
 
     #[test]
     fn nothing_is_left_out_of_what_keeps_within_the_rate() {
-        let mut quota = Quota::default();
+        let mut quota = RateLimit::default();
         let step = 1_000 / u64::from(RATE);
         assert!((0..10_000).all(|n| quota.admit(at(n * step)) == Verdict::Say));
         assert_eq!(quota.report(), 0);
@@ -88,7 +88,7 @@ mod tests {
 
     #[test]
     fn what_is_left_out_is_counted_once_and_its_first_line_known() {
-        let mut quota = Quota::default();
+        let mut quota = RateLimit::default();
         said(&mut quota, 0, BURST);
         assert_eq!([quota.admit(at(0)), quota.admit(at(0))], [Verdict::First, Verdict::Drop]);
         assert_eq!((quota.report(), quota.report()), (2, 0));

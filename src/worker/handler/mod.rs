@@ -42,12 +42,12 @@ use coprocess::Coprocess;
 use exec::Exec;
 
 pub use child::StartError;
-pub use limited_body::{Intake, IntakeError};
+pub use limited_body::{LimitedBody, LimitedBodyError};
 
 /// Any error that can cross a thread.
 pub type BoxError = Box<dyn std::error::Error + Send + Sync>;
 
-/// The body of a request or a response. It may hold a [`Failure`] or an [`IntakeError`] as its error.
+/// The body of a request or a response. It may hold a [`Failure`] or an [`LimitedBodyError`] as its error.
 pub type Body = UnsyncBoxBody<Bytes, BoxError>;
 
 /// What a handler knows about a request besides the request. The caller puts it into the extensions.

@@ -11,7 +11,7 @@ use tokio::io::unix::AsyncFd;
 use tokio::task::{JoinHandle, yield_now};
 use tokio::time::sleep;
 
-use super::log_rate_limit::{Quota, REPORT, Verdict};
+use super::log_rate_limit::{REPORT, RateLimit, Verdict};
 use crate::clock;
 use crate::ids::WorkerId;
 use crate::log::{Event, escape_control_chars};
@@ -26,7 +26,7 @@ pub type Lease = Option<Arc<str>>;
 
 /// Everything that one worker's handler prints.
 #[derive(Debug)]
-pub struct Voice {
+pub struct OutputLog {
     worker: WorkerId,
     share: Mutex<Share>,
 }
@@ -34,7 +34,7 @@ pub struct Voice {
 /// What it may still say, and the last line that it might not: where one is worth having, it is that.
 #[derive(Debug, Default)]
 struct Share {
-    quota: Quota,
+    quota: RateLimit,
     last: (Lease, String),
 }
 
@@ -51,7 +51,7 @@ fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-impl Voice {
+impl OutputLog {
     pub fn new(worker: WorkerId) -> Arc<Self> {
         Arc::new(Self { worker, share: Mutex::default() })
     }
@@ -105,7 +105,7 @@ impl Voice {
 #[derive(Debug)]
 pub struct Relay {
     pipe: AsyncFd<OwnedFd>,
-    voice: Arc<Voice>,
+    voice: Arc<OutputLog>,
     stream: Stream,
     state: Mutex<State>,
 }
@@ -130,7 +130,7 @@ impl Relay {
     /// Relays `pipe` until its last writer is gone, always at once, so that no program waits for the log's reader.
     pub fn start(
         pipe: OwnedFd,
-        voice: Arc<Voice>,
+        voice: Arc<OutputLog>,
         stream: Stream,
         lease: Lease,
     ) -> io::Result<(Weak<Self>, JoinHandle<()>)> {
@@ -270,14 +270,14 @@ mod tests {
         let (log, _guard) = super::super::test_process::log();
         let (pipe, end) = nix::unistd::pipe().unwrap();
         let (_, stays) = (nix::unistd::write(&end, &b"x\n".repeat(32 << 10)), nix::unistd::dup(&end).unwrap());
-        let voice = Voice::new("default/1".parse().unwrap());
+        let voice = OutputLog::new("default/1".parse().unwrap());
         let (relay, task) = Relay::start(pipe, voice.clone(), Stream::Errors, lease("1.1")).unwrap();
         // The task has not run once, and somebody holds the pipe for ever.
         relay.upgrade().unwrap().close();
         task.abort();
         voice.confess();
         let log = String::from_utf8(log.lock().unwrap().clone()).unwrap();
-        let said = log.lines().filter(|line| line.contains("relay: x worker=default/1 lease=\"1.1\"")).count();
+        let said = log.lines().filter(|line| line.contains("output_log: x worker=default/1 lease=\"1.1\"")).count();
         assert!(log.contains(&format!("{} lines were left out", (32 << 10) - said)), "{said}: {log}");
         drop(stays);
     }

@@ -31,7 +31,7 @@ stays "while it is frozen"
 worker_is default/1 suspended || fail "after 3 s it is $(worker_state default/1)"
 systemctl thaw "$unit" || fail "systemctl thaw $unit"
 wait_for 5 "$unit serves again" worker_serves default/1
-wait_for 5 "the journal says so" told part-relieved
+wait_for 5 "the journal says so" told part-resumed
 stays "after the thaw"
 
 ! words_since "$marked" PATOU_EVENT=part-killed | has . || fail "somebody was killed: $(words_since "$marked" PATOU_EVENT=part-killed)"

@@ -50,12 +50,12 @@ fn who_is_held_owes_nothing_and_begins_anew() {
 #[test]
 fn a_loop_that_turns_without_an_answer_has_four_bounds() {
     let mut talk = Talk::up();
-    for (turns, ms) in (350..4100).step_by(250).enumerate() {
-        let sign = Sign { silent_since: Some(at(100)), turns: Some(turns as u64), ..sign(1) };
+    for (ticks, ms) in (350..4100).step_by(250).enumerate() {
+        let sign = Sign { silent_since: Some(at(100)), ticks: Some(ticks as u64), ..sign(1) };
         talk.tell(ms, Event::Probed, &[]);
         talk.tell(ms, Event::Report(vec![sign]), &[]);
     }
-    let sign = Sign { silent_since: Some(at(100)), turns: Some(99), ..sign(1) };
+    let sign = Sign { silent_since: Some(at(100)), ticks: Some(99), ..sign(1) };
     talk.tell(4100, Event::Probed, &[]);
     let accusation = "accuse worker web/1: it does not answer for 4s, although its control loop turns";
     talk.tell(4100, Event::Report(vec![sign]), &[accusation, "abort worker web/1"]);

@@ -14,15 +14,15 @@ use tokio::time::timeout;
 use super::super::cgi_response::{Event, NoHead, cut};
 use super::super::head;
 use super::super::stream::{First, Step, race, unfold};
-use super::super::{Body, Context, Failure, Intake, framing};
-use super::{Coprocess, DEAF, Mark, Place, Warm};
+use super::super::{Body, Context, Failure, LimitedBody, framing};
+use super::{Coprocess, DEAF, IdleProcess, Mark, Place};
 
 /// How long a process that closes its descriptors may take to be dead, if it is dying.
 const DYING: Duration = Duration::from_millis(100);
 
 /// Why a request was not written to its end.
 #[derive(Debug)]
-pub enum Unfed {
+pub enum FeedError {
     /// The client's body failed; the co-process can do nothing for it.
     Client(Failure),
     /// The co-process does not read any more.
@@ -31,12 +31,12 @@ pub enum Unfed {
 
 /// The task that writes a request, and gives descriptor 3 back when it is written. Dropping it ends it.
 #[derive(Debug)]
-pub struct Feed(JoinHandle<Result<Sender, Unfed>>);
+pub struct Feed(JoinHandle<Result<Sender, FeedError>>);
 
 impl Feed {
     /// Waits for its end. Not to be called again after that.
-    pub async fn outcome(&mut self) -> Result<Sender, Unfed> {
-        (&mut self.0).await.unwrap_or(Err(Unfed::Deaf))
+    pub async fn outcome(&mut self) -> Result<Sender, FeedError> {
+        (&mut self.0).await.unwrap_or(Err(FeedError::Deaf))
     }
 }
 
@@ -47,16 +47,16 @@ impl Drop for Feed {
 }
 
 /// Writes head and body. The body must have exactly `length` bytes, else the framing would lose step.
-async fn feed(mut requests: Sender, head: Vec<u8>, mut body: Intake, length: u64) -> Result<Sender, Unfed> {
+async fn feed(mut requests: Sender, head: Vec<u8>, mut body: LimitedBody, length: u64) -> Result<Sender, FeedError> {
     let wrong =
-        || Unfed::Client(Failure::new(StatusCode::BAD_REQUEST, "the request body has not the announced length"));
-    requests.write_all(&head).await.map_err(|_| Unfed::Deaf)?;
+        || FeedError::Client(Failure::new(StatusCode::BAD_REQUEST, "the request body has not the announced length"));
+    requests.write_all(&head).await.map_err(|_| FeedError::Deaf)?;
     let mut left = length;
     while let Some(frame) = body.frame().await {
-        let frame = frame.map_err(|error| Unfed::Client(error.into()))?;
+        let frame = frame.map_err(|error| FeedError::Client(error.into()))?;
         if let Ok(data) = frame.into_data() {
             left = left.checked_sub(data.len() as u64).ok_or_else(wrong)?;
-            requests.write_all(&data).await.map_err(|_| Unfed::Deaf)?;
+            requests.write_all(&data).await.map_err(|_| FeedError::Deaf)?;
         }
     }
     if left == 0 { Ok(requests) } else { Err(wrong()) }
@@ -65,7 +65,7 @@ async fn feed(mut requests: Sender, head: Vec<u8>, mut body: Intake, length: u64
 /// A process out on a request. Dropped before the end, it does not come back.
 struct Exchange {
     home: Arc<Coprocess>,
-    warm: Warm,
+    warm: IdleProcess,
     feed: Option<Feed>,
     /// Bytes of the response still to come.
     left: u64,
@@ -77,7 +77,7 @@ impl Coprocess {
     pub(in super::super) async fn call(self: Arc<Self>, request: Request<Body>) -> Result<Response<Body>, Failure> {
         let context = Context::of(request.extensions())?;
         let (parts, body) = request.into_parts();
-        let body = Intake::new(body, &context)?;
+        let body = LimitedBody::new(body, &context)?;
         let announced = parts.headers.get(header::CONTENT_LENGTH).and_then(|length| head::length(length).ok());
         let length = body.size_hint().exact().or(announced).ok_or_else(|| {
             let reason = "a co-process takes no request of unknown length: send a Content-Length";
@@ -97,8 +97,8 @@ impl Coprocess {
 impl Exchange {
     async fn head(&mut self) -> Result<framing::Answer, Failure> {
         let head = match race(unfed(&mut self.feed, &mut self.warm.requests), self.warm.output.head()).await {
-            First::Left(Unfed::Client(failure)) => return Err(failure),
-            First::Left(Unfed::Deaf) => {
+            First::Left(FeedError::Client(failure)) => return Err(failure),
+            First::Left(FeedError::Deaf) => {
                 self.deaf();
                 self.warm.output.head().await
             }
@@ -146,8 +146,8 @@ impl Exchange {
 
     async fn piece(&mut self) -> Result<bytes::Bytes, Failure> {
         let event = match race(unfed(&mut self.feed, &mut self.warm.requests), self.warm.output.next()).await {
-            First::Left(Unfed::Client(failure)) => return Err(failure),
-            First::Left(Unfed::Deaf) => {
+            First::Left(FeedError::Client(failure)) => return Err(failure),
+            First::Left(FeedError::Deaf) => {
                 self.deaf();
                 self.warm.output.next().await
             }
@@ -183,7 +183,7 @@ impl Exchange {
     fn go_home(self) {
         let Self { home, warm, feed, patience, .. } = self;
         match feed {
-            None => home.put(Place::Warm(warm)),
+            None => home.put(Place::IdleProcess(warm)),
             Some(feed) => home.put(Place::Fed(warm, feed, patience)),
         }
     }
@@ -204,7 +204,7 @@ impl Exchange {
 }
 
 /// Done only when the request cannot be written to its end; puts descriptor 3 back when it is written.
-async fn unfed(feed: &mut Option<Feed>, requests: &mut Option<Sender>) -> Unfed {
+async fn unfed(feed: &mut Option<Feed>, requests: &mut Option<Sender>) -> FeedError {
     if let Some(running) = feed {
         let outcome = running.outcome().await;
         *feed = None;

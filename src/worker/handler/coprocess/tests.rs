@@ -245,7 +245,7 @@ fn a_complete_answer_of_a_broken_process_is_delivered() {
 /// Whether process `pid` is in its place and has not yet died or said what nobody asked for.
 fn quiet(handler: &Builtin, pid: Pid) -> bool {
     match &mut inner(handler).lock().place {
-        Place::Warm(warm) => warm.output.child.pid() == pid && warm.output.quiet().is_ok(),
+        Place::IdleProcess(warm) => warm.output.child.pid() == pid && warm.output.quiet().is_ok(),
         Place::Fed(..) | Place::Empty => false,
     }
 }

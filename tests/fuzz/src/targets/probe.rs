@@ -55,7 +55,7 @@ fn judge(report: &ProbeReport) {
                     let pools = || report.pools.iter().filter(|pool| pool.name == id.pool);
                     let of = |n: u16| pools().filter_map(move |pool| pool.workers.get(usize::from(n) - 1));
                     assert!(
-                        of(id.number).any(|worker| worker.garbled || worker.silent_ms.is_some()),
+                        of(id.number).any(|worker| worker.corrupt || worker.silent_ms.is_some()),
                         "{id} is accused"
                     );
                 }

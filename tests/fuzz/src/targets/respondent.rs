@@ -16,7 +16,7 @@ pub fn run(bytes: &[u8]) {
     let mut input = Input(bytes);
     let memory = Words::default();
     let mut now = Monotonic(1_000_000_000);
-    let mut respondent = WorkerSide::begin(memory.clone(), 7, 1, Some(7300), now);
+    let mut respondent = WorkerSide::attach(memory.clone(), 7, 1, Some(7300), now);
     let mut answered = 0;
     while !input.is_empty() {
         let before = memory.accesses();
@@ -44,7 +44,7 @@ pub fn run(bytes: &[u8]) {
                 respondent.set_state(state, input.byte() % 2 == 0);
                 if let Some(question) = respondent.question(answered) {
                     assert_ne!(question.sequence, answered);
-                    let reply = respondent.judge(&question, state);
+                    let reply = respondent.decide(&question, state);
                     assert!(reply != Reply::Accept || state == Lifecycle::Ready);
                     respondent.reply(&question, reply);
                     answered = question.sequence;
@@ -66,15 +66,15 @@ pub fn run(bytes: &[u8]) {
                 }
             }
             6 => {
-                respondent.turn(now);
-                respondent.owes(now);
+                respondent.tick(now);
+                respondent.has_obligation(now);
                 let _ = (respondent.drained(), respondent.return_port(), respondent.answered());
             }
             7 => now = now + Duration::from_millis(input.byte().into()),
             8 => {
                 let last = respondent.epoch();
                 memory.word(24).set(last.get().into());
-                respondent = WorkerSide::begin(memory.clone(), 7, 1, None, now);
+                respondent = WorkerSide::attach(memory.clone(), 7, 1, None, now);
             }
             9 => {
                 // Whoever only looks.

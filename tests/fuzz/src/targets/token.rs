@@ -40,7 +40,7 @@ pub fn run(bytes: &[u8]) {
 fn open(token: Token) {
     let memory = Words::default();
     let now = Monotonic(1_000_000_000);
-    let respondent = WorkerSide::begin(memory.clone(), 1, 1, None, now);
+    let respondent = WorkerSide::attach(memory.clone(), 1, 1, None, now);
     let mut asker = DispatcherSide::attach(memory, Epoch::FIRST, (2, 1), None);
     let terms = LeaseTerms {
         lease: LeaseId::of(Epoch::FIRST, 1),

@@ -15,7 +15,7 @@ pub struct Honest {
 
 impl Honest {
     pub fn begin(memory: Words, now: Monotonic) -> Self {
-        let respondent = WorkerSide::begin(memory, 7, 1, None, now);
+        let respondent = WorkerSide::attach(memory, 7, 1, None, now);
         let answered = respondent.answered();
         let mut honest = Self { respondent, answered, state: Lifecycle::Starting, request: None };
         honest.settle();
@@ -29,10 +29,10 @@ impl Honest {
 
     /// One turn of its control loop.
     pub fn turn(&mut self, now: Monotonic) {
-        self.respondent.turn(now);
+        self.respondent.tick(now);
         self.settle();
         if let Some(question) = self.respondent.question(self.answered) {
-            let reply = self.respondent.judge(&question, self.state);
+            let reply = self.respondent.decide(&question, self.state);
             assert!(question.kind != QuestionKind::Recycle, "nobody asked for it");
             self.answered = question.sequence;
             self.respondent.reply(&question, reply);

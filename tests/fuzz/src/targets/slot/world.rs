@@ -297,10 +297,10 @@ impl World {
         let mut damaged = !asker.is_intact();
         if damaged && !alive {
             (0..super::words::COUNT).for_each(|index| self.memories[w].word(index).set(0));
-            asker.refill(self.last[w]);
+            asker.reinitialize(self.last[w]);
             damaged = !asker.is_intact();
         }
-        let seen = slot::look(asker, alive);
+        let seen = slot::read_slot(asker, alive);
         damaged |= alive && seen.life.is_none() && self.last[w].is_some();
         assert!(!(damaged && w == HONEST), "an honest worker's slot is damaged");
         match damaged {
@@ -331,8 +331,8 @@ impl World {
                 self.askers[asker(n)].abort(lease);
                 return Some(n);
             }
-            PoolAction::Bury(n, lease) => {
-                self.askers[asker(n)].bury(lease);
+            PoolAction::Reclaim(n, lease) => {
+                self.askers[asker(n)].reclaim(lease);
                 return Some(n);
             }
             PoolAction::Release(n, lease) => {
