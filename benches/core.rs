@@ -12,7 +12,7 @@ use criterion::{Criterion, criterion_group, criterion_main};
 use http::Request;
 use patou::dispatcher::request::{check, location};
 use patou::exchange::{DispatcherSide, SlotMemory, WORDS, Word, WorkerSide};
-use patou::ids::{Claim, Epoch, LeaseId, LeaseTerms, Lifecycle, Monotonic, Phase, Token};
+use patou::ids::{Claim, Epoch, LeaseId, LeaseTerms, Lifecycle, Monotonic, Phase, ProcessId, Token};
 use patou::pool::{Peer, Pool, PoolAction, PoolEvent, PoolLimits, SlotAnswer, SlotView};
 use patou::worker::lease_url;
 
@@ -102,7 +102,7 @@ fn pool(criterion: &mut Criterion) {
 /// Both sides of a slot in one thread: what the words themselves cost.
 fn exchange(criterion: &mut Criterion) {
     let slot = Arc::new(Slot(std::array::from_fn(|_| AtomicU64::new(0))));
-    let mut asker = DispatcherSide::attach(slot.clone(), Epoch::FIRST, (1, 1), None);
+    let mut asker = DispatcherSide::attach(slot.clone(), Epoch::FIRST, ProcessId { pid: 1, start_time: 1 }, None);
     let respondent = WorkerSide::attach(slot, 2, 1, None, Monotonic(0));
     respondent.set_state(Lifecycle::Ready, false);
     let mut count = 0;
@@ -128,7 +128,7 @@ fn exchange(criterion: &mut Criterion) {
 /// One compare-and-swap of the claim word there and back, and a token that is not the one.
 fn claim(criterion: &mut Criterion) {
     let slot = Arc::new(Slot(std::array::from_fn(|_| AtomicU64::new(0))));
-    let mut asker = DispatcherSide::attach(slot.clone(), Epoch::FIRST, (1, 1), None);
+    let mut asker = DispatcherSide::attach(slot.clone(), Epoch::FIRST, ProcessId { pid: 1, start_time: 1 }, None);
     let respondent = WorkerSide::attach(slot.clone(), 2, 1, None, Monotonic(0));
     let lease = LeaseId::of(Epoch::FIRST, 1);
     asker.offer(&terms(lease)).expect("the slot is free");

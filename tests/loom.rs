@@ -14,7 +14,7 @@ use patou::exchange::{
     self, ClaimError, DispatcherSide, Incarnation, Question, QuestionKind, Reply, RequestNote, SlotMemory, WORDS, Word,
     WorkerSide,
 };
-use patou::ids::{Claim, Epoch, LeaseId, LeaseTerms, Lifecycle, Monotonic, Phase, Token};
+use patou::ids::{Claim, Epoch, LeaseId, LeaseTerms, Lifecycle, Monotonic, Phase, ProcessId, Token};
 
 /// Which guarantee is missing.
 #[derive(Clone, Copy, PartialEq)]
@@ -164,7 +164,7 @@ fn pair(missing: Missing) -> (DispatcherSide<Arc<Slot>>, WorkerSide<Arc<Slot>>) 
     let slot = Slot::new(missing);
     let worker = WorkerSide::attach(slot.clone(), 11, 21, Some(31), Monotonic(1));
     worker.set_state(Lifecycle::Ready, false);
-    (DispatcherSide::attach(slot, Epoch::FIRST, (1, 1), None), worker)
+    (DispatcherSide::attach(slot, Epoch::FIRST, ProcessId { pid: 1, start_time: 1 }, None), worker)
 }
 
 /// As [`pair`], with lease 1 offered, claimed, or being answered.
@@ -643,7 +643,7 @@ fn next_dispatcher(writes: usize, missing: Missing) -> bool {
         let (_, worker) = pair(missing);
         let slot = worker.memory().clone();
         let mortal = Mortal { slot: slot.clone(), left: usize::MAX.into() };
-        let mut dying = DispatcherSide::attach(mortal, Epoch::FIRST, (1, 1), None);
+        let mut dying = DispatcherSide::attach(mortal, Epoch::FIRST, ProcessId { pid: 1, start_time: 1 }, None);
         dying.memory().left.store(writes, Relaxed);
         let claiming = thread::spawn(move || {
             let claimed = worker.claim(token(1), NOW);
@@ -651,7 +651,7 @@ fn next_dispatcher(writes: usize, missing: Missing) -> bool {
         });
         let _ = dying.offer(&terms(1, Epoch::FIRST)); // nobody hears of it
         whole.fetch_or(dying.memory().left.load(Relaxed) > 0, Relaxed);
-        let mut next = DispatcherSide::attach(slot.clone(), epoch(2), (2, 2), None);
+        let mut next = DispatcherSide::attach(slot.clone(), epoch(2), ProcessId { pid: 2, start_time: 2 }, None);
         let revoked = next.revoke(lease(1));
         let (worker, claimed) = claiming.join().unwrap();
         if let Ok(terms) = claimed {

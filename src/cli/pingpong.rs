@@ -23,7 +23,7 @@ use crate::exchange::{DispatcherSide, LONGEST, QuestionKind, Reply, SlotMemory, 
 use crate::ids::{Epoch, Lifecycle, WorkerId};
 use crate::ipc::{self, Modes, SetLock, WorkerIpc};
 use crate::signals::Signal;
-use crate::sys;
+use crate::{procfs, sys};
 
 #[derive(Debug, Args)]
 pub struct Pingpong {
@@ -210,7 +210,7 @@ fn end(child: &mut Child, cleanly: bool) -> Result<(), Failure> {
 }
 
 fn ask_all(parts: &WorkerIpc, mode: Mode, count: u64, pause: Duration, stop: &Signal) -> Result<Vec<u32>, Failure> {
-    let mut asker = DispatcherSide::attach(parts.segment.clone(), Epoch::FIRST, (std::process::id(), 0), None);
+    let mut asker = DispatcherSide::attach(parts.segment.clone(), Epoch::FIRST, procfs::this_process(), None);
     // The other end rings once when it is there.
     wait(&parts.to_dispatcher, Some(stop))?;
     let mut times = Vec::with_capacity(count as usize);

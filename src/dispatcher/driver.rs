@@ -20,18 +20,18 @@ use crate::clock;
 use crate::config::{self, Config};
 use crate::exchange::{DispatcherSide, Incarnation, SpinBudget, Word};
 use crate::handoff::HandoffSender;
-use crate::ids::{Epoch, LeaseTerms, Monotonic, PoolName, Token, WorkerId};
+use crate::ids::{Epoch, LeaseTerms, Monotonic, PoolName, ProcessId, Token, WorkerId};
 use crate::ipc::{self, WorkerIpc};
 use crate::pool::{ClientId, Pool, PoolAction, PoolEvent, PoolLimits};
 use crate::shm::{Identity, Role, Segment};
-use crate::{backoff, doorbell, log, process_tree, sys};
+use crate::{backoff, doorbell, log, procfs, sys};
 pub use busy_poll::before_sleep;
 use waiters::Waiter;
 
 /// The dispatcher's state, shared by its tasks, all on one thread.
 pub struct Driver {
     epoch: Epoch,
-    process: (u32, u64),
+    process: ProcessId,
     rooms: RefCell<Vec<PoolSlots>>,
     clients: RefCell<HashMap<ClientId, Waiter>>,
     next_client: Cell<ClientId>,
@@ -73,14 +73,13 @@ fn limits(pool: &config::PoolConfig, config: &Config) -> PoolLimits {
 impl Driver {
     /// Takes every slot of the set and reads back what an earlier dispatcher left in them.
     pub fn open(config: &Config, return_ports: &dyn Fn(&PoolName) -> Option<u16>) -> Result<Rc<Self>, DispatcherError> {
-        let pid = std::process::id();
         let segments = undamaged(config)?;
         let epoch = next_epoch(&segments);
         backoff::delay_start(&segments.iter().collect::<Vec<_>>(), Word::DISPATCHER_START, config);
         drop(segments);
         let desk = Rc::new(Self {
             epoch,
-            process: (pid, process_tree::read_process(pid).map_or(0, |process| process.started)),
+            process: procfs::this_process(),
             rooms: RefCell::default(),
             clients: RefCell::default(),
             next_client: Cell::new(1),
@@ -179,7 +178,7 @@ impl Driver {
         let WorkerIpc { segment, to_worker, to_dispatcher } = ipc::open_damaged(config, id)?;
         let undamaged = segment.damage().is_none();
         if !segment.take(Role::Dispatcher).map_err(|e| DispatcherError::System("locking a segment", e.into()))? {
-            let pid = DispatcherSide::last_process(&segment).map_or(0, |(pid, _)| pid);
+            let pid = DispatcherSide::last_process(&segment).map_or(0, |process| process.pid);
             return Err(DispatcherError::Taken(pid));
         }
         let mut asker = DispatcherSide::attach(segment.clone(), self.epoch, self.process, return_port);

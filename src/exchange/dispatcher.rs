@@ -4,7 +4,7 @@ use std::sync::atomic::Ordering::{Acquire, Relaxed, Release, SeqCst};
 
 use super::slot_layout::store_terms;
 use super::{Question, QuestionKind, Reply, SlotMemory, Word, claim, swap};
-use crate::ids::{Claim, Epoch, LeaseId, LeaseTerms, Lifecycle, Phase};
+use crate::ids::{Claim, Epoch, LeaseId, LeaseTerms, Lifecycle, Phase, ProcessId};
 
 /// Largest sequence: it shares the answer word with 16 bits of reply.
 const SEQUENCE_MAX: u64 = (1 << 48) - 1;
@@ -14,7 +14,7 @@ const SEQUENCE_MAX: u64 = (1 << 48) - 1;
 pub struct DispatcherSide<M> {
     memory: M,
     epoch: Epoch,
-    process: (u32, u64),
+    process: ProcessId,
     return_port: Option<u16>,
     /// Read from the slot once: from then on this process is its only writer.
     drained: bool,
@@ -36,9 +36,9 @@ impl<M: SlotMemory> DispatcherSide<M> {
     }
 
     /// Process and start time of the last dispatcher of this slot.
-    pub fn last_process(memory: &M) -> Option<(u32, u64)> {
+    pub fn last_process(memory: &M) -> Option<ProcessId> {
         let pid = u32::try_from(memory.load(Word::DISPATCHER_PID, Relaxed)).ok().filter(|pid| *pid > 0)?;
-        Some((pid, memory.load(Word::DISPATCHER_STARTED, Relaxed)))
+        Some(ProcessId { pid, start_time: memory.load(Word::DISPATCHER_STARTED, Relaxed) })
     }
 
     /// The same as it stands in the slot, for who only looks.
@@ -48,7 +48,7 @@ impl<M: SlotMemory> DispatcherSide<M> {
 
     /// Takes the slot for the dispatcher of this epoch, pid and start time; `return_port` is the TCP port
     /// that leads to it.
-    pub fn attach(memory: M, epoch: Epoch, process: (u32, u64), return_port: Option<u16>) -> Self {
+    pub fn attach(memory: M, epoch: Epoch, process: ProcessId, return_port: Option<u16>) -> Self {
         let sequence = memory.load(Word::SEQUENCE, Relaxed) & SEQUENCE_MAX;
         let drained = Self::was_drained(&memory);
         let asker = Self {
@@ -87,10 +87,10 @@ impl<M: SlotMemory> DispatcherSide<M> {
     }
 
     fn identity(&self) -> [(Word, u64); 5] {
-        let (pid, started) = self.process;
+        let ProcessId { pid, start_time } = self.process;
         [
             (Word::DISPATCHER_PID, pid.into()),
-            (Word::DISPATCHER_STARTED, started),
+            (Word::DISPATCHER_STARTED, start_time),
             (Word::RETURN_PORT, self.return_port.unwrap_or(0).into()),
             (Word::DRAINED, self.drained.into()),
             (Word::SEQUENCE, self.sequence),

@@ -4,8 +4,10 @@
 //! so that a number read from a segment or a word read from a command line is refused here, once,
 //! and not believed anywhere else.
 
+mod process;
 mod state;
 
+pub use process::ProcessId;
 pub use state::{Claim, LeaseTerms, Lifecycle, Phase, RefuseReason};
 
 use std::fmt;

@@ -13,7 +13,7 @@ use std::fs::File;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::FileExt;
 use std::sync::atomic::{self, AtomicBool, AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Mutex, OnceLock, PoisonError};
+use std::sync::{Mutex, OnceLock};
 
 use memmap2::{MmapOptions, MmapRaw};
 use nix::errno::Errno;
@@ -27,6 +27,7 @@ use nix::unistd::{Gid, fchown, ftruncate, geteuid};
 use super::layout::{Header, LAYOUT, MAGIC, SIZE, line, offset};
 use super::lock;
 use crate::exchange::{SlotMemory, Word};
+use crate::lock::locked;
 
 /// Whose segment it is; part of the header.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -387,7 +388,7 @@ impl Page {
 
     /// Has the page at this address looked after. The first call installs the handler.
     fn watch(at: usize) -> &'static Self {
-        let mut keeper = KEEPER.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut keeper = locked(&KEEPER);
         if FORMER.get().is_none() {
             let flags = SaFlags::SA_SIGINFO | SaFlags::SA_ONSTACK;
             let action = SigAction::new(SigHandler::SigAction(on_sigbus), flags, SigSet::empty());
@@ -411,7 +412,7 @@ impl Page {
 
     fn release(&'static self) {
         self.at.store(0, Ordering::Release);
-        KEEPER.lock().unwrap_or_else(PoisonError::into_inner).1.push(self);
+        locked(&KEEPER).1.push(self);
     }
 
     /// The page that a fault at this address is in. Called by the handler.

@@ -13,7 +13,7 @@ use crate::exchange::{self, Incarnation, SlotCounters};
 use crate::ids::{Claim, LeaseId, Lifecycle, Phase, PoolName, WorkerId};
 use crate::ipc;
 use crate::probe::{ProbeReport, WorkerReport};
-use crate::process_tree;
+use crate::procfs::ProcessStat;
 use crate::stats::Counters;
 pub use health::{Condition, Health, SERVING, health};
 pub use state_file::{SavedPart, SavedState};
@@ -130,16 +130,14 @@ pub fn collect(config: &Config, state: &SavedState, told: Told<'_>) -> StatusVie
     let Told { report, answers } = told;
     let watchdog = match state.watchdog() {
         None => "gone",
-        Some(process) if process.stopped => "frozen",
+        Some(process) if process.is_stopped() => "frozen",
         Some(_) if state.stopping => "stopping",
         Some(_) => "up",
     };
     let dispatcher = &state.dispatcher;
     let dispatcher_state = match dispatcher.state.as_str() {
         // What the watchdog wrote may be old: the dispatcher's own word counts.
-        "up" if !answers
-            && dispatcher.pid.and_then(process_tree::read_process).is_none_or(|process| process.zombie) =>
-        {
+        "up" if !answers && dispatcher.pid.and_then(ProcessStat::of).is_none_or(|process| process.is_zombie()) => {
             "gone"
         }
         "up" if !answers => "frozen",
@@ -222,11 +220,11 @@ fn serving_state(
     pid: Option<u32>,
     told: Option<&WorkerReport>,
 ) -> &'static str {
-    let process = pid.and_then(process_tree::read_process);
-    if process.is_none_or(|process| process.zombie) {
+    let process = pid.and_then(ProcessStat::of);
+    if process.is_none_or(|process| process.is_zombie()) {
         return "gone";
     }
-    if process.is_some_and(|process| process.stopped) {
+    if process.is_some_and(|process| process.is_stopped()) {
         return "frozen";
     }
     let silent = told.and_then(|told| told.silent_ms).map_or(Duration::ZERO, Duration::from_millis);

@@ -7,7 +7,8 @@ use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
-use crate::{ipc, process_tree, units};
+use crate::procfs::ProcessStat;
+use crate::{ipc, units};
 
 /// The content of the file.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -52,8 +53,8 @@ impl SavedState {
     }
 
     /// The watchdog's process, if it is still there.
-    pub fn watchdog(&self) -> Option<process_tree::Process> {
-        process_tree::read_process(self.pid).filter(|process| process.started == self.started && !process.zombie)
+    pub fn watchdog(&self) -> Option<ProcessStat> {
+        ProcessStat::of(self.pid).filter(|process| process.start_time == self.started && !process.is_zombie())
     }
 
     /// Writes it whole.

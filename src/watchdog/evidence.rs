@@ -9,13 +9,14 @@ mod gather;
 
 use std::collections::VecDeque;
 use std::sync::mpsc::{RecvTimeoutError, channel};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use super::plan::Part;
 use crate::clock;
 use crate::exchange::RequestNote;
 use crate::ids::{Claim, Epoch, Monotonic};
+use crate::lock::locked;
 use crate::log::Event;
 pub use gather::{ProcessScope, Target};
 
@@ -209,10 +210,6 @@ fn within(patience: Duration, look: impl FnOnce(&Mutex<Evidence>) + Send + 'stat
     let mut evidence = locked(&seen).clone();
     evidence.cut_short = !whole;
     evidence
-}
-
-fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 #[cfg(test)]

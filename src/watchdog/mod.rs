@@ -8,6 +8,7 @@
 mod admin;
 mod evidence;
 pub mod notify;
+mod own_delay;
 mod part_log;
 pub mod plan;
 mod prober;
@@ -39,17 +40,18 @@ use tokio::time::sleep;
 
 use crate::clock;
 use crate::config::{Config, Loaded, Origin};
-use crate::ids::{Monotonic, WorkerId};
+use crate::ids::{Monotonic, ProcessId, WorkerId};
 use crate::ipc::{self, IpcError, Modes, SetOwner};
+use crate::procfs::{self, ProcessStat};
 use crate::signals::{STOP_DEBOUNCE, Signal};
 use crate::{backoff, log, process_tree};
 use admin::{Admin, Snapshot};
 use evidence::{EvidenceRecorder, ProcessScope, Target};
 use notify::{Notify, Store};
+use own_delay::{LATE, SuspendDetector};
 use part_log::tell;
 use plan::{Action, Bounds, Event, Notice, Part, Plan};
 use prober::Prober;
-use process_sample::SuspendDetector;
 use restart_stats::{Account, Cause};
 use sockets::{SocketError, Sockets};
 use state::Written;
@@ -81,9 +83,6 @@ fn system(what: impl Into<String>) -> impl FnOnce(io::Error) -> WatchdogError {
     move |error| WatchdogError::System(what.into(), error)
 }
 
-/// A woken loop that is later than this was not run by the machine.
-const LATE: Duration = Duration::from_millis(20);
-
 /// Runs a whole set in the foreground until it is told to stop (SIGTERM, SIGINT; a second one stops at once).
 ///
 /// # Errors
@@ -97,8 +96,7 @@ pub async fn run(loaded: Loaded) -> Result<(), WatchdogError> {
 /// Takes the set's place, runs it, and leaves nothing behind.
 async fn hold(loaded: Loaded) -> Result<(), WatchdogError> {
     // Whoever became this program may have had children: they are not ours to kill.
-    let strangers: Rc<[(Pid, u64)]> =
-        process_tree::descendants(Pid::this()).iter().map(|p| (p.pid, p.started)).collect();
+    let strangers: Rc<[ProcessId]> = process_tree::descendants(Pid::this()).iter().map(ProcessStat::id).collect();
     nix::sys::prctl::set_child_subreaper(true).map_err(|e| system("prctl")(e.into()))?;
     // From here on a signal is an event: it must not kill us between two steps of the start.
     let stop = Signal::stop().map_err(system("signals"))?;
@@ -136,7 +134,7 @@ async fn hold(loaded: Loaded) -> Result<(), WatchdogError> {
         return result;
     }
     // Whatever still runs is an orphan that no part answers for any more.
-    let survivors = process_tree::kill(|p| !strangers.contains(&(p.pid, p.started)))
+    let survivors = process_tree::kill(|p| !strangers.contains(&p.id()))
         .await
         .err()
         .map(|error| WatchdogError::Leftover(error.to_string()));
@@ -160,7 +158,7 @@ struct Watch {
     origin: Origin,
     dir: PathBuf,
     set_epoch: u64,
-    process: (u32, u64),
+    process: ProcessId,
     plan: Plan,
     children: Children,
     exits: mpsc::UnboundedReceiver<(Part, u32)>,
@@ -174,7 +172,7 @@ struct Watch {
     witness: EvidenceRecorder,
     written: Written,
     /// Children that this process had before it was the watchdog.
-    strangers: Rc<[(Pid, u64)]>,
+    strangers: Rc<[ProcessId]>,
     /// The segments that are there because of us: their names are kept in files that others may remove.
     segments: Segments,
     /// Why parts have ended, in their own words.
@@ -191,7 +189,7 @@ struct Watch {
 type Segments = Rc<RefCell<BTreeMap<WorkerId, String>>>;
 
 impl Watch {
-    fn open(loaded: Loaded, strangers: Rc<[(Pid, u64)]>, segments: Segments) -> Result<Self, WatchdogError> {
+    fn open(loaded: Loaded, strangers: Rc<[ProcessId]>, segments: Segments) -> Result<Self, WatchdogError> {
         let Loaded { config, origin, .. } = loaded;
         let dir = config.set.runtime_dir.clone();
         let sockets = Sockets::open(&config)?;
@@ -204,7 +202,6 @@ impl Watch {
         publish(&config, &dir)?;
         let notify = dir.join("notify.sock");
         let (sender, exits) = mpsc::unbounded_channel();
-        let pid = std::process::id();
         let (plan, actions) = Plan::new(&drains(&config), bounds(&config), clock::now());
         let mut watch = Self {
             children: Children::new(&dir, sender),
@@ -225,7 +222,7 @@ impl Watch {
             up_by: Some(clock::now() + config.watchdog.start_timeout),
             stopping_since: None,
             finished: false,
-            process: (pid, process_tree::read_process(pid).map_or(0, |process| process.started)),
+            process: procfs::this_process(),
             config: Arc::new(config),
             origin,
             dir,
@@ -269,7 +266,7 @@ impl Watch {
                 self.handle(now, Event::Lost(late));
             }
             let answer = if late > LATE { self.prober.waiting().await } else { None };
-            if naps.over() {
+            if naps.was_suspended() {
                 self.handle(now, Event::Resumed);
             }
             if next_probe <= now {
@@ -394,9 +391,8 @@ impl Watch {
                 let (known, strangers) = (self.children.pids(), self.strangers.clone());
                 tokio::task::spawn_local(async move {
                     // What a dead worker had started has become a child of ours (PR_SET_CHILD_SUBREAPER).
-                    let spared = |process: &process_tree::Process| {
-                        known.borrow().contains(&(process.pid.as_raw() as u32))
-                            || strangers.contains(&(process.pid, process.started))
+                    let spared = |process: &ProcessStat| {
+                        known.borrow().contains(&process.id().pid) || strangers.contains(&process.id())
                     };
                     if let Err(error) = process_tree::kill(|process| !spared(process)).await {
                         tracing::error!(event = %log::Event::ProcessSurvived,

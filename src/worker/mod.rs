@@ -43,12 +43,12 @@ use crate::clock;
 use crate::config::{Config, FrontConfig, HandlerConfig, LoadError, PoolConfig};
 use crate::doorbell::Doorbell;
 use crate::exchange::WorkerSide;
-use crate::ids::WorkerId;
+use crate::ids::{ProcessId, WorkerId};
 use crate::ipc::IpcError;
 use crate::net::SocketListener;
 use crate::shm::Segment;
 use crate::signals::Signal;
-use crate::{log, process_tree, sys};
+use crate::{log, procfs, sys};
 use handler::{Builtin, Spec, StartError};
 use state::WorkerState;
 
@@ -160,10 +160,9 @@ impl WorkerSetup {
         let listener = SocketListener::adopt(socket).map_err(system("the listening socket"))?;
 
         let parts = attach::take(config, id)?;
-        let pid = std::process::id();
-        let started = process_tree::read_process(pid).map_or(0, |process| process.started);
+        let ProcessId { pid, start_time } = procfs::this_process();
         let port = listener.tcp_address().map(|address| address.port());
-        let respondent = WorkerSide::attach(parts.segment, pid, started, port, clock::now());
+        let respondent = WorkerSide::attach(parts.segment, pid, start_time, port, clock::now());
         log::set_epoch(respondent.epoch().get());
         Ok(Self {
             id: id.clone(),

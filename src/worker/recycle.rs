@@ -5,15 +5,16 @@ use std::os::fd::BorrowedFd;
 use std::os::unix::process::CommandExt;
 use std::process::Command;
 use std::sync::Mutex;
-use std::sync::PoisonError;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use nix::fcntl::{FcntlArg, FdFlag, fcntl};
+use nix::unistd::getpid;
 
 use crate::config::PoolConfig;
 use crate::ids::Monotonic;
-use crate::process_tree;
+use crate::lock::locked;
+use crate::procfs;
 use crate::signals::{BlockSighup, SignalFlag};
 use crate::sys::DefaultSignalActions;
 
@@ -54,18 +55,18 @@ impl Lifespan {
     }
 
     pub fn old_at(&self) -> Option<Monotonic> {
-        let born = *self.born.lock().unwrap_or_else(PoisonError::into_inner);
+        let born = *locked(&self.born);
         self.max_age.map(|age| born + age)
     }
 
     pub fn renew(&self, now: Monotonic) {
         self.served.store(0, Ordering::Relaxed);
-        *self.born.lock().unwrap_or_else(PoisonError::into_inner) = now;
+        *locked(&self.born) = now;
     }
 }
 
 fn own_memory() -> Option<u64> {
-    process_tree::resident_alone(std::process::id())
+    procfs::resident(getpid())
 }
 
 /// Replaces this process by its next incarnation: same pid, same sockets, new program image.

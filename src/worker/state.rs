@@ -1,7 +1,7 @@
 //! What control loop and serving task share: the slot, the bell, and what the worker says of itself.
 
 use std::os::fd::{AsFd, BorrowedFd};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::Mutex;
 use std::time::Duration;
 
 use http::StatusCode;
@@ -19,6 +19,7 @@ use crate::config::FrontConfig;
 use crate::doorbell::Doorbell;
 use crate::exchange::{Counter, WorkerSide};
 use crate::ids::{LeaseId, LeaseTerms, Lifecycle, Monotonic, WorkerId};
+use crate::lock::locked;
 use crate::log::Event;
 use crate::net::{self, SocketListener};
 use crate::shm::Segment;
@@ -75,11 +76,6 @@ pub struct WorkerState {
     wanted: Notify,
     /// Read-locked by every connection whose answer may still be on its way.
     pub parting: Arc<RwLock<()>>,
-}
-
-/// A lock that a panic elsewhere does not poison for good: all that is kept under one is plain data.
-fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl WorkerState {

@@ -3,12 +3,13 @@
 //! A handler that blocks with a request in hand is ended by that request's deadline. What blocks the thread without
 //! one - a task that a handler has left behind - would keep clients before a closed door for ever.
 
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::Mutex;
 use std::time::Duration;
 
 use tokio::sync::Notify;
 
 use crate::ids::{LeaseId, Monotonic};
+use crate::lock::locked;
 
 /// The calls to one serving task.
 pub struct TaskPing {
@@ -29,10 +30,6 @@ enum Place {
     Called(Monotonic),
     /// It obeys an order, which has bounds of its own, and answers no call until then.
     Away,
-}
-
-fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl TaskPing {

@@ -12,7 +12,7 @@ use nix::unistd::Pid;
 use crate::cli::drill::set::{LOOK, is_up, launch};
 use crate::cli::{Failure, failed};
 use crate::config::{Config, Delivery};
-use crate::process_tree;
+use crate::procfs::ProcessStat;
 use crate::status::SavedState;
 
 /// How many workers it has.
@@ -121,7 +121,7 @@ impl Drop for Set {
 fn clear_dead() {
     for entry in fs::read_dir(std::env::temp_dir()).into_iter().flatten().flatten() {
         let pid = entry.file_name().to_str().and_then(|name| name.strip_prefix("patou-bench")?.parse().ok());
-        if pid.is_some_and(|pid| process_tree::read_process(pid).is_none()) {
+        if pid.is_some_and(|pid| ProcessStat::of(pid).is_none()) {
             let _ = fs::remove_dir_all(entry.path());
         }
     }

@@ -31,12 +31,13 @@ use self::nemesis::Injector;
 use self::report::Report;
 use self::set::{LOOK, Set};
 use self::traffic::Traffic;
-use self::watch::{Watch, held};
+use self::watch::Watch;
 use super::{Failure, duration, failed, written};
 use crate::clock;
 use crate::exchange;
-use crate::ids::Claim;
+use crate::ids::{Claim, ProcessId};
 use crate::ipc;
+use crate::lock::locked;
 use crate::process_tree;
 use crate::signals::Signal;
 
@@ -111,9 +112,9 @@ pub fn run(path: Option<&Path>, drill: &Drill) -> Result<(), Failure> {
         // Nobody waited for its end.
         effects.iter_mut().filter(|effect| effect.over.is_none()).for_each(|e| e.excused = Some("the drill was ended"));
     }
-    let attempts = std::mem::take(&mut *held(&traffic.attempts));
+    let attempts = std::mem::take(&mut *locked(&traffic.attempts));
     let facts = Facts { began: course.began, attempts, records: Vec::new(), effects, strays, late: watch.late() };
-    let mut wrong = std::mem::take(&mut *held(&injector.complaints));
+    let mut wrong = std::mem::take(&mut *locked(&injector.complaints));
     let stopped = set.stop().into_iter().map(|what| Breach { promise: "P6", what, story: Vec::new() });
     wrong.extend(stopped);
     let report = conclude(&set, &traffic, course, facts, wrong, drill, seed);
@@ -331,7 +332,7 @@ fn parts(set: &Set) -> impl Iterator<Item = Part> {
 
 /// How many descriptors each part has.
 fn descriptors(set: &Set, watch: &Watch) -> HashMap<Part, usize> {
-    let count = |part| Some((part, std::fs::read_dir(format!("/proc/{}/fd", watch.identity(part)?.0)).ok()?.count()));
+    let count = |part| Some((part, std::fs::read_dir(format!("/proc/{}/fd", watch.identity(part)?.pid)).ok()?.count()));
     parts(set).filter_map(count).collect()
 }
 
@@ -365,11 +366,14 @@ fn compare(injector: &Injector<'_>, set: &Set, before: &HashMap<Part, usize>) {
         before.iter().filter_map(more).collect::<Vec<_>>()
     };
     let zombies = || {
-        let Some((pid, _)) = watch.identity(Part::Watchdog).filter(|_| set.keeper != Keeper::Units) else {
+        let Some(ProcessId { pid, .. }) = watch.identity(Part::Watchdog).filter(|_| set.keeper != Keeper::Units) else {
             return Vec::new();
         };
         let all = process_tree::descendants(nix::unistd::Pid::from_raw(pid as i32));
-        all.into_iter().filter(|process| process.zombie).map(|process| format!("{} is a zombie", process.pid)).collect()
+        all.into_iter()
+            .filter(|process| process.is_zombie())
+            .map(|process| format!("{} is a zombie", process.pid))
+            .collect()
     };
     for what in [&grown as &dyn Fn() -> Vec<String>, &zombies] {
         // What is still ending has time to.

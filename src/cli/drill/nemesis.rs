@@ -17,10 +17,10 @@ use super::checker::Breach;
 use super::generator::{Fault, Kind, Part, Random, Target};
 use super::set::{self, LOOK, Set};
 use super::traffic::Traffic;
-use super::watch::held;
 use crate::clock;
 use crate::exchange::LINES;
 use crate::ipc;
+use crate::lock::locked;
 use crate::probe::{self, ProbeCommand};
 use crate::{signals, sys};
 
@@ -44,7 +44,7 @@ impl<'a> Injector<'a> {
     }
 
     pub fn complain(&self, promise: &'static str, what: String) {
-        held(&self.complaints).push(Breach { promise, what, story: Vec::new() });
+        locked(&self.complaints).push(Breach { promise, what, story: Vec::new() });
     }
 
     /// Sleeps, but not past a signal to stop.
@@ -113,7 +113,7 @@ impl<'a> Injector<'a> {
                 strike();
                 send(&process, signal_of(kind))?;
                 if kind == Kind::Freeze {
-                    let mut stopped = held(&self.stopped);
+                    let mut stopped = locked(&self.stopped);
                     stopped.retain(|process| !has_ended(process));
                     stopped.push(process);
                 }
@@ -159,10 +159,11 @@ impl<'a> Injector<'a> {
 
     /// The process of a part, which cannot be another one that got its number.
     fn process(&self, part: Part) -> Result<OwnedFd, String> {
-        let (pid, started) = self.traffic.watch.identity(part).ok_or("it has no process")?;
+        let id = self.traffic.watch.identity(part).ok_or("it has no process")?;
         // The descriptor is opened before the identity is checked: it cannot become another process then.
-        let process = sys::pidfd_open(Pid::from_raw(pid as i32)).map_err(|error| format!("pid {pid}: {error}"))?;
-        set::is_still(pid, started).then_some(process).ok_or_else(|| "it has just ended".into())
+        let process =
+            sys::pidfd_open(Pid::from_raw(id.pid as i32)).map_err(|error| format!("pid {}: {error}", id.pid))?;
+        set::is_still(id).then_some(process).ok_or_else(|| "it has just ended".into())
     }
 
     fn pause(&self, set: &Set, fault: &Fault, part: Part, index: usize) -> Result<(), String> {
@@ -256,7 +257,7 @@ impl<'a> Injector<'a> {
 
 impl Drop for Injector<'_> {
     fn drop(&mut self) {
-        for process in held(&self.stopped).drain(..) {
+        for process in locked(&self.stopped).drain(..) {
             let _ = send(&process, Signal::SIGCONT); // most have been replaced long ago
         }
     }
@@ -283,7 +284,7 @@ fn has_ended(process: &OwnedFd) -> bool {
 }
 
 fn is_stopped(pid: u32) -> bool {
-    crate::process_tree::read_process(pid).is_some_and(|process| process.stopped)
+    crate::procfs::ProcessStat::of(pid).is_some_and(|process| process.is_stopped())
 }
 
 fn systemctl(unit: &str) -> Result<(), String> {

@@ -13,9 +13,9 @@ use super::checker::{Bounds, Door};
 use super::generator::Keeper;
 use crate::cli::{Failure, failed, load_applied, no_set};
 use crate::config::{Config, Delivery, HandlerConfig};
-use crate::ids::WorkerId;
+use crate::ids::{ProcessId, WorkerId};
 use crate::ipc;
-use crate::process_tree;
+use crate::procfs::ProcessStat;
 use crate::status::SavedState;
 use crate::units;
 
@@ -313,8 +313,8 @@ pub fn unit(set: &Set, part: super::generator::Part) -> String {
 }
 
 /// Whether there is such a process, and it is the one that started then.
-pub fn is_still(pid: u32, started: u64) -> bool {
-    process_tree::read_process(pid).is_some_and(|process| process.started == started && !process.zombie)
+pub fn is_still(id: ProcessId) -> bool {
+    ProcessStat::of(id.pid).is_some_and(|process| process.id() == id && !process.is_zombie())
 }
 
 /// Starts `patou run` on `patou.toml` in `top` so that it stops when this process dies, and by nothing else that a

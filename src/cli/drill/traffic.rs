@@ -14,10 +14,11 @@ use super::generator::Random;
 use super::raw_http::{self, Answer, Place};
 use super::recording_handler;
 use super::set::{Set, Speaks};
-use super::watch::{Watch, held};
+use super::watch::Watch;
 use crate::client::{CallError, Cause, Client, Payload};
 use crate::clock;
 use crate::ids::Monotonic;
+use crate::lock::locked;
 
 /// How many clients of each kind there are.
 const PLAIN: u64 = 4;
@@ -157,7 +158,7 @@ impl<'a> Traffic<'a> {
     }
 
     pub fn note(&self, attempt: Attempt) {
-        held(&self.attempts).push(attempt);
+        locked(&self.attempts).push(attempt);
     }
 
     /// Runs all clients, until [`Traffic::end`], on threads of this scope.

@@ -6,7 +6,7 @@ use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
 use super::fault_tracker::{Sight, Tracker};
@@ -15,9 +15,10 @@ use super::set::is_up;
 use crate::clock;
 use crate::config::Config;
 use crate::exchange::Incarnation;
-use crate::ids::{Lifecycle, Monotonic, WorkerId};
+use crate::ids::{Lifecycle, Monotonic, ProcessId, WorkerId};
 use crate::ipc;
-use crate::process_tree;
+use crate::lock::locked;
+use crate::procfs::ProcessStat;
 use crate::status::{SavedPart, SavedState};
 use crate::units;
 
@@ -31,35 +32,30 @@ const LATE: Duration = Duration::from_millis(10);
 pub struct Watch {
     tracker: Mutex<Tracker>,
     /// Process and start time of each part.
-    identities: Mutex<HashMap<Part, (u32, u64)>>,
+    identities: Mutex<HashMap<Part, ProcessId>>,
     late: Mutex<Vec<(Monotonic, Duration)>>,
     listeners: Mutex<Vec<String>>,
     over: AtomicBool,
 }
 
-/// A lock that is held by a thread that panicked is no worse than before.
-pub fn held<T>(lock: &Mutex<T>) -> MutexGuard<'_, T> {
-    lock.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
 impl Watch {
     pub fn tracker(&self) -> MutexGuard<'_, Tracker> {
-        held(&self.tracker)
+        locked(&self.tracker)
     }
 
     /// The process of a part, with its start time.
-    pub fn identity(&self, part: Part) -> Option<(u32, u64)> {
-        held(&self.identities).get(&part).copied()
+    pub fn identity(&self, part: Part) -> Option<ProcessId> {
+        locked(&self.identities).get(&part).copied()
     }
 
     /// Where the listeners are now, in the order of the configuration.
     pub fn listeners(&self) -> Vec<String> {
-        held(&self.listeners).clone()
+        locked(&self.listeners).clone()
     }
 
     /// When the drill was run too late, and by how much.
     pub fn late(&self) -> Vec<(Monotonic, Duration)> {
-        held(&self.late).clone()
+        locked(&self.late).clone()
     }
 
     pub fn end(&self) {
@@ -77,7 +73,7 @@ impl Watch {
             std::thread::sleep(LOOK);
             let late = before.elapsed().saturating_sub(LOOK);
             if late > LATE {
-                held(&self.late).push((clock::now(), late));
+                locked(&self.late).push((clock::now(), late));
                 self.tracker().postpone(late);
             }
             let now_there = fs::metadata(&file).ok().map(|file| (file.ino(), file.mtime(), file.mtime_nsec()));
@@ -106,11 +102,11 @@ impl Watch {
     }
 
     fn identify(&self, state: &SavedState, workers: &[WorkerId]) {
-        *held(&self.listeners) = state.listeners.clone();
-        let mut identities = held(&self.identities);
-        identities.insert(Part::Watchdog, (state.pid, state.started));
+        *locked(&self.listeners) = state.listeners.clone();
+        let mut identities = locked(&self.identities);
+        identities.insert(Part::Watchdog, ProcessId { pid: state.pid, start_time: state.started });
         for (part, of) in parts(state, workers) {
-            match of.pid.and_then(|pid| Some((pid, process_tree::read_process(pid)?.started))) {
+            match of.pid.and_then(ProcessStat::of).map(|process| process.id()) {
                 Some(identity) => drop(identities.insert(part, identity)),
                 None => drop(identities.remove(&part)),
             }

@@ -10,9 +10,10 @@ use http::{HeaderValue, Method, Request, Response, StatusCode, Version};
 use http_body_util::Full;
 use hyper::body::Incoming;
 
-use super::{Snapshot, locked, metrics};
+use super::{Snapshot, metrics};
 use crate::clock;
 use crate::ids::{Monotonic, WorkerId};
+use crate::lock::locked;
 use crate::net::{self, ProblemResponse};
 use crate::stats::CounterTotals;
 use crate::status::{self, Condition, PATIENCE, StatusView, Told};

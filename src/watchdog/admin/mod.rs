@@ -13,7 +13,7 @@ use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::pin::pin;
 use std::rc::Rc;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::Duration;
 
@@ -30,6 +30,7 @@ use super::prober::Prober;
 use super::restart_stats::Account;
 use crate::config::Config;
 use crate::ids::{Monotonic, PoolName, WorkerId};
+use crate::lock::locked;
 use crate::log;
 use crate::net::{self, ProblemResponse, SocketListener, lingering_close};
 use crate::probe::ProbeReport;
@@ -128,10 +129,6 @@ impl Admin {
         // The one before is dropped outside of the lock.
         let _before = std::mem::replace(&mut *locked(&self.shared.snapshot), snapshot);
     }
-}
-
-fn locked<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// The thread: sleeps until somebody comes, serves until nobody is left.

@@ -12,13 +12,14 @@ use std::time::Duration;
 
 use nix::unistd::{Pid, SysconfVar, sysconf};
 
-use super::{CUT, Child, Evidence, Held, Machine, Queue, Thread, locked};
+use super::{CUT, Child, Evidence, Held, Machine, Queue, Thread};
 use crate::config::Config;
 use crate::exchange::{self, Incarnation, RequestNote};
 use crate::ids::{Claim, Monotonic, Phase, WorkerId};
+use crate::lock::locked;
 use crate::probe::ProbeReport;
 use crate::watchdog::plan::Part;
-use crate::watchdog::supervisor::cgroup::Slice;
+use crate::watchdog::supervisor::cgroup::UnitCgroups;
 use crate::{ipc, process_tree};
 
 /// Threads and children that are described; the others are counted.
@@ -73,7 +74,7 @@ pub enum ProcessScope {
     /// Below it, as descendants.
     Tree,
     /// In the control group of its unit.
-    Unit(Slice, String),
+    Unit(UnitCgroups, String),
 }
 
 impl ProcessScope {

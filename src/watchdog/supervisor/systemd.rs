@@ -19,7 +19,7 @@ use tokio::time::sleep;
 
 use crate::clock;
 use crate::config::{Config, Loaded, Origin};
-use crate::ids::Monotonic;
+use crate::ids::{Monotonic, ProcessId};
 use crate::signals::Signal;
 use crate::status::PATIENCE;
 use crate::watchdog::admin::{Admin, Snapshot};
@@ -28,9 +28,9 @@ use crate::watchdog::plan::{Absence, Action, Event, Notice, Order, Part, Plan, S
 use crate::watchdog::prober::{self, Prober};
 use crate::watchdog::restart_stats::{Account, Cause};
 use crate::watchdog::state::state_of;
-use crate::watchdog::supervisor::cgroup::Slice;
-use crate::watchdog::{WatchdogError, Written, bounds, drains, part_log, process_sample, system};
-use crate::{log, process_tree, sys, units};
+use crate::watchdog::supervisor::cgroup::UnitCgroups;
+use crate::watchdog::{WatchdogError, Written, bounds, drains, own_delay, part_log, process_sample, system};
+use crate::{log, procfs, sys, units};
 
 /// How often systemd is asked about parts that are gone and neither stopped nor failed.
 const ASK: Duration = Duration::from_millis(500);
@@ -49,7 +49,7 @@ struct Watch {
     config: Arc<Config>,
     origin: Origin,
     plan: Plan,
-    slice: Slice,
+    slice: UnitCgroups,
     /// The main processes that are watched.
     mains: BTreeMap<Part, (u32, OwnedFd)>,
     ended: Channel<(Part, u32)>,
@@ -70,7 +70,7 @@ struct Watch {
     state_dir: PathBuf,
     written: Written,
     status: String,
-    process: (u32, u64),
+    process: ProcessId,
 }
 
 type Channel<T> = (mpsc::UnboundedSender<T>, mpsc::UnboundedReceiver<T>);
@@ -94,13 +94,13 @@ impl Watch {
     fn open(loaded: Loaded) -> Result<Self, WatchdogError> {
         let Loaded { config, origin, .. } = loaded;
         let missing = |what: &'static str| WatchdogError::Changed(what);
-        let slice = Slice::own().ok_or_else(|| missing("this process has no cgroup: cgroup v2 is needed"))?;
+        let slice =
+            UnitCgroups::of_own_slice().ok_or_else(|| missing("this process has no cgroup: cgroup v2 is needed"))?;
         let state_dir = std::env::var_os("RUNTIME_DIRECTORY").map(PathBuf::from);
         let state_dir =
             state_dir.ok_or_else(|| missing("RUNTIME_DIRECTORY is not set: systemctl start patou starts it"))?;
         let passed = sys::listen_fds().map_err(system("LISTEN_FDS"))?;
         let sockets: Vec<OwnedFd> = passed.into_iter().filter(|(_, name)| name == "admin").map(|(fd, _)| fd).collect();
-        let pid = std::process::id();
         let now = clock::now();
         Ok(Self {
             plan: Plan::observing(&drains(&config), bounds(&config), now),
@@ -120,7 +120,7 @@ impl Watch {
             state_dir,
             written: Written::default(),
             status: String::new(),
-            process: (pid, process_tree::read_process(pid).map_or(0, |process| process.started)),
+            process: procfs::this_process(),
             config: Arc::new(config),
             origin,
         })
@@ -133,7 +133,7 @@ impl Watch {
         let mut next_probe = clock::now();
         let beat = sd_notify::watchdog_enabled().map(|interval| interval / 2);
         let mut next_beat = beat.map(|every| clock::now() + every);
-        let mut naps = process_sample::SuspendDetector::new();
+        let mut naps = own_delay::SuspendDetector::new();
         self.look();
         let _ = sd_notify::notify(&[NotifyState::Ready]);
         loop {
@@ -157,12 +157,12 @@ impl Watch {
             };
             let now = clock::now();
             let late = now.since(wake_at);
-            if late > crate::watchdog::LATE {
+            if late > own_delay::LATE {
                 self.witness.was_late(now, late);
                 self.handle(now, Event::Lost(late));
             }
-            let answer = if late > crate::watchdog::LATE { self.prober.waiting().await } else { None };
-            if naps.over() {
+            let answer = if late > own_delay::LATE { self.prober.waiting().await } else { None };
+            if naps.was_suspended() {
                 self.handle(now, Event::Resumed);
             }
             if next_probe <= now {
@@ -253,7 +253,7 @@ impl Watch {
         let absent: Vec<_> = self.plan.absent_parts().map(|(part, absence)| (part.clone(), absence)).collect();
         let mut unexplained = Vec::new();
         for (part, absence) in absent {
-            match self.slice.main(&unit(&part)) {
+            match self.slice.main_process(&unit(&part)) {
                 Some(main) => self.found(now, part, main.pid, main.pidfd),
                 None if absence == Absence::Gone => unexplained.push(part),
                 None => {}

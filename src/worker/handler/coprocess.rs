@@ -12,7 +12,7 @@ mod restart;
 use std::fs;
 use std::io;
 use std::process::Stdio;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, Weak};
 use std::time::Duration;
 
 use http::StatusCode;
@@ -26,8 +26,10 @@ use super::cgi_response::{Event, Output};
 use super::child::{Child, Program, StartError};
 use super::output_log::{Lease, OutputLog, Relay, Stream};
 use crate::ids::WorkerId;
+use crate::lock::locked;
 use crate::log::Event as Mark;
 use crate::process_tree;
+use crate::procfs::ProcessStat;
 use exchange::{Feed, FeedError};
 use restart::Restart;
 
@@ -173,9 +175,8 @@ impl Coprocess {
         if let Place::IdleProcess(old) = self.swap(Place::IdleProcess(successor)) {
             let (pid, generation) = (old.output.child.pid(), old.generation);
             farewell(old).await;
-            let its = move |p: &process_tree::Process| {
-                p.pid == pid || p.pid != new && (p.zombie || marked(p.pid, generation))
-            };
+            let its =
+                move |p: &ProcessStat| p.pid == pid || p.pid != new && (p.is_zombie() || marked(p.pid, generation));
             self.kill(its).await;
         }
         Ok(())
@@ -274,14 +275,14 @@ impl Coprocess {
         Ok(IdleProcess { output: Output::new(child, our_responses)?, requests, started: Instant::now(), generation })
     }
 
-    async fn kill(&self, chosen: impl Fn(&process_tree::Process) -> bool) {
+    async fn kill(&self, chosen: impl Fn(&ProcessStat) -> bool) {
         if let Err(survivors) = process_tree::kill(chosen).await {
             tracing::error!(worker = %self.voice.worker(), event = %Mark::ProcessSurvived, "{survivors}");
         }
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        locked(&self.state)
     }
 
     fn swap(&self, place: Place) -> Place {

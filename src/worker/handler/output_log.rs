@@ -3,7 +3,7 @@
 
 use std::io;
 use std::os::fd::OwnedFd;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Mutex, Weak};
 
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
@@ -14,6 +14,7 @@ use tokio::time::sleep;
 use super::log_rate_limit::{REPORT, RateLimit, Verdict};
 use crate::clock;
 use crate::ids::WorkerId;
+use crate::lock::locked;
 use crate::log::{Event, escape_control_chars};
 use crate::sys;
 
@@ -45,10 +46,6 @@ pub enum Stream {
     Output,
     /// Standard error, at level warn.
     Errors,
-}
-
-fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl OutputLog {

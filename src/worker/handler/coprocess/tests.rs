@@ -251,7 +251,7 @@ fn quiet(handler: &Builtin, pid: Pid) -> bool {
 }
 
 /// Everything below this process that is neither the co-process nor below it.
-fn strangers(handler: &Builtin) -> Vec<process_tree::Process> {
+fn strangers(handler: &Builtin) -> Vec<ProcessStat> {
     let own = process_tree::descendants(pid(handler));
     let mut all = process_tree::descendants(getpid());
     all.retain(|p| p.pid != pid(handler) && !own.iter().any(|o| o.pid == p.pid));
@@ -292,7 +292,7 @@ fn children_of_the_warm_process_outlive_a_request_but_not_their_parent() {
         let Some(handler) = odd() else { return };
         assert_eq!(ok(&handler, "/child").await, "child");
         // The child, and the orphan that is the worker's child now.
-        while process_tree::descendants(getpid()).iter().filter(|p| !p.zombie).count() != 3 {
+        while process_tree::descendants(getpid()).iter().filter(|p| !p.is_zombie()).count() != 3 {
             tokio::time::sleep(Duration::from_millis(2)).await;
         }
         let old = pid(&handler);

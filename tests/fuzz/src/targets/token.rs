@@ -2,7 +2,7 @@
 
 use http::{Method, Uri};
 use patou::exchange::{DispatcherSide, WorkerSide};
-use patou::ids::{Epoch, LeaseId, LeaseTerms, Monotonic, PoolName, Token, WorkerId};
+use patou::ids::{Epoch, LeaseId, LeaseTerms, Monotonic, PoolName, ProcessId, Token, WorkerId};
 use patou::worker::lease_url;
 
 use super::slot::Words;
@@ -41,7 +41,7 @@ fn open(token: Token) {
     let memory = Words::default();
     let now = Monotonic(1_000_000_000);
     let respondent = WorkerSide::attach(memory.clone(), 1, 1, None, now);
-    let mut asker = DispatcherSide::attach(memory, Epoch::FIRST, (2, 1), None);
+    let mut asker = DispatcherSide::attach(memory, Epoch::FIRST, ProcessId { pid: 2, start_time: 1 }, None);
     let terms = LeaseTerms {
         lease: LeaseId::of(Epoch::FIRST, 1),
         worker_epoch: respondent.epoch(),

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use patou::dispatcher::slot;
 use patou::exchange::{DispatcherSide, Word};
-use patou::ids::{Claim, Epoch, LeaseId, LeaseTerms, Monotonic, Token};
+use patou::ids::{Claim, Epoch, LeaseId, LeaseTerms, Monotonic, ProcessId, Token};
 use patou::pool::{ClientId, Hold, Peer, Pool, PoolAction, PoolEvent, PoolLimits, Refusal, SlotView};
 
 use super::Words;
@@ -129,7 +129,9 @@ impl World {
     }
 
     fn attach(&mut self) {
-        let attach = |memory: &Words| DispatcherSide::attach(memory.clone(), self.epoch, (1, 1), None);
+        let attach = |memory: &Words| {
+            DispatcherSide::attach(memory.clone(), self.epoch, ProcessId { pid: 1, start_time: 1 }, None)
+        };
         self.askers = self.memories.iter().map(attach).collect();
         self.feed(None, (1..=WORKERS).collect());
     }
