@@ -123,7 +123,7 @@ fn kill_group(root: &ProcessStat) {
 fn kill_one(process: &ProcessStat) {
     let Ok(pidfd) = sys::pidfd_open(process.pid) else { return };
     let id = process.id();
-    if ProcessStat::of(id.pid).is_some_and(|now| now.id() == id)
+    if ProcessStat::of_id(id).is_some()
         && let Err(error) = sys::pidfd_send_signal(pidfd.as_fd(), Signal::SIGKILL)
         && error.raw_os_error() != Some(nix::libc::ESRCH)
     {

@@ -41,6 +41,11 @@ impl ProcessStat {
         Self::read(&process_dir(pid))
     }
 
+    /// The process of this identity, unless it has been reaped.
+    pub fn of_id(id: ProcessId) -> Option<Self> {
+        Self::of(id.pid).filter(|stat| stat.id() == id)
+    }
+
     /// The process or thread of this directory.
     pub fn read(dir: &Path) -> Option<Self> {
         Self::parse(&fs::read(dir.join("stat")).ok()?)
@@ -358,6 +363,8 @@ mod tests {
         let this = process_dir(std::process::id());
         let stat = ProcessStat::read(&this).unwrap();
         assert_eq!((stat.id(), id_of(&this)), (this_process(), Some(std::process::id())));
+        assert!(ProcessStat::of_id(stat.id()).is_some());
+        assert_eq!(ProcessStat::of_id(ProcessId { start_time: stat.start_time + 1, ..stat.id() }), None);
         assert!(stat.age(uptime().unwrap()).is_some() && resident(stat.pid).unwrap() > 100_000);
         assert!(processes().contains(&stat) || processes().iter().any(|p| p.id() == stat.id()));
         assert_eq!(threads(&this).first().and_then(|main| id_of(main)), Some(std::process::id()));

@@ -314,7 +314,7 @@ pub fn unit(set: &Set, part: super::generator::Part) -> String {
 
 /// Whether there is such a process, and it is the one that started then.
 pub fn is_still(id: ProcessId) -> bool {
-    ProcessStat::of(id.pid).is_some_and(|process| process.id() == id && !process.is_zombie())
+    ProcessStat::of_id(id).is_some_and(|process| !process.is_zombie())
 }
 
 /// Starts `patou run` on `patou.toml` in `top` so that it stops when this process dies, and by nothing else that a

@@ -44,7 +44,7 @@ impl UnitCgroups {
         let id = oldest.id();
         let pidfd = sys::pidfd_open(oldest.pid).ok()?;
         // Checked after the descriptor is open: the pid may have been reused before.
-        let is_same = ProcessStat::of(id.pid).is_some_and(|now| now.id() == id);
+        let is_same = ProcessStat::of_id(id).is_some();
         (is_same && !is_control_command(id.pid)).then_some(MainProcess { pid: id.pid, pidfd })
     }
 
