@@ -45,7 +45,7 @@ fn a_frozen_worker_is_described_with_what_it_held_and_had_started() {
     let child = line(&said, &handler.to_string());
     assert!(child.contains(" old: /bin/sh -c case ") && child.ends_with(" [cut]"), "{child}");
     let held = line(&said, "held: ");
-    assert!(held.starts_with(&format!("held: lease {lease}, nothing answered yet, claimed ")), "{held}");
+    assert!(held.starts_with(&format!("held: lease {lease}, no response yet, claimed ")), "{held}");
     assert!(held.ends_with(" ago: GET /.victim"), "{held}");
     assert!(!set.log().contains("hunter2"));
     // Stopped as it was, it takes SIGABRT, and so leaves a core where cores are kept.
@@ -73,7 +73,7 @@ fn a_frozen_dispatcher_is_described_with_who_waits_for_it() {
     eprintln!("{said}");
     assert!(line(&said, "process ").starts_with(&format!("process {old}, ")), "{said}");
     let held = line(&said, "held: ");
-    assert!(held.starts_with("held: 1 client waiting for ") && held.ends_with(" ago; 1 lease out"), "{held}");
+    assert!(held.starts_with("held: 1 client waiting for ") && held.ends_with(" ago); 1 active lease"), "{held}");
     open_gate(&set);
     assert_eq!(running.join().unwrap().unwrap().status, 200);
     drop(waiting.join());

@@ -169,7 +169,7 @@ struct Watch {
     prober: Prober,
     account: Account,
     admin: Admin,
-    witness: EvidenceRecorder,
+    evidence: EvidenceRecorder,
     written: Written,
     /// Children that this process had before it was the watchdog.
     strangers: Rc<[ProcessId]>,
@@ -213,7 +213,7 @@ impl Watch {
             prober: Prober::start(dir.join("probe.sock")),
             account: Account::default(),
             admin: Admin::default(),
-            witness: EvidenceRecorder::default(),
+            evidence: EvidenceRecorder::default(),
             written: Written::default(),
             strangers,
             segments,
@@ -262,7 +262,7 @@ impl Watch {
                     late_ms = late.as_millis() as u64,
                     "the watchdog was late: everybody is excused for as long"
                 );
-                self.witness.was_late(now, late);
+                self.evidence.was_late(now, late);
                 self.handle(now, Event::Lost(late));
             }
             let answer = if late > LATE { self.prober.waiting().await } else { None };
@@ -385,7 +385,7 @@ impl Watch {
                 let pid = self.children.pid(&part);
                 let subject =
                     pid.map(|pid| Target::of(&part, pid, ProcessScope::Tree, &self.config, self.prober.heard()));
-                self.witness.record(&part, &why, subject);
+                self.evidence.record(&part, &why, subject);
             }
             Action::Sweep(id) => {
                 let (known, strangers) = (self.children.pids(), self.strangers.clone());

@@ -81,9 +81,7 @@ fn kill(process: &Leftover) {
     for id in std::iter::once(first).chain(descendants.iter().map(ProcessStat::id)) {
         // The descriptor is opened before the identity is checked: it cannot become another process then.
         let Ok(pidfd) = sys::pidfd_open(Pid::from_raw(id.pid as i32)) else { continue };
-        if ProcessStat::of_id(id).is_some()
-            && sys::pidfd_send_signal(pidfd.as_fd(), Signal::SIGKILL).is_ok()
-        {
+        if ProcessStat::of_id(id).is_some() && sys::pidfd_send_signal(pidfd.as_fd(), Signal::SIGKILL).is_ok() {
             tracing::debug!(pid = id.pid, "killed, of the former set's {}", process.what);
         }
     }

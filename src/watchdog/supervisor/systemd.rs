@@ -65,7 +65,7 @@ struct Watch {
     admin: Admin,
     /// Its sockets, until the dispatcher has been heard, or at most until then: who asks meanwhile waits.
     unserved: Option<(Monotonic, Vec<OwnedFd>)>,
-    witness: EvidenceRecorder,
+    evidence: EvidenceRecorder,
     /// Where the state is written for `patou status`.
     state_dir: PathBuf,
     written: Written,
@@ -116,7 +116,7 @@ impl Watch {
             over: BTreeMap::new(),
             admin: Admin::default(),
             unserved: Some((now + PATIENCE, sockets)),
-            witness: EvidenceRecorder::default(),
+            evidence: EvidenceRecorder::default(),
             state_dir,
             written: Written::default(),
             status: String::new(),
@@ -158,7 +158,7 @@ impl Watch {
             let now = clock::now();
             let late = now.since(wake_at);
             if late > own_delay::LATE {
-                self.witness.was_late(now, late);
+                self.evidence.was_late(now, late);
                 self.handle(now, Event::Lost(late));
             }
             let answer = if late > own_delay::LATE { self.prober.waiting().await } else { None };
@@ -203,7 +203,7 @@ impl Watch {
                     let family = ProcessScope::Unit(self.slice.clone(), unit(&part));
                     let pid = self.pid(&part);
                     let subject = pid.map(|pid| Target::of(&part, pid, family, &self.config, self.prober.heard()));
-                    self.witness.record(&part, &why, subject);
+                    self.evidence.record(&part, &why, subject);
                     // Many may have frozen at once, and each record takes its time: this loop is at work.
                     let _ = sd_notify::notify(&[NotifyState::Watchdog]);
                 }
