@@ -1,7 +1,7 @@
 //! Finds, kills and reaps what this process's children have started.
 //!
-//! Worker and watchdog are *child subreapers* (`prctl(2)`, PR_SET_CHILD_SUBREAPER): a process whose parent dies becomes
-//! their child and not that of init, also after `setsid` and any number of forks. So no process can leave the tree,
+//! Worker and watchdog are *child subreapers* (`prctl(2)`, PR_SET_CHILD_SUBREAPER): when a process dies, its children
+//! become theirs and not those of init, also after `setsid` and any number of forks. So no process can leave the tree,
 //! and two facts make a complete kill possible: a process that is not yet a child becomes one when its parent is
 //! killed, and when `waitid(2)` returns ECHILD no process is left.
 //!
@@ -56,7 +56,7 @@ pub async fn kill(chosen: impl Fn(&ProcessStat) -> bool) -> Result<(), Survivors
         let all = if read_all { below(&procfs::processes(), getpid()) } else { descendants(getpid()) };
         let roots: Vec<_> = all.iter().filter(|p| p.parent == getpid() && chosen(p)).copied().collect();
         if roots.is_empty() {
-            // A process whose parent died during the search may be missing: search the whole process table once.
+            // A process may be missing if its parent died during the search: read the whole process table once.
             if read_all {
                 return Ok(());
             }
@@ -86,8 +86,8 @@ pub async fn kill(chosen: impl Fn(&ProcessStat) -> bool) -> Result<(), Survivors
     Ok(())
 }
 
-/// Reaps the zombies among the children of this process, except `spared`, whose owner waits for it.
-/// One system call if there is none.
+/// Reaps the zombies among the children of this process, except `spared`: its owner waits for it. One system
+/// call if there is none.
 pub fn reap_orphans(spared: Pid) {
     loop {
         match waitid(Id::All, WaitPidFlag::WEXITED | WaitPidFlag::WNOHANG | WaitPidFlag::WNOWAIT).map(|s| s.pid()) {

@@ -111,7 +111,7 @@ pub fn threads(process: &Path) -> Vec<PathBuf> {
     numbered(&process.join("task")).collect()
 }
 
-/// The entries of `dir` whose name is a number, in the kernel's order.
+/// The entries of `dir` with a numeric name, in the kernel's order.
 fn numbered(dir: &Path) -> impl Iterator<Item = PathBuf> {
     let is_number = |path: &PathBuf| path.file_name().and_then(number).is_some();
     fs::read_dir(dir).into_iter().flatten().flatten().map(|entry| entry.path()).filter(is_number)

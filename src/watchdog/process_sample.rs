@@ -53,7 +53,7 @@ fn run_times(thread: &Path) -> Option<SchedStat> {
 }
 
 /// How long tasks have waited for memory, a device and a processor. The processor counts because a blocked task may
-/// wait for a kernel lock whose holder waits for a processor.
+/// wait for a kernel lock, and the holder of that lock for a processor.
 fn total(pressures: [Option<Pressure>; 3]) -> Duration {
     pressures.into_iter().flatten().fold(Duration::ZERO, |sum, pressure| sum.saturating_add(pressure.total))
 }
