@@ -45,7 +45,7 @@ use crate::ipc::{self, IpcError, Modes, SetOwner};
 use crate::procfs::{self, ProcessStat};
 use crate::signals::{STOP_DEBOUNCE, Signal};
 use crate::{backoff, log, process_tree};
-use admin::{Admin, Snapshot};
+use admin::{AdminServer, SetSnapshot};
 use evidence::{EvidenceRecorder, ProcessScope, Target};
 use notify::{Notify, Store};
 use own_delay::{LATE, SuspendDetector};
@@ -168,7 +168,7 @@ struct Watch {
     reaches: BTreeMap<WorkerId, WorkerEndpoints>,
     prober: Prober,
     account: Account,
-    admin: Admin,
+    admin: AdminServer,
     evidence: EvidenceRecorder,
     written: Written,
     /// Children that this process had before it was the watchdog.
@@ -212,7 +212,7 @@ impl Watch {
             reaches,
             prober: Prober::start(dir.join("probe.sock")),
             account: Account::default(),
-            admin: Admin::default(),
+            admin: AdminServer::default(),
             evidence: EvidenceRecorder::default(),
             written: Written::default(),
             strangers,
@@ -447,7 +447,7 @@ impl Watch {
     /// Leaves what is known for whoever asks on the admin socket.
     fn publish(&self, now: Monotonic) {
         let Some(state) = self.written.state() else { return };
-        self.admin.publish(Snapshot::new(now, &self.config, state, &self.prober, &self.account));
+        self.admin.publish(SetSnapshot::new(now, &self.config, state, &self.prober, &self.account));
     }
 
     /// Says what of the configuration only systemd can do, and what it opens.

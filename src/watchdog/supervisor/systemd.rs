@@ -22,7 +22,7 @@ use crate::config::{Config, Loaded, Origin};
 use crate::ids::{Monotonic, ProcessId};
 use crate::signals::Signal;
 use crate::status::PATIENCE;
-use crate::watchdog::admin::{Admin, Snapshot};
+use crate::watchdog::admin::{AdminServer, SetSnapshot};
 use crate::watchdog::evidence::{EvidenceRecorder, ProcessScope, Target};
 use crate::watchdog::plan::{Absence, Action, Event, Notice, Order, Part, Plan, Sign};
 use crate::watchdog::prober::{self, Prober};
@@ -62,7 +62,7 @@ struct Watch {
     account: Account,
     /// The incarnation of each part that was over last.
     over: BTreeMap<Part, u32>,
-    admin: Admin,
+    admin: AdminServer,
     /// Its sockets, until the dispatcher has been heard, or at most until then: who asks meanwhile waits.
     unserved: Option<(Monotonic, Vec<OwnedFd>)>,
     evidence: EvidenceRecorder,
@@ -114,7 +114,7 @@ impl Watch {
             prober: Prober::start(config.set.runtime_dir.join("probe.sock")),
             account: Account::default(),
             over: BTreeMap::new(),
-            admin: Admin::default(),
+            admin: AdminServer::default(),
             unserved: Some((now + PATIENCE, sockets)),
             evidence: EvidenceRecorder::default(),
             state_dir,
@@ -366,7 +366,7 @@ impl Watch {
 
     fn publish(&mut self, now: Monotonic) -> Result<(), WatchdogError> {
         let Some(state) = self.written.state() else { return Ok(()) };
-        self.admin.publish(Snapshot::new(now, &self.config, state, &self.prober, &self.account));
+        self.admin.publish(SetSnapshot::new(now, &self.config, state, &self.prober, &self.account));
         let heard = self.prober.heard().is_some();
         match self.unserved.take_if(|(at_most, _)| heard || *at_most <= now) {
             Some((_, sockets)) => self.admin.serve(sockets).map_err(system("admin.sock")),

@@ -1,8 +1,7 @@
-//! What is asked, and the answer: from the snapshot, the segments and the clock.
+//! The response to an admin request, from the snapshot, the slots and the clock.
 
 use std::net::IpAddr;
-use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::sync::Mutex;
 
 use bytes::Bytes;
 use http::header::{ALLOW, CACHE_CONTROL, CONTENT_TYPE};
@@ -10,7 +9,8 @@ use http::{HeaderValue, Method, Request, Response, StatusCode, Version};
 use http_body_util::Full;
 use hyper::body::Incoming;
 
-use super::{Snapshot, metrics};
+use super::metrics;
+use super::snapshot::SetSnapshot;
 use crate::clock;
 use crate::ids::{Monotonic, WorkerId};
 use crate::lock::locked;
@@ -22,33 +22,30 @@ use crate::status::{self, Condition, PATIENCE, StatusView, Told};
 const OPENMETRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 const JSON: &str = "application/json";
 
-type Answer = Response<Full<Bytes>>;
+type AdminResponse = Response<Full<Bytes>>;
 
-/// Answers one request on a listener with this address.
-pub fn answer(
+/// Responds to one request. `listens_on` is the address of the TCP listener; `None` for the Unix socket.
+pub fn respond(
     request: &Request<Incoming>,
     listens_on: Option<IpAddr>,
-    snapshot: Option<Arc<Snapshot>>,
+    snapshot: Option<&SetSnapshot>,
     workers: &Mutex<CounterTotals<WorkerId, ()>>,
-) -> Answer {
-    match respond(request, listens_on, snapshot.as_deref(), workers) {
-        Ok(answer) => answer,
-        Err(problem) => {
-            let mut answer = problem.response();
-            if problem.status == StatusCode::METHOD_NOT_ALLOWED {
-                answer.headers_mut().insert(ALLOW, HeaderValue::from_static("GET, HEAD"));
-            }
-            answer
+) -> AdminResponse {
+    handle(request, listens_on, snapshot, workers).unwrap_or_else(|problem| {
+        let mut response = problem.response();
+        if problem.status == StatusCode::METHOD_NOT_ALLOWED {
+            response.headers_mut().insert(ALLOW, HeaderValue::from_static("GET, HEAD"));
         }
-    }
+        response
+    })
 }
 
-fn respond(
+fn handle(
     request: &Request<Incoming>,
     listens_on: Option<IpAddr>,
-    snapshot: Option<&Snapshot>,
+    snapshot: Option<&SetSnapshot>,
     workers: &Mutex<CounterTotals<WorkerId, ()>>,
-) -> Result<Answer, ProblemResponse> {
+) -> Result<AdminResponse, ProblemResponse> {
     let problem = |status, detail: &str| ProblemResponse::not_started(status, detail);
     let host = net::host(request).map_err(|detail| problem(StatusCode::BAD_REQUEST, detail))?;
     let snapshot = snapshot.ok_or_else(|| problem(StatusCode::SERVICE_UNAVAILABLE, "the watchdog is starting"))?;
@@ -56,7 +53,7 @@ fn respond(
         None if request.version() >= Version::HTTP_11 => {
             return Err(problem(StatusCode::BAD_REQUEST, "an HTTP/1.1 request needs a Host header"));
         }
-        // Who can connect to the Unix socket may call it what he likes.
+        // Clients of the Unix socket may send any host: the file's permissions protect it.
         Some(host)
             if listens_on.is_some() && !net::is_allowed(&host, &snapshot.config.admin.allowed_hosts, listens_on) =>
         {
@@ -67,10 +64,10 @@ fn respond(
     }
     let path = request.uri().path();
     if !["/healthz", "/status", "/metrics"].contains(&path) {
-        return Err(problem(StatusCode::NOT_FOUND, "there are /healthz, /status and /metrics"));
+        return Err(problem(StatusCode::NOT_FOUND, "the resources are /healthz, /status and /metrics"));
     }
     if ![Method::GET, Method::HEAD].contains(request.method()) {
-        return Err(problem(StatusCode::METHOD_NOT_ALLOWED, "it can only be read: GET or HEAD"));
+        return Err(problem(StatusCode::METHOD_NOT_ALLOWED, "this resource supports only GET and HEAD"));
     }
     let now = clock::now();
     let view = view(now, snapshot);
@@ -82,38 +79,37 @@ fn respond(
                 Condition::Unavailable => StatusCode::SERVICE_UNAVAILABLE,
                 Condition::Ready | Condition::Degraded => StatusCode::OK,
             };
-            whole(status, JSON, json(serde_json::to_string(&health)))
+            response(status, JSON, json(serde_json::to_string(&health)))
         }
-        "/status" => whole(StatusCode::OK, JSON, json(serde_json::to_string(&view))),
+        "/status" => response(StatusCode::OK, JSON, json(serde_json::to_string(&view))),
         _ => {
             let mut workers = locked(workers);
             let counted = view.pools.iter().flat_map(|pool| &pool.workers);
-            for (id, tally) in counted.filter_map(|worker| Some((&worker.id, worker.counted.clone()?))) {
-                // A slot outlives its worker; one that is made anew is noticed, because it begins at zero.
-                workers.see(id, (), tally);
+            for (id, counters) in counted.filter_map(|worker| Some((&worker.id, worker.counted.clone()?))) {
+                // A slot outlives its worker. The totals recognise a new slot because its counters restart at zero.
+                workers.see(id, (), counters);
             }
-            whole(StatusCode::OK, OPENMETRICS, metrics::text(now, snapshot, &view, health.state, &workers))
+            response(StatusCode::OK, OPENMETRICS, metrics::text(now, snapshot, &view, health.state, &workers))
         }
     })
 }
 
-fn whole(status: StatusCode, kind: &'static str, body: String) -> Answer {
-    let mut answer = Response::new(Full::from(body));
-    *answer.status_mut() = status;
-    answer.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(kind));
-    answer.headers_mut().insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
-    answer
+fn response(status: StatusCode, content_type: &'static str, body: String) -> AdminResponse {
+    let mut response = Response::new(Full::from(body));
+    *response.status_mut() = status;
+    response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(content_type));
+    response.headers_mut().insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    response
 }
 
-/// The set as `patou status` shows it. Nobody is asked for it: the dispatcher's last report counts as long as it
-/// owes no other, and a loop that leaves no snapshots is late itself.
-fn view(now: Monotonic, snapshot: &Snapshot) -> StatusView {
-    let report = snapshot.report.as_ref().map(|(_, report)| &**report);
-    let answers = snapshot.asked.is_none_or(|since| now.since(since) <= PATIENCE);
+/// The set as `patou status` shows it, without a probe: the dispatcher's last report counts unless a newer one is overdue,
+/// and a watchdog without recent snapshots is late itself.
+fn view(now: Monotonic, snapshot: &SetSnapshot) -> StatusView {
+    let report = snapshot.last_report.as_ref().map(|(_, report)| &**report);
+    let answers = snapshot.unanswered_since.is_none_or(|since| now.since(since) <= PATIENCE);
     let mut view = status::collect(&snapshot.config, &snapshot.state, Told { report, answers });
-    let bounds = &snapshot.config.watchdog;
-    let late: Duration = bounds.probe_interval + bounds.dispatcher_timeout;
-    if view.watchdog.state == "up" && now.since(snapshot.at) > late {
+    let limits = &snapshot.config.watchdog;
+    if view.watchdog.state == "up" && now.since(snapshot.at) > limits.probe_interval + limits.dispatcher_timeout {
         view.watchdog.state = "late";
     }
     view
