@@ -17,6 +17,7 @@ use crate::exchange::{self, QuestionKind, Reply, Word};
 use crate::ids::{Claim, LeaseId, Lifecycle, Monotonic, Phase};
 use crate::log;
 use crate::net::{ProblemResponse, set_reset_on_close};
+use crate::sd_watchdog::WatchdogTicker;
 use crate::signals::{ParentWatch, STOP_DEBOUNCE, Signal};
 use crate::{backoff, clock};
 
@@ -34,7 +35,7 @@ const DRAIN_LOOK: Duration = Duration::from_millis(20);
 pub fn start(shared: Arc<WorkerState>, hear: Doorbell, signals: Signals) -> Result<JoinHandle<()>, ServeError> {
     let Signals { stop, reload } = signals;
     let answered = shared.respondent.answered();
-    let (beat, parent) = (Beat::new(), ParentWatch::now());
+    let (watchdog, parent) = (WatchdogTicker::new(), ParentWatch::now());
     let mut control = Control {
         shared,
         hear,
@@ -44,7 +45,7 @@ pub fn start(shared: Arc<WorkerState>, hear: Doorbell, signals: Signals) -> Resu
         promised: None,
         exit_ordered: false,
         stopped: None,
-        beat,
+        watchdog,
         parent,
     };
     std::thread::Builder::new().name("control".into()).spawn(move || control.run()).map_err(system("thread"))
@@ -62,7 +63,7 @@ struct Control {
     exit_ordered: bool,
     /// When it was told to stop.
     stopped: Option<Monotonic>,
-    beat: Beat,
+    watchdog: WatchdogTicker,
     parent: ParentWatch,
 }
 
@@ -79,7 +80,7 @@ impl Control {
             self.shared.restate();
             self.hear.clear();
             self.shared.woken();
-            self.beat.beat(now);
+            self.watchdog.tick(now);
             if self.stop.take() > 0 {
                 self.stop(now);
             }
@@ -130,7 +131,7 @@ impl Control {
         let attention = &self.shared.attention;
         let bounds = [ABSENT, attention.limit + BLOCKED];
         let deaf = attention.since().and_then(|since| bounds.map(|by| since + by).into_iter().find(|at| *at > now));
-        let until = [drain, age, overdue, deaf, self.beat.next].into_iter().flatten().min();
+        let until = [drain, age, overdue, deaf, self.watchdog.due_at()].into_iter().flatten().min();
         let timeout = until.map_or(PollTimeout::NONE, |at| {
             // Rounded up: waking early would only mean waiting again.
             PollTimeout::try_from(at.since(now) + Duration::from_millis(1)).unwrap_or(PollTimeout::MAX)
@@ -264,29 +265,6 @@ fn drain(stream: &crate::net::SharedStream, bound: Duration) {
         match recv(stream.0.as_fd().as_raw_fd(), &mut waste, MsgFlags::MSG_DONTWAIT) {
             Ok(1..) | Err(Errno::EAGAIN | Errno::EINTR) => {}
             Ok(0) | Err(_) => return,
-        }
-    }
-}
-
-/// `WATCHDOG=1` to systemd, where it asks for it (sd_watchdog_enabled(3)): at half its interval.
-struct Beat {
-    every: Option<Duration>,
-    next: Option<Monotonic>,
-}
-
-impl Beat {
-    fn new() -> Self {
-        let every = sd_notify::watchdog_enabled().map(|interval| interval / 2);
-        // At once: the incarnation before may have been about to.
-        Self { every, next: every.map(|_| clock::now()) }
-    }
-
-    fn beat(&mut self, now: Monotonic) {
-        if let Some(every) = self.every
-            && self.next.is_some_and(|next| next <= now)
-        {
-            let _ = sd_notify::notify(&[NotifyState::Watchdog]);
-            self.next = Some(now + every);
         }
     }
 }

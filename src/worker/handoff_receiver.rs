@@ -10,9 +10,9 @@ use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tokio::time::sleep;
 
-use super::serve::ACCEPT_PAUSE;
 use crate::handoff::{self, HandoffMessage, MESSAGE_MAX};
 use crate::log::Event;
+use crate::net::ACCEPT_RETRY_DELAY;
 use crate::sys;
 
 /// The worker's end.
@@ -46,7 +46,7 @@ impl HandoffReceiver {
                 Ok(come) => return come,
                 Err(error) => {
                     tracing::warn!(%error, event = %Event::AcceptFailed, "accept");
-                    sleep(ACCEPT_PAUSE).await;
+                    sleep(ACCEPT_RETRY_DELAY).await;
                 }
             }
         }

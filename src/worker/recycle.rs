@@ -5,7 +5,6 @@ use std::os::fd::BorrowedFd;
 use std::os::unix::process::CommandExt;
 use std::process::Command;
 use std::sync::Mutex;
-use std::sync::PoisonError;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
@@ -15,6 +14,7 @@ use crate::config::PoolConfig;
 use crate::ids::Monotonic;
 use crate::process_tree;
 use crate::signals::{BlockSighup, SignalFlag};
+use crate::sync;
 use crate::sys::DefaultSignalActions;
 
 /// The bounds of one worker, each 20 % more or less than the pool's, so that a pool does not age at once.
@@ -54,13 +54,13 @@ impl Lifespan {
     }
 
     pub fn old_at(&self) -> Option<Monotonic> {
-        let born = *self.born.lock().unwrap_or_else(PoisonError::into_inner);
+        let born = *sync::lock(&self.born);
         self.max_age.map(|age| born + age)
     }
 
     pub fn renew(&self, now: Monotonic) {
         self.served.store(0, Ordering::Relaxed);
-        *self.born.lock().unwrap_or_else(PoisonError::into_inner) = now;
+        *sync::lock(&self.born) = now;
     }
 }
 

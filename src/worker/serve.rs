@@ -3,7 +3,6 @@
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use std::thread::JoinHandle;
-use std::time::Duration;
 
 use sd_notify::NotifyState;
 use tokio::sync::{Mutex, OwnedSemaphorePermit, Semaphore, mpsc};
@@ -17,10 +16,7 @@ use super::redirect::{self, Handler};
 use super::state::{Order, Sockets, WorkerState};
 use super::{ServeError, system};
 use crate::log;
-use crate::net::{self, SocketListener};
-
-/// Pause after a failed accept: out of descriptors, most likely, which only time mends.
-pub const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+use crate::net::{self, ACCEPT_RETRY_DELAY, SocketListener};
 
 /// Serves until ordered to leave.
 pub async fn serve<S: Handler>(
@@ -54,7 +50,7 @@ pub async fn serve<S: Handler>(
                 }
                 Err(error) => {
                     tracing::warn!(worker = %shared.id, %error, event = %log::Event::AcceptFailed, "accept");
-                    tokio::time::sleep(ACCEPT_PAUSE).await;
+                    tokio::time::sleep(ACCEPT_RETRY_DELAY).await;
                 }
             },
             _ = &mut handing => {

@@ -1,7 +1,7 @@
 //! What control loop and serving task share: the slot, the bell, and what the worker says of itself.
 
 use std::os::fd::{AsFd, BorrowedFd};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::Mutex;
 use std::time::Duration;
 
 use http::StatusCode;
@@ -23,6 +23,7 @@ use crate::log::Event;
 use crate::net::{self, SocketListener};
 use crate::shm::Segment;
 use crate::signals::SignalFlag;
+use crate::sync;
 use std::sync::Arc;
 
 /// Where a worker's clients come from: by its address, and handed over.
@@ -77,11 +78,6 @@ pub struct WorkerState {
     pub parting: Arc<RwLock<()>>,
 }
 
-/// A lock that a panic elsewhere does not poison for good: all that is kept under one is plain data.
-fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
 impl WorkerState {
     pub fn new(
         office: WorkerSetup,
@@ -121,7 +117,7 @@ impl WorkerState {
 
     /// What the worker says of itself just now.
     pub fn state(&self) -> Lifecycle {
-        locked(&self.condition).state
+        sync::lock(&self.condition).state
     }
 
     /// Whether it is neither starting nor making room for its next life.
@@ -131,7 +127,7 @@ impl WorkerState {
 
     /// Whether it has been told to stop.
     pub fn is_stopping(&self) -> bool {
-        locked(&self.condition).stopping
+        sync::lock(&self.condition).stopping
     }
 
     /// Says something else, and rings. A worker that is stopping, or kept out of service, drains instead of
@@ -164,7 +160,7 @@ impl WorkerState {
 
     /// Whether that has been asked since the last call.
     pub fn take_reload(&self) -> bool {
-        std::mem::take(&mut locked(&self.condition).reload)
+        std::mem::take(&mut sync::lock(&self.condition).reload)
     }
 
     /// The worker has made room and goes on as what it is now, unless it must begin again: the configuration has
@@ -214,12 +210,12 @@ impl WorkerState {
 
     /// Says again what it is: a stray write to the slot is not to take it out of service for good.
     pub fn restate(&self) {
-        let condition = locked(&self.condition);
+        let condition = sync::lock(&self.condition);
         self.respondent.set_state(condition.state, condition.wants_recycle);
     }
 
     fn change(&self, how: impl FnOnce(&mut Condition)) {
-        let mut condition = locked(&self.condition);
+        let mut condition = sync::lock(&self.condition);
         let before = *condition;
         how(&mut condition);
         if *condition != before {
@@ -290,7 +286,7 @@ impl WorkerState {
     pub fn begin(&self, terms: &LeaseTerms, now: Monotonic, stream: &net::SharedStream) {
         self.be_on_core();
         let current = Current { lease: terms.lease, deadline: now + terms.request_timeout, stream: stream.clone() };
-        *locked(&self.current) = Some(current);
+        *sync::lock(&self.current) = Some(current);
         self.attention.begin(terms.lease);
         self.here();
     }
@@ -303,18 +299,18 @@ impl WorkerState {
 
     /// The request in hand, if it should have ended this long ago.
     pub fn overdue(&self, now: Monotonic, by: Duration) -> Option<Current> {
-        let mut current = locked(&self.current);
+        let mut current = sync::lock(&self.current);
         if current.as_ref().is_some_and(|c| c.deadline + by <= now) { current.take() } else { None }
     }
 
     /// When that will be.
     pub fn overdue_at(&self, by: Duration) -> Option<Monotonic> {
-        locked(&self.current).as_ref().map(|current| current.deadline + by)
+        sync::lock(&self.current).as_ref().map(|current| current.deadline + by)
     }
 
     /// The handler is through with the request: what takes time from here on does not block its thread.
     pub fn handled(&self) {
-        *locked(&self.current) = None;
+        *sync::lock(&self.current) = None;
     }
 
     /// What has been answered ends without a reset, in a task of its own: see [`net::drain`]. `parting` is held until then.

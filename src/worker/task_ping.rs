@@ -3,12 +3,13 @@
 //! A handler that blocks with a request in hand is ended by that request's deadline. What blocks the thread without
 //! one - a task that a handler has left behind - would keep clients before a closed door for ever.
 
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::Mutex;
 use std::time::Duration;
 
 use tokio::sync::Notify;
 
 use crate::ids::{LeaseId, Monotonic};
+use crate::sync;
 
 /// The calls to one serving task.
 pub struct TaskPing {
@@ -31,10 +32,6 @@ enum Place {
     Away,
 }
 
-fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
 impl TaskPing {
     pub fn new(limit: Duration) -> Self {
         Self { limit, place: Mutex::new(Place::Here), call: Notify::new(), begun: Mutex::default() }
@@ -42,7 +39,7 @@ impl TaskPing {
 
     /// Calls the serving task.
     pub fn call(&self, now: Monotonic) {
-        let mut place = locked(&self.place);
+        let mut place = sync::lock(&self.place);
         if matches!(*place, Place::Here) {
             *place = Place::Called(now);
             self.call.notify_one();
@@ -56,27 +53,27 @@ impl TaskPing {
 
     /// The serving task runs.
     pub fn answer(&self) {
-        *locked(&self.place) = Place::Here;
+        *sync::lock(&self.place) = Place::Here;
     }
 
     /// The serving task runs, and is not to be called until it answers again.
     pub fn leave(&self) {
-        *locked(&self.place) = Place::Away;
+        *sync::lock(&self.place) = Place::Away;
     }
 
     /// It has claimed this lease.
     pub fn begin(&self, lease: LeaseId) {
-        *locked(&self.begun) = Some(lease);
+        *sync::lock(&self.begun) = Some(lease);
     }
 
     /// Whether it has claimed this lease, of all the last.
     pub fn has_begun(&self, lease: LeaseId) -> bool {
-        *locked(&self.begun) == Some(lease)
+        *sync::lock(&self.begun) == Some(lease)
     }
 
     /// Since when a call has had no answer.
     pub fn since(&self) -> Option<Monotonic> {
-        match *locked(&self.place) {
+        match *sync::lock(&self.place) {
             Place::Called(since) => Some(since),
             Place::Here | Place::Away => None,
         }

@@ -1,7 +1,7 @@
 //! One connection's turn: what it holds, until when, and how far its answer has come.
 
 use std::sync::atomic::{AtomicBool, AtomicU16, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use http::StatusCode;
@@ -10,6 +10,7 @@ use tokio::time::{Instant, sleep, sleep_until};
 
 use crate::ids::LeaseId;
 use crate::net::{self, disconnected};
+use crate::sync;
 
 /// Requests shorter than this are not worth a watch on their client: it costs a descriptor and five calls.
 const WATCH_AFTER: Duration = Duration::from_millis(50);
@@ -60,7 +61,7 @@ pub type HandlerPermit = OwnedMutexGuard<()>;
 
 impl Transaction {
     fn held(&self) -> Option<ActiveLease> {
-        *self.held.lock().unwrap_or_else(PoisonError::into_inner)
+        *sync::lock(&self.held)
     }
 
     /// The lease it holds.
@@ -69,13 +70,13 @@ impl Transaction {
     }
 
     pub fn begin(&self, held: ActiveLease, http11: bool) {
-        *self.held.lock().unwrap_or_else(PoisonError::into_inner) = Some(held);
+        *sync::lock(&self.held) = Some(held);
         self.may_probe.store(http11, Ordering::Relaxed);
         self.claimed.notify_one();
     }
 
     pub fn end(&self) -> Option<ActiveLease> {
-        self.held.lock().unwrap_or_else(PoisonError::into_inner).take()
+        sync::lock(&self.held).take()
     }
 
     pub fn respond(&self, status: StatusCode) {
@@ -139,7 +140,7 @@ impl Transaction {
 
     /// Whether its handler is in use already.
     pub fn has_floor(&self) -> bool {
-        self.floor.lock().unwrap_or_else(PoisonError::into_inner).is_some()
+        sync::lock(&self.floor).is_some()
     }
 
     /// The status it has been answered with; 0 if it has not.
@@ -157,7 +158,7 @@ impl Transaction {
 
     /// Keeps the right to use the handler until the turn is over.
     pub fn take_floor(&self, floor: Option<HandlerPermit>) {
-        *self.floor.lock().unwrap_or_else(PoisonError::into_inner) = floor;
+        *sync::lock(&self.floor) = floor;
     }
 
     pub fn leave_floor(&self) {
