@@ -16,7 +16,7 @@ pub struct WatchdogTicker {
 
 impl WatchdogTicker {
     /// The first notification is due at once: a re-executed process may be close to the timeout already.
-    pub fn new() -> Self {
+    pub fn start() -> Self {
         let timeout = sd_notify::watchdog_enabled();
         Self { interval: timeout.unwrap_or_default() / 2, due_at: timeout.map(|_| clock::now()) }
     }

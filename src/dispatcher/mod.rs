@@ -113,7 +113,7 @@ async fn serve(mut config: Config, path: Option<PathBuf>) -> Result<(), Dispatch
     let _ = sd_notify::notify(&[NotifyState::Ready, NotifyState::Status(&desk.status())]);
     tracing::debug!(epoch = %desk.epoch(), "ready");
 
-    let mut watchdog = WatchdogTicker::new();
+    let mut watchdog = WatchdogTicker::start();
     let (mut stops, mut reloads) = ([0; 64], [0; 64]);
     loop {
         tokio::select! {

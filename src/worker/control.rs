@@ -49,7 +49,7 @@ pub fn start(
         accepted_lease: None,
         exit_sent: false,
         stopping_since: None,
-        watchdog: WatchdogTicker::new(),
+        watchdog: WatchdogTicker::start(),
         parent: ParentWatch::now(),
     };
     std::thread::Builder::new().name("control".into()).spawn(move || control.run()).map_err(system("thread"))
