@@ -29,11 +29,13 @@ pub mod liveness;
 #[cfg(feature = "worker")]
 pub mod clock;
 #[cfg(feature = "worker")]
+pub mod sd_watchdog;
+#[cfg(feature = "worker")]
 pub mod log;
 #[cfg(feature = "worker")]
 pub mod signals;
 #[cfg(feature = "worker")]
-pub mod lock;
+pub mod sync;
 #[cfg(feature = "worker")]
 pub mod sys;
 #[cfg(feature = "worker")]

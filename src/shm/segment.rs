@@ -27,7 +27,7 @@ use nix::unistd::{Gid, fchown, ftruncate, geteuid};
 use super::layout::{Header, LAYOUT, MAGIC, SIZE, line, offset};
 use super::lock;
 use crate::exchange::{SlotMemory, Word};
-use crate::lock::locked;
+use crate::sync;
 
 /// Whose segment it is; part of the header.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -388,7 +388,7 @@ impl Page {
 
     /// Has the page at this address looked after. The first call installs the handler.
     fn watch(at: usize) -> &'static Self {
-        let mut keeper = locked(&KEEPER);
+        let mut keeper = sync::lock(&KEEPER);
         if FORMER.get().is_none() {
             let flags = SaFlags::SA_SIGINFO | SaFlags::SA_ONSTACK;
             let action = SigAction::new(SigHandler::SigAction(on_sigbus), flags, SigSet::empty());
@@ -412,7 +412,7 @@ impl Page {
 
     fn release(&'static self) {
         self.at.store(0, Ordering::Release);
-        locked(&KEEPER).1.push(self);
+        sync::lock(&KEEPER).1.push(self);
     }
 
     /// The page that a fault at this address is in. Called by the handler.

@@ -7,7 +7,7 @@ use std::time::Duration;
 use indicatif::{ProgressBar, ProgressStyle};
 
 use crate::client::Step;
-use crate::lock::locked;
+use crate::sync;
 
 /// Writes `step` as the lines of `-v`, numbered like the way of a request.
 ///
@@ -52,7 +52,7 @@ impl Bar {
     pub(super) fn show(&self, step: &Step) {
         match step {
             Step::Progress { bytes, of } if bytes < of && *of > BAR_FROM => {
-                let mut bar = locked(&self.0);
+                let mut bar = sync::lock(&self.0);
                 let bar = bar.get_or_insert_with(|| {
                     let style = ProgressStyle::with_template("{bar:40} {bytes}/{total_bytes}  {bytes_per_sec}  {eta}");
                     ProgressBar::new(*of).with_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()))
@@ -66,7 +66,7 @@ impl Bar {
 
     /// Takes the bar off the terminal.
     pub(super) fn clear(&self) {
-        if let Some(bar) = locked(&self.0).take() {
+        if let Some(bar) = sync::lock(&self.0).take() {
             bar.finish_and_clear();
         }
     }

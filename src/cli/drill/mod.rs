@@ -37,9 +37,9 @@ use crate::clock;
 use crate::exchange;
 use crate::ids::{Claim, ProcessId};
 use crate::ipc;
-use crate::lock::locked;
 use crate::process_tree;
 use crate::signals::Signal;
+use crate::sync;
 
 #[derive(Debug, Args)]
 pub struct Drill {
@@ -112,9 +112,9 @@ pub fn run(path: Option<&Path>, drill: &Drill) -> Result<(), Failure> {
         // Nobody waited for its end.
         effects.iter_mut().filter(|effect| effect.over.is_none()).for_each(|e| e.excused = Some("the drill was ended"));
     }
-    let attempts = std::mem::take(&mut *locked(&traffic.attempts));
+    let attempts = std::mem::take(&mut *sync::lock(&traffic.attempts));
     let facts = Facts { began: course.began, attempts, records: Vec::new(), effects, strays, late: watch.late() };
-    let mut wrong = std::mem::take(&mut *locked(&injector.complaints));
+    let mut wrong = std::mem::take(&mut *sync::lock(&injector.complaints));
     let stopped = set.stop().into_iter().map(|what| Breach { promise: "P6", what, story: Vec::new() });
     wrong.extend(stopped);
     let report = conclude(&set, &traffic, course, facts, wrong, drill, seed);

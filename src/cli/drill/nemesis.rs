@@ -20,8 +20,8 @@ use super::traffic::Traffic;
 use crate::clock;
 use crate::exchange::LINES;
 use crate::ipc;
-use crate::lock::locked;
 use crate::probe::{self, ProbeCommand};
+use crate::sync;
 use crate::{signals, sys};
 
 /// How long the dispatcher may take to take an order.
@@ -44,7 +44,7 @@ impl<'a> Injector<'a> {
     }
 
     pub fn complain(&self, promise: &'static str, what: String) {
-        locked(&self.complaints).push(Breach { promise, what, story: Vec::new() });
+        sync::lock(&self.complaints).push(Breach { promise, what, story: Vec::new() });
     }
 
     /// Sleeps, but not past a signal to stop.
@@ -113,7 +113,7 @@ impl<'a> Injector<'a> {
                 strike();
                 send(&process, signal_of(kind))?;
                 if kind == Kind::Freeze {
-                    let mut stopped = locked(&self.stopped);
+                    let mut stopped = sync::lock(&self.stopped);
                     stopped.retain(|process| !has_ended(process));
                     stopped.push(process);
                 }
@@ -257,7 +257,7 @@ impl<'a> Injector<'a> {
 
 impl Drop for Injector<'_> {
     fn drop(&mut self) {
-        for process in locked(&self.stopped).drain(..) {
+        for process in sync::lock(&self.stopped).drain(..) {
             let _ = send(&process, Signal::SIGCONT); // most have been replaced long ago
         }
     }

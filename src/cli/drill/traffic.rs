@@ -18,7 +18,7 @@ use super::watch::Watch;
 use crate::client::{CallError, Cause, Client, Payload};
 use crate::clock;
 use crate::ids::Monotonic;
-use crate::lock::locked;
+use crate::sync;
 
 /// How many clients of each kind there are.
 const PLAIN: u64 = 4;
@@ -158,7 +158,7 @@ impl<'a> Traffic<'a> {
     }
 
     pub fn note(&self, attempt: Attempt) {
-        locked(&self.attempts).push(attempt);
+        sync::lock(&self.attempts).push(attempt);
     }
 
     /// Runs all clients, until [`Traffic::end`], on threads of this scope.

@@ -17,9 +17,9 @@ use crate::config::Config;
 use crate::exchange::Incarnation;
 use crate::ids::{Lifecycle, Monotonic, ProcessId, WorkerId};
 use crate::ipc;
-use crate::lock::locked;
 use crate::procfs::ProcessStat;
 use crate::status::{SavedPart, SavedState};
+use crate::sync;
 use crate::units;
 
 /// How often it is looked.
@@ -40,22 +40,22 @@ pub struct Watch {
 
 impl Watch {
     pub fn tracker(&self) -> MutexGuard<'_, Tracker> {
-        locked(&self.tracker)
+        sync::lock(&self.tracker)
     }
 
     /// The process of a part, with its start time.
     pub fn identity(&self, part: Part) -> Option<ProcessId> {
-        locked(&self.identities).get(&part).copied()
+        sync::lock(&self.identities).get(&part).copied()
     }
 
     /// Where the listeners are now, in the order of the configuration.
     pub fn listeners(&self) -> Vec<String> {
-        locked(&self.listeners).clone()
+        sync::lock(&self.listeners).clone()
     }
 
     /// When the drill was run too late, and by how much.
     pub fn late(&self) -> Vec<(Monotonic, Duration)> {
-        locked(&self.late).clone()
+        sync::lock(&self.late).clone()
     }
 
     pub fn end(&self) {
@@ -73,7 +73,7 @@ impl Watch {
             std::thread::sleep(LOOK);
             let late = before.elapsed().saturating_sub(LOOK);
             if late > LATE {
-                locked(&self.late).push((clock::now(), late));
+                sync::lock(&self.late).push((clock::now(), late));
                 self.tracker().postpone(late);
             }
             let now_there = fs::metadata(&file).ok().map(|file| (file.ino(), file.mtime(), file.mtime_nsec()));
@@ -102,8 +102,8 @@ impl Watch {
     }
 
     fn identify(&self, state: &SavedState, workers: &[WorkerId]) {
-        *locked(&self.listeners) = state.listeners.clone();
-        let mut identities = locked(&self.identities);
+        *sync::lock(&self.listeners) = state.listeners.clone();
+        let mut identities = sync::lock(&self.identities);
         identities.insert(Part::Watchdog, ProcessId { pid: state.pid, start_time: state.started });
         for (part, of) in parts(state, workers) {
             match of.pid.and_then(ProcessStat::of).map(|process| process.id()) {

@@ -13,10 +13,10 @@ use super::metrics;
 use super::snapshot::SetSnapshot;
 use crate::clock;
 use crate::ids::{Monotonic, WorkerId};
-use crate::lock::locked;
 use crate::net::{self, ProblemResponse};
 use crate::stats::CounterTotals;
 use crate::status::{self, Condition, PATIENCE, StatusView, Told};
+use crate::sync;
 
 /// The media type of OpenMetrics text, version 1.0.0.
 const OPENMETRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
@@ -83,7 +83,7 @@ fn handle(
         }
         "/status" => response(StatusCode::OK, JSON, json(serde_json::to_string(&view))),
         _ => {
-            let mut workers = locked(workers);
+            let mut workers = sync::lock(workers);
             let counted = view.pools.iter().flat_map(|pool| &pool.workers);
             for (id, counters) in counted.filter_map(|worker| Some((&worker.id, worker.counted.clone()?))) {
                 // A slot outlives its worker. The totals recognise a new slot because its counters restart at zero.

@@ -24,9 +24,9 @@ use tokio::time::{sleep, timeout};
 use super::respond::respond;
 use super::snapshot::SetSnapshot;
 use crate::ids::WorkerId;
-use crate::lock::locked;
-use crate::net::{self, ProblemResponse, SocketListener, lingering_close};
+use crate::net::{self, ACCEPT_RETRY_DELAY, ProblemResponse, SocketListener, lingering_close};
 use crate::stats::CounterTotals;
+use crate::sync;
 use crate::{log, sys};
 
 /// Concurrent connections of each listener, so that TCP clients cannot exclude those of the Unix socket; more wait in the
@@ -40,8 +40,6 @@ const HEAD_MAX: usize = 8192;
 const CONNECTION_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long a response waits for its client to stop sending.
 const LINGER_TIMEOUT: Duration = Duration::from_millis(500);
-/// Pause after a failed accept: most likely no descriptor is free, which only time changes.
-const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 /// The thread's stack in bytes. Pages that are not touched cost nothing.
 const STACK_SIZE: usize = 512 << 10;
 
@@ -80,7 +78,7 @@ impl AdminServer {
     pub fn publish(&self, snapshot: SetSnapshot) {
         let snapshot = Some(Arc::new(snapshot));
         // The previous snapshot is dropped outside the lock.
-        let _previous = std::mem::replace(&mut *locked(&self.shared.snapshot), snapshot);
+        let _previous = std::mem::replace(&mut *sync::lock(&self.shared.snapshot), snapshot);
     }
 }
 
@@ -107,7 +105,7 @@ fn serve(sockets: &[OwnedFd], stop: OwnedFd, shared: &Arc<AdminShared>) {
             runtime.and_then(|runtime| LocalSet::new().block_on(&runtime, serve_until_idle(sockets, &stop, shared)));
         if let Err(error) = served {
             tracing::warn!(%error, event = %log::Event::AcceptFailed, "admin.sock: cannot serve a client, trying again");
-            thread::sleep(ACCEPT_PAUSE);
+            thread::sleep(ACCEPT_RETRY_DELAY);
         }
     }
 }
@@ -155,7 +153,7 @@ async fn accept_connections(
             }
             Err(error) => {
                 tracing::warn!(%error, event = %log::Event::AcceptFailed, "admin.sock: accept failed");
-                sleep(ACCEPT_PAUSE).await;
+                sleep(ACCEPT_RETRY_DELAY).await;
                 ended.notify_one();
             }
         }
@@ -166,7 +164,7 @@ async fn accept_connections(
 async fn serve_connection(stream: net::SharedStream, shared: &AdminShared, listens_on: Option<std::net::IpAddr>) {
     {
         let service = service_fn(|request| async move {
-            let snapshot = locked(&shared.snapshot).clone();
+            let snapshot = sync::lock(&shared.snapshot).clone();
             Ok::<_, std::convert::Infallible>(respond(&request, listens_on, snapshot.as_deref(), &shared.workers))
         });
         let connection = http1::Builder::new()

@@ -16,9 +16,9 @@ use super::format::CUT;
 use crate::config::Config;
 use crate::exchange::{self, Incarnation, RequestNote};
 use crate::ids::{Claim, Monotonic, Phase, WorkerId};
-use crate::lock::locked;
 use crate::probe::ProbeReport;
 use crate::procfs::{self, Pressure, ProcessStat, RunTimes};
+use crate::sync;
 use crate::watchdog::plan::Part;
 use crate::watchdog::supervisor::cgroup::UnitCgroups;
 use crate::{ipc, process_tree};
@@ -92,10 +92,10 @@ impl ProcessScope {
 pub fn gather(target: Target, found: &Mutex<Evidence>) {
     let Target { pid, scope, runtime_dir, role } = target;
     let machine = machine();
-    locked(found).machine = machine;
+    sync::lock(found).machine = machine;
     if let TargetRole::Worker(id) = &role {
         let held = lease(&runtime_dir, id);
-        locked(found).held = held;
+        sync::lock(found).held = held;
     }
     let uptime = procfs::uptime();
     let process = procfs::process_dir(pid);
@@ -103,21 +103,21 @@ pub fn gather(target: Target, found: &Mutex<Evidence>) {
     {
         let stat = ProcessStat::read(&process);
         let described = threads.iter().take(DESCRIBED_MAX).map(|dir| thread(dir)).collect();
-        let mut found = locked(found);
+        let mut found = sync::lock(found);
         found.age = stat.and_then(|stat| stat.age(uptime?));
         (found.thread_count, found.threads) = (threads.len(), described);
     }
     let pids = scope.children(pid);
     let children: Vec<_> = pids.iter().filter_map(|pid| child(*pid, uptime)).take(DESCRIBED_MAX).collect();
     {
-        let mut found = locked(found);
+        let mut found = sync::lock(found);
         (found.child_count, found.children) = (pids.len().max(children.len()), children.clone());
     }
     for (index, thread) in threads.iter().take(DESCRIBED_MAX).enumerate() {
         kernel_side(thread, index, found);
     }
     {
-        let mut found = locked(found);
+        let mut found = sync::lock(found);
         // The kernel shows the wait channels to the same users as system calls, but reports no error.
         if !found.denied.is_empty() && found.threads.iter().all(|thread| thread.wait_channel.is_none()) {
             found.denied.insert(0, "wait channels");
@@ -125,11 +125,11 @@ pub fn gather(target: Target, found: &Mutex<Evidence>) {
     }
     for (index, child) in children.iter().enumerate() {
         let command = command(child.pid);
-        locked(found).children[index].command = command;
+        sync::lock(found).children[index].command = command;
     }
     if let TargetRole::Dispatcher { workers, queue } = role {
         let leases = workers.iter().filter(|id| is_leased(&runtime_dir, id)).count();
-        locked(found).held = Some(HeldWork::Clients { queue, leases });
+        sync::lock(found).held = Some(HeldWork::Clients { queue, leases });
     }
 }
 
@@ -172,7 +172,7 @@ fn thread(dir: &Path) -> ThreadEvidence {
 fn kernel_side(dir: &Path, index: usize, found: &Mutex<Evidence>) {
     fn permitted<T>(read: io::Result<T>, what: &'static str, found: &Mutex<Evidence>) -> Option<T> {
         read.inspect_err(|error| {
-            let mut found = locked(found);
+            let mut found = sync::lock(found);
             if error.kind() == ErrorKind::PermissionDenied && !found.denied.contains(&what) {
                 found.denied.push(what);
             }
@@ -181,7 +181,7 @@ fn kernel_side(dir: &Path, index: usize, found: &Mutex<Evidence>) {
     }
     let system_call = permitted(procfs::system_call(dir), "system calls", found).flatten();
     let stack = permitted(procfs::kernel_stack(dir, FRAMES_MAX), "kernel stacks", found).unwrap_or_default();
-    let mut found = locked(found);
+    let mut found = sync::lock(found);
     found.threads[index].system_call = system_call;
     found.threads[index].stack = stack;
 }
@@ -216,14 +216,14 @@ mod tests {
         for _ in 0..1000 {
             let (scope, role) = (ProcessScope::Tree, role.clone());
             gather(Target { pid, scope, runtime_dir: "/nowhere".into(), role }, &found);
-            if has_child(&locked(&found)) {
+            if has_child(&sync::lock(&found)) {
                 break;
             }
             std::thread::sleep(Duration::from_millis(2));
         }
         child.kill().unwrap();
         child.wait().unwrap();
-        let found = locked(&found);
+        let found = sync::lock(&found);
         assert!(has_child(&found), "{found:?}");
         assert!(found.thread_count >= 2 && found.threads.len() >= 2 && found.age.is_some(), "{found:?}");
         assert!(found.threads.iter().any(|thread| thread.state == Some('R')), "{found:?}");

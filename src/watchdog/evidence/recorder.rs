@@ -10,8 +10,8 @@ use super::format;
 use super::gather::{self, Target};
 use crate::clock;
 use crate::ids::{Claim, Monotonic};
-use crate::lock::locked;
 use crate::log::Event;
+use crate::sync;
 use crate::watchdog::plan::Part;
 
 /// How long a kill may wait for its evidence. Gathering usually takes a few milliseconds.
@@ -115,7 +115,7 @@ fn within(timeout: Duration, gather: impl FnOnce(&Mutex<Evidence>) + Send + 'sta
         drop(running);
     });
     let is_complete = thread.is_ok() && end.recv_timeout(timeout) == Err(RecvTimeoutError::Disconnected);
-    let mut evidence = locked(&found).clone();
+    let mut evidence = sync::lock(&found).clone();
     evidence.is_cut_short = !is_complete;
     evidence
 }
@@ -134,15 +134,15 @@ mod tests {
 
     #[test]
     fn a_gathering_thread_that_blocks_is_not_waited_for() {
-        let found = within(Duration::from_secs(60), |found| locked(found).thread_count = 1);
+        let found = within(Duration::from_secs(60), |found| sync::lock(found).thread_count = 1);
         assert_eq!((found.thread_count, found.is_cut_short), (1, false));
         let (release, released) = channel::<()>();
         let (blocking, blocked) = channel();
         let found = within(ms(20), move |found| {
-            locked(found).thread_count = 2;
+            sync::lock(found).thread_count = 2;
             let _ = blocking.send(());
             let _ = released.recv();
-            locked(found).thread_count = 3;
+            sync::lock(found).thread_count = 3;
         });
         blocked.recv().unwrap();
         assert!(found.is_cut_short && found.thread_count < 3, "{found:?}");

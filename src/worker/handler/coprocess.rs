@@ -26,10 +26,10 @@ use super::cgi_response::{Event, Output};
 use super::child::{Child, Program, StartError};
 use super::output_log::{Lease, OutputLog, Relay, Stream};
 use crate::ids::WorkerId;
-use crate::lock::locked;
 use crate::log::Event as Mark;
 use crate::process_tree;
 use crate::procfs::ProcessStat;
+use crate::sync;
 use exchange::{Feed, FeedError};
 use restart::Restart;
 
@@ -282,7 +282,7 @@ impl Coprocess {
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
-        locked(&self.state)
+        sync::lock(&self.state)
     }
 
     fn swap(&self, place: Place) -> Place {

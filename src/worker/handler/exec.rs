@@ -34,9 +34,9 @@ use super::output_log::{Lease, OutputLog, Relay, Stream};
 use super::stream::{First, race, unfold};
 use super::{Body, Context, Failure, LimitedBody};
 use crate::ids::WorkerId;
-use crate::lock::locked;
 use crate::log::Event as Mark;
 use crate::process_tree;
+use crate::sync;
 
 /// How many local redirects one request may take.
 const REDIRECTS: usize = 10;
@@ -93,7 +93,7 @@ impl Exec {
         let lease = Lease::Some(context.lease.as_str().into());
         if let Some(stderr) = stderr {
             let relay = Relay::start(stderr, self.voice.clone(), Stream::Errors, lease.clone()).map_err(failed)?;
-            locked(&self.relays).push(relay);
+            sync::lock(&self.relays).push(relay);
         }
         let stdin = stdin.map(Sender::from_owned_fd).transpose().map_err(failed)?;
         let feed = stdin.zip(body).map(|(stdin, body)| Feed(tokio::spawn(feed(body, stdin))));
@@ -139,7 +139,7 @@ impl Exec {
         if let Some(stderr) = stderr {
             let lease = Lease::Some(lease.into());
             let relay = Relay::start(stderr, self.voice.clone(), Stream::Errors, lease).map_err(failed)?;
-            locked(&self.relays).push(relay);
+            sync::lock(&self.relays).push(relay);
         }
         Ok(child.wait().await)
     }
@@ -151,7 +151,7 @@ impl Exec {
         {
             tracing::error!(worker = %self.voice.worker(), event = %Mark::ProcessSurvived, "{survivors}");
         }
-        let relays = std::mem::take(&mut *locked(&self.relays));
+        let relays = std::mem::take(&mut *sync::lock(&self.relays));
         for (relay, task) in relays {
             relay.upgrade().iter().for_each(|relay| relay.close());
             task.abort();

@@ -14,8 +14,8 @@ use tokio::time::sleep;
 use super::log_rate_limit::{REPORT, RateLimit, Verdict};
 use crate::clock;
 use crate::ids::WorkerId;
-use crate::lock::locked;
 use crate::log::{Event, escape_control_chars};
+use crate::sync;
 use crate::sys;
 
 /// Longer lines are cut, in bytes as they came.
@@ -60,7 +60,7 @@ impl OutputLog {
 
     fn say(self: &Arc<Self>, stream: Stream, lease: &Lease, line: &str) {
         {
-            let mut share = locked(&self.share);
+            let mut share = sync::lock(&self.share);
             let verdict = share.quota.admit(clock::now());
             if verdict == Verdict::First {
                 let voice = Arc::downgrade(self);
@@ -87,7 +87,7 @@ impl OutputLog {
     /// Says how many lines were left out, if any were, and which was the last of them.
     pub fn confess(&self) {
         let (suppressed, (lease, last)) = {
-            let mut share = locked(&self.share);
+            let mut share = sync::lock(&self.share);
             (share.quota.report(), std::mem::take(&mut share.last))
         };
         if suppressed > 0 {
@@ -152,7 +152,7 @@ impl Relay {
     /// From now on the program speaks under this lease. What it has printed so far was under the one before.
     pub fn turn_to(&self, lease: Lease) {
         self.drain();
-        locked(&self.state).lease = lease;
+        sync::lock(&self.state).lease = lease;
     }
 
     /// Relays what is still in the pipe, once nobody is left who should write to it.
@@ -173,14 +173,14 @@ impl Relay {
     }
 
     fn finish(&self) {
-        let State { lines, lease } = &mut *locked(&self.state);
+        let State { lines, lease } = &mut *sync::lock(&self.state);
         lines.finish(lease, |line, lease| self.voice.say(self.stream, lease, line));
     }
 
     fn read(&self) -> Got {
         let mut buffer = [0; CHUNK];
         // Held while reading, so that lines keep their order.
-        let State { lines, lease } = &mut *locked(&self.state);
+        let State { lines, lease } = &mut *sync::lock(&self.state);
         match nix::unistd::read(&self.pipe, &mut buffer) {
             Ok(count @ 1..) => {
                 lines.feed(&buffer[..count], lease, |line, lease| self.voice.say(self.stream, lease, line));
