@@ -95,7 +95,7 @@ expect "what the evidence says" "$(jq -r '[._SYSTEMD_UNIT, .PRIORITY, .PATOU_PAR
 says PATOU_DOING "control: stopped"
 says PATOU_CHILDREN " old: sleep 300"
 says PATOU_WHY "frozen"
-says MESSAGE "worker $id is killed and replaced: it is frozen" "held: lease $lease, nothing answered yet, claimed " \
+says MESSAGE "worker $id is frozen (no sign of life for " ": killing it" "held: lease $lease, nothing answered yet, claimed " \
     "ago: GET /slow" "sleep 300" "machine: load " \
     "not permitted to see: wait channels, system calls, kernel stacks; see EVIDENCE in patou(7)"
 [[ $evidence != *not-for-the-log* ]] || fail "the evidence shows the query: $evidence"
