@@ -119,7 +119,7 @@ fn a_set_whose_directory_is_removed_leaves_nothing() {
     assert_eq!(set.segments().len(), 4);
     set.run();
     set.wait_until_up();
-    set.wait_for_log(&["cleared away", "segments=2"]);
+    set.wait_for_log(&["removed what a previous set had left behind", "segments=2"]);
     assert_eq!(set.segments().len(), 4);
     std::fs::remove_dir_all(set.dir()).unwrap();
     set.signal(Signal::SIGKILL);
@@ -434,7 +434,7 @@ fn reloads_under_load_lose_no_request() {
     load.wait_for(5);
     set.wait_until_up();
     assert_eq!(load.stop(), Vec::<String>::new(), "{}", set.log());
-    assert!(!set.log().contains("it is started again"), "{}", set.log());
+    assert!(!set.log().contains("restarting it"), "{}", set.log());
     set.wait_for("all four", |status| (1..=4).all(|n| worker_of(status, &format!("default/{n}"))["state"] == "idle"));
     set.stop();
 }

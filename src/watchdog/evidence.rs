@@ -9,5 +9,5 @@ mod format;
 mod gather;
 mod recorder;
 
-pub use gather::{ProcessScope, Target};
+pub use gather::{EvidenceTarget, ProcessScope};
 pub use recorder::EvidenceRecorder;

@@ -7,7 +7,7 @@ use std::time::Duration;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use super::plan::Part;
-use crate::liveness::{Activity, HeldBy, ProcessSample, SchedStat};
+use crate::liveness::{HeldBy, ProcessSample, SchedStat, ThreadActivity};
 use crate::procfs::{self, CGROUP_ROOT, HYBRID_CGROUP_ROOT, Pressure, ProcessStatus, RunTimes};
 
 /// The thread of a worker that answers probes. Before it exists the main thread does.
@@ -24,10 +24,10 @@ pub fn sample(part: &Part, process: Option<(u32, BorrowedFd<'_>)>) -> ProcessSam
     let is_traced = status.is_traced || (thread != main_thread && ProcessStatus::read(&main_thread).is_traced);
     let is_frozen = || procfs::cgroup(&dir).is_some_and(|group| is_frozen(&group));
     ProcessSample {
-        held: if is_traced { Some(HeldBy::Debugger) } else { is_frozen().then_some(HeldBy::Freezer) },
+        held_by: if is_traced { Some(HeldBy::Debugger) } else { is_frozen().then_some(HeldBy::Freezer) },
         activity: activity(status.state),
-        account: run_times(&thread),
-        stalled: total(["memory", "io", "cpu"].map(Pressure::of)),
+        sched_stat: run_times(&thread),
+        machine_stalled: total(["memory", "io", "cpu"].map(Pressure::of)),
         // Read last: if the process has not ended by now, everything above was read from it and not from a later
         // process with the same pid.
         ended: has_ended(pidfd),
@@ -39,11 +39,11 @@ fn thread_named(process: &Path, name: &str) -> Option<PathBuf> {
     procfs::threads(process).into_iter().find(|thread| procfs::name(thread) == name)
 }
 
-fn activity(state: Option<char>) -> Activity {
+fn activity(state: Option<char>) -> ThreadActivity {
     match state {
-        Some('R') => Activity::Runnable,
-        Some('D') => Activity::Blocked,
-        _ => Activity::Idle,
+        Some('R') => ThreadActivity::Runnable,
+        Some('D') => ThreadActivity::Blocked,
+        _ => ThreadActivity::Idle,
     }
 }
 
@@ -85,10 +85,10 @@ mod tests {
 
     #[test]
     fn activity_is_taken_from_the_state() {
-        assert_eq!(activity(Some('R')), Activity::Runnable);
-        assert_eq!(activity(Some('D')), Activity::Blocked);
-        assert_eq!(activity(Some('T')), Activity::Idle);
-        assert_eq!(activity(None), Activity::Idle);
+        assert_eq!(activity(Some('R')), ThreadActivity::Runnable);
+        assert_eq!(activity(Some('D')), ThreadActivity::Blocked);
+        assert_eq!(activity(Some('T')), ThreadActivity::Idle);
+        assert_eq!(activity(None), ThreadActivity::Idle);
     }
 
     #[test]
@@ -152,10 +152,10 @@ mod tests {
     #[test]
     fn the_run_time_of_a_spinning_process_grows_and_a_dead_process_has_ended() {
         let spinning = TestChild::start("while :; do :; done");
-        let first = spinning.sample_until(|sample| sample.activity == Activity::Runnable);
-        let ran = |sample: &ProcessSample| sample.account.map_or(Duration::ZERO, |times| times.ran);
+        let first = spinning.sample_until(|sample| sample.activity == ThreadActivity::Runnable);
+        let ran = |sample: &ProcessSample| sample.sched_stat.map_or(Duration::ZERO, |times| times.ran);
         spinning.sample_until(|sample| ran(sample) >= ran(&first) + Duration::from_millis(50));
-        assert!(!first.ended && first.held.is_none());
+        assert!(!first.ended && first.held_by.is_none());
         let dead = TestChild::start("exit 0");
         dead.sample_until(|sample| sample.ended);
         assert!(sample(&Part::Dispatcher, None).ended);

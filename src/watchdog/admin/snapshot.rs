@@ -8,7 +8,7 @@ use crate::probe::ProbeReport;
 use crate::stats::CounterTotals;
 use crate::status::SavedState;
 use crate::watchdog::prober::Prober;
-use crate::watchdog::restart_stats::Account;
+use crate::watchdog::restart_stats::RestartStats;
 
 /// The set as the deciding loop knows it at one turn.
 pub struct SetSnapshot {
@@ -25,7 +25,7 @@ pub struct SetSnapshot {
     /// The counters of the dispatchers.
     pub pools: CounterTotals<PoolName, u32>,
     /// Restarts, and their detection and recovery times.
-    pub restart_stats: Account,
+    pub restart_stats: RestartStats,
 }
 
 impl SetSnapshot {
@@ -35,15 +35,15 @@ impl SetSnapshot {
         config: &Arc<Config>,
         state: Arc<SavedState>,
         prober: &Prober,
-        restart_stats: &Account,
+        restart_stats: &RestartStats,
     ) -> Self {
         Self {
             at: now,
             config: config.clone(),
             state,
-            last_report: prober.heard().cloned(),
-            unanswered_since: prober.asked(),
-            pools: prober.pools().clone(),
+            last_report: prober.last_report().cloned(),
+            unanswered_since: prober.pending_since(),
+            pools: prober.pool_counters().clone(),
             restart_stats: restart_stats.clone(),
         }
     }

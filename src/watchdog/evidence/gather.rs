@@ -31,14 +31,14 @@ const FRAMES_MAX: usize = 8;
 const COMMAND_MAX: u64 = 160;
 
 /// The process to describe.
-pub struct Target {
+pub struct EvidenceTarget {
     pub pid: u32,
     scope: ProcessScope,
     runtime_dir: PathBuf,
-    role: TargetRole,
+    role: EvidenceRole,
 }
 
-impl Target {
+impl EvidenceTarget {
     /// Process `pid` of `part`. `last_report` is the dispatcher's last report and its time.
     pub fn of(
         part: &Part,
@@ -53,8 +53,8 @@ impl Target {
             at: *at,
         });
         let role = match part {
-            Part::Worker(id) => TargetRole::Worker(id.clone()),
-            Part::Dispatcher => TargetRole::Dispatcher { workers: config.workers().collect(), queue },
+            Part::Worker(id) => EvidenceRole::Worker(id.clone()),
+            Part::Dispatcher => EvidenceRole::Dispatcher { workers: config.workers().collect(), queue },
         };
         Self { pid, scope, runtime_dir: config.set.runtime_dir.clone(), role }
     }
@@ -62,7 +62,7 @@ impl Target {
 
 /// Where the work that the process held can be found.
 #[derive(Clone, Debug)]
-enum TargetRole {
+enum EvidenceRole {
     /// In its slot.
     Worker(WorkerId),
     /// In the slots of all workers, and in the last report.
@@ -89,11 +89,11 @@ impl ProcessScope {
 }
 
 /// Stores in `found` what can be read about `target`.
-pub fn gather(target: Target, found: &Mutex<Evidence>) {
-    let Target { pid, scope, runtime_dir, role } = target;
+pub fn gather(target: EvidenceTarget, found: &Mutex<Evidence>) {
+    let EvidenceTarget { pid, scope, runtime_dir, role } = target;
     let machine = machine();
     sync::lock(found).machine = machine;
-    if let TargetRole::Worker(id) = &role {
+    if let EvidenceRole::Worker(id) = &role {
         let held = lease(&runtime_dir, id);
         sync::lock(found).held = held;
     }
@@ -127,7 +127,7 @@ pub fn gather(target: Target, found: &Mutex<Evidence>) {
         let command = command(child.pid);
         sync::lock(found).children[index].command = command;
     }
-    if let TargetRole::Dispatcher { workers, queue } = role {
+    if let EvidenceRole::Dispatcher { workers, queue } = role {
         let leases = workers.iter().filter(|id| is_leased(&runtime_dir, id)).count();
         sync::lock(found).held = Some(HeldWork::Clients { queue, leases });
     }
@@ -211,11 +211,11 @@ mod tests {
         let mut child = std::process::Command::new("sleep").arg("1000").spawn().unwrap();
         let (found, pid) = (Mutex::new(Evidence::default()), std::process::id());
         let has_child = |found: &Evidence| found.children.iter().any(|c| c.command.as_deref() == Some("sleep 1000"));
-        let role = TargetRole::Worker("default/1".parse().unwrap());
+        let role = EvidenceRole::Worker("default/1".parse().unwrap());
         // The child has this command line only after its execve(2).
         for _ in 0..1000 {
             let (scope, role) = (ProcessScope::Tree, role.clone());
-            gather(Target { pid, scope, runtime_dir: "/nowhere".into(), role }, &found);
+            gather(EvidenceTarget { pid, scope, runtime_dir: "/nowhere".into(), role }, &found);
             if has_child(&sync::lock(&found)) {
                 break;
             }

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use super::findings::{Evidence, HeldWork, LATENESS_KEPT};
 use super::format;
-use super::gather::{self, Target};
+use super::gather::{self, EvidenceTarget};
 use crate::clock;
 use crate::ids::{Claim, Monotonic};
 use crate::log::Event;
@@ -47,10 +47,10 @@ impl EvidenceRecorder {
     }
 
     /// Logs the record of `part`, which is about to be killed for the reason `why`.
-    pub fn record(&mut self, part: &Part, why: &str, target: Option<Target>) {
+    pub fn record(&mut self, part: &Part, why: &str, target: Option<EvidenceTarget>) {
         let worker = part.worker().map(tracing::field::display);
         let Some(target) = target else {
-            return tracing::error!(worker, %part, event = %Event::PartKilled, "{part} is killed and replaced: {why}");
+            return tracing::error!(worker, %part, event = %Event::PartKilled, "{part} {why}: killing it");
         };
         let now = clock::now();
         let recently_timed_out = self.timed_out.is_some_and(|at| now.since(at) < TIMEOUT_KEPT);
@@ -99,7 +99,7 @@ impl EvidenceRecorder {
             late_ms = machine.watchdog_late.as_millis() as u64,
             %part,
             event = %Event::PartKilled,
-            "{part} is killed and replaced: {why}\n{}",
+            "{part} {why}: killing it\n{}",
             format::summary(pid, &evidence, now)
         );
     }
