@@ -225,7 +225,7 @@ fn workers_come_and_go_with_the_configuration() {
     open_gate(&set);
     assert_eq!(running.join().unwrap().unwrap().status, 200);
     wait_until("the surplus worker leaves", || !is_alive(surplus));
-    set.wait_for_log(&["default/2", "has left the set"]);
+    set.wait_for_log(&["default/2", "was removed from the set"]);
     assert_eq!(set.segments().len(), 1);
     // It comes back, and is served by the same dispatcher.
     set.configure(&gated(&set, 2, "drain_timeout = \"10m\"", ""));

@@ -9,7 +9,7 @@ use nix::sys::signal::Signal;
 use nix::unistd::Pid;
 use tokio::time::{Instant, sleep};
 
-use super::WatchdogError;
+use super::error::WatchdogError;
 use crate::config::Config;
 use crate::ids::ProcessId;
 use crate::ipc::{self, Leftover};
