@@ -13,7 +13,7 @@ use tokio::time::sleep;
 use super::children::Children;
 use crate::config::{Config, Loaded, Origin};
 use crate::ids::{Monotonic, ProcessId, WorkerId};
-use crate::procfs::{self, ProcessStat};
+use crate::procfs;
 use crate::sd_watchdog::WatchdogTicker;
 use crate::signals::STOP_DEBOUNCE;
 use crate::watchdog::admin::{AdminServer, SetSnapshot};
@@ -30,7 +30,7 @@ use crate::watchdog::restart_stats::{RestartCause, RestartStats};
 use crate::watchdog::sockets::SetSockets;
 use crate::watchdog::state::{self, StateWriter};
 use crate::watchdog::worker_endpoints::{SegmentNames, WorkerEndpoints};
-use crate::{backoff, clock, ipc, log, process_tree};
+use crate::{backoff, clock, ipc, log};
 
 /// A running set and everything that outlives its parts.
 pub struct ChildSupervisor {
@@ -53,8 +53,6 @@ pub struct ChildSupervisor {
     admin: AdminServer,
     evidence: EvidenceRecorder,
     state_writer: StateWriter,
-    /// Children that this process had before it became the watchdog.
-    inherited_children: Rc<[ProcessId]>,
     /// The segments that this set has created. The files that name them may be removed by others.
     pub segments: SegmentNames,
     /// Why parts are about to end, as they have reported it.
@@ -88,7 +86,7 @@ impl ChildSupervisor {
         let (exit_sender, exits) = mpsc::unbounded_channel();
         let (plan, actions) = Plan::new(&drain_timeouts(&config), plan_limits(&config), clock::now());
         let mut supervisor = Self {
-            children: Children::new(applied_config::path(&runtime_dir), notify_path, exit_sender),
+            children: Children::new(applied_config::path(&runtime_dir), notify_path, inherited_children, exit_sender),
             exits,
             sockets,
             fd_store: FdStore::default(),
@@ -99,7 +97,6 @@ impl ChildSupervisor {
             admin: AdminServer::default(),
             evidence: EvidenceRecorder::default(),
             state_writer: StateWriter::default(),
-            inherited_children,
             segments,
             failures: BTreeMap::new(),
             logged_causes: BTreeMap::new(),
@@ -256,7 +253,12 @@ impl ChildSupervisor {
                 });
                 self.evidence.record(&part, &why, target);
             }
-            PlanAction::KillOrphans(id) => self.kill_orphans(&id),
+            PlanAction::KillOrphans(id) => {
+                self.children.kill_orphans();
+                if let Some(endpoints) = self.endpoints.get(&id) {
+                    endpoints.doorbell.ring();
+                }
+            }
             PlanAction::Quiesce => prober::send_quiesce(self.runtime_dir.join("probe.sock")),
             PlanAction::RemoveWorker(id) => self.remove_worker(&id),
             PlanAction::Log(part, mut notice) => {
@@ -270,24 +272,6 @@ impl ChildSupervisor {
             PlanAction::Finish => self.is_finished = true,
         }
         None
-    }
-
-    /// Kills the processes that a dead worker had started, and has the dispatcher read the worker's slot.
-    fn kill_orphans(&self, id: &WorkerId) {
-        let (parts, inherited) = (self.children.pids(), self.inherited_children.clone());
-        tokio::task::spawn_local(async move {
-            // They have become children of this process (PR_SET_CHILD_SUBREAPER).
-            let is_orphan = |process: &ProcessStat| {
-                !parts.borrow().contains(&process.id().pid) && !inherited.contains(&process.id())
-            };
-            if let Err(error) = process_tree::kill(is_orphan).await {
-                tracing::error!(event = %log::Event::ProcessSurvived,
-                    "cannot kill the processes that a worker has left behind: {error}");
-            }
-        });
-        if let Some(endpoints) = self.endpoints.get(id) {
-            endpoints.doorbell.ring();
-        }
     }
 
     fn remove_worker(&mut self, id: &WorkerId) {

@@ -17,10 +17,12 @@ use nix::unistd::Pid;
 use tokio::sync::mpsc;
 
 use crate::config::ProcessLimits;
+use crate::ids::ProcessId;
+use crate::procfs::ProcessStat;
 use crate::signals::BlockSighup;
-use crate::sys;
 use crate::watchdog::plan::{Part, PartSignal};
 use crate::watchdog::restart_stats::RestartCause;
+use crate::{log, process_tree, sys};
 
 struct ChildProcess {
     child: Child,
@@ -30,7 +32,10 @@ struct ChildProcess {
 /// The running children by part.
 pub struct Children {
     processes: BTreeMap<Part, ChildProcess>,
+    /// The pids of all parts.
     pids: Rc<RefCell<BTreeSet<u32>>>,
+    /// Children that this process had before it became the watchdog.
+    inherited: Rc<[ProcessId]>,
     /// Where children read the configuration in force.
     config: PathBuf,
     notify_socket: PathBuf,
@@ -39,8 +44,13 @@ pub struct Children {
 
 impl Children {
     /// `exits` receives each child that can be reaped.
-    pub fn new(config: PathBuf, notify_socket: PathBuf, exits: mpsc::UnboundedSender<(Part, u32)>) -> Self {
-        Self { processes: BTreeMap::new(), pids: Rc::default(), config, notify_socket, exits }
+    pub fn new(
+        config: PathBuf,
+        notify_socket: PathBuf,
+        inherited: Rc<[ProcessId]>,
+        exits: mpsc::UnboundedSender<(Part, u32)>,
+    ) -> Self {
+        Self { processes: BTreeMap::new(), pids: Rc::default(), inherited, config, notify_socket, exits }
     }
 
     /// Starts a part with these sockets and returns its pid.
@@ -142,9 +152,19 @@ impl Children {
         self.processes.get(part).map(|process| (process.child.id(), process.pidfd.as_fd()))
     }
 
-    /// The pids of all parts, kept up to date.
-    pub fn pids(&self) -> Rc<RefCell<BTreeSet<u32>>> {
-        self.pids.clone()
+    /// Kills, in the background, the processes that ended parts have left behind. They have become children of this
+    /// process (PR_SET_CHILD_SUBREAPER).
+    pub fn kill_orphans(&self) {
+        let (parts, inherited) = (self.pids.clone(), self.inherited.clone());
+        tokio::task::spawn_local(async move {
+            let is_orphan = |process: &ProcessStat| {
+                !parts.borrow().contains(&process.id().pid) && !inherited.contains(&process.id())
+            };
+            if let Err(error) = process_tree::kill(is_orphan).await {
+                tracing::error!(event = %log::Event::ProcessSurvived,
+                    "cannot kill the processes that a worker has left behind: {error}");
+            }
+        });
     }
 }
 
