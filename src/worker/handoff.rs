@@ -166,7 +166,7 @@ async fn finish(shared: &Arc<WorkerState>, turn: &Transaction, lent: Arc<Claimed
     let parting = shared.parting.clone().read_owned().await;
     shared.handled();
     if let Some(builtin) = &shared.builtin {
-        builtin.end().await;
+        builtin.end_request().await;
     }
     let (worker, lease, epoch) = (&shared.id, lent.held.lease, shared.respondent.epoch());
     let asked = lent.requests.load(Ordering::Relaxed) > 0;
@@ -265,7 +265,7 @@ impl Claimed {
         if number > 1 {
             // The one before is over, without anybody having been told.
             if let Some(builtin) = &shared.builtin {
-                builtin.end().await;
+                builtin.end_request().await;
             }
             shared.served_another();
         }

@@ -30,7 +30,7 @@ pub async fn serve(shared: &Arc<WorkerState>, lent: Claimed) {
             let copy = stream.0.as_fd().try_clone_to_owned()?;
             fcntl(&copy, FcntlArg::F_SETFL(OFlag::empty()))?;
             let builtin = shared.builtin.as_ref().ok_or(std::io::ErrorKind::NotFound)?;
-            Ok::<_, std::io::Error>(builtin.converse(copy, addresses, lease.to_string()).await)
+            Ok::<_, std::io::Error>(builtin.run_inetd(copy, addresses, lease.to_string()).await)
         };
         tokio::select! {
             run = run => Some(run),
@@ -41,7 +41,7 @@ pub async fn serve(shared: &Arc<WorkerState>, lent: Claimed) {
     let parting = shared.parting.clone().read_owned().await;
     shared.handled();
     if let Some(builtin) = &shared.builtin {
-        builtin.end().await; // with everything that it has started
+        builtin.end_request().await; // with everything that it has started
     }
     let whole = match outcome {
         None => {

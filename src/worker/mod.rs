@@ -49,7 +49,7 @@ use crate::net::SocketListener;
 use crate::shm::Segment;
 use crate::signals::Signal;
 use crate::{log, process_tree, sys};
-use handler::{Builtin, Spec, StartError};
+use handler::{BuiltinHandler, BuiltinSpec, HandlerStartError};
 use state::WorkerState;
 
 /// Why a worker cannot start or go on.
@@ -97,7 +97,7 @@ pub enum ServeError {
     NoSocket,
     /// The handler cannot be started.
     #[error("the handler cannot be started: {0}")]
-    HandlerConfig(#[from] StartError),
+    HandlerConfig(#[from] HandlerStartError),
     /// A system call failed.
     #[error("{0}: {1}")]
     System(&'static str, io::Error),
@@ -114,13 +114,13 @@ fn system(call: &'static str) -> impl FnOnce(io::Error) -> ServeError {
 pub async fn run(config: &Config, id: &WorkerId) -> Result<(), ServeError> {
     let office = WorkerSetup::take(config, id)?;
     let spec = match &office.pool.handler {
-        HandlerConfig::Echo => Spec::Echo,
-        HandlerConfig::Exec(command) => Spec::Exec(command.clone()),
-        HandlerConfig::Coprocess(command) => Spec::Coprocess(command.clone()),
-        HandlerConfig::Inetd(command) => Spec::Inetd(command.clone()),
+        HandlerConfig::Echo => BuiltinSpec::Echo,
+        HandlerConfig::Exec(command) => BuiltinSpec::Exec(command.clone()),
+        HandlerConfig::Coprocess(command) => BuiltinSpec::Coprocess(command.clone()),
+        HandlerConfig::Inetd(command) => BuiltinSpec::Inetd(command.clone()),
         HandlerConfig::Program(_) => return Err(ServeError::Unknown(id.clone())),
     };
-    let builtin = Builtin::start(&spec, id, &office.pool.environment)?;
+    let builtin = BuiltinHandler::start(&spec, id, &office.pool.environment)?;
     office.serve(builtin.clone(), Some(builtin)).await
 }
 
@@ -181,7 +181,7 @@ impl WorkerSetup {
         })
     }
 
-    async fn serve(self, service: impl redirect::Handler, builtin: Option<Builtin>) -> Result<(), ServeError> {
+    async fn serve(self, service: impl redirect::Handler, builtin: Option<BuiltinHandler>) -> Result<(), ServeError> {
         let (shared, orders, hear, sockets, signals) = WorkerState::new(self, builtin)?;
         let shared = Arc::new(shared);
         let control = control::start(shared.clone(), hear, signals)?;

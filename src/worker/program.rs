@@ -9,7 +9,7 @@ use http::{Request, Response, StatusCode};
 use http_body_util::BodyExt;
 use tower_service::Service;
 
-use super::handler::{Body, BoxError, Context, Failure, LimitedBody};
+use super::handler::{Body, BoxError, LimitedBody, RequestContext, RequestFailure};
 use super::redirect::Answering;
 use super::{ServeError, WorkerSetup};
 use crate::config::Config;
@@ -18,7 +18,7 @@ use crate::ids::WorkerId;
 /// Serves `service` as the worker that this program was started as, until it is told to stop.
 ///
 /// One request at a time reaches the service, each under its own lease, with the original path, and with a
-/// [`Context`] among its extensions. The request's body ends with an error where `front.max_body` or
+/// [`RequestContext`] among its extensions. The request's body ends with an error where `front.max_body` or
 /// `front.body_timeout` is broken. What the service has not answered after `request_timeout` is dropped and
 /// answered with 504; a service that blocks its thread past that ends the whole worker.
 ///
@@ -53,16 +53,16 @@ where
     B::Error: Into<BoxError>,
 {
     type Response = Response<Body>;
-    type Error = Failure;
+    type Error = RequestFailure;
     type Future = Answering;
 
-    fn poll_ready(&mut self, task: &mut Task<'_>) -> Poll<Result<(), Failure>> {
+    fn poll_ready(&mut self, task: &mut Task<'_>) -> Poll<Result<(), RequestFailure>> {
         self.0.poll_ready(task).map_err(|error| failure(error.into()))
     }
 
     fn call(&mut self, request: Request<Body>) -> Self::Future {
         let (parts, body) = request.into_parts();
-        let limited = match parts.extensions.get::<Context>() {
+        let limited = match parts.extensions.get::<RequestContext>() {
             Some(context) => LimitedBody::new(body, context).map(|body| Body::new(body.map_err(BoxError::from))),
             None => Ok(body),
         };
@@ -85,7 +85,7 @@ where
 
 type Boxed<T> = Pin<Box<dyn Future<Output = T> + Send>>;
 
-fn failure(error: BoxError) -> Failure {
+fn failure(error: BoxError) -> RequestFailure {
     let reason = format!("the handler failed: {error}");
-    Failure { status: StatusCode::INTERNAL_SERVER_ERROR, reason, started: true }
+    RequestFailure { status: StatusCode::INTERNAL_SERVER_ERROR, reason, started: true }
 }

@@ -23,7 +23,7 @@ use tokio::sync::Mutex;
 use tokio::time::{Instant, sleep_until};
 use tower_service::Service;
 
-use super::handler::{Body, BoxError, Context, Failure};
+use super::handler::{Body, BoxError, RequestContext, RequestFailure};
 use super::handoff::Claimed;
 use super::lease_url;
 use super::state::WorkerState;
@@ -34,16 +34,16 @@ use crate::log::Event;
 use crate::net::{self, Outcome, ProblemResponse, lingering_close, set_reset_on_close};
 
 /// A running handler.
-pub type Answering = Pin<Box<dyn Future<Output = Result<Response<Body>, Failure>> + Send>>;
+pub type Answering = Pin<Box<dyn Future<Output = Result<Response<Body>, RequestFailure>> + Send>>;
 
 /// What a worker's service is, whoever wrote it.
 pub trait Handler:
-    Service<Request<Body>, Response = Response<Body>, Error = Failure, Future = Answering> + Send + 'static
+    Service<Request<Body>, Response = Response<Body>, Error = RequestFailure, Future = Answering> + Send + 'static
 {
 }
 
 impl<S> Handler for S where
-    S: Service<Request<Body>, Response = Response<Body>, Error = Failure, Future = Answering> + Send + 'static
+    S: Service<Request<Body>, Response = Response<Body>, Error = RequestFailure, Future = Answering> + Send + 'static
 {
 }
 
@@ -115,7 +115,7 @@ async fn finish(
 ) {
     shared.handled();
     if let Some(builtin) = &shared.builtin {
-        builtin.end().await;
+        builtin.end_request().await;
     }
     let (worker, lease, epoch) = (&shared.id, held.lease, shared.respondent.epoch());
     match end {
@@ -222,7 +222,7 @@ impl<S: Handler> Answerer<S> {
         }
         let http11 = request.version() >= Version::HTTP_11;
         *request.uri_mut() = Uri::from(target);
-        request.extensions_mut().insert(Context {
+        request.extensions_mut().insert(RequestContext {
             peer,
             server,
             worker: shared.id.clone(),
@@ -242,14 +242,18 @@ impl<S: Handler> Answerer<S> {
             () = sleep_until(held.deadline) => {
                 let limit = humantime::format_duration(held.deadline - held.since);
                 let reason = format!("the handler of worker {} did not finish within request_timeout, {limit}", shared.id);
-                Err(Failure { status: StatusCode::GATEWAY_TIMEOUT, reason, started: true })
+                Err(RequestFailure { status: StatusCode::GATEWAY_TIMEOUT, reason, started: true })
             }
         };
         let outcome = outcome.and_then(|response| match must_tell && ends_with_connection(&response) {
             true => {
                 let reason = "on a Unix socket an HTTP/1.0 client cannot tell where a response of unknown length ends: \
                               use HTTP/1.1";
-                Err(Failure { status: StatusCode::HTTP_VERSION_NOT_SUPPORTED, reason: reason.into(), started: true })
+                Err(RequestFailure {
+                    status: StatusCode::HTTP_VERSION_NOT_SUPPORTED,
+                    reason: reason.into(),
+                    started: true,
+                })
             }
             false => Ok(response),
         });
@@ -257,7 +261,7 @@ impl<S: Handler> Answerer<S> {
             // What failed is cleared away before anybody hears of the failure.
             shared.handled();
             if let Some(builtin) = &shared.builtin {
-                builtin.clear().await;
+                builtin.kill_request_processes().await;
             }
             shared.warn(held.lease, failure);
             turn.fail();
@@ -273,7 +277,7 @@ impl<S: Handler> Answerer<S> {
 }
 
 /// Runs the handler; a panic in it is a failure of this request and of nothing else.
-async fn call<S: Handler>(service: &Mutex<S>, request: Request<Body>) -> Result<Response<Body>, Failure> {
+async fn call<S: Handler>(service: &Mutex<S>, request: Request<Body>) -> Result<Response<Body>, RequestFailure> {
     let run = async {
         let mut service = service.lock().await;
         std::future::poll_fn(|task| service.poll_ready(task)).await?;
@@ -283,7 +287,7 @@ async fn call<S: Handler>(service: &Mutex<S>, request: Request<Body>) -> Result<
     std::future::poll_fn(|task| {
         std::panic::catch_unwind(AssertUnwindSafe(|| run.as_mut().as_mut().poll(task))).unwrap_or_else(|_| {
             let reason = "the handler panicked".to_owned();
-            Poll::Ready(Err(Failure { status: StatusCode::INTERNAL_SERVER_ERROR, reason, started: true }))
+            Poll::Ready(Err(RequestFailure { status: StatusCode::INTERNAL_SERVER_ERROR, reason, started: true }))
         })
     })
     .await
@@ -295,7 +299,7 @@ fn ends_with_connection(response: &Response<Body>) -> bool {
     !bodiless && !response.headers().contains_key(CONTENT_LENGTH) && response.body().size_hint().exact().is_none()
 }
 
-pub fn problem(failure: &Failure) -> Response<Body> {
+pub fn problem(failure: &RequestFailure) -> Response<Body> {
     let outcome = if failure.started { Outcome::StartedUnknown } else { Outcome::NotStarted };
     let detail = failure.reason.clone();
     let problem = ProblemResponse { status: failure.status, detail, outcome, retry_after: None };

@@ -9,7 +9,7 @@ use sd_notify::NotifyState;
 use tokio::sync::{Mutex, OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio::task::JoinSet;
 
-use super::handler::Builtin;
+use super::handler::BuiltinHandler;
 use super::handoff;
 use super::handoff_receiver::HandoffReceiver;
 use super::recycle::reexec;
@@ -109,16 +109,18 @@ async fn recycle(
     let _floor = shared.floor().await;
     loop {
         match &shared.builtin {
-            Some(coprocess @ Builtin::Coprocess(_)) if !shared.take_reload() => match coprocess.recycle().await {
-                Ok(()) => {
-                    tracing::info!(worker = %shared.id, epoch = %shared.respondent.epoch(),
+            Some(coprocess @ BuiltinHandler::Coprocess(_)) if !shared.take_reload() => {
+                match coprocess.recycle().await {
+                    Ok(()) => {
+                        tracing::info!(worker = %shared.id, epoch = %shared.respondent.epoch(),
                         event = %log::Event::WorkerRecycled, "co-process recycled");
-                }
-                Err(error) => {
-                    tracing::error!(worker = %shared.id, %error, event = %log::Event::RecycleFailed,
+                    }
+                    Err(error) => {
+                        tracing::error!(worker = %shared.id, %error, event = %log::Event::RecycleFailed,
                         "the successor of the co-process cannot start: the old one stays");
+                    }
                 }
-            },
+            }
             builtin => {
                 // The new image has none of our connections: answers on their way come first.
                 tokio::select! {

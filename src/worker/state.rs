@@ -8,7 +8,7 @@ use http::StatusCode;
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use tokio::sync::{Notify, OwnedRwLockReadGuard, RwLock, mpsc};
 
-use super::handler::{Builtin, Failure};
+use super::handler::{BuiltinHandler, RequestFailure};
 use super::handoff_receiver::HandoffReceiver;
 use super::recycle::Lifespan;
 use super::task_ping::TaskPing;
@@ -61,7 +61,7 @@ pub struct WorkerState {
     pub id: WorkerId,
     pub front: FrontConfig,
     pub respondent: WorkerSide<Arc<Segment>>,
-    pub builtin: Option<Builtin>,
+    pub builtin: Option<BuiltinHandler>,
     ring: Doorbell,
     condition: Mutex<Condition>,
     current: Mutex<Option<Current>>,
@@ -85,7 +85,7 @@ fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 impl WorkerState {
     pub fn new(
         office: WorkerSetup,
-        builtin: Option<Builtin>,
+        builtin: Option<BuiltinHandler>,
     ) -> Result<(Self, mpsc::UnboundedReceiver<Order>, Doorbell, Sockets, Signals), ServeError> {
         let (orders, ordered) = mpsc::unbounded_channel();
         let flags = EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK;
@@ -267,7 +267,7 @@ impl WorkerState {
 
     /// Waits until nobody watches over the co-process, and keeps it so; `None` where there is no co-process.
     pub async fn floor(&self) -> Option<HandlerPermit> {
-        let Some(Builtin::Coprocess(_)) = self.builtin else { return None };
+        let Some(BuiltinHandler::Coprocess(_)) = self.builtin else { return None };
         self.wanted.notify_one();
         Some(self.floor.clone().lock_owned().await)
     }
@@ -275,7 +275,7 @@ impl WorkerState {
     /// Watches over the co-process while nobody is served, so that the death of one between requests costs the
     /// next request nothing. Never returns; to be dropped at any time.
     pub async fn idle(&self) {
-        let Some(builtin @ Builtin::Coprocess(_)) = &self.builtin else { return std::future::pending().await };
+        let Some(builtin @ BuiltinHandler::Coprocess(_)) = &self.builtin else { return std::future::pending().await };
         loop {
             // Whoever is served has it, and whoever wants to be stands before us in its queue from then on.
             let _floor = self.floor.lock().await;
@@ -341,7 +341,7 @@ impl WorkerState {
 
     fn let_go(&self, lease: LeaseId, served: u64) {
         self.handled();
-        let memory = || self.builtin.as_ref().and_then(Builtin::memory);
+        let memory = || self.builtin.as_ref().and_then(BuiltinHandler::memory);
         if self.lifespan.is_over(served, clock::now(), memory) {
             // Before the lease is given back, so that the dispatcher sees both at once.
             self.want_recycle();
@@ -360,11 +360,11 @@ impl WorkerState {
 
     /// Whether it serves connections and no requests.
     pub fn is_inetd(&self) -> bool {
-        matches!(self.builtin, Some(Builtin::Inetd(_)))
+        matches!(self.builtin, Some(BuiltinHandler::Inetd(_)))
     }
 
     /// For the log: what went wrong with a request.
-    pub fn warn(&self, lease: LeaseId, failure: &Failure) {
+    pub fn warn(&self, lease: LeaseId, failure: &RequestFailure) {
         let event = match failure.status {
             StatusCode::GATEWAY_TIMEOUT => Event::RequestDeadline,
             _ => Event::RequestFailed,
