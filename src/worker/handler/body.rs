@@ -24,8 +24,8 @@ pub fn empty() -> Body {
     Empty::new().map_err(|never| match never {}).boxed_unsync()
 }
 
-/// A body whose frames come from `step`, until it returns `None` or an error. Dropping the body drops the state, or
-/// the future that owns the state.
+/// A body that consists of the results of `step`, until it returns `None` or an error. Dropping the body drops the
+/// state, or the future that owns the state.
 pub fn unfold<S, F, Fut>(state: S, step: F) -> Body
 where
     S: Send + 'static,

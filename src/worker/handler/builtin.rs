@@ -1,4 +1,4 @@
-//! The built-in handlers behind one type, one request at a time.
+//! The built-in handlers behind one type.
 
 use std::collections::BTreeMap;
 use std::future::Future;
@@ -36,7 +36,7 @@ pub enum BuiltinSpec {
 ///
 /// It serves one request at a time, with a call of [`end_request`](Self::end_request) after each: the caller never
 /// polls `call`, `kill_request_processes`, `end_request`, `recycle`, `watch` and `stop` concurrently. A concurrent
-/// request gets a process of its own, which the end of the other request may kill.
+/// request gets a separate process, which the end of the other request may kill.
 #[derive(Clone)]
 pub enum BuiltinHandler {
     /// See [`BuiltinSpec::Echo`].

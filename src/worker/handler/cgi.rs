@@ -26,7 +26,7 @@ pub struct BadPath;
 /// no `CONTENT_LENGTH`, and the program reads until end of file.
 ///
 /// `SCRIPT_NAME` is empty and `PATH_INFO` the whole path, decoded. `REQUEST_URI` (not in the RFC, but in common use) is
-/// the undecoded path and query. Omitted are headers whose name has a character other than letters, digits and `-`,
+/// the undecoded path and query. Omitted are headers with a name of other characters than letters, digits and `-`,
 /// as `X_A` and `X-A` would become the same variable; `Proxy`, since many HTTP clients read `HTTP_PROXY`; credentials
 /// (section 9.2); and fields that concern a single connection.
 ///
@@ -301,9 +301,8 @@ mod tests {
         let framework = response_head("Status: 303\nLocation: /there\nContent-Type: a/b\n\n");
         assert_eq!((framework.status.as_u16(), &framework.headers["location"]), (303, &"/there".parse().unwrap()));
         assert_eq!(response_head("Status: 204\nContent-Length: 3\n\n").headers.len(), 0);
-        assert!(
-            matches!(parse_response(b"Location: /again?x=1\n\n"), Ok(CgiResponse::LocalRedirect(path)) if path == "/again?x=1")
-        );
+        let local = parse_response(b"Location: /again?x=1\n\n");
+        assert!(matches!(local, Ok(CgiResponse::LocalRedirect(path)) if path == "/again?x=1"));
     }
 
     #[test]

@@ -52,7 +52,7 @@ pub struct HandlerProgram {
 }
 
 impl HandlerProgram {
-    /// Checks a command line and the environment of a pool, whose variables replace inherited ones.
+    /// Checks a command line and the environment of a pool. Variables of the pool replace inherited ones.
     pub fn new(argv: &[String], pool: &BTreeMap<String, String>) -> Result<Self, HandlerStartError> {
         let name = argv.first().filter(|name| !name.is_empty()).ok_or(HandlerStartError::NoProgram)?;
         let inherited = INHERITED.iter().filter_map(|name| Some((OsString::from(name), env::var_os(name)?)));

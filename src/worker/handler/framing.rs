@@ -1,9 +1,9 @@
 //! The framing between a worker and its co-process, as in the Language Server Protocol: lines `Name: value`, an empty
 //! line, then exactly `Content-Length` bytes. Pure.
 //!
-//! A request has `Content-Length`, `Method`, `Target` (path and query as the client sent them), `Lease` and, if there is
-//! one, `Content-Type`; its lines end with CRLF. A response has `Content-Length`, optionally `Status` (200 without it),
-//! and any other header for the client; its lines end with CRLF or LF.
+//! A request has `Content-Length`, `Method`, `Target` (path and query as the client sent them), `Lease` and optionally
+//! `Content-Type`; its lines end with CRLF. A response has `Content-Length`, optionally `Status` (200 without it), and
+//! any other header for the client; its lines end with CRLF or LF.
 
 use http::header::{self, HeaderMap, HeaderName};
 use http::{Method, StatusCode, Uri};
@@ -21,7 +21,7 @@ pub struct CoprocessResponseHead {
     pub length: u64,
 }
 
-/// The head of a request whose body has `length` bytes.
+/// The head of a request with a body of `length` bytes.
 ///
 /// No value can contain a line ending: `http` rejects them in targets and header values, and a lease consists of
 /// numbers.

@@ -25,7 +25,7 @@ pub enum LimitedBodyError {
     TimedOut(Duration),
     /// The client closed the connection early or broke the protocol: 400, which the client will hardly read.
     #[error("the request body ended early: {0}")]
-    Broken(BoxError),
+    Interrupted(BoxError),
 }
 
 impl From<LimitedBodyError> for RequestFailure {
@@ -33,7 +33,7 @@ impl From<LimitedBodyError> for RequestFailure {
         let status = match error {
             LimitedBodyError::TooLarge(_) => StatusCode::PAYLOAD_TOO_LARGE,
             LimitedBodyError::TimedOut(_) => StatusCode::REQUEST_TIMEOUT,
-            LimitedBodyError::Broken(_) => StatusCode::BAD_REQUEST,
+            LimitedBodyError::Interrupted(_) => StatusCode::BAD_REQUEST,
         };
         Self::new(status, error.to_string())
     }
@@ -112,7 +112,7 @@ impl http_body::Body for LimitedBody {
                 Err(LimitedBodyError::TimedOut(this.timeout))
             }
             Poll::Ready(None) => return Poll::Ready(None),
-            Poll::Ready(Some(Err(error))) => Err(LimitedBodyError::Broken(error)),
+            Poll::Ready(Some(Err(error))) => Err(LimitedBodyError::Interrupted(error)),
             Poll::Ready(Some(Ok(frame))) => this.count(&frame).map(|()| frame),
         };
         this.silence = None;

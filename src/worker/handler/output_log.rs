@@ -57,7 +57,7 @@ impl OutputLog {
         Arc::new(Self { worker, budget: Mutex::default() })
     }
 
-    /// The worker whose handler prints.
+    /// The worker of the handler.
     pub fn worker(&self) -> &WorkerId {
         &self.worker
     }

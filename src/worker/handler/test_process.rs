@@ -1,4 +1,4 @@
-//! Support for tests that start and kill processes. Each of them runs in a process of its own: a handler treats every
+//! Support for tests that start and kill processes. Each of them runs in a separate process: a handler treats every
 //! child of its process as its own, and must not see the children of another test.
 
 use std::future::Future;
@@ -25,7 +25,7 @@ pub fn in_own_process(test: impl Future<Output = ()>) {
     let text = [output.stdout, output.stderr].map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).concat();
     assert!(output.status.success() && text.contains("1 passed"), "{text}");
     if let Some((_, skipped)) = text.split_once("SKIPPED") {
-        // Not by a macro, whose output the harness would capture.
+        // Not by a macro: the harness would capture its output.
         let _ = writeln!(std::io::stderr(), "{name}: SKIPPED{}", skipped.lines().next().unwrap_or(""));
     }
 }

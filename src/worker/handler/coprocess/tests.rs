@@ -18,8 +18,8 @@ use super::super::test_request::{body_text, full_body, request_context, send};
 use super::lifecycle::{Coprocess, CurrentProcess};
 use crate::process_tree;
 
-/// A co-process whose behaviour depends on the target. The default response is the number of requests so far, which shows
-/// whether the process has been replaced.
+/// A co-process that behaves as the target demands. By default it responds with the number of requests so far, which
+/// shows whether the process has been replaced.
 const PYTHON: &str = r#"
 import os, subprocess, sys, time
 r, w = os.fdopen(3, 'rb'), os.fdopen(4, 'wb')

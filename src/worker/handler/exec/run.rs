@@ -5,7 +5,7 @@
 //! a client never takes the response of a killed program for complete.
 //!
 //! RFC 3875 gives the exit status no meaning; here it has one. A program that exits with a failure has not completed
-//! its response, unless the response itself says where it ends (Content-Length, or a status without a body): the client
+//! its response, unless the response delimits itself (Content-Length, or a status without a body): the client
 //! gets 502 if nothing has been sent, else a response that is visibly cut. So nothing is sent before the first byte of
 //! the body or the exit status is known.
 
@@ -32,7 +32,7 @@ pub struct CgiRun {
     feed: Option<BodyFeed<Result<(), RequestFailure>>>,
     /// Bytes missing of the announced Content-Length.
     remaining: Option<u64>,
-    /// Whether the response itself says where it ends.
+    /// Whether the response delimits itself.
     is_delimited: bool,
     /// The last piece of a response of known length.
     withheld: Option<Bytes>,
@@ -111,7 +111,7 @@ impl CgiRun {
         Ok(response)
     }
 
-    /// Waits for the end of a process whose response was a local redirect.
+    /// Waits for the end of the process after a local redirect.
     pub async fn wait_for_exit(&mut self) -> Result<(), RequestFailure> {
         let exit = self.skip_to_exit().await?;
         self.is_delimited = true;

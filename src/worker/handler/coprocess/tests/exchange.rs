@@ -101,7 +101,7 @@ fn death_during_a_response_is_an_error_of_its_body() {
 }
 
 #[test]
-fn complete_response_of_a_broken_process_is_delivered() {
+fn complete_response_of_a_failing_process_is_delivered() {
     in_own_process(async {
         let Some(handler) = start_python() else { return };
         for (target, response) in [("/excess", "response"), ("/last", "last"), ("/close-requests", "last response")] {

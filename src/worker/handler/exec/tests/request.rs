@@ -67,7 +67,7 @@ fn program_need_not_read_its_body() {
 }
 
 #[test]
-fn too_large_too_slow_or_broken_body_kills_the_program() {
+fn too_large_too_slow_or_failing_body_kills_the_program() {
     in_own_process(async {
         let handler = sh("cat >/dev/null; sleep 1000");
         let limited = RequestContext { max_body: 1 << 20, ..request_context() };
