@@ -1,6 +1,6 @@
 //! What a pool has done, in numbers: counted where it is said, so that no decision has to count itself.
 
-use super::{PoolAction, PoolNote, Refusal};
+use super::messages::{PoolAction, PoolNote, Refusal};
 use crate::stats::Counters;
 
 const GRANTED: &str = "granted";

@@ -90,7 +90,7 @@ pub enum PoolEvent {
     Left(ClientId),
     /// The shell has looked at the slot of this worker.
     Seen(u16, SlotView),
-    /// Time has passed: something in [`Pool::deadline`](super::Pool::deadline) may be due.
+    /// Time has passed: something in `Pool::deadline` may be due.
     Tick,
     /// The watchdog asks: everybody is to show a sign of life.
     Probe,

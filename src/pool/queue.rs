@@ -1,9 +1,13 @@
 //! The clients that wait, in the order they came, and what is known of their peers.
 
 use std::collections::{BTreeMap, HashMap};
+use std::time::Duration;
 
-use super::{ClientId, Peer, SUSPICION};
+use super::messages::{ClientId, Peer};
 use crate::ids::Monotonic;
+
+/// How long a peer whose lease ended unused gets only one unclaimed lease at a time.
+pub const SUSPICION: Duration = Duration::from_secs(10);
 
 /// A client on its way to a worker.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -2,29 +2,23 @@
 
 use std::time::Duration;
 
+use super::hold::{Hold, RevokingOffer};
+use super::lease_table::{Pool, Timer};
+use super::messages::{LeaseEnd, PoolAction, Refusal};
 use super::queue::Waiting;
-use super::worker::Hold;
-use super::{LeaseEnd, Pool, PoolAction, Refusal, Timer};
 use crate::ids::{Claim, LeaseId, Monotonic, Phase};
 
 /// How long after its deadline a claimed request is the worker's to answer with 504: its serving task does at once,
 /// its control loop a second later. Then the dispatcher does.
 const PARTING: Duration = Duration::from_secs(2);
 
-/// An offer that is being taken back. Where its client belongs is known once the slot says who was faster.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct TakenBack {
-    lease: LeaseId,
-    pub client: Waiting,
-    claim_by: Monotonic,
-}
-
 impl Pool {
     /// A client belongs to the worker that has claimed its lease, whoever wanted to end the offer meanwhile,
     /// and into the queue again once nobody can claim it any more: so it never starts twice.
     pub(super) fn settle(&mut self, now: Monotonic, n: u16, claim: Option<Claim>) {
-        let (TakenBack { lease, client, claim_by }, asked) = match (self.worker(n).hold, self.worker(n).taken_back) {
-            (Hold::Asked { lease, client, claim_by, .. }, _) => (TakenBack { lease, client, claim_by }, true),
+        let (RevokingOffer { lease, client, claim_by }, asked) = match (self.worker(n).hold, self.worker(n).taken_back)
+        {
+            (Hold::Asked { lease, client, claim_by, .. }, _) => (RevokingOffer { lease, client, claim_by }, true),
             (_, Some(back)) => (back, false),
             _ => return,
         };
@@ -96,7 +90,7 @@ impl Pool {
     pub(super) fn take_back(&mut self, n: u16) {
         if let Hold::Asked { lease, client, claim_by, .. } = self.worker(n).hold {
             self.let_go(n, lease);
-            self.worker(n).taken_back = Some(TakenBack { lease, client, claim_by });
+            self.worker(n).taken_back = Some(RevokingOffer { lease, client, claim_by });
         }
     }
 
