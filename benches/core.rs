@@ -74,10 +74,10 @@ fn pool(criterion: &mut Criterion) {
             claim_timeout: TIMEOUT,
             request_timeout: TIMEOUT,
             slot_scan: Duration::from_millis(100),
-            making_room: TIMEOUT,
+            recycle_timeout: TIMEOUT,
         };
         let mut pool = Pool::new(limits, Epoch::FIRST);
-        (1..=workers).for_each(|n| drop(pool.handle(Monotonic(0), PoolEvent::Seen(n, free()))));
+        (1..=workers).for_each(|n| drop(pool.handle(Monotonic(0), PoolEvent::SlotRead(n, free()))));
         let mut client = 0;
         let mut turn = || {
             client += 1;
@@ -89,10 +89,10 @@ fn pool(criterion: &mut Criterion) {
             });
             let (n, lease) = offer.expect("somebody is free");
             let accepted = SlotView { answer: Some(SlotAnswer::Accept(lease)), ..held(lease, Phase::Offered) };
-            let granted = pool.handle(now, PoolEvent::Seen(n, accepted));
+            let granted = pool.handle(now, PoolEvent::SlotRead(n, accepted));
             assert!(granted.iter().any(|action| matches!(action, PoolAction::Grant { .. })));
             for seen in [held(lease, Phase::Claimed), held(lease, Phase::Done), free()] {
-                black_box(pool.handle(now, PoolEvent::Seen(n, seen)));
+                black_box(pool.handle(now, PoolEvent::SlotRead(n, seen)));
             }
         };
         criterion.bench_function(&format!("pool, one client, {workers} workers"), |bench| bench.iter(&mut turn));

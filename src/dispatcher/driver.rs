@@ -66,7 +66,7 @@ fn limits(pool: &config::PoolConfig, config: &Config) -> PoolLimits {
         request_timeout: pool.request_timeout,
         slot_scan: config.front.slot_scan,
         // Its last answers, then its start.
-        making_room: config.front.linger_timeout + config.watchdog.start_timeout,
+        recycle_timeout: config.front.linger_timeout + config.watchdog.start_timeout,
     }
 }
 
@@ -262,7 +262,7 @@ impl Driver {
                 Some(event) => event,
                 None => match looks.pop_front() {
                     // Read right before it is judged: every earlier action is in it.
-                    Some(n) if room.may_look(n, go) => PoolEvent::Seen(n, room.see(n)),
+                    Some(n) if room.may_look(n, go) => PoolEvent::SlotRead(n, room.see(n)),
                     Some(_) => continue,
                     None => break,
                 },
@@ -301,7 +301,7 @@ impl Driver {
                 self.answer(client, Ok(grant));
                 return None;
             }
-            PoolAction::Over { client, worker, lease, end } => {
+            PoolAction::LeaseEnded { client, worker, lease, end } => {
                 let client = self.clients.borrow_mut().remove(&client);
                 let slot = room.slots.get_mut(usize::from(worker) - 1)?.as_mut()?;
                 slot.lent = None;
@@ -319,8 +319,8 @@ impl Driver {
                 room.note(n, note);
                 return None;
             }
-            PoolAction::Look(n)
-            | PoolAction::Ask(n, _)
+            PoolAction::ReadSlot(n)
+            | PoolAction::Question(n, _)
             | PoolAction::Ring(n)
             | PoolAction::Offer { worker: n, .. }
             | PoolAction::Revoke(n, _)
@@ -336,8 +336,8 @@ impl Driver {
         }
         let slot = room.slots.get_mut(usize::from(n) - 1)?.as_mut()?;
         match action {
-            PoolAction::Ask(_, ask) => {
-                slot::ask(&mut slot.asker, ask);
+            PoolAction::Question(_, ask) => {
+                slot::write_question(&mut slot.asker, ask);
                 slot.ring.ring();
                 return None;
             }

@@ -337,7 +337,7 @@ impl HandoffListener {
                 tracing::debug!(%worker, "a response that was cut ends with a reset");
                 return reset(connection);
             }
-            Outcome::Over(worker, LeaseEnd::Unanswered, _) => {
+            Outcome::Over(worker, LeaseEnd::NoResponse, _) => {
                 let detail = format!("worker {worker} died before it answered: the request may have begun");
                 ProblemResponse::started(StatusCode::BAD_GATEWAY, detail)
             }

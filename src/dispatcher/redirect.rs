@@ -90,7 +90,7 @@ pub fn refusal(refusal: Refusal, pool: &str, staff: &PoolAvailability) -> Proble
             let waited = waited.as_secs_f32();
             format!("pool {pool}: no worker came free in {waited:.1} s, as long as `queue_timeout` allows: {staff}")
         }
-        Refusal::NobodyFree => format!("pool {pool}: {staff}, and `queue` is 0"),
+        Refusal::NoWorkerFree => format!("pool {pool}: {staff}, and `queue` is 0"),
         Refusal::OutOfService => format!("pool {pool}: {staff}"),
         Refusal::Failed => {
             let cause = staff.failed.as_deref().unwrap_or("they ended too often");

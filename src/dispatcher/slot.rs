@@ -6,7 +6,7 @@ use crate::pool::{SlotAnswer, SlotQuestion, SlotView};
 
 /// Reads everything the pool wants to know of a slot. `alive`: whether the worker's lock is held.
 pub fn read_slot<M: SlotMemory>(asker: &mut DispatcherSide<M>, alive: bool) -> SlotView {
-    let heard = asker.take_superseded_answer().then_some(SlotAnswer::Here);
+    let heard = asker.take_superseded_answer().then_some(SlotAnswer::Ack);
     let answer = asker.answer().and_then(|(question, reply)| answer(question, reply)).or(heard);
     let life = Incarnation::load(asker.memory());
     SlotView {
@@ -27,13 +27,13 @@ fn answer(question: Question, reply: Reply) -> Option<SlotAnswer> {
         (QuestionKind::Offer, _) => question.lease.map(|lease| SlotAnswer::Refuse(lease, RefuseReason::Stale)),
         (QuestionKind::Recycle, reply) => Some(SlotAnswer::Recycle(reply == Reply::Accept)),
         (QuestionKind::Ping | QuestionKind::Finished | QuestionKind::Drain | QuestionKind::Resume, _) => {
-            Some(SlotAnswer::Here)
+            Some(SlotAnswer::Ack)
         }
     }
 }
 
 /// Writes a question of the pool's.
-pub fn ask<M: SlotMemory>(asker: &mut DispatcherSide<M>, ask: SlotQuestion) {
+pub fn write_question<M: SlotMemory>(asker: &mut DispatcherSide<M>, ask: SlotQuestion) {
     match ask {
         SlotQuestion::Ping => asker.ask(QuestionKind::Ping, None),
         SlotQuestion::Finished(lease) => asker.ask(QuestionKind::Finished, Some(lease)),

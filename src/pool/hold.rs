@@ -1,60 +1,60 @@
-//! What holds a worker: an offer, a lease, a request.
+//! What holds a worker: an offer, a lease or a request.
 
 use super::messages::ClientId;
-use super::queue::Waiting;
+use super::queue::QueuedClient;
 use crate::ids::{LeaseId, Monotonic};
 
-/// What a worker is held by.
+/// What holds a worker.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Hold {
     /// Nothing.
     #[default]
     Free,
-    /// An offer it has not answered.
-    Asked {
+    /// An offer that it has not answered.
+    Offered {
         /// The offered lease.
         lease: LeaseId,
-        /// For whom.
-        client: Waiting,
-        /// When it is late.
-        until: Monotonic,
+        /// The client it is for.
+        client: QueuedClient,
+        /// When the worker is late.
+        answer_by: Monotonic,
         /// When the lease ends unclaimed.
         claim_by: Monotonic,
     },
-    /// A lease its client has not used. Without a client it was given by an earlier dispatcher.
+    /// A lease that its client has not claimed.
     Granted {
         /// The lease.
         lease: LeaseId,
-        /// For whom.
-        client: Option<Waiting>,
-        /// When it ends unclaimed.
+        /// The client; `None` if an earlier dispatcher granted the lease.
+        client: Option<QueuedClient>,
+        /// When the lease ends unclaimed.
         claim_by: Monotonic,
     },
     /// A request.
     Busy {
-        /// By which lease.
+        /// Its lease.
         lease: LeaseId,
-        /// On whose connection, if that was handed over, and when it is answered in the worker's place.
+        /// With handoff delivery: the client of the connection, and when the dispatcher aborts the request.
         connection: Option<(ClientId, Monotonic)>,
     },
     /// A lease that the pool is ending.
-    Ending,
+    Releasing,
 }
 
 impl Hold {
-    /// The lease it is held by.
+    /// The lease of the offer, grant or request.
     pub fn lease(&self) -> Option<LeaseId> {
         match self {
-            Hold::Asked { lease, .. } | Hold::Granted { lease, .. } | Hold::Busy { lease, .. } => Some(*lease),
-            Hold::Free | Hold::Ending => None,
+            Hold::Offered { lease, .. } | Hold::Granted { lease, .. } | Hold::Busy { lease, .. } => Some(*lease),
+            Hold::Free | Hold::Releasing => None,
         }
     }
 }
 
-/// An offer that is being taken back. Where its client belongs is known once the slot says who was faster.
+/// An offer that is being revoked. The slot decides where its client goes: the worker may have claimed it already.
 #[derive(Clone, Copy, Debug)]
-pub struct RevokingOffer {
+pub(super) struct RevokingOffer {
     pub lease: LeaseId,
-    pub client: Waiting,
+    pub client: QueuedClient,
     pub claim_by: Monotonic,
 }

@@ -1,12 +1,11 @@
-//! The decisions of the dispatcher for one pool: whom to ask, who waits, who is late, whose turn it is.
+//! The decisions of the dispatcher for one pool: which worker gets an offer, which client waits, which worker is late.
 //!
-//! Pure: no I/O, no clock, no chance. The shell tells it what happened ([`PoolEvent`]) and when, performs the
-//! [`PoolAction`]s it returns in order, and tells it what the slot says afterwards ([`PoolEvent::SlotView`]). A state
-//! read from a slot is the only proof of anything: after an action on a slot the shell always looks again,
-//! and a decision is only taken on what was seen.
+//! Pure: no I/O, no clock, no random numbers. The dispatcher reports what happened ([`PoolEvent`]) and when, performs the
+//! returned [`PoolAction`]s in order, and reports the content of the slots ([`PoolEvent::SlotRead`]). Only the state read
+//! from a slot is proof: after each action on a slot the dispatcher reads it again, and the pool decides on that.
 //!
-//! Idle workers are taken last in, first out, so that caches stay warm and surplus workers stay asleep; one that missed
-//! an offer comes last.
+//! Idle workers are taken last in, first out, so that caches stay warm and surplus workers stay asleep; a worker that
+//! missed an offer comes last.
 
 mod counters;
 mod hold;

@@ -1,4 +1,4 @@
-//! One worker as the pool sees it.
+//! One worker as the pool knows it.
 
 use super::hold::{Hold, RevokingOffer};
 use super::messages::ClientId;
@@ -9,27 +9,27 @@ use crate::ids::{Epoch, Lifecycle, Monotonic};
 pub struct Worker {
     /// Its last known incarnation.
     pub epoch: Option<Epoch>,
-    /// Whether that incarnation lives.
+    /// Whether that incarnation is alive.
     pub up: bool,
-    /// What it says of itself.
+    /// The state it reports.
     pub state: Option<Lifecycle>,
-    /// Whether it has missed an offer and not answered since.
+    /// Whether it missed an offer and has not answered since.
     pub late: bool,
     /// Whether an operator keeps it out of service.
     pub drained: bool,
     /// What holds it.
     pub hold: Hold,
-    /// Whether it lives and its slot holds what no honest writer writes.
+    /// Whether it is alive and its slot holds what the protocol does not allow.
     pub corrupt: bool,
-    /// Since when a question of ours has had no answer.
+    /// Since when a question has been open.
     pub silent_since: Option<Monotonic>,
-    /// Since when no incarnation has been there that is through with its start.
+    /// Since when no incarnation has completed its start.
     pub starting_since: Option<Monotonic>,
-    pub(super) taken_back: Option<RevokingOffer>,
+    pub(super) revoking: Option<RevokingOffer>,
     pub(super) wants_recycle: bool,
-    pub(super) listed: bool,
-    /// Whether nobody has met it since it missed an offer.
-    pub(super) shunned: bool,
+    pub(super) in_idle_list: bool,
+    /// Missed an offer and has not claimed a lease since.
+    pub(super) missed_offer: bool,
     pub(super) timer: Option<Monotonic>,
 }
 
@@ -38,8 +38,8 @@ impl Worker {
         self.up && self.state == Some(Lifecycle::Ready) && !self.late && !self.drained && self.hold == Hold::Free
     }
 
-    /// The client does not wait for the end of an offer any more.
-    pub(super) fn forget(&mut self, client: ClientId) {
-        self.taken_back = self.taken_back.filter(|back| back.client.id != client);
+    /// A disconnected client needs no other worker when its offer has been revoked.
+    pub(super) fn forget_client(&mut self, client: ClientId) {
+        self.revoking = self.revoking.filter(|revoking| revoking.client.id != client);
     }
 }

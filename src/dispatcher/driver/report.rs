@@ -57,7 +57,7 @@ impl Driver {
                 queue,
                 oldest_ms: oldest.map_or(0, |since| now.since(since).as_millis() as u64),
                 workers: room.pool.workers().iter().enumerate().map(|(i, w)| worker(w, room.slot(i))).collect(),
-                tally: room.pool.tally().clone(),
+                tally: room.pool.counters().clone(),
             }
         };
         self.rooms.borrow().iter().map(report).collect()

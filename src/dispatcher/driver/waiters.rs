@@ -119,7 +119,7 @@ impl Drop for QueueTicket<'_> {
     fn drop(&mut self) {
         let waiting = self.desk.clients.borrow_mut().remove(&self.id).is_some();
         if waiting {
-            self.desk.tell(self.pool, PoolEvent::Left(self.id));
+            self.desk.tell(self.pool, PoolEvent::Disconnected(self.id));
         }
     }
 }
