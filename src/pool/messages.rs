@@ -125,7 +125,7 @@ pub enum PoolAction {
         lease: LeaseId,
         /// When it ends unclaimed.
         claim_by: Monotonic,
-        /// The client whose connection is passed, with handoff delivery.
+        /// With handoff delivery: the client of the connection to pass.
         connection: Option<ClientId>,
     },
     /// `Offered -> Revoked`; then read the slot.

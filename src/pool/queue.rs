@@ -6,7 +6,7 @@ use std::time::Duration;
 use super::messages::{ClientId, Peer};
 use crate::ids::Monotonic;
 
-/// How long a peer whose lease ended unclaimed gets only one unclaimed lease at a time.
+/// How long a peer that let a lease end unclaimed gets only one unclaimed lease at a time.
 pub const SUSPICION: Duration = Duration::from_secs(10);
 
 /// A client without a worker.
@@ -68,7 +68,7 @@ impl ClientQueue {
         std::mem::take(&mut self.clients).into_values()
     }
 
-    /// Removes the first client whose peer may have another lease.
+    /// Removes the first client of a peer that may have another lease.
     pub fn pop(&mut self, now: Monotonic) -> Option<QueuedClient> {
         let id = if self.suspects == 0 {
             *self.clients.keys().next()?

@@ -62,7 +62,7 @@ impl Pool {
     }
 
     /// The slot no longer shows what became of an offer. A redirect client, which has received nothing, is queued again;
-    /// but a connection may have been claimed and read by a worker whose slot was corrupted afterwards.
+    /// but a connection may have been claimed and read before the slot was corrupted.
     fn drop_offer(&mut self, now: Monotonic, n: u16, lease: LeaseId, client: QueuedClient) {
         if client.is_handoff {
             let end = LeaseEnd::Cut;
@@ -112,7 +112,7 @@ impl Pool {
         self.actions.push(PoolAction::Grant { client: client.id, worker: n, lease, claim_by });
     }
 
-    /// Queues a client again whose worker failed it, within its original time limit.
+    /// Queues the client of a failed offer again, within its original time limit.
     fn requeue(&mut self, now: Monotonic, client: QueuedClient) {
         if self.stopping {
             self.actions.push(PoolAction::Refuse(client.id, Refusal::Stopping));

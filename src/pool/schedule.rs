@@ -134,7 +134,7 @@ impl Pool {
     }
 
     /// Every worker that is up must prove that it is alive: one with an open question is rung again, the others get a
-    /// question. An answer or a new incarnation whose ring was lost is found here at the latest. Starts at worker `first`.
+    /// question. An answer or a new incarnation with a lost ring is found here at the latest. Starts at worker `first`.
     fn ping_workers(&mut self, now: Monotonic, first: u16) {
         let last = (self.workers.len() as u16).min(first.saturating_add(PING_BATCH - 1));
         self.next_ping = (usize::from(last) < self.workers.len()).then_some(last + 1);
