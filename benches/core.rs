@@ -10,9 +10,10 @@ use std::time::Duration;
 
 use criterion::{Criterion, criterion_group, criterion_main};
 use http::Request;
-use patou::dispatcher::request::{check, location};
+use patou::dispatcher::redirect::location;
 use patou::exchange::{DispatcherSide, SlotMemory, WORDS, Word, WorkerSide};
 use patou::ids::{Claim, Epoch, LeaseId, LeaseTerms, Lifecycle, Monotonic, Phase, Token};
+use patou::net::check;
 use patou::pool::{Peer, Pool, PoolAction, PoolEvent, PoolLimits, SlotAnswer, SlotView};
 use patou::worker::lease_url;
 

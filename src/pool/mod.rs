@@ -1,8 +1,9 @@
 //! The decisions of the dispatcher for one pool: which worker gets an offer, which client waits, which worker is late.
 //!
-//! Pure: no I/O, no clock, no random numbers. The dispatcher reports what happened ([`PoolEvent`]) and when, performs the
-//! returned [`PoolAction`]s in order, and reports the content of the slots ([`PoolEvent::SlotRead`]). Only the state read
-//! from a slot is proof: after each action on a slot the dispatcher reads it again, and the pool decides on that.
+//! Pure: no I/O, no clock, no random numbers. The dispatcher reports what happened ([`PoolEvent`]) and when, performs
+//! the returned [`PoolAction`]s in order, and reports the content of the slots ([`PoolEvent::SlotRead`]). Only the
+//! state read from a slot is proof: after each action on a slot the dispatcher reads it again, and the pool decides on
+//! that.
 //!
 //! Idle workers are taken last in, first out, so that caches stay warm and surplus workers stay asleep; a worker that
 //! missed an offer comes last.

@@ -131,8 +131,8 @@ impl Pool {
             Some(Claim::Held(lease, Phase::Claimed)) => {
                 self.actions.push(PoolAction::Note(n, PoolNote::Lost(lease)));
                 match self.worker(n).hold {
-                    // The dispatcher responds only once it has won this step: the holder of the connection may be alive,
-                    // whatever its slot shows.
+                    // The dispatcher responds only once it has won this step: the holder of the connection may be
+                    // alive, whatever its slot shows.
                     Hold::Busy { lease: held, connection: Some(_) } if held == lease => {
                         self.actions.push(PoolAction::Abort(n, lease));
                     }

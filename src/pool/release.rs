@@ -61,8 +61,8 @@ impl Pool {
         }
     }
 
-    /// The slot no longer shows what became of an offer. A redirect client, which has received nothing, is queued again;
-    /// but a connection may have been claimed and read before the slot was corrupted.
+    /// The slot no longer shows what became of an offer. A redirect client, which has received nothing, is queued
+    /// again; but a connection may have been claimed and read before the slot was corrupted.
     fn drop_offer(&mut self, now: Monotonic, n: u16, lease: LeaseId, client: QueuedClient) {
         if client.is_handoff {
             let end = LeaseEnd::Cut;
@@ -72,8 +72,8 @@ impl Pool {
         }
     }
 
-    /// Returns the connection that the worker has claimed, if there is one, to the dispatcher. `seen` is the lease in the
-    /// slot.
+    /// Returns the connection that the worker has claimed, if there is one, to the dispatcher. `seen` is the lease in
+    /// the slot.
     pub(super) fn end_connection(&mut self, n: u16, seen: Option<LeaseId>, end: LeaseEnd) {
         if let Hold::Busy { lease, connection: Some((client, _)) } = self.worker(n).hold {
             let end = if seen == Some(lease) { end } else { LeaseEnd::Cut };

@@ -9,8 +9,8 @@ use super::messages::{ClientId, Peer, PoolAction, PoolEvent, Refusal, SlotQuesti
 use super::queue::QueuedClient;
 use crate::ids::{LeaseId, Monotonic};
 
-/// A probe pings this many workers, and the next ones after a pause: each of them wakes up for it, and a thousand at once
-/// would keep every core from the clients.
+/// A probe pings this many workers, and the next ones after a pause: each of them wakes up for it, and a thousand at
+/// once would keep every core from the clients.
 const PING_BATCH: u16 = 64;
 const PING_PAUSE: Duration = Duration::from_millis(10);
 
@@ -84,9 +84,9 @@ impl Pool {
         }
     }
 
-    /// Why no client can get a worker however long it waits: an operator has drained every worker, the watchdog has given
-    /// up all of them, or the pool has been removed from the set. A worker that is only down may be back at any moment,
-    /// and one that is back is seen here before the watchdog reports it.
+    /// Why no client can get a worker however long it waits: an operator has drained every worker, the watchdog has
+    /// given up all of them, or the pool has been removed from the set. A worker that is only down may be back at any
+    /// moment, and one that is back is seen here before the watchdog reports it.
     fn unavailable(&self) -> Option<Refusal> {
         let count = usize::from(self.limits.workers);
         let workers = || self.workers.iter().take(count);
