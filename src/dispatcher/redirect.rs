@@ -36,7 +36,7 @@ const ASTERISK: &str = "*";
 type FullResponse = Response<Full<Bytes>>;
 
 /// One connection, which carries one request.
-pub struct RedirectConnection {
+pub(super) struct RedirectConnection {
     listener: Rc<Listener>,
     settings: Rc<config::FrontConfig>,
     listens_on: Option<IpAddr>,

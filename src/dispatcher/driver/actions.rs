@@ -9,7 +9,7 @@ use crate::log::Event;
 use crate::pool::{ClientId, LeaseEnd, PoolAction};
 
 impl Driver {
-    /// Performs one action; returns the worker whose slot must be read afterwards.
+    /// Performs one action; returns the worker if its slot must be read afterwards.
     pub(super) fn perform(&self, index: usize, pool: &mut PoolSlots, action: PoolAction) -> Option<u16> {
         match action {
             PoolAction::Grant { client, worker, lease, claim_by } => {

@@ -56,7 +56,7 @@ impl Driver {
         pools.len() - 1
     }
 
-    /// Applies the configuration of one pool. Returns the workers whose slots must be opened.
+    /// Applies the configuration of one pool. Returns the workers without an open slot.
     fn reconfigure_pool(
         &self,
         index: usize,
@@ -73,7 +73,7 @@ impl Driver {
             if usize::from(n) > pool.slots.len() {
                 pool.slots.push(None);
             }
-            // A worker that was removed and added again has another segment than the one that may still be open.
+            // A worker that was removed and added again has a new segment, while the old one may still be open.
             let id = WorkerId { pool: wanted.name.clone(), number: n };
             let current = ipc::segment_name(&config.set.runtime_dir, &id);
             let slot = &mut pool.slots[usize::from(n) - 1];
