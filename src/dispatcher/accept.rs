@@ -20,12 +20,12 @@ use super::connection::{Connection, Endpoints, is_lent};
 use super::driver::Driver;
 use super::fdstore::{self, StoredConnection, StoredFd};
 use super::handoff::HandoffListener;
-use super::listeners::{ACCEPT_PAUSE, Listeners};
+use super::listeners::Listeners;
 use super::readiness::Readiness;
 use super::redirect::RedirectConnection;
 use crate::config::Config;
 use crate::log;
-use crate::net::{self, SocketListener};
+use crate::net::{self, ACCEPT_RETRY_DELAY, SocketListener};
 
 /// All listeners and the connections they have accepted.
 pub struct Acceptor {
@@ -188,7 +188,7 @@ async fn accept(state: Rc<AcceptorState>, index: usize, socket: Rc<SocketListene
             Ok(accepted) => accepted,
             Err(error) => {
                 tracing::warn!(%error, event = %log::Event::AcceptFailed, "accept");
-                sleep(ACCEPT_PAUSE).await;
+                sleep(ACCEPT_RETRY_DELAY).await;
                 continue;
             }
         };

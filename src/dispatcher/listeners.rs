@@ -2,13 +2,9 @@
 
 use std::cell::RefCell;
 use std::rc::Rc;
-use std::time::Duration;
 
 use crate::config::{self, Config, Delivery, ListenAddress, digest};
 use crate::handoff::ListenerInfo;
-
-/// Pause after a failed accept(2): the process has most likely run out of descriptors, and only time helps.
-pub const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
 /// A listener.
 #[derive(Debug)]

@@ -24,7 +24,6 @@ use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::pin::pin;
 use std::rc::Rc;
-use std::time::Duration;
 
 use sd_notify::NotifyState;
 use tokio::io::AsyncReadExt;
@@ -35,8 +34,9 @@ use crate::config::Config;
 use crate::ids::PoolName;
 use crate::net::SocketListener;
 use crate::pool::PoolEvent;
+use crate::sd_watchdog::WatchdogTicker;
 use crate::signals::{ParentWatch, STOP_DEBOUNCE, Signal};
-use crate::{log, sys};
+use crate::{clock, log, sys};
 use accept::Acceptor;
 use driver::Driver;
 pub use driver::on_thread_park;
@@ -75,7 +75,7 @@ async fn serve(mut config: Config, path: Option<PathBuf>) -> Result<(), Dispatch
     let _ = sd_notify::notify(&[NotifyState::Ready, NotifyState::Status(&driver.status())]);
     tracing::debug!(epoch = %driver.epoch(), "ready");
 
-    let mut watchdog = SystemdWatchdog::new();
+    let mut watchdog = WatchdogTicker::start();
     let (mut stops, mut reloads) = ([0; 64], [0; 64]);
     loop {
         tokio::select! {
@@ -95,7 +95,7 @@ async fn serve(mut config: Config, path: Option<PathBuf>) -> Result<(), Dispatch
                 let _ = sd_notify::notify(&[NotifyState::Ready]);
             }
             () = driver.stop_accepting.notified() => acceptor.close(),
-            () = watchdog.interval() => { let _ = sd_notify::notify(&[NotifyState::Watchdog]); }
+            () = watchdog.due() => watchdog.tick(clock::now()),
         }
     }
 
@@ -187,21 +187,4 @@ fn system(call: &'static str) -> impl Fn(std::io::Error) -> DispatcherError {
 fn return_port(config: &Config, ports: &[Option<u16>], pool: &PoolName) -> Option<u16> {
     let of_pool = config.listeners.iter().zip(ports).filter(|(listener, _)| listener.pool == *pool);
     of_pool.filter_map(|(_, port)| *port).next()
-}
-
-/// The interval for `WATCHDOG=1`, if systemd requires it (sd_watchdog_enabled(3)).
-struct SystemdWatchdog(Option<tokio::time::Interval>);
-
-impl SystemdWatchdog {
-    fn new() -> Self {
-        let interval = |timeout: Duration| tokio::time::interval((timeout / 2).max(Duration::from_millis(1)));
-        Self(sd_notify::watchdog_enabled().map(interval))
-    }
-
-    async fn interval(&mut self) {
-        match &mut self.0 {
-            Some(interval) => drop(interval.tick().await),
-            None => std::future::pending().await,
-        }
-    }
 }

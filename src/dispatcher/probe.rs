@@ -10,10 +10,10 @@ use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::{UnixListener, UnixStream};
 
 use super::driver::Driver;
-use super::listeners::ACCEPT_PAUSE;
 use crate::clock;
 use crate::ids::Monotonic;
 use crate::log;
+use crate::net::ACCEPT_RETRY_DELAY;
 use crate::pool::PoolEvent;
 use crate::probe::{ProbeCommand, ProbeRefusal, ProbeReport, ProbeRequest, QUESTION_MAX};
 
@@ -79,7 +79,7 @@ pub async fn serve(socket: UnixListener, driver: Rc<Driver>) {
             }
             Err(error) => {
                 tracing::warn!(%error, event = %log::Event::AcceptFailed, "probe.sock: accept");
-                tokio::time::sleep(ACCEPT_PAUSE).await;
+                tokio::time::sleep(ACCEPT_RETRY_DELAY).await;
             }
         }
     }
