@@ -17,8 +17,9 @@ use http_body_util::Empty;
 use hyper::rt::ReadBufCursor;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
-use patou::dispatcher::request::{LEASE, check, location};
+use patou::dispatcher::redirect::location;
 use patou::ids::Token;
+use patou::net::{LEASE, check};
 use patou::worker::handler::{self, cgi, framing, head};
 use patou::worker::lease_url;
 
