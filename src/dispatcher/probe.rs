@@ -14,7 +14,7 @@ use crate::clock;
 use crate::ids::Monotonic;
 use crate::log;
 use crate::pool::PoolEvent;
-use crate::probe::{ProbeCommand, ProbeRefusal, ProbeReport, ProbeRequest, QUESTION_MAX};
+use crate::probe::{ProbeCommand, ProbeRefusal, ProbeReport, ProbeRequest, REQUEST_MAX};
 
 /// Whoever asks nothing, or takes no answer, for so long is let go. The watchdog asks every `probe_interval`, and connects anew.
 const IDLE: Duration = Duration::from_secs(60);
@@ -90,7 +90,7 @@ pub async fn serve(socket: UnixListener, desk: Rc<Driver>) {
 async fn refuse(stream: UnixStream) {
     let (read, mut write) = stream.into_split();
     let mut line = Vec::new();
-    let _ = BufReader::new(read).take(QUESTION_MAX as u64).read_until(b'\n', &mut line).await;
+    let _ = BufReader::new(read).take(REQUEST_MAX as u64).read_until(b'\n', &mut line).await;
     let refused = "only root, the user of the dispatcher and that of the watchdog may ask or order".to_owned();
     if let Ok(mut answer) = serde_json::to_vec(&ProbeRefusal { refused }) {
         answer.push(b'\n');
@@ -103,7 +103,7 @@ async fn converse(stream: UnixStream, desk: Rc<Driver>) {
     let mut read = BufReader::new(read);
     loop {
         let mut line = Vec::new();
-        let mut asked = (&mut read).take(QUESTION_MAX as u64);
+        let mut asked = (&mut read).take(REQUEST_MAX as u64);
         match tokio::time::timeout(IDLE, asked.read_until(b'\n', &mut line)).await {
             Ok(Ok(n)) if n > 0 && line.last() == Some(&b'\n') => {}
             _ => return, // gone, asleep, or not a question
@@ -112,10 +112,10 @@ async fn converse(stream: UnixStream, desk: Rc<Driver>) {
         // Reported first: whom the order has us ask owes nothing yet.
         let pools = desk.report();
         desk.tell_status();
-        if question.order == Some(ProbeCommand::Ping) {
+        if question.command == Some(ProbeCommand::Ping) {
             desk.hear_failed(&question.failed);
         }
-        let refused = question.order.and_then(|order| obey(&desk, order));
+        let refused = question.command.and_then(|order| obey(&desk, order));
         let (pid, epoch) = (std::process::id(), desk.epoch().get());
         let report = ProbeReport { nonce: question.nonce, pid, epoch, pools, refused };
         let Ok(mut answer) = serde_json::to_vec(&report) else { return };

@@ -135,7 +135,7 @@ async fn run(
     while let Some(failed) = asked.recv().await {
         nonce += 1;
         let report =
-            ask(&socket, &mut connection, ProbeRequest { nonce, order: Some(ProbeCommand::Ping), failed }).await;
+            ask(&socket, &mut connection, ProbeRequest { nonce, command: Some(ProbeCommand::Ping), failed }).await;
         if report.is_none() {
             connection = None;
         }
@@ -165,7 +165,7 @@ async fn ask(
 /// Tells the dispatcher, on a connection of its own, that the set is stopping.
 pub fn quiesce(socket: PathBuf) {
     tokio::task::spawn_local(async move {
-        let question = ProbeRequest { nonce: 0, order: Some(ProbeCommand::Quiesce), failed: Vec::new() };
+        let question = ProbeRequest { nonce: 0, command: Some(ProbeCommand::Quiesce), failed: Vec::new() };
         // A dispatcher that does not hear it cannot give anybody a worker either: the workers refuse.
         let _ = timeout(ORDER_TIMEOUT, ask(&socket, &mut None, question)).await;
     });

@@ -80,10 +80,10 @@ impl Control {
             self.hear.clear();
             self.shared.woken();
             self.beat.beat(now);
-            if self.stop.take() > 0 {
+            if self.stop.take_count() > 0 {
                 self.stop(now);
             }
-            if self.reload.take() > 0 {
+            if self.reload.take_count() > 0 {
                 self.shared.want_reload();
             }
             self.follow_orders();

@@ -100,7 +100,7 @@ impl WorkerState {
         let shared = Self {
             attention: TaskPing::new(office.pool.request_timeout),
             lifespan: Lifespan::new(&office.pool, clock::now()),
-            told_to_stop: office.signals.stop.came(),
+            told_to_stop: office.signals.stop.flag(),
             id: office.id,
             front: office.front,
             respondent: office.respondent,

@@ -32,7 +32,8 @@ use self::report::Report;
 use self::set::{LOOK, Set};
 use self::traffic::Traffic;
 use self::watch::{Watch, held};
-use super::{Failure, duration, failed, written};
+use super::duration_arg::duration;
+use super::error::{CommandError, failed, ignore_broken_pipe};
 use crate::clock;
 use crate::exchange;
 use crate::ids::Claim;
@@ -86,7 +87,7 @@ const OVERLAP: usize = 3;
 /// Descriptors that a part may have more in the end than in the beginning: what it opens once.
 const SPARE: usize = 4;
 
-pub fn run(path: Option<&Path>, drill: &Drill) -> Result<(), Failure> {
+pub fn run(path: Option<&Path>, drill: &Drill) -> Result<(), CommandError> {
     let stop = Signal::stop().map_err(failed)?;
     let configured = path.is_some() || std::env::var_os("PATOU_CONFIG").is_some();
     let mut set = if configured { Set::running(path)? } else { Set::own()? };
@@ -101,7 +102,7 @@ pub fn run(path: Option<&Path>, drill: &Drill) -> Result<(), Failure> {
     tell(&format!("drill: seed {seed}, {} faults, {}", drill.faults, of_whom(&set)));
     let watch = Watch::default();
     let traffic = Traffic::new(&set, &watch, drill.path.clone());
-    let injector = Injector::new(&traffic, stop.came());
+    let injector = Injector::new(&traffic, stop.flag());
     let course = run_course(&mut set, &injector, drill, seed);
     let (mut effects, strays) = {
         let mut tracker = watch.tracker();
@@ -127,7 +128,7 @@ pub fn run(path: Option<&Path>, drill: &Drill) -> Result<(), Failure> {
         true => serde_json::to_string(&report).map_err(failed)? + "\n",
         false => report.to_string(),
     };
-    written(io::stdout().lock().write_all(text.as_bytes()))?;
+    ignore_broken_pipe(io::stdout().lock().write_all(text.as_bytes()))?;
     match report.violations.len() {
         0 => Ok(()),
         n => Err(failed(format!("drill: {n} violations; repeat with: {}", report.repeat))),
@@ -387,7 +388,7 @@ fn conclude(
     wrong: Vec<Breach>,
     drill: &Drill,
     seed: u64,
-) -> Result<Report, Failure> {
+) -> Result<Report, CommandError> {
     facts.records = traffic.records().map_err(failed)?;
     let (doors, pool_of) = (set.doors(), set.pool_of());
     let mut violations = wrong;

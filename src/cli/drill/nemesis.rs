@@ -93,11 +93,11 @@ impl<'a> Injector<'a> {
                 let (id, socket) = (set.workers[worker].clone(), set.dir().join("probe.sock"));
                 let (index, time) = (strike(), fault.amount);
                 scope.spawn(move || {
-                    let ordered = probe::ask(&socket, Some(ProbeCommand::Drain(id.clone())), PATIENCE).is_ok();
+                    let ordered = probe::query(&socket, Some(ProbeCommand::Drain(id.clone())), PATIENCE).is_ok();
                     self.sleep(time);
                     let give_up = Instant::now() + Duration::from_secs(20);
                     // A dispatcher that is away has to be asked again: a worker must not stay out of service.
-                    while probe::ask(&socket, Some(ProbeCommand::Resume(id.clone())), PATIENCE).is_err()
+                    while probe::query(&socket, Some(ProbeCommand::Resume(id.clone())), PATIENCE).is_err()
                         && Instant::now() < give_up
                     {
                         std::thread::sleep(Duration::from_millis(20));

@@ -13,7 +13,8 @@ use std::time::{Duration, Instant};
 use clap::Args;
 use nix::sys::stat::{SFlag, fstat};
 
-use crate::cli::{Failure, duration, failed};
+use crate::cli::duration_arg::duration;
+use crate::cli::error::{CommandError, failed};
 
 #[derive(Debug, Args)]
 pub struct Record {
@@ -25,7 +26,7 @@ pub struct Record {
     spin: Option<Duration>,
 }
 
-pub fn run(record: &Record) -> Result<(), Failure> {
+pub fn run(record: &Record) -> Result<(), CommandError> {
     if let Some(time) = record.spin {
         let end = Instant::now() + time;
         while Instant::now() < end {}

@@ -11,7 +11,8 @@ use nix::unistd::Pid;
 
 use super::checker::{Bounds, Door};
 use super::generator::Keeper;
-use crate::cli::{Failure, failed, load_applied, no_set};
+use crate::cli::config_source::load_applied;
+use crate::cli::error::{CommandError, failed, no_set};
 use crate::config::{Config, Delivery, HandlerConfig};
 use crate::ids::WorkerId;
 use crate::ipc;
@@ -49,18 +50,18 @@ pub enum Speaks {
 
 impl Set {
     /// Starts a set of the drill's own, with every kind of handler and listener and short times.
-    pub fn own() -> Result<Self, Failure> {
+    pub fn own() -> Result<Self, CommandError> {
         // What is aborted by hundreds leaves no cores.
         setrlimit(Resource::RLIMIT_CORE, 0, 0).map_err(failed)?;
         let name = format!("drill{}", std::process::id());
         let top = std::env::temp_dir().join(format!("patou-{name}"));
         fs::create_dir(&top).map_err(|error| failed(format!("{}: {error}", top.display())))?;
-        let made = || -> Result<(Config, Child), Failure> {
+        let made = || -> Result<(Config, Child), CommandError> {
             let program = std::env::current_exe().map_err(failed)?;
             let text = configuration(&name, &top, &program);
             fs::write(top.join("patou.toml"), &text).map_err(failed)?;
             let config = Config::parse(&text, "the drill's own configuration");
-            let config = config.map_err(|faults| Failure::Config(faults.to_string()))?;
+            let config = config.map_err(|faults| CommandError::Config(faults.to_string()))?;
             Ok((config, launch(&top)?))
         };
         let (config, child) = made().inspect_err(|_| drop(fs::remove_dir_all(&top)))?;
@@ -73,7 +74,7 @@ impl Set {
     }
 
     /// The set that runs on this configuration.
-    pub fn running(path: Option<&Path>) -> Result<Self, Failure> {
+    pub fn running(path: Option<&Path>) -> Result<Self, CommandError> {
         let config = load_applied(path)?;
         let dir = &config.set.runtime_dir;
         SavedState::read(dir).ok().filter(|state| state.watchdog().is_some()).ok_or_else(|| no_set(dir))?;
@@ -188,13 +189,13 @@ impl Set {
     }
 
     /// Kills the watchdog of the drill's own set as kill -9 does. Its parts drain and stop by themselves.
-    pub fn kill_watchdog(&mut self) -> Result<(), Failure> {
+    pub fn kill_watchdog(&mut self) -> Result<(), CommandError> {
         let Some(own) = &mut self.own else { return Err(failed("the watchdog is not the drill's own")) };
         own.child.kill().and_then(|()| own.child.wait()).map(drop).map_err(failed)
     }
 
     /// Starts it again, which clears what is left of it.
-    pub fn start_again(&mut self) -> Result<(), Failure> {
+    pub fn start_again(&mut self) -> Result<(), CommandError> {
         let Some(own) = &mut self.own else { return Ok(()) };
         own.child = launch(&own.top)?;
         Ok(())
@@ -319,7 +320,7 @@ pub fn is_still(pid: u32, started: u64) -> bool {
 
 /// Starts `patou run` on `patou.toml` in `top` so that it stops when this process dies, and by nothing else that a
 /// terminal sends.
-pub fn launch(top: &Path) -> Result<Child, Failure> {
+pub fn launch(top: &Path) -> Result<Child, CommandError> {
     use std::os::unix::process::CommandExt;
     let log = File::options().create(true).append(true).open(top.join("log")).map_err(failed)?;
     let mut command = Command::new("/proc/self/exe");

@@ -62,7 +62,7 @@ impl Program {
             environment.insert(name.into(), value.into());
         }
         let path = &environment[OsStr::new("PATH")];
-        if !executable::is_there(name, path) {
+        if !executable::is_executable(name, path) {
             return Err(StartError::NotExecutable(name.clone(), path.to_string_lossy().into_owned()));
         }
         Ok(Self { argv: argv.to_vec(), environment })
