@@ -1,38 +1,38 @@
-# shellcheck shell=bash disable=SC2034 # what is set here is for the checks
-# What the checks share. Each sources it, as root inside the machine, with `set -euo pipefail`.
+# shellcheck shell=bash disable=SC2034 # the checks use the variables set here
+# Functions shared by the checks. Each check sources this file, as root inside the machine, with `set -euo pipefail`.
 #
-# A check holds if it ends with 0. `reboot_here` ends it and has it called again, with PHASE=2 (then 3, ...), after a
-# reboot. Each check brings about what it needs (need_installed, need_started), so that it also runs alone.
+# A check passes if it exits with 0. `request_reboot` ends it; after the reboot it runs again with PHASE=2, then 3, ...
+# Each check establishes its preconditions (ensure_installed, ensure_started), so that it can also run alone.
 
 deb=$(find /debs -name '1-*.deb') # the package under test
-check_dir=/var/tmp/check          # what one check leaves for itself, across its reboots
+check_dir=/var/tmp/check          # files of one check, kept across its reboots
 mkdir -p "$check_dir"
 
-say() { printf '%s\n' "$*"; }
+log() { printf '%s\n' "$*"; }
 figure() { printf 'figure: %s\n' "$*"; }
-reboot_here() { exit 77; }
+request_reboot() { exit 77; }
 
-# Says what is wrong, how things are, and ends the check.
+# Prints the failure and the state of the set, and ends the check.
 fail() {
-    say "FAILED: $*"
-    say "--- units:"
+    log "FAILED: $*"
+    log "--- units:"
     systemctl list-units --all --plain --no-legend --no-pager 'patou*' || true
-    say "--- patou status:"
+    log "--- patou status:"
     patou status 2>&1 || true
     exit 1
 }
 
-# A command that fails without a word of its own ends the check with its line.
-trap 'say "FAILED: $CHECK, line $LINENO: $BASH_COMMAND"' ERR
+# A command that fails without a message ends the check with its line number.
+trap 'log "FAILED: $CHECK, line $LINENO: $BASH_COMMAND"' ERR
 set -E
 
-# grep -q at the end of a pipe, which reads to the end: who writes must not die of a reader that has seen enough.
+# Like grep -q, but reads all input, so that the writer of a pipe does not get SIGPIPE.
 has() { grep "$@" >/dev/null; }
 
 micros() { printf '%s' "${EPOCHREALTIME/[.,]/}"; }
 millis_since() { printf '%s' $((($(micros) - $1) / 1000)); }
 
-# wait_for SECONDS WHAT COMMAND...: until the command succeeds; the check fails after SECONDS.
+# wait_for SECONDS WHAT COMMAND...: waits until the command succeeds; the check fails after SECONDS.
 wait_for() {
     local bound=$1 what=$2 end
     shift 2
@@ -47,20 +47,20 @@ expect() { # WHAT FOUND WANTED
     [ "$2" = "$3" ] || fail "$1 is '$2', not '$3'"
 }
 
-# expect_failure WHAT COMMAND...: its words are in $answer.
+# expect_failure WHAT COMMAND...: leaves the output of the command in $output.
 expect_failure() {
     local what=$1
     shift
-    if answer=$("$@" 2>&1); then fail "$what went well: $answer"; fi
+    if output=$("$@" 2>&1); then fail "$what succeeded unexpectedly: $output"; fi
 }
 
 # ---------------------------------------------------------------------------------------------------------------------
 # The package and the configuration
 # ---------------------------------------------------------------------------------------------------------------------
 
-need_installed() {
+ensure_installed() {
     if ! dpkg-query -W -f '${Status}' patou 2>/dev/null | has ' installed$'; then
-        # What was there before, for who looks at what a purge leaves.
+        # The files before the installation, for the check of the purge.
         [ -e /var/tmp/files-before ] || list_files >/var/tmp/files-before
         apt-get install --quiet --quiet --yes "$deb" >"$check_dir/apt" 2>&1 || fail "apt-get install: $(cat "$check_dir/apt")"
     fi
@@ -72,8 +72,8 @@ list_files() {
         -o -print | sort
 }
 
-# Three workers on TCP, and the packaged Unix listener. Standard input is added.
-configuration() {
+# The packaged redirect listener and one on TCP, without a pool.
+base_configuration() {
     cat <<'TOML'
 [set]
 name = "patou"
@@ -103,40 +103,40 @@ configure() { # from standard input
     mv /etc/patou/patou.toml.new /etc/patou/patou.toml
 }
 
-standard() { { configuration && default_pool 3; } | configure; }
+configure_standard() { { base_configuration && default_pool 3; } | configure; }
 
-# The whole set, on the configuration of the checks, everybody at work.
-need_started() {
-    need_installed
+# The whole set runs on the standard configuration of the checks, and every part is up.
+ensure_started() {
+    ensure_installed
     local running=''
     [ ! -e "$check_dir/../running" ] || running=$(cat "$check_dir/../running")
-    standard
+    configure_standard
     systemctl reset-failed 'patou*' 2>/dev/null || true
     if [ "$running" != standard ] || ! all_up; then
         systemctl restart patou || fail "systemctl restart patou"
         wait_for 20 "the set is up" all_up
     fi
-    forget_set
+    mark_set_changed
     parts=(patou-watchdog.service patou-dispatcher.service)
     parts+=(patou-worker@default-{1,2,3}.service)
     workers=("${parts[@]:2}")
 }
 
-# Whoever leaves the set as need_started wants it says so with its last line: the next check saves a restart.
-forget_set() { rm -f "$check_dir/../running"; }
-keep_set() { echo standard >"$check_dir/../running"; }
+# A check that leaves the set as ensure_started needs it ends with mark_set_standard, which saves the next a restart.
+mark_set_changed() { rm -f "$check_dir/../running"; }
+mark_set_standard() { echo standard >"$check_dir/../running"; }
 
 all_up() { [ "$(systemctl is-active patou)" = active ] && patou status --wait 1ms >/dev/null; }
 
 # ---------------------------------------------------------------------------------------------------------------------
-# What runs
+# Units and processes
 # ---------------------------------------------------------------------------------------------------------------------
 
 main_pid() { systemctl show --value --property MainPID "$1"; }
 show() { systemctl show --value --property "$2" "$1"; }
 
-# A line per part: unit, main process, restarts by systemd. Without the ones named.
-others_than() {
+# parts_except UNIT...: a line per part: unit, main process, restarts by systemd.
+parts_except() {
     local unit
     for unit in "${parts[@]}"; do
         [[ " $* " == *" $unit "* ]] || printf '%s %s %s\n' "$unit" "$(main_pid "$unit")" "$(show "$unit" NRestarts)"
@@ -156,89 +156,89 @@ worker_is() { [ "$(worker_state "$1")" = "$2" ]; }
 worker_serves() { [[ "$(worker_state "$1")" =~ ^(idle|leased|busy)$ ]]; }
 id_of() { [[ $1 =~ @(.*)-([0-9]+)\.service ]] && printf '%s/%s' "${BASH_REMATCH[1]}" "${BASH_REMATCH[2]}"; }
 
-given_up() { [ "$(systemctl is-failed "$1")" = failed ]; }
+unit_failed() { [ "$(systemctl is-failed "$1")" = failed ]; }
 
-# A part is another process, at work.
+# The part runs as a new process.
 replaced() { # UNIT OLD-PID
     local pid
     pid=$(main_pid "$1")
     [ "$pid" != 0 ] && [ "$pid" != "$2" ] && [ "$(systemctl is-active "$1")" = active ]
 }
 
-answered() { [ "$(patou call --retry 0s --target unix:/run/patou/lease.sock /hello 2>/dev/null)" != "" ]; }
-answered_on_tcp() { curl --silent --fail --location --max-time 5 --output /dev/null http://127.0.0.1:7286/hello; }
+responds_on_unix() { [ "$(patou call --retry 0s --target unix:/run/patou/lease.sock /hello 2>/dev/null)" != "" ]; }
+responds_on_tcp() { curl --silent --fail --location --max-time 5 --output /dev/null http://127.0.0.1:7286/hello; }
 
-replaced_or_given_up() { given_up "$1" || replaced "$@"; }
+replaced_or_failed() { unit_failed "$1" || replaced "$@"; }
 
-# What the journal says since a mark, of the set alone.
+# mark prints a cursor; messages_since prints the set's journal messages after it.
 mark() {
     systemd-cat --identifier=check echo "mark"
-    journalctl --sync || true # not with a full /run
+    journalctl --sync || true # fails if /run is full
     journalctl --quiet --lines=1 --show-cursor --output=cat | sed -n 's/^-- cursor: //p'
 }
-words_since() { # MARK [MORE OPTIONS]
+messages_since() { # MARK [MORE OPTIONS]
     local cursor=$1
     shift
-    journalctl --sync || true # not with a full /run
-    # Not --after-cursor=: with a filter it leaves out the first one. The mark itself is of somebody else.
+    journalctl --sync || true # fails if /run is full
+    # Not --after-cursor=: with a filter it omits the first message. The mark has another identifier.
     journalctl --quiet --cursor="$cursor" --output=cat --identifier=patou "$@"
 }
 
-# Nothing of a set: no process, socket, port, segment, pipe, file or unit; but units that have failed may be named.
-nothing_is_left() { nothing_is_left_but 'none'; }
-nothing_is_left_but() { # UNITS, an expression
+# The set left no process, socket, port, segment, doorbell, file or unit behind, except failed units of that name.
+assert_nothing_left() { assert_nothing_left_except 'none'; }
+assert_nothing_left_except() { # UNITS, a regular expression
     local found
     found=$(pgrep --list-full --exact patou || true)
-    [ -z "$found" ] || fail "left: $found"
+    [ -z "$found" ] || fail "left behind: $found"
     found=$(ss --no-header --listening --tcp --unix | grep -E 'patou|:7286|:73[0-9]{2}' || true)
-    [ -z "$found" ] || fail "left: $found"
+    [ -z "$found" ] || fail "left behind: $found"
     found=$(find /dev/shm /run/patou /run/patou-applied /run/patou-watchdog -mindepth 1 2>/dev/null || true)
-    [ -z "$found" ] || fail "left: $found"
+    [ -z "$found" ] || fail "left behind: $found"
     found=$(systemctl list-units --plain --no-legend --no-pager 'patou*.service' 'patou*.socket' | grep -vE "^($1)" || true)
-    [ -z "$found" ] || fail "left: $found"
+    [ -z "$found" ] || fail "left behind: $found"
 }
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Clients
 # ---------------------------------------------------------------------------------------------------------------------
 
-# loop_curl CLIENTS [CURL OPTION...]: so many clients, each with one request after the other through the TCP listener,
-# fifty a second at most, until load_stop. A line per request: its end, curl's exit code, status, seconds, words.
-loop_curl() {
+# load_start CLIENTS [CURL OPTION...]: runs CLIENTS clients until load_stop. Each sends sequential requests, at most 50
+# per second, to the TCP listener, and logs for each: end time, exit code of curl, status, duration in s, error message.
+load_start() {
     local clients=$1 n
     shift
     load=$(mktemp -d /run/load.XXXXXX)
     curls=() readers=()
     for ((n = 1; n <= clients; n++)); do
-        mkfifo "$load/words.$n"
+        mkfifo "$load/output.$n"
         : >"$load/requests.$n"
         while read -r line; do
             echo "${EPOCHREALTIME/[.,]/} $line"
-        done <"$load/words.$n" >>"$load/requests.$n" &
+        done <"$load/output.$n" >>"$load/requests.$n" &
         readers+=($!)
         curl --silent --location --max-time 20 --rate 50/s --output /dev/null \
             --write-out '%{stderr}%{exitcode} %{http_code} %{time_total} %{errormsg}\n' \
-            "$@" "http://127.0.0.1:7286/client/$n/[1-100000]" 2>"$load/words.$n" &
+            "$@" "http://127.0.0.1:7286/client/$n/[1-100000]" 2>"$load/output.$n" &
         curls+=($!)
     done
-    load_goes_on
+    load_settle
 }
 
-# Until each client has been answered a few times more: so load before and after what is done under it.
-load_goes_on() {
+# Waits until each client has had a few more responses, so that there is load before and after the action under test.
+load_settle() {
     local n lines=()
     for ((n = 1; n <= ${#curls[@]}; n++)); do
         lines[n]=$(wc -l <"$load/requests.$n")
     done
     for ((n = 1; n <= ${#curls[@]}; n++)); do
-        wait_for 30 "client $n is answered" more_lines "$load/requests.$n" "${lines[n]}"
+        wait_for 30 "client $n gets responses" has_more_lines "$load/requests.$n" "${lines[n]}"
     done
 }
-more_lines() { [ "$(wc -l <"$1")" -gt $(($2 + 3)) ]; }
+has_more_lines() { [ "$(wc -l <"$1")" -gt $(($2 + 3)) ]; }
 
-# Ends the clients: $total and $failed requests, the $slowest in ms, and the $failures themselves.
+# Stops the clients and sets $total and $failed requests, the $slowest in ms, and the lines of the $failures.
 load_stop() {
-    load_goes_on
+    load_settle
     kill "${curls[@]}"
     wait "${curls[@]}" "${readers[@]}" 2>/dev/null || true
     cat "$load"/requests.* >"$load/all"
@@ -248,14 +248,15 @@ load_stop() {
     slowest=$(awk '$4 > max { max = $4 } END { printf "%.0f", max * 1000 }' "$load/all")
 }
 
-no_request_failed() { # WHAT
+load_stop_without_failure() { # WHAT
     load_stop
-    ((failed == 0)) || fail "$1: $failed of $total requests failed (end, curl's code, status, seconds, words): $failures"
-    say "$1: $total requests, none failed, the slowest took $slowest ms"
+    ((failed == 0)) || fail "$1: $failed of $total requests failed (end time, exit code of curl, status, duration in s, error message): $failures"
+    log "$1: $total requests, none failed, slowest $slowest ms"
 }
 
-# After load_stop: from that moment to the end of the first good request begun after it, in ms.
-first_answer_after() {
+# first_response_after TIME: the time in ms from TIME to the end of the first successful request sent after it. Call
+# after load_stop.
+first_response_after() {
     awk -v from="$1" '$2 == 0 && $3 == 200 && $1 - $4 * 1000000 > from && (!end || $1 < end) { end = $1 }
         END { if (end) printf "%.0f", (end - from) / 1000 }' "$load/all"
 }

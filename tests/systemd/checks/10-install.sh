@@ -1,24 +1,24 @@
 # shellcheck shell=bash source=SCRIPTDIR/../lib.sh
-# Installed, and not started: nothing that was not asked for.
+# The package installs the set and does not start it.
 . /checks/lib.sh
-need_installed
+ensure_installed
 
 for user in patou patou-watchdog patou-worker; do
-    getent passwd "$user" >/dev/null || fail "there is no user $user"
+    getent passwd "$user" >/dev/null || fail "user $user does not exist"
     expect "the group of $user" "$(id --group --name "$user")" "$user"
 done
 expect "patou.service" "$(systemctl is-enabled patou.service || true)" disabled
 expect "patou.service" "$(systemctl is-active patou.service || true)" inactive
-nothing_is_left
+assert_nothing_left
 expect "/run/patou" "$(stat --format '%a %U:%G' /run/patou)" "751 patou:patou"
 expect "/run/patou-applied" "$(stat --format '%a %U:%G' /run/patou-applied)" "755 root:root"
 
-patou check >/dev/null || fail "patou check refuses the packaged configuration"
+patou check >/dev/null || fail "patou check rejects the packaged configuration"
 if grep -vE '^ *#' /etc/patou/patou.toml | grep -E '^address *= *"[^u]'; then
     fail "the packaged configuration listens on the network"
 fi
 
-# Units, and their instances as the generator of the packaged configuration makes them.
+# The units, and the instances that the generator makes for the packaged configuration.
 units=()
 for file in $(dpkg -L patou | grep -E '/systemd/system/.*\.(service|socket|slice)$'); do
     name=${file##*/}
@@ -30,5 +30,5 @@ for file in $(dpkg -L patou | grep -E '/systemd/system/.*\.(service|socket|slice
 done
 complaints=$(systemd-analyze verify --man=no --generators=yes "${units[@]}" 2>&1) || fail "systemd-analyze verify: $complaints"
 [ -z "$complaints" ] || fail "systemd-analyze verify: $complaints"
-say "${#units[@]} units verified"
+log "${#units[@]} units verified"
 figure "installed size: $(dpkg-query -W -f '${Installed-Size}' patou) kB, of which /usr/bin/patou $(($(stat --format %s /usr/bin/patou) / 1024)) kB"

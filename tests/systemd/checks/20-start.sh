@@ -1,20 +1,20 @@
 # shellcheck shell=bash source=SCRIPTDIR/../lib.sh
-# The packaged configuration, enabled and started: who asks is served.
+# The packaged configuration, enabled and started, serves clients.
 . /checks/lib.sh
-need_installed
-if [ -e /etc/patou/patou.toml.dpkg-new ]; then fail "a conffile was left"; fi
+ensure_installed
+if [ -e /etc/patou/patou.toml.dpkg-new ]; then fail "a conffile is left behind"; fi
 systemctl stop patou 2>/dev/null || true
-forget_set
+mark_set_changed
 dpkg --fsys-tarfile "$deb" | tar --extract --directory / ./etc/patou/patou.toml
 
 systemctl enable --quiet patou
-begin=$(micros)
+t0=$(micros)
 systemctl start patou &
 starting=$!
-wait_for 20 "the first request is answered" answered
-figure "systemctl start patou to the first answered request: $(millis_since "$begin") ms"
+wait_for 20 "the first request gets a response" responds_on_unix
+figure "systemctl start patou to the first response: $(millis_since "$t0") ms"
 wait "$starting" || fail "systemctl start patou"
-figure "systemctl start patou: $(millis_since "$begin") ms"
+figure "systemctl start patou: $(millis_since "$t0") ms"
 
 expect "patou.service" "$(systemctl is-active patou.service)" active
 wait_for 10 "the set is up" all_up
@@ -23,36 +23,36 @@ for part in patou-ipc patou-watchdog patou-dispatcher patou-worker@default-{1,2}
 done
 systemctl --no-pager --lines=0 status 'patou*' >/dev/null || fail "systemctl status 'patou*'"
 
-# Somebody of the group, and nobody else.
+# Members of the group are served, other users are not.
 useradd --groups patou --no-create-home member 2>/dev/null || true
 useradd --no-create-home stranger 2>/dev/null || true
-as() { setpriv --reuid "$1" --regid "$1" --init-groups "${@:2}"; }
-lease=$(as member curl --silent --fail --data '' --unix-socket /run/patou/lease.sock http://localhost/.patou/lease) ||
+run_as() { setpriv --reuid "$1" --regid "$1" --init-groups "${@:2}"; }
+lease=$(run_as member curl --silent --fail --data '' --unix-socket /run/patou/lease.sock http://localhost/.patou/lease) ||
     fail "a member of group patou gets no lease"
-jq -e '.worker and .address and .token and .expires_ms' <<<"$lease" >/dev/null || fail "this is no lease: $lease"
-[[ $(as member patou call --data hello /x) == *hello* ]] || fail "a member of group patou is not served"
-expect_failure "a lease for a stranger" as stranger curl --silent --data '' --unix-socket /run/patou/lease.sock http://localhost/.patou/lease
-expect "what a member of group patou is answered" "$(as member curl --silent --data hello --unix-socket /run/patou/http.sock http://localhost/)" hello
-as stranger patou status >/dev/null 2>&1 || say "note: patou status is not for strangers"
+jq -e '.worker and .address and .token and .expires_ms' <<<"$lease" >/dev/null || fail "not a lease: $lease"
+[[ $(run_as member patou call --data hello /x) == *hello* ]] || fail "a member of group patou is not served"
+expect_failure "a lease for a stranger" run_as stranger curl --silent --data '' --unix-socket /run/patou/lease.sock http://localhost/.patou/lease
+expect "the response to a member of group patou" "$(run_as member curl --silent --data hello --unix-socket /run/patou/http.sock http://localhost/)" hello
+run_as stranger patou status >/dev/null 2>&1 || log "note: patou status does not work for strangers"
 
-# Each account has its parts.
+# Each part runs as its user.
 expect "the user of the watchdog" "$(ps -o user:20= -p "$(main_pid patou-watchdog)")" patou-watchdog
 expect "the user of the dispatcher" "$(ps -o user:20= -p "$(main_pid patou-dispatcher)")" patou
 expect "the user of worker 1" "$(ps -o user:20= -p "$(main_pid patou-worker@default-1)")" patou-worker
 
-# Each part says something of itself.
+# Each part sets a status text.
 for part in patou-watchdog patou-dispatcher patou-worker@default-1; do
     text=$(show "$part.service" StatusText)
-    [ -n "$text" ] || fail "$part.service says nothing in STATUS="
-    say "$part: $text"
+    [ -n "$text" ] || fail "$part.service sets no STATUS="
+    log "$part: $text"
 done
 
-# Nobody has failed on the way, and nothing was said at the level of errors.
+# No unit failed, and there is no message at level error.
 expect "failed units" "$(systemctl list-units --failed --plain --no-legend --no-pager)" ""
 errors=$(journalctl --quiet --boot --priority=err --output=short --no-hostname --grep patou || true)
 [ -z "$errors" ] || fail "errors in the journal: $errors"
 
-# What they take at rest.
+# Memory at rest.
 for part in patou-watchdog patou-dispatcher patou-worker@default-1; do
     pss=$(awk '/^Pss:/ { print $2 }' "/proc/$(main_pid "$part")/smaps_rollup")
     figure "PSS of $part: $pss kB"

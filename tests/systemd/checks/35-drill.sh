@@ -1,9 +1,9 @@
 # shellcheck shell=bash source=SCRIPTDIR/../lib.sh
-# A drill on the installed set: parts are killed, frozen and restarted through systemctl, the watchdog as well, segments
-# are spoilt, and what the handlers recorded is compared with what the clients were told.
+# A drill on the installed set: parts, the watchdog included, are killed, frozen and restarted through systemctl,
+# segments are corrupted, and the record of the handlers is compared with the responses that the clients got.
 . /checks/lib.sh
-need_installed
-forget_set
+ensure_installed
+mark_set_changed
 for pool in book warm talk; do
     mkdir -p "/etc/systemd/system/patou-worker@$pool-.service.d"
     printf '[Service]\nStateDirectory=patou-drill\n' >"/etc/systemd/system/patou-worker@$pool-.service.d/drill.conf"
@@ -11,8 +11,8 @@ done
 record='["/usr/bin/patou", "record", "/var/lib/patou-drill/records"]'
 bounds='request_timeout = "5s"\nqueue_timeout = "5s"\ndrain_timeout = "2s"\n'
 {
-    configuration
-    # shellcheck disable=SC2059 # the lines of a pool
+    base_configuration
+    # shellcheck disable=SC2059 # the formats are the lines of a pool
     default_pool 3 '"echo"' "$(printf "$bounds")"
     printf '\n[[listener]]\naddress = "127.0.0.1:7287"\npool = "book"\n'
     # shellcheck disable=SC2059
@@ -26,7 +26,7 @@ bounds='request_timeout = "5s"\nqueue_timeout = "5s"\ndrain_timeout = "2s"\n'
     # shellcheck disable=SC2059
     printf "\n[[pool]]\nname = \"warm\"\nworkers = 2\naddress = \"127.0.0.1:7395\"\nhandler = { coprocess = $record }\n$bounds"
     printf '\n[watchdog]\nprobe_interval = "100ms"\nworker_timeout = "500ms"\ndispatcher_timeout = "1s"\n'
-    # The limit of restarts is not what is tested here.
+    # This does not test the limit of restarts.
     printf 'restarts = { max = 100000, within = "1s", delay = "10ms", delay_max = "100ms" }\n'
 } | configure
 systemctl daemon-reload
@@ -34,17 +34,17 @@ systemctl restart patou || fail "systemctl restart patou"
 wait_for 20 "the set is up" all_up
 
 expect_failure "a drill without --yes" patou drill --config /etc/patou/patou.toml --faults 1
-[[ $answer == *--yes* ]] || fail "a drill without --yes says: $answer"
+[[ $output == *--yes* ]] || fail "a drill without --yes prints: $output"
 
 for seed in 1 2; do
-    patou drill --config /etc/patou/patou.toml --yes --seed $seed --faults 40 --pace 3 --json >"$check_dir/report" 2>"$check_dir/words" ||
-        fail "the drill: $(cat "$check_dir/words"; jq '{violations, skipped}' "$check_dir/report")"
+    patou drill --config /etc/patou/patou.toml --yes --seed $seed --faults 40 --pace 3 --json >"$check_dir/report" 2>"$check_dir/messages" ||
+        fail "the drill: $(cat "$check_dir/messages"; jq '{violations, skipped}' "$check_dir/report")"
     figure "drill, seed $seed: $(jq -c '[.faults, .faults_per_second, .starts_on_record, (.violations | length)]' "$check_dir/report") (faults, per second, starts on record, violations)"
-    jq -r '.by_kind[] | "figure:   \(.kind) of \(.target): \(.count), noticed \(.detection.p50_ms // "-")/\(.detection.max_ms // "-") ms, back \(.recovery.p50_ms // "-")/\(.recovery.max_ms // "-") ms, longest wait \(.longest_wait_ms) ms"' "$check_dir/report"
+    jq -r '.by_kind[] | "figure:   \(.kind) of \(.target): \(.count), detected \(.detection.p50_ms // "-")/\(.detection.max_ms // "-") ms, recovered \(.recovery.p50_ms // "-")/\(.recovery.max_ms // "-") ms, longest wait \(.longest_wait_ms) ms"' "$check_dir/report"
     expect "faults that could not be injected" "$(jq -c .skipped "$check_dir/report")" '[]'
     wait_for 20 "the set is up after the drill" all_up
 done
 systemctl stop patou
-nothing_is_left
+assert_nothing_left
 rm -r /etc/systemd/system/patou-worker@{book,warm,talk}-.service.d /var/lib/patou-drill
 systemctl daemon-reload

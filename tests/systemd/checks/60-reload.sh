@@ -1,13 +1,13 @@
 # shellcheck shell=bash source=SCRIPTDIR/../lib.sh
-# The configuration is the only truth, and only a reload makes it so: a good one is applied to whom it concerns, a wrong
-# one changes nothing, and nobody else's daemon-reload changes anything.
+# Only a reload applies the configuration: a valid one changes the parts that it concerns, an invalid one changes
+# nothing, and a daemon-reload for another reason changes nothing.
 . /checks/lib.sh
-need_started
+ensure_started
 
 services() { systemctl list-units --plain --no-legend --no-pager --state=active 'patou-*.service' 'patou-*.socket' | awk '{ print $1 }'; }
 pids_of() { for unit in "$@"; do main_pid "$unit"; done; }
-# Everything that systemd knows about the set and that a drop-in could change.
-known() {
+# The settings of all units that a drop-in could change, and the published configuration.
+state() {
     local unit
     for unit in $(services); do
         systemctl show "$unit" --property=Id,MainPID,NRestarts,User,Environment,MemoryMax,CPUQuotaPerSecUSec,TasksMax \
@@ -16,30 +16,30 @@ known() {
     cat /run/patou-applied/patou.toml
 }
 
-# Nothing changed: nothing happens.
-before=$(known)
+# A reload without a change does nothing.
+before=$(state)
 systemctl reload patou
-expect "the set after a reload of the same" "$(known)" "$before"
+expect "the set after a reload of the same" "$(state)" "$before"
 
-# More workers, while clients come: those who were there are not touched.
+# More workers, under load: the existing parts are not touched.
 before=$(pids_of "${parts[@]}")
-loop_curl 4
-{ configuration && default_pool 5; } | configure
-begin=$(micros)
-systemctl reload patou || fail "systemctl reload with two workers more"
-took=$(millis_since "$begin")
+load_start 4
+{ base_configuration && default_pool 5; } | configure
+t0=$(micros)
+systemctl reload patou || fail "systemctl reload with two more workers"
+took=$(millis_since "$t0")
 wait_for 10 "five workers are up" all_up
-no_request_failed "two workers more ($took ms)"
+load_stop_without_failure "two more workers ($took ms)"
 expect "worker 5" "$(worker_is default/5 gone && echo gone || echo there)" there
 expect "the other parts" "$(pids_of "${parts[@]}")" "$before"
 
-# Fewer: the surplus drains, and nothing of it is left.
-loop_curl 4
-{ configuration && default_pool 2; } | configure
-begin=$(micros)
-systemctl reload patou || fail "systemctl reload with three workers less"
-took=$(millis_since "$begin")
-no_request_failed "three workers less ($took ms)"
+# Fewer workers: the surplus drains and leaves nothing behind.
+load_start 4
+{ base_configuration && default_pool 2; } | configure
+t0=$(micros)
+systemctl reload patou || fail "systemctl reload with three fewer workers"
+took=$(millis_since "$t0")
+load_stop_without_failure "three fewer workers ($took ms)"
 expect "the parts that stay" "$(pids_of "${parts[@]:0:4}")" "$(head -n 4 <<<"$before")"
 for n in 3 4 5; do
     for kind in service socket; do
@@ -48,22 +48,22 @@ for n in 3 4 5; do
 done
 expect "segments" "$(find /dev/shm -name 'patou.*' | wc -l)" 2
 expect "workers in status" "$(patou status --json | jq '.pools[0].workers | length')" 2
-standard
+configure_standard
 systemctl reload patou
 wait_for 10 "three workers are up" all_up
 
-# Limits, user and environment become settings of the units, and of the processes.
+# Limits, user and environment become settings of the units and of the processes.
 useradd --system --no-create-home conversions 2>/dev/null || true
 limits='user = "conversions"
 environment = { GREETING = "50% \"of\" it", SECOND = "x y" }
 limits = { memory_max = "512M", cpu_quota = "50%", tasks_max = "64", open_files = "1024" }'
 before=$(pids_of "${parts[@]:0:2}")
-loop_curl 4
-{ configuration && default_pool 3 '{ exec = ["/usr/bin/env"] }' "$limits"; } | sed 's#"/usr/bin/env"#"/bin/sh", "-c", "printf \\"Content-Type: text/plain\\\\n\\\\n\\"; env; id -un"#' | configure
+load_start 4
+{ base_configuration && default_pool 3 '{ exec = ["/usr/bin/env"] }' "$limits"; } | sed 's#"/usr/bin/env"#"/bin/sh", "-c", "printf \\"Content-Type: text/plain\\\\n\\\\n\\"; env; id -un"#' | configure
 patou check >/dev/null || fail "patou check"
 systemctl reload patou || fail "systemctl reload with limits"
 wait_for 10 "the set is up" all_up
-no_request_failed "limits, user, environment and handler of the pool"
+load_stop_without_failure "limits, user, environment and handler of the pool"
 for unit in "${workers[@]}"; do
     expect "MemoryMax of $unit" "$(show "$unit" MemoryMax)" $((512 << 20))
     expect "CPUQuota of $unit" "$(show "$unit" CPUQuotaPerSecUSec)" 500ms
@@ -72,113 +72,113 @@ for unit in "${workers[@]}"; do
     expect "User of $unit" "$(show "$unit" User)" conversions
     show "$unit" Environment | has -F 'SECOND=x y' || fail "Environment of $unit is $(show "$unit" Environment)"
     expect "the user of process $(main_pid "$unit")" "$(ps -o user:20= -p "$(main_pid "$unit")")" conversions
-    grep -qE '^Max open files +1024 ' "/proc/$(main_pid "$unit")/limits" || fail "$unit runs with other open files"
+    grep -qE '^Max open files +1024 ' "/proc/$(main_pid "$unit")/limits" || fail "$unit has another limit of open files"
 done
-said=$(curl --silent --fail --location http://127.0.0.1:7286/x)
-grep -qxF 'GREETING=50% "of" it' <<<"$said" || fail "the handler's environment lacks GREETING: $said"
-grep -qxF conversions <<<"$said" || fail "the handler is not user conversions: $said"
+output=$(curl --silent --fail --location http://127.0.0.1:7286/x)
+grep -qxF 'GREETING=50% "of" it' <<<"$output" || fail "the handler's environment lacks GREETING: $output"
+grep -qxF conversions <<<"$output" || fail "the handler is not user conversions: $output"
 expect "the dispatcher" "$(main_pid patou-dispatcher.service)" "$(tail -n 1 <<<"$before")"
-# The watchdog reads what the workers hold: for that it has begun again, in their group.
-[ "$(main_pid patou-watchdog.service)" != "$(head -n 1 <<<"$before")" ] || fail "the watchdog has not been restarted"
+# The watchdog reads what the workers hold, and was restarted to get their group.
+[ "$(main_pid patou-watchdog.service)" != "$(head -n 1 <<<"$before")" ] || fail "the watchdog was not restarted"
 grep "^Groups:" "/proc/$(main_pid patou-watchdog.service)/status" | has -w "$(id -g conversions)" ||
     fail "the watchdog is not in the group of conversions"
-limited=$(known)
+limited=$(state)
 
-# Wrong ones are refused, with the reason in the journal, and nothing has changed.
-refused() { # WHAT REASON, the configuration on standard input
+# An invalid configuration is rejected with the reason in the journal, and changes nothing.
+rejected() { # WHAT REASON; the configuration is on standard input
     local mark
     configure
     mark=$(mark)
     expect_failure "systemctl reload: $1" systemctl reload patou
-    words_since "$mark" --unit=patou.service | has -- "$2" || fail "$1: the journal does not say '$2' but: $(words_since "$mark")"
-    [ "$(known)" = "$limited" ] || fail "$1 has changed the set: $(diff <(echo "$limited") <(known))"
+    messages_since "$mark" --unit=patou.service | has -- "$2" || fail "$1: the journal has no '$2' but: $(messages_since "$mark")"
+    [ "$(state)" = "$limited" ] || fail "$1 has changed the set: $(diff <(echo "$limited") <(state))"
     expect "patou.service after $1" "$(systemctl is-active patou)" active
-    answered_on_tcp || fail "not served after $1"
+    responds_on_tcp || fail "not serving after $1"
 }
-refused "garbage" "patou.toml" < <(head -c 2000 /dev/urandom)
-refused "an unknown key" "wrokers" < <({ configuration && default_pool 3 && echo 'wrokers = 3'; })
-refused "a pool that is not there" "nobody" < <({ configuration && printf '[[listener]]\naddress = "127.0.0.1:7290"\npool = "nobody"\n' && default_pool 3; })
-refused "a program that is not there" "/no/such/program" < <({ configuration && default_pool 3 '{ exec = ["/no/such/program"] }'; })
-refused "an empty file" "is empty" < <(printf '# nothing yet\n\n')
-refused "a user that does not exist" "nobody-knows-me" < <({ configuration && default_pool 3 '"echo"' 'user = "nobody-knows-me"'; })
-refused "another set" "set.name" < <({ configuration && default_pool 3; } | sed 's/name = "patou"/name = "other"/')
-refused "another folder" "runtime_dir" < <({ configuration && default_pool 3; } | sed 's#/run/patou"#/run/elsewhere"#')
+rejected "garbage" "patou.toml" < <(head -c 2000 /dev/urandom)
+rejected "an unknown key" "wrokers" < <({ base_configuration && default_pool 3 && echo 'wrokers = 3'; })
+rejected "a pool that does not exist" "no_such_pool" < <({ base_configuration && printf '[[listener]]\naddress = "127.0.0.1:7290"\npool = "no_such_pool"\n' && default_pool 3; })
+rejected "a program that does not exist" "/no/such/program" < <({ base_configuration && default_pool 3 '{ exec = ["/no/such/program"] }'; })
+rejected "an empty file" "is empty" < <(printf '# nothing yet\n\n')
+rejected "a user that does not exist" "no-such-user" < <({ base_configuration && default_pool 3 '"echo"' 'user = "no-such-user"'; })
+rejected "another set" "set.name" < <({ base_configuration && default_pool 3; } | sed 's/name = "patou"/name = "other"/')
+rejected "another directory" "runtime_dir" < <({ base_configuration && default_pool 3; } | sed 's#/run/patou"#/run/elsewhere"#')
 python3 -c 'import socket, time
 s = socket.socket(); s.bind(("127.0.0.1", 7299)); s.listen(); time.sleep(60)' &
-squatter=$!
-taken() { ss --no-header --listening --tcp 'sport = :7299' | has .; }
-wait_for 5 "the port is taken" taken
-refused "a port that is taken" "7299" < <({ configuration && printf '[[listener]]\naddress = "127.0.0.1:7299"\npool = "default"\n' && default_pool 3; })
-kill "$squatter"
-wait "$squatter" 2>/dev/null || true
+other=$!
+in_use() { ss --no-header --listening --tcp 'sport = :7299' | has .; }
+wait_for 5 "the port is in use" in_use
+rejected "a port that is in use" "7299" < <({ base_configuration && printf '[[listener]]\naddress = "127.0.0.1:7299"\npool = "default"\n' && default_pool 3; })
+kill "$other"
+wait "$other" 2>/dev/null || true
 mkdir /etc/patou/patou.toml.dir && rm /etc/patou/patou.toml && mv /etc/patou/patou.toml.dir /etc/patou/patou.toml
 mark=$(mark)
-expect_failure "reload of a folder" systemctl reload patou
-[ "$(known)" = "$limited" ] || fail "a folder has changed the set"
+expect_failure "reload of a directory" systemctl reload patou
+[ "$(state)" = "$limited" ] || fail "a directory in place of the file has changed the set"
 rmdir /etc/patou/patou.toml
-expect_failure "reload of nothing" systemctl reload patou
-[ "$(known)" = "$limited" ] || fail "a missing file has changed the set: $(diff <(echo "$limited") <(known))"
+expect_failure "reload without a file" systemctl reload patou
+[ "$(state)" = "$limited" ] || fail "a missing file has changed the set: $(diff <(echo "$limited") <(state))"
 
-# daemon-reload by somebody else, with anything in /etc: nothing changes, now or when a part is started again.
-foreign() { # WHAT
+# A daemon-reload changes nothing, whatever is in /etc: not at once, and not when a part is restarted.
+daemon_reload() { # WHAT
     systemctl daemon-reload
-    [ "$(known)" = "$limited" ] || fail "daemon-reload with $1 has changed the set: $(diff <(echo "$limited") <(known))"
+    [ "$(state)" = "$limited" ] || fail "daemon-reload with $1 has changed the set: $(diff <(echo "$limited") <(state))"
 }
-loop_curl 4
-foreign "no file"
+load_start 4
+daemon_reload "no file"
 head -c 2000 /dev/urandom | configure
-foreign "garbage"
+daemon_reload "garbage"
 configure </dev/null
-foreign "an empty file"
-standard
-foreign "another valid file"
+daemon_reload "an empty file"
+configure_standard
+daemon_reload "another valid file"
 chmod 0 /etc/patou/patou.toml
-foreign "an unreadable file"
+daemon_reload "an unreadable file"
 rm /etc/patou/patou.toml
 mkdir /etc/patou/patou.toml
-foreign "a folder"
+daemon_reload "a directory"
 rmdir /etc/patou/patou.toml
 systemctl reset-failed 'patou*' 2>/dev/null || true
 for unit in "${parts[@]}"; do
-    systemctl restart "$unit" || fail "systemctl restart $unit, with nothing in /etc/patou"
+    systemctl restart "$unit" || fail "systemctl restart $unit, without a file in /etc/patou"
 done
 wait_for 10 "the set is up" all_up
-# At any moment: again and again while parts restart.
+# At any moment: repeatedly while parts restart.
 (
     for n in {1..20}; do
-        if ((n % 2)); then head -c 500 /dev/urandom; else configuration && default_pool 1; fi | configure
+        if ((n % 2)); then head -c 500 /dev/urandom; else base_configuration && default_pool 1; fi | configure
         systemctl daemon-reload
     done
 ) &
 reloading=$!
 systemctl reset-failed 'patou*' 2>/dev/null || true
 for unit in "${parts[@]}"; do
-    systemctl restart "$unit" || fail "systemctl restart $unit, while daemon-reload goes on"
+    systemctl restart "$unit" || fail "systemctl restart $unit, during daemon-reload"
 done
 wait "$reloading"
-no_request_failed "daemon-reload by others"
+load_stop_without_failure "daemon-reload"
 without_pids() { grep -vE '^(MainPID|NRestarts)=' <<<"$1"; }
-[ "$(without_pids "$(known)")" = "$(without_pids "$limited")" ] || fail "daemon-reload has changed the set: $(diff <(echo "$limited") <(known))"
+[ "$(without_pids "$(state)")" = "$(without_pids "$limited")" ] || fail "daemon-reload has changed the set: $(diff <(echo "$limited") <(state))"
 
-# Another address: a listener comes and goes, while clients come on the one that stays.
-loop_curl 4
-{ configuration && printf '\n[[listener]]\naddress = "127.0.0.1:7290"\npool = "default"\n' && default_pool 3; } | configure
-systemctl reload patou || fail "systemctl reload with one listener more"
+# A listener is added and removed, under load on the listener that stays.
+load_start 4
+{ base_configuration && printf '\n[[listener]]\naddress = "127.0.0.1:7290"\npool = "default"\n' && default_pool 3; } | configure
+systemctl reload patou || fail "systemctl reload with one more listener"
 wait_for 10 "the set is up" all_up
 curl --silent --fail --location --output /dev/null http://127.0.0.1:7290/x || fail "the new listener does not serve"
-standard
-systemctl reload patou || fail "systemctl reload with one listener less"
+configure_standard
+systemctl reload patou || fail "systemctl reload with one fewer listener"
 wait_for 10 "the set is up" all_up
-no_request_failed "a listener comes and goes"
-expect_failure "a connection to the listener that went" curl --silent --max-time 5 http://127.0.0.1:7290/x
+load_stop_without_failure "a listener is added and removed"
+expect_failure "a connection to the removed listener" curl --silent --max-time 5 http://127.0.0.1:7290/x
 
-# A drop-in for a pool is one for each of its workers, also for who comes later.
+# A drop-in for a pool applies to each of its workers, also to those added later.
 pool=/etc/systemd/system/patou-worker@default-.service.d
 mkdir -p "$pool"
 printf '[Service]\nStateDirectory=patou-check\n' >"$pool/state.conf"
-echo 'not for systemd' >"$pool/README"
+echo 'not a drop-in' >"$pool/README"
 systemctl daemon-reload
-{ configuration && default_pool 4; } | configure
+{ base_configuration && default_pool 4; } | configure
 systemctl reload patou || fail "systemctl reload with a drop-in for the pool"
 wait_for 10 "the set is up" all_up
 for n in {1..4}; do
@@ -187,8 +187,8 @@ done
 expect "the state directory" "$(stat --format %U /var/lib/patou-check)" patou-worker
 rm -r "$pool" /var/lib/patou-check
 systemctl daemon-reload
-standard
+configure_standard
 systemctl reload patou
 wait_for 10 "the set is up" all_up
 expect "StateDirectory without the drop-in" "$(show patou-worker@default-1.service StateDirectory)" ""
-keep_set
+mark_set_standard

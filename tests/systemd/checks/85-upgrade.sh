@@ -1,7 +1,7 @@
 # shellcheck shell=bash source=SCRIPTDIR/../lib.sh
-# apt upgrade under load: every part is another process afterwards, and no request has failed.
+# An upgrade with apt under load: every part is a new process afterwards, and no request fails.
 . /checks/lib.sh
-need_started
+ensure_started
 
 # The same package with a later version.
 rm -rf "$check_dir/next"
@@ -11,14 +11,14 @@ sed -i "s/^Version: .*/Version: $version+next/" "$check_dir/next/DEBIAN/control"
 dpkg-deb --build "$check_dir/next" "$check_dir/next.deb" >/dev/null
 
 systemctl reset-failed 'patou*' 2>/dev/null || true
-before=$(others_than none)
+before=$(parts_except none)
 ipc=$(show patou-ipc ActiveEnterTimestampMonotonic)
-loop_curl 4
-begin=$(micros)
+load_start 4
+t0=$(micros)
 apt-get --quiet --quiet --yes install "$check_dir/next.deb" >"$check_dir/apt" 2>&1 || fail "apt-get install: $(cat "$check_dir/apt")"
-took=$(millis_since "$begin")
-no_request_failed "an upgrade of the package ($took ms)"
-figure "an upgrade under 4 clients: $took ms, $failed of $total requests failed, the slowest took $slowest ms"
+took=$(millis_since "$t0")
+load_stop_without_failure "an upgrade of the package ($took ms)"
+figure "an upgrade under 4 clients: $took ms, $failed of $total requests failed, slowest $slowest ms"
 expect "the version" "$(dpkg-query --show --showformat '${Version}' patou)" "$version+next"
 for unit in "${parts[@]}"; do
     pid=$(awk -v unit="$unit" '$1 == unit { print $2 }' <<<"$before")
@@ -26,6 +26,6 @@ for unit in "${parts[@]}"; do
 done
 expect "patou-ipc, which keeps the segments" "$(show patou-ipc ActiveEnterTimestampMonotonic)" "$ipc"
 
-# And back, for the checks that follow.
+# Back to the package under test, for the next checks.
 apt-get --quiet --quiet --yes --allow-downgrades install "$deb" >"$check_dir/apt" 2>&1 || fail "apt-get install: $(cat "$check_dir/apt")"
 wait_for 20 "the set is up" all_up
