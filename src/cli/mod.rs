@@ -1,4 +1,4 @@
-//! The command line: each command in its own file, the only place that prints an error and chooses the exit code here.
+//! The command line. Each command has its own file; only this file prints errors and chooses the exit code.
 
 mod account;
 mod bench;
@@ -29,7 +29,6 @@ use self::error::CommandError;
 use crate::ids::WorkerId;
 use crate::log;
 
-/// Pools of worker processes, watched for frozen processes as well as dead ones
 #[derive(Debug, Parser)]
 #[command(name = "patou", version, about, max_term_width = 100)]
 struct Cli {

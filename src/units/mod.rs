@@ -4,6 +4,8 @@
 //! Pure. The unit files contain what is the same for every set; addresses, users, limits and timeouts come from the
 //! configuration as drop-ins, which a generator (systemd.generator(7)) writes at every daemon-reload.
 
+#![forbid(unsafe_code)]
+
 mod check;
 mod names;
 mod reload_steps;
