@@ -1,8 +1,8 @@
 //! Growing restart delays for parts that systemd restarts: a part that keeps failing waits before it is ready, as
 //! `watchdog.restarts` configures.
 //!
-//! systemd 252 has no growing delay (`RestartSteps=` is new in 254), and a connection that waits in the part's socket starts
-//! the part at once, whatever `RestartSec=` says.
+//! systemd 252 has no growing delay (`RestartSteps=` is new in 254), and a connection that waits in the part's socket
+//! starts the part at once, whatever `RestartSec=` says.
 
 use crate::clock;
 use crate::config::Config;
@@ -19,8 +19,8 @@ pub fn limits(config: &Config) -> RestartLimits {
 /// Records this start in the slots, and waits after repeated failures. Does nothing unless systemd started the process:
 /// under `patou run` the watchdog delays restarts.
 ///
-/// The dispatcher records its start in every slot and uses the median: a worker that forges its own slot cannot delay the
-/// dispatcher, and a new slot does not erase the history.
+/// The dispatcher records its start in every slot and uses the median: a worker that forges its own slot cannot delay
+/// the dispatcher, and a new slot does not erase the history.
 pub fn delay_start(slots: &[&impl SlotMemory], word: Word, config: &Config) {
     let by_systemd = std::env::var("SYSTEMD_EXEC_PID").is_ok_and(|pid| pid == std::process::id().to_string());
     if !by_systemd {
@@ -37,7 +37,8 @@ pub fn delay_start(slots: &[&impl SlotMemory], word: Word, config: &Config) {
     if !wait.is_zero() {
         let failures = start.failures;
         let wait_ms = wait.as_millis() as u64;
-        tracing::info!(failures, wait_ms, event = %Event::PartHeldBack, "restarted after failures: waiting before it is ready");
+        tracing::info!(failures, wait_ms, event = %Event::PartHeldBack,
+            "restarted after failures: waiting before it is ready");
         std::thread::sleep(wait);
     }
 }

@@ -11,8 +11,8 @@ use nix::sys::signal::{SigSet, SigmaskHow};
 use nix::unistd::{Pid, getppid};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 
-/// Stop signals within this time count as one: timeout(1) signals both the process and its group, and a dying parent sends one
-/// signal per thread (`PR_SET_PDEATHSIG`, prctl(2)).
+/// Stop signals within this time count as one: timeout(1) signals both the process and its group, and a dying parent
+/// sends one signal per thread (`PR_SET_PDEATHSIG`, prctl(2)).
 pub const STOP_DEBOUNCE: Duration = Duration::from_millis(200);
 
 /// Detects the death of the parent process.

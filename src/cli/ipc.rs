@@ -19,8 +19,8 @@ pub enum IpcCommand {
     Create(OwnershipArgs),
     /// Remove them
     Remove(OwnershipArgs),
-    /// Create those that the configuration adds, remove those that it no longer has, and give the others to the group of
-    /// their pool's user
+    /// Create those that the configuration adds, remove those that it no longer has, and give the others to the group
+    /// of their pool's user
     Sync(OwnershipArgs),
     /// List them, and which processes use them
     List,

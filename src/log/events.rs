@@ -1,5 +1,5 @@
-//! The events that an operator can filter by: each has a stable name (`PATOU_EVENT`) and a stable number (`MESSAGE_ID`),
-//! under which `systemd/patou.catalog` explains it (`journalctl -x`).
+//! The events that an operator can filter by: each has a stable name (`PATOU_EVENT`) and a stable number
+//! (`MESSAGE_ID`), under which `systemd/patou.catalog` explains it (`journalctl -x`).
 //!
 //! Names and numbers never change and are never reused. A new event gets a new number (`journalctl --new-id128`) and an
 //! entry in the catalog.

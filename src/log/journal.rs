@@ -1,8 +1,8 @@
 //! The log as records of the journal, in its native protocol (<https://systemd.io/JOURNAL_NATIVE_PROTOCOL/>).
 //!
 //! `message` becomes `MESSAGE`; any other field becomes `PATOU_` and its name in capitals. A field `event` also sets
-//! `MESSAGE_ID`, a field `worker` also sets `PATOU_POOL`. The context of the process adds set, part, worker and epoch where
-//! the call does not set them.
+//! `MESSAGE_ID`, a field `worker` also sets `PATOU_POOL`. The context of the process adds set, part, worker and epoch
+//! where the call does not set them.
 //!
 //! tracing-journald does not fit: its prefix applies to all fields or to none, so that either `MESSAGE_ID` or the short
 //! names would be lost; tests cannot give it another socket; and it blocks without a bound while the journal does not
@@ -34,8 +34,8 @@ use super::events::Event;
 /// journald's socket.
 const SOCKET: &str = "/run/systemd/journal/socket";
 
-/// How long a record may wait for the journal. After the first record that times out, only errors wait, until the journal
-/// accepts a record again.
+/// How long a record may wait for the journal. After the first record that times out, only errors wait, until the
+/// journal accepts a record again.
 const SEND_TIMEOUT: Duration = Duration::from_millis(100);
 
 /// Longest name of a field (systemd.journal-fields(7)).

@@ -9,8 +9,8 @@
 //!
 //! A message of several lines is complete in itself: on stderr its other lines follow, indented, without fields.
 //!
-//! Two fields are written to the journal only: `event`, an [`Event`], and `part`, the part that the watchdog's message is
-//! about.
+//! Two fields are written to the journal only: `event`, an [`Event`], and `part`, the part that the watchdog's message
+//! is about.
 //!
 //! `PATOU_LOG` selects what is logged, in the syntax of tracing's `EnvFilter`: `debug`, `warn`,
 //! `patou::dispatcher=trace`. The default is `info`.

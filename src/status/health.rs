@@ -2,10 +2,7 @@
 
 use serde::Serialize;
 
-use super::view::{StatusView, WorkerView};
-
-/// The states of a worker that serves, now or after its current request.
-pub const SERVING: [&str; 3] = ["idle", "leased", "busy"];
+use super::view::{SERVING, StatusView, WorkerView};
 
 /// The health of a set in one word.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -42,7 +39,8 @@ pub struct HealthReport {
     pub reasons: Vec<String>,
 }
 
-/// Judges a set: available if the dispatcher is up, the set is not stopping, and at least one pool has a serving worker.
+/// Judges a set: available if the dispatcher is up, the set is not stopping, and at least one pool has a serving
+/// worker.
 pub fn health(view: &StatusView) -> HealthReport {
     let serves = |worker: &&WorkerView| SERVING.contains(&worker.state.as_str());
     let mut reasons = Vec::new();

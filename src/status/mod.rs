@@ -1,5 +1,5 @@
-//! The state of a set, from three sources: the watchdog's state file, the slots, and the dispatcher's probe report. Each
-//! process may be frozen; the state is complete as far as the others know it.
+//! The state of a set, from three sources: the watchdog's state file, the slots, and the dispatcher's probe report.
+//! Each process may be frozen; the state is complete as far as the others know it.
 
 mod collect;
 mod health;
@@ -7,6 +7,6 @@ mod state_file;
 mod view;
 
 pub use collect::{PROBE_TIMEOUT, ProbeResult, collect};
-pub use health::{HealthReport, HealthState, SERVING, health};
+pub use health::{HealthReport, HealthState, health};
 pub use state_file::{SavedPart, SavedState};
-pub use view::{DispatcherView, PoolView, StatusView, WatchdogView, WorkerView};
+pub use view::{DispatcherView, PoolView, SERVING, StatusView, WatchdogView, WorkerView};

@@ -5,6 +5,9 @@ use serde::Serialize;
 use crate::ids::{PoolName, WorkerId};
 use crate::stats::Counters;
 
+/// The states of a worker that serves, now or after its current request.
+pub const SERVING: [&str; 3] = ["idle", "leased", "busy"];
+
 /// A whole set.
 #[derive(Debug, Serialize)]
 pub struct StatusView {
@@ -100,7 +103,7 @@ impl StatusView {
     pub fn not_up(&self) -> Vec<String> {
         let parts = [("watchdog".to_owned(), self.watchdog.state), ("dispatcher".to_owned(), &self.dispatcher.state)];
         let down = parts.into_iter().filter(|(_, state)| *state != "up");
-        let is_up = |worker: &WorkerView| matches!(worker.state.as_str(), "idle" | "leased" | "busy" | "draining");
+        let is_up = |worker: &WorkerView| SERVING.contains(&worker.state.as_str()) || worker.state == "draining";
         let workers = self.pools.iter().flat_map(|pool| &pool.workers).filter(|worker| !is_up(worker));
         down.chain(workers.map(|worker| (format!("worker {}", worker.id), worker.state.as_str())))
             .map(|(part, state)| format!("{part} is {state}"))

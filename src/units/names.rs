@@ -27,8 +27,8 @@ pub const WORKER_USER: &str = "patou-worker";
 /// The file name of the drop-in that each unit gets from the configuration.
 pub const DROP_IN: &str = "50-patou.conf";
 
-/// The directory of an operator's drop-ins for all workers of a pool. Pool names contain no `-`, so the directories of two
-/// pools never overlap.
+/// The directory of an operator's drop-ins for all workers of a pool. Pool names contain no `-`, so the directories of
+/// two pools never overlap.
 pub fn pool_drop_ins(pool: &PoolName) -> PathBuf {
     format!("/etc/systemd/system/patou-worker@{pool}-.service.d").into()
 }

@@ -50,7 +50,8 @@ impl WaitMode {
     }
 }
 
-/// The words of [`WaitMode::BareWords`], to the peer and back: one in each role's line, unused by the benchmark otherwise.
+/// The words of [`WaitMode::BareWords`], to the peer and back: one in each role's line, unused by the benchmark
+/// otherwise.
 pub const BARE_WORDS: (Word, Word) = (Word::DISPATCHER_START, Word::WORKER_START);
 
 /// How long one end waits for the other before it fails.

@@ -11,8 +11,8 @@ pub(super) struct BodyOutput {
 }
 
 impl BodyOutput {
-    /// Creates the file, or uses standard output. To be called once there is a response: a call that fails earlier leaves
-    /// an existing file as it was.
+    /// Creates the file, or uses standard output. Called once there is a response, so that a call that fails earlier
+    /// leaves an existing file as it was.
     pub(super) fn open(file: Option<&Path>) -> Result<Self, String> {
         let Some(path) = file else {
             return Ok(Self { writer: Box::new(io::stdout()), name: "standard output".into() });

@@ -24,8 +24,8 @@ pub fn run(path: Option<&Path>, dir: &Path) -> Result<(), CommandError> {
     link_pool_drop_ins(&loaded.config, dir)
 }
 
-/// Links the operator's drop-ins for a pool into every worker of the pool. systemd supports drop-ins for one instance and for
-/// all instances of a template, not for some of them.
+/// Links the operator's drop-ins for a pool into every worker of the pool. systemd supports drop-ins for one instance
+/// and for all instances of a template, not for some of them.
 fn link_pool_drop_ins(config: &Config, dir: &Path) -> Result<(), CommandError> {
     for pool in &config.pools {
         let drop_ins = units::pool_drop_ins(&pool.name);

@@ -27,8 +27,8 @@ pub fn drain() -> Result<(), CommandError> {
     Ok(())
 }
 
-/// `ExecStopPost=` of a part: stops the part's sockets if the part is being stopped, because the next client would start
-/// the part again. The sockets stay when the part dies or restarts.
+/// `ExecStopPost=` of a part: stops the part's sockets if the part is being stopped, because the next client would
+/// start the part again. The sockets stay when the part dies or restarts.
 ///
 /// `StopPropagatedFrom=` in the socket units is no alternative: it also stops them when the service goes down without a
 /// job, as after `WatchdogSec=`, and a worker without its socket does not start again.

@@ -15,8 +15,8 @@ use crate::units::{DISPATCHER, IPC, RUNTIME_DIR, WATCHDOG, worker_service};
 /// How long the dispatcher may take to answer.
 const PROBE_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// Restarts one part after the other, so that clients are served throughout. If the segment layout has changed, all parts
-/// restart together, while new clients wait in the backlog of the listening sockets.
+/// Restarts one part after the other, so that clients are served throughout. If the segment layout has changed, all
+/// parts restart together, while new clients wait in the backlog of the listening sockets.
 pub fn run() -> Result<(), CommandError> {
     let Ok(published) = load_published() else {
         return Ok(()); // not running
@@ -34,8 +34,8 @@ pub fn run() -> Result<(), CommandError> {
     restart_if_running(WATCHDOG)
 }
 
-/// Has the dispatcher stop accepting, and waits until its queues are empty: later clients wait in the kernel's backlog for
-/// the next dispatcher. A dispatcher that does not know the command or does not answer is restarted as it is, and
+/// Has the dispatcher stop accepting, and waits until its queues are empty: later clients wait in the kernel's backlog
+/// for the next dispatcher. A dispatcher that does not know the command or does not answer is restarted as it is, and
 /// rejects its queued clients.
 fn empty_queues(config: &Config) {
     let socket = Path::new(RUNTIME_DIR).join("probe.sock");
