@@ -1,30 +1,72 @@
-//! patou: a pool of worker processes that notices the frozen, not only the dead.
+//! patou runs pools of worker processes on one Linux machine. A **dispatcher** gives each client one idle **worker**; a
+//! **watchdog** detects processes that are frozen as well as processes that are dead, records why, and replaces them.
+//!
+//! Most of this crate is the program `patou`. As a library it offers three things:
+//!
+//! - [`worker::serve`] (feature `worker`): turns a program into a worker. It takes any `tower` service over `http` types, such
+//!   as an `axum::Router`, and serves one request per lease.
+//! - [`client`] (feature `client`): sends a request through a set, with retries where that is safe.
+//! - [`config`] (feature `worker`): the configuration file of a set, read and checked.
+//!
+//! A program worker needs one feature: `patou = { version = "0.1", default-features = false, features = ["worker"] }`. The
+//! default feature, `daemon`, is the whole program.
+//!
+//! The modules below are in dependency order: a module uses only modules above it. `docs/ARCHITECTURE.md` describes them.
 
 #![deny(unsafe_code)]
 
-pub mod backoff;
-pub mod cli;
-pub mod client;
-pub mod clock;
-pub mod config;
-pub mod dispatcher;
-pub mod doorbell;
-pub mod exchange;
-pub mod executable;
-pub mod handoff;
 pub mod ids;
-pub mod ipc;
-pub mod liveness;
-pub mod log;
-pub mod net;
-pub mod pool;
-pub mod probe;
-pub mod process_tree;
-pub mod shm;
-pub mod signals;
+#[cfg(feature = "worker")]
 pub mod stats;
-pub mod status;
+#[cfg(feature = "worker")]
+pub mod config;
+#[cfg(feature = "worker")]
+pub mod exchange;
+#[cfg(feature = "daemon")]
+pub mod pool;
+#[cfg(feature = "worker")]
+pub mod liveness;
+#[cfg(feature = "worker")]
+pub mod clock;
+#[cfg(feature = "worker")]
+pub mod sd_watchdog;
+#[cfg(feature = "worker")]
+pub mod log;
+#[cfg(feature = "worker")]
+pub mod signals;
+#[cfg(feature = "worker")]
+pub mod sync;
+#[cfg(feature = "worker")]
 pub mod sys;
+#[cfg(feature = "worker")]
+pub mod doorbell;
+#[cfg(feature = "worker")]
+pub mod process_tree;
+#[cfg(feature = "worker")]
+pub mod net;
+#[cfg(feature = "worker")]
+pub mod handoff;
+#[cfg(feature = "daemon")]
+pub mod probe;
+#[cfg(feature = "worker")]
+pub mod executable;
+#[cfg(feature = "worker")]
+pub mod shm;
+#[cfg(feature = "worker")]
+pub mod ipc;
+#[cfg(feature = "daemon")]
 pub mod units;
-pub mod watchdog;
+#[cfg(feature = "daemon")]
+pub mod status;
+#[cfg(feature = "worker")]
+pub mod backoff;
+#[cfg(feature = "client")]
+pub mod client;
+#[cfg(feature = "daemon")]
+pub mod dispatcher;
+#[cfg(feature = "worker")]
 pub mod worker;
+#[cfg(feature = "daemon")]
+pub mod watchdog;
+#[cfg(feature = "daemon")]
+pub mod cli;

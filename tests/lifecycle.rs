@@ -35,7 +35,7 @@ fn a_stop_lets_requests_finish_and_refuses_those_who_wait() {
         assert_eq!((answer.status, answer.text().as_str()), (200, "done well\n"));
         assert_eq!(set.wait_for_end(), Some(0));
         let log = set.log();
-        assert!(place(&log, &["worker default/1", "left"]) < place(&log, &["dispatcher ", "left"]), "{log}");
+        assert!(place(&log, &["worker default/1", "stopped serving"]) < place(&log, &["dispatcher ", "left"]), "{log}");
         place(&log, &["watchdog", "stopping", "signal"]);
         place(&log, &["watchdog", "stopped"]);
         set.assert_nothing_left();

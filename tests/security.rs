@@ -153,7 +153,7 @@ fn a_stray_write_takes_no_worker_out_of_service_for_good() {
     // Its epoch, as another that there might be: nobody takes a lease for that one.
     segment(&set).write_all_at(&77u64.to_ne_bytes(), 256).unwrap();
     wait_until_back(&set, Some(pid));
-    set.wait_for_log(&["default/2", "has been overwritten and names another"]);
+    set.wait_for_log(&["default/2", "was overwritten and names another"]);
     set.stop();
 }
 

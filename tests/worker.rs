@@ -164,7 +164,7 @@ fn a_client_that_goes_cancels_its_request() {
     wait_some("the end of a program whose HTTP/1.0 client has reset", || (!is_alive(pid)).then_some(()));
     let worker = set.wait_for_worker("default/1", "idle");
     assert_eq!((&worker["failed"], &worker["restarts"]), (&2.into(), &0.into()));
-    set.wait_for_log(&["the client has gone", "worker=default/1", "lease="]);
+    set.wait_for_log(&["the client has disconnected", "worker=default/1", "lease="]);
     set.stop();
 }
 
@@ -408,7 +408,7 @@ fn a_handler_that_waits_too_long_is_dropped_and_one_that_blocks_costs_its_worker
     let answer = get(address, "/block?ms=100000").unwrap();
     assert_eq!((answer.status, answer.header("patou-outcome")), (504, Some("started-unknown")), "{}", set.log());
     assert_eq!(answer.header("content-type"), Some("application/problem+json"));
-    set.wait_for_log(&["the handler has blocked its thread past request_timeout", "lease="]);
+    set.wait_for_log(&["the handler blocks its thread past request_timeout", "lease="]);
 
     // A client that is still sending, and reads when it is through, gets its answer too.
     let mut stream = to_worker(address, "GET", "/block?ms=100000", "1.1", "Content-Length: 300000\r\n", b"");
@@ -458,8 +458,8 @@ fn what_a_handler_leaves_behind_on_its_thread_keeps_nobody_waiting_for_ever() {
     block(&set, 100_000, "100s");
     // This client stands before the door until the worker has ended itself, and is led back by the next one.
     assert_eq!(get(address, "/hello").unwrap().status, 200, "{}", set.log());
-    set.wait_for_log(&["worker=default/1", "it gets no client until it is free"]);
-    set.wait_for_log(&["worker=default/1", "with no request in hand: it ends itself"]);
+    set.wait_for_log(&["worker=default/1", "the worker gets no client until the thread responds"]);
+    set.wait_for_log(&["worker=default/1", "without a request: the worker exits"]);
     assert_ne!(set.worker_pid("default/1"), pid);
 
     // What passes by itself costs the worker nothing.
@@ -575,7 +575,7 @@ fn each_request_can_be_followed_by_its_lease_alone() {
         for step in ["lease is offered", "takes the lease", "is told its worker", "lease is claimed", "lease is over"] {
             assert_eq!(lines.iter().filter(|line| line.contains(step)).count(), 1, "{step} of {lease}: {lines:?}");
         }
-        let end = lines.iter().find(|line| line.contains("request is over")).unwrap();
+        let end = lines.iter().find(|line| line.contains("request finished")).unwrap();
         assert!(field(end, "status") == Some(status) && field(end, "took_ms").is_some(), "{end}");
         assert_eq!(lines.iter().any(|line| line.contains("some words")), said, "{lines:?}");
     }

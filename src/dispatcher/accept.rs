@@ -34,11 +34,10 @@ use super::readiness::Readiness;
 use super::{fdstore, redirect, request};
 use crate::config::{self, Config};
 use crate::log;
-use crate::net::{self, ProblemResponse, SocketListener, SocketStream, disconnected, lingering_close};
+use crate::net::{
+    self, ACCEPT_RETRY_DELAY, ProblemResponse, SocketListener, SocketStream, disconnected, lingering_close,
+};
 use crate::pool::Peer;
-
-/// Pause after a failed accept: out of descriptors, most likely, which only time mends.
-const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
 /// A wait shorter than this is not worth a watch on the client: it costs a descriptor and five calls.
 const WATCH_AFTER: Duration = Duration::from_millis(20);
@@ -193,7 +192,7 @@ async fn accept_handed(shared: Rc<AcceptorState>, index: usize, socket: Rc<Socke
             }
             Err(error) => {
                 tracing::warn!(%error, event = %log::Event::AcceptFailed, "accept");
-                sleep(ACCEPT_PAUSE).await;
+                sleep(ACCEPT_RETRY_DELAY).await;
             }
         }
     }
@@ -226,7 +225,7 @@ async fn accept(shared: Rc<AcceptorState>, index: usize, socket: Rc<SocketListen
             }
             Err(error) => {
                 tracing::warn!(%error, event = %log::Event::AcceptFailed, "accept");
-                sleep(ACCEPT_PAUSE).await;
+                sleep(ACCEPT_RETRY_DELAY).await;
             }
         }
     }

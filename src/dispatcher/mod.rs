@@ -21,7 +21,6 @@ use std::io;
 use std::path::PathBuf;
 use std::pin::pin;
 use std::rc::Rc;
-use std::time::Duration;
 
 use sd_notify::NotifyState;
 use tokio::io::AsyncReadExt;
@@ -33,8 +32,9 @@ use crate::ids::PoolName;
 use crate::ipc::IpcError;
 use crate::net::SocketListener;
 use crate::pool::PoolEvent;
+use crate::sd_watchdog::WatchdogTicker;
 use crate::signals::{ParentWatch, STOP_DEBOUNCE, Signal};
-use crate::{log, sys};
+use crate::{clock, log, sys};
 use driver::Driver;
 pub use driver::before_sleep;
 
@@ -113,7 +113,7 @@ async fn serve(mut config: Config, path: Option<PathBuf>) -> Result<(), Dispatch
     let _ = sd_notify::notify(&[NotifyState::Ready, NotifyState::Status(&desk.status())]);
     tracing::debug!(epoch = %desk.epoch(), "ready");
 
-    let mut beat = beat();
+    let mut watchdog = WatchdogTicker::start();
     let (mut stops, mut reloads) = ([0; 64], [0; 64]);
     loop {
         tokio::select! {
@@ -133,7 +133,7 @@ async fn serve(mut config: Config, path: Option<PathBuf>) -> Result<(), Dispatch
                 let _ = sd_notify::notify(&[NotifyState::Ready]);
             }
             () = desk.hold.notified() => front.close(),
-            () = beat.wait() => { let _ = sd_notify::notify(&[NotifyState::Watchdog]); }
+            () = watchdog.due() => watchdog.tick(clock::now()),
         }
     }
 
@@ -172,20 +172,4 @@ async fn serve(mut config: Config, path: Option<PathBuf>) -> Result<(), Dispatch
 fn return_port(config: &Config, ports: &[Option<u16>], pool: &PoolName) -> Option<u16> {
     let of_pool = config.listeners.iter().zip(ports).filter(|(listener, _)| listener.pool == *pool);
     of_pool.filter_map(|(_, port)| *port).next()
-}
-
-/// `WATCHDOG=1` where systemd asks for it (sd_watchdog_enabled(3)), from the serving loop.
-struct Beat(Option<tokio::time::Interval>);
-
-fn beat() -> Beat {
-    Beat(sd_notify::watchdog_enabled().map(|every| tokio::time::interval((every / 2).max(Duration::from_millis(1)))))
-}
-
-impl Beat {
-    async fn wait(&mut self) {
-        match &mut self.0 {
-            Some(interval) => drop(interval.tick().await),
-            None => std::future::pending().await,
-        }
-    }
 }

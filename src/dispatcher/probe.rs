@@ -13,14 +13,12 @@ use super::driver::Driver;
 use crate::clock;
 use crate::ids::Monotonic;
 use crate::log;
+use crate::net::ACCEPT_RETRY_DELAY;
 use crate::pool::PoolEvent;
 use crate::probe::{ProbeCommand, ProbeRefusal, ProbeReport, ProbeRequest, REQUEST_MAX};
 
 /// Whoever asks nothing, or takes no answer, for so long is let go. The watchdog asks every `probe_interval`, and connects anew.
 const IDLE: Duration = Duration::from_secs(60);
-
-/// Pause after a failed accept: out of descriptors, most likely, which only time mends.
-const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
 /// How long one who may not ask has for the question that is refused.
 const REFUSING: Duration = Duration::from_secs(1);
@@ -80,7 +78,7 @@ pub async fn serve(socket: UnixListener, desk: Rc<Driver>) {
             }
             Err(error) => {
                 tracing::warn!(%error, event = %log::Event::AcceptFailed, "probe.sock: accept");
-                tokio::time::sleep(ACCEPT_PAUSE).await;
+                tokio::time::sleep(ACCEPT_RETRY_DELAY).await;
             }
         }
     }

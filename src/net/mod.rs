@@ -15,5 +15,6 @@ pub use hosts::is_allowed;
 pub use lingering_close::{drain, lingering_close, reset, set_reset_on_close};
 pub use problem::{OUTCOME, Outcome, ProblemResponse};
 pub use proxy::{HEADER_MAX, ProxyHeader, proxied};
+pub use stream::ACCEPT_RETRY_DELAY;
 pub use stream::{SharedStream, SocketListener, SocketStream, local_address, peer_address, peer_user};
 pub use validate::{LEASE, check};

@@ -7,6 +7,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::pin::Pin;
 use std::sync::{Arc, OnceLock};
 use std::task::{Context, Poll, ready};
+use std::time::Duration;
 
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
@@ -20,6 +21,9 @@ use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
 use tokio::task::coop;
 
 use crate::sys;
+
+/// Pause after a failed accept. The usual cause is a lack of descriptors, which only time resolves.
+pub const ACCEPT_RETRY_DELAY: Duration = Duration::from_millis(50);
 
 /// A listening socket: IPv4 or IPv6, or a Unix stream socket.
 #[derive(Debug)]

@@ -133,7 +133,7 @@ impl Set {
     /// How long things may take, as the configuration says.
     pub fn bounds(&self) -> Bounds {
         let Config { pools, front, watchdog, .. } = &self.config;
-        // What the worker allows itself beyond request_timeout to end who does not end (BLOCKED, PARTING).
+        // What the worker allows itself beyond request_timeout to end who does not end (BLOCKED_GRACE, TIMEOUT_RESPONSE_GRACE).
         let parting = Duration::from_secs(1);
         // Until the dispatcher answers in the place of a worker that has not.
         let aborted = if self.config.listeners.iter().any(|l| l.delivery == Delivery::Handoff) {

@@ -31,7 +31,7 @@ use super::restart_stats::Account;
 use crate::config::Config;
 use crate::ids::{Monotonic, PoolName, WorkerId};
 use crate::log;
-use crate::net::{self, ProblemResponse, SocketListener, lingering_close};
+use crate::net::{self, ACCEPT_RETRY_DELAY, ProblemResponse, SocketListener, lingering_close};
 use crate::probe::ProbeReport;
 use crate::stats::CounterTotals;
 use crate::status::SavedState;
@@ -47,8 +47,6 @@ const HEAD_BYTES: usize = 8192;
 const WHOLE: Duration = Duration::from_secs(10);
 /// How long an answer waits for its client to stop sending.
 const LINGER: Duration = Duration::from_millis(500);
-/// Pause after a failed accept: out of descriptors, most likely, which only time mends.
-const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 /// Bytes of the thread's stack; what is not used costs nothing.
 const STACK: usize = 512 << 10;
 
@@ -153,13 +151,13 @@ fn serve(sockets: &[OwnedFd], stop: OwnedFd, shared: &Arc<Shared>) {
             Ok(runtime) => runtime,
             Err(error) => {
                 tracing::warn!(%error, event = %log::Event::AcceptFailed, "admin.sock: nobody can be served");
-                thread::sleep(ACCEPT_PAUSE);
+                thread::sleep(ACCEPT_RETRY_DELAY);
                 continue;
             }
         };
         if let Err(error) = LocalSet::new().block_on(&runtime, attend(sockets, &stop, shared)) {
             tracing::warn!(%error, event = %log::Event::AcceptFailed, "admin.sock: nobody can be served");
-            thread::sleep(ACCEPT_PAUSE);
+            thread::sleep(ACCEPT_RETRY_DELAY);
         }
     }
 }
@@ -205,7 +203,7 @@ async fn accept(listener: SocketListener, shared: Arc<Shared>, here: Rc<Cell<usi
             }
             Err(error) => {
                 tracing::warn!(%error, event = %log::Event::AcceptFailed, "admin.sock: accept");
-                sleep(ACCEPT_PAUSE).await;
+                sleep(ACCEPT_RETRY_DELAY).await;
                 ended.notify_one();
             }
         }

@@ -100,7 +100,7 @@ fn redirected(request: &Request<()>, host: &str, target: &str) {
     let Some((Some(read), rest)) = lease_url::split(request.method(), &uri) else { panic!("{to:?} is not understood") };
     assert!(read.matches(token));
     assert_eq!(rest.as_str(), target, "{to:?}");
-    let back = lease_url::back(host, 7286, Some(&rest)).expect("a way back");
+    let back = lease_url::return_location(host, 7286, Some(&rest)).expect("a way back");
     let uri = Uri::try_from(back.as_bytes()).unwrap_or_else(|error| panic!("{back:?}: {error}"));
     assert_eq!(uri.authority().map(|authority| authority.as_str()), Some(&*format!("{host}:7286")));
     if target != "*" {
