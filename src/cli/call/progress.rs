@@ -1,12 +1,13 @@
 //! Progress of `patou call` on standard error: numbered steps with `-v`, otherwise a bar for a long upload.
 
 use std::io::Write;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use indicatif::{ProgressBar, ProgressStyle};
 
 use crate::client::Step;
+use crate::sync::lock;
 
 /// Writes one step of `-v`, numbered like the steps of a redirected request in patou(7).
 ///
@@ -51,7 +52,7 @@ impl UploadBar {
     pub(super) fn update(&self, step: &Step) {
         match step {
             Step::Progress { bytes, of } if bytes < of && *of > BAR_MIN_BYTES => {
-                let mut bar = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+                let mut bar = lock(&self.0);
                 let bar = bar.get_or_insert_with(|| {
                     let style = ProgressStyle::with_template("{bar:40} {bytes}/{total_bytes}  {bytes_per_sec}  {eta}");
                     ProgressBar::new(*of).with_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()))
@@ -65,7 +66,7 @@ impl UploadBar {
 
     /// Removes the bar from the terminal.
     pub(super) fn clear(&self) {
-        if let Some(bar) = self.0.lock().unwrap_or_else(PoisonError::into_inner).take() {
+        if let Some(bar) = lock(&self.0).take() {
             bar.finish_and_clear();
         }
     }
