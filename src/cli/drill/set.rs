@@ -10,8 +10,9 @@ use self::private::PrivateSet;
 use super::checker::{CheckedListener, DrillBounds};
 use super::fault::DrillPart;
 use super::generator::SetKind;
-use super::patou_run::{POLL_INTERVAL, all_parts_up};
-use crate::cli::{Failure, failed, load_applied, no_set};
+use crate::cli::config_source::load_applied;
+use crate::cli::error::{CommandError, failed, no_set};
+use crate::cli::patou_run::{POLL_INTERVAL, all_parts_up};
 use crate::config::{Config, Delivery, HandlerConfig, ListenerConfig, PoolConfig};
 use crate::ids::{PoolName, WorkerId};
 use crate::ipc;
@@ -45,7 +46,7 @@ pub enum DrillHandler {
 
 impl DrillSet {
     /// Starts a private set with every kind of handler and listener and short timeouts.
-    pub fn start_private() -> Result<Self, Failure> {
+    pub fn start_private() -> Result<Self, CommandError> {
         let (private, config) = PrivateSet::start()?;
         let workers = config.workers().collect();
         let set = Self { config, kind: SetKind::Private, workers, private: Some(private) };
@@ -56,7 +57,7 @@ impl DrillSet {
     }
 
     /// The running set of this configuration.
-    pub fn running(path: Option<&Path>) -> Result<Self, Failure> {
+    pub fn running(path: Option<&Path>) -> Result<Self, CommandError> {
         let config = load_applied(path)?;
         let dir = &config.set.runtime_dir;
         SavedState::read(dir).ok().filter(|state| state.watchdog().is_some()).ok_or_else(|| no_set(dir))?;
@@ -175,13 +176,13 @@ impl DrillSet {
     }
 
     /// Kills the watchdog of a private set with SIGKILL. Its parts drain and stop by themselves.
-    pub fn kill_watchdog(&mut self) -> Result<(), Failure> {
+    pub fn kill_watchdog(&mut self) -> Result<(), CommandError> {
         let Some(private) = &mut self.private else { return Err(failed("the watchdog is not a child of the drill")) };
         private.kill_watchdog()
     }
 
     /// Starts the watchdog of a private set again, which removes what is left of the previous one.
-    pub fn restart_watchdog(&mut self) -> Result<(), Failure> {
+    pub fn restart_watchdog(&mut self) -> Result<(), CommandError> {
         self.private.as_mut().map_or(Ok(()), PrivateSet::restart_watchdog)
     }
 
