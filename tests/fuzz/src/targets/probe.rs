@@ -12,7 +12,7 @@ pub fn run(bytes: &[u8]) {
     if let Ok(question) = serde_json::from_slice::<ProbeRequest>(bytes) {
         let order = question.command.clone();
         let line = question.to_line().unwrap();
-        assert!(line.len() <= REQUEST_MAX || (order.is_some() && bytes.len() > QUESTION_MAX / 2));
+        assert!(line.len() <= REQUEST_MAX || (order.is_some() && bytes.len() > REQUEST_MAX / 2));
         assert_eq!(serde_json::from_slice::<ProbeRequest>(&line).unwrap().command, order);
     }
     if let Ok(report) = serde_json::from_slice::<ProbeReport>(bytes) {
