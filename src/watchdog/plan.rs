@@ -5,6 +5,8 @@
 //! Start: the dispatcher first, the workers once it is ready. Stop: the workers first, the dispatcher once all of
 //! them have ended. In between the parts are independent: no part is restarted because another one was.
 
+#![forbid(unsafe_code)]
+
 mod lifecycle;
 mod liveness;
 mod messages;
@@ -126,7 +128,7 @@ impl Plan {
         self.parts.iter().map(|(part, record)| (part, record.status()))
     }
 
-    /// The pools whose workers have all failed, each with how one of them ended last.
+    /// The pools of which every worker has failed, each with how one of them ended last.
     pub fn failed_pools(&self) -> Vec<(&PoolName, &str)> {
         let mut pools: BTreeMap<&PoolName, Option<&str>> = BTreeMap::new();
         for (part, record) in &self.parts {

@@ -1,4 +1,4 @@
-//! Ends the processes of a previous set whose watchdog was killed, and removes its files.
+//! After the watchdog of the previous set was killed: ends the processes of that set and removes its files.
 
 use std::collections::BTreeSet;
 use std::os::fd::AsFd;
