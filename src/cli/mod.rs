@@ -82,7 +82,7 @@ enum Command {
         what: bench::Bench,
     },
     /// Inject faults into a set, by default one of its own, and see whether every promise holds
-    Drill(drill::Drill),
+    Drill(drill::DrillOptions),
     /// What the systemd units and the package run; an operator uses systemctl
     Systemd {
         #[command(subcommand)]
@@ -96,7 +96,7 @@ enum Command {
     Launch(roles::Launch),
     /// The handler of a drill: records each start, answers with the body
     #[command(hide = true)]
-    Record(drill::recording_handler::Record),
+    Record(drill::recording_handler::RecordingHandler),
     /// The baselines of a benchmark: nothing but a server
     #[command(hide = true)]
     Bare(bench::bare::Bare),

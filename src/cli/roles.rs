@@ -57,7 +57,7 @@ fn run_dispatcher(path: Option<&Path>) -> Result<(), Failure> {
         Origin::BuiltIn => None,
     };
     let mut runtime = tokio::runtime::Builder::new_current_thread();
-    let runtime = runtime.enable_all().on_thread_park(dispatcher::before_sleep).build().map_err(failed)?;
+    let runtime = runtime.enable_all().on_thread_park(dispatcher::on_thread_park).build().map_err(failed)?;
     runtime.block_on(dispatcher::run(loaded.config, path)).map_err(|error| failed(format!("dispatcher: {error}")))
 }
 

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-use crate::cli::drill::set::{LOOK, is_up, launch};
+use crate::cli::drill::patou_run::{POLL_INTERVAL, all_parts_up, launch};
 use crate::cli::{Failure, failed};
 use crate::config::{Config, Delivery};
 use crate::process_tree;
@@ -67,7 +67,7 @@ impl Set {
         while Instant::now() < give_up && self.child.try_wait().is_ok_and(|ended| ended.is_none()) {
             if let Ok(state) = SavedState::read(&config.set.runtime_dir)
                 && state.watchdog().is_some()
-                && is_up(&state)
+                && all_parts_up(&state)
             {
                 let door = |(address, delivery): (&String, &Delivery)| {
                     let address = address.parse().map_err(|_| failed(format!("{address} is no address")))?;
@@ -75,7 +75,7 @@ impl Set {
                 };
                 return state.listeners.iter().zip(DELIVERIES).map(door).collect();
             }
-            std::thread::sleep(LOOK);
+            std::thread::sleep(POLL_INTERVAL);
         }
         let log = fs::read_to_string(self.top.join("log")).unwrap_or_default();
         let last = log.lines().last().unwrap_or("it says nothing");
@@ -97,7 +97,7 @@ impl Set {
         loop {
             match self.child.try_wait() {
                 Ok(Some(status)) => return status.success(),
-                Ok(None) if Instant::now() < give_up => std::thread::sleep(LOOK),
+                Ok(None) if Instant::now() < give_up => std::thread::sleep(POLL_INTERVAL),
                 _ => {
                     let _ = self.child.kill().and_then(|()| self.child.wait());
                     return false;
