@@ -79,7 +79,7 @@ impl Plan {
         }
         // The events that arrived meanwhile follow these three, and no part is evaluated before they are processed: one
         // of them may be the answer to a probe of a watchdog that was late.
-        let is_complete =
+        let ends_batch =
             !matches!(event, PlanEvent::WatchdogLate(_) | PlanEvent::MachineResumed | PlanEvent::ProbeSent);
         let by_systemd = self.supervisor == SupervisorKind::Systemd;
         match event {
@@ -104,7 +104,7 @@ impl Plan {
             PlanEvent::Apply(change) if by_systemd => self.apply_to_units(change),
             PlanEvent::Apply(change) => self.apply(now, change),
         }
-        if is_complete {
+        if ends_batch {
             self.check_deadlines(now);
             self.advance(now);
         }
