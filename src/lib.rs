@@ -28,3 +28,17 @@ pub mod sys;
 pub mod units;
 pub mod watchdog;
 pub mod worker;
+
+// The parts of the crate that are compiled for its tests, fuzzing and benchmarks only, and kept beside those.
+
+#[cfg(feature = "internals")]
+#[doc(hidden)]
+#[path = "../benches/operations.rs"]
+pub mod benchmarks;
+#[cfg(any(test, fuzzing))]
+#[doc(hidden)]
+#[path = "../tests/fuzz/src/targets/mod.rs"]
+pub mod fuzz_targets;
+#[cfg(test)]
+#[path = "../tests/model/mod.rs"]
+mod model;

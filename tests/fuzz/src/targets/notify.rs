@@ -4,7 +4,7 @@ use std::fs::File;
 use std::os::fd::OwnedFd;
 use std::sync::LazyLock;
 
-use patou::watchdog::notify::{Store, Words};
+use crate::watchdog::notify::{Store, Words};
 
 const BOUND: usize = 3;
 

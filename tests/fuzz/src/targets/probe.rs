@@ -3,10 +3,10 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use patou::ids::Monotonic;
-use patou::liveness::RestartLimits;
-use patou::probe::{ProbeReport, ProbeRequest, QUESTION_MAX};
-use patou::watchdog::plan::{Action, Bounds, Event, Part, Plan, Sign};
+use crate::ids::Monotonic;
+use crate::liveness::RestartLimits;
+use crate::probe::{ProbeReport, ProbeRequest, QUESTION_MAX};
+use crate::watchdog::plan::{Action, Bounds, Event, Part, Plan, Sign};
 
 pub fn run(bytes: &[u8]) {
     if let Ok(question) = serde_json::from_slice::<ProbeRequest>(bytes) {

@@ -1,9 +1,9 @@
 //! Lease tokens, lease paths and the names of workers, as text from a client or a command line.
 
+use crate::exchange::{DispatcherSide, WorkerSide};
+use crate::ids::{Epoch, LeaseId, LeaseTerms, Monotonic, PoolName, Token, WorkerId};
+use crate::worker::lease_url;
 use http::{Method, Uri};
-use patou::exchange::{DispatcherSide, WorkerSide};
-use patou::ids::{Epoch, LeaseId, LeaseTerms, Monotonic, PoolName, Token, WorkerId};
-use patou::worker::lease_url;
 
 use super::slot::Words;
 

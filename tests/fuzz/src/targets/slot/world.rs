@@ -3,10 +3,10 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::time::Duration;
 
-use patou::dispatcher::slot;
-use patou::exchange::{DispatcherSide, Word};
-use patou::ids::{Claim, Epoch, LeaseId, LeaseTerms, Monotonic, Token};
-use patou::pool::{ClientId, Hold, Peer, Pool, PoolAction, PoolEvent, PoolLimits, Refusal, SlotView};
+use crate::dispatcher::slot;
+use crate::exchange::{DispatcherSide, Word};
+use crate::ids::{Claim, Epoch, LeaseId, LeaseTerms, Monotonic, Token};
+use crate::pool::{ClientId, Hold, Peer, Pool, PoolAction, PoolEvent, PoolLimits, Refusal, SlotView};
 
 use super::Words;
 use super::honest::Honest;

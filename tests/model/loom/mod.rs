@@ -8,13 +8,13 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering::{self, Acquire, Relaxed, Release, SeqCst};
 use std::time::Duration;
 
-use loom::sync::atomic::{AtomicU64, fence};
-use loom::thread;
-use patou::exchange::{
+use crate::exchange::{
     self, ClaimError, DispatcherSide, Incarnation, Question, QuestionKind, Reply, RequestNote, SlotMemory, WORDS, Word,
     WorkerSide,
 };
-use patou::ids::{Claim, Epoch, LeaseId, LeaseTerms, Lifecycle, Monotonic, Phase, Token};
+use crate::ids::{Claim, Epoch, LeaseId, LeaseTerms, Lifecycle, Monotonic, Phase, Token};
+use loom::sync::atomic::{AtomicU64, fence};
+use loom::thread;
 
 /// Which guarantee is missing.
 #[derive(Clone, Copy, PartialEq)]

@@ -3,9 +3,9 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
-use patou::ids::{Monotonic, WorkerId};
-use patou::probe::ProbeReport;
-use patou::watchdog::plan::{Action, Bounds, Change, Event, Notice, Order, Part, Plan, Sign};
+use crate::ids::{Monotonic, WorkerId};
+use crate::probe::ProbeReport;
+use crate::watchdog::plan::{Action, Bounds, Change, Event, Notice, Order, Part, Plan, Sign};
 
 use super::core::{PROBE, WORKERS, What};
 use super::policy::Policy;

@@ -6,12 +6,12 @@
 use std::net::{IpAddr, Ipv4Addr};
 use std::time::Duration;
 
-use patou::ids::Lifecycle::{Draining, Ready, Recycling, Starting};
-use patou::ids::Phase::{Aborted, Claimed, Done, Offered, Responding, Revoked};
-use patou::ids::{Claim, Epoch, LeaseId, LeaseTerms, Lifecycle, Monotonic, Phase, RefuseReason, Token};
-use patou::pool::PoolAction::{Abort, Clear, Look, Reclaim, Refuse, Release, Revoke, Ring};
-use patou::pool::PoolEvent::{Client, Left, Probe, Quiesce, Tick};
-use patou::pool::{
+use crate::ids::Lifecycle::{Draining, Ready, Recycling, Starting};
+use crate::ids::Phase::{Aborted, Claimed, Done, Offered, Responding, Revoked};
+use crate::ids::{Claim, Epoch, LeaseId, LeaseTerms, Lifecycle, Monotonic, Phase, RefuseReason, Token};
+use crate::pool::PoolAction::{Abort, Clear, Look, Reclaim, Refuse, Release, Revoke, Ring};
+use crate::pool::PoolEvent::{Client, Left, Probe, Quiesce, Tick};
+use crate::pool::{
     Hold, LeaseEnd, Peer, Pool, PoolAction, PoolEvent, PoolLimits, PoolNote, Refusal, SlotAnswer, SlotQuestion,
     SlotView,
 };

@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
-use patou::ids::Monotonic;
-use patou::liveness::{Activity, HeldBy, ProcessSample, SchedStat};
+use crate::ids::Monotonic;
+use crate::liveness::{Activity, HeldBy, ProcessSample, SchedStat};
 
 use super::set::Happening;
 

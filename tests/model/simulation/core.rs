@@ -8,10 +8,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use patou::dispatcher::slot;
-use patou::exchange::{self, DispatcherSide, Incarnation, QuestionKind, Reply, SlotMemory, WORDS, Word, WorkerSide};
-use patou::ids::{Claim, Epoch, LeaseId, LeaseTerms, Lifecycle, Monotonic, Phase, Token};
-use patou::pool::{ClientId, Hold, LeaseEnd, Peer, Pool, PoolAction, PoolEvent, PoolLimits, PoolNote, SUSPICION};
+use crate::dispatcher::slot;
+use crate::exchange::{self, DispatcherSide, Incarnation, QuestionKind, Reply, SlotMemory, WORDS, Word, WorkerSide};
+use crate::ids::{Claim, Epoch, LeaseId, LeaseTerms, Lifecycle, Monotonic, Phase, Token};
+use crate::pool::{ClientId, Hold, LeaseEnd, Peer, Pool, PoolAction, PoolEvent, PoolLimits, PoolNote, SUSPICION};
 
 use super::random::Random;
 
@@ -599,7 +599,7 @@ impl Sim {
                 worker.state = Lifecycle::Recycling;
                 respondent.set_state(worker.state, true);
             } else {
-                reply = Reply::Refuse(patou::ids::RefuseReason::Busy);
+                reply = Reply::Refuse(crate::ids::RefuseReason::Busy);
             }
         }
         worker.answered = question.sequence;
