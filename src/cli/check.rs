@@ -7,6 +7,7 @@ use clap::Args;
 
 use super::{Failure, load_to_run, written};
 use crate::config::{AdminConfig, Config, Origin};
+use crate::ids::WorkerNumber;
 
 #[derive(Debug, Args)]
 pub struct Defaults {
@@ -38,8 +39,9 @@ pub fn check(path: Option<&Path>) -> Result<(), Failure> {
         for pool in &config.pools {
             let (name, count, handler) = (&pool.name, pool.workers, pool.handler.name());
             let workers = if count == 1 { "worker" } else { "workers" };
-            let first = pool.worker_address(1);
-            let last = if count > 1 { format!(" to {}", pool.worker_address(count)) } else { String::new() };
+            let first = pool.worker_address(WorkerNumber::FIRST);
+            let last =
+                if count > 1 { format!(" to {}", pool.worker_address(WorkerNumber::of(count))) } else { String::new() };
             writeln!(out, "  pool       {name}: {count} {handler} {workers} at {first}{last}")?;
         }
         let admin = config.admin.address.as_ref().map_or(String::new(), |address| format!(" and http://{address}"));

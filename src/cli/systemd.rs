@@ -16,7 +16,7 @@ use nix::unistd::Pid;
 
 use super::{Failure, failed};
 use crate::config::{Config, LoadError, Loaded, Origin};
-use crate::ids::WorkerId;
+use crate::ids::{WorkerId, WorkerNumber};
 use crate::probe::{self, ProbeCommand};
 use crate::units::{self, ADMIN, APPLIED, DISPATCHER, IPC, RUNTIME_DIR, WATCHDOG, worker_service};
 use crate::{executable, ipc, sys};
@@ -91,7 +91,7 @@ fn pool_drop_ins(config: &Config, dir: &Path) -> Result<(), Failure> {
         // As for systemd, what has another ending is none, and a file of the same name would take the place of ours.
         let wanted = |name: &std::ffi::OsString| Path::new(name).extension().is_some_and(|end| end == "conf");
         for name in names.filter(wanted).filter(|name| name != units::DROP_IN) {
-            for number in 1..=pool.workers {
+            for number in WorkerNumber::up_to(pool.workers) {
                 let worker = worker_service(&WorkerId { pool: pool.name.clone(), number });
                 let link = dir.join(format!("{worker}.d")).join(&name);
                 symlink(theirs.join(&name), &link).map_err(|error| at(&link, error))?;

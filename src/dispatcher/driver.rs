@@ -20,7 +20,7 @@ use crate::clock;
 use crate::config::{self, Config};
 use crate::exchange::{DispatcherSide, Incarnation, SpinBudget, Word};
 use crate::handoff::HandoffSender;
-use crate::ids::{Epoch, LeaseTerms, Monotonic, PoolName, Token, WorkerId};
+use crate::ids::{Epoch, LeaseTerms, Monotonic, PoolName, Token, WorkerId, WorkerNumber};
 use crate::ipc::{self, WorkerIpc};
 use crate::pool::{ClientId, Pool, PoolAction, PoolEvent, PoolLimits};
 use crate::shm::{Identity, Role, Segment};
@@ -139,7 +139,7 @@ impl Driver {
                         room.slots.push(None);
                     }
                     // A worker that left and came back has another segment than the one we may still have open.
-                    let id = WorkerId { pool: wanted.name.clone(), number: n };
+                    let id = WorkerId { pool: wanted.name.clone(), number: WorkerNumber::of(n) };
                     let current = ipc::segment_name(&config.set.runtime_dir, &id);
                     let slot = &mut room.slots[usize::from(n) - 1];
                     if slot.as_ref().is_none_or(|slot| current.is_ok_and(|name| name != slot.segment.name())) {
@@ -149,7 +149,7 @@ impl Driver {
                 }
             }
             for n in new {
-                let id = WorkerId { pool: wanted.name.clone(), number: n };
+                let id = WorkerId { pool: wanted.name.clone(), number: WorkerNumber::of(n) };
                 let slot = self.take_slot(config, &id, index, return_ports(&wanted.name))?;
                 self.rooms.borrow_mut()[index].slots[usize::from(n) - 1] = Some(slot);
                 self.look(index, n);
@@ -189,7 +189,7 @@ impl Driver {
             asker.discard_inherited();
         }
         let readiness = sys::when_readable(to_dispatcher.into()).map_err(|e| DispatcherError::System("a bell", e))?;
-        let (desk, n) = (Rc::downgrade(self), id.number);
+        let (desk, n) = (Rc::downgrade(self), id.number.get());
         let listening = tokio::task::spawn_local(async move {
             while let Ok(mut ready) = readiness.readable().await {
                 ready.clear_ready();
@@ -306,7 +306,7 @@ impl Driver {
                 let slot = room.slots.get_mut(usize::from(worker) - 1)?.as_mut()?;
                 slot.lent = None;
                 if let Some(Waiter::StoredConnection(connection)) = client {
-                    let worker = WorkerId { pool: room.config.name.clone(), number: worker };
+                    let worker = WorkerId { pool: room.config.name.clone(), number: WorkerNumber::of(worker) };
                     connection.tell(Outcome::Over(worker, end, slot.asker.kept(lease)));
                 }
                 return None;

@@ -12,7 +12,7 @@ use crate::config::{self, ListenAddress};
 use crate::doorbell::Doorbell;
 use crate::exchange::{DispatcherSide, Incarnation, SpinBudget};
 use crate::handoff::HandoffSender;
-use crate::ids::{Claim, Epoch, LeaseId, Monotonic, PoolName, Token, WorkerId};
+use crate::ids::{Claim, Epoch, LeaseId, Monotonic, PoolName, Token, WorkerId, WorkerNumber};
 use crate::log::Event;
 use crate::pool::{ClientId, Pool, PoolNote, Refusal, SlotAnswer, SlotView};
 use crate::shm::{Identity, Role, Segment};
@@ -120,7 +120,7 @@ impl PoolSlots {
     /// Reads the slot of worker `n`. A damaged one is garbage while its worker lives, and is made anew when that is
     /// dead.
     pub fn see(&mut self, n: u16) -> SlotView {
-        let worker = WorkerId { pool: self.config.name.clone(), number: n };
+        let worker = WorkerId { pool: self.config.name.clone(), number: WorkerNumber::of(n) };
         let Some(slot) = self.slots.get_mut(usize::from(n) - 1).and_then(Option::as_mut) else {
             return SlotView::default();
         };
@@ -166,9 +166,9 @@ impl PoolSlots {
 
     /// What the client of this lease is told.
     pub fn grant(&self, n: u16, lease: LeaseId, claim_by: Monotonic) -> Grant {
-        let worker = WorkerId { pool: self.config.name.clone(), number: n };
+        let worker = WorkerId { pool: self.config.name.clone(), number: WorkerNumber::of(n) };
         let slot = self.slots[usize::from(n) - 1].as_ref().expect("who is granted was asked");
-        let mut address = self.config.worker_address(n);
+        let mut address = self.config.worker_address(WorkerNumber::of(n));
         // Only where the kernel chose the port: otherwise a worker could send its clients to somebody else's.
         if let ListenAddress::Tcp(tcp) = &mut address
             && tcp.port() == 0

@@ -136,11 +136,11 @@ fn obey(desk: &Driver, order: ProbeCommand) -> Option<String> {
             return Some(format!("the configuration has no worker {id}"));
         }
         // Told again: nothing changes, and the worker may not have heard the first order.
-        ProbeCommand::Drain(id) if desk.is_drained(&id) => desk.tell(&id.pool, PoolEvent::Drain(id.number)),
+        ProbeCommand::Drain(id) if desk.is_drained(&id) => desk.tell(&id.pool, PoolEvent::Drain(id.number.get())),
         ProbeCommand::Resume(id) if !desk.is_drained(&id) => {}
         ProbeCommand::Drain(id) => {
             tracing::info!(worker = %id, event = %log::Event::WorkerDrained, "taken out of service by an operator");
-            desk.tell(&id.pool, PoolEvent::Drain(id.number));
+            desk.tell(&id.pool, PoolEvent::Drain(id.number.get()));
             let staff = desk.staff(&id.pool);
             if staff.drained == staff.workers {
                 tracing::warn!(pool = %id.pool, "every worker of this pool is out of service: its clients are refused");
@@ -148,7 +148,7 @@ fn obey(desk: &Driver, order: ProbeCommand) -> Option<String> {
         }
         ProbeCommand::Resume(id) => {
             tracing::info!(worker = %id, event = %log::Event::WorkerResumed, "put back into service by an operator");
-            desk.tell(&id.pool, PoolEvent::Resume(id.number));
+            desk.tell(&id.pool, PoolEvent::Resume(id.number.get()));
         }
     }
     None

@@ -10,7 +10,7 @@ use serde::Serialize;
 
 use crate::config::{Config, ListenAddress};
 use crate::exchange::{self, Incarnation, SlotCounters};
-use crate::ids::{Claim, LeaseId, Lifecycle, Phase, PoolName, WorkerId};
+use crate::ids::{Claim, LeaseId, Lifecycle, Phase, PoolName, WorkerId, WorkerNumber};
 use crate::ipc;
 use crate::probe::{ProbeReport, WorkerReport};
 use crate::process_tree;
@@ -147,10 +147,10 @@ pub fn collect(config: &Config, state: &SavedState, told: Told<'_>) -> StatusVie
     };
     let pools = config.pools.iter().map(|pool| {
         let of_pool = report.and_then(|report| report.pools.iter().find(|p| p.name == pool.name));
-        let workers = (1..=pool.workers).map(|number| {
+        let workers = WorkerNumber::up_to(pool.workers).map(|number| {
             let id = WorkerId { pool: pool.name.clone(), number };
             let part = state.workers.get(&id.to_string());
-            let told = of_pool.and_then(|p| p.workers.get(usize::from(number) - 1));
+            let told = of_pool.and_then(|p| p.workers.get(number.index()));
             look_at_worker(config, id, part, told)
         });
         PoolView {

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use super::{ADMIN, DISPATCHER, DROP_IN, OWNER, WATCHDOG, WORKER_USER, listener_socket, worker_service, worker_socket};
 use crate::config::{AdminConfig, Config, DESCRIPTORS, Delivery, ListenAddress, ListenerConfig, PoolConfig};
-use crate::ids::WorkerId;
+use crate::ids::{WorkerId, WorkerNumber};
 
 /// Systemd's own watch over a part is the slow second net: this many times what the watchdog of the set allows.
 const SECOND_NET: u32 = 10;
@@ -30,7 +30,7 @@ pub fn render(config: &Config, group: impl Fn(&str) -> Option<u32>) -> BTreeMap<
     add(WATCHDOG, watchdog(config, group));
     for pool in &config.pools {
         let like = leads_to(config, pool);
-        for number in 1..=pool.workers {
+        for number in WorkerNumber::up_to(pool.workers) {
             let id = WorkerId { pool: pool.name.clone(), number };
             let address = pool.worker_address(number);
             add(&worker_socket(&id), reached(listening(&address, like), &address, &id, config));

@@ -73,7 +73,7 @@ impl Driver {
         self.rooms
             .borrow()
             .iter()
-            .any(|room| room.config.name == id.pool && (1..=room.config.workers).contains(&id.number))
+            .any(|room| room.config.name == id.pool && (1..=room.config.workers).contains(&id.number.get()))
     }
 
     /// How the workers of a pool are, for the words of a refusal.
@@ -112,6 +112,6 @@ impl Driver {
     pub fn is_drained(&self, id: &WorkerId) -> bool {
         let rooms = self.rooms.borrow();
         let room = rooms.iter().find(|room| room.config.name == id.pool);
-        room.and_then(|room| room.pool.workers().get(usize::from(id.number) - 1)).is_some_and(|worker| worker.drained)
+        room.and_then(|room| room.pool.workers().get(id.number.index())).is_some_and(|worker| worker.drained)
     }
 }

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::time::Duration;
 
-use crate::ids::{Monotonic, WorkerId};
+use crate::ids::{Monotonic, WorkerId, WorkerNumber};
 use crate::liveness::{HeldBy, ProcessSample, RestartLimits};
 use crate::probe::ProbeReport;
 
@@ -74,7 +74,7 @@ impl Sign {
         let mut signs = Vec::new();
         let before = |ms: u64| Monotonic(now.0.saturating_sub(ms.saturating_mul(1_000_000)));
         for pool in &report.pools {
-            for (worker, number) in pool.workers.iter().zip(1..=u16::MAX) {
+            for (worker, number) in pool.workers.iter().zip(WorkerNumber::up_to(u16::MAX)) {
                 signs.push(Sign {
                     worker: WorkerId { pool: pool.name.clone(), number },
                     silent_since: worker.silent_ms.map(before),
@@ -260,7 +260,7 @@ mod tests {
     fn a_report_may_say_more_than_there_can_be() {
         // As many as fit in a line.
         let signs = Sign::all(&report(70_000, 1), Monotonic(5_000_000));
-        assert_eq!(signs.last().unwrap().worker.number, u16::MAX);
+        assert_eq!(signs.last().unwrap().worker.number, WorkerNumber::of(u16::MAX));
         assert_eq!(signs[0].silent_since, Some(Monotonic(4_000_000)));
         for ever in [6, 18_446_744_073_710, u64::MAX] {
             assert_eq!(Sign::all(&report(1, ever), Monotonic(5_000_000))[0].silent_since, Some(Monotonic(0)), "{ever}");

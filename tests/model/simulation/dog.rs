@@ -63,7 +63,7 @@ pub fn part(p: usize) -> Part {
 }
 
 pub fn number(part: &Part) -> usize {
-    part.worker().map_or(0, |id| id.number.into())
+    part.worker().map_or(0, |id| id.number.get().into())
 }
 
 fn workers() -> BTreeMap<WorkerId, Duration> {
@@ -204,7 +204,7 @@ impl Set {
                 None
             }
             Action::Sweep(id) => {
-                self.core.later(1, What::Rung(usize::from(id.number) - 1));
+                self.core.later(1, What::Rung(id.number.index()));
                 None
             }
             Action::Quiesce => {

@@ -53,7 +53,7 @@ fn judge(report: &ProbeReport) {
                 Action::Observe(part) => actions.extend(plan.handle(now, Event::Observed(part, Default::default()))),
                 Action::Accuse(Part::Worker(id), _) => {
                     let pools = || report.pools.iter().filter(|pool| pool.name == id.pool);
-                    let of = |n: u16| pools().filter_map(move |pool| pool.workers.get(usize::from(n) - 1));
+                    let of = |n: crate::ids::WorkerNumber| pools().filter_map(move |pool| pool.workers.get(n.index()));
                     assert!(
                         of(id.number).any(|worker| worker.corrupt || worker.silent_ms.is_some()),
                         "{id} is accused"
