@@ -3,13 +3,12 @@
 use std::hint::black_box;
 use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering, fence};
 use std::time::Duration;
 
 use http::Request;
 
 use crate::dispatcher::request::{check, location};
-use crate::exchange::{DispatcherSide, SlotMemory, WORDS, Word, WorkerSide};
+use crate::exchange::{DispatcherSide, PlainSlot, SlotMemory, Word, WorkerSide};
 use crate::ids::{Claim, Epoch, LeaseId, LeaseTerms, Lifecycle, Monotonic, Phase, Token};
 use crate::pool::{Peer, Pool, PoolAction, PoolEvent, PoolLimits, SlotAnswer, SlotView};
 use crate::worker::lease_url;
@@ -18,31 +17,6 @@ const PEER: Peer = Peer::Ip(IpAddr::V4(Ipv4Addr::LOCALHOST));
 const TIMEOUT: Duration = Duration::from_secs(30);
 const TOKEN: u128 = 7;
 const TARGET: &str = "/convert/letter.odt?to=pdf";
-
-/// A slot of plain atomics.
-#[derive(Debug)]
-struct PlainSlot([AtomicU64; WORDS]);
-
-impl PlainSlot {
-    fn new() -> Arc<Self> {
-        Arc::new(Self(std::array::from_fn(|_| AtomicU64::new(0))))
-    }
-}
-
-impl SlotMemory for PlainSlot {
-    fn load(&self, word: Word, order: Ordering) -> u64 {
-        self.0[word.index()].load(order)
-    }
-    fn store(&self, word: Word, value: u64, order: Ordering) {
-        self.0[word.index()].store(value, order);
-    }
-    fn compare_exchange(&self, word: Word, current: u64, new: u64) -> Result<(), u64> {
-        self.0[word.index()].compare_exchange(current, new, Ordering::AcqRel, Ordering::Acquire).map(drop)
-    }
-    fn fence(&self, order: Ordering) {
-        fence(order);
-    }
-}
 
 fn sides(slot: &Arc<PlainSlot>) -> (DispatcherSide<Arc<PlainSlot>>, WorkerSide<Arc<PlainSlot>>) {
     let dispatcher = DispatcherSide::attach(slot.clone(), Epoch::FIRST, (1, 1), None);
@@ -123,7 +97,7 @@ pub fn exchange_done() -> impl FnMut() {
 fn exchange(
     end: impl Fn(&DispatcherSide<Arc<PlainSlot>>, &WorkerSide<Arc<PlainSlot>>, LeaseId) + 'static,
 ) -> impl FnMut() {
-    let (mut dispatcher, worker) = sides(&PlainSlot::new());
+    let (mut dispatcher, worker) = sides(&Arc::default());
     let mut count = 0;
     move || {
         count += 1;
@@ -139,7 +113,7 @@ fn exchange(
 
 /// One compare-and-swap of the claim word, and another one back.
 pub fn claim_and_back() -> impl FnMut() {
-    let slot = PlainSlot::new();
+    let slot = Arc::default();
     let (mut dispatcher, _) = sides(&slot);
     let lease = LeaseId::of(Epoch::FIRST, 1);
     dispatcher.offer(&terms(lease)).expect("the slot is free");
@@ -152,7 +126,7 @@ pub fn claim_and_back() -> impl FnMut() {
 
 /// A claim with a token of another lease.
 pub fn wrong_token() -> impl FnMut() {
-    let (mut dispatcher, worker) = sides(&PlainSlot::new());
+    let (mut dispatcher, worker) = sides(&Arc::default());
     dispatcher.offer(&terms(LeaseId::of(Epoch::FIRST, 1))).expect("the slot is free");
     move || {
         let _ = black_box(worker.claim(Token::new(TOKEN + 1), Monotonic(1)));

@@ -19,7 +19,7 @@ use super::{Failure, duration, failed, load};
 use crate::clock;
 use crate::config::Config;
 use crate::doorbell::Doorbell;
-use crate::exchange::{DispatcherSide, LONGEST, QuestionKind, Reply, SlotMemory, SpinBudget, Word, WorkerSide};
+use crate::exchange::{DispatcherSide, QuestionKind, Reply, SlotMemory, SpinBudget, Word, WorkerSide};
 use crate::ids::{Epoch, Lifecycle, WorkerId};
 use crate::ipc::{self, Modes, SetLock, WorkerIpc};
 use crate::signals::Signal;
@@ -85,7 +85,7 @@ impl Mode {
 }
 
 /// The words of [`Mode::Words`]: of the asking end's line and of the answering end's, which nothing here needs.
-const WORDS: (Word, Word) = (Word::DISPATCHER_START, Word::WORKER_START);
+const WORDS: (Word, Word) = (Word::DISPATCHER_LAST_START, Word::WORKER_LAST_START);
 
 /// How long one end waits for the other before it gives up.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -225,18 +225,18 @@ fn ask_all(parts: &WorkerIpc, mode: Mode, count: u64, pause: Duration, stop: &Si
                 pipe.read(Some(stop))?;
             }
             Mode::Asleep => {
-                asker.ask(QuestionKind::Ping, None);
+                asker.write_question(QuestionKind::Ping, None);
                 parts.to_worker.ring();
                 while asker.answer().is_none() {
                     wait(&parts.to_dispatcher, Some(stop))?;
                 }
             }
             Mode::Watching | Mode::Blind => {
-                asker.ask(QuestionKind::Ping, None);
+                asker.write_question(QuestionKind::Ping, None);
                 parts.to_worker.ring();
                 let here = sched_getcpu().ok().map(|core| core as u64);
                 let shared = cores == 1 || asker.core().is_none_or(|core| Some(core) == here);
-                let longest = if mode == Mode::Blind { LONGEST } else { patience.watch(shared) };
+                let longest = if mode == Mode::Blind { SpinBudget::MAX } else { patience.next(shared) };
                 if !watch(&mut asker, longest, &mut patience) {
                     while asker.answer().is_none() {
                         wait(&parts.to_dispatcher, Some(stop))?;
@@ -244,7 +244,7 @@ fn ask_all(parts: &WorkerIpc, mode: Mode, count: u64, pause: Duration, stop: &Si
                 }
             }
             Mode::Spinning => {
-                asker.ask(QuestionKind::Ping, None);
+                asker.write_question(QuestionKind::Ping, None);
                 spin_until(|| asker.answer().is_some(), Some(stop))?;
             }
             Mode::Words => {
@@ -266,13 +266,13 @@ fn watch<M: SlotMemory>(asker: &mut DispatcherSide<M>, longest: Duration, patien
     while !longest.is_zero() {
         for _ in 0..32 {
             if asker.answer().is_some() {
-                patience.learn(Some(since.elapsed()));
+                patience.record(Some(since.elapsed()));
                 return true;
             }
             std::hint::spin_loop();
         }
         if since.elapsed() >= longest {
-            patience.learn(None);
+            patience.record(None);
             break;
         }
     }

@@ -76,7 +76,7 @@ impl Driver {
         let pid = std::process::id();
         let segments = undamaged(config)?;
         let epoch = next_epoch(&segments);
-        backoff::delay_start(&segments.iter().collect::<Vec<_>>(), Word::DISPATCHER_START, config);
+        backoff::delay_start(&segments.iter().collect::<Vec<_>>(), Word::DISPATCHER_LAST_START, config);
         drop(segments);
         let desk = Rc::new(Self {
             epoch,
@@ -307,7 +307,7 @@ impl Driver {
                 slot.lent = None;
                 if let Some(Waiter::StoredConnection(connection)) = client {
                     let worker = WorkerId { pool: room.config.name.clone(), number: WorkerNumber::of(worker) };
-                    connection.tell(Outcome::Over(worker, end, slot.asker.kept(lease)));
+                    connection.tell(Outcome::Over(worker, end, slot.asker.is_connection_kept(lease)));
                 }
                 return None;
             }
@@ -429,7 +429,7 @@ impl Driver {
     /// The end of this dispatcher is wanted.
     pub fn leave(&self) {
         for slot in self.rooms.borrow().iter().flat_map(|room| &room.slots).flatten() {
-            backoff::clear_failures(&slot.segment, Word::DISPATCHER_START);
+            backoff::clear_failures(&slot.segment, Word::DISPATCHER_LAST_START);
         }
     }
 }

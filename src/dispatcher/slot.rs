@@ -35,10 +35,10 @@ fn answer(question: Question, reply: Reply) -> Option<SlotAnswer> {
 /// Writes a question of the pool's.
 pub fn ask<M: SlotMemory>(asker: &mut DispatcherSide<M>, ask: SlotQuestion) {
     match ask {
-        SlotQuestion::Ping => asker.ask(QuestionKind::Ping, None),
-        SlotQuestion::Finished(lease) => asker.ask(QuestionKind::Finished, Some(lease)),
-        SlotQuestion::Drain => asker.ask(QuestionKind::Drain, None),
-        SlotQuestion::Resume => asker.ask(QuestionKind::Resume, None),
-        SlotQuestion::Recycle => asker.ask(QuestionKind::Recycle, None),
+        SlotQuestion::Ping => asker.write_question(QuestionKind::Ping, None),
+        SlotQuestion::Finished(lease) => asker.write_question(QuestionKind::Finished, Some(lease)),
+        SlotQuestion::Drain => asker.write_question(QuestionKind::Drain, None),
+        SlotQuestion::Resume => asker.write_question(QuestionKind::Resume, None),
+        SlotQuestion::Recycle => asker.write_question(QuestionKind::Recycle, None),
     }
 }

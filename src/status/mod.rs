@@ -182,7 +182,7 @@ fn look_at_worker(config: &Config, id: WorkerId, part: Option<&SavedPart>, told:
     let slot = slot.as_ref();
     let life = slot.and_then(Incarnation::load);
     let claim = slot.and_then(exchange::claim);
-    let counted = slot.map(SlotCounters::tally);
+    let counted = slot.map(SlotCounters::load_with_times);
     let count = |name| counted.as_ref().map_or(0, |tally: &Counters| tally.of(name));
     let pool = config.pool(&id.pool);
     let mut address = pool.map(|pool| pool.worker_address(id.number));

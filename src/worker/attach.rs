@@ -30,7 +30,7 @@ pub fn take(config: &Config, id: &WorkerId) -> Result<WorkerIpc, ServeError> {
         if !held_back && parts.segment.damage().is_none() {
             // Before the slot is taken: until then nobody expects an answer. Who replaces himself has not failed.
             if Incarnation::load(&parts.segment).is_none_or(|life| life.pid != std::process::id()) {
-                backoff::delay_start(&[&parts.segment], Word::WORKER_START, config);
+                backoff::delay_start(&[&parts.segment], Word::WORKER_LAST_START, config);
             }
             (held_back, began) = (true, clock::now());
         }

@@ -154,7 +154,7 @@ impl Control {
         tracing::debug!(worker = %self.shared.id, "stopping");
         self.stopped = Some(now);
         self.shared.stop();
-        backoff::clear_failures(self.shared.respondent.memory(), Word::WORKER_START);
+        backoff::clear_failures(self.shared.respondent.memory(), Word::WORKER_LAST_START);
         let _ = sd_notify::notify(&[NotifyState::Stopping]);
     }
 

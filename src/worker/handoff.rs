@@ -207,7 +207,7 @@ async fn finish(shared: &Arc<WorkerState>, turn: &Transaction, lent: Arc<Claimed
     let is_last = end.is_ok() && turn.has_received() && lent.is_last.load(Ordering::Relaxed);
     let is_through = is_last && lent.has_no_more();
     let stream = if kept {
-        shared.respondent.mark_kept(lease);
+        shared.respondent.keep_connection(lease);
         drop(lent); // before anybody else waits on it
         None
     } else {

@@ -236,7 +236,7 @@ impl WorkerState {
 
     /// For an offer that is answered, or a lease that is over.
     pub fn ring_if_need_be(&self) {
-        if self.respondent.must_ring() {
+        if self.respondent.needs_doorbell() {
             self.ring.ring();
         }
     }

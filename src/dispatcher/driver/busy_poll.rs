@@ -72,7 +72,7 @@ impl Driver {
     pub(super) fn expect(&self, place: SlotIndex, slot: &mut Slot) {
         if !slot.watched {
             slot.watched = true;
-            slot.asker.watch();
+            slot.asker.start_polling();
             self.expected.borrow_mut().push(place);
         }
     }
@@ -109,20 +109,20 @@ impl Driver {
             || expected.iter().any(|place| {
                 slot(rooms, *place).is_none_or(|slot| slot.asker.core().is_none_or(|core| Some(core) == here))
             });
-        let (since, longest) = (clock::now(), rooms[index].patience.watch(shared));
+        let (since, longest) = (clock::now(), rooms[index].patience.next(shared));
         if longest.is_zero() {
             return false;
         }
         loop {
             for _ in 0..LOOKS {
                 if take_news(rooms, expected, news) {
-                    rooms[index].patience.learn(Some(clock::now().since(since)));
+                    rooms[index].patience.record(Some(clock::now().since(since)));
                     return true;
                 }
                 std::hint::spin_loop();
             }
             if clock::now().since(since) >= longest {
-                rooms[index].patience.learn(None);
+                rooms[index].patience.record(None);
                 return false;
             }
         }

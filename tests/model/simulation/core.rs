@@ -679,7 +679,7 @@ impl Sim {
         }
         assert_eq!(worker.request.take(), Some(lease));
         if self.random.percent(50) {
-            respondent.mark_kept(lease);
+            respondent.keep_connection(lease);
         }
         assert!(respondent.done(lease), "lease {lease} of a living worker was ended");
         self.ring(What::Rung(w));

@@ -81,9 +81,9 @@ pub fn run(bytes: &[u8]) {
                 let _ = (Incarnation::load(&memory), SlotCounters::load(&memory), terms(&memory));
             }
             10 => {
-                if let Some((at, failures)) = load_start(&memory, Word::WORKER_START) {
+                if let Some((at, failures)) = load_start(&memory, Word::WORKER_LAST_START) {
                     let _ = now.since(at);
-                    store_start(&memory, Word::WORKER_START, Some((at, failures.saturating_add(1))));
+                    store_start(&memory, Word::WORKER_LAST_START, Some((at, failures.saturating_add(1))));
                 }
             }
             _ => respondent.count(Counter::BytesIn, input.word()),
