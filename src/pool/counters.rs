@@ -56,7 +56,7 @@ mod tests {
         take_in(&mut tally, &[PoolAction::Note(1, PoolNote::Unclaimed(lease(1))), PoolAction::Revoke(1, lease(1))]);
         take_in(&mut tally, &[PoolAction::Note(1, PoolNote::Late(lease(2))), PoolAction::Revoke(1, lease(2))]);
         take_in(&mut tally, &[PoolAction::Refuse(7, Refusal::QueueFull(3))]);
-        assert_eq!([tally.of(EXPIRED), tally.of(REVOKED), tally.of("refused_queue_full")], [1, 1, 1]);
+        assert_eq!([tally.get(EXPIRED), tally.get(REVOKED), tally.get("refused_queue_full")], [1, 1, 1]);
         assert_eq!(tally.counts.values().sum::<u64>(), 3);
     }
 }

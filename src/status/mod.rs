@@ -183,7 +183,7 @@ fn look_at_worker(config: &Config, id: WorkerId, part: Option<&SavedPart>, told:
     let life = slot.and_then(Incarnation::load);
     let claim = slot.and_then(exchange::claim);
     let counted = slot.map(SlotCounters::load_with_times);
-    let count = |name| counted.as_ref().map_or(0, |tally: &Counters| tally.of(name));
+    let count = |name| counted.as_ref().map_or(0, |tally: &Counters| tally.get(name));
     let pool = config.pool(&id.pool);
     let mut address = pool.map(|pool| pool.worker_address(id.number));
     if let (Some(ListenAddress::Tcp(tcp)), Some(port)) = (&mut address, life.and_then(|life| life.port)) {

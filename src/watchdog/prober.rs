@@ -96,7 +96,7 @@ impl Prober {
         self.asked = None;
         let (now, report) = (clock::now(), Arc::new(answer?));
         for pool in &report.pools {
-            self.pools.see(&pool.name, report.epoch, pool.tally.clone());
+            self.pools.update(&pool.name, report.epoch, pool.tally.clone());
         }
         let signs = Sign::all(&report, now);
         self.heard = Some((now, report));
