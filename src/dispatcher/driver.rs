@@ -23,7 +23,7 @@ use crate::handoff::HandoffSender;
 use crate::ids::{Epoch, LeaseTerms, Monotonic, PoolName, Token, WorkerId, WorkerNumber};
 use crate::ipc::{self, WorkerIpc};
 use crate::pool::{ClientId, Pool, PoolAction, PoolEvent, PoolLimits};
-use crate::shm::{Identity, Role, Segment};
+use crate::shm::{Segment, SegmentIdentity, SegmentRole};
 use crate::{backoff, doorbell, log, process_tree, sys};
 pub use busy_poll::before_sleep;
 use waiters::Waiter;
@@ -176,9 +176,12 @@ impl Driver {
         index: usize,
         return_port: Option<u16>,
     ) -> Result<Slot, DispatcherError> {
-        let WorkerIpc { segment, to_worker, to_dispatcher } = ipc::open_damaged(config, id)?;
+        let WorkerIpc { segment, to_worker, to_dispatcher } = ipc::open_unchecked(config, id)?;
         let undamaged = segment.damage().is_none();
-        if !segment.take(Role::Dispatcher).map_err(|e| DispatcherError::System("locking a segment", e.into()))? {
+        if !segment
+            .lock_role(SegmentRole::Dispatcher)
+            .map_err(|e| DispatcherError::System("locking a segment", e.into()))?
+        {
             let pid = DispatcherSide::last_process(&segment).map_or(0, |(pid, _)| pid);
             return Err(DispatcherError::Taken(pid));
         }
@@ -199,7 +202,7 @@ impl Driver {
             }
         });
         Ok(Slot {
-            identity: Identity { set_epoch: segment.set_epoch(), digest: config.digest_of(id) },
+            identity: SegmentIdentity { set_epoch: segment.set_epoch(), digest: config.digest_of(id) },
             last: Incarnation::load(&*segment).map(|life| life.epoch).filter(|_| undamaged),
             looked: (0, 0),
             sound_at: None,

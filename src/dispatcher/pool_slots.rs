@@ -15,7 +15,7 @@ use crate::handoff::HandoffSender;
 use crate::ids::{Claim, Epoch, LeaseId, Monotonic, PoolName, Token, WorkerId, WorkerNumber};
 use crate::log::Event;
 use crate::pool::{ClientId, Pool, PoolNote, Refusal, SlotAnswer, SlotView};
-use crate::shm::{Identity, Role, Segment};
+use crate::shm::{Segment, SegmentIdentity, SegmentRole};
 
 /// A worker given to a client.
 #[derive(Clone, Debug)]
@@ -44,7 +44,7 @@ pub struct Slot {
     pub asker: DispatcherSide<Arc<Segment>>,
     pub segment: Arc<Segment>,
     /// What its segment is made anew with.
-    pub identity: Identity,
+    pub identity: SegmentIdentity,
     pub ring: Doorbell,
     /// Where connections are handed over to it.
     pub post: HandoffSender,
@@ -71,7 +71,7 @@ impl Slot {
 
     /// Whether nothing speaks against it, as far as that can be seen without a system call.
     fn is_untouched(&self) -> bool {
-        !self.segment.is_cut() && self.asker.is_intact()
+        !self.segment.is_truncated() && self.asker.is_intact()
     }
 
     /// Makes the segment of a dead worker anew.
@@ -126,11 +126,11 @@ impl PoolSlots {
         };
         let now = clock::now();
         let sound = slot.sound_at.filter(|at| now.since(*at) < SOUND && slot.is_untouched());
-        let mut alive = sound.is_some() || slot.segment.is_taken(Role::Worker);
+        let mut alive = sound.is_some() || slot.segment.is_role_locked(SegmentRole::Worker);
         let mut damage = if sound.is_some() { None } else { slot.damage() };
         if let (Some(what), false) = (&damage, alive) {
             slot.restore(&worker, what);
-            alive = slot.segment.is_taken(Role::Worker);
+            alive = slot.segment.is_role_locked(SegmentRole::Worker);
             damage = slot.damage();
         }
         let seen = slot::read_slot(&mut slot.asker, alive);

@@ -9,7 +9,7 @@ use crate::config::Config;
 use crate::exchange::{Incarnation, Word};
 use crate::ids::WorkerId;
 use crate::ipc::{self, WorkerIpc};
-use crate::shm::Role;
+use crate::shm::SegmentRole;
 
 /// How often a segment that cannot be used yet is looked at.
 const LOOK: Duration = Duration::from_millis(5);
@@ -26,7 +26,7 @@ pub fn take(config: &Config, id: &WorkerId) -> Result<WorkerIpc, ServeError> {
     let mut began = clock::now();
     let (mut told, mut held_back) = (false, false);
     loop {
-        let parts = ipc::open_damaged(config, id)?;
+        let parts = ipc::open_unchecked(config, id)?;
         if !held_back && parts.segment.damage().is_none() {
             // Before the slot is taken: until then nobody expects an answer. Who replaces himself has not failed.
             if Incarnation::load(&parts.segment).is_none_or(|life| life.pid != std::process::id()) {
@@ -36,7 +36,11 @@ pub fn take(config: &Config, id: &WorkerId) -> Result<WorkerIpc, ServeError> {
         }
         let waited = clock::now().since(began);
         let damage = match parts.segment.damage() {
-            None if parts.segment.take(Role::Worker).map_err(|e| system("locking the segment")(e.into()))? => {
+            None if parts
+                .segment
+                .lock_role(SegmentRole::Worker)
+                .map_err(|e| system("locking the segment")(e.into()))? =>
+            {
                 // Made anew or spoilt between the look and the lock: now nobody else makes it anew.
                 match parts.segment.damage() {
                     None => return Ok(parts),
