@@ -1,4 +1,4 @@
-//! The dispatcher's shell over such slots, as `dispatcher::desk` is one over real segments.
+//! The dispatcher's shell over such slots, as `dispatcher::driver` is one over real segments.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::time::Duration;
@@ -15,7 +15,7 @@ use super::honest::Honest;
 pub const HOSTILE: usize = 2;
 const HONEST: usize = HOSTILE;
 const WORKERS: u16 = 3;
-/// As in `dispatcher::room`.
+/// As in `dispatcher::pool_slots`.
 const LOOKS: u32 = 32;
 
 /// Offsets in a slot that a hostile worker aims at: see `docs/ARCHITECTURE.md`, "Who writes which word".
@@ -290,7 +290,7 @@ impl World {
         assert!(looked[HONEST] < LOOKS, "{:#?}", self.pool.workers());
     }
 
-    /// As `dispatcher::room` reads a slot: damaged, it is garbage while its worker lives, and made anew when not.
+    /// As `dispatcher::pool_slots` reads a slot: damaged, it is garbage while its worker lives, and made anew when not.
     fn see(&mut self, w: usize) -> SlotView {
         let alive = w == HONEST || self.alive[w];
         let asker = &mut self.askers[w];
