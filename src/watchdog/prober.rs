@@ -134,7 +134,7 @@ async fn run(
     let mut nonce = 0;
     while let Some(failed) = requests.recv().await {
         nonce += 1;
-        let request = ProbeRequest { nonce, order: Some(ProbeCommand::Ping), failed };
+        let request = ProbeRequest { nonce, command: Some(ProbeCommand::Ping), failed };
         let report = exchange(&socket, &mut connection, request).await;
         if report.is_none() {
             connection = None;
@@ -166,7 +166,7 @@ async fn exchange(
 /// Notifies the dispatcher, over a separate connection, that the set is stopping.
 pub fn send_quiesce(socket: PathBuf) {
     tokio::task::spawn_local(async move {
-        let request = ProbeRequest { nonce: 0, order: Some(ProbeCommand::Quiesce), failed: Vec::new() };
+        let request = ProbeRequest { nonce: 0, command: Some(ProbeCommand::Quiesce), failed: Vec::new() };
         let _ = timeout(COMMAND_TIMEOUT, exchange(&socket, &mut None, request)).await;
     });
 }

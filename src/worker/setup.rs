@@ -65,7 +65,7 @@ impl WorkerSetup {
     /// it is a built-in one.
     pub async fn serve(self, service: impl HandlerService, builtin: Option<BuiltinHandler>) -> Result<(), ServeError> {
         let Self { id, pool, front, listeners, slot, to_dispatcher, to_worker, signals } = self;
-        let stop = signals.stop.came();
+        let stop = signals.stop.flag();
         let (state, commands) = WorkerState::new(id, &pool, front, slot, to_dispatcher, stop, builtin)?;
         let state = Arc::new(state);
         let control = control::start(state.clone(), to_worker, signals)?;

@@ -5,7 +5,7 @@ use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
-use crate::cli::{Failure, failed};
+use crate::cli::error::{CommandError, failed};
 use crate::status::SavedState;
 
 /// How often a condition is checked while waiting for it.
@@ -13,7 +13,7 @@ pub const POLL_INTERVAL: Duration = Duration::from_millis(2);
 
 /// Starts `patou run` on `patou.toml` in `dir`. It stops when this process dies; its own process group keeps signals of
 /// the terminal away.
-pub fn launch(dir: &Path) -> Result<Child, Failure> {
+pub fn launch(dir: &Path) -> Result<Child, CommandError> {
     use std::os::unix::process::CommandExt;
     let log = File::options().create(true).append(true).open(dir.join("log")).map_err(failed)?;
     let mut command = Command::new("/proc/self/exe");
