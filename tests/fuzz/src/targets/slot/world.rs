@@ -17,7 +17,6 @@ const HONEST: usize = HOSTILE;
 const WORKERS: u16 = 3;
 /// The worker with an honest process.
 const LAST: WorkerNumber = WorkerNumber::of(WORKERS);
-/// As in `dispatcher::room`.
 /// As in `dispatcher::pool_slots`.
 const LOOKS: u32 = 32;
 
