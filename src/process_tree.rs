@@ -180,7 +180,7 @@ fn below(table: &[ProcessStat], root: Pid) -> Vec<ProcessStat> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::worker::handler::test_process::alone;
+    use crate::worker::handler::test_process::in_own_process;
     use std::fs;
     use std::process::{Command, Stdio};
 
@@ -216,7 +216,7 @@ mod tests {
 
     #[test]
     fn only_selected_processes_are_killed_and_all_of_them_are_reaped() {
-        alone(async {
+        in_own_process(async {
             let start = |script: &str| {
                 Command::new("sh")
                     .args(["-c", script])
@@ -241,7 +241,7 @@ mod tests {
 
     #[test]
     fn orphans_are_reaped_but_the_spared_child_is_not() {
-        alone(async {
+        in_own_process(async {
             let mut spared = Command::new("true").spawn().unwrap();
             let spared_pid = Pid::from_raw(spared.id() as i32);
             let mut parent = Command::new("sh").args(["-c", "true & kill -35 $$"]).spawn().unwrap();

@@ -5,7 +5,7 @@ use std::fmt::{Display, Write};
 use super::snapshot::SetSnapshot;
 use crate::ids::{Monotonic, WorkerId};
 use crate::stats::{CounterTotals, Counters, Histogram};
-use crate::status::{Condition, StatusView};
+use crate::status::{HealthState, StatusView};
 
 /// Every state of a worker, as in patou(1).
 const STATES: [&str; 13] = [
@@ -32,14 +32,14 @@ pub fn text(
     now: Monotonic,
     snapshot: &SetSnapshot,
     view: &StatusView,
-    health: Condition,
+    health: HealthState,
     workers: &CounterTotals<WorkerId, ()>,
 ) -> String {
     let mut out = OpenMetricsText(String::with_capacity(16 << 10));
     out.family("patou_build", "info", "The version of patou.");
     out.sample("patou_build_info", &[("version", env!("CARGO_PKG_VERSION"))], 1);
     out.family("patou_health", "stateset", "Health of the set, as /healthz reports it.");
-    for state in Condition::ALL {
+    for state in HealthState::ALL {
         out.sample("patou_health", &[("patou_health", state.as_str())], u8::from(state == health));
     }
     part_metrics(&mut out, now, snapshot, view);
@@ -177,7 +177,7 @@ impl OpenMetricsText {
         for (name, count, help) in families {
             self.family(name, "counter", help);
             for (pool, totals) in pools {
-                self.sample(&format!("{name}_total"), &[("pool", pool)], totals.of(count));
+                self.sample(&format!("{name}_total"), &[("pool", pool)], totals.get(count));
             }
         }
     }

@@ -15,7 +15,7 @@ use crate::clock;
 use crate::ids::{Monotonic, WorkerId};
 use crate::net::{self, ProblemResponse};
 use crate::stats::CounterTotals;
-use crate::status::{self, Condition, PATIENCE, StatusView, Told};
+use crate::status::{self, HealthState, PROBE_TIMEOUT, ProbeResult, StatusView};
 use crate::sync;
 
 /// The media type of OpenMetrics text, version 1.0.0.
@@ -76,8 +76,8 @@ fn handle(
     Ok(match path {
         "/healthz" => {
             let status = match health.state {
-                Condition::Unavailable => StatusCode::SERVICE_UNAVAILABLE,
-                Condition::Ready | Condition::Degraded => StatusCode::OK,
+                HealthState::Unavailable => StatusCode::SERVICE_UNAVAILABLE,
+                HealthState::Ready | HealthState::Degraded => StatusCode::OK,
             };
             response(status, JSON, json(serde_json::to_string(&health)))
         }
@@ -85,9 +85,9 @@ fn handle(
         _ => {
             let mut workers = sync::lock(workers);
             let counted = view.pools.iter().flat_map(|pool| &pool.workers);
-            for (id, counters) in counted.filter_map(|worker| Some((&worker.id, worker.counted.clone()?))) {
+            for (id, counters) in counted.filter_map(|worker| Some((&worker.id, worker.counters.clone()?))) {
                 // A slot outlives its worker. The totals recognise a new slot because its counters restart at zero.
-                workers.see(id, (), counters);
+                workers.update(id, (), counters);
             }
             response(StatusCode::OK, OPENMETRICS, metrics::text(now, snapshot, &view, health.state, &workers))
         }
@@ -106,8 +106,8 @@ fn response(status: StatusCode, content_type: &'static str, body: String) -> Adm
 /// and a watchdog without recent snapshots is late itself.
 fn view(now: Monotonic, snapshot: &SetSnapshot) -> StatusView {
     let report = snapshot.last_report.as_ref().map(|(_, report)| &**report);
-    let answers = snapshot.unanswered_since.is_none_or(|since| now.since(since) <= PATIENCE);
-    let mut view = status::collect(&snapshot.config, &snapshot.state, Told { report, answers });
+    let responsive = snapshot.unanswered_since.is_none_or(|since| now.since(since) <= PROBE_TIMEOUT);
+    let mut view = status::collect(&snapshot.config, &snapshot.state, ProbeResult { report, responsive });
     let limits = &snapshot.config.watchdog;
     if view.watchdog.state == "up" && now.since(snapshot.at) > limits.probe_interval + limits.dispatcher_timeout {
         view.watchdog.state = "late";

@@ -19,7 +19,7 @@ use crate::config::{Config, Loaded, Origin};
 use crate::ids::{Monotonic, ProcessId};
 use crate::sd_watchdog::WatchdogTicker;
 use crate::signals::Signal;
-use crate::status::PATIENCE;
+use crate::status::PROBE_TIMEOUT;
 use crate::watchdog::admin::{AdminServer, SetSnapshot};
 use crate::watchdog::applied_config::{drain_timeouts, plan_limits};
 use crate::watchdog::error::{WatchdogError, system};
@@ -79,7 +79,7 @@ impl UnitSupervisor {
             restart_stats: RestartStats::default(),
             ended_epochs: BTreeMap::new(),
             admin: AdminServer::default(),
-            unserved_admin: Some((now + PATIENCE, admin_sockets)),
+            unserved_admin: Some((now + PROBE_TIMEOUT, admin_sockets)),
             evidence: EvidenceRecorder::default(),
             state_dir,
             state_writer: StateWriter::default(),
