@@ -34,7 +34,7 @@ pub struct Shared {
 
 impl Shared {
     fn keeper(self) -> SetOwner {
-        if self.shared { SetOwner::Units } else { SetOwner::Process }
+        if self.shared { SetOwner::Systemd } else { SetOwner::Process }
     }
 
     /// Who may use what is made for a worker.
@@ -43,7 +43,7 @@ impl Shared {
             return Ok(Modes::default());
         }
         let user = account(config.pool(&id.pool).map_or("", |pool| pool.user.as_str()))?;
-        Ok(Modes { directory: 0o750, bell: 0o660, segment: 0o660, group: Some(user.gid) })
+        Ok(Modes { directory: 0o750, doorbell: 0o660, segment: 0o660, group: Some(user.gid) })
     }
 }
 
@@ -88,14 +88,14 @@ pub fn run(path: Option<&Path>, action: Action) -> Result<(), Failure> {
         Action::Sync(shared) => {
             let _lock = ipc::lock_set(dir, shared.keeper()).map_err(failed)?;
             let set_epoch = ipc::set_epoch(dir).map_err(failed)?.unwrap_or_else(|| clock::now().0);
-            let there = ipc::recorded(dir).map_err(failed)?;
+            let there = ipc::recorded_workers(dir).map_err(failed)?;
             let wanted: Vec<_> = config.workers().collect();
             for id in &wanted {
                 let modes = shared.modes(&config, id)?;
                 match modes.group {
                     _ if !there.contains(id) => ipc::create_worker(&config, id, set_epoch, &modes).map(drop),
                     // The pool may have another user.
-                    Some(group) => ipc::give_worker(dir, id, group),
+                    Some(group) => ipc::set_worker_group(dir, id, group),
                     None => Ok(()),
                 }
                 .map_err(failed)?;
@@ -131,7 +131,7 @@ fn clear(config: &Config, shared: Shared) -> Result<(), Failure> {
 /// Refuses to take away what a process still uses.
 fn nobody_left(dir: &Path) -> Result<(), Failure> {
     match ipc::leftovers(dir).map_err(failed)?.first() {
-        Some(left) => Err(failed(IpcError::Live { dir: dir.to_owned(), pid: left.pid })),
+        Some(left) => Err(failed(IpcError::AlreadyRunning { dir: dir.to_owned(), pid: left.pid })),
         None => Ok(()),
     }
 }

@@ -278,7 +278,8 @@ fn load_applied(path: Option<&Path>) -> Result<Config, Failure> {
 
 /// What the set in `dir` runs on, if there is one.
 fn applied(dir: &Path) -> Option<Result<Config, Failure>> {
-    let applied = if crate::ipc::is_units(dir) { crate::units::APPLIED.into() } else { dir.join("applied.toml") };
+    let applied =
+        if crate::ipc::is_run_by_systemd(dir) { crate::units::APPLIED.into() } else { dir.join("applied.toml") };
     let text = std::fs::read_to_string(&applied).ok()?;
     Some(Config::parse(&text, &applied.display().to_string()).map_err(|error| Failure::Config(error.to_string())))
 }

@@ -57,7 +57,7 @@ pub fn resume(path: Option<&Path>, id: &WorkerId) -> Result<(), Failure> {
         SavedState::read(&config.set.runtime_dir).ok().and_then(|state| state.workers.get(&id.to_string()).cloned());
     if let Some(part) = part.filter(|part| part.state == "failed" || part.state == "stopped") {
         let cause = part.cause.map_or(String::new(), |cause| format!(" (last end: {cause})"));
-        let remedy = if ipc::is_units(&config.set.runtime_dir) {
+        let remedy = if ipc::is_run_by_systemd(&config.set.runtime_dir) {
             format!("systemctl start {}", units::worker_service(id))
         } else {
             "reload the set (SIGHUP)".to_owned()
@@ -88,7 +88,7 @@ fn order(config: &Config, order: ProbeCommand) -> Result<(), Failure> {
 
 /// Whether somebody keeps the set in `dir`.
 fn is_running(dir: &Path) -> bool {
-    ipc::is_units(dir) || SetLock::holder(dir).is_some()
+    ipc::is_run_by_systemd(dir) || SetLock::holder(dir).is_some()
 }
 
 /// The first listener of the running set, or else of the configuration.

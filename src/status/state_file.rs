@@ -47,7 +47,7 @@ const FILE: &str = "watchdog.json";
 impl SavedState {
     /// Reads the file of the set in `dir`, whose watchdog has a directory of its own where the parts are units.
     pub fn read(dir: &Path) -> io::Result<Self> {
-        let dir = if ipc::is_units(dir) { Path::new(units::WATCHDOG_DIR) } else { dir };
+        let dir = if ipc::is_run_by_systemd(dir) { Path::new(units::WATCHDOG_DIR) } else { dir };
         Ok(serde_json::from_slice(&fs::read(dir.join(FILE))?)?)
     }
 

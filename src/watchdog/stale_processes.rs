@@ -62,7 +62,7 @@ pub async fn clear(dir: &Path, config: &Config) -> Result<BTreeSet<String>, Watc
 /// Removes what a former set left besides processes, and says what there was.
 pub fn remove(config: &Config, ended: &BTreeSet<String>) -> Result<(), WatchdogError> {
     let dir = &config.set.runtime_dir;
-    let recorded = ipc::recorded(dir)?.len();
+    let recorded = ipc::recorded_workers(dir)?.len();
     ipc::remove(dir)?;
     let segments = recorded + ipc::remove_dead_segments(config)?;
     if segments > 0 || !ended.is_empty() {

@@ -77,7 +77,7 @@ impl Set {
         let config = load_applied(path)?;
         let dir = &config.set.runtime_dir;
         SavedState::read(dir).ok().filter(|state| state.watchdog().is_some()).ok_or_else(|| no_set(dir))?;
-        let keeper = if ipc::is_units(dir) { Keeper::Units } else { Keeper::Run };
+        let keeper = if ipc::is_run_by_systemd(dir) { Keeper::Units } else { Keeper::Run };
         let workers = config.workers().collect();
         Ok(Self { config, keeper, workers, own: None })
     }
