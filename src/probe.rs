@@ -1,7 +1,7 @@
 //! The words on `probe.sock`: one JSON object a line, a question and its report.
 //!
 //! The dispatcher's serving loop answers, so that an answer proves that it serves. The watchdog asks at its
-//! interval; `patou status`, `drain` and `resume` ask when called.
+//! interval; `patou status`, `net::discard_until_closed` and `resume` ask when called.
 
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::os::unix::net::UnixStream;

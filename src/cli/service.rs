@@ -1,4 +1,4 @@
-//! `patou drain` and `resume`, and where `patou call` goes by default.
+//! `patou net::discard_until_closed` and `resume`, and where `patou call` goes by default.
 
 use std::io::{self, ErrorKind, Write};
 use std::path::Path;

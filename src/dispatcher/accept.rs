@@ -212,7 +212,7 @@ async fn accept(shared: Rc<AcceptorState>, index: usize, socket: Rc<SocketListen
                     door,
                     settings: shared.doors.settings(),
                     listens_on: socket.tcp_address().map(|address| address.ip()),
-                    stream: net::SharedStream(Arc::new(SocketStream::of(fd, socket.is_tcp()))),
+                    stream: net::SharedStream(Arc::new(SocketStream::new(fd, socket.is_tcp()))),
                     may_probe: AtomicBool::new(false),
                     answered: Cell::new(false),
                 };
@@ -295,19 +295,23 @@ impl ClientConnection {
 
     async fn answer(&self, desk: &Rc<Driver>, request: Request<Incoming>) -> Answer {
         let since = Instant::now();
-        let checked =
-            request::check(&request, &self.door.listener.allowed_hosts, self.listens_on, self.settings.max_body);
+        let checked = request::check_request(
+            &request,
+            &self.door.listener.allowed_hosts,
+            self.listens_on,
+            self.settings.max_body,
+        );
         let (answer, worker) = match checked {
             Err(problem) => (told(&problem), None),
             Ok((host, target)) => {
-                let host = host.unwrap_or_else(|| net::own_name(&self.stream.0));
+                let host = host.unwrap_or_else(|| net::fallback_host(&self.stream.0));
                 self.may_probe.store(request.version() >= Version::HTTP_11, Ordering::Relaxed);
                 let verdict = self.wait(desk).await;
                 self.may_probe.store(false, Ordering::Relaxed);
                 match verdict {
                     None => (self.client_left(), None),
                     Some(Ok(grant)) => {
-                        let wants_lease = self.listens_on.is_none() || request.uri().path() == request::LEASE;
+                        let wants_lease = self.listens_on.is_none() || request.uri().path() == request::LEASE_PATH;
                         let told = match wants_lease {
                             true => redirect::lease(&grant),
                             false => redirect::to_worker(&grant, &host, &target),

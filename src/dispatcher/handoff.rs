@@ -25,7 +25,7 @@ use super::{fdstore, redirect};
 use crate::handoff::HandoffMessage;
 use crate::ids::{LeaseId, Token, WorkerId};
 use crate::net::{
-    self, HEADER_MAX, ProblemResponse, ProxyHeader, SocketStream, lingering_close, proxied, reset, set_reset_on_close,
+    self, ProblemResponse, ProxyHeader, SocketStream, lingering_close, parse_proxy_header, reset, set_reset_on_close,
 };
 use crate::pool::{LeaseEnd, Peer, Refusal};
 
@@ -128,7 +128,7 @@ impl Connection {
     pub fn message(&self, lease: LeaseId, token: Token) -> HandoffMessage {
         let Endpoints { address, server, .. } = self.ends;
         let entrance = self.door.borrow().entrance.clone();
-        HandoffMessage { lease, token, peer: self.proxied.get().or(address), server, entrance }
+        HandoffMessage { lease, token, peer: self.proxied.get().or(address), server, listener: entrance }
     }
 
     /// Its mark.
@@ -268,20 +268,20 @@ impl HandoffListener {
     }
 
     async fn read_proxy(&self, connection: &Connection) -> io::Result<()> {
-        let mut bytes = [0; HEADER_MAX];
+        let mut bytes = [0; ProxyHeader::MAX];
         let give_up = Instant::now() + self.doors.settings().head_timeout;
         let (mut known, mut pause) = (0, HEADER_LOOK.0);
         loop {
             timeout_at(give_up, connection.watched.readable()).await??;
             let there = connection.peek(&mut bytes)?;
-            match proxied(&bytes[..there]) {
-                ProxyHeader::Header(length, address) => {
+            match parse_proxy_header(&bytes[..there]) {
+                ProxyHeader::Complete(length, address) => {
                     connection.proxied.set(address);
                     let taken = recv(connection.as_fd().as_raw_fd(), &mut bytes[..length], MsgFlags::MSG_DONTWAIT)?;
                     return if taken == length { Ok(()) } else { Err(io::ErrorKind::UnexpectedEof.into()) };
                 }
-                ProxyHeader::More if there > 0 && Instant::now() < give_up => {}
-                ProxyHeader::More | ProxyHeader::Wrong => return Err(io::ErrorKind::InvalidData.into()),
+                ProxyHeader::Incomplete if there > 0 && Instant::now() < give_up => {}
+                ProxyHeader::Incomplete | ProxyHeader::Invalid => return Err(io::ErrorKind::InvalidData.into()),
             }
             // What is there is not taken, and so stays readable.
             pause = if there > known { HEADER_LOOK.0 } else { (pause * 2).min(HEADER_LOOK.1) };
@@ -362,7 +362,7 @@ impl HandoffListener {
     }
 
     async fn answer(&self, connection: &Connection, problem: &ProblemResponse) -> io::Result<()> {
-        let stream = net::SharedStream(Arc::new(SocketStream::of(
+        let stream = net::SharedStream(Arc::new(SocketStream::new(
             connection.watched.socket(),
             connection.ends.server.is_some(),
         )));

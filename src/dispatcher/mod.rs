@@ -79,7 +79,7 @@ async fn serve(mut config: Config, path: Option<PathBuf>) -> Result<(), Dispatch
             socket.set_nonblocking(true).map_err(system("probe.sock"))?;
             probe = Some(UnixListener::from_std(socket).map_err(system("probe.sock"))?);
         } else if let Some(index) = name.strip_prefix("listener-").and_then(|index| index.parse::<usize>().ok()) {
-            let listener = SocketListener::adopt(fd).map_err(system("a listening socket"))?;
+            let listener = SocketListener::from_fd(fd).map_err(system("a listening socket"))?;
             if let Some(place) = listeners.get_mut(index) {
                 *place = Some(listener);
             }

@@ -3,7 +3,7 @@
 use http::HeaderValue;
 
 use crate::ids::Token;
-pub use crate::net::{LEASE, check};
+pub use crate::net::{LEASE_PATH, check_request};
 
 /// The target of `OPTIONS *`: a URI without a path (RFC 9112, section 3.2.4).
 const ASTERISK: &str = "*";

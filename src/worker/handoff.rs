@@ -88,8 +88,8 @@ fn take(shared: &WorkerState, (message, connection): (HandoffMessage, OwnedFd)) 
     };
     let since = Instant::now();
     let held = ActiveLease { lease: terms.lease, since, deadline: since + terms.request_timeout };
-    let HandoffMessage { peer, server, entrance, .. } = message;
-    let stream = net::SharedStream(Arc::new(net::SocketStream::of(connection, server.is_some())));
+    let HandoffMessage { peer, server, listener: entrance, .. } = message;
+    let stream = net::SharedStream(Arc::new(net::SocketStream::new(connection, server.is_some())));
     shared.begin(&terms, now, &stream);
     shared.respondent.note_request(terms.lease, now, &[b"(its head is being read)"]);
     let (worker, lease, epoch) = (&shared.id, terms.lease, shared.respondent.epoch());
@@ -276,10 +276,10 @@ impl Claimed {
         let wants_log = self.entrance.access_log.then(|| format!("{} {}", request.method(), request.uri()));
         let since = Instant::now();
         let (hosts, listens_on) = (&self.entrance.allowed_hosts, self.entrance.listens_on);
-        let checked = net::check(&request, hosts, listens_on, shared.front.max_body).and_then(|(_, target)| {
+        let checked = net::check_request(&request, hosts, listens_on, shared.front.max_body).and_then(|(_, target)| {
             let unknown =
                 || ProblemResponse::not_started(StatusCode::NOT_FOUND, "there is no lease to be had on this listener");
-            target.parse().ok().filter(|_| request.uri().path() != net::LEASE).ok_or_else(unknown)
+            target.parse().ok().filter(|_| request.uri().path() != net::LEASE_PATH).ok_or_else(unknown)
         });
         let mut response = match checked {
             Ok(target) => answerer.run(request, target, self.held, (self.peer, self.server)).await?,

@@ -157,7 +157,7 @@ impl WorkerSetup {
             if crate::handoff::is_handoff_socket(&socket) { handed.push(socket) } else { others.push(socket) }
         }
         let socket = others.into_iter().next().ok_or(ServeError::NoSocket)?;
-        let listener = SocketListener::adopt(socket).map_err(system("the listening socket"))?;
+        let listener = SocketListener::from_fd(socket).map_err(system("the listening socket"))?;
 
         let parts = attach::take(config, id)?;
         let pid = std::process::id();

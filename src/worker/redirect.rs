@@ -31,7 +31,7 @@ use super::turn::{AbortCause, ActiveLease, Transaction};
 use crate::clock;
 use crate::exchange::Counter;
 use crate::log::Event;
-use crate::net::{self, Outcome, ProblemResponse, lingering_close, set_reset_on_close};
+use crate::net::{self, ProblemResponse, RequestOutcome, lingering_close, set_reset_on_close};
 
 /// A running handler.
 pub type Answering = Pin<Box<dyn Future<Output = Result<Response<Body>, Failure>> + Send>>;
@@ -296,7 +296,7 @@ fn ends_with_connection(response: &Response<Body>) -> bool {
 }
 
 pub fn problem(failure: &Failure) -> Response<Body> {
-    let outcome = if failure.started { Outcome::StartedUnknown } else { Outcome::NotStarted };
+    let outcome = if failure.started { RequestOutcome::StartedUnknown } else { RequestOutcome::NotStarted };
     let detail = failure.reason.clone();
     let problem = ProblemResponse { status: failure.status, detail, outcome, retry_after: None };
     problem.response().map(boxed)
@@ -315,7 +315,7 @@ fn send_back(
 ) -> Response<Body> {
     shared.respondent.count(Counter::SentBack, 1);
     let location = shared.respondent.return_port().and_then(|port| {
-        let host = net::host(request).ok().flatten().unwrap_or_else(|| net::own_name(&stream.0));
+        let host = net::host(request).ok().flatten().unwrap_or_else(|| net::fallback_host(&stream.0));
         lease_url::back(&host, port, target.as_ref().or_else(|| request.uri().path_and_query()))
     });
     let detail = "this lease is over or was never given: ask the dispatcher for another";

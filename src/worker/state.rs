@@ -317,11 +317,11 @@ impl WorkerState {
         *locked(&self.current) = None;
     }
 
-    /// What has been answered ends without a reset, in a task of its own: see [`net::drain`]. `parting` is held until then.
+    /// What has been answered ends without a reset, in a task of its own: see [`net::net::discard_until_closed`]. `parting` is held until then.
     pub fn drain(&self, stream: net::SharedStream, parting: OwnedRwLockReadGuard<()>) {
         let bound = self.front.linger_timeout;
         tokio::spawn(async move {
-            net::drain(stream, bound).await;
+            net::discard_until_closed(stream, bound).await;
             drop(parting);
         });
     }

@@ -77,7 +77,7 @@ pub enum Kind {
     Restart,
     /// SIGHUP to who reads the configuration.
     Reload,
-    /// `patou drain`, and after a while `patou resume`.
+    /// `patou net::discard_until_closed`, and after a while `patou resume`.
     Drain,
     /// More runnable processes than cores.
     Starve,

@@ -368,11 +368,11 @@ mod tests {
 
     #[test]
     fn a_proxys_header_is_what_the_dispatcher_reads() {
-        use crate::net::{ProxyHeader, proxied as read};
+        use crate::net::{ProxyHeader, parse_proxy_header as read};
         for binary in [false, true] {
             let header = proxied(Ipv4Addr::new(192, 0, 2, 1), binary);
             let address = Some("192.0.2.1:40000".parse().unwrap());
-            assert_eq!(read(&header), ProxyHeader::Header(header.len(), address));
+            assert_eq!(read(&header), ProxyHeader::Complete(header.len(), address));
         }
     }
 
