@@ -249,7 +249,7 @@ fn a_worker_that_is_never_ready_is_killed_and_tried_again() {
 
 #[test]
 fn why_a_part_does_not_start_is_said_in_one_line() {
-    // It is there, as `check` wants it, and cannot be executed nevertheless.
+    // It is there, as `net::check_request` wants it, and cannot be executed nevertheless.
     let mut set = Set::prepare("");
     let program = set.top().join("program");
     std::fs::write(&program, "#!/no/such/interpreter\n").unwrap();

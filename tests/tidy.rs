@@ -149,6 +149,8 @@ const PURE: &[&str] = &[
     "src/pool",
     "src/liveness",
     "src/stats.rs",
+    "src/net/proxy_header.rs",
+    "src/net/validate.rs",
     "src/units",
     "src/watchdog/restart_stats.rs",
     "src/watchdog/plan",

@@ -1,4 +1,4 @@
-//! `patou check` and `patou config`.
+//! `patou net::check_request` and `patou config`.
 
 use std::io::{self, Write};
 use std::path::Path;

@@ -17,7 +17,7 @@ use crate::ids::PoolName;
 const NAME: &str = "a name of 1 to 32 characters of a-z, 0-9 and _";
 const ACCOUNT: &str = "the name or number of an account";
 
-/// Reads the whole text; see [`Config::parse`] and, for `wanted`, [`super::Loaded::check`].
+/// Reads the whole text; see [`Config::parse`] and, for `wanted`, [`super::Loaded::net::check_request`].
 pub(super) fn read(
     text: &str,
     file: &str,

@@ -80,7 +80,7 @@ fn inherited_listeners() -> Result<WorkerListeners, ServeError> {
     let redirect = redirect.into_iter().next().ok_or(ServeError::NoSocket)?;
     let handoff = handoff.into_iter().next();
     Ok(WorkerListeners {
-        redirect: SocketListener::adopt(redirect).map_err(system("the listening socket"))?,
+        redirect: SocketListener::from_fd(redirect).map_err(system("the listening socket"))?,
         handoff: handoff.map(HandoffReceiver::new).transpose().map_err(system("the handoff socket"))?,
     })
 }

@@ -321,7 +321,7 @@ impl WorkerState {
     pub fn drain(&self, stream: SharedStream, pending: OwnedRwLockReadGuard<()>) {
         let bound = self.front.linger_timeout;
         tokio::spawn(async move {
-            net::drain(stream, bound).await;
+            net::discard_until_closed(stream, bound).await;
             drop(pending);
         });
     }
