@@ -1,7 +1,6 @@
 //! The `tracing` subscriber of every part: a filter, the fields of open spans, and one output.
 //!
-//! A `program` worker compiles this into its own program; `tracing-subscriber` with its registry and filters would be
-//! fifteen more crates there.
+//! A `program` worker compiles this into its own program, without the registry and filters of `tracing-subscriber`.
 
 use std::cell::RefCell;
 use std::collections::HashMap;

@@ -64,14 +64,9 @@ impl ProblemResponse {
     /// The body: `application/problem+json`.
     pub fn json(&self) -> String {
         let title = self.status.canonical_reason().unwrap_or("Problem");
-        serde_json::json!({
-            "type": "about:blank",
-            "title": title,
-            "status": self.status.as_u16(),
-            "detail": self.detail,
-            "outcome": self.outcome.as_str(),
-        })
-        .to_string()
+        let [title, detail] = [title, &self.detail].map(json_string);
+        let (status, outcome) = (self.status.as_u16(), self.outcome.as_str());
+        format!(r#"{{"type":"about:blank","title":{title},"status":{status},"detail":{detail},"outcome":"{outcome}"}}"#)
     }
 
     /// The whole response.
@@ -99,5 +94,35 @@ impl ProblemResponse {
             body.len(),
         )
         .into_bytes()
+    }
+}
+
+/// A string of JSON (RFC 8259, section 7). serde_json would be the only use of that crate in a program worker.
+fn json_string(text: &str) -> String {
+    let mut json = String::from("\"");
+    for c in text.chars() {
+        match c {
+            '"' | '\\' => json.extend(['\\', c]),
+            '\0'..='\u{1f}' => json.push_str(&format!("\\u{:04x}", c as u32)),
+            c => json.push(c),
+        }
+    }
+    json.push('"');
+    json
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn body_is_json_with_any_detail() {
+        for detail in ["", "plain", "\"quoted\" \\ back", "line\nfeed\u{0}\u{1f}\u{7f}\u{e9}\u{1f600}"] {
+            let problem = ProblemResponse::not_started(StatusCode::SERVICE_UNAVAILABLE, detail);
+            let read: serde_json::Value = serde_json::from_str(&problem.json()).unwrap();
+            assert_eq!(read["detail"], detail);
+            assert_eq!((&read["status"], &read["outcome"]), (&503.into(), &"not-started".into()));
+            assert_eq!((&read["title"], &read["type"]), (&"Service Unavailable".into(), &"about:blank".into()));
+        }
     }
 }
