@@ -48,8 +48,8 @@ pub fn check(path: Option<&Path>) -> Result<(), Failure> {
         config
             .pools
             .iter()
-            .filter_map(|pool| pool.beyond_run())
-            .chain(config.admin.exposed())
+            .filter_map(|pool| pool.unsupported_by_run())
+            .chain(config.admin.exposure_warning())
             .try_for_each(|text| writeln!(out, "  remark     {text}"))
     };
     written(print(&mut out))

@@ -189,7 +189,7 @@ fn compare(old: &Config, new: &Config) -> Result<Change, WatchdogError> {
         }
         let moved = before.worker_address(id.number) != after.worker_address(id.number);
         // A process cannot take its own limits back.
-        if moved || before.limits.of_a_process() != after.limits.of_a_process() {
+        if moved || before.limits.as_rlimits() != after.limits.as_rlimits() {
             restart.push(id);
         } else if old.front != new.front || !same_for_workers(before, after) {
             reload.push(id);
