@@ -10,9 +10,10 @@ use std::time::Duration;
 
 use criterion::{Criterion, criterion_group, criterion_main};
 use http::Request;
-use patou::dispatcher::request::{check, location};
+use patou::dispatcher::redirect::location;
 use patou::exchange::{DispatcherSide, SlotMemory, WORDS, Word, WorkerSide};
 use patou::ids::{Claim, Epoch, LeaseId, LeaseTerms, Lifecycle, Monotonic, Phase, Token};
+use patou::net::check;
 use patou::pool::{Peer, Pool, PoolAction, PoolEvent, PoolLimits, SlotAnswer, SlotView};
 use patou::worker::lease_url;
 
@@ -74,10 +75,10 @@ fn pool(criterion: &mut Criterion) {
             claim_timeout: TIMEOUT,
             request_timeout: TIMEOUT,
             slot_scan: Duration::from_millis(100),
-            making_room: TIMEOUT,
+            recycle_timeout: TIMEOUT,
         };
         let mut pool = Pool::new(limits, Epoch::FIRST);
-        (1..=workers).for_each(|n| drop(pool.handle(Monotonic(0), PoolEvent::Seen(n, free()))));
+        (1..=workers).for_each(|n| drop(pool.handle(Monotonic(0), PoolEvent::SlotRead(n, free()))));
         let mut client = 0;
         let mut turn = || {
             client += 1;
@@ -89,10 +90,10 @@ fn pool(criterion: &mut Criterion) {
             });
             let (n, lease) = offer.expect("somebody is free");
             let accepted = SlotView { answer: Some(SlotAnswer::Accept(lease)), ..held(lease, Phase::Offered) };
-            let granted = pool.handle(now, PoolEvent::Seen(n, accepted));
+            let granted = pool.handle(now, PoolEvent::SlotRead(n, accepted));
             assert!(granted.iter().any(|action| matches!(action, PoolAction::Grant { .. })));
             for seen in [held(lease, Phase::Claimed), held(lease, Phase::Done), free()] {
-                black_box(pool.handle(now, PoolEvent::Seen(n, seen)));
+                black_box(pool.handle(now, PoolEvent::SlotRead(n, seen)));
             }
         };
         criterion.bench_function(&format!("pool, one client, {workers} workers"), |bench| bench.iter(&mut turn));

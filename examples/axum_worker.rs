@@ -15,7 +15,7 @@ use axum::extract::{Extension, RawQuery};
 use axum::routing::{get, post};
 use http_body::Frame;
 use http_body_util::BodyExt;
-use patou::worker::handler::Context;
+use patou::worker::handler::RequestContext;
 
 // One thread is enough for one request at a time.
 #[tokio::main(flavor = "current_thread")]
@@ -33,7 +33,7 @@ async fn main() -> Result<(), patou::worker::ServeError> {
 }
 
 /// What patou knows of the request comes as an extension.
-async fn hello(Extension(context): Extension<Context>) -> String {
+async fn hello(Extension(context): Extension<RequestContext>) -> String {
     let peer = context.peer.map_or("a Unix socket".to_owned(), |peer| peer.ip().to_string());
     format!("hello from {} to {peer} under lease {}\n", context.worker, context.lease)
 }

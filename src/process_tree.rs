@@ -244,7 +244,7 @@ fn below(table: &[Process], root: Pid) -> Vec<Process> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::worker::handler::test_process::alone;
+    use crate::worker::handler::test_process::in_own_process;
     use std::process::{Command, Stdio};
 
     fn process(pid: i32, parent: i32) -> Process {
@@ -289,7 +289,7 @@ mod tests {
 
     #[test]
     fn kills_only_what_was_chosen_and_reaps_it() {
-        alone(async {
+        in_own_process(async {
             let start = |script: &str| {
                 Command::new("sh")
                     .args(["-c", script])
@@ -314,7 +314,7 @@ mod tests {
 
     #[test]
     fn orphans_are_reaped_and_the_spared_is_not() {
-        alone(async {
+        in_own_process(async {
             let mut spared = Command::new("true").spawn().unwrap();
             let spared_pid = Pid::from_raw(spared.id() as i32);
             let mut parent = Command::new("sh").args(["-c", "true & kill -35 $$"]).spawn().unwrap();

@@ -18,7 +18,7 @@ fn bench(set: &Set, args: &[&str]) -> Command {
 /// Directories of benchmarks.
 fn left(set: &Set) -> Vec<String> {
     let names = fs::read_dir(set.top()).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap());
-    names.filter(|name| name.contains("bench") || name.contains("pingpong")).collect()
+    names.filter(|name| name.contains("bench")).collect()
 }
 
 /// Segments of the set of the benchmark with this process id.

@@ -7,7 +7,7 @@ use support::*;
 
 /// The record of the kill of this part: the verdict, and the lines that follow it.
 fn record(set: &Set, part: &str) -> String {
-    let verdict = format!("{part} is killed and replaced: ");
+    let verdict = format!("{part} is frozen (");
     set.wait_for_log(&[&verdict]);
     wait_some("the whole record", || {
         let log = set.log();

@@ -44,7 +44,7 @@ fn a_killed_worker_is_replaced_at_once() {
     load.wait_for(5);
     signal_to(old, Signal::SIGKILL);
     eprintln!("killed worker replaced in {:?}", wait_for_another(&set, "default/2", old));
-    set.wait_for_log(&["default/2", "it is started again", "SIGKILL", "at once"]);
+    set.wait_for_log(&["default/2 is down", "SIGKILL", "restarting it now"]);
     load.wait_for(5);
     let failures = load.stop();
     assert!(failures.len() <= 1, "{failures:?}");
@@ -261,10 +261,10 @@ fn why_a_part_does_not_start_is_said_in_one_line() {
         program.display()
     ));
     set.run();
-    let line = set.wait_for_log(&["warning", "worker default/1 has ended", "before it was ready", why]);
+    let line = set.wait_for_log(&["warning", "worker default/1 is down", "before it was ready", why]);
     assert!(line.starts_with(|c: char| c.is_ascii_digit()), "{line}");
     // In full the first time only, and by nobody else.
-    set.wait_for_log(&["warning", "worker default/1 has ended", "before it was ready, as before"]);
+    set.wait_for_log(&["warning", "worker default/1 is down", "before it was ready, as before"]);
     let told = |line: &&str| line.contains("warning: worker default/1") && line.contains(why);
     assert_eq!(set.log().lines().filter(told).count(), 1, "{}", set.log());
     assert!(!set.log().contains("patou: "), "{}", set.log());
@@ -300,13 +300,13 @@ fn the_next_run_clears_what_a_killed_watchdog_left() {
         assert!(text(&status.stderr).contains("the watchdog is gone"), "{}", text(&status.stderr));
         set.wait_for_log(&["worker default/2", "the watchdog has died"]);
         set.run();
-        set.wait_for_log(&["waiting for the worker default/2 of the former set"]);
+        set.wait_for_log(&["worker default/2 of the previous set is busy"]);
         assert!(is_alive(old.1));
         open_gate(&set);
         assert_eq!(client.join().unwrap().unwrap().status, 200);
         set.wait_until_up();
         assert!(!is_alive(old.1) && !is_alive(old.2) && !is_alive(idle));
-        set.wait_for_log(&["cleared away what a former set had left", "segments=2", "worker default/2"]);
+        set.wait_for_log(&["removed what a previous set had left behind", "segments=2", "worker default/2"]);
         assert_eq!((set.segments().len(), set.processes().len()), (2, 4));
         let tcp = set.status()["listeners"][1].as_str().unwrap().parse().unwrap();
         assert_eq!(get(tcp, "/fast").unwrap().status, 200);
@@ -325,7 +325,7 @@ fn a_start_that_waits_for_the_former_set_can_be_stopped() {
     set.signal(Signal::SIGKILL);
     set.wait_for_end();
     set.run();
-    set.wait_for_log(&["waiting for the worker default/1 of the former set"]);
+    set.wait_for_log(&["worker default/1 of the previous set is busy"]);
     set.signal(Signal::SIGTERM);
     assert_eq!(set.wait_for_end(), Some(0));
     open_gate(&set);

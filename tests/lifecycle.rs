@@ -35,7 +35,10 @@ fn a_stop_lets_requests_finish_and_refuses_those_who_wait() {
         assert_eq!((answer.status, answer.text().as_str()), (200, "done well\n"));
         assert_eq!(set.wait_for_end(), Some(0));
         let log = set.log();
-        assert!(place(&log, &["worker default/1", "stopped serving"]) < place(&log, &["dispatcher ", "left"]), "{log}");
+        assert!(
+            place(&log, &["worker default/1", "stopped serving"]) < place(&log, &["dispatcher ", "exiting"]),
+            "{log}"
+        );
         place(&log, &["watchdog", "stopping", "signal"]);
         place(&log, &["watchdog", "stopped"]);
         set.assert_nothing_left();
@@ -119,7 +122,7 @@ fn a_set_whose_directory_is_removed_leaves_nothing() {
     assert_eq!(set.segments().len(), 4);
     set.run();
     set.wait_until_up();
-    set.wait_for_log(&["cleared away", "segments=2"]);
+    set.wait_for_log(&["removed what a previous set had left behind", "segments=2"]);
     assert_eq!(set.segments().len(), 4);
     std::fs::remove_dir_all(set.dir()).unwrap();
     set.signal(Signal::SIGKILL);
@@ -434,7 +437,7 @@ fn reloads_under_load_lose_no_request() {
     load.wait_for(5);
     set.wait_until_up();
     assert_eq!(load.stop(), Vec::<String>::new(), "{}", set.log());
-    assert!(!set.log().contains("it is started again"), "{}", set.log());
+    assert!(!set.log().contains("restarting it"), "{}", set.log());
     set.wait_for("all four", |status| (1..=4).all(|n| worker_of(status, &format!("default/{n}"))["state"] == "idle"));
     set.stop();
 }
@@ -460,7 +463,7 @@ fn a_drained_worker_stays_out_until_it_is_resumed() {
     }
     let refused = get(set.address(0), "/fast").unwrap();
     assert_eq!((refused.status, refused.header("retry-after")), (503, Some("1")), "{refused:?}");
-    assert!(refused.text().contains("all 2 workers are taken out of service"), "{refused:?}");
+    assert!(refused.text().contains("all 2 workers are out of service"), "{refused:?}");
     assert!(text(&drain("default-2").stdout).contains("default/2 is out of service already"));
     // Neither their own death nor the dispatcher's brings them back.
     let old = set.worker_pid("default/1");

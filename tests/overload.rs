@@ -133,7 +133,7 @@ fn lives(status: &Value) -> Vec<(u64, u64)> {
 }
 
 const STARVED: &str = "because the machine does not run it";
-const RELIEVED: &str = "runs again and is judged as before";
+const RESUMED: &str = "its timeouts apply again";
 
 /// One test at a time has the machine.
 fn alone() -> MutexGuard<'static, ()> {
@@ -142,7 +142,7 @@ fn alone() -> MutexGuard<'static, ()> {
 }
 
 fn accusations(set: &Set) -> usize {
-    set.log().lines().filter(|line| line.contains("is killed and replaced")).count()
+    set.log().lines().filter(|line| line.contains(": killing it")).count()
 }
 
 /// Only what nobody else wants of one processor is left to the process, all its threads.
@@ -208,7 +208,7 @@ fn a_starved_worker_lives_and_a_frozen_one_is_found_meanwhile() {
     set.wait_for_log(&["worker default/1", STARVED]);
     let since = Instant::now();
     signal_to(stopped, Signal::SIGSTOP);
-    set.wait_for_log(&["worker default/2", "is killed and replaced"]);
+    set.wait_for_log(&["worker default/2 is frozen", "killing it"]);
     eprintln!("found frozen under overload after {:?}", since.elapsed());
     // The bound, one question before and one after, and how late a machine may be that has much too much to do.
     assert!(since.elapsed() < Duration::from_secs(5));
@@ -216,7 +216,7 @@ fn a_starved_worker_lives_and_a_frozen_one_is_found_meanwhile() {
     drop(hogs);
     let outcomes = clients.stop();
     set.wait_for_worker("default/1", "idle");
-    set.wait_for_log(&["worker default/1", RELIEVED]);
+    set.wait_for_log(&["worker default/1", RESUMED]);
     assert_eq!(accusations(&set), 1, "{}", set.log());
     // Who had been told to go to the stopped worker, at most one at a time.
     assert!(outcomes.silent.len() <= 1, "{:?}", outcomes.silent);
@@ -242,14 +242,14 @@ fn a_worker_in_a_debugger_is_not_killed() {
     );
     let mut tracer = Hogs(vec![Command::new("perl").args(["-e", &hold]).stdin(Stdio::null()).spawn().unwrap()]);
     set.wait_for_worker("default/1", "suspended");
-    set.wait_for_log(&["worker default/1", "because a debugger holds it"]);
+    set.wait_for_log(&["worker default/1", "held by a debugger"]);
     // Longer than its bound, which is what is tested.
     std::thread::sleep(Duration::from_millis(2500));
     assert_eq!(tracer.0[0].try_wait().unwrap(), None, "it may not trace");
     assert_eq!(set.worker_pid("default/1"), worker, "{}", set.log());
     drop(tracer);
     set.wait_for_worker("default/1", "idle");
-    set.wait_for_log(&["worker default/1", RELIEVED]);
+    set.wait_for_log(&["worker default/1", RESUMED]);
     assert_eq!((set.worker_pid("default/1"), accusations(&set)), (worker, 0), "{}", set.log());
     set.stop();
 }

@@ -9,8 +9,8 @@ use std::time::Duration;
 use patou::ids::Lifecycle::{Draining, Ready, Recycling, Starting};
 use patou::ids::Phase::{Aborted, Claimed, Done, Offered, Responding, Revoked};
 use patou::ids::{Claim, Epoch, LeaseId, LeaseTerms, Lifecycle, Monotonic, Phase, RefuseReason, Token};
-use patou::pool::PoolAction::{Abort, Clear, Look, Reclaim, Refuse, Release, Revoke, Ring};
-use patou::pool::PoolEvent::{Client, Left, Probe, Quiesce, Tick};
+use patou::pool::PoolAction::{Abort, Clear, ReadSlot, Reclaim, Refuse, Release, Revoke, Ring};
+use patou::pool::PoolEvent::{Client, Disconnected, Probe, Quiesce, Tick};
 use patou::pool::{
     Hold, LeaseEnd, Peer, Pool, PoolAction, PoolEvent, PoolLimits, PoolNote, Refusal, SlotAnswer, SlotQuestion,
     SlotView,
@@ -28,7 +28,7 @@ const LIMITS: PoolLimits = PoolLimits {
     claim_timeout: Duration::from_millis(1000),
     request_timeout: Duration::from_millis(30_000),
     slot_scan: Duration::from_millis(100),
-    making_room: Duration::from_secs(10),
+    recycle_timeout: Duration::from_secs(10),
 };
 
 fn at(ms: u64) -> Monotonic {
@@ -124,7 +124,7 @@ impl Talk {
 
     #[track_caller]
     fn sees(&mut self, now: u64, n: u16, seen: SlotView, want: &[PoolAction]) {
-        self.hears(now, PoolEvent::Seen(n, seen), want);
+        self.hears(now, PoolEvent::SlotRead(n, seen), want);
     }
 
     #[track_caller]
@@ -161,7 +161,7 @@ fn a_client_is_granted_the_warmest_worker_that_accepts() {
     t.is_due(50);
     t.sees(1, 2, accepted(1, 0), &[grant(1, 2, 1, 0)]);
     t.is_due(101);
-    t.hears(101, Tick, &[Look(2)]);
+    t.hears(101, Tick, &[ReadSlot(2)]);
     t.sees(101, 2, held(lease(1), Responding, 0), &[]);
     t.is_due(201);
     t.sees(102, 2, held(lease(1), Done, 0), &[Release(2, lease(1))]);
@@ -194,7 +194,7 @@ fn a_late_worker_is_passed_over_until_it_answers() {
     let mut t = Talk::up(LIMITS);
     t.hears(0, Client(1, A), &[offer(2, 1, 0)]);
     t.sees(49, 2, held(lease(1), Offered, 0), &[]);
-    t.hears(50, Tick, &[Look(2)]);
+    t.hears(50, Tick, &[ReadSlot(2)]);
     t.sees(50, 2, held(lease(1), Offered, 0), &[note(2, PoolNote::Late(lease(1))), Revoke(2, lease(1))]);
     t.sees(50, 2, held(lease(1), Revoked, 0), &[Release(2, lease(1)), offer(1, 2, 50)]);
     t.sees(50, 2, free(), &[]);
@@ -209,7 +209,7 @@ fn a_late_worker_is_passed_over_until_it_answers() {
 fn an_answer_in_the_last_look_is_not_late() {
     let mut t = Talk::up(LIMITS);
     t.hears(0, Client(1, A), &[offer(2, 1, 0)]);
-    t.hears(70, Tick, &[Look(2)]);
+    t.hears(70, Tick, &[ReadSlot(2)]);
     t.sees(70, 2, accepted(1, 0), &[grant(1, 2, 1, 0)]);
 }
 
@@ -229,7 +229,7 @@ fn a_yes_of_a_worker_that_has_died_since_is_no_grant() {
     for gone in [dead as fn(SlotView) -> SlotView, |seen| reborn(2, Starting, seen)] {
         let mut t = Talk::up(LIMITS);
         t.hears(0, Client(1, A), &[offer(2, 1, 0)]);
-        let said = t.0.handle(at(1), PoolEvent::Seen(2, gone(accepted(1, 0))));
+        let said = t.0.handle(at(1), PoolEvent::SlotRead(2, gone(accepted(1, 0))));
         assert!(said.contains(&note(2, PoolNote::Down(ONE))) && said.ends_with(&[Revoke(2, lease(1))]), "{said:?}");
         assert!(!said.contains(&grant(1, 2, 1, 0)));
         t.sees(1, 2, gone(held(lease(1), Revoked, 0)), &[Release(2, lease(1)), offer(1, 2, 1)]);
@@ -273,7 +273,7 @@ fn the_queue_keeps_its_bound_its_order_and_its_budget() {
     t.hears(160, Client(7, A), &[Refuse(7, Refusal::QueueFull(2))]);
     t.ends(200, 2, 1, &[offer(2, 4, 200)]);
     t.sees(201, 2, accepted(4, 200), &[grant(3, 2, 4, 200)]);
-    t.hears(519, Tick, &[Look(1), Look(2)]);
+    t.hears(519, Tick, &[ReadSlot(1), ReadSlot(2)]);
     t.hears(520, Tick, &[Refuse(4, timeout(500))]);
     t.hears(610, Tick, &[Refuse(6, timeout(500))]);
     assert_eq!(t.0.waiting(), (0, None));
@@ -294,27 +294,27 @@ fn a_client_may_leave_at_any_time() {
     let mut t = Talk::up(PoolLimits { workers: 1, ..LIMITS });
     // While its offer is out.
     t.hears(0, Client(1, A), &[offer(1, 1, 0)]);
-    t.hears(1, Left(1), &[Revoke(1, lease(1))]);
+    t.hears(1, Disconnected(1), &[Revoke(1, lease(1))]);
     t.sees(1, 1, held(lease(1), Revoked, 0), &[Release(1, lease(1))]);
     t.sees(1, 1, free(), &[]);
     // While it waits.
     t.serves(2, (2, A), 1, 2);
     t.hears(3, Client(3, A), &[]);
-    t.hears(4, Left(3), &[]);
+    t.hears(4, Disconnected(3), &[]);
     assert_eq!(t.0.waiting(), (0, None));
     t.ends(5, 1, 2, &[]);
     t.is_due(None);
     // While its offer is being taken back.
     t.hears(6, Client(4, A), &[offer(1, 3, 6)]);
     t.sees(56, 1, held(lease(3), Offered, 6), &[note(1, PoolNote::Late(lease(3))), Revoke(1, lease(3))]);
-    t.hears(56, Left(4), &[]);
+    t.hears(56, Disconnected(4), &[]);
     t.sees(56, 1, held(lease(3), Revoked, 6), &[Release(1, lease(3))]);
     assert_eq!(t.0.waiting(), (0, None));
     // When it has been granted a worker, leaving is not claiming.
-    t.sees(57, 1, answered(SlotAnswer::Here, free()), &[note(1, PoolNote::Back)]);
+    t.sees(57, 1, answered(SlotAnswer::Ack, free()), &[note(1, PoolNote::Back)]);
     t.hears(60, Client(5, A), &[offer(1, 4, 60)]);
     t.sees(61, 1, accepted(4, 60), &[grant(5, 1, 4, 60)]);
-    t.hears(62, Left(5), &[]);
+    t.hears(62, Disconnected(5), &[]);
     assert_eq!(t.hold(1).lease(), Some(lease(4)));
 }
 
@@ -361,8 +361,8 @@ fn a_client_cannot_claim_from_a_silent_worker_and_is_not_blamed() {
     let mut t = Talk::up(LIMITS);
     t.hears(0, Client(1, A), &[offer(2, 1, 0)]);
     t.sees(1, 2, accepted(1, 0), &[grant(1, 2, 1, 0)]);
-    t.hears(250, Probe, &[PoolAction::Ask(1, SlotQuestion::Ping), PoolAction::Ask(2, SlotQuestion::Ping)]);
-    t.sees(251, 1, answered(SlotAnswer::Here, free()), &[]);
+    t.hears(250, Probe, &[PoolAction::Question(1, SlotQuestion::Ping), PoolAction::Question(2, SlotQuestion::Ping)]);
+    t.sees(251, 1, answered(SlotAnswer::Ack, free()), &[]);
     t.sees(1050, 2, held(lease(1), Offered, 0), &[note(2, PoolNote::Unclaimed(lease(1))), Revoke(2, lease(1))]);
     t.sees(1050, 2, held(lease(1), Revoked, 0), &[Release(2, lease(1))]);
     t.sees(1050, 2, free(), &[]);
@@ -418,7 +418,7 @@ fn a_worker_dies_with_a_request() {
             let mut t = Talk::up(LIMITS);
             t.serves(0, (1, A), 2, 1);
             t.sees(1, 2, held(lease(1), phase, 0), &[]);
-            let said = t.0.handle(at(2), PoolEvent::Seen(2, gone(held(lease(1), phase, 0))));
+            let said = t.0.handle(at(2), PoolEvent::SlotRead(2, gone(held(lease(1), phase, 0))));
             assert_eq!(said[0], note(2, PoolNote::Down(ONE)));
             assert!(said.ends_with(&[note(2, PoolNote::Lost(lease(1))), step]), "{said:?}");
             if let Some(after) = after {
@@ -466,7 +466,7 @@ fn the_leases_of_an_earlier_dispatcher_are_adopted_or_ended() {
     for phase in [Done, Revoked, Aborted] {
         for alive in [true, false] {
             let mut t = fresh();
-            let said = t.0.handle(at(0), PoolEvent::Seen(1, SlotView { alive, ..held(old, phase, 0) }));
+            let said = t.0.handle(at(0), PoolEvent::SlotRead(1, SlotView { alive, ..held(old, phase, 0) }));
             assert_eq!(said.last(), Some(&Release(1, old)), "{phase:?}");
         }
     }
@@ -479,17 +479,17 @@ fn the_leases_of_an_earlier_dispatcher_are_adopted_or_ended() {
 #[test]
 fn an_operator_takes_a_worker_out_and_puts_it_back() {
     let mut t = Talk::up(LIMITS);
-    t.hears(0, PoolEvent::Drain(2), &[PoolAction::Ask(2, SlotQuestion::Drain)]);
+    t.hears(0, PoolEvent::Drain(2), &[PoolAction::Question(2, SlotQuestion::Drain)]);
     let drained = |seen| SlotView { drained: true, ..seen };
     t.hears(0, Client(1, A), &[offer(1, 1, 0)]);
-    t.sees(1, 2, drained(answered(SlotAnswer::Here, living(Draining, false))), &[]);
+    t.sees(1, 2, drained(answered(SlotAnswer::Ack, living(Draining, false))), &[]);
     t.hears(2, Client(2, A), &[]);
     t.sees(3, 2, drained(reborn(2, Ready, free())), &[note(2, PoolNote::Down(ONE)), note(2, PoolNote::Up(epoch(2)))]);
     t.hears(
         4,
         PoolEvent::Resume(2),
         &[
-            PoolAction::Ask(2, SlotQuestion::Resume),
+            PoolAction::Question(2, SlotQuestion::Resume),
             PoolAction::Offer { worker: 2, epoch: epoch(2), lease: lease(2), claim_by: at(4 + 1050), connection: None },
         ],
     );
@@ -503,15 +503,15 @@ fn nobody_waits_for_workers_that_are_all_taken_out() {
     t.serves(0, (1, A), 2, 1);
     t.hears(2, Client(2, A), &[offer(1, 2, 2)]);
     t.hears(3, Client(3, A), &[]);
-    t.hears(4, PoolEvent::Drain(2), &[PoolAction::Ask(2, SlotQuestion::Drain)]);
+    t.hears(4, PoolEvent::Drain(2), &[PoolAction::Question(2, SlotQuestion::Drain)]);
     // The last one: who waits is refused, and who was offered it as soon as that has been taken back.
-    t.hears(5, PoolEvent::Drain(1), &[Revoke(1, lease(2)), PoolAction::Ask(1, SlotQuestion::Drain), out(3)]);
+    t.hears(5, PoolEvent::Drain(1), &[Revoke(1, lease(2)), PoolAction::Question(1, SlotQuestion::Drain), out(3)]);
     t.sees(5, 1, drained(held(lease(2), Revoked, 2)), &[Release(1, lease(2)), out(2)]);
     t.hears(6, Client(4, A), &[out(4)]);
     // One that has died is not in service either; one that is put back is worth waiting for.
     t.sees(7, 1, drained(dead(free())), &[note(1, PoolNote::Down(ONE))]);
     t.hears(8, Client(5, A), &[out(5)]);
-    t.hears(9, PoolEvent::Resume(1), &[PoolAction::Ask(1, SlotQuestion::Resume)]);
+    t.hears(9, PoolEvent::Resume(1), &[PoolAction::Question(1, SlotQuestion::Resume)]);
     t.hears(9, Client(6, A), &[]);
 }
 
@@ -538,7 +538,7 @@ fn nobody_waits_for_workers_that_are_all_given_up() {
     t.hears(7, Client(4, A), &[again]);
     t.hears(8, PoolEvent::Failed(false), &[]);
     // Who dies without being given up is waited for.
-    t.hears(9, Left(4), &[Revoke(1, lease(2))]);
+    t.hears(9, Disconnected(4), &[Revoke(1, lease(2))]);
     t.sees(10, 1, dead(free()), &[note(1, PoolNote::Down(epoch(2)))]);
     t.hears(11, Client(5, A), &[]);
 }
@@ -548,7 +548,7 @@ fn an_order_takes_the_place_of_an_offer() {
     for (event, ask) in [(PoolEvent::Drain(2), SlotQuestion::Drain), (PoolEvent::Resume(2), SlotQuestion::Resume)] {
         let mut t = Talk::up(LIMITS);
         t.hears(0, Client(1, A), &[offer(2, 1, 0)]);
-        t.hears(1, event, &[Revoke(2, lease(1)), PoolAction::Ask(2, ask)]);
+        t.hears(1, event, &[Revoke(2, lease(1)), PoolAction::Question(2, ask)]);
         t.sees(1, 2, held(lease(1), Revoked, 0), &[Release(2, lease(1)), offer(1, 2, 1)]);
     }
 }
@@ -556,7 +556,7 @@ fn an_order_takes_the_place_of_an_offer() {
 #[test]
 fn workers_are_recycled_one_at_a_time() {
     let wants = living(Ready, true);
-    let recycle = |n| PoolAction::Ask(n, SlotQuestion::Recycle);
+    let recycle = |n| PoolAction::Question(n, SlotQuestion::Recycle);
     let mut t = Talk::up(LIMITS);
     t.serves(0, (1, A), 2, 1);
     t.sees(1, 2, SlotView { life: wants.life, ..held(lease(1), Done, 0) }, &[Release(2, lease(1))]);
@@ -590,8 +590,8 @@ fn workers_are_recycled_one_at_a_time() {
 #[test]
 fn who_does_not_come_back_is_waited_for_no_longer_than_making_room() {
     let wants = living(Ready, true);
-    let recycle = |n| PoolAction::Ask(n, SlotQuestion::Recycle);
-    let mut t = Talk::up(PoolLimits { making_room: Duration::from_millis(300), ..LIMITS });
+    let recycle = |n| PoolAction::Question(n, SlotQuestion::Recycle);
+    let mut t = Talk::up(PoolLimits { recycle_timeout: Duration::from_millis(300), ..LIMITS });
     t.sees(0, 2, wants, &[recycle(2)]);
     t.sees(1, 2, answered(SlotAnswer::Recycle(true), living(Recycling, true)), &[]);
     t.sees(299, 1, wants, &[]);
@@ -601,7 +601,7 @@ fn who_does_not_come_back_is_waited_for_no_longer_than_making_room() {
 #[test]
 fn recycling_survives_an_order_and_a_new_dispatcher() {
     let wants = living(Ready, true);
-    let recycle = |n| PoolAction::Ask(n, SlotQuestion::Recycle);
+    let recycle = |n| PoolAction::Question(n, SlotQuestion::Recycle);
     let mut t = Talk::new(LIMITS);
     // Begun under an earlier dispatcher; the next incarnation wants it again at once.
     t.sees(0, 1, living(Recycling, true), &[note(1, PoolNote::Up(ONE))]);
@@ -609,9 +609,9 @@ fn recycling_survives_an_order_and_a_new_dispatcher() {
     let again = SlotView { life: Some((epoch(2), Ready, true)), ..free() };
     t.sees(1, 1, again, &[note(1, PoolNote::Down(ONE)), note(1, PoolNote::Up(epoch(2))), recycle(1)]);
     // The order overwrites the question, which is therefore asked again later.
-    t.hears(2, PoolEvent::Drain(1), &[PoolAction::Ask(1, SlotQuestion::Drain)]);
-    t.hears(3, PoolEvent::Resume(1), &[PoolAction::Ask(1, SlotQuestion::Resume)]);
-    t.sees(4, 1, answered(SlotAnswer::Here, again), &[recycle(1)]);
+    t.hears(2, PoolEvent::Drain(1), &[PoolAction::Question(1, SlotQuestion::Drain)]);
+    t.hears(3, PoolEvent::Resume(1), &[PoolAction::Question(1, SlotQuestion::Resume)]);
+    t.sees(4, 1, answered(SlotAnswer::Ack, again), &[recycle(1)]);
 }
 
 #[test]
@@ -636,7 +636,7 @@ fn a_pool_grows() {
     t.hears(1, Client(2, A), &[]);
     t.0.reconfigure(LIMITS);
     t.is_due(0);
-    t.hears(2, Tick, &[Look(1), Look(2)]);
+    t.hears(2, Tick, &[ReadSlot(1), ReadSlot(2)]);
     t.sees(2, 1, held(lease(1), Claimed, 0), &[]);
     t.sees(2, 2, SlotView::default(), &[Clear(2)]);
     t.sees(3, 2, free(), &[note(2, PoolNote::Up(ONE)), offer(2, 2, 3)]);
@@ -647,7 +647,7 @@ fn a_pool_shrinks_and_grows_back_with_clients_waiting() {
     let mut t = Talk::up(LIMITS);
     t.serves(0, (1, A), 2, 1);
     t.0.reconfigure(PoolLimits { workers: 1, ..LIMITS });
-    t.hears(1, Tick, &[Look(1), Look(2)]);
+    t.hears(1, Tick, &[ReadSlot(1), ReadSlot(2)]);
     t.sees(1, 1, free(), &[]);
     t.sees(1, 2, held(lease(1), Claimed, 0), &[]);
     t.serves(2, (2, A), 1, 2);
@@ -656,7 +656,7 @@ fn a_pool_shrinks_and_grows_back_with_clients_waiting() {
     assert_eq!(t.0.workers().len(), 2);
     t.0.reconfigure(LIMITS);
     t.is_due(0);
-    t.hears(5, Tick, &[Look(1), Look(2), offer(2, 3, 5)]);
+    t.hears(5, Tick, &[ReadSlot(1), ReadSlot(2), offer(2, 3, 5)]);
     t.sees(6, 2, accepted(3, 5), &[grant(3, 2, 3, 5)]);
     t.0.reconfigure(PoolLimits { workers: 0, ..LIMITS });
     t.sees(7, 2, dead(held(lease(3), Offered, 5)), &[note(2, PoolNote::Down(ONE)), Revoke(2, lease(3))]);
@@ -685,9 +685,9 @@ fn nobody_trusts_a_garbled_slot() {
         for torn in [SlotView { terms: None, ..whole }, SlotView { life: None, ..whole }] {
             let mut t = Talk::up(LIMITS);
             t.serves(0, (1, A), 2, 1);
-            let said = t.0.handle(at(1), PoolEvent::Seen(2, torn));
+            let said = t.0.handle(at(1), PoolEvent::SlotRead(2, torn));
             assert_eq!(said.last(), Some(&note(2, PoolNote::Corrupt)), "{said:?}");
-            assert_eq!(t.hold(2), Hold::Ending);
+            assert_eq!(t.hold(2), Hold::Releasing);
         }
     }
 }
@@ -697,17 +697,17 @@ fn a_pool_without_a_queue_lets_nobody_wait() {
     let mut t = Talk::up(PoolLimits { queue: 0, ..LIMITS });
     t.hears(0, Client(1, A), &[offer(2, 1, 0)]);
     t.serves(1, (2, A), 1, 2);
-    t.hears(2, Client(3, A), &[Refuse(3, Refusal::NobodyFree)]);
+    t.hears(2, Client(3, A), &[Refuse(3, Refusal::NoWorkerFree)]);
     t.sees(50, 2, held(lease(1), Offered, 0), &[note(2, PoolNote::Late(lease(1))), Revoke(2, lease(1))]);
-    t.sees(50, 2, held(lease(1), Revoked, 0), &[Release(2, lease(1)), Refuse(1, Refusal::NobodyFree)]);
+    t.sees(50, 2, held(lease(1), Revoked, 0), &[Release(2, lease(1)), Refuse(1, Refusal::NoWorkerFree)]);
     t.is_due(101);
 
     // Nor for a worker that is idle but not to be had.
     let mut t = Talk::up(PoolLimits { queue: 0, ..LIMITS });
-    t.sees(0, 1, living(Ready, true), &[PoolAction::Ask(1, SlotQuestion::Recycle)]);
+    t.sees(0, 1, living(Ready, true), &[PoolAction::Question(1, SlotQuestion::Recycle)]);
     t.hears(0, Client(1, A), &[offer(2, 1, 0)]);
     t.sees(50, 2, held(lease(1), Offered, 0), &[note(2, PoolNote::Late(lease(1))), Revoke(2, lease(1))]);
-    t.sees(50, 2, held(lease(1), Revoked, 0), &[Release(2, lease(1)), Refuse(1, Refusal::NobodyFree)]);
+    t.sees(50, 2, held(lease(1), Revoked, 0), &[Release(2, lease(1)), Refuse(1, Refusal::NoWorkerFree)]);
 
     // With somebody else free, a failed offer costs nothing but time.
     let mut t = Talk::up(PoolLimits { queue: 0, queue_timeout: Duration::ZERO, ..LIMITS });
@@ -721,17 +721,22 @@ fn a_probe_asks_everybody_and_finds_what_a_lost_ring_had_to_say() {
     let mut t = Talk::up(PoolLimits { workers: 3, ..LIMITS });
     t.serves(0, (1, A), 3, 1);
     t.sees(0, 1, dead(free()), &[note(1, PoolNote::Down(ONE))]);
-    let finished = PoolAction::Ask(3, SlotQuestion::Finished(lease(1)));
-    t.hears(250, Probe, &[Look(1), PoolAction::Ask(2, SlotQuestion::Ping), finished]);
+    let finished = PoolAction::Question(3, SlotQuestion::Finished(lease(1)));
+    t.hears(250, Probe, &[ReadSlot(1), PoolAction::Question(2, SlotQuestion::Ping), finished]);
     t.sees(250, 1, dead(free()), &[]);
-    t.sees(251, 3, answered(SlotAnswer::Here, held(lease(1), Claimed, 0)), &[]);
-    t.hears(500, Probe, &[Look(1), Ring(2), Look(2), finished]);
+    t.sees(251, 3, answered(SlotAnswer::Ack, held(lease(1), Claimed, 0)), &[]);
+    t.hears(500, Probe, &[ReadSlot(1), Ring(2), ReadSlot(2), finished]);
     t.sees(500, 1, reborn(2, Ready, free()), &[note(1, PoolNote::Up(epoch(2)))]);
-    t.sees(500, 2, answered(SlotAnswer::Here, free()), &[]);
+    t.sees(500, 2, answered(SlotAnswer::Ack, free()), &[]);
     t.hears(
         750,
         Probe,
-        &[PoolAction::Ask(1, SlotQuestion::Ping), PoolAction::Ask(2, SlotQuestion::Ping), Ring(3), Look(3)],
+        &[
+            PoolAction::Question(1, SlotQuestion::Ping),
+            PoolAction::Question(2, SlotQuestion::Ping),
+            Ring(3),
+            ReadSlot(3),
+        ],
     );
 }
 
@@ -742,7 +747,7 @@ fn hand(worker: u16, client: u64, n: u64, now: u64) -> PoolAction {
 }
 
 fn over(client: u64, worker: u16, n: u64, end: LeaseEnd) -> PoolAction {
-    PoolAction::Over { client, worker, lease: lease(n), end }
+    PoolAction::LeaseEnded { client, worker, lease: lease(n), end }
 }
 
 fn taken(client: u64, worker: u16, n: u64, offered: u64) -> PoolAction {
@@ -797,7 +802,7 @@ fn what_dies_with_a_connection_says_what_may_still_be_sent() {
     // Nothing is said in a worker's place before it cannot say anything itself.
     let mut t = claimed();
     t.sees(20, 2, dead(handed(1, Claimed, 10)), &[gone[0], gone[1], PoolAction::Abort(2, lease(1))]);
-    let answered = [over(1, 2, 1, LeaseEnd::Unanswered), PoolAction::Release(2, lease(1))];
+    let answered = [over(1, 2, 1, LeaseEnd::NoResponse), PoolAction::Release(2, lease(1))];
     t.sees(20, 2, dead(handed(1, Aborted, 10)), &answered);
     // That holds for one whose slot names another life, and which lives and is quicker.
     let mut t = claimed();
@@ -821,7 +826,7 @@ fn a_connection_whose_slot_is_spoilt_may_have_been_read_and_is_offered_to_nobody
     for seen in [free(), handed(9, Done, 10)] {
         let mut t = Talk::up(LIMITS);
         t.hears(10, PoolEvent::Connection(1, A), &[hand(2, 1, 1, 10)]);
-        let actions = t.0.handle(at(11), PoolEvent::Seen(2, seen));
+        let actions = t.0.handle(at(11), PoolEvent::SlotRead(2, seen));
         assert_eq!(actions[0], over(1, 2, 1, LeaseEnd::Cut), "{actions:?}");
         assert!(!actions.iter().any(|action| matches!(action, PoolAction::Offer { .. })), "{actions:?}");
     }
@@ -848,10 +853,11 @@ fn an_answer_that_does_not_come_is_given_in_the_workers_place() {
 fn many_workers_are_not_all_woken_at_once_for_a_sign_of_life() {
     let mut pool = Pool::new(PoolLimits { workers: 100, ..LIMITS }, epoch(7));
     for n in 1..=100 {
-        pool.handle(at(1), PoolEvent::Seen(n, free()));
+        pool.handle(at(1), PoolEvent::SlotRead(n, free()));
     }
     let asked = |actions: Vec<PoolAction>| {
-        let asked = actions.iter().filter(|action| matches!(action, PoolAction::Ask(_, SlotQuestion::Ping))).count();
+        let asked =
+            actions.iter().filter(|action| matches!(action, PoolAction::Question(_, SlotQuestion::Ping))).count();
         assert_eq!(asked, actions.len(), "{actions:?}");
         asked
     };
@@ -875,7 +881,7 @@ fn who_missed_an_offer_is_taken_after_the_others() {
     );
     t.sees(61, 1, free(), &[]);
     // Its control loop answers: that it meets anybody is not said with that.
-    t.sees(70, 2, answered(SlotAnswer::Here, free()), &[note(2, PoolNote::Back)]);
+    t.sees(70, 2, answered(SlotAnswer::Ack, free()), &[note(2, PoolNote::Back)]);
     t.hears(80, PoolEvent::Connection(2, A), &[hand(1, 2, 3, 80)]);
     t.hears(80, PoolEvent::Connection(3, A), &[hand(2, 3, 4, 80)]);
     t.sees(

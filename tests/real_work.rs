@@ -107,7 +107,7 @@ fn a_program_that_fails_is_no_empty_success() {
     let answer = request(set.address(0), "POST", "/", b"this is no PDF").unwrap();
     assert_eq!((answer.status, answer.header("content-type")), (502, Some("application/problem+json")));
     assert_eq!(answer.header("patou-outcome"), Some("started-unknown"));
-    assert!(answer.text().contains("ended with status 1"), "{}", answer.text());
+    assert!(answer.text().contains("exited with status 1"), "{}", answer.text());
     set.wait_for("its count", |s| s["pools"][0]["workers"][0]["failed"] == 1);
     set.stop();
 }

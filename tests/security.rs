@@ -84,7 +84,7 @@ fn a_worker_that_cuts_its_segment_harms_only_itself() {
         assert_eq!(set.dispatcher_pid(), dispatcher, "{}", set.log());
         assert_eq!(segment(&set).metadata().unwrap().len(), SIZE as u64, "it has its size again");
     }
-    set.wait_for_log(&["default/2", "made anew"]);
+    set.wait_for_log(&["default/2", "recreated"]);
     assert!(set.patou(&["ipc", "list"]).status.success());
     // Its counters began anew; those of the others did not.
     assert!(set.worker("default/1")["served"].as_u64() > Some(0));

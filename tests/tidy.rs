@@ -153,8 +153,11 @@ const PURE: &[&str] = &[
     "src/watchdog/restart_stats.rs",
     "src/watchdog/plan",
     "src/watchdog/evidence/format.rs",
+    "src/cli/drill/random.rs",
+    "src/cli/drill/fault.rs",
     "src/cli/drill/generator.rs",
     "src/cli/drill/fault_tracker.rs",
+    "src/cli/drill/history.rs",
     "src/cli/drill/checker",
 ];
 

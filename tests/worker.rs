@@ -561,7 +561,7 @@ fn each_request_can_be_followed_by_its_lease_alone() {
         assert!(get(set.address(index), "/").unwrap().status < 300);
     }
     // A pool's next request waits for its last to be over, and this is the last of each.
-    let over = |log: &str| log.lines().filter(|line| line.contains("lease is over")).count();
+    let over = |log: &str| log.lines().filter(|line| line.contains("lease is released")).count();
     wait_some("all leases being over", || (over(&set.log()) == 3).then_some(()));
     let log = set.log();
     let leases: Vec<_> =
@@ -572,7 +572,7 @@ fn each_request_can_be_followed_by_its_lease_alone() {
     {
         let lines: Vec<_> = log.lines().filter(|line| field(line, "lease") == Some(lease)).collect();
         assert!(lines.iter().all(|line| field(line, "worker") == Some(worker)), "{lines:?}");
-        for step in ["lease is offered", "takes the lease", "is told its worker", "lease is claimed", "lease is over"] {
+        for step in ["lease is offered", "accepts the offer", "is granted", "lease is claimed", "lease is released"] {
             assert_eq!(lines.iter().filter(|line| line.contains(step)).count(), 1, "{step} of {lease}: {lines:?}");
         }
         let end = lines.iter().find(|line| line.contains("request finished")).unwrap();

@@ -142,7 +142,7 @@ impl EvidenceRecorder {
     pub fn record(&mut self, part: &Part, why: &str, subject: Option<Target>) {
         let worker = part.worker().map(tracing::field::display);
         let Some(subject) = subject else {
-            return tracing::error!(worker, %part, event = %Event::PartKilled, "{part} is killed and replaced: {why}");
+            return tracing::error!(worker, %part, event = %Event::PartKilled, "{part} {why}: killing it");
         };
         let now = clock::now();
         let vain = self.in_vain.is_some_and(|at| now.since(at) < MEMORY);
@@ -190,7 +190,7 @@ impl EvidenceRecorder {
             late_ms = machine.late.as_millis() as u64,
             %part,
             event = %Event::PartKilled,
-            "{part} is killed and replaced: {why}\n{}",
+            "{part} {why}: killing it\n{}",
             format::story(pid, &evidence, now)
         );
     }

@@ -45,14 +45,14 @@ use crate::signals::{STOP_DEBOUNCE, Signal};
 use crate::{backoff, log, process_tree};
 use admin::{Admin, Snapshot};
 use evidence::{EvidenceRecorder, ProcessScope, Target};
-use notify::{Notify, Store};
-use part_log::tell;
-use plan::{Action, Bounds, Event, Notice, Part, Plan};
+use notify::{FdStore, NotifySocket};
+use part_log::log_notice;
+use plan::{Notice, Part, Plan, PlanAction, PlanEvent, PlanLimits};
 use prober::Prober;
 use process_sample::SuspendDetector;
-use restart_stats::{Account, Cause};
-use sockets::{SocketError, Sockets};
-use state::Written;
+use restart_stats::{RestartCause, RestartStats};
+use sockets::{SetSockets, SocketError};
+use state::StateWriter;
 use supervisor::children::Children;
 pub use supervisor::systemd::watch;
 use worker_endpoints::WorkerEndpoints;
@@ -116,14 +116,14 @@ async fn hold(loaded: Loaded) -> Result<(), WatchdogError> {
         let stop = stop.into_async().map_err(system("signals"))?;
         let ended = tokio::select! {
             // Who cannot be ended keeps what it has.
-            ended = stale_processes::clear(&dir, &loaded.config) => ended.inspect_err(|_| waived = true)?,
+            ended = stale_processes::terminate(&dir, &loaded.config) => ended.inspect_err(|_| waived = true)?,
             _ = stop.readable() => {
                 // What is left goes on by itself, as it did; the next start clears it.
                 waived = true;
                 return Ok(());
             }
         };
-        stale_processes::remove(&loaded.config, &ended)?;
+        stale_processes::remove_files(&loaded.config, &ended)?;
         Watch::open(loaded, strangers.clone(), segments.clone())?.run(stop, reload).await
     }
     .await;
@@ -164,15 +164,15 @@ struct Watch {
     plan: Plan,
     children: Children,
     exits: mpsc::UnboundedReceiver<(Part, u32)>,
-    sockets: Sockets,
-    store: Store,
-    notify: Notify,
+    sockets: SetSockets,
+    store: FdStore,
+    notify: NotifySocket,
     reaches: BTreeMap<WorkerId, WorkerEndpoints>,
     prober: Prober,
-    account: Account,
+    account: RestartStats,
     admin: Admin,
     witness: EvidenceRecorder,
-    written: Written,
+    written: StateWriter,
     /// Children that this process had before it was the watchdog.
     strangers: Rc<[(Pid, u64)]>,
     /// The segments that are there because of us: their names are kept in files that others may remove.
@@ -194,12 +194,12 @@ impl Watch {
     fn open(loaded: Loaded, strangers: Rc<[(Pid, u64)]>, segments: Segments) -> Result<Self, WatchdogError> {
         let Loaded { config, origin, .. } = loaded;
         let dir = config.set.runtime_dir.clone();
-        let sockets = Sockets::open(&config)?;
+        let sockets = SetSockets::open(&config)?;
         // Time since boot: no two lives of a set in one directory have the same.
         let set_epoch = clock::now().0;
         let mut reaches = BTreeMap::new();
         for id in config.workers() {
-            reaches.insert(id.clone(), WorkerEndpoints::make(&config, &id, set_epoch, &segments)?);
+            reaches.insert(id.clone(), WorkerEndpoints::create(&config, &id, set_epoch, &segments)?);
         }
         publish(&config, &dir)?;
         let notify = dir.join("notify.sock");
@@ -210,14 +210,14 @@ impl Watch {
             children: Children::new(&dir, sender),
             exits,
             sockets,
-            store: Store::default(),
-            notify: Notify::bind(&notify).map_err(system(notify.display().to_string()))?,
+            store: FdStore::default(),
+            notify: NotifySocket::bind(&notify).map_err(system(notify.display().to_string()))?,
             reaches,
             prober: Prober::start(dir.join("probe.sock")),
-            account: Account::default(),
+            account: RestartStats::default(),
             admin: Admin::default(),
             witness: EvidenceRecorder::default(),
-            written: Written::default(),
+            written: StateWriter::default(),
             strangers,
             segments,
             last_words: BTreeMap::new(),
@@ -252,7 +252,7 @@ impl Watch {
                 biased;
                 Ok(_) = stop.read(&mut stops) => Some(self.told_to_stop(clock::now())),
                 // Before anything upon which somebody could be judged.
-                signs = self.prober.answer() => signs.map(Event::Report),
+                signs = self.prober.next_report() => signs.map(PlanEvent::Report),
                 Some((part, pid)) = self.exits.recv() => self.exited(part, pid),
                 Ok(message) = self.notify.receive() => self.notified(message),
                 Ok(_) = reload.read(&mut reloads) => self.reload(),
@@ -266,16 +266,16 @@ impl Watch {
                     "the watchdog was late: everybody is excused for as long"
                 );
                 self.witness.was_late(now, late);
-                self.handle(now, Event::Lost(late));
+                self.handle(now, PlanEvent::WatchdogLate(late));
             }
-            let answer = if late > LATE { self.prober.waiting().await } else { None };
+            let answer = if late > LATE { self.prober.take_buffered_report().await } else { None };
             if naps.over() {
-                self.handle(now, Event::Resumed);
+                self.handle(now, PlanEvent::MachineResumed);
             }
             if next_probe <= now {
                 next_probe = now + self.config.watchdog.probe_interval;
-                if self.prober.ask(prober::failed(&self.plan)) {
-                    self.handle(now, Event::Probed);
+                if self.prober.send_probe(prober::failed_pools(&self.plan)) {
+                    self.handle(now, PlanEvent::ProbeSent);
                 }
             }
             if let Some(every) = beat
@@ -285,44 +285,44 @@ impl Watch {
                 next_beat = Some(now + every);
             }
             if let Some(signs) = answer {
-                self.handle(now, Event::Report(signs));
+                self.handle(now, PlanEvent::Report(signs));
             }
-            self.handle(now, event.take().unwrap_or(Event::Tick));
+            self.handle(now, event.take().unwrap_or(PlanEvent::Tick));
             if self.up_by.is_some_and(|by| by <= now) {
-                self.not_up();
+                self.log_start_timeout();
             }
             self.publish(now);
         }
         Ok(())
     }
 
-    fn handle(&mut self, now: Monotonic, event: Event) {
+    fn handle(&mut self, now: Monotonic, event: PlanEvent) {
         let actions = self.plan.handle(now, event);
         self.perform(actions);
     }
 
     /// SIGTERM or SIGINT has come.
-    fn told_to_stop(&mut self, now: Monotonic) -> Event {
+    fn told_to_stop(&mut self, now: Monotonic) -> PlanEvent {
         let set = &self.config.set.name;
         if let Some(first) = self.stopping_since {
             if now.since(first) < STOP_DEBOUNCE {
-                return Event::Tick;
+                return PlanEvent::Tick;
             }
             tracing::warn!(%set, event = %log::Event::SetStoppingNow,
                     "stopping at once, on a second signal: requests in hand are cut off");
-            return Event::StopNow;
+            return PlanEvent::StopNow;
         }
         self.stopping_since = Some(now);
-        let at_most = drains(&self.config).into_values().max().unwrap_or_default() + bounds(&self.config).parting;
+        let at_most = drains(&self.config).into_values().max().unwrap_or_default() + bounds(&self.config).exit_grace;
         let at_most = humantime::format_duration(at_most).to_string();
         tracing::info!(%set, at_most, event = %log::Event::SetStopping,
             "stopping, on a signal: no new leases, requests in hand may finish");
-        Event::Stop
+        PlanEvent::Stop
     }
 
-    fn exited(&mut self, part: Part, pid: u32) -> Option<Event> {
+    fn exited(&mut self, part: Part, pid: u32) -> Option<PlanEvent> {
         // What it said comes before its end.
-        while let Some(message) = self.notify.waiting() {
+        while let Some(message) = self.notify.try_receive() {
             if let Some(event) = self.notified(message) {
                 self.handle(clock::now(), event);
             }
@@ -330,19 +330,19 @@ impl Watch {
         let (mut how, mut cause) = self.children.reap(&part, pid)?;
         if self.plan.status().any(|(of, status)| *of == part && status.state == "starting") {
             how += " before it was ready";
-            cause = Cause::Start;
+            cause = RestartCause::Start;
         }
         self.account.ended(clock::now(), &part, cause);
         if let Some(words) = self.last_words.remove(&part) {
             how = format!("{how}: {words}");
         }
         tracing::debug!(pid, %part, "{part} has ended: {how}");
-        Some(Event::Exited { part, how, chance: backoff::jitter() })
+        Some(PlanEvent::Exited { part, cause: how, jitter: backoff::jitter() })
     }
 
     /// Why a part does not start is said in full once, not at every attempt.
     fn shorten(&mut self, part: &Part, telling: &mut Notice) {
-        if let Notice::Restart { how, .. } = telling
+        if let Notice::Restarting { cause: how, .. } = telling
             && self.said.insert(part.clone(), how.clone()).as_ref() == Some(&*how)
             && let Some((short, _)) = how.split_once(": ")
         {
@@ -350,22 +350,22 @@ impl Watch {
         }
     }
 
-    fn notified(&mut self, message: notify::Message) -> Option<Event> {
+    fn notified(&mut self, message: notify::NotifyMessage) -> Option<PlanEvent> {
         let part = self.children.part(message.pid)?.clone();
         if part == Part::Dispatcher {
-            self.store.obey(&message.words, message.fds, self.config.front.connections);
+            self.store.apply(&message.fields, message.fds, self.config.front.connections);
         }
-        if let Some(words) = message.words.failure {
+        if let Some(words) = message.fields.failure {
             self.last_words.insert(part.clone(), words);
         }
-        if message.words.ready {
+        if message.fields.ready {
             self.account.ready(clock::now(), &part);
         }
-        message.words.ready.then_some(Event::Ready(part))
+        message.fields.ready.then_some(PlanEvent::Ready(part))
     }
 
     /// Performs actions, and what follows from them, in order.
-    fn perform(&mut self, actions: Vec<Action>) {
+    fn perform(&mut self, actions: Vec<PlanAction>) {
         let mut queue = std::collections::VecDeque::from(actions);
         while let Some(action) = queue.pop_front() {
             if let Some(event) = self.act(action) {
@@ -375,22 +375,22 @@ impl Watch {
         self.write_state();
     }
 
-    fn act(&mut self, action: Action) -> Option<Event> {
+    fn act(&mut self, action: PlanAction) -> Option<PlanEvent> {
         match action {
-            Action::Start(part) => return Some(self.start(part)),
-            Action::Observe(part) => {
+            PlanAction::Start(part) => return Some(self.start(part)),
+            PlanAction::Sample(part) => {
                 let look = process_sample::sample(&part, self.children.process(&part));
-                return Some(Event::Observed(part, look));
+                return Some(PlanEvent::Sampled(part, look));
             }
-            Action::Order(part, order) => self.children.order(&part, order),
-            Action::Accuse(part, why) => {
-                self.account.accused(clock::now(), &part, self.prober.silent_since(&part));
+            PlanAction::Signal(part, order) => self.children.order(&part, order),
+            PlanAction::DeclareFrozen(part, why) => {
+                self.account.declared_frozen(clock::now(), &part, self.prober.silent_since(&part));
                 let pid = self.children.pid(&part);
                 let subject =
-                    pid.map(|pid| Target::of(&part, pid, ProcessScope::Tree, &self.config, self.prober.heard()));
+                    pid.map(|pid| Target::of(&part, pid, ProcessScope::Tree, &self.config, self.prober.last_report()));
                 self.witness.record(&part, &why, subject);
             }
-            Action::Sweep(id) => {
+            PlanAction::KillOrphans(id) => {
                 let (known, strangers) = (self.children.pids(), self.strangers.clone());
                 tokio::task::spawn_local(async move {
                     // What a dead worker had started has become a child of ours (PR_SET_CHILD_SUBREAPER).
@@ -404,11 +404,11 @@ impl Watch {
                     }
                 });
                 if let Some(reach) = self.reaches.get(&id) {
-                    reach.bell.ring();
+                    reach.doorbell.ring();
                 }
             }
-            Action::Quiesce => prober::quiesce(self.dir.join("probe.sock")),
-            Action::Remove(id) => {
+            PlanAction::Quiesce => prober::send_quiesce(self.dir.join("probe.sock")),
+            PlanAction::RemoveWorker(id) => {
                 self.sockets.workers.remove(&id);
                 self.reaches.remove(&id);
                 let segment = self.segments.borrow_mut().remove(&id);
@@ -419,30 +419,30 @@ impl Watch {
                 }
                 tracing::info!(worker = %id, event = %log::Event::WorkerRemoved, "worker has left the set");
             }
-            Action::Tell(part, mut telling) => {
-                if matches!(telling, Notice::Restart { .. }) {
-                    self.account.unplanned(&part);
+            PlanAction::Log(part, mut telling) => {
+                if matches!(telling, Notice::Restarting { .. }) {
+                    self.account.unplanned_restart(&part);
                 }
                 self.shorten(&part, &mut telling);
-                tell(&part, telling, self.children.pid(&part));
+                log_notice(&part, telling, self.children.pid(&part));
             }
-            Action::AllUp => self.greet(),
-            Action::Finish => self.finished = true,
+            PlanAction::AllUp => self.log_set_up(),
+            PlanAction::Finish => self.finished = true,
         }
         None
     }
 
     fn write_state(&mut self) {
         let listeners = self.sockets.listeners.iter().map(|socket| socket.address.to_string()).collect();
-        let state = state::state_of(&self.plan, &self.config.set.name, self.process, listeners);
-        self.written.keep(state, &self.dir);
+        let state = state::saved_state(&self.plan, &self.config.set.name, self.process, listeners);
+        self.written.write_if_changed(state, &self.dir);
     }
 
     /// Lets the admin thread serve on the sockets there are, by the configuration in force.
     fn serve_admin(&mut self) -> Result<(), WatchdogError> {
         self.publish(clock::now());
-        let served = self.sockets.admin().and_then(|sockets| self.admin.serve(sockets));
-        if let Some(address) = &self.sockets.admin.1 {
+        let served = self.sockets.clone_admin().and_then(|sockets| self.admin.serve(sockets));
+        if let Some(address) = &self.sockets.admin_tcp {
             tracing::info!("figures of the set: curl http://{}/metrics", address.address);
         }
         served.map_err(system("admin.sock"))
@@ -450,7 +450,7 @@ impl Watch {
 
     /// Leaves what is known for whoever asks on the admin socket.
     fn publish(&self, now: Monotonic) {
-        let Some(state) = self.written.state() else { return };
+        let Some(state) = self.written.last() else { return };
         self.admin.publish(Snapshot::new(now, &self.config, state, &self.prober, &self.account));
     }
 
@@ -475,15 +475,15 @@ fn drains(config: &Config) -> BTreeMap<WorkerId, Duration> {
     config.workers().map(|id| (id.clone(), drain(&id))).collect()
 }
 
-fn bounds(config: &Config) -> Bounds {
+fn bounds(config: &Config) -> PlanLimits {
     let watchdog = &config.watchdog;
-    Bounds {
+    PlanLimits {
         worker_timeout: watchdog.worker_timeout,
         dispatcher_timeout: watchdog.dispatcher_timeout,
         start_timeout: watchdog.start_timeout,
         abort_grace: watchdog.abort_grace,
         // The last answers linger, and a co-process gets a second to leave.
-        parting: config.front.linger_timeout + Duration::from_secs(1),
+        exit_grace: config.front.linger_timeout + Duration::from_secs(1),
         restarts: backoff::limits(config),
     }
 }

@@ -8,7 +8,7 @@ use std::time::Duration;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use super::plan::Part;
-use crate::liveness::{Activity, HeldBy, ProcessSample, SchedStat};
+use crate::liveness::{HeldBy, ProcessSample, SchedStat, ThreadActivity};
 use crate::{clock, log};
 
 /// The thread of a worker that owes the answers; whoever has none yet starts in its first.
@@ -26,10 +26,10 @@ pub fn sample(part: &Part, process: Option<(u32, BorrowedFd<'_>)>) -> ProcessSam
     let status = status_of(&tasks, thread);
     let traced = is_traced(&status) || (thread != pid && is_traced(&status_of(&tasks, pid)));
     ProcessSample {
-        held: if traced { Some(HeldBy::Debugger) } else { is_frozen(pid).then_some(HeldBy::Freezer) },
+        held_by: if traced { Some(HeldBy::Debugger) } else { is_frozen(pid).then_some(HeldBy::Freezer) },
         activity: activity(&status),
-        account: account_of(&tasks, thread),
-        stalled: stalled(Path::new("/proc/pressure")),
+        sched_stat: account_of(&tasks, thread),
+        machine_stalled: stalled(Path::new("/proc/pressure")),
         // Last: what was read above was of this process, and of no later one of its number, if it still lives.
         ended: has_ended(pidfd),
     }
@@ -62,11 +62,11 @@ fn field<'a>(status: &'a str, name: &str) -> Option<&'a str> {
     status.lines().find_map(|line| Some(line.strip_prefix(name)?.strip_prefix(':')?.trim()))
 }
 
-fn activity(status: &str) -> Activity {
+fn activity(status: &str) -> ThreadActivity {
     match field(status, "State").and_then(|state| state.chars().next()) {
-        Some('R') => Activity::Runnable,
-        Some('D') => Activity::Blocked,
-        _ => Activity::Idle,
+        Some('R') => ThreadActivity::Runnable,
+        Some('D') => ThreadActivity::Blocked,
+        _ => ThreadActivity::Idle,
     }
 }
 
@@ -151,10 +151,10 @@ mod tests {
 
     #[test]
     fn what_the_kernel_writes_is_read() {
-        assert_eq!(activity(STATUS), Activity::Runnable);
-        assert_eq!(activity("State:\tD (disk sleep)\n"), Activity::Blocked);
-        assert_eq!(activity("State:\tT (stopped)\n"), Activity::Idle);
-        assert_eq!(activity(""), Activity::Idle);
+        assert_eq!(activity(STATUS), ThreadActivity::Runnable);
+        assert_eq!(activity("State:\tD (disk sleep)\n"), ThreadActivity::Blocked);
+        assert_eq!(activity("State:\tT (stopped)\n"), ThreadActivity::Idle);
+        assert_eq!(activity(""), ThreadActivity::Idle);
         assert!(!is_traced(STATUS) && is_traced("TracerPid:\t77\n") && !is_traced(""));
         let known = SchedStat { thread: 7, ran: Duration::from_nanos(5), waited: Duration::from_nanos(6) };
         assert_eq!(account(7, "5 6 70\n"), Some(known));
@@ -238,10 +238,10 @@ mod tests {
     #[test]
     fn who_spins_has_an_account_that_grows_and_who_has_ended_has_ended() {
         let spins = Running::start("while :; do :; done");
-        let first = spins.until(|look| look.activity == Activity::Runnable);
-        let ran = |look: &ProcessSample| look.account.map_or(Duration::ZERO, |account| account.ran);
+        let first = spins.until(|look| look.activity == ThreadActivity::Runnable);
+        let ran = |look: &ProcessSample| look.sched_stat.map_or(Duration::ZERO, |account| account.ran);
         spins.until(|look| ran(look) >= ran(&first) + Duration::from_millis(50));
-        assert!(!first.ended && first.held.is_none());
+        assert!(!first.ended && first.held_by.is_none());
         let ended = Running::start("exit 0");
         ended.until(|look| look.ended);
         assert!(sample(&Part::Dispatcher, None).ended);

@@ -84,10 +84,10 @@ impl ControlLoop {
             self.to_worker.clear();
             self.state.drain_wakeup();
             self.watchdog.tick(now);
-            if self.signals.stop.take() > 0 {
+            if self.signals.stop.take_count() > 0 {
                 self.stop(now);
             }
-            if self.signals.reload.take() > 0 {
+            if self.signals.reload.take_count() > 0 {
                 self.state.request_reload();
             }
             // The flag in the slot counts: the question that announced it may have been replaced by the next one.

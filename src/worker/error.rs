@@ -3,7 +3,7 @@
 use std::io;
 use std::time::Duration;
 
-use super::handler::StartError;
+use super::handler::HandlerStartError;
 use crate::config::LoadError;
 use crate::ids::{BadWorkerId, WorkerId};
 use crate::ipc::IpcError;
@@ -54,7 +54,7 @@ pub enum ServeError {
     NoSocket,
     /// The handler cannot be started.
     #[error("the handler cannot be started: {0}")]
-    HandlerConfig(#[from] StartError),
+    HandlerConfig(#[from] HandlerStartError),
     /// A system call failed.
     #[error("{0}: {1}")]
     System(&'static str, io::Error),

@@ -134,7 +134,7 @@ async fn finish(
     let pending = state.pending_responses.clone().read_owned().await;
     state.handler_done();
     if let Some(builtin) = &state.builtin {
-        builtin.end().await;
+        builtin.end_request().await;
     }
     let (active, stream) = (connection.active, connection.stream.clone());
     let had_request = connection.requests.load(Ordering::Relaxed) > 0;
@@ -200,7 +200,7 @@ async fn respond<S: HandlerService>(
     if number > 1 {
         // `finish` runs once per lease: it has not cleaned up after the request before.
         if let Some(builtin) = &state.builtin {
-            builtin.end().await;
+            builtin.end_request().await;
         }
         state.count_pipelined();
     }

@@ -31,7 +31,7 @@ pub async fn serve(state: &Arc<WorkerState>, connection: ClaimedConnection) {
             let copy = stream.0.as_fd().try_clone_to_owned()?;
             fcntl(&copy, FcntlArg::F_SETFL(OFlag::empty()))?;
             let builtin = state.builtin.as_ref().ok_or(std::io::ErrorKind::NotFound)?;
-            Ok::<_, std::io::Error>(builtin.converse(copy, addresses, lease.to_string()).await)
+            Ok::<_, std::io::Error>(builtin.run_inetd(copy, addresses, lease.to_string()).await)
         };
         tokio::select! {
             run = run => Some(run),
@@ -42,7 +42,7 @@ pub async fn serve(state: &Arc<WorkerState>, connection: ClaimedConnection) {
     let pending = state.pending_responses.clone().read_owned().await;
     state.handler_done();
     if let Some(builtin) = &state.builtin {
-        builtin.end().await; // kills all processes that the program has left
+        builtin.end_request().await; // kills all processes that the program has left
     }
     let succeeded = match outcome {
         None => {

@@ -46,7 +46,7 @@ pub use program::serve;
 
 use crate::config::{Config, HandlerConfig};
 use crate::ids::WorkerId;
-use handler::{Builtin, Spec};
+use handler::{BuiltinHandler, BuiltinSpec};
 use setup::WorkerSetup;
 
 /// Runs worker `id` with its built-in handler until it is stopped.
@@ -56,12 +56,12 @@ use setup::WorkerSetup;
 pub async fn run(config: &Config, id: &WorkerId) -> Result<(), ServeError> {
     let setup = WorkerSetup::new(config, id)?;
     let spec = match &setup.pool().handler {
-        HandlerConfig::Echo => Spec::Echo,
-        HandlerConfig::Exec(command) => Spec::Exec(command.clone()),
-        HandlerConfig::Coprocess(command) => Spec::Coprocess(command.clone()),
-        HandlerConfig::Inetd(command) => Spec::Inetd(command.clone()),
+        HandlerConfig::Echo => BuiltinSpec::Echo,
+        HandlerConfig::Exec(command) => BuiltinSpec::Exec(command.clone()),
+        HandlerConfig::Coprocess(command) => BuiltinSpec::Coprocess(command.clone()),
+        HandlerConfig::Inetd(command) => BuiltinSpec::Inetd(command.clone()),
         HandlerConfig::Program(_) => return Err(ServeError::Unknown(id.clone())),
     };
-    let builtin = Builtin::start(&spec, id, &setup.pool().environment)?;
+    let builtin = BuiltinHandler::start(&spec, id, &setup.pool().environment)?;
     setup.serve(builtin.clone(), Some(builtin)).await
 }

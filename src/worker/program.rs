@@ -10,7 +10,7 @@ use http_body_util::BodyExt;
 use tower_service::Service;
 
 use super::error::ServeError;
-use super::handler::{Body, BoxError, Context, Failure, LimitedBody};
+use super::handler::{Body, BoxError, LimitedBody, RequestContext, RequestFailure};
 use super::service::HandlerFuture;
 use super::setup::WorkerSetup;
 use crate::config::Config;
@@ -18,7 +18,7 @@ use crate::ids::WorkerId;
 
 /// Serves `service` as the worker that this program was started as, until it is stopped.
 ///
-/// The service gets one request at a time, each under its own lease, with the original path, and with a [`Context`]
+/// The service gets one request at a time, each under its own lease, with the original path, and with a [`RequestContext`]
 /// among its extensions. The request body ends with an error when it exceeds `front.max_body` or `front.body_timeout`.
 /// If the service has not responded after `request_timeout`, its future is dropped and the client gets a 504; a service
 /// that blocks its thread for longer ends the whole worker.
@@ -42,7 +42,7 @@ where
     WorkerSetup::new(&config, &id)?.serve(UserService(service), None).await
 }
 
-/// The program's service under the limits of the configuration, with its errors as [`Failure`]s.
+/// The program's service under the limits of the configuration, with its errors as [`RequestFailure`]s.
 struct UserService<S>(S);
 
 impl<S, B> Service<Request<Body>> for UserService<S>
@@ -54,16 +54,16 @@ where
     B::Error: Into<BoxError>,
 {
     type Response = Response<Body>;
-    type Error = Failure;
+    type Error = RequestFailure;
     type Future = HandlerFuture;
 
-    fn poll_ready(&mut self, task: &mut Task<'_>) -> Poll<Result<(), Failure>> {
+    fn poll_ready(&mut self, task: &mut Task<'_>) -> Poll<Result<(), RequestFailure>> {
         self.0.poll_ready(task).map_err(|error| failure(error.into()))
     }
 
     fn call(&mut self, request: Request<Body>) -> Self::Future {
         let (parts, body) = request.into_parts();
-        let limited = match parts.extensions.get::<Context>() {
+        let limited = match parts.extensions.get::<RequestContext>() {
             Some(context) => LimitedBody::new(body, context).map(|body| Body::new(body.map_err(BoxError::from))),
             None => Ok(body),
         };
@@ -86,7 +86,7 @@ where
 
 type Boxed<T> = Pin<Box<dyn Future<Output = T> + Send>>;
 
-fn failure(error: BoxError) -> Failure {
+fn failure(error: BoxError) -> RequestFailure {
     let reason = format!("the handler failed: {error}");
-    Failure { status: StatusCode::INTERNAL_SERVER_ERROR, reason, started: true }
+    RequestFailure { status: StatusCode::INTERNAL_SERVER_ERROR, reason, started: true }
 }

@@ -73,7 +73,7 @@ async fn finish(
 ) {
     state.handler_done();
     if let Some(builtin) = &state.builtin {
-        builtin.end().await;
+        builtin.end_request().await;
     }
     match end {
         Ok(()) => {

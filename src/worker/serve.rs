@@ -9,7 +9,7 @@ use tokio::sync::{Mutex, OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio::task::JoinSet;
 
 use super::error::{ServeError, system};
-use super::handler::Builtin;
+use super::handler::BuiltinHandler;
 use super::handoff_receiver::{HandoffReceiver, WorkerListeners};
 use super::recycle::reexec;
 use super::service::HandlerService;
@@ -108,7 +108,7 @@ async fn recycle(
     let _permit = state.handler_permit().await;
     loop {
         match &state.builtin {
-            Some(coprocess @ Builtin::Coprocess(_)) if !state.take_reload() => match coprocess.recycle().await {
+            Some(coprocess @ BuiltinHandler::Coprocess(_)) if !state.take_reload() => match coprocess.recycle().await {
                 Ok(()) => {
                     tracing::info!(worker = %state.id, epoch = %state.slot.epoch(),
                         event = %Event::WorkerRecycled, "co-process recycled");

@@ -21,7 +21,7 @@ use tokio::time::sleep_until;
 use tower_service::Service;
 
 use super::counted_body::BodyCounter;
-use super::handler::{Body, BoxError, Context, Failure};
+use super::handler::{Body, BoxError, RequestContext, RequestFailure};
 use super::state::WorkerState;
 use super::turn::{AbortCause, ActiveLease, Transaction};
 use crate::clock;
@@ -31,16 +31,18 @@ use crate::log::Event;
 use crate::net::{Outcome, ProblemResponse, SharedStream};
 
 /// A running handler.
-pub type HandlerFuture = Pin<Box<dyn Future<Output = Result<Response<Body>, Failure>> + Send>>;
+pub type HandlerFuture = Pin<Box<dyn Future<Output = Result<Response<Body>, RequestFailure>> + Send>>;
 
 /// The service of a worker: a built-in handler, or a program's own.
 pub trait HandlerService:
-    Service<Request<Body>, Response = Response<Body>, Error = Failure, Future = HandlerFuture> + Send + 'static
+    Service<Request<Body>, Response = Response<Body>, Error = RequestFailure, Future = HandlerFuture> + Send + 'static
 {
 }
 
 impl<S> HandlerService for S where
-    S: Service<Request<Body>, Response = Response<Body>, Error = Failure, Future = HandlerFuture> + Send + 'static
+    S: Service<Request<Body>, Response = Response<Body>, Error = RequestFailure, Future = HandlerFuture>
+        + Send
+        + 'static
 {
 }
 
@@ -106,7 +108,7 @@ impl<S: HandlerService> RequestRunner<S> {
         }
         let http11 = request.version() >= Version::HTTP_11;
         *request.uri_mut() = Uri::from(target);
-        request.extensions_mut().insert(Context {
+        request.extensions_mut().insert(RequestContext {
             peer,
             server,
             worker: state.id.clone(),
@@ -127,7 +129,7 @@ impl<S: HandlerService> RequestRunner<S> {
                 let limit = humantime::format_duration(active.deadline - active.claimed_at);
                 let worker = &state.id;
                 let reason = format!("the handler of worker {worker} did not finish within request_timeout, {limit}");
-                Err(Failure { status: StatusCode::GATEWAY_TIMEOUT, reason, started: true })
+                Err(RequestFailure { status: StatusCode::GATEWAY_TIMEOUT, reason, started: true })
             }
         };
         let outcome = outcome.and_then(|response| {
@@ -135,7 +137,7 @@ impl<S: HandlerService> RequestRunner<S> {
                 let reason = "on a Unix socket an HTTP/1.0 client cannot tell where a response of unknown length ends: \
                               use HTTP/1.1";
                 let status = StatusCode::HTTP_VERSION_NOT_SUPPORTED;
-                return Err(Failure { status, reason: reason.into(), started: true });
+                return Err(RequestFailure { status, reason: reason.into(), started: true });
             }
             Ok(response)
         });
@@ -143,7 +145,7 @@ impl<S: HandlerService> RequestRunner<S> {
             // The handler's processes are dead before the client gets the response.
             state.handler_done();
             if let Some(builtin) = &state.builtin {
-                builtin.clear().await;
+                builtin.kill_request_processes().await;
             }
             state.log_failure(active.lease, failure);
             transaction.fail();
@@ -159,7 +161,7 @@ impl<S: HandlerService> RequestRunner<S> {
 }
 
 /// Runs the handler; a panic in it fails this request and nothing else.
-async fn call<S: HandlerService>(service: &Mutex<S>, request: Request<Body>) -> Result<Response<Body>, Failure> {
+async fn call<S: HandlerService>(service: &Mutex<S>, request: Request<Body>) -> Result<Response<Body>, RequestFailure> {
     let run = async {
         let mut service = service.lock().await;
         std::future::poll_fn(|task| service.poll_ready(task)).await?;
@@ -169,7 +171,7 @@ async fn call<S: HandlerService>(service: &Mutex<S>, request: Request<Body>) -> 
     std::future::poll_fn(|task| {
         std::panic::catch_unwind(AssertUnwindSafe(|| run.as_mut().as_mut().poll(task))).unwrap_or_else(|_| {
             let reason = "the handler panicked".to_owned();
-            Poll::Ready(Err(Failure { status: StatusCode::INTERNAL_SERVER_ERROR, reason, started: true }))
+            Poll::Ready(Err(RequestFailure { status: StatusCode::INTERNAL_SERVER_ERROR, reason, started: true }))
         })
     })
     .await
@@ -181,7 +183,7 @@ fn ends_with_connection(response: &Response<Body>) -> bool {
     !has_no_body && !response.headers().contains_key(CONTENT_LENGTH) && response.body().size_hint().exact().is_none()
 }
 
-fn failure_response(failure: &Failure) -> Response<Body> {
+fn failure_response(failure: &RequestFailure) -> Response<Body> {
     let outcome = if failure.started { Outcome::StartedUnknown } else { Outcome::NotStarted };
     let detail = failure.reason.clone();
     problem_response(&ProblemResponse { status: failure.status, detail, outcome, retry_after: None })

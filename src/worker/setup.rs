@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use super::error::{ServeError, system};
-use super::handler::Builtin;
+use super::handler::BuiltinHandler;
 use super::handoff_receiver::{HandoffReceiver, WorkerListeners};
 use super::service::HandlerService;
 use super::signals::WorkerSignals;
@@ -63,9 +63,9 @@ impl WorkerSetup {
 
     /// Starts the control loop, and serves with `service` until the worker stops. `builtin` is the same handler, if
     /// it is a built-in one.
-    pub async fn serve(self, service: impl HandlerService, builtin: Option<Builtin>) -> Result<(), ServeError> {
+    pub async fn serve(self, service: impl HandlerService, builtin: Option<BuiltinHandler>) -> Result<(), ServeError> {
         let Self { id, pool, front, listeners, slot, to_dispatcher, to_worker, signals } = self;
-        let stop = signals.stop.came();
+        let stop = signals.stop.flag();
         let (state, commands) = WorkerState::new(id, &pool, front, slot, to_dispatcher, stop, builtin)?;
         let state = Arc::new(state);
         let control = control::start(state.clone(), to_worker, signals)?;

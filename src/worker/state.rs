@@ -10,7 +10,7 @@ use nix::sys::eventfd::{EfdFlags, EventFd};
 use tokio::sync::{Notify, OwnedRwLockReadGuard, RwLock, mpsc};
 
 use super::error::{ServeError, system};
-use super::handler::{Builtin, Failure};
+use super::handler::{BuiltinHandler, RequestFailure};
 use super::recycle::RecycleLimits;
 use super::task_ping::TaskPing;
 use super::turn::HandlerPermit;
@@ -59,7 +59,7 @@ pub struct WorkerState {
     pub id: WorkerId,
     pub front: FrontConfig,
     pub slot: WorkerSide<Arc<Segment>>,
-    pub builtin: Option<Builtin>,
+    pub builtin: Option<BuiltinHandler>,
     to_dispatcher: Doorbell,
     lifecycle: Mutex<LifecycleState>,
     active: Mutex<Option<ActiveRequest>>,
@@ -84,7 +84,7 @@ impl WorkerState {
         slot: WorkerSide<Arc<Segment>>,
         to_dispatcher: Doorbell,
         stop_signal: SignalFlag,
-        builtin: Option<Builtin>,
+        builtin: Option<BuiltinHandler>,
     ) -> Result<(Self, mpsc::UnboundedReceiver<TaskCommand>), ServeError> {
         let (commands, receiver) = mpsc::unbounded_channel();
         let flags = EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK;
@@ -265,7 +265,7 @@ impl WorkerState {
 
     /// Stops [`Self::watch_idle_coprocess`] as long as the permit is held. `None` where there is no co-process.
     pub async fn handler_permit(&self) -> Option<HandlerPermit> {
-        let Some(Builtin::Coprocess(_)) = self.builtin else { return None };
+        let Some(BuiltinHandler::Coprocess(_)) = self.builtin else { return None };
         self.handler_wanted.notify_one();
         Some(self.handler_lock.clone().lock_owned().await)
     }
@@ -273,7 +273,7 @@ impl WorkerState {
     /// Watches the co-process between requests, so that it is restarted before the next request. Never returns;
     /// cancel-safe.
     pub async fn watch_idle_coprocess(&self) {
-        let Some(builtin @ Builtin::Coprocess(_)) = &self.builtin else { return std::future::pending().await };
+        let Some(builtin @ BuiltinHandler::Coprocess(_)) = &self.builtin else { return std::future::pending().await };
         loop {
             // The mutex is fair: a request that waits for it gets it before this loop does.
             let _permit = self.handler_lock.lock().await;
@@ -341,7 +341,7 @@ impl WorkerState {
 
     fn release(&self, lease: LeaseId, served: u64) {
         self.handler_done();
-        let memory = || self.builtin.as_ref().and_then(Builtin::memory);
+        let memory = || self.builtin.as_ref().and_then(BuiltinHandler::memory);
         if self.limits.is_reached(served, clock::now(), memory) {
             // Before the lease is released, so that the dispatcher sees both at once.
             self.request_recycle();
@@ -360,11 +360,11 @@ impl WorkerState {
 
     /// Whether it serves connections and no requests.
     pub fn is_inetd(&self) -> bool {
-        matches!(self.builtin, Some(Builtin::Inetd(_)))
+        matches!(self.builtin, Some(BuiltinHandler::Inetd(_)))
     }
 
     /// Logs why a request failed.
-    pub fn log_failure(&self, lease: LeaseId, failure: &Failure) {
+    pub fn log_failure(&self, lease: LeaseId, failure: &RequestFailure) {
         let event = match failure.status {
             StatusCode::GATEWAY_TIMEOUT => Event::RequestDeadline,
             _ => Event::RequestFailed,

@@ -195,7 +195,7 @@ impl Sim {
             claim_timeout: Duration::from_millis(300),
             request_timeout: Duration::from_millis(500),
             slot_scan: Duration::from_millis(100),
-            making_room: Duration::from_secs(10),
+            recycle_timeout: Duration::from_secs(10),
         };
         let worker = |_| Worker {
             memory: Arc::new(Words((0..WORDS).map(|_| AtomicU64::new(0)).collect())),
@@ -325,7 +325,7 @@ impl Sim {
             self.perform(action);
             self.meddle();
         }
-        if !matches!(event, PoolEvent::Seen(..)) {
+        if !matches!(event, PoolEvent::SlotRead(..)) {
             self.look_around();
         }
     }
@@ -334,7 +334,7 @@ impl Sim {
         while let Some(n) = self.to_look.pop_front() {
             let w = usize::from(n) - 1;
             let seen = slot::read_slot(&mut self.askers[w], self.workers[w].is_there());
-            self.tell(PoolEvent::Seen(n, seen));
+            self.tell(PoolEvent::SlotRead(n, seen));
         }
     }
 
@@ -350,9 +350,9 @@ impl Sim {
 
     fn perform(&mut self, action: PoolAction) {
         let touched = match action {
-            PoolAction::Look(n) => Some(n),
-            PoolAction::Ask(n, ask) => {
-                slot::ask(&mut self.askers[usize::from(n) - 1], ask);
+            PoolAction::ReadSlot(n) => Some(n),
+            PoolAction::Question(n, ask) => {
+                slot::write_question(&mut self.askers[usize::from(n) - 1], ask);
                 self.ring(What::Turn(usize::from(n) - 1));
                 None
             }
@@ -393,7 +393,7 @@ impl Sim {
                 self.grant(client, worker, lease);
                 None
             }
-            PoolAction::Over { client, worker, lease, end } => {
+            PoolAction::LeaseEnded { client, worker, lease, end } => {
                 self.over(client, worker, lease, end);
                 None
             }
@@ -423,7 +423,7 @@ impl Sim {
             request_timeout: self.limits.request_timeout,
             connection: 0,
         };
-        let Hold::Asked { client, lease: asked, .. } = self.pool.workers()[w].hold else {
+        let Hold::Offered { client, lease: asked, .. } = self.pool.workers()[w].hold else {
             panic!("an offer to nobody: {:?}", self.pool.workers()[w])
         };
         assert_eq!(asked, lease);
@@ -456,13 +456,13 @@ impl Sim {
         assert_eq!(state, State::Granted(lease), "client {id} of worker {worker}: {end:?}");
         let has = self.workers[usize::from(worker) - 1].request == Some(lease);
         match end {
-            LeaseEnd::Done | LeaseEnd::Unanswered | LeaseEnd::Cut => {
+            LeaseEnd::Done | LeaseEnd::NoResponse | LeaseEnd::Cut => {
                 assert!(!has, "{end:?} of lease {lease}, which goes on")
             }
             LeaseEnd::Overdue => {}
         }
         assert_eq!(
-            matches!(end, LeaseEnd::Overdue | LeaseEnd::Unanswered),
+            matches!(end, LeaseEnd::Overdue | LeaseEnd::NoResponse),
             self.aborted.contains(&lease),
             "{end:?} of {lease}"
         );
@@ -709,7 +709,7 @@ impl Sim {
                 if !waiting.is_empty() {
                     let id = waiting[self.random.below(waiting.len() as u64) as usize];
                     self.verdict(id, State::Over);
-                    self.tell(PoolEvent::Left(id));
+                    self.tell(PoolEvent::Disconnected(id));
                 }
             }
             What::Rung(w) => {

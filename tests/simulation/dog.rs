@@ -5,7 +5,9 @@ use std::time::Duration;
 
 use patou::ids::{Monotonic, WorkerId};
 use patou::probe::ProbeReport;
-use patou::watchdog::plan::{Action, Bounds, Change, Event, Notice, Order, Part, Plan, Sign};
+use patou::watchdog::plan::{
+    ConfigChange, Notice, Part, PartSignal, Plan, PlanAction, PlanEvent, PlanLimits, WorkerLiveness,
+};
 
 use super::core::{PROBE, WORKERS, What};
 use super::policy::Policy;
@@ -71,7 +73,7 @@ fn workers() -> BTreeMap<WorkerId, Duration> {
 }
 
 impl Dog {
-    pub fn new(bounds: Bounds, now: Monotonic) -> (Self, Vec<Action>) {
+    pub fn new(bounds: PlanLimits, now: Monotonic) -> (Self, Vec<PlanAction>) {
         let (plan, actions) = Plan::new(&workers(), bounds, now);
         let dog = Self {
             plan,
@@ -107,17 +109,17 @@ impl Set {
         let event = self.heard(wake);
         let late = now.since(self.dog.wake_at);
         if late > LATE {
-            self.handle(Event::Lost(late));
+            self.handle(PlanEvent::WatchdogLate(late));
         }
         if std::mem::take(&mut self.dog.napped) {
-            self.handle(Event::Resumed);
+            self.handle(PlanEvent::MachineResumed);
         }
         if self.dog.next_probe <= now {
             self.dog.next_probe = now + PROBE;
             if !std::mem::replace(&mut self.dog.asking, true) {
                 self.later(2, Happening::Question);
             }
-            self.handle(Event::Probed);
+            self.handle(PlanEvent::ProbeSent);
         }
         self.handle(event);
         let wake_at = self.dog.plan.deadline().map_or(self.dog.next_probe, |due| due.min(self.dog.next_probe));
@@ -126,25 +128,27 @@ impl Set {
         self.after(wake_at.since(now), Happening::Dog(Wake::Timer(self.dog.timer)));
     }
 
-    fn heard(&mut self, wake: Wake) -> Event {
+    fn heard(&mut self, wake: Wake) -> PlanEvent {
         match wake {
-            Wake::Timer(_) => Event::Tick,
+            Wake::Timer(_) => PlanEvent::Tick,
             Wake::Exit(p, pid) => {
                 assert_ne!(self.parts[p].pid, Some(pid), "it has not ended");
                 // What it said comes before its end.
                 if self.hear_ready(p, pid) {
-                    self.handle(Event::Ready(part(p)));
+                    self.handle(PlanEvent::Ready(part(p)));
                 }
                 let chance = self.core.random.below(1001) as f64 / 1000.0;
-                Event::Exited { part: part(p), how: "gone".into(), chance }
+                PlanEvent::Exited { part: part(p), cause: "gone".into(), jitter: chance }
             }
-            Wake::Ready(p, pid) if self.hear_ready(p, pid) => Event::Ready(part(p)),
-            Wake::Ready(..) => Event::Tick,
+            Wake::Ready(p, pid) if self.hear_ready(p, pid) => PlanEvent::Ready(part(p)),
+            Wake::Ready(..) => PlanEvent::Tick,
             Wake::Answer(report) => {
                 self.dog.asking = false;
-                report.map_or(Event::Tick, |report| Event::Report(Sign::all(&report, self.core.now)))
+                report.map_or(PlanEvent::Tick, |report| {
+                    PlanEvent::Report(WorkerLiveness::from_report(&report, self.core.now))
+                })
             }
-            Wake::Stop => Event::Stop,
+            Wake::Stop => PlanEvent::Stop,
             Wake::Reload(restart) => {
                 for (of, status) in self.dog.plan.status() {
                     let p = number(of);
@@ -156,7 +160,13 @@ impl Set {
                 let workers = workers();
                 let restart_dispatcher = restart == Some(0);
                 let restart = restart.filter(|p| *p > 0).map(|p| worker(p - 1)).into_iter().collect();
-                Event::Apply(Change { workers, reload: Vec::new(), restart, restart_dispatcher, bounds: self.bounds })
+                PlanEvent::Apply(ConfigChange {
+                    workers,
+                    reload: Vec::new(),
+                    restart,
+                    restart_dispatcher,
+                    limits: self.bounds,
+                })
             }
         }
     }
@@ -167,12 +177,12 @@ impl Set {
     }
 
     /// Tells the plan, and does what it says.
-    pub fn handle(&mut self, event: Event) {
+    pub fn handle(&mut self, event: PlanEvent) {
         let actions = self.dog.plan.handle(self.core.now, event);
         self.perform(actions);
     }
 
-    pub fn perform(&mut self, actions: Vec<Action>) {
+    pub fn perform(&mut self, actions: Vec<PlanAction>) {
         let mut queue = VecDeque::from(actions);
         while let Some(action) = queue.pop_front() {
             if let Some(event) = self.act(action) {
@@ -181,47 +191,47 @@ impl Set {
         }
     }
 
-    fn act(&mut self, action: Action) -> Option<Event> {
+    fn act(&mut self, action: PlanAction) -> Option<PlanEvent> {
         match action {
-            Action::Start(part) if self.core.random.percent(1) && !self.core.healing => {
+            PlanAction::Start(part) if self.core.random.percent(1) && !self.core.healing => {
                 self.parts[number(&part)].absent = Duration::ZERO;
-                Some(Event::StartFailed(part, "no memory".into()))
+                Some(PlanEvent::StartFailed(part, "no memory".into()))
             }
-            Action::Start(part) => {
+            PlanAction::Start(part) => {
                 let pid = self.start(number(&part));
-                Some(Event::Started(part, pid))
+                Some(PlanEvent::Started(part, pid))
             }
-            Action::Observe(part) => {
+            PlanAction::Sample(part) => {
                 let look = self.parts[number(&part)].look();
-                Some(Event::Observed(part, look))
+                Some(PlanEvent::Sampled(part, look))
             }
-            Action::Order(part, order) => {
+            PlanAction::Signal(part, order) => {
                 self.order(number(&part), order);
                 None
             }
-            Action::Accuse(part, why) => {
+            PlanAction::DeclareFrozen(part, why) => {
                 self.accused(number(&part), &why);
                 None
             }
-            Action::Sweep(id) => {
+            PlanAction::KillOrphans(id) => {
                 self.core.later(1, What::Rung(usize::from(id.number) - 1));
                 None
             }
-            Action::Quiesce => {
+            PlanAction::Quiesce => {
                 self.later(2, Happening::Quiesce);
                 None
             }
-            Action::Tell(part, Notice::Restart { delay, .. }) => {
+            PlanAction::Log(part, Notice::Restarting { delay, .. }) => {
                 self.policies[number(&part)].restarted(self.core.now, &self.bounds.restarts, delay);
                 None
             }
-            Action::Tell(part, Notice::Failed { .. }) => {
+            PlanAction::Log(part, Notice::Failed { .. }) => {
                 self.policies[number(&part)].given_up(self.core.now, &self.bounds.restarts);
                 None
             }
-            Action::Tell(..) | Action::AllUp => None,
-            Action::Remove(id) => panic!("{id} is removed, and nobody wanted that"),
-            Action::Finish => {
+            PlanAction::Log(..) | PlanAction::AllUp => None,
+            PlanAction::RemoveWorker(id) => panic!("{id} is removed, and nobody wanted that"),
+            PlanAction::Finish => {
                 self.dog.finished = true;
                 None
             }
@@ -229,22 +239,22 @@ impl Set {
     }
 
     /// A signal goes out.
-    fn order(&mut self, p: usize, order: Order) {
+    fn order(&mut self, p: usize, order: PartSignal) {
         let Some(pid) = self.parts[p].pid else { return };
-        if p == 0 && order == Order::Leave && self.dog.plan.is_stopping() {
+        if p == 0 && order == PartSignal::Terminate && self.dog.plan.is_stopping() {
             let left = self.parts[1..].iter().filter(|process| process.pid.is_some()).count();
             assert_eq!(left, 0, "the dispatcher is told to go before the workers are gone");
         }
         match order {
-            Order::Leave => {
+            PartSignal::Terminate => {
                 self.parts[p].leaving = true;
                 self.later(2, Happening::Term(p, pid));
             }
-            Order::Reload => {}
+            PartSignal::Reload => {}
             // Some write a core for longer than the grace; a debugger keeps the signal to itself.
-            Order::Abort if self.core.random.percent(10) || self.parts[p].held => {}
-            Order::Abort => self.later(20, Happening::Die(p, pid)),
-            Order::Kill => self.later(2, Happening::Die(p, pid)),
+            PartSignal::Abort if self.core.random.percent(10) || self.parts[p].held => {}
+            PartSignal::Abort => self.later(20, Happening::Die(p, pid)),
+            PartSignal::Kill => self.later(2, Happening::Die(p, pid)),
         }
     }
 }

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use patou::ids::Monotonic;
-use patou::liveness::{Activity, HeldBy, ProcessSample, SchedStat};
+use patou::liveness::{HeldBy, ProcessSample, SchedStat, ThreadActivity};
 
 use super::set::Happening;
 
@@ -113,10 +113,10 @@ impl Process {
         let runnable = self.starved && !self.stopped && !self.held;
         ProcessSample {
             ended: false,
-            held: self.held.then_some(HeldBy::Debugger),
-            activity: if runnable { Activity::Runnable } else { Activity::Idle },
-            account: Some(SchedStat { thread, ran: self.ran, waited: self.waited }),
-            stalled: Duration::ZERO,
+            held_by: self.held.then_some(HeldBy::Debugger),
+            activity: if runnable { ThreadActivity::Runnable } else { ThreadActivity::Idle },
+            sched_stat: Some(SchedStat { thread, ran: self.ran, waited: self.waited }),
+            machine_stalled: Duration::ZERO,
         }
     }
 }

@@ -7,7 +7,7 @@ use patou::ids::Monotonic;
 use patou::liveness::RestartLimits;
 use patou::pool::{PoolEvent, SUSPICION};
 use patou::probe::{PoolReport, ProbeReport, WorkerReport};
-use patou::watchdog::plan::Bounds;
+use patou::watchdog::plan::PlanLimits;
 
 use super::core::{PROBE, Sim, WORKERS, What};
 use super::dog::{DRAIN, Dog, Wake};
@@ -48,7 +48,7 @@ pub struct Set {
     pub parts: Vec<Process>,
     pub policies: Vec<Policy>,
     pub dog: Dog,
-    pub bounds: Bounds,
+    pub bounds: PlanLimits,
     events: BTreeMap<(Monotonic, u64), Happening>,
     count: u64,
     pids: u32,
@@ -66,12 +66,12 @@ impl Set {
         let ms = Duration::from_millis;
         let max = 1 + core.random.below(6) as u32;
         let restarts = RestartLimits { max, within: ms(20_000), delay: ms(100), delay_max: ms(1500) };
-        let bounds = Bounds {
+        let bounds = PlanLimits {
             worker_timeout: ms(1000),
             dispatcher_timeout: ms(2000),
             start_timeout: ms(3000),
             abort_grace: ms(200),
-            parting: ms(1000),
+            exit_grace: ms(1000),
             restarts,
         };
         let (dog, actions) = Dog::new(bounds, core.now);
@@ -159,7 +159,7 @@ impl Set {
         for (p, process) in self.parts.iter().enumerate() {
             let timeout = self.timeout(p, process.ready);
             // Who is told to go is not judged any more, but killed when his time is over.
-            let leave = if process.leaving { DRAIN + self.bounds.parting } else { Duration::ZERO };
+            let leave = if process.leaving { DRAIN + self.bounds.exit_grace } else { Duration::ZERO };
             let undisturbed = process.undisturbed;
             // The end of an excuse is seen at the next look, which may be a bound later and excuse as much again.
             let excused = process.excused_until.is_some_and(|at| self.core.now.since(at) <= undisturbed + 2 * timeout);
@@ -475,7 +475,7 @@ impl Set {
         self.recover();
         self.later(1, Happening::Dog(Wake::Stop));
         // The watchdog may just be starved; then workers, then the dispatcher.
-        let bound = Duration::from_secs(2) + DRAIN + 2 * (self.bounds.parting + SLACK) + 2 * Duration::from_secs(1);
+        let bound = Duration::from_secs(2) + DRAIN + 2 * (self.bounds.exit_grace + SLACK) + 2 * Duration::from_secs(1);
         let end = self.core.now + bound;
         while !self.dog.finished {
             self.step();

@@ -27,7 +27,7 @@ use tokio::task::{LocalSet, spawn_local};
 use tokio::time::{sleep, timeout};
 
 use super::prober::Prober;
-use super::restart_stats::Account;
+use super::restart_stats::RestartStats;
 use crate::config::Config;
 use crate::ids::{Monotonic, PoolName, WorkerId};
 use crate::log;
@@ -65,7 +65,7 @@ pub struct Snapshot {
     /// What the dispatchers have counted.
     pub pools: CounterTotals<PoolName, u32>,
     /// What the watchdog has.
-    pub account: Account,
+    pub account: RestartStats,
 }
 
 impl Snapshot {
@@ -75,15 +75,15 @@ impl Snapshot {
         config: &Arc<Config>,
         state: Arc<SavedState>,
         prober: &Prober,
-        account: &Account,
+        account: &RestartStats,
     ) -> Self {
         Self {
             at: now,
             config: config.clone(),
             state,
-            report: prober.heard().cloned(),
-            asked: prober.asked(),
-            pools: prober.pools().clone(),
+            report: prober.last_report().cloned(),
+            asked: prober.pending_since(),
+            pools: prober.pool_counters().clone(),
             account: account.clone(),
         }
     }

@@ -19,8 +19,8 @@ use tokio::sync::mpsc;
 use crate::config::ProcessLimits;
 use crate::signals::BlockSighup;
 use crate::sys;
-use crate::watchdog::plan::{Order, Part};
-use crate::watchdog::restart_stats::Cause;
+use crate::watchdog::plan::{Part, PartSignal};
+use crate::watchdog::restart_stats::RestartCause;
 
 /// A part's process.
 struct Process {
@@ -102,26 +102,26 @@ impl Children {
     }
 
     /// Reaps a part that has ended; how it ended, in words and for the account. `None` if it is not (any more) that process.
-    pub fn reap(&mut self, part: &Part, pid: u32) -> Option<(String, Cause)> {
+    pub fn reap(&mut self, part: &Part, pid: u32) -> Option<(String, RestartCause)> {
         let process = self.processes.get_mut(part).filter(|process| process.child.id() == pid)?;
         let status = process.child.try_wait();
         self.pids.borrow_mut().remove(&pid);
         self.processes.remove(part);
         Some(match status {
             Ok(Some(status)) => describe(status),
-            Ok(None) => ("it ended, and yet cannot be reaped".into(), Cause::Ended),
-            Err(error) => (format!("it ended: {error}"), Cause::Ended),
+            Ok(None) => ("it ended, and yet cannot be reaped".into(), RestartCause::Ended),
+            Err(error) => (format!("it ended: {error}"), RestartCause::Ended),
         })
     }
 
     /// Signals a part; nothing if it has no process.
-    pub fn order(&self, part: &Part, order: Order) {
+    pub fn order(&self, part: &Part, order: PartSignal) {
         let Some(process) = self.processes.get(part) else { return };
         let signals: &[Signal] = match order {
-            Order::Leave => &[Signal::SIGTERM, Signal::SIGCONT],
-            Order::Reload => &[Signal::SIGHUP],
-            Order::Abort => &[Signal::SIGABRT, Signal::SIGCONT],
-            Order::Kill => &[Signal::SIGKILL],
+            PartSignal::Terminate => &[Signal::SIGTERM, Signal::SIGCONT],
+            PartSignal::Reload => &[Signal::SIGHUP],
+            PartSignal::Abort => &[Signal::SIGABRT, Signal::SIGCONT],
+            PartSignal::Kill => &[Signal::SIGKILL],
         };
         for signal in signals {
             // ESRCH: it has just ended, which is told in its own time.
@@ -150,13 +150,13 @@ impl Children {
     }
 }
 
-fn describe(status: ExitStatus) -> (String, Cause) {
+fn describe(status: ExitStatus) -> (String, RestartCause) {
     match (status.code(), status.signal()) {
-        (Some(code), _) => (format!("exit code {code}"), Cause::Exit),
+        (Some(code), _) => (format!("exit code {code}"), RestartCause::Exit),
         (None, Some(signal)) => match Signal::try_from(signal) {
-            Ok(signal) => (format!("killed by {signal}"), Cause::Signal),
-            Err(_) => (format!("killed by signal {signal}"), Cause::Signal),
+            Ok(signal) => (format!("killed by {signal}"), RestartCause::Signal),
+            Err(_) => (format!("killed by signal {signal}"), RestartCause::Signal),
         },
-        (None, None) => (status.to_string(), Cause::Ended),
+        (None, None) => (status.to_string(), RestartCause::Ended),
     }
 }

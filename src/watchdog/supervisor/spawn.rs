@@ -6,12 +6,12 @@ use std::os::fd::{AsFd, OwnedFd};
 use crate::clock;
 use crate::config::ProcessLimits;
 use crate::watchdog::Watch;
-use crate::watchdog::plan::{Event, Part};
-use crate::watchdog::restart_stats::Cause;
+use crate::watchdog::plan::{Part, PlanEvent};
+use crate::watchdog::restart_stats::RestartCause;
 
 impl Watch {
     /// Starts a part; what came of it.
-    pub(in crate::watchdog) fn start(&mut self, part: Part) -> Event {
+    pub(in crate::watchdog) fn start(&mut self, part: Part) -> PlanEvent {
         self.account.starting(&part);
         let sockets = self.sockets_of(&part);
         let pool = part.worker().and_then(|id| self.config.pool(&id.pool));
@@ -22,11 +22,11 @@ impl Watch {
         match sockets.and_then(|sockets| self.children.start(&part, sockets, limits)) {
             Ok(pid) => {
                 tracing::debug!(pid, %part, "{part} is started");
-                Event::Started(part, pid)
+                PlanEvent::Started(part, pid)
             }
             Err(error) => {
-                self.account.ended(clock::now(), &part, Cause::Start);
-                Event::StartFailed(part, format!("it cannot be started: {error}"))
+                self.account.ended(clock::now(), &part, RestartCause::Start);
+                PlanEvent::StartFailed(part, format!("it cannot be started: {error}"))
             }
         }
     }

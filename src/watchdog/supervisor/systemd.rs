@@ -21,15 +21,15 @@ use crate::clock;
 use crate::config::{Config, Loaded, Origin};
 use crate::ids::Monotonic;
 use crate::signals::Signal;
-use crate::status::PATIENCE;
+use crate::status::PROBE_TIMEOUT;
 use crate::watchdog::admin::{Admin, Snapshot};
 use crate::watchdog::evidence::{EvidenceRecorder, ProcessScope, Target};
-use crate::watchdog::plan::{Absence, Action, Event, Notice, Order, Part, Plan, Sign};
+use crate::watchdog::plan::{Absence, Notice, Part, PartSignal, Plan, PlanAction, PlanEvent, WorkerLiveness};
 use crate::watchdog::prober::{self, Prober};
-use crate::watchdog::restart_stats::{Account, Cause};
-use crate::watchdog::state::state_of;
+use crate::watchdog::restart_stats::{RestartCause, RestartStats};
+use crate::watchdog::state::saved_state;
 use crate::watchdog::supervisor::cgroup::Slice;
-use crate::watchdog::{WatchdogError, Written, bounds, drains, part_log, process_sample, system};
+use crate::watchdog::{StateWriter, WatchdogError, bounds, drains, part_log, process_sample, system};
 use crate::{log, process_tree, sys, units};
 
 /// How often systemd is asked about parts that are gone and neither stopped nor failed.
@@ -59,7 +59,7 @@ struct Watch {
     asking: bool,
     next_ask: Monotonic,
     prober: Prober,
-    account: Account,
+    account: RestartStats,
     /// The incarnation of each part that was over last.
     over: BTreeMap<Part, u32>,
     admin: Admin,
@@ -68,7 +68,7 @@ struct Watch {
     witness: EvidenceRecorder,
     /// Where the state is written for `patou status`.
     state_dir: PathBuf,
-    written: Written,
+    written: StateWriter,
     status: String,
     process: (u32, u64),
 }
@@ -103,7 +103,7 @@ impl Watch {
         let pid = std::process::id();
         let now = clock::now();
         Ok(Self {
-            plan: Plan::observing(&drains(&config), bounds(&config), now),
+            plan: Plan::for_units(&drains(&config), bounds(&config), now),
             slice,
             mains: BTreeMap::new(),
             ended: mpsc::unbounded_channel(),
@@ -112,13 +112,13 @@ impl Watch {
             asking: false,
             next_ask: now,
             prober: Prober::start(config.set.runtime_dir.join("probe.sock")),
-            account: Account::default(),
+            account: RestartStats::default(),
             over: BTreeMap::new(),
             admin: Admin::default(),
-            unserved: Some((now + PATIENCE, sockets)),
+            unserved: Some((now + PROBE_TIMEOUT, sockets)),
             witness: EvidenceRecorder::default(),
             state_dir,
-            written: Written::default(),
+            written: StateWriter::default(),
             status: String::new(),
             process: (pid, process_tree::read_process(pid).map_or(0, |process| process.started)),
             config: Arc::new(config),
@@ -143,7 +143,7 @@ impl Watch {
                 biased;
                 _ = stop.read(&mut stops) => break,
                 // Before anything upon which somebody could be judged.
-                signs = self.prober.answer() => self.report(signs),
+                signs = self.prober.next_report() => self.report(signs),
                 Some((part, pid)) = self.ended.1.recv() => self.exited(part, pid),
                 Some(told) = self.told.1.recv() => { self.take(told); None }
                 Ok(_) = reload.read(&mut reloads) => {
@@ -159,17 +159,17 @@ impl Watch {
             let late = now.since(wake_at);
             if late > crate::watchdog::LATE {
                 self.witness.was_late(now, late);
-                self.handle(now, Event::Lost(late));
+                self.handle(now, PlanEvent::WatchdogLate(late));
             }
-            let answer = if late > crate::watchdog::LATE { self.prober.waiting().await } else { None };
+            let answer = if late > crate::watchdog::LATE { self.prober.take_buffered_report().await } else { None };
             if naps.over() {
-                self.handle(now, Event::Resumed);
+                self.handle(now, PlanEvent::MachineResumed);
             }
             if next_probe <= now {
                 next_probe = now + self.config.watchdog.probe_interval;
                 self.look();
-                if self.prober.ask(prober::failed(&self.plan)) {
-                    self.handle(now, Event::Probed);
+                if self.prober.send_probe(prober::failed_pools(&self.plan)) {
+                    self.handle(now, PlanEvent::ProbeSent);
                 }
             }
             if let Some(every) = beat
@@ -181,45 +181,46 @@ impl Watch {
             if let Some(event) = self.report(answer) {
                 self.handle(now, event);
             }
-            self.handle(now, event.unwrap_or(Event::Tick));
+            self.handle(now, event.unwrap_or(PlanEvent::Tick));
             self.publish(now)?;
         }
         let _ = sd_notify::notify(&[NotifyState::Stopping]);
         Ok(())
     }
 
-    fn handle(&mut self, now: Monotonic, event: Event) {
+    fn handle(&mut self, now: Monotonic, event: PlanEvent) {
         let mut queue = VecDeque::from(self.plan.handle(now, event));
         while let Some(action) = queue.pop_front() {
             match action {
-                Action::Observe(part) => {
+                PlanAction::Sample(part) => {
                     let main = self.mains.get(&part).map(|(pid, pidfd)| (*pid, pidfd.as_fd()));
                     let look = process_sample::sample(&part, main);
-                    queue.extend(self.plan.handle(clock::now(), Event::Observed(part, look)));
+                    queue.extend(self.plan.handle(clock::now(), PlanEvent::Sampled(part, look)));
                 }
-                Action::Order(part, order) => self.order(&part, order),
-                Action::Accuse(part, why) => {
-                    self.account.accused(now, &part, self.prober.silent_since(&part));
+                PlanAction::Signal(part, order) => self.order(&part, order),
+                PlanAction::DeclareFrozen(part, why) => {
+                    self.account.declared_frozen(now, &part, self.prober.silent_since(&part));
                     let family = ProcessScope::Unit(self.slice.clone(), unit(&part));
                     let pid = self.pid(&part);
-                    let subject = pid.map(|pid| Target::of(&part, pid, family, &self.config, self.prober.heard()));
+                    let subject =
+                        pid.map(|pid| Target::of(&part, pid, family, &self.config, self.prober.last_report()));
                     self.witness.record(&part, &why, subject);
                     // Many may have frozen at once, and each record takes its time: this loop is at work.
                     let _ = sd_notify::notify(&[NotifyState::Watchdog]);
                 }
-                Action::Tell(part, telling) => {
-                    if matches!(telling, Notice::Ready { .. }) {
-                        self.account.unplanned(&part);
+                PlanAction::Log(part, telling) => {
+                    if matches!(telling, Notice::Recovered { .. }) {
+                        self.account.unplanned_restart(&part);
                     }
-                    part_log::tell(&part, telling, self.pid(&part));
+                    part_log::log_notice(&part, telling, self.pid(&part));
                 }
                 // Starting, stopping and clearing up are systemd's.
-                Action::Start(_)
-                | Action::Sweep(_)
-                | Action::Quiesce
-                | Action::Remove(_)
-                | Action::AllUp
-                | Action::Finish => {}
+                PlanAction::Start(_)
+                | PlanAction::KillOrphans(_)
+                | PlanAction::Quiesce
+                | PlanAction::RemoveWorker(_)
+                | PlanAction::AllUp
+                | PlanAction::Finish => {}
             }
         }
         self.write_state();
@@ -229,10 +230,10 @@ impl Watch {
         self.mains.get(part).map(|(pid, _)| *pid)
     }
 
-    fn order(&self, part: &Part, order: Order) {
+    fn order(&self, part: &Part, order: PartSignal) {
         let Some((_, main)) = self.mains.get(part) else { return };
         match order {
-            Order::Abort => {
+            PartSignal::Abort => {
                 for signal in [Kill::SIGABRT, Kill::SIGCONT] {
                     if let Err(error) = sys::pidfd_send_signal(main.as_fd(), signal)
                         && error.raw_os_error() != Some(nix::libc::ESRCH)
@@ -242,8 +243,8 @@ impl Watch {
                     }
                 }
             }
-            Order::Kill => self.slice.kill(&unit(part)),
-            Order::Leave | Order::Reload => {}
+            PartSignal::Kill => self.slice.kill(&unit(part)),
+            PartSignal::Terminate | PartSignal::Reload => {}
         }
     }
 
@@ -280,36 +281,36 @@ impl Watch {
         });
         self.mains.insert(part.clone(), (pid, pidfd));
         self.unasked.insert(part.clone());
-        self.handle(now, Event::Started(part.clone(), pid));
+        self.handle(now, PlanEvent::Started(part.clone(), pid));
         if part != Part::Dispatcher {
             // Whether a worker is ready the dispatcher knows, which asks nobody else.
-            self.handle(now, Event::Ready(part));
+            self.handle(now, PlanEvent::Ready(part));
         }
     }
 
-    fn exited(&mut self, part: Part, pid: u32) -> Option<Event> {
+    fn exited(&mut self, part: Part, pid: u32) -> Option<PlanEvent> {
         if self.pid(&part) != Some(pid) {
             return None;
         }
         self.mains.remove(&part);
         self.next_ask = clock::now();
-        self.account.ended(self.next_ask, &part, Cause::Ended);
-        let known = self.prober.heard().map(|(_, report)| prober::incarnations(report)).into_iter().flatten();
+        self.account.ended(self.next_ask, &part, RestartCause::Ended);
+        let known = self.prober.last_report().map(|(_, report)| prober::incarnations(report)).into_iter().flatten();
         self.over.extend(known.filter(|(of, ..)| *of == part).map(|(of, epoch, _)| (of, epoch)));
-        Some(Event::Exited { part, how: "its process has ended".to_owned(), chance: 0.5 })
+        Some(PlanEvent::Exited { part, cause: "its process has ended".to_owned(), jitter: 0.5 })
     }
 
-    fn report(&mut self, signs: Option<Vec<Sign>>) -> Option<Event> {
+    fn report(&mut self, signs: Option<Vec<WorkerLiveness>>) -> Option<PlanEvent> {
         let signs = signs?;
         self.settle_recoveries();
         // It answers: so it is ready, whoever has started it.
-        self.handle(clock::now(), Event::Ready(Part::Dispatcher));
-        Some(Event::Report(signs))
+        self.handle(clock::now(), PlanEvent::Ready(Part::Dispatcher));
+        Some(PlanEvent::Report(signs))
     }
 
     /// Parts that are ready as far as the dispatcher knows, which is ready itself.
     fn settle_recoveries(&mut self) {
-        let Some((now, report)) = self.prober.heard().cloned() else { return };
+        let Some((now, report)) = self.prober.last_report().cloned() else { return };
         for (part, epoch, serves) in prober::incarnations(&report) {
             // Of an end that the dispatcher has not seen yet it says nothing new.
             if serves && self.mains.contains_key(&part) && self.over.get(&part) != Some(&epoch) {
@@ -331,13 +332,13 @@ impl Watch {
             if active && part == Part::Dispatcher && self.mains.contains_key(&part) {
                 // It has told systemd that it is ready. Its first answer would say so too, but who freezes before it
                 // would be taken for one that starts for as long as systemd lets it live.
-                self.handle(clock::now(), Event::Ready(part.clone()));
+                self.handle(clock::now(), PlanEvent::Ready(part.clone()));
             }
-            self.handle(clock::now(), Event::Told { part, absence, restarts });
+            self.handle(clock::now(), PlanEvent::UnitState { part, absence, restarts });
         }
     }
 
-    fn reload(&mut self) -> Option<Event> {
+    fn reload(&mut self) -> Option<PlanEvent> {
         let path = match &self.origin {
             Origin::File(path) => Some(path.as_path()),
             Origin::BuiltIn => None,
@@ -347,15 +348,15 @@ impl Watch {
                 self.config = Arc::new(loaded.config);
                 let (workers, bounds) = (drains(&self.config), bounds(&self.config));
                 self.mains.retain(|part, _| part.worker().is_none_or(|id| workers.contains_key(id)));
-                let change = crate::watchdog::plan::Change {
+                let change = crate::watchdog::plan::ConfigChange {
                     workers,
                     reload: Vec::new(),
                     restart: Vec::new(),
                     restart_dispatcher: false,
-                    bounds,
+                    limits: bounds,
                 };
                 tracing::info!(event = %log::Event::ReloadApplied, workers = change.workers.len(), "configuration applied");
-                Some(Event::Apply(change))
+                Some(PlanEvent::Apply(change))
             }
             Err(error) => {
                 tracing::error!(event = %log::Event::ReloadRefused, "reload refused, the configuration in force stays: {error}");
@@ -365,9 +366,9 @@ impl Watch {
     }
 
     fn publish(&mut self, now: Monotonic) -> Result<(), WatchdogError> {
-        let Some(state) = self.written.state() else { return Ok(()) };
+        let Some(state) = self.written.last() else { return Ok(()) };
         self.admin.publish(Snapshot::new(now, &self.config, state, &self.prober, &self.account));
-        let heard = self.prober.heard().is_some();
+        let heard = self.prober.last_report().is_some();
         match self.unserved.take_if(|(at_most, _)| heard || *at_most <= now) {
             Some((_, sockets)) => self.admin.serve(sockets).map_err(system("admin.sock")),
             None => Ok(()),
@@ -376,8 +377,8 @@ impl Watch {
 
     fn write_state(&mut self) {
         let listeners = self.config.listeners.iter().map(|listener| listener.address.to_string()).collect();
-        let state = state_of(&self.plan, &self.config.set.name, self.process, listeners);
-        let Some(state) = self.written.keep(state, &self.state_dir) else { return };
+        let state = saved_state(&self.plan, &self.config.set.name, self.process, listeners);
+        let Some(state) = self.written.write_if_changed(state, &self.state_dir) else { return };
         let up = state.workers.values().filter(|part| part.state == "up").count();
         let status = format!("dispatcher {}, {up} of {} workers up", state.dispatcher.state, state.workers.len());
         if status != self.status {

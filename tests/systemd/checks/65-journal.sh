@@ -95,7 +95,8 @@ expect "the fields of the evidence" "$(jq -r '[._SYSTEMD_UNIT, .PRIORITY, .PATOU
 evidence_has PATOU_DOING "control: stopped"
 evidence_has PATOU_CHILDREN " old: sleep 300"
 evidence_has PATOU_WHY "frozen"
-evidence_has MESSAGE "worker $id is killed and replaced: it is frozen" "held: lease $lease, nothing answered yet, claimed " \
+evidence_has MESSAGE "worker $id is frozen (no sign of life for " ": killing it" \
+    "held: lease $lease, nothing answered yet, claimed " \
     "ago: GET /slow" "sleep 300" "machine: load " \
     "not permitted to see: wait channels, system calls, kernel stacks; see EVIDENCE in patou(7)"
 [[ $evidence != *not-for-the-log* ]] || fail "the evidence shows the query: $evidence"

@@ -2,7 +2,7 @@
 //! same answers come out, and none reaches into the next.
 
 use patou::worker::handler::framing;
-use patou::worker::handler::head::{self, Malformed};
+use patou::worker::handler::head::{self, MalformedHead};
 
 use super::answer::is_clean;
 use super::input::Input;
@@ -13,7 +13,7 @@ struct Read {
     answers: Vec<(u16, usize)>,
     /// Bytes of the last answer that are still to come.
     left: u64,
-    broken: Option<Malformed>,
+    broken: Option<MalformedHead>,
 }
 
 /// Reads like a worker: a head when there is a whole one, then as many bytes as it announces.
@@ -32,13 +32,13 @@ fn read<'a>(pieces: impl Iterator<Item = &'a [u8]>) -> Read {
             if read.left > 0 {
                 break;
             }
-            let end = match head::end(&held, &mut searched) {
+            let end = match head::find_end(&held, &mut searched) {
                 Ok(Some(end)) => end,
                 Ok(None) => break,
                 Err(wrong) => return Read { broken: Some(wrong), ..read },
             };
             searched = 0;
-            match framing::answer(&held.drain(..end).collect::<Vec<_>>()) {
+            match framing::parse_response_head(&held.drain(..end).collect::<Vec<_>>()) {
                 Ok(answer) => {
                     is_clean(&answer.headers);
                     assert!(answer.status.as_u16() >= 200);
@@ -48,7 +48,7 @@ fn read<'a>(pieces: impl Iterator<Item = &'a [u8]>) -> Read {
                 Err(wrong) => return Read { broken: Some(wrong), ..read },
             }
         }
-        assert!(held.len() <= head::LIMIT + piece.len(), "{} bytes are held back", held.len());
+        assert!(held.len() <= head::MAX_HEAD_BYTES + piece.len(), "{} bytes are held back", held.len());
     }
     read
 }

@@ -17,8 +17,9 @@ use http_body_util::Empty;
 use hyper::rt::ReadBufCursor;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
-use patou::dispatcher::request::{LEASE, check, location};
+use patou::dispatcher::redirect::location;
 use patou::ids::Token;
+use patou::net::{LEASE, check};
 use patou::worker::handler::{self, cgi, framing, head};
 use patou::worker::lease_url;
 
@@ -111,11 +112,14 @@ fn redirected(request: &Request<()>, host: &str, target: &str) {
 /// What handlers are told of it.
 fn told(request: Request<()>) {
     let parts = request.into_parts().0;
-    let written = framing::request_head(&parts.method, &parts.uri, &parts.headers, "3.7", 12);
-    assert_eq!(head::end(&written, &mut 0), Ok(Some(written.len())).map(|end| end.filter(|end| *end <= head::LIMIT)));
-    let fields = head::fields(&written).expect("a head of our own");
+    let written = framing::encode_request_head(&parts.method, &parts.uri, &parts.headers, "3.7", 12);
+    assert_eq!(
+        head::find_end(&written, &mut 0),
+        Ok(Some(written.len())).map(|end| end.filter(|end| *end <= head::MAX_HEAD_BYTES))
+    );
+    let fields = head::parse_fields(&written).expect("a head of our own");
     assert!(fields.len() <= 5 && fields["lease"] == "3.7", "{fields:?}");
-    let context = handler::Context {
+    let context = handler::RequestContext {
         peer: None,
         server: None,
         worker: "default-1".parse().unwrap(),
@@ -123,7 +127,7 @@ fn told(request: Request<()>) {
         body_timeout: Duration::from_secs(1),
         max_body: 0,
     };
-    let Ok(variables) = cgi::variables(&parts, &context, Some(12)) else { return };
+    let Ok(variables) = cgi::meta_variables(&parts, &context, Some(12)) else { return };
     let mut names = BTreeSet::new();
     for (name, value) in &variables {
         assert!(!name.contains(['=', '\0']) && !value.as_bytes().contains(&0), "{name}={value:?}");

@@ -100,7 +100,7 @@ impl World {
             claim_timeout: ms(300),
             request_timeout: ms(500),
             slot_scan: ms(100),
-            making_room: ms(10_000),
+            recycle_timeout: ms(10_000),
         };
         let now = Monotonic(1_000_000_000);
         let memories: Vec<_> = (0..WORKERS).map(|_| Words::default()).collect();
@@ -141,7 +141,7 @@ impl World {
                 let waiting: Vec<_> = self.waiting().map(|(id, _)| id).collect();
                 if let Some(id) = (!waiting.is_empty()).then(|| waiting[n % waiting.len()]) {
                     self.clients.insert(id, State::Over);
-                    self.feed(Some(PoolEvent::Left(id)), VecDeque::new());
+                    self.feed(Some(PoolEvent::Disconnected(id)), VecDeque::new());
                 }
             }
             Step::Pass(ms) => self.pass(Duration::from_millis(ms)),
@@ -273,7 +273,7 @@ impl World {
                         if looked[w] > LOOKS {
                             continue;
                         }
-                        PoolEvent::Seen(n, self.see(w))
+                        PoolEvent::SlotRead(n, self.see(w))
                     }
                     None => break,
                 },
@@ -316,8 +316,8 @@ impl World {
     fn perform(&mut self, action: PoolAction) -> Option<u16> {
         let asker = |n: u16| usize::from(n) - 1;
         match action {
-            PoolAction::Look(n) => return Some(n),
-            PoolAction::Ask(n, ask) => slot::ask(&mut self.askers[asker(n)], ask),
+            PoolAction::ReadSlot(n) => return Some(n),
+            PoolAction::Question(n, ask) => slot::write_question(&mut self.askers[asker(n)], ask),
             PoolAction::Ring(_) | PoolAction::Note(..) => {}
             PoolAction::Offer { worker, epoch, lease, claim_by, .. } => {
                 return self.offer(worker, epoch, lease, claim_by).then_some(worker);
@@ -345,7 +345,7 @@ impl World {
                 return Some(n);
             }
             PoolAction::Grant { client, worker, lease, .. } => self.grant(client, worker, lease),
-            PoolAction::Over { .. } => panic!("nothing was handed over: {action:?}"),
+            PoolAction::LeaseEnded { .. } => panic!("nothing was handed over: {action:?}"),
             PoolAction::Refuse(client, refusal) => {
                 self.verdict(client, State::Over);
                 if let Refusal::QueueTimeout(waited) = refusal {
@@ -359,7 +359,7 @@ impl World {
     /// Whether the slot is to be looked at: it was not free.
     fn offer(&mut self, worker: u16, worker_epoch: Epoch, lease: LeaseId, claim_by: Monotonic) -> bool {
         let w = usize::from(worker) - 1;
-        let Hold::Asked { client, lease: asked, .. } = self.pool.workers()[w].hold else {
+        let Hold::Offered { client, lease: asked, .. } = self.pool.workers()[w].hold else {
             panic!("an offer to nobody: {:?}", self.pool.workers()[w])
         };
         assert_eq!(asked, lease);
@@ -393,7 +393,7 @@ impl World {
         // Nobody is promised to two.
         let mut promised = BTreeSet::new();
         for worker in self.pool.workers() {
-            if let Hold::Asked { client, .. } | Hold::Granted { client: Some(client), .. } = worker.hold {
+            if let Hold::Offered { client, .. } | Hold::Granted { client: Some(client), .. } = worker.hold {
                 assert!(promised.insert(client.id), "client {} twice: {:#?}", client.id, self.pool.workers());
             }
         }
