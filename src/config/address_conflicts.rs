@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use super::diagnostics::Diagnostics;
 use super::fault::quote;
 use super::{AdminConfig, Config, ListenAddress, ListenerConfig, PoolConfig};
+use crate::ids::WorkerNumber;
 
 /// Reports addresses that overflow, are too long, or conflict.
 pub(super) fn check(config: &Config, diagnostics: &mut Diagnostics) {
@@ -53,9 +54,11 @@ impl<'c> Binder<'c> {
 
     /// Its Unix socket paths; none on TCP.
     fn paths(&self) -> impl Iterator<Item = PathBuf> {
-        (1..=self.count()).filter_map(|n| match self.pool.map_or(self.address.clone(), |pool| pool.worker_address(n)) {
-            ListenAddress::Unix(path) => Some(path),
-            ListenAddress::Tcp(_) => None,
+        WorkerNumber::up_to(self.count()).filter_map(|n| {
+            match self.pool.map_or(self.address.clone(), |pool| pool.worker_address(n)) {
+                ListenAddress::Unix(path) => Some(path),
+                ListenAddress::Tcp(_) => None,
+            }
         })
     }
 

@@ -43,7 +43,7 @@ pub use load::{LoadError, Loaded, Origin, default_runtime_dir};
 pub use pool::{HandlerConfig, LimitsConfig, PoolConfig, ProcessLimits};
 pub use watchdog::{RestartConfig, WatchdogConfig};
 
-use crate::ids::{PoolName, WorkerId};
+use crate::ids::{PoolName, WorkerId, WorkerNumber};
 
 /// The configuration of one set: the content of one file.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -100,7 +100,9 @@ impl Config {
 
     /// Every worker of the set, pool by pool, numbers from 1.
     pub fn workers(&self) -> impl Iterator<Item = WorkerId> {
-        self.pools.iter().flat_map(|pool| (1..=pool.workers).map(|number| WorkerId { pool: pool.name.clone(), number }))
+        self.pools.iter().flat_map(|pool| {
+            WorkerNumber::up_to(pool.workers).map(|number| WorkerId { pool: pool.name.clone(), number })
+        })
     }
 
     /// How many descriptors the dispatcher may need: two per connection (one is in the descriptor store), and per worker
@@ -116,7 +118,7 @@ impl Config {
     ///
     /// It detects mix-ups between sets and workers, not attacks: it is neither a secret nor a signature.
     pub fn digest_of(&self, id: &WorkerId) -> u64 {
-        let number = id.number.to_le_bytes();
+        let number = id.number.get().to_le_bytes();
         let parts: [&[u8]; 4] = [
             self.set.name.as_bytes(),
             self.set.runtime_dir.as_os_str().as_encoded_bytes(),

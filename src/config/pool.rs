@@ -6,7 +6,7 @@ use std::time::Duration;
 use serde::Serialize;
 
 use super::{ListenAddress, quantity};
-use crate::ids::PoolName;
+use crate::ids::{PoolName, WorkerNumber};
 
 /// A named group of identical workers with one handler.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -79,13 +79,12 @@ impl PoolConfig {
     /// the path with `{n}` replaced by the number.
     ///
     /// For `n` up to `workers` of a checked configuration the port does not overflow; above that it stays at 65535.
-    pub fn worker_address(&self, n: u16) -> ListenAddress {
-        debug_assert!(n > 0, "worker numbers start at 1");
+    pub fn worker_address(&self, n: WorkerNumber) -> ListenAddress {
         match &self.address {
             ListenAddress::Tcp(address) => {
                 let mut address = *address;
                 if address.port() != 0 {
-                    address.set_port(address.port().saturating_add(n.saturating_sub(1)));
+                    address.set_port(address.port().saturating_add(n.get() - 1));
                 }
                 ListenAddress::Tcp(address)
             }
@@ -225,7 +224,9 @@ mod tests {
     }
 
     fn at(address: &str, n: u16) -> String {
-        PoolConfig { address: address.parse().unwrap(), ..PoolConfig::default() }.worker_address(n).to_string()
+        PoolConfig { address: address.parse().unwrap(), ..PoolConfig::default() }
+            .worker_address(WorkerNumber::of(n))
+            .to_string()
     }
 
     #[test]

@@ -25,3 +25,6 @@ pub use messages::{
 };
 pub use queue::SUSPICION;
 pub use worker::Worker;
+
+#[cfg(test)]
+mod tests;

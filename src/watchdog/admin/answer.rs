@@ -89,7 +89,7 @@ fn respond(
             let counted = view.pools.iter().flat_map(|pool| &pool.workers);
             for (id, tally) in counted.filter_map(|worker| Some((&worker.id, worker.counters.clone()?))) {
                 // A slot outlives its worker; one that is made anew is noticed, because it begins at zero.
-                workers.see(id, (), tally);
+                workers.update(id, (), tally);
             }
             whole(StatusCode::OK, OPENMETRICS, metrics::text(now, snapshot, &view, health.state, &workers))
         }

@@ -6,16 +6,19 @@
 use std::net::{IpAddr, Ipv4Addr};
 use std::time::Duration;
 
-use patou::ids::Lifecycle::{Draining, Ready, Recycling, Starting};
-use patou::ids::Phase::{Aborted, Claimed, Done, Offered, Responding, Revoked};
-use patou::ids::{Claim, Epoch, LeaseId, LeaseTerms, Lifecycle, Monotonic, Phase, RefuseReason, Token};
-use patou::pool::PoolAction::{Abort, Clear, ReadSlot, Reclaim, Refuse, Release, Revoke, Ring};
-use patou::pool::PoolEvent::{Client, Disconnected, Probe, Quiesce, Tick};
-use patou::pool::{
+use crate::ids::Lifecycle::{Draining, Ready, Recycling, Starting};
+use crate::ids::Phase::{Aborted, Claimed, Done, Offered, Responding, Revoked};
+use crate::ids::{Claim, Epoch, LeaseId, LeaseTerms, Lifecycle, Monotonic, Phase, RefuseReason, Token, WorkerNumber};
+use crate::pool::PoolAction::{Abort, Clear, ReadSlot, Reclaim, Refuse, Release, Revoke, Ring};
+use crate::pool::PoolEvent::{Client, Disconnected, Probe, Quiesce, Tick};
+use crate::pool::{
     Hold, LeaseEnd, Peer, Pool, PoolAction, PoolEvent, PoolLimits, PoolNote, Refusal, SlotAnswer, SlotQuestion,
     SlotView,
 };
 
+const W1: WorkerNumber = WorkerNumber::of(1);
+const W2: WorkerNumber = WorkerNumber::of(2);
+const W3: WorkerNumber = WorkerNumber::of(3);
 const A: Peer = Peer::Ip(IpAddr::V4(Ipv4Addr::new(192, 0, 2, 1)));
 const B: Peer = Peer::User(1000);
 const ONE: Epoch = Epoch::FIRST;
@@ -84,15 +87,21 @@ fn living(state: Lifecycle, wants_recycle: bool) -> SlotView {
 }
 
 fn offer(worker: u16, n: u64, now: u64) -> PoolAction {
-    PoolAction::Offer { worker, epoch: ONE, lease: lease(n), claim_by: at(now + 1050), connection: None }
+    PoolAction::Offer {
+        worker: WorkerNumber::of(worker),
+        epoch: ONE,
+        lease: lease(n),
+        claim_by: at(now + 1050),
+        connection: None,
+    }
 }
 
 fn grant(client: u64, worker: u16, n: u64, offered: u64) -> PoolAction {
-    PoolAction::Grant { client, worker, lease: lease(n), claim_by: at(offered + 1050) }
+    PoolAction::Grant { client, worker: WorkerNumber::of(worker), lease: lease(n), claim_by: at(offered + 1050) }
 }
 
 fn note(worker: u16, note: PoolNote) -> PoolAction {
-    PoolAction::Note(worker, note)
+    PoolAction::Note(WorkerNumber::of(worker), note)
 }
 
 fn timeout(ms: u64) -> Refusal {
@@ -124,7 +133,7 @@ impl Talk {
 
     #[track_caller]
     fn sees(&mut self, now: u64, n: u16, seen: SlotView, want: &[PoolAction]) {
-        self.hears(now, PoolEvent::SlotRead(n, seen), want);
+        self.hears(now, PoolEvent::SlotRead(WorkerNumber::of(n), seen), want);
     }
 
     #[track_caller]
@@ -147,7 +156,7 @@ impl Talk {
     /// The worker is done with lease `n`.
     #[track_caller]
     fn ends(&mut self, now: u64, worker: u16, n: u64, then: &[PoolAction]) {
-        self.sees(now, worker, held(lease(n), Done, now), &[Release(worker, lease(n))]);
+        self.sees(now, worker, held(lease(n), Done, now), &[Release(WorkerNumber::of(worker), lease(n))]);
         self.sees(now, worker, free(), then);
     }
 }
@@ -161,10 +170,10 @@ fn a_client_is_granted_the_warmest_worker_that_accepts() {
     t.is_due(50);
     t.sees(1, 2, accepted(1, 0), &[grant(1, 2, 1, 0)]);
     t.is_due(101);
-    t.hears(101, Tick, &[ReadSlot(2)]);
+    t.hears(101, Tick, &[ReadSlot(W2)]);
     t.sees(101, 2, held(lease(1), Responding, 0), &[]);
     t.is_due(201);
-    t.sees(102, 2, held(lease(1), Done, 0), &[Release(2, lease(1))]);
+    t.sees(102, 2, held(lease(1), Done, 0), &[Release(W2, lease(1))]);
     t.sees(102, 2, free(), &[]);
     t.is_due(None);
     assert!(t.0.is_quiet());
@@ -177,12 +186,12 @@ fn a_refusal_goes_on_with_the_next_worker() {
     t.hears(0, Client(1, A), &[offer(2, 1, 0)]);
     let refuse = SlotAnswer::Refuse(lease(1), RefuseReason::Draining);
     let draining = SlotView { life: Some((ONE, Draining, false)), ..held(lease(1), Offered, 0) };
-    t.sees(1, 2, answered(refuse, draining), &[Revoke(2, lease(1))]);
+    t.sees(1, 2, answered(refuse, draining), &[Revoke(W2, lease(1))]);
     t.sees(
         1,
         2,
         SlotView { claim: Some(Claim::Held(lease(1), Revoked)), ..draining },
-        &[Release(2, lease(1)), offer(1, 2, 1)],
+        &[Release(W2, lease(1)), offer(1, 2, 1)],
     );
     t.sees(1, 2, living(Draining, false), &[]);
     t.sees(2, 1, accepted(2, 1), &[grant(1, 1, 2, 1)]);
@@ -194,9 +203,9 @@ fn a_late_worker_is_passed_over_until_it_answers() {
     let mut t = Talk::up(LIMITS);
     t.hears(0, Client(1, A), &[offer(2, 1, 0)]);
     t.sees(49, 2, held(lease(1), Offered, 0), &[]);
-    t.hears(50, Tick, &[ReadSlot(2)]);
-    t.sees(50, 2, held(lease(1), Offered, 0), &[note(2, PoolNote::Late(lease(1))), Revoke(2, lease(1))]);
-    t.sees(50, 2, held(lease(1), Revoked, 0), &[Release(2, lease(1)), offer(1, 2, 50)]);
+    t.hears(50, Tick, &[ReadSlot(W2)]);
+    t.sees(50, 2, held(lease(1), Offered, 0), &[note(2, PoolNote::Late(lease(1))), Revoke(W2, lease(1))]);
+    t.sees(50, 2, held(lease(1), Revoked, 0), &[Release(W2, lease(1)), offer(1, 2, 50)]);
     t.sees(50, 2, free(), &[]);
     t.sees(51, 1, accepted(2, 50), &[grant(1, 1, 2, 50)]);
     t.hears(52, Client(2, A), &[]);
@@ -209,7 +218,7 @@ fn a_late_worker_is_passed_over_until_it_answers() {
 fn an_answer_in_the_last_look_is_not_late() {
     let mut t = Talk::up(LIMITS);
     t.hears(0, Client(1, A), &[offer(2, 1, 0)]);
-    t.hears(70, Tick, &[ReadSlot(2)]);
+    t.hears(70, Tick, &[ReadSlot(W2)]);
     t.sees(70, 2, accepted(1, 0), &[grant(1, 2, 1, 0)]);
 }
 
@@ -217,8 +226,8 @@ fn an_answer_in_the_last_look_is_not_late() {
 fn a_yes_that_leaves_no_time_to_claim_is_no_grant() {
     let mut t = Talk::up(LIMITS);
     t.hears(0, Client(1, A), &[offer(2, 1, 0)]);
-    t.sees(1050, 2, accepted(1, 0), &[Revoke(2, lease(1))]);
-    t.sees(1050, 2, held(lease(1), Revoked, 0), &[Refuse(1, timeout(1050)), Release(2, lease(1))]);
+    t.sees(1050, 2, accepted(1, 0), &[Revoke(W2, lease(1))]);
+    t.sees(1050, 2, held(lease(1), Revoked, 0), &[Refuse(1, timeout(1050)), Release(W2, lease(1))]);
     t.sees(1050, 2, free(), &[]);
     t.hears(1051, Client(2, A), &[offer(2, 2, 1051)]); // neither late nor is the peer a suspect
     t.hears(1052, Client(3, A), &[offer(1, 3, 1052)]);
@@ -229,10 +238,10 @@ fn a_yes_of_a_worker_that_has_died_since_is_no_grant() {
     for gone in [dead as fn(SlotView) -> SlotView, |seen| reborn(2, Starting, seen)] {
         let mut t = Talk::up(LIMITS);
         t.hears(0, Client(1, A), &[offer(2, 1, 0)]);
-        let said = t.0.handle(at(1), PoolEvent::SlotRead(2, gone(accepted(1, 0))));
-        assert!(said.contains(&note(2, PoolNote::Down(ONE))) && said.ends_with(&[Revoke(2, lease(1))]), "{said:?}");
+        let said = t.0.handle(at(1), PoolEvent::SlotRead(W2, gone(accepted(1, 0))));
+        assert!(said.contains(&note(2, PoolNote::Down(ONE))) && said.ends_with(&[Revoke(W2, lease(1))]), "{said:?}");
         assert!(!said.contains(&grant(1, 2, 1, 0)));
-        t.sees(1, 2, gone(held(lease(1), Revoked, 0)), &[Release(2, lease(1)), offer(1, 2, 1)]);
+        t.sees(1, 2, gone(held(lease(1), Revoked, 0)), &[Release(W2, lease(1)), offer(1, 2, 1)]);
     }
 }
 
@@ -241,7 +250,7 @@ fn a_client_that_was_claimed_meanwhile_is_not_given_to_another() {
     // The worker was faster than the revocation.
     let mut t = Talk::up(LIMITS);
     t.hears(0, Client(1, A), &[offer(2, 1, 0)]);
-    t.sees(50, 2, held(lease(1), Offered, 0), &[note(2, PoolNote::Late(lease(1))), Revoke(2, lease(1))]);
+    t.sees(50, 2, held(lease(1), Offered, 0), &[note(2, PoolNote::Late(lease(1))), Revoke(W2, lease(1))]);
     t.sees(50, 2, held(lease(1), Claimed, 0), &[grant(1, 2, 1, 0)]);
     assert_eq!(t.hold(2), Hold::Busy { lease: lease(1), connection: None });
     // It has claimed before its answer was read, and died.
@@ -250,7 +259,7 @@ fn a_client_that_was_claimed_meanwhile_is_not_given_to_another() {
         61,
         1,
         dead(held(lease(2), Claimed, 60)),
-        &[note(1, PoolNote::Down(ONE)), grant(2, 1, 2, 60), note(1, PoolNote::Lost(lease(2))), Abort(1, lease(2))],
+        &[note(1, PoolNote::Down(ONE)), grant(2, 1, 2, 60), note(1, PoolNote::Lost(lease(2))), Abort(W1, lease(2))],
     );
     assert!(t.0.is_quiet() || t.0.waiting().0 == 0);
 }
@@ -267,13 +276,13 @@ fn the_queue_keeps_its_bound_its_order_and_its_budget() {
     t.ends(100, 1, 2, &[offer(1, 3, 100)]); // client 3
     t.hears(110, Client(6, A), &[]);
     // Sent back, 3 is before 4 and 6 again, though the queue is full without it.
-    t.sees(150, 1, held(lease(3), Offered, 100), &[note(1, PoolNote::Late(lease(3))), Revoke(1, lease(3))]);
-    t.sees(150, 1, held(lease(3), Revoked, 100), &[Release(1, lease(3))]);
+    t.sees(150, 1, held(lease(3), Offered, 100), &[note(1, PoolNote::Late(lease(3))), Revoke(W1, lease(3))]);
+    t.sees(150, 1, held(lease(3), Revoked, 100), &[Release(W1, lease(3))]);
     assert_eq!(t.0.waiting(), (3, Some(at(10))));
     t.hears(160, Client(7, A), &[Refuse(7, Refusal::QueueFull(2))]);
     t.ends(200, 2, 1, &[offer(2, 4, 200)]);
     t.sees(201, 2, accepted(4, 200), &[grant(3, 2, 4, 200)]);
-    t.hears(519, Tick, &[ReadSlot(1), ReadSlot(2)]);
+    t.hears(519, Tick, &[ReadSlot(W1), ReadSlot(W2)]);
     t.hears(520, Tick, &[Refuse(4, timeout(500))]);
     t.hears(610, Tick, &[Refuse(6, timeout(500))]);
     assert_eq!(t.0.waiting(), (0, None));
@@ -285,8 +294,8 @@ fn nobody_goes_back_into_the_queue_after_its_time() {
     t.serves(0, (1, A), 1, 1);
     t.hears(0, Client(2, A), &[]);
     t.ends(490, 1, 1, &[offer(1, 2, 490)]);
-    t.sees(540, 1, held(lease(2), Offered, 490), &[note(1, PoolNote::Late(lease(2))), Revoke(1, lease(2))]);
-    t.sees(540, 1, held(lease(2), Revoked, 490), &[Refuse(2, timeout(540)), Release(1, lease(2))]);
+    t.sees(540, 1, held(lease(2), Offered, 490), &[note(1, PoolNote::Late(lease(2))), Revoke(W1, lease(2))]);
+    t.sees(540, 1, held(lease(2), Revoked, 490), &[Refuse(2, timeout(540)), Release(W1, lease(2))]);
 }
 
 #[test]
@@ -294,8 +303,8 @@ fn a_client_may_leave_at_any_time() {
     let mut t = Talk::up(PoolLimits { workers: 1, ..LIMITS });
     // While its offer is out.
     t.hears(0, Client(1, A), &[offer(1, 1, 0)]);
-    t.hears(1, Disconnected(1), &[Revoke(1, lease(1))]);
-    t.sees(1, 1, held(lease(1), Revoked, 0), &[Release(1, lease(1))]);
+    t.hears(1, Disconnected(1), &[Revoke(W1, lease(1))]);
+    t.sees(1, 1, held(lease(1), Revoked, 0), &[Release(W1, lease(1))]);
     t.sees(1, 1, free(), &[]);
     // While it waits.
     t.serves(2, (2, A), 1, 2);
@@ -306,9 +315,9 @@ fn a_client_may_leave_at_any_time() {
     t.is_due(None);
     // While its offer is being taken back.
     t.hears(6, Client(4, A), &[offer(1, 3, 6)]);
-    t.sees(56, 1, held(lease(3), Offered, 6), &[note(1, PoolNote::Late(lease(3))), Revoke(1, lease(3))]);
+    t.sees(56, 1, held(lease(3), Offered, 6), &[note(1, PoolNote::Late(lease(3))), Revoke(W1, lease(3))]);
     t.hears(56, Disconnected(4), &[]);
-    t.sees(56, 1, held(lease(3), Revoked, 6), &[Release(1, lease(3))]);
+    t.sees(56, 1, held(lease(3), Revoked, 6), &[Release(W1, lease(3))]);
     assert_eq!(t.0.waiting(), (0, None));
     // When it has been granted a worker, leaving is not claiming.
     t.sees(57, 1, answered(SlotAnswer::Ack, free()), &[note(1, PoolNote::Back)]);
@@ -328,9 +337,9 @@ fn let_lapse(t: &mut Talk, now: u64, (client, peer): (u64, Peer), worker: u16, n
         now + 1050,
         worker,
         held(lease(n), Offered, now),
-        &[note(worker, PoolNote::Unclaimed(lease(n))), Revoke(worker, lease(n))],
+        &[note(worker, PoolNote::Unclaimed(lease(n))), Revoke(WorkerNumber::of(worker), lease(n))],
     );
-    t.sees(now + 1050, worker, held(lease(n), Revoked, now), &[Release(worker, lease(n))]);
+    t.sees(now + 1050, worker, held(lease(n), Revoked, now), &[Release(WorkerNumber::of(worker), lease(n))]);
     t.sees(now + 1050, worker, free(), &[]);
 }
 
@@ -361,10 +370,10 @@ fn a_client_cannot_claim_from_a_silent_worker_and_is_not_blamed() {
     let mut t = Talk::up(LIMITS);
     t.hears(0, Client(1, A), &[offer(2, 1, 0)]);
     t.sees(1, 2, accepted(1, 0), &[grant(1, 2, 1, 0)]);
-    t.hears(250, Probe, &[PoolAction::Question(1, SlotQuestion::Ping), PoolAction::Question(2, SlotQuestion::Ping)]);
+    t.hears(250, Probe, &[PoolAction::Question(W1, SlotQuestion::Ping), PoolAction::Question(W2, SlotQuestion::Ping)]);
     t.sees(251, 1, answered(SlotAnswer::Ack, free()), &[]);
-    t.sees(1050, 2, held(lease(1), Offered, 0), &[note(2, PoolNote::Unclaimed(lease(1))), Revoke(2, lease(1))]);
-    t.sees(1050, 2, held(lease(1), Revoked, 0), &[Release(2, lease(1))]);
+    t.sees(1050, 2, held(lease(1), Offered, 0), &[note(2, PoolNote::Unclaimed(lease(1))), Revoke(W2, lease(1))]);
+    t.sees(1050, 2, held(lease(1), Revoked, 0), &[Release(W2, lease(1))]);
     t.sees(1050, 2, free(), &[]);
     t.hears(1051, Client(2, A), &[offer(2, 2, 1051)]);
     t.hears(1051, Client(3, A), &[offer(1, 3, 1051)]);
@@ -374,13 +383,13 @@ fn a_client_cannot_claim_from_a_silent_worker_and_is_not_blamed() {
 fn a_worker_dies_before_its_answer() {
     let mut t = Talk::up(LIMITS);
     t.hears(0, Client(1, A), &[offer(2, 1, 0)]);
-    t.sees(10, 2, dead(held(lease(1), Offered, 0)), &[note(2, PoolNote::Down(ONE)), Revoke(2, lease(1))]);
-    t.sees(10, 2, dead(held(lease(1), Revoked, 0)), &[Release(2, lease(1)), offer(1, 2, 10)]);
+    t.sees(10, 2, dead(held(lease(1), Offered, 0)), &[note(2, PoolNote::Down(ONE)), Revoke(W2, lease(1))]);
+    t.sees(10, 2, dead(held(lease(1), Revoked, 0)), &[Release(W2, lease(1)), offer(1, 2, 10)]);
     t.sees(10, 2, dead(free()), &[]);
     t.sees(90, 2, reborn(2, Starting, free()), &[note(2, PoolNote::Up(epoch(2)))]);
     t.hears(91, Client(2, A), &[]);
     let next =
-        PoolAction::Offer { worker: 2, epoch: epoch(2), lease: lease(3), claim_by: at(95 + 1050), connection: None };
+        PoolAction::Offer { worker: W2, epoch: epoch(2), lease: lease(3), claim_by: at(95 + 1050), connection: None };
     t.sees(95, 2, reborn(2, Ready, free()), &[next]);
 }
 
@@ -394,12 +403,12 @@ fn a_worker_dies_with_a_grant_nobody_has_used() {
         40,
         2,
         reborn(2, Ready, held(lease(1), Offered, 0)),
-        &[note(2, PoolNote::Down(ONE)), note(2, PoolNote::Up(epoch(2))), Revoke(2, lease(1))],
+        &[note(2, PoolNote::Down(ONE)), note(2, PoolNote::Up(epoch(2))), Revoke(W2, lease(1))],
     );
-    t.sees(40, 2, reborn(2, Ready, held(lease(1), Revoked, 0)), &[Release(2, lease(1))]);
+    t.sees(40, 2, reborn(2, Ready, held(lease(1), Revoked, 0)), &[Release(W2, lease(1))]);
     t.sees(40, 2, reborn(2, Ready, free()), &[]);
     let next = |n| PoolAction::Offer {
-        worker: 2,
+        worker: W2,
         epoch: epoch(2),
         lease: lease(n),
         claim_by: at(41 + 1050),
@@ -412,17 +421,18 @@ fn a_worker_dies_with_a_grant_nobody_has_used() {
 #[test]
 fn a_worker_dies_with_a_request() {
     // (phase at its death, what ends the lease, phase after that)
-    for (phase, step, after) in [(Claimed, Abort(2, lease(1)), Some(Aborted)), (Responding, Reclaim(2, lease(1)), None)]
+    for (phase, step, after) in
+        [(Claimed, Abort(W2, lease(1)), Some(Aborted)), (Responding, Reclaim(W2, lease(1)), None)]
     {
         for gone in [dead as fn(SlotView) -> SlotView, |seen| reborn(2, Ready, seen)] {
             let mut t = Talk::up(LIMITS);
             t.serves(0, (1, A), 2, 1);
             t.sees(1, 2, held(lease(1), phase, 0), &[]);
-            let said = t.0.handle(at(2), PoolEvent::SlotRead(2, gone(held(lease(1), phase, 0))));
+            let said = t.0.handle(at(2), PoolEvent::SlotRead(W2, gone(held(lease(1), phase, 0))));
             assert_eq!(said[0], note(2, PoolNote::Down(ONE)));
             assert!(said.ends_with(&[note(2, PoolNote::Lost(lease(1))), step]), "{said:?}");
             if let Some(after) = after {
-                t.sees(2, 2, gone(held(lease(1), after, 0)), &[Release(2, lease(1))]);
+                t.sees(2, 2, gone(held(lease(1), after, 0)), &[Release(W2, lease(1))]);
             }
             t.sees(2, 2, gone(free()), &[]);
             assert!(t.0.is_quiet());
@@ -444,18 +454,18 @@ fn the_leases_of_an_earlier_dispatcher_are_adopted_or_ended() {
     t.hears(1, Client(1, A), &[]);
     t.sees(2, 1, held(old, Claimed, 0), &[]);
     t.sees(3, 1, held(old, Responding, 0), &[]);
-    t.sees(4, 1, held(old, Done, 0), &[Release(1, old)]);
+    t.sees(4, 1, held(old, Done, 0), &[Release(W1, old)]);
     t.sees(4, 1, free(), &[offer(1, 1, 4)]);
 
     let mut t = fresh();
     t.sees(0, 1, held(old, Offered, 0), &[up]);
-    t.sees(1050, 1, held(old, Offered, 0), &[note(1, PoolNote::Unclaimed(old)), Revoke(1, old)]);
+    t.sees(1050, 1, held(old, Offered, 0), &[note(1, PoolNote::Unclaimed(old)), Revoke(W1, old)]);
 
     // Offered to a dead worker, or too long ago.
     let mut t = fresh();
-    t.sees(0, 1, dead(held(old, Offered, 0)), &[Revoke(1, old)]);
+    t.sees(0, 1, dead(held(old, Offered, 0)), &[Revoke(W1, old)]);
     let mut t = fresh();
-    t.sees(2000, 1, held(old, Offered, 0), &[up, Revoke(1, old)]);
+    t.sees(2000, 1, held(old, Offered, 0), &[up, Revoke(W1, old)]);
 
     for phase in [Claimed, Responding] {
         let mut t = fresh();
@@ -466,20 +476,20 @@ fn the_leases_of_an_earlier_dispatcher_are_adopted_or_ended() {
     for phase in [Done, Revoked, Aborted] {
         for alive in [true, false] {
             let mut t = fresh();
-            let said = t.0.handle(at(0), PoolEvent::SlotRead(1, SlotView { alive, ..held(old, phase, 0) }));
-            assert_eq!(said.last(), Some(&Release(1, old)), "{phase:?}");
+            let said = t.0.handle(at(0), PoolEvent::SlotRead(W1, SlotView { alive, ..held(old, phase, 0) }));
+            assert_eq!(said.last(), Some(&Release(W1, old)), "{phase:?}");
         }
     }
     let mut t = fresh();
-    t.sees(0, 1, dead(held(old, Claimed, 0)), &[note(1, PoolNote::Lost(old)), Abort(1, old)]);
+    t.sees(0, 1, dead(held(old, Claimed, 0)), &[note(1, PoolNote::Lost(old)), Abort(W1, old)]);
     let mut t = fresh();
-    t.sees(0, 1, dead(held(old, Responding, 0)), &[note(1, PoolNote::Lost(old)), Reclaim(1, old)]);
+    t.sees(0, 1, dead(held(old, Responding, 0)), &[note(1, PoolNote::Lost(old)), Reclaim(W1, old)]);
 }
 
 #[test]
 fn an_operator_takes_a_worker_out_and_puts_it_back() {
     let mut t = Talk::up(LIMITS);
-    t.hears(0, PoolEvent::Drain(2), &[PoolAction::Question(2, SlotQuestion::Drain)]);
+    t.hears(0, PoolEvent::Drain(W2), &[PoolAction::Question(W2, SlotQuestion::Drain)]);
     let drained = |seen| SlotView { drained: true, ..seen };
     t.hears(0, Client(1, A), &[offer(1, 1, 0)]);
     t.sees(1, 2, drained(answered(SlotAnswer::Ack, living(Draining, false))), &[]);
@@ -487,10 +497,16 @@ fn an_operator_takes_a_worker_out_and_puts_it_back() {
     t.sees(3, 2, drained(reborn(2, Ready, free())), &[note(2, PoolNote::Down(ONE)), note(2, PoolNote::Up(epoch(2)))]);
     t.hears(
         4,
-        PoolEvent::Resume(2),
+        PoolEvent::Resume(W2),
         &[
-            PoolAction::Question(2, SlotQuestion::Resume),
-            PoolAction::Offer { worker: 2, epoch: epoch(2), lease: lease(2), claim_by: at(4 + 1050), connection: None },
+            PoolAction::Question(W2, SlotQuestion::Resume),
+            PoolAction::Offer {
+                worker: W2,
+                epoch: epoch(2),
+                lease: lease(2),
+                claim_by: at(4 + 1050),
+                connection: None,
+            },
         ],
     );
 }
@@ -503,15 +519,15 @@ fn nobody_waits_for_workers_that_are_all_taken_out() {
     t.serves(0, (1, A), 2, 1);
     t.hears(2, Client(2, A), &[offer(1, 2, 2)]);
     t.hears(3, Client(3, A), &[]);
-    t.hears(4, PoolEvent::Drain(2), &[PoolAction::Question(2, SlotQuestion::Drain)]);
+    t.hears(4, PoolEvent::Drain(W2), &[PoolAction::Question(W2, SlotQuestion::Drain)]);
     // The last one: who waits is refused, and who was offered it as soon as that has been taken back.
-    t.hears(5, PoolEvent::Drain(1), &[Revoke(1, lease(2)), PoolAction::Question(1, SlotQuestion::Drain), out(3)]);
-    t.sees(5, 1, drained(held(lease(2), Revoked, 2)), &[Release(1, lease(2)), out(2)]);
+    t.hears(5, PoolEvent::Drain(W1), &[Revoke(W1, lease(2)), PoolAction::Question(W1, SlotQuestion::Drain), out(3)]);
+    t.sees(5, 1, drained(held(lease(2), Revoked, 2)), &[Release(W1, lease(2)), out(2)]);
     t.hears(6, Client(4, A), &[out(4)]);
     // One that has died is not in service either; one that is put back is worth waiting for.
     t.sees(7, 1, drained(dead(free())), &[note(1, PoolNote::Down(ONE))]);
     t.hears(8, Client(5, A), &[out(5)]);
-    t.hears(9, PoolEvent::Resume(1), &[PoolAction::Question(1, SlotQuestion::Resume)]);
+    t.hears(9, PoolEvent::Resume(W1), &[PoolAction::Question(W1, SlotQuestion::Resume)]);
     t.hears(9, Client(6, A), &[]);
 }
 
@@ -528,28 +544,28 @@ fn nobody_waits_for_workers_that_are_all_given_up() {
         4,
         2,
         dead(held(lease(1), Claimed, 2)),
-        &[note(2, PoolNote::Down(ONE)), note(2, PoolNote::Lost(lease(1))), Abort(2, lease(1)), failed(2)],
+        &[note(2, PoolNote::Down(ONE)), note(2, PoolNote::Lost(lease(1))), Abort(W2, lease(1)), failed(2)],
     );
     t.hears(5, Client(3, A), &[failed(3)]);
     // One is back before the watchdog says so.
     t.sees(6, 1, reborn(2, Ready, free()), &[note(1, PoolNote::Up(epoch(2)))]);
     let again =
-        PoolAction::Offer { worker: 1, epoch: epoch(2), lease: lease(2), claim_by: at(7 + 1050), connection: None };
+        PoolAction::Offer { worker: W1, epoch: epoch(2), lease: lease(2), claim_by: at(7 + 1050), connection: None };
     t.hears(7, Client(4, A), &[again]);
     t.hears(8, PoolEvent::Failed(false), &[]);
     // Who dies without being given up is waited for.
-    t.hears(9, Disconnected(4), &[Revoke(1, lease(2))]);
+    t.hears(9, Disconnected(4), &[Revoke(W1, lease(2))]);
     t.sees(10, 1, dead(free()), &[note(1, PoolNote::Down(epoch(2)))]);
     t.hears(11, Client(5, A), &[]);
 }
 
 #[test]
 fn an_order_takes_the_place_of_an_offer() {
-    for (event, ask) in [(PoolEvent::Drain(2), SlotQuestion::Drain), (PoolEvent::Resume(2), SlotQuestion::Resume)] {
+    for (event, ask) in [(PoolEvent::Drain(W2), SlotQuestion::Drain), (PoolEvent::Resume(W2), SlotQuestion::Resume)] {
         let mut t = Talk::up(LIMITS);
         t.hears(0, Client(1, A), &[offer(2, 1, 0)]);
-        t.hears(1, event, &[Revoke(2, lease(1)), PoolAction::Question(2, ask)]);
-        t.sees(1, 2, held(lease(1), Revoked, 0), &[Release(2, lease(1)), offer(1, 2, 1)]);
+        t.hears(1, event, &[Revoke(W2, lease(1)), PoolAction::Question(W2, ask)]);
+        t.sees(1, 2, held(lease(1), Revoked, 0), &[Release(W2, lease(1)), offer(1, 2, 1)]);
     }
 }
 
@@ -559,8 +575,8 @@ fn workers_are_recycled_one_at_a_time() {
     let recycle = |n| PoolAction::Question(n, SlotQuestion::Recycle);
     let mut t = Talk::up(LIMITS);
     t.serves(0, (1, A), 2, 1);
-    t.sees(1, 2, SlotView { life: wants.life, ..held(lease(1), Done, 0) }, &[Release(2, lease(1))]);
-    t.sees(1, 2, wants, &[recycle(2)]);
+    t.sees(1, 2, SlotView { life: wants.life, ..held(lease(1), Done, 0) }, &[Release(W2, lease(1))]);
+    t.sees(1, 2, wants, &[recycle(W2)]);
     t.sees(2, 1, wants, &[]);
     t.hears(3, Client(2, A), &[offer(1, 2, 3)]);
     t.sees(
@@ -569,22 +585,22 @@ fn workers_are_recycled_one_at_a_time() {
         answered(SlotAnswer::Accept(lease(2)), SlotView { life: wants.life, ..held(lease(2), Offered, 3) }),
         &[grant(2, 1, 2, 3)],
     );
-    t.sees(4, 1, SlotView { life: wants.life, ..held(lease(2), Done, 3) }, &[Release(1, lease(2))]);
+    t.sees(4, 1, SlotView { life: wants.life, ..held(lease(2), Done, 3) }, &[Release(W1, lease(2))]);
     t.sees(4, 1, wants, &[]);
     t.sees(5, 2, answered(SlotAnswer::Recycle(true), living(Recycling, true)), &[]);
     t.sees(6, 2, reborn(2, Starting, free()), &[note(2, PoolNote::Down(ONE)), note(2, PoolNote::Up(epoch(2)))]);
     t.sees(6, 1, wants, &[]); // 2 does not serve yet
     t.sees(7, 2, reborn(2, Ready, free()), &[]);
-    t.sees(8, 1, wants, &[recycle(1)]);
+    t.sees(8, 1, wants, &[recycle(W1)]);
     // Gone, as between two images or for good: the others wait until it serves again.
     t.sees(9, 1, dead(wants), &[note(1, PoolNote::Down(ONE))]);
     let again = SlotView { life: Some((epoch(2), Ready, true)), ..free() };
     t.sees(10, 2, again, &[]);
     t.sees(10, 1, reborn(2, Ready, free()), &[note(1, PoolNote::Up(epoch(2)))]);
-    t.sees(10, 2, again, &[recycle(2)]);
+    t.sees(10, 2, again, &[recycle(W2)]);
     // A no is not asked again at once.
     t.sees(11, 2, answered(SlotAnswer::Recycle(false), again), &[]);
-    t.sees(12, 2, again, &[recycle(2)]);
+    t.sees(12, 2, again, &[recycle(W2)]);
 }
 
 #[test]
@@ -592,10 +608,10 @@ fn who_does_not_come_back_is_waited_for_no_longer_than_making_room() {
     let wants = living(Ready, true);
     let recycle = |n| PoolAction::Question(n, SlotQuestion::Recycle);
     let mut t = Talk::up(PoolLimits { recycle_timeout: Duration::from_millis(300), ..LIMITS });
-    t.sees(0, 2, wants, &[recycle(2)]);
+    t.sees(0, 2, wants, &[recycle(W2)]);
     t.sees(1, 2, answered(SlotAnswer::Recycle(true), living(Recycling, true)), &[]);
     t.sees(299, 1, wants, &[]);
-    t.sees(300, 1, wants, &[recycle(1)]);
+    t.sees(300, 1, wants, &[recycle(W1)]);
 }
 
 #[test]
@@ -607,11 +623,11 @@ fn recycling_survives_an_order_and_a_new_dispatcher() {
     t.sees(0, 1, living(Recycling, true), &[note(1, PoolNote::Up(ONE))]);
     t.sees(0, 2, wants, &[note(2, PoolNote::Up(ONE))]);
     let again = SlotView { life: Some((epoch(2), Ready, true)), ..free() };
-    t.sees(1, 1, again, &[note(1, PoolNote::Down(ONE)), note(1, PoolNote::Up(epoch(2))), recycle(1)]);
+    t.sees(1, 1, again, &[note(1, PoolNote::Down(ONE)), note(1, PoolNote::Up(epoch(2))), recycle(W1)]);
     // The order overwrites the question, which is therefore asked again later.
-    t.hears(2, PoolEvent::Drain(1), &[PoolAction::Question(1, SlotQuestion::Drain)]);
-    t.hears(3, PoolEvent::Resume(1), &[PoolAction::Question(1, SlotQuestion::Resume)]);
-    t.sees(4, 1, answered(SlotAnswer::Ack, again), &[recycle(1)]);
+    t.hears(2, PoolEvent::Drain(W1), &[PoolAction::Question(W1, SlotQuestion::Drain)]);
+    t.hears(3, PoolEvent::Resume(W1), &[PoolAction::Question(W1, SlotQuestion::Resume)]);
+    t.sees(4, 1, answered(SlotAnswer::Ack, again), &[recycle(W1)]);
 }
 
 #[test]
@@ -622,8 +638,8 @@ fn a_stopping_set_refuses_everybody() {
     t.hears(1, Quiesce, &[Refuse(2, Refusal::Stopping)]);
     t.hears(1, Client(3, A), &[Refuse(3, Refusal::Stopping)]);
     assert!(!t.0.is_quiet());
-    t.sees(50, 1, held(lease(1), Offered, 0), &[note(1, PoolNote::Late(lease(1))), Revoke(1, lease(1))]);
-    t.sees(50, 1, held(lease(1), Revoked, 0), &[Refuse(1, Refusal::Stopping), Release(1, lease(1))]);
+    t.sees(50, 1, held(lease(1), Offered, 0), &[note(1, PoolNote::Late(lease(1))), Revoke(W1, lease(1))]);
+    t.sees(50, 1, held(lease(1), Revoked, 0), &[Refuse(1, Refusal::Stopping), Release(W1, lease(1))]);
     t.sees(50, 1, free(), &[]);
     assert!(t.0.is_quiet());
     t.is_due(None);
@@ -636,9 +652,9 @@ fn a_pool_grows() {
     t.hears(1, Client(2, A), &[]);
     t.0.reconfigure(LIMITS);
     t.is_due(0);
-    t.hears(2, Tick, &[ReadSlot(1), ReadSlot(2)]);
+    t.hears(2, Tick, &[ReadSlot(W1), ReadSlot(W2)]);
     t.sees(2, 1, held(lease(1), Claimed, 0), &[]);
-    t.sees(2, 2, SlotView::default(), &[Clear(2)]);
+    t.sees(2, 2, SlotView::default(), &[Clear(W2)]);
     t.sees(3, 2, free(), &[note(2, PoolNote::Up(ONE)), offer(2, 2, 3)]);
 }
 
@@ -647,7 +663,7 @@ fn a_pool_shrinks_and_grows_back_with_clients_waiting() {
     let mut t = Talk::up(LIMITS);
     t.serves(0, (1, A), 2, 1);
     t.0.reconfigure(PoolLimits { workers: 1, ..LIMITS });
-    t.hears(1, Tick, &[ReadSlot(1), ReadSlot(2)]);
+    t.hears(1, Tick, &[ReadSlot(W1), ReadSlot(W2)]);
     t.sees(1, 1, free(), &[]);
     t.sees(1, 2, held(lease(1), Claimed, 0), &[]);
     t.serves(2, (2, A), 1, 2);
@@ -656,11 +672,11 @@ fn a_pool_shrinks_and_grows_back_with_clients_waiting() {
     assert_eq!(t.0.workers().len(), 2);
     t.0.reconfigure(LIMITS);
     t.is_due(0);
-    t.hears(5, Tick, &[ReadSlot(1), ReadSlot(2), offer(2, 3, 5)]);
+    t.hears(5, Tick, &[ReadSlot(W1), ReadSlot(W2), offer(2, 3, 5)]);
     t.sees(6, 2, accepted(3, 5), &[grant(3, 2, 3, 5)]);
     t.0.reconfigure(PoolLimits { workers: 0, ..LIMITS });
-    t.sees(7, 2, dead(held(lease(3), Offered, 5)), &[note(2, PoolNote::Down(ONE)), Revoke(2, lease(3))]);
-    t.sees(7, 2, dead(held(lease(3), Revoked, 5)), &[Release(2, lease(3))]);
+    t.sees(7, 2, dead(held(lease(3), Offered, 5)), &[note(2, PoolNote::Down(ONE)), Revoke(W2, lease(3))]);
+    t.sees(7, 2, dead(held(lease(3), Revoked, 5)), &[Release(W2, lease(3))]);
     t.sees(7, 2, dead(free()), &[]);
     assert_eq!(t.0.workers().len(), 1, "2 has left, 1 still serves");
     t.sees(8, 2, free(), &[]); // nobody is there any more
@@ -675,7 +691,7 @@ fn nobody_trusts_a_garbled_slot() {
     assert!(t.0.workers()[1].corrupt);
     t.is_due(51);
     t.sees(101, 2, corrupt, &[]); // said once
-    t.sees(102, 2, dead(corrupt), &[note(2, PoolNote::Down(ONE)), Clear(2)]);
+    t.sees(102, 2, dead(corrupt), &[note(2, PoolNote::Down(ONE)), Clear(W2)]);
     t.sees(102, 2, dead(free()), &[]);
     assert!(!t.0.workers()[1].corrupt);
 
@@ -685,7 +701,7 @@ fn nobody_trusts_a_garbled_slot() {
         for torn in [SlotView { terms: None, ..whole }, SlotView { life: None, ..whole }] {
             let mut t = Talk::up(LIMITS);
             t.serves(0, (1, A), 2, 1);
-            let said = t.0.handle(at(1), PoolEvent::SlotRead(2, torn));
+            let said = t.0.handle(at(1), PoolEvent::SlotRead(W2, torn));
             assert_eq!(said.last(), Some(&note(2, PoolNote::Corrupt)), "{said:?}");
             assert_eq!(t.hold(2), Hold::Releasing);
         }
@@ -698,22 +714,22 @@ fn a_pool_without_a_queue_lets_nobody_wait() {
     t.hears(0, Client(1, A), &[offer(2, 1, 0)]);
     t.serves(1, (2, A), 1, 2);
     t.hears(2, Client(3, A), &[Refuse(3, Refusal::NoWorkerFree)]);
-    t.sees(50, 2, held(lease(1), Offered, 0), &[note(2, PoolNote::Late(lease(1))), Revoke(2, lease(1))]);
-    t.sees(50, 2, held(lease(1), Revoked, 0), &[Release(2, lease(1)), Refuse(1, Refusal::NoWorkerFree)]);
+    t.sees(50, 2, held(lease(1), Offered, 0), &[note(2, PoolNote::Late(lease(1))), Revoke(W2, lease(1))]);
+    t.sees(50, 2, held(lease(1), Revoked, 0), &[Release(W2, lease(1)), Refuse(1, Refusal::NoWorkerFree)]);
     t.is_due(101);
 
     // Nor for a worker that is idle but not to be had.
     let mut t = Talk::up(PoolLimits { queue: 0, ..LIMITS });
-    t.sees(0, 1, living(Ready, true), &[PoolAction::Question(1, SlotQuestion::Recycle)]);
+    t.sees(0, 1, living(Ready, true), &[PoolAction::Question(W1, SlotQuestion::Recycle)]);
     t.hears(0, Client(1, A), &[offer(2, 1, 0)]);
-    t.sees(50, 2, held(lease(1), Offered, 0), &[note(2, PoolNote::Late(lease(1))), Revoke(2, lease(1))]);
-    t.sees(50, 2, held(lease(1), Revoked, 0), &[Release(2, lease(1)), Refuse(1, Refusal::NoWorkerFree)]);
+    t.sees(50, 2, held(lease(1), Offered, 0), &[note(2, PoolNote::Late(lease(1))), Revoke(W2, lease(1))]);
+    t.sees(50, 2, held(lease(1), Revoked, 0), &[Release(W2, lease(1)), Refuse(1, Refusal::NoWorkerFree)]);
 
     // With somebody else free, a failed offer costs nothing but time.
     let mut t = Talk::up(PoolLimits { queue: 0, queue_timeout: Duration::ZERO, ..LIMITS });
     t.hears(0, Client(1, A), &[offer(2, 1, 0)]);
-    t.sees(50, 2, held(lease(1), Offered, 0), &[note(2, PoolNote::Late(lease(1))), Revoke(2, lease(1))]);
-    t.sees(50, 2, held(lease(1), Revoked, 0), &[Release(2, lease(1)), offer(1, 2, 50)]);
+    t.sees(50, 2, held(lease(1), Offered, 0), &[note(2, PoolNote::Late(lease(1))), Revoke(W2, lease(1))]);
+    t.sees(50, 2, held(lease(1), Revoked, 0), &[Release(W2, lease(1)), offer(1, 2, 50)]);
 }
 
 #[test]
@@ -721,21 +737,21 @@ fn a_probe_asks_everybody_and_finds_what_a_lost_ring_had_to_say() {
     let mut t = Talk::up(PoolLimits { workers: 3, ..LIMITS });
     t.serves(0, (1, A), 3, 1);
     t.sees(0, 1, dead(free()), &[note(1, PoolNote::Down(ONE))]);
-    let finished = PoolAction::Question(3, SlotQuestion::Finished(lease(1)));
-    t.hears(250, Probe, &[ReadSlot(1), PoolAction::Question(2, SlotQuestion::Ping), finished]);
+    let finished = PoolAction::Question(W3, SlotQuestion::Finished(lease(1)));
+    t.hears(250, Probe, &[ReadSlot(W1), PoolAction::Question(W2, SlotQuestion::Ping), finished]);
     t.sees(250, 1, dead(free()), &[]);
     t.sees(251, 3, answered(SlotAnswer::Ack, held(lease(1), Claimed, 0)), &[]);
-    t.hears(500, Probe, &[ReadSlot(1), Ring(2), ReadSlot(2), finished]);
+    t.hears(500, Probe, &[ReadSlot(W1), Ring(W2), ReadSlot(W2), finished]);
     t.sees(500, 1, reborn(2, Ready, free()), &[note(1, PoolNote::Up(epoch(2)))]);
     t.sees(500, 2, answered(SlotAnswer::Ack, free()), &[]);
     t.hears(
         750,
         Probe,
         &[
-            PoolAction::Question(1, SlotQuestion::Ping),
-            PoolAction::Question(2, SlotQuestion::Ping),
-            Ring(3),
-            ReadSlot(3),
+            PoolAction::Question(W1, SlotQuestion::Ping),
+            PoolAction::Question(W2, SlotQuestion::Ping),
+            Ring(W3),
+            ReadSlot(W3),
         ],
     );
 }
@@ -743,15 +759,21 @@ fn a_probe_asks_everybody_and_finds_what_a_lost_ring_had_to_say() {
 // ---- connections that are handed over ----
 
 fn hand(worker: u16, client: u64, n: u64, now: u64) -> PoolAction {
-    PoolAction::Offer { worker, epoch: ONE, lease: lease(n), claim_by: at(now + 50), connection: Some(client) }
+    PoolAction::Offer {
+        worker: WorkerNumber::of(worker),
+        epoch: ONE,
+        lease: lease(n),
+        claim_by: at(now + 50),
+        connection: Some(client),
+    }
 }
 
 fn over(client: u64, worker: u16, n: u64, end: LeaseEnd) -> PoolAction {
-    PoolAction::LeaseEnded { client, worker, lease: lease(n), end }
+    PoolAction::LeaseEnded { client, worker: WorkerNumber::of(worker), lease: lease(n), end }
 }
 
 fn taken(client: u64, worker: u16, n: u64, offered: u64) -> PoolAction {
-    PoolAction::Grant { client, worker, lease: lease(n), claim_by: at(offered + 50) }
+    PoolAction::Grant { client, worker: WorkerNumber::of(worker), lease: lease(n), claim_by: at(offered + 50) }
 }
 
 /// What the slot says of a lease that is the worker's to claim.
@@ -769,11 +791,11 @@ fn a_connection_is_the_workers_from_its_claim_to_the_end() {
     t.sees(12, 2, answered(SlotAnswer::Accept(lease(1)), handed(1, Offered, 10)), &[]);
     t.sees(15, 2, handed(1, Claimed, 10), &[taken(1, 2, 1, 10)]);
     t.sees(20, 2, handed(1, Responding, 10), &[]);
-    t.sees(30, 2, handed(1, Done, 10), &[over(1, 2, 1, LeaseEnd::Done), PoolAction::Release(2, lease(1))]);
+    t.sees(30, 2, handed(1, Done, 10), &[over(1, 2, 1, LeaseEnd::Done), PoolAction::Release(W2, lease(1))]);
     t.sees(30, 2, free(), &[]);
     // The end may be the first that is seen of it.
     t.hears(40, PoolEvent::Connection(2, A), &[hand(2, 2, 2, 40)]);
-    let all = [taken(2, 2, 2, 40), over(2, 2, 2, LeaseEnd::Done), PoolAction::Release(2, lease(2))];
+    let all = [taken(2, 2, 2, 40), over(2, 2, 2, LeaseEnd::Done), PoolAction::Release(W2, lease(2))];
     t.sees(41, 2, handed(2, Done, 40), &all);
 }
 
@@ -781,8 +803,8 @@ fn a_connection_is_the_workers_from_its_claim_to_the_end() {
 fn a_connection_that_is_not_claimed_in_time_goes_to_another() {
     let mut t = Talk::up(LIMITS);
     t.hears(10, PoolEvent::Connection(1, A), &[hand(2, 1, 1, 10)]);
-    t.sees(60, 2, handed(1, Offered, 10), &[note(2, PoolNote::Late(lease(1))), PoolAction::Revoke(2, lease(1))]);
-    t.sees(60, 2, handed(1, Revoked, 10), &[PoolAction::Release(2, lease(1)), hand(1, 1, 2, 60)]);
+    t.sees(60, 2, handed(1, Offered, 10), &[note(2, PoolNote::Late(lease(1))), PoolAction::Revoke(W2, lease(1))]);
+    t.sees(60, 2, handed(1, Revoked, 10), &[PoolAction::Release(W2, lease(1)), hand(1, 1, 2, 60)]);
     // The one that was late may not have it any more, and the other may.
     t.sees(61, 1, handed(2, Claimed, 60), &[taken(1, 1, 2, 60)]);
 }
@@ -797,12 +819,12 @@ fn what_dies_with_a_connection_says_what_may_still_be_sent() {
     };
     let gone = [note(2, PoolNote::Down(ONE)), note(2, PoolNote::Lost(lease(1)))];
     let mut t = claimed();
-    let cut = [gone[0], gone[1], over(1, 2, 1, LeaseEnd::Cut), PoolAction::Reclaim(2, lease(1))];
+    let cut = [gone[0], gone[1], over(1, 2, 1, LeaseEnd::Cut), PoolAction::Reclaim(W2, lease(1))];
     t.sees(20, 2, dead(handed(1, Responding, 10)), &cut);
     // Nothing is said in a worker's place before it cannot say anything itself.
     let mut t = claimed();
-    t.sees(20, 2, dead(handed(1, Claimed, 10)), &[gone[0], gone[1], PoolAction::Abort(2, lease(1))]);
-    let answered = [over(1, 2, 1, LeaseEnd::NoResponse), PoolAction::Release(2, lease(1))];
+    t.sees(20, 2, dead(handed(1, Claimed, 10)), &[gone[0], gone[1], PoolAction::Abort(W2, lease(1))]);
+    let answered = [over(1, 2, 1, LeaseEnd::NoResponse), PoolAction::Release(W2, lease(1))];
     t.sees(20, 2, dead(handed(1, Aborted, 10)), &answered);
     // That holds for one whose slot names another life, and which lives and is quicker.
     let mut t = claimed();
@@ -810,14 +832,14 @@ fn what_dies_with_a_connection_says_what_may_still_be_sent() {
         let seen = handed(1, phase, 10);
         SlotView { terms: seen.terms.map(|terms| LeaseTerms { worker_epoch: ONE.next(), ..terms }), ..seen }
     };
-    t.sees(20, 2, scrambled(Claimed), &[gone[1], PoolAction::Abort(2, lease(1))]);
-    let quicker = [gone[1], over(1, 2, 1, LeaseEnd::Cut), PoolAction::Reclaim(2, lease(1))];
+    t.sees(20, 2, scrambled(Claimed), &[gone[1], PoolAction::Abort(W2, lease(1))]);
+    let quicker = [gone[1], over(1, 2, 1, LeaseEnd::Cut), PoolAction::Reclaim(W2, lease(1))];
     t.sees(20, 2, scrambled(Responding), &quicker);
     // Before the claim nothing is lost.
     let mut t = Talk::up(LIMITS);
     t.hears(10, PoolEvent::Connection(1, A), &[hand(2, 1, 1, 10)]);
     let seen = dead(handed(1, Offered, 10));
-    t.sees(20, 2, seen, &[note(2, PoolNote::Down(ONE)), PoolAction::Revoke(2, lease(1))]);
+    t.sees(20, 2, seen, &[note(2, PoolNote::Down(ONE)), PoolAction::Revoke(W2, lease(1))]);
 }
 
 #[test]
@@ -826,14 +848,14 @@ fn a_connection_whose_slot_is_spoilt_may_have_been_read_and_is_offered_to_nobody
     for seen in [free(), handed(9, Done, 10)] {
         let mut t = Talk::up(LIMITS);
         t.hears(10, PoolEvent::Connection(1, A), &[hand(2, 1, 1, 10)]);
-        let actions = t.0.handle(at(11), PoolEvent::SlotRead(2, seen));
+        let actions = t.0.handle(at(11), PoolEvent::SlotRead(W2, seen));
         assert_eq!(actions[0], over(1, 2, 1, LeaseEnd::Cut), "{actions:?}");
         assert!(!actions.iter().any(|action| matches!(action, PoolAction::Offer { .. })), "{actions:?}");
     }
     // The same while the offer is being taken back.
     let mut t = Talk::up(LIMITS);
     t.hears(10, PoolEvent::Connection(1, A), &[hand(2, 1, 1, 10)]);
-    t.sees(60, 2, handed(1, Offered, 10), &[note(2, PoolNote::Late(lease(1))), PoolAction::Revoke(2, lease(1))]);
+    t.sees(60, 2, handed(1, Offered, 10), &[note(2, PoolNote::Late(lease(1))), PoolAction::Revoke(W2, lease(1))]);
     t.sees(60, 2, free(), &[over(1, 2, 1, LeaseEnd::Cut)]);
 }
 
@@ -844,8 +866,8 @@ fn an_answer_that_does_not_come_is_given_in_the_workers_place() {
     t.sees(11, 2, handed(1, Claimed, 10), &[taken(1, 2, 1, 10)]);
     let overdue = 11 + LIMITS.request_timeout.as_millis() as u64 + 2000;
     t.sees(overdue - 1, 2, handed(1, Claimed, 10), &[]);
-    t.sees(overdue, 2, handed(1, Claimed, 10), &[PoolAction::Abort(2, lease(1))]);
-    let end = [over(1, 2, 1, LeaseEnd::Overdue), PoolAction::Release(2, lease(1))];
+    t.sees(overdue, 2, handed(1, Claimed, 10), &[PoolAction::Abort(W2, lease(1))]);
+    let end = [over(1, 2, 1, LeaseEnd::Overdue), PoolAction::Release(W2, lease(1))];
     t.sees(overdue, 2, handed(1, Aborted, 10), &end);
 }
 
@@ -853,7 +875,7 @@ fn an_answer_that_does_not_come_is_given_in_the_workers_place() {
 fn many_workers_are_not_all_woken_at_once_for_a_sign_of_life() {
     let mut pool = Pool::new(PoolLimits { workers: 100, ..LIMITS }, epoch(7));
     for n in 1..=100 {
-        pool.handle(at(1), PoolEvent::SlotRead(n, free()));
+        pool.handle(at(1), PoolEvent::SlotRead(WorkerNumber::of(n), free()));
     }
     let asked = |actions: Vec<PoolAction>| {
         let asked =
@@ -871,13 +893,13 @@ fn many_workers_are_not_all_woken_at_once_for_a_sign_of_life() {
 fn who_missed_an_offer_is_taken_after_the_others() {
     let mut t = Talk::up(LIMITS);
     t.hears(10, PoolEvent::Connection(1, A), &[hand(2, 1, 1, 10)]);
-    t.sees(60, 2, handed(1, Offered, 10), &[note(2, PoolNote::Late(lease(1))), PoolAction::Revoke(2, lease(1))]);
-    t.sees(60, 2, handed(1, Revoked, 10), &[PoolAction::Release(2, lease(1)), hand(1, 1, 2, 60)]);
+    t.sees(60, 2, handed(1, Offered, 10), &[note(2, PoolNote::Late(lease(1))), PoolAction::Revoke(W2, lease(1))]);
+    t.sees(60, 2, handed(1, Revoked, 10), &[PoolAction::Release(W2, lease(1)), hand(1, 1, 2, 60)]);
     t.sees(
         61,
         1,
         handed(2, Done, 60),
-        &[taken(1, 1, 2, 60), over(1, 1, 2, LeaseEnd::Done), PoolAction::Release(1, lease(2))],
+        &[taken(1, 1, 2, 60), over(1, 1, 2, LeaseEnd::Done), PoolAction::Release(W1, lease(2))],
     );
     t.sees(61, 1, free(), &[]);
     // Its control loop answers: that it meets anybody is not said with that.
@@ -888,7 +910,7 @@ fn who_missed_an_offer_is_taken_after_the_others() {
         81,
         2,
         handed(4, Done, 80),
-        &[taken(3, 2, 4, 80), over(3, 2, 4, LeaseEnd::Done), PoolAction::Release(2, lease(4))],
+        &[taken(3, 2, 4, 80), over(3, 2, 4, LeaseEnd::Done), PoolAction::Release(W2, lease(4))],
     );
     t.sees(81, 2, free(), &[]);
     t.hears(90, PoolEvent::Connection(4, A), &[hand(2, 4, 5, 90)]);

@@ -8,13 +8,13 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering::{self, Acquire, Relaxed, Release, SeqCst};
 use std::time::Duration;
 
-use loom::sync::atomic::{AtomicU64, fence};
-use loom::thread;
-use patou::exchange::{
+use crate::exchange::{
     self, ClaimError, DispatcherSide, Incarnation, Question, QuestionKind, Reply, RequestNote, SlotMemory, WORDS, Word,
     WorkerSide,
 };
-use patou::ids::{Claim, Epoch, LeaseId, LeaseTerms, Lifecycle, Monotonic, Phase, Token};
+use crate::ids::{Claim, Epoch, LeaseId, LeaseTerms, Lifecycle, Monotonic, Phase, Token};
+use loom::sync::atomic::{AtomicU64, fence};
+use loom::thread;
 
 /// Which guarantee is missing.
 #[derive(Clone, Copy, PartialEq)]
@@ -46,7 +46,7 @@ struct Slot {
 
 impl Slot {
     fn new(missing: Missing) -> Arc<Self> {
-        Self::of(Word::WATCHED.index() + 1, missing)
+        Self::of(Word::POLLING.index() + 1, missing)
     }
 
     fn of(count: usize, missing: Missing) -> Arc<Self> {
@@ -199,9 +199,9 @@ fn question_and_answer(missing: Missing) {
                     assert_eq!(reply, right, "an answer to another question");
                 }
             };
-            asker.ask(QuestionKind::Offer, Some(lease(1)));
+            asker.write_question(QuestionKind::Offer, Some(lease(1)));
             check(&mut asker);
-            asker.ask(QuestionKind::Finished, Some(lease(2)));
+            asker.write_question(QuestionKind::Finished, Some(lease(2)));
             check(&mut asker);
         });
         let mut answered = 0;
@@ -285,10 +285,10 @@ fn terms_need_an_ordered_swap() {
 fn end_of_a_watched_lease(missing: Missing) {
     loom::model(move || {
         let (asker, worker) = held(missing, Phase::Responding);
-        asker.watch();
+        asker.start_polling();
         let serving = thread::spawn(move || {
             assert!(worker.done(lease(1)));
-            worker.must_ring()
+            worker.needs_doorbell()
         });
         let seen = asker.has_update() || {
             asker.stop_polling();
@@ -314,11 +314,11 @@ fn an_end_that_is_watched_for_needs_fences_that_all_agree_on() {
 fn answer_to_a_watched_offer(missing: Missing) {
     loom::model(move || {
         let (asker, worker) = held(missing, Phase::Offered);
-        asker.watch();
+        asker.start_polling();
         let control = thread::spawn(move || {
             let question = worker.question(0).unwrap();
             worker.reply(&question, Reply::Accept);
-            worker.must_ring()
+            worker.needs_doorbell()
         });
         let seen = asker.has_update() || {
             asker.stop_polling();
@@ -345,11 +345,11 @@ fn end_of_a_kept_connection(missing: Missing) {
     loom::model(move || {
         let (asker, worker) = held(missing, Phase::Responding);
         let serving = thread::spawn(move || {
-            worker.mark_kept(lease(1));
+            worker.keep_connection(lease(1));
             assert!(worker.done(lease(1)));
         });
         if phase(asker.memory()) == Some(Phase::Done) {
-            assert!(asker.kept(lease(1)), "a connection that goes on is taken for ended");
+            assert!(asker.is_connection_kept(lease(1)), "a connection that goes on is taken for ended");
         }
         serving.join().unwrap();
     });
@@ -431,7 +431,7 @@ fn claim_by_token(n: u64, missing: Missing) {
             _ => assert!(revoked || claimed.is_err()),
         }
         if let Err(refused) = claimed {
-            assert!(matches!(refused, ClaimError::Late | ClaimError::Foreign));
+            assert!(matches!(refused, ClaimError::Expired | ClaimError::Foreign));
         }
     });
 }
