@@ -1,5 +1,5 @@
-//! A client of a dispatcher: obtains a lease, sends the request to the leased worker, and retries only while it is certain
-//! that no worker has started the request.
+//! A client of a dispatcher: obtains a lease, sends the request to the leased worker, and retries only while it is
+//! certain that no worker has started the request.
 //!
 //! ```no_run
 //! use http_body_util::BodyExt;
@@ -15,8 +15,8 @@
 //! # }
 //! ```
 //!
-//! The client needs a tokio runtime with I/O and time enabled. It waits for the worker's response without a timeout: the
-//! `request_timeout` of the set bounds the wait. A caller that needs a shorter bound wraps the call in
+//! The client needs a tokio runtime with I/O and time enabled. It waits for the worker's response without a timeout:
+//! the `request_timeout` of the set bounds the wait. A caller that needs a shorter bound wraps the call in
 //! `tokio::time::timeout` and must treat a timeout as *started-unknown*.
 
 mod address;
@@ -114,8 +114,8 @@ impl Client {
 
     /// Sends `request` to a worker and returns when the response head has arrived; the body is read by the caller.
     ///
-    /// The URI is a path and query (`/` if absent). A `Host` header replaces that of the target. Connection, framing and
-    /// `Expect` headers are set by the client; a request that has them is rejected.
+    /// The URI is a path and query (`/` if absent). A `Host` header replaces that of the target. Connection, framing
+    /// and `Expect` headers are set by the client; a request that has them is rejected.
     ///
     /// When the time for retries is over, the last refusal is returned as the response: a `503` of the dispatcher
     /// (without a lease), or a worker's response with `Patou-Outcome: not-started`.

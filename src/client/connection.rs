@@ -53,8 +53,8 @@ pub(super) async fn connect(to: &Address, timeout: Duration) -> Result<ClientSoc
 }
 
 impl ClientSocket {
-    /// Counts a write. If the peer responds early and closes, further writes fail while its response is still unread in the
-    /// socket. Such a write stays pending, and the result of reading ends the request.
+    /// Counts a write. If the peer responds early and closes, further writes fail while its response is still unread in
+    /// the socket. Such a write stays pending, and the result of reading ends the request.
     fn after_write(&mut self, cx: &mut Context<'_>, result: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
         match &result {
             Poll::Ready(Ok(bytes)) => {
@@ -80,8 +80,8 @@ impl AsyncRead for ClientSocket {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let before = buf.filled().len();
         ready!(self.stream.as_mut().poll_read(cx, buf))?;
-        // The failed write has consumed the pending error of the socket. Without this check the reset would read as EOF,
-        // and a truncated response of unknown length would look complete.
+        // The failed write has consumed the pending error of the socket. Without this check the reset would read as
+        // EOF, and a truncated response of unknown length would look complete.
         if self.write_failed && buf.filled().len() == before && buf.remaining() > 0 {
             return Poll::Ready(Err(io::ErrorKind::ConnectionReset.into()));
         }
@@ -123,8 +123,8 @@ impl AsyncWrite for ClientSocket {
     }
 }
 
-/// The HTTP connection. The call and the response body poll it; it is not a separate task, so dropping either closes the
-/// connection.
+/// The HTTP connection. The call and the response body poll it; it is not a separate task, so dropping either closes
+/// the connection.
 type ConnectionFuture = Pin<Box<dyn Future<Output = hyper::Result<()>> + Send>>;
 
 /// A request without a response.
@@ -202,8 +202,8 @@ mod tests {
     use super::*;
     use http_body_util::{BodyExt, Empty};
 
-    /// A peer that responded and closed: it accepts `accepts` bytes, then writes fail, and only then its response can be
-    /// read, followed by EOF.
+    /// A peer that responded and closed: it accepts `accepts` bytes, then writes fail, and only then its response can
+    /// be read, followed by EOF.
     struct ClosingPeer {
         accepts: usize,
         failed: bool,

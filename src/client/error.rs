@@ -22,8 +22,8 @@ pub enum CallError {
         /// The number of attempts.
         attempts: u32,
     },
-    /// The worker received the request or a part of it, and the response is missing or truncated. The request may have been
-    /// carried out; it was not sent again.
+    /// The worker received the request or a part of it, and the response is missing or truncated. The request may have
+    /// been carried out; it was not sent again.
     #[error("{worker} may or may not have carried out the request, which was not sent again: {cause}")]
     StartedUnknown {
         /// The worker that received it.

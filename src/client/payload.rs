@@ -105,8 +105,8 @@ impl ContinueGate {
         self.is_shut.store(true, Ordering::Relaxed);
     }
 
-    /// Returns after [`Self::open`] or after `timeout`. Never returns after [`Self::shut`]: to end the body early would be an
-    /// error of the connection and lose the response.
+    /// Returns after [`Self::open`] or after `timeout`. Never returns after [`Self::shut`]: to end the body early would
+    /// be an error of the connection and lose the response.
     async fn wait(self: Arc<Self>, timeout: Duration) {
         let timed_out = tokio::time::timeout(timeout, self.opened.notified()).await.is_err();
         if timed_out && self.is_shut.load(Ordering::Relaxed) {

@@ -43,8 +43,8 @@ impl RetryBudget {
     }
 }
 
-/// The delay in a `Retry-After` of seconds (RFC 9110, 10.2.3). A date is ignored: it depends on two clocks, and patou never
-/// sends it.
+/// The delay in a `Retry-After` of seconds (RFC 9110, 10.2.3). A date is ignored: it depends on two clocks, and patou
+/// never sends it.
 pub(super) fn retry_after(headers: &HeaderMap) -> Option<Duration> {
     let text = headers.get(RETRY_AFTER)?.to_str().ok()?;
     let digits = !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit());

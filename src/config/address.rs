@@ -67,8 +67,8 @@ impl FromStr for ListenAddress {
     }
 }
 
-/// Whether `text` is an absolute path below `/` without `..` and NUL. Only such paths can be compared by their components
-/// and passed to the kernel unchanged.
+/// Whether `text` is an absolute path below `/` without `..` and NUL. Only such paths can be compared by their
+/// components and passed to the kernel unchanged.
 pub(super) fn is_valid_path(text: &str) -> bool {
     let path = Path::new(text);
     let is_parent = |part| matches!(part, Component::ParentDir);

@@ -1,7 +1,7 @@
 //! Collects the errors of a file while it is read, and the line of each key.
 //!
-//! The rules between keys need both: lines for their own errors, and the keys whose value was wrong. A default stands in
-//! for a wrong value, and no error may be derived from it.
+//! The rules between keys need both: lines for their own errors, and the keys whose value was wrong. A default stands
+//! in for a wrong value, and no error may be derived from it.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
@@ -101,8 +101,8 @@ impl Diagnostics {
     }
 
     /// Reports that the value of `key` contradicts those of `others`. Does nothing if one of these values was wrong by
-    /// itself: the right one is unknown. If the value of `key` is the default, the line is that of the first of `others`
-    /// that is in the file: this is the line to change.
+    /// itself: the right one is unknown. If the value of `key` is the default, the line is that of the first of
+    /// `others` that is in the file: this is the line to change.
     pub(super) fn contradiction(&mut self, key: &str, others: &[&str], mut found: String, expected: String) {
         if self.is_wrong(&[key]) || self.is_wrong(others) {
             return;

@@ -21,8 +21,8 @@ pub struct ListenerConfig {
     pub delivery: Delivery,
     /// The pool that serves its clients.
     pub pool: PoolName,
-    /// Host names (without port, compared case-insensitively) that requests may name. Empty: loopback names on a loopback
-    /// address, which prevents DNS rebinding; any name elsewhere.
+    /// Host names (without port, compared case-insensitively) that requests may name. Empty: loopback names on a
+    /// loopback address, which prevents DNS rebinding; any name elsewhere.
     pub allowed_hosts: Vec<String>,
     /// Whether each connection starts with a PROXY protocol header.
     pub proxy_protocol: bool,

@@ -64,8 +64,8 @@ impl Config {
     /// The file that is read unless another one is named.
     pub const DEFAULT_PATH: &str = "/etc/patou/patou.toml";
 
-    /// Reads the file at `path`, else the one named by `$PATOU_CONFIG`, else [`Config::DEFAULT_PATH`] if it exists, else
-    /// the built-in configuration.
+    /// Reads the file at `path`, else the one named by `$PATOU_CONFIG`, else [`Config::DEFAULT_PATH`] if it exists,
+    /// else the built-in configuration.
     ///
     /// # Errors
     /// A named file does not exist, or a file is not readable, not UTF-8 or not valid. The built-in configuration never
@@ -97,7 +97,8 @@ impl Config {
     }
 }
 
-/// The built-in set: a redirect and a handoff listener, one pool of two echo workers. Equal to [`Config::DEFAULT_TOML`].
+/// The built-in set: a redirect and a handoff listener, one pool of two echo workers. Equal to
+/// [`Config::DEFAULT_TOML`].
 impl Default for Config {
     fn default() -> Self {
         Self {
@@ -149,7 +150,8 @@ pub fn default_runtime_dir() -> PathBuf {
 }
 
 /// The rule of [`default_runtime_dir`]. A relative `$XDG_RUNTIME_DIR` counts as unset, as the XDG Base Directory
-/// Specification requires. A path with `..` or one that is not UTF-8 is ignored too: a configuration file cannot contain it.
+/// Specification requires. A path with `..` or one that is not UTF-8 is ignored too: a configuration file cannot
+/// contain it.
 fn runtime_dir_of(uid: u32, xdg: Option<&Path>) -> PathBuf {
     let usable = |dir: &&Path| {
         let has_parent = dir.components().any(|part| matches!(part, Component::ParentDir));

@@ -1,8 +1,8 @@
 //! The configuration of a set: one TOML file.
 //!
-//! A file is accepted or rejected as a whole. If every key is valid the result is a [`Config`]; otherwise all errors are
-//! reported together ([`ConfigFaults`]), each with file, line, key, the value found and a valid value. Unknown keys and
-//! settings that this version does not support are errors.
+//! A file is accepted or rejected as a whole. If every key is valid the result is a [`Config`]; otherwise all errors
+//! are reported together ([`ConfigFaults`]), each with file, line, key, the value found and a valid value. Unknown keys
+//! and settings that this version does not support are errors.
 //!
 //! A file may omit:
 //! - any key that has a default, and any section;
@@ -105,9 +105,9 @@ impl Config {
         })
     }
 
-    /// How many descriptors the dispatcher may need: two per connection (one is in the descriptor store), and per worker
-    /// a segment, two doorbells and a socket. Workers count in large steps: under systemd a different limit changes the
-    /// unit, so the dispatcher would have to be restarted.
+    /// How many descriptors the dispatcher may need: two per connection (one is in the descriptor store), and per
+    /// worker a segment, two doorbells and a socket. Workers count in large steps: under systemd a different limit
+    /// changes the unit, so the dispatcher would have to be restarted.
     pub fn dispatcher_descriptors(&self) -> u64 {
         let workers: usize = self.pools.iter().map(|pool| usize::from(pool.workers)).sum();
         let for_workers = (4 * workers).saturating_sub(DESCRIPTORS / 2).next_multiple_of(DESCRIPTORS);

@@ -173,8 +173,8 @@ pub struct LimitsConfig {
     pub open_files: Option<String>,
 }
 
-/// Resource limits of one process (setrlimit(2)). A control group limits a worker and its children together; these limits
-/// hold for each process by itself.
+/// Resource limits of one process (setrlimit(2)). A control group limits a worker and its children together; these
+/// limits hold for each process by itself.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct ProcessLimits {
     /// `RLIMIT_NOFILE`: soft and hard limit.

@@ -1,7 +1,7 @@
 //! Reads one section of a TOML file, key by key, without stopping at the first error.
 //!
-//! A [`Section`] returns each key once. It reports a wrong value and continues with the default. Keys that have not been
-//! read at the end of the section are unknown.
+//! A [`Section`] returns each key once. It reports a wrong value and continues with the default. Keys that have not
+//! been read at the end of the section are unknown.
 
 use std::collections::BTreeMap;
 use std::ops::RangeInclusive;
@@ -39,8 +39,8 @@ impl<'r, 'i> Section<'r, 'i> {
         value
     }
 
-    /// Reports the keys that have not been read. Not after a syntax error: if the header of a section is invalid, its keys
-    /// are found in the section before it.
+    /// Reports the keys that have not been read. Not after a syntax error: if the header of a section is invalid, its
+    /// keys are found in the section before it.
     fn report_unknown_keys(self) {
         for key in self.table.keys() {
             let line = self.diagnostics.line_at(key.span());
@@ -64,8 +64,8 @@ impl<'r, 'i> Section<'r, 'i> {
         Some((path, line, value.into_inner()))
     }
 
-    /// The value of `key` as converted by `accept`, which returns a description of a valid value as its error. `None` if
-    /// the key is missing or its value wrong.
+    /// The value of `key` as converted by `accept`, which returns a description of a valid value as its error. `None`
+    /// if the key is missing or its value wrong.
     pub(super) fn value<T>(
         &mut self,
         key: &'static str,
