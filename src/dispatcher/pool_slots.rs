@@ -87,7 +87,7 @@ impl Drop for WorkerSlot {
 /// A pool and the slots of its workers.
 pub struct PoolSlots {
     pub config: config::PoolConfig,
-    /// Decides.
+    /// Its lease table, which decides.
     pub table: Pool,
     /// The cause, if the watchdog has given up every worker.
     pub failed: Option<String>,

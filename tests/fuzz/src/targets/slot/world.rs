@@ -1,4 +1,4 @@
-//! The dispatcher's shell over such slots, as `dispatcher::desk` is one over real segments.
+//! The dispatcher's shell over such slots, as `dispatcher::driver` is one over real segments.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::time::Duration;
@@ -17,7 +17,7 @@ const HONEST: usize = HOSTILE;
 const WORKERS: u16 = 3;
 /// The worker with an honest process.
 const LAST: WorkerNumber = WorkerNumber::of(WORKERS);
-/// As in `dispatcher::room`.
+/// As in `dispatcher::pool_slots`.
 const LOOKS: u32 = 32;
 
 /// Offsets in a slot that a hostile worker aims at: see `docs/ARCHITECTURE.md`, "Who writes which word".
@@ -294,7 +294,7 @@ impl World {
         assert!(looked[HONEST] < LOOKS, "{:#?}", self.pool.workers());
     }
 
-    /// As `dispatcher::room` reads a slot: damaged, it is garbage while its worker lives, and made anew when not.
+    /// As `dispatcher::pool_slots` reads a slot: damaged, it is garbage while its worker lives, and made anew when not.
     fn see(&mut self, w: usize) -> SlotView {
         let alive = w == HONEST || self.alive[w];
         let asker = &mut self.askers[w];
