@@ -251,7 +251,7 @@ fn without_systemd_each_process_is_bound_as_far_as_it_can_be_and_the_rest_is_sai
     let set = Set::start(&limited("64:128"));
     let said = || get(set.address(0), "/").unwrap().text();
     assert_eq!(said(), "64\n128\n262144\n");
-    let remark = "pool default: user and limits.cpu_quota: only systemd can do that, under patou run it has no effect";
+    let remark = "pool default: patou run ignores user and limits.cpu_quota (supported under systemd only)";
     let remarks = || set.log().lines().filter(|line| line.contains(remark)).count();
     assert_eq!(remarks(), 1, "{}", set.log());
     let check = set.patou(&["check"]);

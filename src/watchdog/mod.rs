@@ -456,8 +456,8 @@ impl Watch {
 
     /// Says what of the configuration only systemd can do, and what it opens.
     fn remark(&self) {
-        let beyond = self.config.pools.iter().filter_map(|pool| pool.beyond_run());
-        for remark in beyond.chain(self.config.admin.exposed()) {
+        let beyond = self.config.pools.iter().filter_map(|pool| pool.unsupported_by_run());
+        for remark in beyond.chain(self.config.admin.exposure_warning()) {
             tracing::warn!("{remark}");
         }
     }
