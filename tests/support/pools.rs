@@ -1,4 +1,4 @@
-//! Configurations: pools for tests, and a pool whose requests wait at a gate.
+//! Configurations of pools, among them a pool with requests that wait at a gate.
 
 use std::fs;
 use std::thread::JoinHandle;
@@ -30,8 +30,8 @@ pub fn toml_array(strings: &[&str]) -> String {
     serde_json::to_string(strings).unwrap()
 }
 
-/// One pool behind one redirect listener whose requests last until [`open_gate`]; a request for `/fast` does
-/// not. `pool` is added to the pool, `more` to the file.
+/// One pool behind one redirect listener. Its requests last until [`open_gate`], except those for `/fast`. `pool` is
+/// added to the pool, `more` to the file.
 pub fn gated_pool(set: &TestSet, workers: u16, pool: &str, more: &str) -> String {
     let dir = set.test_dir().display();
     let script = r#"case "$PATH_INFO" in /fast) ;; *) : >"$TOP/started${PATH_INFO#/}"; while ! [ -e "$TOP/gate" ]; do sleep 0.02; done;; esac; printf 'Content-Type: text/plain\r\n\r\ndone %s\n' "$WORD""#;
