@@ -12,9 +12,6 @@ use std::time::Instant;
 use nix::sys::signal::Signal;
 use support::*;
 
-/// Timeouts that do not expire by accident on a busy machine. A stop waits for unused leases.
-const LONG_TIMEOUTS: &str = "offer_timeout = \"5s\"\nclaim_timeout = \"5s\"\nrequest_timeout = \"60s\"\n";
-
 /// One listener and one pool.
 fn echo(listener: &str, pool: &str, front: &str) -> String {
     format!(
@@ -23,16 +20,11 @@ fn echo(listener: &str, pool: &str, front: &str) -> String {
     )
 }
 
-/// A set with one worker that listens on `front.sock` and on TCP. Its requests append their path to `started` and
-/// wait for the file `go`.
-fn gated(pool: &str, front: &str) -> TestSet {
+/// A set with one gated worker that listens on `front.sock` and on TCP.
+fn gated_set(pool: &str, front: &str) -> TestSet {
     let mut set = TestSet::prepare("");
-    let dir = set.test_dir().display().to_string();
-    let script = format!(
-        "echo $PATH_INFO >> {dir}/started; while [ ! -e {dir}/go ]; do sleep 0.02; done; \
-         printf 'Content-Type: text/plain\\n\\ndone %s' $PATH_INFO"
-    );
-    let pool = format!("workers = 1\nhandler = {{ exec = [\"sh\", \"-c\", {script:?}] }}\n{pool}");
+    let pool = format!("workers = 1\n{}\n{pool}", recording_handler(&set));
+    let dir = set.test_dir().display();
     let unix = format!("[[listener]]\naddress = \"unix:{dir}/front.sock\"\npool = \"default\"\n");
     set.configure(&(unix + &echo("", &pool, front)));
     set.run();
@@ -40,20 +32,11 @@ fn gated(pool: &str, front: &str) -> TestSet {
     set
 }
 
-fn started(set: &TestSet) -> Vec<String> {
-    let text = std::fs::read_to_string(set.test_dir().join("started")).unwrap_or_default();
-    text.lines().map(str::to_owned).collect()
-}
-
-fn open_gate(set: &TestSet) {
-    std::fs::write(set.test_dir().join("go"), "").unwrap();
-}
-
 /// Occupies the only worker of a gated set; the thread returns the response when the gate is open.
 fn occupy_worker(set: &TestSet) -> std::thread::JoinHandle<Result<HttpResponse, String>> {
     let (worker, target) = request_lease(set.address(1), "/running").unwrap();
     let running = std::thread::spawn(move || send_request(worker, request_head("GET", &target, worker, "").as_bytes()));
-    set.wait_for("the request runs", |_| started(set) == ["/running"]);
+    set.wait_for("the request runs", |_| started_paths(set) == ["/running"]);
     running
 }
 
@@ -158,33 +141,33 @@ fn only_allowed_hosts_are_served() {
 
 #[test]
 fn queued_clients_are_served_in_order_and_the_queue_is_bounded() {
-    let set = gated("queue = 3\nqueue_timeout = \"60s\"", "");
+    let set = gated_set("queue = 3\nqueue_timeout = \"60s\"", "");
     let running = occupy_worker(&set);
     let mut waiting: Vec<_> = (1..=3).map(|n| enqueue(&set, &format!("/{n}"), n)).collect();
     for _ in 0..3 {
-        let refused = get(set.address(1), "/4").unwrap();
-        assert_problem(&refused, 503, &["pool default", "worker", "3 clients", "`queue`"]);
-        assert!(refused.header("retry-after").unwrap().parse::<u32>().unwrap() >= 1);
-        assert_eq!(refused.header("connection"), Some("close"));
+        let rejected = get(set.address(1), "/4").unwrap();
+        assert_problem(&rejected, 503, &["pool default", "worker", "3 clients", "`queue`"]);
+        assert!(rejected.header("retry-after").unwrap().parse::<u32>().unwrap() >= 1);
+        assert_eq!(rejected.header("connection"), Some("close"));
     }
     open_gate(&set);
     assert_eq!(running.join().unwrap().unwrap().text(), "done /running");
     for (n, stream) in (1..).zip(&mut waiting) {
         assert_eq!(follow_redirect(stream).text(), format!("done /{n}"));
     }
-    assert_eq!(started(&set), ["/running", "/1", "/2", "/3"]);
+    assert_eq!(started_paths(&set), ["/running", "/1", "/2", "/3"]);
     set.stop();
 }
 
 #[test]
 fn queued_client_gets_503_after_queue_timeout() {
-    let set = gated("queue_timeout = \"300ms\"", "");
+    let set = gated_set("queue_timeout = \"300ms\"", "");
     let running = occupy_worker(&set);
     let start = Instant::now();
-    let refused = get(set.address(1), "/").unwrap();
+    let rejected = get(set.address(1), "/").unwrap();
     assert!(start.elapsed().as_millis() >= 300);
-    assert_problem(&refused, 503, &["pool default", "queue_timeout"]);
-    assert!(refused.header("retry-after").is_some());
+    assert_problem(&rejected, 503, &["pool default", "queue_timeout"]);
+    assert!(rejected.header("retry-after").is_some());
     wait_for_queue(&set, 0);
     open_gate(&set);
     assert_eq!(running.join().unwrap().unwrap().status, 200);
@@ -192,13 +175,13 @@ fn queued_client_gets_503_after_queue_timeout() {
 }
 
 #[test]
-fn clients_are_refused_when_queue_is_0_and_all_workers_are_busy() {
-    let set = gated("queue = 0", "");
+fn clients_are_rejected_when_queue_is_0_and_all_workers_are_busy() {
+    let set = gated_set("queue = 0", "");
     let running = occupy_worker(&set);
     for target in ["/", "/.patou/lease"] {
-        let refused =
+        let rejected =
             send_request(set.address(1), request_head("POST", target, set.address(1), "").as_bytes()).unwrap();
-        assert_problem(&refused, 503, &["pool default", "`queue` is 0"]);
+        assert_problem(&rejected, 503, &["pool default", "`queue` is 0"]);
     }
     let mut unix = UnixStream::connect(set.test_dir().join("front.sock")).unwrap();
     unix.write_all(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n").unwrap();
@@ -210,12 +193,12 @@ fn clients_are_refused_when_queue_is_0_and_all_workers_are_busy() {
 
 #[test]
 fn disconnected_client_leaves_the_queue() {
-    let set = gated("queue = 10\nqueue_timeout = \"300s\"", "");
+    let set = gated_set("queue = 10\nqueue_timeout = \"300s\"", "");
     let address = set.address(1);
     let running = occupy_worker(&set);
     let _first = enqueue(&set, "/stays", 1);
-    // A TCP close looks like a half-close. An HTTP/1.1 client can be probed with an interim response; an HTTP/1.0
-    // client cannot, and stays queued until queue_timeout.
+    // A TCP close looks like a half-close. The dispatcher probes an HTTP/1.1 client with an interim response. It
+    // cannot probe an HTTP/1.0 client, which stays queued until queue_timeout unless it sends a reset.
     for (version, close) in [("1.1", drop as fn(TcpStream)), ("1.1", close_with_reset), ("1.0", close_with_reset)] {
         let mut stream = connect(address);
         stream.write_all(format!("GET /gone HTTP/{version}\r\nHost: {address}\r\n\r\n").as_bytes()).unwrap();
@@ -244,7 +227,7 @@ fn disconnected_client_leaves_the_queue() {
 
 #[test]
 fn client_that_half_closes_is_served() {
-    let set = gated("queue = 10\nqueue_timeout = \"300s\"", "");
+    let set = gated_set("queue = 10\nqueue_timeout = \"300s\"", "");
     let address = set.address(1);
     let running = occupy_worker(&set);
     let mut http11 = connect(address);
@@ -441,7 +424,7 @@ fn stalled_body_gets_408() {
 /// Clients that send everything before they read get responses that the set sends before the end of the body.
 #[test]
 fn early_responses_arrive_complete() {
-    let set = gated("queue = 0", "max_body = 1000000");
+    let set = gated_set("queue = 0", "max_body = 1000000");
     let address = set.address(1);
     let send = |address: SocketAddr, target: &str, body: usize| {
         let mut request = request_head("PUT", target, address, &format!("Content-Length: {body}\r\n")).into_bytes();
@@ -596,7 +579,7 @@ fn held_connections(pid: u32, address: SocketAddr) -> usize {
 
 #[test]
 fn clients_are_served_or_get_503_when_the_dispatcher_dies() {
-    let set = gated("queue_timeout = \"300s\"", "");
+    let set = gated_set("queue_timeout = \"300s\"", "");
     let address = set.address(1);
     let running = occupy_worker(&set);
     let mut waiting: Vec<_> = (1..=3).map(|n| enqueue(&set, &format!("/{n}"), n)).collect();
@@ -621,6 +604,6 @@ fn clients_are_served_or_get_503_when_the_dispatcher_dies() {
     assert_eq!(running.join().unwrap().unwrap().text(), "done /running");
     assert_eq!(follow_redirect(&mut late).text(), "done /late");
     assert_eq!(get(address, "/after").unwrap().text(), "done /after");
-    assert_eq!(started(&set), ["/running", "/late", "/after"]);
+    assert_eq!(started_paths(&set), ["/running", "/late", "/after"]);
     set.stop();
 }

@@ -416,28 +416,28 @@ fn incomplete_response_of_a_program_ends_with_a_reset() {
 }
 
 #[test]
-fn clients_that_retry_refused_requests_do_not_starve_the_others() {
+fn clients_that_retry_rejected_requests_do_not_starve_the_others() {
     let set = TestSet::start(&handoff_pool(1, "", "queue = 1"));
     let address = set.address(0);
     let end = Instant::now() + Duration::from_secs(2);
     let client = || {
-        let (mut served, mut refused) = (0, 0);
+        let (mut served, mut rejected) = (0, 0);
         while Instant::now() < end {
             match send_request(address, &get_request("/", "Connection: close\r\n")) {
                 Ok(response) if response.status == 200 => served += 1,
-                Ok(_) => refused += 1,
-                Err(_) => {} // refused before the client had sent everything
+                Ok(_) => rejected += 1,
+                Err(_) => {} // rejected before the client had sent everything
             }
         }
-        (served, refused)
+        (served, rejected)
     };
     let counts: Vec<(u32, u32)> = std::thread::scope(|scope| {
         let clients: Vec<_> = (0..16).map(|_| scope.spawn(client)).collect();
         clients.into_iter().map(|client| client.join().unwrap()).collect()
     });
     let served: u32 = counts.iter().map(|(served, _)| served).sum();
-    let refused: u32 = counts.iter().map(|(_, refused)| refused).sum();
-    assert!(served > 200 && refused > 0, "{served} served, {refused} refused in two seconds");
+    let rejected: u32 = counts.iter().map(|(_, rejected)| rejected).sum();
+    assert!(served > 200 && rejected > 0, "{served} served, {rejected} rejected in two seconds");
     set.stop();
 }
 

@@ -9,9 +9,6 @@ use std::os::unix::net::UnixStream;
 
 use support::*;
 
-/// Timeouts that do not expire by accident on a busy machine. A stop waits for unused leases.
-const LONG_TIMEOUTS: &str = "offer_timeout = \"5s\"\nclaim_timeout = \"5s\"\nrequest_timeout = \"60s\"\n";
-
 fn pool(name: &str, workers: u16, more: &str) -> String {
     format!("[[pool]]\nname = \"{name}\"\nworkers = {workers}\naddress = \"127.0.0.1:0\"\n{LONG_TIMEOUTS}{more}\n")
 }
@@ -353,31 +350,17 @@ fn start(mut set: TestSet) -> TestSet {
     set
 }
 
-/// A set with one gated pool: each request appends its path to `started` and waits for the file `go`.
-fn gated(workers: u16, more: &str) -> TestSet {
+/// A set with one gated pool.
+fn gated_set(workers: u16, more: &str) -> TestSet {
     let set = TestSet::prepare("");
-    let dir = set.test_dir().display().to_string();
-    let script = format!(
-        "echo $PATH_INFO >> {dir}/started; while [ ! -e {dir}/go ]; do sleep 0.02; done; \
-         printf 'Content-Type: text/plain\\n\\ndone %s' $PATH_INFO"
-    );
-    let handler = format!("handler = {{ exec = [\"sh\", \"-c\", {script:?}] }}\n{more}");
-    set.configure(&(listener("127.0.0.1:0", "default", "") + &pool("default", workers, &handler)));
+    let keys = format!("{}\n{more}", recording_handler(&set));
+    set.configure(&(listener("127.0.0.1:0", "default", "") + &pool("default", workers, &keys)));
     start(set)
-}
-
-fn started(set: &TestSet) -> Vec<String> {
-    let text = std::fs::read_to_string(set.test_dir().join("started")).unwrap_or_default();
-    text.lines().map(str::to_owned).collect()
-}
-
-fn open_gate(set: &TestSet) {
-    std::fs::write(set.test_dir().join("go"), "").unwrap();
 }
 
 #[test]
 fn every_invalid_token_redirects_back_and_no_token_works_twice() {
-    let set = gated(2, "queue_timeout = \"60s\"");
+    let set = gated_set(2, "queue_timeout = \"60s\"");
     let address = set.address(0);
     let (one, first) = request_lease(address, "/first").unwrap();
     let (two, other) = request_lease(address, "/other").unwrap();
@@ -394,25 +377,25 @@ fn every_invalid_token_redirects_back_and_no_token_works_twice() {
     assert_eq!(redirect_of(&send(one, "GET", "//evil/")), back("//evil/"));
     let response = send(one, "GET", "/plain");
     assert_eq!(response.header("patou-outcome"), Some("not-started"));
-    assert!(started(&set).is_empty());
+    assert!(started_paths(&set).is_empty());
 
     // A used token of a running request.
     let running = std::thread::spawn(move || send_request(one, request_head("GET", &first, one, "").as_bytes()));
-    set.wait_for("the first request runs", |_| started(&set) == ["/first"]);
+    set.wait_for("the first request runs", |_| started_paths(&set) == ["/first"]);
     let used = other.replace("/other", "/again");
     let second_running = std::thread::spawn(move || send_request(two, request_head("GET", &other, two, "").as_bytes()));
-    set.wait_for("the second request runs", |_| started(&set).len() == 2);
+    set.wait_for("the second request runs", |_| started_paths(&set).len() == 2);
     for _ in 0..20 {
         assert_eq!(redirect_of(&send(two, "GET", &used)), back("/again"));
     }
-    assert_eq!(started(&set).len(), 2);
+    assert_eq!(started_paths(&set).len(), 2);
     open_gate(&set);
     assert_eq!(running.join().unwrap().unwrap().text(), "done /first");
     assert_eq!(second_running.join().unwrap().unwrap().text(), "done /other");
     // A used token of a finished request. The target of its redirect is served.
     assert_eq!(redirect_of(&send(two, "GET", &used)), back("/again"));
     assert_eq!(get(address, "/again").unwrap().text(), "done /again");
-    assert_eq!(started(&set).len(), 3);
+    assert_eq!(started_paths(&set).len(), 3);
     set.stop();
 }
 
@@ -434,7 +417,7 @@ fn unused_lease_expires_and_its_peer_gets_one_lease_at_a_time() {
     let set = TestSet::start(&(listener("127.0.0.1:0", "default", "") + &pool));
     let address = set.address(0);
     let (worker, target) = request_lease(address, "/late").unwrap();
-    set.wait_for_log(&["not used within claim_timeout"]);
+    set.wait_for_log(&["not claimed within claim_timeout"]);
     set.wait_for("the worker is idle", |status| worker_of(status, "default/1")["state"] == "idle");
     let back = send_request(worker, request_head("GET", &target, worker, "").as_bytes()).unwrap();
     assert_eq!(redirect_of(&back), (address.to_string(), b"/late".to_vec()));
