@@ -166,7 +166,7 @@ fn health_says_who_is_missing_and_whether_anybody_is_served() {
     signal_to(first, Signal::SIGSTOP);
     assert_eq!(reasons(&wait_for_health(&set, 200, "degraded")), "worker default/1 is frozen");
     assert!(set.patou(&["drain", "default-2"]).status.success());
-    let nobody = "pool default has nobody who serves; worker default/1 is frozen; worker default/2 is draining";
+    let nobody = "pool default has no serving worker; worker default/1 is frozen; worker default/2 is draining";
     assert_eq!(reasons(&wait_for_health(&set, 503, "unavailable")), nobody);
     assert!(set.patou(&["resume", "default-2"]).status.success());
     signal_to(first, Signal::SIGCONT);

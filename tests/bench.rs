@@ -18,7 +18,7 @@ fn bench(set: &TestSet, args: &[&str]) -> Command {
 /// Directories of benchmarks.
 fn left(set: &TestSet) -> Vec<String> {
     let names = fs::read_dir(set.test_dir()).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap());
-    names.filter(|name| name.contains("bench") || name.contains("pingpong")).collect()
+    names.filter(|name| name.contains("bench")).collect()
 }
 
 /// Segments of the set of the benchmark with this process id.

@@ -73,7 +73,7 @@ fn no_set(dir: &str) -> String {
 fn hidden_commands_stay_hidden() {
     let set = TestSet::prepare(ECHO);
     for (wrong, hidden, near) in
-        [("lunch", "launch", None), ("pongg", "pong", None), ("stats", "launch", Some("status"))]
+        [("lunch", "launch", None), ("bench-pear", "bench-peer", None), ("stats", "launch", Some("status"))]
     {
         let (failed, _, err) = code(&set, &[wrong]);
         assert!(failed == 64 && !err.contains(&format!("'{hidden}'")), "{err}");
@@ -112,7 +112,7 @@ fn a_wrong_file_does_not_hide_the_running_set() {
         set.configure(wrong);
         let (ok, out, err) = code(&set, &["status"]);
         assert!(ok == 0 && out.contains("default/2"), "{out}{err}");
-        assert!(err.contains("patou.toml:") && err.contains("as it runs"), "{err}");
+        assert!(err.contains("patou.toml:") && err.contains("has applied"), "{err}");
         let (ok, out, err) = code(&set, &["drain", "default-1"]);
         assert!(ok == 0 && out.contains("default/1 is out of service"), "{out}{err}");
         assert_eq!(code(&set, &["resume", "default-1"]).0, 0);
@@ -166,7 +166,7 @@ fn the_parts_can_be_made_and_removed_by_hand() {
     let mut set = TestSet::prepare(ECHO);
     assert_eq!(code(&set, &["ipc", "create"]), (0, String::new(), String::new()));
     let (_, out, _) = code(&set, &["ipc", "list"]);
-    assert_eq!(out.lines().filter(|line| line.contains("nobody has it")).count(), 2, "{out}");
+    assert_eq!(out.lines().filter(|line| line.ends_with("  unused")).count(), 2, "{out}");
     assert_eq!(set.segments().len(), 2);
     assert_eq!(code(&set, &["ipc", "create"]).0, 0);
     assert_eq!(set.segments().len(), 2);
@@ -174,7 +174,7 @@ fn the_parts_can_be_made_and_removed_by_hand() {
     set.wait_until_up();
     assert_eq!(set.segments().len(), 2);
     let (_, out, _) = code(&set, &["ipc", "list"]);
-    assert_eq!(out.lines().filter(|line| line.contains("dispatcher and worker have it")).count(), 2, "{out}");
+    assert_eq!(out.lines().filter(|line| line.ends_with("  used by dispatcher and worker")).count(), 2, "{out}");
     assert_eq!(code(&set, &["ipc", "create"]).0, 1);
     set.stop();
     let set = TestSet::prepare(ECHO);
@@ -229,7 +229,7 @@ fn an_address_in_use_is_one_line_and_leaves_nothing() {
 fn beside(set: &TestSet) -> Vec<String> {
     let names =
         std::fs::read_dir(set.test_dir()).unwrap().flatten().filter_map(|entry| entry.file_name().into_string().ok());
-    names.filter(|name| name.contains("pingpong")).collect()
+    names.filter(|name| name.contains("bench-exchange")).collect()
 }
 
 #[test]

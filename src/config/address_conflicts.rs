@@ -8,6 +8,7 @@ use super::diagnostics::Record;
 use super::validate::place;
 use super::write::quote;
 use super::{AdminConfig, Config, ListenAddress, ListenerConfig, PoolConfig};
+use crate::ids::WorkerNumber;
 
 /// Reports addresses that overflow, are too long, or collide.
 pub(super) fn check(config: &Config, record: &mut Record) {
@@ -54,9 +55,11 @@ impl<'c> Holder<'c> {
 
     /// All its addresses.
     fn paths(&self) -> impl Iterator<Item = PathBuf> {
-        (1..=self.count()).filter_map(|n| match self.pool.map_or(self.address.clone(), |pool| pool.worker_address(n)) {
-            ListenAddress::Unix(path) => Some(path),
-            ListenAddress::Tcp(_) => None,
+        WorkerNumber::up_to(self.count()).filter_map(|n| {
+            match self.pool.map_or(self.address.clone(), |pool| pool.worker_address(n)) {
+                ListenAddress::Unix(path) => Some(path),
+                ListenAddress::Tcp(_) => None,
+            }
         })
     }
 

@@ -40,7 +40,7 @@ pub use load::{LoadError, Loaded, Origin};
 pub use pool::{HandlerConfig, LimitsConfig, PoolConfig, ProcessLimits};
 pub use watchdog::{RestartConfig, WatchdogConfig};
 
-use crate::ids::{PoolName, WorkerId};
+use crate::ids::{PoolName, WorkerId, WorkerNumber};
 
 /// Everything one set is told: the content of one file.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -123,7 +123,9 @@ impl Config {
 
     /// Every worker of the set, pool by pool, numbers from 1.
     pub fn workers(&self) -> impl Iterator<Item = WorkerId> {
-        self.pools.iter().flat_map(|pool| (1..=pool.workers).map(|number| WorkerId { pool: pool.name.clone(), number }))
+        self.pools.iter().flat_map(|pool| {
+            WorkerNumber::up_to(pool.workers).map(|number| WorkerId { pool: pool.name.clone(), number })
+        })
     }
 
     /// How many descriptors the dispatcher may need: a connection in the store is open twice, and a worker is a segment,
@@ -138,7 +140,7 @@ impl Config {
     ///
     /// It tells sets and workers apart by mistake, not by malice: it is no secret and no signature.
     pub fn digest_of(&self, id: &WorkerId) -> u64 {
-        let number = id.number.to_le_bytes();
+        let number = id.number.get().to_le_bytes();
         let parts: [&[u8]; 4] = [
             self.set.name.as_bytes(),
             self.set.runtime_dir.as_os_str().as_encoded_bytes(),

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use super::{ListenAddress, quantity};
-use crate::ids::PoolName;
+use crate::ids::{PoolName, WorkerNumber};
 
 /// A named group of identical workers with one handler.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -69,17 +69,16 @@ impl PoolConfig {
     /// The most workers one pool may have.
     pub const WORKERS_MAX: u16 = 10_000;
 
-    /// Where worker `n` (from 1) listens. TCP: the port plus `n - 1`, except that port 0 stays 0 and the
-    /// kernel chooses. Unix: the path with `{n}` replaced by the number.
+    /// The address of worker `n`. TCP: the port plus `n - 1`, except that port 0 stays 0 and the kernel chooses. Unix:
+    /// the path with `{n}` replaced by the number.
     ///
-    /// For `n` up to `workers` of a checked configuration the port does not overflow; beyond it stays at 65535.
-    pub fn worker_address(&self, n: u16) -> ListenAddress {
-        debug_assert!(n > 0, "workers count from 1");
+    /// For `n` up to `workers` of a checked configuration the port does not overflow; above that it stays at 65535.
+    pub fn worker_address(&self, n: WorkerNumber) -> ListenAddress {
         match &self.address {
             ListenAddress::Tcp(address) => {
                 let mut address = *address;
                 if address.port() != 0 {
-                    address.set_port(address.port().saturating_add(n.saturating_sub(1)));
+                    address.set_port(address.port().saturating_add(n.get() - 1));
                 }
                 ListenAddress::Tcp(address)
             }
@@ -215,7 +214,9 @@ mod tests {
     }
 
     fn at(address: &str, n: u16) -> String {
-        PoolConfig { address: address.parse().unwrap(), ..PoolConfig::default() }.worker_address(n).to_string()
+        PoolConfig { address: address.parse().unwrap(), ..PoolConfig::default() }
+            .worker_address(WorkerNumber::of(n))
+            .to_string()
     }
 
     #[test]

@@ -113,9 +113,7 @@ impl Connection {
     }
 
     /// A worker may hold the connection from now on, or cannot hold it any more. A dispatcher that finds it in the
-    /// store must know that, because it must not offer a connection that a worker may hold. The mark is the socket's
-    /// priority (socket(7)): all duplicates share it, it has no effect on a connection, and setting it needs no
-    /// privilege.
+    /// store must know that, because it must not offer a connection that a worker may hold: see [`is_lent`].
     pub fn mark_lent(&self, lent: bool) {
         self.lent.set(lent);
         if self.stored.get() {
@@ -130,7 +128,7 @@ impl Connection {
     }
 
     fn write_lent_mark(&self) {
-        let _ = setsockopt(&self.watched, sockopt::Priority, &i32::from(self.lent.get()));
+        let _ = setsockopt(&self.watched, LENT_MARK, &self.lent.get());
     }
 
     /// Its entry in the store, if an earlier dispatcher made it.
@@ -214,7 +212,46 @@ impl AsFd for Connection {
     }
 }
 
+/// The socket option that marks a lent connection. All duplicates of a socket share its options; this one has no effect on
+/// stream sockets (socket(7)), needs no privilege, exists on TCP and Unix sockets, and no program sets it on one.
+/// SO_PRIORITY would not do: it selects a band of pfifo_fast, and an inetd program that sets IP_TOS overwrites it.
+const LENT_MARK: sockopt::Broadcast = sockopt::Broadcast;
+
 /// Whether a worker may hold this connection from the store; see [`Connection::mark_lent`].
 pub fn is_lent(fd: &OwnedFd) -> bool {
-    getsockopt(fd, sockopt::Priority).is_ok_and(|priority| priority != 0)
+    getsockopt(fd, LENT_MARK).unwrap_or(false)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::{TcpListener, TcpStream};
+    use std::os::unix::net::UnixStream;
+
+    use super::*;
+
+    #[test]
+    fn lent_mark_is_shared_by_duplicates_and_survives_ip_tos() {
+        let tcp = TcpListener::bind("127.0.0.1:0").unwrap();
+        let _client = TcpStream::connect(tcp.local_addr().unwrap()).unwrap();
+        let tcp = OwnedFd::from(tcp.accept().unwrap().0);
+        let unix = OwnedFd::from(UnixStream::pair().unwrap().0);
+        for socket in [tcp, unix] {
+            let stored = socket.try_clone().unwrap();
+            assert!(!is_lent(&stored));
+            setsockopt(&socket, LENT_MARK, &true).unwrap();
+            // An inetd program such as sshd sets the type of service of its connection (an error on a Unix socket).
+            let _ = setsockopt(&socket, sockopt::Ipv4Tos, &0);
+            assert!(is_lent(&stored));
+            setsockopt(&socket, LENT_MARK, &false).unwrap();
+            let _ = setsockopt(&socket, sockopt::Ipv4Tos, &0x10);
+            assert!(!is_lent(&stored));
+        }
+    }
+
+    #[test]
+    fn lent_mark_leaves_the_traffic_class_alone() {
+        let socket = OwnedFd::from(UnixStream::pair().unwrap().0);
+        setsockopt(&socket, LENT_MARK, &true).unwrap();
+        assert_eq!(getsockopt(&socket, sockopt::Priority).unwrap(), 0);
+    }
 }

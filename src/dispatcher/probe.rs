@@ -15,7 +15,7 @@ use crate::ids::Monotonic;
 use crate::log;
 use crate::net::ACCEPT_RETRY_DELAY;
 use crate::pool::PoolEvent;
-use crate::probe::{ProbeCommand, ProbeRefusal, ProbeReport, ProbeRequest, QUESTION_MAX};
+use crate::probe::{ProbeCommand, ProbeRefusal, ProbeReport, ProbeRequest, REQUEST_MAX};
 
 /// A connection that sends no request, or reads no report, for this long is closed. The watchdog probes every
 /// `probe_interval`, and connects again.
@@ -89,7 +89,7 @@ pub async fn serve(socket: UnixListener, driver: Rc<Driver>) {
 async fn refuse(stream: UnixStream) {
     let (read, mut write) = stream.into_split();
     let mut line = Vec::new();
-    let _ = BufReader::new(read).take(QUESTION_MAX as u64).read_until(b'\n', &mut line).await;
+    let _ = BufReader::new(read).take(REQUEST_MAX as u64).read_until(b'\n', &mut line).await;
     let refused = "only root and the users of the dispatcher and the watchdog may use the probe socket".to_owned();
     if let Ok(mut answer) = serde_json::to_vec(&ProbeRefusal { refused }) {
         answer.push(b'\n');
@@ -102,7 +102,7 @@ async fn serve_connection(stream: UnixStream, driver: Rc<Driver>) {
     let mut read = BufReader::new(read);
     loop {
         let mut line = Vec::new();
-        let mut bounded = (&mut read).take(QUESTION_MAX as u64);
+        let mut bounded = (&mut read).take(REQUEST_MAX as u64);
         match tokio::time::timeout(IDLE, bounded.read_until(b'\n', &mut line)).await {
             Ok(Ok(n)) if n > 0 && line.last() == Some(&b'\n') => {}
             _ => return, // disconnected, idle, or not a request
@@ -111,10 +111,10 @@ async fn serve_connection(stream: UnixStream, driver: Rc<Driver>) {
         // Before the command, so that the questions it opens do not count as silence.
         let pools = driver.report();
         driver.notify_status();
-        if request.order == Some(ProbeCommand::Ping) {
+        if request.command == Some(ProbeCommand::Ping) {
             driver.set_failed_pools(&request.failed);
         }
-        let refused = request.order.and_then(|command| execute(&driver, command));
+        let refused = request.command.and_then(|command| execute(&driver, command));
         let (pid, epoch) = (std::process::id(), driver.epoch().get());
         let report = ProbeReport { nonce: request.nonce, pid, epoch, pools, refused };
         let Ok(mut answer) = serde_json::to_vec(&report) else { return };

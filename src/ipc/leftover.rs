@@ -9,7 +9,7 @@ use super::{IpcError, Paths, at, owner_of, read_private, recorded};
 use crate::config::Config;
 use crate::exchange::{self, DispatcherSide, Incarnation};
 use crate::ids::{Claim, Phase};
-use crate::shm::{Damage, Role, Segment};
+use crate::shm::{Damage, Segment, SegmentRole};
 
 /// Where the kernel shows segments as files (shm_overview(7)).
 const SHM: &str = "/dev/shm";
@@ -40,9 +40,9 @@ pub fn remove_dead_segments(config: &Config) -> Result<usize, IpcError> {
         let id = rest.split_once('.').and_then(|(instance, _)| instance.parse().ok());
         let Some(digest) = id.map(|id| config.digest_of(&id)) else { continue };
         let name = format!("/{prefix}{rest}");
-        if Segment::open(&name, Some(digest), None)
-            .is_ok_and(|segment| !segment.is_taken(Role::Worker) && !segment.is_taken(Role::Dispatcher))
-        {
+        if Segment::open(&name, Some(digest), None).is_ok_and(|segment| {
+            !segment.is_role_locked(SegmentRole::Worker) && !segment.is_role_locked(SegmentRole::Dispatcher)
+        }) {
             Segment::unlink(&name)?;
             removed += 1;
         }
@@ -57,20 +57,22 @@ pub fn leftovers(dir: &Path) -> Result<Vec<Leftover>, IpcError> {
     for id in recorded(dir)? {
         let owner = owner_of(dir);
         let name = read_private(&Paths::new(dir, &id).segment, owner);
-        let Some(segment) = name.ok().and_then(|name| Segment::open_damaged(&name, None, owner).ok()) else { continue };
+        let Some(segment) = name.ok().and_then(|name| Segment::open_unchecked(&name, None, owner).ok()) else {
+            continue;
+        };
         if let Some(Damage::Layout(layout)) = segment.damage() {
-            if segment.is_used() {
+            if segment.is_locked() {
                 return Err(IpcError::OtherVersion { dir: dir.to_owned(), layout });
             }
             continue;
         }
-        if segment.is_taken(Role::Worker)
+        if segment.is_role_locked(SegmentRole::Worker)
             && let Some(life) = Incarnation::load(&segment)
         {
             let busy = matches!(exchange::claim(&segment), Some(Claim::Held(_, Phase::Claimed | Phase::Responding)));
             found.push(Leftover { pid: life.pid, started: life.started, what: format!("worker {id}"), busy });
         }
-        if segment.is_taken(Role::Dispatcher)
+        if segment.is_role_locked(SegmentRole::Dispatcher)
             && let Some((pid, started)) = DispatcherSide::last_process(&segment)
             && !found.iter().any(|f| f.pid == pid)
         {

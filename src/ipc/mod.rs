@@ -25,7 +25,7 @@ use nix::unistd::{Gid, getuid};
 use crate::config::Config;
 use crate::doorbell::Doorbell;
 use crate::ids::{PoolName, WorkerId};
-use crate::shm::{Damage, Identity, Role, Segment, SegmentError, Snapshot};
+use crate::shm::{Damage, Segment, SegmentError, SegmentIdentity, SegmentRole, SlotSnapshot};
 pub use directory::{SetLock, SetOwner, is_units, lock_set};
 use directory::{check_directory, owner_of, prepare_directory, read_private};
 pub use leftover::{Leftover, leftovers, remove_dead_segments};
@@ -157,7 +157,7 @@ pub fn create_worker(config: &Config, id: &WorkerId, set_epoch: u64, modes: &Mod
     let random = getrandom::u64().map_err(|e| at(dir)(io::Error::other(e)))?;
     let name = format!("/patou.{}.{}.{}.{random:016x}", getuid(), config.set.name, id.instance());
     write_whole(&paths.segment, &name, modes).map_err(at(&paths.segment))?;
-    let identity = Identity { set_epoch, digest: config.digest_of(id) };
+    let identity = SegmentIdentity { set_epoch, digest: config.digest_of(id) };
     Segment::create(&name, modes.segment, modes.group, identity)?;
     for bell in [&paths.to_worker, &paths.to_dispatcher] {
         Doorbell::create(bell, modes.bell, modes.group).map_err(at(bell))?;
@@ -169,7 +169,7 @@ pub fn create_worker(config: &Config, id: &WorkerId, set_epoch: u64, modes: &Mod
 pub fn give_worker(dir: &Path, id: &WorkerId, group: Gid) -> Result<(), IpcError> {
     let paths = Paths::new(dir, id);
     let name = read_private(&paths.segment, owner_of(dir)).map_err(at(&paths.segment))?;
-    Segment::give(&name, group)?;
+    Segment::set_group(&name, group)?;
     for path in [&paths.pool, &paths.segment, &paths.to_worker, &paths.to_dispatcher] {
         nix::unistd::chown(path, None, Some(group)).map_err(|error| at(path)(error.into()))?;
     }
@@ -179,7 +179,7 @@ pub fn give_worker(dir: &Path, id: &WorkerId, group: Gid) -> Result<(), IpcError
 /// Opens the parts of one worker and checks that they are this set's: whoever owns the directory that the
 /// configuration names has made them, or root, or this user.
 pub fn open(config: &Config, id: &WorkerId) -> Result<WorkerIpc, IpcError> {
-    let parts = open_damaged(config, id)?;
+    let parts = open_unchecked(config, id)?;
     match parts.segment.damage() {
         None => Ok(parts),
         Some(damage) => Err(SegmentError::Damaged { name: parts.segment.name().to_owned(), damage }.into()),
@@ -187,7 +187,7 @@ pub fn open(config: &Config, id: &WorkerId) -> Result<WorkerIpc, IpcError> {
 }
 
 /// As [`open`], whatever the segment holds: for the dispatcher, who can restore it, and whoever asks it to.
-pub fn open_damaged(config: &Config, id: &WorkerId) -> Result<WorkerIpc, IpcError> {
+pub fn open_unchecked(config: &Config, id: &WorkerId) -> Result<WorkerIpc, IpcError> {
     let dir = &config.set.runtime_dir;
     let paths = Paths::new(dir, id);
     let owner = owner_of(dir);
@@ -199,7 +199,7 @@ pub fn open_damaged(config: &Config, id: &WorkerId) -> Result<WorkerIpc, IpcErro
         Err(error) => return Err(at(&paths.segment)(error)),
     };
     Ok(WorkerIpc {
-        segment: Arc::new(Segment::open_damaged(&name, Some(config.digest_of(id)), owner)?),
+        segment: Arc::new(Segment::open_unchecked(&name, Some(config.digest_of(id)), owner)?),
         to_worker: Doorbell::open(&paths.to_worker, owner).map_err(at(&paths.to_worker))?,
         to_dispatcher: Doorbell::open(&paths.to_dispatcher, owner).map_err(at(&paths.to_dispatcher))?,
     })
@@ -212,8 +212,8 @@ pub fn segment_name(dir: &Path, id: &WorkerId) -> Result<String, IpcError> {
 }
 
 /// What stands in the slot of one worker at this moment, for who may read it and only looks.
-pub fn snapshot(dir: &Path, id: &WorkerId) -> Result<Snapshot, IpcError> {
-    Ok(Snapshot::take(&segment_name(dir, id)?, owner_of(dir))?)
+pub fn snapshot(dir: &Path, id: &WorkerId) -> Result<SlotSnapshot, IpcError> {
+    Ok(SlotSnapshot::read(&segment_name(dir, id)?, owner_of(dir))?)
 }
 
 /// Which life of the set made the segments that are there.
@@ -314,7 +314,7 @@ pub fn list(dir: &Path) -> Result<Vec<Listed>, IpcError> {
         let path = Paths::new(dir, &worker).segment;
         let segment = read_private(&path, owner_of(dir)).map_err(at(&path))?;
         let state = match Segment::open(&segment, None, owner_of(dir)) {
-            Ok(open) => Ok((open.is_taken(Role::Dispatcher), open.is_taken(Role::Worker))),
+            Ok(open) => Ok((open.is_role_locked(SegmentRole::Dispatcher), open.is_role_locked(SegmentRole::Worker))),
             Err(error) => Err(error.to_string()),
         };
         listed.push(Listed { worker, segment, state });

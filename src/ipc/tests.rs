@@ -87,7 +87,7 @@ fn leftovers_are_found_by_their_locks() {
     set.create();
     assert!(leftovers(set.dir()).unwrap().is_empty());
     let parts = open(&set.config, &"default-2".parse().unwrap()).unwrap();
-    assert!(parts.segment.take(Role::Worker).unwrap());
+    assert!(parts.segment.lock_role(SegmentRole::Worker).unwrap());
     WorkerSide::attach(parts.segment.clone(), 4711, 99, None, Monotonic(0));
     let found = leftovers(set.dir()).unwrap();
     let worker = Leftover { pid: 4711, started: 99, what: "worker default/2".into(), busy: false };
@@ -129,7 +129,7 @@ fn a_name_in_a_file_is_not_enough_to_unlink() {
     let set = Set::new("foreign");
     set.create();
     let name = format!("/not-patou.{}", std::process::id());
-    let foreign = Segment::create(&name, 0o600, None, Identity { set_epoch: 0, digest: 0 }).unwrap();
+    let foreign = Segment::create(&name, 0o600, None, SegmentIdentity { set_epoch: 0, digest: 0 }).unwrap();
     let id: WorkerId = "default-1".parse().unwrap();
     let path = Paths::new(set.dir(), &id).segment;
     Segment::unlink(&fs::read_to_string(&path).unwrap()).unwrap();

@@ -192,7 +192,7 @@ fn compare(old: &Config, new: &Config) -> Result<ConfigChange, WatchdogError> {
     let (mut reload, mut restart) = (Vec::new(), Vec::new());
     for id in new.workers() {
         let (Some(before), Some(after)) = (old.pool(&id.pool), new.pool(&id.pool)) else { continue };
-        if id.number > before.workers {
+        if id.number.get() > before.workers {
             continue;
         }
         let moved = before.worker_address(id.number) != after.worker_address(id.number);

@@ -84,10 +84,10 @@ impl ControlLoop {
             self.to_worker.clear();
             self.state.drain_wakeup();
             self.watchdog.tick(now);
-            if self.signals.stop.take() > 0 {
+            if self.signals.stop.take_count() > 0 {
                 self.stop(now);
             }
-            if self.signals.reload.take() > 0 {
+            if self.signals.reload.take_count() > 0 {
                 self.state.request_reload();
             }
             // The flag in the slot counts: the question that announced it may have been replaced by the next one.
@@ -131,7 +131,7 @@ impl ControlLoop {
         tracing::debug!(worker = %self.state.id, "stopping");
         self.stopping_since = Some(now);
         self.state.stop();
-        backoff::clear_failures(self.state.slot.memory(), Word::WORKER_START);
+        backoff::clear_failures(self.state.slot.memory(), Word::WORKER_LAST_START);
         let _ = sd_notify::notify(&[NotifyState::Stopping]);
     }
 

@@ -176,7 +176,7 @@ async fn finish(
     let stream = (!kept).then_some(stream);
     drop(connection);
     if kept {
-        state.slot.mark_kept(active.lease);
+        state.slot.keep_connection(active.lease);
     }
     if had_request {
         state.finish(active.lease, took, transaction.has_failed());

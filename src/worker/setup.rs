@@ -33,7 +33,7 @@ impl WorkerSetup {
     /// Takes the sockets passed to this process and the role of worker `id`, and publishes the new incarnation.
     pub fn new(config: &Config, id: &WorkerId) -> Result<Self, ServeError> {
         log::init(log::LogContext::worker(id, &config.set.name));
-        let pool = config.pool(&id.pool).filter(|pool| id.number <= pool.workers);
+        let pool = config.pool(&id.pool).filter(|pool| id.number.get() <= pool.workers);
         let pool = pool.ok_or_else(|| ServeError::Unknown(id.clone()))?.clone();
         nix::sys::prctl::set_child_subreaper(true).map_err(|e| system("prctl")(e.into()))?;
         let listeners = inherited_listeners()?;
@@ -65,7 +65,7 @@ impl WorkerSetup {
     /// it is a built-in one.
     pub async fn serve(self, service: impl HandlerService, builtin: Option<BuiltinHandler>) -> Result<(), ServeError> {
         let Self { id, pool, front, listeners, slot, to_dispatcher, to_worker, signals } = self;
-        let stop = signals.stop.came();
+        let stop = signals.stop.flag();
         let (state, commands) = WorkerState::new(id, &pool, front, slot, to_dispatcher, stop, builtin)?;
         let state = Arc::new(state);
         let control = control::start(state.clone(), to_worker, signals)?;

@@ -234,7 +234,7 @@ impl WorkerState {
 
     /// After an answer to an offer, or the end of a lease.
     pub fn ring_dispatcher_if_needed(&self) {
-        if self.slot.must_ring() {
+        if self.slot.needs_doorbell() {
             self.to_dispatcher.ring();
         }
     }

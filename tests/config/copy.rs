@@ -47,7 +47,7 @@ prop_compose! {
         let (name, workers, handler, unix) = pool;
         let address = if unix { format!("unix:/run/w{i}/{{n}} \"\u{e9}\\") } else { format!("127.0.0.1:{}", 1000 * (i + 1)) };
         PoolConfig {
-            name: patou::ids::PoolName::new(&format!("{i}{}", &name[1..])).unwrap(),
+            name: format!("{i}{}", &name[1..]).try_into().unwrap(),
             workers,
             handler,
             address: address.parse().unwrap(),

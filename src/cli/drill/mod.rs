@@ -20,7 +20,6 @@ mod keepalive_clients;
 mod library_clients;
 mod nemesis;
 mod options;
-pub mod patou_run;
 mod random;
 mod raw_http;
 pub mod recording_handler;
@@ -43,10 +42,10 @@ use self::report::DrillReport;
 use self::set::DrillSet;
 use self::traffic::Traffic;
 use self::watch::{SetWatch, locked};
-use super::{Failure, failed, written};
+use crate::cli::error::{CommandError, failed, ignore_broken_pipe};
 use crate::signals::Signal;
 
-pub fn run(path: Option<&Path>, options: &DrillOptions) -> Result<(), Failure> {
+pub fn run(path: Option<&Path>, options: &DrillOptions) -> Result<(), CommandError> {
     let stop = Signal::stop().map_err(failed)?;
     let is_configured = path.is_some() || std::env::var_os("PATOU_CONFIG").is_some();
     let mut set = if is_configured { DrillSet::running(path)? } else { DrillSet::start_private()? };
@@ -61,7 +60,7 @@ pub fn run(path: Option<&Path>, options: &DrillOptions) -> Result<(), Failure> {
     print_progress(&format!("seed {seed}, {} faults, {}", options.faults, describe(&set)));
     let watch = SetWatch::default();
     let traffic = Traffic::new(&set, &watch, options.path.clone());
-    let nemesis = Nemesis::new(&traffic, stop.came());
+    let nemesis = Nemesis::new(&traffic, stop.flag());
     let execution = execution::run(&mut set, &nemesis, options, seed);
     let mut history = collect_history(&execution, &traffic, &watch);
     if nemesis.interrupted.is_set() {
@@ -93,9 +92,9 @@ fn collect_history(execution: &DrillExecution, traffic: &Traffic<'_>, watch: &Se
     }
 }
 
-fn print_report(report: &DrillReport, json: bool) -> Result<(), Failure> {
+fn print_report(report: &DrillReport, json: bool) -> Result<(), CommandError> {
     let text = if json { serde_json::to_string(report).map_err(failed)? + "\n" } else { report.to_string() };
-    written(io::stdout().lock().write_all(text.as_bytes()))?;
+    ignore_broken_pipe(io::stdout().lock().write_all(text.as_bytes()))?;
     match report.violations.len() {
         0 => Ok(()),
         n => Err(failed(format!("drill: {n} violations; repeat with: {}", report.repeat))),
@@ -137,7 +136,7 @@ fn make_report(
     mut violations: Vec<PromiseViolation>,
     options: &DrillOptions,
     seed: u64,
-) -> Result<DrillReport, Failure> {
+) -> Result<DrillReport, CommandError> {
     history.recorded_starts = traffic.recorded_starts().map_err(failed)?;
     let (listeners, pool_of) = (set.listeners(), set.pool_of());
     violations.extend(checker::check(&history, &listeners, &pool_of, &set.bounds()));

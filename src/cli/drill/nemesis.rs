@@ -13,12 +13,12 @@ use nix::unistd::Pid;
 use super::fault::{DrillFault, DrillPart, FaultKind, FaultTarget};
 use super::generator::SetKind;
 use super::history::PromiseViolation;
-use super::patou_run::POLL_INTERVAL;
 use super::random::SplitMix64;
 use super::set::DrillSet;
 use super::traffic::Traffic;
 use super::watch::locked;
 use super::{bad_clients, ipc_faults};
+use crate::cli::patou_run::POLL_INTERVAL;
 use crate::clock;
 use crate::ids::WorkerId;
 use crate::probe::{self, ProbeCommand};
@@ -114,8 +114,8 @@ impl<'a> Nemesis<'a> {
             (kind, FaultTarget::Slot(worker)) => {
                 let index = injected();
                 ipc_faults::inject(set, &set.workers[worker], fault)?;
-                // If its answer was overwritten before it was read, a worker whose control loop still runs is killed
-                // only after four times the timeout.
+                // A worker that loses its answer this way while its control loop runs is killed only after four times
+                // the timeout.
                 let extra = if kind == FaultKind::CorruptSlot { 3 } else { 0 };
                 action_ended(index, settle + set.config.watchdog.worker_timeout * extra);
             }
@@ -170,11 +170,11 @@ impl<'a> Nemesis<'a> {
     /// Drains a worker, and resumes it after `time`. Returns whether the dispatcher executed the drain command.
     fn drain_and_resume(&self, socket: &std::path::Path, worker: &WorkerId, time: Duration) -> bool {
         let drain = Some(ProbeCommand::Drain(worker.clone()));
-        let drained = probe::ask(socket, drain, COMMAND_TIMEOUT).is_ok();
+        let drained = probe::query(socket, drain, COMMAND_TIMEOUT).is_ok();
         self.sleep(time);
         let deadline = Instant::now() + RESUME_TIMEOUT;
         // The dispatcher may be down now.
-        let resume = || probe::ask(socket, Some(ProbeCommand::Resume(worker.clone())), COMMAND_TIMEOUT);
+        let resume = || probe::query(socket, Some(ProbeCommand::Resume(worker.clone())), COMMAND_TIMEOUT);
         while resume().is_err() && Instant::now() < deadline {
             std::thread::sleep(Duration::from_millis(20));
         }

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use clap::Args;
 
-use crate::cli::duration;
+use crate::cli::duration_arg::duration;
 
 /// The default of `--pace`.
 const DEFAULT_PACE: f64 = 5.0;

@@ -13,7 +13,8 @@ use std::time::{Duration, Instant};
 use clap::Args;
 use nix::sys::stat::{SFlag, fstat};
 
-use crate::cli::{Failure, duration, failed};
+use crate::cli::duration_arg::duration;
+use crate::cli::error::{CommandError, failed};
 
 #[derive(Debug, Args)]
 pub struct RecordingHandler {
@@ -25,7 +26,7 @@ pub struct RecordingHandler {
     spin: Option<Duration>,
 }
 
-pub fn run(handler: &RecordingHandler) -> Result<(), Failure> {
+pub fn run(handler: &RecordingHandler) -> Result<(), CommandError> {
     if let Some(time) = handler.spin {
         let end = Instant::now() + time;
         while Instant::now() < end {}

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use super::fault::DrillPart;
 use super::fault_tracker::{FaultTracker, PartObservation};
-use super::patou_run::all_parts_up;
+use crate::cli::patou_run::all_parts_up;
 use crate::clock;
 use crate::config::Config;
 use crate::exchange::Incarnation;

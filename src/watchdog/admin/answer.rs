@@ -15,7 +15,7 @@ use crate::clock;
 use crate::ids::{Monotonic, WorkerId};
 use crate::net::{self, ProblemResponse};
 use crate::stats::CounterTotals;
-use crate::status::{self, Condition, PATIENCE, StatusView, Told};
+use crate::status::{self, HealthState, PROBE_TIMEOUT, ProbeResult, StatusView};
 
 /// The media type of OpenMetrics text, version 1.0.0.
 const OPENMETRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
@@ -78,8 +78,8 @@ fn respond(
     Ok(match path {
         "/healthz" => {
             let status = match health.state {
-                Condition::Unavailable => StatusCode::SERVICE_UNAVAILABLE,
-                Condition::Ready | Condition::Degraded => StatusCode::OK,
+                HealthState::Unavailable => StatusCode::SERVICE_UNAVAILABLE,
+                HealthState::Ready | HealthState::Degraded => StatusCode::OK,
             };
             whole(status, JSON, json(serde_json::to_string(&health)))
         }
@@ -87,9 +87,9 @@ fn respond(
         _ => {
             let mut workers = locked(workers);
             let counted = view.pools.iter().flat_map(|pool| &pool.workers);
-            for (id, tally) in counted.filter_map(|worker| Some((&worker.id, worker.counted.clone()?))) {
+            for (id, tally) in counted.filter_map(|worker| Some((&worker.id, worker.counters.clone()?))) {
                 // A slot outlives its worker; one that is made anew is noticed, because it begins at zero.
-                workers.see(id, (), tally);
+                workers.update(id, (), tally);
             }
             whole(StatusCode::OK, OPENMETRICS, metrics::text(now, snapshot, &view, health.state, &workers))
         }
@@ -108,8 +108,8 @@ fn whole(status: StatusCode, kind: &'static str, body: String) -> Answer {
 /// owes no other, and a loop that leaves no snapshots is late itself.
 fn view(now: Monotonic, snapshot: &Snapshot) -> StatusView {
     let report = snapshot.report.as_ref().map(|(_, report)| &**report);
-    let answers = snapshot.asked.is_none_or(|since| now.since(since) <= PATIENCE);
-    let mut view = status::collect(&snapshot.config, &snapshot.state, Told { report, answers });
+    let answers = snapshot.asked.is_none_or(|since| now.since(since) <= PROBE_TIMEOUT);
+    let mut view = status::collect(&snapshot.config, &snapshot.state, ProbeResult { report, responsive: answers });
     let bounds = &snapshot.config.watchdog;
     let late: Duration = bounds.probe_interval + bounds.dispatcher_timeout;
     if view.watchdog.state == "up" && now.since(snapshot.at) > late {

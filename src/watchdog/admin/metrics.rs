@@ -5,7 +5,7 @@ use std::fmt::{Display, Write};
 use super::Snapshot;
 use crate::ids::{Monotonic, WorkerId};
 use crate::stats::{CounterTotals, Counters, Histogram};
-use crate::status::{Condition, StatusView};
+use crate::status::{HealthState, StatusView};
 
 /// Every state that a worker can be in, in the words of patou(1).
 const STATES: [&str; 13] = [
@@ -32,14 +32,14 @@ pub fn text(
     now: Monotonic,
     snapshot: &Snapshot,
     view: &StatusView,
-    condition: Condition,
+    condition: HealthState,
     workers: &CounterTotals<WorkerId, ()>,
 ) -> String {
     let mut out = Text(String::with_capacity(16 << 10));
     out.family("patou_build", "info", "The version of patou.");
     out.sample("patou_build_info", &[("version", env!("CARGO_PKG_VERSION"))], 1);
     out.family("patou_health", "stateset", "How the set is, as /healthz says.");
-    for one in Condition::ALL {
+    for one in HealthState::ALL {
         out.sample("patou_health", &[("patou_health", one.as_str())], u8::from(one == condition));
     }
     of_the_parts(&mut out, now, snapshot, view);
@@ -169,7 +169,7 @@ impl Text {
         for (name, count, help) in families {
             self.family(name, "counter", help);
             for (pool, tally) in tallies {
-                self.sample(&format!("{name}_total"), &[("pool", pool)], tally.of(count));
+                self.sample(&format!("{name}_total"), &[("pool", pool)], tally.get(count));
             }
         }
     }

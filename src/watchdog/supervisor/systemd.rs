@@ -21,7 +21,7 @@ use crate::clock;
 use crate::config::{Config, Loaded, Origin};
 use crate::ids::Monotonic;
 use crate::signals::Signal;
-use crate::status::PATIENCE;
+use crate::status::PROBE_TIMEOUT;
 use crate::watchdog::admin::{Admin, Snapshot};
 use crate::watchdog::evidence::{EvidenceRecorder, ProcessScope, Target};
 use crate::watchdog::plan::{Absence, Notice, Part, PartSignal, Plan, PlanAction, PlanEvent, WorkerLiveness};
@@ -115,7 +115,7 @@ impl Watch {
             account: RestartStats::default(),
             over: BTreeMap::new(),
             admin: Admin::default(),
-            unserved: Some((now + PATIENCE, sockets)),
+            unserved: Some((now + PROBE_TIMEOUT, sockets)),
             witness: EvidenceRecorder::default(),
             state_dir,
             written: StateWriter::default(),

@@ -65,7 +65,7 @@ impl HandlerProgram {
             environment.insert(name.into(), value.into());
         }
         let path = &environment[OsStr::new("PATH")];
-        if !executable::is_there(name, path) {
+        if !executable::is_executable(name, path) {
             return Err(HandlerStartError::NotExecutable(name.clone(), path.to_string_lossy().into_owned()));
         }
         Ok(Self { argv: argv.to_vec(), environment })

@@ -9,29 +9,29 @@ use nix::sys::resource::{Resource, setrlimit};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-use crate::cli::drill::patou_run::{POLL_INTERVAL, launch};
-use crate::cli::{Failure, failed};
+use crate::cli::error::{CommandError, failed};
+use crate::cli::patou_run::{POLL_INTERVAL, launch};
 use crate::config::Config;
 
-pub struct PrivateSet {
+pub struct PrivateDrillSet {
     dir: PathBuf,
     child: Child,
 }
 
-impl PrivateSet {
+impl PrivateDrillSet {
     /// Starts one, with its configuration.
-    pub fn start() -> Result<(Self, Config), Failure> {
+    pub fn start() -> Result<(Self, Config), CommandError> {
         // The drill aborts hundreds of processes: they leave no core files.
         setrlimit(Resource::RLIMIT_CORE, 0, 0).map_err(failed)?;
         let name = format!("drill{}", std::process::id());
         let dir = std::env::temp_dir().join(format!("patou-{name}"));
         fs::create_dir(&dir).map_err(|error| failed(format!("{}: {error}", dir.display())))?;
-        let start = || -> Result<(Config, Child), Failure> {
+        let start = || -> Result<(Config, Child), CommandError> {
             let program = std::env::current_exe().map_err(failed)?;
             let text = configuration(&name, &dir, &program);
             fs::write(dir.join("patou.toml"), &text).map_err(failed)?;
             let config = Config::parse(&text, "the drill's own configuration");
-            let config = config.map_err(|faults| Failure::Config(faults.to_string()))?;
+            let config = config.map_err(|faults| CommandError::Config(faults.to_string()))?;
             Ok((config, launch(&dir)?))
         };
         let (config, child) = start().inspect_err(|_| drop(fs::remove_dir_all(&dir)))?;
@@ -47,11 +47,11 @@ impl PrivateSet {
         self.child.try_wait().is_ok_and(|ended| ended.is_none())
     }
 
-    pub fn kill_watchdog(&mut self) -> Result<(), Failure> {
+    pub fn kill_watchdog(&mut self) -> Result<(), CommandError> {
         self.child.kill().and_then(|()| self.child.wait()).map(drop).map_err(failed)
     }
 
-    pub fn restart_watchdog(&mut self) -> Result<(), Failure> {
+    pub fn restart_watchdog(&mut self) -> Result<(), CommandError> {
         self.child = launch(&self.dir)?;
         Ok(())
     }

@@ -1,7 +1,7 @@
 //! What comes beside a connection: the dispatcher's message to a worker, and a proxy's header before a request.
 
-use patou::handoff::HandoffMessage;
-use patou::net::{HEADER_MAX, ProxyHeader, proxied};
+use crate::handoff::HandoffMessage;
+use crate::net::{HEADER_MAX, ProxyHeader, proxied};
 
 pub fn run(bytes: &[u8]) {
     if let Some(message) = HandoffMessage::decode(bytes) {

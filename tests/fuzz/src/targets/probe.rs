@@ -3,17 +3,17 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use patou::ids::Monotonic;
-use patou::liveness::RestartLimits;
-use patou::probe::{ProbeReport, ProbeRequest, QUESTION_MAX};
-use patou::watchdog::plan::{Part, Plan, PlanAction, PlanEvent, PlanLimits, WorkerLiveness};
+use crate::ids::Monotonic;
+use crate::liveness::RestartLimits;
+use crate::probe::{ProbeReport, ProbeRequest, REQUEST_MAX};
+use crate::watchdog::plan::{Part, Plan, PlanAction, PlanEvent, PlanLimits, WorkerLiveness};
 
 pub fn run(bytes: &[u8]) {
     if let Ok(question) = serde_json::from_slice::<ProbeRequest>(bytes) {
-        let order = question.order.clone();
+        let order = question.command.clone();
         let line = question.to_line().unwrap();
-        assert!(line.len() <= QUESTION_MAX || (order.is_some() && bytes.len() > QUESTION_MAX / 2));
-        assert_eq!(serde_json::from_slice::<ProbeRequest>(&line).unwrap().order, order);
+        assert!(line.len() <= REQUEST_MAX || (order.is_some() && bytes.len() > REQUEST_MAX / 2));
+        assert_eq!(serde_json::from_slice::<ProbeRequest>(&line).unwrap().command, order);
     }
     if let Ok(report) = serde_json::from_slice::<ProbeReport>(bytes) {
         let written = serde_json::to_vec(&report).unwrap();
@@ -55,7 +55,7 @@ fn judge(report: &ProbeReport) {
                 }
                 PlanAction::DeclareFrozen(Part::Worker(id), _) => {
                     let pools = || report.pools.iter().filter(|pool| pool.name == id.pool);
-                    let of = |n: u16| pools().filter_map(move |pool| pool.workers.get(usize::from(n) - 1));
+                    let of = |n: crate::ids::WorkerNumber| pools().filter_map(move |pool| pool.workers.get(n.index()));
                     assert!(
                         of(id.number).any(|worker| worker.corrupt || worker.silent_ms.is_some()),
                         "{id} is accused"

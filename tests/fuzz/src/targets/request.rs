@@ -11,17 +11,17 @@ use std::pin::{Pin, pin};
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
+use crate::dispatcher::redirect::location;
+use crate::ids::Token;
+use crate::net::{LEASE, check};
+use crate::worker::handler::{self, cgi, framing, head};
+use crate::worker::lease_url;
 use bytes::Bytes;
 use http::{Request, Response, Uri};
 use http_body_util::Empty;
 use hyper::rt::ReadBufCursor;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
-use patou::dispatcher::redirect::location;
-use patou::ids::Token;
-use patou::net::{LEASE, check};
-use patou::worker::handler::{self, cgi, framing, head};
-use patou::worker::lease_url;
 
 /// A client that has sent everything, and reads everything.
 struct Client(Bytes);

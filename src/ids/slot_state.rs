@@ -1,0 +1,135 @@
+//! The states of a slot, each with its number in the segment.
+
+use std::fmt;
+
+use super::LeaseId;
+
+/// The phase of a lease. [`crate::exchange`] lists the steps and the role that makes each.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Phase {
+    /// The worker has no lease.
+    Free = 0,
+    /// The dispatcher has offered the worker to a client.
+    Offered = 1,
+    /// The worker has taken the client's request.
+    Claimed = 2,
+    /// The worker is about to send, or has sent, the first byte of a response.
+    Responding = 3,
+    /// The worker has finished.
+    Done = 4,
+    /// The dispatcher has revoked the offer before a claim.
+    Revoked = 5,
+    /// The dispatcher has ended a claimed lease: its deadline has passed, or the worker is dead.
+    Aborted = 6,
+}
+
+impl Phase {
+    fn new(raw: u64) -> Option<Self> {
+        use Phase::*;
+        [Free, Offered, Claimed, Responding, Done, Revoked, Aborted].into_iter().find(|p| *p as u64 == raw)
+    }
+}
+
+/// The claim word: a lease and its phase in one word, so that one compare-and-swap changes both.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Claim {
+    /// No lease.
+    Free,
+    /// This lease is in this phase, which is not [`Phase::Free`].
+    Held(LeaseId, Phase),
+}
+
+impl Claim {
+    /// The word: lease id above 8 bits of phase.
+    pub fn word(self) -> u64 {
+        match self {
+            Claim::Free => 0,
+            Claim::Held(lease, phase) => lease.get() << 8 | phase as u64,
+        }
+    }
+
+    /// Parses a word; `None` if [`Self::word`] never writes it.
+    pub fn new(word: u64) -> Option<Self> {
+        match (LeaseId::new(word >> 8), Phase::new(word & 0xff)?) {
+            (None, Phase::Free) => Some(Claim::Free),
+            (Some(lease), phase) if phase != Phase::Free => Some(Claim::Held(lease, phase)),
+            _ => None,
+        }
+    }
+}
+
+/// The state that a worker publishes in its life line.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Lifecycle {
+    /// It has attached to the slot but cannot serve yet.
+    Starting = 1,
+    /// It accepts offers.
+    Ready = 2,
+    /// It finishes its request and accepts no offer.
+    Draining = 3,
+    /// Its next incarnation is about to replace it.
+    Recycling = 4,
+}
+
+impl Lifecycle {
+    /// The state stored as `raw`.
+    pub fn new(raw: u64) -> Option<Self> {
+        use Lifecycle::*;
+        [Starting, Ready, Draining, Recycling].into_iter().find(|s| *s as u64 == raw)
+    }
+}
+
+/// Why a worker refuses an offer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RefuseReason {
+    /// It still works for another lease.
+    Busy = 1,
+    /// It is not ready yet.
+    Starting = 2,
+    /// It is being taken out of service.
+    Draining = 3,
+    /// Its next incarnation is about to replace it.
+    Recycling = 4,
+    /// The question names a lease or an incarnation that is not in the slot.
+    Stale = 5,
+}
+
+impl RefuseReason {
+    /// The reason stored as `raw`.
+    pub fn new(raw: u64) -> Option<Self> {
+        use RefuseReason::*;
+        [Busy, Starting, Draining, Recycling, Stale].into_iter().find(|r| *r as u64 == raw)
+    }
+}
+
+impl fmt::Display for RefuseReason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            RefuseReason::Busy => "busy",
+            RefuseReason::Starting => "starting",
+            RefuseReason::Draining => "draining",
+            RefuseReason::Recycling => "recycling",
+            RefuseReason::Stale => "stale question",
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ids::Epoch;
+
+    #[test]
+    fn a_claim_parses_its_own_words_and_nothing_else() {
+        let lease = LeaseId::of(Epoch::FIRST, 7);
+        for claim in [Claim::Free, Claim::Held(lease, Phase::Offered), Claim::Held(lease, Phase::Aborted)] {
+            assert_eq!(Claim::new(claim.word()), Some(claim));
+        }
+        let no_lease = Phase::Claimed as u64;
+        let no_phase = lease.get() << 8;
+        let unknown_phase = no_phase | 7;
+        for word in [no_lease, no_phase, unknown_phase, u64::from(u8::MAX)] {
+            assert_eq!(Claim::new(word), None, "{word:#x}");
+        }
+    }
+}
