@@ -103,14 +103,18 @@ fn persistent_connection_serves_many_requests() {
 #[test]
 fn pipelined_requests_get_responses_in_order() {
     let set = TestSet::start(&handoff_pool(2, "", ""));
+    let (first, second) = (get_request("/1", ""), get_request("/2", ""));
+    let third = get_request("/3", "Connection: close\r\n");
     let pieces: [&[&[u8]]; 3] = [
-        &[&[get_request("/1", ""), get_request("/2", ""), get_request("/3", "Connection: close\r\n")].concat()],
+        &[&[&first[..], &second, &third].concat()],
         // Split within the head of the second request.
-        &[&[get_request("/1", ""), get_request("/2", "")[..9].to_vec()].concat(), &get_request("/2", "")[9..], &get_request("/3", "Connection: close\r\n")],
+        &[&[&first[..], &second[..9]].concat(), &second[9..], &third],
+        // The body of the first request looks like a request.
         &[
-            b"POST /1 HTTP/1.1\r\nHost: localhost\r\nContent-Length: 7\r\n\r\nGET /1\nGET /2 HTTP/1.1\r\nHost: x.localhost\r\n",
+            b"POST /1 HTTP/1.1\r\nHost: localhost\r\nContent-Length: 7\r\n\r\nGET /1\n\
+              GET /2 HTTP/1.1\r\nHost: x.localhost\r\n",
             b"\r\n",
-            &get_request("/3", "Connection: close\r\n"),
+            &third,
         ],
     ];
     for pieces in pieces {
