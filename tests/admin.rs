@@ -14,18 +14,18 @@ use serde_json::Value;
 use support::*;
 
 /// The answer to GET on admin.sock.
-fn ask(set: &Set, path: &str) -> Answer {
+fn ask(set: &TestSet, path: &str) -> HttpResponse {
     send(set, "GET", path)
 }
 
-fn send(set: &Set, method: &str, path: &str) -> Answer {
-    let mut stream = UnixStream::connect(set.dir().join("admin.sock")).unwrap();
-    stream.set_read_timeout(Some(PATIENCE)).unwrap();
+fn send(set: &TestSet, method: &str, path: &str) -> HttpResponse {
+    let mut stream = UnixStream::connect(set.runtime_dir().join("admin.sock")).unwrap();
+    stream.set_read_timeout(Some(EVENT_TIMEOUT)).unwrap();
     stream.write_all(format!("{method} {path} HTTP/1.1\r\nHost: patou\r\n\r\n").as_bytes()).unwrap();
-    read_answer(&mut stream).unwrap()
+    read_response(&mut stream).unwrap()
 }
 
-fn metrics(set: &Set) -> Metrics {
+fn metrics(set: &TestSet) -> Metrics {
     let answer = ask(set, "/metrics");
     assert_eq!(answer.status, 200, "{answer:?}");
     let kind = "application/openmetrics-text; version=1.0.0; charset=utf-8";
@@ -34,7 +34,7 @@ fn metrics(set: &Set) -> Metrics {
 }
 
 /// The TCP address of the admin server, which the kernel chose.
-fn tcp(set: &Set) -> SocketAddr {
+fn tcp(set: &TestSet) -> SocketAddr {
     let line = set.wait_for_log(&["figures of the set: curl http://"]);
     line.split("http://").nth(1).unwrap().trim_end_matches("/metrics").parse().unwrap()
 }
@@ -145,8 +145,8 @@ fn reasons(health: &Value) -> String {
 }
 
 /// Waits until `/healthz` is so.
-fn wait_for_health(set: &Set, status: u16, state: &str) -> Value {
-    wait_some(&format!("/healthz with {status}, {state}"), || {
+fn wait_for_health(set: &TestSet, status: u16, state: &str) -> Value {
+    wait_for_value(&format!("/healthz with {status}, {state}"), || {
         let answer = ask(set, "/healthz");
         (answer.status == status && answer.json()["state"] == state).then(|| answer.json())
     })
@@ -157,7 +157,7 @@ const PATIENT: &str = "[watchdog]\nworker_timeout = \"60s\"\ndispatcher_timeout 
 
 #[test]
 fn health_says_who_is_missing_and_whether_anybody_is_served() {
-    let set = Set::start(&format!("{ECHO}{PATIENT}"));
+    let set = TestSet::start(&format!("{ECHO}{PATIENT}"));
     let health = wait_for_health(&set, 200, "ready");
     assert_eq!(health, serde_json::json!({ "state": "ready", "reasons": [] }));
     assert_eq!(ask(&set, "/healthz").header("content-type"), Some("application/json"));
@@ -183,25 +183,25 @@ fn health_says_who_is_missing_and_whether_anybody_is_served() {
 
 #[test]
 fn a_set_that_stops_is_not_healthy_any_more() {
-    let mut set = Set::prepare("");
-    set.configure(&gated(&set, 1, "", ""));
+    let mut set = TestSet::prepare("");
+    set.configure(&gated_pool(&set, 1, "", ""));
     set.run();
     set.wait_until_up();
-    let request = start_gated(&set, "one");
+    let request = start_gated_request(&set, "one");
     assert_eq!(wait_for_health(&set, 200, "ready")["reasons"], serde_json::json!([]));
     set.signal(Signal::SIGTERM);
     let health = wait_for_health(&set, 503, "unavailable");
     assert!(reasons(&health).starts_with("the watchdog is stopping"), "{health}");
     open_gate(&set);
     assert_eq!(request.join().unwrap().unwrap().status, 200);
-    assert_eq!(set.wait_for_end(), Some(0));
+    assert_eq!(set.wait_for_exit(), Some(0));
     set.assert_nothing_left();
 }
 
 #[test]
 fn it_answers_while_dispatcher_and_workers_are_frozen() {
-    let set = Set::start(&format!("{ECHO}{PATIENT}"));
-    let before = wait_some("a report", || Some(metrics(&set)).filter(|m| m.get("patou_dispatcher_up") == 1.0));
+    let set = TestSet::start(&format!("{ECHO}{PATIENT}"));
+    let before = wait_for_value("a report", || Some(metrics(&set)).filter(|m| m.get("patou_dispatcher_up") == 1.0));
     let frozen = [set.dispatcher_pid(), set.worker_pid("default/1"), set.worker_pid("default/2")];
     frozen.iter().for_each(|pid| signal_to(*pid, Signal::SIGSTOP));
     let begin = Instant::now();
@@ -214,7 +214,7 @@ fn it_answers_while_dispatcher_and_workers_are_frozen() {
     let count = "patou_workers{pool=\"default\",state=\"frozen\"}";
     wait_until("two are frozen", || metrics(&set).get(count) == 2.0);
     // The same that patou status says, as soon as the dispatcher's silence is known.
-    let health = wait_some("its silence", || {
+    let health = wait_for_value("its silence", || {
         Some(ask(&set, "/healthz").json()).filter(|h| h["reasons"][0] == "the dispatcher is frozen")
     });
     assert_eq!(health["state"], "unavailable");
@@ -226,12 +226,12 @@ fn it_answers_while_dispatcher_and_workers_are_frozen() {
 
 #[test]
 fn figures_outlive_the_dispatcher_and_never_go_down() {
-    let set = Set::start(ECHO);
+    let set = TestSet::start(ECHO);
     let granted = "patou_leases_granted_total{pool=\"default\"}";
     for _ in 0..3 {
         assert_eq!(request(set.address(0), "POST", "/", b"12345").unwrap().status, 200);
     }
-    let mut before = wait_some("three leases", || Some(metrics(&set)).filter(|m| m.get(granted) == 3.0));
+    let mut before = wait_for_value("three leases", || Some(metrics(&set)).filter(|m| m.get(granted) == 3.0));
     assert_eq!(before.get("patou_requests_served_total{pool=\"default\"}"), 3.0);
     assert_eq!(before.get("patou_request_body_bytes_total{pool=\"default\"}"), 15.0);
     assert_eq!(before.get("patou_run_seconds_count{pool=\"default\"}"), 3.0);
@@ -249,7 +249,7 @@ fn figures_outlive_the_dispatcher_and_never_go_down() {
         });
         assert_eq!(get(set.address(0), "/").unwrap().status, 200);
         let total = f64::from(3 + life);
-        before = wait_some("one more lease", || {
+        before = wait_for_value("one more lease", || {
             let now = metrics(&set);
             now.assert_not_below(&before);
             Some(now).filter(|now| now.get(granted) == total)
@@ -264,19 +264,19 @@ fn figures_outlive_the_dispatcher_and_never_go_down() {
 #[test]
 fn restarts_have_a_cause_and_a_duration() {
     let watchdog = "[watchdog]\nworker_timeout = \"300ms\"\nprobe_interval = \"50ms\"\nabort_grace = \"50ms\"\n";
-    let set = Set::start(&format!("{ECHO}{watchdog}"));
+    let set = TestSet::start(&format!("{ECHO}{watchdog}"));
     let count = |m: &Metrics, part: &str, cause: &str| {
         let key = format!("patou_restarts_total{{part=\"{part}\",cause=\"{cause}\"}}");
         m.0.get(&key).copied().unwrap_or(0.0)
     };
     signal_to(set.worker_pid("default/1"), Signal::SIGKILL);
-    let m = wait_some("a restart", || {
+    let m = wait_for_value("a restart", || {
         Some(metrics(&set)).filter(|m| m.get("patou_recovery_seconds_count{part=\"worker\"}") == 1.0)
     });
     assert_eq!((count(&m, "default/1", "signal"), count(&m, "default/1", "frozen")), (1.0, 0.0));
     assert_eq!(m.get("patou_detection_seconds_count{part=\"worker\"}"), 0.0);
     signal_to(set.worker_pid("default/2"), Signal::SIGSTOP);
-    let m = wait_some("another", || {
+    let m = wait_for_value("another", || {
         Some(metrics(&set)).filter(|m| m.get("patou_recovery_seconds_count{part=\"worker\"}") == 2.0)
     });
     assert_eq!((count(&m, "default/2", "frozen"), count(&m, "default/2", "signal")), (1.0, 0.0));
@@ -289,22 +289,25 @@ fn restarts_have_a_cause_and_a_duration() {
 
 #[test]
 fn refused_expired_and_waiting_clients_are_counted() {
-    let mut set = Set::prepare("");
-    set.configure(&gated(&set, 1, "queue = 1\nqueue_timeout = \"20s\"\nclaim_timeout = \"100ms\"", ""));
+    let mut set = TestSet::prepare("");
+    set.configure(&gated_pool(&set, 1, "queue = 1\nqueue_timeout = \"20s\"\nclaim_timeout = \"100ms\"", ""));
     set.run();
     set.wait_until_up();
     let address = set.address(0);
-    lease(address, "/").unwrap();
+    request_lease(address, "/").unwrap();
     let pool = |name: &str| format!("{name}{{pool=\"default\"}}");
-    wait_some("an expired lease", || Some(metrics(&set)).filter(|m| m.get(&pool("patou_leases_expired_total")) == 1.0));
-    let busy = start_gated(&set, "one");
+    wait_for_value("an expired lease", || {
+        Some(metrics(&set)).filter(|m| m.get(&pool("patou_leases_expired_total")) == 1.0)
+    });
+    let busy = start_gated_request(&set, "one");
     let waiting = std::thread::spawn(move || get(address, "/fast"));
-    let m =
-        wait_some("somebody who waits", || Some(metrics(&set)).filter(|m| m.get(&pool("patou_queue_length")) == 1.0));
+    let m = wait_for_value("somebody who waits", || {
+        Some(metrics(&set)).filter(|m| m.get(&pool("patou_queue_length")) == 1.0)
+    });
     assert_eq!(m.get("patou_workers{pool=\"default\",state=\"busy\"}"), 1.0);
     assert_eq!(get(address, "/fast").unwrap().status, 503);
     let refused = "patou_requests_refused_total{pool=\"default\",reason=\"queue_full\"}";
-    let m = wait_some("a refusal", || Some(metrics(&set)).filter(|m| m.get(refused) == 1.0));
+    let m = wait_for_value("a refusal", || Some(metrics(&set)).filter(|m| m.get(refused) == 1.0));
     assert!(m.get(&pool("patou_queue_oldest_seconds")) > 0.0);
     open_gate(&set);
     assert_eq!(busy.join().unwrap().unwrap().status, 200);
@@ -314,22 +317,22 @@ fn refused_expired_and_waiting_clients_are_counted() {
 
 #[test]
 fn it_is_read_only_and_tells_what_it_has() {
-    let set = Set::start(&format!("{ECHO}[admin]\naddress = \"127.0.0.1:0\"\n"));
+    let set = TestSet::start(&format!("{ECHO}[admin]\naddress = \"127.0.0.1:0\"\n"));
     let refused = send(&set, "POST", "/metrics");
     assert_eq!((refused.status, refused.header("allow")), (405, Some("GET, HEAD")));
     assert_eq!(ask(&set, "/").status, 404);
-    let mut stream = UnixStream::connect(set.dir().join("admin.sock")).unwrap();
+    let mut stream = UnixStream::connect(set.runtime_dir().join("admin.sock")).unwrap();
     stream.write_all(b"HEAD /status HTTP/1.1\r\nHost: patou\r\n\r\n").unwrap();
     let mut head = String::new();
     stream.read_to_string(&mut head).unwrap();
     assert!(head.starts_with("HTTP/1.1 200") && head.ends_with("\r\n\r\n"), "{head}");
     // Both look at a moment of their own.
     wait_until("they say the same", || ask(&set, "/status").json() == set.status());
-    let mode = |set: &Set| set.dir().join("admin.sock").metadata().unwrap().permissions().mode() & 0o777;
+    let mode = |set: &TestSet| set.runtime_dir().join("admin.sock").metadata().unwrap().permissions().mode() & 0o777;
     assert_eq!(mode(&set), 0o660);
 
     let address = tcp(&set);
-    let asked = |host: &str| exchange(address, format!("GET /healthz HTTP/1.1\r\nHost: {host}\r\n\r\n").as_bytes());
+    let asked = |host: &str| send_request(address, format!("GET /healthz HTTP/1.1\r\nHost: {host}\r\n\r\n").as_bytes());
     assert_eq!(asked("localhost").unwrap().status, 200);
     assert_eq!(asked("evil.example").unwrap().status, 421);
 
@@ -354,14 +357,14 @@ fn it_is_read_only_and_tells_what_it_has() {
 fn slow_and_many_clients_disturb_nobody() {
     let watchdog =
         "[watchdog]\nprobe_interval = \"50ms\"\nworker_timeout = \"500ms\"\ndispatcher_timeout = \"500ms\"\n";
-    let set = Set::start(&format!("{ECHO}{watchdog}[admin]\naddress = \"127.0.0.1:0\"\n"));
+    let set = TestSet::start(&format!("{ECHO}{watchdog}[admin]\naddress = \"127.0.0.1:0\"\n"));
     let (address, before) = (tcp(&set), set.status());
     // None of them says anything, or takes what it has asked for.
     let mut silent: Vec<TcpStream> = (0..200).map(|_| connect(address)).collect();
     for stream in &mut silent[..50] {
         stream.write_all(b"GET /metrics HTTP/1.1\r\nHost: localhost\r\nX: ").unwrap();
     }
-    let load = Load::start(set.address(0), "/", 2);
+    let load = LoadGenerator::start(set.address(0), "/", 2);
     // Those on TCP take no place on the socket.
     let begin = Instant::now();
     let mut longest = Duration::ZERO;
@@ -377,7 +380,7 @@ fn slow_and_many_clients_disturb_nobody() {
     // Whoever is silent is let go, so that the others come in: the last one in the end.
     let mut last = silent.pop().unwrap();
     last.write_all(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n").unwrap();
-    assert_eq!(read_answer(&mut last).unwrap().status, 200);
+    assert_eq!(read_response(&mut last).unwrap().status, 200);
     let mut first = Vec::new();
     silent[0].read_to_end(&mut first).unwrap();
     assert!(text(&first).starts_with("HTTP/1.1 408"), "{}", text(&first));

@@ -9,15 +9,15 @@ use nix::sys::signal::Signal;
 use support::*;
 
 /// With a temporary directory of its own.
-fn bench(set: &Set, args: &[&str]) -> Command {
+fn bench(set: &TestSet, args: &[&str]) -> Command {
     let mut command = set.command(&[&["bench"], args].concat());
-    command.env("TMPDIR", set.top()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    command.env("TMPDIR", set.test_dir()).stdout(Stdio::piped()).stderr(Stdio::piped());
     command
 }
 
 /// Directories of benchmarks.
-fn left(set: &Set) -> Vec<String> {
-    let names = fs::read_dir(set.top()).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap());
+fn left(set: &TestSet) -> Vec<String> {
+    let names = fs::read_dir(set.test_dir()).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap());
     names.filter(|name| name.contains("bench")).collect()
 }
 
@@ -29,7 +29,7 @@ fn segments_of(pid: u32) -> usize {
 
 #[test]
 fn each_measures_beside_its_baseline_and_leaves_nothing() {
-    let set = Set::prepare(ECHO);
+    let set = TestSet::prepare(ECHO);
     for (args, rows) in [
         (
             &["exchange", "--count", "20", "--rounds", "1"][..],
@@ -54,7 +54,7 @@ fn each_measures_beside_its_baseline_and_leaves_nothing() {
 
 #[test]
 fn told_to_stop_it_stops_its_set_and_killed_it_takes_it_along() {
-    let set = Set::prepare(ECHO);
+    let set = TestSet::prepare(ECHO);
     for signal in [Signal::SIGTERM, Signal::SIGKILL] {
         let child = bench(&set, &["request", "--seconds", "60"]).spawn().unwrap();
         let pid = child.id();

@@ -8,14 +8,14 @@ use std::process::{Command, Stdio};
 use nix::sys::signal::Signal;
 use support::*;
 
-fn code(set: &Set, args: &[&str]) -> (i32, String, String) {
+fn code(set: &TestSet, args: &[&str]) -> (i32, String, String) {
     let output = set.patou(args);
     (output.status.code().unwrap_or(-1), text(&output.stdout), text(&output.stderr))
 }
 
 #[test]
 fn check_tells_everything_and_creates_nothing() {
-    let set = Set::prepare(ECHO);
+    let set = TestSet::prepare(ECHO);
     let (good, out, err) = code(&set, &["check"]);
     assert_eq!((good, err.as_str()), (0, ""));
     assert!(out.contains("is valid") && out.contains("default: 2 echo workers"), "{out}");
@@ -24,7 +24,7 @@ fn check_tells_everything_and_creates_nothing() {
     );
     let (bad, out, err) = code(&set, &["check"]);
     assert_eq!((bad, out.as_str()), (78, ""));
-    let file = set.file().display().to_string();
+    let file = set.config_file().display().to_string();
     for fault in ["pool[1].workers", "pool[1].queu", "listener[1].pool"] {
         assert!(
             err.lines().any(|line| line.starts_with(&format!("{file}:")) && line.contains(fault)),
@@ -32,21 +32,21 @@ fn check_tells_everything_and_creates_nothing() {
         );
     }
     assert_eq!(code(&set, &["run"]).0, 78);
-    assert!(!set.dir().exists());
+    assert!(!set.runtime_dir().exists());
 }
 
 #[test]
 fn the_defaults_are_a_configuration() {
-    let set = Set::prepare("");
+    let set = TestSet::prepare("");
     let (ok, out, _) = code(&set, &["config", "--defaults"]);
     assert_eq!(ok, 0);
-    std::fs::write(set.file(), out).unwrap();
+    std::fs::write(set.config_file(), out).unwrap();
     assert_eq!(code(&set, &["check"]).0, 0);
 }
 
 #[test]
 fn wrong_arguments_are_a_usage_error() {
-    let set = Set::prepare(ECHO);
+    let set = TestSet::prepare(ECHO);
     for args in [
         &["bark"][..],
         &["run", "--loud"],
@@ -71,7 +71,7 @@ fn no_set(dir: &str) -> String {
 /// Only what the help shows is suggested.
 #[test]
 fn hidden_commands_stay_hidden() {
-    let set = Set::prepare(ECHO);
+    let set = TestSet::prepare(ECHO);
     for (wrong, hidden, near) in
         [("lunch", "launch", None), ("bench-pear", "bench-peer", None), ("stats", "launch", Some("status"))]
     {
@@ -85,7 +85,7 @@ fn hidden_commands_stay_hidden() {
 
 #[test]
 fn who_reads_no_more_has_what_he_wants() {
-    let mut set = Set::prepare(ECHO);
+    let mut set = TestSet::prepare(ECHO);
     set.run();
     set.wait_until_up();
     for args in [
@@ -107,7 +107,7 @@ fn who_reads_no_more_has_what_he_wants() {
 /// A file that is being edited does not take the running set out of the operator's hands.
 #[test]
 fn a_wrong_file_does_not_hide_the_running_set() {
-    let set = Set::start(ECHO);
+    let set = TestSet::start(ECHO);
     for wrong in ["[[pool\n", "[[pool]]\nname = \"default\"\nworker = 2\n"] {
         set.configure(wrong);
         let (ok, out, err) = code(&set, &["status"]);
@@ -124,25 +124,25 @@ fn a_wrong_file_does_not_hide_the_running_set() {
 
 #[test]
 fn without_a_set_each_command_says_so() {
-    let set = Set::prepare(ECHO);
-    let dir = set.dir().display().to_string();
+    let set = TestSet::prepare(ECHO);
+    let dir = set.runtime_dir().display().to_string();
     for args in [&["status"][..], &["status", "--json"], &["drain", "default-1"], &["resume", "default-1"]] {
         let told = code(&set, args);
         assert_eq!(told, (1, String::new(), no_set(&dir)), "{args:?}");
     }
     let (failed, _, err) = code(&set, &["status", "--wait", "50ms"]);
     assert_eq!((failed, err), (1, no_set(&dir)));
-    let set2 = Set::prepare(&ECHO.replacen("127.0.0.1:0", "127.0.0.1:1", 1));
+    let set2 = TestSet::prepare(&ECHO.replacen("127.0.0.1:0", "127.0.0.1:1", 1));
     let (failed, out, err) = code(&set2, &["call", "/x"]);
     assert_eq!((failed, out.as_str()), (1, ""));
     assert!(err.contains("127.0.0.1:1") && err.contains("refused") && err.lines().count() == 1, "{err}");
     assert_eq!(code(&set, &["ipc", "remove"]).0, 0);
-    assert!(!set.dir().exists());
+    assert!(!set.runtime_dir().exists());
 }
 
 #[test]
 fn status_is_answered_whoever_is_frozen() {
-    let set = Set::start(&format!("[watchdog]\nworker_timeout = \"10m\"\ndispatcher_timeout = \"10m\"\n{ECHO}"));
+    let set = TestSet::start(&format!("[watchdog]\nworker_timeout = \"10m\"\ndispatcher_timeout = \"10m\"\n{ECHO}"));
     for frozen in [set.worker_pid("default/1"), set.dispatcher_pid(), set.pid()] {
         signal_to(frozen, Signal::SIGSTOP);
     }
@@ -163,7 +163,7 @@ fn status_is_answered_whoever_is_frozen() {
 
 #[test]
 fn the_parts_can_be_made_and_removed_by_hand() {
-    let mut set = Set::prepare(ECHO);
+    let mut set = TestSet::prepare(ECHO);
     assert_eq!(code(&set, &["ipc", "create"]), (0, String::new(), String::new()));
     let (_, out, _) = code(&set, &["ipc", "list"]);
     assert_eq!(out.lines().filter(|line| line.ends_with("  unused")).count(), 2, "{out}");
@@ -177,7 +177,7 @@ fn the_parts_can_be_made_and_removed_by_hand() {
     assert_eq!(out.lines().filter(|line| line.ends_with("  used by dispatcher and worker")).count(), 2, "{out}");
     assert_eq!(code(&set, &["ipc", "create"]).0, 1);
     set.stop();
-    let set = Set::prepare(ECHO);
+    let set = TestSet::prepare(ECHO);
     assert_eq!(code(&set, &["ipc", "create"]).0, 0);
     assert_eq!(code(&set, &["ipc", "remove"]), (0, String::new(), String::new()));
     set.assert_nothing_left();
@@ -185,8 +185,8 @@ fn the_parts_can_be_made_and_removed_by_hand() {
 
 #[test]
 fn a_place_that_is_not_ours_is_refused() {
-    let set = Set::prepare(ECHO);
-    let refused = |set: &Set, words: &[&str]| {
+    let set = TestSet::prepare(ECHO);
+    let refused = |set: &TestSet, words: &[&str]| {
         for args in [&["run"][..], &["ipc", "create"]] {
             let (failed, _, err) = code(set, args);
             assert_eq!((failed, err.lines().count()), (1, 1), "{err}");
@@ -194,15 +194,15 @@ fn a_place_that_is_not_ours_is_refused() {
         }
         assert!(set.segments().is_empty() && set.processes().is_empty());
     };
-    symlink("/nonexistent", set.dir()).unwrap();
+    symlink("/nonexistent", set.runtime_dir()).unwrap();
     refused(&set, &["not a directory", "remove it"]);
-    std::fs::remove_file(set.dir()).unwrap();
-    std::fs::create_dir(set.dir()).unwrap();
-    std::fs::set_permissions(set.dir(), std::fs::Permissions::from_mode(0o777)).unwrap();
+    std::fs::remove_file(set.runtime_dir()).unwrap();
+    std::fs::create_dir(set.runtime_dir()).unwrap();
+    std::fs::set_permissions(set.runtime_dir(), std::fs::Permissions::from_mode(0o777)).unwrap();
     refused(&set, &["chmod o-w"]);
     if nix::unistd::geteuid().is_root() {
-        std::fs::set_permissions(set.dir(), std::fs::Permissions::from_mode(0o700)).unwrap();
-        std::os::unix::fs::chown(set.dir(), Some(65534), None).unwrap();
+        std::fs::set_permissions(set.runtime_dir(), std::fs::Permissions::from_mode(0o700)).unwrap();
+        std::os::unix::fs::chown(set.runtime_dir(), Some(65534), None).unwrap();
         refused(&set, &["belongs to user 65534", "choose another"]);
     }
 }
@@ -217,7 +217,7 @@ fn an_address_in_use_is_one_line_and_leaves_nothing() {
         let mut parts: Vec<_> = ECHO.split("127.0.0.1:0").map(str::to_owned).collect();
         parts[place] += &port;
         parts[1 - place] += "127.0.0.1:0";
-        let set = Set::prepare(&format!("{unix}{}", parts.concat().replace("workers = 2", "workers = 1")));
+        let set = TestSet::prepare(&format!("{unix}{}", parts.concat().replace("workers = 2", "workers = 1")));
         let (failed, _, err) = code(&set, &["run"]);
         assert_eq!((failed, err.lines().count()), (1, 1), "{err}");
         assert!(err.contains(&port) && err.contains("in use") && err.contains("choose another"), "{err}");
@@ -226,15 +226,15 @@ fn an_address_in_use_is_one_line_and_leaves_nothing() {
     }
 }
 
-fn beside(set: &Set) -> Vec<String> {
+fn beside(set: &TestSet) -> Vec<String> {
     let names =
-        std::fs::read_dir(set.top()).unwrap().flatten().filter_map(|entry| entry.file_name().into_string().ok());
+        std::fs::read_dir(set.test_dir()).unwrap().flatten().filter_map(|entry| entry.file_name().into_string().ok());
     names.filter(|name| name.contains("bench-exchange")).collect()
 }
 
 #[test]
 fn pingpong_ends_cleanly_and_leaves_nothing() {
-    let set = Set::prepare(ECHO);
+    let set = TestSet::prepare(ECHO);
     let (ok, out, err) = code(&set, &["pingpong", "--count", "37"]);
     assert_eq!((ok, err.as_str()), (0, ""));
     assert!(out.contains(" 37 round trips"), "{out}");
@@ -264,7 +264,7 @@ fn pingpong_ends_cleanly_and_leaves_nothing() {
 
 #[test]
 fn a_log_that_nobody_reads_ends_nobody() {
-    let set = Set::prepare(ECHO);
+    let set = TestSet::prepare(ECHO);
     let (reader, writer) = std::io::pipe().unwrap();
     let mut run = set.command(&["run"]).stderr(writer).spawn().unwrap();
     set.wait_until_up();

@@ -69,7 +69,7 @@ fn interrupted_drill_reports_and_leaves_nothing() {
     wait_until("requests are served", || fs::metadata(&records).is_ok_and(|file| file.len() > 100));
     std::thread::sleep(Duration::from_secs(1)); // for faults of several kinds
     signal_to(pid, Signal::SIGINT);
-    let ended = wait_some("the drill ends", || child.try_wait().unwrap());
+    let ended = wait_for_value("the drill ends", || child.try_wait().unwrap());
     let output = child.wait_with_output().unwrap();
     assert!(ended.success(), "{}\n{}", text(&output.stdout), text(&output.stderr));
     assert!(text(&output.stdout).contains("violations: 0"), "the report is printed");
@@ -78,7 +78,7 @@ fn interrupted_drill_reports_and_leaves_nothing() {
 
 #[test]
 fn running_set_is_damaged_only_with_yes() {
-    let set = Set::start(&format!(
+    let set = TestSet::start(&format!(
         "{ECHO}\n[watchdog]\nrestarts = {{ max = 1000, within = \"1s\", delay = \"10ms\", delay_max = \"50ms\" }}\n"
     ));
     let before = set.status();
@@ -99,7 +99,7 @@ fn running_set_is_damaged_only_with_yes() {
 
 #[test]
 fn clients_send_proxy_headers_where_expected_and_nothing_to_unknown_protocols() {
-    let set = Set::start_with(|_| {
+    let set = TestSet::start_with(|_| {
         let listener = |pool: &str, more: &str| {
             format!("[[listener]]\naddress = \"127.0.0.1:0\"\npool = \"{pool}\"\ndelivery = \"handoff\"\n{more}\n")
         };
@@ -122,19 +122,19 @@ fn clients_send_proxy_headers_where_expected_and_nothing_to_unknown_protocols() 
 
 #[test]
 fn handler_that_starts_requests_twice_is_found() {
-    let set = Set::start_with(|top| {
+    let set = TestSet::start_with(|top| {
         let (program, record) = (top.join("handler"), top.join("records"));
         let script = format!("#!/bin/sh\n{PATOU} record \"$2\" </dev/null >/dev/null\nexec {PATOU} record \"$2\"\n");
         fs::write(&program, script).unwrap();
         fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).unwrap();
-        let command = words(&[program.to_str().unwrap(), "record", record.to_str().unwrap()]);
+        let command = toml_array(&[program.to_str().unwrap(), "record", record.to_str().unwrap()]);
         one_pool(2, &format!("{{ exec = {command} }}"), "")
     });
     let output = set.patou(&["drill", "--yes", "--seed", "1", "--faults", "0", "--duration", "1s"]);
     assert_eq!(output.status.code(), Some(1), "{}", text(&output.stdout));
     // Starts recorded before this drill are ignored.
     let once = format!("#!/bin/sh\nexec {PATOU} record \"$2\"\n");
-    fs::write(set.top().join("handler"), once).unwrap();
+    fs::write(set.test_dir().join("handler"), once).unwrap();
     let again = set.patou(&["drill", "--yes", "--seed", "1", "--faults", "0", "--duration", "1s"]);
     assert_eq!(again.status.code(), Some(0), "{}", text(&again.stdout));
     let report = text(&output.stdout);

@@ -6,10 +6,10 @@ use nix::sys::signal::Signal;
 use support::*;
 
 /// The record of the kill of this part: the verdict, and the lines that follow it.
-fn record(set: &Set, part: &str) -> String {
+fn record(set: &TestSet, part: &str) -> String {
     let verdict = format!("{part} is frozen (");
     set.wait_for_log(&[&verdict]);
-    wait_some("the whole record", || {
+    wait_for_value("the whole record", || {
         let log = set.log();
         let mut lines = log.lines().skip_while(|line| !line.contains(&verdict));
         let first = lines.next()?.split_once("error: ")?.1.to_owned();
@@ -26,13 +26,13 @@ fn line<'a>(record: &'a str, begin: &str) -> &'a str {
 
 #[test]
 fn a_frozen_worker_is_described_with_what_it_held_and_had_started() {
-    let mut set = Set::prepare("");
-    set.configure(&gated(&set, 1, "", ""));
+    let mut set = TestSet::prepare("");
+    set.configure(&gated_pool(&set, 1, "", ""));
     set.run();
     set.wait_until_up();
     let address = set.address(0);
     let victim = std::thread::spawn(move || get(address, "/.victim?password=hunter2"));
-    wait_until("the request starts", || set.top().join("started.victim").exists());
+    wait_until("the request starts", || set.test_dir().join("started.victim").exists());
     let (old, lease) = (set.worker_pid("default/1"), set.worker("default/1")["lease"].as_str().unwrap().to_owned());
     let handler = children_of(old)[0];
     signal_to(old, Signal::SIGSTOP);
@@ -57,11 +57,11 @@ fn a_frozen_worker_is_described_with_what_it_held_and_had_started() {
 
 #[test]
 fn a_frozen_dispatcher_is_described_with_who_waits_for_it() {
-    let mut set = Set::prepare("");
-    set.configure(&gated(&set, 1, "", ""));
+    let mut set = TestSet::prepare("");
+    set.configure(&gated_pool(&set, 1, "", ""));
     set.run();
     set.wait_until_up();
-    let running = start_gated(&set, "one");
+    let running = start_gated_request(&set, "one");
     let address = set.address(0);
     let waiting = std::thread::spawn(move || get(address, "/two"));
     set.wait_for("a client waits", |status| status["dispatcher"]["queue"] == 1);

@@ -14,7 +14,7 @@ fn echo() -> String {
 }
 
 /// Waits until this worker is another process, and in service; how long that took.
-fn wait_for_another(set: &Set, id: &str, old: u32) -> Duration {
+fn wait_for_another(set: &TestSet, id: &str, old: u32) -> Duration {
     let since = Instant::now();
     set.wait_for("the worker is replaced", |status| {
         let worker = worker_of(status, id);
@@ -23,7 +23,7 @@ fn wait_for_another(set: &Set, id: &str, old: u32) -> Duration {
     since.elapsed()
 }
 
-fn wait_for_another_dispatcher(set: &Set, old: u32) -> Duration {
+fn wait_for_another_dispatcher(set: &TestSet, old: u32) -> Duration {
     let since = Instant::now();
     set.wait_for("the dispatcher is replaced", |status| {
         status["dispatcher"]["pid"].as_u64() != Some(u64::from(old)) && status["dispatcher"]["state"] == "up"
@@ -38,8 +38,8 @@ fn worker_pids(status: &Value) -> Vec<u64> {
 
 #[test]
 fn a_killed_worker_is_replaced_at_once() {
-    let set = Set::start(&echo());
-    let load = Load::start(set.address(0), "/x", 2);
+    let set = TestSet::start(&echo());
+    let load = LoadGenerator::start(set.address(0), "/x", 2);
     let (address, old) = (set.worker("default/2")["address"].clone(), set.worker_pid("default/2"));
     load.wait_for(5);
     signal_to(old, Signal::SIGKILL);
@@ -55,8 +55,8 @@ fn a_killed_worker_is_replaced_at_once() {
 
 #[test]
 fn a_frozen_worker_is_killed_and_replaced() {
-    let set = Set::start(&echo());
-    let load = Load::start(set.address(0), "/x", 2);
+    let set = TestSet::start(&echo());
+    let load = LoadGenerator::start(set.address(0), "/x", 2);
     let (address, old) = (set.worker("default/2")["address"].clone(), set.worker_pid("default/2"));
     load.wait_for(5);
     signal_to(old, Signal::SIGSTOP);
@@ -72,15 +72,15 @@ fn a_frozen_worker_is_killed_and_replaced() {
 #[test]
 fn only_the_request_of_a_dead_busy_worker_is_lost() {
     for signal in [Signal::SIGKILL, Signal::SIGSTOP] {
-        let mut set = Set::prepare("");
-        set.configure(&gated(&set, 3, "", ""));
+        let mut set = TestSet::prepare("");
+        set.configure(&gated_pool(&set, 3, "", ""));
         set.run();
         set.wait_until_up();
-        let victim = start_gated(&set, "victim");
+        let victim = start_gated_request(&set, "victim");
         let status = set.status();
         let id = (1..=3).map(|n| format!("default/{n}")).find(|id| worker_of(&status, id)["state"] == "busy").unwrap();
-        let other = start_gated(&set, "other");
-        let load = Load::start(set.address(0), "/fast", 1);
+        let other = start_gated_request(&set, "other");
+        let load = LoadGenerator::start(set.address(0), "/fast", 1);
         load.wait_for(2);
         let old = set.worker_pid(&id);
         signal_to(old, signal);
@@ -103,13 +103,13 @@ fn only_the_request_of_a_dead_busy_worker_is_lost() {
 #[test]
 fn a_dead_dispatcher_is_replaced_alone() {
     for signal in [Signal::SIGKILL, Signal::SIGSTOP] {
-        let mut set = Set::prepare("");
-        set.configure(&gated(&set, 3, "", ""));
+        let mut set = TestSet::prepare("");
+        set.configure(&gated_pool(&set, 3, "", ""));
         set.run();
         set.wait_until_up();
-        let running = start_gated(&set, "one");
+        let running = start_gated_request(&set, "one");
         let workers = worker_pids(&set.status());
-        let load = Load::start(set.address(0), "/fast", 2);
+        let load = LoadGenerator::start(set.address(0), "/fast", 2);
         load.wait_for(2);
         let old = set.dispatcher_pid();
         signal_to(old, signal);
@@ -132,7 +132,7 @@ fn a_dead_dispatcher_is_replaced_alone() {
 
 #[test]
 fn who_pauses_for_a_moment_is_not_killed() {
-    let set = Set::start(&echo());
+    let set = TestSet::start(&echo());
     let status = set.status();
     let before = (worker_pids(&status), set.dispatcher_pid());
     let all = |_: ()| [set.worker_pid("default/1"), set.dispatcher_pid(), set.pid()];
@@ -163,11 +163,11 @@ fn bad(program: &str, watchdog: &str) -> String {
 
 #[test]
 fn a_worker_that_cannot_live_is_given_up_and_the_rest_serves() {
-    let mut set = Set::prepare("");
+    let mut set = TestSet::prepare("");
     let restarts = "restarts = { max = 4, within = \"10m\", delay = \"20ms\", delay_max = \"1s\" }";
-    let config = |set: &Set| {
+    let config = |set: &TestSet| {
         bad(
-            &format!("[\"/bin/sh\", \"-c\", \"test -e {}/ok && exec sleep 600; exit 3\"]", set.top().display()),
+            &format!("[\"/bin/sh\", \"-c\", \"test -e {}/ok && exec sleep 600; exit 3\"]", set.test_dir().display()),
             restarts,
         )
     };
@@ -187,7 +187,7 @@ fn a_worker_that_cannot_live_is_given_up_and_the_rest_serves() {
     assert!(refused.text().contains("bad"), "{refused:?}");
     assert_eq!(set.patou(&["status", "--wait", "50ms"]).status.code(), Some(1));
     // A reload is a new chance.
-    std::fs::write(set.top().join("ok"), "").unwrap();
+    std::fs::write(set.test_dir().join("ok"), "").unwrap();
     set.signal(Signal::SIGHUP);
     set.wait_for("it gets a new chance", |status| worker_of(status, "bad/1")["state"] == "starting");
     set.stop();
@@ -195,16 +195,16 @@ fn a_worker_that_cannot_live_is_given_up_and_the_rest_serves() {
 
 #[test]
 fn a_pool_of_which_every_worker_has_failed_says_so_at_once_and_serves_when_one_is_back() {
-    let mut set = Set::prepare("");
-    let (go, ok) = (set.top().join("go"), set.top().join("ok"));
+    let mut set = TestSet::prepare("");
+    let (go, ok) = (set.test_dir().join("go"), set.test_dir().join("ok"));
     let script = format!(
         "test -e {0} && exec {1}; while ! test -e {2}; do sleep 0.05; done; exit 3",
         ok.display(),
-        example("axum_worker"),
+        build_example("axum_worker"),
         go.display()
     );
     let restarts = "restarts = { max = 1, within = \"10m\", delay = \"20ms\", delay_max = \"1s\" }";
-    let config = bad(&words(&["/bin/sh", "-c", &script]), restarts);
+    let config = bad(&toml_array(&["/bin/sh", "-c", &script]), restarts);
     set.configure(&config.replace("100ms", "10m").replace("workers = 1", "workers = 2"));
     set.run();
     set.wait_for("the dispatcher is up", |status| status["dispatcher"]["state"] == "up");
@@ -214,7 +214,7 @@ fn a_pool_of_which_every_worker_has_failed_says_so_at_once_and_serves_when_one_i
     std::fs::write(&go, "").unwrap();
     let refused = waiting.join().unwrap();
     let reason = "every worker of pool bad has failed: exit code 3 before it was ready";
-    let check = |refused: Answer| {
+    let check = |refused: HttpResponse| {
         assert_eq!((refused.status, refused.header("patou-outcome")), (503, Some("not-started")), "{refused:?}");
         assert!(refused.text().contains(reason) && refused.header("retry-after").is_some(), "{refused:?}");
     };
@@ -238,7 +238,7 @@ fn a_pool_of_which_every_worker_has_failed_says_so_at_once_and_serves_when_one_i
 
 #[test]
 fn a_worker_that_is_never_ready_is_killed_and_tried_again() {
-    let mut set = Set::prepare("");
+    let mut set = TestSet::prepare("");
     set.configure(&bad("[\"/bin/sleep\", \"600\"]", "start_timeout = \"300ms\""));
     set.run();
     set.wait_for_log(&["bad/1", "not ready after", "start_timeout"]);
@@ -250,8 +250,8 @@ fn a_worker_that_is_never_ready_is_killed_and_tried_again() {
 #[test]
 fn why_a_part_does_not_start_is_said_in_one_line() {
     // It is there, as `check` wants it, and cannot be executed nevertheless.
-    let mut set = Set::prepare("");
-    let program = set.top().join("program");
+    let mut set = TestSet::prepare("");
+    let program = set.test_dir().join("program");
     std::fs::write(&program, "#!/no/such/interpreter\n").unwrap();
     std::fs::set_permissions(&program, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
     let why = &format!("cannot execute {}: No such file", program.display());
@@ -275,17 +275,17 @@ fn why_a_part_does_not_start_is_said_in_one_line() {
 #[test]
 fn the_next_run_clears_what_a_killed_watchdog_left() {
     for frozen in ["nobody", "worker", "dispatcher"] {
-        let mut set = Set::prepare("");
-        let unix = set.top().join("front.sock");
+        let mut set = TestSet::prepare("");
+        let unix = set.test_dir().join("front.sock");
         let listener = format!("[[listener]]\naddress = \"unix:{}\"\npool = \"default\"\n", unix.display());
-        set.configure(&gated(&set, 2, "drain_timeout = \"10m\"", &listener));
+        set.configure(&gated_pool(&set, 2, "drain_timeout = \"10m\"", &listener));
         set.run();
         set.wait_until_up();
         let idle = set.worker_pid("default/1");
         assert!(set.patou(&["drain", "default-1"]).status.success());
         let tcp = set.status()["listeners"][1].as_str().unwrap().parse().unwrap();
         let client = std::thread::spawn(move || get(tcp, "/.one"));
-        wait_until("the request runs", || set.top().join("started.one").exists());
+        wait_until("the request runs", || set.test_dir().join("started.one").exists());
         match frozen {
             "worker" => signal_to(idle, Signal::SIGSTOP),
             "dispatcher" => signal_to(set.dispatcher_pid(), Signal::SIGSTOP),
@@ -293,7 +293,7 @@ fn the_next_run_clears_what_a_killed_watchdog_left() {
         }
         let old = (set.pid(), set.worker_pid("default/2"), set.dispatcher_pid());
         set.signal(Signal::SIGKILL);
-        assert_eq!(set.wait_for_end(), None);
+        assert_eq!(set.wait_for_exit(), None);
         let status = set.patou(&["status", "--json"]);
         let json: serde_json::Value = serde_json::from_slice(&status.stdout).unwrap();
         assert_eq!((status.status.code(), &json["watchdog"]["state"]), (Some(1), &"gone".into()));
@@ -317,17 +317,17 @@ fn the_next_run_clears_what_a_killed_watchdog_left() {
 
 #[test]
 fn a_start_that_waits_for_the_former_set_can_be_stopped() {
-    let mut set = Set::prepare("");
-    set.configure(&gated(&set, 1, "drain_timeout = \"10m\"", ""));
+    let mut set = TestSet::prepare("");
+    set.configure(&gated_pool(&set, 1, "drain_timeout = \"10m\"", ""));
     set.run();
     set.wait_until_up();
-    let client = start_gated(&set, "one");
+    let client = start_gated_request(&set, "one");
     set.signal(Signal::SIGKILL);
-    set.wait_for_end();
+    set.wait_for_exit();
     set.run();
     set.wait_for_log(&["worker default/1 of the previous set is busy"]);
     set.signal(Signal::SIGTERM);
-    assert_eq!(set.wait_for_end(), Some(0));
+    assert_eq!(set.wait_for_exit(), Some(0));
     open_gate(&set);
     assert_eq!(client.join().unwrap().unwrap().status, 200, "what it waited for was killed");
     set.run();
@@ -337,7 +337,7 @@ fn a_start_that_waits_for_the_former_set_can_be_stopped() {
 
 #[test]
 fn a_set_that_runs_is_not_started_again() {
-    let set = Set::start(ECHO);
+    let set = TestSet::start(ECHO);
     let second = set.patou(&["run"]);
     assert_eq!(second.status.code(), Some(1));
     let told = text(&second.stderr);
@@ -348,7 +348,7 @@ fn a_set_that_runs_is_not_started_again() {
     set.stop();
     // At the same moment exactly one wins.
     for _ in 0..5 {
-        let set = Set::prepare(ECHO);
+        let set = TestSet::prepare(ECHO);
         let mut runs: Vec<_> =
             (0..4).map(|_| set.command(&["run"]).stderr(std::process::Stdio::piped()).spawn().unwrap()).collect();
         set.wait_until_up();
@@ -377,7 +377,7 @@ fn descriptors(pid: u32) -> Vec<String> {
 
 #[test]
 fn nothing_leaks_over_restarts() {
-    let set = Set::start(&format!(
+    let set = TestSet::start(&format!(
         "[watchdog]\nrestarts = {{ max = 100, within = \"10m\", delay = \"1ms\", delay_max = \"2ms\" }}\n{ECHO}"
     ));
     let before = descriptors(set.pid());
@@ -406,11 +406,11 @@ fn nothing_leaks_over_restarts() {
 
 #[test]
 fn children_that_the_watchdog_had_before_are_not_touched() {
-    let set = Set::prepare(ECHO);
-    let file = set.top().join("stranger");
+    let set = TestSet::prepare(ECHO);
+    let file = set.test_dir().join("stranger");
     let mut shell = std::process::Command::new("/bin/sh");
     shell.args(["-c", "sleep 600 & echo $! >\"$1\"; shift; exec \"$@\"", "sh"]).arg(&file).arg(PATOU);
-    shell.args(["run", "--config"]).arg(set.file()).stderr(std::process::Stdio::null());
+    shell.args(["run", "--config"]).arg(set.config_file()).stderr(std::process::Stdio::null());
     let mut run = shell.spawn().unwrap();
     set.wait_until_up();
     let stranger: u32 = std::fs::read_to_string(&file).unwrap().trim().parse().unwrap();
@@ -427,14 +427,14 @@ fn children_that_the_watchdog_had_before_are_not_touched() {
 #[test]
 fn processes_of_another_version_keep_what_they_have() {
     use std::os::unix::fs::FileExt;
-    let mut set = Set::prepare("");
-    set.configure(&gated(&set, 1, "drain_timeout = \"10m\"", ""));
+    let mut set = TestSet::prepare("");
+    set.configure(&gated_pool(&set, 1, "drain_timeout = \"10m\"", ""));
     set.run();
     set.wait_until_up();
     let worker = set.worker_pid("default/1");
-    let running = start_gated(&set, "one");
+    let running = start_gated_request(&set, "one");
     set.signal(Signal::SIGKILL);
-    set.wait_for_end();
+    set.wait_for_exit();
     // As if a version with another layout had made them.
     for segment in set.segments() {
         let file = std::fs::File::options().write(true).open(format!("/dev/shm/{segment}")).unwrap();
@@ -442,10 +442,10 @@ fn processes_of_another_version_keep_what_they_have() {
     }
     let before = set.segments();
     set.run();
-    assert_eq!(set.wait_for_end(), Some(1));
+    assert_eq!(set.wait_for_exit(), Some(1));
     set.wait_for_log(&["another version of patou (segment layout 99)"]);
     assert_eq!((set.segments(), is_alive(worker)), (before, true));
-    assert!(set.dir().join("default/1.segment").exists());
+    assert!(set.runtime_dir().join("default/1.segment").exists());
     open_gate(&set);
     assert_eq!(running.join().unwrap().unwrap().status, 200);
     // Nobody has them any more: now they are merely to be removed.

@@ -25,9 +25,9 @@ fn echo(listener: &str, pool: &str, front: &str) -> String {
 
 /// One worker whose requests note their path in `started` and end when the file `go` is there; listens on TCP
 /// and on `front.sock`.
-fn gated(pool: &str, front: &str) -> Set {
-    let mut set = Set::prepare("");
-    let top = set.top().display().to_string();
+fn gated(pool: &str, front: &str) -> TestSet {
+    let mut set = TestSet::prepare("");
+    let top = set.test_dir().display().to_string();
     let script = format!(
         "echo $PATH_INFO >> {top}/started; while [ ! -e {top}/go ]; do sleep 0.02; done; \
          printf 'Content-Type: text/plain\\n\\ndone %s' $PATH_INFO"
@@ -40,46 +40,46 @@ fn gated(pool: &str, front: &str) -> Set {
     set
 }
 
-fn started(set: &Set) -> Vec<String> {
-    let text = std::fs::read_to_string(set.top().join("started")).unwrap_or_default();
+fn started(set: &TestSet) -> Vec<String> {
+    let text = std::fs::read_to_string(set.test_dir().join("started")).unwrap_or_default();
     text.lines().map(str::to_owned).collect()
 }
 
-fn open_gate(set: &Set) {
-    std::fs::write(set.top().join("go"), "").unwrap();
+fn open_gate(set: &TestSet) {
+    std::fs::write(set.test_dir().join("go"), "").unwrap();
 }
 
 /// Occupies the only worker of a gated set; the thread returns the answer once the gate is open.
-fn occupy(set: &Set) -> std::thread::JoinHandle<Result<Answer, String>> {
-    let (worker, target) = lease(set.address(1), "/running").unwrap();
-    let running = std::thread::spawn(move || exchange(worker, head("GET", &target, worker, "").as_bytes()));
+fn occupy(set: &TestSet) -> std::thread::JoinHandle<Result<HttpResponse, String>> {
+    let (worker, target) = request_lease(set.address(1), "/running").unwrap();
+    let running = std::thread::spawn(move || send_request(worker, request_head("GET", &target, worker, "").as_bytes()));
     set.wait_for("the start", |_| started(set) == ["/running"]);
     running
 }
 
-fn wait_for_queue(set: &Set, length: usize) {
+fn wait_for_queue(set: &TestSet, length: usize) {
     set.wait_for(&format!("a queue of {length}"), |status| status["dispatcher"]["queue"] == length);
 }
 
 /// A client in the queue.
-fn join(set: &Set, target: &str, length: usize) -> TcpStream {
+fn join(set: &TestSet, target: &str, length: usize) -> TcpStream {
     let mut stream = connect(set.address(1));
-    stream.write_all(head("GET", target, set.address(1), "").as_bytes()).unwrap();
+    stream.write_all(request_head("GET", target, set.address(1), "").as_bytes()).unwrap();
     wait_for_queue(set, length);
     stream
 }
 
 /// Follows the 307 on this stream.
-fn redeem(stream: &mut (impl Read + ?Sized)) -> Answer {
-    let told = read_answer(&mut Box::new(stream)).unwrap();
+fn redeem(stream: &mut (impl Read + ?Sized)) -> HttpResponse {
+    let told = read_response(&mut Box::new(stream)).unwrap();
     assert_eq!(told.status, 307, "{told:?}");
     let rest = told.header("location").unwrap().strip_prefix("http://").unwrap();
     let (host, target) = rest.split_at(rest.find('/').unwrap());
     let worker = host.parse().unwrap();
-    exchange(worker, head("GET", target, worker, "").as_bytes()).unwrap()
+    send_request(worker, request_head("GET", target, worker, "").as_bytes()).unwrap()
 }
 
-fn assert_problem(answer: &Answer, status: u16, words: &[&str]) {
+fn assert_problem(answer: &HttpResponse, status: u16, words: &[&str]) {
     assert_eq!(
         (answer.status, answer.header("content-type")),
         (status, Some("application/problem+json")),
@@ -112,9 +112,9 @@ fn status_line(answer: &str) -> &str {
 
 #[test]
 fn a_loopback_listener_answers_to_its_own_names_only() {
-    let set = Set::start(&echo("", "workers = 1", ""));
+    let set = TestSet::start(&echo("", "workers = 1", ""));
     let address = set.address(0);
-    let with = |headers: &str| exchange(address, format!("GET / HTTP/1.1\r\n{headers}\r\n").as_bytes()).unwrap();
+    let with = |headers: &str| send_request(address, format!("GET / HTTP/1.1\r\n{headers}\r\n").as_bytes()).unwrap();
     for host in ["evil.example", "localhost.evil.example:80", "192.0.2.1", "[2001:db8::1]:1", "127.0.0.1.nip.example"] {
         assert_problem(&with(&format!("Host: {host}\r\n")), 421, &["allowed_hosts"]);
     }
@@ -144,9 +144,10 @@ fn a_loopback_listener_answers_to_its_own_names_only() {
 
 #[test]
 fn listed_hosts_are_served_and_no_others() {
-    let set = Set::start(&echo("allowed_hosts = [\"api.example\", \"[::1]\"]", "workers = 4", ""));
+    let set = TestSet::start(&echo("allowed_hosts = [\"api.example\", \"[::1]\"]", "workers = 4", ""));
     let address = set.address(0);
-    let with = |host: &str| exchange(address, format!("GET / HTTP/1.1\r\nHost: {host}\r\n\r\n").as_bytes()).unwrap();
+    let with =
+        |host: &str| send_request(address, format!("GET / HTTP/1.1\r\nHost: {host}\r\n\r\n").as_bytes()).unwrap();
     for good in ["api.example", "API.Example:80", "api.example.", "[::1]:9"] {
         assert_eq!(with(good).status, 307, "{good}");
     }
@@ -196,12 +197,13 @@ fn without_a_queue_nobody_waits() {
     let set = gated("queue = 0", "");
     let running = occupy(&set);
     for target in ["/", "/.patou/lease"] {
-        let refused = exchange(set.address(1), head("POST", target, set.address(1), "").as_bytes()).unwrap();
+        let refused =
+            send_request(set.address(1), request_head("POST", target, set.address(1), "").as_bytes()).unwrap();
         assert_problem(&refused, 503, &["pool default", "`queue` is 0"]);
     }
-    let mut unix = UnixStream::connect(set.top().join("front.sock")).unwrap();
+    let mut unix = UnixStream::connect(set.test_dir().join("front.sock")).unwrap();
     unix.write_all(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n").unwrap();
-    assert_problem(&read_answer(&mut unix).unwrap(), 503, &["pool default"]);
+    assert_problem(&read_response(&mut unix).unwrap(), 503, &["pool default"]);
     open_gate(&set);
     assert_eq!(running.join().unwrap().unwrap().status, 200);
     set.stop();
@@ -229,7 +231,7 @@ fn who_leaves_gives_up_its_place() {
         wait_for_queue(&set, 1);
     }
     for version in ["1.1", "1.0"] {
-        let mut unix = UnixStream::connect(set.top().join("front.sock")).unwrap();
+        let mut unix = UnixStream::connect(set.test_dir().join("front.sock")).unwrap();
         unix.write_all(format!("GET /left HTTP/{version}\r\nHost: x\r\n\r\n").as_bytes()).unwrap();
         wait_for_queue(&set, 2);
         drop(unix);
@@ -237,7 +239,7 @@ fn who_leaves_gives_up_its_place() {
     }
     // In the middle of its body.
     let mut stream = connect(address);
-    stream.write_all(head("PUT", "/left", address, "Content-Length: 900000\r\n").as_bytes()).unwrap();
+    stream.write_all(request_head("PUT", "/left", address, "Content-Length: 900000\r\n").as_bytes()).unwrap();
     wait_for_queue(&set, 2);
     stream.write_all(&[b'x'; 1000]).unwrap();
     drop(stream);
@@ -253,14 +255,14 @@ fn who_has_only_stopped_sending_is_served() {
     let address = set.address(1);
     let running = occupy(&set);
     let mut new = connect(address);
-    new.write_all(head("GET", "/new", address, "").as_bytes()).unwrap();
+    new.write_all(request_head("GET", "/new", address, "").as_bytes()).unwrap();
     new.shutdown(Shutdown::Write).unwrap();
     wait_for_queue(&set, 1);
     let mut old = connect(address);
     old.write_all(b"GET /old HTTP/1.0\r\n\r\n").unwrap();
     old.shutdown(Shutdown::Write).unwrap();
     wait_for_queue(&set, 2);
-    let mut unix = UnixStream::connect(set.top().join("front.sock")).unwrap();
+    let mut unix = UnixStream::connect(set.test_dir().join("front.sock")).unwrap();
     unix.write_all(b"GET /unix HTTP/1.1\r\nHost: x\r\n\r\n").unwrap();
     unix.shutdown(Shutdown::Write).unwrap();
     wait_for_queue(&set, 3);
@@ -273,7 +275,7 @@ fn who_has_only_stopped_sending_is_served() {
     assert_eq!(running.join().unwrap().unwrap().status, 200);
     assert_eq!(redeem(&mut (&piece[..]).chain(&mut new)).text(), "done /new");
     assert_eq!(redeem(&mut old).text(), "done /old");
-    assert_eq!(read_answer(&mut unix).unwrap().status, 200);
+    assert_eq!(read_response(&mut unix).unwrap().status, 200);
     set.stop();
 }
 
@@ -290,7 +292,7 @@ fn backlog(address: SocketAddr) -> usize {
 #[test]
 fn beyond_its_connections_the_backlog_is_the_queue() {
     let front = "connections = 2\nhead_timeout = \"300s\"\nlinger_timeout = \"100ms\"";
-    let set = Set::start(
+    let set = TestSet::start(
         &("[[listener]]\naddress = \"127.0.0.1:0\"\npool = \"default\"\n".to_owned() + &echo("", "workers = 4", front)),
     );
     let (one, two) = (set.address(0), set.address(1));
@@ -299,12 +301,12 @@ fn beyond_its_connections_the_backlog_is_the_queue() {
     set.wait_for("two accepted", |_| backlog(one) == 0);
     let mut more: Vec<_> = [one, two, one].map(|address| (connect(address), address)).into();
     for (stream, address) in &mut more {
-        stream.write_all(head("GET", "/", *address, "").as_bytes()).unwrap();
+        stream.write_all(request_head("GET", "/", *address, "").as_bytes()).unwrap();
     }
     assert_eq!((backlog(one), backlog(two)), (2, 1));
     drop(idle);
     for (mut stream, _) in more {
-        assert_eq!(read_answer(&mut stream).unwrap().status, 307);
+        assert_eq!(read_response(&mut stream).unwrap().status, 307);
     }
     set.stop();
 }
@@ -315,7 +317,7 @@ fn a_reload_changes_how_many_connections_there_may_be() {
         let front = format!("connections = {connections}\nhead_timeout = \"300s\"\nlinger_timeout = \"100ms\"");
         echo("", "workers = 4", &front)
     };
-    let mut set = Set::prepare(&toml(3));
+    let mut set = TestSet::prepare(&toml(3));
     set.run();
     set.wait_until_up();
     let address = set.address(0);
@@ -338,34 +340,34 @@ fn a_reload_changes_how_many_connections_there_may_be() {
     let mut next: Vec<_> = (0..3).map(|_| connect(address)).collect();
     set.wait_for("two of three accepted", |_| backlog(address) == 1);
     let mut last = next.pop().unwrap();
-    last.write_all(head("GET", "/", address, "").as_bytes()).unwrap();
+    last.write_all(request_head("GET", "/", address, "").as_bytes()).unwrap();
     assert_eq!(backlog(address), 1);
     drop(next);
-    assert_eq!(read_answer(&mut last).unwrap().status, 307);
+    assert_eq!(read_response(&mut last).unwrap().status, 307);
     set.stop();
 }
 
 #[test]
 fn heads_have_a_size() {
-    let set = Set::start(&echo("", "workers = 4", "head_bytes = 8192"));
+    let set = TestSet::start(&echo("", "workers = 4", "head_bytes = 8192"));
     let address = set.address(0);
-    let (worker, _) = lease(address, "/").unwrap();
+    let (worker, _) = request_lease(address, "/").unwrap();
     for address in [address, worker] {
         let big = format!("X-Big: {}\r\n", "x".repeat(20_000));
-        assert_eq!(status_line(&raw(address, head("GET", "/", address, &big).as_bytes())), "431");
+        assert_eq!(status_line(&raw(address, request_head("GET", "/", address, &big).as_bytes())), "431");
         let many = "X-Many: 1\r\n".repeat(500);
-        assert_eq!(status_line(&raw(address, head("GET", "/", address, &many).as_bytes())), "431");
-        let long = raw(address, head("GET", &format!("/{}", "x".repeat(20_000)), address, "").as_bytes());
+        assert_eq!(status_line(&raw(address, request_head("GET", "/", address, &many).as_bytes())), "431");
+        let long = raw(address, request_head("GET", &format!("/{}", "x".repeat(20_000)), address, "").as_bytes());
         assert!(["414", "431"].contains(&status_line(&long)), "{long}");
         let fits = format!("X-Big: {}\r\n", "x".repeat(7000));
-        assert_eq!(status_line(&raw(address, head("GET", "/", address, &fits).as_bytes())), "307");
+        assert_eq!(status_line(&raw(address, request_head("GET", "/", address, &fits).as_bytes())), "307");
     }
     set.stop();
 }
 
 #[test]
 fn heads_have_a_time() {
-    let set = Set::start(&echo("", "workers = 1", "head_timeout = \"500ms\""));
+    let set = TestSet::start(&echo("", "workers = 1", "head_timeout = \"500ms\""));
     let address = set.address(0);
     let worker: SocketAddr = set.worker("default/1")["address"].as_str().unwrap().parse().unwrap();
     for address in [address, worker] {
@@ -373,17 +375,17 @@ fn heads_have_a_time() {
         let mut stream = connect(address);
         let mut told = Vec::new();
         stream.set_read_timeout(Some(std::time::Duration::from_millis(50))).unwrap();
-        for byte in head("GET", "/", address, &"X-Slow: 1\r\n".repeat(1000)).bytes() {
+        for byte in request_head("GET", "/", address, &"X-Slow: 1\r\n".repeat(1000)).bytes() {
             let written = stream.write_all(&[byte]);
             match stream.read_to_end(&mut told) {
                 Err(error) if error.kind() == std::io::ErrorKind::WouldBlock && written.is_ok() => {}
                 _ => break,
             }
         }
-        let answer = read_answer(&mut &told[..]).unwrap();
+        let answer = read_response(&mut &told[..]).unwrap();
         assert_problem(&answer, 408, &["head_timeout"]);
         // Nothing at all.
-        let answer = read_answer(&mut connect(address)).unwrap();
+        let answer = read_response(&mut connect(address)).unwrap();
         assert_problem(&answer, 408, &["head_timeout"]);
     }
     set.stop();
@@ -393,14 +395,14 @@ fn heads_have_a_time() {
 fn bodies_have_a_size() {
     let handler = "workers = 1\nhandler = { exec = [\"sh\", \"-c\", \
         \"n=$(wc -c); printf 'Content-Type: text/plain\\\\n\\\\n%s' $n\"] }";
-    let set = Set::start(&echo("", handler, "max_body = 100000"));
+    let set = TestSet::start(&echo("", handler, "max_body = 100000"));
     let address = set.address(0);
     for length in ["100001", "18446744073709551613"] {
         let more = format!("Content-Length: {length}\r\nExpect: 100-continue\r\n");
-        let answer = exchange(address, head("PUT", "/", address, &more).as_bytes()).unwrap();
+        let answer = send_request(address, request_head("PUT", "/", address, &more).as_bytes()).unwrap();
         assert_problem(&answer, 413, &["max_body", "100000"]);
-        let (worker, target) = lease(address, "/").unwrap();
-        let answer = exchange(worker, head("PUT", &target, worker, &more).as_bytes()).unwrap();
+        let (worker, target) = request_lease(address, "/").unwrap();
+        let answer = send_request(worker, request_head("PUT", &target, worker, &more).as_bytes()).unwrap();
         assert_problem(&answer, 413, &["max_body", "100000"]);
     }
     assert_eq!(request(address, "PUT", "/", &[b'x'; 100_000]).unwrap().text().trim(), "100000");
@@ -413,10 +415,10 @@ fn bodies_have_a_size() {
     }
     body.extend(b"0\r\n\r\n");
     for _ in 0..10 {
-        let (worker, target) = lease(address, "/").unwrap();
-        let mut request = head("PUT", &target, worker, "Transfer-Encoding: chunked\r\n").into_bytes();
+        let (worker, target) = request_lease(address, "/").unwrap();
+        let mut request = request_head("PUT", &target, worker, "Transfer-Encoding: chunked\r\n").into_bytes();
         request.extend(&body);
-        let answer = exchange(worker, &request).unwrap();
+        let answer = send_request(worker, &request).unwrap();
         assert_eq!((answer.status, answer.header("patou-outcome")), (413, Some("started-unknown")), "{answer:?}");
     }
     set.stop();
@@ -426,14 +428,14 @@ fn bodies_have_a_size() {
 fn silence_in_a_body_has_a_bound() {
     let handler = "workers = 1\nhandler = { exec = [\"sh\", \"-c\", \
         \"n=$(wc -c); printf 'Content-Type: text/plain\\\\n\\\\n%s' $n\"] }";
-    let set = Set::start(&echo("", handler, "body_timeout = \"300ms\""));
+    let set = TestSet::start(&echo("", handler, "body_timeout = \"300ms\""));
     let address = set.address(0);
     for framing in ["Content-Length: 100\r\n", "Transfer-Encoding: chunked\r\n"] {
         for begun in ["", "5\r\nhello\r\n"] {
-            let (worker, target) = lease(address, "/").unwrap();
+            let (worker, target) = request_lease(address, "/").unwrap();
             let mut stream = connect(worker);
-            stream.write_all((head("PUT", &target, worker, framing) + begun).as_bytes()).unwrap();
-            let answer = read_answer(&mut stream).unwrap();
+            stream.write_all((request_head("PUT", &target, worker, framing) + begun).as_bytes()).unwrap();
+            let answer = read_response(&mut stream).unwrap();
             assert_eq!(answer.status, 408, "{answer:?}");
             assert!(answer.text().contains("300ms"), "{answer:?}");
         }
@@ -448,11 +450,11 @@ fn early_answers_arrive_whole() {
     let set = gated("queue = 0", "max_body = 1000000");
     let address = set.address(1);
     let send = |address: SocketAddr, target: &str, body: usize| {
-        let mut request = head("PUT", target, address, &format!("Content-Length: {body}\r\n")).into_bytes();
+        let mut request = request_head("PUT", target, address, &format!("Content-Length: {body}\r\n")).into_bytes();
         request.resize(request.len() + body.min(900_000), b'x');
-        exchange(address, &request)
+        send_request(address, &request)
     };
-    let (worker, target) = lease(address, "/running").unwrap();
+    let (worker, target) = request_lease(address, "/running").unwrap();
     for _ in 0..50 {
         // Occupied by a lease: 503; too large: 413; of nobody: 307 from the worker.
         assert_eq!(send(address, "/", 900_000).unwrap().status, 503);
@@ -477,7 +479,7 @@ fn early_answers_arrive_whole() {
 #[test]
 fn bad_http_is_refused_and_harms_nobody() {
     let toml = echo("", "workers = 4\nqueue_timeout = \"60s\"", "head_timeout = \"1s\"\nhead_bytes = 8192");
-    let set = Set::start(&toml.replace("\"5s\"", "\"2s\""));
+    let set = TestSet::start(&toml.replace("\"5s\"", "\"2s\""));
     let address = set.address(0);
     let over = Arc::new(AtomicBool::new(false));
     let others = {
@@ -530,7 +532,7 @@ fn bad_http_is_refused_and_harms_nobody() {
     {
         for body in ["0\r\n\r\nGET /smuggled HTTP/1.1\r\nHost: localhost\r\n\r\n", "1\r\nZ\r\nQ"] {
             for address in [address, worker] {
-                let told = raw(address, (head("POST", "/", address, framing) + body).as_bytes());
+                let told = raw(address, (request_head("POST", "/", address, framing) + body).as_bytes());
                 assert_eq!(told.matches("HTTP/1.1 ").count(), 1, "{told}");
             }
         }
@@ -539,14 +541,14 @@ fn bad_http_is_refused_and_harms_nobody() {
     for chunk in
         ["x\r\n", "-1\r\nab\r\n", "fffffffffffffffff\r\nab", "1\r\nabc\r\n", "1 1\r\na\r\n", "1\nab\r\n", "\r\n\r\n"]
     {
-        let (worker, target) = lease(address, "/").unwrap();
-        let request = head("PUT", &target, worker, "Transfer-Encoding: chunked\r\n") + chunk;
+        let (worker, target) = request_lease(address, "/").unwrap();
+        let request = request_head("PUT", &target, worker, "Transfer-Encoding: chunked\r\n") + chunk;
         let told = raw(worker, request.as_bytes());
         let whole = told.starts_with("HTTP/1.1 200") && told.ends_with("0\r\n\r\n");
         assert!(!whole, "{chunk:?}: {told}");
     }
     // Two requests at once: one connection is one request.
-    let two = head("GET", "/one", address, "") + &head("GET", "/two", address, "");
+    let two = request_head("GET", "/one", address, "") + &request_head("GET", "/two", address, "");
     assert_eq!(raw(address, two.as_bytes()).matches("HTTP/1.1 ").count(), 1);
     over.store(true, Ordering::Relaxed);
     others.join().unwrap();
@@ -555,17 +557,17 @@ fn bad_http_is_refused_and_harms_nobody() {
 
 #[test]
 fn requests_are_logged_where_asked_and_nowhere_else() {
-    let mut set = Set::prepare("");
+    let mut set = TestSet::prepare("");
     let quiet = "[[listener]]\naddress = \"127.0.0.1:0\"\npool = \"default\"\n";
     set.configure(&(quiet.to_owned() + &echo("access_log = true", "workers = 2", "max_body = 10")));
-    set.run_logging("info");
+    set.run_with_log_level("info");
     set.wait_until_up();
     let (quiet, loud) = (set.address(0), set.address(1));
     for n in 0..5 {
         assert_eq!(request(quiet, "PUT", &format!("/quiet/{n}"), b"body").unwrap().status, 200);
         assert_eq!(get(quiet, &format!("/quiet/{n}?secret")).unwrap().status, 200);
-        let (worker, target) = lease(quiet, "/quiet").unwrap();
-        exchange(worker, head("GET", &target, worker, "").as_bytes()).unwrap();
+        let (worker, target) = request_lease(quiet, "/quiet").unwrap();
+        send_request(worker, request_head("GET", &target, worker, "").as_bytes()).unwrap();
     }
     let log = set.log();
     assert!(!log.contains("/quiet") && !log.contains("lease"), "{log}");
@@ -576,7 +578,10 @@ fn requests_are_logged_where_asked_and_nowhere_else() {
         assert!(line.contains(word), "{line} lacks {word}");
     }
     assert!(!line.contains("/.patou/"), "{line}");
-    assert_eq!(exchange(loud, head("PUT", "/big", loud, "Content-Length: 11\r\n").as_bytes()).unwrap().status, 413);
+    assert_eq!(
+        send_request(loud, request_head("PUT", "/big", loud, "Content-Length: 11\r\n").as_bytes()).unwrap().status,
+        413
+    );
     set.wait_for_log(&["PUT /big", "status=413", "worker=-"]);
     assert_eq!(set.log().lines().count(), lines + 2, "{}", set.log());
     set.stop();
@@ -604,9 +609,9 @@ fn the_dispatchers_death_loses_nobody() {
     signal_to(dead, Signal::SIGKILL);
     // Comes to a dispatcher that is not there, and waits for the next one.
     let mut late = connect(address);
-    late.write_all(head("GET", "/late", address, "").as_bytes()).unwrap();
+    late.write_all(request_head("GET", "/late", address, "").as_bytes()).unwrap();
     for stream in &mut waiting {
-        let told = read_answer(stream).unwrap();
+        let told = read_response(stream).unwrap();
         assert_problem(&told, 503, &["restarted"]);
         assert_eq!(told.header("retry-after"), Some("0"));
     }

@@ -28,21 +28,21 @@ fn ask(target: &str, more: &str) -> Vec<u8> {
     format!("GET {target} HTTP/1.1\r\nHost: localhost\r\n{more}\r\n").into_bytes()
 }
 
-/// The next response on a connection that goes on; its body has a Content-Length.
-fn next(stream: &mut impl Read) -> Answer {
-    let mut bytes = Vec::new();
-    while !bytes.ends_with(b"\r\n\r\n") {
+/// The next response on a persistent connection; its body has a Content-Length.
+fn next_response(stream: &mut impl Read) -> HttpResponse {
+    let mut head = Vec::new();
+    while !head.ends_with(b"\r\n\r\n") {
         let mut byte = [0];
-        assert_eq!(stream.read(&mut byte).unwrap(), 1, "ended within {:?}", text(&bytes));
-        bytes.push(byte[0]);
+        assert_eq!(stream.read(&mut byte).unwrap(), 1, "the connection ended after {:?}", text(&head));
+        head.push(byte[0]);
     }
-    let mut answer = Answer { status: text(&bytes)[9..12].parse().unwrap(), head: text(&bytes), body: Vec::new() };
-    if (100..200).contains(&answer.status) {
-        return next(stream);
+    let (mut response, _) = HttpResponse::parse_head(&head).unwrap().unwrap();
+    if (100..200).contains(&response.status) {
+        return next_response(stream);
     }
-    answer.body = vec![0; answer.header("content-length").unwrap().parse().unwrap()];
-    stream.read_exact(&mut answer.body).unwrap();
-    answer
+    response.body = vec![0; response.header("content-length").unwrap().parse().unwrap()];
+    stream.read_exact(&mut response.body).unwrap();
+    response
 }
 
 /// Whatever comes until the end, and whether that was a reset.
@@ -68,7 +68,7 @@ fn gated(file: &Path, then: &str) -> String {
 const HELLO: &str = "printf 'Content-Type: text/plain\\r\\nContent-Length: 5\\r\\n\\r\\nhello'";
 
 fn wait_for_lines(file: &Path, lines: usize) {
-    let give_up = Instant::now() + PATIENCE;
+    let give_up = Instant::now() + EVENT_TIMEOUT;
     while fs::read_to_string(file).unwrap_or_default().lines().count() < lines {
         assert!(Instant::now() < give_up, "{} has no {lines} lines", file.display());
         std::thread::sleep(Duration::from_millis(2));
@@ -77,11 +77,11 @@ fn wait_for_lines(file: &Path, lines: usize) {
 
 #[test]
 fn one_address_serves_request_after_request() {
-    let set = Set::start(&handed(2, "access_log = true", ""));
+    let set = TestSet::start(&handed(2, "access_log = true", ""));
     let mut stream = connect(set.address(0));
     for i in 0..20 {
         stream.write_all(&ask(&format!("/{i}"), "")).unwrap();
-        assert_eq!(next(&mut stream).text(), format!("GET /{i}\n"));
+        assert_eq!(next_response(&mut stream).text(), format!("GET /{i}\n"));
     }
     // A body of any size, and one that is framed by chunks.
     let big: Vec<u8> = (0..3_000_000u32).map(|i| (i * 7 / 3) as u8).collect();
@@ -92,12 +92,12 @@ fn one_address_serves_request_after_request() {
         writer.write_all(head.as_bytes()).unwrap();
         writer.write_all(&sent).unwrap();
     });
-    assert!(next(&mut stream).body == big);
+    assert!(next_response(&mut stream).body == big);
     sending.join().unwrap();
     stream.write_all(&ask("/last", "Connection: close\r\n")).unwrap();
-    assert_eq!(read_answer(&mut stream).unwrap().text(), "GET /last\n");
+    assert_eq!(read_response(&mut stream).unwrap().text(), "GET /last\n");
     // One that knows no connections that go on.
-    assert_eq!(exchange(set.address(0), b"GET /old HTTP/1.0\r\n\r\n").unwrap().text(), "GET /old\n");
+    assert_eq!(send_request(set.address(0), b"GET /old HTTP/1.0\r\n\r\n").unwrap().text(), "GET /old\n");
     let log = set.wait_for_log(&["GET /last", "200"]);
     assert!(log.contains("client=127.0.0.1:") && log.contains("worker=default/"), "{log}");
     set.stop();
@@ -105,7 +105,7 @@ fn one_address_serves_request_after_request() {
 
 #[test]
 fn what_was_sent_together_is_answered_in_its_order() {
-    let set = Set::start(&handed(2, "", ""));
+    let set = TestSet::start(&handed(2, "", ""));
     let pieces: [&[&[u8]]; 3] = [
         &[&[ask("/1", ""), ask("/2", ""), ask("/3", "Connection: close\r\n")].concat()],
         // Cut within the head of the second.
@@ -125,7 +125,7 @@ fn what_was_sent_together_is_answered_in_its_order() {
             stream.write_all(piece).unwrap();
         }
         for i in 1..=3 {
-            assert_eq!(next(&mut stream).text(), format!("GET /{i}\n"));
+            assert_eq!(next_response(&mut stream).text(), format!("GET /{i}\n"));
         }
         assert_eq!(rest(stream), (String::new(), false));
     }
@@ -141,7 +141,7 @@ fn what_was_sent_together_is_answered_in_its_order() {
 #[test]
 fn a_body_that_nobody_read_is_never_taken_for_a_request() {
     let script = "printf 'Content-Type: text/plain\\r\\nContent-Length: 2\\r\\n\\r\\nok'";
-    let set = Set::start(&handed(1, "", &format!("handler = {{ exec = [\"sh\", \"-c\", {script:?}] }}")));
+    let set = TestSet::start(&handed(1, "", &format!("handler = {{ exec = [\"sh\", \"-c\", {script:?}] }}")));
     for size in [10, 1_000_000] {
         let mut stream = connect(set.address(0));
         let head = format!("POST / HTTP/1.1\r\nHost: localhost\r\nContent-Length: {size}\r\n\r\n");
@@ -149,7 +149,7 @@ fn a_body_that_nobody_read_is_never_taken_for_a_request() {
         // It looks like requests.
         let body: Vec<u8> = ask("/smuggled", "").into_iter().cycle().take(size).collect();
         let _ = stream.write_all(&body); // it may be refused in the middle
-        let first = next(&mut stream);
+        let first = next_response(&mut stream);
         assert_eq!((first.status, first.text()), (200, "ok".into()));
         let _ = stream.write_all(&ask("/second", "Connection: close\r\n"));
         let (after, _) = rest(stream);
@@ -163,11 +163,11 @@ fn a_body_that_nobody_read_is_never_taken_for_a_request() {
 #[test]
 fn what_is_no_request_and_what_is_too_slow_is_told_so() {
     let set =
-        Set::start(&format!("{}[front]\nhead_timeout = \"300ms\"\nidle_timeout = \"200ms\"\n", handed(1, "", "")));
+        TestSet::start(&format!("{}[front]\nhead_timeout = \"300ms\"\nidle_timeout = \"200ms\"\n", handed(1, "", "")));
     let address = set.address(0);
-    assert_eq!(exchange(address, b"NONSENSE\r\n\r\n").unwrap().status, 400);
-    assert_eq!(exchange(address, b"GET / HT").unwrap().status, 408);
-    let evil = exchange(address, b"GET / HTTP/1.1\r\nHost: evil.example\r\nConnection: close\r\n\r\n").unwrap();
+    assert_eq!(send_request(address, b"NONSENSE\r\n\r\n").unwrap().status, 400);
+    assert_eq!(send_request(address, b"GET / HT").unwrap().status, 408);
+    let evil = send_request(address, b"GET / HTTP/1.1\r\nHost: evil.example\r\nConnection: close\r\n\r\n").unwrap();
     assert_eq!((evil.status, evil.header("patou-outcome")), (421, Some("not-started")));
     // Who says nothing occupies nobody, and is let go.
     let since = Instant::now();
@@ -175,26 +175,26 @@ fn what_is_no_request_and_what_is_too_slow_is_told_so() {
     assert!(since.elapsed() < Duration::from_secs(5));
     let mut stream = connect(address);
     stream.write_all(&ask("/", "")).unwrap();
-    next(&mut stream);
+    next_response(&mut stream);
     assert_eq!(rest(stream), (String::new(), false));
     // Who has ended his own direction still gets his answer.
     let mut stream = connect(address);
     stream.write_all(&ask("/half", "Connection: close\r\n")).unwrap();
     stream.shutdown(std::net::Shutdown::Write).unwrap();
-    assert_eq!(read_answer(&mut stream).unwrap().text(), "GET /half\n");
+    assert_eq!(read_response(&mut stream).unwrap().text(), "GET /half\n");
     set.stop();
 }
 
 #[test]
 fn a_frozen_idle_worker_costs_its_client_the_offer_and_no_more() {
-    let set = Set::start(&handed(2, "", ""));
+    let set = TestSet::start(&handed(2, "", ""));
     // The last to be idle is the first to be asked: freeze both in turn.
     for id in ["default/1", "default/2"] {
         let frozen = set.worker_pid(id);
         signal_to(frozen, Signal::SIGSTOP);
         for i in 0..4 {
             let since = Instant::now();
-            assert_eq!(exchange(set.address(0), &ask("/", "Connection: close\r\n")).unwrap().status, 200);
+            assert_eq!(send_request(set.address(0), &ask("/", "Connection: close\r\n")).unwrap().status, 200);
             assert!(since.elapsed() < Duration::from_secs(1), "request {i} took {:?}", since.elapsed());
         }
         set.wait_for("the worker is replaced", |status| {
@@ -207,8 +207,8 @@ fn a_frozen_idle_worker_costs_its_client_the_offer_and_no_more() {
 
 #[test]
 fn a_worker_that_dies_before_its_answer_is_answered_for() {
-    let mut set = Set::prepare("");
-    let file = set.top().join("begun");
+    let mut set = TestSet::prepare("");
+    let file = set.test_dir().join("begun");
     set.configure(&handed(2, "", &gated(&file, HELLO)));
     set.run();
     set.wait_until_up();
@@ -220,7 +220,7 @@ fn a_worker_that_dies_before_its_answer_is_answered_for() {
     });
     let busy = ["default/1", "default/2"].into_iter().find(|id| worker_of(&status, id)["state"] == "busy").unwrap();
     signal_to(worker_of(&status, busy)["pid"].as_u64().unwrap() as u32, Signal::SIGKILL);
-    let answer = read_answer(&mut stream).unwrap();
+    let answer = read_response(&mut stream).unwrap();
     assert_eq!((answer.status, answer.header("patou-outcome")), (502, Some("started-unknown")), "{answer:?}");
     assert!(answer.text().contains(busy), "{answer:?}");
     fs::write(file.with_extension("go"), "").unwrap();
@@ -233,8 +233,8 @@ fn a_worker_that_dies_before_its_answer_is_answered_for() {
 
 #[test]
 fn a_response_that_death_has_cut_ends_with_a_reset() {
-    let mut set = Set::prepare("");
-    let file = set.top().join("begun");
+    let mut set = TestSet::prepare("");
+    let file = set.test_dir().join("begun");
     // Without a length, a FIN would make it look whole.
     let script = format!(
         "printf 'Content-Type: text/plain\\r\\n\\r\\nhalf'; echo $$ >> {0}; while ! [ -e {0}.go ]; do sleep 0.01; done",
@@ -257,20 +257,20 @@ fn a_response_that_death_has_cut_ends_with_a_reset() {
 
 #[test]
 fn a_request_past_its_time_gets_504() {
-    let mut set = Set::prepare("");
-    let file = set.top().join("begun");
+    let mut set = TestSet::prepare("");
+    let file = set.test_dir().join("begun");
     set.configure(&handed(1, "", &format!("request_timeout = \"300ms\"\n{}", gated(&file, HELLO))));
     set.run();
     set.wait_until_up();
-    let answer = exchange(set.address(0), &ask("/", "Connection: close\r\n")).unwrap();
+    let answer = send_request(set.address(0), &ask("/", "Connection: close\r\n")).unwrap();
     assert_eq!((answer.status, answer.header("patou-outcome")), (504, Some("started-unknown")));
     set.stop();
 }
 
 #[test]
 fn who_waits_for_a_worker_that_is_stopped_at_work_gets_504_when_its_time_is_over() {
-    let mut set = Set::prepare("");
-    let file = set.top().join("begun");
+    let mut set = TestSet::prepare("");
+    let file = set.test_dir().join("begun");
     let patient = "\n[watchdog]\nworker_timeout = \"60s\"\n";
     set.configure(&(handed(1, "", &format!("request_timeout = \"300ms\"\n{}", gated(&file, HELLO))) + patient));
     set.run();
@@ -280,7 +280,7 @@ fn who_waits_for_a_worker_that_is_stopped_at_work_gets_504_when_its_time_is_over
     wait_for_lines(&file, 1);
     let worker = set.worker_pid("default/1");
     signal_to(worker, Signal::SIGSTOP);
-    let answer = read_answer(&mut stream).unwrap();
+    let answer = read_response(&mut stream).unwrap();
     assert_eq!((answer.status, answer.header("patou-outcome")), (504, Some("started-unknown")), "{answer:?}");
     assert!(answer.text().contains("default/1"), "the dispatcher has said so: {answer:?}");
     signal_to(worker, Signal::SIGCONT);
@@ -294,7 +294,7 @@ fn unix_listener(path: &Path, pool: &str, more: &str) -> String {
     format!("[[listener]]\naddress = \"unix:{path}\"\ndelivery = \"handoff\"\npool = \"{pool}\"\n{more}\n")
 }
 
-fn reload(set: &Set) {
+fn reload(set: &TestSet) {
     let told = || set.log().matches("configuration applied").count();
     let before = told();
     set.signal(Signal::SIGHUP);
@@ -303,10 +303,10 @@ fn reload(set: &Set) {
 
 #[test]
 fn who_waits_is_served_where_he_came_whatever_a_reload_does_to_other_listeners() {
-    let mut set = Set::prepare("");
-    let (a, b) = (set.top().join("a.sock"), set.top().join("b.sock"));
+    let mut set = TestSet::prepare("");
+    let (a, b) = (set.test_dir().join("a.sock"), set.test_dir().join("b.sock"));
     let pool = |name: &str| {
-        let begun = set.top().join(name);
+        let begun = set.test_dir().join(name);
         let words = format!("printf 'Content-Type: text/plain\\r\\nContent-Length: 5\\r\\n\\r\\npool{name}'");
         format!(
             "[[pool]]\nname = \"{name}\"\nworkers = 1\naddress = \"127.0.0.1:0\"\nqueue_timeout = \"10m\"\n{}\n",
@@ -320,33 +320,33 @@ fn who_waits_is_served_where_he_came_whatever_a_reload_does_to_other_listeners()
     set.wait_until_up();
     let client = |path: &Path| {
         let mut stream = UnixStream::connect(path).unwrap();
-        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        stream.set_read_timeout(Some(EVENT_TIMEOUT)).unwrap();
         stream.write_all(&ask("/", "Connection: close\r\n")).unwrap();
         stream
     };
     let mut running: Vec<_> = [&a, &b].map(|path| client(path)).into();
-    ["a", "b"].iter().for_each(|name| wait_for_lines(&set.top().join(name), 1));
+    ["a", "b"].iter().for_each(|name| wait_for_lines(&set.test_dir().join(name), 1));
     let (mut at_a, mut at_b) = (client(&a), client(&b));
     set.wait_for("both wait", |status| status["dispatcher"]["queue"] == 2);
     let old = set.dispatcher_pid();
     set.configure(&rest);
     reload(&set);
-    let answer = read_answer(&mut at_a).unwrap();
+    let answer = read_response(&mut at_a).unwrap();
     assert_eq!((answer.status, answer.header("patou-outcome")), (503, Some("not-started")), "{answer:?}");
     assert_eq!(answer.header("retry-after"), Some("0"));
     set.wait_for("the other one waits at the next dispatcher", |status| {
         status["dispatcher"]["pid"].as_u64() != Some(old.into()) && status["dispatcher"]["queue"] == 1
     });
-    ["a", "b"].iter().for_each(|name| fs::write(set.top().join(name).with_extension("go"), "").unwrap());
-    assert_eq!(read_answer(&mut at_b).unwrap().text(), "poolb");
-    let answers: Vec<_> = running.iter_mut().map(|stream| read_answer(stream).unwrap().text()).collect();
+    ["a", "b"].iter().for_each(|name| fs::write(set.test_dir().join(name).with_extension("go"), "").unwrap());
+    assert_eq!(read_response(&mut at_b).unwrap().text(), "poolb");
+    let answers: Vec<_> = running.iter_mut().map(|stream| read_response(stream).unwrap().text()).collect();
     assert_eq!(answers, ["poola", "poolb"]);
     set.stop();
 }
 
 #[test]
 fn a_kept_connection_follows_what_a_reload_says_of_its_listener() {
-    let mut set = Set::prepare("");
+    let mut set = TestSet::prepare("");
     let config = |pool: &str, host: &str| {
         let program = format!("printf 'Content-Type: text/plain\\r\\nContent-Length: 3\\r\\n\\r\\n{pool}'");
         format!(
@@ -361,22 +361,22 @@ fn a_kept_connection_follows_what_a_reload_says_of_its_listener() {
     let dispatcher = set.dispatcher_pid();
     let mut stream = connect(set.address(0));
     stream.write_all(&ask("/", "")).unwrap();
-    assert_eq!(next(&mut stream).text(), "one");
+    assert_eq!(next_response(&mut stream).text(), "one");
     set.configure(&config("two", "example.org"));
     reload(&set);
     set.wait_for("the new pool is up", |status| worker_of(status, "two/1")["state"] == "idle");
     stream.write_all(b"GET / HTTP/1.1\r\nHost: example.org\r\n\r\n").unwrap();
-    assert_eq!(next(&mut stream).text(), "two");
+    assert_eq!(next_response(&mut stream).text(), "two");
     stream.write_all(&ask("/", "")).unwrap();
-    assert_eq!(next(&mut stream).status, 421);
+    assert_eq!(next_response(&mut stream).status, 421);
     assert_eq!(set.dispatcher_pid(), dispatcher, "it is the same connection");
     set.stop();
 }
 
 #[test]
 fn the_queue_is_bounded_and_says_so() {
-    let mut set = Set::prepare("");
-    let file = set.top().join("begun");
+    let mut set = TestSet::prepare("");
+    let file = set.test_dir().join("begun");
     let keys = format!("queue = 1\nqueue_timeout = \"400ms\"\n{}", gated(&file, HELLO));
     set.configure(&handed(1, "", &keys));
     set.run();
@@ -387,11 +387,11 @@ fn the_queue_is_bounded_and_says_so() {
     let mut second = connect(set.address(0));
     second.write_all(&ask("/", "Connection: close\r\n")).unwrap();
     set.wait_for("one waits", |status| status["dispatcher"]["queue"] == 1);
-    let third = exchange(set.address(0), &ask("/", "")).unwrap();
+    let third = send_request(set.address(0), &ask("/", "")).unwrap();
     assert_eq!((third.status, third.header("retry-after")), (503, Some("1")), "{third:?}");
-    assert_eq!(read_answer(&mut second).unwrap().status, 503);
+    assert_eq!(read_response(&mut second).unwrap().status, 503);
     fs::write(file.with_extension("go"), "").unwrap();
-    assert_eq!(next(&mut first).text(), "hello");
+    assert_eq!(next_response(&mut first).text(), "hello");
     set.stop();
 }
 
@@ -401,7 +401,7 @@ fn a_response_that_is_cut_does_not_look_whole() {
     let head = "printf 'Content-Type: text/plain\\r\\n\\r\\n'; echo half";
     for (then, keys) in [("exit 1", ""), ("sleep 60", "request_timeout = \"500ms\"\n")] {
         let script = format!("{head}; {then}");
-        let set = Set::start(&handed(1, "", &format!("{keys}handler = {{ exec = [\"sh\", \"-c\", {script:?}] }}")));
+        let set = TestSet::start(&handed(1, "", &format!("{keys}handler = {{ exec = [\"sh\", \"-c\", {script:?}] }}")));
         let mut stream = connect(set.address(0));
         stream.write_all(b"GET / HTTP/1.0\r\nHost: localhost\r\n\r\n").unwrap();
         let (text, reset) = rest(stream);
@@ -414,13 +414,13 @@ fn a_response_that_is_cut_does_not_look_whole() {
 
 #[test]
 fn who_is_refused_again_and_again_does_not_keep_the_others_from_their_worker() {
-    let set = Set::start(&handed(1, "", "queue = 1"));
+    let set = TestSet::start(&handed(1, "", "queue = 1"));
     let address = set.address(0);
     let end = Instant::now() + Duration::from_secs(2);
     let client = || {
         let (mut served, mut refused) = (0, 0);
         while Instant::now() < end {
-            match exchange(address, &ask("/", "Connection: close\r\n")) {
+            match send_request(address, &ask("/", "Connection: close\r\n")) {
                 Ok(answer) if answer.status == 200 => served += 1,
                 Ok(_) => refused += 1,
                 Err(_) => {} // cut: it was refused before all of it was sent
@@ -440,8 +440,8 @@ fn who_is_refused_again_and_again_does_not_keep_the_others_from_their_worker() {
 
 #[test]
 fn who_waits_survives_the_dispatcher_and_is_served_once() {
-    let mut set = Set::prepare("");
-    let file = set.top().join("begun");
+    let mut set = TestSet::prepare("");
+    let file = set.test_dir().join("begun");
     set.configure(&handed(1, "", &gated(&file, HELLO)));
     set.run();
     set.wait_until_up();
@@ -461,9 +461,9 @@ fn who_waits_survives_the_dispatcher_and_is_served_once() {
         status["dispatcher"]["pid"] != old && status["dispatcher"]["queue"] == 3
     });
     fs::write(file.with_extension("go"), "").unwrap();
-    assert_eq!(next(&mut busy).text(), "hello", "what is on a worker is not touched");
+    assert_eq!(next_response(&mut busy).text(), "hello", "what is on a worker is not touched");
     for stream in &mut waiting {
-        assert_eq!(read_answer(stream).unwrap().text(), "hello");
+        assert_eq!(read_response(stream).unwrap().text(), "hello");
     }
     assert_eq!(fs::read_to_string(&file).unwrap().lines().count(), 4, "each began once");
     set.stop();
@@ -472,13 +472,13 @@ fn who_waits_survives_the_dispatcher_and_is_served_once() {
 #[test]
 fn who_is_offered_to_a_worker_that_does_not_come_survives_the_dispatcher_too() {
     let more = "[front]\nstore_after = \"1ms\"\n[watchdog]\nworker_timeout = \"30s\"\n";
-    let set = Set::start(&handed(2, "", &format!("offer_timeout = \"1s\"\n{more}")));
+    let set = TestSet::start(&handed(2, "", &format!("offer_timeout = \"1s\"\n{more}")));
     let workers = ["default/1", "default/2"].map(|id| set.worker_pid(id));
     workers.iter().for_each(|pid| signal_to(*pid, Signal::SIGSTOP));
     let mut stream = connect(set.address(0));
     // The other end of it, as /proc/net/tcp knows it (proc(5)).
     let ends = format!("0100007F:{:04X} 0100007F:{:04X}", set.address(0).port(), stream.local_addr().unwrap().port());
-    let socket = wait_some("it is accepted", || {
+    let socket = wait_for_value("it is accepted", || {
         let table = fs::read_to_string("/proc/net/tcp").unwrap();
         let inode = table.lines().find(|line| line.contains(&ends))?.split_whitespace().nth(9)?.to_owned();
         (inode != "0").then(|| format!("socket:[{inode}]"))
@@ -495,19 +495,19 @@ fn who_is_offered_to_a_worker_that_does_not_come_survives_the_dispatcher_too() {
     });
     workers.iter().for_each(|pid| signal_to(*pid, Signal::SIGCONT));
     assert_eq!(stream.peek(&mut [0]).unwrap(), 1, "{}", set.log());
-    let answer = next(&mut stream);
+    let answer = next_response(&mut stream);
     assert_eq!((answer.status, answer.text().as_str()), (200, "GET /lent\n"));
     // What one was offered by the dead dispatcher is not its own any more, and the connection is.
     stream.write_all(&ask("/again", "")).unwrap();
-    assert_eq!(next(&mut stream).text(), "GET /again\n");
+    assert_eq!(next_response(&mut stream).text(), "GET /again\n");
     drop(stream);
     set.stop();
 }
 
 #[test]
 fn who_came_back_from_the_store_is_still_in_it_when_the_next_dispatcher_dies_at_once() {
-    let mut set = Set::prepare("");
-    let file = set.top().join("begun");
+    let mut set = TestSet::prepare("");
+    let file = set.test_dir().join("begun");
     set.configure(&format!("{}[front]\nstore_after = \"1s\"\n", handed(1, "", &gated(&file, HELLO))));
     set.run();
     set.wait_until_up();
@@ -526,8 +526,8 @@ fn who_came_back_from_the_store_is_still_in_it_when_the_next_dispatcher_dies_at_
         });
     }
     fs::write(file.with_extension("go"), "").unwrap();
-    assert_eq!(next(&mut busy).text(), "hello");
-    assert_eq!(read_answer(&mut waiting).unwrap().text(), "hello");
+    assert_eq!(next_response(&mut busy).text(), "hello");
+    assert_eq!(read_response(&mut waiting).unwrap().text(), "hello");
     assert_eq!(fs::read_to_string(&file).unwrap().lines().count(), 2, "each began once");
     set.stop();
 }
@@ -536,7 +536,7 @@ fn who_came_back_from_the_store_is_still_in_it_when_the_next_dispatcher_dies_at_
 fn a_proxy_says_whose_connection_it_is() {
     let script = "printf 'Content-Type: text/plain\\r\\n\\r\\n'; echo $REMOTE_ADDR $REMOTE_PORT";
     let pool = format!("handler = {{ exec = [\"sh\", \"-c\", {script:?}] }}");
-    let set = Set::start(&handed(2, "proxy_protocol = true", &pool));
+    let set = TestSet::start(&handed(2, "proxy_protocol = true", &pool));
     let mut two = b"\r\n\r\n\0\r\nQUIT\n\x21\x11\0\x0c".to_vec();
     two.extend([192, 0, 2, 7, 127, 0, 0, 1, 0x12, 0x67, 0, 80]);
     for header in [b"PROXY TCP4 192.0.2.7 127.0.0.1 4711 80\r\n".to_vec(), two] {
@@ -570,7 +570,7 @@ fn a_proxy_says_whose_connection_it_is() {
 fn any_protocol_is_spoken_by_a_program_of_inetds() {
     let script = "echo hello $TCPREMOTEIP; read line; echo you said $line; exit 3";
     let pool = format!("handler = {{ inetd = [\"sh\", \"-c\", {script:?}] }}");
-    let set = Set::start(&handed(2, "", &pool));
+    let set = TestSet::start(&handed(2, "", &pool));
     for _ in 0..3 {
         let mut stream = connect(set.address(0));
         // Here the server speaks first.
@@ -586,7 +586,7 @@ fn any_protocol_is_spoken_by_a_program_of_inetds() {
 #[test]
 fn what_a_program_has_said_arrives_whole_also_if_it_did_not_listen_to_the_end() {
     let script = "head -c 1 >/dev/null; head -c 300000 /dev/zero";
-    let set = Set::start(&handed(1, "", &format!("handler = {{ inetd = [\"sh\", \"-c\", {script:?}] }}")));
+    let set = TestSet::start(&handed(1, "", &format!("handler = {{ inetd = [\"sh\", \"-c\", {script:?}] }}")));
     // Most of it is still on its way when the program has ended, and behind it lies what nobody has read.
     let client = socket(AddressFamily::Inet, SockType::Stream, SockFlag::SOCK_CLOEXEC, None).unwrap();
     setsockopt(&client, sockopt::RcvBuf, &4096).unwrap();
@@ -605,8 +605,8 @@ fn what_a_program_has_said_arrives_whole_also_if_it_did_not_listen_to_the_end() 
 
 #[test]
 fn git_serves_a_clone_through_inetd() {
-    let mut set = Set::prepare("");
-    let top = set.top().to_owned();
+    let mut set = TestSet::prepare("");
+    let top = set.test_dir().to_owned();
     let git = |args: &[&str]| {
         let mut git = Command::new("git");
         git.current_dir(&top).args(["-c", "user.name=a", "-c", "user.email=a@example.com"]).args(args);
@@ -637,8 +637,8 @@ fn git_serves_a_clone_through_inetd() {
 
 #[test]
 fn a_unix_listener_does_the_same() {
-    let mut set = Set::prepare("");
-    let path = set.top().join("http.sock");
+    let mut set = TestSet::prepare("");
+    let path = set.test_dir().join("http.sock");
     set.configure(
         &handed(2, "", "").replace("127.0.0.1:0\"\ndelivery", &format!("unix:{}\"\ndelivery", path.display())),
     );
@@ -647,7 +647,7 @@ fn a_unix_listener_does_the_same() {
     let mut stream = UnixStream::connect(&path).unwrap();
     for _ in 0..3 {
         stream.write_all(&ask("/unix", "")).unwrap();
-        assert_eq!(next(&mut stream).text(), "GET /unix\n");
+        assert_eq!(next_response(&mut stream).text(), "GET /unix\n");
     }
     drop(stream);
     set.stop();
@@ -662,23 +662,23 @@ fn ten_thousand_idle_connections_occupy_no_worker() {
     if count < 10_000 {
         eprintln!("SKIPPED in part: {count} connections, because a process may have {most} descriptors (ulimit -Hn)");
     }
-    let set = Set::start(&handed(4, "", ""));
+    let set = TestSet::start(&handed(4, "", ""));
     let address: SocketAddr = set.address(0);
     let mut idle = Vec::new();
     for _ in 0..count {
         let mut stream = connect(address);
         stream.write_all(&ask("/", "")).unwrap();
-        next(&mut stream);
+        next_response(&mut stream);
         idle.push(stream);
     }
     let since = Instant::now();
     for _ in 0..20 {
-        assert_eq!(exchange(address, &ask("/", "Connection: close\r\n")).unwrap().status, 200);
+        assert_eq!(send_request(address, &ask("/", "Connection: close\r\n")).unwrap().status, 200);
     }
     assert!(since.elapsed() < Duration::from_secs(5));
     for stream in idle.iter_mut().step_by(20) {
         stream.write_all(&ask("/again", "")).unwrap();
-        assert_eq!(next(stream).text(), "GET /again\n");
+        assert_eq!(next_response(stream).text(), "GET /again\n");
     }
     drop(idle);
     set.stop();

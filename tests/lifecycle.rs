@@ -14,12 +14,12 @@ fn place(log: &str, words: &[&str]) -> usize {
 #[test]
 fn a_stop_lets_requests_finish_and_refuses_those_who_wait() {
     for signal in [Signal::SIGTERM, Signal::SIGINT] {
-        let mut set = Set::prepare("");
-        set.configure(&gated(&set, 1, "queue_timeout = \"10m\"\ndrain_timeout = \"10m\"", ""));
+        let mut set = TestSet::prepare("");
+        set.configure(&gated_pool(&set, 1, "queue_timeout = \"10m\"\ndrain_timeout = \"10m\"", ""));
         set.run();
         set.wait_until_up();
         let address = set.address(0);
-        let running = start_gated(&set, "one");
+        let running = start_gated_request(&set, "one");
         let waiting = std::thread::spawn(move || get(address, "/fast"));
         set.wait_for("a client waits", |status| status["dispatcher"]["queue"] == 1);
         set.signal(signal);
@@ -33,7 +33,7 @@ fn a_stop_lets_requests_finish_and_refuses_those_who_wait() {
         open_gate(&set);
         let answer = running.join().unwrap().unwrap();
         assert_eq!((answer.status, answer.text().as_str()), (200, "done well\n"));
-        assert_eq!(set.wait_for_end(), Some(0));
+        assert_eq!(set.wait_for_exit(), Some(0));
         let log = set.log();
         assert!(
             place(&log, &["worker default/1", "stopped serving"]) < place(&log, &["dispatcher ", "exiting"]),
@@ -47,15 +47,15 @@ fn a_stop_lets_requests_finish_and_refuses_those_who_wait() {
 
 #[test]
 fn a_request_longer_than_drain_timeout_is_cut_off_visibly() {
-    let mut set = Set::prepare("");
-    set.configure(&gated(&set, 1, "drain_timeout = \"100ms\"", ""));
+    let mut set = TestSet::prepare("");
+    set.configure(&gated_pool(&set, 1, "drain_timeout = \"100ms\"", ""));
     set.run();
     set.wait_until_up();
-    let running = start_gated(&set, "one");
+    let running = start_gated_request(&set, "one");
     set.signal(Signal::SIGTERM);
     let end = running.join().unwrap();
     assert!(end.as_ref().map_or(true, |answer| answer.status >= 500), "{end:?}");
-    assert_eq!(set.wait_for_end(), Some(0));
+    assert_eq!(set.wait_for_exit(), Some(0));
     set.wait_for_log(&["default/1", "drain_timeout"]);
     set.assert_nothing_left();
 }
@@ -63,34 +63,34 @@ fn a_request_longer_than_drain_timeout_is_cut_off_visibly() {
 /// As `timeout 1 patou run` does it: to the process, and to its group.
 #[test]
 fn two_signals_in_one_moment_are_one() {
-    let mut set = Set::prepare("");
-    set.configure(&gated(&set, 2, "drain_timeout = \"10m\"", ""));
+    let mut set = TestSet::prepare("");
+    set.configure(&gated_pool(&set, 2, "drain_timeout = \"10m\"", ""));
     set.run();
     set.wait_until_up();
-    let running = start_gated(&set, "one");
+    let running = start_gated_request(&set, "one");
     set.signal(Signal::SIGTERM);
     set.signal(Signal::SIGTERM);
     set.wait_for("it stops", |status| status["watchdog"]["state"] == "stopping");
     set.signal(Signal::SIGINT);
     open_gate(&set);
     assert_eq!(running.join().unwrap().unwrap().status, 200);
-    assert_eq!(set.wait_for_end(), Some(0));
+    assert_eq!(set.wait_for_exit(), Some(0));
     set.assert_nothing_left();
 }
 
 #[test]
 fn a_second_signal_stops_at_once() {
-    let mut set = Set::prepare("");
-    set.configure(&gated(&set, 2, "drain_timeout = \"10m\"", ""));
+    let mut set = TestSet::prepare("");
+    set.configure(&gated_pool(&set, 2, "drain_timeout = \"10m\"", ""));
     set.run();
     set.wait_until_up();
-    let running = start_gated(&set, "one");
+    let running = start_gated_request(&set, "one");
     set.signal(Signal::SIGTERM);
     set.wait_for("it stops", |status| status["watchdog"]["state"] == "stopping");
     // Later than what counts as the same moment.
     std::thread::sleep(std::time::Duration::from_millis(250));
     set.signal(Signal::SIGTERM);
-    assert_eq!(set.wait_for_end(), Some(0));
+    assert_eq!(set.wait_for_exit(), Some(0));
     set.assert_nothing_left();
     assert!(running.join().unwrap().is_err());
 }
@@ -98,37 +98,40 @@ fn a_second_signal_stops_at_once() {
 #[test]
 fn a_set_whose_directory_is_removed_leaves_nothing() {
     // Stopped as it should be.
-    let mut set = Set::start(ECHO);
-    std::fs::remove_dir_all(set.dir()).unwrap();
+    let mut set = TestSet::start(ECHO);
+    std::fs::remove_dir_all(set.runtime_dir()).unwrap();
     set.signal(Signal::SIGTERM);
-    assert_eq!(set.wait_for_end(), Some(0));
+    assert_eq!(set.wait_for_exit(), Some(0));
     set.wait_for_log(&["nothing of it is left"]);
     set.assert_nothing_left();
     // Killed: the next one finds what no file names any more; a set of the same name elsewhere keeps its own.
-    let mut set = Set::start(ECHO);
-    let other = set.top().join("other.toml");
-    let toml = std::fs::read_to_string(set.file()).unwrap();
-    std::fs::write(&other, toml.replace(set.dir().to_str().unwrap(), set.top().join("elsewhere").to_str().unwrap()))
-        .unwrap();
+    let mut set = TestSet::start(ECHO);
+    let other = set.test_dir().join("other.toml");
+    let toml = std::fs::read_to_string(set.config_file()).unwrap();
+    std::fs::write(
+        &other,
+        toml.replace(set.runtime_dir().to_str().unwrap(), set.test_dir().join("elsewhere").to_str().unwrap()),
+    )
+    .unwrap();
     let ipc = |action: &str, file: &std::path::Path| {
         let output = std::process::Command::new(PATOU).args(["ipc", action, "--config"]).arg(file).output().unwrap();
         assert!(output.status.success(), "{}", text(&output.stderr));
     };
     ipc("create", &other);
-    std::fs::remove_dir_all(set.dir()).unwrap();
+    std::fs::remove_dir_all(set.runtime_dir()).unwrap();
     set.signal(Signal::SIGKILL);
-    set.wait_for_end();
+    set.wait_for_exit();
     wait_until("its parts leave", || set.processes().is_empty());
     assert_eq!(set.segments().len(), 4);
     set.run();
     set.wait_until_up();
     set.wait_for_log(&["removed what a previous set had left behind", "segments=2"]);
     assert_eq!(set.segments().len(), 4);
-    std::fs::remove_dir_all(set.dir()).unwrap();
+    std::fs::remove_dir_all(set.runtime_dir()).unwrap();
     set.signal(Signal::SIGKILL);
-    set.wait_for_end();
+    set.wait_for_exit();
     wait_until("its parts leave", || set.processes().is_empty());
-    let file = set.file();
+    let file = set.config_file();
     // The last thread of a process that was killed may hold a segment for a moment longer than the first.
     wait_until("what is nobody's is removed", || {
         ipc("remove", &file);
@@ -141,7 +144,7 @@ fn a_set_whose_directory_is_removed_leaves_nothing() {
 #[test]
 fn a_set_that_is_starting_can_be_stopped() {
     // A worker that is never ready.
-    let mut set = Set::prepare(
+    let mut set = TestSet::prepare(
         "[watchdog]\nstart_timeout = \"10m\"\n[[listener]]\naddress = \"127.0.0.1:0\"\npool = \"default\"\n\
          [[pool]]\nname = \"default\"\naddress = \"127.0.0.1:0\"\nhandler = { program = [\"/bin/sleep\", \"600\"] }\n",
     );
@@ -151,11 +154,11 @@ fn a_set_that_is_starting_can_be_stopped() {
     set.stop();
     // Every step of the start.
     for file in ["set.lock", "default/1.segment", "applied.toml", "probe.sock", "notify.sock", "watchdog.json"] {
-        let mut set = Set::prepare(ECHO);
+        let mut set = TestSet::prepare(ECHO);
         set.run();
-        wait_until("the start gets there", || set.dir().join(file).exists());
+        wait_until("the start gets there", || set.runtime_dir().join(file).exists());
         set.signal(Signal::SIGTERM);
-        assert_eq!(set.wait_for_end(), Some(0), "{file}");
+        assert_eq!(set.wait_for_exit(), Some(0), "{file}");
         set.assert_nothing_left();
     }
 }
@@ -163,7 +166,7 @@ fn a_set_that_is_starting_can_be_stopped() {
 #[test]
 fn frozen_parts_do_not_delay_a_stop() {
     for frozen in ["worker", "dispatcher", "both"] {
-        let set = Set::start(&format!("{ECHO}drain_timeout = \"10m\"\n"));
+        let set = TestSet::start(&format!("{ECHO}drain_timeout = \"10m\"\n"));
         if frozen != "dispatcher" {
             signal_to(set.worker_pid("default/1"), Signal::SIGSTOP);
         }
@@ -174,7 +177,7 @@ fn frozen_parts_do_not_delay_a_stop() {
     }
 }
 
-fn pids(set: &Set) -> Vec<u64> {
+fn pids(set: &TestSet) -> Vec<u64> {
     let status = set.status();
     let workers = status["pools"].as_array().unwrap().iter().flat_map(|pool| pool["workers"].as_array().unwrap());
     let all = [&status["watchdog"], &status["dispatcher"]].into_iter().chain(workers);
@@ -186,7 +189,7 @@ fn count(status: &serde_json::Value, pool: usize) -> usize {
 }
 
 /// SIGHUP, and the outcome in the log.
-fn reload(set: &Set) -> String {
+fn reload(set: &TestSet) -> String {
     let outcomes = |log: &str| {
         let told = |line: &&str| line.contains("configuration applied") || line.contains("nothing has changed");
         log.lines().filter(|line| line.contains("  watchdog ")).filter(told).map(str::to_owned).collect::<Vec<_>>()
@@ -198,7 +201,7 @@ fn reload(set: &Set) -> String {
 }
 
 /// A request that only this worker of two can get.
-fn get_from(set: &Set, worker: &str, other: &str) -> String {
+fn get_from(set: &TestSet, worker: &str, other: &str) -> String {
     assert!(set.patou(&["drain", other]).status.success());
     let served = || set.worker(worker)["served"].as_u64().unwrap();
     let before = served();
@@ -210,17 +213,17 @@ fn get_from(set: &Set, worker: &str, other: &str) -> String {
 
 #[test]
 fn workers_come_and_go_with_the_configuration() {
-    let mut set = Set::prepare("");
-    set.configure(&gated(&set, 2, "drain_timeout = \"10m\"", ""));
+    let mut set = TestSet::prepare("");
+    set.configure(&gated_pool(&set, 2, "drain_timeout = \"10m\"", ""));
     set.run();
     set.wait_until_up();
     let one = set.worker_pid("default/1");
     assert!(set.patou(&["drain", "default-1"]).status.success());
-    let running = start_gated(&set, "one");
+    let running = start_gated_request(&set, "one");
     assert_eq!(set.worker("default/2")["state"], "busy");
     assert!(set.patou(&["resume", "default-1"]).status.success());
     let surplus = set.worker_pid("default/2");
-    set.configure(&gated(&set, 1, "drain_timeout = \"10m\"", ""));
+    set.configure(&gated_pool(&set, 1, "drain_timeout = \"10m\"", ""));
     reload(&set);
     set.wait_for("one worker", |status| count(status, 0) == 1);
     assert_eq!(get(set.address(0), "/fast").unwrap().status, 200);
@@ -231,7 +234,7 @@ fn workers_come_and_go_with_the_configuration() {
     set.wait_for_log(&["default/2", "has left the set"]);
     assert_eq!(set.segments().len(), 1);
     // It comes back, and is served by the same dispatcher.
-    set.configure(&gated(&set, 2, "drain_timeout = \"10m\"", ""));
+    set.configure(&gated_pool(&set, 2, "drain_timeout = \"10m\"", ""));
     reload(&set);
     set.wait_until_up();
     set.wait_for("the second worker", |status| worker_of(status, "default/2")["state"] == "idle");
@@ -242,13 +245,13 @@ fn workers_come_and_go_with_the_configuration() {
 
 #[test]
 fn pools_and_listeners_come_and_go_with_the_configuration() {
-    let set = Set::start(ECHO);
+    let set = TestSet::start(ECHO);
     let before = pids(&set);
     let first = set.address(0);
     let more = "\n[[listener]]\naddress = \"127.0.0.1:0\"\npool = \"other\"\n[[pool]]\nname = \"other\"\nworkers = 1\naddress = \"127.0.0.1:0\"\n";
-    let file = set.top().join("extra.sock");
+    let file = set.test_dir().join("extra.sock");
     let unix = format!("\n[[listener]]\naddress = \"unix:{}\"\npool = \"other\"\n", file.display());
-    let load = Load::start(first, "/x", 2);
+    let load = LoadGenerator::start(first, "/x", 2);
     set.configure(&format!("{ECHO}{more}{unix}"));
     reload(&set);
     set.wait_for("a third listener", |status| status["listeners"].as_array().unwrap().len() == 3);
@@ -262,7 +265,7 @@ fn pools_and_listeners_come_and_go_with_the_configuration() {
     wait_until("the segment of the pool goes", || set.segments().len() == 2);
     set.wait_until_up();
     load.wait_for(10);
-    assert!(!file.exists() && !set.dir().join("other").exists());
+    assert!(!file.exists() && !set.runtime_dir().join("other").exists());
     assert_eq!(set.address(0), first);
     assert_eq!(load.stop(), Vec::<String>::new());
     let after = pids(&set);
@@ -272,16 +275,16 @@ fn pools_and_listeners_come_and_go_with_the_configuration() {
 
 #[test]
 fn clients_who_wait_do_not_delay_a_restart_of_the_dispatcher() {
-    let mut set = Set::prepare("");
-    set.configure(&gated(&set, 1, "queue_timeout = \"10m\"", ""));
+    let mut set = TestSet::prepare("");
+    set.configure(&gated_pool(&set, 1, "queue_timeout = \"10m\"", ""));
     set.run();
     set.wait_until_up();
-    let (running, address, old) = (start_gated(&set, "one"), set.address(0), set.dispatcher_pid());
+    let (running, address, old) = (start_gated_request(&set, "one"), set.address(0), set.dispatcher_pid());
     let waiting = std::thread::spawn(move || get(address, "/fast"));
     set.wait_for("a client waits", |status| status["dispatcher"]["queue"] == 1);
-    let file = set.top().join("new.sock");
+    let file = set.test_dir().join("new.sock");
     let unix = format!("\n[[listener]]\naddress = \"unix:{}\"\npool = \"default\"\n", file.display());
-    set.configure(&format!("{}{unix}", gated(&set, 1, "queue_timeout = \"10m\"", "")));
+    set.configure(&format!("{}{unix}", gated_pool(&set, 1, "queue_timeout = \"10m\"", "")));
     reload(&set);
     let answer = waiting.join().unwrap().unwrap();
     assert_eq!((answer.status, answer.header("patou-outcome")), (503, Some("not-started")), "{answer:?}");
@@ -332,13 +335,13 @@ fn the_built_in_configuration_cannot_be_reloaded() {
 
 #[test]
 fn a_reload_touches_only_what_it_concerns() {
-    let mut set = Set::prepare("");
-    let config = |set: &Set, pool: &str, more: &str| gated(set, 2, pool, more);
+    let mut set = TestSet::prepare("");
+    let config = |set: &TestSet, pool: &str, more: &str| gated_pool(set, 2, pool, more);
     set.configure(&config(&set, "", ""));
     set.run();
     set.wait_until_up();
     let before = pids(&set);
-    let epochs = |set: &Set| ["default/1", "default/2"].map(|id| set.worker(id)["epoch"].as_u64().unwrap());
+    let epochs = |set: &TestSet| ["default/1", "default/2"].map(|id| set.worker(id)["epoch"].as_u64().unwrap());
     let first = epochs(&set);
     // Timeouts.
     set.configure(&config(&set, "request_timeout = \"200ms\"", "[watchdog]\nprobe_interval = \"100ms\""));
@@ -387,11 +390,11 @@ fn a_reload_touches_only_what_it_concerns() {
 
 #[test]
 fn a_wrong_configuration_changes_nothing() {
-    let set = Set::start(ECHO);
+    let set = TestSet::start(ECHO);
     let before = (pids(&set), set.status()["listeners"].clone());
     let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let port = taken.local_addr().unwrap();
-    let file = set.file().display().to_string();
+    let file = set.config_file().display().to_string();
 
     set.configure(&ECHO.replace("workers = 2", "workers = 2\nqueu = 4\noffer_timeout = \"x\""));
     reload(&set);
@@ -406,12 +409,15 @@ fn a_wrong_configuration_changes_nothing() {
     reload(&set);
     set.wait_for_log(&["reload refused", &port.to_string(), "in use"]);
 
-    std::fs::write(set.file(), format!("[set]\nname = \"other\"\nruntime_dir = \"{}\"\n{ECHO}", set.dir().display()))
-        .unwrap();
+    std::fs::write(
+        set.config_file(),
+        format!("[set]\nname = \"other\"\nruntime_dir = \"{}\"\n{ECHO}", set.runtime_dir().display()),
+    )
+    .unwrap();
     reload(&set);
     set.wait_for_log(&["reload refused", "set.name"]);
 
-    std::fs::remove_file(set.file()).unwrap();
+    std::fs::remove_file(set.config_file()).unwrap();
     reload(&set);
     set.wait_for_log(&["reload refused", "cannot read"]);
 
@@ -427,8 +433,8 @@ fn reloads_under_load_lose_no_request() {
     let config = |workers: u32, word: &str| {
         ECHO.replace("workers = 2", &format!("workers = {workers}\nenvironment = {{ WORD = \"{word}\" }}"))
     };
-    let set = Set::start(&config(4, "a"));
-    let load = Load::start(set.address(0), "/x", 4);
+    let set = TestSet::start(&config(4, "a"));
+    let load = LoadGenerator::start(set.address(0), "/x", 4);
     for (round, word) in (0..20).zip(["a", "b", "b", "c"].into_iter().cycle()) {
         load.wait_for(5);
         set.configure(&config(if round % 2 == 0 { 1 } else { 4 }, word));
@@ -444,13 +450,13 @@ fn reloads_under_load_lose_no_request() {
 
 #[test]
 fn a_drained_worker_stays_out_until_it_is_resumed() {
-    let mut set = Set::prepare("");
-    set.configure(&gated(&set, 2, "drain_timeout = \"10m\"", ""));
+    let mut set = TestSet::prepare("");
+    set.configure(&gated_pool(&set, 2, "drain_timeout = \"10m\"", ""));
     set.run();
     set.wait_until_up();
     let drain = |id: &str| set.command(&["drain", id]).output().unwrap();
     assert!(drain("default-2").status.success());
-    let running = start_gated(&set, "one");
+    let running = start_gated_request(&set, "one");
     let mut waits = set.command(&["drain", "default-1"]).spawn().unwrap();
     set.wait_for("the busy one drains", |_| set.worker("default/1")["state"] == "busy");
     assert!(waits.try_wait().unwrap().is_none(), "it returned before the worker was free");
@@ -502,10 +508,10 @@ fn a_drained_worker_stays_out_until_it_is_resumed() {
 }
 
 /// Where a worker of this pool sends those whose token opens nothing.
-fn way_back(set: &Set, listener: usize) -> String {
-    let (worker, target) = lease(set.address(listener), "/x").unwrap();
-    assert_eq!(exchange(worker, head("GET", &target, worker, "").as_bytes()).unwrap().status, 200);
-    let stale = exchange(worker, head("GET", &target, worker, "").as_bytes()).unwrap();
+fn way_back(set: &TestSet, listener: usize) -> String {
+    let (worker, target) = request_lease(set.address(listener), "/x").unwrap();
+    assert_eq!(send_request(worker, request_head("GET", &target, worker, "").as_bytes()).unwrap().status, 200);
+    let stale = send_request(worker, request_head("GET", &target, worker, "").as_bytes()).unwrap();
     stale.header("location").map_or(format!("{}", stale.status), str::to_owned)
 }
 
@@ -514,7 +520,7 @@ fn a_stale_token_leads_to_the_listener_that_its_pool_has_now() {
     let listener = |pool: &str| format!("[[listener]]\naddress = \"127.0.0.1:0\"\npool = \"{pool}\"\n");
     let pool = |name: &str| format!("[[pool]]\nname = \"{name}\"\nworkers = 1\naddress = \"127.0.0.1:0\"\n");
     let pools = pool("a") + &pool("b");
-    let set = Set::start(&(listener("a") + &listener("b") + &pools));
+    let set = TestSet::start(&(listener("a") + &listener("b") + &pools));
     let ports = [set.address(0), set.address(1)];
     let before = set.dispatcher_pid();
     assert_eq!([0, 1].map(|n| way_back(&set, n)), ports.map(|port| format!("http://{port}/x")));
@@ -538,9 +544,9 @@ fn a_stale_token_leads_to_the_listener_that_its_pool_has_now() {
 #[test]
 fn a_program_that_is_not_there_is_refused_before_anything_changes() {
     let handler = |handler: &str| ECHO.replace("workers = 2", &format!("workers = 2\nhandler = {handler}"));
-    let mut set = Set::start(ECHO);
+    let mut set = TestSet::start(ECHO);
     let before = pids(&set);
-    let file = set.file().display().to_string();
+    let file = set.config_file().display().to_string();
     for (kind, program) in [("exec", "/no/such/program"), ("coprocess", "no_such_program"), ("program", "/etc/passwd")]
     {
         set.configure(&handler(&format!("{{ {kind} = [\"{program}\"] }}")));
@@ -554,15 +560,15 @@ fn a_program_that_is_not_there_is_refused_before_anything_changes() {
         assert_eq!((get(set.address(0), "/").unwrap().text(), pids(&set)), ("GET /\n".to_owned(), before.clone()));
     }
     // Its own PATH counts.
-    let top = set.top().display().to_string();
-    std::os::unix::fs::symlink("/bin/cat", set.top().join("mine")).unwrap();
+    let top = set.test_dir().display().to_string();
+    std::os::unix::fs::symlink("/bin/cat", set.test_dir().join("mine")).unwrap();
     let mine = handler("{ exec = [\"mine\"] }");
     set.configure(&mine);
     assert_eq!(set.patou(&["check"]).status.code(), Some(78));
     set.configure(&format!("{mine}environment = {{ PATH = \"{top}\" }}\n"));
     assert_eq!(set.patou(&["check"]).status.code(), Some(0));
     set.signal(Signal::SIGTERM);
-    assert_eq!(set.wait_for_end(), Some(0));
+    assert_eq!(set.wait_for_exit(), Some(0));
     // Nor does a set start.
     set.configure(&mine);
     let run = set.patou(&["run"]);
@@ -574,8 +580,8 @@ fn a_program_that_is_not_there_is_refused_before_anything_changes() {
 #[test]
 fn a_reload_sets_mode_and_group_of_a_socket_that_stays() {
     use std::os::unix::fs::{MetadataExt, PermissionsExt};
-    let set = Set::prepare("");
-    let file = set.top().join("front.sock");
+    let set = TestSet::prepare("");
+    let file = set.test_dir().join("front.sock");
     let config = |more: &str| {
         let listener = format!("[[listener]]\naddress = \"unix:{}\"\npool = \"default\"\n{more}\n", file.display());
         listener + "[[pool]]\nname = \"default\"\nworkers = 1\naddress = \"127.0.0.1:0\"\n"

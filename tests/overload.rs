@@ -118,9 +118,9 @@ impl Clients {
 }
 
 /// A set of four workers whose log is not drowned in requests.
-fn set() -> Set {
-    let mut set = Set::prepare(&ECHO.replace("workers = 2", "workers = 4"));
-    set.run_at("info");
+fn set() -> TestSet {
+    let mut set = TestSet::prepare(&ECHO.replace("workers = 2", "workers = 4"));
+    set.run_with_log_level("info");
     set.wait_until_up();
     set
 }
@@ -141,7 +141,7 @@ fn alone() -> MutexGuard<'static, ()> {
     MACHINE.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-fn accusations(set: &Set) -> usize {
+fn accusations(set: &TestSet) -> usize {
     set.log().lines().filter(|line| line.contains(": killing it")).count()
 }
 
@@ -195,7 +195,7 @@ fn nobody_is_killed_under_overload() {
 /// One worker gets what nobody else wants of the processors, which is nothing for seconds; another one is stopped.
 #[test]
 fn a_starved_worker_lives_and_a_frozen_one_is_found_meanwhile() {
-    if !have("chrt") {
+    if !is_installed("chrt") {
         return;
     }
     let _alone = alone();
@@ -226,7 +226,7 @@ fn a_starved_worker_lives_and_a_frozen_one_is_found_meanwhile() {
 /// A debugger holds the thread that answers, for longer than any bound.
 #[test]
 fn a_worker_in_a_debugger_is_not_killed() {
-    if !have("perl") {
+    if !is_installed("perl") {
         return;
     }
     let set = set();

@@ -30,15 +30,15 @@ fn run(program: &str, args: &[&str], input: &[u8]) -> Vec<u8> {
 }
 
 /// A pool whose program writes `kind`.
-fn converter(workers: u16, kind: &str, command: &str) -> Set {
+fn converter(workers: u16, kind: &str, command: &str) -> TestSet {
     let script = format!("printf 'Content-Type: {kind}\\r\\n\\r\\n'; exec {command}");
-    Set::start(&one_pool(workers, &format!("{{ exec = {} }}", words(&["sh", "-c", &script])), ""))
+    TestSet::start(&one_pool(workers, &format!("{{ exec = {} }}", toml_array(&["sh", "-c", &script])), ""))
 }
 
 /// Twenty clients, each with a document of its own.
 #[test]
 fn twenty_clients_have_their_pdf_read_at_once() {
-    if !have("gs") || !have("pdftotext") {
+    if !is_installed("gs") || !is_installed("pdftotext") {
         return;
     }
     let set = converter(4, "text/plain", "pdftotext - -");
@@ -66,7 +66,7 @@ fn twenty_clients_have_their_pdf_read_at_once() {
 
 #[test]
 fn a_pdf_becomes_a_picture_with_ghostscript() {
-    if !have("gs") {
+    if !is_installed("gs") {
         return;
     }
     let args = "-q -dNOPAUSE -dBATCH -dSAFER -sDEVICE=png16m -r72 -sOutputFile=- -";
@@ -82,7 +82,7 @@ fn a_pdf_becomes_a_picture_with_ghostscript() {
 #[test]
 fn a_picture_is_made_smaller_with_imagemagick() {
     const CONVERT: &str = "/usr/bin/convert";
-    if !have(CONVERT) {
+    if !is_installed(CONVERT) {
         return;
     }
     let picture = run(CONVERT, &["-size", "400x300", "gradient:red-blue", "ppm:-"], b"");
@@ -115,13 +115,13 @@ fn a_program_that_fails_is_no_empty_success() {
 /// What is no PDF is the program's to refuse, and the next client's none of its business.
 #[test]
 fn rubbish_does_not_disturb_the_next_client() {
-    if !have("pdftotext") || !have("gs") {
+    if !is_installed("pdftotext") || !is_installed("gs") {
         return;
     }
     let script = "t=$(mktemp -d); trap 'rm -r $t' EXIT; cat >$t/in; pdftotext $t/in $t/out 2>$t/err && \
         { printf 'Content-Type: text/plain\\n\\n'; cat $t/out; } || \
         { printf 'Status: 422 Unprocessable Content\\nContent-Type: text/plain\\n\\n'; cat $t/err; }";
-    let set = Set::start(&one_pool(1, &format!("{{ exec = {} }}", words(&["sh", "-c", script])), ""));
+    let set = TestSet::start(&one_pool(1, &format!("{{ exec = {} }}", toml_array(&["sh", "-c", script])), ""));
     let address = set.address(0);
     let answer = request(address, "POST", "/", b"this is no PDF").unwrap();
     assert_eq!(answer.status, 422);
@@ -131,8 +131,8 @@ fn rubbish_does_not_disturb_the_next_client() {
 }
 
 /// The example with two more answers: `/hang` never comes, `/pid` is its pid.
-fn interpreter(more: &str) -> Set {
-    Set::start_with(|dir| {
+fn interpreter(more: &str) -> TestSet {
+    TestSet::start_with(|dir| {
         let script = format!(
             "import os, sys, time\nsys.dont_write_bytecode = True\nsys.path.insert(0, {:?})\nimport coprocess\n\
              read, write = coprocess.read_request, coprocess.write_response\ntarget = None\n\
@@ -145,13 +145,13 @@ fn interpreter(more: &str) -> Set {
         );
         fs::write(dir.join("warm.py"), script).unwrap();
         let file = dir.join("warm.py").into_os_string().into_string().unwrap();
-        one_pool(1, &format!("{{ coprocess = {} }}", words(&["python3", &file])), more)
+        one_pool(1, &format!("{{ coprocess = {} }}", toml_array(&["python3", &file])), more)
     })
 }
 
 #[test]
 fn an_interpreter_stays_warm_dies_and_hangs() {
-    if !have("python3") {
+    if !is_installed("python3") {
         return;
     }
     let set = interpreter("request_timeout = \"5s\"");
@@ -168,7 +168,7 @@ fn an_interpreter_stays_warm_dies_and_hangs() {
     // Killed between two requests: there is another one before anybody asks for it.
     signal_to(first, nix::sys::signal::Signal::SIGKILL);
     let parent = worker["pid"].as_u64().unwrap() as u32;
-    let second = wait_some("another interpreter", || children_of(parent).into_iter().find(|pid| *pid != first));
+    let second = wait_for_value("another interpreter", || children_of(parent).into_iter().find(|pid| *pid != first));
     set.wait_for_log(&["the co-process", "SIGKILL", "worker=default/1"]);
     assert_eq!(pid(), second);
 

@@ -46,13 +46,13 @@ fn numbers(workers: &[Value], key: &str) -> Vec<u64> {
 }
 
 /// Waits until nobody serves or is being replaced, and returns all workers.
-fn at_rest(set: &Set) -> Vec<Value> {
+fn at_rest(set: &TestSet) -> Vec<Value> {
     let idle = |status: &Value| workers(status).iter().all(|worker| worker["state"] == "idle");
     workers(&set.wait_for("all being idle", idle))
 }
 
 /// In the log each life begins before another worker's ends: no two workers were ever out at the same time.
-fn assert_never_two_out(set: &Set) {
+fn assert_never_two_out(set: &TestSet) {
     let mut out = None;
     for line in set.log().lines().skip_while(|line| !line.contains(" recycling ")) {
         let Some((_, worker)) = line.split_once("worker=") else { continue };
@@ -67,7 +67,7 @@ fn assert_never_two_out(set: &Set) {
 
 /// `count` requests through `handler`, none of which may fail; every worker is replaced again and again.
 fn unnoticed(count: u16, handler: &str, total: u32) {
-    let set = Set::start(&one_pool(count, handler, "max_requests = 10"));
+    let set = TestSet::start(&one_pool(count, handler, "max_requests = 10"));
     let before = at_rest(&set);
     let failures = hammer(set.address(0), total, "/echo", b"some body");
     assert!(failures.is_empty(), "{} of {total} failed, first: {}\n{}", failures.len(), failures[0], set.log());
@@ -108,13 +108,13 @@ fn ten_thousand_requests_are_served_unnoticed() {
 
 #[test]
 fn exec_workers_are_recycled_unnoticed() {
-    let cat = words(&["sh", "-c", "printf 'Content-Type: a/b\\n\\n'; exec cat"]);
+    let cat = toml_array(&["sh", "-c", "printf 'Content-Type: a/b\\n\\n'; exec cat"]);
     unnoticed(2, &format!("{{ exec = {cat} }}"), requests(400));
 }
 
 #[test]
 fn programs_are_recycled_unnoticed() {
-    unnoticed(2, &format!("{{ program = {} }}", words(&[&example("axum_worker")])), requests(1_000));
+    unnoticed(2, &format!("{{ program = {} }}", toml_array(&[&build_example("axum_worker")])), requests(1_000));
 }
 
 /// Its slot is nobody's then, so that the dispatcher cannot ask it: only the watchdog knows that it should be there.
@@ -125,10 +125,10 @@ fn a_worker_that_is_frozen_between_two_lives_is_replaced() {
     let script = format!(
         "cd '{}' && if mkdir first 2>/dev/null; then :; elif mkdir second 2>/dev/null; then kill -STOP $$; fi; exec '{}'",
         top.display(),
-        example("axum_worker")
+        build_example("axum_worker")
     );
-    let pool = one_pool(1, &format!("{{ program = {} }}", words(&["sh", "-c", &script])), "max_requests = 1");
-    let set = Set::start(&format!("{pool}\n[watchdog]\nstart_timeout = \"1s\"\n"));
+    let pool = one_pool(1, &format!("{{ program = {} }}", toml_array(&["sh", "-c", &script])), "max_requests = 1");
+    let set = TestSet::start(&format!("{pool}\n[watchdog]\nstart_timeout = \"1s\"\n"));
     let frozen = set.worker_pid("default/1");
     assert_eq!(request(set.address(0), "POST", "/echo", b"a").unwrap().status, 200);
     set.wait_for_log(&["default/1 was not ready after 1s", "watchdog.start_timeout", "killing it"]);
@@ -141,15 +141,15 @@ fn a_worker_that_is_frozen_between_two_lives_is_replaced() {
 
 fn coprocess() -> String {
     let file = format!("{}/examples/coprocess.py", env!("CARGO_MANIFEST_DIR"));
-    format!("{{ coprocess = {} }}", words(&["python3", &file]))
+    format!("{{ coprocess = {} }}", toml_array(&["python3", &file]))
 }
 
 #[test]
 fn a_coprocess_is_changed_and_its_worker_stays() {
-    if !have("python3") {
+    if !is_installed("python3") {
         return;
     }
-    let set = Set::start(&one_pool(2, &coprocess(), "max_requests = 10"));
+    let set = TestSet::start(&one_pool(2, &coprocess(), "max_requests = 10"));
     let before = at_rest(&set);
     let interpreters = |workers: &[Value]| -> Vec<u32> {
         numbers(workers, "pid").into_iter().flat_map(|pid| children_of(pid as u32)).collect()
@@ -172,10 +172,10 @@ fn a_coprocess_is_changed_and_its_worker_stays() {
 
 #[test]
 fn a_reload_reaches_a_worker_with_a_coprocess() {
-    if !have("python3") {
+    if !is_installed("python3") {
         return;
     }
-    let set = Set::start(&one_pool(1, &coprocess(), ""));
+    let set = TestSet::start(&one_pool(1, &coprocess(), ""));
     let before = set.worker("default/1");
     assert!(get(set.address(0), "/a").unwrap().text().starts_with("GET /a: request 1"));
     set.configure(&one_pool(1, "\"echo\"", ""));
@@ -192,7 +192,7 @@ fn a_reload_reaches_a_worker_with_a_coprocess() {
 fn age_and_memory_end_a_life_too() {
     // With one worker where memory is the bound: the worker that served last is asked first, and serves again.
     for (count, bound) in [(2, "max_age = \"300ms\""), (1, "max_memory = \"1\"")] {
-        let set = Set::start(&one_pool(count, "\"echo\"", bound));
+        let set = TestSet::start(&one_pool(count, "\"echo\"", bound));
         let before = at_rest(&set);
         let later = |status: &Value| {
             let _ = get(set.address(0), "/"); // memory is looked at after a request
@@ -209,12 +209,12 @@ fn age_and_memory_end_a_life_too() {
 
 #[test]
 fn an_early_answer_survives_the_recycling_after_it() {
-    let set = Set::start(&one_pool(1, "\"echo\"", "max_requests = 1\n[front]\nmax_body = \"1000\""));
+    let set = TestSet::start(&one_pool(1, "\"echo\"", "max_requests = 1\n[front]\nmax_body = \"1000\""));
     let address = set.address(0);
     for round in 0..10 {
-        let (worker, target) = lease(address, "/").unwrap();
+        let (worker, target) = request_lease(address, "/").unwrap();
         let mut stream = connect(worker);
-        stream.write_all(head("POST", &target, worker, "Content-Length: 900000\r\n").as_bytes()).unwrap();
+        stream.write_all(request_head("POST", &target, worker, "Content-Length: 900000\r\n").as_bytes()).unwrap();
         let mut first = [0];
         stream.read_exact(&mut first).unwrap();
         // The answer is on its way, the body as well, and the worker wants to begin its next life.
@@ -224,7 +224,7 @@ fn an_early_answer_survives_the_recycling_after_it() {
             assert!(sent.is_ok(), "round {round}: {sent:?}");
             std::thread::sleep(Duration::from_millis(1));
         }
-        let answer = read_answer(&mut first.chain(&mut stream)).unwrap_or_else(|e| panic!("round {round}: {e}"));
+        let answer = read_response(&mut first.chain(&mut stream)).unwrap_or_else(|e| panic!("round {round}: {e}"));
         assert_eq!(answer.status, 413);
     }
     let worker = set.wait_for_worker("default/1", "idle");
@@ -234,11 +234,11 @@ fn an_early_answer_survives_the_recycling_after_it() {
 
 #[test]
 fn who_is_taken_out_of_service_stays_out_when_recycled() {
-    if !have("python3") {
+    if !is_installed("python3") {
         return;
     }
     // A co-process that takes its time to leave, so that the order comes while it is being changed.
-    let set = Set::start_with(|dir| {
+    let set = TestSet::start_with(|dir| {
         let script = format!(
             "import sys, time\nsys.dont_write_bytecode = True\nsys.path.insert(0, {:?})\nimport coprocess\n\
              coprocess.main()\nopen({:?}, 'w').close()\ntime.sleep(100)\n",
@@ -247,10 +247,10 @@ fn who_is_taken_out_of_service_stays_out_when_recycled() {
         );
         fs::write(dir.join("slow.py"), script).unwrap();
         let file = dir.join("slow.py").into_os_string().into_string().unwrap();
-        one_pool(1, &format!("{{ coprocess = {} }}", words(&["python3", &file])), "max_requests = 1")
+        one_pool(1, &format!("{{ coprocess = {} }}", toml_array(&["python3", &file])), "max_requests = 1")
     });
     assert_eq!(get(set.address(0), "/").unwrap().status, 200);
-    wait_some("the farewell", || set.top().join("leaving").exists().then_some(()));
+    wait_for_value("the farewell", || set.test_dir().join("leaving").exists().then_some(()));
     assert!(set.patou(&["drain", "default-1"]).status.success());
     set.wait_for_log(&["co-process recycled"]);
     assert_eq!(set.wait_for_worker("default/1", "draining")["state"], "draining");
@@ -260,9 +260,9 @@ fn who_is_taken_out_of_service_stays_out_when_recycled() {
 }
 
 /// A worker whose last answer lies unread at a client that does not close: it waits with its next life.
-fn about_to_recycle(front: &str) -> (Set, std::net::TcpStream) {
-    let set = Set::start(&one_pool(1, "\"echo\"", &format!("max_requests = 1\ndrain_timeout = \"6s\"\n{front}")));
-    let client = to_worker(set.address(0), "GET", "/", "1.1", "", b"");
+fn about_to_recycle(front: &str) -> (TestSet, std::net::TcpStream) {
+    let set = TestSet::start(&one_pool(1, "\"echo\"", &format!("max_requests = 1\ndrain_timeout = \"6s\"\n{front}")));
+    let client = send_to_worker(set.address(0), "GET", "/", "1.1", "", b"");
     set.wait_for("it makes room", |s| {
         let worker = worker_of(s, "default/1");
         (&worker["served"], &worker["state"]) == (&1.into(), &"starting".into())
@@ -275,7 +275,7 @@ fn a_stop_during_recycling_is_not_lost() {
     let (mut set, client) = about_to_recycle("[front]\nlinger_timeout = \"2s\"");
     set.signal(Signal::SIGTERM);
     let since = std::time::Instant::now();
-    assert_eq!(set.wait_for_end(), Some(0));
+    assert_eq!(set.wait_for_exit(), Some(0));
     assert!(since.elapsed() < Duration::from_secs(5), "{:?}\n{}", since.elapsed(), set.log());
     assert!(!set.log().contains("drain_timeout"), "{}", set.log());
     set.assert_nothing_left();
@@ -287,7 +287,7 @@ fn the_death_of_the_watchdog_during_recycling_is_not_lost() {
     let (mut set, client) = about_to_recycle("[front]\nlinger_timeout = \"2s\"");
     let worker = set.worker_pid("default/1");
     set.signal(Signal::SIGKILL);
-    set.wait_for_end();
+    set.wait_for_exit();
     wait_until("the worker ends", || !is_alive(worker));
     drop(client);
     set.run();
@@ -299,7 +299,7 @@ fn the_death_of_the_watchdog_during_recycling_is_not_lost() {
 #[test]
 fn a_stop_is_heard_between_two_lives() {
     for round in 0..8 {
-        let mut set = Set::start(&one_pool(4, "\"echo\"", "max_requests = 1\ndrain_timeout = \"10s\""));
+        let mut set = TestSet::start(&one_pool(4, "\"echo\"", "max_requests = 1\ndrain_timeout = \"10s\""));
         let (address, hammering) = (set.address(0), std::sync::atomic::AtomicBool::new(true));
         std::thread::scope(|scope| {
             for _ in 0..4 {
@@ -312,7 +312,7 @@ fn a_stop_is_heard_between_two_lives() {
             std::thread::sleep(Duration::from_millis(100 + 17 * round));
             set.signal(Signal::SIGTERM);
             let since = std::time::Instant::now();
-            assert_eq!(set.wait_for_end(), Some(0));
+            assert_eq!(set.wait_for_exit(), Some(0));
             hammering.store(false, Ordering::Relaxed);
             assert!(since.elapsed() < Duration::from_secs(8), "{:?}\n{}", since.elapsed(), set.log());
         });
@@ -322,7 +322,7 @@ fn a_stop_is_heard_between_two_lives() {
 
 #[test]
 fn a_reload_during_the_change_of_a_coprocess_is_obeyed() {
-    if !have("python3") {
+    if !is_installed("python3") {
         return;
     }
     let slow = |dir: &std::path::Path, more: &str| {
@@ -334,15 +334,19 @@ fn a_reload_during_the_change_of_a_coprocess_is_obeyed() {
         );
         fs::write(dir.join("slow.py"), script).unwrap();
         let file = dir.join("slow.py").into_os_string().into_string().unwrap();
-        one_pool(1, &format!("{{ coprocess = {} }}", words(&["python3", &file])), &format!("max_requests = 1\n{more}"))
+        one_pool(
+            1,
+            &format!("{{ coprocess = {} }}", toml_array(&["python3", &file])),
+            &format!("max_requests = 1\n{more}"),
+        )
     };
-    let set = Set::start_with(|dir| slow(dir, ""));
+    let set = TestSet::start_with(|dir| slow(dir, ""));
     let before = set.worker("default/1");
-    let leaving = || set.top().join("leaving").exists();
+    let leaving = || set.test_dir().join("leaving").exists();
     assert_eq!(get(set.address(0), "/").unwrap().status, 200);
-    wait_some("the farewell", || leaving().then_some(()));
+    wait_for_value("the farewell", || leaving().then_some(()));
     // It lasts a second.
-    set.configure(&slow(set.top(), "environment = { WORD = \"new\" }"));
+    set.configure(&slow(set.test_dir(), "environment = { WORD = \"new\" }"));
     set.signal(Signal::SIGHUP);
     set.wait_for_log(&["watchdog", "configuration applied"]);
     let reloaded = |s: &Value| worker_of(s, "default/1")["epoch"].as_u64() > before["epoch"].as_u64();

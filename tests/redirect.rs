@@ -25,7 +25,7 @@ fn echo(workers: u16) -> String {
 }
 
 /// Where a 307 leads: address and target, taken apart without interpreting the target.
-fn follow(answer: &Answer) -> (String, Vec<u8>) {
+fn follow(answer: &HttpResponse) -> (String, Vec<u8>) {
     assert_eq!(answer.status, 307, "{answer:?}");
     let location = answer.header("location").unwrap();
     let rest = location.strip_prefix("http://").unwrap();
@@ -33,15 +33,15 @@ fn follow(answer: &Answer) -> (String, Vec<u8>) {
     (host.to_owned(), target.as_bytes().to_owned())
 }
 
-fn ask(address: SocketAddr, line: &str, headers: &str) -> Answer {
-    exchange(address, format!("{line}\r\n{headers}\r\n").as_bytes()).unwrap()
+fn ask(address: SocketAddr, line: &str, headers: &str) -> HttpResponse {
+    send_request(address, format!("{line}\r\n{headers}\r\n").as_bytes()).unwrap()
 }
 
 #[test]
 fn a_request_is_answered_by_a_worker_and_nothing_is_left() {
-    let set = Set::start(ECHO);
+    let set = TestSet::start(ECHO);
     let address = set.address(0);
-    let told = exchange(address, head("GET", "/hello?a=b", address, "").as_bytes()).unwrap();
+    let told = send_request(address, request_head("GET", "/hello?a=b", address, "").as_bytes()).unwrap();
     assert_eq!(told.status, 307);
     let location = told.header("location").unwrap();
     assert!(location.starts_with("http://127.0.0.1:") && location.ends_with("/hello?a=b"), "{location}");
@@ -57,15 +57,15 @@ fn a_request_is_answered_by_a_worker_and_nothing_is_left() {
 
 #[test]
 fn a_worker_is_leased_then_busy_then_idle_again() {
-    let set = Set::start(&echo(1));
+    let set = TestSet::start(&echo(1));
     let address = set.address(0);
-    let (worker, target) = lease(address, "/x").unwrap();
+    let (worker, target) = request_lease(address, "/x").unwrap();
     set.wait_for("the lease", |status| worker_of(status, "default/1")["state"] == "leased");
     let mut stream = connect(worker);
-    stream.write_all(head("POST", &target, worker, "Content-Length: 2\r\n").as_bytes()).unwrap();
+    stream.write_all(request_head("POST", &target, worker, "Content-Length: 2\r\n").as_bytes()).unwrap();
     set.wait_for("the claim", |status| worker_of(status, "default/1")["state"] == "busy");
     stream.write_all(b"ok").unwrap();
-    let answer = read_answer(&mut stream).unwrap();
+    let answer = read_response(&mut stream).unwrap();
     assert_eq!((answer.status, answer.text().as_str(), answer.header("connection")), (200, "ok", Some("close")));
     let status = set.wait_for("the end", |status| worker_of(status, "default/1")["state"] == "idle");
     assert_eq!(worker_of(&status, "default/1")["served"], 1);
@@ -74,7 +74,7 @@ fn a_worker_is_leased_then_busy_then_idle_again() {
 
 #[test]
 fn the_location_has_the_clients_name_for_us_and_the_workers_port() {
-    let set = Set::start(&echo(6));
+    let set = TestSet::start(&echo(6));
     let (address, port) = (set.address(0), set.address(0).port());
     let ports: Vec<String> = (1..=6)
         .map(|n| set.worker(&format!("default/{n}"))["address"].as_str().unwrap().rsplit(':').next().unwrap().into())
@@ -99,7 +99,7 @@ fn the_location_has_the_clients_name_for_us_and_the_workers_port() {
 #[test]
 fn ipv6_all_the_way() {
     let toml = listener("[::1]:0", "default", "") + &pool("default", 1, "").replace("127.0.0.1:0", "[::1]:0");
-    let set = Set::start(&toml);
+    let set = TestSet::start(&toml);
     let address = set.address(0);
     assert!(address.is_ipv6());
     assert_eq!(get(address, "/six").unwrap().text(), "GET /six\n");
@@ -111,14 +111,14 @@ fn ipv6_all_the_way() {
     assert_eq!(follow(&answer), (address.to_string(), b"/lost".to_vec()));
     let answer = ask(worker, &format!("GET {} HTTP/1.0", text(&target)), "");
     assert_eq!(answer.text(), "GET /old\n");
-    let (worker, _) = lease(address, "/").unwrap();
+    let (worker, _) = request_lease(address, "/").unwrap();
     assert!(worker.is_ipv6());
     set.stop();
 }
 
 #[test]
 fn targets_survive_exactly() {
-    let set = Set::start(&echo(1));
+    let set = TestSet::start(&echo(1));
     let address = set.address(0);
     let long = format!("/{}?{}", "a".repeat(3000), "b".repeat(3000));
     let targets = [
@@ -144,10 +144,10 @@ fn targets_survive_exactly() {
         let token = there.strip_prefix("/.patou/").unwrap().get(..32).unwrap();
         assert_eq!(there, format!("/.patou/{token}{target}"));
         let worker = host.parse().unwrap();
-        let answer = exchange(worker, head("GET", &there, worker, "").as_bytes()).unwrap();
+        let answer = send_request(worker, request_head("GET", &there, worker, "").as_bytes()).unwrap();
         assert_eq!(answer.text(), format!("GET {target}\n"));
         // The second use leads back to where it began.
-        let back = exchange(worker, head("GET", &there, worker, "").as_bytes()).unwrap();
+        let back = send_request(worker, request_head("GET", &there, worker, "").as_bytes()).unwrap();
         assert_eq!(follow(&back), (address.to_string(), target.as_bytes().to_vec()));
     }
     set.stop();
@@ -155,15 +155,15 @@ fn targets_survive_exactly() {
 
 #[test]
 fn targets_of_other_forms_arrive() {
-    let set = Set::start(&echo(1));
+    let set = TestSet::start(&echo(1));
     let address = set.address(0);
-    let via = |method: &str, told: &Answer| {
+    let via = |method: &str, told: &HttpResponse| {
         let (host, target) = follow(told);
         let worker: SocketAddr = host.replace("localhost", "127.0.0.1").parse().unwrap();
         let mut request = format!("{method} ").into_bytes();
         request.extend(&target);
         request.extend(format!(" HTTP/1.1\r\nHost: {worker}\r\n\r\n").as_bytes());
-        exchange(worker, &request).unwrap().body
+        send_request(worker, &request).unwrap().body
     };
     // Absolute form: its host is what counts (RFC 9112, section 3.2.2).
     let told = ask(address, "GET http://127.0.0.1:9/a?b HTTP/1.1", "Host: localhost\r\n");
@@ -182,24 +182,25 @@ fn targets_of_other_forms_arrive() {
     assert_eq!(ask(address, "GET * HTTP/1.1", "Host: localhost\r\n").status, 400);
     assert_eq!(ask(address, "CONNECT localhost:80 HTTP/1.1", "Host: localhost:80\r\n").status, 400);
     // Bytes beyond ASCII are not for us to judge.
-    let told = exchange(address, b"GET /caf\xc3\xa9?\xc3\xa9 HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n").unwrap();
+    let told = send_request(address, b"GET /caf\xc3\xa9?\xc3\xa9 HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n").unwrap();
     assert_eq!(via("GET", &told), b"GET /caf\xc3\xa9?\xc3\xa9\n");
     set.stop();
 }
 
 #[test]
 fn every_method_arrives() {
-    let set = Set::start(&echo(3));
+    let set = TestSet::start(&echo(3));
     let address = set.address(0);
     for method in ["GET", "POST", "PUT", "DELETE", "OPTIONS", "PATCH", "TRACE", "PROPFIND", "BREW"] {
         assert_eq!(request(address, method, "/m", b"").unwrap().text(), format!("{method} /m\n"));
     }
     // HEAD has no body, here as there.
-    let told = exchange(address, head("HEAD", "/m", address, "").as_bytes()).map(|a| (a.status, a.body.len()));
+    let told =
+        send_request(address, request_head("HEAD", "/m", address, "").as_bytes()).map(|a| (a.status, a.body.len()));
     assert!(told.as_ref().is_err_and(|e| e.starts_with("0 of ")) || told == Ok((307, 0)), "{told:?}");
-    let (worker, target) = lease(address, "/m").unwrap();
+    let (worker, target) = request_lease(address, "/m").unwrap();
     let mut stream = connect(worker);
-    stream.write_all(head("HEAD", &target, worker, "").as_bytes()).unwrap();
+    stream.write_all(request_head("HEAD", &target, worker, "").as_bytes()).unwrap();
     let mut all = String::new();
     stream.read_to_string(&mut all).unwrap();
     assert!(all.starts_with("HTTP/1.1 200") && all.ends_with("\r\n\r\n"), "{all}");
@@ -207,10 +208,10 @@ fn every_method_arrives() {
 }
 
 /// Sends a body and reads the answer at the same time, as far as `expect` says after the 100.
-fn upload(worker: SocketAddr, target: &str, framing: &str, body: Vec<u8>, expect: bool) -> Answer {
+fn upload(worker: SocketAddr, target: &str, framing: &str, body: Vec<u8>, expect: bool) -> HttpResponse {
     let mut stream = connect(worker);
     let more = format!("{framing}{}", if expect { "Expect: 100-continue\r\n" } else { "" });
-    stream.write_all(head("POST", target, worker, &more).as_bytes()).unwrap();
+    stream.write_all(request_head("POST", target, worker, &more).as_bytes()).unwrap();
     if expect {
         let mut interim = [0; 25];
         stream.read_exact(&mut interim).unwrap();
@@ -218,14 +219,14 @@ fn upload(worker: SocketAddr, target: &str, framing: &str, body: Vec<u8>, expect
     }
     let mut writer = stream.try_clone().unwrap();
     let sending = std::thread::spawn(move || writer.write_all(&body));
-    let answer = read_answer(&mut stream).unwrap();
+    let answer = read_response(&mut stream).unwrap();
     sending.join().unwrap().unwrap();
     answer
 }
 
 #[test]
 fn bodies_of_every_size_arrive_once() {
-    let set = Set::start(&echo(2));
+    let set = TestSet::start(&echo(2));
     let address = set.address(0);
     for (size, expect) in [(0, false), (1, false), (1, true), (900_000, false), (900_000, true), (64 << 20, true)] {
         let body: Vec<u8> = (0..size as u32).map(|i| (i ^ (i >> 8) ^ (i >> 16)) as u8).collect();
@@ -233,11 +234,11 @@ fn bodies_of_every_size_arrive_once() {
         // The dispatcher answers at once and never asks for the body.
         let more = format!("{framing}Expect: 100-continue\r\n");
         let mut stream = connect(address);
-        stream.write_all(head("POST", "/up", address, &more).as_bytes()).unwrap();
+        stream.write_all(request_head("POST", "/up", address, &more).as_bytes()).unwrap();
         let mut told = Vec::new();
         stream.read_to_end(&mut told).unwrap();
         assert!(told.starts_with(b"HTTP/1.1 307 "), "{}", text(&told));
-        let (host, target) = follow(&read_answer(&mut &told[..]).unwrap());
+        let (host, target) = follow(&read_response(&mut &told[..]).unwrap());
         let answer = upload(host.parse().unwrap(), &text(&target), &framing, body.clone(), expect);
         assert_eq!(answer.status, 200);
         if size == 0 {
@@ -251,7 +252,7 @@ fn bodies_of_every_size_arrive_once() {
 
 #[test]
 fn chunked_bodies_arrive() {
-    let set = Set::start(&echo(1));
+    let set = TestSet::start(&echo(1));
     let address = set.address(0);
     for expect in [false, true] {
         let mut body = Vec::new();
@@ -261,7 +262,7 @@ fn chunked_bodies_arrive() {
             body.extend(b"\r\n");
         }
         body.extend(b"0\r\nX-Trailer: 1\r\n\r\n");
-        let (worker, target) = lease(address, "/").unwrap();
+        let (worker, target) = request_lease(address, "/").unwrap();
         let answer = upload(worker, &target, "Transfer-Encoding: chunked\r\n", body, expect);
         assert_eq!((answer.status, answer.body.len()), (200, 100_014));
     }
@@ -270,12 +271,12 @@ fn chunked_bodies_arrive() {
 
 #[test]
 fn a_stale_token_is_told_before_the_body_is_sent() {
-    let set = Set::start(&echo(1));
+    let set = TestSet::start(&echo(1));
     let (address, token) = (set.address(0), "0".repeat(32));
-    let (worker, _) = lease(address, "/").unwrap();
+    let (worker, _) = request_lease(address, "/").unwrap();
     let more = "Content-Length: 900000\r\nExpect: 100-continue\r\n";
     let mut stream = connect(worker);
-    stream.write_all(head("PUT", &format!("/.patou/{token}/a"), worker, more).as_bytes()).unwrap();
+    stream.write_all(request_head("PUT", &format!("/.patou/{token}/a"), worker, more).as_bytes()).unwrap();
     let mut told = Vec::new();
     stream.read_to_end(&mut told).unwrap();
     assert!(told.starts_with(b"HTTP/1.1 307 "), "{}", text(&told));
@@ -284,9 +285,9 @@ fn a_stale_token_is_told_before_the_body_is_sent() {
 
 #[test]
 fn a_lease_is_told_as_json() {
-    let set = Set::start(&echo(2));
+    let set = TestSet::start(&echo(2));
     let address = set.address(0);
-    let told = exchange(address, head("POST", "/.patou/lease", address, "").as_bytes()).unwrap();
+    let told = send_request(address, request_head("POST", "/.patou/lease", address, "").as_bytes()).unwrap();
     assert_eq!((told.status, told.header("content-type")), (200, Some("application/json")));
     assert_eq!(told.header("cache-control"), Some("no-store"));
     let json = told.json();
@@ -299,24 +300,24 @@ fn a_lease_is_told_as_json() {
 
     for method in ["GET", "HEAD", "PUT", "DELETE"] {
         let mut stream = connect(address);
-        stream.write_all(head(method, "/.patou/lease", address, "").as_bytes()).unwrap();
+        stream.write_all(request_head(method, "/.patou/lease", address, "").as_bytes()).unwrap();
         let mut told = String::new();
         stream.read_to_string(&mut told).unwrap();
         assert!(told.starts_with("HTTP/1.1 405 ") && told.to_lowercase().contains("\r\nallow: post\r\n"), "{told}");
     }
     for target in ["/.patou/", "/.patou/x", "/.patou/lease/", "/.patou/leases", "/.patou/0123456789abcdef/a"] {
-        let told = exchange(address, head("POST", target, address, "").as_bytes()).unwrap();
+        let told = send_request(address, request_head("POST", target, address, "").as_bytes()).unwrap();
         assert_eq!((told.status, told.header("content-type")), (404, Some("application/problem+json")), "{target}");
     }
-    let told = exchange(address, head("POST", "/.patou/lease?pool=x", address, "").as_bytes()).unwrap();
+    let told = send_request(address, request_head("POST", "/.patou/lease?pool=x", address, "").as_bytes()).unwrap();
     assert_eq!(told.status, 200);
     set.stop();
 }
 
 #[test]
 fn on_a_unix_socket_everything_is_a_lease() {
-    let set = Set::prepare("");
-    let path = set.top().join("front.sock");
+    let set = TestSet::prepare("");
+    let path = set.test_dir().join("front.sock");
     let group = nix::unistd::getgid();
     let more = format!("mode = 0o606\ngroup = \"{group}\"");
     let toml = listener("127.0.0.1:0", "default", "")
@@ -329,28 +330,28 @@ fn on_a_unix_socket_everything_is_a_lease() {
     for line in ["GET /a HTTP/1.1\r\nHost: any.example", "POST /.patou/lease HTTP/1.1\r\nHost: x", "PUT /b HTTP/1.0"] {
         let mut stream = UnixStream::connect(&path).unwrap();
         stream.write_all(format!("{line}\r\n\r\n").as_bytes()).unwrap();
-        let told = read_answer(&mut stream).unwrap();
+        let told = read_response(&mut stream).unwrap();
         assert_eq!(told.status, 200, "{told:?}");
         let json = told.json();
         let worker: SocketAddr = json["address"].as_str().unwrap().parse().unwrap();
         let target = format!("/.patou/{}/c", json["token"].as_str().unwrap());
-        let answer = exchange(worker, head("GET", &target, worker, "").as_bytes()).unwrap();
+        let answer = send_request(worker, request_head("GET", &target, worker, "").as_bytes()).unwrap();
         assert_eq!(answer.text(), "GET /c\n");
     }
     set.stop();
     assert!(!path.exists());
 }
 
-fn start(mut set: Set) -> Set {
+fn start(mut set: TestSet) -> TestSet {
     set.run();
     set.wait_until_up();
     set
 }
 
 /// A set with one gated pool: each request notes its path in `started` and ends when the file `go` is there.
-fn gated(workers: u16, more: &str) -> Set {
-    let set = Set::prepare("");
-    let top = set.top().display().to_string();
+fn gated(workers: u16, more: &str) -> TestSet {
+    let set = TestSet::prepare("");
+    let top = set.test_dir().display().to_string();
     let script = format!(
         "echo $PATH_INFO >> {top}/started; while [ ! -e {top}/go ]; do sleep 0.02; done; \
          printf 'Content-Type: text/plain\\n\\ndone %s' $PATH_INFO"
@@ -360,24 +361,24 @@ fn gated(workers: u16, more: &str) -> Set {
     start(set)
 }
 
-fn started(set: &Set) -> Vec<String> {
-    let text = std::fs::read_to_string(set.top().join("started")).unwrap_or_default();
+fn started(set: &TestSet) -> Vec<String> {
+    let text = std::fs::read_to_string(set.test_dir().join("started")).unwrap_or_default();
     text.lines().map(str::to_owned).collect()
 }
 
-fn open_gate(set: &Set) {
-    std::fs::write(set.top().join("go"), "").unwrap();
+fn open_gate(set: &TestSet) {
+    std::fs::write(set.test_dir().join("go"), "").unwrap();
 }
 
 #[test]
 fn no_token_is_a_dead_end_and_none_opens_twice() {
     let set = gated(2, "queue_timeout = \"60s\"");
     let address = set.address(0);
-    let (one, first) = lease(address, "/first").unwrap();
-    let (two, other) = lease(address, "/other").unwrap();
+    let (one, first) = request_lease(address, "/first").unwrap();
+    let (two, other) = request_lease(address, "/other").unwrap();
     assert_ne!(one, two);
     let send = |worker: SocketAddr, method: &str, target: &str| {
-        exchange(worker, head(method, target, worker, "").as_bytes()).unwrap()
+        send_request(worker, request_head(method, target, worker, "").as_bytes()).unwrap()
     };
     // Of another worker, of nobody, of no shape, none at all.
     let back = |target: &str| (address.to_string(), target.as_bytes().to_vec());
@@ -391,10 +392,10 @@ fn no_token_is_a_dead_end_and_none_opens_twice() {
     assert!(started(&set).is_empty());
 
     // A used token, while its request runs.
-    let running = std::thread::spawn(move || exchange(one, head("GET", &first, one, "").as_bytes()));
+    let running = std::thread::spawn(move || send_request(one, request_head("GET", &first, one, "").as_bytes()));
     set.wait_for("the start", |_| started(&set) == ["/first"]);
     let used = other.replace("/other", "/again");
-    let running_too = std::thread::spawn(move || exchange(two, head("GET", &other, two, "").as_bytes()));
+    let running_too = std::thread::spawn(move || send_request(two, request_head("GET", &other, two, "").as_bytes()));
     set.wait_for("the second start", |_| started(&set).len() == 2);
     for _ in 0..20 {
         assert_eq!(follow(&send(two, "GET", &used)), back("/again"));
@@ -412,9 +413,9 @@ fn no_token_is_a_dead_end_and_none_opens_twice() {
 
 #[test]
 fn without_a_host_a_worker_still_knows_the_way_back() {
-    let set = Set::start(&echo(1));
+    let set = TestSet::start(&echo(1));
     let address = set.address(0);
-    let (worker, _) = lease(address, "/").unwrap();
+    let (worker, _) = request_lease(address, "/").unwrap();
     let back = (address.to_string(), b"/a?b".to_vec());
     assert_eq!(follow(&ask(worker, "GET /a?b HTTP/1.0", "")), back);
     assert_eq!(follow(&ask(worker, "GET http://127.0.0.1/a?b HTTP/1.1", "Host: other\r\n")), back);
@@ -425,24 +426,24 @@ fn without_a_host_a_worker_still_knows_the_way_back() {
 fn an_unused_lease_ends_and_its_peer_gets_one_at_a_time() {
     let more = "claim_timeout = \"500ms\"\noffer_timeout = \"500ms\"\nqueue_timeout = \"60s\"";
     let pool = pool("default", 2, "").replace(PATIENT, "") + more;
-    let set = Set::start(&(listener("127.0.0.1:0", "default", "") + &pool));
+    let set = TestSet::start(&(listener("127.0.0.1:0", "default", "") + &pool));
     let address = set.address(0);
-    let (worker, target) = lease(address, "/late").unwrap();
+    let (worker, target) = request_lease(address, "/late").unwrap();
     set.wait_for_log(&["not used within claim_timeout"]);
     set.wait_for("the worker's return", |status| worker_of(status, "default/1")["state"] == "idle");
-    let back = exchange(worker, head("GET", &target, worker, "").as_bytes()).unwrap();
+    let back = send_request(worker, request_head("GET", &target, worker, "").as_bytes()).unwrap();
     assert_eq!(follow(&back), (address.to_string(), b"/late".to_vec()));
     // One lease for this peer, although two workers are idle; the next one waits.
-    let _unused = lease(address, "/").unwrap();
+    let _unused = request_lease(address, "/").unwrap();
     let mut second = connect(address);
-    second.write_all(head("GET", "/second", address, "").as_bytes()).unwrap();
+    second.write_all(request_head("GET", "/second", address, "").as_bytes()).unwrap();
     set.wait_for("the wait", |status| status["dispatcher"]["queue"] == 1);
     // Somebody else overtakes.
     let mut other = connect_from([127, 0, 0, 2], address);
-    other.write_all(head("GET", "/other", address, "").as_bytes()).unwrap();
-    assert_eq!(read_answer(&mut other).unwrap().status, 307);
+    other.write_all(request_head("GET", "/other", address, "").as_bytes()).unwrap();
+    assert_eq!(read_response(&mut other).unwrap().status, 307);
     // Its turn comes when the first lease is over.
-    assert_eq!(read_answer(&mut second).unwrap().status, 307);
+    assert_eq!(read_response(&mut second).unwrap().status, 307);
     set.stop();
 }
 
@@ -457,7 +458,7 @@ fn each_listener_has_its_pool() {
         + &pool("one", 1, "")
         + &pool("two", 2, &print("two"))
         + &pool("three", 1, &print("three")).replace("127.0.0.1:0", "[::1]:0");
-    let set = Set::start(&toml);
+    let set = TestSet::start(&toml);
     let [one, two, three] = [0, 1, 2].map(|index| set.address(index));
     for _ in 0..3 {
         assert_eq!(get(one, "/1").unwrap().text(), "GET /1\n");
@@ -467,7 +468,7 @@ fn each_listener_has_its_pool() {
         let (host, target) = follow(&told);
         let port = host.strip_prefix("Two.Example:").unwrap();
         let worker: SocketAddr = format!("127.0.0.1:{port}").parse().unwrap();
-        let answer = exchange(worker, head("GET", &text(&target), worker, "").as_bytes()).unwrap();
+        let answer = send_request(worker, request_head("GET", &text(&target), worker, "").as_bytes()).unwrap();
         assert_eq!(answer.text(), "two");
         // Back to its own listener, by whatever name.
         let back = ask(worker, "GET /2 HTTP/1.1", "Host: two.example:1\r\n");
@@ -479,8 +480,8 @@ fn each_listener_has_its_pool() {
 /// Whatever its framing, half an answer does not look like one.
 #[test]
 fn an_answer_that_was_cut_ends_with_a_reset() {
-    let set = Set::prepare("");
-    let fifo = set.top().join("fifo");
+    let set = TestSet::prepare("");
+    let fifo = set.test_dir().join("fifo");
     nix::unistd::mkfifo(&fifo, nix::sys::stat::Mode::S_IRWXU).unwrap();
     let script = format!("printf 'Content-Type: text/plain\\n\\nhalf'; read x < {}; kill -9 $$", fifo.display());
     let handler = format!("handler = {{ exec = [\"sh\", \"-c\", {script:?}] }}");
@@ -488,7 +489,7 @@ fn an_answer_that_was_cut_ends_with_a_reset() {
     let set = start(set);
     let address = set.address(0);
     for version in ["HTTP/1.1", "HTTP/1.0"] {
-        let (worker, target) = lease(address, "/").unwrap();
+        let (worker, target) = request_lease(address, "/").unwrap();
         let mut stream = connect(worker);
         stream.write_all(format!("GET {target} {version}\r\nHost: {worker}\r\n\r\n").as_bytes()).unwrap();
         let mut all = Vec::new();

@@ -24,14 +24,14 @@ fn echo() -> String {
 }
 
 /// The segment of worker 2 as any process of the same user can open it.
-fn segment(set: &Set) -> File {
-    let name = std::fs::read_to_string(set.dir().join("default/2.segment")).unwrap();
+fn segment(set: &TestSet) -> File {
+    let name = std::fs::read_to_string(set.runtime_dir().join("default/2.segment")).unwrap();
     let path = PathBuf::from("/dev/shm").join(name.trim_start_matches('/'));
     File::options().read(true).write(true).open(path).unwrap()
 }
 
 /// Waits until worker 2 is in service as another process than `old`, if it has to be.
-fn wait_until_back(set: &Set, old: Option<u32>) {
+fn wait_until_back(set: &TestSet, old: Option<u32>) {
     set.wait_for("the worker is back", |status| {
         let worker = worker_of(status, "default/2");
         let pid = worker["pid"].as_u64();
@@ -65,10 +65,10 @@ impl Random {
 
 #[test]
 fn a_worker_that_cuts_its_segment_harms_only_itself() {
-    let set = Set::start(&echo());
+    let set = TestSet::start(&echo());
     let dispatcher = set.dispatcher_pid();
     for size in [0, 100, 300, 8192] {
-        let (old, load) = (set.worker_pid("default/2"), Load::start(set.address(0), "/x", 3));
+        let (old, load) = (set.worker_pid("default/2"), LoadGenerator::start(set.address(0), "/x", 3));
         load.wait_for(5);
         segment(&set).set_len(size).unwrap();
         // Others look at it meanwhile.
@@ -93,13 +93,13 @@ fn a_worker_that_cuts_its_segment_harms_only_itself() {
 
 #[test]
 fn a_worker_that_cuts_its_segment_while_it_serves_is_replaced() {
-    let mut set = Set::prepare("");
-    set.configure(&gated(&set, 2, "", ""));
+    let mut set = TestSet::prepare("");
+    set.configure(&gated_pool(&set, 2, "", ""));
     set.run();
     set.wait_until_up();
     let dispatcher = set.dispatcher_pid();
-    let one = start_gated(&set, "one");
-    let two = start_gated(&set, "two");
+    let one = start_gated_request(&set, "one");
+    let two = start_gated_request(&set, "two");
     let old = set.worker_pid("default/2");
     segment(&set).set_len(0).unwrap();
     wait_until_back(&set, Some(old));
@@ -114,7 +114,7 @@ fn a_worker_that_cuts_its_segment_while_it_serves_is_replaced() {
 
 #[test]
 fn a_dispatcher_starts_on_a_damaged_segment() {
-    let set = Set::start(&echo());
+    let set = TestSet::start(&echo());
     for damage in ["cut", "garbled", "another layout", "no epoch", "no process"] {
         let (old, dispatcher) = (set.worker_pid("default/2"), set.dispatcher_pid());
         // Nobody can act on it before the next dispatcher does.
@@ -140,7 +140,7 @@ fn a_dispatcher_starts_on_a_damaged_segment() {
 
 #[test]
 fn a_stray_write_takes_no_worker_out_of_service_for_good() {
-    let set = Set::start(&echo());
+    let set = TestSet::start(&echo());
     let pid = set.worker_pid("default/2");
     // Its state, in the life line: draining.
     segment(&set).write_all_at(&3u64.to_ne_bytes(), 280).unwrap();
@@ -160,11 +160,11 @@ fn a_stray_write_takes_no_worker_out_of_service_for_good() {
 #[test]
 fn garbage_in_a_segment_harms_only_its_worker() {
     let mut random = Random::from_environment();
-    let mut set = Set::prepare(&echo());
-    set.run_at("info");
+    let mut set = TestSet::prepare(&echo());
+    set.run_with_log_level("info");
     set.wait_until_up();
     let dispatcher = set.dispatcher_pid();
-    let load = Load::start(set.address(0), "/x", 2);
+    let load = LoadGenerator::start(set.address(0), "/x", 2);
     let (file, line) = (segment(&set), 64);
     for round in 0..3 {
         for at in (0..SIZE).step_by(line) {
@@ -193,9 +193,9 @@ fn garbage_in_a_segment_harms_only_its_worker() {
 
 #[test]
 fn a_worker_that_never_stops_ringing_or_changing_its_claim_keeps_nobody_from_being_served() {
-    let set = Set::start(&echo());
+    let set = TestSet::start(&echo());
     let dispatcher = set.dispatcher_pid();
-    let bell = set.dir().join("default/2.wd");
+    let bell = set.runtime_dir().join("default/2.wd");
     let bell = File::options().read(true).write(true).custom_flags(libc::O_NONBLOCK).open(bell).unwrap();
     let (segment, stop) = (segment(&set), Arc::new(AtomicBool::new(false)));
     let (stop_one, stop_two) = (stop.clone(), stop.clone());
@@ -214,7 +214,7 @@ fn a_worker_that_never_stops_ringing_or_changing_its_claim_keeps_nobody_from_bei
             segment.write_all_at(&word.to_ne_bytes(), 64 + 4 * 64).unwrap();
         }
     });
-    let load = Load::start(set.address(0), "/x", 1);
+    let load = LoadGenerator::start(set.address(0), "/x", 1);
     let since = Instant::now();
     load.wait_for(50);
     eprintln!("50 requests beside a hostile worker: {:?}", since.elapsed());
@@ -230,7 +230,7 @@ fn a_worker_that_never_stops_ringing_or_changing_its_claim_keeps_nobody_from_bei
 
 #[test]
 fn a_sigbus_from_elsewhere_is_fatal_as_ever() {
-    let set = Set::start(ECHO);
+    let set = TestSet::start(ECHO);
     let old = set.dispatcher_pid();
     signal_to(old, Signal::SIGBUS);
     set.wait_for_log(&["dispatcher", "SIGBUS", "started again"]);
@@ -243,12 +243,12 @@ fn a_sigbus_from_elsewhere_is_fatal_as_ever() {
 #[test]
 fn without_systemd_each_process_is_bound_as_far_as_it_can_be_and_the_rest_is_said() {
     let script = r#"printf 'Content-Type: text/plain\r\n\r\n'; ulimit -n; ulimit -H -n; ulimit -d"#;
-    let handler = format!("{{ exec = {} }}", words(&["/bin/sh", "-c", script]));
+    let handler = format!("{{ exec = {} }}", toml_array(&["/bin/sh", "-c", script]));
     let limited = |files: &str| {
         let limits = format!("{{ open_files = \"{files}\", memory_max = \"256M\", cpu_quota = \"50%\" }}");
         one_pool(1, &handler, &format!("user = \"nobody\"\nlimits = {limits}"))
     };
-    let set = Set::start(&limited("64:128"));
+    let set = TestSet::start(&limited("64:128"));
     let said = || get(set.address(0), "/").unwrap().text();
     assert_eq!(said(), "64\n128\n262144\n");
     let remark = "pool default: user and limits.cpu_quota: only systemd can do that, under patou run it has no effect";
@@ -281,14 +281,14 @@ fn the_dispatcher_answers_to_its_own_user_and_root_and_to_nobody_else() {
         let _ = writeln!(std::io::stderr(), "the_dispatcher_answers...: SKIPPED, only root can be another user");
         return;
     }
-    if !have("python3") {
+    if !is_installed("python3") {
         return;
     }
-    let mut set = Set::prepare(ECHO);
-    set.run_at("info");
+    let mut set = TestSet::prepare(ECHO);
+    set.run_with_log_level("info");
     set.wait_until_up();
-    let socket = set.dir().join("probe.sock");
-    for (path, mode) in [(set.top(), 0o755), (&set.dir(), 0o755), (&socket, 0o666)] {
+    let socket = set.runtime_dir().join("probe.sock");
+    for (path, mode) in [(set.test_dir(), 0o755), (&set.runtime_dir(), 0o755), (&socket, 0o666)] {
         std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode)).unwrap();
     }
     let ask = |uid: u32, order: &str| {

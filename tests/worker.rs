@@ -13,11 +13,11 @@ use nix::sys::socket::{setsockopt, sockopt};
 use support::*;
 
 /// A pool of one worker that runs this shell script, with `$DIR` for its files.
-fn script(script: &str, more: &str) -> Set {
-    Set::start_with(|dir| {
+fn script(script: &str, more: &str) -> TestSet {
+    TestSet::start_with(|dir| {
         fs::write(dir.join("script"), format!("DIR={}\n{script}", dir.display())).unwrap();
         let file = dir.join("script").into_os_string().into_string().unwrap();
-        one_pool(1, &format!("{{ exec = {} }}", words(&["/bin/sh", &file])), more)
+        one_pool(1, &format!("{{ exec = {} }}", toml_array(&["/bin/sh", &file])), more)
     })
 }
 
@@ -32,7 +32,7 @@ exec sleep 1000
 
 /// A pid that a script has written.
 fn pid_in(file: &Path) -> u32 {
-    wait_some("a pid file", || fs::read_to_string(file).ok()?.strip_suffix('\n')?.parse().ok())
+    wait_for_value("a pid file", || fs::read_to_string(file).ok()?.strip_suffix('\n')?.parse().ok())
 }
 
 /// Reads exactly up to the end of `word`.
@@ -73,7 +73,7 @@ fn at_the_deadline_all_that_was_started_is_dead_before_the_client_hears() {
     );
     let address = set.address(0);
     let answer = get(address, "/hang").unwrap();
-    let alive = ["one", "two", "three"].map(|file| is_alive(pid_in(&set.top().join(file))));
+    let alive = ["one", "two", "three"].map(|file| is_alive(pid_in(&set.test_dir().join(file))));
     assert_eq!(alive, [false; 3], "{}", set.log());
     assert_eq!(answer.status, 504);
     assert_eq!(answer.header("patou-outcome"), Some("started-unknown"));
@@ -89,11 +89,11 @@ fn at_the_deadline_all_that_was_started_is_dead_before_the_client_hears() {
 fn a_deadline_within_the_response_is_visible() {
     let set = script(ENDLESS, "request_timeout = \"1s\"");
     for version in ["1.1", "1.0"] {
-        let mut stream = to_worker(set.address(0), "GET", "/", version, "", b"");
+        let mut stream = send_to_worker(set.address(0), "GET", "/", version, "", b"");
         read_until(&mut stream, "part\n");
         assert_cut(stream, version);
-        let pid = pid_in(&set.top().join("pid"));
-        wait_some("the program's end", || (!is_alive(pid)).then_some(()));
+        let pid = pid_in(&set.test_dir().join("pid"));
+        wait_for_value("the program's end", || (!is_alive(pid)).then_some(()));
         assert_eq!(get(set.address(0), "/ok").unwrap().text(), "ok\n");
     }
     set.stop();
@@ -103,12 +103,12 @@ fn a_deadline_within_the_response_is_visible() {
 fn a_program_that_dies_within_its_response_is_visible() {
     let set = script("printf 'Content-Type: text/plain\n\npart\n'; echo $$ >$DIR/pid; exec sleep 1000", "");
     for version in ["1.1", "1.0"] {
-        let mut stream = to_worker(set.address(0), "GET", "/", version, "", b"");
+        let mut stream = send_to_worker(set.address(0), "GET", "/", version, "", b"");
         let head = read_until(&mut stream, "part\n");
         assert!(head.contains(" 200 "), "{head}");
-        signal_to(pid_in(&set.top().join("pid")), Signal::SIGKILL);
+        signal_to(pid_in(&set.test_dir().join("pid")), Signal::SIGKILL);
         assert_cut(stream, version);
-        fs::remove_file(set.top().join("pid")).unwrap();
+        fs::remove_file(set.test_dir().join("pid")).unwrap();
     }
     let worker = set.wait_for_worker("default/1", "idle");
     assert_eq!((&worker["served"], &worker["failed"]), (&0.into(), &2.into()));
@@ -131,14 +131,14 @@ fn a_worker_that_dies_within_a_response_is_visible_and_takes_its_programs_along(
     );
     for (signal, version) in [(Signal::SIGKILL, "1.0"), (Signal::SIGSTOP, "1.0"), (Signal::SIGKILL, "1.1")] {
         let before = set.wait_for_worker("default/1", "idle");
-        let mut stream = to_worker(set.address(0), "GET", "/", version, "", b"");
+        let mut stream = send_to_worker(set.address(0), "GET", "/", version, "", b"");
         read_until(&mut stream, "part\n");
-        let grandchild = pid_in(&set.top().join("grandchild"));
+        let grandchild = pid_in(&set.test_dir().join("grandchild"));
         assert!(is_alive(grandchild));
         signal_to(before["pid"].as_u64().unwrap() as u32, signal);
         assert_cut(stream, signal.as_str());
-        wait_some("the grandchild's end", || (!is_alive(grandchild)).then_some(()));
-        fs::remove_file(set.top().join("grandchild")).unwrap();
+        wait_for_value("the grandchild's end", || (!is_alive(grandchild)).then_some(()));
+        fs::remove_file(set.test_dir().join("grandchild")).unwrap();
         assert_eq!(get(set.address(0), "/ok").unwrap().text(), "ok\n");
         let after = set.wait_for_worker("default/1", "idle");
         assert_eq!(after["restarts"].as_u64(), before["restarts"].as_u64().map(|n| n + 1));
@@ -149,19 +149,19 @@ fn a_worker_that_dies_within_a_response_is_visible_and_takes_its_programs_along(
 #[test]
 fn a_client_that_goes_cancels_its_request() {
     let set = script(ENDLESS, "");
-    let file = set.top().join("pid");
+    let file = set.test_dir().join("pid");
     let runs = |version| {
-        let stream = to_worker(set.address(0), "GET", "/", version, "", b"");
+        let stream = send_to_worker(set.address(0), "GET", "/", version, "", b"");
         (pid_in(&file), stream)
     };
     let (pid, stream) = runs("1.1");
     reset(stream);
-    wait_some("the end of a program whose client has reset", || (!is_alive(pid)).then_some(()));
+    wait_for_value("the end of a program whose client has reset", || (!is_alive(pid)).then_some(()));
     set.wait_for_worker("default/1", "idle");
     fs::remove_file(&file).unwrap();
     let (pid, stream) = runs("1.0");
     reset(stream);
-    wait_some("the end of a program whose HTTP/1.0 client has reset", || (!is_alive(pid)).then_some(()));
+    wait_for_value("the end of a program whose HTTP/1.0 client has reset", || (!is_alive(pid)).then_some(()));
     let worker = set.wait_for_worker("default/1", "idle");
     assert_eq!((&worker["failed"], &worker["restarts"]), (&2.into(), &0.into()));
     set.wait_for_log(&["the client has disconnected", "worker=default/1", "lease="]);
@@ -171,10 +171,10 @@ fn a_client_that_goes_cancels_its_request() {
 #[test]
 fn a_client_that_closes_before_the_answer_cancels_its_request() {
     let set = script("echo $$ >$DIR/pid; exec sleep 1000", "");
-    let stream = to_worker(set.address(0), "POST", "/", "1.1", "Content-Length: 5\r\n", b"hello");
-    let pid = pid_in(&set.top().join("pid"));
+    let stream = send_to_worker(set.address(0), "POST", "/", "1.1", "Content-Length: 5\r\n", b"hello");
+    let pid = pid_in(&set.test_dir().join("pid"));
     drop(stream);
-    wait_some("the end of a program whose client has closed", || (!is_alive(pid)).then_some(()));
+    wait_for_value("the end of a program whose client has closed", || (!is_alive(pid)).then_some(()));
     set.wait_for_worker("default/1", "idle");
     set.stop();
 }
@@ -186,17 +186,17 @@ fn a_client_that_has_only_ended_its_own_direction_is_still_there() {
         "",
     );
     for version in ["1.1", "1.0"] {
-        let mut stream = to_worker(set.address(0), "POST", "/", version, "Content-Length: 5\r\n", b"hello");
+        let mut stream = send_to_worker(set.address(0), "POST", "/", version, "Content-Length: 5\r\n", b"hello");
         stream.shutdown(Shutdown::Write).unwrap();
-        let pid = pid_in(&set.top().join("pid"));
+        let pid = pid_in(&set.test_dir().join("pid"));
         // Longer than it takes a worker to look at its client: a wrong verdict would come now.
         std::thread::sleep(Duration::from_millis(300));
         assert!(is_alive(pid), "HTTP/{version}");
-        fs::write(set.top().join("go"), "").unwrap();
-        let answer = read_answer(&mut stream).unwrap();
+        fs::write(set.test_dir().join("go"), "").unwrap();
+        let answer = read_response(&mut stream).unwrap();
         assert_eq!((answer.status, answer.text().as_str()), (200, "hello"), "HTTP/{version}");
         for file in ["go", "pid"] {
-            fs::remove_file(set.top().join(file)).unwrap();
+            fs::remove_file(set.test_dir().join(file)).unwrap();
         }
     }
     set.stop();
@@ -206,7 +206,7 @@ fn a_client_that_has_only_ended_its_own_direction_is_still_there() {
 fn a_client_that_does_not_read_holds_its_worker_no_longer_than_request_timeout() {
     let more = "request_timeout = \"1s\"";
     let set = script("printf 'Content-Type: text/plain\n\n'; [ $PATH_INFO = /ok ] && exec echo ok; exec yes", more);
-    let mut stream = to_worker(set.address(0), "GET", "/", "1.0", "", b"");
+    let mut stream = send_to_worker(set.address(0), "GET", "/", "1.0", "", b"");
     read_until(&mut stream, "y\n");
     assert_eq!(get(set.address(0), "/ok").unwrap().text(), "ok\n");
     let worker = set.wait_for_worker("default/1", "idle");
@@ -217,13 +217,13 @@ fn a_client_that_does_not_read_holds_its_worker_no_longer_than_request_timeout()
 
 #[test]
 fn one_token_serves_one_request() {
-    let set = Set::start(&one_pool(1, "\"echo\"", ""));
+    let set = TestSet::start(&one_pool(1, "\"echo\"", ""));
     let address = set.address(0);
     for _ in 0..20 {
-        let (worker, target) = lease(address, "/mine").unwrap();
-        let request = head("GET", &target, worker, "");
+        let (worker, target) = request_lease(address, "/mine").unwrap();
+        let request = request_head("GET", &target, worker, "");
         let answers = std::thread::scope(|scope| {
-            let clients = [0; 4].map(|_| scope.spawn(|| exchange(worker, request.as_bytes()).unwrap()));
+            let clients = [0; 4].map(|_| scope.spawn(|| send_request(worker, request.as_bytes()).unwrap()));
             clients.map(|client| client.join().unwrap())
         });
         let served = answers.iter().filter(|answer| answer.status == 200).count();
@@ -233,9 +233,9 @@ fn one_token_serves_one_request() {
         }
     }
     // Two requests in one go: the second has no claim of its own.
-    let (worker, target) = lease(address, "/twice").unwrap();
+    let (worker, target) = request_lease(address, "/twice").unwrap();
     let mut stream = connect(worker);
-    stream.write_all(head("GET", &target, worker, "").repeat(2).as_bytes()).unwrap();
+    stream.write_all(request_head("GET", &target, worker, "").repeat(2).as_bytes()).unwrap();
     let mut all = Vec::new();
     let _ = stream.read_to_end(&mut all);
     assert_eq!(text(&all).matches("HTTP/1.1 200").count(), 1, "{}", text(&all));
@@ -248,37 +248,37 @@ fn the_limits_of_a_body_hold_for_every_handler() {
     let coprocess = format!("{}/examples/coprocess.py", env!("CARGO_MANIFEST_DIR"));
     let handlers = [
         "\"echo\"".to_owned(),
-        format!("{{ exec = {} }}", words(&["sh", "-c", "printf 'Content-Type: text/plain\\n\\n'; exec cat"])),
-        format!("{{ coprocess = {} }}", words(&["python3", &coprocess])),
-        format!("{{ program = {} }}", words(&[&example("axum_worker")])),
+        format!("{{ exec = {} }}", toml_array(&["sh", "-c", "printf 'Content-Type: text/plain\\n\\n'; exec cat"])),
+        format!("{{ coprocess = {} }}", toml_array(&["python3", &coprocess])),
+        format!("{{ program = {} }}", toml_array(&[&build_example("axum_worker")])),
     ];
     for handler in &handlers {
-        if handler.contains("python3") && !have("python3") {
+        if handler.contains("python3") && !is_installed("python3") {
             continue;
         }
-        let set = Set::start(&one_pool(1, handler, "[front]\nmax_body = \"100K\"\nbody_timeout = \"300ms\""));
+        let set = TestSet::start(&one_pool(1, handler, "[front]\nmax_body = \"100K\"\nbody_timeout = \"300ms\""));
         let address = set.address(0);
         let body = vec![b'x'; 100 * 1024];
         assert_eq!(request(address, "POST", "/echo", &body).unwrap().status, 200, "{handler}");
         // With a lease, since a dispatcher that sees the length refuses it by itself.
         let large = vec![b'x'; 900 * 1024];
         let length = format!("Content-Length: {}\r\n", large.len());
-        let large = read_answer(&mut to_worker(address, "POST", "/echo", "1.1", &length, &large)).unwrap();
+        let large = read_response(&mut send_to_worker(address, "POST", "/echo", "1.1", &length, &large)).unwrap();
         assert_eq!(large.status, 413, "{handler}: {large:?}");
         assert_eq!(large.header("patou-outcome"), Some("not-started"), "{handler}");
         // Unannounced: a response that has begun must be cut.
         let chunks = "4000\r\n".to_owned() + &"x".repeat(0x4000) + "\r\n";
-        let mut stream = to_worker(address, "POST", "/echo", "1.1", "Transfer-Encoding: chunked\r\n", b"");
+        let mut stream = send_to_worker(address, "POST", "/echo", "1.1", "Transfer-Encoding: chunked\r\n", b"");
         for _ in 0..10 {
             let _ = stream.write_all(chunks.as_bytes());
         }
         let _ = stream.write_all(b"0\r\n\r\n");
-        match read_answer(&mut stream) {
+        match read_response(&mut stream) {
             Ok(answer) => assert!([411, 413].contains(&answer.status), "{handler}: {}", answer.head),
             Err(cut) => println!("{handler}: {cut}"),
         }
-        let mut stream = to_worker(address, "POST", "/echo", "1.1", "Content-Length: 50000\r\n", b"only this");
-        match read_answer(&mut stream) {
+        let mut stream = send_to_worker(address, "POST", "/echo", "1.1", "Content-Length: 50000\r\n", b"only this");
+        match read_response(&mut stream) {
             Ok(answer) => assert_eq!(answer.status, 408, "{handler}"),
             Err(cut) => println!("{handler}: {cut}"),
         }
@@ -291,11 +291,11 @@ fn the_limits_of_a_body_hold_for_every_handler() {
 
 #[test]
 fn what_programs_say_is_logged_and_healthy_requests_are_not() {
-    let mut set = Set::prepare(&one_pool(
+    let mut set = TestSet::prepare(&one_pool(
         1,
         &format!(
             "{{ exec = {} }}",
-            words(&[
+            toml_array(&[
                 "sh",
                 "-c",
                 "printf 'Content-Type: a/b\\n\\n'; [ $PATH_INFO = /quiet ] || { echo first; echo second; } >&2"
@@ -303,7 +303,7 @@ fn what_programs_say_is_logged_and_healthy_requests_are_not() {
         ),
         "",
     ));
-    set.run_at("info");
+    set.run_with_log_level("info");
     set.wait_until_up();
     let before = set.log();
     for _ in 0..20 {
@@ -319,12 +319,12 @@ fn what_programs_say_is_logged_and_healthy_requests_are_not() {
 }
 
 /// Sends so many MiB through and back at once, while the memory of worker 1 is watched; its growth in KiB.
-fn growth(set: &Set, target: &str, mib: usize) -> u64 {
+fn growth(set: &TestSet, target: &str, mib: usize) -> u64 {
     let pid = set.worker_pid("default/1");
     let before = resident_kib(pid);
     let piece = vec![b'p'; 1 << 20];
     let length = format!("Content-Length: {}\r\n", mib << 20);
-    let mut stream = to_worker(set.address(0), "POST", target, "1.1", &length, b"");
+    let mut stream = send_to_worker(set.address(0), "POST", target, "1.1", &length, b"");
     let mut back = stream.try_clone().unwrap();
     let mut most = 0;
     std::thread::scope(|scope| {
@@ -349,10 +349,10 @@ fn growth(set: &Set, target: &str, mib: usize) -> u64 {
 }
 
 fn memory_stays(mib: usize) {
-    let cat = format!("{{ exec = {} }}", words(&["sh", "-c", "printf 'Content-Type: a/b\\n\\n'; exec cat"]));
-    let program = format!("{{ program = {} }}", words(&[&example("axum_worker")]));
+    let cat = format!("{{ exec = {} }}", toml_array(&["sh", "-c", "printf 'Content-Type: a/b\\n\\n'; exec cat"]));
+    let program = format!("{{ program = {} }}", toml_array(&[&build_example("axum_worker")]));
     for handler in ["\"echo\"", &cat, &program] {
-        let set = Set::start(&one_pool(1, handler, "request_timeout = \"10m\""));
+        let set = TestSet::start(&one_pool(1, handler, "request_timeout = \"10m\""));
         let grown = growth(&set, "/echo", mib);
         println!("{handler}: {mib} MiB both ways, the worker grew by {grown} KiB");
         assert!(grown < 6 * 1024, "{handler}: grew by {grown} KiB");
@@ -371,8 +371,8 @@ fn a_gibibyte_is_streamed_both_ways() {
     memory_stays(1024);
 }
 
-fn axum(more: &str) -> Set {
-    Set::start(&one_pool(1, &format!("{{ program = {} }}", words(&[&example("axum_worker")])), more))
+fn axum(more: &str) -> TestSet {
+    TestSet::start(&one_pool(1, &format!("{{ program = {} }}", toml_array(&[&build_example("axum_worker")])), more))
 }
 
 #[test]
@@ -411,14 +411,14 @@ fn a_handler_that_waits_too_long_is_dropped_and_one_that_blocks_costs_its_worker
     set.wait_for_log(&["the handler blocks its thread past request_timeout", "lease="]);
 
     // A client that is still sending, and reads when it is through, gets its answer too.
-    let mut stream = to_worker(address, "GET", "/block?ms=100000", "1.1", "Content-Length: 300000\r\n", b"");
+    let mut stream = send_to_worker(address, "GET", "/block?ms=100000", "1.1", "Content-Length: 300000\r\n", b"");
     let mut first = [0];
     stream.read_exact(&mut first).unwrap();
     for _ in 0..30 {
         stream.write_all(&[b'x'; 10_000]).unwrap();
         std::thread::sleep(Duration::from_millis(10));
     }
-    assert_eq!(read_answer(&mut first.chain(&mut stream)).unwrap().status, 504);
+    assert_eq!(read_response(&mut first.chain(&mut stream)).unwrap().status, 504);
     drop(stream);
     assert_eq!(get(address, "/hello").unwrap().status, 200);
     let worker = set.wait_for_worker("default/1", "idle");
@@ -450,7 +450,7 @@ fn what_a_handler_leaves_behind_on_its_thread_keeps_nobody_waiting_for_ever() {
     // Nothing is in hand that has a deadline, and the control loop answers for a thread that meets nobody.
     let mut set = axum("request_timeout = \"1s\"");
     let address = set.address(0);
-    let block = |set: &Set, ms: u32, words: &str| {
+    let block = |set: &TestSet, ms: u32, words: &str| {
         assert_eq!(get(address, &format!("/block/later?ms={ms}")).unwrap().text(), "later\n", "{}", set.log());
         set.wait_for_log(&["blocking the thread for", words]);
     };
@@ -472,7 +472,7 @@ fn what_a_handler_leaves_behind_on_its_thread_keeps_nobody_waiting_for_ever() {
     // Nor does it keep a worker whose watchdog has died, and whom nobody else would end.
     block(&set, 101_000, "101s");
     set.signal(Signal::SIGKILL);
-    set.wait_for_end();
+    set.wait_for_exit();
     let pid = after["pid"].as_u64().unwrap() as u32;
     wait_until("the worker ends", || !is_alive(pid));
     set.run();
@@ -483,11 +483,11 @@ fn what_a_handler_leaves_behind_on_its_thread_keeps_nobody_waiting_for_ever() {
 #[test]
 fn a_worker_whose_coprocess_keeps_dying_is_not_taken_for_blocked() {
     // It dies of every request, so that its start is put off longer and longer: beyond request_timeout.
-    let handler = format!("{{ coprocess = {} }}", words(&["sh", "-c", "read -r line <&3"]));
-    let set = Set::start(&one_pool(1, &handler, "request_timeout = \"200ms\"\nqueue_timeout = \"20s\""));
+    let handler = format!("{{ coprocess = {} }}", toml_array(&["sh", "-c", "read -r line <&3"]));
+    let set = TestSet::start(&one_pool(1, &handler, "request_timeout = \"200ms\"\nqueue_timeout = \"20s\""));
     let before = set.worker_pid("default/1");
     for _ in 0..7 {
-        let mut stream = to_worker(set.address(0), "GET", "/", "1.1", "", b"");
+        let mut stream = send_to_worker(set.address(0), "GET", "/", "1.1", "", b"");
         let since = std::time::Instant::now();
         let head = read_until(&mut stream, "\r\n\r\n");
         assert!(head.starts_with("HTTP/1.1 502 "), "{head}");
@@ -502,11 +502,11 @@ fn a_worker_whose_coprocess_keeps_dying_is_not_taken_for_blocked() {
 #[test]
 fn on_a_unix_socket_http_1_0_gets_no_response_whose_end_it_could_not_tell() {
     // A Unix socket has no reset: there the end of the connection would look like the end of the response.
-    let set = Set::prepare("");
-    let top = set.top().display().to_string();
+    let set = TestSet::prepare("");
+    let top = set.test_dir().display().to_string();
     let script = r#"case $PATH_INFO in /known) printf 'Content-Type: a/b\nContent-Length: 5\n\nknown';; *) printf 'Content-Type: a/b\n\npart'; esac"#;
     let listener = format!("[[listener]]\naddress = \"unix:{top}/front.sock\"\npool = \"default\"\n");
-    let handler = format!("{{ exec = {} }}", words(&["sh", "-c", script]));
+    let handler = format!("{{ exec = {} }}", toml_array(&["sh", "-c", script]));
     let pool = format!(
         "[[pool]]\nname = \"default\"\nworkers = 1\naddress = \"unix:{top}/w{{n}}.sock\"\nhandler = {handler}\n"
     );
@@ -515,10 +515,10 @@ fn on_a_unix_socket_http_1_0_gets_no_response_whose_end_it_could_not_tell() {
     set.run();
     set.wait_until_up();
     let unix = |name: &str, head: &str| {
-        let mut stream = std::os::unix::net::UnixStream::connect(set.top().join(name)).unwrap();
-        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        let mut stream = std::os::unix::net::UnixStream::connect(set.test_dir().join(name)).unwrap();
+        stream.set_read_timeout(Some(EVENT_TIMEOUT)).unwrap();
         stream.write_all(head.as_bytes()).unwrap();
-        read_answer(&mut stream).unwrap()
+        read_response(&mut stream).unwrap()
     };
     let ask = |method: &str, target: &str, version: &str| {
         let token = unix("front.sock", "POST /.patou/lease HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\n\r\n").json();
@@ -555,14 +555,14 @@ fn each_request_can_be_followed_by_its_lease_alone() {
              [[pool]]\nname = \"{name}\"\nworkers = 1\naddress = \"127.0.0.1:0\"\nhandler = {handler}\n"
         )
     };
-    let says = words(&["sh", "-c", "echo some words >&2; printf 'Content-Type: a/b\\nStatus: 201 Made\\n\\n'"]);
-    let set = Set::start(&(pool("one", "\"echo\"") + &pool("two", &format!("{{ exec = {says} }}"))));
+    let says = toml_array(&["sh", "-c", "echo some words >&2; printf 'Content-Type: a/b\\nStatus: 201 Made\\n\\n'"]);
+    let set = TestSet::start(&(pool("one", "\"echo\"") + &pool("two", &format!("{{ exec = {says} }}"))));
     for index in [0, 1, 0] {
         assert!(get(set.address(index), "/").unwrap().status < 300);
     }
     // A pool's next request waits for its last to be over, and this is the last of each.
     let over = |log: &str| log.lines().filter(|line| line.contains("lease is released")).count();
-    wait_some("all leases being over", || (over(&set.log()) == 3).then_some(()));
+    wait_for_value("all leases being over", || (over(&set.log()) == 3).then_some(()));
     let log = set.log();
     let leases: Vec<_> =
         log.lines().filter(|line| line.contains("lease is offered")).filter_map(|line| field(line, "lease")).collect();

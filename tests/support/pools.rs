@@ -1,0 +1,57 @@
+//! Configurations: pools for tests, and a pool whose requests wait at a gate.
+
+use std::fs;
+use std::thread::JoinHandle;
+
+use super::{HttpResponse, TestSet, get, wait_until};
+
+/// One echo pool of two workers behind one redirect listener.
+pub const ECHO: &str = r#"
+[[listener]]
+address = "127.0.0.1:0"
+pool = "default"
+
+[[pool]]
+name = "default"
+workers = 2
+address = "127.0.0.1:0"
+"#;
+
+/// One redirect listener before a pool `default` with this handler; `more` are further keys of the pool.
+pub fn one_pool(workers: u16, handler: &str, more: &str) -> String {
+    format!(
+        "[[listener]]\naddress = \"127.0.0.1:0\"\npool = \"default\"\n\n[[pool]]\nname = \"default\"\n\
+         workers = {workers}\naddress = \"127.0.0.1:0\"\nhandler = {handler}\n{more}\n"
+    )
+}
+
+/// A TOML array of these strings.
+pub fn toml_array(strings: &[&str]) -> String {
+    serde_json::to_string(strings).unwrap()
+}
+
+/// One pool behind one redirect listener whose requests last until [`open_gate`]; a request for `/fast` does
+/// not. `pool` is added to the pool, `more` to the file.
+pub fn gated_pool(set: &TestSet, workers: u16, pool: &str, more: &str) -> String {
+    let dir = set.test_dir().display();
+    let script = r#"case "$PATH_INFO" in /fast) ;; *) : >"$TOP/started${PATH_INFO#/}"; while ! [ -e "$TOP/gate" ]; do sleep 0.02; done;; esac; printf 'Content-Type: text/plain\r\n\r\ndone %s\n' "$WORD""#;
+    format!(
+        "{more}\n[[listener]]\naddress = \"127.0.0.1:0\"\npool = \"default\"\n\n[[pool]]\nname = \"default\"\n\
+         workers = {workers}\naddress = \"127.0.0.1:0\"\nenvironment = {{ TOP = \"{dir}\", WORD = \"well\" }}\n\
+         handler = {{ exec = [\"/bin/sh\", \"-c\", '''{script}'''] }}\n{pool}\n"
+    )
+}
+
+/// Lets the gated requests finish.
+pub fn open_gate(set: &TestSet) {
+    fs::write(set.test_dir().join("gate"), "").unwrap();
+}
+
+/// Starts a gated request and waits until its handler runs.
+pub fn start_gated_request(set: &TestSet, name: &str) -> JoinHandle<Result<HttpResponse, String>> {
+    let (address, target) = (set.address(0), format!("/.{name}"));
+    let client = std::thread::spawn(move || get(address, &target));
+    let started = set.test_dir().join(format!("started.{name}"));
+    wait_until(&format!("request {name} starts"), || started.exists());
+    client
+}
