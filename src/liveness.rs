@@ -4,6 +4,8 @@
 //! in which the watchdog itself was late extends every deadline (cf. Dadgar et al., "Lifeguard: Local Health Awareness
 //! for More Accurate Failure Detection", 2018), and so does time in which the machine did not run the process.
 
+#![forbid(unsafe_code)]
+
 mod silence_timer;
 
 use std::collections::VecDeque;

@@ -149,8 +149,8 @@ impl SilenceTimer {
         self.ready
     }
 
-    /// A new incarnation in the same process is starting since `since`. If that is later than the start known so far, the
-    /// process was ready in between.
+    /// A new incarnation in the same process has been starting since `since`. If that is later than the start known so
+    /// far, the process was ready in between.
     pub fn restarting_in_place(&mut self, since: Monotonic) {
         if self.ready {
             *self = Self::starting(since);
@@ -231,8 +231,7 @@ impl SilenceTimer {
         silence.sample = Some((now, sample));
     }
 
-    /// Whether a sample is needed: after a fraction of the timeout, and when the process would be declared frozen by what
-    /// is known.
+    /// Whether a sample is needed: after a fraction of the timeout, and before the process is declared frozen.
     pub fn needs_sample(&self, now: Monotonic, timeouts: LivenessTimeouts) -> bool {
         self.silence.is_some_and(|silence| match silence.sample {
             Some((at, last)) => at < now && !last.ended && self.deadline(timeouts).is_some_and(|due| due <= now),

@@ -15,7 +15,8 @@ pub fn log_notice(part: &Part, notice: Notice, pid: Option<u32>) {
                 0 => "now".to_owned(),
                 ms => format!("in {ms} ms"),
             };
-            tracing::warn!(worker, %part, event = %Event::PartRestarted, "{part} is down ({cause}): restarting it {delay}");
+            tracing::warn!(worker, %part, event = %Event::PartRestarted,
+                "{part} is down ({cause}): restarting it {delay}");
         }
         Notice::Failed { cause } => {
             tracing::error!(worker, %part, event = %Event::PartFailed,

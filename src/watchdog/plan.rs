@@ -5,6 +5,8 @@
 //! Start: the dispatcher first, the workers once it is ready. Stop: the workers first, the dispatcher once all of
 //! them have ended. In between the parts are independent: no part is restarted because another one was.
 
+#![forbid(unsafe_code)]
+
 mod lifecycle;
 mod liveness;
 mod messages;
@@ -77,7 +79,7 @@ impl Plan {
         }
         // The events that arrived meanwhile follow these three, and no part is evaluated before they are processed: one
         // of them may be the answer to a probe of a watchdog that was late.
-        let is_complete =
+        let ends_batch =
             !matches!(event, PlanEvent::WatchdogLate(_) | PlanEvent::MachineResumed | PlanEvent::ProbeSent);
         let by_systemd = self.supervisor == SupervisorKind::Systemd;
         match event {
@@ -102,7 +104,7 @@ impl Plan {
             PlanEvent::Apply(change) if by_systemd => self.apply_to_units(change),
             PlanEvent::Apply(change) => self.apply(now, change),
         }
-        if is_complete {
+        if ends_batch {
             self.check_deadlines(now);
             self.advance(now);
         }
@@ -126,7 +128,7 @@ impl Plan {
         self.parts.iter().map(|(part, record)| (part, record.status()))
     }
 
-    /// The pools whose workers have all failed, each with how one of them ended last.
+    /// The pools of which every worker has failed, each with how one of them ended last.
     pub fn failed_pools(&self) -> Vec<(&PoolName, &str)> {
         let mut pools: BTreeMap<&PoolName, Option<&str>> = BTreeMap::new();
         for (part, record) in &self.parts {

@@ -2,6 +2,8 @@
 //!
 //! Pure: the supervisors report what they do and observe.
 
+#![forbid(unsafe_code)]
+
 use std::collections::BTreeMap;
 use std::time::Duration;
 

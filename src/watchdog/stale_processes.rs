@@ -1,4 +1,4 @@
-//! Ends the processes of a previous set whose watchdog was killed, and removes its files.
+//! After the watchdog of the previous set was killed: ends the processes of that set and removes its files.
 
 use std::collections::BTreeSet;
 use std::os::fd::AsFd;
@@ -19,8 +19,8 @@ const CHECK_INTERVAL: Duration = Duration::from_millis(10);
 /// How long a killed process may take to end.
 const KILL_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Ends the processes: a process that still serves a client may finish within the longest drain_timeout; the others, and
-/// those that are stopped, are killed with all their descendants.
+/// Ends the processes: a process that still serves a client may finish within the longest drain_timeout; the others,
+/// and those that are stopped, are killed with all their descendants.
 ///
 /// Returns the names of the processes.
 pub async fn terminate(dir: &Path, config: &Config) -> Result<BTreeSet<String>, WatchdogError> {

@@ -66,7 +66,7 @@ impl BadClient<'_> {
     }
 
     fn target(&self) -> String {
-        self.traffic.target_of(self.request, 1)
+        self.traffic.target(self.request, 1)
     }
 
     fn host(&self) -> String {

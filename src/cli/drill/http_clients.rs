@@ -4,10 +4,12 @@ use std::io::{Read, Write};
 use std::time::Duration;
 
 use super::connection::ClientStream;
-use super::history::{AttemptOutcome, NotStartedReason, UnknownReason};
+use super::history::{AttemptOutcome, NotStartedReason};
 use super::random::SplitMix64;
 use super::raw_http::{self, ReceiveOutcome};
-use super::traffic::{AttemptTiming, DrillRequest, MAX_ATTEMPTS, PROXY_CLIENT, Traffic, leased_worker};
+use super::traffic::{
+    AttemptTiming, DrillRequest, MAX_ATTEMPTS, PROXY_CLIENT, Traffic, complete_response, leased_worker,
+};
 
 /// How a request is sent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -64,21 +66,20 @@ pub fn run(traffic: &Traffic<'_>, mut random: SplitMix64) {
 fn attempt(traffic: &Traffic<'_>, request: &DrillRequest, number: u32, style: RequestStyle) -> AttemptOutcome {
     let unreachable = AttemptOutcome::NotStarted(NotStartedReason::DispatcherUnreachable);
     let Some(address) = traffic.address(request.listener) else { return unreachable };
-    let target = traffic.target_of(request, number);
+    let target = traffic.target(request, number);
     let host = traffic.host(request.listener, &address);
     let Ok(stream) = address.connect(traffic.timeout) else { return unreachable };
     let handoff = !traffic.listeners[request.listener].redirects;
     let mut head = traffic.proxy_header(request.listener, request.id, PROXY_CLIENT);
     head.extend(style.head(request, &target, &host));
     let body: &[u8] = if handoff || style == RequestStyle::EagerBody { &request.body } else { &[] };
-    let response = match exchange(stream, &head, body, style) {
-        ReceiveOutcome::TimedOut => return AttemptOutcome::TimedOut("waiting for the dispatcher"),
-        ReceiveOutcome::NoBytes | ReceiveOutcome::Truncated if !handoff => {
-            return AttemptOutcome::NotStarted(NotStartedReason::ClosedByDispatcher);
-        }
-        ReceiveOutcome::NoBytes => return AttemptOutcome::Unknown(UnknownReason::NoResponse),
-        ReceiveOutcome::Truncated => return AttemptOutcome::Unknown(UnknownReason::Truncated),
-        ReceiveOutcome::Complete(response) => response,
+    let received = exchange(stream, &head, body, style);
+    if !handoff && matches!(received, ReceiveOutcome::NoBytes | ReceiveOutcome::Truncated) {
+        return AttemptOutcome::NotStarted(NotStartedReason::ClosedByDispatcher);
+    }
+    let response = match complete_response(received, "waiting for the dispatcher") {
+        Ok(response) => response,
+        Err(outcome) => return outcome,
     };
     let (worker, target) = match leased_worker(&response, &address, &target) {
         Some(leased) if !handoff => leased,
@@ -88,14 +89,12 @@ fn attempt(traffic: &Traffic<'_>, request: &DrillRequest, number: u32, style: Re
         return AttemptOutcome::NotStarted(NotStartedReason::WorkerUnreachable);
     };
     let head = style.head(request, &target, &traffic.host(request.listener, &worker));
-    match exchange(stream, &head, &request.body, style) {
-        ReceiveOutcome::TimedOut => AttemptOutcome::TimedOut("waiting for the worker"),
-        ReceiveOutcome::NoBytes => AttemptOutcome::Unknown(UnknownReason::NoResponse),
-        ReceiveOutcome::Truncated => AttemptOutcome::Unknown(UnknownReason::Truncated),
-        ReceiveOutcome::Complete(response) if response.header("patou-outcome") == Some("not-started") => {
+    match complete_response(exchange(stream, &head, &request.body, style), "waiting for the worker") {
+        Ok(response) if response.header("patou-outcome") == Some("not-started") => {
             AttemptOutcome::NotStarted(NotStartedReason::ReturnedToDispatcher)
         }
-        ReceiveOutcome::Complete(response) => traffic.outcome_of(request, number, &response),
+        Ok(response) => traffic.outcome_of(request, number, &response),
+        Err(outcome) => outcome,
     }
 }
 

@@ -6,8 +6,8 @@ use std::time::Duration;
 use super::connection::ClientStream;
 use super::history::{AttemptOutcome, NotStartedReason, UnknownReason};
 use super::random::SplitMix64;
-use super::raw_http::{self, RawResponse, ReceiveOutcome};
-use super::traffic::{AttemptTiming, DrillRequest, MAX_ATTEMPTS, PROXY_CLIENT, Traffic};
+use super::raw_http::{self, RawResponse};
+use super::traffic::{AttemptTiming, DrillRequest, MAX_ATTEMPTS, PROXY_CLIENT, Traffic, complete_response};
 
 /// The most requests on one connection.
 const MAX_REQUESTS: u64 = 8;
@@ -75,28 +75,26 @@ fn exchange(
         let count = attempts.len();
         for (index, (request, number)) in attempts.into_iter().enumerate() {
             let is_last_response = index + 1 == count;
-            let outcome = match (&final_outcome, stream.as_mut()) {
-                (Some(outcome), _) => outcome_behind(outcome),
-                (None, None) => AttemptOutcome::NotStarted(NotStartedReason::DispatcherUnreachable),
-                (None, Some(stream)) => match raw_http::read_next(stream, &mut buffer) {
-                    ReceiveOutcome::Complete(mut response) => {
-                        if is_last_response {
-                            response.body.append(&mut buffer); // bytes beyond the last response are wrong
-                        }
-                        let outcome = traffic.outcome_of(&request, number, &response);
-                        if closes_connection(&response) || is_last && is_last_response {
-                            final_outcome = Some(outcome.clone());
-                        }
-                        outcome
+            let received = match (&final_outcome, stream.as_mut()) {
+                (Some(outcome), _) => Err(outcome_behind(outcome)),
+                (None, None) => Err(AttemptOutcome::NotStarted(NotStartedReason::DispatcherUnreachable)),
+                (None, Some(stream)) => {
+                    complete_response(raw_http::read_next(stream, &mut buffer), "on a handoff connection")
+                }
+            };
+            let (outcome, closes) = match received {
+                Err(outcome) => (outcome, true),
+                Ok(mut response) => {
+                    if is_last_response {
+                        response.body.append(&mut buffer); // bytes beyond the last response are wrong
                     }
-                    ReceiveOutcome::TimedOut => AttemptOutcome::TimedOut("on a handoff connection"),
-                    ReceiveOutcome::NoBytes => AttemptOutcome::Unknown(UnknownReason::NoResponse),
-                    ReceiveOutcome::Truncated => AttemptOutcome::Unknown(UnknownReason::Truncated),
-                },
+                    let closes = is_last && is_last_response || closes_connection(&response);
+                    (traffic.outcome_of(&request, number, &response), closes)
+                }
             };
             let keeps_connection =
                 matches!(outcome, AttemptOutcome::Served | AttemptOutcome::NotStarted(NotStartedReason::Refused(_)));
-            if final_outcome.is_none() && !keeps_connection {
+            if final_outcome.is_none() && (closes || !keeps_connection) {
                 final_outcome = Some(outcome.clone());
             }
             let retry = matches!(outcome, AttemptOutcome::NotStarted(_)) && number < MAX_ATTEMPTS;
@@ -123,7 +121,7 @@ fn encode(traffic: &Traffic<'_>, burst: &Burst) -> Vec<u8> {
     };
     for (index, (request, number)) in burst.attempts.iter().enumerate() {
         let Some(address) = traffic.address(request.listener) else { return bytes };
-        let target = traffic.target_of(request, *number);
+        let target = traffic.target(request, *number);
         let host = traffic.host(request.listener, &address);
         let is_last = burst.is_last && index + 1 == burst.attempts.len();
         let head = if is_last { raw_http::last_head } else { raw_http::keepalive_head };

@@ -41,7 +41,7 @@ async fn call(traffic: &Traffic<'_>, request: &DrillRequest, number: u32, retry:
     };
     let Ok(dispatcher) = url.parse() else { return unreachable };
     let payload = if request.body.is_empty() { Payload::Empty } else { Payload::Bytes(request.body.clone().into()) };
-    let mut message = http::Request::builder().method(request.method()).uri(traffic.target_of(request, number));
+    let mut message = http::Request::builder().method(request.method()).uri(traffic.target(request, number));
     if let Some(host) = &traffic.listeners[request.listener].host {
         message = message.header("host", host);
     }

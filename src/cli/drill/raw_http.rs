@@ -73,14 +73,14 @@ fn find_header<'a>(headers: &'a [(String, String)], name: &str) -> Option<&'a st
 }
 
 /// The head of one response, interim or final.
-struct ResponseHead {
+struct RawResponseHead {
     status: u16,
     headers: Vec<(String, String)>,
     /// In bytes, the empty line included.
     length: usize,
 }
 
-impl ResponseHead {
+impl RawResponseHead {
     /// The head at the start of these bytes; `Partial` while it is incomplete.
     fn parse(bytes: &[u8]) -> httparse::Result<Self> {
         let mut headers = [httparse::EMPTY_HEADER; 64];
@@ -122,7 +122,7 @@ pub struct FirstHead {
 /// Reads the first head; `None` if nothing arrived in time.
 pub fn read_first_head(stream: &mut impl Read) -> Option<FirstHead> {
     let (mut bytes, mut chunk) = (Vec::new(), [0; 4096]);
-    while matches!(ResponseHead::parse(&bytes), Ok(Status::Partial)) {
+    while matches!(RawResponseHead::parse(&bytes), Ok(Status::Partial)) {
         match stream.read(&mut chunk) {
             Err(error) if error.kind() == ErrorKind::Interrupted => {}
             Err(error) if is_timeout(&error) => return None,
@@ -130,7 +130,7 @@ pub fn read_first_head(stream: &mut impl Read) -> Option<FirstHead> {
             Ok(n) => bytes.extend(&chunk[..n]),
         }
     }
-    let is_continue = ResponseHead::complete(&bytes).is_some_and(|head| head.status == 100);
+    let is_continue = RawResponseHead::complete(&bytes).is_some_and(|head| head.status == 100);
     Some(FirstHead { bytes, is_continue })
 }
 
@@ -175,7 +175,7 @@ pub fn read_next(stream: &mut impl Read, buffer: &mut Vec<u8>) -> ReceiveOutcome
 
 /// The length of the first response with its interim responses, if its framing states one and all of it has arrived.
 fn response_length(bytes: &[u8]) -> Option<usize> {
-    let head = ResponseHead::complete(bytes)?;
+    let head = RawResponseHead::complete(bytes)?;
     let body = &bytes[head.length..];
     let body_length = if head.is_interim() {
         response_length(body)?
@@ -193,7 +193,7 @@ fn parse_response(mut bytes: &[u8], end: ConnectionEnd) -> ReceiveOutcome {
         if bytes.is_empty() {
             return ReceiveOutcome::NoBytes;
         }
-        let Some(head) = ResponseHead::complete(bytes) else { return ReceiveOutcome::Truncated };
+        let Some(head) = RawResponseHead::complete(bytes) else { return ReceiveOutcome::Truncated };
         bytes = &bytes[head.length..];
         if head.is_interim() {
             continue;

@@ -6,7 +6,7 @@ mod private;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use self::private::PrivateSet;
+use self::private::PrivateDrillSet;
 use super::checker::{CheckedListener, DrillBounds};
 use super::fault::DrillPart;
 use super::generator::SetKind;
@@ -30,7 +30,7 @@ pub struct DrillSet {
     pub config: Config,
     pub kind: SetKind,
     pub workers: Vec<WorkerId>,
-    private: Option<PrivateSet>,
+    private: Option<PrivateDrillSet>,
 }
 
 /// What the drill knows of a pool's handler.
@@ -47,7 +47,7 @@ pub enum DrillHandler {
 impl DrillSet {
     /// Starts a private set with every kind of handler and listener and short timeouts.
     pub fn start_private() -> Result<Self, CommandError> {
-        let (private, config) = PrivateSet::start()?;
+        let (private, config) = PrivateDrillSet::start()?;
         let workers = config.workers().collect();
         let set = Self { config, kind: SetKind::Private, workers, private: Some(private) };
         if !set.wait_until_up(set.config.watchdog.start_timeout * 2) {
@@ -158,7 +158,7 @@ impl DrillSet {
 
     /// Waits until every part is up.
     pub fn wait_until_up(&self, timeout: Duration) -> bool {
-        let child = self.private.as_ref().map(PrivateSet::pid);
+        let child = self.private.as_ref().map(PrivateDrillSet::pid);
         let deadline = Instant::now() + timeout;
         loop {
             if let Ok(state) = SavedState::read(self.dir())
@@ -183,7 +183,7 @@ impl DrillSet {
 
     /// Starts the watchdog of a private set again, which removes what is left of the previous one.
     pub fn restart_watchdog(&mut self) -> Result<(), CommandError> {
-        self.private.as_mut().map_or(Ok(()), PrivateSet::restart_watchdog)
+        self.private.as_mut().map_or(Ok(()), PrivateDrillSet::restart_watchdog)
     }
 
     /// Stops a private set. Returns what is wrong afterwards (P6).
@@ -202,12 +202,12 @@ impl DrillSet {
 
     /// The last lines of a private set's log.
     pub fn log_tail(&self) -> String {
-        self.private.as_ref().map(PrivateSet::log_tail).unwrap_or_default()
+        self.private.as_ref().map(PrivateDrillSet::log_tail).unwrap_or_default()
     }
 
     /// The log file of a private set.
     pub fn log(&self) -> Option<PathBuf> {
-        self.private.as_ref().map(PrivateSet::log)
+        self.private.as_ref().map(PrivateDrillSet::log)
     }
 
     /// Removes the directory of a private set.
@@ -230,7 +230,7 @@ impl DrillSet {
 impl Drop for DrillSet {
     fn drop(&mut self) {
         // Only after a failure is the set still running.
-        if self.private.as_mut().is_some_and(PrivateSet::is_running) {
+        if self.private.as_mut().is_some_and(PrivateDrillSet::is_running) {
             let _ = self.stop();
         }
     }

@@ -10,7 +10,7 @@ use std::time::Duration;
 use super::connection::ServerAddress;
 use super::history::{AttemptOutcome, NotStartedReason, RequestAttempt, UnknownReason};
 use super::random::SplitMix64;
-use super::raw_http::{self, RawResponse};
+use super::raw_http::{self, RawResponse, ReceiveOutcome};
 use super::recording_handler;
 use super::set::{DrillHandler, DrillSet};
 use super::watch::{SetWatch, locked};
@@ -24,7 +24,7 @@ pub const PROXY_CLIENT: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 1);
 /// A client abandons a request after this many attempts that have not started.
 pub const MAX_ATTEMPTS: u32 = 12;
 
-/// Sizes of bodies, in bytes. The last do not fit into the buffers of a socket.
+/// Sizes of bodies, in bytes. The last does not fit into the buffers of a socket.
 const BODY_SIZES: &[usize] = &[0, 0, 1, 100, 1000, 1000, 20_000, 300_000];
 
 /// A listener as a client sees it.
@@ -163,18 +163,14 @@ impl<'a> Traffic<'a> {
         }
     }
 
-    /// The target of an attempt.
-    pub fn target(&self, listener: usize, request: u64, attempt: u32, delay: Duration) -> String {
-        match &self.listeners[listener].handler {
-            DrillHandler::Recording(_) => format!("/{request}/{attempt}?ms={}", delay.as_millis()),
-            DrillHandler::Echo => format!("/{request}/{attempt}"),
+    /// The target of an attempt of this request.
+    pub fn target(&self, request: &DrillRequest, attempt: u32) -> String {
+        let DrillRequest { id, listener, delay, .. } = request;
+        match &self.listeners[*listener].handler {
+            DrillHandler::Recording(_) => format!("/{id}/{attempt}?ms={}", delay.as_millis()),
+            DrillHandler::Echo => format!("/{id}/{attempt}"),
             DrillHandler::Unknown => self.path.clone(),
         }
-    }
-
-    /// The target of an attempt of this request.
-    pub fn target_of(&self, request: &DrillRequest, attempt: u32) -> String {
-        self.target(request.listener, request.id, attempt, request.delay)
     }
 
     /// What handlers have recorded since the start of the drill.
@@ -263,7 +259,7 @@ impl<'a> Traffic<'a> {
         } else if let DrillHandler::Recording(_) = handler {
             recording_handler::default_body(request.id, number).into_bytes()
         } else {
-            format!("GET {}\n", self.target_of(request, number)).into_bytes()
+            format!("GET {}\n", self.target(request, number)).into_bytes()
         };
         if body == expected {
             return AttemptOutcome::Served;
@@ -271,6 +267,16 @@ impl<'a> Traffic<'a> {
         let same = body.iter().zip(&expected).take_while(|(a, b)| a == b).count();
         let what = format!("{} bytes instead of {}, of which the first {same} are equal", body.len(), expected.len());
         AttemptOutcome::WrongResponse(what)
+    }
+}
+
+/// The response of a connection that was to reach a worker, or the attempt's outcome if it is incomplete.
+pub fn complete_response(received: ReceiveOutcome, step: &'static str) -> Result<RawResponse, AttemptOutcome> {
+    match received {
+        ReceiveOutcome::Complete(response) => Ok(response),
+        ReceiveOutcome::TimedOut => Err(AttemptOutcome::TimedOut(step)),
+        ReceiveOutcome::NoBytes => Err(AttemptOutcome::Unknown(UnknownReason::NoResponse)),
+        ReceiveOutcome::Truncated => Err(AttemptOutcome::Unknown(UnknownReason::Truncated)),
     }
 }
 

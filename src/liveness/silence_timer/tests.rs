@@ -195,8 +195,8 @@ proptest! {
         }
     }
 
-    /// With any samples: no process is frozen before a whole timeout of attributable silence since the first sample, and
-    /// the attributable silence is never longer than the silence.
+    /// With any samples: no process is frozen before a whole timeout of attributable silence, and the attributable silence
+    /// is never longer than the silence.
     #[test]
     fn excluded_time_never_makes_a_process_frozen(
         samples in prop::collection::vec((1u64..700, 0u64..300, 0u64..900, 0u8..5), 1..40),

@@ -62,9 +62,9 @@ impl Plan {
         }
     }
 
-    /// Extends every deadline by time in which the watchdog did not run. After a long time all silences restart, because
-    /// a pending probe may have arrived only now; not after a short one, or a watchdog that is often a little late
-    /// would never declare a part frozen.
+    /// Extends every deadline by time in which the watchdog did not run. A long time restarts all silences, because a
+    /// pending probe may have arrived only now. A short one does not, or a watchdog that is often a little late would
+    /// never declare a part frozen.
     pub(super) fn exclude_time(&mut self, now: Monotonic, time: Duration) {
         let time = self.excluded_until.map_or(time, |until| time.min(now.since(until)));
         self.excluded += time;

@@ -8,7 +8,7 @@ use crate::ids::{Monotonic, WorkerId};
 use crate::liveness::{HeldBy, ProcessSample, RestartLimits};
 use crate::probe::ProbeReport;
 
-/// A part of the set that runs as a process of its own.
+/// A part of the set: the dispatcher or a worker, each a separate process.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Part {
     /// The dispatcher.

@@ -8,7 +8,7 @@ use super::{Absence, ConfigChange, Notice, Part, Plan, PlanAction, PlanLimits, S
 use crate::ids::{Monotonic, WorkerId};
 
 impl Plan {
-    /// A set of units whose states are not known yet.
+    /// A set of units in unknown states.
     pub fn for_units(workers: &BTreeMap<WorkerId, Duration>, limits: PlanLimits, now: Monotonic) -> Self {
         let unknown = PartState::Absent(Absence::Gone);
         Self::build(SupervisorKind::Systemd, unknown.clone(), unknown, workers, limits, now)

@@ -72,7 +72,7 @@ struct Scenario {
 }
 
 impl Scenario {
-    /// A set whose dispatcher is to be started.
+    /// A new set: the first action starts the dispatcher.
     fn starting() -> Self {
         let (plan, actions) = Plan::new(&workers(2), limits(), at(0));
         assert_eq!(in_words(&actions), ["start dispatcher"]);

@@ -13,12 +13,12 @@ use crate::cli::error::{CommandError, failed};
 use crate::cli::patou_run::{POLL_INTERVAL, launch};
 use crate::config::Config;
 
-pub struct PrivateSet {
+pub struct PrivateDrillSet {
     dir: PathBuf,
     child: Child,
 }
 
-impl PrivateSet {
+impl PrivateDrillSet {
     /// Starts one, with its configuration.
     pub fn start() -> Result<(Self, Config), CommandError> {
         // The drill aborts hundreds of processes: they leave no core files.

@@ -123,7 +123,7 @@ fn time_in_which_the_watchdog_or_the_dispatcher_was_late_is_excluded() {
 fn a_buffered_answer_is_processed_before_any_part_is_evaluated() {
     let mut scenario = Scenario::up();
     scenario.expect(100, PlanEvent::ProbeSent, &[]);
-    // The dispatcher answered after 1.9 s, and the watchdog, whose deadline was at 2 s, did not run until 3 s.
+    // The dispatcher answered after 1.9 s, before its deadline at 2 s, but the watchdog did not run until 3 s.
     scenario.expect(3100, PlanEvent::WatchdogLate(Duration::from_secs(1)), &[]);
     scenario.expect(3100, PlanEvent::ProbeSent, &[]);
     scenario.expect(3100, PlanEvent::Report(vec![alive(1), alive(2)]), &[]);
