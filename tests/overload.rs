@@ -181,7 +181,7 @@ fn no_process_is_killed_under_overload() {
     let outcomes = clients.stop();
     drop(cpu_load);
     eprintln!(
-        "{seconds} s of overload: {} answered, {} refused, longest {:?}, {} starved, {} killed",
+        "{seconds} s of overload: {} served, {} refused, longest {:?}, {} starved, {} killed",
         outcomes.served,
         outcomes.refused,
         outcomes.longest,

@@ -294,21 +294,21 @@ fn dispatcher_obeys_only_its_own_user_and_root() {
     for (path, mode) in [(set.test_dir(), 0o755), (&set.runtime_dir(), 0o755), (&socket, 0o666)] {
         std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode)).unwrap();
     }
-    let probe = |uid: u32, order: &str| {
+    let probe = |uid: u32, command: &str| {
         let script = "import socket, sys\ns = socket.socket(socket.AF_UNIX)\ns.settimeout(10)\n\
             s.connect(sys.argv[1])\ns.sendall(sys.argv[2].encode() + b'\\n')\nprint(s.makefile().readline())";
-        let question = format!("{{\"nonce\":7{order}}}");
+        let question = format!("{{\"nonce\":7{command}}}");
         let mut python = std::process::Command::new("python3");
         let output = python.args(["-c", script]).arg(&socket).arg(question).uid(uid).gid(uid).output().unwrap();
         assert!(output.status.success(), "{output:?}");
         text(&output.stdout)
     };
     assert!(probe(0, "").contains("\"nonce\":7"));
-    for order in ["", ",\"order\":{\"drain\":\"default/1\"}", ",\"order\":\"quiesce\"", ",\"order\":\"ping\""] {
-        let answer = probe(65_534, order);
+    for command in ["", ",\"order\":{\"drain\":\"default/1\"}", ",\"order\":\"quiesce\"", ",\"order\":\"ping\""] {
+        let answer = probe(65_534, command);
         assert!(answer.starts_with("{\"refused\":\"only root") && !answer.contains("pools"), "{answer}");
     }
-    assert_eq!(set.worker("default/1")["state"], "idle", "the order of the other user was refused");
+    assert_eq!(set.worker("default/1")["state"], "idle", "the command of the other user was refused");
     assert_eq!(get(set.address(0), "/x").unwrap().status, 200);
     let warnings = set.log().lines().filter(|line| line.contains("refusing a user that is not authorized")).count();
     assert_eq!(warnings, 1, "at most one warning per minute\n{}", set.log());
