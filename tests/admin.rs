@@ -247,7 +247,7 @@ fn counters_survive_the_dispatcher_and_never_decrease() {
     for restarts in 1..=3 {
         let old = set.dispatcher_pid();
         signal_to(old, Signal::SIGKILL);
-        // Without a dispatcher, while the next one starts, and after its first report.
+        // No counter decreases while there is no dispatcher, while the next one starts, or after its first report.
         let counter = "patou_restarts_total{part=\"dispatcher\",cause=\"signal\"}";
         wait_until("the next dispatcher is up", || {
             let now = metrics(&set);

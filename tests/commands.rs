@@ -244,7 +244,7 @@ fn pingpong_leaves_nothing_after_completion_signal_or_kill() {
         assert_eq!((bench_dirs(&set), set.segments()), (vec![], vec![]));
         assert!(set.processes().is_empty());
     }
-    // The next one removes what a killed one has left, and nothing of one that is running.
+    // The next pingpong removes what a killed one has left, and nothing of a running one.
     let mut killed = set.command(&["pingpong", "--count", "10000000"]).spawn().unwrap();
     wait_until("pingpong has started", || !set.segments().is_empty());
     let other = set.command(&["pingpong", "--count", "10000000"]).stderr(Stdio::piped()).spawn().unwrap();

@@ -1,7 +1,7 @@
 //! The decisions of a pool: each test reports events at given times and checks the resulting actions.
 //!
-//! Times are milliseconds. The dispatcher is in its seventh epoch, so that lease `n` is `7.n`; workers are in their first
-//! epoch unless a test sets another one. Idle workers are taken last in, first out.
+//! Times are milliseconds. The dispatcher is in its seventh epoch, so that lease `n` is `7.n`; workers are in their
+//! first epoch unless a test sets another one. Idle workers are taken last in, first out.
 
 use std::net::{IpAddr, Ipv4Addr};
 use std::time::Duration;

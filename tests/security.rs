@@ -1,5 +1,5 @@
-//! A hostile worker can harm only itself with its segment and doorbells. Access to the probe socket, and resource limits
-//! without systemd.
+//! A hostile worker can harm only itself with its segment and doorbells. Also: access to the probe socket, and resource
+//! limits without systemd.
 
 mod support;
 
