@@ -9,7 +9,7 @@ use http::Request;
 
 use crate::dispatcher::redirect::location;
 use crate::exchange::{DispatcherSide, PlainSlot, SlotMemory, Word, WorkerSide};
-use crate::ids::{Claim, Epoch, LeaseId, LeaseTerms, Lifecycle, Monotonic, Phase, Token, WorkerNumber};
+use crate::ids::{Claim, Epoch, LeaseId, LeaseTerms, Lifecycle, Monotonic, Phase, ProcessId, Token, WorkerNumber};
 use crate::net::check_request;
 use crate::pool::{Peer, Pool, PoolAction, PoolEvent, PoolLimits, SlotAnswer, SlotView};
 use crate::worker::lease_url;
@@ -20,7 +20,7 @@ const TOKEN: u128 = 7;
 const TARGET: &str = "/convert/letter.odt?to=pdf";
 
 fn sides(slot: &Arc<PlainSlot>) -> (DispatcherSide<Arc<PlainSlot>>, WorkerSide<Arc<PlainSlot>>) {
-    let dispatcher = DispatcherSide::attach(slot.clone(), Epoch::FIRST, (1, 1), None);
+    let dispatcher = DispatcherSide::attach(slot.clone(), Epoch::FIRST, ProcessId { pid: 1, start_time: 1 }, None);
     let worker = WorkerSide::attach(slot.clone(), 2, 1, None, Monotonic(0));
     worker.set_state(Lifecycle::Ready, false);
     (dispatcher, worker)

@@ -39,6 +39,8 @@ pub mod sync;
 #[cfg(feature = "worker")]
 pub mod sys;
 #[cfg(feature = "worker")]
+pub mod procfs;
+#[cfg(feature = "worker")]
 pub mod doorbell;
 #[cfg(feature = "worker")]
 pub mod process_tree;

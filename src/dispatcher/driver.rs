@@ -24,11 +24,11 @@ use super::pool_slots::{PoolSlots, SlotIndex};
 use super::token_source::TokenSource;
 use crate::config::Config;
 use crate::exchange::{DispatcherSide, Word};
-use crate::ids::{Epoch, Monotonic, PoolName, WorkerNumber};
+use crate::ids::{Epoch, Monotonic, PoolName, ProcessId, WorkerNumber};
 use crate::ipc;
 use crate::pool::{ClientId, PoolEvent};
 use crate::shm::Segment;
-use crate::{backoff, clock, process_tree};
+use crate::{backoff, clock, procfs};
 pub use busy_poll::on_thread_park;
 
 /// A client is watched for its disconnection only if it waits longer: the watch costs a descriptor and five system
@@ -39,7 +39,7 @@ pub const WATCH_AFTER: Duration = Duration::from_millis(20);
 pub struct Driver {
     epoch: Epoch,
     /// Pid and start time.
-    process: (u32, u64),
+    process: ProcessId,
     pools: RefCell<Vec<PoolSlots>>,
     waiters: RefCell<HashMap<ClientId, Waiter>>,
     next_client: Cell<ClientId>,
@@ -77,14 +77,13 @@ impl Driver {
     /// Opens every slot of the set and recovers what an earlier dispatcher left in them. `return_ports` maps a pool to
     /// the port of its listener.
     pub fn open(config: &Config, return_ports: &dyn Fn(&PoolName) -> Option<u16>) -> Result<Rc<Self>, DispatcherError> {
-        let pid = std::process::id();
         let segments = usable_segments(config)?;
         let epoch = next_epoch(&segments);
         backoff::delay_start(&segments.iter().collect::<Vec<_>>(), Word::DISPATCHER_LAST_START, config);
         drop(segments);
         let driver = Rc::new(Self {
             epoch,
-            process: (pid, process_tree::read_process(pid).map_or(0, |process| process.started)),
+            process: procfs::this_process(),
             pools: RefCell::default(),
             waiters: RefCell::default(),
             next_client: Cell::new(1),

@@ -6,7 +6,7 @@ use super::claim::{claim, store_terms, swap};
 use super::memory::SlotMemory;
 use super::question::{Question, QuestionKind, Reply};
 use super::slot_layout::Word;
-use crate::ids::{Claim, Epoch, LeaseId, LeaseTerms, Lifecycle, Phase};
+use crate::ids::{Claim, Epoch, LeaseId, LeaseTerms, Lifecycle, Phase, ProcessId};
 
 /// The largest sequence: it shares the answer word with 16 bits of reply.
 const SEQUENCE_MAX: u64 = (1 << 48) - 1;
@@ -16,7 +16,7 @@ const SEQUENCE_MAX: u64 = (1 << 48) - 1;
 pub struct DispatcherSide<M> {
     memory: M,
     epoch: Epoch,
-    process: (u32, u64),
+    process: ProcessId,
     return_port: Option<u16>,
     /// Loaded once, when this process attaches; after that it is the only writer.
     drained: bool,
@@ -32,10 +32,10 @@ impl<M: SlotMemory> DispatcherSide<M> {
         Epoch::new(memory.load(Word::DISPATCHER_EPOCH, Acquire))
     }
 
-    /// Process and start time of the last dispatcher of this slot.
-    pub fn last_process(memory: &M) -> Option<(u32, u64)> {
+    /// The process of the last dispatcher of this slot.
+    pub fn last_process(memory: &M) -> Option<ProcessId> {
         let pid = u32::try_from(memory.load(Word::DISPATCHER_PID, Relaxed)).ok().filter(|pid| *pid > 0)?;
-        Some((pid, memory.load(Word::DISPATCHER_PROCESS_START, Relaxed)))
+        Some(ProcessId { pid, start_time: memory.load(Word::DISPATCHER_PROCESS_START, Relaxed) })
     }
 
     /// [`Self::drained`] as stored in the slot, for readers of a slot.
@@ -43,8 +43,8 @@ impl<M: SlotMemory> DispatcherSide<M> {
         memory.load(Word::DRAINED, Relaxed) == 1
     }
 
-    /// Attaches the dispatcher of this epoch, pid and start time. `return_port`: the TCP port that leads to it.
-    pub fn attach(memory: M, epoch: Epoch, process: (u32, u64), return_port: Option<u16>) -> Self {
+    /// Attaches the dispatcher of this epoch and process. `return_port`: the TCP port that leads to it.
+    pub fn attach(memory: M, epoch: Epoch, process: ProcessId, return_port: Option<u16>) -> Self {
         let sequence = memory.load(Word::LAST_SEQUENCE, Relaxed) & SEQUENCE_MAX;
         let drained = Self::was_drained(&memory);
         let side = Self {
@@ -88,10 +88,10 @@ impl<M: SlotMemory> DispatcherSide<M> {
     }
 
     fn identity(&self) -> [(Word, u64); 5] {
-        let (pid, started) = self.process;
+        let ProcessId { pid, start_time } = self.process;
         [
             (Word::DISPATCHER_PID, pid.into()),
-            (Word::DISPATCHER_PROCESS_START, started),
+            (Word::DISPATCHER_PROCESS_START, start_time),
             (Word::RETURN_PORT, self.return_port.unwrap_or(0).into()),
             (Word::DRAINED, self.drained.into()),
             (Word::LAST_SEQUENCE, self.sequence),

@@ -9,9 +9,11 @@
 mod lease;
 mod monotonic;
 mod names;
+mod process;
 mod slot_state;
 
 pub use lease::{Epoch, LeaseId, LeaseTerms, Token};
 pub use monotonic::Monotonic;
 pub use names::{BadPoolName, BadWorkerId, BadWorkerNumber, PoolName, WorkerId, WorkerNumber};
+pub use process::ProcessId;
 pub use slot_state::{Claim, Lifecycle, Phase, RefuseReason};

@@ -11,7 +11,7 @@ use super::set::recorded_workers;
 use super::worker_ipc::WorkerPaths;
 use crate::config::Config;
 use crate::exchange::{self, DispatcherSide, Incarnation};
-use crate::ids::{Claim, Phase};
+use crate::ids::{Claim, Phase, ProcessId};
 use crate::shm::{Damage, Segment, SegmentRole};
 
 /// The directory in which the kernel shows segments as files (shm_overview(7)).
@@ -78,7 +78,7 @@ pub fn leftovers(dir: &Path) -> Result<Vec<Leftover>, IpcError> {
             found.push(Leftover { pid: life.pid, started: life.started, what: format!("worker {id}"), busy });
         }
         if segment.is_role_locked(SegmentRole::Dispatcher)
-            && let Some((pid, started)) = DispatcherSide::last_process(&segment)
+            && let Some(ProcessId { pid, start_time: started }) = DispatcherSide::last_process(&segment)
             && !found.iter().any(|f| f.pid == pid)
         {
             found.push(Leftover { pid, started, what: "dispatcher".into(), busy: false });

@@ -9,7 +9,7 @@ use crate::exchange::{self, Incarnation, SlotCounters};
 use crate::ids::{Claim, LeaseId, Lifecycle, Phase, WorkerId, WorkerNumber};
 use crate::ipc;
 use crate::probe::{ProbeReport, WorkerReport};
-use crate::process_tree;
+use crate::procfs::ProcessStat;
 use crate::stats::Counters;
 
 /// How long the dispatcher may take to answer a probe before `status` shows it as frozen.
@@ -29,16 +29,14 @@ pub fn collect(config: &Config, state: &SavedState, probe: ProbeResult<'_>) -> S
     let ProbeResult { report, responsive } = probe;
     let watchdog = match state.watchdog() {
         None => "gone",
-        Some(process) if process.stopped => "frozen",
+        Some(process) if process.is_stopped() => "frozen",
         Some(_) if state.stopping => "stopping",
         Some(_) => "up",
     };
     let dispatcher = &state.dispatcher;
     let dispatcher_state = match dispatcher.state.as_str() {
         // The state file may be old: the dispatcher's own answer decides.
-        "up" if !responsive
-            && dispatcher.pid.and_then(process_tree::read_process).is_none_or(|process| process.zombie) =>
-        {
+        "up" if !responsive && dispatcher.pid.and_then(ProcessStat::of).is_none_or(|process| process.is_zombie()) => {
             "gone"
         }
         "up" if !responsive => "frozen",
@@ -121,11 +119,11 @@ fn running_state(
     pid: Option<u32>,
     report: Option<&WorkerReport>,
 ) -> &'static str {
-    let process = pid.and_then(process_tree::read_process);
-    if process.is_none_or(|process| process.zombie) {
+    let process = pid.and_then(ProcessStat::of);
+    if process.is_none_or(|process| process.is_zombie()) {
         return "gone";
     }
-    if process.is_some_and(|process| process.stopped) {
+    if process.is_some_and(|process| process.is_stopped()) {
         return "frozen";
     }
     let silent = report.and_then(|report| report.silent_ms).map_or(Duration::ZERO, Duration::from_millis);

@@ -7,7 +7,9 @@ use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
-use crate::{ipc, process_tree, units};
+use crate::ids::ProcessId;
+use crate::procfs::ProcessStat;
+use crate::{ipc, units};
 
 /// The content of the file.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -52,8 +54,8 @@ impl SavedState {
     }
 
     /// The watchdog's process, if it still runs.
-    pub fn watchdog(&self) -> Option<process_tree::Process> {
-        process_tree::read_process(self.pid).filter(|process| process.started == self.started && !process.zombie)
+    pub fn watchdog(&self) -> Option<ProcessStat> {
+        ProcessStat::of_id(ProcessId { pid: self.pid, start_time: self.started }).filter(|process| !process.is_zombie())
     }
 
     /// Replaces the file in `dir` by rename(2), so that a reader never sees half of it.

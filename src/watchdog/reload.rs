@@ -3,15 +3,18 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
+use super::applied_config::{self, drain_timeouts, plan_limits};
+use super::error::WatchdogError;
 use super::plan::{ConfigChange, PlanEvent};
 use super::sockets::{ListeningSocket, open_admin_tcp, open_listener, open_worker};
-use super::{Watch, WatchdogError, WorkerEndpoints, bounds, drains, publish};
+use super::supervisor::child_supervisor::ChildSupervisor;
+use super::worker_endpoints::WorkerEndpoints;
 use crate::config::{Config, ListenerConfig, Origin, PoolConfig};
 use crate::ids::WorkerId;
 use crate::ipc;
 use crate::{executable, log};
 
-impl Watch {
+impl ChildSupervisor {
     /// Reloads the configuration file. Returns what changes for the processes, if it was applied.
     pub(super) fn reload(&mut self) -> Option<PlanEvent> {
         let Origin::File(path) = &self.origin else {
@@ -42,7 +45,7 @@ impl Watch {
                 let effect = self.describe(&change);
                 tracing::info!(file, set = %self.config.set.name, workers, pools, event = %log::Event::ReloadApplied,
                     "configuration applied: {effect}");
-                self.remark();
+                self.log_config_warnings();
                 Some(PlanEvent::Apply(change))
             }
             Err(error) => {
@@ -106,18 +109,19 @@ impl Watch {
         };
         let stay = kept.iter().enumerate().filter_map(|(index, at)| Some(((*at)?, index)));
         let changed: Vec<_> = stay.filter(|(at, index)| self.config.listeners[*at] != new.listeners[*index]).collect();
-        let added: Vec<WorkerId> = new.workers().filter(|id| !self.reaches.contains_key(id)).collect();
+        let added: Vec<WorkerId> = new.workers().filter(|id| !self.endpoints.contains_key(id)).collect();
         let sockets = &self.sockets.listeners;
         let access = changed.iter().try_for_each(|(at, index)| sockets[*at].apply_access(&new.listeners[*index]));
         let access = access.and_then(|()| self.sockets.admin.apply_admin_access(&new.admin));
         let created = access.map_err(WatchdogError::from).and_then(|()| self.create_endpoints(&new, &added));
-        let published = created.and_then(|endpoints| publish(&new, &self.dir).map(|()| endpoints));
+        let published =
+            created.and_then(|endpoints| applied_config::write(&new, &self.runtime_dir).map(|()| endpoints));
         let endpoints = match published {
             Ok(endpoints) => endpoints,
             Err(error) => {
                 // Errors of the undoing are ignored: the first error is the one to report.
                 for id in &added {
-                    let _ = ipc::retire_worker(&self.dir, id);
+                    let _ = ipc::retire_worker(&self.runtime_dir, id);
                 }
                 for (at, _) in changed {
                     let _ = self.sockets.listeners[at].apply_access(&self.config.listeners[at]);
@@ -126,7 +130,7 @@ impl Watch {
                 return Err(error);
             }
         };
-        self.reaches.extend(endpoints);
+        self.endpoints.extend(endpoints);
         self.sockets.workers.extend(workers);
         let old = std::mem::take(&mut self.sockets.listeners);
         let mut old: Vec<Option<ListeningSocket>> = old.into_iter().map(Some).collect();
@@ -187,7 +191,7 @@ fn compare(old: &Config, new: &Config) -> Result<ConfigChange, WatchdogError> {
     if old.set != new.set {
         let what =
             "set.name and set.runtime_dir cannot change while the set is running: stop the set and start it again";
-        return Err(WatchdogError::Changed(what));
+        return Err(WatchdogError::CannotChange(what));
     }
     let (mut reload, mut restart) = (Vec::new(), Vec::new());
     for id in new.workers() {
@@ -206,11 +210,11 @@ fn compare(old: &Config, new: &Config) -> Result<ConfigChange, WatchdogError> {
     let listeners =
         |config: &Config| config.listeners.iter().map(|l| (l.address.clone(), l.delivery)).collect::<Vec<_>>();
     Ok(ConfigChange {
-        workers: drains(new),
+        workers: drain_timeouts(new),
         reload,
         restart,
         restart_dispatcher: listeners(old) != listeners(new),
-        limits: bounds(new),
+        limits: plan_limits(new),
     })
 }
 

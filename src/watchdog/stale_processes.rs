@@ -9,9 +9,11 @@ use nix::sys::signal::Signal;
 use nix::unistd::Pid;
 use tokio::time::{Instant, sleep};
 
-use super::WatchdogError;
+use super::error::WatchdogError;
 use crate::config::Config;
+use crate::ids::ProcessId;
 use crate::ipc::{self, Leftover};
+use crate::procfs::ProcessStat;
 use crate::{log, process_tree, sys};
 
 /// Interval between checks whether the processes have ended.
@@ -40,7 +42,7 @@ pub async fn terminate(dir: &Path, config: &Config) -> Result<BTreeSet<String>, 
         }
         ended.extend(names);
         for process in &left {
-            let stopped = process_tree::read_process(process.pid).is_some_and(|p| p.stopped);
+            let stopped = ProcessStat::of(process.pid).is_some_and(|p| p.is_stopped());
             if late || stopped || !process.busy {
                 kill(process);
             } else if !logged {
@@ -76,14 +78,13 @@ pub fn remove_files(config: &Config, ended: &BTreeSet<String>) -> Result<(), Wat
 }
 
 fn kill(process: &Leftover) {
-    let is_it = |pid: u32, started: u64| process_tree::read_process(pid).is_some_and(|now| now.started == started);
     let descendants = process_tree::descendants(Pid::from_raw(process.pid as i32));
-    let all = descendants.iter().map(|p| (p.pid.as_raw() as u32, p.started));
-    for (pid, started) in std::iter::once((process.pid, process.started)).chain(all) {
+    let first = ProcessId { pid: process.pid, start_time: process.started };
+    for id in std::iter::once(first).chain(descendants.iter().map(ProcessStat::id)) {
         // Opened before the identity is checked: the descriptor cannot refer to another process then.
-        let Ok(pidfd) = sys::pidfd_open(Pid::from_raw(pid as i32)) else { continue };
-        if is_it(pid, started) && sys::pidfd_send_signal(pidfd.as_fd(), Signal::SIGKILL).is_ok() {
-            tracing::debug!(pid, "killed a process of the previous set's {}", process.what);
+        let Ok(pidfd) = sys::pidfd_open(Pid::from_raw(id.pid as i32)) else { continue };
+        if ProcessStat::of_id(id).is_some() && sys::pidfd_send_signal(pidfd.as_fd(), Signal::SIGKILL).is_ok() {
+            tracing::debug!(pid = id.pid, "killed a process of the previous set's {}", process.what);
         }
     }
 }

@@ -5,21 +5,21 @@ use std::path::Path;
 
 use sd_notify::NotifyState;
 
-use super::Watch;
+use super::supervisor::child_supervisor::ChildSupervisor;
 use crate::config::{Config, HandlerConfig, ListenAddress, ListenerConfig, Origin};
 use crate::log::Event;
 
-impl Watch {
+impl ChildSupervisor {
     /// Logs that the start is complete, and commands to try.
     pub(super) fn log_set_up(&mut self) {
         let _ = sd_notify::notify(&[NotifyState::Ready]);
-        self.up_by = None;
+        self.start_deadline = None;
         let set = &self.config.set.name;
         match self.parts_not_up() {
             Some(missing) => tracing::warn!(%set, "the set is not up: {missing}; the others serve requests"),
             None => {
                 let (workers, pools) = (self.config.workers().count(), self.config.pools.len());
-                tracing::info!(%set, workers, pools, dir = %self.dir.display(), event = %Event::SetUp, "the set is up");
+                tracing::info!(%set, workers, pools, dir = %self.runtime_dir.display(), event = %Event::SetUp, "the set is up");
             }
         }
         let program = std::env::args().next().map_or("patou".to_owned(), |name| quoted(&name));
@@ -38,7 +38,7 @@ impl Watch {
 
     /// Logs which parts are not up after watchdog.start_timeout.
     pub(super) fn log_start_timeout(&mut self) {
-        self.up_by = None;
+        self.start_deadline = None;
         if let Some(missing) = self.parts_not_up().filter(|_| !self.plan.is_stopping()) {
             tracing::warn!(set = %self.config.set.name, "the set is not up within watchdog.start_timeout: {missing}");
         }

@@ -4,11 +4,12 @@ use std::path::Path;
 use std::sync::Arc;
 
 use super::plan::{Part, Plan};
+use crate::ids::ProcessId;
 use crate::log;
 use crate::status::{SavedPart, SavedState};
 
-/// The current state of `plan`; `process` is the watchdog's pid and start time.
-pub fn saved_state(plan: &Plan, set: &str, process: (u32, u64), listeners: Vec<String>) -> SavedState {
+/// The current state of `plan`; `process` is the watchdog.
+pub fn saved_state(plan: &Plan, set: &str, process: ProcessId, listeners: Vec<String>) -> SavedState {
     let mut parts: Vec<(&Part, SavedPart)> = plan
         .status()
         .map(|(part, s)| (part, SavedPart { pid: s.pid, state: s.state.into(), restarts: s.restarts, cause: s.cause }))
@@ -18,7 +19,7 @@ pub fn saved_state(plan: &Plan, set: &str, process: (u32, u64), listeners: Vec<S
         Part::Worker(id) => Some((id.to_string(), state)),
         Part::Dispatcher => None,
     });
-    let (pid, started) = process;
+    let ProcessId { pid, start_time: started } = process;
     let stopping = plan.is_stopping();
     SavedState { set: set.into(), pid, started, stopping, listeners, dispatcher, workers: workers.collect() }
 }

@@ -1,13 +1,19 @@
 //! The worker's endpoints that outlive its incarnations.
 
+use std::cell::RefCell;
+use std::collections::BTreeMap;
 use std::os::fd::OwnedFd;
+use std::rc::Rc;
 
-use super::{Segments, WatchdogError, system};
+use super::error::{WatchdogError, system};
 use crate::config::Config;
 use crate::doorbell::Doorbell;
 use crate::handoff;
 use crate::ids::WorkerId;
 use crate::ipc::{self, Modes};
+
+/// The names of the set's segments by worker, shared with the code that removes them at the end.
+pub type SegmentNames = Rc<RefCell<BTreeMap<WorkerId, String>>>;
 
 /// What the watchdog keeps open for a worker.
 pub struct WorkerEndpoints {
@@ -19,7 +25,12 @@ pub struct WorkerEndpoints {
 
 impl WorkerEndpoints {
     /// Creates the worker's segment, doorbells and handoff socket.
-    pub fn create(config: &Config, id: &WorkerId, set_epoch: u64, segments: &Segments) -> Result<Self, WatchdogError> {
+    pub fn create(
+        config: &Config,
+        id: &WorkerId,
+        set_epoch: u64,
+        segments: &SegmentNames,
+    ) -> Result<Self, WatchdogError> {
         let segment = ipc::create_worker(config, id, set_epoch, &Modes::default())?;
         segments.borrow_mut().insert(id.clone(), segment);
         let path = ipc::handoff_path(&config.set.runtime_dir, id);

@@ -9,10 +9,11 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use nix::fcntl::{FcntlArg, FdFlag, fcntl};
+use nix::unistd::getpid;
 
 use crate::config::PoolConfig;
 use crate::ids::Monotonic;
-use crate::process_tree;
+use crate::procfs;
 use crate::signals::{BlockSighup, SignalFlag};
 use crate::sync;
 use crate::sys::DefaultSignalActions;
@@ -68,7 +69,7 @@ impl RecycleLimits {
 }
 
 fn own_memory() -> Option<u64> {
-    process_tree::resident_alone(std::process::id())
+    procfs::resident(getpid())
 }
 
 /// Replaces this process by its next incarnation: same pid, same sockets, new program image.

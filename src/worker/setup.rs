@@ -12,10 +12,10 @@ use super::{attach, control, serve};
 use crate::config::{Config, FrontConfig, PoolConfig};
 use crate::doorbell::Doorbell;
 use crate::exchange::WorkerSide;
-use crate::ids::WorkerId;
+use crate::ids::{ProcessId, WorkerId};
 use crate::net::SocketListener;
 use crate::shm::Segment;
-use crate::{clock, handoff, log, process_tree, sys};
+use crate::{clock, handoff, log, procfs, sys};
 
 /// Everything that one incarnation holds before its handler starts.
 pub struct WorkerSetup {
@@ -39,10 +39,9 @@ impl WorkerSetup {
         let listeners = inherited_listeners()?;
 
         let ipc = attach::attach(config, id)?;
-        let pid = std::process::id();
-        let started = process_tree::read_process(pid).map_or(0, |process| process.started);
+        let ProcessId { pid, start_time } = procfs::this_process();
         let port = listeners.redirect.tcp_address().map(|address| address.port());
-        let slot = WorkerSide::attach(ipc.segment, pid, started, port, clock::now());
+        let slot = WorkerSide::attach(ipc.segment, pid, start_time, port, clock::now());
         log::set_epoch(slot.epoch().get());
         Ok(Self {
             id: id.clone(),

@@ -19,7 +19,7 @@ use crate::exchange::{DispatcherSide, QuestionKind, SlotMemory, SpinBudget};
 use crate::ids::Epoch;
 use crate::ipc::WorkerIpc;
 use crate::signals::Signal;
-use crate::sys;
+use crate::{procfs, sys};
 
 #[derive(Debug, Args)]
 pub struct BenchExchangeArgs {
@@ -135,7 +135,7 @@ fn round_trips(
     pause: Duration,
     stop: &Signal,
 ) -> Result<Vec<u32>, CommandError> {
-    let mut dispatcher = DispatcherSide::attach(ipc.segment.clone(), Epoch::FIRST, (std::process::id(), 0), None);
+    let mut dispatcher = DispatcherSide::attach(ipc.segment.clone(), Epoch::FIRST, procfs::this_process(), None);
     // The peer rings once when it is ready.
     sleep_until_rung(&ipc.to_dispatcher, Some(stop))?;
     let mut times = Vec::with_capacity(count as usize);

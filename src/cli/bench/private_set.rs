@@ -12,7 +12,7 @@ use nix::unistd::Pid;
 use crate::cli::error::{CommandError, failed};
 use crate::cli::patou_run::{POLL_INTERVAL, all_parts_up, launch};
 use crate::config::{Config, Delivery};
-use crate::process_tree;
+use crate::procfs::ProcessStat;
 use crate::status::SavedState;
 
 /// How many workers it has.
@@ -119,7 +119,7 @@ impl Drop for PrivateSet {
 fn remove_abandoned() {
     for entry in fs::read_dir(std::env::temp_dir()).into_iter().flatten().flatten() {
         let pid = entry.file_name().to_str().and_then(|name| name.strip_prefix("patou-bench")?.parse().ok());
-        if pid.is_some_and(|pid| process_tree::read_process(pid).is_none()) {
+        if pid.is_some_and(|pid| ProcessStat::of(pid).is_none()) {
             let _ = fs::remove_dir_all(entry.path());
         }
     }

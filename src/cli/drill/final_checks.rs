@@ -12,7 +12,7 @@ use super::set::DrillSet;
 use super::watch::SetWatch;
 use crate::cli::patou_run::POLL_INTERVAL;
 use crate::exchange;
-use crate::ids::{Claim, WorkerId};
+use crate::ids::{Claim, ProcessId, WorkerId};
 use crate::ipc;
 use crate::process_tree;
 
@@ -65,7 +65,7 @@ fn held_leases(set: &DrillSet) -> Vec<String> {
 
 /// How many descriptors each part has.
 pub fn descriptors(set: &DrillSet, watch: &SetWatch) -> HashMap<DrillPart, usize> {
-    let count = |part| Some((part, std::fs::read_dir(format!("/proc/{}/fd", watch.process(part)?.0)).ok()?.count()));
+    let count = |part| Some((part, std::fs::read_dir(format!("/proc/{}/fd", watch.process(part)?.pid)).ok()?.count()));
     set.parts().filter_map(count).collect()
 }
 
@@ -82,9 +82,9 @@ fn leaked_descriptors(set: &DrillSet, watch: &SetWatch, before: &HashMap<DrillPa
 
 fn zombies(set: &DrillSet, watch: &SetWatch) -> Vec<String> {
     // systemd reaps the processes of units.
-    let Some((pid, _)) = watch.process(DrillPart::Watchdog).filter(|_| set.kind != SetKind::Units) else {
+    let Some(ProcessId { pid, .. }) = watch.process(DrillPart::Watchdog).filter(|_| set.kind != SetKind::Units) else {
         return Vec::new();
     };
     let all = process_tree::descendants(Pid::from_raw(pid as i32)).into_iter();
-    all.filter(|process| process.zombie).map(|process| format!("process {} is a zombie", process.pid)).collect()
+    all.filter(|process| process.is_zombie()).map(|process| format!("process {} is a zombie", process.pid)).collect()
 }

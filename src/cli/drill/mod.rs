@@ -41,9 +41,10 @@ use self::nemesis::Nemesis;
 use self::report::DrillReport;
 use self::set::DrillSet;
 use self::traffic::Traffic;
-use self::watch::{SetWatch, locked};
+use self::watch::SetWatch;
 use crate::cli::error::{CommandError, failed, ignore_broken_pipe};
 use crate::signals::Signal;
+use crate::sync::lock;
 
 pub fn run(path: Option<&Path>, options: &DrillOptions) -> Result<(), CommandError> {
     let stop = Signal::stop().map_err(failed)?;
@@ -84,7 +85,7 @@ fn collect_history(execution: &DrillExecution, traffic: &Traffic<'_>, watch: &Se
     let mut tracker = watch.tracker();
     DrillHistory {
         started_at: execution.started_at,
-        attempts: std::mem::take(&mut *locked(&traffic.attempts)),
+        attempts: std::mem::take(&mut *lock(&traffic.attempts)),
         recorded_starts: Vec::new(), // read once the set has stopped
         effects: std::mem::take(&mut tracker.effects),
         unexplained_exits: std::mem::take(&mut tracker.unexplained_exits),

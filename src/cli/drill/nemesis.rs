@@ -16,13 +16,14 @@ use super::history::PromiseViolation;
 use super::random::SplitMix64;
 use super::set::DrillSet;
 use super::traffic::Traffic;
-use super::watch::locked;
 use super::{bad_clients, ipc_faults};
 use crate::cli::patou_run::POLL_INTERVAL;
 use crate::clock;
 use crate::ids::WorkerId;
 use crate::probe::{self, ProbeCommand};
-use crate::{process_tree, signals, sys};
+use crate::procfs::ProcessStat;
+use crate::sync::lock;
+use crate::{signals, sys};
 
 /// How long the dispatcher may take to execute a command.
 const COMMAND_TIMEOUT: Duration = Duration::from_secs(1);
@@ -46,11 +47,11 @@ impl<'a> Nemesis<'a> {
     }
 
     pub fn report_violation(&self, promise: &'static str, what: String) {
-        locked(&self.violations).push(PromiseViolation::new(promise, what));
+        lock(&self.violations).push(PromiseViolation::new(promise, what));
     }
 
     pub fn take_violations(&self) -> Vec<PromiseViolation> {
-        std::mem::take(&mut *locked(&self.violations))
+        std::mem::take(&mut *lock(&self.violations))
     }
 
     /// Sleeps until `time` has passed or the drill is interrupted.
@@ -106,7 +107,7 @@ impl<'a> Nemesis<'a> {
                 injected();
                 send(&process, signal_of(kind))?;
                 if kind == FaultKind::Freeze {
-                    let mut stopped = locked(&self.stopped);
+                    let mut stopped = lock(&self.stopped);
                     stopped.retain(|process| !has_ended(process));
                     stopped.push(process);
                 }
@@ -140,10 +141,11 @@ impl<'a> Nemesis<'a> {
 
     /// The process of a part. The descriptor cannot refer to another process that got the same pid.
     fn process(&self, part: DrillPart) -> Result<OwnedFd, String> {
-        let (pid, started) = self.traffic.watch.process(part).ok_or("it has no process")?;
+        let id = self.traffic.watch.process(part).ok_or("it has no process")?;
         // The start time is compared only after the descriptor was opened.
-        let process = sys::pidfd_open(Pid::from_raw(pid as i32)).map_err(|error| format!("pid {pid}: {error}"))?;
-        let found = process_tree::read_process(pid).filter(|found| found.started == started && !found.zombie);
+        let process =
+            sys::pidfd_open(Pid::from_raw(id.pid as i32)).map_err(|error| format!("pid {}: {error}", id.pid))?;
+        let found = ProcessStat::of_id(id).filter(|found| !found.is_zombie());
         found.is_some().then_some(process).ok_or_else(|| "its process has just ended".into())
     }
 
@@ -221,7 +223,7 @@ impl<'a> Nemesis<'a> {
 
 impl Drop for Nemesis<'_> {
     fn drop(&mut self) {
-        for process in locked(&self.stopped).drain(..) {
+        for process in lock(&self.stopped).drain(..) {
             let _ = send(&process, Signal::SIGCONT); // most have been replaced long ago
         }
     }
@@ -248,7 +250,7 @@ fn has_ended(process: &OwnedFd) -> bool {
 }
 
 fn is_stopped(pid: u32) -> bool {
-    process_tree::read_process(pid).is_some_and(|process| process.stopped)
+    ProcessStat::of(pid).is_some_and(|process| process.is_stopped())
 }
 
 fn systemctl_restart(unit: &str) -> Result<(), String> {

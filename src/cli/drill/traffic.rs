@@ -13,10 +13,11 @@ use super::random::SplitMix64;
 use super::raw_http::{self, RawResponse, ReceiveOutcome};
 use super::recording_handler;
 use super::set::{DrillHandler, DrillSet};
-use super::watch::{SetWatch, locked};
+use super::watch::SetWatch;
 use crate::clock;
 use crate::config::ListenerConfig;
 use crate::ids::Monotonic;
+use crate::sync::lock;
 
 /// The client address in PROXY headers (RFC 5737).
 pub const PROXY_CLIENT: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 1);
@@ -226,7 +227,7 @@ impl<'a> Traffic<'a> {
             previous_sent,
             outcome,
         };
-        locked(&self.attempts).push(attempt);
+        lock(&self.attempts).push(attempt);
     }
 
     pub fn outcome_of(&self, request: &DrillRequest, number: u32, response: &RawResponse) -> AttemptOutcome {

@@ -6,7 +6,7 @@ use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
 use super::fault::DrillPart;
@@ -15,10 +15,11 @@ use crate::cli::patou_run::all_parts_up;
 use crate::clock;
 use crate::config::Config;
 use crate::exchange::Incarnation;
-use crate::ids::{Lifecycle, Monotonic, WorkerId};
+use crate::ids::{Lifecycle, Monotonic, ProcessId, WorkerId};
 use crate::ipc;
-use crate::process_tree;
+use crate::procfs::ProcessStat;
 use crate::status::{SavedPart, SavedState};
+use crate::sync::lock;
 use crate::units;
 
 /// How often the state file is checked.
@@ -30,36 +31,30 @@ const MAX_DELAY: Duration = Duration::from_millis(10);
 #[derive(Debug, Default)]
 pub struct SetWatch {
     tracker: Mutex<FaultTracker>,
-    /// Pid and start time of each part's process.
-    processes: Mutex<HashMap<DrillPart, (u32, u64)>>,
+    processes: Mutex<HashMap<DrillPart, ProcessId>>,
     delays: Mutex<Vec<(Monotonic, Duration)>>,
     listeners: Mutex<Vec<String>>,
     stopped: AtomicBool,
 }
 
-/// Locks a mutex even if a thread panicked while it held the lock: no critical section leaves partial changes.
-pub fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
 impl SetWatch {
     pub fn tracker(&self) -> MutexGuard<'_, FaultTracker> {
-        locked(&self.tracker)
+        lock(&self.tracker)
     }
 
-    /// Pid and start time of a part's process.
-    pub fn process(&self, part: DrillPart) -> Option<(u32, u64)> {
-        locked(&self.processes).get(&part).copied()
+    /// The process of a part.
+    pub fn process(&self, part: DrillPart) -> Option<ProcessId> {
+        lock(&self.processes).get(&part).copied()
     }
 
     /// The current addresses of the listeners, in the order of the configuration.
     pub fn listeners(&self) -> Vec<String> {
-        locked(&self.listeners).clone()
+        lock(&self.listeners).clone()
     }
 
     /// When the machine delayed the drill, and by how much.
     pub fn delays(&self) -> Vec<(Monotonic, Duration)> {
-        locked(&self.delays).clone()
+        lock(&self.delays).clone()
     }
 
     pub fn stop(&self) {
@@ -105,17 +100,17 @@ impl SetWatch {
         std::thread::sleep(INTERVAL);
         let delay = before.elapsed().saturating_sub(INTERVAL);
         if delay > MAX_DELAY {
-            locked(&self.delays).push((clock::now(), delay));
+            lock(&self.delays).push((clock::now(), delay));
             self.tracker().extend_settling(delay);
         }
     }
 
     fn update_processes(&self, state: &SavedState, workers: &[WorkerId]) {
-        *locked(&self.listeners) = state.listeners.clone();
-        let mut processes = locked(&self.processes);
-        processes.insert(DrillPart::Watchdog, (state.pid, state.started));
+        *lock(&self.listeners) = state.listeners.clone();
+        let mut processes = lock(&self.processes);
+        processes.insert(DrillPart::Watchdog, ProcessId { pid: state.pid, start_time: state.started });
         for (part, saved) in parts(state, workers) {
-            match saved.pid.and_then(|pid| Some((pid, process_tree::read_process(pid)?.started))) {
+            match saved.pid.and_then(ProcessStat::of).map(|stat| stat.id()) {
                 Some(process) => drop(processes.insert(part, process)),
                 None => drop(processes.remove(&part)),
             }

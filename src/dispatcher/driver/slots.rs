@@ -98,7 +98,7 @@ impl Driver {
             .lock_role(SegmentRole::Dispatcher)
             .map_err(|e| DispatcherError::System("locking a segment", e.into()))?
         {
-            let pid = DispatcherSide::last_process(&segment).map_or(0, |(pid, _)| pid);
+            let pid = DispatcherSide::last_process(&segment).map_or(0, |process| process.pid);
             return Err(DispatcherError::Taken(pid));
         }
         let mut side = DispatcherSide::attach(segment.clone(), self.epoch, self.process, return_port);

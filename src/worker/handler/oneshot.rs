@@ -2,7 +2,7 @@
 
 use std::io;
 use std::os::fd::OwnedFd;
-use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::sync::{Arc, Mutex, Weak};
 
 use tokio::task::JoinHandle;
 
@@ -12,6 +12,7 @@ use super::output_log::{LeaseLabel, LogPipe, OutputLog, OutputStream};
 use crate::ids::WorkerId;
 use crate::log::Event;
 use crate::process_tree;
+use crate::sync;
 
 /// The program, and the standard error pipes of its last run.
 #[derive(Debug)]
@@ -39,7 +40,7 @@ impl OneShotProgram {
     pub fn log_stderr(&self, stderr: Option<OwnedFd>, lease: LeaseLabel) -> io::Result<()> {
         if let Some(stderr) = stderr {
             let pipe = LogPipe::start(stderr, self.log.clone(), OutputStream::Stderr, lease)?;
-            self.log_pipes.lock().unwrap_or_else(PoisonError::into_inner).push(pipe);
+            sync::lock(&self.log_pipes).push(pipe);
         }
         Ok(())
     }
@@ -51,7 +52,7 @@ impl OneShotProgram {
         {
             tracing::error!(worker = %self.log.worker(), event = %Event::ProcessSurvived, "{survivors}");
         }
-        let log_pipes = std::mem::take(&mut *self.log_pipes.lock().unwrap_or_else(PoisonError::into_inner));
+        let log_pipes = std::mem::take(&mut *sync::lock(&self.log_pipes));
         for (pipe, task) in log_pipes {
             if let Some(pipe) = pipe.upgrade() {
                 pipe.close();

@@ -3,7 +3,7 @@
 
 use std::io;
 use std::os::fd::OwnedFd;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Mutex, Weak};
 
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
@@ -15,7 +15,7 @@ use super::log_rate_limit::{LINES_PER_SECOND, LineVerdict, REPORT_AFTER, RateLim
 use crate::clock;
 use crate::ids::WorkerId;
 use crate::log::{Event, escape_control_chars};
-use crate::sys;
+use crate::{sync, sys};
 
 /// Longer lines are truncated; in bytes, before escaping.
 const MAX_LINE_BYTES: usize = 4096;
@@ -48,10 +48,6 @@ pub enum OutputStream {
     Stderr,
 }
 
-fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
 impl OutputLog {
     pub fn new(worker: WorkerId) -> Arc<Self> {
         Arc::new(Self { worker, budget: Mutex::default() })
@@ -64,7 +60,7 @@ impl OutputLog {
 
     fn write_line(self: &Arc<Self>, stream: OutputStream, lease: &LeaseLabel, line: &str) {
         {
-            let mut budget = locked(&self.budget);
+            let mut budget = sync::lock(&self.budget);
             let verdict = budget.limit.check(clock::now());
             if verdict == LineVerdict::SuppressFirst {
                 let log = Arc::downgrade(self);
@@ -93,7 +89,7 @@ impl OutputLog {
     /// Reports how many lines were suppressed, if any, and quotes the last of them.
     pub fn report_suppressed(&self) {
         let (suppressed, (lease, last)) = {
-            let mut budget = locked(&self.budget);
+            let mut budget = sync::lock(&self.budget);
             (budget.limit.take_suppressed(), std::mem::take(&mut budget.last_suppressed))
         };
         if suppressed > 0 {
@@ -161,7 +157,7 @@ impl LogPipe {
     /// one.
     pub fn set_lease(&self, lease: LeaseLabel) {
         self.drain();
-        locked(&self.state).lease = lease;
+        sync::lock(&self.state).lease = lease;
     }
 
     /// Logs what is still in the pipe, after the last process that should write to it has ended.
@@ -182,14 +178,14 @@ impl LogPipe {
     }
 
     fn flush(&self) {
-        let LogPipeState { lines, lease } = &mut *locked(&self.state);
+        let LogPipeState { lines, lease } = &mut *sync::lock(&self.state);
         lines.flush(lease, |line, lease| self.log.write_line(self.stream, lease, line));
     }
 
     fn read(&self) -> PipeRead {
         let mut buffer = [0; READ_SIZE];
         // Locked while reading, so that lines keep their order.
-        let LogPipeState { lines, lease } = &mut *locked(&self.state);
+        let LogPipeState { lines, lease } = &mut *sync::lock(&self.state);
         match nix::unistd::read(&self.pipe, &mut buffer) {
             Ok(count @ 1..) => {
                 lines.push(&buffer[..count], lease, |line, lease| self.log.write_line(self.stream, lease, line));

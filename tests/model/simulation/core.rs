@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use crate::dispatcher::slot;
 use crate::exchange::{self, DispatcherSide, Incarnation, QuestionKind, Reply, SlotMemory, WORDS, Word, WorkerSide};
-use crate::ids::{Claim, Epoch, LeaseId, LeaseTerms, Lifecycle, Monotonic, Phase, Token, WorkerNumber};
+use crate::ids::{Claim, Epoch, LeaseId, LeaseTerms, Lifecycle, Monotonic, Phase, ProcessId, Token, WorkerNumber};
 use crate::pool::{ClientId, Hold, LeaseEnd, Peer, Pool, PoolAction, PoolEvent, PoolLimits, PoolNote, SUSPICION};
 
 use super::random::Random;
@@ -299,7 +299,10 @@ impl Sim {
 
     /// Takes the slots; the clients whose connection was offered and not taken.
     fn attach(&mut self) -> BTreeSet<ClientId> {
-        let slots = self.workers.iter().map(|w| DispatcherSide::attach(w.memory.clone(), self.epoch, (1, 1), None));
+        let slots = self
+            .workers
+            .iter()
+            .map(|w| DispatcherSide::attach(w.memory.clone(), self.epoch, ProcessId { pid: 1, start_time: 1 }, None));
         self.askers = slots.collect();
         let mut found = BTreeSet::new();
         for asker in &self.askers {

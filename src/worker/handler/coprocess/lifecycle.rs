@@ -1,7 +1,7 @@
 //! The process of a co-process handler between requests: start, restart, recycling, stop.
 
 use std::fmt::Display;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, Weak};
 use std::time::Duration;
 
 use nix::unistd::Pid;
@@ -16,6 +16,8 @@ use super::warm_process::{REQUESTS_CLOSED, WarmProcess, belongs_to_generation};
 use crate::ids::WorkerId;
 use crate::log::Event;
 use crate::process_tree;
+use crate::procfs::ProcessStat;
+use crate::sync;
 
 /// The handler: a program and its single process.
 #[derive(Debug)]
@@ -147,8 +149,8 @@ impl Coprocess {
         if let CurrentProcess::Idle(old) = self.replace(CurrentProcess::Idle(successor)) {
             let (pid, generation) = (old.pid(), old.generation);
             old.close_and_wait().await;
-            let belongs_to_old = move |p: &process_tree::Process| {
-                p.pid == pid || p.pid != new && (p.zombie || belongs_to_generation(p.pid, generation))
+            let belongs_to_old = move |p: &ProcessStat| {
+                p.pid == pid || p.pid != new && (p.is_zombie() || belongs_to_generation(p.pid, generation))
             };
             self.kill(belongs_to_old).await;
         }
@@ -238,14 +240,14 @@ impl Coprocess {
         Ok(process)
     }
 
-    async fn kill(&self, is_chosen: impl Fn(&process_tree::Process) -> bool) {
+    async fn kill(&self, is_chosen: impl Fn(&ProcessStat) -> bool) {
         if let Err(survivors) = process_tree::kill(is_chosen).await {
             tracing::error!(worker = %self.log.worker(), event = %Event::ProcessSurvived, "{survivors}");
         }
     }
 
     pub(super) fn lock(&self) -> MutexGuard<'_, CoprocessState> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        sync::lock(&self.state)
     }
 
     fn replace(&self, process: CurrentProcess) -> CurrentProcess {

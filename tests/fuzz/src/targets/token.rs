@@ -1,7 +1,7 @@
 //! Lease tokens, lease paths and the names of workers, as text from a client or a command line.
 
 use crate::exchange::{DispatcherSide, WorkerSide};
-use crate::ids::{Epoch, LeaseId, LeaseTerms, Monotonic, PoolName, Token, WorkerId};
+use crate::ids::{Epoch, LeaseId, LeaseTerms, Monotonic, PoolName, ProcessId, Token, WorkerId};
 use crate::worker::lease_url;
 use http::{Method, Uri};
 
@@ -40,7 +40,7 @@ fn open(token: Token) {
     let memory = Words::default();
     let now = Monotonic(1_000_000_000);
     let respondent = WorkerSide::attach(memory.clone(), 1, 1, None, now);
-    let mut asker = DispatcherSide::attach(memory, Epoch::FIRST, (2, 1), None);
+    let mut asker = DispatcherSide::attach(memory, Epoch::FIRST, ProcessId { pid: 2, start_time: 1 }, None);
     let terms = LeaseTerms {
         lease: LeaseId::of(Epoch::FIRST, 1),
         worker_epoch: respondent.epoch(),

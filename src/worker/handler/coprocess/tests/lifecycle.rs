@@ -10,9 +10,10 @@ use nix::unistd::getpid;
 use super::super::super::context::RequestContext;
 use super::super::super::test_process::{capture_log, has_python, in_own_process};
 use super::*;
+use crate::procfs::ProcessStat;
 
 /// All descendants of this process except the co-process and its descendants.
-fn foreign_processes(handler: &BuiltinHandler) -> Vec<process_tree::Process> {
+fn foreign_processes(handler: &BuiltinHandler) -> Vec<ProcessStat> {
     let own = process_tree::descendants(pid(handler));
     let mut all = process_tree::descendants(getpid());
     all.retain(|p| p.pid != pid(handler) && !own.iter().any(|o| o.pid == p.pid));
@@ -70,7 +71,7 @@ fn descendants_outlive_a_request_but_not_the_process() {
         let Some(handler) = start_python() else { return };
         assert_eq!(text(&handler, "/child").await, "child");
         // The process, its child, and the orphan that is the worker's child now.
-        while process_tree::descendants(getpid()).iter().filter(|p| !p.zombie).count() != 3 {
+        while process_tree::descendants(getpid()).iter().filter(|p| !p.is_zombie()).count() != 3 {
             tokio::time::sleep(Duration::from_millis(2)).await;
         }
         let old = pid(&handler);

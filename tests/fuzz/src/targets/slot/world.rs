@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use crate::dispatcher::slot;
 use crate::exchange::{DispatcherSide, Word};
-use crate::ids::{Claim, Epoch, LeaseId, LeaseTerms, Monotonic, Token, WorkerNumber};
+use crate::ids::{Claim, Epoch, LeaseId, LeaseTerms, Monotonic, ProcessId, Token, WorkerNumber};
 use crate::pool::{ClientId, Hold, Peer, Pool, PoolAction, PoolEvent, PoolLimits, Refusal, SlotView};
 
 use super::Words;
@@ -131,7 +131,9 @@ impl World {
     }
 
     fn attach(&mut self) {
-        let attach = |memory: &Words| DispatcherSide::attach(memory.clone(), self.epoch, (1, 1), None);
+        let attach = |memory: &Words| {
+            DispatcherSide::attach(memory.clone(), self.epoch, ProcessId { pid: 1, start_time: 1 }, None)
+        };
         self.askers = self.memories.iter().map(attach).collect();
         self.feed(None, WorkerNumber::up_to(WORKERS).collect());
     }
