@@ -1,4 +1,5 @@
-//! The one clock: `CLOCK_MONOTONIC`, the same for every process of the machine. For shells only.
+//! `CLOCK_MONOTONIC`, which is the same for every process of the machine. For shells only: pure code takes the time as an
+//! argument.
 
 use std::time::Duration;
 
@@ -6,16 +7,16 @@ use nix::time::{ClockId, clock_gettime};
 
 use crate::ids::Monotonic;
 
-/// Now.
+/// The time now.
 pub fn now() -> Monotonic {
     let now = clock_gettime(ClockId::CLOCK_MONOTONIC).expect("Linux has CLOCK_MONOTONIC");
     Monotonic(now.tv_sec() as u64 * 1_000_000_000 + now.tv_nsec() as u64)
 }
 
-/// How long the machine has been suspended since it was started: for so long this clock stood still
-/// (`CLOCK_BOOTTIME` did not).
+/// How long the machine has been suspended since its boot: `CLOCK_BOOTTIME` counts that time, `CLOCK_MONOTONIC` does
+/// not.
 pub fn suspended_for() -> Duration {
-    // In this order: a pause between the two must not look like a suspend.
+    // In this order: a pause between the two calls does not look like a suspend.
     let boot = clock_gettime(ClockId::CLOCK_BOOTTIME).expect("Linux has CLOCK_BOOTTIME");
     Duration::from(boot).saturating_sub(now().since(Monotonic(0)))
 }

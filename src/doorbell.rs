@@ -1,7 +1,7 @@
-//! A bell: a FIFO that carries no state. A byte in it says "look".
+//! A doorbell: a FIFO that carries no state. A byte in it is a wake-up.
 //!
-//! Both ends open it for reading and writing (fifo(7)), so that neither gets ENXIO before the other is
-//! there, or an end of file when the other is restarted.
+//! Both ends open the FIFO for reading and writing (fifo(7)), so that the first end gets no ENXIO, and a restart of one end
+//! is no end of file for the other.
 
 use std::fs::File;
 use std::io::{self, Write};
@@ -14,14 +14,14 @@ use nix::sys::stat::Mode;
 use nix::unistd::{Gid, geteuid, mkfifo};
 
 /// Reads that empty a FIFO of the default size, 64 KiB (pipe(7)).
-const HUSH_READS: usize = 16;
+const CLEAR_READS_MAX: usize = 16;
 
 /// One direction of a pair.
 #[derive(Debug)]
 pub struct Doorbell(File);
 
 impl Doorbell {
-    /// Makes the FIFO with exactly this mode, and this group where given.
+    /// Creates the FIFO with exactly this mode and, if given, this group.
     pub fn create(path: &Path, mode: u32, group: Option<Gid>) -> io::Result<()> {
         mkfifo(path, Mode::S_IRUSR | Mode::S_IWUSR)?;
         if group.is_some() {
@@ -30,7 +30,7 @@ impl Doorbell {
         std::fs::set_permissions(path, std::os::unix::fs::PermissionsExt::from_mode(mode))
     }
 
-    /// Opens a FIFO that belongs to this user, to root, or to `owner`. Links are not followed.
+    /// Opens a FIFO that belongs to this user, to root, or to `owner`. Does not follow links.
     pub fn open(path: &Path, owner: Option<u32>) -> io::Result<Self> {
         let file = File::options()
             .read(true)
@@ -50,7 +50,7 @@ impl Doorbell {
 
     /// Rings. A full FIFO is no error: it is ringing already.
     pub fn ring(&self) {
-        // A FIFO opened for both directions has a reader, so nothing but "full" can be reported.
+        // A FIFO that is open in both directions has a reader, so "full" is the only possible error.
         let _ = (&self.0).write(&[1]);
     }
 
@@ -60,13 +60,13 @@ impl Doorbell {
     }
 }
 
-/// Takes every byte out of a bell; whether there was one. Whoever writes without end does not keep us here: what is
-/// then left says nothing new.
-pub fn clear(bell: &impl AsFd) -> bool {
+/// Reads all bytes from a doorbell; whether there was one. The number of reads is bounded, against a writer that never
+/// stops; bytes that are left carry no information.
+pub fn clear(doorbell: &impl AsFd) -> bool {
     let mut bytes = [0; 4096];
     let mut rang = false;
-    for _ in 0..HUSH_READS {
-        let Ok(n) = nix::unistd::read(bell, &mut bytes) else { break };
+    for _ in 0..CLEAR_READS_MAX {
+        let Ok(n) = nix::unistd::read(doorbell, &mut bytes) else { break };
         rang |= n > 0;
         if n < bytes.len() {
             break;
@@ -76,8 +76,8 @@ pub fn clear(bell: &impl AsFd) -> bool {
 }
 
 impl From<Doorbell> for OwnedFd {
-    fn from(bell: Doorbell) -> Self {
-        bell.0.into()
+    fn from(doorbell: Doorbell) -> Self {
+        doorbell.0.into()
     }
 }
 
@@ -97,11 +97,16 @@ impl AsRawFd for Doorbell {
 mod tests {
     use super::*;
 
+    fn directory(name: &str) -> std::path::PathBuf {
+        let directory = std::env::temp_dir().join(format!("patou-doorbell-{}-{name}", std::process::id()));
+        std::fs::create_dir_all(&directory).unwrap();
+        directory
+    }
+
     #[test]
-    fn a_bell_rings_until_hushed_and_is_never_too_full() {
-        let dir = std::env::temp_dir().join(format!("patou-bell-{}", std::process::id()));
-        std::fs::create_dir_all(&dir).unwrap();
-        let path = dir.join("bell");
+    fn a_doorbell_rings_until_cleared_and_is_never_too_full() {
+        let directory = directory("ring");
+        let path = directory.join("doorbell");
         Doorbell::create(&path, 0o600, None).unwrap();
         let (one, two) = (Doorbell::open(&path, None).unwrap(), Doorbell::open(&path, None).unwrap());
         assert!(!two.clear());
@@ -111,20 +116,27 @@ mod tests {
         assert!(two.clear());
         assert!(!two.clear());
         drop(one);
-        assert!(!two.clear(), "no end of file when the other end leaves");
+        assert!(!two.clear(), "a closed end is no end of file for the other");
 
-        // Made larger by its other end and filled, it is not emptied in one go.
+        // A peer that enlarges and fills the FIFO does not make `clear` read without a bound.
         nix::fcntl::fcntl(&two, nix::fcntl::FcntlArg::F_SETPIPE_SZ(1 << 18)).unwrap();
         while (&two.0).write(&[1; 4096]).is_ok() {}
-        let goes = (0..100).take_while(|_| two.clear()).count();
-        assert_eq!(goes, (1 << 18) / (HUSH_READS * 4096));
+        let clears = (0..100).take_while(|_| two.clear()).count();
+        assert_eq!(clears, (1 << 18) / (CLEAR_READS_MAX * 4096));
+        std::fs::remove_dir_all(&directory).unwrap();
+    }
 
-        let plain = dir.join("plain");
+    #[test]
+    fn only_a_fifo_is_opened() {
+        let directory = directory("refuse");
+        let plain = directory.join("plain");
         std::fs::write(&plain, "").unwrap();
         assert!(Doorbell::open(&plain, None).unwrap_err().to_string().contains("not a FIFO"));
-        let link = dir.join("link");
-        std::os::unix::fs::symlink(&path, &link).unwrap();
+        let fifo = directory.join("fifo");
+        Doorbell::create(&fifo, 0o600, None).unwrap();
+        let link = directory.join("link");
+        std::os::unix::fs::symlink(&fifo, &link).unwrap();
         assert_eq!(Doorbell::open(&link, None).unwrap_err().raw_os_error(), Some(libc::ELOOP));
-        std::fs::remove_dir_all(&dir).unwrap();
+        std::fs::remove_dir_all(&directory).unwrap();
     }
 }

@@ -70,3 +70,17 @@ pub mod worker;
 pub mod watchdog;
 #[cfg(feature = "daemon")]
 pub mod cli;
+
+// The parts of the crate that are compiled for its tests, fuzzing and benchmarks only, and kept beside those.
+
+#[cfg(feature = "internals")]
+#[doc(hidden)]
+#[path = "../benches/operations.rs"]
+pub mod benchmarks;
+#[cfg(all(feature = "daemon", any(test, fuzzing)))]
+#[doc(hidden)]
+#[path = "../tests/fuzz/src/targets/mod.rs"]
+pub mod fuzz_targets;
+#[cfg(test)]
+#[path = "../tests/model/mod.rs"]
+mod model;

@@ -1,7 +1,9 @@
-//! What is counted: numbers by name and a histogram of times, added up over the lives of who counts.
+//! Counters by name and histograms of times, and their totals over all incarnations of a part. Pure code.
 //!
-//! Pure. Dispatcher and workers count for themselves and may die; who adds up keeps what the dead have counted, so
-//! that a sum never goes down.
+//! Dispatcher and workers keep counters, and may die. The totals keep the counters of dead incarnations, so that a total
+//! never decreases.
+
+#![forbid(unsafe_code)]
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
@@ -12,22 +14,22 @@ use serde::{Deserialize, Serialize};
 /// Times, in buckets of powers of two of microseconds.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Histogram {
-    /// Bucket `i` counts times below `2^i` microseconds that are in no bucket before it; at most [`Self::BUCKETS`].
+    /// Bucket `i` counts the times below `2^i` microseconds that are in no earlier bucket; at most [`Self::BUCKETS`].
     buckets: Vec<u64>,
-    /// All times together, in microseconds.
+    /// The sum of all times, in microseconds.
     micros: u64,
 }
 
 impl Histogram {
-    /// So many buckets: the last one also holds what is longer, 36 minutes or more.
+    /// Number of buckets. The last one also counts all longer times.
     pub const BUCKETS: usize = 32;
 
-    /// One that was counted elsewhere: its buckets from the first, and the sum of its times in microseconds.
+    /// A histogram of these buckets, from the first, and this sum of times in microseconds.
     pub fn new(buckets: impl IntoIterator<Item = u64>, micros: u64) -> Self {
         Self { buckets: buckets.into_iter().take(Self::BUCKETS).collect(), micros }
     }
 
-    /// The bucket that this time belongs to.
+    /// The bucket of this time.
     pub fn bucket(time: Duration) -> usize {
         let bits = u64::BITS - micros(time).leading_zeros();
         (bits as usize).min(Self::BUCKETS - 1)
@@ -43,32 +45,32 @@ impl Histogram {
         self.micros = self.micros.saturating_add(micros(time));
     }
 
-    /// How many times were below `2^exponent` microseconds, for an exponent below [`Self::BUCKETS`] - 1.
+    /// The number of times below `2^exponent` microseconds, for an exponent below [`Self::BUCKETS`] - 1.
     pub fn below(&self, exponent: usize) -> u64 {
         self.buckets.iter().take(exponent + 1).fold(0, |sum, count| sum.saturating_add(*count))
     }
 
-    /// How many there were.
+    /// The number of all times.
     pub fn count(&self) -> u64 {
         self.below(Self::BUCKETS - 1)
     }
 
-    /// All of them together, in seconds.
+    /// The sum of all times, in seconds.
     pub fn seconds(&self) -> f64 {
         self.micros as f64 / 1e6
     }
 
-    /// Adds the times of another one.
+    /// Adds the times of another histogram.
     pub fn add(&mut self, other: &Histogram) {
-        let others = other.buckets.len().min(Self::BUCKETS);
-        self.buckets.resize(self.buckets.len().max(others), 0);
-        for (mine, theirs) in self.buckets.iter_mut().zip(&other.buckets) {
-            *mine = mine.saturating_add(*theirs);
+        let added = other.buckets.len().min(Self::BUCKETS);
+        self.buckets.resize(self.buckets.len().max(added), 0);
+        for (sum, count) in self.buckets.iter_mut().zip(&other.buckets) {
+            *sum = sum.saturating_add(*count);
         }
         self.micros = self.micros.saturating_add(other.micros);
     }
 
-    fn has_fallen_since(&self, before: &Histogram) -> bool {
+    fn has_decreased_since(&self, before: &Histogram) -> bool {
         let now = self.buckets.iter().chain(std::iter::repeat(&0));
         before.buckets.iter().zip(now).any(|(before, now)| now < before)
     }
@@ -78,86 +80,90 @@ fn micros(time: Duration) -> u64 {
     u64::try_from(time.as_micros()).unwrap_or(u64::MAX)
 }
 
-/// Numbers by name, and times.
+/// Counters by name, and times.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Counters {
-    /// How often each thing happened, or how much of it there was.
+    /// The counters.
     pub counts: BTreeMap<Cow<'static, str>, u64>,
-    /// How long something took each time.
+    /// The times.
     pub times: Histogram,
 }
 
 impl Counters {
-    /// One with these counts, and no times.
+    /// These counters, without times.
     pub fn new(counts: impl IntoIterator<Item = (&'static str, u64)>) -> Self {
         let counts = counts.into_iter().map(|(name, count)| (name.into(), count)).collect();
         Self { counts, times: Histogram::default() }
     }
 
-    /// One more of it.
+    /// Increments a counter.
     pub fn count(&mut self, name: &'static str) {
         *self.counts.entry(name.into()).or_default() += 1;
     }
 
-    /// How many of it.
-    pub fn of(&self, name: &str) -> u64 {
+    /// The value of a counter; 0 if it was never incremented.
+    pub fn get(&self, name: &str) -> u64 {
         self.counts.get(name).copied().unwrap_or(0)
     }
 
-    /// Adds what another one has counted.
+    /// Adds other counters and times.
     pub fn add(&mut self, other: &Counters) {
         for (name, count) in &other.counts {
-            let mine = self.counts.entry(name.clone()).or_default();
-            *mine = mine.saturating_add(*count);
+            let sum = self.counts.entry(name.clone()).or_default();
+            *sum = sum.saturating_add(*count);
         }
         self.times.add(&other.times);
     }
 
-    /// Whether who counts has begun anew.
-    fn has_fallen_since(&self, before: &Counters) -> bool {
-        before.counts.iter().any(|(name, count)| self.of(name) < *count) || self.times.has_fallen_since(&before.times)
+    /// Whether a counter has decreased: its process has restarted.
+    fn has_decreased_since(&self, before: &Counters) -> bool {
+        before.counts.iter().any(|(name, count)| self.get(name) < *count)
+            || self.times.has_decreased_since(&before.times)
     }
 }
 
-/// Tallies by who keeps them, each over all its lives: `L` tells the lives of one apart.
+/// The counters of each part `K` over all its incarnations, which `I` distinguishes.
 #[derive(Clone, Debug)]
-pub struct CounterTotals<K, L>(BTreeMap<K, TotalsEntry<L>>);
+pub struct CounterTotals<K, I>(BTreeMap<K, TotalsEntry<I>>);
 
 #[derive(Clone, Debug)]
-struct TotalsEntry<L> {
-    life: L,
-    /// What this life has counted.
-    now: Counters,
-    /// What those before it have.
-    before: Counters,
+struct TotalsEntry<I> {
+    incarnation: I,
+    /// The counters of this incarnation.
+    current: Counters,
+    /// The sum of all earlier incarnations.
+    earlier: Counters,
 }
 
-impl<K, L> Default for CounterTotals<K, L> {
+impl<K, I> Default for CounterTotals<K, I> {
     fn default() -> Self {
         Self(BTreeMap::new())
     }
 }
 
-impl<K: Ord + Clone, L: PartialEq> CounterTotals<K, L> {
-    /// This is what `key` has counted up to now in this life.
-    pub fn see(&mut self, key: &K, life: L, now: Counters) {
+impl<K: Ord + Clone, I: PartialEq> CounterTotals<K, I> {
+    /// Stores the current counters of this incarnation of `key`.
+    pub fn update(&mut self, key: &K, incarnation: I, current: Counters) {
         match self.0.get_mut(key) {
-            None => drop(self.0.insert(key.clone(), TotalsEntry { life, now, before: Counters::default() })),
-            Some(account) => {
-                if account.life != life || now.has_fallen_since(&account.now) {
-                    account.before.add(&account.now);
+            None => {
+                let entry = TotalsEntry { incarnation, current, earlier: Counters::default() };
+                self.0.insert(key.clone(), entry);
+            }
+            Some(entry) => {
+                if entry.incarnation != incarnation || current.has_decreased_since(&entry.current) {
+                    entry.earlier.add(&entry.current);
                 }
-                (account.life, account.now) = (life, now);
+                (entry.incarnation, entry.current) = (incarnation, current);
             }
         }
     }
 
-    /// What those that `chosen` picks have counted together, over all their lives.
-    pub fn sum(&self, chosen: impl Fn(&K) -> bool) -> Counters {
+    /// The sum over the parts that `includes` selects, over all their incarnations.
+    pub fn sum(&self, includes: impl Fn(&K) -> bool) -> Counters {
         let mut sum = Counters::default();
-        for (_, account) in self.0.iter().filter(|(key, _)| chosen(key)) {
-            sum.add(&account.before);
-            sum.add(&account.now);
+        for (_, entry) in self.0.iter().filter(|(key, _)| includes(key)) {
+            sum.add(&entry.earlier);
+            sum.add(&entry.current);
         }
         sum
     }
@@ -168,7 +174,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn times_lie_below_the_bound_of_their_bucket() {
+    fn a_time_is_below_the_bound_of_its_bucket() {
         let mut times = Histogram::default();
         for micros in [0, 1, 2, 3, 1000, 1_000_000, 1 << 40] {
             times.record(Duration::from_micros(micros));
@@ -180,29 +186,29 @@ mod tests {
     }
 
     #[test]
-    fn a_sum_goes_over_lives_and_never_down() {
-        let tally = |n: u64| {
-            let mut tally = Counters::new([("a", n)]);
-            (0..n).for_each(|_| tally.times.record(Duration::from_micros(5)));
-            tally
+    fn a_total_covers_all_incarnations_and_never_decreases() {
+        let counters = |n: u64| {
+            let mut counters = Counters::new([("a", n)]);
+            (0..n).for_each(|_| counters.times.record(Duration::from_micros(5)));
+            counters
         };
-        let mut ledger = CounterTotals::default();
-        let sum = |ledger: &CounterTotals<&str, u32>| {
-            let sum = ledger.sum(|_| true);
-            assert_eq!(sum.of("a"), sum.times.count());
-            sum.of("a")
+        let mut totals = CounterTotals::default();
+        let sum = |totals: &CounterTotals<&str, u32>| {
+            let sum = totals.sum(|_| true);
+            assert_eq!(sum.get("a"), sum.times.count());
+            sum.get("a")
         };
         let steps =
             [("x", 1, 2, 2), ("x", 1, 5, 5), ("x", 2, 7, 12), ("x", 2, 1, 13), ("y", 1, 1, 14), ("x", 2, 1, 14)];
-        for (key, life, count, total) in steps {
-            ledger.see(&key, life, tally(count));
-            assert_eq!(sum(&ledger), total, "{key} {life} {count}");
+        for (key, incarnation, count, total) in steps {
+            totals.update(&key, incarnation, counters(count));
+            assert_eq!(sum(&totals), total, "{key} {incarnation} {count}");
         }
-        assert_eq!(ledger.sum(|key| *key == "y").of("a"), 1);
+        assert_eq!(totals.sum(|key| *key == "y").get("a"), 1);
     }
 
     #[test]
-    fn what_others_wrote_cannot_overflow_a_sum() {
+    fn foreign_values_cannot_overflow_a_sum() {
         let mut times = Histogram::new([u64::MAX; 99], u64::MAX);
         times.add(&times.clone());
         assert_eq!((times.count(), times.below(3)), (u64::MAX, u64::MAX));

@@ -1,4 +1,4 @@
-//! `patou check` and `patou config`.
+//! `patou net::check_request` and `patou config`.
 
 use std::io::{self, Write};
 use std::path::Path;
@@ -8,6 +8,7 @@ use clap::Args;
 use super::config_source::load_to_run;
 use super::error::{CommandError, ignore_broken_pipe};
 use crate::config::{AdminConfig, Config, Loaded, Origin};
+use crate::ids::WorkerNumber;
 
 #[derive(Debug, Args)]
 pub struct ConfigArgs {
@@ -41,15 +42,16 @@ fn print_set(out: &mut impl Write, loaded: &Loaded) -> io::Result<()> {
     for pool in &config.pools {
         let (name, count, handler) = (&pool.name, pool.workers, pool.handler.name());
         let workers = if count == 1 { "worker" } else { "workers" };
-        let first = pool.worker_address(1);
-        let last = if count > 1 { format!(" to {}", pool.worker_address(count)) } else { String::new() };
+        let first = pool.worker_address(WorkerNumber::FIRST);
+        let last =
+            if count > 1 { format!(" to {}", pool.worker_address(WorkerNumber::of(count))) } else { String::new() };
         writeln!(out, "  pool       {name}: {count} {handler} {workers} at {first}{last}")?;
     }
     let admin = config.admin.address.as_ref().map_or(String::new(), |address| format!(" and http://{address}"));
     writeln!(out, "  admin      {}{admin}", AdminConfig::socket(&config.set.runtime_dir))?;
     let (dir, workers) = (config.set.runtime_dir.display(), config.workers().count());
     writeln!(out, "  directory  {dir}: {workers} segments, {workers} pairs of named pipes")?;
-    let notes = config.pools.iter().filter_map(|pool| pool.beyond_run()).chain(config.admin.exposed());
+    let notes = config.pools.iter().filter_map(|pool| pool.unsupported_by_run()).chain(config.admin.exposure_warning());
     for note in notes {
         writeln!(out, "  note       {note}")?;
     }

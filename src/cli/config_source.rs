@@ -43,7 +43,7 @@ pub fn load_applied(path: Option<&Path>) -> Result<Config, CommandError> {
 
 /// The applied configuration in a runtime directory, if there is one.
 fn applied_in(dir: &Path) -> Option<Result<Config, CommandError>> {
-    let applied = if ipc::is_units(dir) { units::APPLIED.into() } else { dir.join("applied.toml") };
+    let applied = if ipc::is_run_by_systemd(dir) { units::APPLIED.into() } else { dir.join("applied.toml") };
     let text = fs::read_to_string(&applied).ok()?;
     Some(Config::parse(&text, &applied.display().to_string()).map_err(|error| CommandError::Config(error.to_string())))
 }

@@ -139,8 +139,8 @@ impl Connection {
     /// The message that passes it to a worker.
     pub fn handoff_message(&self, lease: LeaseId, token: Token) -> HandoffMessage {
         let Endpoints { address, server, .. } = self.endpoints;
-        let entrance = self.listener.borrow().info.clone();
-        HandoffMessage { lease, token, peer: self.proxied.get().or(address), server, entrance }
+        let listener = self.listener.borrow().info.clone();
+        HandoffMessage { lease, token, peer: self.proxied.get().or(address), server, listener }
     }
 
     pub fn mark(&self) -> u32 {

@@ -24,7 +24,7 @@ use super::pool_slots::{PoolSlots, SlotIndex};
 use super::token_source::TokenSource;
 use crate::config::Config;
 use crate::exchange::{DispatcherSide, Word};
-use crate::ids::{Epoch, Monotonic, PoolName};
+use crate::ids::{Epoch, Monotonic, PoolName, WorkerNumber};
 use crate::ipc;
 use crate::pool::{ClientId, PoolEvent};
 use crate::shm::Segment;
@@ -80,7 +80,7 @@ impl Driver {
         let pid = std::process::id();
         let segments = usable_segments(config)?;
         let epoch = next_epoch(&segments);
-        backoff::delay_start(&segments.iter().collect::<Vec<_>>(), Word::DISPATCHER_START, config);
+        backoff::delay_start(&segments.iter().collect::<Vec<_>>(), Word::DISPATCHER_LAST_START, config);
         drop(segments);
         let driver = Rc::new(Self {
             epoch,
@@ -115,7 +115,7 @@ impl Driver {
     /// Resets the restart delay before a planned exit.
     pub fn clear_failures(&self) {
         for slot in self.pools.borrow().iter().flat_map(|pool| &pool.slots).flatten() {
-            backoff::clear_failures(&slot.segment, Word::DISPATCHER_START);
+            backoff::clear_failures(&slot.segment, Word::DISPATCHER_LAST_START);
         }
     }
 
@@ -138,12 +138,12 @@ impl Driver {
         self.pools.borrow().iter().position(|slots| slots.config.name == *pool)
     }
 
-    fn read_slot(&self, index: usize, n: u16) {
+    fn read_slot(&self, index: usize, n: WorkerNumber) {
         self.run(index, None, VecDeque::from([n]));
     }
 
     /// Handles `event`, reads the slots of the workers `reads`, and performs all actions that follow.
-    fn run(&self, index: usize, event: Option<PoolEvent>, mut reads: VecDeque<u16>) {
+    fn run(&self, index: usize, event: Option<PoolEvent>, mut reads: VecDeque<WorkerNumber>) {
         let mut pools = self.pools.borrow_mut();
         let pool = &mut pools[index];
         let pass = self.passes.replace(self.passes.get() + 1);

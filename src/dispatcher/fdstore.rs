@@ -143,7 +143,7 @@ pub fn reject(connections: Vec<(OwnedFd, StoredFd)>, linger_timeout: Duration) {
     }
     for (fd, stored) in connections {
         tokio::task::spawn_local(async move {
-            if let Ok(stream) = SocketStream::adopt(fd) {
+            if let Ok(stream) = SocketStream::from_fd(fd) {
                 let stream = net::SharedStream(Arc::new(stream));
                 let detail = "the dispatcher was restarted while the request waited for a worker";
                 let problem = ProblemResponse::not_started(StatusCode::SERVICE_UNAVAILABLE, detail).retry_after(0);

@@ -162,7 +162,7 @@ fn inherited_fds(config: &Config) -> Result<InheritedFds, DispatcherError> {
             socket.set_nonblocking(true).map_err(system("probe.sock"))?;
             probe = Some(UnixListener::from_std(socket).map_err(system("probe.sock"))?);
         } else if let Some(index) = name.strip_prefix("listener-").and_then(|index| index.parse::<usize>().ok()) {
-            let socket = SocketListener::adopt(fd).map_err(system("a listening socket"))?;
+            let socket = SocketListener::from_fd(fd).map_err(system("a listening socket"))?;
             if let Some(listener) = listeners.get_mut(index) {
                 *listener = Some(socket);
             }

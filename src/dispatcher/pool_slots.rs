@@ -13,10 +13,10 @@ use crate::config::{self, ListenAddress};
 use crate::doorbell::Doorbell;
 use crate::exchange::{DispatcherSide, Incarnation, SpinBudget};
 use crate::handoff::HandoffSender;
-use crate::ids::{Claim, Epoch, LeaseId, Monotonic, PoolName, Token, WorkerId};
+use crate::ids::{Claim, Epoch, LeaseId, Monotonic, PoolName, Token, WorkerId, WorkerNumber};
 use crate::log::Event;
 use crate::pool::{ClientId, Pool, PoolNote, SlotAnswer, SlotView};
-use crate::shm::{Identity, Role, Segment};
+use crate::shm::{Segment, SegmentIdentity, SegmentRole};
 
 /// Reads of one slot in one pass. A correct worker changes its slot once or twice in that time; a slot that keeps
 /// changing is read again after `slot_scan`.
@@ -27,14 +27,14 @@ const READS_PER_PASS: u32 = 32;
 const RECHECK_AFTER: Duration = Duration::from_millis(5);
 
 /// Index of a pool, and number of a worker.
-pub type SlotIndex = (usize, u16);
+pub type SlotIndex = (usize, WorkerNumber);
 
 /// The slot of a worker, as this dispatcher holds it.
 pub struct WorkerSlot {
     pub side: DispatcherSide<Arc<Segment>>,
     pub segment: Arc<Segment>,
     /// For the header of a recreated segment.
-    pub identity: Identity,
+    pub identity: SegmentIdentity,
     pub doorbell: Doorbell,
     pub handoff_sender: HandoffSender,
     /// The client of the connection that was passed last.
@@ -61,7 +61,7 @@ impl WorkerSlot {
 
     /// Whether the segment shows no damage that can be found without a system call.
     fn is_untouched(&self) -> bool {
-        !self.segment.is_cut() && self.side.is_intact()
+        !self.segment.is_truncated() && self.side.is_intact()
     }
 
     /// Recreates the segment of a dead worker.
@@ -87,7 +87,7 @@ impl Drop for WorkerSlot {
 /// A pool and the slots of its workers.
 pub struct PoolSlots {
     pub config: config::PoolConfig,
-    /// Decides.
+    /// Its lease table, which decides.
     pub table: Pool,
     /// The cause, if the watchdog has given up every worker.
     pub failed: Option<String>,
@@ -99,17 +99,17 @@ pub struct PoolSlots {
 
 impl PoolSlots {
     /// The slot of worker `n`, if it is open.
-    pub fn slot(&self, n: u16) -> Option<&WorkerSlot> {
-        self.slots.get(usize::from(n) - 1)?.as_ref()
+    pub fn slot(&self, n: WorkerNumber) -> Option<&WorkerSlot> {
+        self.slots.get(n.index())?.as_ref()
     }
 
     /// The slot of worker `n`, if it is open.
-    pub fn slot_mut(&mut self, n: u16) -> Option<&mut WorkerSlot> {
-        self.slots.get_mut(usize::from(n) - 1)?.as_mut()
+    pub fn slot_mut(&mut self, n: WorkerNumber) -> Option<&mut WorkerSlot> {
+        self.slots.get_mut(n.index())?.as_mut()
     }
 
     /// Whether the slot of worker `n` may be read once more in this pass.
-    pub fn may_read(&mut self, n: u16, pass: u64) -> bool {
+    pub fn may_read(&mut self, n: WorkerNumber, pass: u64) -> bool {
         let Some(slot) = self.slot_mut(n) else { return true };
         let reads = if slot.reads.0 == pass { slot.reads.1 } else { 0 };
         slot.reads = (pass, reads + 1);
@@ -118,16 +118,16 @@ impl PoolSlots {
 
     /// Reads the slot of worker `n`. A damaged slot is reported as corrupt while its worker is alive, and its segment
     /// is recreated when the worker is dead.
-    pub fn read_slot(&mut self, n: u16) -> SlotView {
+    pub fn read_slot(&mut self, n: WorkerNumber) -> SlotView {
         let worker = WorkerId { pool: self.config.name.clone(), number: n };
         let Some(slot) = self.slot_mut(n) else { return SlotView::default() };
         let now = clock::now();
         let checked = slot.checked_at.filter(|at| now.since(*at) < RECHECK_AFTER && slot.is_untouched());
-        let mut alive = checked.is_some() || slot.segment.is_taken(Role::Worker);
+        let mut alive = checked.is_some() || slot.segment.is_role_locked(SegmentRole::Worker);
         let mut damage = if checked.is_some() { None } else { slot.damage() };
         if let (Some(what), false) = (&damage, alive) {
             slot.restore(&worker, what);
-            alive = slot.segment.is_taken(Role::Worker);
+            alive = slot.segment.is_role_locked(SegmentRole::Worker);
             damage = slot.damage();
         }
         let seen = slot::read_slot(&mut slot.side, alive);
@@ -162,7 +162,7 @@ impl PoolSlots {
     }
 
     /// The grant of a lease on worker `n`.
-    pub fn grant(&self, n: u16, lease: LeaseId, claim_by: Monotonic) -> Grant {
+    pub fn grant(&self, n: WorkerNumber, lease: LeaseId, claim_by: Monotonic) -> Grant {
         let worker = WorkerId { pool: self.config.name.clone(), number: n };
         let slot = self.slot(n).expect("a granted worker has an open slot");
         let mut address = self.config.worker_address(n);
@@ -178,7 +178,7 @@ impl PoolSlots {
     }
 
     /// Logs a note of the pool.
-    pub fn log_note(&self, n: u16, note: PoolNote) {
+    pub fn log_note(&self, n: WorkerNumber, note: PoolNote) {
         let worker = WorkerName(&self.config.name, n);
         match note {
             PoolNote::Up(epoch) => tracing::debug!(%worker, %epoch, "worker is up"),
@@ -209,7 +209,7 @@ impl PoolSlots {
 }
 
 /// The name of a worker, formatted only when it is logged.
-pub struct WorkerName<'a>(pub &'a PoolName, pub u16);
+pub struct WorkerName<'a>(pub &'a PoolName, pub WorkerNumber);
 
 impl fmt::Display for WorkerName<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

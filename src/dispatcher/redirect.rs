@@ -27,7 +27,9 @@ use super::listeners::Listener;
 use super::refusal::refusal;
 use crate::config::{self, ListenAddress};
 use crate::ids::Token;
-use crate::net::{self, LEASE, ProblemResponse, SocketListener, SocketStream, check, disconnected, lingering_close};
+use crate::net::{
+    self, LEASE_PATH, ProblemResponse, SocketListener, SocketStream, check_request, disconnected, lingering_close,
+};
 use crate::{clock, log};
 
 /// The target of `OPTIONS *`, a URI without a path (RFC 9112, section 3.2.4).
@@ -58,7 +60,7 @@ impl RedirectConnection {
             listener,
             settings,
             listens_on: socket.tcp_address().map(|address| address.ip()),
-            stream: net::SharedStream(Arc::new(SocketStream::of(fd, socket.is_tcp()))),
+            stream: net::SharedStream(Arc::new(SocketStream::new(fd, socket.is_tcp()))),
             may_probe: AtomicBool::new(false),
             responded: Cell::new(false),
         }
@@ -113,11 +115,11 @@ impl RedirectConnection {
 
     async fn response(&self, driver: &Rc<Driver>, request: &Request<Incoming>) -> (FullResponse, Option<Grant>) {
         let allowed_hosts = &self.listener.config.allowed_hosts;
-        let (host, target) = match check(request, allowed_hosts, self.listens_on, self.settings.max_body) {
+        let (host, target) = match check_request(request, allowed_hosts, self.listens_on, self.settings.max_body) {
             Ok(checked) => checked,
             Err(problem) => return (rejection(&problem), None),
         };
-        let host = host.unwrap_or_else(|| net::own_name(&self.stream.0));
+        let host = host.unwrap_or_else(|| net::fallback_host(&self.stream.0));
         self.may_probe.store(request.version() >= Version::HTTP_11, Ordering::Relaxed);
         let result = self.wait(driver).await;
         self.may_probe.store(false, Ordering::Relaxed);
@@ -128,7 +130,7 @@ impl RedirectConnection {
                 (ProblemResponse::not_started(StatusCode::SERVICE_UNAVAILABLE, detail).response(), None)
             }
             Some(Ok(grant)) => {
-                let wants_lease = self.listens_on.is_none() || request.uri().path() == LEASE;
+                let wants_lease = self.listens_on.is_none() || request.uri().path() == LEASE_PATH;
                 let response = if wants_lease { lease(&grant) } else { to_worker(&grant, &host, &target) };
                 (response, Some(grant))
             }

@@ -35,10 +35,10 @@ fn answer(question: Question, reply: Reply) -> Option<SlotAnswer> {
 /// Writes a question of the pool.
 pub fn write_question<M: SlotMemory>(side: &mut DispatcherSide<M>, question: SlotQuestion) {
     match question {
-        SlotQuestion::Ping => side.ask(QuestionKind::Ping, None),
-        SlotQuestion::Finished(lease) => side.ask(QuestionKind::Finished, Some(lease)),
-        SlotQuestion::Drain => side.ask(QuestionKind::Drain, None),
-        SlotQuestion::Resume => side.ask(QuestionKind::Resume, None),
-        SlotQuestion::Recycle => side.ask(QuestionKind::Recycle, None),
+        SlotQuestion::Ping => side.write_question(QuestionKind::Ping, None),
+        SlotQuestion::Finished(lease) => side.write_question(QuestionKind::Finished, Some(lease)),
+        SlotQuestion::Drain => side.write_question(QuestionKind::Drain, None),
+        SlotQuestion::Resume => side.write_question(QuestionKind::Resume, None),
+        SlotQuestion::Recycle => side.write_question(QuestionKind::Recycle, None),
     }
 }

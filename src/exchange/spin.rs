@@ -1,49 +1,50 @@
-//! How long to watch a slot for an answer before going to sleep over it.
+//! How long the dispatcher spins on a slot for an answer before it sleeps.
 //!
-//! A wake-up costs tens of microseconds, an answer from a worker that is awake a few. But watching is in the worker's way
-//! where it has no other core to run on, and in vain where the answer takes longer than a wake-up would.
+//! A wake-up costs tens of microseconds, an answer of a worker that is awake only a few. But spinning takes the core from
+//! a worker that has no other one, and is useless where an answer takes longer than a wake-up.
 
 use std::time::Duration;
 
-/// The longest watch.
-pub const LONGEST: Duration = Duration::from_micros(50);
+/// While answers are too slow for spinning, one wait in so many spins nevertheless: answers may have become faster.
+const TRIAL_INTERVAL: u32 = 64;
 
-/// One of so many waits is watched although the last ones were in vain: answers may have become faster.
-const TRIAL: u32 = 64;
-
-/// What is known of the answers of a pool.
+/// The answer times of a pool's workers, and the spinning that they justify.
 #[derive(Clone, Copy, Debug)]
 pub struct SpinBudget {
-    /// How long they take, in nanoseconds: a moving average over eight.
-    typical: u64,
-    in_vain: u32,
+    /// Moving average of the answer times over eight answers, in nanoseconds.
+    average: u64,
+    /// Waits since the start for which the average was too long to spin.
+    slow_waits: u32,
 }
 
 impl Default for SpinBudget {
     fn default() -> Self {
-        Self { typical: LONGEST.as_nanos() as u64 / 4, in_vain: 0 }
+        Self { average: Self::MAX.as_nanos() as u64 / 4, slow_waits: 0 }
     }
 }
 
 impl SpinBudget {
-    /// How long to watch for the next one: twice as long as they take, or not at all. `shared`: whether the worker may need
-    /// the core that this side would watch on.
-    pub fn watch(&mut self, shared: bool) -> Duration {
-        if shared {
+    /// The longest time to spin.
+    pub const MAX: Duration = Duration::from_micros(50);
+
+    /// How long to spin for the next answer: twice the average, or not at all. `shares_core`: the worker may need the core
+    /// of this thread.
+    pub fn next(&mut self, shares_core: bool) -> Duration {
+        if shares_core {
             return Duration::ZERO;
         }
-        let watch = Duration::from_nanos(self.typical * 2);
-        if watch <= LONGEST {
-            return watch;
+        let budget = Duration::from_nanos(self.average * 2);
+        if budget <= Self::MAX {
+            return budget;
         }
-        self.in_vain += 1;
-        if self.in_vain.is_multiple_of(TRIAL) { LONGEST } else { Duration::ZERO }
+        self.slow_waits += 1;
+        if self.slow_waits.is_multiple_of(TRIAL_INTERVAL) { Self::MAX } else { Duration::ZERO }
     }
 
-    /// A watch was over after this time, with an answer or (`None`) without.
-    pub fn learn(&mut self, took: Option<Duration>) {
-        let took = took.unwrap_or(LONGEST * 4).min(LONGEST * 4).as_nanos() as u64;
-        self.typical = (self.typical * 7 + took) / 8;
+    /// Records that spinning ended after this time with an answer, or (`None`) without one.
+    pub fn record(&mut self, took: Option<Duration>) {
+        let took = took.unwrap_or(Self::MAX * 4).min(Self::MAX * 4).as_nanos() as u64;
+        self.average = (self.average * 7 + took) / 8;
     }
 }
 
@@ -52,24 +53,24 @@ mod tests {
     use super::*;
 
     #[test]
-    fn watches_while_that_pays_and_tries_again_later() {
-        let mut patience = SpinBudget::default();
-        assert_eq!(patience.watch(true), Duration::ZERO);
-        assert!(patience.watch(false) > Duration::ZERO);
+    fn slow_answers_stop_the_spinning_until_a_trial_finds_fast_ones() {
+        let mut budget = SpinBudget::default();
+        assert_eq!(budget.next(true), Duration::ZERO);
+        assert!(budget.next(false) > Duration::ZERO);
         for _ in 0..20 {
-            patience.learn(Some(Duration::from_micros(3)));
+            budget.record(Some(Duration::from_micros(3)));
         }
-        let quick = patience.watch(false);
+        let quick = budget.next(false);
         assert!((Duration::from_micros(6)..Duration::from_micros(10)).contains(&quick), "{quick:?}");
         for _ in 0..3 {
-            patience.learn(None);
+            budget.record(None);
         }
-        assert_eq!(patience.watch(false), Duration::ZERO, "three in vain are enough");
-        let tried = (0..TRIAL * 4).filter(|_| patience.watch(false) > Duration::ZERO).count();
+        assert_eq!(budget.next(false), Duration::ZERO, "after three waits without an answer");
+        let tried = (0..TRIAL_INTERVAL * 4).filter(|_| budget.next(false) > Duration::ZERO).count();
         assert_eq!(tried, 4);
         for _ in 0..20 {
-            patience.learn(Some(Duration::from_micros(3)));
+            budget.record(Some(Duration::from_micros(3)));
         }
-        assert!(patience.watch(false) > Duration::ZERO, "answers have become faster");
+        assert!(budget.next(false) > Duration::ZERO, "answers have become faster");
     }
 }

@@ -1,36 +1,39 @@
-//! Processes that a dead watchdog left behind.
+//! Processes and segments that a dead set left behind.
 
 use std::fs;
 use std::path::Path;
 
 use nix::unistd::getuid;
 
-use super::{IpcError, Paths, at, owner_of, read_private, recorded};
+use super::directory::{owner_of, read_private};
+use super::error::{IpcError, at};
+use super::set::recorded_workers;
+use super::worker_ipc::WorkerPaths;
 use crate::config::Config;
 use crate::exchange::{self, DispatcherSide, Incarnation};
 use crate::ids::{Claim, Phase};
-use crate::shm::{Damage, Role, Segment};
+use crate::shm::{Damage, Segment, SegmentRole};
 
-/// Where the kernel shows segments as files (shm_overview(7)).
+/// The directory in which the kernel shows segments as files (shm_overview(7)).
 const SHM: &str = "/dev/shm";
 
-/// A process of an earlier life of the set that still holds one of its segments.
+/// A process of a dead set that still holds a role of a segment.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Leftover {
     /// Its pid.
     pub pid: u32,
-    /// Its start time in clock ticks since boot: whether the pid is still that process.
+    /// Its start time in clock ticks since boot, which tells whether the pid is still that process.
     pub started: u64,
-    /// What it is: `dispatcher`, or the worker's name.
+    /// Its part: `dispatcher`, or the worker's name.
     pub what: String,
-    /// Whether a client is waiting for what it does.
+    /// Whether it serves a request.
     pub busy: bool,
 }
 
-/// Removes the segments of this set that nobody uses and that no file names any more, as when its directory was
-/// removed while it ran; how many there were. The caller holds the set's lock, or nobody can.
+/// Removes segments of this set that no process uses and no file names, as after the removal of the directory of a running
+/// set. Returns their number. The caller holds the set's lock, or the directory does not exist.
 ///
-/// Another set of the same name in another directory is left alone: its segments have another digest.
+/// Segments of a set of the same name in another directory have another digest, and stay.
 pub fn remove_dead_segments(config: &Config) -> Result<usize, IpcError> {
     let prefix = format!("patou.{}.{}.", getuid(), config.set.name);
     let mut removed = 0;
@@ -40,9 +43,9 @@ pub fn remove_dead_segments(config: &Config) -> Result<usize, IpcError> {
         let id = rest.split_once('.').and_then(|(instance, _)| instance.parse().ok());
         let Some(digest) = id.map(|id| config.digest_of(&id)) else { continue };
         let name = format!("/{prefix}{rest}");
-        if Segment::open(&name, Some(digest), None)
-            .is_ok_and(|segment| !segment.is_taken(Role::Worker) && !segment.is_taken(Role::Dispatcher))
-        {
+        if Segment::open(&name, Some(digest), None).is_ok_and(|segment| {
+            !segment.is_role_locked(SegmentRole::Worker) && !segment.is_role_locked(SegmentRole::Dispatcher)
+        }) {
             Segment::unlink(&name)?;
             removed += 1;
         }
@@ -50,27 +53,31 @@ pub fn remove_dead_segments(config: &Config) -> Result<usize, IpcError> {
     Ok(removed)
 }
 
-/// Finds them by the locks that they hold. Without any, what is in `dir` is merely to be removed. An error if there
-/// are some that cannot be named, as those of another version: then nothing is to be removed.
+/// The processes that still hold a role of a segment recorded in `dir`. If there are none, `dir` can be removed.
+///
+/// # Errors
+/// [`IpcError::OtherVersion`] if such processes belong to another version and cannot be named; `dir` must then stay.
 pub fn leftovers(dir: &Path) -> Result<Vec<Leftover>, IpcError> {
     let mut found: Vec<Leftover> = Vec::new();
-    for id in recorded(dir)? {
+    for id in recorded_workers(dir)? {
         let owner = owner_of(dir);
-        let name = read_private(&Paths::new(dir, &id).segment, owner);
-        let Some(segment) = name.ok().and_then(|name| Segment::open_damaged(&name, None, owner).ok()) else { continue };
+        let name = read_private(&WorkerPaths::new(dir, &id).segment, owner);
+        let Some(segment) = name.ok().and_then(|name| Segment::open_unchecked(&name, None, owner).ok()) else {
+            continue;
+        };
         if let Some(Damage::Layout(layout)) = segment.damage() {
-            if segment.is_used() {
+            if segment.is_locked() {
                 return Err(IpcError::OtherVersion { dir: dir.to_owned(), layout });
             }
             continue;
         }
-        if segment.is_taken(Role::Worker)
+        if segment.is_role_locked(SegmentRole::Worker)
             && let Some(life) = Incarnation::load(&segment)
         {
             let busy = matches!(exchange::claim(&segment), Some(Claim::Held(_, Phase::Claimed | Phase::Responding)));
             found.push(Leftover { pid: life.pid, started: life.started, what: format!("worker {id}"), busy });
         }
-        if segment.is_taken(Role::Dispatcher)
+        if segment.is_role_locked(SegmentRole::Dispatcher)
             && let Some((pid, started)) = DispatcherSide::last_process(&segment)
             && !found.iter().any(|f| f.pid == pid)
         {

@@ -47,16 +47,28 @@ pub(super) fn count(counters: &mut Counters, actions: &[PoolAction]) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ids::{Epoch, LeaseId};
+    use crate::ids::{Epoch, LeaseId, WorkerNumber};
 
     #[test]
     fn expired_lease_is_not_counted_as_revoked() {
         let lease = |n| LeaseId::of(Epoch::FIRST, n);
         let mut counters = zero();
-        count(&mut counters, &[PoolAction::Note(1, PoolNote::Unclaimed(lease(1))), PoolAction::Revoke(1, lease(1))]);
-        count(&mut counters, &[PoolAction::Note(1, PoolNote::Late(lease(2))), PoolAction::Revoke(1, lease(2))]);
+        count(
+            &mut counters,
+            &[
+                PoolAction::Note(WorkerNumber::of(1), PoolNote::Unclaimed(lease(1))),
+                PoolAction::Revoke(WorkerNumber::of(1), lease(1)),
+            ],
+        );
+        count(
+            &mut counters,
+            &[
+                PoolAction::Note(WorkerNumber::of(1), PoolNote::Late(lease(2))),
+                PoolAction::Revoke(WorkerNumber::of(1), lease(2)),
+            ],
+        );
         count(&mut counters, &[PoolAction::Refuse(7, Refusal::QueueFull(3))]);
-        assert_eq!([counters.of(EXPIRED), counters.of(REVOKED), counters.of("refused_queue_full")], [1, 1, 1]);
+        assert_eq!([counters.get(EXPIRED), counters.get(REVOKED), counters.get("refused_queue_full")], [1, 1, 1]);
         assert_eq!(counters.counts.values().sum::<u64>(), 3);
     }
 }

@@ -7,12 +7,12 @@ use super::hold::Hold;
 use super::messages::{ClientId, PoolAction, PoolLimits, SlotQuestion};
 use super::queue::ClientQueue;
 use super::worker::Worker;
-use crate::ids::{Epoch, Monotonic};
+use crate::ids::{Epoch, Monotonic, WorkerNumber};
 use crate::stats::Counters;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum PoolTimer {
-    Worker(u16),
+    Worker(WorkerNumber),
     Client(ClientId),
     Probe,
 }
@@ -20,7 +20,7 @@ pub(super) enum PoolTimer {
 /// A worker that is being replaced by its next incarnation.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Recycling {
-    pub worker: u16,
+    pub worker: WorkerNumber,
     /// The incarnation that ends.
     pub old: Epoch,
     /// When another worker may be recycled at the latest.
@@ -36,11 +36,11 @@ pub struct Pool {
     /// Index `n - 1` is worker `n`.
     pub(super) workers: Vec<Worker>,
     /// Numbers of idle workers, taken from the back. An entry may be outdated: it is checked when taken.
-    pub(super) idle: VecDeque<u16>,
+    pub(super) idle: VecDeque<WorkerNumber>,
     pub(super) queue: ClientQueue,
     pub(super) timers: BTreeSet<(Monotonic, PoolTimer)>,
     /// The next worker to ping, while a probe is not complete.
-    pub(super) next_ping: Option<u16>,
+    pub(super) next_ping: Option<WorkerNumber>,
     pub(super) recycling: Option<Recycling>,
     pub(super) stopping: bool,
     /// Whether the watchdog has given up every worker.
@@ -75,11 +75,11 @@ impl Pool {
         self.limits = limits;
         let count = usize::from(limits.workers).max(self.workers.len());
         self.workers.resize(count, Worker::default());
-        for n in 1..=limits.workers {
+        for n in WorkerNumber::up_to(limits.workers) {
             self.list_if_idle(n);
         }
         self.remove_surplus();
-        for n in 1..=self.workers.len() as u16 {
+        for n in WorkerNumber::up_to(self.workers.len() as u16) {
             self.set_timer(n, Some(Monotonic(0)));
         }
     }
@@ -120,20 +120,20 @@ impl Pool {
         self.queue.is_empty() && self.workers.iter().all(|w| w.hold == Hold::Free)
     }
 
-    pub(super) fn has_worker(&self, n: u16) -> bool {
-        n >= 1 && usize::from(n) <= self.workers.len()
+    pub(super) fn has_worker(&self, n: WorkerNumber) -> bool {
+        n.index() < self.workers.len()
     }
 
-    pub(super) fn worker(&mut self, n: u16) -> &mut Worker {
-        &mut self.workers[usize::from(n) - 1]
+    pub(super) fn worker(&mut self, n: WorkerNumber) -> &mut Worker {
+        &mut self.workers[n.index()]
     }
 
-    pub(super) fn question(&mut self, now: Monotonic, n: u16, question: SlotQuestion) {
+    pub(super) fn question(&mut self, now: Monotonic, n: WorkerNumber, question: SlotQuestion) {
         self.worker(n).silent_since.get_or_insert(now);
         self.actions.push(PoolAction::Question(n, question));
     }
 
-    pub(super) fn pop_idle(&mut self) -> Option<u16> {
+    pub(super) fn pop_idle(&mut self) -> Option<WorkerNumber> {
         while let Some(n) = self.idle.pop_back() {
             self.worker(n).in_idle_list = false;
             if self.is_idle(n) {
@@ -143,16 +143,16 @@ impl Pool {
         None
     }
 
-    fn is_idle(&self, n: u16) -> bool {
-        let worker = &self.workers[usize::from(n) - 1];
-        n <= self.limits.workers && worker.is_idle() && !self.is_recycling(n)
+    fn is_idle(&self, n: WorkerNumber) -> bool {
+        let worker = &self.workers[n.index()];
+        n.get() <= self.limits.workers && worker.is_idle() && !self.is_recycling(n)
     }
 
-    pub(super) fn is_recycling(&self, n: u16) -> bool {
+    pub(super) fn is_recycling(&self, n: WorkerNumber) -> bool {
         self.recycling.is_some_and(|recycling| recycling.worker == n)
     }
 
-    pub(super) fn push_idle(&mut self, n: u16) {
+    pub(super) fn push_idle(&mut self, n: WorkerNumber) {
         let worker = self.worker(n);
         if !worker.in_idle_list {
             worker.in_idle_list = true;
@@ -165,13 +165,13 @@ impl Pool {
         }
     }
 
-    pub(super) fn list_if_idle(&mut self, n: u16) {
+    pub(super) fn list_if_idle(&mut self, n: WorkerNumber) {
         if self.is_idle(n) {
             self.push_idle(n);
         }
     }
 
-    pub(super) fn set_timer(&mut self, n: u16, at: Option<Monotonic>) {
+    pub(super) fn set_timer(&mut self, n: WorkerNumber, at: Option<Monotonic>) {
         let old = std::mem::replace(&mut self.worker(n).timer, at);
         if old != at {
             if let Some(old) = old {
@@ -186,11 +186,11 @@ impl Pool {
     /// Removes surplus workers that have ended, from the end of the list.
     pub(super) fn remove_surplus(&mut self) {
         while self.workers.len() > self.limits.workers.into()
-            && let Some(last) = self.workers.last()
+            && let Some(n) = WorkerNumber::up_to(self.workers.len() as u16).next_back()
+            && let last = self.worker(n)
             && !last.up
             && last.hold == Hold::Free
         {
-            let n = self.workers.len() as u16;
             self.set_timer(n, None);
             self.idle.retain(|idle| *idle != n);
             self.workers.pop();

@@ -3,7 +3,7 @@
 use std::net::IpAddr;
 use std::time::Duration;
 
-use crate::ids::{Claim, Epoch, LeaseId, LeaseTerms, Lifecycle, Monotonic, Phase, RefuseReason};
+use crate::ids::{Claim, Epoch, LeaseId, LeaseTerms, Lifecycle, Monotonic, Phase, RefuseReason, WorkerNumber};
 
 /// The number of a client; a smaller number arrived earlier.
 pub type ClientId = u64;
@@ -90,15 +90,15 @@ pub enum PoolEvent {
     /// The client disconnected before it got a worker.
     Disconnected(ClientId),
     /// The slot of this worker was read.
-    SlotRead(u16, SlotView),
+    SlotRead(WorkerNumber, SlotView),
     /// Time has passed: the deadline of the pool may have been reached.
     Tick,
     /// The watchdog's probe: every worker must prove that it is alive.
     Probe,
     /// An operator takes the worker out of service.
-    Drain(u16),
+    Drain(WorkerNumber),
     /// An operator puts it back into service.
-    Resume(u16),
+    Resume(WorkerNumber),
     /// The set is stopping: no client gets a worker any more.
     Quiesce,
     /// Whether the watchdog has given up every worker of the pool.
@@ -109,16 +109,16 @@ pub enum PoolEvent {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum PoolAction {
     /// Read the slot and report [`PoolEvent::SlotRead`].
-    ReadSlot(u16),
+    ReadSlot(WorkerNumber),
     /// Write the question and ring.
-    Question(u16, SlotQuestion),
+    Question(WorkerNumber, SlotQuestion),
     /// Ring again.
-    Ring(u16),
+    Ring(WorkerNumber),
     /// Write the lease line, `Free -> Offered`, write the question and ring; then read the slot. A connection is passed
     /// instead of ringing.
     Offer {
         /// The worker.
-        worker: u16,
+        worker: WorkerNumber,
         /// Its incarnation.
         epoch: Epoch,
         /// The new lease.
@@ -129,21 +129,21 @@ pub enum PoolAction {
         connection: Option<ClientId>,
     },
     /// `Offered -> Revoked`; then read the slot.
-    Revoke(u16, LeaseId),
+    Revoke(WorkerNumber, LeaseId),
     /// `Claimed -> Aborted`; then read the slot.
-    Abort(u16, LeaseId),
+    Abort(WorkerNumber, LeaseId),
     /// `Responding -> Free` of a dead incarnation; then read the slot.
-    Reclaim(u16, LeaseId),
+    Reclaim(WorkerNumber, LeaseId),
     /// `Done | Revoked | Aborted -> Free`; then read the slot.
-    Release(u16, LeaseId),
+    Release(WorkerNumber, LeaseId),
     /// Free an invalid claim word of a dead incarnation; then read the slot.
-    Clear(u16),
+    Clear(WorkerNumber),
     /// The client gets this worker. With handoff delivery, the worker has claimed the connection.
     Grant {
         /// The client.
         client: ClientId,
         /// Its worker.
-        worker: u16,
+        worker: WorkerNumber,
         /// Its lease.
         lease: LeaseId,
         /// When it ends unclaimed.
@@ -154,7 +154,7 @@ pub enum PoolAction {
         /// The client of the connection.
         client: ClientId,
         /// The worker that had claimed it.
-        worker: u16,
+        worker: WorkerNumber,
         /// Its lease.
         lease: LeaseId,
         /// How it ended.
@@ -163,7 +163,7 @@ pub enum PoolAction {
     /// The client gets no worker.
     Refuse(ClientId, Refusal),
     /// For the log.
-    Note(u16, PoolNote),
+    Note(WorkerNumber, PoolNote),
 }
 
 /// How the lease of a passed connection ended, which decides what the dispatcher may still send on it.

@@ -8,6 +8,8 @@
 //! Idle workers are taken last in, first out, so that caches stay warm and surplus workers stay asleep; a worker that
 //! missed an offer comes last.
 
+#![forbid(unsafe_code)]
+
 mod counters;
 mod hold;
 mod lease_table;
@@ -25,3 +27,6 @@ pub use messages::{
 };
 pub use queue::SUSPICION;
 pub use worker::Worker;
+
+#[cfg(test)]
+mod tests;

@@ -4,11 +4,11 @@ use super::counters;
 use super::hold::Hold;
 use super::lease_table::{Pool, Recycling};
 use super::messages::{LeaseEnd, PoolAction, PoolNote, SlotAnswer, SlotQuestion, SlotView};
-use crate::ids::{Claim, Epoch, LeaseId, LeaseTerms, Lifecycle, Monotonic, Phase};
+use crate::ids::{Claim, Epoch, LeaseId, LeaseTerms, Lifecycle, Monotonic, Phase, WorkerNumber};
 
 impl Pool {
     /// Handles the content of a slot: first the incarnation, then its answer, then the claim word.
-    pub(super) fn observe(&mut self, now: Monotonic, n: u16, seen: SlotView) {
+    pub(super) fn observe(&mut self, now: Monotonic, n: WorkerNumber, seen: SlotView) {
         self.observe_life(now, n, &seen);
         if let Some(answer) = seen.answer {
             self.observe_answer(now, n, answer, &seen);
@@ -18,7 +18,7 @@ impl Pool {
         self.schedule_worker(now, n, seen.answer);
     }
 
-    fn observe_life(&mut self, now: Monotonic, n: u16, seen: &SlotView) {
+    fn observe_life(&mut self, now: Monotonic, n: WorkerNumber, seen: &SlotView) {
         let worker = self.worker(n);
         worker.drained = seen.drained;
         let epoch = seen.life.map(|(epoch, ..)| epoch);
@@ -64,7 +64,7 @@ impl Pool {
         }
     }
 
-    fn observe_answer(&mut self, now: Monotonic, n: u16, answer: SlotAnswer, seen: &SlotView) {
+    fn observe_answer(&mut self, now: Monotonic, n: WorkerNumber, answer: SlotAnswer, seen: &SlotView) {
         let worker = self.worker(n);
         worker.silent_since = None;
         if std::mem::take(&mut worker.late) {
@@ -92,7 +92,7 @@ impl Pool {
         }
     }
 
-    fn observe_claim(&mut self, now: Monotonic, n: u16, seen: &SlotView) {
+    fn observe_claim(&mut self, now: Monotonic, n: WorkerNumber, seen: &SlotView) {
         let corrupt = seen.alive && seen.is_corrupt();
         if std::mem::replace(&mut self.worker(n).corrupt, corrupt) != corrupt && corrupt {
             self.actions.push(PoolAction::Note(n, PoolNote::Corrupt));
@@ -155,7 +155,7 @@ impl Pool {
         }
     }
 
-    fn observe_offered(&mut self, now: Monotonic, n: u16, lease: LeaseId, terms: Option<LeaseTerms>) {
+    fn observe_offered(&mut self, now: Monotonic, n: WorkerNumber, lease: LeaseId, terms: Option<LeaseTerms>) {
         let is_live = self.is_bound_to_live(n, terms);
         let hold = self.worker(n).hold;
         match hold {
@@ -194,14 +194,14 @@ impl Pool {
     }
 
     /// Whether the dispatcher's deadline for the request on a passed connection has been reached.
-    fn is_overdue(&self, now: Monotonic, n: u16) -> bool {
-        let hold = self.workers[usize::from(n) - 1].hold;
+    fn is_overdue(&self, now: Monotonic, n: WorkerNumber) -> bool {
+        let hold = self.workers[n.index()].hold;
         matches!(hold, Hold::Busy { connection: Some((_, abort_at)), .. } if abort_at <= now)
     }
 
     /// Whether the worker has left a question open for so long that its client may not have reached it either.
-    fn is_silent(&self, n: u16, now: Monotonic) -> bool {
-        let since = self.workers[usize::from(n) - 1].silent_since;
+    fn is_silent(&self, n: WorkerNumber, now: Monotonic) -> bool {
+        let since = self.workers[n.index()].silent_since;
         since.is_some_and(|since| now.since(since) >= self.limits.offer_timeout)
     }
 
@@ -210,13 +210,13 @@ impl Pool {
     }
 
     /// Whether the terms name the incarnation that is alive.
-    fn is_bound_to_live(&self, n: u16, terms: Option<LeaseTerms>) -> bool {
-        let worker = &self.workers[usize::from(n) - 1];
+    fn is_bound_to_live(&self, n: WorkerNumber, terms: Option<LeaseTerms>) -> bool {
+        let worker = &self.workers[n.index()];
         worker.up && terms.is_some_and(|t| Some(t.worker_epoch) == worker.epoch)
     }
 
     /// Completes every read: the next timer, the next question, the idle list.
-    fn schedule_worker(&mut self, now: Monotonic, n: u16, answer: Option<SlotAnswer>) {
+    fn schedule_worker(&mut self, now: Monotonic, n: WorkerNumber, answer: Option<SlotAnswer>) {
         let scan = now + self.limits.slot_scan;
         let timer = match self.worker(n).hold {
             Hold::Free => None,
@@ -236,8 +236,8 @@ impl Pool {
     }
 
     /// The incarnation, if it may be recycled now.
-    fn recyclable(&self, n: u16) -> Option<Epoch> {
-        let worker = &self.workers[usize::from(n) - 1];
+    fn recyclable(&self, n: WorkerNumber) -> Option<Epoch> {
+        let worker = &self.workers[n.index()];
         worker.epoch.filter(|_| worker.is_idle() && worker.wants_recycle && self.recycling.is_none())
     }
 }

@@ -6,7 +6,7 @@ use super::hold::{Hold, RevokingOffer};
 use super::lease_table::{Pool, PoolTimer};
 use super::messages::{LeaseEnd, PoolAction, Refusal};
 use super::queue::QueuedClient;
-use crate::ids::{Claim, LeaseId, Monotonic, Phase};
+use crate::ids::{Claim, LeaseId, Monotonic, Phase, WorkerNumber};
 
 /// How long after its deadline the worker may respond to a claimed request with 504: its serving task does at once, its
 /// control loop one second later. Then the dispatcher aborts the request and responds.
@@ -15,7 +15,7 @@ const RESPONSE_GRACE: Duration = Duration::from_secs(2);
 impl Pool {
     /// Decides where the client of an offer goes: to the worker that has claimed the lease, even if the offer was being
     /// revoked; back into the queue once no worker can claim it any more. Therefore its request never starts twice.
-    pub(super) fn settle_offer(&mut self, now: Monotonic, n: u16, claim: Option<Claim>) {
+    pub(super) fn settle_offer(&mut self, now: Monotonic, n: WorkerNumber, claim: Option<Claim>) {
         let (offer, is_open) = match (self.worker(n).hold, self.worker(n).revoking) {
             (Hold::Offered { lease, client, claim_by, .. }, _) => (RevokingOffer { lease, client, claim_by }, true),
             (_, Some(offer)) => (offer, false),
@@ -44,14 +44,14 @@ impl Pool {
     }
 
     /// Ends the hold with one more step on the slot.
-    pub(super) fn end_hold(&mut self, now: Monotonic, n: u16, step: PoolAction) {
+    pub(super) fn end_hold(&mut self, now: Monotonic, n: WorkerNumber, step: PoolAction) {
         self.clear_hold(now, n);
         self.worker(n).hold = Hold::Releasing;
         self.actions.push(step);
     }
 
     /// The worker is held by nothing any more; a client that has not got it returns to the queue.
-    pub(super) fn clear_hold(&mut self, now: Monotonic, n: u16) {
+    pub(super) fn clear_hold(&mut self, now: Monotonic, n: WorkerNumber) {
         let hold = self.worker(n).hold;
         self.uncount_unclaimed(n);
         self.end_connection(n, hold.lease(), LeaseEnd::Cut);
@@ -63,7 +63,7 @@ impl Pool {
 
     /// The slot no longer shows what became of an offer. A redirect client, which has received nothing, is queued
     /// again; but a connection may have been claimed and read before the slot was corrupted.
-    fn drop_offer(&mut self, now: Monotonic, n: u16, lease: LeaseId, client: QueuedClient) {
+    fn drop_offer(&mut self, now: Monotonic, n: WorkerNumber, lease: LeaseId, client: QueuedClient) {
         if client.is_handoff {
             let end = LeaseEnd::Cut;
             self.actions.push(PoolAction::LeaseEnded { client: client.id, worker: n, lease, end });
@@ -74,7 +74,7 @@ impl Pool {
 
     /// Returns the connection that the worker has claimed, if there is one, to the dispatcher. `seen` is the lease in
     /// the slot.
-    pub(super) fn end_connection(&mut self, n: u16, seen: Option<LeaseId>, end: LeaseEnd) {
+    pub(super) fn end_connection(&mut self, n: WorkerNumber, seen: Option<LeaseId>, end: LeaseEnd) {
         if let Hold::Busy { lease, connection: Some((client, _)) } = self.worker(n).hold {
             let end = if seen == Some(lease) { end } else { LeaseEnd::Cut };
             self.worker(n).hold = Hold::Busy { lease, connection: None };
@@ -83,14 +83,14 @@ impl Pool {
     }
 
     /// The pool itself ends this offer or grant.
-    pub(super) fn start_release(&mut self, n: u16, lease: LeaseId) {
+    pub(super) fn start_release(&mut self, n: WorkerNumber, lease: LeaseId) {
         debug_assert_eq!(self.worker(n).hold.lease(), Some(lease));
         self.uncount_unclaimed(n);
         self.worker(n).hold = Hold::Releasing;
     }
 
     /// The pool ends this offer; its client gets another worker unless this one has claimed the lease first.
-    pub(super) fn revoke_offer(&mut self, n: u16) {
+    pub(super) fn revoke_offer(&mut self, n: WorkerNumber) {
         if let Hold::Offered { lease, client, claim_by, .. } = self.worker(n).hold {
             self.start_release(n, lease);
             self.worker(n).revoking = Some(RevokingOffer { lease, client, claim_by });
@@ -98,7 +98,7 @@ impl Pool {
     }
 
     /// The lease of the hold no longer counts as unclaimed.
-    fn uncount_unclaimed(&mut self, n: u16) {
+    fn uncount_unclaimed(&mut self, n: WorkerNumber) {
         match self.worker(n).hold {
             Hold::Offered { client, .. } | Hold::Granted { client: Some(client), .. } => {
                 self.queue.count_unclaimed(client, -1);
@@ -107,7 +107,14 @@ impl Pool {
         }
     }
 
-    pub(super) fn grant(&mut self, now: Monotonic, n: u16, client: QueuedClient, lease: LeaseId, claim_by: Monotonic) {
+    pub(super) fn grant(
+        &mut self,
+        now: Monotonic,
+        n: WorkerNumber,
+        client: QueuedClient,
+        lease: LeaseId,
+        claim_by: Monotonic,
+    ) {
         self.counters.times.record(now.since(client.since));
         self.actions.push(PoolAction::Grant { client: client.id, worker: n, lease, claim_by });
     }

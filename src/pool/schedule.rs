@@ -7,11 +7,11 @@ use super::hold::Hold;
 use super::lease_table::{Pool, PoolTimer};
 use super::messages::{ClientId, Peer, PoolAction, PoolEvent, Refusal, SlotQuestion};
 use super::queue::QueuedClient;
-use crate::ids::{LeaseId, Monotonic};
+use crate::ids::{LeaseId, Monotonic, WorkerNumber};
 
 /// A probe pings this many workers, and the next ones after a pause: each of them wakes up for it, and a thousand at
 /// once would keep every core from the clients.
-const PING_BATCH: u16 = 64;
+const PING_BATCH: usize = 64;
 const PING_PAUSE: Duration = Duration::from_millis(10);
 
 impl Pool {
@@ -23,7 +23,7 @@ impl Pool {
             PoolEvent::Disconnected(client) => self.remove_client(client),
             PoolEvent::SlotRead(n, seen) if self.has_worker(n) => self.observe(now, n, seen),
             PoolEvent::Tick => self.tick(now),
-            PoolEvent::Probe if self.next_ping.is_none() => self.ping_workers(now, 1),
+            PoolEvent::Probe if self.next_ping.is_none() => self.ping_workers(now, WorkerNumber::FIRST),
             PoolEvent::Drain(n) if self.has_worker(n) => self.set_drained(now, n, true),
             PoolEvent::Resume(n) if self.has_worker(n) => self.set_drained(now, n, false),
             PoolEvent::Quiesce => self.quiesce(),
@@ -73,7 +73,7 @@ impl Pool {
             self.timers.remove(&(client.due, PoolTimer::Client(id)));
             return;
         }
-        for n in 1..=self.workers.len() as u16 {
+        for n in WorkerNumber::up_to(self.workers.len() as u16) {
             match self.worker(n).hold {
                 Hold::Offered { lease, client, .. } if client.id == id => {
                     self.start_release(n, lease);
@@ -135,13 +135,14 @@ impl Pool {
 
     /// Every worker that is up must prove that it is alive: one with an open question is rung again, the others get a
     /// question. An answer or a new incarnation with a lost ring is found here at the latest. Starts at worker `first`.
-    fn ping_workers(&mut self, now: Monotonic, first: u16) {
-        let last = (self.workers.len() as u16).min(first.saturating_add(PING_BATCH - 1));
-        self.next_ping = (usize::from(last) < self.workers.len()).then_some(last + 1);
+    fn ping_workers(&mut self, now: Monotonic, first: WorkerNumber) {
+        let mut rest = WorkerNumber::up_to(self.workers.len() as u16).skip(first.index());
+        let batch: Vec<_> = rest.by_ref().take(PING_BATCH).collect();
+        self.next_ping = rest.next();
         if self.next_ping.is_some() {
             self.timers.insert((now + PING_PAUSE, PoolTimer::Probe));
         }
-        for n in first..=last {
+        for n in batch {
             let worker = self.worker(n);
             if !worker.up {
                 self.actions.push(PoolAction::ReadSlot(n));
@@ -158,7 +159,7 @@ impl Pool {
     }
 
     /// The question replaces any other that is open in the slot.
-    fn set_drained(&mut self, now: Monotonic, n: u16, drained: bool) {
+    fn set_drained(&mut self, now: Monotonic, n: WorkerNumber, drained: bool) {
         if let Hold::Offered { lease, .. } = self.worker(n).hold {
             self.revoke_offer(n);
             self.actions.push(PoolAction::Revoke(n, lease));

@@ -1,7 +1,7 @@
-//! Open file description locks (fcntl(2), `F_OFD_SETLK`): held as long as the opening process lives.
+//! Open file description locks (fcntl(2), `F_OFD_SETLK`), held as long as the opening process lives.
 //!
-//! The kernel releases them at death however it comes, so "is it locked" answers "is its owner alive"
-//! without a pid that might have been given to somebody else.
+//! The kernel releases them however a process ends, so "is it locked" answers "is its owner alive", without a pid that may
+//! have been reused.
 
 use std::os::fd::AsFd;
 
@@ -18,7 +18,7 @@ fn region((start, len): (i64, i64)) -> libc::flock {
     }
 }
 
-/// Takes the lock on these bytes (start, length) of `file`; `false` if somebody else has it.
+/// Locks these bytes (start, length) of `file`; `false` if another process holds the lock.
 pub fn try_lock(file: impl AsFd, bytes: (i64, i64)) -> nix::Result<bool> {
     match fcntl(file, FcntlArg::F_OFD_SETLK(&region(bytes))) {
         Ok(_) => Ok(true),
@@ -27,14 +27,14 @@ pub fn try_lock(file: impl AsFd, bytes: (i64, i64)) -> nix::Result<bool> {
     }
 }
 
-/// Gives the lock on these bytes back.
+/// Releases the lock on these bytes.
 pub fn unlock(file: impl AsFd, bytes: (i64, i64)) -> nix::Result<()> {
     let mut free = region(bytes);
     free.l_type = libc::F_UNLCK as libc::c_short;
     fcntl(file, FcntlArg::F_OFD_SETLK(&free)).map(drop)
 }
 
-/// Whether somebody else holds a lock on these bytes.
+/// Whether another process holds a lock on these bytes.
 pub fn is_locked(file: impl AsFd, bytes: (i64, i64)) -> nix::Result<bool> {
     let mut found = region(bytes);
     fcntl(file, FcntlArg::F_OFD_GETLK(&mut found))?;

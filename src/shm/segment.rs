@@ -1,19 +1,18 @@
-//! One segment: made, found again, checked, mapped, made anew, removed.
+//! One segment: created, opened, checked, mapped, restored, removed.
 //!
-//! No Rust reference to a header or slot is ever formed: another process may write, and may lie. All access
-//! is by single 64-bit atomic operations at offsets that the layout proves to be inside the mapping.
+//! No Rust reference to a header or slot is ever formed: another process may write at any time, and may be hostile. All
+//! access is by single 64-bit atomic operations at offsets that the layout proves to be inside the mapping.
 //!
-//! Another process may also cut the object under our mapping (shared memory objects cannot be sealed), and
-//! then an access is a fault: SIGBUS. It is caught, and the missing page replaced by an empty one of our own
-//! ([`Segment::is_cut`]), so that a hostile worker harms nobody but itself.
+//! Another process may also truncate the object (shared memory objects cannot be sealed); an access then raises SIGBUS. The
+//! handler puts an empty private page in the place of the missing one ([`Segment::is_truncated`]), so that a hostile worker
+//! damages only its own slot.
 #![allow(unsafe_code)]
 
-use std::fmt;
 use std::fs::File;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::FileExt;
-use std::sync::atomic::{self, AtomicBool, AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Mutex, OnceLock, PoisonError};
+use std::sync::atomic::{self, AtomicU64, Ordering};
+use std::sync::{Once, OnceLock};
 
 use memmap2::{MmapOptions, MmapRaw};
 use nix::errno::Errno;
@@ -24,127 +23,58 @@ use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, sigaction
 use nix::sys::stat::{Mode, fstat};
 use nix::unistd::{Gid, fchown, ftruncate, geteuid};
 
+use super::error::{Damage, SegmentError};
+use super::guarded_page::GuardedPage;
 use super::layout::{Header, LAYOUT, MAGIC, SIZE, line, offset};
 use super::lock;
 use crate::exchange::{SlotMemory, Word};
 
-/// Whose segment it is; part of the header.
+/// The owner of a segment, as the header names it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Identity {
-    /// Which life of the set made it.
+pub struct SegmentIdentity {
+    /// The epoch of the set that created it.
     pub set_epoch: u64,
     /// [`crate::config::Config::digest_of`] the worker.
     pub digest: u64,
 }
 
-/// Who writes which lines; each role locks its first line as long as it lives.
+/// A writer of some lines. The process that has the role locks one of them as long as it lives.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Role {
-    /// Question and lease lines.
+pub enum SegmentRole {
+    /// Writes the question and lease lines.
     Dispatcher,
-    /// Answer, life and counter lines.
+    /// Writes the answer, life, counter and request lines.
     Worker,
 }
 
-impl Role {
+impl SegmentRole {
     const fn bytes(self) -> (i64, i64) {
         match self {
-            Role::Dispatcher => line(0),
-            Role::Worker => line(3),
+            SegmentRole::Dispatcher => line(0),
+            SegmentRole::Worker => line(3),
         }
     }
 }
 
-/// Why a segment cannot be used.
-#[derive(Debug, thiserror::Error)]
-pub enum SegmentError {
-    /// A system call failed.
-    #[error("segment {name}: {call}: {cause}")]
-    System {
-        /// The segment.
-        name: String,
-        /// The call.
-        call: &'static str,
-        /// What it said.
-        cause: Errno,
-    },
-    /// The name must be new and is not.
-    #[error("segment {0} exists already")]
-    Exists(String),
-    /// It belongs to somebody else.
-    #[error("segment {name} is refused: it belongs to user {uid}")]
-    Foreign {
-        /// The segment.
-        name: String,
-        /// Whose it is.
-        uid: u32,
-    },
-    /// It is not, or not any more, what its name promises.
-    #[error("segment {name} is refused: {damage}")]
-    Damaged {
-        /// The segment.
-        name: String,
-        /// The rule it breaks.
-        damage: Damage,
-    },
-}
-
-/// What is wrong with a segment: somebody wrote where only its maker writes, or cut it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Damage {
-    /// It was cut while it was in use here.
-    Cut,
-    /// It has so many bytes.
-    Size(u64),
-    /// The first word is not the magic number.
-    Magic,
-    /// It has the layout of another version of this program.
-    Layout(u64),
-    /// Its header names another size.
-    Header,
-    /// It is another worker's, or another set's.
-    Owner,
-}
-
-impl Damage {
-    /// Whether an honest program may have made it so: another version, or another set.
-    pub fn is_well_formed(self) -> bool {
-        matches!(self, Damage::Layout(_) | Damage::Owner)
-    }
-}
-
-impl fmt::Display for Damage {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Damage::Cut => f.write_str("it was cut while it was in use"),
-            Damage::Size(size) => write!(f, "it has {size} bytes, not {SIZE}"),
-            Damage::Magic => f.write_str("it has no magic number: half made, spoilt, or not patou's"),
-            Damage::Layout(layout) => write!(f, "its layout is version {layout}, this program's is {LAYOUT}"),
-            Damage::Header => f.write_str("its header names another size"),
-            Damage::Owner => f.write_str("it was made for another set, directory or worker"),
-        }
-    }
-}
-
-/// All bytes, however many there are (fcntl_locking(2)).
+/// All bytes, whatever the size (fcntl_locking(2)).
 const WHOLE: (i64, i64) = (0, 0);
 
-/// A mapped segment. Unmapped when dropped; the object stays until [`Segment::unlink`].
+/// A mapped segment. It is unmapped when dropped; the object remains until [`Segment::unlink`].
 #[derive(Debug)]
 pub struct Segment {
     name: String,
     file: File,
     map: MmapRaw,
-    page: &'static Page,
-    /// Whose it must be.
+    page: &'static GuardedPage,
+    /// The digest that the header must have.
     digest: Option<u64>,
 }
 
 impl Segment {
-    /// Makes a new segment (`O_EXCL`), complete with its header.
+    /// Creates a new segment (`O_EXCL`) with its header.
     ///
-    /// The mode is set exactly, whatever the umask; `group` is changed where given.
-    pub fn create(name: &str, mode: u32, group: Option<Gid>, identity: Identity) -> Result<Self, SegmentError> {
+    /// It gets exactly this mode, whatever the umask, and this group if given.
+    pub fn create(name: &str, mode: u32, group: Option<Gid>, identity: SegmentIdentity) -> Result<Self, SegmentError> {
         let system = |call| move |cause| SegmentError::System { name: name.to_owned(), call, cause };
         let flags = OFlag::O_RDWR | OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_CLOEXEC;
         let fd = match shm_open(name, flags, Mode::S_IRUSR | Mode::S_IWUSR) {
@@ -152,9 +82,9 @@ impl Segment {
             Err(Errno::EEXIST) => return Err(SegmentError::Exists(name.to_owned())),
             Err(cause) => return Err(system("shm_open")(cause)),
         };
-        let made = (|| {
+        let created = (|| {
             ftruncate(&fd, SIZE as i64).map_err(system("ftruncate"))?;
-            // A full /dev/shm is an error here and now, and not a fault at the first write.
+            // A full /dev/shm is an error now, and not a SIGBUS at the first write.
             posix_fallocate(&fd, 0, SIZE as i64).map_err(system("posix_fallocate"))?;
             if group.is_some() {
                 fchown(&fd, None, group).map_err(system("fchown"))?;
@@ -164,14 +94,13 @@ impl Segment {
             segment.write_header(identity);
             Ok(segment)
         })();
-        if made.is_err() {
-            // The first error is the one to tell.
-            let _ = shm_unlink(name);
+        if created.is_err() {
+            let _ = shm_unlink(name); // the first error is the one to report
         }
-        made
+        created
     }
 
-    fn write_header(&self, identity: Identity) {
+    fn write_header(&self, identity: SegmentIdentity) {
         for (at, value) in [
             (std::mem::offset_of!(Header, layout), LAYOUT),
             (std::mem::offset_of!(Header, size), SIZE as u64),
@@ -180,24 +109,24 @@ impl Segment {
         ] {
             self.word(at).store(value, Ordering::Relaxed);
         }
-        // Release H: what is half made cannot be read.
+        // Release H: an incomplete segment cannot be used.
         self.word(std::mem::offset_of!(Header, magic)).store(MAGIC, Ordering::Release);
     }
 
-    /// Opens a segment that somebody made, and checks it: owner, size, magic, layout, identity.
+    /// Opens an existing segment and checks it: owner, size, magic, layout, digest.
     ///
-    /// The owner must be this user, or root, or `owner` where a set is shared between users. Without `digest`
-    /// it may be anybody's: for clearing away.
+    /// It must belong to this user, to root, or to `owner` if the set is shared between users. Without `digest` a segment
+    /// of any worker is accepted, for cleaning up.
     pub fn open(name: &str, digest: Option<u64>, owner: Option<u32>) -> Result<Self, SegmentError> {
-        let segment = Self::open_damaged(name, digest, owner)?;
+        let segment = Self::open_unchecked(name, digest, owner)?;
         match segment.damage() {
             None => Ok(segment),
             Some(damage) => Err(SegmentError::Damaged { name: name.to_owned(), damage }),
         }
     }
 
-    /// As [`Segment::open`], but only the owner is checked: for whoever can [`restore`](Segment::restore) it.
-    pub fn open_damaged(name: &str, digest: Option<u64>, owner: Option<u32>) -> Result<Self, SegmentError> {
+    /// As [`Segment::open`], but checks only the owner. For callers that can [`restore`](Segment::restore) the segment.
+    pub fn open_unchecked(name: &str, digest: Option<u64>, owner: Option<u32>) -> Result<Self, SegmentError> {
         let system = |call| move |cause| SegmentError::System { name: name.to_owned(), call, cause };
         let fd = shm_open(name, OFlag::O_RDWR | OFlag::O_CLOEXEC | OFlag::O_NOFOLLOW, Mode::empty())
             .map_err(system("shm_open"))?;
@@ -212,21 +141,22 @@ impl Segment {
             call: "mmap",
             cause: Errno::from_raw(e.raw_os_error().unwrap_or(0)),
         })?;
-        let page = Page::watch(map.as_ptr() as usize);
+        install_handler();
+        let page = GuardedPage::register(map.as_ptr() as usize);
         Ok(Self { name: name.to_owned(), file, map, page, digest })
     }
 
-    /// Whether it was cut under our mapping. What we read and write since then is seen by nobody else.
-    pub fn is_cut(&self) -> bool {
-        self.page.cut.load(Ordering::Relaxed)
+    /// Whether the segment was truncated while mapped. Since then reads and writes reach only a private page.
+    pub fn is_truncated(&self) -> bool {
+        self.page.is_replaced()
     }
 
-    /// What is wrong with it now, if anything. One system call.
+    /// What is wrong with the segment now, if anything. Makes one system call.
     pub fn damage(&self) -> Option<Damage> {
-        if self.is_cut() {
-            return Some(Damage::Cut);
+        if self.is_truncated() {
+            return Some(Damage::Truncated);
         }
-        // Read before it is touched: cut in between, it is caught and told the next time.
+        // Before the first access. The next call reports a truncation in between.
         let size = fstat(&self.file).map_or(0, |status| status.st_size as u64);
         if size != SIZE as u64 {
             return Some(Damage::Size(size));
@@ -243,53 +173,53 @@ impl Segment {
             return Some(Damage::Header);
         }
         let digest = self.header(std::mem::offset_of!(Header, digest));
-        self.digest.is_some_and(|wanted| wanted != digest).then_some(Damage::Owner)
+        self.digest.is_some_and(|expected| expected != digest).then_some(Damage::Owner)
     }
 
-    /// Makes it unusable for whoever opens it next, until it is restored: its content is not to be believed.
+    /// Makes every later [`open`](Segment::open) fail until the segment is restored: its content is corrupt.
     pub fn invalidate(&self) {
         self.word(std::mem::offset_of!(Header, magic)).store(0, Ordering::Release);
     }
 
-    /// Makes it anew in place: right size, all zero, what `fill` writes, and the header. `false` if a worker has
-    /// it: a process that lives keeps its segment, whatever it did to it.
+    /// Restores the segment in place: its size, zeros, what `fill` writes, and the header. `false` if a worker holds its
+    /// role: a living process keeps its segment, even a corrupt one.
     ///
-    /// For the dispatcher alone. The worker's lock is held meanwhile, and the magic is written last, so that no
-    /// worker takes what is not finished.
-    pub fn restore(&self, identity: Identity, fill: impl FnOnce()) -> Result<bool, SegmentError> {
+    /// Only for the dispatcher. The worker's lock is held meanwhile and the magic is written last, so that no worker uses
+    /// an incomplete segment.
+    pub fn restore(&self, identity: SegmentIdentity, fill: impl FnOnce()) -> Result<bool, SegmentError> {
         let system = |call| move |cause| SegmentError::System { name: self.name.clone(), call, cause };
-        if !lock::try_lock(&self.file, Role::Worker.bytes()).map_err(system("locking"))? {
+        if !lock::try_lock(&self.file, SegmentRole::Worker.bytes()).map_err(system("locking"))? {
             return Ok(false);
         }
-        let made = (|| {
+        let restored = (|| {
             ftruncate(&self.file, SIZE as i64).map_err(system("ftruncate"))?;
             posix_fallocate(&self.file, 0, SIZE as i64).map_err(system("posix_fallocate"))?;
-            // Not through the mapping, which may be a page of our own.
+            // Not through the mapping, which may be the private page.
             let zero = self.file.write_all_at(&[0; SIZE], 0);
             zero.map_err(|e| system("write")(Errno::from_raw(e.raw_os_error().unwrap_or(0))))?;
-            if self.is_cut() {
+            if self.is_truncated() {
                 self.map_again().map_err(system("mmap"))?;
             }
             fill();
             self.write_header(identity);
             Ok(())
         })();
-        let unlocked = lock::unlock(&self.file, Role::Worker.bytes()).map_err(system("unlocking"));
-        made.and(unlocked).map(|()| true)
+        let unlocked = lock::unlock(&self.file, SegmentRole::Worker.bytes()).map_err(system("unlocking"));
+        restored.and(unlocked).map(|()| true)
     }
 
-    /// Puts the object where the handler has put an empty page.
+    /// Maps the object over the private page.
     fn map_again(&self) -> nix::Result<()> {
         let (at, fd) = (self.map.as_mut_ptr().cast::<libc::c_void>(), self.file.as_raw_fd());
         let (protection, flags) = (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_SHARED | libc::MAP_FIXED);
         // SAFETY: needed because no wrapper maps over what is mapped. The range is the one that `self.map` owns
-        // (mapped with this very length), so nothing else is replaced; nobody holds a reference into it longer
+        // (mapped with this very length), so nothing else is replaced; no reference into it is held longer
         // than one atomic operation, and such an operation meets either page whole.
         let mapped = unsafe { libc::mmap(at, SIZE, protection, flags, fd, 0) };
         if mapped == libc::MAP_FAILED {
             return Err(Errno::last());
         }
-        self.page.cut.store(false, Ordering::Relaxed);
+        self.page.set_replaced(false);
         Ok(())
     }
 
@@ -298,34 +228,34 @@ impl Segment {
         &self.name
     }
 
-    /// Which life of the set made it.
+    /// The epoch of the set that created it.
     pub fn set_epoch(&self) -> u64 {
         self.header(std::mem::offset_of!(Header, set_epoch))
     }
 
-    /// Takes a role for as long as this segment is open; `false` if another process has it.
-    pub fn take(&self, role: Role) -> nix::Result<bool> {
+    /// Takes a role for as long as this segment is open; `false` if another process has the role.
+    pub fn lock_role(&self, role: SegmentRole) -> nix::Result<bool> {
         lock::try_lock(&self.file, role.bytes())
     }
 
     /// Whether another process has the role.
-    pub fn is_taken(&self, role: Role) -> bool {
+    pub fn is_role_locked(&self, role: SegmentRole) -> bool {
         lock::is_locked(&self.file, role.bytes()).unwrap_or(false)
     }
 
-    /// Whether anybody else has a lock on it, whatever the layout.
-    pub fn is_used(&self) -> bool {
+    /// Whether another process has any lock on the segment, in whatever layout.
+    pub fn is_locked(&self) -> bool {
         lock::is_locked(&self.file, WHOLE).unwrap_or(false)
     }
 
-    /// Gives the segment `name` to another group. Who has it open keeps it.
-    pub fn give(name: &str, group: Gid) -> Result<(), SegmentError> {
+    /// Changes the group of the segment `name`. Processes that have it open keep it.
+    pub fn set_group(name: &str, group: Gid) -> Result<(), SegmentError> {
         let system = |call| move |cause| SegmentError::System { name: name.to_owned(), call, cause };
         let fd = shm_open(name, OFlag::O_RDWR | OFlag::O_CLOEXEC, Mode::empty()).map_err(system("shm_open"))?;
         fchown(&fd, None, Some(group)).map_err(system("fchown"))
     }
 
-    /// Removes the name `name`; who has the segment open keeps it.
+    /// Removes the name `name`. Processes that have the segment open keep it.
     pub fn unlink(name: &str) -> Result<(), SegmentError> {
         match shm_unlink(name) {
             Ok(()) | Err(Errno::ENOENT) => Ok(()),
@@ -341,13 +271,13 @@ impl Segment {
     fn word(&self, at: usize) -> &AtomicU64 {
         assert!(at.is_multiple_of(8) && at + 8 <= SIZE);
         // SAFETY: needed because the memory belongs to no Rust object. The pointer is inside the mapping and
-        // aligned (asserted above; mappings are page-aligned), the mapping lives as long as `self`, and an
-        // atomic may be changed by anybody at any time. Nothing but this one word is referred to.
+        // aligned (asserted above; mappings are page-aligned), the mapping lives as long as `self`, and
+        // another process may change an atomic at any time. Nothing but this one word is referred to.
         unsafe { AtomicU64::from_ptr(self.map.as_mut_ptr().add(at).cast::<u64>()) }
     }
 }
 
-/// Refuses what belongs neither to this user nor to root nor to `owner`.
+/// Rejects a file that belongs neither to this user nor to root nor to `owner`.
 pub(super) fn check_owner(name: &str, file: &File, owner: Option<u32>) -> Result<(), SegmentError> {
     let uid = fstat(file).map_err(|cause| SegmentError::System { name: name.to_owned(), call: "fstat", cause })?.st_uid;
     let allowed = uid == geteuid().as_raw() || uid == 0 || Some(uid) == owner;
@@ -356,104 +286,54 @@ pub(super) fn check_owner(name: &str, file: &File, owner: Option<u32>) -> Result
 
 impl Drop for Segment {
     fn drop(&mut self) {
-        // Before it is unmapped: whatever comes to lie there next is not ours to replace.
-        self.page.release();
+        // Before the unmapping: the handler must not replace what is mapped there next.
+        self.page.unregister();
     }
 }
 
-/// One mapping that the handler of SIGBUS looks after. Never freed, so that the handler may look at any time;
-/// used again.
-#[derive(Debug)]
-struct Page {
-    /// Its address, or 0.
-    at: AtomicUsize,
-    cut: AtomicBool,
-    next: OnceLock<&'static Page>,
-}
+/// The action on SIGBUS before ours.
+static PREVIOUS_ACTION: OnceLock<SigAction> = OnceLock::new();
 
-/// The first of the chain, itself never used.
-static PAGES: Page = Page::new();
-
-/// The end of the chain, and those of it that are free.
-static KEEPER: Mutex<(&Page, Vec<&Page>)> = Mutex::new((&PAGES, Vec::new()));
-
-/// What a SIGBUS did before.
-static FORMER: OnceLock<SigAction> = OnceLock::new();
-
-impl Page {
-    const fn new() -> Self {
-        Self { at: AtomicUsize::new(0), cut: AtomicBool::new(false), next: OnceLock::new() }
-    }
-
-    /// Has the page at this address looked after. The first call installs the handler.
-    fn watch(at: usize) -> &'static Self {
-        let mut keeper = KEEPER.lock().unwrap_or_else(PoisonError::into_inner);
-        if FORMER.get().is_none() {
-            let flags = SaFlags::SA_SIGINFO | SaFlags::SA_ONSTACK;
-            let action = SigAction::new(SigHandler::SigAction(on_sigbus), flags, SigSet::empty());
-            // SAFETY: needed because a handler runs anywhere. This one makes atomic accesses to what is never
-            // freed and the system calls mmap, sigaction and raise, all safe there (signal-safety(7)), and
-            // leaves errno as it was.
-            if let Ok(former) = unsafe { sigaction(Signal::SIGBUS, &action) } {
-                let _ = FORMER.set(former); // nobody else sets it: the lock is held
-            }
+/// Installs the handler; once per process.
+fn install_handler() {
+    static INSTALL: Once = Once::new();
+    INSTALL.call_once(|| {
+        let flags = SaFlags::SA_SIGINFO | SaFlags::SA_ONSTACK;
+        let action = SigAction::new(SigHandler::SigAction(on_sigbus), flags, SigSet::empty());
+        // SAFETY: needed because a handler runs anywhere. This one makes atomic accesses to what is never
+        // freed and the system calls mmap, sigaction and raise, all safe there (signal-safety(7)), and
+        // leaves errno as it was.
+        if let Ok(previous) = unsafe { sigaction(Signal::SIGBUS, &action) } {
+            let _ = PREVIOUS_ACTION.set(previous); // unset: this runs once
         }
-        let page = keeper.1.pop().unwrap_or_else(|| {
-            let page: &'static Page = Box::leak(Box::new(Page::new()));
-            let _ = keeper.0.next.set(page); // free: only the last one's is
-            keeper.0 = page;
-            page
-        });
-        page.cut.store(false, Ordering::Relaxed);
-        page.at.store(at, Ordering::Release);
-        page
-    }
-
-    fn release(&'static self) {
-        self.at.store(0, Ordering::Release);
-        KEEPER.lock().unwrap_or_else(PoisonError::into_inner).1.push(self);
-    }
-
-    /// The page that a fault at this address is in. Called by the handler.
-    fn find(address: usize) -> Option<&'static Self> {
-        let mut next = PAGES.next.get();
-        while let Some(page) = next {
-            let at = page.at.load(Ordering::Acquire);
-            if at != 0 && (at..at + SIZE).contains(&address) {
-                return Some(page);
-            }
-            next = page.next.get();
-        }
-        None
-    }
-
-    /// Puts an empty page of our own there. Called by the handler.
-    fn replace(&self) -> bool {
-        let at = self.at.load(Ordering::Acquire) as *mut libc::c_void;
-        let (protection, flags) =
-            (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_FIXED);
-        // SAFETY: needed because the faulting access must find memory. The page belongs to a segment that is
-        // still mapped: it is taken out of the chain before it is unmapped, and the thread that faults is using it.
-        let mapped = unsafe { libc::mmap(at, SIZE, protection, flags, -1, 0) };
-        self.cut.store(true, Ordering::Relaxed);
-        mapped != libc::MAP_FAILED
-    }
+    });
 }
 
-/// A page is missing (`BUS_ADRERR`): an empty one takes its place, if it is a segment's. Every other SIGBUS is as
-/// fatal as it was.
+/// Maps an empty private page over the mapping at this address. Called by the handler.
+fn replace(page: &GuardedPage, start: usize) -> bool {
+    let (protection, flags) =
+        (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_FIXED);
+    // SAFETY: needed because the faulting access must find memory. The page belongs to a segment that is
+    // still mapped: it is unregistered before it is unmapped, and the thread that faults is using it.
+    let mapped = unsafe { libc::mmap(start as *mut libc::c_void, SIZE, protection, flags, -1, 0) };
+    page.set_replaced(true);
+    mapped != libc::MAP_FAILED
+}
+
+/// Replaces a missing page (`BUS_ADRERR`) of a segment by an empty one. Every other SIGBUS keeps its previous action.
 extern "C" fn on_sigbus(_: libc::c_int, info: *mut libc::siginfo_t, _: *mut libc::c_void) {
     let errno = Errno::last_raw();
-    // SAFETY: needed because the kernel hands over pointers. With SA_SIGINFO they point to what it has written,
-    // and si_addr is what a SIGBUS of the kernel's carries; of another's it is a number that is not used.
+    // SAFETY: needed because the kernel passes pointers. With SA_SIGINFO they point to what it has written,
+    // and si_addr is the address if the kernel raised the signal; otherwise it is a number that is not used.
     let (code, address) = unsafe { ((*info).si_code, (*info).si_addr() as usize) };
-    let page = if code == libc::BUS_ADRERR { Page::find(address) } else { None };
-    if !page.is_some_and(Page::replace) {
+    let page = if code == libc::BUS_ADRERR { GuardedPage::find(address) } else { None };
+    if !page.is_some_and(|(page, start)| replace(page, start)) {
         let fatal = SigAction::new(SigHandler::SigDfl, SaFlags::empty(), SigSet::empty());
-        // Sent by a process it would not come again; a fault does, and meets whoever was here before us.
+        // A signal that a process sent is not raised again when this handler returns; a fault is, and meets the previous
+        // action.
         let sent = code <= 0;
-        let next = if sent { &fatal } else { FORMER.get().unwrap_or(&fatal) };
-        // SAFETY: needed to let go of the signal. Both are actions that were, or are by default, in force.
+        let next = if sent { &fatal } else { PREVIOUS_ACTION.get().unwrap_or(&fatal) };
+        // SAFETY: needed to restore an action. Both are actions that were, or are by default, in force.
         let _ = unsafe { sigaction(Signal::SIGBUS, next) };
         if sent {
             let _ = nix::sys::signal::raise(Signal::SIGBUS); // delivered when this handler returns
@@ -488,10 +368,10 @@ mod tests {
         format!("/patou-test.{}.{what}", std::process::id())
     }
 
-    const OURS: Identity = Identity { set_epoch: 5, digest: 77 };
+    const OURS: SegmentIdentity = SegmentIdentity { set_epoch: 5, digest: 77 };
 
     #[test]
-    fn what_one_maps_another_sees_and_roles_are_exclusive() {
+    fn mappings_share_words_and_roles_are_exclusive() {
         let name = name("share");
         let one = Segment::create(&name, 0o600, None, OURS).unwrap();
         let two = Segment::open(&name, Some(77), None).unwrap();
@@ -500,66 +380,66 @@ mod tests {
         assert_eq!(two.compare_exchange(Word::CLAIM, 1, 2), Err(42));
         assert_eq!(two.set_epoch(), 5);
 
-        assert!(one.take(Role::Worker).unwrap());
-        assert!(one.take(Role::Dispatcher).unwrap());
-        assert!(two.is_taken(Role::Worker) && !one.is_taken(Role::Worker));
-        assert!(!two.take(Role::Worker).unwrap());
+        assert!(one.lock_role(SegmentRole::Worker).unwrap());
+        assert!(one.lock_role(SegmentRole::Dispatcher).unwrap());
+        assert!(two.is_role_locked(SegmentRole::Worker) && !one.is_role_locked(SegmentRole::Worker));
+        assert!(!two.lock_role(SegmentRole::Worker).unwrap());
         drop(one);
-        assert!(!two.is_taken(Role::Worker));
-        assert!(two.take(Role::Worker).unwrap());
+        assert!(!two.is_role_locked(SegmentRole::Worker));
+        assert!(two.lock_role(SegmentRole::Worker).unwrap());
         Segment::unlink(&name).unwrap();
         Segment::unlink(&name).unwrap();
     }
 
     #[test]
-    fn a_segment_that_is_not_ours_is_refused_with_the_rule_it_breaks() {
+    fn a_foreign_segment_is_rejected_with_the_reason() {
         let name = name("refuse");
-        let made = Segment::create(&name, 0o600, None, OURS).unwrap();
+        let segment = Segment::create(&name, 0o600, None, OURS).unwrap();
         assert!(matches!(Segment::create(&name, 0o600, None, OURS), Err(SegmentError::Exists(_))));
         let why = |digest| Segment::open(&name, Some(digest), None).unwrap_err().to_string();
         assert!(why(78).contains("another set"), "{}", why(78));
 
-        made.word(std::mem::offset_of!(Header, layout)).store(9, Ordering::Relaxed);
+        segment.word(std::mem::offset_of!(Header, layout)).store(9, Ordering::Relaxed);
         assert!(why(77).contains("version 9, this program's is 3"), "{}", why(77));
-        made.word(0).store(0, Ordering::Relaxed);
-        assert!(why(77).contains("half made"), "{}", why(77));
-        made.file.set_len(100).unwrap();
+        segment.word(0).store(0, Ordering::Relaxed);
+        assert!(why(77).contains("incomplete"), "{}", why(77));
+        segment.file.set_len(100).unwrap();
         assert!(why(77).contains("100 bytes"), "{}", why(77));
         Segment::unlink(&name).unwrap();
         assert!(why(77).contains("ENOENT"), "{}", why(77));
     }
 
     #[test]
-    fn a_segment_that_is_cut_kills_nobody_and_can_be_made_anew() {
+    fn a_truncated_segment_is_survived_and_can_be_restored() {
         let name = name("cut");
         let ours = Segment::create(&name, 0o600, None, OURS).unwrap();
         let theirs = Segment::open(&name, Some(77), None).unwrap();
-        assert!(theirs.take(Role::Worker).unwrap());
+        assert!(theirs.lock_role(SegmentRole::Worker).unwrap());
         ours.store(Word::CLAIM, 42, Ordering::Release);
         for round in 0..3 {
             theirs.file.set_len(0).unwrap();
-            assert!(!ours.is_cut(), "not before it is touched");
+            assert!(!ours.is_truncated(), "before the first access");
             assert_eq!(ours.damage(), Some(Damage::Size(0)));
             assert_eq!(ours.load(Word::CLAIM, Ordering::Acquire), 0, "round {round}");
-            assert!(ours.is_cut() && ours.damage() == Some(Damage::Cut));
+            assert!(ours.is_truncated() && ours.damage() == Some(Damage::Truncated));
             ours.store(Word::CLAIM, 7, Ordering::Release);
             assert_eq!(ours.compare_exchange(Word::CLAIM, 7, 8), Ok(()));
-            assert_eq!(theirs.load(Word::CLAIM, Ordering::Acquire), 0, "nobody else sees it");
+            assert_eq!(theirs.load(Word::CLAIM, Ordering::Acquire), 0, "the write stays in the private page");
             assert!(Segment::open(&name, Some(77), None).is_err());
 
             if round == 0 {
-                assert!(!ours.restore(OURS, || {}).unwrap(), "its worker lives");
+                assert!(!ours.restore(OURS, || {}).unwrap(), "its worker is alive");
             }
-            lock::unlock(&theirs.file, Role::Worker.bytes()).unwrap();
+            lock::unlock(&theirs.file, SegmentRole::Worker.bytes()).unwrap();
             assert!(ours.restore(OURS, || ours.store(Word::CLAIM, 9, Ordering::Relaxed)).unwrap());
             assert_eq!((ours.damage(), ours.set_epoch()), (None, 5));
             let next = Segment::open(&name, Some(77), None).unwrap();
             assert_eq!(next.load(Word::CLAIM, Ordering::Acquire), 9);
             next.store(Word::CLAIM, 10, Ordering::Release);
             assert_eq!(ours.load(Word::CLAIM, Ordering::Acquire), 10, "it is shared again");
-            assert!(next.take(Role::Worker).unwrap());
+            assert!(next.lock_role(SegmentRole::Worker).unwrap());
         }
-        // Another size does not fault, and is not what was made.
+        // Another size raises no SIGBUS, but is damage.
         for size in [100, 4096, 1 << 30] {
             theirs.file.set_len(size).unwrap();
             ours.load(Word::CLAIM, Ordering::Acquire);
@@ -572,21 +452,23 @@ mod tests {
     }
 
     #[test]
-    fn many_mappings_come_and_go() {
+    fn entries_of_dropped_mappings_are_used_again() {
         let name = name("many");
         let ours = Segment::create(&name, 0o600, None, OURS).unwrap();
         for _ in 0..3 {
             let all: Vec<_> = (0..50).map(|_| Segment::open(&name, Some(77), None).unwrap()).collect();
             ours.file.set_len(0).unwrap();
-            assert!(all.iter().all(|segment| segment.load(Word::CLAIM, Ordering::Relaxed) == 0 && segment.is_cut()));
+            assert!(
+                all.iter().all(|segment| segment.load(Word::CLAIM, Ordering::Relaxed) == 0 && segment.is_truncated())
+            );
             assert!(ours.restore(OURS, || {}).unwrap());
         }
         Segment::unlink(&name).unwrap();
     }
 
-    /// In a process of its own, since it must die of it.
+    /// In a separate process, because the signal is fatal.
     #[test]
-    fn every_other_sigbus_is_as_fatal_as_ever() {
+    fn every_other_sigbus_stays_fatal() {
         use std::os::unix::process::ExitStatusExt;
         const INSIDE: &str = "PATOU_TEST_SIGBUS";
         let name = name("fatal");
@@ -597,7 +479,7 @@ mod tests {
                 let file =
                     File::from(nix::sys::memfd::memfd_create("empty", nix::sys::memfd::MFdFlags::empty()).unwrap());
                 let map = MmapOptions::new().len(SIZE).map_raw(&file).unwrap();
-                // SAFETY: needed to fault on purpose, in a mapping that is nobody's segment.
+                // SAFETY: needed to raise SIGBUS on purpose, in a mapping that is no segment.
                 unsafe { map.as_ptr().read_volatile() };
             }
             Ok(_) => {

@@ -1,7 +1,7 @@
-//! A segment for who only looks: copied, not mapped.
+//! A copy of a slot, for readers that do not map the segment.
 //!
-//! It takes no right to write, and no fault can come of it: who has cut the segment has made it too short. A copy
-//! may be torn where somebody writes at that moment, which everybody who reads a slot must stand anyway.
+//! Copying needs no write access and cannot fault: a truncated segment is too short to read. Words that are written at the
+//! same time may be inconsistent, which every reader of a slot must expect anyway.
 
 use std::fs::File;
 use std::os::unix::fs::FileExt;
@@ -11,31 +11,31 @@ use nix::fcntl::OFlag;
 use nix::sys::mman::shm_open;
 use nix::sys::stat::Mode;
 
+use super::error::{Damage, SegmentError};
 use super::layout::{LAYOUT, MAGIC, SIZE, offset};
 use super::segment::check_owner;
-use super::{Damage, SegmentError};
 use crate::exchange::{SlotMemory, WORDS, Word};
 
-/// The words of a slot as they were when it was taken. What is written to it, nobody else sees.
+/// The words of a slot at one moment. Writes change only the copy.
 #[derive(Debug)]
-pub struct Snapshot {
+pub struct SlotSnapshot {
     words: Vec<AtomicU64>,
 }
 
-impl Snapshot {
-    /// Copies the slot of the segment `name`, if that has the layout of this program and belongs to this user, to
+impl SlotSnapshot {
+    /// Copies the slot of the segment `name`. The segment must have the layout of this program and belong to this user, to
     /// root, or to `owner`.
     ///
     /// # Errors
-    /// When it is not there, not readable, another's, or damaged.
-    pub fn take(name: &str, owner: Option<u32>) -> Result<Self, SegmentError> {
+    /// When the segment is missing, not readable, foreign, or damaged.
+    pub fn read(name: &str, owner: Option<u32>) -> Result<Self, SegmentError> {
         let system = |call| move |cause| SegmentError::System { name: name.to_owned(), call, cause };
         let flags = OFlag::O_RDONLY | OFlag::O_CLOEXEC | OFlag::O_NOFOLLOW;
         let file = File::from(shm_open(name, flags, Mode::empty()).map_err(system("shm_open"))?);
         check_owner(name, &file, owner)?;
         let damaged = |damage| SegmentError::Damaged { name: name.to_owned(), damage };
         let mut bytes = [0; SIZE];
-        file.read_exact_at(&mut bytes, 0).map_err(|_| damaged(Damage::Cut))?;
+        file.read_exact_at(&mut bytes, 0).map_err(|_| damaged(Damage::Truncated))?;
         let word = |at: usize| {
             let mut word = [0; size_of::<u64>()];
             word.copy_from_slice(&bytes[at..at + size_of::<u64>()]);
@@ -54,7 +54,7 @@ impl Snapshot {
     }
 }
 
-impl SlotMemory for Snapshot {
+impl SlotMemory for SlotSnapshot {
     fn load(&self, word: Word, order: Ordering) -> u64 {
         self.words[word.index()].load(order)
     }
@@ -76,25 +76,31 @@ impl SlotMemory for Snapshot {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::shm::{Identity, Segment};
+    use crate::shm::{Segment, SegmentIdentity};
 
     #[test]
-    fn it_shows_what_was_there_and_what_is_none_is_refused() {
+    fn a_snapshot_is_independent_of_the_segment() {
         let name = format!("/patou-test.{}.snapshot", std::process::id());
-        let made = Segment::create(&name, 0o600, None, Identity { set_epoch: 1, digest: 2 }).unwrap();
-        made.store(Word::CLAIM, 42, Ordering::Relaxed);
-        let taken = Snapshot::take(&name, None).unwrap();
-        made.store(Word::CLAIM, 43, Ordering::Relaxed);
-        assert_eq!(taken.load(Word::CLAIM, Ordering::Relaxed), 42);
-        taken.store(Word::CLAIM, 44, Ordering::Relaxed);
-        assert_eq!(made.load(Word::CLAIM, Ordering::Relaxed), 43);
+        let segment = Segment::create(&name, 0o600, None, SegmentIdentity { set_epoch: 1, digest: 2 }).unwrap();
+        segment.store(Word::CLAIM, 42, Ordering::Relaxed);
+        let snapshot = SlotSnapshot::read(&name, None).unwrap();
+        segment.store(Word::CLAIM, 43, Ordering::Relaxed);
+        assert_eq!(snapshot.load(Word::CLAIM, Ordering::Relaxed), 42);
+        snapshot.store(Word::CLAIM, 44, Ordering::Relaxed);
+        assert_eq!(segment.load(Word::CLAIM, Ordering::Relaxed), 43);
+        Segment::unlink(&name).unwrap();
+    }
 
-        let why = || Snapshot::take(&name, None).unwrap_err().to_string();
+    #[test]
+    fn a_damaged_or_missing_segment_is_rejected() {
+        let name = format!("/patou-test.{}.no-snapshot", std::process::id());
+        let segment = Segment::create(&name, 0o600, None, SegmentIdentity { set_epoch: 1, digest: 2 }).unwrap();
+        let why = || SlotSnapshot::read(&name, None).unwrap_err().to_string();
         let file = File::options().write(true).open(format!("/dev/shm{name}")).unwrap();
-        made.invalidate();
+        segment.invalidate();
         assert!(why().contains("magic"), "{}", why());
         file.set_len(100).unwrap();
-        assert!(why().contains("cut"), "{}", why());
+        assert!(why().contains("truncated"), "{}", why());
         Segment::unlink(&name).unwrap();
         assert!(why().contains("ENOENT"), "{}", why());
     }

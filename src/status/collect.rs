@@ -6,7 +6,7 @@ use super::state_file::{SavedPart, SavedState};
 use super::view::{DispatcherView, PoolView, StatusView, WatchdogView, WorkerView};
 use crate::config::{Config, ListenAddress};
 use crate::exchange::{self, Incarnation, SlotCounters};
-use crate::ids::{Claim, LeaseId, Lifecycle, Phase, WorkerId};
+use crate::ids::{Claim, LeaseId, Lifecycle, Phase, WorkerId, WorkerNumber};
 use crate::ipc;
 use crate::probe::{ProbeReport, WorkerReport};
 use crate::process_tree;
@@ -46,10 +46,10 @@ pub fn collect(config: &Config, state: &SavedState, probe: ProbeResult<'_>) -> S
     };
     let pools = config.pools.iter().map(|pool| {
         let pool_report = report.and_then(|report| report.pools.iter().find(|p| p.name == pool.name));
-        let workers = (1..=pool.workers).map(|number| {
+        let workers = WorkerNumber::up_to(pool.workers).map(|number| {
             let id = WorkerId { pool: pool.name.clone(), number };
             let part = state.workers.get(&id.to_string());
-            let report = pool_report.and_then(|p| p.workers.get(usize::from(number) - 1));
+            let report = pool_report.and_then(|p| p.workers.get(number.index()));
             worker_view(config, id, part, report)
         });
         PoolView {
@@ -81,8 +81,8 @@ fn worker_view(config: &Config, id: WorkerId, part: Option<&SavedPart>, report: 
     let slot = slot.as_ref();
     let incarnation = slot.and_then(Incarnation::load);
     let claim = slot.and_then(exchange::claim);
-    let counters = slot.map(SlotCounters::tally);
-    let count = |name| counters.as_ref().map_or(0, |counters: &Counters| counters.of(name));
+    let counters = slot.map(SlotCounters::load_with_times);
+    let count = |name| counters.as_ref().map_or(0, |counters: &Counters| counters.get(name));
     let pool = config.pool(&id.pool);
     let mut address = pool.map(|pool| pool.worker_address(id.number));
     if let (Some(ListenAddress::Tcp(tcp)), Some(port)) = (&mut address, incarnation.and_then(|it| it.port)) {

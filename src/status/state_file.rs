@@ -47,7 +47,7 @@ const FILE: &str = "watchdog.json";
 impl SavedState {
     /// Reads the file of the set with this runtime directory. Under systemd the watchdog writes to another directory.
     pub fn read(runtime_dir: &Path) -> io::Result<Self> {
-        let dir = if ipc::is_units(runtime_dir) { Path::new(units::WATCHDOG_DIR) } else { runtime_dir };
+        let dir = if ipc::is_run_by_systemd(runtime_dir) { Path::new(units::WATCHDOG_DIR) } else { runtime_dir };
         Ok(serde_json::from_slice(&fs::read(dir.join(FILE))?)?)
     }
 

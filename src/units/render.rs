@@ -8,7 +8,7 @@ use super::names::{
     ADMIN, DISPATCHER, DROP_IN, OWNER, WATCHDOG, WORKER_USER, listener_socket, worker_service, worker_socket,
 };
 use crate::config::{AdminConfig, Config, DESCRIPTORS, Delivery, ListenAddress, ListenerConfig, PoolConfig};
-use crate::ids::WorkerId;
+use crate::ids::{WorkerId, WorkerNumber};
 
 /// `WatchdogSec=` of a part, as a multiple of its timeout in the set's watchdog: systemd is the slower, second failure
 /// detector.
@@ -33,7 +33,7 @@ pub fn render(config: &Config, group_of: impl Fn(&str) -> Option<u32>) -> BTreeM
     add(WATCHDOG, watchdog(config, group_of));
     for pool in &config.pools {
         let listener = redirect_listener(config, pool);
-        for number in 1..=pool.workers {
+        for number in WorkerNumber::up_to(pool.workers) {
             let id = WorkerId { pool: pool.name.clone(), number };
             let address = pool.worker_address(number);
             add(&worker_socket(&id), worker_sockets(listen_stream(&address, listener), &address, &id, config));

@@ -105,8 +105,8 @@ async fn hold(loaded: Loaded) -> Result<(), WatchdogError> {
     let reload = Signal::reload().map_err(system("signals"))?;
     let dir = loaded.config.set.runtime_dir.clone();
     let name = loaded.config.set.name.clone();
-    if ipc::is_units(&dir) {
-        return Err(IpcError::Units(dir).into());
+    if ipc::is_run_by_systemd(&dir) {
+        return Err(IpcError::RunBySystemd(dir).into());
     }
     ipc::prepare(&loaded.config, &Modes::default())?;
     let lock = ipc::lock_set(&dir, SetOwner::Process)?;
@@ -456,8 +456,8 @@ impl Watch {
 
     /// Says what of the configuration only systemd can do, and what it opens.
     fn remark(&self) {
-        let beyond = self.config.pools.iter().filter_map(|pool| pool.beyond_run());
-        for remark in beyond.chain(self.config.admin.exposed()) {
+        let beyond = self.config.pools.iter().filter_map(|pool| pool.unsupported_by_run());
+        for remark in beyond.chain(self.config.admin.exposure_warning()) {
             tracing::warn!("{remark}");
         }
     }

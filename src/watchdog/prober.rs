@@ -12,7 +12,7 @@ use tokio::time::timeout;
 
 use super::plan::{Part, Plan, WorkerLiveness};
 use crate::clock;
-use crate::ids::{Monotonic, PoolName, WorkerId};
+use crate::ids::{Monotonic, PoolName, WorkerId, WorkerNumber};
 use crate::probe::{FailedPool, ProbeCommand, ProbeReport, ProbeRequest, REPORT_MAX};
 use crate::stats::CounterTotals;
 
@@ -96,7 +96,7 @@ impl Prober {
         self.pending_since = None;
         let (now, report) = (clock::now(), Arc::new(answer?));
         for pool in &report.pools {
-            self.pool_counters.see(&pool.name, report.epoch, pool.tally.clone());
+            self.pool_counters.update(&pool.name, report.epoch, pool.tally.clone());
         }
         let workers = WorkerLiveness::from_report(&report, now);
         self.last_report = Some((now, report));
@@ -117,7 +117,7 @@ pub fn failed_pools(plan: &Plan) -> Vec<FailedPool> {
 pub fn incarnations(report: &ProbeReport) -> Vec<(Part, u32, bool)> {
     let mut all = vec![(Part::Dispatcher, report.epoch, true)];
     for pool in &report.pools {
-        let workers = pool.workers.iter().zip(1..=u16::MAX).map(|(worker, number)| {
+        let workers = pool.workers.iter().zip(WorkerNumber::up_to(u16::MAX)).map(|(worker, number)| {
             (Part::Worker(WorkerId { pool: pool.name.clone(), number }), worker.epoch, worker.serves)
         });
         all.extend(workers);

@@ -192,12 +192,12 @@ fn compare(old: &Config, new: &Config) -> Result<ConfigChange, WatchdogError> {
     let (mut reload, mut restart) = (Vec::new(), Vec::new());
     for id in new.workers() {
         let (Some(before), Some(after)) = (old.pool(&id.pool), new.pool(&id.pool)) else { continue };
-        if id.number > before.workers {
+        if id.number.get() > before.workers {
             continue;
         }
         let moved = before.worker_address(id.number) != after.worker_address(id.number);
         // A process cannot raise its own limits again.
-        if moved || before.limits.of_a_process() != after.limits.of_a_process() {
+        if moved || before.limits.as_rlimits() != after.limits.as_rlimits() {
             restart.push(id);
         } else if old.front != new.front || !same_for_workers(before, after) {
             reload.push(id);

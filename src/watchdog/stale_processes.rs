@@ -64,7 +64,7 @@ pub async fn terminate(dir: &Path, config: &Config) -> Result<BTreeSet<String>, 
 /// Removes the files and segments of a previous set, and logs what was removed.
 pub fn remove_files(config: &Config, ended: &BTreeSet<String>) -> Result<(), WatchdogError> {
     let dir = &config.set.runtime_dir;
-    let recorded = ipc::recorded(dir)?.len();
+    let recorded = ipc::recorded_workers(dir)?.len();
     ipc::remove(dir)?;
     let segments = recorded + ipc::remove_dead_segments(config)?;
     if segments > 0 || !ended.is_empty() {

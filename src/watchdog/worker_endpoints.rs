@@ -23,7 +23,7 @@ impl WorkerEndpoints {
         let segment = ipc::create_worker(config, id, set_epoch, &Modes::default())?;
         segments.borrow_mut().insert(id.clone(), segment);
         let path = ipc::handoff_path(&config.set.runtime_dir, id);
-        let handoff = handoff::bind_at(&path).map_err(system(path.display().to_string()))?;
+        let handoff = handoff::bind_handoff_socket(&path).map_err(system(path.display().to_string()))?;
         Ok(Self { doorbell: ipc::open(config, id)?.to_dispatcher, handoff })
     }
 }

@@ -9,7 +9,7 @@ use crate::config::Config;
 use crate::exchange::{Incarnation, Word};
 use crate::ids::WorkerId;
 use crate::ipc::{self, WorkerIpc};
-use crate::shm::Role;
+use crate::shm::SegmentRole;
 
 /// How often an unusable or locked segment is tried again.
 const RETRY_DELAY: Duration = Duration::from_millis(5);
@@ -26,17 +26,21 @@ pub fn attach(config: &Config, id: &WorkerId) -> Result<WorkerIpc, ServeError> {
     let mut since = clock::now();
     let (mut logged, mut delayed) = (false, false);
     loop {
-        let ipc = ipc::open_damaged(config, id)?;
+        let ipc = ipc::open_unchecked(config, id)?;
         if !delayed && ipc.segment.damage().is_none() {
             // Before the role is taken: until then no answer is due. A worker that re-executes itself has not failed.
             if Incarnation::load(&ipc.segment).is_none_or(|previous| previous.pid != std::process::id()) {
-                backoff::delay_start(&[&ipc.segment], Word::WORKER_START, config);
+                backoff::delay_start(&[&ipc.segment], Word::WORKER_LAST_START, config);
             }
             (delayed, since) = (true, clock::now());
         }
         let waited = clock::now().since(since);
         let damage = match ipc.segment.damage() {
-            None if ipc.segment.take(Role::Worker).map_err(|e| system("locking the segment")(e.into()))? => {
+            None if ipc
+                .segment
+                .lock_role(SegmentRole::Worker)
+                .map_err(|e| system("locking the segment")(e.into()))? =>
+            {
                 // The segment may have changed before it was locked. From now on the dispatcher does not recreate it.
                 match ipc.segment.damage() {
                     None => return Ok(ipc),

@@ -54,9 +54,9 @@ pub fn claim(state: &WorkerState, (message, connection): (HandoffMessage, OwnedF
             return None;
         }
     };
-    let HandoffMessage { peer, server, entrance: listener, .. } = message;
+    let HandoffMessage { peer, server, listener, .. } = message;
     let active = ActiveLease::claimed(&terms);
-    let stream = SharedStream(Arc::new(SocketStream::of(connection, server.is_some())));
+    let stream = SharedStream(Arc::new(SocketStream::new(connection, server.is_some())));
     state.note_claim(&terms, now, &stream);
     state.slot.note_request(terms.lease, now, &[b"(reading the request head)"]);
     Some(ClaimedConnection {

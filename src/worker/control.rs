@@ -131,7 +131,7 @@ impl ControlLoop {
         tracing::debug!(worker = %self.state.id, "stopping");
         self.stopping_since = Some(now);
         self.state.stop();
-        backoff::clear_failures(self.state.slot.memory(), Word::WORKER_START);
+        backoff::clear_failures(self.state.slot.memory(), Word::WORKER_LAST_START);
         let _ = sd_notify::notify(&[NotifyState::Stopping]);
     }
 

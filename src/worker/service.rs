@@ -28,7 +28,7 @@ use crate::clock;
 use crate::exchange::Counter;
 use crate::ids::LeaseId;
 use crate::log::Event;
-use crate::net::{Outcome, ProblemResponse, SharedStream};
+use crate::net::{ProblemResponse, RequestOutcome, SharedStream};
 
 /// A running handler.
 pub type HandlerFuture = Pin<Box<dyn Future<Output = Result<Response<Body>, RequestFailure>> + Send>>;
@@ -184,7 +184,7 @@ fn ends_with_connection(response: &Response<Body>) -> bool {
 }
 
 fn failure_response(failure: &RequestFailure) -> Response<Body> {
-    let outcome = if failure.started { Outcome::StartedUnknown } else { Outcome::NotStarted };
+    let outcome = if failure.started { RequestOutcome::StartedUnknown } else { RequestOutcome::NotStarted };
     let detail = failure.reason.clone();
     problem_response(&ProblemResponse { status: failure.status, detail, outcome, retry_after: None })
 }

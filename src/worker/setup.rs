@@ -33,7 +33,7 @@ impl WorkerSetup {
     /// Takes the sockets passed to this process and the role of worker `id`, and publishes the new incarnation.
     pub fn new(config: &Config, id: &WorkerId) -> Result<Self, ServeError> {
         log::init(log::LogContext::worker(id, &config.set.name));
-        let pool = config.pool(&id.pool).filter(|pool| id.number <= pool.workers);
+        let pool = config.pool(&id.pool).filter(|pool| id.number.get() <= pool.workers);
         let pool = pool.ok_or_else(|| ServeError::Unknown(id.clone()))?.clone();
         nix::sys::prctl::set_child_subreaper(true).map_err(|e| system("prctl")(e.into()))?;
         let listeners = inherited_listeners()?;
@@ -80,7 +80,7 @@ fn inherited_listeners() -> Result<WorkerListeners, ServeError> {
     let redirect = redirect.into_iter().next().ok_or(ServeError::NoSocket)?;
     let handoff = handoff.into_iter().next();
     Ok(WorkerListeners {
-        redirect: SocketListener::adopt(redirect).map_err(system("the listening socket"))?,
+        redirect: SocketListener::from_fd(redirect).map_err(system("the listening socket"))?,
         handoff: handoff.map(HandoffReceiver::new).transpose().map_err(system("the handoff socket"))?,
     })
 }

@@ -234,7 +234,7 @@ impl WorkerState {
 
     /// After an answer to an offer, or the end of a lease.
     pub fn ring_dispatcher_if_needed(&self) {
-        if self.slot.must_ring() {
+        if self.slot.needs_doorbell() {
             self.to_dispatcher.ring();
         }
     }
@@ -321,7 +321,7 @@ impl WorkerState {
     pub fn drain(&self, stream: SharedStream, pending: OwnedRwLockReadGuard<()>) {
         let bound = self.front.linger_timeout;
         tokio::spawn(async move {
-            net::drain(stream, bound).await;
+            net::discard_until_closed(stream, bound).await;
             drop(pending);
         });
     }

@@ -13,7 +13,7 @@ pub fn is_installed(program: &str) -> bool {
     let found = Command::new(program).arg("--version").stdin(Stdio::null()).output().is_ok();
     assert!(found || std::env::var("CI").as_deref() != Ok("true"), "{program} is not installed");
     if !found {
-        // Not with `eprintln!`, whose output the test harness captures.
+        // Not with `eprintln!`: the test harness captures its output.
         let test = std::thread::current().name().unwrap_or("?").to_owned();
         let _ = writeln!(std::io::stderr(), "{test}: SKIPPED, {program} is not installed");
     }

@@ -15,7 +15,7 @@ use super::table::{RoundsArg, Table, median};
 use super::wait::{BARE_WORDS, BarePipe, WaitMode, pin_to_core, sleep_until_rung, spin_until};
 use crate::cli::duration_arg::duration;
 use crate::cli::error::{CommandError, failed, ignore_broken_pipe};
-use crate::exchange::{DispatcherSide, LONGEST, QuestionKind, SlotMemory, SpinBudget};
+use crate::exchange::{DispatcherSide, QuestionKind, SlotMemory, SpinBudget};
 use crate::ids::Epoch;
 use crate::ipc::WorkerIpc;
 use crate::signals::Signal;
@@ -150,18 +150,18 @@ fn round_trips(
                 pipe.read(Some(stop))?;
             }
             WaitMode::Sleep => {
-                dispatcher.ask(QuestionKind::Ping, None);
+                dispatcher.write_question(QuestionKind::Ping, None);
                 ipc.to_worker.ring();
                 while dispatcher.answer().is_none() {
                     sleep_until_rung(&ipc.to_dispatcher, Some(stop))?;
                 }
             }
             WaitMode::AdaptivePoll | WaitMode::FixedPoll => {
-                dispatcher.ask(QuestionKind::Ping, None);
+                dispatcher.write_question(QuestionKind::Ping, None);
                 ipc.to_worker.ring();
                 let own_core = sched_getcpu().ok().map(|core| core as u64);
                 let shared = cores == 1 || dispatcher.core().is_none_or(|core| Some(core) == own_core);
-                let longest = if mode == WaitMode::FixedPoll { LONGEST } else { budget.watch(shared) };
+                let longest = if mode == WaitMode::FixedPoll { SpinBudget::MAX } else { budget.next(shared) };
                 if !poll_slot(&mut dispatcher, longest, &mut budget) {
                     while dispatcher.answer().is_none() {
                         sleep_until_rung(&ipc.to_dispatcher, Some(stop))?;
@@ -169,7 +169,7 @@ fn round_trips(
                 }
             }
             WaitMode::Spin => {
-                dispatcher.ask(QuestionKind::Ping, None);
+                dispatcher.write_question(QuestionKind::Ping, None);
                 spin_until(|| dispatcher.answer().is_some(), Some(stop))?;
             }
             WaitMode::BareWords => {
@@ -191,13 +191,13 @@ fn poll_slot<M: SlotMemory>(dispatcher: &mut DispatcherSide<M>, longest: Duratio
     while !longest.is_zero() {
         for _ in 0..32 {
             if dispatcher.answer().is_some() {
-                budget.learn(Some(start.elapsed()));
+                budget.record(Some(start.elapsed()));
                 return true;
             }
             std::hint::spin_loop();
         }
         if start.elapsed() >= longest {
-            budget.learn(None);
+            budget.record(None);
             break;
         }
     }

@@ -52,7 +52,7 @@ impl WaitMode {
 
 /// The words of [`WaitMode::BareWords`], to the peer and back: one in each role's line, unused by the benchmark
 /// otherwise.
-pub const BARE_WORDS: (Word, Word) = (Word::DISPATCHER_START, Word::WORKER_START);
+pub const BARE_WORDS: (Word, Word) = (Word::DISPATCHER_LAST_START, Word::WORKER_LAST_START);
 
 /// How long one end waits for the other before it fails.
 const PEER_TIMEOUT: Duration = Duration::from_secs(10);

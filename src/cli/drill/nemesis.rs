@@ -114,8 +114,8 @@ impl<'a> Nemesis<'a> {
             (kind, FaultTarget::Slot(worker)) => {
                 let index = injected();
                 ipc_faults::inject(set, &set.workers[worker], fault)?;
-                // If its answer was overwritten before it was read, a worker whose control loop still runs is killed
-                // only after four times the timeout.
+                // A worker that loses its answer this way while its control loop runs is killed only after four times
+                // the timeout.
                 let extra = if kind == FaultKind::CorruptSlot { 3 } else { 0 };
                 action_ended(index, settle + set.config.watchdog.worker_timeout * extra);
             }

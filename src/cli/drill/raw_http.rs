@@ -301,11 +301,11 @@ mod tests {
 
     #[test]
     fn the_dispatcher_parses_the_proxy_header() {
-        use crate::net::{ProxyHeader, proxied};
+        use crate::net::{ProxyHeader, parse_proxy_header};
         for binary in [false, true] {
             let header = proxy_header(Ipv4Addr::new(192, 0, 2, 1), binary);
             let address = Some("192.0.2.1:40000".parse().unwrap());
-            assert_eq!(proxied(&header), ProxyHeader::Header(header.len(), address));
+            assert_eq!(parse_proxy_header(&header), ProxyHeader::Complete(header.len(), address));
         }
     }
 

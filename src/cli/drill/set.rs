@@ -61,7 +61,7 @@ impl DrillSet {
         let config = load_applied(path)?;
         let dir = &config.set.runtime_dir;
         SavedState::read(dir).ok().filter(|state| state.watchdog().is_some()).ok_or_else(|| no_set(dir))?;
-        let kind = if ipc::is_units(dir) { SetKind::Units } else { SetKind::PatouRun };
+        let kind = if ipc::is_run_by_systemd(dir) { SetKind::Units } else { SetKind::PatouRun };
         let workers = config.workers().collect();
         Ok(Self { config, kind, workers, private: None })
     }

@@ -69,7 +69,7 @@ impl SetWatch {
     /// Watches until [`SetWatch::stop`].
     pub fn run(&self, config: &Config) {
         let dir = &config.set.runtime_dir;
-        let file = if ipc::is_units(dir) { Path::new(units::WATCHDOG_DIR) } else { dir }.join("watchdog.json");
+        let file = if ipc::is_run_by_systemd(dir) { Path::new(units::WATCHDOG_DIR) } else { dir }.join("watchdog.json");
         let workers: Vec<WorkerId> = config.workers().collect();
         let (mut version_read, mut state): (_, Option<SavedState>) = (None, None);
         while !self.stopped.load(Ordering::Relaxed) {

@@ -9,7 +9,7 @@ use std::path::Path;
 use crate::cli::account::account;
 use crate::cli::error::{CommandError, failed};
 use crate::config::Config;
-use crate::ids::WorkerId;
+use crate::ids::{WorkerId, WorkerNumber};
 use crate::units::{self, APPLIED, worker_service};
 
 /// Renders the published configuration, or the file if none is published, for instance at boot.
@@ -36,7 +36,7 @@ fn link_pool_drop_ins(config: &Config, dir: &Path) -> Result<(), CommandError> {
             Path::new(name).extension().is_some_and(|extension| extension == "conf") && name != units::DROP_IN
         };
         for name in names.filter(is_drop_in) {
-            for number in 1..=pool.workers {
+            for number in WorkerNumber::up_to(pool.workers) {
                 let worker = worker_service(&WorkerId { pool: pool.name.clone(), number });
                 let link = dir.join(format!("{worker}.d")).join(&name);
                 symlink(drop_ins.join(&name), &link).map_err(|error| path_error(&link, error))?;

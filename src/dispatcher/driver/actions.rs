@@ -4,13 +4,13 @@ use super::{Driver, Waiter};
 use crate::dispatcher::connection::HandoffOutcome;
 use crate::dispatcher::pool_slots::{PoolSlots, SlotIndex, WorkerName};
 use crate::dispatcher::slot;
-use crate::ids::{Epoch, LeaseId, LeaseTerms, Monotonic, Token, WorkerId};
+use crate::ids::{Epoch, LeaseId, LeaseTerms, Monotonic, Token, WorkerId, WorkerNumber};
 use crate::log::Event;
 use crate::pool::{ClientId, LeaseEnd, PoolAction};
 
 impl Driver {
     /// Performs one action; returns the worker if its slot must be read afterwards.
-    pub(super) fn perform(&self, index: usize, pool: &mut PoolSlots, action: PoolAction) -> Option<u16> {
+    pub(super) fn perform(&self, index: usize, pool: &mut PoolSlots, action: PoolAction) -> Option<WorkerNumber> {
         match action {
             PoolAction::Grant { client, worker, lease, claim_by } => {
                 self.grant(pool, client, worker, lease, claim_by);
@@ -65,7 +65,7 @@ impl Driver {
         }
     }
 
-    fn grant(&self, pool: &PoolSlots, client: ClientId, n: u16, lease: LeaseId, claim_by: Monotonic) {
+    fn grant(&self, pool: &PoolSlots, client: ClientId, n: WorkerNumber, lease: LeaseId, claim_by: Monotonic) {
         let event = Event::LeaseGranted;
         if let Some(Waiter::Handoff(connection)) = self.waiters.borrow().get(&client) {
             connection.set_claimed();
@@ -79,13 +79,20 @@ impl Driver {
     }
 
     /// The worker's lease of a connection has ended.
-    fn return_connection(&self, pool: &mut PoolSlots, client: ClientId, n: u16, lease: LeaseId, end: LeaseEnd) {
+    fn return_connection(
+        &self,
+        pool: &mut PoolSlots,
+        client: ClientId,
+        n: WorkerNumber,
+        lease: LeaseId,
+        end: LeaseEnd,
+    ) {
         let waiter = self.waiters.borrow_mut().remove(&client);
         let worker = WorkerId { pool: pool.config.name.clone(), number: n };
         let Some(slot) = pool.slot_mut(n) else { return };
         slot.lent = None;
         if let Some(Waiter::Handoff(connection)) = waiter {
-            connection.set_outcome(HandoffOutcome::Ended { worker, end, keep: slot.side.kept(lease) });
+            connection.set_outcome(HandoffOutcome::Ended { worker, end, keep: slot.side.is_connection_kept(lease) });
         }
     }
 
@@ -97,7 +104,7 @@ impl Driver {
         lease: LeaseId,
         claim_by: Monotonic,
         connection: Option<ClientId>,
-    ) -> Option<u16> {
+    ) -> Option<WorkerNumber> {
         let (_, n) = at;
         let event = Event::LeaseOffered;
         tracing::debug!(worker = %WorkerName(&pool.config.name, n), %lease, %epoch, %event, "lease is offered");
@@ -135,7 +142,7 @@ impl Driver {
         Some(n)
     }
 
-    fn revoke(&self, pool: &mut PoolSlots, n: u16, lease: LeaseId) -> Option<u16> {
+    fn revoke(&self, pool: &mut PoolSlots, n: WorkerNumber, lease: LeaseId) -> Option<WorkerNumber> {
         let slot = pool.slot_mut(n)?;
         let client = slot.lent.take();
         if slot.side.revoke(lease)

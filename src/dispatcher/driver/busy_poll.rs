@@ -69,7 +69,7 @@ impl Driver {
     pub(super) fn poll_slot(&self, at: SlotIndex, slot: &mut WorkerSlot) {
         if !slot.polled {
             slot.polled = true;
-            slot.side.watch();
+            slot.side.start_polling();
             self.polled.borrow_mut().push(at);
         }
     }
@@ -106,20 +106,20 @@ impl Driver {
             || polled.iter().any(|at| {
                 slot(pools, *at).is_none_or(|slot| slot.side.core().is_none_or(|core| Some(core) == own_core))
             });
-        let (since, longest) = (clock::now(), pools[index].spin.watch(shares_core));
+        let (since, longest) = (clock::now(), pools[index].spin.next(shares_core));
         if longest.is_zero() {
             return false;
         }
         loop {
             for _ in 0..POLLS_PER_CLOCK {
                 if take_updates(pools, polled, updated) {
-                    pools[index].spin.learn(Some(clock::now().since(since)));
+                    pools[index].spin.record(Some(clock::now().since(since)));
                     return true;
                 }
                 std::hint::spin_loop();
             }
             if clock::now().since(since) >= longest {
-                pools[index].spin.learn(None);
+                pools[index].spin.record(None);
                 return false;
             }
         }

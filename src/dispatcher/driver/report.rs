@@ -7,7 +7,7 @@ use crate::clock;
 use crate::dispatcher::pool_slots::{PoolSlots, WorkerSlot};
 use crate::dispatcher::refusal::PoolAvailability;
 use crate::exchange::Incarnation;
-use crate::ids::{Epoch, Lifecycle, PoolName, WorkerId};
+use crate::ids::{Epoch, Lifecycle, PoolName, WorkerId, WorkerNumber};
 use crate::log;
 use crate::pool::{PoolEvent, Worker};
 use crate::probe::{FailedPool, PoolReport, WorkerReport};
@@ -34,8 +34,14 @@ impl Driver {
     pub fn report(&self) -> Vec<PoolReport> {
         let pools = self.pools.borrow().len();
         for index in 0..pools {
-            let silent = |(worker, n): (&Worker, u16)| worker.silent_since.map(|_| n);
-            let open = self.pools.borrow()[index].table.workers().iter().zip(1..).filter_map(silent).collect();
+            let silent = |(worker, n): (&Worker, WorkerNumber)| worker.silent_since.map(|_| n);
+            let open = self.pools.borrow()[index]
+                .table
+                .workers()
+                .iter()
+                .zip(WorkerNumber::up_to(u16::MAX))
+                .filter_map(silent)
+                .collect();
             self.run(index, None, open);
         }
         let now = clock::now();
@@ -57,7 +63,13 @@ impl Driver {
                 name: pool.config.name.clone(),
                 queue,
                 oldest_ms: oldest.map_or(0, ms_since),
-                workers: pool.table.workers().iter().zip(1..).map(|(w, n)| worker(w, pool.slot(n))).collect(),
+                workers: pool
+                    .table
+                    .workers()
+                    .iter()
+                    .zip(WorkerNumber::up_to(u16::MAX))
+                    .map(|(w, n)| worker(w, pool.slot(n)))
+                    .collect(),
                 tally: pool.table.counters().clone(),
             }
         };
@@ -74,7 +86,7 @@ impl Driver {
         self.pools
             .borrow()
             .iter()
-            .any(|pool| pool.config.name == id.pool && (1..=pool.config.workers).contains(&id.number))
+            .any(|pool| pool.config.name == id.pool && (1..=pool.config.workers).contains(&id.number.get()))
     }
 
     /// The workers of a pool, for the text of a refusal.
@@ -114,7 +126,7 @@ impl Driver {
     pub fn is_drained(&self, id: &WorkerId) -> bool {
         let pools = self.pools.borrow();
         let slots = pools.iter().find(|slots| slots.config.name == id.pool);
-        let worker = slots.and_then(|slots| slots.table.workers().get(usize::from(id.number) - 1));
+        let worker = slots.and_then(|slots| slots.table.workers().get(id.number.index()));
         worker.is_some_and(|worker| worker.drained)
     }
 }

@@ -8,10 +8,10 @@ use crate::dispatcher::error::DispatcherError;
 use crate::dispatcher::pool_slots::{PoolSlots, WorkerSlot};
 use crate::exchange::{DispatcherSide, Incarnation, SpinBudget};
 use crate::handoff::HandoffSender;
-use crate::ids::{PoolName, Token, WorkerId};
+use crate::ids::{PoolName, Token, WorkerId, WorkerNumber};
 use crate::ipc::{self, WorkerIpc};
 use crate::pool::{Pool, PoolLimits};
-use crate::shm::{Identity, Role};
+use crate::shm::{SegmentIdentity, SegmentRole};
 use crate::{doorbell, sys};
 
 impl Driver {
@@ -26,7 +26,7 @@ impl Driver {
             let return_port = return_ports(&wanted.name);
             for id in self.reconfigure_pool(index, wanted, config, return_port) {
                 let slot = self.open_slot(config, &id, index, return_port)?;
-                self.pools.borrow_mut()[index].slots[usize::from(id.number) - 1] = Some(slot);
+                self.pools.borrow_mut()[index].slots[id.number.index()] = Some(slot);
                 self.read_slot(index, id.number);
             }
         }
@@ -69,14 +69,14 @@ impl Driver {
         pool.table.reconfigure(limits(wanted, config));
         pool.set_return_port(return_port);
         let mut closed = Vec::new();
-        for n in 1..=wanted.workers {
-            if usize::from(n) > pool.slots.len() {
+        for n in WorkerNumber::up_to(wanted.workers) {
+            if n.index() >= pool.slots.len() {
                 pool.slots.push(None);
             }
             // A worker that was removed and added again has a new segment, while the old one may still be open.
             let id = WorkerId { pool: wanted.name.clone(), number: n };
             let current = ipc::segment_name(&config.set.runtime_dir, &id);
-            let slot = &mut pool.slots[usize::from(n) - 1];
+            let slot = &mut pool.slots[n.index()];
             if slot.as_ref().is_none_or(|slot| current.is_ok_and(|name| name != slot.segment.name())) {
                 *slot = None;
                 closed.push(id);
@@ -92,9 +92,12 @@ impl Driver {
         index: usize,
         return_port: Option<u16>,
     ) -> Result<WorkerSlot, DispatcherError> {
-        let WorkerIpc { segment, to_worker, to_dispatcher } = ipc::open_damaged(config, id)?;
+        let WorkerIpc { segment, to_worker, to_dispatcher } = ipc::open_unchecked(config, id)?;
         let undamaged = segment.damage().is_none();
-        if !segment.take(Role::Dispatcher).map_err(|e| DispatcherError::System("locking a segment", e.into()))? {
+        if !segment
+            .lock_role(SegmentRole::Dispatcher)
+            .map_err(|e| DispatcherError::System("locking a segment", e.into()))?
+        {
             let pid = DispatcherSide::last_process(&segment).map_or(0, |(pid, _)| pid);
             return Err(DispatcherError::Taken(pid));
         }
@@ -116,7 +119,7 @@ impl Driver {
             }
         });
         Ok(WorkerSlot {
-            identity: Identity { set_epoch: segment.set_epoch(), digest: config.digest_of(id) },
+            identity: SegmentIdentity { set_epoch: segment.set_epoch(), digest: config.digest_of(id) },
             last_epoch: Incarnation::load(&*segment).map(|life| life.epoch).filter(|_| undamaged),
             reads: (0, 0),
             checked_at: None,
@@ -132,7 +135,7 @@ impl Driver {
     }
 
     /// The doorbell rang: the worker has changed its slot, or the watchdog reports its death.
-    fn on_ring(&self, index: usize, n: u16) {
+    fn on_ring(&self, index: usize, n: WorkerNumber) {
         if let Some(slot) = self.pools.borrow_mut()[index].slot_mut(n) {
             slot.checked_at = None;
         }

@@ -57,7 +57,8 @@ fn respond(
         }
         // Who can connect to the Unix socket may call it what he likes.
         Some(host)
-            if listens_on.is_some() && !net::is_allowed(&host, &snapshot.config.admin.allowed_hosts, listens_on) =>
+            if listens_on.is_some()
+                && !net::is_host_allowed(&host, &snapshot.config.admin.allowed_hosts, listens_on) =>
         {
             let detail = format!("this listener does not serve the host {host}: see admin.allowed_hosts");
             return Err(problem(StatusCode::MISDIRECTED_REQUEST, &detail));
@@ -89,7 +90,7 @@ fn respond(
             let counted = view.pools.iter().flat_map(|pool| &pool.workers);
             for (id, tally) in counted.filter_map(|worker| Some((&worker.id, worker.counters.clone()?))) {
                 // A slot outlives its worker; one that is made anew is noticed, because it begins at zero.
-                workers.see(id, (), tally);
+                workers.update(id, (), tally);
             }
             whole(StatusCode::OK, OPENMETRICS, metrics::text(now, snapshot, &view, health.state, &workers))
         }

@@ -169,7 +169,7 @@ impl Text {
         for (name, count, help) in families {
             self.family(name, "counter", help);
             for (pool, tally) in tallies {
-                self.sample(&format!("{name}_total"), &[("pool", pool)], tally.of(count));
+                self.sample(&format!("{name}_total"), &[("pool", pool)], tally.get(count));
             }
         }
     }

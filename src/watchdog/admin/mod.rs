@@ -171,7 +171,7 @@ async fn attend(sockets: &[OwnedFd], stop: &OwnedFd, shared: &Arc<Shared>) -> io
     let stop = crate::sys::when_readable(stop.try_clone()?)?;
     let (here, ended) = (Rc::new(Cell::new(0)), Rc::new(Notify::new()));
     for socket in sockets {
-        let listener = SocketListener::adopt(socket.try_clone()?)?;
+        let listener = SocketListener::from_fd(socket.try_clone()?)?;
         spawn_local(accept(listener, shared.clone(), here.clone(), ended.clone()));
     }
     loop {

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::time::Duration;
 
-use crate::ids::{Monotonic, WorkerId};
+use crate::ids::{Monotonic, WorkerId, WorkerNumber};
 use crate::liveness::{HeldBy, ProcessSample, RestartLimits};
 use crate::probe::ProbeReport;
 
@@ -74,7 +74,7 @@ impl WorkerLiveness {
         let mut all = Vec::new();
         let before = |ms: u64| Monotonic(now.0.saturating_sub(ms.saturating_mul(1_000_000)));
         for pool in &report.pools {
-            for (worker, number) in pool.workers.iter().zip(1..=u16::MAX) {
+            for (worker, number) in pool.workers.iter().zip(WorkerNumber::up_to(u16::MAX)) {
                 all.push(WorkerLiveness {
                     worker: WorkerId { pool: pool.name.clone(), number },
                     silent_since: worker.silent_ms.map(before),
@@ -261,7 +261,7 @@ mod tests {
     fn excess_workers_and_overflowing_times_of_a_report_are_clamped() {
         // As many workers as fit in a line.
         let all = WorkerLiveness::from_report(&report(70_000, 1), Monotonic(5_000_000));
-        assert_eq!(all.last().unwrap().worker.number, u16::MAX);
+        assert_eq!(all.last().unwrap().worker.number, WorkerNumber::of(u16::MAX));
         assert_eq!(all[0].silent_since, Some(Monotonic(4_000_000)));
         for ms in [6, 18_446_744_073_710, u64::MAX] {
             let all = WorkerLiveness::from_report(&report(1, ms), Monotonic(5_000_000));

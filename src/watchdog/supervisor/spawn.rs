@@ -15,7 +15,7 @@ impl Watch {
         self.account.starting(&part);
         let sockets = self.sockets_of(&part);
         let pool = part.worker().and_then(|id| self.config.pool(&id.pool));
-        let limits = pool.map(|pool| pool.limits.of_a_process()).unwrap_or_else(|| {
+        let limits = pool.map(|pool| pool.limits.as_rlimits()).unwrap_or_else(|| {
             let files = self.config.dispatcher_descriptors();
             ProcessLimits { open_files: Some((files, files)), ..ProcessLimits::default() }
         });

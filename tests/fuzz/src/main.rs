@@ -1,18 +1,17 @@
-//! The door for libFuzzer: one program for all targets, which PATOU_FUZZ_TARGET names.
+//! The libFuzzer entry point: one program for all targets. PATOU_FUZZ_TARGET names the target.
 
 #![no_main]
-
-mod targets;
 
 use std::sync::OnceLock;
 
 use libfuzzer_sys::fuzz_target;
+use patou::fuzz_targets::{ALL, Target};
 
-fn chosen() -> targets::Target {
-    static CHOSEN: OnceLock<targets::Target> = OnceLock::new();
+fn chosen() -> Target {
+    static CHOSEN: OnceLock<Target> = OnceLock::new();
     *CHOSEN.get_or_init(|| {
         let name = std::env::var("PATOU_FUZZ_TARGET").expect("PATOU_FUZZ_TARGET names a target");
-        targets::ALL.iter().find(|(known, _)| *known == name).unwrap_or_else(|| panic!("no target {name}")).1
+        ALL.iter().find(|(known, _)| *known == name).unwrap_or_else(|| panic!("no target {name}")).1
     })
 }
 

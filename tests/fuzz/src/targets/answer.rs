@@ -1,7 +1,7 @@
 //! What a CGI program writes, in pieces as they come.
 
+use crate::worker::handler::{cgi, head};
 use http::HeaderMap;
-use patou::worker::handler::{cgi, head};
 
 use super::input::Input;
 

@@ -1,8 +1,8 @@
 //! The configuration: refused whole with its faults, or one that means the same when it is written and read again,
 //! and of which no value gets out of its line in a systemd unit.
 
-use patou::config::Config;
-use patou::units;
+use crate::config::Config;
+use crate::units;
 
 const SECTIONS: [&str; 3] = ["[Unit]", "[Service]", "[Socket]"];
 const KEYS: [&str; 21] = [

@@ -1,8 +1,8 @@
 //! The framing between worker and co-process, which is the hostile side: however its bytes are cut into pieces, the
 //! same answers come out, and none reaches into the next.
 
-use patou::worker::handler::framing;
-use patou::worker::handler::head::{self, MalformedHead};
+use crate::worker::handler::framing;
+use crate::worker::handler::head::{self, MalformedHead};
 
 use super::answer::is_clean;
 use super::input::Input;

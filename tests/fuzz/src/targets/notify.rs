@@ -4,7 +4,7 @@ use std::fs::File;
 use std::os::fd::OwnedFd;
 use std::sync::LazyLock;
 
-use patou::watchdog::notify::{FdStore, NotifyFields};
+use crate::watchdog::notify::{FdStore, NotifyFields};
 
 const BOUND: usize = 3;
 

@@ -3,10 +3,10 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use patou::ids::Monotonic;
-use patou::liveness::RestartLimits;
-use patou::probe::{ProbeReport, ProbeRequest, REQUEST_MAX};
-use patou::watchdog::plan::{Part, Plan, PlanAction, PlanEvent, PlanLimits, WorkerLiveness};
+use crate::ids::Monotonic;
+use crate::liveness::RestartLimits;
+use crate::probe::{ProbeReport, ProbeRequest, REQUEST_MAX};
+use crate::watchdog::plan::{Part, Plan, PlanAction, PlanEvent, PlanLimits, WorkerLiveness};
 
 pub fn run(bytes: &[u8]) {
     if let Ok(question) = serde_json::from_slice::<ProbeRequest>(bytes) {
@@ -55,7 +55,7 @@ fn judge(report: &ProbeReport) {
                 }
                 PlanAction::DeclareFrozen(Part::Worker(id), _) => {
                     let pools = || report.pools.iter().filter(|pool| pool.name == id.pool);
-                    let of = |n: u16| pools().filter_map(move |pool| pool.workers.get(usize::from(n) - 1));
+                    let of = |n: crate::ids::WorkerNumber| pools().filter_map(move |pool| pool.workers.get(n.index()));
                     assert!(
                         of(id.number).any(|worker| worker.corrupt || worker.silent_ms.is_some()),
                         "{id} is accused"

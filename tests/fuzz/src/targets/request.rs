@@ -11,17 +11,17 @@ use std::pin::{Pin, pin};
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
+use crate::dispatcher::redirect::location;
+use crate::ids::Token;
+use crate::net::{LEASE_PATH, check_request};
+use crate::worker::handler::{self, cgi, framing, head};
+use crate::worker::lease_url;
 use bytes::Bytes;
 use http::{Request, Response, Uri};
 use http_body_util::Empty;
 use hyper::rt::ReadBufCursor;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
-use patou::dispatcher::redirect::location;
-use patou::ids::Token;
-use patou::net::{LEASE, check};
-use patou::worker::handler::{self, cgi, framing, head};
-use patou::worker::lease_url;
 
 /// A client that has sent everything, and reads everything.
 struct Client(Bytes);
@@ -72,7 +72,7 @@ pub fn run(bytes: &[u8]) {
     let Some(request) = read(bytes) else { return };
     let named = ["api.example".to_owned()];
     for (allowed, listens_on) in [(&[][..], Some(IpAddr::V4(Ipv4Addr::LOCALHOST))), (&[], None), (&named, None)] {
-        match check(&request, allowed, listens_on, 100) {
+        match check_request(&request, allowed, listens_on, 100) {
             Ok((host, target)) => {
                 let host = host.unwrap_or_else(|| "127.0.0.1".into());
                 redirected(&request, &host, &target);
@@ -88,7 +88,7 @@ pub fn run(bytes: &[u8]) {
 
 /// The way to the worker and back.
 fn redirected(request: &Request<()>, host: &str, target: &str) {
-    if request.uri().path() == LEASE {
+    if request.uri().path() == LEASE_PATH {
         return;
     }
     let token = Token::new(0x0123_4567_89ab_cdef_fedc_ba98_7654_3210);

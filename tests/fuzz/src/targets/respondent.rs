@@ -2,9 +2,9 @@
 
 use std::time::Duration;
 
-use patou::exchange::{Counter, Incarnation, Reply, SlotCounters, Word, WorkerSide, load_start, store_start, terms};
-use patou::ids::{Claim, LeaseId};
-use patou::ids::{Epoch, Lifecycle, Monotonic, Phase, Token};
+use crate::exchange::{Counter, Incarnation, Reply, SlotCounters, Word, WorkerSide, load_start, store_start, terms};
+use crate::ids::{Claim, LeaseId};
+use crate::ids::{Epoch, Lifecycle, Monotonic, Phase, Token};
 
 use super::input::Input;
 use super::slot::Words;
@@ -22,10 +22,10 @@ pub fn run(bytes: &[u8]) {
         let before = memory.accesses();
         match input.below(12) {
             0 => {
-                let (after, index) = (input.byte() % 8, input.below(patou::exchange::WORDS));
+                let (after, index) = (input.byte() % 8, input.below(crate::exchange::WORDS));
                 memory.arm(after, index, input.word());
             }
-            1 => memory.unsettle(Some(input.below(patou::exchange::WORDS))),
+            1 => memory.unsettle(Some(input.below(crate::exchange::WORDS))),
             2 => memory.calm(),
             3 => {
                 // An offer as a dispatcher writes it.
@@ -81,9 +81,9 @@ pub fn run(bytes: &[u8]) {
                 let _ = (Incarnation::load(&memory), SlotCounters::load(&memory), terms(&memory));
             }
             10 => {
-                if let Some((at, failures)) = load_start(&memory, Word::WORKER_START) {
+                if let Some((at, failures)) = load_start(&memory, Word::WORKER_LAST_START) {
                     let _ = now.since(at);
-                    store_start(&memory, Word::WORKER_START, Some((at, failures.saturating_add(1))));
+                    store_start(&memory, Word::WORKER_LAST_START, Some((at, failures.saturating_add(1))));
                 }
             }
             _ => respondent.count(Counter::BytesIn, input.word()),

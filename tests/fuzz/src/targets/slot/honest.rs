@@ -1,7 +1,7 @@
 //! A worker that keeps the rules, and the promises made to its clients.
 
-use patou::exchange::{QuestionKind, Reply, WorkerSide};
-use patou::ids::{LeaseId, Lifecycle, Monotonic, Token};
+use crate::exchange::{QuestionKind, Reply, WorkerSide};
+use crate::ids::{LeaseId, Lifecycle, Monotonic, Token};
 
 use super::Words;
 

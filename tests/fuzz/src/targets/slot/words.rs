@@ -5,7 +5,7 @@ use std::collections::VecDeque;
 use std::rc::Rc;
 use std::sync::atomic::Ordering;
 
-use patou::exchange::{SlotMemory, WORDS, Word};
+use crate::exchange::{SlotMemory, WORDS, Word};
 
 /// Words in a slot.
 pub const COUNT: usize = WORDS;

@@ -1,12 +1,12 @@
-//! The dispatcher's shell over such slots, as `dispatcher::desk` is one over real segments.
+//! The dispatcher's shell over such slots, as `dispatcher::driver` is one over real segments.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::time::Duration;
 
-use patou::dispatcher::slot;
-use patou::exchange::{DispatcherSide, Word};
-use patou::ids::{Claim, Epoch, LeaseId, LeaseTerms, Monotonic, Token};
-use patou::pool::{ClientId, Hold, Peer, Pool, PoolAction, PoolEvent, PoolLimits, Refusal, SlotView};
+use crate::dispatcher::slot;
+use crate::exchange::{DispatcherSide, Word};
+use crate::ids::{Claim, Epoch, LeaseId, LeaseTerms, Monotonic, Token, WorkerNumber};
+use crate::pool::{ClientId, Hold, Peer, Pool, PoolAction, PoolEvent, PoolLimits, Refusal, SlotView};
 
 use super::Words;
 use super::honest::Honest;
@@ -15,7 +15,9 @@ use super::honest::Honest;
 pub const HOSTILE: usize = 2;
 const HONEST: usize = HOSTILE;
 const WORKERS: u16 = 3;
-/// As in `dispatcher::room`.
+/// The worker with an honest process.
+const LAST: WorkerNumber = WorkerNumber::of(WORKERS);
+/// As in `dispatcher::pool_slots`.
 const LOOKS: u32 = 32;
 
 /// Offsets in a slot that a hostile worker aims at: see `docs/ARCHITECTURE.md`, "Who writes which word".
@@ -63,7 +65,7 @@ enum State {
 
 /// A lease as it was offered.
 struct Given {
-    worker: u16,
+    worker: WorkerNumber,
     client: ClientId,
     token: Token,
 }
@@ -131,7 +133,7 @@ impl World {
     fn attach(&mut self) {
         let attach = |memory: &Words| DispatcherSide::attach(memory.clone(), self.epoch, (1, 1), None);
         self.askers = self.memories.iter().map(attach).collect();
-        self.feed(None, (1..=WORKERS).collect());
+        self.feed(None, WorkerNumber::up_to(WORKERS).collect());
     }
 
     pub fn step(&mut self, step: Step) {
@@ -145,10 +147,12 @@ impl World {
                 }
             }
             Step::Pass(ms) => self.pass(Duration::from_millis(ms)),
-            Step::Ring(w) => self.feed(None, VecDeque::from([w as u16 + 1])),
+            Step::Ring(w) => self.feed(None, VecDeque::from([WorkerNumber::of(w as u16 + 1)])),
             Step::Probe => self.feed(Some(PoolEvent::Probe), VecDeque::new()),
-            Step::Drain(w, true) => self.feed(Some(PoolEvent::Drain(w as u16 + 1)), VecDeque::new()),
-            Step::Drain(w, false) => self.feed(Some(PoolEvent::Resume(w as u16 + 1)), VecDeque::new()),
+            Step::Drain(w, true) => self.feed(Some(PoolEvent::Drain(WorkerNumber::of(w as u16 + 1))), VecDeque::new()),
+            Step::Drain(w, false) => {
+                self.feed(Some(PoolEvent::Resume(WorkerNumber::of(w as u16 + 1))), VecDeque::new())
+            }
             Step::Write(w, after, index, value) => self.memories[w].arm(after, index, value),
             Step::Claim(w, after, what) => {
                 let back = usize::from(what >> 4) % self.order[w].len().max(1);
@@ -177,7 +181,7 @@ impl World {
             }
             Step::Die => {
                 self.honest = Honest::begin(self.memories[HONEST].clone(), self.now);
-                self.feed(None, VecDeque::from([WORKERS]));
+                self.feed(None, VecDeque::from([LAST]));
             }
             Step::Quiesce => {
                 self.quiesced = true;
@@ -208,17 +212,17 @@ impl World {
     }
 
     /// The client is told a lease: one that was offered for it, to that worker.
-    fn grant(&mut self, client: ClientId, worker: u16, lease: LeaseId) {
+    fn grant(&mut self, client: ClientId, worker: WorkerNumber, lease: LeaseId) {
         self.verdict(client, State::Sent(lease));
         let given = &self.leases[&lease];
         assert_eq!((given.client, given.worker), (client, worker), "lease {lease} is another's");
-        let newest = self.order[usize::from(worker) - 1].last();
+        let newest = self.order[worker.index()].last();
         assert_eq!(newest, Some(&lease), "the token in hand is of another lease");
     }
 
     fn use_token(&mut self, n: usize) {
         let to_honest = |(id, state): (&ClientId, &State)| match state {
-            State::Sent(lease) if self.leases[lease].worker == WORKERS => Some((*id, *lease)),
+            State::Sent(lease) if self.leases[lease].worker == LAST => Some((*id, *lease)),
             _ => None,
         };
         let sent: Vec<_> = self.clients.iter().filter_map(to_honest).collect();
@@ -233,7 +237,7 @@ impl World {
 
     fn turn(&mut self) {
         self.honest.turn(self.now);
-        self.feed(None, VecDeque::from([WORKERS]));
+        self.feed(None, VecDeque::from([LAST]));
     }
 
     // ---- the dispatcher's shell ----
@@ -260,7 +264,7 @@ impl World {
         self.now = end;
     }
 
-    fn feed(&mut self, event: Option<PoolEvent>, mut looks: VecDeque<u16>) {
+    fn feed(&mut self, event: Option<PoolEvent>, mut looks: VecDeque<WorkerNumber>) {
         let mut looked = [0; WORKERS as usize];
         let mut next = event;
         loop {
@@ -268,7 +272,7 @@ impl World {
                 Some(event) => event,
                 None => match looks.pop_front() {
                     Some(n) => {
-                        let w = usize::from(n) - 1;
+                        let w = n.index();
                         looked[w] += 1;
                         if looked[w] > LOOKS {
                             continue;
@@ -290,7 +294,7 @@ impl World {
         assert!(looked[HONEST] < LOOKS, "{:#?}", self.pool.workers());
     }
 
-    /// As `dispatcher::room` reads a slot: damaged, it is garbage while its worker lives, and made anew when not.
+    /// As `dispatcher::pool_slots` reads a slot: damaged, it is garbage while its worker lives, and made anew when not.
     fn see(&mut self, w: usize) -> SlotView {
         let alive = w == HONEST || self.alive[w];
         let asker = &mut self.askers[w];
@@ -313,8 +317,8 @@ impl World {
         }
     }
 
-    fn perform(&mut self, action: PoolAction) -> Option<u16> {
-        let asker = |n: u16| usize::from(n) - 1;
+    fn perform(&mut self, action: PoolAction) -> Option<WorkerNumber> {
+        let asker = |n: WorkerNumber| n.index();
         match action {
             PoolAction::ReadSlot(n) => return Some(n),
             PoolAction::Question(n, ask) => slot::write_question(&mut self.askers[asker(n)], ask),
@@ -327,7 +331,7 @@ impl World {
                 return Some(n);
             }
             PoolAction::Abort(n, lease) => {
-                assert!(n != WORKERS || !self.honest.holds(lease), "a request of a living worker is aborted");
+                assert!(n != LAST || !self.honest.holds(lease), "a request of a living worker is aborted");
                 self.askers[asker(n)].abort(lease);
                 return Some(n);
             }
@@ -340,7 +344,7 @@ impl World {
                 return Some(n);
             }
             PoolAction::Clear(n) => {
-                assert_ne!(n, WORKERS, "the claim of an honest worker is no garbage");
+                assert_ne!(n, LAST, "the claim of an honest worker is no garbage");
                 self.askers[asker(n)].clear();
                 return Some(n);
             }
@@ -357,8 +361,8 @@ impl World {
     }
 
     /// Whether the slot is to be looked at: it was not free.
-    fn offer(&mut self, worker: u16, worker_epoch: Epoch, lease: LeaseId, claim_by: Monotonic) -> bool {
-        let w = usize::from(worker) - 1;
+    fn offer(&mut self, worker: WorkerNumber, worker_epoch: Epoch, lease: LeaseId, claim_by: Monotonic) -> bool {
+        let w = worker.index();
         let Hold::Offered { client, lease: asked, .. } = self.pool.workers()[w].hold else {
             panic!("an offer to nobody: {:?}", self.pool.workers()[w])
         };
@@ -409,9 +413,9 @@ impl World {
         self.memories.iter().for_each(Words::calm);
         self.alive = [false; HOSTILE];
         self.honest.finish();
-        self.feed(Some(PoolEvent::Resume(WORKERS)), VecDeque::new());
+        self.feed(Some(PoolEvent::Resume(LAST)), VecDeque::new());
         for _ in 0..8 {
-            self.feed(Some(PoolEvent::Probe), (1..=WORKERS).collect());
+            self.feed(Some(PoolEvent::Probe), WorkerNumber::up_to(WORKERS).collect());
             self.turn();
             self.pass(Duration::from_millis(250));
             self.check();

@@ -1,16 +1,15 @@
-//! The states that dispatcher and worker tell each other through a slot, each with its number on the wire.
+//! The states of a slot, each with its number in the segment.
 
 use std::fmt;
-use std::time::Duration;
 
-use super::{Epoch, LeaseId, Monotonic, Token};
+use super::LeaseId;
 
-/// How far a lease has come. Who may make which step is said in [`crate::exchange`].
+/// The phase of a lease. [`crate::exchange`] lists the steps and the role that makes each.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Phase {
-    /// Nobody holds the worker.
+    /// The worker has no lease.
     Free = 0,
-    /// The dispatcher has promised it to a client.
+    /// The dispatcher has offered the worker to a client.
     Offered = 1,
     /// The worker has taken the client's request.
     Claimed = 2,
@@ -18,9 +17,9 @@ pub enum Phase {
     Responding = 3,
     /// The worker has finished.
     Done = 4,
-    /// The dispatcher took the offer back in time.
+    /// The dispatcher has revoked the offer before a claim.
     Revoked = 5,
-    /// The dispatcher ended a claimed lease: deadline, or the worker is dead.
+    /// The dispatcher has ended a claimed lease: its deadline has passed, or the worker is dead.
     Aborted = 6,
 }
 
@@ -49,7 +48,7 @@ impl Claim {
         }
     }
 
-    /// Reads a word; `None` if it is not one that [`Self::word`] writes.
+    /// Parses a word; `None` if [`Self::word`] never writes it.
     pub fn new(word: u64) -> Option<Self> {
         match (LeaseId::new(word >> 8), Phase::new(word & 0xff)?) {
             (None, Phase::Free) => Some(Claim::Free),
@@ -59,36 +58,16 @@ impl Claim {
     }
 }
 
-/// What a lease says: which lives it binds, its secret and its bounds.
-#[derive(Clone, Copy, Debug)]
-pub struct LeaseTerms {
-    /// The lease.
-    pub lease: LeaseId,
-    /// The worker's incarnation it was given on; any other must refuse it.
-    pub worker_epoch: Epoch,
-    /// The dispatcher's incarnation that gave it.
-    pub dispatcher_epoch: Epoch,
-    /// The client's proof.
-    pub token: Token,
-    /// When an unclaimed lease ends.
-    pub claim_by: Monotonic,
-    /// How long the request may take from the claim on.
-    pub request_timeout: Duration,
-    /// The mark of the connection that is handed over with it; 0 without one. A dispatcher that finds a connection in
-    /// the supervisor's store knows by it which lease that was lent with.
-    pub connection: u32,
-}
-
-/// What a worker says of itself in its life line.
+/// The state that a worker publishes in its life line.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Lifecycle {
-    /// It has taken the slot but cannot serve yet.
+    /// It has attached to the slot but cannot serve yet.
     Starting = 1,
-    /// It answers offers.
+    /// It accepts offers.
     Ready = 2,
-    /// It finishes what it has and takes nothing new.
+    /// It finishes its request and accepts no offer.
     Draining = 3,
-    /// It is being replaced by its own next incarnation.
+    /// Its next incarnation is about to replace it.
     Recycling = 4,
 }
 
@@ -100,7 +79,7 @@ impl Lifecycle {
     }
 }
 
-/// Why a worker refuses.
+/// Why a worker refuses an offer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum RefuseReason {
     /// It still works for another lease.
@@ -109,7 +88,7 @@ pub enum RefuseReason {
     Starting = 2,
     /// It is being taken out of service.
     Draining = 3,
-    /// It is being replaced by its next incarnation.
+    /// Its next incarnation is about to replace it.
     Recycling = 4,
     /// The question names a lease or an incarnation that is not in the slot.
     Stale = 5,
@@ -138,9 +117,10 @@ impl fmt::Display for RefuseReason {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::ids::Epoch;
 
     #[test]
-    fn a_claim_reads_what_it_writes_and_refuses_the_rest() {
+    fn a_claim_parses_its_own_words_and_nothing_else() {
         let lease = LeaseId::of(Epoch::FIRST, 7);
         for claim in [Claim::Free, Claim::Held(lease, Phase::Offered), Claim::Held(lease, Phase::Aborted)] {
             assert_eq!(Claim::new(claim.word()), Some(claim));

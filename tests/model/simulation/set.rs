@@ -3,11 +3,11 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use patou::ids::Monotonic;
-use patou::liveness::RestartLimits;
-use patou::pool::{PoolEvent, SUSPICION};
-use patou::probe::{PoolReport, ProbeReport, WorkerReport};
-use patou::watchdog::plan::PlanLimits;
+use crate::ids::Monotonic;
+use crate::liveness::RestartLimits;
+use crate::pool::{PoolEvent, SUSPICION};
+use crate::probe::{PoolReport, ProbeReport, WorkerReport};
+use crate::watchdog::plan::PlanLimits;
 
 use super::core::{PROBE, Sim, WORKERS, What};
 use super::dog::{DRAIN, Dog, Wake};
@@ -349,7 +349,7 @@ impl Set {
             self.core.happen(What::Rung(w));
         }
         let now = self.core.now;
-        let worker = |(w, worker): (usize, &patou::pool::Worker)| WorkerReport {
+        let worker = |(w, worker): (usize, &crate::pool::Worker)| WorkerReport {
             epoch: worker.epoch.map_or(0, |epoch| epoch.get()),
             serves: worker.up,
             late: worker.late,

@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
-use patou::ids::Monotonic;
-use patou::liveness::{HeldBy, ProcessSample, SchedStat, ThreadActivity};
+use crate::ids::Monotonic;
+use crate::liveness::{HeldBy, ProcessSample, SchedStat, ThreadActivity};
 
 use super::set::Happening;
 

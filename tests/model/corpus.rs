@@ -1,20 +1,19 @@
-//! The kept corpus of the fuzz targets, in an ordinary test: what was found once stays found. See `tests/fuzz/run`.
-
-#[path = "fuzz/src/targets/mod.rs"]
-mod targets;
+//! Replays the kept corpus of the fuzz targets: an input that once found a fault stays a test. See `tests/fuzz/run`.
 
 use std::fs;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::PathBuf;
+
+use crate::fuzz_targets::ALL;
 
 fn corpus() -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/fuzz/corpus")
 }
 
 #[test]
-fn every_input_of_the_corpus_is_answered() {
+fn every_input_of_the_corpus_passes() {
     let mut failed = Vec::new();
-    for (name, target) in targets::ALL {
+    for (name, target) in ALL {
         let mut count = 0;
         for file in fs::read_dir(corpus().join(name)).unwrap_or_else(|error| panic!("{name}: {error}")) {
             let file = file.unwrap().path();
@@ -30,9 +29,9 @@ fn every_input_of_the_corpus_is_answered() {
 }
 
 #[test]
-fn every_corpus_has_its_target() {
-    for folder in fs::read_dir(corpus()).unwrap() {
-        let name = folder.unwrap().file_name().into_string().unwrap();
-        assert!(targets::ALL.iter().any(|(known, _)| *known == name), "{name}");
+fn every_corpus_belongs_to_a_target() {
+    for directory in fs::read_dir(corpus()).unwrap() {
+        let name = directory.unwrap().file_name().into_string().unwrap();
+        assert!(ALL.iter().any(|(known, _)| *known == name), "{name}");
     }
 }

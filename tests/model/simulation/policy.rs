@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
-use patou::ids::Monotonic;
-use patou::liveness::RestartLimits;
+use crate::ids::Monotonic;
+use crate::liveness::RestartLimits;
 
 /// Unplanned ends of one part.
 #[derive(Debug, Default)]

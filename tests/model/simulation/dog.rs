@@ -3,9 +3,9 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
-use patou::ids::{Monotonic, WorkerId};
-use patou::probe::ProbeReport;
-use patou::watchdog::plan::{
+use crate::ids::{Monotonic, WorkerId};
+use crate::probe::ProbeReport;
+use crate::watchdog::plan::{
     ConfigChange, Notice, Part, PartSignal, Plan, PlanAction, PlanEvent, PlanLimits, WorkerLiveness,
 };
 
@@ -65,7 +65,7 @@ pub fn part(p: usize) -> Part {
 }
 
 pub fn number(part: &Part) -> usize {
-    part.worker().map_or(0, |id| id.number.into())
+    part.worker().map_or(0, |id| id.number.get().into())
 }
 
 fn workers() -> BTreeMap<WorkerId, Duration> {
@@ -214,7 +214,7 @@ impl Set {
                 None
             }
             PlanAction::KillOrphans(id) => {
-                self.core.later(1, What::Rung(usize::from(id.number) - 1));
+                self.core.later(1, What::Rung(id.number.index()));
                 None
             }
             PlanAction::Quiesce => {

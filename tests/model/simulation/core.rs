@@ -8,10 +8,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use patou::dispatcher::slot;
-use patou::exchange::{self, DispatcherSide, Incarnation, QuestionKind, Reply, SlotMemory, WORDS, Word, WorkerSide};
-use patou::ids::{Claim, Epoch, LeaseId, LeaseTerms, Lifecycle, Monotonic, Phase, Token};
-use patou::pool::{ClientId, Hold, LeaseEnd, Peer, Pool, PoolAction, PoolEvent, PoolLimits, PoolNote, SUSPICION};
+use crate::dispatcher::slot;
+use crate::exchange::{self, DispatcherSide, Incarnation, QuestionKind, Reply, SlotMemory, WORDS, Word, WorkerSide};
+use crate::ids::{Claim, Epoch, LeaseId, LeaseTerms, Lifecycle, Monotonic, Phase, Token, WorkerNumber};
+use crate::pool::{ClientId, Hold, LeaseEnd, Peer, Pool, PoolAction, PoolEvent, PoolLimits, PoolNote, SUSPICION};
 
 use super::random::Random;
 
@@ -159,7 +159,7 @@ pub struct Sim {
     suspects: HashMap<Peer, Monotonic>,
     pub events: BTreeMap<(Monotonic, u64), What>,
     count: u64,
-    to_look: VecDeque<u16>,
+    to_look: VecDeque<WorkerNumber>,
     pub granted: u64,
     /// How long the dispatcher has been running: what a client may wait is counted by that.
     pub serving: Monotonic,
@@ -315,7 +315,7 @@ impl Sim {
     }
 
     fn look_everywhere(&mut self) {
-        self.to_look = (1..=WORKERS).collect();
+        self.to_look = WorkerNumber::up_to(WORKERS).collect();
         self.look_around();
     }
 
@@ -332,7 +332,7 @@ impl Sim {
 
     pub fn look_around(&mut self) {
         while let Some(n) = self.to_look.pop_front() {
-            let w = usize::from(n) - 1;
+            let w = n.index();
             let seen = slot::read_slot(&mut self.askers[w], self.workers[w].is_there());
             self.tell(PoolEvent::SlotRead(n, seen));
         }
@@ -352,12 +352,12 @@ impl Sim {
         let touched = match action {
             PoolAction::ReadSlot(n) => Some(n),
             PoolAction::Question(n, ask) => {
-                slot::write_question(&mut self.askers[usize::from(n) - 1], ask);
-                self.ring(What::Turn(usize::from(n) - 1));
+                slot::write_question(&mut self.askers[n.index()], ask);
+                self.ring(What::Turn(n.index()));
                 None
             }
             PoolAction::Ring(n) => {
-                self.ring(What::Turn(usize::from(n) - 1));
+                self.ring(What::Turn(n.index()));
                 None
             }
             PoolAction::Offer { worker, epoch, lease, claim_by, connection } => {
@@ -365,7 +365,7 @@ impl Sim {
                 Some(worker)
             }
             PoolAction::Revoke(n, lease) => {
-                if self.askers[usize::from(n) - 1].revoke(lease)
+                if self.askers[n.index()].revoke(lease)
                     && let Some(&(_, Some(client))) = self.leases.get(&lease)
                 {
                     self.clients.get_mut(&client).unwrap().lent = false;
@@ -373,17 +373,17 @@ impl Sim {
                 Some(n)
             }
             PoolAction::Abort(n, lease) => {
-                if self.askers[usize::from(n) - 1].abort(lease) {
+                if self.askers[n.index()].abort(lease) {
                     self.aborted.insert(lease);
                 }
                 Some(n)
             }
             PoolAction::Reclaim(n, lease) => {
-                self.askers[usize::from(n) - 1].reclaim(lease);
+                self.askers[n.index()].reclaim(lease);
                 Some(n)
             }
             PoolAction::Release(n, lease) => {
-                self.askers[usize::from(n) - 1].release(lease);
+                self.askers[n.index()].release(lease);
                 Some(n)
             }
             PoolAction::Clear(_) | PoolAction::Note(_, PoolNote::Corrupt) => {
@@ -412,8 +412,15 @@ impl Sim {
         self.to_look.extend(touched.filter(|n| !self.to_look.contains(n)));
     }
 
-    fn offer(&mut self, worker: u16, epoch: Epoch, lease: LeaseId, claim_by: Monotonic, connection: Option<ClientId>) {
-        let w = usize::from(worker) - 1;
+    fn offer(
+        &mut self,
+        worker: WorkerNumber,
+        epoch: Epoch,
+        lease: LeaseId,
+        claim_by: Monotonic,
+        connection: Option<ClientId>,
+    ) {
+        let w = worker.index();
         let terms = LeaseTerms {
             lease,
             worker_epoch: epoch,
@@ -451,10 +458,10 @@ impl Sim {
     }
 
     /// A connection is nobody's any more.
-    fn over(&mut self, id: ClientId, worker: u16, lease: LeaseId, end: LeaseEnd) {
+    fn over(&mut self, id: ClientId, worker: WorkerNumber, lease: LeaseId, end: LeaseEnd) {
         let state = std::mem::replace(&mut self.clients.get_mut(&id).unwrap().state, State::Over);
         assert_eq!(state, State::Granted(lease), "client {id} of worker {worker}: {end:?}");
-        let has = self.workers[usize::from(worker) - 1].request == Some(lease);
+        let has = self.workers[worker.index()].request == Some(lease);
         match end {
             LeaseEnd::Done | LeaseEnd::NoResponse | LeaseEnd::Cut => {
                 assert!(!has, "{end:?} of lease {lease}, which goes on")
@@ -475,7 +482,7 @@ impl Sim {
         self.waiting.remove(&client);
     }
 
-    fn grant(&mut self, client: ClientId, worker: u16, lease: LeaseId) {
+    fn grant(&mut self, client: ClientId, worker: WorkerNumber, lease: LeaseId) {
         self.verdict(client, State::Granted(lease));
         self.granted += 1;
         if self.clients[&client].handed {
@@ -485,7 +492,7 @@ impl Sim {
         if self.eager {
             return;
         }
-        let w = usize::from(worker) - 1;
+        let w = worker.index();
         match self.random.below(100) {
             0..4 if !self.healing => {}
             4..10 if !self.healing => self.later(600, What::Claim(w, client)),
@@ -599,7 +606,7 @@ impl Sim {
                 worker.state = Lifecycle::Recycling;
                 respondent.set_state(worker.state, true);
             } else {
-                reply = Reply::Refuse(patou::ids::RefuseReason::Busy);
+                reply = Reply::Refuse(crate::ids::RefuseReason::Busy);
             }
         }
         worker.answered = question.sequence;
@@ -679,7 +686,7 @@ impl Sim {
         }
         assert_eq!(worker.request.take(), Some(lease));
         if self.random.percent(50) {
-            respondent.mark_kept(lease);
+            respondent.keep_connection(lease);
         }
         assert!(respondent.done(lease), "lease {lease} of a living worker was ended");
         self.ring(What::Rung(w));
@@ -713,7 +720,7 @@ impl Sim {
                 }
             }
             What::Rung(w) => {
-                self.to_look.push_back(w as u16 + 1);
+                self.to_look.push_back(WorkerNumber::of(w as u16 + 1));
                 self.look_around();
             }
             What::Turn(w) => self.turn(w),
@@ -779,9 +786,9 @@ impl Sim {
             What::Drain(w) => {
                 self.later(8000, What::Drain(w));
                 self.later(800, What::Resume(w));
-                self.tell(PoolEvent::Drain(w as u16 + 1));
+                self.tell(PoolEvent::Drain(WorkerNumber::of(w as u16 + 1)));
             }
-            What::Resume(w) => self.tell(PoolEvent::Resume(w as u16 + 1)),
+            What::Resume(w) => self.tell(PoolEvent::Resume(WorkerNumber::of(w as u16 + 1))),
             What::Probe => {
                 self.after(PROBE, What::Probe);
                 self.tell(PoolEvent::Probe);
@@ -885,7 +892,7 @@ impl Sim {
         self.calm();
         for w in 0..self.workers.len() {
             self.happen(What::Thaw(w));
-            self.tell(PoolEvent::Resume(w as u16 + 1));
+            self.tell(PoolEvent::Resume(WorkerNumber::of(w as u16 + 1)));
             if self.workers[w].respondent.is_none() {
                 self.later(50, What::Begin(w));
             }

@@ -6,16 +6,19 @@
 use std::net::{IpAddr, Ipv4Addr};
 use std::time::Duration;
 
-use patou::ids::Lifecycle::{Draining, Ready, Recycling, Starting};
-use patou::ids::Phase::{Aborted, Claimed, Done, Offered, Responding, Revoked};
-use patou::ids::{Claim, Epoch, LeaseId, LeaseTerms, Lifecycle, Monotonic, Phase, RefuseReason, Token};
-use patou::pool::PoolAction::{Abort, Clear, ReadSlot, Reclaim, Refuse, Release, Revoke, Ring};
-use patou::pool::PoolEvent::{Client, Disconnected, Probe, Quiesce, Tick};
-use patou::pool::{
+use crate::ids::Lifecycle::{Draining, Ready, Recycling, Starting};
+use crate::ids::Phase::{Aborted, Claimed, Done, Offered, Responding, Revoked};
+use crate::ids::{Claim, Epoch, LeaseId, LeaseTerms, Lifecycle, Monotonic, Phase, RefuseReason, Token, WorkerNumber};
+use crate::pool::PoolAction::{Abort, Clear, ReadSlot, Reclaim, Refuse, Release, Revoke, Ring};
+use crate::pool::PoolEvent::{Client, Disconnected, Probe, Quiesce, Tick};
+use crate::pool::{
     Hold, LeaseEnd, Peer, Pool, PoolAction, PoolEvent, PoolLimits, PoolNote, Refusal, SlotAnswer, SlotQuestion,
     SlotView,
 };
 
+const W1: WorkerNumber = WorkerNumber::of(1);
+const W2: WorkerNumber = WorkerNumber::of(2);
+const W3: WorkerNumber = WorkerNumber::of(3);
 const A: Peer = Peer::Ip(IpAddr::V4(Ipv4Addr::new(192, 0, 2, 1)));
 const B: Peer = Peer::User(1000);
 const ONE: Epoch = Epoch::FIRST;
@@ -84,15 +87,21 @@ fn in_state(state: Lifecycle, wants_recycle: bool) -> SlotView {
 }
 
 fn offer(worker: u16, n: u64, now: u64) -> PoolAction {
-    PoolAction::Offer { worker, epoch: ONE, lease: lease(n), claim_by: at(now + 1050), connection: None }
+    PoolAction::Offer {
+        worker: WorkerNumber::of(worker),
+        epoch: ONE,
+        lease: lease(n),
+        claim_by: at(now + 1050),
+        connection: None,
+    }
 }
 
 fn grant(client: u64, worker: u16, n: u64, offered: u64) -> PoolAction {
-    PoolAction::Grant { client, worker, lease: lease(n), claim_by: at(offered + 1050) }
+    PoolAction::Grant { client, worker: WorkerNumber::of(worker), lease: lease(n), claim_by: at(offered + 1050) }
 }
 
 fn note(worker: u16, note: PoolNote) -> PoolAction {
-    PoolAction::Note(worker, note)
+    PoolAction::Note(WorkerNumber::of(worker), note)
 }
 
 fn timeout(ms: u64) -> Refusal {
@@ -124,7 +133,7 @@ impl PoolTest {
 
     #[track_caller]
     fn read_slot(&mut self, now: u64, n: u16, view: SlotView, expected: &[PoolAction]) {
-        self.handle(now, PoolEvent::SlotRead(n, view), expected);
+        self.handle(now, PoolEvent::SlotRead(WorkerNumber::of(n), view), expected);
     }
 
     #[track_caller]
@@ -147,7 +156,7 @@ impl PoolTest {
     /// The worker finishes lease `n`.
     #[track_caller]
     fn finish(&mut self, now: u64, worker: u16, n: u64, expected: &[PoolAction]) {
-        self.read_slot(now, worker, held(lease(n), Done, now), &[Release(worker, lease(n))]);
+        self.read_slot(now, worker, held(lease(n), Done, now), &[Release(WorkerNumber::of(worker), lease(n))]);
         self.read_slot(now, worker, free(), expected);
     }
 }
@@ -161,10 +170,10 @@ fn client_gets_the_most_recently_idle_worker() {
     t.assert_deadline(50);
     t.read_slot(1, 2, accepted(1, 0), &[grant(1, 2, 1, 0)]);
     t.assert_deadline(101);
-    t.handle(101, Tick, &[ReadSlot(2)]);
+    t.handle(101, Tick, &[ReadSlot(W2)]);
     t.read_slot(101, 2, held(lease(1), Responding, 0), &[]);
     t.assert_deadline(201);
-    t.read_slot(102, 2, held(lease(1), Done, 0), &[Release(2, lease(1))]);
+    t.read_slot(102, 2, held(lease(1), Done, 0), &[Release(W2, lease(1))]);
     t.read_slot(102, 2, free(), &[]);
     t.assert_deadline(None);
     assert!(t.0.is_quiet());
@@ -177,12 +186,12 @@ fn refused_offer_goes_to_the_next_worker() {
     t.handle(0, Client(1, A), &[offer(2, 1, 0)]);
     let refuse = SlotAnswer::Refuse(lease(1), RefuseReason::Draining);
     let draining = SlotView { life: Some((ONE, Draining, false)), ..held(lease(1), Offered, 0) };
-    t.read_slot(1, 2, answered(refuse, draining), &[Revoke(2, lease(1))]);
+    t.read_slot(1, 2, answered(refuse, draining), &[Revoke(W2, lease(1))]);
     t.read_slot(
         1,
         2,
         SlotView { claim: Some(Claim::Held(lease(1), Revoked)), ..draining },
-        &[Release(2, lease(1)), offer(1, 2, 1)],
+        &[Release(W2, lease(1)), offer(1, 2, 1)],
     );
     t.read_slot(1, 2, in_state(Draining, false), &[]);
     t.read_slot(2, 1, accepted(2, 1), &[grant(1, 1, 2, 1)]);
@@ -194,9 +203,9 @@ fn late_worker_gets_no_offer_until_it_answers() {
     let mut t = PoolTest::with_idle_workers(LIMITS);
     t.handle(0, Client(1, A), &[offer(2, 1, 0)]);
     t.read_slot(49, 2, held(lease(1), Offered, 0), &[]);
-    t.handle(50, Tick, &[ReadSlot(2)]);
-    t.read_slot(50, 2, held(lease(1), Offered, 0), &[note(2, PoolNote::Late(lease(1))), Revoke(2, lease(1))]);
-    t.read_slot(50, 2, held(lease(1), Revoked, 0), &[Release(2, lease(1)), offer(1, 2, 50)]);
+    t.handle(50, Tick, &[ReadSlot(W2)]);
+    t.read_slot(50, 2, held(lease(1), Offered, 0), &[note(2, PoolNote::Late(lease(1))), Revoke(W2, lease(1))]);
+    t.read_slot(50, 2, held(lease(1), Revoked, 0), &[Release(W2, lease(1)), offer(1, 2, 50)]);
     t.read_slot(50, 2, free(), &[]);
     t.read_slot(51, 1, accepted(2, 50), &[grant(1, 1, 2, 50)]);
     t.handle(52, Client(2, A), &[]);
@@ -209,7 +218,7 @@ fn late_worker_gets_no_offer_until_it_answers() {
 fn answer_found_by_the_read_at_the_deadline_is_not_late() {
     let mut t = PoolTest::with_idle_workers(LIMITS);
     t.handle(0, Client(1, A), &[offer(2, 1, 0)]);
-    t.handle(70, Tick, &[ReadSlot(2)]);
+    t.handle(70, Tick, &[ReadSlot(W2)]);
     t.read_slot(70, 2, accepted(1, 0), &[grant(1, 2, 1, 0)]);
 }
 
@@ -217,8 +226,8 @@ fn answer_found_by_the_read_at_the_deadline_is_not_late() {
 fn accept_after_the_claim_deadline_is_revoked() {
     let mut t = PoolTest::with_idle_workers(LIMITS);
     t.handle(0, Client(1, A), &[offer(2, 1, 0)]);
-    t.read_slot(1050, 2, accepted(1, 0), &[Revoke(2, lease(1))]);
-    t.read_slot(1050, 2, held(lease(1), Revoked, 0), &[Refuse(1, timeout(1050)), Release(2, lease(1))]);
+    t.read_slot(1050, 2, accepted(1, 0), &[Revoke(W2, lease(1))]);
+    t.read_slot(1050, 2, held(lease(1), Revoked, 0), &[Refuse(1, timeout(1050)), Release(W2, lease(1))]);
     t.read_slot(1050, 2, free(), &[]);
     t.handle(1051, Client(2, A), &[offer(2, 2, 1051)]); // the worker is not late, and the peer is not limited
     t.handle(1052, Client(3, A), &[offer(1, 3, 1052)]);
@@ -229,13 +238,13 @@ fn accept_of_a_dead_worker_is_revoked() {
     for make_dead in [dead as fn(SlotView) -> SlotView, |view| incarnation(2, Starting, view)] {
         let mut t = PoolTest::with_idle_workers(LIMITS);
         t.handle(0, Client(1, A), &[offer(2, 1, 0)]);
-        let actions = t.0.handle(at(1), PoolEvent::SlotRead(2, make_dead(accepted(1, 0))));
+        let actions = t.0.handle(at(1), PoolEvent::SlotRead(W2, make_dead(accepted(1, 0))));
         assert!(
-            actions.contains(&note(2, PoolNote::Down(ONE))) && actions.ends_with(&[Revoke(2, lease(1))]),
+            actions.contains(&note(2, PoolNote::Down(ONE))) && actions.ends_with(&[Revoke(W2, lease(1))]),
             "{actions:?}"
         );
         assert!(!actions.contains(&grant(1, 2, 1, 0)));
-        t.read_slot(1, 2, make_dead(held(lease(1), Revoked, 0)), &[Release(2, lease(1)), offer(1, 2, 1)]);
+        t.read_slot(1, 2, make_dead(held(lease(1), Revoked, 0)), &[Release(W2, lease(1)), offer(1, 2, 1)]);
     }
 }
 
@@ -244,7 +253,7 @@ fn claimed_client_is_not_offered_to_another_worker() {
     // The worker was faster than the revocation.
     let mut t = PoolTest::with_idle_workers(LIMITS);
     t.handle(0, Client(1, A), &[offer(2, 1, 0)]);
-    t.read_slot(50, 2, held(lease(1), Offered, 0), &[note(2, PoolNote::Late(lease(1))), Revoke(2, lease(1))]);
+    t.read_slot(50, 2, held(lease(1), Offered, 0), &[note(2, PoolNote::Late(lease(1))), Revoke(W2, lease(1))]);
     t.read_slot(50, 2, held(lease(1), Claimed, 0), &[grant(1, 2, 1, 0)]);
     assert_eq!(t.hold(2), Hold::Busy { lease: lease(1), connection: None });
     // The worker claimed before its answer was read, and died.
@@ -253,7 +262,7 @@ fn claimed_client_is_not_offered_to_another_worker() {
         61,
         1,
         dead(held(lease(2), Claimed, 60)),
-        &[note(1, PoolNote::Down(ONE)), grant(2, 1, 2, 60), note(1, PoolNote::Lost(lease(2))), Abort(1, lease(2))],
+        &[note(1, PoolNote::Down(ONE)), grant(2, 1, 2, 60), note(1, PoolNote::Lost(lease(2))), Abort(W1, lease(2))],
     );
     assert!(t.0.is_quiet() || t.0.waiting().0 == 0);
 }
@@ -270,13 +279,13 @@ fn queue_keeps_its_limit_order_and_timeout() {
     t.finish(100, 1, 2, &[offer(1, 3, 100)]); // client 3
     t.handle(110, Client(6, A), &[]);
     // Queued again, client 3 is ahead of 4 and 6, although the queue is full without it.
-    t.read_slot(150, 1, held(lease(3), Offered, 100), &[note(1, PoolNote::Late(lease(3))), Revoke(1, lease(3))]);
-    t.read_slot(150, 1, held(lease(3), Revoked, 100), &[Release(1, lease(3))]);
+    t.read_slot(150, 1, held(lease(3), Offered, 100), &[note(1, PoolNote::Late(lease(3))), Revoke(W1, lease(3))]);
+    t.read_slot(150, 1, held(lease(3), Revoked, 100), &[Release(W1, lease(3))]);
     assert_eq!(t.0.waiting(), (3, Some(at(10))));
     t.handle(160, Client(7, A), &[Refuse(7, Refusal::QueueFull(2))]);
     t.finish(200, 2, 1, &[offer(2, 4, 200)]);
     t.read_slot(201, 2, accepted(4, 200), &[grant(3, 2, 4, 200)]);
-    t.handle(519, Tick, &[ReadSlot(1), ReadSlot(2)]);
+    t.handle(519, Tick, &[ReadSlot(W1), ReadSlot(W2)]);
     t.handle(520, Tick, &[Refuse(4, timeout(500))]);
     t.handle(610, Tick, &[Refuse(6, timeout(500))]);
     assert_eq!(t.0.waiting(), (0, None));
@@ -288,8 +297,8 @@ fn client_past_queue_timeout_is_not_queued_again() {
     t.serve(0, (1, A), 1, 1);
     t.handle(0, Client(2, A), &[]);
     t.finish(490, 1, 1, &[offer(1, 2, 490)]);
-    t.read_slot(540, 1, held(lease(2), Offered, 490), &[note(1, PoolNote::Late(lease(2))), Revoke(1, lease(2))]);
-    t.read_slot(540, 1, held(lease(2), Revoked, 490), &[Refuse(2, timeout(540)), Release(1, lease(2))]);
+    t.read_slot(540, 1, held(lease(2), Offered, 490), &[note(1, PoolNote::Late(lease(2))), Revoke(W1, lease(2))]);
+    t.read_slot(540, 1, held(lease(2), Revoked, 490), &[Refuse(2, timeout(540)), Release(W1, lease(2))]);
 }
 
 #[test]
@@ -297,8 +306,8 @@ fn client_may_disconnect_at_any_time() {
     let mut t = PoolTest::with_idle_workers(PoolLimits { workers: 1, ..LIMITS });
     // While its offer is pending.
     t.handle(0, Client(1, A), &[offer(1, 1, 0)]);
-    t.handle(1, Disconnected(1), &[Revoke(1, lease(1))]);
-    t.read_slot(1, 1, held(lease(1), Revoked, 0), &[Release(1, lease(1))]);
+    t.handle(1, Disconnected(1), &[Revoke(W1, lease(1))]);
+    t.read_slot(1, 1, held(lease(1), Revoked, 0), &[Release(W1, lease(1))]);
     t.read_slot(1, 1, free(), &[]);
     // While it is queued.
     t.serve(2, (2, A), 1, 2);
@@ -309,9 +318,9 @@ fn client_may_disconnect_at_any_time() {
     t.assert_deadline(None);
     // While its offer is being revoked.
     t.handle(6, Client(4, A), &[offer(1, 3, 6)]);
-    t.read_slot(56, 1, held(lease(3), Offered, 6), &[note(1, PoolNote::Late(lease(3))), Revoke(1, lease(3))]);
+    t.read_slot(56, 1, held(lease(3), Offered, 6), &[note(1, PoolNote::Late(lease(3))), Revoke(W1, lease(3))]);
     t.handle(56, Disconnected(4), &[]);
-    t.read_slot(56, 1, held(lease(3), Revoked, 6), &[Release(1, lease(3))]);
+    t.read_slot(56, 1, held(lease(3), Revoked, 6), &[Release(W1, lease(3))]);
     assert_eq!(t.0.waiting(), (0, None));
     // After the grant: the lease stays until it is claimed or its time is over.
     t.read_slot(57, 1, answered(SlotAnswer::Ack, free()), &[note(1, PoolNote::Back)]);
@@ -331,9 +340,9 @@ fn leave_unclaimed(t: &mut PoolTest, now: u64, (client, peer): (u64, Peer), work
         now + 1050,
         worker,
         held(lease(n), Offered, now),
-        &[note(worker, PoolNote::Unclaimed(lease(n))), Revoke(worker, lease(n))],
+        &[note(worker, PoolNote::Unclaimed(lease(n))), Revoke(WorkerNumber::of(worker), lease(n))],
     );
-    t.read_slot(now + 1050, worker, held(lease(n), Revoked, now), &[Release(worker, lease(n))]);
+    t.read_slot(now + 1050, worker, held(lease(n), Revoked, now), &[Release(WorkerNumber::of(worker), lease(n))]);
     t.read_slot(now + 1050, worker, free(), &[]);
 }
 
@@ -365,10 +374,10 @@ fn unclaimed_lease_of_a_silent_worker_does_not_count_against_the_peer() {
     let mut t = PoolTest::with_idle_workers(LIMITS);
     t.handle(0, Client(1, A), &[offer(2, 1, 0)]);
     t.read_slot(1, 2, accepted(1, 0), &[grant(1, 2, 1, 0)]);
-    t.handle(250, Probe, &[PoolAction::Question(1, SlotQuestion::Ping), PoolAction::Question(2, SlotQuestion::Ping)]);
+    t.handle(250, Probe, &[PoolAction::Question(W1, SlotQuestion::Ping), PoolAction::Question(W2, SlotQuestion::Ping)]);
     t.read_slot(251, 1, answered(SlotAnswer::Ack, free()), &[]);
-    t.read_slot(1050, 2, held(lease(1), Offered, 0), &[note(2, PoolNote::Unclaimed(lease(1))), Revoke(2, lease(1))]);
-    t.read_slot(1050, 2, held(lease(1), Revoked, 0), &[Release(2, lease(1))]);
+    t.read_slot(1050, 2, held(lease(1), Offered, 0), &[note(2, PoolNote::Unclaimed(lease(1))), Revoke(W2, lease(1))]);
+    t.read_slot(1050, 2, held(lease(1), Revoked, 0), &[Release(W2, lease(1))]);
     t.read_slot(1050, 2, free(), &[]);
     t.handle(1051, Client(2, A), &[offer(2, 2, 1051)]);
     t.handle(1051, Client(3, A), &[offer(1, 3, 1051)]);
@@ -378,13 +387,13 @@ fn unclaimed_lease_of_a_silent_worker_does_not_count_against_the_peer() {
 fn client_of_a_worker_that_dies_before_its_answer_is_offered_to_another() {
     let mut t = PoolTest::with_idle_workers(LIMITS);
     t.handle(0, Client(1, A), &[offer(2, 1, 0)]);
-    t.read_slot(10, 2, dead(held(lease(1), Offered, 0)), &[note(2, PoolNote::Down(ONE)), Revoke(2, lease(1))]);
-    t.read_slot(10, 2, dead(held(lease(1), Revoked, 0)), &[Release(2, lease(1)), offer(1, 2, 10)]);
+    t.read_slot(10, 2, dead(held(lease(1), Offered, 0)), &[note(2, PoolNote::Down(ONE)), Revoke(W2, lease(1))]);
+    t.read_slot(10, 2, dead(held(lease(1), Revoked, 0)), &[Release(W2, lease(1)), offer(1, 2, 10)]);
     t.read_slot(10, 2, dead(free()), &[]);
     t.read_slot(90, 2, incarnation(2, Starting, free()), &[note(2, PoolNote::Up(epoch(2)))]);
     t.handle(91, Client(2, A), &[]);
     let next =
-        PoolAction::Offer { worker: 2, epoch: epoch(2), lease: lease(3), claim_by: at(95 + 1050), connection: None };
+        PoolAction::Offer { worker: W2, epoch: epoch(2), lease: lease(3), claim_by: at(95 + 1050), connection: None };
     t.read_slot(95, 2, incarnation(2, Ready, free()), &[next]);
 }
 
@@ -398,12 +407,12 @@ fn unclaimed_lease_of_a_dead_worker_does_not_count_against_the_peer() {
         40,
         2,
         incarnation(2, Ready, held(lease(1), Offered, 0)),
-        &[note(2, PoolNote::Down(ONE)), note(2, PoolNote::Up(epoch(2))), Revoke(2, lease(1))],
+        &[note(2, PoolNote::Down(ONE)), note(2, PoolNote::Up(epoch(2))), Revoke(W2, lease(1))],
     );
-    t.read_slot(40, 2, incarnation(2, Ready, held(lease(1), Revoked, 0)), &[Release(2, lease(1))]);
+    t.read_slot(40, 2, incarnation(2, Ready, held(lease(1), Revoked, 0)), &[Release(W2, lease(1))]);
     t.read_slot(40, 2, incarnation(2, Ready, free()), &[]);
     let next = |n| PoolAction::Offer {
-        worker: 2,
+        worker: W2,
         epoch: epoch(2),
         lease: lease(n),
         claim_by: at(41 + 1050),
@@ -416,17 +425,18 @@ fn unclaimed_lease_of_a_dead_worker_does_not_count_against_the_peer() {
 #[test]
 fn worker_death_with_a_request_ends_the_lease() {
     // (phase at its death, what ends the lease, phase after that)
-    for (phase, step, after) in [(Claimed, Abort(2, lease(1)), Some(Aborted)), (Responding, Reclaim(2, lease(1)), None)]
+    for (phase, step, after) in
+        [(Claimed, Abort(W2, lease(1)), Some(Aborted)), (Responding, Reclaim(W2, lease(1)), None)]
     {
         for make_dead in [dead as fn(SlotView) -> SlotView, |view| incarnation(2, Ready, view)] {
             let mut t = PoolTest::with_idle_workers(LIMITS);
             t.serve(0, (1, A), 2, 1);
             t.read_slot(1, 2, held(lease(1), phase, 0), &[]);
-            let actions = t.0.handle(at(2), PoolEvent::SlotRead(2, make_dead(held(lease(1), phase, 0))));
+            let actions = t.0.handle(at(2), PoolEvent::SlotRead(W2, make_dead(held(lease(1), phase, 0))));
             assert_eq!(actions[0], note(2, PoolNote::Down(ONE)));
             assert!(actions.ends_with(&[note(2, PoolNote::Lost(lease(1))), step]), "{actions:?}");
             if let Some(after) = after {
-                t.read_slot(2, 2, make_dead(held(lease(1), after, 0)), &[Release(2, lease(1))]);
+                t.read_slot(2, 2, make_dead(held(lease(1), after, 0)), &[Release(W2, lease(1))]);
             }
             t.read_slot(2, 2, make_dead(free()), &[]);
             assert!(t.0.is_quiet());
@@ -448,18 +458,18 @@ fn leases_of_an_earlier_dispatcher_are_recovered_or_ended() {
     t.handle(1, Client(1, A), &[]);
     t.read_slot(2, 1, held(old, Claimed, 0), &[]);
     t.read_slot(3, 1, held(old, Responding, 0), &[]);
-    t.read_slot(4, 1, held(old, Done, 0), &[Release(1, old)]);
+    t.read_slot(4, 1, held(old, Done, 0), &[Release(W1, old)]);
     t.read_slot(4, 1, free(), &[offer(1, 1, 4)]);
 
     let mut t = fresh();
     t.read_slot(0, 1, held(old, Offered, 0), &[up]);
-    t.read_slot(1050, 1, held(old, Offered, 0), &[note(1, PoolNote::Unclaimed(old)), Revoke(1, old)]);
+    t.read_slot(1050, 1, held(old, Offered, 0), &[note(1, PoolNote::Unclaimed(old)), Revoke(W1, old)]);
 
     // Offered to a dead worker, or too long ago.
     let mut t = fresh();
-    t.read_slot(0, 1, dead(held(old, Offered, 0)), &[Revoke(1, old)]);
+    t.read_slot(0, 1, dead(held(old, Offered, 0)), &[Revoke(W1, old)]);
     let mut t = fresh();
-    t.read_slot(2000, 1, held(old, Offered, 0), &[up, Revoke(1, old)]);
+    t.read_slot(2000, 1, held(old, Offered, 0), &[up, Revoke(W1, old)]);
 
     for phase in [Claimed, Responding] {
         let mut t = fresh();
@@ -470,20 +480,20 @@ fn leases_of_an_earlier_dispatcher_are_recovered_or_ended() {
     for phase in [Done, Revoked, Aborted] {
         for alive in [true, false] {
             let mut t = fresh();
-            let actions = t.0.handle(at(0), PoolEvent::SlotRead(1, SlotView { alive, ..held(old, phase, 0) }));
-            assert_eq!(actions.last(), Some(&Release(1, old)), "{phase:?}");
+            let actions = t.0.handle(at(0), PoolEvent::SlotRead(W1, SlotView { alive, ..held(old, phase, 0) }));
+            assert_eq!(actions.last(), Some(&Release(W1, old)), "{phase:?}");
         }
     }
     let mut t = fresh();
-    t.read_slot(0, 1, dead(held(old, Claimed, 0)), &[note(1, PoolNote::Lost(old)), Abort(1, old)]);
+    t.read_slot(0, 1, dead(held(old, Claimed, 0)), &[note(1, PoolNote::Lost(old)), Abort(W1, old)]);
     let mut t = fresh();
-    t.read_slot(0, 1, dead(held(old, Responding, 0)), &[note(1, PoolNote::Lost(old)), Reclaim(1, old)]);
+    t.read_slot(0, 1, dead(held(old, Responding, 0)), &[note(1, PoolNote::Lost(old)), Reclaim(W1, old)]);
 }
 
 #[test]
 fn operator_drains_and_resumes_a_worker() {
     let mut t = PoolTest::with_idle_workers(LIMITS);
-    t.handle(0, PoolEvent::Drain(2), &[PoolAction::Question(2, SlotQuestion::Drain)]);
+    t.handle(0, PoolEvent::Drain(W2), &[PoolAction::Question(W2, SlotQuestion::Drain)]);
     let drained = |view| SlotView { drained: true, ..view };
     t.handle(0, Client(1, A), &[offer(1, 1, 0)]);
     t.read_slot(1, 2, drained(answered(SlotAnswer::Ack, in_state(Draining, false))), &[]);
@@ -496,10 +506,16 @@ fn operator_drains_and_resumes_a_worker() {
     );
     t.handle(
         4,
-        PoolEvent::Resume(2),
+        PoolEvent::Resume(W2),
         &[
-            PoolAction::Question(2, SlotQuestion::Resume),
-            PoolAction::Offer { worker: 2, epoch: epoch(2), lease: lease(2), claim_by: at(4 + 1050), connection: None },
+            PoolAction::Question(W2, SlotQuestion::Resume),
+            PoolAction::Offer {
+                worker: W2,
+                epoch: epoch(2),
+                lease: lease(2),
+                claim_by: at(4 + 1050),
+                connection: None,
+            },
         ],
     );
 }
@@ -512,19 +528,19 @@ fn clients_are_refused_when_every_worker_is_drained() {
     t.serve(0, (1, A), 2, 1);
     t.handle(2, Client(2, A), &[offer(1, 2, 2)]);
     t.handle(3, Client(3, A), &[]);
-    t.handle(4, PoolEvent::Drain(2), &[PoolAction::Question(2, SlotQuestion::Drain)]);
+    t.handle(4, PoolEvent::Drain(W2), &[PoolAction::Question(W2, SlotQuestion::Drain)]);
     // The last worker is drained: the queued client is refused, and the offered one after its offer is revoked.
     t.handle(
         5,
-        PoolEvent::Drain(1),
-        &[Revoke(1, lease(2)), PoolAction::Question(1, SlotQuestion::Drain), out_of_service(3)],
+        PoolEvent::Drain(W1),
+        &[Revoke(W1, lease(2)), PoolAction::Question(W1, SlotQuestion::Drain), out_of_service(3)],
     );
-    t.read_slot(5, 1, drained(held(lease(2), Revoked, 2)), &[Release(1, lease(2)), out_of_service(2)]);
+    t.read_slot(5, 1, drained(held(lease(2), Revoked, 2)), &[Release(W1, lease(2)), out_of_service(2)]);
     t.handle(6, Client(4, A), &[out_of_service(4)]);
     // A dead drained worker is still out of service; after a resume clients are queued again.
     t.read_slot(7, 1, drained(dead(free())), &[note(1, PoolNote::Down(ONE))]);
     t.handle(8, Client(5, A), &[out_of_service(5)]);
-    t.handle(9, PoolEvent::Resume(1), &[PoolAction::Question(1, SlotQuestion::Resume)]);
+    t.handle(9, PoolEvent::Resume(W1), &[PoolAction::Question(W1, SlotQuestion::Resume)]);
     t.handle(9, Client(6, A), &[]);
 }
 
@@ -541,29 +557,30 @@ fn clients_are_refused_when_every_worker_has_failed() {
         4,
         2,
         dead(held(lease(1), Claimed, 2)),
-        &[note(2, PoolNote::Down(ONE)), note(2, PoolNote::Lost(lease(1))), Abort(2, lease(1)), failed(2)],
+        &[note(2, PoolNote::Down(ONE)), note(2, PoolNote::Lost(lease(1))), Abort(W2, lease(1)), failed(2)],
     );
     t.handle(5, Client(3, A), &[failed(3)]);
     // A worker may attach before the watchdog reports it.
     t.read_slot(6, 1, incarnation(2, Ready, free()), &[note(1, PoolNote::Up(epoch(2)))]);
     let again =
-        PoolAction::Offer { worker: 1, epoch: epoch(2), lease: lease(2), claim_by: at(7 + 1050), connection: None };
+        PoolAction::Offer { worker: W1, epoch: epoch(2), lease: lease(2), claim_by: at(7 + 1050), connection: None };
     t.handle(7, Client(4, A), &[again]);
     t.handle(8, PoolEvent::Failed(false), &[]);
     // Clients are queued for a dead worker that has not failed.
-    t.handle(9, Disconnected(4), &[Revoke(1, lease(2))]);
+    t.handle(9, Disconnected(4), &[Revoke(W1, lease(2))]);
     t.read_slot(10, 1, dead(free()), &[note(1, PoolNote::Down(epoch(2)))]);
     t.handle(11, Client(5, A), &[]);
 }
 
 #[test]
 fn drain_or_resume_revokes_a_pending_offer() {
-    for (event, question) in [(PoolEvent::Drain(2), SlotQuestion::Drain), (PoolEvent::Resume(2), SlotQuestion::Resume)]
+    for (event, question) in
+        [(PoolEvent::Drain(W2), SlotQuestion::Drain), (PoolEvent::Resume(W2), SlotQuestion::Resume)]
     {
         let mut t = PoolTest::with_idle_workers(LIMITS);
         t.handle(0, Client(1, A), &[offer(2, 1, 0)]);
-        t.handle(1, event, &[Revoke(2, lease(1)), PoolAction::Question(2, question)]);
-        t.read_slot(1, 2, held(lease(1), Revoked, 0), &[Release(2, lease(1)), offer(1, 2, 1)]);
+        t.handle(1, event, &[Revoke(W2, lease(1)), PoolAction::Question(W2, question)]);
+        t.read_slot(1, 2, held(lease(1), Revoked, 0), &[Release(W2, lease(1)), offer(1, 2, 1)]);
     }
 }
 
@@ -573,8 +590,8 @@ fn workers_are_recycled_one_at_a_time() {
     let recycle = |n| PoolAction::Question(n, SlotQuestion::Recycle);
     let mut t = PoolTest::with_idle_workers(LIMITS);
     t.serve(0, (1, A), 2, 1);
-    t.read_slot(1, 2, SlotView { life: wants_recycle.life, ..held(lease(1), Done, 0) }, &[Release(2, lease(1))]);
-    t.read_slot(1, 2, wants_recycle, &[recycle(2)]);
+    t.read_slot(1, 2, SlotView { life: wants_recycle.life, ..held(lease(1), Done, 0) }, &[Release(W2, lease(1))]);
+    t.read_slot(1, 2, wants_recycle, &[recycle(W2)]);
     t.read_slot(2, 1, wants_recycle, &[]);
     t.handle(3, Client(2, A), &[offer(1, 2, 3)]);
     t.read_slot(
@@ -583,7 +600,7 @@ fn workers_are_recycled_one_at_a_time() {
         answered(SlotAnswer::Accept(lease(2)), SlotView { life: wants_recycle.life, ..held(lease(2), Offered, 3) }),
         &[grant(2, 1, 2, 3)],
     );
-    t.read_slot(4, 1, SlotView { life: wants_recycle.life, ..held(lease(2), Done, 3) }, &[Release(1, lease(2))]);
+    t.read_slot(4, 1, SlotView { life: wants_recycle.life, ..held(lease(2), Done, 3) }, &[Release(W1, lease(2))]);
     t.read_slot(4, 1, wants_recycle, &[]);
     t.read_slot(5, 2, answered(SlotAnswer::Recycle(true), in_state(Recycling, true)), &[]);
     t.read_slot(
@@ -594,16 +611,16 @@ fn workers_are_recycled_one_at_a_time() {
     );
     t.read_slot(6, 1, wants_recycle, &[]); // worker 2 is not ready yet
     t.read_slot(7, 2, incarnation(2, Ready, free()), &[]);
-    t.read_slot(8, 1, wants_recycle, &[recycle(1)]);
+    t.read_slot(8, 1, wants_recycle, &[recycle(W1)]);
     // While a recycled worker is down, the next one is not recycled.
     t.read_slot(9, 1, dead(wants_recycle), &[note(1, PoolNote::Down(ONE))]);
     let again = SlotView { life: Some((epoch(2), Ready, true)), ..free() };
     t.read_slot(10, 2, again, &[]);
     t.read_slot(10, 1, incarnation(2, Ready, free()), &[note(1, PoolNote::Up(epoch(2)))]);
-    t.read_slot(10, 2, again, &[recycle(2)]);
+    t.read_slot(10, 2, again, &[recycle(W2)]);
     // A refused recycle question is not repeated immediately.
     t.read_slot(11, 2, answered(SlotAnswer::Recycle(false), again), &[]);
-    t.read_slot(12, 2, again, &[recycle(2)]);
+    t.read_slot(12, 2, again, &[recycle(W2)]);
 }
 
 #[test]
@@ -611,10 +628,10 @@ fn next_worker_is_recycled_after_recycle_timeout() {
     let wants_recycle = in_state(Ready, true);
     let recycle = |n| PoolAction::Question(n, SlotQuestion::Recycle);
     let mut t = PoolTest::with_idle_workers(PoolLimits { recycle_timeout: Duration::from_millis(300), ..LIMITS });
-    t.read_slot(0, 2, wants_recycle, &[recycle(2)]);
+    t.read_slot(0, 2, wants_recycle, &[recycle(W2)]);
     t.read_slot(1, 2, answered(SlotAnswer::Recycle(true), in_state(Recycling, true)), &[]);
     t.read_slot(299, 1, wants_recycle, &[]);
-    t.read_slot(300, 1, wants_recycle, &[recycle(1)]);
+    t.read_slot(300, 1, wants_recycle, &[recycle(W1)]);
 }
 
 #[test]
@@ -626,11 +643,11 @@ fn recycling_survives_a_drain_and_a_new_dispatcher() {
     t.read_slot(0, 1, in_state(Recycling, true), &[note(1, PoolNote::Up(ONE))]);
     t.read_slot(0, 2, wants_recycle, &[note(2, PoolNote::Up(ONE))]);
     let again = SlotView { life: Some((epoch(2), Ready, true)), ..free() };
-    t.read_slot(1, 1, again, &[note(1, PoolNote::Down(ONE)), note(1, PoolNote::Up(epoch(2))), recycle(1)]);
+    t.read_slot(1, 1, again, &[note(1, PoolNote::Down(ONE)), note(1, PoolNote::Up(epoch(2))), recycle(W1)]);
     // Drain overwrites the recycle question, which is therefore repeated later.
-    t.handle(2, PoolEvent::Drain(1), &[PoolAction::Question(1, SlotQuestion::Drain)]);
-    t.handle(3, PoolEvent::Resume(1), &[PoolAction::Question(1, SlotQuestion::Resume)]);
-    t.read_slot(4, 1, answered(SlotAnswer::Ack, again), &[recycle(1)]);
+    t.handle(2, PoolEvent::Drain(W1), &[PoolAction::Question(W1, SlotQuestion::Drain)]);
+    t.handle(3, PoolEvent::Resume(W1), &[PoolAction::Question(W1, SlotQuestion::Resume)]);
+    t.read_slot(4, 1, answered(SlotAnswer::Ack, again), &[recycle(W1)]);
 }
 
 #[test]
@@ -641,8 +658,8 @@ fn stopping_set_refuses_every_client() {
     t.handle(1, Quiesce, &[Refuse(2, Refusal::Stopping)]);
     t.handle(1, Client(3, A), &[Refuse(3, Refusal::Stopping)]);
     assert!(!t.0.is_quiet());
-    t.read_slot(50, 1, held(lease(1), Offered, 0), &[note(1, PoolNote::Late(lease(1))), Revoke(1, lease(1))]);
-    t.read_slot(50, 1, held(lease(1), Revoked, 0), &[Refuse(1, Refusal::Stopping), Release(1, lease(1))]);
+    t.read_slot(50, 1, held(lease(1), Offered, 0), &[note(1, PoolNote::Late(lease(1))), Revoke(W1, lease(1))]);
+    t.read_slot(50, 1, held(lease(1), Revoked, 0), &[Refuse(1, Refusal::Stopping), Release(W1, lease(1))]);
     t.read_slot(50, 1, free(), &[]);
     assert!(t.0.is_quiet());
     t.assert_deadline(None);
@@ -655,9 +672,9 @@ fn added_worker_serves_queued_clients() {
     t.handle(1, Client(2, A), &[]);
     t.0.reconfigure(LIMITS);
     t.assert_deadline(0);
-    t.handle(2, Tick, &[ReadSlot(1), ReadSlot(2)]);
+    t.handle(2, Tick, &[ReadSlot(W1), ReadSlot(W2)]);
     t.read_slot(2, 1, held(lease(1), Claimed, 0), &[]);
-    t.read_slot(2, 2, SlotView::default(), &[Clear(2)]);
+    t.read_slot(2, 2, SlotView::default(), &[Clear(W2)]);
     t.read_slot(3, 2, free(), &[note(2, PoolNote::Up(ONE)), offer(2, 2, 3)]);
 }
 
@@ -666,7 +683,7 @@ fn pool_shrinks_and_grows_while_clients_are_queued() {
     let mut t = PoolTest::with_idle_workers(LIMITS);
     t.serve(0, (1, A), 2, 1);
     t.0.reconfigure(PoolLimits { workers: 1, ..LIMITS });
-    t.handle(1, Tick, &[ReadSlot(1), ReadSlot(2)]);
+    t.handle(1, Tick, &[ReadSlot(W1), ReadSlot(W2)]);
     t.read_slot(1, 1, free(), &[]);
     t.read_slot(1, 2, held(lease(1), Claimed, 0), &[]);
     t.serve(2, (2, A), 1, 2);
@@ -675,11 +692,11 @@ fn pool_shrinks_and_grows_while_clients_are_queued() {
     assert_eq!(t.0.workers().len(), 2);
     t.0.reconfigure(LIMITS);
     t.assert_deadline(0);
-    t.handle(5, Tick, &[ReadSlot(1), ReadSlot(2), offer(2, 3, 5)]);
+    t.handle(5, Tick, &[ReadSlot(W1), ReadSlot(W2), offer(2, 3, 5)]);
     t.read_slot(6, 2, accepted(3, 5), &[grant(3, 2, 3, 5)]);
     t.0.reconfigure(PoolLimits { workers: 0, ..LIMITS });
-    t.read_slot(7, 2, dead(held(lease(3), Offered, 5)), &[note(2, PoolNote::Down(ONE)), Revoke(2, lease(3))]);
-    t.read_slot(7, 2, dead(held(lease(3), Revoked, 5)), &[Release(2, lease(3))]);
+    t.read_slot(7, 2, dead(held(lease(3), Offered, 5)), &[note(2, PoolNote::Down(ONE)), Revoke(W2, lease(3))]);
+    t.read_slot(7, 2, dead(held(lease(3), Revoked, 5)), &[Release(W2, lease(3))]);
     t.read_slot(7, 2, dead(free()), &[]);
     assert_eq!(t.0.workers().len(), 1, "worker 2 is removed, worker 1 still serves");
     t.read_slot(8, 2, free(), &[]); // worker 2 is unknown
@@ -694,7 +711,7 @@ fn corrupt_slot_gets_no_offer_and_is_cleared_only_after_its_worker_died() {
     assert!(t.0.workers()[1].corrupt);
     t.assert_deadline(51);
     t.read_slot(101, 2, corrupt, &[]); // reported once
-    t.read_slot(102, 2, dead(corrupt), &[note(2, PoolNote::Down(ONE)), Clear(2)]);
+    t.read_slot(102, 2, dead(corrupt), &[note(2, PoolNote::Down(ONE)), Clear(W2)]);
     t.read_slot(102, 2, dead(free()), &[]);
     assert!(!t.0.workers()[1].corrupt);
 
@@ -704,7 +721,7 @@ fn corrupt_slot_gets_no_offer_and_is_cleared_only_after_its_worker_died() {
         for unreadable in [SlotView { terms: None, ..intact }, SlotView { life: None, ..intact }] {
             let mut t = PoolTest::with_idle_workers(LIMITS);
             t.serve(0, (1, A), 2, 1);
-            let actions = t.0.handle(at(1), PoolEvent::SlotRead(2, unreadable));
+            let actions = t.0.handle(at(1), PoolEvent::SlotRead(W2, unreadable));
             assert_eq!(actions.last(), Some(&note(2, PoolNote::Corrupt)), "{actions:?}");
             assert_eq!(t.hold(2), Hold::Releasing);
         }
@@ -717,22 +734,22 @@ fn pool_without_a_queue_refuses_when_no_worker_is_free() {
     t.handle(0, Client(1, A), &[offer(2, 1, 0)]);
     t.serve(1, (2, A), 1, 2);
     t.handle(2, Client(3, A), &[Refuse(3, Refusal::NoWorkerFree)]);
-    t.read_slot(50, 2, held(lease(1), Offered, 0), &[note(2, PoolNote::Late(lease(1))), Revoke(2, lease(1))]);
-    t.read_slot(50, 2, held(lease(1), Revoked, 0), &[Release(2, lease(1)), Refuse(1, Refusal::NoWorkerFree)]);
+    t.read_slot(50, 2, held(lease(1), Offered, 0), &[note(2, PoolNote::Late(lease(1))), Revoke(W2, lease(1))]);
+    t.read_slot(50, 2, held(lease(1), Revoked, 0), &[Release(W2, lease(1)), Refuse(1, Refusal::NoWorkerFree)]);
     t.assert_deadline(101);
 
     // An idle worker that is being recycled is not free.
     let mut t = PoolTest::with_idle_workers(PoolLimits { queue: 0, ..LIMITS });
-    t.read_slot(0, 1, in_state(Ready, true), &[PoolAction::Question(1, SlotQuestion::Recycle)]);
+    t.read_slot(0, 1, in_state(Ready, true), &[PoolAction::Question(W1, SlotQuestion::Recycle)]);
     t.handle(0, Client(1, A), &[offer(2, 1, 0)]);
-    t.read_slot(50, 2, held(lease(1), Offered, 0), &[note(2, PoolNote::Late(lease(1))), Revoke(2, lease(1))]);
-    t.read_slot(50, 2, held(lease(1), Revoked, 0), &[Release(2, lease(1)), Refuse(1, Refusal::NoWorkerFree)]);
+    t.read_slot(50, 2, held(lease(1), Offered, 0), &[note(2, PoolNote::Late(lease(1))), Revoke(W2, lease(1))]);
+    t.read_slot(50, 2, held(lease(1), Revoked, 0), &[Release(W2, lease(1)), Refuse(1, Refusal::NoWorkerFree)]);
 
     // While another worker is free, a missed offer does not end in a refusal.
     let mut t = PoolTest::with_idle_workers(PoolLimits { queue: 0, queue_timeout: Duration::ZERO, ..LIMITS });
     t.handle(0, Client(1, A), &[offer(2, 1, 0)]);
-    t.read_slot(50, 2, held(lease(1), Offered, 0), &[note(2, PoolNote::Late(lease(1))), Revoke(2, lease(1))]);
-    t.read_slot(50, 2, held(lease(1), Revoked, 0), &[Release(2, lease(1)), offer(1, 2, 50)]);
+    t.read_slot(50, 2, held(lease(1), Offered, 0), &[note(2, PoolNote::Late(lease(1))), Revoke(W2, lease(1))]);
+    t.read_slot(50, 2, held(lease(1), Revoked, 0), &[Release(W2, lease(1)), offer(1, 2, 50)]);
 }
 
 #[test]
@@ -740,21 +757,21 @@ fn probe_questions_every_worker_and_recovers_lost_rings() {
     let mut t = PoolTest::with_idle_workers(PoolLimits { workers: 3, ..LIMITS });
     t.serve(0, (1, A), 3, 1);
     t.read_slot(0, 1, dead(free()), &[note(1, PoolNote::Down(ONE))]);
-    let finished = PoolAction::Question(3, SlotQuestion::Finished(lease(1)));
-    t.handle(250, Probe, &[ReadSlot(1), PoolAction::Question(2, SlotQuestion::Ping), finished]);
+    let finished = PoolAction::Question(W3, SlotQuestion::Finished(lease(1)));
+    t.handle(250, Probe, &[ReadSlot(W1), PoolAction::Question(W2, SlotQuestion::Ping), finished]);
     t.read_slot(250, 1, dead(free()), &[]);
     t.read_slot(251, 3, answered(SlotAnswer::Ack, held(lease(1), Claimed, 0)), &[]);
-    t.handle(500, Probe, &[ReadSlot(1), Ring(2), ReadSlot(2), finished]);
+    t.handle(500, Probe, &[ReadSlot(W1), Ring(W2), ReadSlot(W2), finished]);
     t.read_slot(500, 1, incarnation(2, Ready, free()), &[note(1, PoolNote::Up(epoch(2)))]);
     t.read_slot(500, 2, answered(SlotAnswer::Ack, free()), &[]);
     t.handle(
         750,
         Probe,
         &[
-            PoolAction::Question(1, SlotQuestion::Ping),
-            PoolAction::Question(2, SlotQuestion::Ping),
-            Ring(3),
-            ReadSlot(3),
+            PoolAction::Question(W1, SlotQuestion::Ping),
+            PoolAction::Question(W2, SlotQuestion::Ping),
+            Ring(W3),
+            ReadSlot(W3),
         ],
     );
 }
@@ -762,15 +779,21 @@ fn probe_questions_every_worker_and_recovers_lost_rings() {
 // ---- handoff: connections passed to workers ----
 
 fn pass(worker: u16, client: u64, n: u64, now: u64) -> PoolAction {
-    PoolAction::Offer { worker, epoch: ONE, lease: lease(n), claim_by: at(now + 50), connection: Some(client) }
+    PoolAction::Offer {
+        worker: WorkerNumber::of(worker),
+        epoch: ONE,
+        lease: lease(n),
+        claim_by: at(now + 50),
+        connection: Some(client),
+    }
 }
 
 fn ended(client: u64, worker: u16, n: u64, end: LeaseEnd) -> PoolAction {
-    PoolAction::LeaseEnded { client, worker, lease: lease(n), end }
+    PoolAction::LeaseEnded { client, worker: WorkerNumber::of(worker), lease: lease(n), end }
 }
 
 fn claimed(client: u64, worker: u16, n: u64, offered: u64) -> PoolAction {
-    PoolAction::Grant { client, worker, lease: lease(n), claim_by: at(offered + 50) }
+    PoolAction::Grant { client, worker: WorkerNumber::of(worker), lease: lease(n), claim_by: at(offered + 50) }
 }
 
 /// The slot of a living worker with the lease of a passed connection.
@@ -788,11 +811,11 @@ fn connection_belongs_to_the_worker_from_claim_to_release() {
     t.read_slot(12, 2, answered(SlotAnswer::Accept(lease(1)), passed(1, Offered, 10)), &[]);
     t.read_slot(15, 2, passed(1, Claimed, 10), &[claimed(1, 2, 1, 10)]);
     t.read_slot(20, 2, passed(1, Responding, 10), &[]);
-    t.read_slot(30, 2, passed(1, Done, 10), &[ended(1, 2, 1, LeaseEnd::Done), PoolAction::Release(2, lease(1))]);
+    t.read_slot(30, 2, passed(1, Done, 10), &[ended(1, 2, 1, LeaseEnd::Done), PoolAction::Release(W2, lease(1))]);
     t.read_slot(30, 2, free(), &[]);
     // The first read may already find the end.
     t.handle(40, PoolEvent::Connection(2, A), &[pass(2, 2, 2, 40)]);
-    let all = [claimed(2, 2, 2, 40), ended(2, 2, 2, LeaseEnd::Done), PoolAction::Release(2, lease(2))];
+    let all = [claimed(2, 2, 2, 40), ended(2, 2, 2, LeaseEnd::Done), PoolAction::Release(W2, lease(2))];
     t.read_slot(41, 2, passed(2, Done, 40), &all);
 }
 
@@ -800,8 +823,8 @@ fn connection_belongs_to_the_worker_from_claim_to_release() {
 fn unclaimed_connection_is_offered_to_another_worker() {
     let mut t = PoolTest::with_idle_workers(LIMITS);
     t.handle(10, PoolEvent::Connection(1, A), &[pass(2, 1, 1, 10)]);
-    t.read_slot(60, 2, passed(1, Offered, 10), &[note(2, PoolNote::Late(lease(1))), PoolAction::Revoke(2, lease(1))]);
-    t.read_slot(60, 2, passed(1, Revoked, 10), &[PoolAction::Release(2, lease(1)), pass(1, 1, 2, 60)]);
+    t.read_slot(60, 2, passed(1, Offered, 10), &[note(2, PoolNote::Late(lease(1))), PoolAction::Revoke(W2, lease(1))]);
+    t.read_slot(60, 2, passed(1, Revoked, 10), &[PoolAction::Release(W2, lease(1)), pass(1, 1, 2, 60)]);
     // The late worker can no longer claim it; the other worker can.
     t.read_slot(61, 1, passed(2, Claimed, 60), &[claimed(1, 1, 2, 60)]);
 }
@@ -816,12 +839,12 @@ fn phase_at_worker_death_decides_what_may_still_be_sent() {
     };
     let [down, lost] = [note(2, PoolNote::Down(ONE)), note(2, PoolNote::Lost(lease(1)))];
     let mut t = claimed_connection();
-    let cut = [down, lost, ended(1, 2, 1, LeaseEnd::Cut), PoolAction::Reclaim(2, lease(1))];
+    let cut = [down, lost, ended(1, 2, 1, LeaseEnd::Cut), PoolAction::Reclaim(W2, lease(1))];
     t.read_slot(20, 2, dead(passed(1, Responding, 10)), &cut);
     // The dispatcher responds only after the abort, when the worker can no longer respond.
     let mut t = claimed_connection();
-    t.read_slot(20, 2, dead(passed(1, Claimed, 10)), &[down, lost, PoolAction::Abort(2, lease(1))]);
-    let no_response = [ended(1, 2, 1, LeaseEnd::NoResponse), PoolAction::Release(2, lease(1))];
+    t.read_slot(20, 2, dead(passed(1, Claimed, 10)), &[down, lost, PoolAction::Abort(W2, lease(1))]);
+    let no_response = [ended(1, 2, 1, LeaseEnd::NoResponse), PoolAction::Release(W2, lease(1))];
     t.read_slot(20, 2, dead(passed(1, Aborted, 10)), &no_response);
     // The same for a living worker whose terms name another incarnation; it may start its response before the abort.
     let mut t = claimed_connection();
@@ -829,14 +852,14 @@ fn phase_at_worker_death_decides_what_may_still_be_sent() {
         let view = passed(1, phase, 10);
         SlotView { terms: view.terms.map(|terms| LeaseTerms { worker_epoch: ONE.next(), ..terms }), ..view }
     };
-    t.read_slot(20, 2, wrong_epoch(Claimed), &[lost, PoolAction::Abort(2, lease(1))]);
-    let response_first = [lost, ended(1, 2, 1, LeaseEnd::Cut), PoolAction::Reclaim(2, lease(1))];
+    t.read_slot(20, 2, wrong_epoch(Claimed), &[lost, PoolAction::Abort(W2, lease(1))]);
+    let response_first = [lost, ended(1, 2, 1, LeaseEnd::Cut), PoolAction::Reclaim(W2, lease(1))];
     t.read_slot(20, 2, wrong_epoch(Responding), &response_first);
     // Before the claim the connection can be offered to another worker.
     let mut t = PoolTest::with_idle_workers(LIMITS);
     t.handle(10, PoolEvent::Connection(1, A), &[pass(2, 1, 1, 10)]);
     let view = dead(passed(1, Offered, 10));
-    t.read_slot(20, 2, view, &[note(2, PoolNote::Down(ONE)), PoolAction::Revoke(2, lease(1))]);
+    t.read_slot(20, 2, view, &[note(2, PoolNote::Down(ONE)), PoolAction::Revoke(W2, lease(1))]);
 }
 
 #[test]
@@ -845,14 +868,14 @@ fn connection_with_a_corrupt_slot_is_cut_and_not_offered_again() {
     for view in [free(), passed(9, Done, 10)] {
         let mut t = PoolTest::with_idle_workers(LIMITS);
         t.handle(10, PoolEvent::Connection(1, A), &[pass(2, 1, 1, 10)]);
-        let actions = t.0.handle(at(11), PoolEvent::SlotRead(2, view));
+        let actions = t.0.handle(at(11), PoolEvent::SlotRead(W2, view));
         assert_eq!(actions[0], ended(1, 2, 1, LeaseEnd::Cut), "{actions:?}");
         assert!(!actions.iter().any(|action| matches!(action, PoolAction::Offer { .. })), "{actions:?}");
     }
     // The same while the offer is being revoked.
     let mut t = PoolTest::with_idle_workers(LIMITS);
     t.handle(10, PoolEvent::Connection(1, A), &[pass(2, 1, 1, 10)]);
-    t.read_slot(60, 2, passed(1, Offered, 10), &[note(2, PoolNote::Late(lease(1))), PoolAction::Revoke(2, lease(1))]);
+    t.read_slot(60, 2, passed(1, Offered, 10), &[note(2, PoolNote::Late(lease(1))), PoolAction::Revoke(W2, lease(1))]);
     t.read_slot(60, 2, free(), &[ended(1, 2, 1, LeaseEnd::Cut)]);
 }
 
@@ -863,8 +886,8 @@ fn overdue_request_is_aborted_so_that_the_dispatcher_responds() {
     t.read_slot(11, 2, passed(1, Claimed, 10), &[claimed(1, 2, 1, 10)]);
     let overdue = 11 + LIMITS.request_timeout.as_millis() as u64 + 2000;
     t.read_slot(overdue - 1, 2, passed(1, Claimed, 10), &[]);
-    t.read_slot(overdue, 2, passed(1, Claimed, 10), &[PoolAction::Abort(2, lease(1))]);
-    let end = [ended(1, 2, 1, LeaseEnd::Overdue), PoolAction::Release(2, lease(1))];
+    t.read_slot(overdue, 2, passed(1, Claimed, 10), &[PoolAction::Abort(W2, lease(1))]);
+    let end = [ended(1, 2, 1, LeaseEnd::Overdue), PoolAction::Release(W2, lease(1))];
     t.read_slot(overdue, 2, passed(1, Aborted, 10), &end);
 }
 
@@ -872,7 +895,7 @@ fn overdue_request_is_aborted_so_that_the_dispatcher_responds() {
 fn probe_pings_many_workers_in_batches() {
     let mut pool = Pool::new(PoolLimits { workers: 100, ..LIMITS }, epoch(7));
     for n in 1..=100 {
-        pool.handle(at(1), PoolEvent::SlotRead(n, free()));
+        pool.handle(at(1), PoolEvent::SlotRead(WorkerNumber::of(n), free()));
     }
     let ping_count = |actions: Vec<PoolAction>| {
         let ping_count =
@@ -890,13 +913,13 @@ fn probe_pings_many_workers_in_batches() {
 fn worker_that_missed_an_offer_is_used_last() {
     let mut t = PoolTest::with_idle_workers(LIMITS);
     t.handle(10, PoolEvent::Connection(1, A), &[pass(2, 1, 1, 10)]);
-    t.read_slot(60, 2, passed(1, Offered, 10), &[note(2, PoolNote::Late(lease(1))), PoolAction::Revoke(2, lease(1))]);
-    t.read_slot(60, 2, passed(1, Revoked, 10), &[PoolAction::Release(2, lease(1)), pass(1, 1, 2, 60)]);
+    t.read_slot(60, 2, passed(1, Offered, 10), &[note(2, PoolNote::Late(lease(1))), PoolAction::Revoke(W2, lease(1))]);
+    t.read_slot(60, 2, passed(1, Revoked, 10), &[PoolAction::Release(W2, lease(1)), pass(1, 1, 2, 60)]);
     t.read_slot(
         61,
         1,
         passed(2, Done, 60),
-        &[claimed(1, 1, 2, 60), ended(1, 1, 2, LeaseEnd::Done), PoolAction::Release(1, lease(2))],
+        &[claimed(1, 1, 2, 60), ended(1, 1, 2, LeaseEnd::Done), PoolAction::Release(W1, lease(2))],
     );
     t.read_slot(61, 1, free(), &[]);
     // An answer of its control thread does not prove that its serving thread works.
@@ -907,7 +930,7 @@ fn worker_that_missed_an_offer_is_used_last() {
         81,
         2,
         passed(4, Done, 80),
-        &[claimed(3, 2, 4, 80), ended(3, 2, 4, LeaseEnd::Done), PoolAction::Release(2, lease(4))],
+        &[claimed(3, 2, 4, 80), ended(3, 2, 4, LeaseEnd::Done), PoolAction::Release(W2, lease(4))],
     );
     t.read_slot(81, 2, free(), &[]);
     t.handle(90, PoolEvent::Connection(4, A), &[pass(2, 4, 5, 90)]);
