@@ -251,7 +251,7 @@ fn without_systemd_supported_limits_apply_and_others_are_reported() {
     let set = TestSet::start(&limited("64:128"));
     let applied_limits = || get(set.address(0), "/").unwrap().text();
     assert_eq!(applied_limits(), "64\n128\n262144\n");
-    let warning = "pool default: user and limits.cpu_quota: only systemd can do that, under patou run it has no effect";
+    let warning = "pool default: patou run ignores user and limits.cpu_quota (supported under systemd only)";
     let warnings = || set.log().lines().filter(|line| line.contains(warning)).count();
     assert_eq!(warnings(), 1, "{}", set.log());
     let check = set.patou(&["check"]);
