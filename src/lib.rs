@@ -31,11 +31,11 @@ pub mod clock;
 #[cfg(feature = "worker")]
 pub mod sd_watchdog;
 #[cfg(feature = "worker")]
-pub mod log;
-#[cfg(feature = "worker")]
 pub mod signals;
 #[cfg(feature = "worker")]
 pub mod sync;
+#[cfg(feature = "worker")]
+pub mod log;
 #[cfg(feature = "worker")]
 pub mod sys;
 #[cfg(feature = "worker")]

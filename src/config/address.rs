@@ -1,5 +1,7 @@
 //! The address of a listener or worker: TCP, or the path of a Unix socket.
 
+#![forbid(unsafe_code)]
+
 use std::fmt;
 use std::net::SocketAddr;
 use std::path::{Component, Path, PathBuf};

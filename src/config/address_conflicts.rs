@@ -1,5 +1,7 @@
 //! Address conflicts: listeners, workers and the set's own sockets must all have different addresses.
 
+#![forbid(unsafe_code)]
+
 use std::collections::{BTreeSet, HashMap};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};

@@ -1,5 +1,7 @@
 //! The admin endpoint of the watchdog: `/healthz`, `/status` and `/metrics` over HTTP.
 
+#![forbid(unsafe_code)]
+
 use std::path::Path;
 
 use serde::Serialize;

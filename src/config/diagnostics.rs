@@ -3,6 +3,8 @@
 //! The rules between keys need both: lines for their own errors, and the keys whose value was wrong. A default stands
 //! in for a wrong value, and no error may be derived from it.
 
+#![forbid(unsafe_code)]
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 

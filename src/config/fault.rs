@@ -1,5 +1,7 @@
 //! Errors in a configuration file, and the text of their messages.
 
+#![forbid(unsafe_code)]
+
 use std::fmt;
 use std::fmt::Write;
 

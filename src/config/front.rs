@@ -1,5 +1,7 @@
 //! Limits and timeouts of the dispatcher towards clients.
 
+#![forbid(unsafe_code)]
+
 use std::time::Duration;
 
 use serde::Serialize;

@@ -1,5 +1,7 @@
 //! A listener of the dispatcher.
 
+#![forbid(unsafe_code)]
+
 use serde::ser::SerializeStruct;
 use serde::{Serialize, Serializer};
 

@@ -1,5 +1,7 @@
 //! A pool of identical workers, its handler and its limits.
 
+#![forbid(unsafe_code)]
+
 use std::collections::BTreeMap;
 use std::time::Duration;
 

@@ -1,5 +1,7 @@
 //! Durations, sizes, limits and permissions as text. What is formatted here is parsed to the same value.
 
+#![forbid(unsafe_code)]
+
 use std::time::Duration;
 
 use serde::Serializer;

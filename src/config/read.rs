@@ -3,6 +3,8 @@
 //! A [`Section`] returns each key once. It reports a wrong value and continues with the default. Keys that have not
 //! been read at the end of the section are unknown.
 
+#![forbid(unsafe_code)]
+
 use std::collections::BTreeMap;
 use std::ops::RangeInclusive;
 use std::time::Duration;

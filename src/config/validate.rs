@@ -1,5 +1,7 @@
 //! The rules between keys: names that must match, durations that must not contradict each other.
 
+#![forbid(unsafe_code)]
+
 use std::time::Duration;
 
 use super::diagnostics::Diagnostics;

@@ -1,5 +1,7 @@
 //! Timeouts of the watchdog and its restart policy.
 
+#![forbid(unsafe_code)]
+
 use std::time::Duration;
 
 use serde::Serialize;

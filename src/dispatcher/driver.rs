@@ -50,7 +50,7 @@ pub struct Driver {
     /// The deadline that the timer task sleeps for.
     armed: Cell<Option<Monotonic>>,
     rearm: Notify,
-    /// Notified when no more connections are to be accepted.
+    /// Notified when the dispatcher stops accepting connections.
     pub stop_accepting: Notify,
     /// The status that was last sent to systemd.
     sent_status: RefCell<String>,

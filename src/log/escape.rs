@@ -1,5 +1,7 @@
 //! Text from untrusted sources, made safe for a log and a terminal.
 
+#![forbid(unsafe_code)]
+
 use std::fmt::Write;
 
 /// Escapes control characters (cursor, colour, line breaks) and characters that change the writing direction. Tabs

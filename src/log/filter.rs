@@ -1,5 +1,7 @@
 //! What `PATOU_LOG` selects.
 
+#![forbid(unsafe_code)]
+
 use tracing::Level;
 use tracing::level_filters::LevelFilter;
 

@@ -1,6 +1,8 @@
 //! The host names that a listener serves. This keeps a web page from reaching a loopback listener through its own name that
 //! resolves to 127.0.0.1 (DNS rebinding).
 
+#![forbid(unsafe_code)]
+
 use std::net::IpAddr;
 
 /// Whether a listener serves `host`. If `allowed` is empty, a listener on loopback serves loopback names only, and any

@@ -85,7 +85,7 @@ pub enum SlotAnswer {
 pub enum PoolEvent {
     /// A client requests a worker.
     Client(ClientId, Peer),
-    /// A client's connection is to be passed to a worker.
+    /// A client requests a worker for its connection, which is passed to that worker.
     Connection(ClientId, Peer),
     /// The client disconnected before it got a worker.
     Disconnected(ClientId),

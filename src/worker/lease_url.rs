@@ -1,5 +1,7 @@
 //! The URLs of the redirect delivery: the target that carries a token, and the Location back to the dispatcher. Pure.
 
+#![forbid(unsafe_code)]
+
 use http::uri::PathAndQuery;
 use http::{HeaderValue, Method, Uri};
 

@@ -3,6 +3,8 @@
 //!
 //! Pure. `docs/PROMISES.md` lists the promises and what is a violation of each.
 
+#![forbid(unsafe_code)]
+
 mod attempts;
 mod bounds;
 mod context;

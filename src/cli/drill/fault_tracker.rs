@@ -2,6 +2,8 @@
 //!
 //! Pure. The shell reports each injected fault and what the watchdog's state file shows of each part.
 
+#![forbid(unsafe_code)]
+
 use std::collections::BTreeMap;
 use std::time::Duration;
 

@@ -3,6 +3,8 @@
 //! Pure. The same seed on the same set gives the same kinds, targets, pauses and durations in the same order; when each
 //! fault takes effect depends on the machine.
 
+#![forbid(unsafe_code)]
+
 use std::time::Duration;
 
 use super::fault::{DrillFault, DrillPart, FaultKind, FaultTarget};

@@ -3,6 +3,8 @@
 //!
 //! Pure.
 
+#![forbid(unsafe_code)]
+
 use std::fmt;
 use std::time::Duration;
 

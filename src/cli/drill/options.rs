@@ -23,7 +23,7 @@ pub struct DrillOptions {
     /// Inject no more faults after this time, and send requests until then
     #[arg(long, value_name = "DURATION", value_parser = duration)]
     pub duration: Option<Duration>,
-    /// Confirm that the set of --config is to be damaged
+    /// Confirm that the drill may damage the set of --config
     #[arg(long)]
     pub yes: bool,
     /// Path of the requests to handlers unknown to the drill

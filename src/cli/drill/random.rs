@@ -2,6 +2,8 @@
 //!
 //! Pure.
 
+#![forbid(unsafe_code)]
+
 use std::time::Duration;
 
 /// splitmix64 (Steele, Lea and Flood: Fast splittable pseudorandom number generators, 2014).

@@ -1,6 +1,8 @@
 //! The Common Gateway Interface 1.1 (RFC 3875): the meta-variables of a request and the meaning of a response head.
 //! Pure.
 
+#![forbid(unsafe_code)]
+
 use std::borrow::Cow;
 use std::ffi::OsString;
 use std::net::SocketAddr;

@@ -118,14 +118,14 @@ impl fmt::Display for ProcessExit {
 
 /// A started process. Dropping it neither kills nor reaps; [`crate::process_tree`] does.
 #[derive(Debug)]
-pub struct ChildProcess {
+pub struct HandlerProcess {
     process: std::process::Child,
     pidfd: Arc<AsyncFd<OwnedFd>>,
     exit: Option<ProcessExit>,
 }
 
-impl ChildProcess {
-    /// Starts `command`. Take its pipes with [`ChildProcess::pipes`].
+impl HandlerProcess {
+    /// Starts `command`. Take its pipes with [`HandlerProcess::pipes`].
     pub fn spawn(command: &mut Command) -> io::Result<Self> {
         let mut process = command.spawn()?;
         match sys::pidfd_open(Pid::from_raw(process.id() as i32)).and_then(sys::when_readable) {

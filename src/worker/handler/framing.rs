@@ -5,6 +5,8 @@
 //! `Content-Type`; its lines end with CRLF. A response has `Content-Length`, optionally `Status` (200 without it), and
 //! any other header for the client; its lines end with CRLF or LF.
 
+#![forbid(unsafe_code)]
+
 use http::header::{self, HeaderMap, HeaderName};
 use http::{Method, StatusCode, Uri};
 

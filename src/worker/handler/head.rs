@@ -3,6 +3,8 @@
 //! Lines end with LF or CRLF. Nothing is unfolded, guessed or repaired: a program that writes anything else has a bug,
 //! and the rest of its output cannot be trusted.
 
+#![forbid(unsafe_code)]
+
 use http::StatusCode;
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 

@@ -3,6 +3,8 @@
 //! A token bucket, stored as the time at which the bucket is full again. Each line moves that time by the cost of one
 //! line.
 
+#![forbid(unsafe_code)]
+
 use std::time::Duration;
 
 use crate::ids::Monotonic;

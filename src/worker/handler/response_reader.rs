@@ -11,7 +11,7 @@ use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, fcntl};
 use tokio::net::unix::pipe::Receiver;
 
-use super::child::{ChildProcess, ProcessExit};
+use super::child::{HandlerProcess, ProcessExit};
 use super::head::{self, MalformedHead};
 
 /// The size of a read, in bytes: the default capacity of a pipe (`pipe(7)`).
@@ -54,7 +54,7 @@ pub enum NotIdle {
 #[derive(Debug)]
 pub struct ResponseReader {
     /// The process.
-    pub child: ChildProcess,
+    pub child: HandlerProcess,
     pipe: Option<Receiver>,
     /// Bytes read and not yet returned.
     buffered: BytesMut,
@@ -70,7 +70,7 @@ struct ExitAndUnread {
 
 impl ResponseReader {
     /// Takes a process and our end of a pipe that it writes to.
-    pub fn new(child: ChildProcess, pipe: OwnedFd) -> io::Result<Self> {
+    pub fn new(child: HandlerProcess, pipe: OwnedFd) -> io::Result<Self> {
         Ok(Self { child, pipe: Some(Receiver::from_owned_fd(pipe)?), buffered: BytesMut::new(), exit: None })
     }
 

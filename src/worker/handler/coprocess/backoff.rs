@@ -3,6 +3,8 @@
 //! At once the first time, so that a single death costs little. After a growing delay if the new process dies within a
 //! second as well, so that a program that cannot run does not keep a processor busy.
 
+#![forbid(unsafe_code)]
+
 use std::time::Duration;
 
 use tokio::time::Instant;

@@ -11,7 +11,7 @@ use nix::unistd::{Pid, pipe2};
 use tokio::net::unix::pipe::Sender;
 use tokio::time::{Instant, timeout};
 
-use super::super::child::{ChildProcess, HandlerProgram};
+use super::super::child::{HandlerProcess, HandlerProgram};
 use super::super::output_log::{LeaseLabel, LogPipe, OutputLog, OutputStream};
 use super::super::response_reader::{NotIdle, ReaderEvent, ResponseReader};
 
@@ -52,7 +52,7 @@ impl WarmProcess {
         command.env("PATOU_WORKER", log.worker().to_string()).env(GENERATION_VARIABLE, generation.to_string());
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
         let requests = Some(Sender::from_owned_fd(our_requests)?);
-        let mut child = ChildProcess::spawn(&mut command)?;
+        let mut child = HandlerProcess::spawn(&mut command)?;
         let [_, stdout, stderr] = child.pipes();
         let mut log_pipes = Vec::new();
         for (pipe, stream) in [(stdout, OutputStream::Stdout), (stderr, OutputStream::Stderr)] {
