@@ -15,7 +15,7 @@ use axum::extract::{Extension, RawQuery};
 use axum::routing::{get, post};
 use http_body::Frame;
 use http_body_util::BodyExt;
-use patou::worker::handler::RequestContext;
+use patou::worker::RequestContext;
 
 // One thread is enough for one request at a time.
 #[tokio::main(flavor = "current_thread")]

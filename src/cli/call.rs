@@ -14,14 +14,14 @@ use clap::Args;
 use http::{HeaderName, HeaderValue, Method, Request, Uri};
 use http_body_util::BodyExt;
 
-pub use self::default_target::default_target;
+pub(super) use self::default_target::default_target;
 use self::output::BodyOutput;
 use self::progress::{UploadBar, write_step};
 use super::duration_arg::duration;
 use crate::client::{CallError, Client, ClientResponse, FailureCause, Payload, Problem, Target};
 
 #[derive(Args, Debug)]
-pub struct CallArgs {
+pub(super) struct CallArgs {
     /// Show the seven steps with the time since the start
     #[arg(short, long)]
     verbose: bool,
@@ -80,7 +80,7 @@ fn path(text: &str) -> Result<Uri, String> {
 /// # Errors
 /// The message to print when there is no response, the response is truncated or cannot be written, or its status is
 /// 400 or more.
-pub fn run(args: &CallArgs, default_target: impl FnOnce() -> Result<Target, String>) -> Result<(), String> {
+pub(super) fn run(args: &CallArgs, default_target: impl FnOnce() -> Result<Target, String>) -> Result<(), String> {
     let target = match &args.target {
         Some(target) => target.clone(),
         None => default_target()?,

@@ -11,19 +11,19 @@ use crate::config::{AdminConfig, Config, Loaded, Origin};
 use crate::ids::WorkerNumber;
 
 #[derive(Debug, Args)]
-pub struct ConfigArgs {
+pub(super) struct ConfigArgs {
     /// Print the defaults (required: there is nothing else to print)
     #[arg(long, required = true)]
     defaults: bool,
 }
 
 /// `patou config --defaults`
-pub fn print_defaults(_: &ConfigArgs) -> Result<(), CommandError> {
+pub(super) fn print_defaults(_: &ConfigArgs) -> Result<(), CommandError> {
     ignore_broken_pipe(io::stdout().write_all(Config::DEFAULT_TOML.as_bytes()))
 }
 
 /// Validates the configuration and prints what a set of it would create.
-pub fn check(path: Option<&Path>) -> Result<(), CommandError> {
+pub(super) fn check(path: Option<&Path>) -> Result<(), CommandError> {
     let loaded = load_to_run(path)?;
     ignore_broken_pipe(print_set(&mut io::stdout().lock(), &loaded))
 }

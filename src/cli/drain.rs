@@ -19,7 +19,7 @@ use crate::units;
 const PROBE_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// Takes a worker out of service and waits, at most for its drain_timeout, until it is free.
-pub fn drain(path: Option<&Path>, id: &WorkerId) -> Result<(), CommandError> {
+pub(super) fn drain(path: Option<&Path>, id: &WorkerId) -> Result<(), CommandError> {
     let config = load_applied(path)?;
     let was_drained = is_drained(&config, id);
     send_command(&config, ProbeCommand::Drain(id.clone()))?;
@@ -35,7 +35,7 @@ pub fn drain(path: Option<&Path>, id: &WorkerId) -> Result<(), CommandError> {
 }
 
 /// Puts a worker back into service.
-pub fn resume(path: Option<&Path>, id: &WorkerId) -> Result<(), CommandError> {
+pub(super) fn resume(path: Option<&Path>, id: &WorkerId) -> Result<(), CommandError> {
     let config = load_applied(path)?;
     let was_drained = is_drained(&config, id);
     send_command(&config, ProbeCommand::Resume(id.clone()))?;

@@ -14,7 +14,7 @@ use crate::ids::WorkerId;
 use crate::ipc::{self, IpcError, Modes, SetOwner};
 
 #[derive(Clone, Copy, Debug, Subcommand)]
-pub enum IpcCommand {
+pub(super) enum IpcCommand {
     /// Create them, replacing those of a dead set
     Create(OwnershipArgs),
     /// Remove them
@@ -27,7 +27,7 @@ pub enum IpcCommand {
 }
 
 #[derive(Clone, Copy, Debug, Args)]
-pub struct OwnershipArgs {
+pub(super) struct OwnershipArgs {
     /// For a set of systemd units: segments and named pipes of a pool belong to the group of the pool's user
     #[arg(long)]
     shared: bool,
@@ -48,7 +48,7 @@ impl OwnershipArgs {
     }
 }
 
-pub fn run(path: Option<&Path>, command: IpcCommand) -> Result<(), CommandError> {
+pub(super) fn run(path: Option<&Path>, command: IpcCommand) -> Result<(), CommandError> {
     let config = load(path)?.config;
     match command {
         IpcCommand::Create(ownership) => create(&config, ownership),

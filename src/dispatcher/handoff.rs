@@ -32,7 +32,7 @@ const PROXY_PAUSE: Duration = Duration::from_millis(2);
 const PROXY_PAUSE_MAX: Duration = Duration::from_millis(100);
 
 /// Serves the connections of one handoff listener.
-pub struct HandoffListener {
+pub(super) struct HandoffListener {
     pub driver: Rc<Driver>,
     pub listeners: Rc<Listeners>,
     /// The index of the listener in the configuration.
@@ -44,7 +44,7 @@ pub struct HandoffListener {
 
 impl HandoffListener {
     /// Serves a connection to its end. `set_pending` is called with whether the dispatcher must not exit meanwhile.
-    pub async fn serve(&self, connection: Rc<Connection>, is_new: bool, set_pending: &dyn Fn(bool)) {
+    pub(super) async fn serve(&self, connection: Rc<Connection>, is_new: bool, set_pending: &dyn Fn(bool)) {
         let is_behind_proxy = self.listener().is_some_and(|listener| listener.config.proxy_protocol);
         if is_new && is_behind_proxy && self.read_proxy_header(&connection).await.is_err() {
             return reset(&*connection); // the client is unknown

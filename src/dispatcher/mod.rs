@@ -15,9 +15,9 @@ mod listeners;
 mod pool_slots;
 mod probe;
 mod readiness;
-pub mod redirect;
+pub(crate) mod redirect;
 mod refusal;
-pub mod slot;
+pub(crate) mod slot;
 mod token_source;
 
 use std::os::fd::OwnedFd;
@@ -39,8 +39,8 @@ use crate::signals::{ParentWatch, STOP_DEBOUNCE, Signal};
 use crate::{clock, log, sys};
 use accept::Acceptor;
 use driver::Driver;
-pub use driver::on_thread_park;
-pub use error::DispatcherError;
+pub(crate) use driver::on_thread_park;
+pub(crate) use error::DispatcherError;
 use fdstore::StoredFd;
 
 /// Runs the dispatcher until it is stopped. A reload reads the configuration from `path`. The runtime must have a
@@ -48,7 +48,7 @@ use fdstore::StoredFd;
 ///
 /// # Errors
 /// See [`DispatcherError`].
-pub async fn run(config: Config, path: Option<PathBuf>) -> Result<(), DispatcherError> {
+pub(crate) async fn run(config: Config, path: Option<PathBuf>) -> Result<(), DispatcherError> {
     log::init(log::LogContext::part("dispatcher", &config.set.name));
     log::abort_on_panic();
     tokio::task::LocalSet::new().run_until(serve(config, path)).await

@@ -50,7 +50,7 @@ pub(super) struct RedirectConnection {
 
 impl RedirectConnection {
     /// `settings` hold for the connection to its end.
-    pub fn new(
+    pub(super) fn new(
         fd: OwnedFd,
         socket: &SocketListener,
         listener: Rc<Listener>,
@@ -67,7 +67,7 @@ impl RedirectConnection {
     }
 
     /// Serves the connection to its end.
-    pub async fn serve(&self, driver: &Rc<Driver>) {
+    pub(super) async fn serve(&self, driver: &Rc<Driver>) {
         {
             let service = service_fn(|request| async { Ok::<_, Infallible>(self.respond(driver, request).await) });
             let connection = http1::Builder::new()
@@ -200,7 +200,7 @@ fn lease(grant: &Grant) -> FullResponse {
 }
 
 /// The URL of the worker with the token and the original target. `None` if it is not a valid header value.
-pub fn location(host: &str, port: u16, token: Token, target: &str) -> Option<HeaderValue> {
+pub(crate) fn location(host: &str, port: u16, token: Token, target: &str) -> Option<HeaderValue> {
     let target = if target == ASTERISK { "" } else { target };
     // From bytes: bytes beyond ASCII in the target are returned unchanged.
     HeaderValue::from_bytes(format!("http://{host}:{port}/.patou/{token}{target}").as_bytes()).ok()

@@ -19,7 +19,7 @@ const SHM: &str = "/dev/shm";
 
 /// A process of a dead set that still holds a role of a segment.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Leftover {
+pub(crate) struct Leftover {
     /// Its pid.
     pub pid: u32,
     /// Its start time in clock ticks since boot, which tells whether the pid is still that process.
@@ -34,7 +34,7 @@ pub struct Leftover {
 /// set. Returns their number. The caller holds the set's lock, or the directory does not exist.
 ///
 /// Segments of a set of the same name in another directory have another digest, and stay.
-pub fn remove_dead_segments(config: &Config) -> Result<usize, IpcError> {
+pub(crate) fn remove_dead_segments(config: &Config) -> Result<usize, IpcError> {
     let prefix = format!("patou.{}.{}.", getuid(), config.set.name);
     let mut removed = 0;
     for entry in fs::read_dir(SHM).map_err(at(Path::new(SHM)))?.flatten() {
@@ -57,7 +57,7 @@ pub fn remove_dead_segments(config: &Config) -> Result<usize, IpcError> {
 ///
 /// # Errors
 /// [`IpcError::OtherVersion`] if such processes belong to another version and cannot be named; `dir` must then stay.
-pub fn leftovers(dir: &Path) -> Result<Vec<Leftover>, IpcError> {
+pub(crate) fn leftovers(dir: &Path) -> Result<Vec<Leftover>, IpcError> {
     let mut found: Vec<Leftover> = Vec::new();
     for id in recorded_workers(dir)? {
         let owner = owner_of(dir);

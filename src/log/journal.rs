@@ -39,7 +39,7 @@ const SEND_TIMEOUT: Duration = Duration::from_millis(100);
 const NAME_MAX: usize = 64;
 
 /// The journal as an output of the log.
-pub struct Journal {
+pub(super) struct Journal {
     socket: UnixDatagram,
     path: PathBuf,
     context: LogContext,
@@ -54,7 +54,7 @@ impl Journal {
     ///
     /// # Errors
     /// If no journal is running.
-    pub fn open(context: LogContext) -> io::Result<Self> {
+    pub(super) fn open(context: LogContext) -> io::Result<Self> {
         let journal = Self::at(Path::new(SOCKET), context)?;
         // journald discards an empty message; without journald the call fails.
         journal.transmit(&[], MsgFlags::empty())?;
@@ -145,7 +145,7 @@ impl Journal {
 
 impl Journal {
     /// Writes an event. `fields`: those of the spans around it. patou has no spans; a program worker may have some.
-    pub fn write(&self, event: &tracing::Event<'_>, mut fields: JournalFields) {
+    pub(super) fn write(&self, event: &tracing::Event<'_>, mut fields: JournalFields) {
         event.record(&mut fields);
         fields.set_source(event.metadata());
         let level = *event.metadata().level();
@@ -166,11 +166,11 @@ fn priority(level: Level) -> u8 {
 
 /// The fields of one record, without duplicates.
 #[derive(Debug, Default)]
-pub struct JournalFields(Vec<(Cow<'static, str>, String)>);
+pub(super) struct JournalFields(Vec<(Cow<'static, str>, String)>);
 
 impl JournalFields {
     /// Adds all fields of `other`, which override those of the same name.
-    pub fn merge(&mut self, other: &JournalFields) {
+    pub(super) fn merge(&mut self, other: &JournalFields) {
         other.0.iter().for_each(|(name, value)| self.set(name.clone(), value.clone()));
     }
 

@@ -26,16 +26,16 @@ mod subscriber;
 use std::io::{self, IsTerminal};
 use std::os::unix::fs::MetadataExt;
 
-pub use context::{LogContext, set_epoch};
-pub use escape::escape_control_chars;
-pub use events::Event;
+pub(crate) use context::{LogContext, set_epoch};
+pub(crate) use escape::escape_control_chars;
+pub(crate) use events::Event;
 use filter::LogFilter;
 use journal::Journal;
 use stderr_format::StderrFormat;
 use subscriber::{LogOutput, LogSubscriber};
 
 /// Starts logging for this process. Does nothing if the program has installed a subscriber already.
-pub fn init(context: LogContext) {
+pub(crate) fn init(context: LogContext) {
     let list = std::env::var("PATOU_LOG").unwrap_or_default();
     let (filter, invalid) = LogFilter::parse(&list);
     let journal = if stderr_is_the_journal() { Journal::open(context.clone()).ok() } else { None };
@@ -59,7 +59,7 @@ fn install(filter: LogFilter, output: LogOutput) -> bool {
 
 /// Aborts the process on a panic in any task: a daemon without one of its tasks looks alive, while a dead one is
 /// replaced.
-pub fn abort_on_panic() {
+pub(crate) fn abort_on_panic() {
     std::panic::set_hook(Box::new(|panic| {
         tracing::error!(event = %Event::InternalError, "internal error in patou, please report it: {panic}");
         std::process::abort();
@@ -68,7 +68,7 @@ pub fn abort_on_panic() {
 
 /// Logs why a part cannot start or continue, one record for each line of `text`. Returns false if stderr is not the
 /// journal: the caller prints the text then.
-pub fn log_fatal(part: &str, event: Event, text: &str) -> bool {
+pub(crate) fn log_fatal(part: &str, event: Event, text: &str) -> bool {
     if !stderr_is_the_journal() {
         return false;
     }
@@ -82,7 +82,7 @@ pub fn log_fatal(part: &str, event: Event, text: &str) -> bool {
 }
 
 /// Whether systemd has connected stderr to the journal (systemd.exec(5), `$JOURNAL_STREAM`).
-pub fn stderr_is_the_journal() -> bool {
+pub(crate) fn stderr_is_the_journal() -> bool {
     let Ok(stream) = std::env::var("JOURNAL_STREAM") else { return false };
     let Ok(status) = std::fs::metadata("/proc/self/fd/2") else { return false };
     stream == format!("{}:{}", status.dev(), status.ino())

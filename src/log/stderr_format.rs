@@ -7,7 +7,7 @@ use tracing::field::{Field, Visit};
 use tracing::{Event, Level};
 
 /// `TIME  PART  MESSAGE  FIELDS`, in colour on a terminal.
-pub struct StderrFormat {
+pub(super) struct StderrFormat {
     /// The part that logs.
     pub part: String,
     /// Whether stderr is a terminal.
@@ -16,7 +16,7 @@ pub struct StderrFormat {
 
 impl StderrFormat {
     /// The lines of an event, with their line ends.
-    pub fn format(&self, event: &Event<'_>) -> String {
+    pub(super) fn format(&self, event: &Event<'_>) -> String {
         let mut text = LineText::default();
         event.record(&mut text);
         let (colour, reset) = match (self.colours, *event.metadata().level()) {

@@ -7,7 +7,7 @@ use std::net::IpAddr;
 
 /// Whether a listener serves `host`. If `allowed` is empty, a listener on loopback serves loopback names only, and any
 /// other listener serves all names.
-pub fn is_host_allowed(host: &str, allowed: &[String], listens_on: Option<IpAddr>) -> bool {
+pub(crate) fn is_host_allowed(host: &str, allowed: &[String], listens_on: Option<IpAddr>) -> bool {
     let bare = host.strip_suffix('.').unwrap_or(host);
     if !allowed.is_empty() {
         return allowed.iter().any(|name| name.eq_ignore_ascii_case(bare) || name.eq_ignore_ascii_case(host));

@@ -13,10 +13,10 @@ use crate::ids::WorkerId;
 use crate::ipc::{self, Modes};
 
 /// The names of the set's segments by worker, shared with the code that removes them at the end.
-pub type SegmentNames = Rc<RefCell<BTreeMap<WorkerId, String>>>;
+pub(super) type SegmentNames = Rc<RefCell<BTreeMap<WorkerId, String>>>;
 
 /// What the watchdog keeps open for a worker.
-pub struct WorkerEndpoints {
+pub(super) struct WorkerEndpoints {
     /// Rung when the worker has died.
     pub doorbell: Doorbell,
     /// The socket through which connections are passed to the worker: those in its queue outlive an incarnation.
@@ -25,7 +25,7 @@ pub struct WorkerEndpoints {
 
 impl WorkerEndpoints {
     /// Creates the worker's segment, doorbells and handoff socket.
-    pub fn create(
+    pub(super) fn create(
         config: &Config,
         id: &WorkerId,
         set_epoch: u64,

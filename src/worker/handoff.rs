@@ -45,7 +45,7 @@ enum AfterLease {
 }
 
 /// Serves one connection after the other; never returns.
-pub async fn run<S: HandlerService>(
+pub(super) async fn run<S: HandlerService>(
     state: Arc<WorkerState>,
     service: Arc<Mutex<S>>,
     receiver: Option<HandoffReceiver>,

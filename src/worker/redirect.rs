@@ -23,7 +23,7 @@ use crate::log::Event;
 use crate::net::{self, ProblemResponse, SharedStream, lingering_close, set_reset_on_close};
 
 /// Serves one connection until it is closed.
-pub async fn serve<S: HandlerService>(state: Arc<WorkerState>, service: Arc<Mutex<S>>, stream: SharedStream) {
+pub(super) async fn serve<S: HandlerService>(state: Arc<WorkerState>, service: Arc<Mutex<S>>, stream: SharedStream) {
     let transaction = Arc::new(Transaction::default());
     // `Ok`: the response, if there is one, has been sent whole.
     let end = {

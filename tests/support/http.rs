@@ -10,17 +10,17 @@ use super::{EVENT_TIMEOUT, text};
 
 /// An HTTP response.
 #[derive(Debug)]
-pub struct HttpResponse {
-    pub status: u16,
-    pub head: String,
+pub(crate) struct HttpResponse {
+    pub(crate) status: u16,
+    pub(crate) head: String,
     headers: Vec<(String, String)>,
-    pub body: Vec<u8>,
+    pub(crate) body: Vec<u8>,
 }
 
 impl HttpResponse {
     /// Parses a response head: the response without its body, and the length of the head. `None` if the head is
     /// incomplete.
-    pub fn parse_head(bytes: &[u8]) -> Result<Option<(Self, usize)>, String> {
+    pub(crate) fn parse_head(bytes: &[u8]) -> Result<Option<(Self, usize)>, String> {
         let mut headers = [httparse::EMPTY_HEADER; 64];
         let mut parsed = httparse::Response::new(&mut headers);
         let parse = parsed.parse(bytes).map_err(|e| format!("not an HTTP response ({e}): {:?}", text(bytes)))?;
@@ -31,28 +31,28 @@ impl HttpResponse {
     }
 
     /// The value of a header; names are case-insensitive.
-    pub fn header(&self, name: &str) -> Option<&str> {
+    pub(crate) fn header(&self, name: &str) -> Option<&str> {
         let mut found = self.headers.iter().filter(|(key, _)| key.eq_ignore_ascii_case(name));
         found.next().map(|(_, value)| value.as_str())
     }
 
     /// The `Location` header, split into authority and request target; the target may be empty.
-    pub fn location(&self) -> (&str, &str) {
+    pub(crate) fn location(&self) -> (&str, &str) {
         let rest = self.header("location").unwrap().strip_prefix("http://").unwrap();
         rest.split_at(rest.find('/').unwrap_or(rest.len()))
     }
 
-    pub fn text(&self) -> String {
+    pub(crate) fn text(&self) -> String {
         text(&self.body)
     }
 
-    pub fn json(&self) -> Value {
+    pub(crate) fn json(&self) -> Value {
         serde_json::from_slice(&self.body).unwrap_or_else(|e| panic!("{e}: {self:?}"))
     }
 }
 
 /// The status of a response, even of one that is cut after its status line.
-pub fn response_status(bytes: &[u8]) -> Option<u16> {
+pub(crate) fn response_status(bytes: &[u8]) -> Option<u16> {
     let mut headers = [httparse::EMPTY_HEADER; 64];
     let mut parsed = httparse::Response::new(&mut headers);
     let _ = parsed.parse(bytes);
@@ -61,7 +61,7 @@ pub fn response_status(bytes: &[u8]) -> Option<u16> {
 
 /// Reads until the end of the stream and parses the final response. An incomplete response is an error: nothing at
 /// all, part of a head, or a body shorter than announced.
-pub fn read_response(stream: &mut impl Read) -> Result<HttpResponse, String> {
+pub(crate) fn read_response(stream: &mut impl Read) -> Result<HttpResponse, String> {
     let mut bytes = Vec::new();
     let end = stream.read_to_end(&mut bytes);
     loop {
@@ -100,7 +100,7 @@ fn dechunk(mut bytes: &[u8]) -> Option<Vec<u8>> {
     }
 }
 
-pub fn connect(address: SocketAddr) -> TcpStream {
+pub(crate) fn connect(address: SocketAddr) -> TcpStream {
     let stream = TcpStream::connect(address).unwrap();
     stream.set_read_timeout(Some(EVENT_TIMEOUT)).unwrap();
     stream.set_write_timeout(Some(EVENT_TIMEOUT)).unwrap();
@@ -108,7 +108,7 @@ pub fn connect(address: SocketAddr) -> TcpStream {
 }
 
 /// Connects from another loopback address, which the set counts as another peer.
-pub fn connect_from(from: [u8; 4], to: SocketAddr) -> TcpStream {
+pub(crate) fn connect_from(from: [u8; 4], to: SocketAddr) -> TcpStream {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_io().build().unwrap();
     let connecting = async {
         let socket = tokio::net::TcpSocket::new_v4()?;
@@ -123,13 +123,13 @@ pub fn connect_from(from: [u8; 4], to: SocketAddr) -> TcpStream {
 }
 
 /// Closes a connection with a reset instead of a FIN (socket(7), `SO_LINGER`).
-pub fn close_with_reset(stream: TcpStream) {
+pub(crate) fn close_with_reset(stream: TcpStream) {
     let linger = nix::libc::linger { l_onoff: 1, l_linger: 0 };
     nix::sys::socket::setsockopt(&stream, nix::sys::socket::sockopt::Linger, &linger).unwrap();
 }
 
 /// Sends these bytes on a new connection and reads one response.
-pub fn send_request(address: SocketAddr, request: &[u8]) -> Result<HttpResponse, String> {
+pub(crate) fn send_request(address: SocketAddr, request: &[u8]) -> Result<HttpResponse, String> {
     let mut stream = TcpStream::connect(address).map_err(|e| format!("connect: {e}"))?;
     stream.set_read_timeout(Some(EVENT_TIMEOUT)).unwrap();
     stream.write_all(request).map_err(|e| format!("write: {e}"))?;
@@ -137,12 +137,12 @@ pub fn send_request(address: SocketAddr, request: &[u8]) -> Result<HttpResponse,
 }
 
 /// A request head for `address`; `more` are header lines.
-pub fn request_head(method: &str, target: &str, address: SocketAddr, more: &str) -> String {
+pub(crate) fn request_head(method: &str, target: &str, address: SocketAddr, more: &str) -> String {
     format!("{method} {target} HTTP/1.1\r\nHost: {address}\r\n{more}\r\n")
 }
 
 /// One request through the set; follows up to ten redirects.
-pub fn request(address: SocketAddr, method: &str, target: &str, body: &[u8]) -> Result<HttpResponse, String> {
+pub(crate) fn request(address: SocketAddr, method: &str, target: &str, body: &[u8]) -> Result<HttpResponse, String> {
     let (mut address, mut target) = (address, target.to_owned());
     for _ in 0..10 {
         let length = if body.is_empty() { String::new() } else { format!("Content-Length: {}\r\n", body.len()) };
@@ -162,12 +162,12 @@ pub fn request(address: SocketAddr, method: &str, target: &str, body: &[u8]) -> 
 }
 
 /// GET through the set.
-pub fn get(address: SocketAddr, target: &str) -> Result<HttpResponse, String> {
+pub(crate) fn get(address: SocketAddr, target: &str) -> Result<HttpResponse, String> {
     request(address, "GET", target, b"")
 }
 
 /// Requests a lease: the worker's address and the target to use there.
-pub fn request_lease(address: SocketAddr, target: &str) -> Result<(SocketAddr, String), HttpResponse> {
+pub(crate) fn request_lease(address: SocketAddr, target: &str) -> Result<(SocketAddr, String), HttpResponse> {
     let head = request_head("POST", "/.patou/lease", address, "Content-Length: 0\r\n");
     let response = send_request(address, head.as_bytes()).unwrap();
     if response.status != 200 {
@@ -179,7 +179,7 @@ pub fn request_lease(address: SocketAddr, target: &str) -> Result<(SocketAddr, S
 }
 
 /// Requests a lease and sends this request to the worker: `version` is `1.0` or `1.1`, `more` are header lines.
-pub fn send_to_worker(
+pub(crate) fn send_to_worker(
     address: SocketAddr,
     method: &str,
     target: &str,

@@ -9,14 +9,14 @@ use std::time::{Duration, Instant};
 use super::{EVENT_TIMEOUT, request_head, send_request, wait_until};
 
 /// Threads that repeat one request. They retry a request that was certainly not started, as any client may.
-pub struct LoadGenerator {
+pub(crate) struct LoadGenerator {
     stop: Arc<AtomicBool>,
     served: Arc<AtomicU32>,
     clients: Vec<JoinHandle<Vec<String>>>,
 }
 
 impl LoadGenerator {
-    pub fn start(address: SocketAddr, target: &'static str, threads: usize) -> Self {
+    pub(crate) fn start(address: SocketAddr, target: &'static str, threads: usize) -> Self {
         let (stop, served) = Default::default();
         let load = Self { stop, served, clients: Vec::new() };
         let client = |_| {
@@ -36,18 +36,18 @@ impl LoadGenerator {
         Self { clients, ..load }
     }
 
-    pub fn served(&self) -> u32 {
+    pub(crate) fn served(&self) -> u32 {
         self.served.load(Ordering::Relaxed)
     }
 
     /// Waits until `more` further requests have been served.
-    pub fn wait_for(&self, more: u32) {
+    pub(crate) fn wait_for(&self, more: u32) {
         let target = self.served() + more;
         wait_until("the clients are served", || self.served() >= target);
     }
 
     /// Stops the clients; returns every request that failed.
-    pub fn stop(self) -> Vec<String> {
+    pub(crate) fn stop(self) -> Vec<String> {
         self.stop.store(true, Ordering::Relaxed);
         self.clients.into_iter().flat_map(|client| client.join().unwrap()).collect()
     }

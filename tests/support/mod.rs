@@ -12,22 +12,22 @@ mod process;
 mod programs;
 mod set;
 
-pub use http::*;
-pub use load::*;
-pub use pools::*;
-pub use process::*;
-pub use programs::*;
-pub use set::*;
+pub(crate) use http::*;
+pub(crate) use load::*;
+pub(crate) use pools::*;
+pub(crate) use process::*;
+pub(crate) use programs::*;
+pub(crate) use set::*;
 
 /// How long a test waits for an event before it fails.
-pub const EVENT_TIMEOUT: Duration = Duration::from_secs(20);
+pub(crate) const EVENT_TIMEOUT: Duration = Duration::from_secs(20);
 
-pub fn text(bytes: &[u8]) -> String {
+pub(crate) fn text(bytes: &[u8]) -> String {
     String::from_utf8_lossy(bytes).into_owned()
 }
 
 /// Waits until `condition` holds.
-pub fn wait_until(event: &str, condition: impl Fn() -> bool) {
+pub(crate) fn wait_until(event: &str, condition: impl Fn() -> bool) {
     let deadline = Instant::now() + EVENT_TIMEOUT;
     while !condition() {
         assert!(Instant::now() < deadline, "timed out waiting for: {event}");
@@ -36,7 +36,7 @@ pub fn wait_until(event: &str, condition: impl Fn() -> bool) {
 }
 
 /// Waits until `poll` returns a value.
-pub fn wait_for_value<T>(event: &str, mut poll: impl FnMut() -> Option<T>) -> T {
+pub(crate) fn wait_for_value<T>(event: &str, mut poll: impl FnMut() -> Option<T>) -> T {
     let deadline = Instant::now() + EVENT_TIMEOUT;
     loop {
         if let Some(value) = poll() {

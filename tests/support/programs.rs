@@ -6,10 +6,10 @@ use std::process::{Command, Stdio};
 use std::sync::{Mutex, PoisonError};
 
 /// The binary under test.
-pub const PATOU: &str = env!("CARGO_BIN_EXE_patou");
+pub(crate) const PATOU: &str = env!("CARGO_BIN_EXE_patou");
 
 /// Whether a program is installed. Prints to stderr if it is not, and fails in CI, where nothing may be missing.
-pub fn is_installed(program: &str) -> bool {
+pub(crate) fn is_installed(program: &str) -> bool {
     let found = Command::new(program).arg("--version").stdin(Stdio::null()).output().is_ok();
     assert!(found || std::env::var("CI").as_deref() != Ok("true"), "{program} is not installed");
     if !found {
@@ -21,7 +21,7 @@ pub fn is_installed(program: &str) -> bool {
 }
 
 /// Builds an example of this crate, which `cargo test --test NAME` does not, and returns its path.
-pub fn build_example(name: &str) -> String {
+pub(crate) fn build_example(name: &str) -> String {
     static BUILDING: Mutex<()> = Mutex::new(());
     let _one_at_a_time = BUILDING.lock().unwrap_or_else(PoisonError::into_inner);
     let build_dir = Path::new(PATOU).parent().unwrap();

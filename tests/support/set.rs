@@ -13,7 +13,7 @@ use serde_json::Value;
 use super::{EVENT_TIMEOUT, PATOU, signal_to, text};
 
 /// A running set. Its processes, segments and files do not outlive the test, whether it passes or fails.
-pub struct TestSet {
+pub(crate) struct TestSet {
     name: String,
     dir: PathBuf,
     child: Option<Child>,
@@ -23,12 +23,12 @@ pub struct TestSet {
 
 impl TestSet {
     /// Starts `patou run` on this configuration, without `[set]`, and waits until every part is up.
-    pub fn start(toml: &str) -> Self {
+    pub(crate) fn start(toml: &str) -> Self {
         Self::start_with(|_| toml.to_owned())
     }
 
     /// Like [`start`](Self::start), for a configuration that needs files: `toml` gets the directory for them.
-    pub fn start_with(toml: impl FnOnce(&Path) -> String) -> Self {
+    pub(crate) fn start_with(toml: impl FnOnce(&Path) -> String) -> Self {
         let mut set = Self::prepare("");
         set.configure(&toml(&set.dir));
         set.run();
@@ -37,7 +37,7 @@ impl TestSet {
     }
 
     /// Writes the configuration without starting anything.
-    pub fn prepare(toml: &str) -> Self {
+    pub(crate) fn prepare(toml: &str) -> Self {
         static NEXT: AtomicU32 = AtomicU32::new(0);
         let name = format!("t{}_{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
         let dir = std::env::temp_dir().join(format!("patou-{name}"));
@@ -48,18 +48,18 @@ impl TestSet {
     }
 
     /// Replaces the configuration file.
-    pub fn configure(&self, toml: &str) {
+    pub(crate) fn configure(&self, toml: &str) {
         let head = format!("[set]\nname = \"{}\"\nruntime_dir = \"{}\"\n", self.name, self.runtime_dir().display());
         fs::write(self.config_file(), head + toml).unwrap();
     }
 
     /// Starts `patou run`.
-    pub fn run(&mut self) {
+    pub(crate) fn run(&mut self) {
         self.spawn(self.command(&["run"]));
     }
 
     /// Starts `patou run` with another log level than `debug`.
-    pub fn run_with_log_level(&mut self, level: &str) {
+    pub(crate) fn run_with_log_level(&mut self, level: &str) {
         let mut command = self.command(&["run"]);
         command.env("PATOU_LOG", level);
         self.spawn(command);
@@ -71,7 +71,7 @@ impl TestSet {
     }
 
     /// A patou command for this set.
-    pub fn command(&self, args: &[&str]) -> Command {
+    pub(crate) fn command(&self, args: &[&str]) -> Command {
         let mut command = Command::new(PATOU);
         command.args(args).arg("--config").arg(self.config_file()).stdin(Stdio::null());
         command.env_remove("PATOU_CONFIG");
@@ -82,69 +82,69 @@ impl TestSet {
     }
 
     /// Runs a patou command and waits until it exits.
-    pub fn patou(&self, args: &[&str]) -> Output {
+    pub(crate) fn patou(&self, args: &[&str]) -> Output {
         self.command(args).output().unwrap()
     }
 
-    pub fn wait_until_up(&self) {
+    pub(crate) fn wait_until_up(&self) {
         let output = self.patou(&["status", "--wait", "20s"]);
         assert!(output.status.success(), "{}\n{}", text(&output.stderr), self.log());
     }
 
-    pub fn name(&self) -> &str {
+    pub(crate) fn name(&self) -> &str {
         &self.name
     }
 
-    pub fn runtime_dir(&self) -> PathBuf {
+    pub(crate) fn runtime_dir(&self) -> PathBuf {
         self.dir.join("run")
     }
 
     /// A directory for the files of the test.
-    pub fn test_dir(&self) -> &Path {
+    pub(crate) fn test_dir(&self) -> &Path {
         &self.dir
     }
 
-    pub fn config_file(&self) -> PathBuf {
+    pub(crate) fn config_file(&self) -> PathBuf {
         self.dir.join("patou.toml")
     }
 
     /// Everything that the set has logged.
-    pub fn log(&self) -> String {
+    pub(crate) fn log(&self) -> String {
         fs::read_to_string(self.dir.join("log")).unwrap_or_default()
     }
 
     /// The pid of `patou run`.
-    pub fn pid(&self) -> u32 {
+    pub(crate) fn pid(&self) -> u32 {
         self.child.as_ref().unwrap().id()
     }
 
     /// The address of listener `index`, counted from 0.
-    pub fn address(&self, index: usize) -> SocketAddr {
+    pub(crate) fn address(&self, index: usize) -> SocketAddr {
         self.status()["listeners"][index].as_str().unwrap().parse().unwrap()
     }
 
     /// `patou status --json`.
-    pub fn status(&self) -> Value {
+    pub(crate) fn status(&self) -> Value {
         let output = self.patou(&["status", "--json"]);
         assert!(output.status.success(), "{}\n{}", text(&output.stderr), self.log());
         serde_json::from_slice(&output.stdout).unwrap()
     }
 
     /// One worker in the status, `pool/number`.
-    pub fn worker(&self, id: &str) -> Value {
+    pub(crate) fn worker(&self, id: &str) -> Value {
         worker_of(&self.status(), id)
     }
 
-    pub fn worker_pid(&self, id: &str) -> u32 {
+    pub(crate) fn worker_pid(&self, id: &str) -> u32 {
         self.worker(id)["pid"].as_u64().unwrap() as u32
     }
 
-    pub fn dispatcher_pid(&self) -> u32 {
+    pub(crate) fn dispatcher_pid(&self) -> u32 {
         self.status()["dispatcher"]["pid"].as_u64().unwrap() as u32
     }
 
     /// Waits until the status meets the condition, and returns it.
-    pub fn wait_for(&self, event: &str, condition: impl Fn(&Value) -> bool) -> Value {
+    pub(crate) fn wait_for(&self, event: &str, condition: impl Fn(&Value) -> bool) -> Value {
         let deadline = Instant::now() + EVENT_TIMEOUT;
         loop {
             let output = self.patou(&["status", "--json"]);
@@ -160,13 +160,13 @@ impl TestSet {
     }
 
     /// Waits until a worker is in this state, and returns it.
-    pub fn wait_for_worker(&self, id: &str, state: &str) -> Value {
+    pub(crate) fn wait_for_worker(&self, id: &str, state: &str) -> Value {
         let event = format!("worker {id} is {state}");
         worker_of(&self.wait_for(&event, |status| worker_of(status, id)["state"] == state), id)
     }
 
     /// Waits until the log has a line that contains all these substrings.
-    pub fn wait_for_log(&self, substrings: &[&str]) -> String {
+    pub(crate) fn wait_for_log(&self, substrings: &[&str]) -> String {
         let deadline = Instant::now() + EVENT_TIMEOUT;
         loop {
             let log = self.log();
@@ -179,12 +179,12 @@ impl TestSet {
     }
 
     /// Sends a signal to `patou run`.
-    pub fn signal(&self, signal: Signal) {
+    pub(crate) fn signal(&self, signal: Signal) {
         signal_to(self.pid(), signal);
     }
 
     /// Waits until `patou run` exits; returns its exit code.
-    pub fn wait_for_exit(&mut self) -> Option<i32> {
+    pub(crate) fn wait_for_exit(&mut self) -> Option<i32> {
         let mut child = self.child.take().expect("`patou run` was started");
         let deadline = Instant::now() + EVENT_TIMEOUT * 2;
         loop {
@@ -200,7 +200,7 @@ impl TestSet {
     }
 
     /// Stops the set with SIGTERM and checks that nothing is left.
-    pub fn stop(mut self) {
+    pub(crate) fn stop(mut self) {
         self.signal(Signal::SIGTERM);
         assert_eq!(self.wait_for_exit(), Some(0), "{}", self.log());
         self.assert_nothing_left();
@@ -208,7 +208,7 @@ impl TestSet {
     }
 
     /// Checks that no process, segment, FIFO or socket of this set is left.
-    pub fn assert_nothing_left(&self) {
+    pub(crate) fn assert_nothing_left(&self) {
         assert!(self.processes().is_empty(), "processes left: {:?}\n{}", self.processes(), self.log());
         assert!(self.segments().is_empty(), "segments left: {:?}\n{}", self.segments(), self.log());
         let dir = self.runtime_dir();
@@ -218,7 +218,7 @@ impl TestSet {
     }
 
     /// The pids of all processes that were started for this set.
-    pub fn processes(&self) -> Vec<u32> {
+    pub(crate) fn processes(&self) -> Vec<u32> {
         let applied = self.runtime_dir().join("applied.toml").into_os_string().into_encoded_bytes();
         let config = self.config_file().into_os_string().into_encoded_bytes();
         let is_of_set = |pid: u32| {
@@ -231,7 +231,7 @@ impl TestSet {
     }
 
     /// The names of this set's segments.
-    pub fn segments(&self) -> Vec<String> {
+    pub(crate) fn segments(&self) -> Vec<String> {
         let infix = format!(".{}.", self.name);
         let names = fs::read_dir("/dev/shm").unwrap().flatten().filter_map(|e| e.file_name().into_string().ok());
         names.filter(|name| name.starts_with("patou.") && name.contains(&infix)).collect()
@@ -260,7 +260,7 @@ impl Drop for TestSet {
 }
 
 /// The worker `pool/number` in a status; `Null` if there is none.
-pub fn worker_of(status: &Value, id: &str) -> Value {
+pub(crate) fn worker_of(status: &Value, id: &str) -> Value {
     let pools = status["pools"].as_array().into_iter().flatten();
     let mut workers = pools.flat_map(|pool| pool["workers"].as_array().into_iter().flatten());
     workers.find(|worker| worker["id"] == id).cloned().unwrap_or(Value::Null)

@@ -11,7 +11,7 @@ use super::traffic::{AttemptTiming, DrillRequest, MAX_ATTEMPTS, Traffic};
 use crate::client::{CallError, Client, FailureCause, Payload};
 
 /// One client, which uses the library with and without the library's own retries.
-pub async fn run(traffic: &Traffic<'_>, mut random: SplitMix64) {
+pub(super) async fn run(traffic: &Traffic<'_>, mut random: SplitMix64) {
     while !traffic.is_stopped() {
         let Some(listener) = traffic.choose_listener(&mut random, |listener| listener.redirects) else { return };
         let request = traffic.new_request(&mut random, listener);

@@ -25,7 +25,7 @@ const JSON: &str = "application/json";
 type AdminResponse = Response<Full<Bytes>>;
 
 /// Responds to one request. `listens_on` is the address of the TCP listener; `None` for the Unix socket.
-pub fn respond(
+pub(super) fn respond(
     request: &Request<Incoming>,
     listens_on: Option<IpAddr>,
     snapshot: Option<&SetSnapshot>,

@@ -54,7 +54,7 @@ struct AdminShared {
 
 /// The deciding loop's handle of the server.
 #[derive(Default)]
-pub struct AdminServer {
+pub(crate) struct AdminServer {
     shared: Arc<AdminShared>,
     /// Dropping it ends the thread.
     running: Option<io::PipeWriter>,
@@ -65,7 +65,7 @@ impl AdminServer {
     ///
     /// # Errors
     /// When no pipe or thread can be created.
-    pub fn serve(&mut self, sockets: Vec<OwnedFd>) -> io::Result<()> {
+    pub(crate) fn serve(&mut self, sockets: Vec<OwnedFd>) -> io::Result<()> {
         let (stop, running) = io::pipe()?;
         let shared = self.shared.clone();
         let serve = move || serve(&sockets, stop.into(), &shared);
@@ -75,7 +75,7 @@ impl AdminServer {
     }
 
     /// Stores what the next requests are answered from.
-    pub fn publish(&self, snapshot: SetSnapshot) {
+    pub(crate) fn publish(&self, snapshot: SetSnapshot) {
         let snapshot = Some(Arc::new(snapshot));
         // The previous snapshot is dropped outside the lock.
         let _previous = std::mem::replace(&mut *sync::lock(&self.shared.snapshot), snapshot);

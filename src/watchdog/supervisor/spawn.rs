@@ -11,7 +11,7 @@ use crate::watchdog::restart_stats::RestartCause;
 
 impl ChildSupervisor {
     /// Starts a part and returns the result as an event.
-    pub fn start(&mut self, part: Part) -> PlanEvent {
+    pub(crate) fn start(&mut self, part: Part) -> PlanEvent {
         self.restart_stats.starting(&part);
         let pool = part.worker().and_then(|id| self.config.pool(&id.pool));
         let limits = pool.map(|pool| pool.limits.as_rlimits()).unwrap_or_else(|| {

@@ -30,7 +30,7 @@ const MAX_LOCAL_REDIRECTS: usize = 10;
 
 /// The handler.
 #[derive(Debug)]
-pub struct Exec(OneShotProgram);
+pub(crate) struct Exec(OneShotProgram);
 
 impl Exec {
     pub(super) fn new(program: HandlerProgram, worker: WorkerId) -> Self {

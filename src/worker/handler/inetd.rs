@@ -12,7 +12,7 @@ use crate::ids::WorkerId;
 
 /// The handler.
 #[derive(Debug)]
-pub struct Inetd(OneShotProgram);
+pub(crate) struct Inetd(OneShotProgram);
 
 impl Inetd {
     pub(super) fn new(program: HandlerProgram, worker: WorkerId) -> Self {
