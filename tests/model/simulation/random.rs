@@ -1,4 +1,4 @@
-//! Chance, from a seed.
+//! Random numbers from a seed.
 
 use std::time::Duration;
 
@@ -17,8 +17,9 @@ impl Random {
         self.next() % n
     }
 
-    pub fn percent(&mut self, chance: u64) -> bool {
-        self.below(100) < chance
+    /// `true` with this probability in percent.
+    pub fn percent(&mut self, probability: u64) -> bool {
+        self.below(100) < probability
     }
 
     /// Up to `ms` milliseconds.

@@ -1,18 +1,17 @@
-//! The machine: processes that run or do not, and why not.
+//! A simulated process, which runs or not, for various reasons.
 
 use std::time::Duration;
 
+use super::SetSimEvent;
 use crate::ids::Monotonic;
 use crate::liveness::{Activity, HeldBy, ProcessSample, SchedStat};
-
-use super::set::Happening;
 
 /// The process of a part, or its absence.
 #[derive(Debug, Default)]
 pub struct Process {
-    /// Its process, while there is one.
+    /// `None` while there is no process.
     pub pid: Option<u32>,
-    /// Stopped by a signal: its own fault, as far as anybody knows.
+    /// Stopped by a signal: a fault of the process, as far as the watchdog can know.
     pub stopped: bool,
     /// Held by a debugger.
     pub held: bool,
@@ -20,35 +19,36 @@ pub struct Process {
     pub starved: bool,
     /// It never becomes ready.
     pub stuck: bool,
-    /// It has said that it is ready.
+    /// It has reported that it is ready.
     pub ready: bool,
-    /// What is on its way out already: nobody judges it any more.
+    /// It was told to end, and is no longer judged.
     pub leaving: bool,
-    /// When it was held or starved last.
+    /// When it was last held or starved.
     pub excused_until: Option<Monotonic>,
     ran: Duration,
-    /// Written up by the kernel, which it does when a wait is over, and the wait that still lasts.
+    /// The time it has waited for a processor. Like the kernel, this counts a wait only when it is over; `waiting` is the
+    /// current wait.
     waited: Duration,
     waiting: Duration,
-    /// What waits for it to run.
-    pub backlog: Vec<Happening>,
-    /// For how long it has been silent by its own fault, and when that ended last.
+    /// Events that wait until it runs.
+    pub backlog: Vec<SetSimEvent>,
+    /// How long it has been silent by its own fault, and when that last ended.
     pub fault: Duration,
     pub fault_ended: Option<Monotonic>,
-    /// The same, since the last disturbance.
+    /// How long it has been silent by its own fault since the last disturbance.
     pub undisturbed: Duration,
-    /// For how long it has been gone, undisturbed.
+    /// How long it has been absent since the last disturbance.
     pub absent: Duration,
 }
 
 impl Process {
-    /// A new process in this place.
+    /// A new process starts.
     pub fn spawn(&mut self, pid: u32, stuck: bool) {
         assert_eq!(self.pid, None, "started while it runs");
         *self = Self { pid: Some(pid), stuck, ..Self::default() };
     }
 
-    /// It is gone, with everything that waited for it.
+    /// The process ends, and its backlog with it.
     pub fn end(&mut self) {
         *self = Self::default();
     }
@@ -57,15 +57,15 @@ impl Process {
         self.pid.is_some() && !self.stopped && !self.held && !self.starved
     }
 
-    /// Silent by its own fault just now. A debugger that comes and goes between two looks excuses nobody who does not
-    /// answer afterwards either.
+    /// Whether it is silent by its own fault now. A debugger that comes and goes between two samples does not excuse a
+    /// process that stays silent afterwards.
     pub fn is_at_fault(&self) -> bool {
         let stuck = self.stuck && !self.ready && (self.held || !self.starved);
         self.pid.is_some() && (self.stopped || stuck)
     }
 
-    /// Time goes on.
-    pub fn pass(&mut self, now: Monotonic, passed: Duration) {
+    /// Time passes.
+    pub fn advance(&mut self, now: Monotonic, passed: Duration) {
         if self.pid.is_none() {
             self.absent += passed;
             return;
@@ -79,7 +79,7 @@ impl Process {
             self.waited += std::mem::take(&mut self.waiting);
         }
         if self.is_at_fault() {
-            // A stop soon after another is one to who looks every now and then, and who is stuck was so before.
+            // For a watchdog that samples, two stops in quick succession are one. A stuck process was silent before.
             let ended = self.fault_ended.take().filter(|_| !self.stuck);
             if ended.is_some_and(|ended| now.since(ended) > passed + Duration::from_millis(500)) {
                 self.fault = Duration::ZERO;
@@ -94,7 +94,7 @@ impl Process {
         }
     }
 
-    /// No processor ran it for so long; the clock goes on by that.
+    /// No processor has run it for this time, which ends at `now`.
     pub fn stall(&mut self, now: Monotonic, time: Duration) {
         self.excused_until = Some(now);
         if !self.stopped && !self.held {
@@ -102,13 +102,13 @@ impl Process {
         }
     }
 
-    /// Whatever bound there is on its detection or replacement begins anew.
+    /// A disturbance of the watchdog: the bounds of detection and replacement restart.
     pub fn disturb(&mut self) {
         (self.undisturbed, self.absent) = (Duration::ZERO, Duration::ZERO);
     }
 
     /// What the watchdog can see of it.
-    pub fn look(&self) -> ProcessSample {
+    pub fn sample(&self) -> ProcessSample {
         let Some(thread) = self.pid else { return ProcessSample { ended: true, ..ProcessSample::default() } };
         let runnable = self.starved && !self.stopped && !self.held;
         ProcessSample {
