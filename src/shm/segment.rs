@@ -414,70 +414,92 @@ mod tests {
         assert!(why(77).contains("ENOENT"), "{}", why(77));
     }
 
+    const ALONE: &str = "PATOU_TEST_SIGBUS";
+
+    /// Runs this test again in a separate process.
+    fn run_alone(value: &str) -> std::process::Output {
+        let test = std::thread::current().name().unwrap().to_owned();
+        let mut command = std::process::Command::new(std::env::current_exe().unwrap());
+        command.args([&test, "--exact", "--nocapture"]).env(ALONE, value).output().unwrap()
+    }
+
+    /// Runs `test` in a separate process: the coroutines of loom, which other unit tests use, replace the SIGBUS handler.
+    fn alone(test: impl FnOnce()) {
+        if std::env::var_os(ALONE).is_some() {
+            return test();
+        }
+        let output = run_alone("1");
+        assert!(output.status.success(), "{output:?}");
+    }
+
     #[test]
     fn a_truncated_segment_is_survived_and_can_be_restored() {
-        let name = name("cut");
-        let ours = Segment::create(&name, 0o600, None, OURS).unwrap();
-        let theirs = Segment::open(&name, Some(77), None).unwrap();
-        assert!(theirs.lock_role(SegmentRole::Worker).unwrap());
-        ours.store(Word::CLAIM, 42, Ordering::Release);
-        for round in 0..3 {
-            theirs.file.set_len(0).unwrap();
-            assert!(!ours.is_truncated(), "before the first access");
-            assert_eq!(ours.damage(), Some(Damage::Size(0)));
-            assert_eq!(ours.load(Word::CLAIM, Ordering::Acquire), 0, "round {round}");
-            assert!(ours.is_truncated() && ours.damage() == Some(Damage::Truncated));
-            ours.store(Word::CLAIM, 7, Ordering::Release);
-            assert_eq!(ours.compare_exchange(Word::CLAIM, 7, 8), Ok(()));
-            assert_eq!(theirs.load(Word::CLAIM, Ordering::Acquire), 0, "the write stays in the private page");
-            assert!(Segment::open(&name, Some(77), None).is_err());
+        alone(|| {
+            let name = name("cut");
+            let ours = Segment::create(&name, 0o600, None, OURS).unwrap();
+            let theirs = Segment::open(&name, Some(77), None).unwrap();
+            assert!(theirs.lock_role(SegmentRole::Worker).unwrap());
+            ours.store(Word::CLAIM, 42, Ordering::Release);
+            for round in 0..3 {
+                theirs.file.set_len(0).unwrap();
+                assert!(!ours.is_truncated(), "before the first access");
+                assert_eq!(ours.damage(), Some(Damage::Size(0)));
+                assert_eq!(ours.load(Word::CLAIM, Ordering::Acquire), 0, "round {round}");
+                assert!(ours.is_truncated() && ours.damage() == Some(Damage::Truncated));
+                ours.store(Word::CLAIM, 7, Ordering::Release);
+                assert_eq!(ours.compare_exchange(Word::CLAIM, 7, 8), Ok(()));
+                assert_eq!(theirs.load(Word::CLAIM, Ordering::Acquire), 0, "the write stays in the private page");
+                assert!(Segment::open(&name, Some(77), None).is_err());
 
-            if round == 0 {
-                assert!(!ours.restore(OURS, || {}).unwrap(), "its worker is alive");
+                if round == 0 {
+                    assert!(!ours.restore(OURS, || {}).unwrap(), "its worker is alive");
+                }
+                lock::unlock(&theirs.file, SegmentRole::Worker.bytes()).unwrap();
+                assert!(ours.restore(OURS, || ours.store(Word::CLAIM, 9, Ordering::Relaxed)).unwrap());
+                assert_eq!((ours.damage(), ours.set_epoch()), (None, 5));
+                let next = Segment::open(&name, Some(77), None).unwrap();
+                assert_eq!(next.load(Word::CLAIM, Ordering::Acquire), 9);
+                next.store(Word::CLAIM, 10, Ordering::Release);
+                assert_eq!(ours.load(Word::CLAIM, Ordering::Acquire), 10, "it is shared again");
+                assert!(next.lock_role(SegmentRole::Worker).unwrap());
             }
-            lock::unlock(&theirs.file, SegmentRole::Worker.bytes()).unwrap();
-            assert!(ours.restore(OURS, || ours.store(Word::CLAIM, 9, Ordering::Relaxed)).unwrap());
-            assert_eq!((ours.damage(), ours.set_epoch()), (None, 5));
-            let next = Segment::open(&name, Some(77), None).unwrap();
-            assert_eq!(next.load(Word::CLAIM, Ordering::Acquire), 9);
-            next.store(Word::CLAIM, 10, Ordering::Release);
-            assert_eq!(ours.load(Word::CLAIM, Ordering::Acquire), 10, "it is shared again");
-            assert!(next.lock_role(SegmentRole::Worker).unwrap());
-        }
-        // Another size raises no SIGBUS, but is damage.
-        for size in [100, 4096, 1 << 30] {
-            theirs.file.set_len(size).unwrap();
-            ours.load(Word::CLAIM, Ordering::Acquire);
-            assert_eq!(ours.damage(), Some(Damage::Size(size)));
-            assert!(ours.restore(OURS, || {}).unwrap());
-        }
-        ours.invalidate();
-        assert_eq!(Segment::open(&name, Some(77), None).unwrap_err().to_string().matches("magic").count(), 1);
-        Segment::unlink(&name).unwrap();
+            // Another size raises no SIGBUS, but is damage.
+            for size in [100, 4096, 1 << 30] {
+                theirs.file.set_len(size).unwrap();
+                ours.load(Word::CLAIM, Ordering::Acquire);
+                assert_eq!(ours.damage(), Some(Damage::Size(size)));
+                assert!(ours.restore(OURS, || {}).unwrap());
+            }
+            ours.invalidate();
+            assert_eq!(Segment::open(&name, Some(77), None).unwrap_err().to_string().matches("magic").count(), 1);
+            Segment::unlink(&name).unwrap();
+        });
     }
 
     #[test]
     fn entries_of_dropped_mappings_are_used_again() {
-        let name = name("many");
-        let ours = Segment::create(&name, 0o600, None, OURS).unwrap();
-        for _ in 0..3 {
-            let all: Vec<_> = (0..50).map(|_| Segment::open(&name, Some(77), None).unwrap()).collect();
-            ours.file.set_len(0).unwrap();
-            assert!(
-                all.iter().all(|segment| segment.load(Word::CLAIM, Ordering::Relaxed) == 0 && segment.is_truncated())
-            );
-            assert!(ours.restore(OURS, || {}).unwrap());
-        }
-        Segment::unlink(&name).unwrap();
+        alone(|| {
+            let name = name("many");
+            let ours = Segment::create(&name, 0o600, None, OURS).unwrap();
+            for _ in 0..3 {
+                let all: Vec<_> = (0..50).map(|_| Segment::open(&name, Some(77), None).unwrap()).collect();
+                ours.file.set_len(0).unwrap();
+                assert!(
+                    all.iter()
+                        .all(|segment| segment.load(Word::CLAIM, Ordering::Relaxed) == 0 && segment.is_truncated())
+                );
+                assert!(ours.restore(OURS, || {}).unwrap());
+            }
+            Segment::unlink(&name).unwrap();
+        });
     }
 
     /// In a separate process, because the signal is fatal.
     #[test]
     fn every_other_sigbus_stays_fatal() {
         use std::os::unix::process::ExitStatusExt;
-        const INSIDE: &str = "PATOU_TEST_SIGBUS";
         let name = name("fatal");
-        match std::env::var(INSIDE).as_deref() {
+        match std::env::var(ALONE).as_deref() {
             Ok("fault") => {
                 let _ours = Segment::create(&name, 0o600, None, OURS).unwrap();
                 Segment::unlink(&name).unwrap();
@@ -493,11 +515,9 @@ mod tests {
                 nix::sys::signal::kill(nix::unistd::getpid(), Signal::SIGBUS).unwrap();
             }
             Err(_) => {
-                for how in ["fault", "sent"] {
-                    let test = std::thread::current().name().unwrap().to_owned();
-                    let mut inside = std::process::Command::new(std::env::current_exe().unwrap());
-                    let output = inside.args([&test, "--exact", "--nocapture"]).env(INSIDE, how).output().unwrap();
-                    assert_eq!(output.status.signal(), Some(libc::SIGBUS), "{how}: {output:?}");
+                for cause in ["fault", "sent"] {
+                    let output = run_alone(cause);
+                    assert_eq!(output.status.signal(), Some(libc::SIGBUS), "{cause}: {output:?}");
                 }
             }
         }
