@@ -10,7 +10,7 @@ use http::Request;
 use crate::dispatcher::redirect::location;
 use crate::exchange::{DispatcherSide, PlainSlot, SlotMemory, Word, WorkerSide};
 use crate::ids::{Claim, Epoch, LeaseId, LeaseTerms, Lifecycle, Monotonic, Phase, ProcessId, Token, WorkerNumber};
-use crate::net::check;
+use crate::net::check_request;
 use crate::pool::{Peer, Pool, PoolAction, PoolEvent, PoolLimits, SlotAnswer, SlotView};
 use crate::worker::lease_url;
 
@@ -143,7 +143,12 @@ pub fn check_head() -> impl FnMut() {
         .body(())
         .expect("a valid request");
     let listens_on = Some(IpAddr::V4(Ipv4Addr::LOCALHOST));
-    move || drop(black_box(check(black_box(&request), &[], listens_on, 0)).unwrap_or_else(|_| panic!("a good request")))
+    move || {
+        drop(
+            black_box(check_request(black_box(&request), &[], listens_on, 0))
+                .unwrap_or_else(|_| panic!("a good request")),
+        )
+    }
 }
 
 /// The `Location` of a worker.

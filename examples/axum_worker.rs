@@ -15,7 +15,7 @@ use axum::extract::{Extension, RawQuery};
 use axum::routing::{get, post};
 use http_body::Frame;
 use http_body_util::BodyExt;
-use patou::worker::handler::RequestContext;
+use patou::worker::RequestContext;
 
 // One thread is enough for one request at a time.
 #[tokio::main(flavor = "current_thread")]
@@ -44,14 +44,13 @@ async fn slow(query: RawQuery) -> &'static str {
     "slept\n"
 }
 
-/// Waits as it should not: nothing else runs on this thread meanwhile. Past request_timeout the client gets 504
-/// all the same, and the worker ends and is started anew.
+/// Blocks the thread, as a handler should not. After request_timeout the client gets 504, and the worker is restarted.
 async fn block(query: RawQuery) -> &'static str {
     std::thread::sleep(ms(query));
     "blocked\n"
 }
 
-/// The same after its answer: the next client meets nobody on this thread. Past request_timeout the worker ends.
+/// Blocks the thread after its response: no client is served meanwhile. After request_timeout the worker exits.
 async fn block_later(query: RawQuery) -> &'static str {
     let time = ms(query);
     tokio::spawn(async move {

@@ -11,7 +11,7 @@ use crate::liveness::{RestartLimits, StartRecord};
 use crate::log::Event;
 
 /// The restart limits of a configuration.
-pub fn limits(config: &Config) -> RestartLimits {
+pub(crate) fn limits(config: &Config) -> RestartLimits {
     let restarts = &config.watchdog.restarts;
     RestartLimits { max: restarts.max, within: restarts.within, delay: restarts.delay, delay_max: restarts.delay_max }
 }
@@ -21,7 +21,7 @@ pub fn limits(config: &Config) -> RestartLimits {
 ///
 /// The dispatcher records its start in every slot and uses the median: a worker that forges its own slot cannot delay
 /// the dispatcher, and a new slot does not erase the history.
-pub fn delay_start(slots: &[&impl SlotMemory], word: Word, config: &Config) {
+pub(crate) fn delay_start(slots: &[&impl SlotMemory], word: Word, config: &Config) {
     let by_systemd = std::env::var("SYSTEMD_EXEC_PID").is_ok_and(|pid| pid == std::process::id().to_string());
     if !by_systemd {
         return;
@@ -44,12 +44,12 @@ pub fn delay_start(slots: &[&impl SlotMemory], word: Word, config: &Config) {
 }
 
 /// Clears the record at a planned end, so that the next start does not wait.
-pub fn clear_failures(memory: &impl SlotMemory, word: Word) {
+pub(crate) fn clear_failures(memory: &impl SlotMemory, word: Word) {
     exchange::store_start(memory, word, None);
 }
 
 /// A random number from 0 to 1.
-pub fn jitter() -> f64 {
+pub(crate) fn jitter() -> f64 {
     // Without randomness all parts wait equally long.
     f64::from(getrandom::u32().unwrap_or(u32::MAX / 2)) / f64::from(u32::MAX)
 }

@@ -13,13 +13,13 @@ use crate::config::PoolConfig;
 const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
 /// The search path of a pool with this environment: its `PATH`, or that of this process.
-pub fn search_path(environment: &BTreeMap<String, String>) -> OsString {
+pub(crate) fn search_path(environment: &BTreeMap<String, String>) -> OsString {
     let own = environment.get("PATH").map(OsString::from);
     own.or_else(|| env::var_os("PATH")).unwrap_or_else(|| DEFAULT_PATH.into())
 }
 
 /// Whether this process may execute `name`: a path, or without a slash a program in `path`.
-pub fn is_executable(name: &str, path: &OsStr) -> bool {
+pub(crate) fn is_executable(name: &str, path: &OsStr) -> bool {
     let may_execute = |file: &Path| file.is_file() && access(file, AccessFlags::X_OK).is_ok();
     if name.contains('/') {
         may_execute(Path::new(name))
@@ -29,7 +29,7 @@ pub fn is_executable(name: &str, path: &OsStr) -> bool {
 }
 
 /// If the handler of this pool names a program that does not exist: what the configuration should name instead.
-pub fn missing_program(pool: &PoolConfig) -> Option<String> {
+pub(crate) fn missing_program(pool: &PoolConfig) -> Option<String> {
     let name = pool.handler.command().first()?;
     let path = search_path(&pool.environment);
     if is_executable(name, &path) {

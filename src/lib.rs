@@ -15,63 +15,69 @@
 
 #![deny(unsafe_code)]
 
-pub mod ids;
+mod ids;
 #[cfg(feature = "worker")]
-pub mod stats;
+mod stats;
 #[cfg(feature = "worker")]
 pub mod config;
 #[cfg(feature = "worker")]
-pub mod exchange;
+mod exchange;
 #[cfg(feature = "daemon")]
-pub mod pool;
+mod pool;
 #[cfg(feature = "worker")]
-pub mod liveness;
+mod liveness;
 #[cfg(feature = "worker")]
-pub mod clock;
+mod clock;
 #[cfg(feature = "worker")]
-pub mod sd_watchdog;
+mod sd_watchdog;
 #[cfg(feature = "worker")]
-pub mod log;
+mod signals;
 #[cfg(feature = "worker")]
-pub mod signals;
+mod sync;
 #[cfg(feature = "worker")]
-pub mod sync;
+mod log;
 #[cfg(feature = "worker")]
-pub mod sys;
+mod sys;
 #[cfg(feature = "worker")]
-pub mod procfs;
+mod procfs;
 #[cfg(feature = "worker")]
-pub mod doorbell;
+mod doorbell;
 #[cfg(feature = "worker")]
-pub mod process_tree;
+mod process_tree;
 #[cfg(feature = "worker")]
-pub mod net;
+mod net;
 #[cfg(feature = "worker")]
-pub mod handoff;
+mod handoff;
 #[cfg(feature = "daemon")]
-pub mod probe;
+mod probe;
 #[cfg(feature = "worker")]
-pub mod executable;
+mod executable;
 #[cfg(feature = "worker")]
-pub mod shm;
+mod shm;
 #[cfg(feature = "worker")]
-pub mod ipc;
+mod ipc;
 #[cfg(feature = "daemon")]
-pub mod units;
+mod units;
 #[cfg(feature = "daemon")]
-pub mod status;
+mod status;
 #[cfg(feature = "worker")]
-pub mod backoff;
+mod backoff;
 #[cfg(feature = "client")]
 pub mod client;
 #[cfg(feature = "daemon")]
-pub mod dispatcher;
+mod dispatcher;
 #[cfg(feature = "worker")]
 pub mod worker;
 #[cfg(feature = "daemon")]
-pub mod watchdog;
+mod watchdog;
 #[cfg(feature = "daemon")]
-pub mod cli;
+mod cli;
+
+/// The program `patou`: parses the command line, runs the command and returns its exit code.
+#[cfg(feature = "daemon")]
+pub fn main() -> std::process::ExitCode {
+    cli::main()
+}
 
 // The parts of the crate that are compiled for its tests, fuzzing and benchmarks only, and kept beside those.
 

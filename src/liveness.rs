@@ -12,13 +12,13 @@ use std::collections::VecDeque;
 use std::time::Duration;
 
 use crate::ids::Monotonic;
-pub use silence_timer::{
+pub(crate) use silence_timer::{
     HeldBy, LivenessTimeouts, LivenessVerdict, ProcessSample, SchedStat, SilenceTimer, ThreadActivity,
 };
 
 /// When a part is restarted and when it is given up, from the configuration.
 #[derive(Clone, Copy, Debug)]
-pub struct RestartLimits {
+pub(crate) struct RestartLimits {
     /// The part is given up after more restarts than this within `within`.
     pub max: u32,
     /// The time over which restarts are counted.
@@ -31,7 +31,7 @@ pub struct RestartLimits {
 
 /// The recent unplanned restarts of one part.
 #[derive(Clone, Debug, Default)]
-pub struct RestartHistory {
+pub(crate) struct RestartHistory {
     recent: VecDeque<Monotonic>,
 }
 
@@ -40,7 +40,7 @@ impl RestartHistory {
     ///
     /// The first restart after a quiet time is not delayed. `jitter` from 0 to 1 varies the others by a quarter up or
     /// down, so that parts that ended together do not restart together for ever.
-    pub fn next_delay(&mut self, now: Monotonic, limits: &RestartLimits, jitter: f64) -> Option<Duration> {
+    pub(crate) fn next_delay(&mut self, now: Monotonic, limits: &RestartLimits, jitter: f64) -> Option<Duration> {
         while self.recent.front().is_some_and(|at| now.since(*at) >= limits.within) {
             self.recent.pop_front();
         }
@@ -55,7 +55,7 @@ impl RestartHistory {
 
 impl RestartLimits {
     /// The longest delay of a restart.
-    pub fn longest_delay(&self) -> Duration {
+    pub(crate) fn longest_delay(&self) -> Duration {
         self.delay_max.mul_f64(1.25)
     }
 
@@ -72,7 +72,7 @@ impl RestartLimits {
 
 /// A start of a part under a supervisor without growing restart delays: the part records its starts itself.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct StartRecord {
+pub(crate) struct StartRecord {
     /// When its delay ended: its lifetime counts from here.
     pub at: Monotonic,
     /// How many consecutive incarnations before it had a short life and an unplanned end.
@@ -82,7 +82,7 @@ pub struct StartRecord {
 impl StartRecord {
     /// This start, which follows `last`, and its delay before it becomes ready. A life of at least `limits.within`
     /// clears the failures; so does a planned end, which leaves no `last`.
-    pub fn after(
+    pub(crate) fn after(
         last: Option<StartRecord>,
         now: Monotonic,
         limits: &RestartLimits,

@@ -14,14 +14,14 @@ use crate::ids::{PoolName, WorkerId};
 use crate::stats::Counters;
 
 /// Longest request line, in bytes: a request grows with the number of failed pools.
-pub const REQUEST_MAX: usize = 64 << 10;
+pub(crate) const REQUEST_MAX: usize = 64 << 10;
 /// Longest report line, in bytes: about 200 bytes for each of ten thousand workers.
-pub const REPORT_MAX: usize = 4 << 20;
+pub(crate) const REPORT_MAX: usize = 4 << 20;
 
 /// A request to the dispatcher.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct ProbeRequest {
+pub(crate) struct ProbeRequest {
     /// The report repeats it.
     pub nonce: u64,
     /// What the dispatcher does besides reporting.
@@ -35,7 +35,7 @@ pub struct ProbeRequest {
 /// A pool whose workers have all failed, so that nothing serves it until the cause is repaired.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct FailedPool {
+pub(crate) struct FailedPool {
     /// Its name.
     pub pool: PoolName,
     /// Cause of the last end of one of its workers.
@@ -47,7 +47,7 @@ impl ProbeRequest {
     ///
     /// # Errors
     /// Never in practice: every value can be serialised.
-    pub fn to_line(mut self) -> io::Result<Vec<u8>> {
+    pub(crate) fn to_line(mut self) -> io::Result<Vec<u8>> {
         loop {
             let mut line = serde_json::to_vec(&self)?;
             line.push(b'\n');
@@ -62,7 +62,7 @@ impl ProbeRequest {
 /// A command in a request.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub enum ProbeCommand {
+pub(crate) enum ProbeCommand {
     /// Ping every worker.
     Ping,
     /// Give this worker no new clients.
@@ -77,7 +77,7 @@ pub enum ProbeCommand {
 
 /// The state of the dispatcher.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct ProbeReport {
+pub(crate) struct ProbeReport {
     /// As in the request.
     pub nonce: u64,
     /// The dispatcher's process.
@@ -93,14 +93,14 @@ pub struct ProbeReport {
 
 /// The answer to a user without permission.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct ProbeRefusal {
+pub(crate) struct ProbeRefusal {
     /// The reason, with the users that have permission.
     pub refused: String,
 }
 
 /// One pool of a report.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct PoolReport {
+pub(crate) struct PoolReport {
     /// Its name.
     pub name: PoolName,
     /// Clients that wait for a worker.
@@ -116,7 +116,7 @@ pub struct PoolReport {
 
 /// One worker of a report.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct WorkerReport {
+pub(crate) struct WorkerReport {
     /// Its incarnation; 0 if there has been none.
     pub epoch: u32,
     /// Whether it lives and accepts a client, now or after its current one.
@@ -145,7 +145,7 @@ pub struct WorkerReport {
 /// # Errors
 /// If no dispatcher listens, it does not answer in time, or the answer is not a report; `PermissionDenied` for users
 /// without permission.
-pub fn query(socket: &Path, command: Option<ProbeCommand>, timeout: Duration) -> io::Result<ProbeReport> {
+pub(crate) fn query(socket: &Path, command: Option<ProbeCommand>, timeout: Duration) -> io::Result<ProbeReport> {
     let mut stream = UnixStream::connect(socket)?;
     stream.set_read_timeout(Some(timeout))?;
     stream.set_write_timeout(Some(timeout))?;

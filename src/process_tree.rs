@@ -28,15 +28,15 @@ const KILL_TIMEOUT: Duration = Duration::from_secs(5);
 /// Some processes could not be killed in time: they sleep in the kernel or belong to another user.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{} of the handler's processes survive SIGKILL (first: {})", .0.len(), .0[0])]
-pub struct Survivors(pub Vec<Pid>);
+pub(crate) struct Survivors(pub Vec<Pid>);
 
 /// Whether this process has any child, alive or zombie. One system call.
-pub fn has_children() -> bool {
+pub(crate) fn has_children() -> bool {
     waitid(Id::All, WaitPidFlag::WEXITED | WaitPidFlag::WNOHANG | WaitPidFlag::WNOWAIT) != Err(Errno::ECHILD)
 }
 
 /// All descendants of `root`, without itself, parents before their children.
-pub fn descendants(root: Pid) -> Vec<ProcessStat> {
+pub(crate) fn descendants(root: Pid) -> Vec<ProcessStat> {
     by_children_files(Path::new(PROC), root).unwrap_or_else(|| below(&procfs::processes(), root))
 }
 
@@ -47,7 +47,7 @@ pub fn descendants(root: Pid) -> Vec<ProcessStat> {
 ///
 /// # Errors
 /// [`Survivors`] when some of them are not dead after five seconds.
-pub async fn kill(chosen: impl Fn(&ProcessStat) -> bool) -> Result<(), Survivors> {
+pub(crate) async fn kill(chosen: impl Fn(&ProcessStat) -> bool) -> Result<(), Survivors> {
     let give_up = Instant::now() + KILL_TIMEOUT;
     let mut pause = Duration::from_millis(1);
     let mut read_all = false;
@@ -88,7 +88,7 @@ pub async fn kill(chosen: impl Fn(&ProcessStat) -> bool) -> Result<(), Survivors
 
 /// Reaps the zombies among the children of this process, except `spared`: its owner waits for it. One system
 /// call if there is none.
-pub fn reap_orphans(spared: Pid) {
+pub(crate) fn reap_orphans(spared: Pid) {
     loop {
         match waitid(Id::All, WaitPidFlag::WEXITED | WaitPidFlag::WNOHANG | WaitPidFlag::WNOWAIT).map(|s| s.pid()) {
             Ok(Some(pid)) if pid != spared => reap(pid),
@@ -105,7 +105,7 @@ pub fn reap_orphans(spared: Pid) {
 
 /// The resident memory of `root` and its descendants in bytes; shared pages count once for each process. `None` when
 /// `root` has ended.
-pub fn resident(root: Pid) -> Option<u64> {
+pub(crate) fn resident(root: Pid) -> Option<u64> {
     let own = procfs::resident(root)?;
     let others: u64 = descendants(root).iter().filter_map(|p| procfs::resident(p.pid)).sum();
     Some(own + others)

@@ -14,15 +14,15 @@ use nix::unistd::{Pid, SysconfVar, sysconf};
 use crate::ids::ProcessId;
 
 /// Where the kernel shows all processes.
-pub const PROC: &str = "/proc";
+pub(crate) const PROC: &str = "/proc";
 /// Where control groups of version 2 are mounted.
-pub const CGROUP_ROOT: &str = "/sys/fs/cgroup";
+pub(crate) const CGROUP_ROOT: &str = "/sys/fs/cgroup";
 /// Where they are mounted if version 1 is in use beside them.
-pub const HYBRID_CGROUP_ROOT: &str = "/sys/fs/cgroup/unified";
+pub(crate) const HYBRID_CGROUP_ROOT: &str = "/sys/fs/cgroup/unified";
 
 /// One process or thread, from its `stat` file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct ProcessStat {
+pub(crate) struct ProcessStat {
     /// Its number; for a thread, the thread's.
     pub pid: Pid,
     /// The process that reaps it.
@@ -37,17 +37,17 @@ pub struct ProcessStat {
 
 impl ProcessStat {
     /// Process `pid`, if it exists.
-    pub fn of(pid: u32) -> Option<Self> {
+    pub(crate) fn of(pid: u32) -> Option<Self> {
         Self::read(&process_dir(pid))
     }
 
     /// The process of this identity, unless it has been reaped.
-    pub fn of_id(id: ProcessId) -> Option<Self> {
+    pub(crate) fn of_id(id: ProcessId) -> Option<Self> {
         Self::of(id.pid).filter(|stat| stat.id() == id)
     }
 
     /// The process or thread of this directory.
-    pub fn read(dir: &Path) -> Option<Self> {
+    pub(crate) fn read(dir: &Path) -> Option<Self> {
         Self::parse(&fs::read(dir.join("stat")).ok()?)
     }
 
@@ -65,22 +65,22 @@ impl ProcessStat {
     }
 
     /// Its identity.
-    pub fn id(&self) -> ProcessId {
+    pub(crate) fn id(&self) -> ProcessId {
         ProcessId { pid: self.pid.as_raw() as u32, start_time: self.start_time }
     }
 
     /// Dead and not yet reaped.
-    pub fn is_zombie(&self) -> bool {
+    pub(crate) fn is_zombie(&self) -> bool {
         matches!(self.state, 'Z' | 'X')
     }
 
     /// Stopped by a signal or a debugger.
-    pub fn is_stopped(&self) -> bool {
+    pub(crate) fn is_stopped(&self) -> bool {
         matches!(self.state, 'T' | 't')
     }
 
     /// How long it has been running, if the machine has been up for `uptime`.
-    pub fn age(&self, uptime: Duration) -> Option<Duration> {
+    pub(crate) fn age(&self, uptime: Duration) -> Option<Duration> {
         let per_second = sysconf(SysconfVar::CLK_TCK).ok().flatten().filter(|ticks| *ticks > 0)?;
         uptime.checked_sub(ticks(self.start_time, per_second as u64))
     }
@@ -91,23 +91,23 @@ fn ticks(count: u64, per_second: u64) -> Duration {
 }
 
 /// The identity of this process.
-pub fn this_process() -> ProcessId {
+pub(crate) fn this_process() -> ProcessId {
     let pid = std::process::id();
     ProcessStat::of(pid).map_or(ProcessId { pid, start_time: 0 }, |stat| stat.id())
 }
 
 /// The directory of process `pid`.
-pub fn process_dir(pid: u32) -> PathBuf {
+pub(crate) fn process_dir(pid: u32) -> PathBuf {
     Path::new(PROC).join(pid.to_string())
 }
 
 /// All processes of the machine.
-pub fn processes() -> Vec<ProcessStat> {
+pub(crate) fn processes() -> Vec<ProcessStat> {
     numbered(Path::new(PROC)).filter_map(|dir| ProcessStat::read(&dir)).collect()
 }
 
 /// The directories of a process's threads in the order of their start, the main thread first.
-pub fn threads(process: &Path) -> Vec<PathBuf> {
+pub(crate) fn threads(process: &Path) -> Vec<PathBuf> {
     numbered(&process.join("task")).collect()
 }
 
@@ -122,7 +122,7 @@ fn number(name: &std::ffi::OsStr) -> Option<u32> {
 }
 
 /// The number of the process or thread that this directory belongs to.
-pub fn id_of(dir: &Path) -> Option<u32> {
+pub(crate) fn id_of(dir: &Path) -> Option<u32> {
     dir.file_name().and_then(number)
 }
 
@@ -130,27 +130,27 @@ pub fn id_of(dir: &Path) -> Option<u32> {
 ///
 /// # Errors
 /// `NotFound` if the thread has ended, or the kernel lacks the file (CONFIG_PROC_CHILDREN).
-pub fn children(thread: &Path) -> io::Result<Vec<Pid>> {
+pub(crate) fn children(thread: &Path) -> io::Result<Vec<Pid>> {
     let pids = fs::read_to_string(thread.join("children"))?;
     Ok(pids.split_whitespace().filter_map(|pid| pid.parse().ok()).map(Pid::from_raw).collect())
 }
 
 /// The name of a process or thread, at most 15 bytes; empty if it cannot be read.
-pub fn name(dir: &Path) -> String {
+pub(crate) fn name(dir: &Path) -> String {
     let name = fs::read(dir.join("comm")).unwrap_or_default();
     String::from_utf8_lossy(name.strip_suffix(b"\n").unwrap_or(&name)).into_owned()
 }
 
 /// At most `max` bytes of the arguments of a process, each terminated by a zero byte; empty for a zombie. Waits while
 /// the process's memory map is locked.
-pub fn arguments(process: &Path, max: u64) -> Option<Vec<u8>> {
+pub(crate) fn arguments(process: &Path, max: u64) -> Option<Vec<u8>> {
     let mut bytes = Vec::new();
     fs::File::open(process.join("cmdline")).ok()?.take(max).read_to_end(&mut bytes).ok()?;
     Some(bytes)
 }
 
 /// The resident memory of a process in bytes.
-pub fn resident(pid: Pid) -> Option<u64> {
+pub(crate) fn resident(pid: Pid) -> Option<u64> {
     let statm = fs::read_to_string(format!("{PROC}/{pid}/statm")).ok()?;
     let pages: u64 = statm.split(' ').nth(1)?.parse().ok()?;
     let page_size = sysconf(SysconfVar::PAGE_SIZE).ok().flatten().map_or(4096, |size| size as u64);
@@ -159,7 +159,7 @@ pub fn resident(pid: Pid) -> Option<u64> {
 
 /// What is used here of a `status` file.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct ProcessStatus {
+pub(crate) struct ProcessStatus {
     /// The letter of its state.
     pub state: Option<char>,
     /// A debugger is attached.
@@ -170,7 +170,7 @@ pub struct ProcessStatus {
 
 impl ProcessStatus {
     /// The process or thread of this directory.
-    pub fn read(dir: &Path) -> Self {
+    pub(crate) fn read(dir: &Path) -> Self {
         Self::parse(&fs::read_to_string(dir.join("status")).unwrap_or_default())
     }
 
@@ -186,7 +186,7 @@ impl ProcessStatus {
 
 /// What the scheduler counts for a thread (`schedstat`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct RunTimes {
+pub(crate) struct RunTimes {
     /// Time on a processor.
     pub ran: Duration,
     /// Time spent runnable, waiting for a processor.
@@ -197,7 +197,7 @@ pub struct RunTimes {
 
 impl RunTimes {
     /// The thread of this directory.
-    pub fn read(thread: &Path) -> Option<Self> {
+    pub(crate) fn read(thread: &Path) -> Option<Self> {
         Self::parse(&fs::read_to_string(thread.join("schedstat")).ok()?)
     }
 
@@ -209,12 +209,12 @@ impl RunTimes {
 }
 
 /// Whether the kernel counts run times. If it does not, every file holds zeros, also that of the calling thread.
-pub fn counts_run_times() -> bool {
+pub(crate) fn counts_run_times() -> bool {
     RunTimes::read(Path::new("/proc/thread-self")).is_some_and(|times| times.timeslices != 0)
 }
 
 /// The kernel function that a thread sleeps in; absent if it does not sleep or the kernel does not show it.
-pub fn wait_channel(thread: &Path) -> Option<String> {
+pub(crate) fn wait_channel(thread: &Path) -> Option<String> {
     fs::read_to_string(thread.join("wchan")).ok().filter(|name| !name.is_empty() && name != "0")
 }
 
@@ -222,7 +222,7 @@ pub fn wait_channel(thread: &Path) -> Option<String> {
 ///
 /// # Errors
 /// `PermissionDenied` for threads of other users.
-pub fn system_call(thread: &Path) -> io::Result<Option<i64>> {
+pub(crate) fn system_call(thread: &Path) -> io::Result<Option<i64>> {
     fs::read_to_string(thread.join("syscall")).map(|text| parse_system_call(&text))
 }
 
@@ -234,7 +234,7 @@ fn parse_system_call(text: &str) -> Option<i64> {
 ///
 /// # Errors
 /// `PermissionDenied` without CAP_SYS_ADMIN.
-pub fn kernel_stack(thread: &Path, max: usize) -> io::Result<Vec<String>> {
+pub(crate) fn kernel_stack(thread: &Path, max: usize) -> io::Result<Vec<String>> {
     fs::read_to_string(thread.join("stack")).map(|text| parse_stack(&text).take(max).collect())
 }
 
@@ -245,7 +245,7 @@ fn parse_stack(text: &str) -> impl Iterator<Item = String> {
 
 /// The share and the total of time in which at least one task waited for a resource (`/proc/pressure`, line `some`).
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Pressure {
+pub(crate) struct Pressure {
     /// Percent of the last ten seconds.
     pub avg10: f64,
     /// Since boot.
@@ -254,7 +254,7 @@ pub struct Pressure {
 
 impl Pressure {
     /// For `cpu`, `memory` or `io`. Not every kernel has it (CONFIG_PSI).
-    pub fn of(resource: &str) -> Option<Self> {
+    pub(crate) fn of(resource: &str) -> Option<Self> {
         Self::parse(&fs::read_to_string(format!("{PROC}/pressure/{resource}")).ok()?)
     }
 
@@ -267,13 +267,13 @@ impl Pressure {
 }
 
 /// The numbers of runnable processes over 1, 5 and 15 minutes.
-pub fn load_average() -> Option<String> {
+pub(crate) fn load_average() -> Option<String> {
     let text = fs::read_to_string("/proc/loadavg").ok()?;
     Some(text.split(' ').take(3).collect::<Vec<_>>().join(" "))
 }
 
 /// Available and total memory in bytes.
-pub fn memory() -> Option<(u64, u64)> {
+pub(crate) fn memory() -> Option<(u64, u64)> {
     parse_memory(&fs::read_to_string("/proc/meminfo").ok()?)
 }
 
@@ -286,25 +286,25 @@ fn parse_memory(text: &str) -> Option<(u64, u64)> {
 }
 
 /// Time since boot, on the clock that start times of processes are measured on.
-pub fn uptime() -> Option<Duration> {
+pub(crate) fn uptime() -> Option<Duration> {
     let text = fs::read_to_string("/proc/uptime").ok()?;
     Duration::try_from_secs_f64(text.split(' ').next()?.parse().ok()?).ok()
 }
 
 /// The control group of a process, relative to the root of the hierarchy.
-pub fn cgroup(process: &Path) -> Option<String> {
+pub(crate) fn cgroup(process: &Path) -> Option<String> {
     let groups = fs::read_to_string(process.join("cgroup")).ok()?;
     groups.lines().find_map(|line| line.strip_prefix("0::/")).map(str::to_owned)
 }
 
 /// The processes of the control group of this directory, without those of groups below it.
-pub fn cgroup_pids(group: &Path) -> Vec<u32> {
+pub(crate) fn cgroup_pids(group: &Path) -> Vec<u32> {
     let pids = fs::read_to_string(group.join("cgroup.procs")).unwrap_or_default();
     pids.lines().filter_map(|pid| pid.parse().ok()).collect()
 }
 
 /// Whether the control group of this directory is itself frozen or about to be.
-pub fn cgroup_is_frozen(group: &Path) -> bool {
+pub(crate) fn cgroup_is_frozen(group: &Path) -> bool {
     fs::read_to_string(group.join("cgroup.freeze")).is_ok_and(|freeze| freeze.trim() == "1")
 }
 

@@ -9,25 +9,25 @@ use crate::clock;
 use crate::ids::Monotonic;
 
 /// The notifications of one process; none are due where systemd requests none.
-pub struct WatchdogTicker {
+pub(crate) struct WatchdogTicker {
     interval: Duration,
     due_at: Option<Monotonic>,
 }
 
 impl WatchdogTicker {
     /// The first notification is due at once: a re-executed process may be close to the timeout already.
-    pub fn start() -> Self {
+    pub(crate) fn start() -> Self {
         let timeout = sd_notify::watchdog_enabled();
         Self { interval: timeout.unwrap_or_default() / 2, due_at: timeout.map(|_| clock::now()) }
     }
 
     /// When the next notification is due.
-    pub fn due_at(&self) -> Option<Monotonic> {
+    pub(crate) fn due_at(&self) -> Option<Monotonic> {
         self.due_at
     }
 
     /// Waits until a notification is due. Cancel-safe.
-    pub async fn due(&self) {
+    pub(crate) async fn due(&self) {
         match self.due_at {
             Some(at) => sleep(at.since(clock::now())).await,
             None => std::future::pending().await,
@@ -35,7 +35,7 @@ impl WatchdogTicker {
     }
 
     /// Sends a notification if one is due.
-    pub fn tick(&mut self, now: Monotonic) {
+    pub(crate) fn tick(&mut self, now: Monotonic) {
         if self.due_at.is_some_and(|at| at <= now) {
             let _ = sd_notify::notify(&[NotifyState::Watchdog]);
             self.due_at = Some(now + self.interval);

@@ -13,50 +13,50 @@ use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 
 /// Stop signals within this time count as one: timeout(1) signals both the process and its group, and a dying parent
 /// sends one signal per thread (`PR_SET_PDEATHSIG`, prctl(2)).
-pub const STOP_DEBOUNCE: Duration = Duration::from_millis(200);
+pub(crate) const STOP_DEBOUNCE: Duration = Duration::from_millis(200);
 
 /// Detects the death of the parent process.
 #[derive(Debug)]
-pub struct ParentWatch(Option<Pid>);
+pub(crate) struct ParentWatch(Option<Pid>);
 
 impl ParentWatch {
     /// Watches the current parent.
-    pub fn now() -> Self {
+    pub(crate) fn now() -> Self {
         Self(Some(getppid()))
     }
 
     /// Whether the parent has died; `true` only once.
-    pub fn has_just_died(&mut self) -> bool {
+    pub(crate) fn has_just_died(&mut self) -> bool {
         self.0.take_if(|pid| *pid != getppid()).is_some()
     }
 }
 
 /// One signal, or several with the same meaning.
 #[derive(Debug)]
-pub struct Signal {
+pub(crate) struct Signal {
     events: UnixStream,
     flag: SignalFlag,
 }
 
 /// Whether a signal has ever arrived. The handler sets it, before the loop reads the event.
 #[derive(Clone, Debug, Default)]
-pub struct SignalFlag(Arc<AtomicBool>);
+pub(crate) struct SignalFlag(Arc<AtomicBool>);
 
 impl SignalFlag {
     /// Whether the signal has arrived.
-    pub fn is_set(&self) -> bool {
+    pub(crate) fn is_set(&self) -> bool {
         self.0.load(Ordering::Relaxed)
     }
 }
 
 impl Signal {
     /// Stop: SIGTERM and, from a terminal, SIGINT.
-    pub fn stop() -> io::Result<Self> {
+    pub(crate) fn stop() -> io::Result<Self> {
         Self::on(&[SIGTERM, SIGINT])
     }
 
     /// Reload: SIGHUP. Also delivers a signal that [`BlockSighup`] has held back.
-    pub fn reload() -> io::Result<Self> {
+    pub(crate) fn reload() -> io::Result<Self> {
         let signal = Self::on(&[SIGHUP])?;
         sighup().thread_unblock()?;
         Ok(signal)
@@ -74,18 +74,18 @@ impl Signal {
     }
 
     /// A flag that other tasks and threads can read.
-    pub fn flag(&self) -> SignalFlag {
+    pub(crate) fn flag(&self) -> SignalFlag {
         self.flag.clone()
     }
 
     /// The number of signals since the last call.
-    pub fn take_count(&self) -> usize {
+    pub(crate) fn take_count(&self) -> usize {
         let mut bytes = [0; 64];
         (&self.events).read(&mut bytes).unwrap_or(0)
     }
 
     /// The same as a stream with one byte for each signal.
-    pub fn into_async(self) -> io::Result<tokio::net::UnixStream> {
+    pub(crate) fn into_async(self) -> io::Result<tokio::net::UnixStream> {
         tokio::net::UnixStream::from_std(self.events)
     }
 }
@@ -93,11 +93,11 @@ impl Signal {
 /// Blocks SIGHUP while it exists, also across fork(2) and execve(2): before a process installs a handler, SIGHUP would
 /// kill it.
 #[derive(Debug)]
-pub struct BlockSighup(SigSet);
+pub(crate) struct BlockSighup(SigSet);
 
 impl BlockSighup {
     /// For this thread and the processes that it starts.
-    pub fn new() -> io::Result<Self> {
+    pub(crate) fn new() -> io::Result<Self> {
         Ok(Self(sighup().thread_swap_mask(SigmaskHow::SIG_BLOCK)?))
     }
 }

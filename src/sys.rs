@@ -28,7 +28,7 @@ use tokio::io::{Interest, ReadBuf};
 ///
 /// # Errors
 /// When this process has no free descriptor.
-pub fn map_fds(command: &mut Command, map: Vec<(OwnedFd, RawFd)>) -> io::Result<()> {
+pub(crate) fn map_fds(command: &mut Command, map: Vec<(OwnedFd, RawFd)>) -> io::Result<()> {
     let above = map.iter().map(|(_, target)| target + 1).max().unwrap_or(3);
     let mut moved = Vec::with_capacity(map.len());
     // The sources are moved above every target, so that no dup2 below overwrites a later source.
@@ -80,7 +80,7 @@ fn duplicate_from(fd: RawFd, lowest: RawFd) -> io::Result<OwnedFd> {
 ///
 /// For the kernel the parent is the *thread* that spawned the child, not the process: spawn from a thread that lives at
 /// least as long as the child, that is from a runtime's thread and never from its blocking pool.
-pub fn die_with_parent(command: &mut Command) {
+pub(crate) fn die_with_parent(command: &mut Command) {
     let parent = getpid();
     let bind = move || {
         prctl::set_pdeathsig(Signal::SIGKILL)?;
@@ -96,7 +96,7 @@ pub fn die_with_parent(command: &mut Command) {
 ///
 /// # Errors
 /// `ESRCH` when there is no such process; `EMFILE` when this process has no free descriptor.
-pub fn pidfd_open(pid: Pid) -> io::Result<OwnedFd> {
+pub(crate) fn pidfd_open(pid: Pid) -> io::Result<OwnedFd> {
     // SAFETY: needed because nix has no pidfd_open. It takes no pointers.
     let fd = Errno::result(unsafe { libc::syscall(libc::SYS_pidfd_open, pid.as_raw(), 0u32) })?;
     // SAFETY: the kernel has just created this descriptor for this call, and a descriptor always fits a RawFd.
@@ -107,7 +107,7 @@ pub fn pidfd_open(pid: Pid) -> io::Result<OwnedFd> {
 ///
 /// # Errors
 /// `ESRCH` when the process has been reaped; `EPERM` when it belongs to another user.
-pub fn pidfd_send_signal(pidfd: BorrowedFd<'_>, signal: Signal) -> io::Result<()> {
+pub(crate) fn pidfd_send_signal(pidfd: BorrowedFd<'_>, signal: Signal) -> io::Result<()> {
     let no_info = std::ptr::null::<libc::siginfo_t>();
     // SAFETY: needed because nix has no pidfd_send_signal. The only pointer is null, which the call treats as kill(2)
     // would.
@@ -120,14 +120,14 @@ pub fn pidfd_send_signal(pidfd: BorrowedFd<'_>, signal: Signal) -> io::Result<()
 /// While it exists, SIGTERM and SIGINT have their default action: for the moment before execve(2), which drops the flags
 /// that a handler has set.
 #[derive(Debug)]
-pub struct DefaultSignalActions(Vec<(Signal, SigAction)>);
+pub(crate) struct DefaultSignalActions(Vec<(Signal, SigAction)>);
 
 impl DefaultSignalActions {
     /// Sets the default actions for all threads until the value is dropped.
     ///
     /// # Errors
     /// Not in practice: both signals may have any action.
-    pub fn set() -> io::Result<Self> {
+    pub(crate) fn set() -> io::Result<Self> {
         let default = SigAction::new(SigHandler::SigDfl, SaFlags::empty(), SigSet::empty());
         let mut before = Self(Vec::new());
         for signal in [Signal::SIGTERM, Signal::SIGINT] {
@@ -155,7 +155,7 @@ impl Drop for DefaultSignalActions {
 ///
 /// # Panics
 /// Outside a tokio runtime.
-pub fn when_readable(fd: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
+pub(crate) fn when_readable(fd: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
     // SAFETY: needed because tokio cannot know what an `AsRawFd` returns. An OwnedFd is open, always the same descriptor,
     // and stays open while the AsyncFd owns it. No caller takes `&mut` to the inner value, which could replace it.
     Ok(unsafe { AsyncFd::register_with_interest(fd, Interest::READABLE) }?)
@@ -168,7 +168,7 @@ pub fn when_readable(fd: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
 ///
 /// # Panics
 /// Outside a tokio runtime.
-pub fn when_ready(fd: Arc<OwnedFd>, interest: Interest) -> io::Result<AsyncFd<Arc<OwnedFd>>> {
+pub(crate) fn when_ready(fd: Arc<OwnedFd>, interest: Interest) -> io::Result<AsyncFd<Arc<OwnedFd>>> {
     // SAFETY: needed as above, and sound for the same reasons. The descriptor in the Arc stays the same and open while the
     // AsyncFd holds the Arc, and no caller takes `&mut` to it.
     Ok(unsafe { AsyncFd::register_with_interest(fd, interest) }?)
@@ -179,7 +179,7 @@ pub fn when_ready(fd: Arc<OwnedFd>, interest: Interest) -> io::Result<AsyncFd<Ar
 ///
 /// # Errors
 /// `EAGAIN` when no byte is available.
-pub fn recv_into(fd: BorrowedFd<'_>, buffer: &mut ReadBuf<'_>) -> nix::Result<usize> {
+pub(crate) fn recv_into(fd: BorrowedFd<'_>, buffer: &mut ReadBuf<'_>) -> nix::Result<usize> {
     // SAFETY: needed to write to uninitialized bytes. Nothing below makes an initialized byte uninitialized.
     let free = unsafe { buffer.unfilled_mut() };
     // SAFETY: needed because nix requires initialized bytes. The kernel writes at most `len` bytes from the start of
@@ -198,7 +198,7 @@ pub fn recv_into(fd: BorrowedFd<'_>, buffer: &mut ReadBuf<'_>) -> nix::Result<us
 ///
 /// # Errors
 /// When `LISTEN_FDS` or `LISTEN_PID` is not a number, or names descriptors that are not open.
-pub fn listen_fds() -> io::Result<Vec<(OwnedFd, String)>> {
+pub(crate) fn listen_fds() -> io::Result<Vec<(OwnedFd, String)>> {
     static TAKEN: AtomicBool = AtomicBool::new(false);
     let passed = sd_notify::listen_fds_with_names()?;
     if TAKEN.swap(true, Ordering::Relaxed) {
@@ -213,7 +213,7 @@ pub fn listen_fds() -> io::Result<Vec<(OwnedFd, String)>> {
 ///
 /// # Errors
 /// `EINVAL` for a Unix stream socket.
-pub fn disconnect(fd: BorrowedFd<'_>) -> io::Result<()> {
+pub(crate) fn disconnect(fd: BorrowedFd<'_>) -> io::Result<()> {
     let unspecified = libc::sockaddr { sa_family: libc::AF_UNSPEC as libc::sa_family_t, sa_data: [0; 14] };
     let length = size_of::<libc::sockaddr>() as libc::socklen_t;
     // SAFETY: needed because nix has no address of this family. The pointer is to a complete sockaddr that outlives the
@@ -226,7 +226,7 @@ pub fn disconnect(fd: BorrowedFd<'_>) -> io::Result<()> {
 ///
 /// # Errors
 /// `EAGAIN` when no connection is queued.
-pub fn accept(listener: BorrowedFd<'_>) -> nix::Result<(OwnedFd, Option<SockaddrStorage>)> {
+pub(crate) fn accept(listener: BorrowedFd<'_>) -> nix::Result<(OwnedFd, Option<SockaddrStorage>)> {
     let mut address = std::mem::MaybeUninit::<libc::sockaddr_storage>::zeroed();
     let mut length = size_of::<libc::sockaddr_storage>() as libc::socklen_t;
     let flags = libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK;
@@ -244,7 +244,7 @@ pub fn accept(listener: BorrowedFd<'_>) -> nix::Result<(OwnedFd, Option<Sockaddr
 
 /// Takes ownership of descriptors that the kernel has just created: those of a message (`SCM_RIGHTS`, unix(7)), or an
 /// accepted one.
-pub fn own_fds(received: Vec<RawFd>) -> impl Iterator<Item = OwnedFd> {
+pub(crate) fn own_fds(received: Vec<RawFd>) -> impl Iterator<Item = OwnedFd> {
     // SAFETY: needed because nix returns bare numbers. The kernel has created these descriptors for this process, and the
     // callers pass each list that recvmsg or accept returned exactly once.
     received.into_iter().map(|fd| unsafe { OwnedFd::from_raw_fd(fd) })

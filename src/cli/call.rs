@@ -14,14 +14,14 @@ use clap::Args;
 use http::{HeaderName, HeaderValue, Method, Request, Uri};
 use http_body_util::BodyExt;
 
-pub use self::default_target::default_target;
+pub(super) use self::default_target::default_target;
 use self::output::BodyOutput;
 use self::progress::{UploadBar, write_step};
 use super::duration_arg::duration;
-use crate::client::{Answer, CallError, Cause, Client, Payload, Problem, Target};
+use crate::client::{CallError, Client, ClientResponse, FailureCause, Payload, Problem, Target};
 
 #[derive(Args, Debug)]
-pub struct CallArgs {
+pub(super) struct CallArgs {
     /// Show the seven steps with the time since the start
     #[arg(short, long)]
     verbose: bool,
@@ -80,7 +80,7 @@ fn path(text: &str) -> Result<Uri, String> {
 /// # Errors
 /// The message to print when there is no response, the response is truncated or cannot be written, or its status is
 /// 400 or more.
-pub fn run(args: &CallArgs, default_target: impl FnOnce() -> Result<Target, String>) -> Result<(), String> {
+pub(super) fn run(args: &CallArgs, default_target: impl FnOnce() -> Result<Target, String>) -> Result<(), String> {
     let target = match &args.target {
         Some(target) => target.clone(),
         None => default_target()?,
@@ -98,8 +98,8 @@ pub fn run(args: &CallArgs, default_target: impl FnOnce() -> Result<Target, Stri
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let runtime = runtime.map_err(|e| format!("cannot start: {e}"))?;
     let result = runtime.block_on(async {
-        let answer = client.call(request).await.map_err(|error| explain(&error, &target))?;
-        write_response(args, answer).await
+        let received = client.call(request).await.map_err(|error| explain(&error, &target))?;
+        write_response(args, received).await
     });
     if let Some(bar) = bar {
         bar.clear();
@@ -110,7 +110,7 @@ pub fn run(args: &CallArgs, default_target: impl FnOnce() -> Result<Target, Stri
 /// The error's message, with a remedy where the client library cannot know it.
 fn explain(error: &CallError, target: &Target) -> String {
     match error {
-        CallError::NotStarted { cause: Cause::Connect { to, .. }, .. } if to == target.address() => {
+        CallError::NotStarted { cause: FailureCause::Connect { to, .. }, .. } if to == target.address() => {
             format!("{error}: is the set running (patou status), and is this its listener?")
         }
         _ => error.to_string(),
@@ -143,10 +143,10 @@ fn read_stdin() -> Result<Bytes, String> {
 /// How much of a problem body (RFC 9457) is kept for the error message, in bytes.
 const PROBLEM_MAX: usize = 64 * 1024;
 
-async fn write_response(args: &CallArgs, answer: Answer) -> Result<(), String> {
-    let (head, body) = answer.response.into_parts();
+async fn write_response(args: &CallArgs, received: ClientResponse) -> Result<(), String> {
+    let (head, body) = received.response.into_parts();
     let is_error = head.status.is_client_error() || head.status.is_server_error();
-    let has_problem = is_error && Problem::announced(&head.headers);
+    let has_problem = is_error && Problem::is_announced(&head.headers);
     let mut output =
         if is_error && args.fail { BodyOutput::discard() } else { BodyOutput::open(args.output.as_deref())? };
     let mut problem = Vec::new();
@@ -164,9 +164,9 @@ async fn write_response(args: &CallArgs, answer: Answer) -> Result<(), String> {
     if !is_error {
         return Ok(());
     }
-    let from = answer.lease.map_or_else(|| "the dispatcher".to_owned(), |lease| lease.worker.to_string());
+    let from = received.lease.map_or_else(|| "the dispatcher".to_owned(), |lease| lease.worker.to_string());
     let detail = Problem::read(&head.headers, &problem.into()).unwrap_or_default().after_colon();
-    let attempts = if answer.attempts > 1 { format!(" ({} attempts)", answer.attempts) } else { String::new() };
+    let attempts = if received.attempts > 1 { format!(" ({} attempts)", received.attempts) } else { String::new() };
     Err(format!("{from} responded {}{detail}{attempts}", head.status))
 }
 

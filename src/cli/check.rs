@@ -1,4 +1,4 @@
-//! `patou check` and `patou config`.
+//! `patou net::check_request` and `patou config`.
 
 use std::io::{self, Write};
 use std::path::Path;
@@ -11,19 +11,19 @@ use crate::config::{AdminConfig, Config, Loaded, Origin};
 use crate::ids::WorkerNumber;
 
 #[derive(Debug, Args)]
-pub struct ConfigArgs {
+pub(super) struct ConfigArgs {
     /// Print the defaults (required: there is nothing else to print)
     #[arg(long, required = true)]
     defaults: bool,
 }
 
 /// `patou config --defaults`
-pub fn print_defaults(_: &ConfigArgs) -> Result<(), CommandError> {
+pub(super) fn print_defaults(_: &ConfigArgs) -> Result<(), CommandError> {
     ignore_broken_pipe(io::stdout().write_all(Config::DEFAULT_TOML.as_bytes()))
 }
 
 /// Validates the configuration and prints what a set of it would create.
-pub fn check(path: Option<&Path>) -> Result<(), CommandError> {
+pub(super) fn check(path: Option<&Path>) -> Result<(), CommandError> {
     let loaded = load_to_run(path)?;
     ignore_broken_pipe(print_set(&mut io::stdout().lock(), &loaded))
 }
@@ -51,7 +51,7 @@ fn print_set(out: &mut impl Write, loaded: &Loaded) -> io::Result<()> {
     writeln!(out, "  admin      {}{admin}", AdminConfig::socket(&config.set.runtime_dir))?;
     let (dir, workers) = (config.set.runtime_dir.display(), config.workers().count());
     writeln!(out, "  directory  {dir}: {workers} segments, {workers} pairs of named pipes")?;
-    let notes = config.pools.iter().filter_map(|pool| pool.beyond_run()).chain(config.admin.exposed());
+    let notes = config.pools.iter().filter_map(|pool| pool.unsupported_by_run()).chain(config.admin.exposure_warning());
     for note in notes {
         writeln!(out, "  note       {note}")?;
     }

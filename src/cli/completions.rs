@@ -8,13 +8,13 @@ use clap_complete::Shell;
 use super::error::{CommandError, failed};
 
 #[derive(Debug, Args)]
-pub struct CompletionsArgs {
+pub(super) struct CompletionsArgs {
     /// The shell
     shell: Shell,
 }
 
 /// Prints the completions of `cli`.
-pub fn run(args: &CompletionsArgs, cli: &Command) -> Result<(), CommandError> {
+pub(super) fn run(args: &CompletionsArgs, cli: &Command) -> Result<(), CommandError> {
     // The generator does not leave out hidden commands.
     let visible = cli.get_subcommands().filter(|command| !command.is_hide_set());
     let mut visible = Command::new("patou").version("").args(cli.get_arguments()).subcommands(visible);

@@ -9,19 +9,19 @@ use crate::config::{Config, LoadError, Loaded};
 use crate::{executable, ipc, units};
 
 /// Reads the configuration file, or the built-in configuration if there is none.
-pub fn load(path: Option<&Path>) -> Result<Loaded, CommandError> {
+pub(super) fn load(path: Option<&Path>) -> Result<Loaded, CommandError> {
     Ok(Config::load(path)?)
 }
 
 /// As [`load`], and also checks that the programs of the handlers exist.
-pub fn load_to_run(path: Option<&Path>) -> Result<Loaded, CommandError> {
+pub(super) fn load_to_run(path: Option<&Path>) -> Result<Loaded, CommandError> {
     let loaded = load(path)?;
     loaded.check(executable::missing_program).map_err(LoadError::from)?;
     Ok(loaded)
 }
 
 /// The configuration that the running set has applied, which can differ from the file; the file if no set is running.
-pub fn load_applied(path: Option<&Path>) -> Result<Config, CommandError> {
+pub(super) fn load_applied(path: Option<&Path>) -> Result<Config, CommandError> {
     match Config::load(path) {
         Ok(Loaded { config, .. }) => applied_in(&config.set.runtime_dir).unwrap_or(Ok(config)),
         // The file may be half-edited while the set is running.
@@ -43,7 +43,7 @@ pub fn load_applied(path: Option<&Path>) -> Result<Config, CommandError> {
 
 /// The applied configuration in a runtime directory, if there is one.
 fn applied_in(dir: &Path) -> Option<Result<Config, CommandError>> {
-    let applied = if ipc::is_units(dir) { units::APPLIED.into() } else { dir.join("applied.toml") };
+    let applied = if ipc::is_run_by_systemd(dir) { units::APPLIED.into() } else { dir.join("applied.toml") };
     let text = fs::read_to_string(&applied).ok()?;
     Some(Config::parse(&text, &applied.display().to_string()).map_err(|error| CommandError::Config(error.to_string())))
 }

@@ -19,7 +19,7 @@ use crate::units;
 const PROBE_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// Takes a worker out of service and waits, at most for its drain_timeout, until it is free.
-pub fn drain(path: Option<&Path>, id: &WorkerId) -> Result<(), CommandError> {
+pub(super) fn drain(path: Option<&Path>, id: &WorkerId) -> Result<(), CommandError> {
     let config = load_applied(path)?;
     let was_drained = is_drained(&config, id);
     send_command(&config, ProbeCommand::Drain(id.clone()))?;
@@ -35,7 +35,7 @@ pub fn drain(path: Option<&Path>, id: &WorkerId) -> Result<(), CommandError> {
 }
 
 /// Puts a worker back into service.
-pub fn resume(path: Option<&Path>, id: &WorkerId) -> Result<(), CommandError> {
+pub(super) fn resume(path: Option<&Path>, id: &WorkerId) -> Result<(), CommandError> {
     let config = load_applied(path)?;
     let was_drained = is_drained(&config, id);
     send_command(&config, ProbeCommand::Resume(id.clone()))?;
@@ -44,7 +44,7 @@ pub fn resume(path: Option<&Path>, id: &WorkerId) -> Result<(), CommandError> {
     let part = SavedState::read(dir).ok().and_then(|state| state.workers.get(&id.to_string()).cloned());
     if let Some(part) = part.filter(|part| part.state == "failed" || part.state == "stopped") {
         let cause = part.cause.map_or(String::new(), |cause| format!(" (last end: {cause})"));
-        let remedy = if ipc::is_units(dir) {
+        let remedy = if ipc::is_run_by_systemd(dir) {
             format!("systemctl start {}", units::worker_service(id))
         } else {
             "reload the set (SIGHUP)".to_owned()
@@ -83,5 +83,5 @@ fn send_command(config: &Config, command: ProbeCommand) -> Result<(), CommandErr
 
 /// Whether a process or systemd keeps a set in this directory.
 fn is_running(dir: &Path) -> bool {
-    ipc::is_units(dir) || SetLock::holder(dir).is_some()
+    ipc::is_run_by_systemd(dir) || SetLock::holder(dir).is_some()
 }

@@ -6,6 +6,6 @@ use std::time::Duration;
 ///
 /// # Errors
 /// The message that clap prints.
-pub fn duration(text: &str) -> Result<Duration, String> {
+pub(super) fn duration(text: &str) -> Result<Duration, String> {
     humantime::parse_duration(text).map_err(|_| format!("{text} is not a duration such as 500ms or 10s"))
 }

@@ -8,7 +8,7 @@ use crate::config::LoadError;
 
 /// Why a command failed. Exit codes are those of sysexits(3) where it has one.
 #[derive(Debug)]
-pub enum CommandError {
+pub(super) enum CommandError {
     /// Exit code 1. An empty text is not printed: the watchdog has received the reason and logs it.
     Failed(String),
     /// Exit code 78 (`EX_CONFIG`): the configuration is invalid.
@@ -17,7 +17,7 @@ pub enum CommandError {
 
 impl CommandError {
     /// The message.
-    pub fn text(&self) -> &str {
+    pub(super) fn text(&self) -> &str {
         match self {
             CommandError::Failed(text) | CommandError::Config(text) => text,
         }
@@ -35,23 +35,23 @@ impl From<LoadError> for CommandError {
 }
 
 /// A failure with this message and exit code 1.
-pub fn failed(error: impl Display) -> CommandError {
+pub(super) fn failed(error: impl Display) -> CommandError {
     CommandError::Failed(error.to_string())
 }
 
 /// The command was stopped by SIGINT or SIGTERM.
-pub fn interrupted() -> CommandError {
+pub(super) fn interrupted() -> CommandError {
     failed("interrupted")
 }
 
 /// No watchdog keeps a set in this directory.
-pub fn no_set(dir: &Path) -> CommandError {
+pub(super) fn no_set(dir: &Path) -> CommandError {
     let dir = dir.display();
     failed(format!("no set is running in {dir}: start it with patou run, or name its configuration with --config"))
 }
 
 /// The result of writing a command's output. A closed pipe (`patou status | head`) is not an error.
-pub fn ignore_broken_pipe(result: io::Result<()>) -> Result<(), CommandError> {
+pub(super) fn ignore_broken_pipe(result: io::Result<()>) -> Result<(), CommandError> {
     match result {
         Err(error) if error.kind() != ErrorKind::BrokenPipe => Err(failed(format!("standard output: {error}"))),
         _ => Ok(()),

@@ -14,7 +14,7 @@ use crate::ids::WorkerId;
 use crate::ipc::{self, IpcError, Modes, SetOwner};
 
 #[derive(Clone, Copy, Debug, Subcommand)]
-pub enum IpcCommand {
+pub(super) enum IpcCommand {
     /// Create them, replacing those of a dead set
     Create(OwnershipArgs),
     /// Remove them
@@ -27,7 +27,7 @@ pub enum IpcCommand {
 }
 
 #[derive(Clone, Copy, Debug, Args)]
-pub struct OwnershipArgs {
+pub(super) struct OwnershipArgs {
     /// For a set of systemd units: segments and named pipes of a pool belong to the group of the pool's user
     #[arg(long)]
     shared: bool,
@@ -35,7 +35,7 @@ pub struct OwnershipArgs {
 
 impl OwnershipArgs {
     fn set_owner(self) -> SetOwner {
-        if self.shared { SetOwner::Units } else { SetOwner::Process }
+        if self.shared { SetOwner::Systemd } else { SetOwner::Process }
     }
 
     /// The permissions of a worker's segment and doorbells.
@@ -44,11 +44,11 @@ impl OwnershipArgs {
             return Ok(Modes::default());
         }
         let user = account(config.pool(&id.pool).map_or("", |pool| pool.user.as_str()))?;
-        Ok(Modes { directory: 0o750, bell: 0o660, segment: 0o660, group: Some(user.gid) })
+        Ok(Modes { directory: 0o750, doorbell: 0o660, segment: 0o660, group: Some(user.gid) })
     }
 }
 
-pub fn run(path: Option<&Path>, command: IpcCommand) -> Result<(), CommandError> {
+pub(super) fn run(path: Option<&Path>, command: IpcCommand) -> Result<(), CommandError> {
     let config = load(path)?.config;
     match command {
         IpcCommand::Create(ownership) => create(&config, ownership),
@@ -92,14 +92,14 @@ fn sync(config: &Config, ownership: OwnershipArgs) -> Result<(), CommandError> {
     let dir = &config.set.runtime_dir;
     let _lock = ipc::lock_set(dir, ownership.set_owner()).map_err(failed)?;
     let set_epoch = ipc::set_epoch(dir).map_err(failed)?.unwrap_or_else(|| clock::now().0);
-    let existing = ipc::recorded(dir).map_err(failed)?;
+    let existing = ipc::recorded_workers(dir).map_err(failed)?;
     let configured: Vec<_> = config.workers().collect();
     for id in &configured {
         let modes = ownership.modes(config, id)?;
         match modes.group {
             _ if !existing.contains(id) => ipc::create_worker(config, id, set_epoch, &modes).map(drop),
             // The pool may have another user now.
-            Some(group) => ipc::give_worker(dir, id, group),
+            Some(group) => ipc::set_worker_group(dir, id, group),
             None => Ok(()),
         }
         .map_err(failed)?;
@@ -132,7 +132,7 @@ fn remove_all(config: &Config, ownership: OwnershipArgs) -> Result<(), CommandEr
 /// Fails if a process still uses a segment.
 fn check_unused(dir: &Path) -> Result<(), CommandError> {
     match ipc::leftovers(dir).map_err(failed)?.first() {
-        Some(left) => Err(failed(IpcError::Live { dir: dir.to_owned(), pid: left.pid })),
+        Some(left) => Err(failed(IpcError::AlreadyRunning { dir: dir.to_owned(), pid: left.pid })),
         None => Ok(()),
     }
 }

@@ -13,7 +13,7 @@ use nix::unistd::{Pid, getppid};
 use super::error::{CommandError, failed};
 
 #[derive(Debug, Args)]
-pub struct LaunchArgs {
+pub(super) struct LaunchArgs {
     /// Process id of the watchdog: the part ends when this process ends
     #[arg(long)]
     parent: i32,
@@ -46,7 +46,7 @@ fn set_limit(resource: Resource, soft: u64, hard: u64) -> nix::Result<()> {
 
 /// Executes the part's command with its own pid in `LISTEN_PID` (sd_listen_fds(3)), which the parent cannot know before
 /// the fork, and with SIGTERM as its parent-death signal.
-pub fn run(args: &LaunchArgs) -> Result<(), CommandError> {
+pub(super) fn run(args: &LaunchArgs) -> Result<(), CommandError> {
     prctl::set_pdeathsig(Signal::SIGTERM).map_err(failed)?;
     // The signal is not sent for a death before the prctl(2).
     if getppid() != Pid::from_raw(args.parent) {

@@ -120,7 +120,7 @@ const EXIT_CONFIG: u8 = 78;
 const LAST_LINE_DELAY: Duration = Duration::from_millis(50);
 
 /// Parses the arguments, runs the command, prints its error.
-pub fn main() -> ExitCode {
+pub(crate) fn main() -> ExitCode {
     // Parts are started as /proc/self/exe: without this, ps(1), pgrep(1) and ss(8) show the name `exe`.
     let _ = nix::sys::prctl::set_name(c"patou");
     let cli = match Cli::try_parse() {

@@ -9,11 +9,11 @@ use crate::cli::error::{CommandError, failed};
 use crate::status::SavedState;
 
 /// How often a condition is checked while waiting for it.
-pub const POLL_INTERVAL: Duration = Duration::from_millis(2);
+pub(super) const POLL_INTERVAL: Duration = Duration::from_millis(2);
 
 /// Starts `patou run` on `patou.toml` in `dir`. It stops when this process dies; its own process group keeps signals of
 /// the terminal away.
-pub fn launch(dir: &Path) -> Result<Child, CommandError> {
+pub(super) fn launch(dir: &Path) -> Result<Child, CommandError> {
     use std::os::unix::process::CommandExt;
     let log = File::options().create(true).append(true).open(dir.join("log")).map_err(failed)?;
     let mut command = Command::new("/proc/self/exe");
@@ -24,6 +24,6 @@ pub fn launch(dir: &Path) -> Result<Child, CommandError> {
 }
 
 /// Whether the dispatcher and all workers are up, and the set is not stopping.
-pub fn all_parts_up(state: &SavedState) -> bool {
+pub(super) fn all_parts_up(state: &SavedState) -> bool {
     !state.stopping && state.dispatcher.state == "up" && state.workers.values().all(|part| part.state == "up")
 }

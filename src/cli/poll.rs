@@ -4,10 +4,10 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 /// The pause between two polls.
-pub const POLL_INTERVAL: Duration = Duration::from_millis(10);
+pub(super) const POLL_INTERVAL: Duration = Duration::from_millis(10);
 
 /// Polls until `done`, at least once. Returns false if the deadline passes first.
-pub fn poll_until(deadline: Instant, mut done: impl FnMut() -> bool) -> bool {
+pub(super) fn poll_until(deadline: Instant, mut done: impl FnMut() -> bool) -> bool {
     loop {
         if done() {
             return true;

@@ -18,22 +18,22 @@ fn runtime() -> Result<tokio::runtime::Runtime, CommandError> {
 }
 
 /// `patou run`
-pub fn run(path: Option<&Path>) -> Result<(), CommandError> {
+pub(super) fn run(path: Option<&Path>) -> Result<(), CommandError> {
     runtime()?.block_on(watchdog::run(load_to_run(path)?)).map_err(failed)
 }
 
 /// `patou watchdog`
-pub fn watchdog(path: Option<&Path>) -> Result<(), CommandError> {
+pub(super) fn watchdog(path: Option<&Path>) -> Result<(), CommandError> {
     runtime()?.block_on(watchdog::watch(load(path)?)).map_err(|error| failed(format!("watchdog: {error}")))
 }
 
 /// `patou dispatcher`
-pub fn dispatcher(path: Option<&Path>) -> Result<(), CommandError> {
+pub(super) fn dispatcher(path: Option<&Path>) -> Result<(), CommandError> {
     run_dispatcher(path).map_err(|error| report_to_watchdog(error, "dispatcher"))
 }
 
 /// `patou worker`
-pub fn worker(path: Option<&Path>, id: &WorkerId) -> Result<(), CommandError> {
+pub(super) fn worker(path: Option<&Path>, id: &WorkerId) -> Result<(), CommandError> {
     run_worker(path, id).map_err(|error| report_to_watchdog(error, &format!("worker {id}")))
 }
 

@@ -15,7 +15,7 @@ use crate::probe;
 use crate::status::{self, PROBE_TIMEOUT, ProbeResult, SavedState, StatusView};
 
 #[derive(Debug, Args)]
-pub struct StatusArgs {
+pub(super) struct StatusArgs {
     /// Print JSON
     #[arg(long)]
     json: bool,
@@ -24,7 +24,7 @@ pub struct StatusArgs {
     wait: Option<Duration>,
 }
 
-pub fn run(path: Option<&Path>, args: &StatusArgs) -> Result<(), CommandError> {
+pub(super) fn run(path: Option<&Path>, args: &StatusArgs) -> Result<(), CommandError> {
     let deadline = args.wait.map(|wait| Instant::now() + wait);
     loop {
         let config = load_applied(path)?;

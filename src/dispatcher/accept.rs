@@ -28,7 +28,7 @@ use crate::log;
 use crate::net::{self, ACCEPT_RETRY_DELAY, SocketListener};
 
 /// All listeners and the connections they have accepted.
-pub struct Acceptor {
+pub(super) struct Acceptor {
     state: Rc<AcceptorState>,
     tasks: Vec<AbortHandle>,
 }
@@ -50,7 +50,7 @@ struct AcceptorState {
 
 impl Acceptor {
     /// Starts accepting.
-    pub fn open(config: &Config, sockets: Vec<Rc<SocketListener>>, driver: Rc<Driver>) -> io::Result<Self> {
+    pub(super) fn open(config: &Config, sockets: Vec<Rc<SocketListener>>, driver: Rc<Driver>) -> io::Result<Self> {
         let readiness = Readiness::new()?;
         let (running, polling) = (readiness.clone(), driver.clone());
         tokio::task::spawn_local(async move { running.run(|| polling.poll_now()).await });
@@ -73,7 +73,7 @@ impl Acceptor {
     }
 
     /// Serves handoff connections from the store, and rejects those of removed listeners.
-    pub fn restore(&self, stored: Vec<(OwnedFd, StoredFd)>) {
+    pub(super) fn restore(&self, stored: Vec<(OwnedFd, StoredFd)>) {
         let (mut known, mut rejected) = (BTreeSet::new(), Vec::new());
         for (fd, entry) in stored {
             let Some(stored) = StoredConnection::parse(&entry.0) else { continue };
@@ -100,7 +100,7 @@ impl Acceptor {
     }
 
     /// Applies new settings to connections accepted from now on; the sockets stay the same.
-    pub fn reconfigure(&self, config: &Config) {
+    pub(super) fn reconfigure(&self, config: &Config) {
         let before = self.state.listeners.apply(config).connections;
         let (permits, wanted) = (self.state.permits.clone(), config.front.connections);
         permits.add_permits(wanted.saturating_sub(before));
@@ -117,19 +117,19 @@ impl Acceptor {
     }
 
     /// Stops accepting and closes idle connections; new clients wait in the kernel's backlog for the next dispatcher.
-    pub fn close(&self) {
+    pub(super) fn close(&self) {
         self.tasks.iter().for_each(AbortHandle::abort);
         self.state.is_closing.set(true);
         self.state.closing.notify_waiters();
     }
 
     /// The number of connections that delay the exit of this dispatcher.
-    pub fn pending(&self) -> usize {
+    pub(super) fn pending(&self) -> usize {
         self.state.pending.get()
     }
 
     /// Waits until that number changes.
-    pub async fn pending_changed(&self) {
+    pub(super) async fn pending_changed(&self) {
         self.state.pending_changed.notified().await;
     }
 }

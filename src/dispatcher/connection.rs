@@ -19,7 +19,7 @@ use crate::net;
 use crate::pool::{LeaseEnd, Peer, Refusal};
 
 /// A connection.
-pub struct Connection {
+pub(super) struct Connection {
     pub watched: WatchedSocket,
     pub endpoints: Endpoints,
     /// The client's address, if a proxy header named it.
@@ -40,7 +40,7 @@ pub struct Connection {
 
 /// Client and server of a connection.
 #[derive(Clone, Copy, Debug)]
-pub struct Endpoints {
+pub(super) struct Endpoints {
     /// The client, as the pool identifies it.
     pub peer: Peer,
     /// The client's TCP address.
@@ -53,14 +53,14 @@ pub struct Endpoints {
 
 impl Endpoints {
     /// `address` is the client's TCP address; `server` is given if it is already known.
-    pub fn of(fd: &OwnedFd, address: Option<SocketAddr>, server: Option<SocketAddr>, mark: u32) -> Self {
+    pub(super) fn of(fd: &OwnedFd, address: Option<SocketAddr>, server: Option<SocketAddr>, mark: u32) -> Self {
         let peer = client_peer(address, || net::peer_user(fd));
         Self { peer, address, server: server.or_else(|| address.and_then(|_| net::local_address(fd))), mark }
     }
 }
 
 /// Identifies a client by its TCP address, or by its user on a Unix socket.
-pub fn client_peer(address: Option<SocketAddr>, user: impl FnOnce() -> Option<u32>) -> Peer {
+pub(super) fn client_peer(address: Option<SocketAddr>, user: impl FnOnce() -> Option<u32>) -> Peer {
     match address {
         Some(address) => Peer::Ip(address.ip().to_canonical()),
         None => Peer::User(user().unwrap_or(u32::MAX)),
@@ -68,7 +68,7 @@ pub fn client_peer(address: Option<SocketAddr>, user: impl FnOnce() -> Option<u3
 }
 
 /// What became of a connection that was queued for a worker.
-pub enum HandoffOutcome {
+pub(super) enum HandoffOutcome {
     /// The worker's lease has ended.
     Ended {
         worker: WorkerId,
@@ -81,7 +81,7 @@ pub enum HandoffOutcome {
 }
 
 impl Connection {
-    pub fn new(fd: OwnedFd, endpoints: Endpoints, listener: Rc<Listener>, readiness: &Rc<Readiness>) -> Self {
+    pub(super) fn new(fd: OwnedFd, endpoints: Endpoints, listener: Rc<Listener>, readiness: &Rc<Readiness>) -> Self {
         Self {
             watched: WatchedSocket::new(fd, readiness),
             endpoints,
@@ -97,7 +97,7 @@ impl Connection {
     }
 
     /// A connection from the store, where its proxy header has been read.
-    pub fn from_fdstore(
+    pub(super) fn from_fdstore(
         fd: OwnedFd,
         endpoints: Endpoints,
         listener: Rc<Listener>,
@@ -114,7 +114,7 @@ impl Connection {
 
     /// A worker may hold the connection from now on, or cannot hold it any more. A dispatcher that finds it in the
     /// store must know that, because it must not offer a connection that a worker may hold: see [`is_lent`].
-    pub fn mark_lent(&self, lent: bool) {
+    pub(super) fn mark_lent(&self, lent: bool) {
         self.lent.set(lent);
         if self.stored.get() {
             self.write_lent_mark();
@@ -122,7 +122,7 @@ impl Connection {
     }
 
     /// The connection is, or is about to be, in the store.
-    pub fn mark_stored(&self) {
+    pub(super) fn mark_stored(&self) {
         self.stored.set(true);
         self.write_lent_mark();
     }
@@ -132,39 +132,39 @@ impl Connection {
     }
 
     /// Its entry in the store, if an earlier dispatcher made it.
-    pub fn take_inherited(&self) -> Option<StoredFd> {
+    pub(super) fn take_inherited(&self) -> Option<StoredFd> {
         self.inherited.take()
     }
 
     /// The message that passes it to a worker.
-    pub fn handoff_message(&self, lease: LeaseId, token: Token) -> HandoffMessage {
+    pub(super) fn handoff_message(&self, lease: LeaseId, token: Token) -> HandoffMessage {
         let Endpoints { address, server, .. } = self.endpoints;
-        let entrance = self.listener.borrow().info.clone();
-        HandoffMessage { lease, token, peer: self.proxied.get().or(address), server, entrance }
+        let listener = self.listener.borrow().info.clone();
+        HandoffMessage { lease, token, peer: self.proxied.get().or(address), server, listener }
     }
 
-    pub fn mark(&self) -> u32 {
+    pub(super) fn mark(&self) -> u32 {
         self.endpoints.mark
     }
 
     /// A request has arrived, for which the present configuration of the listener holds.
-    pub fn start_request(&self, listener: Rc<Listener>) {
+    pub(super) fn start_request(&self, listener: Rc<Listener>) {
         *self.listener.borrow_mut() = listener;
         self.claimed.set(false);
     }
 
     /// A worker has claimed the connection.
-    pub fn set_claimed(&self) {
+    pub(super) fn set_claimed(&self) {
         self.claimed.set(true);
         self.changed.notify_waiters();
     }
 
-    pub fn is_claimed(&self) -> bool {
+    pub(super) fn is_claimed(&self) -> bool {
         self.claimed.get()
     }
 
     /// The connection belongs to the dispatcher alone again.
-    pub fn set_outcome(&self, outcome: HandoffOutcome) {
+    pub(super) fn set_outcome(&self, outcome: HandoffOutcome) {
         // After any other end, the connection must not be offered again.
         if matches!(outcome, HandoffOutcome::Ended { end: LeaseEnd::Done, keep: true, .. }) {
             self.mark_lent(false);
@@ -174,7 +174,7 @@ impl Connection {
     }
 
     /// Waits for [`Connection::set_outcome`].
-    pub async fn outcome(&self) -> HandoffOutcome {
+    pub(super) async fn outcome(&self) -> HandoffOutcome {
         loop {
             let changed = self.changed.notified();
             if let Some(outcome) = self.outcome.borrow_mut().take() {
@@ -185,7 +185,7 @@ impl Connection {
     }
 
     /// Waits for [`Connection::set_claimed`].
-    pub async fn claimed(&self) {
+    pub(super) async fn claimed(&self) {
         loop {
             let changed = self.changed.notified();
             if self.claimed.get() {
@@ -196,12 +196,12 @@ impl Connection {
     }
 
     /// The client, as the pool identifies it.
-    pub fn peer(&self) -> Peer {
+    pub(super) fn peer(&self) -> Peer {
         self.proxied.get().map_or(self.endpoints.peer, |address| client_peer(Some(address), || None))
     }
 
     /// Copies what can be read, without consuming it.
-    pub fn peek(&self, bytes: &mut [u8]) -> nix::Result<usize> {
+    pub(super) fn peek(&self, bytes: &mut [u8]) -> nix::Result<usize> {
         recv(self.as_fd().as_raw_fd(), bytes, MsgFlags::MSG_PEEK | MsgFlags::MSG_DONTWAIT)
     }
 }
@@ -218,7 +218,7 @@ impl AsFd for Connection {
 const LENT_MARK: sockopt::Broadcast = sockopt::Broadcast;
 
 /// Whether a worker may hold this connection from the store; see [`Connection::mark_lent`].
-pub fn is_lent(fd: &OwnedFd) -> bool {
+pub(super) fn is_lent(fd: &OwnedFd) -> bool {
     getsockopt(fd, LENT_MARK).unwrap_or(false)
 }
 

@@ -29,14 +29,14 @@ use crate::ipc;
 use crate::pool::{ClientId, PoolEvent};
 use crate::shm::Segment;
 use crate::{backoff, clock, procfs};
-pub use busy_poll::on_thread_park;
+pub(crate) use busy_poll::on_thread_park;
 
 /// A client is watched for its disconnection only if it waits longer: the watch costs a descriptor and five system
 /// calls.
-pub const WATCH_AFTER: Duration = Duration::from_millis(20);
+pub(super) const WATCH_AFTER: Duration = Duration::from_millis(20);
 
 /// The state of the dispatcher, shared by its tasks on one thread.
-pub struct Driver {
+pub(super) struct Driver {
     epoch: Epoch,
     /// Pid and start time.
     process: ProcessId,
@@ -50,7 +50,7 @@ pub struct Driver {
     /// The deadline that the timer task sleeps for.
     armed: Cell<Option<Monotonic>>,
     rearm: Notify,
-    /// Notified when no more connections are to be accepted.
+    /// Notified when the dispatcher stops accepting connections.
     pub stop_accepting: Notify,
     /// The status that was last sent to systemd.
     sent_status: RefCell<String>,
@@ -76,7 +76,10 @@ enum Waiter {
 impl Driver {
     /// Opens every slot of the set and recovers what an earlier dispatcher left in them. `return_ports` maps a pool to
     /// the port of its listener.
-    pub fn open(config: &Config, return_ports: &dyn Fn(&PoolName) -> Option<u16>) -> Result<Rc<Self>, DispatcherError> {
+    pub(super) fn open(
+        config: &Config,
+        return_ports: &dyn Fn(&PoolName) -> Option<u16>,
+    ) -> Result<Rc<Self>, DispatcherError> {
         let segments = usable_segments(config)?;
         let epoch = next_epoch(&segments);
         backoff::delay_start(&segments.iter().collect::<Vec<_>>(), Word::DISPATCHER_LAST_START, config);
@@ -107,26 +110,26 @@ impl Driver {
     }
 
     /// This incarnation.
-    pub fn epoch(&self) -> Epoch {
+    pub(super) fn epoch(&self) -> Epoch {
         self.epoch
     }
 
     /// Resets the restart delay before a planned exit.
-    pub fn clear_failures(&self) {
+    pub(super) fn clear_failures(&self) {
         for slot in self.pools.borrow().iter().flat_map(|pool| &pool.slots).flatten() {
             backoff::clear_failures(&slot.segment, Word::DISPATCHER_LAST_START);
         }
     }
 
     /// Handles an event of one pool.
-    pub fn handle(&self, pool: &PoolName, event: PoolEvent) {
+    pub(super) fn handle(&self, pool: &PoolName, event: PoolEvent) {
         if let Some(index) = self.pool_index(pool) {
             self.run(index, Some(event), VecDeque::new());
         }
     }
 
     /// Handles an event of every pool.
-    pub fn handle_in_all(&self, event: PoolEvent) {
+    pub(super) fn handle_in_all(&self, event: PoolEvent) {
         let pools = self.pools.borrow().len(); // not in the head of the loop, which would keep the borrow
         for index in 0..pools {
             self.run(index, Some(event), VecDeque::new());

@@ -7,7 +7,7 @@ use crate::ipc::IpcError;
 
 /// Why the dispatcher cannot start or continue.
 #[derive(Debug, thiserror::Error)]
-pub enum DispatcherError {
+pub(crate) enum DispatcherError {
     /// The configuration is invalid.
     #[error(transparent)]
     Config(#[from] LoadError),

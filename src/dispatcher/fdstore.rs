@@ -21,10 +21,10 @@ use crate::log;
 use crate::net::{self, ProblemResponse, SocketStream, lingering_close};
 
 /// Prefix of names of redirect connections. Their head has been read: the next dispatcher can only reject them.
-pub const REDIRECT_PREFIX: &str = "waiting-";
+pub(super) const REDIRECT_PREFIX: &str = "waiting-";
 
 /// Prefix of names of handoff connections. Nothing has been read from them: the next dispatcher serves them.
-pub const HANDOFF_PREFIX: &str = "handed-";
+pub(super) const HANDOFF_PREFIX: &str = "handed-";
 
 /// A message is sent again after this pause, this often, while the supervisor's queue is full.
 const RETRY_PAUSE: Duration = Duration::from_millis(5);
@@ -34,16 +34,16 @@ const RETRIES: u32 = 200;
 const REMOVE_DELAY: Duration = Duration::from_millis(2);
 
 /// The name of a descriptor in the store; removed from the store when dropped.
-pub struct StoredFd(pub String);
+pub(super) struct StoredFd(pub String);
 
 /// A name for a redirect connection.
-pub fn redirect_name() -> String {
+pub(super) fn redirect_name() -> String {
     format!("{REDIRECT_PREFIX}{}", unique())
 }
 
 /// What the next dispatcher must know of a handoff connection; its name in the store contains it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct StoredConnection {
+pub(super) struct StoredConnection {
     /// The key of its listener.
     pub listener: u64,
     /// The client's address, if a proxy header named it.
@@ -55,7 +55,7 @@ pub struct StoredConnection {
 }
 
 impl StoredConnection {
-    pub fn name(&self) -> String {
+    pub(super) fn name(&self) -> String {
         // Names must not contain colons (sd_pid_notify_with_fds(3)).
         let peer = self.peer.map_or(String::new(), |peer| peer.to_string().replace(':', "_"));
         let protocol = if self.is_http { "http" } else { "other" };
@@ -63,7 +63,7 @@ impl StoredConnection {
     }
 
     /// Parses a [`StoredConnection::name`].
-    pub fn parse(name: &str) -> Option<Self> {
+    pub(super) fn parse(name: &str) -> Option<Self> {
         let mut fields = name.strip_prefix(HANDOFF_PREFIX)?.split('-');
         let listener = u64::from_str_radix(fields.next()?, 16).ok()?;
         let peer = match fields.next()? {
@@ -86,7 +86,7 @@ fn unique() -> String {
 }
 
 /// Stores a duplicate of a connection. `None` if there is no store.
-pub async fn store(connection: BorrowedFd<'_>, name: String) -> Option<StoredFd> {
+pub(super) async fn store(connection: BorrowedFd<'_>, name: String) -> Option<StoredFd> {
     let message = format!("FDSTORE=1\nFDNAME={name}");
     send(&message, Some(connection)).await.ok()?;
     Some(StoredFd(name))
@@ -135,7 +135,7 @@ async fn send(message: &str, fd: Option<BorrowedFd<'_>>) -> io::Result<()> {
 
 /// Responds with 503 to connections that the previous dispatcher stored and this one cannot serve: their head was read
 /// and is lost, or their listener has been removed. Nothing was started, and the client may retry at once.
-pub fn reject(connections: Vec<(OwnedFd, StoredFd)>, linger_timeout: Duration) {
+pub(super) fn reject(connections: Vec<(OwnedFd, StoredFd)>, linger_timeout: Duration) {
     if !connections.is_empty() {
         let count = connections.len();
         tracing::info!(connections = count, event = %log::Event::ConnectionsRejected,
@@ -143,7 +143,7 @@ pub fn reject(connections: Vec<(OwnedFd, StoredFd)>, linger_timeout: Duration) {
     }
     for (fd, stored) in connections {
         tokio::task::spawn_local(async move {
-            if let Ok(stream) = SocketStream::adopt(fd) {
+            if let Ok(stream) = SocketStream::from_fd(fd) {
                 let stream = net::SharedStream(Arc::new(stream));
                 let detail = "the dispatcher was restarted while the request waited for a worker";
                 let problem = ProblemResponse::not_started(StatusCode::SERVICE_UNAVAILABLE, detail).retry_after(0);

@@ -6,7 +6,7 @@ use crate::pool::Refusal;
 
 /// A worker granted to a redirect client.
 #[derive(Clone, Debug)]
-pub struct Grant {
+pub(super) struct Grant {
     pub worker: WorkerId,
     pub lease: LeaseId,
     pub token: Token,
@@ -17,4 +17,4 @@ pub struct Grant {
 }
 
 /// A grant, or why there is none.
-pub type GrantResult = Result<Grant, Refusal>;
+pub(super) type GrantResult = Result<Grant, Refusal>;

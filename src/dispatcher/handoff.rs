@@ -22,7 +22,7 @@ use super::listeners::{Listener, Listeners};
 use super::refusal::refusal;
 use crate::log;
 use crate::net::{
-    self, HEADER_MAX, ProblemResponse, ProxyHeader, SocketStream, lingering_close, proxied, reset, set_reset_on_close,
+    self, ProblemResponse, ProxyHeader, SocketStream, lingering_close, parse_proxy_header, reset, set_reset_on_close,
 };
 use crate::pool::{LeaseEnd, Peer};
 
@@ -32,7 +32,7 @@ const PROXY_PAUSE: Duration = Duration::from_millis(2);
 const PROXY_PAUSE_MAX: Duration = Duration::from_millis(100);
 
 /// Serves the connections of one handoff listener.
-pub struct HandoffListener {
+pub(super) struct HandoffListener {
     pub driver: Rc<Driver>,
     pub listeners: Rc<Listeners>,
     /// The index of the listener in the configuration.
@@ -44,7 +44,7 @@ pub struct HandoffListener {
 
 impl HandoffListener {
     /// Serves a connection to its end. `set_pending` is called with whether the dispatcher must not exit meanwhile.
-    pub async fn serve(&self, connection: Rc<Connection>, is_new: bool, set_pending: &dyn Fn(bool)) {
+    pub(super) async fn serve(&self, connection: Rc<Connection>, is_new: bool, set_pending: &dyn Fn(bool)) {
         let is_behind_proxy = self.listener().is_some_and(|listener| listener.config.proxy_protocol);
         if is_new && is_behind_proxy && self.read_proxy_header(&connection).await.is_err() {
             return reset(&*connection); // the client is unknown
@@ -106,20 +106,20 @@ impl HandoffListener {
     }
 
     async fn read_proxy_header(&self, connection: &Connection) -> io::Result<()> {
-        let mut bytes = [0; HEADER_MAX];
+        let mut bytes = [0; ProxyHeader::MAX];
         let deadline = Instant::now() + self.listeners.settings().head_timeout;
         let (mut known, mut pause) = (0, PROXY_PAUSE);
         loop {
             timeout_at(deadline, connection.watched.readable()).await??;
             let available = connection.peek(&mut bytes)?;
-            match proxied(&bytes[..available]) {
-                ProxyHeader::Header(length, address) => {
+            match parse_proxy_header(&bytes[..available]) {
+                ProxyHeader::Complete(length, address) => {
                     connection.proxied.set(address);
                     let taken = recv(connection.as_fd().as_raw_fd(), &mut bytes[..length], MsgFlags::MSG_DONTWAIT)?;
                     return if taken == length { Ok(()) } else { Err(io::ErrorKind::UnexpectedEof.into()) };
                 }
-                ProxyHeader::More if available > 0 && Instant::now() < deadline => {}
-                ProxyHeader::More | ProxyHeader::Wrong => return Err(io::ErrorKind::InvalidData.into()),
+                ProxyHeader::Incomplete if available > 0 && Instant::now() < deadline => {}
+                ProxyHeader::Incomplete | ProxyHeader::Invalid => return Err(io::ErrorKind::InvalidData.into()),
             }
             // The bytes stay in the socket, which therefore stays readable.
             pause = if available > known { PROXY_PAUSE } else { (pause * 2).min(PROXY_PAUSE_MAX) };
@@ -207,7 +207,7 @@ impl HandoffListener {
 
     async fn send(&self, connection: &Connection, problem: &ProblemResponse) -> io::Result<()> {
         let is_tcp = connection.endpoints.server.is_some();
-        let stream = net::SharedStream(Arc::new(SocketStream::of(connection.watched.socket(), is_tcp)));
+        let stream = net::SharedStream(Arc::new(SocketStream::new(connection.watched.socket(), is_tcp)));
         set_reset_on_close(&stream, false)?;
         let bound = self.listeners.settings().linger_timeout;
         timeout(bound, stream.clone().write_all(&problem.raw())).await??;

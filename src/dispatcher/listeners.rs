@@ -8,7 +8,7 @@ use crate::handoff::ListenerInfo;
 
 /// A listener.
 #[derive(Debug)]
-pub struct Listener {
+pub(super) struct Listener {
     pub config: config::ListenerConfig,
     /// Passed to workers with each connection.
     pub info: ListenerInfo,
@@ -18,37 +18,37 @@ pub struct Listener {
 
 /// All listeners in the order of the file, and the bounds of their connections.
 #[derive(Debug)]
-pub struct Listeners {
+pub(super) struct Listeners {
     all: RefCell<Vec<Rc<Listener>>>,
     settings: RefCell<Rc<config::FrontConfig>>,
 }
 
 impl Listeners {
-    pub fn new(config: &Config) -> Rc<Self> {
+    pub(super) fn new(config: &Config) -> Rc<Self> {
         Rc::new(Self { all: RefCell::new(listeners(config)), settings: RefCell::new(Rc::new(config.front.clone())) })
     }
 
     /// Applies a reloaded configuration with the same addresses. Returns the previous bounds.
-    pub fn apply(&self, config: &Config) -> Rc<config::FrontConfig> {
+    pub(super) fn apply(&self, config: &Config) -> Rc<config::FrontConfig> {
         *self.all.borrow_mut() = listeners(config);
         self.settings.replace(Rc::new(config.front.clone()))
     }
 
-    pub fn settings(&self) -> Rc<config::FrontConfig> {
+    pub(super) fn settings(&self) -> Rc<config::FrontConfig> {
         self.settings.borrow().clone()
     }
 
-    pub fn at(&self, index: usize) -> Option<Rc<Listener>> {
+    pub(super) fn at(&self, index: usize) -> Option<Rc<Listener>> {
         self.all.borrow().get(index).cloned()
     }
 
     /// The listener with this index, if its delivery is handoff.
-    pub fn handoff_at(&self, index: usize) -> Option<Rc<Listener>> {
+    pub(super) fn handoff_at(&self, index: usize) -> Option<Rc<Listener>> {
         self.at(index).filter(|listener| listener.config.delivery == Delivery::Handoff)
     }
 
     /// The handoff listener with this key, and its index.
-    pub fn find_handoff(&self, key: u64) -> Option<(usize, Rc<Listener>)> {
+    pub(super) fn find_handoff(&self, key: u64) -> Option<(usize, Rc<Listener>)> {
         let index = self.all.borrow().iter().position(|listener| listener.key == key)?;
         Some((index, self.handoff_at(index)?))
     }

@@ -15,9 +15,9 @@ mod listeners;
 mod pool_slots;
 mod probe;
 mod readiness;
-pub mod redirect;
+pub(crate) mod redirect;
 mod refusal;
-pub mod slot;
+pub(crate) mod slot;
 mod token_source;
 
 use std::os::fd::OwnedFd;
@@ -39,8 +39,8 @@ use crate::signals::{ParentWatch, STOP_DEBOUNCE, Signal};
 use crate::{clock, log, sys};
 use accept::Acceptor;
 use driver::Driver;
-pub use driver::on_thread_park;
-pub use error::DispatcherError;
+pub(crate) use driver::on_thread_park;
+pub(crate) use error::DispatcherError;
 use fdstore::StoredFd;
 
 /// Runs the dispatcher until it is stopped. A reload reads the configuration from `path`. The runtime must have a
@@ -48,7 +48,7 @@ use fdstore::StoredFd;
 ///
 /// # Errors
 /// See [`DispatcherError`].
-pub async fn run(config: Config, path: Option<PathBuf>) -> Result<(), DispatcherError> {
+pub(crate) async fn run(config: Config, path: Option<PathBuf>) -> Result<(), DispatcherError> {
     log::init(log::LogContext::part("dispatcher", &config.set.name));
     log::abort_on_panic();
     tokio::task::LocalSet::new().run_until(serve(config, path)).await
@@ -162,7 +162,7 @@ fn inherited_fds(config: &Config) -> Result<InheritedFds, DispatcherError> {
             socket.set_nonblocking(true).map_err(system("probe.sock"))?;
             probe = Some(UnixListener::from_std(socket).map_err(system("probe.sock"))?);
         } else if let Some(index) = name.strip_prefix("listener-").and_then(|index| index.parse::<usize>().ok()) {
-            let socket = SocketListener::adopt(fd).map_err(system("a listening socket"))?;
+            let socket = SocketListener::from_fd(fd).map_err(system("a listening socket"))?;
             if let Some(listener) = listeners.get_mut(index) {
                 *listener = Some(socket);
             }

@@ -27,10 +27,10 @@ const READS_PER_PASS: u32 = 32;
 const RECHECK_AFTER: Duration = Duration::from_millis(5);
 
 /// Index of a pool, and number of a worker.
-pub type SlotIndex = (usize, WorkerNumber);
+pub(super) type SlotIndex = (usize, WorkerNumber);
 
 /// The slot of a worker, as this dispatcher holds it.
-pub struct WorkerSlot {
+pub(super) struct WorkerSlot {
     pub side: DispatcherSide<Arc<Segment>>,
     pub segment: Arc<Segment>,
     /// For the header of a recreated segment.
@@ -85,7 +85,7 @@ impl Drop for WorkerSlot {
 }
 
 /// A pool and the slots of its workers.
-pub struct PoolSlots {
+pub(super) struct PoolSlots {
     pub config: config::PoolConfig,
     /// Its lease table, which decides.
     pub table: Pool,
@@ -99,17 +99,17 @@ pub struct PoolSlots {
 
 impl PoolSlots {
     /// The slot of worker `n`, if it is open.
-    pub fn slot(&self, n: WorkerNumber) -> Option<&WorkerSlot> {
+    pub(super) fn slot(&self, n: WorkerNumber) -> Option<&WorkerSlot> {
         self.slots.get(n.index())?.as_ref()
     }
 
     /// The slot of worker `n`, if it is open.
-    pub fn slot_mut(&mut self, n: WorkerNumber) -> Option<&mut WorkerSlot> {
+    pub(super) fn slot_mut(&mut self, n: WorkerNumber) -> Option<&mut WorkerSlot> {
         self.slots.get_mut(n.index())?.as_mut()
     }
 
     /// Whether the slot of worker `n` may be read once more in this pass.
-    pub fn may_read(&mut self, n: WorkerNumber, pass: u64) -> bool {
+    pub(super) fn may_read(&mut self, n: WorkerNumber, pass: u64) -> bool {
         let Some(slot) = self.slot_mut(n) else { return true };
         let reads = if slot.reads.0 == pass { slot.reads.1 } else { 0 };
         slot.reads = (pass, reads + 1);
@@ -118,7 +118,7 @@ impl PoolSlots {
 
     /// Reads the slot of worker `n`. A damaged slot is reported as corrupt while its worker is alive, and its segment
     /// is recreated when the worker is dead.
-    pub fn read_slot(&mut self, n: WorkerNumber) -> SlotView {
+    pub(super) fn read_slot(&mut self, n: WorkerNumber) -> SlotView {
         let worker = WorkerId { pool: self.config.name.clone(), number: n };
         let Some(slot) = self.slot_mut(n) else { return SlotView::default() };
         let now = clock::now();
@@ -157,12 +157,12 @@ impl PoolSlots {
     }
 
     /// Sets the port to which workers redirect clients that have no valid lease.
-    pub fn set_return_port(&mut self, return_port: Option<u16>) {
+    pub(super) fn set_return_port(&mut self, return_port: Option<u16>) {
         self.slots.iter_mut().flatten().for_each(|slot| slot.side.set_return_port(return_port));
     }
 
     /// The grant of a lease on worker `n`.
-    pub fn grant(&self, n: WorkerNumber, lease: LeaseId, claim_by: Monotonic) -> Grant {
+    pub(super) fn grant(&self, n: WorkerNumber, lease: LeaseId, claim_by: Monotonic) -> Grant {
         let worker = WorkerId { pool: self.config.name.clone(), number: n };
         let slot = self.slot(n).expect("a granted worker has an open slot");
         let mut address = self.config.worker_address(n);
@@ -178,7 +178,7 @@ impl PoolSlots {
     }
 
     /// Logs a note of the pool.
-    pub fn log_note(&self, n: WorkerNumber, note: PoolNote) {
+    pub(super) fn log_note(&self, n: WorkerNumber, note: PoolNote) {
         let worker = WorkerName(&self.config.name, n);
         match note {
             PoolNote::Up(epoch) => tracing::debug!(%worker, %epoch, "worker is up"),
@@ -209,7 +209,7 @@ impl PoolSlots {
 }
 
 /// The name of a worker, formatted only when it is logged.
-pub struct WorkerName<'a>(pub &'a PoolName, pub WorkerNumber);
+pub(super) struct WorkerName<'a>(pub &'a PoolName, pub WorkerNumber);
 
 impl fmt::Display for WorkerName<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

@@ -65,7 +65,7 @@ impl AccessList {
     }
 }
 
-pub async fn serve(socket: UnixListener, driver: Rc<Driver>) {
+pub(super) async fn serve(socket: UnixListener, driver: Rc<Driver>) {
     let access = AccessList::new();
     loop {
         match socket.accept().await {

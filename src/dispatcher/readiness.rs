@@ -21,7 +21,7 @@ use crate::sys;
 const BATCH: usize = 256;
 
 /// The epoll instance; [`Readiness::run`] must be running.
-pub struct Readiness {
+pub(super) struct Readiness {
     epoll: Epoll,
     ready: AsyncFd<OwnedFd>,
     next_key: Cell<u64>,
@@ -35,7 +35,7 @@ enum WaitState {
 }
 
 /// One connection in the epoll instance.
-pub struct WatchedSocket {
+pub(super) struct WatchedSocket {
     fd: Arc<OwnedFd>,
     key: u64,
     readiness: Rc<Readiness>,
@@ -43,14 +43,14 @@ pub struct WatchedSocket {
 }
 
 impl Readiness {
-    pub fn new() -> io::Result<Rc<Self>> {
+    pub(super) fn new() -> io::Result<Rc<Self>> {
         let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?;
         let ready = sys::when_readable(epoll.0.try_clone()?)?;
         Ok(Rc::new(Self { epoll, ready, next_key: Cell::new(1), waits: RefCell::default() }))
     }
 
     /// Wakes the waiting tasks, and calls `before_batch` at each wake-up; never returns.
-    pub async fn run(&self, before_batch: impl Fn()) {
+    pub(super) async fn run(&self, before_batch: impl Fn()) {
         let mut events = [EpollEvent::empty(); BATCH];
         while let Ok(mut ready) = self.ready.readable().await {
             ready.clear_ready();
@@ -73,23 +73,23 @@ impl Readiness {
 }
 
 impl WatchedSocket {
-    pub fn new(fd: OwnedFd, readiness: &Rc<Readiness>) -> Self {
+    pub(super) fn new(fd: OwnedFd, readiness: &Rc<Readiness>) -> Self {
         let key = readiness.next_key.replace(readiness.next_key.get() + 1);
         Self { fd: Arc::new(fd), key, readiness: readiness.clone(), is_added: Cell::new(false) }
     }
 
     /// The connection itself.
-    pub fn socket(&self) -> Arc<OwnedFd> {
+    pub(super) fn socket(&self) -> Arc<OwnedFd> {
         self.fd.clone()
     }
 
     /// Waits for data or the end of the stream; whether there certainly is data.
-    pub async fn readable(&self) -> io::Result<bool> {
+    pub(super) async fn readable(&self) -> io::Result<bool> {
         Ok(self.wait(EpollFlags::EPOLLIN | EpollFlags::EPOLLRDHUP).await? == EpollFlags::EPOLLIN)
     }
 
     /// Waits until both directions are closed.
-    pub async fn hung_up(&self) -> io::Result<()> {
+    pub(super) async fn hung_up(&self) -> io::Result<()> {
         self.wait(EpollFlags::empty()).await.map(drop)
     }
 

@@ -27,7 +27,9 @@ use super::listeners::Listener;
 use super::refusal::refusal;
 use crate::config::{self, ListenAddress};
 use crate::ids::Token;
-use crate::net::{self, LEASE, ProblemResponse, SocketListener, SocketStream, check, disconnected, lingering_close};
+use crate::net::{
+    self, LEASE_PATH, ProblemResponse, SocketListener, SocketStream, check_request, disconnected, lingering_close,
+};
 use crate::{clock, log};
 
 /// The target of `OPTIONS *`, a URI without a path (RFC 9112, section 3.2.4).
@@ -48,7 +50,7 @@ pub(super) struct RedirectConnection {
 
 impl RedirectConnection {
     /// `settings` hold for the connection to its end.
-    pub fn new(
+    pub(super) fn new(
         fd: OwnedFd,
         socket: &SocketListener,
         listener: Rc<Listener>,
@@ -58,14 +60,14 @@ impl RedirectConnection {
             listener,
             settings,
             listens_on: socket.tcp_address().map(|address| address.ip()),
-            stream: net::SharedStream(Arc::new(SocketStream::of(fd, socket.is_tcp()))),
+            stream: net::SharedStream(Arc::new(SocketStream::new(fd, socket.is_tcp()))),
             may_probe: AtomicBool::new(false),
             responded: Cell::new(false),
         }
     }
 
     /// Serves the connection to its end.
-    pub async fn serve(&self, driver: &Rc<Driver>) {
+    pub(super) async fn serve(&self, driver: &Rc<Driver>) {
         {
             let service = service_fn(|request| async { Ok::<_, Infallible>(self.respond(driver, request).await) });
             let connection = http1::Builder::new()
@@ -113,11 +115,11 @@ impl RedirectConnection {
 
     async fn response(&self, driver: &Rc<Driver>, request: &Request<Incoming>) -> (FullResponse, Option<Grant>) {
         let allowed_hosts = &self.listener.config.allowed_hosts;
-        let (host, target) = match check(request, allowed_hosts, self.listens_on, self.settings.max_body) {
+        let (host, target) = match check_request(request, allowed_hosts, self.listens_on, self.settings.max_body) {
             Ok(checked) => checked,
             Err(problem) => return (rejection(&problem), None),
         };
-        let host = host.unwrap_or_else(|| net::own_name(&self.stream.0));
+        let host = host.unwrap_or_else(|| net::fallback_host(&self.stream.0));
         self.may_probe.store(request.version() >= Version::HTTP_11, Ordering::Relaxed);
         let result = self.wait(driver).await;
         self.may_probe.store(false, Ordering::Relaxed);
@@ -128,7 +130,7 @@ impl RedirectConnection {
                 (ProblemResponse::not_started(StatusCode::SERVICE_UNAVAILABLE, detail).response(), None)
             }
             Some(Ok(grant)) => {
-                let wants_lease = self.listens_on.is_none() || request.uri().path() == LEASE;
+                let wants_lease = self.listens_on.is_none() || request.uri().path() == LEASE_PATH;
                 let response = if wants_lease { lease(&grant) } else { to_worker(&grant, &host, &target) };
                 (response, Some(grant))
             }
@@ -198,7 +200,7 @@ fn lease(grant: &Grant) -> FullResponse {
 }
 
 /// The URL of the worker with the token and the original target. `None` if it is not a valid header value.
-pub fn location(host: &str, port: u16, token: Token, target: &str) -> Option<HeaderValue> {
+pub(crate) fn location(host: &str, port: u16, token: Token, target: &str) -> Option<HeaderValue> {
     let target = if target == ASTERISK { "" } else { target };
     // From bytes: bytes beyond ASCII in the target are returned unchanged.
     HeaderValue::from_bytes(format!("http://{host}:{port}/.patou/{token}{target}").as_bytes()).ok()

@@ -9,7 +9,7 @@ use crate::pool::Refusal;
 
 /// The workers of a pool, by what keeps clients from them.
 #[derive(Clone, Debug, Default)]
-pub struct PoolAvailability {
+pub(super) struct PoolAvailability {
     pub workers: usize,
     /// Taken out of service by an operator.
     pub drained: usize,
@@ -45,7 +45,7 @@ impl fmt::Display for PoolAvailability {
 }
 
 /// 503 with the reason: which bound is exhausted, or which workers are missing.
-pub fn refusal(refusal: Refusal, pool: &str, availability: &PoolAvailability) -> ProblemResponse {
+pub(super) fn refusal(refusal: Refusal, pool: &str, availability: &PoolAvailability) -> ProblemResponse {
     let detail = match refusal {
         Refusal::QueueFull(bound) => {
             format!("pool {pool}: {availability}, and the queue is full with {bound} clients (`queue`)")

@@ -5,7 +5,7 @@ use crate::ids::RefuseReason;
 use crate::pool::{SlotAnswer, SlotQuestion, SlotView};
 
 /// Reads what the pool needs to know of a slot. `alive`: whether the worker's lock is held.
-pub fn read_slot<M: SlotMemory>(side: &mut DispatcherSide<M>, alive: bool) -> SlotView {
+pub(crate) fn read_slot<M: SlotMemory>(side: &mut DispatcherSide<M>, alive: bool) -> SlotView {
     let superseded = side.take_superseded_answer().then_some(SlotAnswer::Ack);
     let answer = side.answer().and_then(|(question, reply)| answer(question, reply)).or(superseded);
     let life = Incarnation::load(side.memory());
@@ -33,7 +33,7 @@ fn answer(question: Question, reply: Reply) -> Option<SlotAnswer> {
 }
 
 /// Writes a question of the pool.
-pub fn write_question<M: SlotMemory>(side: &mut DispatcherSide<M>, question: SlotQuestion) {
+pub(crate) fn write_question<M: SlotMemory>(side: &mut DispatcherSide<M>, question: SlotQuestion) {
     match question {
         SlotQuestion::Ping => side.write_question(QuestionKind::Ping, None),
         SlotQuestion::Finished(lease) => side.write_question(QuestionKind::Finished, Some(lease)),

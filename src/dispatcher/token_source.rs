@@ -7,14 +7,14 @@ const BATCH: usize = 16;
 
 /// Unused random bits. Each is returned once and then erased.
 #[derive(Default)]
-pub struct TokenSource {
+pub(super) struct TokenSource {
     unused: RefCell<[[u8; 16]; BATCH]>,
     left: Cell<usize>,
 }
 
 impl TokenSource {
     /// The next 128 bits.
-    pub fn bits(&self) -> u128 {
+    pub(super) fn bits(&self) -> u128 {
         let mut unused = self.unused.borrow_mut();
         if self.left.get() == 0 {
             // The kernel blocks until its generator is seeded, and never fails afterwards (getrandom(2)).

@@ -1,37 +1,40 @@
-//! Processes that a dead watchdog left behind.
+//! Processes and segments that a dead set left behind.
 
 use std::fs;
 use std::path::Path;
 
 use nix::unistd::getuid;
 
-use super::{IpcError, Paths, at, owner_of, read_private, recorded};
+use super::directory::{owner_of, read_private};
+use super::error::{IpcError, at};
+use super::set::recorded_workers;
+use super::worker_ipc::WorkerPaths;
 use crate::config::Config;
 use crate::exchange::{self, DispatcherSide, Incarnation};
 use crate::ids::{Claim, Phase, ProcessId};
 use crate::shm::{Damage, Segment, SegmentRole};
 
-/// Where the kernel shows segments as files (shm_overview(7)).
+/// The directory in which the kernel shows segments as files (shm_overview(7)).
 const SHM: &str = "/dev/shm";
 
-/// A process of an earlier life of the set that still holds one of its segments.
+/// A process of a dead set that still holds a role of a segment.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Leftover {
+pub(crate) struct Leftover {
     /// Its pid.
     pub pid: u32,
-    /// Its start time in clock ticks since boot: whether the pid is still that process.
+    /// Its start time in clock ticks since boot, which tells whether the pid is still that process.
     pub started: u64,
-    /// What it is: `dispatcher`, or the worker's name.
+    /// Its part: `dispatcher`, or the worker's name.
     pub what: String,
-    /// Whether a client is waiting for what it does.
+    /// Whether it serves a request.
     pub busy: bool,
 }
 
-/// Removes the segments of this set that nobody uses and that no file names any more, as when its directory was
-/// removed while it ran; how many there were. The caller holds the set's lock, or nobody can.
+/// Removes segments of this set that no process uses and no file names, as after the removal of the directory of a running
+/// set. Returns their number. The caller holds the set's lock, or the directory does not exist.
 ///
-/// Another set of the same name in another directory is left alone: its segments have another digest.
-pub fn remove_dead_segments(config: &Config) -> Result<usize, IpcError> {
+/// Segments of a set of the same name in another directory have another digest, and stay.
+pub(crate) fn remove_dead_segments(config: &Config) -> Result<usize, IpcError> {
     let prefix = format!("patou.{}.{}.", getuid(), config.set.name);
     let mut removed = 0;
     for entry in fs::read_dir(SHM).map_err(at(Path::new(SHM)))?.flatten() {
@@ -50,13 +53,15 @@ pub fn remove_dead_segments(config: &Config) -> Result<usize, IpcError> {
     Ok(removed)
 }
 
-/// Finds them by the locks that they hold. Without any, what is in `dir` is merely to be removed. An error if there
-/// are some that cannot be named, as those of another version: then nothing is to be removed.
-pub fn leftovers(dir: &Path) -> Result<Vec<Leftover>, IpcError> {
+/// The processes that still hold a role of a segment recorded in `dir`. If there are none, `dir` can be removed.
+///
+/// # Errors
+/// [`IpcError::OtherVersion`] if such processes belong to another version and cannot be named; `dir` must then stay.
+pub(crate) fn leftovers(dir: &Path) -> Result<Vec<Leftover>, IpcError> {
     let mut found: Vec<Leftover> = Vec::new();
-    for id in recorded(dir)? {
+    for id in recorded_workers(dir)? {
         let owner = owner_of(dir);
-        let name = read_private(&Paths::new(dir, &id).segment, owner);
+        let name = read_private(&WorkerPaths::new(dir, &id).segment, owner);
         let Some(segment) = name.ok().and_then(|name| Segment::open_unchecked(&name, None, owner).ok()) else {
             continue;
         };

@@ -11,7 +11,7 @@ use crate::ids::Monotonic;
 
 /// What is known about a process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum LivenessVerdict {
+pub(crate) enum LivenessVerdict {
     /// It is not ready yet.
     Starting,
     /// It answers.
@@ -30,7 +30,7 @@ pub enum LivenessVerdict {
 
 /// What keeps a process from running.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum HeldBy {
+pub(crate) enum HeldBy {
     /// Its tracer (ptrace(2)).
     Debugger,
     /// The freezer of its control group.
@@ -48,7 +48,7 @@ impl fmt::Display for HeldBy {
 
 /// What the thread that answers probes is doing.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum ThreadActivity {
+pub(crate) enum ThreadActivity {
     /// It runs, or waits for a processor (state R).
     Runnable,
     /// It waits for memory or a device (state D).
@@ -60,7 +60,7 @@ pub enum ThreadActivity {
 
 /// One sample of a process: what the verdict needs.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct ProcessSample {
+pub(crate) struct ProcessSample {
     /// Whether the process has ended.
     pub ended: bool,
     /// What holds it, if anything.
@@ -76,7 +76,7 @@ pub struct ProcessSample {
 
 /// Scheduler statistics of a thread (`/proc/PID/task/TID/schedstat`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct SchedStat {
+pub(crate) struct SchedStat {
     /// The thread's id.
     pub thread: u32,
     /// How long it has run.
@@ -87,7 +87,7 @@ pub struct SchedStat {
 
 /// How long a process may be silent.
 #[derive(Clone, Copy, Debug)]
-pub struct LivenessTimeouts {
+pub(crate) struct LivenessTimeouts {
     /// Until it is ready.
     pub start: Duration,
     /// Until it answers a probe.
@@ -101,7 +101,7 @@ const FIRST_SAMPLE_FRACTION: u32 = 8;
 
 /// Measures how long one process leaves a probe unanswered, or takes to start.
 #[derive(Clone, Copy, Debug)]
-pub struct SilenceTimer {
+pub(crate) struct SilenceTimer {
     ready: bool,
     silence: Option<Silence>,
 }
@@ -135,23 +135,23 @@ impl Silence {
 
 impl SilenceTimer {
     /// A process that was started at `now`.
-    pub fn starting(now: Monotonic) -> Self {
+    pub(crate) fn starting(now: Monotonic) -> Self {
         Self { ready: false, silence: Some(Silence::new(now)) }
     }
 
     /// The process is ready.
-    pub fn set_ready(&mut self) {
+    pub(crate) fn set_ready(&mut self) {
         *self = Self { ready: true, silence: None };
     }
 
     /// Whether the process is ready.
-    pub fn is_ready(&self) -> bool {
+    pub(crate) fn is_ready(&self) -> bool {
         self.ready
     }
 
     /// A new incarnation in the same process has been starting since `since`. If that is later than the start known so
     /// far, the process was ready in between.
-    pub fn restarting_in_place(&mut self, since: Monotonic) {
+    pub(crate) fn restarting_in_place(&mut self, since: Monotonic) {
         if self.ready {
             *self = Self::starting(since);
         } else {
@@ -160,7 +160,7 @@ impl SilenceTimer {
     }
 
     /// A probe was sent; an earlier unanswered one counts.
-    pub fn probe_sent(&mut self, since: Monotonic) {
+    pub(crate) fn probe_sent(&mut self, since: Monotonic) {
         if self.ready {
             self.silence.get_or_insert(Silence::new(since));
         }
@@ -168,7 +168,7 @@ impl SilenceTimer {
 
     /// Another process that probes this one reports it silent since `since`, with this progress counter. If `since` is
     /// later than known so far, the process answered in between.
-    pub fn reported_silent(&mut self, now: Monotonic, since: Monotonic, ticks: Option<u64>) {
+    pub(crate) fn reported_silent(&mut self, now: Monotonic, since: Monotonic, ticks: Option<u64>) {
         if !self.ready {
             return;
         }
@@ -195,14 +195,14 @@ impl SilenceTimer {
     }
 
     /// The process answered.
-    pub fn answered(&mut self) {
+    pub(crate) fn answered(&mut self) {
         if self.ready {
             self.silence = None;
         }
     }
 
     /// The observer itself did not run for so long, up to now.
-    pub fn exclude_time(&mut self, lost: Duration) {
+    pub(crate) fn exclude_time(&mut self, lost: Duration) {
         if let Some(silence) = &mut self.silence {
             for at in [&mut silence.since, &mut silence.attributable_since, &mut silence.no_progress_since] {
                 *at = *at + lost;
@@ -214,12 +214,12 @@ impl SilenceTimer {
     }
 
     /// Restarts a silence at `now`.
-    pub fn reset(&mut self, now: Monotonic) {
+    pub(crate) fn reset(&mut self, now: Monotonic) {
         self.silence = self.silence.map(|_| Silence::new(now));
     }
 
     /// Adds a sample taken at `now`: time since the last sample in which the process could not run is excluded.
-    pub fn add_sample(&mut self, now: Monotonic, sample: ProcessSample) {
+    pub(crate) fn add_sample(&mut self, now: Monotonic, sample: ProcessSample) {
         let Some(silence) = &mut self.silence else { return };
         let was_held = silence.sample.is_some_and(|(_, last)| last.held_by.is_some());
         if sample.held_by.is_some() || was_held {
@@ -232,7 +232,7 @@ impl SilenceTimer {
     }
 
     /// Whether a sample is needed: after a fraction of the timeout, and before the process is declared frozen.
-    pub fn needs_sample(&self, now: Monotonic, timeouts: LivenessTimeouts) -> bool {
+    pub(crate) fn needs_sample(&self, now: Monotonic, timeouts: LivenessTimeouts) -> bool {
         self.silence.is_some_and(|silence| match silence.sample {
             Some((at, last)) => at < now && !last.ended && self.deadline(timeouts).is_some_and(|due| due <= now),
             None => now.since(silence.since) >= self.timeout(timeouts) / FIRST_SAMPLE_FRACTION,
@@ -240,24 +240,24 @@ impl SilenceTimer {
     }
 
     /// When the verdict has to be evaluated next, unless something happens before.
-    pub fn deadline(&self, timeouts: LivenessTimeouts) -> Option<Monotonic> {
+    pub(crate) fn deadline(&self, timeouts: LivenessTimeouts) -> Option<Monotonic> {
         let timeout = self.timeout(timeouts);
         let silence = self.silence.filter(|silence| !silence.sample.is_some_and(|(_, last)| last.ended))?;
         Some((silence.no_progress_since + timeout).min(silence.attributable_since + timeout * PROGRESS_TIMEOUTS))
     }
 
     /// How long the process has been silent, without what the observer lost.
-    pub fn silence(&self, now: Monotonic) -> Duration {
+    pub(crate) fn silence(&self, now: Monotonic) -> Duration {
         self.silence.map_or(Duration::ZERO, |silence| now.since(silence.since))
     }
 
     /// The part of that time in which the process could have answered.
-    pub fn attributable_silence(&self, now: Monotonic) -> Duration {
+    pub(crate) fn attributable_silence(&self, now: Monotonic) -> Duration {
         self.silence.map_or(Duration::ZERO, |silence| now.since(silence.attributable_since))
     }
 
     /// Whether the progress counter of the silent process has grown within the timeout.
-    pub fn makes_progress(&self, now: Monotonic, timeouts: LivenessTimeouts) -> bool {
+    pub(crate) fn makes_progress(&self, now: Monotonic, timeouts: LivenessTimeouts) -> bool {
         let timeout = self.timeout(timeouts);
         self.silence.is_some_and(|silence| {
             silence.no_progress_since > silence.attributable_since && now.since(silence.no_progress_since) < timeout
@@ -265,7 +265,7 @@ impl SilenceTimer {
     }
 
     /// The verdict. [`LivenessVerdict::Frozen`] depends on a recent sample: see [`SilenceTimer::needs_sample`].
-    pub fn verdict(&self, now: Monotonic, timeouts: LivenessTimeouts) -> LivenessVerdict {
+    pub(crate) fn verdict(&self, now: Monotonic, timeouts: LivenessTimeouts) -> LivenessVerdict {
         let Some(silence) = &self.silence else { return LivenessVerdict::Alive };
         let timeout = self.timeout(timeouts);
         match silence.sample {

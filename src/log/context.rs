@@ -4,7 +4,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 /// The part that this process is.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct LogContext {
+pub(crate) struct LogContext {
     /// As in every line: `watchdog`, `dispatcher`, `worker web/1`.
     pub part: String,
     /// Name of the set; empty while it is unknown.
@@ -15,12 +15,12 @@ pub struct LogContext {
 
 impl LogContext {
     /// A part other than a worker.
-    pub fn part(part: &str, set: &str) -> Self {
+    pub(crate) fn part(part: &str, set: &str) -> Self {
         Self { part: part.to_owned(), set: set.to_owned(), worker: None }
     }
 
     /// The worker `id`.
-    pub fn worker(id: impl ToString, set: &str) -> Self {
+    pub(crate) fn worker(id: impl ToString, set: &str) -> Self {
         let id = id.to_string();
         Self { part: format!("worker {id}"), set: set.to_owned(), worker: Some(id) }
     }
@@ -30,7 +30,7 @@ impl LogContext {
 static EPOCH: AtomicU32 = AtomicU32::new(0);
 
 /// Sets the epoch that every later record of this process carries.
-pub fn set_epoch(epoch: u32) {
+pub(crate) fn set_epoch(epoch: u32) {
     EPOCH.store(epoch, Ordering::Relaxed);
 }
 

@@ -1,10 +1,12 @@
 //! Text from untrusted sources, made safe for a log and a terminal.
 
+#![forbid(unsafe_code)]
+
 use std::fmt::Write;
 
 /// Escapes control characters (cursor, colour, line breaks) and characters that change the writing direction. Tabs
 /// stay.
-pub fn escape_control_chars(text: &str) -> String {
+pub(crate) fn escape_control_chars(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
     for c in text.chars() {
         match c {

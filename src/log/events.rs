@@ -10,23 +10,23 @@ macro_rules! events {
     ($($(#[$doc:meta])+ $variant:ident = $id:literal, $name:literal;)+) => {
         /// A kind of event: the field `event` of a `tracing` call.
         #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-        pub enum Event {
+        pub(crate) enum Event {
             $($(#[$doc])+ $variant,)+
         }
 
         impl Event {
             /// All events.
-            pub const ALL: &[Event] = &[$(Event::$variant),+];
+            pub(crate) const ALL: &[Event] = &[$(Event::$variant),+];
 
             /// The value of `PATOU_EVENT`.
-            pub fn name(self) -> &'static str {
+            pub(crate) fn name(self) -> &'static str {
                 match self {
                     $(Event::$variant => $name,)+
                 }
             }
 
             /// The `MESSAGE_ID`, which is written as 32 hexadecimal digits.
-            pub fn id(self) -> u128 {
+            pub(crate) fn id(self) -> u128 {
                 match self {
                     $(Event::$variant => $id,)+
                 }
@@ -152,7 +152,7 @@ events! {
 
 impl Event {
     /// The event with this name.
-    pub fn named(name: &str) -> Option<Self> {
+    pub(crate) fn named(name: &str) -> Option<Self> {
         Self::ALL.iter().copied().find(|event| event.name() == name)
     }
 }

@@ -23,10 +23,7 @@ use nix::fcntl::{FcntlArg, SealFlag, fcntl};
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use nix::sys::socket::{ControlMessage, MsgFlags, UnixAddr, sendmsg};
 use tracing::field::{Field, Visit};
-use tracing::span::{Attributes, Id, Record as Values};
-use tracing::{Level, Metadata, Subscriber};
-use tracing_subscriber::layer::{Context, Layer};
-use tracing_subscriber::registry::LookupSpan;
+use tracing::{Level, Metadata};
 
 use super::context::{LogContext, epoch};
 use super::events::Event;
@@ -41,8 +38,8 @@ const SEND_TIMEOUT: Duration = Duration::from_millis(100);
 /// Longest name of a field (systemd.journal-fields(7)).
 const NAME_MAX: usize = 64;
 
-/// The journal as a layer of `tracing`.
-pub struct Journal {
+/// The journal as an output of the log.
+pub(super) struct Journal {
     socket: UnixDatagram,
     path: PathBuf,
     context: LogContext,
@@ -57,7 +54,7 @@ impl Journal {
     ///
     /// # Errors
     /// If no journal is running.
-    pub fn open(context: LogContext) -> io::Result<Self> {
+    pub(super) fn open(context: LogContext) -> io::Result<Self> {
         let journal = Self::at(Path::new(SOCKET), context)?;
         // journald discards an empty message; without journald the call fails.
         journal.transmit(&[], MsgFlags::empty())?;
@@ -146,31 +143,9 @@ impl Journal {
     }
 }
 
-impl<S: Subscriber + for<'a> LookupSpan<'a>> Layer<S> for Journal {
-    fn on_new_span(&self, attributes: &Attributes<'_>, id: &Id, context: Context<'_, S>) {
-        let mut fields = JournalFields::default();
-        attributes.record(&mut fields);
-        if let Some(span) = context.span(id) {
-            span.extensions_mut().insert(fields);
-        }
-    }
-
-    fn on_record(&self, id: &Id, values: &Values<'_>, context: Context<'_, S>) {
-        if let Some(span) = context.span(id)
-            && let Some(fields) = span.extensions_mut().get_mut::<JournalFields>()
-        {
-            values.record(fields);
-        }
-    }
-
-    fn on_event(&self, event: &tracing::Event<'_>, context: Context<'_, S>) {
-        let mut fields = JournalFields::default();
-        // patou has no spans; a worker on the library may have some. Inner spans override outer ones.
-        for span in context.event_scope(event).into_iter().flat_map(|scope| scope.from_root()) {
-            if let Some(outer) = span.extensions().get::<JournalFields>() {
-                outer.0.iter().for_each(|(name, value)| fields.set(name.clone(), value.clone()));
-            }
-        }
+impl Journal {
+    /// Writes an event. `fields`: those of the spans around it. patou has no spans; a program worker may have some.
+    pub(super) fn write(&self, event: &tracing::Event<'_>, mut fields: JournalFields) {
         event.record(&mut fields);
         fields.set_source(event.metadata());
         let level = *event.metadata().level();
@@ -191,9 +166,14 @@ fn priority(level: Level) -> u8 {
 
 /// The fields of one record, without duplicates.
 #[derive(Debug, Default)]
-struct JournalFields(Vec<(Cow<'static, str>, String)>);
+pub(super) struct JournalFields(Vec<(Cow<'static, str>, String)>);
 
 impl JournalFields {
+    /// Adds all fields of `other`, which override those of the same name.
+    pub(super) fn merge(&mut self, other: &JournalFields) {
+        other.0.iter().for_each(|(name, value)| self.set(name.clone(), value.clone()));
+    }
+
     fn get(&self, name: &str) -> Option<&str> {
         self.0.iter().find(|(known, _)| known == name).map(|(_, value)| value.as_str())
     }

@@ -12,52 +12,54 @@
 //! Two fields are written to the journal only: `event`, an [`Event`], and `part`, the part that the watchdog's message
 //! is about.
 //!
-//! `PATOU_LOG` selects what is logged, in the syntax of tracing's `EnvFilter`: `debug`, `warn`,
-//! `patou::dispatcher=trace`. The default is `info`.
+//! `PATOU_LOG` selects what is logged: `debug`, `warn`, `patou::dispatcher=trace` (`src/log/filter.rs`). The default is
+//! `info`.
 
 mod context;
 mod escape;
 mod events;
+mod filter;
 mod journal;
 mod stderr_format;
+mod subscriber;
 
 use std::io::{self, IsTerminal};
 use std::os::unix::fs::MetadataExt;
 
-use tracing::Level;
-use tracing_subscriber::EnvFilter;
-use tracing_subscriber::layer::SubscriberExt;
-use tracing_subscriber::util::SubscriberInitExt;
-
-pub use context::{LogContext, set_epoch};
-pub use escape::escape_control_chars;
-pub use events::Event;
+pub(crate) use context::{LogContext, set_epoch};
+pub(crate) use escape::escape_control_chars;
+pub(crate) use events::Event;
+use filter::LogFilter;
 use journal::Journal;
 use stderr_format::StderrFormat;
+use subscriber::{LogOutput, LogSubscriber};
 
 /// Starts logging for this process. Does nothing if the program has installed a subscriber already.
-pub fn init(context: LogContext) {
-    let filter =
-        EnvFilter::builder().with_env_var("PATOU_LOG").with_default_directive(Level::INFO.into()).from_env_lossy();
-    let registry = tracing_subscriber::registry().with(filter);
-    if stderr_is_the_journal()
-        && let Ok(journal) = Journal::open(context.clone())
-    {
-        let _ = registry.with(journal).try_init();
-        return;
+pub(crate) fn init(context: LogContext) {
+    let list = std::env::var("PATOU_LOG").unwrap_or_default();
+    let (filter, invalid) = LogFilter::parse(&list);
+    let journal = if stderr_is_the_journal() { Journal::open(context.clone()).ok() } else { None };
+    let output = journal.map_or_else(
+        || LogOutput::Stderr(StderrFormat { part: context.part, colours: io::stderr().is_terminal() }),
+        LogOutput::Journal,
+    );
+    if install(filter, output) {
+        for member in invalid {
+            tracing::warn!(
+                "PATOU_LOG: ignoring `{member}`: expected LEVEL or TARGET=LEVEL, such as patou::worker=debug"
+            );
+        }
     }
-    let layer = tracing_subscriber::fmt::layer()
-        .event_format(StderrFormat { part: context.part })
-        // A closed pipe or terminal must not end a daemon.
-        .log_internal_errors(false)
-        .with_ansi(io::stderr().is_terminal())
-        .with_writer(io::stderr);
-    let _ = registry.with(layer).try_init();
+}
+
+/// Whether this process had no subscriber yet.
+fn install(filter: LogFilter, output: LogOutput) -> bool {
+    tracing::subscriber::set_global_default(LogSubscriber::new(filter, output)).is_ok()
 }
 
 /// Aborts the process on a panic in any task: a daemon without one of its tasks looks alive, while a dead one is
 /// replaced.
-pub fn abort_on_panic() {
+pub(crate) fn abort_on_panic() {
     std::panic::set_hook(Box::new(|panic| {
         tracing::error!(event = %Event::InternalError, "internal error in patou, please report it: {panic}");
         std::process::abort();
@@ -66,13 +68,13 @@ pub fn abort_on_panic() {
 
 /// Logs why a part cannot start or continue, one record for each line of `text`. Returns false if stderr is not the
 /// journal: the caller prints the text then.
-pub fn log_fatal(part: &str, event: Event, text: &str) -> bool {
+pub(crate) fn log_fatal(part: &str, event: Event, text: &str) -> bool {
     if !stderr_is_the_journal() {
         return false;
     }
     let Ok(journal) = Journal::open(LogContext::part(part, "")) else { return false };
     // A part that has called `init` keeps its subscriber, which knows the set and the epoch.
-    let _ = tracing_subscriber::registry().with(journal).try_init();
+    install(LogFilter::default(), LogOutput::Journal(journal));
     for line in text.lines() {
         tracing::error!(%event, "{line}");
     }
@@ -80,7 +82,7 @@ pub fn log_fatal(part: &str, event: Event, text: &str) -> bool {
 }
 
 /// Whether systemd has connected stderr to the journal (systemd.exec(5), `$JOURNAL_STREAM`).
-pub fn stderr_is_the_journal() -> bool {
+pub(crate) fn stderr_is_the_journal() -> bool {
     let Ok(stream) = std::env::var("JOURNAL_STREAM") else { return false };
     let Ok(status) = std::fs::metadata("/proc/self/fd/2") else { return false };
     stream == format!("{}:{}", status.dev(), status.ino())

@@ -4,26 +4,22 @@ use std::fmt;
 
 use nix::time::{ClockId, clock_gettime};
 use tracing::field::{Field, Visit};
-use tracing::{Event, Level, Subscriber};
-use tracing_subscriber::fmt::format::Writer;
-use tracing_subscriber::fmt::{FmtContext, FormatEvent, FormatFields};
-use tracing_subscriber::registry::LookupSpan;
+use tracing::{Event, Level};
 
 /// `TIME  PART  MESSAGE  FIELDS`, in colour on a terminal.
-pub struct StderrFormat {
+pub(super) struct StderrFormat {
     /// The part that logs.
     pub part: String,
+    /// Whether stderr is a terminal.
+    pub colours: bool,
 }
 
-impl<S, N> FormatEvent<S, N> for StderrFormat
-where
-    S: Subscriber + for<'a> LookupSpan<'a>,
-    N: for<'a> FormatFields<'a> + 'static,
-{
-    fn format_event(&self, _: &FmtContext<'_, S, N>, mut out: Writer<'_>, event: &Event<'_>) -> fmt::Result {
+impl StderrFormat {
+    /// The lines of an event, with their line ends.
+    pub(super) fn format(&self, event: &Event<'_>) -> String {
         let mut text = LineText::default();
         event.record(&mut text);
-        let (colour, reset) = match (out.has_ansi_escapes(), *event.metadata().level()) {
+        let (colour, reset) = match (self.colours, *event.metadata().level()) {
             (true, Level::ERROR) => ("\x1b[1;31m", "\x1b[0m"),
             (true, Level::WARN) => ("\x1b[33m", "\x1b[0m"),
             (true, Level::DEBUG | Level::TRACE) => ("\x1b[2m", "\x1b[0m"),
@@ -39,8 +35,9 @@ where
         // A message of several lines is complete without the fields.
         let fields = if more.is_none() { text.fields.as_str() } else { "" };
         let width = if fields.is_empty() { 0 } else { 44 };
-        writeln!(out, "{}  {:<16} {colour}{message:<width$}{reset}{fields}", time_of_day(), self.part)?;
-        more.into_iter().flat_map(str::lines).try_for_each(|line| writeln!(out, "    {line}"))
+        let mut lines = format!("{}  {:<16} {colour}{message:<width$}{reset}{fields}\n", time_of_day(), self.part);
+        more.into_iter().flat_map(str::lines).for_each(|line| lines.extend(["    ", line, "\n"]));
+        lines
     }
 }
 

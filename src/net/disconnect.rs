@@ -1,4 +1,4 @@
-//! Whether the client is still there, without reading from it.
+//! Detects that a client has disconnected, without reading from the connection.
 
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -10,48 +10,48 @@ use tokio::io::unix::AsyncFd;
 use super::SharedStream;
 use crate::sys;
 
-/// An interim response (RFC 9110, section 15.2) that asks nothing of a client and changes nothing for it.
+/// An interim response (RFC 9110, section 15.2), which requires nothing of a client and changes nothing for it.
 const PROBE: &[u8] = b"HTTP/1.1 102 Processing\r\n\r\n";
 
-/// Waits until the client has gone for good; never returns while it is there.
+/// Completes when the client has disconnected; stays pending while it is connected.
 ///
-/// A client that has merely ended its own direction after a full request still waits for its answer. TCP
-/// does not tell it from one that has closed: the same FIN arrives. Only an answer does, because a closed
-/// socket replies to it with a reset. So, where `may_probe` says that nothing has been sent yet and that
-/// the client speaks HTTP/1.1 (which must understand any 1xx), one interim response is sent after a FIN.
+/// A client that has shut down only its sending direction after a full request still waits for its response. Over TCP its
+/// FIN looks like that of a close. Only data distinguishes them, because a closed socket replies to it with a reset. So
+/// one interim response is sent after a FIN if `may_probe` permits it: nothing has been sent yet, and the client speaks
+/// HTTP/1.1, in which every client must understand 1xx.
 ///
-/// The watch is an epoll instance of its own that wakes for the end of the connection and not for data,
-/// because nobody may be reading just now.
-pub async fn disconnected(stream: &SharedStream, may_probe: &AtomicBool) {
-    let Ok((epoll, watch)) = watch(stream) else {
-        // Without a descriptor to spare, the deadline of the request is the bound.
+/// A separate epoll instance watches the connection. It wakes for the end of the connection and not for data, because no
+/// task may be reading at the time.
+pub(crate) async fn disconnected(stream: &SharedStream, may_probe: &AtomicBool) {
+    let Ok((epoll, readiness)) = watch_for_end(stream) else {
+        // Without a free descriptor the deadline of the request is the bound.
         return std::future::pending().await;
     };
     let mut probed = false;
     loop {
-        let Ok(mut ready) = watch.readable().await else { return std::future::pending().await };
+        let Ok(mut ready) = readiness.readable().await else { return std::future::pending().await };
         ready.clear_ready();
-        // Taken out, so that the next event wakes us again.
+        // Consumes the event, so that the next one wakes this task again.
         let _ = epoll.wait(&mut [EpollEvent::empty()], EpollTimeout::ZERO);
         if has_ended(stream) {
             return;
         }
         if stream.0.is_tcp() && !probed && may_probe.load(Ordering::Relaxed) {
             probed = true;
-            // If it cannot be written, the other direction is full: then the client is there.
+            // If it cannot be written, the send buffer is full and the client is connected.
             let _ = stream.0.try_write(PROBE);
         }
     }
 }
 
-fn watch(stream: &SharedStream) -> std::io::Result<(Epoll, AsyncFd<OwnedFd>)> {
+fn watch_for_end(stream: &SharedStream) -> std::io::Result<(Epoll, AsyncFd<OwnedFd>)> {
     let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?;
     epoll.add(stream.0.as_fd(), EpollEvent::new(EpollFlags::EPOLLRDHUP | EpollFlags::EPOLLET, 0))?;
-    let watch = sys::when_readable(epoll.0.try_clone()?)?;
-    Ok((epoll, watch))
+    let readiness = sys::when_readable(epoll.0.try_clone()?)?;
+    Ok((epoll, readiness))
 }
 
-/// Whether both directions are over: closed by the other side (Unix) or reset (TCP).
+/// Whether both directions have ended: closed by the peer (Unix) or reset (TCP).
 fn has_ended(stream: &SharedStream) -> bool {
     let mut fds = [PollFd::new(stream.0.as_fd(), PollFlags::empty())];
     let ended = PollFlags::POLLHUP | PollFlags::POLLERR;

@@ -1,20 +1,21 @@
-//! What dispatcher and worker both do with the sockets of clients.
+//! Client sockets and the HTTP that the roles share.
 
+mod allowed_hosts;
 mod disconnect;
 mod host;
-mod hosts;
 mod lingering_close;
 mod problem;
-mod proxy;
+mod proxy_header;
 mod stream;
 mod validate;
 
-pub use disconnect::disconnected;
-pub use host::{host, own_name};
-pub use hosts::is_allowed;
-pub use lingering_close::{drain, lingering_close, reset, set_reset_on_close};
-pub use problem::{OUTCOME, Outcome, ProblemResponse};
-pub use proxy::{HEADER_MAX, ProxyHeader, proxied};
-pub use stream::ACCEPT_RETRY_DELAY;
-pub use stream::{SharedStream, SocketListener, SocketStream, local_address, peer_address, peer_user};
-pub use validate::{LEASE, check};
+pub(crate) use allowed_hosts::is_host_allowed;
+pub(crate) use disconnect::disconnected;
+pub(crate) use host::{fallback_host, host};
+pub(crate) use lingering_close::{discard_until_closed, lingering_close, reset, set_reset_on_close};
+pub(crate) use problem::{ProblemResponse, RequestOutcome};
+pub(crate) use proxy_header::{ProxyHeader, parse_proxy_header};
+pub(crate) use stream::{
+    ACCEPT_RETRY_DELAY, SharedStream, SocketListener, SocketStream, local_address, peer_address, peer_user,
+};
+pub(crate) use validate::{LEASE_PATH, check_request};

@@ -1,81 +1,76 @@
-//! Answers that say what went wrong, for programs and for people: RFC 9457 problem details.
+//! Responses that describe an error, for programs and for people: RFC 9457 problem details.
 
 use bytes::Bytes;
 use http::header::{CONTENT_TYPE, HeaderValue, RETRY_AFTER};
 use http::{HeaderName, Response, StatusCode};
 use http_body_util::Full;
 
-/// Tells a client whether its request had started.
-pub const OUTCOME: HeaderName = HeaderName::from_static("patou-outcome");
+/// The header that reports whether the request had started.
+const OUTCOME: HeaderName = HeaderName::from_static("patou-outcome");
 
-/// What became of a request that has no answer of its own.
+/// What is known about a request without a response from its handler.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Outcome {
-    /// No worker began: it may be sent again.
+pub(crate) enum RequestOutcome {
+    /// No worker has claimed it: a retry is safe.
     NotStarted,
-    /// A worker had begun: sending it again may do it twice.
+    /// A worker has claimed it: a retry may execute it twice.
     StartedUnknown,
 }
 
-impl Outcome {
-    /// As in the header.
-    pub fn as_str(self) -> &'static str {
+impl RequestOutcome {
+    /// The value of the header.
+    pub(crate) fn as_str(self) -> &'static str {
         match self {
-            Outcome::NotStarted => "not-started",
-            Outcome::StartedUnknown => "started-unknown",
+            RequestOutcome::NotStarted => "not-started",
+            RequestOutcome::StartedUnknown => "started-unknown",
         }
     }
 }
 
-/// A problem to be told to a client.
+/// An error response.
 #[derive(Clone, Debug)]
-pub struct ProblemResponse {
+pub(crate) struct ProblemResponse {
     /// The HTTP status.
     pub status: StatusCode,
     /// What happened, in one sentence.
     pub detail: String,
-    /// What became of the request.
-    pub outcome: Outcome,
-    /// When it is worth trying again, in seconds.
+    /// Whether the request had started.
+    pub outcome: RequestOutcome,
+    /// When the client should retry, in seconds.
     pub retry_after: Option<u64>,
 }
 
 impl ProblemResponse {
-    /// A problem whose request never started.
-    pub fn not_started(status: StatusCode, detail: impl Into<String>) -> Self {
-        Self { status, detail: detail.into(), outcome: Outcome::NotStarted, retry_after: None }
+    /// An error for a request that has not started.
+    pub(crate) fn not_started(status: StatusCode, detail: impl Into<String>) -> Self {
+        Self { status, detail: detail.into(), outcome: RequestOutcome::NotStarted, retry_after: None }
     }
 
-    /// A problem of a request that a worker had taken.
-    pub fn started(status: StatusCode, detail: impl Into<String>) -> Self {
-        Self { status, detail: detail.into(), outcome: Outcome::StartedUnknown, retry_after: None }
+    /// An error for a request that a worker has claimed.
+    pub(crate) fn started(status: StatusCode, detail: impl Into<String>) -> Self {
+        Self { status, detail: detail.into(), outcome: RequestOutcome::StartedUnknown, retry_after: None }
     }
 
-    /// 408: a client was too slow with the head of its request.
-    pub fn late_head() -> Self {
-        Self::not_started(StatusCode::REQUEST_TIMEOUT, "the head of the request did not come within head_timeout")
+    /// 408: the request head did not arrive in time.
+    pub(crate) fn late_head() -> Self {
+        Self::not_started(StatusCode::REQUEST_TIMEOUT, "the request head did not arrive within head_timeout")
     }
 
-    /// The same with `Retry-After`.
-    pub fn retry_after(self, seconds: u64) -> Self {
+    /// Adds `Retry-After`.
+    pub(crate) fn retry_after(self, seconds: u64) -> Self {
         Self { retry_after: Some(seconds), ..self }
     }
 
-    /// Its body: `application/problem+json`.
-    pub fn json(&self) -> String {
+    /// The body: `application/problem+json`.
+    pub(crate) fn json(&self) -> String {
         let title = self.status.canonical_reason().unwrap_or("Problem");
-        serde_json::json!({
-            "type": "about:blank",
-            "title": title,
-            "status": self.status.as_u16(),
-            "detail": self.detail,
-            "outcome": self.outcome.as_str(),
-        })
-        .to_string()
+        let [title, detail] = [title, &self.detail].map(json_string);
+        let (status, outcome) = (self.status.as_u16(), self.outcome.as_str());
+        format!(r#"{{"type":"about:blank","title":{title},"status":{status},"detail":{detail},"outcome":"{outcome}"}}"#)
     }
 
     /// The whole response.
-    pub fn response(&self) -> Response<Full<Bytes>> {
+    pub(crate) fn response(&self) -> Response<Full<Bytes>> {
         let mut response = Response::new(Full::from(self.json() + "\n"));
         *response.status_mut() = self.status;
         let headers = response.headers_mut();
@@ -87,8 +82,8 @@ impl ProblemResponse {
         response
     }
 
-    /// The whole response as bytes, for a connection that hyper does not serve (any more).
-    pub fn raw(&self) -> Vec<u8> {
+    /// The whole response as bytes, for a connection that hyper does not serve.
+    pub(crate) fn raw(&self) -> Vec<u8> {
         let body = self.json() + "\n";
         let retry = self.retry_after.map_or(String::new(), |s| format!("retry-after: {s}\r\n"));
         format!(
@@ -99,5 +94,35 @@ impl ProblemResponse {
             body.len(),
         )
         .into_bytes()
+    }
+}
+
+/// A string of JSON (RFC 8259, section 7). serde_json would be the only use of that crate in a program worker.
+fn json_string(text: &str) -> String {
+    let mut json = String::from("\"");
+    for c in text.chars() {
+        match c {
+            '"' | '\\' => json.extend(['\\', c]),
+            '\0'..='\u{1f}' => json.push_str(&format!("\\u{:04x}", c as u32)),
+            c => json.push(c),
+        }
+    }
+    json.push('"');
+    json
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn body_is_json_with_any_detail() {
+        for detail in ["", "plain", "\"quoted\" \\ back", "line\nfeed\u{0}\u{1f}\u{7f}\u{e9}\u{1f600}"] {
+            let problem = ProblemResponse::not_started(StatusCode::SERVICE_UNAVAILABLE, detail);
+            let read: serde_json::Value = serde_json::from_str(&problem.json()).unwrap();
+            assert_eq!(read["detail"], detail);
+            assert_eq!((&read["status"], &read["outcome"]), (&503.into(), &"not-started".into()));
+            assert_eq!((&read["title"], &read["type"]), (&"Service Unavailable".into(), &"about:blank".into()));
+        }
     }
 }

@@ -1,4 +1,4 @@
-//! TCP or Unix, listening or connected: one type each.
+//! Listeners and connections, TCP or Unix.
 
 use std::future::poll_fn;
 use std::io;
@@ -23,16 +23,16 @@ use tokio::task::coop;
 use crate::sys;
 
 /// Pause after a failed accept. The usual cause is a lack of descriptors, which only time resolves.
-pub const ACCEPT_RETRY_DELAY: Duration = Duration::from_millis(50);
+pub(crate) const ACCEPT_RETRY_DELAY: Duration = Duration::from_millis(50);
 
-/// A listening socket: IPv4 or IPv6, or a Unix stream socket.
+/// A listening socket: IPv4, IPv6 or a Unix stream socket.
 #[derive(Debug)]
-pub struct SocketListener {
-    watch: AsyncFd<OwnedFd>,
+pub(crate) struct SocketListener {
+    registered: AsyncFd<OwnedFd>,
     is_tcp: bool,
 }
 
-/// Whether a socket is TCP; otherwise it is a Unix socket.
+/// `false` for a Unix socket.
 fn is_tcp(fd: &OwnedFd) -> io::Result<bool> {
     let address: SockaddrStorage = getsockname(fd.as_raw_fd())?;
     Ok(address.family() != Some(AddressFamily::Unix))
@@ -44,18 +44,18 @@ fn set_nonblocking(fd: &OwnedFd) -> io::Result<()> {
     Ok(())
 }
 
-/// The other end's TCP address; `None` for a Unix socket.
-pub fn peer_address(fd: &impl AsFd) -> Option<SocketAddr> {
+/// The peer's TCP address; `None` for a Unix socket.
+pub(crate) fn peer_address(fd: &impl AsFd) -> Option<SocketAddr> {
     getpeername(fd.as_fd().as_raw_fd()).ok().as_ref().and_then(tcp_address)
 }
 
-/// This end's TCP address; `None` for a Unix socket.
-pub fn local_address(fd: &impl AsFd) -> Option<SocketAddr> {
+/// The local TCP address; `None` for a Unix socket.
+pub(crate) fn local_address(fd: &impl AsFd) -> Option<SocketAddr> {
     getsockname(fd.as_fd().as_raw_fd()).ok().as_ref().and_then(tcp_address)
 }
 
-/// The user at the other end of a Unix socket (`SO_PEERCRED`).
-pub fn peer_user(fd: &impl AsFd) -> Option<u32> {
+/// The peer's user on a Unix socket (`SO_PEERCRED`).
+pub(crate) fn peer_user(fd: &impl AsFd) -> Option<u32> {
     getsockopt(fd, sockopt::PeerCredentials).ok().map(|peer| peer.uid())
 }
 
@@ -65,28 +65,28 @@ fn tcp_address(address: &SockaddrStorage) -> Option<SocketAddr> {
 }
 
 impl SocketListener {
-    /// Takes a listening socket that was passed to this process.
-    pub fn adopt(fd: OwnedFd) -> io::Result<Self> {
+    /// Wraps a listening socket that was passed to this process.
+    pub(crate) fn from_fd(fd: OwnedFd) -> io::Result<Self> {
         let is_tcp = is_tcp(&fd)?;
         set_nonblocking(&fd)?;
         if is_tcp {
-            // Answers are written whole; waiting for more to send would only delay them. Whoever is accepted
-            // inherits it.
+            // Responses are written whole: waiting for more data would only delay them. Accepted sockets inherit the
+            // option.
             setsockopt(&fd, sockopt::TcpNoDelay, &true)?;
         }
-        Ok(Self { watch: sys::when_readable(fd)?, is_tcp })
+        Ok(Self { registered: sys::when_readable(fd)?, is_tcp })
     }
 
     /// The next connection.
-    pub async fn accept(&self) -> io::Result<SocketStream> {
+    pub(crate) async fn accept(&self) -> io::Result<SocketStream> {
         let (fd, _) = poll_fn(|task| self.poll_accept(task)).await?;
-        Ok(SocketStream::of(fd, self.is_tcp))
+        Ok(SocketStream::new(fd, self.is_tcp))
     }
 
-    /// The next connection, which does not block, and its client's TCP address; wakes one task.
-    pub fn poll_accept(&self, task: &mut Context<'_>) -> Poll<io::Result<(OwnedFd, Option<SocketAddr>)>> {
+    /// The next connection, non-blocking, and its client's TCP address. Wakes one task.
+    pub(crate) fn poll_accept(&self, task: &mut Context<'_>) -> Poll<io::Result<(OwnedFd, Option<SocketAddr>)>> {
         loop {
-            let mut readable = ready!(self.watch.poll_read_ready(task))?;
+            let mut readable = ready!(self.registered.poll_read_ready(task))?;
             match sys::accept(self.as_fd()) {
                 Ok((fd, address)) => return Poll::Ready(Ok((fd, address.as_ref().and_then(tcp_address)))),
                 Err(Errno::EAGAIN) => readable.clear_ready(),
@@ -96,83 +96,83 @@ impl SocketListener {
         }
     }
 
-    /// Whether its connections are TCP; otherwise they are Unix sockets.
-    pub fn is_tcp(&self) -> bool {
+    /// `false` for a Unix socket.
+    pub(crate) fn is_tcp(&self) -> bool {
         self.is_tcp
     }
 
-    /// The TCP address it listens on; `None` for a Unix socket.
-    pub fn tcp_address(&self) -> Option<SocketAddr> {
+    /// The TCP address; `None` for a Unix socket.
+    pub(crate) fn tcp_address(&self) -> Option<SocketAddr> {
         self.is_tcp.then(|| local_address(self))?
     }
 }
 
 impl AsFd for SocketListener {
     fn as_fd(&self) -> BorrowedFd<'_> {
-        self.watch.get_ref().as_fd()
+        self.registered.get_ref().as_fd()
     }
 }
 
-/// A connection, TCP or Unix. The runtime watches it from the first time that there is something to wait for.
+/// A connection, TCP or Unix. It is registered with the runtime only when a task first waits for it.
 #[derive(Debug)]
-pub struct SocketStream {
+pub(crate) struct SocketStream {
     fd: Arc<OwnedFd>,
     is_tcp: bool,
-    watch: OnceLock<AsyncFd<Arc<OwnedFd>>>,
+    registered: OnceLock<AsyncFd<Arc<OwnedFd>>>,
 }
 
 impl SocketStream {
-    /// A connection that does not block.
-    pub fn of(fd: impl Into<Arc<OwnedFd>>, is_tcp: bool) -> Self {
-        Self { fd: fd.into(), is_tcp, watch: OnceLock::new() }
+    /// Wraps a non-blocking connection.
+    pub(crate) fn new(fd: impl Into<Arc<OwnedFd>>, is_tcp: bool) -> Self {
+        Self { fd: fd.into(), is_tcp, registered: OnceLock::new() }
     }
 
-    /// Takes a connection that was passed to this process.
-    pub fn adopt(fd: OwnedFd) -> io::Result<Self> {
+    /// Wraps a connection that was passed to this process.
+    pub(crate) fn from_fd(fd: OwnedFd) -> io::Result<Self> {
         set_nonblocking(&fd)?;
         let is_tcp = is_tcp(&fd)?;
-        Ok(Self::of(fd, is_tcp))
+        Ok(Self::new(fd, is_tcp))
     }
 
-    /// Whether it is TCP; otherwise it is a Unix socket.
-    pub fn is_tcp(&self) -> bool {
+    /// `false` for a Unix socket.
+    pub(crate) fn is_tcp(&self) -> bool {
         self.is_tcp
     }
 
-    /// The client's TCP address.
-    pub fn peer_address(&self) -> Option<SocketAddr> {
+    /// The client's TCP address; `None` for a Unix socket.
+    pub(crate) fn peer_address(&self) -> Option<SocketAddr> {
         self.is_tcp.then(|| peer_address(self))?
     }
 
-    /// This end's TCP address.
-    pub fn local_address(&self) -> Option<SocketAddr> {
+    /// The local TCP address; `None` for a Unix socket.
+    pub(crate) fn local_address(&self) -> Option<SocketAddr> {
         self.is_tcp.then(|| local_address(self))?
     }
 
-    /// The user at the other end of a Unix socket (`SO_PEERCRED`).
-    pub fn peer_user(&self) -> Option<u32> {
+    /// The peer's user on a Unix socket (`SO_PEERCRED`).
+    pub(crate) fn peer_user(&self) -> Option<u32> {
         if self.is_tcp { None } else { peer_user(self) }
     }
 
-    /// Writes what fits at once.
-    pub fn try_write(&self, bytes: &[u8]) -> io::Result<usize> {
+    /// Writes as many bytes as the send buffer has room for.
+    pub(crate) fn try_write(&self, bytes: &[u8]) -> io::Result<usize> {
         Ok(send(self.fd.as_raw_fd(), bytes, MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL)?)
     }
 
-    /// The runtime's watch on it.
-    fn watch(&self) -> io::Result<&AsyncFd<Arc<OwnedFd>>> {
-        if let Some(watch) = self.watch.get() {
-            return Ok(watch);
+    /// Registers the connection with the runtime, if it is not yet registered.
+    fn register(&self) -> io::Result<&AsyncFd<Arc<OwnedFd>>> {
+        if let Some(registered) = self.registered.get() {
+            return Ok(registered);
         }
-        let watch = sys::when_ready(self.fd.clone(), Interest::READABLE | Interest::WRITABLE)?;
-        Ok(self.watch.get_or_init(|| watch))
+        let registered = sys::when_ready(self.fd.clone(), Interest::READABLE | Interest::WRITABLE)?;
+        Ok(self.registered.get_or_init(|| registered))
     }
 
     fn poll_read(&self, task: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        let mut readable = match self.watch.get() {
-            Some(watch) => Some(ready!(watch.poll_read_ready(task))?),
+        let mut readable = match self.registered.get() {
+            Some(registered) => Some(ready!(registered.poll_read_ready(task))?),
             None => {
-                // Whoever finds something each time is to let others run, too.
+                // Without registration, reads that always find data must still yield to other tasks.
                 ready!(coop::poll_proceed(task)).made_progress();
                 None
             }
@@ -181,7 +181,7 @@ impl SocketStream {
             let room = buffer.remaining();
             match sys::recv_into(self.as_fd(), buffer) {
                 Ok(read) => {
-                    // Less than there was room for: what comes next is announced (epoll(7), question 9).
+                    // A short read: epoll reports the next data (epoll(7), question 9).
                     if let Some(readable) = readable.as_mut().filter(|_| 0 < read && read < room) {
                         readable.clear_ready();
                     }
@@ -190,7 +190,7 @@ impl SocketStream {
                 Err(Errno::EINTR) => {}
                 Err(Errno::EAGAIN) => {
                     readable.as_mut().into_iter().for_each(|readable| readable.clear_ready());
-                    readable = Some(ready!(self.watch()?.poll_read_ready(task))?);
+                    readable = Some(ready!(self.register()?.poll_read_ready(task))?);
                 }
                 Err(error) => return Poll::Ready(Err(error.into())),
             }
@@ -198,8 +198,8 @@ impl SocketStream {
     }
 
     fn poll_write(&self, task: &mut Context<'_>, bytes: &[io::IoSlice<'_>]) -> Poll<io::Result<usize>> {
-        let mut writable = match self.watch.get() {
-            Some(watch) => Some(ready!(watch.poll_write_ready(task))?),
+        let mut writable = match self.registered.get() {
+            Some(registered) => Some(ready!(registered.poll_write_ready(task))?),
             None => {
                 ready!(coop::poll_proceed(task)).made_progress();
                 None
@@ -211,7 +211,7 @@ impl SocketStream {
                 Err(Errno::EINTR) => {}
                 Err(Errno::EAGAIN) => {
                     writable.as_mut().into_iter().for_each(|writable| writable.clear_ready());
-                    writable = Some(ready!(self.watch()?.poll_write_ready(task))?);
+                    writable = Some(ready!(self.register()?.poll_write_ready(task))?);
                 }
                 Err(error) => return Poll::Ready(Err(error.into())),
             }
@@ -225,9 +225,9 @@ impl AsFd for SocketStream {
     }
 }
 
-/// A connection that hyper reads and writes while others keep an eye on it.
+/// A connection that hyper reads and writes while other tasks watch it.
 #[derive(Clone, Debug)]
-pub struct SharedStream(pub Arc<SocketStream>);
+pub(crate) struct SharedStream(pub Arc<SocketStream>);
 
 impl AsyncRead for SharedStream {
     fn poll_read(self: Pin<&mut Self>, task: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
@@ -256,7 +256,7 @@ impl AsyncWrite for SharedStream {
         Poll::Ready(Ok(()))
     }
 
-    /// Does nothing: how a connection ends is decided by who holds it ([`super::linger()`]).
+    /// Does nothing: the owner decides how the connection ends ([`super::lingering_close()`]).
     fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
         Poll::Ready(Ok(()))
     }

@@ -1,4 +1,6 @@
-//! What must be right with a request before a handler is bothered. Pure.
+//! The checks on a request head that come before any handler. Pure code.
+
+#![forbid(unsafe_code)]
 
 use std::net::IpAddr;
 
@@ -6,20 +8,20 @@ use http::header::CONTENT_LENGTH;
 use http::uri::PathAndQuery;
 use http::{Method, Request, StatusCode, Version};
 
-use super::{ProblemResponse, host, is_allowed};
+use super::{ProblemResponse, host, is_host_allowed};
 
-/// Where a lease is asked for as such.
-pub const LEASE: &str = "/.patou/lease";
+/// The path on which clients request a lease.
+pub(crate) const LEASE_PATH: &str = "/.patou/lease";
 
 /// The target of `OPTIONS *`: a URI without a path (RFC 9112, section 3.2.4).
 const ASTERISK: &str = "*";
 
-/// The host, if the request names one, and the target of a request that may go on. `allowed_hosts` and `listens_on`
-/// are the listener's; `max_body` is in bytes, 0 for no bound.
+/// Checks a request head. Returns the host, if the request names one, and the target. `allowed_hosts` and `listens_on` are
+/// the listener's; `max_body` is in bytes, 0 for no bound.
 ///
 /// # Errors
-/// What the client is told instead.
-pub fn check<B>(
+/// The response for a rejected request.
+pub(crate) fn check_request<B>(
     request: &Request<B>,
     allowed_hosts: &[String],
     listens_on: Option<IpAddr>,
@@ -31,25 +33,25 @@ pub fn check<B>(
         return Err(bad("an HTTP/1.1 request needs a Host header"));
     }
     if let Some(host) = &host
-        && !is_allowed(host, allowed_hosts, listens_on)
+        && !is_host_allowed(host, allowed_hosts, listens_on)
     {
         let detail = format!("this listener does not serve the host {host}: see allowed_hosts");
         return Err(ProblemResponse::not_started(StatusCode::MISDIRECTED_REQUEST, detail));
     }
     let target = request.uri().path_and_query().map(PathAndQuery::as_str);
     let target = target.ok_or_else(|| bad("the request has no path"))?;
-    // In absolute form the path may be empty, and means the root (RFC 9112, section 3.2.1).
+    // An empty path in absolute form means the root (RFC 9112, section 3.2.1).
     let target = if target.starts_with('?') { format!("/{target}") } else { target.to_owned() };
     if target == ASTERISK && request.method() != Method::OPTIONS {
-        return Err(bad("the target * is for OPTIONS"));
+        return Err(bad("the target * is valid for OPTIONS only"));
     }
     let path = request.uri().path();
-    if path.starts_with("/.patou/") && path != LEASE {
-        let detail = "paths under /.patou/ are patou's own; a lease is used at its worker's address";
+    if path.starts_with("/.patou/") && path != LEASE_PATH {
+        let detail = "paths under /.patou/ are reserved; a lease is valid at its worker's address";
         return Err(ProblemResponse::not_started(StatusCode::NOT_FOUND, detail));
     }
-    if path == LEASE && request.method() != Method::POST {
-        let detail = "a lease is asked for with POST";
+    if path == LEASE_PATH && request.method() != Method::POST {
+        let detail = "a lease is requested with POST";
         return Err(ProblemResponse::not_started(StatusCode::METHOD_NOT_ALLOWED, detail));
     }
     let length = request.headers().get(CONTENT_LENGTH).and_then(|v| v.to_str().ok()?.parse::<u64>().ok());

@@ -6,7 +6,7 @@ use crate::ids::{LeaseId, Monotonic};
 
 /// What holds a worker.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Hold {
+pub(crate) enum Hold {
     /// Nothing.
     #[default]
     Free,
@@ -43,7 +43,7 @@ pub enum Hold {
 
 impl Hold {
     /// The lease of the offer, grant or request.
-    pub fn lease(&self) -> Option<LeaseId> {
+    pub(crate) fn lease(&self) -> Option<LeaseId> {
         match self {
             Hold::Offered { lease, .. } | Hold::Granted { lease, .. } | Hold::Busy { lease, .. } => Some(*lease),
             Hold::Free | Hold::Releasing => None,

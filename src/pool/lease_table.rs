@@ -29,7 +29,7 @@ pub(super) struct Recycling {
 
 /// One pool.
 #[derive(Debug)]
-pub struct Pool {
+pub(crate) struct Pool {
     pub(super) limits: PoolLimits,
     pub(super) epoch: Epoch,
     pub(super) leases: u64,
@@ -51,7 +51,7 @@ pub struct Pool {
 
 impl Pool {
     /// A pool of unknown workers; `epoch` is the dispatcher's. The caller must read every slot next.
-    pub fn new(limits: PoolLimits, epoch: Epoch) -> Self {
+    pub(crate) fn new(limits: PoolLimits, epoch: Epoch) -> Self {
         Self {
             workers: vec![Worker::default(); limits.workers.into()],
             limits,
@@ -71,7 +71,7 @@ impl Pool {
 
     /// Applies new bounds. Workers beyond `limits.workers` get no new client and are removed when they are free.
     /// A tick is due at once: it reads every slot, those of new workers included.
-    pub fn reconfigure(&mut self, limits: PoolLimits) {
+    pub(crate) fn reconfigure(&mut self, limits: PoolLimits) {
         self.limits = limits;
         let count = usize::from(limits.workers).max(self.workers.len());
         self.workers.resize(count, Worker::default());
@@ -85,38 +85,39 @@ impl Pool {
     }
 
     /// The workers of the pool: `limits.workers`, and surplus ones that have not ended yet.
-    pub fn workers(&self) -> &[Worker] {
+    pub(crate) fn workers(&self) -> &[Worker] {
         &self.workers
     }
 
     /// The length of the queue, and when its first client arrived.
-    pub fn waiting(&self) -> (usize, Option<Monotonic>) {
+    pub(crate) fn waiting(&self) -> (usize, Option<Monotonic>) {
         (self.queue.len(), self.queue.oldest())
     }
 
     /// Leases granted, expired and revoked, refusals by reason, recyclings, and how long clients waited for a grant.
-    pub fn counters(&self) -> &Counters {
+    pub(crate) fn counters(&self) -> &Counters {
         &self.counters
     }
 
     /// The number of the last lease; see [`Pool::count_from`].
-    pub fn leases(&self) -> u64 {
+    pub(crate) fn leases(&self) -> u64 {
         self.leases
     }
 
     /// The next lease gets a number above this one: the pools of one dispatcher share one sequence, so that lease
     /// numbers are unique within a set.
-    pub fn count_from(&mut self, leases: u64) {
+    pub(crate) fn count_from(&mut self, leases: u64) {
         self.leases = self.leases.max(leases);
     }
 
     /// When the next [`PoolEvent::Tick`](super::PoolEvent::Tick) is due.
-    pub fn deadline(&self) -> Option<Monotonic> {
+    pub(crate) fn deadline(&self) -> Option<Monotonic> {
         self.timers.first().map(|(time, _)| *time)
     }
 
     /// Whether no client waits and no lease is out.
-    pub fn is_quiet(&self) -> bool {
+    #[cfg(any(test, fuzzing))]
+    pub(crate) fn is_quiet(&self) -> bool {
         self.queue.is_empty() && self.workers.iter().all(|w| w.hold == Hold::Free)
     }
 

@@ -6,11 +6,11 @@ use std::time::Duration;
 use crate::ids::{Claim, Epoch, LeaseId, LeaseTerms, Lifecycle, Monotonic, Phase, RefuseReason, WorkerNumber};
 
 /// The number of a client; a smaller number arrived earlier.
-pub type ClientId = u64;
+pub(crate) type ClientId = u64;
 
 /// Identifies a client for fairness: its address, or its user on a Unix socket.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Peer {
+pub(crate) enum Peer {
     /// A TCP client.
     Ip(IpAddr),
     /// A client of a Unix socket.
@@ -19,7 +19,7 @@ pub enum Peer {
 
 /// The bounds of a pool, from the configuration.
 #[derive(Clone, Copy, Debug)]
-pub struct PoolLimits {
+pub(crate) struct PoolLimits {
     /// Workers 1 to this number get clients.
     pub workers: u16,
     /// The longest queue.
@@ -40,7 +40,7 @@ pub struct PoolLimits {
 
 /// The content of a slot, as the dispatcher read it.
 #[derive(Clone, Copy, Debug, Default)]
-pub struct SlotView {
+pub(crate) struct SlotView {
     /// The worker's incarnation, its state, and whether it wants to be recycled; `None` if no worker has ever
     /// attached.
     pub life: Option<(Epoch, Lifecycle, bool)>,
@@ -69,7 +69,7 @@ impl SlotView {
 
 /// A worker's answer, with the lease of its question.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum SlotAnswer {
+pub(crate) enum SlotAnswer {
     /// To a ping, or to a command that needs no decision.
     Ack,
     /// It accepts the offered lease.
@@ -82,10 +82,10 @@ pub enum SlotAnswer {
 
 /// What happened.
 #[derive(Clone, Copy, Debug)]
-pub enum PoolEvent {
+pub(crate) enum PoolEvent {
     /// A client requests a worker.
     Client(ClientId, Peer),
-    /// A client's connection is to be passed to a worker.
+    /// A client requests a worker for its connection, which is passed to that worker.
     Connection(ClientId, Peer),
     /// The client disconnected before it got a worker.
     Disconnected(ClientId),
@@ -107,7 +107,7 @@ pub enum PoolEvent {
 
 /// What the caller must do, in this order.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum PoolAction {
+pub(crate) enum PoolAction {
     /// Read the slot and report [`PoolEvent::SlotRead`].
     ReadSlot(WorkerNumber),
     /// Write the question and ring.
@@ -168,7 +168,7 @@ pub enum PoolAction {
 
 /// How the lease of a passed connection ended, which decides what the dispatcher may still send on it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum LeaseEnd {
+pub(crate) enum LeaseEnd {
     /// The worker has finished with it.
     Done,
     /// The worker died before the first byte of a response: the dispatcher may respond.
@@ -182,7 +182,7 @@ pub enum LeaseEnd {
 
 /// Questions without an offer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum SlotQuestion {
+pub(crate) enum SlotQuestion {
     /// Is the worker alive?
     Ping,
     /// Has the lease ended?
@@ -197,7 +197,7 @@ pub enum SlotQuestion {
 
 /// Why a client gets no worker. A value, not an error.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Refusal {
+pub(crate) enum Refusal {
     /// The queue is full; its bound.
     QueueFull(usize),
     /// The client has waited this long, which is `queue_timeout`.
@@ -228,7 +228,7 @@ impl Refusal {
 
 /// An event worth logging.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum PoolNote {
+pub(crate) enum PoolNote {
     /// An incarnation has attached.
     Up(Epoch),
     /// It has ended.

@@ -20,13 +20,15 @@ mod release;
 mod schedule;
 mod worker;
 
-pub use hold::Hold;
-pub use lease_table::Pool;
-pub use messages::{
+#[cfg(any(test, fuzzing))]
+pub(crate) use hold::Hold;
+pub(crate) use lease_table::Pool;
+pub(crate) use messages::{
     ClientId, LeaseEnd, Peer, PoolAction, PoolEvent, PoolLimits, PoolNote, Refusal, SlotAnswer, SlotQuestion, SlotView,
 };
-pub use queue::SUSPICION;
-pub use worker::Worker;
+#[cfg(test)]
+pub(crate) use queue::SUSPICION;
+pub(crate) use worker::Worker;
 
 #[cfg(test)]
 mod tests;

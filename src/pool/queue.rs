@@ -7,11 +7,11 @@ use super::messages::{ClientId, Peer};
 use crate::ids::Monotonic;
 
 /// How long a peer that let a lease end unclaimed gets only one unclaimed lease at a time.
-pub const SUSPICION: Duration = Duration::from_secs(10);
+pub(crate) const SUSPICION: Duration = Duration::from_secs(10);
 
 /// A client without a worker.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct QueuedClient {
+pub(crate) struct QueuedClient {
     /// Its number.
     pub id: ClientId,
     /// Its address or user.
@@ -39,37 +39,37 @@ pub(super) struct ClientQueue {
 }
 
 impl ClientQueue {
-    pub fn len(&self) -> usize {
+    pub(super) fn len(&self) -> usize {
         self.clients.len()
     }
 
-    pub fn is_empty(&self) -> bool {
+    pub(super) fn is_empty(&self) -> bool {
         self.clients.is_empty()
     }
 
-    pub fn contains(&self, client: ClientId) -> bool {
+    pub(super) fn contains(&self, client: ClientId) -> bool {
         self.clients.contains_key(&client)
     }
 
-    pub fn oldest(&self) -> Option<Monotonic> {
+    pub(super) fn oldest(&self) -> Option<Monotonic> {
         self.clients.values().next().map(|client| client.since)
     }
 
     /// Clients are ordered by their number: a client that is queued again returns to its old position.
-    pub fn push(&mut self, client: QueuedClient) {
+    pub(super) fn push(&mut self, client: QueuedClient) {
         self.clients.insert(client.id, client);
     }
 
-    pub fn remove(&mut self, client: ClientId) -> Option<QueuedClient> {
+    pub(super) fn remove(&mut self, client: ClientId) -> Option<QueuedClient> {
         self.clients.remove(&client)
     }
 
-    pub fn remove_all(&mut self) -> impl Iterator<Item = QueuedClient> + use<> {
+    pub(super) fn remove_all(&mut self) -> impl Iterator<Item = QueuedClient> + use<> {
         std::mem::take(&mut self.clients).into_values()
     }
 
     /// Removes the first client of a peer that may have another lease.
-    pub fn pop(&mut self, now: Monotonic) -> Option<QueuedClient> {
+    pub(super) fn pop(&mut self, now: Monotonic) -> Option<QueuedClient> {
         let id = if self.suspects == 0 {
             *self.clients.keys().next()?
         } else {
@@ -83,7 +83,7 @@ impl ClientQueue {
     }
 
     /// The client has one unclaimed lease more (+1) or less (-1).
-    pub fn count_unclaimed(&mut self, client: QueuedClient, by: i32) {
+    pub(super) fn count_unclaimed(&mut self, client: QueuedClient, by: i32) {
         if client.is_handoff {
             return; // the worker claims, not the client
         }
@@ -96,7 +96,7 @@ impl ClientQueue {
     }
 
     /// The peer has let a lease end unclaimed.
-    pub fn suspect(&mut self, peer: Peer, now: Monotonic) {
+    pub(super) fn suspect(&mut self, peer: Peer, now: Monotonic) {
         self.peers.retain(|_, record| {
             if record.suspect_until.is_some_and(|until| until <= now) {
                 record.suspect_until = None;

@@ -16,7 +16,7 @@ const PING_PAUSE: Duration = Duration::from_millis(10);
 
 impl Pool {
     /// Handles one event and returns the actions that follow from it.
-    pub fn handle(&mut self, now: Monotonic, event: PoolEvent) -> Vec<PoolAction> {
+    pub(crate) fn handle(&mut self, now: Monotonic, event: PoolEvent) -> Vec<PoolAction> {
         match event {
             PoolEvent::Client(id, peer) => self.enqueue(now, self.queued_client(now, id, peer, false)),
             PoolEvent::Connection(id, peer) => self.enqueue(now, self.queued_client(now, id, peer, true)),

@@ -6,7 +6,7 @@ use crate::ids::{Epoch, Lifecycle, Monotonic};
 
 /// One worker.
 #[derive(Clone, Debug, Default)]
-pub struct Worker {
+pub(crate) struct Worker {
     /// Its last known incarnation.
     pub epoch: Option<Epoch>,
     /// Whether that incarnation is alive.

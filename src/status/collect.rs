@@ -13,11 +13,11 @@ use crate::procfs::ProcessStat;
 use crate::stats::Counters;
 
 /// How long the dispatcher may take to answer a probe before `status` shows it as frozen.
-pub const PROBE_TIMEOUT: Duration = Duration::from_millis(250);
+pub(crate) const PROBE_TIMEOUT: Duration = Duration::from_millis(250);
 
 /// The result of probing the dispatcher.
 #[derive(Clone, Copy, Debug)]
-pub struct ProbeResult<'a> {
+pub(crate) struct ProbeResult<'a> {
     /// Its last report, if there is one.
     pub report: Option<&'a ProbeReport>,
     /// False if it has not answered the last probe in time.
@@ -25,7 +25,7 @@ pub struct ProbeResult<'a> {
 }
 
 /// Combines what the watchdog and the dispatcher have reported with what the slots contain now.
-pub fn collect(config: &Config, state: &SavedState, probe: ProbeResult<'_>) -> StatusView {
+pub(crate) fn collect(config: &Config, state: &SavedState, probe: ProbeResult<'_>) -> StatusView {
     let ProbeResult { report, responsive } = probe;
     let watchdog = match state.watchdog() {
         None => "gone",

@@ -7,7 +7,7 @@ use super::view::{SERVING, StatusView, WorkerView};
 /// The health of a set in one word.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
-pub enum HealthState {
+pub(crate) enum HealthState {
     /// Every part is up.
     Ready,
     /// Clients are served, but some parts are not up.
@@ -18,10 +18,10 @@ pub enum HealthState {
 
 impl HealthState {
     /// All states.
-    pub const ALL: [HealthState; 3] = [HealthState::Ready, HealthState::Degraded, HealthState::Unavailable];
+    pub(crate) const ALL: [HealthState; 3] = [HealthState::Ready, HealthState::Degraded, HealthState::Unavailable];
 
     /// As in `/healthz` and in the metrics.
-    pub fn as_str(self) -> &'static str {
+    pub(crate) fn as_str(self) -> &'static str {
         match self {
             HealthState::Ready => "ready",
             HealthState::Degraded => "degraded",
@@ -32,7 +32,7 @@ impl HealthState {
 
 /// The response body of `/healthz`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub struct HealthReport {
+pub(crate) struct HealthReport {
     /// The state.
     pub state: HealthState,
     /// Why it is not ready; empty if it is.
@@ -41,7 +41,7 @@ pub struct HealthReport {
 
 /// Judges a set: available if the dispatcher is up, the set is not stopping, and at least one pool has a serving
 /// worker.
-pub fn health(view: &StatusView) -> HealthReport {
+pub(crate) fn health(view: &StatusView) -> HealthReport {
     let serves = |worker: &&WorkerView| SERVING.contains(&worker.state.as_str());
     let mut reasons = Vec::new();
     if view.watchdog.state != "up" {

@@ -6,7 +6,7 @@ mod health;
 mod state_file;
 mod view;
 
-pub use collect::{PROBE_TIMEOUT, ProbeResult, collect};
-pub use health::{HealthReport, HealthState, health};
-pub use state_file::{SavedPart, SavedState};
-pub use view::{DispatcherView, PoolView, SERVING, StatusView, WatchdogView, WorkerView};
+pub(crate) use collect::{PROBE_TIMEOUT, ProbeResult, collect};
+pub(crate) use health::{HealthState, health};
+pub(crate) use state_file::{SavedPart, SavedState};
+pub(crate) use view::StatusView;

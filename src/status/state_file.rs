@@ -13,7 +13,7 @@ use crate::{ipc, units};
 
 /// The content of the file.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct SavedState {
+pub(crate) struct SavedState {
     /// Name of the set.
     pub set: String,
     /// The watchdog's process.
@@ -32,7 +32,7 @@ pub struct SavedState {
 
 /// One part.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct SavedPart {
+pub(crate) struct SavedPart {
     /// Its process, if there is one.
     pub pid: Option<u32>,
     /// `starting`, `up`, `starved`, `suspended`, `frozen`, `gone`, `draining`, `failed` or `stopped`.
@@ -48,18 +48,18 @@ const FILE: &str = "watchdog.json";
 
 impl SavedState {
     /// Reads the file of the set with this runtime directory. Under systemd the watchdog writes to another directory.
-    pub fn read(runtime_dir: &Path) -> io::Result<Self> {
-        let dir = if ipc::is_units(runtime_dir) { Path::new(units::WATCHDOG_DIR) } else { runtime_dir };
+    pub(crate) fn read(runtime_dir: &Path) -> io::Result<Self> {
+        let dir = if ipc::is_run_by_systemd(runtime_dir) { Path::new(units::WATCHDOG_DIR) } else { runtime_dir };
         Ok(serde_json::from_slice(&fs::read(dir.join(FILE))?)?)
     }
 
     /// The watchdog's process, if it still runs.
-    pub fn watchdog(&self) -> Option<ProcessStat> {
+    pub(crate) fn watchdog(&self) -> Option<ProcessStat> {
         ProcessStat::of_id(ProcessId { pid: self.pid, start_time: self.started }).filter(|process| !process.is_zombie())
     }
 
     /// Replaces the file in `dir` by rename(2), so that a reader never sees half of it.
-    pub fn write(&self, dir: &Path) -> io::Result<()> {
+    pub(crate) fn write(&self, dir: &Path) -> io::Result<()> {
         let new = dir.join("watchdog.json.new");
         fs::write(&new, serde_json::to_vec(self)?)?;
         fs::rename(new, dir.join(FILE))

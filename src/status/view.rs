@@ -6,11 +6,11 @@ use crate::ids::{PoolName, WorkerId};
 use crate::stats::Counters;
 
 /// The states of a worker that serves, now or after its current request.
-pub const SERVING: [&str; 3] = ["idle", "leased", "busy"];
+pub(crate) const SERVING: [&str; 3] = ["idle", "leased", "busy"];
 
 /// A whole set.
 #[derive(Debug, Serialize)]
-pub struct StatusView {
+pub(crate) struct StatusView {
     /// Name of the set.
     pub set: String,
     /// Addresses of the listeners.
@@ -25,7 +25,7 @@ pub struct StatusView {
 
 /// The watchdog.
 #[derive(Debug, Serialize)]
-pub struct WatchdogView {
+pub(crate) struct WatchdogView {
     /// Its process.
     pub pid: Option<u32>,
     /// `up`, `late`, `frozen`, `stopping` or `gone`.
@@ -36,7 +36,7 @@ pub struct WatchdogView {
 
 /// The dispatcher.
 #[derive(Debug, Serialize)]
-pub struct DispatcherView {
+pub(crate) struct DispatcherView {
     /// Its process.
     pub pid: Option<u32>,
     /// One of the states in patou(7).
@@ -52,7 +52,7 @@ pub struct DispatcherView {
 
 /// A pool.
 #[derive(Debug, Serialize)]
-pub struct PoolView {
+pub(crate) struct PoolView {
     /// Its name.
     pub name: PoolName,
     /// Clients that wait for a worker.
@@ -66,7 +66,7 @@ pub struct PoolView {
 
 /// A worker.
 #[derive(Debug, Serialize)]
-pub struct WorkerView {
+pub(crate) struct WorkerView {
     /// Pool and number.
     pub id: WorkerId,
     /// Its process.
@@ -95,12 +95,12 @@ pub struct WorkerView {
 
 impl StatusView {
     /// Whether every part is up.
-    pub fn is_up(&self) -> bool {
+    pub(crate) fn is_up(&self) -> bool {
         self.not_up().is_empty()
     }
 
     /// The parts that are not up, each with its state.
-    pub fn not_up(&self) -> Vec<String> {
+    pub(crate) fn not_up(&self) -> Vec<String> {
         let parts = [("watchdog".to_owned(), self.watchdog.state), ("dispatcher".to_owned(), &self.dispatcher.state)];
         let down = parts.into_iter().filter(|(_, state)| *state != "up");
         let is_up = |worker: &WorkerView| SERVING.contains(&worker.state.as_str()) || worker.state == "draining";

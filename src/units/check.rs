@@ -7,7 +7,7 @@ use super::render::redirect_listener;
 use crate::config::{Config, Delivery, ListenAddress};
 
 /// Every reason why systemd cannot run this configuration.
-pub fn check(config: &Config) -> Vec<String> {
+pub(crate) fn check(config: &Config) -> Vec<String> {
     let mut faults = Vec::new();
     let dir = config.set.runtime_dir.display();
     if config.set.runtime_dir != Path::new(RUNTIME_DIR) {

@@ -11,13 +11,13 @@ mod names;
 mod reload_steps;
 mod render;
 
-pub use check::check;
-pub use names::{
-    ADMIN, APPLIED, DISPATCHER, DROP_IN, IPC, OWNER, RUNTIME_DIR, WATCHDOG, WATCHDOG_DIR, WORKER_USER, core_services,
+pub(crate) use check::check;
+pub(crate) use names::{
+    ADMIN, APPLIED, DISPATCHER, DROP_IN, IPC, RUNTIME_DIR, WATCHDOG, WATCHDOG_DIR, WORKER_USER, core_services,
     pool_drop_ins, worker_service, worker_services, worker_socket,
 };
-pub use reload_steps::{ReloadSteps, reload_steps};
-pub use render::render;
+pub(crate) use reload_steps::{ReloadSteps, reload_steps};
+pub(crate) use render::render;
 
 #[cfg(test)]
 mod tests;

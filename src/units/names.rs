@@ -6,40 +6,40 @@ use crate::config::Config;
 use crate::ids::{PoolName, WorkerId};
 
 /// The published configuration, from which the running units were rendered.
-pub const APPLIED: &str = "/run/patou-applied/patou.toml";
+pub(crate) const APPLIED: &str = "/run/patou-applied/patou.toml";
 /// `set.runtime_dir` under systemd, created by tmpfiles.d(5).
-pub const RUNTIME_DIR: &str = "/run/patou";
+pub(crate) const RUNTIME_DIR: &str = "/run/patou";
 /// The directory of the watchdog's state file: `RuntimeDirectory=` of its unit.
-pub const WATCHDOG_DIR: &str = "/run/patou-watchdog";
+pub(crate) const WATCHDOG_DIR: &str = "/run/patou-watchdog";
 /// Creates segments and named pipes.
-pub const IPC: &str = "patou-ipc.service";
+pub(crate) const IPC: &str = "patou-ipc.service";
 /// The watchdog.
-pub const WATCHDOG: &str = "patou-watchdog.service";
+pub(crate) const WATCHDOG: &str = "patou-watchdog.service";
 /// The watchdog's HTTP listener for `/healthz`, `/status` and `/metrics`.
-pub const ADMIN: &str = "patou-admin.socket";
+pub(crate) const ADMIN: &str = "patou-admin.socket";
 /// The dispatcher.
-pub const DISPATCHER: &str = "patou-dispatcher.service";
+pub(crate) const DISPATCHER: &str = "patou-dispatcher.service";
 /// The account of the dispatcher, which owns segments and named pipes.
-pub const OWNER: &str = "patou";
+pub(crate) const OWNER: &str = "patou";
 /// The account of workers whose pool names none.
-pub const WORKER_USER: &str = "patou-worker";
+pub(crate) const WORKER_USER: &str = "patou-worker";
 
 /// The file name of the drop-in that each unit gets from the configuration.
-pub const DROP_IN: &str = "50-patou.conf";
+pub(crate) const DROP_IN: &str = "50-patou.conf";
 
 /// The directory of an operator's drop-ins for all workers of a pool. Pool names contain no `-`, so the directories of
 /// two pools never overlap.
-pub fn pool_drop_ins(pool: &PoolName) -> PathBuf {
+pub(crate) fn pool_drop_ins(pool: &PoolName) -> PathBuf {
     format!("/etc/systemd/system/patou-worker@{pool}-.service.d").into()
 }
 
 /// The service of a worker.
-pub fn worker_service(id: &WorkerId) -> String {
+pub(crate) fn worker_service(id: &WorkerId) -> String {
     format!("patou-worker@{}.service", id.instance())
 }
 
 /// The listening socket of a worker.
-pub fn worker_socket(id: &WorkerId) -> String {
+pub(crate) fn worker_socket(id: &WorkerId) -> String {
     format!("patou-worker@{}.socket", id.instance())
 }
 
@@ -49,11 +49,11 @@ pub(super) fn listener_socket(index: usize) -> String {
 }
 
 /// The services that every set has, in the order in which they start.
-pub fn core_services() -> [String; 3] {
+pub(crate) fn core_services() -> [String; 3] {
     [IPC, WATCHDOG, DISPATCHER].map(str::to_owned)
 }
 
 /// The services of all workers.
-pub fn worker_services(config: &Config) -> Vec<String> {
+pub(crate) fn worker_services(config: &Config) -> Vec<String> {
     config.workers().map(|id| worker_service(&id)).collect()
 }

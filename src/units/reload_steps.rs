@@ -6,7 +6,7 @@ use crate::config::Config;
 
 /// Actions on units, in this order. Other units keep running untouched.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct ReloadSteps {
+pub(crate) struct ReloadSteps {
     /// Stopped before the new configuration is published: removed units, and units whose address changes.
     pub stop: Vec<String>,
     /// Started afterwards.
@@ -18,7 +18,7 @@ pub struct ReloadSteps {
 }
 
 /// The steps from one configuration to another.
-pub fn reload_steps(old: &Config, new: &Config) -> ReloadSteps {
+pub(crate) fn reload_steps(old: &Config, new: &Config) -> ReloadSteps {
     let mut steps = ReloadSteps::default();
     if old == new {
         return steps;

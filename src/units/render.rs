@@ -19,7 +19,7 @@ const EXIT_GRACE: Duration = Duration::from_secs(1);
 const FDSTORE_STEP: usize = 256;
 
 /// The drop-ins: path below the generator's directory, and content. `group_of` returns the group of a user.
-pub fn render(config: &Config, group_of: impl Fn(&str) -> Option<u32>) -> BTreeMap<String, String> {
+pub(crate) fn render(config: &Config, group_of: impl Fn(&str) -> Option<u32>) -> BTreeMap<String, String> {
     let mut files = BTreeMap::new();
     let mut add = |unit: &str, text: String| {
         let head = "# Generated from the configuration of the set by patou systemd generate.\n";

@@ -12,25 +12,25 @@ use crate::config::Config;
 use crate::ids::WorkerId;
 
 /// The file in the runtime directory from which the parts read the configuration.
-pub fn path(runtime_dir: &Path) -> PathBuf {
+pub(super) fn path(runtime_dir: &Path) -> PathBuf {
     runtime_dir.join("applied.toml")
 }
 
 /// Writes that file. The operator's file may change at any time.
-pub fn write(config: &Config, runtime_dir: &Path) -> Result<(), WatchdogError> {
+pub(super) fn write(config: &Config, runtime_dir: &Path) -> Result<(), WatchdogError> {
     let path = path(runtime_dir);
     let new = runtime_dir.join("applied.toml.new");
     fs::write(&new, config.to_toml()).and_then(|()| fs::rename(&new, &path)).map_err(system(path.display().to_string()))
 }
 
 /// All workers with their drain_timeout.
-pub fn drain_timeouts(config: &Config) -> BTreeMap<WorkerId, Duration> {
+pub(super) fn drain_timeouts(config: &Config) -> BTreeMap<WorkerId, Duration> {
     let drain_timeout = |id: &WorkerId| config.pool(&id.pool).map_or(Duration::ZERO, |pool| pool.drain_timeout);
     config.workers().map(|id| (id.clone(), drain_timeout(&id))).collect()
 }
 
 /// The limits that the plan decides by.
-pub fn plan_limits(config: &Config) -> PlanLimits {
+pub(super) fn plan_limits(config: &Config) -> PlanLimits {
     let watchdog = &config.watchdog;
     PlanLimits {
         worker_timeout: watchdog.worker_timeout,

@@ -7,7 +7,7 @@ use crate::ipc::IpcError;
 
 /// Why a set cannot start or continue.
 #[derive(Debug, thiserror::Error)]
-pub enum WatchdogError {
+pub(crate) enum WatchdogError {
     /// Segments, doorbells, or another set in the same directory.
     #[error(transparent)]
     Ipc(#[from] IpcError),
@@ -29,6 +29,6 @@ pub enum WatchdogError {
 }
 
 /// Adds to the error of a system call what it was for.
-pub fn system(what: impl Into<String>) -> impl FnOnce(io::Error) -> WatchdogError {
+pub(super) fn system(what: impl Into<String>) -> impl FnOnce(io::Error) -> WatchdogError {
     move |error| WatchdogError::System(what.into(), error)
 }

@@ -9,5 +9,5 @@ mod format;
 mod gather;
 mod recorder;
 
-pub use gather::{EvidenceTarget, ProcessScope};
-pub use recorder::EvidenceRecorder;
+pub(super) use gather::{EvidenceTarget, ProcessScope};
+pub(super) use recorder::EvidenceRecorder;

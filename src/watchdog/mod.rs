@@ -11,10 +11,10 @@ mod admin;
 mod applied_config;
 mod error;
 mod evidence;
-pub mod notify;
+pub(crate) mod notify;
 mod own_delay;
 mod part_log;
-pub mod plan;
+pub(crate) mod plan;
 mod prober;
 mod process_sample;
 mod reload;
@@ -38,7 +38,7 @@ use crate::ipc::{self, IpcError, Modes, SetLock, SetOwner};
 use crate::procfs::ProcessStat;
 use crate::signals::Signal;
 use crate::{log, process_tree};
-pub use error::WatchdogError;
+pub(crate) use error::WatchdogError;
 use error::system;
 use supervisor::child_supervisor::ChildSupervisor;
 use supervisor::systemd::UnitSupervisor;
@@ -48,7 +48,7 @@ use worker_endpoints::SegmentNames;
 ///
 /// # Errors
 /// See [`WatchdogError`]. Everything that was created is removed.
-pub async fn run(loaded: Loaded) -> Result<(), WatchdogError> {
+pub(crate) async fn run(loaded: Loaded) -> Result<(), WatchdogError> {
     log::init(log::LogContext::part("watchdog", &loaded.config.set.name));
     log::abort_on_panic();
     LocalSet::new().run_until(run_set(loaded)).await
@@ -58,7 +58,7 @@ pub async fn run(loaded: Loaded) -> Result<(), WatchdogError> {
 ///
 /// # Errors
 /// See [`WatchdogError`].
-pub async fn watch(loaded: Loaded) -> Result<(), WatchdogError> {
+pub(crate) async fn watch(loaded: Loaded) -> Result<(), WatchdogError> {
     log::init(log::LogContext::part("watchdog", &loaded.config.set.name));
     log::abort_on_panic();
     LocalSet::new().run_until(async { UnitSupervisor::open(loaded)?.run().await }).await
@@ -75,8 +75,8 @@ async fn run_set(loaded: Loaded) -> Result<(), WatchdogError> {
     let reload = Signal::reload().and_then(Signal::into_async).map_err(system("signals"))?;
     let runtime_dir = loaded.config.set.runtime_dir.clone();
     let set = loaded.config.set.name.clone();
-    if ipc::is_units(&runtime_dir) {
-        return Err(IpcError::Units(runtime_dir).into());
+    if ipc::is_run_by_systemd(&runtime_dir) {
+        return Err(IpcError::RunBySystemd(runtime_dir).into());
     }
     ipc::prepare(&loaded.config, &Modes::default())?;
     let lock = ipc::lock_set(&runtime_dir, SetOwner::Process)?;

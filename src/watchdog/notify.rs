@@ -20,7 +20,7 @@ const FDS_MAX: usize = 16;
 
 /// A message from a child.
 #[derive(Debug)]
-pub struct NotifyMessage {
+pub(crate) struct NotifyMessage {
     /// The sender, from the kernel's credentials.
     pub pid: u32,
     /// The content.
@@ -31,7 +31,7 @@ pub struct NotifyMessage {
 
 /// The fields of a message that the watchdog understands.
 #[derive(Debug, Default, PartialEq, Eq)]
-pub struct NotifyFields {
+pub(crate) struct NotifyFields {
     /// `READY=1`.
     pub ready: bool,
     /// `FDSTORE=1`.
@@ -46,7 +46,7 @@ pub struct NotifyFields {
 
 impl NotifyFields {
     /// Parses the lines of a message; unknown fields are ignored.
-    pub fn parse(text: &str) -> Self {
+    pub(crate) fn parse(text: &str) -> Self {
         let mut fields = NotifyFields::default();
         for line in text.lines() {
             match line.split_once('=') {
@@ -69,14 +69,14 @@ fn is_valid_name(name: &str) -> bool {
 }
 
 /// The socket.
-pub struct NotifySocket(AsyncFd<OwnedFd>);
+pub(crate) struct NotifySocket(AsyncFd<OwnedFd>);
 
 impl NotifySocket {
     /// Binds the socket; an old file at this path is replaced.
     ///
     /// # Errors
     /// When the path cannot be bound.
-    pub fn bind(path: &Path) -> io::Result<Self> {
+    pub(crate) fn bind(path: &Path) -> io::Result<Self> {
         match std::fs::remove_file(path) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
             _ => {}
@@ -88,7 +88,7 @@ impl NotifySocket {
     }
 
     /// The next message, if one has arrived.
-    pub fn try_receive(&self) -> Option<NotifyMessage> {
+    pub(crate) fn try_receive(&self) -> Option<NotifyMessage> {
         loop {
             match receive(self.0.get_ref()) {
                 Ok(Some(message)) => return Some(message),
@@ -102,7 +102,7 @@ impl NotifySocket {
     ///
     /// # Errors
     /// When the socket fails.
-    pub async fn receive(&self) -> io::Result<NotifyMessage> {
+    pub(crate) async fn receive(&self) -> io::Result<NotifyMessage> {
         loop {
             let mut ready = self.0.readable().await?;
             match receive(self.0.get_ref()) {
@@ -138,11 +138,11 @@ fn receive(socket: &OwnedFd) -> io::Result<Option<NotifyMessage>> {
 
 /// The descriptor store: connections by name.
 #[derive(Default)]
-pub struct FdStore(BTreeMap<String, OwnedFd>);
+pub(crate) struct FdStore(BTreeMap<String, OwnedFd>);
 
 impl FdStore {
     /// Stores or removes a descriptor as a message requests. At most `max` descriptors are kept.
-    pub fn apply(&mut self, fields: &NotifyFields, fds: Vec<OwnedFd>, max: usize) {
+    pub(crate) fn apply(&mut self, fields: &NotifyFields, fds: Vec<OwnedFd>, max: usize) {
         let Some(name) = &fields.name else { return };
         if fields.remove {
             self.0.remove(name);
@@ -155,7 +155,7 @@ impl FdStore {
     }
 
     /// The stored descriptors. The next dispatcher receives all of them and removes those that it has processed.
-    pub fn iter(&self) -> impl Iterator<Item = (&str, &OwnedFd)> {
+    pub(crate) fn iter(&self) -> impl Iterator<Item = (&str, &OwnedFd)> {
         self.0.iter().map(|(name, fd)| (name.as_str(), fd))
     }
 }

@@ -5,23 +5,23 @@ use std::time::Duration;
 use crate::{clock, log};
 
 /// A loop that wakes up this much after its deadline was not run by the machine.
-pub const LATE: Duration = Duration::from_millis(20);
+pub(super) const LATE: Duration = Duration::from_millis(20);
 /// A shorter suspend is ignored.
 const SUSPEND_MIN: Duration = Duration::from_secs(1);
 
 /// Notices that the machine was suspended: `CLOCK_BOOTTIME` has advanced against `CLOCK_MONOTONIC`.
-pub struct SuspendDetector {
+pub(super) struct SuspendDetector {
     /// The time spent suspended since boot that has been reported.
     reported: Duration,
 }
 
 impl SuspendDetector {
-    pub fn new() -> Self {
+    pub(super) fn new() -> Self {
         Self { reported: clock::suspended_for() }
     }
 
     /// Whether the machine was suspended since the last call.
-    pub fn was_suspended(&mut self) -> bool {
+    pub(super) fn was_suspended(&mut self) -> bool {
         self.has_grown(clock::suspended_for())
     }
 

@@ -4,7 +4,7 @@ use super::plan::{Notice, Part};
 use crate::log::Event;
 
 /// Logs a notice about a part.
-pub fn log_notice(part: &Part, notice: Notice, pid: Option<u32>) {
+pub(super) fn log_notice(part: &Part, notice: Notice, pid: Option<u32>) {
     let worker = part.worker().map(tracing::field::display);
     match notice {
         Notice::Recovered { restarts } => {

@@ -18,10 +18,10 @@ use std::time::Duration;
 
 use crate::ids::{Monotonic, PoolName, WorkerId};
 use crate::liveness::SilenceTimer;
-pub use messages::{
+pub(crate) use messages::{
     Absence, ConfigChange, Notice, Part, PartSignal, PlanAction, PlanEvent, PlanLimits, WorkerLiveness,
 };
-pub use part::PartStatus;
+pub(crate) use part::PartStatus;
 use part::{PartRecord, PartState};
 
 /// What starts and stops the parts.
@@ -42,7 +42,7 @@ enum SetPhase {
 
 /// The state of the set, as the watchdog knows it.
 #[derive(Debug)]
-pub struct Plan {
+pub(crate) struct Plan {
     parts: BTreeMap<Part, PartRecord>,
     limits: PlanLimits,
     supervisor: SupervisorKind,
@@ -63,7 +63,11 @@ pub struct Plan {
 
 impl Plan {
     /// A set without any process. The first action starts the dispatcher.
-    pub fn new(workers: &BTreeMap<WorkerId, Duration>, limits: PlanLimits, now: Monotonic) -> (Self, Vec<PlanAction>) {
+    pub(crate) fn new(
+        workers: &BTreeMap<WorkerId, Duration>,
+        limits: PlanLimits,
+        now: Monotonic,
+    ) -> (Self, Vec<PlanAction>) {
         let (dispatcher, worker) = (PartState::StartDue(now), PartState::AwaitingDispatcher);
         let mut plan = Self::build(SupervisorKind::Watchdog, dispatcher, worker, workers, limits, now);
         let actions = plan.handle(now, PlanEvent::Tick);
@@ -71,7 +75,7 @@ impl Plan {
     }
 
     /// Processes an event and returns what to do.
-    pub fn handle(&mut self, now: Monotonic, event: PlanEvent) -> Vec<PlanAction> {
+    pub(crate) fn handle(&mut self, now: Monotonic, event: PlanEvent) -> Vec<PlanAction> {
         match &event {
             PlanEvent::Sampled(..) | PlanEvent::StartFailed(..) => {}
             PlanEvent::Started(..) if self.supervisor == SupervisorKind::Watchdog => {}
@@ -112,7 +116,7 @@ impl Plan {
     }
 
     /// When the next [`PlanEvent::Tick`] is due.
-    pub fn deadline(&self) -> Option<Monotonic> {
+    pub(crate) fn deadline(&self) -> Option<Monotonic> {
         let due = |(part, record): (&Part, &PartRecord)| match &record.state {
             PartState::StartDue(at) | PartState::Stopping(at, _) => Some(*at),
             PartState::Running(_) if record.ready_at.is_some() && *part != Part::Dispatcher => None,
@@ -124,12 +128,12 @@ impl Plan {
     }
 
     /// The status of each part.
-    pub fn status(&self) -> impl Iterator<Item = (&Part, PartStatus)> {
+    pub(crate) fn status(&self) -> impl Iterator<Item = (&Part, PartStatus)> {
         self.parts.iter().map(|(part, record)| (part, record.status()))
     }
 
     /// The pools of which every worker has failed, each with how one of them ended last.
-    pub fn failed_pools(&self) -> Vec<(&PoolName, &str)> {
+    pub(crate) fn failed_pools(&self) -> Vec<(&PoolName, &str)> {
         let mut pools: BTreeMap<&PoolName, Option<&str>> = BTreeMap::new();
         for (part, record) in &self.parts {
             let Part::Worker(id) = part else { continue };
@@ -142,7 +146,7 @@ impl Plan {
     }
 
     /// Whether the set is stopping or has stopped.
-    pub fn is_stopping(&self) -> bool {
+    pub(crate) fn is_stopping(&self) -> bool {
         !matches!(self.phase, SetPhase::Starting | SetPhase::Running)
     }
 

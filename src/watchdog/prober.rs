@@ -26,7 +26,7 @@ const YIELDS: u32 = 3;
 const CAUSE_MAX: usize = 200;
 
 /// Handle of the task that sends the probes.
-pub struct Prober {
+pub(super) struct Prober {
     requests: mpsc::UnboundedSender<Vec<FailedPool>>,
     reports: mpsc::UnboundedReceiver<Option<ProbeReport>>,
     /// When the unanswered probe was sent.
@@ -37,7 +37,7 @@ pub struct Prober {
 
 impl Prober {
     /// Starts the task; no probe is sent yet.
-    pub fn start(socket: PathBuf) -> Self {
+    pub(super) fn start(socket: PathBuf) -> Self {
         let (requests, received) = mpsc::unbounded_channel();
         let (answers, reports) = mpsc::unbounded_channel();
         tokio::task::spawn_local(run(socket, received, answers));
@@ -45,7 +45,7 @@ impl Prober {
     }
 
     /// Sends a probe with the failed pools, unless one is unanswered. Returns whether a probe is unanswered now.
-    pub fn send_probe(&mut self, failed: Vec<FailedPool>) -> bool {
+    pub(super) fn send_probe(&mut self, failed: Vec<FailedPool>) -> bool {
         if self.pending_since.is_none() && self.requests.send(failed).is_ok() {
             self.pending_since = Some(clock::now());
         }
@@ -53,29 +53,29 @@ impl Prober {
     }
 
     /// When the unanswered probe was sent, if there is one.
-    pub fn pending_since(&self) -> Option<Monotonic> {
+    pub(super) fn pending_since(&self) -> Option<Monotonic> {
         self.pending_since
     }
 
     /// The last report, and when it arrived.
-    pub fn last_report(&self) -> Option<&(Monotonic, Arc<ProbeReport>)> {
+    pub(super) fn last_report(&self) -> Option<&(Monotonic, Arc<ProbeReport>)> {
         self.last_report.as_ref()
     }
 
     /// The pools' counters, summed over all incarnations of the dispatcher.
-    pub fn pool_counters(&self) -> &CounterTotals<PoolName, u32> {
+    pub(super) fn pool_counters(&self) -> &CounterTotals<PoolName, u32> {
         &self.pool_counters
     }
 
     /// Since when a part has left a probe unanswered, as far as is known.
-    pub fn silent_since(&self, part: &Part) -> Option<Monotonic> {
+    pub(super) fn silent_since(&self, part: &Part) -> Option<Monotonic> {
         let Part::Worker(id) = part else { return self.pending_since };
         let (at, report) = self.last_report.as_ref()?;
         WorkerLiveness::from_report(report, *at).into_iter().find(|worker| worker.worker == *id)?.silent_since
     }
 
     /// Waits for the next report; `None` if a probe could not be sent or its connection was closed.
-    pub async fn next_report(&mut self) -> Option<Vec<WorkerLiveness>> {
+    pub(super) async fn next_report(&mut self) -> Option<Vec<WorkerLiveness>> {
         let answer = match self.reports.recv().await {
             Some(answer) => answer,
             None => std::future::pending().await, // the task has ended, because the runtime is shutting down
@@ -84,7 +84,7 @@ impl Prober {
     }
 
     /// A report that arrived while this process was not run: the task that reads it has not run either.
-    pub async fn take_buffered_report(&mut self) -> Option<Vec<WorkerLiveness>> {
+    pub(super) async fn take_buffered_report(&mut self) -> Option<Vec<WorkerLiveness>> {
         for _ in 0..YIELDS {
             yield_now().await;
         }
@@ -105,7 +105,7 @@ impl Prober {
 }
 
 /// The failed pools, for the next probe.
-pub fn failed_pools(plan: &Plan) -> Vec<FailedPool> {
+pub(super) fn failed_pools(plan: &Plan) -> Vec<FailedPool> {
     let short = |cause: &str| cause.chars().take(CAUSE_MAX).collect();
     plan.failed_pools()
         .into_iter()
@@ -114,7 +114,7 @@ pub fn failed_pools(plan: &Plan) -> Vec<FailedPool> {
 }
 
 /// Each part of a report with its epoch and whether it serves.
-pub fn incarnations(report: &ProbeReport) -> Vec<(Part, u32, bool)> {
+pub(super) fn incarnations(report: &ProbeReport) -> Vec<(Part, u32, bool)> {
     let mut all = vec![(Part::Dispatcher, report.epoch, true)];
     for pool in &report.pools {
         let workers = pool.workers.iter().zip(WorkerNumber::up_to(u16::MAX)).map(|(worker, number)| {
@@ -164,7 +164,7 @@ async fn exchange(
 }
 
 /// Notifies the dispatcher, over a separate connection, that the set is stopping.
-pub fn send_quiesce(socket: PathBuf) {
+pub(super) fn send_quiesce(socket: PathBuf) {
     tokio::task::spawn_local(async move {
         let request = ProbeRequest { nonce: 0, command: Some(ProbeCommand::Quiesce), failed: Vec::new() };
         let _ = timeout(COMMAND_TIMEOUT, exchange(&socket, &mut None, request)).await;

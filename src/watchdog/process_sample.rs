@@ -14,7 +14,7 @@ use crate::procfs::{self, CGROUP_ROOT, HYBRID_CGROUP_ROOT, Pressure, ProcessStat
 const CONTROL_THREAD: &str = "control";
 
 /// Samples the process of a part. A file that cannot be read is no excuse; a part without a process has ended.
-pub fn sample(part: &Part, process: Option<(u32, BorrowedFd<'_>)>) -> ProcessSample {
+pub(super) fn sample(part: &Part, process: Option<(u32, BorrowedFd<'_>)>) -> ProcessSample {
     let Some((pid, pidfd)) = process else { return ProcessSample { ended: true, ..ProcessSample::default() } };
     let dir = procfs::process_dir(pid);
     let main_thread = dir.join("task").join(pid.to_string());

@@ -201,7 +201,7 @@ fn compare(old: &Config, new: &Config) -> Result<ConfigChange, WatchdogError> {
         }
         let moved = before.worker_address(id.number) != after.worker_address(id.number);
         // A process cannot raise its own limits again.
-        if moved || before.limits.of_a_process() != after.limits.of_a_process() {
+        if moved || before.limits.as_rlimits() != after.limits.as_rlimits() {
             restart.push(id);
         } else if old.front != new.front || !same_for_workers(before, after) {
             reload.push(id);

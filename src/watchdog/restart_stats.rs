@@ -13,7 +13,7 @@ use crate::stats::Histogram;
 
 /// Why a part was restarted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum RestartCause {
+pub(super) enum RestartCause {
     /// It was silent for too long, or its slot was corrupt.
     Frozen,
     /// It exited by itself.
@@ -30,7 +30,7 @@ pub enum RestartCause {
 
 impl RestartCause {
     /// The value of the metric's label.
-    pub fn as_str(self) -> &'static str {
+    pub(super) fn as_str(self) -> &'static str {
         match self {
             RestartCause::Frozen => "frozen",
             RestartCause::Exit => "exit",
@@ -44,7 +44,7 @@ impl RestartCause {
 
 /// Durations for the parts of one role.
 #[derive(Clone, Debug, Default)]
-pub struct RecoveryTimes {
+pub(super) struct RecoveryTimes {
     /// From the first unanswered probe to the verdict. The kernel reports a process's end without delay.
     pub detection: Histogram,
     /// From the verdict or the process's end until the part is ready again, for unplanned ends.
@@ -73,7 +73,7 @@ struct PartHistory {
 
 /// All statistics since the start of this watchdog.
 #[derive(Clone, Debug, Default)]
-pub struct RestartStats {
+pub(super) struct RestartStats {
     histories: BTreeMap<Part, PartHistory>,
     /// Number of restarts of each part by cause.
     pub restarts: BTreeMap<(Part, RestartCause), u64>,
@@ -85,7 +85,7 @@ pub struct RestartStats {
 
 impl RestartStats {
     /// The part is declared frozen; `silent_since` is the time of the first unanswered probe, if there is one.
-    pub fn declared_frozen(&mut self, now: Monotonic, part: &Part, silent_since: Option<Monotonic>) {
+    pub(super) fn declared_frozen(&mut self, now: Monotonic, part: &Part, silent_since: Option<Monotonic>) {
         let history = self.histories.entry(part.clone()).or_default();
         let cause = if history.ready { RestartCause::Frozen } else { RestartCause::Start };
         let at = history.outage.filter(|pending| pending.recovered.is_none()).map_or(now, |pending| pending.at);
@@ -96,7 +96,7 @@ impl RestartStats {
     }
 
     /// The part's process has ended, for this cause if the part was not declared frozen.
-    pub fn ended(&mut self, now: Monotonic, part: &Part, cause: RestartCause) {
+    pub(super) fn ended(&mut self, now: Monotonic, part: &Part, cause: RestartCause) {
         let history = self.histories.entry(part.clone()).or_default();
         let new = Outage { at: now, cause, ended: true, unplanned: false, recovered: None };
         let outage = match history.outage {
@@ -111,7 +111,7 @@ impl RestartStats {
     }
 
     /// The part's process is about to be started.
-    pub fn starting(&mut self, part: &Part) {
+    pub(super) fn starting(&mut self, part: &Part) {
         let history = self.histories.entry(part.clone()).or_default();
         if std::mem::replace(&mut history.started, true) && history.outage.is_some_and(|outage| !outage.unplanned) {
             history.outage = None;
@@ -120,7 +120,7 @@ impl RestartStats {
     }
 
     /// The part's last end was unplanned, and the part is restarted.
-    pub fn unplanned_restart(&mut self, part: &Part) {
+    pub(super) fn unplanned_restart(&mut self, part: &Part) {
         let outage = self.histories.get_mut(part).and_then(|history| history.outage.as_mut());
         let cause = outage.as_ref().map_or(RestartCause::Ended, |outage| outage.cause);
         if let Some(outage) = outage {
@@ -131,7 +131,7 @@ impl RestartStats {
     }
 
     /// The part can serve.
-    pub fn ready(&mut self, now: Monotonic, part: &Part) {
+    pub(super) fn ready(&mut self, now: Monotonic, part: &Part) {
         let history = self.histories.entry(part.clone()).or_default();
         match &mut history.outage {
             Some(outage) if !outage.ended => return, // the last answer of a process that is being killed

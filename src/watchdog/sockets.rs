@@ -15,7 +15,7 @@ use crate::config::{AdminConfig, Config, ListenAddress, ListenerConfig};
 use crate::ids::WorkerId;
 
 /// A listening socket.
-pub struct ListeningSocket {
+pub(super) struct ListeningSocket {
     fd: OwnedFd,
     /// The address as configured.
     pub configured: ListenAddress,
@@ -54,12 +54,12 @@ impl ListeningSocket {
     }
 
     /// Applies the listener's mode and owner to the socket's file, if it has one.
-    pub fn apply_access(&self, listener: &ListenerConfig) -> Result<(), SocketError> {
+    pub(super) fn apply_access(&self, listener: &ListenerConfig) -> Result<(), SocketError> {
         self.set_access(&SocketAccess::of(listener).with_defaults())
     }
 
     /// The same for `admin.sock`.
-    pub fn apply_admin_access(&self, admin: &AdminConfig) -> Result<(), SocketError> {
+    pub(super) fn apply_admin_access(&self, admin: &AdminConfig) -> Result<(), SocketError> {
         self.set_access(&SocketAccess::of_admin(admin).with_defaults())
     }
 
@@ -146,7 +146,7 @@ fn bind_unix(path: &Path) -> io::Result<UnixListener> {
 /// A socket that cannot be bound or set up.
 #[derive(Debug, thiserror::Error)]
 #[error("{text}")]
-pub struct SocketError {
+pub(crate) struct SocketError {
     text: String,
     address: ListenAddress,
 }
@@ -202,7 +202,7 @@ fn probe_address(config: &Config) -> ListenAddress {
 }
 
 /// All listening sockets of a set.
-pub struct SetSockets {
+pub(super) struct SetSockets {
     /// In the order of the configuration.
     pub listeners: Vec<ListeningSocket>,
     pub workers: BTreeMap<WorkerId, ListeningSocket>,
@@ -215,7 +215,7 @@ pub struct SetSockets {
 
 impl SetSockets {
     /// Binds all sockets of a configuration.
-    pub fn open(config: &Config) -> Result<Self, SocketError> {
+    pub(super) fn open(config: &Config) -> Result<Self, SocketError> {
         // On an error the sockets bound so far are closed before the other addresses are tried.
         Self::open_all(config).map_err(|error| error.with_others(&addresses_in_use(config)))
     }
@@ -235,13 +235,13 @@ impl SetSockets {
     }
 
     /// Duplicates of the admin sockets.
-    pub fn clone_admin(&self) -> io::Result<Vec<OwnedFd>> {
+    pub(super) fn clone_admin(&self) -> io::Result<Vec<OwnedFd>> {
         std::iter::once(&self.admin).chain(&self.admin_tcp).map(|socket| socket.fd.try_clone()).collect()
     }
 }
 
 /// Binds a listener and applies its mode and owner.
-pub fn open_listener(listener: &ListenerConfig) -> Result<ListeningSocket, SocketError> {
+pub(super) fn open_listener(listener: &ListenerConfig) -> Result<ListeningSocket, SocketError> {
     let socket = bind(&listener.address, || "listener".to_owned())?;
     socket.set_access(&SocketAccess::of(listener))?;
     Ok(socket)
@@ -255,12 +255,12 @@ fn open_admin(config: &Config) -> Result<ListeningSocket, SocketError> {
 }
 
 /// Binds the TCP address of `[admin]`.
-pub fn open_admin_tcp(address: &ListenAddress) -> Result<ListeningSocket, SocketError> {
+pub(super) fn open_admin_tcp(address: &ListenAddress) -> Result<ListeningSocket, SocketError> {
     bind(address, || "admin.address".to_owned())
 }
 
 /// Binds the socket of one worker.
-pub fn open_worker(config: &Config, id: &WorkerId) -> Result<ListeningSocket, SocketError> {
+pub(super) fn open_worker(config: &Config, id: &WorkerId) -> Result<ListeningSocket, SocketError> {
     let pool = config.pool(&id.pool).expect("the worker is of this configuration");
     bind(&pool.worker_address(id.number), || format!("worker {id}"))
 }

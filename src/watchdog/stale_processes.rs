@@ -25,7 +25,7 @@ const KILL_TIMEOUT: Duration = Duration::from_secs(5);
 /// and those that are stopped, are killed with all their descendants.
 ///
 /// Returns the names of the processes.
-pub async fn terminate(dir: &Path, config: &Config) -> Result<BTreeSet<String>, WatchdogError> {
+pub(super) async fn terminate(dir: &Path, config: &Config) -> Result<BTreeSet<String>, WatchdogError> {
     let drain_timeout = config.pools.iter().map(|pool| pool.drain_timeout).max().unwrap_or_default();
     let (mut deadline, mut logged) = (Instant::now() + drain_timeout, false);
     let mut killed = false;
@@ -64,9 +64,9 @@ pub async fn terminate(dir: &Path, config: &Config) -> Result<BTreeSet<String>, 
 }
 
 /// Removes the files and segments of a previous set, and logs what was removed.
-pub fn remove_files(config: &Config, ended: &BTreeSet<String>) -> Result<(), WatchdogError> {
+pub(super) fn remove_files(config: &Config, ended: &BTreeSet<String>) -> Result<(), WatchdogError> {
     let dir = &config.set.runtime_dir;
-    let recorded = ipc::recorded(dir)?.len();
+    let recorded = ipc::recorded_workers(dir)?.len();
     ipc::remove(dir)?;
     let segments = recorded + ipc::remove_dead_segments(config)?;
     if segments > 0 || !ended.is_empty() {

@@ -24,7 +24,7 @@ impl ChildSupervisor {
         }
         let program = std::env::args().next().map_or("patou".to_owned(), |name| quoted(&name));
         let config = match &self.origin {
-            Origin::File(path) if path != Path::new(Config::USUAL) => {
+            Origin::File(path) if path != Path::new(Config::DEFAULT_PATH) => {
                 format!(" --config {}", quoted(&path.display().to_string()))
             }
             _ => String::new(),

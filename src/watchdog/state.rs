@@ -9,7 +9,7 @@ use crate::log;
 use crate::status::{SavedPart, SavedState};
 
 /// The current state of `plan`; `process` is the watchdog.
-pub fn saved_state(plan: &Plan, set: &str, process: ProcessId, listeners: Vec<String>) -> SavedState {
+pub(super) fn saved_state(plan: &Plan, set: &str, process: ProcessId, listeners: Vec<String>) -> SavedState {
     let mut parts: Vec<(&Part, SavedPart)> = plan
         .status()
         .map(|(part, s)| (part, SavedPart { pid: s.pid, state: s.state.into(), restarts: s.restarts, cause: s.cause }))
@@ -26,19 +26,19 @@ pub fn saved_state(plan: &Plan, set: &str, process: ProcessId, listeners: Vec<St
 
 /// Writes the state file when the state has changed.
 #[derive(Debug, Default)]
-pub struct StateWriter {
+pub(super) struct StateWriter {
     last: Option<Arc<SavedState>>,
     failing: bool,
 }
 
 impl StateWriter {
     /// The last state, whether or not it could be written.
-    pub fn last(&self) -> Option<Arc<SavedState>> {
+    pub(super) fn last(&self) -> Option<Arc<SavedState>> {
         self.last.clone()
     }
 
     /// Writes the state if it has changed or the last write failed, and returns it in that case.
-    pub fn write_if_changed(&mut self, state: SavedState, dir: &Path) -> Option<&SavedState> {
+    pub(super) fn write_if_changed(&mut self, state: SavedState, dir: &Path) -> Option<&SavedState> {
         if !self.failing && self.last.as_deref() == Some(&state) {
             return None;
         }

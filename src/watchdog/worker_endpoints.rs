@@ -13,10 +13,10 @@ use crate::ids::WorkerId;
 use crate::ipc::{self, Modes};
 
 /// The names of the set's segments by worker, shared with the code that removes them at the end.
-pub type SegmentNames = Rc<RefCell<BTreeMap<WorkerId, String>>>;
+pub(super) type SegmentNames = Rc<RefCell<BTreeMap<WorkerId, String>>>;
 
 /// What the watchdog keeps open for a worker.
-pub struct WorkerEndpoints {
+pub(super) struct WorkerEndpoints {
     /// Rung when the worker has died.
     pub doorbell: Doorbell,
     /// The socket through which connections are passed to the worker: those in its queue outlive an incarnation.
@@ -25,7 +25,7 @@ pub struct WorkerEndpoints {
 
 impl WorkerEndpoints {
     /// Creates the worker's segment, doorbells and handoff socket.
-    pub fn create(
+    pub(super) fn create(
         config: &Config,
         id: &WorkerId,
         set_epoch: u64,
@@ -34,7 +34,7 @@ impl WorkerEndpoints {
         let segment = ipc::create_worker(config, id, set_epoch, &Modes::default())?;
         segments.borrow_mut().insert(id.clone(), segment);
         let path = ipc::handoff_path(&config.set.runtime_dir, id);
-        let handoff = handoff::bind_at(&path).map_err(system(path.display().to_string()))?;
+        let handoff = handoff::bind_handoff_socket(&path).map_err(system(path.display().to_string()))?;
         Ok(Self { doorbell: ipc::open(config, id)?.to_dispatcher, handoff })
     }
 }

@@ -22,7 +22,7 @@ const LOCK_WAIT: Duration = Duration::from_millis(200);
 /// Only the dispatcher recreates a damaged segment, because two processes that do it would race. It does so when its
 /// doorbell rings and the worker's lock is free. The wait ends before `start_timeout`: an error that names the damage
 /// helps more than being killed for not having started.
-pub fn attach(config: &Config, id: &WorkerId) -> Result<WorkerIpc, ServeError> {
+pub(super) fn attach(config: &Config, id: &WorkerId) -> Result<WorkerIpc, ServeError> {
     let mut since = clock::now();
     let (mut logged, mut delayed) = (false, false);
     loop {

@@ -20,7 +20,7 @@ use crate::ids::{LeaseId, Lifecycle};
 use crate::net::{SharedStream, SocketStream, set_reset_on_close};
 
 /// A handed-over connection that this worker holds the lease for.
-pub struct ClaimedConnection {
+pub(super) struct ClaimedConnection {
     pub active: ActiveLease,
     pub stream: SharedStream,
     /// The client's address; `None` on a Unix socket.
@@ -39,7 +39,10 @@ pub struct ClaimedConnection {
 
 /// Claims the lease of a handed-over connection, before a byte of it is read. A connection that cannot be claimed is
 /// closed and never shut down: the dispatcher's duplicate may still go to another worker.
-pub fn claim(state: &WorkerState, (message, connection): (HandoffMessage, OwnedFd)) -> Option<ClaimedConnection> {
+pub(super) fn claim(
+    state: &WorkerState,
+    (message, connection): (HandoffMessage, OwnedFd),
+) -> Option<ClaimedConnection> {
     if state.lifecycle() != Lifecycle::Ready {
         // The control loop refuses the offer, so that the dispatcher offers the connection to another worker at once.
         state.wake_control_loop();
@@ -54,9 +57,9 @@ pub fn claim(state: &WorkerState, (message, connection): (HandoffMessage, OwnedF
             return None;
         }
     };
-    let HandoffMessage { peer, server, entrance: listener, .. } = message;
+    let HandoffMessage { peer, server, listener, .. } = message;
     let active = ActiveLease::claimed(&terms);
-    let stream = SharedStream(Arc::new(SocketStream::of(connection, server.is_some())));
+    let stream = SharedStream(Arc::new(SocketStream::new(connection, server.is_some())));
     state.note_claim(&terms, now, &stream);
     state.slot.note_request(terms.lease, now, &[b"(reading the request head)"]);
     Some(ClaimedConnection {
@@ -75,7 +78,7 @@ pub fn claim(state: &WorkerState, (message, connection): (HandoffMessage, OwnedF
 impl ClaimedConnection {
     /// Whether a close resets the connection: also the close at the death of this process, if no other process holds
     /// the connection.
-    pub fn set_reset_on_close(&self, on: bool) {
+    pub(super) fn set_reset_on_close(&self, on: bool) {
         if self.reset_on_close.swap(on, Ordering::Relaxed) != on {
             let _ = set_reset_on_close(&self.stream, on); // a failure shows in the next call
         }
@@ -83,7 +86,7 @@ impl ClaimedConnection {
 
     /// Returns if request number `known` + 1 is not received within `bound`. hyper's own bound would cost a timer per
     /// request, also for a head that is received at once.
-    pub async fn head_timeout(&self, known: u32, bound: Duration) {
+    pub(super) async fn head_timeout(&self, known: u32, bound: Duration) {
         sleep(bound).await;
         if self.requests.load(Ordering::Relaxed) > known {
             std::future::pending().await
@@ -91,7 +94,7 @@ impl ClaimedConnection {
     }
 
     /// Whether the socket's receive queue is empty.
-    pub fn has_nothing_to_read(&self) -> bool {
+    pub(super) fn has_nothing_to_read(&self) -> bool {
         let flags = MsgFlags::MSG_PEEK | MsgFlags::MSG_DONTWAIT;
         matches!(recv(self.stream.0.as_fd().as_raw_fd(), &mut [0], flags), Ok(0) | Err(Errno::EAGAIN))
     }
@@ -99,7 +102,7 @@ impl ClaimedConnection {
 
 /// Moves the lease to Responding, if it is not there yet. On `false` the lease is no longer this worker's, and nothing
 /// may be written.
-pub fn may_write(state: &WorkerState, transaction: &Transaction, lease: LeaseId) -> bool {
+pub(super) fn may_write(state: &WorkerState, transaction: &Transaction, lease: LeaseId) -> bool {
     if !transaction.is_responding() && state.slot.respond(lease) {
         transaction.start_response(StatusCode::BAD_REQUEST); // until a request has another status
     }
@@ -107,7 +110,7 @@ pub fn may_write(state: &WorkerState, transaction: &Transaction, lease: LeaseId)
 }
 
 /// Whether a client sends no request after this one (RFC 9112, section 9.3).
-pub fn is_last_request<B>(request: &Request<B>) -> bool {
+pub(super) fn is_last_request<B>(request: &Request<B>) -> bool {
     let has_option = |wanted: &str| {
         let values = request.headers().get_all(CONNECTION).iter().filter_map(|value| value.to_str().ok());
         values.flat_map(|value| value.split(',')).any(|option| option.trim().eq_ignore_ascii_case(wanted))

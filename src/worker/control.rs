@@ -36,7 +36,7 @@ const DRAIN_POLL: Duration = Duration::from_millis(20);
 const EXIT_FAILED: i32 = 70;
 
 /// Starts the thread, which ends with the process.
-pub fn start(
+pub(super) fn start(
     state: Arc<WorkerState>,
     to_worker: Doorbell,
     signals: WorkerSignals,

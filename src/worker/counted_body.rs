@@ -15,7 +15,7 @@ use crate::exchange::Counter;
 use crate::log::Event;
 
 /// Counts one body: of a request with [`Counter::BytesIn`], of a response with [`Counter::BytesOut`].
-pub struct BodyCounter {
+pub(super) struct BodyCounter {
     state: Arc<WorkerState>,
     counter: Counter,
     transaction: Arc<Transaction>,
@@ -25,11 +25,11 @@ pub struct BodyCounter {
 }
 
 impl BodyCounter {
-    pub fn new(state: Arc<WorkerState>, counter: Counter, transaction: Arc<Transaction>) -> Self {
+    pub(super) fn new(state: Arc<WorkerState>, counter: Counter, transaction: Arc<Transaction>) -> Self {
         Self { state, counter, transaction, bytes: 0, failed: false }
     }
 
-    pub fn count<B>(self, body: B) -> CountedBody<B> {
+    pub(super) fn count<B>(self, body: B) -> CountedBody<B> {
         CountedBody { body, counter: self }
     }
 
@@ -60,7 +60,7 @@ impl Drop for BodyCounter {
     }
 }
 
-pub struct CountedBody<B> {
+pub(super) struct CountedBody<B> {
     body: B,
     counter: BodyCounter,
 }

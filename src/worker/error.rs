@@ -61,6 +61,6 @@ pub enum ServeError {
 }
 
 /// For `map_err`: names the system call, or the part of the worker, that failed.
-pub fn system(call: &'static str) -> impl FnOnce(io::Error) -> ServeError {
+pub(super) fn system(call: &'static str) -> impl FnOnce(io::Error) -> ServeError {
     move |error| ServeError::System(call, error)
 }

@@ -45,7 +45,7 @@ enum AfterLease {
 }
 
 /// Serves one connection after the other; never returns.
-pub async fn run<S: HandlerService>(
+pub(super) async fn run<S: HandlerService>(
     state: Arc<WorkerState>,
     service: Arc<Mutex<S>>,
     receiver: Option<HandoffReceiver>,
@@ -210,11 +210,11 @@ async fn respond<S: HandlerService>(
     connection.is_last_request.store(is_last_request(&request), Ordering::Relaxed);
     let access_line = listener.access_log.then(|| format!("{} {}", request.method(), request.uri()));
     let since = Instant::now();
-    let checked = net::check(&request, &listener.allowed_hosts, listener.listens_on, state.front.max_body);
+    let checked = net::check_request(&request, &listener.allowed_hosts, listener.listens_on, state.front.max_body);
     let checked = checked.and_then(|(_, target)| {
         let unknown_target =
             || ProblemResponse::not_started(StatusCode::NOT_FOUND, "leases are not available on a handoff listener");
-        target.parse().ok().filter(|_| request.uri().path() != net::LEASE).ok_or_else(unknown_target)
+        target.parse().ok().filter(|_| request.uri().path() != net::LEASE_PATH).ok_or_else(unknown_target)
     });
     let mut response = match checked {
         Ok(target) => runner.run(request, target, *active, *peer, *server).await?,

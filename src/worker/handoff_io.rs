@@ -14,7 +14,7 @@ use super::claim::{ClaimedConnection, may_write};
 use super::state::WorkerState;
 use super::turn::Transaction;
 
-pub struct HandoffIo {
+pub(super) struct HandoffIo {
     pub connection: Arc<ClaimedConnection>,
     pub state: Arc<WorkerState>,
     pub transaction: Arc<Transaction>,

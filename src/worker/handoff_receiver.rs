@@ -17,13 +17,13 @@ use crate::net::{ACCEPT_RETRY_DELAY, SocketListener};
 use crate::sys;
 
 /// One for each delivery.
-pub struct WorkerListeners {
+pub(super) struct WorkerListeners {
     pub redirect: SocketListener,
     pub handoff: Option<HandoffReceiver>,
 }
 
 /// The worker's end of the handoff socket.
-pub struct HandoffReceiver {
+pub(super) struct HandoffReceiver {
     listener: AsyncFd<Arc<OwnedFd>>,
     /// The dispatcher that connected last; there is one at a time.
     dispatcher: Option<AsyncFd<OwnedFd>>,
@@ -31,7 +31,7 @@ pub struct HandoffReceiver {
 }
 
 impl HandoffReceiver {
-    pub fn new(listener: OwnedFd) -> io::Result<Self> {
+    pub(super) fn new(listener: OwnedFd) -> io::Result<Self> {
         nix::fcntl::fcntl(&listener, nix::fcntl::FcntlArg::F_SETFL(nix::fcntl::OFlag::O_NONBLOCK))?;
         Ok(Self {
             listener: sys::when_ready(Arc::new(listener), Interest::READABLE)?,
@@ -41,12 +41,12 @@ impl HandoffReceiver {
     }
 
     /// The listening socket.
-    pub fn socket(&self) -> Arc<OwnedFd> {
+    pub(super) fn socket(&self) -> Arc<OwnedFd> {
         self.listener.get_ref().clone()
     }
 
     /// The next connection. Cancel-safe.
-    pub async fn next(&mut self) -> (HandoffMessage, OwnedFd) {
+    pub(super) async fn next(&mut self) -> (HandoffMessage, OwnedFd) {
         loop {
             match poll_fn(|task| self.poll_next(task)).await {
                 Ok(next) => return next,

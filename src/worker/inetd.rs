@@ -14,7 +14,7 @@ use crate::log::Event;
 use crate::net::{reset, set_reset_on_close};
 
 /// Runs the program until it ends or `request_timeout` passes.
-pub async fn serve(state: &Arc<WorkerState>, connection: ClaimedConnection) {
+pub(super) async fn serve(state: &Arc<WorkerState>, connection: ClaimedConnection) {
     let (worker, epoch) = (&state.id, state.slot.epoch());
     let ClaimedConnection { active, stream, peer, server, .. } = connection;
     let lease = active.lease;

@@ -1,12 +1,14 @@
 //! The URLs of the redirect delivery: the target that carries a token, and the Location back to the dispatcher. Pure.
 
+#![forbid(unsafe_code)]
+
 use http::uri::PathAndQuery;
 use http::{HeaderValue, Method, Uri};
 
 use crate::ids::Token;
 
 /// Splits `/.patou/<token>/<rest>` into the token, if it is valid, and `/<rest>`; `None` for any other target.
-pub fn split(method: &Method, uri: &Uri) -> Option<(Option<Token>, PathAndQuery)> {
+pub(crate) fn split(method: &Method, uri: &Uri) -> Option<(Option<Token>, PathAndQuery)> {
     let target = uri.path_and_query()?.as_str();
     let (token, rest) = target.strip_prefix("/.patou/")?.split_at_checked(32)?;
     // Without a path: the root with a query, or `OPTIONS *` (RFC 9112, section 3.2.4).
@@ -21,7 +23,7 @@ pub fn split(method: &Method, uri: &Uri) -> Option<(Option<Token>, PathAndQuery)
 
 /// The `Location` that sends a client back to the dispatcher, with its original target. `None` if it is not a valid
 /// header value.
-pub fn return_location(host: &str, port: u16, target: Option<&PathAndQuery>) -> Option<HeaderValue> {
+pub(crate) fn return_location(host: &str, port: u16, target: Option<&PathAndQuery>) -> Option<HeaderValue> {
     let target = target.map_or("/", PathAndQuery::as_str);
     let target = if target == "*" { "" } else { target };
     HeaderValue::from_bytes(format!("http://{host}:{port}{target}").as_bytes()).ok()

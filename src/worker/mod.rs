@@ -23,12 +23,12 @@ mod claim;
 mod control;
 mod counted_body;
 mod error;
-pub mod handler;
+pub(crate) mod handler;
 mod handoff;
 mod handoff_io;
 mod handoff_receiver;
 mod inetd;
-pub mod lease_url;
+pub(crate) mod lease_url;
 mod program;
 mod recycle;
 mod redirect;
@@ -41,7 +41,7 @@ mod task_ping;
 mod turn;
 
 pub use error::ServeError;
-pub use handler::{Body, BoxError};
+pub use handler::{Body, BoxError, RequestContext};
 pub use program::serve;
 
 use crate::config::{Config, HandlerConfig};
@@ -53,7 +53,7 @@ use setup::WorkerSetup;
 ///
 /// # Errors
 /// See [`ServeError`]. A `program` handler is not run here: its binary calls [`serve`].
-pub async fn run(config: &Config, id: &WorkerId) -> Result<(), ServeError> {
+pub(crate) async fn run(config: &Config, id: &WorkerId) -> Result<(), ServeError> {
     let setup = WorkerSetup::new(config, id)?;
     let spec = match &setup.pool().handler {
         HandlerConfig::Echo => BuiltinSpec::Echo,

@@ -19,7 +19,7 @@ use crate::sync;
 use crate::sys::DefaultSignalActions;
 
 /// The limits of one worker: the pool's, each with 20 % jitter, so that the workers of a pool do not recycle at once.
-pub struct RecycleLimits {
+pub(super) struct RecycleLimits {
     max_requests: Option<u64>,
     max_age: Option<Duration>,
     max_memory: Option<u64>,
@@ -28,7 +28,7 @@ pub struct RecycleLimits {
 }
 
 impl RecycleLimits {
-    pub fn new(pool: &PoolConfig, now: Monotonic) -> Self {
+    pub(super) fn new(pool: &PoolConfig, now: Monotonic) -> Self {
         // Without random numbers all workers get the same limits, which is no reason not to start.
         let jitter = f64::from(getrandom::u32().unwrap_or(u32::MAX / 2)) / f64::from(u32::MAX);
         let factor = 0.8 + 0.4 * jitter;
@@ -43,26 +43,26 @@ impl RecycleLimits {
     }
 
     /// Counts a request. Returns how many there were since the last reset.
-    pub fn count_request(&self) -> u64 {
+    pub(super) fn count_request(&self) -> u64 {
         self.served.fetch_add(1, Ordering::Relaxed) + 1
     }
 
     /// Whether a limit is reached after `served` requests. `handler_memory`: resident bytes of the handler's
     /// processes; `None` if it has none, then this process counts.
-    pub fn is_reached(&self, served: u64, now: Monotonic, handler_memory: impl FnOnce() -> Option<u64>) -> bool {
+    pub(super) fn is_reached(&self, served: u64, now: Monotonic, handler_memory: impl FnOnce() -> Option<u64>) -> bool {
         self.max_requests.is_some_and(|max| served >= max)
             || self.max_age_at().is_some_and(|at| at <= now)
             || self.max_memory.is_some_and(|max| handler_memory().or_else(own_memory).is_some_and(|m| m > max))
     }
 
     /// When `max_age` is reached.
-    pub fn max_age_at(&self) -> Option<Monotonic> {
+    pub(super) fn max_age_at(&self) -> Option<Monotonic> {
         let started = *sync::lock(&self.started);
         self.max_age.map(|age| started + age)
     }
 
     /// Counts requests and age from now on.
-    pub fn reset(&self, now: Monotonic) {
+    pub(super) fn reset(&self, now: Monotonic) {
         self.served.store(0, Ordering::Relaxed);
         *sync::lock(&self.started) = now;
     }
@@ -79,7 +79,7 @@ fn own_memory() -> Option<u64> {
 ///
 /// Returns only the error if that failed, or `None` if `stop` is set. `stop` is read after the default signal actions
 /// are in force: a later signal ends the process, so no stop signal is lost between two images.
-pub fn reexec(sockets: &[BorrowedFd<'_>], instance: &str, stop: &SignalFlag) -> Option<io::Error> {
+pub(super) fn reexec(sockets: &[BorrowedFd<'_>], instance: &str, stop: &SignalFlag) -> Option<io::Error> {
     let _default_actions = match DefaultSignalActions::set() {
         Ok(actions) => actions,
         Err(error) => return Some(error),

@@ -23,7 +23,7 @@ use crate::log::Event;
 use crate::net::{self, ProblemResponse, SharedStream, lingering_close, set_reset_on_close};
 
 /// Serves one connection until it is closed.
-pub async fn serve<S: HandlerService>(state: Arc<WorkerState>, service: Arc<Mutex<S>>, stream: SharedStream) {
+pub(super) async fn serve<S: HandlerService>(state: Arc<WorkerState>, service: Arc<Mutex<S>>, stream: SharedStream) {
     let transaction = Arc::new(Transaction::default());
     // `Ok`: the response, if there is one, has been sent whole.
     let end = {
@@ -127,7 +127,7 @@ fn send_back(
 ) -> Response<Body> {
     state.slot.count(Counter::SentBack, 1);
     let location = state.slot.return_port().and_then(|port| {
-        let host = net::host(request).ok().flatten().unwrap_or_else(|| net::own_name(&stream.0));
+        let host = net::host(request).ok().flatten().unwrap_or_else(|| net::fallback_host(&stream.0));
         lease_url::return_location(&host, port, target.as_ref().or_else(|| request.uri().path_and_query()))
     });
     let detail = "this lease has ended or never existed: request another from the dispatcher";

@@ -19,7 +19,7 @@ use crate::log::Event;
 use crate::net::{ACCEPT_RETRY_DELAY, SharedStream, SocketListener};
 
 /// Serves until the control loop sends [`TaskCommand::Exit`].
-pub async fn serve<S: HandlerService>(
+pub(super) async fn serve<S: HandlerService>(
     state: Arc<WorkerState>,
     service: S,
     listeners: WorkerListeners,

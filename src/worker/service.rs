@@ -28,13 +28,13 @@ use crate::clock;
 use crate::exchange::Counter;
 use crate::ids::LeaseId;
 use crate::log::Event;
-use crate::net::{Outcome, ProblemResponse, SharedStream};
+use crate::net::{ProblemResponse, RequestOutcome, SharedStream};
 
 /// A running handler.
-pub type HandlerFuture = Pin<Box<dyn Future<Output = Result<Response<Body>, RequestFailure>> + Send>>;
+pub(super) type HandlerFuture = Pin<Box<dyn Future<Output = Result<Response<Body>, RequestFailure>> + Send>>;
 
 /// The service of a worker: a built-in handler, or a program's own.
-pub trait HandlerService:
+pub(super) trait HandlerService:
     Service<Request<Body>, Response = Response<Body>, Error = RequestFailure, Future = HandlerFuture> + Send + 'static
 {
 }
@@ -47,7 +47,7 @@ impl<S> HandlerService for S where
 }
 
 /// Why a connection ended before its regular end.
-pub enum EarlyEnd {
+pub(super) enum EarlyEnd {
     /// The request was malformed, or the response could not be sent.
     Http(hyper::Error),
     /// See [`AbortCause`].
@@ -56,7 +56,7 @@ pub enum EarlyEnd {
 
 impl EarlyEnd {
     /// Whether the client has disconnected: found by the watch on the connection, or by a failed write.
-    pub fn is_client_gone(&self) -> bool {
+    pub(super) fn is_client_gone(&self) -> bool {
         match self {
             EarlyEnd::Aborted(cause) => *cause == AbortCause::ClientGone,
             EarlyEnd::Http(error) => {
@@ -68,7 +68,7 @@ impl EarlyEnd {
     }
 
     /// Logs what it means for the request of `lease`.
-    pub fn log_request(&self, state: &WorkerState, lease: LeaseId) {
+    pub(super) fn log_request(&self, state: &WorkerState, lease: LeaseId) {
         let (worker, epoch) = (&state.id, state.slot.epoch());
         if self.is_client_gone() {
             tracing::info!(%worker, %lease, %epoch, event = %Event::RequestCancelled,
@@ -81,7 +81,7 @@ impl EarlyEnd {
 }
 
 /// Runs the handler for the requests of one connection.
-pub struct RequestRunner<S> {
+pub(super) struct RequestRunner<S> {
     pub state: Arc<WorkerState>,
     pub service: Arc<Mutex<S>>,
     pub transaction: Arc<Transaction>,
@@ -91,7 +91,7 @@ pub struct RequestRunner<S> {
 impl<S: HandlerService> RequestRunner<S> {
     /// Runs the handler for one request; `peer` and `server` are the addresses of client and listener. An error means
     /// that no response may be sent.
-    pub async fn run(
+    pub(super) async fn run(
         &self,
         mut request: Request<Incoming>,
         target: PathAndQuery,
@@ -184,12 +184,12 @@ fn ends_with_connection(response: &Response<Body>) -> bool {
 }
 
 fn failure_response(failure: &RequestFailure) -> Response<Body> {
-    let outcome = if failure.started { Outcome::StartedUnknown } else { Outcome::NotStarted };
+    let outcome = if failure.started { RequestOutcome::StartedUnknown } else { RequestOutcome::NotStarted };
     let detail = failure.reason.clone();
     problem_response(&ProblemResponse { status: failure.status, detail, outcome, retry_after: None })
 }
 
 /// The whole response.
-pub fn problem_response(problem: &ProblemResponse) -> Response<Body> {
+pub(super) fn problem_response(problem: &ProblemResponse) -> Response<Body> {
     problem.response().map(|body: http_body_util::Full<Bytes>| Body::new(body.map_err(|never| match never {})))
 }

@@ -18,7 +18,7 @@ use crate::shm::Segment;
 use crate::{clock, handoff, log, procfs, sys};
 
 /// Everything that one incarnation holds before its handler starts.
-pub struct WorkerSetup {
+pub(super) struct WorkerSetup {
     id: WorkerId,
     pool: PoolConfig,
     front: FrontConfig,
@@ -31,7 +31,7 @@ pub struct WorkerSetup {
 
 impl WorkerSetup {
     /// Takes the sockets passed to this process and the role of worker `id`, and publishes the new incarnation.
-    pub fn new(config: &Config, id: &WorkerId) -> Result<Self, ServeError> {
+    pub(super) fn new(config: &Config, id: &WorkerId) -> Result<Self, ServeError> {
         log::init(log::LogContext::worker(id, &config.set.name));
         let pool = config.pool(&id.pool).filter(|pool| id.number.get() <= pool.workers);
         let pool = pool.ok_or_else(|| ServeError::Unknown(id.clone()))?.clone();
@@ -56,13 +56,17 @@ impl WorkerSetup {
     }
 
     /// The configuration of the worker's pool.
-    pub fn pool(&self) -> &PoolConfig {
+    pub(super) fn pool(&self) -> &PoolConfig {
         &self.pool
     }
 
     /// Starts the control loop, and serves with `service` until the worker stops. `builtin` is the same handler, if
     /// it is a built-in one.
-    pub async fn serve(self, service: impl HandlerService, builtin: Option<BuiltinHandler>) -> Result<(), ServeError> {
+    pub(super) async fn serve(
+        self,
+        service: impl HandlerService,
+        builtin: Option<BuiltinHandler>,
+    ) -> Result<(), ServeError> {
         let Self { id, pool, front, listeners, slot, to_dispatcher, to_worker, signals } = self;
         let stop = signals.stop.flag();
         let (state, commands) = WorkerState::new(id, &pool, front, slot, to_dispatcher, stop, builtin)?;
@@ -79,7 +83,7 @@ fn inherited_listeners() -> Result<WorkerListeners, ServeError> {
     let redirect = redirect.into_iter().next().ok_or(ServeError::NoSocket)?;
     let handoff = handoff.into_iter().next();
     Ok(WorkerListeners {
-        redirect: SocketListener::adopt(redirect).map_err(system("the listening socket"))?,
+        redirect: SocketListener::from_fd(redirect).map_err(system("the listening socket"))?,
         handoff: handoff.map(HandoffReceiver::new).transpose().map_err(system("the handoff socket"))?,
     })
 }

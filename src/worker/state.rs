@@ -27,7 +27,7 @@ use crate::sync;
 
 /// A command from the control loop to the serving task.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum TaskCommand {
+pub(super) enum TaskCommand {
     /// Replace the co-process, or this process image.
     Recycle,
     /// No obligation is left: return.
@@ -36,7 +36,7 @@ pub enum TaskCommand {
 
 /// The claimed request, as far as the control loop needs it.
 #[derive(Debug)]
-pub struct ActiveRequest {
+pub(super) struct ActiveRequest {
     pub lease: LeaseId,
     pub deadline: Monotonic,
     pub stream: SharedStream,
@@ -55,7 +55,7 @@ struct LifecycleState {
 }
 
 /// Shared by the worker's two threads.
-pub struct WorkerState {
+pub(super) struct WorkerState {
     pub id: WorkerId,
     pub front: FrontConfig,
     pub slot: WorkerSide<Arc<Segment>>,
@@ -77,7 +77,7 @@ pub struct WorkerState {
 
 impl WorkerState {
     /// The state of a starting worker, and the receiver of the commands to its serving task.
-    pub fn new(
+    pub(super) fn new(
         id: WorkerId,
         pool: &PoolConfig,
         front: FrontConfig,
@@ -116,17 +116,17 @@ impl WorkerState {
     }
 
     /// The lifecycle as last published.
-    pub fn lifecycle(&self) -> Lifecycle {
+    pub(super) fn lifecycle(&self) -> Lifecycle {
         sync::lock(&self.lifecycle).lifecycle
     }
 
     /// Whether [`Self::stop`] was called.
-    pub fn is_stopping(&self) -> bool {
+    pub(super) fn is_stopping(&self) -> bool {
         sync::lock(&self.lifecycle).stopping
     }
 
     /// Drains for good.
-    pub fn stop(&self) {
+    pub(super) fn stop(&self) {
         self.update(|state| {
             state.stopping = true;
             state.lifecycle = Lifecycle::Draining;
@@ -134,30 +134,30 @@ impl WorkerState {
     }
 
     /// Publishes that the worker recycles, unless it is stopping.
-    pub fn start_recycle(&self) {
+    pub(super) fn start_recycle(&self) {
         self.update(|state| {
             state.lifecycle = if state.stopping { Lifecycle::Draining } else { Lifecycle::Recycling };
         });
     }
 
     /// Requests a recycle from the dispatcher.
-    pub fn request_recycle(&self) {
+    pub(super) fn request_recycle(&self) {
         self.update(|state| state.wants_recycle = true);
     }
 
     /// Requests a recycle because the configuration has changed.
-    pub fn request_reload(&self) {
+    pub(super) fn request_reload(&self) {
         self.update(|state| (state.wants_recycle, state.reload) = (true, true));
     }
 
     /// Whether a reload was requested since the last call.
-    pub fn take_reload(&self) -> bool {
+    pub(super) fn take_reload(&self) -> bool {
         std::mem::take(&mut sync::lock(&self.lifecycle).reload)
     }
 
     /// Ends a recycle after which this process continues. Returns `false` if the configuration has changed meanwhile:
     /// then the worker must recycle again.
-    pub fn finish_recycle(&self) -> bool {
+    pub(super) fn finish_recycle(&self) -> bool {
         self.limits.reset(clock::now());
         let mut finished = true;
         self.update(|state| {
@@ -171,18 +171,18 @@ impl WorkerState {
     }
 
     /// Publishes Ready or Draining at the end of the start.
-    pub fn finish_start(&self) {
+    pub(super) fn finish_start(&self) {
         self.update(|state| state.lifecycle = self.ready_or_draining(state));
     }
 
     /// Publishes Ready or Draining according to the operator's flag in the slot. A worker that starts or recycles reads
     /// the flag at the end of that.
-    pub fn apply_drain_flag(&self) {
+    pub(super) fn apply_drain_flag(&self) {
         self.update(|state| self.update_ready(state));
     }
 
     /// Publishes whether the serving task can serve clients. Returns whether that has changed.
-    pub fn set_serving_blocked(&self, blocked: bool) -> bool {
+    pub(super) fn set_serving_blocked(&self, blocked: bool) -> bool {
         let mut before = blocked;
         self.update(|state| {
             before = std::mem::replace(&mut state.serving_blocked, blocked);
@@ -204,13 +204,13 @@ impl WorkerState {
     }
 
     /// Called by the serving task: it runs.
-    pub fn ack_ping(&self) {
+    pub(super) fn ack_ping(&self) {
         self.ping.ack();
         self.set_serving_blocked(false);
     }
 
     /// Writes the state to the slot again, where a stray write may have replaced it.
-    pub fn republish_state(&self) {
+    pub(super) fn republish_state(&self) {
         let state = sync::lock(&self.lifecycle);
         self.slot.set_state(state.lifecycle, state.wants_recycle);
     }
@@ -228,43 +228,43 @@ impl WorkerState {
         }
     }
 
-    pub fn ring_dispatcher(&self) {
+    pub(super) fn ring_dispatcher(&self) {
         self.to_dispatcher.ring();
     }
 
     /// After an answer to an offer, or the end of a lease.
-    pub fn ring_dispatcher_if_needed(&self) {
+    pub(super) fn ring_dispatcher_if_needed(&self) {
         if self.slot.needs_doorbell() {
             self.to_dispatcher.ring();
         }
     }
 
     /// Publishes the core that this thread runs on.
-    pub fn publish_core(&self) {
+    pub(super) fn publish_core(&self) {
         if let Ok(core) = nix::sched::sched_getcpu() {
             self.slot.set_core(core);
         }
     }
 
-    pub fn send_command(&self, command: TaskCommand) {
+    pub(super) fn send_command(&self, command: TaskCommand) {
         let _ = self.commands.send(command); // fails once the serving task has returned, which needs no commands
     }
 
-    pub fn wake_control_loop(&self) {
+    pub(super) fn wake_control_loop(&self) {
         let _ = self.wakeup.write(1); // fails if the counter is full: then the control loop is being woken
     }
 
     /// Readable after [`Self::wake_control_loop`] until [`Self::drain_wakeup`].
-    pub fn wakeup_fd(&self) -> BorrowedFd<'_> {
+    pub(super) fn wakeup_fd(&self) -> BorrowedFd<'_> {
         self.wakeup.as_fd()
     }
 
-    pub fn drain_wakeup(&self) {
+    pub(super) fn drain_wakeup(&self) {
         let _ = self.wakeup.read();
     }
 
     /// Stops [`Self::watch_idle_coprocess`] as long as the permit is held. `None` where there is no co-process.
-    pub async fn handler_permit(&self) -> Option<HandlerPermit> {
+    pub(super) async fn handler_permit(&self) -> Option<HandlerPermit> {
         let Some(BuiltinHandler::Coprocess(_)) = self.builtin else { return None };
         self.handler_wanted.notify_one();
         Some(self.handler_lock.clone().lock_owned().await)
@@ -272,7 +272,7 @@ impl WorkerState {
 
     /// Watches the co-process between requests, so that it is restarted before the next request. Never returns;
     /// cancel-safe.
-    pub async fn watch_idle_coprocess(&self) {
+    pub(super) async fn watch_idle_coprocess(&self) {
         let Some(builtin @ BuiltinHandler::Coprocess(_)) = &self.builtin else { return std::future::pending().await };
         loop {
             // The mutex is fair: a request that waits for it gets it before this loop does.
@@ -285,7 +285,7 @@ impl WorkerState {
     }
 
     /// A lease was claimed: its request is the active one, which the control loop times.
-    pub fn note_claim(&self, terms: &LeaseTerms, now: Monotonic, stream: &SharedStream) {
+    pub(super) fn note_claim(&self, terms: &LeaseTerms, now: Monotonic, stream: &SharedStream) {
         self.publish_core();
         let (lease, deadline) = (terms.lease, now + terms.request_timeout);
         *sync::lock(&self.active) = Some(ActiveRequest { lease, deadline, stream: stream.clone() });
@@ -296,38 +296,38 @@ impl WorkerState {
     }
 
     /// Counts a request of the active lease that is followed by a pipelined one.
-    pub fn count_pipelined(&self) {
+    pub(super) fn count_pipelined(&self) {
         self.slot.count(Counter::Served, 1);
         self.limits.count_request();
     }
 
     /// Takes the active request if its deadline passed at least `grace` ago.
-    pub fn take_overdue(&self, now: Monotonic, grace: Duration) -> Option<ActiveRequest> {
+    pub(super) fn take_overdue(&self, now: Monotonic, grace: Duration) -> Option<ActiveRequest> {
         sync::lock(&self.active).take_if(|active| active.deadline + grace <= now)
     }
 
     /// When [`Self::take_overdue`] will have something to take.
-    pub fn overdue_at(&self, grace: Duration) -> Option<Monotonic> {
+    pub(super) fn overdue_at(&self, grace: Duration) -> Option<Monotonic> {
         sync::lock(&self.active).as_ref().map(|active| active.deadline + grace)
     }
 
     /// The handler is done with the request. Whatever takes time from now on does not block the handler's thread.
-    pub fn handler_done(&self) {
+    pub(super) fn handler_done(&self) {
         *sync::lock(&self.active) = None;
     }
 
     /// Reads and discards in a task of its own until the client has the response ([`net::drain`]). `pending` is held
     /// until then.
-    pub fn drain(&self, stream: SharedStream, pending: OwnedRwLockReadGuard<()>) {
+    pub(super) fn drain(&self, stream: SharedStream, pending: OwnedRwLockReadGuard<()>) {
         let bound = self.front.linger_timeout;
         tokio::spawn(async move {
-            net::drain(stream, bound).await;
+            net::discard_until_closed(stream, bound).await;
             drop(pending);
         });
     }
 
     /// Counts a finished request, and releases its lease.
-    pub fn finish(&self, lease: LeaseId, took: Duration, failed: bool) {
+    pub(super) fn finish(&self, lease: LeaseId, took: Duration, failed: bool) {
         self.slot.count(if failed { Counter::Failed } else { Counter::Served }, 1);
         self.slot.record(took);
         let served = self.limits.count_request();
@@ -335,7 +335,7 @@ impl WorkerState {
     }
 
     /// Releases a lease that received no request.
-    pub fn release_unused(&self, lease: LeaseId) {
+    pub(super) fn release_unused(&self, lease: LeaseId) {
         self.release(lease, 0);
     }
 
@@ -354,17 +354,17 @@ impl WorkerState {
     }
 
     /// When the worker reaches `max_age`.
-    pub fn max_age_at(&self) -> Option<Monotonic> {
+    pub(super) fn max_age_at(&self) -> Option<Monotonic> {
         self.limits.max_age_at()
     }
 
     /// Whether it serves connections and no requests.
-    pub fn is_inetd(&self) -> bool {
+    pub(super) fn is_inetd(&self) -> bool {
         matches!(self.builtin, Some(BuiltinHandler::Inetd(_)))
     }
 
     /// Logs why a request failed.
-    pub fn log_failure(&self, lease: LeaseId, failure: &RequestFailure) {
+    pub(super) fn log_failure(&self, lease: LeaseId, failure: &RequestFailure) {
         let event = match failure.status {
             StatusCode::GATEWAY_TIMEOUT => Event::RequestDeadline,
             _ => Event::RequestFailed,

@@ -12,7 +12,7 @@ use crate::ids::{LeaseId, Monotonic};
 use crate::sync;
 
 /// The pings of one serving task.
-pub struct TaskPing {
+pub(super) struct TaskPing {
     /// How long a ping may stay unacknowledged: `request_timeout`.
     pub limit: Duration,
     state: Mutex<PingState>,
@@ -31,7 +31,7 @@ enum PingState {
 }
 
 impl TaskPing {
-    pub fn new(limit: Duration) -> Self {
+    pub(super) fn new(limit: Duration) -> Self {
         Self {
             limit,
             state: Mutex::new(PingState::Acknowledged),
@@ -41,7 +41,7 @@ impl TaskPing {
     }
 
     /// Pings the serving task, unless a ping is pending.
-    pub fn ping(&self, now: Monotonic) {
+    pub(super) fn ping(&self, now: Monotonic) {
         let mut state = sync::lock(&self.state);
         if matches!(*state, PingState::Acknowledged) {
             *state = PingState::Pending(now);
@@ -50,32 +50,32 @@ impl TaskPing {
     }
 
     /// Waits for a ping.
-    pub async fn pinged(&self) {
+    pub(super) async fn pinged(&self) {
         self.notify.notified().await;
     }
 
     /// The serving task runs.
-    pub fn ack(&self) {
+    pub(super) fn ack(&self) {
         *sync::lock(&self.state) = PingState::Acknowledged;
     }
 
     /// The serving task executes a command: no ping until its next acknowledgement.
-    pub fn suspend(&self) {
+    pub(super) fn suspend(&self) {
         *sync::lock(&self.state) = PingState::Suspended;
     }
 
     /// The serving task has claimed `lease`.
-    pub fn note_claim(&self, lease: LeaseId) {
+    pub(super) fn note_claim(&self, lease: LeaseId) {
         *sync::lock(&self.last_claimed) = Some(lease);
     }
 
     /// Whether `lease` is the last lease that the serving task has claimed.
-    pub fn has_claimed(&self, lease: LeaseId) -> bool {
+    pub(super) fn has_claimed(&self, lease: LeaseId) -> bool {
         *sync::lock(&self.last_claimed) == Some(lease)
     }
 
     /// Since when a ping has been pending.
-    pub fn pending_since(&self) -> Option<Monotonic> {
+    pub(super) fn pending_since(&self) -> Option<Monotonic> {
         match *sync::lock(&self.state) {
             PingState::Pending(since) => Some(since),
             PingState::Acknowledged | PingState::Suspended => None,
@@ -83,7 +83,7 @@ impl TaskPing {
     }
 
     /// For how long a ping has been pending.
-    pub fn pending_for(&self, now: Monotonic) -> Option<Duration> {
+    pub(super) fn pending_for(&self, now: Monotonic) -> Option<Duration> {
         self.pending_since().map(|since| now.since(since))
     }
 }

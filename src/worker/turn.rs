@@ -21,7 +21,7 @@ const TIMEOUT_RESPONSE_GRACE: Duration = Duration::from_secs(1);
 
 /// A claimed lease.
 #[derive(Clone, Copy, Debug)]
-pub struct ActiveLease {
+pub(super) struct ActiveLease {
     pub lease: LeaseId,
     pub claimed_at: Instant,
     pub deadline: Instant,
@@ -29,7 +29,7 @@ pub struct ActiveLease {
 
 impl ActiveLease {
     /// The lease with these terms, claimed now.
-    pub fn claimed(terms: &LeaseTerms) -> Self {
+    pub(super) fn claimed(terms: &LeaseTerms) -> Self {
         let now = Instant::now();
         Self { lease: terms.lease, claimed_at: now, deadline: now + terms.request_timeout }
     }
@@ -37,7 +37,7 @@ impl ActiveLease {
 
 /// Why a connection was aborted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum AbortCause {
+pub(super) enum AbortCause {
     /// `request_timeout` passed during the response, or without one.
     Deadline,
     /// The head of a request was not received within `head_timeout`.
@@ -47,7 +47,7 @@ pub enum AbortCause {
 }
 
 #[derive(Debug, Default)]
-pub struct Transaction {
+pub(super) struct Transaction {
     lease: Mutex<Option<ActiveLease>>,
     claimed: Notify,
     responding: AtomicBool,
@@ -65,47 +65,47 @@ pub struct Transaction {
 }
 
 /// The right to use the handler: see [`super::state::WorkerState::handler_permit`].
-pub type HandlerPermit = OwnedMutexGuard<()>;
+pub(super) type HandlerPermit = OwnedMutexGuard<()>;
 
 impl Transaction {
     fn active_lease(&self) -> Option<ActiveLease> {
         *sync::lock(&self.lease)
     }
 
-    pub fn lease(&self) -> Option<LeaseId> {
+    pub(super) fn lease(&self) -> Option<LeaseId> {
         self.active_lease().map(|active| active.lease)
     }
 
     /// The lease was claimed. `http11`: the client speaks HTTP/1.1.
-    pub fn note_claim(&self, lease: ActiveLease, http11: bool) {
+    pub(super) fn note_claim(&self, lease: ActiveLease, http11: bool) {
         *sync::lock(&self.lease) = Some(lease);
         self.may_probe.store(http11, Ordering::Relaxed);
         self.claimed.notify_one();
     }
 
-    pub fn take_lease(&self) -> Option<ActiveLease> {
+    pub(super) fn take_lease(&self) -> Option<ActiveLease> {
         sync::lock(&self.lease).take()
     }
 
     /// The response starts with this status; again, for each pipelined request.
-    pub fn start_response(&self, status: StatusCode) {
+    pub(super) fn start_response(&self, status: StatusCode) {
         self.status.store(status.as_u16(), Ordering::Relaxed);
         self.may_probe.store(false, Ordering::Relaxed);
         self.responding.store(true, Ordering::Relaxed);
     }
 
     /// The client speaks HTTP/1.1.
-    pub fn allow_probe(&self) {
+    pub(super) fn allow_probe(&self) {
         self.may_probe.store(!self.is_responding(), Ordering::Relaxed);
     }
 
     /// Whether the first byte of a response has been allowed.
-    pub fn is_responding(&self) -> bool {
+    pub(super) fn is_responding(&self) -> bool {
         self.responding.load(Ordering::Relaxed)
     }
 
     /// The head of a request was received. `complete`: it has no body.
-    pub fn start_request(&self, complete: bool) {
+    pub(super) fn start_request(&self, complete: bool) {
         self.response_complete.store(false, Ordering::Relaxed);
         self.request_complete.store(complete, Ordering::Relaxed);
         self.body_dropped.store(false, Ordering::Relaxed);
@@ -113,66 +113,66 @@ impl Transaction {
     }
 
     /// The request body has ended.
-    pub fn complete_request(&self) {
+    pub(super) fn complete_request(&self) {
         self.request_complete.store(true, Ordering::Relaxed);
     }
 
     /// The request body is dropped.
-    pub fn drop_body(&self) {
+    pub(super) fn drop_body(&self) {
         self.body_dropped.store(!self.is_request_complete(), Ordering::Relaxed);
     }
 
     /// Whether the request body was dropped before its end.
-    pub fn is_body_dropped(&self) -> bool {
+    pub(super) fn is_body_dropped(&self) -> bool {
         self.body_dropped.load(Ordering::Relaxed)
     }
 
     /// hyper has taken all of the response.
-    pub fn complete_response(&self) {
+    pub(super) fn complete_response(&self) {
         self.response_complete.store(true, Ordering::Relaxed);
     }
 
     /// Whether there is a request without a complete response.
-    pub fn is_request_open(&self) -> bool {
+    pub(super) fn is_request_open(&self) -> bool {
         self.has_request.load(Ordering::Relaxed) && !self.is_response_complete()
     }
 
-    pub fn is_request_complete(&self) -> bool {
+    pub(super) fn is_request_complete(&self) -> bool {
         self.request_complete.load(Ordering::Relaxed)
     }
 
-    pub fn is_response_complete(&self) -> bool {
+    pub(super) fn is_response_complete(&self) -> bool {
         self.response_complete.load(Ordering::Relaxed)
     }
 
     /// The status of the response; 0 if there was none.
-    pub fn status(&self) -> u16 {
+    pub(super) fn status(&self) -> u16 {
         self.status.load(Ordering::Relaxed)
     }
 
-    pub fn fail(&self) {
+    pub(super) fn fail(&self) {
         self.failed.store(true, Ordering::Relaxed);
     }
 
-    pub fn has_failed(&self) -> bool {
+    pub(super) fn has_failed(&self) -> bool {
         self.failed.load(Ordering::Relaxed)
     }
 
-    pub fn has_handler_permit(&self) -> bool {
+    pub(super) fn has_handler_permit(&self) -> bool {
         sync::lock(&self.handler_permit).is_some()
     }
 
     /// Keeps the permit until [`Self::release_handler`].
-    pub fn keep_handler_permit(&self, permit: Option<HandlerPermit>) {
+    pub(super) fn keep_handler_permit(&self, permit: Option<HandlerPermit>) {
         *sync::lock(&self.handler_permit) = permit;
     }
 
-    pub fn release_handler(&self) {
+    pub(super) fn release_handler(&self) {
         self.keep_handler_permit(None);
     }
 
     /// Returns when the connection must end, whatever happens on it: never before a claim.
-    pub async fn aborted(self: Arc<Self>, stream: SharedStream) -> AbortCause {
+    pub(super) async fn aborted(self: Arc<Self>, stream: SharedStream) -> AbortCause {
         self.claimed.notified().await;
         let Some(active) = self.active_lease() else { return std::future::pending().await };
         let client_gone = async {

@@ -22,7 +22,7 @@ use crate::signals::Signal;
 use crate::{procfs, sys};
 
 #[derive(Debug, Args)]
-pub struct BenchExchangeArgs {
+pub(crate) struct BenchExchangeArgs {
     /// Number of exchanges in each round
     #[arg(long, value_name = "N", default_value_t = 5000, value_parser = clap::value_parser!(u64).range(1..=1_000_000))]
     count: u64,
@@ -35,7 +35,7 @@ pub struct BenchExchangeArgs {
 
 /// One run of the same measurement, printed as percentiles.
 #[derive(Debug, Args)]
-pub struct PingpongArgs {
+pub(crate) struct PingpongArgs {
     /// Number of exchanges
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..=10_000_000))]
     count: u64,
@@ -48,7 +48,7 @@ pub struct PingpongArgs {
 }
 
 /// `patou bench exchange`: medians over several rounds, beside their baselines.
-pub fn run(path: Option<&Path>, args: &BenchExchangeArgs) -> Result<(), CommandError> {
+pub(crate) fn run(path: Option<&Path>, args: &BenchExchangeArgs) -> Result<(), CommandError> {
     PrivateIpc::with(path, |private| {
         let median_of = |mode| {
             let times = measure(private, mode, args.count, args.pause)?;
@@ -67,7 +67,7 @@ pub fn run(path: Option<&Path>, args: &BenchExchangeArgs) -> Result<(), CommandE
 }
 
 /// `patou pingpong`: the percentiles of one run.
-pub fn run_pingpong(path: Option<&Path>, args: &PingpongArgs) -> Result<(), CommandError> {
+pub(crate) fn run_pingpong(path: Option<&Path>, args: &PingpongArgs) -> Result<(), CommandError> {
     let all = [WaitMode::Sleep, WaitMode::AdaptivePoll, WaitMode::FixedPoll, WaitMode::BarePipes, WaitMode::Spin];
     let modes = if args.compare { &all[..] } else { &all[..1] };
     PrivateIpc::with(path, |private| {

@@ -9,7 +9,7 @@ use httparse::{EMPTY_HEADER, Request, Response, Status};
 const MAX_HEADERS: usize = 64;
 
 #[derive(Debug, PartialEq, Eq)]
-pub struct ResponseHead {
+pub(super) struct ResponseHead {
     /// Bytes, with the empty line.
     pub length: usize,
     pub status: u16,
@@ -22,7 +22,7 @@ pub struct ResponseHead {
 
 impl ResponseHead {
     /// Parses a head; `None` while it is incomplete.
-    pub fn parse(bytes: &[u8]) -> io::Result<Option<Self>> {
+    pub(super) fn parse(bytes: &[u8]) -> io::Result<Option<Self>> {
         let mut headers = [EMPTY_HEADER; MAX_HEADERS];
         let mut response = Response::new(&mut headers);
         let Status::Complete(length) = response.parse(bytes).map_err(io::Error::other)? else { return Ok(None) };
@@ -43,7 +43,7 @@ impl ResponseHead {
 }
 
 #[derive(Debug, PartialEq, Eq)]
-pub struct RequestHead {
+pub(super) struct RequestHead {
     /// Bytes, with the empty line.
     pub length: usize,
     /// 0 if there is no body.
@@ -52,7 +52,7 @@ pub struct RequestHead {
 
 impl RequestHead {
     /// Parses a head; `None` while it is incomplete.
-    pub fn parse(bytes: &[u8]) -> io::Result<Option<Self>> {
+    pub(super) fn parse(bytes: &[u8]) -> io::Result<Option<Self>> {
         let mut headers = [EMPTY_HEADER; MAX_HEADERS];
         let mut request = Request::new(&mut headers);
         let Status::Complete(length) = request.parse(bytes).map_err(io::Error::other)? else { return Ok(None) };

@@ -14,7 +14,7 @@ use crate::signals::SignalFlag;
 
 /// What the clients do.
 #[derive(Clone, Copy)]
-pub struct ClientLoad {
+pub(super) struct ClientLoad {
     pub clients: u16,
     pub duration: Duration,
     /// Whether each client keeps its connection.
@@ -27,7 +27,7 @@ const OVERTIME: Duration = Duration::from_secs(10);
 const HEAD_MAX: usize = 16 * 1024;
 
 /// Runs the clients against a server and returns the requests per second.
-pub fn run(server: SocketAddr, load: &ClientLoad, stop: &SignalFlag) -> Result<f64, CommandError> {
+pub(super) fn run(server: SocketAddr, load: &ClientLoad, stop: &SignalFlag) -> Result<f64, CommandError> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(failed)?;
     let start = Instant::now();
     let until = start + load.duration;

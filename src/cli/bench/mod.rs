@@ -3,14 +3,14 @@
 //! Each round measures every row once, so a machine that slows down slows all rows. The output is the median of the
 //! rounds and its ratio to the baseline's median: compare ratios of one run, not absolute values of different runs.
 
-pub mod exchange;
+pub(super) mod exchange;
 mod http_head;
 mod load;
-pub mod peer;
+pub(super) mod peer;
 mod private_ipc;
 mod private_set;
 mod request;
-pub mod server;
+pub(super) mod server;
 mod table;
 mod upload;
 mod wait;
@@ -22,7 +22,7 @@ use clap::Subcommand;
 use super::error::CommandError;
 
 #[derive(Debug, Subcommand)]
-pub enum BenchCommand {
+pub(super) enum BenchCommand {
     /// One question and its answer, beside bare named pipes (sleeping) and bare words in shared memory (spinning)
     Exchange(exchange::BenchExchangeArgs),
     /// Small requests through a private set, beside a bare HTTP server with one thread
@@ -31,7 +31,7 @@ pub enum BenchCommand {
     Upload(upload::BenchUploadArgs),
 }
 
-pub fn run(path: Option<&Path>, command: &BenchCommand) -> Result<(), CommandError> {
+pub(super) fn run(path: Option<&Path>, command: &BenchCommand) -> Result<(), CommandError> {
     match command {
         BenchCommand::Exchange(args) => exchange::run(path, args),
         BenchCommand::Request(args) => request::run(args),

@@ -15,7 +15,7 @@ use crate::exchange::{Reply, SlotMemory, WorkerSide};
 use crate::ids::Lifecycle;
 
 #[derive(Debug, Args)]
-pub struct BenchPeerArgs {
+pub(crate) struct BenchPeerArgs {
     #[arg(long)]
     count: u64,
     #[arg(long)]
@@ -23,7 +23,7 @@ pub struct BenchPeerArgs {
 }
 
 /// Answers exactly `count` questions and returns.
-pub fn run(path: Option<&Path>, args: &BenchPeerArgs) -> Result<(), CommandError> {
+pub(crate) fn run(path: Option<&Path>, args: &BenchPeerArgs) -> Result<(), CommandError> {
     let ipc = private_ipc::open(&load(path)?.config)?;
     let worker = WorkerSide::attach(ipc.segment.clone(), std::process::id(), 0, None, clock::now());
     let _ = pin_to_core(args.mode, 1);

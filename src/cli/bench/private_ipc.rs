@@ -17,7 +17,7 @@ use crate::signals::Signal;
 const CONFIG_FILE: &str = "bench-exchange.toml";
 
 /// What both ends of an exchange need.
-pub struct PrivateIpc {
+pub(super) struct PrivateIpc {
     config: Config,
     /// The same configuration as a file, for the peer.
     pub config_file: PathBuf,
@@ -27,7 +27,7 @@ pub struct PrivateIpc {
 
 impl PrivateIpc {
     /// Creates a directory beside the runtime directory of the configuration, calls `work`, and removes it.
-    pub fn with(
+    pub(super) fn with(
         path: Option<&Path>,
         work: impl FnOnce(&PrivateIpc) -> Result<(), CommandError>,
     ) -> Result<(), CommandError> {
@@ -46,14 +46,14 @@ impl PrivateIpc {
     }
 
     /// Creates the segment and the doorbells, in place of those of an earlier measurement.
-    pub fn create(&self) -> Result<WorkerIpc, CommandError> {
+    pub(super) fn create(&self) -> Result<WorkerIpc, CommandError> {
         ipc::create_worker(&self.config, &peer(), clock::now().0, &Modes::default()).map_err(failed)?;
         open(&self.config)
     }
 }
 
 /// Opens the segment and the doorbells of this configuration.
-pub fn open(config: &Config) -> Result<WorkerIpc, CommandError> {
+pub(super) fn open(config: &Config) -> Result<WorkerIpc, CommandError> {
     ipc::open(config, &peer()).map_err(failed)
 }
 

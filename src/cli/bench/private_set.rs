@@ -16,7 +16,7 @@ use crate::procfs::ProcessStat;
 use crate::status::SavedState;
 
 /// How many workers it has.
-pub const WORKERS: u16 = 4;
+pub(super) const WORKERS: u16 = 4;
 
 /// It has one listener for each.
 const DELIVERIES: &[Delivery] = &[Delivery::Redirect, Delivery::Handoff];
@@ -25,14 +25,14 @@ const DELIVERIES: &[Delivery] = &[Delivery::Redirect, Delivery::Handoff];
 const START_STOP_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// A running set. It ends when it is stopped or dropped, and when this process dies.
-pub struct PrivateSet {
+pub(super) struct PrivateSet {
     dir: PathBuf,
     child: Child,
     listeners: Vec<PrivateListener>,
 }
 
 /// One listener of the set.
-pub struct PrivateListener {
+pub(super) struct PrivateListener {
     pub delivery: &'static str,
     pub redirects: bool,
     pub address: SocketAddr,
@@ -40,7 +40,7 @@ pub struct PrivateListener {
 
 impl PrivateSet {
     /// Starts a set whose workers have this handler, written as in the configuration.
-    pub fn start(handler: &str) -> Result<Self, CommandError> {
+    pub(super) fn start(handler: &str) -> Result<Self, CommandError> {
         remove_abandoned();
         let name = format!("bench{}", std::process::id());
         let dir = std::env::temp_dir().join(format!("patou-{name}"));
@@ -58,7 +58,7 @@ impl PrivateSet {
         Ok(set)
     }
 
-    pub fn listeners(&self) -> &[PrivateListener] {
+    pub(super) fn listeners(&self) -> &[PrivateListener] {
         &self.listeners
     }
 
@@ -84,7 +84,7 @@ impl PrivateSet {
     }
 
     /// Stops the set and removes its directory.
-    pub fn stop(mut self) -> Result<(), CommandError> {
+    pub(super) fn stop(mut self) -> Result<(), CommandError> {
         if self.terminate() { Ok(()) } else { Err(failed("the benchmark's own set did not stop cleanly")) }
     }
 

@@ -12,7 +12,7 @@ use crate::cli::error::{CommandError, failed};
 use crate::signals::Signal;
 
 #[derive(Debug, Args)]
-pub struct BenchRequestArgs {
+pub(crate) struct BenchRequestArgs {
     /// Duration of each measurement
     #[arg(long, value_name = "N", default_value_t = 1.0, value_parser = seconds)]
     seconds: f64,
@@ -28,7 +28,7 @@ fn seconds(text: &str) -> Result<f64, String> {
     seconds.ok_or_else(|| format!("{text} is not a number from 0.1 to 60"))
 }
 
-pub fn run(args: &BenchRequestArgs) -> Result<(), CommandError> {
+pub(super) fn run(args: &BenchRequestArgs) -> Result<(), CommandError> {
     let signal = Signal::stop().map_err(failed)?;
     let stop = signal.flag();
     let bare = RunningServer::start(ServerKind::Http)?;

@@ -24,7 +24,7 @@ use crate::cli::error::{CommandError, failed};
 use crate::{sys, worker};
 
 #[derive(Debug, Args)]
-pub struct BenchServerArgs {
+pub(crate) struct BenchServerArgs {
     /// Address to listen on
     #[arg(long, default_value = "127.0.0.1:0")]
     listen: SocketAddr,
@@ -34,7 +34,7 @@ pub struct BenchServerArgs {
 
 /// What serves.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub enum ServerKind {
+pub(crate) enum ServerKind {
     /// hyper with one thread.
     Http,
     /// A bare socket: reads one body to its end, one connection at a time.
@@ -43,7 +43,7 @@ pub enum ServerKind {
     Worker,
 }
 
-pub fn run(args: &BenchServerArgs) -> Result<(), CommandError> {
+pub(crate) fn run(args: &BenchServerArgs) -> Result<(), CommandError> {
     let runtime = || tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(failed);
     if args.kind == ServerKind::Worker {
         return runtime()?.block_on(worker::serve(DiscardService)).map_err(failed);
@@ -131,13 +131,13 @@ fn receive_body(mut stream: TcpStream) -> io::Result<()> {
 }
 
 /// A baseline server that runs until this is dropped or this process dies.
-pub struct RunningServer {
+pub(crate) struct RunningServer {
     pub address: SocketAddr,
     child: Child,
 }
 
 impl RunningServer {
-    pub fn start(kind: ServerKind) -> Result<Self, CommandError> {
+    pub(crate) fn start(kind: ServerKind) -> Result<Self, CommandError> {
         let kind = kind.to_possible_value().map(|kind| kind.get_name().to_owned()).unwrap_or_default();
         let mut command = Command::new("/proc/self/exe");
         sys::die_with_parent(&mut command);

@@ -7,21 +7,21 @@ use clap::Args;
 use crate::cli::error::{CommandError, ignore_broken_pipe};
 
 #[derive(Debug, Args)]
-pub struct RoundsArg {
+pub(super) struct RoundsArg {
     /// Number of measured rounds; one more round comes first and does not count
     #[arg(long, value_name = "N", default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=1000))]
     rounds: u32,
 }
 
 /// The median, NaN if there is no value.
-pub fn median(mut values: Vec<f64>) -> f64 {
+pub(super) fn median(mut values: Vec<f64>) -> f64 {
     values.sort_by(f64::total_cmp);
     values.get(values.len() / 2).copied().unwrap_or(f64::NAN)
 }
 
 /// Groups of rows; the first row of each group is its baseline.
 #[derive(Default)]
-pub struct Table(Vec<Vec<Row>>);
+pub(super) struct Table(Vec<Vec<Row>>);
 
 struct Row {
     label: String,
@@ -31,18 +31,18 @@ struct Row {
 
 impl Table {
     /// One group.
-    pub fn new(baseline: &str, others: impl IntoIterator<Item = String>) -> Self {
+    pub(super) fn new(baseline: &str, others: impl IntoIterator<Item = String>) -> Self {
         let rows = std::iter::once(baseline.to_owned()).chain(others);
         Self(vec![rows.map(|label| Row { label, values: Vec::new() }).collect()])
     }
 
     /// Adds the groups of `other`.
-    pub fn append(&mut self, other: Table) {
+    pub(super) fn append(&mut self, other: Table) {
         self.0.extend(other.0);
     }
 
     /// Calls `measure` with the index of each row in each round. The first round warms up and does not count.
-    pub fn fill(
+    pub(super) fn fill(
         &mut self,
         args: &RoundsArg,
         mut measure: impl FnMut(usize) -> Result<f64, CommandError>,
@@ -59,7 +59,7 @@ impl Table {
     }
 
     /// Prints the table to standard output.
-    pub fn print(&self, title: &str) -> Result<(), CommandError> {
+    pub(super) fn print(&self, title: &str) -> Result<(), CommandError> {
         let mut out = io::stdout().lock();
         ignore_broken_pipe(self.write(&mut out, title))
     }

@@ -16,7 +16,7 @@ use crate::cli::error::{CommandError, failed, interrupted};
 use crate::signals::Signal;
 
 #[derive(Debug, Args)]
-pub struct BenchUploadArgs {
+pub(crate) struct BenchUploadArgs {
     /// Size of the body, in MiB
     #[arg(long, value_name = "N", default_value_t = 64, value_parser = clap::value_parser!(u64).range(1..=4096))]
     mib: u64,
@@ -29,7 +29,7 @@ const IO_TIMEOUT: Duration = Duration::from_secs(30);
 /// Dispatcher and worker, and both again if the lease was stale.
 const CONNECTIONS_MAX: usize = 4;
 
-pub fn run(args: &BenchUploadArgs) -> Result<(), CommandError> {
+pub(super) fn run(args: &BenchUploadArgs) -> Result<(), CommandError> {
     let signal = Signal::stop().map_err(failed)?;
     let stop = signal.flag();
     let (sink, bare) = (RunningServer::start(ServerKind::Sink)?, RunningServer::start(ServerKind::Http)?);

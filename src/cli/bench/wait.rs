@@ -16,7 +16,7 @@ use crate::signals::Signal;
 
 /// How the two ends wait for each other.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
-pub enum WaitMode {
+pub(super) enum WaitMode {
     /// Both ends sleep on the doorbells.
     Sleep,
     /// As the dispatcher: poll the slot for as long as the spin budget allows, then sleep. The peer sleeps.
@@ -33,7 +33,7 @@ pub enum WaitMode {
 
 impl WaitMode {
     /// The name that is printed.
-    pub fn label(self) -> &'static str {
+    pub(super) fn label(self) -> &'static str {
         match self {
             WaitMode::Sleep => "exchange, both ends asleep",
             WaitMode::AdaptivePoll => "exchange, polled while that pays",
@@ -45,14 +45,14 @@ impl WaitMode {
     }
 
     /// Whether both ends spin, so that no doorbell is rung.
-    pub fn spins(self) -> bool {
+    pub(super) fn spins(self) -> bool {
         matches!(self, WaitMode::Spin | WaitMode::BareWords)
     }
 }
 
 /// The words of [`WaitMode::BareWords`], to the peer and back: one in each role's line, unused by the benchmark
 /// otherwise.
-pub const BARE_WORDS: (Word, Word) = (Word::DISPATCHER_LAST_START, Word::WORKER_LAST_START);
+pub(super) const BARE_WORDS: (Word, Word) = (Word::DISPATCHER_LAST_START, Word::WORKER_LAST_START);
 
 /// How long one end waits for the other before it fails.
 const PEER_TIMEOUT: Duration = Duration::from_secs(10);
@@ -66,21 +66,21 @@ fn check_stop(stop: Option<&Signal>) -> Result<(), CommandError> {
 }
 
 /// A named pipe without a slot: epoll_wait(2), then read(2).
-pub struct BarePipe<'a> {
+pub(super) struct BarePipe<'a> {
     bell: &'a Doorbell,
     epoll: Epoll,
 }
 
 impl<'a> BarePipe<'a> {
     /// Registers the pipe in its own epoll.
-    pub fn new(bell: &'a Doorbell) -> Result<Self, CommandError> {
+    pub(super) fn new(bell: &'a Doorbell) -> Result<Self, CommandError> {
         let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC).map_err(failed)?;
         epoll.add(bell, EpollEvent::new(EpollFlags::EPOLLIN, 0)).map_err(failed)?;
         Ok(Self { bell, epoll })
     }
 
     /// Waits for a byte and reads it.
-    pub fn read(&self, stop: Option<&Signal>) -> Result<(), CommandError> {
+    pub(super) fn read(&self, stop: Option<&Signal>) -> Result<(), CommandError> {
         let timeout = EpollTimeout::try_from(PEER_TIMEOUT).unwrap_or(EpollTimeout::MAX);
         loop {
             match self.epoll.wait(&mut [EpollEvent::empty()], timeout) {
@@ -94,7 +94,7 @@ impl<'a> BarePipe<'a> {
 }
 
 /// Sleeps until the doorbell rings or this end is stopped. The peer has no `stop`: its parent kills it.
-pub fn sleep_until_rung(bell: &Doorbell, stop: Option<&Signal>) -> Result<(), CommandError> {
+pub(super) fn sleep_until_rung(bell: &Doorbell, stop: Option<&Signal>) -> Result<(), CommandError> {
     loop {
         if bell.clear() {
             return Ok(());
@@ -113,7 +113,7 @@ pub fn sleep_until_rung(bell: &Doorbell, stop: Option<&Signal>) -> Result<(), Co
 }
 
 /// Spins until `done` or this end is stopped.
-pub fn spin_until(mut done: impl FnMut() -> bool, stop: Option<&Signal>) -> Result<(), CommandError> {
+pub(super) fn spin_until(mut done: impl FnMut() -> bool, stop: Option<&Signal>) -> Result<(), CommandError> {
     // Bounded by a count: reading the clock in each iteration would dominate the measurement.
     let mut iterations = 0u32;
     while !done() {
@@ -130,7 +130,7 @@ pub fn spin_until(mut done: impl FnMut() -> bool, stop: Option<&Signal>) -> Resu
 }
 
 /// Pins a spinning end (0 or 1) to its own core, where there are two. Returns the affinity before.
-pub fn pin_to_core(mode: WaitMode, end: usize) -> Option<CpuSet> {
+pub(super) fn pin_to_core(mode: WaitMode, end: usize) -> Option<CpuSet> {
     if !mode.spins() {
         return None;
     }

@@ -11,7 +11,7 @@ use crate::status::SavedState;
 ///
 /// # Errors
 /// The message to print.
-pub fn default_target(path: Option<&Path>) -> Result<Target, String> {
+pub(crate) fn default_target(path: Option<&Path>) -> Result<Target, String> {
     let config = load_applied(path).map_err(|error| error.text().to_owned())?;
     let running = SavedState::read(&config.set.runtime_dir).ok().and_then(|state| state.listeners.into_iter().next());
     let address = running.unwrap_or_else(|| config.listeners[0].address.to_string());

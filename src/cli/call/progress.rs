@@ -20,7 +20,7 @@ pub(super) fn write_step(to: &mut impl Write, at: Duration, step: &Step) {
     };
     match step {
         Step::Connected { to } => line("1", format!("connected to {to}")),
-        Step::Asked => line("", "requesting a lease".into()),
+        Step::Requesting => line("", "requesting a lease".into()),
         Step::Leased { worker, address } => {
             line("2", format!("the dispatcher offered the request to {worker} (known from the lease)"));
             line("3", format!("{worker} accepted (known from the lease)"));
@@ -31,8 +31,8 @@ pub(super) fn write_step(to: &mut impl Write, at: Duration, step: &Step) {
         Step::Continue => line("", "the worker requests the body (100 Continue)".into()),
         Step::Progress { bytes, of } if bytes == of => line("", format!("{bytes} bytes sent")),
         Step::Progress { .. } => {}
-        Step::Answered { status, worker: Some(worker) } => line("6", format!("{worker} responds {status}")),
-        Step::Answered { status, worker: None } => line("3", format!("no lease: {status}")),
+        Step::Responded { status, worker: Some(worker) } => line("6", format!("{worker} responds {status}")),
+        Step::Responded { status, worker: None } => line("3", format!("no lease: {status}")),
         Step::Finished { bytes } => line("7", format!("finished, {bytes} bytes read")),
         Step::Retrying { reason, after } => {
             line("", format!("{reason}; retrying in {:.0} ms", after.as_secs_f64() * 1000.0));

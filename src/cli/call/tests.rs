@@ -143,12 +143,12 @@ fn steps_are_numbered_and_timed() {
     let worker: crate::ids::WorkerId = "default/1".parse().unwrap();
     let steps = [
         (0, Step::Connected { to: "http://127.0.0.1:7286".parse().unwrap() }),
-        (40, Step::Asked),
+        (40, Step::Requesting),
         (900, Step::Leased { worker: worker.clone(), address: address.clone() }),
         (1100, Step::Sending { address, length: 3 }),
         (1200, Step::Progress { bytes: 1, of: 3 }),
         (1200, Step::Progress { bytes: 3, of: 3 }),
-        (12000, Step::Answered { status: http::StatusCode::OK, worker: Some(worker) }),
+        (12000, Step::Responded { status: http::StatusCode::OK, worker: Some(worker) }),
         (12100, Step::Finished { bytes: 4 }),
     ];
     let mut text = Vec::new();

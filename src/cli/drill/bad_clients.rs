@@ -21,7 +21,7 @@ const PROXY_SOURCE: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 2);
 const BYTE_INTERVAL: Duration = Duration::from_millis(20);
 
 /// Misbehaves at a listener as the kind of fault requires. The request is only checked for a second start.
-pub fn run(traffic: &Traffic<'_>, fault: &DrillFault, listener: usize) {
+pub(super) fn run(traffic: &Traffic<'_>, fault: &DrillFault, listener: usize) {
     let (id, delay) = (traffic.next_request_id(), Duration::from_millis(30));
     let request = DrillRequest { id, listener, body: Vec::new(), delay };
     let timing = AttemptTiming::now();

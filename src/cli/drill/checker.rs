@@ -3,6 +3,8 @@
 //!
 //! Pure. `docs/PROMISES.md` lists the promises and what is a violation of each.
 
+#![forbid(unsafe_code)]
+
 mod attempts;
 mod bounds;
 mod context;
@@ -13,14 +15,14 @@ mod starts;
 mod tests;
 mod timeline;
 
-pub use bounds::{CheckedListener, DrillBounds};
-pub use timeline::{FaultScope, FaultTimeline, affects};
+pub(super) use bounds::{CheckedListener, DrillBounds};
+pub(super) use timeline::{FaultScope, FaultTimeline, affects};
 
 use self::context::CheckContext;
 use super::history::{DrillHistory, PromiseViolation};
 
 /// All violations in a history. `pool_of` is the pool index of each worker.
-pub fn check(
+pub(super) fn check(
     history: &DrillHistory,
     listeners: &[CheckedListener],
     pool_of: &[usize],

@@ -10,7 +10,7 @@ const HTTP_CLIENTS: u64 = 4;
 const KEEPALIVE_CLIENTS: u64 = 3;
 
 /// Runs all clients on threads of this scope until [`Traffic::stop`].
-pub fn start<'s>(traffic: &'s Traffic<'_>, scope: &'s Scope<'s, '_>, seed: u64) {
+pub(super) fn start<'s>(traffic: &'s Traffic<'_>, scope: &'s Scope<'s, '_>, seed: u64) {
     let random = move |client: u64| SplitMix64::new(seed ^ (client + 1) << 32);
     for client in 0..HTTP_CLIENTS {
         scope.spawn(move || http_clients::run(traffic, random(client)));

@@ -11,21 +11,21 @@ use nix::sys::socket::{AddressFamily, SockFlag, SockType, SockaddrIn, bind, conn
 
 /// The address of a listener or worker.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum ServerAddress {
+pub(super) enum ServerAddress {
     Tcp(SocketAddr),
     Unix(PathBuf),
 }
 
 /// A connected stream.
 #[derive(Debug)]
-pub enum ClientStream {
+pub(super) enum ClientStream {
     Tcp(TcpStream),
     Unix(UnixStream),
 }
 
 impl ServerAddress {
     /// Parses `127.0.0.1:80` or `unix:/path`; the unspecified address becomes the loopback address.
-    pub fn parse(text: &str) -> Option<Self> {
+    pub(super) fn parse(text: &str) -> Option<Self> {
         if let Some(path) = text.strip_prefix("unix:") {
             return Some(ServerAddress::Unix(path.into()));
         }
@@ -37,7 +37,7 @@ impl ServerAddress {
     }
 
     /// The value of `Host`.
-    pub fn host(&self) -> String {
+    pub(super) fn host(&self) -> String {
         match self {
             ServerAddress::Tcp(address) => address.to_string(),
             ServerAddress::Unix(_) => "localhost".into(),
@@ -45,7 +45,7 @@ impl ServerAddress {
     }
 
     /// Connects within `timeout`, which also bounds each read and write.
-    pub fn connect(&self, timeout: Duration) -> io::Result<ClientStream> {
+    pub(super) fn connect(&self, timeout: Duration) -> io::Result<ClientStream> {
         let stream = match self {
             ServerAddress::Tcp(address) => ClientStream::Tcp(TcpStream::connect_timeout(address, timeout)?),
             ServerAddress::Unix(path) => ClientStream::Unix(UnixStream::connect(path)?),
@@ -55,7 +55,7 @@ impl ServerAddress {
     }
 
     /// As [`connect`](Self::connect), over IPv4 from another local address, which counts as another client.
-    pub fn connect_from(&self, from: Ipv4Addr, timeout: Duration) -> io::Result<ClientStream> {
+    pub(super) fn connect_from(&self, from: Ipv4Addr, timeout: Duration) -> io::Result<ClientStream> {
         let ServerAddress::Tcp(SocketAddr::V4(to)) = self else { return self.connect(timeout) };
         let fd = socket(AddressFamily::Inet, SockType::Stream, SockFlag::SOCK_CLOEXEC, None)?;
         bind(fd.as_raw_fd(), &SockaddrIn::from(SocketAddrV4::new(from, 0)))?;
@@ -80,7 +80,7 @@ impl ClientStream {
     }
 
     /// Shuts down both directions, for every handle.
-    pub fn shutdown(&self) {
+    pub(super) fn shutdown(&self) {
         let _ = match self {
             ClientStream::Tcp(stream) => stream.shutdown(Shutdown::Both),
             ClientStream::Unix(stream) => stream.shutdown(Shutdown::Both),
@@ -88,7 +88,7 @@ impl ClientStream {
     }
 
     /// A second handle of the same connection.
-    pub fn try_clone(&self) -> io::Result<Self> {
+    pub(super) fn try_clone(&self) -> io::Result<Self> {
         Ok(match self {
             ClientStream::Tcp(stream) => ClientStream::Tcp(stream.try_clone()?),
             ClientStream::Unix(stream) => ClientStream::Unix(stream.try_clone()?),

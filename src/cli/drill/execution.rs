@@ -19,7 +19,7 @@ use crate::ids::Monotonic;
 const MAX_OPEN_FAULTS: usize = 3;
 
 /// How the faults were injected.
-pub struct DrillExecution {
+pub(super) struct DrillExecution {
     pub started_at: Monotonic,
     pub injected: usize,
     /// The faults that could not be injected, with the reasons.
@@ -39,7 +39,7 @@ impl<F: Fn()> Drop for OnDrop<F> {
 }
 
 /// Runs the whole drill on this set.
-pub fn run(set: &mut DrillSet, nemesis: &Nemesis<'_>, options: &DrillOptions, seed: u64) -> DrillExecution {
+pub(super) fn run(set: &mut DrillSet, nemesis: &Nemesis<'_>, options: &DrillOptions, seed: u64) -> DrillExecution {
     let (traffic, watch) = (nemesis.traffic, nemesis.traffic.watch);
     let config = set.config.clone();
     std::thread::scope(|outer| {

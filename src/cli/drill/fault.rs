@@ -2,12 +2,14 @@
 //!
 //! Pure.
 
+#![forbid(unsafe_code)]
+
 use std::fmt;
 use std::time::Duration;
 
 /// A part of the set that has a process. Workers are counted from 0 in the order of the configuration.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum DrillPart {
+pub(super) enum DrillPart {
     Watchdog,
     Dispatcher,
     Worker(usize),
@@ -15,7 +17,7 @@ pub enum DrillPart {
 
 /// Where a fault is injected.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum FaultTarget {
+pub(super) enum FaultTarget {
     Part(DrillPart),
     /// The segment and the doorbells of this worker.
     Slot(usize),
@@ -26,7 +28,7 @@ pub enum FaultTarget {
 
 /// What is injected.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum FaultKind {
+pub(super) enum FaultKind {
     /// SIGSTOP, never continued.
     Freeze,
     /// SIGSTOP, and SIGCONT before the part's timeout.
@@ -73,7 +75,7 @@ pub enum FaultKind {
 
 /// What becomes of the process of a part after a fault.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum ExpectedEffect {
+pub(super) enum ExpectedEffect {
     /// It is replaced within a bound.
     Ends,
     /// It may be replaced.
@@ -84,7 +86,7 @@ pub enum ExpectedEffect {
 
 /// One fault of the generator's list.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct DrillFault {
+pub(super) struct DrillFault {
     /// From 1.
     pub number: u32,
     pub kind: FaultKind,
@@ -99,7 +101,7 @@ pub struct DrillFault {
 
 impl FaultTarget {
     /// The part that is affected by the fault.
-    pub fn part(self) -> Option<DrillPart> {
+    pub(super) fn part(self) -> Option<DrillPart> {
         match self {
             FaultTarget::Part(part) => Some(part),
             FaultTarget::Slot(worker) => Some(DrillPart::Worker(worker)),
@@ -131,7 +133,7 @@ impl fmt::Display for FaultTarget {
 
 impl FaultKind {
     /// The name in the report.
-    pub fn as_str(self) -> &'static str {
+    pub(super) fn as_str(self) -> &'static str {
         match self {
             FaultKind::Freeze => "SIGSTOP",
             FaultKind::Pause => "SIGSTOP, SIGCONT",
@@ -158,7 +160,7 @@ impl FaultKind {
     }
 
     /// What becomes of the process of its target.
-    pub fn expected_effect(self) -> ExpectedEffect {
+    pub(super) fn expected_effect(self) -> ExpectedEffect {
         match self {
             FaultKind::Freeze
             | FaultKind::Kill

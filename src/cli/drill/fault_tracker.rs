@@ -2,6 +2,8 @@
 //!
 //! Pure. The shell reports each injected fault and what the watchdog's state file shows of each part.
 
+#![forbid(unsafe_code)]
+
 use std::collections::BTreeMap;
 use std::time::Duration;
 
@@ -10,7 +12,7 @@ use crate::ids::Monotonic;
 
 /// A fault that was injected, and what followed.
 #[derive(Clone, Debug)]
-pub struct FaultEffect {
+pub(super) struct FaultEffect {
     pub number: u32,
     pub kind: FaultKind,
     pub target: FaultTarget,
@@ -32,7 +34,7 @@ pub struct FaultEffect {
 
 /// A process that ended although no fault had been injected into its part.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct UnexplainedExit {
+pub(super) struct UnexplainedExit {
     pub part: DrillPart,
     pub pid: u32,
     pub cause: String,
@@ -41,7 +43,7 @@ pub struct UnexplainedExit {
 
 /// What the watchdog's state file shows of a part.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct PartObservation {
+pub(super) struct PartObservation {
     pub pid: Option<u32>,
     /// The watchdog has declared it frozen and is about to kill it.
     pub frozen: bool,
@@ -81,7 +83,7 @@ struct SettlingFault {
 
 /// All parts and all faults of one drill.
 #[derive(Debug, Default)]
-pub struct FaultTracker {
+pub(super) struct FaultTracker {
     tracks: BTreeMap<DrillPart, PartTrack>,
     pub effects: Vec<FaultEffect>,
     pub unexplained_exits: Vec<UnexplainedExit>,
@@ -90,7 +92,7 @@ pub struct FaultTracker {
 
 impl FaultTracker {
     /// A fault is being injected. Returns its index in `effects`.
-    pub fn fault_injected(&mut self, now: Monotonic, fault: &DrillFault) -> usize {
+    pub(super) fn fault_injected(&mut self, now: Monotonic, fault: &DrillFault) -> usize {
         let index = self.effects.len();
         let part = fault.target.part();
         self.effects.push(FaultEffect {
@@ -119,31 +121,31 @@ impl FaultTracker {
     }
 
     /// The fault's action is over. If its part is unchanged after `settle`, the fault had no effect.
-    pub fn action_ended(&mut self, now: Monotonic, index: usize, settle: Duration) {
+    pub(super) fn action_ended(&mut self, now: Monotonic, index: usize, settle: Duration) {
         self.settling.push(SettlingFault { effect: index, deadline: now + settle, settle });
     }
 
     /// The machine delayed the drill, and probably the set as well: consequences may take longer by as much.
-    pub fn extend_settling(&mut self, by: Duration) {
+    pub(super) fn extend_settling(&mut self, by: Duration) {
         for fault in &mut self.settling {
             fault.deadline = fault.deadline + by;
         }
     }
 
     /// The fault did not happen as intended, so its consequences are not judged.
-    pub fn exclude(&mut self, index: usize, reason: &'static str) {
+    pub(super) fn exclude(&mut self, index: usize, reason: &'static str) {
         self.effects[index].excluded = Some(reason);
     }
 
     /// A new watchdog is running, and may not know all processes yet: an unknown process has not ended.
-    pub fn watchdog_changed(&mut self) {
+    pub(super) fn watchdog_changed(&mut self) {
         for track in self.tracks.values_mut() {
             track.pid = None;
         }
     }
 
     /// The watchdog was killed, and its parts exit: every open fault of a part has ended.
-    pub fn watchdog_killed(&mut self, now: Monotonic) {
+    pub(super) fn watchdog_killed(&mut self, now: Monotonic) {
         for (_, track) in self.tracks.iter_mut().filter(|(part, _)| **part != DrillPart::Watchdog) {
             if let Some(open) = track.open.take() {
                 let effect = &mut self.effects[open.effect];
@@ -155,27 +157,27 @@ impl FaultTracker {
     }
 
     /// Whether this part is up and has no open fault.
-    pub fn is_available(&self, part: DrillPart) -> bool {
+    pub(super) fn is_available(&self, part: DrillPart) -> bool {
         self.tracks.get(&part).is_some_and(|track| track.open.is_none() && track.up)
     }
 
     /// Whether this part has an open fault.
-    pub fn has_open_fault(&self, part: DrillPart) -> bool {
+    pub(super) fn has_open_fault(&self, part: DrillPart) -> bool {
         self.tracks.get(&part).is_some_and(|track| track.open.is_some())
     }
 
     /// How many parts have an open fault.
-    pub fn open_faults(&self) -> usize {
+    pub(super) fn open_faults(&self) -> usize {
         self.tracks.values().filter(|track| track.open.is_some()).count()
     }
 
     /// Whether every fault has ended and every known part is up.
-    pub fn is_settled(&self) -> bool {
+    pub(super) fn is_settled(&self) -> bool {
         self.settling.is_empty() && self.tracks.keys().all(|part| self.is_available(*part))
     }
 
     /// The watchdog's state file shows this now.
-    pub fn observe(&mut self, now: Monotonic, part: DrillPart, observation: &PartObservation) {
+    pub(super) fn observe(&mut self, now: Monotonic, part: DrillPart, observation: &PartObservation) {
         let track = self.tracks.entry(part).or_default();
         track.up = observation.up;
         let before = track.pid;
@@ -211,7 +213,7 @@ impl FaultTracker {
     }
 
     /// Ends the faults that can have no further consequence.
-    pub fn tick(&mut self, now: Monotonic) {
+    pub(super) fn tick(&mut self, now: Monotonic) {
         let Self { tracks, effects, settling, .. } = self;
         // No worker is declared frozen while the watchdog or the dispatcher is down.
         let detecting = [DrillPart::Watchdog, DrillPart::Dispatcher]

@@ -23,7 +23,7 @@ const DESCRIPTOR_ALLOWANCE: usize = 4;
 const SETTLE_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Reports what is wrong to the nemesis. `before` are the [`descriptors`] at the start of the drill.
-pub fn run(nemesis: &Nemesis<'_>, set: &DrillSet, before: &HashMap<DrillPart, usize>) {
+pub(super) fn run(nemesis: &Nemesis<'_>, set: &DrillSet, before: &HashMap<DrillPart, usize>) {
     let watch = nemesis.traffic.watch;
     // Other clients may use a set that is not private.
     if set.kind == SetKind::Private {
@@ -42,7 +42,7 @@ fn require_none(nemesis: &Nemesis<'_>, promise: &'static str, timeout: Duration,
 }
 
 /// Waits until the condition holds. Returns whether it does.
-pub fn wait_until(timeout: Duration, condition: impl Fn() -> bool) -> bool {
+pub(super) fn wait_until(timeout: Duration, condition: impl Fn() -> bool) -> bool {
     let deadline = Instant::now() + timeout;
     loop {
         if condition() {
@@ -64,7 +64,7 @@ fn held_leases(set: &DrillSet) -> Vec<String> {
 }
 
 /// How many descriptors each part has.
-pub fn descriptors(set: &DrillSet, watch: &SetWatch) -> HashMap<DrillPart, usize> {
+pub(super) fn descriptors(set: &DrillSet, watch: &SetWatch) -> HashMap<DrillPart, usize> {
     let count = |part| Some((part, std::fs::read_dir(format!("/proc/{}/fd", watch.process(part)?.pid)).ok()?.count()));
     set.parts().filter_map(count).collect()
 }

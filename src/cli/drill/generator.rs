@@ -3,6 +3,8 @@
 //! Pure. The same seed on the same set gives the same kinds, targets, pauses and durations in the same order; when each
 //! fault takes effect depends on the machine.
 
+#![forbid(unsafe_code)]
+
 use std::time::Duration;
 
 use super::fault::{DrillFault, DrillPart, FaultKind, FaultTarget};
@@ -10,7 +12,7 @@ use super::random::SplitMix64;
 
 /// What supervises the set, and so which faults it recovers from by itself.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum SetKind {
+pub(super) enum SetKind {
     /// `patou run`, started by the drill, which also restarts its watchdog.
     Private,
     /// `patou run`, started by an operator: its watchdog is not restarted.
@@ -21,7 +23,7 @@ pub enum SetKind {
 
 /// What the list depends on, apart from the seed.
 #[derive(Clone, Debug)]
-pub struct FaultGenerator {
+pub(super) struct FaultGenerator {
     pub workers: usize,
     /// The listeners at which clients may misbehave.
     pub listeners: Vec<usize>,
@@ -92,7 +94,7 @@ impl FaultGenerator {
     }
 
     /// The infinite list of this seed.
-    pub fn faults(&self, seed: u64) -> impl Iterator<Item = DrillFault> + '_ {
+    pub(super) fn faults(&self, seed: u64) -> impl Iterator<Item = DrillFault> + '_ {
         let mut random = SplitMix64::new(seed);
         let allowed: Vec<_> = WEIGHTED_FAULTS.iter().filter(|(_, kind, target)| self.allows(*kind, *target)).collect();
         let total = allowed.iter().map(|(weight, ..)| weight).sum();

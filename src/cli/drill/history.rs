@@ -3,6 +3,8 @@
 //!
 //! Pure.
 
+#![forbid(unsafe_code)]
+
 use std::fmt;
 use std::time::Duration;
 
@@ -13,7 +15,7 @@ use crate::ids::Monotonic;
 
 /// How one attempt of a request ended, as its client saw it.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum AttemptOutcome {
+pub(super) enum AttemptOutcome {
     /// Status 200, complete, with the expected body.
     Served,
     /// The response looks complete and is wrong.
@@ -32,7 +34,7 @@ pub enum AttemptOutcome {
 
 /// Why an attempt has certainly not started.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum NotStartedReason {
+pub(super) enum NotStartedReason {
     /// A response with `Patou-Outcome: not-started` and this status.
     Refused(u16),
     /// The dispatcher closed the connection without a byte.
@@ -49,7 +51,7 @@ pub enum NotStartedReason {
 
 /// Why it is unknown whether an attempt started.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum UnknownReason {
+pub(super) enum UnknownReason {
     /// A response with `Patou-Outcome: started-unknown` and this status.
     Reported(u16),
     /// The connection to the worker, or a handoff connection, ended without a response.
@@ -60,7 +62,7 @@ pub enum UnknownReason {
 
 /// One attempt of one request.
 #[derive(Clone, Debug)]
-pub struct RequestAttempt {
+pub(super) struct RequestAttempt {
     pub request: u64,
     /// From 1. A client retries only what has certainly not started.
     pub number: u32,
@@ -77,14 +79,14 @@ pub struct RequestAttempt {
 
 impl RequestAttempt {
     /// How long the client waited for the set.
-    pub fn wait(&self) -> Duration {
+    pub(super) fn wait(&self) -> Duration {
         self.ended.since(self.sent).saturating_sub(self.client_time)
     }
 }
 
 /// Everything that was observed.
 #[derive(Clone, Debug)]
-pub struct DrillHistory {
+pub(super) struct DrillHistory {
     pub started_at: Monotonic,
     pub attempts: Vec<RequestAttempt>,
     /// Request and attempt number of each start that a handler recorded.
@@ -97,7 +99,7 @@ pub struct DrillHistory {
 
 /// A promise that did not hold; `docs/PROMISES.md` lists the promises.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub struct PromiseViolation {
+pub(super) struct PromiseViolation {
     /// `P1` to `P7`.
     pub promise: &'static str,
     pub what: String,
@@ -107,7 +109,7 @@ pub struct PromiseViolation {
 
 impl PromiseViolation {
     /// One without events.
-    pub fn new(promise: &'static str, what: String) -> Self {
+    pub(super) fn new(promise: &'static str, what: String) -> Self {
         Self { promise, what, story: Vec::new() }
     }
 }

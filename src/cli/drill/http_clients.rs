@@ -43,7 +43,7 @@ impl RequestStyle {
 }
 
 /// One client, which retries what has certainly not started.
-pub fn run(traffic: &Traffic<'_>, mut random: SplitMix64) {
+pub(super) fn run(traffic: &Traffic<'_>, mut random: SplitMix64) {
     while !traffic.is_stopped() {
         let Some(listener) = traffic.choose_listener(&mut random, |_| true) else { return };
         let request = traffic.new_request(&mut random, listener);

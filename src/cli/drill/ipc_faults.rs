@@ -17,7 +17,7 @@ use crate::ipc;
 ///
 /// # Errors
 /// They cannot be opened or written.
-pub fn inject(set: &DrillSet, worker: &WorkerId, fault: &DrillFault) -> Result<(), String> {
+pub(super) fn inject(set: &DrillSet, worker: &WorkerId, fault: &DrillFault) -> Result<(), String> {
     let injected = match fault.kind {
         FaultKind::FillDoorbells | FaultKind::EmptyDoorbells => damage_doorbells(set, worker, fault.kind),
         _ => damage_segment(set, worker, fault),

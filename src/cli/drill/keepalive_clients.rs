@@ -27,7 +27,7 @@ struct Burst {
 }
 
 /// One client, which retries what has certainly not started.
-pub fn run(traffic: &Traffic<'_>, mut random: SplitMix64) {
+pub(super) fn run(traffic: &Traffic<'_>, mut random: SplitMix64) {
     let mut retries: Vec<PendingAttempt> = Vec::new();
     while !traffic.is_stopped() {
         let listener = retries.first().map(|(request, _)| request.listener);

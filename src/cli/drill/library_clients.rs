@@ -8,10 +8,10 @@ use super::connection::ServerAddress;
 use super::history::{AttemptOutcome, NotStartedReason, UnknownReason};
 use super::random::SplitMix64;
 use super::traffic::{AttemptTiming, DrillRequest, MAX_ATTEMPTS, Traffic};
-use crate::client::{CallError, Cause, Client, Payload};
+use crate::client::{CallError, Client, FailureCause, Payload};
 
 /// One client, which uses the library with and without the library's own retries.
-pub async fn run(traffic: &Traffic<'_>, mut random: SplitMix64) {
+pub(super) async fn run(traffic: &Traffic<'_>, mut random: SplitMix64) {
     while !traffic.is_stopped() {
         let Some(listener) = traffic.choose_listener(&mut random, |listener| listener.redirects) else { return };
         let request = traffic.new_request(&mut random, listener);
@@ -51,8 +51,12 @@ async fn call(traffic: &Traffic<'_>, request: &DrillRequest, number: u32, retry:
         Err(CallError::StartedUnknown { .. }) => return AttemptOutcome::Unknown(UnknownReason::NoResponse),
         Err(CallError::NotStarted { cause, .. }) => {
             return AttemptOutcome::NotStarted(match cause {
-                Cause::Dispatcher { .. } | Cause::LeaseTimeout { .. } => NotStartedReason::ClosedByDispatcher,
-                Cause::Connect { to, .. } | Cause::ConnectTimeout { to, .. } if to.to_string() != address => {
+                FailureCause::Dispatcher { .. } | FailureCause::LeaseTimeout { .. } => {
+                    NotStartedReason::ClosedByDispatcher
+                }
+                FailureCause::Connect { to, .. } | FailureCause::ConnectTimeout { to, .. }
+                    if to.to_string() != address =>
+                {
                     NotStartedReason::WorkerUnreachable
                 }
                 _ => NotStartedReason::DispatcherUnreachable,

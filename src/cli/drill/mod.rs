@@ -22,14 +22,14 @@ mod nemesis;
 mod options;
 mod random;
 mod raw_http;
-pub mod recording_handler;
+pub(super) mod recording_handler;
 mod report;
 mod restart_budget;
 mod set;
 mod traffic;
 mod watch;
 
-pub use options::DrillOptions;
+pub(super) use options::DrillOptions;
 
 use std::io::{self, Write};
 use std::path::Path;
@@ -46,7 +46,7 @@ use crate::cli::error::{CommandError, failed, ignore_broken_pipe};
 use crate::signals::Signal;
 use crate::sync::lock;
 
-pub fn run(path: Option<&Path>, options: &DrillOptions) -> Result<(), CommandError> {
+pub(super) fn run(path: Option<&Path>, options: &DrillOptions) -> Result<(), CommandError> {
     let stop = Signal::stop().map_err(failed)?;
     let is_configured = path.is_some() || std::env::var_os("PATOU_CONFIG").is_some();
     let mut set = if is_configured { DrillSet::running(path)? } else { DrillSet::start_private()? };

@@ -31,7 +31,7 @@ const COMMAND_TIMEOUT: Duration = Duration::from_secs(1);
 /// How long `resume` is repeated: a drained worker must not stay out of service.
 const RESUME_TIMEOUT: Duration = Duration::from_secs(20);
 
-pub struct Nemesis<'a> {
+pub(super) struct Nemesis<'a> {
     pub traffic: &'a Traffic<'a>,
     /// Processes that were stopped: continued at the end if they still exist.
     stopped: Mutex<Vec<OwnedFd>>,
@@ -42,20 +42,20 @@ pub struct Nemesis<'a> {
 }
 
 impl<'a> Nemesis<'a> {
-    pub fn new(traffic: &'a Traffic<'a>, interrupted: signals::SignalFlag) -> Self {
+    pub(super) fn new(traffic: &'a Traffic<'a>, interrupted: signals::SignalFlag) -> Self {
         Self { traffic, stopped: Mutex::default(), interrupted, violations: Mutex::default() }
     }
 
-    pub fn report_violation(&self, promise: &'static str, what: String) {
+    pub(super) fn report_violation(&self, promise: &'static str, what: String) {
         lock(&self.violations).push(PromiseViolation::new(promise, what));
     }
 
-    pub fn take_violations(&self) -> Vec<PromiseViolation> {
+    pub(super) fn take_violations(&self) -> Vec<PromiseViolation> {
         std::mem::take(&mut *lock(&self.violations))
     }
 
     /// Sleeps until `time` has passed or the drill is interrupted.
-    pub fn sleep(&self, time: Duration) {
+    pub(super) fn sleep(&self, time: Duration) {
         let end = Instant::now() + time;
         while Instant::now() < end && !self.interrupted.is_set() {
             std::thread::sleep(end.saturating_duration_since(Instant::now()).min(Duration::from_millis(20)));
@@ -66,7 +66,7 @@ impl<'a> Nemesis<'a> {
     ///
     /// # Errors
     /// Why the fault cannot be injected.
-    pub fn inject<'s>(
+    pub(super) fn inject<'s>(
         &'s self,
         set: &mut DrillSet,
         fault: &DrillFault,

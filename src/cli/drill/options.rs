@@ -10,7 +10,7 @@ use crate::cli::duration_arg::duration;
 const DEFAULT_PACE: f64 = 5.0;
 
 #[derive(Debug, Args)]
-pub struct DrillOptions {
+pub(crate) struct DrillOptions {
     /// Seed of the list of faults; the same seed gives the same list [default: random]
     #[arg(long, value_name = "S")]
     pub seed: Option<u64>,
@@ -23,7 +23,7 @@ pub struct DrillOptions {
     /// Inject no more faults after this time, and send requests until then
     #[arg(long, value_name = "DURATION", value_parser = duration)]
     pub duration: Option<Duration>,
-    /// Confirm that the set of --config is to be damaged
+    /// Confirm that the drill may damage the set of --config
     #[arg(long)]
     pub yes: bool,
     /// Path of the requests to handlers unknown to the drill
@@ -39,7 +39,7 @@ pub struct DrillOptions {
 
 impl DrillOptions {
     /// The command that repeats this drill.
-    pub fn repeat_command(&self, is_private: bool, seed: u64) -> String {
+    pub(crate) fn repeat_command(&self, is_private: bool, seed: u64) -> String {
         let yes = if is_private { "" } else { " --yes" };
         let pace = if self.pace == DEFAULT_PACE { String::new() } else { format!(" --pace {}", self.pace) };
         format!("patou drill{yes} --seed {seed} --faults {}{pace}", self.faults)

@@ -2,18 +2,20 @@
 //!
 //! Pure.
 
+#![forbid(unsafe_code)]
+
 use std::time::Duration;
 
 /// splitmix64 (Steele, Lea and Flood: Fast splittable pseudorandom number generators, 2014).
 #[derive(Clone, Debug)]
-pub struct SplitMix64(u64);
+pub(super) struct SplitMix64(u64);
 
 impl SplitMix64 {
-    pub fn new(seed: u64) -> Self {
+    pub(super) fn new(seed: u64) -> Self {
         Self(seed)
     }
 
-    pub fn next(&mut self) -> u64 {
+    pub(super) fn next(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mut z = self.0;
         z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
@@ -22,18 +24,18 @@ impl SplitMix64 {
     }
 
     /// A number below `end`, which must not be 0. The modulo bias is negligible for the small `end` of a drill.
-    pub fn below(&mut self, end: u64) -> u64 {
+    pub(super) fn below(&mut self, end: u64) -> u64 {
         self.next() % end
     }
 
     /// A duration from `low` to `high`, in whole microseconds.
-    pub fn between(&mut self, low: Duration, high: Duration) -> Duration {
+    pub(super) fn between(&mut self, low: Duration, high: Duration) -> Duration {
         let span = high.saturating_sub(low).as_micros() as u64;
         low + Duration::from_micros(self.below(span + 1))
     }
 
     /// One element of a slice that is not empty.
-    pub fn pick<'a, T>(&mut self, all: &'a [T]) -> &'a T {
+    pub(super) fn pick<'a, T>(&mut self, all: &'a [T]) -> &'a T {
         &all[self.below(all.len() as u64) as usize]
     }
 }

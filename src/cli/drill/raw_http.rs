@@ -6,22 +6,22 @@ use std::net::Ipv4Addr;
 use httparse::Status;
 
 /// The head of the last request on its connection.
-pub fn last_head(method: &str, target: &str, host: &str, length: usize) -> Vec<u8> {
+pub(super) fn last_head(method: &str, target: &str, host: &str, length: usize) -> Vec<u8> {
     request_head("1.1", method, target, host, length, "Connection: close\r\n")
 }
 
 /// The head of a request that keeps the connection alive.
-pub fn keepalive_head(method: &str, target: &str, host: &str, length: usize) -> Vec<u8> {
+pub(super) fn keepalive_head(method: &str, target: &str, host: &str, length: usize) -> Vec<u8> {
     request_head("1.1", method, target, host, length, "")
 }
 
 /// As [`last_head`], for a body that waits for `100 Continue` (RFC 9110, section 10.1.1).
-pub fn expect_head(method: &str, target: &str, host: &str, length: usize) -> Vec<u8> {
+pub(super) fn expect_head(method: &str, target: &str, host: &str, length: usize) -> Vec<u8> {
     request_head("1.1", method, target, host, length, "Connection: close\r\nExpect: 100-continue\r\n")
 }
 
 /// The head of an HTTP/1.0 request.
-pub fn http10_head(method: &str, target: &str, host: &str, length: usize) -> Vec<u8> {
+pub(super) fn http10_head(method: &str, target: &str, host: &str, length: usize) -> Vec<u8> {
     request_head("1.0", method, target, host, length, "")
 }
 
@@ -31,7 +31,7 @@ fn request_head(version: &str, method: &str, target: &str, host: &str, length: u
 }
 
 /// The header of the PROXY protocol for a client with this address: version 2 if `binary`, else version 1.
-pub fn proxy_header(from: Ipv4Addr, binary: bool) -> Vec<u8> {
+pub(super) fn proxy_header(from: Ipv4Addr, binary: bool) -> Vec<u8> {
     const PORTS: [u16; 2] = [40_000, 80];
     if !binary {
         return format!("PROXY TCP4 {from} 127.0.0.1 {} {}\r\n", PORTS[0], PORTS[1]).into_bytes();
@@ -43,7 +43,7 @@ pub fn proxy_header(from: Ipv4Addr, binary: bool) -> Vec<u8> {
 
 /// How the wait for a response ended.
 #[derive(Debug, PartialEq, Eq)]
-pub enum ReceiveOutcome {
+pub(super) enum ReceiveOutcome {
     /// The connection ended without a byte.
     NoBytes,
     /// Nothing more arrived in time.
@@ -55,7 +55,7 @@ pub enum ReceiveOutcome {
 
 /// A complete response, by its own framing.
 #[derive(Debug, PartialEq, Eq)]
-pub struct RawResponse {
+pub(super) struct RawResponse {
     pub status: u16,
     headers: Vec<(String, String)>,
     pub body: Vec<u8>,
@@ -63,7 +63,7 @@ pub struct RawResponse {
 
 impl RawResponse {
     /// The value of a header.
-    pub fn header(&self, name: &str) -> Option<&str> {
+    pub(super) fn header(&self, name: &str) -> Option<&str> {
         find_header(&self.headers, name)
     }
 }
@@ -113,14 +113,14 @@ impl RawResponseHead {
 
 /// The bytes up to the end of the first head, or of the connection.
 #[derive(Debug, PartialEq, Eq)]
-pub struct FirstHead {
+pub(super) struct FirstHead {
     pub bytes: Vec<u8>,
     /// It is `100 Continue`: the body may be sent.
     pub is_continue: bool,
 }
 
 /// Reads the first head; `None` if nothing arrived in time.
-pub fn read_first_head(stream: &mut impl Read) -> Option<FirstHead> {
+pub(super) fn read_first_head(stream: &mut impl Read) -> Option<FirstHead> {
     let (mut bytes, mut chunk) = (Vec::new(), [0; 4096]);
     while matches!(RawResponseHead::parse(&bytes), Ok(Status::Partial)) {
         match stream.read(&mut chunk) {
@@ -146,7 +146,7 @@ enum ConnectionEnd {
 }
 
 /// Reads one response until the end of the connection.
-pub fn read_to_end(stream: &mut impl Read) -> ReceiveOutcome {
+pub(super) fn read_to_end(stream: &mut impl Read) -> ReceiveOutcome {
     let mut bytes = Vec::new();
     match stream.read_to_end(&mut bytes) {
         Ok(_) => parse_response(&bytes, ConnectionEnd::Fin),
@@ -156,7 +156,7 @@ pub fn read_to_end(stream: &mut impl Read) -> ReceiveOutcome {
 }
 
 /// Reads one response of a connection that may stay alive. `buffer` holds what was read beyond the previous response.
-pub fn read_next(stream: &mut impl Read, buffer: &mut Vec<u8>) -> ReceiveOutcome {
+pub(super) fn read_next(stream: &mut impl Read, buffer: &mut Vec<u8>) -> ReceiveOutcome {
     let (mut bytes, mut chunk) = (std::mem::take(buffer), vec![0; 64 * 1024]);
     loop {
         if let Some(length) = response_length(&bytes) {
@@ -301,11 +301,11 @@ mod tests {
 
     #[test]
     fn the_dispatcher_parses_the_proxy_header() {
-        use crate::net::{ProxyHeader, proxied};
+        use crate::net::{ProxyHeader, parse_proxy_header};
         for binary in [false, true] {
             let header = proxy_header(Ipv4Addr::new(192, 0, 2, 1), binary);
             let address = Some("192.0.2.1:40000".parse().unwrap());
-            assert_eq!(proxied(&header), ProxyHeader::Header(header.len(), address));
+            assert_eq!(parse_proxy_header(&header), ProxyHeader::Complete(header.len(), address));
         }
     }
 

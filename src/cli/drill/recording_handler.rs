@@ -17,7 +17,7 @@ use crate::cli::duration_arg::duration;
 use crate::cli::error::{CommandError, failed};
 
 #[derive(Debug, Args)]
-pub struct RecordingHandler {
+pub(crate) struct RecordingHandler {
     /// The file to which each start is appended, one per line
     #[arg(required_unless_present = "spin")]
     file: Option<PathBuf>,
@@ -26,7 +26,7 @@ pub struct RecordingHandler {
     spin: Option<Duration>,
 }
 
-pub fn run(handler: &RecordingHandler) -> Result<(), CommandError> {
+pub(crate) fn run(handler: &RecordingHandler) -> Result<(), CommandError> {
     if let Some(time) = handler.spin {
         let end = Instant::now() + time;
         while Instant::now() < end {}
@@ -88,7 +88,7 @@ impl RecordedRequest {
 ///
 /// # Errors
 /// The file cannot be read, or a line is not a record: only this handler writes there.
-pub fn read_starts(file: &Path) -> io::Result<Vec<(u64, u32)>> {
+pub(crate) fn read_starts(file: &Path) -> io::Result<Vec<(u64, u32)>> {
     let text = match std::fs::read_to_string(file) {
         Err(error) if error.kind() == ErrorKind::NotFound => return Ok(Vec::new()),
         text => text?,
@@ -101,7 +101,7 @@ pub fn read_starts(file: &Path) -> io::Result<Vec<(u64, u32)>> {
 }
 
 /// The body of the response to a request without a body.
-pub fn default_body(request: u64, attempt: u32) -> String {
+pub(crate) fn default_body(request: u64, attempt: u32) -> String {
     format!("{request} {attempt}\n")
 }
 

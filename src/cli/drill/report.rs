@@ -14,7 +14,7 @@ use crate::ids::Monotonic;
 
 /// Percentiles in milliseconds.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
-pub struct LatencySummary {
+pub(super) struct LatencySummary {
     pub count: usize,
     pub p50_ms: f64,
     pub p99_ms: f64,
@@ -38,7 +38,7 @@ fn ms(time: Duration) -> f64 {
 
 /// All faults of one kind on one kind of target.
 #[derive(Clone, Debug, Serialize)]
-pub struct FaultRow {
+pub(super) struct FaultRow {
     pub kind: &'static str,
     pub target: &'static str,
     pub count: usize,
@@ -56,7 +56,7 @@ pub struct FaultRow {
 
 /// How the attempts at one listener ended: the counts of [`AttemptOutcome`].
 #[derive(Clone, Debug, Default, Serialize)]
-pub struct ListenerRow {
+pub(super) struct ListenerRow {
     pub listener: String,
     pub requests: usize,
     pub attempts: usize,
@@ -80,7 +80,7 @@ pub struct ListenerRow {
 }
 
 #[derive(Debug, Serialize)]
-pub struct DrillReport {
+pub(super) struct DrillReport {
     pub seed: u64,
     pub faults: usize,
     pub skipped: Vec<String>,
@@ -109,7 +109,7 @@ fn target_name(effect: &FaultEffect) -> &'static str {
 }
 
 /// One row for each kind of fault and target.
-pub fn by_kind(history: &DrillHistory, listeners: &[CheckedListener], pool_of: &[usize]) -> Vec<FaultRow> {
+pub(super) fn by_kind(history: &DrillHistory, listeners: &[CheckedListener], pool_of: &[usize]) -> Vec<FaultRow> {
     type Key = (&'static str, FaultKind);
     let key = |effect: &FaultEffect| (target_name(effect), effect.kind);
     let mut longest_waits: BTreeMap<Key, Duration> = BTreeMap::new();
@@ -145,7 +145,7 @@ pub fn by_kind(history: &DrillHistory, listeners: &[CheckedListener], pool_of: &
 }
 
 /// One row for each listener. `names` are the addresses of the listeners.
-pub fn by_listener(history: &DrillHistory, listeners: &[CheckedListener], names: &[String]) -> Vec<ListenerRow> {
+pub(super) fn by_listener(history: &DrillHistory, listeners: &[CheckedListener], names: &[String]) -> Vec<ListenerRow> {
     let recorded: HashSet<_> = history.recorded_starts.iter().collect();
     let mut rows: Vec<_> =
         names.iter().map(|name| ListenerRow { listener: name.clone(), ..ListenerRow::default() }).collect();

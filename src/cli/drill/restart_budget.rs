@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use super::fault::DrillPart;
 
-pub struct RestartBudget {
+pub(super) struct RestartBudget {
     max: usize,
     within: Duration,
     recent: HashMap<DrillPart, VecDeque<Instant>>,
@@ -13,12 +13,12 @@ pub struct RestartBudget {
 
 impl RestartBudget {
     /// Allows three quarters of the `max` restarts `within` a time; the rest is for restarts by other causes.
-    pub fn new(max: u32, within: Duration) -> Self {
+    pub(super) fn new(max: u32, within: Duration) -> Self {
         Self { max: (max as usize * 3 / 4).max(1), within, recent: HashMap::new() }
     }
 
     /// How long to wait until the part may be restarted.
-    pub fn wait(&mut self, part: DrillPart) -> Duration {
+    pub(super) fn wait(&mut self, part: DrillPart) -> Duration {
         let recent = self.recent.entry(part).or_default();
         while recent.front().is_some_and(|at| at.elapsed() >= self.within) {
             recent.pop_front();
@@ -30,7 +30,7 @@ impl RestartBudget {
     }
 
     /// The part is about to be restarted.
-    pub fn spend(&mut self, part: DrillPart) {
+    pub(super) fn spend(&mut self, part: DrillPart) {
         self.recent.entry(part).or_default().push_back(Instant::now());
     }
 }

@@ -26,7 +26,7 @@ const REQUEST_GRACE: Duration = Duration::from_secs(1);
 /// `WatchdogSec=` and `TimeoutAbortSec=` of the watchdog's unit.
 const UNIT_WATCHDOG_TIMEOUT: Duration = Duration::from_secs(6);
 
-pub struct DrillSet {
+pub(super) struct DrillSet {
     pub config: Config,
     pub kind: SetKind,
     pub workers: Vec<WorkerId>,
@@ -35,7 +35,7 @@ pub struct DrillSet {
 
 /// What the drill knows of a pool's handler.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum DrillHandler {
+pub(super) enum DrillHandler {
     /// `patou record FILE`: responds with the request's body, and records each start in this file.
     Recording(PathBuf),
     /// Responds with the request's body.
@@ -46,7 +46,7 @@ pub enum DrillHandler {
 
 impl DrillSet {
     /// Starts a private set with every kind of handler and listener and short timeouts.
-    pub fn start_private() -> Result<Self, CommandError> {
+    pub(super) fn start_private() -> Result<Self, CommandError> {
         let (private, config) = PrivateDrillSet::start()?;
         let workers = config.workers().collect();
         let set = Self { config, kind: SetKind::Private, workers, private: Some(private) };
@@ -57,20 +57,20 @@ impl DrillSet {
     }
 
     /// The running set of this configuration.
-    pub fn running(path: Option<&Path>) -> Result<Self, CommandError> {
+    pub(super) fn running(path: Option<&Path>) -> Result<Self, CommandError> {
         let config = load_applied(path)?;
         let dir = &config.set.runtime_dir;
         SavedState::read(dir).ok().filter(|state| state.watchdog().is_some()).ok_or_else(|| no_set(dir))?;
-        let kind = if ipc::is_units(dir) { SetKind::Units } else { SetKind::PatouRun };
+        let kind = if ipc::is_run_by_systemd(dir) { SetKind::Units } else { SetKind::PatouRun };
         let workers = config.workers().collect();
         Ok(Self { config, kind, workers, private: None })
     }
 
-    pub fn dir(&self) -> &Path {
+    pub(super) fn dir(&self) -> &Path {
         &self.config.set.runtime_dir
     }
 
-    pub fn parts(&self) -> impl Iterator<Item = DrillPart> {
+    pub(super) fn parts(&self) -> impl Iterator<Item = DrillPart> {
         [DrillPart::Watchdog, DrillPart::Dispatcher].into_iter().chain((0..self.workers.len()).map(DrillPart::Worker))
     }
 
@@ -79,12 +79,12 @@ impl DrillSet {
     }
 
     /// The pool of each worker, by their indices in the configuration.
-    pub fn pool_of(&self) -> Vec<usize> {
+    pub(super) fn pool_of(&self) -> Vec<usize> {
         self.workers.iter().map(|id| self.pool_index(&id.pool)).collect()
     }
 
     /// The handler of a pool.
-    pub fn handler(&self, pool: usize) -> DrillHandler {
+    pub(super) fn handler(&self, pool: usize) -> DrillHandler {
         match &self.config.pools[pool].handler {
             HandlerConfig::Echo => DrillHandler::Echo,
             HandlerConfig::Exec(command) | HandlerConfig::Coprocess(command) | HandlerConfig::Inetd(command) => {
@@ -98,12 +98,12 @@ impl DrillSet {
     }
 
     /// Whether the protocol of a pool is that of its program, and not HTTP.
-    pub fn is_inetd(&self, pool: usize) -> bool {
+    pub(super) fn is_inetd(&self, pool: usize) -> bool {
         matches!(self.config.pools[pool].handler, HandlerConfig::Inetd(_))
     }
 
     /// The listeners as the checker needs to know them.
-    pub fn listeners(&self) -> Vec<CheckedListener> {
+    pub(super) fn listeners(&self) -> Vec<CheckedListener> {
         let listener = |listener: &ListenerConfig| {
             let pool = self.pool_index(&listener.pool);
             CheckedListener {
@@ -117,17 +117,17 @@ impl DrillSet {
     }
 
     /// Whether the delivery of a listener is redirect.
-    pub fn redirects(&self, listener: usize) -> bool {
+    pub(super) fn redirects(&self, listener: usize) -> bool {
         self.config.listeners[listener].delivery == Delivery::Redirect
     }
 
     /// Whether any listener has the delivery handoff.
-    pub fn has_handoff(&self) -> bool {
+    pub(super) fn has_handoff(&self) -> bool {
         self.config.listeners.iter().any(|listener| listener.delivery == Delivery::Handoff)
     }
 
     /// How long each step may take by the configuration.
-    pub fn bounds(&self) -> DrillBounds {
+    pub(super) fn bounds(&self) -> DrillBounds {
         let Config { pools, front, watchdog, .. } = &self.config;
         let grace = if self.has_handoff() { REQUEST_GRACE * 2 } else { REQUEST_GRACE };
         let attempt = pools
@@ -151,13 +151,13 @@ impl DrillSet {
     }
 
     /// How long after a fault's action a process may still be killed for it.
-    pub fn settle_time(&self) -> Duration {
+    pub(super) fn settle_time(&self) -> Duration {
         let bounds = self.bounds();
         bounds.worker.max(bounds.dispatcher) + Duration::from_millis(50)
     }
 
     /// Waits until every part is up.
-    pub fn wait_until_up(&self, timeout: Duration) -> bool {
+    pub(super) fn wait_until_up(&self, timeout: Duration) -> bool {
         let child = self.private.as_ref().map(PrivateDrillSet::pid);
         let deadline = Instant::now() + timeout;
         loop {
@@ -176,18 +176,18 @@ impl DrillSet {
     }
 
     /// Kills the watchdog of a private set with SIGKILL. Its parts drain and stop by themselves.
-    pub fn kill_watchdog(&mut self) -> Result<(), CommandError> {
+    pub(super) fn kill_watchdog(&mut self) -> Result<(), CommandError> {
         let Some(private) = &mut self.private else { return Err(failed("the watchdog is not a child of the drill")) };
         private.kill_watchdog()
     }
 
     /// Starts the watchdog of a private set again, which removes what is left of the previous one.
-    pub fn restart_watchdog(&mut self) -> Result<(), CommandError> {
+    pub(super) fn restart_watchdog(&mut self) -> Result<(), CommandError> {
         self.private.as_mut().map_or(Ok(()), PrivateDrillSet::restart_watchdog)
     }
 
     /// Stops a private set. Returns what is wrong afterwards (P6).
-    pub fn stop(&mut self) -> Vec<String> {
+    pub(super) fn stop(&mut self) -> Vec<String> {
         let timeout = self.bounds().drain * 2 + Duration::from_secs(5);
         let Some(private) = &mut self.private else { return Vec::new() };
         let mut wrong: Vec<_> = private.stop(timeout).into_iter().collect();
@@ -196,29 +196,29 @@ impl DrillSet {
     }
 
     /// The processes that were started for this set.
-    pub fn processes(&self) -> Vec<u32> {
+    pub(super) fn processes(&self) -> Vec<u32> {
         leftovers::processes(self.dir())
     }
 
     /// The last lines of a private set's log.
-    pub fn log_tail(&self) -> String {
+    pub(super) fn log_tail(&self) -> String {
         self.private.as_ref().map(PrivateDrillSet::log_tail).unwrap_or_default()
     }
 
     /// The log file of a private set.
-    pub fn log(&self) -> Option<PathBuf> {
+    pub(super) fn log(&self) -> Option<PathBuf> {
         self.private.as_ref().map(PrivateDrillSet::log)
     }
 
     /// Removes the directory of a private set.
-    pub fn remove(mut self) {
+    pub(super) fn remove(mut self) {
         if let Some(private) = self.private.take() {
             private.remove();
         }
     }
 
     /// The unit of a part.
-    pub fn unit(&self, part: DrillPart) -> String {
+    pub(super) fn unit(&self, part: DrillPart) -> String {
         match part {
             DrillPart::Watchdog => units::WATCHDOG.to_owned(),
             DrillPart::Dispatcher => units::DISPATCHER.to_owned(),

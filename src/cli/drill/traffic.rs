@@ -20,17 +20,17 @@ use crate::ids::Monotonic;
 use crate::sync::lock;
 
 /// The client address in PROXY headers (RFC 5737).
-pub const PROXY_CLIENT: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 1);
+pub(super) const PROXY_CLIENT: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 1);
 
 /// A client abandons a request after this many attempts that have not started.
-pub const MAX_ATTEMPTS: u32 = 12;
+pub(super) const MAX_ATTEMPTS: u32 = 12;
 
 /// Sizes of bodies, in bytes. The last does not fit into the buffers of a socket.
 const BODY_SIZES: &[usize] = &[0, 0, 1, 100, 1000, 1000, 20_000, 300_000];
 
 /// A listener as a client sees it.
 #[derive(Clone, Debug)]
-pub struct ClientListener {
+pub(super) struct ClientListener {
     pub handler: DrillHandler,
     /// Its delivery is redirect.
     pub redirects: bool,
@@ -42,7 +42,7 @@ pub struct ClientListener {
     pub unused: Option<&'static str>,
 }
 
-pub struct Traffic<'a> {
+pub(super) struct Traffic<'a> {
     pub watch: &'a SetWatch,
     pub listeners: Vec<ClientListener>,
     /// The path of requests to unknown handlers.
@@ -63,7 +63,7 @@ struct RecordFile {
 }
 
 /// One request of a client.
-pub struct DrillRequest {
+pub(super) struct DrillRequest {
     pub id: u64,
     pub listener: usize,
     /// If empty, the method is GET.
@@ -73,14 +73,14 @@ pub struct DrillRequest {
 }
 
 impl DrillRequest {
-    pub fn method(&self) -> &'static str {
+    pub(super) fn method(&self) -> &'static str {
         if self.body.is_empty() { "GET" } else { "POST" }
     }
 }
 
 /// When an attempt was sent; see [`RequestAttempt`].
 #[derive(Clone, Copy)]
-pub struct AttemptTiming {
+pub(super) struct AttemptTiming {
     pub sent: Monotonic,
     pub client_time: Duration,
     pub previous_sent: Option<Monotonic>,
@@ -88,13 +88,13 @@ pub struct AttemptTiming {
 
 impl AttemptTiming {
     /// The first request on its connection, sent now.
-    pub fn now() -> Self {
+    pub(super) fn now() -> Self {
         Self { sent: clock::now(), client_time: Duration::ZERO, previous_sent: None }
     }
 }
 
 impl<'a> Traffic<'a> {
-    pub fn new(set: &DrillSet, watch: &'a SetWatch, path: String) -> Self {
+    pub(super) fn new(set: &DrillSet, watch: &'a SetWatch, path: String) -> Self {
         let bounds = set.bounds();
         let longest = bounds.attempt.iter().max().copied().unwrap_or_default();
         let checked = set.listeners();
@@ -133,30 +133,30 @@ impl<'a> Traffic<'a> {
     }
 
     /// Stops all clients after the requests that they have sent.
-    pub fn stop(&self) {
+    pub(super) fn stop(&self) {
         self.stopped.store(true, Ordering::Relaxed);
     }
 
-    pub fn is_stopped(&self) -> bool {
+    pub(super) fn is_stopped(&self) -> bool {
         self.stopped.load(Ordering::Relaxed)
     }
 
-    pub fn next_request_id(&self) -> u64 {
+    pub(super) fn next_request_id(&self) -> u64 {
         self.next_request.fetch_add(1, Ordering::Relaxed)
     }
 
     /// The current address of a listener; `None` while the watchdog has not published it.
-    pub fn address(&self, listener: usize) -> Option<ServerAddress> {
+    pub(super) fn address(&self, listener: usize) -> Option<ServerAddress> {
         ServerAddress::parse(self.watch.listeners().get(listener)?)
     }
 
     /// The value of `Host` at a listener, or at one of its workers, with this address.
-    pub fn host(&self, listener: usize, address: &ServerAddress) -> String {
+    pub(super) fn host(&self, listener: usize, address: &ServerAddress) -> String {
         self.listeners[listener].host.clone().unwrap_or_else(|| address.host())
     }
 
     /// The PROXY header for a client address, or nothing where the listener expects none.
-    pub fn proxy_header(&self, listener: usize, request: u64, from: Ipv4Addr) -> Vec<u8> {
+    pub(super) fn proxy_header(&self, listener: usize, request: u64, from: Ipv4Addr) -> Vec<u8> {
         if self.listeners[listener].proxy_protocol {
             raw_http::proxy_header(from, request.is_multiple_of(2))
         } else {
@@ -165,7 +165,7 @@ impl<'a> Traffic<'a> {
     }
 
     /// The target of an attempt of this request.
-    pub fn target(&self, request: &DrillRequest, attempt: u32) -> String {
+    pub(super) fn target(&self, request: &DrillRequest, attempt: u32) -> String {
         let DrillRequest { id, listener, delay, .. } = request;
         match &self.listeners[*listener].handler {
             DrillHandler::Recording(_) => format!("/{id}/{attempt}?ms={}", delay.as_millis()),
@@ -178,7 +178,7 @@ impl<'a> Traffic<'a> {
     ///
     /// # Errors
     /// A file cannot be read or is not a record of starts.
-    pub fn recorded_starts(&self) -> Result<Vec<(u64, u32)>, String> {
+    pub(super) fn recorded_starts(&self) -> Result<Vec<(u64, u32)>, String> {
         let mut all = Vec::new();
         for RecordFile { path, earlier } in &self.record_files {
             let starts =
@@ -189,18 +189,22 @@ impl<'a> Traffic<'a> {
     }
 
     /// The listeners to which clients send requests.
-    pub fn used_listeners(&self) -> impl Iterator<Item = usize> {
+    pub(super) fn used_listeners(&self) -> impl Iterator<Item = usize> {
         (0..self.listeners.len()).filter(|index| self.listeners[*index].unused.is_none())
     }
 
     /// A random listener that `accepts`; `None` if there is none.
-    pub fn choose_listener(&self, random: &mut SplitMix64, accepts: fn(&ClientListener) -> bool) -> Option<usize> {
+    pub(super) fn choose_listener(
+        &self,
+        random: &mut SplitMix64,
+        accepts: fn(&ClientListener) -> bool,
+    ) -> Option<usize> {
         let accepted: Vec<_> = self.used_listeners().filter(|index| accepts(&self.listeners[*index])).collect();
         accepted.get(random.next() as usize % accepted.len().max(1)).copied()
     }
 
     /// A new request to this listener.
-    pub fn new_request(&self, random: &mut SplitMix64, listener: usize) -> DrillRequest {
+    pub(super) fn new_request(&self, random: &mut SplitMix64, listener: usize) -> DrillRequest {
         let size = match self.listeners[listener].handler {
             DrillHandler::Unknown => 0,
             _ => *random.pick(BODY_SIZES),
@@ -215,7 +219,7 @@ impl<'a> Traffic<'a> {
     }
 
     /// Records an attempt that has just ended.
-    pub fn record(&self, request: &DrillRequest, number: u32, timing: AttemptTiming, outcome: AttemptOutcome) {
+    pub(super) fn record(&self, request: &DrillRequest, number: u32, timing: AttemptTiming, outcome: AttemptOutcome) {
         let AttemptTiming { sent, client_time, previous_sent } = timing;
         let attempt = RequestAttempt {
             request: request.id,
@@ -230,12 +234,12 @@ impl<'a> Traffic<'a> {
         lock(&self.attempts).push(attempt);
     }
 
-    pub fn outcome_of(&self, request: &DrillRequest, number: u32, response: &RawResponse) -> AttemptOutcome {
+    pub(super) fn outcome_of(&self, request: &DrillRequest, number: u32, response: &RawResponse) -> AttemptOutcome {
         self.outcome_of_parts(request, number, response.status, response.header("patou-outcome"), &response.body)
     }
 
     /// The outcome of an attempt, by the status, `Patou-Outcome` and body of its response.
-    pub fn outcome_of_parts(
+    pub(super) fn outcome_of_parts(
         &self,
         request: &DrillRequest,
         number: u32,
@@ -272,7 +276,7 @@ impl<'a> Traffic<'a> {
 }
 
 /// The response of a connection that was to reach a worker, or the attempt's outcome if it is incomplete.
-pub fn complete_response(received: ReceiveOutcome, step: &'static str) -> Result<RawResponse, AttemptOutcome> {
+pub(super) fn complete_response(received: ReceiveOutcome, step: &'static str) -> Result<RawResponse, AttemptOutcome> {
     match received {
         ReceiveOutcome::Complete(response) => Ok(response),
         ReceiveOutcome::TimedOut => Err(AttemptOutcome::TimedOut(step)),
@@ -282,7 +286,7 @@ pub fn complete_response(received: ReceiveOutcome, step: &'static str) -> Result
 }
 
 /// A body that no other request has.
-pub fn request_body(request: u64, size: usize) -> Vec<u8> {
+pub(super) fn request_body(request: u64, size: usize) -> Vec<u8> {
     let mut random = SplitMix64::new(request);
     let mut bytes: Vec<u8> =
         std::iter::repeat_with(|| random.next().to_le_bytes()).take(size.div_ceil(8)).flatten().collect();
@@ -291,7 +295,7 @@ pub fn request_body(request: u64, size: usize) -> Vec<u8> {
 }
 
 /// The worker's address and the target there, if the dispatcher's response is a `307` or a lease in JSON.
-pub fn leased_worker(
+pub(super) fn leased_worker(
     response: &RawResponse,
     dispatcher: &ServerAddress,
     target: &str,

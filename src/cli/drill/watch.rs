@@ -29,7 +29,7 @@ const MAX_DELAY: Duration = Duration::from_millis(10);
 
 /// What is known of the parts, shared by all threads of the drill.
 #[derive(Debug, Default)]
-pub struct SetWatch {
+pub(super) struct SetWatch {
     tracker: Mutex<FaultTracker>,
     processes: Mutex<HashMap<DrillPart, ProcessId>>,
     delays: Mutex<Vec<(Monotonic, Duration)>>,
@@ -38,33 +38,33 @@ pub struct SetWatch {
 }
 
 impl SetWatch {
-    pub fn tracker(&self) -> MutexGuard<'_, FaultTracker> {
+    pub(super) fn tracker(&self) -> MutexGuard<'_, FaultTracker> {
         lock(&self.tracker)
     }
 
     /// The process of a part.
-    pub fn process(&self, part: DrillPart) -> Option<ProcessId> {
+    pub(super) fn process(&self, part: DrillPart) -> Option<ProcessId> {
         lock(&self.processes).get(&part).copied()
     }
 
     /// The current addresses of the listeners, in the order of the configuration.
-    pub fn listeners(&self) -> Vec<String> {
+    pub(super) fn listeners(&self) -> Vec<String> {
         lock(&self.listeners).clone()
     }
 
     /// When the machine delayed the drill, and by how much.
-    pub fn delays(&self) -> Vec<(Monotonic, Duration)> {
+    pub(super) fn delays(&self) -> Vec<(Monotonic, Duration)> {
         lock(&self.delays).clone()
     }
 
-    pub fn stop(&self) {
+    pub(super) fn stop(&self) {
         self.stopped.store(true, Ordering::Relaxed);
     }
 
     /// Watches until [`SetWatch::stop`].
-    pub fn run(&self, config: &Config) {
+    pub(super) fn run(&self, config: &Config) {
         let dir = &config.set.runtime_dir;
-        let file = if ipc::is_units(dir) { Path::new(units::WATCHDOG_DIR) } else { dir }.join("watchdog.json");
+        let file = if ipc::is_run_by_systemd(dir) { Path::new(units::WATCHDOG_DIR) } else { dir }.join("watchdog.json");
         let workers: Vec<WorkerId> = config.workers().collect();
         let (mut version_read, mut state): (_, Option<SavedState>) = (None, None);
         while !self.stopped.load(Ordering::Relaxed) {

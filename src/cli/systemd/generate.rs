@@ -13,7 +13,7 @@ use crate::ids::{WorkerId, WorkerNumber};
 use crate::units::{self, APPLIED, worker_service};
 
 /// Renders the published configuration, or the file if none is published, for instance at boot.
-pub fn run(path: Option<&Path>, dir: &Path) -> Result<(), CommandError> {
+pub(super) fn run(path: Option<&Path>, dir: &Path) -> Result<(), CommandError> {
     let published = Path::new(APPLIED);
     let loaded = Config::load(if published.exists() { Some(published) } else { path })?;
     for (file, text) in units::render(&loaded.config, group_of) {
@@ -47,11 +47,11 @@ fn link_pool_drop_ins(config: &Config, dir: &Path) -> Result<(), CommandError> {
 }
 
 /// The primary group of a user, which owns the segments of the user's pools. Not root's: the watchdog must not get it.
-pub fn group_of(user: &str) -> Option<u32> {
+pub(super) fn group_of(user: &str) -> Option<u32> {
     account(user).ok().map(|user| user.gid.as_raw()).filter(|gid| *gid != 0)
 }
 
 /// An error that names the file.
-pub fn path_error(path: &Path, error: io::Error) -> CommandError {
+pub(super) fn path_error(path: &Path, error: io::Error) -> CommandError {
     failed(format!("{}: {error}", path.display()))
 }

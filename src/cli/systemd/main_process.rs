@@ -12,7 +12,7 @@ use crate::cli::error::{CommandError, failed};
 use crate::sys;
 
 /// `ExecStop=` of a part: sends SIGTERM to `$MAINPID` and waits for its exit. systemd kills the rest of the unit then.
-pub fn drain() -> Result<(), CommandError> {
+pub(super) fn drain() -> Result<(), CommandError> {
     let Some(pid) = std::env::var("MAINPID").ok().and_then(|pid| pid.parse().ok()) else {
         return Ok(()); // it has exited
     };
@@ -32,7 +32,7 @@ pub fn drain() -> Result<(), CommandError> {
 ///
 /// `StopPropagatedFrom=` in the socket units is no alternative: it also stops them when the service goes down without a
 /// job, as after `WatchdogSec=`, and a worker without its socket does not start again.
-pub fn post_stop(unit: &str) -> Result<(), CommandError> {
+pub(super) fn post_stop(unit: &str) -> Result<(), CommandError> {
     if std::env::var("SERVICE_RESULT").is_ok_and(|result| result != "success") {
         return Ok(()); // it died
     }

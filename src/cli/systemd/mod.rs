@@ -15,7 +15,7 @@ use clap::Subcommand;
 use super::error::CommandError;
 
 #[derive(Clone, Debug, Subcommand)]
-pub enum SystemdCommand {
+pub(super) enum SystemdCommand {
     /// Write the drop-ins of the units (a systemd generator)
     Generate {
         /// Directory to write to (systemd.generator(7))
@@ -42,7 +42,7 @@ pub enum SystemdCommand {
     Upgrade,
 }
 
-pub fn run(path: Option<&Path>, command: &SystemdCommand) -> Result<(), CommandError> {
+pub(super) fn run(path: Option<&Path>, command: &SystemdCommand) -> Result<(), CommandError> {
     match command {
         SystemdCommand::Generate { normal, .. } => generate::run(path, normal),
         SystemdCommand::Start => start_stop::start(path),

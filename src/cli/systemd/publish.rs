@@ -14,7 +14,7 @@ use crate::executable;
 use crate::units::{self, APPLIED};
 
 /// Reads the configuration and checks that systemd can run it.
-pub fn load(path: Option<&Path>) -> Result<Loaded, CommandError> {
+pub(super) fn load(path: Option<&Path>) -> Result<Loaded, CommandError> {
     let loaded = Config::load(path)?;
     if matches!(loaded.origin, Origin::BuiltIn) {
         // A set whose file has disappeared must not become another set.
@@ -34,12 +34,12 @@ pub fn load(path: Option<&Path>) -> Result<Loaded, CommandError> {
 }
 
 /// The configuration that the running units were rendered from.
-pub fn load_published() -> Result<Loaded, LoadError> {
+pub(super) fn load_published() -> Result<Loaded, LoadError> {
     Config::load(Some(Path::new(APPLIED)))
 }
 
 /// Writes a configuration beside the published one and returns its path.
-pub fn stage(config: &Config) -> Result<PathBuf, CommandError> {
+pub(super) fn stage(config: &Config) -> Result<PathBuf, CommandError> {
     let path = Path::new(APPLIED);
     let staged = path.with_extension("toml.new");
     // With every key: defaults that depend on the reading process (its user, its environment) are resolved here.
@@ -54,13 +54,13 @@ pub fn stage(config: &Config) -> Result<PathBuf, CommandError> {
 }
 
 /// Replaces the published configuration.
-pub fn publish(config: &Config) -> Result<(), CommandError> {
+pub(super) fn publish(config: &Config) -> Result<(), CommandError> {
     let path = Path::new(APPLIED);
     fs::rename(stage(config)?, path).map_err(|error| path_error(path, error))
 }
 
 /// Removes the published configuration.
-pub fn withdraw() -> Result<(), CommandError> {
+pub(super) fn withdraw() -> Result<(), CommandError> {
     let path = Path::new(APPLIED);
     match fs::remove_file(path) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(path_error(path, error)),
@@ -69,7 +69,7 @@ pub fn withdraw() -> Result<(), CommandError> {
 }
 
 /// Has systemd run the generator on the published configuration, unless its drop-ins are up to date.
-pub fn render_drop_ins(config: &Config) -> Result<(), CommandError> {
+pub(super) fn render_drop_ins(config: &Config) -> Result<(), CommandError> {
     let wanted = units::render(config, group_of);
     let dir = Path::new("/run/systemd/generator");
     let is_current =

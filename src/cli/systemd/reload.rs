@@ -10,7 +10,7 @@ use crate::cli::error::{CommandError, failed};
 use crate::config::{Config, ListenAddress};
 use crate::units::{DISPATCHER, IPC, ReloadSteps, reload_steps, worker_service, worker_socket};
 
-pub fn run(path: Option<&Path>) -> Result<(), CommandError> {
+pub(super) fn run(path: Option<&Path>) -> Result<(), CommandError> {
     let new = load(path).map_err(refused)?.config;
     let old = load_published()?.config;
     if old.set != new.set {

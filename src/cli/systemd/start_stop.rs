@@ -12,7 +12,7 @@ use crate::units::{self, ADMIN, DISPATCHER, IPC, RUNTIME_DIR, WATCHDOG};
 /// How long the dispatcher may take to confirm that the set is stopping.
 const QUIESCE_TIMEOUT: Duration = Duration::from_secs(1);
 
-pub fn start(path: Option<&Path>) -> Result<(), CommandError> {
+pub(super) fn start(path: Option<&Path>) -> Result<(), CommandError> {
     let loaded = load(path)?;
     publish(&loaded.config)?;
     render_drop_ins(&loaded.config)?;
@@ -27,7 +27,7 @@ pub fn start(path: Option<&Path>) -> Result<(), CommandError> {
     Ok(())
 }
 
-pub fn stop() -> Result<(), CommandError> {
+pub(super) fn stop() -> Result<(), CommandError> {
     // The dispatcher rejects its queued clients while the workers still run. A dispatcher that does not answer is
     // stopped all the same. One that is not running would be started by the connection to its socket.
     if is_active(DISPATCHER) {

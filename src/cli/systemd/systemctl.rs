@@ -5,21 +5,21 @@ use std::process::Command;
 use crate::cli::error::{CommandError, failed};
 
 /// Runs systemctl on units, with this process's output streams. Without units it does nothing.
-pub fn systemctl(args: &[&str], units: &[String]) -> Result<(), CommandError> {
+pub(super) fn systemctl(args: &[&str], units: &[String]) -> Result<(), CommandError> {
     if units.is_empty() { Ok(()) } else { run(args, units) }
 }
 
 /// Has systemd call the generators and read all units again.
-pub fn daemon_reload() -> Result<(), CommandError> {
+pub(super) fn daemon_reload() -> Result<(), CommandError> {
     run(&["daemon-reload"], &[])
 }
 
 /// Restarts a unit that is running; another one stays as it is.
-pub fn restart_if_running(unit: &str) -> Result<(), CommandError> {
+pub(super) fn restart_if_running(unit: &str) -> Result<(), CommandError> {
     systemctl(&["try-restart"], &[unit.to_owned()])
 }
 
-pub fn is_active(unit: &str) -> bool {
+pub(super) fn is_active(unit: &str) -> bool {
     systemctl(&["--quiet", "is-active"], &[unit.to_owned()]).is_ok()
 }
 
@@ -33,7 +33,7 @@ fn run(args: &[&str], units: &[String]) -> Result<(), CommandError> {
 }
 
 /// The standard output of systemctl.
-pub fn systemctl_output(args: &[&str]) -> Result<String, CommandError> {
+pub(super) fn systemctl_output(args: &[&str]) -> Result<String, CommandError> {
     let output = Command::new("systemctl").args(args).output();
     let output = output.map_err(|error| failed(format!("systemctl: {error}")))?;
     if output.status.success() {

@@ -17,7 +17,7 @@ const PROBE_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// Restarts one part after the other, so that clients are served throughout. If the segment layout has changed, all
 /// parts restart together, while new clients wait in the backlog of the listening sockets.
-pub fn run() -> Result<(), CommandError> {
+pub(super) fn run() -> Result<(), CommandError> {
     let Ok(published) = load_published() else {
         return Ok(()); // not running
     };

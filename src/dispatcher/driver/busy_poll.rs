@@ -34,7 +34,7 @@ thread_local! {
 }
 
 /// The runtime must call this before its thread parks.
-pub fn on_thread_park() {
+pub(crate) fn on_thread_park() {
     if let Some(driver) = DRIVER.with_borrow(Weak::upgrade) {
         driver.prepare_park();
     }
@@ -127,7 +127,7 @@ impl Driver {
 
     /// Polls without parking, for a thread that always has something to do. With many polled slots it does nothing
     /// until the pause between two polls has passed.
-    pub fn poll_now(&self) {
+    pub(crate) fn poll_now(&self) {
         let many = self.polled.borrow().len();
         if many == 0 || many > POLLED_MAX && clock::now().since(self.polled_at.get()) < POLL_PAUSE {
             return;
@@ -145,7 +145,7 @@ impl Driver {
     }
 
     /// Reads the slots in which an update was found before the thread parked; never returns.
-    pub async fn run_updates(&self) {
+    pub(crate) async fn run_updates(&self) {
         loop {
             self.update_found.notified().await;
             self.read_updated();

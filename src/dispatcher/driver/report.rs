@@ -14,7 +14,7 @@ use crate::probe::{FailedPool, PoolReport, WorkerReport};
 
 impl Driver {
     /// One line for `systemctl status`.
-    pub fn status(&self) -> String {
+    pub(crate) fn status(&self) -> String {
         let pools = self.pools.borrow();
         let workers = || pools.iter().flat_map(|pool| pool.table.workers());
         let serving = workers().filter(|worker| worker.up && !worker.drained).count();
@@ -22,7 +22,7 @@ impl Driver {
     }
 
     /// Sends the status to systemd if it has changed.
-    pub fn notify_status(&self) {
+    pub(crate) fn notify_status(&self) {
         let status = self.status();
         if *self.sent_status.borrow() != status {
             let _ = sd_notify::notify(&[NotifyState::Status(&status)]);
@@ -31,7 +31,7 @@ impl Driver {
     }
 
     /// The answer to a probe. Slots with an open question are read first: the answer may be there before its ring.
-    pub fn report(&self) -> Vec<PoolReport> {
+    pub(crate) fn report(&self) -> Vec<PoolReport> {
         let pools = self.pools.borrow().len();
         for index in 0..pools {
             let silent = |(worker, n): (&Worker, WorkerNumber)| worker.silent_since.map(|_| n);
@@ -77,12 +77,12 @@ impl Driver {
     }
 
     /// The number of queued clients.
-    pub fn waiting(&self) -> usize {
+    pub(crate) fn waiting(&self) -> usize {
         self.pools.borrow().iter().map(|pool| pool.table.waiting().0).sum()
     }
 
     /// Whether the configuration in force has this worker.
-    pub fn has_worker(&self, id: &WorkerId) -> bool {
+    pub(crate) fn has_worker(&self, id: &WorkerId) -> bool {
         self.pools
             .borrow()
             .iter()
@@ -90,7 +90,7 @@ impl Driver {
     }
 
     /// The workers of a pool, for the text of a refusal.
-    pub fn availability(&self, pool: &PoolName) -> PoolAvailability {
+    pub(crate) fn availability(&self, pool: &PoolName) -> PoolAvailability {
         let pools = self.pools.borrow();
         let Some(slots) = pools.iter().find(|slots| slots.config.name == *pool) else {
             return PoolAvailability::default();
@@ -103,7 +103,7 @@ impl Driver {
     }
 
     /// Records the pools of which the watchdog has given up every worker.
-    pub fn set_failed_pools(&self, failed: &[FailedPool]) {
+    pub(crate) fn set_failed_pools(&self, failed: &[FailedPool]) {
         let mut changed = Vec::new();
         for pool in self.pools.borrow_mut().iter_mut() {
             let now = failed.iter().find(|failed| failed.pool == pool.config.name).map(|failed| failed.cause.clone());
@@ -123,7 +123,7 @@ impl Driver {
     }
 
     /// Whether an operator keeps this worker out of service.
-    pub fn is_drained(&self, id: &WorkerId) -> bool {
+    pub(crate) fn is_drained(&self, id: &WorkerId) -> bool {
         let pools = self.pools.borrow();
         let slots = pools.iter().find(|slots| slots.config.name == id.pool);
         let worker = slots.and_then(|slots| slots.table.workers().get(id.number.index()));

@@ -16,7 +16,7 @@ use crate::{doorbell, sys};
 
 impl Driver {
     /// Applies a configuration: adds, changes and removes pools and workers without interrupting requests.
-    pub fn reconfigure(
+    pub(crate) fn reconfigure(
         self: &Rc<Self>,
         config: &Config,
         return_ports: &dyn Fn(&PoolName) -> Option<u16>,

@@ -8,7 +8,7 @@ use crate::pool::PoolEvent;
 
 impl Driver {
     /// Sends each pool a tick when its deadline is reached; never returns.
-    pub async fn run_timers(&self) {
+    pub(crate) async fn run_timers(&self) {
         loop {
             let next = self.pools.borrow().iter().filter_map(|pool| pool.table.deadline()).min();
             self.armed.set(next);

@@ -16,7 +16,7 @@ use crate::pool::{ClientId, Peer, PoolEvent, Refusal};
 
 impl Driver {
     /// Waits for a worker of `pool`. Dropping the future leaves the queue.
-    pub async fn lease(self: &Rc<Self>, pool: &PoolName, peer: Peer) -> GrantResult {
+    pub(crate) async fn lease(self: &Rc<Self>, pool: &PoolName, peer: Peer) -> GrantResult {
         let (sender, receiver) = oneshot::channel();
         let ticket = self.enqueue(pool, Waiter::Redirect(sender));
         self.handle(pool, PoolEvent::Client(ticket.id, peer));
@@ -25,7 +25,12 @@ impl Driver {
 
     /// Passes a connection to a worker of `pool`, and waits for the end of its lease. Dropping the future leaves the
     /// queue.
-    pub async fn hand_off(self: &Rc<Self>, pool: &PoolName, peer: Peer, connection: &Rc<Connection>) -> HandoffOutcome {
+    pub(crate) async fn hand_off(
+        self: &Rc<Self>,
+        pool: &PoolName,
+        peer: Peer,
+        connection: &Rc<Connection>,
+    ) -> HandoffOutcome {
         let ticket = self.enqueue(pool, Waiter::Handoff(connection.clone()));
         self.handle(pool, PoolEvent::Connection(ticket.id, peer));
         connection.outcome().await
@@ -68,7 +73,7 @@ impl Driver {
     }
 
     /// A random start for the marks of connections.
-    pub fn random_mark(&self) -> u32 {
+    pub(crate) fn random_mark(&self) -> u32 {
         self.tokens.bits() as u32
     }
 
@@ -92,12 +97,12 @@ impl Driver {
     }
 
     /// Whether a connection that was lent when the previous dispatcher ended was claimed by no worker.
-    pub fn is_recovered(&self, mark: u32) -> bool {
+    pub(crate) fn is_recovered(&self, mark: u32) -> bool {
         self.recovered.borrow().get(&mark).is_some_and(|free| *free)
     }
 
     /// Whether the workers of a pool speak HTTP.
-    pub fn speaks_http(&self, pool: &PoolName) -> bool {
+    pub(crate) fn speaks_http(&self, pool: &PoolName) -> bool {
         let pools = self.pools.borrow();
         let slots = pools.iter().find(|slots| slots.config.name == *pool);
         !slots.is_some_and(|slots| matches!(slots.config.handler, config::HandlerConfig::Inetd(_)))

@@ -6,8 +6,9 @@ use std::sync::atomic::AtomicU32;
 
 use nix::cmsg_space;
 use nix::sys::socket::{ControlMessageOwned, recvmsg};
-use tracing_subscriber::layer::SubscriberExt;
 
+use super::super::filter::LogFilter;
+use super::super::subscriber::{LogOutput, LogSubscriber};
 use super::*;
 
 /// A socket in place of journald's.
@@ -36,7 +37,9 @@ impl FakeJournal {
 
     /// The records that `log` sends.
     fn receive(&self, context: LogContext, log: impl FnOnce()) -> Vec<Received> {
-        tracing::subscriber::with_default(tracing_subscriber::registry().with(self.journal(context)), log);
+        let (filter, _) = LogFilter::parse("trace");
+        let subscriber = LogSubscriber::new(filter, LogOutput::Journal(self.journal(context)));
+        tracing::subscriber::with_default(subscriber, log);
         std::iter::from_fn(|| self.next()).collect()
     }
 

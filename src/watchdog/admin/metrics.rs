@@ -28,7 +28,7 @@ const STATES: [&str; 13] = [
 const BUCKET_EXPONENTS: std::ops::RangeInclusive<usize> = 7..=26;
 
 /// All metrics of the set.
-pub fn text(
+pub(super) fn text(
     now: Monotonic,
     snapshot: &SetSnapshot,
     view: &StatusView,

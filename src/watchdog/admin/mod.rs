@@ -9,5 +9,5 @@ mod respond;
 mod server;
 mod snapshot;
 
-pub use server::AdminServer;
-pub use snapshot::SetSnapshot;
+pub(super) use server::AdminServer;
+pub(super) use snapshot::SetSnapshot;

@@ -25,7 +25,7 @@ const JSON: &str = "application/json";
 type AdminResponse = Response<Full<Bytes>>;
 
 /// Responds to one request. `listens_on` is the address of the TCP listener; `None` for the Unix socket.
-pub fn respond(
+pub(super) fn respond(
     request: &Request<Incoming>,
     listens_on: Option<IpAddr>,
     snapshot: Option<&SetSnapshot>,
@@ -55,7 +55,8 @@ fn handle(
         }
         // Clients of the Unix socket may send any host: the file's permissions protect it.
         Some(host)
-            if listens_on.is_some() && !net::is_allowed(&host, &snapshot.config.admin.allowed_hosts, listens_on) =>
+            if listens_on.is_some()
+                && !net::is_host_allowed(&host, &snapshot.config.admin.allowed_hosts, listens_on) =>
         {
             let detail = format!("this listener does not serve the host {host}: see admin.allowed_hosts");
             return Err(problem(StatusCode::MISDIRECTED_REQUEST, &detail));

@@ -54,7 +54,7 @@ struct AdminShared {
 
 /// The deciding loop's handle of the server.
 #[derive(Default)]
-pub struct AdminServer {
+pub(crate) struct AdminServer {
     shared: Arc<AdminShared>,
     /// Dropping it ends the thread.
     running: Option<io::PipeWriter>,
@@ -65,7 +65,7 @@ impl AdminServer {
     ///
     /// # Errors
     /// When no pipe or thread can be created.
-    pub fn serve(&mut self, sockets: Vec<OwnedFd>) -> io::Result<()> {
+    pub(crate) fn serve(&mut self, sockets: Vec<OwnedFd>) -> io::Result<()> {
         let (stop, running) = io::pipe()?;
         let shared = self.shared.clone();
         let serve = move || serve(&sockets, stop.into(), &shared);
@@ -75,7 +75,7 @@ impl AdminServer {
     }
 
     /// Stores what the next requests are answered from.
-    pub fn publish(&self, snapshot: SetSnapshot) {
+    pub(crate) fn publish(&self, snapshot: SetSnapshot) {
         let snapshot = Some(Arc::new(snapshot));
         // The previous snapshot is dropped outside the lock.
         let _previous = std::mem::replace(&mut *sync::lock(&self.shared.snapshot), snapshot);
@@ -115,7 +115,7 @@ async fn serve_until_idle(sockets: &[OwnedFd], stop: &OwnedFd, shared: &Arc<Admi
     let stop = sys::when_readable(stop.try_clone()?)?;
     let (connections, ended) = (Rc::new(Cell::new(0)), Rc::new(Notify::new()));
     for socket in sockets {
-        let listener = SocketListener::adopt(socket.try_clone()?)?;
+        let listener = SocketListener::from_fd(socket.try_clone()?)?;
         spawn_local(accept_connections(listener, shared.clone(), connections.clone(), ended.clone()));
     }
     loop {

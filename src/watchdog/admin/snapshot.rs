@@ -11,7 +11,7 @@ use crate::watchdog::prober::Prober;
 use crate::watchdog::restart_stats::RestartStats;
 
 /// The set as the deciding loop knows it at one turn.
-pub struct SetSnapshot {
+pub(crate) struct SetSnapshot {
     /// When it was made.
     pub at: Monotonic,
     /// The configuration in force.
@@ -30,7 +30,7 @@ pub struct SetSnapshot {
 
 impl SetSnapshot {
     /// The snapshot of a loop with these components.
-    pub fn new(
+    pub(crate) fn new(
         now: Monotonic,
         config: &Arc<Config>,
         state: Arc<SavedState>,

@@ -6,11 +6,11 @@ use crate::exchange::RequestNote;
 use crate::ids::{Claim, Epoch, Monotonic};
 
 /// How long the watchdog remembers that it was late.
-pub const LATENESS_KEPT: Duration = Duration::from_secs(60);
+pub(super) const LATENESS_KEPT: Duration = Duration::from_secs(60);
 
 /// Everything about one process.
 #[derive(Clone, Debug, Default, PartialEq)]
-pub struct Evidence {
+pub(super) struct Evidence {
     /// How long it has been running.
     pub age: Option<Duration>,
     /// The first of its threads.
@@ -29,7 +29,7 @@ pub struct Evidence {
 
 /// One thread, as `/proc/PID/task/TID` shows it (proc(5)).
 #[derive(Clone, Debug, Default, PartialEq)]
-pub struct ThreadEvidence {
+pub(super) struct ThreadEvidence {
     pub name: String,
     /// The letter of its state.
     pub state: Option<char>,
@@ -45,7 +45,7 @@ pub struct ThreadEvidence {
 
 /// A process that the part has started.
 #[derive(Clone, Debug, Default, PartialEq)]
-pub struct ChildEvidence {
+pub(super) struct ChildEvidence {
     pub pid: u32,
     /// The letter of its state.
     pub state: Option<char>,
@@ -56,7 +56,7 @@ pub struct ChildEvidence {
 
 /// The work that the part held.
 #[derive(Clone, Debug, PartialEq)]
-pub enum HeldWork {
+pub(super) enum HeldWork {
     /// From a worker's slot. `claim` is `None` if the claim word is corrupt.
     Lease { epoch: Option<Epoch>, claim: Option<Claim>, request: Option<RequestNote> },
     /// A dispatcher's clients: the queue from its last report, the number of leases from the slots.
@@ -65,7 +65,7 @@ pub enum HeldWork {
 
 /// The clients waiting for a worker, as the dispatcher has reported them.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub struct QueueReport {
+pub(super) struct QueueReport {
     pub clients: usize,
     /// How long the first of them had waited.
     pub oldest: Duration,
@@ -75,7 +75,7 @@ pub struct QueueReport {
 
 /// The load of the machine.
 #[derive(Clone, Debug, Default, PartialEq)]
-pub struct MachineEvidence {
+pub(super) struct MachineEvidence {
     /// Runnable processes over 1, 5 and 15 minutes.
     pub load: Option<String>,
     /// Pressure of processor, memory and devices: percent of the last ten seconds.

@@ -11,10 +11,10 @@ use crate::ids::{Claim, Monotonic, Phase};
 use crate::log::escape_control_chars;
 
 /// Marks a text that was cut.
-pub const CUT: &str = " [cut]";
+pub(super) const CUT: &str = " [cut]";
 
 /// The lines that follow the verdict.
-pub fn summary(pid: u32, evidence: &Evidence, now: Monotonic) -> String {
+pub(super) fn summary(pid: u32, evidence: &Evidence, now: Monotonic) -> String {
     let mut lines = vec![match evidence.age {
         Some(age) => format!("process {pid}, {} old, threads:", rounded(age)),
         None => format!("process {pid}, threads:"),
@@ -37,14 +37,14 @@ pub fn summary(pid: u32, evidence: &Evidence, now: Monotonic) -> String {
 }
 
 /// A line for each thread.
-pub fn threads(evidence: &Evidence) -> String {
+pub(super) fn threads(evidence: &Evidence) -> String {
     let mut lines: Vec<_> = evidence.threads.iter().map(thread).collect();
     count_omitted(&mut lines, evidence.thread_count);
     lines.join("\n")
 }
 
 /// A line for each process that the part has started.
-pub fn children(evidence: &Evidence) -> Option<String> {
+pub(super) fn children(evidence: &Evidence) -> Option<String> {
     let mut lines: Vec<_> = evidence.children.iter().map(child).collect();
     count_omitted(&mut lines, evidence.child_count);
     (!lines.is_empty()).then(|| lines.join("\n"))
@@ -127,7 +127,7 @@ fn machine(machine: &MachineEvidence) -> String {
 }
 
 /// A process state in the form of `/proc/PID/status`.
-pub fn state(letter: char) -> String {
+pub(super) fn state(letter: char) -> String {
     format!("{letter} ({})", state_name(Some(letter)))
 }
 
@@ -146,7 +146,7 @@ fn state_name(letter: Option<char>) -> &'static str {
 }
 
 /// The progress of a lease.
-pub fn phase(phase: Phase) -> &'static str {
+pub(super) fn phase(phase: Phase) -> &'static str {
     match phase {
         Phase::Free => "free",
         Phase::Offered => "offered",
@@ -159,7 +159,7 @@ pub fn phase(phase: Phase) -> &'static str {
 }
 
 /// Method and target of a request. They come from the client.
-pub fn request_text(bytes: &[u8]) -> String {
+pub(super) fn request_text(bytes: &[u8]) -> String {
     let cut = if bytes.len() >= RequestNote::TEXT_MAX { CUT } else { "" };
     escape_control_chars(&String::from_utf8_lossy(bytes)) + cut
 }

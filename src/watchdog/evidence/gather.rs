@@ -31,7 +31,7 @@ const FRAMES_MAX: usize = 8;
 const COMMAND_MAX: u64 = 160;
 
 /// The process to describe.
-pub struct EvidenceTarget {
+pub(crate) struct EvidenceTarget {
     pub pid: u32,
     scope: ProcessScope,
     runtime_dir: PathBuf,
@@ -40,7 +40,7 @@ pub struct EvidenceTarget {
 
 impl EvidenceTarget {
     /// Process `pid` of `part`. `last_report` is the dispatcher's last report and its time.
-    pub fn of(
+    pub(crate) fn of(
         part: &Part,
         pid: u32,
         scope: ProcessScope,
@@ -70,7 +70,7 @@ enum EvidenceRole {
 }
 
 /// Where the processes that the part has started can be found.
-pub enum ProcessScope {
+pub(crate) enum ProcessScope {
     /// Among its descendants.
     Tree,
     /// In the control group of its unit.
@@ -89,7 +89,7 @@ impl ProcessScope {
 }
 
 /// Stores in `found` what can be read about `target`.
-pub fn gather(target: EvidenceTarget, found: &Mutex<Evidence>) {
+pub(super) fn gather(target: EvidenceTarget, found: &Mutex<Evidence>) {
     let EvidenceTarget { pid, scope, runtime_dir, role } = target;
     let machine = machine();
     sync::lock(found).machine = machine;

@@ -23,7 +23,7 @@ const TIMEOUT_KEPT: Duration = Duration::from_secs(60);
 
 /// Gathers and logs evidence.
 #[derive(Debug, Default)]
-pub struct EvidenceRecorder {
+pub(crate) struct EvidenceRecorder {
     /// When this process was late, and by how much, without those that a later one exceeds.
     late: VecDeque<(Monotonic, Duration)>,
     timed_out: Option<Monotonic>,
@@ -31,7 +31,7 @@ pub struct EvidenceRecorder {
 
 impl EvidenceRecorder {
     /// Notes that this process ran late by `late`.
-    pub fn was_late(&mut self, now: Monotonic, late: Duration) {
+    pub(crate) fn was_late(&mut self, now: Monotonic, late: Duration) {
         while self.late.back().is_some_and(|(_, before)| *before <= late) {
             self.late.pop_back();
         }
@@ -47,7 +47,7 @@ impl EvidenceRecorder {
     }
 
     /// Logs the record of `part`, which is about to be killed for the reason `why`.
-    pub fn record(&mut self, part: &Part, why: &str, target: Option<EvidenceTarget>) {
+    pub(crate) fn record(&mut self, part: &Part, why: &str, target: Option<EvidenceTarget>) {
         let worker = part.worker().map(tracing::field::display);
         let Some(target) = target else {
             return tracing::error!(worker, %part, event = %Event::PartKilled, "{part} {why}: killing it");

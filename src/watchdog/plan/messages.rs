@@ -10,7 +10,7 @@ use crate::probe::ProbeReport;
 
 /// A part of the set: the dispatcher or a worker, each a separate process.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Part {
+pub(crate) enum Part {
     /// The dispatcher.
     Dispatcher,
     /// A worker.
@@ -19,7 +19,7 @@ pub enum Part {
 
 impl Part {
     /// The worker's id; `None` for the dispatcher.
-    pub fn worker(&self) -> Option<&WorkerId> {
+    pub(crate) fn worker(&self) -> Option<&WorkerId> {
         match self {
             Part::Dispatcher => None,
             Part::Worker(id) => Some(id),
@@ -38,7 +38,7 @@ impl fmt::Display for Part {
 
 /// Time limits, from the configuration.
 #[derive(Clone, Copy, Debug)]
-pub struct PlanLimits {
+pub(crate) struct PlanLimits {
     /// How long a worker may leave a probe unanswered.
     pub worker_timeout: Duration,
     /// The same for the dispatcher.
@@ -55,7 +55,7 @@ pub struct PlanLimits {
 
 /// The liveness of one worker, from the dispatcher's report.
 #[derive(Clone, Debug)]
-pub struct WorkerLiveness {
+pub(crate) struct WorkerLiveness {
     /// The worker.
     pub worker: WorkerId,
     /// Since when it has left a probe unanswered.
@@ -70,7 +70,7 @@ pub struct WorkerLiveness {
 
 impl WorkerLiveness {
     /// All workers of a report that arrived at `now`.
-    pub fn from_report(report: &ProbeReport, now: Monotonic) -> Vec<WorkerLiveness> {
+    pub(crate) fn from_report(report: &ProbeReport, now: Monotonic) -> Vec<WorkerLiveness> {
         let mut all = Vec::new();
         let before = |ms: u64| Monotonic(now.0.saturating_sub(ms.saturating_mul(1_000_000)));
         for pool in &report.pools {
@@ -90,7 +90,7 @@ impl WorkerLiveness {
 
 /// Why a unit has no process, as systemd reports it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Absence {
+pub(crate) enum Absence {
     /// Unknown, or systemd is about to restart it.
     Gone,
     /// Stopped by an operator.
@@ -101,7 +101,7 @@ pub enum Absence {
 
 impl Absence {
     /// The state that `patou status` shows.
-    pub fn as_str(self) -> &'static str {
+    pub(crate) fn as_str(self) -> &'static str {
         match self {
             Absence::Gone => "gone",
             Absence::Stopped => "stopped",
@@ -112,7 +112,7 @@ impl Absence {
 
 /// What happened.
 #[derive(Debug)]
-pub enum PlanEvent {
+pub(crate) enum PlanEvent {
     /// The part runs as this process.
     Started(Part, u32),
     /// The part could not be started, for this reason.
@@ -160,7 +160,7 @@ pub enum PlanEvent {
 
 /// What a new configuration means for the processes.
 #[derive(Debug)]
-pub struct ConfigChange {
+pub(crate) struct ConfigChange {
     /// All workers, with their drain_timeout.
     pub workers: BTreeMap<WorkerId, Duration>,
     /// Workers that must reload their configuration.
@@ -175,7 +175,7 @@ pub struct ConfigChange {
 
 /// A signal to a part, by its meaning.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum PartSignal {
+pub(crate) enum PartSignal {
     /// SIGTERM: finish the current requests and exit.
     Terminate,
     /// SIGHUP: reload the configuration.
@@ -188,7 +188,7 @@ pub enum PartSignal {
 
 /// What the shell has to do.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum PlanAction {
+pub(crate) enum PlanAction {
     /// Start the part, then report [`PlanEvent::Started`] or [`PlanEvent::StartFailed`].
     Start(Part),
     /// Sample the part's process and report [`PlanEvent::Sampled`] before any other event.
@@ -214,7 +214,7 @@ pub enum PlanAction {
 /// A notice to the operator about one part.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[allow(missing_docs)] // the variants' comments describe the fields
-pub enum Notice {
+pub(crate) enum Notice {
     /// It serves again after `restarts` restarts.
     Recovered { restarts: u32 },
     /// It ended and is restarted after `delay`.

@@ -99,7 +99,7 @@ impl PartRecord {
 
 /// A part as `patou status` shows it.
 #[derive(Clone, Debug, Serialize)]
-pub struct PartStatus {
+pub(crate) struct PartStatus {
     /// Its process, if it has one.
     pub pid: Option<u32>,
     /// `starting`, `up`, `starved`, `suspended`, `frozen`, `gone`, `draining`, `failed`, `stopped`.

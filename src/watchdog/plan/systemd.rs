@@ -9,13 +9,13 @@ use crate::ids::{Monotonic, WorkerId};
 
 impl Plan {
     /// A set of units in unknown states.
-    pub fn for_units(workers: &BTreeMap<WorkerId, Duration>, limits: PlanLimits, now: Monotonic) -> Self {
+    pub(crate) fn for_units(workers: &BTreeMap<WorkerId, Duration>, limits: PlanLimits, now: Monotonic) -> Self {
         let unknown = PartState::Absent(Absence::Gone);
         Self::build(SupervisorKind::Systemd, unknown.clone(), unknown, workers, limits, now)
     }
 
     /// The parts without a process, and what is known about the reason.
-    pub fn absent_parts(&self) -> impl Iterator<Item = (&Part, Absence)> {
+    pub(crate) fn absent_parts(&self) -> impl Iterator<Item = (&Part, Absence)> {
         self.parts.iter().filter_map(|(part, record)| match record.state {
             PartState::Absent(absence) => Some((part, absence)),
             _ => None,

@@ -14,29 +14,29 @@ const KILL_ROUNDS: usize = 16;
 
 /// The control groups of the units of one slice.
 #[derive(Clone, Debug)]
-pub struct UnitCgroups(PathBuf);
+pub(crate) struct UnitCgroups(PathBuf);
 
 /// The main process of a unit.
-pub struct MainProcess {
+pub(crate) struct MainProcess {
     pub pid: u32,
     pub pidfd: OwnedFd,
 }
 
 impl UnitCgroups {
     /// Those of the slice that contains this process. `None` without a hierarchy of version 2.
-    pub fn of_own_slice() -> Option<Self> {
+    pub(crate) fn of_own_slice() -> Option<Self> {
         let own = procfs::cgroup(Path::new("/proc/self"))?;
         Some(Self(Path::new(CGROUP_ROOT).join(own).parent()?.to_owned()))
     }
 
     /// All processes of a unit.
-    pub fn pids(&self, unit: &str) -> Vec<u32> {
+    pub(crate) fn pids(&self, unit: &str) -> Vec<u32> {
         procfs::cgroup_pids(&self.0.join(unit))
     }
 
     /// The main process of a unit: the oldest living one that systemd has started in it. Commands such as `ExecStop=`
     /// run in the same group; they do not count.
-    pub fn main_process(&self, unit: &str) -> Option<MainProcess> {
+    pub(crate) fn main_process(&self, unit: &str) -> Option<MainProcess> {
         let pids = self.pids(unit);
         let started_by_systemd = |p: &ProcessStat| !pids.contains(&(p.parent.as_raw() as u32));
         let found = pids.iter().filter_map(|pid| ProcessStat::of(*pid));
@@ -49,7 +49,7 @@ impl UnitCgroups {
     }
 
     /// Kills all processes of a unit.
-    pub fn kill(&self, unit: &str) {
+    pub(crate) fn kill(&self, unit: &str) {
         for _ in 0..KILL_ROUNDS {
             let pids = self.pids(unit);
             if pids.is_empty() {

@@ -33,7 +33,7 @@ use crate::watchdog::worker_endpoints::{SegmentNames, WorkerEndpoints};
 use crate::{backoff, clock, ipc, log};
 
 /// A running set and everything that outlives its parts.
-pub struct ChildSupervisor {
+pub(crate) struct ChildSupervisor {
     pub config: Arc<Config>,
     pub origin: Origin,
     pub runtime_dir: PathBuf,
@@ -67,7 +67,7 @@ pub struct ChildSupervisor {
 
 impl ChildSupervisor {
     /// Creates sockets, segments and doorbells, and starts the dispatcher.
-    pub fn open(
+    pub(crate) fn open(
         loaded: Loaded,
         inherited_children: Rc<[ProcessId]>,
         segments: SegmentNames,
@@ -117,7 +117,7 @@ impl ChildSupervisor {
     }
 
     /// Runs the set until all parts have ended after a stop. `stop` and `reload` become readable on a signal.
-    pub async fn run(mut self, mut stop: UnixStream, mut reload: UnixStream) -> Result<(), WatchdogError> {
+    pub(crate) async fn run(mut self, mut stop: UnixStream, mut reload: UnixStream) -> Result<(), WatchdogError> {
         let (mut stop_bytes, mut reload_bytes) = ([0; 64], [0; 64]);
         let mut next_probe = clock::now() + self.config.watchdog.probe_interval;
         let mut ticker = WatchdogTicker::start();
@@ -302,7 +302,7 @@ impl ChildSupervisor {
     }
 
     /// Serves on the admin sockets of the configuration in force.
-    pub fn serve_admin(&mut self) -> Result<(), WatchdogError> {
+    pub(crate) fn serve_admin(&mut self) -> Result<(), WatchdogError> {
         self.publish_snapshot(clock::now());
         let served = self.sockets.clone_admin().and_then(|sockets| self.admin.serve(sockets));
         if let Some(socket) = &self.sockets.admin_tcp {
@@ -317,9 +317,9 @@ impl ChildSupervisor {
     }
 
     /// Warns of keys that only systemd can apply, and of an admin address that other machines can reach.
-    pub fn log_config_warnings(&self) {
-        let unsupported = self.config.pools.iter().filter_map(|pool| pool.beyond_run());
-        for warning in unsupported.chain(self.config.admin.exposed()) {
+    pub(crate) fn log_config_warnings(&self) {
+        let unsupported = self.config.pools.iter().filter_map(|pool| pool.unsupported_by_run());
+        for warning in unsupported.chain(self.config.admin.exposure_warning()) {
             tracing::warn!("{warning}");
         }
     }

@@ -30,7 +30,7 @@ struct PartProcess {
 }
 
 /// The running children by part.
-pub struct Children {
+pub(crate) struct Children {
     processes: BTreeMap<Part, PartProcess>,
     /// The pids of all parts.
     pids: Rc<RefCell<BTreeSet<u32>>>,
@@ -44,7 +44,7 @@ pub struct Children {
 
 impl Children {
     /// `exits` receives each child that can be reaped.
-    pub fn new(
+    pub(crate) fn new(
         config: PathBuf,
         notify_socket: PathBuf,
         inherited: Rc<[ProcessId]>,
@@ -57,7 +57,12 @@ impl Children {
     ///
     /// The child first runs `patou launch`, which knows its pid and so can set `LISTEN_PID`. It applies the resource
     /// limits to itself and then executes the part.
-    pub fn start(&mut self, part: &Part, sockets: Vec<(String, OwnedFd)>, limits: ProcessLimits) -> io::Result<u32> {
+    pub(crate) fn start(
+        &mut self,
+        part: &Part,
+        sockets: Vec<(String, OwnedFd)>,
+        limits: ProcessLimits,
+    ) -> io::Result<u32> {
         let parent = std::process::id().to_string();
         let names: Vec<_> = sockets.iter().map(|(name, _)| name.as_str()).collect();
         let mut command = Command::new("/proc/self/exe");
@@ -110,7 +115,7 @@ impl Children {
     }
 
     /// Reaps a part that has ended, and returns how it ended. `None` if the part is no longer process `pid`.
-    pub fn reap(&mut self, part: &Part, pid: u32) -> Option<(String, RestartCause)> {
+    pub(crate) fn reap(&mut self, part: &Part, pid: u32) -> Option<(String, RestartCause)> {
         let process = self.processes.get_mut(part).filter(|process| process.child.id() == pid)?;
         let status = process.child.try_wait();
         self.pids.borrow_mut().remove(&pid);
@@ -123,7 +128,7 @@ impl Children {
     }
 
     /// Signals a part, if it has a process.
-    pub fn signal(&self, part: &Part, signal: PartSignal) {
+    pub(crate) fn signal(&self, part: &Part, signal: PartSignal) {
         let Some(process) = self.processes.get(part) else { return };
         let signals: &[Signal] = match signal {
             PartSignal::Terminate => &[Signal::SIGTERM, Signal::SIGCONT],
@@ -138,23 +143,23 @@ impl Children {
     }
 
     /// The part that process `pid` is.
-    pub fn part(&self, pid: u32) -> Option<&Part> {
+    pub(crate) fn part(&self, pid: u32) -> Option<&Part> {
         self.processes.iter().find(|(_, process)| process.child.id() == pid).map(|(part, _)| part)
     }
 
     /// The pid of a part.
-    pub fn pid(&self, part: &Part) -> Option<u32> {
+    pub(crate) fn pid(&self, part: &Part) -> Option<u32> {
         self.processes.get(part).map(|process| process.child.id())
     }
 
     /// The pid and pidfd of a part.
-    pub fn process(&self, part: &Part) -> Option<(u32, BorrowedFd<'_>)> {
+    pub(crate) fn process(&self, part: &Part) -> Option<(u32, BorrowedFd<'_>)> {
         self.processes.get(part).map(|process| (process.child.id(), process.pidfd.as_fd()))
     }
 
     /// Kills, in the background, the processes that ended parts have left behind. They have become children of this
     /// process (PR_SET_CHILD_SUBREAPER).
-    pub fn kill_orphans(&self) {
+    pub(crate) fn kill_orphans(&self) {
         let (parts, inherited) = (self.pids.clone(), self.inherited.clone());
         tokio::task::spawn_local(async move {
             let is_orphan = |process: &ProcessStat| {

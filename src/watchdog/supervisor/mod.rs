@@ -1,9 +1,9 @@
 //! The two supervisors: one starts the parts as child processes, one watches systemd units.
 
-pub mod cgroup;
-pub mod child_supervisor;
+pub(super) mod cgroup;
+pub(super) mod child_supervisor;
 mod children;
 mod spawn;
-pub mod systemd;
+pub(super) mod systemd;
 mod systemctl;
 mod unit_processes;

@@ -11,10 +11,10 @@ use crate::watchdog::restart_stats::RestartCause;
 
 impl ChildSupervisor {
     /// Starts a part and returns the result as an event.
-    pub fn start(&mut self, part: Part) -> PlanEvent {
+    pub(crate) fn start(&mut self, part: Part) -> PlanEvent {
         self.restart_stats.starting(&part);
         let pool = part.worker().and_then(|id| self.config.pool(&id.pool));
-        let limits = pool.map(|pool| pool.limits.of_a_process()).unwrap_or_else(|| {
+        let limits = pool.map(|pool| pool.limits.as_rlimits()).unwrap_or_else(|| {
             let files = self.config.dispatcher_descriptors();
             ProcessLimits { open_files: Some((files, files)), ..ProcessLimits::default() }
         });

@@ -15,7 +15,7 @@ use crate::watchdog::plan::{Absence, Part};
 const QUERY_INTERVAL: Duration = Duration::from_millis(500);
 
 /// The state of a unit, as systemd reports it.
-pub struct UnitReport {
+pub(super) struct UnitReport {
     pub part: Part,
     /// Why it has no process, if it has none.
     pub absence: Absence,
@@ -24,7 +24,7 @@ pub struct UnitReport {
 }
 
 /// Queries in the background, one at a time.
-pub struct UnitQueries {
+pub(super) struct UnitQueries {
     /// Parts that the next query includes.
     requested: BTreeSet<Part>,
     is_running: bool,
@@ -35,28 +35,28 @@ pub struct UnitQueries {
 
 impl UnitQueries {
     /// No query has been sent yet.
-    pub fn new() -> Self {
+    pub(super) fn new() -> Self {
         let (result_sender, results) = mpsc::unbounded_channel();
         Self { requested: BTreeSet::new(), is_running: false, next_at: clock::now(), result_sender, results }
     }
 
     /// Includes a part in the next query.
-    pub fn request(&mut self, part: Part) {
+    pub(super) fn request(&mut self, part: Part) {
         self.requested.insert(part);
     }
 
     /// Whether a part waits for the next query: a result of the current one may be outdated.
-    pub fn is_requested(&self, part: &Part) -> bool {
+    pub(super) fn is_requested(&self, part: &Part) -> bool {
         self.requested.contains(part)
     }
 
     /// The next query need not wait for the interval.
-    pub fn expedite(&mut self) {
+    pub(super) fn expedite(&mut self) {
         self.next_at = clock::now();
     }
 
     /// Queries the requested parts and `others`, unless a query is running or the last one was too recent.
-    pub fn start(&mut self, now: Monotonic, others: Vec<Part>) {
+    pub(super) fn start(&mut self, now: Monotonic, others: Vec<Part>) {
         let parts: Vec<Part> = others.into_iter().chain(self.requested.iter().cloned()).collect();
         if parts.is_empty() || self.is_running || self.next_at > now {
             return;
@@ -69,7 +69,7 @@ impl UnitQueries {
     }
 
     /// Waits for the result of the running query.
-    pub async fn result(&mut self) -> Option<Vec<UnitReport>> {
+    pub(super) async fn result(&mut self) -> Option<Vec<UnitReport>> {
         let result = self.results.recv().await;
         self.is_running = false;
         result

@@ -34,7 +34,7 @@ use crate::watchdog::state::{StateWriter, saved_state};
 use crate::{clock, log, procfs, sys};
 
 /// A set of units and what is known of it.
-pub struct UnitSupervisor {
+pub(crate) struct UnitSupervisor {
     config: Arc<Config>,
     origin: Origin,
     plan: Plan,
@@ -58,7 +58,7 @@ pub struct UnitSupervisor {
 
 impl UnitSupervisor {
     /// Takes the admin sockets that systemd has passed. No process is known yet.
-    pub fn open(loaded: Loaded) -> Result<Self, WatchdogError> {
+    pub(crate) fn open(loaded: Loaded) -> Result<Self, WatchdogError> {
         let Loaded { config, origin, .. } = loaded;
         let cgroups = UnitCgroups::of_own_slice();
         let cgroups = cgroups.ok_or(WatchdogError::Environment(
@@ -91,7 +91,7 @@ impl UnitSupervisor {
     }
 
     /// Watches the units until SIGTERM or SIGINT.
-    pub async fn run(mut self) -> Result<(), WatchdogError> {
+    pub(crate) async fn run(mut self) -> Result<(), WatchdogError> {
         let mut stop = Signal::stop().and_then(Signal::into_async).map_err(system("signals"))?;
         let mut reload = Signal::reload().and_then(Signal::into_async).map_err(system("signals"))?;
         let (mut stop_bytes, mut reload_bytes) = ([0; 64], [0; 64]);

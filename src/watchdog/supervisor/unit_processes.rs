@@ -12,7 +12,7 @@ use crate::watchdog::plan::{Part, PartSignal};
 use crate::{log, sys, units};
 
 /// The unit of a part.
-pub fn unit_of(part: &Part) -> String {
+pub(super) fn unit_of(part: &Part) -> String {
     match part {
         Part::Dispatcher => units::DISPATCHER.to_owned(),
         Part::Worker(id) => units::worker_service(id),
@@ -20,7 +20,7 @@ pub fn unit_of(part: &Part) -> String {
 }
 
 /// The known main processes.
-pub struct UnitProcesses {
+pub(super) struct UnitProcesses {
     cgroups: UnitCgroups,
     processes: BTreeMap<Part, (u32, OwnedFd)>,
     exit_sender: mpsc::UnboundedSender<(Part, u32)>,
@@ -29,13 +29,13 @@ pub struct UnitProcesses {
 
 impl UnitProcesses {
     /// No process is known yet.
-    pub fn new(cgroups: UnitCgroups) -> Self {
+    pub(super) fn new(cgroups: UnitCgroups) -> Self {
         let (exit_sender, exits) = mpsc::unbounded_channel();
         Self { cgroups, processes: BTreeMap::new(), exit_sender, exits }
     }
 
     /// Searches for the main process of a part, watches it, and returns its pid.
-    pub fn find(&mut self, part: &Part) -> Option<u32> {
+    pub(super) fn find(&mut self, part: &Part) -> Option<u32> {
         let MainProcess { pid, pidfd } = self.cgroups.main_process(&unit_of(part))?;
         let end = pidfd.try_clone().and_then(sys::when_readable);
         let (exits, of) = (self.exit_sender.clone(), part.clone());
@@ -50,12 +50,12 @@ impl UnitProcesses {
     }
 
     /// Waits for the next process that ends.
-    pub async fn next_exit(&mut self) -> Option<(Part, u32)> {
+    pub(super) async fn next_exit(&mut self) -> Option<(Part, u32)> {
         self.exits.recv().await
     }
 
     /// Forgets process `pid` of a part. False if the part is not that process.
-    pub fn remove(&mut self, part: &Part, pid: u32) -> bool {
+    pub(super) fn remove(&mut self, part: &Part, pid: u32) -> bool {
         let is_current = self.pid(part) == Some(pid);
         if is_current {
             self.processes.remove(part);
@@ -64,27 +64,27 @@ impl UnitProcesses {
     }
 
     /// Forgets the parts that `keep` does not select.
-    pub fn retain(&mut self, keep: impl Fn(&Part) -> bool) {
+    pub(super) fn retain(&mut self, keep: impl Fn(&Part) -> bool) {
         self.processes.retain(|part, _| keep(part));
     }
 
     /// The pid of a part.
-    pub fn pid(&self, part: &Part) -> Option<u32> {
+    pub(super) fn pid(&self, part: &Part) -> Option<u32> {
         self.processes.get(part).map(|(pid, _)| *pid)
     }
 
     /// The pid and pidfd of a part.
-    pub fn process(&self, part: &Part) -> Option<(u32, BorrowedFd<'_>)> {
+    pub(super) fn process(&self, part: &Part) -> Option<(u32, BorrowedFd<'_>)> {
         self.processes.get(part).map(|(pid, pidfd)| (*pid, pidfd.as_fd()))
     }
 
     /// Where the processes that a part has started can be found.
-    pub fn scope(&self, part: &Part) -> ProcessScope {
+    pub(super) fn scope(&self, part: &Part) -> ProcessScope {
         ProcessScope::Unit(self.cgroups.clone(), unit_of(part))
     }
 
     /// Sends SIGABRT to a part, or SIGKILL to its whole unit. The other signals are systemd's to send.
-    pub fn signal(&self, part: &Part, signal: PartSignal) {
+    pub(super) fn signal(&self, part: &Part, signal: PartSignal) {
         let Some((_, pidfd)) = self.process(part) else { return };
         match signal {
             PartSignal::Abort => {

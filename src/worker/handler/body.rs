@@ -17,16 +17,16 @@ pub type BoxError = Box<dyn std::error::Error + Send + Sync>;
 pub type Body = UnsyncBoxBody<Bytes, BoxError>;
 
 /// The next bytes and the state after them; `None` at the end of the body.
-pub type BodyStep<S> = Result<Option<(Bytes, S)>, BoxError>;
+pub(super) type BodyStep<S> = Result<Option<(Bytes, S)>, BoxError>;
 
 /// A body without a byte.
-pub fn empty() -> Body {
+pub(super) fn empty() -> Body {
     Empty::new().map_err(|never| match never {}).boxed_unsync()
 }
 
 /// A body that consists of the results of `step`, until it returns `None` or an error. Dropping the body drops the
 /// state, or the future that owns the state.
-pub fn unfold<S, F, Fut>(state: S, step: F) -> Body
+pub(super) fn unfold<S, F, Fut>(state: S, step: F) -> Body
 where
     S: Send + 'static,
     F: Fn(S) -> Fut + Send + Unpin + 'static,

@@ -7,11 +7,11 @@ use tokio::task::{JoinError, JoinHandle};
 /// The task; dropping this aborts it. The request needs a task because a response body is polled only while the
 /// client reads.
 #[derive(Debug)]
-pub struct BodyFeed<T>(JoinHandle<T>);
+pub(super) struct BodyFeed<T>(JoinHandle<T>);
 
 impl<T: Send + 'static> BodyFeed<T> {
     /// Starts the task.
-    pub fn spawn(write: impl Future<Output = T> + Send + 'static) -> Self {
+    pub(super) fn spawn(write: impl Future<Output = T> + Send + 'static) -> Self {
         Self(tokio::spawn(write))
     }
 
@@ -19,7 +19,7 @@ impl<T: Send + 'static> BodyFeed<T> {
     ///
     /// # Errors
     /// When the task has panicked.
-    pub async fn join(&mut self) -> Result<T, JoinError> {
+    pub(super) async fn join(&mut self) -> Result<T, JoinError> {
         (&mut self.0).await
     }
 }

@@ -21,7 +21,7 @@ use crate::ids::WorkerId;
 
 /// The handler that the configuration of a pool names.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum BuiltinSpec {
+pub(crate) enum BuiltinSpec {
     /// Sends the request body back.
     Echo,
     /// One process per request, CGI/1.1: the program and its arguments.
@@ -38,7 +38,7 @@ pub enum BuiltinSpec {
 /// polls `call`, `kill_request_processes`, `end_request`, `recycle`, `watch` and `stop` concurrently. A concurrent
 /// request gets a separate process, which the end of the other request may kill.
 #[derive(Clone)]
-pub enum BuiltinHandler {
+pub(crate) enum BuiltinHandler {
     /// See [`BuiltinSpec::Echo`].
     Echo,
     /// See [`BuiltinSpec::Exec`].
@@ -55,7 +55,7 @@ impl BuiltinHandler {
     ///
     /// # Errors
     /// When the program is missing or not executable, or a variable of the environment is invalid.
-    pub fn start(
+    pub(crate) fn start(
         spec: &BuiltinSpec,
         worker: &WorkerId,
         environment: &BTreeMap<String, String>,
@@ -72,7 +72,7 @@ impl BuiltinHandler {
     /// Cleans up after a request, completed or cancelled. When this returns, everything that the request started is
     /// dead and reaped, and the co-process is ready (one that keeps dying is restarted after a delay of up to five
     /// seconds). One to three system calls when there is nothing to do.
-    pub async fn end_request(&self) {
+    pub(crate) async fn end_request(&self) {
         match self {
             Self::Echo => {}
             Self::Exec(exec) => exec.end_request().await,
@@ -83,7 +83,7 @@ impl BuiltinHandler {
 
     /// Kills and reaps everything that a failed request has started. The worker awaits this before the response, and
     /// [`end_request`](Self::end_request) after it.
-    pub async fn kill_request_processes(&self) {
+    pub(crate) async fn kill_request_processes(&self) {
         match self {
             Self::Echo => {}
             Self::Exec(exec) => exec.end_request().await,
@@ -97,7 +97,7 @@ impl BuiltinHandler {
     ///
     /// # Errors
     /// When the program cannot be started.
-    pub async fn run_inetd(
+    pub(crate) async fn run_inetd(
         &self,
         connection: OwnedFd,
         addresses: Option<(SocketAddr, SocketAddr)>,
@@ -110,7 +110,7 @@ impl BuiltinHandler {
 
     /// Restarts the co-process when it dies between requests. Never returns; the caller drops the future before a
     /// request. Without this call the next request waits for the restart.
-    pub async fn watch(&self) {
+    pub(crate) async fn watch(&self) {
         match self {
             Self::Coprocess(coprocess) => coprocess.watch().await,
             Self::Echo | Self::Exec(_) | Self::Inetd(_) => std::future::pending().await,
@@ -122,7 +122,7 @@ impl BuiltinHandler {
     ///
     /// # Errors
     /// When the successor cannot be started; the old process then stays.
-    pub async fn recycle(&self) -> Result<(), HandlerStartError> {
+    pub(crate) async fn recycle(&self) -> Result<(), HandlerStartError> {
         match self {
             Self::Coprocess(coprocess) => coprocess.recycle().await,
             Self::Echo | Self::Exec(_) | Self::Inetd(_) => Ok(()),
@@ -130,7 +130,7 @@ impl BuiltinHandler {
     }
 
     /// The resident memory of the co-process and its descendants, in bytes; `None` without a co-process.
-    pub fn memory(&self) -> Option<u64> {
+    pub(crate) fn memory(&self) -> Option<u64> {
         match self {
             Self::Coprocess(coprocess) => coprocess.memory(),
             Self::Echo | Self::Exec(_) | Self::Inetd(_) => None,
@@ -139,7 +139,7 @@ impl BuiltinHandler {
 
     /// Ends the handler: lets the co-process exit as in [`recycle`](Self::recycle), then kills and reaps everything
     /// that remains.
-    pub async fn stop(&self) {
+    pub(crate) async fn stop(&self) {
         match self {
             Self::Echo => {}
             Self::Exec(exec) => exec.stop().await,

@@ -1,6 +1,8 @@
 //! The Common Gateway Interface 1.1 (RFC 3875): the meta-variables of a request and the meaning of a response head.
 //! Pure.
 
+#![forbid(unsafe_code)]
+
 use std::borrow::Cow;
 use std::ffi::OsString;
 use std::net::SocketAddr;
@@ -18,7 +20,7 @@ const SOFTWARE: &str = concat!("patou/", env!("CARGO_PKG_VERSION"));
 /// The path of the request cannot be passed to a program: it has a `%` without two hex digits after it, or a NUL.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("the path of the request contains a NUL or an invalid percent-encoding (RFC 3986 section 2.1)")]
-pub struct BadPath;
+pub(crate) struct BadPath;
 
 /// The meta-variables of a request (RFC 3875 section 4.1), and patou's own `PATOU_WORKER` and `PATOU_LEASE`.
 ///
@@ -32,7 +34,7 @@ pub struct BadPath;
 ///
 /// # Errors
 /// [`BadPath`].
-pub fn meta_variables(
+pub(crate) fn meta_variables(
     parts: &request::Parts,
     context: &RequestContext,
     length: Option<u64>,
@@ -132,7 +134,7 @@ fn path_info(uri: &Uri) -> Result<OsString, BadPath> {
 
 /// A response of a program, by its head (RFC 3875 section 6.2).
 #[derive(Debug)]
-pub enum CgiResponse {
+pub(crate) enum CgiResponse {
     /// For the client: a document or a redirect.
     Client(CgiResponseHead),
     /// A local redirect (section 6.2.2): the program runs again, with GET and this path and query.
@@ -141,7 +143,7 @@ pub enum CgiResponse {
 
 /// The head of a response for the client.
 #[derive(Debug)]
-pub struct CgiResponseHead {
+pub(crate) struct CgiResponseHead {
     /// The `Status` of the program; without it 302 if there is a `Location`, else 200.
     pub status: StatusCode,
     /// All fields except `Status` and those that concern a single connection.
@@ -158,7 +160,7 @@ pub struct CgiResponseHead {
 /// # Errors
 /// A line that is not a field; `Status`, `Location`, `Content-Type` or `Content-Length` twice (section 6.3) or invalid;
 /// no `Content-Type` (section 6.3.1), unless there is a `Location` or certainly no body.
-pub fn parse_response(bytes: &[u8]) -> Result<CgiResponse, MalformedHead> {
+pub(crate) fn parse_response(bytes: &[u8]) -> Result<CgiResponse, MalformedHead> {
     let mut headers = head::parse_fields(bytes)?;
     let status = head::remove_single(&mut headers, HeaderName::from_static("status"))?;
     let status = status.map(|status| head::parse_status(&status)).transpose()?;
@@ -191,7 +193,7 @@ pub fn parse_response(bytes: &[u8]) -> Result<CgiResponse, MalformedHead> {
 }
 
 /// Turns a request into the one that a local redirect stands for: GET, without a body and the headers that describe it.
-pub fn apply_local_redirect(parts: &mut request::Parts, path: Uri) {
+pub(crate) fn apply_local_redirect(parts: &mut request::Parts, path: Uri) {
     parts.method = Method::GET;
     parts.uri = path;
     for name in [header::CONTENT_TYPE, header::CONTENT_LENGTH, header::CONTENT_ENCODING, header::EXPECT] {

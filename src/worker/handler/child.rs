@@ -46,14 +46,14 @@ pub enum HandlerStartError {
 
 /// A command line, and the environment of all its processes.
 #[derive(Debug)]
-pub struct HandlerProgram {
+pub(super) struct HandlerProgram {
     argv: Vec<String>,
     environment: BTreeMap<OsString, OsString>,
 }
 
 impl HandlerProgram {
     /// Checks a command line and the environment of a pool. Variables of the pool replace inherited ones.
-    pub fn new(argv: &[String], pool: &BTreeMap<String, String>) -> Result<Self, HandlerStartError> {
+    pub(super) fn new(argv: &[String], pool: &BTreeMap<String, String>) -> Result<Self, HandlerStartError> {
         let name = argv.first().filter(|name| !name.is_empty()).ok_or(HandlerStartError::NoProgram)?;
         let inherited = INHERITED.iter().filter_map(|name| Some((OsString::from(name), env::var_os(name)?)));
         let mut environment: BTreeMap<_, _> = inherited.collect();
@@ -72,13 +72,13 @@ impl HandlerProgram {
     }
 
     /// The name of the program, for messages.
-    pub fn name(&self) -> &str {
+    pub(super) fn name(&self) -> &str {
         &self.argv[0]
     }
 
     /// A command that inherits nothing from this worker but the environment above and `map` (see [`sys::map_fds`]).
     /// The process gets its own process group, and is killed when the spawning thread ends.
-    pub fn command(&self, map: Vec<(OwnedFd, i32)>) -> io::Result<Command> {
+    pub(super) fn command(&self, map: Vec<(OwnedFd, i32)>) -> io::Result<Command> {
         let mut command = Command::new(&self.argv[0]);
         command.args(&self.argv[1..]).env_clear().envs(&self.environment).process_group(0);
         sys::die_with_parent(&mut command);
@@ -89,16 +89,16 @@ impl HandlerProgram {
 
 /// How a process ended; unknown if it was reaped elsewhere.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct ProcessExit(Option<ExitStatus>);
+pub(super) struct ProcessExit(Option<ExitStatus>);
 
 impl ProcessExit {
     /// Whether it exited with status 0.
-    pub fn succeeded(self) -> bool {
+    pub(super) fn succeeded(self) -> bool {
         self.0.is_some_and(|status| status.success())
     }
 
     /// Whether it exited, with any status, and was not killed by a signal.
-    pub fn exited(self) -> bool {
+    pub(super) fn exited(self) -> bool {
         self.0.is_some_and(|status| status.code().is_some())
     }
 }
@@ -118,15 +118,15 @@ impl fmt::Display for ProcessExit {
 
 /// A started process. Dropping it neither kills nor reaps; [`crate::process_tree`] does.
 #[derive(Debug)]
-pub struct ChildProcess {
+pub(super) struct HandlerProcess {
     process: std::process::Child,
     pidfd: Arc<AsyncFd<OwnedFd>>,
     exit: Option<ProcessExit>,
 }
 
-impl ChildProcess {
-    /// Starts `command`. Take its pipes with [`ChildProcess::pipes`].
-    pub fn spawn(command: &mut Command) -> io::Result<Self> {
+impl HandlerProcess {
+    /// Starts `command`. Take its pipes with [`HandlerProcess::pipes`].
+    pub(super) fn spawn(command: &mut Command) -> io::Result<Self> {
         let mut process = command.spawn()?;
         match sys::pidfd_open(Pid::from_raw(process.id() as i32)).and_then(sys::when_readable) {
             Ok(pidfd) => Ok(Self { process, pidfd: Arc::new(pidfd), exit: None }),
@@ -139,7 +139,7 @@ impl ChildProcess {
     }
 
     /// Our ends of its standard input, output and error, where the command has made pipes.
-    pub fn pipes(&mut self) -> [Option<OwnedFd>; 3] {
+    pub(super) fn pipes(&mut self) -> [Option<OwnedFd>; 3] {
         let process = &mut self.process;
         [
             process.stdin.take().map(Into::into),
@@ -149,12 +149,12 @@ impl ChildProcess {
     }
 
     /// Its process id, which the kernel may reuse once it has been reaped.
-    pub fn pid(&self) -> Pid {
+    pub(super) fn pid(&self) -> Pid {
         Pid::from_raw(self.process.id() as i32)
     }
 
     /// Reaps it if it has ended.
-    pub fn try_wait(&mut self) -> Option<ProcessExit> {
+    pub(super) fn try_wait(&mut self) -> Option<ProcessExit> {
         if self.exit.is_none() {
             self.exit = match self.process.try_wait() {
                 Ok(status) => status.map(|status| ProcessExit(Some(status))),
@@ -166,7 +166,7 @@ impl ChildProcess {
     }
 
     /// Waits for its end and reaps it. May be dropped and called again.
-    pub async fn wait(&mut self) -> ProcessExit {
+    pub(super) async fn wait(&mut self) -> ProcessExit {
         loop {
             if let Some(exit) = self.try_wait() {
                 return exit;
@@ -181,7 +181,7 @@ impl ChildProcess {
     }
 
     /// Completes when the process has ended; does not reap it.
-    pub fn ended(&self) -> impl Future<Output = ()> + Send + 'static {
+    pub(super) fn ended(&self) -> impl Future<Output = ()> + Send + 'static {
         let pidfd = Arc::clone(&self.pidfd);
         async move {
             if pidfd.readable().await.is_err() {
@@ -192,7 +192,7 @@ impl ChildProcess {
     }
 
     /// Kills its process group, unless it has ended.
-    pub fn kill_group(&mut self) {
+    pub(super) fn kill_group(&mut self) {
         if self.try_wait().is_none() {
             // Not reaped, so the number still refers to it. An error means that it has just ended.
             let _ = killpg(self.pid(), Signal::SIGKILL);

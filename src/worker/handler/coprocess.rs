@@ -12,7 +12,7 @@ mod lifecycle;
 mod request_feed;
 mod warm_process;
 
-pub use lifecycle::Coprocess;
+pub(super) use lifecycle::Coprocess;
 
 #[cfg(test)]
 mod tests;

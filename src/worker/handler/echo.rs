@@ -12,7 +12,7 @@ use super::limited_body::LimitedBody;
 
 /// Responds when the first bytes of the body have arrived: a client that waits for `100 Continue` gets it before the
 /// response. The response body is streamed, with the length (if known) and the type of the request body.
-pub async fn call(request: Request<Body>) -> Result<Response<Body>, RequestFailure> {
+pub(super) async fn call(request: Request<Body>) -> Result<Response<Body>, RequestFailure> {
     let context = RequestContext::from_extensions(request.extensions())?;
     let (parts, body) = request.into_parts();
     if body.is_end_stream() {

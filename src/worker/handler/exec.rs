@@ -16,7 +16,7 @@ use tokio::net::unix::pipe::Sender;
 use super::body::Body;
 use super::body_feed::BodyFeed;
 use super::cgi::{self, CgiResponse};
-use super::child::{ChildProcess, HandlerProgram};
+use super::child::{HandlerProcess, HandlerProgram};
 use super::context::RequestContext;
 use super::failure::RequestFailure;
 use super::limited_body::LimitedBody;
@@ -30,7 +30,7 @@ const MAX_LOCAL_REDIRECTS: usize = 10;
 
 /// The handler.
 #[derive(Debug)]
-pub struct Exec(OneShotProgram);
+pub(crate) struct Exec(OneShotProgram);
 
 impl Exec {
     pub(super) fn new(program: HandlerProgram, worker: WorkerId) -> Self {
@@ -74,7 +74,7 @@ impl Exec {
         let mut command = self.0.program().command(Vec::new()).map_err(not_started)?;
         command.envs(variables).stdout(Stdio::piped()).stderr(Stdio::piped());
         command.stdin(if body.is_some() { Stdio::piped() } else { Stdio::null() });
-        let mut child = ChildProcess::spawn(&mut command).map_err(not_started)?;
+        let mut child = HandlerProcess::spawn(&mut command).map_err(not_started)?;
         drop(command);
         let [stdin, stdout, stderr] = child.pipes();
         let lease = Some(context.lease.as_str().into());

@@ -6,7 +6,7 @@ use http::StatusCode;
 /// end with a visible cut.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{reason}")]
-pub struct RequestFailure {
+pub(crate) struct RequestFailure {
     /// 400, 408, 411 or 413 for a request that cannot be served, 500 for a program that cannot be started, 502 for
     /// a program that dies or breaks the protocol. The worker itself adds 504 and 505.
     pub status: StatusCode,

@@ -5,6 +5,8 @@
 //! `Content-Type`; its lines end with CRLF. A response has `Content-Length`, optionally `Status` (200 without it), and
 //! any other header for the client; its lines end with CRLF or LF.
 
+#![forbid(unsafe_code)]
+
 use http::header::{self, HeaderMap, HeaderName};
 use http::{Method, StatusCode, Uri};
 
@@ -12,7 +14,7 @@ use super::head::{self, MalformedHead};
 
 /// The head of a response that a co-process wrote.
 #[derive(Debug)]
-pub struct CoprocessResponseHead {
+pub(crate) struct CoprocessResponseHead {
     /// The `Status` of the co-process; 200 without it.
     pub status: StatusCode,
     /// All other fields except those that concern a single connection.
@@ -25,7 +27,13 @@ pub struct CoprocessResponseHead {
 ///
 /// No value can contain a line ending: `http` rejects them in targets and header values, and a lease consists of
 /// numbers.
-pub fn encode_request_head(method: &Method, target: &Uri, headers: &HeaderMap, lease: &str, length: u64) -> Vec<u8> {
+pub(crate) fn encode_request_head(
+    method: &Method,
+    target: &Uri,
+    headers: &HeaderMap,
+    lease: &str,
+    length: u64,
+) -> Vec<u8> {
     debug_assert!(!lease.contains(['\r', '\n']));
     let target = target.path_and_query().map_or("/", |target| target.as_str());
     let mut head = format!("Content-Length: {length}\r\nMethod: {method}\r\nTarget: {target}\r\n").into_bytes();
@@ -42,7 +50,7 @@ pub fn encode_request_head(method: &Method, target: &Uri, headers: &HeaderMap, l
 ///
 /// # Errors
 /// No `Content-Length` or more than one, an invalid `Status`, a line that is not a field.
-pub fn parse_response_head(bytes: &[u8]) -> Result<CoprocessResponseHead, MalformedHead> {
+pub(crate) fn parse_response_head(bytes: &[u8]) -> Result<CoprocessResponseHead, MalformedHead> {
     let mut headers = head::parse_fields(bytes)?;
     let status = head::remove_single(&mut headers, HeaderName::from_static("status"))?;
     let content_length = head::remove_single(&mut headers, header::CONTENT_LENGTH)?

@@ -3,16 +3,18 @@
 //! Lines end with LF or CRLF. Nothing is unfolded, guessed or repaired: a program that writes anything else has a bug,
 //! and the rest of its output cannot be trusted.
 
+#![forbid(unsafe_code)]
+
 use http::StatusCode;
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 
 /// The largest head, in bytes, including its empty line.
-pub const MAX_HEAD_BYTES: usize = 64 * 1024;
+pub(crate) const MAX_HEAD_BYTES: usize = 64 * 1024;
 
 /// What is wrong with a head, for the log and the client.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{0}")]
-pub struct MalformedHead(pub String);
+pub(crate) struct MalformedHead(pub String);
 
 /// The length of the head at the start of `bytes`, including its empty line; `None` if the head is incomplete.
 ///
@@ -21,7 +23,7 @@ pub struct MalformedHead(pub String);
 ///
 /// # Errors
 /// When the head is longer than [`MAX_HEAD_BYTES`].
-pub fn find_end(bytes: &[u8], searched: &mut usize) -> Result<Option<usize>, MalformedHead> {
+pub(crate) fn find_end(bytes: &[u8], searched: &mut usize) -> Result<Option<usize>, MalformedHead> {
     // `searched` is always the start of a line.
     while let Some(length) = bytes[*searched..].iter().take(MAX_HEAD_BYTES).position(|&b| b == b'\n') {
         let line = &bytes[*searched..*searched + length];
@@ -43,7 +45,7 @@ pub fn find_end(bytes: &[u8], searched: &mut usize) -> Result<Option<usize>, Mal
 ///
 /// # Errors
 /// A line without a colon, a name that is not a token, a value with control characters (RFC 9110 section 5).
-pub fn parse_fields(head: &[u8]) -> Result<HeaderMap, MalformedHead> {
+pub(crate) fn parse_fields(head: &[u8]) -> Result<HeaderMap, MalformedHead> {
     let mut fields = HeaderMap::new();
     for line in head.split(|&b| b == b'\n') {
         let line = line.strip_suffix(b"\r").unwrap_or(line);
@@ -71,7 +73,7 @@ pub(super) fn excerpt(bytes: &[u8]) -> String {
 ///
 /// # Errors
 /// When it occurs more than once.
-pub fn remove_single(
+pub(crate) fn remove_single(
     fields: &mut HeaderMap,
     name: impl Into<HeaderName>,
 ) -> Result<Option<HeaderValue>, MalformedHead> {
@@ -83,7 +85,7 @@ pub fn remove_single(
 }
 
 /// Parses a `Content-Length`: digits and nothing else.
-pub fn parse_length(value: &HeaderValue) -> Result<u64, MalformedHead> {
+pub(crate) fn parse_length(value: &HeaderValue) -> Result<u64, MalformedHead> {
     let digits = value.as_bytes();
     let plain = !digits.is_empty() && digits.iter().all(u8::is_ascii_digit);
     let number = if plain { value.to_str().ok().and_then(|text| text.parse().ok()) } else { None };
@@ -94,7 +96,7 @@ pub fn parse_length(value: &HeaderValue) -> Result<u64, MalformedHead> {
 ///
 /// # Errors
 /// Anything else; also 1xx, which is not a final status.
-pub fn parse_status(value: &HeaderValue) -> Result<StatusCode, MalformedHead> {
+pub(crate) fn parse_status(value: &HeaderValue) -> Result<StatusCode, MalformedHead> {
     let bytes = value.as_bytes();
     let (code, rest) = bytes.split_at(bytes.len().min(3));
     StatusCode::from_bytes(code)
@@ -104,13 +106,13 @@ pub fn parse_status(value: &HeaderValue) -> Result<StatusCode, MalformedHead> {
 }
 
 /// Whether a response with this status never has a body (RFC 9110 section 6.4.1).
-pub fn status_forbids_body(status: StatusCode) -> bool {
+pub(crate) fn status_forbids_body(status: StatusCode) -> bool {
     matches!(status.as_u16(), 204 | 304)
 }
 
 /// Removes the fields that concern a single connection (RFC 9110 section 7.6.1), including those that `Connection`
 /// names.
-pub fn remove_hop_by_hop(fields: &mut HeaderMap) {
+pub(crate) fn remove_hop_by_hop(fields: &mut HeaderMap) {
     let named: Vec<HeaderName> = (fields.get_all(header::CONNECTION).iter())
         .flat_map(|value| value.as_bytes().split(|&b| b == b','))
         .filter_map(|name| HeaderName::from_bytes(name.trim_ascii()).ok())

@@ -5,14 +5,14 @@ use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
 use std::process::Stdio;
 
-use super::child::{ChildProcess, HandlerProgram, ProcessExit};
+use super::child::{HandlerProcess, HandlerProgram, ProcessExit};
 use super::failure::RequestFailure;
 use super::oneshot::OneShotProgram;
 use crate::ids::WorkerId;
 
 /// The handler.
 #[derive(Debug)]
-pub struct Inetd(OneShotProgram);
+pub(crate) struct Inetd(OneShotProgram);
 
 impl Inetd {
     pub(super) fn new(program: HandlerProgram, worker: WorkerId) -> Self {
@@ -39,7 +39,7 @@ impl Inetd {
         connection: OwnedFd,
         addresses: Option<(SocketAddr, SocketAddr)>,
         lease: String,
-    ) -> io::Result<ChildProcess> {
+    ) -> io::Result<HandlerProcess> {
         let mut command = self.0.program().command(Vec::new())?;
         command.env("PROTO", if addresses.is_some() { "TCP" } else { "UNIX" });
         if let Some((client, local)) = addresses {
@@ -54,7 +54,7 @@ impl Inetd {
             ]);
         }
         command.stdin(connection.try_clone()?).stdout(connection).stderr(Stdio::piped());
-        let mut child = ChildProcess::spawn(&mut command)?;
+        let mut child = HandlerProcess::spawn(&mut command)?;
         drop(command);
         let [_, _, stderr] = child.pipes();
         self.0.log_stderr(stderr, Some(lease.into()))?;

@@ -16,7 +16,7 @@ use super::failure::RequestFailure;
 
 /// Why a request body is incomplete.
 #[derive(Debug, thiserror::Error)]
-pub enum LimitedBodyError {
+pub(crate) enum LimitedBodyError {
     /// It has more bytes than `max_body` allows: 413.
     #[error("the request body is larger than max_body, {0} bytes")]
     TooLarge(u64),
@@ -40,7 +40,7 @@ impl From<LimitedBodyError> for RequestFailure {
 }
 
 /// A request body under the limits of its [`RequestContext`]. It ends after an error.
-pub struct LimitedBody {
+pub(crate) struct LimitedBody {
     body: Body,
     quota: Option<ByteQuota>,
     timeout: Duration,
@@ -61,7 +61,7 @@ impl LimitedBody {
     ///
     /// # Errors
     /// 413, not started, when the announced size is too large.
-    pub fn new(body: Body, context: &RequestContext) -> Result<Self, RequestFailure> {
+    pub(crate) fn new(body: Body, context: &RequestContext) -> Result<Self, RequestFailure> {
         let max = context.max_body;
         if max > 0 && body.size_hint().lower() > max {
             return Err(RequestFailure::from(LimitedBodyError::TooLarge(max)).not_started());
@@ -74,7 +74,7 @@ impl LimitedBody {
     ///
     /// # Errors
     /// When the body fails before its first byte.
-    pub fn poll_ready(&mut self, task: &mut Context<'_>) -> Poll<Result<(), LimitedBodyError>> {
+    pub(crate) fn poll_ready(&mut self, task: &mut Context<'_>) -> Poll<Result<(), LimitedBodyError>> {
         if self.peeked.is_none() {
             self.peeked = ready!(Pin::new(&mut *self).poll_frame(task)).transpose()?;
         }

@@ -3,23 +3,25 @@
 //! A token bucket, stored as the time at which the bucket is full again. Each line moves that time by the cost of one
 //! line.
 
+#![forbid(unsafe_code)]
+
 use std::time::Duration;
 
 use crate::ids::Monotonic;
 
 /// Lines that the handler of a worker may print at once.
-pub const BURST: u32 = 50;
+pub(super) const BURST: u32 = 50;
 /// Lines per second that it may print after a burst. Far below journald's default for a unit (journald.conf(5),
 /// `RateLimitBurst=`), so that journald never drops a record of patou because of the handler.
-pub const LINES_PER_SECOND: u32 = 20;
+pub(super) const LINES_PER_SECOND: u32 = 20;
 /// Time from the first suppressed line to the report of their number.
-pub const REPORT_AFTER: Duration = Duration::from_secs(5);
+pub(super) const REPORT_AFTER: Duration = Duration::from_secs(5);
 
 const LINE_COST: Duration = Duration::from_nanos(1_000_000_000 / LINES_PER_SECOND as u64);
 
 /// What happens to a line.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum LineVerdict {
+pub(super) enum LineVerdict {
     /// It goes to the log.
     Write,
     /// It is suppressed, the first since a report: the next report is due in [`REPORT_AFTER`].
@@ -30,14 +32,14 @@ pub enum LineVerdict {
 
 /// The token bucket of one worker's handler.
 #[derive(Clone, Copy, Debug, Default)]
-pub struct RateLimit {
+pub(super) struct RateLimit {
     full_at: Option<Monotonic>,
     suppressed: u64,
 }
 
 impl RateLimit {
     /// Decides about a line.
-    pub fn check(&mut self, now: Monotonic) -> LineVerdict {
+    pub(super) fn check(&mut self, now: Monotonic) -> LineVerdict {
         let full_at = self.full_at.map_or(now, |at| at.max(now));
         if full_at.since(now) <= LINE_COST * (BURST - 1) {
             self.full_at = Some(full_at + LINE_COST);
@@ -48,7 +50,7 @@ impl RateLimit {
     }
 
     /// The number of lines suppressed since the last call.
-    pub fn take_suppressed(&mut self) -> u64 {
+    pub(super) fn take_suppressed(&mut self) -> u64 {
         std::mem::take(&mut self.suppressed)
     }
 }

@@ -16,28 +16,28 @@ use crate::sync;
 
 /// The program, and the standard error pipes of its last run.
 #[derive(Debug)]
-pub struct OneShotProgram {
+pub(super) struct OneShotProgram {
     program: HandlerProgram,
     log: Arc<OutputLog>,
     log_pipes: Mutex<Vec<(Weak<LogPipe>, JoinHandle<()>)>>,
 }
 
 impl OneShotProgram {
-    pub fn new(program: HandlerProgram, worker: WorkerId) -> Self {
+    pub(super) fn new(program: HandlerProgram, worker: WorkerId) -> Self {
         Self { program, log: OutputLog::new(worker), log_pipes: Mutex::default() }
     }
 
-    pub fn program(&self) -> &HandlerProgram {
+    pub(super) fn program(&self) -> &HandlerProgram {
         &self.program
     }
 
     /// The failure of a request for which no process could be started.
-    pub fn start_failure(&self, error: &io::Error) -> RequestFailure {
+    pub(super) fn start_failure(&self, error: &io::Error) -> RequestFailure {
         RequestFailure::cannot_start(format!("cannot start `{}`: {error}", self.program.name()))
     }
 
     /// Writes the standard error of a process to the log.
-    pub fn log_stderr(&self, stderr: Option<OwnedFd>, lease: LeaseLabel) -> io::Result<()> {
+    pub(super) fn log_stderr(&self, stderr: Option<OwnedFd>, lease: LeaseLabel) -> io::Result<()> {
         if let Some(stderr) = stderr {
             let pipe = LogPipe::start(stderr, self.log.clone(), OutputStream::Stderr, lease)?;
             sync::lock(&self.log_pipes).push(pipe);
@@ -46,7 +46,7 @@ impl OneShotProgram {
     }
 
     /// Kills and reaps everything that the request has left, and writes its remaining output to the log.
-    pub async fn end_run(&self) {
+    pub(super) async fn end_run(&self) {
         if process_tree::has_children()
             && let Err(survivors) = process_tree::kill(|_| true).await
         {
@@ -62,7 +62,7 @@ impl OneShotProgram {
     }
 
     /// Ends the last run.
-    pub async fn stop(&self) {
+    pub(super) async fn stop(&self) {
         self.end_run().await;
         self.log.report_suppressed();
     }

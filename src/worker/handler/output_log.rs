@@ -22,11 +22,11 @@ const MAX_LINE_BYTES: usize = 4096;
 /// The size of a read, in bytes.
 const READ_SIZE: usize = 4096;
 /// The lease of the current request as text; `None` between requests.
-pub type LeaseLabel = Option<Arc<str>>;
+pub(super) type LeaseLabel = Option<Arc<str>>;
 
 /// The log of one worker's handler.
 #[derive(Debug)]
-pub struct OutputLog {
+pub(super) struct OutputLog {
     worker: WorkerId,
     budget: Mutex<LogBudget>,
 }
@@ -41,7 +41,7 @@ struct LogBudget {
 
 /// A stream of a program.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum OutputStream {
+pub(super) enum OutputStream {
     /// Standard output, logged at level info.
     Stdout,
     /// Standard error, logged at level warn.
@@ -49,12 +49,12 @@ pub enum OutputStream {
 }
 
 impl OutputLog {
-    pub fn new(worker: WorkerId) -> Arc<Self> {
+    pub(super) fn new(worker: WorkerId) -> Arc<Self> {
         Arc::new(Self { worker, budget: Mutex::default() })
     }
 
     /// The worker of the handler.
-    pub fn worker(&self) -> &WorkerId {
+    pub(super) fn worker(&self) -> &WorkerId {
         &self.worker
     }
 
@@ -87,7 +87,7 @@ impl OutputLog {
     }
 
     /// Reports how many lines were suppressed, if any, and quotes the last of them.
-    pub fn report_suppressed(&self) {
+    pub(super) fn report_suppressed(&self) {
         let (suppressed, (lease, last)) = {
             let mut budget = sync::lock(&self.budget);
             (budget.limit.take_suppressed(), std::mem::take(&mut budget.last_suppressed))
@@ -103,7 +103,7 @@ impl OutputLog {
 
 /// A pipe that a program prints to.
 #[derive(Debug)]
-pub struct LogPipe {
+pub(super) struct LogPipe {
     pipe: AsyncFd<OwnedFd>,
     log: Arc<OutputLog>,
     stream: OutputStream,
@@ -129,7 +129,7 @@ enum PipeRead {
 impl LogPipe {
     /// Starts a task that logs what arrives in `pipe` until end of file. It never waits for a reader of the log, so no
     /// program waits for one.
-    pub fn start(
+    pub(super) fn start(
         pipe: OwnedFd,
         log: Arc<OutputLog>,
         stream: OutputStream,
@@ -155,13 +155,13 @@ impl LogPipe {
 
     /// Attributes what the program prints from now on to `lease`. What it has printed so far belongs to the previous
     /// one.
-    pub fn set_lease(&self, lease: LeaseLabel) {
+    pub(super) fn set_lease(&self, lease: LeaseLabel) {
         self.drain();
         sync::lock(&self.state).lease = lease;
     }
 
     /// Logs what is still in the pipe, after the last process that should write to it has ended.
-    pub fn close(&self) {
+    pub(super) fn close(&self) {
         self.drain();
         self.flush();
     }

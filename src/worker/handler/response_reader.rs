@@ -11,7 +11,7 @@ use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, fcntl};
 use tokio::net::unix::pipe::Receiver;
 
-use super::child::{ChildProcess, ProcessExit};
+use super::child::{HandlerProcess, ProcessExit};
 use super::head::{self, MalformedHead};
 
 /// The size of a read, in bytes: the default capacity of a pipe (`pipe(7)`).
@@ -19,7 +19,7 @@ const READ_SIZE: usize = 64 * 1024;
 
 /// What a [`ResponseReader`] reads.
 #[derive(Debug)]
-pub enum ReaderEvent {
+pub(super) enum ReaderEvent {
     /// At least one byte.
     Data(Bytes),
     /// The pipe has been closed and the process continues. Reported once.
@@ -30,7 +30,7 @@ pub enum ReaderEvent {
 
 /// Why there is no response head.
 #[derive(Debug)]
-pub enum HeadError {
+pub(super) enum HeadError {
     /// The bytes are not a head.
     Malformed(MalformedHead),
     /// The pipe was closed before the end of the head.
@@ -41,7 +41,7 @@ pub enum HeadError {
 
 /// Why a process that waits for a request is unusable.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum NotIdle {
+pub(super) enum NotIdle {
     /// It has ended.
     Exited(ProcessExit),
     /// It has closed the pipe.
@@ -52,9 +52,9 @@ pub enum NotIdle {
 
 /// The process and our end of the pipe. All its futures may be dropped and called again.
 #[derive(Debug)]
-pub struct ResponseReader {
+pub(super) struct ResponseReader {
     /// The process.
-    pub child: ChildProcess,
+    pub child: HandlerProcess,
     pipe: Option<Receiver>,
     /// Bytes read and not yet returned.
     buffered: BytesMut,
@@ -70,12 +70,12 @@ struct ExitAndUnread {
 
 impl ResponseReader {
     /// Takes a process and our end of a pipe that it writes to.
-    pub fn new(child: ChildProcess, pipe: OwnedFd) -> io::Result<Self> {
+    pub(super) fn new(child: HandlerProcess, pipe: OwnedFd) -> io::Result<Self> {
         Ok(Self { child, pipe: Some(Receiver::from_owned_fd(pipe)?), buffered: BytesMut::new(), exit: None })
     }
 
     /// The next event.
-    pub async fn next(&mut self) -> ReaderEvent {
+    pub(super) async fn next(&mut self) -> ReaderEvent {
         if !self.buffered.is_empty() {
             return ReaderEvent::Data(mem::take(&mut self.buffered).freeze());
         }
@@ -83,7 +83,7 @@ impl ResponseReader {
     }
 
     /// Reads a head, including its empty line. [`next`](Self::next) then returns the bytes after it.
-    pub async fn head(&mut self) -> Result<Bytes, HeadError> {
+    pub(super) async fn head(&mut self) -> Result<Bytes, HeadError> {
         let mut searched = 0;
         loop {
             if let Some(end) = head::find_end(&self.buffered, &mut searched).map_err(HeadError::Malformed)? {
@@ -100,13 +100,13 @@ impl ResponseReader {
     }
 
     /// Puts back bytes that [`next`](Self::next) has just returned.
-    pub fn unread(&mut self, bytes: Bytes) {
+    pub(super) fn unread(&mut self, bytes: Bytes) {
         debug_assert!(self.buffered.is_empty());
         self.buffered = BytesMut::from(bytes);
     }
 
     /// Checks that the process runs and has written nothing since its last response.
-    pub fn check_idle(&mut self) -> Result<(), NotIdle> {
+    pub(super) fn check_idle(&mut self) -> Result<(), NotIdle> {
         if let Some(exit) = self.child.try_wait() {
             return Err(NotIdle::Exited(exit));
         }
@@ -166,7 +166,7 @@ fn read_now(pipe: &Receiver, unread: &mut usize) -> Option<Bytes> {
 }
 
 /// Truncates `bytes` to at most `remaining` bytes, subtracts them from it, and returns the excess.
-pub fn split_excess(bytes: &mut Bytes, remaining: &mut u64) -> Bytes {
+pub(super) fn split_excess(bytes: &mut Bytes, remaining: &mut u64) -> Bytes {
     let fits = usize::try_from(*remaining).unwrap_or(usize::MAX).min(bytes.remaining());
     *remaining -= fits as u64;
     bytes.split_off(fits)

@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex};
 const IN_OWN_PROCESS: &str = "PATOU_TEST_IN_OWN_PROCESS";
 
 /// Runs `test` in a new process of the test binary, as a child subreaper, on a current-thread runtime.
-pub fn in_own_process(test: impl Future<Output = ()>) {
+pub(crate) fn in_own_process(test: impl Future<Output = ()>) {
     if std::env::var_os(IN_OWN_PROCESS).is_some() {
         nix::sys::prctl::set_child_subreaper(true).unwrap();
         return tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(test);
@@ -31,7 +31,7 @@ pub fn in_own_process(test: impl Future<Output = ()>) {
 }
 
 /// Whether Python is installed; prints a visible notice if not.
-pub fn has_python() -> bool {
+pub(crate) fn has_python() -> bool {
     let found = Command::new("python3").arg("--version").output().is_ok_and(|output| output.status.success());
     if !found {
         println!("SKIPPED: no python3 on this machine");
@@ -40,7 +40,7 @@ pub fn has_python() -> bool {
 }
 
 /// What this thread logs while the guard exists.
-pub fn capture_log() -> (CapturedLog, tracing::subscriber::DefaultGuard) {
+pub(crate) fn capture_log() -> (CapturedLog, tracing::subscriber::DefaultGuard) {
     let log = CapturedLog::default();
     let writer = log.clone();
     let subscriber = tracing_subscriber::fmt().with_ansi(false).with_writer(move || writer.clone()).finish();
@@ -49,11 +49,11 @@ pub fn capture_log() -> (CapturedLog, tracing::subscriber::DefaultGuard) {
 
 /// See [`capture_log`].
 #[derive(Clone, Default)]
-pub struct CapturedLog(Arc<Mutex<Vec<u8>>>);
+pub(crate) struct CapturedLog(Arc<Mutex<Vec<u8>>>);
 
 impl CapturedLog {
     /// The text so far.
-    pub fn text(&self) -> String {
+    pub(crate) fn text(&self) -> String {
         String::from_utf8(self.0.lock().unwrap().clone()).unwrap()
     }
 }

@@ -13,12 +13,12 @@ use super::context::RequestContext;
 use super::failure::RequestFailure;
 
 /// A body of known size.
-pub fn full_body(data: impl Into<Bytes>) -> Body {
+pub(crate) fn full_body(data: impl Into<Bytes>) -> Body {
     Full::new(data.into()).map_err(|never| match never {}).boxed_unsync()
 }
 
 /// The context of a request to `default/1`, with limits that no test reaches by accident.
-pub fn request_context() -> RequestContext {
+pub(crate) fn request_context() -> RequestContext {
     RequestContext {
         peer: Some("192.0.2.7:4711".parse().unwrap()),
         server: Some("127.0.0.1:7300".parse().unwrap()),
@@ -30,7 +30,7 @@ pub fn request_context() -> RequestContext {
 }
 
 /// Sends a request with `context`.
-pub async fn send(
+pub(crate) async fn send(
     handler: &BuiltinHandler,
     context: RequestContext,
     request: http::request::Builder,
@@ -41,6 +41,6 @@ pub async fn send(
 }
 
 /// The whole body as text, or the error that ends it.
-pub async fn body_text(response: Response<Body>) -> Result<String, BoxError> {
+pub(crate) async fn body_text(response: Response<Body>) -> Result<String, BoxError> {
     Ok(String::from_utf8_lossy(&response.into_body().collect().await?.to_bytes()).into_owned())
 }

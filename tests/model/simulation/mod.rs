@@ -1,46 +1,43 @@
-//! A set under a simulated clock, with everything that can go wrong, from a seed.
+//! A set under a simulated clock, with all kinds of faults, from a seed.
 //!
-//! [`core`]: the real `Pool` over real slots. Workers are slow, freeze, die and come back, bells are lost, late and
-//! doubled, clients leave, never claim, claim late or twice, and the dispatcher is restarted. Half of the clients are
-//! connections that are handed over.
+//! [`pool`]: the real `Pool` over real slots. Workers are slow, freeze, die and return; doorbells are lost, late and
+//! duplicated; clients leave, never claim, claim late or twice; the dispatcher restarts. Half of the clients are handoff
+//! connections.
 //!
-//! [`set`]: the same core, its dispatcher and workers processes that the real `watchdog::plan::Plan` starts, judges,
-//! kills and replaces. Processes are stopped, killed, traced, starved, never become ready or die again and again; the
-//! machine stalls and is suspended, the watchdog is late, the configuration is loaded anew, and the set is stopped.
+//! [`set`]: the same pool, with its dispatcher and workers as processes that the real `watchdog::plan::Plan` starts, judges,
+//! kills and replaces. Processes are stopped, killed, traced, starved, never become ready, or die again and again; the
+//! machine stalls and is suspended, the watchdog is late, the configuration is reloaded, and the set is stopped.
 //!
-//! After every event the promises are checked; in the end everything heals, and nothing may have leaked. A failure
-//! prints its seed:
+//! After every event the promises are checked. At the end all faults end; the set must then recover, and no lease may be
+//! left. A failure prints its seed:
 //!
 //! ```text
-//! PATOU_SIM_SEED=<seed> cargo test --test simulation       the same run again
-//! PATOU_SIM_STEPS=50000000 cargo test --test simulation    many more runs
+//! PATOU_SIM_SEED=<seed> cargo test --lib model::simulation       the same run again
+//! PATOU_SIM_STEPS=50000000 cargo test --lib model::simulation    many more runs
 //! ```
 
-mod core;
-mod dog;
-mod machine;
-mod policy;
+mod pool;
 mod random;
 mod set;
 
-use core::Sim;
-use set::Set;
+use pool::PoolSimulation;
+use set::SetSimulation;
 
-/// Events in one ordinary `cargo test`, over all runs, of each of the two.
+/// Events of each simulation in one ordinary `cargo test`, over all runs.
 const STEPS: u64 = 500_000;
 
 fn variable(name: &str) -> Option<u64> {
     std::env::var(name).ok().map(|text| text.parse().unwrap_or_else(|_| panic!("{name} is not a number: `{text}`")))
 }
 
-/// Runs seeds until there were enough steps; `run` returns how many clients were served.
-fn many(per_run: u64, run: impl Fn(u64) -> u64) -> (u64, u64) {
+/// Runs seeds until the number of steps is reached. `run` returns the number of granted clients.
+fn run_seeds(steps_per_run: u64, run: impl Fn(u64) -> u64) -> (u64, u64) {
     let steps = variable("PATOU_SIM_STEPS").unwrap_or(STEPS);
     let only = variable("PATOU_SIM_SEED");
     let (mut done, mut granted) = (0, 0);
     for seed in only.unwrap_or(0).. {
         granted += run(seed);
-        done += per_run;
+        done += steps_per_run;
         if only.is_some() || done >= steps {
             break;
         }
@@ -50,50 +47,50 @@ fn many(per_run: u64, run: impl Fn(u64) -> u64) -> (u64, u64) {
 }
 
 #[test]
-fn a_core_keeps_its_promises() {
-    const RUN: u64 = 4_000;
-    let again = std::cell::Cell::new(0);
-    let (done, granted) = many(RUN, |seed| {
-        let mut sim = Sim::new(seed, false);
-        for _ in 0..RUN {
-            sim.step();
+fn pool_keeps_its_promises() {
+    const STEPS_PER_RUN: u64 = 4_000;
+    let offered_again = std::cell::Cell::new(0);
+    let (done, granted) = run_seeds(STEPS_PER_RUN, |seed| {
+        let mut pool = PoolSimulation::new(seed, false);
+        for _ in 0..STEPS_PER_RUN {
+            pool.step();
         }
-        sim.heal();
-        again.set(again.get() + sim.offered_again);
-        sim.granted
+        pool.recover();
+        offered_again.set(offered_again.get() + pool.offered_again);
+        pool.granted
     });
-    assert!(again.get() > 0, "no connection was ever offered to a second worker");
-    println!("{} connections were offered again", again.get());
-    assert!(granted * 50 > done, "hardly anybody was served: {granted} grants in {done} events");
+    assert!(offered_again.get() > 0, "no connection was ever offered to a second worker");
+    println!("{} connections were offered again", offered_again.get());
+    assert!(granted * 50 > done, "too few clients were served: {granted} grants in {done} events");
 }
 
 #[test]
-fn a_set_keeps_its_promises() {
-    const RUN: u64 = 8_000;
-    let (done, granted) = many(RUN, |seed| {
-        let mut set = Set::new(seed);
-        for _ in 0..RUN {
+fn set_keeps_its_promises() {
+    const STEPS_PER_RUN: u64 = 8_000;
+    let (done, granted) = run_seeds(STEPS_PER_RUN, |seed| {
+        let mut set = SetSimulation::new(seed);
+        for _ in 0..STEPS_PER_RUN {
             set.step();
         }
         if seed % 2 == 0 {
-            set.heal();
+            set.recover();
         }
         set.stop();
         set.granted()
     });
-    assert!(granted * 50 > done, "hardly anybody was served: {granted} grants in {done} events");
+    assert!(granted * 50 > done, "too few clients were served: {granted} grants in {done} events");
 }
 
 proptest::proptest! {
     #![proptest_config(proptest::prelude::ProptestConfig { cases: 48, failure_persistence: None, ..Default::default() })]
 
-    /// Seeds by chance, each run ended at any point and healed from there; a failure shrinks to few steps.
+    /// Random seeds, each run ended after any number of steps; a failure shrinks to few steps.
     #[test]
-    fn a_core_keeps_them_wherever_one_stops(seed: u64, steps in 1..1500usize) {
-        let mut sim = Sim::new(seed, false);
+    fn pool_recovers_from_every_state(seed: u64, steps in 1..1500usize) {
+        let mut pool = PoolSimulation::new(seed, false);
         for _ in 0..steps {
-            sim.step();
+            pool.step();
         }
-        sim.heal();
+        pool.recover();
     }
 }

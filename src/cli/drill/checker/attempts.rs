@@ -6,7 +6,7 @@ use super::timeline::may_end;
 use crate::cli::drill::fault::DrillPart;
 use crate::cli::drill::history::{AttemptOutcome, NotStartedReason, PromiseViolation, RequestAttempt};
 
-pub fn check(context: &CheckContext<'_>, attempt: &RequestAttempt) -> Option<PromiseViolation> {
+pub(super) fn check(context: &CheckContext<'_>, attempt: &RequestAttempt) -> Option<PromiseViolation> {
     let (promise, what) = check_outcome(context, attempt).or_else(|| check_wait(context, attempt))?;
     let what = format!("request {} {what}", attempt.request);
     Some(PromiseViolation { promise, what, story: context.describe_attempts(&[attempt]) })

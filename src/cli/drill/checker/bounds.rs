@@ -7,7 +7,7 @@ use crate::cli::drill::fault_tracker::FaultEffect;
 
 /// A listener as the checker needs to know it.
 #[derive(Clone, Debug)]
-pub struct CheckedListener {
+pub(crate) struct CheckedListener {
     pub pool: usize,
     /// Its handler records each start.
     pub records: bool,
@@ -19,7 +19,7 @@ pub struct CheckedListener {
 
 /// How long each step may take.
 #[derive(Clone, Debug)]
-pub struct DrillBounds {
+pub(crate) struct DrillBounds {
     /// One attempt without faults, by pool.
     pub attempt: Vec<Duration>,
     /// Until a frozen worker is killed.
@@ -42,7 +42,7 @@ pub struct DrillBounds {
 
 impl DrillBounds {
     /// How long clients may notice this fault.
-    pub fn of(&self, effect: &FaultEffect) -> Duration {
+    pub(crate) fn of(&self, effect: &FaultEffect) -> Duration {
         use FaultKind as Kind;
         let lasted = effect.ended.unwrap_or(effect.injected).since(effect.injected);
         let part = match (effect.part, effect.kind) {

@@ -10,7 +10,7 @@ use crate::cli::drill::fault_tracker::FaultEffect;
 use crate::cli::drill::history::{DrillHistory, RequestAttempt};
 use crate::ids::Monotonic;
 
-pub struct CheckContext<'a> {
+pub(super) struct CheckContext<'a> {
     pub history: &'a DrillHistory,
     pub recorded: HashSet<(u64, u32)>,
     pub listeners: &'a [CheckedListener],
@@ -20,7 +20,7 @@ pub struct CheckContext<'a> {
 }
 
 impl<'a> CheckContext<'a> {
-    pub fn new(
+    pub(super) fn new(
         history: &'a DrillHistory,
         listeners: &'a [CheckedListener],
         pool_of: &'a [usize],
@@ -30,22 +30,22 @@ impl<'a> CheckContext<'a> {
         Self { history, recorded, listeners, pool_of, bounds, timeline: FaultTimeline::new(history) }
     }
 
-    pub fn scope(&self, attempt: &RequestAttempt) -> FaultScope {
+    pub(super) fn scope(&self, attempt: &RequestAttempt) -> FaultScope {
         FaultScope { pool: Some(self.listeners[attempt.listener].pool), listener: Some(attempt.listener) }
     }
 
     /// The faults that were active during an attempt.
-    pub fn active_during(&self, attempt: &RequestAttempt) -> impl Iterator<Item = &'a FaultEffect> + '_ {
+    pub(super) fn active_during(&self, attempt: &RequestAttempt) -> impl Iterator<Item = &'a FaultEffect> + '_ {
         self.timeline.active_between(attempt.sent, attempt.ended)
     }
 
     /// Whether the fault makes all parts exit.
-    pub fn ends_set(&self, effect: &FaultEffect) -> bool {
+    pub(super) fn ends_set(&self, effect: &FaultEffect) -> bool {
         self.bounds.parts_follow_watchdog && effect.kind == FaultKind::Kill && effect.part == Some(DrillPart::Watchdog)
     }
 
     /// Whether the fault may end the set or a worker of this pool.
-    pub fn may_end_worker_of(&self, effect: &FaultEffect, pool: usize) -> bool {
+    pub(super) fn may_end_worker_of(&self, effect: &FaultEffect, pool: usize) -> bool {
         match effect.part {
             Some(DrillPart::Worker(worker)) => {
                 self.pool_of[worker] == pool && may_end(effect, DrillPart::Worker(worker))
@@ -56,24 +56,24 @@ impl<'a> CheckContext<'a> {
 
     /// How much longer than without faults a wait in this scope may take from `from` to `to`, not counting the fault
     /// with number `except`.
-    pub fn extension(&self, from: Monotonic, to: Monotonic, scope: FaultScope, except: Option<u32>) -> Duration {
+    pub(super) fn extension(&self, from: Monotonic, to: Monotonic, scope: FaultScope, except: Option<u32>) -> Duration {
         let active = self.timeline.active_between(from, to);
         let active = active.filter(|effect| Some(effect.number) != except && affects(effect, scope, self.pool_of));
         active.map(|effect| self.bounds.of(effect)).sum::<Duration>() + self.delay(from, to) + self.bounds.slack
     }
 
     /// How long the machine delayed the drill itself from `from` to `to`.
-    pub fn delay(&self, from: Monotonic, to: Monotonic) -> Duration {
+    pub(super) fn delay(&self, from: Monotonic, to: Monotonic) -> Duration {
         let delays = self.history.delays.iter().filter(|(at, by)| *at >= from && at.0 <= (to + *by).0);
         delays.map(|(_, by)| *by).sum()
     }
 
     /// A point in time as the report prints it.
-    pub fn time(&self, time: Monotonic) -> String {
+    pub(super) fn time(&self, time: Monotonic) -> String {
         format!("{:.3} s", time.since(self.history.started_at).as_secs_f64())
     }
 
-    pub fn describe_fault(&self, effect: &FaultEffect) -> String {
+    pub(super) fn describe_fault(&self, effect: &FaultEffect) -> String {
         let time = |time: Option<Monotonic>| time.map_or("never".into(), |time| self.time(time));
         format!(
             "{}: fault {}, {} of {}, detected {}, recovered {}, ended {}",
@@ -88,7 +88,7 @@ impl<'a> CheckContext<'a> {
     }
 
     /// These attempts, each after the faults that could affect it.
-    pub fn describe_attempts(&self, attempts: &[&RequestAttempt]) -> Vec<String> {
+    pub(super) fn describe_attempts(&self, attempts: &[&RequestAttempt]) -> Vec<String> {
         let mut events = Vec::new();
         for attempt in attempts {
             let scope = self.scope(attempt);

@@ -12,7 +12,7 @@ use crate::cli::drill::fault_tracker::FaultEffect;
 use crate::cli::drill::history::{RequestAttempt, UnknownReason};
 
 /// Checks an attempt of which the client does not know whether it started. Returns the broken promise, and how.
-pub fn check(
+pub(super) fn check(
     context: &CheckContext<'_>,
     attempt: &RequestAttempt,
     reason: UnknownReason,

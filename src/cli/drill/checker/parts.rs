@@ -13,7 +13,7 @@ use crate::ids::Monotonic;
 const EARLIER_FAULTS: Duration = Duration::from_secs(2);
 
 /// What one fault did to its part.
-pub fn check_effect(context: &CheckContext<'_>, effect: &FaultEffect) -> Option<PromiseViolation> {
+pub(super) fn check_effect(context: &CheckContext<'_>, effect: &FaultEffect) -> Option<PromiseViolation> {
     let part = effect.part?;
     if effect.excluded.is_some() {
         return None;
@@ -44,7 +44,7 @@ pub fn check_effect(context: &CheckContext<'_>, effect: &FaultEffect) -> Option<
 }
 
 /// A process ended without a fault.
-pub fn unexplained_exit(context: &CheckContext<'_>, exit: &UnexplainedExit) -> PromiseViolation {
+pub(super) fn unexplained_exit(context: &CheckContext<'_>, exit: &UnexplainedExit) -> PromiseViolation {
     let from = Monotonic(exit.at.0.saturating_sub(EARLIER_FAULTS.as_nanos() as u64));
     let active = context.timeline.active_between(from, exit.at);
     let story = active.map(|effect| context.describe_fault(effect)).collect();

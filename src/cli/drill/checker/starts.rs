@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, HashMap};
 use super::context::CheckContext;
 use crate::cli::drill::history::{AttemptOutcome, PromiseViolation, RequestAttempt};
 
-pub fn check(context: &CheckContext<'_>) -> Vec<PromiseViolation> {
+pub(super) fn check(context: &CheckContext<'_>) -> Vec<PromiseViolation> {
     let mut requests: BTreeMap<u64, Vec<&RequestAttempt>> = BTreeMap::new();
     for attempt in &context.history.attempts {
         requests.entry(attempt.request).or_default().push(attempt);

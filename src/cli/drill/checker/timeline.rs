@@ -11,7 +11,7 @@ use crate::ids::Monotonic;
 const AFTER_EFFECT: Duration = Duration::from_millis(100);
 
 /// All faults, sorted by the time of injection.
-pub struct FaultTimeline<'a> {
+pub(crate) struct FaultTimeline<'a> {
     effects: Vec<&'a FaultEffect>,
     longest: Duration,
     /// The end of the faults that never ended.
@@ -20,13 +20,13 @@ pub struct FaultTimeline<'a> {
 
 /// What a wait depended on; `None` where it depended on no particular one.
 #[derive(Clone, Copy, Debug)]
-pub struct FaultScope {
+pub(crate) struct FaultScope {
     pub pool: Option<usize>,
     pub listener: Option<usize>,
 }
 
 impl<'a> FaultTimeline<'a> {
-    pub fn new(history: &'a DrillHistory) -> Self {
+    pub(crate) fn new(history: &'a DrillHistory) -> Self {
         let mut effects: Vec<_> = history.effects.iter().collect();
         effects.sort_by_key(|effect| effect.injected);
         let last = history.attempts.iter().map(|attempt| attempt.ended).max().unwrap_or(history.started_at);
@@ -37,7 +37,7 @@ impl<'a> FaultTimeline<'a> {
     }
 
     /// The faults that had an effect at some time from `from` to `to`.
-    pub fn active_between(&self, from: Monotonic, to: Monotonic) -> impl Iterator<Item = &'a FaultEffect> + '_ {
+    pub(crate) fn active_between(&self, from: Monotonic, to: Monotonic) -> impl Iterator<Item = &'a FaultEffect> + '_ {
         let first = self.effects.partition_point(|effect| effect.injected + self.longest < from);
         self.effects[first..]
             .iter()
@@ -48,7 +48,7 @@ impl<'a> FaultTimeline<'a> {
 }
 
 /// Whether clients in this scope could notice the fault. `pool_of` is the pool index of each worker.
-pub fn affects(effect: &FaultEffect, scope: FaultScope, pool_of: &[usize]) -> bool {
+pub(crate) fn affects(effect: &FaultEffect, scope: FaultScope, pool_of: &[usize]) -> bool {
     match (effect.part, effect.target) {
         (Some(DrillPart::Worker(worker)), _) | (None, FaultTarget::Slot(worker)) => scope.pool == Some(pool_of[worker]),
         (_, FaultTarget::Listener(listener)) => scope.listener == Some(listener),
@@ -57,6 +57,6 @@ pub fn affects(effect: &FaultEffect, scope: FaultScope, pool_of: &[usize]) -> bo
 }
 
 /// Whether the fault ends, or may end, the process of this part.
-pub fn may_end(effect: &FaultEffect, part: DrillPart) -> bool {
+pub(super) fn may_end(effect: &FaultEffect, part: DrillPart) -> bool {
     effect.part == Some(part) && (effect.expected != ExpectedEffect::Survives || effect.kill_cause.is_some())
 }

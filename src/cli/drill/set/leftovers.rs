@@ -6,7 +6,7 @@ use std::path::Path;
 use crate::config::{Config, ListenAddress};
 
 /// Everything that a stopped set must not leave behind (P6), in words.
-pub fn find(config: &Config) -> Vec<String> {
+pub(super) fn find(config: &Config) -> Vec<String> {
     let dir = &config.set.runtime_dir;
     let mut left: Vec<_> = processes(dir).iter().map(|pid| format!("process {pid} is left")).collect();
     let mark = format!(".{}.", config.set.name);
@@ -26,7 +26,7 @@ pub fn find(config: &Config) -> Vec<String> {
 }
 
 /// The processes that name the set with this runtime directory in their environment or command line.
-pub fn processes(dir: &Path) -> Vec<u32> {
+pub(super) fn processes(dir: &Path) -> Vec<u32> {
     let marks = [dir.join("applied.toml"), dir.with_file_name("patou.toml")];
     let marks = marks.map(|path| path.into_os_string().into_encoded_bytes());
     let belongs = |pid: u32| {

@@ -13,14 +13,14 @@ use crate::cli::error::{CommandError, failed};
 use crate::cli::patou_run::{POLL_INTERVAL, launch};
 use crate::config::Config;
 
-pub struct PrivateDrillSet {
+pub(super) struct PrivateDrillSet {
     dir: PathBuf,
     child: Child,
 }
 
 impl PrivateDrillSet {
     /// Starts one, with its configuration.
-    pub fn start() -> Result<(Self, Config), CommandError> {
+    pub(super) fn start() -> Result<(Self, Config), CommandError> {
         // The drill aborts hundreds of processes: they leave no core files.
         setrlimit(Resource::RLIMIT_CORE, 0, 0).map_err(failed)?;
         let name = format!("drill{}", std::process::id());
@@ -39,25 +39,25 @@ impl PrivateDrillSet {
     }
 
     /// The pid of `patou run`, which is the watchdog.
-    pub fn pid(&self) -> u32 {
+    pub(super) fn pid(&self) -> u32 {
         self.child.id()
     }
 
-    pub fn is_running(&mut self) -> bool {
+    pub(super) fn is_running(&mut self) -> bool {
         self.child.try_wait().is_ok_and(|ended| ended.is_none())
     }
 
-    pub fn kill_watchdog(&mut self) -> Result<(), CommandError> {
+    pub(super) fn kill_watchdog(&mut self) -> Result<(), CommandError> {
         self.child.kill().and_then(|()| self.child.wait()).map(drop).map_err(failed)
     }
 
-    pub fn restart_watchdog(&mut self) -> Result<(), CommandError> {
+    pub(super) fn restart_watchdog(&mut self) -> Result<(), CommandError> {
         self.child = launch(&self.dir)?;
         Ok(())
     }
 
     /// Stops it with SIGTERM, and with SIGKILL after `timeout`. Returns what was wrong.
-    pub fn stop(&mut self, timeout: Duration) -> Option<String> {
+    pub(super) fn stop(&mut self, timeout: Duration) -> Option<String> {
         let _ = kill(Pid::from_raw(self.child.id() as i32), Signal::SIGTERM); // if it has ended, its status is reported
         let deadline = Instant::now() + timeout;
         loop {
@@ -73,18 +73,18 @@ impl PrivateDrillSet {
         }
     }
 
-    pub fn log(&self) -> PathBuf {
+    pub(super) fn log(&self) -> PathBuf {
         self.dir.join("log")
     }
 
-    pub fn log_tail(&self) -> String {
+    pub(super) fn log_tail(&self) -> String {
         let log = fs::read_to_string(self.log()).unwrap_or_default();
         let lines: Vec<_> = log.lines().collect();
         lines[lines.len().saturating_sub(5)..].join("; ")
     }
 
     /// Removes its directory.
-    pub fn remove(self) {
+    pub(super) fn remove(self) {
         let _ = fs::remove_dir_all(self.dir); // below the temporary directory, which systemd-tmpfiles cleans
     }
 }

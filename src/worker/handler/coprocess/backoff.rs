@@ -3,6 +3,8 @@
 //! At once the first time, so that a single death costs little. After a growing delay if the new process dies within a
 //! second as well, so that a program that cannot run does not keep a processor busy.
 
+#![forbid(unsafe_code)]
+
 use std::time::Duration;
 
 use tokio::time::Instant;
@@ -15,14 +17,14 @@ const MAX_DELAY: Duration = Duration::from_secs(5);
 
 /// The recent failures.
 #[derive(Debug, Default)]
-pub struct RestartBackoff {
+pub(super) struct RestartBackoff {
     short_runs: u32,
     not_before: Option<Instant>,
 }
 
 impl RestartBackoff {
     /// Records the failure of a process that was started at `started`.
-    pub fn record_failure(&mut self, now: Instant, started: Instant) {
+    pub(super) fn record_failure(&mut self, now: Instant, started: Instant) {
         self.short_runs = if now - started < SHORT_RUN { self.short_runs + 1 } else { 0 };
         let delay = match self.short_runs {
             0 | 1 => Duration::ZERO,
@@ -32,7 +34,7 @@ impl RestartBackoff {
     }
 
     /// The earliest time of the next start.
-    pub fn not_before(&self) -> Option<Instant> {
+    pub(super) fn not_before(&self) -> Option<Instant> {
         self.not_before
     }
 }

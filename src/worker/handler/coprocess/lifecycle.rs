@@ -21,14 +21,14 @@ use crate::sync;
 
 /// The handler: a program and its single process.
 #[derive(Debug)]
-pub struct Coprocess {
+pub(crate) struct Coprocess {
     program: HandlerProgram,
     log: Arc<OutputLog>,
     state: Mutex<CoprocessState>,
 }
 
 #[derive(Debug)]
-pub struct CoprocessState {
+pub(super) struct CoprocessState {
     pub process: CurrentProcess,
     /// The process id of the last process, also while a request owns it.
     pub pid: Option<Pid>,
@@ -42,7 +42,7 @@ pub struct CoprocessState {
 
 /// The process between requests.
 #[derive(Debug)]
-pub enum CurrentProcess {
+pub(super) enum CurrentProcess {
     /// It waits for a request.
     Idle(WarmProcess),
     /// It has responded before the whole request was written: the rest must be written within `timeout`.

@@ -11,7 +11,7 @@ use super::super::limited_body::LimitedBody;
 
 /// Why a request was not written completely.
 #[derive(Debug)]
-pub enum FeedError {
+pub(super) enum FeedError {
     /// The body from the client failed. The co-process is not to blame.
     Client(RequestFailure),
     /// The co-process has closed its descriptor 3.
@@ -20,16 +20,16 @@ pub enum FeedError {
 
 /// The task; it returns our end of descriptor 3. Dropping this aborts it.
 #[derive(Debug)]
-pub struct RequestFeed(BodyFeed<Result<Sender, FeedError>>);
+pub(super) struct RequestFeed(BodyFeed<Result<Sender, FeedError>>);
 
 impl RequestFeed {
     /// Starts to write `head` and `body`, which must have exactly `length` bytes.
-    pub fn spawn(requests: Sender, head: Vec<u8>, body: LimitedBody, length: u64) -> Self {
+    pub(super) fn spawn(requests: Sender, head: Vec<u8>, body: LimitedBody, length: u64) -> Self {
         Self(BodyFeed::spawn(write_request(requests, head, body, length)))
     }
 
     /// Waits for the end of the task. May be dropped and called again, but not after it has returned.
-    pub async fn outcome(&mut self) -> Result<Sender, FeedError> {
+    pub(super) async fn outcome(&mut self) -> Result<Sender, FeedError> {
         self.0.join().await.unwrap_or(Err(FeedError::PipeClosed))
     }
 }

@@ -11,7 +11,7 @@ use nix::unistd::{Pid, pipe2};
 use tokio::net::unix::pipe::Sender;
 use tokio::time::{Instant, timeout};
 
-use super::super::child::{ChildProcess, HandlerProgram};
+use super::super::child::{HandlerProcess, HandlerProgram};
 use super::super::output_log::{LeaseLabel, LogPipe, OutputLog, OutputStream};
 use super::super::response_reader::{NotIdle, ReaderEvent, ResponseReader};
 
@@ -24,12 +24,12 @@ const EXIT_TIMEOUT: Duration = Duration::from_secs(1);
 /// The variable that distinguishes a co-process and its descendants from those of its successor.
 const GENERATION_VARIABLE: &str = "PATOU_COPROCESS";
 /// Faults of a co-process, for the log and the client.
-pub const REQUESTS_CLOSED: &str = "it closed descriptor 3 (requests)";
-pub const RESPONSES_CLOSED: &str = "it closed descriptor 4 (responses)";
+pub(super) const REQUESTS_CLOSED: &str = "it closed descriptor 3 (requests)";
+pub(super) const RESPONSES_CLOSED: &str = "it closed descriptor 4 (responses)";
 
 /// A running process.
 #[derive(Debug)]
-pub struct WarmProcess {
+pub(super) struct WarmProcess {
     /// The process and our end of its descriptor 4.
     pub reader: ResponseReader,
     /// Our end of its descriptor 3; `None` while a request is being written.
@@ -40,7 +40,7 @@ pub struct WarmProcess {
 
 impl WarmProcess {
     /// Starts a process, and logs what it prints with `lease`.
-    pub fn spawn(
+    pub(super) fn spawn(
         program: &HandlerProgram,
         generation: u64,
         log: &Arc<OutputLog>,
@@ -52,7 +52,7 @@ impl WarmProcess {
         command.env("PATOU_WORKER", log.worker().to_string()).env(GENERATION_VARIABLE, generation.to_string());
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
         let requests = Some(Sender::from_owned_fd(our_requests)?);
-        let mut child = ChildProcess::spawn(&mut command)?;
+        let mut child = HandlerProcess::spawn(&mut command)?;
         let [_, stdout, stderr] = child.pipes();
         let mut log_pipes = Vec::new();
         for (pipe, stream) in [(stdout, OutputStream::Stdout), (stderr, OutputStream::Stderr)] {
@@ -66,12 +66,12 @@ impl WarmProcess {
         Ok((Self { reader, requests, started: Instant::now(), generation }, log_pipes))
     }
 
-    pub fn pid(&self) -> Pid {
+    pub(super) fn pid(&self) -> Pid {
         self.reader.child.pid()
     }
 
     /// Checks that the process can take a request; the reason if not.
-    pub fn check_idle(&mut self) -> Result<(), String> {
+    pub(super) fn check_idle(&mut self) -> Result<(), String> {
         if self.requests.is_none() {
             return Err(REQUESTS_CLOSED.to_owned());
         }
@@ -84,7 +84,7 @@ impl WarmProcess {
 
     /// Closes descriptor 3, which means that there are no more requests, and waits for the exit until
     /// [`EXIT_TIMEOUT`].
-    pub async fn close_and_wait(self) {
+    pub(super) async fn close_and_wait(self) {
         let Self { mut reader, requests, .. } = self;
         drop(requests);
         // Reads on, so that the process cannot block on a full pipe.
@@ -95,7 +95,7 @@ impl WarmProcess {
 
 /// Whether the co-process of this generation has started the process, according to its environment. A process that has
 /// cleared its environment is not recognised; the next kill of all processes ends it.
-pub fn belongs_to_generation(pid: Pid, generation: u64) -> bool {
+pub(super) fn belongs_to_generation(pid: Pid, generation: u64) -> bool {
     let variable = format!("{GENERATION_VARIABLE}={generation}");
     fs::read(format!("/proc/{pid}/environ")).is_ok_and(|all| all.split(|&b| b == 0).any(|v| v == variable.as_bytes()))
 }

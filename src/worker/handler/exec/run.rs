@@ -27,7 +27,7 @@ use crate::ids::WorkerId;
 use crate::log::Event;
 
 /// A running process.
-pub struct CgiRun {
+pub(super) struct CgiRun {
     reader: ResponseReader,
     feed: Option<BodyFeed<Result<(), RequestFailure>>>,
     /// Bytes missing of the announced Content-Length.
@@ -46,7 +46,7 @@ pub struct CgiRun {
 }
 
 impl CgiRun {
-    pub fn new(
+    pub(super) fn new(
         reader: ResponseReader,
         feed: Option<BodyFeed<Result<(), RequestFailure>>>,
         name: &str,
@@ -68,7 +68,7 @@ impl CgiRun {
     }
 
     /// Reads the response head.
-    pub async fn response(&mut self) -> Result<CgiResponse, RequestFailure> {
+    pub(super) async fn response(&mut self) -> Result<CgiResponse, RequestFailure> {
         let head = tokio::select! {
             biased;
             failure = feed_failure(&mut self.feed) => return Err(self.kill(failure)),
@@ -85,7 +85,11 @@ impl CgiRun {
     }
 
     /// Makes the response. One without a body waits here for the end of the process: no body is polled later.
-    pub async fn respond(mut self, head: CgiResponseHead, is_head: bool) -> Result<Response<Body>, RequestFailure> {
+    pub(super) async fn respond(
+        mut self,
+        head: CgiResponseHead,
+        is_head: bool,
+    ) -> Result<Response<Body>, RequestFailure> {
         let CgiResponseHead { status, headers, length } = head;
         self.remaining = length.filter(|_| !is_head);
         // Without a Content-Type it is a redirect, which has no body (RFC 3875 section 6.2.3).
@@ -112,7 +116,7 @@ impl CgiRun {
     }
 
     /// Waits for the end of the process after a local redirect.
-    pub async fn wait_for_exit(&mut self) -> Result<(), RequestFailure> {
+    pub(super) async fn wait_for_exit(&mut self) -> Result<(), RequestFailure> {
         let exit = self.skip_to_exit().await?;
         self.is_delimited = true;
         self.check_exit(exit)

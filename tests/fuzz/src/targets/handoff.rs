@@ -1,19 +1,21 @@
-//! What comes beside a connection: the dispatcher's message to a worker, and a proxy's header before a request.
+//! The input beside a connection: the dispatcher's message to a worker, and a proxy's header before a request.
 
 use crate::handoff::HandoffMessage;
-use crate::net::{HEADER_MAX, ProxyHeader, proxied};
+use crate::net::{ProxyHeader, parse_proxy_header};
 
 pub fn run(bytes: &[u8]) {
     if let Some(message) = HandoffMessage::decode(bytes) {
-        let again = HandoffMessage::decode(&message.encode()).expect("what was read can be written");
+        let again = HandoffMessage::decode(&message.encode()).expect("a decoded message can be encoded");
         assert!(again.token.matches(message.token));
         assert_eq!((again.lease, again.peer, again.server), (message.lease, message.peer, message.server));
-        assert_eq!(again.entrance, message.entrance);
+        assert_eq!(again.listener, message.listener);
     }
-    if let ProxyHeader::Header(length, address) = proxied(bytes) {
-        assert!(0 < length && length <= bytes.len().min(HEADER_MAX), "{length}");
-        // What follows is the client's, and what came in pieces is what came at once.
-        assert!(matches!(proxied(&bytes[..length]), ProxyHeader::Header(l, a) if (l, a) == (length, address)));
-        assert!((0..length).all(|end| matches!(proxied(&bytes[..end]), ProxyHeader::More)), "it was whole too early");
+    if let ProxyHeader::Complete(length, address) = parse_proxy_header(bytes) {
+        assert!(0 < length && length <= bytes.len().min(ProxyHeader::MAX), "{length}");
+        // The bytes that follow make no difference, nor do pieces.
+        let header = parse_proxy_header(&bytes[..length]);
+        assert_eq!(header, ProxyHeader::Complete(length, address));
+        let is_incomplete = |end: usize| parse_proxy_header(&bytes[..end]) == ProxyHeader::Incomplete;
+        assert!((0..length).all(is_incomplete), "a prefix is complete");
     }
 }

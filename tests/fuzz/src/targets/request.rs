@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use crate::dispatcher::redirect::location;
 use crate::ids::Token;
-use crate::net::{LEASE, check};
+use crate::net::{LEASE_PATH, check_request};
 use crate::worker::handler::{self, cgi, framing, head};
 use crate::worker::lease_url;
 use bytes::Bytes;
@@ -72,7 +72,7 @@ pub fn run(bytes: &[u8]) {
     let Some(request) = read(bytes) else { return };
     let named = ["api.example".to_owned()];
     for (allowed, listens_on) in [(&[][..], Some(IpAddr::V4(Ipv4Addr::LOCALHOST))), (&[], None), (&named, None)] {
-        match check(&request, allowed, listens_on, 100) {
+        match check_request(&request, allowed, listens_on, 100) {
             Ok((host, target)) => {
                 let host = host.unwrap_or_else(|| "127.0.0.1".into());
                 redirected(&request, &host, &target);
@@ -88,7 +88,7 @@ pub fn run(bytes: &[u8]) {
 
 /// The way to the worker and back.
 fn redirected(request: &Request<()>, host: &str, target: &str) {
-    if request.uri().path() == LEASE {
+    if request.uri().path() == LEASE_PATH {
         return;
     }
     let token = Token::new(0x0123_4567_89ab_cdef_fedc_ba98_7654_3210);

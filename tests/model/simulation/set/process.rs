@@ -1,71 +1,71 @@
-//! The machine: processes that run or do not, and why not.
+//! A simulated process, which runs or not, for various reasons.
 
 use std::time::Duration;
 
+use super::SetSimEvent;
 use crate::ids::Monotonic;
 use crate::liveness::{HeldBy, ProcessSample, SchedStat, ThreadActivity};
 
-use super::set::Happening;
-
 /// The process of a part, or its absence.
 #[derive(Debug, Default)]
-pub struct Process {
-    /// Its process, while there is one.
-    pub pid: Option<u32>,
-    /// Stopped by a signal: its own fault, as far as anybody knows.
-    pub stopped: bool,
+pub(crate) struct Process {
+    /// `None` while there is no process.
+    pub(crate) pid: Option<u32>,
+    /// Stopped by a signal: a fault of the process, as far as the watchdog can know.
+    pub(crate) stopped: bool,
     /// Held by a debugger.
-    pub held: bool,
+    pub(crate) held: bool,
     /// No processor runs it.
-    pub starved: bool,
+    pub(crate) starved: bool,
     /// It never becomes ready.
-    pub stuck: bool,
-    /// It has said that it is ready.
-    pub ready: bool,
-    /// What is on its way out already: nobody judges it any more.
-    pub leaving: bool,
-    /// When it was held or starved last.
-    pub excused_until: Option<Monotonic>,
+    pub(crate) stuck: bool,
+    /// It has reported that it is ready.
+    pub(crate) ready: bool,
+    /// It was told to end, and is no longer judged.
+    pub(crate) leaving: bool,
+    /// When it was last held or starved.
+    pub(crate) excused_until: Option<Monotonic>,
     ran: Duration,
-    /// Written up by the kernel, which it does when a wait is over, and the wait that still lasts.
+    /// The time it has waited for a processor. Like the kernel, this counts a wait only when it is over; `waiting` is the
+    /// current wait.
     waited: Duration,
     waiting: Duration,
-    /// What waits for it to run.
-    pub backlog: Vec<Happening>,
-    /// For how long it has been silent by its own fault, and when that ended last.
-    pub fault: Duration,
-    pub fault_ended: Option<Monotonic>,
-    /// The same, since the last disturbance.
-    pub undisturbed: Duration,
-    /// For how long it has been gone, undisturbed.
-    pub absent: Duration,
+    /// Events that wait until it runs.
+    pub(crate) backlog: Vec<SetSimEvent>,
+    /// How long it has been silent by its own fault, and when that last ended.
+    pub(crate) fault: Duration,
+    pub(crate) fault_ended: Option<Monotonic>,
+    /// How long it has been silent by its own fault since the last disturbance.
+    pub(crate) undisturbed: Duration,
+    /// How long it has been absent since the last disturbance.
+    pub(crate) absent: Duration,
 }
 
 impl Process {
-    /// A new process in this place.
-    pub fn spawn(&mut self, pid: u32, stuck: bool) {
+    /// A new process starts.
+    pub(crate) fn spawn(&mut self, pid: u32, stuck: bool) {
         assert_eq!(self.pid, None, "started while it runs");
         *self = Self { pid: Some(pid), stuck, ..Self::default() };
     }
 
-    /// It is gone, with everything that waited for it.
-    pub fn end(&mut self) {
+    /// The process ends, and its backlog with it.
+    pub(crate) fn end(&mut self) {
         *self = Self::default();
     }
 
-    pub fn runs(&self) -> bool {
+    pub(crate) fn runs(&self) -> bool {
         self.pid.is_some() && !self.stopped && !self.held && !self.starved
     }
 
-    /// Silent by its own fault just now. A debugger that comes and goes between two looks excuses nobody who does not
-    /// answer afterwards either.
-    pub fn is_at_fault(&self) -> bool {
+    /// Whether it is silent by its own fault now. A debugger that comes and goes between two samples does not excuse a
+    /// process that stays silent afterwards.
+    pub(crate) fn is_at_fault(&self) -> bool {
         let stuck = self.stuck && !self.ready && (self.held || !self.starved);
         self.pid.is_some() && (self.stopped || stuck)
     }
 
-    /// Time goes on.
-    pub fn pass(&mut self, now: Monotonic, passed: Duration) {
+    /// Time passes.
+    pub(crate) fn advance(&mut self, now: Monotonic, passed: Duration) {
         if self.pid.is_none() {
             self.absent += passed;
             return;
@@ -79,7 +79,7 @@ impl Process {
             self.waited += std::mem::take(&mut self.waiting);
         }
         if self.is_at_fault() {
-            // A stop soon after another is one to who looks every now and then, and who is stuck was so before.
+            // For a watchdog that samples, two stops in quick succession are one. A stuck process was silent before.
             let ended = self.fault_ended.take().filter(|_| !self.stuck);
             if ended.is_some_and(|ended| now.since(ended) > passed + Duration::from_millis(500)) {
                 self.fault = Duration::ZERO;
@@ -94,21 +94,21 @@ impl Process {
         }
     }
 
-    /// No processor ran it for so long; the clock goes on by that.
-    pub fn stall(&mut self, now: Monotonic, time: Duration) {
+    /// No processor has run it for this time, which ends at `now`.
+    pub(crate) fn stall(&mut self, now: Monotonic, time: Duration) {
         self.excused_until = Some(now);
         if !self.stopped && !self.held {
             self.waited += time;
         }
     }
 
-    /// Whatever bound there is on its detection or replacement begins anew.
-    pub fn disturb(&mut self) {
+    /// A disturbance of the watchdog: the bounds of detection and replacement restart.
+    pub(crate) fn disturb(&mut self) {
         (self.undisturbed, self.absent) = (Duration::ZERO, Duration::ZERO);
     }
 
     /// What the watchdog can see of it.
-    pub fn look(&self) -> ProcessSample {
+    pub(crate) fn sample(&self) -> ProcessSample {
         let Some(thread) = self.pid else { return ProcessSample { ended: true, ..ProcessSample::default() } };
         let runnable = self.starved && !self.stopped && !self.held;
         ProcessSample {

@@ -1,27 +1,27 @@
-//! The restart policy as its documentation says it, for comparison.
+//! The restart policy as it is documented, for comparison with the code.
 
 use std::time::Duration;
 
 use crate::ids::Monotonic;
 use crate::liveness::RestartLimits;
 
-/// Unplanned ends of one part.
+/// The unexpected ends of one part.
 #[derive(Debug, Default)]
-pub struct Policy {
+pub(crate) struct RestartPolicy {
     ends: Vec<Monotonic>,
-    /// It is given up.
-    pub failed: bool,
+    /// The watchdog has given the part up.
+    pub(crate) failed: bool,
 }
 
-impl Policy {
-    fn recent(&mut self, now: Monotonic, limits: &RestartLimits) -> usize {
+impl RestartPolicy {
+    fn recent_ends(&mut self, now: Monotonic, limits: &RestartLimits) -> usize {
         self.ends.retain(|at| now.since(*at) < limits.within);
         self.ends.len()
     }
 
-    /// It is started again after this delay.
-    pub fn restarted(&mut self, now: Monotonic, limits: &RestartLimits, delay: Duration) {
-        let before = self.recent(now, limits);
+    /// Checks a restart after this delay.
+    pub(crate) fn check_restart(&mut self, now: Monotonic, limits: &RestartLimits, delay: Duration) {
+        let before = self.recent_ends(now, limits);
         assert!(before < limits.max as usize, "restart {before} within {:?}", limits.within);
         let expected = match before {
             0 => Duration::ZERO,
@@ -31,9 +31,9 @@ impl Policy {
         self.ends.push(now);
     }
 
-    /// It is given up.
-    pub fn given_up(&mut self, now: Monotonic, limits: &RestartLimits) {
-        let before = self.recent(now, limits);
+    /// Checks that the part is given up.
+    pub(crate) fn check_failure(&mut self, now: Monotonic, limits: &RestartLimits) {
+        let before = self.recent_ends(now, limits);
         assert_eq!(before, limits.max as usize, "given up after {before} restarts");
         self.failed = true;
     }

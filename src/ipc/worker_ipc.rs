@@ -1,0 +1,147 @@
+//! The objects of one worker: segment, doorbells, and the path of its socket.
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use nix::unistd::{Gid, getuid};
+
+use super::directory::{create_file, owner_of, prepare_directory, read_private, remove_file};
+use super::error::{IpcError, at};
+use super::modes::Modes;
+use super::set_lock::is_run_by_systemd;
+use crate::config::Config;
+use crate::doorbell::Doorbell;
+use crate::ids::WorkerId;
+use crate::shm::{Segment, SegmentError, SegmentIdentity, SlotSnapshot};
+
+/// The paths of one worker's objects.
+#[derive(Debug)]
+pub(super) struct WorkerPaths {
+    pub(super) pool: PathBuf,
+    pub(super) to_worker: PathBuf,
+    pub(super) to_dispatcher: PathBuf,
+    pub(super) segment: PathBuf,
+    pub(super) handoff: PathBuf,
+}
+
+impl WorkerPaths {
+    pub(super) fn new(dir: &Path, id: &WorkerId) -> Self {
+        let pool = dir.join(id.pool.as_str());
+        let file = |kind| pool.join(format!("{}.{kind}", id.number));
+        Self { to_worker: file("dw"), to_dispatcher: file("wd"), segment: file("segment"), handoff: file("sock"), pool }
+    }
+}
+
+/// The objects of one worker, open.
+#[derive(Debug)]
+pub(crate) struct WorkerIpc {
+    /// Its segment.
+    pub segment: Arc<Segment>,
+    /// Rung by the dispatcher.
+    pub to_worker: Doorbell,
+    /// Rung by the worker.
+    pub to_dispatcher: Doorbell,
+}
+
+/// The path of the socket on which worker `id` receives connections.
+pub(crate) fn handoff_path(dir: &Path, id: &WorkerId) -> PathBuf {
+    WorkerPaths::new(dir, id).handoff
+}
+
+/// Creates the objects of one worker, in place of those of a dead set, and returns the name of the segment. The caller
+/// holds the set's lock.
+pub(crate) fn create_worker(config: &Config, id: &WorkerId, set_epoch: u64, modes: &Modes) -> Result<String, IpcError> {
+    let dir = &config.set.runtime_dir;
+    let paths = WorkerPaths::new(dir, id);
+    prepare_directory(&paths.pool, modes).map_err(at(&paths.pool))?;
+    remove_worker(dir, id)?;
+
+    let random = getrandom::u64().map_err(|e| at(dir)(io::Error::other(e)))?;
+    let name = format!("/patou.{}.{}.{}.{random:016x}", getuid(), config.set.name, id.instance());
+    create_file(&paths.segment, &name, modes).map_err(at(&paths.segment))?;
+    let identity = SegmentIdentity { set_epoch, digest: config.digest_of(id) };
+    Segment::create(&name, modes.segment, modes.group, identity)?;
+    for doorbell in [&paths.to_worker, &paths.to_dispatcher] {
+        Doorbell::create(doorbell, modes.doorbell, modes.group).map_err(at(doorbell))?;
+    }
+    Ok(name)
+}
+
+/// Changes the group of the objects of one worker. Processes that have them open keep them.
+pub(crate) fn set_worker_group(dir: &Path, id: &WorkerId, group: Gid) -> Result<(), IpcError> {
+    let paths = WorkerPaths::new(dir, id);
+    let name = read_private(&paths.segment, owner_of(dir)).map_err(at(&paths.segment))?;
+    Segment::set_group(&name, group)?;
+    for path in [&paths.pool, &paths.segment, &paths.to_worker, &paths.to_dispatcher] {
+        nix::unistd::chown(path, None, Some(group)).map_err(|error| at(path)(error.into()))?;
+    }
+    Ok(())
+}
+
+/// Opens the objects of one worker. They must be this set's, and belong to this user, to root, or to the owner of the
+/// runtime directory.
+pub(crate) fn open(config: &Config, id: &WorkerId) -> Result<WorkerIpc, IpcError> {
+    let ipc = open_unchecked(config, id)?;
+    match ipc.segment.damage() {
+        None => Ok(ipc),
+        Some(damage) => Err(SegmentError::Damaged { name: ipc.segment.name().to_owned(), damage }.into()),
+    }
+}
+
+/// As [`open`], whatever the segment contains: for the dispatcher, which can restore it, and for a worker that requests
+/// this.
+pub(crate) fn open_unchecked(config: &Config, id: &WorkerId) -> Result<WorkerIpc, IpcError> {
+    let dir = &config.set.runtime_dir;
+    let paths = WorkerPaths::new(dir, id);
+    let owner = owner_of(dir);
+    let name = match read_private(&paths.segment, owner) {
+        Ok(name) => name,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            return Err(IpcError::NoWorker { dir: dir.clone(), worker: id.clone() });
+        }
+        Err(error) => return Err(at(&paths.segment)(error)),
+    };
+    Ok(WorkerIpc {
+        segment: Arc::new(Segment::open_unchecked(&name, Some(config.digest_of(id)), owner)?),
+        to_worker: Doorbell::open(&paths.to_worker, owner).map_err(at(&paths.to_worker))?,
+        to_dispatcher: Doorbell::open(&paths.to_dispatcher, owner).map_err(at(&paths.to_dispatcher))?,
+    })
+}
+
+/// The recorded name of one worker's segment.
+pub(crate) fn segment_name(dir: &Path, id: &WorkerId) -> Result<String, IpcError> {
+    let path = WorkerPaths::new(dir, id).segment;
+    read_private(&path, owner_of(dir)).map_err(at(&path))
+}
+
+/// The current content of one worker's slot, for readers.
+pub(crate) fn snapshot(dir: &Path, id: &WorkerId) -> Result<SlotSnapshot, IpcError> {
+    Ok(SlotSnapshot::read(&segment_name(dir, id)?, owner_of(dir))?)
+}
+
+/// Removes the objects of one worker, as far as they exist. In a set that systemd runs the socket stays: systemd listens
+/// on it and removes it.
+pub(crate) fn remove_worker(dir: &Path, id: &WorkerId) -> Result<(), IpcError> {
+    let paths = WorkerPaths::new(dir, id);
+    if !is_run_by_systemd(dir) {
+        // First, because the socket alone is no record of a worker.
+        remove_file(&paths.handoff)?;
+    }
+    match read_private(&paths.segment, None) {
+        // Only names that this program creates: a name in a file is not enough to unlink a segment.
+        Ok(name) if name.starts_with(&format!("/patou.{}.", getuid())) => Segment::unlink(&name)?,
+        Ok(_) => {}
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+        Err(error) => return Err(at(&paths.segment)(error)),
+    }
+    for path in [&paths.to_worker, &paths.to_dispatcher, &paths.segment] {
+        remove_file(path)?;
+    }
+    Ok(())
+}
+
+/// Removes a segment by its name.
+pub(crate) fn remove_segment(name: &str) -> Result<(), IpcError> {
+    Ok(Segment::unlink(name)?)
+}

@@ -1,0 +1,160 @@
+//! The header in which a proxy names the client of a connection (HAProxy's "The PROXY protocol", versions 1 and 2). Pure
+//! code.
+
+#![forbid(unsafe_code)]
+
+use std::net::{IpAddr, SocketAddr};
+
+/// The first bytes of every header of version 2 (section 2.2).
+const V2: &[u8; 12] = b"\r\n\r\n\0\r\nQUIT\n";
+/// The longest header of version 1, its line end included (section 2.1).
+const V1_MAX: usize = 107;
+
+/// The start of a connection from a proxy.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum ProxyHeader {
+    /// A header of so many bytes, and the client's address if the header contains one.
+    Complete(usize, Option<SocketAddr>),
+    /// The first part of a header.
+    Incomplete,
+    /// No header.
+    Invalid,
+}
+
+impl ProxyHeader {
+    /// The longest accepted header in bytes: addresses, and some hundred bytes of extensions.
+    pub(crate) const MAX: usize = 1024;
+}
+
+/// Parses the header at the start of `bytes`.
+pub(crate) fn parse_proxy_header(bytes: &[u8]) -> ProxyHeader {
+    if bytes.len() < V2.len() && V2.starts_with(bytes) {
+        return ProxyHeader::Incomplete;
+    }
+    if bytes.starts_with(V2) {
+        return version_2(bytes);
+    }
+    version_1(bytes)
+}
+
+fn version_1(bytes: &[u8]) -> ProxyHeader {
+    let start = b"PROXY ";
+    if !bytes.starts_with(start) {
+        return if start.starts_with(bytes) { ProxyHeader::Incomplete } else { ProxyHeader::Invalid };
+    }
+    let Some(end) = bytes.windows(2).take(V1_MAX - 1).position(|pair| pair == b"\r\n") else {
+        return if bytes.len() < V1_MAX { ProxyHeader::Incomplete } else { ProxyHeader::Invalid };
+    };
+    let Ok(line) = std::str::from_utf8(&bytes[start.len()..end]) else { return ProxyHeader::Invalid };
+    let mut words = line.split(' ');
+    let family = words.next();
+    if family == Some("UNKNOWN") {
+        return ProxyHeader::Complete(end + 2, None); // the receiver ignores the rest of the line (section 2.1)
+    }
+    let mut next = || words.next().unwrap_or_default();
+    let (source, destination, port, to_port) = (next(), next(), next(), next());
+    let ip = |text: &str| match family {
+        Some("TCP4") => text.parse().ok().map(IpAddr::V4),
+        Some("TCP6") => text.parse().ok().map(IpAddr::V6),
+        _ => None,
+    };
+    match (ip(source), ip(destination), port.parse(), to_port.parse::<u16>(), words.next()) {
+        (Some(source), Some(_), Ok(port), Ok(_), None) => {
+            ProxyHeader::Complete(end + 2, Some(SocketAddr::new(source, port)))
+        }
+        _ => ProxyHeader::Invalid,
+    }
+}
+
+fn version_2(bytes: &[u8]) -> ProxyHeader {
+    let Some(&[version, family, high, low]) = bytes.get(12..16) else { return ProxyHeader::Incomplete };
+    let (length, command) = (16 + usize::from(u16::from_be_bytes([high, low])), version & 0xf);
+    if version >> 4 != 2 || command > 1 || length > ProxyHeader::MAX {
+        return ProxyHeader::Invalid;
+    }
+    let Some(addresses) = bytes.get(16..length) else { return ProxyHeader::Incomplete };
+    if command == 0 {
+        return ProxyHeader::Complete(length, None); // LOCAL: a connection of the proxy itself
+    }
+    // The two addresses, then the two ports.
+    let source = match family {
+        0x11 => source_of::<4>(addresses),
+        0x21 => source_of::<16>(addresses),
+        _ => return ProxyHeader::Complete(length, None), // unspecified, or a Unix socket: no address
+    };
+    source.map_or(ProxyHeader::Invalid, |source| ProxyHeader::Complete(length, Some(source)))
+}
+
+fn source_of<const N: usize>(addresses: &[u8]) -> Option<SocketAddr>
+where
+    IpAddr: From<[u8; N]>,
+{
+    let (ip, rest) = addresses.split_first_chunk::<N>()?;
+    let (port, _) = rest.get(N..N + 4)?.split_first_chunk::<2>()?;
+    Some(SocketAddr::new(IpAddr::from(*ip), u16::from_be_bytes(*port)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn v2(family: u8, command: u8, addresses: &[u8]) -> Vec<u8> {
+        let mut bytes = V2.to_vec();
+        bytes.extend([0x20 | command, family]);
+        bytes.extend((addresses.len() as u16).to_be_bytes());
+        bytes.extend(addresses);
+        bytes
+    }
+
+    #[test]
+    fn headers_of_both_versions_are_parsed_exactly() {
+        let of = |text: &str| parse_proxy_header(text.as_bytes());
+        let peer = |text: &str| Some(text.parse().unwrap());
+        assert_eq!(
+            of("PROXY TCP4 192.0.2.1 192.0.2.2 56324 443\r\nGET"),
+            ProxyHeader::Complete(42, peer("192.0.2.1:56324"))
+        );
+        assert_eq!(of("PROXY TCP6 2001:db8::1 ::1 1 2\r\n"), ProxyHeader::Complete(32, peer("[2001:db8::1]:1")));
+        assert_eq!(of("PROXY UNKNOWN\r\n"), ProxyHeader::Complete(15, None));
+        assert_eq!(of("PROXY UNKNOWN ff:: x\r\nGET"), ProxyHeader::Complete(22, None));
+        let four = [192, 0, 2, 1, 192, 0, 2, 2, 0, 80, 1, 187];
+        assert_eq!(parse_proxy_header(&v2(0x11, 1, &four)), ProxyHeader::Complete(28, peer("192.0.2.1:80")));
+        assert_eq!(parse_proxy_header(&v2(0x11, 0, &four)), ProxyHeader::Complete(28, None), "LOCAL");
+        assert_eq!(parse_proxy_header(&v2(0x31, 1, &[0; 216])), ProxyHeader::Complete(232, None), "a Unix socket");
+        let mut six = [0; 36];
+        six[15] = 1;
+        six[33] = 7;
+        assert_eq!(parse_proxy_header(&v2(0x21, 1, &six)), ProxyHeader::Complete(52, peer("[::1]:7")));
+        assert_eq!(parse_proxy_header(&v2(0x11, 1, &four[..11])), ProxyHeader::Invalid);
+        for invalid in [
+            "GET / HTTP/1.1\r\n",
+            "PROXY TCP4 1.2.3.4\r\n",
+            "PROXY TCP4 ::1 ::1 1 2\r\n",
+            "PROXY TCP4 1.2.3.4 1.2.3.4 1 2 3\r\n",
+        ] {
+            assert_eq!(of(invalid), ProxyHeader::Invalid, "{invalid}");
+        }
+        assert_eq!(of(&format!("PROXY {}", "x".repeat(200))), ProxyHeader::Invalid);
+    }
+
+    #[test]
+    fn every_prefix_of_a_header_is_incomplete() {
+        let whole = [&b"PROXY TCP4 192.0.2.1 192.0.2.2 56324 443\r\n"[..], &v2(0x11, 1, &[1; 12])].map(<[u8]>::to_vec);
+        for bytes in whole {
+            for end in 0..bytes.len() {
+                assert_eq!(parse_proxy_header(&bytes[..end]), ProxyHeader::Incomplete, "{end} of {bytes:?}");
+            }
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn a_header_never_exceeds_its_input(bytes in prop::collection::vec(any::<u8>(), 0..300), v2 in any::<bool>()) {
+            let bytes = if v2 { [&V2[..], &bytes].concat() } else { [&b"PROXY "[..], &bytes].concat() };
+            if let ProxyHeader::Complete(length, _) = parse_proxy_header(&bytes) {
+                prop_assert!(length <= bytes.len());
+            }
+        }
+    }
+}
