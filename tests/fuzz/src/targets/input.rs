@@ -1,6 +1,6 @@
-//! Bytes as decisions.
+//! Input bytes as decisions.
 
-/// What is left of the input. At its end everything is zero.
+/// The rest of the input. After its end every byte is zero.
 #[derive(Clone, Debug)]
 pub struct Input<'a>(pub &'a [u8]);
 
@@ -19,7 +19,7 @@ impl Input<'_> {
         usize::from(self.byte()) % bound
     }
 
-    /// Eight bytes, the first one lowest.
+    /// Eight bytes, little endian.
     pub fn word(&mut self) -> u64 {
         u64::from_le_bytes(std::array::from_fn(|_| self.byte()))
     }

@@ -1,4 +1,4 @@
-//! Messages to `NOTIFY_SOCKET`, one after the other, and what becomes of the store.
+//! A sequence of messages to `NOTIFY_SOCKET`, and the resulting descriptor store.
 
 use std::fs::File;
 use std::os::fd::OwnedFd;
@@ -13,13 +13,13 @@ pub fn run(bytes: &[u8]) {
     let mut store = Store::default();
     for message in bytes.split(|&b| b == 0xff).take(64) {
         let words = Words::parse(&String::from_utf8_lossy(message));
-        // It becomes a line of the log, on a terminal perhaps.
+        // It becomes a log line, perhaps on a terminal.
         assert!(words.failure.iter().all(|why| !why.contains(char::is_control)), "{words:?}");
         let fds = if words.store { vec![OwnedFd::from(NULL.try_clone().unwrap())] } else { Vec::new() };
         store.obey(&words, fds, BOUND);
         let names: Vec<_> = store.iter().map(|(name, _)| name.to_owned()).collect();
         assert!(names.len() <= BOUND);
-        // What the next dispatcher reads in LISTEN_FDNAMES.
+        // The next dispatcher parses them from LISTEN_FDNAMES.
         let passed = names.join(":");
         assert!(names.is_empty() || passed.split(':').eq(names.iter()), "{passed:?}");
         assert!(!passed.contains(char::is_control), "{passed:?}");

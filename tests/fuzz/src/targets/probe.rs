@@ -1,9 +1,9 @@
-//! The words on `probe.sock`: a question as the dispatcher reads it, a report as the watchdog reads and judges it.
+//! The messages on `probe.sock`: a request as the dispatcher parses it, a report as the watchdog parses and judges it.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use crate::ids::Monotonic;
+use crate::ids::{Monotonic, WorkerNumber};
 use crate::liveness::RestartLimits;
 use crate::probe::{ProbeReport, ProbeRequest, QUESTION_MAX};
 use crate::watchdog::plan::{Action, Bounds, Event, Part, Plan, Sign};
@@ -22,7 +22,7 @@ pub fn run(bytes: &[u8]) {
     }
 }
 
-/// Who is accused, is said to be silent or to have a slot of nonsense.
+/// The plan accuses only workers that the report calls silent or corrupt.
 fn judge(report: &ProbeReport) {
     let ms = Duration::from_millis;
     let restarts = RestartLimits { max: 4, within: ms(60_000), delay: ms(100), delay_max: ms(30_000) };
@@ -53,13 +53,13 @@ fn judge(report: &ProbeReport) {
                 Action::Observe(part) => actions.extend(plan.handle(now, Event::Observed(part, Default::default()))),
                 Action::Accuse(Part::Worker(id), _) => {
                     let pools = || report.pools.iter().filter(|pool| pool.name == id.pool);
-                    let of = |n: crate::ids::WorkerNumber| pools().filter_map(move |pool| pool.workers.get(n.index()));
+                    let of = |n: WorkerNumber| pools().filter_map(move |pool| pool.workers.get(n.index()));
                     assert!(
                         of(id.number).any(|worker| worker.corrupt || worker.silent_ms.is_some()),
                         "{id} is accused"
                     );
                 }
-                Action::Accuse(Part::Dispatcher, why) => panic!("who answers is accused: {why}"),
+                Action::Accuse(Part::Dispatcher, why) => panic!("a responding dispatcher is accused: {why}"),
                 _ => {}
             }
         }
