@@ -1,5 +1,5 @@
-//! The framing between worker and co-process, of which the co-process is hostile: the same responses result from pieces of
-//! any size, and no response extends into the next one.
+//! The framing between worker and co-process, of which the co-process is hostile: the same responses result from pieces
+//! of any size, and no response extends into the next one.
 
 use crate::worker::handler::framing;
 use crate::worker::handler::head::{self, Malformed};

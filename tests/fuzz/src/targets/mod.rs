@@ -1,5 +1,5 @@
-//! The fuzz targets: one function over bytes for each input from another process. It panics when a promise does not hold.
-//! `tests/model/corpus.rs` replays the kept corpus through the same functions.
+//! The fuzz targets: one function over bytes for each input from another process. It panics when a promise does not
+//! hold. `tests/model/corpus.rs` replays the kept corpus through the same functions.
 
 mod cgi_response;
 mod config;

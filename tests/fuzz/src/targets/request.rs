@@ -1,5 +1,5 @@
-//! A request head, as hyper parses it for dispatcher and worker: the dispatcher's checks, the redirect to the worker and
-//! back, and the request as a CGI program and a co-process receive it.
+//! A request head, as hyper parses it for dispatcher and worker: the dispatcher's checks, the redirect to the worker
+//! and back, and the request as a CGI program and a co-process receive it.
 
 use std::cell::RefCell;
 use std::collections::BTreeSet;

@@ -1,6 +1,6 @@
-//! The slots of a pool with two hostile workers and a well-behaved one, under the real dispatcher code. Hostile workers write
-//! any value to any word, between the steps of the dispatcher and in the middle of them. The promises to the clients of the
-//! well-behaved worker hold nevertheless.
+//! The slots of a pool with two hostile workers and a well-behaved one, under the real dispatcher code. Hostile workers
+//! write any value to any word, between the steps of the dispatcher and in the middle of them. The promises to the
+//! clients of the well-behaved worker hold nevertheless.
 
 mod fuzzed_pool;
 mod scripted_slot;
