@@ -7,9 +7,9 @@ use std::time::Duration;
 
 use http::Request;
 
-use crate::dispatcher::request::location;
+use crate::dispatcher::redirect::location;
 use crate::exchange::{DispatcherSide, PlainSlot, SlotMemory, Word, WorkerSide};
-use crate::ids::{Claim, Epoch, LeaseId, LeaseTerms, Lifecycle, Monotonic, Phase, Token};
+use crate::ids::{Claim, Epoch, LeaseId, LeaseTerms, Lifecycle, Monotonic, Phase, ProcessId, Token, WorkerNumber};
 use crate::net::check_request;
 use crate::pool::{Peer, Pool, PoolAction, PoolEvent, PoolLimits, SlotAnswer, SlotView};
 use crate::worker::lease_url;
@@ -20,7 +20,7 @@ const TOKEN: u128 = 7;
 const TARGET: &str = "/convert/letter.odt?to=pdf";
 
 fn sides(slot: &Arc<PlainSlot>) -> (DispatcherSide<Arc<PlainSlot>>, WorkerSide<Arc<PlainSlot>>) {
-    let dispatcher = DispatcherSide::attach(slot.clone(), Epoch::FIRST, (1, 1), None);
+    let dispatcher = DispatcherSide::attach(slot.clone(), Epoch::FIRST, ProcessId { pid: 1, start_time: 1 }, None);
     let worker = WorkerSide::attach(slot.clone(), 2, 1, None, Monotonic(0));
     worker.set_state(Lifecycle::Ready, false);
     (dispatcher, worker)
@@ -59,10 +59,10 @@ pub fn pool(workers: u16) -> impl FnMut() {
         claim_timeout: TIMEOUT,
         request_timeout: TIMEOUT,
         slot_scan: Duration::from_millis(100),
-        making_room: TIMEOUT,
+        recycle_timeout: TIMEOUT,
     };
     let mut pool = Pool::new(limits, Epoch::FIRST);
-    (1..=workers).for_each(|n| drop(pool.handle(Monotonic(0), PoolEvent::Seen(n, free()))));
+    WorkerNumber::up_to(workers).for_each(|n| drop(pool.handle(Monotonic(0), PoolEvent::SlotRead(n, free()))));
     let mut client = 0;
     move || {
         client += 1;
@@ -74,10 +74,10 @@ pub fn pool(workers: u16) -> impl FnMut() {
         });
         let (n, lease) = offer.expect("a worker is free");
         let accepted = SlotView { answer: Some(SlotAnswer::Accept(lease)), ..held(lease, Phase::Offered) };
-        let granted = pool.handle(now, PoolEvent::Seen(n, accepted));
+        let granted = pool.handle(now, PoolEvent::SlotRead(n, accepted));
         assert!(granted.iter().any(|action| matches!(action, PoolAction::Grant { .. })));
         for seen in [held(lease, Phase::Claimed), held(lease, Phase::Done), free()] {
-            black_box(pool.handle(now, PoolEvent::Seen(n, seen)));
+            black_box(pool.handle(now, PoolEvent::SlotRead(n, seen)));
         }
     }
 }

@@ -11,7 +11,7 @@ use std::fs;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use support::{ECHO, Set, get};
+use support::{ECHO, TestSet, get};
 
 const WORKERS: u16 = 4;
 /// How long wake-ups are counted.
@@ -23,7 +23,7 @@ fn main() {
     }
     let total: u64 = std::env::var("PATOU_REQUESTS").ok().and_then(|n| n.parse().ok()).unwrap_or(100_000);
     first_response();
-    let set = Set::start(&ECHO.replace("workers = 2", &format!("workers = {WORKERS}")));
+    let set = TestSet::start(&ECHO.replace("workers = 2", &format!("workers = {WORKERS}")));
     get(set.address(0), "/warm").unwrap();
     memory(&set, "at rest");
     wakeups(&set);
@@ -41,11 +41,11 @@ fn first_response() {
             // The port must be known before the start, as in an operator's configuration.
             let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
             let toml = ECHO.replacen("127.0.0.1:0", &format!("127.0.0.1:{port}"), 1);
-            let mut set = Set::prepare(&toml);
+            let mut set = TestSet::prepare(&toml);
             let since = Instant::now();
             set.run();
             while get(([127, 0, 0, 1], port).into(), "/").is_err() {
-                assert!(since.elapsed() < support::PATIENCE, "no response\n{}", set.log());
+                assert!(since.elapsed() < support::EVENT_TIMEOUT, "no response\n{}", set.log());
             }
             let took = since.elapsed();
             set.stop();
@@ -56,7 +56,7 @@ fn first_response() {
     println!("patou run to the first response     median {:.1} ms of {}", ms(times[times.len() / 2]), times.len());
 }
 
-fn load(set: &Set, clients: u64, total: u64) {
+fn load(set: &TestSet, clients: u64, total: u64) {
     let address = set.address(0);
     let left = AtomicU64::new(total);
     let since = Instant::now();
@@ -85,7 +85,7 @@ fn load(set: &Set, clients: u64, total: u64) {
 }
 
 /// The name and the pid of each part.
-fn parts(set: &Set) -> Vec<(String, u64)> {
+fn parts(set: &TestSet) -> Vec<(String, u64)> {
     let status = set.status();
     let mut parts = vec![
         ("watchdog".to_owned(), u64::from(set.pid())),
@@ -97,7 +97,7 @@ fn parts(set: &Set) -> Vec<(String, u64)> {
     parts
 }
 
-fn memory(set: &Set, when: &str) {
+fn memory(set: &TestSet, when: &str) {
     let pss = |pid: u64| {
         let text = fs::read_to_string(format!("/proc/{pid}/smaps_rollup")).unwrap();
         let line = text.lines().find_map(|line| line.strip_prefix("Pss:")).unwrap().to_owned();
@@ -107,7 +107,7 @@ fn memory(set: &Set, when: &str) {
     println!("PSS {when:<32}{}", each.join(", "));
 }
 
-fn wakeups(set: &Set) {
+fn wakeups(set: &TestSet) {
     let switches = |pid: u64| -> u64 {
         let threads = fs::read_dir(format!("/proc/{pid}/task")).unwrap().flatten();
         let of_thread = |path: std::path::PathBuf| -> u64 {

@@ -15,7 +15,7 @@ use axum::extract::{Extension, RawQuery};
 use axum::routing::{get, post};
 use http_body::Frame;
 use http_body_util::BodyExt;
-use patou::worker::handler::Context;
+use patou::worker::RequestContext;
 
 // One thread is enough for one request at a time.
 #[tokio::main(flavor = "current_thread")]
@@ -33,7 +33,7 @@ async fn main() -> Result<(), patou::worker::ServeError> {
 }
 
 /// What patou knows about the request is an extension.
-async fn hello(Extension(context): Extension<Context>) -> String {
+async fn hello(Extension(context): Extension<RequestContext>) -> String {
     let peer = context.peer.map_or("a Unix socket".to_owned(), |peer| peer.ip().to_string());
     format!("hello from {} to {peer} under lease {}\n", context.worker, context.lease)
 }
@@ -44,8 +44,7 @@ async fn slow(query: RawQuery) -> &'static str {
     "slept\n"
 }
 
-/// Blocks the thread, on which everything else runs. After request_timeout the client gets 504, and the worker ends and
-/// is restarted.
+/// Blocks the thread, as a handler should not. After request_timeout the client gets 504, and the worker is restarted.
 async fn block(query: RawQuery) -> &'static str {
     std::thread::sleep(ms(query));
     "blocked\n"

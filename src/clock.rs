@@ -1,5 +1,5 @@
-//! `CLOCK_MONOTONIC`, which is the same for every process of the machine. For shells only: pure code takes the time as
-//! an argument.
+//! `CLOCK_MONOTONIC`, which is the same for every process of the machine. For shells only: deciding code takes the time
+//! as an argument.
 
 use std::time::Duration;
 
@@ -8,14 +8,14 @@ use nix::time::{ClockId, clock_gettime};
 use crate::ids::Monotonic;
 
 /// The time now.
-pub fn now() -> Monotonic {
+pub(crate) fn now() -> Monotonic {
     let now = clock_gettime(ClockId::CLOCK_MONOTONIC).expect("Linux has CLOCK_MONOTONIC");
     Monotonic(now.tv_sec() as u64 * 1_000_000_000 + now.tv_nsec() as u64)
 }
 
 /// How long the machine has been suspended since its boot: `CLOCK_BOOTTIME` counts that time, `CLOCK_MONOTONIC` does
 /// not.
-pub fn suspended_for() -> Duration {
+pub(crate) fn suspended_for() -> Duration {
     // In this order: a pause between the two calls does not look like a suspend.
     let boot = clock_gettime(ClockId::CLOCK_BOOTTIME).expect("Linux has CLOCK_BOOTTIME");
     Duration::from(boot).saturating_sub(now().since(Monotonic(0)))

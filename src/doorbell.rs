@@ -62,7 +62,7 @@ impl Doorbell {
 
 /// Reads all bytes from a doorbell; whether there was one. The number of reads is bounded, against a writer that never
 /// stops; bytes that are left carry no information.
-pub fn clear(doorbell: &impl AsFd) -> bool {
+pub(crate) fn clear(doorbell: &impl AsFd) -> bool {
     let mut bytes = [0; 4096];
     let mut rang = false;
     for _ in 0..CLEAR_READS_MAX {

@@ -1,4 +1,4 @@
-//! Where a handler's program is: asked before a configuration is applied, and again when a worker starts it.
+//! Lookup of a handler's program: before a configuration is applied, and again when a worker starts the program.
 
 use std::collections::BTreeMap;
 use std::env;
@@ -9,32 +9,35 @@ use nix::unistd::{AccessFlags, access};
 
 use crate::config::PoolConfig;
 
-/// Where programs are looked for when there is no `PATH`.
-const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+/// The search path if there is no `PATH`.
+const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
-/// Where programs with this environment of their own are looked for.
-pub fn search_path(own: &BTreeMap<String, String>) -> OsString {
-    own.get("PATH").map(OsString::from).or_else(|| env::var_os("PATH")).unwrap_or_else(|| PATH.into())
+/// The search path of a pool with this environment: its `PATH`, or that of this process.
+pub(crate) fn search_path(environment: &BTreeMap<String, String>) -> OsString {
+    let own = environment.get("PATH").map(OsString::from);
+    own.or_else(|| env::var_os("PATH")).unwrap_or_else(|| DEFAULT_PATH.into())
 }
 
-/// Whether this process may execute `name`, as it stands or, without a slash, in `path`.
-pub fn is_there(name: &str, path: &OsStr) -> bool {
-    let runs = |file: &Path| file.is_file() && access(file, AccessFlags::X_OK).is_ok();
-    match name.contains('/') {
-        true => runs(Path::new(name)),
-        false => env::split_paths(path).any(|dir| runs(&dir.join(name))),
+/// Whether this process may execute `name`: a path, or without a slash a program in `path`.
+pub(crate) fn is_executable(name: &str, path: &OsStr) -> bool {
+    let may_execute = |file: &Path| file.is_file() && access(file, AccessFlags::X_OK).is_ok();
+    if name.contains('/') {
+        may_execute(Path::new(name))
+    } else {
+        env::split_paths(path).any(|dir| may_execute(&dir.join(name)))
     }
 }
 
-/// What the handler of this pool would have to name, if it names a program that is not there.
-pub fn missing_program(pool: &PoolConfig) -> Option<String> {
+/// If the handler of this pool names a program that does not exist: what the configuration should name instead.
+pub(crate) fn missing_program(pool: &PoolConfig) -> Option<String> {
     let name = pool.handler.command().first()?;
     let path = search_path(&pool.environment);
-    if is_there(name, &path) {
+    if is_executable(name, &path) {
         return None;
     }
-    Some(match name.contains('/') {
-        true => "the path of a file that can be executed".to_owned(),
-        false => format!("a program that can be executed, in PATH ({})", path.to_string_lossy()),
+    Some(if name.contains('/') {
+        "the path of an executable file".to_owned()
+    } else {
+        format!("an executable program in PATH ({})", path.to_string_lossy())
     })
 }

@@ -19,13 +19,13 @@ use crate::ids::{LeaseId, Token};
 use crate::sys;
 
 /// The largest message in bytes. The names of `allowed_hosts` are most of it.
-pub const MESSAGE_MAX: usize = 16 * 1024;
+pub(crate) const MESSAGE_MAX: usize = 16 * 1024;
 /// The first byte of a message. A message with another one comes from another version.
 const VERSION: u8 = 2;
 
 /// What a worker needs to know about a connection.
 #[derive(Clone, Debug)]
-pub struct HandoffMessage {
+pub(crate) struct HandoffMessage {
     /// The lease. The slot holds its terms.
     pub lease: LeaseId,
     /// The proof that the dispatcher sent the message.
@@ -40,7 +40,7 @@ pub struct HandoffMessage {
 
 /// The settings of a listener that its workers apply.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct ListenerInfo {
+pub(crate) struct ListenerInfo {
     /// The listener's address; `None` for a Unix socket.
     pub listens_on: Option<IpAddr>,
     /// Whether each request is logged.
@@ -51,7 +51,7 @@ pub struct ListenerInfo {
 
 impl HandoffMessage {
     /// The bytes on the wire.
-    pub fn encode(&self) -> Vec<u8> {
+    pub(crate) fn encode(&self) -> Vec<u8> {
         let mut bytes = vec![VERSION];
         bytes.extend(self.lease.get().to_le_bytes());
         for word in self.token.words() {
@@ -71,7 +71,7 @@ impl HandoffMessage {
     }
 
     /// Decodes a message; `None` if [`Self::encode`] never writes it.
-    pub fn decode(bytes: &[u8]) -> Option<Self> {
+    pub(crate) fn decode(bytes: &[u8]) -> Option<Self> {
         let mut rest = bytes;
         if read_array::<1>(&mut rest)? != [VERSION] {
             return None;
@@ -127,7 +127,7 @@ fn read_ip(rest: &mut &[u8]) -> Option<Option<IpAddr>> {
 }
 
 /// Creates the socket of one worker, in place of an old one without a listening process.
-pub fn bind_handoff_socket(path: &Path) -> io::Result<OwnedFd> {
+pub(crate) fn bind_handoff_socket(path: &Path) -> io::Result<OwnedFd> {
     let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
     let fd = socket(AddressFamily::Unix, SockType::SeqPacket, flags, None)?;
     match std::fs::remove_file(path) {
@@ -140,21 +140,21 @@ pub fn bind_handoff_socket(path: &Path) -> io::Result<OwnedFd> {
 }
 
 /// Whether a socket that the supervisor passed is a handoff socket.
-pub fn is_handoff_socket(fd: &impl std::os::fd::AsFd) -> bool {
+pub(crate) fn is_handoff_socket(fd: &impl std::os::fd::AsFd) -> bool {
     let unix = getsockname::<SockaddrStorage>(fd.as_fd().as_raw_fd()).is_ok_and(|a| a.as_unix_addr().is_some());
     unix && getsockopt(fd, sockopt::SockType).is_ok_and(|kind| kind == SockType::SeqPacket)
 }
 
 /// The dispatcher's connection to the socket of one worker.
 #[derive(Debug)]
-pub struct HandoffSender {
+pub(crate) struct HandoffSender {
     path: PathBuf,
     connected: Option<OwnedFd>,
 }
 
 impl HandoffSender {
     /// Connects at the first message.
-    pub fn new(path: PathBuf) -> Self {
+    pub(crate) fn new(path: PathBuf) -> Self {
         Self { path, connected: None }
     }
 
@@ -165,7 +165,7 @@ impl HandoffSender {
     ///
     /// # Errors
     /// When no process listens, or when the receive buffer is full because the worker does not read.
-    pub fn send(&mut self, message: &[u8], connection: BorrowedFd<'_>) -> io::Result<bool> {
+    pub(crate) fn send(&mut self, message: &[u8], connection: BorrowedFd<'_>) -> io::Result<bool> {
         if let Some(socket) = &self.connected {
             match send_fd(socket, message, connection) {
                 // The incarnation at the other end has ended.
@@ -190,14 +190,14 @@ fn send_fd(socket: &OwnedFd, message: &[u8], connection: BorrowedFd<'_>) -> nix:
 }
 
 /// Accepts the dispatcher's connection on a [`bind_handoff_socket`] socket.
-pub fn accept(listener: BorrowedFd<'_>) -> io::Result<OwnedFd> {
+pub(crate) fn accept(listener: BorrowedFd<'_>) -> io::Result<OwnedFd> {
     let fd = accept4(listener.as_raw_fd(), SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK)?;
     sys::own_fds(vec![fd]).next().ok_or_else(|| io::ErrorKind::NotFound.into())
 }
 
 /// Receives a message, which is `None` if it is invalid, and its connection. Returns `None` when the dispatcher has
 /// ended. `bytes`: a buffer of [`MESSAGE_MAX`].
-pub fn receive(
+pub(crate) fn receive(
     socket: BorrowedFd<'_>,
     bytes: &mut [u8],
 ) -> io::Result<Option<(Option<HandoffMessage>, Option<OwnedFd>)>> {

@@ -1,33 +1,83 @@
-//! patou: a pool of worker processes that notices the frozen, not only the dead.
+//! patou runs pools of worker processes on one Linux machine. A **dispatcher** gives each client one idle **worker**; a
+//! **watchdog** detects processes that are frozen as well as processes that are dead, records why, and replaces them.
+//!
+//! Most of this crate is the program `patou`. As a library it offers three things:
+//!
+//! - [`worker::serve`] (feature `worker`): turns a program into a worker. It takes any `tower` service over `http` types, such
+//!   as an `axum::Router`, and serves one request per lease.
+//! - [`client`] (feature `client`): sends a request through a set, with retries where that is safe.
+//! - [`config`] (feature `worker`): the configuration file of a set, read and checked.
+//!
+//! A program worker needs one feature: `patou = { version = "0.1", default-features = false, features = ["worker"] }`. The
+//! default feature, `daemon`, is the whole program.
+//!
+//! The modules below are in dependency order: a module uses only modules above it. `docs/ARCHITECTURE.md` describes them.
 
 #![deny(unsafe_code)]
 
-pub mod backoff;
-pub mod cli;
-pub mod client;
-pub mod clock;
+mod ids;
+#[cfg(feature = "worker")]
+mod stats;
+#[cfg(feature = "worker")]
 pub mod config;
-pub mod dispatcher;
-pub mod doorbell;
-pub mod exchange;
-pub mod executable;
-pub mod handoff;
-pub mod ids;
-pub mod ipc;
-pub mod liveness;
-pub mod log;
-pub mod net;
-pub mod pool;
-pub mod probe;
-pub mod process_tree;
-pub mod shm;
-pub mod signals;
-pub mod stats;
-pub mod status;
-pub mod sys;
-pub mod units;
-pub mod watchdog;
+#[cfg(feature = "worker")]
+mod exchange;
+#[cfg(feature = "daemon")]
+mod pool;
+#[cfg(feature = "worker")]
+mod liveness;
+#[cfg(feature = "worker")]
+mod clock;
+#[cfg(feature = "worker")]
+mod sd_watchdog;
+#[cfg(feature = "worker")]
+mod signals;
+#[cfg(feature = "worker")]
+mod sync;
+#[cfg(feature = "worker")]
+mod log;
+#[cfg(feature = "worker")]
+mod sys;
+#[cfg(feature = "worker")]
+mod procfs;
+#[cfg(feature = "worker")]
+mod doorbell;
+#[cfg(feature = "worker")]
+mod process_tree;
+#[cfg(feature = "worker")]
+mod net;
+#[cfg(feature = "worker")]
+mod handoff;
+#[cfg(feature = "daemon")]
+mod probe;
+#[cfg(feature = "worker")]
+mod executable;
+#[cfg(feature = "worker")]
+mod shm;
+#[cfg(feature = "worker")]
+mod ipc;
+#[cfg(feature = "daemon")]
+mod units;
+#[cfg(feature = "daemon")]
+mod status;
+#[cfg(feature = "worker")]
+mod backoff;
+#[cfg(feature = "client")]
+pub mod client;
+#[cfg(feature = "daemon")]
+mod dispatcher;
+#[cfg(feature = "worker")]
 pub mod worker;
+#[cfg(feature = "daemon")]
+mod watchdog;
+#[cfg(feature = "daemon")]
+mod cli;
+
+/// The program `patou`: parses the command line, runs the command and returns its exit code.
+#[cfg(feature = "daemon")]
+pub fn main() -> std::process::ExitCode {
+    cli::main()
+}
 
 // The parts of the crate that are compiled for its tests, fuzzing and benchmarks only, and kept beside those.
 
@@ -35,7 +85,7 @@ pub mod worker;
 #[doc(hidden)]
 #[path = "../benches/operations.rs"]
 pub mod benchmarks;
-#[cfg(any(test, fuzzing))]
+#[cfg(all(feature = "daemon", any(test, fuzzing)))]
 #[doc(hidden)]
 #[path = "../tests/fuzz/src/targets/mod.rs"]
 pub mod fuzz_targets;

@@ -1,9 +1,10 @@
-//! Who is alive, and when what died is started again.
+//! Failure detection and restart delays.
 //!
-//! Pure: observations and `now` in, a verdict out. A process is accused only by its own silence after it was
-//! asked; a watchdog that was late itself extends every deadline by what it lost (cf. Dadgar et al.,
-//! "Lifeguard: Local Health Awareness for More Accurate Failure Detection", 2018), and so does a machine that
-//! did not run whom it blames.
+//! Pure: observations and `now` in, a verdict out. Only a process's own silence after a probe counts against it. Time
+//! in which the watchdog itself was late extends every deadline (cf. Dadgar et al., "Lifeguard: Local Health Awareness
+//! for More Accurate Failure Detection", 2018), and so does time in which the machine did not run the process.
+
+#![forbid(unsafe_code)]
 
 mod silence_timer;
 
@@ -11,33 +12,35 @@ use std::collections::VecDeque;
 use std::time::Duration;
 
 use crate::ids::Monotonic;
-pub use silence_timer::{Activity, HeldBy, ProcessSample, SchedStat, SilenceTimer, Timeouts, Verdict};
+pub(crate) use silence_timer::{
+    HeldBy, LivenessTimeouts, LivenessVerdict, ProcessSample, SchedStat, SilenceTimer, ThreadActivity,
+};
 
-/// The bounds of [`RestartHistory`], from the configuration.
+/// When a part is restarted and when it is given up, from the configuration.
 #[derive(Clone, Copy, Debug)]
-pub struct RestartLimits {
-    /// More restarts than this within `within` and the part is given up.
+pub(crate) struct RestartLimits {
+    /// The part is given up after more restarts than this within `within`.
     pub max: u32,
     /// The time over which restarts are counted.
     pub within: Duration,
-    /// The second restart waits this long, each further one twice as long.
+    /// Delay of the second restart; each further one is delayed twice as long.
     pub delay: Duration,
-    /// But never longer than this.
+    /// Upper bound of the delay.
     pub delay_max: Duration,
 }
 
-/// The restarts of one part that were not planned.
+/// The recent unplanned restarts of one part.
 #[derive(Clone, Debug, Default)]
-pub struct RestartHistory {
+pub(crate) struct RestartHistory {
     recent: VecDeque<Monotonic>,
 }
 
 impl RestartHistory {
-    /// The part has died: how long to wait before its next start, or `None` if it is to be given up.
+    /// The part has ended: the delay of its restart, or `None` if it is given up.
     ///
-    /// The first restart after a quiet time comes at once. `chance` from 0 to 1 varies the others by a
-    /// quarter up or down, so that parts that died together do not start together for ever.
-    pub fn next(&mut self, now: Monotonic, limits: &RestartLimits, chance: f64) -> Option<Duration> {
+    /// The first restart after a quiet time is not delayed. `jitter` from 0 to 1 varies the others by a quarter up or
+    /// down, so that parts that ended together do not restart together for ever.
+    pub(crate) fn next_delay(&mut self, now: Monotonic, limits: &RestartLimits, jitter: f64) -> Option<Duration> {
         while self.recent.front().is_some_and(|at| now.since(*at) >= limits.within) {
             self.recent.pop_front();
         }
@@ -46,52 +49,51 @@ impl RestartHistory {
             return None;
         }
         self.recent.push_back(now);
-        Some(limits.wait(count, chance))
+        Some(limits.delay_after(count, jitter))
     }
 }
 
 impl RestartLimits {
-    /// How long a restart may wait at most.
-    pub fn longest_wait(&self) -> Duration {
+    /// The longest delay of a restart.
+    pub(crate) fn longest_delay(&self) -> Duration {
         self.delay_max.mul_f64(1.25)
     }
 
-    /// How long the restart waits that comes after `count` others.
-    fn wait(&self, count: u32, chance: f64) -> Duration {
+    /// The delay of a restart that follows `count` others.
+    fn delay_after(&self, count: u32, jitter: f64) -> Duration {
         let doublings = count.saturating_sub(1).min(31);
         let delay = match count {
             0 => Duration::ZERO,
             _ => self.delay.saturating_mul(1 << doublings).min(self.delay_max),
         };
-        delay.mul_f64(0.75 + chance.clamp(0.0, 1.0) / 2.0)
+        delay.mul_f64(0.75 + jitter.clamp(0.0, 1.0) / 2.0)
     }
 }
 
-/// A start of a part that something else starts, which knows no growing delay: the part keeps account itself.
+/// A start of a part under a supervisor without growing restart delays: the part records its starts itself.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct StartRecord {
-    /// When it was.
+pub(crate) struct StartRecord {
+    /// When its delay ended: its lifetime counts from here.
     pub at: Monotonic,
-    /// How many lives before it ended unplanned, one soon after the other.
+    /// How many consecutive incarnations before it had a short life and an unplanned end.
     pub failures: u32,
 }
 
 impl StartRecord {
-    /// The start that comes now, after `last`, and how long it waits before it is ready. A life of at least
-    /// `limits.within` forgives what was before it; so does a planned end, after which there is no `last`.
-    pub fn after(
+    /// This start, which follows `last`, and its delay before it becomes ready. A life of at least `limits.within`
+    /// clears the failures; so does a planned end, which leaves no `last`.
+    pub(crate) fn after(
         last: Option<StartRecord>,
         now: Monotonic,
         limits: &RestartLimits,
-        chance: f64,
+        jitter: f64,
     ) -> (StartRecord, Duration) {
         let failures = match last {
             Some(last) if now.since(last.at) < limits.within => last.failures.saturating_add(1),
             _ => 0,
         };
-        let wait = failures.checked_sub(1).map_or(Duration::ZERO, |count| limits.wait(count, chance));
-        // The wait is no life.
-        (StartRecord { at: now + wait, failures }, wait)
+        let delay = failures.checked_sub(1).map_or(Duration::ZERO, |count| limits.delay_after(count, jitter));
+        (StartRecord { at: now + delay, failures }, delay)
     }
 }
 
@@ -99,51 +101,46 @@ impl StartRecord {
 mod tests {
     use super::*;
 
+    const LIMITS: RestartLimits = RestartLimits {
+        max: 4,
+        within: Duration::from_secs(60),
+        delay: Duration::from_millis(100),
+        delay_max: Duration::from_millis(150),
+    };
+
     fn at(ms: u64) -> Monotonic {
         Monotonic(ms * 1_000_000)
     }
 
     #[test]
-    fn a_part_that_keeps_account_itself_waits_alike() {
-        let limits = RestartLimits {
-            max: 4,
-            within: Duration::from_secs(60),
-            delay: Duration::from_millis(100),
-            delay_max: Duration::from_millis(150),
-        };
+    fn start_records_give_the_same_delays_as_the_restart_history() {
         let mut last = None;
         let mut next = |ms| {
-            let (start, wait) = StartRecord::after(last, at(ms), &limits, 0.5);
+            let (start, delay) = StartRecord::after(last, at(ms), &LIMITS, 0.5);
             last = Some(start);
-            wait.as_millis()
+            delay.as_millis()
         };
         assert_eq!([next(0), next(10), next(20), next(130), next(300)], [0, 0, 100, 150, 150]);
         assert_eq!(next(60_449), 150);
-        assert_eq!(next(121_000), 0, "a quiet time forgives everything");
+        assert_eq!(next(121_000), 0, "a quiet time clears the failures");
         assert_eq!(next(121_001), 0);
     }
 
     #[test]
-    fn restarts_slow_down_give_up_and_recover() {
-        let limits = RestartLimits {
-            max: 4,
-            within: Duration::from_secs(60),
-            delay: Duration::from_millis(100),
-            delay_max: Duration::from_millis(150),
-        };
+    fn restarts_are_delayed_given_up_and_allowed_again() {
         let mut restarts = RestartHistory::default();
-        let mut next = |ms| restarts.next(at(ms), &limits, 0.5).map(|delay| delay.as_millis());
+        let mut next = |ms| restarts.next_delay(at(ms), &LIMITS, 0.5).map(|delay| delay.as_millis());
         assert_eq!(next(0), Some(0));
         assert_eq!(next(10), Some(100));
         assert_eq!(next(20), Some(150));
         assert_eq!(next(30), Some(150));
         assert_eq!(next(40), None);
-        assert_eq!(next(60_000), Some(150), "one of four is forgotten");
-        assert_eq!(next(200_000), Some(0), "a quiet time forgives everything");
-        for chance in [0.0, 1.0] {
+        assert_eq!(next(60_000), Some(150), "one of four has expired");
+        assert_eq!(next(200_000), Some(0), "a quiet time clears the failures");
+        for jitter in [0.0, 1.0] {
             let mut restarts = RestartHistory::default();
-            restarts.next(at(0), &limits, chance);
-            let delay = restarts.next(at(1), &limits, chance).unwrap();
+            restarts.next_delay(at(0), &LIMITS, jitter);
+            let delay = restarts.next_delay(at(1), &LIMITS, jitter).unwrap();
             assert!((75..=125).contains(&delay.as_millis()), "{delay:?}");
         }
     }

@@ -1,5 +1,5 @@
 //! The one program: `patou COMMAND`.
 
 fn main() -> std::process::ExitCode {
-    patou::cli::main()
+    patou::main()
 }

@@ -1,7 +1,7 @@
-//! The words on `probe.sock`: one JSON object a line, a question and its report.
+//! The protocol on `probe.sock`: one JSON object a line, a request and its report.
 //!
-//! The dispatcher's serving loop answers, so that an answer proves that it serves. The watchdog asks at its
-//! interval; `patou status`, `net::discard_until_closed` and `resume` ask when called.
+//! The dispatcher's serving loop answers, so an answer proves that it serves. The watchdog probes at its interval;
+//! `patou status`, `drain` and `resume` probe when called.
 
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::os::unix::net::UnixStream;
@@ -13,45 +13,45 @@ use serde::{Deserialize, Serialize};
 use crate::ids::{PoolName, WorkerId};
 use crate::stats::Counters;
 
-/// The longest line that is read, in bytes: a question grows with the pools that have failed, a report with the workers.
-pub const QUESTION_MAX: usize = 64 << 10;
-/// The same for a report: some 200 bytes for each of ten thousand workers.
-pub const REPORT_MAX: usize = 4 << 20;
+/// Longest request line, in bytes: a request grows with the number of failed pools.
+pub(crate) const REQUEST_MAX: usize = 64 << 10;
+/// Longest report line, in bytes: about 200 bytes for each of ten thousand workers.
+pub(crate) const REPORT_MAX: usize = 4 << 20;
 
-/// A question to the dispatcher.
+/// A request to the dispatcher.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct ProbeRequest {
-    /// Comes back in the report.
+pub(crate) struct ProbeRequest {
+    /// The report repeats it.
     pub nonce: u64,
-    /// What to do besides reporting.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub order: Option<ProbeCommand>,
-    /// With [`ProbeCommand::Ping`]: the pools of which every worker is given up, and no others are.
+    /// What the dispatcher does besides reporting.
+    #[serde(default, rename = "order", skip_serializing_if = "Option::is_none")]
+    pub command: Option<ProbeCommand>,
+    /// With [`ProbeCommand::Ping`]: exactly the pools of which every worker has failed.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub failed: Vec<FailedPool>,
 }
 
-/// A pool that nobody serves any more until somebody mends it.
+/// A pool whose workers have all failed, so that nothing serves it until the cause is repaired.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct FailedPool {
-    /// Which.
+pub(crate) struct FailedPool {
+    /// Its name.
     pub pool: PoolName,
-    /// What ended one of its workers last.
+    /// Cause of the last end of one of its workers.
     pub cause: String,
 }
 
 impl ProbeRequest {
-    /// As one line of at most [`QUESTION_MAX`] bytes; of failed pools as many as fit.
+    /// One line of at most [`REQUEST_MAX`] bytes, with as many failed pools as fit.
     ///
     /// # Errors
-    /// None in fact: what it consists of can always be written.
-    pub fn to_line(mut self) -> io::Result<Vec<u8>> {
+    /// Never in practice: every value can be serialised.
+    pub(crate) fn to_line(mut self) -> io::Result<Vec<u8>> {
         loop {
             let mut line = serde_json::to_vec(&self)?;
             line.push(b'\n');
-            if line.len() <= QUESTION_MAX || self.failed.is_empty() {
+            if line.len() <= REQUEST_MAX || self.failed.is_empty() {
                 return Ok(line);
             }
             self.failed.truncate(self.failed.len() / 2);
@@ -59,106 +59,106 @@ impl ProbeRequest {
     }
 }
 
-/// What a question can order.
+/// A command in a request.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub enum ProbeCommand {
-    /// Ask every worker for a sign of life.
+pub(crate) enum ProbeCommand {
+    /// Ping every worker.
     Ping,
-    /// Give this worker no new client.
+    /// Give this worker no new clients.
     Drain(WorkerId),
-    /// Give it clients again.
+    /// Give this worker clients again.
     Resume(WorkerId),
-    /// Give no client a worker any more: the set is stopping.
+    /// Dispatch no more clients: the set is stopping.
     Quiesce,
-    /// Accept nobody any more, and serve who is here: all parts are about to be replaced.
+    /// Accept no more clients, and serve those already accepted: all parts are about to be replaced.
     Hold,
 }
 
-/// What the dispatcher knows.
+/// The state of the dispatcher.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct ProbeReport {
-    /// Of the question.
+pub(crate) struct ProbeReport {
+    /// As in the request.
     pub nonce: u64,
     /// The dispatcher's process.
     pub pid: u32,
-    /// Its incarnation.
+    /// The dispatcher's incarnation.
     pub epoch: u32,
-    /// Its pools.
+    /// All pools.
     pub pools: Vec<PoolReport>,
-    /// Why an order was not carried out.
+    /// Why the command was not executed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub refused: Option<String>,
 }
 
-/// The answer to somebody who may not ask.
+/// The answer to a user without permission.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct ProbeRefusal {
-    /// Why, and who may.
+pub(crate) struct ProbeRefusal {
+    /// The reason, with the users that have permission.
     pub refused: String,
 }
 
 /// One pool of a report.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct PoolReport {
-    /// Which.
+pub(crate) struct PoolReport {
+    /// Its name.
     pub name: PoolName,
-    /// Clients that wait.
+    /// Clients that wait for a worker.
     pub queue: usize,
-    /// How long the first of them has, in milliseconds.
+    /// How long the first of them has waited, in milliseconds.
     pub oldest_ms: u64,
     /// Its workers, from number 1.
     pub workers: Vec<WorkerReport>,
-    /// What this dispatcher has done for it up to now, and how long clients waited until their lease was granted.
+    /// The counters of this dispatcher for the pool, with the times that clients waited for their lease.
     #[serde(default)]
     pub tally: Counters,
 }
 
 /// One worker of a report.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct WorkerReport {
-    /// Its incarnation, 0 if there has been none.
+pub(crate) struct WorkerReport {
+    /// Its incarnation; 0 if there has been none.
     pub epoch: u32,
-    /// Whether it lives and would take a client, now or after the one it has.
+    /// Whether it lives and accepts a client, now or after its current one.
     #[serde(default)]
     pub serves: bool,
     /// Whether it missed an offer and has not answered since.
     pub late: bool,
-    /// Whether an operator keeps it out of service.
+    /// Whether an operator has taken it out of service.
     pub drained: bool,
-    /// Whether its claim word holds what no honest writer writes.
+    /// Whether its claim word holds a value that no correct process writes.
     pub corrupt: bool,
-    /// Since when a question to it has had no answer, in milliseconds; absent if none is open.
+    /// How long a question to it has been unanswered, in milliseconds; absent if no question is open.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub silent_ms: Option<u64>,
-    /// Since when nobody has been in its slot who is through with his start, in milliseconds; absent if somebody is.
+    /// How long its slot has been without a process that has completed its start, in milliseconds; absent if there is
+    /// one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub starting_ms: Option<u64>,
-    /// The turns of its control loop, while a question is open.
+    /// The progress counter of its control loop, while a question is open.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ticks: Option<u64>,
 }
 
-/// Asks once and waits at most `patience` for each step.
+/// Sends one request and waits for the report, at most `timeout` for each read and write.
 ///
 /// # Errors
-/// When nobody listens, nobody answers in time, or what comes is not a report; `PermissionDenied` to users who may
-/// not ask.
-pub fn ask(socket: &Path, order: Option<ProbeCommand>, patience: Duration) -> io::Result<ProbeReport> {
+/// If no dispatcher listens, it does not answer in time, or the answer is not a report; `PermissionDenied` for users
+/// without permission.
+pub(crate) fn query(socket: &Path, command: Option<ProbeCommand>, timeout: Duration) -> io::Result<ProbeReport> {
     let mut stream = UnixStream::connect(socket)?;
-    stream.set_read_timeout(Some(patience))?;
-    stream.set_write_timeout(Some(patience))?;
+    stream.set_read_timeout(Some(timeout))?;
+    stream.set_write_timeout(Some(timeout))?;
     let nonce = u64::from(std::process::id());
-    stream.write_all(&ProbeRequest { nonce, order, failed: Vec::new() }.to_line()?)?;
-    let mut answer = Vec::new();
-    BufReader::new(stream.take(REPORT_MAX as u64)).read_until(b'\n', &mut answer)?;
-    let report: ProbeReport =
-        serde_json::from_slice(&answer).map_err(|error| match serde_json::from_slice(&answer) {
-            Ok(ProbeRefusal { refused }) => io::Error::new(io::ErrorKind::PermissionDenied, refused),
-            Err(_) => error.into(),
-        })?;
+    stream.write_all(&ProbeRequest { nonce, command, failed: Vec::new() }.to_line()?)?;
+    let mut line = Vec::new();
+    BufReader::new(stream.take(REPORT_MAX as u64)).read_until(b'\n', &mut line)?;
+    let report: ProbeReport = serde_json::from_slice(&line).map_err(|error| match serde_json::from_slice(&line) {
+        Ok(ProbeRefusal { refused }) => io::Error::new(io::ErrorKind::PermissionDenied, refused),
+        Err(_) => error.into(),
+    })?;
     if report.nonce != nonce {
-        return Err(io::Error::other("the report answers another question"));
+        return Err(io::Error::other("the report belongs to another request"));
     }
     Ok(report)
 }
@@ -168,15 +168,15 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_question_fits_however_much_has_failed() {
+    fn request_fits_into_its_limit_with_any_number_of_failed_pools() {
         let pool = |n| FailedPool { pool: PoolName::new(&format!("pool_{n}")).unwrap(), cause: "\u{1}".repeat(200) };
         for count in [0, 1, 1000] {
-            let question =
-                ProbeRequest { nonce: 1, order: Some(ProbeCommand::Ping), failed: (0..count).map(pool).collect() };
-            let line = question.clone().to_line().unwrap();
-            assert!(line.len() <= QUESTION_MAX && line.ends_with(b"\n"));
+            let request =
+                ProbeRequest { nonce: 1, command: Some(ProbeCommand::Ping), failed: (0..count).map(pool).collect() };
+            let line = request.clone().to_line().unwrap();
+            assert!(line.len() <= REQUEST_MAX && line.ends_with(b"\n"));
             let read: ProbeRequest = serde_json::from_slice(&line).unwrap();
-            assert_eq!(read.failed, question.failed[..read.failed.len()]);
+            assert_eq!(read.failed, request.failed[..read.failed.len()]);
             assert!(read.failed.len() >= count.min(30), "{}", read.failed.len());
         }
     }

@@ -1,4 +1,4 @@
-//! Signals as ordinary events: the handler writes one byte, a loop reads it.
+//! Signals as ordinary events: the handler writes one byte to a socket, and a loop reads it.
 
 use std::io::{self, Read};
 use std::os::fd::{AsFd, BorrowedFd};
@@ -11,104 +11,104 @@ use nix::sys::signal::{SigSet, SigmaskHow};
 use nix::unistd::{Pid, getppid};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 
-/// Stop signals that come within this time are one: who stops us may signal our process and our group (timeout(1)), and
-/// of a parent that dies each thread tells us (`PR_SET_PDEATHSIG`, prctl(2)).
-pub const STOP_DEBOUNCE: Duration = Duration::from_millis(200);
+/// Stop signals within this time count as one: timeout(1) signals both the process and its group, and a dying parent
+/// sends one signal per thread (`PR_SET_PDEATHSIG`, prctl(2)).
+pub(crate) const STOP_DEBOUNCE: Duration = Duration::from_millis(200);
 
-/// Whoever has started this process.
+/// Detects the death of the parent process.
 #[derive(Debug)]
-pub struct ParentWatch(Option<Pid>);
+pub(crate) struct ParentWatch(Option<Pid>);
 
 impl ParentWatch {
-    /// The one it has now.
-    pub fn now() -> Self {
+    /// Watches the current parent.
+    pub(crate) fn now() -> Self {
         Self(Some(getppid()))
     }
 
-    /// Whether it has died; `true` once only.
-    pub fn has_just_died(&mut self) -> bool {
+    /// Whether the parent has died; `true` only once.
+    pub(crate) fn has_just_died(&mut self) -> bool {
         self.0.take_if(|pid| *pid != getppid()).is_some()
     }
 }
 
-/// One signal, or several that mean the same.
+/// One signal, or several with the same meaning.
 #[derive(Debug)]
-pub struct Signal {
+pub(crate) struct Signal {
     events: UnixStream,
-    came: SignalFlag,
+    flag: SignalFlag,
 }
 
-/// Whether a signal has ever come: known at once, also before the loop has read of it.
+/// Whether a signal has ever arrived. The handler sets it, before the loop reads the event.
 #[derive(Clone, Debug, Default)]
-pub struct SignalFlag(Arc<AtomicBool>);
+pub(crate) struct SignalFlag(Arc<AtomicBool>);
 
 impl SignalFlag {
-    /// Whether it has.
-    pub fn is_set(&self) -> bool {
+    /// Whether the signal has arrived.
+    pub(crate) fn is_set(&self) -> bool {
         self.0.load(Ordering::Relaxed)
     }
 }
 
 impl Signal {
-    /// SIGTERM and, from a terminal, SIGINT: stop.
-    pub fn stop() -> io::Result<Self> {
+    /// Stop: SIGTERM and, from a terminal, SIGINT.
+    pub(crate) fn stop() -> io::Result<Self> {
         Self::on(&[SIGTERM, SIGINT])
     }
 
-    /// SIGHUP: read the configuration again. One that came before, held back by [`BlockSighup`], comes now.
-    pub fn reload() -> io::Result<Self> {
+    /// Reload: SIGHUP. Also delivers a signal that [`BlockSighup`] has held back.
+    pub(crate) fn reload() -> io::Result<Self> {
         let signal = Self::on(&[SIGHUP])?;
-        only_reload().thread_unblock()?;
+        sighup().thread_unblock()?;
         Ok(signal)
     }
 
     fn on(signals: &[i32]) -> io::Result<Self> {
         let (read, write) = UnixStream::pair()?;
         read.set_nonblocking(true)?;
-        let came = SignalFlag::default();
+        let flag = SignalFlag::default();
         for signal in signals {
-            signal_hook::flag::register(*signal, came.0.clone())?;
+            signal_hook::flag::register(*signal, flag.0.clone())?;
             signal_hook::low_level::pipe::register(*signal, write.try_clone()?)?;
         }
-        Ok(Self { events: read, came })
+        Ok(Self { events: read, flag })
     }
 
-    /// A view of it that can be shared.
-    pub fn came(&self) -> SignalFlag {
-        self.came.clone()
+    /// A flag that other tasks and threads can read.
+    pub(crate) fn flag(&self) -> SignalFlag {
+        self.flag.clone()
     }
 
-    /// How often it has come since the last call.
-    pub fn take(&self) -> usize {
+    /// The number of signals since the last call.
+    pub(crate) fn take_count(&self) -> usize {
         let mut bytes = [0; 64];
         (&self.events).read(&mut bytes).unwrap_or(0)
     }
 
-    /// The same as a stream for a runtime.
-    pub fn into_async(self) -> io::Result<tokio::net::UnixStream> {
+    /// The same as a stream with one byte for each signal.
+    pub(crate) fn into_async(self) -> io::Result<tokio::net::UnixStream> {
         tokio::net::UnixStream::from_std(self.events)
     }
 }
 
-/// While it exists, SIGHUP waits, also across fork(2) and execve(2): a process that has not yet said what to do
-/// on it would die of it.
+/// Blocks SIGHUP while it exists, also across fork(2) and execve(2): before a process installs a handler, SIGHUP would
+/// kill it.
 #[derive(Debug)]
-pub struct BlockSighup(SigSet);
+pub(crate) struct BlockSighup(SigSet);
 
 impl BlockSighup {
-    /// From now on, for this thread and what it starts.
-    pub fn new() -> io::Result<Self> {
-        Ok(Self(only_reload().thread_swap_mask(SigmaskHow::SIG_BLOCK)?))
+    /// For this thread and the processes that it starts.
+    pub(crate) fn new() -> io::Result<Self> {
+        Ok(Self(sighup().thread_swap_mask(SigmaskHow::SIG_BLOCK)?))
     }
 }
 
 impl Drop for BlockSighup {
     fn drop(&mut self) {
-        let _ = self.0.thread_set_mask(); // a mask that was in force is a valid one
+        let _ = self.0.thread_set_mask(); // restores a mask that was valid
     }
 }
 
-fn only_reload() -> SigSet {
+fn sighup() -> SigSet {
     SigSet::from(nix::sys::signal::Signal::SIGHUP)
 }
 

@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 
 /// Times, in buckets of powers of two of microseconds.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Histogram {
+pub(crate) struct Histogram {
     /// Bucket `i` counts the times below `2^i` microseconds that are in no earlier bucket; at most [`Self::BUCKETS`].
     buckets: Vec<u64>,
     /// The sum of all times, in microseconds.
@@ -22,21 +22,21 @@ pub struct Histogram {
 
 impl Histogram {
     /// Number of buckets. The last one also counts all longer times.
-    pub const BUCKETS: usize = 32;
+    pub(crate) const BUCKETS: usize = 32;
 
     /// A histogram of these buckets, from the first, and this sum of times in microseconds.
-    pub fn new(buckets: impl IntoIterator<Item = u64>, micros: u64) -> Self {
+    pub(crate) fn new(buckets: impl IntoIterator<Item = u64>, micros: u64) -> Self {
         Self { buckets: buckets.into_iter().take(Self::BUCKETS).collect(), micros }
     }
 
     /// The bucket of this time.
-    pub fn bucket(time: Duration) -> usize {
+    pub(crate) fn bucket(time: Duration) -> usize {
         let bits = u64::BITS - micros(time).leading_zeros();
         (bits as usize).min(Self::BUCKETS - 1)
     }
 
     /// Counts one time.
-    pub fn record(&mut self, time: Duration) {
+    pub(crate) fn record(&mut self, time: Duration) {
         let bucket = Self::bucket(time);
         if self.buckets.len() <= bucket {
             self.buckets.resize(bucket + 1, 0);
@@ -46,22 +46,22 @@ impl Histogram {
     }
 
     /// The number of times below `2^exponent` microseconds, for an exponent below [`Self::BUCKETS`] - 1.
-    pub fn below(&self, exponent: usize) -> u64 {
+    pub(crate) fn below(&self, exponent: usize) -> u64 {
         self.buckets.iter().take(exponent + 1).fold(0, |sum, count| sum.saturating_add(*count))
     }
 
     /// The number of all times.
-    pub fn count(&self) -> u64 {
+    pub(crate) fn count(&self) -> u64 {
         self.below(Self::BUCKETS - 1)
     }
 
     /// The sum of all times, in seconds.
-    pub fn seconds(&self) -> f64 {
+    pub(crate) fn seconds(&self) -> f64 {
         self.micros as f64 / 1e6
     }
 
     /// Adds the times of another histogram.
-    pub fn add(&mut self, other: &Histogram) {
+    pub(crate) fn add(&mut self, other: &Histogram) {
         let added = other.buckets.len().min(Self::BUCKETS);
         self.buckets.resize(self.buckets.len().max(added), 0);
         for (sum, count) in self.buckets.iter_mut().zip(&other.buckets) {
@@ -82,7 +82,7 @@ fn micros(time: Duration) -> u64 {
 
 /// Counters by name, and times.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Counters {
+pub(crate) struct Counters {
     /// The counters.
     pub counts: BTreeMap<Cow<'static, str>, u64>,
     /// The times.
@@ -91,23 +91,23 @@ pub struct Counters {
 
 impl Counters {
     /// These counters, without times.
-    pub fn new(counts: impl IntoIterator<Item = (&'static str, u64)>) -> Self {
+    pub(crate) fn new(counts: impl IntoIterator<Item = (&'static str, u64)>) -> Self {
         let counts = counts.into_iter().map(|(name, count)| (name.into(), count)).collect();
         Self { counts, times: Histogram::default() }
     }
 
     /// Increments a counter.
-    pub fn count(&mut self, name: &'static str) {
+    pub(crate) fn count(&mut self, name: &'static str) {
         *self.counts.entry(name.into()).or_default() += 1;
     }
 
     /// The value of a counter; 0 if it was never incremented.
-    pub fn get(&self, name: &str) -> u64 {
+    pub(crate) fn get(&self, name: &str) -> u64 {
         self.counts.get(name).copied().unwrap_or(0)
     }
 
     /// Adds other counters and times.
-    pub fn add(&mut self, other: &Counters) {
+    pub(crate) fn add(&mut self, other: &Counters) {
         for (name, count) in &other.counts {
             let sum = self.counts.entry(name.clone()).or_default();
             *sum = sum.saturating_add(*count);
@@ -124,7 +124,7 @@ impl Counters {
 
 /// The counters of each part `K` over all its incarnations, which `I` distinguishes.
 #[derive(Clone, Debug)]
-pub struct CounterTotals<K, I>(BTreeMap<K, TotalsEntry<I>>);
+pub(crate) struct CounterTotals<K, I>(BTreeMap<K, TotalsEntry<I>>);
 
 #[derive(Clone, Debug)]
 struct TotalsEntry<I> {
@@ -143,7 +143,7 @@ impl<K, I> Default for CounterTotals<K, I> {
 
 impl<K: Ord + Clone, I: PartialEq> CounterTotals<K, I> {
     /// Stores the current counters of this incarnation of `key`.
-    pub fn update(&mut self, key: &K, incarnation: I, current: Counters) {
+    pub(crate) fn update(&mut self, key: &K, incarnation: I, current: Counters) {
         match self.0.get_mut(key) {
             None => {
                 let entry = TotalsEntry { incarnation, current, earlier: Counters::default() };
@@ -159,7 +159,7 @@ impl<K: Ord + Clone, I: PartialEq> CounterTotals<K, I> {
     }
 
     /// The sum over the parts that `includes` selects, over all their incarnations.
-    pub fn sum(&self, includes: impl Fn(&K) -> bool) -> Counters {
+    pub(crate) fn sum(&self, includes: impl Fn(&K) -> bool) -> Counters {
         let mut sum = Counters::default();
         for (_, entry) in self.0.iter().filter(|(key, _)| includes(key)) {
             sum.add(&entry.earlier);

@@ -1,4 +1,4 @@
-//! What dies or freezes is replaced; the others go on serving.
+//! Dead and frozen parts are replaced while the others continue to serve.
 
 mod support;
 
@@ -8,13 +8,13 @@ use nix::sys::signal::Signal;
 use serde_json::Value;
 use support::*;
 
-/// Three workers, so that two serve while one is away.
-fn echo() -> String {
+/// Three workers: two serve while one restarts.
+fn echo_pool() -> String {
     ECHO.replace("workers = 2", "workers = 3")
 }
 
-/// Waits until this worker is another process, and in service; how long that took.
-fn wait_for_another(set: &Set, id: &str, old: u32) -> Duration {
+/// Waits until another process than `old` is this worker and is idle; returns how long that took.
+fn wait_until_replaced(set: &TestSet, id: &str, old: u32) -> Duration {
     let since = Instant::now();
     set.wait_for("the worker is replaced", |status| {
         let worker = worker_of(status, id);
@@ -23,7 +23,7 @@ fn wait_for_another(set: &Set, id: &str, old: u32) -> Duration {
     since.elapsed()
 }
 
-fn wait_for_another_dispatcher(set: &Set, old: u32) -> Duration {
+fn wait_until_dispatcher_replaced(set: &TestSet, old: u32) -> Duration {
     let since = Instant::now();
     set.wait_for("the dispatcher is replaced", |status| {
         status["dispatcher"]["pid"].as_u64() != Some(u64::from(old)) && status["dispatcher"]["state"] == "up"
@@ -37,14 +37,14 @@ fn worker_pids(status: &Value) -> Vec<u64> {
 }
 
 #[test]
-fn a_killed_worker_is_replaced_at_once() {
-    let set = Set::start(&echo());
-    let load = Load::start(set.address(0), "/x", 2);
+fn killed_worker_is_replaced_immediately() {
+    let set = TestSet::start(&echo_pool());
+    let load = LoadGenerator::start(set.address(0), "/x", 2);
     let (address, old) = (set.worker("default/2")["address"].clone(), set.worker_pid("default/2"));
     load.wait_for(5);
     signal_to(old, Signal::SIGKILL);
-    eprintln!("killed worker replaced in {:?}", wait_for_another(&set, "default/2", old));
-    set.wait_for_log(&["default/2", "it is started again", "SIGKILL", "at once"]);
+    eprintln!("killed worker replaced in {:?}", wait_until_replaced(&set, "default/2", old));
+    set.wait_for_log(&["default/2 is down", "SIGKILL", "restarting it now"]);
     load.wait_for(5);
     let failures = load.stop();
     assert!(failures.len() <= 1, "{failures:?}");
@@ -54,13 +54,13 @@ fn a_killed_worker_is_replaced_at_once() {
 }
 
 #[test]
-fn a_frozen_worker_is_killed_and_replaced() {
-    let set = Set::start(&echo());
-    let load = Load::start(set.address(0), "/x", 2);
+fn frozen_worker_is_killed_and_replaced() {
+    let set = TestSet::start(&echo_pool());
+    let load = LoadGenerator::start(set.address(0), "/x", 2);
     let (address, old) = (set.worker("default/2")["address"].clone(), set.worker_pid("default/2"));
     load.wait_for(5);
     signal_to(old, Signal::SIGSTOP);
-    eprintln!("frozen worker replaced in {:?}", wait_for_another(&set, "default/2", old));
+    eprintln!("frozen worker replaced in {:?}", wait_until_replaced(&set, "default/2", old));
     set.wait_for_log(&["default/2", "frozen"]);
     load.wait_for(5);
     let failures = load.stop();
@@ -72,52 +72,52 @@ fn a_frozen_worker_is_killed_and_replaced() {
 #[test]
 fn only_the_request_of_a_dead_busy_worker_is_lost() {
     for signal in [Signal::SIGKILL, Signal::SIGSTOP] {
-        let mut set = Set::prepare("");
-        set.configure(&gated(&set, 3, "", ""));
+        let mut set = TestSet::prepare("");
+        set.configure(&gated_pool(&set, 3, "", ""));
         set.run();
         set.wait_until_up();
-        let victim = start_gated(&set, "victim");
+        let victim = start_gated_request(&set, "victim");
         let status = set.status();
         let id = (1..=3).map(|n| format!("default/{n}")).find(|id| worker_of(&status, id)["state"] == "busy").unwrap();
-        let other = start_gated(&set, "other");
-        let load = Load::start(set.address(0), "/fast", 1);
+        let other = start_gated_request(&set, "other");
+        let load = LoadGenerator::start(set.address(0), "/fast", 1);
         load.wait_for(2);
         let old = set.worker_pid(&id);
         signal_to(old, signal);
-        let end = victim.join().unwrap();
-        assert!(end.as_ref().map_or(true, |answer| answer.status >= 502), "{end:?}");
+        let result = victim.join().unwrap();
+        assert!(result.as_ref().map_or(true, |response| response.status >= 502), "{result:?}");
         eprintln!(
-            "busy worker replaced after {signal} in {:?} from its client's end",
-            wait_for_another(&set, &id, old)
+            "busy worker replaced after {signal} in {:?} from the end of its request",
+            wait_until_replaced(&set, &id, old)
         );
         load.wait_for(2);
         open_gate(&set);
         assert_eq!(other.join().unwrap().unwrap().status, 200);
         assert_eq!(load.stop(), Vec::<String>::new());
-        // Its handler's processes went with it.
-        wait_until("the orphans go", || set.processes().len() == 5);
+        // The processes of its handler were killed as well.
+        wait_until("the orphans exit", || set.processes().len() == 5);
         set.stop();
     }
 }
 
 #[test]
-fn a_dead_dispatcher_is_replaced_alone() {
+fn dead_dispatcher_is_replaced_without_restarting_workers() {
     for signal in [Signal::SIGKILL, Signal::SIGSTOP] {
-        let mut set = Set::prepare("");
-        set.configure(&gated(&set, 3, "", ""));
+        let mut set = TestSet::prepare("");
+        set.configure(&gated_pool(&set, 3, "", ""));
         set.run();
         set.wait_until_up();
-        let running = start_gated(&set, "one");
+        let running = start_gated_request(&set, "one");
         let workers = worker_pids(&set.status());
-        let load = Load::start(set.address(0), "/fast", 2);
+        let load = LoadGenerator::start(set.address(0), "/fast", 2);
         load.wait_for(2);
         let old = set.dispatcher_pid();
         signal_to(old, signal);
-        eprintln!("dispatcher replaced after {signal} in {:?}", wait_for_another_dispatcher(&set, old));
+        eprintln!("dispatcher replaced after {signal} in {:?}", wait_until_dispatcher_replaced(&set, old));
         load.wait_for(5);
         let busy = set.status();
         let busy = busy["pools"][0]["workers"].as_array().unwrap().iter().filter(|worker| worker["lease"].is_string());
-        assert!(busy.count() >= 1, "the lease is read back");
+        assert!(busy.count() >= 1, "the lease is recovered from the segment");
         open_gate(&set);
         assert_eq!(running.join().unwrap().unwrap().status, 200);
         assert_eq!(load.stop(), Vec::<String>::new(), "{}", set.log());
@@ -131,30 +131,29 @@ fn a_dead_dispatcher_is_replaced_alone() {
 }
 
 #[test]
-fn who_pauses_for_a_moment_is_not_killed() {
-    let set = Set::start(&echo());
+fn briefly_stopped_part_is_not_killed() {
+    let set = TestSet::start(&echo_pool());
     let status = set.status();
     let before = (worker_pids(&status), set.dispatcher_pid());
-    let all = |_: ()| [set.worker_pid("default/1"), set.dispatcher_pid(), set.pid()];
-    for pid in all(()) {
+    for pid in [set.worker_pid("default/1"), set.dispatcher_pid(), set.pid()] {
         let pause = if pid == set.pid() { Duration::from_secs(3) } else { Duration::from_millis(500) };
         signal_to(pid, Signal::SIGSTOP);
-        std::thread::sleep(pause); // the pause is what is tested
+        std::thread::sleep(pause); // not a wait: the pause is the fault under test
         if pid == set.pid() {
             assert_eq!(set.status()["watchdog"]["state"], "frozen");
         }
         signal_to(pid, Signal::SIGCONT);
         assert_eq!(get(set.address(0), "/x").unwrap().status, 200);
     }
-    // Long enough for a verdict.
+    // Long enough for a wrong verdict.
     std::thread::sleep(Duration::from_millis(2500));
     let status = set.status();
     assert_eq!((worker_pids(&status), set.dispatcher_pid()), before, "{}", set.log());
     set.stop();
 }
 
-/// A second pool whose workers do not come up.
-fn bad(program: &str, watchdog: &str) -> String {
+/// An echo pool, and a pool `bad` whose worker is this program.
+fn with_bad_pool(program: &str, watchdog: &str) -> String {
     format!(
         "[watchdog]\n{watchdog}\n{ECHO}\n[[listener]]\naddress = \"127.0.0.1:0\"\npool = \"bad\"\n[[pool]]\nname = \"bad\"\n\
          workers = 1\naddress = \"127.0.0.1:0\"\nqueue_timeout = \"100ms\"\nhandler = {{ program = {program} }}\n"
@@ -162,18 +161,18 @@ fn bad(program: &str, watchdog: &str) -> String {
 }
 
 #[test]
-fn a_worker_that_cannot_live_is_given_up_and_the_rest_serves() {
-    let mut set = Set::prepare("");
+fn worker_that_keeps_exiting_fails_and_the_other_pool_serves() {
+    let mut set = TestSet::prepare("");
     let restarts = "restarts = { max = 4, within = \"10m\", delay = \"20ms\", delay_max = \"1s\" }";
-    let config = |set: &Set| {
-        bad(
-            &format!("[\"/bin/sh\", \"-c\", \"test -e {}/ok && exec sleep 600; exit 3\"]", set.top().display()),
+    let config = |set: &TestSet| {
+        with_bad_pool(
+            &format!("[\"/bin/sh\", \"-c\", \"test -e {}/ok && exec sleep 600; exit 3\"]", set.test_dir().display()),
             restarts,
         )
     };
     set.configure(&config(&set));
     set.run();
-    let status = set.wait_for("it is given up", |status| worker_of(status, "bad/1")["state"] == "failed");
+    let status = set.wait_for("the worker has failed", |status| worker_of(status, "bad/1")["state"] == "failed");
     assert_eq!(worker_of(&status, "bad/1")["restarts"], 4);
     assert_eq!(worker_of(&status, "bad/1")["cause"], "exit code 3 before it was ready");
     set.wait_for_log(&["error", "bad/1", "has failed", "exit code 3"]);
@@ -186,25 +185,25 @@ fn a_worker_that_cannot_live_is_given_up_and_the_rest_serves() {
     assert_eq!(refused.status, 503);
     assert!(refused.text().contains("bad"), "{refused:?}");
     assert_eq!(set.patou(&["status", "--wait", "50ms"]).status.code(), Some(1));
-    // A reload is a new chance.
-    std::fs::write(set.top().join("ok"), "").unwrap();
+    // A reload restarts a failed worker.
+    std::fs::write(set.test_dir().join("ok"), "").unwrap();
     set.signal(Signal::SIGHUP);
-    set.wait_for("it gets a new chance", |status| worker_of(status, "bad/1")["state"] == "starting");
+    set.wait_for("the worker is restarted", |status| worker_of(status, "bad/1")["state"] == "starting");
     set.stop();
 }
 
 #[test]
-fn a_pool_of_which_every_worker_has_failed_says_so_at_once_and_serves_when_one_is_back() {
-    let mut set = Set::prepare("");
-    let (go, ok) = (set.top().join("go"), set.top().join("ok"));
+fn failed_pool_refuses_immediately_and_serves_after_recovery() {
+    let mut set = TestSet::prepare("");
+    let (go, ok) = (set.test_dir().join("go"), set.test_dir().join("ok"));
     let script = format!(
         "test -e {0} && exec {1}; while ! test -e {2}; do sleep 0.05; done; exit 3",
         ok.display(),
-        example("axum_worker"),
+        build_example("axum_worker"),
         go.display()
     );
     let restarts = "restarts = { max = 1, within = \"10m\", delay = \"20ms\", delay_max = \"1s\" }";
-    let config = bad(&words(&["/bin/sh", "-c", &script]), restarts);
+    let config = with_bad_pool(&toml_array(&["/bin/sh", "-c", &script]), restarts);
     set.configure(&config.replace("100ms", "10m").replace("workers = 1", "workers = 2"));
     set.run();
     set.wait_for("the dispatcher is up", |status| status["dispatcher"]["state"] == "up");
@@ -214,44 +213,46 @@ fn a_pool_of_which_every_worker_has_failed_says_so_at_once_and_serves_when_one_i
     std::fs::write(&go, "").unwrap();
     let refused = waiting.join().unwrap();
     let reason = "every worker of pool bad has failed: exit code 3 before it was ready";
-    let check = |refused: Answer| {
+    let assert_refused = |refused: HttpResponse| {
         assert_eq!((refused.status, refused.header("patou-outcome")), (503, Some("not-started")), "{refused:?}");
         assert!(refused.text().contains(reason) && refused.header("retry-after").is_some(), "{refused:?}");
     };
-    check(refused);
-    check(get(address, "/x").unwrap());
+    assert_refused(refused);
+    assert_refused(get(address, "/x").unwrap());
     set.wait_for_log(&["error", "every worker of pool bad has failed", "reload the set"]);
     assert_eq!(get(set.address(0), "/x").unwrap().status, 200);
-    // The next dispatcher learns it with the first question.
+    // The first probe reports the failure to the next dispatcher.
     let old = set.dispatcher_pid();
     signal_to(old, Signal::SIGKILL);
-    wait_for_another_dispatcher(&set, old);
+    wait_until_dispatcher_replaced(&set, old);
     let since = Instant::now();
-    check(get(address, "/x").unwrap());
+    assert_refused(get(address, "/x").unwrap());
     assert!(since.elapsed() < Duration::from_secs(5));
     std::fs::write(&ok, "").unwrap();
     set.signal(Signal::SIGHUP);
-    set.wait_for("it serves again", |status| worker_of(status, "bad/1")["state"] == "idle");
+    set.wait_for("the worker serves again", |status| worker_of(status, "bad/1")["state"] == "idle");
     assert_eq!(get(address, "/hello").unwrap().status, 200);
     set.stop();
 }
 
 #[test]
-fn a_worker_that_is_never_ready_is_killed_and_tried_again() {
-    let mut set = Set::prepare("");
-    set.configure(&bad("[\"/bin/sleep\", \"600\"]", "start_timeout = \"300ms\""));
+fn worker_that_is_never_ready_is_killed_and_restarted() {
+    let mut set = TestSet::prepare("");
+    set.configure(&with_bad_pool("[\"/bin/sleep\", \"600\"]", "start_timeout = \"300ms\""));
     set.run();
     set.wait_for_log(&["bad/1", "not ready after", "start_timeout"]);
-    set.wait_for("it is tried again", |status| worker_of(status, "bad/1")["restarts"].as_u64() >= Some(2));
+    set.wait_for("the worker has been restarted twice", |status| {
+        worker_of(status, "bad/1")["restarts"].as_u64() >= Some(2)
+    });
     assert_eq!(get(set.address(0), "/x").unwrap().status, 200);
     set.stop();
 }
 
 #[test]
-fn why_a_part_does_not_start_is_said_in_one_line() {
-    // It is there, as `net::check_request` wants it, and cannot be executed nevertheless.
-    let mut set = Set::prepare("");
-    let program = set.top().join("program");
+fn reason_why_a_part_does_not_start_is_logged_once_in_one_line() {
+    // `check` accepts the program, because the file exists and is executable, but execve fails.
+    let mut set = TestSet::prepare("");
+    let program = set.test_dir().join("program");
     std::fs::write(&program, "#!/no/such/interpreter\n").unwrap();
     std::fs::set_permissions(&program, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
     let why = &format!("cannot execute {}: No such file", program.display());
@@ -261,31 +262,31 @@ fn why_a_part_does_not_start_is_said_in_one_line() {
         program.display()
     ));
     set.run();
-    let line = set.wait_for_log(&["warning", "worker default/1 has ended", "before it was ready", why]);
+    let line = set.wait_for_log(&["warning", "worker default/1 is down", "before it was ready", why]);
     assert!(line.starts_with(|c: char| c.is_ascii_digit()), "{line}");
-    // In full the first time only, and by nobody else.
-    set.wait_for_log(&["warning", "worker default/1 has ended", "before it was ready, as before"]);
-    let told = |line: &&str| line.contains("warning: worker default/1") && line.contains(why);
-    assert_eq!(set.log().lines().filter(told).count(), 1, "{}", set.log());
+    // Only the first line has the full reason, and no other process logs it.
+    set.wait_for_log(&["warning", "worker default/1 is down", "before it was ready, as before"]);
+    let has_reason = |line: &&str| line.contains("warning: worker default/1") && line.contains(why);
+    assert_eq!(set.log().lines().filter(has_reason).count(), 1, "{}", set.log());
     assert!(!set.log().contains("patou: "), "{}", set.log());
     set.wait_for_log(&["the set is not up", "worker default/2 is gone", why, "start_timeout"]);
     set.stop();
 }
 
 #[test]
-fn the_next_run_clears_what_a_killed_watchdog_left() {
-    for frozen in ["nobody", "worker", "dispatcher"] {
-        let mut set = Set::prepare("");
-        let unix = set.top().join("front.sock");
+fn next_run_removes_what_a_killed_watchdog_left() {
+    for frozen in ["none", "worker", "dispatcher"] {
+        let mut set = TestSet::prepare("");
+        let unix = set.test_dir().join("front.sock");
         let listener = format!("[[listener]]\naddress = \"unix:{}\"\npool = \"default\"\n", unix.display());
-        set.configure(&gated(&set, 2, "drain_timeout = \"10m\"", &listener));
+        set.configure(&gated_pool(&set, 2, "drain_timeout = \"10m\"", &listener));
         set.run();
         set.wait_until_up();
         let idle = set.worker_pid("default/1");
         assert!(set.patou(&["drain", "default-1"]).status.success());
         let tcp = set.status()["listeners"][1].as_str().unwrap().parse().unwrap();
         let client = std::thread::spawn(move || get(tcp, "/.one"));
-        wait_until("the request runs", || set.top().join("started.one").exists());
+        wait_until("the request runs", || set.test_dir().join("started.one").exists());
         match frozen {
             "worker" => signal_to(idle, Signal::SIGSTOP),
             "dispatcher" => signal_to(set.dispatcher_pid(), Signal::SIGSTOP),
@@ -293,20 +294,20 @@ fn the_next_run_clears_what_a_killed_watchdog_left() {
         }
         let old = (set.pid(), set.worker_pid("default/2"), set.dispatcher_pid());
         set.signal(Signal::SIGKILL);
-        assert_eq!(set.wait_for_end(), None);
+        assert_eq!(set.wait_for_exit(), None);
         let status = set.patou(&["status", "--json"]);
         let json: serde_json::Value = serde_json::from_slice(&status.stdout).unwrap();
         assert_eq!((status.status.code(), &json["watchdog"]["state"]), (Some(1), &"gone".into()));
         assert!(text(&status.stderr).contains("the watchdog is gone"), "{}", text(&status.stderr));
         set.wait_for_log(&["worker default/2", "the watchdog has died"]);
         set.run();
-        set.wait_for_log(&["waiting for the worker default/2 of the former set"]);
+        set.wait_for_log(&["worker default/2 of the previous set is busy"]);
         assert!(is_alive(old.1));
         open_gate(&set);
         assert_eq!(client.join().unwrap().unwrap().status, 200);
         set.wait_until_up();
         assert!(!is_alive(old.1) && !is_alive(old.2) && !is_alive(idle));
-        set.wait_for_log(&["cleared away what a former set had left", "segments=2", "worker default/2"]);
+        set.wait_for_log(&["removed what a previous set had left behind", "segments=2", "worker default/2"]);
         assert_eq!((set.segments().len(), set.processes().len()), (2, 4));
         let tcp = set.status()["listeners"][1].as_str().unwrap().parse().unwrap();
         assert_eq!(get(tcp, "/fast").unwrap().status, 200);
@@ -316,50 +317,50 @@ fn the_next_run_clears_what_a_killed_watchdog_left() {
 }
 
 #[test]
-fn a_start_that_waits_for_the_former_set_can_be_stopped() {
-    let mut set = Set::prepare("");
-    set.configure(&gated(&set, 1, "drain_timeout = \"10m\"", ""));
+fn start_that_waits_for_the_previous_set_can_be_stopped() {
+    let mut set = TestSet::prepare("");
+    set.configure(&gated_pool(&set, 1, "drain_timeout = \"10m\"", ""));
     set.run();
     set.wait_until_up();
-    let client = start_gated(&set, "one");
+    let client = start_gated_request(&set, "one");
     set.signal(Signal::SIGKILL);
-    set.wait_for_end();
+    set.wait_for_exit();
     set.run();
-    set.wait_for_log(&["waiting for the worker default/1 of the former set"]);
+    set.wait_for_log(&["worker default/1 of the previous set is busy"]);
     set.signal(Signal::SIGTERM);
-    assert_eq!(set.wait_for_end(), Some(0));
+    assert_eq!(set.wait_for_exit(), Some(0));
     open_gate(&set);
-    assert_eq!(client.join().unwrap().unwrap().status, 200, "what it waited for was killed");
+    assert_eq!(client.join().unwrap().unwrap().status, 200, "the start killed a worker that was busy");
     set.run();
     set.wait_until_up();
     set.stop();
 }
 
 #[test]
-fn a_set_that_runs_is_not_started_again() {
-    let set = Set::start(ECHO);
+fn running_set_cannot_be_started_twice() {
+    let set = TestSet::start(ECHO);
     let second = set.patou(&["run"]);
     assert_eq!(second.status.code(), Some(1));
-    let told = text(&second.stderr);
-    assert!(told.contains(&format!("pid {}", set.pid())) && told.lines().count() == 1, "{told}");
+    let message = text(&second.stderr);
+    assert!(message.contains(&format!("pid {}", set.pid())) && message.lines().count() == 1, "{message}");
     let removed = set.patou(&["ipc", "remove"]);
     assert_eq!(removed.status.code(), Some(1));
     assert_eq!(get(set.address(0), "/x").unwrap().status, 200);
     set.stop();
-    // At the same moment exactly one wins.
+    // Of several simultaneous starts exactly one succeeds.
     for _ in 0..5 {
-        let set = Set::prepare(ECHO);
+        let set = TestSet::prepare(ECHO);
         let mut runs: Vec<_> =
             (0..4).map(|_| set.command(&["run"]).stderr(std::process::Stdio::piped()).spawn().unwrap()).collect();
         set.wait_until_up();
         let winner = set.status()["watchdog"]["pid"].as_u64().unwrap();
-        let at = runs.iter().position(|run| u64::from(run.id()) == winner).unwrap();
-        let mut winner = runs.remove(at);
+        let index = runs.iter().position(|run| u64::from(run.id()) == winner).unwrap();
+        let mut winner = runs.remove(index);
         for run in runs {
             let output = run.wait_with_output().unwrap();
-            let told = text(&output.stderr);
-            assert_eq!(output.status.code(), Some(1), "{told}");
-            assert!(told.contains(&format!("pid {}", winner.id())), "{told}");
+            let message = text(&output.stderr);
+            assert_eq!(output.status.code(), Some(1), "{message}");
+            assert!(message.contains(&format!("pid {}", winner.id())), "{message}");
         }
         signal_to(winner.id(), Signal::SIGTERM);
         assert!(winner.wait().unwrap().success());
@@ -367,89 +368,92 @@ fn a_set_that_runs_is_not_started_again() {
     }
 }
 
+/// What the open descriptors of a process refer to.
 fn descriptors(pid: u32) -> Vec<String> {
-    let all = std::fs::read_dir(format!("/proc/{pid}/fd")).unwrap().flatten();
-    let mut all: Vec<_> =
-        all.filter_map(|fd| std::fs::read_link(fd.path()).ok()).map(|to| to.display().to_string()).collect();
-    all.sort();
-    all
+    let entries = std::fs::read_dir(format!("/proc/{pid}/fd")).unwrap().flatten();
+    let targets = entries.filter_map(|fd| std::fs::read_link(fd.path()).ok());
+    let mut targets: Vec<_> = targets.map(|target| target.display().to_string()).collect();
+    targets.sort();
+    targets
 }
 
 #[test]
-fn nothing_leaks_over_restarts() {
-    let set = Set::start(&format!(
+fn restarts_leak_no_descriptors() {
+    let set = TestSet::start(&format!(
         "[watchdog]\nrestarts = {{ max = 100, within = \"10m\", delay = \"1ms\", delay_max = \"2ms\" }}\n{ECHO}"
     ));
     let before = descriptors(set.pid());
-    let part = descriptors(set.dispatcher_pid()).len();
+    let dispatcher_before = descriptors(set.dispatcher_pid()).len();
     for _ in 0..20 {
         let (worker, dispatcher) = (set.worker_pid("default/1"), set.dispatcher_pid());
         signal_to(worker, Signal::SIGKILL);
-        wait_for_another(&set, "default/1", worker);
+        wait_until_replaced(&set, "default/1", worker);
         signal_to(dispatcher, Signal::SIGKILL);
-        wait_for_another_dispatcher(&set, dispatcher);
+        wait_until_dispatcher_replaced(&set, dispatcher);
         set.wait_until_up();
     }
-    // One more for the probe's connection, which may not have been there at first.
+    // One more is allowed: the connection of the probe may not have existed at first.
     wait_until("the watchdog has as many descriptors as before", || descriptors(set.pid()).len() <= before.len() + 1);
-    wait_until("and so has the dispatcher", || descriptors(set.dispatcher_pid()).len() <= part + 1);
-    // A worker has its own segment, bells and one listening socket, nobody else's.
+    wait_until("the dispatcher has as many descriptors as before", || {
+        descriptors(set.dispatcher_pid()).len() <= dispatcher_before + 1
+    });
+    // A worker has its own segment and doorbells, and nothing of another worker.
     let worker = descriptors(set.worker_pid("default/1"));
     assert!(
-        worker.iter().all(|to| !to.contains("default-2") && !to.contains("default/2") && !to.contains("set.lock")),
+        ["default-2", "default/2", "set.lock"].iter().all(|other| worker.iter().all(|target| !target.contains(other))),
         "{worker:?}"
     );
-    let kinds = |word: &str| worker.iter().filter(|to| to.contains(word)).count();
-    assert_eq!((kinds("/dev/shm/"), kinds(".dw"), kinds(".wd"), kinds("pidfd")), (1, 1, 1, 0), "{worker:?}");
+    let count = |fragment: &str| worker.iter().filter(|target| target.contains(fragment)).count();
+    assert_eq!((count("/dev/shm/"), count(".dw"), count(".wd"), count("pidfd")), (1, 1, 1, 0), "{worker:?}");
     set.stop();
 }
 
 #[test]
-fn children_that_the_watchdog_had_before_are_not_touched() {
-    let set = Set::prepare(ECHO);
-    let file = set.top().join("stranger");
+fn inherited_children_of_the_watchdog_are_not_killed() {
+    let set = TestSet::prepare(ECHO);
+    let file = set.test_dir().join("inherited");
     let mut shell = std::process::Command::new("/bin/sh");
     shell.args(["-c", "sleep 600 & echo $! >\"$1\"; shift; exec \"$@\"", "sh"]).arg(&file).arg(PATOU);
-    shell.args(["run", "--config"]).arg(set.file()).stderr(std::process::Stdio::null());
+    shell.args(["run", "--config"]).arg(set.config_file()).stderr(std::process::Stdio::null());
     let mut run = shell.spawn().unwrap();
     set.wait_until_up();
-    let stranger: u32 = std::fs::read_to_string(&file).unwrap().trim().parse().unwrap();
+    let inherited: u32 = std::fs::read_to_string(&file).unwrap().trim().parse().unwrap();
     let old = set.worker_pid("default/1");
     signal_to(old, Signal::SIGKILL);
-    wait_for_another(&set, "default/1", old);
+    wait_until_replaced(&set, "default/1", old);
     signal_to(run.id(), Signal::SIGTERM);
     assert_eq!(run.wait().unwrap().code(), Some(0));
-    assert!(is_alive(stranger));
-    signal_to(stranger, Signal::SIGKILL);
+    assert!(is_alive(inherited));
+    signal_to(inherited, Signal::SIGKILL);
     set.assert_nothing_left();
 }
 
 #[test]
-fn processes_of_another_version_keep_what_they_have() {
+fn processes_of_another_version_keep_their_segments() {
     use std::os::unix::fs::FileExt;
-    let mut set = Set::prepare("");
-    set.configure(&gated(&set, 1, "drain_timeout = \"10m\"", ""));
+    let mut set = TestSet::prepare("");
+    set.configure(&gated_pool(&set, 1, "drain_timeout = \"10m\"", ""));
     set.run();
     set.wait_until_up();
     let worker = set.worker_pid("default/1");
-    let running = start_gated(&set, "one");
+    let running = start_gated_request(&set, "one");
     set.signal(Signal::SIGKILL);
-    set.wait_for_end();
-    // As if a version with another layout had made them.
+    set.wait_for_exit();
+    // As if a version with another layout had created the segments.
     for segment in set.segments() {
         let file = std::fs::File::options().write(true).open(format!("/dev/shm/{segment}")).unwrap();
         file.write_all_at(&99u64.to_ne_bytes(), 8).unwrap();
     }
     let before = set.segments();
     set.run();
-    assert_eq!(set.wait_for_end(), Some(1));
+    assert_eq!(set.wait_for_exit(), Some(1));
     set.wait_for_log(&["another version of patou (segment layout 99)"]);
     assert_eq!((set.segments(), is_alive(worker)), (before, true));
-    assert!(set.dir().join("default/1.segment").exists());
+    assert!(set.runtime_dir().join("default/1.segment").exists());
     open_gate(&set);
     assert_eq!(running.join().unwrap().unwrap().status, 200);
-    // Nobody has them any more: now they are merely to be removed.
-    wait_until("they end", || set.processes().is_empty());
+    // No process uses the segments any more: now the start removes them.
+    wait_until("the processes exit", || set.processes().is_empty());
     set.run();
     set.wait_until_up();
     set.stop();

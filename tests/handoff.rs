@@ -1,4 +1,4 @@
-//! Connections that are handed over: what a client on one address sees, whatever dies or freezes behind it.
+//! Handoff delivery as clients see it, also while workers and the dispatcher die or freeze.
 
 mod support;
 
@@ -16,50 +16,50 @@ use nix::sys::signal::Signal;
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, SockaddrIn, setsockopt, socket, sockopt};
 use support::*;
 
-/// A handoff listener and its pool of so many workers, with more keys for each.
-fn handed(workers: u16, listener: &str, pool: &str) -> String {
+/// A handoff listener and its pool; `listener` and `pool` are further keys.
+fn handoff_pool(workers: u16, listener: &str, pool: &str) -> String {
     format!(
         "[[listener]]\naddress = \"127.0.0.1:0\"\ndelivery = \"handoff\"\npool = \"default\"\n{listener}\n\
          [[pool]]\nname = \"default\"\nworkers = {workers}\naddress = \"127.0.0.1:0\"\n{pool}\n"
     )
 }
 
-fn ask(target: &str, more: &str) -> Vec<u8> {
+fn get_request(target: &str, more: &str) -> Vec<u8> {
     format!("GET {target} HTTP/1.1\r\nHost: localhost\r\n{more}\r\n").into_bytes()
 }
 
-/// The next response on a connection that goes on; its body has a Content-Length.
-fn next(stream: &mut impl Read) -> Answer {
-    let mut bytes = Vec::new();
-    while !bytes.ends_with(b"\r\n\r\n") {
+/// The next response on a persistent connection; its body has a Content-Length.
+fn next_response(stream: &mut impl Read) -> HttpResponse {
+    let mut head = Vec::new();
+    while !head.ends_with(b"\r\n\r\n") {
         let mut byte = [0];
-        assert_eq!(stream.read(&mut byte).unwrap(), 1, "ended within {:?}", text(&bytes));
-        bytes.push(byte[0]);
+        assert_eq!(stream.read(&mut byte).unwrap(), 1, "the connection ended after {:?}", text(&head));
+        head.push(byte[0]);
     }
-    let mut answer = Answer { status: text(&bytes)[9..12].parse().unwrap(), head: text(&bytes), body: Vec::new() };
-    if (100..200).contains(&answer.status) {
-        return next(stream);
+    let (mut response, _) = HttpResponse::parse_head(&head).unwrap().unwrap();
+    if (100..200).contains(&response.status) {
+        return next_response(stream);
     }
-    answer.body = vec![0; answer.header("content-length").unwrap().parse().unwrap()];
-    stream.read_exact(&mut answer.body).unwrap();
-    answer
+    response.body = vec![0; response.header("content-length").unwrap().parse().unwrap()];
+    stream.read_exact(&mut response.body).unwrap();
+    response
 }
 
-/// Whatever comes until the end, and whether that was a reset.
-fn rest(mut stream: TcpStream) -> (String, bool) {
-    let (mut bytes, mut piece) = (Vec::new(), [0; 4096]);
+/// Everything until the end of the connection, and whether it ended with a reset.
+fn read_rest(mut stream: TcpStream) -> (String, bool) {
+    let (mut bytes, mut buffer) = (Vec::new(), [0; 4096]);
     loop {
-        match stream.read(&mut piece) {
+        match stream.read(&mut buffer) {
             Ok(0) => return (text(&bytes), false),
-            Ok(n) => bytes.extend(&piece[..n]),
+            Ok(n) => bytes.extend(&buffer[..n]),
             Err(error) if error.kind() == std::io::ErrorKind::ConnectionReset => return (text(&bytes), true),
             Err(error) => panic!("{error}: {:?}", text(&bytes)),
         }
     }
 }
 
-/// A program for `exec` that says in `file` that it has begun, and goes on when `file.go` is there.
-fn gated(file: &Path, then: &str) -> String {
+/// An `exec` handler that appends a line to `file`, waits for `file.go`, and runs `then`.
+fn gated_handler(file: &Path, then: &str) -> String {
     let file = file.display();
     let script = format!("echo $$ >> {file}; while ! [ -e {file}.go ]; do sleep 0.01; done; {then}");
     format!("handler = {{ exec = [\"sh\", \"-c\", {script:?}] }}")
@@ -68,52 +68,53 @@ fn gated(file: &Path, then: &str) -> String {
 const HELLO: &str = "printf 'Content-Type: text/plain\\r\\nContent-Length: 5\\r\\n\\r\\nhello'";
 
 fn wait_for_lines(file: &Path, lines: usize) {
-    let give_up = Instant::now() + PATIENCE;
-    while fs::read_to_string(file).unwrap_or_default().lines().count() < lines {
-        assert!(Instant::now() < give_up, "{} has no {lines} lines", file.display());
-        std::thread::sleep(Duration::from_millis(2));
-    }
+    let event = format!("{lines} lines in {}", file.display());
+    wait_until(&event, || fs::read_to_string(file).unwrap_or_default().lines().count() >= lines);
 }
 
 #[test]
-fn one_address_serves_request_after_request() {
-    let set = Set::start(&handed(2, "access_log = true", ""));
+fn persistent_connection_serves_many_requests() {
+    let set = TestSet::start(&handoff_pool(2, "access_log = true", ""));
     let mut stream = connect(set.address(0));
     for i in 0..20 {
-        stream.write_all(&ask(&format!("/{i}"), "")).unwrap();
-        assert_eq!(next(&mut stream).text(), format!("GET /{i}\n"));
+        stream.write_all(&get_request(&format!("/{i}"), "")).unwrap();
+        assert_eq!(next_response(&mut stream).text(), format!("GET /{i}\n"));
     }
-    // A body of any size, and one that is framed by chunks.
+    // A large body; the response is as large.
     let big: Vec<u8> = (0..3_000_000u32).map(|i| (i * 7 / 3) as u8).collect();
     let mut writer = stream.try_clone().unwrap();
-    let sent = big.clone();
-    let sending = std::thread::spawn(move || {
-        let head = format!("POST / HTTP/1.1\r\nHost: localhost\r\nContent-Length: {}\r\n\r\n", sent.len());
+    let body = big.clone();
+    let sender = std::thread::spawn(move || {
+        let head = format!("POST / HTTP/1.1\r\nHost: localhost\r\nContent-Length: {}\r\n\r\n", body.len());
         writer.write_all(head.as_bytes()).unwrap();
-        writer.write_all(&sent).unwrap();
+        writer.write_all(&body).unwrap();
     });
-    assert!(next(&mut stream).body == big);
-    sending.join().unwrap();
-    stream.write_all(&ask("/last", "Connection: close\r\n")).unwrap();
-    assert_eq!(read_answer(&mut stream).unwrap().text(), "GET /last\n");
-    // One that knows no connections that go on.
-    assert_eq!(exchange(set.address(0), b"GET /old HTTP/1.0\r\n\r\n").unwrap().text(), "GET /old\n");
-    let log = set.wait_for_log(&["GET /last", "200"]);
-    assert!(log.contains("client=127.0.0.1:") && log.contains("worker=default/"), "{log}");
+    assert!(next_response(&mut stream).body == big);
+    sender.join().unwrap();
+    stream.write_all(&get_request("/last", "Connection: close\r\n")).unwrap();
+    assert_eq!(read_response(&mut stream).unwrap().text(), "GET /last\n");
+    // HTTP/1.0 has no persistent connections.
+    assert_eq!(send_request(set.address(0), b"GET /old HTTP/1.0\r\n\r\n").unwrap().text(), "GET /old\n");
+    let line = set.wait_for_log(&["GET /last", "200"]);
+    assert!(line.contains("client=127.0.0.1:") && line.contains("worker=default/"), "{line}");
     set.stop();
 }
 
 #[test]
-fn what_was_sent_together_is_answered_in_its_order() {
-    let set = Set::start(&handed(2, "", ""));
+fn pipelined_requests_get_responses_in_order() {
+    let set = TestSet::start(&handoff_pool(2, "", ""));
+    let (first, second) = (get_request("/1", ""), get_request("/2", ""));
+    let third = get_request("/3", "Connection: close\r\n");
     let pieces: [&[&[u8]]; 3] = [
-        &[&[ask("/1", ""), ask("/2", ""), ask("/3", "Connection: close\r\n")].concat()],
-        // Cut within the head of the second.
-        &[&[ask("/1", ""), ask("/2", "")[..9].to_vec()].concat(), &ask("/2", "")[9..], &ask("/3", "Connection: close\r\n")],
+        &[&[&first[..], &second, &third].concat()],
+        // Split within the head of the second request.
+        &[&[&first[..], &second[..9]].concat(), &second[9..], &third],
+        // The body of the first request looks like a request.
         &[
-            b"POST /1 HTTP/1.1\r\nHost: localhost\r\nContent-Length: 7\r\n\r\nGET /1\nGET /2 HTTP/1.1\r\nHost: x.localhost\r\n",
+            b"POST /1 HTTP/1.1\r\nHost: localhost\r\nContent-Length: 7\r\n\r\nGET /1\n\
+              GET /2 HTTP/1.1\r\nHost: x.localhost\r\n",
             b"\r\n",
-            &ask("/3", "Connection: close\r\n"),
+            &third,
         ],
     ];
     for pieces in pieces {
@@ -125,34 +126,34 @@ fn what_was_sent_together_is_answered_in_its_order() {
             stream.write_all(piece).unwrap();
         }
         for i in 1..=3 {
-            assert_eq!(next(&mut stream).text(), format!("GET /{i}\n"));
+            assert_eq!(next_response(&mut stream).text(), format!("GET /{i}\n"));
         }
-        assert_eq!(rest(stream), (String::new(), false));
+        assert_eq!(read_rest(stream), (String::new(), false));
     }
-    // No client keeps a worker to itself: the last of many ends the connection.
+    // The connection closes after 64 pipelined requests, so that no client occupies a worker for long.
     let mut stream = connect(set.address(0));
-    stream.write_all(&(0..100).flat_map(|i| ask(&format!("/{i}"), "")).collect::<Vec<_>>()).unwrap();
-    let (all, _) = rest(stream);
+    stream.write_all(&(0..100).flat_map(|i| get_request(&format!("/{i}"), "")).collect::<Vec<_>>()).unwrap();
+    let (all, _) = read_rest(stream);
     assert_eq!(all.matches("HTTP/1.1 200").count(), 64, "{all}");
     assert!(all.ends_with("GET /63\n"), "{all}");
     set.stop();
 }
 
 #[test]
-fn a_body_that_nobody_read_is_never_taken_for_a_request() {
+fn unread_body_is_never_parsed_as_a_request() {
     let script = "printf 'Content-Type: text/plain\\r\\nContent-Length: 2\\r\\n\\r\\nok'";
-    let set = Set::start(&handed(1, "", &format!("handler = {{ exec = [\"sh\", \"-c\", {script:?}] }}")));
+    let set = TestSet::start(&handoff_pool(1, "", &format!("handler = {{ exec = [\"sh\", \"-c\", {script:?}] }}")));
     for size in [10, 1_000_000] {
         let mut stream = connect(set.address(0));
         let head = format!("POST / HTTP/1.1\r\nHost: localhost\r\nContent-Length: {size}\r\n\r\n");
         stream.write_all(head.as_bytes()).unwrap();
-        // It looks like requests.
-        let body: Vec<u8> = ask("/smuggled", "").into_iter().cycle().take(size).collect();
-        let _ = stream.write_all(&body); // it may be refused in the middle
-        let first = next(&mut stream);
+        // The body looks like requests.
+        let body: Vec<u8> = get_request("/smuggled", "").into_iter().cycle().take(size).collect();
+        let _ = stream.write_all(&body); // the peer may close before the end
+        let first = next_response(&mut stream);
         assert_eq!((first.status, first.text()), (200, "ok".into()));
-        let _ = stream.write_all(&ask("/second", "Connection: close\r\n"));
-        let (after, _) = rest(stream);
+        let _ = stream.write_all(&get_request("/second", "Connection: close\r\n"));
+        let (after, _) = read_rest(stream);
         assert!(after.is_empty() || after.matches("HTTP/1.1").count() == 1, "{after}");
     }
     let served = set.worker("default/1")["served"].as_u64().unwrap();
@@ -161,41 +162,44 @@ fn a_body_that_nobody_read_is_never_taken_for_a_request() {
 }
 
 #[test]
-fn what_is_no_request_and_what_is_too_slow_is_told_so() {
-    let set =
-        Set::start(&format!("{}[front]\nhead_timeout = \"300ms\"\nidle_timeout = \"200ms\"\n", handed(1, "", "")));
+fn invalid_and_slow_requests_get_400_408_and_421() {
+    let set = TestSet::start(&format!(
+        "{}[front]\nhead_timeout = \"300ms\"\nidle_timeout = \"200ms\"\n",
+        handoff_pool(1, "", "")
+    ));
     let address = set.address(0);
-    assert_eq!(exchange(address, b"NONSENSE\r\n\r\n").unwrap().status, 400);
-    assert_eq!(exchange(address, b"GET / HT").unwrap().status, 408);
-    let evil = exchange(address, b"GET / HTTP/1.1\r\nHost: evil.example\r\nConnection: close\r\n\r\n").unwrap();
-    assert_eq!((evil.status, evil.header("patou-outcome")), (421, Some("not-started")));
-    // Who says nothing occupies nobody, and is let go.
-    let since = Instant::now();
-    assert_eq!(rest(connect(address)), (String::new(), false));
-    assert!(since.elapsed() < Duration::from_secs(5));
+    assert_eq!(send_request(address, b"NONSENSE\r\n\r\n").unwrap().status, 400);
+    assert_eq!(send_request(address, b"GET / HT").unwrap().status, 408);
+    let misdirected =
+        send_request(address, b"GET / HTTP/1.1\r\nHost: evil.example\r\nConnection: close\r\n\r\n").unwrap();
+    assert_eq!((misdirected.status, misdirected.header("patou-outcome")), (421, Some("not-started")));
+    // A silent connection is closed without a response.
+    let start = Instant::now();
+    assert_eq!(read_rest(connect(address)), (String::new(), false));
+    assert!(start.elapsed() < Duration::from_secs(5));
     let mut stream = connect(address);
-    stream.write_all(&ask("/", "")).unwrap();
-    next(&mut stream);
-    assert_eq!(rest(stream), (String::new(), false));
-    // Who has ended his own direction still gets his answer.
+    stream.write_all(&get_request("/", "")).unwrap();
+    next_response(&mut stream);
+    assert_eq!(read_rest(stream), (String::new(), false));
+    // A client that half-closes still gets its response.
     let mut stream = connect(address);
-    stream.write_all(&ask("/half", "Connection: close\r\n")).unwrap();
+    stream.write_all(&get_request("/half", "Connection: close\r\n")).unwrap();
     stream.shutdown(std::net::Shutdown::Write).unwrap();
-    assert_eq!(read_answer(&mut stream).unwrap().text(), "GET /half\n");
+    assert_eq!(read_response(&mut stream).unwrap().text(), "GET /half\n");
     set.stop();
 }
 
 #[test]
-fn a_frozen_idle_worker_costs_its_client_the_offer_and_no_more() {
-    let set = Set::start(&handed(2, "", ""));
-    // The last to be idle is the first to be asked: freeze both in turn.
+fn frozen_idle_worker_delays_its_client_by_one_offer_timeout_at_most() {
+    let set = TestSet::start(&handoff_pool(2, "", ""));
+    // The dispatcher offers first to the worker that became idle last: freeze both in turn.
     for id in ["default/1", "default/2"] {
         let frozen = set.worker_pid(id);
         signal_to(frozen, Signal::SIGSTOP);
         for i in 0..4 {
-            let since = Instant::now();
-            assert_eq!(exchange(set.address(0), &ask("/", "Connection: close\r\n")).unwrap().status, 200);
-            assert!(since.elapsed() < Duration::from_secs(1), "request {i} took {:?}", since.elapsed());
+            let start = Instant::now();
+            assert_eq!(send_request(set.address(0), &get_request("/", "Connection: close\r\n")).unwrap().status, 200);
+            assert!(start.elapsed() < Duration::from_secs(1), "request {i} took {:?}", start.elapsed());
         }
         set.wait_for("the worker is replaced", |status| {
             let worker = worker_of(status, id);
@@ -206,85 +210,87 @@ fn a_frozen_idle_worker_costs_its_client_the_offer_and_no_more() {
 }
 
 #[test]
-fn a_worker_that_dies_before_its_answer_is_answered_for() {
-    let mut set = Set::prepare("");
-    let file = set.top().join("begun");
-    set.configure(&handed(2, "", &gated(&file, HELLO)));
+fn handoff_client_gets_502_when_its_worker_dies_before_responding() {
+    let mut set = TestSet::prepare("");
+    let file = set.test_dir().join("started");
+    set.configure(&handoff_pool(2, "", &gated_handler(&file, HELLO)));
     set.run();
     set.wait_until_up();
     let mut stream = connect(set.address(0));
-    stream.write_all(&ask("/", "")).unwrap();
+    stream.write_all(&get_request("/", "")).unwrap();
     wait_for_lines(&file, 1);
-    let status = set.wait_for("one is busy", |status| {
+    let status = set.wait_for("one worker is busy", |status| {
         ["default/1", "default/2"].iter().any(|id| worker_of(status, id)["state"] == "busy")
     });
     let busy = ["default/1", "default/2"].into_iter().find(|id| worker_of(&status, id)["state"] == "busy").unwrap();
     signal_to(worker_of(&status, busy)["pid"].as_u64().unwrap() as u32, Signal::SIGKILL);
-    let answer = read_answer(&mut stream).unwrap();
-    assert_eq!((answer.status, answer.header("patou-outcome")), (502, Some("started-unknown")), "{answer:?}");
-    assert!(answer.text().contains(busy), "{answer:?}");
+    let response = read_response(&mut stream).unwrap();
+    assert_eq!((response.status, response.header("patou-outcome")), (502, Some("started-unknown")), "{response:?}");
+    assert!(response.text().contains(busy), "{response:?}");
     fs::write(file.with_extension("go"), "").unwrap();
-    assert_eq!(fs::read_to_string(&file).unwrap().lines().count(), 1, "it began once");
-    set.wait_for("both are back", |status| {
+    assert_eq!(fs::read_to_string(&file).unwrap().lines().count(), 1, "the request started once");
+    set.wait_for("both workers are idle", |status| {
         ["default/1", "default/2"].iter().all(|id| worker_of(status, id)["state"] == "idle")
     });
     set.stop();
 }
 
 #[test]
-fn a_response_that_death_has_cut_ends_with_a_reset() {
-    let mut set = Set::prepare("");
-    let file = set.top().join("begun");
-    // Without a length, a FIN would make it look whole.
+fn connection_is_reset_when_its_worker_dies_during_the_response() {
+    let mut set = TestSet::prepare("");
+    let file = set.test_dir().join("started");
+    // The response has no length, so that a FIN would make it look complete.
     let script = format!(
         "printf 'Content-Type: text/plain\\r\\n\\r\\nhalf'; echo $$ >> {0}; while ! [ -e {0}.go ]; do sleep 0.01; done",
         file.display()
     );
-    set.configure(&handed(1, "", &format!("handler = {{ exec = [\"sh\", \"-c\", {script:?}] }}")));
+    set.configure(&handoff_pool(1, "", &format!("handler = {{ exec = [\"sh\", \"-c\", {script:?}] }}")));
     set.run();
     set.wait_until_up();
     let mut stream = connect(set.address(0));
     stream.write_all(b"GET / HTTP/1.0\r\n\r\n").unwrap();
     wait_for_lines(&file, 1);
-    let mut seen = [0; 15];
-    stream.read_exact(&mut seen).unwrap();
-    assert_eq!(&seen, b"HTTP/1.0 200 OK");
+    let mut status_line = [0; 15];
+    stream.read_exact(&mut status_line).unwrap();
+    assert_eq!(&status_line, b"HTTP/1.0 200 OK");
     signal_to(set.worker_pid("default/1"), Signal::SIGKILL);
-    assert!(rest(stream).1, "no reset\n{}", set.log());
-    set.wait_for("it is back", |status| worker_of(status, "default/1")["state"] == "idle");
+    assert!(read_rest(stream).1, "no reset\n{}", set.log());
+    set.wait_for("the worker is idle", |status| worker_of(status, "default/1")["state"] == "idle");
     set.stop();
 }
 
 #[test]
-fn a_request_past_its_time_gets_504() {
-    let mut set = Set::prepare("");
-    let file = set.top().join("begun");
-    set.configure(&handed(1, "", &format!("request_timeout = \"300ms\"\n{}", gated(&file, HELLO))));
+fn request_past_request_timeout_gets_504() {
+    let mut set = TestSet::prepare("");
+    let file = set.test_dir().join("started");
+    set.configure(&handoff_pool(1, "", &format!("request_timeout = \"300ms\"\n{}", gated_handler(&file, HELLO))));
     set.run();
     set.wait_until_up();
-    let answer = exchange(set.address(0), &ask("/", "Connection: close\r\n")).unwrap();
-    assert_eq!((answer.status, answer.header("patou-outcome")), (504, Some("started-unknown")));
+    let response = send_request(set.address(0), &get_request("/", "Connection: close\r\n")).unwrap();
+    assert_eq!((response.status, response.header("patou-outcome")), (504, Some("started-unknown")));
     set.stop();
 }
 
 #[test]
-fn who_waits_for_a_worker_that_is_stopped_at_work_gets_504_when_its_time_is_over() {
-    let mut set = Set::prepare("");
-    let file = set.top().join("begun");
-    let patient = "\n[watchdog]\nworker_timeout = \"60s\"\n";
-    set.configure(&(handed(1, "", &format!("request_timeout = \"300ms\"\n{}", gated(&file, HELLO))) + patient));
+fn client_of_a_worker_stopped_by_sigstop_gets_504_at_request_timeout() {
+    let mut set = TestSet::prepare("");
+    let file = set.test_dir().join("started");
+    let watchdog = "\n[watchdog]\nworker_timeout = \"60s\"\n";
+    set.configure(
+        &(handoff_pool(1, "", &format!("request_timeout = \"300ms\"\n{}", gated_handler(&file, HELLO))) + watchdog),
+    );
     set.run();
     set.wait_until_up();
     let mut stream = connect(set.address(0));
-    stream.write_all(&ask("/", "Connection: close\r\n")).unwrap();
+    stream.write_all(&get_request("/", "Connection: close\r\n")).unwrap();
     wait_for_lines(&file, 1);
     let worker = set.worker_pid("default/1");
     signal_to(worker, Signal::SIGSTOP);
-    let answer = read_answer(&mut stream).unwrap();
-    assert_eq!((answer.status, answer.header("patou-outcome")), (504, Some("started-unknown")), "{answer:?}");
-    assert!(answer.text().contains("default/1"), "the dispatcher has said so: {answer:?}");
+    let response = read_response(&mut stream).unwrap();
+    assert_eq!((response.status, response.header("patou-outcome")), (504, Some("started-unknown")), "{response:?}");
+    assert!(response.text().contains("default/1"), "the response is not from the dispatcher: {response:?}");
     signal_to(worker, Signal::SIGCONT);
-    set.wait_for("it serves on", |status| worker_of(status, "default/1")["state"] == "idle");
+    set.wait_for("the worker is idle", |status| worker_of(status, "default/1")["state"] == "idle");
     set.stop();
 }
 
@@ -294,23 +300,23 @@ fn unix_listener(path: &Path, pool: &str, more: &str) -> String {
     format!("[[listener]]\naddress = \"unix:{path}\"\ndelivery = \"handoff\"\npool = \"{pool}\"\n{more}\n")
 }
 
-fn reload(set: &Set) {
-    let told = || set.log().matches("configuration applied").count();
-    let before = told();
+fn reload(set: &TestSet) {
+    let applied = || set.log().matches("configuration applied").count();
+    let before = applied();
     set.signal(Signal::SIGHUP);
-    wait_until("the reload is told", || told() > before);
+    wait_until("the configuration is applied", || applied() > before);
 }
 
 #[test]
-fn who_waits_is_served_where_he_came_whatever_a_reload_does_to_other_listeners() {
-    let mut set = Set::prepare("");
-    let (a, b) = (set.top().join("a.sock"), set.top().join("b.sock"));
+fn reload_that_removes_a_listener_rejects_only_clients_queued_there() {
+    let mut set = TestSet::prepare("");
+    let (a, b) = (set.test_dir().join("a.sock"), set.test_dir().join("b.sock"));
     let pool = |name: &str| {
-        let begun = set.top().join(name);
-        let words = format!("printf 'Content-Type: text/plain\\r\\nContent-Length: 5\\r\\n\\r\\npool{name}'");
+        let started = set.test_dir().join(name);
+        let print = format!("printf 'Content-Type: text/plain\\r\\nContent-Length: 5\\r\\n\\r\\npool{name}'");
         format!(
             "[[pool]]\nname = \"{name}\"\nworkers = 1\naddress = \"127.0.0.1:0\"\nqueue_timeout = \"10m\"\n{}\n",
-            gated(&begun, &words)
+            gated_handler(&started, &print)
         )
     };
     let redirect = "[[listener]]\naddress = \"127.0.0.1:0\"\npool = \"a\"\n";
@@ -320,33 +326,33 @@ fn who_waits_is_served_where_he_came_whatever_a_reload_does_to_other_listeners()
     set.wait_until_up();
     let client = |path: &Path| {
         let mut stream = UnixStream::connect(path).unwrap();
-        stream.set_read_timeout(Some(PATIENCE)).unwrap();
-        stream.write_all(&ask("/", "Connection: close\r\n")).unwrap();
+        stream.set_read_timeout(Some(EVENT_TIMEOUT)).unwrap();
+        stream.write_all(&get_request("/", "Connection: close\r\n")).unwrap();
         stream
     };
     let mut running: Vec<_> = [&a, &b].map(|path| client(path)).into();
-    ["a", "b"].iter().for_each(|name| wait_for_lines(&set.top().join(name), 1));
+    ["a", "b"].iter().for_each(|name| wait_for_lines(&set.test_dir().join(name), 1));
     let (mut at_a, mut at_b) = (client(&a), client(&b));
-    set.wait_for("both wait", |status| status["dispatcher"]["queue"] == 2);
+    set.wait_for("both clients are queued", |status| status["dispatcher"]["queue"] == 2);
     let old = set.dispatcher_pid();
     set.configure(&rest);
     reload(&set);
-    let answer = read_answer(&mut at_a).unwrap();
-    assert_eq!((answer.status, answer.header("patou-outcome")), (503, Some("not-started")), "{answer:?}");
-    assert_eq!(answer.header("retry-after"), Some("0"));
-    set.wait_for("the other one waits at the next dispatcher", |status| {
+    let response = read_response(&mut at_a).unwrap();
+    assert_eq!((response.status, response.header("patou-outcome")), (503, Some("not-started")), "{response:?}");
+    assert_eq!(response.header("retry-after"), Some("0"));
+    set.wait_for("the next dispatcher queues the client of b", |status| {
         status["dispatcher"]["pid"].as_u64() != Some(old.into()) && status["dispatcher"]["queue"] == 1
     });
-    ["a", "b"].iter().for_each(|name| fs::write(set.top().join(name).with_extension("go"), "").unwrap());
-    assert_eq!(read_answer(&mut at_b).unwrap().text(), "poolb");
-    let answers: Vec<_> = running.iter_mut().map(|stream| read_answer(stream).unwrap().text()).collect();
-    assert_eq!(answers, ["poola", "poolb"]);
+    ["a", "b"].iter().for_each(|name| fs::write(set.test_dir().join(name).with_extension("go"), "").unwrap());
+    assert_eq!(read_response(&mut at_b).unwrap().text(), "poolb");
+    let responses: Vec<_> = running.iter_mut().map(|stream| read_response(stream).unwrap().text()).collect();
+    assert_eq!(responses, ["poola", "poolb"]);
     set.stop();
 }
 
 #[test]
-fn a_kept_connection_follows_what_a_reload_says_of_its_listener() {
-    let mut set = Set::prepare("");
+fn reload_applies_to_idle_persistent_connections() {
+    let mut set = TestSet::prepare("");
     let config = |pool: &str, host: &str| {
         let program = format!("printf 'Content-Type: text/plain\\r\\nContent-Length: 3\\r\\n\\r\\n{pool}'");
         format!(
@@ -360,294 +366,295 @@ fn a_kept_connection_follows_what_a_reload_says_of_its_listener() {
     set.wait_until_up();
     let dispatcher = set.dispatcher_pid();
     let mut stream = connect(set.address(0));
-    stream.write_all(&ask("/", "")).unwrap();
-    assert_eq!(next(&mut stream).text(), "one");
+    stream.write_all(&get_request("/", "")).unwrap();
+    assert_eq!(next_response(&mut stream).text(), "one");
     set.configure(&config("two", "example.org"));
     reload(&set);
     set.wait_for("the new pool is up", |status| worker_of(status, "two/1")["state"] == "idle");
     stream.write_all(b"GET / HTTP/1.1\r\nHost: example.org\r\n\r\n").unwrap();
-    assert_eq!(next(&mut stream).text(), "two");
-    stream.write_all(&ask("/", "")).unwrap();
-    assert_eq!(next(&mut stream).status, 421);
-    assert_eq!(set.dispatcher_pid(), dispatcher, "it is the same connection");
+    assert_eq!(next_response(&mut stream).text(), "two");
+    stream.write_all(&get_request("/", "")).unwrap();
+    assert_eq!(next_response(&mut stream).status, 421);
+    assert_eq!(set.dispatcher_pid(), dispatcher, "the dispatcher has not restarted");
     set.stop();
 }
 
 #[test]
-fn the_queue_is_bounded_and_says_so() {
-    let mut set = Set::prepare("");
-    let file = set.top().join("begun");
-    let keys = format!("queue = 1\nqueue_timeout = \"400ms\"\n{}", gated(&file, HELLO));
-    set.configure(&handed(1, "", &keys));
+fn full_queue_and_queue_timeout_get_503() {
+    let mut set = TestSet::prepare("");
+    let file = set.test_dir().join("started");
+    let keys = format!("queue = 1\nqueue_timeout = \"400ms\"\n{}", gated_handler(&file, HELLO));
+    set.configure(&handoff_pool(1, "", &keys));
     set.run();
     set.wait_until_up();
     let mut first = connect(set.address(0));
-    first.write_all(&ask("/", "")).unwrap();
+    first.write_all(&get_request("/", "")).unwrap();
     wait_for_lines(&file, 1);
     let mut second = connect(set.address(0));
-    second.write_all(&ask("/", "Connection: close\r\n")).unwrap();
-    set.wait_for("one waits", |status| status["dispatcher"]["queue"] == 1);
-    let third = exchange(set.address(0), &ask("/", "")).unwrap();
+    second.write_all(&get_request("/", "Connection: close\r\n")).unwrap();
+    set.wait_for("one client is queued", |status| status["dispatcher"]["queue"] == 1);
+    let third = send_request(set.address(0), &get_request("/", "")).unwrap();
     assert_eq!((third.status, third.header("retry-after")), (503, Some("1")), "{third:?}");
-    assert_eq!(read_answer(&mut second).unwrap().status, 503);
+    assert_eq!(read_response(&mut second).unwrap().status, 503);
     fs::write(file.with_extension("go"), "").unwrap();
-    assert_eq!(next(&mut first).text(), "hello");
+    assert_eq!(next_response(&mut first).text(), "hello");
     set.stop();
 }
 
 #[test]
-fn a_response_that_is_cut_does_not_look_whole() {
-    // Its length is known by the end of the connection only (HTTP/1.0): a program that fails, and one that takes too long.
+fn incomplete_response_of_a_program_ends_with_a_reset() {
+    // In HTTP/1.0 the response ends with the connection. One program fails, the other exceeds request_timeout.
     let head = "printf 'Content-Type: text/plain\\r\\n\\r\\n'; echo half";
     for (then, keys) in [("exit 1", ""), ("sleep 60", "request_timeout = \"500ms\"\n")] {
         let script = format!("{head}; {then}");
-        let set = Set::start(&handed(1, "", &format!("{keys}handler = {{ exec = [\"sh\", \"-c\", {script:?}] }}")));
+        let set =
+            TestSet::start(&handoff_pool(1, "", &format!("{keys}handler = {{ exec = [\"sh\", \"-c\", {script:?}] }}")));
         let mut stream = connect(set.address(0));
         stream.write_all(b"GET / HTTP/1.0\r\nHost: localhost\r\n\r\n").unwrap();
-        let (text, reset) = rest(stream);
+        let (text, reset) = read_rest(stream);
         assert!(text.is_empty() || text.contains("half"), "{text}");
-        assert!(reset, "{then}: {text:?} looks whole");
-        set.wait_for("it is counted", |status| worker_of(status, "default/1")["failed"] == 1);
+        assert!(reset, "{then}: {text:?} looks complete");
+        set.wait_for("the failure is counted", |status| worker_of(status, "default/1")["failed"] == 1);
         set.stop();
     }
 }
 
 #[test]
-fn who_is_refused_again_and_again_does_not_keep_the_others_from_their_worker() {
-    let set = Set::start(&handed(1, "", "queue = 1"));
+fn clients_that_retry_rejected_requests_do_not_starve_the_others() {
+    let set = TestSet::start(&handoff_pool(1, "", "queue = 1"));
     let address = set.address(0);
     let end = Instant::now() + Duration::from_secs(2);
     let client = || {
-        let (mut served, mut refused) = (0, 0);
+        let (mut served, mut rejected) = (0, 0);
         while Instant::now() < end {
-            match exchange(address, &ask("/", "Connection: close\r\n")) {
-                Ok(answer) if answer.status == 200 => served += 1,
-                Ok(_) => refused += 1,
-                Err(_) => {} // cut: it was refused before all of it was sent
+            match send_request(address, &get_request("/", "Connection: close\r\n")) {
+                Ok(response) if response.status == 200 => served += 1,
+                Ok(_) => rejected += 1,
+                Err(_) => {} // rejected before the client had sent everything
             }
         }
-        (served, refused)
+        (served, rejected)
     };
     let counts: Vec<(u32, u32)> = std::thread::scope(|scope| {
         let clients: Vec<_> = (0..16).map(|_| scope.spawn(client)).collect();
         clients.into_iter().map(|client| client.join().unwrap()).collect()
     });
     let served: u32 = counts.iter().map(|(served, _)| served).sum();
-    let refused: u32 = counts.iter().map(|(_, refused)| refused).sum();
-    assert!(served > 200 && refused > 0, "{served} served, {refused} refused in two seconds");
+    let rejected: u32 = counts.iter().map(|(_, rejected)| rejected).sum();
+    assert!(served > 200 && rejected > 0, "{served} served, {rejected} rejected in two seconds");
     set.stop();
 }
 
 #[test]
-fn who_waits_survives_the_dispatcher_and_is_served_once() {
-    let mut set = Set::prepare("");
-    let file = set.top().join("begun");
-    set.configure(&handed(1, "", &gated(&file, HELLO)));
+fn queued_clients_survive_a_dispatcher_restart_and_are_served_once() {
+    let mut set = TestSet::prepare("");
+    let file = set.test_dir().join("started");
+    set.configure(&handoff_pool(1, "", &gated_handler(&file, HELLO)));
     set.run();
     set.wait_until_up();
     let address = set.address(0);
     let mut busy = connect(address);
-    busy.write_all(&ask("/busy", "")).unwrap();
+    busy.write_all(&get_request("/busy", "")).unwrap();
     wait_for_lines(&file, 1);
     let mut waiting: Vec<TcpStream> = (0..3).map(|_| connect(address)).collect();
     for stream in &mut waiting {
-        stream.write_all(&ask("/waits", "Connection: close\r\n")).unwrap();
+        stream.write_all(&get_request("/waits", "Connection: close\r\n")).unwrap();
     }
-    set.wait_for("they wait", |status| status["dispatcher"]["queue"] == 3);
-    std::thread::sleep(Duration::from_millis(200)); // store_after, and the way to the store
+    set.wait_for("three clients are queued", |status| status["dispatcher"]["queue"] == 3);
+    std::thread::sleep(Duration::from_millis(200)); // store_after, and the transfer to the descriptor store
     let old = set.dispatcher_pid();
     signal_to(old, Signal::SIGKILL);
-    set.wait_for("another dispatcher has them", |status| {
+    set.wait_for("the next dispatcher queues them", |status| {
         status["dispatcher"]["pid"] != old && status["dispatcher"]["queue"] == 3
     });
     fs::write(file.with_extension("go"), "").unwrap();
-    assert_eq!(next(&mut busy).text(), "hello", "what is on a worker is not touched");
+    assert_eq!(next_response(&mut busy).text(), "hello", "a dispatcher restart must not affect a request on a worker");
     for stream in &mut waiting {
-        assert_eq!(read_answer(stream).unwrap().text(), "hello");
+        assert_eq!(read_response(stream).unwrap().text(), "hello");
     }
-    assert_eq!(fs::read_to_string(&file).unwrap().lines().count(), 4, "each began once");
+    assert_eq!(fs::read_to_string(&file).unwrap().lines().count(), 4, "each request started once");
     set.stop();
 }
 
 #[test]
-fn who_is_offered_to_a_worker_that_does_not_come_survives_the_dispatcher_too() {
+fn client_offered_to_a_frozen_worker_survives_a_dispatcher_restart() {
     let more = "[front]\nstore_after = \"1ms\"\n[watchdog]\nworker_timeout = \"30s\"\n";
-    let set = Set::start(&handed(2, "", &format!("offer_timeout = \"1s\"\n{more}")));
+    let set = TestSet::start(&handoff_pool(2, "", &format!("offer_timeout = \"1s\"\n{more}")));
     let workers = ["default/1", "default/2"].map(|id| set.worker_pid(id));
     workers.iter().for_each(|pid| signal_to(*pid, Signal::SIGSTOP));
     let mut stream = connect(set.address(0));
-    // The other end of it, as /proc/net/tcp knows it (proc(5)).
-    let ends = format!("0100007F:{:04X} 0100007F:{:04X}", set.address(0).port(), stream.local_addr().unwrap().port());
-    let socket = wait_some("it is accepted", || {
+    // The dispatcher's end of the connection in /proc/net/tcp (proc(5)).
+    let endpoints =
+        format!("0100007F:{:04X} 0100007F:{:04X}", set.address(0).port(), stream.local_addr().unwrap().port());
+    let socket = wait_for_value("the connection is accepted", || {
         let table = fs::read_to_string("/proc/net/tcp").unwrap();
-        let inode = table.lines().find(|line| line.contains(&ends))?.split_whitespace().nth(9)?.to_owned();
+        let inode = table.lines().find(|line| line.contains(&endpoints))?.split_whitespace().nth(9)?.to_owned();
         (inode != "0").then(|| format!("socket:[{inode}]"))
     });
-    stream.write_all(&ask("/lent", "")).unwrap();
-    wait_until("it is in the store", || {
-        let mut all = fs::read_dir(format!("/proc/{}/fd", set.pid())).unwrap().flatten();
-        all.any(|fd| fs::read_link(fd.path()).is_ok_and(|to| to.to_string_lossy() == socket))
+    stream.write_all(&get_request("/lent", "")).unwrap();
+    wait_until("the connection is in the descriptor store", || {
+        let mut fds = fs::read_dir(format!("/proc/{}/fd", set.pid())).unwrap().flatten();
+        fds.any(|fd| fs::read_link(fd.path()).is_ok_and(|to| to.to_string_lossy() == socket))
     });
     let old = set.dispatcher_pid();
     signal_to(old, Signal::SIGKILL);
-    set.wait_for("another dispatcher", |status| {
+    set.wait_for("the next dispatcher is up", |status| {
         status["dispatcher"]["pid"] != old && status["dispatcher"]["state"] == "up"
     });
     workers.iter().for_each(|pid| signal_to(*pid, Signal::SIGCONT));
     assert_eq!(stream.peek(&mut [0]).unwrap(), 1, "{}", set.log());
-    let answer = next(&mut stream);
-    assert_eq!((answer.status, answer.text().as_str()), (200, "GET /lent\n"));
-    // What one was offered by the dead dispatcher is not its own any more, and the connection is.
-    stream.write_all(&ask("/again", "")).unwrap();
-    assert_eq!(next(&mut stream).text(), "GET /again\n");
+    let response = next_response(&mut stream);
+    assert_eq!((response.status, response.text().as_str()), (200, "GET /lent\n"));
+    // The offer of the dead dispatcher is void, but the connection continues.
+    stream.write_all(&get_request("/again", "")).unwrap();
+    assert_eq!(next_response(&mut stream).text(), "GET /again\n");
     drop(stream);
     set.stop();
 }
 
 #[test]
-fn who_came_back_from_the_store_is_still_in_it_when_the_next_dispatcher_dies_at_once() {
-    let mut set = Set::prepare("");
-    let file = set.top().join("begun");
-    set.configure(&format!("{}[front]\nstore_after = \"1s\"\n", handed(1, "", &gated(&file, HELLO))));
+fn queued_client_survives_several_dispatcher_restarts_in_a_row() {
+    let mut set = TestSet::prepare("");
+    let file = set.test_dir().join("started");
+    set.configure(&format!("{}[front]\nstore_after = \"1s\"\n", handoff_pool(1, "", &gated_handler(&file, HELLO))));
     set.run();
     set.wait_until_up();
     let mut busy = connect(set.address(0));
-    busy.write_all(&ask("/busy", "")).unwrap();
+    busy.write_all(&get_request("/busy", "")).unwrap();
     wait_for_lines(&file, 1);
     let mut waiting = connect(set.address(0));
-    waiting.write_all(&ask("/waits", "Connection: close\r\n")).unwrap();
-    set.wait_for("it waits", |status| status["dispatcher"]["queue"] == 1);
-    std::thread::sleep(Duration::from_millis(1300)); // store_after, and the way to the store
+    waiting.write_all(&get_request("/waits", "Connection: close\r\n")).unwrap();
+    set.wait_for("the client is queued", |status| status["dispatcher"]["queue"] == 1);
+    std::thread::sleep(Duration::from_millis(1300)); // store_after, and the transfer to the descriptor store
     for _ in 0..3 {
         let old = set.dispatcher_pid();
         signal_to(old, Signal::SIGKILL);
-        set.wait_for("another dispatcher has it", |status| {
+        set.wait_for("the next dispatcher queues it", |status| {
             status["dispatcher"]["pid"] != old && status["dispatcher"]["queue"] == 1
         });
     }
     fs::write(file.with_extension("go"), "").unwrap();
-    assert_eq!(next(&mut busy).text(), "hello");
-    assert_eq!(read_answer(&mut waiting).unwrap().text(), "hello");
-    assert_eq!(fs::read_to_string(&file).unwrap().lines().count(), 2, "each began once");
+    assert_eq!(next_response(&mut busy).text(), "hello");
+    assert_eq!(read_response(&mut waiting).unwrap().text(), "hello");
+    assert_eq!(fs::read_to_string(&file).unwrap().lines().count(), 2, "each request started once");
     set.stop();
 }
 
 #[test]
-fn a_proxy_says_whose_connection_it_is() {
+fn proxy_protocol_header_sets_the_client_address() {
     let script = "printf 'Content-Type: text/plain\\r\\n\\r\\n'; echo $REMOTE_ADDR $REMOTE_PORT";
     let pool = format!("handler = {{ exec = [\"sh\", \"-c\", {script:?}] }}");
-    let set = Set::start(&handed(2, "proxy_protocol = true", &pool));
-    let mut two = b"\r\n\r\n\0\r\nQUIT\n\x21\x11\0\x0c".to_vec();
-    two.extend([192, 0, 2, 7, 127, 0, 0, 1, 0x12, 0x67, 0, 80]);
-    for header in [b"PROXY TCP4 192.0.2.7 127.0.0.1 4711 80\r\n".to_vec(), two] {
+    let set = TestSet::start(&handoff_pool(2, "proxy_protocol = true", &pool));
+    let mut version_2 = b"\r\n\r\n\0\r\nQUIT\n\x21\x11\0\x0c".to_vec();
+    version_2.extend([192, 0, 2, 7, 127, 0, 0, 1, 0x12, 0x67, 0, 80]);
+    for header in [b"PROXY TCP4 192.0.2.7 127.0.0.1 4711 80\r\n".to_vec(), version_2] {
         for pieces in [vec![header.clone()], vec![header[..5].to_vec(), header[5..].to_vec()]] {
             let mut stream = connect(set.address(0));
             for piece in pieces {
                 stream.write_all(&piece).unwrap();
                 std::thread::sleep(Duration::from_millis(20));
             }
-            // Of every request on it.
+            // The address holds for every request on the connection.
             for _ in 0..2 {
-                stream.write_all(&ask("/", "")).unwrap();
-                let mut bytes = [0; 4096];
-                let mut seen = String::new();
-                while !seen.ends_with("0\r\n\r\n") {
-                    let n = stream.read(&mut bytes).unwrap();
-                    assert!(n > 0, "{seen}");
-                    seen.push_str(&text(&bytes[..n]));
+                stream.write_all(&get_request("/", "")).unwrap();
+                let mut buffer = [0; 4096];
+                let mut received = String::new();
+                while !received.ends_with("0\r\n\r\n") {
+                    let n = stream.read(&mut buffer).unwrap();
+                    assert!(n > 0, "{received}");
+                    received.push_str(&text(&buffer[..n]));
                 }
-                assert!(seen.contains("192.0.2.7 4711"), "{seen}");
+                assert!(received.contains("192.0.2.7 4711"), "{received}");
             }
         }
     }
     let mut stream = connect(set.address(0));
-    stream.write_all(&ask("/", "")).unwrap();
-    assert_eq!(rest(stream), (String::new(), true), "without a header nobody is served");
+    stream.write_all(&get_request("/", "")).unwrap();
+    assert_eq!(read_rest(stream), (String::new(), true), "a connection without a PROXY header must be reset");
     set.stop();
 }
 
 #[test]
-fn any_protocol_is_spoken_by_a_program_of_inetds() {
+fn inetd_handler_serves_a_protocol_where_the_server_speaks_first() {
     let script = "echo hello $TCPREMOTEIP; read line; echo you said $line; exit 3";
     let pool = format!("handler = {{ inetd = [\"sh\", \"-c\", {script:?}] }}");
-    let set = Set::start(&handed(2, "", &pool));
+    let set = TestSet::start(&handoff_pool(2, "", &pool));
     for _ in 0..3 {
         let mut stream = connect(set.address(0));
-        // Here the server speaks first.
         let mut greeting = [0; 16];
         stream.read_exact(&mut greeting).unwrap();
         assert_eq!(text(&greeting), "hello 127.0.0.1\n");
         stream.write_all(b"wow\n").unwrap();
-        assert_eq!(rest(stream), ("you said wow\n".into(), false));
+        assert_eq!(read_rest(stream), ("you said wow\n".into(), false));
     }
     set.stop();
 }
 
 #[test]
-fn what_a_program_has_said_arrives_whole_also_if_it_did_not_listen_to_the_end() {
+fn inetd_output_is_delivered_even_if_the_program_leaves_input_unread() {
     let script = "head -c 1 >/dev/null; head -c 300000 /dev/zero";
-    let set = Set::start(&handed(1, "", &format!("handler = {{ inetd = [\"sh\", \"-c\", {script:?}] }}")));
-    // Most of it is still on its way when the program has ended, and behind it lies what nobody has read.
+    let set = TestSet::start(&handoff_pool(1, "", &format!("handler = {{ inetd = [\"sh\", \"-c\", {script:?}] }}")));
+    // The program exits while most of its output is unsent and most of its input is unread.
     let client = socket(AddressFamily::Inet, SockType::Stream, SockFlag::SOCK_CLOEXEC, None).unwrap();
     setsockopt(&client, sockopt::RcvBuf, &4096).unwrap();
     let SocketAddr::V4(address) = set.address(0) else { panic!("IPv4") };
     nix::sys::socket::connect(client.as_raw_fd(), &SockaddrIn::from(address)).unwrap();
     let mut client = TcpStream::from(client);
     client.write_all(&[b'x'; 50_000]).unwrap();
-    wait_until("the program has ended", || {
+    wait_until("the program has exited", || {
         let worker = &set.status()["pools"][0]["workers"][0];
         (worker["served"].as_u64(), worker["state"].as_str()) == (Some(1), Some("idle"))
     });
-    let (got, is_reset) = rest(client);
-    assert_eq!((got.len(), is_reset), (300_000, false));
+    let (received, is_reset) = read_rest(client);
+    assert_eq!((received.len(), is_reset), (300_000, false));
     set.stop();
 }
 
 #[test]
-fn git_serves_a_clone_through_inetd() {
-    let mut set = Set::prepare("");
-    let top = set.top().to_owned();
+fn git_daemon_serves_a_clone_as_inetd_handler() {
+    if !is_installed("git") {
+        return;
+    }
+    let mut set = TestSet::prepare("");
+    let dir = set.test_dir().to_owned();
     let git = |args: &[&str]| {
         let mut git = Command::new("git");
-        git.current_dir(&top).args(["-c", "user.name=a", "-c", "user.email=a@example.com"]).args(args);
-        let output = git.env("GIT_CONFIG_GLOBAL", "/dev/null").output();
-        output.map(|output| assert!(output.status.success(), "{args:?}: {}", text(&output.stderr)))
+        git.current_dir(&dir).args(["-c", "user.name=a", "-c", "user.email=a@example.com"]).args(args);
+        let output = git.env("GIT_CONFIG_GLOBAL", "/dev/null").output().unwrap();
+        assert!(output.status.success(), "{args:?}: {}", text(&output.stderr));
     };
-    if git(&["init", "-q", "one"]).is_err() {
-        assert!(std::env::var("CI").is_err(), "git is missing");
-        return eprintln!("SKIPPED: git is not installed");
-    }
-    git(&["-C", "one", "commit", "-q", "--allow-empty", "-m", "first"]).unwrap();
-    let base = top.display();
-    set.configure(&handed(
+    git(&["init", "-q", "one"]);
+    git(&["-C", "one", "commit", "-q", "--allow-empty", "-m", "first"]);
+    let base = dir.display();
+    set.configure(&handoff_pool(
         1,
         "",
         &format!("handler = {{ inetd = [\"git\", \"daemon\", \"--inetd\", \"--export-all\", \"--base-path={base}\", \"{base}\"] }}\n\
                   environment = {{ HOME = \"{base}\" }}"),
     ));
-    fs::write(top.join(".gitconfig"), "[safe]\ndirectory = *\n").unwrap();
+    fs::write(dir.join(".gitconfig"), "[safe]\ndirectory = *\n").unwrap();
     set.run();
     set.wait_until_up();
     for name in ["two", "three"] {
-        git(&["clone", "-q", &format!("git://{}/one", set.address(0)), name]).unwrap();
-        git(&["-C", name, "log", "--oneline", "-1"]).unwrap();
+        git(&["clone", "-q", &format!("git://{}/one", set.address(0)), name]);
+        git(&["-C", name, "log", "--oneline", "-1"]);
     }
     set.stop();
 }
 
 #[test]
-fn a_unix_listener_does_the_same() {
-    let mut set = Set::prepare("");
-    let path = set.top().join("http.sock");
+fn persistent_connection_on_a_unix_listener_serves_many_requests() {
+    let mut set = TestSet::prepare("");
+    let path = set.test_dir().join("http.sock");
     set.configure(
-        &handed(2, "", "").replace("127.0.0.1:0\"\ndelivery", &format!("unix:{}\"\ndelivery", path.display())),
+        &handoff_pool(2, "", "").replace("127.0.0.1:0\"\ndelivery", &format!("unix:{}\"\ndelivery", path.display())),
     );
     set.run();
     set.wait_until_up();
     let mut stream = UnixStream::connect(&path).unwrap();
     for _ in 0..3 {
-        stream.write_all(&ask("/unix", "")).unwrap();
-        assert_eq!(next(&mut stream).text(), "GET /unix\n");
+        stream.write_all(&get_request("/unix", "")).unwrap();
+        assert_eq!(next_response(&mut stream).text(), "GET /unix\n");
     }
     drop(stream);
     set.stop();
@@ -655,30 +662,32 @@ fn a_unix_listener_does_the_same() {
 
 #[test]
 fn ten_thousand_idle_connections_occupy_no_worker() {
-    // On both sides each of them is a descriptor.
-    let (_, most) = getrlimit(Resource::RLIMIT_NOFILE).unwrap();
-    setrlimit(Resource::RLIMIT_NOFILE, most, most).unwrap();
-    let count = (most / 2).min(10_000);
+    // Each connection needs two descriptors: one here, one in the dispatcher.
+    let (_, hard_limit) = getrlimit(Resource::RLIMIT_NOFILE).unwrap();
+    setrlimit(Resource::RLIMIT_NOFILE, hard_limit, hard_limit).unwrap();
+    let count = (hard_limit / 2).min(10_000);
     if count < 10_000 {
-        eprintln!("SKIPPED in part: {count} connections, because a process may have {most} descriptors (ulimit -Hn)");
+        eprintln!(
+            "SKIPPED in part: {count} connections, because a process may have {hard_limit} descriptors (ulimit -Hn)"
+        );
     }
-    let set = Set::start(&handed(4, "", ""));
+    let set = TestSet::start(&handoff_pool(4, "", ""));
     let address: SocketAddr = set.address(0);
     let mut idle = Vec::new();
     for _ in 0..count {
         let mut stream = connect(address);
-        stream.write_all(&ask("/", "")).unwrap();
-        next(&mut stream);
+        stream.write_all(&get_request("/", "")).unwrap();
+        next_response(&mut stream);
         idle.push(stream);
     }
-    let since = Instant::now();
+    let start = Instant::now();
     for _ in 0..20 {
-        assert_eq!(exchange(address, &ask("/", "Connection: close\r\n")).unwrap().status, 200);
+        assert_eq!(send_request(address, &get_request("/", "Connection: close\r\n")).unwrap().status, 200);
     }
-    assert!(since.elapsed() < Duration::from_secs(5));
+    assert!(start.elapsed() < Duration::from_secs(5));
     for stream in idle.iter_mut().step_by(20) {
-        stream.write_all(&ask("/again", "")).unwrap();
-        assert_eq!(next(stream).text(), "GET /again\n");
+        stream.write_all(&get_request("/again", "")).unwrap();
+        assert_eq!(next_response(stream).text(), "GET /again\n");
     }
     drop(idle);
     set.stop();

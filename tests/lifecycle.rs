@@ -5,21 +5,21 @@ mod support;
 use nix::sys::signal::Signal;
 use support::*;
 
-/// The place of the first log line with all these words.
-fn place(log: &str, words: &[&str]) -> usize {
-    let line = log.lines().position(|line| words.iter().all(|word| line.contains(word)));
-    line.unwrap_or_else(|| panic!("no line with {words:?}\n{log}"))
+/// The index of the first log line that contains all these substrings.
+fn line_index(log: &str, substrings: &[&str]) -> usize {
+    let index = log.lines().position(|line| substrings.iter().all(|part| line.contains(part)));
+    index.unwrap_or_else(|| panic!("no line with {substrings:?}\n{log}"))
 }
 
 #[test]
-fn a_stop_lets_requests_finish_and_refuses_those_who_wait() {
+fn stop_lets_requests_finish_and_refuses_queued_clients() {
     for signal in [Signal::SIGTERM, Signal::SIGINT] {
-        let mut set = Set::prepare("");
-        set.configure(&gated(&set, 1, "queue_timeout = \"10m\"\ndrain_timeout = \"10m\"", ""));
+        let mut set = TestSet::prepare("");
+        set.configure(&gated_pool(&set, 1, "queue_timeout = \"10m\"\ndrain_timeout = \"10m\"", ""));
         set.run();
         set.wait_until_up();
         let address = set.address(0);
-        let running = start_gated(&set, "one");
+        let running = start_gated_request(&set, "one");
         let waiting = std::thread::spawn(move || get(address, "/fast"));
         set.wait_for("a client waits", |status| status["dispatcher"]["queue"] == 1);
         set.signal(signal);
@@ -31,103 +31,110 @@ fn a_stop_lets_requests_finish_and_refuses_those_who_wait() {
         assert!(late.status == 503 && late.text().contains("the set is stopping"), "{late:?}");
         assert_eq!(set.status()["watchdog"]["state"], "stopping");
         open_gate(&set);
-        let answer = running.join().unwrap().unwrap();
-        assert_eq!((answer.status, answer.text().as_str()), (200, "done well\n"));
-        assert_eq!(set.wait_for_end(), Some(0));
+        let response = running.join().unwrap().unwrap();
+        assert_eq!((response.status, response.text().as_str()), (200, "done well\n"));
+        assert_eq!(set.wait_for_exit(), Some(0));
         let log = set.log();
-        assert!(place(&log, &["worker default/1", "left"]) < place(&log, &["dispatcher ", "left"]), "{log}");
-        place(&log, &["watchdog", "stopping", "signal"]);
-        place(&log, &["watchdog", "stopped"]);
+        assert!(
+            line_index(&log, &["worker default/1", "stopped serving"]) < line_index(&log, &["dispatcher ", "exiting"]),
+            "{log}"
+        );
+        line_index(&log, &["watchdog", "stopping", "signal"]);
+        line_index(&log, &["watchdog", "stopped"]);
         set.assert_nothing_left();
     }
 }
 
 #[test]
-fn a_request_longer_than_drain_timeout_is_cut_off_visibly() {
-    let mut set = Set::prepare("");
-    set.configure(&gated(&set, 1, "drain_timeout = \"100ms\"", ""));
+fn request_longer_than_drain_timeout_fails_visibly() {
+    let mut set = TestSet::prepare("");
+    set.configure(&gated_pool(&set, 1, "drain_timeout = \"100ms\"", ""));
     set.run();
     set.wait_until_up();
-    let running = start_gated(&set, "one");
+    let running = start_gated_request(&set, "one");
     set.signal(Signal::SIGTERM);
-    let end = running.join().unwrap();
-    assert!(end.as_ref().map_or(true, |answer| answer.status >= 500), "{end:?}");
-    assert_eq!(set.wait_for_end(), Some(0));
+    let result = running.join().unwrap();
+    assert!(result.as_ref().map_or(true, |response| response.status >= 500), "{result:?}");
+    assert_eq!(set.wait_for_exit(), Some(0));
     set.wait_for_log(&["default/1", "drain_timeout"]);
     set.assert_nothing_left();
 }
 
-/// As `timeout 1 patou run` does it: to the process, and to its group.
+/// `timeout 1 patou run` sends the signal to the process and to its process group.
 #[test]
-fn two_signals_in_one_moment_are_one() {
-    let mut set = Set::prepare("");
-    set.configure(&gated(&set, 2, "drain_timeout = \"10m\"", ""));
+fn simultaneous_stop_signals_count_as_one() {
+    let mut set = TestSet::prepare("");
+    set.configure(&gated_pool(&set, 2, "drain_timeout = \"10m\"", ""));
     set.run();
     set.wait_until_up();
-    let running = start_gated(&set, "one");
+    let running = start_gated_request(&set, "one");
     set.signal(Signal::SIGTERM);
     set.signal(Signal::SIGTERM);
-    set.wait_for("it stops", |status| status["watchdog"]["state"] == "stopping");
+    set.wait_for("the set is stopping", |status| status["watchdog"]["state"] == "stopping");
     set.signal(Signal::SIGINT);
     open_gate(&set);
     assert_eq!(running.join().unwrap().unwrap().status, 200);
-    assert_eq!(set.wait_for_end(), Some(0));
+    assert_eq!(set.wait_for_exit(), Some(0));
     set.assert_nothing_left();
 }
 
 #[test]
-fn a_second_signal_stops_at_once() {
-    let mut set = Set::prepare("");
-    set.configure(&gated(&set, 2, "drain_timeout = \"10m\"", ""));
+fn second_stop_signal_stops_immediately() {
+    let mut set = TestSet::prepare("");
+    set.configure(&gated_pool(&set, 2, "drain_timeout = \"10m\"", ""));
     set.run();
     set.wait_until_up();
-    let running = start_gated(&set, "one");
+    let running = start_gated_request(&set, "one");
     set.signal(Signal::SIGTERM);
-    set.wait_for("it stops", |status| status["watchdog"]["state"] == "stopping");
-    // Later than what counts as the same moment.
+    set.wait_for("the set is stopping", |status| status["watchdog"]["state"] == "stopping");
+    // Longer than the time in which signals count as one.
     std::thread::sleep(std::time::Duration::from_millis(250));
     set.signal(Signal::SIGTERM);
-    assert_eq!(set.wait_for_end(), Some(0));
+    assert_eq!(set.wait_for_exit(), Some(0));
     set.assert_nothing_left();
     assert!(running.join().unwrap().is_err());
 }
 
 #[test]
-fn a_set_whose_directory_is_removed_leaves_nothing() {
-    // Stopped as it should be.
-    let mut set = Set::start(ECHO);
-    std::fs::remove_dir_all(set.dir()).unwrap();
+fn set_whose_directory_is_removed_leaves_nothing() {
+    // Stopped by a signal.
+    let mut set = TestSet::start(ECHO);
+    std::fs::remove_dir_all(set.runtime_dir()).unwrap();
     set.signal(Signal::SIGTERM);
-    assert_eq!(set.wait_for_end(), Some(0));
+    assert_eq!(set.wait_for_exit(), Some(0));
     set.wait_for_log(&["nothing of it is left"]);
     set.assert_nothing_left();
-    // Killed: the next one finds what no file names any more; a set of the same name elsewhere keeps its own.
-    let mut set = Set::start(ECHO);
-    let other = set.top().join("other.toml");
-    let toml = std::fs::read_to_string(set.file()).unwrap();
-    std::fs::write(&other, toml.replace(set.dir().to_str().unwrap(), set.top().join("elsewhere").to_str().unwrap()))
-        .unwrap();
+    // Killed: the next start finds segments that no file names; a set with the same name and another directory keeps
+    // its segments.
+    let mut set = TestSet::start(ECHO);
+    let other = set.test_dir().join("other.toml");
+    let toml = std::fs::read_to_string(set.config_file()).unwrap();
+    std::fs::write(
+        &other,
+        toml.replace(set.runtime_dir().to_str().unwrap(), set.test_dir().join("elsewhere").to_str().unwrap()),
+    )
+    .unwrap();
     let ipc = |action: &str, file: &std::path::Path| {
         let output = std::process::Command::new(PATOU).args(["ipc", action, "--config"]).arg(file).output().unwrap();
         assert!(output.status.success(), "{}", text(&output.stderr));
     };
     ipc("create", &other);
-    std::fs::remove_dir_all(set.dir()).unwrap();
+    std::fs::remove_dir_all(set.runtime_dir()).unwrap();
     set.signal(Signal::SIGKILL);
-    set.wait_for_end();
-    wait_until("its parts leave", || set.processes().is_empty());
+    set.wait_for_exit();
+    wait_until("the parts exit", || set.processes().is_empty());
     assert_eq!(set.segments().len(), 4);
     set.run();
     set.wait_until_up();
-    set.wait_for_log(&["cleared away", "segments=2"]);
+    set.wait_for_log(&["removed what a previous set had left behind", "segments=2"]);
     assert_eq!(set.segments().len(), 4);
-    std::fs::remove_dir_all(set.dir()).unwrap();
+    std::fs::remove_dir_all(set.runtime_dir()).unwrap();
     set.signal(Signal::SIGKILL);
-    set.wait_for_end();
-    wait_until("its parts leave", || set.processes().is_empty());
-    let file = set.file();
-    // The last thread of a process that was killed may hold a segment for a moment longer than the first.
-    wait_until("what is nobody's is removed", || {
+    set.wait_for_exit();
+    wait_until("the parts exit", || set.processes().is_empty());
+    let file = set.config_file();
+    // A thread of a killed process may briefly hold a segment after its other threads have exited.
+    wait_until("the segments of the killed set are removed", || {
         ipc("remove", &file);
         set.segments().len() == 2
     });
@@ -136,9 +143,9 @@ fn a_set_whose_directory_is_removed_leaves_nothing() {
 }
 
 #[test]
-fn a_set_that_is_starting_can_be_stopped() {
-    // A worker that is never ready.
-    let mut set = Set::prepare(
+fn starting_set_can_be_stopped() {
+    // The worker is never ready.
+    let mut set = TestSet::prepare(
         "[watchdog]\nstart_timeout = \"10m\"\n[[listener]]\naddress = \"127.0.0.1:0\"\npool = \"default\"\n\
          [[pool]]\nname = \"default\"\naddress = \"127.0.0.1:0\"\nhandler = { program = [\"/bin/sleep\", \"600\"] }\n",
     );
@@ -146,13 +153,13 @@ fn a_set_that_is_starting_can_be_stopped() {
     set.wait_for("the worker starts", |status| worker_of(status, "default/2")["pid"].is_u64());
     assert_eq!(set.patou(&["status", "--wait", "50ms"]).status.code(), Some(1));
     set.stop();
-    // Every step of the start.
+    // After each step of the start.
     for file in ["set.lock", "default/1.segment", "applied.toml", "probe.sock", "notify.sock", "watchdog.json"] {
-        let mut set = Set::prepare(ECHO);
+        let mut set = TestSet::prepare(ECHO);
         set.run();
-        wait_until("the start gets there", || set.dir().join(file).exists());
+        wait_until("the start reaches this step", || set.runtime_dir().join(file).exists());
         set.signal(Signal::SIGTERM);
-        assert_eq!(set.wait_for_end(), Some(0), "{file}");
+        assert_eq!(set.wait_for_exit(), Some(0), "{file}");
         set.assert_nothing_left();
     }
 }
@@ -160,7 +167,7 @@ fn a_set_that_is_starting_can_be_stopped() {
 #[test]
 fn frozen_parts_do_not_delay_a_stop() {
     for frozen in ["worker", "dispatcher", "both"] {
-        let set = Set::start(&format!("{ECHO}drain_timeout = \"10m\"\n"));
+        let set = TestSet::start(&format!("{ECHO}drain_timeout = \"10m\"\n"));
         if frozen != "dispatcher" {
             signal_to(set.worker_pid("default/1"), Signal::SIGSTOP);
         }
@@ -171,64 +178,68 @@ fn frozen_parts_do_not_delay_a_stop() {
     }
 }
 
-fn pids(set: &Set) -> Vec<u64> {
+fn part_pids(set: &TestSet) -> Vec<u64> {
     let status = set.status();
     let workers = status["pools"].as_array().unwrap().iter().flat_map(|pool| pool["workers"].as_array().unwrap());
     let all = [&status["watchdog"], &status["dispatcher"]].into_iter().chain(workers);
     all.map(|part| part["pid"].as_u64().unwrap_or(0)).collect()
 }
 
-fn count(status: &serde_json::Value, pool: usize) -> usize {
+fn worker_count(status: &serde_json::Value, pool: usize) -> usize {
     status["pools"][pool]["workers"].as_array().map_or(0, Vec::len)
 }
 
-/// SIGHUP, and the outcome in the log.
-fn reload(set: &Set) -> String {
+/// Sends SIGHUP, waits for the outcome in the log and returns it.
+fn reload(set: &TestSet) -> String {
     let outcomes = |log: &str| {
-        let told = |line: &&str| line.contains("configuration applied") || line.contains("nothing has changed");
-        log.lines().filter(|line| line.contains("  watchdog ")).filter(told).map(str::to_owned).collect::<Vec<_>>()
+        let is_outcome = |line: &&str| line.contains("configuration applied") || line.contains("nothing has changed");
+        log.lines()
+            .filter(|line| line.contains("  watchdog "))
+            .filter(is_outcome)
+            .map(str::to_owned)
+            .collect::<Vec<_>>()
     };
     let before = outcomes(&set.log()).len();
     set.signal(Signal::SIGHUP);
-    wait_until("the reload is told", || outcomes(&set.log()).len() > before);
+    wait_until("the outcome of the reload is logged", || outcomes(&set.log()).len() > before);
     outcomes(&set.log()).pop().unwrap()
 }
 
-/// A request that only this worker of two can get.
-fn get_from(set: &Set, worker: &str, other: &str) -> String {
+/// Sends a request while `other` is drained, so that `worker` serves it; returns the response body.
+fn get_from(set: &TestSet, worker: &str, other: &str) -> String {
     assert!(set.patou(&["drain", other]).status.success());
     let served = || set.worker(worker)["served"].as_u64().unwrap();
     let before = served();
-    let answer = get(set.address(0), "/fast").unwrap();
+    let response = get(set.address(0), "/fast").unwrap();
     assert!(set.patou(&["resume", other]).status.success());
-    assert_eq!((answer.status, served()), (200, before + 1), "{answer:?}");
-    answer.text()
+    assert_eq!((response.status, served()), (200, before + 1), "{response:?}");
+    response.text()
 }
 
 #[test]
-fn workers_come_and_go_with_the_configuration() {
-    let mut set = Set::prepare("");
-    set.configure(&gated(&set, 2, "drain_timeout = \"10m\"", ""));
+fn reload_adds_and_removes_workers() {
+    let mut set = TestSet::prepare("");
+    set.configure(&gated_pool(&set, 2, "drain_timeout = \"10m\"", ""));
     set.run();
     set.wait_until_up();
     let one = set.worker_pid("default/1");
     assert!(set.patou(&["drain", "default-1"]).status.success());
-    let running = start_gated(&set, "one");
+    let running = start_gated_request(&set, "one");
     assert_eq!(set.worker("default/2")["state"], "busy");
     assert!(set.patou(&["resume", "default-1"]).status.success());
     let surplus = set.worker_pid("default/2");
-    set.configure(&gated(&set, 1, "drain_timeout = \"10m\"", ""));
+    set.configure(&gated_pool(&set, 1, "drain_timeout = \"10m\"", ""));
     reload(&set);
-    set.wait_for("one worker", |status| count(status, 0) == 1);
+    set.wait_for("one worker", |status| worker_count(status, 0) == 1);
     assert_eq!(get(set.address(0), "/fast").unwrap().status, 200);
-    assert!(is_alive(surplus), "the surplus worker was killed with a request in hand");
+    assert!(is_alive(surplus), "the surplus worker was killed while it served a request");
     open_gate(&set);
     assert_eq!(running.join().unwrap().unwrap().status, 200);
-    wait_until("the surplus worker leaves", || !is_alive(surplus));
+    wait_until("the surplus worker exits", || !is_alive(surplus));
     set.wait_for_log(&["default/2", "has left the set"]);
     assert_eq!(set.segments().len(), 1);
-    // It comes back, and is served by the same dispatcher.
-    set.configure(&gated(&set, 2, "drain_timeout = \"10m\"", ""));
+    // The next reload adds the worker again, under the same dispatcher.
+    set.configure(&gated_pool(&set, 2, "drain_timeout = \"10m\"", ""));
     reload(&set);
     set.wait_until_up();
     set.wait_for("the second worker", |status| worker_of(status, "default/2")["state"] == "idle");
@@ -238,14 +249,14 @@ fn workers_come_and_go_with_the_configuration() {
 }
 
 #[test]
-fn pools_and_listeners_come_and_go_with_the_configuration() {
-    let set = Set::start(ECHO);
-    let before = pids(&set);
+fn reload_adds_and_removes_pools_and_listeners() {
+    let set = TestSet::start(ECHO);
+    let before = part_pids(&set);
     let first = set.address(0);
     let more = "\n[[listener]]\naddress = \"127.0.0.1:0\"\npool = \"other\"\n[[pool]]\nname = \"other\"\nworkers = 1\naddress = \"127.0.0.1:0\"\n";
-    let file = set.top().join("extra.sock");
+    let file = set.test_dir().join("extra.sock");
     let unix = format!("\n[[listener]]\naddress = \"unix:{}\"\npool = \"other\"\n", file.display());
-    let load = Load::start(first, "/x", 2);
+    let load = LoadGenerator::start(first, "/x", 2);
     set.configure(&format!("{ECHO}{more}{unix}"));
     reload(&set);
     set.wait_for("a third listener", |status| status["listeners"].as_array().unwrap().len() == 3);
@@ -256,53 +267,51 @@ fn pools_and_listeners_come_and_go_with_the_configuration() {
     set.configure(ECHO);
     reload(&set);
     set.wait_for("one pool", |status| status["pools"].as_array().unwrap().len() == 1);
-    wait_until("the segment of the pool goes", || set.segments().len() == 2);
+    wait_until("the segment of the pool is removed", || set.segments().len() == 2);
     set.wait_until_up();
     load.wait_for(10);
-    assert!(!file.exists() && !set.dir().join("other").exists());
+    assert!(!file.exists() && !set.runtime_dir().join("other").exists());
     assert_eq!(set.address(0), first);
     assert_eq!(load.stop(), Vec::<String>::new());
-    let after = pids(&set);
+    let after = part_pids(&set);
     assert_eq!((before[0], &before[2..]), (after[0], &after[2..]), "only the dispatcher was restarted");
     set.stop();
 }
 
 #[test]
-fn clients_who_wait_do_not_delay_a_restart_of_the_dispatcher() {
-    let mut set = Set::prepare("");
-    set.configure(&gated(&set, 1, "queue_timeout = \"10m\"", ""));
+fn queued_clients_do_not_delay_a_dispatcher_restart() {
+    let mut set = TestSet::prepare("");
+    set.configure(&gated_pool(&set, 1, "queue_timeout = \"10m\"", ""));
     set.run();
     set.wait_until_up();
-    let (running, address, old) = (start_gated(&set, "one"), set.address(0), set.dispatcher_pid());
+    let (running, address, old) = (start_gated_request(&set, "one"), set.address(0), set.dispatcher_pid());
     let waiting = std::thread::spawn(move || get(address, "/fast"));
     set.wait_for("a client waits", |status| status["dispatcher"]["queue"] == 1);
-    let file = set.top().join("new.sock");
+    let file = set.test_dir().join("new.sock");
     let unix = format!("\n[[listener]]\naddress = \"unix:{}\"\npool = \"default\"\n", file.display());
-    set.configure(&format!("{}{unix}", gated(&set, 1, "queue_timeout = \"10m\"", "")));
+    set.configure(&format!("{}{unix}", gated_pool(&set, 1, "queue_timeout = \"10m\"", "")));
     reload(&set);
-    let answer = waiting.join().unwrap().unwrap();
-    assert_eq!((answer.status, answer.header("patou-outcome")), (503, Some("not-started")), "{answer:?}");
+    let refused = waiting.join().unwrap().unwrap();
+    assert_eq!((refused.status, refused.header("patou-outcome")), (503, Some("not-started")), "{refused:?}");
     set.wait_for("the dispatcher is replaced", |status| {
         status["dispatcher"]["state"] == "up" && status["dispatcher"]["pid"].as_u64() != Some(u64::from(old))
     });
-    assert!(!set.log().contains("drain_timeout"), "it was waited for\n{}", set.log());
+    assert!(!set.log().contains("drain_timeout"), "the restart waited for the client\n{}", set.log());
     open_gate(&set);
     assert_eq!(running.join().unwrap().unwrap().status, 200);
     set.stop();
 }
 
 #[test]
-fn the_built_in_configuration_cannot_be_reloaded() {
+fn built_in_configuration_cannot_be_reloaded() {
     let ports = [7286, 7287, 7300, 7301].map(|port| std::net::TcpListener::bind(("127.0.0.1", port)));
     if ports.iter().any(Result::is_err) || std::path::Path::new("/etc/patou/patou.toml").exists() {
-        return eprintln!(
-            "SKIPPED: a port of the built-in configuration is in use, or this machine has one of its own"
-        );
+        return eprintln!("SKIPPED: a port of the built-in configuration is in use, or /etc/patou/patou.toml exists");
     }
     drop(ports);
     let top = std::env::temp_dir().join(format!("patou-built-in-{}", std::process::id()));
     std::fs::create_dir(&top).unwrap();
-    // The built-in directory of root is /run/patou, which is not the test's: an ordinary user's is.
+    // An ordinary user has a private runtime directory; that of root, /run/patou, may be in use.
     let binary = top.join("binary");
     std::fs::copy(PATOU, &binary).unwrap();
     let root = nix::unistd::geteuid().is_root();
@@ -321,44 +330,44 @@ fn the_built_in_configuration_cannot_be_reloaded() {
     let mut run = command(&["run"]).stderr(std::fs::File::create(&log).unwrap()).spawn().unwrap();
     assert!(command(&["status", "--wait", "20s"]).output().unwrap().status.success());
     signal_to(run.id(), Signal::SIGHUP);
-    wait_until("it says so", || std::fs::read_to_string(&log).unwrap().contains("nothing to reload"));
+    wait_until("the reload is refused", || std::fs::read_to_string(&log).unwrap().contains("nothing to reload"));
     signal_to(run.id(), Signal::SIGTERM);
     assert_eq!(run.wait().unwrap().code(), Some(0));
     std::fs::remove_dir_all(&top).unwrap();
 }
 
 #[test]
-fn a_reload_touches_only_what_it_concerns() {
-    let mut set = Set::prepare("");
-    let config = |set: &Set, pool: &str, more: &str| gated(set, 2, pool, more);
+fn reload_restarts_only_affected_parts() {
+    let mut set = TestSet::prepare("");
+    let config = |set: &TestSet, pool: &str, more: &str| gated_pool(set, 2, pool, more);
     set.configure(&config(&set, "", ""));
     set.run();
     set.wait_until_up();
-    let before = pids(&set);
-    let epochs = |set: &Set| ["default/1", "default/2"].map(|id| set.worker(id)["epoch"].as_u64().unwrap());
+    let before = part_pids(&set);
+    let epochs = |set: &TestSet| ["default/1", "default/2"].map(|id| set.worker(id)["epoch"].as_u64().unwrap());
     let first = epochs(&set);
-    // Timeouts.
+    // Timeouts change in place.
     set.configure(&config(&set, "request_timeout = \"200ms\"", "[watchdog]\nprobe_interval = \"100ms\""));
     reload(&set);
     set.wait_for_log(&["dispatcher ", "configuration applied"]);
     assert_eq!(get(set.address(0), "/gated").unwrap().status, 504);
-    assert_eq!((pids(&set), epochs(&set)), (before.clone(), first));
-    // What the worker itself has to know: in place.
+    assert_eq!((part_pids(&set), epochs(&set)), (before.clone(), first));
+    // Settings of the workers recycle them in place: the same process, another epoch.
     let changed = config(&set, "", "").replace("\"well\"", "\"better\"");
     set.configure(&changed);
     reload(&set);
-    set.wait_for("they are recycled", |_| epochs(&set) == first.map(|epoch| epoch + 1));
+    set.wait_for("the workers are recycled", |_| epochs(&set) == first.map(|epoch| epoch + 1));
     set.wait_until_up();
-    assert_eq!(pids(&set), before);
+    assert_eq!(part_pids(&set), before);
     assert_eq!(get_from(&set, "default/1", "default-2"), "done better\n");
     assert_eq!(get_from(&set, "default/2", "default-1"), "done better\n");
     set.configure(&format!("[front]\nmax_body = \"3\"\n{changed}"));
     reload(&set);
-    set.wait_for("they are recycled", |_| epochs(&set) == first.map(|epoch| epoch + 2));
+    set.wait_for("the workers are recycled", |_| epochs(&set) == first.map(|epoch| epoch + 2));
     set.wait_until_up();
     assert_eq!(request(set.address(0), "POST", "/fast", b"four").unwrap().status, 413);
-    assert_eq!(pids(&set), before);
-    // Sockets: another process.
+    assert_eq!(part_pids(&set), before);
+    // Other sockets need other processes.
     let free = [(); 16].map(|()| std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port());
     let port = *free.iter().find(|port| std::net::TcpListener::bind(("127.0.0.1", **port + 1)).is_ok()).unwrap();
     let moved = changed.replacen(
@@ -375,7 +384,7 @@ fn a_reload_touches_only_what_it_concerns() {
     set.wait_until_up();
     get_from(&set, "default/1", "default-2");
     get_from(&set, "default/2", "default-1");
-    let after = pids(&set);
+    let after = part_pids(&set);
     assert_eq!(before[..2], after[..2]);
     assert!(before[2] != after[2] && before[3] != after[3]);
     assert_eq!(set.worker("default/1")["restarts"], 0, "a planned restart does not count");
@@ -383,12 +392,12 @@ fn a_reload_touches_only_what_it_concerns() {
 }
 
 #[test]
-fn a_wrong_configuration_changes_nothing() {
-    let set = Set::start(ECHO);
-    let before = (pids(&set), set.status()["listeners"].clone());
-    let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-    let port = taken.local_addr().unwrap();
-    let file = set.file().display().to_string();
+fn invalid_configuration_changes_nothing() {
+    let set = TestSet::start(ECHO);
+    let before = (part_pids(&set), set.status()["listeners"].clone());
+    let occupied = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = occupied.local_addr().unwrap();
+    let file = set.config_file().display().to_string();
 
     set.configure(&ECHO.replace("workers = 2", "workers = 2\nqueu = 4\noffer_timeout = \"x\""));
     reload(&set);
@@ -403,69 +412,74 @@ fn a_wrong_configuration_changes_nothing() {
     reload(&set);
     set.wait_for_log(&["reload refused", &port.to_string(), "in use"]);
 
-    std::fs::write(set.file(), format!("[set]\nname = \"other\"\nruntime_dir = \"{}\"\n{ECHO}", set.dir().display()))
-        .unwrap();
+    std::fs::write(
+        set.config_file(),
+        format!("[set]\nname = \"other\"\nruntime_dir = \"{}\"\n{ECHO}", set.runtime_dir().display()),
+    )
+    .unwrap();
     reload(&set);
     set.wait_for_log(&["reload refused", "set.name"]);
 
-    std::fs::remove_file(set.file()).unwrap();
+    std::fs::remove_file(set.config_file()).unwrap();
     reload(&set);
     set.wait_for_log(&["reload refused", "cannot read"]);
 
     set.configure(ECHO);
-    assert_eq!((pids(&set), set.status()["listeners"].clone()), before);
-    assert_eq!((count(&set.status(), 0), set.segments().len()), (2, 2));
+    assert_eq!((part_pids(&set), set.status()["listeners"].clone()), before);
+    assert_eq!((worker_count(&set.status(), 0), set.segments().len()), (2, 2));
     assert_eq!(get(set.address(0), "/").unwrap().status, 200);
     set.stop();
 }
 
 #[test]
 fn reloads_under_load_lose_no_request() {
-    let config = |workers: u32, word: &str| {
-        ECHO.replace("workers = 2", &format!("workers = {workers}\nenvironment = {{ WORD = \"{word}\" }}"))
+    let config = |workers: u32, value: &str| {
+        ECHO.replace("workers = 2", &format!("workers = {workers}\nenvironment = {{ WORD = \"{value}\" }}"))
     };
-    let set = Set::start(&config(4, "a"));
-    let load = Load::start(set.address(0), "/x", 4);
-    for (round, word) in (0..20).zip(["a", "b", "b", "c"].into_iter().cycle()) {
+    let set = TestSet::start(&config(4, "a"));
+    let load = LoadGenerator::start(set.address(0), "/x", 4);
+    for (round, value) in (0..20).zip(["a", "b", "b", "c"].into_iter().cycle()) {
         load.wait_for(5);
-        set.configure(&config(if round % 2 == 0 { 1 } else { 4 }, word));
+        set.configure(&config(if round % 2 == 0 { 1 } else { 4 }, value));
         reload(&set);
     }
     load.wait_for(5);
     set.wait_until_up();
     assert_eq!(load.stop(), Vec::<String>::new(), "{}", set.log());
-    assert!(!set.log().contains("it is started again"), "{}", set.log());
-    set.wait_for("all four", |status| (1..=4).all(|n| worker_of(status, &format!("default/{n}"))["state"] == "idle"));
+    assert!(!set.log().contains("restarting it"), "{}", set.log());
+    set.wait_for("all four workers are idle", |status| {
+        (1..=4).all(|n| worker_of(status, &format!("default/{n}"))["state"] == "idle")
+    });
     set.stop();
 }
 
 #[test]
-fn a_drained_worker_stays_out_until_it_is_resumed() {
-    let mut set = Set::prepare("");
-    set.configure(&gated(&set, 2, "drain_timeout = \"10m\"", ""));
+fn drained_worker_stays_out_of_service_until_resumed() {
+    let mut set = TestSet::prepare("");
+    set.configure(&gated_pool(&set, 2, "drain_timeout = \"10m\"", ""));
     set.run();
     set.wait_until_up();
     let drain = |id: &str| set.command(&["drain", id]).output().unwrap();
     assert!(drain("default-2").status.success());
-    let running = start_gated(&set, "one");
+    let running = start_gated_request(&set, "one");
     let mut waits = set.command(&["drain", "default-1"]).spawn().unwrap();
-    set.wait_for("the busy one drains", |_| set.worker("default/1")["state"] == "busy");
-    assert!(waits.try_wait().unwrap().is_none(), "it returned before the worker was free");
+    set.wait_for("the busy worker is draining", |_| set.worker("default/1")["state"] == "busy");
+    assert!(waits.try_wait().unwrap().is_none(), "drain returned before the worker was free");
     open_gate(&set);
     assert_eq!(running.join().unwrap().unwrap().status, 200);
     assert!(waits.wait().unwrap().success());
-    // Both are out: nobody waits for them, and a second order changes nothing.
+    // Both are out of service: a client is refused instead of queued, and a second drain changes nothing.
     for id in ["default/1", "default/2"] {
-        set.wait_for("it is drained", |status| worker_of(status, id)["state"] == "draining");
+        set.wait_for("the worker is drained", |status| worker_of(status, id)["state"] == "draining");
     }
     let refused = get(set.address(0), "/fast").unwrap();
     assert_eq!((refused.status, refused.header("retry-after")), (503, Some("1")), "{refused:?}");
-    assert!(refused.text().contains("all 2 workers are taken out of service"), "{refused:?}");
+    assert!(refused.text().contains("all 2 workers are out of service"), "{refused:?}");
     assert!(text(&drain("default-2").stdout).contains("default/2 is out of service already"));
-    // Neither their own death nor the dispatcher's brings them back.
+    // They stay out of service when they or the dispatcher are restarted.
     let old = set.worker_pid("default/1");
     signal_to(old, Signal::SIGKILL);
-    set.wait_for("it is replaced", |status| {
+    set.wait_for("the worker is replaced", |status| {
         let worker = worker_of(status, "default/1");
         worker["pid"].as_u64().is_some_and(|pid| pid != u64::from(old)) && worker["state"] == "draining"
     });
@@ -477,17 +491,17 @@ fn a_drained_worker_stays_out_until_it_is_resumed() {
     assert_eq!(set.worker("default/1")["state"], "draining");
     assert_eq!(set.worker("default/2")["state"], "draining");
     assert_eq!(get(set.address(0), "/fast").unwrap().status, 503);
-    for words in ["default/1 is back in service", "default/1 was in service already"] {
+    for message in ["default/1 is back in service", "default/1 was in service already"] {
         let output = set.patou(&["resume", "default-1"]);
-        assert!(output.status.success() && text(&output.stdout).contains(words), "{output:?}");
+        assert!(output.status.success() && text(&output.stdout).contains(message), "{output:?}");
     }
-    let orders = |words: &str| set.log().lines().filter(|line| line.contains(words)).count();
-    assert_eq!((orders("taken out of service by"), orders("put back into service")), (2, 1), "{}", set.log());
+    let logged = |message: &str| set.log().lines().filter(|line| line.contains(message)).count();
+    assert_eq!((logged("taken out of service by"), logged("put back into service")), (2, 1), "{}", set.log());
     assert_eq!(get(set.address(0), "/fast").unwrap().status, 200);
     let served = |id: &str| set.worker(id)["served"].as_u64().unwrap();
     assert_eq!(served("default/2"), 0);
-    // What there is not.
-    for id in ["default-3", "nobody-1"] {
+    // Workers that do not exist.
+    for id in ["default-3", "missing-1"] {
         for command in ["drain", "resume"] {
             let output = set.patou(&[command, id]);
             assert_eq!(output.status.code(), Some(1));
@@ -498,70 +512,70 @@ fn a_drained_worker_stays_out_until_it_is_resumed() {
     set.stop();
 }
 
-/// Where a worker of this pool sends those whose token opens nothing.
-fn way_back(set: &Set, listener: usize) -> String {
-    let (worker, target) = lease(set.address(listener), "/x").unwrap();
-    assert_eq!(exchange(worker, head("GET", &target, worker, "").as_bytes()).unwrap().status, 200);
-    let stale = exchange(worker, head("GET", &target, worker, "").as_bytes()).unwrap();
+/// The `Location` to which a worker behind this listener redirects a request with a used token.
+fn redirect_of_stale_token(set: &TestSet, listener: usize) -> String {
+    let (worker, target) = request_lease(set.address(listener), "/x").unwrap();
+    assert_eq!(send_request(worker, request_head("GET", &target, worker, "").as_bytes()).unwrap().status, 200);
+    let stale = send_request(worker, request_head("GET", &target, worker, "").as_bytes()).unwrap();
     stale.header("location").map_or(format!("{}", stale.status), str::to_owned)
 }
 
 #[test]
-fn a_stale_token_leads_to_the_listener_that_its_pool_has_now() {
+fn stale_token_redirects_to_the_current_listener_of_its_pool() {
     let listener = |pool: &str| format!("[[listener]]\naddress = \"127.0.0.1:0\"\npool = \"{pool}\"\n");
     let pool = |name: &str| format!("[[pool]]\nname = \"{name}\"\nworkers = 1\naddress = \"127.0.0.1:0\"\n");
     let pools = pool("a") + &pool("b");
-    let set = Set::start(&(listener("a") + &listener("b") + &pools));
+    let set = TestSet::start(&(listener("a") + &listener("b") + &pools));
     let ports = [set.address(0), set.address(1)];
     let before = set.dispatcher_pid();
-    assert_eq!([0, 1].map(|n| way_back(&set, n)), ports.map(|port| format!("http://{port}/x")));
+    assert_eq!([0, 1].map(|n| redirect_of_stale_token(&set, n)), ports.map(|port| format!("http://{port}/x")));
     set.configure(&(listener("b") + &listener("a") + &pools));
     reload(&set);
     set.wait_for_log(&["dispatcher ", "configuration applied"]);
-    assert_eq!([0, 1].map(|n| way_back(&set, n)), ports.map(|port| format!("http://{port}/x")));
-    // A pool that has lost its listener, and gets one again.
+    assert_eq!([0, 1].map(|n| redirect_of_stale_token(&set, n)), ports.map(|port| format!("http://{port}/x")));
+    // A pool loses its listener and gets another one.
     set.configure(&(listener("a") + &listener("a") + &pools));
     reload(&set);
-    wait_until("it is applied", || set.log().matches("configuration applied").count() == 4);
-    assert_eq!(way_back(&set, 1), format!("http://{}/x", ports[0]));
+    wait_until("the configuration is applied", || set.log().matches("configuration applied").count() == 4);
+    assert_eq!(redirect_of_stale_token(&set, 1), format!("http://{}/x", ports[0]));
     set.configure(&(listener("a") + &listener("b") + &pools));
     reload(&set);
-    wait_until("it is applied", || set.log().matches("configuration applied").count() == 6);
-    assert_eq!([0, 1].map(|n| way_back(&set, n)), ports.map(|port| format!("http://{port}/x")));
+    wait_until("the configuration is applied", || set.log().matches("configuration applied").count() == 6);
+    assert_eq!([0, 1].map(|n| redirect_of_stale_token(&set, n)), ports.map(|port| format!("http://{port}/x")));
     assert_eq!(set.dispatcher_pid(), before);
     set.stop();
 }
 
 #[test]
-fn a_program_that_is_not_there_is_refused_before_anything_changes() {
+fn missing_handler_program_is_refused_before_any_change() {
     let handler = |handler: &str| ECHO.replace("workers = 2", &format!("workers = 2\nhandler = {handler}"));
-    let mut set = Set::start(ECHO);
-    let before = pids(&set);
-    let file = set.file().display().to_string();
+    let mut set = TestSet::start(ECHO);
+    let before = part_pids(&set);
+    let file = set.config_file().display().to_string();
     for (kind, program) in [("exec", "/no/such/program"), ("coprocess", "no_such_program"), ("program", "/etc/passwd")]
     {
         set.configure(&handler(&format!("{{ {kind} = [\"{program}\"] }}")));
-        let told = reload(&set);
-        assert!(told.contains("nothing has changed"), "{told}");
+        let outcome = reload(&set);
+        assert!(outcome.contains("nothing has changed"), "{outcome}");
         set.wait_for_log(&["reload refused", &format!("{file}:12: pool[1].handler.{kind}"), program]);
         let check = set.patou(&["check"]);
         assert_eq!(check.status.code(), Some(78));
         let err = text(&check.stderr);
         assert!(err.contains(&format!("{file}:12: pool[1].handler.{kind}: found \"{program}\"")), "{err}");
-        assert_eq!((get(set.address(0), "/").unwrap().text(), pids(&set)), ("GET /\n".to_owned(), before.clone()));
+        assert_eq!((get(set.address(0), "/").unwrap().text(), part_pids(&set)), ("GET /\n".to_owned(), before.clone()));
     }
-    // Its own PATH counts.
-    let top = set.top().display().to_string();
-    std::os::unix::fs::symlink("/bin/cat", set.top().join("mine")).unwrap();
-    let mine = handler("{ exec = [\"mine\"] }");
-    set.configure(&mine);
+    // The PATH in `environment` counts.
+    let top = set.test_dir().display().to_string();
+    std::os::unix::fs::symlink("/bin/cat", set.test_dir().join("my_handler")).unwrap();
+    let in_path = handler("{ exec = [\"my_handler\"] }");
+    set.configure(&in_path);
     assert_eq!(set.patou(&["check"]).status.code(), Some(78));
-    set.configure(&format!("{mine}environment = {{ PATH = \"{top}\" }}\n"));
+    set.configure(&format!("{in_path}environment = {{ PATH = \"{top}\" }}\n"));
     assert_eq!(set.patou(&["check"]).status.code(), Some(0));
     set.signal(Signal::SIGTERM);
-    assert_eq!(set.wait_for_end(), Some(0));
-    // Nor does a set start.
-    set.configure(&mine);
+    assert_eq!(set.wait_for_exit(), Some(0));
+    // `patou run` refuses it as well.
+    set.configure(&in_path);
     let run = set.patou(&["run"]);
     assert_eq!(run.status.code(), Some(78));
     assert!(text(&run.stderr).contains("pool[1].handler.exec"), "{run:?}");
@@ -569,10 +583,10 @@ fn a_program_that_is_not_there_is_refused_before_anything_changes() {
 }
 
 #[test]
-fn a_reload_sets_mode_and_group_of_a_socket_that_stays() {
+fn reload_sets_mode_and_group_of_a_kept_socket() {
     use std::os::unix::fs::{MetadataExt, PermissionsExt};
-    let set = Set::prepare("");
-    let file = set.top().join("front.sock");
+    let set = TestSet::prepare("");
+    let file = set.test_dir().join("front.sock");
     let config = |more: &str| {
         let listener = format!("[[listener]]\naddress = \"unix:{}\"\npool = \"default\"\n{more}\n", file.display());
         listener + "[[pool]]\nname = \"default\"\nworkers = 1\naddress = \"127.0.0.1:0\"\n"
@@ -587,14 +601,14 @@ fn a_reload_sets_mode_and_group_of_a_socket_that_stays() {
     reload(&set);
     assert_eq!((status().permissions().mode() & 0o7777, status().ino()), (0o666, inode));
     set.configure(&config("mode = 0o644\ngroup = \"no_such_group\""));
-    let told = reload(&set);
-    assert!(told.contains("nothing has changed") && told.contains("no_such_group"), "{told}");
+    let outcome = reload(&set);
+    assert!(outcome.contains("nothing has changed") && outcome.contains("no_such_group"), "{outcome}");
     assert_eq!(status().permissions().mode() & 0o7777, 0o666);
     if nix::unistd::geteuid().is_root() {
         set.configure(&config("group = \"65534\"\nowner = \"65534\""));
         reload(&set);
         assert_eq!((status().uid(), status().gid()), (65534, 65534));
-        // Without the keys it is again what it would be without them.
+        // Without the keys the socket has the default owner and group.
         set.configure(&config(""));
         reload(&set);
         assert_eq!((status().uid(), status().gid()), (0, nix::unistd::getegid().as_raw()));

@@ -1,4 +1,4 @@
-//! The manual pages say what the program says: each command and option, each key with its default.
+//! The manual pages agree with the program: each command and option, each key with its default, each event and unit.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -9,24 +9,24 @@ fn read(path: &str) -> String {
     fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join(path)).unwrap()
 }
 
-/// What `patou WORDS --help` prints.
-fn help(words: &[&str]) -> String {
-    let output = Command::new(env!("CARGO_BIN_EXE_patou")).args(words).arg("--help").output().unwrap();
-    assert!(output.status.success(), "{words:?}");
+/// What `patou ARGS --help` prints.
+fn help(args: &[&str]) -> String {
+    let output = Command::new(env!("CARGO_BIN_EXE_patou")).args(args).arg("--help").output().unwrap();
+    assert!(output.status.success(), "{args:?}");
     String::from_utf8(output.stdout).unwrap()
 }
 
 /// The first word of each line below a heading of the help.
-fn below<'h>(help: &'h str, heading: &str) -> Vec<&'h str> {
+fn first_words_below<'h>(help: &'h str, heading: &str) -> Vec<&'h str> {
     let lines = help.lines().skip_while(|line| *line != heading).skip(1).take_while(|line| !line.is_empty());
     lines.filter_map(|line| line.split_whitespace().next()).collect()
 }
 
 fn commands(help: &str) -> Vec<&str> {
-    below(help, "Commands:").into_iter().filter(|name| *name != "help").collect()
+    first_words_below(help, "Commands:").into_iter().filter(|name| *name != "help").collect()
 }
 
-/// The options of a command, `-v` and `--verbose` both, without those of all commands.
+/// The options of a command, short and long names, without the global options.
 fn options(help: &str) -> BTreeSet<String> {
     let lines = help.lines().skip_while(|line| *line != "Options:").skip(1);
     let named = lines.filter(|line| line.trim_start().starts_with('-')).flat_map(|line| {
@@ -36,55 +36,57 @@ fn options(help: &str) -> BTreeSet<String> {
     named.filter(|name| !["--config", "-h", "--help", "-V", "--version"].contains(&name.as_str())).collect()
 }
 
-/// A page's parts: the text below each `.Sh` and `.Ss`, by its title.
-fn parts(page: &str) -> BTreeMap<&str, Vec<&str>> {
-    let mut parts: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
+/// The sections of a page: the lines below each `.Sh` and `.Ss`, by title.
+fn sections(page: &str) -> BTreeMap<&str, Vec<&str>> {
+    let mut sections: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
     let mut title = "";
     for line in page.lines() {
         match line.strip_prefix(".Sh ").or_else(|| line.strip_prefix(".Ss ")) {
             Some(next) => title = next,
-            None => parts.entry(title).or_default().push(line),
+            None => sections.entry(title).or_default().push(line),
         }
     }
-    parts
+    sections
 }
 
 /// The options that have an entry in these lines: `.It Fl v , Fl Fl verbose`.
 fn documented(lines: &[&str]) -> BTreeSet<String> {
     let entries = lines.iter().filter_map(|line| line.strip_prefix(".It "));
-    let words = entries.flat_map(|entry| {
+    let options = entries.flat_map(|entry| {
         let text = entry.replace("Fl Fl ", "--").replace("Fl ", "-");
         text.split_whitespace().filter(|word| word.starts_with('-')).map(str::to_owned).collect::<Vec<_>>()
     });
-    words.collect()
+    options.collect()
 }
 
 #[test]
-fn patou_1_has_every_command_and_option_and_no_other() {
+fn patou_1_documents_exactly_the_commands_and_options() {
     let page = read("packaging/man/patou.1");
-    let parts = parts(&page);
-    let all = help(&[]);
-    for name in commands(&all) {
-        let part = parts.get(name).unwrap_or_else(|| panic!("patou(1) has no {name}"));
-        let help_of = help(&[name]);
-        let mut wanted = options(&help_of);
-        for inner in commands(&help_of) {
-            assert!(part.iter().any(|line| line.starts_with(&format!(".It Cm {inner}"))), "patou(1): {name} {inner}");
-            wanted.extend(options(&help(&[name, inner])));
+    let sections = sections(&page);
+    let top_help = help(&[]);
+    for name in commands(&top_help) {
+        let section = sections.get(name).unwrap_or_else(|| panic!("patou(1) does not document {name}"));
+        let command_help = help(&[name]);
+        let subcommands = commands(&command_help);
+        let mut expected = options(&command_help);
+        for subcommand in &subcommands {
+            let entry = format!(".It Cm {subcommand}");
+            assert!(section.iter().any(|line| line.starts_with(&entry)), "patou(1): {name} {subcommand}");
+            expected.extend(options(&help(&[name, subcommand])));
         }
-        assert_eq!(documented(part), wanted, "patou(1): options of {name}");
-        let inner = part.iter().filter_map(|line| line.strip_prefix(".It Cm ")?.split_whitespace().next());
-        let known = commands(&help_of);
-        inner.for_each(|inner| assert!(known.contains(&inner), "patou(1): {name} {inner} does not exist"));
+        assert_eq!(documented(section), expected, "patou(1): options of {name}");
+        let mut entries = section.iter().filter_map(|line| line.strip_prefix(".It Cm ")?.split_whitespace().next());
+        let unknown = entries.find(|entry| !subcommands.contains(entry));
+        assert_eq!(unknown, None, "patou(1): a subcommand of {name} that does not exist");
     }
-    let known: BTreeSet<&str> = commands(&all).into_iter().chain(["help"]).collect();
+    let existing: BTreeSet<&str> = commands(&top_help).into_iter().chain(["help"]).collect();
     let titles: BTreeSet<&str> = page.lines().filter_map(|line| line.strip_prefix(".Ss ")).collect();
-    assert_eq!(titles, known, "patou(1): commands");
+    assert_eq!(titles, existing, "patou(1): commands");
     let global: BTreeSet<String> = ["--config", "-h", "--help", "-V", "--version"].map(str::to_owned).into();
-    assert_eq!(documented(&parts["OPTIONS"]), global);
+    assert_eq!(documented(&sections["OPTIONS"]), global);
 }
 
-/// Each key of the annotated defaults by section, with its value; `None` where there is none or it depends.
+/// Each key of the annotated defaults by section, with its value; `None` if it has no fixed default.
 fn defaults() -> BTreeMap<(String, String), Option<String>> {
     let text = read("config/patou.toml");
     let mut keys = BTreeMap::new();
@@ -93,12 +95,12 @@ fn defaults() -> BTreeMap<(String, String), Option<String>> {
         if line.starts_with('[') {
             section = line.to_owned();
         } else if let Some((key, value)) = line.trim_start_matches("# ").split_once(" = ") {
-            let plain = key.chars().all(|c| c.is_ascii_lowercase() || c == '_');
-            // A comment after the value, where the value is no string with a `#`.
+            let is_key = key.chars().all(|c| c.is_ascii_lowercase() || c == '_');
+            // Removes a trailing comment; no value contains ` #`.
             let value = value.split(" #").next().unwrap_or_default().trim().to_owned();
-            if plain && !section.is_empty() {
+            if is_key && !section.is_empty() {
                 let example = line.starts_with('#') && key != "mode";
-                // Of the two built-in listeners the first one says what a key is by default.
+                // The first of the two built-in listeners has the defaults of the keys.
                 keys.entry((section.clone(), key.to_owned())).or_insert((!example).then_some(value));
             }
         }
@@ -107,8 +109,8 @@ fn defaults() -> BTreeMap<(String, String), Option<String>> {
 }
 
 /// The value in `.It Ic key No = Qq value`.
-fn value(words: &str) -> String {
-    let text = words.replace("\\(dq", "\"").replace("\\&", "");
+fn value(mdoc: &str) -> String {
+    let text = mdoc.replace("\\(dq", "\"").replace("\\&", "");
     match text.strip_prefix("Qq ") {
         Some(quoted) => format!("\"{}\"", quoted.trim()),
         None => text,
@@ -116,21 +118,21 @@ fn value(words: &str) -> String {
 }
 
 #[test]
-fn patou_toml_5_has_every_key_with_its_default() {
+fn patou_toml_5_documents_exactly_the_keys_with_their_defaults() {
     let page = read("packaging/man/patou.toml.5");
     let defaults = defaults();
     assert!(defaults.len() > 40, "{defaults:?}");
-    let parts = parts(&page);
-    // Keys of tables within a key, `restarts` and `limits`, have entries of their own and no value there.
-    let inner = ["max", "within", "delay", "delay_max", "memory_max", "cpu_quota", "tasks_max", "open_files"];
+    let sections = sections(&page);
+    // The keys of the inline tables `restarts` and `limits` have entries without a default.
+    let table_keys = ["max", "within", "delay", "delay_max", "memory_max", "cpu_quota", "tasks_max", "open_files"];
     let mut described = BTreeMap::new();
-    for (section, lines) in parts.iter().filter(|(title, _)| title.starts_with('[')) {
+    for (section, lines) in sections.iter().filter(|(title, _)| title.starts_with('[')) {
         for entry in lines.iter().filter_map(|line| line.strip_prefix(".It Ic ")) {
             let (key, default) = match entry.split_once(" No = ") {
                 Some((key, default)) => (key, Some(value(default))),
                 None => (entry, None),
             };
-            if !inner.contains(&key) {
+            if !table_keys.contains(&key) {
                 described.insert(((*section).to_owned(), key.to_owned()), default);
             }
         }
@@ -140,20 +142,20 @@ fn patou_toml_5_has_every_key_with_its_default() {
     }
     assert_eq!(described.keys().collect::<Vec<_>>(), defaults.keys().collect::<Vec<_>>(), "patou.toml(5): keys");
     let text = read("config/patou.toml");
-    for key in inner {
+    for key in table_keys {
         assert!(text.contains(&format!("{key} = ")) && page.contains(&format!("\n.It Ic {key}\n")), "{key}");
     }
 }
 
 #[test]
-fn patou_7_has_every_event_and_unit() {
+fn patou_7_documents_every_event_and_unit() {
     let page = read("packaging/man/patou.7");
-    let words: BTreeSet<&str> = page.split([' ', ',', '\n']).collect();
+    let page_words: BTreeSet<&str> = page.split([' ', ',', '\n']).collect();
     let source = read("src/log/events.rs");
     // `SetUp = 0x..., "set-up";`
     let events = source.lines().filter_map(|line| line.split_once(" = 0x")?.1.split('"').nth(1));
     assert!(events.clone().count() > 40);
-    events.for_each(|event| assert!(words.contains(event), "patou(7): event {event}"));
+    events.for_each(|event| assert!(page_words.contains(event), "patou(7): event {event}"));
     for unit in fs::read_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join("systemd")).unwrap() {
         let name = unit.unwrap().file_name().into_string().unwrap();
         let stem = name.split('@').next().unwrap_or_default();
@@ -162,12 +164,12 @@ fn patou_7_has_every_event_and_unit() {
 }
 
 #[test]
-fn what_the_package_ships_is_right() {
+fn packaged_files_are_valid_and_match_this_version() {
     for file in ["packaging/patou.toml", "packaging/examples/work.toml"] {
         let output = Command::new(env!("CARGO_BIN_EXE_patou")).args(["check", "--config", file]).output().unwrap();
         assert!(output.status.success(), "{file}: {}", String::from_utf8_lossy(&output.stderr));
     }
-    // As installed, nothing listens on the network.
+    // The packaged configuration does not listen on the network.
     let installed = read("packaging/patou.toml");
     let addresses = installed.lines().filter(|line| line.starts_with("address"));
     assert!(addresses.clone().count() >= 2 && addresses.clone().all(|line| line.contains("\"unix:")), "{installed}");
@@ -176,7 +178,7 @@ fn what_the_package_ships_is_right() {
 }
 
 #[test]
-fn shells_get_completions_for_what_is_shown_and_not_for_what_is_hidden() {
+fn completions_contain_visible_commands_and_no_hidden_ones() {
     for shell in ["bash", "zsh", "fish"] {
         let output = Command::new(env!("CARGO_BIN_EXE_patou")).args(["completions", shell]).output().unwrap();
         let text = String::from_utf8(output.stdout).unwrap();

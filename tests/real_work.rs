@@ -1,4 +1,4 @@
-//! Real programs on real input, and interpreters that stay warm.
+//! Pools that run real programs on real input, and co-processes that serve many requests.
 
 mod support;
 
@@ -8,37 +8,37 @@ use std::process::{Command, Stdio};
 
 use support::*;
 
-/// A PDF with this text on its one page, as `gs` makes it.
+/// A one-page PDF with this text, produced by `gs`.
 fn pdf(line: &str) -> Vec<u8> {
     let page = format!("/Helvetica findfont 24 scalefont setfont 72 700 moveto ({line}) show showpage");
     let args = ["-q", "-dNOPAUSE", "-dBATCH", "-sDEVICE=pdfwrite", "-sOutputFile=-", "-"];
     run("gs", &args, page.as_bytes())
 }
 
-/// What a program makes of its input, by hand.
+/// The output of a program that the test runs directly.
 fn run(program: &str, args: &[&str], input: &[u8]) -> Vec<u8> {
     let mut command = Command::new(program);
     let child = command.args(args).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null());
     let mut child = child.spawn().unwrap();
     let mut stdin = child.stdin.take().unwrap();
     let input = input.to_vec();
-    let feed = std::thread::spawn(move || stdin.write_all(&input));
+    let writer = std::thread::spawn(move || stdin.write_all(&input));
     let output = child.wait_with_output().unwrap();
-    feed.join().unwrap().unwrap();
+    writer.join().unwrap().unwrap();
     assert!(output.status.success() && !output.stdout.is_empty(), "{program} {args:?}: {}", output.status);
     output.stdout
 }
 
-/// A pool whose program writes `kind`.
-fn converter(workers: u16, kind: &str, command: &str) -> Set {
-    let script = format!("printf 'Content-Type: {kind}\\r\\n\\r\\n'; exec {command}");
-    Set::start(&one_pool(workers, &format!("{{ exec = {} }}", words(&["sh", "-c", &script])), ""))
+/// A pool with a program that writes this content type.
+fn converter(workers: u16, content_type: &str, command: &str) -> TestSet {
+    let script = format!("printf 'Content-Type: {content_type}\\r\\n\\r\\n'; exec {command}");
+    TestSet::start(&one_pool(workers, &format!("{{ exec = {} }}", toml_array(&["sh", "-c", &script])), ""))
 }
 
-/// Twenty clients, each with a document of its own.
+/// Each client sends another document.
 #[test]
-fn twenty_clients_have_their_pdf_read_at_once() {
-    if !have("gs") || !have("pdftotext") {
+fn twenty_concurrent_clients_get_the_text_of_their_pdf() {
+    if !is_installed("gs") || !is_installed("pdftotext") {
         return;
     }
     let set = converter(4, "text/plain", "pdftotext - -");
@@ -47,14 +47,14 @@ fn twenty_clients_have_their_pdf_read_at_once() {
         for n in 0..20 {
             scope.spawn(move || {
                 let pdf = pdf(&format!("This is letter {n}"));
-                let answer = request(address, "POST", "/text", &pdf).unwrap();
-                assert_eq!((answer.status, answer.header("content-type")), (200, Some("text/plain")));
-                assert!(answer.text().contains(&format!("This is letter {n}")), "{}", answer.text());
-                assert!(answer.body == run("pdftotext", &["-", "-"], &pdf));
+                let response = request(address, "POST", "/text", &pdf).unwrap();
+                assert_eq!((response.status, response.header("content-type")), (200, Some("text/plain")));
+                assert!(response.text().contains(&format!("This is letter {n}")), "{}", response.text());
+                assert!(response.body == run("pdftotext", &["-", "-"], &pdf));
             });
         }
     });
-    let status = set.wait_for("all being idle", |s| {
+    let status = set.wait_for("all workers are idle", |s| {
         s["pools"][0]["workers"].as_array().unwrap().iter().all(|worker| worker["state"] == "idle")
     });
     let sum = |key: &str| -> u64 {
@@ -65,74 +65,74 @@ fn twenty_clients_have_their_pdf_read_at_once() {
 }
 
 #[test]
-fn a_pdf_becomes_a_picture_with_ghostscript() {
-    if !have("gs") {
+fn ghostscript_renders_a_pdf_as_png() {
+    if !is_installed("gs") {
         return;
     }
     let args = "-q -dNOPAUSE -dBATCH -dSAFER -sDEVICE=png16m -r72 -sOutputFile=- -";
     let set = converter(1, "image/png", &format!("gs {args}"));
-    let pdf = pdf("A picture");
-    let answer = request(set.address(0), "POST", "/", &pdf).unwrap();
-    assert_eq!((answer.status, answer.header("content-type")), (200, Some("image/png")));
-    assert!(answer.body.starts_with(b"\x89PNG"));
-    assert!(answer.body == run("gs", &args.split(' ').collect::<Vec<_>>(), &pdf));
+    let pdf = pdf("An image");
+    let response = request(set.address(0), "POST", "/", &pdf).unwrap();
+    assert_eq!((response.status, response.header("content-type")), (200, Some("image/png")));
+    assert!(response.body.starts_with(b"\x89PNG"));
+    assert!(response.body == run("gs", &args.split(' ').collect::<Vec<_>>(), &pdf));
     set.stop();
 }
 
 #[test]
-fn a_picture_is_made_smaller_with_imagemagick() {
+fn imagemagick_resizes_an_image() {
     const CONVERT: &str = "/usr/bin/convert";
-    if !have(CONVERT) {
+    if !is_installed(CONVERT) {
         return;
     }
-    let picture = run(CONVERT, &["-size", "400x300", "gradient:red-blue", "ppm:-"], b"");
+    let image = run(CONVERT, &["-size", "400x300", "gradient:red-blue", "ppm:-"], b"");
     let set = converter(2, "image/x-portable-pixmap", &format!("{CONVERT} - -resize 50% ppm:-"));
-    let smaller = run(CONVERT, &["-", "-resize", "50%", "ppm:-"], &picture);
+    let smaller = run(CONVERT, &["-", "-resize", "50%", "ppm:-"], &image);
     let address = set.address(0);
     std::thread::scope(|scope| {
         for _ in 0..8 {
             scope.spawn(|| {
-                let answer = request(address, "POST", "/", &picture).unwrap();
-                assert!(answer.status == 200 && answer.body == smaller, "{}", answer.head);
+                let response = request(address, "POST", "/", &image).unwrap();
+                assert!(response.status == 200 && response.body == smaller, "{}", response.head);
             });
         }
     });
     set.stop();
 }
 
-/// The exit status of a program counts, also when it has promised a page.
+/// The exit status counts even after the program has written its response head.
 #[test]
-fn a_program_that_fails_is_no_empty_success() {
+fn program_that_fails_after_its_head_gets_502() {
     let set = converter(1, "text/plain", "false");
-    let answer = request(set.address(0), "POST", "/", b"this is no PDF").unwrap();
-    assert_eq!((answer.status, answer.header("content-type")), (502, Some("application/problem+json")));
-    assert_eq!(answer.header("patou-outcome"), Some("started-unknown"));
-    assert!(answer.text().contains("ended with status 1"), "{}", answer.text());
-    set.wait_for("its count", |s| s["pools"][0]["workers"][0]["failed"] == 1);
+    let response = request(set.address(0), "POST", "/", b"this is no PDF").unwrap();
+    assert_eq!((response.status, response.header("content-type")), (502, Some("application/problem+json")));
+    assert_eq!(response.header("patou-outcome"), Some("started-unknown"));
+    assert!(response.text().contains("exited with status 1"), "{}", response.text());
+    set.wait_for("the failure is counted", |s| s["pools"][0]["workers"][0]["failed"] == 1);
     set.stop();
 }
 
-/// What is no PDF is the program's to refuse, and the next client's none of its business.
+/// The program rejects the input; the worker stays in service.
 #[test]
-fn rubbish_does_not_disturb_the_next_client() {
-    if !have("pdftotext") || !have("gs") {
+fn invalid_input_does_not_affect_the_next_client() {
+    if !is_installed("pdftotext") || !is_installed("gs") {
         return;
     }
     let script = "t=$(mktemp -d); trap 'rm -r $t' EXIT; cat >$t/in; pdftotext $t/in $t/out 2>$t/err && \
         { printf 'Content-Type: text/plain\\n\\n'; cat $t/out; } || \
         { printf 'Status: 422 Unprocessable Content\\nContent-Type: text/plain\\n\\n'; cat $t/err; }";
-    let set = Set::start(&one_pool(1, &format!("{{ exec = {} }}", words(&["sh", "-c", script])), ""));
+    let set = TestSet::start(&one_pool(1, &format!("{{ exec = {} }}", toml_array(&["sh", "-c", script])), ""));
     let address = set.address(0);
-    let answer = request(address, "POST", "/", b"this is no PDF").unwrap();
-    assert_eq!(answer.status, 422);
-    assert!(!answer.body.is_empty());
+    let response = request(address, "POST", "/", b"this is no PDF").unwrap();
+    assert_eq!(response.status, 422);
+    assert!(!response.body.is_empty());
     assert!(request(address, "POST", "/", &pdf("fine")).unwrap().text().contains("fine"));
     set.stop();
 }
 
-/// The example with two more answers: `/hang` never comes, `/pid` is its pid.
-fn interpreter(more: &str) -> Set {
-    Set::start_with(|dir| {
+/// The example co-process with two more targets: `/hang` never responds, `/pid` returns the pid.
+fn coprocess_pool(more: &str) -> TestSet {
+    TestSet::start_with(|dir| {
         let script = format!(
             "import os, sys, time\nsys.dont_write_bytecode = True\nsys.path.insert(0, {:?})\nimport coprocess\n\
              read, write = coprocess.read_request, coprocess.write_response\ntarget = None\n\
@@ -143,48 +143,49 @@ fn interpreter(more: &str) -> Set {
              coprocess.read_request, coprocess.write_response = reading, writing\ncoprocess.main()\n",
             format!("{}/examples", env!("CARGO_MANIFEST_DIR")),
         );
-        fs::write(dir.join("warm.py"), script).unwrap();
-        let file = dir.join("warm.py").into_os_string().into_string().unwrap();
-        one_pool(1, &format!("{{ coprocess = {} }}", words(&["python3", &file])), more)
+        fs::write(dir.join("coprocess_with_pid.py"), script).unwrap();
+        let file = dir.join("coprocess_with_pid.py").into_os_string().into_string().unwrap();
+        one_pool(1, &format!("{{ coprocess = {} }}", toml_array(&["python3", &file])), more)
     })
 }
 
 #[test]
-fn an_interpreter_stays_warm_dies_and_hangs() {
-    if !have("python3") {
+fn coprocess_serves_many_requests_and_is_replaced_when_it_dies_or_hangs() {
+    if !is_installed("python3") {
         return;
     }
-    let set = interpreter("request_timeout = \"5s\"");
+    let set = coprocess_pool("request_timeout = \"5s\"");
     let address = set.address(0);
     let worker = set.wait_for_worker("default/1", "idle");
     let pid = || get(address, "/pid").unwrap().text().parse::<u32>().unwrap();
     let first = pid();
     for n in 2..20 {
-        let answer = request(address, "POST", "/count", b"twelve bytes").unwrap();
-        assert_eq!(answer.text(), format!("POST /count: request {n}, 12 bytes\n"));
+        let response = request(address, "POST", "/count", b"twelve bytes").unwrap();
+        assert_eq!(response.text(), format!("POST /count: request {n}, 12 bytes\n"));
     }
     assert_eq!(pid(), first);
 
-    // Killed between two requests: there is another one before anybody asks for it.
+    // Killed between two requests: the worker starts another co-process before the next request.
     signal_to(first, nix::sys::signal::Signal::SIGKILL);
     let parent = worker["pid"].as_u64().unwrap() as u32;
-    let second = wait_some("another interpreter", || children_of(parent).into_iter().find(|pid| *pid != first));
+    let second =
+        wait_for_value("another co-process starts", || children_of(parent).into_iter().find(|pid| *pid != first));
     set.wait_for_log(&["the co-process", "SIGKILL", "worker=default/1"]);
     assert_eq!(pid(), second);
 
-    let answer = get(address, "/hang").unwrap();
-    assert_eq!((answer.status, answer.header("patou-outcome")), (504, Some("started-unknown")));
+    let response = get(address, "/hang").unwrap();
+    assert_eq!((response.status, response.header("patou-outcome")), (504, Some("started-unknown")));
     assert!(!is_alive(second));
     let third = pid();
     assert!(third != second && third != first);
 
-    // Killed within a request.
+    // Killed during a request.
     std::thread::scope(|scope| {
         let client = scope.spawn(|| get(address, "/hang").unwrap());
         set.wait_for_worker("default/1", "busy");
         signal_to(third, nix::sys::signal::Signal::SIGKILL);
-        let answer = client.join().unwrap();
-        assert_eq!((answer.status, answer.header("patou-outcome")), (502, Some("started-unknown")));
+        let response = client.join().unwrap();
+        assert_eq!((response.status, response.header("patou-outcome")), (502, Some("started-unknown")));
     });
     assert_ne!(pid(), third);
     let after = set.wait_for_worker("default/1", "idle");

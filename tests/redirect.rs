@@ -1,4 +1,4 @@
-//! Redirect delivery from outside: the seven steps, and what happens when one of them does not.
+//! Redirect delivery as clients see it: the seven steps, and what happens when one of them fails.
 
 mod support;
 
@@ -9,11 +9,8 @@ use std::os::unix::net::UnixStream;
 
 use support::*;
 
-/// Times that no busy machine meets by accident; a stop waits for leases that nobody has used.
-const PATIENT: &str = "offer_timeout = \"5s\"\nclaim_timeout = \"5s\"\nrequest_timeout = \"60s\"\n";
-
 fn pool(name: &str, workers: u16, more: &str) -> String {
-    format!("[[pool]]\nname = \"{name}\"\nworkers = {workers}\naddress = \"127.0.0.1:0\"\n{PATIENT}{more}\n")
+    format!("[[pool]]\nname = \"{name}\"\nworkers = {workers}\naddress = \"127.0.0.1:0\"\n{LONG_TIMEOUTS}{more}\n")
 }
 
 fn listener(address: &str, pool: &str, more: &str) -> String {
@@ -24,57 +21,55 @@ fn echo(workers: u16) -> String {
     listener("127.0.0.1:0", "default", "") + &pool("default", workers, "")
 }
 
-/// Where a 307 leads: address and target, taken apart without interpreting the target.
-fn follow(answer: &Answer) -> (String, Vec<u8>) {
-    assert_eq!(answer.status, 307, "{answer:?}");
-    let location = answer.header("location").unwrap();
-    let rest = location.strip_prefix("http://").unwrap();
-    let (host, target) = rest.split_at(rest.find('/').unwrap_or(rest.len()));
+/// The authority and the uninterpreted target of a 307's `Location`.
+fn redirect_of(response: &HttpResponse) -> (String, Vec<u8>) {
+    assert_eq!(response.status, 307, "{response:?}");
+    let (host, target) = response.location();
     (host.to_owned(), target.as_bytes().to_owned())
 }
 
-fn ask(address: SocketAddr, line: &str, headers: &str) -> Answer {
-    exchange(address, format!("{line}\r\n{headers}\r\n").as_bytes()).unwrap()
+fn send_head(address: SocketAddr, line: &str, headers: &str) -> HttpResponse {
+    send_request(address, format!("{line}\r\n{headers}\r\n").as_bytes()).unwrap()
 }
 
 #[test]
-fn a_request_is_answered_by_a_worker_and_nothing_is_left() {
-    let set = Set::start(ECHO);
+fn request_is_redirected_to_a_worker_and_stop_leaves_nothing() {
+    let set = TestSet::start(ECHO);
     let address = set.address(0);
-    let told = exchange(address, head("GET", "/hello?a=b", address, "").as_bytes()).unwrap();
-    assert_eq!(told.status, 307);
-    let location = told.header("location").unwrap();
+    let redirect = send_request(address, request_head("GET", "/hello?a=b", address, "").as_bytes()).unwrap();
+    assert_eq!(redirect.status, 307);
+    let location = redirect.header("location").unwrap();
     assert!(location.starts_with("http://127.0.0.1:") && location.ends_with("/hello?a=b"), "{location}");
-    assert_eq!(told.header("connection"), Some("close"));
+    assert_eq!(redirect.header("connection"), Some("close"));
 
-    let answer = get(address, "/hello?a=b").unwrap();
-    assert_eq!((answer.status, answer.text().as_str()), (200, "GET /hello?a=b\n"));
+    let response = get(address, "/hello?a=b").unwrap();
+    assert_eq!((response.status, response.text().as_str()), (200, "GET /hello?a=b\n"));
     let body: Vec<u8> = (0..200_000u32).flat_map(u32::to_le_bytes).collect();
-    let answer = request(address, "PUT", "/", &body).unwrap();
-    assert!(answer.status == 200 && answer.body == body);
+    let response = request(address, "PUT", "/", &body).unwrap();
+    assert!(response.status == 200 && response.body == body);
     set.stop();
 }
 
 #[test]
-fn a_worker_is_leased_then_busy_then_idle_again() {
-    let set = Set::start(&echo(1));
+fn worker_is_leased_then_busy_then_idle() {
+    let set = TestSet::start(&echo(1));
     let address = set.address(0);
-    let (worker, target) = lease(address, "/x").unwrap();
-    set.wait_for("the lease", |status| worker_of(status, "default/1")["state"] == "leased");
+    let (worker, target) = request_lease(address, "/x").unwrap();
+    set.wait_for("the worker is leased", |status| worker_of(status, "default/1")["state"] == "leased");
     let mut stream = connect(worker);
-    stream.write_all(head("POST", &target, worker, "Content-Length: 2\r\n").as_bytes()).unwrap();
-    set.wait_for("the claim", |status| worker_of(status, "default/1")["state"] == "busy");
+    stream.write_all(request_head("POST", &target, worker, "Content-Length: 2\r\n").as_bytes()).unwrap();
+    set.wait_for("the worker is busy", |status| worker_of(status, "default/1")["state"] == "busy");
     stream.write_all(b"ok").unwrap();
-    let answer = read_answer(&mut stream).unwrap();
-    assert_eq!((answer.status, answer.text().as_str(), answer.header("connection")), (200, "ok", Some("close")));
-    let status = set.wait_for("the end", |status| worker_of(status, "default/1")["state"] == "idle");
+    let response = read_response(&mut stream).unwrap();
+    assert_eq!((response.status, response.text().as_str(), response.header("connection")), (200, "ok", Some("close")));
+    let status = set.wait_for("the worker is idle", |status| worker_of(status, "default/1")["state"] == "idle");
     assert_eq!(worker_of(&status, "default/1")["served"], 1);
     set.stop();
 }
 
 #[test]
-fn the_location_has_the_clients_name_for_us_and_the_workers_port() {
-    let set = Set::start(&echo(6));
+fn location_has_the_host_of_the_request_and_the_port_of_the_worker() {
+    let set = TestSet::start(&echo(6));
     let (address, port) = (set.address(0), set.address(0).port());
     let ports: Vec<String> = (1..=6)
         .map(|n| set.worker(&format!("default/{n}"))["address"].as_str().unwrap().rsplit(':').next().unwrap().into())
@@ -88,7 +83,7 @@ fn the_location_has_the_clients_name_for_us_and_the_workers_port() {
         ("GET / HTTP/1.0", String::new(), "127.0.0.1"),
     ];
     for (line, headers, name) in cases {
-        let (host, _) = follow(&ask(address, line, &headers));
+        let (host, _) = redirect_of(&send_head(address, line, &headers));
         let (found, port) = host.rsplit_once(':').unwrap();
         assert_eq!(found, name, "{headers}");
         assert!(ports.contains(&port.to_owned()), "{port} of {ports:?}");
@@ -97,28 +92,28 @@ fn the_location_has_the_clients_name_for_us_and_the_workers_port() {
 }
 
 #[test]
-fn ipv6_all_the_way() {
+fn ipv6_listener_redirects_to_an_ipv6_worker_and_back() {
     let toml = listener("[::1]:0", "default", "") + &pool("default", 1, "").replace("127.0.0.1:0", "[::1]:0");
-    let set = Set::start(&toml);
+    let set = TestSet::start(&toml);
     let address = set.address(0);
     assert!(address.is_ipv6());
     assert_eq!(get(address, "/six").unwrap().text(), "GET /six\n");
-    let (host, target) = follow(&ask(address, "GET /old HTTP/1.0", ""));
+    let (host, target) = redirect_of(&send_head(address, "GET /old HTTP/1.0", ""));
     assert!(host.starts_with("[::1]:"), "{host}");
-    // Without a name, back and forth.
+    // Without a Host header, to the worker and back.
     let worker: SocketAddr = host.parse().unwrap();
-    let answer = ask(worker, "GET /lost HTTP/1.0", "");
-    assert_eq!(follow(&answer), (address.to_string(), b"/lost".to_vec()));
-    let answer = ask(worker, &format!("GET {} HTTP/1.0", text(&target)), "");
-    assert_eq!(answer.text(), "GET /old\n");
-    let (worker, _) = lease(address, "/").unwrap();
+    let response = send_head(worker, "GET /stray HTTP/1.0", "");
+    assert_eq!(redirect_of(&response), (address.to_string(), b"/stray".to_vec()));
+    let response = send_head(worker, &format!("GET {} HTTP/1.0", text(&target)), "");
+    assert_eq!(response.text(), "GET /old\n");
+    let (worker, _) = request_lease(address, "/").unwrap();
     assert!(worker.is_ipv6());
     set.stop();
 }
 
 #[test]
-fn targets_survive_exactly() {
-    let set = Set::start(&echo(1));
+fn redirects_preserve_the_target_exactly() {
+    let set = TestSet::start(&echo(1));
     let address = set.address(0);
     let long = format!("/{}?{}", "a".repeat(3000), "b".repeat(3000));
     let targets = [
@@ -139,78 +134,81 @@ fn targets_survive_exactly() {
         &long,
     ];
     for target in targets {
-        let (host, there) = follow(&ask(address, &format!("GET {target} HTTP/1.1"), &format!("Host: {address}\r\n")));
-        let there = text(&there);
-        let token = there.strip_prefix("/.patou/").unwrap().get(..32).unwrap();
-        assert_eq!(there, format!("/.patou/{token}{target}"));
+        let (host, leased) =
+            redirect_of(&send_head(address, &format!("GET {target} HTTP/1.1"), &format!("Host: {address}\r\n")));
+        let leased = text(&leased);
+        let token = leased.strip_prefix("/.patou/").unwrap().get(..32).unwrap();
+        assert_eq!(leased, format!("/.patou/{token}{target}"));
         let worker = host.parse().unwrap();
-        let answer = exchange(worker, head("GET", &there, worker, "").as_bytes()).unwrap();
-        assert_eq!(answer.text(), format!("GET {target}\n"));
-        // The second use leads back to where it began.
-        let back = exchange(worker, head("GET", &there, worker, "").as_bytes()).unwrap();
-        assert_eq!(follow(&back), (address.to_string(), target.as_bytes().to_vec()));
+        let response = send_request(worker, request_head("GET", &leased, worker, "").as_bytes()).unwrap();
+        assert_eq!(response.text(), format!("GET {target}\n"));
+        // A second use of the token redirects to the original target.
+        let back = send_request(worker, request_head("GET", &leased, worker, "").as_bytes()).unwrap();
+        assert_eq!(redirect_of(&back), (address.to_string(), target.as_bytes().to_vec()));
     }
     set.stop();
 }
 
 #[test]
-fn targets_of_other_forms_arrive() {
-    let set = Set::start(&echo(1));
+fn absolute_and_asterisk_form_targets_reach_the_worker() {
+    let set = TestSet::start(&echo(1));
     let address = set.address(0);
-    let via = |method: &str, told: &Answer| {
-        let (host, target) = follow(told);
+    let follow = |method: &str, redirect: &HttpResponse| {
+        let (host, target) = redirect_of(redirect);
         let worker: SocketAddr = host.replace("localhost", "127.0.0.1").parse().unwrap();
         let mut request = format!("{method} ").into_bytes();
         request.extend(&target);
         request.extend(format!(" HTTP/1.1\r\nHost: {worker}\r\n\r\n").as_bytes());
-        exchange(worker, &request).unwrap().body
+        send_request(worker, &request).unwrap().body
     };
-    // Absolute form: its host is what counts (RFC 9112, section 3.2.2).
-    let told = ask(address, "GET http://127.0.0.1:9/a?b HTTP/1.1", "Host: localhost\r\n");
-    assert_eq!(via("GET", &told), b"GET /a?b\n");
-    let told = ask(address, &format!("GET http://{address} HTTP/1.1"), "Host: localhost\r\n");
-    assert_eq!(via("GET", &told), b"GET /\n");
-    let told = ask(address, "GET http://evil.example/ HTTP/1.1", "Host: localhost\r\n");
-    assert_eq!(told.status, 421, "{told:?}");
-    // Asterisk form: a URI without a path (section 3.2.4).
-    let told = ask(address, "OPTIONS * HTTP/1.1", &format!("Host: {address}\r\n"));
-    assert_eq!(via("OPTIONS", &told), b"OPTIONS *\n");
-    let (host, _) = follow(&told);
+    // Absolute form: its host replaces the Host header (RFC 9112, section 3.2.2).
+    let redirect = send_head(address, "GET http://127.0.0.1:9/a?b HTTP/1.1", "Host: localhost\r\n");
+    assert_eq!(follow("GET", &redirect), b"GET /a?b\n");
+    let redirect = send_head(address, &format!("GET http://{address} HTTP/1.1"), "Host: localhost\r\n");
+    assert_eq!(follow("GET", &redirect), b"GET /\n");
+    let response = send_head(address, "GET http://evil.example/ HTTP/1.1", "Host: localhost\r\n");
+    assert_eq!(response.status, 421, "{response:?}");
+    // Asterisk form: `Location` is a URI without a path (section 3.2.4).
+    let redirect = send_head(address, "OPTIONS * HTTP/1.1", &format!("Host: {address}\r\n"));
+    assert_eq!(follow("OPTIONS", &redirect), b"OPTIONS *\n");
+    let (host, _) = redirect_of(&redirect);
     let worker: SocketAddr = host.parse().unwrap();
-    let back = ask(worker, "OPTIONS * HTTP/1.1", &format!("Host: {worker}\r\n"));
-    assert_eq!(follow(&back), (address.to_string(), Vec::new()));
-    assert_eq!(ask(address, "GET * HTTP/1.1", "Host: localhost\r\n").status, 400);
-    assert_eq!(ask(address, "CONNECT localhost:80 HTTP/1.1", "Host: localhost:80\r\n").status, 400);
-    // Bytes beyond ASCII are not for us to judge.
-    let told = exchange(address, b"GET /caf\xc3\xa9?\xc3\xa9 HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n").unwrap();
-    assert_eq!(via("GET", &told), b"GET /caf\xc3\xa9?\xc3\xa9\n");
+    let back = send_head(worker, "OPTIONS * HTTP/1.1", &format!("Host: {worker}\r\n"));
+    assert_eq!(redirect_of(&back), (address.to_string(), Vec::new()));
+    assert_eq!(send_head(address, "GET * HTTP/1.1", "Host: localhost\r\n").status, 400);
+    assert_eq!(send_head(address, "CONNECT localhost:80 HTTP/1.1", "Host: localhost:80\r\n").status, 400);
+    // Non-ASCII bytes pass unchanged.
+    let redirect = send_request(address, b"GET /caf\xc3\xa9?\xc3\xa9 HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n").unwrap();
+    assert_eq!(follow("GET", &redirect), b"GET /caf\xc3\xa9?\xc3\xa9\n");
     set.stop();
 }
 
 #[test]
-fn every_method_arrives() {
-    let set = Set::start(&echo(3));
+fn every_method_reaches_the_worker() {
+    let set = TestSet::start(&echo(3));
     let address = set.address(0);
     for method in ["GET", "POST", "PUT", "DELETE", "OPTIONS", "PATCH", "TRACE", "PROPFIND", "BREW"] {
         assert_eq!(request(address, method, "/m", b"").unwrap().text(), format!("{method} /m\n"));
     }
-    // HEAD has no body, here as there.
-    let told = exchange(address, head("HEAD", "/m", address, "").as_bytes()).map(|a| (a.status, a.body.len()));
-    assert!(told.as_ref().is_err_and(|e| e.starts_with("0 of ")) || told == Ok((307, 0)), "{told:?}");
-    let (worker, target) = lease(address, "/m").unwrap();
+    // A response to HEAD has no body, from the dispatcher and from the worker.
+    let redirect = send_request(address, request_head("HEAD", "/m", address, "").as_bytes());
+    let redirect = redirect.map(|r| (r.status, r.body.len()));
+    let no_body = redirect.as_ref().is_err_and(|e| e.starts_with("0 of ")) || redirect == Ok((307, 0));
+    assert!(no_body, "{redirect:?}");
+    let (worker, target) = request_lease(address, "/m").unwrap();
     let mut stream = connect(worker);
-    stream.write_all(head("HEAD", &target, worker, "").as_bytes()).unwrap();
-    let mut all = String::new();
-    stream.read_to_string(&mut all).unwrap();
-    assert!(all.starts_with("HTTP/1.1 200") && all.ends_with("\r\n\r\n"), "{all}");
+    stream.write_all(request_head("HEAD", &target, worker, "").as_bytes()).unwrap();
+    let mut received = String::new();
+    stream.read_to_string(&mut received).unwrap();
+    assert!(received.starts_with("HTTP/1.1 200") && received.ends_with("\r\n\r\n"), "{received}");
     set.stop();
 }
 
-/// Sends a body and reads the answer at the same time, as far as `expect` says after the 100.
-fn upload(worker: SocketAddr, target: &str, framing: &str, body: Vec<u8>, expect: bool) -> Answer {
+/// Sends a body while reading the response; with `expect` only after a `100 Continue`.
+fn upload(worker: SocketAddr, target: &str, framing: &str, body: Vec<u8>, expect: bool) -> HttpResponse {
     let mut stream = connect(worker);
     let more = format!("{framing}{}", if expect { "Expect: 100-continue\r\n" } else { "" });
-    stream.write_all(head("POST", target, worker, &more).as_bytes()).unwrap();
+    stream.write_all(request_head("POST", target, worker, &more).as_bytes()).unwrap();
     if expect {
         let mut interim = [0; 25];
         stream.read_exact(&mut interim).unwrap();
@@ -218,40 +216,40 @@ fn upload(worker: SocketAddr, target: &str, framing: &str, body: Vec<u8>, expect
     }
     let mut writer = stream.try_clone().unwrap();
     let sending = std::thread::spawn(move || writer.write_all(&body));
-    let answer = read_answer(&mut stream).unwrap();
+    let response = read_response(&mut stream).unwrap();
     sending.join().unwrap().unwrap();
-    answer
+    response
 }
 
 #[test]
-fn bodies_of_every_size_arrive_once() {
-    let set = Set::start(&echo(2));
+fn bodies_of_every_size_reach_the_worker_once() {
+    let set = TestSet::start(&echo(2));
     let address = set.address(0);
     for (size, expect) in [(0, false), (1, false), (1, true), (900_000, false), (900_000, true), (64 << 20, true)] {
         let body: Vec<u8> = (0..size as u32).map(|i| (i ^ (i >> 8) ^ (i >> 16)) as u8).collect();
         let framing = format!("Content-Length: {size}\r\n");
-        // The dispatcher answers at once and never asks for the body.
+        // The dispatcher responds at once and never sends `100 Continue`.
         let more = format!("{framing}Expect: 100-continue\r\n");
         let mut stream = connect(address);
-        stream.write_all(head("POST", "/up", address, &more).as_bytes()).unwrap();
-        let mut told = Vec::new();
-        stream.read_to_end(&mut told).unwrap();
-        assert!(told.starts_with(b"HTTP/1.1 307 "), "{}", text(&told));
-        let (host, target) = follow(&read_answer(&mut &told[..]).unwrap());
-        let answer = upload(host.parse().unwrap(), &text(&target), &framing, body.clone(), expect);
-        assert_eq!(answer.status, 200);
+        stream.write_all(request_head("POST", "/up", address, &more).as_bytes()).unwrap();
+        let mut received = Vec::new();
+        stream.read_to_end(&mut received).unwrap();
+        assert!(received.starts_with(b"HTTP/1.1 307 "), "{}", text(&received));
+        let (host, target) = redirect_of(&read_response(&mut &received[..]).unwrap());
+        let response = upload(host.parse().unwrap(), &text(&target), &framing, body.clone(), expect);
+        assert_eq!(response.status, 200);
         if size == 0 {
-            assert_eq!(answer.text(), "POST /up\n");
+            assert_eq!(response.text(), "POST /up\n");
         } else {
-            assert!(answer.body == body, "{} of {size} bytes came back", answer.body.len());
+            assert!(response.body == body, "{} of {size} bytes came back", response.body.len());
         }
     }
     set.stop();
 }
 
 #[test]
-fn chunked_bodies_arrive() {
-    let set = Set::start(&echo(1));
+fn chunked_bodies_reach_the_worker() {
+    let set = TestSet::start(&echo(1));
     let address = set.address(0);
     for expect in [false, true] {
         let mut body = Vec::new();
@@ -261,35 +259,35 @@ fn chunked_bodies_arrive() {
             body.extend(b"\r\n");
         }
         body.extend(b"0\r\nX-Trailer: 1\r\n\r\n");
-        let (worker, target) = lease(address, "/").unwrap();
-        let answer = upload(worker, &target, "Transfer-Encoding: chunked\r\n", body, expect);
-        assert_eq!((answer.status, answer.body.len()), (200, 100_014));
+        let (worker, target) = request_lease(address, "/").unwrap();
+        let response = upload(worker, &target, "Transfer-Encoding: chunked\r\n", body, expect);
+        assert_eq!((response.status, response.body.len()), (200, 100_014));
     }
     set.stop();
 }
 
 #[test]
-fn a_stale_token_is_told_before_the_body_is_sent() {
-    let set = Set::start(&echo(1));
+fn request_with_a_stale_token_is_redirected_before_its_body() {
+    let set = TestSet::start(&echo(1));
     let (address, token) = (set.address(0), "0".repeat(32));
-    let (worker, _) = lease(address, "/").unwrap();
+    let (worker, _) = request_lease(address, "/").unwrap();
     let more = "Content-Length: 900000\r\nExpect: 100-continue\r\n";
     let mut stream = connect(worker);
-    stream.write_all(head("PUT", &format!("/.patou/{token}/a"), worker, more).as_bytes()).unwrap();
-    let mut told = Vec::new();
-    stream.read_to_end(&mut told).unwrap();
-    assert!(told.starts_with(b"HTTP/1.1 307 "), "{}", text(&told));
+    stream.write_all(request_head("PUT", &format!("/.patou/{token}/a"), worker, more).as_bytes()).unwrap();
+    let mut received = Vec::new();
+    stream.read_to_end(&mut received).unwrap();
+    assert!(received.starts_with(b"HTTP/1.1 307 "), "{}", text(&received));
     set.stop();
 }
 
 #[test]
-fn a_lease_is_told_as_json() {
-    let set = Set::start(&echo(2));
+fn lease_request_gets_json() {
+    let set = TestSet::start(&echo(2));
     let address = set.address(0);
-    let told = exchange(address, head("POST", "/.patou/lease", address, "").as_bytes()).unwrap();
-    assert_eq!((told.status, told.header("content-type")), (200, Some("application/json")));
-    assert_eq!(told.header("cache-control"), Some("no-store"));
-    let json = told.json();
+    let response = send_request(address, request_head("POST", "/.patou/lease", address, "").as_bytes()).unwrap();
+    assert_eq!((response.status, response.header("content-type")), (200, Some("application/json")));
+    assert_eq!(response.header("cache-control"), Some("no-store"));
+    let json = response.json();
     let keys: Vec<_> = json.as_object().unwrap().keys().map(String::as_str).collect();
     assert_eq!(keys, ["address", "expires_ms", "token", "worker"]);
     let id = json["worker"].as_str().unwrap();
@@ -299,24 +297,29 @@ fn a_lease_is_told_as_json() {
 
     for method in ["GET", "HEAD", "PUT", "DELETE"] {
         let mut stream = connect(address);
-        stream.write_all(head(method, "/.patou/lease", address, "").as_bytes()).unwrap();
-        let mut told = String::new();
-        stream.read_to_string(&mut told).unwrap();
-        assert!(told.starts_with("HTTP/1.1 405 ") && told.to_lowercase().contains("\r\nallow: post\r\n"), "{told}");
+        stream.write_all(request_head(method, "/.patou/lease", address, "").as_bytes()).unwrap();
+        let mut received = String::new();
+        stream.read_to_string(&mut received).unwrap();
+        assert!(received.starts_with("HTTP/1.1 405 "), "{received}");
+        assert!(received.to_lowercase().contains("\r\nallow: post\r\n"), "{received}");
     }
     for target in ["/.patou/", "/.patou/x", "/.patou/lease/", "/.patou/leases", "/.patou/0123456789abcdef/a"] {
-        let told = exchange(address, head("POST", target, address, "").as_bytes()).unwrap();
-        assert_eq!((told.status, told.header("content-type")), (404, Some("application/problem+json")), "{target}");
+        let response = send_request(address, request_head("POST", target, address, "").as_bytes()).unwrap();
+        assert_eq!(
+            (response.status, response.header("content-type")),
+            (404, Some("application/problem+json")),
+            "{target}"
+        );
     }
-    let told = exchange(address, head("POST", "/.patou/lease?pool=x", address, "").as_bytes()).unwrap();
-    assert_eq!(told.status, 200);
+    let response = send_request(address, request_head("POST", "/.patou/lease?pool=x", address, "").as_bytes()).unwrap();
+    assert_eq!(response.status, 200);
     set.stop();
 }
 
 #[test]
-fn on_a_unix_socket_everything_is_a_lease() {
-    let set = Set::prepare("");
-    let path = set.top().join("front.sock");
+fn every_request_to_a_unix_redirect_listener_gets_a_lease() {
+    let set = TestSet::prepare("");
+    let path = set.test_dir().join("front.sock");
     let group = nix::unistd::getgid();
     let more = format!("mode = 0o606\ngroup = \"{group}\"");
     let toml = listener("127.0.0.1:0", "default", "")
@@ -324,132 +327,118 @@ fn on_a_unix_socket_everything_is_a_lease() {
         + &pool("default", 2, "");
     set.configure(&toml);
     let set = start(set);
-    let status = std::fs::metadata(&path).unwrap();
-    assert_eq!((status.permissions().mode() & 0o7777, status.gid()), (0o606, group.as_raw()));
+    let metadata = std::fs::metadata(&path).unwrap();
+    assert_eq!((metadata.permissions().mode() & 0o7777, metadata.gid()), (0o606, group.as_raw()));
     for line in ["GET /a HTTP/1.1\r\nHost: any.example", "POST /.patou/lease HTTP/1.1\r\nHost: x", "PUT /b HTTP/1.0"] {
         let mut stream = UnixStream::connect(&path).unwrap();
         stream.write_all(format!("{line}\r\n\r\n").as_bytes()).unwrap();
-        let told = read_answer(&mut stream).unwrap();
-        assert_eq!(told.status, 200, "{told:?}");
-        let json = told.json();
+        let response = read_response(&mut stream).unwrap();
+        assert_eq!(response.status, 200, "{response:?}");
+        let json = response.json();
         let worker: SocketAddr = json["address"].as_str().unwrap().parse().unwrap();
         let target = format!("/.patou/{}/c", json["token"].as_str().unwrap());
-        let answer = exchange(worker, head("GET", &target, worker, "").as_bytes()).unwrap();
-        assert_eq!(answer.text(), "GET /c\n");
+        let response = send_request(worker, request_head("GET", &target, worker, "").as_bytes()).unwrap();
+        assert_eq!(response.text(), "GET /c\n");
     }
     set.stop();
     assert!(!path.exists());
 }
 
-fn start(mut set: Set) -> Set {
+fn start(mut set: TestSet) -> TestSet {
     set.run();
     set.wait_until_up();
     set
 }
 
-/// A set with one gated pool: each request notes its path in `started` and ends when the file `go` is there.
-fn gated(workers: u16, more: &str) -> Set {
-    let set = Set::prepare("");
-    let top = set.top().display().to_string();
-    let script = format!(
-        "echo $PATH_INFO >> {top}/started; while [ ! -e {top}/go ]; do sleep 0.02; done; \
-         printf 'Content-Type: text/plain\\n\\ndone %s' $PATH_INFO"
-    );
-    let handler = format!("handler = {{ exec = [\"sh\", \"-c\", {script:?}] }}\n{more}");
-    set.configure(&(listener("127.0.0.1:0", "default", "") + &pool("default", workers, &handler)));
+/// A set with one gated pool.
+fn gated_set(workers: u16, more: &str) -> TestSet {
+    let set = TestSet::prepare("");
+    let keys = format!("{}\n{more}", recording_handler(&set));
+    set.configure(&(listener("127.0.0.1:0", "default", "") + &pool("default", workers, &keys)));
     start(set)
 }
 
-fn started(set: &Set) -> Vec<String> {
-    let text = std::fs::read_to_string(set.top().join("started")).unwrap_or_default();
-    text.lines().map(str::to_owned).collect()
-}
-
-fn open_gate(set: &Set) {
-    std::fs::write(set.top().join("go"), "").unwrap();
-}
-
 #[test]
-fn no_token_is_a_dead_end_and_none_opens_twice() {
-    let set = gated(2, "queue_timeout = \"60s\"");
+fn every_invalid_token_redirects_back_and_no_token_works_twice() {
+    let set = gated_set(2, "queue_timeout = \"60s\"");
     let address = set.address(0);
-    let (one, first) = lease(address, "/first").unwrap();
-    let (two, other) = lease(address, "/other").unwrap();
+    let (one, first) = request_lease(address, "/first").unwrap();
+    let (two, other) = request_lease(address, "/other").unwrap();
     assert_ne!(one, two);
     let send = |worker: SocketAddr, method: &str, target: &str| {
-        exchange(worker, head(method, target, worker, "").as_bytes()).unwrap()
+        send_request(worker, request_head(method, target, worker, "").as_bytes()).unwrap()
     };
-    // Of another worker, of nobody, of no shape, none at all.
+    // A token of another worker, an unknown token, a malformed token, no token.
     let back = |target: &str| (address.to_string(), target.as_bytes().to_vec());
-    assert_eq!(follow(&send(one, "DELETE", &other)), back("/other"));
-    assert_eq!(follow(&send(one, "GET", &format!("/.patou/{}/a?b", "f".repeat(32)))), back("/a?b"));
-    assert_eq!(follow(&send(one, "GET", &first.to_uppercase().replace("/.PATOU", "/.patou"))), back("/FIRST"));
-    assert_eq!(follow(&send(one, "GET", "/plain?q")), back("/plain?q"));
-    assert_eq!(follow(&send(one, "GET", "//evil/")), back("//evil/"));
-    let answer = send(one, "GET", "/plain");
-    assert_eq!(answer.header("patou-outcome"), Some("not-started"));
-    assert!(started(&set).is_empty());
+    assert_eq!(redirect_of(&send(one, "DELETE", &other)), back("/other"));
+    assert_eq!(redirect_of(&send(one, "GET", &format!("/.patou/{}/a?b", "f".repeat(32)))), back("/a?b"));
+    assert_eq!(redirect_of(&send(one, "GET", &first.to_uppercase().replace("/.PATOU", "/.patou"))), back("/FIRST"));
+    assert_eq!(redirect_of(&send(one, "GET", "/plain?q")), back("/plain?q"));
+    assert_eq!(redirect_of(&send(one, "GET", "//evil/")), back("//evil/"));
+    let response = send(one, "GET", "/plain");
+    assert_eq!(response.header("patou-outcome"), Some("not-started"));
+    assert!(started_paths(&set).is_empty());
 
-    // A used token, while its request runs.
-    let running = std::thread::spawn(move || exchange(one, head("GET", &first, one, "").as_bytes()));
-    set.wait_for("the start", |_| started(&set) == ["/first"]);
+    // A used token of a running request.
+    let running = std::thread::spawn(move || send_request(one, request_head("GET", &first, one, "").as_bytes()));
+    set.wait_for("the first request runs", |_| started_paths(&set) == ["/first"]);
     let used = other.replace("/other", "/again");
-    let running_too = std::thread::spawn(move || exchange(two, head("GET", &other, two, "").as_bytes()));
-    set.wait_for("the second start", |_| started(&set).len() == 2);
+    let second_running = std::thread::spawn(move || send_request(two, request_head("GET", &other, two, "").as_bytes()));
+    set.wait_for("the second request runs", |_| started_paths(&set).len() == 2);
     for _ in 0..20 {
-        assert_eq!(follow(&send(two, "GET", &used)), back("/again"));
+        assert_eq!(redirect_of(&send(two, "GET", &used)), back("/again"));
     }
-    assert_eq!(started(&set).len(), 2);
+    assert_eq!(started_paths(&set).len(), 2);
     open_gate(&set);
     assert_eq!(running.join().unwrap().unwrap().text(), "done /first");
-    assert_eq!(running_too.join().unwrap().unwrap().text(), "done /other");
-    // Used up, and the way back leads to an answer.
-    assert_eq!(follow(&send(two, "GET", &used)), back("/again"));
+    assert_eq!(second_running.join().unwrap().unwrap().text(), "done /other");
+    // A used token of a finished request. The target of its redirect is served.
+    assert_eq!(redirect_of(&send(two, "GET", &used)), back("/again"));
     assert_eq!(get(address, "/again").unwrap().text(), "done /again");
-    assert_eq!(started(&set).len(), 3);
+    assert_eq!(started_paths(&set).len(), 3);
     set.stop();
 }
 
 #[test]
-fn without_a_host_a_worker_still_knows_the_way_back() {
-    let set = Set::start(&echo(1));
+fn request_without_a_matching_host_is_redirected_to_the_listener_address() {
+    let set = TestSet::start(&echo(1));
     let address = set.address(0);
-    let (worker, _) = lease(address, "/").unwrap();
+    let (worker, _) = request_lease(address, "/").unwrap();
     let back = (address.to_string(), b"/a?b".to_vec());
-    assert_eq!(follow(&ask(worker, "GET /a?b HTTP/1.0", "")), back);
-    assert_eq!(follow(&ask(worker, "GET http://127.0.0.1/a?b HTTP/1.1", "Host: other\r\n")), back);
+    assert_eq!(redirect_of(&send_head(worker, "GET /a?b HTTP/1.0", "")), back);
+    assert_eq!(redirect_of(&send_head(worker, "GET http://127.0.0.1/a?b HTTP/1.1", "Host: other\r\n")), back);
     set.stop();
 }
 
 #[test]
-fn an_unused_lease_ends_and_its_peer_gets_one_at_a_time() {
+fn unused_lease_expires_and_its_peer_gets_one_lease_at_a_time() {
     let more = "claim_timeout = \"500ms\"\noffer_timeout = \"500ms\"\nqueue_timeout = \"60s\"";
-    let pool = pool("default", 2, "").replace(PATIENT, "") + more;
-    let set = Set::start(&(listener("127.0.0.1:0", "default", "") + &pool));
+    let pool = pool("default", 2, "").replace(LONG_TIMEOUTS, "") + more;
+    let set = TestSet::start(&(listener("127.0.0.1:0", "default", "") + &pool));
     let address = set.address(0);
-    let (worker, target) = lease(address, "/late").unwrap();
-    set.wait_for_log(&["not used within claim_timeout"]);
-    set.wait_for("the worker's return", |status| worker_of(status, "default/1")["state"] == "idle");
-    let back = exchange(worker, head("GET", &target, worker, "").as_bytes()).unwrap();
-    assert_eq!(follow(&back), (address.to_string(), b"/late".to_vec()));
-    // One lease for this peer, although two workers are idle; the next one waits.
-    let _unused = lease(address, "/").unwrap();
+    let (worker, target) = request_lease(address, "/late").unwrap();
+    set.wait_for_log(&["not claimed within claim_timeout"]);
+    set.wait_for("the worker is idle", |status| worker_of(status, "default/1")["state"] == "idle");
+    let back = send_request(worker, request_head("GET", &target, worker, "").as_bytes()).unwrap();
+    assert_eq!(redirect_of(&back), (address.to_string(), b"/late".to_vec()));
+    // This peer may have one unused lease, although two workers are idle; its next request is queued.
+    let _unused = request_lease(address, "/").unwrap();
     let mut second = connect(address);
-    second.write_all(head("GET", "/second", address, "").as_bytes()).unwrap();
-    set.wait_for("the wait", |status| status["dispatcher"]["queue"] == 1);
-    // Somebody else overtakes.
+    second.write_all(request_head("GET", "/second", address, "").as_bytes()).unwrap();
+    set.wait_for("the second request is queued", |status| status["dispatcher"]["queue"] == 1);
+    // Another peer is served first.
     let mut other = connect_from([127, 0, 0, 2], address);
-    other.write_all(head("GET", "/other", address, "").as_bytes()).unwrap();
-    assert_eq!(read_answer(&mut other).unwrap().status, 307);
-    // Its turn comes when the first lease is over.
-    assert_eq!(read_answer(&mut second).unwrap().status, 307);
+    other.write_all(request_head("GET", "/other", address, "").as_bytes()).unwrap();
+    assert_eq!(read_response(&mut other).unwrap().status, 307);
+    // The second request is served when the first lease expires.
+    assert_eq!(read_response(&mut second).unwrap().status, 307);
     set.stop();
 }
 
 #[test]
-fn each_listener_has_its_pool() {
-    let print = |word: &str| {
-        format!("handler = {{ exec = [\"sh\", \"-c\", \"printf 'Content-Type: text/plain\\\\n\\\\n{word}'\"] }}")
+fn each_listener_serves_its_own_pool() {
+    let print = |body: &str| {
+        format!("handler = {{ exec = [\"sh\", \"-c\", \"printf 'Content-Type: text/plain\\\\n\\\\n{body}'\"] }}")
     };
     let toml = listener("127.0.0.1:0", "one", "")
         + &listener("127.0.0.1:0", "two", "allowed_hosts = [\"two.example\"]")
@@ -457,30 +446,30 @@ fn each_listener_has_its_pool() {
         + &pool("one", 1, "")
         + &pool("two", 2, &print("two"))
         + &pool("three", 1, &print("three")).replace("127.0.0.1:0", "[::1]:0");
-    let set = Set::start(&toml);
+    let set = TestSet::start(&toml);
     let [one, two, three] = [0, 1, 2].map(|index| set.address(index));
     for _ in 0..3 {
         assert_eq!(get(one, "/1").unwrap().text(), "GET /1\n");
         assert_eq!(get(three, "/3").unwrap().text(), "three");
         assert_eq!(get(two, "/2").unwrap().status, 421);
-        let told = ask(two, "GET /2 HTTP/1.1", "Host: Two.Example:80\r\n");
-        let (host, target) = follow(&told);
+        let redirect = send_head(two, "GET /2 HTTP/1.1", "Host: Two.Example:80\r\n");
+        let (host, target) = redirect_of(&redirect);
         let port = host.strip_prefix("Two.Example:").unwrap();
         let worker: SocketAddr = format!("127.0.0.1:{port}").parse().unwrap();
-        let answer = exchange(worker, head("GET", &text(&target), worker, "").as_bytes()).unwrap();
-        assert_eq!(answer.text(), "two");
-        // Back to its own listener, by whatever name.
-        let back = ask(worker, "GET /2 HTTP/1.1", "Host: two.example:1\r\n");
-        assert_eq!(follow(&back).0, format!("two.example:{}", two.port()));
+        let response = send_request(worker, request_head("GET", &text(&target), worker, "").as_bytes()).unwrap();
+        assert_eq!(response.text(), "two");
+        // A worker redirects to its own listener, under the host of the request.
+        let back = send_head(worker, "GET /2 HTTP/1.1", "Host: two.example:1\r\n");
+        assert_eq!(redirect_of(&back).0, format!("two.example:{}", two.port()));
     }
     set.stop();
 }
 
-/// Whatever its framing, half an answer does not look like one.
+/// In every framing an incomplete response is recognisable.
 #[test]
-fn an_answer_that_was_cut_ends_with_a_reset() {
-    let set = Set::prepare("");
-    let fifo = set.top().join("fifo");
+fn incomplete_response_ends_with_a_reset() {
+    let set = TestSet::prepare("");
+    let fifo = set.test_dir().join("fifo");
     nix::unistd::mkfifo(&fifo, nix::sys::stat::Mode::S_IRWXU).unwrap();
     let script = format!("printf 'Content-Type: text/plain\\n\\nhalf'; read x < {}; kill -9 $$", fifo.display());
     let handler = format!("handler = {{ exec = [\"sh\", \"-c\", {script:?}] }}");
@@ -488,19 +477,20 @@ fn an_answer_that_was_cut_ends_with_a_reset() {
     let set = start(set);
     let address = set.address(0);
     for version in ["HTTP/1.1", "HTTP/1.0"] {
-        let (worker, target) = lease(address, "/").unwrap();
+        let (worker, target) = request_lease(address, "/").unwrap();
         let mut stream = connect(worker);
         stream.write_all(format!("GET {target} {version}\r\nHost: {worker}\r\n\r\n").as_bytes()).unwrap();
-        let mut all = Vec::new();
-        let mut piece = [0; 512];
-        while !text(&all).contains("half") {
-            let count = stream.read(&mut piece).unwrap();
-            assert!(count > 0, "{}", text(&all));
-            all.extend(&piece[..count]);
+        let mut received = Vec::new();
+        let mut buffer = [0; 512];
+        while !text(&received).contains("half") {
+            let count = stream.read(&mut buffer).unwrap();
+            assert!(count > 0, "{}", text(&received));
+            received.extend(&buffer[..count]);
         }
         std::fs::write(&fifo, "x\n").unwrap();
-        let end = stream.read_to_end(&mut all);
-        assert!(end.is_err_and(|e| e.kind() == std::io::ErrorKind::ConnectionReset), "{version}: {}", text(&all));
+        let end = stream.read_to_end(&mut received);
+        let reset = end.is_err_and(|e| e.kind() == std::io::ErrorKind::ConnectionReset);
+        assert!(reset, "{version}: {}", text(&received));
     }
     set.stop();
 }

@@ -5,54 +5,55 @@ use std::path::Path;
 
 use clap::Args;
 
-use super::{Failure, load_to_run, written};
-use crate::config::{AdminConfig, Config, Origin};
+use super::config_source::load_to_run;
+use super::error::{CommandError, ignore_broken_pipe};
+use crate::config::{AdminConfig, Config, Loaded, Origin};
 use crate::ids::WorkerNumber;
 
 #[derive(Debug, Args)]
-pub struct Defaults {
-    /// Print the defaults (there is nothing else to print yet)
+pub(super) struct ConfigArgs {
+    /// Print the defaults (required: there is nothing else to print)
     #[arg(long, required = true)]
     defaults: bool,
 }
 
-pub fn defaults(_: &Defaults) -> Result<(), Failure> {
-    written(io::stdout().write_all(Config::DEFAULT_TOML.as_bytes()))
+/// `patou config --defaults`
+pub(super) fn print_defaults(_: &ConfigArgs) -> Result<(), CommandError> {
+    ignore_broken_pipe(io::stdout().write_all(Config::DEFAULT_TOML.as_bytes()))
 }
 
-/// Prints what a set of this configuration would create.
-pub fn check(path: Option<&Path>) -> Result<(), Failure> {
+/// Validates the configuration and prints what a set of it would create.
+pub(super) fn check(path: Option<&Path>) -> Result<(), CommandError> {
     let loaded = load_to_run(path)?;
+    ignore_broken_pipe(print_set(&mut io::stdout().lock(), &loaded))
+}
+
+fn print_set(out: &mut impl Write, loaded: &Loaded) -> io::Result<()> {
     let config = &loaded.config;
-    let mut out = io::stdout().lock();
-    let name = match &loaded.origin {
+    let file = match &loaded.origin {
         Origin::File(path) => path.display().to_string(),
         Origin::BuiltIn => "the built-in configuration".into(),
     };
-    let dir = config.set.runtime_dir.display();
-    let print = |out: &mut dyn Write| -> io::Result<()> {
-        writeln!(out, "{name} is valid. Set {} would create:", config.set.name)?;
-        for listener in &config.listeners {
-            let (address, pool) = (&listener.address, &listener.pool);
-            writeln!(out, "  listener   {address}  {} to pool {pool}", listener.delivery.as_str())?;
-        }
-        for pool in &config.pools {
-            let (name, count, handler) = (&pool.name, pool.workers, pool.handler.name());
-            let workers = if count == 1 { "worker" } else { "workers" };
-            let first = pool.worker_address(WorkerNumber::FIRST);
-            let last =
-                if count > 1 { format!(" to {}", pool.worker_address(WorkerNumber::of(count))) } else { String::new() };
-            writeln!(out, "  pool       {name}: {count} {handler} {workers} at {first}{last}")?;
-        }
-        let admin = config.admin.address.as_ref().map_or(String::new(), |address| format!(" and http://{address}"));
-        writeln!(out, "  admin      {}{admin}", AdminConfig::socket(&config.set.runtime_dir))?;
-        writeln!(out, "  directory  {dir}: {} segments, {0} pairs of named pipes", config.workers().count())?;
-        config
-            .pools
-            .iter()
-            .filter_map(|pool| pool.beyond_run())
-            .chain(config.admin.exposed())
-            .try_for_each(|text| writeln!(out, "  remark     {text}"))
-    };
-    written(print(&mut out))
+    writeln!(out, "{file} is valid. Set {} would create:", config.set.name)?;
+    for listener in &config.listeners {
+        let (address, pool) = (&listener.address, &listener.pool);
+        writeln!(out, "  listener   {address}  {} to pool {pool}", listener.delivery.as_str())?;
+    }
+    for pool in &config.pools {
+        let (name, count, handler) = (&pool.name, pool.workers, pool.handler.name());
+        let workers = if count == 1 { "worker" } else { "workers" };
+        let first = pool.worker_address(WorkerNumber::FIRST);
+        let last =
+            if count > 1 { format!(" to {}", pool.worker_address(WorkerNumber::of(count))) } else { String::new() };
+        writeln!(out, "  pool       {name}: {count} {handler} {workers} at {first}{last}")?;
+    }
+    let admin = config.admin.address.as_ref().map_or(String::new(), |address| format!(" and http://{address}"));
+    writeln!(out, "  admin      {}{admin}", AdminConfig::socket(&config.set.runtime_dir))?;
+    let (dir, workers) = (config.set.runtime_dir.display(), config.workers().count());
+    writeln!(out, "  directory  {dir}: {workers} segments, {workers} pairs of named pipes")?;
+    let notes = config.pools.iter().filter_map(|pool| pool.unsupported_by_run()).chain(config.admin.exposure_warning());
+    for note in notes {
+        writeln!(out, "  note       {note}")?;
+    }
+    Ok(())
 }

@@ -1,25 +1,25 @@
-//! `patou completions`: what a shell needs to complete the others. The package is built with it.
+//! `patou completions` (hidden): the completion script of a shell. The build of the package calls it.
 
-use std::io;
+use std::io::{self, Write};
 
-use clap::{Args, CommandFactory};
+use clap::{Args, Command};
 use clap_complete::Shell;
 
-use super::{Cli, Failure, failed};
+use super::error::{CommandError, failed};
 
 #[derive(Debug, Args)]
-pub struct Completions {
-    /// Whose completions
+pub(super) struct CompletionsArgs {
+    /// The shell
     shell: Shell,
 }
 
-pub fn run(completions: &Completions) -> Result<(), Failure> {
-    // The generator would also offer the hidden commands.
-    let all = Cli::command();
-    let shown = all.get_subcommands().filter(|command| !command.is_hide_set());
-    let mut shown = clap::Command::new("patou").version("").args(all.get_arguments()).subcommands(shown);
+/// Prints the completions of `cli`.
+pub(super) fn run(args: &CompletionsArgs, cli: &Command) -> Result<(), CommandError> {
+    // The generator does not leave out hidden commands.
+    let visible = cli.get_subcommands().filter(|command| !command.is_hide_set());
+    let mut visible = Command::new("patou").version("").args(cli.get_arguments()).subcommands(visible);
     let mut text = Vec::new();
-    clap_complete::generate(completions.shell, &mut shown, "patou", &mut text);
-    // Not straight to standard output: the generator would panic when nobody reads it.
-    io::Write::write_all(&mut io::stdout(), &text).map_err(failed)
+    clap_complete::generate(args.shell, &mut visible, "patou", &mut text);
+    // Not directly to standard output: the generator panics on a closed pipe.
+    io::stdout().write_all(&text).map_err(failed)
 }

@@ -1,4 +1,4 @@
-//! `patou status`: how the set is, for people and for programs.
+//! `patou status`: the state of the set, as text or JSON.
 
 use std::io::{self, Write};
 use std::path::Path;
@@ -6,53 +6,54 @@ use std::time::{Duration, Instant};
 
 use clap::Args;
 
-use super::{Failure, duration, failed, load_applied, no_set, written};
+use super::config_source::load_applied;
+use super::duration_arg::duration;
+use super::error::{CommandError, failed, ignore_broken_pipe, no_set};
+use super::poll::POLL_INTERVAL;
 use crate::config::Config;
 use crate::probe;
-use crate::status::{self, PATIENCE, SavedState, StatusView, Told};
+use crate::status::{self, PROBE_TIMEOUT, ProbeResult, SavedState, StatusView};
 
 #[derive(Debug, Args)]
-pub struct Status {
+pub(super) struct StatusArgs {
     /// Print JSON
     #[arg(long)]
     json: bool,
-    /// Wait for so long until every part is up; exit code 1 if it is not by then
+    /// Wait at most this long until every part is up; exit code 1 if not
     #[arg(long, value_name = "DURATION", value_parser = duration)]
     wait: Option<Duration>,
 }
 
-/// How often `--wait` looks.
-const LOOK: Duration = Duration::from_millis(10);
-
-pub fn run(path: Option<&Path>, status: &Status) -> Result<(), Failure> {
-    let give_up = status.wait.map(|wait| Instant::now() + wait);
+pub(super) fn run(path: Option<&Path>, args: &StatusArgs) -> Result<(), CommandError> {
+    let deadline = args.wait.map(|wait| Instant::now() + wait);
     loop {
         let config = load_applied(path)?;
-        let view = look(&config);
+        let view = view(&config);
         let up = view.as_ref().is_ok_and(StatusView::is_up);
-        let late = give_up.is_none_or(|at| Instant::now() >= at);
-        if up || late {
+        let expired = deadline.is_none_or(|at| Instant::now() >= at);
+        if up || expired {
             let view = view?;
-            written(print(&view, status.json))?;
-            return match give_up {
+            ignore_broken_pipe(print(&view, args.json))?;
+            return match deadline {
                 _ if view.watchdog.state == "gone" => Err(failed(
-                    "the watchdog is gone: what still runs finishes and leaves, and nobody replaces it; start the set again",
+                    "the watchdog is gone: the other parts finish their requests and exit, and nothing replaces them; \
+                     start the set again",
                 )),
-                Some(_) if !up => Err(failed("not every part is up")),
+                Some(_) if !up => Err(failed(format!("not every part is up: {}", view.not_up().join(", ")))),
                 _ => Ok(()),
             };
         }
-        std::thread::sleep(LOOK);
+        std::thread::sleep(POLL_INTERVAL);
     }
 }
 
-fn look(config: &Config) -> Result<StatusView, Failure> {
+fn view(config: &Config) -> Result<StatusView, CommandError> {
     let dir = &config.set.runtime_dir;
     let state = SavedState::read(dir).map_err(|_| no_set(dir))?;
-    let report = probe::ask(&dir.join("probe.sock"), None, PATIENCE);
-    // Who may not ask learns nothing about the dispatcher, least of all that it is frozen.
-    let answers = !matches!(&report, Err(error) if error.kind() != io::ErrorKind::PermissionDenied);
-    Ok(status::collect(config, &state, Told { report: report.as_ref().ok(), answers }))
+    let report = probe::query(&dir.join("probe.sock"), None, PROBE_TIMEOUT);
+    // A user without permission learns nothing about the dispatcher, so it does not count as frozen.
+    let responsive = !matches!(&report, Err(error) if error.kind() != io::ErrorKind::PermissionDenied);
+    Ok(status::collect(config, &state, ProbeResult { report: report.as_ref().ok(), responsive }))
 }
 
 fn print(view: &StatusView, json: bool) -> io::Result<()> {

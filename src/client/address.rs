@@ -1,16 +1,16 @@
-//! Where a dispatcher or a worker is found: a TCP port or a Unix socket, checked when it is read.
+//! The address of a dispatcher or worker: a TCP port or a Unix socket, validated when parsed.
 
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
-/// A place to connect to, written `host:port`, `[ipv6]:port` or `unix:/path`.
+/// An address to connect to, written `host:port`, `[ipv6]:port` or `unix:/path`.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Address {
-    /// A TCP port. `host` is a name or an address, an IPv6 address without its brackets.
+    /// A TCP port.
     Tcp {
-        /// Name or address.
+        /// Host name or IP address, IPv6 without brackets.
         host: String,
         /// Port, never 0.
         port: u16,
@@ -19,21 +19,21 @@ pub enum Address {
     Unix(PathBuf),
 }
 
-/// The text names no address; the message says what would.
+/// The text is not an address; the message describes a valid one.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{0:?} is not an address: write {1}")]
 pub struct BadAddress(String, &'static str);
 
-/// What `sun_path` holds, less its final NUL (unix(7)).
-const LONGEST_PATH: usize = 107;
+/// Longest path of a Unix socket in bytes: `sun_path` without the final NUL (unix(7)).
+const PATH_MAX: usize = 107;
 
-/// The longest name the DNS knows (RFC 1035, 2.3.4).
-const LONGEST_NAME: usize = 253;
+/// The longest host name (RFC 1035, 2.3.4).
+const HOST_MAX: usize = 253;
 
 impl Address {
-    /// This address as seen by a client of `target`: a worker that listens on every interface
-    /// (`0.0.0.0`, `[::]`) is found on the host where its dispatcher was found.
-    pub(super) fn beside(self, target: &Address) -> Address {
+    /// The address of a worker for a client of the dispatcher at `target`: a wildcard address (`0.0.0.0`, `[::]`) is
+    /// replaced by the dispatcher's host.
+    pub(super) fn resolve_wildcard(self, target: &Address) -> Address {
         let Address::Tcp { host, port } = self else { return self };
         let host = match (host.parse::<IpAddr>(), target) {
             (Ok(ip), Address::Tcp { host, .. }) if ip.is_unspecified() => host.clone(),
@@ -45,7 +45,7 @@ impl Address {
     }
 }
 
-/// A host as it stands in an authority: IPv6 in brackets (RFC 3986, 3.2.2).
+/// A host as written in an authority: IPv6 in brackets (RFC 3986, 3.2.2).
 fn bracketed(host: &str) -> String {
     if host.contains(':') { format!("[{host}]") } else { host.to_owned() }
 }
@@ -72,36 +72,36 @@ impl FromStr for Address {
 }
 
 fn socket_path(path: &str) -> Option<PathBuf> {
-    let fits = path.len() <= LONGEST_PATH && !path.contains(char::is_control);
+    let fits = path.len() <= PATH_MAX && !path.contains(char::is_control);
     (fits && Path::new(path).is_absolute()).then(|| path.into())
 }
 
 fn tcp(host: &str, port: &str) -> Option<Address> {
-    // `parse` alone would let a leading `+` through.
+    // `str::parse` would accept a leading `+`.
     let port: u16 = port.bytes().all(|b| b.is_ascii_digit()).then(|| port.parse().ok())??;
     let host = match host.strip_prefix('[') {
         Some(rest) => rest.strip_suffix(']')?.parse::<Ipv6Addr>().ok()?.to_string(),
         None => {
-            let plain = |b: u8| b.is_ascii_alphanumeric() || b"-._".contains(&b);
-            let good = !host.is_empty() && host.len() <= LONGEST_NAME && host.bytes().all(plain);
-            good.then(|| host.to_owned())?
+            let is_allowed = |b: u8| b.is_ascii_alphanumeric() || b"-._".contains(&b);
+            let is_valid = !host.is_empty() && host.len() <= HOST_MAX && host.bytes().all(is_allowed);
+            is_valid.then(|| host.to_owned())?
         }
     };
     (port != 0).then_some(Address::Tcp { host, port })
 }
 
-/// The dispatcher's address as people write it: `http://host:port` (port 80 if absent) or `unix:/path`.
+/// The address of a dispatcher as a URL: `http://host:port` (port 80 if absent) or `unix:/path`.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Target(Address);
 
 impl Target {
-    /// The place to connect to.
+    /// The address to connect to.
     pub fn address(&self) -> &Address {
         &self.0
     }
 
-    /// What stands in the `Host` header (RFC 9112, 3.2). A Unix socket has no authority; `localhost` is
-    /// a name that every dispatcher accepts.
+    /// The value of the `Host` header (RFC 9112, 3.2). A Unix socket has no authority; every dispatcher accepts
+    /// `localhost`.
     pub fn authority(&self) -> String {
         match &self.0 {
             Address::Tcp { host, port: 80 } => bracketed(host),
@@ -129,13 +129,13 @@ impl fmt::Display for Target {
 impl FromStr for Target {
     type Err = BadAddress;
     fn from_str(text: &str) -> Result<Self, BadAddress> {
-        let bad = || BadAddress(text.to_owned(), "http://HOST:PORT or unix:/PATH, without a path of the request");
+        let bad = || BadAddress(text.to_owned(), "http://HOST:PORT or unix:/PATH, without the path of a request");
         let Some(rest) = text.strip_prefix("http://") else {
             let path = text.strip_prefix("unix:").and_then(socket_path).ok_or_else(bad)?;
             return Ok(Self(Address::Unix(path)));
         };
         let authority = rest.strip_suffix('/').unwrap_or(rest);
-        // A colon inside the brackets of an IPv6 address starts no port.
+        // A colon inside the brackets of an IPv6 address is not followed by a port.
         let (host, port) = match authority.rsplit_once(':') {
             Some((host, port)) if !port.ends_with(']') => (host, port),
             _ => (authority, "80"),
@@ -149,7 +149,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn targets_are_written_as_they_are_read() {
+    fn targets_are_displayed_in_canonical_form() {
         for (text, shown, authority) in [
             ("http://127.0.0.1:7286", "http://127.0.0.1:7286", "127.0.0.1:7286"),
             ("http://flock.example:7286/", "http://flock.example:7286", "flock.example:7286"),
@@ -164,30 +164,30 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_address_is_refused() {
+    fn invalid_addresses_are_rejected() {
         for bad in ["", "127.0.0.1:7286", "https://a:1", "http://", "http://a:0", "http://a:1/path", "http://a:+1"] {
             assert!(bad.parse::<Target>().is_err(), "{bad}");
         }
         for bad in ["http://::1:80", "http://u@a:1", "http://[::1", "http://[a]:1", "unix:relative", "unix:/a\nb"] {
             assert!(bad.parse::<Target>().is_err(), "{bad}");
         }
-        assert!(format!("unix:/{}", "x".repeat(LONGEST_PATH)).parse::<Target>().is_err());
+        assert!(format!("unix:/{}", "x".repeat(PATH_MAX)).parse::<Target>().is_err());
         for bad in ["", "a", "a:", ":1", "a:65536", "a b:1", "a\r\nX:1", "http://a:1"] {
             assert!(bad.parse::<Address>().is_err(), "{bad:?}");
         }
     }
 
     #[test]
-    fn a_wildcard_is_found_beside_its_dispatcher() {
-        let beside = |worker: &str, target: &str| {
+    fn wildcard_is_replaced_by_the_host_of_the_dispatcher() {
+        let resolve = |worker: &str, target: &str| {
             let target: Target = target.parse().unwrap();
-            worker.parse::<Address>().unwrap().beside(target.address()).to_string()
+            worker.parse::<Address>().unwrap().resolve_wildcard(target.address()).to_string()
         };
-        assert_eq!(beside("0.0.0.0:7300", "http://flock.example:7286"), "flock.example:7300");
-        assert_eq!(beside("[::]:7300", "http://[fe80::2]:7286"), "[fe80::2]:7300");
-        assert_eq!(beside("0.0.0.0:7300", "unix:/s"), "127.0.0.1:7300");
-        assert_eq!(beside("[::]:7300", "unix:/s"), "[::1]:7300");
-        assert_eq!(beside("10.0.0.1:7300", "http://flock.example:7286"), "10.0.0.1:7300");
-        assert_eq!(beside("unix:/w", "http://flock.example:7286"), "unix:/w");
+        assert_eq!(resolve("0.0.0.0:7300", "http://flock.example:7286"), "flock.example:7300");
+        assert_eq!(resolve("[::]:7300", "http://[fe80::2]:7286"), "[fe80::2]:7300");
+        assert_eq!(resolve("0.0.0.0:7300", "unix:/s"), "127.0.0.1:7300");
+        assert_eq!(resolve("[::]:7300", "unix:/s"), "[::1]:7300");
+        assert_eq!(resolve("10.0.0.1:7300", "http://flock.example:7286"), "10.0.0.1:7300");
+        assert_eq!(resolve("unix:/w", "http://flock.example:7286"), "unix:/w");
     }
 }

@@ -1,4 +1,4 @@
-//! How a call fails, sorted by the one question that matters: may it be sent again?
+//! The errors of a call. They distinguish whether the request may be sent again.
 
 use std::error::Error;
 use std::io;
@@ -11,36 +11,36 @@ use super::address::{Address, Target};
 use super::problem::Problem;
 use crate::ids::WorkerId;
 
-/// A call without an answer, or with half of one. The message is complete: it names the cause.
+/// A call without a response, or with a truncated one. The message includes the cause.
 #[derive(Debug, thiserror::Error)]
 pub enum CallError {
-    /// No worker has seen the request. It is safe to send it again.
-    #[error("{cause}{}", tries(*attempts))]
+    /// No worker has received the request. It is safe to send it again.
+    #[error("{cause}{}", attempts_text(*attempts))]
     NotStarted {
-        /// What was in the way, at the last attempt.
-        cause: Cause,
-        /// How often it was tried.
+        /// The cause of the last attempt's failure.
+        cause: FailureCause,
+        /// The number of attempts.
         attempts: u32,
     },
-    /// The worker got the request, or a part of it, and the answer is missing or cut short: it may have
-    /// been carried out or not. It was not sent again.
+    /// The worker received the request or a part of it, and the response is missing or truncated. The request may have
+    /// been carried out; it was not sent again.
     #[error("{worker} may or may not have carried out the request, which was not sent again: {cause}")]
     StartedUnknown {
-        /// The worker that got it.
+        /// The worker that received it.
         worker: WorkerId,
-        /// How the conversation ended.
-        cause: Cause,
+        /// How the connection ended.
+        cause: FailureCause,
     },
 }
 
-fn tries(attempts: u32) -> String {
-    if attempts > 1 { format!(" (tried {attempts} times)") } else { String::new() }
+fn attempts_text(attempts: u32) -> String {
+    if attempts > 1 { format!(" ({attempts} attempts)") } else { String::new() }
 }
 
-/// What went wrong.
+/// Why a call failed.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
-pub enum Cause {
+pub enum FailureCause {
     /// The caller's request cannot be sent through a dispatcher.
     #[error("this request cannot be sent: {0}")]
     Request(String),
@@ -52,26 +52,26 @@ pub enum Cause {
     Connect {
         /// Dispatcher or worker.
         to: Address,
-        /// Its reason.
+        /// The reason.
         error: io::Error,
     },
     /// The connection was not accepted in time.
-    #[error("cannot connect to {to}: no answer within {after:?}")]
+    #[error("cannot connect to {to}: no connection within {after:?}")]
     ConnectTimeout {
         /// Dispatcher or worker.
         to: Address,
         /// The bound, `connect_timeout`.
         after: Duration,
     },
-    /// The dispatcher ended the connection before it answered, or answered something that is no HTTP.
+    /// The dispatcher closed the connection without a response, or its response is not HTTP.
     #[error("no lease from {from}: {}", chain(error))]
     Dispatcher {
         /// The dispatcher.
         from: Target,
-        /// What HTTP says about it.
+        /// The HTTP error.
         error: hyper::Error,
     },
-    /// The dispatcher did not answer in time.
+    /// The dispatcher did not respond in time.
     #[error("no lease from {from} within {after:?}")]
     LeaseTimeout {
         /// The dispatcher.
@@ -79,28 +79,28 @@ pub enum Cause {
         /// The bound, `lease_timeout`.
         after: Duration,
     },
-    /// What the dispatcher answered is not a lease; something else may listen there.
-    #[error("the answer of {from} is not a lease ({why}): is that a patou dispatcher?")]
+    /// The response is not a lease; another server may listen on this address.
+    #[error("the response of {from} is not a lease ({why}): is it a patou dispatcher?")]
     BadLease {
         /// The dispatcher.
         from: Target,
-        /// The broken rule.
+        /// The violated rule.
         why: String,
     },
-    /// The dispatcher answered with a refusal (only from `Client::lease`; `Client::call` hands the answer back).
+    /// The dispatcher refused (only from `Client::lease`; `Client::call` returns the refusal as its response).
     #[error("no lease from {from}: {status}{}", problem.after_colon())]
     Refused {
         /// The dispatcher.
         from: Target,
         /// Its status.
         status: StatusCode,
-        /// Its explanation; both fields empty if it gave none.
+        /// Its explanation; both fields are empty if there is none.
         problem: Problem,
     },
-    /// The conversation with the worker broke off.
-    #[error("the connection broke off: {}", chain(error))]
+    /// The connection to the worker failed.
+    #[error("the connection failed: {}", chain(error))]
     Worker {
-        /// What HTTP says about it.
+        /// The HTTP error.
         error: hyper::Error,
     },
 }
@@ -115,23 +115,25 @@ pub struct FileError {
     pub error: io::Error,
 }
 
-impl Cause {
-    /// Whether the same attempt may succeed a moment later, as far as the client can tell.
-    pub(super) fn may_pass(&self) -> bool {
+impl FailureCause {
+    /// Whether a retry may succeed.
+    pub(super) fn is_temporary(&self) -> bool {
         match self {
-            Cause::Connect { error, .. } => {
+            FailureCause::Connect { error, .. } => {
                 !matches!(error.kind(), io::ErrorKind::PermissionDenied | io::ErrorKind::InvalidInput)
             }
-            // An answer that is no HTTP will be none the next time either.
-            Cause::Dispatcher { error, .. } => !error.is_parse(),
-            Cause::ConnectTimeout { .. } | Cause::LeaseTimeout { .. } | Cause::Worker { .. } => true,
-            Cause::Refused { status, .. } => *status == StatusCode::SERVICE_UNAVAILABLE,
-            Cause::Request(_) | Cause::File(_) | Cause::BadLease { .. } => false,
+            // A server that does not speak HTTP will not do so at the next attempt.
+            FailureCause::Dispatcher { error, .. } => !error.is_parse(),
+            FailureCause::ConnectTimeout { .. } | FailureCause::LeaseTimeout { .. } | FailureCause::Worker { .. } => {
+                true
+            }
+            FailureCause::Refused { status, .. } => *status == StatusCode::SERVICE_UNAVAILABLE,
+            FailureCause::Request(_) | FailureCause::File(_) | FailureCause::BadLease { .. } => false,
         }
     }
 }
 
-/// An error with its sources: what HTTP reports alone ("connection error") names no cause.
+/// An error with its sources: the message of hyper alone ("connection error") does not name the cause.
 fn chain(error: &hyper::Error) -> String {
     let mut text = error.to_string();
     let mut source = error.source();

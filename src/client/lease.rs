@@ -1,4 +1,4 @@
-//! A lease as the dispatcher grants it, read from its answer and checked field by field.
+//! A lease granted by the dispatcher, read from its response and validated field by field.
 
 use std::time::{Duration, Instant};
 
@@ -14,18 +14,18 @@ use crate::ids::{Token, WorkerId};
 pub struct Lease {
     /// The worker that accepted.
     pub worker: WorkerId,
-    /// Where to reach it; never a wildcard.
+    /// Its address; never a wildcard.
     pub address: Address,
-    /// The worker takes the token until then; later it sends the client back to the dispatcher.
+    /// Until then the worker accepts the token; later it redirects the client to the dispatcher.
     pub expires: Instant,
     token: Token,
 }
 
-/// No set has a `claim_timeout` beyond this; a larger number is a broken answer, not a long lease.
-const LONGEST: Duration = Duration::from_secs(24 * 60 * 60);
+/// No set has a longer `claim_timeout`; a larger number is an invalid response, not a long lease.
+const DURATION_MAX: Duration = Duration::from_secs(24 * 60 * 60);
 
 #[derive(Deserialize)]
-struct Granted {
+struct LeaseDocument {
     worker: WorkerId,
     address: String,
     token: String,
@@ -34,27 +34,26 @@ struct Granted {
 
 impl Lease {
     /// Reads the JSON of a granted lease: `{"worker","address","token","expires_ms"}`, other fields ignored.
-    /// `target` is the dispatcher's address, `now` when the answer arrived.
+    /// `target` is the dispatcher's address, `now` the time when the response arrived.
     ///
-    /// The error is the name of the broken rule; it never quotes the token.
+    /// The error names the violated rule; it never quotes the token.
     pub(super) fn read(json: &[u8], target: &Address, now: Instant) -> Result<Self, String> {
-        let granted: Granted = serde_json::from_slice(json).map_err(|e| e.to_string())?;
-        let address: Address = granted.address.parse().map_err(|e| format!("address: {e}"))?;
-        let token = Token::parse(&granted.token).ok_or("token: not 32 lower-case hexadecimal digits")?;
-        let left = Duration::from_millis(granted.expires_ms);
-        if left > LONGEST {
-            return Err(format!("expires_ms: {} is more than a day", granted.expires_ms));
+        let document: LeaseDocument = serde_json::from_slice(json).map_err(|e| e.to_string())?;
+        let address: Address = document.address.parse().map_err(|e| format!("address: {e}"))?;
+        let token = Token::parse(&document.token).ok_or("token: not 32 lower-case hexadecimal digits")?;
+        let left = Duration::from_millis(document.expires_ms);
+        if left > DURATION_MAX {
+            return Err(format!("expires_ms: {} is more than a day", document.expires_ms));
         }
-        Ok(Self { worker: granted.worker, address: address.beside(target), expires: now + left, token })
+        Ok(Self { worker: document.worker, address: address.resolve_wildcard(target), expires: now + left, token })
     }
 
-    /// The secret itself, for a caller that speaks to the worker on its own.
+    /// The token, for a caller that sends its own request to the worker.
     pub fn token(&self) -> Token {
         self.token
     }
 
-    /// The request target that presents this lease: `/.patou/<token>/<path and query>`.
-    /// `path` starts with its slash.
+    /// The request target under this lease: `/.patou/<token>/<path and query>`. `path` starts with a slash.
     pub fn path(&self, path: &str) -> String {
         format!("/.patou/{}{path}", self.token)
     }
@@ -73,7 +72,7 @@ mod tests {
     }
 
     #[test]
-    fn a_good_lease_is_read_and_hides_its_token() {
+    fn valid_lease_is_read_and_debug_hides_its_token() {
         let lease = read(GOOD).unwrap();
         assert_eq!(
             (lease.worker.to_string(), lease.address.to_string()),
@@ -84,7 +83,7 @@ mod tests {
     }
 
     #[test]
-    fn a_wrong_lease_is_refused_by_name() {
+    fn invalid_lease_is_rejected_with_the_violated_rule() {
         for (from, to, named) in [
             ("default/1", "../etc", "not a worker"),
             ("0.0.0.0:7300", "unix:etc", "address"),
@@ -104,8 +103,8 @@ mod tests {
             assert!(why.contains(named), "{json}: {why}");
             assert!(!why.contains("0203040506"), "{why}");
         }
-        for garbage in ["", "null", "[]", "<html>", "\u{0}"] {
-            assert!(read(garbage).is_err());
+        for invalid in ["", "null", "[]", "<html>", "\u{0}"] {
+            assert!(read(invalid).is_err());
         }
     }
 }

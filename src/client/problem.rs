@@ -1,4 +1,4 @@
-//! What a refusal says about itself: a problem document (RFC 9457), as far as people read it.
+//! Problem details (RFC 9457) of an error response: the texts for people.
 
 use bytes::Bytes;
 use http::HeaderMap;
@@ -6,71 +6,71 @@ use http::header::CONTENT_TYPE;
 use serde::Deserialize;
 use std::fmt;
 
-/// Title and detail of an `application/problem+json` answer, safe to print on a terminal.
+/// Title and detail of an `application/problem+json` response, safe to print on a terminal.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(default)]
 pub struct Problem {
     /// The kind of problem (RFC 9457, 3.1.3).
     pub title: String,
-    /// This occurrence of it (RFC 9457, 3.1.4).
+    /// This occurrence of the problem (RFC 9457, 3.1.4).
     pub detail: String,
 }
 
-/// Longer texts are cut: they go into one line of an error message.
-const LONGEST: usize = 500;
+/// Longer texts are truncated to this many characters: they become part of a one-line message.
+const CHARS_MAX: usize = 500;
 
 impl Problem {
-    /// The problem in this answer; `None` if it is of another type or not readable.
+    /// The problem in this response; `None` if it has another media type or is not valid.
     pub fn read(headers: &HeaderMap, body: &Bytes) -> Option<Self> {
-        if !Self::announced(headers) {
+        if !Self::is_announced(headers) {
             return None;
         }
         let Self { title, detail } = serde_json::from_slice(body).ok()?;
         Some(Self { title: printable(&title), detail: printable(&detail) })
     }
 
-    /// The end of a message about it: `: ` and the text, or nothing where there is none.
+    /// The text for the end of a message: `: ` and the problem, or nothing if it is empty.
     pub fn after_colon(&self) -> String {
         let text = self.to_string();
         if text.is_empty() { text } else { format!(": {text}") }
     }
 
-    /// Whether the answer says that its body is a problem document.
-    pub fn announced(headers: &HeaderMap) -> bool {
-        let kind = headers.get(CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
-        kind.split(';').next().unwrap_or_default().trim().eq_ignore_ascii_case("application/problem+json")
+    /// Whether the media type of the response is that of a problem.
+    pub fn is_announced(headers: &HeaderMap) -> bool {
+        let media_type = headers.get(CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
+        media_type.split(';').next().unwrap_or_default().trim().eq_ignore_ascii_case("application/problem+json")
     }
 }
 
-/// `detail`, or `title` where there is none; both may be empty.
+/// `detail`, or `title` if there is no detail; both may be empty.
 impl fmt::Display for Problem {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(if self.detail.is_empty() { &self.title } else { &self.detail })
     }
 }
 
-/// `text` of a peer without control characters (escape sequences, line breaks), cut to one line.
+/// `text` without control characters (escape sequences, line breaks), truncated.
 pub(super) fn printable(text: &str) -> String {
-    text.chars().map(|c| if c.is_control() { ' ' } else { c }).take(LONGEST).collect()
+    text.chars().map(|c| if c.is_control() { ' ' } else { c }).take(CHARS_MAX).collect()
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn read(kind: &'static str, body: &'static str) -> Option<Problem> {
-        let headers = HeaderMap::from_iter([(CONTENT_TYPE, http::HeaderValue::from_static(kind))]);
+    fn read(media_type: &'static str, body: &'static str) -> Option<Problem> {
+        let headers = HeaderMap::from_iter([(CONTENT_TYPE, http::HeaderValue::from_static(media_type))]);
         Problem::read(&headers, &Bytes::from_static(body.as_bytes()))
     }
 
     #[test]
-    fn problems_are_read_if_they_are_problems() {
+    fn problem_is_read_if_media_type_and_body_are_valid() {
         let body = r#"{"type":"about:blank","title":"Busy","detail":"no worker\u001b[2J is free","status":503}"#;
         let problem = read("Application/Problem+JSON; charset=utf-8", body).unwrap();
         assert_eq!((problem.title.as_str(), problem.detail.as_str()), ("Busy", "no worker [2J is free"));
         assert_eq!(problem.to_string(), "no worker [2J is free");
         assert_eq!(read("application/problem+json", r#"{"title":"Busy"}"#).unwrap().to_string(), "Busy");
         assert_eq!(read("application/json", body), None);
-        assert_eq!(read("application/problem+json", "no json"), None);
+        assert_eq!(read("application/problem+json", "not JSON"), None);
     }
 }

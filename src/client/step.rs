@@ -1,4 +1,4 @@
-//! The way of a call as its caller can watch it.
+//! The steps of a call, for an observer.
 
 use std::fmt;
 use std::sync::Arc;
@@ -9,7 +9,7 @@ use http::StatusCode;
 use super::address::{Address, Target};
 use crate::ids::WorkerId;
 
-/// One thing that happened during a call. After `Retrying` the steps begin again.
+/// One step of a call. After `Retrying` the steps start again.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Step {
@@ -18,76 +18,76 @@ pub enum Step {
         /// The dispatcher.
         to: Target,
     },
-    /// The dispatcher is being asked for a lease.
-    Asked,
-    /// The dispatcher asked a worker, the worker accepted, the lease is here.
+    /// A lease is requested from the dispatcher.
+    Requesting,
+    /// The lease has arrived: the dispatcher offered the request to a worker and the worker accepted.
     Leased {
         /// The worker that accepted.
         worker: WorkerId,
-        /// Where it is.
+        /// Its address.
         address: Address,
     },
-    /// The worker accepted the connection; the request goes out.
+    /// The worker accepted the connection; the request is being sent.
     Sending {
-        /// Where the worker is.
+        /// The worker's address.
         address: Address,
-        /// Length of the request's body in bytes.
+        /// Length of the request body in bytes.
         length: u64,
     },
-    /// The worker wants the body (`100 Continue`).
+    /// The worker requested the body (`100 Continue`).
     Continue,
-    /// A part of the request's body went to the connection.
+    /// A part of the request body was written to the connection.
     Progress {
-        /// Bytes so far.
+        /// Bytes written so far.
         bytes: u64,
-        /// Bytes in all.
+        /// Length of the body in bytes.
         of: u64,
     },
-    /// The head of an answer is here.
-    Answered {
+    /// The response head has arrived.
+    Responded {
         /// Its status.
         status: StatusCode,
-        /// The worker that gave it; `None`: the dispatcher, instead of a lease.
+        /// The worker that sent it; `None`: the dispatcher, instead of a lease.
         worker: Option<WorkerId>,
     },
-    /// The answer's body is complete.
+    /// The response body is complete.
     Finished {
         /// Its length in bytes.
         bytes: u64,
     },
-    /// This attempt started nothing; another one follows.
+    /// No worker has started the request; another attempt follows.
     Retrying {
-        /// Why.
+        /// The reason.
         reason: String,
-        /// The pause before it.
+        /// The delay before the next attempt.
         after: Duration,
     },
 }
 
-/// Called with each step and the time since the call began. It runs on the way of the request: keep it short.
+/// Called with each step and the time since the start of the call. It delays the request while it runs.
 pub type Observer = Arc<dyn Fn(Duration, &Step) + Send + Sync>;
 
-/// An observer and the moment its call began.
+/// Reports the steps of one call to an optional observer.
 #[derive(Clone)]
-pub(super) struct Watch {
+pub(super) struct StepReporter {
     observer: Option<Observer>,
     start: Instant,
 }
 
-impl Watch {
+impl StepReporter {
     pub(super) fn new(observer: Option<Observer>) -> Self {
         Self { observer, start: Instant::now() }
     }
 
-    pub(super) fn tell(&self, step: impl FnOnce() -> Step) {
+    pub(super) fn report(&self, step: impl FnOnce() -> Step) {
         if let Some(observer) = &self.observer {
             observer(self.start.elapsed(), &step());
         }
     }
 }
 
-impl fmt::Debug for Watch {
+impl fmt::Debug for StepReporter {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("Watch(..)")
+        f.write_str("StepReporter(..)")
     }
 }

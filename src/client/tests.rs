@@ -1,4 +1,4 @@
-//! Conversations with a dispatcher and workers that follow a script, byte by byte.
+//! The client against a scripted dispatcher and scripted workers, byte by byte.
 
 mod delivery;
 mod expect;
@@ -18,17 +18,17 @@ use super::*;
 
 const OK_PONG: &str = "HTTP/1.1 200 OK\r\nContent-Length: 4\r\nConnection: close\r\n\r\npong";
 
-/// Ends a conversation that hangs; no test waits for it otherwise.
-async fn guarded<T>(conversation: impl Future<Output = T>) -> T {
-    tokio::time::timeout(Duration::from_secs(60), conversation).await.expect("the conversation hangs")
+/// Fails a test that hangs.
+async fn with_deadline<T>(test: impl Future<Output = T>) -> T {
+    tokio::time::timeout(Duration::from_secs(60), test).await.expect("the test hangs")
 }
 
 trait Socket: AsyncRead + AsyncWrite + Unpin {
-    /// Makes the coming close a reset, where there is such a thing.
-    fn reset(&self) {}
+    /// Makes the next close a reset; Unix sockets have no reset.
+    fn reset_on_close(&self) {}
 }
 impl Socket for TcpStream {
-    fn reset(&self) {
+    fn reset_on_close(&self) {
         self.set_zero_linger().unwrap();
     }
 }
@@ -72,27 +72,27 @@ impl Script {
         Peer { socket }
     }
 
-    /// Accepts one question for a lease and answers it with these bytes.
-    async fn answers(&self, answer: &str) {
+    /// Accepts one lease request and responds with these bytes.
+    async fn respond(&self, response: &str) {
         let mut peer = self.accept().await;
         let host = Target::from(self.address()).authority();
-        let question =
+        let expected =
             format!("POST /.patou/lease HTTP/1.1\r\nhost: {host}\r\nconnection: close\r\ncontent-length: 0\r\n\r\n");
-        assert_eq!(peer.head().await, question);
-        peer.say(answer).await;
+        assert_eq!(peer.head().await, expected);
+        peer.send(response).await;
         assert_eq!(peer.finish().await, b"");
     }
 
-    /// Accepts one question for a lease and grants one of `worker`; returns the token.
-    async fn leases(&self, worker: &Address) -> String {
+    /// Accepts one lease request and grants a lease of `worker`; returns the token.
+    async fn grant_lease(&self, worker: &Address) -> String {
         static NUMBER: AtomicU32 = AtomicU32::new(1);
         let token = format!("{:032x}", NUMBER.fetch_add(1, Ordering::Relaxed));
-        self.answers(&granted(&worker.to_string(), &token)).await;
+        self.respond(&lease_response(&worker.to_string(), &token)).await;
         token
     }
 
-    /// Whether nobody (else) has connected.
-    async fn is_left_alone(&self) -> bool {
+    /// Whether no further client has connected.
+    async fn has_no_client(&self) -> bool {
         tokio::time::timeout(Duration::ZERO, self.accept()).await.is_err()
     }
 }
@@ -109,7 +109,7 @@ fn json_ok(json: &str) -> String {
     format!("HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\r\n{json}", json.len())
 }
 
-fn granted(worker: &str, token: &str) -> String {
+fn lease_response(worker: &str, token: &str) -> String {
     json_ok(&format!(r#"{{"worker":"default/1","address":"{worker}","token":"{token}","expires_ms":1000}}"#))
 }
 
@@ -119,11 +119,11 @@ struct Peer {
 }
 
 impl Peer {
-    /// Reads up to the empty line and not a byte further.
+    /// Reads up to the empty line and not one byte more.
     async fn head(&mut self) -> String {
         let mut head = Vec::new();
         while !head.ends_with(b"\r\n\r\n") {
-            head.push(self.socket.read_u8().await.expect("the head is cut short"));
+            head.push(self.socket.read_u8().await.expect("the head is truncated"));
         }
         String::from_utf8(head).unwrap()
     }
@@ -134,19 +134,19 @@ impl Peer {
         body
     }
 
-    async fn say(&mut self, text: &str) {
+    async fn send(&mut self, text: &str) {
         self.socket.write_all(text.as_bytes()).await.unwrap();
     }
 
-    /// Nothing comes though the client, which lives in the same task, had many turns.
-    async fn hears_nothing(&mut self) {
+    /// Asserts that the client, which runs in the same task, sends nothing although it is polled many times.
+    async fn receives_nothing(&mut self) {
         for _ in 0..100 {
             tokio::task::yield_now().await;
         }
         assert!(tokio::time::timeout(Duration::ZERO, self.socket.read_u8()).await.is_err());
     }
 
-    /// Closes for writing and reads what else comes before the client closes.
+    /// Shuts down writing and reads until the client closes.
     async fn finish(mut self) -> Vec<u8> {
         match self.socket.shutdown().await {
             Err(e) if e.kind() != io::ErrorKind::NotConnected => panic!("{e}"),
@@ -158,28 +158,28 @@ impl Peer {
     }
 
     fn reset(self) {
-        self.socket.reset();
+        self.socket.reset_on_close();
     }
 }
 
-/// An answer read to its end.
+/// A response and its whole body.
 #[derive(Debug, PartialEq)]
-struct Got {
+struct Received {
     status: u16,
     body: String,
     leased: bool,
     attempts: u32,
 }
 
-async fn call(client: &Client, request: Request<Payload>) -> Result<Got, CallError> {
-    let answer = client.call(request).await?;
-    let (head, body) = answer.response.into_parts();
+async fn call(client: &Client, request: Request<Payload>) -> Result<Received, CallError> {
+    let received = client.call(request).await?;
+    let (head, body) = received.response.into_parts();
     let body = String::from_utf8(body.collect().await?.to_bytes().into()).unwrap();
-    Ok(Got { status: head.status.as_u16(), body, leased: answer.lease.is_some(), attempts: answer.attempts })
+    Ok(Received { status: head.status.as_u16(), body, leased: received.lease.is_some(), attempts: received.attempts })
 }
 
-fn pong(attempts: u32) -> Got {
-    Got { status: 200, body: "pong".into(), leased: true, attempts }
+fn pong(attempts: u32) -> Received {
+    Received { status: 200, body: "pong".into(), leased: true, attempts }
 }
 
 fn get(path: &str) -> Request<Payload> {
@@ -190,23 +190,23 @@ fn post(body: impl Into<Bytes>) -> Request<Payload> {
     Request::post("/").body(Payload::Bytes(body.into())).unwrap()
 }
 
-/// `client`, and the steps it has told so far.
-fn watched(client: Client) -> (Client, Arc<Mutex<Vec<Step>>>) {
+/// `client`, and the steps that it reports.
+fn observed(client: Client) -> (Client, Arc<Mutex<Vec<Step>>>) {
     let steps = Arc::new(Mutex::new(Vec::new()));
-    let told = steps.clone();
-    (client.observe(move |_, step| told.lock().unwrap().push(step.clone())), steps)
+    let reported = steps.clone();
+    (client.observe(move |_, step| reported.lock().unwrap().push(step.clone())), steps)
 }
 
-/// The names of the steps told, in order.
-fn names(steps: &Mutex<Vec<Step>>) -> Vec<String> {
+/// The names of the reported steps, in order.
+fn step_names(steps: &Mutex<Vec<Step>>) -> Vec<String> {
     let name = |step: &Step| format!("{step:?}").split([' ', '{']).next().unwrap().to_owned();
     steps.lock().unwrap().iter().map(name).collect()
 }
 
 #[test]
-fn a_call_may_move_between_threads() {
-    fn moves<T: Send>(_: T) {}
+fn futures_of_the_client_are_send() {
+    fn assert_send<T: Send>(_: T) {}
     let client = Client::new("unix:/s".parse().unwrap());
-    moves(client.call(get("/")));
-    moves(client.lease());
+    assert_send(client.call(get("/")));
+    assert_send(client.lease());
 }

@@ -1,9 +1,13 @@
-//! Where something listens: a TCP address or the path of a Unix socket.
+//! The address of a listener or worker: TCP, or the path of a Unix socket.
+
+#![forbid(unsafe_code)]
 
 use std::fmt;
 use std::net::SocketAddr;
 use std::path::{Component, Path, PathBuf};
 use std::str::FromStr;
+
+use serde::{Serialize, Serializer};
 
 /// A TCP address or the path of a Unix socket. Written `127.0.0.1:7286`, `[::1]:80` or `unix:/path`.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -14,18 +18,18 @@ pub enum ListenAddress {
     Unix(PathBuf),
 }
 
-/// The text is no address; says which rule it breaks.
+/// The text is not an address.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("`{text}` is not an address: write {expected}")]
 pub struct BadListenAddress {
-    /// What was given.
+    /// The text.
     pub text: String,
-    /// What would have been right.
+    /// A description of a valid address.
     pub expected: &'static str,
 }
 
 impl ListenAddress {
-    /// Longest path of a Unix socket in bytes: `sun_path` has 108 with the closing NUL (unix(7)).
+    /// Longest path of a Unix socket in bytes: `sun_path` has 108 bytes including the final NUL (unix(7)).
     pub const UNIX_MAX: usize = 107;
 
     /// Whether this is a Unix socket.
@@ -43,17 +47,21 @@ impl fmt::Display for ListenAddress {
     }
 }
 
+impl Serialize for ListenAddress {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
 impl FromStr for ListenAddress {
     type Err = BadListenAddress;
 
-    /// Names are not resolved: an address is the same at every start, whatever a resolver says.
+    /// Host names are not accepted: an address must not depend on a name service.
     fn from_str(text: &str) -> Result<Self, BadListenAddress> {
         let bad = |expected| BadListenAddress { text: text.to_owned(), expected };
         match text.strip_prefix("unix:") {
-            Some(path) if is_plain(path) && !path.ends_with('/') => Ok(ListenAddress::Unix(path.into())),
-            Some(_) => {
-                Err(bad("unix: and the absolute path of a socket, without `..`, such as \"unix:/run/web.sock\""))
-            }
+            Some(path) if is_valid_path(path) && !path.ends_with('/') => Ok(ListenAddress::Unix(path.into())),
+            Some(_) => Err(bad("unix: and the absolute path of a socket without `..`, such as \"unix:/run/web.sock\"")),
             None => text.parse().map(ListenAddress::Tcp).map_err(|_| {
                 bad("an IP address and a port, such as \"127.0.0.1:7286\" or \"[::1]:80\", or \"unix:/path\"")
             }),
@@ -61,12 +69,12 @@ impl FromStr for ListenAddress {
     }
 }
 
-/// Whether `path` is absolute, below `/` and free of `..` and NUL: only such paths can be compared by
-/// their components and handed to the kernel as they are.
-pub(super) fn is_plain(path: &str) -> bool {
-    let path_of = Path::new(path);
-    let up = |part| matches!(part, Component::ParentDir);
-    path_of.is_absolute() && path_of.file_name().is_some() && !path.contains('\0') && !path_of.components().any(up)
+/// Whether `text` is an absolute path below `/` without `..` and NUL. Only such paths can be compared by their
+/// components and passed to the kernel unchanged.
+pub(super) fn is_valid_path(text: &str) -> bool {
+    let path = Path::new(text);
+    let is_parent = |part| matches!(part, Component::ParentDir);
+    path.is_absolute() && path.file_name().is_some() && !text.contains('\0') && !path.components().any(is_parent)
 }
 
 #[cfg(test)]
@@ -74,14 +82,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn addresses_are_written_as_they_are_read() {
+    fn addresses_are_displayed_as_they_are_parsed() {
         for text in ["127.0.0.1:7286", "[::1]:80", "0.0.0.0:0", "[fe80::1%2]:80", "unix:/run/a b.sock", "unix:/w{n}"] {
             assert_eq!(text.parse::<ListenAddress>().unwrap().to_string(), text);
         }
     }
 
     #[test]
-    fn what_is_no_address_is_refused_with_the_rule() {
+    fn invalid_addresses_are_rejected_with_the_rule() {
         for text in ["", "localhost:80", "127.0.0.1", ":80", "127.0.0.1:70000", "/run/x", "tcp:1.2.3.4:5"] {
             assert!(text.parse::<ListenAddress>().unwrap_err().expected.starts_with("an IP address"), "{text}");
         }

@@ -1,39 +1,40 @@
-//! Addresses that would meet: every listener and every worker needs one of its own, and so do the set's own files.
+//! Address conflicts: listeners, workers and the set's own sockets must all have different addresses.
+
+#![forbid(unsafe_code)]
 
 use std::collections::{BTreeSet, HashMap};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
-use super::diagnostics::Record;
-use super::validate::place;
-use super::write::quote;
+use super::diagnostics::Diagnostics;
+use super::fault::quote;
 use super::{AdminConfig, Config, ListenAddress, ListenerConfig, PoolConfig};
 use crate::ids::WorkerNumber;
 
-/// Reports addresses that overflow, are too long, or collide.
-pub(super) fn check(config: &Config, record: &mut Record) {
-    let listeners = config.listeners.iter().enumerate().map(|(i, l)| Holder::listener(i, l));
-    let pools = config.pools.iter().enumerate().map(|(i, p)| Holder::pool(i, p));
-    let admin = config.admin.address.iter().map(Holder::admin);
-    let holders: Vec<Holder<'_>> = listeners.chain(pools).chain(admin).collect();
-    for holder in &holders {
-        holder.check(record);
+/// Reports addresses that overflow, are too long, or conflict.
+pub(super) fn check(config: &Config, diagnostics: &mut Diagnostics) {
+    let listeners = config.listeners.iter().enumerate().map(|(i, l)| Binder::listener(i, l));
+    let pools = config.pools.iter().enumerate().map(|(i, p)| Binder::pool(i, p));
+    let admin = config.admin.address.iter().map(Binder::admin);
+    let binders: Vec<Binder<'_>> = listeners.chain(pools).chain(admin).collect();
+    for binder in &binders {
+        binder.check(diagnostics);
     }
-    tcp(&holders, record);
-    unix(&holders, record);
-    runtime_dir(config, &holders, record);
+    tcp(&binders, diagnostics);
+    unix(&binders, diagnostics);
+    runtime_dir(config, &binders, diagnostics);
 }
 
-/// Whoever listens: one listener, all workers of a pool, or the watchdog.
-struct Holder<'c> {
+/// What binds the addresses of one key: a listener, the workers of a pool, or the watchdog.
+struct Binder<'c> {
     key: String,
-    /// The key that says how many there are; that of the address itself for the others.
+    /// The key for the number of addresses; `key` itself if it is always one.
     count_key: String,
     address: &'c ListenAddress,
     pool: Option<&'c PoolConfig>,
 }
 
-impl<'c> Holder<'c> {
+impl<'c> Binder<'c> {
     fn listener(i: usize, listener: &'c ListenerConfig) -> Self {
         let key = format!("listener[{}].address", i + 1);
         Self { count_key: key.clone(), key, address: &listener.address, pool: None }
@@ -53,7 +54,7 @@ impl<'c> Holder<'c> {
         self.pool.map_or(1, |pool| pool.workers)
     }
 
-    /// All its addresses.
+    /// Its Unix socket paths; none on TCP.
     fn paths(&self) -> impl Iterator<Item = PathBuf> {
         WorkerNumber::up_to(self.count()).filter_map(|n| {
             match self.pool.map_or(self.address.clone(), |pool| pool.worker_address(n)) {
@@ -63,22 +64,26 @@ impl<'c> Holder<'c> {
         })
     }
 
-    /// What is wrong with this one alone.
-    fn check(&self, record: &mut Record) {
+    /// Reports an address that is invalid by itself.
+    fn check(&self, diagnostics: &mut Diagnostics) {
         let count = self.count();
         let expected = match self.address {
             ListenAddress::Tcp(first) => {
-                let room = u16::MAX - first.port();
-                (first.port() != 0 && count - 1 > room)
-                    .then(|| format!("a port of at most {}, since {count} workers need one each", u16::MAX - count + 1))
+                let ports_above = u16::MAX - first.port();
+                (first.port() != 0 && count - 1 > ports_above).then(|| {
+                    format!(
+                        "a port of at most {}: each of the {count} workers needs its own port",
+                        u16::MAX - count + 1
+                    )
+                })
             }
             ListenAddress::Unix(path) => {
-                let numbered = path.to_string_lossy().contains("{n}");
+                let is_numbered = path.to_string_lossy().contains("{n}");
                 let longest = self.paths().map(|path| path.as_os_str().len()).max().unwrap_or(0);
                 match self.pool {
-                    None if numbered => Some("a path without {n}: a listener has no number".to_owned()),
-                    Some(_) if count > 1 && !numbered => {
-                        Some(format!("a path with {{n}}, since {count} workers need one each"))
+                    None if is_numbered => Some("a path without {n}, which stands for a worker's number".to_owned()),
+                    Some(_) if count > 1 && !is_numbered => {
+                        Some(format!("a path with {{n}}: each of the {count} workers needs its own path"))
                     }
                     _ if longest > ListenAddress::UNIX_MAX => {
                         Some(format!("a path of at most {} bytes instead of {longest}", ListenAddress::UNIX_MAX))
@@ -88,42 +93,42 @@ impl<'c> Holder<'c> {
             }
         };
         if let Some(expected) = expected {
-            record.contradiction(&self.key, &[&self.count_key], quote(&self.address.to_string()), expected);
+            diagnostics.contradiction(&self.key, &[&self.count_key], quote(&self.address.to_string()), expected);
         }
     }
 
-    /// Reports that this one and the `earlier` both want `shared`.
-    fn collides(&self, earlier: &Holder<'_>, shared: &ListenAddress, record: &mut Record) {
+    /// Reports that this binder and an `earlier` one use the same address `shared`.
+    fn report_conflict(&self, earlier: &Binder<'_>, shared: &ListenAddress, diagnostics: &mut Diagnostics) {
         let shared = quote(&shared.to_string());
-        let expected = format!("an address of its own: {shared} belongs to {}", place(&earlier.key, record));
+        let expected = format!("a different address: {shared} is used by {}", diagnostics.place(&earlier.key));
         let others = [earlier.key.as_str(), &earlier.count_key, &self.count_key, "listener", "pool"];
-        record.contradiction(&self.key, &others, quote(&self.address.to_string()), expected);
+        diagnostics.contradiction(&self.key, &others, quote(&self.address.to_string()), expected);
     }
 }
 
-fn tcp(holders: &[Holder<'_>], record: &mut Record) {
-    for (i, later) in holders.iter().enumerate() {
-        for earlier in &holders[..i] {
+fn tcp(binders: &[Binder<'_>], diagnostics: &mut Diagnostics) {
+    for (i, later) in binders.iter().enumerate() {
+        for earlier in &binders[..i] {
             let (ListenAddress::Tcp(a), ListenAddress::Tcp(b)) = (earlier.address, later.address) else { continue };
             if let Some(port) = shared_port((a, earlier.count()), (b, later.count())) {
                 let mut shared = *a;
                 shared.set_port(port);
-                later.collides(earlier, &ListenAddress::Tcp(shared), record);
+                later.report_conflict(earlier, &ListenAddress::Tcp(shared), diagnostics);
             }
         }
     }
 }
 
-/// The first port on which both would listen. A wildcard address takes its port from every other address:
-/// from all of one family by TCP's own rule, and `[::]` takes IPv4's too unless the system says otherwise.
+/// The first port on which both would listen. A wildcard address conflicts with every address of its family on the same
+/// port, and `[::]` also with IPv4 unless the system is configured otherwise (ipv6(7), bindv6only).
 fn shared_port((a, a_count): (&SocketAddr, u16), (b, b_count): (&SocketAddr, u16)) -> Option<u16> {
     let (ip_a, ip_b) = (a.ip().to_canonical(), b.ip().to_canonical());
     let scope = |address: &SocketAddr| match address {
         SocketAddr::V6(v6) => v6.scope_id(),
         SocketAddr::V4(_) => 0,
     };
-    let same = ip_a == ip_b && scope(a) == scope(b);
-    if a.port() == 0 || b.port() == 0 || !(same || ip_a.is_unspecified() || ip_b.is_unspecified()) {
+    let same_ip = ip_a == ip_b && scope(a) == scope(b);
+    if a.port() == 0 || b.port() == 0 || !(same_ip || ip_a.is_unspecified() || ip_b.is_unspecified()) {
         return None;
     }
     let first = a.port().max(b.port());
@@ -131,16 +136,16 @@ fn shared_port((a, a_count): (&SocketAddr, u16), (b, b_count): (&SocketAddr, u16
     (first <= last(a, a_count).min(last(b, b_count))).then_some(first)
 }
 
-fn unix(holders: &[Holder<'_>], record: &mut Record) {
-    let mut taken: HashMap<PathBuf, usize> = HashMap::new();
-    for (i, holder) in holders.iter().enumerate() {
-        let mut told = BTreeSet::new();
-        for path in holder.paths() {
-            match taken.get(&path).copied() {
-                None => drop(taken.insert(path, i)),
-                // One pool meeting itself was told already: it lacks its {n}.
-                Some(earlier) if earlier != i && told.insert(earlier) => {
-                    holder.collides(&holders[earlier], &ListenAddress::Unix(path), record);
+fn unix(binders: &[Binder<'_>], diagnostics: &mut Diagnostics) {
+    let mut used: HashMap<PathBuf, usize> = HashMap::new();
+    for (i, binder) in binders.iter().enumerate() {
+        let mut reported = BTreeSet::new();
+        for path in binder.paths() {
+            match used.get(&path).copied() {
+                None => drop(used.insert(path, i)),
+                // A conflict within one pool is reported as a missing {n}.
+                Some(earlier) if earlier != i && reported.insert(earlier) => {
+                    binder.report_conflict(&binders[earlier], &ListenAddress::Unix(path), diagnostics);
                 }
                 Some(_) => {}
             }
@@ -148,27 +153,28 @@ fn unix(holders: &[Holder<'_>], record: &mut Record) {
     }
 }
 
-/// The set's own sockets must fit into `sun_path`, and nobody else may take their places.
-fn runtime_dir(config: &Config, holders: &[Holder<'_>], record: &mut Record) {
+/// The set's own sockets must fit into `sun_path`, and no configured socket may use their paths.
+fn runtime_dir(config: &Config, binders: &[Binder<'_>], diagnostics: &mut Diagnostics) {
     const KEY: &str = "set.runtime_dir";
     let dir = &config.set.runtime_dir;
     let own = ["probe.sock", AdminConfig::SOCKET].map(|name| dir.join(name));
     let workers = config.pools.iter().map(|pool| dir.join(pool.name.as_str()).join(format!("{}.sock", pool.workers)));
     let longest = workers.chain(own.clone()).max_by_key(|path| path.as_os_str().len());
     if let Some(path) = longest.filter(|path| path.as_os_str().len() > ListenAddress::UNIX_MAX) {
-        let over = path.as_os_str().len() - ListenAddress::UNIX_MAX;
-        let expected = format!("a path {over} bytes shorter: its sockets may have {} in all", ListenAddress::UNIX_MAX);
-        record.contradiction(KEY, &[], quote(&dir.to_string_lossy()), expected);
+        let excess = path.as_os_str().len() - ListenAddress::UNIX_MAX;
+        let most = ListenAddress::UNIX_MAX;
+        let expected = format!("a path {excess} bytes shorter: a socket path has at most {most} bytes");
+        diagnostics.contradiction(KEY, &[], quote(&dir.to_string_lossy()), expected);
     }
-    let reserved = |path: &Path| {
+    let is_reserved = |path: &Path| {
         let in_pool = config.pools.iter().any(|pool| path.starts_with(dir.join(pool.name.as_str())));
         in_pool || own.iter().any(|own| own.as_path() == path)
     };
-    for holder in holders {
-        if holder.paths().any(|path| reserved(&path)) {
+    for binder in binders {
+        if binder.paths().any(|path| is_reserved(&path)) {
             let dir = quote(&dir.to_string_lossy());
-            let expected = format!("a path outside {dir}, where the set keeps its own files");
-            record.contradiction(&holder.key, &[KEY], quote(&holder.address.to_string()), expected);
+            let expected = format!("a path outside {dir}, where the set creates its own files");
+            diagnostics.contradiction(&binder.key, &[KEY], quote(&binder.address.to_string()), expected);
         }
     }
 }

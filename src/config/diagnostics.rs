@@ -1,105 +1,116 @@
-//! What the reading of a file leaves besides the values: where each key stands and what is wrong.
+//! Collects the errors of a file while it is read, and the line of each key.
 //!
-//! The checks across keys need both: the lines for their faults, and which values are only stand-ins for wrong
-//! ones, from which nothing may be concluded.
+//! The rules between keys need both: lines for their own errors, and the keys whose value was wrong. A default stands
+//! in for a wrong value, and no error may be derived from it.
+
+#![forbid(unsafe_code)]
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 
-use super::fault::{ConfigFault, cut};
-use super::write::quote;
+use super::fault::{ConfigFault, quote, truncate};
 
-/// What is known about a file besides its values: where each key stands, and what is wrong.
-pub(super) struct Record {
+/// Errors of a file, and the position of its keys.
+pub(super) struct Diagnostics {
     file: String,
     /// Offset of the first byte of each line.
-    starts: Vec<usize>,
+    line_starts: Vec<usize>,
     /// Lines with a syntax error, in order.
-    broken: Vec<usize>,
+    syntax_errors: Vec<usize>,
+    /// The line of each key in the file.
     lines: BTreeMap<String, usize>,
+    /// Keys with a wrong value or without the value they need.
     wrong: BTreeSet<String>,
     faults: Vec<ConfigFault>,
-    /// Members of a list are missing from what was read, so that their numbers no longer fit.
-    miscounted: bool,
+    /// An item of a list could not be read, so the numbers of the items after it do not match the file.
+    has_gaps: bool,
 }
 
-impl Record {
-    /// A file of which nothing has been read.
+impl Diagnostics {
+    /// Diagnostics of a file that has not been read yet.
     pub(super) fn new(text: &str, file: &str) -> Self {
-        let starts = std::iter::once(0).chain(text.match_indices('\n').map(|(at, _)| at + 1)).collect();
+        let line_starts = std::iter::once(0).chain(text.match_indices('\n').map(|(at, _)| at + 1)).collect();
         Self {
             file: file.to_owned(),
-            starts,
-            broken: Vec::new(),
+            line_starts,
+            syntax_errors: Vec::new(),
             lines: BTreeMap::new(),
             wrong: BTreeSet::new(),
             faults: Vec::new(),
-            miscounted: false,
+            has_gaps: false,
         }
     }
 
-    /// Reports a place where the text is no TOML.
-    pub(super) fn syntax(&mut self, text: &str, error: &toml::de::Error) {
+    /// Reports a line that is not TOML.
+    pub(super) fn syntax_error(&mut self, text: &str, error: &toml::de::Error) {
         let line = self.line_at(error.span().unwrap_or_default());
-        if self.broken.contains(&line) {
-            return; // One slip of the pen makes several errors; the first says it best.
+        if self.syntax_errors.contains(&line) {
+            return; // One mistake causes several errors; the first one is the most precise.
         }
-        self.broken.push(line);
-        self.broken.sort_unstable();
-        let found = quote(&cut(text.lines().nth(line - 1).unwrap_or_default().trim()));
+        self.syntax_errors.push(line);
+        self.syntax_errors.sort_unstable();
+        let found = quote(&truncate(text.lines().nth(line - 1).unwrap_or_default().trim()));
         self.push(line, String::new(), found, format!("TOML ({})", error.message()));
     }
 
-    /// Whether the text was TOML throughout.
-    pub(super) fn is_whole(&self) -> bool {
-        self.broken.is_empty()
+    /// Whether the whole text is TOML.
+    pub(super) fn is_toml(&self) -> bool {
+        self.syntax_errors.is_empty()
     }
 
-    /// Whether `line` comes after a syntax error or has one.
+    /// Whether `line` has a syntax error or follows one.
     pub(super) fn is_after_syntax_error(&self, line: usize) -> bool {
-        self.broken.first().is_some_and(|broken| *broken <= line)
+        self.syntax_errors.first().is_some_and(|first| *first <= line)
     }
 
-    /// Remembers that `key` stands in `line`.
-    pub(super) fn stands(&mut self, key: &str, line: usize) {
+    /// Records that `key` is in `line`.
+    pub(super) fn set_line(&mut self, key: &str, line: usize) {
         self.lines.insert(key.to_owned(), line);
     }
 
-    /// Says that a list was read with gaps.
-    pub(super) fn lose_count(&mut self) {
-        self.miscounted = true;
+    /// Records that an item of a list could not be read.
+    pub(super) fn set_gaps(&mut self) {
+        self.has_gaps = true;
     }
 
-    /// Whether the numbers in the keys are those of the members read.
-    pub(super) fn is_counted(&self) -> bool {
-        !self.miscounted
+    /// Whether numbers in keys, such as `pool[2]`, may not match the file.
+    pub(super) fn has_gaps(&self) -> bool {
+        self.has_gaps
     }
 
-    /// Whether any of these keys was wrong, so that its value is only a stand-in.
+    /// Whether the value of any of these keys is a default in the place of a wrong one.
     fn is_wrong(&self, keys: &[&str]) -> bool {
         keys.iter().any(|key| self.wrong.contains(*key))
     }
 
-    /// Whether `key` stands in the file.
-    pub(super) fn is_there(&self, key: &str) -> bool {
+    /// Whether `key` is in the file.
+    pub(super) fn is_present(&self, key: &str) -> bool {
         self.lines.contains_key(key)
     }
 
     /// The line of `key`, or of the innermost section around it that is in the file.
     pub(super) fn line_of(&self, key: &str) -> Option<usize> {
-        let around = || key.rfind(['.', '[']).and_then(|at| self.line_of(&key[..at]));
-        self.lines.get(key).copied().or_else(around)
+        let section = || key.rfind(['.', '[']).and_then(|at| self.line_of(&key[..at]));
+        self.lines.get(key).copied().or_else(section)
     }
 
-    /// Reports `key` for what it says together with `others`. Does nothing if one of them was wrong by itself:
-    /// then it is not known what it should have said. If `key` is only a default, the line is that of the first
-    /// of the others in the file: the one that somebody wrote.
+    /// `key` with its line, for a message about another key.
+    pub(super) fn place(&self, key: &str) -> String {
+        match self.line_of(key) {
+            Some(line) => format!("{key} (line {line})"),
+            None => format!("{key} (default)"),
+        }
+    }
+
+    /// Reports that the value of `key` contradicts those of `others`. Does nothing if one of these values was wrong by
+    /// itself: the right one is unknown. If the value of `key` is the default, the line is that of the first of
+    /// `others` that is in the file: this is the line to change.
     pub(super) fn contradiction(&mut self, key: &str, others: &[&str], mut found: String, expected: String) {
         if self.is_wrong(&[key]) || self.is_wrong(others) {
             return;
         }
-        if !self.is_there(key) {
-            found.push_str(" (the default)");
+        if !self.is_present(key) {
+            found.push_str(" (default)");
         }
         let written = std::iter::once(&key).chain(others).find_map(|key| self.lines.get(*key).copied());
         let line = written.or_else(|| self.line_of(key)).unwrap_or(1);
@@ -107,32 +118,31 @@ impl Record {
     }
 
     /// Reports an unknown key.
-    pub(super) fn unknown(&mut self, line: usize, key: String, expected: String) {
+    pub(super) fn unknown_key(&mut self, line: usize, key: String, expected: String) {
         self.push(line, key, "an unknown key".to_owned(), expected);
     }
 
-    /// Reports the absence of `key` in the section of `line`, once. Not after a syntax error, which may have
-    /// swallowed it.
-    pub(super) fn missing(&mut self, line: usize, key: String, expected: &str) {
-        if self.wrong.insert(key.clone()) && self.is_whole() {
+    /// Reports once that `key` is missing in the section at `line`. Not after a syntax error, which may hide the key.
+    pub(super) fn missing_key(&mut self, line: usize, key: String, expected: &str) {
+        if self.wrong.insert(key.clone()) && self.is_toml() {
             self.push(line, key, "nothing".to_owned(), expected.to_owned());
         }
     }
 
-    /// Reports a value, unless the line was no TOML: what was made of it there means nothing.
-    pub(super) fn value(&mut self, line: usize, key: String, found: String, expected: String) {
+    /// Reports a wrong value. Not in a line with a syntax error, where the parser's value is a guess.
+    pub(super) fn wrong_value(&mut self, line: usize, key: String, found: String, expected: String) {
         self.wrong.insert(key.clone());
-        if !self.broken.contains(&line) {
+        if !self.syntax_errors.contains(&line) {
             self.push(line, key, found, expected);
         }
     }
 
-    /// The line of the byte at which `span` begins, from 1.
+    /// The line, from 1, of the first byte of `span`.
     pub(super) fn line_at(&self, span: Range<usize>) -> usize {
-        self.starts.partition_point(|start| *start <= span.start).max(1)
+        self.line_starts.partition_point(|start| *start <= span.start).max(1)
     }
 
-    /// All faults in the order of their lines.
+    /// All errors in the order of their lines.
     pub(super) fn into_faults(mut self) -> Vec<ConfigFault> {
         self.faults.sort_by_key(|fault| fault.line);
         self.faults

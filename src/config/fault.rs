@@ -1,22 +1,25 @@
-//! What is wrong with a configuration file: where, what was found, and what would be right.
+//! Errors in a configuration file, and the text of their messages.
+
+#![forbid(unsafe_code)]
 
 use std::fmt;
+use std::fmt::Write;
 
-/// One thing that is wrong in a configuration file.
+/// One error in a configuration file.
 ///
-/// Written `patou.toml:12: pool[1].offer_timeout: found "5 minuts"; expected a duration such as "50ms" or "5s"`.
+/// Displayed as `patou.toml:12: pool[1].offer_timeout: found "5 minuts"; expected a duration such as "50ms" or "5s"`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ConfigFault {
-    /// The file as it was named to the reader.
+    /// The file as named by the caller.
     pub file: String,
-    /// Line, from 1; of the section if the key itself is missing, 1 if the section is missing too.
+    /// Line, from 1; of the section if the key is missing, 1 if the section is missing too.
     pub line: usize,
-    /// The key with its section: `front.head_bytes`, `watchdog.restarts.max`. Members of lists carry their
-    /// number in the file, from 1: `pool[2].offer_timeout`. Empty where the text is no TOML at all.
+    /// The key with its section: `front.head_bytes`, `watchdog.restarts.max`. Sections that may be repeated carry their
+    /// number in the file, from 1: `pool[2].offer_timeout`. Empty if the line is not TOML.
     pub key: String,
-    /// What stands there.
+    /// The value found.
     pub found: String,
-    /// What would be right.
+    /// A description of a valid value.
     pub expected: String,
 }
 
@@ -30,15 +33,15 @@ impl fmt::Display for ConfigFault {
     }
 }
 
-/// Everything that is wrong in one file, at least one fault, in the order of the lines. Displayed one a line.
+/// All errors in one file, at least one, in the order of their lines. Displayed one per line.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ConfigFaults(pub Vec<ConfigFault>);
 
 impl fmt::Display for ConfigFaults {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         for (i, fault) in self.0.iter().enumerate() {
-            let end = if i == 0 { "" } else { "\n" };
-            write!(f, "{end}{fault}")?;
+            let separator = if i == 0 { "" } else { "\n" };
+            write!(f, "{separator}{fault}")?;
         }
         Ok(())
     }
@@ -46,20 +49,34 @@ impl fmt::Display for ConfigFaults {
 
 impl std::error::Error for ConfigFaults {}
 
-/// The known word nearest to `word`, if any is near enough to be what was meant.
+/// The known word nearest to `word`, if it is near enough to be the one that was meant.
 pub(super) fn nearest<'k>(word: &str, known: impl IntoIterator<Item = &'k str>) -> Option<&'k str> {
     let distance = |known: &str| strsim::damerau_levenshtein(word, known);
     let near = word.chars().count().div_ceil(3);
     known.into_iter().map(|known| (distance(known), known)).min().filter(|(d, _)| *d <= near).map(|(_, known)| known)
 }
 
-/// Enough of a long text to recognise it.
-pub(super) fn cut(text: &str) -> String {
-    const ENOUGH: usize = 60;
-    match text.char_indices().nth(ENOUGH) {
+/// `text`, truncated if it is long.
+pub(super) fn truncate(text: &str) -> String {
+    const CHARS_MAX: usize = 60;
+    match text.char_indices().nth(CHARS_MAX) {
         Some((end, _)) => format!("{}...", &text[..end]),
         None => text.to_owned(),
     }
+}
+
+/// A TOML basic string (TOML v1.0.0, String): quoted, in one line, control characters escaped.
+pub(super) fn quote(text: &str) -> String {
+    let mut out = String::from("\"");
+    for c in text.chars() {
+        match c {
+            '"' | '\\' => out.extend(['\\', c]),
+            c if c.is_control() => write!(out, "\\u{:04X}", c as u32).expect("writing to a String cannot fail"),
+            c => out.push(c),
+        }
+    }
+    out.push('"');
+    out
 }
 
 #[cfg(test)]
@@ -67,7 +84,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn nearest_is_the_likely_word_or_none() {
+    fn only_a_similar_word_is_nearest() {
         let known = ["offer_timeout", "claim_timeout", "queue"];
         assert_eq!(nearest("offer_timout", known), Some("offer_timeout"));
         assert_eq!(nearest("queu", known), Some("queue"));
@@ -76,7 +93,7 @@ mod tests {
     }
 
     #[test]
-    fn faults_are_lines() {
+    fn each_fault_is_displayed_on_one_line() {
         let fault = |line, key: &str| ConfigFault {
             file: "f".into(),
             line,

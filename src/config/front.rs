@@ -1,27 +1,40 @@
-//! The dispatcher towards its clients.
+//! Limits and timeouts of the dispatcher towards clients.
+
+#![forbid(unsafe_code)]
 
 use std::time::Duration;
 
-/// Bounds of the dispatcher towards clients.
-#[derive(Clone, Debug, PartialEq, Eq)]
+use serde::Serialize;
+
+use super::quantity;
+
+/// Limits and timeouts of the dispatcher towards clients.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct FrontConfig {
-    /// Most connections at a time, at least 1.
+    /// Most concurrent connections, at least 1.
     pub connections: usize,
-    /// Largest head of a request in bytes, 8192 (the least hyper's buffer can be) to 1 MiB.
+    /// Largest request head in bytes, 8192 (the smallest buffer of hyper) to 1 MiB.
     pub head_bytes: usize,
-    /// How long a client may take to send the head.
+    /// How long a client may take to send the request head.
+    #[serde(serialize_with = "quantity::serialize_duration")]
     pub head_timeout: Duration,
-    /// How long a client may be silent within a body.
+    /// How long a client may send nothing within a request body.
+    #[serde(serialize_with = "quantity::serialize_duration")]
     pub body_timeout: Duration,
-    /// How long an early answer waits for the client to stop sending; 0: not at all.
+    /// How long a lingering close waits for a client that makes no progress; 0: not at all.
+    #[serde(serialize_with = "quantity::serialize_duration")]
     pub linger_timeout: Duration,
-    /// Largest body in bytes; 0: no limit.
+    /// Largest request body in bytes; 0: no limit.
+    #[serde(serialize_with = "quantity::serialize_bytes")]
     pub max_body: u64,
-    /// A connection that waits longer than this is put into the supervisor's descriptor store.
+    /// A connection queued longer than this is put into the supervisor's descriptor store.
+    #[serde(serialize_with = "quantity::serialize_duration")]
     pub store_after: Duration,
-    /// How often leased slots are read without having been rung.
+    /// How often leased slots are read without a doorbell.
+    #[serde(serialize_with = "quantity::serialize_duration")]
     pub slot_scan: Duration,
-    /// How long a connection that is handed over for each of its requests may be silent between two of them.
+    /// How long a handoff connection may be idle between two requests.
+    #[serde(serialize_with = "quantity::serialize_duration")]
     pub idle_timeout: Duration,
 }
 

@@ -1,37 +1,42 @@
-//! Where clients arrive.
+//! A listener of the dispatcher.
 
-use super::ListenAddress;
+#![forbid(unsafe_code)]
+
+use serde::ser::SerializeStruct;
+use serde::{Serialize, Serializer};
+
+use super::{ListenAddress, quantity};
 use crate::ids::PoolName;
 
-/// One address on which the dispatcher accepts clients for one pool.
+/// An address on which the dispatcher accepts clients for one pool.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ListenerConfig {
-    /// Where it listens. Port 0 lets the kernel choose.
+    /// Its address. Port 0 lets the kernel choose.
     pub address: ListenAddress,
     /// Permissions of the socket file, 0 to 0o777; Unix sockets only.
     pub mode: u32,
-    /// Owner of the socket file, a name or a number; Unix sockets only. `None`: whoever runs patou.
+    /// Owner of the socket file, a user name or ID; Unix sockets only. `None`: the user that runs patou.
     pub owner: Option<String>,
-    /// Group of the socket file, as `owner`.
+    /// Group of the socket file, a group name or ID; Unix sockets only. `None`: the group of the user that runs patou.
     pub group: Option<String>,
     /// How client and worker meet.
     pub delivery: Delivery,
     /// The pool that serves its clients.
     pub pool: PoolName,
-    /// Host names (without port, compared without regard to case) a request may ask for. Empty: loopback
-    /// names on a loopback address, which defeats DNS rebinding; any name elsewhere.
+    /// Host names (without port, compared case-insensitively) that requests may name. Empty: loopback names on a
+    /// loopback address, which prevents DNS rebinding; any name elsewhere.
     pub allowed_hosts: Vec<String>,
-    /// Whether each connection begins with a PROXY protocol header.
+    /// Whether each connection starts with a PROXY protocol header.
     pub proxy_protocol: bool,
     /// Whether each request is logged.
     pub access_log: bool,
 }
 
 impl ListenerConfig {
-    /// What `mode` is unless the file says otherwise.
+    /// The default of `mode`.
     pub const MODE: u32 = 0o660;
 
-    /// The built-in ones: redirect on 127.0.0.1:7286 and handoff on 127.0.0.1:7287, to pool `default`.
+    /// The built-in listeners: redirect on 127.0.0.1:7286 and handoff on 127.0.0.1:7287, to pool `default`.
     pub fn built_in() -> Vec<Self> {
         let address = ListenAddress::Tcp(([127, 0, 0, 1], 7287).into());
         vec![Self::default(), Self { address, delivery: Delivery::Handoff, ..Self::default() }]
@@ -55,17 +60,37 @@ impl Default for ListenerConfig {
     }
 }
 
+/// `mode`, `owner` and `group` are omitted on TCP, where a configuration must not contain them.
+impl Serialize for ListenerConfig {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let mut out = serializer.serialize_struct("ListenerConfig", 9)?;
+        out.serialize_field("address", &self.address)?;
+        if self.address.is_unix() {
+            out.serialize_field("mode", &quantity::octal(self.mode))?;
+            out.serialize_field("owner", &self.owner)?;
+            out.serialize_field("group", &self.group)?;
+        }
+        out.serialize_field("delivery", &self.delivery)?;
+        out.serialize_field("pool", &self.pool)?;
+        out.serialize_field("allowed_hosts", &self.allowed_hosts)?;
+        out.serialize_field("proxy_protocol", &self.proxy_protocol)?;
+        out.serialize_field("access_log", &self.access_log)?;
+        out.end()
+    }
+}
+
 /// How client and worker meet.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
 pub enum Delivery {
-    /// The client is told the worker's address.
+    /// The client receives the worker's address.
     Redirect,
     /// The accepted socket is passed to the worker.
     Handoff,
 }
 
 impl Delivery {
-    /// The word in the configuration.
+    /// The name in the configuration.
     pub fn as_str(self) -> &'static str {
         match self {
             Delivery::Redirect => "redirect",

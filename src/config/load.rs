@@ -1,19 +1,21 @@
-//! Finding the configuration: the only place of this module that touches files and the environment's choice of one.
+//! Finds and reads the configuration. The only file of this module that reads files, the environment and the user ID.
 
 use std::ffi::OsString;
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 
-use super::{Config, ConfigFaults, PoolConfig, sections};
+use super::{
+    AdminConfig, Config, ConfigFaults, FrontConfig, ListenerConfig, PoolConfig, SetConfig, WatchdogConfig, sections,
+};
 
-/// A configuration and where it came from.
+/// A configuration and its source.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Loaded {
-    /// What was read.
+    /// The configuration.
     pub config: Config,
-    /// Where it was read.
+    /// Its source.
     pub origin: Origin,
-    /// The text itself; for the built-in configuration [`Config::DEFAULT_TOML`].
+    /// Its text; for the built-in configuration [`Config::DEFAULT_TOML`].
     pub text: String,
 }
 
@@ -22,22 +24,22 @@ pub struct Loaded {
 pub enum Origin {
     /// This file.
     File(PathBuf),
-    /// No file was named and there is none in its usual place.
+    /// No file was named and [`Config::DEFAULT_PATH`] does not exist.
     BuiltIn,
 }
 
 impl Loaded {
-    /// Reports the handler of each pool for which `wanted` says what it would have to be: what a file asks of the
-    /// machine is for the caller to judge.
+    /// Checks the handler of each pool with `missing_program`, which returns what the configuration should name instead
+    /// of a program that this machine does not have.
     ///
     /// # Errors
-    /// All of them at once.
-    pub fn check(&self, wanted: impl Fn(&PoolConfig) -> Option<String>) -> Result<(), ConfigFaults> {
+    /// All of them together.
+    pub fn check(&self, missing_program: impl Fn(&PoolConfig) -> Option<String>) -> Result<(), ConfigFaults> {
         let file = match &self.origin {
             Origin::File(path) => path.display().to_string(),
             Origin::BuiltIn => "the built-in configuration".to_owned(),
         };
-        sections::read(&self.text, &file, &wanted).map(drop)
+        sections::read(&self.text, &file, SetConfig::default(), &missing_program).map(drop)
     }
 }
 
@@ -49,50 +51,116 @@ pub enum LoadError {
     Unreadable {
         /// The file.
         file: PathBuf,
-        /// Why.
+        /// The reason.
         #[source]
         cause: io::Error,
     },
-    /// The file was read and is wrong.
+    /// The file is not a valid configuration.
     #[error(transparent)]
     Faults(#[from] ConfigFaults),
 }
 
 impl Config {
-    /// Where the configuration is unless it is named.
-    pub const USUAL: &str = "/etc/patou/patou.toml";
+    /// The file that is read unless another one is named.
+    pub const DEFAULT_PATH: &str = "/etc/patou/patou.toml";
 
-    /// Reads the file at `path`, else the one named by `$PATOU_CONFIG`, else `/etc/patou/patou.toml` if it
-    /// exists, else the built-in configuration.
+    /// Reads the file at `path`, else the one named by `$PATOU_CONFIG`, else [`Config::DEFAULT_PATH`] if it exists,
+    /// else the built-in configuration.
     ///
     /// # Errors
-    /// A file that is named must exist; one that exists must be readable, UTF-8 and right. A wrong file is never
-    /// replaced by the built-in configuration.
+    /// A named file does not exist, or a file is not readable, not UTF-8 or not valid. The built-in configuration never
+    /// replaces an invalid file.
     pub fn load(path: Option<&Path>) -> Result<Loaded, LoadError> {
         read(choose(path, std::env::var_os("PATOU_CONFIG")))
     }
+
+    /// Parses a configuration; `file` is the name in the error messages.
+    ///
+    /// The result depends on the environment and the user ID only if the text does not set `set.runtime_dir`
+    /// ([`default_runtime_dir`]).
+    ///
+    /// # Errors
+    /// All errors together. If the text is not TOML, rules between keys are not checked: a key that could not be read
+    /// would break them.
+    pub fn parse(text: &str, file: &str) -> Result<Config, ConfigFaults> {
+        sections::read(text, file, SetConfig::default(), &|_| None)
+    }
+
+    /// The runtime directory that `text` sets, as far as it can be recognised in an invalid file; else the default.
+    pub fn runtime_dir_in(text: &str) -> PathBuf {
+        let value = |line: &str| {
+            let value = line.trim().strip_prefix("runtime_dir")?.trim_start().strip_prefix('=')?.trim_start();
+            let quote = value.chars().next().filter(|c| "\"'".contains(*c))?;
+            Some(PathBuf::from(value[1..].split(quote).next()?))
+        };
+        text.lines().find_map(value).filter(|dir| dir.is_absolute()).unwrap_or_else(default_runtime_dir)
+    }
 }
 
-/// The file to read and whether somebody named it. An empty variable names nothing.
+/// The built-in set: a redirect and a handoff listener, one pool of two echo workers. Equal to
+/// [`Config::DEFAULT_TOML`].
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            set: SetConfig::default(),
+            listeners: ListenerConfig::built_in(),
+            pools: vec![PoolConfig::default()],
+            front: FrontConfig::default(),
+            watchdog: WatchdogConfig::default(),
+            admin: AdminConfig::default(),
+        }
+    }
+}
+
+/// Name `patou` and [`default_runtime_dir`].
+impl Default for SetConfig {
+    fn default() -> Self {
+        Self { name: "patou".into(), runtime_dir: default_runtime_dir() }
+    }
+}
+
+/// The file to read, and whether it was named. An empty variable counts as unset.
 fn choose(path: Option<&Path>, variable: Option<OsString>) -> (PathBuf, bool) {
     let variable = variable.filter(|name| !name.is_empty()).map(PathBuf::from);
     match path.map(Path::to_owned).or(variable) {
         Some(file) => (file, true),
-        None => (Config::USUAL.into(), false),
+        None => (Config::DEFAULT_PATH.into(), false),
     }
 }
 
-fn read((file, named): (PathBuf, bool)) -> Result<Loaded, LoadError> {
-    // Reading at once and not asking first whether it exists: between the two it could go.
+fn read((file, is_named): (PathBuf, bool)) -> Result<Loaded, LoadError> {
+    // Without a test for existence first: the file could be removed between test and read.
     match std::fs::read_to_string(&file) {
         Ok(text) => {
             let config = Config::parse(&text, &file.display().to_string())?;
             Ok(Loaded { config, origin: Origin::File(file), text })
         }
-        Err(cause) if !named && cause.kind() == io::ErrorKind::NotFound => {
+        Err(cause) if !is_named && cause.kind() == io::ErrorKind::NotFound => {
             Ok(Loaded { config: Config::default(), origin: Origin::BuiltIn, text: Config::DEFAULT_TOML.to_owned() })
         }
         Err(cause) => Err(LoadError::Unreadable { file, cause }),
+    }
+}
+
+/// The default of `set.runtime_dir`: `/run/patou` for root, else `$XDG_RUNTIME_DIR/patou`, else `/tmp/patou-<uid>`.
+/// Every user can create files in `/tmp`, so the caller that creates the last one must check its owner.
+pub fn default_runtime_dir() -> PathBuf {
+    let xdg = std::env::var_os("XDG_RUNTIME_DIR").map(PathBuf::from);
+    runtime_dir_of(nix::unistd::getuid().as_raw(), xdg.as_deref())
+}
+
+/// The rule of [`default_runtime_dir`]. A relative `$XDG_RUNTIME_DIR` counts as unset, as the XDG Base Directory
+/// Specification requires. A path with `..` or one that is not UTF-8 is ignored too: a configuration file cannot
+/// contain it.
+fn runtime_dir_of(uid: u32, xdg: Option<&Path>) -> PathBuf {
+    let usable = |dir: &&Path| {
+        let has_parent = dir.components().any(|part| matches!(part, Component::ParentDir));
+        dir.is_absolute() && dir.to_str().is_some() && !has_parent
+    };
+    match xdg.filter(usable) {
+        _ if uid == 0 => "/run/patou".into(),
+        Some(dir) => dir.join("patou"),
+        None => format!("/tmp/patou-{uid}").into(),
     }
 }
 
@@ -101,24 +169,41 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_nearest_name_is_chosen() {
+    fn argument_precedes_variable_precedes_default_path() {
         let variable = || Some(OsString::from("/v.toml"));
         assert_eq!(choose(Some(Path::new("a.toml")), variable()), ("a.toml".into(), true));
         assert_eq!(choose(None, variable()), ("/v.toml".into(), true));
-        assert_eq!(choose(None, Some(OsString::new())), (Config::USUAL.into(), false));
-        assert_eq!(choose(None, None), (Config::USUAL.into(), false));
+        assert_eq!(choose(None, Some(OsString::new())), (Config::DEFAULT_PATH.into(), false));
+        assert_eq!(choose(None, None), (Config::DEFAULT_PATH.into(), false));
     }
 
     #[test]
-    fn only_an_unnamed_file_may_be_absent() {
+    fn only_the_default_path_may_be_absent() {
         let absent = PathBuf::from("/nonexistent/patou.toml");
         let built_in = read((absent.clone(), false)).unwrap();
         assert_eq!((built_in.origin, built_in.config), (Origin::BuiltIn, Config::default()));
         assert_eq!(Config::parse(&built_in.text, "").unwrap(), Config::default());
-        let refused = read((absent, true)).unwrap_err().to_string();
-        assert!(
-            refused.starts_with("cannot read the configuration /nonexistent/patou.toml: No such file"),
-            "{refused}"
-        );
+        let error = read((absent, true)).unwrap_err().to_string();
+        assert!(error.starts_with("cannot read the configuration /nonexistent/patou.toml: No such file"), "{error}");
+    }
+
+    #[test]
+    fn default_runtime_dir_follows_the_user() {
+        let of = |uid, xdg: Option<&str>| runtime_dir_of(uid, xdg.map(Path::new)).to_str().unwrap().to_owned();
+        assert_eq!(of(0, Some("/run/user/0")), "/run/patou");
+        assert_eq!(of(1000, Some("/run/user/1000")), "/run/user/1000/patou");
+        for unusable in [None, Some(""), Some("run"), Some("/run/../etc")] {
+            assert_eq!(of(1000, unusable), "/tmp/patou-1000");
+        }
+    }
+
+    #[test]
+    fn runtime_dir_is_recognised_in_an_invalid_file() {
+        let of = |text: &str| Config::runtime_dir_in(text).to_str().unwrap().to_owned();
+        assert_eq!(of("[set\nruntime_dir = \"/run/x\" # here\n[[pool"), "/run/x");
+        assert_eq!(of("runtime_dir='/run/y'"), "/run/y");
+        for none in ["", "runtime_dir = 7", "runtime_dir = \"x\"", "# runtime_dir = \"/run/x\""] {
+            assert_eq!(of(none), default_runtime_dir().to_str().unwrap());
+        }
     }
 }

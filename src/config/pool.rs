@@ -1,69 +1,77 @@
-//! A pool of identical workers and what they run.
+//! A pool of identical workers, its handler and its limits.
+
+#![forbid(unsafe_code)]
 
 use std::collections::BTreeMap;
 use std::time::Duration;
+
+use serde::Serialize;
 
 use super::{ListenAddress, quantity};
 use crate::ids::{PoolName, WorkerNumber};
 
 /// A named group of identical workers with one handler.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct PoolConfig {
     /// Its name, unique within the set.
     pub name: PoolName,
-    /// How many workers, 1 to 10000.
+    /// Number of workers, 1 to 10000.
     pub workers: u16,
-    /// What a worker does with a request.
+    /// How a worker handles a request.
     pub handler: HandlerConfig,
-    /// Where the workers listen; see [`PoolConfig::worker_address`].
+    /// The address of the workers; see [`PoolConfig::worker_address`].
     pub address: ListenAddress,
     /// How long a worker may take to answer an offer.
+    #[serde(serialize_with = "quantity::serialize_duration")]
     pub offer_timeout: Duration,
-    /// How long a leased worker waits for its client to arrive; not shorter than `offer_timeout`.
+    /// How long a leased worker waits for its client; at least `offer_timeout`.
+    #[serde(serialize_with = "quantity::serialize_duration")]
     pub claim_timeout: Duration,
     /// How long a claimed request may take.
+    #[serde(serialize_with = "quantity::serialize_duration")]
     pub request_timeout: Duration,
-    /// How many clients may wait for a worker; 0: nobody waits.
+    /// How many clients may queue for a worker; 0: no queue.
     pub queue: usize,
-    /// How long a client may wait for a worker.
+    /// How long a client may be queued.
+    #[serde(serialize_with = "quantity::serialize_duration")]
     pub queue_timeout: Duration,
-    /// How long a stopping worker may take to finish its request; 0: it is cut off.
+    /// How long a draining worker may take to finish its request; 0: the request is aborted.
+    #[serde(serialize_with = "quantity::serialize_duration")]
     pub drain_timeout: Duration,
-    /// A worker is renewed after about this many requests; 0: never.
+    /// A worker is recycled after about this many requests; 0: never.
     pub max_requests: u64,
-    /// A worker is renewed at about this age; 0: never.
+    /// A worker is recycled at about this age; 0: never.
+    #[serde(serialize_with = "quantity::serialize_duration")]
     pub max_age: Duration,
-    /// A worker is renewed above about this many bytes; 0: never.
+    /// A worker is recycled above about this many bytes; 0: never.
+    #[serde(serialize_with = "quantity::serialize_bytes")]
     pub max_memory: u64,
     /// Added to the environment of the workers.
     pub environment: BTreeMap<String, String>,
-    /// The account its workers run under, empty for that of the set; takes effect under systemd.
+    /// The user that its workers run as; empty: the user of the set. Takes effect under systemd.
     pub user: String,
-    /// Limits of each worker; without systemd see [`LimitsConfig::of_a_process`].
+    /// Limits of each worker; without systemd see [`LimitsConfig::as_rlimits`].
     pub limits: LimitsConfig,
 }
 
 impl PoolConfig {
-    /// What of this pool `patou run` cannot do, in words; `None` if it can do everything.
-    pub fn beyond_run(&self) -> Option<String> {
+    /// A message that names the keys of this pool that `patou run` ignores; `None` if it supports all of them.
+    pub fn unsupported_by_run(&self) -> Option<String> {
         let limits = &self.limits;
-        let share = limits.memory_max.as_deref().is_some_and(|text| text.ends_with('%'));
-        let beyond = [
+        let is_percentage = limits.memory_max.as_deref().is_some_and(|text| text.ends_with('%'));
+        let unsupported = [
             (!self.user.is_empty(), "user"),
             (limits.cpu_quota.is_some(), "limits.cpu_quota"),
             (limits.tasks_max.as_deref().is_some_and(|text| text != "infinity"), "limits.tasks_max"),
-            (share, "limits.memory_max as a percentage"),
+            (is_percentage, "limits.memory_max as a percentage"),
         ];
-        let keys: Vec<_> = beyond.into_iter().filter_map(|(set, key)| set.then_some(key)).collect();
-        let (name, keys) = (
-            &self.name,
-            match keys.as_slice() {
-                [] => return None,
-                [one] => (*one).to_owned(),
-                [first @ .., last] => format!("{} and {last}", first.join(", ")),
-            },
-        );
-        Some(format!("pool {name}: {keys}: only systemd can do that, under patou run it has no effect"))
+        let keys: Vec<_> = unsupported.into_iter().filter_map(|(set, key)| set.then_some(key)).collect();
+        let keys = match keys.as_slice() {
+            [] => return None,
+            [one] => (*one).to_owned(),
+            [first @ .., last] => format!("{} and {last}", first.join(", ")),
+        };
+        Some(format!("pool {}: patou run ignores {keys} (supported under systemd only)", self.name))
     }
 
     /// The most workers one pool may have.
@@ -90,7 +98,7 @@ impl PoolConfig {
     }
 }
 
-/// The built-in pool: `default`, two echo workers from 127.0.0.1:7300.
+/// The built-in pool: `default`, two echo workers on 127.0.0.1:7300 and 7301.
 impl Default for PoolConfig {
     fn default() -> Self {
         Self {
@@ -114,23 +122,24 @@ impl Default for PoolConfig {
     }
 }
 
-/// What a worker does with a request. A command is a program and its arguments, at least the program.
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// How a worker handles a request. A command is a program and its arguments, at least the program.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
 pub enum HandlerConfig {
-    /// Sends the request's body back; without one, method and target.
+    /// Responds with the request body; without one, with method and target.
     Echo,
     /// One process per request, CGI/1.1 (RFC 3875).
     Exec(Vec<String>),
     /// One warm process per worker, framed requests and responses on descriptors 3 and 4.
     Coprocess(Vec<String>),
-    /// The user's own worker binary, built on this library.
+    /// A user's worker program, built on this library.
     Program(Vec<String>),
-    /// One process per connection with the socket as stdin and stdout.
+    /// One process per connection, with the socket as stdin and stdout.
     Inetd(Vec<String>),
 }
 
 impl HandlerConfig {
-    /// The word in the configuration.
+    /// The name in the configuration.
     pub fn name(&self) -> &'static str {
         match self {
             HandlerConfig::Echo => "echo",
@@ -153,12 +162,12 @@ impl HandlerConfig {
     }
 }
 
-/// Limits of each worker in systemd's meaning and syntax; `None` sets no limit.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+/// Limits of each worker, in systemd's meaning and syntax; `None` sets no limit.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct LimitsConfig {
     /// `MemoryMax=`: bytes with K, M, G or T, a percentage, or `infinity`.
     pub memory_max: Option<String>,
-    /// `CPUQuota=`: a percentage, of which 100% is one core.
+    /// `CPUQuota=`: a percentage; 100% is one core.
     pub cpu_quota: Option<String>,
     /// `TasksMax=`: a number, a percentage, or `infinity`.
     pub tasks_max: Option<String>,
@@ -166,23 +175,23 @@ pub struct LimitsConfig {
     pub open_files: Option<String>,
 }
 
-/// What one process can be bound to (setrlimit(2)). A control group counts everything a worker starts together;
-/// these bounds hold for each process by itself.
+/// Resource limits of one process (setrlimit(2)). A control group limits a worker and its children together; these
+/// limits hold for each process by itself.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct ProcessLimits {
-    /// `RLIMIT_NOFILE`: soft and hard.
+    /// `RLIMIT_NOFILE`: soft and hard limit.
     pub open_files: Option<(u64, u64)>,
-    /// `RLIMIT_DATA` in bytes: private writable memory. Not `RLIMIT_AS`: programs reserve address space by the
-    /// gigabyte and never touch it.
+    /// `RLIMIT_DATA` in bytes: private writable memory. Not `RLIMIT_AS`: programs reserve gigabytes of address space
+    /// that they never use.
     pub data: Option<u64>,
 }
 
 impl LimitsConfig {
-    /// What `patou run` can do of these for each process.
-    pub fn of_a_process(&self) -> ProcessLimits {
+    /// The limits that `patou run` sets for each process.
+    pub fn as_rlimits(&self) -> ProcessLimits {
         ProcessLimits {
-            open_files: self.open_files.as_deref().and_then(quantity::open_files),
-            data: self.memory_max.as_deref().and_then(quantity::bytes),
+            open_files: self.open_files.as_deref().and_then(quantity::parse_open_files),
+            data: self.memory_max.as_deref().and_then(quantity::parse_bytes),
         }
     }
 }
@@ -192,25 +201,28 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_run_can_do_of_the_limits_and_what_not() {
+    fn run_sets_rlimits_and_names_the_keys_it_ignores() {
         let text = |text: &str| Some(text.to_owned());
         let mut pool = PoolConfig {
             limits: LimitsConfig { open_files: text("64:infinity"), ..LimitsConfig::default() },
             ..PoolConfig::default()
         };
         pool.limits.memory_max = text("512M");
-        let can = ProcessLimits { open_files: Some((64, u64::MAX)), data: Some(512 << 20) };
-        assert_eq!((pool.limits.of_a_process(), pool.beyond_run()), (can, None));
+        let rlimits = ProcessLimits { open_files: Some((64, u64::MAX)), data: Some(512 << 20) };
+        assert_eq!((pool.limits.as_rlimits(), pool.unsupported_by_run()), (rlimits, None));
         pool.limits =
             LimitsConfig { memory_max: text("infinity"), tasks_max: text("infinity"), ..LimitsConfig::default() };
-        assert_eq!((pool.limits.of_a_process(), pool.beyond_run()), (ProcessLimits::default(), None));
+        assert_eq!((pool.limits.as_rlimits(), pool.unsupported_by_run()), (ProcessLimits::default(), None));
         pool.limits =
             LimitsConfig { memory_max: text("50%"), cpu_quota: text("20%"), tasks_max: text("9"), open_files: None };
-        assert_eq!(pool.limits.of_a_process(), ProcessLimits::default());
-        let words = pool.beyond_run().unwrap();
-        assert!(words.contains("limits.cpu_quota, limits.tasks_max and limits.memory_max as a percentage:"), "{words}");
+        assert_eq!(pool.limits.as_rlimits(), ProcessLimits::default());
+        let message = pool.unsupported_by_run().unwrap();
+        assert!(
+            message.contains("ignores limits.cpu_quota, limits.tasks_max and limits.memory_max as a percentage ("),
+            "{message}"
+        );
         pool = PoolConfig { user: "web".into(), ..PoolConfig::default() };
-        assert!(pool.beyond_run().unwrap().starts_with("pool default: user: only systemd"));
+        assert!(pool.unsupported_by_run().unwrap().starts_with("pool default: patou run ignores user ("));
     }
 
     fn at(address: &str, n: u16) -> String {
@@ -220,7 +232,7 @@ mod tests {
     }
 
     #[test]
-    fn each_worker_has_its_address() {
+    fn worker_address_depends_on_the_number() {
         assert_eq!(at("127.0.0.1:7300", 1), "127.0.0.1:7300");
         assert_eq!(at("[::1]:7300", 12), "[::1]:7311");
         assert_eq!(at("127.0.0.1:0", 12), "127.0.0.1:0");

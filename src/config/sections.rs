@@ -1,9 +1,9 @@
-//! The sections of the file: which keys each has and what they may say.
+//! The sections of the file, their keys and the valid values.
 
 use toml::de::{DeTable, DeValue};
 
-use super::address::is_plain;
-use super::diagnostics::Record;
+use super::address::is_valid_path;
+use super::diagnostics::Diagnostics;
 use super::fault::ConfigFaults;
 use super::quantity;
 use super::read::Section;
@@ -15,43 +15,45 @@ use super::{
 use crate::ids::PoolName;
 
 const NAME: &str = "a name of 1 to 32 characters of a-z, 0-9 and _";
-const ACCOUNT: &str = "the name or number of an account";
+const ACCOUNT: &str = "the name or ID of a user or group";
 
-/// Reads the whole text; see [`Config::parse`] and, for `wanted`, [`super::Loaded::net::check_request`].
+/// Reads the whole text. `default_set` supplies missing keys of `[set]`; for `missing_program` see
+/// [`super::Loaded::check`].
 pub(super) fn read(
     text: &str,
     file: &str,
-    wanted: &dyn Fn(&PoolConfig) -> Option<String>,
+    default_set: SetConfig,
+    missing_program: &dyn Fn(&PoolConfig) -> Option<String>,
 ) -> Result<Config, ConfigFaults> {
     let (table, errors) = DeTable::parse_recoverable(text);
-    let mut record = Record::new(text, file);
-    errors.iter().for_each(|error| record.syntax(text, error));
-    let config = Section::whole_file(&mut record, table.into_inner(), every_section);
-    if record.is_whole() {
-        validate::check(&config, &mut record);
-        validate::handlers(&config, wanted, &mut record);
+    let mut diagnostics = Diagnostics::new(text, file);
+    errors.iter().for_each(|error| diagnostics.syntax_error(text, error));
+    let config = Section::whole_file(&mut diagnostics, table.into_inner(), |file| every_section(file, default_set));
+    if diagnostics.is_toml() {
+        validate::check(&config, &mut diagnostics);
+        validate::handlers(&config, missing_program, &mut diagnostics);
     }
-    match record.into_faults() {
-        none if none.is_empty() => Ok(config),
+    match diagnostics.into_faults() {
+        faults if faults.is_empty() => Ok(config),
         faults => Err(ConfigFaults(faults)),
     }
 }
 
-fn every_section(file: &mut Section<'_, '_>) -> Config {
-    let set = file.table("set", set).unwrap_or_default();
+fn every_section(file: &mut Section<'_, '_>, default_set: SetConfig) -> Config {
+    let set = file.table("set", |section| set(section, &default_set)).unwrap_or(default_set);
     let only_pool = file.count("pool") == 1;
     let pools = file.tables("pool", |section| pool(section, only_pool));
     let listeners = file.tables("listener", |section| listener(section, pools.as_deref().unwrap_or_default()));
     let (listeners, pools) = match (listeners, pools) {
         (None, None) => (ListenerConfig::built_in(), vec![PoolConfig::default()]),
         (Some(listeners), None) => {
-            file.missing("pool", "at least one [[pool]] for the listeners");
+            file.report_missing("pool", "at least one [[pool]] for the listeners");
             (listeners, Vec::new())
         }
         (None, Some(pools)) => {
             if !pools.iter().any(|pool| pool.name == ListenerConfig::default().pool) {
-                let expected = "at least one [[listener]]; the built-in ones need a pool named \"default\"";
-                file.missing("listener", expected);
+                let expected = "at least one [[listener]]; the built-in listeners need a pool named \"default\"";
+                file.report_missing("listener", expected);
             }
             (ListenerConfig::built_in(), pools)
         }
@@ -67,29 +69,28 @@ fn every_section(file: &mut Section<'_, '_>) -> Config {
     }
 }
 
-fn set(s: &mut Section<'_, '_>) -> SetConfig {
-    let default = SetConfig::default();
+fn set(s: &mut Section<'_, '_>, default: &SetConfig) -> SetConfig {
     let name = |text: &str| PoolName::new(text).ok().map(|name| name.as_str().to_owned());
-    let dir = |text: &str| is_plain(text).then(|| text.into());
+    let dir = |text: &str| is_valid_path(text).then(|| text.into());
     SetConfig {
-        name: s.text("name", NAME, name).unwrap_or(default.name),
+        name: s.text("name", NAME, name).unwrap_or_else(|| default.name.clone()),
         runtime_dir: s
-            .text("runtime_dir", "an absolute path below /, without `..`", dir)
-            .unwrap_or(default.runtime_dir),
+            .text("runtime_dir", "an absolute path below / without `..`", dir)
+            .unwrap_or_else(|| default.runtime_dir.clone()),
     }
 }
 
 fn listener(s: &mut Section<'_, '_>, pools: &[PoolConfig]) -> ListenerConfig {
     let default = ListenerConfig::default();
     let address = address(s).unwrap_or_else(|| {
-        s.missing("address", "where to listen, such as \"127.0.0.1:7286\" or \"unix:/path\"");
+        s.report_missing("address", "an address such as \"127.0.0.1:7286\" or \"unix:/path\"");
         default.address
     });
     let pool = s.text("pool", NAME, |text| PoolName::new(text).ok()).unwrap_or_else(|| match pools {
         [only] => only.name.clone(),
-        [] => default.pool, // That there are none is said once, not by each listener.
+        [] => default.pool, // Reported once for all listeners.
         [..] => {
-            s.missing("pool", "the name of the pool that serves it, since there are several");
+            s.report_missing("pool", "the name of a pool, required with several pools");
             default.pool
         }
     });
@@ -101,38 +102,38 @@ fn listener(s: &mut Section<'_, '_>, pools: &[PoolConfig]) -> ListenerConfig {
         delivery: s.value("delivery", delivery).unwrap_or(default.delivery),
         pool,
         allowed_hosts: allowed_hosts(s),
-        proxy_protocol: s.flag("proxy_protocol", default.proxy_protocol),
-        access_log: s.flag("access_log", default.access_log),
+        proxy_protocol: s.boolean("proxy_protocol", default.proxy_protocol),
+        access_log: s.boolean("access_log", default.access_log),
     }
 }
 
 fn pool(s: &mut Section<'_, '_>, only: bool) -> PoolConfig {
     let default = PoolConfig::default();
     let name = s.text("name", NAME, |text| PoolName::new(text).ok()).unwrap_or_else(|| {
-        s.missing("name", NAME);
+        s.report_missing("name", NAME);
         default.name
     });
     let address = address(s).unwrap_or_else(|| {
         if !only {
-            s.missing("address", "where its workers listen, since there are several pools");
+            s.report_missing("address", "the address of its workers, required with several pools");
         }
         default.address
     });
     PoolConfig {
         name,
-        workers: s.whole("workers", 1..=PoolConfig::WORKERS_MAX.into(), default.workers.into()) as u16,
+        workers: s.integer("workers", 1..=PoolConfig::WORKERS_MAX.into(), default.workers.into()) as u16,
         handler: handler(s).unwrap_or(default.handler),
         address,
         offer_timeout: s.duration("offer_timeout", default.offer_timeout),
         claim_timeout: s.duration("claim_timeout", default.claim_timeout),
         request_timeout: s.duration("request_timeout", default.request_timeout),
-        queue: s.whole("queue", 0..=1_000_000, default.queue as u64) as usize,
+        queue: s.integer("queue", 0..=1_000_000, default.queue as u64) as usize,
         queue_timeout: s.duration_or_zero("queue_timeout", default.queue_timeout),
         drain_timeout: s.duration_or_zero("drain_timeout", default.drain_timeout),
-        max_requests: s.whole("max_requests", 0..=u64::MAX, default.max_requests),
+        max_requests: s.integer("max_requests", 0..=u64::MAX, default.max_requests),
         max_age: s.duration_or_zero("max_age", default.max_age),
         max_memory: s.bytes("max_memory", default.max_memory),
-        environment: s.map("environment", variable).unwrap_or(default.environment),
+        environment: s.string_map("environment", variable).unwrap_or(default.environment),
         user: s
             .text("user", ACCOUNT, |text| if text.is_empty() { Some(String::new()) } else { account(text) })
             .unwrap_or_default(),
@@ -155,9 +156,9 @@ fn limits(s: &mut Section<'_, '_>) -> LimitsConfig {
 fn front(s: &mut Section<'_, '_>) -> FrontConfig {
     let default = FrontConfig::default();
     FrontConfig {
-        connections: s.whole("connections", 1..=1_000_000, default.connections as u64) as usize,
-        // hyper refuses a smaller buffer; a larger one per connection would let strangers fill the memory.
-        head_bytes: s.whole("head_bytes", 8192..=1 << 20, default.head_bytes as u64) as usize,
+        connections: s.integer("connections", 1..=1_000_000, default.connections as u64) as usize,
+        // hyper rejects a smaller buffer; clients could fill the memory with larger ones.
+        head_bytes: s.integer("head_bytes", 8192..=1 << 20, default.head_bytes as u64) as usize,
         head_timeout: s.duration("head_timeout", default.head_timeout),
         body_timeout: s.duration("body_timeout", default.body_timeout),
         linger_timeout: s.duration_or_zero("linger_timeout", default.linger_timeout),
@@ -201,9 +202,9 @@ fn admin(s: &mut Section<'_, '_>) -> AdminConfig {
 fn restarts(s: &mut Section<'_, '_>) -> RestartConfig {
     let default = RestartConfig::default();
     RestartConfig {
-        max: s.whole("max", 0..=1_000_000, default.max.into()) as u32,
+        max: s.integer("max", 0..=1_000_000, default.max.into()) as u32,
         within: s.duration("within", default.within),
-        // A delay of zero would never grow: it is multiplied from one restart to the next.
+        // A delay of zero would never grow: each delay is a multiple of the one before.
         delay: s.duration("delay", default.delay),
         delay_max: s.duration("delay_max", default.delay_max),
     }
@@ -211,7 +212,7 @@ fn restarts(s: &mut Section<'_, '_>) -> RestartConfig {
 
 fn allowed_hosts(s: &mut Section<'_, '_>) -> Vec<String> {
     let expected = "a host name without scheme and port, such as \"example.org\" or \"[::1]\"";
-    s.list("allowed_hosts", expected, is_host).unwrap_or_default()
+    s.strings("allowed_hosts", expected, is_host).unwrap_or_default()
 }
 
 fn address(s: &mut Section<'_, '_>) -> Option<ListenAddress> {
@@ -221,7 +222,7 @@ fn address(s: &mut Section<'_, '_>) -> Option<ListenAddress> {
     })
 }
 
-/// `"echo"`, or a table of one key whose value is a command.
+/// `"echo"`, or a table with one key whose value is a command.
 fn handler(s: &mut Section<'_, '_>) -> Option<HandlerConfig> {
     if s.is_table("handler") {
         return s.table("handler", command_handler).flatten();
@@ -229,9 +230,10 @@ fn handler(s: &mut Section<'_, '_>) -> Option<HandlerConfig> {
     s.value("handler", |value| match value.as_str() {
         Some("echo") => Ok(HandlerConfig::Echo),
         Some(kind @ ("exec" | "coprocess" | "program" | "inetd")) => {
-            Err(format!("its command: {{ {kind} = [\"prog\", \"arg\"] }}"))
+            Err(format!("a table with its command: {{ {kind} = [\"prog\", \"arg\"] }}"))
         }
-        _ => Err("\"echo\", or { exec = [\"prog\", \"arg\"] }, or coprocess, program or inetd likewise".to_owned()),
+        _ => Err("\"echo\" or { exec = [\"prog\", \"arg\"] }, with coprocess, program or inetd in the place of exec"
+            .to_owned()),
     })
 }
 
@@ -240,20 +242,20 @@ fn command_handler(s: &mut Section<'_, '_>) -> Option<HandlerConfig> {
     let coprocess = s.value("coprocess", command).map(HandlerConfig::Coprocess);
     let program = s.value("program", command).map(HandlerConfig::Program);
     let inetd = s.value("inetd", command).map(HandlerConfig::Inetd);
-    s.exactly_one("one handler: exec, coprocess, program or inetd");
+    s.require_one("one of exec, coprocess, program and inetd");
     exec.or(coprocess).or(program).or(inetd)
 }
 
 fn command(value: &DeValue<'_>) -> Result<Vec<String>, String> {
-    let word = |item: &toml::Spanned<DeValue<'_>>| {
-        item.get_ref().as_str().filter(|word| !word.contains('\0')).map(str::to_owned)
+    let string = |item: &toml::Spanned<DeValue<'_>>| {
+        item.get_ref().as_str().filter(|text| !text.contains('\0')).map(str::to_owned)
     };
-    let words = value.as_array().and_then(|items| items.iter().map(word).collect::<Option<Vec<_>>>());
-    let runnable = |words: &Vec<String>| words.first().is_some_and(|program| !program.is_empty());
-    words.filter(runnable).ok_or_else(|| "a program and its arguments: [\"prog\", \"arg\"]".to_owned())
+    let command = value.as_array().and_then(|items| items.iter().map(string).collect::<Option<Vec<_>>>());
+    let has_program = |command: &Vec<String>| command.first().is_some_and(|program| !program.is_empty());
+    command.filter(has_program).ok_or_else(|| "a program and its arguments: [\"prog\", \"arg\"]".to_owned())
 }
 
-/// Octal only: a decimal 660 would silently be another mode.
+/// Octal only: a decimal 660 would silently be a different mode.
 fn mode(value: &DeValue<'_>) -> Result<u32, String> {
     let digits = match value {
         DeValue::Integer(number) if number.radix() == 8 => Some(number.as_str()),
@@ -272,16 +274,16 @@ fn delivery(value: &DeValue<'_>) -> Result<Delivery, String> {
     }
 }
 
-/// Names and values as execve(2) can carry them.
+/// Names and values that execve(2) can pass.
 fn variable(name: &str, value: &DeValue<'_>) -> Result<String, String> {
     if name.is_empty() || name.contains(['=', '\0']) {
-        return Err("a name that is not empty and has neither = nor NUL".to_owned());
+        return Err("a name that is not empty and contains neither = nor NUL".to_owned());
     }
     let text = value.as_str().filter(|text| !text.contains('\0'));
     text.map(str::to_owned).ok_or_else(|| "a string without NUL".to_owned())
 }
 
-/// A limit may be a number too: `tasks_max = 64` is what people write.
+/// A limit may be an integer as well: `tasks_max = 64`.
 fn limit(value: &DeValue<'_>, expected: &str, accept: fn(&str) -> bool) -> Result<String, String> {
     let text = match value {
         DeValue::Integer(number) if number.radix() == 10 => Some(number.as_str()),
@@ -290,18 +292,18 @@ fn limit(value: &DeValue<'_>, expected: &str, accept: fn(&str) -> bool) -> Resul
     text.filter(|text| accept(text)).map(str::to_owned).ok_or_else(|| expected.to_owned())
 }
 
-/// What systemd and useradd(8) take for an account: no space, no `/`, no leading `-`.
+/// A user or group that systemd and useradd(8) accept: no space, no `/`, no leading `-`.
 fn account(text: &str) -> Option<String> {
-    let plain = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'-' | b'.');
-    let good = (1..=32).contains(&text.len()) && text.bytes().all(plain) && !text.starts_with(['-', '.']);
-    good.then(|| text.to_owned())
+    let is_allowed = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'-' | b'.');
+    let is_valid = (1..=32).contains(&text.len()) && text.bytes().all(is_allowed) && !text.starts_with(['-', '.']);
+    is_valid.then(|| text.to_owned())
 }
 
 fn is_host(text: &str) -> bool {
     let v6 = text.strip_prefix('[').and_then(|rest| rest.strip_suffix(']'));
-    let plain = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'.' | b'_');
+    let is_allowed = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'.' | b'_');
     match v6 {
         Some(inner) => inner.parse::<std::net::Ipv6Addr>().is_ok(),
-        None => !text.is_empty() && text.bytes().all(plain),
+        None => !text.is_empty() && text.bytes().all(is_allowed),
     }
 }

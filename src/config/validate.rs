@@ -1,67 +1,73 @@
-//! What must hold between keys: names that are meant to meet, durations that would contradict each other.
+//! The rules between keys: names that must match, durations that must not contradict each other.
+
+#![forbid(unsafe_code)]
 
 use std::time::Duration;
 
-use super::diagnostics::Record;
-use super::fault::nearest;
-use super::write::quote;
+use super::diagnostics::Diagnostics;
+use super::fault::{nearest, quote};
 use super::{Config, Delivery, HandlerConfig, ListenerConfig, PoolConfig, address_conflicts};
 
-/// Reports every contradiction of `config` to `record`, which knows the lines.
-pub(super) fn check(config: &Config, record: &mut Record) {
-    watchdog_times(config, record);
-    if !record.is_counted() {
-        return; // The keys of the lists could not be named.
+/// Reports every contradiction in `config`.
+pub(super) fn check(config: &Config, diagnostics: &mut Diagnostics) {
+    watchdog_times(config, diagnostics);
+    if diagnostics.has_gaps() {
+        return; // The numbers in the keys would be wrong.
     }
-    pool_names(config, record);
+    pool_names(config, diagnostics);
     for (i, pool) in config.pools.iter().enumerate() {
-        pool_times(&format!("pool[{}]", i + 1), pool, record);
-        slot_scan(&format!("pool[{}]", i + 1), pool, config.front.slot_scan, record);
+        pool_times(&format!("pool[{}]", i + 1), pool, diagnostics);
+        slot_scan(&format!("pool[{}]", i + 1), pool, config.front.slot_scan, diagnostics);
     }
     for (i, listener) in config.listeners.iter().enumerate() {
         let section = format!("listener[{}]", i + 1);
         match config.pools.iter().position(|pool| pool.name == listener.pool) {
-            None => unknown_pool(&section, listener, config, record),
+            None => unknown_pool(&section, listener, config, diagnostics),
             Some(at) => {
-                redirect_to_unix(&section, listener, config, at, record);
-                only_handed_over(&section, listener, config, at, record);
+                redirect_needs_tcp_pool(&section, listener, config, at, diagnostics);
+                inetd_needs_handoff(&section, listener, config, at, diagnostics);
             }
         }
         if listener.proxy_protocol && listener.delivery == Delivery::Redirect {
-            let expected = "false with delivery = \"redirect\": who is behind a proxy cannot follow a redirect past it";
+            let expected =
+                "false with delivery = \"redirect\": a client behind a proxy cannot follow a redirect to a worker";
             let (key, other) = (format!("{section}.proxy_protocol"), format!("{section}.delivery"));
-            record.contradiction(&key, &[&other], "true".to_owned(), expected.to_owned());
+            diagnostics.contradiction(&key, &[&other], "true".to_owned(), expected.to_owned());
         }
-        permissions_on_tcp(&section, listener, record);
+        permissions_on_tcp(&section, listener, diagnostics);
     }
-    address_conflicts::check(config, record);
+    address_conflicts::check(config, diagnostics);
 }
 
-/// Reports the handlers for which `wanted` says what they would have to be.
-pub(super) fn handlers(config: &Config, wanted: &dyn Fn(&PoolConfig) -> Option<String>, record: &mut Record) {
-    if !record.is_counted() {
+/// Reports the handlers for which `missing_program` returns what the configuration should name instead.
+pub(super) fn handlers(
+    config: &Config,
+    missing_program: &dyn Fn(&PoolConfig) -> Option<String>,
+    diagnostics: &mut Diagnostics,
+) {
+    if diagnostics.has_gaps() {
         return;
     }
     for (i, pool) in config.pools.iter().enumerate() {
-        if let (Some(program), Some(expected)) = (pool.handler.command().first(), wanted(pool)) {
+        if let (Some(program), Some(expected)) = (pool.handler.command().first(), missing_program(pool)) {
             let key = format!("pool[{}].handler.{}", i + 1, pool.handler.name());
-            record.contradiction(&key, &[], quote(program), expected);
+            diagnostics.contradiction(&key, &[], quote(program), expected);
         }
     }
 }
 
-fn pool_names(config: &Config, record: &mut Record) {
+fn pool_names(config: &Config, diagnostics: &mut Diagnostics) {
     for (i, pool) in config.pools.iter().enumerate() {
         let Some(first) = config.pools[..i].iter().position(|other| other.name == pool.name) else { continue };
         let (key, other) = (format!("pool[{}].name", i + 1), format!("pool[{}].name", first + 1));
-        let expected = format!("another name: {} has this one", place(&other, record));
-        record.contradiction(&key, &[&other], quote(pool.name.as_str()), expected);
+        let expected = format!("a unique name: {} has the same one", diagnostics.place(&other));
+        diagnostics.contradiction(&key, &[&other], quote(pool.name.as_str()), expected);
     }
 }
 
-fn unknown_pool(section: &str, listener: &ListenerConfig, config: &Config, record: &mut Record) {
+fn unknown_pool(section: &str, listener: &ListenerConfig, config: &Config, diagnostics: &mut Diagnostics) {
     let names: Vec<String> = (1..=config.pools.len()).map(|i| format!("pool[{i}].name")).collect();
-    // While a pool's name could not be read, it may be the one that the listener means.
+    // A pool whose name could not be read may be the one that the listener names.
     let mut others: Vec<&str> = names.iter().map(String::as_str).collect();
     others.extend(["pool", "listener"]);
     let known = config.pools.iter().map(|pool| pool.name.as_str());
@@ -70,7 +76,7 @@ fn unknown_pool(section: &str, listener: &ListenerConfig, config: &Config, recor
         None => {
             let mut names: Vec<String> = Vec::new();
             for name in known.map(quote) {
-                // Two pools of one name are told as such.
+                // Duplicate names are reported by `pool_names`.
                 if !names.contains(&name) {
                     names.push(name);
                 }
@@ -78,33 +84,46 @@ fn unknown_pool(section: &str, listener: &ListenerConfig, config: &Config, recor
             format!("the name of a pool: {}", names.join(", "))
         }
     };
-    record.contradiction(&format!("{section}.pool"), &others, quote(listener.pool.as_str()), expected);
+    diagnostics.contradiction(&format!("{section}.pool"), &others, quote(listener.pool.as_str()), expected);
 }
 
-fn redirect_to_unix(section: &str, listener: &ListenerConfig, config: &Config, at: usize, record: &mut Record) {
-    let nowhere = !listener.address.is_unix() && config.pools[at].address.is_unix();
-    if nowhere && listener.delivery == Delivery::Redirect {
+fn redirect_needs_tcp_pool(
+    section: &str,
+    listener: &ListenerConfig,
+    config: &Config,
+    at: usize,
+    diagnostics: &mut Diagnostics,
+) {
+    let unreachable = !listener.address.is_unix() && config.pools[at].address.is_unix();
+    if unreachable && listener.delivery == Delivery::Redirect {
         let workers = format!("pool[{}].address", at + 1);
         let expected = format!(
-            "a pool on TCP, since a redirect cannot lead to the Unix sockets of {}; or let this listener be one",
-            place(&workers, record)
+            "a pool on TCP: a redirect cannot lead to the Unix sockets of {}; or a Unix socket as this listener's address",
+            diagnostics.place(&workers)
         );
         let [pool, address] = ["pool", "address"].map(|name| format!("{section}.{name}"));
-        record.contradiction(&pool, &[&workers, &address], quote(listener.pool.as_str()), expected);
+        diagnostics.contradiction(&pool, &[&workers, &address], quote(listener.pool.as_str()), expected);
     }
 }
 
-/// A program that gets the socket itself reads no token: there is no way to it but that.
-fn only_handed_over(section: &str, listener: &ListenerConfig, config: &Config, at: usize, record: &mut Record) {
+/// An inetd program receives the socket itself and reads no token, so a redirected client could not reach it.
+fn inetd_needs_handoff(
+    section: &str,
+    listener: &ListenerConfig,
+    config: &Config,
+    at: usize,
+    diagnostics: &mut Diagnostics,
+) {
     if listener.delivery == Delivery::Redirect && matches!(config.pools[at].handler, HandlerConfig::Inetd(_)) {
         let handler = format!("pool[{}].handler", at + 1);
-        let expected = format!("\"handoff\", since {} is inetd", place(&handler, record));
+        let expected =
+            format!("\"handoff\": {} is inetd, which cannot serve redirected clients", diagnostics.place(&handler));
         let (key, pool) = (format!("{section}.delivery"), format!("{section}.pool"));
-        record.contradiction(&key, &[&pool, &handler], quote("redirect"), expected);
+        diagnostics.contradiction(&key, &[&pool, &handler], quote("redirect"), expected);
     }
 }
 
-fn permissions_on_tcp(section: &str, listener: &ListenerConfig, record: &mut Record) {
+fn permissions_on_tcp(section: &str, listener: &ListenerConfig, diagnostics: &mut Diagnostics) {
     if listener.address.is_unix() {
         return;
     }
@@ -116,58 +135,50 @@ fn permissions_on_tcp(section: &str, listener: &ListenerConfig, record: &mut Rec
     ];
     for (name, found) in all {
         let key = format!("{section}.{name}");
-        if record.is_there(&key) {
-            let expected = format!("no {name} on a TCP address, only on \"unix:/path\"");
-            record.contradiction(&key, &[&format!("{section}.address")], found, expected);
+        if diagnostics.is_present(&key) {
+            let expected = format!("no {name} with a TCP address, only with \"unix:/path\"");
+            diagnostics.contradiction(&key, &[&format!("{section}.address")], found, expected);
         }
     }
 }
 
-fn pool_times(section: &str, pool: &PoolConfig, record: &mut Record) {
+fn pool_times(section: &str, pool: &PoolConfig, diagnostics: &mut Diagnostics) {
     let [offer, claim] = ["offer_timeout", "claim_timeout"].map(|name| format!("{section}.{name}"));
     let [queue, queue_timeout] = ["queue", "queue_timeout"].map(|name| format!("{section}.{name}"));
     if pool.claim_timeout < pool.offer_timeout {
-        let expected = format!("at least offer_timeout, {}", time(pool.offer_timeout));
-        record.contradiction(&claim, &[&offer], time(pool.claim_timeout), expected);
+        let expected = format!("at least {}, the value of offer_timeout", time(pool.offer_timeout));
+        diagnostics.contradiction(&claim, &[&offer], time(pool.claim_timeout), expected);
     }
     if pool.queue > 0 && pool.queue_timeout.is_zero() {
         let expected = format!("a duration longer than 0s, or queue = 0 instead of {}", pool.queue);
-        record.contradiction(&queue_timeout, &[&queue], time(pool.queue_timeout), expected);
+        diagnostics.contradiction(&queue_timeout, &[&queue], time(pool.queue_timeout), expected);
     }
 }
 
-/// A lost ring is noticed at the next scan; it must not hold a worker longer than a whole request may.
-fn slot_scan(section: &str, pool: &PoolConfig, scan: Duration, record: &mut Record) {
+/// A lost doorbell is noticed at the next scan, which must not delay a worker longer than a request may take.
+fn slot_scan(section: &str, pool: &PoolConfig, scan: Duration, diagnostics: &mut Diagnostics) {
     let request = format!("{section}.request_timeout");
     if scan > pool.request_timeout {
-        let expected = format!("at most {}, {}", place(&request, record), time(pool.request_timeout));
-        record.contradiction("front.slot_scan", &[&request], time(scan), expected);
+        let expected = format!("at most {}, the value of {}", time(pool.request_timeout), diagnostics.place(&request));
+        diagnostics.contradiction("front.slot_scan", &[&request], time(scan), expected);
     }
 }
 
-fn watchdog_times(config: &Config, record: &mut Record) {
+fn watchdog_times(config: &Config, diagnostics: &mut Diagnostics) {
     let watchdog = &config.watchdog;
     let longer = [("worker_timeout", watchdog.worker_timeout), ("dispatcher_timeout", watchdog.dispatcher_timeout)];
     for (name, timeout) in longer {
         if watchdog.probe_interval >= timeout {
-            let expected = format!("a duration shorter than {name}, {}", time(timeout));
+            let expected = format!("a duration shorter than {}, the value of {name}", time(timeout));
             let found = time(watchdog.probe_interval);
-            record.contradiction("watchdog.probe_interval", &[&format!("watchdog.{name}")], found, expected);
+            diagnostics.contradiction("watchdog.probe_interval", &[&format!("watchdog.{name}")], found, expected);
         }
     }
     let restarts = &watchdog.restarts;
     if restarts.delay > restarts.delay_max {
-        let expected = format!("at most delay_max, {}", time(restarts.delay_max));
+        let expected = format!("at most {}, the value of delay_max", time(restarts.delay_max));
         let key = "watchdog.restarts.delay";
-        record.contradiction(key, &["watchdog.restarts.delay_max"], time(restarts.delay), expected);
-    }
-}
-
-/// A key and where it stands, for a message about another one.
-pub(super) fn place(key: &str, record: &Record) -> String {
-    match record.line_of(key) {
-        Some(line) => format!("{key} (line {line})"),
-        None => format!("{key} (built in)"),
+        diagnostics.contradiction(key, &["watchdog.restarts.delay_max"], time(restarts.delay), expected);
     }
 }
 

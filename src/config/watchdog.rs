@@ -1,21 +1,32 @@
-//! The watchdog: when something is late, frozen, or given up.
+//! Timeouts of the watchdog and its restart policy.
+
+#![forbid(unsafe_code)]
 
 use std::time::Duration;
 
-/// Bounds of the watchdog.
-#[derive(Clone, Debug, PartialEq, Eq)]
+use serde::Serialize;
+
+use super::quantity;
+
+/// Timeouts of the watchdog.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct WatchdogConfig {
-    /// How often liveness is asked; shorter than both timeouts below.
+    /// How often liveness is probed; shorter than both timeouts below.
+    #[serde(serialize_with = "quantity::serialize_duration")]
     pub probe_interval: Duration,
-    /// A worker silent for so long is taken for frozen.
+    /// A worker whose control loop makes no progress for this long is frozen.
+    #[serde(serialize_with = "quantity::serialize_duration")]
     pub worker_timeout: Duration,
-    /// A dispatcher silent for so long is taken for frozen.
+    /// A dispatcher that does not answer probes for this long is frozen.
+    #[serde(serialize_with = "quantity::serialize_duration")]
     pub dispatcher_timeout: Duration,
-    /// How long a process may take to say that it is ready.
+    /// How long a process may take to become ready.
+    #[serde(serialize_with = "quantity::serialize_duration")]
     pub start_timeout: Duration,
-    /// From SIGABRT to SIGKILL; 0: at once.
+    /// Time from SIGABRT to SIGKILL; 0: immediately.
+    #[serde(serialize_with = "quantity::serialize_duration")]
     pub abort_grace: Duration,
-    /// When and how often what died is started again.
+    /// When and how often processes are restarted.
     pub restarts: RestartConfig,
 }
 
@@ -32,16 +43,19 @@ impl Default for WatchdogConfig {
     }
 }
 
-/// When what died is started again, and when it is given up.
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// When a process is restarted, and when its part is declared failed.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct RestartConfig {
-    /// More restarts than this within `within` and it is declared failed; 0: never restarted.
+    /// A part with more restarts than this within `within` is declared failed; 0: never restarted.
     pub max: u32,
-    /// The time over which restarts are counted.
+    /// The period over which restarts are counted.
+    #[serde(serialize_with = "quantity::serialize_duration")]
     pub within: Duration,
-    /// The first delay; each further one is longer.
+    /// The first delay; each following one is longer.
+    #[serde(serialize_with = "quantity::serialize_duration")]
     pub delay: Duration,
     /// The longest delay.
+    #[serde(serialize_with = "quantity::serialize_duration")]
     pub delay_max: Duration,
 }
 

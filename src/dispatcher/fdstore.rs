@@ -1,7 +1,7 @@
-//! Waiting connections in the supervisor's descriptor store (sd_pid_notify_with_fds(3), `FDSTORE=1`): they
-//! outlive this process.
+//! Queued connections in the supervisor's descriptor store (sd_pid_notify_with_fds(3), `FDSTORE=1`), which outlives
+//! this process.
 //!
-//! The messages are sent without ever blocking: a supervisor that does not read must not stop the dispatcher.
+//! Messages are sent without blocking: a supervisor that does not read must not stop the dispatcher.
 
 use std::io::{self, IoSlice};
 use std::net::SocketAddr;
@@ -20,63 +20,63 @@ use tokio::time::{sleep, timeout};
 use crate::log;
 use crate::net::{self, ProblemResponse, SocketStream, lingering_close};
 
-/// What the names of stored connections begin with.
-pub const PREFIX: &str = "waiting-";
+/// Prefix of names of redirect connections. Their head has been read: the next dispatcher can only reject them.
+pub(super) const REDIRECT_PREFIX: &str = "waiting-";
 
-/// A message that found the supervisor's queue full is tried again after this time, this often.
-const RETRY: (Duration, u32) = (Duration::from_millis(5), 200);
+/// Prefix of names of handoff connections. Nothing has been read from them: the next dispatcher serves them.
+pub(super) const HANDOFF_PREFIX: &str = "handed-";
 
-/// How long after the end of its wait a connection is taken out. Its worker, on the same core perhaps, comes first.
-const LATER: Duration = Duration::from_millis(2);
+/// A message is sent again after this pause, this often, while the supervisor's queue is full.
+const RETRY_PAUSE: Duration = Duration::from_millis(5);
+const RETRIES: u32 = 200;
 
-/// A connection in the store; taken out when dropped.
-pub struct StoredFd(pub String);
+/// How long after the end of its wait a connection is removed: its worker, possibly on the same core, runs first.
+const REMOVE_DELAY: Duration = Duration::from_millis(2);
 
-/// What the names of those begin with of which nothing has been read: they can be served.
-pub const HANDED: &str = "handed-";
+/// The name of a descriptor in the store; removed from the store when dropped.
+pub(super) struct StoredFd(pub String);
 
-/// A name for a connection whose head has been read.
-pub fn waiting() -> String {
-    format!("{PREFIX}{}", unique())
+/// A name for a redirect connection.
+pub(super) fn redirect_name() -> String {
+    format!("{REDIRECT_PREFIX}{}", unique())
 }
 
-/// What the next dispatcher has to know of a connection of which nothing has been read.
+/// What the next dispatcher must know of a handoff connection; its name in the store contains it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct StoredConnection {
-    /// Its listener's key.
-    pub door: u64,
-    /// The client's address as a proxy has told it.
+pub(super) struct StoredConnection {
+    /// The key of its listener.
+    pub listener: u64,
+    /// The client's address, if a proxy header named it.
     pub peer: Option<SocketAddr>,
-    /// Its mark.
+    /// The mark of the connection.
     pub mark: u32,
-    /// Whether it may be answered in HTTP.
+    /// Whether an HTTP response may be sent on it.
     pub is_http: bool,
 }
 
 impl StoredConnection {
-    /// A name for it.
-    pub fn name(&self) -> String {
-        // A name has no colons (sd_pid_notify_with_fds(3)).
+    pub(super) fn name(&self) -> String {
+        // Names must not contain colons (sd_pid_notify_with_fds(3)).
         let peer = self.peer.map_or(String::new(), |peer| peer.to_string().replace(':', "_"));
-        let speaks = if self.is_http { "http" } else { "other" };
-        format!("{HANDED}{:016x}-{peer}-{}-{speaks}-{}", self.door, self.mark, unique())
+        let protocol = if self.is_http { "http" } else { "other" };
+        format!("{HANDOFF_PREFIX}{:016x}-{peer}-{}-{protocol}-{}", self.listener, self.mark, unique())
     }
 
-    /// What [`StoredConnection::name`] has put into a name.
-    pub fn of(name: &str) -> Option<Self> {
-        let mut words = name.strip_prefix(HANDED)?.split('-');
-        let door = u64::from_str_radix(words.next()?, 16).ok()?;
-        let peer = match words.next()? {
+    /// Parses a [`StoredConnection::name`].
+    pub(super) fn parse(name: &str) -> Option<Self> {
+        let mut fields = name.strip_prefix(HANDOFF_PREFIX)?.split('-');
+        let listener = u64::from_str_radix(fields.next()?, 16).ok()?;
+        let peer = match fields.next()? {
             "" => None,
-            told => Some(told.replace('_', ":").parse().ok()?),
+            address => Some(address.replace('_', ":").parse().ok()?),
         };
-        let mark = words.next()?.parse().ok()?;
-        let is_http = match words.next()? {
+        let mark = fields.next()?.parse().ok()?;
+        let is_http = match fields.next()? {
             "http" => true,
             "other" => false,
             _ => return None,
         };
-        Some(Self { door, peer, mark, is_http })
+        Some(Self { listener, peer, mark, is_http })
     }
 }
 
@@ -85,8 +85,8 @@ fn unique() -> String {
     format!("{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed))
 }
 
-/// Puts a connection into the store. `None` where there is no store.
-pub async fn put(connection: BorrowedFd<'_>, name: String) -> Option<StoredFd> {
+/// Stores a duplicate of a connection. `None` if there is no store.
+pub(super) async fn store(connection: BorrowedFd<'_>, name: String) -> Option<StoredFd> {
     let message = format!("FDSTORE=1\nFDNAME={name}");
     send(&message, Some(connection)).await.ok()?;
     Some(StoredFd(name))
@@ -96,8 +96,9 @@ impl Drop for StoredFd {
     fn drop(&mut self) {
         let message = format!("FDSTOREREMOVE=1\nFDNAME={}", self.0);
         tokio::task::spawn_local(async move {
-            sleep(LATER).await;
-            // Lost, the copy stays in the store and harms nobody: the connection itself has been shut down.
+            sleep(REMOVE_DELAY).await;
+            // If the message is lost, a harmless duplicate stays in the store: the connection itself has been shut
+            // down.
             let _ = send(&message, None).await;
         });
     }
@@ -122,31 +123,31 @@ async fn send(message: &str, fd: Option<BorrowedFd<'_>>) -> io::Result<()> {
     let control = [ControlMessage::ScmRights(&fds)];
     let control = if fds.is_empty() { &[][..] } else { &control[..] };
     let flags = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL;
-    for _ in 0..RETRY.1 {
+    for _ in 0..RETRIES {
         match sendmsg(socket.as_raw_fd(), &[IoSlice::new(message.as_bytes())], control, flags, Some(&address)) {
             Ok(_) => return Ok(()),
-            Err(Errno::EAGAIN) => sleep(RETRY.0).await,
+            Err(Errno::EAGAIN) => sleep(RETRY_PAUSE).await,
             Err(error) => return Err(error.into()),
         }
     }
     Err(io::ErrorKind::TimedOut.into())
 }
 
-/// Answers connections that waited when the last dispatcher ended and cannot be served by this one: what they asked was
-/// read by the last one and is lost, or there is no place for them any more. All that can be said is that nothing was
-/// started and that they may ask again at once.
-pub fn give_back(connections: Vec<(OwnedFd, StoredFd)>, linger_timeout: Duration) {
+/// Responds with 503 to connections that the previous dispatcher stored and this one cannot serve: their head was read
+/// and is lost, or their listener has been removed. Nothing was started, and the client may retry at once.
+pub(super) fn reject(connections: Vec<(OwnedFd, StoredFd)>, linger_timeout: Duration) {
     if !connections.is_empty() {
-        tracing::info!(connections = connections.len(), event = %log::Event::ConnectionsRejected,
-            "sending back who waited when the last dispatcher ended");
+        let count = connections.len();
+        tracing::info!(connections = count, event = %log::Event::ConnectionsRejected,
+            "{count} connections were queued when the previous dispatcher ended: responding with 503");
     }
     for (fd, stored) in connections {
         tokio::task::spawn_local(async move {
             if let Ok(stream) = SocketStream::from_fd(fd) {
                 let stream = net::SharedStream(Arc::new(stream));
                 let detail = "the dispatcher was restarted while the request waited for a worker";
-                let answer = ProblemResponse::not_started(StatusCode::SERVICE_UNAVAILABLE, detail).retry_after(0).raw();
-                let _ = timeout(linger_timeout, stream.clone().write_all(&answer)).await;
+                let problem = ProblemResponse::not_started(StatusCode::SERVICE_UNAVAILABLE, detail).retry_after(0);
+                let _ = timeout(linger_timeout, stream.clone().write_all(&problem.raw())).await;
                 lingering_close(stream, linger_timeout).await;
             }
             drop(stored);
@@ -159,17 +160,17 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_name_says_what_the_next_dispatcher_has_to_know() {
+    fn name_of_a_stored_connection_can_be_parsed() {
         for peer in [None, Some("192.0.2.1:80".parse().unwrap()), Some("[2001:db8::1]:80".parse().unwrap())] {
             for is_http in [false, true] {
-                let handed = StoredConnection { door: u64::MAX - 1, peer, mark: 7, is_http };
-                let name = handed.name();
+                let stored = StoredConnection { listener: u64::MAX - 1, peer, mark: 7, is_http };
+                let name = stored.name();
                 assert!(name.len() < 255 && !name.contains(':'), "{name}");
-                assert_eq!(StoredConnection::of(&name), Some(handed));
+                assert_eq!(StoredConnection::parse(&name), Some(stored));
             }
         }
         for other in ["waiting-1-2", "handed-", "handed-0--7", "handed-x--7-http-1", "handed-0--7-words-1"] {
-            assert_eq!(StoredConnection::of(other), None, "{other}");
+            assert_eq!(StoredConnection::parse(other), None, "{other}");
         }
     }
 }

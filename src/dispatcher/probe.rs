@@ -1,11 +1,11 @@
-//! `probe.sock`: the serving loop answers for itself, and takes an operator's orders, from those who may give them.
+//! `probe.sock`: the serving loop answers probes itself, which proves that it serves, and executes the commands of
+//! operators. Only authorized users may connect.
 
 use std::cell::Cell;
 use std::rc::Rc;
 use std::time::Duration;
 
 use nix::unistd::{User, geteuid};
-
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::{UnixListener, UnixStream};
 
@@ -13,111 +13,110 @@ use super::driver::Driver;
 use crate::clock;
 use crate::ids::Monotonic;
 use crate::log;
+use crate::net::ACCEPT_RETRY_DELAY;
 use crate::pool::PoolEvent;
-use crate::probe::{ProbeCommand, ProbeRefusal, ProbeReport, ProbeRequest, QUESTION_MAX};
+use crate::probe::{ProbeCommand, ProbeRefusal, ProbeReport, ProbeRequest, REQUEST_MAX};
 
-/// Whoever asks nothing, or takes no answer, for so long is let go. The watchdog asks every `probe_interval`, and connects anew.
+/// A connection that sends no request, or reads no report, for this long is closed. The watchdog probes every
+/// `probe_interval`, and connects again.
 const IDLE: Duration = Duration::from_secs(60);
 
-/// Pause after a failed accept: out of descriptors, most likely, which only time mends.
-const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+/// How long an unauthorized user may take to send the request that is refused.
+const REFUSE_TIMEOUT: Duration = Duration::from_secs(1);
+/// The shortest interval between two log messages about unauthorized users.
+const LOG_INTERVAL: Duration = Duration::from_secs(60);
 
-/// How long one who may not ask has for the question that is refused.
-const REFUSING: Duration = Duration::from_secs(1);
-/// How often at most it is logged that somebody was refused.
-const TELLING: Duration = Duration::from_secs(60);
-
-/// The account of the watchdog where the set is one of units.
+/// The user of the watchdog in a set of units.
 const WATCHDOG: &str = "patou-watchdog";
-/// The first number of an ordinary user (login.defs(5), `UID_MIN`): the accounts of units are below.
-const ORDINARY: u32 = 1000;
+/// The first uid of ordinary users (login.defs(5), `UID_MIN`); the users of units are below.
+const UID_MIN: u32 = 1000;
 
-/// Who may ask and order: root, the dispatcher's own user, and the watchdog's where that is another one.
+/// The authorized users: root, the dispatcher's own, and the watchdog's where that is another.
 ///
-/// That is so under systemd, where the dispatcher runs as a system account: the set of an ordinary user, or of
-/// root, is nobody else's.
+/// The last applies under systemd, where the dispatcher runs as a system user. A set of an ordinary user, or of root,
+/// has one user only.
 struct AccessList {
     allowed: Vec<u32>,
     refused: Cell<u64>,
-    told: Cell<Option<Monotonic>>,
+    logged_at: Cell<Option<Monotonic>>,
 }
 
 impl AccessList {
-    /// Looks the accounts up, once.
-    fn invite() -> Self {
+    /// Looks up the users, once.
+    fn new() -> Self {
         let own = geteuid().as_raw();
-        let watchdog = (1..ORDINARY).contains(&own).then(|| User::from_name(WATCHDOG).ok().flatten()).flatten();
+        let watchdog = (1..UID_MIN).contains(&own).then(|| User::from_name(WATCHDOG).ok().flatten()).flatten();
         let allowed = [Some(0), Some(own), watchdog.map(|user| user.uid.as_raw())].into_iter().flatten().collect();
-        Self { allowed, refused: Cell::new(0), told: Cell::new(None) }
+        Self { allowed, refused: Cell::new(0), logged_at: Cell::new(None) }
     }
 
-    /// Whether this user may ask. `None`: the kernel does not say who it is.
-    fn admit(&self, uid: Option<u32>) -> bool {
+    /// Whether this user is authorized; logs refusals. `None`: the kernel does not report the user.
+    fn allows(&self, uid: Option<u32>) -> bool {
         if uid.is_some_and(|uid| self.allowed.contains(&uid)) {
             return true;
         }
         let (refused, now) = (self.refused.get() + 1, clock::now());
         self.refused.set(refused);
-        if self.told.get().is_none_or(|told| now.since(told) >= TELLING) {
-            self.told.set(Some(now));
-            tracing::warn!(uid, refused, "probe.sock: a user who may not ask is refused");
+        if self.logged_at.get().is_none_or(|at| now.since(at) >= LOG_INTERVAL) {
+            self.logged_at.set(Some(now));
+            tracing::warn!(uid, refused, "probe.sock: refusing a user that is not authorized");
         }
         false
     }
 }
 
-pub async fn serve(socket: UnixListener, desk: Rc<Driver>) {
-    let guests = AccessList::invite();
+pub(super) async fn serve(socket: UnixListener, driver: Rc<Driver>) {
+    let access = AccessList::new();
     loop {
         match socket.accept().await {
             Ok((stream, _)) => {
                 let uid = stream.peer_cred().ok().map(|peer| peer.uid());
-                if guests.admit(uid) {
-                    tokio::task::spawn_local(converse(stream, desk.clone()));
+                if access.allows(uid) {
+                    tokio::task::spawn_local(serve_connection(stream, driver.clone()));
                 } else {
-                    tokio::task::spawn_local(tokio::time::timeout(REFUSING, refuse(stream)));
+                    tokio::task::spawn_local(tokio::time::timeout(REFUSE_TIMEOUT, refuse(stream)));
                 }
             }
             Err(error) => {
                 tracing::warn!(%error, event = %log::Event::AcceptFailed, "probe.sock: accept");
-                tokio::time::sleep(ACCEPT_PAUSE).await;
+                tokio::time::sleep(ACCEPT_RETRY_DELAY).await;
             }
         }
     }
 }
 
-/// Hears the question, so that the answer is read, and says no.
+/// Reads the request first: a client that cannot send it would not read the refusal.
 async fn refuse(stream: UnixStream) {
     let (read, mut write) = stream.into_split();
     let mut line = Vec::new();
-    let _ = BufReader::new(read).take(QUESTION_MAX as u64).read_until(b'\n', &mut line).await;
-    let refused = "only root, the user of the dispatcher and that of the watchdog may ask or order".to_owned();
+    let _ = BufReader::new(read).take(REQUEST_MAX as u64).read_until(b'\n', &mut line).await;
+    let refused = "only root and the users of the dispatcher and the watchdog may use the probe socket".to_owned();
     if let Ok(mut answer) = serde_json::to_vec(&ProbeRefusal { refused }) {
         answer.push(b'\n');
-        let _ = write.write_all(&answer).await; // it has gone, which is all the same
+        let _ = write.write_all(&answer).await; // fails if the peer has disconnected
     }
 }
 
-async fn converse(stream: UnixStream, desk: Rc<Driver>) {
+async fn serve_connection(stream: UnixStream, driver: Rc<Driver>) {
     let (read, mut write) = stream.into_split();
     let mut read = BufReader::new(read);
     loop {
         let mut line = Vec::new();
-        let mut asked = (&mut read).take(QUESTION_MAX as u64);
-        match tokio::time::timeout(IDLE, asked.read_until(b'\n', &mut line)).await {
+        let mut bounded = (&mut read).take(REQUEST_MAX as u64);
+        match tokio::time::timeout(IDLE, bounded.read_until(b'\n', &mut line)).await {
             Ok(Ok(n)) if n > 0 && line.last() == Some(&b'\n') => {}
-            _ => return, // gone, asleep, or not a question
+            _ => return, // disconnected, idle, or not a request
         }
-        let Ok(question) = serde_json::from_slice::<ProbeRequest>(&line) else { return };
-        // Reported first: whom the order has us ask owes nothing yet.
-        let pools = desk.report();
-        desk.tell_status();
-        if question.order == Some(ProbeCommand::Ping) {
-            desk.hear_failed(&question.failed);
+        let Ok(request) = serde_json::from_slice::<ProbeRequest>(&line) else { return };
+        // Before the command, so that the questions it opens do not count as silence.
+        let pools = driver.report();
+        driver.notify_status();
+        if request.command == Some(ProbeCommand::Ping) {
+            driver.set_failed_pools(&request.failed);
         }
-        let refused = question.order.and_then(|order| obey(&desk, order));
-        let (pid, epoch) = (std::process::id(), desk.epoch().get());
-        let report = ProbeReport { nonce: question.nonce, pid, epoch, pools, refused };
+        let refused = request.command.and_then(|command| execute(&driver, command));
+        let (pid, epoch) = (std::process::id(), driver.epoch().get());
+        let report = ProbeReport { nonce: request.nonce, pid, epoch, pools, refused };
         let Ok(mut answer) = serde_json::to_vec(&report) else { return };
         answer.push(b'\n');
         if !matches!(tokio::time::timeout(IDLE, write.write_all(&answer)).await, Ok(Ok(()))) {
@@ -126,29 +125,29 @@ async fn converse(stream: UnixStream, desk: Rc<Driver>) {
     }
 }
 
-/// Carries out an order; why not, if not.
-fn obey(desk: &Driver, order: ProbeCommand) -> Option<String> {
-    match order {
-        ProbeCommand::Ping => desk.tell_all(PoolEvent::Probe),
-        ProbeCommand::Quiesce => desk.tell_all(PoolEvent::Quiesce),
-        ProbeCommand::Hold => desk.hold.notify_one(),
-        ProbeCommand::Drain(id) | ProbeCommand::Resume(id) if !desk.has(&id) => {
+/// Executes a command; returns the reason if it is refused.
+fn execute(driver: &Driver, command: ProbeCommand) -> Option<String> {
+    match command {
+        ProbeCommand::Ping => driver.handle_in_all(PoolEvent::Probe),
+        ProbeCommand::Quiesce => driver.handle_in_all(PoolEvent::Quiesce),
+        ProbeCommand::Hold => driver.stop_accepting.notify_one(),
+        ProbeCommand::Drain(id) | ProbeCommand::Resume(id) if !driver.has_worker(&id) => {
             return Some(format!("the configuration has no worker {id}"));
         }
-        // Told again: nothing changes, and the worker may not have heard the first order.
-        ProbeCommand::Drain(id) if desk.is_drained(&id) => desk.tell(&id.pool, PoolEvent::Drain(id.number.get())),
-        ProbeCommand::Resume(id) if !desk.is_drained(&id) => {}
+        // Repeated: nothing changes, but the worker may not have read the first question.
+        ProbeCommand::Drain(id) if driver.is_drained(&id) => driver.handle(&id.pool, PoolEvent::Drain(id.number)),
+        ProbeCommand::Resume(id) if !driver.is_drained(&id) => {}
         ProbeCommand::Drain(id) => {
             tracing::info!(worker = %id, event = %log::Event::WorkerDrained, "taken out of service by an operator");
-            desk.tell(&id.pool, PoolEvent::Drain(id.number.get()));
-            let staff = desk.staff(&id.pool);
-            if staff.drained == staff.workers {
-                tracing::warn!(pool = %id.pool, "every worker of this pool is out of service: its clients are refused");
+            driver.handle(&id.pool, PoolEvent::Drain(id.number));
+            let availability = driver.availability(&id.pool);
+            if availability.drained == availability.workers {
+                tracing::warn!(pool = %id.pool, "every worker of this pool is out of service: refusing its clients");
             }
         }
         ProbeCommand::Resume(id) => {
             tracing::info!(worker = %id, event = %log::Event::WorkerResumed, "put back into service by an operator");
-            desk.tell(&id.pool, PoolEvent::Resume(id.number.get()));
+            driver.handle(&id.pool, PoolEvent::Resume(id.number));
         }
     }
     None

@@ -1,7 +1,7 @@
-//! Which connections have something to read, without reading it, and without hearing of those that a worker has.
+//! Waits until connections are readable, without reading them and without wake-ups for those that a worker holds.
 //!
-//! An epoll instance of its own: a connection is in it for one event only (`EPOLLONESHOT`, epoll_ctl(2)), and asked
-//! for again when its worker has let go of it. While it is with a worker, its traffic wakes nobody here.
+//! A separate epoll instance: a connection is armed for one event only (`EPOLLONESHOT`, epoll_ctl(2)) and re-armed when
+//! its worker has released it. While a worker holds it, its traffic wakes no task of the dispatcher.
 
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
@@ -17,49 +17,50 @@ use tokio::io::unix::AsyncFd;
 
 use crate::sys;
 
-/// Events taken out at once.
+/// Events per epoll_wait(2).
 const BATCH: usize = 256;
 
-/// The instance; [`Readiness::run`] has to be running.
-pub struct Readiness {
+/// The epoll instance; [`Readiness::run`] must be running.
+pub(super) struct Readiness {
     epoll: Epoll,
     ready: AsyncFd<OwnedFd>,
-    next: Cell<u64>,
-    waiting: RefCell<HashMap<u64, State>>,
+    next_key: Cell<u64>,
+    waits: RefCell<HashMap<u64, WaitState>>,
 }
 
-/// One that is waited for.
-enum State {
+/// One connection that a task waits for.
+enum WaitState {
     Waiting(Option<Waker>),
-    Come(EpollFlags),
+    Ready(EpollFlags),
 }
 
-/// One connection in it.
-pub struct Watched {
+/// One connection in the epoll instance.
+pub(super) struct WatchedSocket {
     fd: Arc<OwnedFd>,
     key: u64,
     readiness: Rc<Readiness>,
-    is_in: Cell<bool>,
+    is_added: Cell<bool>,
 }
 
 impl Readiness {
-    pub fn new() -> io::Result<Rc<Self>> {
+    pub(super) fn new() -> io::Result<Rc<Self>> {
         let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?;
         let ready = sys::when_readable(epoll.0.try_clone()?)?;
-        Ok(Rc::new(Self { epoll, ready, next: Cell::new(1), waiting: RefCell::default() }))
+        Ok(Rc::new(Self { epoll, ready, next_key: Cell::new(1), waits: RefCell::default() }))
     }
 
-    /// Wakes whoever waits, and calls `each` for each lot of them; never returns.
-    pub async fn run(&self, each: impl Fn()) {
+    /// Wakes the waiting tasks, and calls `before_batch` at each wake-up; never returns.
+    pub(super) async fn run(&self, before_batch: impl Fn()) {
         let mut events = [EpollEvent::empty(); BATCH];
         while let Ok(mut ready) = self.ready.readable().await {
             ready.clear_ready();
-            each();
+            before_batch();
             while let Ok(count) = self.epoll.wait(&mut events, EpollTimeout::ZERO) {
                 for event in &events[..count] {
-                    let mut waiting = self.waiting.borrow_mut();
-                    let Some(state) = waiting.get_mut(&event.data()) else { continue };
-                    if let State::Waiting(Some(waker)) = std::mem::replace(state, State::Come(event.events())) {
+                    let mut waits = self.waits.borrow_mut();
+                    let Some(state) = waits.get_mut(&event.data()) else { continue };
+                    if let WaitState::Waiting(Some(waker)) = std::mem::replace(state, WaitState::Ready(event.events()))
+                    {
                         waker.wake();
                     }
                 }
@@ -71,68 +72,69 @@ impl Readiness {
     }
 }
 
-impl Watched {
-    pub fn new(fd: OwnedFd, readiness: &Rc<Readiness>) -> Self {
-        let key = readiness.next.replace(readiness.next.get() + 1);
-        Self { fd: Arc::new(fd), key, readiness: readiness.clone(), is_in: Cell::new(false) }
+impl WatchedSocket {
+    pub(super) fn new(fd: OwnedFd, readiness: &Rc<Readiness>) -> Self {
+        let key = readiness.next_key.replace(readiness.next_key.get() + 1);
+        Self { fd: Arc::new(fd), key, readiness: readiness.clone(), is_added: Cell::new(false) }
     }
 
     /// The connection itself.
-    pub fn socket(&self) -> Arc<OwnedFd> {
+    pub(super) fn socket(&self) -> Arc<OwnedFd> {
         self.fd.clone()
     }
 
-    /// Waits until there is something to read, or the end; whether there is certainly something.
-    pub async fn readable(&self) -> io::Result<bool> {
-        Ok(self.until(EpollFlags::EPOLLIN | EpollFlags::EPOLLRDHUP).await? == EpollFlags::EPOLLIN)
+    /// Waits for data or the end of the stream; whether there certainly is data.
+    pub(super) async fn readable(&self) -> io::Result<bool> {
+        Ok(self.wait(EpollFlags::EPOLLIN | EpollFlags::EPOLLRDHUP).await? == EpollFlags::EPOLLIN)
     }
 
-    /// Waits until both directions have ended.
-    pub async fn hung_up(&self) -> io::Result<()> {
-        self.until(EpollFlags::empty()).await.map(drop)
+    /// Waits until both directions are closed.
+    pub(super) async fn hung_up(&self) -> io::Result<()> {
+        self.wait(EpollFlags::empty()).await.map(drop)
     }
 
-    /// One at a time.
-    async fn until(&self, events: EpollFlags) -> io::Result<EpollFlags> {
-        let waiting = &self.readiness.waiting;
-        waiting.borrow_mut().insert(self.key, State::Waiting(None));
-        let _forgotten = Forgotten(self);
+    /// Only one task may wait at a time.
+    async fn wait(&self, events: EpollFlags) -> io::Result<EpollFlags> {
+        let waits = &self.readiness.waits;
+        waits.borrow_mut().insert(self.key, WaitState::Waiting(None));
+        let _guard = WaitGuard(self);
         let mut event = EpollEvent::new(events | EpollFlags::EPOLLONESHOT, self.key);
-        match self.is_in.replace(true) {
-            true => self.readiness.epoll.modify(&self.fd, &mut event)?,
-            false => self.readiness.epoll.add(&self.fd, event)?,
+        if self.is_added.replace(true) {
+            self.readiness.epoll.modify(&self.fd, &mut event)?;
+        } else {
+            self.readiness.epoll.add(&self.fd, event)?;
         }
-        let come = poll_fn(|task| match waiting.borrow_mut().get_mut(&self.key) {
-            Some(State::Come(events)) => Poll::Ready(*events),
-            Some(State::Waiting(waker)) => {
+        let ready = poll_fn(|task| match waits.borrow_mut().get_mut(&self.key) {
+            Some(WaitState::Ready(events)) => Poll::Ready(*events),
+            Some(WaitState::Waiting(waker)) => {
                 *waker = Some(task.waker().clone());
                 Poll::Pending
             }
-            None => Poll::Pending, // only if somebody else waited, too
+            None => Poll::Pending, // only if a second task waited, too
         });
-        Ok(come.await)
+        Ok(ready.await)
     }
 }
 
-/// Nobody waits any more.
-struct Forgotten<'a>(&'a Watched);
+/// Removes the wait when its task gives it up.
+struct WaitGuard<'a>(&'a WatchedSocket);
 
-impl Drop for Forgotten<'_> {
+impl Drop for WaitGuard<'_> {
     fn drop(&mut self) {
-        self.0.readiness.waiting.borrow_mut().remove(&self.0.key);
+        self.0.readiness.waits.borrow_mut().remove(&self.0.key);
     }
 }
 
-impl AsFd for Watched {
+impl AsFd for WatchedSocket {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.fd.as_fd()
     }
 }
 
-impl Drop for Watched {
+impl Drop for WatchedSocket {
     fn drop(&mut self) {
-        if self.is_in.get() {
-            // By hand: a worker may hold the same connection, and then a close alone takes nothing out.
+        if self.is_added.get() {
+            // Explicitly: close(2) alone removes nothing while a worker holds a duplicate (epoll(7)).
             let _ = self.readiness.epoll.delete(&self.fd);
         }
     }

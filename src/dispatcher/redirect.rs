@@ -1,25 +1,181 @@
-//! What a client is told: where its worker is, or why there is none.
+//! A connection with redirect delivery: one request, and a response that sends the client to its worker.
 
-use std::fmt;
+use std::cell::Cell;
+use std::convert::Infallible;
+use std::net::IpAddr;
+use std::os::fd::{AsFd, OwnedFd};
+use std::pin::pin;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use bytes::Bytes;
-use http::header::{CACHE_CONTROL, CONTENT_TYPE, LOCATION};
-use http::{HeaderValue, Response, StatusCode};
+use http::header::{ALLOW, CACHE_CONTROL, CONTENT_TYPE, LOCATION};
+use http::{HeaderValue, Request, Response, StatusCode, Version};
 use http_body_util::Full;
+use hyper::body::Incoming;
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio::time::{Instant, sleep};
 
-use super::driver::Grant;
-use super::request;
-use crate::clock;
-use crate::config::ListenAddress;
-use crate::net::ProblemResponse;
-use crate::pool::Refusal;
+use super::connection::client_peer;
+use super::driver::{Driver, WATCH_AFTER};
+use super::fdstore;
+use super::grant::{Grant, GrantResult};
+use super::listeners::Listener;
+use super::refusal::refusal;
+use crate::config::{self, ListenAddress};
+use crate::ids::Token;
+use crate::net::{
+    self, LEASE_PATH, ProblemResponse, SocketListener, SocketStream, check_request, disconnected, lingering_close,
+};
+use crate::{clock, log};
 
-/// 307 to the worker. `host` is what the client called us; `target` its original path and query. A worker on
-/// a Unix socket has no such address: then the answer is [`lease`].
-pub fn to_worker(grant: &Grant, host: &str, target: &str) -> Response<Full<Bytes>> {
+/// The target of `OPTIONS *`, a URI without a path (RFC 9112, section 3.2.4).
+const ASTERISK: &str = "*";
+
+type FullResponse = Response<Full<Bytes>>;
+
+/// One connection, which carries one request.
+pub(super) struct RedirectConnection {
+    listener: Rc<Listener>,
+    settings: Rc<config::FrontConfig>,
+    listens_on: Option<IpAddr>,
+    stream: net::SharedStream,
+    /// Whether the client knows HTTP/1.1 and has received nothing.
+    may_probe: AtomicBool,
+    responded: Cell<bool>,
+}
+
+impl RedirectConnection {
+    /// `settings` hold for the connection to its end.
+    pub(super) fn new(
+        fd: OwnedFd,
+        socket: &SocketListener,
+        listener: Rc<Listener>,
+        settings: Rc<config::FrontConfig>,
+    ) -> Self {
+        Self {
+            listener,
+            settings,
+            listens_on: socket.tcp_address().map(|address| address.ip()),
+            stream: net::SharedStream(Arc::new(SocketStream::new(fd, socket.is_tcp()))),
+            may_probe: AtomicBool::new(false),
+            responded: Cell::new(false),
+        }
+    }
+
+    /// Serves the connection to its end.
+    pub(super) async fn serve(&self, driver: &Rc<Driver>) {
+        {
+            let service = service_fn(|request| async { Ok::<_, Infallible>(self.respond(driver, request).await) });
+            let connection = http1::Builder::new()
+                .keep_alive(false)
+                .half_close(true)
+                .timer(TokioTimer::new())
+                .header_read_timeout(self.settings.head_timeout)
+                .max_buf_size(self.settings.head_bytes)
+                .serve_connection(TokioIo::new(self.stream.clone()), service);
+            if let Err(error) = pin!(connection).await {
+                tracing::debug!(%error, "connection ended early");
+                if error.is_timeout() && !self.responded.get() {
+                    let _ = self.stream.0.try_write(&ProblemResponse::late_head().raw());
+                }
+            }
+        }
+        lingering_close(self.stream.clone(), self.settings.linger_timeout).await;
+    }
+
+    async fn respond(&self, driver: &Rc<Driver>, request: Request<Incoming>) -> FullResponse {
+        let since = Instant::now();
+        let (response, grant) = self.response(driver, &request).await;
+        self.responded.set(true);
+        if self.listener.config.access_log {
+            let (worker, lease) = match &grant {
+                Some(grant) => (grant.worker.to_string(), grant.lease.to_string()),
+                None => ("-".into(), "-".into()),
+            };
+            let client = self.stream.0.peer_address().map_or("unix".into(), |address| address.to_string());
+            let ms = since.elapsed().as_secs_f64() * 1e3;
+            tracing::info!(
+                client,
+                status = response.status().as_u16(),
+                worker,
+                lease,
+                wait_ms = format!("{ms:.1}"),
+                event = %log::Event::RequestLogged,
+                "{} {}",
+                request.method(),
+                request.uri()
+            );
+        }
+        response
+    }
+
+    async fn response(&self, driver: &Rc<Driver>, request: &Request<Incoming>) -> (FullResponse, Option<Grant>) {
+        let allowed_hosts = &self.listener.config.allowed_hosts;
+        let (host, target) = match check_request(request, allowed_hosts, self.listens_on, self.settings.max_body) {
+            Ok(checked) => checked,
+            Err(problem) => return (rejection(&problem), None),
+        };
+        let host = host.unwrap_or_else(|| net::fallback_host(&self.stream.0));
+        self.may_probe.store(request.version() >= Version::HTTP_11, Ordering::Relaxed);
+        let result = self.wait(driver).await;
+        self.may_probe.store(false, Ordering::Relaxed);
+        match result {
+            None => {
+                tracing::debug!("client disconnected while it was queued");
+                let detail = "the client disconnected";
+                (ProblemResponse::not_started(StatusCode::SERVICE_UNAVAILABLE, detail).response(), None)
+            }
+            Some(Ok(grant)) => {
+                let wants_lease = self.listens_on.is_none() || request.uri().path() == LEASE_PATH;
+                let response = if wants_lease { lease(&grant) } else { to_worker(&grant, &host, &target) };
+                (response, Some(grant))
+            }
+            Some(Err(reason)) => {
+                let pool = &self.listener.config.pool;
+                (refusal(reason, pool.as_str(), &driver.availability(pool)).response(), None)
+            }
+        }
+    }
+
+    /// Waits for a worker; `None` if the client disconnects first.
+    async fn wait(&self, driver: &Rc<Driver>) -> Option<GrantResult> {
+        let peer = client_peer(self.stream.0.peer_address(), || self.stream.0.peer_user());
+        let store = async {
+            sleep(self.settings.store_after).await;
+            let _stored = fdstore::store(self.stream.0.as_fd(), fdstore::redirect_name()).await;
+            std::future::pending::<()>().await
+        };
+        let disconnect = async {
+            sleep(WATCH_AFTER).await;
+            disconnected(&self.stream, &self.may_probe).await;
+        };
+        tokio::select! {
+            result = driver.lease(&self.listener.config.pool, peer) => Some(result),
+            () = disconnect => None,
+            () = store => None,
+        }
+    }
+}
+
+/// The response to a request that failed the checks.
+fn rejection(problem: &ProblemResponse) -> FullResponse {
+    let mut response = problem.response();
+    if problem.status == StatusCode::METHOD_NOT_ALLOWED {
+        response.headers_mut().insert(ALLOW, HeaderValue::from_static("POST"));
+    }
+    response
+}
+
+/// 307 to the worker. `host` is the host of the request; `target` its original path and query. Falls back to [`lease`]
+/// for a worker on a Unix socket, which has no such address.
+fn to_worker(grant: &Grant, host: &str, target: &str) -> FullResponse {
     let ListenAddress::Tcp(address) = &grant.address else { return lease(grant) };
-    let Some(location) = request::location(host, address.port(), grant.token, target) else { return lease(grant) };
-    let mut response = Response::new(Full::from(format!("{} is yours\n", grant.worker)));
+    let Some(location) = location(host, address.port(), grant.token, target) else { return lease(grant) };
+    let mut response = Response::new(Full::from(format!("redirecting to worker {}\n", grant.worker)));
     *response.status_mut() = StatusCode::TEMPORARY_REDIRECT;
     let headers = response.headers_mut();
     headers.insert(LOCATION, location);
@@ -28,8 +184,8 @@ pub fn to_worker(grant: &Grant, host: &str, target: &str) -> Response<Full<Bytes
     response
 }
 
-/// The lease as JSON: for clients that ask for it, and for all on a Unix socket.
-pub fn lease(grant: &Grant) -> Response<Full<Bytes>> {
+/// The lease as JSON, for clients that request it and for all clients of a Unix listener.
+fn lease(grant: &Grant) -> FullResponse {
     let body = serde_json::json!({
         "worker": grant.worker,
         "address": grant.address.to_string(),
@@ -43,78 +199,9 @@ pub fn lease(grant: &Grant) -> Response<Full<Bytes>> {
     response
 }
 
-/// The workers of a pool, and how many of them nobody can get.
-#[derive(Clone, Debug, Default)]
-pub struct PoolAvailability {
-    pub workers: usize,
-    /// An operator has taken them out of service.
-    pub drained: usize,
-    /// They do not run, and are not among those.
-    pub gone: usize,
-    /// What ended them, if the watchdog has given up all of them.
-    pub failed: Option<String>,
-}
-
-impl fmt::Display for PoolAvailability {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let PoolAvailability { workers, drained, gone, .. } = *self;
-        match workers {
-            0 => f.write_str("it is not part of the set any more"),
-            1 if drained == 1 => f.write_str("its worker is taken out of service"),
-            1 if gone == 1 => f.write_str("its worker is not running"),
-            1 => f.write_str("its worker is busy"),
-            n if drained == n => write!(f, "all {n} workers are taken out of service"),
-            n if gone == n => write!(f, "none of its {n} workers is running"),
-            n if drained + gone == 0 => write!(f, "its {n} workers are busy"),
-            n => {
-                write!(f, "of its {n} workers")?;
-                let others = n - drained - gone;
-                let all = [(drained, "out of service"), (gone, "not running"), (others, "busy")];
-                for (i, (count, what)) in all.into_iter().filter(|(count, _)| *count > 0).enumerate() {
-                    let (comma, verb) = (if i > 0 { "," } else { "" }, if count == 1 { "is" } else { "are" });
-                    write!(f, "{comma} {count} {verb} {what}")?;
-                }
-                Ok(())
-            }
-        }
-    }
-}
-
-/// 503, saying what is full, or who is missing.
-pub fn refusal(refusal: Refusal, pool: &str, staff: &PoolAvailability) -> ProblemResponse {
-    let detail = match refusal {
-        Refusal::QueueFull(bound) => {
-            format!("pool {pool}: {staff}, and {bound} clients are waiting, as many as `queue` allows")
-        }
-        Refusal::QueueTimeout(waited) => {
-            let waited = waited.as_secs_f32();
-            format!("pool {pool}: no worker came free in {waited:.1} s, as long as `queue_timeout` allows: {staff}")
-        }
-        Refusal::NobodyFree => format!("pool {pool}: {staff}, and `queue` is 0"),
-        Refusal::OutOfService => format!("pool {pool}: {staff}"),
-        Refusal::Failed => {
-            let cause = staff.failed.as_deref().unwrap_or("they ended too often");
-            format!("every worker of pool {pool} has failed: {cause}; an operator has to mend that and reload the set")
-        }
-        Refusal::Stopping => "the set is stopping".to_owned(),
-    };
-    // Nobody comes back by himself.
-    let pause = if refusal == Refusal::Failed { 10 } else { 1 };
-    ProblemResponse::not_started(StatusCode::SERVICE_UNAVAILABLE, detail).retry_after(pause)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_refusal_says_who_is_missing() {
-        let words = |workers, drained, gone| PoolAvailability { workers, drained, gone, failed: None }.to_string();
-        assert_eq!(words(1, 0, 0), "its worker is busy");
-        assert_eq!(words(2, 0, 0), "its 2 workers are busy");
-        assert_eq!(words(2, 2, 0), "all 2 workers are taken out of service");
-        assert_eq!(words(2, 0, 2), "none of its 2 workers is running");
-        assert_eq!(words(2, 1, 1), "of its 2 workers 1 is out of service, 1 is not running");
-        assert_eq!(words(4, 1, 0), "of its 4 workers 1 is out of service, 3 are busy");
-    }
+/// The URL of the worker with the token and the original target. `None` if it is not a valid header value.
+pub(crate) fn location(host: &str, port: u16, token: Token, target: &str) -> Option<HeaderValue> {
+    let target = if target == ASTERISK { "" } else { target };
+    // From bytes: bytes beyond ASCII in the target are returned unchanged.
+    HeaderValue::from_bytes(format!("http://{host}:{port}/.patou/{token}{target}").as_bytes()).ok()
 }

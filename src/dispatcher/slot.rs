@@ -1,25 +1,25 @@
-//! A slot read and written in the pool's terms.
+//! Reads and writes a slot in the pool's terms.
 
 use crate::exchange::{self, DispatcherSide, Incarnation, Question, QuestionKind, Reply, SlotMemory};
 use crate::ids::RefuseReason;
 use crate::pool::{SlotAnswer, SlotQuestion, SlotView};
 
-/// Reads everything the pool wants to know of a slot. `alive`: whether the worker's lock is held.
-pub fn read_slot<M: SlotMemory>(asker: &mut DispatcherSide<M>, alive: bool) -> SlotView {
-    let heard = asker.take_superseded_answer().then_some(SlotAnswer::Here);
-    let answer = asker.answer().and_then(|(question, reply)| answer(question, reply)).or(heard);
-    let life = Incarnation::load(asker.memory());
+/// Reads what the pool needs to know of a slot. `alive`: whether the worker's lock is held.
+pub(crate) fn read_slot<M: SlotMemory>(side: &mut DispatcherSide<M>, alive: bool) -> SlotView {
+    let superseded = side.take_superseded_answer().then_some(SlotAnswer::Ack);
+    let answer = side.answer().and_then(|(question, reply)| answer(question, reply)).or(superseded);
+    let life = Incarnation::load(side.memory());
     SlotView {
         life: life.map(|life| (life.epoch, life.state, life.wants_recycle)),
         alive,
-        claim: exchange::claim(asker.memory()),
-        terms: exchange::terms(asker.memory()).map(|(_, terms)| terms),
+        claim: exchange::claim(side.memory()),
+        terms: exchange::terms(side.memory()).map(|(_, terms)| terms),
         answer,
-        drained: asker.drained(),
+        drained: side.drained(),
     }
 }
 
-/// What a reply means to the question it answers; `None` if it is no answer to it.
+/// The meaning of a reply to its question.
 fn answer(question: Question, reply: Reply) -> Option<SlotAnswer> {
     match (question.kind, reply) {
         (QuestionKind::Offer, Reply::Accept) => question.lease.map(SlotAnswer::Accept),
@@ -27,18 +27,18 @@ fn answer(question: Question, reply: Reply) -> Option<SlotAnswer> {
         (QuestionKind::Offer, _) => question.lease.map(|lease| SlotAnswer::Refuse(lease, RefuseReason::Stale)),
         (QuestionKind::Recycle, reply) => Some(SlotAnswer::Recycle(reply == Reply::Accept)),
         (QuestionKind::Ping | QuestionKind::Finished | QuestionKind::Drain | QuestionKind::Resume, _) => {
-            Some(SlotAnswer::Here)
+            Some(SlotAnswer::Ack)
         }
     }
 }
 
-/// Writes a question of the pool's.
-pub fn ask<M: SlotMemory>(asker: &mut DispatcherSide<M>, ask: SlotQuestion) {
-    match ask {
-        SlotQuestion::Ping => asker.write_question(QuestionKind::Ping, None),
-        SlotQuestion::Finished(lease) => asker.write_question(QuestionKind::Finished, Some(lease)),
-        SlotQuestion::Drain => asker.write_question(QuestionKind::Drain, None),
-        SlotQuestion::Resume => asker.write_question(QuestionKind::Resume, None),
-        SlotQuestion::Recycle => asker.write_question(QuestionKind::Recycle, None),
+/// Writes a question of the pool.
+pub(crate) fn write_question<M: SlotMemory>(side: &mut DispatcherSide<M>, question: SlotQuestion) {
+    match question {
+        SlotQuestion::Ping => side.write_question(QuestionKind::Ping, None),
+        SlotQuestion::Finished(lease) => side.write_question(QuestionKind::Finished, Some(lease)),
+        SlotQuestion::Drain => side.write_question(QuestionKind::Drain, None),
+        SlotQuestion::Resume => side.write_question(QuestionKind::Resume, None),
+        SlotQuestion::Recycle => side.write_question(QuestionKind::Recycle, None),
     }
 }

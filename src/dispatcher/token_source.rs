@@ -1,28 +1,28 @@
-//! Random bits for tokens, drawn from the kernel for many at a time.
+//! Random bits for tokens, read from the kernel for several tokens at once.
 
 use std::cell::{Cell, RefCell};
 
-/// Tokens' worth of bits in one draw; getrandom(2) gives up to 256 bytes at once.
-const DRAW: usize = 16;
+/// Tokens per read; getrandom(2) returns up to 256 bytes at once.
+const BATCH: usize = 16;
 
-/// Bits that nobody has seen. Each is given away once and not kept.
+/// Unused random bits. Each is returned once and then erased.
 #[derive(Default)]
-pub struct TokenSource {
-    drawn: RefCell<[[u8; 16]; DRAW]>,
+pub(super) struct TokenSource {
+    unused: RefCell<[[u8; 16]; BATCH]>,
     left: Cell<usize>,
 }
 
 impl TokenSource {
-    /// The next 128 of them.
-    pub fn bits(&self) -> u128 {
-        let mut drawn = self.drawn.borrow_mut();
+    /// The next 128 bits.
+    pub(super) fn bits(&self) -> u128 {
+        let mut unused = self.unused.borrow_mut();
         if self.left.get() == 0 {
-            // The kernel blocks until it can, and then never fails (getrandom(2)).
-            getrandom::fill(drawn.as_flattened_mut()).expect("the kernel gives random bytes");
-            self.left.set(DRAW);
+            // The kernel blocks until its generator is seeded, and never fails afterwards (getrandom(2)).
+            getrandom::fill(unused.as_flattened_mut()).expect("getrandom(2) returns random bytes");
+            self.left.set(BATCH);
         }
         self.left.set(self.left.get() - 1);
-        u128::from_ne_bytes(std::mem::take(&mut drawn[self.left.get()]))
+        u128::from_ne_bytes(std::mem::take(&mut unused[self.left.get()]))
     }
 }
 
@@ -31,10 +31,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn no_bits_come_twice() {
-        let chance = TokenSource::default();
-        let all: std::collections::BTreeSet<u128> = (0..DRAW * 3).map(|_| chance.bits()).collect();
-        assert_eq!(all.len(), DRAW * 3);
-        assert!(chance.drawn.borrow().iter().all(|bits| *bits == [0; 16]), "what was given away is not kept");
+    fn bits_are_returned_once_and_erased() {
+        let source = TokenSource::default();
+        let all: std::collections::BTreeSet<u128> = (0..BATCH * 3).map(|_| source.bits()).collect();
+        assert_eq!(all.len(), BATCH * 3);
+        assert!(source.unused.borrow().iter().all(|bits| *bits == [0; 16]), "returned bits are erased");
     }
 }

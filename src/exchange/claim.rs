@@ -8,7 +8,7 @@ use super::slot_layout::Word;
 use crate::ids::{Claim, Epoch, LeaseId, LeaseTerms, Monotonic, Token};
 
 /// The claim word; `None` if it holds a value that no well-behaved writer stores.
-pub fn claim<M: SlotMemory>(memory: &M) -> Option<Claim> {
+pub(crate) fn claim<M: SlotMemory>(memory: &M) -> Option<Claim> {
     // Acquire C: pairs with every compare-and-swap of the claim word, and with nothing else.
     Claim::new(memory.load(Word::CLAIM, Acquire))
 }
@@ -20,7 +20,7 @@ pub(super) fn swap<M: SlotMemory>(memory: &M, from: Claim, to: Claim) -> Result<
 
 /// The terms in the lease line, if they belong to the lease in the claim word. The line is written only while the claim
 /// word is free, so an unchanged claim word proves an unchanged line.
-pub fn terms<M: SlotMemory>(memory: &M) -> Option<(Claim, LeaseTerms)> {
+pub(crate) fn terms<M: SlotMemory>(memory: &M) -> Option<(Claim, LeaseTerms)> {
     let before = claim(memory)?;
     let Claim::Held(lease, _) = before else { return None };
     let terms = load_terms(memory)?;

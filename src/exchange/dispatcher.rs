@@ -6,17 +6,17 @@ use super::claim::{claim, store_terms, swap};
 use super::memory::SlotMemory;
 use super::question::{Question, QuestionKind, Reply};
 use super::slot_layout::Word;
-use crate::ids::{Claim, Epoch, LeaseId, LeaseTerms, Lifecycle, Phase};
+use crate::ids::{Claim, Epoch, LeaseId, LeaseTerms, Lifecycle, Phase, ProcessId};
 
 /// The largest sequence: it shares the answer word with 16 bits of reply.
 const SEQUENCE_MAX: u64 = (1 << 48) - 1;
 
 /// The dispatcher's access to one slot. At most one exists per slot: its process holds the lock of the question line.
 #[derive(Debug)]
-pub struct DispatcherSide<M> {
+pub(crate) struct DispatcherSide<M> {
     memory: M,
     epoch: Epoch,
-    process: (u32, u64),
+    process: ProcessId,
     return_port: Option<u16>,
     /// Loaded once, when this process attaches; after that it is the only writer.
     drained: bool,
@@ -28,23 +28,23 @@ pub struct DispatcherSide<M> {
 
 impl<M: SlotMemory> DispatcherSide<M> {
     /// The epoch of the last dispatcher of this slot.
-    pub fn last_epoch(memory: &M) -> Option<Epoch> {
+    pub(crate) fn last_epoch(memory: &M) -> Option<Epoch> {
         Epoch::new(memory.load(Word::DISPATCHER_EPOCH, Acquire))
     }
 
-    /// Process and start time of the last dispatcher of this slot.
-    pub fn last_process(memory: &M) -> Option<(u32, u64)> {
+    /// The process of the last dispatcher of this slot.
+    pub(crate) fn last_process(memory: &M) -> Option<ProcessId> {
         let pid = u32::try_from(memory.load(Word::DISPATCHER_PID, Relaxed)).ok().filter(|pid| *pid > 0)?;
-        Some((pid, memory.load(Word::DISPATCHER_PROCESS_START, Relaxed)))
+        Some(ProcessId { pid, start_time: memory.load(Word::DISPATCHER_PROCESS_START, Relaxed) })
     }
 
     /// [`Self::drained`] as stored in the slot, for readers of a slot.
-    pub fn was_drained(memory: &M) -> bool {
+    pub(crate) fn was_drained(memory: &M) -> bool {
         memory.load(Word::DRAINED, Relaxed) == 1
     }
 
-    /// Attaches the dispatcher of this epoch, pid and start time. `return_port`: the TCP port that leads to it.
-    pub fn attach(memory: M, epoch: Epoch, process: (u32, u64), return_port: Option<u16>) -> Self {
+    /// Attaches the dispatcher of this epoch and process. `return_port`: the TCP port that leads to it.
+    pub(crate) fn attach(memory: M, epoch: Epoch, process: ProcessId, return_port: Option<u16>) -> Self {
         let sequence = memory.load(Word::LAST_SEQUENCE, Relaxed) & SEQUENCE_MAX;
         let drained = Self::was_drained(&memory);
         let side = Self {
@@ -63,18 +63,18 @@ impl<M: SlotMemory> DispatcherSide<M> {
     }
 
     /// Whether an operator keeps the worker out of service; outlives dispatchers and workers.
-    pub fn drained(&self) -> bool {
+    pub(crate) fn drained(&self) -> bool {
         self.drained
     }
 
     /// Sets the port to which the worker sends clients with an invalid token. The worker loads it for each of them.
-    pub fn set_return_port(&mut self, return_port: Option<u16>) {
+    pub(crate) fn set_return_port(&mut self, return_port: Option<u16>) {
         self.return_port = return_port;
         self.memory.store(Word::RETURN_PORT, return_port.unwrap_or(0).into(), Relaxed);
     }
 
     /// Ignores the state that the previous dispatcher left in a corrupt slot: the worker is in service.
-    pub fn discard_inherited(&mut self) {
+    pub(crate) fn discard_inherited(&mut self) {
         self.drained = false;
         self.write_identity();
     }
@@ -88,10 +88,10 @@ impl<M: SlotMemory> DispatcherSide<M> {
     }
 
     fn identity(&self) -> [(Word, u64); 5] {
-        let (pid, started) = self.process;
+        let ProcessId { pid, start_time } = self.process;
         [
             (Word::DISPATCHER_PID, pid.into()),
-            (Word::DISPATCHER_PROCESS_START, started),
+            (Word::DISPATCHER_PROCESS_START, start_time),
             (Word::RETURN_PORT, self.return_port.unwrap_or(0).into()),
             (Word::DRAINED, self.drained.into()),
             (Word::LAST_SEQUENCE, self.sequence),
@@ -99,14 +99,14 @@ impl<M: SlotMemory> DispatcherSide<M> {
     }
 
     /// Whether the question line holds the values that this process, its only writer, has stored.
-    pub fn is_intact(&self) -> bool {
+    pub(crate) fn is_intact(&self) -> bool {
         self.memory.load(Word::DISPATCHER_EPOCH, Relaxed) == u64::from(self.epoch.get())
             && self.identity().into_iter().all(|(word, value)| self.memory.load(word, Relaxed) == value)
     }
 
     /// Fills a slot that was restored with zeros. `worker`: the last incarnation; it is written as one that has ended,
     /// with a pid that cannot exist.
-    pub fn reinitialize(&mut self, worker: Option<Epoch>) {
+    pub(crate) fn reinitialize(&mut self, worker: Option<Epoch>) {
         self.outstanding = None;
         if let Some(epoch) = worker {
             self.memory.store(Word::PID, u32::MAX.into(), Relaxed);
@@ -117,12 +117,12 @@ impl<M: SlotMemory> DispatcherSide<M> {
     }
 
     /// The slot's words.
-    pub fn memory(&self) -> &M {
+    pub(crate) fn memory(&self) -> &M {
         &self.memory
     }
 
     /// Writes a question, which replaces an earlier one without answer. The caller rings afterwards.
-    pub fn write_question(&mut self, kind: QuestionKind, lease: Option<LeaseId>) {
+    pub(crate) fn write_question(&mut self, kind: QuestionKind, lease: Option<LeaseId>) {
         self.sequence = self.sequence % SEQUENCE_MAX + 1;
         if matches!(kind, QuestionKind::Drain | QuestionKind::Resume) {
             self.drained = kind == QuestionKind::Drain;
@@ -139,7 +139,7 @@ impl<M: SlotMemory> DispatcherSide<M> {
     }
 
     /// The answer to the open question, once. Answers to earlier questions are ignored.
-    pub fn answer(&mut self) -> Option<(Question, Reply)> {
+    pub(crate) fn answer(&mut self) -> Option<(Question, Reply)> {
         let question = self.outstanding?;
         let word = self.memory.load(Word::ANSWER, Acquire); // Acquire A
         if word >> 16 != question.sequence {
@@ -151,19 +151,19 @@ impl<M: SlotMemory> DispatcherSide<M> {
     }
 
     /// From the next offer until [`Self::stop_polling`] this side polls the slot: the worker need not ring.
-    pub fn start_polling(&self) {
+    pub(crate) fn start_polling(&self) {
         self.memory.store(Word::POLLING, 1, Relaxed);
     }
 
     /// This side is about to sleep: the worker must ring again. [`Self::has_update`] then sees what the worker did
     /// before it read this store (store buffering: one of the two sees the other, as in Dekker's algorithm).
-    pub fn stop_polling(&self) {
+    pub(crate) fn stop_polling(&self) {
         self.memory.store(Word::POLLING, 0, Relaxed);
         self.memory.fence(SeqCst); // W
     }
 
     /// Whether the open offer is answered, or the claim has ended: the events for which the worker rings.
-    pub fn has_update(&self) -> bool {
+    pub(crate) fn has_update(&self) -> bool {
         let offer = self.outstanding.filter(|question| question.kind == QuestionKind::Offer);
         let is_answered = |question: Question| self.memory.load(Word::ANSWER, Relaxed) >> 16 == question.sequence;
         let is_held =
@@ -172,22 +172,22 @@ impl<M: SlotMemory> DispatcherSide<M> {
     }
 
     /// The core on which the worker last ran.
-    pub fn core(&self) -> Option<u64> {
+    pub(crate) fn core(&self) -> Option<u64> {
         self.memory.load(Word::CORE, Relaxed).checked_sub(1)
     }
 
     /// Remembers whether the open question is answered, before the caller replaces it by another one.
-    pub fn supersede(&mut self) {
+    pub(crate) fn supersede(&mut self) {
         self.superseded_answer |= self.answer().is_some();
     }
 
     /// Whether a superseded question was answered; once.
-    pub fn take_superseded_answer(&mut self) -> bool {
+    pub(crate) fn take_superseded_answer(&mut self) -> bool {
         std::mem::take(&mut self.superseded_answer)
     }
 
     /// `Free -> Offered`, then the question. The state of the claim word if it was not free.
-    pub fn offer(&mut self, terms: &LeaseTerms) -> Result<(), Option<Claim>> {
+    pub(crate) fn offer(&mut self, terms: &LeaseTerms) -> Result<(), Option<Claim>> {
         match claim(&self.memory) {
             Some(Claim::Free) => {}
             found => return Err(found),
@@ -202,34 +202,34 @@ impl<M: SlotMemory> DispatcherSide<M> {
     }
 
     /// `Offered -> Revoked`; `false` if the worker was faster.
-    pub fn revoke(&self, lease: LeaseId) -> bool {
+    pub(crate) fn revoke(&self, lease: LeaseId) -> bool {
         swap(&self.memory, Claim::Held(lease, Phase::Offered), Claim::Held(lease, Phase::Revoked)).is_ok()
     }
 
     /// `Claimed -> Aborted`; afterwards the worker's step to Responding fails.
-    pub fn abort(&self, lease: LeaseId) -> bool {
+    pub(crate) fn abort(&self, lease: LeaseId) -> bool {
         swap(&self.memory, Claim::Held(lease, Phase::Claimed), Claim::Held(lease, Phase::Aborted)).is_ok()
     }
 
     /// Whether the connection of a lease that is `Done` stays open.
-    pub fn is_connection_kept(&self, lease: LeaseId) -> bool {
+    pub(crate) fn is_connection_kept(&self, lease: LeaseId) -> bool {
         self.memory.load(Word::KEPT_CONNECTION, Relaxed) == lease.get()
     }
 
     /// `Done | Revoked | Aborted -> Free`.
-    pub fn release(&self, lease: LeaseId) -> bool {
+    pub(crate) fn release(&self, lease: LeaseId) -> bool {
         [Phase::Done, Phase::Revoked, Phase::Aborted]
             .into_iter()
             .any(|phase| swap(&self.memory, Claim::Held(lease, phase), Claim::Free).is_ok())
     }
 
     /// `Responding -> Free`. Only for a worker whose incarnation is known to be dead.
-    pub fn reclaim(&self, lease: LeaseId) -> bool {
+    pub(crate) fn reclaim(&self, lease: LeaseId) -> bool {
         swap(&self.memory, Claim::Held(lease, Phase::Responding), Claim::Free).is_ok()
     }
 
     /// Frees a corrupt claim word. Only for a dead incarnation.
-    pub fn clear(&self) {
+    pub(crate) fn clear(&self) {
         let word = self.memory.load(Word::CLAIM, Acquire);
         if Claim::new(word).is_none() {
             // Fails only if the word has changed; the caller reads the slot again in any case.

@@ -8,7 +8,7 @@ use crate::ids::{Epoch, Lifecycle, Monotonic};
 
 /// One incarnation of a worker, as it describes itself.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Incarnation {
+pub(crate) struct Incarnation {
     /// Its number.
     pub epoch: Epoch,
     /// Its process.
@@ -32,7 +32,7 @@ pub(super) const WANTS_RECYCLE: u64 = 1 << 8;
 
 impl Incarnation {
     /// The life line; `None` if no worker has ever written it, or if a value is invalid.
-    pub fn load<M: SlotMemory>(memory: &M) -> Option<Incarnation> {
+    pub(crate) fn load<M: SlotMemory>(memory: &M) -> Option<Incarnation> {
         // Acquire E: pairs with the release of the epoch, the last word that a new incarnation writes.
         let epoch = Epoch::new(memory.load(Word::EPOCH, Acquire))?;
         let state = memory.load(Word::STATE, Relaxed);
@@ -50,20 +50,20 @@ impl Incarnation {
 
     /// Whether the first worker may still be writing the line: no epoch yet, and no state above Starting. Any other
     /// line that [`Self::load`] rejects is corrupt.
-    pub fn is_unwritten<M: SlotMemory>(memory: &M) -> bool {
+    pub(crate) fn is_unwritten<M: SlotMemory>(memory: &M) -> bool {
         memory.load(Word::EPOCH, Relaxed) == 0 && memory.load(Word::STATE, Relaxed) <= Lifecycle::Starting as u64
     }
 }
 
 /// When a role last started, and how many consecutive failures came before: [`Word::DISPATCHER_LAST_START`] or
 /// [`Word::WORKER_LAST_START`]. `None` after an intended end.
-pub fn load_start(memory: &impl SlotMemory, word: Word) -> Option<(Monotonic, u32)> {
+pub(crate) fn load_start(memory: &impl SlotMemory, word: Word) -> Option<(Monotonic, u32)> {
     let raw = memory.load(word, Relaxed);
     (raw != 0).then_some((Monotonic((raw >> 16).saturating_mul(1_000_000)), (raw & 0xffff) as u32))
 }
 
 /// Stores what [`load_start`] reads, rounded to milliseconds. Only the role itself may store it.
-pub fn store_start(memory: &impl SlotMemory, word: Word, start: Option<(Monotonic, u32)>) {
+pub(crate) fn store_start(memory: &impl SlotMemory, word: Word, start: Option<(Monotonic, u32)>) {
     let raw = start.map_or(0, |(at, failures)| (at.0 / 1_000_000) << 16 | u64::from(failures.min(0xffff)));
     memory.store(word, raw, Relaxed);
 }

@@ -6,7 +6,7 @@ use std::sync::atomic::Ordering;
 use super::slot_layout::Word;
 
 /// The words of one slot, in whatever memory.
-pub trait SlotMemory {
+pub(crate) trait SlotMemory {
     /// Reads a word.
     fn load(&self, word: Word, order: Ordering) -> u64;
     /// Writes a word.
@@ -41,7 +41,7 @@ mod plain {
 
     /// A slot of plain atomics, for tests and benchmarks.
     #[derive(Debug)]
-    pub struct PlainSlot([AtomicU64; WORDS]);
+    pub(crate) struct PlainSlot([AtomicU64; WORDS]);
 
     impl Default for PlainSlot {
         fn default() -> Self {
@@ -66,4 +66,4 @@ mod plain {
 }
 
 #[cfg(any(test, feature = "internals"))]
-pub use plain::PlainSlot;
+pub(crate) use plain::PlainSlot;

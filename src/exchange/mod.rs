@@ -35,15 +35,17 @@ mod slot_layout;
 mod spin;
 mod worker;
 
-pub use claim::{claim, terms};
-pub use dispatcher::DispatcherSide;
-pub use incarnation::{Incarnation, load_start, store_start};
+pub(crate) use claim::{claim, terms};
+pub(crate) use dispatcher::DispatcherSide;
+pub(crate) use incarnation::{Incarnation, load_start, store_start};
 #[cfg(any(test, feature = "internals"))]
-pub use memory::PlainSlot;
-pub use memory::SlotMemory;
-pub use question::{Question, QuestionKind, Reply};
-pub use request_note::RequestNote;
-pub use slot_counters::{Counter, SlotCounters};
-pub use slot_layout::{LINES, WORDS, Word};
-pub use spin::SpinBudget;
-pub use worker::{ClaimError, WorkerSide};
+pub(crate) use memory::PlainSlot;
+pub(crate) use memory::SlotMemory;
+pub(crate) use question::{Question, QuestionKind, Reply};
+pub(crate) use request_note::RequestNote;
+pub(crate) use slot_counters::{Counter, SlotCounters};
+pub(crate) use slot_layout::{LINES, WORDS, Word};
+pub(crate) use spin::SpinBudget;
+#[cfg(test)]
+pub(crate) use worker::ClaimError;
+pub(crate) use worker::WorkerSide;

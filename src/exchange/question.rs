@@ -4,7 +4,7 @@ use crate::ids::{LeaseId, RefuseReason};
 
 /// What the dispatcher may ask.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum QuestionKind {
+pub(crate) enum QuestionKind {
     /// Is the control loop alive?
     Ping = 1,
     /// Does the worker accept the lease in the lease line?
@@ -29,7 +29,7 @@ impl QuestionKind {
 
 /// One question.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Question {
+pub(crate) struct Question {
     /// 1, 2, 3 ... in the lifetime of the slot, across incarnations of the dispatcher.
     pub sequence: u64,
     /// What is asked.
@@ -40,7 +40,7 @@ pub struct Question {
 
 /// What the worker may answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Reply {
+pub(crate) enum Reply {
     /// The control loop is alive.
     Pong,
     /// Yes.

@@ -8,7 +8,7 @@ use crate::ids::{LeaseId, Monotonic};
 
 /// The request that a worker has claimed.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct RequestNote {
+pub(crate) struct RequestNote {
     /// The time of the claim.
     pub claimed_at: Monotonic,
     /// Method and path, cut at [`RequestNote::TEXT_MAX`] bytes. They come from the client and may hold any byte but
@@ -18,10 +18,10 @@ pub struct RequestNote {
 
 impl RequestNote {
     /// Bytes of text that are kept.
-    pub const TEXT_MAX: usize = Word::REQUEST_TEXT_WORDS * size_of::<u64>();
+    pub(crate) const TEXT_MAX: usize = Word::REQUEST_TEXT_WORDS * size_of::<u64>();
 
     /// The note of this lease; `None` if the note belongs to another lease or is being written.
-    pub fn load<M: SlotMemory>(memory: &M, lease: LeaseId) -> Option<RequestNote> {
+    pub(crate) fn load<M: SlotMemory>(memory: &M, lease: LeaseId) -> Option<RequestNote> {
         let is_of_lease = |order| memory.load(Word::REQUEST_LEASE, order) == lease.get();
         if !is_of_lease(Acquire) {
             return None; // Acquire R

@@ -9,7 +9,7 @@ use crate::stats::{Counters, Histogram};
 
 /// One of the counters.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Counter {
+pub(crate) enum Counter {
     /// Requests with a complete response.
     Served,
     /// Requests that failed.
@@ -36,7 +36,7 @@ impl Counter {
 
 /// The values of all counters.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct SlotCounters {
+pub(crate) struct SlotCounters {
     /// Requests with a complete response.
     pub served: u64,
     /// Requests that ended in a 5xx of patou, a reset, or a cancelled client.
@@ -51,7 +51,7 @@ pub struct SlotCounters {
 
 impl SlotCounters {
     /// Reads each counter by itself: together they are no consistent snapshot.
-    pub fn load<M: SlotMemory>(memory: &M) -> SlotCounters {
+    pub(crate) fn load<M: SlotMemory>(memory: &M) -> SlotCounters {
         let load = |counter: Counter| memory.load(counter.word(), Relaxed);
         SlotCounters {
             served: load(Counter::Served),
@@ -63,7 +63,7 @@ impl SlotCounters {
     }
 
     /// The counters by name, with the times from claim to end.
-    pub fn load_with_times<M: SlotMemory>(memory: &M) -> Counters {
+    pub(crate) fn load_with_times<M: SlotMemory>(memory: &M) -> Counters {
         let SlotCounters { served, failed, bytes_in, bytes_out, sent_back } = Self::load(memory);
         let counts = [("served", served), ("failed", failed), ("sent_back", sent_back)];
         let bytes = [("bytes_in", bytes_in), ("bytes_out", bytes_out)];

@@ -11,13 +11,13 @@ const REQUEST_LINE: usize = 5 + COUNTER_LINES;
 /// Lines of the request note.
 const REQUEST_LINES: usize = 3;
 /// Lines in a slot.
-pub const LINES: usize = REQUEST_LINE + REQUEST_LINES;
+pub(crate) const LINES: usize = REQUEST_LINE + REQUEST_LINES;
 /// Words in a slot.
-pub const WORDS: usize = LINES * PER_LINE;
+pub(crate) const WORDS: usize = LINES * PER_LINE;
 
 /// The position of one 64-bit word in the slot.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Word(usize);
+pub(crate) struct Word(usize);
 
 impl Word {
     const fn at(line: usize, word: usize) -> Self {
@@ -26,7 +26,7 @@ impl Word {
     }
 
     /// The first word of the slot.
-    pub const FIRST: Word = Word::at(0, 0);
+    pub(crate) const FIRST: Word = Word::at(0, 0);
 
     // Line 0, written by the dispatcher: the question.
     /// Sequence (56 bits) above the kind (8 bits); 0 while it is being written.
@@ -56,7 +56,7 @@ impl Word {
     pub(super) const REQUEST_TIMEOUT: Word = Word::at(1, 6);
 
     /// When the dispatcher last started, see [`super::load_start`].
-    pub const DISPATCHER_LAST_START: Word = Word::at(1, 7);
+    pub(crate) const DISPATCHER_LAST_START: Word = Word::at(1, 7);
 
     // Line 2, written by the worker: the answer.
     /// Sequence of the question (48 bits) above reply and reason (8 bits each).
@@ -81,14 +81,14 @@ impl Word {
     pub(super) const PORT: Word = Word::at(3, 6);
 
     /// When the worker last started, see [`super::load_start`].
-    pub const WORKER_LAST_START: Word = Word::at(3, 7);
+    pub(crate) const WORKER_LAST_START: Word = Word::at(3, 7);
 
     // Line 4.
     /// A [`crate::ids::Claim`], written by both sides with compare-and-swap.
-    pub const CLAIM: Word = Word::at(4, 0);
+    pub(crate) const CLAIM: Word = Word::at(4, 0);
     /// 1 while the dispatcher polls the slot, so that the end of a claim and the answer to an offer need no doorbell.
     /// Written by the dispatcher; beside the claim word, because the worker reads both together.
-    pub const POLLING: Word = Word::at(4, 1);
+    pub(crate) const POLLING: Word = Word::at(4, 1);
 
     // Lines 5 and up, written by the worker: counters, over all incarnations.
     pub(super) const SERVED: Word = Word::at(5, 0);
@@ -101,10 +101,10 @@ impl Word {
     pub(super) const RUN_MICROS: Word = Word::at(5, 5);
 
     /// Buckets of the latency histogram, see [`Histogram`].
-    pub const BUCKETS: usize = Histogram::BUCKETS;
+    pub(crate) const BUCKETS: usize = Histogram::BUCKETS;
 
     /// Bucket `i` of the histogram, below [`Self::BUCKETS`].
-    pub const fn bucket(i: usize) -> Word {
+    pub(crate) const fn bucket(i: usize) -> Word {
         assert!(i < Self::BUCKETS);
         Word(6 * PER_LINE + i)
     }
@@ -125,7 +125,7 @@ impl Word {
     }
 
     /// The word's index in the slot, below [`WORDS`].
-    pub const fn index(self) -> usize {
+    pub(crate) const fn index(self) -> usize {
         self.0
     }
 }

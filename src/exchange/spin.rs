@@ -10,7 +10,7 @@ const TRIAL_INTERVAL: u32 = 64;
 
 /// The answer times of a pool's workers, and the spinning that they justify.
 #[derive(Clone, Copy, Debug)]
-pub struct SpinBudget {
+pub(crate) struct SpinBudget {
     /// Moving average of the answer times over eight answers, in nanoseconds.
     average: u64,
     /// Waits since the start for which the average was too long to spin.
@@ -25,11 +25,11 @@ impl Default for SpinBudget {
 
 impl SpinBudget {
     /// The longest time to spin.
-    pub const MAX: Duration = Duration::from_micros(50);
+    pub(crate) const MAX: Duration = Duration::from_micros(50);
 
     /// How long to spin for the next answer: twice the average, or not at all. `shares_core`: the worker may need the
     /// core of this thread.
-    pub fn next(&mut self, shares_core: bool) -> Duration {
+    pub(crate) fn next(&mut self, shares_core: bool) -> Duration {
         if shares_core {
             return Duration::ZERO;
         }
@@ -42,7 +42,7 @@ impl SpinBudget {
     }
 
     /// Records that spinning ended after this time with an answer, or (`None`) without one.
-    pub fn record(&mut self, took: Option<Duration>) {
+    pub(crate) fn record(&mut self, took: Option<Duration>) {
         let took = took.unwrap_or(Self::MAX * 4).min(Self::MAX * 4).as_nanos() as u64;
         self.average = (self.average * 7 + took) / 8;
     }

@@ -17,7 +17,7 @@ const READS_MAX: u32 = 8;
 
 /// Why a token does not claim the lease. The worker sends such a client back to the dispatcher.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum ClaimError {
+pub(crate) enum ClaimError {
     /// The slot holds no lease with this token.
     Foreign,
     /// The lease was offered to another incarnation.
@@ -29,7 +29,7 @@ pub enum ClaimError {
 /// The worker's access to its slot. The control loop answers while the serving task claims: words that both may write
 /// change by compare-and-swap only, and each counter belongs to one thread.
 #[derive(Debug)]
-pub struct WorkerSide<M> {
+pub(crate) struct WorkerSide<M> {
     memory: M,
     epoch: Epoch,
     /// The words of the life line that stay the same while this incarnation lives.
@@ -38,7 +38,7 @@ pub struct WorkerSide<M> {
 
 impl<M: SlotMemory> WorkerSide<M> {
     /// Starts a new incarnation: writes the life line, the epoch last.
-    pub fn attach(memory: M, pid: u32, started: u64, port: Option<u16>, now: Monotonic) -> Self {
+    pub(crate) fn attach(memory: M, pid: u32, started: u64, port: Option<u16>, now: Monotonic) -> Self {
         let epoch = Epoch::new(memory.load(Word::EPOCH, Relaxed)).map_or(Epoch::FIRST, Epoch::next);
         let identity = [
             (Word::PID, pid.into()),
@@ -55,57 +55,57 @@ impl<M: SlotMemory> WorkerSide<M> {
     }
 
     /// This incarnation.
-    pub fn epoch(&self) -> Epoch {
+    pub(crate) fn epoch(&self) -> Epoch {
         self.epoch
     }
 
     /// The slot's words.
-    pub fn memory(&self) -> &M {
+    pub(crate) fn memory(&self) -> &M {
         &self.memory
     }
 
     /// The TCP port that leads to the dispatcher.
-    pub fn return_port(&self) -> Option<u16> {
+    pub(crate) fn return_port(&self) -> Option<u16> {
         u16::try_from(self.memory.load(Word::RETURN_PORT, Relaxed)).ok().filter(|port| *port > 0)
     }
 
     /// Whether an operator keeps this worker out of service. The worker loads this at each ring: the question that
     /// announced it may have been replaced.
-    pub fn drained(&self) -> bool {
+    pub(crate) fn drained(&self) -> bool {
         self.memory.load(Word::DRAINED, Relaxed) != 0
     }
 
     /// Publishes the worker's state, and whether it wants to be recycled.
-    pub fn set_state(&self, state: Lifecycle, wants_recycle: bool) {
+    pub(crate) fn set_state(&self, state: Lifecycle, wants_recycle: bool) {
         let flag = if wants_recycle { WANTS_RECYCLE } else { 0 };
         self.memory.store(Word::STATE, state as u64 | flag, Release);
     }
 
     /// Whether the life line still describes this incarnation.
-    pub fn is_intact(&self) -> bool {
+    pub(crate) fn is_intact(&self) -> bool {
         self.identity.into_iter().all(|(word, value)| self.memory.load(word, Relaxed) == value)
     }
 
     /// Counts one turn of the control loop.
-    pub fn tick(&self, now: Monotonic) {
+    pub(crate) fn tick(&self, now: Monotonic) {
         self.memory.store(Word::TICKS, self.memory.load(Word::TICKS, Relaxed).wrapping_add(1), Relaxed);
         self.memory.store(Word::LAST_TICK, now.0, Relaxed);
     }
 
     /// Reports the core on which this thread runs.
-    pub fn set_core(&self, core: usize) {
+    pub(crate) fn set_core(&self, core: usize) {
         self.memory.store(Word::CORE, core as u64 + 1, Relaxed);
     }
 
     /// Whether an answer to an offer, or the end of a claim, needs the doorbell: the dispatcher may be polling. To call
     /// after the change.
-    pub fn needs_doorbell(&self) -> bool {
+    pub(crate) fn needs_doorbell(&self) -> bool {
         self.memory.fence(SeqCst); // W
         self.memory.load(Word::POLLING, Relaxed) != 1
     }
 
     /// The question in the slot, unless it has the sequence `answered`.
-    pub fn question(&self, answered: u64) -> Option<Question> {
+    pub(crate) fn question(&self, answered: u64) -> Option<Question> {
         for _ in 0..READS_MAX {
             let word = self.memory.load(Word::QUESTION, Acquire); // Acquire Q
             let (sequence, kind) = (word >> 8, word & 0xff);
@@ -122,12 +122,12 @@ impl<M: SlotMemory> WorkerSide<M> {
     }
 
     /// Sequence of the last answered question, of any incarnation.
-    pub fn answered(&self) -> u64 {
+    pub(crate) fn answered(&self) -> u64 {
         self.memory.load(Word::ANSWER, Relaxed) >> 16
     }
 
     /// The answer to `question` in this state of the slot and the worker.
-    pub fn decide(&self, question: &Question, state: Lifecycle) -> Reply {
+    pub(crate) fn decide(&self, question: &Question, state: Lifecycle) -> Reply {
         let held = claim(&self.memory);
         match question.kind {
             QuestionKind::Ping | QuestionKind::Drain | QuestionKind::Resume => Reply::Pong,
@@ -168,12 +168,12 @@ impl<M: SlotMemory> WorkerSide<M> {
     }
 
     /// Publishes the answer. The caller rings afterwards.
-    pub fn reply(&self, question: &Question, reply: Reply) {
+    pub(crate) fn reply(&self, question: &Question, reply: Reply) {
         self.memory.store(Word::ANSWER, question.sequence << 16 | reply.bits(), Release); // Release A
     }
 
     /// `Offered -> Claimed`, with the token. At most one claim succeeds.
-    pub fn claim(&self, token: Token, now: Monotonic) -> Result<LeaseTerms, ClaimError> {
+    pub(crate) fn claim(&self, token: Token, now: Monotonic) -> Result<LeaseTerms, ClaimError> {
         let (held, terms) = terms(&self.memory).ok_or(ClaimError::Foreign)?;
         if !terms.token.matches(token) {
             return Err(ClaimError::Foreign);
@@ -189,22 +189,22 @@ impl<M: SlotMemory> WorkerSide<M> {
     }
 
     /// Stores the note of a claimed request, for [`super::RequestNote::load`]. The pieces of `text` are joined.
-    pub fn note_request(&self, lease: LeaseId, now: Monotonic, text: &[&[u8]]) {
+    pub(crate) fn note_request(&self, lease: LeaseId, now: Monotonic, text: &[&[u8]]) {
         store_note(&self.memory, lease, now, text);
     }
 
     /// `Claimed -> Responding`. After `false` the worker must not send a byte: the dispatcher has aborted the lease.
-    pub fn respond(&self, lease: LeaseId) -> bool {
+    pub(crate) fn respond(&self, lease: LeaseId) -> bool {
         swap(&self.memory, Claim::Held(lease, Phase::Claimed), Claim::Held(lease, Phase::Responding)).is_ok()
     }
 
     /// The connection that was handed over with this lease stays open after it. To call before [`Self::done`].
-    pub fn keep_connection(&self, lease: LeaseId) {
+    pub(crate) fn keep_connection(&self, lease: LeaseId) {
         self.memory.store(Word::KEPT_CONNECTION, lease.get(), Relaxed); // ordered by the step to Done
     }
 
     /// `Claimed | Responding -> Done`. The caller rings afterwards if [`Self::needs_doorbell`].
-    pub fn done(&self, lease: LeaseId) -> bool {
+    pub(crate) fn done(&self, lease: LeaseId) -> bool {
         // In the order of the phases, so that a concurrent step to Responding is not missed.
         [Phase::Claimed, Phase::Responding]
             .into_iter()
@@ -212,7 +212,7 @@ impl<M: SlotMemory> WorkerSide<M> {
     }
 
     /// Whether this incarnation has an open obligation: an offer that its client may still claim, or a claimed lease.
-    pub fn has_obligation(&self, now: Monotonic) -> bool {
+    pub(crate) fn has_obligation(&self, now: Monotonic) -> bool {
         match terms(&self.memory) {
             Some((_, terms)) if terms.worker_epoch != self.epoch => false,
             Some((Claim::Held(_, Phase::Offered), terms)) => now <= terms.claim_by,
@@ -222,12 +222,12 @@ impl<M: SlotMemory> WorkerSide<M> {
     }
 
     /// Adds to a counter.
-    pub fn count(&self, counter: Counter, by: u64) {
+    pub(crate) fn count(&self, counter: Counter, by: u64) {
         slot_counters::add(&self.memory, counter, by);
     }
 
     /// Counts one request that took this long from claim to end.
-    pub fn record(&self, took: Duration) {
+    pub(crate) fn record(&self, took: Duration) {
         slot_counters::record(&self.memory, took);
     }
 }

@@ -10,24 +10,24 @@ use super::Monotonic;
 
 /// Incarnation number of a role, from 1; incremented at each start of the role.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-pub struct Epoch(NonZeroU32);
+pub(crate) struct Epoch(NonZeroU32);
 
 impl Epoch {
     /// The first epoch.
-    pub const FIRST: Epoch = Epoch(NonZeroU32::MIN);
+    pub(crate) const FIRST: Epoch = Epoch(NonZeroU32::MIN);
 
     /// The epoch stored as `raw`; `None` for 0 (the role has never started) and beyond 32 bits.
-    pub fn new(raw: u64) -> Option<Self> {
+    pub(crate) fn new(raw: u64) -> Option<Self> {
         u32::try_from(raw).ok().and_then(NonZeroU32::new).map(Self)
     }
 
     /// The next epoch; the first one follows the last one.
-    pub fn next(self) -> Self {
+    pub(crate) fn next(self) -> Self {
         Self(self.0.checked_add(1).unwrap_or(NonZeroU32::MIN))
     }
 
     /// The number itself.
-    pub fn get(self) -> u32 {
+    pub(crate) fn get(self) -> u32 {
         self.0.get()
     }
 }
@@ -42,29 +42,29 @@ impl fmt::Display for Epoch {
 /// a set until the dispatcher has been restarted a million times. An id has 56 bits, because it shares the claim word
 /// with the phase.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct LeaseId(u64);
+pub(crate) struct LeaseId(u64);
 
 impl LeaseId {
     const COUNTER_BITS: u32 = 36;
 
     /// The id stored as `raw`; `None` for 0 and for more than 56 bits.
-    pub fn new(raw: u64) -> Option<Self> {
+    pub(crate) fn new(raw: u64) -> Option<Self> {
         (raw != 0 && raw >> 56 == 0).then_some(Self(raw))
     }
 
     /// The `count`-th lease (from 1) of the dispatcher of this epoch.
-    pub fn of(epoch: Epoch, count: u64) -> Self {
+    pub(crate) fn of(epoch: Epoch, count: u64) -> Self {
         debug_assert!(count > 0 && count >> Self::COUNTER_BITS == 0);
         Self(u64::from(epoch.get() & 0xf_ffff) << Self::COUNTER_BITS | count)
     }
 
     /// The number itself.
-    pub fn get(self) -> u64 {
+    pub(crate) fn get(self) -> u64 {
         self.0
     }
 
     /// The low 20 bits of the epoch of the dispatcher that granted the lease.
-    pub fn dispatcher_epoch(self) -> u64 {
+    pub(crate) fn dispatcher_epoch(self) -> u64 {
         self.0 >> Self::COUNTER_BITS
     }
 }
@@ -127,7 +127,7 @@ impl fmt::Debug for Token {
 
 /// The terms of a lease: the incarnations that it binds, its secret and its deadlines.
 #[derive(Clone, Copy, Debug)]
-pub struct LeaseTerms {
+pub(crate) struct LeaseTerms {
     /// The lease.
     pub lease: LeaseId,
     /// The incarnation of the worker that the lease was offered to; every other one rejects it.

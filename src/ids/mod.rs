@@ -9,9 +9,11 @@
 mod lease;
 mod monotonic;
 mod names;
+mod process;
 mod slot_state;
 
-pub use lease::{Epoch, LeaseId, LeaseTerms, Token};
-pub use monotonic::Monotonic;
-pub use names::{BadPoolName, BadWorkerId, BadWorkerNumber, PoolName, WorkerId, WorkerNumber};
-pub use slot_state::{Claim, Lifecycle, Phase, RefuseReason};
+pub(crate) use lease::{Epoch, LeaseId, LeaseTerms, Token};
+pub(crate) use monotonic::Monotonic;
+pub(crate) use names::{BadWorkerId, PoolName, WorkerId, WorkerNumber};
+pub(crate) use process::ProcessId;
+pub(crate) use slot_state::{Claim, Lifecycle, Phase, RefuseReason};

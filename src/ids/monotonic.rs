@@ -5,11 +5,11 @@ use std::time::Duration;
 
 /// A point on `CLOCK_MONOTONIC` in nanoseconds: the same for every process of the machine.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct Monotonic(pub u64);
+pub(crate) struct Monotonic(pub u64);
 
 impl Monotonic {
     /// The time since `earlier`; zero if that is not earlier.
-    pub fn since(self, earlier: Monotonic) -> Duration {
+    pub(crate) fn since(self, earlier: Monotonic) -> Duration {
         Duration::from_nanos(self.0.saturating_sub(earlier.0))
     }
 }

@@ -6,7 +6,7 @@ use super::LeaseId;
 
 /// The phase of a lease. [`crate::exchange`] lists the steps and the role that makes each.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Phase {
+pub(crate) enum Phase {
     /// The worker has no lease.
     Free = 0,
     /// The dispatcher has offered the worker to a client.
@@ -32,7 +32,7 @@ impl Phase {
 
 /// The claim word: a lease and its phase in one word, so that one compare-and-swap changes both.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Claim {
+pub(crate) enum Claim {
     /// No lease.
     Free,
     /// This lease is in this phase, which is not [`Phase::Free`].
@@ -41,7 +41,7 @@ pub enum Claim {
 
 impl Claim {
     /// The word: lease id above 8 bits of phase.
-    pub fn word(self) -> u64 {
+    pub(crate) fn word(self) -> u64 {
         match self {
             Claim::Free => 0,
             Claim::Held(lease, phase) => lease.get() << 8 | phase as u64,
@@ -49,7 +49,7 @@ impl Claim {
     }
 
     /// Parses a word; `None` if [`Self::word`] never writes it.
-    pub fn new(word: u64) -> Option<Self> {
+    pub(crate) fn new(word: u64) -> Option<Self> {
         match (LeaseId::new(word >> 8), Phase::new(word & 0xff)?) {
             (None, Phase::Free) => Some(Claim::Free),
             (Some(lease), phase) if phase != Phase::Free => Some(Claim::Held(lease, phase)),
@@ -60,7 +60,7 @@ impl Claim {
 
 /// The state that a worker publishes in its life line.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Lifecycle {
+pub(crate) enum Lifecycle {
     /// It has attached to the slot but cannot serve yet.
     Starting = 1,
     /// It accepts offers.
@@ -73,7 +73,7 @@ pub enum Lifecycle {
 
 impl Lifecycle {
     /// The state stored as `raw`.
-    pub fn new(raw: u64) -> Option<Self> {
+    pub(crate) fn new(raw: u64) -> Option<Self> {
         use Lifecycle::*;
         [Starting, Ready, Draining, Recycling].into_iter().find(|s| *s as u64 == raw)
     }
@@ -81,7 +81,7 @@ impl Lifecycle {
 
 /// Why a worker refuses an offer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum RefuseReason {
+pub(crate) enum RefuseReason {
     /// It still works for another lease.
     Busy = 1,
     /// It is not ready yet.
@@ -96,7 +96,7 @@ pub enum RefuseReason {
 
 impl RefuseReason {
     /// The reason stored as `raw`.
-    pub fn new(raw: u64) -> Option<Self> {
+    pub(crate) fn new(raw: u64) -> Option<Self> {
         use RefuseReason::*;
         [Busy, Starting, Draining, Recycling, Stale].into_iter().find(|r| *r as u64 == raw)
     }

@@ -11,7 +11,7 @@ use super::set::recorded_workers;
 use super::worker_ipc::WorkerPaths;
 use crate::config::Config;
 use crate::exchange::{self, DispatcherSide, Incarnation};
-use crate::ids::{Claim, Phase};
+use crate::ids::{Claim, Phase, ProcessId};
 use crate::shm::{Damage, Segment, SegmentRole};
 
 /// The directory in which the kernel shows segments as files (shm_overview(7)).
@@ -19,7 +19,7 @@ const SHM: &str = "/dev/shm";
 
 /// A process of a dead set that still holds a role of a segment.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Leftover {
+pub(crate) struct Leftover {
     /// Its pid.
     pub pid: u32,
     /// Its start time in clock ticks since boot, which tells whether the pid is still that process.
@@ -34,7 +34,7 @@ pub struct Leftover {
 /// running set. Returns their number. The caller holds the set's lock, or the directory does not exist.
 ///
 /// Segments of a set of the same name in another directory have another digest, and stay.
-pub fn remove_dead_segments(config: &Config) -> Result<usize, IpcError> {
+pub(crate) fn remove_dead_segments(config: &Config) -> Result<usize, IpcError> {
     let prefix = format!("patou.{}.{}.", getuid(), config.set.name);
     let mut removed = 0;
     for entry in fs::read_dir(SHM).map_err(at(Path::new(SHM)))?.flatten() {
@@ -57,7 +57,7 @@ pub fn remove_dead_segments(config: &Config) -> Result<usize, IpcError> {
 ///
 /// # Errors
 /// [`IpcError::OtherVersion`] if such processes belong to another version and cannot be named; `dir` must then stay.
-pub fn leftovers(dir: &Path) -> Result<Vec<Leftover>, IpcError> {
+pub(crate) fn leftovers(dir: &Path) -> Result<Vec<Leftover>, IpcError> {
     let mut found: Vec<Leftover> = Vec::new();
     for id in recorded_workers(dir)? {
         let owner = owner_of(dir);
@@ -78,7 +78,7 @@ pub fn leftovers(dir: &Path) -> Result<Vec<Leftover>, IpcError> {
             found.push(Leftover { pid: life.pid, started: life.started, what: format!("worker {id}"), busy });
         }
         if segment.is_role_locked(SegmentRole::Dispatcher)
-            && let Some((pid, started)) = DispatcherSide::last_process(&segment)
+            && let Some(ProcessId { pid, start_time: started }) = DispatcherSide::last_process(&segment)
             && !found.iter().any(|f| f.pid == pid)
         {
             found.push(Leftover { pid, started, what: "dispatcher".into(), busy: false });

@@ -4,7 +4,7 @@ use nix::unistd::Gid;
 
 /// Modes and group of new objects. By default only one user has access.
 #[derive(Clone, Copy, Debug)]
-pub struct Modes {
+pub(crate) struct Modes {
     /// Mode of directories.
     pub directory: u32,
     /// Mode of doorbells.

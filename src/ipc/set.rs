@@ -23,24 +23,24 @@ const FILES: [&str; 7] = [
 ];
 
 /// Creates the runtime directory, or checks the existing one.
-pub fn prepare(config: &Config, modes: &Modes) -> Result<(), IpcError> {
+pub(crate) fn prepare(config: &Config, modes: &Modes) -> Result<(), IpcError> {
     let dir = &config.set.runtime_dir;
     prepare_directory(dir, modes).map_err(at(dir))
 }
 
 /// The epoch of the set that created the existing segments.
-pub fn set_epoch(dir: &Path) -> Result<Option<u64>, IpcError> {
+pub(crate) fn set_epoch(dir: &Path) -> Result<Option<u64>, IpcError> {
     let open = |id: &WorkerId| Segment::open(&segment_name(dir, id).ok()?, None, owner_of(dir)).ok();
     Ok(recorded_workers(dir)?.iter().find_map(open).map(|segment| segment.set_epoch()))
 }
 
 /// Whether this program can use every segment in `dir`.
-pub fn is_current(dir: &Path) -> bool {
+pub(crate) fn is_current(dir: &Path) -> bool {
     list(dir).is_ok_and(|listed| listed.iter().all(|listed| listed.state.is_ok()))
 }
 
 /// Removes the objects of a worker that is not coming back, and its pool's directory after the last worker.
-pub fn retire_worker(dir: &Path, id: &WorkerId) -> Result<(), IpcError> {
+pub(crate) fn retire_worker(dir: &Path, id: &WorkerId) -> Result<(), IpcError> {
     remove_worker(dir, id)?;
     let _ = fs::remove_dir(dir.join(id.pool.as_str())); // not empty: other workers of the pool
     Ok(())
@@ -48,7 +48,7 @@ pub fn retire_worker(dir: &Path, id: &WorkerId) -> Result<(), IpcError> {
 
 /// Removes all objects of the set in `dir`, whose lock the caller holds. Foreign files stay. Continues after an error
 /// and returns the first one.
-pub fn remove(dir: &Path) -> Result<(), IpcError> {
+pub(crate) fn remove(dir: &Path) -> Result<(), IpcError> {
     let mut result = remove_workers(dir);
     for name in FILES {
         result = result.and(remove_file(&dir.join(name)));
@@ -57,7 +57,7 @@ pub fn remove(dir: &Path) -> Result<(), IpcError> {
 }
 
 /// Removes the objects of all workers, and nothing else.
-pub fn remove_workers(dir: &Path) -> Result<(), IpcError> {
+pub(crate) fn remove_workers(dir: &Path) -> Result<(), IpcError> {
     if dir.exists() {
         check_directory(dir).map_err(at(dir))?;
     }
@@ -73,7 +73,7 @@ pub fn remove_workers(dir: &Path) -> Result<(), IpcError> {
 
 /// A worker's objects as `patou ipc list` shows them.
 #[derive(Debug)]
-pub struct ListedWorker {
+pub(crate) struct ListedWorker {
     /// The worker.
     pub worker: WorkerId,
     /// The name of its segment.
@@ -83,7 +83,7 @@ pub struct ListedWorker {
 }
 
 /// The recorded workers of `dir` with their segments.
-pub fn list(dir: &Path) -> Result<Vec<ListedWorker>, IpcError> {
+pub(crate) fn list(dir: &Path) -> Result<Vec<ListedWorker>, IpcError> {
     let mut listed = Vec::new();
     for worker in recorded_workers(dir)? {
         let path = WorkerPaths::new(dir, &worker).segment;
@@ -98,7 +98,7 @@ pub fn list(dir: &Path) -> Result<Vec<ListedWorker>, IpcError> {
 }
 
 /// The workers of which a file exists in `dir`, in order.
-pub fn recorded_workers(dir: &Path) -> Result<Vec<WorkerId>, IpcError> {
+pub(crate) fn recorded_workers(dir: &Path) -> Result<Vec<WorkerId>, IpcError> {
     let mut found = Vec::new();
     for pool in pools(dir)? {
         let path = dir.join(pool.as_str());

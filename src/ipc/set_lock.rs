@@ -19,13 +19,13 @@ const SYSTEMD: &str = "systemd";
 
 /// The lock of a set. Released when dropped, or when the process ends.
 #[derive(Debug)]
-pub struct SetLock {
+pub(crate) struct SetLock {
     file: File,
 }
 
 /// The owner of a set.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum SetOwner {
+pub(crate) enum SetOwner {
     /// This process, while it lives.
     Process,
     /// systemd, until the set is removed.
@@ -33,7 +33,7 @@ pub enum SetOwner {
 }
 
 /// Whether systemd runs the set in `dir`.
-pub fn is_run_by_systemd(dir: &Path) -> bool {
+pub(crate) fn is_run_by_systemd(dir: &Path) -> bool {
     read_private(&dir.join(LOCK), owner_of(dir)).is_ok_and(|text| text.starts_with(SYSTEMD))
 }
 
@@ -42,7 +42,7 @@ pub fn is_run_by_systemd(dir: &Path) -> bool {
 /// # Errors
 /// [`IpcError::AlreadyRunning`] with the pid of the owner; [`IpcError::RunBySystemd`] for a process if systemd runs the
 /// set.
-pub fn lock_set(dir: &Path, owner: SetOwner) -> Result<SetLock, IpcError> {
+pub(crate) fn lock_set(dir: &Path, owner: SetOwner) -> Result<SetLock, IpcError> {
     let path = dir.join(LOCK);
     if owner == SetOwner::Process && is_run_by_systemd(dir) {
         return Err(IpcError::RunBySystemd(dir.to_owned()));
@@ -89,7 +89,7 @@ fn is_same(one: &fs::Metadata, other: &fs::Metadata) -> bool {
 
 impl SetLock {
     /// The pid of the process that runs the set in `dir`, if one does.
-    pub fn holder(dir: &Path) -> Option<u32> {
+    pub(crate) fn holder(dir: &Path) -> Option<u32> {
         let path = dir.join(LOCK);
         let file = File::options().read(true).write(true).custom_flags(libc::O_NOFOLLOW).open(&path).ok()?;
         if !shm::is_locked(&file, WHOLE).ok()? {
@@ -101,13 +101,13 @@ impl SetLock {
     }
 
     /// Whether `dir` is still the directory that holds the locked file.
-    pub fn is_in_place(&self, dir: &Path) -> bool {
+    pub(crate) fn is_in_place(&self, dir: &Path) -> bool {
         let locked = self.file.metadata();
         locked.is_ok_and(|locked| fs::metadata(dir.join(LOCK)).is_ok_and(|named| is_same(&named, &locked)))
     }
 
     /// Removes the lock file, and the directory if it is empty.
-    pub fn remove(self, dir: &Path) {
+    pub(crate) fn remove(self, dir: &Path) {
         if !self.is_in_place(dir) {
             return;
         }

@@ -146,7 +146,7 @@ fn a_name_in_a_file_is_not_enough_to_unlink_a_segment() {
     let path = WorkerPaths::new(set.dir(), &id).segment;
     Segment::unlink(&fs::read_to_string(&path).unwrap()).unwrap();
     fs::write(path, &name).unwrap();
-    remove_worker(set.dir(), &id).unwrap();
+    worker_ipc::remove_worker(set.dir(), &id).unwrap();
     assert!(Segment::open(foreign.name(), None, None).is_ok());
     Segment::unlink(&name).unwrap();
 }

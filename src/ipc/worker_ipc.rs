@@ -35,7 +35,7 @@ impl WorkerPaths {
 
 /// The objects of one worker, open.
 #[derive(Debug)]
-pub struct WorkerIpc {
+pub(crate) struct WorkerIpc {
     /// Its segment.
     pub segment: Arc<Segment>,
     /// Rung by the dispatcher.
@@ -45,13 +45,13 @@ pub struct WorkerIpc {
 }
 
 /// The path of the socket on which worker `id` receives connections.
-pub fn handoff_path(dir: &Path, id: &WorkerId) -> PathBuf {
+pub(crate) fn handoff_path(dir: &Path, id: &WorkerId) -> PathBuf {
     WorkerPaths::new(dir, id).handoff
 }
 
 /// Creates the objects of one worker, in place of those of a dead set, and returns the name of the segment. The caller
 /// holds the set's lock.
-pub fn create_worker(config: &Config, id: &WorkerId, set_epoch: u64, modes: &Modes) -> Result<String, IpcError> {
+pub(crate) fn create_worker(config: &Config, id: &WorkerId, set_epoch: u64, modes: &Modes) -> Result<String, IpcError> {
     let dir = &config.set.runtime_dir;
     let paths = WorkerPaths::new(dir, id);
     prepare_directory(&paths.pool, modes).map_err(at(&paths.pool))?;
@@ -69,7 +69,7 @@ pub fn create_worker(config: &Config, id: &WorkerId, set_epoch: u64, modes: &Mod
 }
 
 /// Changes the group of the objects of one worker. Processes that have them open keep them.
-pub fn set_worker_group(dir: &Path, id: &WorkerId, group: Gid) -> Result<(), IpcError> {
+pub(crate) fn set_worker_group(dir: &Path, id: &WorkerId, group: Gid) -> Result<(), IpcError> {
     let paths = WorkerPaths::new(dir, id);
     let name = read_private(&paths.segment, owner_of(dir)).map_err(at(&paths.segment))?;
     Segment::set_group(&name, group)?;
@@ -81,7 +81,7 @@ pub fn set_worker_group(dir: &Path, id: &WorkerId, group: Gid) -> Result<(), Ipc
 
 /// Opens the objects of one worker. They must be this set's, and belong to this user, to root, or to the owner of the
 /// runtime directory.
-pub fn open(config: &Config, id: &WorkerId) -> Result<WorkerIpc, IpcError> {
+pub(crate) fn open(config: &Config, id: &WorkerId) -> Result<WorkerIpc, IpcError> {
     let ipc = open_unchecked(config, id)?;
     match ipc.segment.damage() {
         None => Ok(ipc),
@@ -91,7 +91,7 @@ pub fn open(config: &Config, id: &WorkerId) -> Result<WorkerIpc, IpcError> {
 
 /// As [`open`], whatever the segment contains: for the dispatcher, which can restore it, and for a worker that requests
 /// this.
-pub fn open_unchecked(config: &Config, id: &WorkerId) -> Result<WorkerIpc, IpcError> {
+pub(crate) fn open_unchecked(config: &Config, id: &WorkerId) -> Result<WorkerIpc, IpcError> {
     let dir = &config.set.runtime_dir;
     let paths = WorkerPaths::new(dir, id);
     let owner = owner_of(dir);
@@ -110,19 +110,19 @@ pub fn open_unchecked(config: &Config, id: &WorkerId) -> Result<WorkerIpc, IpcEr
 }
 
 /// The recorded name of one worker's segment.
-pub fn segment_name(dir: &Path, id: &WorkerId) -> Result<String, IpcError> {
+pub(crate) fn segment_name(dir: &Path, id: &WorkerId) -> Result<String, IpcError> {
     let path = WorkerPaths::new(dir, id).segment;
     read_private(&path, owner_of(dir)).map_err(at(&path))
 }
 
 /// The current content of one worker's slot, for readers.
-pub fn snapshot(dir: &Path, id: &WorkerId) -> Result<SlotSnapshot, IpcError> {
+pub(crate) fn snapshot(dir: &Path, id: &WorkerId) -> Result<SlotSnapshot, IpcError> {
     Ok(SlotSnapshot::read(&segment_name(dir, id)?, owner_of(dir))?)
 }
 
 /// Removes the objects of one worker, as far as they exist. In a set that systemd runs the socket stays: systemd
 /// listens on it and removes it.
-pub fn remove_worker(dir: &Path, id: &WorkerId) -> Result<(), IpcError> {
+pub(crate) fn remove_worker(dir: &Path, id: &WorkerId) -> Result<(), IpcError> {
     let paths = WorkerPaths::new(dir, id);
     if !is_run_by_systemd(dir) {
         // First, because the socket alone is no record of a worker.
@@ -142,6 +142,6 @@ pub fn remove_worker(dir: &Path, id: &WorkerId) -> Result<(), IpcError> {
 }
 
 /// Removes a segment by its name.
-pub fn remove_segment(name: &str) -> Result<(), IpcError> {
+pub(crate) fn remove_segment(name: &str) -> Result<(), IpcError> {
     Ok(Segment::unlink(name)?)
 }

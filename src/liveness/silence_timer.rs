@@ -1,36 +1,36 @@
-//! Signs of life to verdicts.
+//! From probes, answers and process samples to a verdict.
 //!
-//! What counts is a process' *own* silence: the time that it owed an answer and could have given it. Time in which
-//! it could not is excused, and there are four reasons: the observer itself did not run, a debugger or a frozen
-//! control group held the process, no processor ran it, or it waited for memory or a disk while the whole machine did.
+//! Only *attributable* silence counts: time in which the process had an unanswered probe and could have answered it.
+//! Excluded is time in which the observer itself did not run, a debugger or a frozen control group held the process,
+//! no processor ran it, or it waited for memory or a disk while the whole machine did.
 
 use std::fmt;
 use std::time::Duration;
 
 use crate::ids::Monotonic;
 
-/// What is known of a process.
+/// What is known about a process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Verdict {
-    /// It has not said yet that it is ready.
+pub(crate) enum LivenessVerdict {
+    /// It is not ready yet.
     Starting,
     /// It answers.
     Alive,
-    /// It owes an answer, for less than its bound; or for longer, and its progress counter grows.
+    /// A probe is unanswered, for less than the timeout; or for longer, and its progress counter grows.
     Late,
-    /// It owes an answer for longer than its bound, and for so much of it the machine did not run it.
+    /// A probe is unanswered for longer than the timeout because the machine did not run the process.
     Starved,
-    /// Somebody holds it.
+    /// The process is held.
     Suspended(HeldBy),
-    /// It owes an answer by its own fault for longer than its bound, or was not ready in time.
+    /// A probe is unanswered by its own fault for longer than the timeout, or it was not ready in time.
     Frozen,
-    /// Its process has ended.
-    Gone,
+    /// The process has ended.
+    Ended,
 }
 
-/// Who keeps a process from running.
+/// What keeps a process from running.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum HeldBy {
+pub(crate) enum HeldBy {
     /// Its tracer (ptrace(2)).
     Debugger,
     /// The freezer of its control group.
@@ -46,9 +46,9 @@ impl fmt::Display for HeldBy {
     }
 }
 
-/// What the thread that owes the answer is doing.
+/// What the thread that answers probes is doing.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Activity {
+pub(crate) enum ThreadActivity {
     /// It runs, or waits for a processor (state R).
     Runnable,
     /// It waits for memory or a device (state D).
@@ -58,257 +58,254 @@ pub enum Activity {
     Idle,
 }
 
-/// A look at a process: all that a judgement needs, and no more.
+/// One sample of a process: what the verdict needs.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct ProcessSample {
+pub(crate) struct ProcessSample {
     /// Whether the process has ended.
     pub ended: bool,
-    /// Who holds it, if anybody.
-    pub held: Option<HeldBy>,
-    /// What the thread does that owes the answer.
-    pub activity: Activity,
-    /// The account of that thread, where the kernel keeps one.
-    pub account: Option<SchedStat>,
-    /// How long some task of the machine has waited for memory, a disk or a processor, ever (`/proc/pressure`, the totals of
-    /// `some`); zero where the kernel does not say.
-    pub stalled: Duration,
+    /// What holds it, if anything.
+    pub held_by: Option<HeldBy>,
+    /// What the thread that answers probes is doing.
+    pub activity: ThreadActivity,
+    /// Scheduler statistics of that thread, if the kernel keeps them.
+    pub sched_stat: Option<SchedStat>,
+    /// How long any task of the machine has waited for memory, a disk or a processor since boot (`/proc/pressure`, the
+    /// totals of `some`); zero if the kernel does not report it.
+    pub machine_stalled: Duration,
 }
 
-/// What the scheduler has written up of a thread (`/proc/PID/task/TID/schedstat`).
+/// Scheduler statistics of a thread (`/proc/PID/task/TID/schedstat`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct SchedStat {
-    /// Which thread.
+pub(crate) struct SchedStat {
+    /// The thread's id.
     pub thread: u32,
     /// How long it has run.
     pub ran: Duration,
-    /// How long it has waited for a processor, up to the last time that it got one.
+    /// How long it has waited for a processor, without a wait that is not over.
     pub waited: Duration,
 }
 
-/// The bounds of a verdict.
+/// How long a process may be silent.
 #[derive(Clone, Copy, Debug)]
-pub struct Timeouts {
-    /// To be ready.
+pub(crate) struct LivenessTimeouts {
+    /// Until it is ready.
     pub start: Duration,
-    /// To answer.
+    /// Until it answers a probe.
     pub answer: Duration,
 }
 
-/// Who makes progress without answering is replaced after so many bounds.
-const TURNING: u32 = 4;
-/// A silence is looked into when it has lasted for this part of the bound: who answers at all does so long before.
-const NOTICED: u32 = 8;
+/// A process that makes progress but does not answer is frozen after this many timeouts.
+const PROGRESS_TIMEOUTS: u32 = 4;
+/// The first sample is taken after this fraction of the timeout: a healthy process answers long before.
+const FIRST_SAMPLE_FRACTION: u32 = 8;
 
-/// The signs of life of one process.
+/// Measures how long one process leaves a probe unanswered, or takes to start.
 #[derive(Clone, Copy, Debug)]
-pub struct SilenceTimer {
+pub(crate) struct SilenceTimer {
     ready: bool,
     silence: Option<Silence>,
 }
 
-/// An answer that is owed, or a start that is not over.
+/// An unanswered probe, or an unfinished start.
 #[derive(Clone, Copy, Debug)]
 struct Silence {
-    /// Since when. What the observer lost moves this as well as the next two.
-    asked: Monotonic,
-    /// As if everything excused had been before it: the own silence counts from here.
+    /// When it started. Time that the observer lost moves this and the next two forward.
     since: Monotonic,
-    /// The same, counted from the last sign of progress.
-    still: Monotonic,
-    /// The progress counter as it was heard last.
+    /// `since` moved forward by all excluded time: from here the silence is the process's own.
+    attributable_since: Monotonic,
+    /// The same, since the last progress.
+    no_progress_since: Monotonic,
+    /// The last known progress counter.
     ticks: Option<u64>,
-    /// The last look, and when it was.
-    look: Option<(Monotonic, ProcessSample)>,
+    /// The last sample, and when it was taken.
+    sample: Option<(Monotonic, ProcessSample)>,
 }
 
 impl Silence {
-    fn from(since: Monotonic) -> Self {
-        Self { asked: since, since, still: since, ticks: None, look: None }
+    fn new(since: Monotonic) -> Self {
+        Self { since, attributable_since: since, no_progress_since: since, ticks: None, sample: None }
     }
 
-    /// Nobody can be blamed for so much of the time until `now`.
-    fn excuse(&mut self, time: Duration, now: Monotonic) {
-        self.since = (self.since + time).min(now);
-        self.still = (self.still + time).min(now);
+    /// Excludes so much of the time until `now`.
+    fn exclude(&mut self, time: Duration, now: Monotonic) {
+        self.attributable_since = (self.attributable_since + time).min(now);
+        self.no_progress_since = (self.no_progress_since + time).min(now);
     }
 }
 
 impl SilenceTimer {
-    /// A process that was started just now.
-    pub fn born(now: Monotonic) -> Self {
-        Self { ready: false, silence: Some(Silence::from(now)) }
+    /// A process that was started at `now`.
+    pub(crate) fn starting(now: Monotonic) -> Self {
+        Self { ready: false, silence: Some(Silence::new(now)) }
     }
 
-    /// It says that it is ready.
-    pub fn ready(&mut self) {
+    /// The process is ready.
+    pub(crate) fn set_ready(&mut self) {
         *self = Self { ready: true, silence: None };
     }
 
-    /// Whether it has said that it is ready.
-    pub fn is_ready(&self) -> bool {
+    /// Whether the process is ready.
+    pub(crate) fn is_ready(&self) -> bool {
         self.ready
     }
 
-    /// It has made room for another incarnation in the same process, since then, and is to say that it is ready again.
-    /// A later time than the one we know means that it has done so in between.
-    pub fn begins_again(&mut self, since: Monotonic) {
+    /// A new incarnation in the same process has been starting since `since`. If that is later than the start known so
+    /// far, the process was ready in between.
+    pub(crate) fn restarting_in_place(&mut self, since: Monotonic) {
         if self.ready {
-            *self = Self::born(since);
+            *self = Self::starting(since);
         } else {
-            self.owes(since);
+            self.silent_since(since);
         }
     }
 
-    /// It owes an answer since then.
-    pub fn asked(&mut self, since: Monotonic) {
+    /// A probe was sent; an earlier unanswered one counts.
+    pub(crate) fn probe_sent(&mut self, since: Monotonic) {
         if self.ready {
-            self.silence.get_or_insert(Silence::from(since));
+            self.silence.get_or_insert(Silence::new(since));
         }
     }
 
-    /// Somebody who asks it for us says that it owes an answer since then, and what its progress counter shows.
-    /// A later time than the one we know means that it has answered in between.
-    pub fn silent(&mut self, now: Monotonic, since: Monotonic, ticks: Option<u64>) {
+    /// Another process that probes this one reports it silent since `since`, with this progress counter. If `since` is
+    /// later than known so far, the process answered in between.
+    pub(crate) fn reported_silent(&mut self, now: Monotonic, since: Monotonic, ticks: Option<u64>) {
         if !self.ready {
             return;
         }
-        self.owes(since);
+        self.silent_since(since);
         if let Some(silence) = &mut self.silence {
             if silence.ticks.is_some() && ticks.is_some() && silence.ticks != ticks {
-                silence.still = now;
+                silence.no_progress_since = now;
             }
             silence.ticks = ticks.or(silence.ticks);
         }
     }
 
-    /// What is silent is so since then at the earliest.
-    fn owes(&mut self, since: Monotonic) {
+    /// The silence started at `since` or later.
+    fn silent_since(&mut self, since: Monotonic) {
         match &mut self.silence {
-            // What was seen before it was asked belongs to another silence.
-            Some(known) if known.look.is_none_or(|(at, _)| since <= at) => {
-                known.asked = known.asked.max(since);
+            // A sample from before `since` belongs to another silence.
+            Some(known) if known.sample.is_none_or(|(at, _)| since <= at) => {
                 known.since = known.since.max(since);
-                known.still = known.still.max(since);
+                known.attributable_since = known.attributable_since.max(since);
+                known.no_progress_since = known.no_progress_since.max(since);
             }
-            silence => *silence = Some(Silence::from(since)),
+            silence => *silence = Some(Silence::new(since)),
         }
     }
 
-    /// It has answered.
-    pub fn answered(&mut self) {
+    /// The process answered.
+    pub(crate) fn answered(&mut self) {
         if self.ready {
             self.silence = None;
         }
     }
 
     /// The observer itself did not run for so long, up to now.
-    pub fn excuse(&mut self, lost: Duration) {
+    pub(crate) fn exclude_time(&mut self, lost: Duration) {
         if let Some(silence) = &mut self.silence {
-            for at in [&mut silence.asked, &mut silence.since, &mut silence.still] {
+            for at in [&mut silence.since, &mut silence.attributable_since, &mut silence.no_progress_since] {
                 *at = *at + lost;
             }
-            if let Some((at, _)) = &mut silence.look {
+            if let Some((at, _)) = &mut silence.sample {
                 *at = *at + lost;
             }
         }
     }
 
-    /// Whatever it owes, it owes from now on only.
-    pub fn forgive(&mut self, now: Monotonic) {
-        self.silence = self.silence.map(|_| Silence::from(now));
+    /// Restarts a silence at `now`.
+    pub(crate) fn reset(&mut self, now: Monotonic) {
+        self.silence = self.silence.map(|_| Silence::new(now));
     }
 
-    /// Somebody has looked at the process just now: what of the time since the last look is not its own is excused.
-    pub fn observe(&mut self, now: Monotonic, look: ProcessSample) {
+    /// Adds a sample taken at `now`: time since the last sample in which the process could not run is excluded.
+    pub(crate) fn add_sample(&mut self, now: Monotonic, sample: ProcessSample) {
         let Some(silence) = &mut self.silence else { return };
-        if look.held.is_some() {
-            // As long as that lasts, it owes nothing.
-            *silence = Silence { ticks: silence.ticks, ..Silence::from(now) };
-        } else if let Some((at, before)) = &silence.look {
-            if before.held.is_some() {
-                *silence = Silence { ticks: silence.ticks, ..Silence::from(now) };
-            } else {
-                let excused = excused(before, &look, now.since(*at));
-                silence.excuse(excused, now);
-            }
+        let was_held = silence.sample.is_some_and(|(_, last)| last.held_by.is_some());
+        if sample.held_by.is_some() || was_held {
+            *silence = Silence { ticks: silence.ticks, ..Silence::new(now) };
+        } else if let Some((at, last)) = &silence.sample {
+            let excluded = excluded_between(last, &sample, now.since(*at));
+            silence.exclude(excluded, now);
         }
-        silence.look = Some((now, look));
+        silence.sample = Some((now, sample));
     }
 
-    /// Whether a look at the process is wanted: when its silence is noticed, and when it would be declared frozen by
-    /// what is known of it.
-    pub fn wants_look(&self, now: Monotonic, patience: Timeouts) -> bool {
-        self.silence.is_some_and(|silence| match silence.look {
-            Some((at, look)) => at < now && !look.ended && self.due(patience).is_some_and(|due| due <= now),
-            None => now.since(silence.asked) >= self.bound(patience) / NOTICED,
+    /// Whether a sample is needed: after a fraction of the timeout, and before the process is declared frozen.
+    pub(crate) fn needs_sample(&self, now: Monotonic, timeouts: LivenessTimeouts) -> bool {
+        self.silence.is_some_and(|silence| match silence.sample {
+            Some((at, last)) => at < now && !last.ended && self.deadline(timeouts).is_some_and(|due| due <= now),
+            None => now.since(silence.since) >= self.timeout(timeouts) / FIRST_SAMPLE_FRACTION,
         })
     }
 
-    /// When it is to be judged next, unless something happens before.
-    pub fn due(&self, patience: Timeouts) -> Option<Monotonic> {
-        let bound = self.bound(patience);
-        let silence = self.silence.filter(|silence| !silence.look.is_some_and(|(_, look)| look.ended))?;
-        Some((silence.still + bound).min(silence.since + bound * TURNING))
+    /// When the verdict has to be evaluated next, unless something happens before.
+    pub(crate) fn deadline(&self, timeouts: LivenessTimeouts) -> Option<Monotonic> {
+        let timeout = self.timeout(timeouts);
+        let silence = self.silence.filter(|silence| !silence.sample.is_some_and(|(_, last)| last.ended))?;
+        Some((silence.no_progress_since + timeout).min(silence.attributable_since + timeout * PROGRESS_TIMEOUTS))
     }
 
-    /// How long it has been owing, whoever is to blame.
-    pub fn silence(&self, now: Monotonic) -> Duration {
-        self.silence.map_or(Duration::ZERO, |silence| now.since(silence.asked))
-    }
-
-    /// How much of that is its own fault.
-    pub fn own_silence(&self, now: Monotonic) -> Duration {
+    /// How long the process has been silent, without what the observer lost.
+    pub(crate) fn silence(&self, now: Monotonic) -> Duration {
         self.silence.map_or(Duration::ZERO, |silence| now.since(silence.since))
     }
 
-    /// Whether its progress counter has grown within its bound.
-    pub fn ticks(&self, now: Monotonic, patience: Timeouts) -> bool {
-        let bound = self.bound(patience);
-        self.silence.is_some_and(|silence| silence.still > silence.since && now.since(silence.still) < bound)
+    /// The part of that time in which the process could have answered.
+    pub(crate) fn attributable_silence(&self, now: Monotonic) -> Duration {
+        self.silence.map_or(Duration::ZERO, |silence| now.since(silence.attributable_since))
     }
 
-    /// The verdict. [`Verdict::Frozen`] is as good as the last look: see [`SilenceTimer::wants_look`].
-    pub fn verdict(&self, now: Monotonic, patience: Timeouts) -> Verdict {
-        let Some(silence) = &self.silence else { return Verdict::Alive };
-        let bound = self.bound(patience);
-        match silence.look {
-            Some((_, ProcessSample { ended: true, .. })) => return Verdict::Gone,
-            Some((_, ProcessSample { held: Some(holder), .. })) => return Verdict::Suspended(holder),
+    /// Whether the progress counter of the silent process has grown within the timeout.
+    pub(crate) fn makes_progress(&self, now: Monotonic, timeouts: LivenessTimeouts) -> bool {
+        let timeout = self.timeout(timeouts);
+        self.silence.is_some_and(|silence| {
+            silence.no_progress_since > silence.attributable_since && now.since(silence.no_progress_since) < timeout
+        })
+    }
+
+    /// The verdict. [`LivenessVerdict::Frozen`] depends on a recent sample: see [`SilenceTimer::needs_sample`].
+    pub(crate) fn verdict(&self, now: Monotonic, timeouts: LivenessTimeouts) -> LivenessVerdict {
+        let Some(silence) = &self.silence else { return LivenessVerdict::Alive };
+        let timeout = self.timeout(timeouts);
+        match silence.sample {
+            Some((_, ProcessSample { ended: true, .. })) => return LivenessVerdict::Ended,
+            Some((_, ProcessSample { held_by: Some(by), .. })) => return LivenessVerdict::Suspended(by),
             _ => {}
         }
-        let (raw, own) = (now.since(silence.asked), now.since(silence.since));
-        if now.since(silence.still) >= bound || own >= bound * TURNING {
-            Verdict::Frozen
-        } else if raw >= bound && own < bound {
-            Verdict::Starved
+        let (total, attributable) = (now.since(silence.since), now.since(silence.attributable_since));
+        if now.since(silence.no_progress_since) >= timeout || attributable >= timeout * PROGRESS_TIMEOUTS {
+            LivenessVerdict::Frozen
+        } else if total >= timeout && attributable < timeout {
+            LivenessVerdict::Starved
         } else if self.ready {
-            Verdict::Late
+            LivenessVerdict::Late
         } else {
-            Verdict::Starting
+            LivenessVerdict::Starting
         }
     }
 
-    fn bound(&self, patience: Timeouts) -> Duration {
-        if self.ready { patience.answer } else { patience.start }
+    fn timeout(&self, timeouts: LivenessTimeouts) -> Duration {
+        if self.ready { timeouts.answer } else { timeouts.start }
     }
 }
 
-/// How much of the time between two looks the thread could not use. The kernel writes a wait for a processor up when
-/// it is over; of one that still lasts only the state tells: who is runnable now has used what it ran, and no more.
-/// The end of such a wait may be excused once more then, since nobody knows when it began.
-fn excused(before: &ProcessSample, now: &ProcessSample, time: Duration) -> Duration {
-    let stalled = match now.activity {
-        Activity::Blocked => now.stalled.saturating_sub(before.stalled),
-        Activity::Runnable | Activity::Idle => Duration::ZERO,
+/// How much of the `time` between two samples the thread could not use. The kernel adds a wait for a processor to
+/// `waited` when the wait is over. During the wait only the state shows it: a runnable thread has used the time that it
+/// ran, and no more. The end of such a wait may be excluded twice, because its start is unknown.
+fn excluded_between(last: &ProcessSample, current: &ProcessSample, time: Duration) -> Duration {
+    let stalled = match current.activity {
+        ThreadActivity::Blocked => current.machine_stalled.saturating_sub(last.machine_stalled),
+        ThreadActivity::Runnable | ThreadActivity::Idle => Duration::ZERO,
     };
-    let (Some(from), Some(to)) = (before.account, now.account) else { return stalled.min(time) };
+    let (Some(from), Some(to)) = (last.sched_stat, current.sched_stat) else { return stalled.min(time) };
     if from.thread != to.thread {
         return stalled.min(time);
     }
     let unused = time.saturating_sub(to.ran.saturating_sub(from.ran));
-    let waited = match now.activity {
-        Activity::Runnable => unused,
-        Activity::Blocked | Activity::Idle => to.waited.saturating_sub(from.waited),
+    let waited = match current.activity {
+        ThreadActivity::Runnable => unused,
+        ThreadActivity::Blocked | ThreadActivity::Idle => to.waited.saturating_sub(from.waited),
     };
     (waited + stalled).min(unused)
 }

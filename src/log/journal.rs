@@ -1,12 +1,12 @@
-//! The log as the journal wants it: its native protocol (<https://systemd.io/JOURNAL_NATIVE_PROTOCOL/>).
+//! The log as records of the journal, in its native protocol (<https://systemd.io/JOURNAL_NATIVE_PROTOCOL/>).
 //!
-//! `message` becomes `MESSAGE`, every other field `PATOU_` and its name in capitals; a field `event` also brings
-//! its `MESSAGE_ID`, and a field `worker` its `PATOU_POOL`. What a call does not say, the process does: set, part,
-//! worker, epoch.
+//! `message` becomes `MESSAGE`; any other field becomes `PATOU_` and its name in capitals. A field `event` also sets
+//! `MESSAGE_ID`, a field `worker` also sets `PATOU_POOL`. The context of the process adds set, part, worker and epoch
+//! where the call does not set them.
 //!
-//! Not through tracing-journald, for three reasons: its prefix holds for all fields or for none, so that either
-//! `MESSAGE_ID` or the short names would be lost; it cannot be shown another socket, for a test; and it waits for
-//! the journal for ever, as nobody may who guards others.
+//! tracing-journald does not fit: its prefix applies to all fields or to none, so that either `MESSAGE_ID` or the short
+//! names would be lost; tests cannot give it another socket; and it blocks without a bound while the journal does not
+//! read.
 
 use std::borrow::Cow;
 use std::fmt;
@@ -23,31 +23,29 @@ use nix::fcntl::{FcntlArg, SealFlag, fcntl};
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use nix::sys::socket::{ControlMessage, MsgFlags, UnixAddr, sendmsg};
 use tracing::field::{Field, Visit};
-use tracing::span::{Attributes, Id, Record as Values};
-use tracing::{Level, Metadata, Subscriber};
-use tracing_subscriber::layer::{Context, Layer};
-use tracing_subscriber::registry::LookupSpan;
+use tracing::{Level, Metadata};
 
-use super::{EPOCH, Event, LogContext};
+use super::context::{LogContext, epoch};
+use super::events::Event;
 
-/// Where journald listens.
+/// journald's socket.
 const SOCKET: &str = "/run/systemd/journal/socket";
 
-/// How long a record may wait for a journal that is behind. One that does not read at all is waited for once;
-/// from then on only by errors, until it takes something again.
-const PATIENCE: Duration = Duration::from_millis(100);
+/// How long a record may wait for the journal. After the first record that times out, only errors wait, until the
+/// journal accepts a record again.
+const SEND_TIMEOUT: Duration = Duration::from_millis(100);
 
 /// Longest name of a field (systemd.journal-fields(7)).
 const NAME_MAX: usize = 64;
 
-/// The journal as a layer of `tracing`.
-pub struct Journal {
+/// The journal as an output of the log.
+pub(super) struct Journal {
     socket: UnixDatagram,
     path: PathBuf,
-    speaker: LogContext,
-    /// It did not take the last record.
-    deaf: AtomicBool,
-    /// Records that it did not take, and that have not been told of.
+    context: LogContext,
+    /// The last record was not accepted.
+    unresponsive: AtomicBool,
+    /// Lost records that no notice has reported yet.
     lost: AtomicU64,
 }
 
@@ -55,87 +53,83 @@ impl Journal {
     /// The journal of this machine.
     ///
     /// # Errors
-    /// When there is none.
-    pub fn open(speaker: LogContext) -> io::Result<Self> {
-        let journal = Self::at(Path::new(SOCKET), speaker)?;
-        // An empty message is thrown away by a journal, and refused where there is none.
-        journal.pass(&[], MsgFlags::empty())?;
+    /// If no journal is running.
+    pub(super) fn open(context: LogContext) -> io::Result<Self> {
+        let journal = Self::at(Path::new(SOCKET), context)?;
+        // journald discards an empty message; without journald the call fails.
+        journal.transmit(&[], MsgFlags::empty())?;
         Ok(journal)
     }
 
-    fn at(path: &Path, speaker: LogContext) -> io::Result<Self> {
+    fn at(path: &Path, context: LogContext) -> io::Result<Self> {
         let socket = UnixDatagram::unbound()?;
-        socket.set_write_timeout(Some(PATIENCE))?;
-        let (deaf, lost) = (AtomicBool::new(false), AtomicU64::new(0));
-        Ok(Self { socket, path: path.to_owned(), speaker, deaf, lost })
+        socket.set_write_timeout(Some(SEND_TIMEOUT))?;
+        let (unresponsive, lost) = (AtomicBool::new(false), AtomicU64::new(0));
+        Ok(Self { socket, path: path.to_owned(), context, unresponsive, lost })
     }
 
-    /// Sends a record of this level, and before it how many are missing.
+    /// Sends a record of this level, and before it a notice of lost records.
     fn send(&self, level: Level, record: &[u8]) {
-        let deaf = self.deaf.load(Ordering::Relaxed);
-        let flags = if deaf && level != Level::ERROR { MsgFlags::MSG_DONTWAIT } else { MsgFlags::empty() };
-        let missing = self.lost.swap(0, Ordering::Relaxed);
-        let sent = match missing {
-            0 => Ok(()),
-            _ => self.pass(&self.confession(missing), flags),
-        };
-        let unsaid = if sent.is_ok() { 0 } else { missing };
-        let sent = sent.and_then(|()| self.pass(record, flags));
-        self.deaf.store(sent.is_err(), Ordering::Relaxed);
-        // Nowhere left to say so but in the next record.
-        self.lost.fetch_add(unsaid + u64::from(sent.is_err()), Ordering::Relaxed);
+        let may_wait = level == Level::ERROR || !self.unresponsive.load(Ordering::Relaxed);
+        let flags = if may_wait { MsgFlags::empty() } else { MsgFlags::MSG_DONTWAIT };
+        let lost = self.lost.swap(0, Ordering::Relaxed);
+        let noticed = if lost == 0 { Ok(()) } else { self.transmit(&self.lost_records_notice(lost), flags) };
+        let unreported = if noticed.is_ok() { 0 } else { lost };
+        let sent = noticed.and_then(|()| self.transmit(record, flags));
+        self.unresponsive.store(sent.is_err(), Ordering::Relaxed);
+        self.lost.fetch_add(unreported + u64::from(sent.is_err()), Ordering::Relaxed);
     }
 
-    fn confession(&self, missing: u64) -> Vec<u8> {
-        let mut fields = Fields::default();
-        fields.set("MESSAGE", format!("the journal did not take {missing} records of this process"));
-        fields.set("PATOU_LOST", missing.to_string());
+    fn lost_records_notice(&self, lost: u64) -> Vec<u8> {
+        let mut fields = JournalFields::default();
+        fields.set("MESSAGE", format!("the journal did not accept {lost} records of this process: they are lost"));
+        fields.set("PATOU_LOST", lost.to_string());
         fields.set_event(Event::RecordsLost);
-        self.complete(&mut fields, Level::WARN);
+        self.add_context(&mut fields, Level::WARN);
         fields.encode()
     }
 
-    /// Adds what every record of this process has.
-    fn complete(&self, fields: &mut Fields, level: Level) {
-        let LogContext { part, set, worker } = &self.speaker;
-        let own = fields.get("PATOU_WORKER").is_none_or(|named| Some(named) == worker.as_deref());
-        let epoch = EPOCH.load(Ordering::Relaxed);
-        if own && epoch > 0 {
-            fields.fallback("PATOU_EPOCH", || epoch.to_string());
+    /// Adds the fields that every record of this process has.
+    fn add_context(&self, fields: &mut JournalFields, level: Level) {
+        let LogContext { part, set, worker } = &self.context;
+        // The epoch of this process does not belong to a record about another worker.
+        let is_own = fields.get("PATOU_WORKER").is_none_or(|named| Some(named) == worker.as_deref());
+        if is_own && let Some(epoch) = epoch() {
+            fields.set_default("PATOU_EPOCH", || epoch.to_string());
         }
         if let Some(worker) = worker {
-            fields.fallback("PATOU_WORKER", || worker.clone());
+            fields.set_default("PATOU_WORKER", || worker.clone());
         }
         if let Some((pool, _)) = fields.get("PATOU_WORKER").and_then(|worker| worker.rsplit_once('/')) {
             let pool = pool.to_owned();
-            fields.fallback("PATOU_POOL", || pool);
+            fields.set_default("PATOU_POOL", || pool);
         }
         if !set.is_empty() {
-            fields.fallback("PATOU_SET", || set.clone());
+            fields.set_default("PATOU_SET", || set.clone());
         }
-        fields.fallback("PATOU_PART", || part.clone());
+        fields.set_default("PATOU_PART", || part.clone());
         fields.set("PRIORITY", priority(level).to_string());
         fields.set("SYSLOG_IDENTIFIER", "patou".to_owned());
     }
 
-    /// Hands one message over; what is too large for one goes as a sealed file.
-    fn pass(&self, message: &[u8], flags: MsgFlags) -> io::Result<()> {
-        match self.pass_bytes(message, &[], flags) {
+    /// Sends one message; a message that is too large for a datagram goes as a sealed file.
+    fn transmit(&self, message: &[u8], flags: MsgFlags) -> io::Result<()> {
+        match self.send_datagram(message, &[], flags) {
             Err(Errno::EMSGSIZE | Errno::ENOBUFS) => {
                 let mut file =
                     File::from(memfd_create("patou-record", MFdFlags::MFD_ALLOW_SEALING | MFdFlags::MFD_CLOEXEC)?);
                 file.write_all(message)?;
-                // Journald maps it, and so takes it only if nobody can change it any more.
+                // journald maps the file, and accepts it only if it can no longer change.
                 let seals =
                     SealFlag::F_SEAL_SHRINK | SealFlag::F_SEAL_GROW | SealFlag::F_SEAL_WRITE | SealFlag::F_SEAL_SEAL;
                 fcntl(&file, FcntlArg::F_ADD_SEALS(seals))?;
-                self.pass_bytes(&[], &[file.as_raw_fd()], flags).map_err(io::Error::from)
+                self.send_datagram(&[], &[file.as_raw_fd()], flags).map_err(io::Error::from)
             }
             result => result.map_err(io::Error::from),
         }
     }
 
-    fn pass_bytes(&self, bytes: &[u8], fds: &[i32], flags: MsgFlags) -> nix::Result<()> {
+    fn send_datagram(&self, bytes: &[u8], fds: &[i32], flags: MsgFlags) -> nix::Result<()> {
         let address = UnixAddr::new(&self.path)?;
         let rights = [ControlMessage::ScmRights(fds)];
         let control = if fds.is_empty() { &[][..] } else { &rights[..] };
@@ -149,40 +143,18 @@ impl Journal {
     }
 }
 
-impl<S: Subscriber + for<'a> LookupSpan<'a>> Layer<S> for Journal {
-    fn on_new_span(&self, attributes: &Attributes<'_>, id: &Id, context: Context<'_, S>) {
-        let mut fields = Fields::default();
-        attributes.record(&mut fields);
-        if let Some(span) = context.span(id) {
-            span.extensions_mut().insert(fields);
-        }
-    }
-
-    fn on_record(&self, id: &Id, values: &Values<'_>, context: Context<'_, S>) {
-        if let Some(span) = context.span(id)
-            && let Some(fields) = span.extensions_mut().get_mut::<Fields>()
-        {
-            values.record(fields);
-        }
-    }
-
-    fn on_event(&self, event: &tracing::Event<'_>, context: Context<'_, S>) {
-        let mut fields = Fields::default();
-        // Patou has no spans; a worker that is somebody's own program may. The inner one prevails.
-        for span in context.event_scope(event).into_iter().flat_map(|scope| scope.from_root()) {
-            if let Some(outer) = span.extensions().get::<Fields>() {
-                outer.0.iter().for_each(|(name, value)| fields.set(name.clone(), value.clone()));
-            }
-        }
+impl Journal {
+    /// Writes an event. `fields`: those of the spans around it. patou has no spans; a program worker may have some.
+    pub(super) fn write(&self, event: &tracing::Event<'_>, mut fields: JournalFields) {
         event.record(&mut fields);
-        fields.set_place(event.metadata());
+        fields.set_source(event.metadata());
         let level = *event.metadata().level();
-        self.complete(&mut fields, level);
+        self.add_context(&mut fields, level);
         self.send(level, &fields.encode());
     }
 }
 
-/// syslog(3)'s number for a level.
+/// The syslog(3) priority of a level.
 fn priority(level: Level) -> u8 {
     match level {
         Level::ERROR => 3,
@@ -192,11 +164,16 @@ fn priority(level: Level) -> u8 {
     }
 }
 
-/// The fields of one record, each once.
+/// The fields of one record, without duplicates.
 #[derive(Debug, Default)]
-struct Fields(Vec<(Cow<'static, str>, String)>);
+pub(super) struct JournalFields(Vec<(Cow<'static, str>, String)>);
 
-impl Fields {
+impl JournalFields {
+    /// Adds all fields of `other`, which override those of the same name.
+    pub(super) fn merge(&mut self, other: &JournalFields) {
+        other.0.iter().for_each(|(name, value)| self.set(name.clone(), value.clone()));
+    }
+
     fn get(&self, name: &str) -> Option<&str> {
         self.0.iter().find(|(known, _)| known == name).map(|(_, value)| value.as_str())
     }
@@ -209,8 +186,8 @@ impl Fields {
         }
     }
 
-    /// Sets what is not set.
-    fn fallback(&mut self, name: &'static str, value: impl FnOnce() -> String) {
+    /// Sets a field that is not set yet.
+    fn set_default(&mut self, name: &'static str, value: impl FnOnce() -> String) {
         if self.get(name).is_none() {
             self.set(name, value());
         }
@@ -221,8 +198,8 @@ impl Fields {
         self.set("PATOU_EVENT", event.name().to_owned());
     }
 
-    /// Where in the source the record was made.
-    fn set_place(&mut self, metadata: &Metadata<'_>) {
+    /// The line in the source that made the record.
+    fn set_source(&mut self, metadata: &Metadata<'_>) {
         self.set("TARGET", metadata.target().to_owned());
         if let (Some(file), Some(line)) = (metadata.file(), metadata.line()) {
             self.set("CODE_FILE", file.to_owned());
@@ -230,7 +207,7 @@ impl Fields {
         }
     }
 
-    /// In the journal's format: `NAME=value`, or with the length where a value has several lines.
+    /// In the journal's format: `NAME=value`, or the length before a value of several lines.
     fn encode(&self) -> Vec<u8> {
         let mut out = Vec::with_capacity(512);
         for (name, value) in &self.0 {
@@ -248,7 +225,7 @@ impl Fields {
     }
 }
 
-impl Visit for Fields {
+impl Visit for JournalFields {
     fn record_debug(&mut self, field: &Field, value: &dyn fmt::Debug) {
         self.record_str(field, &format!("{value:?}"));
     }
@@ -259,7 +236,7 @@ impl Visit for Fields {
         {
             return self.set_event(event);
         }
-        // As access logs write what there is not.
+        // Access logs write a missing value as `-`.
         if matches!(field.name(), "worker" | "lease") && value == "-" {
             return;
         }
@@ -267,7 +244,7 @@ impl Visit for Fields {
     }
 }
 
-/// The name of a field in the journal.
+/// The journal's name for a field of tracing.
 fn journal_name(name: &str) -> Cow<'static, str> {
     match name {
         "message" => "MESSAGE".into(),
@@ -276,8 +253,8 @@ fn journal_name(name: &str) -> Cow<'static, str> {
         "lease" => "PATOU_LEASE".into(),
         "epoch" => "PATOU_EPOCH".into(),
         _ => {
-            let plain = |c: char| if c.is_ascii_alphanumeric() { c.to_ascii_uppercase() } else { '_' };
-            "PATOU_".chars().chain(name.chars().map(plain)).take(NAME_MAX).collect::<String>().into()
+            let allowed = |c: char| if c.is_ascii_alphanumeric() { c.to_ascii_uppercase() } else { '_' };
+            "PATOU_".chars().chain(name.chars().map(allowed)).take(NAME_MAX).collect::<String>().into()
         }
     }
 }

@@ -1,116 +1,88 @@
-//! The log: one line per event that an operator needs.
+//! The log: one line for each event that an operator needs.
 //!
-//! Started by systemd, it goes to the journal with its fields (`src/log/journal.rs`); otherwise to stderr, in lines for
-//! people (`src/log/lines.rs`). The calls are the same: `tracing`, with short names of fields.
+//! Under systemd the log goes to the journal with its fields (`src/log/journal.rs`), otherwise to stderr as text
+//! (`src/log/stderr_format.rs`). The calls are the same: `tracing`, with short field names.
 //!
 //! ```text
 //! 12:04:01.137  watchdog      worker is ready                     worker=default/1 pid=4711
 //! ```
 //!
-//! A message of several lines says everything itself: on stderr its other lines follow, indented, and no fields.
+//! A message of several lines is complete in itself: on stderr its other lines follow, indented, without fields.
 //!
-//! Two fields are for the journal alone: `event`, an [`Event`], and `part`, the part that the watchdog speaks of.
+//! Two fields are written to the journal only: `event`, an [`Event`], and `part`, the part that the watchdog's message
+//! is about.
 //!
-//! `PATOU_LOG` chooses what is logged, in the syntax of tracing's `EnvFilter`: `debug`, `warn`,
-//! `patou::dispatcher=trace`. Without it: `info`.
+//! `PATOU_LOG` selects what is logged: `debug`, `warn`, `patou::dispatcher=trace` (`src/log/filter.rs`). The default is
+//! `info`.
 
+mod context;
 mod escape;
 mod events;
+mod filter;
 mod journal;
-mod lines;
+mod stderr_format;
+mod subscriber;
 
 use std::io::{self, IsTerminal};
 use std::os::unix::fs::MetadataExt;
-use std::sync::atomic::{AtomicU32, Ordering};
 
-use tracing::Level;
-use tracing_subscriber::EnvFilter;
-use tracing_subscriber::layer::SubscriberExt;
-use tracing_subscriber::util::SubscriberInitExt;
-
-pub use escape::escape_control_chars;
-pub use events::Event;
+pub(crate) use context::{LogContext, set_epoch};
+pub(crate) use escape::escape_control_chars;
+pub(crate) use events::Event;
+use filter::LogFilter;
 use journal::Journal;
-use lines::Lines;
+use stderr_format::StderrFormat;
+use subscriber::{LogOutput, LogSubscriber};
 
-/// Who is speaking: every record of this process carries it.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct LogContext {
-    /// The part, as it stands in every line: `watchdog`, `dispatcher`, `worker web/1`.
-    pub part: String,
-    /// The name of the set; empty while it is not known.
-    pub set: String,
-    /// The worker, if it is one, as `pool/number`.
-    pub worker: Option<String>,
-}
-
-impl LogContext {
-    /// A part that is no worker.
-    pub fn part(part: &str, set: &str) -> Self {
-        Self { part: part.to_owned(), set: set.to_owned(), worker: None }
-    }
-
-    /// The worker `id`.
-    pub fn worker(id: impl ToString, set: &str) -> Self {
-        let id = id.to_string();
-        Self { part: format!("worker {id}"), set: set.to_owned(), worker: Some(id) }
+/// Starts logging for this process. Does nothing if the program has installed a subscriber already.
+pub(crate) fn init(context: LogContext) {
+    let list = std::env::var("PATOU_LOG").unwrap_or_default();
+    let (filter, invalid) = LogFilter::parse(&list);
+    let journal = if stderr_is_the_journal() { Journal::open(context.clone()).ok() } else { None };
+    let output = journal.map_or_else(
+        || LogOutput::Stderr(StderrFormat { part: context.part, colours: io::stderr().is_terminal() }),
+        LogOutput::Journal,
+    );
+    if install(filter, output) {
+        for member in invalid {
+            tracing::warn!(
+                "PATOU_LOG: ignoring `{member}`: expected LEVEL or TARGET=LEVEL, such as patou::worker=debug"
+            );
+        }
     }
 }
 
-/// The incarnation of this process; 0 while it has none.
-static EPOCH: AtomicU32 = AtomicU32::new(0);
-
-/// Starts logging for this process. Does nothing if the program has its own subscriber already.
-pub fn init(speaker: LogContext) {
-    let filter =
-        EnvFilter::builder().with_env_var("PATOU_LOG").with_default_directive(Level::INFO.into()).from_env_lossy();
-    let registry = tracing_subscriber::registry().with(filter);
-    if stderr_is_the_journal()
-        && let Ok(journal) = Journal::open(speaker.clone())
-    {
-        let _ = registry.with(journal).try_init();
-        return;
-    }
-    let layer = tracing_subscriber::fmt::layer()
-        .event_format(Lines { part: speaker.part })
-        // A log that nobody reads any more (a closed pipe or terminal) must not end a daemon.
-        .log_internal_errors(false)
-        .with_ansi(io::stderr().is_terminal())
-        .with_writer(io::stderr);
-    let _ = registry.with(layer).try_init();
+/// Whether this process had no subscriber yet.
+fn install(filter: LogFilter, output: LogOutput) -> bool {
+    tracing::subscriber::set_global_default(LogSubscriber::new(filter, output)).is_ok()
 }
 
-/// From now on every record of this process says which incarnation it is.
-pub fn set_epoch(epoch: u32) {
-    EPOCH.store(epoch, Ordering::Relaxed);
-}
-
-/// Makes a panic anywhere the end of the process: a daemon that has lost one of its tasks looks alive and is
-/// not, while one that has died is replaced.
-pub fn abort_on_panic() {
+/// Aborts the process on a panic in any task: a daemon without one of its tasks looks alive, while a dead one is
+/// replaced.
+pub(crate) fn abort_on_panic() {
     std::panic::set_hook(Box::new(|panic| {
-        tracing::error!(event = %Event::InternalError, "a bug in patou, please report it: {panic}");
+        tracing::error!(event = %Event::InternalError, "internal error in patou, please report it: {panic}");
         std::process::abort();
     }));
 }
 
-/// Why a part cannot start or go on, as records of the journal, one for each line. `false` if stderr does not go
-/// there: then it is for the caller to say it.
-pub fn log_fatal(part: &str, event: Event, text: &str) -> bool {
+/// Logs why a part cannot start or continue, one record for each line of `text`. Returns false if stderr is not the
+/// journal: the caller prints the text then.
+pub(crate) fn log_fatal(part: &str, event: Event, text: &str) -> bool {
     if !stderr_is_the_journal() {
         return false;
     }
     let Ok(journal) = Journal::open(LogContext::part(part, "")) else { return false };
-    // The part may have its subscriber already, which knows more of it.
-    let _ = tracing_subscriber::registry().with(journal).try_init();
+    // A part that has called `init` keeps its subscriber, which knows the set and the epoch.
+    install(LogFilter::default(), LogOutput::Journal(journal));
     for line in text.lines() {
         tracing::error!(%event, "{line}");
     }
     true
 }
 
-/// Whether systemd connected stderr to the journal (systemd.exec(5), `$JOURNAL_STREAM`).
-pub fn stderr_is_the_journal() -> bool {
+/// Whether systemd has connected stderr to the journal (systemd.exec(5), `$JOURNAL_STREAM`).
+pub(crate) fn stderr_is_the_journal() -> bool {
     let Ok(stream) = std::env::var("JOURNAL_STREAM") else { return false };
     let Ok(status) = std::fs::metadata("/proc/self/fd/2") else { return false };
     stream == format!("{}:{}", status.dev(), status.ino())

@@ -1,11 +1,13 @@
 //! The host names that a listener serves. This keeps a web page from reaching a loopback listener through its own name
 //! that resolves to 127.0.0.1 (DNS rebinding).
 
+#![forbid(unsafe_code)]
+
 use std::net::IpAddr;
 
 /// Whether a listener serves `host`. If `allowed` is empty, a listener on loopback serves loopback names only, and any
 /// other listener serves all names.
-pub fn is_host_allowed(host: &str, allowed: &[String], listens_on: Option<IpAddr>) -> bool {
+pub(crate) fn is_host_allowed(host: &str, allowed: &[String], listens_on: Option<IpAddr>) -> bool {
     let bare = host.strip_suffix('.').unwrap_or(host);
     if !allowed.is_empty() {
         return allowed.iter().any(|name| name.eq_ignore_ascii_case(bare) || name.eq_ignore_ascii_case(host));

@@ -22,7 +22,7 @@ const PROBE: &[u8] = b"HTTP/1.1 102 Processing\r\n\r\n";
 ///
 /// A separate epoll instance watches the connection. It wakes for the end of the connection and not for data, because
 /// no task may be reading at the time.
-pub async fn disconnected(stream: &SharedStream, may_probe: &AtomicBool) {
+pub(crate) async fn disconnected(stream: &SharedStream, may_probe: &AtomicBool) {
     let Ok((epoll, readiness)) = watch_for_end(stream) else {
         // Without a free descriptor the deadline of the request is the bound.
         return std::future::pending().await;

@@ -13,7 +13,7 @@ use super::SocketStream;
 ///
 /// # Errors
 /// More than one Host header, or an invalid host (RFC 9112, section 3.2: 400).
-pub fn host<B>(request: &Request<B>) -> Result<Option<String>, &'static str> {
+pub(crate) fn host<B>(request: &Request<B>) -> Result<Option<String>, &'static str> {
     let mut all = request.headers().get_all(HOST).iter();
     let first = all.next();
     if all.next().is_some() {
@@ -40,7 +40,7 @@ fn without_port(text: &str) -> Result<String, &'static str> {
 }
 
 /// The host for a client that has named none: the address to which it has connected.
-pub fn fallback_host(stream: &SocketStream) -> String {
+pub(crate) fn fallback_host(stream: &SocketStream) -> String {
     match stream.local_address().map(|address| address.ip().to_canonical()) {
         Some(IpAddr::V6(ip)) => format!("[{ip}]"),
         Some(IpAddr::V4(ip)) => ip.to_string(),

@@ -10,7 +10,7 @@ const OUTCOME: HeaderName = HeaderName::from_static("patou-outcome");
 
 /// What is known about a request without a response from its handler.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum RequestOutcome {
+pub(crate) enum RequestOutcome {
     /// No worker has claimed it: a retry is safe.
     NotStarted,
     /// A worker has claimed it: a retry may execute it twice.
@@ -19,7 +19,7 @@ pub enum RequestOutcome {
 
 impl RequestOutcome {
     /// The value of the header.
-    pub fn as_str(self) -> &'static str {
+    pub(crate) fn as_str(self) -> &'static str {
         match self {
             RequestOutcome::NotStarted => "not-started",
             RequestOutcome::StartedUnknown => "started-unknown",
@@ -29,7 +29,7 @@ impl RequestOutcome {
 
 /// An error response.
 #[derive(Clone, Debug)]
-pub struct ProblemResponse {
+pub(crate) struct ProblemResponse {
     /// The HTTP status.
     pub status: StatusCode,
     /// What happened, in one sentence.
@@ -42,40 +42,35 @@ pub struct ProblemResponse {
 
 impl ProblemResponse {
     /// An error for a request that has not started.
-    pub fn not_started(status: StatusCode, detail: impl Into<String>) -> Self {
+    pub(crate) fn not_started(status: StatusCode, detail: impl Into<String>) -> Self {
         Self { status, detail: detail.into(), outcome: RequestOutcome::NotStarted, retry_after: None }
     }
 
     /// An error for a request that a worker has claimed.
-    pub fn started(status: StatusCode, detail: impl Into<String>) -> Self {
+    pub(crate) fn started(status: StatusCode, detail: impl Into<String>) -> Self {
         Self { status, detail: detail.into(), outcome: RequestOutcome::StartedUnknown, retry_after: None }
     }
 
     /// 408: the request head did not arrive in time.
-    pub fn late_head() -> Self {
+    pub(crate) fn late_head() -> Self {
         Self::not_started(StatusCode::REQUEST_TIMEOUT, "the request head did not arrive within head_timeout")
     }
 
     /// Adds `Retry-After`.
-    pub fn retry_after(self, seconds: u64) -> Self {
+    pub(crate) fn retry_after(self, seconds: u64) -> Self {
         Self { retry_after: Some(seconds), ..self }
     }
 
     /// The body: `application/problem+json`.
-    pub fn json(&self) -> String {
+    pub(crate) fn json(&self) -> String {
         let title = self.status.canonical_reason().unwrap_or("Problem");
-        serde_json::json!({
-            "type": "about:blank",
-            "title": title,
-            "status": self.status.as_u16(),
-            "detail": self.detail,
-            "outcome": self.outcome.as_str(),
-        })
-        .to_string()
+        let [title, detail] = [title, &self.detail].map(json_string);
+        let (status, outcome) = (self.status.as_u16(), self.outcome.as_str());
+        format!(r#"{{"type":"about:blank","title":{title},"status":{status},"detail":{detail},"outcome":"{outcome}"}}"#)
     }
 
     /// The whole response.
-    pub fn response(&self) -> Response<Full<Bytes>> {
+    pub(crate) fn response(&self) -> Response<Full<Bytes>> {
         let mut response = Response::new(Full::from(self.json() + "\n"));
         *response.status_mut() = self.status;
         let headers = response.headers_mut();
@@ -88,7 +83,7 @@ impl ProblemResponse {
     }
 
     /// The whole response as bytes, for a connection that hyper does not serve.
-    pub fn raw(&self) -> Vec<u8> {
+    pub(crate) fn raw(&self) -> Vec<u8> {
         let body = self.json() + "\n";
         let retry = self.retry_after.map_or(String::new(), |s| format!("retry-after: {s}\r\n"));
         format!(
@@ -99,5 +94,35 @@ impl ProblemResponse {
             body.len(),
         )
         .into_bytes()
+    }
+}
+
+/// A string of JSON (RFC 8259, section 7). serde_json would be the only use of that crate in a program worker.
+fn json_string(text: &str) -> String {
+    let mut json = String::from("\"");
+    for c in text.chars() {
+        match c {
+            '"' | '\\' => json.extend(['\\', c]),
+            '\0'..='\u{1f}' => json.push_str(&format!("\\u{:04x}", c as u32)),
+            c => json.push(c),
+        }
+    }
+    json.push('"');
+    json
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn body_is_json_with_any_detail() {
+        for detail in ["", "plain", "\"quoted\" \\ back", "line\nfeed\u{0}\u{1f}\u{7f}\u{e9}\u{1f600}"] {
+            let problem = ProblemResponse::not_started(StatusCode::SERVICE_UNAVAILABLE, detail);
+            let read: serde_json::Value = serde_json::from_str(&problem.json()).unwrap();
+            assert_eq!(read["detail"], detail);
+            assert_eq!((&read["status"], &read["outcome"]), (&503.into(), &"not-started".into()));
+            assert_eq!((&read["title"], &read["type"]), (&"Service Unavailable".into(), &"about:blank".into()));
+        }
     }
 }

@@ -12,7 +12,7 @@ const V1_MAX: usize = 107;
 
 /// The start of a connection from a proxy.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum ProxyHeader {
+pub(crate) enum ProxyHeader {
     /// A header of so many bytes, and the client's address if the header contains one.
     Complete(usize, Option<SocketAddr>),
     /// The first part of a header.
@@ -23,11 +23,11 @@ pub enum ProxyHeader {
 
 impl ProxyHeader {
     /// The longest accepted header in bytes: addresses, and some hundred bytes of extensions.
-    pub const MAX: usize = 1024;
+    pub(crate) const MAX: usize = 1024;
 }
 
 /// Parses the header at the start of `bytes`.
-pub fn parse_proxy_header(bytes: &[u8]) -> ProxyHeader {
+pub(crate) fn parse_proxy_header(bytes: &[u8]) -> ProxyHeader {
     if bytes.len() < V2.len() && V2.starts_with(bytes) {
         return ProxyHeader::Incomplete;
     }

@@ -7,6 +7,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::pin::Pin;
 use std::sync::{Arc, OnceLock};
 use std::task::{Context, Poll, ready};
+use std::time::Duration;
 
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
@@ -21,9 +22,12 @@ use tokio::task::coop;
 
 use crate::sys;
 
+/// Pause after a failed accept. The usual cause is a lack of descriptors, which only time resolves.
+pub(crate) const ACCEPT_RETRY_DELAY: Duration = Duration::from_millis(50);
+
 /// A listening socket: IPv4, IPv6 or a Unix stream socket.
 #[derive(Debug)]
-pub struct SocketListener {
+pub(crate) struct SocketListener {
     registered: AsyncFd<OwnedFd>,
     is_tcp: bool,
 }
@@ -41,17 +45,17 @@ fn set_nonblocking(fd: &OwnedFd) -> io::Result<()> {
 }
 
 /// The peer's TCP address; `None` for a Unix socket.
-pub fn peer_address(fd: &impl AsFd) -> Option<SocketAddr> {
+pub(crate) fn peer_address(fd: &impl AsFd) -> Option<SocketAddr> {
     getpeername(fd.as_fd().as_raw_fd()).ok().as_ref().and_then(tcp_address)
 }
 
 /// The local TCP address; `None` for a Unix socket.
-pub fn local_address(fd: &impl AsFd) -> Option<SocketAddr> {
+pub(crate) fn local_address(fd: &impl AsFd) -> Option<SocketAddr> {
     getsockname(fd.as_fd().as_raw_fd()).ok().as_ref().and_then(tcp_address)
 }
 
 /// The peer's user on a Unix socket (`SO_PEERCRED`).
-pub fn peer_user(fd: &impl AsFd) -> Option<u32> {
+pub(crate) fn peer_user(fd: &impl AsFd) -> Option<u32> {
     getsockopt(fd, sockopt::PeerCredentials).ok().map(|peer| peer.uid())
 }
 
@@ -62,7 +66,7 @@ fn tcp_address(address: &SockaddrStorage) -> Option<SocketAddr> {
 
 impl SocketListener {
     /// Wraps a listening socket that was passed to this process.
-    pub fn from_fd(fd: OwnedFd) -> io::Result<Self> {
+    pub(crate) fn from_fd(fd: OwnedFd) -> io::Result<Self> {
         let is_tcp = is_tcp(&fd)?;
         set_nonblocking(&fd)?;
         if is_tcp {
@@ -74,13 +78,13 @@ impl SocketListener {
     }
 
     /// The next connection.
-    pub async fn accept(&self) -> io::Result<SocketStream> {
+    pub(crate) async fn accept(&self) -> io::Result<SocketStream> {
         let (fd, _) = poll_fn(|task| self.poll_accept(task)).await?;
         Ok(SocketStream::new(fd, self.is_tcp))
     }
 
     /// The next connection, non-blocking, and its client's TCP address. Wakes one task.
-    pub fn poll_accept(&self, task: &mut Context<'_>) -> Poll<io::Result<(OwnedFd, Option<SocketAddr>)>> {
+    pub(crate) fn poll_accept(&self, task: &mut Context<'_>) -> Poll<io::Result<(OwnedFd, Option<SocketAddr>)>> {
         loop {
             let mut readable = ready!(self.registered.poll_read_ready(task))?;
             match sys::accept(self.as_fd()) {
@@ -93,12 +97,12 @@ impl SocketListener {
     }
 
     /// `false` for a Unix socket.
-    pub fn is_tcp(&self) -> bool {
+    pub(crate) fn is_tcp(&self) -> bool {
         self.is_tcp
     }
 
     /// The TCP address; `None` for a Unix socket.
-    pub fn tcp_address(&self) -> Option<SocketAddr> {
+    pub(crate) fn tcp_address(&self) -> Option<SocketAddr> {
         self.is_tcp.then(|| local_address(self))?
     }
 }
@@ -111,7 +115,7 @@ impl AsFd for SocketListener {
 
 /// A connection, TCP or Unix. It is registered with the runtime only when a task first waits for it.
 #[derive(Debug)]
-pub struct SocketStream {
+pub(crate) struct SocketStream {
     fd: Arc<OwnedFd>,
     is_tcp: bool,
     registered: OnceLock<AsyncFd<Arc<OwnedFd>>>,
@@ -119,39 +123,39 @@ pub struct SocketStream {
 
 impl SocketStream {
     /// Wraps a non-blocking connection.
-    pub fn new(fd: impl Into<Arc<OwnedFd>>, is_tcp: bool) -> Self {
+    pub(crate) fn new(fd: impl Into<Arc<OwnedFd>>, is_tcp: bool) -> Self {
         Self { fd: fd.into(), is_tcp, registered: OnceLock::new() }
     }
 
     /// Wraps a connection that was passed to this process.
-    pub fn from_fd(fd: OwnedFd) -> io::Result<Self> {
+    pub(crate) fn from_fd(fd: OwnedFd) -> io::Result<Self> {
         set_nonblocking(&fd)?;
         let is_tcp = is_tcp(&fd)?;
         Ok(Self::new(fd, is_tcp))
     }
 
     /// `false` for a Unix socket.
-    pub fn is_tcp(&self) -> bool {
+    pub(crate) fn is_tcp(&self) -> bool {
         self.is_tcp
     }
 
     /// The client's TCP address; `None` for a Unix socket.
-    pub fn peer_address(&self) -> Option<SocketAddr> {
+    pub(crate) fn peer_address(&self) -> Option<SocketAddr> {
         self.is_tcp.then(|| peer_address(self))?
     }
 
     /// The local TCP address; `None` for a Unix socket.
-    pub fn local_address(&self) -> Option<SocketAddr> {
+    pub(crate) fn local_address(&self) -> Option<SocketAddr> {
         self.is_tcp.then(|| local_address(self))?
     }
 
     /// The peer's user on a Unix socket (`SO_PEERCRED`).
-    pub fn peer_user(&self) -> Option<u32> {
+    pub(crate) fn peer_user(&self) -> Option<u32> {
         if self.is_tcp { None } else { peer_user(self) }
     }
 
     /// Writes as many bytes as the send buffer has room for.
-    pub fn try_write(&self, bytes: &[u8]) -> io::Result<usize> {
+    pub(crate) fn try_write(&self, bytes: &[u8]) -> io::Result<usize> {
         Ok(send(self.fd.as_raw_fd(), bytes, MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL)?)
     }
 
@@ -223,7 +227,7 @@ impl AsFd for SocketStream {
 
 /// A connection that hyper reads and writes while other tasks watch it.
 #[derive(Clone, Debug)]
-pub struct SharedStream(pub Arc<SocketStream>);
+pub(crate) struct SharedStream(pub Arc<SocketStream>);
 
 impl AsyncRead for SharedStream {
     fn poll_read(self: Pin<&mut Self>, task: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {

@@ -11,7 +11,7 @@ use http::{Method, Request, StatusCode, Version};
 use super::{ProblemResponse, host, is_host_allowed};
 
 /// The path on which clients request a lease.
-pub const LEASE_PATH: &str = "/.patou/lease";
+pub(crate) const LEASE_PATH: &str = "/.patou/lease";
 
 /// The target of `OPTIONS *`: a URI without a path (RFC 9112, section 3.2.4).
 const ASTERISK: &str = "*";
@@ -21,7 +21,7 @@ const ASTERISK: &str = "*";
 ///
 /// # Errors
 /// The response for a rejected request.
-pub fn check_request<B>(
+pub(crate) fn check_request<B>(
     request: &Request<B>,
     allowed_hosts: &[String],
     listens_on: Option<IpAddr>,

@@ -1,23 +1,23 @@
-//! What a pool has done, in numbers: counted where it is said, so that no decision has to count itself.
+//! The counters of a pool, derived from its actions in one place.
 
-use super::{PoolAction, PoolNote, Refusal};
+use super::messages::{PoolAction, PoolNote, Refusal};
 use crate::stats::Counters;
 
 const GRANTED: &str = "granted";
-/// Granted, and not used within `claim_timeout`.
+/// Granted, and not claimed within `claim_timeout`.
 const EXPIRED: &str = "expired";
-/// Taken back before that: its worker was late, drained or dead, or its client had gone.
+/// Revoked earlier: the worker was late, drained or dead, or the client disconnected.
 const REVOKED: &str = "revoked";
 /// Planned replacements of workers.
 pub(super) const RECYCLED: &str = "recycled";
 
-/// Nothing yet, under every name there is.
+/// Every counter, at zero.
 pub(super) fn zero() -> Counters {
     let (bound, waited) = (0, std::time::Duration::ZERO);
     let refusals = [
         Refusal::QueueFull(bound),
         Refusal::QueueTimeout(waited),
-        Refusal::NobodyFree,
+        Refusal::NoWorkerFree,
         Refusal::OutOfService,
         Refusal::Failed,
         Refusal::Stopping,
@@ -26,19 +26,19 @@ pub(super) fn zero() -> Counters {
     Counters::new(names.map(|name| (name, 0)))
 }
 
-/// Counts what a pool has just said.
-pub(super) fn take_in(tally: &mut Counters, said: &[PoolAction]) {
+/// Counts the actions of one event.
+pub(super) fn count(counters: &mut Counters, actions: &[PoolAction]) {
     let mut expired = None;
-    for action in said {
+    for action in actions {
         match action {
-            PoolAction::Grant { .. } => tally.count(GRANTED),
-            PoolAction::Refuse(_, refusal) => tally.count(refusal.counted_as()),
+            PoolAction::Grant { .. } => counters.count(GRANTED),
+            PoolAction::Refuse(_, refusal) => counters.count(refusal.counted_as()),
             PoolAction::Note(_, PoolNote::Unclaimed(lease)) => {
-                tally.count(EXPIRED);
+                counters.count(EXPIRED);
                 expired = Some(*lease);
             }
-            // What has expired is taken back in the same breath.
-            PoolAction::Revoke(_, lease) if expired != Some(*lease) => tally.count(REVOKED),
+            // An expired lease is revoked by the same event.
+            PoolAction::Revoke(_, lease) if expired != Some(*lease) => counters.count(REVOKED),
             _ => {}
         }
     }
@@ -47,16 +47,28 @@ pub(super) fn take_in(tally: &mut Counters, said: &[PoolAction]) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ids::{Epoch, LeaseId};
+    use crate::ids::{Epoch, LeaseId, WorkerNumber};
 
     #[test]
-    fn what_has_expired_is_not_revoked_as_well() {
+    fn expired_lease_is_not_counted_as_revoked() {
         let lease = |n| LeaseId::of(Epoch::FIRST, n);
-        let mut tally = zero();
-        take_in(&mut tally, &[PoolAction::Note(1, PoolNote::Unclaimed(lease(1))), PoolAction::Revoke(1, lease(1))]);
-        take_in(&mut tally, &[PoolAction::Note(1, PoolNote::Late(lease(2))), PoolAction::Revoke(1, lease(2))]);
-        take_in(&mut tally, &[PoolAction::Refuse(7, Refusal::QueueFull(3))]);
-        assert_eq!([tally.get(EXPIRED), tally.get(REVOKED), tally.get("refused_queue_full")], [1, 1, 1]);
-        assert_eq!(tally.counts.values().sum::<u64>(), 3);
+        let mut counters = zero();
+        count(
+            &mut counters,
+            &[
+                PoolAction::Note(WorkerNumber::of(1), PoolNote::Unclaimed(lease(1))),
+                PoolAction::Revoke(WorkerNumber::of(1), lease(1)),
+            ],
+        );
+        count(
+            &mut counters,
+            &[
+                PoolAction::Note(WorkerNumber::of(1), PoolNote::Late(lease(2))),
+                PoolAction::Revoke(WorkerNumber::of(1), lease(2)),
+            ],
+        );
+        count(&mut counters, &[PoolAction::Refuse(7, Refusal::QueueFull(3))]);
+        assert_eq!([counters.get(EXPIRED), counters.get(REVOKED), counters.get("refused_queue_full")], [1, 1, 1]);
+        assert_eq!(counters.counts.values().sum::<u64>(), 3);
     }
 }

@@ -1,16 +1,16 @@
-//! What a pool is told, and what it says: events and observations in, actions, refusals and notes out.
+//! Input and output of a pool: events and slot contents in; actions, refusals and notes out.
 
 use std::net::IpAddr;
 use std::time::Duration;
 
-use crate::ids::{Claim, Epoch, LeaseId, LeaseTerms, Lifecycle, Monotonic, Phase, RefuseReason};
+use crate::ids::{Claim, Epoch, LeaseId, LeaseTerms, Lifecycle, Monotonic, Phase, RefuseReason, WorkerNumber};
 
-/// A client as the shell numbers it; smaller numbers came earlier.
-pub type ClientId = u64;
+/// The number of a client; a smaller number arrived earlier.
+pub(crate) type ClientId = u64;
 
-/// Who a client is, for fairness: its address, or its user on a Unix socket.
+/// Identifies a client for fairness: its address, or its user on a Unix socket.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Peer {
+pub(crate) enum Peer {
     /// A TCP client.
     Ip(IpAddr),
     /// A client of a Unix socket.
@@ -19,44 +19,45 @@ pub enum Peer {
 
 /// The bounds of a pool, from the configuration.
 #[derive(Clone, Copy, Debug)]
-pub struct PoolLimits {
-    /// Workers 1 to this number may be given clients.
+pub(crate) struct PoolLimits {
+    /// Workers 1 to this number get clients.
     pub workers: u16,
-    /// Clients that may wait.
+    /// The longest queue.
     pub queue: usize,
-    /// How long each of them may.
+    /// The longest wait in the queue.
     pub queue_timeout: Duration,
-    /// How long a worker may think about an offer.
+    /// How long a worker may take to answer an offer.
     pub offer_timeout: Duration,
-    /// How long a client may leave its worker alone.
+    /// How long a client may leave its lease unclaimed.
     pub claim_timeout: Duration,
     /// How long its request may take.
     pub request_timeout: Duration,
-    /// How often a leased slot is looked at without a ring.
+    /// How often a leased slot is read without a ring.
     pub slot_scan: Duration,
-    /// How long the others wait for a worker that is being recycled to serve again.
-    pub making_room: Duration,
+    /// How long a worker that is being recycled keeps others from being recycled.
+    pub recycle_timeout: Duration,
 }
 
-/// What the shell reads in a slot.
+/// The content of a slot, as the dispatcher read it.
 #[derive(Clone, Copy, Debug, Default)]
-pub struct SlotView {
-    /// The worker's incarnation and state; `None` if nobody has ever been there.
+pub(crate) struct SlotView {
+    /// The worker's incarnation, its state, and whether it wants to be recycled; `None` if no worker has ever
+    /// attached.
     pub life: Option<(Epoch, Lifecycle, bool)>,
     /// Whether that incarnation holds its lock.
     pub alive: bool,
-    /// The claim word; `None` if it is garbage.
+    /// The claim word; `None` if it is invalid.
     pub claim: Option<Claim>,
     /// The terms of the lease in the claim word.
     pub terms: Option<LeaseTerms>,
-    /// The answer to the last question, if it has just come.
+    /// The answer to the last question, on the first read that finds it.
     pub answer: Option<SlotAnswer>,
     /// Whether an operator keeps the worker out of service.
     pub drained: bool,
 }
 
 impl SlotView {
-    /// Whether nobody can tell from it what the worker is doing for whom.
+    /// Whether the slot does not show which lease the worker serves.
     pub(super) fn is_corrupt(&self) -> bool {
         match self.claim {
             None => true,
@@ -66,156 +67,158 @@ impl SlotView {
     }
 }
 
-/// An answer, with what it answers.
+/// A worker's answer, with the lease of its question.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum SlotAnswer {
-    /// To a ping, or to an order that needs no decision.
-    Here,
-    /// It takes the offered lease.
+pub(crate) enum SlotAnswer {
+    /// To a ping, or to a command that needs no decision.
+    Ack,
+    /// It accepts the offered lease.
     Accept(LeaseId),
-    /// It does not.
+    /// It refuses it.
     Refuse(LeaseId, RefuseReason),
-    /// It agrees to be recycled, or not.
+    /// Whether it agrees to be recycled.
     Recycle(bool),
 }
 
 /// What happened.
 #[derive(Clone, Copy, Debug)]
-pub enum PoolEvent {
-    /// A client wants a worker.
+pub(crate) enum PoolEvent {
+    /// A client requests a worker.
     Client(ClientId, Peer),
-    /// A client wants its connection handed over to a worker.
+    /// A client requests a worker for its connection, which is passed to that worker.
     Connection(ClientId, Peer),
-    /// It has gone before it got one.
-    Left(ClientId),
-    /// The shell has looked at the slot of this worker.
-    Seen(u16, SlotView),
-    /// Time has passed: something in [`Pool::deadline`](super::Pool::deadline) may be due.
+    /// The client disconnected before it got a worker.
+    Disconnected(ClientId),
+    /// The slot of this worker was read.
+    SlotRead(WorkerNumber, SlotView),
+    /// Time has passed: the deadline of the pool may have been reached.
     Tick,
-    /// The watchdog asks: everybody is to show a sign of life.
+    /// The watchdog's probe: every worker must prove that it is alive.
     Probe,
     /// An operator takes the worker out of service.
-    Drain(u16),
-    /// An operator puts it back.
-    Resume(u16),
-    /// The set is stopping: nobody gets a worker any more.
+    Drain(WorkerNumber),
+    /// An operator puts it back into service.
+    Resume(WorkerNumber),
+    /// The set is stopping: no client gets a worker any more.
     Quiesce,
-    /// The watchdog has given up every worker, or has not any more.
+    /// Whether the watchdog has given up every worker of the pool.
     Failed(bool),
 }
 
-/// What the shell is to do, in this order.
+/// What the caller must do, in this order.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum PoolAction {
-    /// Read the slot and report [`PoolEvent::SlotView`].
-    Look(u16),
-    /// Put the question and ring.
-    Ask(u16, SlotQuestion),
+pub(crate) enum PoolAction {
+    /// Read the slot and report [`PoolEvent::SlotRead`].
+    ReadSlot(WorkerNumber),
+    /// Write the question and ring.
+    Question(WorkerNumber, SlotQuestion),
     /// Ring again.
-    Ring(u16),
-    /// Write the lease line, `Free -> Offered`, ask and ring; then look. A connection is passed instead of ringing.
+    Ring(WorkerNumber),
+    /// Write the lease line, `Free -> Offered`, write the question and ring; then read the slot. A connection is passed
+    /// instead of ringing.
     Offer {
-        /// To whom.
-        worker: u16,
+        /// The worker.
+        worker: WorkerNumber,
         /// Its incarnation.
         epoch: Epoch,
         /// The new lease.
         lease: LeaseId,
         /// When it ends unclaimed.
         claim_by: Monotonic,
-        /// Whose connection is handed over, if it is one.
+        /// With handoff delivery: the client of the connection to pass.
         connection: Option<ClientId>,
     },
-    /// `Offered -> Revoked`; then look.
-    Revoke(u16, LeaseId),
-    /// `Claimed -> Aborted` of a dead incarnation; then look.
-    Abort(u16, LeaseId),
-    /// `Responding -> Free` of a dead incarnation; then look.
-    Reclaim(u16, LeaseId),
-    /// `Done | Revoked | Aborted -> Free`; then look.
-    Release(u16, LeaseId),
-    /// Free a garbled claim word of a dead incarnation; then look.
-    Clear(u16),
-    /// The client gets this worker; a connection that was handed over has been claimed by it.
+    /// `Offered -> Revoked`; then read the slot.
+    Revoke(WorkerNumber, LeaseId),
+    /// `Claimed -> Aborted`; then read the slot.
+    Abort(WorkerNumber, LeaseId),
+    /// `Responding -> Free` of a dead incarnation; then read the slot.
+    Reclaim(WorkerNumber, LeaseId),
+    /// `Done | Revoked | Aborted -> Free`; then read the slot.
+    Release(WorkerNumber, LeaseId),
+    /// Free an invalid claim word of a dead incarnation; then read the slot.
+    Clear(WorkerNumber),
+    /// The client gets this worker. With handoff delivery, the worker has claimed the connection.
     Grant {
-        /// Which client.
+        /// The client.
         client: ClientId,
-        /// Which worker.
-        worker: u16,
-        /// By which lease.
+        /// Its worker.
+        worker: WorkerNumber,
+        /// Its lease.
         lease: LeaseId,
         /// When it ends unclaimed.
         claim_by: Monotonic,
     },
-    /// The worker has let go of a connection that it had claimed.
-    Over {
-        /// Whose.
+    /// The lease of a passed connection has ended: the connection belongs to the dispatcher alone again.
+    LeaseEnded {
+        /// The client of the connection.
         client: ClientId,
-        /// Which worker.
-        worker: u16,
-        /// By which lease.
+        /// The worker that had claimed it.
+        worker: WorkerNumber,
+        /// Its lease.
         lease: LeaseId,
         /// How it ended.
         end: LeaseEnd,
     },
-    /// The client gets nothing.
+    /// The client gets no worker.
     Refuse(ClientId, Refusal),
     /// For the log.
-    Note(u16, PoolNote),
+    Note(WorkerNumber, PoolNote),
 }
 
-/// How the lease of a connection ended, and so what may still be written to it.
+/// How the lease of a passed connection ended, which decides what the dispatcher may still send on it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum LeaseEnd {
-    /// The worker is through with it.
+pub(crate) enum LeaseEnd {
+    /// The worker has finished with it.
     Done,
-    /// The worker died before the first byte of a response: it may be answered.
-    Unanswered,
-    /// The deadline passed before the first byte of a response, and the worker can send none any more: likewise.
+    /// The worker died before the first byte of a response: the dispatcher may respond.
+    NoResponse,
+    /// The deadline passed before the first byte of a response, and the worker can send none any more: the dispatcher
+    /// may respond.
     Overdue,
-    /// The worker died within a response, or nobody knows: it must not look whole.
+    /// The worker died within a response, or its slot does not show how far it was: the connection must be reset.
     Cut,
 }
 
-/// Questions without a lease.
+/// Questions without an offer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum SlotQuestion {
-    /// Are you there?
+pub(crate) enum SlotQuestion {
+    /// Is the worker alive?
     Ping,
-    /// Is the lease over?
+    /// Has the lease ended?
     Finished(LeaseId),
-    /// Take nothing new.
+    /// Accept no new offers.
     Drain,
-    /// Take offers again.
+    /// Accept offers again.
     Resume,
-    /// Make room for your next incarnation.
+    /// Replace this incarnation by the next one.
     Recycle,
 }
 
 /// Why a client gets no worker. A value, not an error.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Refusal {
-    /// As many as may wait are waiting.
+pub(crate) enum Refusal {
+    /// The queue is full; its bound.
     QueueFull(usize),
-    /// It has waited for as long as it may.
+    /// The client has waited this long, which is `queue_timeout`.
     QueueTimeout(Duration),
-    /// Nobody is free, and the pool has no queue.
-    NobodyFree,
-    /// An operator has taken every worker out of service: waiting would be in vain.
+    /// No worker is free, and the pool has no queue.
+    NoWorkerFree,
+    /// An operator has taken every worker out of service.
     OutOfService,
-    /// The watchdog has given up every worker: so would it be.
+    /// The watchdog has given up every worker.
     Failed,
     /// The set is stopping.
     Stopping,
 }
 
 impl Refusal {
-    /// What it is counted as.
+    /// The name of its counter.
     pub(super) fn counted_as(self) -> &'static str {
         match self {
             Refusal::QueueFull(_) => "refused_queue_full",
             Refusal::QueueTimeout(_) => "refused_queue_timeout",
-            Refusal::NobodyFree => "refused_nobody_free",
+            Refusal::NoWorkerFree => "refused_no_worker_free",
             Refusal::OutOfService => "refused_out_of_service",
             Refusal::Failed => "refused_failed",
             Refusal::Stopping => "refused_stopping",
@@ -223,21 +226,21 @@ impl Refusal {
     }
 }
 
-/// What an operator wants to read.
+/// An event worth logging.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum PoolNote {
-    /// An incarnation has appeared.
+pub(crate) enum PoolNote {
+    /// An incarnation has attached.
     Up(Epoch),
-    /// It is not there any more.
+    /// It has ended.
     Down(Epoch),
     /// It did not answer an offer in time.
     Late(LeaseId),
-    /// It answers again.
+    /// A late worker answers again.
     Back,
-    /// A lease ended unused.
+    /// A lease ended unclaimed.
     Unclaimed(LeaseId),
-    /// The slot held what no honest writer writes.
+    /// The slot holds what the protocol does not allow.
     Corrupt,
-    /// An accident ended a claimed lease.
+    /// The worker died with a claimed lease.
     Lost(LeaseId),
 }

@@ -1,105 +1,109 @@
-//! The clients that wait, in the order they came, and what is known of their peers.
+//! The waiting clients in order of arrival, and the leases of their peers.
 
 use std::collections::{BTreeMap, HashMap};
+use std::time::Duration;
 
-use super::{ClientId, Peer, SUSPICION};
+use super::messages::{ClientId, Peer};
 use crate::ids::Monotonic;
 
-/// A client on its way to a worker.
+/// How long a peer that let a lease end unclaimed gets only one unclaimed lease at a time.
+pub(crate) const SUSPICION: Duration = Duration::from_secs(10);
+
+/// A client without a worker.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Waiting {
-    /// Who.
+pub(crate) struct QueuedClient {
+    /// Its number.
     pub id: ClientId,
-    /// From where.
+    /// Its address or user.
     pub peer: Peer,
-    /// Since when.
+    /// When it arrived.
     pub since: Monotonic,
-    /// Until when at the latest.
+    /// When it is refused at the latest.
     pub due: Monotonic,
-    /// Whether its connection is handed over, so that only the worker can leave it waiting.
-    pub handed: bool,
+    /// Whether its connection is passed, so that only the worker can leave the lease unclaimed.
+    pub is_handoff: bool,
 }
 
-/// What is remembered of a peer that has leases out or has let one end unused.
+/// The record of a peer that has unclaimed leases or has let one end unclaimed.
 #[derive(Debug, Default)]
-struct Standing {
+struct PeerRecord {
     unclaimed: u32,
     suspect_until: Option<Monotonic>,
 }
 
 #[derive(Debug, Default)]
-pub(super) struct Queue {
-    waiting: BTreeMap<ClientId, Waiting>,
-    standing: HashMap<Peer, Standing>,
+pub(super) struct ClientQueue {
+    clients: BTreeMap<ClientId, QueuedClient>,
+    peers: HashMap<Peer, PeerRecord>,
     suspects: usize,
 }
 
-impl Queue {
-    pub fn len(&self) -> usize {
-        self.waiting.len()
+impl ClientQueue {
+    pub(super) fn len(&self) -> usize {
+        self.clients.len()
     }
 
-    pub fn is_empty(&self) -> bool {
-        self.waiting.is_empty()
+    pub(super) fn is_empty(&self) -> bool {
+        self.clients.is_empty()
     }
 
-    pub fn contains(&self, client: ClientId) -> bool {
-        self.waiting.contains_key(&client)
+    pub(super) fn contains(&self, client: ClientId) -> bool {
+        self.clients.contains_key(&client)
     }
 
-    pub fn oldest(&self) -> Option<Monotonic> {
-        self.waiting.values().next().map(|w| w.since)
+    pub(super) fn oldest(&self) -> Option<Monotonic> {
+        self.clients.values().next().map(|client| client.since)
     }
 
-    /// Also for a client whose worker failed it, which takes its old place: clients are ordered by their number.
-    pub fn push(&mut self, client: Waiting) {
-        self.waiting.insert(client.id, client);
+    /// Clients are ordered by their number: a client that is queued again returns to its old position.
+    pub(super) fn push(&mut self, client: QueuedClient) {
+        self.clients.insert(client.id, client);
     }
 
-    pub fn remove(&mut self, client: ClientId) -> Option<Waiting> {
-        self.waiting.remove(&client)
+    pub(super) fn remove(&mut self, client: ClientId) -> Option<QueuedClient> {
+        self.clients.remove(&client)
     }
 
-    pub fn take_all(&mut self) -> impl Iterator<Item = Waiting> + use<> {
-        std::mem::take(&mut self.waiting).into_values()
+    pub(super) fn remove_all(&mut self) -> impl Iterator<Item = QueuedClient> + use<> {
+        std::mem::take(&mut self.clients).into_values()
     }
 
-    /// The first client whose peer may have another lease.
-    pub fn take_next(&mut self, now: Monotonic) -> Option<Waiting> {
+    /// Removes the first client of a peer that may have another lease.
+    pub(super) fn pop(&mut self, now: Monotonic) -> Option<QueuedClient> {
         let id = if self.suspects == 0 {
-            *self.waiting.keys().next()?
+            *self.clients.keys().next()?
         } else {
-            self.waiting.values().find(|w| !self.is_held_back(w.peer, now))?.id
+            self.clients.values().find(|client| !self.is_limited(client.peer, now))?.id
         };
-        self.waiting.remove(&id)
+        self.clients.remove(&id)
     }
 
-    fn is_held_back(&self, peer: Peer, now: Monotonic) -> bool {
-        self.standing.get(&peer).is_some_and(|s| s.unclaimed > 0 && s.suspect_until.is_some_and(|until| now < until))
+    fn is_limited(&self, peer: Peer, now: Monotonic) -> bool {
+        self.peers.get(&peer).is_some_and(|p| p.unclaimed > 0 && p.suspect_until.is_some_and(|until| now < until))
     }
 
-    /// The client has got (+1) or got rid of (-1) a lease that it has not used yet.
-    pub fn unclaimed(&mut self, client: Waiting, by: i32) {
-        if client.handed {
-            return; // not the client's to claim
+    /// The client has one unclaimed lease more (+1) or less (-1).
+    pub(super) fn count_unclaimed(&mut self, client: QueuedClient, by: i32) {
+        if client.is_handoff {
+            return; // the worker claims, not the client
         }
         let peer = client.peer;
-        let standing = self.standing.entry(peer).or_default();
-        standing.unclaimed = standing.unclaimed.saturating_add_signed(by);
-        if standing.unclaimed == 0 && standing.suspect_until.is_none() {
-            self.standing.remove(&peer);
+        let record = self.peers.entry(peer).or_default();
+        record.unclaimed = record.unclaimed.saturating_add_signed(by);
+        if record.unclaimed == 0 && record.suspect_until.is_none() {
+            self.peers.remove(&peer);
         }
     }
 
-    /// The peer has let a lease end unused.
-    pub fn suspect(&mut self, peer: Peer, now: Monotonic) {
-        self.standing.retain(|_, s| {
-            if s.suspect_until.is_some_and(|until| until <= now) {
-                s.suspect_until = None;
+    /// The peer has let a lease end unclaimed.
+    pub(super) fn suspect(&mut self, peer: Peer, now: Monotonic) {
+        self.peers.retain(|_, record| {
+            if record.suspect_until.is_some_and(|until| until <= now) {
+                record.suspect_until = None;
             }
-            s.unclaimed > 0 || s.suspect_until.is_some()
+            record.unclaimed > 0 || record.suspect_until.is_some()
         });
-        self.standing.entry(peer).or_default().suspect_until = Some(now + SUSPICION);
-        self.suspects = self.standing.values().filter(|s| s.suspect_until.is_some()).count();
+        self.peers.entry(peer).or_default().suspect_until = Some(now + SUSPICION);
+        self.suspects = self.peers.values().filter(|record| record.suspect_until.is_some()).count();
     }
 }

@@ -1,130 +1,133 @@
-//! How a hold on a worker ends, and where its client goes then.
+//! How the hold on a worker ends, and where its client goes then.
 
 use std::time::Duration;
 
-use super::queue::Waiting;
-use super::worker::Hold;
-use super::{LeaseEnd, Pool, PoolAction, Refusal, Timer};
-use crate::ids::{Claim, LeaseId, Monotonic, Phase};
+use super::hold::{Hold, RevokingOffer};
+use super::lease_table::{Pool, PoolTimer};
+use super::messages::{LeaseEnd, PoolAction, Refusal};
+use super::queue::QueuedClient;
+use crate::ids::{Claim, LeaseId, Monotonic, Phase, WorkerNumber};
 
-/// How long after its deadline a claimed request is the worker's to answer with 504: its serving task does at once,
-/// its control loop a second later. Then the dispatcher does.
-const PARTING: Duration = Duration::from_secs(2);
-
-/// An offer that is being taken back. Where its client belongs is known once the slot says who was faster.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct TakenBack {
-    lease: LeaseId,
-    pub client: Waiting,
-    claim_by: Monotonic,
-}
+/// How long after its deadline the worker may respond to a claimed request with 504: its serving task does at once, its
+/// control loop one second later. Then the dispatcher aborts the request and responds.
+const RESPONSE_GRACE: Duration = Duration::from_secs(2);
 
 impl Pool {
-    /// A client belongs to the worker that has claimed its lease, whoever wanted to end the offer meanwhile,
-    /// and into the queue again once nobody can claim it any more: so it never starts twice.
-    pub(super) fn settle(&mut self, now: Monotonic, n: u16, claim: Option<Claim>) {
-        let (TakenBack { lease, client, claim_by }, asked) = match (self.worker(n).hold, self.worker(n).taken_back) {
-            (Hold::Asked { lease, client, claim_by, .. }, _) => (TakenBack { lease, client, claim_by }, true),
-            (_, Some(back)) => (back, false),
+    /// Decides where the client of an offer goes: to the worker that has claimed the lease, even if the offer was being
+    /// revoked; back into the queue once no worker can claim it any more. Therefore its request never starts twice.
+    pub(super) fn settle_offer(&mut self, now: Monotonic, n: WorkerNumber, claim: Option<Claim>) {
+        let (offer, is_open) = match (self.worker(n).hold, self.worker(n).revoking) {
+            (Hold::Offered { lease, client, claim_by, .. }, _) => (RevokingOffer { lease, client, claim_by }, true),
+            (_, Some(offer)) => (offer, false),
             _ => return,
         };
+        let RevokingOffer { lease, client, claim_by } = offer;
         match claim {
             Some(Claim::Held(held, Phase::Offered)) if held == lease => return,
             Some(Claim::Held(held, Phase::Claimed | Phase::Responding | Phase::Done | Phase::Aborted))
                 if held == lease =>
             {
-                self.worker(n).shunned = false;
-                if client.handed {
-                    let abort_at = now + self.limits.request_timeout + PARTING;
+                self.worker(n).missed_offer = false;
+                if client.is_handoff {
+                    let abort_at = now + self.limits.request_timeout + RESPONSE_GRACE;
                     self.worker(n).hold = Hold::Busy { lease, connection: Some((client.id, abort_at)) };
-                } else if asked {
+                } else if is_open {
                     self.worker(n).hold = Hold::Granted { lease, client: Some(client), claim_by };
                 }
                 self.grant(now, n, client, lease, claim_by);
             }
-            _ if asked => return,
-            Some(Claim::Held(held, Phase::Revoked)) if held == lease => self.send_back(now, client),
-            _ => self.let_fall(now, n, lease, client),
+            _ if is_open => return,
+            Some(Claim::Held(held, Phase::Revoked)) if held == lease => self.requeue(now, client),
+            _ => self.drop_offer(now, n, lease, client),
         }
-        self.worker(n).taken_back = None;
+        self.worker(n).revoking = None;
     }
 
-    /// Ends what the worker was held by, through one more step on its slot.
-    pub(super) fn end(&mut self, now: Monotonic, n: u16, step: PoolAction) {
-        self.abandon(now, n);
-        self.worker(n).hold = Hold::Ending;
+    /// Ends the hold with one more step on the slot.
+    pub(super) fn end_hold(&mut self, now: Monotonic, n: WorkerNumber, step: PoolAction) {
+        self.clear_hold(now, n);
+        self.worker(n).hold = Hold::Releasing;
         self.actions.push(step);
     }
 
-    /// The hold is over; a client that has not got its worker takes its place in the queue again.
-    pub(super) fn abandon(&mut self, now: Monotonic, n: u16) {
+    /// The worker is held by nothing any more; a client that has not got it returns to the queue.
+    pub(super) fn clear_hold(&mut self, now: Monotonic, n: WorkerNumber) {
         let hold = self.worker(n).hold;
-        self.claimed(n);
-        self.over(n, hold.lease(), LeaseEnd::Cut);
+        self.uncount_unclaimed(n);
+        self.end_connection(n, hold.lease(), LeaseEnd::Cut);
         self.worker(n).hold = Hold::Free;
-        if let Hold::Asked { lease, client, .. } = hold {
-            self.let_fall(now, n, lease, client);
+        if let Hold::Offered { lease, client, .. } = hold {
+            self.drop_offer(now, n, lease, client);
         }
     }
 
-    /// The slot does not say any more what became of an offer. A client that was told nothing goes on waiting; but a
-    /// connection that was passed on may have been claimed, and read, by a worker whose slot was spoilt afterwards.
-    fn let_fall(&mut self, now: Monotonic, n: u16, lease: LeaseId, client: Waiting) {
-        match client.handed {
-            true => self.actions.push(PoolAction::Over { client: client.id, worker: n, lease, end: LeaseEnd::Cut }),
-            false => self.send_back(now, client),
+    /// The slot no longer shows what became of an offer. A redirect client, which has received nothing, is queued
+    /// again; but a connection may have been claimed and read before the slot was corrupted.
+    fn drop_offer(&mut self, now: Monotonic, n: WorkerNumber, lease: LeaseId, client: QueuedClient) {
+        if client.is_handoff {
+            let end = LeaseEnd::Cut;
+            self.actions.push(PoolAction::LeaseEnded { client: client.id, worker: n, lease, end });
+        } else {
+            self.requeue(now, client);
         }
     }
 
-    /// The connection that the worker had claimed, if it had one, is the dispatcher's alone again.
-    pub(super) fn over(&mut self, n: u16, seen: Option<LeaseId>, end: LeaseEnd) {
+    /// Returns the connection that the worker has claimed, if there is one, to the dispatcher. `seen` is the lease in
+    /// the slot.
+    pub(super) fn end_connection(&mut self, n: WorkerNumber, seen: Option<LeaseId>, end: LeaseEnd) {
         if let Hold::Busy { lease, connection: Some((client, _)) } = self.worker(n).hold {
             let end = if seen == Some(lease) { end } else { LeaseEnd::Cut };
             self.worker(n).hold = Hold::Busy { lease, connection: None };
-            self.actions.push(PoolAction::Over { client, worker: n, lease, end });
+            self.actions.push(PoolAction::LeaseEnded { client, worker: n, lease, end });
         }
     }
 
-    /// The pool ends this offer or grant itself.
-    pub(super) fn let_go(&mut self, n: u16, lease: LeaseId) {
+    /// The pool itself ends this offer or grant.
+    pub(super) fn start_release(&mut self, n: WorkerNumber, lease: LeaseId) {
         debug_assert_eq!(self.worker(n).hold.lease(), Some(lease));
-        self.claimed(n);
-        self.worker(n).hold = Hold::Ending;
+        self.uncount_unclaimed(n);
+        self.worker(n).hold = Hold::Releasing;
     }
 
-    /// The pool ends this offer, and its client is to go on to another worker unless this one was faster.
-    pub(super) fn take_back(&mut self, n: u16) {
-        if let Hold::Asked { lease, client, claim_by, .. } = self.worker(n).hold {
-            self.let_go(n, lease);
-            self.worker(n).taken_back = Some(TakenBack { lease, client, claim_by });
+    /// The pool ends this offer; its client gets another worker unless this one has claimed the lease first.
+    pub(super) fn revoke_offer(&mut self, n: WorkerNumber) {
+        if let Hold::Offered { lease, client, claim_by, .. } = self.worker(n).hold {
+            self.start_release(n, lease);
+            self.worker(n).revoking = Some(RevokingOffer { lease, client, claim_by });
         }
     }
 
-    /// Whatever unclaimed lease the hold stands for is not unclaimed any more.
-    fn claimed(&mut self, n: u16) {
+    /// The lease of the hold no longer counts as unclaimed.
+    fn uncount_unclaimed(&mut self, n: WorkerNumber) {
         match self.worker(n).hold {
-            Hold::Asked { client, .. } | Hold::Granted { client: Some(client), .. } => {
-                self.queue.unclaimed(client, -1);
+            Hold::Offered { client, .. } | Hold::Granted { client: Some(client), .. } => {
+                self.queue.count_unclaimed(client, -1);
             }
             _ => {}
         }
     }
 
-    /// The client gets its worker.
-    pub(super) fn grant(&mut self, now: Monotonic, n: u16, client: Waiting, lease: LeaseId, claim_by: Monotonic) {
-        self.tally.times.record(now.since(client.since));
+    pub(super) fn grant(
+        &mut self,
+        now: Monotonic,
+        n: WorkerNumber,
+        client: QueuedClient,
+        lease: LeaseId,
+        claim_by: Monotonic,
+    ) {
+        self.counters.times.record(now.since(client.since));
         self.actions.push(PoolAction::Grant { client: client.id, worker: n, lease, claim_by });
     }
 
-    /// A client whose worker failed it goes on waiting, within its own budget.
-    fn send_back(&mut self, now: Monotonic, client: Waiting) {
+    /// Queues the client of a failed offer again, within its original time limit.
+    fn requeue(&mut self, now: Monotonic, client: QueuedClient) {
         if self.stopping {
             self.actions.push(PoolAction::Refuse(client.id, Refusal::Stopping));
         } else if client.due <= now && self.limits.queue > 0 {
             self.actions.push(PoolAction::Refuse(client.id, Refusal::QueueTimeout(now.since(client.since))));
         } else {
             self.queue.push(client);
-            self.timers.insert((client.due, Timer::Client(client.id)));
+            self.timers.insert((client.due, PoolTimer::Client(client.id)));
         }
     }
 }

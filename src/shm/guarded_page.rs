@@ -1,9 +1,10 @@
 //! The mappings that the SIGBUS handler may repair: a list that the handler can read at any time, without locks.
 
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Mutex, OnceLock, PoisonError};
+use std::sync::{Mutex, OnceLock};
 
 use super::layout::SIZE;
+use crate::sync;
 
 /// One mapping of a segment. An entry is never freed, because the handler may be reading it, but used again.
 #[derive(Debug)]
@@ -27,7 +28,7 @@ impl GuardedPage {
 
     /// Adds the mapping at this address.
     pub(super) fn register(address: usize) -> &'static Self {
-        let mut entries = ENTRIES.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut entries = sync::lock(&ENTRIES);
         let page = entries.1.pop().unwrap_or_else(|| {
             let page: &'static GuardedPage = Box::leak(Box::new(GuardedPage::new()));
             let _ = entries.0.next.set(page); // unset: only the last entry has no next one
@@ -42,7 +43,7 @@ impl GuardedPage {
     /// Removes the mapping. To call before it is unmapped.
     pub(super) fn unregister(&'static self) {
         self.address.store(0, Ordering::Release);
-        ENTRIES.lock().unwrap_or_else(PoisonError::into_inner).1.push(self);
+        sync::lock(&ENTRIES).1.push(self);
     }
 
     /// The mapping that contains this address, and the start of the mapping. Called by the handler.

@@ -5,15 +5,15 @@ use std::mem::{align_of, offset_of, size_of};
 use crate::exchange::{LINES, WORDS, Word};
 
 /// First word of a complete segment: "patou" and bytes that no text contains.
-pub const MAGIC: u64 = u64::from_be_bytes(*b"patou\0\xf0\x7f");
+pub(super) const MAGIC: u64 = u64::from_be_bytes(*b"patou\0\xf0\x7f");
 
 /// Layout version, incremented with every change of header or slot. Processes of different layouts reject each other's
 /// segments. A build with `PATOU_NEXT_LAYOUT` in its environment tests an upgrade.
-pub const LAYOUT: u64 = if option_env!("PATOU_NEXT_LAYOUT").is_some() { 4 } else { 3 };
+pub(super) const LAYOUT: u64 = if option_env!("PATOU_NEXT_LAYOUT").is_some() { 4 } else { 3 };
 
 /// The header. Written once by the creator, the magic last.
 #[repr(C, align(64))]
-pub struct Header {
+pub(super) struct Header {
     pub magic: u64,
     pub layout: u64,
     /// Bytes of the whole segment.
@@ -27,21 +27,21 @@ pub struct Header {
 
 /// A whole segment.
 #[repr(C, align(64))]
-pub struct Layout {
+pub(super) struct Layout {
     pub header: Header,
     pub slot: [[u64; 8]; LINES],
 }
 
 /// Bytes of a segment.
-pub const SIZE: usize = size_of::<Layout>();
+pub(super) const SIZE: usize = size_of::<Layout>();
 
 /// Byte offset of a word of the slot.
-pub const fn offset(word: Word) -> usize {
+pub(super) const fn offset(word: Word) -> usize {
     offset_of!(Layout, slot) + word.index() * size_of::<u64>()
 }
 
 /// The bytes (start, length) of a line of the slot, which its role locks while it lives.
-pub const fn line(index: usize) -> (i64, i64) {
+pub(super) const fn line(index: usize) -> (i64, i64) {
     assert!(index < LINES);
     ((offset_of!(Layout, slot) + index * 64) as i64, 64)
 }

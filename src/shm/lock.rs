@@ -19,7 +19,7 @@ fn region((start, len): (i64, i64)) -> libc::flock {
 }
 
 /// Locks these bytes (start, length) of `file`; `false` if another process holds the lock.
-pub fn try_lock(file: impl AsFd, bytes: (i64, i64)) -> nix::Result<bool> {
+pub(crate) fn try_lock(file: impl AsFd, bytes: (i64, i64)) -> nix::Result<bool> {
     match fcntl(file, FcntlArg::F_OFD_SETLK(&region(bytes))) {
         Ok(_) => Ok(true),
         Err(nix::errno::Errno::EAGAIN | nix::errno::Errno::EACCES) => Ok(false),
@@ -28,14 +28,14 @@ pub fn try_lock(file: impl AsFd, bytes: (i64, i64)) -> nix::Result<bool> {
 }
 
 /// Releases the lock on these bytes.
-pub fn unlock(file: impl AsFd, bytes: (i64, i64)) -> nix::Result<()> {
+pub(super) fn unlock(file: impl AsFd, bytes: (i64, i64)) -> nix::Result<()> {
     let mut free = region(bytes);
     free.l_type = libc::F_UNLCK as libc::c_short;
     fcntl(file, FcntlArg::F_OFD_SETLK(&free)).map(drop)
 }
 
 /// Whether another process holds a lock on these bytes.
-pub fn is_locked(file: impl AsFd, bytes: (i64, i64)) -> nix::Result<bool> {
+pub(crate) fn is_locked(file: impl AsFd, bytes: (i64, i64)) -> nix::Result<bool> {
     let mut found = region(bytes);
     fcntl(file, FcntlArg::F_OFD_GETLK(&mut found))?;
     Ok(found.l_type != libc::F_UNLCK as libc::c_short)

@@ -7,7 +7,7 @@ mod lock;
 mod segment;
 mod snapshot;
 
-pub use error::{Damage, SegmentError};
-pub use lock::{is_locked, try_lock};
-pub use segment::{Segment, SegmentIdentity, SegmentRole};
-pub use snapshot::SlotSnapshot;
+pub(crate) use error::{Damage, SegmentError};
+pub(crate) use lock::{is_locked, try_lock};
+pub(crate) use segment::{Segment, SegmentIdentity, SegmentRole};
+pub(crate) use snapshot::SlotSnapshot;

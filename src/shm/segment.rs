@@ -31,7 +31,7 @@ use crate::exchange::{SlotMemory, Word};
 
 /// The owner of a segment, as the header names it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct SegmentIdentity {
+pub(crate) struct SegmentIdentity {
     /// The epoch of the set that created it.
     pub set_epoch: u64,
     /// [`crate::config::Config::digest_of`] the worker.
@@ -40,7 +40,7 @@ pub struct SegmentIdentity {
 
 /// A writer of some lines. The process that has the role locks one of them as long as it lives.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum SegmentRole {
+pub(crate) enum SegmentRole {
     /// Writes the question and lease lines.
     Dispatcher,
     /// Writes the answer, life, counter and request lines.
@@ -61,7 +61,7 @@ const WHOLE: (i64, i64) = (0, 0);
 
 /// A mapped segment. It is unmapped when dropped; the object remains until [`Segment::unlink`].
 #[derive(Debug)]
-pub struct Segment {
+pub(crate) struct Segment {
     name: String,
     file: File,
     map: MmapRaw,
@@ -74,7 +74,12 @@ impl Segment {
     /// Creates a new segment (`O_EXCL`) with its header.
     ///
     /// It gets exactly this mode, whatever the umask, and this group if given.
-    pub fn create(name: &str, mode: u32, group: Option<Gid>, identity: SegmentIdentity) -> Result<Self, SegmentError> {
+    pub(crate) fn create(
+        name: &str,
+        mode: u32,
+        group: Option<Gid>,
+        identity: SegmentIdentity,
+    ) -> Result<Self, SegmentError> {
         let system = |call| move |cause| SegmentError::System { name: name.to_owned(), call, cause };
         let flags = OFlag::O_RDWR | OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_CLOEXEC;
         let fd = match shm_open(name, flags, Mode::S_IRUSR | Mode::S_IWUSR) {
@@ -117,7 +122,7 @@ impl Segment {
     ///
     /// It must belong to this user, to root, or to `owner` if the set is shared between users. Without `digest` a
     /// segment of any worker is accepted, for cleaning up.
-    pub fn open(name: &str, digest: Option<u64>, owner: Option<u32>) -> Result<Self, SegmentError> {
+    pub(crate) fn open(name: &str, digest: Option<u64>, owner: Option<u32>) -> Result<Self, SegmentError> {
         let segment = Self::open_unchecked(name, digest, owner)?;
         match segment.damage() {
             None => Ok(segment),
@@ -126,7 +131,7 @@ impl Segment {
     }
 
     /// As [`Segment::open`], but checks only the owner. For callers that can [`restore`](Segment::restore) the segment.
-    pub fn open_unchecked(name: &str, digest: Option<u64>, owner: Option<u32>) -> Result<Self, SegmentError> {
+    pub(crate) fn open_unchecked(name: &str, digest: Option<u64>, owner: Option<u32>) -> Result<Self, SegmentError> {
         let system = |call| move |cause| SegmentError::System { name: name.to_owned(), call, cause };
         let fd = shm_open(name, OFlag::O_RDWR | OFlag::O_CLOEXEC | OFlag::O_NOFOLLOW, Mode::empty())
             .map_err(system("shm_open"))?;
@@ -147,12 +152,12 @@ impl Segment {
     }
 
     /// Whether the segment was truncated while mapped. Since then reads and writes reach only a private page.
-    pub fn is_truncated(&self) -> bool {
+    pub(crate) fn is_truncated(&self) -> bool {
         self.page.is_replaced()
     }
 
     /// What is wrong with the segment now, if anything. Makes one system call.
-    pub fn damage(&self) -> Option<Damage> {
+    pub(crate) fn damage(&self) -> Option<Damage> {
         if self.is_truncated() {
             return Some(Damage::Truncated);
         }
@@ -177,7 +182,7 @@ impl Segment {
     }
 
     /// Makes every later [`open`](Segment::open) fail until the segment is restored: its content is corrupt.
-    pub fn invalidate(&self) {
+    pub(crate) fn invalidate(&self) {
         self.word(std::mem::offset_of!(Header, magic)).store(0, Ordering::Release);
     }
 
@@ -186,7 +191,7 @@ impl Segment {
     ///
     /// Only for the dispatcher. The worker's lock is held meanwhile and the magic is written last, so that no worker
     /// uses an incomplete segment.
-    pub fn restore(&self, identity: SegmentIdentity, fill: impl FnOnce()) -> Result<bool, SegmentError> {
+    pub(crate) fn restore(&self, identity: SegmentIdentity, fill: impl FnOnce()) -> Result<bool, SegmentError> {
         let system = |call| move |cause| SegmentError::System { name: self.name.clone(), call, cause };
         if !lock::try_lock(&self.file, SegmentRole::Worker.bytes()).map_err(system("locking"))? {
             return Ok(false);
@@ -224,39 +229,39 @@ impl Segment {
     }
 
     /// Its name, with the leading slash.
-    pub fn name(&self) -> &str {
+    pub(crate) fn name(&self) -> &str {
         &self.name
     }
 
     /// The epoch of the set that created it.
-    pub fn set_epoch(&self) -> u64 {
+    pub(crate) fn set_epoch(&self) -> u64 {
         self.header(std::mem::offset_of!(Header, set_epoch))
     }
 
     /// Takes a role for as long as this segment is open; `false` if another process has the role.
-    pub fn lock_role(&self, role: SegmentRole) -> nix::Result<bool> {
+    pub(crate) fn lock_role(&self, role: SegmentRole) -> nix::Result<bool> {
         lock::try_lock(&self.file, role.bytes())
     }
 
     /// Whether another process has the role.
-    pub fn is_role_locked(&self, role: SegmentRole) -> bool {
+    pub(crate) fn is_role_locked(&self, role: SegmentRole) -> bool {
         lock::is_locked(&self.file, role.bytes()).unwrap_or(false)
     }
 
     /// Whether another process has any lock on the segment, in whatever layout.
-    pub fn is_locked(&self) -> bool {
+    pub(crate) fn is_locked(&self) -> bool {
         lock::is_locked(&self.file, WHOLE).unwrap_or(false)
     }
 
     /// Changes the group of the segment `name`. Processes that have it open keep it.
-    pub fn set_group(name: &str, group: Gid) -> Result<(), SegmentError> {
+    pub(crate) fn set_group(name: &str, group: Gid) -> Result<(), SegmentError> {
         let system = |call| move |cause| SegmentError::System { name: name.to_owned(), call, cause };
         let fd = shm_open(name, OFlag::O_RDWR | OFlag::O_CLOEXEC, Mode::empty()).map_err(system("shm_open"))?;
         fchown(&fd, None, Some(group)).map_err(system("fchown"))
     }
 
     /// Removes the name `name`. Processes that have the segment open keep it.
-    pub fn unlink(name: &str) -> Result<(), SegmentError> {
+    pub(crate) fn unlink(name: &str) -> Result<(), SegmentError> {
         match shm_unlink(name) {
             Ok(()) | Err(Errno::ENOENT) => Ok(()),
             Err(cause) => Err(SegmentError::System { name: name.to_owned(), call: "shm_unlink", cause }),

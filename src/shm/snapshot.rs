@@ -18,7 +18,7 @@ use crate::exchange::{SlotMemory, WORDS, Word};
 
 /// The words of a slot at one moment. Writes change only the copy.
 #[derive(Debug)]
-pub struct SlotSnapshot {
+pub(crate) struct SlotSnapshot {
     words: Vec<AtomicU64>,
 }
 
@@ -28,7 +28,7 @@ impl SlotSnapshot {
     ///
     /// # Errors
     /// When the segment is missing, not readable, foreign, or damaged.
-    pub fn read(name: &str, owner: Option<u32>) -> Result<Self, SegmentError> {
+    pub(crate) fn read(name: &str, owner: Option<u32>) -> Result<Self, SegmentError> {
         let system = |call| move |cause| SegmentError::System { name: name.to_owned(), call, cause };
         let flags = OFlag::O_RDONLY | OFlag::O_CLOEXEC | OFlag::O_NOFOLLOW;
         let file = File::from(shm_open(name, flags, Mode::empty()).map_err(system("shm_open"))?);

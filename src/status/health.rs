@@ -1,49 +1,47 @@
-//! Whether a set is well: one word for a load balancer, and the reasons for people.
+//! The health of a set: one state for a load balancer, and the reasons for an operator.
 
 use serde::Serialize;
 
-use super::{StatusView, WorkerView};
+use super::view::{SERVING, StatusView, WorkerView};
 
-/// The states of a worker that serves, now or after the client it has.
-pub const SERVING: [&str; 3] = ["idle", "leased", "busy"];
-
-/// How a set is, in a word.
+/// The health of a set in one word.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
-pub enum Condition {
-    /// Every part does its work.
+pub(crate) enum HealthState {
+    /// Every part is up.
     Ready,
-    /// Clients are served, though not by all who should.
+    /// Clients are served, but some parts are not up.
     Degraded,
-    /// Nobody can be served.
+    /// No client can be served.
     Unavailable,
 }
 
-impl Condition {
-    /// All there are.
-    pub const ALL: [Condition; 3] = [Condition::Ready, Condition::Degraded, Condition::Unavailable];
+impl HealthState {
+    /// All states.
+    pub(crate) const ALL: [HealthState; 3] = [HealthState::Ready, HealthState::Degraded, HealthState::Unavailable];
 
-    /// The word.
-    pub fn as_str(self) -> &'static str {
+    /// As in `/healthz` and in the metrics.
+    pub(crate) fn as_str(self) -> &'static str {
         match self {
-            Condition::Ready => "ready",
-            Condition::Degraded => "degraded",
-            Condition::Unavailable => "unavailable",
+            HealthState::Ready => "ready",
+            HealthState::Degraded => "degraded",
+            HealthState::Unavailable => "unavailable",
         }
     }
 }
 
-/// The answer of `/healthz`.
+/// The response body of `/healthz`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub struct Health {
-    /// In a word.
-    pub state: Condition,
-    /// Why it is not ready.
+pub(crate) struct HealthReport {
+    /// The state.
+    pub state: HealthState,
+    /// Why it is not ready; empty if it is.
     pub reasons: Vec<String>,
 }
 
-/// How the set is.
-pub fn health(view: &StatusView) -> Health {
+/// Judges a set: available if the dispatcher is up, the set is not stopping, and at least one pool has a serving
+/// worker.
+pub(crate) fn health(view: &StatusView) -> HealthReport {
     let serves = |worker: &&WorkerView| SERVING.contains(&worker.state.as_str());
     let mut reasons = Vec::new();
     if view.watchdog.state != "up" {
@@ -55,23 +53,25 @@ pub fn health(view: &StatusView) -> Health {
     }
     let mut served = false;
     for pool in &view.pools {
-        let missing: Vec<_> = pool.workers.iter().filter(|worker| !serves(worker)).collect();
-        if missing.len() < pool.workers.len() {
+        let down: Vec<_> = pool.workers.iter().filter(|worker| !serves(worker)).collect();
+        if down.len() < pool.workers.len() {
             served = true;
         } else {
-            reasons.push(format!("pool {} has nobody who serves", pool.name));
+            reasons.push(format!("pool {} has no serving worker", pool.name));
         }
-        let why = |worker: &&WorkerView| {
+        let reason = |worker: &&WorkerView| {
             format!("worker {} is {}{}", worker.id, worker.state, last_end(worker.cause.as_deref()))
         };
-        reasons.extend(missing.iter().map(why));
+        reasons.extend(down.iter().map(reason));
     }
-    let state = match reasons.is_empty() {
-        true => Condition::Ready,
-        false if served && dispatcher.state == "up" && view.watchdog.state != "stopping" => Condition::Degraded,
-        false => Condition::Unavailable,
+    let state = if reasons.is_empty() {
+        HealthState::Ready
+    } else if served && dispatcher.state == "up" && view.watchdog.state != "stopping" {
+        HealthState::Degraded
+    } else {
+        HealthState::Unavailable
     };
-    Health { state, reasons }
+    HealthReport { state, reasons }
 }
 
 fn last_end(cause: Option<&str>) -> String {
@@ -80,7 +80,7 @@ fn last_end(cause: Option<&str>) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::super::{DispatcherView, PoolView, WatchdogView};
+    use super::super::view::{DispatcherView, PoolView, WatchdogView};
     use super::*;
 
     fn view(watchdog: &'static str, dispatcher: &str, pools: &[&[&str]]) -> StatusView {
@@ -95,7 +95,7 @@ mod tests {
             failed: 0,
             restarts: 0,
             cause: (*state == "failed").then(|| "exit code 1".to_owned()),
-            counted: None,
+            counters: None,
         };
         let pool = |(states, name): (&&[&str], &str)| PoolView {
             name: crate::ids::PoolName::new(name).unwrap(),
@@ -113,12 +113,12 @@ mod tests {
     }
 
     #[test]
-    fn who_is_served_decides_and_every_reason_is_told() {
+    fn health_is_degraded_while_one_worker_serves_and_lists_every_reason() {
         let of = |watchdog, dispatcher, pools: &[&[&str]]| {
-            let Health { state, reasons } = health(&view(watchdog, dispatcher, pools));
+            let HealthReport { state, reasons } = health(&view(watchdog, dispatcher, pools));
             (state, reasons.join("; "))
         };
-        use Condition::*;
+        use HealthState::*;
         assert_eq!(of("up", "up", &[&["idle", "busy"], &["leased"]]), (Ready, String::new()));
         assert_eq!(
             of("up", "up", &[&["idle", "failed"]]),
@@ -126,11 +126,11 @@ mod tests {
         );
         assert_eq!(
             of("up", "up", &[&["idle"], &["gone"]]),
-            (Degraded, "pool b has nobody who serves; worker b/1 is gone".into())
+            (Degraded, "pool b has no serving worker; worker b/1 is gone".into())
         );
         assert_eq!(
             of("up", "up", &[&["frozen", "late"]]),
-            (Unavailable, "pool a has nobody who serves; worker a/1 is frozen; worker a/2 is late".into())
+            (Unavailable, "pool a has no serving worker; worker a/1 is frozen; worker a/2 is late".into())
         );
         assert_eq!(of("up", "frozen", &[&["idle"]]), (Unavailable, "the dispatcher is frozen".into()));
         assert_eq!(of("late", "up", &[&["idle"]]), (Degraded, "the watchdog is late".into()));

@@ -1,4 +1,4 @@
-//! `watchdog.json`: what the watchdog knows, for `patou status`, readable also while the watchdog is frozen.
+//! `watchdog.json`: the watchdog's state for `patou status`, readable while the watchdog is frozen.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -7,20 +7,22 @@ use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
-use crate::{ipc, process_tree, units};
+use crate::ids::ProcessId;
+use crate::procfs::ProcessStat;
+use crate::{ipc, units};
 
 /// The content of the file.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct SavedState {
-    /// The set's name.
+pub(crate) struct SavedState {
+    /// Name of the set.
     pub set: String,
     /// The watchdog's process.
     pub pid: u32,
-    /// Its start time in clock ticks since boot.
+    /// Start time of that process in clock ticks since boot.
     pub started: u64,
-    /// Whether the set is being stopped.
+    /// Whether the set is stopping.
     pub stopping: bool,
-    /// Where clients arrive, with the ports that the kernel chose.
+    /// Addresses of the listeners, with the ports that the kernel chose.
     pub listeners: Vec<String>,
     /// The dispatcher.
     pub dispatcher: SavedPart,
@@ -30,14 +32,14 @@ pub struct SavedState {
 
 /// One part.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct SavedPart {
-    /// Its process, if it has one.
+pub(crate) struct SavedPart {
+    /// Its process, if there is one.
     pub pid: Option<u32>,
     /// `starting`, `up`, `starved`, `suspended`, `frozen`, `gone`, `draining`, `failed` or `stopped`.
     pub state: String,
     /// Unplanned restarts.
     pub restarts: u32,
-    /// What ended it last.
+    /// Cause of its last unplanned end.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cause: Option<String>,
 }
@@ -45,19 +47,19 @@ pub struct SavedPart {
 const FILE: &str = "watchdog.json";
 
 impl SavedState {
-    /// Reads the file of the set in `dir`, whose watchdog has a directory of its own where the parts are units.
-    pub fn read(dir: &Path) -> io::Result<Self> {
-        let dir = if ipc::is_run_by_systemd(dir) { Path::new(units::WATCHDOG_DIR) } else { dir };
+    /// Reads the file of the set with this runtime directory. Under systemd the watchdog writes to another directory.
+    pub(crate) fn read(runtime_dir: &Path) -> io::Result<Self> {
+        let dir = if ipc::is_run_by_systemd(runtime_dir) { Path::new(units::WATCHDOG_DIR) } else { runtime_dir };
         Ok(serde_json::from_slice(&fs::read(dir.join(FILE))?)?)
     }
 
-    /// The watchdog's process, if it is still there.
-    pub fn watchdog(&self) -> Option<process_tree::Process> {
-        process_tree::read_process(self.pid).filter(|process| process.started == self.started && !process.zombie)
+    /// The watchdog's process, if it still runs.
+    pub(crate) fn watchdog(&self) -> Option<ProcessStat> {
+        ProcessStat::of_id(ProcessId { pid: self.pid, start_time: self.started }).filter(|process| !process.is_zombie())
     }
 
-    /// Writes it whole.
-    pub fn write(&self, dir: &Path) -> io::Result<()> {
+    /// Replaces the file in `dir` by rename(2), so that a reader never sees half of it.
+    pub(crate) fn write(&self, dir: &Path) -> io::Result<()> {
         let new = dir.join("watchdog.json.new");
         fs::write(&new, serde_json::to_vec(self)?)?;
         fs::rename(new, dir.join(FILE))

@@ -1,93 +1,98 @@
-//! Drop-ins from a configuration.
+//! Renders the drop-ins of all units from a configuration.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write;
 use std::time::Duration;
 
-use super::{ADMIN, DISPATCHER, DROP_IN, OWNER, WATCHDOG, WORKER_USER, listener_socket, worker_service, worker_socket};
+use super::names::{
+    ADMIN, DISPATCHER, DROP_IN, OWNER, WATCHDOG, WORKER_USER, listener_socket, worker_service, worker_socket,
+};
 use crate::config::{AdminConfig, Config, DESCRIPTORS, Delivery, ListenAddress, ListenerConfig, PoolConfig};
 use crate::ids::{WorkerId, WorkerNumber};
 
-/// Systemd's own watch over a part is the slow second net: this many times what the watchdog of the set allows.
-const SECOND_NET: u32 = 10;
-/// How long a part that has been told to go may take when nothing is left to do, besides what the configuration says.
-const PARTING: Duration = Duration::from_secs(1);
-/// The room in the descriptor store for connections that are with workers grows by so many.
-const STORED_STEP: usize = 256;
+/// `WatchdogSec=` of a part, as a multiple of its timeout in the set's watchdog: systemd is the slower, second failure
+/// detector.
+const WATCHDOG_FACTOR: u32 = 10;
+/// Time for the exit itself, in addition to the configured times of a stop.
+const EXIT_GRACE: Duration = Duration::from_secs(1);
+/// Granularity of the descriptor store's size.
+const FDSTORE_STEP: usize = 256;
 
-/// The drop-ins: path below the directory of the generator, and content. `group` knows the group of a user.
-pub fn render(config: &Config, group: impl Fn(&str) -> Option<u32>) -> BTreeMap<String, String> {
+/// The drop-ins: path below the generator's directory, and content. `group_of` returns the group of a user.
+pub(crate) fn render(config: &Config, group_of: impl Fn(&str) -> Option<u32>) -> BTreeMap<String, String> {
     let mut files = BTreeMap::new();
     let mut add = |unit: &str, text: String| {
-        let head = "# From the configuration of the set, by patou systemd generate.\n";
+        let head = "# Generated from the configuration of the set by patou systemd generate.\n";
         files.insert(format!("{unit}.d/{DROP_IN}"), format!("{head}{text}"));
     };
     for (index, listener) in config.listeners.iter().enumerate() {
-        add(&listener_socket(index), listening(&listener.address, Some(listener)));
+        add(&listener_socket(index), listen_stream(&listener.address, Some(listener)));
     }
-    add(ADMIN, admin(&config.admin));
+    add(ADMIN, admin_socket(&config.admin));
     add(DISPATCHER, dispatcher(config));
-    add(WATCHDOG, watchdog(config, group));
+    add(WATCHDOG, watchdog(config, group_of));
     for pool in &config.pools {
-        let like = leads_to(config, pool);
+        let listener = redirect_listener(config, pool);
         for number in WorkerNumber::up_to(pool.workers) {
             let id = WorkerId { pool: pool.name.clone(), number };
             let address = pool.worker_address(number);
-            add(&worker_socket(&id), reached(listening(&address, like), &address, &id, config));
+            add(&worker_socket(&id), worker_sockets(listen_stream(&address, listener), &address, &id, config));
             add(&worker_service(&id), worker(config, pool));
         }
     }
     files
 }
 
-/// The listener whose clients may also talk to the workers of a pool, because they are told where one is.
-pub(super) fn leads_to<'c>(config: &'c Config, pool: &PoolConfig) -> Option<&'c ListenerConfig> {
-    let told = |l: &&ListenerConfig| l.pool == pool.name && l.address.is_unix() && l.delivery == Delivery::Redirect;
-    config.listeners.iter().find(told)
+/// The Unix listener that redirects to the workers of a pool: its clients need access to the workers' sockets too.
+pub(super) fn redirect_listener<'c>(config: &'c Config, pool: &PoolConfig) -> Option<&'c ListenerConfig> {
+    let redirects =
+        |l: &&ListenerConfig| l.pool == pool.name && l.address.is_unix() && l.delivery == Delivery::Redirect;
+    config.listeners.iter().find(redirects)
 }
 
-fn listening(address: &ListenAddress, like: Option<&ListenerConfig>) -> String {
+/// The socket for an address; a Unix socket has the permissions of `listener`.
+fn listen_stream(address: &ListenAddress, listener: Option<&ListenerConfig>) -> String {
     let mut text = String::from("[Socket]\n");
     match address {
-        ListenAddress::Tcp(address) => line(&mut text, "ListenStream", &address.to_string()),
+        ListenAddress::Tcp(address) => setting(&mut text, "ListenStream", &address.to_string()),
         ListenAddress::Unix(path) => {
-            line(&mut text, "ListenStream", &path.display().to_string());
-            let owner = like.and_then(|l| l.owner.as_deref()).unwrap_or(OWNER);
-            let group = like.and_then(|l| l.group.as_deref()).unwrap_or(OWNER);
-            let mode = like.map_or(ListenerConfig::MODE, |l| l.mode);
-            line(&mut text, "SocketUser", owner);
-            line(&mut text, "SocketGroup", group);
-            line(&mut text, "SocketMode", &format!("{mode:04o}"));
+            setting(&mut text, "ListenStream", &path.display().to_string());
+            let owner = listener.and_then(|l| l.owner.as_deref()).unwrap_or(OWNER);
+            let group = listener.and_then(|l| l.group.as_deref()).unwrap_or(OWNER);
+            let mode = listener.map_or(ListenerConfig::MODE, |l| l.mode);
+            setting(&mut text, "SocketUser", owner);
+            setting(&mut text, "SocketGroup", group);
+            setting(&mut text, "SocketMode", &format!("{mode:04o}"));
         }
     }
     text
 }
 
-/// The socket of a worker with the one on which connections are handed over. It has the permissions of the other one
-/// if that is a file too; its directory keeps clients out. patou-ipc makes that, and has to come first: systemd would
-/// make one that belongs to root.
-fn reached(socket: String, address: &ListenAddress, id: &WorkerId, config: &Config) -> String {
+/// The listening socket of a worker together with its handoff socket. Both have the same permissions if both are files;
+/// the directory of the handoff socket keeps clients out. patou-ipc creates the directory and must run before: systemd
+/// would create one that belongs to root.
+fn worker_sockets(socket: String, address: &ListenAddress, id: &WorkerId, config: &Config) -> String {
     let dir = config.set.runtime_dir.join(id.pool.as_str());
     let mut text = String::from("[Unit]\n");
-    line(&mut text, "AssertPathIsDirectory", &dir.display().to_string());
+    setting(&mut text, "AssertPathIsDirectory", &dir.display().to_string());
     text.push('\n');
     text.push_str(&socket);
     let path = dir.join(format!("{}.sock", id.number));
-    line(&mut text, "ListenSequentialPacket", &path.display().to_string());
+    setting(&mut text, "ListenSequentialPacket", &path.display().to_string());
     if !address.is_unix() {
-        line(&mut text, "SocketUser", OWNER);
-        line(&mut text, "SocketMode", "0600");
+        setting(&mut text, "SocketUser", OWNER);
+        setting(&mut text, "SocketMode", "0600");
     }
     text
 }
 
-/// Its socket in the runtime directory stands in the unit file.
-fn admin(admin: &AdminConfig) -> String {
+/// The unit file itself has the socket in the runtime directory.
+fn admin_socket(admin: &AdminConfig) -> String {
     let mut text = String::from("[Socket]\n");
-    admin.address.iter().for_each(|address| line(&mut text, "ListenStream", &address.to_string()));
-    line(&mut text, "SocketUser", admin.owner.as_deref().unwrap_or("root"));
-    line(&mut text, "SocketGroup", admin.group.as_deref().unwrap_or("root"));
-    line(&mut text, "SocketMode", &format!("{:04o}", admin.mode));
+    admin.address.iter().for_each(|address| setting(&mut text, "ListenStream", &address.to_string()));
+    setting(&mut text, "SocketUser", admin.owner.as_deref().unwrap_or("root"));
+    setting(&mut text, "SocketGroup", admin.group.as_deref().unwrap_or("root"));
+    setting(&mut text, "SocketMode", &format!("{:04o}", admin.mode));
     text
 }
 
@@ -96,35 +101,35 @@ fn dispatcher(config: &Config) -> String {
     let mut text = start_limit(config);
     text.push_str("\n[Service]\n");
     for index in 0..config.listeners.len() {
-        line(&mut text, "Sockets", &listener_socket(index));
+        setting(&mut text, "Sockets", &listener_socket(index));
     }
-    // Who waits in a queue, and beside that who is offered to a worker or has just been served and is still to be taken
-    // out. For these in large steps: another number is another dispatcher.
+    // Queued connections, and for each worker one that is offered and one that is served but not yet removed. In large
+    // steps: another number restarts the dispatcher.
     let queued: usize = config.pools.iter().map(|pool| pool.queue).sum();
-    let stored = queued + (2 * config.workers().count()).next_multiple_of(STORED_STEP);
-    line(&mut text, "FileDescriptorStoreMax", &stored.min(front.connections).to_string());
-    line(&mut text, "LimitNOFILE", &config.dispatcher_descriptors().to_string());
-    time(&mut text, "TimeoutStartSec", starting(config));
-    time(&mut text, "TimeoutStopSec", front.store_after * 2 + front.linger_timeout + PARTING);
-    time(&mut text, "TimeoutAbortSec", watchdog.abort_grace);
-    time(&mut text, "WatchdogSec", watchdog.dispatcher_timeout * SECOND_NET);
+    let stored = queued + (2 * config.workers().count()).next_multiple_of(FDSTORE_STEP);
+    setting(&mut text, "FileDescriptorStoreMax", &stored.min(front.connections).to_string());
+    setting(&mut text, "LimitNOFILE", &config.dispatcher_descriptors().to_string());
+    time_setting(&mut text, "TimeoutStartSec", start_timeout(config));
+    time_setting(&mut text, "TimeoutStopSec", front.store_after * 2 + front.linger_timeout + EXIT_GRACE);
+    time_setting(&mut text, "TimeoutAbortSec", watchdog.abort_grace);
+    time_setting(&mut text, "WatchdogSec", watchdog.dispatcher_timeout * WATCHDOG_FACTOR);
     text
 }
 
-/// It reads what the workers hold, which belongs to their groups.
-fn watchdog(config: &Config, group: impl Fn(&str) -> Option<u32>) -> String {
+/// The watchdog reads the segments of the workers, which belong to the groups of their users.
+fn watchdog(config: &Config, group_of: impl Fn(&str) -> Option<u32>) -> String {
     let mut text = start_limit(config);
     text.push_str("\n[Service]\n");
-    for group in users(config).into_iter().filter_map(group).collect::<BTreeSet<_>>() {
+    for group in worker_users(config).into_iter().filter_map(group_of).collect::<BTreeSet<_>>() {
         let _ = writeln!(text, "SupplementaryGroups={group}");
     }
-    // Before it is ready nothing else bounds it: its WatchdogSec= runs from then on.
-    time(&mut text, "TimeoutStartSec", config.watchdog.start_timeout);
+    // The only bound until it is ready: WatchdogSec= applies afterwards.
+    time_setting(&mut text, "TimeoutStartSec", config.watchdog.start_timeout);
     text
 }
 
-/// The users of all workers, each once.
-pub(super) fn users(config: &Config) -> BTreeSet<&str> {
+/// The users of all workers, without duplicates.
+pub(super) fn worker_users(config: &Config) -> BTreeSet<&str> {
     config.pools.iter().map(|pool| if pool.user.is_empty() { WORKER_USER } else { pool.user.as_str() }).collect()
 }
 
@@ -133,66 +138,66 @@ fn worker(config: &Config, pool: &PoolConfig) -> String {
     let mut text = start_limit(config);
     text.push_str("\n[Service]\n");
     if !pool.user.is_empty() {
-        line(&mut text, "User", &pool.user);
+        setting(&mut text, "User", &pool.user);
     }
     for (name, value) in &pool.environment {
-        let _ = writeln!(text, "Environment=\"{}\"", quoted(&format!("{name}={value}")));
+        let _ = writeln!(text, "Environment=\"{}\"", escape_quoted(&format!("{name}={value}")));
     }
     let limits = &pool.limits;
     let open_files = limits.open_files.clone().unwrap_or_else(|| (front.connections + DESCRIPTORS).to_string());
-    line(&mut text, "LimitNOFILE", &open_files);
-    let controlled =
+    setting(&mut text, "LimitNOFILE", &open_files);
+    let cgroup_limits =
         [("MemoryMax", &limits.memory_max), ("CPUQuota", &limits.cpu_quota), ("TasksMax", &limits.tasks_max)];
-    for (key, value) in controlled {
+    for (key, value) in cgroup_limits {
         if let Some(value) = value {
-            // Without specifiers: a percent sign is one.
+            // These settings have no specifiers: a percent sign stays single.
             let _ = writeln!(text, "{key}={value}");
         }
     }
-    time(&mut text, "TimeoutStartSec", starting(config));
-    time(&mut text, "TimeoutStopSec", pool.drain_timeout + front.linger_timeout + PARTING);
-    time(&mut text, "TimeoutAbortSec", watchdog.abort_grace);
-    time(&mut text, "WatchdogSec", watchdog.worker_timeout * SECOND_NET);
+    time_setting(&mut text, "TimeoutStartSec", start_timeout(config));
+    time_setting(&mut text, "TimeoutStopSec", pool.drain_timeout + front.linger_timeout + EXIT_GRACE);
+    time_setting(&mut text, "TimeoutAbortSec", watchdog.abort_grace);
+    time_setting(&mut text, "WatchdogSec", watchdog.worker_timeout * WATCHDOG_FACTOR);
     text
 }
 
 fn start_limit(config: &Config) -> String {
     let restarts = &config.watchdog.restarts;
     let mut text = String::from("[Unit]\n");
-    time(&mut text, "StartLimitIntervalSec", restarts.within);
-    // The first start counts too.
-    line(&mut text, "StartLimitBurst", &(u64::from(restarts.max) + 1).to_string());
+    time_setting(&mut text, "StartLimitIntervalSec", restarts.within);
+    // systemd counts the first start too.
+    setting(&mut text, "StartLimitBurst", &(u64::from(restarts.max) + 1).to_string());
     text
 }
 
-/// A part that died again and again waits before it is ready.
-fn starting(config: &Config) -> Duration {
+/// Includes the delay of a part that keeps failing, see `src/backoff.rs`.
+fn start_timeout(config: &Config) -> Duration {
     config.watchdog.start_timeout + config.watchdog.restarts.delay_max
 }
 
-fn line(text: &mut String, key: &str, value: &str) {
+fn setting(text: &mut String, key: &str, value: &str) {
     let _ = writeln!(text, "{key}={}", value.replace('%', "%%"));
 }
 
-/// At least a millisecond: zero means "for ever" to systemd.
-fn time(text: &mut String, key: &str, value: Duration) {
+/// At least a millisecond: systemd takes zero for infinity.
+fn time_setting(text: &mut String, key: &str, value: Duration) {
     let _ = writeln!(text, "{key}={}us", value.max(Duration::from_millis(1)).as_micros());
 }
 
-/// A value between double quotes (systemd.syntax(7)).
-fn quoted(text: &str) -> String {
-    let mut quoted = String::with_capacity(text.len());
+/// Escapes a value for double quotes (systemd.syntax(7)).
+fn escape_quoted(text: &str) -> String {
+    let mut escaped = String::with_capacity(text.len());
     for c in text.chars() {
         match c {
-            '"' | '\\' => quoted.extend(['\\', c]),
-            '%' => quoted.push_str("%%"),
-            '\n' => quoted.push_str("\\n"),
-            '\t' => quoted.push_str("\\t"),
+            '"' | '\\' => escaped.extend(['\\', c]),
+            '%' => escaped.push_str("%%"),
+            '\n' => escaped.push_str("\\n"),
+            '\t' => escaped.push_str("\\t"),
             c if c.is_control() => {
-                let _ = write!(quoted, "\\u{:04x}", u32::from(c));
+                let _ = write!(escaped, "\\u{:04x}", u32::from(c));
             }
-            c => quoted.push(c),
+            c => escaped.push(c),
         }
     }
-    quoted
+    escaped
 }

@@ -1,7 +1,7 @@
 use std::time::Duration;
 
 use super::*;
-use crate::config::{HandlerConfig, ListenerConfig, PoolConfig};
+use crate::config::{Config, HandlerConfig, ListenerConfig, PoolConfig};
 use crate::ids::PoolName;
 
 fn base() -> Config {
@@ -14,7 +14,7 @@ fn base() -> Config {
 }
 
 #[test]
-fn drop_ins_carry_what_the_configuration_says() {
+fn drop_ins_contain_the_values_of_the_configuration() {
     let mut config = base();
     let pool = &mut config.pools[0];
     pool.user = "conv".into();
@@ -37,17 +37,18 @@ fn drop_ins_carry_what_the_configuration_says() {
     };
     let files = render(&config, group);
     let file = |unit: &str| files[&format!("{unit}.d/50-patou.conf")].as_str();
-    let has = |unit: &str, line: &str| assert!(file(unit).lines().any(|l| l == line), "{line} in\n{}", file(unit));
+    let assert_line =
+        |unit: &str, line: &str| assert!(file(unit).lines().any(|l| l == line), "{line} in\n{}", file(unit));
 
     for line in ["ListenStream=/run/patou/lease.sock", "SocketMode=0666", "SocketGroup=web", "SocketUser=patou"] {
-        has("patou-listener@0.socket", line);
+        assert_line("patou-listener@0.socket", line);
     }
-    has("patou-worker@a-2.socket", "ListenStream=/run/patou/a-2.sock");
-    has("patou-worker@a-2.socket", "SocketMode=0666");
-    has("patou-worker@a-2.socket", "ListenSequentialPacket=/run/patou/a/2.sock");
-    has("patou-worker@a-2.socket", "AssertPathIsDirectory=/run/patou/a");
+    assert_line("patou-worker@a-2.socket", "ListenStream=/run/patou/a-2.sock");
+    assert_line("patou-worker@a-2.socket", "SocketMode=0666");
+    assert_line("patou-worker@a-2.socket", "ListenSequentialPacket=/run/patou/a/2.sock");
+    assert_line("patou-worker@a-2.socket", "AssertPathIsDirectory=/run/patou/a");
     for line in ["ListenStream=127.0.0.1:7301", "SocketUser=patou", "SocketMode=0600"] {
-        has("patou-worker@of_-2.socket", line);
+        assert_line("patou-worker@of_-2.socket", line);
     }
     for line in [
         "User=conv",
@@ -58,30 +59,30 @@ fn drop_ins_carry_what_the_configuration_says() {
         "StartLimitBurst=11",
         "StartLimitIntervalSec=60000000us",
     ] {
-        has("patou-worker@a-1.service", line);
+        assert_line("patou-worker@a-1.service", line);
     }
     for line in ["ListenStream=127.0.0.1:7280", "SocketUser=root", "SocketGroup=prometheus", "SocketMode=0660"] {
-        has("patou-admin.socket", line);
+        assert_line("patou-admin.socket", line);
     }
-    has("patou-dispatcher.service", "Sockets=patou-listener@0.socket");
-    has("patou-dispatcher.service", "FileDescriptorStoreMax=384");
+    assert_line("patou-dispatcher.service", "Sockets=patou-listener@0.socket");
+    assert_line("patou-dispatcher.service", "FileDescriptorStoreMax=384");
     assert!(!file("patou-worker@a-1.service").contains("CPUQuota"));
-    has("patou-watchdog.service", "TimeoutStartSec=10000000us");
+    assert_line("patou-watchdog.service", "TimeoutStartSec=10000000us");
     let groups: Vec<_> = file("patou-watchdog.service").lines().filter(|l| l.contains("Groups")).collect();
     assert_eq!(groups, ["SupplementaryGroups=997", "SupplementaryGroups=1234"]);
 }
 
 #[test]
-fn each_change_concerns_whom_it_concerns() {
-    let change = |how: fn(&mut Config)| {
+fn change_touches_only_the_units_that_it_affects() {
+    let change = |edit: fn(&mut Config)| {
         let mut new = base();
-        how(&mut new);
-        steps(&base(), &new)
+        edit(&mut new);
+        reload_steps(&base(), &new)
     };
     let units = |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect::<Vec<_>>();
     let (one, two) = ("patou-worker@a-1.service", "patou-worker@a-2.service");
 
-    assert_eq!(change(|_| {}), Steps::default());
+    assert_eq!(change(|_| {}), ReloadSteps::default());
     let fewer = change(|c| c.pools[0].workers = 1);
     assert_eq!((fewer.stop, fewer.start, fewer.restart), (units(&[two]), vec![], vec![]));
     let more = change(|c| c.pools[0].workers = 3);
@@ -103,12 +104,12 @@ fn each_change_concerns_whom_it_concerns() {
     let hosts = change(|c| c.admin.allowed_hosts.push("metrics.example".into()));
     assert_eq!((hosts.stop, hosts.restart), (vec![], vec![]));
     assert!(hosts.reload.contains(&WATCHDOG.to_owned()));
-    // A longer queue is a larger descriptor store, which only a restart brings.
+    // A longer queue needs a larger descriptor store, which takes effect at a restart.
     assert_eq!(change(|c| c.pools[0].queue = 200).restart, units(&[DISPATCHER]));
 }
 
 #[test]
-fn what_systemd_cannot_run_is_said_at_once() {
+fn check_rejects_another_runtime_dir_and_port_0() {
     assert_eq!(check(&base()), Vec::<String>::new());
     let mut config = base();
     config.set.runtime_dir = "/tmp/x".into();
@@ -117,7 +118,7 @@ fn what_systemd_cannot_run_is_said_at_once() {
 }
 
 #[test]
-fn the_dispatcher_may_hand_over_to_every_worker() {
+fn check_rejects_permissions_that_keep_the_dispatcher_from_a_worker() {
     let mut config = base();
     config.listeners[0].owner = Some("web".into());
     config.listeners[0].mode = 0o660;
@@ -126,7 +127,7 @@ fn the_dispatcher_may_hand_over_to_every_worker() {
     assert_eq!(check(&config).len(), 1, "{:?}", check(&config));
     config.listeners[0].group = None;
     assert_eq!(check(&config), Vec::<String>::new());
-    // Who is handed over is told of no worker.
+    // Clients of a handoff listener never connect to a worker.
     (config.listeners[0].delivery, config.listeners[0].group) = (crate::config::Delivery::Handoff, Some("web".into()));
     assert_eq!(check(&config), Vec::<String>::new());
     let files = render(&config, |_| None);

@@ -1,15 +1,20 @@
-//! The watchdog: starts the set, notices what died and what froze, and stops everything in order.
+//! The watchdog: starts the set, detects parts that died or froze, replaces them, and stops the set in order.
 //!
-//! One loop: an event in, the plan's actions out. It owns what must outlive the others: the lock of the set, the
-//! listening sockets, the waiting connections. It asks nobody over the bells (a frozen process reads no pipe) and
-//! believes no heartbeat: the dispatcher is asked over a socket of its own and answers from its serving loop, and
-//! brings the workers' answers along. Who asks on the admin socket is answered by a thread that decides nothing.
+//! A supervisor is one loop: an event goes to the [`plan`], which decides, and its actions are performed in order.
+//! [`ChildSupervisor`] runs a set of child processes (`patou run`) and owns what must outlive them: the lock of the set,
+//! the listening sockets, the stored connections. [`UnitSupervisor`] watches a set of systemd units.
+//!
+//! Liveness is probed over a Unix socket that the dispatcher's serving loop answers; the answer includes the workers.
+//! Doorbells and heartbeats prove nothing: a frozen process reads no pipe, and a heartbeat may come from another thread.
 
 mod admin;
+mod applied_config;
+mod error;
 mod evidence;
-pub mod notify;
+pub(crate) mod notify;
+mod own_delay;
 mod part_log;
-pub mod plan;
+pub(crate) mod plan;
 mod prober;
 mod process_sample;
 mod reload;
@@ -21,469 +26,98 @@ mod state;
 mod supervisor;
 mod worker_endpoints;
 
-use std::cell::RefCell;
-use std::collections::BTreeMap;
-use std::fs;
-use std::io;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::rc::Rc;
-use std::sync::Arc;
-use std::time::Duration;
 
 use nix::unistd::Pid;
-use sd_notify::NotifyState;
-use tokio::io::AsyncReadExt;
-use tokio::net::UnixStream;
-use tokio::sync::mpsc;
-use tokio::time::sleep;
+use tokio::task::LocalSet;
 
-use crate::clock;
-use crate::config::{Config, Loaded, Origin};
-use crate::ids::{Monotonic, WorkerId};
-use crate::ipc::{self, IpcError, Modes, SetOwner};
-use crate::signals::{STOP_DEBOUNCE, Signal};
-use crate::{backoff, log, process_tree};
-use admin::{Admin, Snapshot};
-use evidence::{EvidenceRecorder, ProcessScope, Target};
-use notify::{Notify, Store};
-use part_log::tell;
-use plan::{Action, Bounds, Event, Notice, Part, Plan};
-use prober::Prober;
-use process_sample::SuspendDetector;
-use restart_stats::{Account, Cause};
-use sockets::{SocketError, Sockets};
-use state::Written;
-use supervisor::children::Children;
-pub use supervisor::systemd::watch;
-use worker_endpoints::WorkerEndpoints;
+use crate::config::Loaded;
+use crate::ids::ProcessId;
+use crate::ipc::{self, IpcError, Modes, SetLock, SetOwner};
+use crate::procfs::ProcessStat;
+use crate::signals::Signal;
+use crate::{log, process_tree};
+pub(crate) use error::WatchdogError;
+use error::system;
+use supervisor::child_supervisor::ChildSupervisor;
+use supervisor::systemd::UnitSupervisor;
+use worker_endpoints::SegmentNames;
 
-/// Why a set cannot be started or go on.
-#[derive(Debug, thiserror::Error)]
-pub enum WatchdogError {
-    /// Segments, bells, or another set in the same place.
-    #[error(transparent)]
-    Ipc(#[from] IpcError),
-    /// An address is taken, or not ours.
-    #[error(transparent)]
-    Socket(#[from] SocketError),
-    /// Processes of a former life do not go.
-    #[error("processes of the former set do not end: {0}")]
-    Leftover(String),
-    /// A reload asks for what cannot change.
-    #[error("{0}")]
-    Changed(&'static str),
-    /// A system call failed.
-    #[error("{0}: {1}")]
-    System(String, io::Error),
-}
-
-fn system(what: impl Into<String>) -> impl FnOnce(io::Error) -> WatchdogError {
-    move |error| WatchdogError::System(what.into(), error)
-}
-
-/// A woken loop that is later than this was not run by the machine.
-const LATE: Duration = Duration::from_millis(20);
-
-/// Runs a whole set in the foreground until it is told to stop (SIGTERM, SIGINT; a second one stops at once).
+/// Runs a set as child processes in the foreground until SIGTERM or SIGINT; a second signal stops it immediately.
 ///
 /// # Errors
-/// See [`WatchdogError`]. Whatever was made is removed again.
-pub async fn run(loaded: Loaded) -> Result<(), WatchdogError> {
+/// See [`WatchdogError`]. Everything that was created is removed.
+pub(crate) async fn run(loaded: Loaded) -> Result<(), WatchdogError> {
     log::init(log::LogContext::part("watchdog", &loaded.config.set.name));
     log::abort_on_panic();
-    tokio::task::LocalSet::new().run_until(hold(loaded)).await
+    LocalSet::new().run_until(run_set(loaded)).await
 }
 
-/// Takes the set's place, runs it, and leaves nothing behind.
-async fn hold(loaded: Loaded) -> Result<(), WatchdogError> {
-    // Whoever became this program may have had children: they are not ours to kill.
-    let strangers: Rc<[(Pid, u64)]> =
-        process_tree::descendants(Pid::this()).iter().map(|p| (p.pid, p.started)).collect();
+/// Watches the units of a set until SIGTERM or SIGINT, which stop no other unit.
+///
+/// # Errors
+/// See [`WatchdogError`].
+pub(crate) async fn watch(loaded: Loaded) -> Result<(), WatchdogError> {
+    log::init(log::LogContext::part("watchdog", &loaded.config.set.name));
+    log::abort_on_panic();
+    LocalSet::new().run_until(async { UnitSupervisor::open(loaded)?.run().await }).await
+}
+
+/// Locks the runtime directory, runs the set, and removes everything that belongs to the set.
+async fn run_set(loaded: Loaded) -> Result<(), WatchdogError> {
+    // The program that executed this one in its place may have had children: they do not belong to the set.
+    let inherited_children: Rc<[ProcessId]> =
+        process_tree::descendants(Pid::this()).iter().map(ProcessStat::id).collect();
     nix::sys::prctl::set_child_subreaper(true).map_err(|e| system("prctl")(e.into()))?;
-    // From here on a signal is an event: it must not kill us between two steps of the start.
-    let stop = Signal::stop().map_err(system("signals"))?;
-    let reload = Signal::reload().map_err(system("signals"))?;
-    let dir = loaded.config.set.runtime_dir.clone();
-    let name = loaded.config.set.name.clone();
-    if ipc::is_run_by_systemd(&dir) {
-        return Err(IpcError::RunBySystemd(dir).into());
+    // From here on a signal is an event: it cannot kill this process between two steps of the start.
+    let stop = Signal::stop().and_then(Signal::into_async).map_err(system("signals"))?;
+    let reload = Signal::reload().and_then(Signal::into_async).map_err(system("signals"))?;
+    let runtime_dir = loaded.config.set.runtime_dir.clone();
+    let set = loaded.config.set.name.clone();
+    if ipc::is_run_by_systemd(&runtime_dir) {
+        return Err(IpcError::RunBySystemd(runtime_dir).into());
     }
     ipc::prepare(&loaded.config, &Modes::default())?;
-    let lock = ipc::lock_set(&dir, SetOwner::Process)?;
-    let mut waived = false;
-    let segments = Segments::default();
+    let lock = ipc::lock_set(&runtime_dir, SetOwner::Process)?;
+    let ended = tokio::select! {
+        // On an error the processes of the previous set survive, and so does everything they use.
+        ended = stale_processes::terminate(&runtime_dir, &loaded.config) => ended?,
+        _ = stop.readable() => {
+            // They continue to drain; the next start terminates them.
+            tracing::info!(%set, event = %log::Event::SetNotStarted,
+                "stopped by a signal while the previous set was ending: nothing was started");
+            return Ok(());
+        }
+    };
+    let segments = SegmentNames::default();
     let result = async {
-        let stop = stop.into_async().map_err(system("signals"))?;
-        let ended = tokio::select! {
-            // Who cannot be ended keeps what it has.
-            ended = stale_processes::clear(&dir, &loaded.config) => ended.inspect_err(|_| waived = true)?,
-            _ = stop.readable() => {
-                // What is left goes on by itself, as it did; the next start clears it.
-                waived = true;
-                return Ok(());
-            }
-        };
-        stale_processes::remove(&loaded.config, &ended)?;
-        Watch::open(loaded, strangers.clone(), segments.clone())?.run(stop, reload).await
+        stale_processes::remove_files(&loaded.config, &ended)?;
+        ChildSupervisor::open(loaded, inherited_children.clone(), segments.clone())?.run(stop, reload).await
     }
     .await;
-    if waived && result.is_err() {
-        return result;
+    let removed = remove_set(&runtime_dir, lock, &inherited_children, &segments).await;
+    if result.is_ok() && removed.is_ok() {
+        tracing::info!(%set, event = %log::Event::SetStopped, "the set has stopped, and nothing of it is left");
     }
-    if waived {
-        tracing::info!(set = %name, event = %log::Event::SetNotStarted,
-            "told to stop while the former set was ending: nothing was started");
-        return result;
-    }
-    // Whatever still runs is an orphan that no part answers for any more.
-    let survivors = process_tree::kill(|p| !strangers.contains(&(p.pid, p.started)))
-        .await
-        .err()
-        .map(|error| WatchdogError::Leftover(error.to_string()));
-    // Somebody may have removed the directory, and another set may be in its place.
-    let mut removed = if lock.is_in_place(&dir) { ipc::remove(&dir) } else { Ok(()) };
+    result.and(removed)
+}
+
+/// Kills the remaining processes of the set and removes its files and segments. Performs every step, whichever fails, and
+/// returns the first error.
+async fn remove_set(
+    runtime_dir: &Path,
+    lock: SetLock,
+    inherited_children: &[ProcessId],
+    segments: &SegmentNames,
+) -> Result<(), WatchdogError> {
+    let killed = process_tree::kill(|process| !inherited_children.contains(&process.id())).await;
+    let killed = killed.map_err(|survivors| WatchdogError::Leftover(survivors.to_string()));
+    // If the directory was removed meanwhile, a new one belongs to another set.
+    let mut removed = if lock.is_in_place(runtime_dir) { ipc::remove(runtime_dir) } else { Ok(()) };
     for segment in segments.take().values() {
         removed = removed.and(ipc::remove_segment(segment));
     }
-    let removed = removed.map_err(WatchdogError::from);
-    lock.remove(&dir);
-    if result.is_ok() && survivors.is_none() && removed.is_ok() {
-        tracing::info!(set = %name, event = %log::Event::SetStopped,
-            "the set has stopped, and nothing of it is left");
-    }
-    result.and(survivors.map_or(Ok(()), Err)).and(removed)
-}
-
-/// Everything of a running set.
-struct Watch {
-    config: Arc<Config>,
-    origin: Origin,
-    dir: PathBuf,
-    set_epoch: u64,
-    process: (u32, u64),
-    plan: Plan,
-    children: Children,
-    exits: mpsc::UnboundedReceiver<(Part, u32)>,
-    sockets: Sockets,
-    store: Store,
-    notify: Notify,
-    reaches: BTreeMap<WorkerId, WorkerEndpoints>,
-    prober: Prober,
-    account: Account,
-    admin: Admin,
-    witness: EvidenceRecorder,
-    written: Written,
-    /// Children that this process had before it was the watchdog.
-    strangers: Rc<[(Pid, u64)]>,
-    /// The segments that are there because of us: their names are kept in files that others may remove.
-    segments: Segments,
-    /// Why parts have ended, in their own words.
-    last_words: BTreeMap<Part, String>,
-    /// Why each was started again, as the operator was told last.
-    said: BTreeMap<Part, String>,
-    /// Until when every part should be up; `None` once that has been judged.
-    up_by: Option<Monotonic>,
-    stopping_since: Option<Monotonic>,
-    finished: bool,
-}
-
-/// Names of segments by worker, shared with whoever clears up in the end.
-type Segments = Rc<RefCell<BTreeMap<WorkerId, String>>>;
-
-impl Watch {
-    fn open(loaded: Loaded, strangers: Rc<[(Pid, u64)]>, segments: Segments) -> Result<Self, WatchdogError> {
-        let Loaded { config, origin, .. } = loaded;
-        let dir = config.set.runtime_dir.clone();
-        let sockets = Sockets::open(&config)?;
-        // Time since boot: no two lives of a set in one directory have the same.
-        let set_epoch = clock::now().0;
-        let mut reaches = BTreeMap::new();
-        for id in config.workers() {
-            reaches.insert(id.clone(), WorkerEndpoints::make(&config, &id, set_epoch, &segments)?);
-        }
-        publish(&config, &dir)?;
-        let notify = dir.join("notify.sock");
-        let (sender, exits) = mpsc::unbounded_channel();
-        let pid = std::process::id();
-        let (plan, actions) = Plan::new(&drains(&config), bounds(&config), clock::now());
-        let mut watch = Self {
-            children: Children::new(&dir, sender),
-            exits,
-            sockets,
-            store: Store::default(),
-            notify: Notify::bind(&notify).map_err(system(notify.display().to_string()))?,
-            reaches,
-            prober: Prober::start(dir.join("probe.sock")),
-            account: Account::default(),
-            admin: Admin::default(),
-            witness: EvidenceRecorder::default(),
-            written: Written::default(),
-            strangers,
-            segments,
-            last_words: BTreeMap::new(),
-            said: BTreeMap::new(),
-            up_by: Some(clock::now() + config.watchdog.start_timeout),
-            stopping_since: None,
-            finished: false,
-            process: (pid, process_tree::read_process(pid).map_or(0, |process| process.started)),
-            config: Arc::new(config),
-            origin,
-            dir,
-            set_epoch,
-            plan,
-        };
-        watch.remark();
-        watch.perform(actions);
-        watch.serve_admin()?;
-        Ok(watch)
-    }
-
-    async fn run(mut self, mut stop: UnixStream, reload: Signal) -> Result<(), WatchdogError> {
-        let mut reload = reload.into_async().map_err(system("signals"))?;
-        let (mut stops, mut reloads) = ([0; 64], [0; 64]);
-        let mut next_probe = clock::now() + self.config.watchdog.probe_interval;
-        let beat = sd_notify::watchdog_enabled().map(|interval| interval / 2);
-        let mut next_beat = beat.map(|every| clock::now() + every);
-        let mut naps = SuspendDetector::new();
-        while !self.finished {
-            let wake_at = [Some(next_probe), self.plan.deadline(), next_beat].into_iter().flatten().min();
-            let wake_at = wake_at.unwrap_or(next_probe);
-            let mut event = tokio::select! {
-                biased;
-                Ok(_) = stop.read(&mut stops) => Some(self.told_to_stop(clock::now())),
-                // Before anything upon which somebody could be judged.
-                signs = self.prober.answer() => signs.map(Event::Report),
-                Some((part, pid)) = self.exits.recv() => self.exited(part, pid),
-                Ok(message) = self.notify.receive() => self.notified(message),
-                Ok(_) = reload.read(&mut reloads) => self.reload(),
-                () = sleep(wake_at.since(clock::now())) => None,
-            };
-            let now = clock::now();
-            let late = now.since(wake_at);
-            if late > LATE {
-                tracing::debug!(
-                    late_ms = late.as_millis() as u64,
-                    "the watchdog was late: everybody is excused for as long"
-                );
-                self.witness.was_late(now, late);
-                self.handle(now, Event::Lost(late));
-            }
-            let answer = if late > LATE { self.prober.waiting().await } else { None };
-            if naps.over() {
-                self.handle(now, Event::Resumed);
-            }
-            if next_probe <= now {
-                next_probe = now + self.config.watchdog.probe_interval;
-                if self.prober.ask(prober::failed(&self.plan)) {
-                    self.handle(now, Event::Probed);
-                }
-            }
-            if let Some(every) = beat
-                && next_beat.is_some_and(|at| at <= now)
-            {
-                let _ = sd_notify::notify(&[NotifyState::Watchdog]);
-                next_beat = Some(now + every);
-            }
-            if let Some(signs) = answer {
-                self.handle(now, Event::Report(signs));
-            }
-            self.handle(now, event.take().unwrap_or(Event::Tick));
-            if self.up_by.is_some_and(|by| by <= now) {
-                self.not_up();
-            }
-            self.publish(now);
-        }
-        Ok(())
-    }
-
-    fn handle(&mut self, now: Monotonic, event: Event) {
-        let actions = self.plan.handle(now, event);
-        self.perform(actions);
-    }
-
-    /// SIGTERM or SIGINT has come.
-    fn told_to_stop(&mut self, now: Monotonic) -> Event {
-        let set = &self.config.set.name;
-        if let Some(first) = self.stopping_since {
-            if now.since(first) < STOP_DEBOUNCE {
-                return Event::Tick;
-            }
-            tracing::warn!(%set, event = %log::Event::SetStoppingNow,
-                    "stopping at once, on a second signal: requests in hand are cut off");
-            return Event::StopNow;
-        }
-        self.stopping_since = Some(now);
-        let at_most = drains(&self.config).into_values().max().unwrap_or_default() + bounds(&self.config).parting;
-        let at_most = humantime::format_duration(at_most).to_string();
-        tracing::info!(%set, at_most, event = %log::Event::SetStopping,
-            "stopping, on a signal: no new leases, requests in hand may finish");
-        Event::Stop
-    }
-
-    fn exited(&mut self, part: Part, pid: u32) -> Option<Event> {
-        // What it said comes before its end.
-        while let Some(message) = self.notify.waiting() {
-            if let Some(event) = self.notified(message) {
-                self.handle(clock::now(), event);
-            }
-        }
-        let (mut how, mut cause) = self.children.reap(&part, pid)?;
-        if self.plan.status().any(|(of, status)| *of == part && status.state == "starting") {
-            how += " before it was ready";
-            cause = Cause::Start;
-        }
-        self.account.ended(clock::now(), &part, cause);
-        if let Some(words) = self.last_words.remove(&part) {
-            how = format!("{how}: {words}");
-        }
-        tracing::debug!(pid, %part, "{part} has ended: {how}");
-        Some(Event::Exited { part, how, chance: backoff::jitter() })
-    }
-
-    /// Why a part does not start is said in full once, not at every attempt.
-    fn shorten(&mut self, part: &Part, telling: &mut Notice) {
-        if let Notice::Restart { how, .. } = telling
-            && self.said.insert(part.clone(), how.clone()).as_ref() == Some(&*how)
-            && let Some((short, _)) = how.split_once(": ")
-        {
-            *how = format!("{short}, as before");
-        }
-    }
-
-    fn notified(&mut self, message: notify::Message) -> Option<Event> {
-        let part = self.children.part(message.pid)?.clone();
-        if part == Part::Dispatcher {
-            self.store.obey(&message.words, message.fds, self.config.front.connections);
-        }
-        if let Some(words) = message.words.failure {
-            self.last_words.insert(part.clone(), words);
-        }
-        if message.words.ready {
-            self.account.ready(clock::now(), &part);
-        }
-        message.words.ready.then_some(Event::Ready(part))
-    }
-
-    /// Performs actions, and what follows from them, in order.
-    fn perform(&mut self, actions: Vec<Action>) {
-        let mut queue = std::collections::VecDeque::from(actions);
-        while let Some(action) = queue.pop_front() {
-            if let Some(event) = self.act(action) {
-                queue.extend(self.plan.handle(clock::now(), event));
-            }
-        }
-        self.write_state();
-    }
-
-    fn act(&mut self, action: Action) -> Option<Event> {
-        match action {
-            Action::Start(part) => return Some(self.start(part)),
-            Action::Observe(part) => {
-                let look = process_sample::sample(&part, self.children.process(&part));
-                return Some(Event::Observed(part, look));
-            }
-            Action::Order(part, order) => self.children.order(&part, order),
-            Action::Accuse(part, why) => {
-                self.account.accused(clock::now(), &part, self.prober.silent_since(&part));
-                let pid = self.children.pid(&part);
-                let subject =
-                    pid.map(|pid| Target::of(&part, pid, ProcessScope::Tree, &self.config, self.prober.heard()));
-                self.witness.record(&part, &why, subject);
-            }
-            Action::Sweep(id) => {
-                let (known, strangers) = (self.children.pids(), self.strangers.clone());
-                tokio::task::spawn_local(async move {
-                    // What a dead worker had started has become a child of ours (PR_SET_CHILD_SUBREAPER).
-                    let spared = |process: &process_tree::Process| {
-                        known.borrow().contains(&(process.pid.as_raw() as u32))
-                            || strangers.contains(&(process.pid, process.started))
-                    };
-                    if let Err(error) = process_tree::kill(|process| !spared(process)).await {
-                        tracing::error!(event = %log::Event::ProcessSurvived,
-                            "what a worker left behind cannot be killed: {error}");
-                    }
-                });
-                if let Some(reach) = self.reaches.get(&id) {
-                    reach.bell.ring();
-                }
-            }
-            Action::Quiesce => prober::quiesce(self.dir.join("probe.sock")),
-            Action::Remove(id) => {
-                self.sockets.workers.remove(&id);
-                self.reaches.remove(&id);
-                let segment = self.segments.borrow_mut().remove(&id);
-                let removed = ipc::retire_worker(&self.dir, &id);
-                if let Err(error) = removed.and(segment.map_or(Ok(()), |name| ipc::remove_segment(&name))) {
-                    tracing::error!(worker = %id, event = %log::Event::RuntimeDirError,
-                        "cannot remove its segment and bells: {error}");
-                }
-                tracing::info!(worker = %id, event = %log::Event::WorkerRemoved, "worker has left the set");
-            }
-            Action::Tell(part, mut telling) => {
-                if matches!(telling, Notice::Restart { .. }) {
-                    self.account.unplanned(&part);
-                }
-                self.shorten(&part, &mut telling);
-                tell(&part, telling, self.children.pid(&part));
-            }
-            Action::AllUp => self.greet(),
-            Action::Finish => self.finished = true,
-        }
-        None
-    }
-
-    fn write_state(&mut self) {
-        let listeners = self.sockets.listeners.iter().map(|socket| socket.address.to_string()).collect();
-        let state = state::state_of(&self.plan, &self.config.set.name, self.process, listeners);
-        self.written.keep(state, &self.dir);
-    }
-
-    /// Lets the admin thread serve on the sockets there are, by the configuration in force.
-    fn serve_admin(&mut self) -> Result<(), WatchdogError> {
-        self.publish(clock::now());
-        let served = self.sockets.admin().and_then(|sockets| self.admin.serve(sockets));
-        if let Some(address) = &self.sockets.admin.1 {
-            tracing::info!("figures of the set: curl http://{}/metrics", address.address);
-        }
-        served.map_err(system("admin.sock"))
-    }
-
-    /// Leaves what is known for whoever asks on the admin socket.
-    fn publish(&self, now: Monotonic) {
-        let Some(state) = self.written.state() else { return };
-        self.admin.publish(Snapshot::new(now, &self.config, state, &self.prober, &self.account));
-    }
-
-    /// Says what of the configuration only systemd can do, and what it opens.
-    fn remark(&self) {
-        let beyond = self.config.pools.iter().filter_map(|pool| pool.beyond_run());
-        for remark in beyond.chain(self.config.admin.exposed()) {
-            tracing::warn!("{remark}");
-        }
-    }
-}
-
-/// Writes the configuration in force where the parts read it: what is in the file may change at any time.
-fn publish(config: &Config, dir: &Path) -> Result<(), WatchdogError> {
-    let path = dir.join("applied.toml");
-    let new = dir.join("applied.toml.new");
-    fs::write(&new, config.to_toml()).and_then(|()| fs::rename(&new, &path)).map_err(system(path.display().to_string()))
-}
-
-fn drains(config: &Config) -> BTreeMap<WorkerId, Duration> {
-    let drain = |id: &WorkerId| config.pool(&id.pool).map_or(Duration::ZERO, |pool| pool.drain_timeout);
-    config.workers().map(|id| (id.clone(), drain(&id))).collect()
-}
-
-fn bounds(config: &Config) -> Bounds {
-    let watchdog = &config.watchdog;
-    Bounds {
-        worker_timeout: watchdog.worker_timeout,
-        dispatcher_timeout: watchdog.dispatcher_timeout,
-        start_timeout: watchdog.start_timeout,
-        abort_grace: watchdog.abort_grace,
-        // The last answers linger, and a co-process gets a second to leave.
-        parting: config.front.linger_timeout + Duration::from_secs(1),
-        restarts: backoff::limits(config),
-    }
+    lock.remove(runtime_dir);
+    killed.and(removed.map_err(WatchdogError::from))
 }

@@ -1,4 +1,4 @@
-//! `NOTIFY_SOCKET` as systemd serves it (sd_notify(3)): READY, and the descriptor store.
+//! The server side of `NOTIFY_SOCKET` as systemd implements it (sd_notify(3)): READY and the descriptor store.
 
 use std::collections::BTreeMap;
 use std::io::{self, IoSliceMut};
@@ -13,25 +13,25 @@ use tokio::io::unix::AsyncFd;
 
 use crate::sys;
 
-/// Longest message that is read, in bytes.
+/// Size limit of a message, in bytes; the rest is cut off.
 const MESSAGE_MAX: usize = 4096;
-/// Descriptors taken from one message.
+/// Descriptors received with one message at most.
 const FDS_MAX: usize = 16;
 
-/// What a child said.
+/// A message from a child.
 #[derive(Debug)]
-pub struct Message {
-    /// Its process, as the kernel says.
+pub(crate) struct NotifyMessage {
+    /// The sender, from the kernel's credentials.
     pub pid: u32,
-    /// What it says.
-    pub words: Words,
-    /// The descriptors that came along.
+    /// The content.
+    pub fields: NotifyFields,
+    /// The descriptors that came with it.
     pub fds: Vec<OwnedFd>,
 }
 
-/// The words of a message that mean something here.
+/// The fields of a message that the watchdog understands.
 #[derive(Debug, Default, PartialEq, Eq)]
-pub struct Words {
+pub(crate) struct NotifyFields {
     /// `READY=1`.
     pub ready: bool,
     /// `FDSTORE=1`.
@@ -40,43 +40,43 @@ pub struct Words {
     pub remove: bool,
     /// `FDNAME=`.
     pub name: Option<String>,
-    /// Why it is about to end: a word of our own parts.
+    /// `X_PATOU_FAILURE=`: why the sender, a part of patou, is about to exit.
     pub failure: Option<String>,
 }
 
-impl Words {
-    /// Reads the lines of a message; what means nothing here is skipped.
-    pub fn parse(text: &str) -> Self {
-        let mut words = Words::default();
+impl NotifyFields {
+    /// Parses the lines of a message; unknown fields are ignored.
+    pub(crate) fn parse(text: &str) -> Self {
+        let mut fields = NotifyFields::default();
         for line in text.lines() {
             match line.split_once('=') {
-                Some(("READY", "1")) => words.ready = true,
-                Some(("FDSTORE", "1")) => words.store = true,
-                Some(("FDSTOREREMOVE", "1")) => words.remove = true,
-                Some(("FDNAME", name)) if is_name(name) => words.name = Some(name.to_owned()),
-                // For the log, and so perhaps for a terminal.
-                Some(("X_PATOU_FAILURE", why)) => words.failure = Some(why.replace(char::is_control, " ")),
+                Some(("READY", "1")) => fields.ready = true,
+                Some(("FDSTORE", "1")) => fields.store = true,
+                Some(("FDSTOREREMOVE", "1")) => fields.remove = true,
+                Some(("FDNAME", name)) if is_valid_name(name) => fields.name = Some(name.to_owned()),
+                // Logged, possibly to a terminal.
+                Some(("X_PATOU_FAILURE", why)) => fields.failure = Some(why.replace(char::is_control, " ")),
                 _ => {}
             }
         }
-        words
+        fields
     }
 }
 
-/// Whether a descriptor may have this name, as in sd_pid_notify_with_fds(3): it goes through `LISTEN_FDNAMES`.
-fn is_name(name: &str) -> bool {
+/// Whether sd_pid_notify_with_fds(3) allows this name for a descriptor; it is passed on in `LISTEN_FDNAMES`.
+fn is_valid_name(name: &str) -> bool {
     name.len() <= 255 && name.bytes().all(|b| (b' '..=b'~').contains(&b) && b != b':')
 }
 
 /// The socket.
-pub struct Notify(AsyncFd<OwnedFd>);
+pub(crate) struct NotifySocket(AsyncFd<OwnedFd>);
 
-impl Notify {
-    /// Binds it; a file of that name from a former life is replaced.
+impl NotifySocket {
+    /// Binds the socket; an old file at this path is replaced.
     ///
     /// # Errors
-    /// When it cannot be bound.
-    pub fn bind(path: &Path) -> io::Result<Self> {
+    /// When the path cannot be bound.
+    pub(crate) fn bind(path: &Path) -> io::Result<Self> {
         match std::fs::remove_file(path) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
             _ => {}
@@ -87,8 +87,8 @@ impl Notify {
         Ok(Self(sys::when_readable(socket.into())?))
     }
 
-    /// A message that has come already.
-    pub fn waiting(&self) -> Option<Message> {
+    /// The next message, if one has arrived.
+    pub(crate) fn try_receive(&self) -> Option<NotifyMessage> {
         loop {
             match receive(self.0.get_ref()) {
                 Ok(Some(message)) => return Some(message),
@@ -98,11 +98,11 @@ impl Notify {
         }
     }
 
-    /// The next message.
+    /// Waits for the next message.
     ///
     /// # Errors
     /// When the socket fails.
-    pub async fn receive(&self) -> io::Result<Message> {
+    pub(crate) async fn receive(&self) -> io::Result<NotifyMessage> {
         loop {
             let mut ready = self.0.readable().await?;
             match receive(self.0.get_ref()) {
@@ -115,8 +115,8 @@ impl Notify {
     }
 }
 
-/// One message, or `None` for one without a sender.
-fn receive(socket: &OwnedFd) -> io::Result<Option<Message>> {
+/// Receives one message; `None` if it has no sender.
+fn receive(socket: &OwnedFd) -> io::Result<Option<NotifyMessage>> {
     let mut bytes = [0; MESSAGE_MAX];
     let mut control = cmsg_space!(UnixCredentials, [libc::c_int; FDS_MAX]);
     let mut slices = [IoSliceMut::new(&mut bytes)];
@@ -126,36 +126,36 @@ fn receive(socket: &OwnedFd) -> io::Result<Option<Message>> {
     for message in received.cmsgs()? {
         match message {
             ControlMessageOwned::ScmCredentials(sender) => pid = u32::try_from(sender.pid()).ok(),
-            // Owned at once: whatever becomes of the message, they are closed.
+            // Owned now, so that they are closed even if the message is ignored.
             ControlMessageOwned::ScmRights(passed) => fds.extend(sys::own_fds(passed)),
             _ => {}
         }
     }
     let length = received.bytes;
-    let words = Words::parse(&String::from_utf8_lossy(&bytes[..length]));
-    Ok(pid.map(|pid| Message { pid, words, fds }))
+    let fields = NotifyFields::parse(&String::from_utf8_lossy(&bytes[..length]));
+    Ok(pid.map(|pid| NotifyMessage { pid, fields, fds }))
 }
 
 /// The descriptor store: connections by name.
 #[derive(Default)]
-pub struct Store(BTreeMap<String, OwnedFd>);
+pub(crate) struct FdStore(BTreeMap<String, OwnedFd>);
 
-impl Store {
-    /// Carries out what a message says. At most `bound` descriptors are kept.
-    pub fn obey(&mut self, words: &Words, fds: Vec<OwnedFd>, bound: usize) {
-        let Some(name) = &words.name else { return };
-        if words.remove {
+impl FdStore {
+    /// Stores or removes a descriptor as a message requests. At most `max` descriptors are kept.
+    pub(crate) fn apply(&mut self, fields: &NotifyFields, fds: Vec<OwnedFd>, max: usize) {
+        let Some(name) = &fields.name else { return };
+        if fields.remove {
             self.0.remove(name);
-        } else if words.store
+        } else if fields.store
             && let Some(fd) = fds.into_iter().next()
-            && self.0.len() < bound
+            && self.0.len() < max
         {
             self.0.insert(name.clone(), fd);
         }
     }
 
-    /// What is in it, for the next dispatcher, which takes out what it has dealt with.
-    pub fn iter(&self) -> impl Iterator<Item = (&str, &OwnedFd)> {
+    /// The stored descriptors. The next dispatcher receives all of them and removes those that it has processed.
+    pub(crate) fn iter(&self) -> impl Iterator<Item = (&str, &OwnedFd)> {
         self.0.iter().map(|(name, fd)| (name.as_str(), fd))
     }
 }

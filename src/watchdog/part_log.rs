@@ -1,53 +1,54 @@
-//! What an operator is told of the parts.
+//! Log messages about the parts: what happened, to which part, and what patou does.
 
 use super::plan::{Notice, Part};
 use crate::log::Event;
 
-/// Tells the operator what became of a part.
-pub fn tell(part: &Part, telling: Notice, pid: Option<u32>) {
+/// Logs a notice about a part.
+pub(super) fn log_notice(part: &Part, notice: Notice, pid: Option<u32>) {
     let worker = part.worker().map(tracing::field::display);
-    match telling {
-        Notice::Ready { restarts } => {
+    match notice {
+        Notice::Recovered { restarts } => {
             tracing::info!(worker, pid, restarts, %part, event = %Event::PartRecovered, "{part} is back in service");
         }
-        Notice::Restart { how, delay } => {
+        Notice::Restarting { cause, delay } => {
             let delay = match delay.as_millis() {
-                0 => "at once".to_owned(),
+                0 => "now".to_owned(),
                 ms => format!("in {ms} ms"),
             };
             tracing::warn!(worker, %part, event = %Event::PartRestarted,
-                "{part} has ended ({how}): it is started again {delay}");
+                "{part} is down ({cause}): restarting it {delay}");
         }
-        Notice::Failed { how } => {
+        Notice::Failed { cause } => {
             tracing::error!(worker, %part, event = %Event::PartFailed,
-                "{part} has failed and stays down: it ended too often (watchdog.restarts), last by {how}; \
-                 mend the cause, then reload (SIGHUP)");
+                "{part} has failed ({cause}; more restarts than watchdog.restarts allows): it stays down; \
+                 fix the cause, then reload (SIGHUP)");
         }
         Notice::Stopped => {
             tracing::info!(worker, %part, event = %Event::PartStopped,
-                "{part} has been stopped, and stays so until it is started (systemctl)");
+                "{part} was stopped: it stays down until it is started (systemctl start)");
         }
-        Notice::GivenUp => {
+        Notice::UnitFailed => {
             tracing::error!(worker, %part, event = %Event::PartFailed,
-                "{part} has failed and stays down, after too many restarts or at its start: mend the cause, then \
-                 systemctl reload patou");
+                "{part} has failed (too many restarts, or its start failed): it stays down; \
+                 fix the cause, then run systemctl reload patou");
         }
         Notice::Starved { silence } => {
             let silence_ms = silence.as_millis() as u64;
             tracing::warn!(worker, pid, silence_ms, %part, event = %Event::PartStarved,
-                "{part} has not answered for {silence_ms} ms because the machine does not run it: it is not killed for \
-                 that; see what takes the processors");
+                "{part} is starved (no answer for {silence_ms} ms because the machine does not run it): \
+                 not killing it; find out what uses the processors");
         }
         Notice::Suspended { by } => {
             tracing::warn!(worker, pid, %part, event = %Event::PartSuspended,
-                "{part} does not answer because {by} holds it: it is not killed for that");
+                "{part} is suspended (held by {by}): not killing it");
         }
-        Notice::Relieved => {
-            tracing::info!(worker, pid, %part, event = %Event::PartResumed, "{part} runs again and is judged as before");
+        Notice::Resumed => {
+            tracing::info!(worker, pid, %part, event = %Event::PartResumed,
+                "{part} is no longer starved or suspended: its timeouts apply again");
         }
         Notice::Overdue => {
             tracing::warn!(worker, pid, %part, event = %Event::PartOverdue,
-                "{part} did not stop within drain_timeout: it is killed, its request is cut off");
+                "{part} did not stop within drain_timeout: cutting off its request and killing it");
         }
     }
 }

@@ -1,4 +1,4 @@
-//! Asks the dispatcher, one question at a time, over a connection that is kept.
+//! Probes the dispatcher: one request at a time, over one connection.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -10,102 +10,102 @@ use tokio::sync::mpsc;
 use tokio::task::yield_now;
 use tokio::time::timeout;
 
-use super::plan::{Part, Plan, Sign};
+use super::plan::{Part, Plan, WorkerLiveness};
 use crate::clock;
 use crate::ids::{Monotonic, PoolName, WorkerId, WorkerNumber};
 use crate::probe::{FailedPool, ProbeCommand, ProbeReport, ProbeRequest, REPORT_MAX};
 use crate::stats::CounterTotals;
 
-/// How long an order of ours may take on its way: what it asks happens anyway, only later.
-const ORDER_TIMEOUT: Duration = Duration::from_secs(1);
+/// How long the quiesce command may take. The set stops without it too: the stopping workers refuse offers.
+const COMMAND_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// How often the other tasks are let run before it is believed that there is no answer.
-const TICKS: u32 = 3;
+/// How often other tasks are run before a buffered answer is assumed not to exist.
+const YIELDS: u32 = 3;
 
-/// Characters of a cause: what clients are told is no log.
+/// Length limit of a cause, in characters: clients see it.
 const CAUSE_MAX: usize = 200;
 
-/// The asking task.
-pub struct Prober {
-    questions: mpsc::UnboundedSender<Vec<FailedPool>>,
+/// Handle of the task that sends the probes.
+pub(super) struct Prober {
+    requests: mpsc::UnboundedSender<Vec<FailedPool>>,
     reports: mpsc::UnboundedReceiver<Option<ProbeReport>>,
-    /// Since when an answer is owed.
-    asked: Option<Monotonic>,
-    heard: Option<(Monotonic, Arc<ProbeReport>)>,
-    pools: CounterTotals<PoolName, u32>,
+    /// When the unanswered probe was sent.
+    pending_since: Option<Monotonic>,
+    last_report: Option<(Monotonic, Arc<ProbeReport>)>,
+    pool_counters: CounterTotals<PoolName, u32>,
 }
 
 impl Prober {
-    /// Starts it; nobody is asked yet.
-    pub fn start(socket: PathBuf) -> Self {
-        let (questions, asked) = mpsc::unbounded_channel();
+    /// Starts the task; no probe is sent yet.
+    pub(super) fn start(socket: PathBuf) -> Self {
+        let (requests, received) = mpsc::unbounded_channel();
         let (answers, reports) = mpsc::unbounded_channel();
-        tokio::task::spawn_local(run(socket, asked, answers));
-        Self { questions, reports, asked: None, heard: None, pools: CounterTotals::default() }
+        tokio::task::spawn_local(run(socket, received, answers));
+        Self { requests, reports, pending_since: None, last_report: None, pool_counters: CounterTotals::default() }
     }
 
-    /// Asks, and says which pools have failed, unless an answer is still owed. Whether a question is open now.
-    pub fn ask(&mut self, failed: Vec<FailedPool>) -> bool {
-        if self.asked.is_none() && self.questions.send(failed).is_ok() {
-            self.asked = Some(clock::now());
+    /// Sends a probe with the failed pools, unless one is unanswered. Returns whether a probe is unanswered now.
+    pub(super) fn send_probe(&mut self, failed: Vec<FailedPool>) -> bool {
+        if self.pending_since.is_none() && self.requests.send(failed).is_ok() {
+            self.pending_since = Some(clock::now());
         }
-        self.asked.is_some()
+        self.pending_since.is_some()
     }
 
-    /// Since when an answer is owed, if one is.
-    pub fn asked(&self) -> Option<Monotonic> {
-        self.asked
+    /// When the unanswered probe was sent, if there is one.
+    pub(super) fn pending_since(&self) -> Option<Monotonic> {
+        self.pending_since
     }
 
-    /// The last report, and when it came.
-    pub fn heard(&self) -> Option<&(Monotonic, Arc<ProbeReport>)> {
-        self.heard.as_ref()
+    /// The last report, and when it arrived.
+    pub(super) fn last_report(&self) -> Option<&(Monotonic, Arc<ProbeReport>)> {
+        self.last_report.as_ref()
     }
 
-    /// What the dispatchers have counted, one after the other.
-    pub fn pools(&self) -> &CounterTotals<PoolName, u32> {
-        &self.pools
+    /// The pools' counters, summed over all incarnations of the dispatcher.
+    pub(super) fn pool_counters(&self) -> &CounterTotals<PoolName, u32> {
+        &self.pool_counters
     }
 
-    /// Since when a part owes an answer, as far as is known.
-    pub fn silent_since(&self, part: &Part) -> Option<Monotonic> {
-        let Part::Worker(id) = part else { return self.asked };
-        let (at, report) = self.heard.as_ref()?;
-        Sign::all(report, *at).into_iter().find(|sign| sign.worker == *id)?.silent_since
+    /// Since when a part has left a probe unanswered, as far as is known.
+    pub(super) fn silent_since(&self, part: &Part) -> Option<Monotonic> {
+        let Part::Worker(id) = part else { return self.pending_since };
+        let (at, report) = self.last_report.as_ref()?;
+        WorkerLiveness::from_report(report, *at).into_iter().find(|worker| worker.worker == *id)?.silent_since
     }
 
-    /// The next answer as signs of life; `None` for a question that could not be put or was cut off.
-    pub async fn answer(&mut self) -> Option<Vec<Sign>> {
+    /// Waits for the next report; `None` if a probe could not be sent or its connection was closed.
+    pub(super) async fn next_report(&mut self) -> Option<Vec<WorkerLiveness>> {
         let answer = match self.reports.recv().await {
             Some(answer) => answer,
-            None => std::future::pending().await, // the task has ended: so has everything
+            None => std::future::pending().await, // the task has ended, because the runtime is shutting down
         };
-        self.take_in(answer)
+        self.process(answer)
     }
 
-    /// An answer that has come while this process did not run: neither has the task that reads it.
-    pub async fn waiting(&mut self) -> Option<Vec<Sign>> {
-        for _ in 0..TICKS {
+    /// A report that arrived while this process was not run: the task that reads it has not run either.
+    pub(super) async fn take_buffered_report(&mut self) -> Option<Vec<WorkerLiveness>> {
+        for _ in 0..YIELDS {
             yield_now().await;
         }
         let answer = self.reports.try_recv().ok()?;
-        self.take_in(answer)
+        self.process(answer)
     }
 
-    fn take_in(&mut self, answer: Option<ProbeReport>) -> Option<Vec<Sign>> {
-        self.asked = None;
+    fn process(&mut self, answer: Option<ProbeReport>) -> Option<Vec<WorkerLiveness>> {
+        self.pending_since = None;
         let (now, report) = (clock::now(), Arc::new(answer?));
         for pool in &report.pools {
-            self.pools.update(&pool.name, report.epoch, pool.tally.clone());
+            self.pool_counters.update(&pool.name, report.epoch, pool.tally.clone());
         }
-        let signs = Sign::all(&report, now);
-        self.heard = Some((now, report));
-        Some(signs)
+        let workers = WorkerLiveness::from_report(&report, now);
+        self.last_report = Some((now, report));
+        Some(workers)
     }
 }
 
-/// The pools that have failed, in the words of a question.
-pub fn failed(plan: &Plan) -> Vec<FailedPool> {
+/// The failed pools, for the next probe.
+pub(super) fn failed_pools(plan: &Plan) -> Vec<FailedPool> {
     let short = |cause: &str| cause.chars().take(CAUSE_MAX).collect();
     plan.failed_pools()
         .into_iter()
@@ -113,8 +113,8 @@ pub fn failed(plan: &Plan) -> Vec<FailedPool> {
         .collect()
 }
 
-/// Each part with its incarnation, and whether it serves.
-pub fn incarnations(report: &ProbeReport) -> Vec<(Part, u32, bool)> {
+/// Each part of a report with its epoch and whether it serves.
+pub(super) fn incarnations(report: &ProbeReport) -> Vec<(Part, u32, bool)> {
     let mut all = vec![(Part::Dispatcher, report.epoch, true)];
     for pool in &report.pools {
         let workers = pool.workers.iter().zip(WorkerNumber::up_to(u16::MAX)).map(|(worker, number)| {
@@ -127,15 +127,15 @@ pub fn incarnations(report: &ProbeReport) -> Vec<(Part, u32, bool)> {
 
 async fn run(
     socket: PathBuf,
-    mut asked: mpsc::UnboundedReceiver<Vec<FailedPool>>,
+    mut requests: mpsc::UnboundedReceiver<Vec<FailedPool>>,
     answers: mpsc::UnboundedSender<Option<ProbeReport>>,
 ) {
     let mut connection = None;
     let mut nonce = 0;
-    while let Some(failed) = asked.recv().await {
+    while let Some(failed) = requests.recv().await {
         nonce += 1;
-        let report =
-            ask(&socket, &mut connection, ProbeRequest { nonce, order: Some(ProbeCommand::Ping), failed }).await;
+        let request = ProbeRequest { nonce, command: Some(ProbeCommand::Ping), failed };
+        let report = exchange(&socket, &mut connection, request).await;
         if report.is_none() {
             connection = None;
         }
@@ -145,28 +145,28 @@ async fn run(
     }
 }
 
-async fn ask(
+/// Sends one request and reads its report, over a new connection if there is none.
+async fn exchange(
     socket: &PathBuf,
     connection: &mut Option<BufReader<UnixStream>>,
-    question: ProbeRequest,
+    request: ProbeRequest,
 ) -> Option<ProbeReport> {
-    let nonce = question.nonce;
+    let nonce = request.nonce;
     if connection.is_none() {
         *connection = Some(BufReader::new(UnixStream::connect(socket).await.ok()?));
     }
     let stream = connection.as_mut()?;
-    stream.write_all(&question.to_line().ok()?).await.ok()?;
-    let mut answer = Vec::new();
-    stream.take(REPORT_MAX as u64).read_until(b'\n', &mut answer).await.ok()?;
-    let report: ProbeReport = serde_json::from_slice(&answer).ok()?;
+    stream.write_all(&request.to_line().ok()?).await.ok()?;
+    let mut line = Vec::new();
+    stream.take(REPORT_MAX as u64).read_until(b'\n', &mut line).await.ok()?;
+    let report: ProbeReport = serde_json::from_slice(&line).ok()?;
     (report.nonce == nonce).then_some(report)
 }
 
-/// Tells the dispatcher, on a connection of its own, that the set is stopping.
-pub fn quiesce(socket: PathBuf) {
+/// Notifies the dispatcher, over a separate connection, that the set is stopping.
+pub(super) fn send_quiesce(socket: PathBuf) {
     tokio::task::spawn_local(async move {
-        let question = ProbeRequest { nonce: 0, order: Some(ProbeCommand::Quiesce), failed: Vec::new() };
-        // A dispatcher that does not hear it cannot give anybody a worker either: the workers refuse.
-        let _ = timeout(ORDER_TIMEOUT, ask(&socket, &mut None, question)).await;
+        let request = ProbeRequest { nonce: 0, command: Some(ProbeCommand::Quiesce), failed: Vec::new() };
+        let _ = timeout(COMMAND_TIMEOUT, exchange(&socket, &mut None, request)).await;
     });
 }

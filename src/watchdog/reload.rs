@@ -1,23 +1,26 @@
-//! SIGHUP: takes over a new configuration, or says why not and changes nothing.
+//! SIGHUP: applies a new configuration. On any error nothing changes, and the error is logged.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use super::plan::{Change, Event};
-use super::sockets::{Socket, open_admin_tcp, open_listener, open_worker};
-use super::{Watch, WatchdogError, WorkerEndpoints, bounds, drains, publish};
+use super::applied_config::{self, drain_timeouts, plan_limits};
+use super::error::WatchdogError;
+use super::plan::{ConfigChange, PlanEvent};
+use super::sockets::{ListeningSocket, open_admin_tcp, open_listener, open_worker};
+use super::supervisor::child_supervisor::ChildSupervisor;
+use super::worker_endpoints::WorkerEndpoints;
 use crate::config::{Config, ListenerConfig, Origin, PoolConfig};
 use crate::ids::WorkerId;
 use crate::ipc;
 use crate::{executable, log};
 
-impl Watch {
-    /// Reads the file again. What comes of it for the processes, if anything.
-    pub(super) fn reload(&mut self) -> Option<Event> {
+impl ChildSupervisor {
+    /// Reloads the configuration file. Returns what changes for the processes, if it was applied.
+    pub(super) fn reload(&mut self) -> Option<PlanEvent> {
         let Origin::File(path) = &self.origin else {
             tracing::warn!(
                 event = %log::Event::ReloadRefused,
-                "nothing to reload: the set runs on the built-in configuration (start it with --config FILE)"
+                "nothing to reload: the set uses the built-in configuration; start it with --config FILE"
             );
             return None;
         };
@@ -25,79 +28,67 @@ impl Watch {
             return None;
         }
         let file = path.display().to_string();
-        let new = match Config::load(Some(path)).and_then(|loaded| {
-            loaded.check(|pool| self.missing(pool))?;
+        let loaded = Config::load(Some(path)).and_then(|loaded| {
+            loaded.check(|pool| self.missing_program(pool))?;
             Ok(loaded.config)
-        }) {
+        });
+        let new = match loaded {
             Ok(config) => config,
             Err(error) => {
-                let text = error.to_string();
-                let lines: Vec<_> = text.lines().collect();
-                match lines[..] {
-                    [line] => {
-                        tracing::error!(file, event = %log::Event::ReloadRefused,
-                            "reload refused, nothing has changed: {line}");
-                    }
-                    _ => {
-                        tracing::error!(file, event = %log::Event::ReloadRefused,
-                            "reload refused, nothing has changed: {} faults follow", lines.len());
-                        for line in lines {
-                            tracing::error!(event = %log::Event::ReloadRefused, "{line}");
-                        }
-                    }
-                }
+                log_refused(&file, &error.to_string());
                 return None;
             }
         };
-        match self.take_over(new) {
+        match self.apply_config(new) {
             Ok(change) => {
                 let (workers, pools) = (change.workers.len(), self.config.pools.len());
-                let what = self.what_changes(&change);
+                let effect = self.describe(&change);
                 tracing::info!(file, set = %self.config.set.name, workers, pools, event = %log::Event::ReloadApplied,
-                    "configuration applied: {what}");
-                self.remark();
-                Some(Event::Apply(change))
+                    "configuration applied: {effect}");
+                self.log_config_warnings();
+                Some(PlanEvent::Apply(change))
             }
             Err(error) => {
-                tracing::error!(file, event = %log::Event::ReloadRefused,
-                    "reload refused, nothing has changed: {error}");
+                log_refused(&file, &error.to_string());
                 None
             }
         }
     }
 
     /// What a change means for the parts, in words.
-    fn what_changes(&self, change: &Change) -> String {
-        let there: Vec<&WorkerId> = self.plan.status().filter_map(|(part, _)| part.worker()).collect();
-        let list = |ids: Vec<&WorkerId>, what: &str| {
+    fn describe(&self, change: &ConfigChange) -> String {
+        let current: BTreeSet<&WorkerId> = self.plan.status().filter_map(|(part, _)| part.worker()).collect();
+        let list = |ids: Vec<&WorkerId>| {
             let names: Vec<_> = ids.iter().map(ToString::to_string).collect();
             match names.len() {
                 0 => None,
-                1..=4 => Some(format!("{} {what}", names.join(", "))),
-                n => Some(format!("{n} workers {what}")),
+                1..=4 => Some(names.join(", ")),
+                n => Some(format!("{n} workers")),
             }
         };
-        let words = [
-            list(change.workers.keys().filter(|id| !there.contains(id)).collect(), "join"),
-            list(there.iter().copied().filter(|id| !change.workers.contains_key(id)).collect(), "leave"),
-            list(change.reload.iter().collect(), "renew themselves"),
-            list(change.restart.iter().collect(), "are restarted for their sockets"),
-            change.restart_dispatcher.then(|| "the dispatcher is restarted for its sockets".to_owned()),
+        let added = list(change.workers.keys().filter(|id| !current.contains(id)).collect());
+        let removed = list(current.iter().copied().filter(|id| !change.workers.contains_key(id)).collect());
+        let effects = [
+            added.map(|names| format!("adding {names}")),
+            removed.map(|names| format!("removing {names}")),
+            list(change.reload.iter().collect()).map(|names| format!("reloading {names}")),
+            list(change.restart.iter().collect()).map(|names| format!("restarting {names} (new address or limits)")),
+            change.restart_dispatcher.then(|| "restarting the dispatcher (new listeners)".to_owned()),
         ];
-        let words: Vec<_> = words.into_iter().flatten().collect();
-        if words.is_empty() { "no part is restarted".to_owned() } else { words.join("; ") }
+        let effects: Vec<_> = effects.into_iter().flatten().collect();
+        if effects.is_empty() { "no part is restarted".to_owned() } else { effects.join("; ") }
     }
 
-    /// What a handler that is new would have to be, if its program is not there. One that runs is left alone.
-    fn missing(&self, pool: &PoolConfig) -> Option<String> {
-        let runs = |now: &PoolConfig| now.handler == pool.handler && now.environment == pool.environment;
-        if self.config.pool(&pool.name).is_some_and(runs) { None } else { executable::missing_program(pool) }
+    /// The program of a new or changed handler, if it does not exist. An unchanged handler is not checked: it runs.
+    fn missing_program(&self, pool: &PoolConfig) -> Option<String> {
+        let unchanged = |now: &PoolConfig| now.handler == pool.handler && now.environment == pool.environment;
+        if self.config.pool(&pool.name).is_some_and(unchanged) { None } else { executable::missing_program(pool) }
     }
 
-    fn take_over(&mut self, new: Config) -> Result<Change, WatchdogError> {
+    fn apply_config(&mut self, new: Config) -> Result<ConfigChange, WatchdogError> {
         let change = compare(&self.config, &new)?;
-        // Everything that can fail comes first, and makes only what is new.
-        let kept = keep(&self.sockets.listeners, &new.listeners);
+        // The steps that can fail come first. They only create what is new, or are undone on an error.
+        let kept = match_sockets(&self.sockets.listeners, &new.listeners);
         let mut listeners = BTreeMap::new();
         for (index, listener) in new.listeners.iter().enumerate() {
             if kept[index].is_none() {
@@ -106,80 +97,101 @@ impl Watch {
         }
         let mut workers = BTreeMap::new();
         for id in new.workers() {
-            let wanted = new.pool(&id.pool).map(|pool| pool.worker_address(id.number));
-            if self.sockets.workers.get(&id).map(|socket| &socket.wanted) != wanted.as_ref() {
+            let configured = new.pool(&id.pool).map(|pool| pool.worker_address(id.number));
+            if self.sockets.workers.get(&id).map(|socket| &socket.configured) != configured.as_ref() {
                 workers.insert(id.clone(), open_worker(&new, &id)?);
             }
         }
         let admin_moves = self.config.admin.address != new.admin.address;
-        let admin = match &new.admin.address {
+        let admin_tcp = match &new.admin.address {
             Some(address) if admin_moves => Some(open_admin_tcp(address)?),
             _ => None,
         };
         let stay = kept.iter().enumerate().filter_map(|(index, at)| Some(((*at)?, index)));
         let changed: Vec<_> = stay.filter(|(at, index)| self.config.listeners[*at] != new.listeners[*index]).collect();
-        let fresh: Vec<WorkerId> = new.workers().filter(|id| !self.reaches.contains_key(id)).collect();
+        let added: Vec<WorkerId> = new.workers().filter(|id| !self.endpoints.contains_key(id)).collect();
         let sockets = &self.sockets.listeners;
-        let owned = changed.iter().try_for_each(|(at, index)| sockets[*at].own(&new.listeners[*index]));
-        let owned = owned.and_then(|()| self.sockets.admin.0.own_as_admin(&new.admin));
-        let made = owned.map_err(WatchdogError::from).and_then(|()| self.make_parts(&new, &fresh));
-        let made = made.and_then(|reaches| publish(&new, &self.dir).map(|()| reaches));
-        let reaches = match made {
-            Ok(reaches) => reaches,
+        let access = changed.iter().try_for_each(|(at, index)| sockets[*at].apply_access(&new.listeners[*index]));
+        let access = access.and_then(|()| self.sockets.admin.apply_admin_access(&new.admin));
+        let created = access.map_err(WatchdogError::from).and_then(|()| self.create_endpoints(&new, &added));
+        let published =
+            created.and_then(|endpoints| applied_config::write(&new, &self.runtime_dir).map(|()| endpoints));
+        let endpoints = match published {
+            Ok(endpoints) => endpoints,
             Err(error) => {
-                for id in &fresh {
-                    let _ = ipc::retire_worker(&self.dir, id); // the first error is the one to tell
+                // Errors of the undoing are ignored: the first error is the one to report.
+                for id in &added {
+                    let _ = ipc::retire_worker(&self.runtime_dir, id);
                 }
                 for (at, _) in changed {
-                    let _ = self.sockets.listeners[at].own(&self.config.listeners[at]); // likewise
+                    let _ = self.sockets.listeners[at].apply_access(&self.config.listeners[at]);
                 }
-                let _ = self.sockets.admin.0.own_as_admin(&self.config.admin);
+                let _ = self.sockets.admin.apply_admin_access(&self.config.admin);
                 return Err(error);
             }
         };
-        self.reaches.extend(reaches);
+        self.endpoints.extend(endpoints);
         self.sockets.workers.extend(workers);
-        let mut old: Vec<Option<Socket>> = std::mem::take(&mut self.sockets.listeners).into_iter().map(Some).collect();
-        let taken = kept.iter().enumerate().filter_map(|(index, kept)| match kept {
+        let old = std::mem::take(&mut self.sockets.listeners);
+        let mut old: Vec<Option<ListeningSocket>> = old.into_iter().map(Some).collect();
+        let all = kept.iter().enumerate().filter_map(|(index, kept)| match kept {
             Some(at) => old[*at].take(),
             None => listeners.remove(&index),
         });
-        self.sockets.listeners = taken.collect();
+        self.sockets.listeners = all.collect();
         self.config = Arc::new(new);
         if admin_moves {
-            self.sockets.admin.1 = admin;
+            self.sockets.admin_tcp = admin_tcp;
             if let Err(error) = self.serve_admin() {
-                tracing::error!(event = %log::Event::RuntimeDirError, "{error}: the address of before stays");
+                tracing::error!(event = %log::Event::RuntimeDirError,
+                    "cannot serve the new admin address: {error}; still serving the previous one");
             }
         }
         Ok(change)
     }
 
-    fn make_parts(
+    fn create_endpoints(
         &self,
         new: &Config,
-        fresh: &[WorkerId],
+        added: &[WorkerId],
     ) -> Result<BTreeMap<WorkerId, WorkerEndpoints>, WatchdogError> {
-        let make = |id: &WorkerId| Ok((id.clone(), WorkerEndpoints::make(new, id, self.set_epoch, &self.segments)?));
-        fresh.iter().map(make).collect()
+        let create =
+            |id: &WorkerId| Ok((id.clone(), WorkerEndpoints::create(new, id, self.set_epoch, &self.segments)?));
+        added.iter().map(create).collect()
     }
 }
 
-/// Which of the sockets each listener keeps, each socket at most once: two listeners may both want port 0.
-fn keep(sockets: &[Socket], listeners: &[ListenerConfig]) -> Vec<Option<usize>> {
+/// Logs why a reload was refused; several faults of a file are logged in several records.
+fn log_refused(file: &str, error: &str) {
+    let lines: Vec<_> = error.lines().collect();
+    if let [line] = lines[..] {
+        tracing::error!(file, event = %log::Event::ReloadRefused, "reload refused, nothing has changed: {line}");
+        return;
+    }
+    tracing::error!(file, event = %log::Event::ReloadRefused,
+        "reload refused, nothing has changed: {} faults follow", lines.len());
+    for line in lines {
+        tracing::error!(event = %log::Event::ReloadRefused, "{line}");
+    }
+}
+
+/// For each listener the index of the socket that it keeps. Each socket is kept once: two listeners may both be
+/// configured with port 0.
+fn match_sockets(sockets: &[ListeningSocket], listeners: &[ListenerConfig]) -> Vec<Option<usize>> {
     let mut free: Vec<usize> = (0..sockets.len()).collect();
     let mut find = |listener: &ListenerConfig| {
-        let at = free.iter().position(|index| sockets[*index].wanted == listener.address)?;
+        let at = free.iter().position(|index| sockets[*index].configured == listener.address)?;
         Some(free.remove(at))
     };
     listeners.iter().map(&mut find).collect()
 }
 
-/// What a new configuration means for the processes. Pure.
-fn compare(old: &Config, new: &Config) -> Result<Change, WatchdogError> {
+/// What a new configuration means for the processes.
+fn compare(old: &Config, new: &Config) -> Result<ConfigChange, WatchdogError> {
     if old.set != new.set {
-        let what = "set.name and set.runtime_dir cannot change while the set runs: stop it and start it again";
-        return Err(WatchdogError::Changed(what));
+        let what =
+            "set.name and set.runtime_dir cannot change while the set is running: stop the set and start it again";
+        return Err(WatchdogError::CannotChange(what));
     }
     let (mut reload, mut restart) = (Vec::new(), Vec::new());
     for id in new.workers() {
@@ -188,26 +200,26 @@ fn compare(old: &Config, new: &Config) -> Result<Change, WatchdogError> {
             continue;
         }
         let moved = before.worker_address(id.number) != after.worker_address(id.number);
-        // A process cannot take its own limits back.
-        if moved || before.limits.of_a_process() != after.limits.of_a_process() {
+        // A process cannot raise its own limits again.
+        if moved || before.limits.as_rlimits() != after.limits.as_rlimits() {
             restart.push(id);
         } else if old.front != new.front || !same_for_workers(before, after) {
             reload.push(id);
         }
     }
-    let entrances =
+    let listeners =
         |config: &Config| config.listeners.iter().map(|l| (l.address.clone(), l.delivery)).collect::<Vec<_>>();
-    Ok(Change {
-        workers: drains(new),
+    Ok(ConfigChange {
+        workers: drain_timeouts(new),
         reload,
         restart,
-        restart_dispatcher: entrances(old) != entrances(new),
-        bounds: bounds(new),
+        restart_dispatcher: listeners(old) != listeners(new),
+        limits: plan_limits(new),
     })
 }
 
-/// Whether a running worker need not know of the difference: timeouts of the lease come with the lease.
-fn same_for_workers(before: &crate::config::PoolConfig, after: &crate::config::PoolConfig) -> bool {
+/// Whether the difference does not concern running workers. The timeouts of a lease are part of the lease.
+fn same_for_workers(before: &PoolConfig, after: &PoolConfig) -> bool {
     before.handler == after.handler
         && before.environment == after.environment
         && before.max_requests == after.max_requests
@@ -221,15 +233,15 @@ mod tests {
     use crate::config::HandlerConfig;
     use std::time::Duration;
 
-    fn changed(how: impl FnOnce(&mut Config)) -> Result<Change, WatchdogError> {
+    fn changed(edit: impl FnOnce(&mut Config)) -> Result<ConfigChange, WatchdogError> {
         let old = Config::default();
         let mut new = old.clone();
-        how(&mut new);
+        edit(&mut new);
         compare(&old, &new)
     }
 
     #[test]
-    fn each_change_reaches_those_it_concerns() {
+    fn each_change_affects_only_the_parts_that_it_concerns() {
         let nothing = changed(|_| {}).unwrap();
         assert!(nothing.reload.is_empty() && nothing.restart.is_empty() && !nothing.restart_dispatcher);
         let timeouts = changed(|c| c.pools[0].request_timeout = Duration::from_secs(1)).unwrap();
@@ -241,8 +253,8 @@ mod tests {
         let moved = changed(|c| c.pools[0].address = "127.0.0.1:9000".parse().unwrap()).unwrap();
         assert_eq!((moved.restart.len(), moved.restart_dispatcher), (2, false));
         assert!(changed(|c| c.listeners[0].address = "127.0.0.1:9".parse().unwrap()).unwrap().restart_dispatcher);
-        let bound = changed(|c| c.pools[0].limits.open_files = Some("64".into())).unwrap();
-        assert_eq!((bound.restart.len(), bound.reload.len()), (2, 0));
+        let limits = changed(|c| c.pools[0].limits.open_files = Some("64".into())).unwrap();
+        assert_eq!((limits.restart.len(), limits.reload.len()), (2, 0));
         assert!(changed(|c| c.pools[0].limits.cpu_quota = Some("64%".into())).unwrap().restart.is_empty());
         assert!(changed(|c| c.set.name = "other".into()).is_err());
     }

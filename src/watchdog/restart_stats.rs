@@ -1,6 +1,8 @@
-//! What the parts cost their watchdog, in numbers: restarts by cause, and how long it took to notice and to recover.
+//! Statistics of restarts: how many by cause, and how long detection and recovery took.
 //!
-//! Pure: the shells tell it what they do and learn.
+//! Pure: the supervisors report what they do and observe.
+
+#![forbid(unsafe_code)]
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -9,145 +11,147 @@ use super::plan::Part;
 use crate::ids::Monotonic;
 use crate::stats::Histogram;
 
-/// Why a part was started again.
+/// Why a part was restarted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Cause {
-    /// It was silent for too long, or its slot held nonsense.
+pub(super) enum RestartCause {
+    /// It was silent for too long, or its slot was corrupt.
     Frozen,
-    /// It ended by itself.
+    /// It exited by itself.
     Exit,
     /// A signal ended it that the watchdog had not sent.
     Signal,
     /// It could not be started, or was not ready in time.
     Start,
-    /// It ended; how, its supervisor knows.
+    /// It ended; only its supervisor knows how.
     Ended,
-    /// Somebody wanted it: a reload.
+    /// The end was planned: a reload.
     Planned,
 }
 
-impl Cause {
-    /// The label of the metric.
-    pub fn as_str(self) -> &'static str {
+impl RestartCause {
+    /// The value of the metric's label.
+    pub(super) fn as_str(self) -> &'static str {
         match self {
-            Cause::Frozen => "frozen",
-            Cause::Exit => "exit",
-            Cause::Signal => "signal",
-            Cause::Start => "start",
-            Cause::Ended => "ended",
-            Cause::Planned => "planned",
+            RestartCause::Frozen => "frozen",
+            RestartCause::Exit => "exit",
+            RestartCause::Signal => "signal",
+            RestartCause::Start => "start",
+            RestartCause::Ended => "ended",
+            RestartCause::Planned => "planned",
         }
     }
 }
 
-/// How long things took for parts of one kind.
+/// Durations for the parts of one role.
 #[derive(Clone, Debug, Default)]
-pub struct Times {
-    /// From the first question that had no answer to the verdict. A death is told by the kernel at once.
+pub(super) struct RecoveryTimes {
+    /// From the first unanswered probe to the verdict. The kernel reports a process's end without delay.
     pub detection: Histogram,
-    /// From the verdict, or from the news of a death, to being ready again, of ends that nobody wanted.
+    /// From the verdict or the process's end until the part is ready again, for unplanned ends.
     pub recovery: Histogram,
 }
 
-/// A part's end on its way to the next life.
+/// The end of a part's process, until the part is ready again.
 #[derive(Clone, Copy, Debug)]
-struct Fault {
+struct Outage {
     at: Monotonic,
-    cause: Cause,
+    cause: RestartCause,
+    /// Whether the process has ended; before that, the part is only declared frozen.
     ended: bool,
+    /// Whether it is known to be unplanned.
     unplanned: bool,
-    /// How long it took to be ready again.
+    /// How long it took until the part was ready again.
     recovered: Option<Duration>,
 }
 
 #[derive(Clone, Debug, Default)]
-struct Past {
+struct PartHistory {
     started: bool,
     ready: bool,
-    fault: Option<Fault>,
+    outage: Option<Outage>,
 }
 
-/// All numbers, over the life of this watchdog.
+/// All statistics since the start of this watchdog.
 #[derive(Clone, Debug, Default)]
-pub struct Account {
-    past: BTreeMap<Part, Past>,
-    /// How often each part was started again.
-    pub restarts: BTreeMap<(Part, Cause), u64>,
-    /// Times of the dispatcher.
-    pub dispatcher: Times,
-    /// Times of the workers.
-    pub workers: Times,
+pub(super) struct RestartStats {
+    histories: BTreeMap<Part, PartHistory>,
+    /// Number of restarts of each part by cause.
+    pub restarts: BTreeMap<(Part, RestartCause), u64>,
+    /// Durations for the dispatcher.
+    pub dispatcher: RecoveryTimes,
+    /// Durations for the workers.
+    pub workers: RecoveryTimes,
 }
 
-impl Account {
-    /// It is declared frozen, and has been silent since then, if that is why.
-    pub fn accused(&mut self, now: Monotonic, part: &Part, silent_since: Option<Monotonic>) {
-        let past = self.past.entry(part.clone()).or_default();
-        let cause = if past.ready { Cause::Frozen } else { Cause::Start };
-        let at = past.fault.filter(|pending| pending.recovered.is_none()).map_or(now, |pending| pending.at);
-        past.fault = Some(Fault { at, cause, ended: false, unplanned: false, recovered: None });
-        if let (Cause::Frozen, Some(since)) = (cause, silent_since) {
+impl RestartStats {
+    /// The part is declared frozen; `silent_since` is the time of the first unanswered probe, if there is one.
+    pub(super) fn declared_frozen(&mut self, now: Monotonic, part: &Part, silent_since: Option<Monotonic>) {
+        let history = self.histories.entry(part.clone()).or_default();
+        let cause = if history.ready { RestartCause::Frozen } else { RestartCause::Start };
+        let at = history.outage.filter(|pending| pending.recovered.is_none()).map_or(now, |pending| pending.at);
+        history.outage = Some(Outage { at, cause, ended: false, unplanned: false, recovered: None });
+        if let (RestartCause::Frozen, Some(since)) = (cause, silent_since) {
             self.times(part).detection.record(now.since(since));
         }
     }
 
-    /// It has no process any more, for this cause if it was not accused.
-    pub fn ended(&mut self, now: Monotonic, part: &Part, cause: Cause) {
-        let past = self.past.entry(part.clone()).or_default();
-        // A recovery that was not over counts from its beginning.
-        let fresh = Fault { at: now, cause, ended: true, unplanned: false, recovered: None };
-        let fault = match past.fault {
-            Some(accused) if !accused.ended => Fault { ended: true, ..accused },
-            // Whatever ran in between, such as a command of its unit, was not the part: it is still the same end.
+    /// The part's process has ended, for this cause if the part was not declared frozen.
+    pub(super) fn ended(&mut self, now: Monotonic, part: &Part, cause: RestartCause) {
+        let history = self.histories.entry(part.clone()).or_default();
+        let new = Outage { at: now, cause, ended: true, unplanned: false, recovered: None };
+        let outage = match history.outage {
+            Some(frozen) if !frozen.ended => Outage { ended: true, ..frozen },
+            // What ended now was not the part itself but another command of its unit: still the same outage.
             Some(pending) if pending.recovered.is_none() && !pending.unplanned => pending,
-            Some(pending) if pending.recovered.is_none() => Fault { at: pending.at, ..fresh },
-            _ => fresh,
+            // An unfinished recovery counts from its start.
+            Some(pending) if pending.recovered.is_none() => Outage { at: pending.at, ..new },
+            _ => new,
         };
-        (past.fault, past.ready) = (Some(fault), false);
+        (history.outage, history.ready) = (Some(outage), false);
     }
 
-    /// Its process is about to be started.
-    pub fn starting(&mut self, part: &Part) {
-        let past = self.past.entry(part.clone()).or_default();
-        if std::mem::replace(&mut past.started, true) && past.fault.is_some_and(|fault| !fault.unplanned) {
-            past.fault = None;
-            *self.restarts.entry((part.clone(), Cause::Planned)).or_default() += 1;
+    /// The part's process is about to be started.
+    pub(super) fn starting(&mut self, part: &Part) {
+        let history = self.histories.entry(part.clone()).or_default();
+        if std::mem::replace(&mut history.started, true) && history.outage.is_some_and(|outage| !outage.unplanned) {
+            history.outage = None;
+            *self.restarts.entry((part.clone(), RestartCause::Planned)).or_default() += 1;
         }
     }
 
-    /// Nobody had wanted its last end, and it is started again.
-    pub fn unplanned(&mut self, part: &Part) {
-        let fault = self.past.get_mut(part).and_then(|past| past.fault.as_mut());
-        let cause = fault.as_ref().map_or(Cause::Ended, |fault| fault.cause);
-        if let Some(fault) = fault {
-            fault.unplanned = true;
+    /// The part's last end was unplanned, and the part is restarted.
+    pub(super) fn unplanned_restart(&mut self, part: &Part) {
+        let outage = self.histories.get_mut(part).and_then(|history| history.outage.as_mut());
+        let cause = outage.as_ref().map_or(RestartCause::Ended, |outage| outage.cause);
+        if let Some(outage) = outage {
+            outage.unplanned = true;
         }
         *self.restarts.entry((part.clone(), cause)).or_default() += 1;
-        self.settle(part);
+        self.count_recovery(part);
     }
 
-    /// It can serve.
-    pub fn ready(&mut self, now: Monotonic, part: &Part) {
-        let past = self.past.entry(part.clone()).or_default();
-        match &mut past.fault {
-            Some(fault) if !fault.ended => return, // the last breath of who is being killed
-            Some(fault) => drop(fault.recovered.get_or_insert(now.since(fault.at))),
+    /// The part can serve.
+    pub(super) fn ready(&mut self, now: Monotonic, part: &Part) {
+        let history = self.histories.entry(part.clone()).or_default();
+        match &mut history.outage {
+            Some(outage) if !outage.ended => return, // the last answer of a process that is being killed
+            Some(outage) => drop(outage.recovered.get_or_insert(now.since(outage.at))),
             None => {}
         }
-        past.ready = true;
-        self.settle(part);
+        history.ready = true;
+        self.count_recovery(part);
     }
 
-    /// Counts a recovery that is over and was one: each of both may be heard of first.
-    fn settle(&mut self, part: &Part) {
-        let Some(past) = self.past.get_mut(part) else { return };
-        if let Some(Fault { unplanned: true, recovered: Some(took), .. }) = past.fault {
-            past.fault = None;
+    /// Counts a recovery once it is both complete and known to follow an unplanned end, in whichever order.
+    fn count_recovery(&mut self, part: &Part) {
+        let Some(history) = self.histories.get_mut(part) else { return };
+        if let Some(Outage { unplanned: true, recovered: Some(took), .. }) = history.outage {
+            history.outage = None;
             self.times(part).recovery.record(took);
         }
     }
 
-    fn times(&mut self, part: &Part) -> &mut Times {
+    fn times(&mut self, part: &Part) -> &mut RecoveryTimes {
         match part {
             Part::Dispatcher => &mut self.dispatcher,
             Part::Worker(_) => &mut self.workers,
@@ -165,86 +169,86 @@ mod tests {
         Monotonic(ms * 1_000_000)
     }
 
-    fn serving() -> Account {
-        let mut account = Account::default();
-        account.starting(&PART);
-        account.ready(at(0), &PART);
-        account
+    fn serving() -> RestartStats {
+        let mut stats = RestartStats::default();
+        stats.starting(&PART);
+        stats.ready(at(0), &PART);
+        stats
     }
 
-    fn restarts(account: &Account) -> Vec<(&'static str, u64)> {
-        account.restarts.iter().map(|((_, cause), count)| (cause.as_str(), *count)).collect()
+    fn restarts(stats: &RestartStats) -> Vec<(&'static str, u64)> {
+        stats.restarts.iter().map(|((_, cause), count)| (cause.as_str(), *count)).collect()
     }
 
     #[test]
-    fn a_frozen_part_is_noticed_and_recovers() {
-        let mut account = serving();
-        account.accused(at(3000), &PART, Some(at(1000)));
-        account.ready(at(3100), &PART); // it answers once more while it is being killed
-        account.ended(at(3200), &PART, Cause::Signal);
-        account.unplanned(&PART);
-        account.starting(&PART);
-        account.ready(at(3300), &PART);
-        assert_eq!(restarts(&account), [("frozen", 1)]);
-        let Times { detection, recovery } = &account.dispatcher;
+    fn detection_and_recovery_of_a_frozen_part_are_counted() {
+        let mut stats = serving();
+        stats.declared_frozen(at(3000), &PART, Some(at(1000)));
+        stats.ready(at(3100), &PART); // it answers once more while it is being killed
+        stats.ended(at(3200), &PART, RestartCause::Signal);
+        stats.unplanned_restart(&PART);
+        stats.starting(&PART);
+        stats.ready(at(3300), &PART);
+        assert_eq!(restarts(&stats), [("frozen", 1)]);
+        let RecoveryTimes { detection, recovery } = &stats.dispatcher;
         assert_eq!((detection.count(), detection.seconds()), (1, 2.0));
         assert_eq!((recovery.count(), recovery.seconds()), (1, 0.3));
-        assert_eq!(account.workers.recovery.count(), 0);
+        assert_eq!(stats.workers.recovery.count(), 0);
     }
 
     #[test]
-    fn a_recovery_lasts_until_it_succeeds() {
-        let mut account = serving();
-        for (now, cause) in [(1000, Cause::Signal), (1100, Cause::Start), (1300, Cause::Exit)] {
-            account.ended(at(now), &PART, cause);
-            account.unplanned(&PART);
-            account.starting(&PART);
+    fn a_recovery_lasts_until_a_start_succeeds() {
+        let mut stats = serving();
+        for (now, cause) in [(1000, RestartCause::Signal), (1100, RestartCause::Start), (1300, RestartCause::Exit)] {
+            stats.ended(at(now), &PART, cause);
+            stats.unplanned_restart(&PART);
+            stats.starting(&PART);
         }
-        account.accused(at(1700), &PART, None); // not ready in time
-        account.ended(at(1800), &PART, Cause::Signal);
-        account.unplanned(&PART);
-        account.starting(&PART);
-        account.ready(at(2000), &PART);
-        assert_eq!(restarts(&account), [("exit", 1), ("signal", 1), ("start", 2)]);
-        assert_eq!((account.dispatcher.recovery.count(), account.dispatcher.detection.count()), (1, 0));
-        assert_eq!(account.dispatcher.recovery.seconds(), 1.0);
+        stats.declared_frozen(at(1700), &PART, None); // not ready in time
+        stats.ended(at(1800), &PART, RestartCause::Signal);
+        stats.unplanned_restart(&PART);
+        stats.starting(&PART);
+        stats.ready(at(2000), &PART);
+        assert_eq!(restarts(&stats), [("exit", 1), ("signal", 1), ("start", 2)]);
+        assert_eq!((stats.dispatcher.recovery.count(), stats.dispatcher.detection.count()), (1, 0));
+        assert_eq!(stats.dispatcher.recovery.seconds(), 1.0);
     }
 
     #[test]
-    fn what_runs_between_two_lives_of_a_unit_is_neither() {
-        let mut account = serving();
-        account.accused(at(2000), &PART, Some(at(0)));
-        account.ended(at(2200), &PART, Cause::Ended);
-        account.ended(at(2250), &PART, Cause::Ended);
-        account.ready(at(2400), &PART);
-        account.unplanned(&PART);
-        assert_eq!((restarts(&account), account.dispatcher.recovery.seconds()), (vec![("frozen", 1)], 0.4));
+    fn other_commands_of_a_unit_are_not_counted() {
+        let mut stats = serving();
+        stats.declared_frozen(at(2000), &PART, Some(at(0)));
+        stats.ended(at(2200), &PART, RestartCause::Ended);
+        stats.ended(at(2250), &PART, RestartCause::Ended);
+        stats.ready(at(2400), &PART);
+        stats.unplanned_restart(&PART);
+        assert_eq!((restarts(&stats), stats.dispatcher.recovery.seconds()), (vec![("frozen", 1)], 0.4));
     }
 
     #[test]
-    fn what_somebody_wanted_is_no_recovery() {
-        let mut account = serving();
-        account.ended(at(1000), &PART, Cause::Exit);
-        account.starting(&PART);
-        account.ready(at(2000), &PART);
-        assert_eq!(restarts(&account), [("planned", 1)]);
-        assert_eq!(account.dispatcher.recovery.count(), 0);
+    fn a_planned_end_is_not_a_recovery() {
+        let mut stats = serving();
+        stats.ended(at(1000), &PART, RestartCause::Exit);
+        stats.starting(&PART);
+        stats.ready(at(2000), &PART);
+        assert_eq!(restarts(&stats), [("planned", 1)]);
+        assert_eq!(stats.dispatcher.recovery.count(), 0);
     }
 
     #[test]
-    fn that_it_was_unplanned_may_be_heard_of_later() {
-        let mut account = serving();
-        account.ended(at(1000), &PART, Cause::Ended);
-        account.ready(at(1200), &PART);
-        assert_eq!(account.dispatcher.recovery.count(), 0);
-        account.unplanned(&PART);
-        assert_eq!((restarts(&account), account.dispatcher.recovery.seconds()), (vec![("ended", 1)], 0.2));
-        // Stopped, much later started by somebody, and then killed: the stop was no fault.
-        account.ended(at(5000), &PART, Cause::Ended);
-        account.ready(at(9000), &PART);
-        account.ended(at(9500), &PART, Cause::Ended);
-        account.ready(at(9600), &PART);
-        account.unplanned(&PART);
-        assert_eq!((account.dispatcher.recovery.count(), account.dispatcher.recovery.seconds()), (2, 0.3));
+    fn an_end_may_be_reported_as_unplanned_after_the_recovery() {
+        let mut stats = serving();
+        stats.ended(at(1000), &PART, RestartCause::Ended);
+        stats.ready(at(1200), &PART);
+        assert_eq!(stats.dispatcher.recovery.count(), 0);
+        stats.unplanned_restart(&PART);
+        assert_eq!((restarts(&stats), stats.dispatcher.recovery.seconds()), (vec![("ended", 1)], 0.2));
+        // Stopped and started by an operator, and then killed: the stop is not counted.
+        stats.ended(at(5000), &PART, RestartCause::Ended);
+        stats.ready(at(9000), &PART);
+        stats.ended(at(9500), &PART, RestartCause::Ended);
+        stats.ready(at(9600), &PART);
+        stats.unplanned_restart(&PART);
+        assert_eq!((stats.dispatcher.recovery.count(), stats.dispatcher.recovery.seconds()), (2, 0.3));
     }
 }

@@ -1,4 +1,4 @@
-//! The listening sockets of the set: they belong to the watchdog and outlive dispatcher and workers.
+//! The listening sockets of the set. The watchdog owns them, so they outlive the dispatcher and the workers.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -15,16 +15,16 @@ use crate::config::{AdminConfig, Config, ListenAddress, ListenerConfig};
 use crate::ids::WorkerId;
 
 /// A listening socket.
-pub struct Socket {
+pub(super) struct ListeningSocket {
     fd: OwnedFd,
     /// The address as configured.
-    pub wanted: ListenAddress,
-    /// The address it has: port 0 has become another.
+    pub configured: ListenAddress,
+    /// The bound address: port 0 is replaced by the port that the kernel chose.
     pub address: ListenAddress,
     path: Option<PathBuf>,
 }
 
-impl Drop for Socket {
+impl Drop for ListeningSocket {
     fn drop(&mut self) {
         if let Some(path) = &self.path {
             let _ = fs::remove_file(path);
@@ -32,75 +32,102 @@ impl Drop for Socket {
     }
 }
 
-impl AsFd for Socket {
+impl AsFd for ListeningSocket {
     fn as_fd(&self) -> std::os::fd::BorrowedFd<'_> {
         self.fd.as_fd()
     }
 }
 
-impl Socket {
-    fn bind(wanted: &ListenAddress) -> io::Result<Self> {
-        let (fd, address, path): (OwnedFd, _, _) = match wanted {
+impl ListeningSocket {
+    fn bind(configured: &ListenAddress) -> io::Result<Self> {
+        let (fd, address, path): (OwnedFd, _, _) = match configured {
             ListenAddress::Tcp(address) => {
                 let socket = std::net::TcpListener::bind(address)?;
                 let address = ListenAddress::Tcp(socket.local_addr()?);
                 (socket.into(), address, None)
             }
-            ListenAddress::Unix(path) => (bind_unix(path)?.into(), wanted.clone(), Some(path.clone())),
+            ListenAddress::Unix(path) => (bind_unix(path)?.into(), configured.clone(), Some(path.clone())),
         };
-        // The standard library asks for a queue of 128; who waits here while a part restarts is served.
+        // The standard library sets a backlog of 128. Connections wait in it while a part restarts.
         listen(&fd, Backlog::MAXCONN)?;
-        Ok(Self { fd, wanted: wanted.clone(), address, path })
+        Ok(Self { fd, configured: configured.clone(), address, path })
+    }
+
+    /// Applies the listener's mode and owner to the socket's file, if it has one.
+    pub(super) fn apply_access(&self, listener: &ListenerConfig) -> Result<(), SocketError> {
+        self.set_access(&SocketAccess::of(listener).with_defaults())
+    }
+
+    /// The same for `admin.sock`.
+    pub(super) fn apply_admin_access(&self, admin: &AdminConfig) -> Result<(), SocketError> {
+        self.set_access(&SocketAccess::of_admin(admin).with_defaults())
+    }
+
+    fn set_access(&self, access: &SocketAccess) -> Result<(), SocketError> {
+        let Some(path) = &self.path else { return Ok(()) };
+        access.apply(path).map_err(|(key, cause)| SocketError {
+            text: format!("cannot set the {key} of {}: {cause}; check `{key}` of {}", self.configured, access.section),
+            address: self.configured.clone(),
+        })
     }
 }
 
-/// Who may use the file of a socket, and whose words these are.
-struct Access {
-    whose: &'static str,
+/// Mode and owner of a socket's file.
+struct SocketAccess {
+    /// The section of the configuration, for error messages.
+    section: &'static str,
     mode: u32,
     owner: Option<String>,
     group: Option<String>,
 }
 
-impl Access {
+impl SocketAccess {
     fn of(listener: &ListenerConfig) -> Self {
         let ListenerConfig { mode, owner, group, .. } = listener.clone();
-        Self { whose: "the listener", mode, owner, group }
+        Self { section: "the listener", mode, owner, group }
     }
 
     fn of_admin(admin: &AdminConfig) -> Self {
         let AdminConfig { mode, owner, group, .. } = admin.clone();
-        Self { whose: "[admin]", mode, owner, group }
+        Self { section: "[admin]", mode, owner, group }
     }
 
-    /// What is not named becomes what it is for a new file.
-    fn anew(self) -> Self {
-        let (me, mine) = (geteuid().to_string(), getegid().to_string());
-        Self { owner: self.owner.or(Some(me)), group: self.group.or(Some(mine)), ..self }
-    }
-}
-
-impl Socket {
-    /// Gives its file, if it has one, mode and owner of this listener, which has its address.
-    pub fn own(&self, listener: &ListenerConfig) -> Result<(), SocketError> {
-        self.give(&Access::of(listener).anew())
+    /// An owner or group that is not configured becomes that of a new file.
+    fn with_defaults(self) -> Self {
+        let (user, group) = (geteuid().to_string(), getegid().to_string());
+        Self { owner: self.owner.or(Some(user)), group: self.group.or(Some(group)), ..self }
     }
 
-    /// The same for `admin.sock`.
-    pub fn own_as_admin(&self, admin: &AdminConfig) -> Result<(), SocketError> {
-        self.give(&Access::of_admin(admin).anew())
-    }
-
-    fn give(&self, access: &Access) -> Result<(), SocketError> {
-        let Some(path) = &self.path else { return Ok(()) };
-        own(path, access).map_err(|(key, cause)| SocketError {
-            text: format!("cannot give {} its {key}: {cause}: see `{key}` of {}", self.wanted, access.whose),
-            address: self.wanted.clone(),
-        })
+    /// An error names the key that caused it.
+    fn apply(&self, path: &Path) -> Result<(), (&'static str, io::Error)> {
+        let of = |key| move |error: io::Error| (key, error);
+        let uid = self.owner.as_deref().map(find_user).transpose().map_err(of("owner"))?;
+        let gid = self.group.as_deref().map(find_group).transpose().map_err(of("group"))?;
+        if uid.is_some() {
+            chown(path, uid, None).map_err(|error| ("owner", error.into()))?;
+        }
+        if gid.is_some() {
+            chown(path, None, gid).map_err(|error| ("group", error.into()))?;
+        }
+        fs::set_permissions(path, fs::Permissions::from_mode(self.mode)).map_err(of("mode"))
     }
 }
 
-/// Binds a Unix socket, in place of one that nobody listens on any more.
+fn find_user(name: &str) -> io::Result<Uid> {
+    if let Ok(number) = name.parse() {
+        return Ok(Uid::from_raw(number));
+    }
+    User::from_name(name)?.map(|user| user.uid).ok_or_else(|| io::Error::other(format!("there is no user {name}")))
+}
+
+fn find_group(name: &str) -> io::Result<Gid> {
+    if let Ok(number) = name.parse() {
+        return Ok(Gid::from_raw(number));
+    }
+    Group::from_name(name)?.map(|g| g.gid).ok_or_else(|| io::Error::other(format!("there is no group {name}")))
+}
+
+/// Binds a Unix socket; replaces a socket file on which no process listens.
 fn bind_unix(path: &Path) -> io::Result<UnixListener> {
     match UnixListener::bind(path) {
         Err(error) if error.kind() == io::ErrorKind::AddrInUse => {
@@ -116,52 +143,47 @@ fn bind_unix(path: &Path) -> io::Result<UnixListener> {
     }
 }
 
-/// All of them.
-pub struct Sockets {
-    /// In the order of the configuration.
-    pub listeners: Vec<Socket>,
-    pub workers: BTreeMap<WorkerId, Socket>,
-    pub probe: Socket,
-    /// `admin.sock`, and the TCP address if there is one.
-    pub admin: (Socket, Option<Socket>),
-}
-
-/// A socket that cannot be had.
+/// A socket that cannot be bound or set up.
 #[derive(Debug, thiserror::Error)]
 #[error("{text}")]
-pub struct SocketError {
+pub(crate) struct SocketError {
     text: String,
     address: ListenAddress,
 }
 
 impl SocketError {
-    fn new(address: &ListenAddress, what: &str, cause: &io::Error) -> Self {
+    fn bind(address: &ListenAddress, purpose: &str, cause: &io::Error) -> Self {
         let remedy = match (cause.kind(), address) {
             (io::ErrorKind::AddrInUse, ListenAddress::Tcp(tcp)) => {
-                format!(": ss -ltnp 'sport = {}' shows whose it is; or choose another", tcp.port())
+                let port = tcp.port();
+                format!(
+                    "; stop the process that uses it (ss -ltnp 'sport = {port}' shows it), or choose another address"
+                )
             }
-            (io::ErrorKind::AddrInUse, ListenAddress::Unix(_)) => ": somebody listens there; choose another".to_owned(),
+            (io::ErrorKind::AddrInUse, ListenAddress::Unix(_)) => {
+                "; stop the process that listens there, or choose another address".to_owned()
+            }
             _ => String::new(),
         };
-        Self { text: format!("cannot listen on {address} ({what}): {cause}{remedy}"), address: address.clone() }
+        Self { text: format!("cannot listen on {address} ({purpose}): {cause}{remedy}"), address: address.clone() }
     }
 
-    /// Adds the other addresses of which the same is true.
-    fn with(mut self, taken: &[ListenAddress]) -> Self {
-        let others: Vec<_> = taken.iter().filter(|other| **other != self.address).map(ToString::to_string).collect();
+    /// Adds the other addresses that are in use.
+    fn with_others(mut self, in_use: &[ListenAddress]) -> Self {
+        let others: Vec<_> = in_use.iter().filter(|other| **other != self.address).map(ToString::to_string).collect();
         if !others.is_empty() {
-            self.text = format!("{}; taken as well: {}", self.text, others.join(", "));
+            self.text = format!("{}; also in use: {}", self.text, others.join(", "));
         }
         self
     }
 }
 
-fn bind(address: &ListenAddress, what: impl FnOnce() -> String) -> Result<Socket, SocketError> {
-    Socket::bind(address).map_err(|cause| SocketError::new(address, &what(), &cause))
+fn bind(address: &ListenAddress, purpose: impl FnOnce() -> String) -> Result<ListeningSocket, SocketError> {
+    ListeningSocket::bind(address).map_err(|cause| SocketError::bind(address, &purpose(), &cause))
 }
 
-/// Those of the TCP addresses of a configuration that somebody else has.
-fn taken(config: &Config) -> Vec<ListenAddress> {
+/// The TCP addresses of a configuration that other processes use.
+fn addresses_in_use(config: &Config) -> Vec<ListenAddress> {
     let listeners = config.listeners.iter().map(|listener| listener.address.clone());
     let workers = config.workers().filter_map(|id| Some(config.pool(&id.pool)?.worker_address(id.number)));
     let admin = config.admin.address.clone();
@@ -179,11 +201,23 @@ fn probe_address(config: &Config) -> ListenAddress {
     ListenAddress::Unix(config.set.runtime_dir.join("probe.sock"))
 }
 
-impl Sockets {
-    /// Binds everything a configuration asks for.
-    pub fn open(config: &Config) -> Result<Self, SocketError> {
-        // What was bound is closed again before the others are looked at.
-        Self::open_all(config).map_err(|error| error.with(&taken(config)))
+/// All listening sockets of a set.
+pub(super) struct SetSockets {
+    /// In the order of the configuration.
+    pub listeners: Vec<ListeningSocket>,
+    pub workers: BTreeMap<WorkerId, ListeningSocket>,
+    pub probe: ListeningSocket,
+    /// `admin.sock`.
+    pub admin: ListeningSocket,
+    /// The TCP address of `[admin]`, if one is configured.
+    pub admin_tcp: Option<ListeningSocket>,
+}
+
+impl SetSockets {
+    /// Binds all sockets of a configuration.
+    pub(super) fn open(config: &Config) -> Result<Self, SocketError> {
+        // On an error the sockets bound so far are closed before the other addresses are tried.
+        Self::open_all(config).map_err(|error| error.with_others(&addresses_in_use(config)))
     }
 
     fn open_all(config: &Config) -> Result<Self, SocketError> {
@@ -195,66 +229,38 @@ impl Sockets {
                 .map(|id| Ok((id.clone(), open_worker(config, &id)?)))
                 .collect::<Result<_, _>>()?,
             probe: bind(&probe, || "probe".into())?,
-            admin: (open_admin(config)?, config.admin.address.as_ref().map(open_admin_tcp).transpose()?),
+            admin: open_admin(config)?,
+            admin_tcp: config.admin.address.as_ref().map(open_admin_tcp).transpose()?,
         })
     }
 
-    /// Copies of the sockets on which it is told how the set is.
-    pub fn admin(&self) -> io::Result<Vec<OwnedFd>> {
-        let (unix, tcp) = &self.admin;
-        std::iter::once(unix).chain(tcp).map(|socket| socket.fd.try_clone()).collect()
+    /// Duplicates of the admin sockets.
+    pub(super) fn clone_admin(&self) -> io::Result<Vec<OwnedFd>> {
+        std::iter::once(&self.admin).chain(&self.admin_tcp).map(|socket| socket.fd.try_clone()).collect()
     }
 }
 
-/// Binds a listener and gives its file, if it is one, the mode and owner of the configuration.
-pub fn open_listener(listener: &ListenerConfig) -> Result<Socket, SocketError> {
+/// Binds a listener and applies its mode and owner.
+pub(super) fn open_listener(listener: &ListenerConfig) -> Result<ListeningSocket, SocketError> {
     let socket = bind(&listener.address, || "listener".to_owned())?;
-    socket.give(&Access::of(listener))?;
+    socket.set_access(&SocketAccess::of(listener))?;
     Ok(socket)
 }
 
 /// Binds `admin.sock`.
-fn open_admin(config: &Config) -> Result<Socket, SocketError> {
+fn open_admin(config: &Config) -> Result<ListeningSocket, SocketError> {
     let socket = bind(&AdminConfig::socket(&config.set.runtime_dir), || "admin".to_owned())?;
-    socket.give(&Access::of_admin(&config.admin))?;
+    socket.set_access(&SocketAccess::of_admin(&config.admin))?;
     Ok(socket)
 }
 
 /// Binds the TCP address of `[admin]`.
-pub fn open_admin_tcp(address: &ListenAddress) -> Result<Socket, SocketError> {
+pub(super) fn open_admin_tcp(address: &ListenAddress) -> Result<ListeningSocket, SocketError> {
     bind(address, || "admin.address".to_owned())
 }
 
 /// Binds the socket of one worker.
-pub fn open_worker(config: &Config, id: &WorkerId) -> Result<Socket, SocketError> {
+pub(super) fn open_worker(config: &Config, id: &WorkerId) -> Result<ListeningSocket, SocketError> {
     let pool = config.pool(&id.pool).expect("the worker is of this configuration");
     bind(&pool.worker_address(id.number), || format!("worker {id}"))
-}
-
-/// What cannot be done comes with the key that asks for it.
-fn own(path: &Path, access: &Access) -> Result<(), (&'static str, io::Error)> {
-    let of = |key| move |error: io::Error| (key, error);
-    let uid = access.owner.as_deref().map(user).transpose().map_err(of("owner"))?;
-    let gid = access.group.as_deref().map(group).transpose().map_err(of("group"))?;
-    if uid.is_some() {
-        chown(path, uid, None).map_err(|error| ("owner", error.into()))?;
-    }
-    if gid.is_some() {
-        chown(path, None, gid).map_err(|error| ("group", error.into()))?;
-    }
-    fs::set_permissions(path, fs::Permissions::from_mode(access.mode)).map_err(of("mode"))
-}
-
-fn user(name: &str) -> io::Result<Uid> {
-    if let Ok(number) = name.parse() {
-        return Ok(Uid::from_raw(number));
-    }
-    User::from_name(name)?.map(|user| user.uid).ok_or_else(|| io::Error::other(format!("there is no user {name}")))
-}
-
-fn group(name: &str) -> io::Result<Gid> {
-    if let Ok(number) = name.parse() {
-        return Ok(Gid::from_raw(number));
-    }
-    Group::from_name(name)?.map(|g| g.gid).ok_or_else(|| io::Error::other(format!("there is no group {name}")))
 }

@@ -1,4 +1,4 @@
-//! Clears away the processes of a set whose watchdog was killed.
+//! After the watchdog of the previous set was killed: ends the processes of that set and removes its files.
 
 use std::collections::BTreeSet;
 use std::os::fd::AsFd;
@@ -9,21 +9,25 @@ use nix::sys::signal::Signal;
 use nix::unistd::Pid;
 use tokio::time::{Instant, sleep};
 
-use super::WatchdogError;
+use super::error::WatchdogError;
 use crate::config::Config;
+use crate::ids::ProcessId;
 use crate::ipc::{self, Leftover};
+use crate::procfs::ProcessStat;
 use crate::{log, process_tree, sys};
 
-/// How often it is looked whether they have gone.
-const LOOK: Duration = Duration::from_millis(10);
+/// Interval between checks whether the processes have ended.
+const CHECK_INTERVAL: Duration = Duration::from_millis(10);
+/// How long a killed process may take to end.
+const KILL_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Ends what is left: who still works for a client may finish within the longest drain_timeout, the others,
-/// and those that are stopped, are killed at once with everything they have started.
+/// Ends the processes: a process that still serves a client may finish within the longest drain_timeout; the others,
+/// and those that are stopped, are killed with all their descendants.
 ///
-/// Returns who was there.
-pub async fn clear(dir: &Path, config: &Config) -> Result<BTreeSet<String>, WatchdogError> {
-    let patience = config.pools.iter().map(|pool| pool.drain_timeout).max().unwrap_or_default();
-    let (mut give_up, mut told) = (Instant::now() + patience, false);
+/// Returns the names of the processes.
+pub(super) async fn terminate(dir: &Path, config: &Config) -> Result<BTreeSet<String>, WatchdogError> {
+    let drain_timeout = config.pools.iter().map(|pool| pool.drain_timeout).max().unwrap_or_default();
+    let (mut deadline, mut logged) = (Instant::now() + drain_timeout, false);
     let mut killed = false;
     let mut ended = BTreeSet::new();
     loop {
@@ -31,36 +35,36 @@ pub async fn clear(dir: &Path, config: &Config) -> Result<BTreeSet<String>, Watc
         if left.is_empty() {
             return Ok(ended);
         }
-        ended.extend(left.iter().map(|process| format!("{} (pid {})", process.what, process.pid)));
-        let late = Instant::now() >= give_up;
+        let names: Vec<_> = left.iter().map(|process| format!("{} (pid {})", process.what, process.pid)).collect();
+        let late = Instant::now() >= deadline;
         if late && killed {
-            let names: Vec<_> = left.iter().map(|l| format!("{} (pid {})", l.what, l.pid)).collect();
             return Err(WatchdogError::Leftover(names.join(", ")));
         }
+        ended.extend(names);
         for process in &left {
-            let stopped = process_tree::read_process(process.pid).is_some_and(|p| p.stopped);
+            let stopped = ProcessStat::of(process.pid).is_some_and(|p| p.is_stopped());
             if late || stopped || !process.busy {
                 kill(process);
-            } else if !told {
+            } else if !logged {
                 tracing::info!(
                     pid = process.pid,
                     event = %log::Event::PreviousSetBusy,
-                    "waiting for the {} of the former set to finish its request",
+                    "{} of the previous set is busy: waiting for its request to finish",
                     process.what
                 );
             }
         }
-        told = true;
+        logged = true;
         if late {
-            // What is killed goes at once, unless the kernel holds it.
-            (killed, give_up) = (true, Instant::now() + Duration::from_secs(5));
+            // A killed process ends soon, unless it is in an uninterruptible wait.
+            (killed, deadline) = (true, Instant::now() + KILL_TIMEOUT);
         }
-        sleep(LOOK).await;
+        sleep(CHECK_INTERVAL).await;
     }
 }
 
-/// Removes what a former set left besides processes, and says what there was.
-pub fn remove(config: &Config, ended: &BTreeSet<String>) -> Result<(), WatchdogError> {
+/// Removes the files and segments of a previous set, and logs what was removed.
+pub(super) fn remove_files(config: &Config, ended: &BTreeSet<String>) -> Result<(), WatchdogError> {
     let dir = &config.set.runtime_dir;
     let recorded = ipc::recorded_workers(dir)?.len();
     ipc::remove(dir)?;
@@ -68,20 +72,19 @@ pub fn remove(config: &Config, ended: &BTreeSet<String>) -> Result<(), WatchdogE
     if segments > 0 || !ended.is_empty() {
         let processes = ended.iter().map(String::as_str).collect::<Vec<_>>().join(", ");
         let processes = if processes.is_empty() { "none" } else { &processes };
-        tracing::info!(segments, processes, "cleared away what a former set had left");
+        tracing::info!(segments, processes, "removed what a previous set had left behind");
     }
     Ok(())
 }
 
 fn kill(process: &Leftover) {
-    let is_it = |pid: u32, started: u64| process_tree::read_process(pid).is_some_and(|now| now.started == started);
     let descendants = process_tree::descendants(Pid::from_raw(process.pid as i32));
-    let all = descendants.iter().map(|p| (p.pid.as_raw() as u32, p.started));
-    for (pid, started) in std::iter::once((process.pid, process.started)).chain(all) {
-        // The descriptor is opened before the identity is checked: it cannot become another process then.
-        let Ok(pidfd) = sys::pidfd_open(Pid::from_raw(pid as i32)) else { continue };
-        if is_it(pid, started) && sys::pidfd_send_signal(pidfd.as_fd(), Signal::SIGKILL).is_ok() {
-            tracing::debug!(pid, "killed, of the former set's {}", process.what);
+    let first = ProcessId { pid: process.pid, start_time: process.started };
+    for id in std::iter::once(first).chain(descendants.iter().map(ProcessStat::id)) {
+        // Opened before the identity is checked: the descriptor cannot refer to another process then.
+        let Ok(pidfd) = sys::pidfd_open(Pid::from_raw(id.pid as i32)) else { continue };
+        if ProcessStat::of_id(id).is_some() && sys::pidfd_send_signal(pidfd.as_fd(), Signal::SIGKILL).is_ok() {
+            tracing::debug!(pid = id.pid, "killed a process of the previous set's {}", process.what);
         }
     }
 }

@@ -1,8 +1,8 @@
-//! How a new incarnation comes to its segment: it may find one that its predecessor has spoilt.
+//! How a new incarnation takes its role, also when the previous one has corrupted the segment.
 
 use std::time::Duration;
 
-use super::{ServeError, system};
+use super::error::{ServeError, system};
 use crate::backoff;
 use crate::clock;
 use crate::config::Config;
@@ -11,44 +11,44 @@ use crate::ids::WorkerId;
 use crate::ipc::{self, WorkerIpc};
 use crate::shm::SegmentRole;
 
-/// How often a segment that cannot be used yet is looked at.
-const LOOK: Duration = Duration::from_millis(5);
+/// How often an unusable or locked segment is tried again.
+const RETRY_DELAY: Duration = Duration::from_millis(5);
 
-/// How long another may hold the worker's lock: the dispatcher does for a moment, while it makes a segment anew.
-const RESTORING: Duration = Duration::from_millis(200);
+/// How long another process may hold the worker's lock: the dispatcher does while it recreates the segment.
+const LOCK_WAIT: Duration = Duration::from_millis(200);
 
-/// Opens the parts of worker `id` and takes its role.
+/// Opens segment and doorbells of worker `id`, and takes its role.
 ///
-/// Only the dispatcher makes a damaged segment anew (a second maker would be a race), as soon as it hears the bell
-/// and sees that nobody holds the lock. It is waited for, but not to the end of `start_timeout`: who says why it
-/// cannot start says more than who is killed for not having started.
-pub fn take(config: &Config, id: &WorkerId) -> Result<WorkerIpc, ServeError> {
-    let mut began = clock::now();
-    let (mut told, mut held_back) = (false, false);
+/// Only the dispatcher recreates a damaged segment, because two processes that do it would race. It does so when its
+/// doorbell rings and the worker's lock is free. The wait ends before `start_timeout`: an error that names the damage
+/// helps more than being killed for not having started.
+pub(super) fn attach(config: &Config, id: &WorkerId) -> Result<WorkerIpc, ServeError> {
+    let mut since = clock::now();
+    let (mut logged, mut delayed) = (false, false);
     loop {
-        let parts = ipc::open_unchecked(config, id)?;
-        if !held_back && parts.segment.damage().is_none() {
-            // Before the slot is taken: until then nobody expects an answer. Who replaces himself has not failed.
-            if Incarnation::load(&parts.segment).is_none_or(|life| life.pid != std::process::id()) {
-                backoff::delay_start(&[&parts.segment], Word::WORKER_LAST_START, config);
+        let ipc = ipc::open_unchecked(config, id)?;
+        if !delayed && ipc.segment.damage().is_none() {
+            // Before the role is taken: until then no answer is due. A worker that re-executes itself has not failed.
+            if Incarnation::load(&ipc.segment).is_none_or(|previous| previous.pid != std::process::id()) {
+                backoff::delay_start(&[&ipc.segment], Word::WORKER_LAST_START, config);
             }
-            (held_back, began) = (true, clock::now());
+            (delayed, since) = (true, clock::now());
         }
-        let waited = clock::now().since(began);
-        let damage = match parts.segment.damage() {
-            None if parts
+        let waited = clock::now().since(since);
+        let damage = match ipc.segment.damage() {
+            None if ipc
                 .segment
                 .lock_role(SegmentRole::Worker)
                 .map_err(|e| system("locking the segment")(e.into()))? =>
             {
-                // Made anew or spoilt between the look and the lock: now nobody else makes it anew.
-                match parts.segment.damage() {
-                    None => return Ok(parts),
+                // The segment may have changed before it was locked. From now on the dispatcher does not recreate it.
+                match ipc.segment.damage() {
+                    None => return Ok(ipc),
                     damage => damage,
                 }
             }
-            None if waited >= RESTORING => {
-                let pid = Incarnation::load(&parts.segment).map_or(0, |life| life.pid);
+            None if waited >= LOCK_WAIT => {
+                let pid = Incarnation::load(&ipc.segment).map_or(0, |holder| holder.pid);
                 return Err(ServeError::Taken { worker: id.clone(), pid });
             }
             damage => damage,
@@ -57,13 +57,14 @@ pub fn take(config: &Config, id: &WorkerId) -> Result<WorkerIpc, ServeError> {
             if waited >= config.watchdog.start_timeout * 3 / 4 {
                 return Err(ServeError::Damaged { worker: id.clone(), damage, waited });
             }
-            if !told {
-                tracing::info!(worker = %id, "waiting for the dispatcher to make the segment anew: {damage}");
-                told = true;
+            if !logged {
+                tracing::info!(worker = %id,
+                    "the segment is unusable ({damage}): waiting for the dispatcher to recreate it");
+                logged = true;
             }
-            parts.to_dispatcher.ring();
+            ipc.to_dispatcher.ring();
         }
-        drop(parts); // with its lock, if it has it
-        std::thread::sleep(LOOK);
+        drop(ipc); // releases the lock, if it is held
+        std::thread::sleep(RETRY_DELAY);
     }
 }

@@ -1,4 +1,4 @@
-//! The control loop: a thread that answers the dispatcher and obeys signals, and never runs the handler's code.
+//! The control loop: a thread that answers the dispatcher and handles signals, and never runs the handler's code.
 
 use std::os::fd::{AsFd, AsRawFd};
 use std::sync::Arc;
@@ -10,283 +10,259 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::socket::{MsgFlags, Shutdown, recv, send, shutdown};
 use sd_notify::NotifyState;
 
-use super::state::{Current, Order, WorkerState};
-use super::{ServeError, Signals, system};
+use super::error::{ServeError, system};
+use super::signals::WorkerSignals;
+use super::state::{ActiveRequest, TaskCommand, WorkerState};
 use crate::doorbell::Doorbell;
 use crate::exchange::{self, QuestionKind, Reply, Word};
 use crate::ids::{Claim, LeaseId, Lifecycle, Monotonic, Phase};
-use crate::log;
-use crate::net::{ProblemResponse, set_reset_on_close};
-use crate::signals::{ParentWatch, STOP_DEBOUNCE, Signal};
+use crate::log::Event;
+use crate::net::{ProblemResponse, SharedStream, set_reset_on_close};
+use crate::sd_watchdog::WatchdogTicker;
+use crate::signals::{ParentWatch, STOP_DEBOUNCE};
 use crate::{backoff, clock};
 
-/// How long after its deadline a request is ended from here, because the serving task has not ended it: the
-/// handler blocks its thread.
-const BLOCKED: Duration = Duration::from_secs(1);
+/// How long after its deadline the serving task may take to end a request or to acknowledge a ping. After that its
+/// thread is blocked, and the worker exits.
+const BLOCKED_GRACE: Duration = Duration::from_secs(1);
 
-/// Whom nobody meets for so long is not offered to the next client.
-const ABSENT: Duration = Duration::from_millis(250);
+/// How long a ping may be pending before the worker refuses clients.
+const PING_LATE: Duration = Duration::from_millis(250);
 
-/// How often a stopping worker looks whether its last offer has been taken back, which nobody rings for.
-const DRAIN_LOOK: Duration = Duration::from_millis(20);
+/// How often a stopping worker checks whether its last offer was revoked, for which the dispatcher rings no doorbell.
+const DRAIN_POLL: Duration = Duration::from_millis(20);
 
-/// Starts the thread. It ends with the process.
-pub fn start(shared: Arc<WorkerState>, hear: Doorbell, signals: Signals) -> Result<JoinHandle<()>, ServeError> {
-    let Signals { stop, reload } = signals;
-    let answered = shared.respondent.answered();
-    let (beat, parent) = (Beat::new(), ParentWatch::now());
-    let mut control = Control {
-        shared,
-        hear,
-        stop,
-        reload,
-        answered,
-        promised: None,
-        exit_ordered: false,
-        stopped: None,
-        beat,
-        parent,
+/// Exit status of a worker that cannot continue (EX_SOFTWARE, sysexits.h).
+const EXIT_FAILED: i32 = 70;
+
+/// Starts the thread, which ends with the process.
+pub(super) fn start(
+    state: Arc<WorkerState>,
+    to_worker: Doorbell,
+    signals: WorkerSignals,
+) -> Result<JoinHandle<()>, ServeError> {
+    let mut control = ControlLoop {
+        answered: state.slot.answered(),
+        state,
+        to_worker,
+        signals,
+        accepted_lease: None,
+        exit_sent: false,
+        stopping_since: None,
+        watchdog: WatchdogTicker::start(),
+        parent: ParentWatch::now(),
     };
     std::thread::Builder::new().name("control".into()).spawn(move || control.run()).map_err(system("thread"))
 }
 
-struct Control {
-    shared: Arc<WorkerState>,
-    hear: Doorbell,
-    stop: Signal,
-    reload: Signal,
+struct ControlLoop {
+    state: Arc<WorkerState>,
+    to_worker: Doorbell,
+    signals: WorkerSignals,
     /// Sequence of the last question answered.
     answered: u64,
-    /// The last lease that was accepted, as long as it is open whether its client meets anybody.
-    promised: Option<LeaseId>,
-    exit_ordered: bool,
-    /// When it was told to stop.
-    stopped: Option<Monotonic>,
-    beat: Beat,
+    /// The last lease that was accepted, until its claim is seen or its offer has ended.
+    accepted_lease: Option<LeaseId>,
+    exit_sent: bool,
+    stopping_since: Option<Monotonic>,
+    watchdog: WatchdogTicker,
     parent: ParentWatch,
 }
 
-impl Control {
+impl ControlLoop {
     fn run(&mut self) {
         loop {
             self.wait(clock::now());
             let now = clock::now();
-            self.shared.respondent.tick(now);
-            self.shared.be_on_core();
-            if !self.shared.respondent.is_intact() {
-                self.leave_the_slot();
+            self.state.slot.tick(now);
+            self.state.publish_core();
+            if !self.state.slot.is_intact() {
+                self.exit_slot_corrupt();
             }
-            self.shared.restate();
-            self.hear.clear();
-            self.shared.woken();
-            self.beat.beat(now);
-            if self.stop.take() > 0 {
+            self.state.republish_state();
+            // Before the question and the flags are read, so that no wake-up is lost.
+            self.to_worker.clear();
+            self.state.drain_wakeup();
+            self.watchdog.tick(now);
+            if self.signals.stop.take_count() > 0 {
                 self.stop(now);
             }
-            if self.reload.take() > 0 {
-                self.shared.want_reload();
+            if self.signals.reload.take_count() > 0 {
+                self.state.request_reload();
             }
-            self.follow_orders();
-            // One: whoever puts another meanwhile rings for it.
-            if let Some(question) = self.shared.respondent.question(self.answered) {
-                let reply = self.shared.respondent.decide(&question, self.shared.state());
-                self.miss_nobody(now);
-                if (question.kind, reply) == (QuestionKind::Offer, Reply::Accept) {
-                    self.promised = question.lease;
-                }
-                let order = self.obey(question.kind, reply);
-                self.shared.respondent.reply(&question, reply);
-                self.answered = question.sequence;
-                match question.kind {
-                    QuestionKind::Offer => self.shared.ring_if_need_be(),
-                    _ => self.shared.ring(),
-                }
-                // Only now: the next incarnation would find a question that is not answered, and obey it again.
-                if let Some(order) = order {
-                    self.order(order, now);
-                }
-            }
-            if self.shared.old_at().is_some_and(|at| at <= now) {
-                self.shared.want_recycle();
-            }
-            if let Some(current) = self.shared.overdue(now, BLOCKED) {
-                self.give_up(current);
-            }
-            match self.shared.attention.owed(now) {
-                Some(owed) if owed >= self.shared.attention.limit + BLOCKED => self.leave_the_deaf(),
-                owed => self.be_absent(owed.is_some_and(|owed| owed >= ABSENT)),
-            }
-            if self.shared.is_stopping() && !self.exit_ordered && !self.shared.respondent.has_obligation(now) {
-                self.exit_ordered = true;
-                self.order(Order::Exit, now);
-            }
+            // The flag in the slot counts: the question that announced it may have been replaced by the next one.
+            self.state.apply_drain_flag();
+            self.answer_question(now);
+            self.check_limits(now);
         }
     }
 
+    /// Waits for a doorbell, a signal, a wake-up or the next deadline.
     fn wait(&self, now: Monotonic) {
-        let drain = self.shared.is_stopping().then(|| now + DRAIN_LOOK).filter(|_| !self.exit_ordered);
-        let age = self.shared.old_at().filter(|at| *at > now);
-        let overdue = self.shared.overdue_at(BLOCKED);
-        let attention = &self.shared.attention;
-        let bounds = [ABSENT, attention.limit + BLOCKED];
-        let deaf = attention.since().and_then(|since| bounds.map(|by| since + by).into_iter().find(|at| *at > now));
-        let until = [drain, age, overdue, deaf, self.beat.next].into_iter().flatten().min();
+        let drain = (self.state.is_stopping() && !self.exit_sent).then(|| now + DRAIN_POLL);
+        let max_age = self.state.max_age_at().filter(|at| *at > now);
+        let overdue = self.state.overdue_at(BLOCKED_GRACE);
+        let ping = &self.state.ping;
+        let ping_bounds = [PING_LATE, ping.limit + BLOCKED_GRACE];
+        let pending = ping.pending_since();
+        let ping = pending.and_then(|since| ping_bounds.map(|by| since + by).into_iter().find(|at| *at > now));
+        let until = [drain, max_age, overdue, ping, self.watchdog.due_at()].into_iter().flatten().min();
         let timeout = until.map_or(PollTimeout::NONE, |at| {
-            // Rounded up: waking early would only mean waiting again.
+            // Rounded up: poll(2) counts in milliseconds, and an early wake-up would only wait again.
             PollTimeout::try_from(at.since(now) + Duration::from_millis(1)).unwrap_or(PollTimeout::MAX)
         });
-        let mut fds = [self.hear.as_fd(), self.stop.as_fd(), self.reload.as_fd(), self.shared.wake_fd()]
+        let signals = &self.signals;
+        let mut fds = [self.to_worker.as_fd(), signals.stop.as_fd(), signals.reload.as_fd(), self.state.wakeup_fd()]
             .map(|fd| PollFd::new(fd, PollFlags::POLLIN));
-        let _ = poll(&mut fds, timeout); // interrupted: the loop looks at everything anyway
+        let _ = poll(&mut fds, timeout); // on EINTR too, the loop checks everything
     }
 
     fn stop(&mut self, now: Monotonic) {
         let orphaned = self.parent.has_just_died();
         if orphaned {
-            tracing::warn!(worker = %self.shared.id, "the watchdog has died: finishing what is in hand, then leaving");
+            tracing::warn!(worker = %self.state.id, "the watchdog has died: the worker finishes its request and exits");
         }
-        if let Some(first) = self.stopped {
+        if let Some(first) = self.stopping_since {
             if !orphaned && now.since(first) >= STOP_DEBOUNCE {
                 std::process::exit(1);
             }
             return;
         }
-        tracing::debug!(worker = %self.shared.id, "stopping");
-        self.stopped = Some(now);
-        self.shared.stop();
-        backoff::clear_failures(self.shared.respondent.memory(), Word::WORKER_LAST_START);
+        tracing::debug!(worker = %self.state.id, "stopping");
+        self.stopping_since = Some(now);
+        self.state.stop();
+        backoff::clear_failures(self.state.slot.memory(), Word::WORKER_LAST_START);
         let _ = sd_notify::notify(&[NotifyState::Stopping]);
     }
 
-    /// Drain and Resume are what the slot says: the question that brought them may have been overtaken by the next.
-    fn follow_orders(&self) {
-        // Who is starting or recycling sees for itself, when it is through, whether it is drained.
-        if self.shared.is_settled() {
-            self.shared.settle();
+    /// Answers one question: the dispatcher rings for each.
+    fn answer_question(&mut self, now: Monotonic) {
+        let Some(question) = self.state.slot.question(self.answered) else { return };
+        let reply = self.state.slot.decide(&question, self.state.lifecycle());
+        self.check_serving_task(now);
+        if (question.kind, reply) == (QuestionKind::Offer, Reply::Accept) {
+            self.accepted_lease = question.lease;
+        }
+        let recycles = (question.kind, reply) == (QuestionKind::Recycle, Reply::Accept)
+            && self.state.lifecycle() == Lifecycle::Ready;
+        if recycles {
+            self.state.start_recycle();
+        }
+        self.state.slot.reply(&question, reply);
+        self.answered = question.sequence;
+        if question.kind == QuestionKind::Offer {
+            self.state.ring_dispatcher_if_needed();
+        } else {
+            self.state.ring_dispatcher();
+        }
+        // After the answer: the next incarnation would find the question unanswered, and recycle again.
+        if recycles {
+            self.send_command(TaskCommand::Recycle, now);
         }
     }
 
-    /// Says what changes at once; what the serving task is to be told once the answer is given.
-    fn obey(&self, kind: QuestionKind, reply: Reply) -> Option<Order> {
-        match (kind, reply) {
-            (QuestionKind::Recycle, Reply::Accept) if self.shared.state() == Lifecycle::Ready => {
-                self.shared.set_state(Lifecycle::Recycling);
-                return Some(Order::Recycle);
-            }
-            _ => {}
+    fn check_limits(&mut self, now: Monotonic) {
+        if self.state.max_age_at().is_some_and(|at| at <= now) {
+            self.state.request_recycle();
         }
-        None
-    }
-
-    fn order(&self, order: Order, now: Monotonic) {
-        // Before it: who has the order answers no call until it is done.
-        self.shared.attention.call(now);
-        self.shared.order(order);
-    }
-
-    /// Asks the serving task for a sign of life when nobody has come for a lease: either the client has not, or it
-    /// stands before a door that nobody opens. The answer to a client who comes is another sign, so that nobody is
-    /// asked as long as all goes well.
-    fn miss_nobody(&mut self, now: Monotonic) {
-        let Some(lease) = self.promised.filter(|_| !self.exit_ordered) else { return };
-        let begun = self.shared.attention.has_begun(lease);
-        if !begun {
-            self.shared.attention.call(now);
+        if let Some(request) = self.state.take_overdue(now, BLOCKED_GRACE) {
+            self.time_out_blocked_request(request);
         }
-        // After its end once more: the client may have come last.
-        let open = exchange::claim(self.shared.respondent.memory()) == Some(Claim::Held(lease, Phase::Offered));
-        self.promised = self.promised.filter(|_| open && !begun);
-    }
-
-    /// Nobody is sent to a door that nobody opens.
-    fn be_absent(&self, absent: bool) {
-        if self.shared.set_absent(absent) && absent {
-            tracing::warn!(worker = %self.shared.id, epoch = %self.shared.respondent.epoch(),
-                "something blocks the thread on which the worker serves: it gets no client until it is free");
+        match self.state.ping.pending_for(now) {
+            Some(pending) if pending >= self.state.ping.limit + BLOCKED_GRACE => self.exit_serving_blocked(),
+            pending => self.set_serving_blocked(pending.is_some_and(|pending| pending >= PING_LATE)),
+        }
+        if self.state.is_stopping() && !self.exit_sent && !self.state.slot.has_obligation(now) {
+            self.exit_sent = true;
+            self.send_command(TaskCommand::Exit, now);
         }
     }
 
-    /// The thread of the serving task is blocked, and by nothing that a client waits for: by what a handler has left
-    /// behind on it, say. Clients that stand before the door are led back by the next incarnation.
-    fn leave_the_deaf(&self) {
-        tracing::error!(worker = %self.shared.id, epoch = %self.shared.respondent.epoch(),
-            event = %log::Event::HandlerBlocked,
-            "the worker has not come back to serving within request_timeout, with no request in hand: it ends itself");
-        std::process::exit(70)
+    fn send_command(&self, command: TaskCommand, now: Monotonic) {
+        // Before the command: the task acknowledges no ping while it executes it.
+        self.state.ping.ping(now);
+        self.state.send_command(command);
     }
 
-    /// Somebody has written into this worker's life line who it is: nobody can find it by that any more.
-    fn leave_the_slot(&self) {
-        tracing::error!(worker = %self.shared.id, event = %log::Event::SlotCorrupt,
-            "the slot of this worker has been overwritten and names another: it ends itself, to be replaced");
-        std::process::exit(70)
+    /// Pings the serving task if the last accepted lease was not claimed: its client has not connected, or waits in the
+    /// listen queue of a blocked thread. A claim acknowledges as well, so clients that are served cause no pings.
+    fn check_serving_task(&mut self, now: Monotonic) {
+        let Some(lease) = self.accepted_lease.filter(|_| !self.exit_sent) else { return };
+        let claimed = self.state.ping.has_claimed(lease);
+        if !claimed {
+            self.state.ping.ping(now);
+        }
+        // The last ping comes after the end of the offer: the client may have connected just before.
+        let offered = exchange::claim(self.state.slot.memory()) == Some(Claim::Held(lease, Phase::Offered));
+        self.accepted_lease = self.accepted_lease.filter(|_| offered && !claimed);
     }
 
-    /// The serving task is stuck in the handler. All this thread can do for the client is an answer of its
-    /// own, or a reset; all it can do for the worker is to end it. The answer gets its time on a thread of its
-    /// own, since this one has questions to answer until then.
-    fn give_up(&self, current: Current) {
-        let worker = &self.shared.id;
-        tracing::error!(worker = %worker, lease = %current.lease, epoch = %self.shared.respondent.epoch(),
-            event = %log::Event::HandlerBlocked, "the handler has blocked its thread past request_timeout: the worker ends itself");
-        // Should the handler come back now, its worker is nevertheless not for the next client.
-        self.shared.stop();
-        if self.shared.respondent.respond(current.lease) {
+    /// While the serving task is blocked, the worker refuses clients.
+    fn set_serving_blocked(&self, blocked: bool) {
+        if self.state.set_serving_blocked(blocked) && blocked {
+            tracing::warn!(worker = %self.state.id, epoch = %self.state.slot.epoch(),
+                "the worker's serving thread is blocked: the worker gets no client until the thread responds");
+        }
+    }
+
+    /// Something other than a request blocks the serving thread: a background task of the handler, for example.
+    /// Clients in the listen queue are sent back to the dispatcher by the next incarnation.
+    fn exit_serving_blocked(&self) {
+        tracing::error!(worker = %self.state.id, epoch = %self.state.slot.epoch(), event = %Event::HandlerBlocked,
+            "the worker's serving thread was blocked for longer than request_timeout, without a request: \
+             the worker exits");
+        std::process::exit(EXIT_FAILED)
+    }
+
+    /// Another process has overwritten the identity in the slot, by which dispatcher and watchdog know this process.
+    fn exit_slot_corrupt(&self) {
+        tracing::error!(worker = %self.state.id, event = %Event::SlotCorrupt,
+            "the slot of this worker was overwritten and names another process: the worker exits");
+        std::process::exit(EXIT_FAILED)
+    }
+
+    /// The handler blocks the serving thread past the request's deadline. This thread sends the client a 504, or lets
+    /// the exit reset the connection, and ends the process. Another thread delivers the 504, because this one must
+    /// answer questions meanwhile.
+    fn time_out_blocked_request(&self, request: ActiveRequest) {
+        let worker = &self.state.id;
+        tracing::error!(worker = %worker, lease = %request.lease, epoch = %self.state.slot.epoch(),
+            event = %Event::HandlerBlocked, "the handler blocks its thread past request_timeout: the worker exits");
+        // If the handler returns now, the worker must not get another client.
+        self.state.stop();
+        if self.state.slot.respond(request.lease) {
             let detail = format!("the handler of worker {worker} did not finish within request_timeout");
-            let answer = ProblemResponse::started(http::StatusCode::GATEWAY_TIMEOUT, detail).raw();
-            let _ = set_reset_on_close(&current.stream, false);
-            let socket = current.stream.0.as_fd().as_raw_fd();
-            let _ = send(socket, &answer, MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL);
+            let response = ProblemResponse::started(http::StatusCode::GATEWAY_TIMEOUT, detail).raw();
+            let _ = set_reset_on_close(&request.stream, false);
+            let socket = request.stream.0.as_fd().as_raw_fd();
+            let _ = send(socket, &response, MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL);
             let _ = shutdown(socket, Shutdown::Write);
-            let bound = self.shared.front.linger_timeout;
-            let last = move || {
-                drain(&current.stream, bound);
-                std::process::exit(70)
+            let bound = self.state.front.linger_timeout;
+            let deliver = move || {
+                drain_blocking(&request.stream, bound);
+                std::process::exit(EXIT_FAILED)
             };
-            if std::thread::Builder::new().name("parting".into()).spawn(last).is_ok() {
+            if std::thread::Builder::new().name("late-response".into()).spawn(deliver).is_ok() {
                 return;
             }
         }
-        std::process::exit(70)
+        std::process::exit(EXIT_FAILED)
     }
 }
 
-/// As [`crate::net::lingering_close`] without a runtime: an answer that is followed by a reset may never be read.
-fn drain(stream: &crate::net::SharedStream, bound: Duration) {
-    let give_up = clock::now() + bound;
-    let mut waste = vec![0; 16 * 1024];
+/// As [`crate::net::drain`], without a runtime.
+fn drain_blocking(stream: &SharedStream, bound: Duration) {
+    let deadline = clock::now() + bound;
+    let mut discarded = vec![0; 16 * 1024];
     loop {
-        let left = give_up.since(clock::now());
+        let left = deadline.since(clock::now());
         let mut fds = [PollFd::new(stream.0.as_fd(), PollFlags::POLLIN)];
         if left.is_zero() || poll(&mut fds, PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX)) == Ok(0) {
             return;
         }
-        match recv(stream.0.as_fd().as_raw_fd(), &mut waste, MsgFlags::MSG_DONTWAIT) {
+        match recv(stream.0.as_fd().as_raw_fd(), &mut discarded, MsgFlags::MSG_DONTWAIT) {
             Ok(1..) | Err(Errno::EAGAIN | Errno::EINTR) => {}
             Ok(0) | Err(_) => return,
-        }
-    }
-}
-
-/// `WATCHDOG=1` to systemd, where it asks for it (sd_watchdog_enabled(3)): at half its interval.
-struct Beat {
-    every: Option<Duration>,
-    next: Option<Monotonic>,
-}
-
-impl Beat {
-    fn new() -> Self {
-        let every = sd_notify::watchdog_enabled().map(|interval| interval / 2);
-        // At once: the incarnation before may have been about to.
-        Self { every, next: every.map(|_| clock::now()) }
-    }
-
-    fn beat(&mut self, now: Monotonic) {
-        if let Some(every) = self.every
-            && self.next.is_some_and(|next| next <= now)
-        {
-            let _ = sd_notify::notify(&[NotifyState::Watchdog]);
-            self.next = Some(now + every);
         }
     }
 }

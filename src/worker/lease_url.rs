@@ -1,12 +1,14 @@
-//! What a client with a lease asks for, and where one whose lease opens nothing is sent back to. Pure.
+//! The URLs of the redirect delivery: the target that carries a token, and the Location back to the dispatcher. Pure.
+
+#![forbid(unsafe_code)]
 
 use http::uri::PathAndQuery;
 use http::{HeaderValue, Method, Uri};
 
 use crate::ids::Token;
 
-/// Splits `/.patou/<token>/<rest>` into the token, if it is one, and `/<rest>`; `None` for any other target.
-pub fn split(method: &Method, uri: &Uri) -> Option<(Option<Token>, PathAndQuery)> {
+/// Splits `/.patou/<token>/<rest>` into the token, if it is valid, and `/<rest>`; `None` for any other target.
+pub(crate) fn split(method: &Method, uri: &Uri) -> Option<(Option<Token>, PathAndQuery)> {
     let target = uri.path_and_query()?.as_str();
     let (token, rest) = target.strip_prefix("/.patou/")?.split_at_checked(32)?;
     // Without a path: the root with a query, or `OPTIONS *` (RFC 9112, section 3.2.4).
@@ -19,8 +21,9 @@ pub fn split(method: &Method, uri: &Uri) -> Option<(Option<Token>, PathAndQuery)
     Some((Token::parse(token), rest.parse().ok()?))
 }
 
-/// The dispatcher's address, with the target that the client first asked for. `None` if that is no value of a header.
-pub fn back(host: &str, port: u16, target: Option<&PathAndQuery>) -> Option<HeaderValue> {
+/// The `Location` that sends a client back to the dispatcher, with its original target. `None` if it is not a valid
+/// header value.
+pub(crate) fn return_location(host: &str, port: u16, target: Option<&PathAndQuery>) -> Option<HeaderValue> {
     let target = target.map_or("/", PathAndQuery::as_str);
     let target = if target == "*" { "" } else { target };
     HeaderValue::from_bytes(format!("http://{host}:{port}{target}").as_bytes()).ok()
@@ -30,23 +33,32 @@ pub fn back(host: &str, port: u16, target: Option<&PathAndQuery>) -> Option<Head
 mod tests {
     use super::*;
 
+    const TOKEN: &str = "0123456789abcdef0123456789abcdef";
+
+    /// Whether the token is valid, and the rest of the target.
+    fn split(method: &Method, target: &str) -> Option<(bool, String)> {
+        super::split(method, &target.parse().unwrap()).map(|(token, rest)| (token.is_some(), rest.to_string()))
+    }
+
     #[test]
-    fn a_target_is_token_and_rest_or_nothing() {
-        let token = "0123456789abcdef0123456789abcdef";
-        let of = |method: &Method, target: &str| {
-            super::split(method, &target.parse().unwrap()).map(|(t, rest)| (t.is_some(), rest.to_string()))
-        };
-        let split = |target: &str| of(&Method::GET, target);
-        assert_eq!(of(&Method::OPTIONS, &format!("/.patou/{token}")), Some((true, "*".into())));
-        assert_eq!(of(&Method::OPTIONS, &format!("/.patou/{token}/")), Some((true, "/".into())));
-        assert_eq!(split(&format!("/.patou/{token}/a/b?c=/d")), Some((true, "/a/b?c=/d".into())));
-        assert_eq!(split(&format!("/.patou/{token}/")), Some((true, "/".into())));
-        assert_eq!(split(&format!("/.patou/{token}")), Some((true, "/".into())));
-        assert_eq!(split(&format!("/.patou/{token}?x")), Some((true, "/?x".into())));
-        assert_eq!(split(&format!("/.patou/{token}//evil")), Some((true, "//evil".into())));
-        assert_eq!(split(&format!("/.patou/{}/a", token.to_uppercase())), Some((false, "/a".into())));
-        for other in ["/", "/.patou/", "/.patou/short/a", &format!("/.patou/{token}x/a"), "http://h/.patou"] {
-            assert_eq!(split(other), None, "{other}");
+    fn target_is_split_into_token_and_rest() {
+        for (after, rest) in [("/a/b?c=/d", "/a/b?c=/d"), ("/", "/"), ("", "/"), ("?x", "/?x"), ("//evil", "//evil")] {
+            assert_eq!(split(&Method::GET, &format!("/.patou/{TOKEN}{after}")), Some((true, rest.into())), "{after}");
+        }
+        let upper_case = format!("/.patou/{}/a", TOKEN.to_uppercase());
+        assert_eq!(split(&Method::GET, &upper_case), Some((false, "/a".into())));
+    }
+
+    #[test]
+    fn options_without_a_path_is_for_the_whole_server() {
+        assert_eq!(split(&Method::OPTIONS, &format!("/.patou/{TOKEN}")), Some((true, "*".into())));
+        assert_eq!(split(&Method::OPTIONS, &format!("/.patou/{TOKEN}/")), Some((true, "/".into())));
+    }
+
+    #[test]
+    fn target_without_a_token_is_not_split() {
+        for other in ["/", "/.patou/", "/.patou/short/a", &format!("/.patou/{TOKEN}x/a"), "http://h/.patou"] {
+            assert_eq!(split(&Method::GET, other), None, "{other}");
         }
     }
 }

@@ -1,145 +1,142 @@
-//! The serving task: accepts connections and obeys the control loop's orders.
+//! The serving task: accepts connections, and executes the control loop's commands.
 
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
 use std::thread::JoinHandle;
-use std::time::Duration;
 
 use sd_notify::NotifyState;
 use tokio::sync::{Mutex, OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio::task::JoinSet;
 
-use super::handler::Builtin;
-use super::handoff;
-use super::handoff_receiver::HandoffReceiver;
+use super::error::{ServeError, system};
+use super::handler::BuiltinHandler;
+use super::handoff_receiver::{HandoffReceiver, WorkerListeners};
 use super::recycle::reexec;
-use super::redirect::{self, Handler};
-use super::state::{Order, Sockets, WorkerState};
-use super::{ServeError, system};
-use crate::log;
-use crate::net::{self, SocketListener};
+use super::service::HandlerService;
+use super::state::{TaskCommand, WorkerState};
+use super::{handoff, redirect};
+use crate::log::Event;
+use crate::net::{ACCEPT_RETRY_DELAY, SharedStream, SocketListener};
 
-/// Pause after a failed accept: out of descriptors, most likely, which only time mends.
-pub const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
-
-/// Serves until ordered to leave.
-pub async fn serve<S: Handler>(
-    shared: Arc<WorkerState>,
+/// Serves until the control loop sends [`TaskCommand::Exit`].
+pub(super) async fn serve<S: HandlerService>(
+    state: Arc<WorkerState>,
     service: S,
-    (listener, inbox): Sockets,
-    mut orders: mpsc::UnboundedReceiver<Order>,
+    listeners: WorkerListeners,
+    mut commands: mpsc::UnboundedReceiver<TaskCommand>,
     control: JoinHandle<()>,
 ) -> Result<(), ServeError> {
     let service = Arc::new(Mutex::new(service));
-    let places = Arc::new(Semaphore::new(shared.front.connections));
+    let connection_limit = Arc::new(Semaphore::new(state.front.connections));
     let mut connections = JoinSet::new();
-    let passed = inbox.as_ref().map(HandoffReceiver::socket);
-    let mut handing = tokio::spawn(handoff::run(shared.clone(), service.clone(), inbox));
+    let WorkerListeners { redirect: listener, handoff: receiver } = listeners;
+    let handoff_socket = receiver.as_ref().map(HandoffReceiver::socket);
+    let mut handoff_task = tokio::spawn(handoff::run(state.clone(), service.clone(), receiver));
 
-    // Said before it is true for the dispatcher, so that the log has the lives of a pool in their order.
-    tracing::debug!(worker = %shared.id, epoch = %shared.respondent.epoch(), "ready");
-    shared.settle();
-    let status = format!("serving as {}, incarnation {}", shared.id, shared.respondent.epoch());
+    // Logged before the dispatcher can see it, so that the log has the incarnations of a pool in order.
+    tracing::debug!(worker = %state.id, epoch = %state.slot.epoch(), "ready");
+    state.finish_start();
+    let status = format!("serving as {}, incarnation {}", state.id, state.slot.epoch());
     let _ = sd_notify::notify(&[NotifyState::Ready, NotifyState::Status(&status)]);
 
     loop {
         tokio::select! {
-            accepted = accept(&listener, &places) => match accepted {
-                Ok((stream, place)) => {
-                    let (shared, service) = (shared.clone(), service.clone());
+            accepted = accept(&listener, &connection_limit) => match accepted {
+                Ok((stream, permit)) => {
+                    let (state, service) = (state.clone(), service.clone());
                     connections.spawn(async move {
-                        redirect::serve(shared, service, stream).await;
-                        drop(place);
+                        redirect::serve(state, service, stream).await;
+                        drop(permit);
                     });
                 }
                 Err(error) => {
-                    tracing::warn!(worker = %shared.id, %error, event = %log::Event::AcceptFailed, "accept");
-                    tokio::time::sleep(ACCEPT_PAUSE).await;
+                    tracing::warn!(worker = %state.id, %error, event = %Event::AcceptFailed,
+                        "cannot accept a connection: retrying");
+                    tokio::time::sleep(ACCEPT_RETRY_DELAY).await;
                 }
             },
-            _ = &mut handing => {
-                return Err(system("taking connections")(std::io::Error::other("it has ended")));
+            _ = &mut handoff_task => {
+                return Err(system("the handoff task")(std::io::Error::other("it has ended")));
             }
-            order = orders.recv() => {
-                shared.attention.leave();
-                let sockets = (&listener, passed.as_deref());
-                if order != Some(Order::Recycle) || !recycle(&shared, sockets, &mut orders).await {
+            command = commands.recv() => {
+                state.ping.suspend();
+                let sockets = [Some(listener.as_fd()), handoff_socket.as_ref().map(|socket| socket.as_fd())];
+                let sockets: Vec<_> = sockets.into_iter().flatten().collect();
+                if command != Some(TaskCommand::Recycle) || !recycle(&state, &sockets, &mut commands).await {
                     break;
                 }
-                shared.here();
+                state.ack_ping();
             }
-            () = shared.attention.called() => shared.here(),
+            () = state.ping.pinged() => state.ack_ping(),
             Some(_) = connections.join_next() => {}
-            () = shared.idle() => {}
+            () = state.watch_idle_coprocess() => {}
         }
         if control.is_finished() {
-            // Without its control loop a worker looks frozen, and is.
+            // Without its control loop the worker answers no questions: it would be killed as frozen.
             return Err(system("the control loop")(std::io::Error::other("it has ended")));
         }
     }
-    handing.abort();
-    // Answers that are still on their way, each bounded by linger_timeout.
-    let parting = async {
+    handoff_task.abort();
+    // Each of these is bounded by linger_timeout as well.
+    let delivered = async {
         while connections.join_next().await.is_some() {}
-        let _ = shared.parting.write().await;
+        let _ = state.pending_responses.write().await;
     };
-    let _ = tokio::time::timeout(shared.front.linger_timeout, parting).await;
-    if let Some(builtin) = &shared.builtin {
+    let _ = tokio::time::timeout(state.front.linger_timeout, delivered).await;
+    if let Some(builtin) = &state.builtin {
         builtin.stop().await;
     }
-    tracing::debug!(worker = %shared.id, "left");
+    tracing::debug!(worker = %state.id, "stopped serving");
     Ok(())
 }
 
 async fn accept(
     listener: &SocketListener,
-    places: &Arc<Semaphore>,
-) -> std::io::Result<(net::SharedStream, OwnedSemaphorePermit)> {
-    let place = places.clone().acquire_owned().await.map_err(std::io::Error::other)?;
-    Ok((net::SharedStream(Arc::new(listener.accept().await?)), place))
+    limit: &Arc<Semaphore>,
+) -> std::io::Result<(SharedStream, OwnedSemaphorePermit)> {
+    let permit = limit.clone().acquire_owned().await.map_err(std::io::Error::other)?;
+    Ok((SharedStream(Arc::new(listener.accept().await?)), permit))
 }
 
-/// Makes place for what comes next: a fresh co-process, or a fresh process image. Whether the worker goes on; not
-/// if it has been ordered to leave meanwhile.
+/// Replaces the co-process, or this process image. Returns whether the worker continues to serve: not after
+/// [`TaskCommand::Exit`]. `sockets`: the listeners, which the next image inherits.
 async fn recycle(
-    shared: &WorkerState,
-    (listener, passed): (&SocketListener, Option<&OwnedFd>),
-    orders: &mut mpsc::UnboundedReceiver<Order>,
+    state: &WorkerState,
+    sockets: &[BorrowedFd<'_>],
+    commands: &mut mpsc::UnboundedReceiver<TaskCommand>,
 ) -> bool {
-    let _floor = shared.floor().await;
+    let _permit = state.handler_permit().await;
     loop {
-        match &shared.builtin {
-            Some(coprocess @ Builtin::Coprocess(_)) if !shared.take_reload() => match coprocess.recycle().await {
+        match &state.builtin {
+            Some(coprocess @ BuiltinHandler::Coprocess(_)) if !state.take_reload() => match coprocess.recycle().await {
                 Ok(()) => {
-                    tracing::info!(worker = %shared.id, epoch = %shared.respondent.epoch(),
-                        event = %log::Event::WorkerRecycled, "co-process recycled");
+                    tracing::info!(worker = %state.id, epoch = %state.slot.epoch(),
+                        event = %Event::WorkerRecycled, "co-process recycled");
                 }
                 Err(error) => {
-                    tracing::error!(worker = %shared.id, %error, event = %log::Event::RecycleFailed,
-                        "the successor of the co-process cannot start: the old one stays");
+                    tracing::error!(worker = %state.id, %error, event = %Event::RecycleFailed,
+                        "the next co-process cannot start: the worker keeps the old one");
                 }
             },
             builtin => {
-                // The new image has none of our connections: answers on their way come first.
+                // The next image does not inherit connections: pending responses are delivered first.
                 tokio::select! {
-                    _ = tokio::time::timeout(shared.front.linger_timeout, shared.parting.write()) => {}
-                    _ = orders.recv() => return false, // while it recycles, none but Exit
+                    _ = tokio::time::timeout(state.front.linger_timeout, state.pending_responses.write()) => {}
+                    _ = commands.recv() => return false, // during a recycle only Exit is sent
                 }
                 if let Some(builtin) = builtin {
                     builtin.stop().await;
                 }
-                tracing::debug!(worker = %shared.id, epoch = %shared.respondent.epoch(),
-                    event = %log::Event::WorkerRecycled, "recycling");
-                shared.take_reload(); // the next image reads the configuration in any case
-                let sockets: Vec<_> =
-                    [Some(listener.as_fd()), passed.map(OwnedFd::as_fd)].into_iter().flatten().collect();
-                if let Some(error) = reexec(&sockets, &shared.id.instance(), &shared.told_to_stop) {
-                    tracing::error!(worker = %shared.id, %error, event = %log::Event::RecycleFailed,
-                        "cannot execute the next incarnation: this one stays");
+                tracing::debug!(worker = %state.id, epoch = %state.slot.epoch(),
+                    event = %Event::WorkerRecycled, "recycling");
+                state.take_reload(); // the next image reads the configuration in any case
+                if let Some(error) = reexec(sockets, &state.id.instance(), &state.stop_signal) {
+                    tracing::error!(worker = %state.id, %error, event = %Event::RecycleFailed,
+                        "the next incarnation cannot be executed: this one continues");
                 }
             }
         }
-        if shared.recycled() {
+        if state.finish_recycle() {
             return true;
         }
     }

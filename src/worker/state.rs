@@ -1,375 +1,375 @@
-//! What control loop and serving task share: the slot, the bell, and what the worker says of itself.
+//! What the control loop and the serving task share: the slot, the doorbell, the published lifecycle, the active
+//! request.
 
 use std::os::fd::{AsFd, BorrowedFd};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use http::StatusCode;
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use tokio::sync::{Notify, OwnedRwLockReadGuard, RwLock, mpsc};
 
-use super::handler::{Builtin, Failure};
-use super::handoff_receiver::HandoffReceiver;
-use super::recycle::Lifespan;
+use super::error::{ServeError, system};
+use super::handler::{BuiltinHandler, RequestFailure};
+use super::recycle::RecycleLimits;
 use super::task_ping::TaskPing;
 use super::turn::HandlerPermit;
-use super::{ServeError, Signals, WorkerSetup, system};
 use crate::clock;
-use crate::config::FrontConfig;
+use crate::config::{FrontConfig, PoolConfig};
 use crate::doorbell::Doorbell;
 use crate::exchange::{Counter, WorkerSide};
 use crate::ids::{LeaseId, LeaseTerms, Lifecycle, Monotonic, WorkerId};
 use crate::log::Event;
-use crate::net::{self, SocketListener};
+use crate::net::{self, SharedStream};
 use crate::shm::Segment;
 use crate::signals::SignalFlag;
-use std::sync::Arc;
+use crate::sync;
 
-/// Where a worker's clients come from: by its address, and handed over.
-pub type Sockets = (SocketListener, Option<HandoffReceiver>);
-
-/// What the control loop tells the serving task.
+/// A command from the control loop to the serving task.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Order {
-    /// Make room for the next incarnation.
+pub(super) enum TaskCommand {
+    /// Replace the co-process, or this process image.
     Recycle,
-    /// Everything owed is done: leave.
+    /// No obligation is left: return.
     Exit,
 }
 
-/// The request in hand, for the control loop's eyes.
+/// The claimed request, as far as the control loop needs it.
 #[derive(Debug)]
-pub struct Current {
+pub(super) struct ActiveRequest {
     pub lease: LeaseId,
     pub deadline: Monotonic,
-    pub stream: net::SharedStream,
+    pub stream: SharedStream,
 }
 
+/// The published state, and what determines it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Condition {
-    state: Lifecycle,
+struct LifecycleState {
+    lifecycle: Lifecycle,
     wants_recycle: bool,
-    /// The configuration has changed: only a new process image will do.
+    /// The configuration has changed: only a new process image applies it.
     reload: bool,
     stopping: bool,
-    /// The serving task does not answer.
-    absent: bool,
+    /// The serving task does not acknowledge pings.
+    serving_blocked: bool,
 }
 
 /// Shared by the worker's two threads.
-pub struct WorkerState {
+pub(super) struct WorkerState {
     pub id: WorkerId,
     pub front: FrontConfig,
-    pub respondent: WorkerSide<Arc<Segment>>,
-    pub builtin: Option<Builtin>,
-    ring: Doorbell,
-    condition: Mutex<Condition>,
-    current: Mutex<Option<Current>>,
-    pub attention: TaskPing,
-    lifespan: Lifespan,
-    /// SIGTERM or SIGINT, also before the control loop has taken notice.
-    pub told_to_stop: SignalFlag,
-    orders: mpsc::UnboundedSender<Order>,
-    wake: EventFd,
-    floor: Arc<tokio::sync::Mutex<()>>,
-    wanted: Notify,
-    /// Read-locked by every connection whose answer may still be on its way.
-    pub parting: Arc<RwLock<()>>,
-}
-
-/// A lock that a panic elsewhere does not poison for good: all that is kept under one is plain data.
-fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+    pub slot: WorkerSide<Arc<Segment>>,
+    pub builtin: Option<BuiltinHandler>,
+    to_dispatcher: Doorbell,
+    lifecycle: Mutex<LifecycleState>,
+    active: Mutex<Option<ActiveRequest>>,
+    pub ping: TaskPing,
+    limits: RecycleLimits,
+    /// Whether SIGTERM or SIGINT has arrived, also before the control loop has read it.
+    pub stop_signal: SignalFlag,
+    commands: mpsc::UnboundedSender<TaskCommand>,
+    wakeup: EventFd,
+    handler_lock: Arc<tokio::sync::Mutex<()>>,
+    handler_wanted: Notify,
+    /// Read-locked by each connection until its response is delivered.
+    pub pending_responses: Arc<RwLock<()>>,
 }
 
 impl WorkerState {
-    pub fn new(
-        office: WorkerSetup,
-        builtin: Option<Builtin>,
-    ) -> Result<(Self, mpsc::UnboundedReceiver<Order>, Doorbell, Sockets, Signals), ServeError> {
-        let (orders, ordered) = mpsc::unbounded_channel();
+    /// The state of a starting worker, and the receiver of the commands to its serving task.
+    pub(super) fn new(
+        id: WorkerId,
+        pool: &PoolConfig,
+        front: FrontConfig,
+        slot: WorkerSide<Arc<Segment>>,
+        to_dispatcher: Doorbell,
+        stop_signal: SignalFlag,
+        builtin: Option<BuiltinHandler>,
+    ) -> Result<(Self, mpsc::UnboundedReceiver<TaskCommand>), ServeError> {
+        let (commands, receiver) = mpsc::unbounded_channel();
         let flags = EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK;
-        let wake = EventFd::from_flags(flags).map_err(|e| system("eventfd")(e.into()))?;
-        let starting = Condition {
-            state: Lifecycle::Starting,
+        let starting = LifecycleState {
+            lifecycle: Lifecycle::Starting,
             wants_recycle: false,
             reload: false,
             stopping: false,
-            absent: false,
+            serving_blocked: false,
         };
-        let shared = Self {
-            attention: TaskPing::new(office.pool.request_timeout),
-            lifespan: Lifespan::new(&office.pool, clock::now()),
-            told_to_stop: office.signals.stop.came(),
-            id: office.id,
-            front: office.front,
-            respondent: office.respondent,
+        let state = Self {
+            id,
+            front,
+            slot,
             builtin,
-            ring: office.ring,
-            condition: Mutex::new(starting),
-            current: Mutex::new(None),
-            orders,
-            wake,
-            floor: Arc::default(),
-            wanted: Notify::new(),
-            parting: Arc::default(),
+            to_dispatcher,
+            lifecycle: Mutex::new(starting),
+            active: Mutex::new(None),
+            ping: TaskPing::new(pool.request_timeout),
+            limits: RecycleLimits::new(pool, clock::now()),
+            stop_signal,
+            commands,
+            wakeup: EventFd::from_flags(flags).map_err(|e| system("eventfd")(e.into()))?,
+            handler_lock: Arc::default(),
+            handler_wanted: Notify::new(),
+            pending_responses: Arc::default(),
         };
-        let inbox =
-            office.handed.map(HandoffReceiver::new).transpose().map_err(system("the socket for connections"))?;
-        Ok((shared, ordered, office.hear, (office.listener, inbox), office.signals))
+        Ok((state, receiver))
     }
 
-    /// What the worker says of itself just now.
-    pub fn state(&self) -> Lifecycle {
-        locked(&self.condition).state
+    /// The lifecycle as last published.
+    pub(super) fn lifecycle(&self) -> Lifecycle {
+        sync::lock(&self.lifecycle).lifecycle
     }
 
-    /// Whether it is neither starting nor making room for its next life.
-    pub fn is_settled(&self) -> bool {
-        matches!(self.state(), Lifecycle::Ready | Lifecycle::Draining)
+    /// Whether [`Self::stop`] was called.
+    pub(super) fn is_stopping(&self) -> bool {
+        sync::lock(&self.lifecycle).stopping
     }
 
-    /// Whether it has been told to stop.
-    pub fn is_stopping(&self) -> bool {
-        locked(&self.condition).stopping
-    }
-
-    /// Says something else, and rings. A worker that is stopping, or kept out of service, drains instead of
-    /// being ready.
-    pub fn set_state(&self, state: Lifecycle) {
-        let drained = self.respondent.drained();
-        self.change(|condition| {
-            let out = condition.stopping || (state == Lifecycle::Ready && drained);
-            condition.state = if out { Lifecycle::Draining } else { state };
+    /// Drains for good.
+    pub(super) fn stop(&self) {
+        self.update(|state| {
+            state.stopping = true;
+            state.lifecycle = Lifecycle::Draining;
         });
     }
 
-    /// From now on everything goes towards the end.
-    pub fn stop(&self) {
-        self.change(|condition| {
-            condition.stopping = true;
-            condition.state = Lifecycle::Draining;
+    /// Publishes that the worker recycles, unless it is stopping.
+    pub(super) fn start_recycle(&self) {
+        self.update(|state| {
+            state.lifecycle = if state.stopping { Lifecycle::Draining } else { Lifecycle::Recycling };
         });
     }
 
-    /// Asks the dispatcher to be recycled.
-    pub fn want_recycle(&self) {
-        self.change(|condition| condition.wants_recycle = true);
+    /// Requests a recycle from the dispatcher.
+    pub(super) fn request_recycle(&self) {
+        self.update(|state| state.wants_recycle = true);
     }
 
-    /// Asks to be recycled because the configuration has changed.
-    pub fn want_reload(&self) {
-        self.change(|condition| (condition.wants_recycle, condition.reload) = (true, true));
+    /// Requests a recycle because the configuration has changed.
+    pub(super) fn request_reload(&self) {
+        self.update(|state| (state.wants_recycle, state.reload) = (true, true));
     }
 
-    /// Whether that has been asked since the last call.
-    pub fn take_reload(&self) -> bool {
-        std::mem::take(&mut locked(&self.condition).reload)
+    /// Whether a reload was requested since the last call.
+    pub(super) fn take_reload(&self) -> bool {
+        std::mem::take(&mut sync::lock(&self.lifecycle).reload)
     }
 
-    /// The worker has made room and goes on as what it is now, unless it must begin again: the configuration has
-    /// changed meanwhile.
-    pub fn recycled(&self) -> bool {
-        self.lifespan.renew(clock::now());
-        let mut over = true;
-        self.change(|condition| {
-            over = !condition.reload || condition.stopping;
-            if over {
-                condition.wants_recycle = false;
-                condition.state = self.settled(condition);
+    /// Ends a recycle after which this process continues. Returns `false` if the configuration has changed meanwhile:
+    /// then the worker must recycle again.
+    pub(super) fn finish_recycle(&self) -> bool {
+        self.limits.reset(clock::now());
+        let mut finished = true;
+        self.update(|state| {
+            finished = !state.reload || state.stopping;
+            if finished {
+                state.wants_recycle = false;
+                state.lifecycle = self.ready_or_draining(state);
             }
         });
-        over
+        finished
     }
 
-    /// What a worker is that has nothing to do.
-    pub fn settle(&self) {
-        // Under the lock: an operator's order that comes now must not be undone.
-        self.change(|condition| condition.state = self.settled(condition));
+    /// Publishes Ready or Draining at the end of the start.
+    pub(super) fn finish_start(&self) {
+        self.update(|state| state.lifecycle = self.ready_or_draining(state));
     }
 
-    fn settled(&self, condition: &Condition) -> Lifecycle {
-        let out = condition.stopping || condition.absent || self.respondent.drained();
-        if out { Lifecycle::Draining } else { Lifecycle::Ready }
+    /// Publishes Ready or Draining according to the operator's flag in the slot. A worker that starts or recycles reads
+    /// the flag at the end of that.
+    pub(super) fn apply_drain_flag(&self) {
+        self.update(|state| self.update_ready(state));
     }
 
-    /// The serving task does not answer, or does again: whether there is anybody for a client to come to.
-    /// Returns whether that is news.
-    pub fn set_absent(&self, absent: bool) -> bool {
-        let mut before = absent;
-        self.change(|condition| {
-            before = std::mem::replace(&mut condition.absent, absent);
-            if matches!(condition.state, Lifecycle::Ready | Lifecycle::Draining) {
-                condition.state = self.settled(condition);
-            }
+    /// Publishes whether the serving task can serve clients. Returns whether that has changed.
+    pub(super) fn set_serving_blocked(&self, blocked: bool) -> bool {
+        let mut before = blocked;
+        self.update(|state| {
+            before = std::mem::replace(&mut state.serving_blocked, blocked);
+            self.update_ready(state);
         });
-        before != absent
+        before != blocked
     }
 
-    /// What only the serving task can say.
-    pub fn here(&self) {
-        self.attention.answer();
-        self.set_absent(false);
-    }
-
-    /// Says again what it is: a stray write to the slot is not to take it out of service for good.
-    pub fn restate(&self) {
-        let condition = locked(&self.condition);
-        self.respondent.set_state(condition.state, condition.wants_recycle);
-    }
-
-    fn change(&self, how: impl FnOnce(&mut Condition)) {
-        let mut condition = locked(&self.condition);
-        let before = *condition;
-        how(&mut condition);
-        if *condition != before {
-            self.respondent.set_state(condition.state, condition.wants_recycle);
-            // Not under the lock: who is woken by it may get our processor, and the control loop needs the lock.
-            drop(condition);
-            self.ring.ring();
+    fn update_ready(&self, state: &mut LifecycleState) {
+        if matches!(state.lifecycle, Lifecycle::Ready | Lifecycle::Draining) {
+            state.lifecycle = self.ready_or_draining(state);
         }
     }
 
-    pub fn ring(&self) {
-        self.ring.ring();
+    fn ready_or_draining(&self, state: &LifecycleState) -> Lifecycle {
+        // Under the lock: a concurrent change of the flag must not be undone.
+        let draining = state.stopping || state.serving_blocked || self.slot.drained();
+        if draining { Lifecycle::Draining } else { Lifecycle::Ready }
     }
 
-    /// For an offer that is answered, or a lease that is over.
-    pub fn ring_if_need_be(&self) {
-        if self.respondent.needs_doorbell() {
-            self.ring.ring();
+    /// Called by the serving task: it runs.
+    pub(super) fn ack_ping(&self) {
+        self.ping.ack();
+        self.set_serving_blocked(false);
+    }
+
+    /// Writes the state to the slot again, where a stray write may have replaced it.
+    pub(super) fn republish_state(&self) {
+        let state = sync::lock(&self.lifecycle);
+        self.slot.set_state(state.lifecycle, state.wants_recycle);
+    }
+
+    fn update(&self, change: impl FnOnce(&mut LifecycleState)) {
+        let mut state = sync::lock(&self.lifecycle);
+        let before = *state;
+        change(&mut state);
+        if *state != before {
+            self.slot.set_state(state.lifecycle, state.wants_recycle);
+            // Not under the lock: the dispatcher may get this processor when it wakes, and the control loop needs the
+            // lock.
+            drop(state);
+            self.to_dispatcher.ring();
         }
     }
 
-    /// Says on which core this thread runs.
-    pub fn be_on_core(&self) {
+    pub(super) fn ring_dispatcher(&self) {
+        self.to_dispatcher.ring();
+    }
+
+    /// After an answer to an offer, or the end of a lease.
+    pub(super) fn ring_dispatcher_if_needed(&self) {
+        if self.slot.needs_doorbell() {
+            self.to_dispatcher.ring();
+        }
+    }
+
+    /// Publishes the core that this thread runs on.
+    pub(super) fn publish_core(&self) {
         if let Ok(core) = nix::sched::sched_getcpu() {
-            self.respondent.set_core(core);
+            self.slot.set_core(core);
         }
     }
 
-    pub fn order(&self, order: Order) {
-        let _ = self.orders.send(order); // the serving task has ended: so has the need
+    pub(super) fn send_command(&self, command: TaskCommand) {
+        let _ = self.commands.send(command); // fails once the serving task has returned, which needs no commands
     }
 
-    /// Wakes the control loop.
-    pub fn wake_control(&self) {
-        let _ = self.wake.write(1); // full: it is awake
+    pub(super) fn wake_control_loop(&self) {
+        let _ = self.wakeup.write(1); // fails if the counter is full: then the control loop is being woken
     }
 
-    pub fn wake_fd(&self) -> BorrowedFd<'_> {
-        self.wake.as_fd()
+    /// Readable after [`Self::wake_control_loop`] until [`Self::drain_wakeup`].
+    pub(super) fn wakeup_fd(&self) -> BorrowedFd<'_> {
+        self.wakeup.as_fd()
     }
 
-    pub fn woken(&self) {
-        let _ = self.wake.read();
+    pub(super) fn drain_wakeup(&self) {
+        let _ = self.wakeup.read();
     }
 
-    /// Waits until nobody watches over the co-process, and keeps it so; `None` where there is no co-process.
-    pub async fn floor(&self) -> Option<HandlerPermit> {
-        let Some(Builtin::Coprocess(_)) = self.builtin else { return None };
-        self.wanted.notify_one();
-        Some(self.floor.clone().lock_owned().await)
+    /// Stops [`Self::watch_idle_coprocess`] as long as the permit is held. `None` where there is no co-process.
+    pub(super) async fn handler_permit(&self) -> Option<HandlerPermit> {
+        let Some(BuiltinHandler::Coprocess(_)) = self.builtin else { return None };
+        self.handler_wanted.notify_one();
+        Some(self.handler_lock.clone().lock_owned().await)
     }
 
-    /// Watches over the co-process while nobody is served, so that the death of one between requests costs the
-    /// next request nothing. Never returns; to be dropped at any time.
-    pub async fn idle(&self) {
-        let Some(builtin @ Builtin::Coprocess(_)) = &self.builtin else { return std::future::pending().await };
+    /// Watches the co-process between requests, so that it is restarted before the next request. Never returns;
+    /// cancel-safe.
+    pub(super) async fn watch_idle_coprocess(&self) {
+        let Some(builtin @ BuiltinHandler::Coprocess(_)) = &self.builtin else { return std::future::pending().await };
         loop {
-            // Whoever is served has it, and whoever wants to be stands before us in its queue from then on.
-            let _floor = self.floor.lock().await;
+            // The mutex is fair: a request that waits for it gets it before this loop does.
+            let _permit = self.handler_lock.lock().await;
             tokio::select! {
                 () = builtin.watch() => {}
-                () = self.wanted.notified() => {}
+                () = self.handler_wanted.notified() => {}
             }
         }
     }
 
-    /// A request has been claimed; what the control loop must know of it.
-    pub fn begin(&self, terms: &LeaseTerms, now: Monotonic, stream: &net::SharedStream) {
-        self.be_on_core();
-        let current = Current { lease: terms.lease, deadline: now + terms.request_timeout, stream: stream.clone() };
-        *locked(&self.current) = Some(current);
-        self.attention.begin(terms.lease);
-        self.here();
+    /// A lease was claimed: its request is the active one, which the control loop times.
+    pub(super) fn note_claim(&self, terms: &LeaseTerms, now: Monotonic, stream: &SharedStream) {
+        self.publish_core();
+        let (lease, deadline) = (terms.lease, now + terms.request_timeout);
+        *sync::lock(&self.active) = Some(ActiveRequest { lease, deadline, stream: stream.clone() });
+        self.ping.note_claim(lease);
+        self.ack_ping();
+        tracing::debug!(worker = %self.id, %lease, epoch = %self.slot.epoch(), event = %Event::LeaseClaimed,
+            "lease is claimed");
     }
 
-    /// A request without a connection of its own is over, which was read with the one before.
-    pub fn served_another(&self) {
-        self.respondent.count(Counter::Served, 1);
-        self.lifespan.served_one();
+    /// Counts a request of the active lease that is followed by a pipelined one.
+    pub(super) fn count_pipelined(&self) {
+        self.slot.count(Counter::Served, 1);
+        self.limits.count_request();
     }
 
-    /// The request in hand, if it should have ended this long ago.
-    pub fn overdue(&self, now: Monotonic, by: Duration) -> Option<Current> {
-        let mut current = locked(&self.current);
-        if current.as_ref().is_some_and(|c| c.deadline + by <= now) { current.take() } else { None }
+    /// Takes the active request if its deadline passed at least `grace` ago.
+    pub(super) fn take_overdue(&self, now: Monotonic, grace: Duration) -> Option<ActiveRequest> {
+        sync::lock(&self.active).take_if(|active| active.deadline + grace <= now)
     }
 
-    /// When that will be.
-    pub fn overdue_at(&self, by: Duration) -> Option<Monotonic> {
-        locked(&self.current).as_ref().map(|current| current.deadline + by)
+    /// When [`Self::take_overdue`] will have something to take.
+    pub(super) fn overdue_at(&self, grace: Duration) -> Option<Monotonic> {
+        sync::lock(&self.active).as_ref().map(|active| active.deadline + grace)
     }
 
-    /// The handler is through with the request: what takes time from here on does not block its thread.
-    pub fn handled(&self) {
-        *locked(&self.current) = None;
+    /// The handler is done with the request. Whatever takes time from now on does not block the handler's thread.
+    pub(super) fn handler_done(&self) {
+        *sync::lock(&self.active) = None;
     }
 
-    /// What has been answered ends without a reset, in a task of its own: see [`net::net::discard_until_closed`]. `parting` is held until then.
-    pub fn drain(&self, stream: net::SharedStream, parting: OwnedRwLockReadGuard<()>) {
+    /// Reads and discards in a task of its own until the client has the response ([`net::drain`]). `pending` is held
+    /// until then.
+    pub(super) fn drain(&self, stream: SharedStream, pending: OwnedRwLockReadGuard<()>) {
         let bound = self.front.linger_timeout;
         tokio::spawn(async move {
             net::discard_until_closed(stream, bound).await;
-            drop(parting);
+            drop(pending);
         });
     }
 
-    /// The request is over: counts it, gives the lease back and says so.
-    pub fn finish(&self, lease: LeaseId, took: Duration, failed: bool) {
-        self.respondent.count(if failed { Counter::Failed } else { Counter::Served }, 1);
-        self.respondent.record(took);
-        let served = self.lifespan.served_one();
-        self.let_go(lease, served);
+    /// Counts a finished request, and releases its lease.
+    pub(super) fn finish(&self, lease: LeaseId, took: Duration, failed: bool) {
+        self.slot.count(if failed { Counter::Failed } else { Counter::Served }, 1);
+        self.slot.record(took);
+        let served = self.limits.count_request();
+        self.release(lease, served);
     }
 
-    /// Gives a lease back of which nothing came.
-    pub fn give_back(&self, lease: LeaseId) {
-        self.let_go(lease, 0);
+    /// Releases a lease that received no request.
+    pub(super) fn release_unused(&self, lease: LeaseId) {
+        self.release(lease, 0);
     }
 
-    fn let_go(&self, lease: LeaseId, served: u64) {
-        self.handled();
-        let memory = || self.builtin.as_ref().and_then(Builtin::memory);
-        if self.lifespan.is_over(served, clock::now(), memory) {
-            // Before the lease is given back, so that the dispatcher sees both at once.
-            self.want_recycle();
+    fn release(&self, lease: LeaseId, served: u64) {
+        self.handler_done();
+        let memory = || self.builtin.as_ref().and_then(BuiltinHandler::memory);
+        if self.limits.is_reached(served, clock::now(), memory) {
+            // Before the lease is released, so that the dispatcher sees both at once.
+            self.request_recycle();
         }
-        self.respondent.done(lease);
-        self.ring_if_need_be();
-        if self.state() != Lifecycle::Ready {
-            self.wake_control();
+        self.slot.done(lease);
+        self.ring_dispatcher_if_needed();
+        if self.lifecycle() != Lifecycle::Ready {
+            self.wake_control_loop();
         }
     }
 
-    /// When the worker has reached its age, if it has one.
-    pub fn old_at(&self) -> Option<Monotonic> {
-        self.lifespan.old_at()
+    /// When the worker reaches `max_age`.
+    pub(super) fn max_age_at(&self) -> Option<Monotonic> {
+        self.limits.max_age_at()
     }
 
     /// Whether it serves connections and no requests.
-    pub fn is_inetd(&self) -> bool {
-        matches!(self.builtin, Some(Builtin::Inetd(_)))
+    pub(super) fn is_inetd(&self) -> bool {
+        matches!(self.builtin, Some(BuiltinHandler::Inetd(_)))
     }
 
-    /// For the log: what went wrong with a request.
-    pub fn warn(&self, lease: LeaseId, failure: &Failure) {
+    /// Logs why a request failed.
+    pub(super) fn log_failure(&self, lease: LeaseId, failure: &RequestFailure) {
         let event = match failure.status {
             StatusCode::GATEWAY_TIMEOUT => Event::RequestDeadline,
             _ => Event::RequestFailed,
         };
-        tracing::warn!(worker = %self.id, lease = %lease, epoch = %self.respondent.epoch(),
+        tracing::warn!(worker = %self.id, %lease, epoch = %self.slot.epoch(),
             status = failure.status.as_u16(), %event, "request failed: {failure}");
     }
 }

@@ -1,90 +1,90 @@
-//! Whether the serving task is there: the control loop calls, and the task answers as soon as it runs.
+//! Whether the serving task runs: the control loop pings it, and the task acknowledges as soon as it runs.
 //!
-//! A handler that blocks with a request in hand is ended by that request's deadline. What blocks the thread without
-//! one - a task that a handler has left behind - would keep clients before a closed door for ever.
+//! A handler that blocks the thread during a request is ended by the request's deadline. Without a request, a blocked
+//! thread (a background task of a handler, for example) would leave clients in the listen queue for ever.
 
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::Mutex;
 use std::time::Duration;
 
 use tokio::sync::Notify;
 
 use crate::ids::{LeaseId, Monotonic};
+use crate::sync;
 
-/// The calls to one serving task.
-pub struct TaskPing {
-    /// How long it may leave a call unanswered: `request_timeout`.
+/// The pings of one serving task.
+pub(super) struct TaskPing {
+    /// How long a ping may stay unacknowledged: `request_timeout`.
     pub limit: Duration,
-    place: Mutex<Place>,
-    call: Notify,
-    /// The last lease that was claimed.
-    begun: Mutex<Option<LeaseId>>,
+    state: Mutex<PingState>,
+    notify: Notify,
+    last_claimed: Mutex<Option<LeaseId>>,
 }
 
-/// Where the serving task is.
 #[derive(Clone, Copy, Debug)]
-enum Place {
-    /// It has answered, or has not been called.
-    Here,
-    /// It owes an answer since then.
-    Called(Monotonic),
-    /// It obeys an order, which has bounds of its own, and answers no call until then.
-    Away,
-}
-
-fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+enum PingState {
+    /// There was no ping since the last acknowledgement.
+    Acknowledged,
+    /// A ping has been unacknowledged since then.
+    Pending(Monotonic),
+    /// The task executes a command, which has bounds of its own: pings are ignored until the next acknowledgement.
+    Suspended,
 }
 
 impl TaskPing {
-    pub fn new(limit: Duration) -> Self {
-        Self { limit, place: Mutex::new(Place::Here), call: Notify::new(), begun: Mutex::default() }
-    }
-
-    /// Calls the serving task.
-    pub fn call(&self, now: Monotonic) {
-        let mut place = locked(&self.place);
-        if matches!(*place, Place::Here) {
-            *place = Place::Called(now);
-            self.call.notify_one();
+    pub(super) fn new(limit: Duration) -> Self {
+        Self {
+            limit,
+            state: Mutex::new(PingState::Acknowledged),
+            notify: Notify::new(),
+            last_claimed: Mutex::default(),
         }
     }
 
-    /// Waits for a call.
-    pub async fn called(&self) {
-        self.call.notified().await;
+    /// Pings the serving task, unless a ping is pending.
+    pub(super) fn ping(&self, now: Monotonic) {
+        let mut state = sync::lock(&self.state);
+        if matches!(*state, PingState::Acknowledged) {
+            *state = PingState::Pending(now);
+            self.notify.notify_one();
+        }
+    }
+
+    /// Waits for a ping.
+    pub(super) async fn pinged(&self) {
+        self.notify.notified().await;
     }
 
     /// The serving task runs.
-    pub fn answer(&self) {
-        *locked(&self.place) = Place::Here;
+    pub(super) fn ack(&self) {
+        *sync::lock(&self.state) = PingState::Acknowledged;
     }
 
-    /// The serving task runs, and is not to be called until it answers again.
-    pub fn leave(&self) {
-        *locked(&self.place) = Place::Away;
+    /// The serving task executes a command: no ping until its next acknowledgement.
+    pub(super) fn suspend(&self) {
+        *sync::lock(&self.state) = PingState::Suspended;
     }
 
-    /// It has claimed this lease.
-    pub fn begin(&self, lease: LeaseId) {
-        *locked(&self.begun) = Some(lease);
+    /// The serving task has claimed `lease`.
+    pub(super) fn note_claim(&self, lease: LeaseId) {
+        *sync::lock(&self.last_claimed) = Some(lease);
     }
 
-    /// Whether it has claimed this lease, of all the last.
-    pub fn has_begun(&self, lease: LeaseId) -> bool {
-        *locked(&self.begun) == Some(lease)
+    /// Whether `lease` is the last lease that the serving task has claimed.
+    pub(super) fn has_claimed(&self, lease: LeaseId) -> bool {
+        *sync::lock(&self.last_claimed) == Some(lease)
     }
 
-    /// Since when a call has had no answer.
-    pub fn since(&self) -> Option<Monotonic> {
-        match *locked(&self.place) {
-            Place::Called(since) => Some(since),
-            Place::Here | Place::Away => None,
+    /// Since when a ping has been pending.
+    pub(super) fn pending_since(&self) -> Option<Monotonic> {
+        match *sync::lock(&self.state) {
+            PingState::Pending(since) => Some(since),
+            PingState::Acknowledged | PingState::Suspended => None,
         }
     }
 
-    /// For how long a call has had no answer.
-    pub fn owed(&self, now: Monotonic) -> Option<Duration> {
-        self.since().map(|since| now.since(since))
+    /// For how long a ping has been pending.
+    pub(super) fn pending_for(&self, now: Monotonic) -> Option<Duration> {
+        self.pending_since().map(|since| now.since(since))
     }
 }
 
@@ -94,24 +94,36 @@ mod tests {
     use crate::ids::Epoch;
 
     #[test]
-    fn a_call_is_owed_from_the_first_on_until_the_task_answers_and_not_while_it_obeys() {
-        let attention = TaskPing::new(Duration::from_secs(1));
-        let owed = |at| attention.owed(Monotonic(at)).map(|owed| owed.as_nanos());
-        assert_eq!(owed(5), None);
-        attention.call(Monotonic(10));
-        attention.call(Monotonic(20));
-        assert_eq!((attention.since(), owed(30)), (Some(Monotonic(10)), Some(20)));
-        attention.answer();
-        assert_eq!(owed(40), None);
-        attention.call(Monotonic(50));
-        attention.leave();
-        attention.call(Monotonic(60));
-        assert_eq!(owed(70), None);
-        attention.answer();
-        attention.call(Monotonic(80));
-        assert_eq!(owed(90), Some(10));
+    fn ping_is_pending_from_the_first_until_the_acknowledgement() {
+        let ping = TaskPing::new(Duration::from_secs(1));
+        let pending = |at| ping.pending_for(Monotonic(at)).map(|pending| pending.as_nanos());
+        assert_eq!(pending(5), None);
+        ping.ping(Monotonic(10));
+        ping.ping(Monotonic(20));
+        assert_eq!((ping.pending_since(), pending(30)), (Some(Monotonic(10)), Some(20)));
+        ping.ack();
+        assert_eq!(pending(40), None);
+    }
+
+    #[test]
+    fn pings_are_ignored_while_the_task_executes_a_command() {
+        let ping = TaskPing::new(Duration::from_secs(1));
+        ping.ping(Monotonic(50));
+        ping.suspend();
+        ping.ping(Monotonic(60));
+        assert_eq!(ping.pending_for(Monotonic(70)), None);
+        ping.ack();
+        ping.ping(Monotonic(80));
+        assert_eq!(ping.pending_since(), Some(Monotonic(80)));
+    }
+
+    #[test]
+    fn only_the_last_claim_is_kept() {
+        let ping = TaskPing::new(Duration::from_secs(1));
         let lease = |n| LeaseId::of(Epoch::FIRST, n);
-        attention.begin(lease(1));
-        assert!(attention.has_begun(lease(1)) && !attention.has_begun(lease(2)));
+        ping.note_claim(lease(1));
+        assert!(ping.has_claimed(lease(1)) && !ping.has_claimed(lease(2)));
+        ping.note_claim(lease(2));
+        assert!(ping.has_claimed(lease(2)) && !ping.has_claimed(lease(1)));
     }
 }

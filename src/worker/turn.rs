@@ -1,185 +1,192 @@
-//! One connection's turn: what it holds, until when, and how far its answer has come.
+//! One transaction, or the pipelined transactions of one lease: the lease with its deadline, and the progress of
+//! request and response.
 
 use std::sync::atomic::{AtomicBool, AtomicU16, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use http::StatusCode;
 use tokio::sync::{Notify, OwnedMutexGuard};
 use tokio::time::{Instant, sleep, sleep_until};
 
-use crate::ids::LeaseId;
-use crate::net::{self, disconnected};
+use crate::ids::{LeaseId, LeaseTerms};
+use crate::net::{SharedStream, disconnected};
+use crate::sync;
 
-/// Requests shorter than this are not worth a watch on their client: it costs a descriptor and five calls.
-const WATCH_AFTER: Duration = Duration::from_millis(50);
+/// A request is not watched for a disconnect before this: the watch costs a descriptor and five system calls.
+const DISCONNECT_WATCH_DELAY: Duration = Duration::from_millis(50);
 
-/// How long after its deadline a request may take to send its 504.
-const PARTING: Duration = Duration::from_secs(1);
+/// How long after its deadline a request may take to deliver its 504.
+const TIMEOUT_RESPONSE_GRACE: Duration = Duration::from_secs(1);
 
-/// The lease of a turn.
+/// A claimed lease.
 #[derive(Clone, Copy, Debug)]
-pub struct ActiveLease {
+pub(super) struct ActiveLease {
     pub lease: LeaseId,
-    pub since: Instant,
+    pub claimed_at: Instant,
     pub deadline: Instant,
 }
 
-/// Why a turn was cut short.
+impl ActiveLease {
+    /// The lease with these terms, claimed now.
+    pub(super) fn claimed(terms: &LeaseTerms) -> Self {
+        let now = Instant::now();
+        Self { lease: terms.lease, claimed_at: now, deadline: now + terms.request_timeout }
+    }
+}
+
+/// Why a connection was aborted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum AbortCause {
-    /// `request_timeout` passed while the response was being sent.
+pub(super) enum AbortCause {
+    /// `request_timeout` passed during the response, or without one.
     Deadline,
-    /// The head of a request did not come within `head_timeout`.
-    Head,
-    /// The client has gone.
-    Gone,
+    /// The head of a request was not received within `head_timeout`.
+    HeadTimeout,
+    /// The client has disconnected.
+    ClientGone,
 }
 
 #[derive(Debug, Default)]
-pub struct Transaction {
-    held: Mutex<Option<ActiveLease>>,
+pub(super) struct Transaction {
+    lease: Mutex<Option<ActiveLease>>,
     claimed: Notify,
     responding: AtomicBool,
-    /// The status of the answer; 0 before there is one.
+    /// The status of the response; 0 before there is one.
     status: AtomicU16,
-    /// Nothing has been sent to a client that knows HTTP/1.1.
+    /// Nothing has been sent, and the client speaks HTTP/1.1: an interim response may probe it.
     may_probe: AtomicBool,
     failed: AtomicBool,
-    /// Whether a request is in hand, whether all of its body has come, and whether all of its response is on its way.
-    asked: AtomicBool,
-    received: AtomicBool,
-    sent: AtomicBool,
-    /// Whether the handler has let go of a body before its end.
-    unread: AtomicBool,
-    floor: Mutex<Option<HandlerPermit>>,
+    has_request: AtomicBool,
+    request_complete: AtomicBool,
+    response_complete: AtomicBool,
+    /// The handler has dropped the request body before its end.
+    body_dropped: AtomicBool,
+    handler_permit: Mutex<Option<HandlerPermit>>,
 }
 
-/// The right to use the handler: see [`super::state::WorkerState::floor`].
-pub type HandlerPermit = OwnedMutexGuard<()>;
+/// The right to use the handler: see [`super::state::WorkerState::handler_permit`].
+pub(super) type HandlerPermit = OwnedMutexGuard<()>;
 
 impl Transaction {
-    fn held(&self) -> Option<ActiveLease> {
-        *self.held.lock().unwrap_or_else(PoisonError::into_inner)
+    fn active_lease(&self) -> Option<ActiveLease> {
+        *sync::lock(&self.lease)
     }
 
-    /// The lease it holds.
-    pub fn lease(&self) -> Option<LeaseId> {
-        self.held().map(|held| held.lease)
+    pub(super) fn lease(&self) -> Option<LeaseId> {
+        self.active_lease().map(|active| active.lease)
     }
 
-    pub fn begin(&self, held: ActiveLease, http11: bool) {
-        *self.held.lock().unwrap_or_else(PoisonError::into_inner) = Some(held);
+    /// The lease was claimed. `http11`: the client speaks HTTP/1.1.
+    pub(super) fn note_claim(&self, lease: ActiveLease, http11: bool) {
+        *sync::lock(&self.lease) = Some(lease);
         self.may_probe.store(http11, Ordering::Relaxed);
         self.claimed.notify_one();
     }
 
-    pub fn end(&self) -> Option<ActiveLease> {
-        self.held.lock().unwrap_or_else(PoisonError::into_inner).take()
+    pub(super) fn take_lease(&self) -> Option<ActiveLease> {
+        sync::lock(&self.lease).take()
     }
 
-    pub fn respond(&self, status: StatusCode) {
+    /// The response starts with this status; again, for each pipelined request.
+    pub(super) fn start_response(&self, status: StatusCode) {
         self.status.store(status.as_u16(), Ordering::Relaxed);
         self.may_probe.store(false, Ordering::Relaxed);
         self.responding.store(true, Ordering::Relaxed);
     }
 
-    /// The client speaks HTTP/1.1, and nothing has been sent to it.
-    pub fn allow_probe(&self) {
+    /// The client speaks HTTP/1.1.
+    pub(super) fn allow_probe(&self) {
         self.may_probe.store(!self.is_responding(), Ordering::Relaxed);
     }
 
     /// Whether the first byte of a response has been allowed.
-    pub fn is_responding(&self) -> bool {
+    pub(super) fn is_responding(&self) -> bool {
         self.responding.load(Ordering::Relaxed)
     }
 
-    /// A request has come. `whole`: it has no body.
-    pub fn ask(&self, whole: bool) {
-        self.sent.store(false, Ordering::Relaxed);
-        self.received.store(whole, Ordering::Relaxed);
-        self.unread.store(false, Ordering::Relaxed);
-        self.asked.store(true, Ordering::Relaxed);
+    /// The head of a request was received. `complete`: it has no body.
+    pub(super) fn start_request(&self, complete: bool) {
+        self.response_complete.store(false, Ordering::Relaxed);
+        self.request_complete.store(complete, Ordering::Relaxed);
+        self.body_dropped.store(false, Ordering::Relaxed);
+        self.has_request.store(true, Ordering::Relaxed);
     }
 
-    /// Its body has come to its end.
-    pub fn receive(&self) {
-        self.received.store(true, Ordering::Relaxed);
+    /// The request body has ended.
+    pub(super) fn complete_request(&self) {
+        self.request_complete.store(true, Ordering::Relaxed);
     }
 
-    /// Nobody reads its body any more.
-    pub fn let_body_go(&self) {
-        self.unread.store(!self.has_received(), Ordering::Relaxed);
+    /// The request body is dropped.
+    pub(super) fn drop_body(&self) {
+        self.body_dropped.store(!self.is_request_complete(), Ordering::Relaxed);
     }
 
-    /// Whether something of its body is left that nobody will read.
-    pub fn is_unread(&self) -> bool {
-        self.unread.load(Ordering::Relaxed)
+    /// Whether the request body was dropped before its end.
+    pub(super) fn is_body_dropped(&self) -> bool {
+        self.body_dropped.load(Ordering::Relaxed)
     }
 
-    /// Its response has come to its end.
-    pub fn send(&self) {
-        self.sent.store(true, Ordering::Relaxed);
+    /// hyper has taken all of the response.
+    pub(super) fn complete_response(&self) {
+        self.response_complete.store(true, Ordering::Relaxed);
     }
 
-    /// Whether a request is in hand, or has ended amid its response.
-    pub fn is_asked(&self) -> bool {
-        self.asked.load(Ordering::Relaxed) && !self.sent.load(Ordering::Relaxed)
+    /// Whether there is a request without a complete response.
+    pub(super) fn is_request_open(&self) -> bool {
+        self.has_request.load(Ordering::Relaxed) && !self.is_response_complete()
     }
 
-    /// Whether all of the request has come.
-    pub fn has_received(&self) -> bool {
-        self.received.load(Ordering::Relaxed)
+    pub(super) fn is_request_complete(&self) -> bool {
+        self.request_complete.load(Ordering::Relaxed)
     }
 
-    /// Whether all of a response has been handed on.
-    pub fn has_sent(&self) -> bool {
-        self.sent.load(Ordering::Relaxed)
+    pub(super) fn is_response_complete(&self) -> bool {
+        self.response_complete.load(Ordering::Relaxed)
     }
 
-    /// Whether its handler is in use already.
-    pub fn has_floor(&self) -> bool {
-        self.floor.lock().unwrap_or_else(PoisonError::into_inner).is_some()
-    }
-
-    /// The status it has been answered with; 0 if it has not.
-    pub fn status(&self) -> u16 {
+    /// The status of the response; 0 if there was none.
+    pub(super) fn status(&self) -> u16 {
         self.status.load(Ordering::Relaxed)
     }
 
-    pub fn fail(&self) {
+    pub(super) fn fail(&self) {
         self.failed.store(true, Ordering::Relaxed);
     }
 
-    pub fn has_failed(&self) -> bool {
+    pub(super) fn has_failed(&self) -> bool {
         self.failed.load(Ordering::Relaxed)
     }
 
-    /// Keeps the right to use the handler until the turn is over.
-    pub fn take_floor(&self, floor: Option<HandlerPermit>) {
-        *self.floor.lock().unwrap_or_else(PoisonError::into_inner) = floor;
+    pub(super) fn has_handler_permit(&self) -> bool {
+        sync::lock(&self.handler_permit).is_some()
     }
 
-    pub fn leave_floor(&self) {
-        self.take_floor(None);
+    /// Keeps the permit until [`Self::release_handler`].
+    pub(super) fn keep_handler_permit(&self, permit: Option<HandlerPermit>) {
+        *sync::lock(&self.handler_permit) = permit;
     }
 
-    /// Returns when the connection must end whatever is being done on it: never before a claim.
-    pub async fn cut(self: Arc<Self>, stream: net::SharedStream) -> AbortCause {
+    pub(super) fn release_handler(&self) {
+        self.keep_handler_permit(None);
+    }
+
+    /// Returns when the connection must end, whatever happens on it: never before a claim.
+    pub(super) async fn aborted(self: Arc<Self>, stream: SharedStream) -> AbortCause {
         self.claimed.notified().await;
-        let Some(held) = self.held() else { return std::future::pending().await };
-        let client = async {
-            sleep(WATCH_AFTER).await;
+        let Some(active) = self.active_lease() else { return std::future::pending().await };
+        let client_gone = async {
+            sleep(DISCONNECT_WATCH_DELAY).await;
             disconnected(&stream, &self.may_probe).await;
         };
         let deadline = async {
-            sleep_until(held.deadline).await;
-            if !self.responding.load(Ordering::Relaxed) {
-                sleep(PARTING).await; // the 504 is on its way
+            sleep_until(active.deadline).await;
+            if !self.is_responding() {
+                sleep(TIMEOUT_RESPONSE_GRACE).await;
             }
         };
         tokio::select! {
-            () = client => AbortCause::Gone,
+            () = client_gone => AbortCause::ClientGone,
             () = deadline => AbortCause::Deadline,
         }
     }

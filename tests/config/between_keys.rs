@@ -1,56 +1,69 @@
-//! What several keys say together: durations that contradict each other, names that must meet.
+//! Rules between keys: durations that contradict each other, names that must match.
 
-use super::{good, pool_told, told};
+use super::{assert_faults, assert_pool_fault, valid};
 
 #[test]
-fn durations_that_contradict() {
-    pool_told(&[
-        ("claim_timeout = \"10ms\"", "claim_timeout", "\"10ms\"; expected at least offer_timeout, \"50ms\""),
-        ("offer_timeout = \"2s\"", "claim_timeout", "\"1s\" (the default); expected at least offer_timeout, \"2s\""),
+fn contradicting_durations_are_rejected() {
+    assert_pool_fault(&[
+        (
+            "claim_timeout = \"10ms\"",
+            "claim_timeout",
+            "\"10ms\"; expected at least \"50ms\", the value of offer_timeout",
+        ),
+        (
+            "offer_timeout = \"2s\"",
+            "claim_timeout",
+            "\"1s\" (default); expected at least \"2s\", the value of offer_timeout",
+        ),
         (
             "queue_timeout = \"0s\"",
             "queue_timeout",
             "\"0s\"; expected a duration longer than 0s, or queue = 0 instead of 128",
         ),
     ]);
-    good("[[pool]]\nname = \"default\"\nqueue = 0\nqueue_timeout = \"0s\"");
-    told(&[
+    valid("[[pool]]\nname = \"default\"\nqueue = 0\nqueue_timeout = \"0s\"");
+    assert_faults(&[
         (
             "[watchdog]\nprobe_interval = \"1s\"",
             2,
             "watchdog.probe_interval",
-            "\"1s\"; expected a duration shorter than worker_timeout, \"1s\"",
+            "\"1s\"; expected a duration shorter than \"1s\", the value of worker_timeout",
         ),
         (
             "[watchdog]\ndispatcher_timeout = \"250ms\"",
             2,
             "watchdog.probe_interval",
-            "\"250ms\" (the default); expected a duration shorter than dispatcher_timeout, \"250ms\"",
+            "\"250ms\" (default); expected a duration shorter than \"250ms\", the value of dispatcher_timeout",
         ),
         (
             "[watchdog]\nrestarts = { delay = \"31s\" }",
             2,
             "watchdog.restarts.delay",
-            "\"31s\"; expected at most delay_max, \"30s\"",
+            "\"31s\"; expected at most \"30s\", the value of delay_max",
         ),
         (
             "[front]\nslot_scan = \"31s\"",
             2,
             "front.slot_scan",
-            "\"31s\"; expected at most pool[1].request_timeout (built in), \"30s\"",
+            "\"31s\"; expected at most \"30s\", the value of pool[1].request_timeout (default)",
         ),
     ]);
 }
 
 #[test]
-fn names_that_must_meet() {
+fn pool_names_are_unique_and_listeners_name_a_pool() {
     let two = |second: &str| {
         format!(
             "[[pool]]\nname = \"default\"\naddress = \"127.0.0.1:1\"\n[[pool]]\nname = \"{second}\"\naddress = \"127.0.0.1:9\"\n"
         )
     };
-    told(&[
-        (&two("default"), 5, "pool[2].name", "\"default\"; expected another name: pool[1].name (line 2) has this one"),
+    assert_faults(&[
+        (
+            &two("default"),
+            5,
+            "pool[2].name",
+            "\"default\"; expected a unique name: pool[1].name (line 2) has the same one",
+        ),
         (
             &format!("{}[[listener]]\naddress = \"127.0.0.1:80\"\npool = \"wbe\"", two("web")),
             9,

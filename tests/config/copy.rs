@@ -1,4 +1,4 @@
-//! The copy that a configuration writes of itself, and texts that nobody would write.
+//! Round trips: a configuration written as TOML parses to an equal one. And random texts, which must not cause a panic.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -6,9 +6,9 @@ use std::time::Duration;
 use patou::config::{AdminConfig, Config, HandlerConfig, LimitsConfig, PoolConfig};
 use proptest::prelude::*;
 
-use super::good;
+use super::valid;
 
-fn word() -> impl Strategy<Value = String> {
+fn text() -> impl Strategy<Value = String> {
     any::<String>().prop_map(|text| text.replace('\0', "0"))
 }
 
@@ -16,12 +16,12 @@ fn name() -> impl Strategy<Value = String> {
     "[a-z0-9_]{1,32}"
 }
 
-fn time(least: u64) -> impl Strategy<Value = Duration> {
+fn duration(least: u64) -> impl Strategy<Value = Duration> {
     (least..=31_557_600_000_000_000).prop_map(Duration::from_nanos)
 }
 
 prop_compose! {
-    fn command()(program in "[^\0]+", args in proptest::collection::vec(word(), 0..3)) -> Vec<String> {
+    fn command()(program in "[^\0]+", args in proptest::collection::vec(text(), 0..3)) -> Vec<String> {
         std::iter::once(program).chain(args).collect()
     }
 }
@@ -36,12 +36,12 @@ fn handler() -> impl Strategy<Value = HandlerConfig> {
 }
 
 prop_compose! {
-    /// Pool `i`, whose addresses no other pool has.
+    /// Pool `i`, with addresses that no other pool has.
     fn pool(i: u16)(
         pool in (name(), 1..100_u16, handler(), any::<bool>()),
-        times in (time(1), time(1), time(100_000_000), time(1), time(0), time(0)),
+        times in (duration(1), duration(1), duration(100_000_000), duration(1), duration(0), duration(0)),
         numbers in (0..1_000_000_usize, any::<u64>(), any::<u64>()),
-        environment in proptest::collection::btree_map("[^=\0]{1,8}", word(), 0..3),
+        environment in proptest::collection::btree_map("[^=\0]{1,8}", text(), 0..3),
         limits in (any::<bool>(), any::<bool>()),
     ) -> PoolConfig {
         let (name, workers, handler, unix) = pool;
@@ -77,7 +77,7 @@ prop_compose! {
         pools in (pool(0), pool(1)),
         sockets in (0..=0o777_u32, any::<bool>(), any::<bool>(), 0..2_usize),
         sizes in (1..1_000_000_usize, 8192..1_000_000_usize, any::<u64>(), any::<u32>()),
-        times in (time(1), time(0), 1..=100_000_000_u64, time(0)),
+        times in (duration(1), duration(0), 1..=100_000_000_u64, duration(0)),
     ) -> Config {
         let mut config = Config::default();
         config.set.name = set;
@@ -111,7 +111,7 @@ prop_compose! {
 
 proptest! {
     #[test]
-    fn what_is_written_reads_back(config in config()) {
+    fn written_config_parses_to_the_same_config(config in config()) {
         let text = config.to_toml();
         match Config::parse(&text, "copy") {
             Ok(copy) => prop_assert_eq!(copy, config),
@@ -120,15 +120,15 @@ proptest! {
     }
 
     #[test]
-    fn any_text_is_answered(text in any::<String>()) {
+    fn no_text_causes_a_panic(text in any::<String>()) {
         let _ = Config::parse(&text, "f");
     }
 
-    /// Text near to a configuration gets further than text without any sense.
+    /// A changed configuration reaches more of the reader than random text.
     #[test]
-    fn any_change_is_answered(at in 0..Config::DEFAULT_TOML.len(), cut in 0..40_usize, put in "[\\[\\]{}\"'=.#,\n a-z0-9é-]{0,6}") {
+    fn every_fault_of_a_changed_default_has_a_line(at in 0..Config::DEFAULT_TOML.len(), removed in 0..40_usize, inserted in "[\\[\\]{}\"'=.#,\n a-z0-9é-]{0,6}") {
         let mut text = Config::DEFAULT_TOML.to_owned();
-        text.replace_range(at..(at + cut).min(text.len()), &put);
+        text.replace_range(at..(at + removed).min(text.len()), &inserted);
         if let Err(faults) = Config::parse(&text, "f") {
             let lines = text.matches('\n').count() + 1;
             prop_assert!(!faults.0.is_empty());
@@ -139,10 +139,10 @@ proptest! {
 }
 
 #[test]
-fn the_copy_of_the_default_is_the_default() {
+fn default_config_survives_a_round_trip() {
     let config = Config::default();
-    assert_eq!(good(&config.to_toml()), config);
+    assert_eq!(valid(&config.to_toml()), config);
     let mut other = config.clone();
     other.pools[0].environment = BTreeMap::from([("A \n\"".into(), "\u{1b}[0m".into())]);
-    assert_eq!(good(&other.to_toml()), other);
+    assert_eq!(valid(&other.to_toml()), other);
 }

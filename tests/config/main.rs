@@ -1,4 +1,4 @@
-//! The configuration from outside: what a file says is what comes out, and what is wrong is told, all of it.
+//! The configuration file: valid files give the expected configuration, invalid files give every error with its line.
 
 mod addresses;
 mod between_keys;
@@ -11,13 +11,13 @@ fn faults(text: &str) -> Vec<ConfigFault> {
     Config::parse(text, "patou.toml").expect_err(text).0
 }
 
-fn good(text: &str) -> Config {
+fn valid(text: &str) -> Config {
     Config::parse(text, "patou.toml").unwrap_or_else(|faults| panic!("{text}\n{faults}"))
 }
 
-/// Each of these files has one fault: its line, its key, and the rest of the message.
+/// Each of these files has exactly one fault, with this line, key and rest of the message.
 #[track_caller]
-fn told(cases: &[(&str, usize, &str, &str)]) {
+fn assert_faults(cases: &[(&str, usize, &str, &str)]) {
     for (text, line, key, message) in cases {
         let all = faults(text);
         let lines: Vec<String> = all.iter().map(ConfigFault::to_string).collect();
@@ -27,56 +27,68 @@ fn told(cases: &[(&str, usize, &str, &str)]) {
     }
 }
 
-/// One line in the section of the only pool, and its fault.
+/// As [`assert_faults`], for one line in the section of the only pool.
 #[track_caller]
-fn pool_told(cases: &[(&str, &str, &str)]) {
+fn assert_pool_fault(cases: &[(&str, &str, &str)]) {
     for (line, key, message) in cases {
-        told(&[(&format!("[[pool]]\nname = \"default\"\n{line}"), 3, &format!("pool[1].{key}"), message)]);
+        assert_faults(&[(&format!("[[pool]]\nname = \"default\"\n{line}"), 3, &format!("pool[1].{key}"), message)]);
     }
 }
 
-/// One line in the section of the only listener, and its fault.
+/// As [`assert_faults`], for one line in the section of the only listener.
 #[track_caller]
-fn listener_told(cases: &[(&str, &str, &str)]) {
+fn assert_listener_fault(cases: &[(&str, &str, &str)]) {
     for (line, key, message) in cases {
         let text = format!("[[pool]]\nname = \"web\"\n[[listener]]\naddress = \"127.0.0.1:80\"\n{line}");
-        told(&[(&text, 5, &format!("listener[1].{key}"), message)]);
+        assert_faults(&[(&text, 5, &format!("listener[1].{key}"), message)]);
     }
 }
 
 #[test]
-fn the_default_file_is_the_default() {
-    assert_eq!(good(Config::DEFAULT_TOML), Config::default());
-    assert_eq!(good(""), Config::default());
-    assert_eq!(good("\u{feff}[set]\r\nname = \"patou\"\r\n"), Config::default());
+fn default_file_equals_the_built_in_config() {
+    assert_eq!(valid(Config::DEFAULT_TOML), Config::default());
+    assert_eq!(valid(""), Config::default());
+    assert_eq!(valid("\u{feff}[set]\r\nname = \"patou\"\r\n"), Config::default());
 }
 
 #[test]
-fn the_default_file_shows_every_key() {
+fn default_file_shows_every_key() {
+    let mut in_nested_table = false;
     for line in Config::default().to_toml().lines() {
-        let Some((key, _)) = line.split_once(" = ") else { continue };
-        let shows = |line: &str| line.trim_start_matches("# ").starts_with(&format!("{key} = "));
+        let header = line.strip_prefix('[').map(|header| header.trim_matches(['[', ']']));
+        // `[pool.limits]` is written as `limits = {..}` in the default file.
+        let nested = header.and_then(|header| header.rsplit_once('.'));
+        in_nested_table = if header.is_some() { nested.is_some() } else { in_nested_table };
+        let (key, is_inline) = match (nested, line.split_once(" = ")) {
+            (Some((_, key)), _) => (key, false),
+            (None, Some((key, _))) => (key, in_nested_table),
+            (None, None) => continue,
+        };
+        let shows = |line: &str| {
+            let line = line.trim_start_matches("# ");
+            if is_inline { line.contains(&format!(" {key} = ")) } else { line.starts_with(&format!("{key} = ")) }
+        };
         assert!(Config::DEFAULT_TOML.lines().any(shows), "{key}");
     }
 }
 
 #[test]
-fn what_may_be_left_out() {
+fn sections_and_keys_with_a_default_may_be_omitted() {
     let web = "[[pool]]\nname = \"web\"\n";
     let listener = "[[listener]]\naddress = \"127.0.0.1:80\"\n";
-    let config = good(&format!("{web}{listener}"));
+    let config = valid(&format!("{web}{listener}"));
     assert_eq!(config.listeners[0].pool.as_str(), "web");
     assert_eq!(config.pools[0].address, PoolConfig::default().address);
-    let config = good("[[pool]]\nname = \"default\"\nworkers = 3");
+    let config = valid("[[pool]]\nname = \"default\"\nworkers = 3");
     assert_eq!(config.listeners, ListenerConfig::built_in());
     assert_eq!(config.workers().map(|id| id.to_string()).collect::<Vec<_>>(), ["default/1", "default/2", "default/3"]);
     assert_eq!(config.pool(&config.pools[0].name), Some(&config.pools[0]));
-    told(&[
+    assert_faults(&[
         (
             web,
             1,
             "listener",
-            "nothing; expected at least one [[listener]]; the built-in ones need a pool named \"default\"",
+            "nothing; expected at least one [[listener]]; the built-in listeners need a pool named \"default\"",
         ),
         (listener, 1, "pool", "nothing; expected at least one [[pool]] for the listeners"),
         ("[[pool]]", 1, "pool[1].name", "nothing; expected a name of 1 to 32 characters of a-z, 0-9 and _"),
@@ -84,26 +96,26 @@ fn what_may_be_left_out() {
             "\n[[pool]]\nname = \"default\"\n[[pool]]\nname = \"b\"\naddress = \"127.0.0.1:1\"",
             2,
             "pool[1].address",
-            "nothing; expected where its workers listen, since there are several pools",
+            "nothing; expected the address of its workers, required with several pools",
         ),
         (
             "[[pool]]\nname = \"default\"\n\n[[listener]]\npool = \"default\"",
             4,
             "listener[1].address",
-            "nothing; expected where to listen, such as \"127.0.0.1:7286\" or \"unix:/path\"",
+            "nothing; expected an address such as \"127.0.0.1:7286\" or \"unix:/path\"",
         ),
         (
             "[[pool]]\nname = \"a\"\naddress = \"127.0.0.1:1\"\n[[pool]]\nname = \"b\"\naddress = \"127.0.0.1:9\"\n\
              [[listener]]\naddress = \"127.0.0.1:80\"",
             7,
             "listener[1].pool",
-            "nothing; expected the name of the pool that serves it, since there are several",
+            "nothing; expected the name of a pool, required with several pools",
         ),
     ]);
 }
 
 #[test]
-fn all_faults_are_told_in_the_order_of_lines() {
+fn all_faults_are_reported_in_the_order_of_lines() {
     let text = "\
 [set]
 name = \"Patou\"
@@ -150,25 +162,25 @@ probe_interval = \"5s\"
 }
 
 #[test]
-fn a_file_is_loaded_or_refused() {
-    let folder = std::env::temp_dir().join(format!("patou-config-{}", std::process::id()));
-    std::fs::create_dir_all(&folder).unwrap();
-    let file = folder.join("patou.toml");
+fn file_is_loaded_or_rejected() {
+    let dir = std::env::temp_dir().join(format!("patou-config-{}", std::process::id()));
+    std::fs::create_dir_all(&dir).unwrap();
+    let file = dir.join("patou.toml");
     std::fs::write(&file, Config::DEFAULT_TOML).unwrap();
     let loaded = Config::load(Some(&file)).unwrap();
     assert_eq!((loaded.origin, loaded.config), (Origin::File(file.clone()), Config::default()));
     assert_eq!(loaded.text, Config::DEFAULT_TOML);
     std::fs::write(&file, "[set]\nname = 1").unwrap();
-    let refused = Config::load(Some(&file)).unwrap_err();
-    assert!(matches!(&refused, LoadError::Faults(faults) if faults.0.len() == 1));
-    assert!(refused.to_string().starts_with(&format!("{}:2: set.name: found 1;", file.display())), "{refused}");
-    std::fs::remove_dir_all(&folder).unwrap();
-    let refused = Config::load(Some(&file)).unwrap_err();
-    assert!(matches!(refused, LoadError::Unreadable { file: named, .. } if named == file));
+    let error = Config::load(Some(&file)).unwrap_err();
+    assert!(matches!(&error, LoadError::Faults(faults) if faults.0.len() == 1));
+    assert!(error.to_string().starts_with(&format!("{}:2: set.name: found 1;", file.display())), "{error}");
+    std::fs::remove_dir_all(&dir).unwrap();
+    let error = Config::load(Some(&file)).unwrap_err();
+    assert!(matches!(error, LoadError::Unreadable { file: named, .. } if named == file));
 }
 
 #[test]
-fn a_fault_is_one_line_whatever_it_shows() {
+fn fault_with_a_line_break_in_the_value_is_one_line() {
     let text =
         "[[listener]]\naddress = \"unix:/a\\nb\"\n[[pool]]\nname = \"p\"\naddress = \"unix:/a\\nb\"\nworkers = 1\n";
     let display = Config::parse(text, "f").unwrap_err().to_string();

@@ -1,14 +1,14 @@
-//! What one key may say, each wrong value with its message.
+//! Single keys: each invalid value with its message.
 
 use std::time::Duration;
 
 use patou::config::HandlerConfig;
 
-use super::{faults, good, listener_told, pool_told, told};
+use super::{assert_faults, assert_listener_fault, assert_pool_fault, faults, valid};
 
 #[test]
-fn text_that_is_no_toml() {
-    told(&[
+fn syntax_errors_are_rejected() {
+    assert_faults(&[
         ("[set]\nname = \"a", 2, "", "\"name = \\\"a\"; expected TOML (invalid basic string, expected `\"`)"),
         ("[set]\n\nname = \"a\"\nname = \"b\"", 4, "", "\"name = \\\"b\\\"\"; expected TOML (duplicate key)"),
         ("[set]\n[front]\n[set]", 3, "", "\"[set]\"; expected TOML (duplicate key)"),
@@ -16,16 +16,16 @@ fn text_that_is_no_toml() {
     let all =
         faults("[set]\nnam = \"a\"\n[front]\nhead_timeout = 5x\nbody_timeout = 2y\nlinger_timeout = \"ages\"\nfoo = 1");
     let lines: Vec<_> = all.iter().map(|fault| (fault.line, fault.key.as_str())).collect();
-    // Unknown keys are told up to the first syntax error, wrong values also after it.
+    // Unknown keys are reported up to the first syntax error, wrong values also after it.
     assert_eq!(lines, [(2, "set.nam"), (4, ""), (5, ""), (6, "front.linger_timeout")]);
-    // A broken head: no absent keys are invented.
+    // An invalid section header: no missing keys are reported.
     let all = faults("[[listener]]\naddress = \"127.0.0.1:80\"\n[[pool\nname = \"a\"\n");
     assert!(all.iter().all(|fault| fault.line == 3 && fault.key.is_empty()), "{all:?}");
 }
 
 #[test]
-fn unknown_keys() {
-    told(&[
+fn unknown_keys_are_rejected_with_a_suggestion() {
+    assert_faults(&[
         ("[pol]\n", 1, "pol", "an unknown key; expected `pool`"),
         ("[set]\ncolour = 1", 2, "set.colour", "an unknown key; expected one of name, runtime_dir"),
         ("[set]\n\"a b\\n\" = 1", 2, "set.\"a b\\u000A\"", "an unknown key; expected one of name, runtime_dir"),
@@ -52,8 +52,8 @@ fn unknown_keys() {
 }
 
 #[test]
-fn values_of_the_wrong_type() {
-    told(&[
+fn values_of_the_wrong_type_are_rejected() {
+    assert_faults(&[
         ("set = 1", 1, "set", "1; expected a table: [set] or set = { .. }"),
         ("[set]\nname = 1", 2, "set.name", "1; expected a name of 1 to 32 characters of a-z, 0-9 and _"),
         ("[pool]\nname = \"a\"", 1, "pool", "a table; expected at least one section [[pool]], in double brackets"),
@@ -89,17 +89,17 @@ fn values_of_the_wrong_type() {
             "true; expected an address such as \"127.0.0.1:7286\" or \"unix:/path\"",
         ),
     ]);
-    pool_told(&[
+    assert_pool_fault(&[
         ("environment = []", "environment", "an empty list; expected a table { NAME = \"value\" }"),
         ("environment = { A = 1 }", "environment.A", "1; expected a string without NUL"),
         ("limits = \"1G\"", "limits", "\"1G\"; expected a table: [limits] or limits = { .. }"),
     ]);
-    listener_told(&[
+    assert_listener_fault(&[
         ("access_log = \"yes\"", "access_log", "\"yes\"; expected true or false"),
         (
             "allowed_hosts = \"a\"",
             "allowed_hosts",
-            "\"a\"; expected a list [..]: each a host name without scheme and port, such as \"example.org\" or \"[::1]\"",
+            "\"a\"; expected a list [..], each item a host name without scheme and port, such as \"example.org\" or \"[::1]\"",
         ),
         (
             "allowed_hosts = [\"a\", \"b:80\"]",
@@ -110,10 +110,10 @@ fn values_of_the_wrong_type() {
 }
 
 #[test]
-fn durations_and_sizes() {
+fn durations_and_sizes_need_units_and_bounds() {
     let duration = "a duration such as \"50ms\" or \"5s\"";
     let positive = "a duration longer than 0s, such as \"50ms\"";
-    pool_told(&[
+    assert_pool_fault(&[
         ("offer_timeout = \"5 minuts\"", "offer_timeout", &format!("\"5 minuts\"; expected {duration}")),
         ("offer_timeout = 50", "offer_timeout", &format!("50; expected {duration}")),
         ("offer_timeout = \"0s\"", "offer_timeout", &format!("\"0s\"; expected {positive}")),
@@ -129,37 +129,37 @@ fn durations_and_sizes() {
     ]);
     for key in ["head_timeout", "body_timeout", "slot_scan"] {
         let message = format!("\"0s\"; expected {positive}");
-        told(&[(&format!("[front]\n{key} = \"0s\""), 2, &format!("front.{key}"), &message)]);
+        assert_faults(&[(&format!("[front]\n{key} = \"0s\""), 2, &format!("front.{key}"), &message)]);
     }
     for key in
         ["probe_interval", "worker_timeout", "dispatcher_timeout", "start_timeout", "restarts.within", "restarts.delay"]
     {
         let message = format!("\"0s\"; expected {positive}");
-        told(&[(&format!("[watchdog]\n{key} = \"0s\""), 2, &format!("watchdog.{key}"), &message)]);
+        assert_faults(&[(&format!("[watchdog]\n{key} = \"0s\""), 2, &format!("watchdog.{key}"), &message)]);
     }
     let config =
-        good("[[pool]]\nname = \"default\"\nmax_memory = \"512M\"\nmax_age = \"1h 30m\"\ndrain_timeout = \"0s\"");
+        valid("[[pool]]\nname = \"default\"\nmax_memory = \"512M\"\nmax_age = \"1h 30m\"\ndrain_timeout = \"0s\"");
     assert_eq!(config.pools[0].max_memory, 512 << 20);
     assert_eq!(config.pools[0].max_age, Duration::from_secs(5400));
 }
 
 #[test]
-fn values_out_of_range() {
-    pool_told(&[
+fn values_out_of_range_are_rejected() {
+    assert_pool_fault(&[
         ("workers = 0", "workers", "0; expected a whole number from 1 to 10000"),
         ("workers = 10_001", "workers", "10001; expected a whole number from 1 to 10000"),
         ("queue = -1", "queue", "-1; expected a whole number from 0 to 1000000"),
         ("max_requests = -1", "max_requests", "-1; expected a whole number, 0 or more"),
-        ("user = \"a b\"", "user", "\"a b\"; expected the name or number of an account"),
+        ("user = \"a b\"", "user", "\"a b\"; expected the name or ID of a user or group"),
         (
             "environment = { \"A=B\" = \"c\" }",
             "environment.\"A=B\"",
-            "\"c\"; expected a name that is not empty and has neither = nor NUL",
+            "\"c\"; expected a name that is not empty and contains neither = nor NUL",
         ),
         (
             "environment = { \"\" = \"c\" }",
             "environment.\"\"",
-            "\"c\"; expected a name that is not empty and has neither = nor NUL",
+            "\"c\"; expected a name that is not empty and contains neither = nor NUL",
         ),
         ("environment = { A = \"\\u0000\" }", "environment.A", "\"\\u0000\"; expected a string without NUL"),
         (
@@ -176,8 +176,8 @@ fn values_out_of_range() {
         ),
     ]);
     let name = "a name of 1 to 32 characters of a-z, 0-9 and _";
-    let dir = "an absolute path below /, without `..`";
-    told(&[
+    let dir = "an absolute path below / without `..`";
+    assert_faults(&[
         ("[front]\nhead_bytes = 8191", 2, "front.head_bytes", "8191; expected a whole number from 8192 to 1048576"),
         ("[set]\nname = \"../x\"", 2, "set.name", &format!("\"../x\"; expected {name}")),
         ("[set]\nruntime_dir = \"run\"", 2, "set.runtime_dir", &format!("\"run\"; expected {dir}")),
@@ -191,41 +191,49 @@ fn values_out_of_range() {
     ]);
     let mode = "permissions in octal, such as 0o660 or \"0660\"";
     for (value, found) in [("660", "660"), ("0o1777", "0o1777"), ("\"rw\"", "\"rw\"")] {
-        listener_told(&[(&format!("mode = {value}"), "mode", &format!("{found}; expected {mode}"))]);
+        assert_listener_fault(&[(&format!("mode = {value}"), "mode", &format!("{found}; expected {mode}"))]);
     }
-    listener_told(&[("owner = \"\"", "owner", "\"\"; expected the name or number of an account")]);
+    assert_listener_fault(&[("owner = \"\"", "owner", "\"\"; expected the name or ID of a user or group")]);
 }
 
 #[test]
-fn handlers() {
+fn handler_is_echo_or_one_command() {
     let command = "a program and its arguments: [\"prog\", \"arg\"]";
-    pool_told(&[
+    assert_pool_fault(&[
         (
             "handler = \"cgi\"",
             "handler",
-            "\"cgi\"; expected \"echo\", or { exec = [\"prog\", \"arg\"] }, or coprocess, program or inetd likewise",
+            "\"cgi\"; expected \"echo\" or { exec = [\"prog\", \"arg\"] }, with coprocess, program or inetd in the place of exec",
         ),
-        ("handler = \"exec\"", "handler", "\"exec\"; expected its command: { exec = [\"prog\", \"arg\"] }"),
-        ("handler = {}", "handler", "an empty table; expected one handler: exec, coprocess, program or inetd"),
+        (
+            "handler = \"exec\"",
+            "handler",
+            "\"exec\"; expected a table with its command: { exec = [\"prog\", \"arg\"] }",
+        ),
+        ("handler = {}", "handler", "an empty table; expected one of exec, coprocess, program and inetd"),
         (
             "handler = { exec = [\"a\"], program = [\"b\"] }",
             "handler",
-            "exec and program; expected one handler: exec, coprocess, program or inetd",
+            "exec and program; expected one of exec, coprocess, program and inetd",
         ),
         ("handler = { exec = [] }", "handler.exec", &format!("an empty list; expected {command}")),
         ("handler = { exec = [\"\"] }", "handler.exec", &format!("a list; expected {command}")),
         ("handler = { program = [\"a\", 1] }", "handler.program", &format!("a list; expected {command}")),
         ("handler = { coprocess = \"a\" }", "handler.coprocess", &format!("\"a\"; expected {command}")),
         ("handler = { inetd = [] }", "handler.inetd", &format!("an empty list; expected {command}")),
-        ("handler = \"inetd\"", "handler", "\"inetd\"; expected its command: { inetd = [\"prog\", \"arg\"] }"),
+        (
+            "handler = \"inetd\"",
+            "handler",
+            "\"inetd\"; expected a table with its command: { inetd = [\"prog\", \"arg\"] }",
+        ),
     ]);
-    let config = good("[[pool]]\nname = \"default\"\n[pool.handler]\nexec = [\"a\", \"\"]");
+    let config = valid("[[pool]]\nname = \"default\"\n[pool.handler]\nexec = [\"a\", \"\"]");
     assert_eq!(config.pools[0].handler, HandlerConfig::Exec(vec!["a".into(), "".into()]));
 }
 
 #[test]
-fn deliveries() {
-    listener_told(&[
+fn delivery_is_redirect_or_handoff() {
+    assert_listener_fault(&[
         ("delivery = \"x\"", "delivery", "\"x\"; expected \"redirect\" or \"handoff\""),
         ("proxy_protocol = 1", "proxy_protocol", "1; expected true or false"),
     ]);

@@ -1,4 +1,4 @@
-//! Many clients in one thread, as cheap as they can be: the cores are shared with what they measure.
+//! Many HTTP clients in one thread, as cheap as possible: they share the cores with the server that they measure.
 
 use std::io;
 use std::net::SocketAddr;
@@ -8,33 +8,33 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::task::JoinSet;
 
-use super::check;
-use crate::cli::{Failure, failed};
+use super::http_head::ResponseHead;
+use crate::cli::error::{CommandError, failed, interrupted};
 use crate::signals::SignalFlag;
 
 /// What the clients do.
 #[derive(Clone, Copy)]
-pub struct Load {
+pub(super) struct ClientLoad {
     pub clients: u16,
-    pub time: Duration,
-    /// Whether each stays on its connection.
-    pub keep: bool,
+    pub duration: Duration,
+    /// Whether each client keeps its connection.
+    pub keep_alive: bool,
 }
 
-/// How much longer than it should a measurement may take.
-const PATIENCE: Duration = Duration::from_secs(10);
-/// The largest head of an answer.
-const HEAD: usize = 16 * 1024;
+/// How much longer than its duration a measurement may take.
+const OVERTIME: Duration = Duration::from_secs(10);
+/// The largest response head, in bytes.
+const HEAD_MAX: usize = 16 * 1024;
 
-/// Requests per second.
-pub fn run(place: SocketAddr, load: &Load, stop: &SignalFlag) -> Result<f64, Failure> {
+/// Runs the clients against a server and returns the requests per second.
+pub(super) fn run(server: SocketAddr, load: &ClientLoad, stop: &SignalFlag) -> Result<f64, CommandError> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(failed)?;
-    let since = Instant::now();
-    let until = since + load.time;
+    let start = Instant::now();
+    let until = start + load.duration;
     let count = runtime.block_on(async {
         let mut clients = JoinSet::new();
         for _ in 0..load.clients {
-            clients.spawn(client(place, load.keep, until, stop.clone()));
+            clients.spawn(client(server, load.keep_alive, until, stop.clone()));
         }
         let mut count = 0;
         let all = async {
@@ -43,38 +43,38 @@ pub fn run(place: SocketAddr, load: &Load, stop: &SignalFlag) -> Result<f64, Fai
             }
             Ok::<_, io::Error>(())
         };
-        match tokio::time::timeout(load.time + PATIENCE, all).await {
+        match tokio::time::timeout(load.duration + OVERTIME, all).await {
             Ok(Ok(())) => Ok(count),
-            Ok(Err(error)) => Err(failed(format!("a request to {place} failed: {error}"))),
-            Err(_) => Err(failed(format!("{place} does not answer"))),
+            Ok(Err(error)) => Err(failed(format!("a request to {server} failed: {error}"))),
+            Err(_) => Err(failed(format!("{server} does not respond"))),
         }
     })?;
-    check(stop)?;
-    Ok(count as f64 / since.elapsed().as_secs_f64())
+    if stop.is_set() { Err(interrupted()) } else { Ok(count as f64 / start.elapsed().as_secs_f64()) }
 }
 
-async fn client(place: SocketAddr, keep: bool, until: Instant, stop: SignalFlag) -> io::Result<u64> {
-    let close = if keep { "" } else { "Connection: close\r\n" };
-    let first = |target: &str| format!("GET {target} HTTP/1.1\r\nHost: {place}\r\n{close}\r\n").into_bytes();
-    let hello = first("/hello");
-    let mut bytes = Vec::with_capacity(1024);
+/// One client; the number of its requests.
+async fn client(server: SocketAddr, keep_alive: bool, until: Instant, stop: SignalFlag) -> io::Result<u64> {
+    let close = if keep_alive { "" } else { "Connection: close\r\n" };
+    let get = |target: &str| format!("GET {target} HTTP/1.1\r\nHost: {server}\r\n{close}\r\n").into_bytes();
+    let hello = get("/hello");
+    let mut buffer = Vec::with_capacity(1024);
     let mut count = 0;
     let mut kept = None;
     while Instant::now() < until && !stop.is_set() {
         let mut stream = match kept.take() {
             Some(stream) => stream,
-            None => connect(place).await?,
+            None => connect(server).await?,
         };
-        let mut answer = ask(&mut stream, &hello, &mut bytes).await?;
-        if let Some((worker, target)) = answer.location.take() {
+        let mut response = send(&mut stream, &hello, &mut buffer).await?;
+        if let Some((worker, target)) = response.location.take() {
             drop(stream);
             stream = connect(worker).await?;
-            answer = ask(&mut stream, &first(&target), &mut bytes).await?;
+            response = send(&mut stream, &get(&target), &mut buffer).await?;
         }
-        if answer.status != 200 {
-            return Err(io::Error::other(format!("it was answered with {}", answer.status)));
+        if response.status != 200 {
+            return Err(io::Error::other(format!("status {}", response.status)));
         }
-        if keep && !answer.close {
+        if keep_alive && !response.close {
             kept = Some(stream);
         }
         count += 1;
@@ -82,87 +82,32 @@ async fn client(place: SocketAddr, keep: bool, until: Instant, stop: SignalFlag)
     Ok(count)
 }
 
-async fn connect(place: SocketAddr) -> io::Result<TcpStream> {
-    let stream = TcpStream::connect(place).await?;
+async fn connect(server: SocketAddr) -> io::Result<TcpStream> {
+    let stream = TcpStream::connect(server).await?;
     stream.set_nodelay(true)?;
     Ok(stream)
 }
 
-/// What matters of an answer.
-#[derive(Debug, PartialEq, Eq)]
-pub struct Answer {
-    pub status: u16,
-    /// Where to go instead, and for what.
-    pub location: Option<(SocketAddr, String)>,
-    length: Option<usize>,
-    close: bool,
-}
-
-async fn ask(stream: &mut TcpStream, request: &[u8], bytes: &mut Vec<u8>) -> io::Result<Answer> {
+/// Sends a request and reads its response; the body of a redirect is not read.
+async fn send(stream: &mut TcpStream, request: &[u8], buffer: &mut Vec<u8>) -> io::Result<ResponseHead> {
     stream.write_all(request).await?;
-    bytes.clear();
-    let (head, answer) = loop {
-        if stream.read_buf(bytes).await? == 0 || bytes.len() > HEAD {
-            return Err(io::Error::other("the connection ended within a head"));
+    buffer.clear();
+    let head = loop {
+        if stream.read_buf(buffer).await? == 0 || buffer.len() > HEAD_MAX {
+            return Err(io::Error::other("the connection ended within a response head"));
         }
-        if let Some(end) = end_of_head(bytes) {
-            break (end, Answer::parse(&bytes[..end])?);
+        if let Some(head) = ResponseHead::parse(buffer)? {
+            break head;
         }
     };
-    // Nothing but its head is wanted of an answer that leads elsewhere.
-    let wanted = answer.length.map_or(usize::MAX, |length| head.saturating_add(length));
-    while bytes.len() < wanted && answer.location.is_none() {
-        if stream.read_buf(bytes).await? == 0 {
-            if answer.length.is_some() {
-                return Err(io::Error::other("the connection ended within a body"));
+    let end = head.content_length.map_or(usize::MAX, |length| head.length.saturating_add(length));
+    while buffer.len() < end && head.location.is_none() {
+        if stream.read_buf(buffer).await? == 0 {
+            if head.content_length.is_some() {
+                return Err(io::Error::other("the connection ended within a response body"));
             }
             break;
         }
     }
-    Ok(answer)
-}
-
-/// How long the head is, with the empty line after it, once it is whole.
-pub fn end_of_head(bytes: &[u8]) -> Option<usize> {
-    bytes.windows(4).position(|window| window == b"\r\n\r\n").map(|at| at + 4)
-}
-
-impl Answer {
-    pub fn parse(head: &[u8]) -> io::Result<Self> {
-        let wrong = || io::Error::other("it is no HTTP/1.1");
-        let text = std::str::from_utf8(head).map_err(io::Error::other)?;
-        let (first, headers) = text.split_once("\r\n").ok_or_else(wrong)?;
-        let status = first.strip_prefix("HTTP/1.1 ").and_then(|rest| rest.get(..3)?.parse().ok()).ok_or_else(wrong)?;
-        let mut answer = Self { status, location: None, length: None, close: false };
-        for (name, value) in headers.lines().filter_map(|line| line.split_once(": ")) {
-            if name.eq_ignore_ascii_case("content-length") {
-                answer.length = value.parse().ok();
-            } else if name.eq_ignore_ascii_case("connection") {
-                answer.close = value.eq_ignore_ascii_case("close");
-            } else if status == 307 && name.eq_ignore_ascii_case("location") {
-                let (host, target) =
-                    value.strip_prefix("http://").and_then(|rest| rest.split_once('/')).ok_or_else(wrong)?;
-                answer.location = Some((host.parse().map_err(io::Error::other)?, format!("/{target}")));
-            }
-        }
-        Ok(answer)
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn an_answer_says_where_to_go_or_how_long_it_is() {
-        let text = b"HTTP/1.1 307 Temporary Redirect\r\nlocation: http://127.0.0.1:7300/.patou/0f/x?y\r\n\r\nrest";
-        let end = end_of_head(text).unwrap();
-        assert_eq!(&text[end..], b"rest");
-        let answer = Answer::parse(&text[..end]).unwrap();
-        assert_eq!(answer.location, Some((([127, 0, 0, 1], 7300).into(), "/.patou/0f/x?y".to_owned())));
-        let answer = Answer::parse(b"HTTP/1.1 200 OK\r\nContent-Length: 7\r\nConnection: close\r\n\r\n").unwrap();
-        assert_eq!((answer.status, answer.length, answer.close), (200, Some(7), true));
-        assert!(Answer::parse(b"220 smtp\r\n\r\n").is_err());
-        assert_eq!(end_of_head(b"HTTP/1.1 200 OK\r\n"), None);
-    }
+    Ok(head)
 }

@@ -1,4 +1,4 @@
-use std::io::{BufRead, BufReader};
+use std::io::{BufRead, BufReader, Write};
 use std::net::TcpListener;
 use std::thread;
 
@@ -8,29 +8,29 @@ use super::*;
 use crate::client::Step;
 
 #[derive(Parser)]
-struct Door {
+struct CallCommand {
     #[command(flatten)]
-    call: Call,
+    args: CallArgs,
 }
 
-fn parse(args: &[&str]) -> Result<Call, clap::Error> {
-    Door::try_parse_from([&["call"], args].concat()).map(|door| door.call)
+fn parse(args: &[&str]) -> Result<CallArgs, clap::Error> {
+    CallCommand::try_parse_from([&["call"], args].concat()).map(|command| command.args)
 }
 
-/// Dispatcher and worker on one port: a lease for each question, then `answer`; returns what the worker got.
-fn serve(listener: TcpListener, answer: String) -> thread::JoinHandle<String> {
+/// Dispatcher and worker on one port: responds with a lease, then with `response`; returns the worker's request.
+fn serve(listener: TcpListener, response: String) -> thread::JoinHandle<String> {
     let address = listener.local_addr().unwrap();
     thread::spawn(move || {
         let lease =
             format!(r#"{{"worker":"default/1","address":"{address}","token":"{:032x}","expires_ms":1000}}"#, 0xabc);
         let lease = format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n{lease}", lease.len());
-        let mut got = String::new();
-        for answer in [lease, answer] {
+        let mut request = String::new();
+        for response in [lease, response] {
             let (mut stream, _) = listener.accept().unwrap();
-            got = read_request(&stream);
-            stream.write_all(answer.as_bytes()).unwrap();
+            request = read_request(&stream);
+            stream.write_all(response.as_bytes()).unwrap();
         }
-        got
+        request
     })
 }
 
@@ -53,59 +53,60 @@ fn read_request(stream: &std::net::TcpStream) -> String {
     text + &String::from_utf8(body).unwrap()
 }
 
-/// A path of its own for this test process.
+/// A path that no other test process uses.
 fn temporary(name: &str) -> PathBuf {
     std::env::temp_dir().join(format!("patou-call-{}-{name}", std::process::id()))
 }
 
-fn call(args: &[&str], answer: &str) -> (Result<(), String>, String, Option<String>) {
+/// Calls a server that responds with `response`; the result, the worker's request and the written body.
+fn call(args: &[&str], response: &str) -> (Result<(), String>, String, Option<String>) {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let target = format!("http://{}", listener.local_addr().unwrap());
     let output = temporary(&format!("{:?}", thread::current().id()));
-    let server = serve(listener, answer.to_owned());
-    let call = parse(&[args, &["-o", output.to_str().unwrap()]].concat()).unwrap();
-    let result = run(&call, || Ok(target.parse().unwrap()));
-    let got = server.join().unwrap();
+    let server = serve(listener, response.to_owned());
+    let args = parse(&[args, &["-o", output.to_str().unwrap()]].concat()).unwrap();
+    let result = run(&args, || Ok(target.parse().unwrap()));
+    let request = server.join().unwrap();
     let body = std::fs::read_to_string(&output).ok();
     let _ = std::fs::remove_file(&output);
-    (result, got, body)
+    (result, request, body)
 }
 
 #[test]
-fn a_call_sends_its_arguments_and_writes_the_answer() {
-    let answer = "HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\npong";
-    let (result, got, body) = call(&["-d", "ping", "-H", "X-Dog: patou", "/a?b=c"], answer);
+fn call_sends_its_arguments_and_writes_the_response_body() {
+    let response = "HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\npong";
+    let (result, request, body) = call(&["-d", "ping", "-H", "X-Dog: patou", "/a?b=c"], response);
     assert_eq!((result, body.as_deref()), (Ok(()), Some("pong")));
-    assert!(got.starts_with("POST /.patou/00000000000000000000000000000abc/a?b=c HTTP/1.1\r\n"), "{got}");
-    assert!(got.contains("\r\nx-dog: patou\r\n") && got.ends_with("\r\n\r\nping"), "{got}");
+    assert!(request.starts_with("POST /.patou/00000000000000000000000000000abc/a?b=c HTTP/1.1\r\n"), "{request}");
+    assert!(request.contains("\r\nx-dog: patou\r\n") && request.ends_with("\r\n\r\nping"), "{request}");
 }
 
 #[test]
-fn a_refusal_is_an_error_that_names_the_problem() {
+fn error_status_fails_with_the_detail_of_the_problem() {
     let problem = r#"{"title":"Too large","detail":"no more than 10 bytes"}"#;
-    let answer = format!(
+    let response = format!(
         "HTTP/1.1 413 Content Too Large\r\nContent-Type: application/problem+json\r\nContent-Length: {}\r\n\r\n{problem}",
         problem.len()
     );
-    let message = "default/1 answered 413 Payload Too Large: no more than 10 bytes".to_owned();
-    let (result, _, body) = call(&[], &answer);
+    let message = "default/1 responded 413 Payload Too Large: no more than 10 bytes".to_owned();
+    let (result, _, body) = call(&[], &response);
     assert_eq!((result, body.as_deref()), (Err(message.clone()), Some(problem)));
-    let (result, _, body) = call(&["--fail"], &answer);
+    let (result, _, body) = call(&["--fail"], &response);
     assert_eq!((result, body), (Err(message), None));
 }
 
 #[test]
-fn an_answer_cut_short_is_an_error() {
+fn truncated_response_is_an_error() {
     let (result, _, body) = call(&[], "HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\npong");
     assert_eq!(body.as_deref(), Some("pong"));
     assert!(result.unwrap_err().starts_with("default/1 may or may not have carried out the request"));
 }
 
 #[test]
-fn a_dispatcher_that_is_not_there_comes_with_a_remedy() {
-    let target = format!("unix:{}", temporary("nobody").display());
-    let call = parse(&["--target", &target, "--retry", "0s"]).unwrap();
-    let message = run(&call, || unreachable!()).unwrap_err();
+fn unreachable_dispatcher_is_an_error_with_a_remedy() {
+    let target = format!("unix:{}", temporary("no-dispatcher").display());
+    let args = parse(&["--target", &target, "--retry", "0s"]).unwrap();
+    let message = run(&args, || unreachable!()).unwrap_err();
     assert!(
         message.starts_with(&format!("cannot connect to {target}: ")) && message.contains("patou status"),
         "{message}"
@@ -113,9 +114,9 @@ fn a_dispatcher_that_is_not_there_comes_with_a_remedy() {
 }
 
 #[test]
-fn a_file_that_is_not_there_is_named() {
-    let call = parse(&["-d", "@/nowhere/flock", "--target", "http://127.0.0.1:9"]).unwrap();
-    let message = run(&call, || unreachable!()).unwrap_err();
+fn missing_data_file_is_named() {
+    let args = parse(&["-d", "@/nowhere/flock", "--target", "http://127.0.0.1:9"]).unwrap();
+    let message = run(&args, || unreachable!()).unwrap_err();
     assert!(message.starts_with("/nowhere/flock: "), "{message}");
 }
 
@@ -137,31 +138,31 @@ fn wrong_arguments_are_usage_errors() {
 }
 
 #[test]
-fn the_steps_are_numbered_and_timed() {
+fn steps_are_numbered_and_timed() {
     let address: crate::client::Address = "127.0.0.1:7300".parse().unwrap();
     let worker: crate::ids::WorkerId = "default/1".parse().unwrap();
     let steps = [
         (0, Step::Connected { to: "http://127.0.0.1:7286".parse().unwrap() }),
-        (40, Step::Asked),
+        (40, Step::Requesting),
         (900, Step::Leased { worker: worker.clone(), address: address.clone() }),
         (1100, Step::Sending { address, length: 3 }),
         (1200, Step::Progress { bytes: 1, of: 3 }),
         (1200, Step::Progress { bytes: 3, of: 3 }),
-        (12000, Step::Answered { status: http::StatusCode::OK, worker: Some(worker) }),
+        (12000, Step::Responded { status: http::StatusCode::OK, worker: Some(worker) }),
         (12100, Step::Finished { bytes: 4 }),
     ];
     let mut text = Vec::new();
     for (at, step) in steps {
-        narration::tell(&mut text, Duration::from_micros(at), &step);
+        write_step(&mut text, Duration::from_micros(at), &step);
     }
     let expected = "  1      +0.0 ms  connected to http://127.0.0.1:7286
-         +0.0 ms  asking for a lease
-  2      +0.9 ms  the dispatcher asked default/1 (known from its answer)
-  3      +0.9 ms  default/1 accepted (known from the same answer)
+         +0.0 ms  requesting a lease
+  2      +0.9 ms  the dispatcher offered the request to default/1 (known from the lease)
+  3      +0.9 ms  default/1 accepted (known from the lease)
   4      +0.9 ms  leased default/1 at 127.0.0.1:7300
   5      +1.1 ms  sending the request to 127.0.0.1:7300, 3 bytes
          +1.2 ms  3 bytes sent
-  6     +12.0 ms  default/1 answers 200 OK
+  6     +12.0 ms  default/1 responds 200 OK
   7     +12.1 ms  finished, 4 bytes read
 ";
     assert_eq!(String::from_utf8(text).unwrap(), expected);

@@ -1,221 +1,239 @@
-//! What became of each fault: who noticed it when, and when the part was back. Also who ended without a fault.
+//! Follows every fault: when the watchdog detected it, when the part recovered, and which processes ended without a fault.
 //!
-//! Pure: the shell tells it what was struck and what the watchdog's file says of each part.
+//! Pure. The shell reports each injected fault and what the watchdog's state file shows of each part.
+
+#![forbid(unsafe_code)]
 
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use super::generator::{Expect, Fault, Kind, Part, Target};
+use super::fault::{DrillFault, DrillPart, ExpectedEffect, FaultKind, FaultTarget};
 use crate::ids::Monotonic;
 
-/// A fault that was injected.
+/// A fault that was injected, and what followed.
 #[derive(Clone, Debug)]
-pub struct Effect {
+pub(super) struct FaultEffect {
     pub number: u32,
-    pub kind: Kind,
-    pub target: Target,
-    /// Whose process it may end.
-    pub part: Option<Part>,
-    pub expect: Expect,
-    pub from: Monotonic,
-    /// When the watchdog knew, or the process was seen to have ended.
+    pub kind: FaultKind,
+    pub target: FaultTarget,
+    /// The part that loses its process if the fault ends one.
+    pub part: Option<DrillPart>,
+    pub expected: ExpectedEffect,
+    pub injected: Monotonic,
+    /// When the watchdog declared the process frozen, or the process was seen to have ended.
     pub detected: Option<Monotonic>,
     /// When another process of the part was up.
-    pub back: Option<Monotonic>,
-    /// Since when it has had no effect any more; `None` while it has.
-    pub over: Option<Monotonic>,
-    /// It should have done no harm, and this is how the process ended.
-    pub killed: Option<String>,
+    pub recovered: Option<Monotonic>,
+    /// When it ceased to have an effect; `None` while it has one.
+    pub ended: Option<Monotonic>,
+    /// How the process ended, though the fault should have been harmless.
+    pub kill_cause: Option<String>,
     /// Why it is not judged.
-    pub excused: Option<&'static str>,
+    pub excluded: Option<&'static str>,
 }
 
-/// A process that ended without any fault of ours.
+/// A process that ended although no fault had been injected into its part.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Stray {
-    pub part: Part,
+pub(super) struct UnexplainedExit {
+    pub part: DrillPart,
     pub pid: u32,
     pub cause: String,
     pub at: Monotonic,
 }
 
-/// What is seen of a part.
+/// What the watchdog's state file shows of a part.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Sight {
+pub(super) struct PartObservation {
     pub pid: Option<u32>,
-    /// The watchdog has declared it frozen, and is about to kill it.
-    pub accused: bool,
-    /// It serves.
+    /// The watchdog has declared it frozen and is about to kill it.
+    pub frozen: bool,
+    /// It is serving.
     pub up: bool,
     pub cause: String,
 }
 
 #[derive(Debug, Default)]
-struct Track {
+struct PartTrack {
     pid: Option<u32>,
-    /// The process that was told of as ended or accused.
+    /// The last process that was reported as ended or frozen.
     ended: Option<u32>,
-    /// The effect that holds it, and the process that it hit.
-    open: Option<(usize, Option<u32>)>,
+    open: Option<OpenFault>,
     up: bool,
+}
+
+/// A fault that still has an effect on its part.
+#[derive(Debug)]
+struct OpenFault {
+    /// Its index in `effects`.
+    effect: usize,
+    /// The process into which it was injected.
+    pid: Option<u32>,
+}
+
+/// A fault with an action that is over and consequences that may still follow.
+#[derive(Debug)]
+struct SettlingFault {
+    /// Its index in `effects`.
+    effect: usize,
+    /// From then on it can have no consequence.
+    deadline: Monotonic,
+    /// How long that is after the end of its action.
+    settle: Duration,
 }
 
 /// All parts and all faults of one drill.
 #[derive(Debug, Default)]
-pub struct Tracker {
-    tracks: BTreeMap<Part, Track>,
-    pub effects: Vec<Effect>,
-    pub strays: Vec<Stray>,
-    /// What lasts a while and has ended, with the time when it can have no consequence any more,
-    /// and how long that is after its end.
-    settling: Vec<(usize, Monotonic, Duration)>,
+pub(super) struct FaultTracker {
+    tracks: BTreeMap<DrillPart, PartTrack>,
+    pub effects: Vec<FaultEffect>,
+    pub unexplained_exits: Vec<UnexplainedExit>,
+    settling: Vec<SettlingFault>,
 }
 
-impl Tracker {
-    /// A fault is being injected: `part` is whose process it may harm. Returns its place in `effects`.
-    pub fn strike(&mut self, now: Monotonic, fault: &Fault, part: Option<Part>) -> usize {
+impl FaultTracker {
+    /// A fault is being injected. Returns its index in `effects`.
+    pub(super) fn fault_injected(&mut self, now: Monotonic, fault: &DrillFault) -> usize {
         let index = self.effects.len();
-        let expect = fault.kind.expect();
-        self.effects.push(Effect {
+        let part = fault.target.part();
+        self.effects.push(FaultEffect {
             number: fault.number,
             kind: fault.kind,
             target: fault.target,
             part,
-            expect,
-            from: now,
+            expected: fault.kind.expected_effect(),
+            injected: now,
             detected: None,
-            back: None,
-            over: None,
-            killed: None,
-            excused: None,
+            recovered: None,
+            ended: None,
+            kill_cause: None,
+            excluded: None,
         });
         if let Some(part) = part {
             let track = self.tracks.entry(part).or_default();
-            // A watchdog may be killed while another fault holds it: what becomes of it is the later one's doing.
-            if let Some((before, _)) = track.open.replace((index, track.pid)) {
-                let before = &mut self.effects[before];
-                before.over = Some(now);
-                before.excused = Some("another fault hit the part meanwhile");
+            // The watchdog may be killed while another fault is open: what follows is attributed to the later fault.
+            if let Some(earlier) = track.open.replace(OpenFault { effect: index, pid: track.pid }) {
+                let earlier = &mut self.effects[earlier.effect];
+                earlier.ended = Some(now);
+                earlier.excluded = Some("another fault was injected into the part meanwhile");
             }
         }
         index
     }
 
-    /// The fault lasts no longer. If its part is still there after `settle`, nothing has happened to it.
-    pub fn relax(&mut self, now: Monotonic, index: usize, settle: Duration) {
-        self.settling.push((index, now + settle, settle));
+    /// The fault's action is over. If its part is unchanged after `settle`, the fault had no effect.
+    pub(super) fn action_ended(&mut self, now: Monotonic, index: usize, settle: Duration) {
+        self.settling.push(SettlingFault { effect: index, deadline: now + settle, settle });
     }
 
-    /// The machine ran the drill too late by so much, and the set hardly any sooner: consequences may take longer.
-    pub fn postpone(&mut self, by: Duration) {
-        for (_, at, _) in &mut self.settling {
-            *at = *at + by;
+    /// The machine delayed the drill, and probably the set as well: consequences may take longer by as much.
+    pub(super) fn extend_settling(&mut self, by: Duration) {
+        for fault in &mut self.settling {
+            fault.deadline = fault.deadline + by;
         }
     }
 
-    /// It did not happen as meant, or longer than meant: nobody is blamed for what follows.
-    pub fn excuse(&mut self, index: usize, why: &'static str) {
-        self.effects[index].excused = Some(why);
+    /// The fault did not happen as intended, so its consequences are not judged.
+    pub(super) fn exclude(&mut self, index: usize, reason: &'static str) {
+        self.effects[index].excluded = Some(reason);
     }
 
-    /// Another watchdog is there: what it does not know yet is not gone.
-    pub fn forget(&mut self) {
+    /// A new watchdog is running, and may not know all processes yet: an unknown process has not ended.
+    pub(super) fn watchdog_changed(&mut self) {
         for track in self.tracks.values_mut() {
             track.pid = None;
         }
     }
 
-    /// The watchdog was killed and its parts leave: whatever was under way with them is over.
-    pub fn sweep(&mut self, now: Monotonic) {
-        for (_, track) in self.tracks.iter_mut().filter(|(part, _)| **part != Part::Watchdog) {
-            if let Some((index, _)) = track.open.take() {
-                let effect = &mut self.effects[index];
-                effect.over = Some(now);
-                effect.excused = Some("the watchdog was killed meanwhile");
+    /// The watchdog was killed, and its parts exit: every open fault of a part has ended.
+    pub(super) fn watchdog_killed(&mut self, now: Monotonic) {
+        for (_, track) in self.tracks.iter_mut().filter(|(part, _)| **part != DrillPart::Watchdog) {
+            if let Some(open) = track.open.take() {
+                let effect = &mut self.effects[open.effect];
+                effect.ended = Some(now);
+                effect.excluded = Some("the watchdog was killed meanwhile");
             }
-            *track = Track::default();
+            *track = PartTrack::default();
         }
     }
 
-    /// Nothing holds this part, and it serves.
-    pub fn is_free(&self, part: Part) -> bool {
+    /// Whether this part is up and has no open fault.
+    pub(super) fn is_available(&self, part: DrillPart) -> bool {
         self.tracks.get(&part).is_some_and(|track| track.open.is_none() && track.up)
     }
 
-    /// A fault holds this part.
-    pub fn is_held(&self, part: Part) -> bool {
+    /// Whether this part has an open fault.
+    pub(super) fn has_open_fault(&self, part: DrillPart) -> bool {
         self.tracks.get(&part).is_some_and(|track| track.open.is_some())
     }
 
-    /// How many parts are held by a fault.
-    pub fn held(&self) -> usize {
+    /// How many parts have an open fault.
+    pub(super) fn open_faults(&self) -> usize {
         self.tracks.values().filter(|track| track.open.is_some()).count()
     }
 
-    /// Whether everything is over and every part that was ever seen serves.
-    pub fn is_quiet(&self) -> bool {
-        self.settling.is_empty() && self.tracks.keys().all(|part| self.is_free(*part))
+    /// Whether every fault has ended and every known part is up.
+    pub(super) fn is_settled(&self) -> bool {
+        self.settling.is_empty() && self.tracks.keys().all(|part| self.is_available(*part))
     }
 
-    /// What the watchdog's file says now.
-    pub fn see(&mut self, now: Monotonic, part: Part, sight: &Sight) {
+    /// The watchdog's state file shows this now.
+    pub(super) fn observe(&mut self, now: Monotonic, part: DrillPart, observation: &PartObservation) {
         let track = self.tracks.entry(part).or_default();
-        track.up = sight.up;
+        track.up = observation.up;
         let before = track.pid;
-        track.pid = sight.pid;
-        let gone = before.filter(|before| sight.accused || sight.pid != Some(*before));
-        if let Some(pid) = gone.filter(|pid| track.ended != Some(*pid)) {
+        track.pid = observation.pid;
+        let ended = before.filter(|before| observation.frozen || observation.pid != Some(*before));
+        if let Some(pid) = ended.filter(|pid| track.ended != Some(*pid)) {
             track.ended = Some(pid);
-            match track.open {
-                Some((index, _)) => {
-                    let effect = &mut self.effects[index];
-                    effect.detected.get_or_insert(now);
-                    if effect.expect == Expect::Stays {
-                        effect.killed.get_or_insert_with(|| sight.cause.clone());
-                    }
+            if let Some(open) = &track.open {
+                let effect = &mut self.effects[open.effect];
+                effect.detected.get_or_insert(now);
+                if effect.expected == ExpectedEffect::Survives {
+                    effect.kill_cause.get_or_insert_with(|| observation.cause.clone());
                 }
-                None => self.strays.push(Stray { part, pid, cause: sight.cause.clone(), at: now }),
+            } else {
+                let exit = UnexplainedExit { part, pid, cause: observation.cause.clone(), at: now };
+                self.unexplained_exits.push(exit);
             }
         }
-        if let Some((index, old)) = track.open
-            && sight.up
-            && sight.pid.is_some()
-            && sight.pid != old
+        if let Some(open) = &track.open
+            && observation.up
+            && observation.pid.is_some()
+            && observation.pid != open.pid
         {
-            let effect = &mut self.effects[index];
+            let effect = &mut self.effects[open.effect];
             effect.detected.get_or_insert(now);
-            effect.back = Some(now);
-            // One that is still being done to it goes on.
-            if effect.expect != Expect::Stays {
-                effect.over = Some(now);
+            effect.recovered = Some(now);
+            // The action of a fault that the part should survive may still last.
+            if effect.expected != ExpectedEffect::Survives {
+                effect.ended = Some(now);
                 track.open = None;
             }
         }
     }
 
-    /// Time has passed: what had no consequence is over.
-    pub fn tick(&mut self, now: Monotonic) {
+    /// Ends the faults that can have no further consequence.
+    pub(super) fn tick(&mut self, now: Monotonic) {
         let Self { tracks, effects, settling, .. } = self;
-        // Nobody is accused while one of these two is away.
-        let judged = [Part::Watchdog, Part::Dispatcher]
+        // No worker is declared frozen while the watchdog or the dispatcher is down.
+        let detecting = [DrillPart::Watchdog, DrillPart::Dispatcher]
             .iter()
             .all(|part| tracks.get(part).is_none_or(|track| track.up && track.open.is_none()));
-        settling.retain_mut(|(index, at, settle)| {
-            let effect = &mut effects[*index];
-            if effect.over.is_some() {
+        settling.retain_mut(|fault| {
+            let effect = &mut effects[fault.effect];
+            if effect.ended.is_some() {
                 return false;
             }
-            if effect.expect == Expect::MayEnd && !judged {
-                *at = now + *settle;
+            if effect.expected == ExpectedEffect::MayEnd && !detecting {
+                fault.deadline = now + fault.settle;
             }
-            // Who is to end, or was ended by it, is waited for.
-            let awaited = effect.expect == Expect::Ends || effect.detected.is_some();
-            if *at > now || awaited && effect.back.is_none() {
+            let must_recover = effect.expected == ExpectedEffect::Ends || effect.detected.is_some();
+            if fault.deadline > now || must_recover && effect.recovered.is_none() {
                 return true;
             }
-            effect.over = Some(now);
+            effect.ended = Some(now);
             if let Some(track) = effect.part.and_then(|part| tracks.get_mut(&part))
-                && track.open.is_some_and(|(open, _)| open == *index)
+                && track.open.as_ref().is_some_and(|open| open.effect == fault.effect)
             {
                 track.open = None;
             }
@@ -228,139 +246,144 @@ impl Tracker {
 mod tests {
     use super::*;
 
-    const W: Part = Part::Worker(0);
+    const WORKER: DrillPart = DrillPart::Worker(0);
 
     fn at(ms: u64) -> Monotonic {
         Monotonic(ms * 1_000_000)
     }
 
-    fn fault(kind: Kind) -> Fault {
-        let (pause, amount) = (Duration::ZERO, Duration::ZERO);
-        Fault { number: 1, kind, target: Target::Part(W), pause, amount, seed: 0 }
+    fn fault(kind: FaultKind) -> DrillFault {
+        let (pause, duration) = (Duration::ZERO, Duration::ZERO);
+        DrillFault { number: 1, kind, target: FaultTarget::Part(WORKER), pause, duration, seed: 0 }
     }
 
-    fn sight(pid: Option<u32>, up: bool) -> Sight {
-        Sight { pid, accused: false, up, cause: "why".into() }
+    fn observation(pid: Option<u32>, up: bool) -> PartObservation {
+        PartObservation { pid, frozen: false, up, cause: "cause".into() }
     }
 
-    fn running() -> Tracker {
-        let mut tracker = Tracker::default();
-        tracker.see(at(0), W, &sight(Some(7), true));
-        assert!(tracker.is_free(W) && tracker.is_quiet());
+    fn running() -> FaultTracker {
+        let mut tracker = FaultTracker::default();
+        tracker.observe(at(0), WORKER, &observation(Some(7), true));
+        assert!(tracker.is_available(WORKER) && tracker.is_settled());
         tracker
     }
 
     #[test]
-    fn a_frozen_part_is_detected_when_accused_and_back_when_another_is_up() {
+    fn frozen_part_is_detected_when_declared_frozen_and_recovered_when_another_process_is_up() {
         let mut tracker = running();
-        tracker.strike(at(10), &fault(Kind::Freeze), Some(W));
-        assert_eq!((tracker.held(), tracker.is_free(W)), (1, false));
-        tracker.see(at(250), W, &Sight { accused: true, ..sight(Some(7), false) });
-        tracker.see(at(300), W, &sight(None, false));
-        tracker.see(at(310), W, &sight(Some(8), false));
-        assert_eq!(tracker.effects[0].back, None);
-        tracker.see(at(330), W, &sight(Some(8), true));
+        tracker.fault_injected(at(10), &fault(FaultKind::Freeze));
+        assert_eq!((tracker.open_faults(), tracker.is_available(WORKER)), (1, false));
+        tracker.observe(at(250), WORKER, &PartObservation { frozen: true, ..observation(Some(7), false) });
+        tracker.observe(at(300), WORKER, &observation(None, false));
+        tracker.observe(at(310), WORKER, &observation(Some(8), false));
+        assert_eq!(tracker.effects[0].recovered, None);
+        tracker.observe(at(330), WORKER, &observation(Some(8), true));
         let effect = &tracker.effects[0];
-        assert_eq!((effect.detected, effect.back, effect.over), (Some(at(250)), Some(at(330)), Some(at(330))));
-        assert!(tracker.is_quiet() && tracker.strays.is_empty() && effect.killed.is_none());
+        assert_eq!((effect.detected, effect.recovered, effect.ended), (Some(at(250)), Some(at(330)), Some(at(330))));
+        assert!(tracker.is_settled() && tracker.unexplained_exits.is_empty() && effect.kill_cause.is_none());
     }
 
     #[test]
-    fn who_ends_without_a_fault_is_a_stray_and_told_once() {
+    fn exit_without_a_fault_is_reported_once() {
         let mut tracker = running();
-        tracker.see(at(5), W, &Sight { accused: true, ..sight(Some(7), false) });
-        tracker.see(at(6), W, &sight(None, false));
-        tracker.see(at(7), W, &sight(Some(8), true));
-        assert_eq!(tracker.strays, [Stray { part: W, pid: 7, cause: "why".into(), at: at(5) }]);
-        assert!(tracker.is_free(W));
+        tracker.observe(at(5), WORKER, &PartObservation { frozen: true, ..observation(Some(7), false) });
+        tracker.observe(at(6), WORKER, &observation(None, false));
+        tracker.observe(at(7), WORKER, &observation(Some(8), true));
+        let exit = UnexplainedExit { part: WORKER, pid: 7, cause: "cause".into(), at: at(5) };
+        assert_eq!(tracker.unexplained_exits, [exit]);
+        assert!(tracker.is_available(WORKER));
     }
 
     #[test]
-    fn who_must_stay_is_reported_when_killed_and_free_when_nothing_came_of_it() {
+    fn kill_after_a_harmless_fault_is_reported_and_a_survivor_becomes_available_after_settling() {
         for killed in [false, true] {
             let mut tracker = running();
-            let index = tracker.strike(at(10), &fault(Kind::Pause), Some(W));
+            let index = tracker.fault_injected(at(10), &fault(FaultKind::Pause));
             if killed {
-                tracker.see(at(50), W, &sight(None, false));
+                tracker.observe(at(50), WORKER, &observation(None, false));
             }
-            tracker.relax(at(60), index, Duration::from_millis(100));
+            tracker.action_ended(at(60), index, Duration::from_millis(100));
             tracker.tick(at(159));
-            assert!(!tracker.is_free(W));
+            assert!(!tracker.is_available(WORKER));
             tracker.tick(at(160));
-            assert_eq!(tracker.is_free(W), !killed);
+            assert_eq!(tracker.is_available(WORKER), !killed);
             if killed {
-                tracker.see(at(200), W, &sight(Some(8), true));
+                tracker.observe(at(200), WORKER, &observation(Some(8), true));
                 tracker.tick(at(201));
             }
-            assert!(tracker.is_quiet());
-            assert_eq!(tracker.effects[0].killed.is_some(), killed);
+            assert!(tracker.is_settled());
+            assert_eq!(tracker.effects[0].kill_cause.is_some(), killed);
         }
     }
 
     #[test]
-    fn a_fault_that_another_one_overtakes_is_over_and_not_judged() {
+    fn fault_followed_by_another_on_the_same_part_ends_and_is_excluded() {
         let mut tracker = running();
-        tracker.strike(at(10), &fault(Kind::Freeze), Some(W));
-        tracker.strike(at(30), &fault(Kind::Kill), Some(W));
-        tracker.see(at(40), W, &sight(None, false));
-        tracker.see(at(50), W, &sight(Some(8), true));
-        assert!(tracker.is_quiet() && tracker.strays.is_empty());
-        let [frozen, killed] = &tracker.effects[..] else { panic!("two faults") };
-        assert_eq!((frozen.over, frozen.back, frozen.excused.is_some()), (Some(at(30)), None, true));
-        assert_eq!((killed.over, killed.back, killed.excused), (Some(at(50)), Some(at(50)), None));
+        tracker.fault_injected(at(10), &fault(FaultKind::Freeze));
+        tracker.fault_injected(at(30), &fault(FaultKind::Kill));
+        tracker.observe(at(40), WORKER, &observation(None, false));
+        tracker.observe(at(50), WORKER, &observation(Some(8), true));
+        assert!(tracker.is_settled() && tracker.unexplained_exits.is_empty());
+        let [first, second] = &tracker.effects[..] else { panic!("two faults") };
+        assert_eq!((first.ended, first.recovered, first.excluded.is_some()), (Some(at(30)), None, true));
+        assert_eq!((second.ended, second.recovered, second.excluded), (Some(at(50)), Some(at(50)), None));
     }
 
     #[test]
-    fn what_may_end_is_over_when_replaced_or_when_nothing_came_of_it() {
+    fn fault_that_may_end_a_process_ends_after_settling_or_with_the_replacement() {
         let mut tracker = running();
-        let index = tracker.strike(at(10), &fault(Kind::Scribble), Some(W));
-        tracker.relax(at(10), index, Duration::from_millis(100));
-        tracker.postpone(Duration::from_millis(30));
+        let index = tracker.fault_injected(at(10), &fault(FaultKind::CorruptSlot));
+        tracker.action_ended(at(10), index, Duration::from_millis(100));
+        tracker.extend_settling(Duration::from_millis(30));
         tracker.tick(at(139));
-        assert!(!tracker.is_quiet());
+        assert!(!tracker.is_settled());
         tracker.tick(at(140));
-        assert!(tracker.is_quiet() && tracker.effects[0].detected.is_none());
-        let index = tracker.strike(at(200), &fault(Kind::Scribble), Some(W));
-        tracker.relax(at(200), index, Duration::from_millis(100));
-        tracker.see(at(250), W, &sight(Some(8), true));
+        assert!(tracker.is_settled() && tracker.effects[0].detected.is_none());
+        let index = tracker.fault_injected(at(200), &fault(FaultKind::CorruptSlot));
+        tracker.action_ended(at(200), index, Duration::from_millis(100));
+        tracker.observe(at(250), WORKER, &observation(Some(8), true));
         tracker.tick(at(251));
-        assert!(tracker.is_quiet() && tracker.effects[1].back == Some(at(250)) && tracker.strays.is_empty());
+        assert!(tracker.is_settled() && tracker.effects[1].recovered == Some(at(250)));
+        assert!(tracker.unexplained_exits.is_empty());
     }
 
     #[test]
-    fn what_must_end_is_never_over_before_it_has_and_what_may_end_waits_for_a_dispatcher_that_sees_it() {
-        let settle = Duration::from_millis(100);
+    fn fault_that_must_end_a_process_stays_open_until_the_process_is_replaced() {
         let mut tracker = running();
-        let index = tracker.strike(at(10), &fault(Kind::Cut), Some(W));
-        tracker.relax(at(10), index, settle);
+        let index = tracker.fault_injected(at(10), &fault(FaultKind::TruncateSegment));
+        tracker.action_ended(at(10), index, Duration::from_millis(100));
         tracker.tick(at(10_000));
-        assert_eq!((tracker.is_quiet(), tracker.effects[0].over), (false, None));
-        tracker.see(at(10_001), W, &sight(Some(8), true));
+        assert_eq!((tracker.is_settled(), tracker.effects[0].ended), (false, None));
+        tracker.observe(at(10_001), WORKER, &observation(Some(8), true));
         tracker.tick(at(10_002));
-        assert!(tracker.is_quiet());
-
-        tracker.see(at(10_003), Part::Dispatcher, &sight(Some(1), false));
-        let index = tracker.strike(at(10_010), &fault(Kind::Scribble), Some(W));
-        tracker.relax(at(10_010), index, settle);
-        tracker.tick(at(10_500));
-        tracker.see(at(10_501), Part::Dispatcher, &sight(Some(1), true));
-        tracker.tick(at(10_599));
-        assert!(!tracker.is_free(W));
-        tracker.tick(at(10_600));
-        assert!(tracker.is_free(W));
+        assert!(tracker.is_settled());
     }
 
     #[test]
-    fn a_new_watchdog_that_does_not_know_a_part_yet_has_not_killed_it() {
+    fn corrupt_slot_settles_only_while_the_dispatcher_is_up() {
         let mut tracker = running();
-        tracker.forget();
-        tracker.see(at(5), W, &sight(None, false));
-        tracker.see(at(6), W, &sight(Some(7), true));
-        assert!(tracker.strays.is_empty());
-        tracker.strike(at(10), &fault(Kind::Freeze), Some(W));
-        tracker.sweep(at(20));
-        tracker.see(at(30), W, &sight(Some(9), true));
-        assert!(tracker.is_quiet() && tracker.strays.is_empty());
-        assert_eq!((tracker.effects[0].over, tracker.effects[0].excused.is_some()), (Some(at(20)), true));
+        tracker.observe(at(3), DrillPart::Dispatcher, &observation(Some(1), false));
+        let index = tracker.fault_injected(at(10), &fault(FaultKind::CorruptSlot));
+        tracker.action_ended(at(10), index, Duration::from_millis(100));
+        tracker.tick(at(500));
+        tracker.observe(at(501), DrillPart::Dispatcher, &observation(Some(1), true));
+        tracker.tick(at(599));
+        assert!(!tracker.is_available(WORKER));
+        tracker.tick(at(600));
+        assert!(tracker.is_available(WORKER));
+    }
+
+    #[test]
+    fn part_unknown_to_a_new_watchdog_has_not_ended() {
+        let mut tracker = running();
+        tracker.watchdog_changed();
+        tracker.observe(at(5), WORKER, &observation(None, false));
+        tracker.observe(at(6), WORKER, &observation(Some(7), true));
+        assert!(tracker.unexplained_exits.is_empty());
+        tracker.fault_injected(at(10), &fault(FaultKind::Freeze));
+        tracker.watchdog_killed(at(20));
+        tracker.observe(at(30), WORKER, &observation(Some(9), true));
+        assert!(tracker.is_settled() && tracker.unexplained_exits.is_empty());
+        assert_eq!((tracker.effects[0].ended, tracker.effects[0].excluded.is_some()), (Some(at(20)), true));
     }
 }

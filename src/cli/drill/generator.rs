@@ -1,300 +1,143 @@
-//! What a drill does: a list of faults that follows from the seed and the shape of the set alone.
+//! The generator: the list of faults of a drill.
 //!
-//! Pure. The same seed on the same set gives the same kinds, targets, pauses and amounts in the same order; only when
-//! each of them takes effect is the machine's business.
+//! Pure. The same seed on the same set gives the same kinds, targets, pauses and durations in the same order; when each
+//! fault takes effect depends on the machine.
+
+#![forbid(unsafe_code)]
 
 use std::time::Duration;
 
-/// splitmix64 (Steele, Lea and Flood: Fast splittable pseudorandom number generators, 2014).
-#[derive(Clone, Debug)]
-pub struct Random(u64);
+use super::fault::{DrillFault, DrillPart, FaultKind, FaultTarget};
+use super::random::SplitMix64;
 
-impl Random {
-    pub fn new(seed: u64) -> Self {
-        Self(seed)
-    }
-
-    pub fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
-    }
-
-    /// A number below `end`, which is above 0. For the small ends of a drill the bias is nothing.
-    pub fn below(&mut self, end: u64) -> u64 {
-        self.next() % end
-    }
-
-    /// A duration from `low` to `high`, in whole microseconds.
-    pub fn between(&mut self, low: Duration, high: Duration) -> Duration {
-        let span = high.saturating_sub(low).as_micros() as u64;
-        low + Duration::from_micros(self.below(span + 1))
-    }
-
-    /// One of these.
-    pub fn of<'a, T>(&mut self, all: &'a [T]) -> &'a T {
-        &all[self.below(all.len() as u64) as usize]
-    }
-}
-
-/// A part of the set that has a process. Workers are counted from 0 in the order of the configuration.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum Part {
-    Watchdog,
-    Dispatcher,
-    Worker(usize),
-}
-
-/// What a fault hits.
+/// What supervises the set, and so which faults it recovers from by itself.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Target {
-    Part(Part),
-    /// The segment and the bells of this worker.
-    Slot(usize),
-    /// A listener, by its place in the configuration.
-    Door(usize),
-    Machine,
-}
-
-/// What is done.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum Kind {
-    /// SIGSTOP, and left so.
-    Freeze,
-    /// SIGSTOP, and SIGCONT before the bound.
-    Pause,
-    /// SIGKILL.
-    Kill,
-    /// SIGABRT.
-    Abort,
-    /// SIGILL: an end that leaves a core (the first SIGSEGV sent to a Rust program is swallowed by its handler).
-    Crash,
-    /// SIGTERM: a restart that lets it finish what it has in hand.
-    Leave,
-    /// `systemctl restart`.
-    Restart,
-    /// SIGHUP to who reads the configuration.
-    Reload,
-    /// `patou net::discard_until_closed`, and after a while `patou resume`.
-    Drain,
-    /// More runnable processes than cores.
-    Starve,
-    /// Both bells of a worker filled until EAGAIN.
-    FillBells,
-    /// Both bells emptied: rings are lost.
-    EmptyBells,
-    /// Random words in a random line of the slot.
-    Scribble,
-    /// The segment is cut to nothing.
-    Cut,
-    /// The segment is cut and brought back, empty.
-    CutAndMend,
-    /// A client that leaves within its request.
-    Hangup,
-    /// A client that connects and sends nothing.
-    HalfOpen,
-    /// A client that sends its head a byte at a time.
-    SlowHead,
-    /// A client that sends its body a byte at a time.
-    SlowBody,
-    /// A client that does not read its response.
-    Deaf,
-    /// A client that is given a worker and never comes to it.
-    NoShow,
-}
-
-impl Kind {
-    /// The word of the report.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Kind::Freeze => "SIGSTOP",
-            Kind::Pause => "SIGSTOP, SIGCONT",
-            Kind::Kill => "SIGKILL",
-            Kind::Abort => "SIGABRT",
-            Kind::Crash => "SIGILL",
-            Kind::Leave => "SIGTERM",
-            Kind::Restart => "systemctl restart",
-            Kind::Reload => "SIGHUP",
-            Kind::Drain => "drain, resume",
-            Kind::Starve => "CPU starvation",
-            Kind::FillBells => "bells filled",
-            Kind::EmptyBells => "bells emptied",
-            Kind::Scribble => "garbage in slot",
-            Kind::Cut => "segment cut",
-            Kind::CutAndMend => "segment cut, mended",
-            Kind::Hangup => "client leaves",
-            Kind::HalfOpen => "half-open client",
-            Kind::SlowHead => "slow head",
-            Kind::SlowBody => "slow body",
-            Kind::Deaf => "client does not read",
-            Kind::NoShow => "lease not used",
-        }
-    }
-
-    /// What becomes of the process that it hits.
-    pub fn expect(self) -> Expect {
-        match self {
-            Kind::Freeze | Kind::Kill | Kind::Abort | Kind::Crash | Kind::Leave | Kind::Restart => Expect::Ends,
-            Kind::Cut | Kind::CutAndMend => Expect::Ends,
-            // A word that nobody reads as long as it is there may be overwritten before anybody does.
-            Kind::Scribble => Expect::MayEnd,
-            _ => Expect::Stays,
-        }
-    }
-}
-
-/// What becomes of the process of a part after a fault.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Expect {
-    /// It is replaced, within a bound.
-    Ends,
-    /// Perhaps.
-    MayEnd,
-    /// It must not be killed.
-    Stays,
-}
-
-/// Who starts the parts again.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Keeper {
-    /// `patou run`, started by the drill, which also starts it again.
-    Own,
-    /// `patou run`, started by somebody else: nobody starts it again.
-    Run,
+pub(super) enum SetKind {
+    /// `patou run`, started by the drill, which also restarts its watchdog.
+    Private,
+    /// `patou run`, started by an operator: its watchdog is not restarted.
+    PatouRun,
     /// systemd.
     Units,
 }
 
-/// What of a set the list depends on.
+/// What the list depends on, apart from the seed.
 #[derive(Clone, Debug)]
-pub struct Shape {
+pub(super) struct FaultGenerator {
     pub workers: usize,
-    /// The listeners at which clients may be rude.
-    pub doors: Vec<usize>,
-    pub keeper: Keeper,
+    /// The listeners at which clients may misbehave.
+    pub listeners: Vec<usize>,
+    pub set_kind: SetKind,
     pub worker_timeout: Duration,
     pub dispatcher_timeout: Duration,
     /// Faults per second, on average.
     pub pace: f64,
 }
 
-/// One fault.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Fault {
-    /// From 1.
-    pub number: u32,
-    pub kind: Kind,
-    pub target: Target,
-    /// How long the drill waits before it.
-    pub pause: Duration,
-    /// How long it lasts, where it lasts.
-    pub amount: Duration,
-    /// For what else it has to choose.
-    pub seed: u64,
-}
-
 #[derive(Clone, Copy)]
-enum Whom {
+enum TargetKind {
     Watchdog,
     Dispatcher,
     Worker,
     Slot,
-    Door,
+    Listener,
     Machine,
 }
 
-/// Each with its weight: how often of all it comes.
-const MENU: &[(u64, Kind, Whom)] = &[
-    (10, Kind::Freeze, Whom::Worker),
-    (4, Kind::Freeze, Whom::Dispatcher),
-    (1, Kind::Freeze, Whom::Watchdog),
-    (7, Kind::Pause, Whom::Worker),
-    (4, Kind::Pause, Whom::Dispatcher),
-    (2, Kind::Pause, Whom::Watchdog),
-    (12, Kind::Kill, Whom::Worker),
-    (5, Kind::Kill, Whom::Dispatcher),
-    (1, Kind::Kill, Whom::Watchdog),
-    (3, Kind::Abort, Whom::Worker),
-    (1, Kind::Abort, Whom::Dispatcher),
-    (2, Kind::Crash, Whom::Worker),
-    (1, Kind::Crash, Whom::Dispatcher),
-    (5, Kind::Leave, Whom::Worker),
-    (2, Kind::Leave, Whom::Dispatcher),
-    (3, Kind::Restart, Whom::Worker),
-    (2, Kind::Restart, Whom::Dispatcher),
-    (1, Kind::Restart, Whom::Watchdog),
-    (2, Kind::Reload, Whom::Watchdog),
-    (3, Kind::Drain, Whom::Worker),
-    (2, Kind::Starve, Whom::Machine),
-    (4, Kind::FillBells, Whom::Slot),
-    (4, Kind::EmptyBells, Whom::Slot),
-    (8, Kind::Scribble, Whom::Slot),
-    (2, Kind::Cut, Whom::Slot),
-    (2, Kind::CutAndMend, Whom::Slot),
-    (6, Kind::Hangup, Whom::Door),
-    (3, Kind::HalfOpen, Whom::Door),
-    (3, Kind::SlowHead, Whom::Door),
-    (4, Kind::SlowBody, Whom::Door),
-    (4, Kind::Deaf, Whom::Door),
-    (2, Kind::NoShow, Whom::Door),
+/// Every combination with its weight, its relative frequency.
+const WEIGHTED_FAULTS: &[(u64, FaultKind, TargetKind)] = &[
+    (10, FaultKind::Freeze, TargetKind::Worker),
+    (4, FaultKind::Freeze, TargetKind::Dispatcher),
+    (1, FaultKind::Freeze, TargetKind::Watchdog),
+    (7, FaultKind::Pause, TargetKind::Worker),
+    (4, FaultKind::Pause, TargetKind::Dispatcher),
+    (2, FaultKind::Pause, TargetKind::Watchdog),
+    (12, FaultKind::Kill, TargetKind::Worker),
+    (5, FaultKind::Kill, TargetKind::Dispatcher),
+    (1, FaultKind::Kill, TargetKind::Watchdog),
+    (3, FaultKind::Abort, TargetKind::Worker),
+    (1, FaultKind::Abort, TargetKind::Dispatcher),
+    (2, FaultKind::Crash, TargetKind::Worker),
+    (1, FaultKind::Crash, TargetKind::Dispatcher),
+    (5, FaultKind::Terminate, TargetKind::Worker),
+    (2, FaultKind::Terminate, TargetKind::Dispatcher),
+    (3, FaultKind::Restart, TargetKind::Worker),
+    (2, FaultKind::Restart, TargetKind::Dispatcher),
+    (1, FaultKind::Restart, TargetKind::Watchdog),
+    (2, FaultKind::Reload, TargetKind::Watchdog),
+    (3, FaultKind::Drain, TargetKind::Worker),
+    (2, FaultKind::Starve, TargetKind::Machine),
+    (4, FaultKind::FillDoorbells, TargetKind::Slot),
+    (4, FaultKind::EmptyDoorbells, TargetKind::Slot),
+    (8, FaultKind::CorruptSlot, TargetKind::Slot),
+    (2, FaultKind::TruncateSegment, TargetKind::Slot),
+    (2, FaultKind::ZeroSegment, TargetKind::Slot),
+    (6, FaultKind::Disconnect, TargetKind::Listener),
+    (3, FaultKind::HalfOpen, TargetKind::Listener),
+    (3, FaultKind::SlowHead, TargetKind::Listener),
+    (4, FaultKind::SlowBody, TargetKind::Listener),
+    (4, FaultKind::NotReading, TargetKind::Listener),
+    (2, FaultKind::UnusedLease, TargetKind::Listener),
 ];
 
-impl Shape {
-    /// Whether this set can take such a fault and come back by itself.
-    fn can(&self, kind: Kind, whom: Whom) -> bool {
-        match (kind, whom, self.keeper) {
-            (Kind::Restart, _, keeper) => keeper == Keeper::Units,
-            (Kind::Kill, Whom::Watchdog, keeper) => keeper != Keeper::Run,
-            (_, Whom::Door, _) => !self.doors.is_empty(),
-            // Without systemd nobody watches the watchdog.
-            (Kind::Freeze, Whom::Watchdog, keeper) => keeper == Keeper::Units,
+impl FaultGenerator {
+    /// Whether this set recovers from such a fault by itself.
+    fn allows(&self, kind: FaultKind, target: TargetKind) -> bool {
+        match (kind, target) {
+            (FaultKind::Restart, _) => self.set_kind == SetKind::Units,
+            (FaultKind::Kill, TargetKind::Watchdog) => self.set_kind != SetKind::PatouRun,
+            (_, TargetKind::Listener) => !self.listeners.is_empty(),
+            // Only systemd watches the watchdog.
+            (FaultKind::Freeze, TargetKind::Watchdog) => self.set_kind == SetKind::Units,
             _ => true,
         }
     }
 
-    /// The list of this seed. It has no end.
-    pub fn faults(&self, seed: u64) -> impl Iterator<Item = Fault> + '_ {
-        let mut random = Random::new(seed);
-        let menu: Vec<_> = MENU.iter().filter(|(_, kind, whom)| self.can(*kind, *whom)).collect();
-        let total = menu.iter().map(|(weight, ..)| weight).sum();
+    /// The infinite list of this seed.
+    pub(super) fn faults(&self, seed: u64) -> impl Iterator<Item = DrillFault> + '_ {
+        let mut random = SplitMix64::new(seed);
+        let allowed: Vec<_> = WEIGHTED_FAULTS.iter().filter(|(_, kind, target)| self.allows(*kind, *target)).collect();
+        let total = allowed.iter().map(|(weight, ..)| weight).sum();
         (1..).map(move |number| {
-            let mut left = random.below(total);
-            let chosen = menu.iter().find(|(weight, ..)| match left.checked_sub(*weight) {
+            let mut remainder = random.below(total);
+            let chosen = allowed.iter().find(|(weight, ..)| match remainder.checked_sub(*weight) {
                 Some(rest) => {
-                    left = rest;
+                    remainder = rest;
                     false
                 }
                 None => true,
             });
-            let (_, kind, whom) = chosen.expect("the number is below the sum of the weights");
+            let (_, kind, target) = chosen.expect("the number is below the sum of the weights");
             let worker = random.below(self.workers as u64) as usize;
-            let door = random.below(self.doors.len().max(1) as u64) as usize;
-            let target = match whom {
-                Whom::Watchdog => Target::Part(Part::Watchdog),
-                Whom::Dispatcher => Target::Part(Part::Dispatcher),
-                Whom::Worker => Target::Part(Part::Worker(worker)),
-                Whom::Slot => Target::Slot(worker),
-                Whom::Door => Target::Door(self.doors[door]),
-                Whom::Machine => Target::Machine,
+            let listener = random.below(self.listeners.len().max(1) as u64) as usize;
+            let target = match target {
+                TargetKind::Watchdog => FaultTarget::Part(DrillPart::Watchdog),
+                TargetKind::Dispatcher => FaultTarget::Part(DrillPart::Dispatcher),
+                TargetKind::Worker => FaultTarget::Part(DrillPart::Worker(worker)),
+                TargetKind::Slot => FaultTarget::Slot(worker),
+                TargetKind::Listener => FaultTarget::Listener(self.listeners[listener]),
+                TargetKind::Machine => FaultTarget::Machine,
             };
             let pause = random.between(Duration::ZERO, Duration::from_secs_f64(2.0 / self.pace));
-            let amount = self.amount(*kind, target, &mut random);
-            Fault { number, kind: *kind, target, pause, amount, seed: random.next() }
+            let duration = self.duration(*kind, target, &mut random);
+            DrillFault { number, kind: *kind, target, pause, duration, seed: random.next() }
         })
     }
 
-    fn amount(&self, kind: Kind, target: Target, random: &mut Random) -> Duration {
+    fn duration(&self, kind: FaultKind, target: FaultTarget, random: &mut SplitMix64) -> Duration {
         let ms = Duration::from_millis;
         match (kind, target) {
-            // Who pauses for half of his bound is excused whatever the machine does; a watchdog is never accused.
-            (Kind::Pause, Target::Part(Part::Worker(_))) => random.between(ms(5), self.worker_timeout / 2),
-            (Kind::Pause, Target::Part(Part::Dispatcher)) => random.between(ms(5), self.dispatcher_timeout / 2),
-            (Kind::Pause, _) => random.between(ms(50), ms(1000)),
-            (Kind::Starve, _) => random.between(ms(300), ms(1000)),
-            (Kind::Drain, _) => random.between(ms(20), ms(300)),
-            (Kind::CutAndMend, _) => random.between(ms(0), ms(50)),
+            // A pause of at most half the timeout never justifies a kill; a watchdog is not killed for a pause at all.
+            (FaultKind::Pause, FaultTarget::Part(DrillPart::Worker(_))) => {
+                random.between(ms(5), self.worker_timeout / 2)
+            }
+            (FaultKind::Pause, FaultTarget::Part(DrillPart::Dispatcher)) => {
+                random.between(ms(5), self.dispatcher_timeout / 2)
+            }
+            (FaultKind::Pause, _) => random.between(ms(50), ms(1000)),
+            (FaultKind::Starve, _) => random.between(ms(300), ms(1000)),
+            (FaultKind::Drain, _) => random.between(ms(20), ms(300)),
+            (FaultKind::ZeroSegment, _) => random.between(ms(0), ms(50)),
             _ => random.between(ms(50), ms(1500)),
         }
     }
@@ -305,66 +148,55 @@ mod tests {
     use super::*;
     use std::collections::BTreeSet;
 
-    fn shape(keeper: Keeper) -> Shape {
+    fn generator(set_kind: SetKind) -> FaultGenerator {
         let (worker_timeout, dispatcher_timeout) = (Duration::from_millis(200), Duration::from_millis(400));
-        Shape { workers: 5, doors: vec![0, 1, 3], keeper, worker_timeout, dispatcher_timeout, pace: 5.0 }
-    }
-
-    #[test]
-    fn the_generator_is_splitmix64() {
-        // The first numbers of the reference implementation from the seed 1234567.
-        let mut random = Random::new(1234567);
-        let first: Vec<_> = (0..3).map(|_| random.next()).collect();
-        assert_eq!(first, [6457827717110365317, 3203168211198807973, 9817491932198370423]);
+        FaultGenerator { workers: 5, listeners: vec![0, 1, 3], set_kind, worker_timeout, dispatcher_timeout, pace: 5.0 }
     }
 
     #[test]
     fn the_list_follows_from_the_seed_alone() {
-        let shape = shape(Keeper::Own);
-        let list = |seed| shape.faults(seed).take(200).collect::<Vec<_>>();
+        let generator = generator(SetKind::Private);
+        let list = |seed| generator.faults(seed).take(200).collect::<Vec<_>>();
         assert_eq!(list(7), list(7));
         assert_ne!(list(7), list(8));
-        assert_eq!(list(7)[..50], shape.faults(7).take(50).collect::<Vec<_>>()[..], "a longer list begins alike");
+        assert_eq!(list(7)[..50], generator.faults(7).take(50).collect::<Vec<_>>()[..], "a prefix of a longer list");
     }
 
     #[test]
-    fn every_kind_comes_and_every_part_is_hit() {
-        let shape = shape(Keeper::Units);
-        let all: Vec<_> = shape.faults(1).take(2000).collect();
+    fn every_kind_and_every_target_occurs() {
+        let generator = generator(SetKind::Units);
+        let all: Vec<_> = generator.faults(1).take(2000).collect();
         let kinds: BTreeSet<_> = all.iter().map(|fault| fault.kind).collect();
-        assert_eq!(kinds.len(), MENU.iter().map(|(_, kind, _)| kind).collect::<BTreeSet<_>>().len());
+        assert_eq!(kinds.len(), WEIGHTED_FAULTS.iter().map(|(_, kind, _)| kind).collect::<BTreeSet<_>>().len());
         let hit = |target| all.iter().any(|fault| fault.target == target);
-        assert!((0..5).all(|n| hit(Target::Part(Part::Worker(n))) && hit(Target::Slot(n))));
-        assert!([0, 1, 3].iter().all(|n| hit(Target::Door(*n))) && !hit(Target::Door(2)));
+        assert!((0..5).all(|n| hit(FaultTarget::Part(DrillPart::Worker(n))) && hit(FaultTarget::Slot(n))));
+        assert!([0, 1, 3].iter().all(|n| hit(FaultTarget::Listener(*n))) && !hit(FaultTarget::Listener(2)));
         let mean = all.iter().map(|fault| fault.pause).sum::<Duration>() / 2000;
         assert!((Duration::from_millis(180)..Duration::from_millis(220)).contains(&mean), "{mean:?}");
     }
 
     #[test]
-    fn nobody_is_hit_who_could_not_come_back_and_a_pause_stays_below_its_bound() {
-        let mut saw = [false; 3];
-        for fault in shape(Keeper::Run).faults(3).take(5000) {
-            assert_ne!(fault.kind, Kind::Restart);
+    fn every_target_can_recover_and_a_pause_stays_below_its_timeout() {
+        let mut occurred = [false; 3];
+        for fault in generator(SetKind::PatouRun).faults(3).take(5000) {
+            assert_ne!(fault.kind, FaultKind::Restart);
             match (fault.kind, fault.target) {
-                (Kind::Kill | Kind::Freeze, Target::Part(part)) => assert_ne!(part, Part::Watchdog),
-                (Kind::Pause, Target::Part(Part::Worker(_))) => {
-                    saw[0] = true;
-                    assert!(fault.amount <= Duration::from_millis(100));
+                (FaultKind::Kill | FaultKind::Freeze, FaultTarget::Part(part)) => assert_ne!(part, DrillPart::Watchdog),
+                (FaultKind::Pause, FaultTarget::Part(DrillPart::Worker(_))) => {
+                    occurred[0] = true;
+                    assert!(fault.duration <= Duration::from_millis(100));
                 }
-                (Kind::Pause, Target::Part(Part::Dispatcher)) => {
-                    saw[1] = true;
-                    assert!(fault.amount <= Duration::from_millis(200));
+                (FaultKind::Pause, FaultTarget::Part(DrillPart::Dispatcher)) => {
+                    occurred[1] = true;
+                    assert!(fault.duration <= Duration::from_millis(200));
                 }
-                (Kind::Pause, _) => saw[2] = true,
+                (FaultKind::Pause, _) => occurred[2] = true,
                 _ => {}
             }
         }
-        assert_eq!(saw, [true; 3]);
-        assert!(
-            shape(Keeper::Own)
-                .faults(3)
-                .take(2000)
-                .any(|f| f.target == Target::Part(Part::Watchdog) && f.kind == Kind::Kill)
-        );
+        assert_eq!(occurred, [true; 3]);
+        let watchdog_killed =
+            |fault: DrillFault| fault.target == FaultTarget::Part(DrillPart::Watchdog) && fault.kind == FaultKind::Kill;
+        assert!(generator(SetKind::Private).faults(3).take(2000).any(watchdog_killed));
     }
 }

@@ -1,139 +1,152 @@
-//! Clients of listeners that hand connections over: plain ones, each connection with several requests, one after the
-//! other.
+//! Clients of handoff listeners that send several requests on one connection, one after the other or pipelined.
 
 use std::io::Write;
 use std::time::Duration;
 
-use super::checker::{Doubt, End, Reason};
-use super::generator::Random;
-use super::raw_http::{self, Answer, Came, Stream};
-use super::traffic::{ATTEMPTS, HONEST, Request, Traffic};
-use crate::clock;
-use crate::ids::Monotonic;
+use super::connection::ClientStream;
+use super::history::{AttemptOutcome, NotStartedReason, UnknownReason};
+use super::random::SplitMix64;
+use super::raw_http::{self, RawResponse};
+use super::traffic::{AttemptTiming, DrillRequest, MAX_ATTEMPTS, PROXY_CLIENT, Traffic, complete_response};
 
 /// The most requests on one connection.
-const REQUESTS: u64 = 8;
+const MAX_REQUESTS: u64 = 8;
 
-/// The most that are sent together (RFC 9112, section 9.3.2).
-const TOGETHER: u64 = 3;
+/// The most requests that are pipelined (RFC 9112, section 9.3.2).
+const MAX_PIPELINED: u64 = 3;
 
-impl Traffic<'_> {
-    /// A client that keeps its connection, and sends again what has certainly not started.
-    pub fn keeping(&self, mut random: Random) {
-        let mut again: Vec<(Request, u32)> = Vec::new();
-        while !self.is_over() {
-            let door = again.first().map(|(request, _)| request.door);
-            let Some(door) = door.or_else(|| self.door(&mut random, |entrance| !entrance.redirects)) else { return };
-            let mut stream = self.place(door).and_then(|place| place.connect(self.patience).ok());
-            let mut left = 1 + random.below(REQUESTS);
-            let mut kept = None;
-            loop {
-                let count = if random.below(4) == 0 { (1 + random.below(TOGETHER)).min(left) } else { 1 };
-                let mut burst = std::mem::take(&mut again);
-                while (burst.len() as u64) < count {
-                    burst.push((self.request_at(&mut random, door), 1));
-                }
-                left = left.saturating_sub(burst.len() as u64);
-                let begun = clock::now();
-                let goes_on = self.send(stream.as_mut(), burst, begun, (kept, left == 0), &mut again);
-                kept = Some(begun);
-                if !goes_on || self.is_over() {
-                    break;
-                }
-                // Longer than the dispatcher needs to wait for it again, or not.
-                std::thread::sleep(random.between(Duration::ZERO, Duration::from_millis(20)));
+/// A request with the number of its next attempt.
+type PendingAttempt = (DrillRequest, u32);
+
+/// Requests that are sent together.
+struct Burst {
+    attempts: Vec<PendingAttempt>,
+    timing: AttemptTiming,
+    /// No request follows on this connection.
+    is_last: bool,
+}
+
+/// One client, which retries what has certainly not started.
+pub(super) fn run(traffic: &Traffic<'_>, mut random: SplitMix64) {
+    let mut retries: Vec<PendingAttempt> = Vec::new();
+    while !traffic.is_stopped() {
+        let listener = retries.first().map(|(request, _)| request.listener);
+        let choose = || traffic.choose_listener(&mut random, |listener| !listener.redirects);
+        let Some(listener) = listener.or_else(choose) else { return };
+        let mut stream = traffic.address(listener).and_then(|address| address.connect(traffic.timeout).ok());
+        let mut remaining = 1 + random.below(MAX_REQUESTS);
+        let mut previous_sent = None;
+        loop {
+            let count = if random.below(4) == 0 { (1 + random.below(MAX_PIPELINED)).min(remaining) } else { 1 };
+            let mut attempts = std::mem::take(&mut retries);
+            while (attempts.len() as u64) < count {
+                attempts.push((traffic.new_request(&mut random, listener), 1));
             }
-            drop(stream);
-            std::thread::sleep(random.between(Duration::from_millis(2), Duration::from_millis(40)));
+            remaining = remaining.saturating_sub(attempts.len() as u64);
+            let timing = AttemptTiming { previous_sent, ..AttemptTiming::now() };
+            previous_sent = Some(timing.sent);
+            let burst = Burst { attempts, timing, is_last: remaining == 0 };
+            let stays_alive = exchange(traffic, stream.as_mut(), burst, &mut retries);
+            if !stays_alive || traffic.is_stopped() {
+                break;
+            }
+            // Shorter or longer than the dispatcher needs to watch the connection again.
+            std::thread::sleep(random.between(Duration::ZERO, Duration::from_millis(20)));
         }
-    }
-
-    /// Sends these requests together and takes their responses, which are noted. What is to be sent again is put into
-    /// `again`. Whether the connection goes on.
-    fn send(
-        &self,
-        mut stream: Option<&mut Stream>,
-        burst: Vec<(Request, u32)>,
-        begun: Monotonic,
-        (kept, last): (Option<Monotonic>, bool),
-        again: &mut Vec<(Request, u32)>,
-    ) -> bool {
-        let bytes = self.bytes(&burst, (kept.is_some(), last));
-        let writer = stream.as_ref().and_then(|stream| stream.again().ok());
-        std::thread::scope(|scope| {
-            let sending = writer.map(|mut writer| {
-                let send = move || writer.write_all(&bytes).is_ok();
-                scope.spawn(send)
-            });
-            let (mut held, mut own, mut over) = (Vec::new(), Duration::ZERO, None);
-            let count = burst.len();
-            for (at, (request, number)) in burst.into_iter().enumerate() {
-                let end = match (&over, stream.as_mut()) {
-                    (Some(end), _) => behind(end),
-                    (None, None) => End::NotStarted(Reason::Unreached),
-                    (None, Some(stream)) => match raw_http::next(stream, &mut held) {
-                        Came::Whole(mut answer) => {
-                            if at + 1 == count {
-                                answer.body.append(&mut held); // nobody has asked for it
-                            }
-                            let end = self.judge(&request, number, &answer);
-                            if closes(&answer) || last && at + 1 == count {
-                                over = Some(end.clone());
-                            }
-                            end
-                        }
-                        Came::Silence => End::Silent("on a connection that is handed over"),
-                        Came::Nothing => End::Unknown(Doubt::Lost),
-                        Came::Part => End::Unknown(Doubt::Cut),
-                    },
-                };
-                if over.is_none() && !matches!(end, End::Served | End::NotStarted(Reason::Refused(_))) {
-                    over = Some(end.clone());
-                }
-                let retry = matches!(end, End::NotStarted(_)) && number < ATTEMPTS;
-                self.told(&request, number, begun, own, kept, end);
-                own += request.think;
-                if retry {
-                    again.push((request, number + 1));
-                }
-            }
-            if let (Some(_), Some(stream)) = (&over, &stream) {
-                stream.shut(); // whoever still sends need not
-            }
-            sending.is_some_and(|thread| thread.join().unwrap_or(false)) && over.is_none()
-        })
-    }
-
-    fn bytes(&self, burst: &[(Request, u32)], (kept, last): (bool, bool)) -> Vec<u8> {
-        let mut bytes = match burst.first() {
-            Some((request, _)) if !kept => self.introduction(request.door, request.id, HONEST),
-            _ => Vec::new(),
-        };
-        for (at, (request, number)) in burst.iter().enumerate() {
-            let Some(place) = self.place(request.door) else { return bytes };
-            let target = self.target(request.door, request.id, *number, request.think);
-            let (method, host) =
-                (if request.body.is_empty() { "GET" } else { "POST" }, self.host(request.door, &place));
-            let head = if last && at + 1 == burst.len() { raw_http::head } else { raw_http::going_on };
-            bytes.extend(head(method, &target, &host, request.body.len()));
-            bytes.extend(&request.body);
-        }
-        bytes
+        drop(stream);
+        std::thread::sleep(random.between(Duration::from_millis(2), Duration::from_millis(40)));
     }
 }
 
-fn closes(answer: &Answer) -> bool {
-    answer.header("connection").is_some_and(|value| value.eq_ignore_ascii_case("close"))
+/// Sends a burst, reads and records its responses, and puts what may be retried into `retries`. Returns whether the
+/// connection stays alive.
+fn exchange(
+    traffic: &Traffic<'_>,
+    mut stream: Option<&mut ClientStream>,
+    burst: Burst,
+    retries: &mut Vec<PendingAttempt>,
+) -> bool {
+    let bytes = encode(traffic, &burst);
+    let writer = stream.as_ref().and_then(|stream| stream.try_clone().ok());
+    std::thread::scope(|scope| {
+        let writing = writer.map(|mut writer| scope.spawn(move || writer.write_all(&bytes).is_ok()));
+        let Burst { attempts, mut timing, is_last } = burst;
+        let (mut buffer, mut final_outcome) = (Vec::new(), None);
+        let count = attempts.len();
+        for (index, (request, number)) in attempts.into_iter().enumerate() {
+            let is_last_response = index + 1 == count;
+            let received = match (&final_outcome, stream.as_mut()) {
+                (Some(outcome), _) => Err(outcome_behind(outcome)),
+                (None, None) => Err(AttemptOutcome::NotStarted(NotStartedReason::DispatcherUnreachable)),
+                (None, Some(stream)) => {
+                    complete_response(raw_http::read_next(stream, &mut buffer), "on a handoff connection")
+                }
+            };
+            let (outcome, closes) = match received {
+                Err(outcome) => (outcome, true),
+                Ok(mut response) => {
+                    if is_last_response {
+                        response.body.append(&mut buffer); // bytes beyond the last response are wrong
+                    }
+                    let closes = is_last && is_last_response || closes_connection(&response);
+                    (traffic.outcome_of(&request, number, &response), closes)
+                }
+            };
+            let keeps_connection =
+                matches!(outcome, AttemptOutcome::Served | AttemptOutcome::NotStarted(NotStartedReason::Refused(_)));
+            if final_outcome.is_none() && (closes || !keeps_connection) {
+                final_outcome = Some(outcome.clone());
+            }
+            let retry = matches!(outcome, AttemptOutcome::NotStarted(_)) && number < MAX_ATTEMPTS;
+            traffic.record(&request, number, timing, outcome);
+            timing.client_time += request.delay;
+            if retry {
+                retries.push((request, number + 1));
+            }
+        }
+        if let (Some(_), Some(stream)) = (&final_outcome, &stream) {
+            stream.shutdown(); // ends a writer that is still sending
+        }
+        writing.is_some_and(|thread| thread.join().unwrap_or(false)) && final_outcome.is_none()
+    })
 }
 
-/// What is to be thought of a request that was sent behind one which ended so, and with it the connection. Behind a
-/// whole response nothing is begun; 502 and 504 are sent where the worker had answered nothing.
-fn behind(end: &End) -> End {
-    match end {
-        End::Unknown(Doubt::Lost | Doubt::Cut) => End::Unknown(Doubt::Lost),
-        End::Silent(_) => End::Left,
-        End::NotStarted(Reason::Unreached) => End::NotStarted(Reason::Unreached),
-        _ => End::NotStarted(Reason::Behind),
+/// The bytes of a burst, after the PROXY header if the connection is new.
+fn encode(traffic: &Traffic<'_>, burst: &Burst) -> Vec<u8> {
+    let mut bytes = match burst.attempts.first() {
+        Some((request, _)) if burst.timing.previous_sent.is_none() => {
+            traffic.proxy_header(request.listener, request.id, PROXY_CLIENT)
+        }
+        _ => Vec::new(),
+    };
+    for (index, (request, number)) in burst.attempts.iter().enumerate() {
+        let Some(address) = traffic.address(request.listener) else { return bytes };
+        let target = traffic.target(request, *number);
+        let host = traffic.host(request.listener, &address);
+        let is_last = burst.is_last && index + 1 == burst.attempts.len();
+        let head = if is_last { raw_http::last_head } else { raw_http::keepalive_head };
+        bytes.extend(head(request.method(), &target, &host, request.body.len()));
+        bytes.extend(&request.body);
+    }
+    bytes
+}
+
+fn closes_connection(response: &RawResponse) -> bool {
+    response.header("connection").is_some_and(|value| value.eq_ignore_ascii_case("close"))
+}
+
+/// The outcome of a request that was pipelined behind one with this outcome, which ended the connection. Behind a
+/// complete response nothing is started; 502 and 504 are sent only when the worker had sent nothing.
+fn outcome_behind(outcome: &AttemptOutcome) -> AttemptOutcome {
+    match outcome {
+        AttemptOutcome::Unknown(UnknownReason::NoResponse | UnknownReason::Truncated) => {
+            AttemptOutcome::Unknown(UnknownReason::NoResponse)
+        }
+        AttemptOutcome::TimedOut(_) => AttemptOutcome::Disconnected,
+        AttemptOutcome::NotStarted(NotStartedReason::DispatcherUnreachable) => {
+            AttemptOutcome::NotStarted(NotStartedReason::DispatcherUnreachable)
+        }
+        _ => AttemptOutcome::NotStarted(NotStartedReason::ConnectionClosed),
     }
 }
 
@@ -142,10 +155,15 @@ mod tests {
     use super::*;
 
     #[test]
-    fn behind_a_whole_response_that_ends_its_connection_nothing_begins() {
-        for end in [End::Served, End::Unknown(Doubt::Told(502)), End::NotStarted(Reason::Refused(503))] {
-            assert_eq!(behind(&end), End::NotStarted(Reason::Behind));
+    fn request_behind_a_complete_response_that_closes_the_connection_has_not_started() {
+        for outcome in [
+            AttemptOutcome::Served,
+            AttemptOutcome::Unknown(UnknownReason::Reported(502)),
+            AttemptOutcome::NotStarted(NotStartedReason::Refused(503)),
+        ] {
+            assert_eq!(outcome_behind(&outcome), AttemptOutcome::NotStarted(NotStartedReason::ConnectionClosed));
         }
-        assert_eq!(behind(&End::Unknown(Doubt::Cut)), End::Unknown(Doubt::Lost));
+        let truncated = AttemptOutcome::Unknown(UnknownReason::Truncated);
+        assert_eq!(outcome_behind(&truncated), AttemptOutcome::Unknown(UnknownReason::NoResponse));
     }
 }

@@ -1,8 +1,6 @@
-//! The faults themselves: signals, slots, bells, hogs. Each is bounded, and undone where it does not undo itself.
+//! The nemesis: injects the faults. Each is bounded, and undone where it does not end by itself.
 
-use std::fs::File;
 use std::os::fd::{AsFd, OwnedFd};
-use std::os::unix::fs::FileExt;
 use std::process::{Child, Command, Stdio};
 use std::sync::Mutex;
 use std::thread::Scope;
@@ -10,264 +8,233 @@ use std::time::{Duration, Instant};
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::Signal;
-use nix::unistd::{Pid, write};
+use nix::unistd::Pid;
 
-use super::bad_clients;
-use super::checker::Breach;
-use super::generator::{Fault, Kind, Part, Random, Target};
-use super::set::{self, LOOK, Set};
+use super::fault::{DrillFault, DrillPart, FaultKind, FaultTarget};
+use super::generator::SetKind;
+use super::history::PromiseViolation;
+use super::random::SplitMix64;
+use super::set::DrillSet;
 use super::traffic::Traffic;
-use super::watch::held;
+use super::{bad_clients, ipc_faults};
+use crate::cli::patou_run::POLL_INTERVAL;
 use crate::clock;
-use crate::exchange::LINES;
-use crate::ipc;
+use crate::ids::WorkerId;
 use crate::probe::{self, ProbeCommand};
+use crate::procfs::ProcessStat;
+use crate::sync::lock;
 use crate::{signals, sys};
 
-/// How long the dispatcher may take to take an order.
-const PATIENCE: Duration = Duration::from_secs(1);
+/// How long the dispatcher may take to execute a command.
+const COMMAND_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// Carries faults out.
-pub struct Injector<'a> {
+/// How long `resume` is repeated: a drained worker must not stay out of service.
+const RESUME_TIMEOUT: Duration = Duration::from_secs(20);
+
+pub(super) struct Nemesis<'a> {
     pub traffic: &'a Traffic<'a>,
-    /// Processes that were stopped: continued in the end, should they still be there.
+    /// Processes that were stopped: continued at the end if they still exist.
     stopped: Mutex<Vec<OwnedFd>>,
-    /// SIGINT or SIGTERM has come.
-    pub stop: signals::SignalFlag,
-    /// What was found to be wrong on the way.
-    pub complaints: Mutex<Vec<Breach>>,
+    /// SIGINT or SIGTERM was received.
+    pub interrupted: signals::SignalFlag,
+    /// What was found to be wrong during the drill.
+    violations: Mutex<Vec<PromiseViolation>>,
 }
 
-impl<'a> Injector<'a> {
-    pub fn new(traffic: &'a Traffic<'a>, stop: signals::SignalFlag) -> Self {
-        Self { traffic, stopped: Mutex::default(), stop, complaints: Mutex::default() }
+impl<'a> Nemesis<'a> {
+    pub(super) fn new(traffic: &'a Traffic<'a>, interrupted: signals::SignalFlag) -> Self {
+        Self { traffic, stopped: Mutex::default(), interrupted, violations: Mutex::default() }
     }
 
-    pub fn complain(&self, promise: &'static str, what: String) {
-        held(&self.complaints).push(Breach { promise, what, story: Vec::new() });
+    pub(super) fn report_violation(&self, promise: &'static str, what: String) {
+        lock(&self.violations).push(PromiseViolation::new(promise, what));
     }
 
-    /// Sleeps, but not past a signal to stop.
-    pub fn sleep(&self, time: Duration) {
+    pub(super) fn take_violations(&self) -> Vec<PromiseViolation> {
+        std::mem::take(&mut *lock(&self.violations))
+    }
+
+    /// Sleeps until `time` has passed or the drill is interrupted.
+    pub(super) fn sleep(&self, time: Duration) {
         let end = Instant::now() + time;
-        while Instant::now() < end && !self.stop.is_set() {
+        while Instant::now() < end && !self.interrupted.is_set() {
             std::thread::sleep(end.saturating_duration_since(Instant::now()).min(Duration::from_millis(20)));
         }
     }
 
-    /// Whose process a fault may harm.
-    pub fn part_of(target: Target) -> Option<Part> {
-        match target {
-            Target::Part(part) => Some(part),
-            Target::Slot(worker) => Some(Part::Worker(worker)),
-            Target::Door(_) | Target::Machine => None,
-        }
-    }
-
-    /// Injects one fault now. What takes longer goes on in a thread of `scope`.
+    /// Injects one fault now. What lasts continues in a thread of `scope`.
     ///
     /// # Errors
-    /// When it cannot be done, in words: then nothing was.
-    pub fn inject<'s>(&'s self, set: &mut Set, fault: &Fault, scope: &'s Scope<'s, '_>) -> Result<(), String> {
-        let (watch, settle) = (self.traffic.watch, set.settle());
-        let strike = || watch.tracker().strike(clock::now(), fault, Self::part_of(fault.target));
-        let relax = move |index| watch.tracker().relax(clock::now(), index, settle);
+    /// Why the fault cannot be injected.
+    pub(super) fn inject<'s>(
+        &'s self,
+        set: &mut DrillSet,
+        fault: &DrillFault,
+        scope: &'s Scope<'s, '_>,
+    ) -> Result<(), String> {
+        let (watch, settle) = (self.traffic.watch, set.settle_time());
+        let injected = || watch.tracker().fault_injected(clock::now(), fault);
+        let action_ended = move |index, settle| watch.tracker().action_ended(clock::now(), index, settle);
         match (fault.kind, fault.target) {
-            (Kind::Kill, Target::Part(Part::Watchdog)) if set.keeper == super::generator::Keeper::Own => {
-                strike();
-                return self.end_watchdog(set, fault);
+            (FaultKind::Kill, FaultTarget::Part(DrillPart::Watchdog)) if set.kind == SetKind::Private => {
+                injected();
+                return self.kill_private_watchdog(set, fault);
             }
-            (Kind::Restart, Target::Part(part)) => {
-                let unit = set::unit(set, part);
-                strike();
-                systemctl(&unit)?;
+            (FaultKind::Restart, FaultTarget::Part(part)) => {
+                let unit = set.unit(part);
+                injected();
+                systemctl_restart(&unit)?;
             }
-            (Kind::Pause, Target::Part(part)) => self.pause(set, fault, part, strike())?,
-            (Kind::Reload, Target::Part(part)) => {
+            (FaultKind::Pause, FaultTarget::Part(part)) => self.pause(set, fault, part, injected())?,
+            (FaultKind::Reload, FaultTarget::Part(part)) => {
                 let process = self.process(part)?;
-                let index = strike();
+                let index = injected();
                 send(&process, Signal::SIGHUP)?;
-                relax(index);
+                action_ended(index, settle);
             }
-            (Kind::Drain, Target::Part(Part::Worker(worker))) => {
-                let (id, socket) = (set.workers[worker].clone(), set.dir().join("probe.sock"));
-                let (index, time) = (strike(), fault.amount);
+            (FaultKind::Drain, FaultTarget::Part(DrillPart::Worker(worker))) => {
+                let (worker, socket) = (set.workers[worker].clone(), set.dir().join("probe.sock"));
+                let (index, time) = (injected(), fault.duration);
                 scope.spawn(move || {
-                    let ordered = probe::ask(&socket, Some(ProbeCommand::Drain(id.clone())), PATIENCE).is_ok();
-                    self.sleep(time);
-                    let give_up = Instant::now() + Duration::from_secs(20);
-                    // A dispatcher that is away has to be asked again: a worker must not stay out of service.
-                    while probe::ask(&socket, Some(ProbeCommand::Resume(id.clone())), PATIENCE).is_err()
-                        && Instant::now() < give_up
-                    {
-                        std::thread::sleep(Duration::from_millis(20));
+                    if !self.drain_and_resume(&socket, &worker, time) {
+                        watch.tracker().exclude(index, "the dispatcher did not execute the drain command");
                     }
-                    if !ordered {
-                        watch.tracker().excuse(index, "the dispatcher took no order");
-                    }
-                    relax(index);
+                    action_ended(index, settle);
                 });
             }
-            (kind, Target::Part(part)) => {
+            (kind, FaultTarget::Part(part)) => {
                 let process = self.process(part)?;
-                strike();
+                injected();
                 send(&process, signal_of(kind))?;
-                if kind == Kind::Freeze {
-                    let mut stopped = held(&self.stopped);
+                if kind == FaultKind::Freeze {
+                    let mut stopped = lock(&self.stopped);
                     stopped.retain(|process| !has_ended(process));
                     stopped.push(process);
                 }
             }
-            (kind, Target::Slot(worker)) => {
-                let index = strike();
-                self.spoil(set, kind, worker, fault)?;
-                match kind {
-                    // An answer that is overwritten before it is read is missed by a worker whose control loop turns,
-                    // and that has four bounds.
-                    Kind::Scribble => {
-                        let settle = settle + set.config.watchdog.worker_timeout * 3;
-                        watch.tracker().relax(clock::now(), index, settle);
-                    }
-                    _ => relax(index),
-                }
+            (kind, FaultTarget::Slot(worker)) => {
+                let index = injected();
+                ipc_faults::inject(set, &set.workers[worker], fault)?;
+                // A worker that loses its answer this way while its control loop runs is killed only after four times
+                // the timeout.
+                let extra = if kind == FaultKind::CorruptSlot { 3 } else { 0 };
+                action_ended(index, settle + set.config.watchdog.worker_timeout * extra);
             }
-            (_, Target::Door(door)) => {
-                let (fault, index) = (fault.clone(), strike());
+            (_, FaultTarget::Listener(listener)) => {
+                let (fault, index) = (fault.clone(), injected());
                 scope.spawn(move || {
-                    bad_clients::run(self.traffic, &fault, door);
-                    watch.tracker().relax(clock::now(), index, Duration::ZERO);
+                    bad_clients::run(self.traffic, &fault, listener);
+                    action_ended(index, Duration::ZERO);
                 });
             }
-            (_, Target::Machine) => {
-                let index = strike();
-                let cores = std::thread::available_parallelism().map_or(1, usize::from);
-                let hogs = cores * (1 + Random::new(fault.seed).below(4) as usize);
-                let time = fault.amount;
+            (_, FaultTarget::Machine) => {
+                let (fault, index) = (fault.clone(), injected());
                 scope.spawn(move || {
-                    let hogs: Vec<_> = (0..hogs).filter_map(|_| hog(time).ok()).collect();
-                    self.sleep(time);
-                    for mut hog in hogs {
-                        let _ = hog.kill().and_then(|()| hog.wait()); // it may have ended by itself
-                    }
-                    // Who was starved catches up.
-                    relax(index);
+                    self.starve(&fault);
+                    // A starved process needs time to catch up.
+                    action_ended(index, settle);
                 });
             }
         }
         Ok(())
     }
 
-    /// The process of a part, which cannot be another one that got its number.
-    fn process(&self, part: Part) -> Result<OwnedFd, String> {
-        let (pid, started) = self.traffic.watch.identity(part).ok_or("it has no process")?;
-        // The descriptor is opened before the identity is checked: it cannot become another process then.
-        let process = sys::pidfd_open(Pid::from_raw(pid as i32)).map_err(|error| format!("pid {pid}: {error}"))?;
-        set::is_still(pid, started).then_some(process).ok_or_else(|| "it has just ended".into())
+    /// The process of a part. The descriptor cannot refer to another process that got the same pid.
+    fn process(&self, part: DrillPart) -> Result<OwnedFd, String> {
+        let id = self.traffic.watch.process(part).ok_or("it has no process")?;
+        // The start time is compared only after the descriptor was opened.
+        let process =
+            sys::pidfd_open(Pid::from_raw(id.pid as i32)).map_err(|error| format!("pid {}: {error}", id.pid))?;
+        let found = ProcessStat::of_id(id).filter(|found| !found.is_zombie());
+        found.is_some().then_some(process).ok_or_else(|| "its process has just ended".into())
     }
 
-    fn pause(&self, set: &Set, fault: &Fault, part: Part, index: usize) -> Result<(), String> {
+    fn pause(&self, set: &DrillSet, fault: &DrillFault, part: DrillPart, index: usize) -> Result<(), String> {
         let watch = self.traffic.watch;
-        let process = self.process(part).inspect_err(|_| watch.tracker().excuse(index, "it had no process"))?;
-        let bound = match part {
-            Part::Worker(_) => set.config.watchdog.worker_timeout,
-            Part::Dispatcher => set.config.watchdog.dispatcher_timeout,
-            Part::Watchdog => Duration::MAX,
+        let process = self.process(part).inspect_err(|_| watch.tracker().exclude(index, "it had no process"))?;
+        let timeout = match part {
+            DrillPart::Worker(_) => set.config.watchdog.worker_timeout,
+            DrillPart::Dispatcher => set.config.watchdog.dispatcher_timeout,
+            DrillPart::Watchdog => Duration::MAX,
         };
         let before = Instant::now();
         send(&process, Signal::SIGSTOP)?;
-        std::thread::sleep(fault.amount);
-        let _ = send(&process, Signal::SIGCONT); // killed meanwhile: the judge is told
-        // It may have been silent before, and needs a moment to answer after.
-        if before.elapsed() > bound.mul_f64(0.75) {
-            watch.tracker().excuse(index, "the drill itself was late with SIGCONT");
+        std::thread::sleep(fault.duration);
+        let _ = send(&process, Signal::SIGCONT); // if it was killed, the watchdog's state file shows it
+        // The part may have been silent before the pause, and needs time to respond after it.
+        if before.elapsed() > timeout.mul_f64(0.75) {
+            watch.tracker().exclude(index, "the drill itself was late with SIGCONT");
         }
-        watch.tracker().relax(clock::now(), index, set.settle());
+        watch.tracker().action_ended(clock::now(), index, set.settle_time());
         Ok(())
     }
 
-    /// kill -9 of the watchdog of the drill's own set, and another `patou run` - now, or when all have left.
-    fn end_watchdog(&self, set: &mut Set, fault: &Fault) -> Result<(), String> {
+    /// Drains a worker, and resumes it after `time`. Returns whether the dispatcher executed the drain command.
+    fn drain_and_resume(&self, socket: &std::path::Path, worker: &WorkerId, time: Duration) -> bool {
+        let drain = Some(ProbeCommand::Drain(worker.clone()));
+        let drained = probe::query(socket, drain, COMMAND_TIMEOUT).is_ok();
+        self.sleep(time);
+        let deadline = Instant::now() + RESUME_TIMEOUT;
+        // The dispatcher may be down now.
+        let resume = || probe::query(socket, Some(ProbeCommand::Resume(worker.clone())), COMMAND_TIMEOUT);
+        while resume().is_err() && Instant::now() < deadline {
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        drained
+    }
+
+    /// Keeps more processes busy than there are cores.
+    fn starve(&self, fault: &DrillFault) {
+        let cores = std::thread::available_parallelism().map_or(1, usize::from);
+        let count = cores * (1 + SplitMix64::new(fault.seed).below(4) as usize);
+        let children: Vec<_> = (0..count).filter_map(|_| spin(fault.duration).ok()).collect();
+        self.sleep(fault.duration);
+        for mut child in children {
+            let _ = child.kill().and_then(|()| child.wait()); // it may have ended by itself
+        }
+    }
+
+    /// Kills the watchdog of a private set and restarts `patou run`, at once or when all parts have exited.
+    fn kill_private_watchdog(&self, set: &mut DrillSet, fault: &DrillFault) -> Result<(), String> {
         let watch = self.traffic.watch;
         let frozen: Vec<u32> = set.processes().into_iter().filter(|pid| is_stopped(*pid)).collect();
         set.kill_watchdog().map_err(|_| "the watchdog cannot be killed")?;
-        watch.tracker().sweep(clock::now());
+        watch.tracker().watchdog_killed(clock::now());
         if fault.seed & 1 == 0 {
-            let give_up = Instant::now() + set.bounds().leave;
+            let deadline = Instant::now() + set.bounds().drain;
             let left = || set.processes().into_iter().filter(|pid| !frozen.contains(pid)).collect::<Vec<_>>();
-            while !left().is_empty() && Instant::now() < give_up {
-                std::thread::sleep(LOOK * 5);
+            while !left().is_empty() && Instant::now() < deadline {
+                std::thread::sleep(POLL_INTERVAL * 5);
             }
             let left = left();
             if !left.is_empty() {
-                let what = format!("fault {}: {left:?} did not leave when their watchdog was killed", fault.number);
-                self.complain("P6", what);
+                let number = fault.number;
+                let what = format!("fault {number}: processes {left:?} did not exit after their watchdog was killed");
+                self.report_violation("P6", what);
             }
         }
-        set.start_again().map_err(|_| "patou run cannot be started again")?;
+        set.restart_watchdog().map_err(|_| "patou run cannot be restarted")?;
         if !set.wait_until_up(set.bounds().watchdog) {
-            return Err(format!("patou run does not come up again: {}", set.log_fatal()));
-        }
-        Ok(())
-    }
-
-    fn spoil(&self, set: &Set, kind: Kind, worker: usize, fault: &Fault) -> Result<(), String> {
-        let id = &set.workers[worker];
-        let told = |error: &dyn std::fmt::Display| format!("{id}: {error}");
-        let mut random = Random::new(fault.seed);
-        if matches!(kind, Kind::FillBells | Kind::EmptyBells) {
-            let parts = ipc::open_unchecked(&set.config, id).map_err(|e| told(&e))?;
-            for bell in [&parts.to_worker, &parts.to_dispatcher] {
-                match kind {
-                    Kind::FillBells => while write(bell, &[1; 4096]).is_ok() {},
-                    _ => while bell.clear() {},
-                }
-            }
-            return Ok(());
-        }
-        let name = ipc::segment_name(set.dir(), id).map_err(|e| told(&e))?;
-        let path = std::path::Path::new("/dev/shm").join(name.trim_start_matches('/'));
-        let file = File::options().read(true).write(true).open(path).map_err(|e| told(&e))?;
-        let size = file.metadata().map_err(|e| told(&e))?.len();
-        match kind {
-            Kind::Cut => file.set_len(0).map_err(|e| told(&e))?,
-            Kind::CutAndMend => {
-                file.set_len(0).map_err(|e| told(&e))?;
-                std::thread::sleep(fault.amount);
-                file.set_len(size).map_err(|e| told(&e))?;
-            }
-            _ => {
-                // The header is line 0 of the file, the slot begins behind it.
-                let line = random.below(LINES as u64 + 1);
-                for _ in 0..1 + random.below(8) {
-                    let value = match random.below(4) {
-                        0 => 0,
-                        1 => u64::MAX,
-                        2 => random.below(256),
-                        _ => random.next(),
-                    };
-                    let at = line * 64 + random.below(8) * 8;
-                    file.write_all_at(&value.to_ne_bytes(), at.min(size - 8)).map_err(|e| told(&e))?;
-                }
-            }
+            return Err(format!("patou run does not start again: {}", set.log_tail()));
         }
         Ok(())
     }
 }
 
-impl Drop for Injector<'_> {
+impl Drop for Nemesis<'_> {
     fn drop(&mut self) {
-        for process in held(&self.stopped).drain(..) {
+        for process in lock(&self.stopped).drain(..) {
             let _ = send(&process, Signal::SIGCONT); // most have been replaced long ago
         }
     }
 }
 
-fn signal_of(kind: Kind) -> Signal {
+fn signal_of(kind: FaultKind) -> Signal {
     match kind {
-        Kind::Freeze => Signal::SIGSTOP,
-        Kind::Abort => Signal::SIGABRT,
-        Kind::Crash => Signal::SIGILL,
-        Kind::Leave => Signal::SIGTERM,
+        FaultKind::Freeze => Signal::SIGSTOP,
+        FaultKind::Abort => Signal::SIGABRT,
+        FaultKind::Crash => Signal::SIGILL,
+        FaultKind::Terminate => Signal::SIGTERM,
         _ => Signal::SIGKILL,
     }
 }
@@ -276,24 +243,24 @@ fn send(process: &OwnedFd, signal: Signal) -> Result<(), String> {
     sys::pidfd_send_signal(process.as_fd(), signal).map_err(|error| format!("{signal}: {error}"))
 }
 
-/// A descriptor of a process is readable when that has ended (pidfd_open(2)).
+/// A pidfd is readable once its process has ended (pidfd_open(2)).
 fn has_ended(process: &OwnedFd) -> bool {
     let mut fds = [PollFd::new(process.as_fd(), PollFlags::POLLIN)];
     poll(&mut fds, PollTimeout::ZERO).is_ok_and(|ready| ready > 0)
 }
 
 fn is_stopped(pid: u32) -> bool {
-    crate::process_tree::read_process(pid).is_some_and(|process| process.stopped)
+    ProcessStat::of(pid).is_some_and(|process| process.is_stopped())
 }
 
-fn systemctl(unit: &str) -> Result<(), String> {
+fn systemctl_restart(unit: &str) -> Result<(), String> {
     let output = Command::new("systemctl").args(["restart", "--no-block", unit]).stdin(Stdio::null()).output();
     let output = output.map_err(|error| format!("systemctl: {error}"))?;
     output.status.success().then_some(()).ok_or_else(|| String::from_utf8_lossy(&output.stderr).trim().to_owned())
 }
 
-/// A process that keeps a core busy. It ends by itself, and with the thread that started it.
-fn hog(time: Duration) -> std::io::Result<Child> {
+/// A child that keeps a core busy. It ends by itself, and with the thread that started it.
+fn spin(time: Duration) -> std::io::Result<Child> {
     let mut command = Command::new("/proc/self/exe");
     command.args(["record", "--spin", &format!("{}ms", time.as_millis())]).stdin(Stdio::null());
     sys::die_with_parent(&mut command);

@@ -1,153 +1,37 @@
-//! Plain HTTP/1.1 over a blocking socket, so that every end of a connection can be told apart.
+//! HTTP/1.1 on a blocking stream, with every way in which a response can end kept apart.
 
-use std::io::{self, Read, Write};
-use std::net::{Ipv4Addr, SocketAddr, TcpStream};
-use std::os::unix::net::UnixStream;
-use std::path::PathBuf;
-use std::time::Duration;
+use std::io::{self, ErrorKind, Read};
+use std::net::Ipv4Addr;
 
-use nix::sys::socket::{AddressFamily, SockFlag, SockType, SockaddrIn, bind, connect, socket};
+use httparse::Status;
 
-/// Where to connect to.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Place {
-    Tcp(SocketAddr),
-    Unix(PathBuf),
+/// The head of the last request on its connection.
+pub(super) fn last_head(method: &str, target: &str, host: &str, length: usize) -> Vec<u8> {
+    request_head("1.1", method, target, host, length, "Connection: close\r\n")
 }
 
-/// A connected stream, whatever carries it.
-#[derive(Debug)]
-pub enum Stream {
-    Tcp(TcpStream),
-    Unix(UnixStream),
+/// The head of a request that keeps the connection alive.
+pub(super) fn keepalive_head(method: &str, target: &str, host: &str, length: usize) -> Vec<u8> {
+    request_head("1.1", method, target, host, length, "")
 }
 
-impl Place {
-    /// `127.0.0.1:80` or `unix:/path`; who listens everywhere is reached here.
-    pub fn parse(text: &str) -> Option<Self> {
-        if let Some(path) = text.strip_prefix("unix:") {
-            return Some(Place::Unix(path.into()));
-        }
-        let mut address: SocketAddr = text.parse().ok()?;
-        if address.ip().is_unspecified() {
-            address.set_ip(if address.is_ipv4() {
-                Ipv4Addr::LOCALHOST.into()
-            } else {
-                std::net::Ipv6Addr::LOCALHOST.into()
-            });
-        }
-        Some(Place::Tcp(address))
-    }
-
-    /// What stands in `Host`.
-    pub fn host(&self) -> String {
-        match self {
-            Place::Tcp(address) => address.to_string(),
-            Place::Unix(_) => "localhost".into(),
-        }
-    }
-
-    /// Connects within `patience`, which also bounds each read and write from then on.
-    pub fn connect(&self, patience: Duration) -> io::Result<Stream> {
-        let stream = match self {
-            Place::Tcp(address) => Stream::Tcp(TcpStream::connect_timeout(address, patience)?),
-            Place::Unix(path) => Stream::Unix(UnixStream::connect(path)?),
-        };
-        stream.bound(patience)?;
-        Ok(stream)
-    }
-
-    /// As another client: over IPv4 from another address of this machine, which counts as another peer.
-    pub fn connect_as(&self, from: Ipv4Addr, patience: Duration) -> io::Result<Stream> {
-        let Place::Tcp(SocketAddr::V4(to)) = self else { return self.connect(patience) };
-        let fd = socket(AddressFamily::Inet, SockType::Stream, SockFlag::SOCK_CLOEXEC, None)?;
-        bind(std::os::fd::AsRawFd::as_raw_fd(&fd), &SockaddrIn::from(std::net::SocketAddrV4::new(from, 0)))?;
-        connect(std::os::fd::AsRawFd::as_raw_fd(&fd), &SockaddrIn::from(*to))?;
-        let stream = Stream::Tcp(fd.into());
-        stream.bound(patience)?;
-        Ok(stream)
-    }
+/// As [`last_head`], for a body that waits for `100 Continue` (RFC 9110, section 10.1.1).
+pub(super) fn expect_head(method: &str, target: &str, host: &str, length: usize) -> Vec<u8> {
+    request_head("1.1", method, target, host, length, "Connection: close\r\nExpect: 100-continue\r\n")
 }
 
-impl Stream {
-    fn bound(&self, patience: Duration) -> io::Result<()> {
-        match self {
-            Stream::Tcp(stream) => {
-                stream.set_nodelay(true)?;
-                stream.set_read_timeout(Some(patience)).and_then(|()| stream.set_write_timeout(Some(patience)))
-            }
-            Stream::Unix(stream) => {
-                stream.set_read_timeout(Some(patience)).and_then(|()| stream.set_write_timeout(Some(patience)))
-            }
-        }
-    }
-
-    /// Ends both directions, for every handle.
-    pub fn shut(&self) {
-        let _ = match self {
-            Stream::Tcp(stream) => stream.shutdown(std::net::Shutdown::Both),
-            Stream::Unix(stream) => stream.shutdown(std::net::Shutdown::Both),
-        };
-    }
-
-    /// A second handle of the same connection.
-    pub fn again(&self) -> io::Result<Self> {
-        Ok(match self {
-            Stream::Tcp(stream) => Stream::Tcp(stream.try_clone()?),
-            Stream::Unix(stream) => Stream::Unix(stream.try_clone()?),
-        })
-    }
+/// The head of an HTTP/1.0 request.
+pub(super) fn http10_head(method: &str, target: &str, host: &str, length: usize) -> Vec<u8> {
+    request_head("1.0", method, target, host, length, "")
 }
 
-impl Read for Stream {
-    fn read(&mut self, bytes: &mut [u8]) -> io::Result<usize> {
-        match self {
-            Stream::Tcp(stream) => stream.read(bytes),
-            Stream::Unix(stream) => stream.read(bytes),
-        }
-    }
-}
-
-impl Write for Stream {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        match self {
-            Stream::Tcp(stream) => stream.write(bytes),
-            Stream::Unix(stream) => stream.write(bytes),
-        }
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
-    }
-}
-
-/// The head of a request that is the last on its connection.
-pub fn head(method: &str, target: &str, host: &str, length: usize) -> Vec<u8> {
-    any_head("1.1", method, target, host, length, "Connection: close\r\n")
-}
-
-/// The head of one after which the connection may go on.
-pub fn going_on(method: &str, target: &str, host: &str, length: usize) -> Vec<u8> {
-    any_head("1.1", method, target, host, length, "")
-}
-
-/// The head of a last one whose body is held back until it is wanted (RFC 9110, section 10.1.1).
-pub fn expecting(method: &str, target: &str, host: &str, length: usize) -> Vec<u8> {
-    any_head("1.1", method, target, host, length, "Connection: close\r\nExpect: 100-continue\r\n")
-}
-
-/// The head of one of HTTP/1.0.
-pub fn old(method: &str, target: &str, host: &str, length: usize) -> Vec<u8> {
-    any_head("1.0", method, target, host, length, "")
-}
-
-fn any_head(version: &str, method: &str, target: &str, host: &str, length: usize, more: &str) -> Vec<u8> {
+fn request_head(version: &str, method: &str, target: &str, host: &str, length: usize, more: &str) -> Vec<u8> {
     let length = if method == "GET" { String::new() } else { format!("Content-Length: {length}\r\n") };
     format!("{method} {target} HTTP/{version}\r\nHost: {host}\r\n{more}{length}\r\n").into_bytes()
 }
 
-/// What a proxy writes before everything else, for a client with this address: the PROXY protocol, version 2 or 1.
-pub fn proxied(from: Ipv4Addr, binary: bool) -> Vec<u8> {
+/// The header of the PROXY protocol for a client with this address: version 2 if `binary`, else version 1.
+pub(super) fn proxy_header(from: Ipv4Addr, binary: bool) -> Vec<u8> {
     const PORTS: [u16; 2] = [40_000, 80];
     if !binary {
         return format!("PROXY TCP4 {from} 127.0.0.1 {} {}\r\n", PORTS[0], PORTS[1]).into_bytes();
@@ -157,151 +41,199 @@ pub fn proxied(from: Ipv4Addr, binary: bool) -> Vec<u8> {
     [b"\r\n\r\n\0\r\nQUIT\n\x21\x11\0\x0c".as_slice(), &addresses, &ports].concat()
 }
 
-/// What came back.
+/// How the wait for a response ended.
 #[derive(Debug, PartialEq, Eq)]
-pub enum Came {
-    /// The connection ended before a byte.
-    Nothing,
-    /// Nothing more came in time.
-    Silence,
-    /// It ended before the end of a head or body, or could not be read as HTTP.
-    Part,
-    Whole(Answer),
+pub(super) enum ReceiveOutcome {
+    /// The connection ended without a byte.
+    NoBytes,
+    /// Nothing more arrived in time.
+    TimedOut,
+    /// The connection ended within a head or body, or the bytes are not HTTP.
+    Truncated,
+    Complete(RawResponse),
 }
 
-/// A response that is whole by what it says of itself.
+/// A complete response, by its own framing.
 #[derive(Debug, PartialEq, Eq)]
-pub struct Answer {
+pub(super) struct RawResponse {
     pub status: u16,
-    head: String,
+    headers: Vec<(String, String)>,
     pub body: Vec<u8>,
 }
 
-impl Answer {
+impl RawResponse {
     /// The value of a header.
-    pub fn header(&self, name: &str) -> Option<&str> {
-        let mut lines = self.head.lines().skip(1).filter_map(|line| line.split_once(':'));
-        lines.find(|(key, _)| key.eq_ignore_ascii_case(name)).map(|(_, value)| value.trim())
+    pub(super) fn header(&self, name: &str) -> Option<&str> {
+        find_header(&self.headers, name)
     }
 }
 
-/// Reads the first head. What was read, and whether it says that the body may come; `None` if nothing came in time.
-pub fn first_head(stream: &mut impl Read) -> Option<(Vec<u8>, bool)> {
-    let (mut bytes, mut piece) = (Vec::new(), [0; 4096]);
-    while !bytes.windows(4).any(|window| window == b"\r\n\r\n") {
-        match stream.read(&mut piece) {
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            Err(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut) => return None,
-            Ok(0) | Err(_) => break,
-            Ok(n) => bytes.extend(&piece[..n]),
+fn find_header<'a>(headers: &'a [(String, String)], name: &str) -> Option<&'a str> {
+    headers.iter().find(|(key, _)| key.eq_ignore_ascii_case(name)).map(|(_, value)| value.as_str())
+}
+
+/// The head of one response, interim or final.
+struct RawResponseHead {
+    status: u16,
+    headers: Vec<(String, String)>,
+    /// In bytes, the empty line included.
+    length: usize,
+}
+
+impl RawResponseHead {
+    /// The head at the start of these bytes; `Partial` while it is incomplete.
+    fn parse(bytes: &[u8]) -> httparse::Result<Self> {
+        let mut headers = [httparse::EMPTY_HEADER; 64];
+        let mut response = httparse::Response::new(&mut headers);
+        let Status::Complete(length) = response.parse(bytes)? else { return Ok(Status::Partial) };
+        let status = response.code.unwrap_or_default();
+        let owned = |header: &httparse::Header<'_>| {
+            (header.name.to_owned(), String::from_utf8_lossy(header.value).into_owned())
+        };
+        let headers = response.headers.iter().map(owned).collect();
+        Ok(Status::Complete(Self { status, headers, length }))
+    }
+
+    fn complete(bytes: &[u8]) -> Option<Self> {
+        match Self::parse(bytes) {
+            Ok(Status::Complete(head)) => Some(head),
+            _ => None,
         }
     }
-    let may = bytes.starts_with(b"HTTP/1.1 100 ");
-    Some((bytes, may))
+
+    fn header(&self, name: &str) -> Option<&str> {
+        find_header(&self.headers, name)
+    }
+
+    /// RFC 9110, section 15.2.
+    fn is_interim(&self) -> bool {
+        (100..200).contains(&self.status)
+    }
 }
 
-/// Reads to the end of the connection, or to silence.
-pub fn receive(stream: &mut impl Read) -> Came {
+/// The bytes up to the end of the first head, or of the connection.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct FirstHead {
+    pub bytes: Vec<u8>,
+    /// It is `100 Continue`: the body may be sent.
+    pub is_continue: bool,
+}
+
+/// Reads the first head; `None` if nothing arrived in time.
+pub(super) fn read_first_head(stream: &mut impl Read) -> Option<FirstHead> {
+    let (mut bytes, mut chunk) = (Vec::new(), [0; 4096]);
+    while matches!(RawResponseHead::parse(&bytes), Ok(Status::Partial)) {
+        match stream.read(&mut chunk) {
+            Err(error) if error.kind() == ErrorKind::Interrupted => {}
+            Err(error) if is_timeout(&error) => return None,
+            Ok(0) | Err(_) => break,
+            Ok(n) => bytes.extend(&chunk[..n]),
+        }
+    }
+    let is_continue = RawResponseHead::complete(&bytes).is_some_and(|head| head.status == 100);
+    Some(FirstHead { bytes, is_continue })
+}
+
+fn is_timeout(error: &io::Error) -> bool {
+    matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut)
+}
+
+/// How a connection ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum ConnectionEnd {
+    Fin,
+    Reset,
+}
+
+/// Reads one response until the end of the connection.
+pub(super) fn read_to_end(stream: &mut impl Read) -> ReceiveOutcome {
     let mut bytes = Vec::new();
     match stream.read_to_end(&mut bytes) {
-        Err(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut) => Came::Silence,
-        ended => take_apart(bytes, ended.is_ok()),
+        Ok(_) => parse_response(&bytes, ConnectionEnd::Fin),
+        Err(error) if is_timeout(&error) => ReceiveOutcome::TimedOut,
+        Err(_) => parse_response(&bytes, ConnectionEnd::Reset),
     }
 }
 
-/// Reads one response, after which the connection may go on. `held` is what was read behind the one before.
-pub fn next(stream: &mut impl Read, held: &mut Vec<u8>) -> Came {
-    let (mut bytes, mut piece) = (std::mem::take(held), vec![0; 64 * 1024]);
+/// Reads one response of a connection that may stay alive. `buffer` holds what was read beyond the previous response.
+pub(super) fn read_next(stream: &mut impl Read, buffer: &mut Vec<u8>) -> ReceiveOutcome {
+    let (mut bytes, mut chunk) = (std::mem::take(buffer), vec![0; 64 * 1024]);
     loop {
-        if let Some(length) = measure(&bytes) {
-            *held = bytes.split_off(length);
-            return take_apart(bytes, true);
+        if let Some(length) = response_length(&bytes) {
+            *buffer = bytes.split_off(length);
+            return parse_response(&bytes, ConnectionEnd::Fin);
         }
-        let ended = match stream.read(&mut piece) {
-            Ok(0) => Some(true),
-            Ok(n) => {
-                bytes.extend(&piece[..n]);
-                None
-            }
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => None,
-            Err(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut) => {
-                return Came::Silence;
-            }
-            Err(_) => Some(false),
-        };
-        if let Some(regular) = ended.filter(|_| measure(&bytes).is_none()) {
-            return take_apart(bytes, regular);
+        match stream.read(&mut chunk) {
+            Ok(0) => return parse_response(&bytes, ConnectionEnd::Fin),
+            Ok(n) => bytes.extend(&chunk[..n]),
+            Err(error) if error.kind() == ErrorKind::Interrupted => {}
+            Err(error) if is_timeout(&error) => return ReceiveOutcome::TimedOut,
+            Err(_) => return parse_response(&bytes, ConnectionEnd::Reset),
         }
     }
 }
 
-/// How long the first response is, interim ones before it included, if it says so and is there.
-fn measure(bytes: &[u8]) -> Option<usize> {
-    let body = bytes.windows(4).position(|window| window == b"\r\n\r\n")? + 4;
-    let head = String::from_utf8_lossy(&bytes[..body]).into_owned();
-    let status = head.split(' ').nth(1)?.parse().ok()?;
-    if (100..200).contains(&status) {
-        return Some(body + measure(&bytes[body..])?);
-    }
-    let answer = Answer { status, head, body: Vec::new() };
-    if answer.header("transfer-encoding").is_some() {
-        let mut at = body;
-        loop {
-            let end = at + bytes[at..].windows(2).position(|window| window == b"\r\n")?;
-            let size = std::str::from_utf8(&bytes[at..end]).ok()?.split(';').next()?.trim();
-            let size = usize::from_str_radix(size, 16).ok()?;
-            at = end.checked_add(size)?.checked_add(4)?;
-            if at > bytes.len() {
-                return None;
-            }
-            if size == 0 {
-                return Some(at);
-            }
-        }
-    }
-    let whole = body.checked_add(answer.header("content-length")?.parse().ok()?)?;
-    (whole <= bytes.len()).then_some(whole)
+/// The length of the first response with its interim responses, if its framing states one and all of it has arrived.
+fn response_length(bytes: &[u8]) -> Option<usize> {
+    let head = RawResponseHead::complete(bytes)?;
+    let body = &bytes[head.length..];
+    let body_length = if head.is_interim() {
+        response_length(body)?
+    } else if head.header("transfer-encoding").is_some() {
+        decode_chunked(body)?.length
+    } else {
+        head.header("content-length")?.parse().ok()?
+    };
+    let length = head.length.checked_add(body_length)?;
+    (length <= bytes.len()).then_some(length)
 }
 
-/// `regular`: the connection ended with a FIN, and not with a reset.
-fn take_apart(mut bytes: Vec<u8>, regular: bool) -> Came {
+fn parse_response(mut bytes: &[u8], end: ConnectionEnd) -> ReceiveOutcome {
     loop {
         if bytes.is_empty() {
-            return Came::Nothing;
+            return ReceiveOutcome::NoBytes;
         }
-        let Some(end) = bytes.windows(4).position(|window| window == b"\r\n\r\n") else { return Came::Part };
-        let body = bytes.split_off(end + 4);
-        let head = String::from_utf8_lossy(&bytes[..end]).into_owned();
-        let Some(status) = head.split(' ').nth(1).and_then(|status| status.parse().ok()) else { return Came::Part };
-        if (100..200).contains(&status) {
-            bytes = body; // interim (RFC 9110, 15.2)
+        let Some(head) = RawResponseHead::complete(bytes) else { return ReceiveOutcome::Truncated };
+        bytes = &bytes[head.length..];
+        if head.is_interim() {
             continue;
         }
-        let answer = Answer { status, head, body };
-        let whole = match (answer.header("transfer-encoding"), answer.header("content-length")) {
-            (Some(_), _) => match unchunk(&answer.body) {
-                Some(body) => return Came::Whole(Answer { body, ..answer }),
-                None => false,
-            },
-            (None, Some(length)) => length.parse() == Ok(answer.body.len()),
-            (None, None) => regular,
+        let body = match (head.header("transfer-encoding"), head.header("content-length")) {
+            (Some(_), _) => {
+                decode_chunked(bytes).filter(|body| body.length == bytes.len()).and_then(|body| body.content)
+            }
+            (None, Some(length)) => (length.parse() == Ok(bytes.len())).then(|| bytes.to_vec()),
+            (None, None) => (end == ConnectionEnd::Fin).then(|| bytes.to_vec()),
         };
-        return if whole { Came::Whole(answer) } else { Came::Part };
+        let complete =
+            |body| ReceiveOutcome::Complete(RawResponse { status: head.status, headers: head.headers, body });
+        return body.map_or(ReceiveOutcome::Truncated, complete);
     }
 }
 
-fn unchunk(mut bytes: &[u8]) -> Option<Vec<u8>> {
-    let mut body = Vec::new();
+/// A complete chunked body.
+struct ChunkedBody {
+    /// In bytes as sent.
+    length: usize,
+    /// `None` if anything but the empty line follows the last chunk.
+    content: Option<Vec<u8>>,
+}
+
+/// The chunked body at the start of these bytes, if all of it has arrived (RFC 9112, section 7.1).
+fn decode_chunked(bytes: &[u8]) -> Option<ChunkedBody> {
+    let (mut length, mut content) = (0, Vec::new());
     loop {
-        let end = bytes.windows(2).position(|window| window == b"\r\n")?;
-        let size = std::str::from_utf8(&bytes[..end]).ok()?.split(';').next()?.trim();
-        let size = usize::from_str_radix(size, 16).ok()?;
-        bytes = &bytes[end + 2..];
+        let rest = &bytes[length..];
+        // httparse takes an empty size for 0.
+        rest.first().filter(|digit| digit.is_ascii_hexdigit())?;
+        let Ok(Status::Complete((line, size))) = httparse::parse_chunk_size(rest) else { return None };
+        let (start, size) = (length + line, usize::try_from(size).ok()?);
+        length = start.checked_add(size)?.checked_add(2)?;
+        let chunk = bytes.get(start..length)?;
         if size == 0 {
-            return (bytes == b"\r\n").then_some(body);
+            return Some(ChunkedBody { length, content: (chunk == b"\r\n").then_some(content) });
         }
-        body.extend(bytes.get(..size)?);
-        bytes = bytes.get(size + 2..)?;
+        content.extend(&chunk[..size]);
     }
 }
 
@@ -309,25 +241,23 @@ fn unchunk(mut bytes: &[u8]) -> Option<Vec<u8>> {
 mod tests {
     use super::*;
 
-    fn came(text: &str, regular: bool) -> Came {
-        take_apart(text.as_bytes().to_vec(), regular)
-    }
-
     #[test]
-    fn what_is_whole_says_so_itself() {
-        let whole = |text, regular| match came(text, regular) {
-            Came::Whole(answer) => (answer.status, String::from_utf8(answer.body).unwrap()),
+    fn response_is_complete_by_its_own_framing() {
+        let outcome = |text: &str, end| parse_response(text.as_bytes(), end);
+        let complete = |text, end| match outcome(text, end) {
+            ReceiveOutcome::Complete(response) => (response.status, String::from_utf8(response.body).unwrap()),
             other => panic!("{other:?}"),
         };
-        assert_eq!(whole("HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nhi", false), (200, "hi".into()));
+        let (fin, reset) = (ConnectionEnd::Fin, ConnectionEnd::Reset);
+        assert_eq!(complete("HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nhi", reset), (200, "hi".into()));
         assert_eq!(
-            whole("HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 503 X\r\ncontent-length: 0\r\n\r\n", true),
+            complete("HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 503 X\r\ncontent-length: 0\r\n\r\n", fin),
             (503, "".into())
         );
         let chunked = "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nhi\r\n0\r\n\r\n";
-        assert_eq!(whole(chunked, false), (200, "hi".into()));
-        assert_eq!(whole("HTTP/1.1 200 OK\r\n\r\nhi", true), (200, "hi".into()));
-        for cut in [
+        assert_eq!(complete(chunked, reset), (200, "hi".into()));
+        assert_eq!(complete("HTTP/1.1 200 OK\r\n\r\nhi", fin), (200, "hi".into()));
+        for truncated in [
             "HTTP/1.1 200 OK\r\nContent-Length: 3\r\n\r\nhi",
             "HTTP/1.1 200 OK\r\nContent-Length: 1\r\n\r\nhi",
             &chunked[..chunked.len() - 2],
@@ -335,60 +265,57 @@ mod tests {
             "HTTP/1.1 200 OK\r\nContent-",
             "HTTP/1.1 100 Continue\r\n\r\nHTTP",
         ] {
-            assert_eq!(came(cut, true), Came::Part, "{cut}");
+            assert_eq!(outcome(truncated, fin), ReceiveOutcome::Truncated, "{truncated}");
         }
-        assert_eq!(came("HTTP/1.1 200 OK\r\n\r\nhi", false), Came::Part);
-        assert_eq!(came("HTTP/1.1 100 Continue\r\n\r\n", true), Came::Nothing);
+        assert_eq!(outcome("HTTP/1.1 200 OK\r\n\r\nhi", reset), ReceiveOutcome::Truncated);
+        assert_eq!(outcome("HTTP/1.1 100 Continue\r\n\r\n", fin), ReceiveOutcome::NoBytes);
     }
 
     #[test]
-    fn one_response_is_told_from_the_next_by_its_framing() {
+    fn consecutive_responses_are_separated_by_their_framing() {
         let chunked = "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nhi\r\n0\r\n\r\n";
         let interim = "HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nhi";
+        let body = |outcome| match outcome {
+            ReceiveOutcome::Complete(RawResponse { body, .. }) => body,
+            other => panic!("{other:?}"),
+        };
         for text in ["HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nhi", chunked, interim] {
-            assert_eq!(measure(text.as_bytes()), Some(text.len()));
-            assert_eq!(measure(format!("{text}HTTP").as_bytes()), Some(text.len()));
-            assert_eq!(measure(&text.as_bytes()[..text.len() - 1]), None);
-            let mut held = Vec::new();
-            let Came::Whole(answer) = next(&mut text.as_bytes(), &mut held) else { panic!("{text}") };
-            assert_eq!(answer.body, b"hi");
+            assert_eq!(response_length(text.as_bytes()), Some(text.len()));
+            assert_eq!(response_length(format!("{text}HTTP").as_bytes()), Some(text.len()));
+            assert_eq!(response_length(&text.as_bytes()[..text.len() - 1]), None);
+            let mut buffer = Vec::new();
+            assert_eq!(body(read_next(&mut text.as_bytes(), &mut buffer)), b"hi");
             let two = format!("{text}{text}");
-            let (mut two, mut held) = (two.as_bytes(), Vec::new());
-            for behind in [text.len(), 0] {
-                let Came::Whole(answer) = next(&mut two, &mut held) else { panic!("{text}") };
-                assert_eq!((answer.body.as_slice(), held.len()), (&b"hi"[..], behind));
+            let (mut two, mut buffer) = (two.as_bytes(), Vec::new());
+            for remaining in [text.len(), 0] {
+                assert_eq!(body(read_next(&mut two, &mut buffer)), b"hi");
+                assert_eq!(buffer.len(), remaining);
             }
-            assert_eq!(next(&mut &text.as_bytes()[..text.len() - 1], &mut held), Came::Part);
+            let truncated = &text.as_bytes()[..text.len() - 1];
+            assert_eq!(read_next(&mut &*truncated, &mut buffer), ReceiveOutcome::Truncated);
         }
-        assert_eq!(next(&mut &b""[..], &mut Vec::new()), Came::Nothing);
-        // Without a length the end of the connection is its end.
-        let Came::Whole(answer) = next(&mut &b"HTTP/1.1 200 OK\r\n\r\nhi"[..], &mut Vec::new()) else { panic!() };
-        assert_eq!(answer.body, b"hi");
+        assert_eq!(read_next(&mut &b""[..], &mut Vec::new()), ReceiveOutcome::NoBytes);
+        // A response without a length ends with its connection.
+        assert_eq!(body(read_next(&mut &b"HTTP/1.1 200 OK\r\n\r\nhi"[..], &mut Vec::new())), b"hi");
     }
 
     #[test]
-    fn a_proxys_header_is_what_the_dispatcher_reads() {
-        use crate::net::{ProxyHeader, parse_proxy_header as read};
+    fn the_dispatcher_parses_the_proxy_header() {
+        use crate::net::{ProxyHeader, parse_proxy_header};
         for binary in [false, true] {
-            let header = proxied(Ipv4Addr::new(192, 0, 2, 1), binary);
+            let header = proxy_header(Ipv4Addr::new(192, 0, 2, 1), binary);
             let address = Some("192.0.2.1:40000".parse().unwrap());
-            assert_eq!(read(&header), ProxyHeader::Complete(header.len(), address));
+            assert_eq!(parse_proxy_header(&header), ProxyHeader::Complete(header.len(), address));
         }
     }
 
     #[test]
-    fn a_body_comes_only_when_it_is_wanted() {
+    fn only_100_continue_requests_the_body() {
+        let first_head = |mut bytes: &[u8]| read_first_head(&mut bytes).unwrap();
         let interim = b"HTTP/1.1 100 Continue\r\n\r\n".as_slice();
-        assert_eq!(first_head(&mut &*interim), Some((interim.to_vec(), true)));
+        assert_eq!(first_head(interim), FirstHead { bytes: interim.to_vec(), is_continue: true });
         let last = b"HTTP/1.1 503 X\r\n\r\nno".as_slice();
-        assert_eq!(first_head(&mut &*last), Some((last.to_vec(), false)));
-        assert_eq!(first_head(&mut &interim[..9]), Some((interim[..9].to_vec(), false)));
-    }
-
-    #[test]
-    fn places_are_read() {
-        assert_eq!(Place::parse("0.0.0.0:80").unwrap().host(), "127.0.0.1:80");
-        assert_eq!(Place::parse("unix:/a b"), Some(Place::Unix("/a b".into())));
-        assert_eq!(Place::parse("nowhere"), None);
+        assert_eq!(first_head(last), FirstHead { bytes: last.to_vec(), is_continue: false });
+        assert_eq!(first_head(&interim[..9]), FirstHead { bytes: interim[..9].to_vec(), is_continue: false });
     }
 }

@@ -1,56 +1,62 @@
-//! What a drill found, for people and for machines.
+//! The report of a drill, as text and as JSON.
 
-use std::collections::BTreeMap;
-use std::fmt::{self, Write};
+use std::collections::{BTreeMap, HashSet};
+use std::fmt;
 use std::time::Duration;
 
 use serde::Serialize;
 
-use super::checker::{Attempt, Breach, Calendar, Door, Doubt, End, Facts, Reason, concerns};
-use super::fault_tracker::Effect;
-use super::generator::{Kind, Part, Target};
+use super::checker::{CheckedListener, FaultScope, FaultTimeline, affects};
+use super::fault::{DrillPart, FaultKind, FaultTarget};
+use super::fault_tracker::FaultEffect;
+use super::history::{AttemptOutcome, DrillHistory, NotStartedReason, PromiseViolation, RequestAttempt, UnknownReason};
+use crate::ids::Monotonic;
 
-/// Times in milliseconds.
+/// Percentiles in milliseconds.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
-pub struct Times {
+pub(super) struct LatencySummary {
     pub count: usize,
     pub p50_ms: f64,
     pub p99_ms: f64,
     pub max_ms: f64,
 }
 
-impl Times {
-    /// Nearest rank.
+impl LatencySummary {
+    /// By the nearest-rank method.
     fn of(mut all: Vec<Duration>) -> Option<Self> {
         all.sort();
-        let at = |share: f64| all[((all.len() as f64 * share).ceil() as usize).clamp(1, all.len()) - 1];
-        let ms = |time: Duration| (time.as_secs_f64() * 10_000.0).round() / 10.0;
-        let last = *all.last()?;
-        Some(Self { count: all.len(), p50_ms: ms(at(0.5)), p99_ms: ms(at(0.99)), max_ms: ms(last) })
+        let rank = |share: f64| all[((all.len() as f64 * share).ceil() as usize).clamp(1, all.len()) - 1];
+        let max = *all.last()?;
+        Some(Self { count: all.len(), p50_ms: ms(rank(0.5)), p99_ms: ms(rank(0.99)), max_ms: ms(max) })
     }
 }
 
-/// All faults of one kind on one sort of target.
+/// Rounded to tenths of a millisecond.
+fn ms(time: Duration) -> f64 {
+    (time.as_secs_f64() * 10_000.0).round() / 10.0
+}
+
+/// All faults of one kind on one kind of target.
 #[derive(Clone, Debug, Serialize)]
-pub struct Faults {
+pub(super) struct FaultRow {
     pub kind: &'static str,
     pub target: &'static str,
     pub count: usize,
-    /// Not judged: see [`Effect::excused`].
+    /// Those that are not judged: see [`FaultEffect::excluded`].
     pub excused: usize,
-    /// Until the watchdog knew.
+    /// Until the watchdog detected them.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub detection: Option<Times>,
+    pub detection: Option<LatencySummary>,
     /// Until the part was up again.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub recovery: Option<Times>,
-    /// The longest that an attempt waited while one of them had an effect.
+    pub recovery: Option<LatencySummary>,
+    /// The longest wait of an attempt while one of them had an effect.
     pub longest_wait_ms: f64,
 }
 
-/// How the attempts at one listener ended.
+/// How the attempts at one listener ended: the counts of [`AttemptOutcome`].
 #[derive(Clone, Debug, Default, Serialize)]
-pub struct Outcomes {
+pub(super) struct ListenerRow {
     pub listener: String,
     pub requests: usize,
     pub attempts: usize,
@@ -68,181 +74,162 @@ pub struct Outcomes {
     pub wrong: usize,
     pub silent: usize,
     pub odd: usize,
-    /// Lost, cut or told unknown, with no start on record: no handler had begun, or none that keeps records.
+    /// The [`AttemptOutcome::Unknown`] without a recorded start at a handler that records.
     pub lost_unrecorded: usize,
     pub longest_wait_ms: f64,
 }
 
-/// The whole report.
 #[derive(Debug, Serialize)]
-pub struct Report {
+pub(super) struct DrillReport {
     pub seed: u64,
     pub faults: usize,
     pub skipped: Vec<String>,
     pub seconds: f64,
     pub faults_per_second: f64,
-    pub by_kind: Vec<Faults>,
-    pub by_listener: Vec<Outcomes>,
+    pub by_kind: Vec<FaultRow>,
+    pub by_listener: Vec<ListenerRow>,
     pub starts_on_record: usize,
-    /// How late the drill itself was run by the machine, in all.
+    /// How long the machine delayed the drill itself, in total.
     pub own_lateness_ms: u64,
-    pub violations: Vec<Violation>,
-    /// What the figures do not cover, in words.
+    pub violations: Vec<PromiseViolation>,
+    /// What the drill did not check.
     pub remarks: Vec<String>,
-    /// The command that does the same again.
+    /// The command that repeats the drill.
     pub repeat: String,
 }
 
-#[derive(Debug, Serialize)]
-pub struct Violation {
-    pub promise: &'static str,
-    pub what: String,
-    pub story: Vec<String>,
-}
-
-impl From<Breach> for Violation {
-    fn from(Breach { promise, what, story }: Breach) -> Self {
-        Self { promise, what, story }
-    }
-}
-
-fn sort_of(effect: &Effect) -> &'static str {
+fn target_name(effect: &FaultEffect) -> &'static str {
     match effect.target {
-        Target::Part(Part::Watchdog) => "watchdog",
-        Target::Part(Part::Dispatcher) => "dispatcher",
-        Target::Part(Part::Worker(_)) | Target::Slot(_) => "worker",
-        Target::Door(_) => "listener",
-        Target::Machine => "machine",
+        FaultTarget::Part(DrillPart::Watchdog) => "watchdog",
+        FaultTarget::Part(DrillPart::Dispatcher) => "dispatcher",
+        FaultTarget::Part(DrillPart::Worker(_)) | FaultTarget::Slot(_) => "worker",
+        FaultTarget::Listener(_) => "listener",
+        FaultTarget::Machine => "machine",
     }
 }
 
-fn ms(time: Duration) -> f64 {
-    (time.as_secs_f64() * 10_000.0).round() / 10.0
-}
-
-/// The faults in figures.
-pub fn by_kind(facts: &Facts, doors: &[Door], pool_of: &[usize]) -> Vec<Faults> {
-    type Key = (&'static str, Kind);
-    let mut waits: BTreeMap<Key, Duration> = BTreeMap::new();
-    let calendar = Calendar::new(facts);
-    for attempt in facts.attempts.iter().filter(|attempt| attempt.end != End::Left) {
-        let pool = doors[attempt.door].pool;
-        let felt = calendar.between(attempt.begun, attempt.ended);
-        for effect in felt.filter(|effect| concerns(effect, pool, attempt.door, pool_of)) {
-            let longest = waits.entry((sort_of(effect), effect.kind)).or_default();
+/// One row for each kind of fault and target.
+pub(super) fn by_kind(history: &DrillHistory, listeners: &[CheckedListener], pool_of: &[usize]) -> Vec<FaultRow> {
+    type Key = (&'static str, FaultKind);
+    let key = |effect: &FaultEffect| (target_name(effect), effect.kind);
+    let mut longest_waits: BTreeMap<Key, Duration> = BTreeMap::new();
+    let timeline = FaultTimeline::new(history);
+    for attempt in history.attempts.iter().filter(|attempt| attempt.outcome != AttemptOutcome::Disconnected) {
+        let scope = FaultScope { pool: Some(listeners[attempt.listener].pool), listener: Some(attempt.listener) };
+        let active = timeline.active_between(attempt.sent, attempt.ended);
+        for effect in active.filter(|effect| affects(effect, scope, pool_of)) {
+            let longest = longest_waits.entry(key(effect)).or_default();
             *longest = (*longest).max(attempt.wait());
         }
     }
-    let mut groups: BTreeMap<Key, Vec<&Effect>> = BTreeMap::new();
-    for effect in &facts.effects {
-        groups.entry((sort_of(effect), effect.kind)).or_default().push(effect);
+    let mut groups: BTreeMap<Key, Vec<&FaultEffect>> = BTreeMap::new();
+    for effect in &history.effects {
+        groups.entry(key(effect)).or_default().push(effect);
     }
-    let figures = |(key, effects): (Key, Vec<&Effect>)| {
-        let judged: Vec<_> = effects.iter().filter(|effect| effect.excused.is_none()).collect();
-        let times = |end: fn(&Effect) -> Option<crate::ids::Monotonic>| {
-            Times::of(judged.iter().filter_map(|effect| Some(end(effect)?.since(effect.from))).collect())
+    let row = |(key, effects): (Key, Vec<&FaultEffect>)| {
+        let judged: Vec<_> = effects.iter().filter(|effect| effect.excluded.is_none()).collect();
+        let latency = |end: fn(&FaultEffect) -> Option<Monotonic>| {
+            LatencySummary::of(judged.iter().filter_map(|effect| Some(end(effect)?.since(effect.injected))).collect())
         };
-        Faults {
+        FaultRow {
             kind: key.1.as_str(),
             target: key.0,
             count: effects.len(),
             excused: effects.len() - judged.len(),
-            detection: times(|effect| effect.detected),
-            recovery: times(|effect| effect.back),
-            longest_wait_ms: ms(waits.get(&key).copied().unwrap_or_default()),
+            detection: latency(|effect| effect.detected),
+            recovery: latency(|effect| effect.recovered),
+            longest_wait_ms: ms(longest_waits.get(&key).copied().unwrap_or_default()),
         }
     };
-    groups.into_iter().map(figures).collect()
+    groups.into_iter().map(row).collect()
 }
 
-/// The requests in figures. `names` are the listeners'.
-pub fn by_listener(facts: &Facts, doors: &[Door], names: &[String]) -> Vec<Outcomes> {
-    let recorded: std::collections::HashSet<_> = facts.records.iter().collect();
-    let mut all: Vec<Outcomes> =
-        names.iter().map(|name| Outcomes { listener: name.clone(), ..Outcomes::default() }).collect();
-    for attempt in &facts.attempts {
-        let Attempt { request, number, door, end, .. } = attempt;
-        let row = &mut all[*door];
+/// One row for each listener. `names` are the addresses of the listeners.
+pub(super) fn by_listener(history: &DrillHistory, listeners: &[CheckedListener], names: &[String]) -> Vec<ListenerRow> {
+    let recorded: HashSet<_> = history.recorded_starts.iter().collect();
+    let mut rows: Vec<_> =
+        names.iter().map(|name| ListenerRow { listener: name.clone(), ..ListenerRow::default() }).collect();
+    for attempt in &history.attempts {
+        let RequestAttempt { request, number, listener, outcome, .. } = attempt;
+        let row = &mut rows[*listener];
         row.attempts += 1;
         row.requests += usize::from(*number == 1);
-        *match end {
-            End::Served => &mut row.served,
-            End::Wrong(_) => &mut row.wrong,
-            End::NotStarted(Reason::Refused(_)) => &mut row.refused,
-            End::NotStarted(Reason::Closed) => &mut row.closed,
-            End::NotStarted(Reason::Unreached) => &mut row.unreached,
-            End::NotStarted(Reason::SentBack) => &mut row.sent_back,
-            End::NotStarted(Reason::Unmet) => &mut row.unmet,
-            End::NotStarted(Reason::Behind) => &mut row.behind,
-            End::Unknown(Doubt::Told(_)) => &mut row.told_unknown,
-            End::Unknown(Doubt::Lost) => &mut row.lost,
-            End::Unknown(Doubt::Cut) => &mut row.cut,
-            End::Silent(_) => &mut row.silent,
-            End::Odd(_) => &mut row.odd,
-            End::Left => &mut row.left,
-        } += 1;
-        let unknown = matches!(end, End::Unknown(_));
-        row.lost_unrecorded += usize::from(unknown && doors[*door].records && !recorded.contains(&(*request, *number)));
-        if *end != End::Left {
+        *row.count_of(outcome) += 1;
+        let unrecorded = listeners[*listener].records && !recorded.contains(&(*request, *number));
+        row.lost_unrecorded += usize::from(matches!(outcome, AttemptOutcome::Unknown(_)) && unrecorded);
+        if *outcome != AttemptOutcome::Disconnected {
             row.longest_wait_ms = row.longest_wait_ms.max(ms(attempt.wait()));
         }
     }
-    all
+    rows
 }
 
-/// Violations that are printed whole; the rest is counted.
-const TOLD: usize = 20;
-
-impl fmt::Display for Report {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Report { faults, seconds, faults_per_second, .. } = self;
-        writeln!(f, "{faults} faults in {seconds:.1} s, {faults_per_second:.1} per second")?;
-        writeln!(f)?;
-        let times = |times: Option<Times>| {
-            times.map_or_else(String::new, |t| format!("{:.0} / {:.0} / {:.0}", t.p50_ms, t.p99_ms, t.max_ms))
-        };
-        writeln!(
-            f,
-            "{:<21} {:<11} {:>5}  {:<21} {:<21} LONGEST",
-            "FAULT", "TARGET", "COUNT", "NOTICED AFTER", "BACK AFTER"
-        )?;
-        writeln!(f, "{:<21} {:<11} {:>5}  {:<21} {:<21} WAIT", "", "", "", "p50 / p99 / max ms", "p50 / p99 / max ms")?;
-        for row in &self.by_kind {
-            let (noticed, back) = (times(row.detection), times(row.recovery));
-            let line = format!(
-                "{:<21} {:<11} {:>5}  {noticed:<21} {back:<21} {:.0} ms",
-                row.kind, row.target, row.count, row.longest_wait_ms
-            );
-            writeln!(f, "{line}")?;
+impl ListenerRow {
+    fn count_of(&mut self, outcome: &AttemptOutcome) -> &mut usize {
+        match outcome {
+            AttemptOutcome::Served => &mut self.served,
+            AttemptOutcome::WrongResponse(_) => &mut self.wrong,
+            AttemptOutcome::NotStarted(reason) => match reason {
+                NotStartedReason::Refused(_) => &mut self.refused,
+                NotStartedReason::ClosedByDispatcher => &mut self.closed,
+                NotStartedReason::DispatcherUnreachable => &mut self.unreached,
+                NotStartedReason::ReturnedToDispatcher => &mut self.sent_back,
+                NotStartedReason::WorkerUnreachable => &mut self.unmet,
+                NotStartedReason::ConnectionClosed => &mut self.behind,
+            },
+            AttemptOutcome::Unknown(UnknownReason::Reported(_)) => &mut self.told_unknown,
+            AttemptOutcome::Unknown(UnknownReason::NoResponse) => &mut self.lost,
+            AttemptOutcome::Unknown(UnknownReason::Truncated) => &mut self.cut,
+            AttemptOutcome::TimedOut(_) => &mut self.silent,
+            AttemptOutcome::NoOutcome(_) => &mut self.odd,
+            AttemptOutcome::Disconnected => &mut self.left,
         }
+    }
+}
+
+impl fmt::Display for ListenerRow {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { listener, requests, attempts, served, .. } = self;
+        write!(f, "{listener}: {requests} requests in {attempts} attempts: {served} served")?;
+        for (count, what) in [
+            (self.refused, "refused"),
+            (self.closed, "closed by the dispatcher"),
+            (self.unreached, "dispatcher unreachable"),
+            (self.sent_back, "returned to the dispatcher"),
+            (self.unmet, "worker unreachable"),
+            (self.behind, "pipelined behind the last response"),
+            (self.told_unknown, "reported as started-unknown"),
+            (self.lost, "without a response"),
+            (self.cut, "visibly truncated"),
+            (self.left, "disconnected by the client"),
+            (self.wrong, "WRONG"),
+            (self.silent, "TIMED OUT"),
+            (self.odd, "WITHOUT PATOU-OUTCOME"),
+        ] {
+            if count > 0 {
+                write!(f, ", {count} {what}")?;
+            }
+        }
+        write!(f, "; longest wait {:.0} ms", self.longest_wait_ms)
+    }
+}
+
+/// How many violations are printed; the rest is only counted.
+const PRINTED_VIOLATIONS: usize = 20;
+
+impl fmt::Display for DrillReport {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { faults, seconds, faults_per_second, .. } = self;
+        writeln!(f, "{faults} faults in {seconds:.1} s, {faults_per_second:.1} per second\n")?;
+        write_table(f, &self.by_kind)?;
         writeln!(f)?;
         for row in &self.by_listener {
-            let mut words = format!("{} requests in {} attempts: {} served", row.requests, row.attempts, row.served);
-            for (count, what) in [
-                (row.refused, "refused"),
-                (row.closed, "closed by the dispatcher"),
-                (row.unreached, "dispatcher not reached"),
-                (row.sent_back, "sent back"),
-                (row.unmet, "worker not reached"),
-                (row.behind, "sent behind the last of a connection"),
-                (row.told_unknown, "told started-unknown"),
-                (row.lost, "lost with the worker"),
-                (row.cut, "visibly cut"),
-                (row.left, "left by their clients"),
-                (row.wrong, "WRONG"),
-                (row.silent, "SILENT"),
-                (row.odd, "ODD"),
-            ] {
-                if count > 0 {
-                    let _ = write!(words, ", {count} {what}"); // to a String
-                }
-            }
-            writeln!(f, "{}: {words}; longest wait {:.0} ms", row.listener, row.longest_wait_ms)?;
+            writeln!(f, "{row}")?;
         }
         writeln!(f)?;
         let unrecorded: usize = self.by_listener.iter().map(|row| row.lost_unrecorded).sum();
-        writeln!(f, "{} starts on record; lost with nothing on record: {unrecorded}", self.starts_on_record)?;
-        writeln!(f, "the machine ran the drill itself too late by {} ms in all", self.own_lateness_ms)?;
+        writeln!(f, "{} recorded starts; {unrecorded} lost without a recorded start", self.starts_on_record)?;
+        writeln!(f, "the machine delayed the drill itself by {} ms in total", self.own_lateness_ms)?;
         for remark in &self.remarks {
             writeln!(f, "{remark}")?;
         }
@@ -250,17 +237,32 @@ impl fmt::Display for Report {
             writeln!(f, "not injected: {skipped}")?;
         }
         writeln!(f, "violations: {}", self.violations.len())?;
-        for violation in self.violations.iter().take(TOLD) {
+        for violation in self.violations.iter().take(PRINTED_VIOLATIONS) {
             writeln!(f, "\n{}: {}", violation.promise, violation.what)?;
-            for line in &violation.story {
-                writeln!(f, "    {line}")?;
+            for event in &violation.story {
+                writeln!(f, "    {event}")?;
             }
         }
-        if self.violations.len() > TOLD {
-            writeln!(f, "\nand {} more: see --json", self.violations.len() - TOLD)?;
+        if self.violations.len() > PRINTED_VIOLATIONS {
+            writeln!(f, "\nand {} more: see --json", self.violations.len() - PRINTED_VIOLATIONS)?;
         }
         writeln!(f, "repeat with: {}", self.repeat)
     }
+}
+
+fn write_table(f: &mut fmt::Formatter<'_>, rows: &[FaultRow]) -> fmt::Result {
+    let percentiles = "p50 / p99 / max ms";
+    writeln!(f, "{:<21} {:<11} {:>5}  {:<21} {:<21} LONGEST", "FAULT", "TARGET", "COUNT", "DETECTED", "RECOVERED")?;
+    writeln!(f, "{:<21} {:<11} {:>5}  {percentiles:<21} {percentiles:<21} WAIT", "", "", "")?;
+    for row in rows {
+        let latency = |summary: Option<LatencySummary>| {
+            summary.map_or_else(String::new, |s| format!("{:.0} / {:.0} / {:.0}", s.p50_ms, s.p99_ms, s.max_ms))
+        };
+        let FaultRow { kind, target, count, longest_wait_ms, .. } = row;
+        let (detected, recovered) = (latency(row.detection), latency(row.recovery));
+        writeln!(f, "{kind:<21} {target:<11} {count:>5}  {detected:<21} {recovered:<21} {longest_wait_ms:.0} ms")?;
+    }
+    Ok(())
 }
 
 #[cfg(test)]
@@ -269,9 +271,9 @@ mod tests {
 
     #[test]
     fn percentiles_are_nearest_ranks() {
-        let times = Times::of((1..=200).map(Duration::from_millis).collect()).unwrap();
-        assert_eq!(times, Times { count: 200, p50_ms: 100.0, p99_ms: 198.0, max_ms: 200.0 });
-        assert_eq!(Times::of(vec![Duration::from_millis(7)]).unwrap().p99_ms, 7.0);
-        assert_eq!(Times::of(Vec::new()), None);
+        let summary = LatencySummary::of((1..=200).map(Duration::from_millis).collect()).unwrap();
+        assert_eq!(summary, LatencySummary { count: 200, p50_ms: 100.0, p99_ms: 198.0, max_ms: 200.0 });
+        assert_eq!(LatencySummary::of(vec![Duration::from_millis(7)]).unwrap().p99_ms, 7.0);
+        assert_eq!(LatencySummary::of(Vec::new()), None);
     }
 }

@@ -1,4 +1,4 @@
-//! What the drill's own clients share, and those that use the house's client library.
+//! What all clients of the drill share: the listeners, the requests, and the record of each attempt.
 
 use std::collections::BTreeSet;
 use std::net::Ipv4Addr;
@@ -7,359 +7,313 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
-use http_body_util::BodyExt;
-
-use super::checker::{Attempt, Doubt, End, Reason};
-use super::generator::Random;
-use super::raw_http::{self, Answer, Place};
+use super::connection::ServerAddress;
+use super::history::{AttemptOutcome, NotStartedReason, RequestAttempt, UnknownReason};
+use super::random::SplitMix64;
+use super::raw_http::{self, RawResponse, ReceiveOutcome};
 use super::recording_handler;
-use super::set::{Set, Speaks};
-use super::watch::{Watch, held};
-use crate::client::{CallError, Cause, Client, Payload};
+use super::set::{DrillHandler, DrillSet};
+use super::watch::SetWatch;
 use crate::clock;
+use crate::config::ListenerConfig;
 use crate::ids::Monotonic;
+use crate::sync::lock;
 
-/// How many clients of each kind there are.
-const PLAIN: u64 = 4;
-const LIBRARY: u64 = 2;
-const KEEPING: u64 = 3;
+/// The client address in PROXY headers (RFC 5737).
+pub(super) const PROXY_CLIENT: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 1);
 
-/// Who comes, as a proxy tells it (RFC 5737).
-pub const HONEST: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 1);
+/// A client abandons a request after this many attempts that have not started.
+pub(super) const MAX_ATTEMPTS: u32 = 12;
 
-/// A client gives a request up after so many attempts, certain that none has started.
-pub const ATTEMPTS: u32 = 12;
-
-/// Sizes of bodies, in bytes. The last do not fit into the buffers of a socket.
-const SIZES: &[usize] = &[0, 0, 1, 100, 1000, 1000, 20_000, 300_000];
+/// Sizes of bodies, in bytes. The last does not fit into the buffers of a socket.
+const BODY_SIZES: &[usize] = &[0, 0, 1, 100, 1000, 1000, 20_000, 300_000];
 
 /// A listener as a client sees it.
 #[derive(Clone, Debug)]
-pub struct Entrance {
-    pub speaks: Speaks,
-    /// Whether it tells its clients where to go.
+pub(super) struct ClientListener {
+    pub handler: DrillHandler,
+    /// Its delivery is redirect.
     pub redirects: bool,
-    /// Whether a proxy is to say first who comes.
-    pub behind_proxy: bool,
-    /// What stands in `Host`, if not its address.
+    /// It expects a PROXY header first.
+    pub proxy_protocol: bool,
+    /// The value of `Host`, if not the address.
     pub host: Option<String>,
-    /// Why no client goes there.
-    pub closed: Option<&'static str>,
+    /// Why clients send it no requests.
+    pub unused: Option<&'static str>,
 }
 
-/// What clients share.
-pub struct Traffic<'a> {
-    pub watch: &'a Watch,
-    pub entrances: Vec<Entrance>,
-    /// The path of requests where nothing is known of the handler.
-    pub path: String,
-    /// How long a client waits for anything before it calls it silence.
-    pub patience: Duration,
-    pub attempts: Mutex<Vec<Attempt>>,
-    /// The files in which handlers record starts, and how many of each are from before this drill.
-    books: Vec<(PathBuf, usize)>,
-    next: AtomicU64,
-    over: AtomicBool,
+pub(super) struct Traffic<'a> {
+    pub watch: &'a SetWatch,
+    pub listeners: Vec<ClientListener>,
+    /// The path of requests to unknown handlers.
+    path: String,
+    /// The bound on every wait of a client.
+    pub timeout: Duration,
+    pub attempts: Mutex<Vec<RequestAttempt>>,
+    record_files: Vec<RecordFile>,
+    next_request: AtomicU64,
+    stopped: AtomicBool,
 }
 
-/// One request as its client means it.
-pub struct Request {
+/// A file in which handlers record starts.
+struct RecordFile {
+    path: PathBuf,
+    /// How many starts it held before the drill.
+    earlier: usize,
+}
+
+/// One request of a client.
+pub(super) struct DrillRequest {
     pub id: u64,
-    pub door: usize,
-    /// Empty: GET.
+    pub listener: usize,
+    /// If empty, the method is GET.
     pub body: Vec<u8>,
-    /// How long the handler is asked to think.
-    pub think: Duration,
+    /// How long a recording handler delays its response.
+    pub delay: Duration,
+}
+
+impl DrillRequest {
+    pub(super) fn method(&self) -> &'static str {
+        if self.body.is_empty() { "GET" } else { "POST" }
+    }
+}
+
+/// When an attempt was sent; see [`RequestAttempt`].
+#[derive(Clone, Copy)]
+pub(super) struct AttemptTiming {
+    pub sent: Monotonic,
+    pub client_time: Duration,
+    pub previous_sent: Option<Monotonic>,
+}
+
+impl AttemptTiming {
+    /// The first request on its connection, sent now.
+    pub(super) fn now() -> Self {
+        Self { sent: clock::now(), client_time: Duration::ZERO, previous_sent: None }
+    }
 }
 
 impl<'a> Traffic<'a> {
-    pub fn new(set: &Set, watch: &'a Watch, path: String) -> Self {
+    pub(super) fn new(set: &DrillSet, watch: &'a SetWatch, path: String) -> Self {
         let bounds = set.bounds();
         let longest = bounds.attempt.iter().max().copied().unwrap_or_default();
-        let doors = set.doors();
-        let pool = |index: usize| doors[index].pool;
-        let is_foreign = |index| set.is_inetd(pool(index)) && set.speaks(pool(index)) == Speaks::Other;
-        let entrance = |(index, listener): (usize, &crate::config::ListenerConfig)| Entrance {
-            speaks: set.speaks(pool(index)),
-            redirects: set.redirects(index),
-            behind_proxy: listener.proxy_protocol,
-            host: listener.allowed_hosts.first().cloned(),
-            closed: is_foreign(index).then_some("what its program speaks is not known"),
+        let checked = set.listeners();
+        let listener = |(index, listener): (usize, &ListenerConfig)| {
+            let pool = checked[index].pool;
+            let handler = set.handler(pool);
+            let is_unknown = set.is_inetd(pool) && handler == DrillHandler::Unknown;
+            ClientListener {
+                handler,
+                redirects: set.redirects(index),
+                proxy_protocol: listener.proxy_protocol,
+                host: listener.allowed_hosts.first().cloned(),
+                unused: is_unknown.then_some("the protocol of its program is unknown"),
+            }
         };
-        let entrances: Vec<_> = set.config.listeners.iter().enumerate().map(entrance).collect();
-        let files = entrances.iter().filter_map(|entrance: &Entrance| match &entrance.speaks {
-            Speaks::Record(file) => Some(file.clone()),
+        let listeners: Vec<_> = set.config.listeners.iter().enumerate().map(listener).collect();
+        let files = listeners.iter().filter_map(|listener: &ClientListener| match &listener.handler {
+            DrillHandler::Recording(file) => Some(file.clone()),
             _ => None,
         });
-        // A file that cannot be read now cannot be in the end either, and is told then.
-        let before = |file: PathBuf| (recording_handler::read(&file).map_or(0, |starts| starts.len()), file);
-        let books = files.collect::<BTreeSet<_>>().into_iter().map(before).map(|(count, file)| (file, count));
+        let record_file = |path: PathBuf| {
+            // A file that cannot be read now is reported at the end, when it cannot be read either.
+            let earlier = recording_handler::read_starts(&path).map_or(0, |starts| starts.len());
+            RecordFile { path, earlier }
+        };
         Self {
             watch,
-            books: books.collect(),
-            entrances,
+            record_files: files.collect::<BTreeSet<_>>().into_iter().map(record_file).collect(),
+            listeners,
             path,
-            patience: longest + (bounds.worker + bounds.dispatcher + bounds.watchdog + bounds.leave) * 2,
+            timeout: longest + (bounds.worker + bounds.dispatcher + bounds.watchdog + bounds.drain) * 2,
             attempts: Mutex::default(),
-            next: AtomicU64::new(1),
-            over: AtomicBool::new(false),
+            next_request: AtomicU64::new(1),
+            stopped: AtomicBool::new(false),
         }
     }
 
-    /// Ends it: requests under way come to their end.
-    pub fn end(&self) {
-        self.over.store(true, Ordering::Relaxed);
+    /// Stops all clients after the requests that they have sent.
+    pub(super) fn stop(&self) {
+        self.stopped.store(true, Ordering::Relaxed);
     }
 
-    pub fn is_over(&self) -> bool {
-        self.over.load(Ordering::Relaxed)
+    pub(super) fn is_stopped(&self) -> bool {
+        self.stopped.load(Ordering::Relaxed)
     }
 
-    /// The number of a new request.
-    pub fn number(&self) -> u64 {
-        self.next.fetch_add(1, Ordering::Relaxed)
+    pub(super) fn next_request_id(&self) -> u64 {
+        self.next_request.fetch_add(1, Ordering::Relaxed)
     }
 
-    /// Where listener `index` is now; `None` while that is not known.
-    pub fn place(&self, index: usize) -> Option<Place> {
-        Place::parse(self.watch.listeners().get(index)?)
+    /// The current address of a listener; `None` while the watchdog has not published it.
+    pub(super) fn address(&self, listener: usize) -> Option<ServerAddress> {
+        ServerAddress::parse(self.watch.listeners().get(listener)?)
     }
 
-    pub fn host(&self, index: usize, place: &Place) -> String {
-        self.entrances[index].host.clone().unwrap_or_else(|| place.host())
+    /// The value of `Host` at a listener, or at one of its workers, with this address.
+    pub(super) fn host(&self, listener: usize, address: &ServerAddress) -> String {
+        self.listeners[listener].host.clone().unwrap_or_else(|| address.host())
     }
 
-    /// What a proxy would write first, were there one; nothing where none is expected.
-    pub fn introduction(&self, door: usize, id: u64, from: Ipv4Addr) -> Vec<u8> {
-        if self.entrances[door].behind_proxy { raw_http::proxied(from, id.is_multiple_of(2)) } else { Vec::new() }
-    }
-
-    /// The target of an attempt.
-    pub fn target(&self, door: usize, id: u64, number: u32, think: Duration) -> String {
-        match &self.entrances[door].speaks {
-            Speaks::Record(_) => format!("/{id}/{number}?ms={}", think.as_millis()),
-            Speaks::Echo => format!("/{id}/{number}"),
-            Speaks::Other => self.path.clone(),
+    /// The PROXY header for a client address, or nothing where the listener expects none.
+    pub(super) fn proxy_header(&self, listener: usize, request: u64, from: Ipv4Addr) -> Vec<u8> {
+        if self.listeners[listener].proxy_protocol {
+            raw_http::proxy_header(from, request.is_multiple_of(2))
+        } else {
+            Vec::new()
         }
     }
 
-    /// What handlers have recorded since the drill began.
+    /// The target of an attempt of this request.
+    pub(super) fn target(&self, request: &DrillRequest, attempt: u32) -> String {
+        let DrillRequest { id, listener, delay, .. } = request;
+        match &self.listeners[*listener].handler {
+            DrillHandler::Recording(_) => format!("/{id}/{attempt}?ms={}", delay.as_millis()),
+            DrillHandler::Echo => format!("/{id}/{attempt}"),
+            DrillHandler::Unknown => self.path.clone(),
+        }
+    }
+
+    /// What handlers have recorded since the start of the drill.
     ///
     /// # Errors
-    /// A file that cannot be read, or is none of records.
-    pub fn records(&self) -> Result<Vec<(u64, u32)>, String> {
+    /// A file cannot be read or is not a record of starts.
+    pub(super) fn recorded_starts(&self) -> Result<Vec<(u64, u32)>, String> {
         let mut all = Vec::new();
-        for (file, before) in &self.books {
-            let starts = recording_handler::read(file).map_err(|error| format!("{}: {error}", file.display()))?;
-            all.extend(starts.into_iter().skip(*before));
+        for RecordFile { path, earlier } in &self.record_files {
+            let starts =
+                recording_handler::read_starts(path).map_err(|error| format!("{}: {error}", path.display()))?;
+            all.extend(starts.into_iter().skip(*earlier));
         }
         Ok(all)
     }
 
-    pub fn note(&self, attempt: Attempt) {
-        held(&self.attempts).push(attempt);
+    /// The listeners to which clients send requests.
+    pub(super) fn used_listeners(&self) -> impl Iterator<Item = usize> {
+        (0..self.listeners.len()).filter(|index| self.listeners[*index].unused.is_none())
     }
 
-    /// Runs all clients, until [`Traffic::end`], on threads of this scope.
-    pub fn start<'s>(&'s self, scope: &'s std::thread::Scope<'s, '_>, seed: u64) {
-        for client in 0..PLAIN {
-            scope.spawn(move || self.plain(Random::new(seed ^ (client + 1) << 32)));
-        }
-        for client in 0..KEEPING {
-            scope.spawn(move || self.keeping(Random::new(seed ^ (client + 201) << 32)));
-        }
-        scope.spawn(move || {
-            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-            let runtime = runtime.expect("a runtime needs three descriptors, and the drill has them");
-            runtime.block_on(async {
-                let client = |client| self.library(Random::new(seed ^ (client + 101) << 32));
-                futures(LIBRARY, client).await;
-            });
-        });
+    /// A random listener that `accepts`; `None` if there is none.
+    pub(super) fn choose_listener(
+        &self,
+        random: &mut SplitMix64,
+        accepts: fn(&ClientListener) -> bool,
+    ) -> Option<usize> {
+        let accepted: Vec<_> = self.used_listeners().filter(|index| accepts(&self.listeners[*index])).collect();
+        accepted.get(random.next() as usize % accepted.len().max(1)).copied()
     }
 
-    /// A request to one of the listeners that this kind of client may use; `None` if there is none.
-    pub fn request(&self, random: &mut Random, may: fn(&Entrance) -> bool) -> Option<Request> {
-        let door = self.door(random, may)?;
-        Some(self.request_at(random, door))
-    }
-
-    /// The listeners to which clients go.
-    pub fn open(&self) -> impl Iterator<Item = usize> {
-        (0..self.entrances.len()).filter(|index| self.entrances[*index].closed.is_none())
-    }
-
-    /// One of the listeners that this kind of client may use; `None` if there is none.
-    pub fn door(&self, random: &mut Random, may: fn(&Entrance) -> bool) -> Option<usize> {
-        let open: Vec<_> = self.open().filter(|index| may(&self.entrances[*index])).collect();
-        open.get(random.next() as usize % open.len().max(1)).copied()
-    }
-
-    /// A request to this listener.
-    pub fn request_at(&self, random: &mut Random, door: usize) -> Request {
-        let size = match self.entrances[door].speaks {
-            Speaks::Other => 0,
-            _ => *random.of(SIZES),
+    /// A new request to this listener.
+    pub(super) fn new_request(&self, random: &mut SplitMix64, listener: usize) -> DrillRequest {
+        let size = match self.listeners[listener].handler {
+            DrillHandler::Unknown => 0,
+            _ => *random.pick(BODY_SIZES),
         };
-        let id = self.number();
-        let think = if random.below(4) == 0 {
+        let id = self.next_request_id();
+        let delay = if random.below(4) == 0 {
             random.between(Duration::ZERO, Duration::from_millis(60))
         } else {
             Duration::ZERO
         };
-        Request { id, door, body: content(id, size), think }
+        DrillRequest { id, listener, body: request_body(id, size), delay }
     }
 
-    pub fn told(
+    /// Records an attempt that has just ended.
+    pub(super) fn record(&self, request: &DrillRequest, number: u32, timing: AttemptTiming, outcome: AttemptOutcome) {
+        let AttemptTiming { sent, client_time, previous_sent } = timing;
+        let attempt = RequestAttempt {
+            request: request.id,
+            number,
+            listener: request.listener,
+            sent,
+            ended: clock::now(),
+            client_time: client_time + request.delay,
+            previous_sent,
+            outcome,
+        };
+        lock(&self.attempts).push(attempt);
+    }
+
+    pub(super) fn outcome_of(&self, request: &DrillRequest, number: u32, response: &RawResponse) -> AttemptOutcome {
+        self.outcome_of_parts(request, number, response.status, response.header("patou-outcome"), &response.body)
+    }
+
+    /// The outcome of an attempt, by the status, `Patou-Outcome` and body of its response.
+    pub(super) fn outcome_of_parts(
         &self,
-        request: &Request,
+        request: &DrillRequest,
         number: u32,
-        begun: Monotonic,
-        own: Duration,
-        kept: Option<Monotonic>,
-        end: End,
-    ) {
-        let (id, door, ended) = (request.id, request.door, clock::now());
-        self.note(Attempt { request: id, number, door, begun, ended, own: own + request.think, kept, end });
-    }
-
-    pub fn judge(&self, request: &Request, number: u32, answer: &Answer) -> End {
-        self.judge_parts(request, number, answer.status, answer.header("patou-outcome"), &answer.body)
-    }
-
-    fn judge_parts(&self, request: &Request, number: u32, status: u16, outcome: Option<&str>, body: &[u8]) -> End {
-        match outcome {
-            Some("not-started") => return End::NotStarted(Reason::Refused(status)),
-            Some(_) => return End::Unknown(Doubt::Told(status)),
+        status: u16,
+        patou_outcome: Option<&str>,
+        body: &[u8],
+    ) -> AttemptOutcome {
+        match patou_outcome {
+            Some("not-started") => return AttemptOutcome::NotStarted(NotStartedReason::Refused(status)),
+            Some(_) => return AttemptOutcome::Unknown(UnknownReason::Reported(status)),
             None => {}
         }
-        let speaks = &self.entrances[request.door].speaks;
-        if *speaks == Speaks::Other {
-            return End::Served; // whatever it says, it is the application's word
+        let handler = &self.listeners[request.listener].handler;
+        if *handler == DrillHandler::Unknown {
+            return AttemptOutcome::Served; // any response of an unknown handler is its own
         }
         if status != 200 {
-            return End::Odd(status);
+            return AttemptOutcome::NoOutcome(status);
         }
-        let expected = match (request.body.is_empty(), speaks) {
-            (false, _) => request.body.clone(),
-            (true, Speaks::Record(_)) => recording_handler::words(request.id, number).into_bytes(),
-            (true, _) => format!("GET {}\n", self.target(request.door, request.id, number, request.think)).into_bytes(),
+        let expected = if !request.body.is_empty() {
+            request.body.clone()
+        } else if let DrillHandler::Recording(_) = handler {
+            recording_handler::default_body(request.id, number).into_bytes()
+        } else {
+            format!("GET {}\n", self.target(request, number)).into_bytes()
         };
         if body == expected {
-            return End::Served;
+            return AttemptOutcome::Served;
         }
         let same = body.iter().zip(&expected).take_while(|(a, b)| a == b).count();
-        End::Wrong(format!("{} bytes, expected {}, the first {same} alike", body.len(), expected.len()))
-    }
-
-    /// A client that uses the library, with and without its own retries.
-    async fn library(&self, mut random: Random) {
-        while !self.is_over() {
-            let Some(request) = self.request(&mut random, |entrance| entrance.redirects) else { return };
-            let retry = if random.below(2) == 0 { Duration::ZERO } else { Duration::from_secs(2) };
-            for number in 1..=ATTEMPTS {
-                let begun = clock::now();
-                let end = match tokio::time::timeout(self.patience, self.call(&request, number, retry)).await {
-                    Ok(end) => end,
-                    Err(_) => End::Silent("in a call of the client library"),
-                };
-                let again = matches!(end, End::NotStarted(_)) && !self.is_over();
-                // Its last attempt begins when the time for retries is over.
-                self.told(&request, number, begun, retry, None, end);
-                if !again {
-                    break;
-                }
-                tokio::time::sleep(random.between(Duration::from_millis(2), Duration::from_millis(50))).await;
-            }
-            tokio::time::sleep(random.between(Duration::ZERO, Duration::from_millis(40))).await;
-        }
-    }
-
-    async fn call(&self, request: &Request, number: u32, retry: Duration) -> End {
-        let Some(place) = self.place(request.door) else { return End::NotStarted(Reason::Unreached) };
-        let url = match &place {
-            Place::Tcp(address) => format!("http://{address}"),
-            Place::Unix(path) => format!("unix:{}", path.display()),
-        };
-        let Ok(target) = url.parse() else { return End::NotStarted(Reason::Unreached) };
-        let payload =
-            if request.body.is_empty() { Payload::Empty } else { Payload::Bytes(request.body.clone().into()) };
-        let method = if request.body.is_empty() { http::Method::GET } else { http::Method::POST };
-        let uri = self.target(request.door, request.id, number, request.think);
-        let mut message = http::Request::builder().method(method).uri(uri);
-        if let Some(host) = &self.entrances[request.door].host {
-            message = message.header("host", host);
-        }
-        let message = message.body(payload).expect("the parts of a drill's request are valid");
-        let answer = match Client::new(target).retry_for(retry).call(message).await {
-            Ok(answer) => answer,
-            Err(CallError::StartedUnknown { .. }) => return End::Unknown(Doubt::Lost),
-            Err(CallError::NotStarted { cause, .. }) => {
-                return End::NotStarted(match cause {
-                    Cause::Dispatcher { .. } | Cause::LeaseTimeout { .. } => Reason::Closed,
-                    Cause::Connect { to, .. } | Cause::ConnectTimeout { to, .. }
-                        if to.to_string() != url_less(&url) =>
-                    {
-                        Reason::Unmet
-                    }
-                    _ => Reason::Unreached,
-                });
-            }
-        };
-        let leased = answer.lease.is_some();
-        let (head, body) = answer.response.into_parts();
-        let outcome = head.headers.get("patou-outcome").and_then(|value| value.to_str().ok());
-        let Ok(body) = body.collect().await else { return End::Unknown(Doubt::Cut) };
-        match self.judge_parts(request, number, head.status.as_u16(), outcome, &body.to_bytes()) {
-            End::NotStarted(_) if leased => End::NotStarted(Reason::SentBack),
-            end => end,
-        }
+        let what = format!("{} bytes instead of {}, of which the first {same} are equal", body.len(), expected.len());
+        AttemptOutcome::WrongResponse(what)
     }
 }
 
-fn url_less(url: &str) -> &str {
-    url.trim_start_matches("http://")
+/// The response of a connection that was to reach a worker, or the attempt's outcome if it is incomplete.
+pub(super) fn complete_response(received: ReceiveOutcome, step: &'static str) -> Result<RawResponse, AttemptOutcome> {
+    match received {
+        ReceiveOutcome::Complete(response) => Ok(response),
+        ReceiveOutcome::TimedOut => Err(AttemptOutcome::TimedOut(step)),
+        ReceiveOutcome::NoBytes => Err(AttemptOutcome::Unknown(UnknownReason::NoResponse)),
+        ReceiveOutcome::Truncated => Err(AttemptOutcome::Unknown(UnknownReason::Truncated)),
+    }
 }
 
-/// Polls `count` futures to their end on this task.
-async fn futures<F: Future<Output = ()>>(count: u64, make: impl Fn(u64) -> F) {
-    let mut all: Vec<_> = (0..count).map(|n| Some(Box::pin(make(n)))).collect();
-    std::future::poll_fn(|task| {
-        for one in &mut all {
-            if one.as_mut().is_some_and(|future| future.as_mut().poll(task).is_ready()) {
-                *one = None;
-            }
-        }
-        if all.iter().all(Option::is_none) { std::task::Poll::Ready(()) } else { std::task::Poll::Pending }
-    })
-    .await;
-}
-
-/// Bytes that tell a request from every other.
-pub fn content(id: u64, size: usize) -> Vec<u8> {
-    let mut random = Random::new(id);
+/// A body that no other request has.
+pub(super) fn request_body(request: u64, size: usize) -> Vec<u8> {
+    let mut random = SplitMix64::new(request);
     let mut bytes: Vec<u8> =
         std::iter::repeat_with(|| random.next().to_le_bytes()).take(size.div_ceil(8)).flatten().collect();
     bytes.truncate(size);
     bytes
 }
 
-/// Where a dispatcher's answer sends the client: `307`, or a lease in JSON.
-pub fn goes_on(answer: &Answer, asked: &Place, target: &str) -> Option<(Place, String)> {
-    match answer.status {
+/// The worker's address and the target there, if the dispatcher's response is a `307` or a lease in JSON.
+pub(super) fn leased_worker(
+    response: &RawResponse,
+    dispatcher: &ServerAddress,
+    target: &str,
+) -> Option<(ServerAddress, String)> {
+    match response.status {
         307 => {
-            let rest = answer.header("location")?.strip_prefix("http://")?;
+            let rest = response.header("location")?.strip_prefix("http://")?;
             let (host, path) = rest.split_at(rest.find('/')?);
-            // The host is what we called the dispatcher; the port is the worker's.
+            // The host is that of the request's `Host`; the port is the worker's.
             let port = host.rsplit_once(':')?.1.parse().ok()?;
-            let Place::Tcp(mut address) = asked.clone() else { return None };
+            let ServerAddress::Tcp(mut address) = dispatcher.clone() else { return None };
             address.set_port(port);
-            Some((Place::Tcp(address), path.to_owned()))
+            Some((ServerAddress::Tcp(address), path.to_owned()))
         }
         200 => {
-            let lease: serde_json::Value = serde_json::from_slice(&answer.body).ok()?;
-            let place = Place::parse(lease["address"].as_str()?)?;
-            Some((place, format!("/.patou/{}{target}", lease["token"].as_str()?)))
+            let lease: serde_json::Value = serde_json::from_slice(&response.body).ok()?;
+            let address = ServerAddress::parse(lease["address"].as_str()?)?;
+            Some((address, format!("/.patou/{}{target}", lease["token"].as_str()?)))
         }
         _ => None,
     }

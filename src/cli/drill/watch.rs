@@ -1,149 +1,153 @@
-//! Watches the set while it is drilled: reads what the watchdog writes as soon as it is written, and notices when
-//! the drill itself is run too late.
+//! Watches the set during a drill: reads the watchdog's state file whenever it changes, and notices when the machine
+//! delays the drill itself.
 
 use std::collections::HashMap;
 use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
-use super::fault_tracker::{Sight, Tracker};
-use super::generator::Part;
-use super::set::is_up;
+use super::fault::DrillPart;
+use super::fault_tracker::{FaultTracker, PartObservation};
+use crate::cli::patou_run::all_parts_up;
 use crate::clock;
 use crate::config::Config;
 use crate::exchange::Incarnation;
-use crate::ids::{Lifecycle, Monotonic, WorkerId};
+use crate::ids::{Lifecycle, Monotonic, ProcessId, WorkerId};
 use crate::ipc;
-use crate::process_tree;
+use crate::procfs::ProcessStat;
 use crate::status::{SavedPart, SavedState};
+use crate::sync::lock;
 use crate::units;
 
-/// How often it is looked.
-const LOOK: Duration = Duration::from_millis(1);
-/// A look that is later than this was not run by the machine.
-const LATE: Duration = Duration::from_millis(10);
+/// How often the state file is checked.
+const INTERVAL: Duration = Duration::from_millis(1);
+/// A check that is later than this was delayed by the machine.
+const MAX_DELAY: Duration = Duration::from_millis(10);
 
 /// What is known of the parts, shared by all threads of the drill.
 #[derive(Debug, Default)]
-pub struct Watch {
-    tracker: Mutex<Tracker>,
-    /// Process and start time of each part.
-    identities: Mutex<HashMap<Part, (u32, u64)>>,
-    late: Mutex<Vec<(Monotonic, Duration)>>,
+pub(super) struct SetWatch {
+    tracker: Mutex<FaultTracker>,
+    processes: Mutex<HashMap<DrillPart, ProcessId>>,
+    delays: Mutex<Vec<(Monotonic, Duration)>>,
     listeners: Mutex<Vec<String>>,
-    over: AtomicBool,
+    stopped: AtomicBool,
 }
 
-/// A lock that is held by a thread that panicked is no worse than before.
-pub fn held<T>(lock: &Mutex<T>) -> MutexGuard<'_, T> {
-    lock.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-impl Watch {
-    pub fn tracker(&self) -> MutexGuard<'_, Tracker> {
-        held(&self.tracker)
+impl SetWatch {
+    pub(super) fn tracker(&self) -> MutexGuard<'_, FaultTracker> {
+        lock(&self.tracker)
     }
 
-    /// The process of a part, with its start time.
-    pub fn identity(&self, part: Part) -> Option<(u32, u64)> {
-        held(&self.identities).get(&part).copied()
+    /// The process of a part.
+    pub(super) fn process(&self, part: DrillPart) -> Option<ProcessId> {
+        lock(&self.processes).get(&part).copied()
     }
 
-    /// Where the listeners are now, in the order of the configuration.
-    pub fn listeners(&self) -> Vec<String> {
-        held(&self.listeners).clone()
+    /// The current addresses of the listeners, in the order of the configuration.
+    pub(super) fn listeners(&self) -> Vec<String> {
+        lock(&self.listeners).clone()
     }
 
-    /// When the drill was run too late, and by how much.
-    pub fn late(&self) -> Vec<(Monotonic, Duration)> {
-        held(&self.late).clone()
+    /// When the machine delayed the drill, and by how much.
+    pub(super) fn delays(&self) -> Vec<(Monotonic, Duration)> {
+        lock(&self.delays).clone()
     }
 
-    pub fn end(&self) {
-        self.over.store(true, Ordering::Relaxed);
+    pub(super) fn stop(&self) {
+        self.stopped.store(true, Ordering::Relaxed);
     }
 
-    /// Watches until [`Watch::end`].
-    pub fn run(&self, config: &Config) {
+    /// Watches until [`SetWatch::stop`].
+    pub(super) fn run(&self, config: &Config) {
         let dir = &config.set.runtime_dir;
         let file = if ipc::is_run_by_systemd(dir) { Path::new(units::WATCHDOG_DIR) } else { dir }.join("watchdog.json");
         let workers: Vec<WorkerId> = config.workers().collect();
-        let (mut read, mut state): (_, Option<SavedState>) = (None, None);
-        while !self.over.load(Ordering::Relaxed) {
-            let before = Instant::now();
-            std::thread::sleep(LOOK);
-            let late = before.elapsed().saturating_sub(LOOK);
-            if late > LATE {
-                held(&self.late).push((clock::now(), late));
-                self.tracker().postpone(late);
-            }
-            let now_there = fs::metadata(&file).ok().map(|file| (file.ino(), file.mtime(), file.mtime_nsec()));
-            let changed = now_there != read;
+        let (mut version_read, mut state): (_, Option<SavedState>) = (None, None);
+        while !self.stopped.load(Ordering::Relaxed) {
+            self.sleep();
+            let version = fs::metadata(&file).ok().map(|file| (file.ino(), file.mtime(), file.mtime_nsec()));
+            let changed = version != version_read;
             if changed {
                 let new = SavedState::read(dir).ok();
-                read = now_there.filter(|_| new.is_some());
+                version_read = version.filter(|_| new.is_some());
                 if let (Some(old), Some(new)) = (&state, &new)
                     && old.pid != new.pid
                 {
-                    self.tracker().forget();
+                    self.tracker().watchdog_changed();
                 }
                 state = new.or(state);
             }
             let Some(state) = &state else { continue };
-            // What a watchdog wrote that is dead says nothing about now.
+            // The state file of a dead watchdog is out of date.
             if state.watchdog().is_none() {
-                self.tracker().see(clock::now(), Part::Watchdog, &Sight { cause: "gone".into(), ..Sight::default() });
+                let gone = PartObservation { cause: "gone".into(), ..PartObservation::default() };
+                self.tracker().observe(clock::now(), DrillPart::Watchdog, &gone);
                 continue;
             }
             if changed {
-                self.identify(state, &workers);
+                self.update_processes(state, &workers);
             }
-            self.look(config, state, &workers);
+            self.observe(config, state, &workers);
         }
     }
 
-    fn identify(&self, state: &SavedState, workers: &[WorkerId]) {
-        *held(&self.listeners) = state.listeners.clone();
-        let mut identities = held(&self.identities);
-        identities.insert(Part::Watchdog, (state.pid, state.started));
-        for (part, of) in parts(state, workers) {
-            match of.pid.and_then(|pid| Some((pid, process_tree::read_process(pid)?.started))) {
-                Some(identity) => drop(identities.insert(part, identity)),
-                None => drop(identities.remove(&part)),
+    fn sleep(&self) {
+        let before = Instant::now();
+        std::thread::sleep(INTERVAL);
+        let delay = before.elapsed().saturating_sub(INTERVAL);
+        if delay > MAX_DELAY {
+            lock(&self.delays).push((clock::now(), delay));
+            self.tracker().extend_settling(delay);
+        }
+    }
+
+    fn update_processes(&self, state: &SavedState, workers: &[WorkerId]) {
+        *lock(&self.listeners) = state.listeners.clone();
+        let mut processes = lock(&self.processes);
+        processes.insert(DrillPart::Watchdog, ProcessId { pid: state.pid, start_time: state.started });
+        for (part, saved) in parts(state, workers) {
+            match saved.pid.and_then(ProcessStat::of).map(|stat| stat.id()) {
+                Some(process) => drop(processes.insert(part, process)),
+                None => drop(processes.remove(&part)),
             }
         }
     }
 
-    fn look(&self, config: &Config, state: &SavedState, workers: &[WorkerId]) {
+    fn observe(&self, config: &Config, state: &SavedState, workers: &[WorkerId]) {
         let mut tracker = self.tracker();
         let now = clock::now();
-        for (part, of) in parts(state, workers) {
-            let mut up = of.state == "up";
-            // Up is who says so in the slot too; looked at only where somebody waits for it.
-            if let (true, false, Part::Worker(index)) = (up, tracker.is_free(part), part) {
-                up = serves(config, &workers[index], of.pid);
+        for (part, saved) in parts(state, workers) {
+            let mut up = saved.state == "up";
+            // The slot of a worker must agree; it is read only while a fault of the worker is open.
+            if let DrillPart::Worker(index) = part
+                && up
+                && !tracker.is_available(part)
+            {
+                up = is_ready_in_slot(config, &workers[index], saved.pid);
             }
-            let cause = of.cause.clone().unwrap_or_default();
-            tracker.see(now, part, &Sight { pid: of.pid, accused: of.state == "frozen", up, cause });
+            let cause = saved.cause.clone().unwrap_or_default();
+            tracker.observe(now, part, &PartObservation { pid: saved.pid, frozen: saved.state == "frozen", up, cause });
         }
-        // One that was killed is back when everybody is.
-        let up = !tracker.is_held(Part::Watchdog) || is_up(state);
-        let watchdog = Sight { pid: Some(state.pid), accused: false, up, cause: String::new() };
-        tracker.see(now, Part::Watchdog, &watchdog);
+        // A watchdog that was killed has recovered when all parts are up.
+        let up = !tracker.has_open_fault(DrillPart::Watchdog) || all_parts_up(state);
+        let watchdog = PartObservation { pid: Some(state.pid), frozen: false, up, cause: String::new() };
+        tracker.observe(now, DrillPart::Watchdog, &watchdog);
         tracker.tick(now);
     }
 }
 
-fn parts<'a>(state: &'a SavedState, workers: &'a [WorkerId]) -> impl Iterator<Item = (Part, &'a SavedPart)> {
-    let worker = |(index, id): (usize, &WorkerId)| Some((Part::Worker(index), state.workers.get(&id.to_string())?));
-    std::iter::once((Part::Dispatcher, &state.dispatcher)).chain(workers.iter().enumerate().filter_map(worker))
+fn parts<'a>(state: &'a SavedState, workers: &'a [WorkerId]) -> impl Iterator<Item = (DrillPart, &'a SavedPart)> {
+    let worker =
+        |(index, id): (usize, &WorkerId)| Some((DrillPart::Worker(index), state.workers.get(&id.to_string())?));
+    std::iter::once((DrillPart::Dispatcher, &state.dispatcher)).chain(workers.iter().enumerate().filter_map(worker))
 }
 
-/// Whether the slot says that this process serves.
-fn serves(config: &Config, id: &WorkerId, pid: Option<u32>) -> bool {
-    let life = ipc::open(config, id).ok().and_then(|parts| Incarnation::load(&parts.segment));
-    life.is_some_and(|life| Some(life.pid) == pid && life.state == Lifecycle::Ready)
+/// Whether the slot names this process as ready.
+fn is_ready_in_slot(config: &Config, id: &WorkerId, pid: Option<u32>) -> bool {
+    let incarnation = ipc::open(config, id).ok().and_then(|parts| Incarnation::load(&parts.segment));
+    incarnation.is_some_and(|incarnation| Some(incarnation.pid) == pid && incarnation.state == Lifecycle::Ready)
 }

@@ -1,4 +1,4 @@
-//! `Expect: 100-continue`: when the body goes out, and when it does not.
+//! `Expect: 100-continue`: when the body is sent, and when it is not.
 
 use super::*;
 
@@ -9,90 +9,90 @@ fn body() -> Bytes {
 }
 
 #[tokio::test]
-async fn the_body_waits_for_100() {
+async fn large_body_waits_for_100_continue() {
     let (dispatcher, worker) = (Script::tcp().await, Script::tcp().await);
-    let (client, steps) = watched(dispatcher.client().expect_timeout(NEVER));
+    let (client, steps) = observed(dispatcher.client().expect_timeout(NEVER));
     let script = async {
-        dispatcher.leases(&worker.address()).await;
+        dispatcher.grant_lease(&worker.address()).await;
         let mut peer = worker.accept().await;
         assert!(peer.head().await.contains("\r\nexpect: 100-continue\r\n"));
-        peer.say("HTTP/1.1 103 Early Hints\r\n\r\n").await;
-        peer.hears_nothing().await;
-        peer.say("HTTP/1.1 100 Continue\r\n\r\n").await;
+        peer.send("HTTP/1.1 103 Early Hints\r\n\r\n").await;
+        peer.receives_nothing().await;
+        peer.send("HTTP/1.1 100 Continue\r\n\r\n").await;
         assert_eq!(peer.body(1025).await, body());
-        peer.say(OK_PONG).await;
+        peer.send(OK_PONG).await;
         assert_eq!(peer.finish().await, b"");
     };
-    let (got, ()) = guarded(async { tokio::join!(call(&client, post(body())), script) }).await;
-    assert_eq!(got.unwrap(), pong(1));
-    let all = ["Connected", "Asked", "Leased", "Sending", "Continue", "Progress", "Answered", "Finished"];
-    assert_eq!(names(&steps), all);
+    let (received, ()) = with_deadline(async { tokio::join!(call(&client, post(body())), script) }).await;
+    assert_eq!(received.unwrap(), pong(1));
+    let all = ["Connected", "Requesting", "Leased", "Sending", "Continue", "Progress", "Responded", "Finished"];
+    assert_eq!(step_names(&steps), all);
 }
 
 #[tokio::test]
-async fn an_early_refusal_gets_no_body() {
+async fn body_is_not_sent_after_an_early_refusal() {
     let (dispatcher, worker) = (Script::tcp().await, Script::tcp().await);
     let client = dispatcher.client().expect_timeout(NEVER);
     let script = async {
-        dispatcher.leases(&worker.address()).await;
+        dispatcher.grant_lease(&worker.address()).await;
         let mut peer = worker.accept().await;
         peer.head().await;
-        peer.say("HTTP/1.1 413 Content Too Large\r\nContent-Length: 9\r\n\r\ntoo ").await;
-        peer.hears_nothing().await;
-        peer.say("large").await;
+        peer.send("HTTP/1.1 413 Content Too Large\r\nContent-Length: 9\r\n\r\ntoo ").await;
+        peer.receives_nothing().await;
+        peer.send("large").await;
         assert_eq!(peer.finish().await, b"");
     };
-    let (got, ()) = guarded(async { tokio::join!(call(&client, post(body())), script) }).await;
-    assert_eq!(got.unwrap(), Got { status: 413, body: "too large".into(), ..pong(1) });
+    let (received, ()) = with_deadline(async { tokio::join!(call(&client, post(body())), script) }).await;
+    assert_eq!(received.unwrap(), Received { status: 413, body: "too large".into(), ..pong(1) });
 }
 
 #[tokio::test]
-async fn a_worker_that_never_says_100_gets_the_body_all_the_same() {
+async fn body_is_sent_without_100_continue_after_the_timeout() {
     let (dispatcher, worker) = (Script::tcp().await, Script::tcp().await);
-    let (client, steps) = watched(dispatcher.client().expect_timeout(Duration::from_millis(1)));
+    let (client, steps) = observed(dispatcher.client().expect_timeout(Duration::from_millis(1)));
     let script = async {
-        dispatcher.leases(&worker.address()).await;
+        dispatcher.grant_lease(&worker.address()).await;
         let mut peer = worker.accept().await;
         peer.head().await;
         assert_eq!(peer.body(1025).await, body());
-        peer.say(OK_PONG).await;
+        peer.send(OK_PONG).await;
         assert_eq!(peer.finish().await, b"");
     };
-    let (got, ()) = guarded(async { tokio::join!(call(&client, post(body())), script) }).await;
-    assert_eq!(got.unwrap(), pong(1));
-    assert!(!names(&steps).contains(&"Continue".to_owned()));
+    let (received, ()) = with_deadline(async { tokio::join!(call(&client, post(body())), script) }).await;
+    assert_eq!(received.unwrap(), pong(1));
+    assert!(!step_names(&steps).contains(&"Continue".to_owned()));
 }
 
 #[tokio::test]
-async fn an_echo_that_answers_before_it_reads_gets_the_body() {
+async fn body_is_sent_to_a_worker_that_responds_200_before_it_reads() {
     let (dispatcher, worker) = (Script::tcp().await, Script::tcp().await);
     let client = dispatcher.client().expect_timeout(Duration::from_millis(1));
     let script = async {
-        dispatcher.leases(&worker.address()).await;
+        dispatcher.grant_lease(&worker.address()).await;
         let mut peer = worker.accept().await;
         peer.head().await;
-        peer.say("HTTP/1.1 200 OK\r\nContent-Length: 1025\r\n\r\n").await;
+        peer.send("HTTP/1.1 200 OK\r\nContent-Length: 1025\r\n\r\n").await;
         let echo = String::from_utf8(peer.body(1025).await).unwrap();
-        peer.say(&echo).await;
+        peer.send(&echo).await;
         assert_eq!(peer.finish().await, b"");
     };
-    let (got, ()) = guarded(async { tokio::join!(call(&client, post(body())), script) }).await;
-    assert_eq!(got.unwrap().body, String::from_utf8(body().into()).unwrap());
+    let (received, ()) = with_deadline(async { tokio::join!(call(&client, post(body())), script) }).await;
+    assert_eq!(received.unwrap().body, String::from_utf8(body().into()).unwrap());
 }
 
 #[tokio::test]
-async fn a_small_body_is_sent_at_once() {
+async fn small_body_is_sent_immediately() {
     let (dispatcher, worker) = (Script::tcp().await, Script::tcp().await);
     let client = dispatcher.client().expect_timeout(NEVER);
     let script = async {
-        dispatcher.leases(&worker.address()).await;
+        dispatcher.grant_lease(&worker.address()).await;
         let mut peer = worker.accept().await;
         assert!(!peer.head().await.contains("expect"));
         peer.body(1024).await;
-        peer.say(OK_PONG).await;
+        peer.send(OK_PONG).await;
         assert_eq!(peer.finish().await, b"");
     };
     let small = body().slice(1..);
-    let (got, ()) = guarded(async { tokio::join!(call(&client, post(small)), script) }).await;
-    assert_eq!(got.unwrap(), pong(1));
+    let (received, ()) = with_deadline(async { tokio::join!(call(&client, post(small)), script) }).await;
+    assert_eq!(received.unwrap(), pong(1));
 }

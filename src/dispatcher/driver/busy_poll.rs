@@ -1,11 +1,12 @@
-//! Slots of which news is expected soon: looked at without being rung for, as long as this thread is awake.
+//! Busy polling of slots with an open offer, as long as this thread is awake.
 //!
-//! A ring costs the worker a system call and this thread two more and a turn of its loop. So whoever gets an offer is told
-//! that the dispatcher looks by itself ([`Asker::watch`]), until the dispatcher goes to sleep. Before it does, it may watch
-//! for a while, where the worker has another core and its answers are quick ([`Patience`]). At rest nothing is watched.
+//! A ring costs the worker a system call, and this thread two more and an iteration of its event loop. The slot of an
+//! open offer therefore tells the worker not to ring ([`DispatcherSide::watch`]) until this thread parks. Before it
+//! parks, it may spin for a while, if the worker runs on another core and the pool's workers answer fast
+//! ([`SpinBudget`]). At rest nothing is polled.
 //!
-//! [`Asker::watch`]: crate::exchange::Asker::watch
-//! [`Patience`]: crate::exchange::Patience
+//! [`DispatcherSide::watch`]: crate::exchange::DispatcherSide::watch
+//! [`SpinBudget`]: crate::exchange::SpinBudget
 
 use std::cell::RefCell;
 use std::collections::VecDeque;
@@ -16,142 +17,138 @@ use nix::sched::sched_getcpu;
 
 use super::Driver;
 use crate::clock;
-use crate::dispatcher::pool_slots::{PoolSlots, Slot};
+use crate::dispatcher::pool_slots::{PoolSlots, SlotIndex, WorkerSlot};
 
-/// With more of them than this, others are waiting for a core.
-const WATCHED_MAX: usize = 4;
+/// With more polled slots than this, other threads need the core.
+const POLLED_MAX: usize = 4;
 
-/// With more than those, so much time passes between two glances at all of them.
-const GLANCES: Duration = Duration::from_micros(200);
+/// With more polled slots than that, the pause between two polls of all of them.
+const POLL_PAUSE: Duration = Duration::from_micros(200);
 
-/// Looks at the slots in between two readings of the clock.
-const LOOKS: u32 = 32;
-
-/// A slot: index of its pool, and worker.
-pub(super) type SlotIndex = (usize, u16);
+/// Polls between two readings of the clock.
+const POLLS_PER_CLOCK: u32 = 32;
 
 thread_local! {
-    /// The desk of this thread.
+    /// The driver of this thread.
     static DRIVER: RefCell<Weak<Driver>> = const { RefCell::new(Weak::new()) };
 }
 
-/// To be called by the runtime before its thread sleeps.
-pub fn before_sleep() {
-    if let Some(desk) = DRIVER.with_borrow(Weak::upgrade) {
-        desk.before_sleep();
+/// The runtime must call this before its thread parks.
+pub(crate) fn on_thread_park() {
+    if let Some(driver) = DRIVER.with_borrow(Weak::upgrade) {
+        driver.prepare_park();
     }
 }
 
-fn slot(rooms: &mut [PoolSlots], (index, n): SlotIndex) -> Option<&mut Slot> {
-    rooms.get_mut(index)?.slots.get_mut(usize::from(n) - 1)?.as_mut()
+fn slot(pools: &mut [PoolSlots], (index, n): SlotIndex) -> Option<&mut WorkerSlot> {
+    pools.get_mut(index)?.slot_mut(n)
 }
 
-/// Takes the places out of `expected` of which there is news.
-fn take_news(rooms: &mut [PoolSlots], expected: &mut Vec<SlotIndex>, news: &mut VecDeque<SlotIndex>) -> bool {
-    let before = news.len();
-    expected.retain(|place| {
-        let Some(slot) = slot(rooms, *place) else { return false };
-        let waits = !slot.asker.has_update();
-        if !waits {
-            slot.watched = false;
-            slot.asker.stop_polling();
-            news.push_back(*place);
+/// Moves the slots that have changed from `polled` to `updated`; whether there were any.
+fn take_updates(pools: &mut [PoolSlots], polled: &mut Vec<SlotIndex>, updated: &mut VecDeque<SlotIndex>) -> bool {
+    let before = updated.len();
+    polled.retain(|at| {
+        let Some(slot) = slot(pools, *at) else { return false };
+        let changed = slot.side.has_update();
+        if changed {
+            slot.polled = false;
+            slot.side.stop_polling();
+            updated.push_back(*at);
         }
-        waits
+        !changed
     });
-    news.len() > before
+    updated.len() > before
 }
 
 impl Driver {
-    /// This desk is the one of this thread.
-    pub(super) fn be_here(self: &Rc<Self>) {
+    pub(super) fn register_on_thread(self: &Rc<Self>) {
         DRIVER.set(Rc::downgrade(self));
     }
 
-    /// An offer is about to be made.
-    pub(super) fn expect(&self, place: SlotIndex, slot: &mut Slot) {
-        if !slot.watched {
-            slot.watched = true;
-            slot.asker.start_polling();
-            self.expected.borrow_mut().push(place);
+    /// Polls a slot in which an offer is about to be made.
+    pub(super) fn poll_slot(&self, at: SlotIndex, slot: &mut WorkerSlot) {
+        if !slot.polled {
+            slot.polled = true;
+            slot.side.start_polling();
+            self.polled.borrow_mut().push(at);
         }
     }
 
-    fn before_sleep(&self) {
-        let mut rooms = self.rooms.borrow_mut();
-        let (mut expected, mut news) = (self.expected.borrow_mut(), self.news.borrow_mut());
-        if !expected.is_empty()
-            && !take_news(&mut rooms, &mut expected, &mut news)
-            && !self.watch(&mut rooms, &mut expected, &mut news)
+    fn prepare_park(&self) {
+        let mut pools = self.pools.borrow_mut();
+        let (mut polled, mut updated) = (self.polled.borrow_mut(), self.updated.borrow_mut());
+        if !polled.is_empty()
+            && !take_updates(&mut pools, &mut polled, &mut updated)
+            && !self.spin(&mut pools, &mut polled, &mut updated)
         {
-            for place in expected.drain(..) {
-                let Some(slot) = slot(&mut rooms, place) else { continue };
-                slot.watched = false;
-                slot.asker.stop_polling();
-                if slot.asker.has_update() {
-                    news.push_back(place);
+            for at in polled.drain(..) {
+                let Some(slot) = slot(&mut pools, at) else { continue };
+                slot.polled = false;
+                slot.side.stop_polling();
+                if slot.side.has_update() {
+                    updated.push_back(at);
                 }
             }
         }
-        if !news.is_empty() {
-            self.heard.notify_one();
+        if !updated.is_empty() {
+            self.update_found.notify_one();
         }
     }
 
-    /// Watches for as long as that is likely to be worth it; whether there was news.
-    fn watch(&self, rooms: &mut [PoolSlots], expected: &mut Vec<SlotIndex>, news: &mut VecDeque<SlotIndex>) -> bool {
-        let [(index, _), ..] = expected[..] else { return false };
-        if expected.len() > WATCHED_MAX {
+    /// Spins for as long as an update is likely; whether there was one.
+    fn spin(&self, pools: &mut [PoolSlots], polled: &mut Vec<SlotIndex>, updated: &mut VecDeque<SlotIndex>) -> bool {
+        let [(index, _), ..] = polled[..] else { return false };
+        if polled.len() > POLLED_MAX {
             return false;
         }
-        let here = sched_getcpu().ok().map(|core| core as u64);
-        let shared = self.cores == 1
-            || expected.iter().any(|place| {
-                slot(rooms, *place).is_none_or(|slot| slot.asker.core().is_none_or(|core| Some(core) == here))
+        let own_core = sched_getcpu().ok().map(|core| core as u64);
+        let shares_core = self.cores == 1
+            || polled.iter().any(|at| {
+                slot(pools, *at).is_none_or(|slot| slot.side.core().is_none_or(|core| Some(core) == own_core))
             });
-        let (since, longest) = (clock::now(), rooms[index].patience.next(shared));
+        let (since, longest) = (clock::now(), pools[index].spin.next(shares_core));
         if longest.is_zero() {
             return false;
         }
         loop {
-            for _ in 0..LOOKS {
-                if take_news(rooms, expected, news) {
-                    rooms[index].patience.record(Some(clock::now().since(since)));
+            for _ in 0..POLLS_PER_CLOCK {
+                if take_updates(pools, polled, updated) {
+                    pools[index].spin.record(Some(clock::now().since(since)));
                     return true;
                 }
                 std::hint::spin_loop();
             }
             if clock::now().since(since) >= longest {
-                rooms[index].patience.record(None);
+                pools[index].spin.record(None);
                 return false;
             }
         }
     }
 
-    /// Looks where there is news, without sleeping for it: a thread that always has something to do never sleeps. Not each
-    /// time, where there is much to look at.
-    pub fn glance(&self) {
-        let many = self.expected.borrow().len();
-        if many == 0 || many > WATCHED_MAX && clock::now().since(self.glanced.get()) < GLANCES {
+    /// Polls without parking, for a thread that always has something to do. With many polled slots it does nothing
+    /// until the pause between two polls has passed.
+    pub(crate) fn poll_now(&self) {
+        let many = self.polled.borrow().len();
+        if many == 0 || many > POLLED_MAX && clock::now().since(self.polled_at.get()) < POLL_PAUSE {
             return;
         }
-        self.glanced.set(clock::now());
-        take_news(&mut self.rooms.borrow_mut(), &mut self.expected.borrow_mut(), &mut self.news.borrow_mut());
-        self.look_at_news();
+        self.polled_at.set(clock::now());
+        take_updates(&mut self.pools.borrow_mut(), &mut self.polled.borrow_mut(), &mut self.updated.borrow_mut());
+        self.read_updated();
     }
 
-    fn look_at_news(&self) {
-        let next = || self.news.borrow_mut().pop_front();
+    fn read_updated(&self) {
+        let next = || self.updated.borrow_mut().pop_front();
         while let Some((index, n)) = next() {
-            self.look(index, n);
+            self.read_slot(index, n);
         }
     }
 
-    /// Looks where news was found before a sleep; never returns.
-    pub async fn run_news(&self) {
+    /// Reads the slots in which an update was found before the thread parked; never returns.
+    pub(crate) async fn run_updates(&self) {
         loop {
-            self.heard.notified().await;
-            self.look_at_news();
+            self.update_found.notified().await;
+            self.read_updated();
         }
     }
 }

@@ -1,117 +1,132 @@
-//! How the pools are, for whoever asks: systemd, the watchdog, an operator, the words of a refusal.
+//! Reports on the pools, for systemd, the watchdog, operators and refused clients.
 
 use sd_notify::NotifyState;
 
 use super::Driver;
 use crate::clock;
-use crate::dispatcher::pool_slots::{PoolSlots, Slot};
-use crate::dispatcher::redirect::PoolAvailability;
+use crate::dispatcher::pool_slots::{PoolSlots, WorkerSlot};
+use crate::dispatcher::refusal::PoolAvailability;
 use crate::exchange::Incarnation;
-use crate::ids::{Epoch, Lifecycle, PoolName, WorkerId};
+use crate::ids::{Epoch, Lifecycle, PoolName, WorkerId, WorkerNumber};
 use crate::log;
 use crate::pool::{PoolEvent, Worker};
 use crate::probe::{FailedPool, PoolReport, WorkerReport};
 
 impl Driver {
-    /// How things are, in a line for `systemctl status`.
-    pub fn status(&self) -> String {
-        let rooms = self.rooms.borrow();
-        let workers = || rooms.iter().flat_map(|room| room.pool.workers());
+    /// One line for `systemctl status`.
+    pub(crate) fn status(&self) -> String {
+        let pools = self.pools.borrow();
+        let workers = || pools.iter().flat_map(|pool| pool.table.workers());
         let serving = workers().filter(|worker| worker.up && !worker.drained).count();
         format!("serving with {serving} of {} workers, {} waiting", workers().count(), self.waiting())
     }
 
-    /// Tells systemd how things are, if that has changed.
-    pub fn tell_status(&self) {
+    /// Sends the status to systemd if it has changed.
+    pub(crate) fn notify_status(&self) {
         let status = self.status();
-        if *self.told.borrow() != status {
+        if *self.sent_status.borrow() != status {
             let _ = sd_notify::notify(&[NotifyState::Status(&status)]);
-            self.told.replace(status);
+            self.sent_status.replace(status);
         }
     }
 
-    /// What the probe reports. Who owes an answer is looked at first: it may be there, and its ring not yet heard.
-    pub fn report(&self) -> Vec<PoolReport> {
-        let rooms = self.rooms.borrow().len();
-        for index in 0..rooms {
-            let silent = |(worker, n): (&Worker, u16)| worker.silent_since.map(|_| n);
-            let owing = self.rooms.borrow()[index].pool.workers().iter().zip(1..).filter_map(silent).collect();
-            self.feed(index, None, owing);
+    /// The answer to a probe. Slots with an open question are read first: the answer may be there before its ring.
+    pub(crate) fn report(&self) -> Vec<PoolReport> {
+        let pools = self.pools.borrow().len();
+        for index in 0..pools {
+            let silent = |(worker, n): (&Worker, WorkerNumber)| worker.silent_since.map(|_| n);
+            let open = self.pools.borrow()[index]
+                .table
+                .workers()
+                .iter()
+                .zip(WorkerNumber::up_to(u16::MAX))
+                .filter_map(silent)
+                .collect();
+            self.run(index, None, open);
         }
         let now = clock::now();
-        let ticks = |slot: Option<&Slot>| Incarnation::load(&*slot?.segment).map(|life| life.ticks);
-        let worker = |worker: &Worker, slot: Option<&Slot>| WorkerReport {
+        let ms_since = |since| now.since(since).as_millis() as u64;
+        let ticks = |slot: Option<&WorkerSlot>| Incarnation::load(&*slot?.segment).map(|life| life.ticks);
+        let worker = |worker: &Worker, slot: Option<&WorkerSlot>| WorkerReport {
             epoch: worker.epoch.map_or(0, Epoch::get),
             serves: worker.up && worker.state == Some(Lifecycle::Ready) && !worker.corrupt,
             late: worker.late,
             drained: worker.drained,
             corrupt: worker.corrupt,
-            silent_ms: worker.silent_since.map(|since| now.since(since).as_millis() as u64),
-            starting_ms: worker.starting_since.map(|since| now.since(since).as_millis() as u64),
+            silent_ms: worker.silent_since.map(ms_since),
+            starting_ms: worker.starting_since.map(ms_since),
             ticks: worker.silent_since.and_then(|_| ticks(slot)),
         };
-        let report = |room: &PoolSlots| {
-            let (queue, oldest) = room.pool.waiting();
+        let report = |pool: &PoolSlots| {
+            let (queue, oldest) = pool.table.waiting();
             PoolReport {
-                name: room.config.name.clone(),
+                name: pool.config.name.clone(),
                 queue,
-                oldest_ms: oldest.map_or(0, |since| now.since(since).as_millis() as u64),
-                workers: room.pool.workers().iter().enumerate().map(|(i, w)| worker(w, room.slot(i))).collect(),
-                tally: room.pool.tally().clone(),
+                oldest_ms: oldest.map_or(0, ms_since),
+                workers: pool
+                    .table
+                    .workers()
+                    .iter()
+                    .zip(WorkerNumber::up_to(u16::MAX))
+                    .map(|(w, n)| worker(w, pool.slot(n)))
+                    .collect(),
+                tally: pool.table.counters().clone(),
             }
         };
-        self.rooms.borrow().iter().map(report).collect()
+        self.pools.borrow().iter().map(report).collect()
     }
 
-    /// How many clients wait for a worker.
-    pub fn waiting(&self) -> usize {
-        self.rooms.borrow().iter().map(|room| room.pool.waiting().0).sum()
+    /// The number of queued clients.
+    pub(crate) fn waiting(&self) -> usize {
+        self.pools.borrow().iter().map(|pool| pool.table.waiting().0).sum()
     }
 
     /// Whether the configuration in force has this worker.
-    pub fn has(&self, id: &WorkerId) -> bool {
-        self.rooms
+    pub(crate) fn has_worker(&self, id: &WorkerId) -> bool {
+        self.pools
             .borrow()
             .iter()
-            .any(|room| room.config.name == id.pool && (1..=room.config.workers).contains(&id.number.get()))
+            .any(|pool| pool.config.name == id.pool && (1..=pool.config.workers).contains(&id.number.get()))
     }
 
-    /// How the workers of a pool are, for the words of a refusal.
-    pub fn staff(&self, pool: &PoolName) -> PoolAvailability {
-        let rooms = self.rooms.borrow();
-        let Some(room) = rooms.iter().find(|room| room.config.name == *pool) else {
+    /// The workers of a pool, for the text of a refusal.
+    pub(crate) fn availability(&self, pool: &PoolName) -> PoolAvailability {
+        let pools = self.pools.borrow();
+        let Some(slots) = pools.iter().find(|slots| slots.config.name == *pool) else {
             return PoolAvailability::default();
         };
-        let workers = &room.pool.workers()[..usize::from(room.config.workers).min(room.pool.workers().len())];
+        let all = slots.table.workers();
+        let workers = &all[..usize::from(slots.config.workers).min(all.len())];
         let drained = workers.iter().filter(|worker| worker.drained).count();
-        let gone = workers.iter().filter(|worker| !worker.drained && !worker.up).count();
-        PoolAvailability { workers: workers.len(), drained, gone, failed: room.failed.clone() }
+        let down = workers.iter().filter(|worker| !worker.drained && !worker.up).count();
+        PoolAvailability { workers: workers.len(), drained, down, failed: slots.failed.clone() }
     }
 
-    /// The watchdog has given up every worker of these pools, and of no others.
-    pub fn hear_failed(&self, failed: &[FailedPool]) {
+    /// Records the pools of which the watchdog has given up every worker.
+    pub(crate) fn set_failed_pools(&self, failed: &[FailedPool]) {
         let mut changed = Vec::new();
-        for room in self.rooms.borrow_mut().iter_mut() {
-            let now = failed.iter().find(|failed| failed.pool == room.config.name).map(|failed| failed.cause.clone());
-            if now.is_some() != room.failed.is_some() {
-                changed.push((room.config.name.clone(), now.is_some()));
+        for pool in self.pools.borrow_mut().iter_mut() {
+            let now = failed.iter().find(|failed| failed.pool == pool.config.name).map(|failed| failed.cause.clone());
+            if now.is_some() != pool.failed.is_some() {
+                changed.push((pool.config.name.clone(), now.is_some()));
             }
-            room.failed = now;
+            pool.failed = now;
         }
         for (pool, failed) in changed {
             if failed {
                 tracing::error!(%pool, event = %log::Event::PoolFailed,
-                    "every worker of pool {pool} has failed: its clients are refused until one is back; mend the cause, then \
-                     reload the set");
+                    "every worker of pool {pool} has failed: refusing its clients until a worker is up again; fix the \
+                     cause, then reload the set");
             }
-            self.tell(&pool, PoolEvent::Failed(failed));
+            self.handle(&pool, PoolEvent::Failed(failed));
         }
     }
 
     /// Whether an operator keeps this worker out of service.
-    pub fn is_drained(&self, id: &WorkerId) -> bool {
-        let rooms = self.rooms.borrow();
-        let room = rooms.iter().find(|room| room.config.name == id.pool);
-        room.and_then(|room| room.pool.workers().get(id.number.index())).is_some_and(|worker| worker.drained)
+    pub(crate) fn is_drained(&self, id: &WorkerId) -> bool {
+        let pools = self.pools.borrow();
+        let slots = pools.iter().find(|slots| slots.config.name == id.pool);
+        let worker = slots.and_then(|slots| slots.table.workers().get(id.number.index()));
+        worker.is_some_and(|worker| worker.drained)
     }
 }

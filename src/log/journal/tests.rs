@@ -1,4 +1,4 @@
-//! Records as a journal would get them.
+//! Records as journald receives them.
 
 use std::collections::BTreeMap;
 use std::io::{IoSliceMut, Read, Seek};
@@ -6,19 +6,21 @@ use std::sync::atomic::AtomicU32;
 
 use nix::cmsg_space;
 use nix::sys::socket::{ControlMessageOwned, recvmsg};
-use tracing_subscriber::layer::SubscriberExt;
 
+use super::super::filter::LogFilter;
+use super::super::subscriber::{LogOutput, LogSubscriber};
 use super::*;
 
-/// A socket that takes the journal's place.
-struct Fake {
+/// A socket in place of journald's.
+struct FakeJournal {
     dir: PathBuf,
     socket: UnixDatagram,
 }
 
-type Seen = BTreeMap<String, String>;
+/// The fields of a record by name.
+type Received = BTreeMap<String, String>;
 
-impl Fake {
+impl FakeJournal {
     fn new() -> Self {
         static NEXT: AtomicU32 = AtomicU32::new(0);
         let number = NEXT.fetch_add(1, Ordering::Relaxed);
@@ -29,17 +31,19 @@ impl Fake {
         Self { dir, socket }
     }
 
-    fn journal(&self, speaker: LogContext) -> Journal {
-        Journal::at(&self.dir.join("socket"), speaker).unwrap()
+    fn journal(&self, context: LogContext) -> Journal {
+        Journal::at(&self.dir.join("socket"), context).unwrap()
     }
 
-    /// The records that `speak` makes.
-    fn hear(&self, speaker: LogContext, speak: impl FnOnce()) -> Vec<Seen> {
-        tracing::subscriber::with_default(tracing_subscriber::registry().with(self.journal(speaker)), speak);
+    /// The records that `log` sends.
+    fn receive(&self, context: LogContext, log: impl FnOnce()) -> Vec<Received> {
+        let (filter, _) = LogFilter::parse("trace");
+        let subscriber = LogSubscriber::new(filter, LogOutput::Journal(self.journal(context)));
+        tracing::subscriber::with_default(subscriber, log);
         std::iter::from_fn(|| self.next()).collect()
     }
 
-    fn next(&self) -> Option<Seen> {
+    fn next(&self) -> Option<Received> {
         let mut bytes = vec![0; 1 << 20];
         let mut control = cmsg_space!([i32; 1]);
         let mut slices = [IoSliceMut::new(&mut bytes)];
@@ -65,15 +69,15 @@ impl Fake {
     }
 }
 
-impl Drop for Fake {
+impl Drop for FakeJournal {
     fn drop(&mut self) {
         std::fs::remove_dir_all(&self.dir).unwrap();
     }
 }
 
-/// As journald reads it; a field that comes twice is a fault.
-fn decode(mut bytes: &[u8]) -> Seen {
-    let mut seen = Seen::new();
+/// Decodes a record as journald does. Fails on a duplicate field.
+fn decode(mut bytes: &[u8]) -> Received {
+    let mut fields = Received::new();
     while !bytes.is_empty() {
         let end = bytes.iter().position(|&b| b == b'\n').unwrap();
         let (line, rest) = (&bytes[..end], &bytes[end + 1..]);
@@ -90,27 +94,27 @@ fn decode(mut bytes: &[u8]) -> Seen {
         assert!(
             name.len() <= NAME_MAX && name.bytes().all(|b| b.is_ascii_uppercase() || b.is_ascii_digit() || b == b'_')
         );
-        assert_eq!(seen.insert(name.clone(), value), None, "{name} comes twice");
+        assert_eq!(fields.insert(name.clone(), value), None, "{name} is a duplicate");
     }
-    seen
+    fields
 }
 
-fn has(seen: &Seen, fields: &[(&str, &str)]) {
+fn assert_fields(record: &Received, fields: &[(&str, &str)]) {
     for (name, value) in fields {
-        assert_eq!(seen.get(*name).map(String::as_str), Some(*value), "{name} in {seen:?}");
+        assert_eq!(record.get(*name).map(String::as_str), Some(*value), "{name} in {record:?}");
     }
 }
 
 #[test]
-fn a_record_has_the_fields_of_its_call_and_of_its_process() {
-    let fake = Fake::new();
-    let records = fake.hear(LogContext::worker("web/2", "shop"), || {
+fn record_has_the_fields_of_its_call_and_of_its_process() {
+    let fake = FakeJournal::new();
+    let records = fake.receive(LogContext::worker("web/2", "shop"), || {
         tracing::warn!(worker = "web/2", lease = "3.7", status = 502, event = %Event::RequestFailed,
             "request failed: {}", "x");
         tracing::info!("plain");
     });
     let [failed, plain] = &records[..] else { panic!("{records:?}") };
-    has(
+    assert_fields(
         failed,
         &[
             ("MESSAGE", "request failed: x"),
@@ -127,7 +131,7 @@ fn a_record_has_the_fields_of_its_call_and_of_its_process() {
             ("CODE_FILE", file!()),
         ],
     );
-    has(
+    assert_fields(
         plain,
         &[
             ("MESSAGE", "plain"),
@@ -141,31 +145,34 @@ fn a_record_has_the_fields_of_its_call_and_of_its_process() {
 }
 
 #[test]
-fn who_speaks_of_a_worker_names_it_and_not_the_own_epoch() {
-    let fake = Fake::new();
+fn record_about_another_worker_does_not_carry_the_epoch_of_the_process() {
+    let fake = FakeJournal::new();
     super::super::set_epoch(7);
-    let records = fake.hear(LogContext::part("dispatcher", "shop"), || {
-        tracing::error!(worker = "a_b/12", "of a worker");
-        tracing::error!(worker = "a_b/12", epoch = 3, part = "worker a_b/12", "of its epoch");
-        tracing::error!(worker = None::<&str>, "of itself");
+    let records = fake.receive(LogContext::part("dispatcher", "shop"), || {
+        tracing::error!(worker = "a_b/12", "about a worker");
+        tracing::error!(worker = "a_b/12", epoch = 3, part = "worker a_b/12", "about an epoch of the worker");
+        tracing::error!(worker = None::<&str>, "about itself");
     });
     super::super::set_epoch(0);
-    let [worker, its_epoch, own] = &records[..] else { panic!("{records:?}") };
-    has(worker, &[("PATOU_WORKER", "a_b/12"), ("PATOU_POOL", "a_b"), ("PATOU_PART", "dispatcher"), ("PRIORITY", "3")]);
+    let [worker, with_epoch, own] = &records[..] else { panic!("{records:?}") };
+    assert_fields(
+        worker,
+        &[("PATOU_WORKER", "a_b/12"), ("PATOU_POOL", "a_b"), ("PATOU_PART", "dispatcher"), ("PRIORITY", "3")],
+    );
     assert!(!worker.contains_key("PATOU_EPOCH"), "{worker:?}");
-    has(its_epoch, &[("PATOU_EPOCH", "3"), ("PATOU_PART", "worker a_b/12")]);
-    has(own, &[("PATOU_EPOCH", "7")]);
+    assert_fields(with_epoch, &[("PATOU_EPOCH", "3"), ("PATOU_PART", "worker a_b/12")]);
+    assert_fields(own, &[("PATOU_EPOCH", "7")]);
     assert!(!own.contains_key("PATOU_WORKER") && !own.contains_key("PATOU_POOL"), "{own:?}");
 }
 
 #[test]
-fn values_of_any_shape_arrive_as_they_are() {
-    let fake = Fake::new();
-    let odd = ["", "=", "a=b", "two\nlines", "\n", "MESSAGE=forged\nPRIORITY=0\n", "caf\u{e9} \u{1f415}"];
-    for value in odd {
-        let records = fake.hear(LogContext::part("watchdog", "s"), || tracing::info!(value, "{value}"));
-        let [seen] = &records[..] else { panic!("{records:?}") };
-        has(seen, &[("MESSAGE", value), ("PATOU_VALUE", value), ("PRIORITY", "6")]);
+fn values_arrive_unchanged() {
+    let fake = FakeJournal::new();
+    let values = ["", "=", "a=b", "two\nlines", "\n", "MESSAGE=forged\nPRIORITY=0\n", "caf\u{e9} \u{1f415}"];
+    for value in values {
+        let records = fake.receive(LogContext::part("watchdog", "s"), || tracing::info!(value, "{value}"));
+        let [record] = &records[..] else { panic!("{records:?}") };
+        assert_fields(record, &[("MESSAGE", value), ("PATOU_VALUE", value), ("PRIORITY", "6")]);
     }
     assert_eq!(journal_name("user.id"), "PATOU_USER_ID");
     assert_eq!(journal_name("\u{e9}=x"), "PATOU___X");
@@ -173,56 +180,62 @@ fn values_of_any_shape_arrive_as_they_are() {
 }
 
 #[test]
-fn what_is_too_large_for_a_message_comes_as_a_sealed_file() {
-    let fake = Fake::new();
+fn large_record_is_sent_as_a_sealed_file() {
+    let fake = FakeJournal::new();
     let large = "0123456789abcdef".repeat(1 << 17);
-    let records = fake.hear(LogContext::part("watchdog", "s"), || tracing::info!("{large}"));
-    let [seen] = &records[..] else { panic!("{} records", records.len()) };
-    assert!(seen["MESSAGE"] == large && seen["PATOU_SET"] == "s");
+    let records = fake.receive(LogContext::part("watchdog", "s"), || tracing::info!("{large}"));
+    let [record] = &records[..] else { panic!("{} records", records.len()) };
+    assert!(record["MESSAGE"] == large && record["PATOU_SET"] == "s");
 }
 
 #[test]
-fn fields_of_spans_are_in_the_records_within_them() {
-    let fake = Fake::new();
-    let records = fake.hear(LogContext::worker("web/1", "s"), || {
+fn records_carry_the_fields_of_their_spans() {
+    let fake = FakeJournal::new();
+    let records = fake.receive(LogContext::worker("web/1", "s"), || {
         let outer = tracing::info_span!("outer", lease = "1.1", user = "a", late = tracing::field::Empty);
         let _outer = outer.enter();
         outer.record("late", 5);
         let _inner = tracing::info_span!("inner", user = "b").entered();
         tracing::info!("within");
     });
-    has(&records[0], &[("PATOU_LEASE", "1.1"), ("PATOU_USER", "b"), ("PATOU_LATE", "5"), ("MESSAGE", "within")]);
+    assert_fields(
+        &records[0],
+        &[("PATOU_LEASE", "1.1"), ("PATOU_USER", "b"), ("PATOU_LATE", "5"), ("MESSAGE", "within")],
+    );
 }
 
 #[test]
-fn a_journal_that_does_not_read_is_not_waited_for_and_learns_what_it_missed() {
-    let fake = Fake::new();
+fn unresponsive_journal_delays_errors_only_and_later_receives_the_number_of_lost_records() {
+    let fake = FakeJournal::new();
     let journal = fake.journal(LogContext::part("watchdog", "s"));
     let mut sent = 0;
     while journal.lost.load(Ordering::Relaxed) < 5 {
         journal.send(Level::INFO, b"MESSAGE=x\n");
         sent += 1;
     }
-    // An error waits for it, but not for ever.
+    // An error waits, with a bound.
     journal.send(Level::ERROR, b"MESSAGE=x\n");
     sent += 1;
     let lost = journal.lost.load(Ordering::Relaxed);
     assert_eq!(lost, 6);
-    let heard = std::iter::from_fn(|| fake.next()).count();
-    assert_eq!(heard as u64 + lost, sent);
+    let received = std::iter::from_fn(|| fake.next()).count();
+    assert_eq!(received as u64 + lost, sent);
     journal.send(Level::INFO, b"MESSAGE=again\n");
     let after: Vec<_> = std::iter::from_fn(|| fake.next()).collect();
-    let [missing, again] = &after[..] else { panic!("{after:?}") };
-    has(missing, &[("PATOU_EVENT", "records-lost"), ("PATOU_LOST", "6"), ("PATOU_SET", "s"), ("PRIORITY", "4")]);
-    has(again, &[("MESSAGE", "again")]);
+    let [notice, again] = &after[..] else { panic!("{after:?}") };
+    assert_fields(
+        notice,
+        &[("PATOU_EVENT", "records-lost"), ("PATOU_LOST", "6"), ("PATOU_SET", "s"), ("PRIORITY", "4")],
+    );
+    assert_fields(again, &[("MESSAGE", "again")]);
     assert_eq!(journal.lost.load(Ordering::Relaxed), 0);
 }
 
 #[test]
-fn without_a_journal_nothing_is_opened_and_nothing_waits() {
-    let fake = Fake::new();
+fn without_a_journal_open_fails_and_send_does_not_wait() {
+    let fake = FakeJournal::new();
     let nowhere = Journal::at(&fake.dir.join("nowhere"), LogContext::default()).unwrap();
-    assert!(nowhere.pass(&[], MsgFlags::empty()).is_err());
+    assert!(nowhere.transmit(&[], MsgFlags::empty()).is_err());
     nowhere.send(Level::ERROR, b"MESSAGE=x\n");
     assert_eq!(nowhere.lost.load(Ordering::Relaxed), 1);
 }

@@ -1,21 +1,24 @@
-//! The decisions of a pool as conversations: what happens when, and what it wants done.
+//! The decisions of a pool: each test reports events at given times and checks the resulting actions.
 //!
-//! Times are milliseconds. The pool is the dispatcher's seventh epoch, so that lease `n` is `7.n`; workers are
-//! in their first epoch unless something else is said, and idle ones are taken last in, first out.
+//! Times are milliseconds. The dispatcher is in its seventh epoch, so that lease `n` is `7.n`; workers are in their
+//! first epoch unless a test sets another one. Idle workers are taken last in, first out.
 
 use std::net::{IpAddr, Ipv4Addr};
 use std::time::Duration;
 
 use crate::ids::Lifecycle::{Draining, Ready, Recycling, Starting};
 use crate::ids::Phase::{Aborted, Claimed, Done, Offered, Responding, Revoked};
-use crate::ids::{Claim, Epoch, LeaseId, LeaseTerms, Lifecycle, Monotonic, Phase, RefuseReason, Token};
-use crate::pool::PoolAction::{Abort, Clear, Look, Reclaim, Refuse, Release, Revoke, Ring};
-use crate::pool::PoolEvent::{Client, Left, Probe, Quiesce, Tick};
+use crate::ids::{Claim, Epoch, LeaseId, LeaseTerms, Lifecycle, Monotonic, Phase, RefuseReason, Token, WorkerNumber};
+use crate::pool::PoolAction::{Abort, Clear, ReadSlot, Reclaim, Refuse, Release, Revoke, Ring};
+use crate::pool::PoolEvent::{Client, Disconnected, Probe, Quiesce, Tick};
 use crate::pool::{
     Hold, LeaseEnd, Peer, Pool, PoolAction, PoolEvent, PoolLimits, PoolNote, Refusal, SlotAnswer, SlotQuestion,
     SlotView,
 };
 
+const W1: WorkerNumber = WorkerNumber::of(1);
+const W2: WorkerNumber = WorkerNumber::of(2);
+const W3: WorkerNumber = WorkerNumber::of(3);
 const A: Peer = Peer::Ip(IpAddr::V4(Ipv4Addr::new(192, 0, 2, 1)));
 const B: Peer = Peer::User(1000);
 const ONE: Epoch = Epoch::FIRST;
@@ -28,7 +31,7 @@ const LIMITS: PoolLimits = PoolLimits {
     claim_timeout: Duration::from_millis(1000),
     request_timeout: Duration::from_millis(30_000),
     slot_scan: Duration::from_millis(100),
-    making_room: Duration::from_secs(10),
+    recycle_timeout: Duration::from_secs(10),
 };
 
 fn at(ms: u64) -> Monotonic {
@@ -43,12 +46,12 @@ fn lease(n: u64) -> LeaseId {
     LeaseId::of(epoch(7), n)
 }
 
-/// A living worker's slot with nothing in it.
+/// The slot of a living worker, without a lease.
 fn free() -> SlotView {
     SlotView { life: Some((ONE, Ready, false)), alive: true, claim: Some(Claim::Free), ..SlotView::default() }
 }
 
-/// A living worker's slot with this lease in this phase; `offered` is when.
+/// The slot of a living worker with this lease in this phase; `offered` is the time of the offer.
 fn held(lease: LeaseId, phase: Phase, offered: u64) -> SlotView {
     let terms = LeaseTerms {
         lease,
@@ -62,73 +65,79 @@ fn held(lease: LeaseId, phase: Phase, offered: u64) -> SlotView {
     SlotView { claim: Some(Claim::Held(lease, phase)), terms: Some(terms), ..free() }
 }
 
-fn answered(answer: SlotAnswer, seen: SlotView) -> SlotView {
-    SlotView { answer: Some(answer), ..seen }
+fn answered(answer: SlotAnswer, view: SlotView) -> SlotView {
+    SlotView { answer: Some(answer), ..view }
 }
 
 fn accepted(n: u64, offered: u64) -> SlotView {
     answered(SlotAnswer::Accept(lease(n)), held(lease(n), Offered, offered))
 }
 
-fn dead(seen: SlotView) -> SlotView {
-    SlotView { alive: false, ..seen }
+fn dead(view: SlotView) -> SlotView {
+    SlotView { alive: false, ..view }
 }
 
-/// The same slot, when a later incarnation has taken it.
-fn reborn(number: u64, state: Lifecycle, seen: SlotView) -> SlotView {
-    SlotView { life: Some((epoch(number), state, false)), ..seen }
+/// The same slot after another incarnation has attached.
+fn incarnation(number: u64, state: Lifecycle, view: SlotView) -> SlotView {
+    SlotView { life: Some((epoch(number), state, false)), ..view }
 }
 
-fn living(state: Lifecycle, wants_recycle: bool) -> SlotView {
+fn in_state(state: Lifecycle, wants_recycle: bool) -> SlotView {
     SlotView { life: Some((ONE, state, wants_recycle)), ..free() }
 }
 
 fn offer(worker: u16, n: u64, now: u64) -> PoolAction {
-    PoolAction::Offer { worker, epoch: ONE, lease: lease(n), claim_by: at(now + 1050), connection: None }
+    PoolAction::Offer {
+        worker: WorkerNumber::of(worker),
+        epoch: ONE,
+        lease: lease(n),
+        claim_by: at(now + 1050),
+        connection: None,
+    }
 }
 
 fn grant(client: u64, worker: u16, n: u64, offered: u64) -> PoolAction {
-    PoolAction::Grant { client, worker, lease: lease(n), claim_by: at(offered + 1050) }
+    PoolAction::Grant { client, worker: WorkerNumber::of(worker), lease: lease(n), claim_by: at(offered + 1050) }
 }
 
 fn note(worker: u16, note: PoolNote) -> PoolAction {
-    PoolAction::Note(worker, note)
+    PoolAction::Note(WorkerNumber::of(worker), note)
 }
 
 fn timeout(ms: u64) -> Refusal {
     Refusal::QueueTimeout(Duration::from_millis(ms))
 }
 
-struct Talk(Pool);
+struct PoolTest(Pool);
 
-impl Talk {
-    /// Nothing is known of the workers yet.
+impl PoolTest {
+    /// A pool that has not read any slot.
     fn new(limits: PoolLimits) -> Self {
         Self(Pool::new(limits, epoch(7)))
     }
 
-    /// Both workers are idle; 2 is the next to be taken.
-    fn up(limits: PoolLimits) -> Self {
-        let mut talk = Self::new(limits);
+    /// A pool whose workers are all idle; the highest number is taken next.
+    fn with_idle_workers(limits: PoolLimits) -> Self {
+        let mut test = Self::new(limits);
         for n in 1..=limits.workers {
-            talk.sees(0, n, free(), &[note(n, PoolNote::Up(ONE))]);
+            test.read_slot(0, n, free(), &[note(n, PoolNote::Up(ONE))]);
         }
-        talk
+        test
     }
 
     #[track_caller]
-    fn hears(&mut self, now: u64, event: PoolEvent, want: &[PoolAction]) {
-        let said = self.0.handle(at(now), event);
-        assert_eq!(said, want, "at {now} ms, {event:?}");
+    fn handle(&mut self, now: u64, event: PoolEvent, expected: &[PoolAction]) {
+        let actions = self.0.handle(at(now), event);
+        assert_eq!(actions, expected, "at {now} ms, {event:?}");
     }
 
     #[track_caller]
-    fn sees(&mut self, now: u64, n: u16, seen: SlotView, want: &[PoolAction]) {
-        self.hears(now, PoolEvent::Seen(n, seen), want);
+    fn read_slot(&mut self, now: u64, n: u16, view: SlotView, expected: &[PoolAction]) {
+        self.handle(now, PoolEvent::SlotRead(WorkerNumber::of(n), view), expected);
     }
 
     #[track_caller]
-    fn is_due(&self, ms: impl Into<Option<u64>>) {
+    fn assert_deadline(&self, ms: impl Into<Option<u64>>) {
         assert_eq!(self.0.deadline(), ms.into().map(at));
     }
 
@@ -136,754 +145,793 @@ impl Talk {
         self.0.workers()[usize::from(n) - 1].hold
     }
 
-    /// Client `id` of `peer` has lease `n` on this worker at `now` and is being served.
+    /// At `now`, client `id` of `peer` is granted lease `n` on this worker, which claims it.
     #[track_caller]
-    fn serves(&mut self, now: u64, (id, peer): (u64, Peer), worker: u16, n: u64) {
-        self.hears(now, Client(id, peer), &[offer(worker, n, now)]);
-        self.sees(now, worker, accepted(n, now), &[grant(id, worker, n, now)]);
-        self.sees(now, worker, held(lease(n), Claimed, now), &[]);
+    fn serve(&mut self, now: u64, (id, peer): (u64, Peer), worker: u16, n: u64) {
+        self.handle(now, Client(id, peer), &[offer(worker, n, now)]);
+        self.read_slot(now, worker, accepted(n, now), &[grant(id, worker, n, now)]);
+        self.read_slot(now, worker, held(lease(n), Claimed, now), &[]);
     }
 
-    /// The worker is done with lease `n`.
+    /// The worker finishes lease `n`.
     #[track_caller]
-    fn ends(&mut self, now: u64, worker: u16, n: u64, then: &[PoolAction]) {
-        self.sees(now, worker, held(lease(n), Done, now), &[Release(worker, lease(n))]);
-        self.sees(now, worker, free(), then);
+    fn finish(&mut self, now: u64, worker: u16, n: u64, expected: &[PoolAction]) {
+        self.read_slot(now, worker, held(lease(n), Done, now), &[Release(WorkerNumber::of(worker), lease(n))]);
+        self.read_slot(now, worker, free(), expected);
     }
 }
 
 #[test]
-fn a_client_is_granted_the_warmest_worker_that_accepts() {
-    let mut t = Talk::up(LIMITS);
-    t.is_due(None);
-    t.hears(0, Client(1, A), &[offer(2, 1, 0)]);
-    t.sees(0, 2, held(lease(1), Offered, 0), &[]);
-    t.is_due(50);
-    t.sees(1, 2, accepted(1, 0), &[grant(1, 2, 1, 0)]);
-    t.is_due(101);
-    t.hears(101, Tick, &[Look(2)]);
-    t.sees(101, 2, held(lease(1), Responding, 0), &[]);
-    t.is_due(201);
-    t.sees(102, 2, held(lease(1), Done, 0), &[Release(2, lease(1))]);
-    t.sees(102, 2, free(), &[]);
-    t.is_due(None);
+fn client_gets_the_most_recently_idle_worker() {
+    let mut t = PoolTest::with_idle_workers(LIMITS);
+    t.assert_deadline(None);
+    t.handle(0, Client(1, A), &[offer(2, 1, 0)]);
+    t.read_slot(0, 2, held(lease(1), Offered, 0), &[]);
+    t.assert_deadline(50);
+    t.read_slot(1, 2, accepted(1, 0), &[grant(1, 2, 1, 0)]);
+    t.assert_deadline(101);
+    t.handle(101, Tick, &[ReadSlot(W2)]);
+    t.read_slot(101, 2, held(lease(1), Responding, 0), &[]);
+    t.assert_deadline(201);
+    t.read_slot(102, 2, held(lease(1), Done, 0), &[Release(W2, lease(1))]);
+    t.read_slot(102, 2, free(), &[]);
+    t.assert_deadline(None);
     assert!(t.0.is_quiet());
-    t.hears(103, Client(2, A), &[offer(2, 2, 103)]);
+    t.handle(103, Client(2, A), &[offer(2, 2, 103)]);
 }
 
 #[test]
-fn a_refusal_goes_on_with_the_next_worker() {
-    let mut t = Talk::up(LIMITS);
-    t.hears(0, Client(1, A), &[offer(2, 1, 0)]);
+fn refused_offer_goes_to_the_next_worker() {
+    let mut t = PoolTest::with_idle_workers(LIMITS);
+    t.handle(0, Client(1, A), &[offer(2, 1, 0)]);
     let refuse = SlotAnswer::Refuse(lease(1), RefuseReason::Draining);
     let draining = SlotView { life: Some((ONE, Draining, false)), ..held(lease(1), Offered, 0) };
-    t.sees(1, 2, answered(refuse, draining), &[Revoke(2, lease(1))]);
-    t.sees(
+    t.read_slot(1, 2, answered(refuse, draining), &[Revoke(W2, lease(1))]);
+    t.read_slot(
         1,
         2,
         SlotView { claim: Some(Claim::Held(lease(1), Revoked)), ..draining },
-        &[Release(2, lease(1)), offer(1, 2, 1)],
+        &[Release(W2, lease(1)), offer(1, 2, 1)],
     );
-    t.sees(1, 2, living(Draining, false), &[]);
-    t.sees(2, 1, accepted(2, 1), &[grant(1, 1, 2, 1)]);
-    t.hears(3, Client(2, B), &[]); // a draining worker gets nothing
+    t.read_slot(1, 2, in_state(Draining, false), &[]);
+    t.read_slot(2, 1, accepted(2, 1), &[grant(1, 1, 2, 1)]);
+    t.handle(3, Client(2, B), &[]); // a draining worker gets nothing
 }
 
 #[test]
-fn a_late_worker_is_passed_over_until_it_answers() {
-    let mut t = Talk::up(LIMITS);
-    t.hears(0, Client(1, A), &[offer(2, 1, 0)]);
-    t.sees(49, 2, held(lease(1), Offered, 0), &[]);
-    t.hears(50, Tick, &[Look(2)]);
-    t.sees(50, 2, held(lease(1), Offered, 0), &[note(2, PoolNote::Late(lease(1))), Revoke(2, lease(1))]);
-    t.sees(50, 2, held(lease(1), Revoked, 0), &[Release(2, lease(1)), offer(1, 2, 50)]);
-    t.sees(50, 2, free(), &[]);
-    t.sees(51, 1, accepted(2, 50), &[grant(1, 1, 2, 50)]);
-    t.hears(52, Client(2, A), &[]);
+fn late_worker_gets_no_offer_until_it_answers() {
+    let mut t = PoolTest::with_idle_workers(LIMITS);
+    t.handle(0, Client(1, A), &[offer(2, 1, 0)]);
+    t.read_slot(49, 2, held(lease(1), Offered, 0), &[]);
+    t.handle(50, Tick, &[ReadSlot(W2)]);
+    t.read_slot(50, 2, held(lease(1), Offered, 0), &[note(2, PoolNote::Late(lease(1))), Revoke(W2, lease(1))]);
+    t.read_slot(50, 2, held(lease(1), Revoked, 0), &[Release(W2, lease(1)), offer(1, 2, 50)]);
+    t.read_slot(50, 2, free(), &[]);
+    t.read_slot(51, 1, accepted(2, 50), &[grant(1, 1, 2, 50)]);
+    t.handle(52, Client(2, A), &[]);
     assert!(t.0.workers()[1].late);
     let late = answered(SlotAnswer::Refuse(lease(1), RefuseReason::Stale), free());
-    t.sees(60, 2, late, &[note(2, PoolNote::Back), offer(2, 3, 60)]);
+    t.read_slot(60, 2, late, &[note(2, PoolNote::Back), offer(2, 3, 60)]);
 }
 
 #[test]
-fn an_answer_in_the_last_look_is_not_late() {
-    let mut t = Talk::up(LIMITS);
-    t.hears(0, Client(1, A), &[offer(2, 1, 0)]);
-    t.hears(70, Tick, &[Look(2)]);
-    t.sees(70, 2, accepted(1, 0), &[grant(1, 2, 1, 0)]);
+fn answer_found_by_the_read_at_the_deadline_is_not_late() {
+    let mut t = PoolTest::with_idle_workers(LIMITS);
+    t.handle(0, Client(1, A), &[offer(2, 1, 0)]);
+    t.handle(70, Tick, &[ReadSlot(W2)]);
+    t.read_slot(70, 2, accepted(1, 0), &[grant(1, 2, 1, 0)]);
 }
 
 #[test]
-fn a_yes_that_leaves_no_time_to_claim_is_no_grant() {
-    let mut t = Talk::up(LIMITS);
-    t.hears(0, Client(1, A), &[offer(2, 1, 0)]);
-    t.sees(1050, 2, accepted(1, 0), &[Revoke(2, lease(1))]);
-    t.sees(1050, 2, held(lease(1), Revoked, 0), &[Refuse(1, timeout(1050)), Release(2, lease(1))]);
-    t.sees(1050, 2, free(), &[]);
-    t.hears(1051, Client(2, A), &[offer(2, 2, 1051)]); // neither late nor is the peer a suspect
-    t.hears(1052, Client(3, A), &[offer(1, 3, 1052)]);
+fn accept_after_the_claim_deadline_is_revoked() {
+    let mut t = PoolTest::with_idle_workers(LIMITS);
+    t.handle(0, Client(1, A), &[offer(2, 1, 0)]);
+    t.read_slot(1050, 2, accepted(1, 0), &[Revoke(W2, lease(1))]);
+    t.read_slot(1050, 2, held(lease(1), Revoked, 0), &[Refuse(1, timeout(1050)), Release(W2, lease(1))]);
+    t.read_slot(1050, 2, free(), &[]);
+    t.handle(1051, Client(2, A), &[offer(2, 2, 1051)]); // the worker is not late, and the peer is not limited
+    t.handle(1052, Client(3, A), &[offer(1, 3, 1052)]);
 }
 
 #[test]
-fn a_yes_of_a_worker_that_has_died_since_is_no_grant() {
-    for gone in [dead as fn(SlotView) -> SlotView, |seen| reborn(2, Starting, seen)] {
-        let mut t = Talk::up(LIMITS);
-        t.hears(0, Client(1, A), &[offer(2, 1, 0)]);
-        let said = t.0.handle(at(1), PoolEvent::Seen(2, gone(accepted(1, 0))));
-        assert!(said.contains(&note(2, PoolNote::Down(ONE))) && said.ends_with(&[Revoke(2, lease(1))]), "{said:?}");
-        assert!(!said.contains(&grant(1, 2, 1, 0)));
-        t.sees(1, 2, gone(held(lease(1), Revoked, 0)), &[Release(2, lease(1)), offer(1, 2, 1)]);
+fn accept_of_a_dead_worker_is_revoked() {
+    for make_dead in [dead as fn(SlotView) -> SlotView, |view| incarnation(2, Starting, view)] {
+        let mut t = PoolTest::with_idle_workers(LIMITS);
+        t.handle(0, Client(1, A), &[offer(2, 1, 0)]);
+        let actions = t.0.handle(at(1), PoolEvent::SlotRead(W2, make_dead(accepted(1, 0))));
+        assert!(
+            actions.contains(&note(2, PoolNote::Down(ONE))) && actions.ends_with(&[Revoke(W2, lease(1))]),
+            "{actions:?}"
+        );
+        assert!(!actions.contains(&grant(1, 2, 1, 0)));
+        t.read_slot(1, 2, make_dead(held(lease(1), Revoked, 0)), &[Release(W2, lease(1)), offer(1, 2, 1)]);
     }
 }
 
 #[test]
-fn a_client_that_was_claimed_meanwhile_is_not_given_to_another() {
+fn claimed_client_is_not_offered_to_another_worker() {
     // The worker was faster than the revocation.
-    let mut t = Talk::up(LIMITS);
-    t.hears(0, Client(1, A), &[offer(2, 1, 0)]);
-    t.sees(50, 2, held(lease(1), Offered, 0), &[note(2, PoolNote::Late(lease(1))), Revoke(2, lease(1))]);
-    t.sees(50, 2, held(lease(1), Claimed, 0), &[grant(1, 2, 1, 0)]);
+    let mut t = PoolTest::with_idle_workers(LIMITS);
+    t.handle(0, Client(1, A), &[offer(2, 1, 0)]);
+    t.read_slot(50, 2, held(lease(1), Offered, 0), &[note(2, PoolNote::Late(lease(1))), Revoke(W2, lease(1))]);
+    t.read_slot(50, 2, held(lease(1), Claimed, 0), &[grant(1, 2, 1, 0)]);
     assert_eq!(t.hold(2), Hold::Busy { lease: lease(1), connection: None });
-    // It has claimed before its answer was read, and died.
-    t.hears(60, Client(2, A), &[offer(1, 2, 60)]);
-    t.sees(
+    // The worker claimed before its answer was read, and died.
+    t.handle(60, Client(2, A), &[offer(1, 2, 60)]);
+    t.read_slot(
         61,
         1,
         dead(held(lease(2), Claimed, 60)),
-        &[note(1, PoolNote::Down(ONE)), grant(2, 1, 2, 60), note(1, PoolNote::Lost(lease(2))), Abort(1, lease(2))],
+        &[note(1, PoolNote::Down(ONE)), grant(2, 1, 2, 60), note(1, PoolNote::Lost(lease(2))), Abort(W1, lease(2))],
     );
     assert!(t.0.is_quiet() || t.0.waiting().0 == 0);
 }
 
 #[test]
-fn the_queue_keeps_its_bound_its_order_and_its_budget() {
-    let mut t = Talk::up(LIMITS);
-    t.serves(0, (1, A), 2, 1);
-    t.serves(0, (2, A), 1, 2);
-    t.hears(10, Client(3, A), &[]);
-    t.hears(20, Client(4, B), &[]);
-    t.hears(30, Client(5, A), &[Refuse(5, Refusal::QueueFull(2))]);
+fn queue_keeps_its_limit_order_and_timeout() {
+    let mut t = PoolTest::with_idle_workers(LIMITS);
+    t.serve(0, (1, A), 2, 1);
+    t.serve(0, (2, A), 1, 2);
+    t.handle(10, Client(3, A), &[]);
+    t.handle(20, Client(4, B), &[]);
+    t.handle(30, Client(5, A), &[Refuse(5, Refusal::QueueFull(2))]);
     assert_eq!(t.0.waiting(), (2, Some(at(10))));
-    t.ends(100, 1, 2, &[offer(1, 3, 100)]); // client 3
-    t.hears(110, Client(6, A), &[]);
-    // Sent back, 3 is before 4 and 6 again, though the queue is full without it.
-    t.sees(150, 1, held(lease(3), Offered, 100), &[note(1, PoolNote::Late(lease(3))), Revoke(1, lease(3))]);
-    t.sees(150, 1, held(lease(3), Revoked, 100), &[Release(1, lease(3))]);
+    t.finish(100, 1, 2, &[offer(1, 3, 100)]); // client 3
+    t.handle(110, Client(6, A), &[]);
+    // Queued again, client 3 is ahead of 4 and 6, although the queue is full without it.
+    t.read_slot(150, 1, held(lease(3), Offered, 100), &[note(1, PoolNote::Late(lease(3))), Revoke(W1, lease(3))]);
+    t.read_slot(150, 1, held(lease(3), Revoked, 100), &[Release(W1, lease(3))]);
     assert_eq!(t.0.waiting(), (3, Some(at(10))));
-    t.hears(160, Client(7, A), &[Refuse(7, Refusal::QueueFull(2))]);
-    t.ends(200, 2, 1, &[offer(2, 4, 200)]);
-    t.sees(201, 2, accepted(4, 200), &[grant(3, 2, 4, 200)]);
-    t.hears(519, Tick, &[Look(1), Look(2)]);
-    t.hears(520, Tick, &[Refuse(4, timeout(500))]);
-    t.hears(610, Tick, &[Refuse(6, timeout(500))]);
+    t.handle(160, Client(7, A), &[Refuse(7, Refusal::QueueFull(2))]);
+    t.finish(200, 2, 1, &[offer(2, 4, 200)]);
+    t.read_slot(201, 2, accepted(4, 200), &[grant(3, 2, 4, 200)]);
+    t.handle(519, Tick, &[ReadSlot(W1), ReadSlot(W2)]);
+    t.handle(520, Tick, &[Refuse(4, timeout(500))]);
+    t.handle(610, Tick, &[Refuse(6, timeout(500))]);
     assert_eq!(t.0.waiting(), (0, None));
 }
 
 #[test]
-fn nobody_goes_back_into_the_queue_after_its_time() {
-    let mut t = Talk::up(PoolLimits { workers: 1, ..LIMITS });
-    t.serves(0, (1, A), 1, 1);
-    t.hears(0, Client(2, A), &[]);
-    t.ends(490, 1, 1, &[offer(1, 2, 490)]);
-    t.sees(540, 1, held(lease(2), Offered, 490), &[note(1, PoolNote::Late(lease(2))), Revoke(1, lease(2))]);
-    t.sees(540, 1, held(lease(2), Revoked, 490), &[Refuse(2, timeout(540)), Release(1, lease(2))]);
+fn client_past_queue_timeout_is_not_queued_again() {
+    let mut t = PoolTest::with_idle_workers(PoolLimits { workers: 1, ..LIMITS });
+    t.serve(0, (1, A), 1, 1);
+    t.handle(0, Client(2, A), &[]);
+    t.finish(490, 1, 1, &[offer(1, 2, 490)]);
+    t.read_slot(540, 1, held(lease(2), Offered, 490), &[note(1, PoolNote::Late(lease(2))), Revoke(W1, lease(2))]);
+    t.read_slot(540, 1, held(lease(2), Revoked, 490), &[Refuse(2, timeout(540)), Release(W1, lease(2))]);
 }
 
 #[test]
-fn a_client_may_leave_at_any_time() {
-    let mut t = Talk::up(PoolLimits { workers: 1, ..LIMITS });
-    // While its offer is out.
-    t.hears(0, Client(1, A), &[offer(1, 1, 0)]);
-    t.hears(1, Left(1), &[Revoke(1, lease(1))]);
-    t.sees(1, 1, held(lease(1), Revoked, 0), &[Release(1, lease(1))]);
-    t.sees(1, 1, free(), &[]);
-    // While it waits.
-    t.serves(2, (2, A), 1, 2);
-    t.hears(3, Client(3, A), &[]);
-    t.hears(4, Left(3), &[]);
+fn client_may_disconnect_at_any_time() {
+    let mut t = PoolTest::with_idle_workers(PoolLimits { workers: 1, ..LIMITS });
+    // While its offer is pending.
+    t.handle(0, Client(1, A), &[offer(1, 1, 0)]);
+    t.handle(1, Disconnected(1), &[Revoke(W1, lease(1))]);
+    t.read_slot(1, 1, held(lease(1), Revoked, 0), &[Release(W1, lease(1))]);
+    t.read_slot(1, 1, free(), &[]);
+    // While it is queued.
+    t.serve(2, (2, A), 1, 2);
+    t.handle(3, Client(3, A), &[]);
+    t.handle(4, Disconnected(3), &[]);
     assert_eq!(t.0.waiting(), (0, None));
-    t.ends(5, 1, 2, &[]);
-    t.is_due(None);
-    // While its offer is being taken back.
-    t.hears(6, Client(4, A), &[offer(1, 3, 6)]);
-    t.sees(56, 1, held(lease(3), Offered, 6), &[note(1, PoolNote::Late(lease(3))), Revoke(1, lease(3))]);
-    t.hears(56, Left(4), &[]);
-    t.sees(56, 1, held(lease(3), Revoked, 6), &[Release(1, lease(3))]);
+    t.finish(5, 1, 2, &[]);
+    t.assert_deadline(None);
+    // While its offer is being revoked.
+    t.handle(6, Client(4, A), &[offer(1, 3, 6)]);
+    t.read_slot(56, 1, held(lease(3), Offered, 6), &[note(1, PoolNote::Late(lease(3))), Revoke(W1, lease(3))]);
+    t.handle(56, Disconnected(4), &[]);
+    t.read_slot(56, 1, held(lease(3), Revoked, 6), &[Release(W1, lease(3))]);
     assert_eq!(t.0.waiting(), (0, None));
-    // When it has been granted a worker, leaving is not claiming.
-    t.sees(57, 1, answered(SlotAnswer::Here, free()), &[note(1, PoolNote::Back)]);
-    t.hears(60, Client(5, A), &[offer(1, 4, 60)]);
-    t.sees(61, 1, accepted(4, 60), &[grant(5, 1, 4, 60)]);
-    t.hears(62, Left(5), &[]);
+    // After the grant: the lease stays until it is claimed or its time is over.
+    t.read_slot(57, 1, answered(SlotAnswer::Ack, free()), &[note(1, PoolNote::Back)]);
+    t.handle(60, Client(5, A), &[offer(1, 4, 60)]);
+    t.read_slot(61, 1, accepted(4, 60), &[grant(5, 1, 4, 60)]);
+    t.handle(62, Disconnected(5), &[]);
     assert_eq!(t.hold(1).lease(), Some(lease(4)));
 }
 
 /// Lease `n` of `client` is granted on this worker and not claimed in time.
 #[track_caller]
-fn let_lapse(t: &mut Talk, now: u64, (client, peer): (u64, Peer), worker: u16, n: u64) {
-    t.hears(now, Client(client, peer), &[offer(worker, n, now)]);
-    t.sees(now, worker, accepted(n, now), &[grant(client, worker, n, now)]);
-    t.sees(now + 1049, worker, held(lease(n), Offered, now), &[]);
-    t.sees(
+fn leave_unclaimed(t: &mut PoolTest, now: u64, (client, peer): (u64, Peer), worker: u16, n: u64) {
+    t.handle(now, Client(client, peer), &[offer(worker, n, now)]);
+    t.read_slot(now, worker, accepted(n, now), &[grant(client, worker, n, now)]);
+    t.read_slot(now + 1049, worker, held(lease(n), Offered, now), &[]);
+    t.read_slot(
         now + 1050,
         worker,
         held(lease(n), Offered, now),
-        &[note(worker, PoolNote::Unclaimed(lease(n))), Revoke(worker, lease(n))],
+        &[note(worker, PoolNote::Unclaimed(lease(n))), Revoke(WorkerNumber::of(worker), lease(n))],
     );
-    t.sees(now + 1050, worker, held(lease(n), Revoked, now), &[Release(worker, lease(n))]);
-    t.sees(now + 1050, worker, free(), &[]);
+    t.read_slot(now + 1050, worker, held(lease(n), Revoked, now), &[Release(WorkerNumber::of(worker), lease(n))]);
+    t.read_slot(now + 1050, worker, free(), &[]);
 }
 
 #[test]
-fn a_peer_that_does_not_claim_gets_one_worker_at_a_time_for_a_while() {
-    let mut t = Talk::up(LIMITS);
-    let_lapse(&mut t, 0, (1, A), 2, 1);
-    t.hears(2000, Client(2, A), &[offer(2, 2, 2000)]);
-    t.hears(2000, Client(3, A), &[]); // though worker 1 is idle
-    t.hears(2001, Client(4, B), &[offer(1, 3, 2001)]); // overtakes
-    t.sees(2002, 1, accepted(3, 2001), &[grant(4, 1, 3, 2001)]);
-    t.sees(2003, 1, held(lease(3), Claimed, 2001), &[]);
-    t.ends(2004, 1, 3, &[]);
-    t.sees(2005, 2, accepted(2, 2000), &[grant(2, 2, 2, 2000)]);
-    t.sees(2006, 2, held(lease(2), Claimed, 2000), &[offer(1, 4, 2006)]); // client 3: 2 has claimed
-    t.sees(2007, 1, accepted(4, 2006), &[grant(3, 1, 4, 2006)]);
-    t.sees(2008, 1, held(lease(4), Claimed, 2006), &[]);
-    t.ends(2009, 1, 4, &[]);
-    t.ends(2009, 2, 2, &[]);
+fn peer_with_an_unclaimed_lease_gets_one_worker_at_a_time() {
+    let mut t = PoolTest::with_idle_workers(LIMITS);
+    leave_unclaimed(&mut t, 0, (1, A), 2, 1);
+    t.handle(2000, Client(2, A), &[offer(2, 2, 2000)]);
+    t.handle(2000, Client(3, A), &[]); // although worker 1 is idle
+    t.handle(2001, Client(4, B), &[offer(1, 3, 2001)]); // is not delayed by client 3
+    t.read_slot(2002, 1, accepted(3, 2001), &[grant(4, 1, 3, 2001)]);
+    t.read_slot(2003, 1, held(lease(3), Claimed, 2001), &[]);
+    t.finish(2004, 1, 3, &[]);
+    t.read_slot(2005, 2, accepted(2, 2000), &[grant(2, 2, 2, 2000)]);
+    // Client 3 gets an offer because the lease of client 2 is claimed.
+    t.read_slot(2006, 2, held(lease(2), Claimed, 2000), &[offer(1, 4, 2006)]);
+    t.read_slot(2007, 1, accepted(4, 2006), &[grant(3, 1, 4, 2006)]);
+    t.read_slot(2008, 1, held(lease(4), Claimed, 2006), &[]);
+    t.finish(2009, 1, 4, &[]);
+    t.finish(2009, 2, 2, &[]);
     // Ten seconds after the end of the unused lease.
-    t.hears(11_049, Client(5, A), &[offer(2, 5, 11_049)]);
-    t.hears(11_049, Client(6, A), &[]);
-    t.hears(11_050, Tick, &[offer(1, 6, 11_050)]);
+    t.handle(11_049, Client(5, A), &[offer(2, 5, 11_049)]);
+    t.handle(11_049, Client(6, A), &[]);
+    t.handle(11_050, Tick, &[offer(1, 6, 11_050)]);
 }
 
 #[test]
-fn a_client_cannot_claim_from_a_silent_worker_and_is_not_blamed() {
-    let mut t = Talk::up(LIMITS);
-    t.hears(0, Client(1, A), &[offer(2, 1, 0)]);
-    t.sees(1, 2, accepted(1, 0), &[grant(1, 2, 1, 0)]);
-    t.hears(250, Probe, &[PoolAction::Ask(1, SlotQuestion::Ping), PoolAction::Ask(2, SlotQuestion::Ping)]);
-    t.sees(251, 1, answered(SlotAnswer::Here, free()), &[]);
-    t.sees(1050, 2, held(lease(1), Offered, 0), &[note(2, PoolNote::Unclaimed(lease(1))), Revoke(2, lease(1))]);
-    t.sees(1050, 2, held(lease(1), Revoked, 0), &[Release(2, lease(1))]);
-    t.sees(1050, 2, free(), &[]);
-    t.hears(1051, Client(2, A), &[offer(2, 2, 1051)]);
-    t.hears(1051, Client(3, A), &[offer(1, 3, 1051)]);
+fn unclaimed_lease_of_a_silent_worker_does_not_count_against_the_peer() {
+    let mut t = PoolTest::with_idle_workers(LIMITS);
+    t.handle(0, Client(1, A), &[offer(2, 1, 0)]);
+    t.read_slot(1, 2, accepted(1, 0), &[grant(1, 2, 1, 0)]);
+    t.handle(250, Probe, &[PoolAction::Question(W1, SlotQuestion::Ping), PoolAction::Question(W2, SlotQuestion::Ping)]);
+    t.read_slot(251, 1, answered(SlotAnswer::Ack, free()), &[]);
+    t.read_slot(1050, 2, held(lease(1), Offered, 0), &[note(2, PoolNote::Unclaimed(lease(1))), Revoke(W2, lease(1))]);
+    t.read_slot(1050, 2, held(lease(1), Revoked, 0), &[Release(W2, lease(1))]);
+    t.read_slot(1050, 2, free(), &[]);
+    t.handle(1051, Client(2, A), &[offer(2, 2, 1051)]);
+    t.handle(1051, Client(3, A), &[offer(1, 3, 1051)]);
 }
 
 #[test]
-fn a_worker_dies_before_its_answer() {
-    let mut t = Talk::up(LIMITS);
-    t.hears(0, Client(1, A), &[offer(2, 1, 0)]);
-    t.sees(10, 2, dead(held(lease(1), Offered, 0)), &[note(2, PoolNote::Down(ONE)), Revoke(2, lease(1))]);
-    t.sees(10, 2, dead(held(lease(1), Revoked, 0)), &[Release(2, lease(1)), offer(1, 2, 10)]);
-    t.sees(10, 2, dead(free()), &[]);
-    t.sees(90, 2, reborn(2, Starting, free()), &[note(2, PoolNote::Up(epoch(2)))]);
-    t.hears(91, Client(2, A), &[]);
+fn client_of_a_worker_that_dies_before_its_answer_is_offered_to_another() {
+    let mut t = PoolTest::with_idle_workers(LIMITS);
+    t.handle(0, Client(1, A), &[offer(2, 1, 0)]);
+    t.read_slot(10, 2, dead(held(lease(1), Offered, 0)), &[note(2, PoolNote::Down(ONE)), Revoke(W2, lease(1))]);
+    t.read_slot(10, 2, dead(held(lease(1), Revoked, 0)), &[Release(W2, lease(1)), offer(1, 2, 10)]);
+    t.read_slot(10, 2, dead(free()), &[]);
+    t.read_slot(90, 2, incarnation(2, Starting, free()), &[note(2, PoolNote::Up(epoch(2)))]);
+    t.handle(91, Client(2, A), &[]);
     let next =
-        PoolAction::Offer { worker: 2, epoch: epoch(2), lease: lease(3), claim_by: at(95 + 1050), connection: None };
-    t.sees(95, 2, reborn(2, Ready, free()), &[next]);
+        PoolAction::Offer { worker: W2, epoch: epoch(2), lease: lease(3), claim_by: at(95 + 1050), connection: None };
+    t.read_slot(95, 2, incarnation(2, Ready, free()), &[next]);
 }
 
 #[test]
-fn a_worker_dies_with_a_grant_nobody_has_used() {
-    let mut t = Talk::up(LIMITS);
-    t.hears(0, Client(1, A), &[offer(2, 1, 0)]);
-    t.sees(1, 2, accepted(1, 0), &[grant(1, 2, 1, 0)]);
-    // Only the next life is seen: the lease is another's, the peer is not to blame.
-    t.sees(
+fn unclaimed_lease_of_a_dead_worker_does_not_count_against_the_peer() {
+    let mut t = PoolTest::with_idle_workers(LIMITS);
+    t.handle(0, Client(1, A), &[offer(2, 1, 0)]);
+    t.read_slot(1, 2, accepted(1, 0), &[grant(1, 2, 1, 0)]);
+    // Only the next incarnation is seen: the lease names an earlier one, so its end does not count against the peer.
+    t.read_slot(
         40,
         2,
-        reborn(2, Ready, held(lease(1), Offered, 0)),
-        &[note(2, PoolNote::Down(ONE)), note(2, PoolNote::Up(epoch(2))), Revoke(2, lease(1))],
+        incarnation(2, Ready, held(lease(1), Offered, 0)),
+        &[note(2, PoolNote::Down(ONE)), note(2, PoolNote::Up(epoch(2))), Revoke(W2, lease(1))],
     );
-    t.sees(40, 2, reborn(2, Ready, held(lease(1), Revoked, 0)), &[Release(2, lease(1))]);
-    t.sees(40, 2, reborn(2, Ready, free()), &[]);
+    t.read_slot(40, 2, incarnation(2, Ready, held(lease(1), Revoked, 0)), &[Release(W2, lease(1))]);
+    t.read_slot(40, 2, incarnation(2, Ready, free()), &[]);
     let next = |n| PoolAction::Offer {
-        worker: 2,
+        worker: W2,
         epoch: epoch(2),
         lease: lease(n),
         claim_by: at(41 + 1050),
         connection: None,
     };
-    t.hears(41, Client(2, A), &[next(2)]);
-    t.hears(41, Client(3, A), &[offer(1, 3, 41)]);
+    t.handle(41, Client(2, A), &[next(2)]);
+    t.handle(41, Client(3, A), &[offer(1, 3, 41)]);
 }
 
 #[test]
-fn a_worker_dies_with_a_request() {
+fn worker_death_with_a_request_ends_the_lease() {
     // (phase at its death, what ends the lease, phase after that)
-    for (phase, step, after) in [(Claimed, Abort(2, lease(1)), Some(Aborted)), (Responding, Reclaim(2, lease(1)), None)]
+    for (phase, step, after) in
+        [(Claimed, Abort(W2, lease(1)), Some(Aborted)), (Responding, Reclaim(W2, lease(1)), None)]
     {
-        for gone in [dead as fn(SlotView) -> SlotView, |seen| reborn(2, Ready, seen)] {
-            let mut t = Talk::up(LIMITS);
-            t.serves(0, (1, A), 2, 1);
-            t.sees(1, 2, held(lease(1), phase, 0), &[]);
-            let said = t.0.handle(at(2), PoolEvent::Seen(2, gone(held(lease(1), phase, 0))));
-            assert_eq!(said[0], note(2, PoolNote::Down(ONE)));
-            assert!(said.ends_with(&[note(2, PoolNote::Lost(lease(1))), step]), "{said:?}");
+        for make_dead in [dead as fn(SlotView) -> SlotView, |view| incarnation(2, Ready, view)] {
+            let mut t = PoolTest::with_idle_workers(LIMITS);
+            t.serve(0, (1, A), 2, 1);
+            t.read_slot(1, 2, held(lease(1), phase, 0), &[]);
+            let actions = t.0.handle(at(2), PoolEvent::SlotRead(W2, make_dead(held(lease(1), phase, 0))));
+            assert_eq!(actions[0], note(2, PoolNote::Down(ONE)));
+            assert!(actions.ends_with(&[note(2, PoolNote::Lost(lease(1))), step]), "{actions:?}");
             if let Some(after) = after {
-                t.sees(2, 2, gone(held(lease(1), after, 0)), &[Release(2, lease(1))]);
+                t.read_slot(2, 2, make_dead(held(lease(1), after, 0)), &[Release(W2, lease(1))]);
             }
-            t.sees(2, 2, gone(free()), &[]);
+            t.read_slot(2, 2, make_dead(free()), &[]);
             assert!(t.0.is_quiet());
-            t.is_due(None);
+            t.assert_deadline(None);
         }
     }
 }
 
 #[test]
-fn the_leases_of_an_earlier_dispatcher_are_adopted_or_ended() {
+fn leases_of_an_earlier_dispatcher_are_recovered_or_ended() {
     let old = LeaseId::of(epoch(6), 99);
     let up = note(1, PoolNote::Up(ONE));
-    let fresh = || Talk::new(PoolLimits { workers: 1, ..LIMITS });
+    let fresh = || PoolTest::new(PoolLimits { workers: 1, ..LIMITS });
 
-    // Offered: its client may be on the way, until its time is over.
+    // Offered: the client may still claim until the deadline.
     let mut t = fresh();
-    t.sees(0, 1, held(old, Offered, 0), &[up]);
+    t.read_slot(0, 1, held(old, Offered, 0), &[up]);
     assert_eq!(t.hold(1), Hold::Granted { lease: old, client: None, claim_by: at(1050) });
-    t.hears(1, Client(1, A), &[]);
-    t.sees(2, 1, held(old, Claimed, 0), &[]);
-    t.sees(3, 1, held(old, Responding, 0), &[]);
-    t.sees(4, 1, held(old, Done, 0), &[Release(1, old)]);
-    t.sees(4, 1, free(), &[offer(1, 1, 4)]);
+    t.handle(1, Client(1, A), &[]);
+    t.read_slot(2, 1, held(old, Claimed, 0), &[]);
+    t.read_slot(3, 1, held(old, Responding, 0), &[]);
+    t.read_slot(4, 1, held(old, Done, 0), &[Release(W1, old)]);
+    t.read_slot(4, 1, free(), &[offer(1, 1, 4)]);
 
     let mut t = fresh();
-    t.sees(0, 1, held(old, Offered, 0), &[up]);
-    t.sees(1050, 1, held(old, Offered, 0), &[note(1, PoolNote::Unclaimed(old)), Revoke(1, old)]);
+    t.read_slot(0, 1, held(old, Offered, 0), &[up]);
+    t.read_slot(1050, 1, held(old, Offered, 0), &[note(1, PoolNote::Unclaimed(old)), Revoke(W1, old)]);
 
     // Offered to a dead worker, or too long ago.
     let mut t = fresh();
-    t.sees(0, 1, dead(held(old, Offered, 0)), &[Revoke(1, old)]);
+    t.read_slot(0, 1, dead(held(old, Offered, 0)), &[Revoke(W1, old)]);
     let mut t = fresh();
-    t.sees(2000, 1, held(old, Offered, 0), &[up, Revoke(1, old)]);
+    t.read_slot(2000, 1, held(old, Offered, 0), &[up, Revoke(W1, old)]);
 
     for phase in [Claimed, Responding] {
         let mut t = fresh();
-        t.sees(0, 1, held(old, phase, 0), &[up]);
+        t.read_slot(0, 1, held(old, phase, 0), &[up]);
         assert_eq!(t.hold(1), Hold::Busy { lease: old, connection: None });
-        t.is_due(100);
+        t.assert_deadline(100);
     }
     for phase in [Done, Revoked, Aborted] {
         for alive in [true, false] {
             let mut t = fresh();
-            let said = t.0.handle(at(0), PoolEvent::Seen(1, SlotView { alive, ..held(old, phase, 0) }));
-            assert_eq!(said.last(), Some(&Release(1, old)), "{phase:?}");
+            let actions = t.0.handle(at(0), PoolEvent::SlotRead(W1, SlotView { alive, ..held(old, phase, 0) }));
+            assert_eq!(actions.last(), Some(&Release(W1, old)), "{phase:?}");
         }
     }
     let mut t = fresh();
-    t.sees(0, 1, dead(held(old, Claimed, 0)), &[note(1, PoolNote::Lost(old)), Abort(1, old)]);
+    t.read_slot(0, 1, dead(held(old, Claimed, 0)), &[note(1, PoolNote::Lost(old)), Abort(W1, old)]);
     let mut t = fresh();
-    t.sees(0, 1, dead(held(old, Responding, 0)), &[note(1, PoolNote::Lost(old)), Reclaim(1, old)]);
+    t.read_slot(0, 1, dead(held(old, Responding, 0)), &[note(1, PoolNote::Lost(old)), Reclaim(W1, old)]);
 }
 
 #[test]
-fn an_operator_takes_a_worker_out_and_puts_it_back() {
-    let mut t = Talk::up(LIMITS);
-    t.hears(0, PoolEvent::Drain(2), &[PoolAction::Ask(2, SlotQuestion::Drain)]);
-    let drained = |seen| SlotView { drained: true, ..seen };
-    t.hears(0, Client(1, A), &[offer(1, 1, 0)]);
-    t.sees(1, 2, drained(answered(SlotAnswer::Here, living(Draining, false))), &[]);
-    t.hears(2, Client(2, A), &[]);
-    t.sees(3, 2, drained(reborn(2, Ready, free())), &[note(2, PoolNote::Down(ONE)), note(2, PoolNote::Up(epoch(2)))]);
-    t.hears(
+fn operator_drains_and_resumes_a_worker() {
+    let mut t = PoolTest::with_idle_workers(LIMITS);
+    t.handle(0, PoolEvent::Drain(W2), &[PoolAction::Question(W2, SlotQuestion::Drain)]);
+    let drained = |view| SlotView { drained: true, ..view };
+    t.handle(0, Client(1, A), &[offer(1, 1, 0)]);
+    t.read_slot(1, 2, drained(answered(SlotAnswer::Ack, in_state(Draining, false))), &[]);
+    t.handle(2, Client(2, A), &[]);
+    t.read_slot(
+        3,
+        2,
+        drained(incarnation(2, Ready, free())),
+        &[note(2, PoolNote::Down(ONE)), note(2, PoolNote::Up(epoch(2)))],
+    );
+    t.handle(
         4,
-        PoolEvent::Resume(2),
+        PoolEvent::Resume(W2),
         &[
-            PoolAction::Ask(2, SlotQuestion::Resume),
-            PoolAction::Offer { worker: 2, epoch: epoch(2), lease: lease(2), claim_by: at(4 + 1050), connection: None },
+            PoolAction::Question(W2, SlotQuestion::Resume),
+            PoolAction::Offer {
+                worker: W2,
+                epoch: epoch(2),
+                lease: lease(2),
+                claim_by: at(4 + 1050),
+                connection: None,
+            },
         ],
     );
 }
 
 #[test]
-fn nobody_waits_for_workers_that_are_all_taken_out() {
-    let mut t = Talk::up(LIMITS);
-    let drained = |seen| SlotView { drained: true, ..seen };
-    let out = |client| Refuse(client, Refusal::OutOfService);
-    t.serves(0, (1, A), 2, 1);
-    t.hears(2, Client(2, A), &[offer(1, 2, 2)]);
-    t.hears(3, Client(3, A), &[]);
-    t.hears(4, PoolEvent::Drain(2), &[PoolAction::Ask(2, SlotQuestion::Drain)]);
-    // The last one: who waits is refused, and who was offered it as soon as that has been taken back.
-    t.hears(5, PoolEvent::Drain(1), &[Revoke(1, lease(2)), PoolAction::Ask(1, SlotQuestion::Drain), out(3)]);
-    t.sees(5, 1, drained(held(lease(2), Revoked, 2)), &[Release(1, lease(2)), out(2)]);
-    t.hears(6, Client(4, A), &[out(4)]);
-    // One that has died is not in service either; one that is put back is worth waiting for.
-    t.sees(7, 1, drained(dead(free())), &[note(1, PoolNote::Down(ONE))]);
-    t.hears(8, Client(5, A), &[out(5)]);
-    t.hears(9, PoolEvent::Resume(1), &[PoolAction::Ask(1, SlotQuestion::Resume)]);
-    t.hears(9, Client(6, A), &[]);
+fn clients_are_refused_when_every_worker_is_drained() {
+    let mut t = PoolTest::with_idle_workers(LIMITS);
+    let drained = |view| SlotView { drained: true, ..view };
+    let out_of_service = |client| Refuse(client, Refusal::OutOfService);
+    t.serve(0, (1, A), 2, 1);
+    t.handle(2, Client(2, A), &[offer(1, 2, 2)]);
+    t.handle(3, Client(3, A), &[]);
+    t.handle(4, PoolEvent::Drain(W2), &[PoolAction::Question(W2, SlotQuestion::Drain)]);
+    // The last worker is drained: the queued client is refused, and the offered one after its offer is revoked.
+    t.handle(
+        5,
+        PoolEvent::Drain(W1),
+        &[Revoke(W1, lease(2)), PoolAction::Question(W1, SlotQuestion::Drain), out_of_service(3)],
+    );
+    t.read_slot(5, 1, drained(held(lease(2), Revoked, 2)), &[Release(W1, lease(2)), out_of_service(2)]);
+    t.handle(6, Client(4, A), &[out_of_service(4)]);
+    // A dead drained worker is still out of service; after a resume clients are queued again.
+    t.read_slot(7, 1, drained(dead(free())), &[note(1, PoolNote::Down(ONE))]);
+    t.handle(8, Client(5, A), &[out_of_service(5)]);
+    t.handle(9, PoolEvent::Resume(W1), &[PoolAction::Question(W1, SlotQuestion::Resume)]);
+    t.handle(9, Client(6, A), &[]);
 }
 
 #[test]
-fn nobody_waits_for_workers_that_are_all_given_up() {
-    let mut t = Talk::up(LIMITS);
+fn clients_are_refused_when_every_worker_has_failed() {
+    let mut t = PoolTest::with_idle_workers(LIMITS);
     let failed = |client| Refuse(client, Refusal::Failed);
-    t.sees(0, 1, dead(free()), &[note(1, PoolNote::Down(ONE))]);
-    // One is there: then it is not true any more, or not yet.
-    t.hears(1, PoolEvent::Failed(true), &[]);
-    t.serves(2, (1, A), 2, 1);
-    t.hears(3, Client(2, A), &[]);
-    t.sees(
+    t.read_slot(0, 1, dead(free()), &[note(1, PoolNote::Down(ONE))]);
+    // The report does not apply while a worker is alive.
+    t.handle(1, PoolEvent::Failed(true), &[]);
+    t.serve(2, (1, A), 2, 1);
+    t.handle(3, Client(2, A), &[]);
+    t.read_slot(
         4,
         2,
         dead(held(lease(1), Claimed, 2)),
-        &[note(2, PoolNote::Down(ONE)), note(2, PoolNote::Lost(lease(1))), Abort(2, lease(1)), failed(2)],
+        &[note(2, PoolNote::Down(ONE)), note(2, PoolNote::Lost(lease(1))), Abort(W2, lease(1)), failed(2)],
     );
-    t.hears(5, Client(3, A), &[failed(3)]);
-    // One is back before the watchdog says so.
-    t.sees(6, 1, reborn(2, Ready, free()), &[note(1, PoolNote::Up(epoch(2)))]);
+    t.handle(5, Client(3, A), &[failed(3)]);
+    // A worker may attach before the watchdog reports it.
+    t.read_slot(6, 1, incarnation(2, Ready, free()), &[note(1, PoolNote::Up(epoch(2)))]);
     let again =
-        PoolAction::Offer { worker: 1, epoch: epoch(2), lease: lease(2), claim_by: at(7 + 1050), connection: None };
-    t.hears(7, Client(4, A), &[again]);
-    t.hears(8, PoolEvent::Failed(false), &[]);
-    // Who dies without being given up is waited for.
-    t.hears(9, Left(4), &[Revoke(1, lease(2))]);
-    t.sees(10, 1, dead(free()), &[note(1, PoolNote::Down(epoch(2)))]);
-    t.hears(11, Client(5, A), &[]);
+        PoolAction::Offer { worker: W1, epoch: epoch(2), lease: lease(2), claim_by: at(7 + 1050), connection: None };
+    t.handle(7, Client(4, A), &[again]);
+    t.handle(8, PoolEvent::Failed(false), &[]);
+    // Clients are queued for a dead worker that has not failed.
+    t.handle(9, Disconnected(4), &[Revoke(W1, lease(2))]);
+    t.read_slot(10, 1, dead(free()), &[note(1, PoolNote::Down(epoch(2)))]);
+    t.handle(11, Client(5, A), &[]);
 }
 
 #[test]
-fn an_order_takes_the_place_of_an_offer() {
-    for (event, ask) in [(PoolEvent::Drain(2), SlotQuestion::Drain), (PoolEvent::Resume(2), SlotQuestion::Resume)] {
-        let mut t = Talk::up(LIMITS);
-        t.hears(0, Client(1, A), &[offer(2, 1, 0)]);
-        t.hears(1, event, &[Revoke(2, lease(1)), PoolAction::Ask(2, ask)]);
-        t.sees(1, 2, held(lease(1), Revoked, 0), &[Release(2, lease(1)), offer(1, 2, 1)]);
+fn drain_or_resume_revokes_a_pending_offer() {
+    for (event, question) in
+        [(PoolEvent::Drain(W2), SlotQuestion::Drain), (PoolEvent::Resume(W2), SlotQuestion::Resume)]
+    {
+        let mut t = PoolTest::with_idle_workers(LIMITS);
+        t.handle(0, Client(1, A), &[offer(2, 1, 0)]);
+        t.handle(1, event, &[Revoke(W2, lease(1)), PoolAction::Question(W2, question)]);
+        t.read_slot(1, 2, held(lease(1), Revoked, 0), &[Release(W2, lease(1)), offer(1, 2, 1)]);
     }
 }
 
 #[test]
 fn workers_are_recycled_one_at_a_time() {
-    let wants = living(Ready, true);
-    let recycle = |n| PoolAction::Ask(n, SlotQuestion::Recycle);
-    let mut t = Talk::up(LIMITS);
-    t.serves(0, (1, A), 2, 1);
-    t.sees(1, 2, SlotView { life: wants.life, ..held(lease(1), Done, 0) }, &[Release(2, lease(1))]);
-    t.sees(1, 2, wants, &[recycle(2)]);
-    t.sees(2, 1, wants, &[]);
-    t.hears(3, Client(2, A), &[offer(1, 2, 3)]);
-    t.sees(
+    let wants_recycle = in_state(Ready, true);
+    let recycle = |n| PoolAction::Question(n, SlotQuestion::Recycle);
+    let mut t = PoolTest::with_idle_workers(LIMITS);
+    t.serve(0, (1, A), 2, 1);
+    t.read_slot(1, 2, SlotView { life: wants_recycle.life, ..held(lease(1), Done, 0) }, &[Release(W2, lease(1))]);
+    t.read_slot(1, 2, wants_recycle, &[recycle(W2)]);
+    t.read_slot(2, 1, wants_recycle, &[]);
+    t.handle(3, Client(2, A), &[offer(1, 2, 3)]);
+    t.read_slot(
         3,
         1,
-        answered(SlotAnswer::Accept(lease(2)), SlotView { life: wants.life, ..held(lease(2), Offered, 3) }),
+        answered(SlotAnswer::Accept(lease(2)), SlotView { life: wants_recycle.life, ..held(lease(2), Offered, 3) }),
         &[grant(2, 1, 2, 3)],
     );
-    t.sees(4, 1, SlotView { life: wants.life, ..held(lease(2), Done, 3) }, &[Release(1, lease(2))]);
-    t.sees(4, 1, wants, &[]);
-    t.sees(5, 2, answered(SlotAnswer::Recycle(true), living(Recycling, true)), &[]);
-    t.sees(6, 2, reborn(2, Starting, free()), &[note(2, PoolNote::Down(ONE)), note(2, PoolNote::Up(epoch(2)))]);
-    t.sees(6, 1, wants, &[]); // 2 does not serve yet
-    t.sees(7, 2, reborn(2, Ready, free()), &[]);
-    t.sees(8, 1, wants, &[recycle(1)]);
-    // Gone, as between two images or for good: the others wait until it serves again.
-    t.sees(9, 1, dead(wants), &[note(1, PoolNote::Down(ONE))]);
+    t.read_slot(4, 1, SlotView { life: wants_recycle.life, ..held(lease(2), Done, 3) }, &[Release(W1, lease(2))]);
+    t.read_slot(4, 1, wants_recycle, &[]);
+    t.read_slot(5, 2, answered(SlotAnswer::Recycle(true), in_state(Recycling, true)), &[]);
+    t.read_slot(
+        6,
+        2,
+        incarnation(2, Starting, free()),
+        &[note(2, PoolNote::Down(ONE)), note(2, PoolNote::Up(epoch(2)))],
+    );
+    t.read_slot(6, 1, wants_recycle, &[]); // worker 2 is not ready yet
+    t.read_slot(7, 2, incarnation(2, Ready, free()), &[]);
+    t.read_slot(8, 1, wants_recycle, &[recycle(W1)]);
+    // While a recycled worker is down, the next one is not recycled.
+    t.read_slot(9, 1, dead(wants_recycle), &[note(1, PoolNote::Down(ONE))]);
     let again = SlotView { life: Some((epoch(2), Ready, true)), ..free() };
-    t.sees(10, 2, again, &[]);
-    t.sees(10, 1, reborn(2, Ready, free()), &[note(1, PoolNote::Up(epoch(2)))]);
-    t.sees(10, 2, again, &[recycle(2)]);
-    // A no is not asked again at once.
-    t.sees(11, 2, answered(SlotAnswer::Recycle(false), again), &[]);
-    t.sees(12, 2, again, &[recycle(2)]);
+    t.read_slot(10, 2, again, &[]);
+    t.read_slot(10, 1, incarnation(2, Ready, free()), &[note(1, PoolNote::Up(epoch(2)))]);
+    t.read_slot(10, 2, again, &[recycle(W2)]);
+    // A refused recycle question is not repeated immediately.
+    t.read_slot(11, 2, answered(SlotAnswer::Recycle(false), again), &[]);
+    t.read_slot(12, 2, again, &[recycle(W2)]);
 }
 
 #[test]
-fn who_does_not_come_back_is_waited_for_no_longer_than_making_room() {
-    let wants = living(Ready, true);
-    let recycle = |n| PoolAction::Ask(n, SlotQuestion::Recycle);
-    let mut t = Talk::up(PoolLimits { making_room: Duration::from_millis(300), ..LIMITS });
-    t.sees(0, 2, wants, &[recycle(2)]);
-    t.sees(1, 2, answered(SlotAnswer::Recycle(true), living(Recycling, true)), &[]);
-    t.sees(299, 1, wants, &[]);
-    t.sees(300, 1, wants, &[recycle(1)]);
+fn next_worker_is_recycled_after_recycle_timeout() {
+    let wants_recycle = in_state(Ready, true);
+    let recycle = |n| PoolAction::Question(n, SlotQuestion::Recycle);
+    let mut t = PoolTest::with_idle_workers(PoolLimits { recycle_timeout: Duration::from_millis(300), ..LIMITS });
+    t.read_slot(0, 2, wants_recycle, &[recycle(W2)]);
+    t.read_slot(1, 2, answered(SlotAnswer::Recycle(true), in_state(Recycling, true)), &[]);
+    t.read_slot(299, 1, wants_recycle, &[]);
+    t.read_slot(300, 1, wants_recycle, &[recycle(W1)]);
 }
 
 #[test]
-fn recycling_survives_an_order_and_a_new_dispatcher() {
-    let wants = living(Ready, true);
-    let recycle = |n| PoolAction::Ask(n, SlotQuestion::Recycle);
-    let mut t = Talk::new(LIMITS);
-    // Begun under an earlier dispatcher; the next incarnation wants it again at once.
-    t.sees(0, 1, living(Recycling, true), &[note(1, PoolNote::Up(ONE))]);
-    t.sees(0, 2, wants, &[note(2, PoolNote::Up(ONE))]);
+fn recycling_survives_a_drain_and_a_new_dispatcher() {
+    let wants_recycle = in_state(Ready, true);
+    let recycle = |n| PoolAction::Question(n, SlotQuestion::Recycle);
+    let mut t = PoolTest::new(LIMITS);
+    // The recycling started under an earlier dispatcher; the next incarnation wants another one immediately.
+    t.read_slot(0, 1, in_state(Recycling, true), &[note(1, PoolNote::Up(ONE))]);
+    t.read_slot(0, 2, wants_recycle, &[note(2, PoolNote::Up(ONE))]);
     let again = SlotView { life: Some((epoch(2), Ready, true)), ..free() };
-    t.sees(1, 1, again, &[note(1, PoolNote::Down(ONE)), note(1, PoolNote::Up(epoch(2))), recycle(1)]);
-    // The order overwrites the question, which is therefore asked again later.
-    t.hears(2, PoolEvent::Drain(1), &[PoolAction::Ask(1, SlotQuestion::Drain)]);
-    t.hears(3, PoolEvent::Resume(1), &[PoolAction::Ask(1, SlotQuestion::Resume)]);
-    t.sees(4, 1, answered(SlotAnswer::Here, again), &[recycle(1)]);
+    t.read_slot(1, 1, again, &[note(1, PoolNote::Down(ONE)), note(1, PoolNote::Up(epoch(2))), recycle(W1)]);
+    // Drain overwrites the recycle question, which is therefore repeated later.
+    t.handle(2, PoolEvent::Drain(W1), &[PoolAction::Question(W1, SlotQuestion::Drain)]);
+    t.handle(3, PoolEvent::Resume(W1), &[PoolAction::Question(W1, SlotQuestion::Resume)]);
+    t.read_slot(4, 1, answered(SlotAnswer::Ack, again), &[recycle(W1)]);
 }
 
 #[test]
-fn a_stopping_set_refuses_everybody() {
-    let mut t = Talk::up(PoolLimits { workers: 1, ..LIMITS });
-    t.hears(0, Client(1, A), &[offer(1, 1, 0)]);
-    t.hears(0, Client(2, A), &[]);
-    t.hears(1, Quiesce, &[Refuse(2, Refusal::Stopping)]);
-    t.hears(1, Client(3, A), &[Refuse(3, Refusal::Stopping)]);
+fn stopping_set_refuses_every_client() {
+    let mut t = PoolTest::with_idle_workers(PoolLimits { workers: 1, ..LIMITS });
+    t.handle(0, Client(1, A), &[offer(1, 1, 0)]);
+    t.handle(0, Client(2, A), &[]);
+    t.handle(1, Quiesce, &[Refuse(2, Refusal::Stopping)]);
+    t.handle(1, Client(3, A), &[Refuse(3, Refusal::Stopping)]);
     assert!(!t.0.is_quiet());
-    t.sees(50, 1, held(lease(1), Offered, 0), &[note(1, PoolNote::Late(lease(1))), Revoke(1, lease(1))]);
-    t.sees(50, 1, held(lease(1), Revoked, 0), &[Refuse(1, Refusal::Stopping), Release(1, lease(1))]);
-    t.sees(50, 1, free(), &[]);
+    t.read_slot(50, 1, held(lease(1), Offered, 0), &[note(1, PoolNote::Late(lease(1))), Revoke(W1, lease(1))]);
+    t.read_slot(50, 1, held(lease(1), Revoked, 0), &[Refuse(1, Refusal::Stopping), Release(W1, lease(1))]);
+    t.read_slot(50, 1, free(), &[]);
     assert!(t.0.is_quiet());
-    t.is_due(None);
+    t.assert_deadline(None);
 }
 
 #[test]
-fn a_pool_grows() {
-    let mut t = Talk::up(PoolLimits { workers: 1, ..LIMITS });
-    t.serves(0, (1, A), 1, 1);
-    t.hears(1, Client(2, A), &[]);
+fn added_worker_serves_queued_clients() {
+    let mut t = PoolTest::with_idle_workers(PoolLimits { workers: 1, ..LIMITS });
+    t.serve(0, (1, A), 1, 1);
+    t.handle(1, Client(2, A), &[]);
     t.0.reconfigure(LIMITS);
-    t.is_due(0);
-    t.hears(2, Tick, &[Look(1), Look(2)]);
-    t.sees(2, 1, held(lease(1), Claimed, 0), &[]);
-    t.sees(2, 2, SlotView::default(), &[Clear(2)]);
-    t.sees(3, 2, free(), &[note(2, PoolNote::Up(ONE)), offer(2, 2, 3)]);
+    t.assert_deadline(0);
+    t.handle(2, Tick, &[ReadSlot(W1), ReadSlot(W2)]);
+    t.read_slot(2, 1, held(lease(1), Claimed, 0), &[]);
+    t.read_slot(2, 2, SlotView::default(), &[Clear(W2)]);
+    t.read_slot(3, 2, free(), &[note(2, PoolNote::Up(ONE)), offer(2, 2, 3)]);
 }
 
 #[test]
-fn a_pool_shrinks_and_grows_back_with_clients_waiting() {
-    let mut t = Talk::up(LIMITS);
-    t.serves(0, (1, A), 2, 1);
+fn pool_shrinks_and_grows_while_clients_are_queued() {
+    let mut t = PoolTest::with_idle_workers(LIMITS);
+    t.serve(0, (1, A), 2, 1);
     t.0.reconfigure(PoolLimits { workers: 1, ..LIMITS });
-    t.hears(1, Tick, &[Look(1), Look(2)]);
-    t.sees(1, 1, free(), &[]);
-    t.sees(1, 2, held(lease(1), Claimed, 0), &[]);
-    t.serves(2, (2, A), 1, 2);
-    t.hears(3, Client(3, A), &[]);
-    t.ends(4, 2, 1, &[]); // surplus: no new client
+    t.handle(1, Tick, &[ReadSlot(W1), ReadSlot(W2)]);
+    t.read_slot(1, 1, free(), &[]);
+    t.read_slot(1, 2, held(lease(1), Claimed, 0), &[]);
+    t.serve(2, (2, A), 1, 2);
+    t.handle(3, Client(3, A), &[]);
+    t.finish(4, 2, 1, &[]); // worker 2 is surplus and gets no new client
     assert_eq!(t.0.workers().len(), 2);
     t.0.reconfigure(LIMITS);
-    t.is_due(0);
-    t.hears(5, Tick, &[Look(1), Look(2), offer(2, 3, 5)]);
-    t.sees(6, 2, accepted(3, 5), &[grant(3, 2, 3, 5)]);
+    t.assert_deadline(0);
+    t.handle(5, Tick, &[ReadSlot(W1), ReadSlot(W2), offer(2, 3, 5)]);
+    t.read_slot(6, 2, accepted(3, 5), &[grant(3, 2, 3, 5)]);
     t.0.reconfigure(PoolLimits { workers: 0, ..LIMITS });
-    t.sees(7, 2, dead(held(lease(3), Offered, 5)), &[note(2, PoolNote::Down(ONE)), Revoke(2, lease(3))]);
-    t.sees(7, 2, dead(held(lease(3), Revoked, 5)), &[Release(2, lease(3))]);
-    t.sees(7, 2, dead(free()), &[]);
-    assert_eq!(t.0.workers().len(), 1, "2 has left, 1 still serves");
-    t.sees(8, 2, free(), &[]); // nobody is there any more
+    t.read_slot(7, 2, dead(held(lease(3), Offered, 5)), &[note(2, PoolNote::Down(ONE)), Revoke(W2, lease(3))]);
+    t.read_slot(7, 2, dead(held(lease(3), Revoked, 5)), &[Release(W2, lease(3))]);
+    t.read_slot(7, 2, dead(free()), &[]);
+    assert_eq!(t.0.workers().len(), 1, "worker 2 is removed, worker 1 still serves");
+    t.read_slot(8, 2, free(), &[]); // worker 2 is unknown
 }
 
 #[test]
-fn nobody_trusts_a_garbled_slot() {
+fn corrupt_slot_gets_no_offer_and_is_cleared_only_after_its_worker_died() {
     let corrupt = SlotView { claim: None, ..free() };
-    let mut t = Talk::up(LIMITS);
-    t.hears(0, Client(1, A), &[offer(2, 1, 0)]);
-    t.sees(1, 2, corrupt, &[note(2, PoolNote::Corrupt), offer(1, 2, 1)]);
+    let mut t = PoolTest::with_idle_workers(LIMITS);
+    t.handle(0, Client(1, A), &[offer(2, 1, 0)]);
+    t.read_slot(1, 2, corrupt, &[note(2, PoolNote::Corrupt), offer(1, 2, 1)]);
     assert!(t.0.workers()[1].corrupt);
-    t.is_due(51);
-    t.sees(101, 2, corrupt, &[]); // said once
-    t.sees(102, 2, dead(corrupt), &[note(2, PoolNote::Down(ONE)), Clear(2)]);
-    t.sees(102, 2, dead(free()), &[]);
+    t.assert_deadline(51);
+    t.read_slot(101, 2, corrupt, &[]); // reported once
+    t.read_slot(102, 2, dead(corrupt), &[note(2, PoolNote::Down(ONE)), Clear(W2)]);
+    t.read_slot(102, 2, dead(free()), &[]);
     assert!(!t.0.workers()[1].corrupt);
 
-    // Nothing of a living worker is buried because its life or its terms cannot be read.
+    // The lease of a living worker is not ended because its incarnation or its terms cannot be read.
     for phase in [Claimed, Responding] {
-        let whole = held(lease(1), phase, 0);
-        for torn in [SlotView { terms: None, ..whole }, SlotView { life: None, ..whole }] {
-            let mut t = Talk::up(LIMITS);
-            t.serves(0, (1, A), 2, 1);
-            let said = t.0.handle(at(1), PoolEvent::Seen(2, torn));
-            assert_eq!(said.last(), Some(&note(2, PoolNote::Corrupt)), "{said:?}");
-            assert_eq!(t.hold(2), Hold::Ending);
+        let intact = held(lease(1), phase, 0);
+        for unreadable in [SlotView { terms: None, ..intact }, SlotView { life: None, ..intact }] {
+            let mut t = PoolTest::with_idle_workers(LIMITS);
+            t.serve(0, (1, A), 2, 1);
+            let actions = t.0.handle(at(1), PoolEvent::SlotRead(W2, unreadable));
+            assert_eq!(actions.last(), Some(&note(2, PoolNote::Corrupt)), "{actions:?}");
+            assert_eq!(t.hold(2), Hold::Releasing);
         }
     }
 }
 
 #[test]
-fn a_pool_without_a_queue_lets_nobody_wait() {
-    let mut t = Talk::up(PoolLimits { queue: 0, ..LIMITS });
-    t.hears(0, Client(1, A), &[offer(2, 1, 0)]);
-    t.serves(1, (2, A), 1, 2);
-    t.hears(2, Client(3, A), &[Refuse(3, Refusal::NobodyFree)]);
-    t.sees(50, 2, held(lease(1), Offered, 0), &[note(2, PoolNote::Late(lease(1))), Revoke(2, lease(1))]);
-    t.sees(50, 2, held(lease(1), Revoked, 0), &[Release(2, lease(1)), Refuse(1, Refusal::NobodyFree)]);
-    t.is_due(101);
+fn pool_without_a_queue_refuses_when_no_worker_is_free() {
+    let mut t = PoolTest::with_idle_workers(PoolLimits { queue: 0, ..LIMITS });
+    t.handle(0, Client(1, A), &[offer(2, 1, 0)]);
+    t.serve(1, (2, A), 1, 2);
+    t.handle(2, Client(3, A), &[Refuse(3, Refusal::NoWorkerFree)]);
+    t.read_slot(50, 2, held(lease(1), Offered, 0), &[note(2, PoolNote::Late(lease(1))), Revoke(W2, lease(1))]);
+    t.read_slot(50, 2, held(lease(1), Revoked, 0), &[Release(W2, lease(1)), Refuse(1, Refusal::NoWorkerFree)]);
+    t.assert_deadline(101);
 
-    // Nor for a worker that is idle but not to be had.
-    let mut t = Talk::up(PoolLimits { queue: 0, ..LIMITS });
-    t.sees(0, 1, living(Ready, true), &[PoolAction::Ask(1, SlotQuestion::Recycle)]);
-    t.hears(0, Client(1, A), &[offer(2, 1, 0)]);
-    t.sees(50, 2, held(lease(1), Offered, 0), &[note(2, PoolNote::Late(lease(1))), Revoke(2, lease(1))]);
-    t.sees(50, 2, held(lease(1), Revoked, 0), &[Release(2, lease(1)), Refuse(1, Refusal::NobodyFree)]);
+    // An idle worker that is being recycled is not free.
+    let mut t = PoolTest::with_idle_workers(PoolLimits { queue: 0, ..LIMITS });
+    t.read_slot(0, 1, in_state(Ready, true), &[PoolAction::Question(W1, SlotQuestion::Recycle)]);
+    t.handle(0, Client(1, A), &[offer(2, 1, 0)]);
+    t.read_slot(50, 2, held(lease(1), Offered, 0), &[note(2, PoolNote::Late(lease(1))), Revoke(W2, lease(1))]);
+    t.read_slot(50, 2, held(lease(1), Revoked, 0), &[Release(W2, lease(1)), Refuse(1, Refusal::NoWorkerFree)]);
 
-    // With somebody else free, a failed offer costs nothing but time.
-    let mut t = Talk::up(PoolLimits { queue: 0, queue_timeout: Duration::ZERO, ..LIMITS });
-    t.hears(0, Client(1, A), &[offer(2, 1, 0)]);
-    t.sees(50, 2, held(lease(1), Offered, 0), &[note(2, PoolNote::Late(lease(1))), Revoke(2, lease(1))]);
-    t.sees(50, 2, held(lease(1), Revoked, 0), &[Release(2, lease(1)), offer(1, 2, 50)]);
+    // While another worker is free, a missed offer does not end in a refusal.
+    let mut t = PoolTest::with_idle_workers(PoolLimits { queue: 0, queue_timeout: Duration::ZERO, ..LIMITS });
+    t.handle(0, Client(1, A), &[offer(2, 1, 0)]);
+    t.read_slot(50, 2, held(lease(1), Offered, 0), &[note(2, PoolNote::Late(lease(1))), Revoke(W2, lease(1))]);
+    t.read_slot(50, 2, held(lease(1), Revoked, 0), &[Release(W2, lease(1)), offer(1, 2, 50)]);
 }
 
 #[test]
-fn a_probe_asks_everybody_and_finds_what_a_lost_ring_had_to_say() {
-    let mut t = Talk::up(PoolLimits { workers: 3, ..LIMITS });
-    t.serves(0, (1, A), 3, 1);
-    t.sees(0, 1, dead(free()), &[note(1, PoolNote::Down(ONE))]);
-    let finished = PoolAction::Ask(3, SlotQuestion::Finished(lease(1)));
-    t.hears(250, Probe, &[Look(1), PoolAction::Ask(2, SlotQuestion::Ping), finished]);
-    t.sees(250, 1, dead(free()), &[]);
-    t.sees(251, 3, answered(SlotAnswer::Here, held(lease(1), Claimed, 0)), &[]);
-    t.hears(500, Probe, &[Look(1), Ring(2), Look(2), finished]);
-    t.sees(500, 1, reborn(2, Ready, free()), &[note(1, PoolNote::Up(epoch(2)))]);
-    t.sees(500, 2, answered(SlotAnswer::Here, free()), &[]);
-    t.hears(
+fn probe_questions_every_worker_and_recovers_lost_rings() {
+    let mut t = PoolTest::with_idle_workers(PoolLimits { workers: 3, ..LIMITS });
+    t.serve(0, (1, A), 3, 1);
+    t.read_slot(0, 1, dead(free()), &[note(1, PoolNote::Down(ONE))]);
+    let finished = PoolAction::Question(W3, SlotQuestion::Finished(lease(1)));
+    t.handle(250, Probe, &[ReadSlot(W1), PoolAction::Question(W2, SlotQuestion::Ping), finished]);
+    t.read_slot(250, 1, dead(free()), &[]);
+    t.read_slot(251, 3, answered(SlotAnswer::Ack, held(lease(1), Claimed, 0)), &[]);
+    t.handle(500, Probe, &[ReadSlot(W1), Ring(W2), ReadSlot(W2), finished]);
+    t.read_slot(500, 1, incarnation(2, Ready, free()), &[note(1, PoolNote::Up(epoch(2)))]);
+    t.read_slot(500, 2, answered(SlotAnswer::Ack, free()), &[]);
+    t.handle(
         750,
         Probe,
-        &[PoolAction::Ask(1, SlotQuestion::Ping), PoolAction::Ask(2, SlotQuestion::Ping), Ring(3), Look(3)],
+        &[
+            PoolAction::Question(W1, SlotQuestion::Ping),
+            PoolAction::Question(W2, SlotQuestion::Ping),
+            Ring(W3),
+            ReadSlot(W3),
+        ],
     );
 }
 
-// ---- connections that are handed over ----
+// ---- handoff: connections passed to workers ----
 
-fn hand(worker: u16, client: u64, n: u64, now: u64) -> PoolAction {
-    PoolAction::Offer { worker, epoch: ONE, lease: lease(n), claim_by: at(now + 50), connection: Some(client) }
+fn pass(worker: u16, client: u64, n: u64, now: u64) -> PoolAction {
+    PoolAction::Offer {
+        worker: WorkerNumber::of(worker),
+        epoch: ONE,
+        lease: lease(n),
+        claim_by: at(now + 50),
+        connection: Some(client),
+    }
 }
 
-fn over(client: u64, worker: u16, n: u64, end: LeaseEnd) -> PoolAction {
-    PoolAction::Over { client, worker, lease: lease(n), end }
+fn ended(client: u64, worker: u16, n: u64, end: LeaseEnd) -> PoolAction {
+    PoolAction::LeaseEnded { client, worker: WorkerNumber::of(worker), lease: lease(n), end }
 }
 
-fn taken(client: u64, worker: u16, n: u64, offered: u64) -> PoolAction {
-    PoolAction::Grant { client, worker, lease: lease(n), claim_by: at(offered + 50) }
+fn claimed(client: u64, worker: u16, n: u64, offered: u64) -> PoolAction {
+    PoolAction::Grant { client, worker: WorkerNumber::of(worker), lease: lease(n), claim_by: at(offered + 50) }
 }
 
-/// What the slot says of a lease that is the worker's to claim.
-fn handed(n: u64, phase: Phase, offered: u64) -> SlotView {
-    let seen = held(lease(n), phase, offered);
-    SlotView { terms: seen.terms.map(|terms| LeaseTerms { claim_by: at(offered + 50), ..terms }), ..seen }
-}
-
-#[test]
-fn a_connection_is_the_workers_from_its_claim_to_the_end() {
-    let mut t = Talk::up(LIMITS);
-    t.hears(10, PoolEvent::Connection(1, A), &[hand(2, 1, 1, 10)]);
-    assert_eq!(t.0.workers()[1].silent_since, None, "its claim is its answer");
-    // A yes of the control loop is not the claim.
-    t.sees(12, 2, answered(SlotAnswer::Accept(lease(1)), handed(1, Offered, 10)), &[]);
-    t.sees(15, 2, handed(1, Claimed, 10), &[taken(1, 2, 1, 10)]);
-    t.sees(20, 2, handed(1, Responding, 10), &[]);
-    t.sees(30, 2, handed(1, Done, 10), &[over(1, 2, 1, LeaseEnd::Done), PoolAction::Release(2, lease(1))]);
-    t.sees(30, 2, free(), &[]);
-    // The end may be the first that is seen of it.
-    t.hears(40, PoolEvent::Connection(2, A), &[hand(2, 2, 2, 40)]);
-    let all = [taken(2, 2, 2, 40), over(2, 2, 2, LeaseEnd::Done), PoolAction::Release(2, lease(2))];
-    t.sees(41, 2, handed(2, Done, 40), &all);
+/// The slot of a living worker with the lease of a passed connection.
+fn passed(n: u64, phase: Phase, offered: u64) -> SlotView {
+    let view = held(lease(n), phase, offered);
+    SlotView { terms: view.terms.map(|terms| LeaseTerms { claim_by: at(offered + 50), ..terms }), ..view }
 }
 
 #[test]
-fn a_connection_that_is_not_claimed_in_time_goes_to_another() {
-    let mut t = Talk::up(LIMITS);
-    t.hears(10, PoolEvent::Connection(1, A), &[hand(2, 1, 1, 10)]);
-    t.sees(60, 2, handed(1, Offered, 10), &[note(2, PoolNote::Late(lease(1))), PoolAction::Revoke(2, lease(1))]);
-    t.sees(60, 2, handed(1, Revoked, 10), &[PoolAction::Release(2, lease(1)), hand(1, 1, 2, 60)]);
-    // The one that was late may not have it any more, and the other may.
-    t.sees(61, 1, handed(2, Claimed, 60), &[taken(1, 1, 2, 60)]);
+fn connection_belongs_to_the_worker_from_claim_to_release() {
+    let mut t = PoolTest::with_idle_workers(LIMITS);
+    t.handle(10, PoolEvent::Connection(1, A), &[pass(2, 1, 1, 10)]);
+    assert_eq!(t.0.workers()[1].silent_since, None, "the claim is the answer to the offer");
+    // Accept from the control thread is not the claim.
+    t.read_slot(12, 2, answered(SlotAnswer::Accept(lease(1)), passed(1, Offered, 10)), &[]);
+    t.read_slot(15, 2, passed(1, Claimed, 10), &[claimed(1, 2, 1, 10)]);
+    t.read_slot(20, 2, passed(1, Responding, 10), &[]);
+    t.read_slot(30, 2, passed(1, Done, 10), &[ended(1, 2, 1, LeaseEnd::Done), PoolAction::Release(W2, lease(1))]);
+    t.read_slot(30, 2, free(), &[]);
+    // The first read may already find the end.
+    t.handle(40, PoolEvent::Connection(2, A), &[pass(2, 2, 2, 40)]);
+    let all = [claimed(2, 2, 2, 40), ended(2, 2, 2, LeaseEnd::Done), PoolAction::Release(W2, lease(2))];
+    t.read_slot(41, 2, passed(2, Done, 40), &all);
 }
 
 #[test]
-fn what_dies_with_a_connection_says_what_may_still_be_sent() {
-    let claimed = || {
-        let mut t = Talk::up(LIMITS);
-        t.hears(10, PoolEvent::Connection(1, A), &[hand(2, 1, 1, 10)]);
-        t.sees(11, 2, handed(1, Claimed, 10), &[taken(1, 2, 1, 10)]);
+fn unclaimed_connection_is_offered_to_another_worker() {
+    let mut t = PoolTest::with_idle_workers(LIMITS);
+    t.handle(10, PoolEvent::Connection(1, A), &[pass(2, 1, 1, 10)]);
+    t.read_slot(60, 2, passed(1, Offered, 10), &[note(2, PoolNote::Late(lease(1))), PoolAction::Revoke(W2, lease(1))]);
+    t.read_slot(60, 2, passed(1, Revoked, 10), &[PoolAction::Release(W2, lease(1)), pass(1, 1, 2, 60)]);
+    // The late worker can no longer claim it; the other worker can.
+    t.read_slot(61, 1, passed(2, Claimed, 60), &[claimed(1, 1, 2, 60)]);
+}
+
+#[test]
+fn phase_at_worker_death_decides_what_may_still_be_sent() {
+    let claimed_connection = || {
+        let mut t = PoolTest::with_idle_workers(LIMITS);
+        t.handle(10, PoolEvent::Connection(1, A), &[pass(2, 1, 1, 10)]);
+        t.read_slot(11, 2, passed(1, Claimed, 10), &[claimed(1, 2, 1, 10)]);
         t
     };
-    let gone = [note(2, PoolNote::Down(ONE)), note(2, PoolNote::Lost(lease(1)))];
-    let mut t = claimed();
-    let cut = [gone[0], gone[1], over(1, 2, 1, LeaseEnd::Cut), PoolAction::Reclaim(2, lease(1))];
-    t.sees(20, 2, dead(handed(1, Responding, 10)), &cut);
-    // Nothing is said in a worker's place before it cannot say anything itself.
-    let mut t = claimed();
-    t.sees(20, 2, dead(handed(1, Claimed, 10)), &[gone[0], gone[1], PoolAction::Abort(2, lease(1))]);
-    let answered = [over(1, 2, 1, LeaseEnd::Unanswered), PoolAction::Release(2, lease(1))];
-    t.sees(20, 2, dead(handed(1, Aborted, 10)), &answered);
-    // That holds for one whose slot names another life, and which lives and is quicker.
-    let mut t = claimed();
-    let scrambled = |phase| {
-        let seen = handed(1, phase, 10);
-        SlotView { terms: seen.terms.map(|terms| LeaseTerms { worker_epoch: ONE.next(), ..terms }), ..seen }
+    let [down, lost] = [note(2, PoolNote::Down(ONE)), note(2, PoolNote::Lost(lease(1)))];
+    let mut t = claimed_connection();
+    let cut = [down, lost, ended(1, 2, 1, LeaseEnd::Cut), PoolAction::Reclaim(W2, lease(1))];
+    t.read_slot(20, 2, dead(passed(1, Responding, 10)), &cut);
+    // The dispatcher responds only after the abort, when the worker can no longer respond.
+    let mut t = claimed_connection();
+    t.read_slot(20, 2, dead(passed(1, Claimed, 10)), &[down, lost, PoolAction::Abort(W2, lease(1))]);
+    let no_response = [ended(1, 2, 1, LeaseEnd::NoResponse), PoolAction::Release(W2, lease(1))];
+    t.read_slot(20, 2, dead(passed(1, Aborted, 10)), &no_response);
+    // The same for a living worker whose terms name another incarnation; it may start its response before the abort.
+    let mut t = claimed_connection();
+    let wrong_epoch = |phase| {
+        let view = passed(1, phase, 10);
+        SlotView { terms: view.terms.map(|terms| LeaseTerms { worker_epoch: ONE.next(), ..terms }), ..view }
     };
-    t.sees(20, 2, scrambled(Claimed), &[gone[1], PoolAction::Abort(2, lease(1))]);
-    let quicker = [gone[1], over(1, 2, 1, LeaseEnd::Cut), PoolAction::Reclaim(2, lease(1))];
-    t.sees(20, 2, scrambled(Responding), &quicker);
-    // Before the claim nothing is lost.
-    let mut t = Talk::up(LIMITS);
-    t.hears(10, PoolEvent::Connection(1, A), &[hand(2, 1, 1, 10)]);
-    let seen = dead(handed(1, Offered, 10));
-    t.sees(20, 2, seen, &[note(2, PoolNote::Down(ONE)), PoolAction::Revoke(2, lease(1))]);
+    t.read_slot(20, 2, wrong_epoch(Claimed), &[lost, PoolAction::Abort(W2, lease(1))]);
+    let response_first = [lost, ended(1, 2, 1, LeaseEnd::Cut), PoolAction::Reclaim(W2, lease(1))];
+    t.read_slot(20, 2, wrong_epoch(Responding), &response_first);
+    // Before the claim the connection can be offered to another worker.
+    let mut t = PoolTest::with_idle_workers(LIMITS);
+    t.handle(10, PoolEvent::Connection(1, A), &[pass(2, 1, 1, 10)]);
+    let view = dead(passed(1, Offered, 10));
+    t.read_slot(20, 2, view, &[note(2, PoolNote::Down(ONE)), PoolAction::Revoke(W2, lease(1))]);
 }
 
 #[test]
-fn a_connection_whose_slot_is_spoilt_may_have_been_read_and_is_offered_to_nobody_else() {
-    // Cut and mended, all zero; or overtaken by what is no lease of ours.
-    for seen in [free(), handed(9, Done, 10)] {
-        let mut t = Talk::up(LIMITS);
-        t.hears(10, PoolEvent::Connection(1, A), &[hand(2, 1, 1, 10)]);
-        let actions = t.0.handle(at(11), PoolEvent::Seen(2, seen));
-        assert_eq!(actions[0], over(1, 2, 1, LeaseEnd::Cut), "{actions:?}");
+fn connection_with_a_corrupt_slot_is_cut_and_not_offered_again() {
+    // The segment was recreated (all zero), or holds a lease that this dispatcher has not issued.
+    for view in [free(), passed(9, Done, 10)] {
+        let mut t = PoolTest::with_idle_workers(LIMITS);
+        t.handle(10, PoolEvent::Connection(1, A), &[pass(2, 1, 1, 10)]);
+        let actions = t.0.handle(at(11), PoolEvent::SlotRead(W2, view));
+        assert_eq!(actions[0], ended(1, 2, 1, LeaseEnd::Cut), "{actions:?}");
         assert!(!actions.iter().any(|action| matches!(action, PoolAction::Offer { .. })), "{actions:?}");
     }
-    // The same while the offer is being taken back.
-    let mut t = Talk::up(LIMITS);
-    t.hears(10, PoolEvent::Connection(1, A), &[hand(2, 1, 1, 10)]);
-    t.sees(60, 2, handed(1, Offered, 10), &[note(2, PoolNote::Late(lease(1))), PoolAction::Revoke(2, lease(1))]);
-    t.sees(60, 2, free(), &[over(1, 2, 1, LeaseEnd::Cut)]);
+    // The same while the offer is being revoked.
+    let mut t = PoolTest::with_idle_workers(LIMITS);
+    t.handle(10, PoolEvent::Connection(1, A), &[pass(2, 1, 1, 10)]);
+    t.read_slot(60, 2, passed(1, Offered, 10), &[note(2, PoolNote::Late(lease(1))), PoolAction::Revoke(W2, lease(1))]);
+    t.read_slot(60, 2, free(), &[ended(1, 2, 1, LeaseEnd::Cut)]);
 }
 
 #[test]
-fn an_answer_that_does_not_come_is_given_in_the_workers_place() {
-    let mut t = Talk::up(LIMITS);
-    t.hears(10, PoolEvent::Connection(1, A), &[hand(2, 1, 1, 10)]);
-    t.sees(11, 2, handed(1, Claimed, 10), &[taken(1, 2, 1, 10)]);
+fn overdue_request_is_aborted_so_that_the_dispatcher_responds() {
+    let mut t = PoolTest::with_idle_workers(LIMITS);
+    t.handle(10, PoolEvent::Connection(1, A), &[pass(2, 1, 1, 10)]);
+    t.read_slot(11, 2, passed(1, Claimed, 10), &[claimed(1, 2, 1, 10)]);
     let overdue = 11 + LIMITS.request_timeout.as_millis() as u64 + 2000;
-    t.sees(overdue - 1, 2, handed(1, Claimed, 10), &[]);
-    t.sees(overdue, 2, handed(1, Claimed, 10), &[PoolAction::Abort(2, lease(1))]);
-    let end = [over(1, 2, 1, LeaseEnd::Overdue), PoolAction::Release(2, lease(1))];
-    t.sees(overdue, 2, handed(1, Aborted, 10), &end);
+    t.read_slot(overdue - 1, 2, passed(1, Claimed, 10), &[]);
+    t.read_slot(overdue, 2, passed(1, Claimed, 10), &[PoolAction::Abort(W2, lease(1))]);
+    let end = [ended(1, 2, 1, LeaseEnd::Overdue), PoolAction::Release(W2, lease(1))];
+    t.read_slot(overdue, 2, passed(1, Aborted, 10), &end);
 }
 
 #[test]
-fn many_workers_are_not_all_woken_at_once_for_a_sign_of_life() {
+fn probe_pings_many_workers_in_batches() {
     let mut pool = Pool::new(PoolLimits { workers: 100, ..LIMITS }, epoch(7));
     for n in 1..=100 {
-        pool.handle(at(1), PoolEvent::Seen(n, free()));
+        pool.handle(at(1), PoolEvent::SlotRead(WorkerNumber::of(n), free()));
     }
-    let asked = |actions: Vec<PoolAction>| {
-        let asked = actions.iter().filter(|action| matches!(action, PoolAction::Ask(_, SlotQuestion::Ping))).count();
-        assert_eq!(asked, actions.len(), "{actions:?}");
-        asked
+    let ping_count = |actions: Vec<PoolAction>| {
+        let ping_count =
+            actions.iter().filter(|action| matches!(action, PoolAction::Question(_, SlotQuestion::Ping))).count();
+        assert_eq!(ping_count, actions.len(), "{actions:?}");
+        ping_count
     };
-    assert_eq!(asked(pool.handle(at(10), PoolEvent::Probe)), 64);
-    assert_eq!((pool.deadline(), asked(pool.handle(at(15), PoolEvent::Probe))), (Some(at(20)), 0));
-    assert_eq!(asked(pool.handle(at(20), PoolEvent::Tick)), 36);
+    assert_eq!(ping_count(pool.handle(at(10), PoolEvent::Probe)), 64);
+    assert_eq!((pool.deadline(), ping_count(pool.handle(at(15), PoolEvent::Probe))), (Some(at(20)), 0));
+    assert_eq!(ping_count(pool.handle(at(20), PoolEvent::Tick)), 36);
     assert_eq!(pool.deadline(), None);
 }
 
 #[test]
-fn who_missed_an_offer_is_taken_after_the_others() {
-    let mut t = Talk::up(LIMITS);
-    t.hears(10, PoolEvent::Connection(1, A), &[hand(2, 1, 1, 10)]);
-    t.sees(60, 2, handed(1, Offered, 10), &[note(2, PoolNote::Late(lease(1))), PoolAction::Revoke(2, lease(1))]);
-    t.sees(60, 2, handed(1, Revoked, 10), &[PoolAction::Release(2, lease(1)), hand(1, 1, 2, 60)]);
-    t.sees(
+fn worker_that_missed_an_offer_is_used_last() {
+    let mut t = PoolTest::with_idle_workers(LIMITS);
+    t.handle(10, PoolEvent::Connection(1, A), &[pass(2, 1, 1, 10)]);
+    t.read_slot(60, 2, passed(1, Offered, 10), &[note(2, PoolNote::Late(lease(1))), PoolAction::Revoke(W2, lease(1))]);
+    t.read_slot(60, 2, passed(1, Revoked, 10), &[PoolAction::Release(W2, lease(1)), pass(1, 1, 2, 60)]);
+    t.read_slot(
         61,
         1,
-        handed(2, Done, 60),
-        &[taken(1, 1, 2, 60), over(1, 1, 2, LeaseEnd::Done), PoolAction::Release(1, lease(2))],
+        passed(2, Done, 60),
+        &[claimed(1, 1, 2, 60), ended(1, 1, 2, LeaseEnd::Done), PoolAction::Release(W1, lease(2))],
     );
-    t.sees(61, 1, free(), &[]);
-    // Its control loop answers: that it meets anybody is not said with that.
-    t.sees(70, 2, answered(SlotAnswer::Here, free()), &[note(2, PoolNote::Back)]);
-    t.hears(80, PoolEvent::Connection(2, A), &[hand(1, 2, 3, 80)]);
-    t.hears(80, PoolEvent::Connection(3, A), &[hand(2, 3, 4, 80)]);
-    t.sees(
+    t.read_slot(61, 1, free(), &[]);
+    // An answer of its control thread does not prove that its serving thread works.
+    t.read_slot(70, 2, answered(SlotAnswer::Ack, free()), &[note(2, PoolNote::Back)]);
+    t.handle(80, PoolEvent::Connection(2, A), &[pass(1, 2, 3, 80)]);
+    t.handle(80, PoolEvent::Connection(3, A), &[pass(2, 3, 4, 80)]);
+    t.read_slot(
         81,
         2,
-        handed(4, Done, 80),
-        &[taken(3, 2, 4, 80), over(3, 2, 4, LeaseEnd::Done), PoolAction::Release(2, lease(4))],
+        passed(4, Done, 80),
+        &[claimed(3, 2, 4, 80), ended(3, 2, 4, LeaseEnd::Done), PoolAction::Release(W2, lease(4))],
     );
-    t.sees(81, 2, free(), &[]);
-    t.hears(90, PoolEvent::Connection(4, A), &[hand(2, 4, 5, 90)]);
+    t.read_slot(81, 2, free(), &[]);
+    t.handle(90, PoolEvent::Connection(4, A), &[pass(2, 4, 5, 90)]);
 }

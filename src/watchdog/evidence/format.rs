@@ -1,135 +1,137 @@
-//! What was seen, in words. Pure.
+//! The evidence as text.
+
+#![forbid(unsafe_code)]
 
 use std::fmt::Write;
 use std::time::Duration;
 
-use super::{CUT, Child, Evidence, Held, MEMORY, Machine, Thread};
+use super::findings::{ChildEvidence, Evidence, HeldWork, LATENESS_KEPT, MachineEvidence, ThreadEvidence};
 use crate::exchange::RequestNote;
 use crate::ids::{Claim, Monotonic, Phase};
 use crate::log::escape_control_chars;
 
-/// What follows the verdict, a line for each matter.
-pub fn story(pid: u32, evidence: &Evidence, now: Monotonic) -> String {
+/// Marks a text that was cut.
+pub(super) const CUT: &str = " [cut]";
+
+/// The lines that follow the verdict.
+pub(super) fn summary(pid: u32, evidence: &Evidence, now: Monotonic) -> String {
     let mut lines = vec![match evidence.age {
-        Some(age) => format!("process {pid}, {} old, its threads:", spoken(age)),
-        None => format!("process {pid}, its threads:"),
+        Some(age) => format!("process {pid}, {} old, threads:", rounded(age)),
+        None => format!("process {pid}, threads:"),
     }];
     let indented = |text: String| text.lines().map(|line| format!("  {line}")).collect::<Vec<_>>();
     lines.extend(indented(threads(evidence)));
     if let Some(children) = children(evidence) {
-        lines.push("what it has started:".to_owned());
+        lines.push("processes it started:".to_owned());
         lines.extend(indented(children));
     }
     lines.push(format!("held: {}", held(evidence.held.as_ref(), now)));
     lines.push(format!("machine: {}", machine(&evidence.machine)));
     if !evidence.denied.is_empty() {
-        lines.push(format!("not permitted to see: {}; see EVIDENCE in patou(7)", evidence.denied.join(", ")));
+        lines.push(format!("not permitted to read: {}; see EVIDENCE in patou(7)", evidence.denied.join(", ")));
     }
-    if evidence.cut_short {
-        lines.push("the rest could not be read in time".to_owned());
+    if evidence.is_cut_short {
+        lines.push("the rest was not read in time".to_owned());
     }
     lines.join("\n")
 }
 
 /// A line for each thread.
-pub fn threads(evidence: &Evidence) -> String {
+pub(super) fn threads(evidence: &Evidence) -> String {
     let mut lines: Vec<_> = evidence.threads.iter().map(thread).collect();
-    more(&mut lines, evidence.thread_count);
+    count_omitted(&mut lines, evidence.thread_count);
     lines.join("\n")
 }
 
-/// A line for each process that it has started.
-pub fn children(evidence: &Evidence) -> Option<String> {
+/// A line for each process that the part has started.
+pub(super) fn children(evidence: &Evidence) -> Option<String> {
     let mut lines: Vec<_> = evidence.children.iter().map(child).collect();
-    more(&mut lines, evidence.child_count);
+    count_omitted(&mut lines, evidence.child_count);
     (!lines.is_empty()).then(|| lines.join("\n"))
 }
 
-fn more(lines: &mut Vec<String>, count: usize) {
-    if let Some(left) = count.checked_sub(lines.len()).filter(|left| *left > 0) {
-        lines.push(format!("and {left} more"));
+fn count_omitted(lines: &mut Vec<String>, count: usize) {
+    if let Some(omitted) = count.checked_sub(lines.len()).filter(|omitted| *omitted > 0) {
+        lines.push(format!("and {omitted} more"));
     }
 }
 
-fn thread(thread: &Thread) -> String {
-    let mut line = format!("{}: {}", escape_control_chars(&thread.name), condition(thread.state));
-    let place = if thread.stack.is_empty() { thread.wchan.clone() } else { Some(thread.stack.join(" < ")) };
-    if let Some(place) = place {
-        let _ = write!(line, " in {}", escape_control_chars(&place)); // a String takes everything
+fn thread(thread: &ThreadEvidence) -> String {
+    let mut line = format!("{}: {}", escape_control_chars(&thread.name), state_name(thread.state));
+    let stack = (!thread.stack.is_empty()).then(|| thread.stack.join(" < "));
+    if let Some(function) = stack.or_else(|| thread.wait_channel.clone()) {
+        let _ = write!(line, " in {}", escape_control_chars(&function)); // writing to a String cannot fail
     }
-    if let Some(number) = thread.syscall {
+    if let Some(number) = thread.system_call {
         let _ = match syscall_numbers::native::sys_call_name(number) {
             Some(name) => write!(line, ", system call {name}"),
             None => write!(line, ", system call {number}"),
         };
     }
-    if let Some((run, waited)) = thread.run {
-        let _ = write!(line, "; has run for {}, waited {} for a processor", spoken(run), spoken(waited));
+    if let Some((ran, waited)) = thread.run_times {
+        let _ = write!(line, "; ran for {}, waited {} for a processor", rounded(ran), rounded(waited));
     }
     line
 }
 
-fn child(child: &Child) -> String {
-    let Child { pid, state, name, command, age } = child;
-    let age = age.map_or(String::new(), |age| format!(", {} old", spoken(age)));
+fn child(child: &ChildEvidence) -> String {
+    let ChildEvidence { pid, state, name, command, age } = child;
+    let age = age.map_or(String::new(), |age| format!(", {} old", rounded(age)));
     let command = command.as_ref().map_or_else(|| format!("[{name}]"), Clone::clone);
-    format!("{pid} {}{age}: {}", condition(*state), escape_control_chars(&command))
+    format!("{pid} {}{age}: {}", state_name(*state), escape_control_chars(&command))
 }
 
-fn held(held: Option<&Held>, now: Monotonic) -> String {
+fn held(held: Option<&HeldWork>, now: Monotonic) -> String {
     match held {
-        None => "not known".to_owned(),
-        Some(Held::Slot { claim: None, .. }) => "not known, its slot holds what no worker writes".to_owned(),
-        Some(Held::Slot { claim: Some(Claim::Free), .. }) => "no lease".to_owned(),
-        Some(Held::Slot { claim: Some(Claim::Held(lease, phase)), request, .. }) => {
-            let request = match request {
-                Some(RequestNote { claimed_at, text }) => {
-                    format!(", claimed {} ago: {}", spoken(now.since(*claimed_at)), self::text(text))
-                }
-                None => String::new(),
-            };
+        None => "unknown".to_owned(),
+        Some(HeldWork::Lease { claim: None, .. }) => "unknown, the claim word of its slot is corrupt".to_owned(),
+        Some(HeldWork::Lease { claim: Some(Claim::Free), .. }) => "no lease".to_owned(),
+        Some(HeldWork::Lease { claim: Some(Claim::Held(lease, phase)), request, .. }) => {
+            let request = request.as_ref().map_or(String::new(), |RequestNote { claimed_at, text }| {
+                format!(", claimed {} ago: {}", rounded(now.since(*claimed_at)), request_text(text))
+            });
             format!("lease {lease}, {}{request}", self::phase(*phase))
         }
-        Some(Held::Clients { queue, leases }) => {
-            let queue = queue.map_or("clients that it has not told of".to_owned(), |queue| {
-                let said = spoken(now.since(queue.at));
+        Some(HeldWork::Clients { queue, leases }) => {
+            let queue = queue.map_or("an unknown number of waiting clients".to_owned(), |queue| {
+                let reported = format!("(reported {} ago)", rounded(now.since(queue.at)));
                 match queue.clients {
-                    0 => format!("no client waiting, as it said {said} ago"),
-                    1 => format!("1 client waiting for {}, as it said {said} ago", spoken(queue.oldest)),
-                    n => format!("{n} clients waiting, the first for {}, as it said {said} ago", spoken(queue.oldest)),
+                    0 => format!("no waiting client {reported}"),
+                    1 => format!("1 client waiting for {} {reported}", rounded(queue.oldest)),
+                    n => format!("{n} clients waiting, the first for {} {reported}", rounded(queue.oldest)),
                 }
             });
-            format!("{queue}; {leases} {} out", if *leases == 1 { "lease" } else { "leases" })
+            format!("{queue}; {leases} active {}", if *leases == 1 { "lease" } else { "leases" })
         }
     }
 }
 
-fn machine(machine: &Machine) -> String {
-    let mut words = Vec::new();
+fn machine(machine: &MachineEvidence) -> String {
+    let mut facts = Vec::new();
     if let Some(load) = &machine.load {
-        words.push(format!("load {load}"));
+        facts.push(format!("load {load}"));
     }
     let pressure = ["cpu", "memory", "io"].into_iter().zip(machine.pressure);
     let pressure: Vec<_> = pressure.filter_map(|(of, percent)| Some(format!("{of} {:.1} %", percent?))).collect();
     if !pressure.is_empty() {
-        words.push(format!("pressure over 10 s: {}", pressure.join(", ")));
+        facts.push(format!("pressure over 10 s: {}", pressure.join(", ")));
     }
     if let Some((available, total)) = machine.memory {
-        words.push(format!("{} of {} MiB of memory available", available >> 20, total >> 20));
+        facts.push(format!("{} of {} MiB of memory available", available >> 20, total >> 20));
     }
-    words.push(match machine.late {
-        Duration::ZERO => format!("the watchdog was not late within {}", spoken(MEMORY)),
-        late => format!("the watchdog was up to {} late within {}", spoken(late), spoken(MEMORY)),
+    facts.push(match machine.watchdog_late {
+        Duration::ZERO => format!("the watchdog was not late in the last {}", rounded(LATENESS_KEPT)),
+        late => format!("the watchdog was up to {} late in the last {}", rounded(late), rounded(LATENESS_KEPT)),
     });
-    words.join("; ")
+    facts.join("; ")
 }
 
-/// As `/proc/PID/status` writes it.
-pub fn state(letter: char) -> String {
-    format!("{letter} ({})", condition(Some(letter)))
+/// A process state in the form of `/proc/PID/status`.
+pub(super) fn state(letter: char) -> String {
+    format!("{letter} ({})", state_name(Some(letter)))
 }
 
-fn condition(letter: Option<char>) -> &'static str {
+fn state_name(letter: Option<char>) -> &'static str {
     match letter {
         Some('R') => "running",
         Some('S') => "sleeping",
@@ -143,28 +145,31 @@ fn condition(letter: Option<char>) -> &'static str {
     }
 }
 
-/// How far a lease has come.
-pub fn phase(phase: Phase) -> &'static str {
+/// The progress of a lease.
+pub(super) fn phase(phase: Phase) -> &'static str {
     match phase {
         Phase::Free => "free",
         Phase::Offered => "offered",
-        Phase::Claimed => "nothing answered yet",
-        Phase::Responding => "answer begun",
+        Phase::Claimed => "no response yet",
+        Phase::Responding => "response started",
         Phase::Done => "done",
         Phase::Revoked => "revoked",
         Phase::Aborted => "aborted",
     }
 }
 
-/// A client's words.
-pub fn text(bytes: &[u8]) -> String {
+/// Method and target of a request. They come from the client.
+pub(super) fn request_text(bytes: &[u8]) -> String {
     let cut = if bytes.len() >= RequestNote::TEXT_MAX { CUT } else { "" };
     escape_control_chars(&String::from_utf8_lossy(bytes)) + cut
 }
 
-/// To the millisecond, and what is long to the second.
-fn spoken(time: Duration) -> impl std::fmt::Display {
+/// In milliseconds, from a minute on in seconds.
+fn rounded(time: Duration) -> impl std::fmt::Display {
     let exact = time < Duration::from_secs(60);
     let millis = u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
     humantime::format_duration(if exact { Duration::from_millis(millis) } else { Duration::from_secs(time.as_secs()) })
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,223 +1,234 @@
-//! Who is declared frozen, and who is excused.
+//! Decides which part is frozen, and which time is not attributed to a part.
 
-use std::fmt::{self, Write};
+use std::fmt;
 use std::time::Duration;
 
-use super::{Action, Keeper, Notice, Order, Part, Plan, Record, Sign, Stage, StopReason};
+use super::part::{PartRecord, PartState, StopReason};
+use super::{Notice, Part, PartSignal, Plan, PlanAction, SupervisorKind, WorkerLiveness};
 use crate::ids::Monotonic;
-use crate::liveness::{ProcessSample, SilenceTimer, Timeouts, Verdict};
+use crate::liveness::{LivenessTimeouts, LivenessVerdict, ProcessSample, SilenceTimer};
 
 impl Plan {
-    /// Workers are judged here and nowhere else: by what the dispatcher says now. While it says nothing, their
-    /// silence may be its own; and what it was late itself, or held by somebody, is nobody else's.
-    pub(super) fn report(&mut self, now: Monotonic, signs: Vec<Sign>) {
-        let asked = self.asked.take().unwrap_or(now);
-        if !matches!(&self.parts[&Part::Dispatcher].stage, Stage::Running(pulse) if pulse.is_ready()) {
-            return; // of one on its way out, of whom it is not known any more what it missed
+    /// Evaluates the workers, from the dispatcher's current report only. While the dispatcher is silent, a worker's
+    /// silence may be the dispatcher's; time in which the dispatcher was late or suspended is no worker's.
+    pub(super) fn on_report(&mut self, now: Monotonic, workers: Vec<WorkerLiveness>) {
+        let probe_sent_at = self.probe_sent_at.take().unwrap_or(now);
+        if !self.parts[&Part::Dispatcher].is_up() {
+            return; // from a stopping dispatcher, which is no longer sampled: what it missed is unknown
         }
-        if matches!(self.parts[&Part::Dispatcher].plight, Some(Verdict::Suspended(_))) {
-            self.forgive(now);
+        if matches!(self.parts[&Part::Dispatcher].hold_reason, Some(LivenessVerdict::Suspended(_))) {
+            self.reset_all(now);
         }
         let mut late = Duration::ZERO;
-        self.with_pulse(&Part::Dispatcher, |pulse| {
-            late = pulse.silence(now);
-            pulse.answered();
+        self.with_timer(&Part::Dispatcher, |timer| {
+            late = timer.silence(now);
+            timer.answered();
         });
-        if late > self.bounds.worker_timeout / 4 {
-            self.lost += late;
+        if self.is_long(late) {
+            self.excluded += late;
             for record in self.parts.values_mut() {
-                if let Stage::Running(pulse) = &mut record.stage
-                    && record.ready.is_some()
+                if let PartState::Running(timer) = &mut record.state
+                    && record.ready_at.is_some()
                 {
-                    pulse.excuse(late);
+                    timer.exclude_time(late);
                 }
             }
         }
-        let (amnesty, lost) = (self.amnesty, std::mem::take(&mut self.lost));
-        for sign in signs {
-            let part = Part::Worker(sign.worker);
+        let (blame_since, excluded) = (self.blame_since, std::mem::take(&mut self.excluded));
+        for worker in workers {
+            let part = Part::Worker(worker.worker);
             let Some(record) = self.parts.get_mut(&part) else { continue };
-            // The report may have been written about the process before it.
-            let Some(ready) = record.ready.filter(|ready| *ready <= asked) else { continue };
-            let owing = |since: Monotonic| (since.max(amnesty).max(ready) + lost).min(now);
-            if let Stage::Running(pulse) = &mut record.stage {
-                match (sign.starting_since, sign.silent_since) {
-                    (Some(since), _) => pulse.begins_again(owing(since)),
-                    // What it was asked while it started it owes from now on.
-                    _ if !pulse.is_ready() => {
-                        pulse.ready();
-                        record.ready = Some(now);
+            // If the process became ready after the probe was sent, the report may be about its predecessor.
+            let Some(ready_at) = record.ready_at.filter(|ready| *ready <= probe_sent_at) else { continue };
+            let attributable = |since: Monotonic| (since.max(blame_since).max(ready_at) + excluded).min(now);
+            if let PartState::Running(timer) = &mut record.state {
+                match (worker.starting_since, worker.silent_since) {
+                    (Some(since), _) => timer.restarting_in_place(attributable(since)),
+                    // A probe sent while it was starting counts from now.
+                    _ if !timer.is_ready() => {
+                        timer.set_ready();
+                        record.ready_at = Some(now);
                     }
-                    (None, Some(since)) => pulse.silent(now, owing(since), sign.ticks),
-                    (None, None) => pulse.answered(),
+                    (None, Some(since)) => timer.reported_silent(now, attributable(since), worker.ticks),
+                    (None, None) => timer.answered(),
                 }
             }
             match self.parts.get(&part) {
-                Some(Record { stage: Stage::Running(_), .. }) if sign.corrupt => {
-                    self.accuse(now, &part, "its slot holds what no worker writes".into());
+                Some(PartRecord { state: PartState::Running(_), .. }) if worker.corrupt => {
+                    self.declare_frozen(now, &part, "has a corrupt slot", Vec::new());
                 }
-                _ => self.consider(now, &part),
+                _ => self.evaluate(now, &part),
             }
         }
     }
 
-    /// Every deadline moves by what was lost. After a long loss everybody begins anew: what was asked meanwhile
-    /// may only now have reached them. Not after a short one, else a watchdog that is late often never accuses.
-    pub(super) fn excuse(&mut self, now: Monotonic, time: Duration) {
-        let time = self.counted.map_or(time, |counted| time.min(now.since(counted)));
-        self.lost += time;
-        if time > self.bounds.worker_timeout / 4 {
-            self.pardon(now);
+    /// Extends every deadline by time in which the watchdog did not run. A long time restarts all silences, because a
+    /// pending probe may have arrived only now. A short one does not, or a watchdog that is often a little late would
+    /// never declare a part frozen.
+    pub(super) fn exclude_time(&mut self, now: Monotonic, time: Duration) {
+        let time = self.excluded_until.map_or(time, |until| time.min(now.since(until)));
+        self.excluded += time;
+        if self.is_long(time) {
+            self.reset_blame(now);
         }
         for record in self.parts.values_mut() {
-            match &mut record.stage {
-                Stage::Running(pulse) => pulse.excuse(time),
-                Stage::Going(at, _) => *at = *at + time,
+            match &mut record.state {
+                PartState::Running(timer) => timer.exclude_time(time),
+                PartState::Stopping(at, _) => *at = *at + time,
                 _ => {}
             }
         }
     }
 
-    /// All begin anew: after a suspend, in which the clock stood still, the machine stands up part by part.
-    pub(super) fn forgive(&mut self, now: Monotonic) {
-        self.pardon(now);
+    fn is_long(&self, excluded: Duration) -> bool {
+        excluded > self.limits.worker_timeout / 4
+    }
+
+    /// Restarts every silence at `now`. After a suspend, in which the clock did not advance, the parts resume one after
+    /// the other.
+    pub(super) fn reset_all(&mut self, now: Monotonic) {
+        self.reset_blame(now);
         for record in self.parts.values_mut() {
-            if let Stage::Running(pulse) = &mut record.stage {
-                pulse.forgive(now);
+            if let PartState::Running(timer) = &mut record.state {
+                timer.reset(now);
             }
         }
     }
 
-    /// Nobody is blamed for what was before; what is lost counts from here.
-    fn pardon(&mut self, now: Monotonic) {
-        (self.amnesty, self.lost) = (now, Duration::ZERO);
+    fn reset_blame(&mut self, now: Monotonic) {
+        (self.blame_since, self.excluded) = (now, Duration::ZERO);
     }
 
-    /// Judges the dispatcher and those that start, kills who does not go, starts who is due.
-    pub(super) fn judge(&mut self, now: Monotonic) {
-        let due: Vec<Part> = self.parts.keys().cloned().collect();
-        for part in due {
+    /// Evaluates the dispatcher and the starting parts, starts the parts that are due, kills those that did not stop.
+    pub(super) fn check_deadlines(&mut self, now: Monotonic) {
+        let parts: Vec<Part> = self.parts.keys().cloned().collect();
+        for part in parts {
             let Some(record) = self.parts.get_mut(&part) else { continue };
-            if !matches!(record.stage, Stage::Running(_)) {
-                record.plight = None;
+            if !matches!(record.state, PartState::Running(_)) {
+                record.hold_reason = None;
             }
-            match &mut record.stage {
-                Stage::Running(_) if record.ready.is_some() && part != Part::Dispatcher => {} // see `report`
-                // See `answers_for`.
-                Stage::Running(pulse) if self.keeper == Keeper::Systemd && !pulse.is_ready() => {}
-                Stage::Running(_) => self.consider(now, &part),
-                Stage::Waiting(at) if *at <= now => {
-                    // The shell answers with Started or StartFailed before anything else happens.
-                    record.stage = Stage::Running(SilenceTimer::born(now));
-                    self.actions.push(Action::Start(part));
+            match &mut record.state {
+                PartState::Running(_) if record.ready_at.is_some() && part != Part::Dispatcher => {} // see `on_report`
+                // See `has_deadline`.
+                PartState::Running(timer) if self.supervisor == SupervisorKind::Systemd && !timer.is_ready() => {}
+                PartState::Running(_) => self.evaluate(now, &part),
+                PartState::StartDue(at) if *at <= now => {
+                    // The shell reports `Started` or `StartFailed` before any other event.
+                    record.state = PartState::Running(SilenceTimer::starting(now));
+                    self.actions.push(PlanAction::Start(part));
                 }
-                Stage::Going(at, why) if *at <= now => {
-                    // Only the kernel can keep a killed process now; it is asked again after a while.
+                PartState::Stopping(at, reason) if *at <= now => {
+                    // Only the kernel can still keep a killed process; the next attempt is a second later.
                     *at = now + Duration::from_secs(1);
-                    if *why != StopReason::Frozen {
-                        self.actions.push(Action::Tell(part.clone(), Notice::Overdue));
+                    if *reason != StopReason::Frozen {
+                        self.actions.push(PlanAction::Log(part.clone(), Notice::Overdue));
                     }
-                    self.actions.push(Action::Order(part, Order::Kill));
+                    self.actions.push(PlanAction::Signal(part, PartSignal::Kill));
                 }
                 _ => {}
             }
         }
     }
 
-    /// The shell has looked at its process.
-    pub(super) fn observed(&mut self, now: Monotonic, part: &Part, look: ProcessSample) {
-        // Who performs actions hears nobody meanwhile: however long that took, by its own work or because the machine
-        // did not run it, it was late with this look.
-        let lost = now.since(self.heard);
-        if !lost.is_zero() {
-            self.excuse(now, lost);
-            (self.heard, self.counted) = (now, Some(now));
+    pub(super) fn on_sampled(&mut self, now: Monotonic, part: &Part, sample: ProcessSample) {
+        // While the shell performs actions it receives no events. That time, spent on its own work or not run by the
+        // machine, makes this sample late.
+        let late = now.since(self.last_external_event);
+        if !late.is_zero() {
+            self.exclude_time(now, late);
+            (self.last_external_event, self.excluded_until) = (now, Some(now));
         }
         if let Some(record) = self.parts.get_mut(part) {
-            record.looking = false;
+            record.sample_requested = false;
         }
-        self.with_pulse(part, |pulse| pulse.observe(now, look));
-        self.consider(now, part);
+        self.with_timer(part, |timer| timer.add_sample(now, sample));
+        self.evaluate(now, part);
     }
 
-    /// Nobody is accused without a look at him in this very moment.
-    fn consider(&mut self, now: Monotonic, part: &Part) {
-        let patience = self.patience(part);
+    /// Applies the verdict on a part. A part is declared frozen only after a sample of this very moment.
+    fn evaluate(&mut self, now: Monotonic, part: &Part) {
+        let timeouts = self.timeouts(part);
         let Some(record) = self.parts.get_mut(part) else { return };
-        let Stage::Running(pulse) = &record.stage else { return };
-        if pulse.wants_look(now, patience) {
-            if !std::mem::replace(&mut record.looking, true) {
-                self.actions.push(Action::Observe(part.clone()));
+        let PartState::Running(timer) = &record.state else { return };
+        if timer.needs_sample(now, timeouts) {
+            if !std::mem::replace(&mut record.sample_requested, true) {
+                self.actions.push(PlanAction::Sample(part.clone()));
             }
             return;
         }
-        let plight = match pulse.verdict(now, patience) {
-            Verdict::Frozen => {
-                let why = accusation(pulse, now, patience);
-                return self.accuse(now, part, why);
+        let hold_reason = match timer.verdict(now, timeouts) {
+            LivenessVerdict::Frozen => {
+                let (what, details) = describe_frozen(timer, now, timeouts);
+                return self.declare_frozen(now, part, &what, details);
             }
-            verdict @ (Verdict::Starved | Verdict::Suspended(_)) => Some(verdict),
+            verdict @ (LivenessVerdict::Starved | LivenessVerdict::Suspended(_)) => Some(verdict),
             _ => None,
         };
-        if record.plight != plight {
-            record.plight = plight;
-            let telling = match plight {
-                Some(Verdict::Suspended(by)) => Notice::Suspended { by },
-                Some(_) => Notice::Starved { silence: pulse.silence(now) },
-                None => Notice::Relieved,
+        if record.hold_reason != hold_reason {
+            record.hold_reason = hold_reason;
+            let notice = match hold_reason {
+                Some(LivenessVerdict::Suspended(by)) => Notice::Suspended { by },
+                Some(_) => Notice::Starved { silence: timer.silence(now) },
+                None => Notice::Resumed,
             };
-            self.actions.push(Action::Tell(part.clone(), telling));
+            self.actions.push(PlanAction::Log(part.clone(), notice));
         }
     }
 
-    pub(super) fn patience(&self, part: &Part) -> Timeouts {
+    pub(super) fn timeouts(&self, part: &Part) -> LivenessTimeouts {
         let answer = match part {
-            Part::Dispatcher => self.bounds.dispatcher_timeout,
-            Part::Worker(_) => self.bounds.worker_timeout,
+            Part::Dispatcher => self.limits.dispatcher_timeout,
+            Part::Worker(_) => self.limits.worker_timeout,
         };
-        // Whom systemd starts again waits itself, before it is ready, for as long as its failures demand.
-        let waits = match self.keeper {
-            Keeper::Watchdog => Duration::ZERO,
-            Keeper::Systemd => self.bounds.restarts.longest_wait(),
+        // A part that systemd restarts delays its own start after failures, before it becomes ready.
+        let delay = match self.supervisor {
+            SupervisorKind::Watchdog => Duration::ZERO,
+            SupervisorKind::Systemd => self.limits.restarts.longest_delay(),
         };
-        Timeouts { start: self.bounds.start_timeout + waits, answer }
+        LivenessTimeouts { start: self.limits.start_timeout + delay, answer }
     }
 
-    /// SIGABRT may leave a core. One of each part within `restarts.within` is evidence; more would fill the disk.
-    fn accuse(&mut self, now: Monotonic, part: &Part, mut why: String) {
-        let (kill_at, within) = (now + self.bounds.abort_grace, self.bounds.restarts.within);
+    /// Records why a part is killed, and kills it. SIGABRT may leave a core dump: one per part within
+    /// `restarts.within` is evidence, more would fill the disk.
+    fn declare_frozen(&mut self, now: Monotonic, part: &Part, what: &str, mut details: Vec<String>) {
+        let (kill_at, within) = (now + self.limits.abort_grace, self.limits.restarts.within);
         let Some(record) = self.parts.get_mut(part) else { return };
-        let order = match record.aborted {
+        let signal = match record.aborted_at {
             Some(at) if now.since(at) < within => {
-                let _ = write!(why, "; without a core, of which it may leave one in {}", in_words(within));
-                Order::Kill
+                details.push(format!("no core dump: at most one in {}", to_millis(within)));
+                PartSignal::Kill
             }
             _ => {
-                record.aborted = Some(now);
-                Order::Abort
+                record.aborted_at = Some(now);
+                PartSignal::Abort
             }
         };
-        record.stage = Stage::Going(kill_at, StopReason::Frozen);
-        self.actions.push(Action::Accuse(part.clone(), why));
-        self.actions.push(Action::Order(part.clone(), order));
+        record.state = PartState::Stopping(kill_at, StopReason::Frozen);
+        let details = if details.is_empty() { String::new() } else { format!(" ({})", details.join("; ")) };
+        self.actions.push(PlanAction::DeclareFrozen(part.clone(), format!("{what}{details}")));
+        self.actions.push(PlanAction::Signal(part.clone(), signal));
     }
 }
 
-fn accusation(pulse: &SilenceTimer, now: Monotonic, patience: Timeouts) -> String {
-    let own = pulse.own_silence(now);
-    let mut why = match (pulse.is_ready(), pulse.ticks(now, patience)) {
-        (false, _) => format!("it was not ready after {} (watchdog.start_timeout)", in_words(own)),
-        (true, false) => format!("it is frozen, no sign of life for {}", in_words(own)),
-        (true, true) => format!("it does not answer for {}, although its control loop turns", in_words(own)),
+/// What is wrong with a part, and the details.
+fn describe_frozen(timer: &SilenceTimer, now: Monotonic, timeouts: LivenessTimeouts) -> (String, Vec<String>) {
+    let silence = timer.attributable_silence(now);
+    let (what, detail) = if !timer.is_ready() {
+        (format!("was not ready after {}", to_millis(silence)), "watchdog.start_timeout".to_owned())
+    } else if timer.makes_progress(now, timeouts) {
+        ("is frozen".to_owned(), format!("no answer for {} although its control loop runs", to_millis(silence)))
+    } else {
+        ("is frozen".to_owned(), format!("no sign of life for {}", to_millis(silence)))
     };
-    let excused = pulse.silence(now).saturating_sub(own);
-    if excused >= Duration::from_millis(1) {
-        let _ = write!(why, ", besides {} in which the machine did not run it", in_words(excused));
+    let mut details = vec![detail];
+    let excluded = timer.silence(now).saturating_sub(silence);
+    if excluded >= Duration::from_millis(1) {
+        details.push(format!("the machine did not run it for another {}", to_millis(excluded)));
     }
-    why
+    (what, details)
 }
 
-/// A duration to the millisecond.
-fn in_words(duration: Duration) -> impl fmt::Display {
+/// A duration in words, to the millisecond.
+fn to_millis(duration: Duration) -> impl fmt::Display {
     humantime::format_duration(Duration::from_millis(u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)))
 }

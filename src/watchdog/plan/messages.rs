@@ -1,4 +1,4 @@
-//! What the plan is told, and what it says.
+//! Input and output of the plan.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -8,9 +8,9 @@ use crate::ids::{Monotonic, WorkerId, WorkerNumber};
 use crate::liveness::{HeldBy, ProcessSample, RestartLimits};
 use crate::probe::ProbeReport;
 
-/// A part of the set that has a process.
+/// A part of the set: the dispatcher or a worker, each a separate process.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Part {
+pub(crate) enum Part {
     /// The dispatcher.
     Dispatcher,
     /// A worker.
@@ -18,8 +18,8 @@ pub enum Part {
 }
 
 impl Part {
-    /// The worker it is, if it is one.
-    pub fn worker(&self) -> Option<&WorkerId> {
+    /// The worker's id; `None` for the dispatcher.
+    pub(crate) fn worker(&self) -> Option<&WorkerId> {
         match self {
             Part::Dispatcher => None,
             Part::Worker(id) => Some(id),
@@ -36,46 +36,46 @@ impl fmt::Display for Part {
     }
 }
 
-/// The bounds it decides by.
+/// Time limits, from the configuration.
 #[derive(Clone, Copy, Debug)]
-pub struct Bounds {
-    /// How long a worker may owe an answer.
+pub(crate) struct PlanLimits {
+    /// How long a worker may leave a probe unanswered.
     pub worker_timeout: Duration,
     /// The same for the dispatcher.
     pub dispatcher_timeout: Duration,
-    /// How long a part may take to be ready.
+    /// How long a part may take to become ready.
     pub start_timeout: Duration,
-    /// How long a frozen part has between SIGABRT and SIGKILL.
+    /// Time between SIGABRT and SIGKILL for a frozen part.
     pub abort_grace: Duration,
-    /// How long the dispatcher may take to answer its last clients.
-    pub parting: Duration,
-    /// When a part is started again, and when no more.
+    /// Time after its drain_timeout in which a stopping part sends its last responses and exits.
+    pub exit_grace: Duration,
+    /// When a part is restarted, and when it is given up.
     pub restarts: RestartLimits,
 }
 
-/// A sign of life of one worker, out of the dispatcher's report.
+/// The liveness of one worker, from the dispatcher's report.
 #[derive(Clone, Debug)]
-pub struct Sign {
-    /// Whose.
+pub(crate) struct WorkerLiveness {
+    /// The worker.
     pub worker: WorkerId,
-    /// Since when it owes an answer.
+    /// Since when it has left a probe unanswered.
     pub silent_since: Option<Monotonic>,
-    /// Since when nobody has been in its slot who is through with his start: its process may be between two incarnations.
+    /// Since when its slot has had no incarnation that finished starting: the process may be between two incarnations.
     pub starting_since: Option<Monotonic>,
-    /// The turns of its control loop, where it owes an answer.
+    /// Progress counter of its control loop, while a probe is unanswered.
     pub ticks: Option<u64>,
-    /// Nobody can tell what it is doing: its slot holds nonsense.
+    /// Its slot is corrupt, so its state is unknown.
     pub corrupt: bool,
 }
 
-impl Sign {
-    /// Those in a report that came just now.
-    pub fn all(report: &ProbeReport, now: Monotonic) -> Vec<Sign> {
-        let mut signs = Vec::new();
+impl WorkerLiveness {
+    /// All workers of a report that arrived at `now`.
+    pub(crate) fn from_report(report: &ProbeReport, now: Monotonic) -> Vec<WorkerLiveness> {
+        let mut all = Vec::new();
         let before = |ms: u64| Monotonic(now.0.saturating_sub(ms.saturating_mul(1_000_000)));
         for pool in &report.pools {
             for (worker, number) in pool.workers.iter().zip(WorkerNumber::up_to(u16::MAX)) {
-                signs.push(Sign {
+                all.push(WorkerLiveness {
                     worker: WorkerId { pool: pool.name.clone(), number },
                     silent_since: worker.silent_ms.map(before),
                     starting_since: worker.starting_ms.map(before),
@@ -84,24 +84,24 @@ impl Sign {
                 });
             }
         }
-        signs
+        all
     }
 }
 
-/// What systemd says of a unit without a process.
+/// Why a unit has no process, as systemd reports it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Absence {
-    /// Not known yet, or about to be started again.
+pub(crate) enum Absence {
+    /// Unknown, or systemd is about to restart it.
     Gone,
-    /// Somebody has stopped it.
+    /// Stopped by an operator.
     Stopped,
-    /// It is given up.
+    /// systemd has given it up.
     Failed,
 }
 
 impl Absence {
-    /// The word of `patou status`.
-    pub fn as_str(self) -> &'static str {
+    /// The state that `patou status` shows.
+    pub(crate) fn as_str(self) -> &'static str {
         match self {
             Absence::Gone => "gone",
             Absence::Stopped => "stopped",
@@ -112,126 +112,127 @@ impl Absence {
 
 /// What happened.
 #[derive(Debug)]
-pub enum Event {
-    /// The part has this process now.
+pub(crate) enum PlanEvent {
+    /// The part runs as this process.
     Started(Part, u32),
-    /// It could not be started.
+    /// The part could not be started, for this reason.
     StartFailed(Part, String),
-    /// It says that it can serve.
+    /// The part reported that it can serve.
     Ready(Part),
-    /// Its process ended, like this; `chance` from 0 to 1 varies the delay of its restart.
+    /// The part's process ended.
     Exited {
-        /// Which.
+        /// The part.
         part: Part,
-        /// In words.
-        how: String,
-        /// From 0 to 1.
-        chance: f64,
+        /// How it ended, in words.
+        cause: String,
+        /// From 0 to 1: varies the delay of the restart.
+        jitter: f64,
     },
-    /// systemd says this of a part, should it have no process, and how often it has started it again by itself.
-    Told {
-        /// Which.
+    /// systemd's state of a unit.
+    UnitState {
+        /// The part.
         part: Part,
-        /// What it says.
+        /// Why it has no process, if it has none.
         absence: Absence,
-        /// How often.
+        /// How often systemd has restarted it.
         restarts: u32,
     },
-    /// The dispatcher has been asked. What was heard before, or [`Event::Tick`], is told next; the same after the next two.
-    Probed,
-    /// The dispatcher has answered.
-    Report(Vec<Sign>),
-    /// The shell has looked at the part's process, as [`Action::Observe`] asks.
-    Observed(Part, ProcessSample),
-    /// This process itself did not run for so long.
-    Lost(Duration),
-    /// The machine was suspended, and the clock stood still.
-    Resumed,
+    /// A probe was sent to the dispatcher. Evaluation waits for the next event, because an answer may already be
+    /// buffered; the same holds for `WatchdogLate` and `MachineResumed`.
+    ProbeSent,
+    /// The dispatcher answered a probe.
+    Report(Vec<WorkerLiveness>),
+    /// The sample that [`PlanAction::Sample`] requested.
+    Sampled(Part, ProcessSample),
+    /// The watchdog itself was not run for so long.
+    WatchdogLate(Duration),
+    /// The machine was suspended; the clock did not advance meanwhile.
+    MachineResumed,
     /// Time has passed.
     Tick,
-    /// Stop, everybody finishing what he has.
+    /// Stop the set; requests in progress may finish.
     Stop,
-    /// Stop at once.
+    /// Kill every part now.
     StopNow,
-    /// A new configuration.
-    Apply(Change),
+    /// A new configuration is in force.
+    Apply(ConfigChange),
 }
 
 /// What a new configuration means for the processes.
 #[derive(Debug)]
-pub struct Change {
-    /// The workers from now on, with their drain_timeout.
+pub(crate) struct ConfigChange {
+    /// All workers, with their drain_timeout.
     pub workers: BTreeMap<WorkerId, Duration>,
-    /// Those that must read their configuration anew.
+    /// Workers that must reload their configuration.
     pub reload: Vec<WorkerId>,
-    /// Those that need other sockets or other limits.
+    /// Workers that need other sockets or other resource limits.
     pub restart: Vec<WorkerId>,
     /// Whether the dispatcher needs other sockets.
     pub restart_dispatcher: bool,
-    /// The bounds from now on.
-    pub bounds: Bounds,
+    /// The new limits.
+    pub limits: PlanLimits,
 }
 
-/// A signal to a part, by what it means.
+/// A signal to a part, by its meaning.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Order {
-    /// SIGTERM: finish and leave.
-    Leave,
-    /// SIGHUP: read the configuration.
+pub(crate) enum PartSignal {
+    /// SIGTERM: finish the current requests and exit.
+    Terminate,
+    /// SIGHUP: reload the configuration.
     Reload,
-    /// SIGABRT, and SIGCONT so that a stopped process takes it.
+    /// SIGABRT, and SIGCONT so that a stopped process receives it.
     Abort,
     /// SIGKILL.
     Kill,
 }
 
-/// What the shell is to do.
+/// What the shell has to do.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Action {
-    /// Start its process, then report [`Event::Started`] or [`Event::StartFailed`].
+pub(crate) enum PlanAction {
+    /// Start the part, then report [`PlanEvent::Started`] or [`PlanEvent::StartFailed`].
     Start(Part),
-    /// Look at its process, and report [`Event::Observed`] before anything else happens.
-    Observe(Part),
-    /// Signal its process.
-    Order(Part, Order),
-    /// Say why it is about to be killed.
-    Accuse(Part, String),
-    /// Kill what the worker left behind and have the dispatcher look at its slot.
-    Sweep(WorkerId),
-    /// Tell the dispatcher that nobody gets a worker any more.
+    /// Sample the part's process and report [`PlanEvent::Sampled`] before any other event.
+    Sample(Part),
+    /// Signal the part's process.
+    Signal(Part, PartSignal),
+    /// Record evidence: a kill follows. The text completes the sentence "PART ...": "is frozen (...)".
+    DeclareFrozen(Part, String),
+    /// Kill the processes that the worker left behind and have the dispatcher read its slot.
+    KillOrphans(WorkerId),
+    /// Have the dispatcher stop granting leases.
     Quiesce,
-    /// Remove the worker's segment, bells and socket: it is not coming back.
-    Remove(WorkerId),
-    /// Tell the operator.
-    Tell(Part, Notice),
+    /// Remove the worker's segment, doorbells and socket: it left the configuration.
+    RemoveWorker(WorkerId),
+    /// Log a notice about the part.
+    Log(Part, Notice),
     /// Every part is up for the first time.
     AllUp,
-    /// Everybody is gone.
+    /// All parts have ended: exit.
     Finish,
 }
 
-/// What an operator is told of a part.
+/// A notice to the operator about one part.
 #[derive(Clone, Debug, PartialEq, Eq)]
-#[allow(missing_docs)] // of the fields: the lines above have them
-pub enum Notice {
-    /// It is back.
-    Ready { restarts: u32 },
-    /// It ended and is started again after this time.
-    Restart { how: String, delay: Duration },
-    /// It ended so often that it is given up.
-    Failed { how: String },
-    /// It did not go in time.
+#[allow(missing_docs)] // the variants' comments describe the fields
+pub(crate) enum Notice {
+    /// It serves again after `restarts` restarts.
+    Recovered { restarts: u32 },
+    /// It ended and is restarted after `delay`.
+    Restarting { cause: String, delay: Duration },
+    /// It ended too often and is given up.
+    Failed { cause: String },
+    /// It did not stop in time.
     Overdue,
-    /// It owes an answer for so long, and the machine does not run it.
+    /// A probe is unanswered for `silence` because the machine does not run it.
     Starved { silence: Duration },
-    /// It owes an answer, and this holds it.
+    /// A probe is unanswered because the process is held.
     Suspended { by: HeldBy },
-    /// It is starved or suspended no more.
-    Relieved,
-    /// An administrator has stopped it.
+    /// No longer starved or suspended.
+    Resumed,
+    /// Its unit was stopped by an operator.
     Stopped,
-    /// systemd has given it up.
-    GivenUp,
+    /// systemd has given its unit up.
+    UnitFailed,
 }
 
 #[cfg(test)]
@@ -257,13 +258,14 @@ mod tests {
     }
 
     #[test]
-    fn a_report_may_say_more_than_there_can_be() {
-        // As many as fit in a line.
-        let signs = Sign::all(&report(70_000, 1), Monotonic(5_000_000));
-        assert_eq!(signs.last().unwrap().worker.number, WorkerNumber::of(u16::MAX));
-        assert_eq!(signs[0].silent_since, Some(Monotonic(4_000_000)));
-        for ever in [6, 18_446_744_073_710, u64::MAX] {
-            assert_eq!(Sign::all(&report(1, ever), Monotonic(5_000_000))[0].silent_since, Some(Monotonic(0)), "{ever}");
+    fn excess_workers_and_overflowing_times_of_a_report_are_clamped() {
+        // As many workers as fit in a line.
+        let all = WorkerLiveness::from_report(&report(70_000, 1), Monotonic(5_000_000));
+        assert_eq!(all.last().unwrap().worker.number, WorkerNumber::of(u16::MAX));
+        assert_eq!(all[0].silent_since, Some(Monotonic(4_000_000)));
+        for ms in [6, 18_446_744_073_710, u64::MAX] {
+            let all = WorkerLiveness::from_report(&report(1, ms), Monotonic(5_000_000));
+            assert_eq!(all[0].silent_since, Some(Monotonic(0)), "{ms}");
         }
     }
 }

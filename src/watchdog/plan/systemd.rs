@@ -1,78 +1,72 @@
-//! The plan of a watchdog that only watches: systemd starts and stops the parts, and starts again what has died.
+//! The plan for a set of systemd units: the watchdog observes and kills, systemd starts, stops and restarts.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use super::{Absence, Action, Bounds, Change, Keeper, Notice, Part, Plan, Record, SetPhase, Stage};
+use super::part::{PartRecord, PartState, StopReason};
+use super::{Absence, ConfigChange, Notice, Part, Plan, PlanAction, PlanLimits, SupervisorKind};
 use crate::ids::{Monotonic, WorkerId};
 
 impl Plan {
-    /// A set of units of which nothing is known yet.
-    pub fn observing(workers: &BTreeMap<WorkerId, Duration>, bounds: Bounds, now: Monotonic) -> Self {
-        let away = |drain| Record::new(Stage::Away(Absence::Gone), drain);
-        let mut parts = BTreeMap::from([(Part::Dispatcher, away(Duration::ZERO))]);
-        for (id, drain) in workers {
-            parts.insert(Part::Worker(id.clone()), away(*drain));
-        }
-        let (keeper, era, lost) = (Keeper::Systemd, SetPhase::Running, Duration::ZERO);
-        let (asked, heard, counted, actions) = (None, now, None, Vec::new());
-        Self { parts, bounds, keeper, era, amnesty: now, lost, asked, heard, counted, actions }
+    /// A set of units in unknown states.
+    pub(crate) fn for_units(workers: &BTreeMap<WorkerId, Duration>, limits: PlanLimits, now: Monotonic) -> Self {
+        let unknown = PartState::Absent(Absence::Gone);
+        Self::build(SupervisorKind::Systemd, unknown.clone(), unknown, workers, limits, now)
     }
 
-    /// The parts without a process, and what is known of their absence.
-    pub fn absent_parts(&self) -> impl Iterator<Item = (&Part, Absence)> {
-        self.parts.iter().filter_map(|(part, record)| match record.stage {
-            Stage::Away(absence) => Some((part, absence)),
+    /// The parts without a process, and what is known about the reason.
+    pub(crate) fn absent_parts(&self) -> impl Iterator<Item = (&Part, Absence)> {
+        self.parts.iter().filter_map(|(part, record)| match record.state {
+            PartState::Absent(absence) => Some((part, absence)),
             _ => None,
         })
     }
 
-    /// Its process has gone. Whether somebody wanted it so is known when systemd has been asked.
-    pub(super) fn left(&mut self, part: &Part, how: String) {
+    /// The unit's process ended. systemd reports later whether that was planned.
+    pub(super) fn on_unit_exited(&mut self, part: &Part, cause: String) {
         let Some(record) = self.parts.get_mut(part) else { return };
-        let frozen = matches!(record.stage, Stage::Going(_, super::StopReason::Frozen));
+        let frozen = matches!(record.state, PartState::Stopping(_, StopReason::Frozen));
         record.pid = None;
-        record.stage = Stage::Away(Absence::Gone);
-        record.unexplained = true;
-        record.cause = Some(if frozen { "frozen".to_owned() } else { how });
+        record.state = PartState::Absent(Absence::Gone);
+        record.end_unexplained = true;
+        record.cause = Some(if frozen { "frozen".to_owned() } else { cause });
     }
 
-    /// What systemd says of a part, and how often it has started it by itself: that it did so once more means that
-    /// the last end was not wanted.
-    pub(super) fn told(&mut self, part: &Part, absence: Absence, restarts: u32) {
+    /// Takes over systemd's state of a unit. A higher number of restarts means that the last end was not planned.
+    pub(super) fn on_unit_state(&mut self, part: &Part, absence: Absence, restarts: u32) {
         let Some(record) = self.parts.get_mut(part) else { return };
-        let again = restarts > record.count;
-        record.count = restarts;
-        let telling = match &mut record.stage {
-            Stage::Running(_) if std::mem::take(&mut record.unexplained) => {
-                if !again {
-                    // Stopped and started by somebody.
+        let was_restarted = restarts > record.restarts;
+        record.restarts = restarts;
+        let notice = match &mut record.state {
+            PartState::Running(_) if std::mem::take(&mut record.end_unexplained) => {
+                if !was_restarted {
+                    // Stopped and started by an operator.
                     record.cause = None;
                     return;
                 }
-                Notice::Ready { restarts }
+                Notice::Recovered { restarts }
             }
-            Stage::Away(known) if *known != absence => {
+            PartState::Absent(known) if *known != absence => {
                 *known = absence;
                 match absence {
-                    Absence::Failed => Notice::GivenUp,
-                    // Who has not been seen running is not being stopped.
+                    Absence::Failed => Notice::UnitFailed,
+                    // A unit that was never seen running was not stopped now.
                     Absence::Stopped if record.cause.take().is_some() => Notice::Stopped,
                     Absence::Stopped | Absence::Gone => return,
                 }
             }
             _ => return,
         };
-        self.actions.push(Action::Tell(part.clone(), telling));
+        self.actions.push(PlanAction::Log(part.clone(), notice));
     }
 
-    /// The units are brought in line by whoever published the configuration.
-    pub(super) fn take_over(&mut self, change: Change) {
-        self.bounds = change.bounds;
+    /// Takes over the limits and the list of workers; the command that published the configuration changes the units.
+    pub(super) fn apply_to_units(&mut self, change: ConfigChange) {
+        self.limits = change.limits;
         self.parts.retain(|part, _| part.worker().is_none_or(|id| change.workers.contains_key(id)));
-        for (id, drain) in change.workers {
-            let new = || Record::new(Stage::Away(Absence::Gone), drain);
-            self.parts.entry(Part::Worker(id)).or_insert_with(new).drain = drain;
+        for (id, drain_timeout) in change.workers {
+            let new = || PartRecord::new(PartState::Absent(Absence::Gone), drain_timeout);
+            self.parts.entry(Part::Worker(id)).or_insert_with(new).drain_timeout = drain_timeout;
         }
     }
 }

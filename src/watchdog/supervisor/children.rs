@@ -1,14 +1,14 @@
-//! The supervisor of `patou run`: the parts are children of this process, started and signalled by it.
+//! The child processes of the watchdog: started, signalled and reaped.
 //!
-//! To them it looks like systemd: sockets come as `LISTEN_FDS`, READY goes to `NOTIFY_SOCKET`. When this
-//! process dies, the kernel sends them SIGTERM (prctl(2), PR_SET_PDEATHSIG), and they drain and stop.
+//! To a part the watchdog behaves like systemd: it passes sockets as `LISTEN_FDS` and receives READY=1 on `NOTIFY_SOCKET`.
+//! When the watchdog dies, the kernel sends SIGTERM to its children (prctl(2), PR_SET_PDEATHSIG): they drain and exit.
 
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::process::{CommandExt, ExitStatusExt};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::rc::Rc;
 
@@ -17,39 +17,52 @@ use nix::unistd::Pid;
 use tokio::sync::mpsc;
 
 use crate::config::ProcessLimits;
+use crate::ids::ProcessId;
+use crate::procfs::ProcessStat;
 use crate::signals::BlockSighup;
-use crate::sys;
-use crate::watchdog::plan::{Order, Part};
-use crate::watchdog::restart_stats::Cause;
+use crate::watchdog::plan::{Part, PartSignal};
+use crate::watchdog::restart_stats::RestartCause;
+use crate::{log, process_tree, sys};
 
-/// A part's process.
-struct Process {
+struct ChildProcess {
     child: Child,
     pidfd: OwnedFd,
 }
 
-/// The children.
-pub struct Children {
-    processes: BTreeMap<Part, Process>,
+/// The running children by part.
+pub(crate) struct Children {
+    processes: BTreeMap<Part, ChildProcess>,
+    /// The pids of all parts.
     pids: Rc<RefCell<BTreeSet<u32>>>,
-    /// Where children find the configuration in force.
+    /// Children that this process had before it became the watchdog.
+    inherited: Rc<[ProcessId]>,
+    /// Where children read the configuration in force.
     config: PathBuf,
-    notify: PathBuf,
+    notify_socket: PathBuf,
     exits: mpsc::UnboundedSender<(Part, u32)>,
 }
 
 impl Children {
-    /// `exits` is told whenever a child can be reaped.
-    pub fn new(dir: &Path, exits: mpsc::UnboundedSender<(Part, u32)>) -> Self {
-        let (config, notify) = (dir.join("applied.toml"), dir.join("notify.sock"));
-        Self { processes: BTreeMap::new(), pids: Rc::default(), config, notify, exits }
+    /// `exits` receives each child that can be reaped.
+    pub(crate) fn new(
+        config: PathBuf,
+        notify_socket: PathBuf,
+        inherited: Rc<[ProcessId]>,
+        exits: mpsc::UnboundedSender<(Part, u32)>,
+    ) -> Self {
+        Self { processes: BTreeMap::new(), pids: Rc::default(), inherited, config, notify_socket, exits }
     }
 
-    /// Starts a part with these sockets; its pid.
+    /// Starts a part with these sockets and returns its pid.
     ///
-    /// The child first runs `patou launch`, which knows its own pid and so can set `LISTEN_PID`, takes its limits
-    /// on itself, and then becomes the part.
-    pub fn start(&mut self, part: &Part, sockets: Vec<(String, OwnedFd)>, limits: ProcessLimits) -> io::Result<u32> {
+    /// The child first runs `patou launch`, which knows its pid and so can set `LISTEN_PID`. It applies the resource
+    /// limits to itself and then executes the part.
+    pub(crate) fn start(
+        &mut self,
+        part: &Part,
+        sockets: Vec<(String, OwnedFd)>,
+        limits: ProcessLimits,
+    ) -> io::Result<u32> {
         let parent = std::process::id().to_string();
         let names: Vec<_> = sockets.iter().map(|(name, _)| name.as_str()).collect();
         let mut command = Command::new("/proc/self/exe");
@@ -60,13 +73,13 @@ impl Children {
             .args(limits.data.map(|bytes| format!("--data={bytes}")))
             .arg("--")
             .env("PATOU_CONFIG", &self.config)
-            .env("NOTIFY_SOCKET", &self.notify)
+            .env("NOTIFY_SOCKET", &self.notify_socket)
             .env("LISTEN_FDS", sockets.len().to_string())
             .env("LISTEN_FDNAMES", names.join(":"))
             .env_remove("WATCHDOG_USEC")
             .env_remove("WATCHDOG_PID")
             .stdin(Stdio::null())
-            // A Ctrl-C at the terminal is for this process, which stops the others in their order.
+            // Ctrl-C at the terminal goes to this process alone, which stops the parts in order.
             .process_group(0);
         match part {
             Part::Dispatcher => command.arg("dispatcher"),
@@ -74,89 +87,99 @@ impl Children {
         };
         let numbered = sockets.into_iter().zip(3..).map(|((_, fd), number)| (fd, number));
         sys::map_fds(&mut command, numbered.collect())?;
-        // It may be told to reload before it knows what that is.
-        let held = BlockSighup::new()?;
+        // A SIGHUP that arrives before the child handles it must wait.
+        let sighup_blocked = BlockSighup::new()?;
         let mut child = command.spawn()?;
-        drop(held);
+        drop(sighup_blocked);
         drop(command);
         let pid = child.id();
-        let watched = sys::pidfd_open(Pid::from_raw(pid as i32))
+        let opened = sys::pidfd_open(Pid::from_raw(pid as i32))
             .and_then(|pidfd| Ok((pidfd.try_clone().and_then(sys::when_readable)?, pidfd)));
-        let (watch, pidfd) = match watched {
-            Ok(watched) => watched,
+        let (end, pidfd) = match opened {
+            Ok(opened) => opened,
             Err(error) => {
-                // Whose end nobody would see must not live.
+                // The end of this child would go unnoticed.
                 let _ = child.kill();
                 let _ = child.wait();
                 return Err(error);
             }
         };
         self.pids.borrow_mut().insert(pid);
-        let (exits, ended) = (self.exits.clone(), part.clone());
+        let (exits, of) = (self.exits.clone(), part.clone());
         tokio::task::spawn_local(async move {
-            let _ = watch.readable().await;
-            let _ = exits.send((ended, pid)); // the watchdog itself is ending
+            let _ = end.readable().await;
+            let _ = exits.send((of, pid)); // fails only while the watchdog itself ends
         });
-        self.processes.insert(part.clone(), Process { child, pidfd });
+        self.processes.insert(part.clone(), ChildProcess { child, pidfd });
         Ok(pid)
     }
 
-    /// Reaps a part that has ended; how it ended, in words and for the account. `None` if it is not (any more) that process.
-    pub fn reap(&mut self, part: &Part, pid: u32) -> Option<(String, Cause)> {
+    /// Reaps a part that has ended, and returns how it ended. `None` if the part is no longer process `pid`.
+    pub(crate) fn reap(&mut self, part: &Part, pid: u32) -> Option<(String, RestartCause)> {
         let process = self.processes.get_mut(part).filter(|process| process.child.id() == pid)?;
         let status = process.child.try_wait();
         self.pids.borrow_mut().remove(&pid);
         self.processes.remove(part);
         Some(match status {
             Ok(Some(status)) => describe(status),
-            Ok(None) => ("it ended, and yet cannot be reaped".into(), Cause::Ended),
-            Err(error) => (format!("it ended: {error}"), Cause::Ended),
+            Ok(None) => ("it ended, but cannot be reaped".into(), RestartCause::Ended),
+            Err(error) => (format!("it ended: {error}"), RestartCause::Ended),
         })
     }
 
-    /// Signals a part; nothing if it has no process.
-    pub fn order(&self, part: &Part, order: Order) {
+    /// Signals a part, if it has a process.
+    pub(crate) fn signal(&self, part: &Part, signal: PartSignal) {
         let Some(process) = self.processes.get(part) else { return };
-        let signals: &[Signal] = match order {
-            Order::Leave => &[Signal::SIGTERM, Signal::SIGCONT],
-            Order::Reload => &[Signal::SIGHUP],
-            Order::Abort => &[Signal::SIGABRT, Signal::SIGCONT],
-            Order::Kill => &[Signal::SIGKILL],
+        let signals: &[Signal] = match signal {
+            PartSignal::Terminate => &[Signal::SIGTERM, Signal::SIGCONT],
+            PartSignal::Reload => &[Signal::SIGHUP],
+            PartSignal::Abort => &[Signal::SIGABRT, Signal::SIGCONT],
+            PartSignal::Kill => &[Signal::SIGKILL],
         };
         for signal in signals {
-            // ESRCH: it has just ended, which is told in its own time.
+            // ESRCH: it has just ended, which is a separate event.
             let _ = sys::pidfd_send_signal(process.pidfd.as_fd(), *signal);
         }
     }
 
-    /// Which part a process is.
-    pub fn part(&self, pid: u32) -> Option<&Part> {
+    /// The part that process `pid` is.
+    pub(crate) fn part(&self, pid: u32) -> Option<&Part> {
         self.processes.iter().find(|(_, process)| process.child.id() == pid).map(|(part, _)| part)
     }
 
-    /// The process of a part.
-    pub fn pid(&self, part: &Part) -> Option<u32> {
+    /// The pid of a part.
+    pub(crate) fn pid(&self, part: &Part) -> Option<u32> {
         self.processes.get(part).map(|process| process.child.id())
     }
 
-    /// The same with its descriptor.
-    pub fn process(&self, part: &Part) -> Option<(u32, BorrowedFd<'_>)> {
+    /// The pid and pidfd of a part.
+    pub(crate) fn process(&self, part: &Part) -> Option<(u32, BorrowedFd<'_>)> {
         self.processes.get(part).map(|process| (process.child.id(), process.pidfd.as_fd()))
     }
 
-    /// The pids of all parts, as they are whenever one looks.
-    pub fn pids(&self) -> Rc<RefCell<BTreeSet<u32>>> {
-        self.pids.clone()
+    /// Kills, in the background, the processes that ended parts have left behind. They have become children of this
+    /// process (PR_SET_CHILD_SUBREAPER).
+    pub(crate) fn kill_orphans(&self) {
+        let (parts, inherited) = (self.pids.clone(), self.inherited.clone());
+        tokio::task::spawn_local(async move {
+            let is_orphan = |process: &ProcessStat| {
+                !parts.borrow().contains(&process.id().pid) && !inherited.contains(&process.id())
+            };
+            if let Err(error) = process_tree::kill(is_orphan).await {
+                tracing::error!(event = %log::Event::ProcessSurvived,
+                    "cannot kill the processes that a worker has left behind: {error}");
+            }
+        });
     }
 }
 
-fn describe(status: ExitStatus) -> (String, Cause) {
+fn describe(status: ExitStatus) -> (String, RestartCause) {
     match (status.code(), status.signal()) {
-        (Some(code), _) => (format!("exit code {code}"), Cause::Exit),
+        (Some(code), _) => (format!("exit code {code}"), RestartCause::Exit),
         (None, Some(signal)) => match Signal::try_from(signal) {
-            Ok(signal) => (format!("killed by {signal}"), Cause::Signal),
-            Err(_) => (format!("killed by signal {signal}"), Cause::Signal),
+            Ok(signal) => (format!("killed by {signal}"), RestartCause::Signal),
+            Err(_) => (format!("killed by signal {signal}"), RestartCause::Signal),
         },
-        (None, None) => (status.to_string(), Cause::Ended),
+        (None, None) => (status.to_string(), RestartCause::Ended),
     }
 }

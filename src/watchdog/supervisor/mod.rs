@@ -1,6 +1,9 @@
-//! How parts are started, stopped and killed: as children of the watchdog, or as systemd units.
+//! The two supervisors: one starts the parts as child processes, one watches systemd units.
 
-pub mod cgroup;
-pub mod children;
-pub mod spawn;
-pub mod systemd;
+pub(super) mod cgroup;
+pub(super) mod child_supervisor;
+mod children;
+mod spawn;
+pub(super) mod systemd;
+mod systemctl;
+mod unit_processes;

@@ -1,53 +1,52 @@
-//! The start of a part: with its sockets, its limits, and what is stored for it.
+//! The start of a part as a child process: with its sockets, its resource limits, and the stored connections.
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 
+use super::child_supervisor::ChildSupervisor;
 use crate::clock;
 use crate::config::ProcessLimits;
-use crate::watchdog::Watch;
-use crate::watchdog::plan::{Event, Part};
-use crate::watchdog::restart_stats::Cause;
+use crate::watchdog::plan::{Part, PlanEvent};
+use crate::watchdog::restart_stats::RestartCause;
 
-impl Watch {
-    /// Starts a part; what came of it.
-    pub(in crate::watchdog) fn start(&mut self, part: Part) -> Event {
-        self.account.starting(&part);
-        let sockets = self.sockets_of(&part);
+impl ChildSupervisor {
+    /// Starts a part and returns the result as an event.
+    pub(crate) fn start(&mut self, part: Part) -> PlanEvent {
+        self.restart_stats.starting(&part);
         let pool = part.worker().and_then(|id| self.config.pool(&id.pool));
-        let limits = pool.map(|pool| pool.limits.of_a_process()).unwrap_or_else(|| {
+        let limits = pool.map(|pool| pool.limits.as_rlimits()).unwrap_or_else(|| {
             let files = self.config.dispatcher_descriptors();
             ProcessLimits { open_files: Some((files, files)), ..ProcessLimits::default() }
         });
-        match sockets.and_then(|sockets| self.children.start(&part, sockets, limits)) {
+        match self.sockets_of(&part).and_then(|sockets| self.children.start(&part, sockets, limits)) {
             Ok(pid) => {
-                tracing::debug!(pid, %part, "{part} is started");
-                Event::Started(part, pid)
+                tracing::debug!(pid, %part, "{part} was started");
+                PlanEvent::Started(part, pid)
             }
             Err(error) => {
-                self.account.ended(clock::now(), &part, Cause::Start);
-                Event::StartFailed(part, format!("it cannot be started: {error}"))
+                self.restart_stats.ended(clock::now(), &part, RestartCause::Start);
+                PlanEvent::StartFailed(part, format!("it cannot be started: {error}"))
             }
         }
     }
 
     fn sockets_of(&self, part: &Part) -> io::Result<Vec<(String, OwnedFd)>> {
-        let copy = |fd: &dyn AsFd| fd.as_fd().try_clone_to_owned();
+        let duplicate = |fd: &dyn AsFd| fd.as_fd().try_clone_to_owned();
         match part {
             Part::Worker(id) => {
-                let socket = self.sockets.workers.get(id).ok_or(io::ErrorKind::NotFound)?;
-                let reach = self.reaches.get(id).ok_or(io::ErrorKind::NotFound)?;
-                Ok(vec![("worker".into(), copy(socket)?), ("worker".into(), copy(&reach.handoff)?)])
+                let listener = self.sockets.workers.get(id).ok_or(io::ErrorKind::NotFound)?;
+                let endpoints = self.endpoints.get(id).ok_or(io::ErrorKind::NotFound)?;
+                Ok(vec![("worker".into(), duplicate(listener)?), ("worker".into(), duplicate(&endpoints.handoff)?)])
             }
             Part::Dispatcher => {
-                let mut all = vec![("probe".to_owned(), copy(&self.sockets.probe)?)];
+                let mut sockets = vec![("probe".to_owned(), duplicate(&self.sockets.probe)?)];
                 for (index, socket) in self.sockets.listeners.iter().enumerate() {
-                    all.push((format!("listener-{index}"), copy(socket)?));
+                    sockets.push((format!("listener-{index}"), duplicate(socket)?));
                 }
-                for (name, fd) in self.store.iter() {
-                    all.push((name.to_owned(), fd.try_clone()?));
+                for (name, fd) in self.fd_store.iter() {
+                    sockets.push((name.to_owned(), fd.try_clone()?));
                 }
-                Ok(all)
+                Ok(sockets)
             }
         }
     }

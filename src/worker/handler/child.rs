@@ -1,7 +1,7 @@
 //! A program that a handler runs, and one process of it.
 //!
-//! Processes are awaited through a pidfd and reaped by `std`, not by `tokio::process`: a handler also
-//! reaps orphans, and must know which exit statuses are already spoken for.
+//! Processes are awaited through a pidfd and reaped by `std`, not by `tokio::process`: a handler also reaps orphans,
+//! and must not take the exit status of a process that something else awaits.
 
 use std::collections::BTreeMap;
 use std::env;
@@ -19,63 +19,66 @@ use tokio::io::unix::AsyncFd;
 
 use crate::{executable, sys};
 
-/// What a program inherits of the worker's environment. Everything else stays here, above all what systemd
-/// gave the worker for itself (`LISTEN_*`, `NOTIFY_SOCKET`, `WATCHDOG_*`) and `PATOU_CONFIG`. What systemd gave it
-/// for the handler are secrets: `LoadCredential=` puts them where `CREDENTIALS_DIRECTORY` says.
+/// The variables that a program inherits from the worker. It must not get those that systemd sets for the worker
+/// (`LISTEN_*`, `NOTIFY_SOCKET`, `WATCHDOG_*`), nor `PATOU_CONFIG`. `CREDENTIALS_DIRECTORY` leads to the secrets of
+/// `LoadCredential=`, which are meant for the handler.
 const INHERITED: [&str; 4] = ["PATH", "LANG", "TZ", "CREDENTIALS_DIRECTORY"];
 
 /// Why a handler cannot be started.
 #[derive(Debug, thiserror::Error)]
-pub enum StartError {
+pub enum HandlerStartError {
     /// The command line is empty.
-    #[error("the handler names no program: write [\"program\", \"argument\", ...]")]
+    #[error("the handler has no program: write [\"program\", \"argument\", ...]")]
     NoProgram,
-    /// There is no such program, or it must not be executed.
-    #[error("`{0}` is not an executable file, here or in PATH ({1})")]
+    /// The program does not exist or is not executable.
+    #[error("`{0}` is not an executable file, neither as a path nor in PATH ({1}): install it or correct the handler")]
     NotExecutable(String, String),
-    /// A variable with an empty name, a `=` in its name, or a NUL.
-    #[error("`{0}` cannot be the name or the value of an environment variable")]
+    /// A variable with an empty name, a `=` in the name, or a NUL.
+    #[error(
+        "environment variable `{0}` is invalid: a name must not be empty or contain `=`, and neither name nor value \
+         may contain NUL"
+    )]
     BadVariable(String),
-    /// The system refused to start it.
+    /// The system cannot start a process.
     #[error("cannot start `{0}`: {1}")]
     Spawn(String, io::Error),
 }
 
-/// A command line and the environment that all its processes get.
+/// A command line, and the environment of all its processes.
 #[derive(Debug)]
-pub struct Program {
+pub(super) struct HandlerProgram {
     argv: Vec<String>,
     environment: BTreeMap<OsString, OsString>,
 }
 
-impl Program {
-    /// Checks a command line and an environment: `own` is added to what is inherited, and prevails.
-    pub fn new(argv: &[String], own: &BTreeMap<String, String>) -> Result<Self, StartError> {
-        let name = argv.first().filter(|name| !name.is_empty()).ok_or(StartError::NoProgram)?;
+impl HandlerProgram {
+    /// Checks a command line and the environment of a pool. Variables of the pool replace inherited ones.
+    pub(super) fn new(argv: &[String], pool: &BTreeMap<String, String>) -> Result<Self, HandlerStartError> {
+        let name = argv.first().filter(|name| !name.is_empty()).ok_or(HandlerStartError::NoProgram)?;
         let inherited = INHERITED.iter().filter_map(|name| Some((OsString::from(name), env::var_os(name)?)));
         let mut environment: BTreeMap<_, _> = inherited.collect();
-        environment.insert("PATH".into(), executable::search_path(own));
-        for (name, value) in own {
+        environment.insert("PATH".into(), executable::search_path(pool));
+        for (name, value) in pool {
             if name.is_empty() || name.contains(['=', '\0']) || value.contains('\0') {
-                return Err(StartError::BadVariable(name.clone()));
+                return Err(HandlerStartError::BadVariable(name.clone()));
             }
             environment.insert(name.into(), value.into());
         }
         let path = &environment[OsStr::new("PATH")];
-        if !executable::is_there(name, path) {
-            return Err(StartError::NotExecutable(name.clone(), path.to_string_lossy().into_owned()));
+        if !executable::is_executable(name, path) {
+            return Err(HandlerStartError::NotExecutable(name.clone(), path.to_string_lossy().into_owned()));
         }
         Ok(Self { argv: argv.to_vec(), environment })
     }
 
-    /// The program's name, for messages.
-    pub fn name(&self) -> &str {
+    /// The name of the program, for messages.
+    pub(super) fn name(&self) -> &str {
         &self.argv[0]
     }
 
-    /// A command with nothing of this worker's but the clean environment and `map` (see [`sys::map_fds`]): in
-    /// a process group of its own, killed when the spawning thread dies.
-    pub fn command(&self, map: Vec<(OwnedFd, i32)>) -> io::Result<Command> {
+    /// A command that inherits nothing from this worker but the environment above and `map` (see [`sys::map_fds`]).
+    /// The process gets its own process group, and is killed when the spawning thread ends.
+    pub(super) fn command(&self, map: Vec<(OwnedFd, i32)>) -> io::Result<Command> {
         let mut command = Command::new(&self.argv[0]);
         command.args(&self.argv[1..]).env_clear().envs(&self.environment).process_group(0);
         sys::die_with_parent(&mut command);
@@ -84,49 +87,49 @@ impl Program {
     }
 }
 
-/// How a process ended; nothing is known when somebody else reaped it.
+/// How a process ended; unknown if it was reaped elsewhere.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Ended(Option<ExitStatus>);
+pub(super) struct ProcessExit(Option<ExitStatus>);
 
-impl Ended {
-    /// Whether it ended by itself with status 0.
-    pub fn well(self) -> bool {
+impl ProcessExit {
+    /// Whether it exited with status 0.
+    pub(super) fn succeeded(self) -> bool {
         self.0.is_some_and(|status| status.success())
     }
 
-    /// Whether it came to the end of its program, with whatever status, and was not killed.
-    pub fn by_itself(self) -> bool {
+    /// Whether it exited, with any status, and was not killed by a signal.
+    pub(super) fn exited(self) -> bool {
         self.0.is_some_and(|status| status.code().is_some())
     }
 }
 
-impl fmt::Display for Ended {
+impl fmt::Display for ProcessExit {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.0.map(|status| (status.code(), status.signal())) {
-            Some((Some(code), _)) => write!(f, "ended with status {code}"),
+            Some((Some(code), _)) => write!(f, "exited with status {code}"),
             Some((_, Some(signal))) => match Signal::try_from(signal) {
                 Ok(name) => write!(f, "was killed by {name}"),
                 Err(_) => write!(f, "was killed by signal {signal}"),
             },
-            _ => f.write_str("ended in an unknown way"),
+            _ => f.write_str("ended with an unknown status"),
         }
     }
 }
 
-/// A started process. Dropping it neither kills nor reaps: [`crate::process_tree`] does.
+/// A started process. Dropping it neither kills nor reaps; [`crate::process_tree`] does.
 #[derive(Debug)]
-pub struct Child {
+pub(super) struct HandlerProcess {
     process: std::process::Child,
     pidfd: Arc<AsyncFd<OwnedFd>>,
-    ended: Option<Ended>,
+    exit: Option<ProcessExit>,
 }
 
-impl Child {
-    /// Starts `command`. Its pipes are in the `std` child, to be taken with [`Child::pipes`].
-    pub fn spawn(command: &mut Command) -> io::Result<Self> {
+impl HandlerProcess {
+    /// Starts `command`. Take its pipes with [`HandlerProcess::pipes`].
+    pub(super) fn spawn(command: &mut Command) -> io::Result<Self> {
         let mut process = command.spawn()?;
         match sys::pidfd_open(Pid::from_raw(process.id() as i32)).and_then(sys::when_readable) {
-            Ok(pidfd) => Ok(Self { process, pidfd: Arc::new(pidfd), ended: None }),
+            Ok(pidfd) => Ok(Self { process, pidfd: Arc::new(pidfd), exit: None }),
             Err(error) => {
                 process.kill()?;
                 process.wait()?;
@@ -135,8 +138,8 @@ impl Child {
         }
     }
 
-    /// The ends of its standard streams, as far as the command made pipes of them: input, output, errors.
-    pub fn pipes(&mut self) -> [Option<OwnedFd>; 3] {
+    /// Our ends of its standard input, output and error, where the command has made pipes.
+    pub(super) fn pipes(&mut self) -> [Option<OwnedFd>; 3] {
         let process = &mut self.process;
         [
             process.stdin.take().map(Into::into),
@@ -145,53 +148,53 @@ impl Child {
         ]
     }
 
-    /// Its number; after its end perhaps somebody else's.
-    pub fn pid(&self) -> Pid {
+    /// Its process id, which the kernel may reuse once it has been reaped.
+    pub(super) fn pid(&self) -> Pid {
         Pid::from_raw(self.process.id() as i32)
     }
 
-    /// Whether it has ended; if so, reaps it.
-    pub fn try_wait(&mut self) -> Option<Ended> {
-        if self.ended.is_none() {
-            self.ended = match self.process.try_wait() {
-                Ok(status) => status.map(|status| Ended(Some(status))),
-                // ECHILD: it has been reaped as part of a tree, so it is dead for certain.
-                Err(_) => Some(Ended(None)),
+    /// Reaps it if it has ended.
+    pub(super) fn try_wait(&mut self) -> Option<ProcessExit> {
+        if self.exit.is_none() {
+            self.exit = match self.process.try_wait() {
+                Ok(status) => status.map(|status| ProcessExit(Some(status))),
+                // ECHILD: it was reaped as part of a process tree, so it is dead.
+                Err(_) => Some(ProcessExit(None)),
             };
         }
-        self.ended
+        self.exit
     }
 
     /// Waits for its end and reaps it. May be dropped and called again.
-    pub async fn wait(&mut self) -> Ended {
+    pub(super) async fn wait(&mut self) -> ProcessExit {
         loop {
-            if let Some(ended) = self.try_wait() {
-                return ended;
+            if let Some(exit) = self.try_wait() {
+                return exit;
             }
             match self.pidfd.readable().await {
-                // Readable for ever once it has ended, so never wrong for long.
+                // A pidfd stays readable after the end, so a stale readiness is corrected in the next round.
                 Ok(mut ready) => ready.clear_ready(),
-                // The runtime is going down, and this future with it.
+                // The runtime is shutting down, and drops this future.
                 Err(_) => std::future::pending().await,
             }
         }
     }
 
-    /// A future that is done once the process has ended; it does not reap.
-    pub fn gone(&self) -> impl Future<Output = ()> + Send + 'static {
+    /// Completes when the process has ended; does not reap it.
+    pub(super) fn ended(&self) -> impl Future<Output = ()> + Send + 'static {
         let pidfd = Arc::clone(&self.pidfd);
         async move {
             if pidfd.readable().await.is_err() {
-                // The runtime is going down, and this future with it.
+                // The runtime is shutting down, and drops this future.
                 std::future::pending().await
             }
         }
     }
 
     /// Kills its process group, unless it has ended.
-    pub fn kill_group(&mut self) {
+    pub(super) fn kill_group(&mut self) {
         if self.try_wait().is_none() {
-            // Not reaped, so the number is still its own; its group is gone when it just ended.
+            // Not reaped, so the number still refers to it. An error means that it has just ended.
             let _ = killpg(self.pid(), Signal::SIGKILL);
         }
     }
@@ -201,25 +204,25 @@ impl Child {
 mod tests {
     use super::*;
 
-    fn program(argv: &[&str], own: &[(&str, &str)]) -> Result<Program, StartError> {
-        let own = own.iter().map(|(name, value)| (name.to_string(), value.to_string())).collect();
-        Program::new(&argv.iter().map(|word| word.to_string()).collect::<Vec<_>>(), &own)
+    fn program(argv: &[&str], pool: &[(&str, &str)]) -> Result<HandlerProgram, HandlerStartError> {
+        let pool = pool.iter().map(|(name, value)| (name.to_string(), value.to_string())).collect();
+        HandlerProgram::new(&argv.iter().map(|argument| argument.to_string()).collect::<Vec<_>>(), &pool)
     }
 
     #[test]
-    fn what_cannot_run_is_refused_at_once() {
+    fn program_that_cannot_run_is_rejected_at_start() {
         assert!(program(&["sh"], &[("A", "1")]).is_ok());
-        assert!(matches!(program(&[], &[]), Err(StartError::NoProgram)));
-        assert!(matches!(program(&["no-such-program"], &[]), Err(StartError::NotExecutable(..))));
-        assert!(matches!(program(&["/etc/passwd"], &[]), Err(StartError::NotExecutable(..))));
-        assert!(matches!(program(&["sh"], &[("PATH", "/nowhere")]), Err(StartError::NotExecutable(..))));
+        assert!(matches!(program(&[], &[]), Err(HandlerStartError::NoProgram)));
+        assert!(matches!(program(&["no-such-program"], &[]), Err(HandlerStartError::NotExecutable(..))));
+        assert!(matches!(program(&["/etc/passwd"], &[]), Err(HandlerStartError::NotExecutable(..))));
+        assert!(matches!(program(&["sh"], &[("PATH", "/nowhere")]), Err(HandlerStartError::NotExecutable(..))));
         for (name, value) in [("", "1"), ("A=B", "1"), ("A", "\0")] {
-            assert!(matches!(program(&["sh"], &[(name, value)]), Err(StartError::BadVariable(_))));
+            assert!(matches!(program(&["sh"], &[(name, value)]), Err(HandlerStartError::BadVariable(_))));
         }
     }
 
     #[test]
-    fn nothing_of_the_worker_is_inherited() {
+    fn program_inherits_only_listed_variables() {
         let command = program(&["env"], &[("MINE", "1")]).unwrap().command(Vec::new()).unwrap();
         let names: Vec<_> = command.get_envs().map(|(name, _)| name.to_string_lossy().into_owned()).collect();
         assert!(names.iter().all(|name| name == "MINE" || INHERITED.contains(&name.as_str())), "{names:?}");

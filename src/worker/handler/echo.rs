@@ -1,16 +1,19 @@
-//! The handler `echo`: the request body back as it comes. Without one: `METHOD target`.
+//! The handler `echo`: the response body is the request body, or `METHOD target` without one.
 
 use http::header::{CONTENT_TYPE, HeaderValue};
 use http::{Request, Response};
 use http_body::Body as _;
 use http_body_util::{BodyExt, Full};
 
-use super::{Body, Context, Failure, LimitedBody};
+use super::body::Body;
+use super::context::RequestContext;
+use super::failure::RequestFailure;
+use super::limited_body::LimitedBody;
 
-/// Answers as soon as the first bytes are there: a client that waits for `100 Continue` gets it before the
-/// answer, as it should. The body follows the request's, with its length if that is known, and its type.
-pub async fn call(request: Request<Body>) -> Result<Response<Body>, Failure> {
-    let context = Context::of(request.extensions())?;
+/// Responds when the first bytes of the body have arrived: a client that waits for `100 Continue` gets it before the
+/// response. The response body is streamed, with the length (if known) and the type of the request body.
+pub(super) async fn call(request: Request<Body>) -> Result<Response<Body>, RequestFailure> {
+    let context = RequestContext::from_extensions(request.extensions())?;
     let (parts, body) = request.into_parts();
     if body.is_end_stream() {
         let target = parts.uri.path_and_query().map_or("*", |target| target.as_str());
@@ -22,37 +25,38 @@ pub async fn call(request: Request<Body>) -> Result<Response<Body>, Failure> {
     let mut body = LimitedBody::new(body, &context)?;
     std::future::poll_fn(|task| body.poll_ready(task)).await?;
     let mut response = Response::new(body.map_err(Into::into).boxed_unsync());
-    if let Some(kind) = parts.headers.get(CONTENT_TYPE) {
-        response.headers_mut().insert(CONTENT_TYPE, kind.clone());
+    if let Some(content_type) = parts.headers.get(CONTENT_TYPE) {
+        response.headers_mut().insert(CONTENT_TYPE, content_type.clone());
     }
     Ok(response)
 }
 
 #[cfg(test)]
 mod tests {
-    use super::super::Builtin;
-    use super::super::tests::{context, full, send, text};
+    use super::super::builtin::BuiltinHandler;
+    use super::super::test_request::{body_text, full_body, request_context, send};
     use super::*;
 
     #[tokio::test]
-    async fn gives_back_what_came() {
+    async fn response_has_body_and_type_of_request() {
         let request = Request::post("/x").header("Content-Type", "a/b");
-        let response = send(&Builtin::Echo, context(), request, full("hello")).await.unwrap();
+        let response = send(&BuiltinHandler::Echo, request_context(), request, full_body("hello")).await.unwrap();
         assert_eq!(response.headers()["content-type"], "a/b");
         assert_eq!(response.body().size_hint().exact(), Some(5));
-        assert_eq!(text(response).await.unwrap(), "hello");
+        assert_eq!(body_text(response).await.unwrap(), "hello");
     }
 
     #[tokio::test]
-    async fn without_a_body_it_names_the_request() {
-        let response = send(&Builtin::Echo, context(), Request::get("/a%20b?c"), full("")).await.unwrap();
-        assert_eq!(text(response).await.unwrap(), "GET /a%20b?c\n");
+    async fn request_without_body_gets_method_and_target() {
+        let request = Request::get("/a%20b?c");
+        let response = send(&BuiltinHandler::Echo, request_context(), request, full_body("")).await.unwrap();
+        assert_eq!(body_text(response).await.unwrap(), "GET /a%20b?c\n");
     }
 
     #[tokio::test]
-    async fn limits_hold_for_it_too() {
-        let small = Context { max_body: 4, ..context() };
-        let refused = send(&Builtin::Echo, small, Request::post("/"), full("hello")).await.unwrap_err();
-        assert_eq!((refused.status.as_u16(), refused.started), (413, false));
+    async fn too_large_body_is_rejected() {
+        let small = RequestContext { max_body: 4, ..request_context() };
+        let failure = send(&BuiltinHandler::Echo, small, Request::post("/"), full_body("hello")).await.unwrap_err();
+        assert_eq!((failure.status.as_u16(), failure.started), (413, false));
     }
 }

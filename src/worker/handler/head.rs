@@ -1,110 +1,118 @@
-//! The head of a message as CGI programs and co-processes write it: lines `Name: value`, then an empty line.
-//! Pure.
+//! The head of a message as CGI programs and co-processes write it: lines `Name: value`, then an empty line. Pure.
 //!
-//! Lines end with LF or CRLF. Nothing is folded, guessed or repaired: a program that writes something else
-//! is broken, and what it says after that cannot be trusted to be what it means.
+//! Lines end with LF or CRLF. Nothing is unfolded, guessed or repaired: a program that writes anything else has a bug,
+//! and the rest of its output cannot be trusted.
 
+#![forbid(unsafe_code)]
+
+use http::StatusCode;
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 
-/// The longest head read, in bytes, with its empty line.
-pub const LIMIT: usize = 64 * 1024;
+/// The largest head, in bytes, including its empty line.
+pub(crate) const MAX_HEAD_BYTES: usize = 64 * 1024;
 
-/// What is wrong with a head, in words for the log and the client.
+/// What is wrong with a head, for the log and the client.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{0}")]
-pub struct Malformed(pub String);
+pub(crate) struct MalformedHead(pub String);
 
-/// Where the head at the start of `bytes` ends, its empty line included; `None` when that has not come yet.
+/// The length of the head at the start of `bytes`, including its empty line; `None` if the head is incomplete.
 ///
-/// `searched` remembers how far earlier calls looked, so that a head that comes byte by byte is not
-/// searched anew each time. It starts at 0 and belongs to one head.
+/// `searched` is the progress of earlier calls, so that a head that arrives byte by byte is searched only once. It
+/// starts at 0 for each head.
 ///
 /// # Errors
-/// When [`LIMIT`] bytes hold no end.
-pub fn end(bytes: &[u8], searched: &mut usize) -> Result<Option<usize>, Malformed> {
+/// When the head is longer than [`MAX_HEAD_BYTES`].
+pub(crate) fn find_end(bytes: &[u8], searched: &mut usize) -> Result<Option<usize>, MalformedHead> {
     // `searched` is always the start of a line.
-    while let Some(length) = bytes[*searched..].iter().take(LIMIT).position(|&b| b == b'\n') {
+    while let Some(length) = bytes[*searched..].iter().take(MAX_HEAD_BYTES).position(|&b| b == b'\n') {
         let line = &bytes[*searched..*searched + length];
         *searched += length + 1;
-        if *searched > LIMIT {
+        if *searched > MAX_HEAD_BYTES {
             break;
         }
         if line.is_empty() || line == b"\r" {
             return Ok(Some(*searched));
         }
     }
-    if *searched > LIMIT || bytes.len() >= LIMIT {
-        return Err(Malformed(format!("its head is longer than {LIMIT} bytes")));
+    if *searched > MAX_HEAD_BYTES || bytes.len() >= MAX_HEAD_BYTES {
+        return Err(MalformedHead(format!("its response head is longer than {MAX_HEAD_BYTES} bytes")));
     }
     Ok(None)
 }
 
-/// The fields of a complete head, in order, spaces around the values removed.
+/// The fields of a complete head, in order, without the spaces around the values.
 ///
 /// # Errors
-/// A line without colon, a name that is no token or a value with control characters (RFC 9110 section 5).
-pub fn fields(head: &[u8]) -> Result<HeaderMap, Malformed> {
+/// A line without a colon, a name that is not a token, a value with control characters (RFC 9110 section 5).
+pub(crate) fn parse_fields(head: &[u8]) -> Result<HeaderMap, MalformedHead> {
     let mut fields = HeaderMap::new();
     for line in head.split(|&b| b == b'\n') {
         let line = line.strip_suffix(b"\r").unwrap_or(line);
         if line.is_empty() {
             continue;
         }
-        let wrong = || Malformed(format!("its head has a line that is no `Name: value`: {}", shown(line)));
-        let colon = line.iter().position(|&b| b == b':').ok_or_else(wrong)?;
-        let name = HeaderName::from_bytes(&line[..colon]).map_err(|_| wrong())?;
-        let value = HeaderValue::from_bytes(line[colon + 1..].trim_ascii()).map_err(|_| wrong())?;
-        fields.try_append(name, value).map_err(|_| Malformed("its head has too many fields".to_owned()))?;
+        let malformed =
+            || MalformedHead(format!("its response head has a line that is not `Name: value`: {}", excerpt(line)));
+        let colon = line.iter().position(|&b| b == b':').ok_or_else(malformed)?;
+        let name = HeaderName::from_bytes(&line[..colon]).map_err(|_| malformed())?;
+        let value = HeaderValue::from_bytes(line[colon + 1..].trim_ascii()).map_err(|_| malformed())?;
+        let too_many = |_| MalformedHead("its response head has too many fields".to_owned());
+        fields.try_append(name, value).map_err(too_many)?;
     }
     Ok(fields)
 }
 
-/// The beginning of what a program wrote, in quotes: for the log and the client.
-pub(super) fn shown(bytes: &[u8]) -> String {
+/// The start of what a program wrote, in quotes, for the log and the client.
+pub(super) fn excerpt(bytes: &[u8]) -> String {
     let start: String = String::from_utf8_lossy(&bytes[..bytes.len().min(320)]).chars().take(80).collect();
     format!("{start:?}")
 }
 
-/// Takes a field that may come once out of `fields`.
+/// Removes a field that must not occur twice.
 ///
 /// # Errors
-/// When it came more than once.
-pub fn take_once(fields: &mut HeaderMap, name: impl Into<HeaderName>) -> Result<Option<HeaderValue>, Malformed> {
+/// When it occurs more than once.
+pub(crate) fn remove_single(
+    fields: &mut HeaderMap,
+    name: impl Into<HeaderName>,
+) -> Result<Option<HeaderValue>, MalformedHead> {
     let name = name.into();
     if fields.get_all(&name).iter().nth(1).is_some() {
-        return Err(Malformed(format!("its head has more than one {name}")));
+        return Err(MalformedHead(format!("its response head has more than one {name}")));
     }
     Ok(fields.remove(name))
 }
 
-/// Reads a length: digits and nothing else.
-pub fn length(value: &HeaderValue) -> Result<u64, Malformed> {
+/// Parses a `Content-Length`: digits and nothing else.
+pub(crate) fn parse_length(value: &HeaderValue) -> Result<u64, MalformedHead> {
     let digits = value.as_bytes();
     let plain = !digits.is_empty() && digits.iter().all(u8::is_ascii_digit);
     let number = if plain { value.to_str().ok().and_then(|text| text.parse().ok()) } else { None };
-    number.ok_or_else(|| Malformed(format!("its Content-Length is no length: {}", shown(digits))))
+    number.ok_or_else(|| MalformedHead(format!("its Content-Length is not a number of bytes: {}", excerpt(digits))))
 }
 
-/// Reads a status: three digits from 200 on, with or without words behind them.
+/// Parses a `Status`: three digits from 200 on, with or without a reason phrase.
 ///
 /// # Errors
-/// Anything else; also 1xx, which is no final answer.
-pub fn status(value: &HeaderValue) -> Result<http::StatusCode, Malformed> {
+/// Anything else; also 1xx, which is not a final status.
+pub(crate) fn parse_status(value: &HeaderValue) -> Result<StatusCode, MalformedHead> {
     let bytes = value.as_bytes();
     let (code, rest) = bytes.split_at(bytes.len().min(3));
-    http::StatusCode::from_bytes(code)
+    StatusCode::from_bytes(code)
         .ok()
         .filter(|status| status.as_u16() >= 200 && (rest.is_empty() || rest[0] == b' '))
-        .ok_or_else(|| Malformed(format!("its Status is no final HTTP status: {}", shown(bytes))))
+        .ok_or_else(|| MalformedHead(format!("its Status is not a final HTTP status: {}", excerpt(bytes))))
 }
 
-/// Whether an answer with this status has no body, whatever is written (RFC 9110 section 6.4.1).
-pub fn bodiless(status: http::StatusCode) -> bool {
+/// Whether a response with this status never has a body (RFC 9110 section 6.4.1).
+pub(crate) fn status_forbids_body(status: StatusCode) -> bool {
     matches!(status.as_u16(), 204 | 304)
 }
 
-/// Removes what concerns one connection only (RFC 9110 section 7.6.1), also what `Connection` names.
-pub fn drop_hop_by_hop(fields: &mut HeaderMap) {
+/// Removes the fields that concern a single connection (RFC 9110 section 7.6.1), including those that `Connection`
+/// names.
+pub(crate) fn remove_hop_by_hop(fields: &mut HeaderMap) {
     let named: Vec<HeaderName> = (fields.get_all(header::CONNECTION).iter())
         .flat_map(|value| value.as_bytes().split(|&b| b == b','))
         .filter_map(|name| HeaderName::from_bytes(name.trim_ascii()).ok())
@@ -123,65 +131,65 @@ mod tests {
     use proptest::prelude::*;
 
     #[test]
-    fn both_line_ends_are_ends() {
+    fn both_line_endings_are_accepted() {
         for (text, expected) in [("A: 1\r\n\r\nbody", 8), ("A: 1\n\nbody", 6), ("\nbody", 1), ("A:\r\nB:\n\r\n", 9)] {
-            assert_eq!(end(text.as_bytes(), &mut 0), Ok(Some(expected)), "{text:?}");
+            assert_eq!(find_end(text.as_bytes(), &mut 0), Ok(Some(expected)), "{text:?}");
         }
         for text in ["", "A: 1", "A: 1\r\n\r", "A: 1\n"] {
-            assert_eq!(end(text.as_bytes(), &mut 0), Ok(None), "{text:?}");
+            assert_eq!(find_end(text.as_bytes(), &mut 0), Ok(None), "{text:?}");
         }
     }
 
     #[test]
-    fn the_limit_holds_for_one_line_and_for_many() {
-        assert!(end(&[b'a'; LIMIT], &mut 0).is_err());
-        assert!(end("A: 1\n".repeat(LIMIT).as_bytes(), &mut 0).is_err());
-        let mut fits = format!("A: {}\n\n", "x".repeat(LIMIT - 5)).into_bytes();
-        assert_eq!(end(&fits, &mut 0), Ok(Some(LIMIT)));
+    fn limit_applies_to_one_line_and_to_many() {
+        assert!(find_end(&[b'a'; MAX_HEAD_BYTES], &mut 0).is_err());
+        assert!(find_end("A: 1\n".repeat(MAX_HEAD_BYTES).as_bytes(), &mut 0).is_err());
+        let mut fits = format!("A: {}\n\n", "x".repeat(MAX_HEAD_BYTES - 5)).into_bytes();
+        assert_eq!(find_end(&fits, &mut 0), Ok(Some(MAX_HEAD_BYTES)));
         fits.insert(3, b'x');
-        assert!(end(&fits, &mut 0).is_err());
+        assert!(find_end(&fits, &mut 0).is_err());
     }
 
     #[test]
-    fn nothing_is_repaired() {
+    fn malformed_heads_are_rejected() {
         for bad in ["no colon\n", "A b: 1\n", ": 1\n", "A: 1\n folded\n", "A: a\0b\n", "HTTP/1.1 200 OK\n", "A : 1\n"] {
-            assert!(fields(bad.as_bytes()).is_err(), "{bad:?}");
+            assert!(parse_fields(bad.as_bytes()).is_err(), "{bad:?}");
         }
         for bad in ["", "-1", "+1", "1 ", "0x1", "1,1", "99999999999999999999"] {
-            assert!(length(&HeaderValue::from_bytes(bad.as_bytes()).unwrap()).is_err(), "{bad:?}");
+            assert!(parse_length(&HeaderValue::from_bytes(bad.as_bytes()).unwrap()).is_err(), "{bad:?}");
         }
         for bad in ["", "20", "2000", "abc", "100", "101 Switching", "200-OK", "20 0"] {
-            assert!(status(&HeaderValue::from_bytes(bad.as_bytes()).unwrap()).is_err(), "{bad:?}");
+            assert!(parse_status(&HeaderValue::from_bytes(bad.as_bytes()).unwrap()).is_err(), "{bad:?}");
         }
-        assert_eq!(status(&HeaderValue::from_static("404 Not Found")).unwrap(), 404);
+        assert_eq!(parse_status(&HeaderValue::from_static("404 Not Found")).unwrap(), 404);
     }
 
     #[test]
-    fn what_connection_names_goes_too() {
-        let mut map = fields(b"Connection: close, X-Mine\nX-Mine: 1\nKeep-Alive: 5\nX-Yours: 2\n").unwrap();
-        drop_hop_by_hop(&mut map);
+    fn fields_named_by_connection_are_removed() {
+        let mut map = parse_fields(b"Connection: close, X-Mine\nX-Mine: 1\nKeep-Alive: 5\nX-Yours: 2\n").unwrap();
+        remove_hop_by_hop(&mut map);
         assert_eq!(map.keys().map(HeaderName::as_str).collect::<Vec<_>>(), ["x-yours"]);
     }
 
     proptest! {
-        /// However a head is cut into pieces, its end is found at the same place.
+        /// The end of a head is found at the same place however the head is split into pieces.
         #[test]
-        fn pieces_make_no_difference(text in "([A-Za-z-]{1,5}: ?[a-z ]{0,6}\r?\n){0,5}\r?\n[a-z\r\n]{0,9}", cuts in any::<u64>()) {
+        fn split_into_pieces_does_not_matter(text in "([A-Za-z-]{1,5}: ?[a-z ]{0,6}\r?\n){0,5}\r?\n[a-z\r\n]{0,9}", cuts in any::<u64>()) {
             let bytes = text.as_bytes();
-            let whole = end(bytes, &mut 0).unwrap();
+            let whole = find_end(bytes, &mut 0).unwrap();
             let (mut searched, mut found) = (0, None);
-            for upto in 0..=bytes.len() {
-                if found.is_none() && (upto == bytes.len() || cuts >> (upto % 64) & 1 == 1) {
-                    found = end(&bytes[..upto], &mut searched).unwrap();
+            for available in 0..=bytes.len() {
+                if found.is_none() && (available == bytes.len() || cuts >> (available % 64) & 1 == 1) {
+                    found = find_end(&bytes[..available], &mut searched).unwrap();
                 }
             }
             prop_assert_eq!(found, whole);
         }
 
         #[test]
-        fn no_bytes_make_it_panic(bytes in proptest::collection::vec(any::<u8>(), 0..300)) {
-            let _ = end(&bytes, &mut 0);
-            let _ = fields(&bytes);
+        fn no_input_panics(bytes in proptest::collection::vec(any::<u8>(), 0..300)) {
+            let _ = find_end(&bytes, &mut 0);
+            let _ = parse_fields(&bytes);
         }
     }
 }

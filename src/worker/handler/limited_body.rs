@@ -1,8 +1,8 @@
-//! The request body as a handler takes it in: not more than `max_body`, never silent longer than `body_timeout`.
+//! The request body as a handler reads it: limited by `max_body` and `body_timeout`.
 
 use std::future::Future;
 use std::pin::Pin;
-use std::task::{Context as Task, Poll, ready};
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -10,74 +10,81 @@ use http::StatusCode;
 use http_body::{Body as _, Frame, SizeHint};
 use tokio::time::{Sleep, sleep};
 
-use super::{Body, BoxError, Context, Failure};
+use super::body::{Body, BoxError};
+use super::context::RequestContext;
+use super::failure::RequestFailure;
 
-/// Why a request body ended before its end.
+/// Why a request body is incomplete.
 #[derive(Debug, thiserror::Error)]
-pub enum LimitedBodyError {
+pub(crate) enum LimitedBodyError {
     /// It has more bytes than `max_body` allows: 413.
     #[error("the request body is larger than max_body, {0} bytes")]
     TooLarge(u64),
-    /// Nothing came for `body_timeout`: 408.
-    #[error("nothing of the request body came for {}", humantime::format_duration(*.0))]
-    Silent(Duration),
-    /// The client broke off: 400, which it will hardly read.
-    #[error("the request body broke off: {0}")]
-    Broken(BoxError),
+    /// No byte arrived for `body_timeout`: 408.
+    #[error("no byte of the request body arrived for {} (body_timeout)", humantime::format_duration(*.0))]
+    TimedOut(Duration),
+    /// The client closed the connection early or broke the protocol: 400, which the client will hardly read.
+    #[error("the request body ended early: {0}")]
+    Interrupted(BoxError),
 }
 
-impl From<LimitedBodyError> for Failure {
+impl From<LimitedBodyError> for RequestFailure {
     fn from(error: LimitedBodyError) -> Self {
         let status = match error {
             LimitedBodyError::TooLarge(_) => StatusCode::PAYLOAD_TOO_LARGE,
-            LimitedBodyError::Silent(_) => StatusCode::REQUEST_TIMEOUT,
-            LimitedBodyError::Broken(_) => StatusCode::BAD_REQUEST,
+            LimitedBodyError::TimedOut(_) => StatusCode::REQUEST_TIMEOUT,
+            LimitedBodyError::Interrupted(_) => StatusCode::BAD_REQUEST,
         };
         Self::new(status, error.to_string())
     }
 }
 
-/// A request body under the limits of its [`Context`]. After an error it has ended.
-pub struct LimitedBody {
+/// A request body under the limits of its [`RequestContext`]. It ends after an error.
+pub(crate) struct LimitedBody {
     body: Body,
-    /// Bytes that may still come, and how many that were; `None` without a limit.
-    left: Option<(u64, u64)>,
+    quota: Option<ByteQuota>,
     timeout: Duration,
-    /// A frame that was read ahead.
-    ahead: Option<Frame<Bytes>>,
-    /// Runs only while a reader waits: a reader that is busy elsewhere is not the client's silence.
+    /// A frame that [`poll_ready`](LimitedBody::poll_ready) has read.
+    peeked: Option<Frame<Bytes>>,
+    /// Runs only while a reader waits: the client is not blamed for a slow reader.
     silence: Option<Pin<Box<Sleep>>>,
     failed: bool,
 }
 
+struct ByteQuota {
+    max: u64,
+    remaining: u64,
+}
+
 impl LimitedBody {
-    /// Puts `body` under the limits.
+    /// Applies the limits of `context` to `body`.
     ///
     /// # Errors
-    /// 413, not started, when its announced size is too large already.
-    pub fn new(body: Body, context: &Context) -> Result<Self, Failure> {
-        let limit = context.max_body;
-        if limit > 0 && body.size_hint().lower() > limit {
-            return Err(Failure::from(LimitedBodyError::TooLarge(limit)).not_started());
+    /// 413, not started, when the announced size is too large.
+    pub(crate) fn new(body: Body, context: &RequestContext) -> Result<Self, RequestFailure> {
+        let max = context.max_body;
+        if max > 0 && body.size_hint().lower() > max {
+            return Err(RequestFailure::from(LimitedBodyError::TooLarge(max)).not_started());
         }
-        let left = (limit > 0).then_some((limit, limit));
-        Ok(Self { body, left, timeout: context.body_timeout, ahead: None, silence: None, failed: false })
+        let quota = (max > 0).then_some(ByteQuota { max, remaining: max });
+        Ok(Self { body, quota, timeout: context.body_timeout, peeked: None, silence: None, failed: false })
     }
 
-    /// Waits until the body has begun to come, or is over.
+    /// Waits until the first bytes have arrived or the body has ended.
     ///
     /// # Errors
-    /// When it breaks off or breaks a limit right at its beginning.
-    pub fn poll_ready(&mut self, task: &mut Task<'_>) -> Poll<Result<(), LimitedBodyError>> {
-        if self.ahead.is_none() {
-            self.ahead = ready!(Pin::new(&mut *self).poll_frame(task)).transpose()?;
+    /// When the body fails before its first byte.
+    pub(crate) fn poll_ready(&mut self, task: &mut Context<'_>) -> Poll<Result<(), LimitedBodyError>> {
+        if self.peeked.is_none() {
+            self.peeked = ready!(Pin::new(&mut *self).poll_frame(task)).transpose()?;
         }
         Poll::Ready(Ok(()))
     }
 
     fn count(&mut self, frame: &Frame<Bytes>) -> Result<(), LimitedBodyError> {
-        if let (Some((left, limit)), Some(data)) = (&mut self.left, frame.data_ref()) {
-            *left = left.checked_sub(data.len() as u64).ok_or(LimitedBodyError::TooLarge(*limit))?;
+        if let (Some(quota), Some(data)) = (&mut self.quota, frame.data_ref()) {
+            let remaining = quota.remaining.checked_sub(data.len() as u64);
+            quota.remaining = remaining.ok_or(LimitedBodyError::TooLarge(quota.max))?;
         }
         Ok(())
     }
@@ -87,9 +94,12 @@ impl http_body::Body for LimitedBody {
     type Data = Bytes;
     type Error = LimitedBodyError;
 
-    fn poll_frame(self: Pin<&mut Self>, task: &mut Task<'_>) -> Poll<Option<Result<Frame<Bytes>, LimitedBodyError>>> {
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        task: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, LimitedBodyError>>> {
         let this = self.get_mut();
-        if let Some(frame) = this.ahead.take() {
+        if let Some(frame) = this.peeked.take() {
             return Poll::Ready(Some(Ok(frame)));
         }
         if this.failed {
@@ -99,10 +109,10 @@ impl http_body::Body for LimitedBody {
             Poll::Pending => {
                 let silence = this.silence.get_or_insert_with(|| Box::pin(sleep(this.timeout)));
                 ready!(silence.as_mut().poll(task));
-                Err(LimitedBodyError::Silent(this.timeout))
+                Err(LimitedBodyError::TimedOut(this.timeout))
             }
             Poll::Ready(None) => return Poll::Ready(None),
-            Poll::Ready(Some(Err(error))) => Err(LimitedBodyError::Broken(error)),
+            Poll::Ready(Some(Err(error))) => Err(LimitedBodyError::Interrupted(error)),
             Poll::Ready(Some(Ok(frame))) => this.count(&frame).map(|()| frame),
         };
         this.silence = None;
@@ -111,56 +121,57 @@ impl http_body::Body for LimitedBody {
     }
 
     fn is_end_stream(&self) -> bool {
-        self.ahead.is_none() && (self.failed || self.body.is_end_stream())
+        self.peeked.is_none() && (self.failed || self.body.is_end_stream())
     }
 
     fn size_hint(&self) -> SizeHint {
-        let ahead = self.ahead.as_ref().and_then(Frame::data_ref).map_or(0, |data| data.len() as u64);
+        let peeked = self.peeked.as_ref().and_then(Frame::data_ref).map_or(0, |data| data.len() as u64);
         let rest = self.body.size_hint();
         let mut hint = SizeHint::new();
         if let Some(upper) = rest.upper() {
-            hint.set_upper(upper + ahead);
+            hint.set_upper(upper + peeked);
         }
-        hint.set_lower(rest.lower() + ahead);
+        hint.set_lower(rest.lower() + peeked);
         hint
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use super::super::stream;
-    use super::super::tests::context;
+    use super::super::body::unfold;
+    use super::super::test_request::request_context;
     use super::*;
     use http_body_util::BodyExt;
 
     /// Chunks of four bytes, then silence.
     fn chunks(count: usize) -> Body {
-        stream::unfold(count, |left| async move {
-            match left {
+        unfold(count, |remaining| async move {
+            match remaining {
                 0 => std::future::pending().await,
-                left => Ok(Some((Bytes::from_static(b"four"), left - 1))),
+                remaining => Ok(Some((Bytes::from_static(b"four"), remaining - 1))),
             }
         })
     }
 
     #[tokio::test]
-    async fn a_reader_that_is_late_is_not_silence_of_the_client() {
-        let context = Context { body_timeout: Duration::from_millis(20), ..context() };
+    async fn slow_reader_does_not_time_out_the_client() {
+        let context = RequestContext { body_timeout: Duration::from_millis(20), ..request_context() };
         let mut body = LimitedBody::new(chunks(2), &context).unwrap();
         for _ in 0..2 {
             assert!(body.frame().await.unwrap().is_ok());
             sleep(context.body_timeout * 2).await;
         }
-        assert!(matches!(body.frame().await, Some(Err(LimitedBodyError::Silent(_)))));
+        assert!(matches!(body.frame().await, Some(Err(LimitedBodyError::TimedOut(_)))));
         assert!(body.frame().await.is_none());
     }
 
     #[tokio::test]
-    async fn an_unannounced_size_is_counted() {
-        let mut body = LimitedBody::new(chunks(9), &Context { max_body: 8, ..context() }).unwrap();
+    async fn body_of_unannounced_size_is_counted() {
+        let context = RequestContext { max_body: 8, ..request_context() };
+        let mut body = LimitedBody::new(chunks(9), &context).unwrap();
         assert!(body.frame().await.unwrap().is_ok());
         assert!(body.frame().await.unwrap().is_ok());
         let error = body.frame().await.unwrap().unwrap_err();
-        assert_eq!(Failure::from(error).status, 413);
+        assert_eq!(RequestFailure::from(error).status, 413);
     }
 }

@@ -1,54 +1,56 @@
-//! How much of the log a handler may fill. Pure: takes `now`, never asks for it.
+//! How many log lines a handler may print. Pure: takes `now`.
 //!
-//! A token bucket, kept as the time at which it is full again: empty buckets are far from it, and each line
-//! moves it by what a line costs.
+//! A token bucket, stored as the time at which the bucket is full again. Each line moves that time by the cost of one
+//! line.
+
+#![forbid(unsafe_code)]
 
 use std::time::Duration;
 
 use crate::ids::Monotonic;
 
-/// Lines that a worker's handler may print at once.
-pub const BURST: u32 = 50;
-/// Lines per second that it may go on printing. Far below what journald allows a unit of its own accord
-/// (journald.conf(5), `RateLimitBurst=`), so that it is never journald that has to choose.
-pub const RATE: u32 = 20;
-/// How long after the first line that was left out it is said how many were.
-pub const REPORT: Duration = Duration::from_secs(5);
+/// Lines that the handler of a worker may print at once.
+pub(super) const BURST: u32 = 50;
+/// Lines per second that it may print after a burst. Far below journald's default for a unit (journald.conf(5),
+/// `RateLimitBurst=`), so that journald never drops a record of patou because of the handler.
+pub(super) const LINES_PER_SECOND: u32 = 20;
+/// Time from the first suppressed line to the report of their number.
+pub(super) const REPORT_AFTER: Duration = Duration::from_secs(5);
 
-const COST: Duration = Duration::from_nanos(1_000_000_000 / RATE as u64);
+const LINE_COST: Duration = Duration::from_nanos(1_000_000_000 / LINES_PER_SECOND as u64);
 
-/// What is to become of a line.
+/// What happens to a line.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Verdict {
+pub(super) enum LineVerdict {
     /// It goes to the log.
-    Say,
-    /// It is left out, the first since a report: the next is due [`REPORT`] from now.
-    First,
-    /// It is left out like the one before.
-    Drop,
+    Write,
+    /// It is suppressed, the first since a report: the next report is due in [`REPORT_AFTER`].
+    SuppressFirst,
+    /// It is suppressed, and a report is already due.
+    Suppress,
 }
 
-/// The lines of one worker's handler.
+/// The token bucket of one worker's handler.
 #[derive(Clone, Copy, Debug, Default)]
-pub struct RateLimit {
+pub(super) struct RateLimit {
     full_at: Option<Monotonic>,
     suppressed: u64,
 }
 
 impl RateLimit {
-    /// A line has come.
-    pub fn admit(&mut self, now: Monotonic) -> Verdict {
+    /// Decides about a line.
+    pub(super) fn check(&mut self, now: Monotonic) -> LineVerdict {
         let full_at = self.full_at.map_or(now, |at| at.max(now));
-        if full_at.since(now) <= COST * (BURST - 1) {
-            self.full_at = Some(full_at + COST);
-            return Verdict::Say;
+        if full_at.since(now) <= LINE_COST * (BURST - 1) {
+            self.full_at = Some(full_at + LINE_COST);
+            return LineVerdict::Write;
         }
         self.suppressed += 1;
-        if self.suppressed == 1 { Verdict::First } else { Verdict::Drop }
+        if self.suppressed == 1 { LineVerdict::SuppressFirst } else { LineVerdict::Suppress }
     }
 
-    /// How many lines have been left out since this was last asked.
-    pub fn report(&mut self) -> u64 {
+    /// The number of lines suppressed since the last call.
+    pub(super) fn take_suppressed(&mut self) -> u64 {
         std::mem::take(&mut self.suppressed)
     }
 }
@@ -61,40 +63,40 @@ mod tests {
         Monotonic(ms * 1_000_000)
     }
 
-    /// How many of `count` lines at this time are said.
-    fn said(quota: &mut RateLimit, ms: u64, count: u32) -> u32 {
-        (0..count).filter(|_| quota.admit(at(ms)) == Verdict::Say).count() as u32
+    /// How many of `count` lines at this time are written.
+    fn written(limit: &mut RateLimit, ms: u64, count: u32) -> u32 {
+        (0..count).filter(|_| limit.check(at(ms)) == LineVerdict::Write).count() as u32
     }
 
     #[test]
-    fn a_burst_then_so_many_per_second_and_full_again_after_a_rest() {
-        let mut quota = RateLimit::default();
-        assert_eq!(said(&mut quota, 1_000, 1_000), BURST);
-        assert_eq!(said(&mut quota, 2_000, 1_000), RATE);
-        assert_eq!(said(&mut quota, 2_049, 1_000), 0);
-        assert_eq!(said(&mut quota, 2_050, 1_000), 1);
-        // A second in pieces gives as much as a second at once.
-        assert_eq!((2_051..=3_050).map(|ms| said(&mut quota, ms, 3)).sum::<u32>(), RATE);
-        assert_eq!(said(&mut quota, 3_600_000, 1_000), BURST);
+    fn burst_then_steady_rate_and_full_again_after_a_pause() {
+        let mut limit = RateLimit::default();
+        assert_eq!(written(&mut limit, 1_000, 1_000), BURST);
+        assert_eq!(written(&mut limit, 2_000, 1_000), LINES_PER_SECOND);
+        assert_eq!(written(&mut limit, 2_049, 1_000), 0);
+        assert_eq!(written(&mut limit, 2_050, 1_000), 1);
+        // A second in small steps allows as many lines as a second in one step.
+        assert_eq!((2_051..=3_050).map(|ms| written(&mut limit, ms, 3)).sum::<u32>(), LINES_PER_SECOND);
+        assert_eq!(written(&mut limit, 3_600_000, 1_000), BURST);
     }
 
     #[test]
-    fn nothing_is_left_out_of_what_keeps_within_the_rate() {
-        let mut quota = RateLimit::default();
-        let step = 1_000 / u64::from(RATE);
-        assert!((0..10_000).all(|n| quota.admit(at(n * step)) == Verdict::Say));
-        assert_eq!(quota.report(), 0);
+    fn no_line_within_the_rate_is_suppressed() {
+        let mut limit = RateLimit::default();
+        let step = 1_000 / u64::from(LINES_PER_SECOND);
+        assert!((0..10_000).all(|n| limit.check(at(n * step)) == LineVerdict::Write));
+        assert_eq!(limit.take_suppressed(), 0);
     }
 
     #[test]
-    fn what_is_left_out_is_counted_once_and_its_first_line_known() {
-        let mut quota = RateLimit::default();
-        said(&mut quota, 0, BURST);
-        assert_eq!([quota.admit(at(0)), quota.admit(at(0))], [Verdict::First, Verdict::Drop]);
-        assert_eq!((quota.report(), quota.report()), (2, 0));
-        assert_eq!(quota.admit(at(0)), Verdict::First);
-        // A clock that seems to go back does no harm.
-        assert_eq!(said(&mut quota, 10_000, 1), 1);
-        assert_eq!(said(&mut quota, 9_000, 1), 1);
+    fn suppressed_lines_are_counted_once_and_the_first_is_marked() {
+        let mut limit = RateLimit::default();
+        written(&mut limit, 0, BURST);
+        assert_eq!([limit.check(at(0)), limit.check(at(0))], [LineVerdict::SuppressFirst, LineVerdict::Suppress]);
+        assert_eq!((limit.take_suppressed(), limit.take_suppressed()), (2, 0));
+        assert_eq!(limit.check(at(0)), LineVerdict::SuppressFirst);
+        // A clock that seems to run backwards does no harm.
+        assert_eq!(written(&mut limit, 10_000, 1), 1);
+        assert_eq!(written(&mut limit, 9_000, 1), 1);
     }
 }

@@ -1,9 +1,9 @@
-//! What a program says besides its answer, line by line into the log: with the lease it speaks under, within
-//! its share of the log, and in characters that do nothing to a terminal.
+//! What a program prints besides its responses, written to the log line by line: with the lease of the current request,
+//! within a rate limit, and with control characters escaped.
 
 use std::io;
 use std::os::fd::OwnedFd;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Mutex, Weak};
 
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
@@ -11,301 +11,305 @@ use tokio::io::unix::AsyncFd;
 use tokio::task::{JoinHandle, yield_now};
 use tokio::time::sleep;
 
-use super::log_rate_limit::{REPORT, RateLimit, Verdict};
+use super::log_rate_limit::{LINES_PER_SECOND, LineVerdict, REPORT_AFTER, RateLimit};
 use crate::clock;
 use crate::ids::WorkerId;
 use crate::log::{Event, escape_control_chars};
-use crate::sys;
+use crate::{sync, sys};
 
-/// Longer lines are cut, in bytes as they came.
-const LINE: usize = 4096;
-/// Read at once, in bytes.
-const CHUNK: usize = 4096;
-/// A lease as text; none where no request is in hand.
-pub type Lease = Option<Arc<str>>;
+/// Longer lines are truncated; in bytes, before escaping.
+const MAX_LINE_BYTES: usize = 4096;
+/// The size of a read, in bytes.
+const READ_SIZE: usize = 4096;
+/// The lease of the current request as text; `None` between requests.
+pub(super) type LeaseLabel = Option<Arc<str>>;
 
-/// Everything that one worker's handler prints.
+/// The log of one worker's handler.
 #[derive(Debug)]
-pub struct OutputLog {
+pub(super) struct OutputLog {
     worker: WorkerId,
-    share: Mutex<Share>,
+    budget: Mutex<LogBudget>,
 }
 
-/// What it may still say, and the last line that it might not: where one is worth having, it is that.
+/// How much the handler may still print, and the last suppressed line, which the report quotes: the last line is the
+/// most likely to explain why a program died.
 #[derive(Debug, Default)]
-struct Share {
-    quota: RateLimit,
-    last: (Lease, String),
+struct LogBudget {
+    limit: RateLimit,
+    last_suppressed: (LeaseLabel, String),
 }
 
-/// Which of a program's streams.
+/// A stream of a program.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Stream {
-    /// Standard output, at level info.
-    Output,
-    /// Standard error, at level warn.
-    Errors,
-}
-
-fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+pub(super) enum OutputStream {
+    /// Standard output, logged at level info.
+    Stdout,
+    /// Standard error, logged at level warn.
+    Stderr,
 }
 
 impl OutputLog {
-    pub fn new(worker: WorkerId) -> Arc<Self> {
-        Arc::new(Self { worker, share: Mutex::default() })
+    pub(super) fn new(worker: WorkerId) -> Arc<Self> {
+        Arc::new(Self { worker, budget: Mutex::default() })
     }
 
-    /// Whose it is.
-    pub fn worker(&self) -> &WorkerId {
+    /// The worker of the handler.
+    pub(super) fn worker(&self) -> &WorkerId {
         &self.worker
     }
 
-    fn say(self: &Arc<Self>, stream: Stream, lease: &Lease, line: &str) {
+    fn write_line(self: &Arc<Self>, stream: OutputStream, lease: &LeaseLabel, line: &str) {
         {
-            let mut share = locked(&self.share);
-            let verdict = share.quota.admit(clock::now());
-            if verdict == Verdict::First {
-                let voice = Arc::downgrade(self);
+            let mut budget = sync::lock(&self.budget);
+            let verdict = budget.limit.check(clock::now());
+            if verdict == LineVerdict::SuppressFirst {
+                let log = Arc::downgrade(self);
                 tokio::spawn(async move {
-                    sleep(REPORT).await;
-                    voice.upgrade().iter().for_each(|voice| voice.confess());
+                    sleep(REPORT_AFTER).await;
+                    if let Some(log) = log.upgrade() {
+                        log.report_suppressed();
+                    }
                 });
             }
-            if verdict != Verdict::Say {
-                share.last.0.clone_from(lease);
-                share.last.1.clear();
-                share.last.1.push_str(line);
+            if verdict != LineVerdict::Write {
+                budget.last_suppressed.0.clone_from(lease);
+                budget.last_suppressed.1.clear();
+                budget.last_suppressed.1.push_str(line);
                 return;
             }
         }
         let worker = &self.worker;
         let lease = lease.as_deref();
         match stream {
-            Stream::Errors => tracing::warn!(%worker, lease, event = %Event::HandlerOutput, "{line}"),
-            Stream::Output => tracing::info!(%worker, lease, event = %Event::HandlerOutput, "{line}"),
+            OutputStream::Stderr => tracing::warn!(%worker, lease, event = %Event::HandlerOutput, "{line}"),
+            OutputStream::Stdout => tracing::info!(%worker, lease, event = %Event::HandlerOutput, "{line}"),
         }
     }
 
-    /// Says how many lines were left out, if any were, and which was the last of them.
-    pub fn confess(&self) {
+    /// Reports how many lines were suppressed, if any, and quotes the last of them.
+    pub(super) fn report_suppressed(&self) {
         let (suppressed, (lease, last)) = {
-            let mut share = locked(&self.share);
-            (share.quota.report(), std::mem::take(&mut share.last))
+            let mut budget = sync::lock(&self.budget);
+            (budget.limit.take_suppressed(), std::mem::take(&mut budget.last_suppressed))
         };
         if suppressed > 0 {
             let (worker, lease, event) = (&self.worker, lease.as_deref(), Event::HandlerSuppressed);
             tracing::warn!(%worker, lease, suppressed, %event,
-                "the handler prints too much: {suppressed} lines were left out, the last of them: {last}");
+                "the handler prints more than {LINES_PER_SECOND} lines per second: {suppressed} lines were suppressed, \
+                 the last of them: {last}");
         }
     }
 }
 
 /// A pipe that a program prints to.
 #[derive(Debug)]
-pub struct Relay {
+pub(super) struct LogPipe {
     pipe: AsyncFd<OwnedFd>,
-    voice: Arc<OutputLog>,
-    stream: Stream,
-    state: Mutex<State>,
+    log: Arc<OutputLog>,
+    stream: OutputStream,
+    state: Mutex<LogPipeState>,
 }
 
 #[derive(Debug, Default)]
-struct State {
-    lines: Lines,
-    /// The request in hand.
-    lease: Lease,
+struct LogPipeState {
+    lines: LineSplitter,
+    /// The lease of the current request.
+    lease: LeaseLabel,
 }
 
-/// What came of a look into the pipe.
+/// The result of one read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Got {
-    Something,
-    Nothing,
-    /// Its last writer is gone.
-    End,
+enum PipeRead {
+    Data,
+    Empty,
+    /// The last writer has closed the pipe.
+    Eof,
 }
 
-impl Relay {
-    /// Relays `pipe` until its last writer is gone, always at once, so that no program waits for the log's reader.
-    pub fn start(
+impl LogPipe {
+    /// Starts a task that logs what arrives in `pipe` until end of file. It never waits for a reader of the log, so no
+    /// program waits for one.
+    pub(super) fn start(
         pipe: OwnedFd,
-        voice: Arc<OutputLog>,
-        stream: Stream,
-        lease: Lease,
+        log: Arc<OutputLog>,
+        stream: OutputStream,
+        lease: LeaseLabel,
     ) -> io::Result<(Weak<Self>, JoinHandle<()>)> {
         fcntl(&pipe, FcntlArg::F_SETFL(OFlag::O_NONBLOCK))?;
-        let state = Mutex::new(State { lines: Lines::default(), lease });
-        let relay = Arc::new(Self { pipe: sys::when_readable(pipe)?, voice, stream, state });
-        let weak = Arc::downgrade(&relay);
+        let state = Mutex::new(LogPipeState { lines: LineSplitter::default(), lease });
+        let log_pipe = Arc::new(Self { pipe: sys::when_readable(pipe)?, log, stream, state });
+        let weak = Arc::downgrade(&log_pipe);
         let task = tokio::spawn(async move {
-            while let Ok(mut ready) = relay.pipe.readable().await {
-                match relay.read() {
-                    // Others want to run as well, whatever comes out of this pipe.
-                    Got::Something => yield_now().await,
-                    Got::Nothing => ready.clear_ready(),
-                    Got::End => break,
+            while let Ok(mut ready) = log_pipe.pipe.readable().await {
+                match log_pipe.read() {
+                    // A program that prints without pause must not starve the other tasks.
+                    PipeRead::Data => yield_now().await,
+                    PipeRead::Empty => ready.clear_ready(),
+                    PipeRead::Eof => break,
                 }
             }
-            relay.finish();
+            log_pipe.flush();
         });
         Ok((weak, task))
     }
 
-    /// From now on the program speaks under this lease. What it has printed so far was under the one before.
-    pub fn turn_to(&self, lease: Lease) {
+    /// Attributes what the program prints from now on to `lease`. What it has printed so far belongs to the previous
+    /// one.
+    pub(super) fn set_lease(&self, lease: LeaseLabel) {
         self.drain();
-        locked(&self.state).lease = lease;
+        sync::lock(&self.state).lease = lease;
     }
 
-    /// Relays what is still in the pipe, once nobody is left who should write to it.
-    pub fn close(&self) {
+    /// Logs what is still in the pipe, after the last process that should write to it has ended.
+    pub(super) fn close(&self) {
         self.drain();
-        self.finish();
+        self.flush();
     }
 
-    /// Relays what was written before now, straight from the pipe: tokio may not know yet that something has come.
+    /// Logs what was written before this call. Directly from the pipe: tokio may not have seen its readiness yet.
     fn drain(&self) {
-        // More than it holds cannot have been written before now, whoever goes on writing (pipe(7)).
-        let full = fcntl(&self.pipe, FcntlArg::F_GETPIPE_SZ).map_or(0, |bytes| bytes.unsigned_abs() as usize);
-        for _ in 0..full.div_ceil(CHUNK) {
-            if self.read() != Got::Something {
+        // The pipe held at most its capacity before this call, however much is written meanwhile (pipe(7)).
+        let capacity = fcntl(&self.pipe, FcntlArg::F_GETPIPE_SZ).map_or(0, |bytes| bytes.unsigned_abs() as usize);
+        for _ in 0..capacity.div_ceil(READ_SIZE) {
+            if self.read() != PipeRead::Data {
                 break;
             }
         }
     }
 
-    fn finish(&self) {
-        let State { lines, lease } = &mut *locked(&self.state);
-        lines.finish(lease, |line, lease| self.voice.say(self.stream, lease, line));
+    fn flush(&self) {
+        let LogPipeState { lines, lease } = &mut *sync::lock(&self.state);
+        lines.flush(lease, |line, lease| self.log.write_line(self.stream, lease, line));
     }
 
-    fn read(&self) -> Got {
-        let mut buffer = [0; CHUNK];
-        // Held while reading, so that lines keep their order.
-        let State { lines, lease } = &mut *locked(&self.state);
+    fn read(&self) -> PipeRead {
+        let mut buffer = [0; READ_SIZE];
+        // Locked while reading, so that lines keep their order.
+        let LogPipeState { lines, lease } = &mut *sync::lock(&self.state);
         match nix::unistd::read(&self.pipe, &mut buffer) {
             Ok(count @ 1..) => {
-                lines.feed(&buffer[..count], lease, |line, lease| self.voice.say(self.stream, lease, line));
-                Got::Something
+                lines.push(&buffer[..count], lease, |line, lease| self.log.write_line(self.stream, lease, line));
+                PipeRead::Data
             }
-            Err(Errno::EINTR) => Got::Something,
-            Err(Errno::EAGAIN) => Got::Nothing,
-            Ok(0) | Err(_) => Got::End,
+            Err(Errno::EINTR) => PipeRead::Data,
+            Err(Errno::EAGAIN) => PipeRead::Empty,
+            Ok(0) | Err(_) => PipeRead::Eof,
         }
     }
 }
 
-/// Bytes into lines of at most [`LINE`] bytes, each with the lease under which it began; what is not UTF-8 is
-/// replaced, and what would do something to a terminal is written out. Pure.
+/// Splits bytes into lines of at most [`MAX_LINE_BYTES`], each with the lease under which it started. Replaces what is
+/// not UTF-8 and escapes control characters. Pure.
 #[derive(Debug, Default)]
-struct Lines {
+struct LineSplitter {
     line: Vec<u8>,
-    lease: Lease,
+    lease: LeaseLabel,
 }
 
-impl Lines {
-    fn feed(&mut self, bytes: &[u8], lease: &Lease, mut each: impl FnMut(&str, &Lease)) {
+impl LineSplitter {
+    fn push(&mut self, bytes: &[u8], lease: &LeaseLabel, mut emit: impl FnMut(&str, &LeaseLabel)) {
         for piece in bytes.split_inclusive(|&b| b == b'\n') {
             if self.line.is_empty() {
                 self.lease.clone_from(lease);
             }
             let text = piece.strip_suffix(b"\n").unwrap_or(piece);
-            // One byte more than fits, as the sign that the rest is missing.
-            let room = (LINE + 1).saturating_sub(self.line.len());
-            self.line.extend_from_slice(&text[..text.len().min(room)]);
+            // One byte more than fits marks the line as truncated.
+            let capacity = (MAX_LINE_BYTES + 1).saturating_sub(self.line.len());
+            self.line.extend_from_slice(&text[..text.len().min(capacity)]);
             if text.len() < piece.len() {
-                self.emit(&mut each);
+                self.end_line(&mut emit);
             }
         }
     }
 
-    fn finish(&mut self, lease: &Lease, mut each: impl FnMut(&str, &Lease)) {
+    /// Emits an incomplete last line.
+    fn flush(&mut self, lease: &LeaseLabel, mut emit: impl FnMut(&str, &LeaseLabel)) {
         if !self.line.is_empty() {
-            self.emit(&mut each);
+            self.end_line(&mut emit);
         }
         self.lease.clone_from(lease);
     }
 
-    fn emit(&mut self, each: &mut impl FnMut(&str, &Lease)) {
-        let cut = self.line.len() > LINE;
-        self.line.truncate(LINE);
+    fn end_line(&mut self, emit: &mut impl FnMut(&str, &LeaseLabel)) {
+        let truncated = self.line.len() > MAX_LINE_BYTES;
+        self.line.truncate(MAX_LINE_BYTES);
         let line = String::from_utf8_lossy(self.line.strip_suffix(b"\r").unwrap_or(&self.line));
         let mut line = escape_control_chars(&line);
-        if cut {
+        if truncated {
             line.push_str(" [cut]");
         }
-        each(&line, &self.lease);
+        emit(&line, &self.lease);
         self.line.clear();
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use super::super::test_process::capture_log;
     use super::*;
 
-    fn lease(text: &str) -> Lease {
+    fn lease(text: &str) -> LeaseLabel {
         Some(text.into())
     }
 
     fn lines(pieces: &[&[u8]]) -> Vec<String> {
-        let (mut lines, mut all) = (Lines::default(), Vec::new());
-        pieces.iter().for_each(|piece| lines.feed(piece, &None, |line, _| all.push(line.to_owned())));
-        lines.finish(&None, |line, _| all.push(line.to_owned()));
-        all
+        let (mut splitter, mut lines) = (LineSplitter::default(), Vec::new());
+        pieces.iter().for_each(|piece| splitter.push(piece, &None, |line, _| lines.push(line.to_owned())));
+        splitter.flush(&None, |line, _| lines.push(line.to_owned()));
+        lines
     }
 
     #[test]
-    fn lines_are_put_together_and_cut() {
+    fn lines_are_joined_from_pieces_and_truncated() {
         assert_eq!(lines(&[b"a\nb", b"c\r\n", b"\n", b"rest"]), ["a", "bc", "", "rest"]);
         assert_eq!(lines(&[b"\xff\n"]), ["\u{fffd}"]);
-        let long = vec![b'x'; LINE];
+        let long = vec![b'x'; MAX_LINE_BYTES];
         assert_eq!(lines(&[&long, b"\nshort\n"]), [String::from_utf8(long.clone()).unwrap(), "short".to_owned()]);
         let cut = lines(&[&long, &long, b"y\nshort"]);
-        assert_eq!((cut.len(), cut[0].len(), cut[1].as_str()), (2, LINE + " [cut]".len(), "short"));
+        assert_eq!((cut.len(), cut[0].len(), cut[1].as_str()), (2, MAX_LINE_BYTES + " [cut]".len(), "short"));
     }
 
     #[tokio::test]
-    async fn what_was_printed_before_the_end_is_told_however_late_it_is_read() {
-        let (log, _guard) = super::super::test_process::log();
+    async fn close_logs_everything_in_the_pipe() {
+        let (log, _guard) = capture_log();
         let (pipe, end) = nix::unistd::pipe().unwrap();
-        let (_, stays) = (nix::unistd::write(&end, &b"x\n".repeat(32 << 10)), nix::unistd::dup(&end).unwrap());
-        let voice = OutputLog::new("default/1".parse().unwrap());
-        let (relay, task) = Relay::start(pipe, voice.clone(), Stream::Errors, lease("1.1")).unwrap();
-        // The task has not run once, and somebody holds the pipe for ever.
-        relay.upgrade().unwrap().close();
+        let (_, still_open) = (nix::unistd::write(&end, &b"x\n".repeat(32 << 10)), nix::unistd::dup(&end).unwrap());
+        let output_log = OutputLog::new("default/1".parse().unwrap());
+        let (log_pipe, task) = LogPipe::start(pipe, output_log.clone(), OutputStream::Stderr, lease("1.1")).unwrap();
+        // The task has not run yet, and the pipe keeps a writer.
+        log_pipe.upgrade().unwrap().close();
         task.abort();
-        voice.confess();
-        let log = String::from_utf8(log.lock().unwrap().clone()).unwrap();
-        let said = log.lines().filter(|line| line.contains("output_log: x worker=default/1 lease=\"1.1\"")).count();
-        assert!(log.contains(&format!("{} lines were left out", (32 << 10) - said)), "{said}: {log}");
-        drop(stays);
+        output_log.report_suppressed();
+        let log = log.text();
+        let written = log.lines().filter(|line| line.contains("output_log: x worker=default/1 lease=\"1.1\"")).count();
+        assert!(log.contains(&format!("{} lines were suppressed", (32 << 10) - written)), "{written}: {log}");
+        drop(still_open);
     }
 
     #[test]
-    fn what_would_do_something_to_a_terminal_is_written_out() {
+    fn control_characters_are_escaped() {
         assert_eq!(lines(&[b"a\tb\x1b[2J\x07\x00\x7fc\rd\n"]), ["a\tb\\x1b[2J\\x07\\x00\\x7fc\\x0dd"]);
         assert_eq!(lines(&["\u{9b}1m \u{202e}txt.exe \u{e9}\n".as_bytes()]), ["\\u{9b}1m \\u{202e}txt.exe \u{e9}"]);
     }
 
     #[test]
-    fn a_line_has_the_lease_under_which_it_began() {
-        let (mut lines, mut all) = (Lines::default(), Vec::new());
-        let mut feed = |bytes: &[u8], under: &Lease| {
-            lines.feed(bytes, under, |line, lease| all.push((line.to_owned(), lease.clone())));
+    fn line_has_the_lease_under_which_it_started() {
+        let (mut splitter, mut lines) = (LineSplitter::default(), Vec::new());
+        let mut push = |bytes: &[u8], current: &LeaseLabel| {
+            splitter.push(bytes, current, |line, lease| lines.push((line.to_owned(), lease.clone())));
         };
-        feed(b"before\nbe", &None);
-        feed(b"gun before\nwithin\nstill ", &lease("1.1"));
-        feed(b"within\nafter\n", &None);
-        let of = |text: &str, lease: Lease| (text.to_owned(), lease);
+        push(b"before\nstarted ", &None);
+        push(b"before\nwithin\nstill ", &lease("1.1"));
+        push(b"within\nafter\n", &None);
+        let line = |text: &str, lease: LeaseLabel| (text.to_owned(), lease);
         assert_eq!(
-            all,
+            lines,
             [
-                of("before", None),
-                of("begun before", None),
-                of("within", lease("1.1")),
-                of("still within", lease("1.1")),
-                of("after", None),
+                line("before", None),
+                line("started before", None),
+                line("within", lease("1.1")),
+                line("still within", lease("1.1")),
+                line("after", None),
             ]
         );
     }

@@ -19,7 +19,7 @@ use std::time::Duration;
 use loom::sync::atomic::{AtomicU64, fence};
 
 use crate::exchange::{self, DispatcherSide, SlotMemory, Word, WorkerSide};
-use crate::ids::{Claim, Epoch, LeaseId, LeaseTerms, Lifecycle, Monotonic, Phase, Token};
+use crate::ids::{Claim, Epoch, LeaseId, LeaseTerms, Lifecycle, Monotonic, Phase, ProcessId, Token};
 
 /// The guarantee that a memory lacks.
 #[derive(Clone, Copy, PartialEq)]
@@ -144,7 +144,7 @@ fn sides(missing: Missing) -> (DispatcherSide<Arc<LoomSlot>>, WorkerSide<Arc<Loo
     let slot = LoomSlot::new(missing);
     let worker = WorkerSide::attach(slot.clone(), 11, 21, Some(31), Monotonic(1));
     worker.set_state(Lifecycle::Ready, false);
-    (DispatcherSide::attach(slot, Epoch::FIRST, (1, 1), None), worker)
+    (DispatcherSide::attach(slot, Epoch::FIRST, ProcessId { pid: 1, start_time: 1 }, None), worker)
 }
 
 /// As [`sides`], with lease 1 in phase Offered, Claimed or Responding.

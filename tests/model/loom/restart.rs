@@ -8,7 +8,7 @@ use loom::thread;
 
 use super::{LoomSlot, Missing, NOW, assert_whole, bounded, epoch, lease, phase, sides, terms_of, token};
 use crate::exchange::{ClaimError, DispatcherSide, Incarnation, SlotMemory, Word, WorkerSide};
-use crate::ids::{Epoch, LeaseTerms, Lifecycle, Monotonic, Phase};
+use crate::ids::{Epoch, LeaseTerms, Lifecycle, Monotonic, Phase, ProcessId};
 
 /// The slot of a dispatcher that dies after so many writes: later writes have no effect.
 struct DyingWriter {
@@ -51,7 +51,7 @@ fn next_dispatcher(writes: usize, missing: Missing) -> bool {
         let (_, worker) = sides(missing);
         let slot = worker.memory().clone();
         let memory = DyingWriter { slot: slot.clone(), writes_left: usize::MAX.into() };
-        let mut dying = DispatcherSide::attach(memory, Epoch::FIRST, (1, 1), None);
+        let mut dying = DispatcherSide::attach(memory, Epoch::FIRST, ProcessId { pid: 1, start_time: 1 }, None);
         dying.memory().writes_left.store(writes, Relaxed);
         let claiming = thread::spawn(move || {
             let claimed = worker.claim(token(1), NOW);
@@ -59,7 +59,7 @@ fn next_dispatcher(writes: usize, missing: Missing) -> bool {
         });
         let _ = dying.offer(&terms_of(1, Epoch::FIRST)); // a dead dispatcher uses no result
         is_complete.fetch_or(dying.memory().writes_left.load(Relaxed) > 0, Relaxed);
-        let mut next = DispatcherSide::attach(slot.clone(), epoch(2), (2, 2), None);
+        let mut next = DispatcherSide::attach(slot.clone(), epoch(2), ProcessId { pid: 2, start_time: 2 }, None);
         let revoked = next.revoke(lease(1));
         let (worker, claimed) = claiming.join().unwrap();
         if let Ok(terms) = claimed {

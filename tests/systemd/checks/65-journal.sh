@@ -91,13 +91,14 @@ freeze_busy '/slow?secret=not-for-the-log'
 journalctl --quiet --cursor="$since" MESSAGE_ID=b28474ca0605402eb89ccd6d07c3a12e
 expect "the fields of the evidence" "$(jq -r '[._SYSTEMD_UNIT, .PRIORITY, .PATOU_PART, .PATOU_POOL, .PATOU_PID, .PATOU_EVENT,
     .PATOU_STATE, .PATOU_LEASE, .PATOU_PHASE, .PATOU_REQUEST, .PATOU_THREADS] | join(",")' <<<"$evidence")" \
-    "patou-watchdog.service,3,worker $id,default,$pid,part-killed,T (stopped),$lease,nothing answered yet,GET /slow,2"
+    "patou-watchdog.service,3,worker $id,default,$pid,part-killed,T (stopped),$lease,no response yet,GET /slow,2"
 evidence_has PATOU_DOING "control: stopped"
 evidence_has PATOU_CHILDREN " old: sleep 300"
 evidence_has PATOU_WHY "frozen"
-evidence_has MESSAGE "worker $id is killed and replaced: it is frozen" "held: lease $lease, nothing answered yet, claimed " \
+evidence_has MESSAGE "worker $id is frozen (no sign of life for " ": killing it" \
+    "held: lease $lease, no response yet, claimed " \
     "ago: GET /slow" "sleep 300" "machine: load " \
-    "not permitted to see: wait channels, system calls, kernel stacks; see EVIDENCE in patou(7)"
+    "not permitted to read: wait channels, system calls, kernel stacks; see EVIDENCE in patou(7)"
 [[ $evidence != *not-for-the-log* ]] || fail "the evidence shows the query: $evidence"
 for number in CLAIM_AGE_MS LATE_MS MEMORY_AVAILABLE EPOCH; do
     jq --exit-status ".PATOU_$number | tonumber >= 0" <<<"$evidence" >/dev/null || fail "PATOU_$number is missing: $evidence"
@@ -130,7 +131,7 @@ kill -STOP "$pid"
 wait_for 10 "the evidence is logged" has_record PATOU_EVENT=part-killed
 evidence=$(records PATOU_EVENT=part-killed)
 evidence_has PATOU_PART dispatcher
-evidence_has MESSAGE "held: no client waiting, as it said " " ago; 0 leases out"
+evidence_has MESSAGE "held: no waiting client (reported " " ago); 0 active leases"
 expect "its queue and leases" "$(jq -r '[.PATOU_QUEUE, .PATOU_LEASES, .PATOU_PID] | join(" ")' <<<"$evidence")" "0 0 $pid"
 wait_for 10 "the dispatcher is replaced" replaced patou-dispatcher.service "$pid"
 wait_for 10 "the set is up" all_up

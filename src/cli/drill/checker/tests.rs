@@ -1,11 +1,22 @@
-//! Each rule with a case that it finds, and the same case without the fault.
+//! Each rule with a history that violates it, and the same history without the violation.
+
+use std::time::Duration;
 
 use super::*;
+use crate::cli::drill::fault::{DrillPart, FaultKind, FaultTarget};
+use crate::cli::drill::fault_tracker::{FaultEffect, UnexplainedExit};
+use crate::cli::drill::history::{AttemptOutcome, NotStartedReason, RequestAttempt, UnknownReason};
+use crate::ids::Monotonic;
 
-const RECORDS: usize = 0;
-const ECHOES: usize = 1;
-const HANDED: usize = 2;
-const MUTE: usize = 3;
+// Listeners by their index. Pool 0 has worker index 0 and a handler that records; pool 1 has worker index 1 and another
+// handler.
+const RECORDING: usize = 0;
+const ECHO: usize = 1;
+const HANDOFF: usize = 2;
+const INETD: usize = 3;
+
+const WORKER_0: DrillPart = DrillPart::Worker(0);
+const WORKER_1: DrillPart = DrillPart::Worker(1);
 
 fn at(ms: u64) -> Monotonic {
     Monotonic(ms * 1_000_000)
@@ -15,275 +26,311 @@ fn ms(ms: u64) -> Duration {
     Duration::from_millis(ms)
 }
 
-/// Two pools behind a listener each: worker 0 records, worker 1 does not.
-fn judged(facts: &Facts) -> Vec<(&'static str, String)> {
-    let doors = [
-        Door { pool: 0, records: true, handed: false, mute_after: None },
-        Door { pool: 1, records: false, handed: false, mute_after: None },
-        Door { pool: 0, records: true, handed: true, mute_after: None },
-        Door { pool: 0, records: true, handed: true, mute_after: Some(ms(400)) },
-    ];
-    let bounds = Bounds {
+fn violations(history: &DrillHistory) -> Vec<(&'static str, String)> {
+    let listener = |pool, handoff, refuses_silently_after| CheckedListener {
+        pool,
+        records: pool == 0,
+        handoff,
+        refuses_silently_after,
+    };
+    let listeners =
+        [listener(0, false, None), listener(1, false, None), listener(0, true, None), listener(0, true, Some(ms(400)))];
+    let bounds = DrillBounds {
         attempt: vec![ms(1000); 2],
         worker: ms(300),
         dispatcher: ms(500),
         watchdog: ms(2000),
-        leave: ms(1000),
+        drain: ms(1000),
         restart: ms(200),
         store_after: ms(20),
         slack: ms(10),
-        orphans_leave: true,
+        parts_follow_watchdog: true,
     };
-    judge(facts, &doors, &[0, 1], &bounds).into_iter().map(|breach| (breach.promise, breach.what)).collect()
+    let violations = check(history, &listeners, &[0, 1], &bounds);
+    violations.into_iter().map(|violation| (violation.promise, violation.what)).collect()
 }
 
-fn attempt(request: u64, number: u32, door: usize, end: End) -> Attempt {
-    let begun = at(request * 100 + u64::from(number) * 10);
-    Attempt { request, number, door, begun, ended: begun + ms(10), own: Duration::ZERO, kept: None, end }
+fn attempt(request: u64, number: u32, listener: usize, outcome: AttemptOutcome) -> RequestAttempt {
+    let sent = at(request * 100 + u64::from(number) * 10);
+    let (client_time, previous_sent) = (Duration::ZERO, None);
+    RequestAttempt { request, number, listener, sent, ended: sent + ms(10), client_time, previous_sent, outcome }
 }
 
-fn facts(attempts: Vec<Attempt>, records: &[(u64, u32)]) -> Facts {
-    Facts { attempts, records: records.to_vec(), ..nothing() }
+fn history(attempts: Vec<RequestAttempt>, recorded_starts: &[(u64, u32)]) -> DrillHistory {
+    DrillHistory { attempts, recorded_starts: recorded_starts.to_vec(), ..empty_history() }
 }
 
-fn nothing() -> Facts {
-    let (attempts, records, effects) = (Vec::new(), Vec::new(), Vec::new());
-    Facts { began: at(0), attempts, records, effects, strays: Vec::new(), late: Vec::new() }
-}
-
-fn effect(kind: Kind, part: Part, from: u64, back: u64) -> Effect {
-    Effect {
-        number: 1,
-        kind,
-        target: Target::Part(part),
-        part: Some(part),
-        expect: kind.expect(),
-        from: at(from),
-        detected: Some(at(from + 1)),
-        back: Some(at(back)),
-        over: Some(at(back)),
-        killed: None,
-        excused: None,
+fn empty_history() -> DrillHistory {
+    DrillHistory {
+        started_at: at(0),
+        attempts: Vec::new(),
+        recorded_starts: Vec::new(),
+        effects: Vec::new(),
+        unexplained_exits: Vec::new(),
+        delays: Vec::new(),
     }
 }
 
-fn one(facts: &Facts, promise: &str, words: &str) {
-    let found = judged(facts);
+fn effect(kind: FaultKind, part: DrillPart, injected: u64, recovered: u64) -> FaultEffect {
+    FaultEffect {
+        number: 1,
+        kind,
+        target: FaultTarget::Part(part),
+        part: Some(part),
+        expected: kind.expected_effect(),
+        injected: at(injected),
+        detected: Some(at(injected + 1)),
+        recovered: Some(at(recovered)),
+        ended: Some(at(recovered)),
+        kill_cause: None,
+        excluded: None,
+    }
+}
+
+#[track_caller]
+fn assert_violation(history: &DrillHistory, promise: &str, words: &str) {
+    let found = violations(history);
     assert!(matches!(found.as_slice(), [(p, what)] if *p == promise && what.contains(words)), "{found:?}");
 }
 
-const REFUSED: End = End::NotStarted(Reason::Refused(503));
+const REFUSED: AttemptOutcome = AttemptOutcome::NotStarted(NotStartedReason::Refused(503));
+const NO_RESPONSE: AttemptOutcome = AttemptOutcome::Unknown(UnknownReason::NoResponse);
 
 #[test]
-fn an_honest_drill_has_no_breach() {
-    let mut honest = facts(
+fn history_that_keeps_every_promise_has_no_violation() {
+    let returned = AttemptOutcome::NotStarted(NotStartedReason::ReturnedToDispatcher);
+    let reported = AttemptOutcome::Unknown(UnknownReason::Reported(502));
+    let mut good = history(
         vec![
-            attempt(1, 1, RECORDS, End::Served),
-            attempt(2, 1, RECORDS, REFUSED),
-            attempt(2, 2, RECORDS, End::NotStarted(Reason::SentBack)),
-            attempt(2, 3, RECORDS, End::Served),
-            attempt(3, 1, RECORDS, End::Unknown(Doubt::Lost)),
-            attempt(4, 1, RECORDS, End::Unknown(Doubt::Told(502))),
-            attempt(5, 1, RECORDS, End::Left),
-            attempt(6, 1, ECHOES, End::Served),
+            attempt(1, 1, RECORDING, AttemptOutcome::Served),
+            attempt(2, 1, RECORDING, REFUSED),
+            attempt(2, 2, RECORDING, returned),
+            attempt(2, 3, RECORDING, AttemptOutcome::Served),
+            attempt(3, 1, RECORDING, NO_RESPONSE),
+            attempt(4, 1, RECORDING, reported),
+            attempt(5, 1, RECORDING, AttemptOutcome::Disconnected),
+            attempt(6, 1, ECHO, AttemptOutcome::Served),
         ],
         &[(1, 1), (2, 3), (4, 1), (5, 1)],
     );
-    honest.effects.push(effect(Kind::Kill, Part::Worker(0), 300, 420));
-    assert_eq!(judged(&honest), []);
+    good.effects.push(effect(FaultKind::Kill, WORKER_0, 300, 420));
+    assert_eq!(violations(&good), []);
 }
 
 #[test]
-fn a_request_on_record_twice_is_found_whoever_cheats() {
-    one(&facts(vec![attempt(1, 1, RECORDS, End::Served)], &[(1, 1), (1, 1)]), "P1", "started 2 times");
-    // Two attempts, both recorded: the first was told that it had not started.
-    let twice = facts(vec![attempt(1, 1, RECORDS, REFUSED), attempt(1, 2, RECORDS, End::Served)], &[(1, 1), (1, 2)]);
-    let found = judged(&twice);
+fn request_with_two_recorded_starts_is_found() {
+    let served = vec![attempt(1, 1, RECORDING, AttemptOutcome::Served)];
+    assert_violation(&history(served, &[(1, 1), (1, 1)]), "P1", "started 2 times");
+    // Two attempts, both recorded: the client of the first got `not-started`.
+    let attempts = vec![attempt(1, 1, RECORDING, REFUSED), attempt(1, 2, RECORDING, AttemptOutcome::Served)];
+    let found = violations(&history(attempts, &[(1, 1), (1, 2)]));
     assert_eq!(found.len(), 2, "{found:?}");
     assert!(found[0].1.contains("2 times") && found[1].1.contains("although"), "{found:?}");
-    // Also of one whose client left.
-    one(&facts(vec![attempt(1, 1, RECORDS, End::Left)], &[(1, 1), (1, 1)]), "P1", "started 2 times");
+    let disconnected = vec![attempt(1, 1, RECORDING, AttemptOutcome::Disconnected)];
+    assert_violation(&history(disconnected, &[(1, 1), (1, 1)]), "P1", "started 2 times");
 }
 
 #[test]
-fn whoever_was_told_not_started_must_not_be_on_record() {
-    for reason in [Reason::Refused(503), Reason::Unreached, Reason::SentBack, Reason::Unmet, Reason::Behind] {
-        let told = vec![attempt(1, 1, RECORDS, End::NotStarted(reason))];
-        assert_eq!(judged(&facts(told.clone(), &[])), []);
-        one(&facts(told, &[(1, 1)]), "P1", "although its client was told");
+fn attempt_reported_as_not_started_must_not_be_recorded() {
+    for reason in [
+        NotStartedReason::Refused(503),
+        NotStartedReason::DispatcherUnreachable,
+        NotStartedReason::ReturnedToDispatcher,
+        NotStartedReason::WorkerUnreachable,
+        NotStartedReason::ConnectionClosed,
+    ] {
+        let attempts = vec![attempt(1, 1, RECORDING, AttemptOutcome::NotStarted(reason))];
+        assert_eq!(violations(&history(attempts.clone(), &[])), []);
+        assert_violation(&history(attempts, &[(1, 1)]), "P1", "although its client saw");
     }
 }
 
 #[test]
-fn who_was_answered_must_be_on_record_where_records_are_kept() {
-    one(&facts(vec![attempt(1, 1, RECORDS, End::Served)], &[]), "P1", "not on record");
-    // Under another attempt's number it is not the same start.
-    let other = vec![attempt(1, 1, RECORDS, REFUSED), attempt(1, 2, RECORDS, End::Served)];
-    assert_eq!(judged(&facts(other, &[(1, 1)])).len(), 2);
-    assert_eq!(judged(&facts(vec![attempt(1, 1, ECHOES, End::Served)], &[])), []);
+fn served_attempt_must_be_recorded_if_its_handler_records() {
+    let served = |listener| vec![attempt(1, 1, listener, AttemptOutcome::Served)];
+    assert_violation(&history(served(RECORDING), &[]), "P1", "not recorded");
+    // The recorded start of another attempt does not count.
+    let retried = vec![attempt(1, 1, RECORDING, REFUSED), attempt(1, 2, RECORDING, AttemptOutcome::Served)];
+    assert_eq!(violations(&history(retried, &[(1, 1)])).len(), 2);
+    assert_eq!(violations(&history(served(ECHO), &[])), []);
 }
 
 #[test]
-fn a_start_that_nobody_asked_for_is_found() {
-    one(&facts(Vec::new(), &[(9, 1)]), "P1", "nobody has sent it");
+fn recorded_start_without_a_request_is_found() {
+    assert_violation(&history(Vec::new(), &[(9, 1)]), "P1", "no client sent it");
 }
 
 #[test]
-fn a_response_that_is_not_what_it_seems_is_found() {
-    let wrong = End::Wrong("byte 7".into());
-    one(&facts(vec![attempt(1, 1, ECHOES, wrong)], &[]), "P3", "looks whole and is not");
-    one(&facts(vec![attempt(1, 1, ECHOES, End::Silent("worker"))], &[]), "P3", "no answer at all");
-    one(&facts(vec![attempt(1, 1, ECHOES, End::Odd(500))], &[]), "P3", "answered 500");
+fn wrong_missing_and_unexplained_responses_are_found() {
+    let ended = |outcome| history(vec![attempt(1, 1, ECHO, outcome)], &[]);
+    let wrong = AttemptOutcome::WrongResponse("byte 7".into());
+    assert_violation(&ended(wrong), "P3", "looks complete and is wrong: byte 7");
+    assert_violation(&ended(AttemptOutcome::TimedOut("worker")), "P3", "no response within its bound");
+    assert_violation(&ended(AttemptOutcome::NoOutcome(500)), "P3", "status 500 without Patou-Outcome");
 }
 
 #[test]
-fn a_loss_needs_a_fault_of_its_own_pool() {
-    for doubt in [Doubt::Lost, Doubt::Cut, Doubt::Told(504)] {
-        let mut lost = facts(vec![attempt(1, 1, ECHOES, End::Unknown(doubt))], &[]);
-        one(&lost, "P3", "without a fault of its pool");
-        lost.effects = vec![effect(Kind::Kill, Part::Worker(0), 100, 150)];
-        one(&lost, "P3", "without a fault of its pool");
-        lost.effects = vec![effect(Kind::Kill, Part::Dispatcher, 100, 150)];
-        one(&lost, "P3", "without a fault of its pool");
-        // A pause is no reason to lose anything.
-        lost.effects = vec![effect(Kind::Pause, Part::Worker(1), 100, 150)];
-        one(&lost, "P3", "without a fault of its pool");
-        lost.effects = vec![effect(Kind::Kill, Part::Worker(1), 100, 150)];
-        assert_eq!(judged(&lost), []);
-        lost.effects = vec![effect(Kind::Kill, Part::Watchdog, 100, 150)];
-        assert_eq!(judged(&lost), []);
-        // One that was over long before explains nothing.
-        lost.effects = vec![effect(Kind::Kill, Part::Worker(1), 0, 5)];
-        lost.attempts[0].begun = at(300);
+fn lost_request_needs_a_fault_of_its_pool() {
+    for reason in [UnknownReason::NoResponse, UnknownReason::Truncated, UnknownReason::Reported(504)] {
+        let mut lost = history(vec![attempt(1, 1, ECHO, AttemptOutcome::Unknown(reason))], &[]);
+        assert_violation(&lost, "P3", "without a fault of its pool");
+        for (kind, part) in [
+            (FaultKind::Kill, WORKER_0),
+            (FaultKind::Kill, DrillPart::Dispatcher),
+            // A worker loses nothing by a pause.
+            (FaultKind::Pause, WORKER_1),
+        ] {
+            lost.effects = vec![effect(kind, part, 100, 150)];
+            assert_violation(&lost, "P3", "without a fault of its pool");
+        }
+        for part in [WORKER_1, DrillPart::Watchdog] {
+            lost.effects = vec![effect(FaultKind::Kill, part, 100, 150)];
+            assert_eq!(violations(&lost), []);
+        }
+        // A fault that ended long before explains nothing.
+        lost.effects = vec![effect(FaultKind::Kill, WORKER_1, 0, 5)];
+        lost.attempts[0].sent = at(300);
         lost.attempts[0].ended = at(310);
-        one(&lost, "P3", "without a fault of its pool");
+        assert_violation(&lost, "P3", "without a fault of its pool");
     }
 }
 
 #[test]
-fn the_dispatcher_closes_without_a_word_only_when_it_dies() {
-    let mut closed = facts(vec![attempt(1, 1, ECHOES, End::NotStarted(Reason::Closed))], &[]);
-    one(&closed, "P4", "closed by the dispatcher");
-    closed.effects = vec![effect(Kind::Kill, Part::Worker(1), 100, 150)];
-    one(&closed, "P4", "closed by the dispatcher");
-    closed.effects = vec![effect(Kind::Freeze, Part::Dispatcher, 100, 150)];
-    assert_eq!(judged(&closed), []);
+fn dispatcher_may_close_without_a_byte_only_when_it_dies() {
+    let closed = AttemptOutcome::NotStarted(NotStartedReason::ClosedByDispatcher);
+    let mut closed = history(vec![attempt(1, 1, ECHO, closed)], &[]);
+    assert_violation(&closed, "P4", "closed by the dispatcher");
+    closed.effects = vec![effect(FaultKind::Kill, WORKER_1, 100, 150)];
+    assert_violation(&closed, "P4", "closed by the dispatcher");
+    closed.effects = vec![effect(FaultKind::Freeze, DrillPart::Dispatcher, 100, 150)];
+    assert_eq!(violations(&closed), []);
 }
 
 #[test]
-fn who_cannot_be_told_of_a_refusal_needs_a_reason_for_one() {
-    let mut lost = facts(vec![attempt(1, 1, MUTE, End::Unknown(Doubt::Lost))], &[]);
-    one(&lost, "P3", "no byte of response");
-    // A pool that is slowed may have nobody free in time, another one explains nothing.
-    lost.effects = vec![effect(Kind::Pause, Part::Worker(1), 100, 150)];
-    one(&lost, "P3", "no byte of response");
-    lost.effects = vec![effect(Kind::Pause, Part::Worker(0), 100, 150)];
-    one(&lost, "P3", "no byte of response");
-    lost.attempts[0].ended = lost.attempts[0].begun + ms(400);
-    assert_eq!(judged(&lost), []);
+fn silent_refusal_of_an_inetd_pool_needs_a_full_queue_time_and_a_fault_of_the_pool() {
+    let mut lost = history(vec![attempt(1, 1, INETD, NO_RESPONSE)], &[]);
+    assert_violation(&lost, "P3", "no byte of response");
+    // A slowed pool may have no free worker in time; a fault of another pool explains nothing.
+    lost.effects = vec![effect(FaultKind::Pause, WORKER_1, 100, 150)];
+    assert_violation(&lost, "P3", "no byte of response");
+    lost.effects = vec![effect(FaultKind::Pause, WORKER_0, 100, 150)];
+    assert_violation(&lost, "P3", "no byte of response");
+    lost.attempts[0].ended = lost.attempts[0].sent + ms(400);
+    assert_eq!(violations(&lost), []);
     lost.effects[0].part = None;
-    lost.effects[0].target = Target::Door(HANDED); // of the same pool
-    assert_eq!(judged(&lost), []);
-    lost.effects[0].target = Target::Door(ECHOES);
-    one(&lost, "P3", "no byte of response");
-    // It is no refusal any more once something has started.
-    lost.effects[0].target = Target::Door(MUTE);
-    lost.records = vec![(1, 1)];
-    one(&lost, "P3", "no byte of response");
-    // A pool of which all are drained takes nobody, whoever comes.
-    let mut drained = facts(vec![attempt(1, 1, MUTE, End::Unknown(Doubt::Lost))], &[]);
-    drained.effects = vec![effect(Kind::Drain, Part::Worker(0), 100, 150)];
-    assert_eq!(judged(&drained), []);
-    // A connection that had waited is not lost with the dispatcher, but it may be refused when its time is over.
-    let mut died = facts(vec![attempt(1, 1, MUTE, End::Unknown(Doubt::Lost))], &[]);
-    died.effects = vec![effect(Kind::Kill, Part::Dispatcher, 200, 250)];
-    died.attempts[0].ended = at(210);
-    one(&died, "P4", "longer than store_after");
-    died.attempts[0].ended = at(520);
-    assert_eq!(judged(&died), []);
+    lost.effects[0].target = FaultTarget::Listener(HANDOFF); // of the same pool
+    assert_eq!(violations(&lost), []);
+    lost.effects[0].target = FaultTarget::Listener(ECHO);
+    assert_violation(&lost, "P3", "no byte of response");
+    // A request that started was not refused.
+    lost.effects[0].target = FaultTarget::Listener(INETD);
+    lost.recorded_starts = vec![(1, 1)];
+    assert_violation(&lost, "P3", "no byte of response");
 }
 
 #[test]
-fn what_was_handed_over_is_lost_with_its_worker_only() {
-    for doubt in [Doubt::Lost, Doubt::Cut, Doubt::Told(502), Doubt::Told(504)] {
-        let mut lost = facts(vec![attempt(1, 1, HANDED, End::Unknown(doubt))], &[(1, 1)]);
-        assert_eq!(judged(&lost).len(), 1);
-        lost.effects = vec![effect(Kind::Kill, Part::Worker(1), 100, 150)];
-        assert_eq!(judged(&lost).len(), 1);
-        lost.effects = vec![effect(Kind::Kill, Part::Worker(0), 100, 150)];
-        assert_eq!(judged(&lost), []);
-        // The dispatcher's death is no reason for what had started.
-        lost.effects = vec![effect(Kind::Kill, Part::Dispatcher, 112, 150)];
-        assert_eq!(judged(&lost).len(), 1);
+fn inetd_pool_may_refuse_at_once_while_all_its_workers_are_drained() {
+    let mut drained = history(vec![attempt(1, 1, INETD, NO_RESPONSE)], &[]);
+    drained.effects = vec![effect(FaultKind::Drain, WORKER_0, 100, 150)];
+    assert_eq!(violations(&drained), []);
+}
+
+#[test]
+fn queued_inetd_connection_survives_the_dispatcher_and_may_then_be_refused() {
+    let mut lost = history(vec![attempt(1, 1, INETD, NO_RESPONSE)], &[]);
+    lost.effects = vec![effect(FaultKind::Kill, DrillPart::Dispatcher, 200, 250)];
+    lost.attempts[0].ended = at(210);
+    assert_violation(&lost, "P4", "longer than store_after");
+    lost.attempts[0].ended = at(520);
+    assert_eq!(violations(&lost), []);
+}
+
+#[test]
+fn started_handoff_request_may_be_lost_with_its_worker_only() {
+    for reason in [
+        UnknownReason::NoResponse,
+        UnknownReason::Truncated,
+        UnknownReason::Reported(502),
+        UnknownReason::Reported(504),
+    ] {
+        let mut lost = history(vec![attempt(1, 1, HANDOFF, AttemptOutcome::Unknown(reason))], &[(1, 1)]);
+        assert_eq!(violations(&lost).len(), 1);
+        lost.effects = vec![effect(FaultKind::Kill, WORKER_1, 100, 150)];
+        assert_eq!(violations(&lost).len(), 1);
+        lost.effects = vec![effect(FaultKind::Kill, WORKER_0, 100, 150)];
+        assert_eq!(violations(&lost), []);
+        lost.effects = vec![effect(FaultKind::Kill, DrillPart::Dispatcher, 112, 150)];
+        assert_eq!(violations(&lost).len(), 1);
     }
 }
 
 #[test]
-fn what_no_worker_had_begun_may_go_with_the_dispatcher_if_it_had_only_just_come_or_rested() {
-    let mut lost = facts(vec![attempt(1, 1, HANDED, End::Unknown(Doubt::Lost))], &[]);
+fn unstarted_handoff_request_may_be_lost_with_the_dispatcher_if_recent_or_idle() {
+    let mut lost = history(vec![attempt(1, 1, HANDOFF, NO_RESPONSE)], &[]);
     lost.attempts[0].ended = at(500);
-    one(&lost, "P3", "no byte of response");
-    // It began at 110: store_after and the slack are over at 140.
-    lost.effects = vec![effect(Kind::Kill, Part::Dispatcher, 140, 200)];
-    assert_eq!(judged(&lost), []);
-    lost.effects = vec![effect(Kind::Kill, Part::Dispatcher, 141, 200)];
-    one(&lost, "P4", "waited longer than store_after");
-    let mut rested = lost.clone();
-    rested.attempts[0].kept = Some(at(0));
-    assert_eq!(judged(&rested), []);
-    // The dispatcher died while the one before was served: then its worker was the last who held the connection.
-    rested.attempts[0].begun = at(450);
-    assert_eq!(judged(&rested), []);
-    rested.attempts[0].kept = Some(at(420));
-    one(&rested, "P3", "no byte of response");
-    // A dispatcher that was stopped meanwhile could not put it there.
+    assert_violation(&lost, "P3", "no byte of response");
+    // Sent at 110: store_after and the slack end at 140.
+    lost.effects = vec![effect(FaultKind::Kill, DrillPart::Dispatcher, 140, 200)];
+    assert_eq!(violations(&lost), []);
+    lost.effects = vec![effect(FaultKind::Kill, DrillPart::Dispatcher, 141, 200)];
+    assert_violation(&lost, "P4", "waited longer than store_after");
+    let mut idle = lost.clone();
+    idle.attempts[0].previous_sent = Some(at(0));
+    assert_eq!(violations(&idle), []);
+    // The dispatcher died while the previous request was being served: only the worker still held the connection.
+    idle.attempts[0].sent = at(450);
+    assert_eq!(violations(&idle), []);
+    idle.attempts[0].previous_sent = Some(at(420));
+    assert_violation(&idle, "P3", "no byte of response");
+    // A dispatcher that was paused meanwhile could not store the connection.
     let mut paused = lost.clone();
-    paused.effects.push(Effect { number: 2, ..effect(Kind::Pause, Part::Dispatcher, 115, 130) });
-    assert_eq!(judged(&paused), []);
-    // A response that is cut is never the dispatcher's doing.
-    lost.effects = vec![effect(Kind::Kill, Part::Dispatcher, 140, 200)];
-    lost.attempts[0].end = End::Unknown(Doubt::Cut);
-    one(&lost, "P3", "without a fault of its pool");
+    paused.effects.push(FaultEffect { number: 2, ..effect(FaultKind::Pause, DrillPart::Dispatcher, 115, 130) });
+    assert_eq!(violations(&paused), []);
+    // The dispatcher never truncates a response.
+    lost.effects = vec![effect(FaultKind::Kill, DrillPart::Dispatcher, 140, 200)];
+    lost.attempts[0].outcome = AttemptOutcome::Unknown(UnknownReason::Truncated);
+    assert_violation(&lost, "P3", "without a fault of its pool");
 }
 
 #[test]
-fn a_wait_beyond_its_bound_is_found_and_a_fault_extends_the_bound() {
-    let mut long = facts(vec![attempt(1, 1, ECHOES, End::Served)], &[]);
-    long.attempts[0].ended = long.attempts[0].begun + ms(1011);
-    one(&long, "P7", "waited 1011 ms, and its bound is 1010 ms");
-    let mut own = long.clone();
-    own.attempts[0].own = ms(1);
-    assert_eq!(judged(&own), []);
-    let mut felt = long.clone();
-    felt.effects = vec![effect(Kind::Freeze, Part::Worker(1), 200, 600)];
-    assert_eq!(judged(&felt), []);
-    felt.effects = vec![effect(Kind::Freeze, Part::Worker(0), 200, 600)];
-    one(&felt, "P7", "waited 1011 ms");
-    let mut late = long;
-    late.late = vec![(at(500), ms(2))];
-    assert_eq!(judged(&late), []);
+fn wait_beyond_its_bound_is_found_and_a_fault_extends_the_bound() {
+    let mut long = history(vec![attempt(1, 1, ECHO, AttemptOutcome::Served)], &[]);
+    long.attempts[0].ended = long.attempts[0].sent + ms(1011);
+    assert_violation(&long, "P7", "waited 1011 ms; its bound is 1010 ms");
+    let mut slow_client = long.clone();
+    slow_client.attempts[0].client_time = ms(1);
+    assert_eq!(violations(&slow_client), []);
+    let mut affected = long.clone();
+    affected.effects = vec![effect(FaultKind::Freeze, WORKER_1, 200, 600)];
+    assert_eq!(violations(&affected), []);
+    affected.effects = vec![effect(FaultKind::Freeze, WORKER_0, 200, 600)];
+    assert_violation(&affected, "P7", "waited 1011 ms");
+    let mut delayed = long;
+    delayed.delays = vec![(at(500), ms(2))];
+    assert_eq!(violations(&delayed), []);
 }
 
 #[test]
-fn a_part_that_is_not_back_in_time_is_found() {
-    let mut slow = Facts { effects: vec![effect(Kind::Freeze, Part::Worker(0), 100, 610)], ..nothing() };
-    assert_eq!(judged(&slow), []);
-    slow.effects[0].back = Some(at(611));
-    one(&slow, "P2", "back after 511 ms, and its bound is 510 ms");
-    slow.effects[0].back = None;
-    one(&slow, "P2", "not back at the end");
-    slow.effects[0].excused = Some("swept");
-    assert_eq!(judged(&slow), []);
+fn part_that_does_not_recover_in_time_is_found() {
+    let mut slow = DrillHistory { effects: vec![effect(FaultKind::Freeze, WORKER_0, 100, 610)], ..empty_history() };
+    assert_eq!(violations(&slow), []);
+    slow.effects[0].recovered = Some(at(611));
+    assert_violation(&slow, "P2", "recovered after 511 ms; its bound is 510 ms");
+    slow.effects[0].recovered = None;
+    assert_violation(&slow, "P2", "had not recovered at the end");
+    slow.effects[0].excluded = Some("the watchdog was killed meanwhile");
+    assert_eq!(violations(&slow), []);
 }
 
 #[test]
-fn who_was_killed_without_reason_is_found() {
-    let mut killed = Facts { effects: vec![effect(Kind::Pause, Part::Worker(0), 100, 150)], ..nothing() };
-    assert_eq!(judged(&killed), []);
-    killed.effects[0].killed = Some("frozen".into());
-    one(&killed, "P5", "for a fault that harms nobody: frozen");
-    killed.effects[0].excused = Some("the drill was late");
-    assert_eq!(judged(&killed), []);
-    let stray = Stray { part: Part::Dispatcher, pid: 7, cause: "frozen".into(), at: at(5) };
-    one(&Facts { strays: vec![stray], ..nothing() }, "P5", "to which nothing had been done: frozen");
+fn kill_after_a_harmless_fault_and_exit_without_a_fault_are_found() {
+    let mut killed = DrillHistory { effects: vec![effect(FaultKind::Pause, WORKER_0, 100, 150)], ..empty_history() };
+    assert_eq!(violations(&killed), []);
+    killed.effects[0].kill_cause = Some("frozen".into());
+    assert_violation(&killed, "P5", "killed after a harmless fault: frozen");
+    killed.effects[0].excluded = Some("the drill was late");
+    assert_eq!(violations(&killed), []);
+    let exit = UnexplainedExit { part: DrillPart::Dispatcher, pid: 7, cause: "frozen".into(), at: at(5) };
+    let exited = DrillHistory { unexplained_exits: vec![exit], ..empty_history() };
+    assert_violation(&exited, "P5", "ended without a fault at 0.005 s: frozen");
 }

@@ -1,216 +1,188 @@
-//! One request to the co-process and its response, both at once.
+//! One request to the co-process and its response, both streamed at the same time.
 
+use std::fmt::Display;
 use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::Bytes;
 use http::{Method, Request, Response, StatusCode, header};
 use http_body::Body as _;
-use http_body_util::{BodyExt, Empty};
-use tokio::io::AsyncWriteExt;
 use tokio::net::unix::pipe::Sender;
-use tokio::task::JoinHandle;
 use tokio::time::timeout;
 
-use super::super::cgi_response::{Event, NoHead, cut};
+use super::super::body::{self, Body, BodyStep};
+use super::super::context::RequestContext;
+use super::super::failure::RequestFailure;
+use super::super::framing::{self, CoprocessResponseHead};
 use super::super::head;
-use super::super::stream::{First, Step, race, unfold};
-use super::super::{Body, Context, Failure, LimitedBody, framing};
-use super::{Coprocess, DEAF, IdleProcess, Mark, Place};
+use super::super::limited_body::LimitedBody;
+use super::super::response_reader::{HeadError, ReaderEvent, split_excess};
+use super::lifecycle::{Coprocess, CurrentProcess};
+use super::request_feed::{FeedError, RequestFeed};
+use super::warm_process::{RESPONSES_CLOSED, WarmProcess};
 
-/// How long a process that closes its descriptors may take to be dead, if it is dying.
-const DYING: Duration = Duration::from_millis(100);
+/// How long a process that has closed descriptor 4 may take to die before it counts as one that only closed it.
+const DEATH_AFTER_CLOSE: Duration = Duration::from_millis(100);
 
-/// Why a request was not written to its end.
-#[derive(Debug)]
-pub enum FeedError {
-    /// The client's body failed; the co-process can do nothing for it.
-    Client(Failure),
-    /// The co-process does not read any more.
-    Deaf,
-}
-
-/// The task that writes a request, and gives descriptor 3 back when it is written. Dropping it ends it.
-#[derive(Debug)]
-pub struct Feed(JoinHandle<Result<Sender, FeedError>>);
-
-impl Feed {
-    /// Waits for its end. Not to be called again after that.
-    pub async fn outcome(&mut self) -> Result<Sender, FeedError> {
-        (&mut self.0).await.unwrap_or(Err(FeedError::Deaf))
-    }
-}
-
-impl Drop for Feed {
-    fn drop(&mut self) {
-        self.0.abort();
-    }
-}
-
-/// Writes head and body. The body must have exactly `length` bytes, else the framing would lose step.
-async fn feed(mut requests: Sender, head: Vec<u8>, mut body: LimitedBody, length: u64) -> Result<Sender, FeedError> {
-    let wrong =
-        || FeedError::Client(Failure::new(StatusCode::BAD_REQUEST, "the request body has not the announced length"));
-    requests.write_all(&head).await.map_err(|_| FeedError::Deaf)?;
-    let mut left = length;
-    while let Some(frame) = body.frame().await {
-        let frame = frame.map_err(|error| FeedError::Client(error.into()))?;
-        if let Ok(data) = frame.into_data() {
-            left = left.checked_sub(data.len() as u64).ok_or_else(wrong)?;
-            requests.write_all(&data).await.map_err(|_| FeedError::Deaf)?;
-        }
-    }
-    if left == 0 { Ok(requests) } else { Err(wrong()) }
-}
-
-/// A process out on a request. Dropped before the end, it does not come back.
-struct Exchange {
-    home: Arc<Coprocess>,
-    warm: IdleProcess,
-    feed: Option<Feed>,
-    /// Bytes of the response still to come.
-    left: u64,
-    patience: Duration,
+/// A process during a request. If this is dropped before the end, the process does not return to its [`Coprocess`].
+struct CoprocessExchange {
+    coprocess: Arc<Coprocess>,
+    process: WarmProcess,
+    feed: Option<RequestFeed>,
+    /// Bytes of the response body still to come.
+    remaining: u64,
+    body_timeout: Duration,
 }
 
 impl Coprocess {
     /// Serves one request.
-    pub(in super::super) async fn call(self: Arc<Self>, request: Request<Body>) -> Result<Response<Body>, Failure> {
-        let context = Context::of(request.extensions())?;
+    pub(in super::super) async fn call(
+        self: Arc<Self>,
+        request: Request<Body>,
+    ) -> Result<Response<Body>, RequestFailure> {
+        let context = RequestContext::from_extensions(request.extensions())?;
         let (parts, body) = request.into_parts();
         let body = LimitedBody::new(body, &context)?;
-        let announced = parts.headers.get(header::CONTENT_LENGTH).and_then(|length| head::length(length).ok());
+        let announced = parts.headers.get(header::CONTENT_LENGTH).and_then(|length| head::parse_length(length).ok());
         let length = body.size_hint().exact().or(announced).ok_or_else(|| {
-            let reason = "a co-process takes no request of unknown length: send a Content-Length";
-            Failure::new(StatusCode::LENGTH_REQUIRED, reason).not_started()
+            let reason = "a co-process takes no request body of unknown length: send a Content-Length";
+            RequestFailure::new(StatusCode::LENGTH_REQUIRED, reason).not_started()
         })?;
-        self.turn_to(Some(context.lease.as_str().into()));
-        let head = framing::request_head(&parts.method, &parts.uri, &parts.headers, &context.lease, length);
-        let mut warm = self.ready().await?;
-        let feed = warm.requests.take().map(|requests| Feed(tokio::spawn(feed(requests, head, body, length))));
-        let mut exchange = Exchange { home: self, warm, feed, left: 0, patience: context.body_timeout };
-        let answer = exchange.head().await?;
-        exchange.left = answer.length;
-        exchange.respond(answer, parts.method == Method::HEAD).await
+        self.set_lease(Some(context.lease.as_str().into()));
+        let head = framing::encode_request_head(&parts.method, &parts.uri, &parts.headers, &context.lease, length);
+        let mut process = self.take_for_request().await?;
+        let feed = process.requests.take().map(|requests| RequestFeed::spawn(requests, head, body, length));
+        let mut exchange =
+            CoprocessExchange { coprocess: self, process, feed, remaining: 0, body_timeout: context.body_timeout };
+        let head = exchange.head().await?;
+        exchange.remaining = head.length;
+        exchange.respond(head, parts.method == Method::HEAD).await
     }
 }
 
-impl Exchange {
-    async fn head(&mut self) -> Result<framing::Answer, Failure> {
-        let head = match race(unfed(&mut self.feed, &mut self.warm.requests), self.warm.output.head()).await {
-            First::Left(FeedError::Client(failure)) => return Err(failure),
-            First::Left(FeedError::Deaf) => {
-                self.deaf();
-                self.warm.output.head().await
+impl CoprocessExchange {
+    async fn head(&mut self) -> Result<CoprocessResponseHead, RequestFailure> {
+        let head = tokio::select! {
+            biased;
+            error = feed_error(&mut self.feed, &mut self.process.requests) => {
+                self.kill_unless_client(error)?;
+                self.process.reader.head().await
             }
-            First::Right(head) => head,
+            head = self.process.reader.head() => head,
         };
         match head {
-            Ok(head) => framing::answer(&head).map_err(|wrong| self.fault(&wrong)),
-            Err(NoHead::Malformed(wrong)) => Err(self.fault(&wrong)),
-            Err(NoHead::Closed) => {
-                let what = self.closed().await;
-                Err(self.fault(&format!("{what} before the end of a response head")))
+            Ok(head) => framing::parse_response_head(&head).map_err(|error| self.failure(&error)),
+            Err(HeadError::Malformed(error)) => Err(self.failure(&error)),
+            Err(HeadError::PipeClosed) => {
+                let fault = self.fault_after_close().await;
+                Err(self.failure(&format!("{fault} before the end of a response head")))
             }
-            Err(NoHead::Ended(ended)) => Err(self.fault(&format!("{ended} before the end of a response head"))),
+            Err(HeadError::Exited(exit)) => Err(self.failure(&format!("it {exit} before the end of a response head"))),
         }
     }
 
-    /// Makes the response; one that has no body is read to its end here, as nobody else would.
-    async fn respond(mut self, answer: framing::Answer, bodiless: bool) -> Result<Response<Body>, Failure> {
-        let body = if bodiless || answer.length == 0 || head::bodiless(answer.status) {
-            while self.left > 0 {
-                self.piece().await?;
+    /// Makes the response. One without a body is read to its end here: no body is polled later.
+    async fn respond(
+        mut self,
+        head: CoprocessResponseHead,
+        is_head_request: bool,
+    ) -> Result<Response<Body>, RequestFailure> {
+        let body = if is_head_request || head.length == 0 || head::status_forbids_body(head.status) {
+            while self.remaining > 0 {
+                self.next_piece().await?;
             }
-            self.go_home();
-            Empty::new().map_err(|never| match never {}).boxed_unsync()
+            self.return_process();
+            body::empty()
         } else {
-            unfold(Some(self), Self::step)
+            body::unfold(Some(self), Self::step)
         };
         let mut response = Response::new(body);
-        *response.status_mut() = answer.status;
-        *response.headers_mut() = answer.headers;
+        *response.status_mut() = head.status;
+        *response.headers_mut() = head.headers;
         Ok(response)
     }
 
-    /// The next piece of the body. With the last one the process goes home already: who knows the
-    /// length asks for no further piece.
-    async fn step(this: Option<Self>) -> Step<Option<Self>> {
+    /// The next piece of the body. The process is returned together with the last piece: a reader that knows the
+    /// length polls no further.
+    async fn step(this: Option<Self>) -> BodyStep<Option<Self>> {
         let Some(mut this) = this else { return Ok(None) };
-        let data = this.piece().await?;
-        if this.left > 0 {
+        let data = this.next_piece().await?;
+        if this.remaining > 0 {
             return Ok(Some((data, Some(this))));
         }
-        this.go_home();
+        this.return_process();
         Ok(Some((data, None)))
     }
 
-    async fn piece(&mut self) -> Result<bytes::Bytes, Failure> {
-        let event = match race(unfed(&mut self.feed, &mut self.warm.requests), self.warm.output.next()).await {
-            First::Left(FeedError::Client(failure)) => return Err(failure),
-            First::Left(FeedError::Deaf) => {
-                self.deaf();
-                self.warm.output.next().await
+    async fn next_piece(&mut self) -> Result<Bytes, RequestFailure> {
+        let event = tokio::select! {
+            biased;
+            error = feed_error(&mut self.feed, &mut self.process.requests) => {
+                self.kill_unless_client(error)?;
+                self.process.reader.next().await
             }
-            First::Right(event) => event,
+            event = self.process.reader.next() => event,
         };
         match event {
-            Event::Data(mut data) => {
-                let beyond = cut(&mut data, &mut self.left);
-                self.warm.output.unread(beyond);
+            ReaderEvent::Data(mut data) => {
+                let excess = split_excess(&mut data, &mut self.remaining);
+                self.process.reader.unread(excess);
                 Ok(data)
             }
-            Event::Closed => {
-                let what = self.closed().await;
-                Err(self.short(&what))
+            ReaderEvent::PipeClosed => {
+                let fault = self.fault_after_close().await;
+                Err(self.short_response(&fault))
             }
-            Event::Ended(ended) => Err(self.short(&ended)),
+            ReaderEvent::Exited(exit) => Err(self.short_response(&format!("it {exit}"))),
         }
     }
 
     /// What happened when descriptor 4 was closed: a dying process closes it before it is dead.
-    async fn closed(&mut self) -> String {
-        match timeout(DYING, self.warm.output.child.wait()).await {
-            Ok(ended) => ended.to_string(),
-            Err(_) => "closed its descriptor for responses".to_owned(),
+    async fn fault_after_close(&mut self) -> String {
+        match timeout(DEATH_AFTER_CLOSE, self.process.reader.child.wait()).await {
+            Ok(exit) => format!("it {exit}"),
+            Err(_) => RESPONSES_CLOSED.to_owned(),
         }
     }
 
-    fn short(&self, what: &dyn std::fmt::Display) -> Failure {
-        self.fault(&format!("{what}, {} bytes short of its Content-Length", self.left))
+    fn short_response(&self, fault: &str) -> RequestFailure {
+        self.failure(&format!("{fault}, {} bytes short of its Content-Length", self.remaining))
     }
 
-    /// Puts the process back in its place. If it is not in step any more, that is found out there.
-    fn go_home(self) {
-        let Self { home, warm, feed, patience, .. } = self;
-        match feed {
-            None => home.put(Place::IdleProcess(warm)),
-            Some(feed) => home.put(Place::Fed(warm, feed, patience)),
+    /// Returns the process. The end of the request checks whether it is usable.
+    fn return_process(self) {
+        let Self { coprocess, process, feed, body_timeout, .. } = self;
+        coprocess.put(match feed {
+            None => CurrentProcess::Idle(process),
+            Some(feed) => CurrentProcess::WritingRequest { process, feed, timeout: body_timeout },
+        });
+    }
+
+    /// Returns an error that the client caused. Otherwise the process has closed descriptor 3 and can serve no further
+    /// request, but it may have responded before: it is killed, and its output is read until it ends.
+    fn kill_unless_client(&mut self, error: FeedError) -> Result<(), RequestFailure> {
+        match error {
+            FeedError::Client(failure) => return Err(failure),
+            FeedError::PipeClosed => self.coprocess.log_requests_closed(),
         }
+        self.process.reader.child.kill_group();
+        Ok(())
     }
 
-    /// A process that has closed descriptor 3 is at its end, whatever it thinks. It may have answered before:
-    /// so it is killed, and what it wrote is read until the end of the process.
-    fn deaf(&mut self) {
-        let (worker, lease, event) = (self.home.voice.worker(), self.home.lock().lease.clone(), Mark::HandlerFault);
-        let lease = lease.as_deref();
-        tracing::warn!(%worker, lease, %event, "the co-process {DEAF} within a request: it is killed");
-        self.warm.output.child.kill_group();
-    }
-
-    fn fault(&self, why: &dyn std::fmt::Display) -> Failure {
-        self.home.fault(&self.warm, why);
-        Failure::broken(format!("the co-process is broken: {why}"))
+    fn failure(&self, reason: &dyn Display) -> RequestFailure {
+        self.coprocess.record_failure(&self.process, reason);
+        RequestFailure::bad_gateway(format!("the co-process failed: {reason}"))
     }
 }
 
-/// Done only when the request cannot be written to its end; puts descriptor 3 back when it is written.
-async fn unfed(feed: &mut Option<Feed>, requests: &mut Option<Sender>) -> FeedError {
+/// Completes only if the request cannot be written; puts our end of descriptor 3 back when it is written.
+async fn feed_error(feed: &mut Option<RequestFeed>, requests: &mut Option<Sender>) -> FeedError {
     if let Some(running) = feed {
         let outcome = running.outcome().await;
         *feed = None;
         match outcome {
-            Ok(done) => *requests = Some(done),
-            Err(unfed) => return unfed,
+            Ok(written) => *requests = Some(written),
+            Err(error) => return error,
         }
     }
     std::future::pending().await

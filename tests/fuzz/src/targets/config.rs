@@ -29,7 +29,7 @@ const KEYS: [&str; 21] = [
     "SupplementaryGroups",
 ];
 
-pub fn run(bytes: &[u8]) {
+pub(crate) fn run(bytes: &[u8]) {
     let Ok(text) = std::str::from_utf8(bytes) else { return };
     let _ = Config::runtime_dir_in(text);
     let config = match Config::parse(text, "patou.toml") {

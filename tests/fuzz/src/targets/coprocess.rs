@@ -2,7 +2,7 @@
 //! of any size, and no response extends into the next one.
 
 use crate::worker::handler::framing;
-use crate::worker::handler::head::{self, Malformed};
+use crate::worker::handler::head::{self, MalformedHead};
 
 use super::cgi_response::check_headers;
 use super::input::Input;
@@ -14,7 +14,7 @@ struct Responses {
     complete: Vec<(u16, usize)>,
     /// Missing bytes of the last body.
     missing: u64,
-    error: Option<Malformed>,
+    error: Option<MalformedHead>,
 }
 
 /// Reads like a worker: a complete head, then as many bytes as it announces.
@@ -33,13 +33,13 @@ fn read<'a>(pieces: impl Iterator<Item = &'a [u8]>) -> Responses {
             if read.missing > 0 {
                 break;
             }
-            let end = match head::end(&held, &mut searched) {
+            let end = match head::find_end(&held, &mut searched) {
                 Ok(Some(end)) => end,
                 Ok(None) => break,
                 Err(wrong) => return Responses { error: Some(wrong), ..read },
             };
             searched = 0;
-            match framing::answer(&held.drain(..end).collect::<Vec<_>>()) {
+            match framing::parse_response_head(&held.drain(..end).collect::<Vec<_>>()) {
                 Ok(answer) => {
                     check_headers(&answer.headers);
                     assert!(answer.status.as_u16() >= 200);
@@ -49,12 +49,12 @@ fn read<'a>(pieces: impl Iterator<Item = &'a [u8]>) -> Responses {
                 Err(wrong) => return Responses { error: Some(wrong), ..read },
             }
         }
-        assert!(held.len() <= head::LIMIT + piece.len(), "{} bytes are buffered", held.len());
+        assert!(held.len() <= head::MAX_HEAD_BYTES + piece.len(), "{} bytes are buffered", held.len());
     }
     read
 }
 
-pub fn run(bytes: &[u8]) {
+pub(crate) fn run(bytes: &[u8]) {
     let mut input = Input(bytes);
     let size = usize::from(input.byte()) + 1;
     assert_eq!(read(input.0.chunks(size)), read([input.0].into_iter()), "pieces of {size} bytes make a difference");

@@ -4,19 +4,19 @@ use std::fs::File;
 use std::os::fd::OwnedFd;
 use std::sync::LazyLock;
 
-use crate::watchdog::notify::{Store, Words};
+use crate::watchdog::notify::{FdStore, NotifyFields};
 
 const BOUND: usize = 3;
 
-pub fn run(bytes: &[u8]) {
+pub(crate) fn run(bytes: &[u8]) {
     static NULL: LazyLock<File> = LazyLock::new(|| File::open("/dev/null").unwrap());
-    let mut store = Store::default();
+    let mut store = FdStore::default();
     for message in bytes.split(|&b| b == 0xff).take(64) {
-        let words = Words::parse(&String::from_utf8_lossy(message));
+        let fields = NotifyFields::parse(&String::from_utf8_lossy(message));
         // It becomes a log line, perhaps on a terminal.
-        assert!(words.failure.iter().all(|why| !why.contains(char::is_control)), "{words:?}");
-        let fds = if words.store { vec![OwnedFd::from(NULL.try_clone().unwrap())] } else { Vec::new() };
-        store.obey(&words, fds, BOUND);
+        assert!(fields.failure.iter().all(|why| !why.contains(char::is_control)), "{fields:?}");
+        let fds = if fields.store { vec![OwnedFd::from(NULL.try_clone().unwrap())] } else { Vec::new() };
+        store.apply(&fields, fds, BOUND);
         let names: Vec<_> = store.iter().map(|(name, _)| name.to_owned()).collect();
         assert!(names.len() <= BOUND);
         // The next dispatcher parses them from LISTEN_FDNAMES.

@@ -11,7 +11,7 @@ use std::pin::{Pin, pin};
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
-use crate::dispatcher::request::location;
+use crate::dispatcher::redirect::location;
 use crate::ids::Token;
 use crate::net::{LEASE_PATH, check_request};
 use crate::worker::handler::{self, cgi, framing, head};
@@ -68,7 +68,7 @@ fn read(bytes: &[u8]) -> Option<Request<()>> {
     heads.pop()
 }
 
-pub fn run(bytes: &[u8]) {
+pub(crate) fn run(bytes: &[u8]) {
     let Some(request) = read(bytes) else { return };
     let named = ["api.example".to_owned()];
     for (allowed, listens_on) in [(&[][..], Some(IpAddr::V4(Ipv4Addr::LOCALHOST))), (&[], None), (&named, None)] {
@@ -101,7 +101,7 @@ fn check_redirect(request: &Request<()>, host: &str, target: &str) {
     let Some((Some(read), rest)) = lease_url::split(request.method(), &uri) else { panic!("{to:?} has no token") };
     assert!(read.matches(token));
     assert_eq!(rest.as_str(), target, "{to:?}");
-    let back = lease_url::back(host, 7286, Some(&rest)).expect("a location of the dispatcher");
+    let back = lease_url::return_location(host, 7286, Some(&rest)).expect("a location of the dispatcher");
     let uri = Uri::try_from(back.as_bytes()).unwrap_or_else(|error| panic!("{back:?}: {error}"));
     assert_eq!(uri.authority().map(|authority| authority.as_str()), Some(&*format!("{host}:7286")));
     if target != "*" {
@@ -112,11 +112,14 @@ fn check_redirect(request: &Request<()>, host: &str, target: &str) {
 /// The head for a co-process is well formed, and the variables for a CGI program are valid and unique.
 fn check_handler_input(request: Request<()>) {
     let parts = request.into_parts().0;
-    let written = framing::request_head(&parts.method, &parts.uri, &parts.headers, "3.7", 12);
-    assert_eq!(head::end(&written, &mut 0), Ok(Some(written.len())).map(|end| end.filter(|end| *end <= head::LIMIT)));
-    let fields = head::fields(&written).expect("a well-formed head");
+    let written = framing::encode_request_head(&parts.method, &parts.uri, &parts.headers, "3.7", 12);
+    assert_eq!(
+        head::find_end(&written, &mut 0),
+        Ok(Some(written.len())).map(|end| end.filter(|end| *end <= head::MAX_HEAD_BYTES))
+    );
+    let fields = head::parse_fields(&written).expect("a well-formed head");
     assert!(fields.len() <= 5 && fields["lease"] == "3.7", "{fields:?}");
-    let context = handler::Context {
+    let context = handler::RequestContext {
         peer: None,
         server: None,
         worker: "default-1".parse().unwrap(),
@@ -124,7 +127,7 @@ fn check_handler_input(request: Request<()>) {
         body_timeout: Duration::from_secs(1),
         max_body: 0,
     };
-    let Ok(variables) = cgi::variables(&parts, &context, Some(12)) else { return };
+    let Ok(variables) = cgi::meta_variables(&parts, &context, Some(12)) else { return };
     let mut names = BTreeSet::new();
     for (name, value) in &variables {
         assert!(!name.contains(['=', '\0']) && !value.as_bytes().contains(&0), "{name}={value:?}");

@@ -1,7 +1,7 @@
 //! Tokens, lease paths and worker names, as text from a client or a command line.
 
 use crate::exchange::{DispatcherSide, WorkerSide};
-use crate::ids::{Epoch, LeaseId, LeaseTerms, Monotonic, PoolName, Token, WorkerId};
+use crate::ids::{Epoch, LeaseId, LeaseTerms, Monotonic, PoolName, ProcessId, Token, WorkerId};
 use crate::worker::lease_url;
 use http::{Method, Uri};
 
@@ -10,7 +10,7 @@ use super::slot::ScriptedSlot;
 /// The token of the offer.
 const SECRET: u128 = 0x0123_4567_89ab_cdef_0123_4567_89ab_cdef;
 
-pub fn run(bytes: &[u8]) {
+pub(crate) fn run(bytes: &[u8]) {
     let Ok(text) = std::str::from_utf8(bytes) else { return };
     if let Some(token) = Token::parse(text) {
         assert_eq!(token.to_string(), text);
@@ -40,7 +40,7 @@ fn claim_with(token: Token) {
     let slot = ScriptedSlot::default();
     let now = Monotonic(1_000_000_000);
     let worker = WorkerSide::attach(slot.clone(), 1, 1, None, now);
-    let mut dispatcher = DispatcherSide::attach(slot, Epoch::FIRST, (2, 1), None);
+    let mut dispatcher = DispatcherSide::attach(slot, Epoch::FIRST, ProcessId { pid: 2, start_time: 1 }, None);
     let terms = LeaseTerms {
         lease: LeaseId::of(Epoch::FIRST, 1),
         worker_epoch: worker.epoch(),

@@ -13,7 +13,7 @@ use super::slot::ScriptedSlot;
 /// The bound on accesses per step, however often a word changes meanwhile.
 const ACCESSES_MAX: u64 = 100;
 
-pub fn run(bytes: &[u8]) {
+pub(crate) fn run(bytes: &[u8]) {
     let mut input = Input(bytes);
     let slot = ScriptedSlot::default();
     let mut now = Monotonic(1_000_000_000);

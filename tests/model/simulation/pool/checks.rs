@@ -9,7 +9,7 @@ use crate::pool::{Hold, Peer, PoolEvent, PoolLimits, SUSPICION};
 
 impl PoolSimulation {
     /// No client waits and no lease lasts longer than its bounds. `passed`: the time since the last check.
-    pub fn check(&mut self, passed: Duration) {
+    pub(crate) fn check(&mut self, passed: Duration) {
         let PoolLimits { queue, queue_timeout, offer_timeout, claim_timeout, request_timeout, slot_scan, .. } =
             self.limits;
         let slack = Duration::from_millis(1);
@@ -41,13 +41,13 @@ impl PoolSimulation {
     }
 
     /// Removes all scheduled faults and requests.
-    pub fn end_faults(&mut self) {
+    pub(crate) fn end_faults(&mut self) {
         self.recovering = true;
         self.events.retain(|_, event| event.is_consequence());
     }
 
     /// Ends all faults. Then all workers must become idle, and serve again.
-    pub fn recover(&mut self) {
+    pub(crate) fn recover(&mut self) {
         self.limits.workers = WORKERS;
         self.pool.reconfigure(self.limits);
         self.end_faults();
@@ -72,7 +72,7 @@ impl PoolSimulation {
     }
 
     /// As many clients as workers arrive at an idle pool, and each gets an offer. Returns the number of earlier grants.
-    pub fn occupy_all_workers(&mut self) -> u64 {
+    pub(crate) fn occupy_all_workers(&mut self) -> u64 {
         assert!(self.waiting.is_empty(), "still waiting: {:?}", self.waiting);
         assert!(self.pool.is_quiet(), "{:#?}", self.pool.workers());
         let before = self.granted;
@@ -86,7 +86,7 @@ impl PoolSimulation {
     }
 
     /// All clients are served, and no lease is left.
-    pub fn assert_served_since(&self, before: u64) {
+    pub(crate) fn assert_served_since(&self, before: u64) {
         assert!(self.granted > before && self.pool.is_quiet(), "{:#?}", self.pool.workers());
         assert!(self.waiting.is_empty(), "still waiting: {:?}", self.waiting);
     }

@@ -5,22 +5,22 @@ use crate::ids::{LeaseId, Monotonic};
 use crate::pool::{ClientId, Peer, PoolEvent};
 
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub enum ClientState {
+pub(crate) enum ClientState {
     Waiting,
     Granted(LeaseId),
     Over,
 }
 
-pub struct Client {
-    pub request: usize,
-    pub peer: Peer,
-    pub since: Monotonic,
-    pub state: ClientState,
-    pub offered: bool,
+pub(crate) struct Client {
+    pub(crate) request: usize,
+    pub(crate) peer: Peer,
+    pub(crate) since: Monotonic,
+    pub(crate) state: ClientState,
+    pub(crate) offered: bool,
     /// It is a handoff connection.
-    pub by_handoff: bool,
+    pub(crate) by_handoff: bool,
     /// A worker may have the connection.
-    pub is_lent: bool,
+    pub(crate) is_lent: bool,
 }
 
 impl PoolSimulation {
@@ -48,7 +48,7 @@ impl PoolSimulation {
         if !waiting.is_empty() {
             let id = waiting[self.random.below(waiting.len() as u64) as usize];
             self.decide(id, ClientState::Over);
-            self.handle(PoolEvent::Left(id));
+            self.handle(PoolEvent::Disconnected(id));
         }
     }
 

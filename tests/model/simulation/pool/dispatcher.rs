@@ -3,16 +3,16 @@
 use std::collections::BTreeSet;
 
 use super::clients::{Client, ClientState};
-use super::{PoolSimEvent, PoolSimulation, WORKERS, index_of};
+use super::{PoolSimEvent, PoolSimulation, WORKERS};
 use crate::dispatcher::slot;
 use crate::exchange::{self, DispatcherSide};
-use crate::ids::{Claim, Epoch, LeaseId, LeaseTerms, Monotonic, Phase, Token};
+use crate::ids::{Claim, Epoch, LeaseId, LeaseTerms, Monotonic, Phase, ProcessId, Token, WorkerNumber};
 use crate::pool::{ClientId, Hold, LeaseEnd, Pool, PoolAction, PoolEvent, PoolNote, SUSPICION};
 
 impl PoolSimulation {
     /// Attaches to the slots. Returns the clients whose connection was offered and not claimed.
     pub(super) fn attach(&mut self) -> BTreeSet<ClientId> {
-        let attach = |slot| DispatcherSide::attach(slot, self.epoch, (1, 1), None);
+        let attach = |slot| DispatcherSide::attach(slot, self.epoch, ProcessId { pid: 1, start_time: 1 }, None);
         self.sides = self.workers.iter().map(|worker| attach(worker.slot.clone())).collect();
         let mut unclaimed = BTreeSet::new();
         for side in &self.sides {
@@ -28,27 +28,27 @@ impl PoolSimulation {
     }
 
     pub(super) fn read_all_slots(&mut self) {
-        self.slots_to_read = (1..=WORKERS).collect();
+        self.slots_to_read = WorkerNumber::up_to(WORKERS).collect();
         self.read_slots();
     }
 
     /// Passes an event to the pool and performs its actions.
-    pub fn handle(&mut self, event: PoolEvent) {
+    pub(crate) fn handle(&mut self, event: PoolEvent) {
         let actions = self.pool.handle(self.now, event);
         for action in actions {
             self.perform(action);
             self.interleave();
         }
-        if !matches!(event, PoolEvent::Seen(..)) {
+        if !matches!(event, PoolEvent::SlotRead(..)) {
             self.read_slots();
         }
     }
 
-    pub fn read_slots(&mut self) {
+    pub(crate) fn read_slots(&mut self) {
         while let Some(n) = self.slots_to_read.pop_front() {
-            let w = index_of(n);
+            let w = n.index();
             let view = slot::read_slot(&mut self.sides[w], self.workers[w].is_alive());
-            self.handle(PoolEvent::Seen(n, view));
+            self.handle(PoolEvent::SlotRead(n, view));
         }
     }
 
@@ -64,14 +64,14 @@ impl PoolSimulation {
 
     fn perform(&mut self, action: PoolAction) {
         let to_read = match action {
-            PoolAction::Look(n) => Some(n),
-            PoolAction::Ask(n, question) => {
-                slot::ask(&mut self.sides[index_of(n)], question);
-                self.ring(PoolSimEvent::WorkerTurn(index_of(n)));
+            PoolAction::ReadSlot(n) => Some(n),
+            PoolAction::Question(n, question) => {
+                slot::write_question(&mut self.sides[n.index()], question);
+                self.ring(PoolSimEvent::WorkerTurn(n.index()));
                 None
             }
             PoolAction::Ring(n) => {
-                self.ring(PoolSimEvent::WorkerTurn(index_of(n)));
+                self.ring(PoolSimEvent::WorkerTurn(n.index()));
                 None
             }
             PoolAction::Offer { worker, epoch, lease, claim_by, connection } => {
@@ -79,7 +79,7 @@ impl PoolSimulation {
                 Some(worker)
             }
             PoolAction::Revoke(n, lease) => {
-                if self.sides[index_of(n)].revoke(lease)
+                if self.sides[n.index()].revoke(lease)
                     && let Some(&(_, Some(client))) = self.leases.get(&lease)
                 {
                     self.clients.get_mut(&client).unwrap().is_lent = false;
@@ -87,17 +87,17 @@ impl PoolSimulation {
                 Some(n)
             }
             PoolAction::Abort(n, lease) => {
-                if self.sides[index_of(n)].abort(lease) {
+                if self.sides[n.index()].abort(lease) {
                     self.aborted.insert(lease);
                 }
                 Some(n)
             }
             PoolAction::Reclaim(n, lease) => {
-                self.sides[index_of(n)].reclaim(lease);
+                self.sides[n.index()].reclaim(lease);
                 Some(n)
             }
             PoolAction::Release(n, lease) => {
-                self.sides[index_of(n)].release(lease);
+                self.sides[n.index()].release(lease);
                 Some(n)
             }
             PoolAction::Clear(_) | PoolAction::Note(_, PoolNote::Corrupt) => {
@@ -107,7 +107,7 @@ impl PoolSimulation {
                 self.grant(client, worker, lease);
                 None
             }
-            PoolAction::Over { client, worker, lease, end } => {
+            PoolAction::LeaseEnded { client, worker, lease, end } => {
                 self.end_connection(client, worker, lease, end);
                 None
             }
@@ -126,8 +126,15 @@ impl PoolSimulation {
         self.slots_to_read.extend(to_read.filter(|n| !self.slots_to_read.contains(n)));
     }
 
-    fn offer(&mut self, worker: u16, epoch: Epoch, lease: LeaseId, claim_by: Monotonic, connection: Option<ClientId>) {
-        let w = index_of(worker);
+    fn offer(
+        &mut self,
+        worker: WorkerNumber,
+        epoch: Epoch,
+        lease: LeaseId,
+        claim_by: Monotonic,
+        connection: Option<ClientId>,
+    ) {
+        let w = worker.index();
         let terms = LeaseTerms {
             lease,
             worker_epoch: epoch,
@@ -137,7 +144,7 @@ impl PoolSimulation {
             request_timeout: self.limits.request_timeout,
             connection: 0,
         };
-        let Hold::Asked { client, lease: offered, .. } = self.pool.workers()[w].hold else {
+        let Hold::Offered { client, lease: offered, .. } = self.pool.workers()[w].hold else {
             panic!("an offer without a client: {:?}", self.pool.workers()[w])
         };
         assert_eq!(offered, lease);
@@ -165,18 +172,18 @@ impl PoolSimulation {
     }
 
     /// The lease of a connection has ended.
-    fn end_connection(&mut self, id: ClientId, worker: u16, lease: LeaseId, end: LeaseEnd) {
+    fn end_connection(&mut self, id: ClientId, worker: WorkerNumber, lease: LeaseId, end: LeaseEnd) {
         let state = std::mem::replace(&mut self.clients.get_mut(&id).unwrap().state, ClientState::Over);
         assert_eq!(state, ClientState::Granted(lease), "client {id} of worker {worker}: {end:?}");
-        let is_served = self.workers[index_of(worker)].request == Some(lease);
+        let is_served = self.workers[worker.index()].request == Some(lease);
         match end {
-            LeaseEnd::Done | LeaseEnd::Unanswered | LeaseEnd::Cut => {
+            LeaseEnd::Done | LeaseEnd::NoResponse | LeaseEnd::Cut => {
                 assert!(!is_served, "{end:?} of lease {lease}, which its worker still serves")
             }
             LeaseEnd::Overdue => {}
         }
         assert_eq!(
-            matches!(end, LeaseEnd::Overdue | LeaseEnd::Unanswered),
+            matches!(end, LeaseEnd::Overdue | LeaseEnd::NoResponse),
             self.aborted.contains(&lease),
             "{end:?} of {lease}"
         );
@@ -190,7 +197,7 @@ impl PoolSimulation {
         self.waiting.remove(&client);
     }
 
-    fn grant(&mut self, client: ClientId, worker: u16, lease: LeaseId) {
+    fn grant(&mut self, client: ClientId, worker: WorkerNumber, lease: LeaseId) {
         self.decide(client, ClientState::Granted(lease));
         self.granted += 1;
         if self.clients[&client].by_handoff {
@@ -200,7 +207,7 @@ impl PoolSimulation {
         if self.claims_at_once {
             return;
         }
-        let w = index_of(worker);
+        let w = worker.index();
         match self.random.below(100) {
             0..4 if !self.recovering => {}
             4..10 if !self.recovering => self.within(600, PoolSimEvent::Claim(w, client)),
@@ -210,7 +217,7 @@ impl PoolSimulation {
 
     /// Replaces the dispatcher. Waiting clients come back from the descriptor store. The connection of an offered
     /// client is closed, because its worker may have it, unless the offer was not claimed.
-    pub fn restart_dispatcher(&mut self) {
+    pub(crate) fn restart_dispatcher(&mut self) {
         self.epoch = self.epoch.next();
         self.pool = Pool::new(self.limits, self.epoch);
         self.slots_to_read.clear();

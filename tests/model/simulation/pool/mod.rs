@@ -14,28 +14,23 @@ use std::time::Duration;
 
 use super::random::Random;
 use crate::exchange::{DispatcherSide, PlainSlot};
-use crate::ids::{Epoch, LeaseId, Monotonic, Token};
+use crate::ids::{Epoch, LeaseId, Monotonic, Token, WorkerNumber};
 use crate::pool::{ClientId, Peer, Pool, PoolEvent, PoolLimits};
 use clients::{Client, ClientState};
-pub use worker::SimulatedWorker;
+pub(crate) use worker::SimulatedWorker;
 
-pub const WORKERS: u16 = 4;
+pub(crate) const WORKERS: u16 = 4;
 /// The interval of the watchdog's probes.
-pub const PROBE_INTERVAL: Duration = Duration::from_millis(250);
-
-/// The index of worker number `n`.
-pub fn index_of(n: u16) -> usize {
-    usize::from(n) - 1
-}
+pub(crate) const PROBE_INTERVAL: Duration = Duration::from_millis(250);
 
 /// The number of the worker with this index.
-pub fn number_of(index: usize) -> u16 {
-    index as u16 + 1
+pub(crate) fn number_of(index: usize) -> WorkerNumber {
+    WorkerNumber::of(index as u16 + 1)
 }
 
 /// A future event. Workers are given by index.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub enum PoolSimEvent {
+pub(crate) enum PoolSimEvent {
     ClientArrives,
     /// A client retries a request that has not started.
     ClientRetries(usize, Peer),
@@ -69,13 +64,13 @@ pub enum PoolSimEvent {
 
 impl PoolSimEvent {
     /// Whether it follows from earlier events and causes neither a new request nor a new fault.
-    pub fn is_consequence(self) -> bool {
+    pub(crate) fn is_consequence(self) -> bool {
         self.worker().is_some()
             || matches!(self, Self::DispatcherRung(_) | Self::ClientRetries(..) | Self::Thaw(_) | Self::Probe)
     }
 
     /// The worker that must run for it.
-    pub fn worker(self) -> Option<usize> {
+    pub(crate) fn worker(self) -> Option<usize> {
         match self {
             Self::WorkerTurn(w) | Self::Claim(w, _) | Self::ReceiveConnection(w, ..) => Some(w),
             Self::Respond(w, ..) | Self::Finish(w, ..) => Some(w),
@@ -85,21 +80,21 @@ impl PoolSimEvent {
     }
 }
 
-pub struct PoolSimulation {
+pub(crate) struct PoolSimulation {
     seed: u64,
-    pub random: Random,
-    pub now: Monotonic,
-    pub limits: PoolLimits,
+    pub(crate) random: Random,
+    pub(crate) now: Monotonic,
+    pub(crate) limits: PoolLimits,
     /// Workers claim together with their answer.
     claims_at_once: bool,
     /// No new faults.
-    pub recovering: bool,
+    pub(crate) recovering: bool,
     /// Processes and a watchdog exist: workers neither die nor start by themselves.
     in_set: bool,
-    pub pool: Pool,
+    pub(crate) pool: Pool,
     epoch: Epoch,
     sides: Vec<DispatcherSide<Arc<PlainSlot>>>,
-    pub workers: Vec<SimulatedWorker>,
+    pub(crate) workers: Vec<SimulatedWorker>,
     clients: BTreeMap<ClientId, Client>,
     /// The clients without a verdict.
     waiting: BTreeSet<ClientId>,
@@ -109,21 +104,21 @@ pub struct PoolSimulation {
     /// Leases that the dispatcher has aborted.
     aborted: BTreeSet<LeaseId>,
     /// How often a connection was offered to a second worker.
-    pub offered_again: u64,
+    pub(crate) offered_again: u64,
     /// Token and client of each lease.
     leases: HashMap<LeaseId, (Token, Option<ClientId>)>,
     /// Peers that left a lease unclaimed, and until when that counts.
     suspects: HashMap<Peer, Monotonic>,
-    pub events: BTreeMap<(Monotonic, u64), PoolSimEvent>,
+    pub(crate) events: BTreeMap<(Monotonic, u64), PoolSimEvent>,
     event_count: u64,
-    slots_to_read: VecDeque<u16>,
-    pub granted: u64,
+    slots_to_read: VecDeque<WorkerNumber>,
+    pub(crate) granted: u64,
     /// The time during which the dispatcher was running: the wait of a client is measured in it.
-    pub serving: Monotonic,
+    pub(crate) serving: Monotonic,
     /// The workers that have become ready since the last look.
-    pub readied: Vec<usize>,
+    pub(crate) readied: Vec<usize>,
     /// The workers whose incarnation has ended, and whether no next one starts.
-    pub ended_incarnations: Vec<(usize, bool)>,
+    pub(crate) ended_incarnations: Vec<(usize, bool)>,
     /// How many consecutive rings each doorbell has lost.
     lost_rings: [u32; WORKERS as usize * 2],
 }
@@ -142,7 +137,7 @@ impl Drop for PoolSimulation {
 
 impl PoolSimulation {
     /// A simulation of its own, or the pool of a set in which no process runs yet.
-    pub fn new(seed: u64, in_set: bool) -> Self {
+    pub(crate) fn new(seed: u64, in_set: bool) -> Self {
         let mut random = Random(seed);
         let limits = PoolLimits {
             workers: if in_set { WORKERS } else { 1 + random.below(WORKERS.into()) as u16 },
@@ -152,7 +147,7 @@ impl PoolSimulation {
             claim_timeout: Duration::from_millis(300),
             request_timeout: Duration::from_millis(500),
             slot_scan: Duration::from_millis(100),
-            making_room: Duration::from_secs(10),
+            recycle_timeout: Duration::from_secs(10),
         };
         let mut simulation = Self {
             seed,
@@ -215,12 +210,12 @@ impl PoolSimulation {
     }
 
     /// Schedules an event at a random time within `ms` milliseconds.
-    pub fn within(&mut self, ms: u64, event: PoolSimEvent) {
+    pub(crate) fn within(&mut self, ms: u64, event: PoolSimEvent) {
         let after = self.random.millis(ms);
         self.after(after, event);
     }
 
-    pub fn after(&mut self, after: Duration, event: PoolSimEvent) {
+    pub(crate) fn after(&mut self, after: Duration, event: PoolSimEvent) {
         self.event_count += 1;
         self.events.insert((self.now + after, self.event_count), event);
     }
@@ -248,7 +243,7 @@ impl PoolSimulation {
     }
 
     /// Executes an event.
-    pub fn execute(&mut self, event: PoolSimEvent) {
+    pub(crate) fn execute(&mut self, event: PoolSimEvent) {
         if let Some(w) = event.worker()
             && self.workers[w].frozen
         {
@@ -331,7 +326,7 @@ impl PoolSimulation {
     }
 
     /// Advances the clock; returns the time that has passed. `serving`: the dispatcher is running.
-    pub fn advance(&mut self, to: Monotonic, serving: bool) -> Duration {
+    pub(crate) fn advance(&mut self, to: Monotonic, serving: bool) -> Duration {
         let passed = to.since(self.now);
         self.now = self.now.max(to);
         if serving {
@@ -342,7 +337,7 @@ impl PoolSimulation {
 
     /// The machine has done nothing until `now`: due events happen now, in their order, and before what follows from
     /// them.
-    pub fn stall(&mut self, now: Monotonic) {
+    pub(crate) fn stall(&mut self, now: Monotonic) {
         self.now = now;
         let rest = self.events.split_off(&(now, 0));
         for event in std::mem::replace(&mut self.events, rest).into_values() {
@@ -351,7 +346,7 @@ impl PoolSimulation {
     }
 
     /// Executes the next event, or the pool's tick if that is due earlier.
-    pub fn step(&mut self) {
+    pub(crate) fn step(&mut self) {
         let (&(next, _), _) = self.events.first_key_value().expect("the next probe is scheduled");
         let passed = match self.pool.deadline() {
             Some(due) if due < next => {

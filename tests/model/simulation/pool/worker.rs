@@ -8,13 +8,13 @@ use crate::exchange::{Incarnation, PlainSlot, QuestionKind, Reply, WorkerSide};
 use crate::ids::{Epoch, LeaseId, Lifecycle, RefuseReason};
 use crate::pool::ClientId;
 
-pub struct SimulatedWorker {
-    pub slot: Arc<PlainSlot>,
+pub(crate) struct SimulatedWorker {
+    pub(crate) slot: Arc<PlainSlot>,
     /// `None` while its process is dead.
-    pub side: Option<WorkerSide<Arc<PlainSlot>>>,
+    pub(crate) side: Option<WorkerSide<Arc<PlainSlot>>>,
     /// Its process is between two incarnations.
     pub(super) between_incarnations: bool,
-    pub frozen: bool,
+    pub(crate) frozen: bool,
     pub(super) state: Lifecycle,
     pub(super) wants_recycle: bool,
     /// Sequence of the last answered question.
@@ -113,7 +113,7 @@ impl PoolSimulation {
         }
     }
 
-    pub fn start_incarnation(&mut self, w: usize) {
+    pub(crate) fn start_incarnation(&mut self, w: usize) {
         let worker = &mut self.workers[w];
         if worker.side.is_some() && worker.state != Lifecycle::Recycling {
             return;
@@ -166,7 +166,7 @@ impl PoolSimulation {
     }
 
     /// The process dies.
-    pub fn die(&mut self, w: usize) {
+    pub(crate) fn die(&mut self, w: usize) {
         let worker = &mut self.workers[w];
         worker.side = None;
         worker.request = None;
@@ -197,7 +197,7 @@ impl PoolSimulation {
     }
 
     /// The turns of the control loop.
-    pub fn ticks(&self, w: usize) -> Option<u64> {
+    pub(crate) fn ticks(&self, w: usize) -> Option<u64> {
         Incarnation::load(&self.workers[w].slot).map(|life| life.ticks)
     }
 }

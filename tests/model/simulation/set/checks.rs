@@ -20,7 +20,7 @@ impl SetSimulation {
         for (p, process) in self.parts.iter().enumerate() {
             let timeout = self.timeout(p, process.ready);
             // A leaving part is not judged, but killed when its time is over.
-            let leaving = if process.leaving { DRAIN + self.bounds.parting } else { Duration::ZERO };
+            let leaving = if process.leaving { DRAIN + self.bounds.exit_grace } else { Duration::ZERO };
             let undisturbed = process.undisturbed;
             // The watchdog sees the end of an excuse at its next sample, which may be one timeout later, and then
             // excuses as much again.
@@ -56,7 +56,7 @@ impl SetSimulation {
     }
 
     /// Ends all faults. Then all parts must come up and serve again.
-    pub fn recover(&mut self) {
+    pub(crate) fn recover(&mut self) {
         self.end_faults();
         for p in 0..self.parts.len() {
             (self.parts[p].stopped, self.parts[p].held) = (false, false);
@@ -92,11 +92,11 @@ impl SetSimulation {
     }
 
     /// Stops the set. No process may be left, even if some are frozen.
-    pub fn stop(&mut self) {
+    pub(crate) fn stop(&mut self) {
         self.end_faults();
         self.within(1, SetSimEvent::Watchdog(Wake::Stop));
         // The watchdog may be starved; then the workers end, then the dispatcher.
-        let bound = Duration::from_secs(2) + DRAIN + 2 * (self.bounds.parting + SLACK) + 2 * Duration::from_secs(1);
+        let bound = Duration::from_secs(2) + DRAIN + 2 * (self.bounds.exit_grace + SLACK) + 2 * Duration::from_secs(1);
         let end = self.pool.now + bound;
         while !self.watchdog.finished {
             self.step();

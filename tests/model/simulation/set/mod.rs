@@ -14,7 +14,7 @@ use crate::ids::Monotonic;
 use crate::liveness::RestartLimits;
 use crate::pool::PoolEvent;
 use crate::probe::{PoolReport, ProbeReport, WorkerReport};
-use crate::watchdog::plan::Bounds;
+use crate::watchdog::plan::PlanLimits;
 use policy::RestartPolicy;
 use process::Process;
 use watchdog::{SimulatedWatchdog, Wake};
@@ -22,7 +22,7 @@ use watchdog::{SimulatedWatchdog, Wake};
 /// A future event. Parts are given by index, 0 is the dispatcher and `w + 1` worker `w`, and by pid: the event has no
 /// effect once that process has ended.
 #[derive(Clone, Debug)]
-pub enum SetSimEvent {
+pub(crate) enum SetSimEvent {
     /// A random fault.
     Fault,
     /// SIGCONT arrives.
@@ -47,12 +47,12 @@ pub enum SetSimEvent {
     Watchdog(Wake),
 }
 
-pub struct SetSimulation {
-    pub pool: PoolSimulation,
-    pub parts: Vec<Process>,
-    pub policies: Vec<RestartPolicy>,
-    pub watchdog: SimulatedWatchdog,
-    pub bounds: Bounds,
+pub(crate) struct SetSimulation {
+    pub(crate) pool: PoolSimulation,
+    pub(crate) parts: Vec<Process>,
+    pub(crate) policies: Vec<RestartPolicy>,
+    pub(crate) watchdog: SimulatedWatchdog,
+    pub(crate) bounds: PlanLimits,
     events: BTreeMap<(Monotonic, u64), SetSimEvent>,
     event_count: u64,
     last_pid: u32,
@@ -65,17 +65,17 @@ pub struct SetSimulation {
 }
 
 impl SetSimulation {
-    pub fn new(seed: u64) -> Self {
+    pub(crate) fn new(seed: u64) -> Self {
         let mut pool = PoolSimulation::new(seed, true);
         let ms = Duration::from_millis;
         let max = 1 + pool.random.below(6) as u32;
         let restarts = RestartLimits { max, within: ms(20_000), delay: ms(100), delay_max: ms(1500) };
-        let bounds = Bounds {
+        let bounds = PlanLimits {
             worker_timeout: ms(1000),
             dispatcher_timeout: ms(2000),
             start_timeout: ms(3000),
             abort_grace: ms(200),
-            parting: ms(1000),
+            exit_grace: ms(1000),
             restarts,
         };
         let (watchdog, actions) = SimulatedWatchdog::new(bounds, pool.now);
@@ -98,23 +98,23 @@ impl SetSimulation {
         set
     }
 
-    pub fn granted(&self) -> u64 {
+    pub(crate) fn granted(&self) -> u64 {
         self.pool.granted
     }
 
     /// Schedules an event at a random time within `ms` milliseconds.
-    pub fn within(&mut self, ms: u64, event: SetSimEvent) {
+    pub(crate) fn within(&mut self, ms: u64, event: SetSimEvent) {
         let after = self.pool.random.millis(ms);
         self.after(after, event);
     }
 
-    pub fn after(&mut self, after: Duration, event: SetSimEvent) {
+    pub(crate) fn after(&mut self, after: Duration, event: SetSimEvent) {
         self.event_count += 1;
         self.events.insert((self.pool.now + after, self.event_count), event);
     }
 
     /// Executes the next event.
-    pub fn step(&mut self) {
+    pub(crate) fn step(&mut self) {
         let tick = self.pool.pool.deadline().filter(|_| self.is_serving());
         let of_pool = self.pool.events.first_key_value().map(|((at, _), _)| *at);
         let of_set = self.events.first_key_value().map(|((at, _), _)| *at);
@@ -155,7 +155,7 @@ impl SetSimulation {
     }
 
     /// Starts the process of a part; returns its pid.
-    pub fn start(&mut self, p: usize) -> u32 {
+    pub(crate) fn start(&mut self, p: usize) -> u32 {
         self.last_pid += 1;
         let stuck = !self.pool.recovering && self.pool.random.percent(3);
         self.parts[p].spawn(self.last_pid, stuck);

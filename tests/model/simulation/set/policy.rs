@@ -7,10 +7,10 @@ use crate::liveness::RestartLimits;
 
 /// The unexpected ends of one part.
 #[derive(Debug, Default)]
-pub struct RestartPolicy {
+pub(crate) struct RestartPolicy {
     ends: Vec<Monotonic>,
     /// The watchdog has given the part up.
-    pub failed: bool,
+    pub(crate) failed: bool,
 }
 
 impl RestartPolicy {
@@ -20,7 +20,7 @@ impl RestartPolicy {
     }
 
     /// Checks a restart after this delay.
-    pub fn check_restart(&mut self, now: Monotonic, limits: &RestartLimits, delay: Duration) {
+    pub(crate) fn check_restart(&mut self, now: Monotonic, limits: &RestartLimits, delay: Duration) {
         let before = self.recent_ends(now, limits);
         assert!(before < limits.max as usize, "restart {before} within {:?}", limits.within);
         let expected = match before {
@@ -32,7 +32,7 @@ impl RestartPolicy {
     }
 
     /// Checks that the part is given up.
-    pub fn check_failure(&mut self, now: Monotonic, limits: &RestartLimits) {
+    pub(crate) fn check_failure(&mut self, now: Monotonic, limits: &RestartLimits) {
         let before = self.recent_ends(now, limits);
         assert_eq!(before, limits.max as usize, "given up after {before} restarts");
         self.failed = true;

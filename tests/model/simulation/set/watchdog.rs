@@ -8,16 +8,18 @@ use super::{SetSimEvent, SetSimulation};
 use crate::ids::{Monotonic, WorkerId};
 use crate::model::simulation::pool::{PROBE_INTERVAL, PoolSimEvent, WORKERS};
 use crate::probe::ProbeReport;
-use crate::watchdog::plan::{Action, Bounds, Change, Event, Notice, Order, Part, Plan, Sign};
+use crate::watchdog::plan::{
+    ConfigChange, Notice, Part, PartSignal, Plan, PlanAction, PlanEvent, PlanLimits, WorkerLiveness,
+};
 
 /// As in `watchdog`: a wake-up that is later than this is reported to the plan.
 const LATE: Duration = Duration::from_millis(20);
 /// The drain timeout of workers.
-pub const DRAIN: Duration = Duration::from_secs(1);
+pub(crate) const DRAIN: Duration = Duration::from_secs(1);
 
 /// The cause of a turn.
 #[derive(Clone, Debug)]
-pub enum Wake {
+pub(crate) enum Wake {
     /// The timer with this number, if it is the last one set.
     Timer(u64),
     /// A process has ended.
@@ -31,18 +33,18 @@ pub enum Wake {
     Reload(Option<usize>),
 }
 
-pub struct SimulatedWatchdog {
-    pub plan: Plan,
+pub(crate) struct SimulatedWatchdog {
+    pub(crate) plan: Plan,
     /// A processor runs it.
-    pub runs: bool,
-    pub backlog: Vec<Wake>,
+    pub(crate) runs: bool,
+    pub(crate) backlog: Vec<Wake>,
     /// The machine was suspended since the last turn.
-    pub was_suspended: bool,
-    pub finished: bool,
+    pub(crate) was_suspended: bool,
+    pub(crate) finished: bool,
     /// READY=1 messages that it has not read yet.
-    pub ready_messages: Vec<(usize, u32)>,
+    pub(crate) ready_messages: Vec<(usize, u32)>,
     /// The dispatcher has been ready once.
-    pub dispatcher_was_ready: bool,
+    pub(crate) dispatcher_was_ready: bool,
     /// A probe has no response yet.
     is_probing: bool,
     next_probe: Monotonic,
@@ -52,16 +54,16 @@ pub struct SimulatedWatchdog {
     last_turn: (Monotonic, u32),
 }
 
-pub fn worker(w: usize) -> WorkerId {
+pub(crate) fn worker(w: usize) -> WorkerId {
     format!("web/{}", w + 1).parse().unwrap()
 }
 
 /// A part by index: 0 is the dispatcher, `w + 1` worker `w`.
-pub fn part_at(p: usize) -> Part {
+pub(crate) fn part_at(p: usize) -> Part {
     if p == 0 { Part::Dispatcher } else { Part::Worker(worker(p - 1)) }
 }
 
-pub fn index_of(part: &Part) -> usize {
+pub(crate) fn index_of(part: &Part) -> usize {
     part.worker().map_or(0, |id| id.number.index() + 1)
 }
 
@@ -70,7 +72,7 @@ fn workers() -> BTreeMap<WorkerId, Duration> {
 }
 
 impl SimulatedWatchdog {
-    pub fn new(bounds: Bounds, now: Monotonic) -> (Self, Vec<Action>) {
+    pub(crate) fn new(bounds: PlanLimits, now: Monotonic) -> (Self, Vec<PlanAction>) {
         let (plan, actions) = Plan::new(&workers(), bounds, now);
         let watchdog = Self {
             plan,
@@ -98,7 +100,7 @@ impl SimulatedWatchdog {
 
 impl SetSimulation {
     /// One turn of the loop.
-    pub fn wake(&mut self, wake: Wake) {
+    pub(crate) fn wake(&mut self, wake: Wake) {
         if self.watchdog.finished || matches!(wake, Wake::Timer(timer) if timer != self.watchdog.timer) {
             return;
         }
@@ -112,17 +114,17 @@ impl SetSimulation {
         let event = self.event_of(wake);
         let late = now.since(self.watchdog.wake_at);
         if late > LATE {
-            self.handle(Event::Lost(late));
+            self.handle(PlanEvent::WatchdogLate(late));
         }
         if std::mem::take(&mut self.watchdog.was_suspended) {
-            self.handle(Event::Resumed);
+            self.handle(PlanEvent::MachineResumed);
         }
         if self.watchdog.next_probe <= now {
             self.watchdog.next_probe = now + PROBE_INTERVAL;
             if !std::mem::replace(&mut self.watchdog.is_probing, true) {
                 self.within(2, SetSimEvent::Probe);
             }
-            self.handle(Event::Probed);
+            self.handle(PlanEvent::ProbeSent);
         }
         self.handle(event);
         let next_probe = self.watchdog.next_probe;
@@ -132,25 +134,27 @@ impl SetSimulation {
         self.after(wake_at.since(now), SetSimEvent::Watchdog(Wake::Timer(self.watchdog.timer)));
     }
 
-    fn event_of(&mut self, wake: Wake) -> Event {
+    fn event_of(&mut self, wake: Wake) -> PlanEvent {
         match wake {
-            Wake::Timer(_) => Event::Tick,
+            Wake::Timer(_) => PlanEvent::Tick,
             Wake::Exit(p, pid) => {
                 assert_ne!(self.parts[p].pid, Some(pid), "it has not ended");
                 // A message that it sent before its end is read first.
                 if self.watchdog.read_ready(p, pid) {
-                    self.handle(Event::Ready(part_at(p)));
+                    self.handle(PlanEvent::Ready(part_at(p)));
                 }
                 let chance = self.pool.random.below(1001) as f64 / 1000.0;
-                Event::Exited { part: part_at(p), how: "gone".into(), chance }
+                PlanEvent::Exited { part: part_at(p), cause: "gone".into(), jitter: chance }
             }
-            Wake::Ready(p, pid) if self.watchdog.read_ready(p, pid) => Event::Ready(part_at(p)),
-            Wake::Ready(..) => Event::Tick,
+            Wake::Ready(p, pid) if self.watchdog.read_ready(p, pid) => PlanEvent::Ready(part_at(p)),
+            Wake::Ready(..) => PlanEvent::Tick,
             Wake::Report(report) => {
                 self.watchdog.is_probing = false;
-                report.map_or(Event::Tick, |report| Event::Report(Sign::all(&report, self.pool.now)))
+                report.map_or(PlanEvent::Tick, |report| {
+                    PlanEvent::Report(WorkerLiveness::from_report(&report, self.pool.now))
+                })
             }
-            Wake::Stop => Event::Stop,
+            Wake::Stop => PlanEvent::Stop,
             Wake::Reload(restart) => {
                 for (part, status) in self.watchdog.plan.status() {
                     let p = index_of(part);
@@ -162,18 +166,24 @@ impl SetSimulation {
                 let workers = workers();
                 let restart_dispatcher = restart == Some(0);
                 let restart = restart.filter(|p| *p > 0).map(|p| worker(p - 1)).into_iter().collect();
-                Event::Apply(Change { workers, reload: Vec::new(), restart, restart_dispatcher, bounds: self.bounds })
+                PlanEvent::Apply(ConfigChange {
+                    workers,
+                    reload: Vec::new(),
+                    restart,
+                    restart_dispatcher,
+                    limits: self.bounds,
+                })
             }
         }
     }
 
     /// Passes an event to the plan and performs its actions.
-    pub fn handle(&mut self, event: Event) {
+    pub(crate) fn handle(&mut self, event: PlanEvent) {
         let actions = self.watchdog.plan.handle(self.pool.now, event);
         self.perform(actions);
     }
 
-    pub fn perform(&mut self, actions: Vec<Action>) {
+    pub(crate) fn perform(&mut self, actions: Vec<PlanAction>) {
         let mut queue = VecDeque::from(actions);
         while let Some(action) = queue.pop_front() {
             if let Some(event) = self.act(action) {
@@ -182,69 +192,69 @@ impl SetSimulation {
         }
     }
 
-    fn act(&mut self, action: Action) -> Option<Event> {
+    fn act(&mut self, action: PlanAction) -> Option<PlanEvent> {
         match action {
-            Action::Start(part) if self.pool.random.percent(1) && !self.pool.recovering => {
+            PlanAction::Start(part) if self.pool.random.percent(1) && !self.pool.recovering => {
                 self.parts[index_of(&part)].absent = Duration::ZERO;
-                Some(Event::StartFailed(part, "no memory".into()))
+                Some(PlanEvent::StartFailed(part, "no memory".into()))
             }
-            Action::Start(part) => {
+            PlanAction::Start(part) => {
                 let pid = self.start(index_of(&part));
-                Some(Event::Started(part, pid))
+                Some(PlanEvent::Started(part, pid))
             }
-            Action::Observe(part) => {
+            PlanAction::Sample(part) => {
                 let sample = self.parts[index_of(&part)].sample();
-                Some(Event::Observed(part, sample))
+                Some(PlanEvent::Sampled(part, sample))
             }
-            Action::Order(part, order) => {
+            PlanAction::Signal(part, order) => {
                 self.signal(index_of(&part), order);
                 None
             }
-            Action::Accuse(part, why) => {
+            PlanAction::DeclareFrozen(part, why) => {
                 self.check_verdict(index_of(&part), &why);
                 None
             }
-            Action::Sweep(id) => {
+            PlanAction::KillOrphans(id) => {
                 self.pool.within(1, PoolSimEvent::DispatcherRung(id.number.index()));
                 None
             }
-            Action::Quiesce => {
+            PlanAction::Quiesce => {
                 self.within(2, SetSimEvent::Quiesce);
                 None
             }
-            Action::Tell(part, Notice::Restart { delay, .. }) => {
+            PlanAction::Log(part, Notice::Restarting { delay, .. }) => {
                 self.policies[index_of(&part)].check_restart(self.pool.now, &self.bounds.restarts, delay);
                 None
             }
-            Action::Tell(part, Notice::Failed { .. }) => {
+            PlanAction::Log(part, Notice::Failed { .. }) => {
                 self.policies[index_of(&part)].check_failure(self.pool.now, &self.bounds.restarts);
                 None
             }
-            Action::Tell(..) | Action::AllUp => None,
-            Action::Remove(id) => panic!("{id} is removed without a reason"),
-            Action::Finish => {
+            PlanAction::Log(..) | PlanAction::AllUp => None,
+            PlanAction::RemoveWorker(id) => panic!("{id} is removed without a reason"),
+            PlanAction::Finish => {
                 self.watchdog.finished = true;
                 None
             }
         }
     }
 
-    fn signal(&mut self, p: usize, order: Order) {
+    fn signal(&mut self, p: usize, order: PartSignal) {
         let Some(pid) = self.parts[p].pid else { return };
-        if p == 0 && order == Order::Leave && self.watchdog.plan.is_stopping() {
+        if p == 0 && order == PartSignal::Terminate && self.watchdog.plan.is_stopping() {
             let workers = self.parts[1..].iter().filter(|process| process.pid.is_some()).count();
             assert_eq!(workers, 0, "the dispatcher is stopped before the workers have ended");
         }
         match order {
-            Order::Leave => {
+            PartSignal::Terminate => {
                 self.parts[p].leaving = true;
                 self.within(2, SetSimEvent::Terminate(p, pid));
             }
-            Order::Reload => {}
+            PartSignal::Reload => {}
             // Some processes write a core dump for longer than the grace; a debugger intercepts the signal.
-            Order::Abort if self.pool.random.percent(10) || self.parts[p].held => {}
-            Order::Abort => self.within(20, SetSimEvent::Die(p, pid)),
-            Order::Kill => self.within(2, SetSimEvent::Die(p, pid)),
+            PartSignal::Abort if self.pool.random.percent(10) || self.parts[p].held => {}
+            PartSignal::Abort => self.within(20, SetSimEvent::Die(p, pid)),
+            PartSignal::Kill => self.within(2, SetSimEvent::Die(p, pid)),
         }
     }
 }

@@ -7,13 +7,15 @@ use super::ScriptedSlot;
 use super::well_behaved::WellBehavedWorker;
 use crate::dispatcher::slot;
 use crate::exchange::{DispatcherSide, WORDS, Word};
-use crate::ids::{Claim, Epoch, LeaseId, LeaseTerms, Monotonic, Token};
+use crate::ids::{Claim, Epoch, LeaseId, LeaseTerms, Monotonic, ProcessId, Token, WorkerNumber};
 use crate::pool::{ClientId, Hold, Peer, Pool, PoolAction, PoolEvent, PoolLimits, Refusal, SlotView};
 
 /// Slots 0 and 1 belong to hostile workers, slot 2 to the well-behaved one.
-pub const HOSTILE: usize = 2;
+pub(crate) const HOSTILE: usize = 2;
 const WELL_BEHAVED: usize = HOSTILE;
 const WORKERS: u16 = 3;
+/// The well-behaved worker.
+const LAST: WorkerNumber = WorkerNumber::of(WORKERS);
 /// How often the dispatcher reads one slot per event at most, as in `dispatcher::pool_slots`.
 const READS_MAX: u32 = 32;
 
@@ -22,7 +24,7 @@ const QUESTION: usize = 0;
 const ANSWER: usize = 16;
 
 /// One step. Workers are given by index.
-pub enum Step {
+pub(crate) enum Step {
     /// A client of this peer arrives.
     ClientArrives(u8),
     /// The n-th waiting client leaves.
@@ -63,12 +65,12 @@ enum ClientState {
 
 /// A lease that was offered.
 struct OfferedLease {
-    worker: u16,
+    worker: WorkerNumber,
     client: ClientId,
     token: Token,
 }
 
-pub struct FuzzedPool {
+pub(crate) struct FuzzedPool {
     now: Monotonic,
     limits: PoolLimits,
     pool: Pool,
@@ -89,16 +91,12 @@ pub struct FuzzedPool {
     quiesced: bool,
 }
 
-fn index_of(n: u16) -> usize {
-    usize::from(n) - 1
-}
-
-fn number_of(index: usize) -> u16 {
-    index as u16 + 1
+fn number_of(index: usize) -> WorkerNumber {
+    WorkerNumber::of(index as u16 + 1)
 }
 
 impl FuzzedPool {
-    pub fn new() -> Self {
+    pub(crate) fn new() -> Self {
         let ms = Duration::from_millis;
         let limits = PoolLimits {
             workers: WORKERS,
@@ -108,7 +106,7 @@ impl FuzzedPool {
             claim_timeout: ms(300),
             request_timeout: ms(500),
             slot_scan: ms(100),
-            making_room: ms(10_000),
+            recycle_timeout: ms(10_000),
         };
         let now = Monotonic(1_000_000_000);
         let slots: Vec<_> = (0..WORKERS).map(|_| ScriptedSlot::default()).collect();
@@ -137,19 +135,20 @@ impl FuzzedPool {
     }
 
     fn attach(&mut self) {
-        let attach = |slot: &ScriptedSlot| DispatcherSide::attach(slot.clone(), self.epoch, (1, 1), None);
+        let process = ProcessId { pid: 1, start_time: 1 };
+        let attach = |slot: &ScriptedSlot| DispatcherSide::attach(slot.clone(), self.epoch, process, None);
         self.sides = self.slots.iter().map(attach).collect();
-        self.handle(None, (1..=WORKERS).collect());
+        self.handle(None, WorkerNumber::up_to(WORKERS).collect());
     }
 
-    pub fn step(&mut self, step: Step) {
+    pub(crate) fn step(&mut self, step: Step) {
         match step {
             Step::ClientArrives(peer) => self.arrive(peer),
             Step::ClientLeaves(n) => {
                 let waiting: Vec<_> = self.waiting().map(|(id, _)| id).collect();
                 if let Some(id) = (!waiting.is_empty()).then(|| waiting[n % waiting.len()]) {
                     self.clients.insert(id, ClientState::Over);
-                    self.handle(Some(PoolEvent::Left(id)), VecDeque::new());
+                    self.handle(Some(PoolEvent::Disconnected(id)), VecDeque::new());
                 }
             }
             Step::Advance(ms) => self.advance(Duration::from_millis(ms)),
@@ -185,7 +184,7 @@ impl FuzzedPool {
             }
             Step::RestartWorker => {
                 self.worker = WellBehavedWorker::start(self.slots[WELL_BEHAVED].clone(), self.now);
-                self.handle(None, VecDeque::from([WORKERS]));
+                self.handle(None, VecDeque::from([LAST]));
             }
             Step::Quiesce => {
                 self.quiesced = true;
@@ -217,17 +216,17 @@ impl FuzzedPool {
     }
 
     /// A client is granted a lease, which must be the one that was offered for it, on that worker.
-    fn grant(&mut self, client: ClientId, worker: u16, lease: LeaseId) {
+    fn grant(&mut self, client: ClientId, worker: WorkerNumber, lease: LeaseId) {
         self.decide(client, ClientState::Granted(lease));
         let offered = &self.leases[&lease];
         assert_eq!((offered.client, offered.worker), (client, worker), "lease {lease} belongs to another client");
-        let newest = self.history[index_of(worker)].last();
+        let newest = self.history[worker.index()].last();
         assert_eq!(newest, Some(&lease), "the current token belongs to another lease");
     }
 
     fn use_token(&mut self, n: usize) {
         let with_lease = |(id, state): (&ClientId, &ClientState)| match state {
-            ClientState::Granted(lease) if self.leases[lease].worker == WORKERS => Some((*id, *lease)),
+            ClientState::Granted(lease) if self.leases[lease].worker == LAST => Some((*id, *lease)),
             _ => None,
         };
         let granted: Vec<_> = self.clients.iter().filter_map(with_lease).collect();
@@ -242,7 +241,7 @@ impl FuzzedPool {
 
     fn turn(&mut self) {
         self.worker.turn(self.now);
-        self.handle(None, VecDeque::from([WORKERS]));
+        self.handle(None, VecDeque::from([LAST]));
     }
 
     // ---- the dispatcher ----
@@ -270,7 +269,7 @@ impl FuzzedPool {
     }
 
     /// Passes an event to the pool, performs its actions, and reads the slots in `to_read`.
-    fn handle(&mut self, event: Option<PoolEvent>, mut to_read: VecDeque<u16>) {
+    fn handle(&mut self, event: Option<PoolEvent>, mut to_read: VecDeque<WorkerNumber>) {
         let mut reads = [0; WORKERS as usize];
         let mut next = event;
         loop {
@@ -278,12 +277,12 @@ impl FuzzedPool {
                 Some(event) => event,
                 None => match to_read.pop_front() {
                     Some(n) => {
-                        let w = index_of(n);
+                        let w = n.index();
                         reads[w] += 1;
                         if reads[w] > READS_MAX {
                             continue;
                         }
-                        PoolEvent::Seen(n, self.read_slot(w))
+                        PoolEvent::SlotRead(n, self.read_slot(w))
                     }
                     None => break,
                 },
@@ -325,38 +324,38 @@ impl FuzzedPool {
     }
 
     /// Performs an action; returns the worker whose slot the dispatcher reads next.
-    fn perform(&mut self, action: PoolAction) -> Option<u16> {
+    fn perform(&mut self, action: PoolAction) -> Option<WorkerNumber> {
         match action {
-            PoolAction::Look(n) => return Some(n),
-            PoolAction::Ask(n, question) => slot::ask(&mut self.sides[index_of(n)], question),
+            PoolAction::ReadSlot(n) => return Some(n),
+            PoolAction::Question(n, question) => slot::write_question(&mut self.sides[n.index()], question),
             PoolAction::Ring(_) | PoolAction::Note(..) => {}
             PoolAction::Offer { worker, epoch, lease, claim_by, .. } => {
                 return self.offer(worker, epoch, lease, claim_by).then_some(worker);
             }
             PoolAction::Revoke(n, lease) => {
-                self.sides[index_of(n)].revoke(lease);
+                self.sides[n.index()].revoke(lease);
                 return Some(n);
             }
             PoolAction::Abort(n, lease) => {
-                assert!(n != WORKERS || !self.worker.serves(lease), "a request of a living worker is aborted");
-                self.sides[index_of(n)].abort(lease);
+                assert!(n != LAST || !self.worker.serves(lease), "a request of a living worker is aborted");
+                self.sides[n.index()].abort(lease);
                 return Some(n);
             }
             PoolAction::Reclaim(n, lease) => {
-                self.sides[index_of(n)].reclaim(lease);
+                self.sides[n.index()].reclaim(lease);
                 return Some(n);
             }
             PoolAction::Release(n, lease) => {
-                self.sides[index_of(n)].release(lease);
+                self.sides[n.index()].release(lease);
                 return Some(n);
             }
             PoolAction::Clear(n) => {
-                assert_ne!(n, WORKERS, "the claim word of the well-behaved worker is valid");
-                self.sides[index_of(n)].clear();
+                assert_ne!(n, LAST, "the claim word of the well-behaved worker is valid");
+                self.sides[n.index()].clear();
                 return Some(n);
             }
             PoolAction::Grant { client, worker, lease, .. } => self.grant(client, worker, lease),
-            PoolAction::Over { .. } => panic!("no connection was handed over: {action:?}"),
+            PoolAction::LeaseEnded { .. } => panic!("no connection was handed over: {action:?}"),
             PoolAction::Refuse(client, refusal) => {
                 self.decide(client, ClientState::Over);
                 if let Refusal::QueueTimeout(waited) = refusal {
@@ -368,9 +367,9 @@ impl FuzzedPool {
     }
 
     /// Makes an offer; whether the slot was not free and must be read.
-    fn offer(&mut self, worker: u16, worker_epoch: Epoch, lease: LeaseId, claim_by: Monotonic) -> bool {
-        let w = index_of(worker);
-        let Hold::Asked { client, lease: offered, .. } = self.pool.workers()[w].hold else {
+    fn offer(&mut self, worker: WorkerNumber, worker_epoch: Epoch, lease: LeaseId, claim_by: Monotonic) -> bool {
+        let w = worker.index();
+        let Hold::Offered { client, lease: offered, .. } = self.pool.workers()[w].hold else {
             panic!("an offer without a client: {:?}", self.pool.workers()[w])
         };
         assert_eq!(offered, lease);
@@ -403,14 +402,14 @@ impl FuzzedPool {
         // No client holds two workers.
         let mut holding = BTreeSet::new();
         for worker in self.pool.workers() {
-            if let Hold::Asked { client, .. } | Hold::Granted { client: Some(client), .. } = worker.hold {
+            if let Hold::Offered { client, .. } | Hold::Granted { client: Some(client), .. } = worker.hold {
                 assert!(holding.insert(client.id), "client {} twice: {:#?}", client.id, self.pool.workers());
             }
         }
     }
 
     /// The hostile workers are killed. Then none of their writes may be left, and the well-behaved worker serves.
-    pub fn recover(&mut self) {
+    pub(crate) fn recover(&mut self) {
         self.limits.workers = WORKERS;
         self.pool.reconfigure(self.limits);
         if self.quiesced {
@@ -419,9 +418,9 @@ impl FuzzedPool {
         self.slots.iter().for_each(ScriptedSlot::end_script);
         self.alive = [false; HOSTILE];
         self.worker.finish();
-        self.handle(Some(PoolEvent::Resume(WORKERS)), VecDeque::new());
+        self.handle(Some(PoolEvent::Resume(LAST)), VecDeque::new());
         for _ in 0..8 {
-            self.handle(Some(PoolEvent::Probe), (1..=WORKERS).collect());
+            self.handle(Some(PoolEvent::Probe), WorkerNumber::up_to(WORKERS).collect());
             self.turn();
             self.advance(Duration::from_millis(250));
             self.check();

@@ -6,13 +6,13 @@ mod fuzzed_pool;
 mod scripted_slot;
 mod well_behaved;
 
-pub use scripted_slot::ScriptedSlot;
+pub(crate) use scripted_slot::ScriptedSlot;
 
 use super::input::Input;
 use crate::exchange::WORDS;
 use fuzzed_pool::{FuzzedPool, HOSTILE, Step};
 
-pub fn run(bytes: &[u8]) {
+pub(crate) fn run(bytes: &[u8]) {
     let mut input = Input(bytes);
     let mut pool = FuzzedPool::new();
     while !input.is_empty() {

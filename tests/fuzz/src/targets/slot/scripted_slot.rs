@@ -19,7 +19,7 @@ struct Memory {
 
 /// A slot. A clone is the same slot.
 #[derive(Clone, Debug)]
-pub struct ScriptedSlot(Rc<Memory>);
+pub(crate) struct ScriptedSlot(Rc<Memory>);
 
 impl Default for ScriptedSlot {
     fn default() -> Self {
@@ -31,12 +31,12 @@ impl Default for ScriptedSlot {
 
 impl ScriptedSlot {
     /// The word with this index. Not counted as an access.
-    pub fn word(&self, index: usize) -> &Cell<u64> {
+    pub(crate) fn word(&self, index: usize) -> &Cell<u64> {
         &self.0.words[index]
     }
 
     /// Writes `value` after so many accesses, immediately if that is 0.
-    pub fn write_after(&self, accesses: u8, index: usize, value: u64) {
+    pub(crate) fn write_after(&self, accesses: u8, index: usize, value: u64) {
         if accesses == 0 {
             self.word(index).set(value);
         } else {
@@ -45,18 +45,18 @@ impl ScriptedSlot {
     }
 
     /// From now on this word changes on every access; `None`: no word does.
-    pub fn change_on_every_access(&self, index: Option<usize>) {
+    pub(crate) fn change_on_every_access(&self, index: Option<usize>) {
         self.0.unstable.set(index);
     }
 
     /// Cancels all scripted writes.
-    pub fn end_script(&self) {
+    pub(crate) fn end_script(&self) {
         self.0.script.borrow_mut().clear();
         self.change_on_every_access(None);
     }
 
     /// The number of accesses.
-    pub fn accesses(&self) -> u64 {
+    pub(crate) fn accesses(&self) -> u64 {
         self.0.accesses.get()
     }
 

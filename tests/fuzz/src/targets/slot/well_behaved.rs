@@ -5,7 +5,7 @@ use crate::exchange::{QuestionKind, Reply, WorkerSide};
 use crate::ids::{LeaseId, Lifecycle, Monotonic, Token};
 
 /// One incarnation.
-pub struct WellBehavedWorker {
+pub(crate) struct WellBehavedWorker {
     side: WorkerSide<ScriptedSlot>,
     answered: u64,
     state: Lifecycle,
@@ -13,7 +13,7 @@ pub struct WellBehavedWorker {
 }
 
 impl WellBehavedWorker {
-    pub fn start(slot: ScriptedSlot, now: Monotonic) -> Self {
+    pub(crate) fn start(slot: ScriptedSlot, now: Monotonic) -> Self {
         let side = WorkerSide::attach(slot, 7, 1, None, now);
         let answered = side.answered();
         let mut worker = Self { side, answered, state: Lifecycle::Starting, request: None };
@@ -27,7 +27,7 @@ impl WellBehavedWorker {
     }
 
     /// One turn of its control loop.
-    pub fn turn(&mut self, now: Monotonic) {
+    pub(crate) fn turn(&mut self, now: Monotonic) {
         self.side.tick(now);
         self.publish_state();
         if let Some(question) = self.side.question(self.answered) {
@@ -40,7 +40,7 @@ impl WellBehavedWorker {
     }
 
     /// A client shows its token; whether its request starts.
-    pub fn claim(&mut self, lease: LeaseId, token: Token, now: Monotonic) -> bool {
+    pub(crate) fn claim(&mut self, lease: LeaseId, token: Token, now: Monotonic) -> bool {
         let Ok(terms) = self.side.claim(token, now) else { return false };
         assert_eq!((terms.lease, terms.worker_epoch), (lease, self.side.epoch()), "another lease");
         assert!(self.side.claim(token, now).is_err(), "lease {lease} is claimed twice");
@@ -49,12 +49,12 @@ impl WellBehavedWorker {
     }
 
     /// Whether it serves a request of this lease.
-    pub fn serves(&self, lease: LeaseId) -> bool {
+    pub(crate) fn serves(&self, lease: LeaseId) -> bool {
         self.request == Some(lease)
     }
 
     /// It responds to its request, if it has one.
-    pub fn finish(&mut self) {
+    pub(crate) fn finish(&mut self) {
         if let Some(lease) = self.request.take() {
             assert!(self.side.respond(lease), "lease {lease} of a living worker was aborted");
             assert!(self.side.done(lease), "lease {lease} of a living worker was ended");

@@ -1,0 +1,49 @@
+//! The configuration that a command works on: the file, or the one that a running set has applied.
+
+use std::fs;
+use std::path::Path;
+use std::sync::Once;
+
+use super::error::CommandError;
+use crate::config::{Config, LoadError, Loaded};
+use crate::{executable, ipc, units};
+
+/// Reads the configuration file, or the built-in configuration if there is none.
+pub(super) fn load(path: Option<&Path>) -> Result<Loaded, CommandError> {
+    Ok(Config::load(path)?)
+}
+
+/// As [`load`], and also checks that the programs of the handlers exist.
+pub(super) fn load_to_run(path: Option<&Path>) -> Result<Loaded, CommandError> {
+    let loaded = load(path)?;
+    loaded.check(executable::missing_program).map_err(LoadError::from)?;
+    Ok(loaded)
+}
+
+/// The configuration that the running set has applied, which can differ from the file; the file if no set is running.
+pub(super) fn load_applied(path: Option<&Path>) -> Result<Config, CommandError> {
+    match Config::load(path) {
+        Ok(Loaded { config, .. }) => applied_in(&config.set.runtime_dir).unwrap_or(Ok(config)),
+        // The file may be half-edited while the set is running.
+        Err(LoadError::Faults(faults)) => {
+            let file = faults.0.first().map_or("", |fault| &fault.file);
+            let dir = Config::runtime_dir_in(&fs::read_to_string(file).unwrap_or_default());
+            let config = applied_in(&dir).ok_or_else(|| LoadError::Faults(faults.clone()))?;
+            // `status --wait` reads the configuration many times.
+            static WARN_ONCE: Once = Once::new();
+            let dir = dir.display();
+            WARN_ONCE.call_once(|| {
+                eprintln!("{faults}\npatou: using the configuration that the set in {dir} has applied, not this file")
+            });
+            config
+        }
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// The applied configuration in a runtime directory, if there is one.
+fn applied_in(dir: &Path) -> Option<Result<Config, CommandError>> {
+    let applied = if ipc::is_run_by_systemd(dir) { units::APPLIED.into() } else { dir.join("applied.toml") };
+    let text = fs::read_to_string(&applied).ok()?;
+    Some(Config::parse(&text, &applied.display().to_string()).map_err(|error| CommandError::Config(error.to_string())))
+}

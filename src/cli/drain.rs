@@ -1,0 +1,87 @@
+//! `patou drain` and `patou resume`.
+
+use std::io::{self, ErrorKind, Write};
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use super::config_source::load_applied;
+use super::error::{CommandError, failed, ignore_broken_pipe, no_set};
+use super::poll::poll_until;
+use crate::config::Config;
+use crate::exchange::{self, DispatcherSide};
+use crate::ids::{Claim, Phase, WorkerId};
+use crate::ipc::{self, SetLock};
+use crate::probe::{self, ProbeCommand};
+use crate::status::SavedState;
+use crate::units;
+
+/// How long the dispatcher may take to answer.
+const PROBE_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// Takes a worker out of service and waits, at most for its drain_timeout, until it is free.
+pub(super) fn drain(path: Option<&Path>, id: &WorkerId) -> Result<(), CommandError> {
+    let config = load_applied(path)?;
+    let was_drained = is_drained(&config, id);
+    send_command(&config, ProbeCommand::Drain(id.clone()))?;
+    let pool = config.pool(&id.pool).ok_or_else(|| failed(format!("the configuration has no worker {id}")))?;
+    let slot = ipc::open(&config, id).map_err(failed)?.segment;
+    let is_free =
+        || !matches!(exchange::claim(&slot), Some(Claim::Held(_, Phase::Offered | Phase::Claimed | Phase::Responding)));
+    if !poll_until(Instant::now() + pool.drain_timeout, is_free) {
+        return Err(failed(format!("{id} gets no new client, but is still busy after drain_timeout")));
+    }
+    let state = if was_drained { "is out of service already" } else { "is out of service" };
+    print_line(&format!("{id} {state}; patou resume {} puts it back", id.instance()))
+}
+
+/// Puts a worker back into service.
+pub(super) fn resume(path: Option<&Path>, id: &WorkerId) -> Result<(), CommandError> {
+    let config = load_applied(path)?;
+    let was_drained = is_drained(&config, id);
+    send_command(&config, ProbeCommand::Resume(id.clone()))?;
+    // A worker without a process does not serve, although it may.
+    let dir = &config.set.runtime_dir;
+    let part = SavedState::read(dir).ok().and_then(|state| state.workers.get(&id.to_string()).cloned());
+    if let Some(part) = part.filter(|part| part.state == "failed" || part.state == "stopped") {
+        let cause = part.cause.map_or(String::new(), |cause| format!(" (last end: {cause})"));
+        let remedy = if ipc::is_run_by_systemd(dir) {
+            format!("systemctl start {}", units::worker_service(id))
+        } else {
+            "reload the set (SIGHUP)".to_owned()
+        };
+        return Err(failed(format!(
+            "{id} may serve again, but it has {}{cause}: repair the cause, then {remedy}",
+            part.state
+        )));
+    }
+    print_line(&if was_drained { format!("{id} is back in service") } else { format!("{id} was in service already") })
+}
+
+/// Whether an operator has drained the worker.
+fn is_drained(config: &Config, id: &WorkerId) -> bool {
+    ipc::open(config, id).is_ok_and(|ipc| DispatcherSide::was_drained(&ipc.segment))
+}
+
+fn print_line(line: &str) -> Result<(), CommandError> {
+    ignore_broken_pipe(writeln!(io::stdout(), "{line}"))
+}
+
+/// Sends a command to the dispatcher.
+fn send_command(config: &Config, command: ProbeCommand) -> Result<(), CommandError> {
+    let dir = &config.set.runtime_dir;
+    let socket = dir.join("probe.sock");
+    let report = probe::query(&socket, Some(command), PROBE_TIMEOUT).map_err(|error| match error.kind() {
+        _ if !is_running(dir) => no_set(dir),
+        ErrorKind::WouldBlock | ErrorKind::TimedOut => {
+            failed("the dispatcher does not answer: see patou status; the watchdog replaces it if it is frozen")
+        }
+        ErrorKind::PermissionDenied => failed(format!("{}: {error}", socket.display())),
+        _ => failed(format!("the dispatcher does not answer on {}: {error}", socket.display())),
+    })?;
+    report.refused.map_or(Ok(()), |reason| Err(failed(reason)))
+}
+
+/// Whether a process or systemd keeps a set in this directory.
+fn is_running(dir: &Path) -> bool {
+    ipc::is_run_by_systemd(dir) || SetLock::holder(dir).is_some()
+}

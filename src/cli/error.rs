@@ -1,0 +1,59 @@
+//! Errors of commands, and what their exit codes mean.
+
+use std::fmt::Display;
+use std::io::{self, ErrorKind};
+use std::path::Path;
+
+use crate::config::LoadError;
+
+/// Why a command failed. Exit codes are those of sysexits(3) where it has one.
+#[derive(Debug)]
+pub(super) enum CommandError {
+    /// Exit code 1. An empty text is not printed: the watchdog has received the reason and logs it.
+    Failed(String),
+    /// Exit code 78 (`EX_CONFIG`): the configuration is invalid.
+    Config(String),
+}
+
+impl CommandError {
+    /// The message.
+    pub(super) fn text(&self) -> &str {
+        match self {
+            CommandError::Failed(text) | CommandError::Config(text) => text,
+        }
+    }
+}
+
+impl From<LoadError> for CommandError {
+    fn from(error: LoadError) -> Self {
+        match error {
+            LoadError::Unreadable { .. } => CommandError::Config(format!("patou: {error}")),
+            // Every line starts with the file's name already.
+            LoadError::Faults(faults) => CommandError::Config(faults.to_string()),
+        }
+    }
+}
+
+/// A failure with this message and exit code 1.
+pub(super) fn failed(error: impl Display) -> CommandError {
+    CommandError::Failed(error.to_string())
+}
+
+/// The command was stopped by SIGINT or SIGTERM.
+pub(super) fn interrupted() -> CommandError {
+    failed("interrupted")
+}
+
+/// No watchdog keeps a set in this directory.
+pub(super) fn no_set(dir: &Path) -> CommandError {
+    let dir = dir.display();
+    failed(format!("no set is running in {dir}: start it with patou run, or name its configuration with --config"))
+}
+
+/// The result of writing a command's output. A closed pipe (`patou status | head`) is not an error.
+pub(super) fn ignore_broken_pipe(result: io::Result<()>) -> Result<(), CommandError> {
+    match result {
+        Err(error) if error.kind() != ErrorKind::BrokenPipe => Err(failed(format!("standard output: {error}"))),
+        _ => Ok(()),
+    }
+}

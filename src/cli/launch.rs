@@ -1,0 +1,63 @@
+//! `patou launch` (hidden): the step between the fork in the watchdog and the exec of a part.
+
+use std::os::unix::process::CommandExt;
+use std::process::Command;
+
+use clap::Args;
+use nix::errno::Errno;
+use nix::sys::prctl;
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
+use nix::sys::signal::Signal;
+use nix::unistd::{Pid, getppid};
+
+use super::error::{CommandError, failed};
+
+#[derive(Debug, Args)]
+pub(super) struct LaunchArgs {
+    /// Process id of the watchdog: the part ends when this process ends
+    #[arg(long)]
+    parent: i32,
+    /// Soft and hard limit of open files (RLIMIT_NOFILE)
+    #[arg(long, value_name = "SOFT:HARD", value_parser = pair)]
+    open_files: Option<(u64, u64)>,
+    /// Limit of private writable memory in bytes (RLIMIT_DATA)
+    #[arg(long, value_name = "BYTES")]
+    data: Option<u64>,
+    /// The command to execute
+    #[arg(last = true, required = true)]
+    command: Vec<String>,
+}
+
+fn pair(text: &str) -> Result<(u64, u64), String> {
+    let pair = text.split_once(':').and_then(|(soft, hard)| Some((soft.parse().ok()?, hard.parse().ok()?)));
+    pair.ok_or_else(|| format!("{text} is not SOFT:HARD"))
+}
+
+/// Sets a limit of this process and its children. As in systemd, the hard limit of the process bounds it.
+fn set_limit(resource: Resource, soft: u64, hard: u64) -> nix::Result<()> {
+    match setrlimit(resource, soft, hard) {
+        Err(Errno::EPERM) => {
+            let (_, highest) = getrlimit(resource)?;
+            setrlimit(resource, soft.min(highest), hard.min(highest))
+        }
+        result => result,
+    }
+}
+
+/// Executes the part's command with its own pid in `LISTEN_PID` (sd_listen_fds(3)), which the parent cannot know before
+/// the fork, and with SIGTERM as its parent-death signal.
+pub(super) fn run(args: &LaunchArgs) -> Result<(), CommandError> {
+    prctl::set_pdeathsig(Signal::SIGTERM).map_err(failed)?;
+    // The signal is not sent for a death before the prctl(2).
+    if getppid() != Pid::from_raw(args.parent) {
+        return Err(failed("the watchdog has died meanwhile"));
+    }
+    if let Some((soft, hard)) = args.open_files {
+        set_limit(Resource::RLIMIT_NOFILE, soft, hard).map_err(|e| failed(format!("limits.open_files: {e}")))?;
+    }
+    if let Some(bytes) = args.data {
+        set_limit(Resource::RLIMIT_DATA, bytes, bytes).map_err(|e| failed(format!("limits.memory_max: {e}")))?;
+    }
+    let pid = std::process::id().to_string();
+    Err(failed(Command::new("/proc/self/exe").arg0("patou").args(&args.command).env("LISTEN_PID", pid).exec()))
+}

@@ -1,0 +1,47 @@
+//! `patou systemd drain` and `post-stop`: how a unit of a part ends its main process and its sockets.
+
+use std::os::fd::AsFd;
+
+use nix::libc;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::signal::Signal;
+use nix::unistd::Pid;
+
+use super::systemctl::{systemctl, systemctl_output};
+use crate::cli::error::{CommandError, failed};
+use crate::sys;
+
+/// `ExecStop=` of a part: sends SIGTERM to `$MAINPID` and waits for its exit. systemd kills the rest of the unit then.
+pub(super) fn drain() -> Result<(), CommandError> {
+    let Some(pid) = std::env::var("MAINPID").ok().and_then(|pid| pid.parse().ok()) else {
+        return Ok(()); // it has exited
+    };
+    let Ok(process) = sys::pidfd_open(Pid::from_raw(pid)) else { return Ok(()) };
+    for signal in [Signal::SIGTERM, Signal::SIGCONT] {
+        if let Err(error) = sys::pidfd_send_signal(process.as_fd(), signal) {
+            return if error.raw_os_error() == Some(libc::ESRCH) { Ok(()) } else { Err(failed(error)) };
+        }
+    }
+    // Bounded by TimeoutStopSec= of the unit.
+    let _ = poll(&mut [PollFd::new(process.as_fd(), PollFlags::POLLIN)], PollTimeout::NONE);
+    Ok(())
+}
+
+/// `ExecStopPost=` of a part: stops the part's sockets if the part is being stopped, because the next client would
+/// start the part again. The sockets stay when the part dies or restarts.
+///
+/// `StopPropagatedFrom=` in the socket units is no alternative: it also stops them when the service goes down without a
+/// job, as after `WatchdogSec=`, and a worker without its socket does not start again.
+pub(super) fn post_stop(unit: &str) -> Result<(), CommandError> {
+    if std::env::var("SERVICE_RESULT").is_ok_and(|result| result != "success") {
+        return Ok(()); // it died
+    }
+    let jobs = systemctl_output(&["list-jobs", "--plain", "--no-legend", unit])?;
+    if !jobs.lines().any(|job| job.split_whitespace().nth(2) == Some("stop")) {
+        return Ok(()); // it is restarting, or has exited by itself
+    }
+    let sockets = systemctl_output(&["show", "--value", "--property=TriggeredBy", unit])?;
+    let sockets: Vec<String> = sockets.split_whitespace().map(str::to_owned).collect();
+    // Their jobs wait for this unit.
+    systemctl(&["stop", "--no-block"], &sockets)
+}

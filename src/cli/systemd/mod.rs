@@ -1,0 +1,55 @@
+//! `patou systemd`: what the units and the package run. An operator uses systemctl.
+
+mod generate;
+mod main_process;
+mod publish;
+mod reload;
+mod start_stop;
+mod systemctl;
+mod upgrade;
+
+use std::path::{Path, PathBuf};
+
+use clap::Subcommand;
+
+use super::error::CommandError;
+
+#[derive(Clone, Debug, Subcommand)]
+pub(super) enum SystemdCommand {
+    /// Write the drop-ins of the units (a systemd generator)
+    Generate {
+        /// Directory to write to (systemd.generator(7))
+        normal: PathBuf,
+        /// Not used
+        early: Option<PathBuf>,
+        /// Not used
+        late: Option<PathBuf>,
+    },
+    /// Publish the configuration and start the units
+    Start,
+    /// Publish a changed configuration and apply it to the units
+    Reload,
+    /// Stop the units and withdraw the configuration
+    Stop,
+    /// Drain the main process of the calling unit: send SIGTERM and wait for its exit
+    Drain,
+    /// After the exit of the calling unit: if the unit is stopping, stop its sockets too
+    PostStop {
+        /// Name of the unit
+        unit: String,
+    },
+    /// After an upgrade of the package: restart the running units, one after the other
+    Upgrade,
+}
+
+pub(super) fn run(path: Option<&Path>, command: &SystemdCommand) -> Result<(), CommandError> {
+    match command {
+        SystemdCommand::Generate { normal, .. } => generate::run(path, normal),
+        SystemdCommand::Start => start_stop::start(path),
+        SystemdCommand::Reload => reload::run(path),
+        SystemdCommand::Stop => start_stop::stop(),
+        SystemdCommand::Drain => main_process::drain(),
+        SystemdCommand::PostStop { unit } => main_process::post_stop(unit),
+        SystemdCommand::Upgrade => upgrade::run(),
+    }
+}

@@ -1,0 +1,81 @@
+//! `patou systemd reload`: apply a changed configuration to running units, or go back to the previous one.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::TcpListener;
+use std::path::Path;
+
+use super::publish::{load, load_published, publish, render_drop_ins, stage};
+use super::systemctl::{restart_if_running, systemctl, systemctl_output};
+use crate::cli::error::{CommandError, failed};
+use crate::config::{Config, ListenAddress};
+use crate::units::{DISPATCHER, IPC, ReloadSteps, reload_steps, worker_service, worker_socket};
+
+pub(super) fn run(path: Option<&Path>) -> Result<(), CommandError> {
+    let new = load(path).map_err(refused)?.config;
+    let old = load_published()?.config;
+    if old.set != new.set {
+        return Err(refused(failed("set.name cannot change while the set runs: stop the set and start it again")));
+    }
+    check_bindable(&old, &new).map_err(refused)?;
+    drop(stage(&new).map_err(refused)?); // a full disk is noticed before any unit is touched
+    apply(&new, &reload_steps(&old, &new)).map_err(|error| match apply(&old, &reload_steps(&new, &old)) {
+        Ok(()) => refused(error),
+        Err(second) => {
+            failed(format!("{}; restoring the previous configuration failed too: {}", error.text(), second.text()))
+        }
+    })?;
+    restart_failed(&new)
+}
+
+fn refused(error: CommandError) -> CommandError {
+    match error {
+        CommandError::Config(text) => CommandError::Config(format!("{text}\nreload refused, nothing has changed")),
+        CommandError::Failed(text) => failed(format!("reload refused, nothing has changed: {text}")),
+    }
+}
+
+fn apply(new: &Config, steps: &ReloadSteps) -> Result<(), CommandError> {
+    systemctl(&["stop"], &steps.stop)?;
+    publish(new)?;
+    render_drop_ins(new)?;
+    systemctl(&["reload"], &[IPC.to_owned()])?;
+    systemctl(&["start"], &steps.start)?;
+    for unit in &steps.restart {
+        restart_if_running(unit)?;
+    }
+    // A unit that an operator has stopped reads the configuration when it starts.
+    systemctl(&["try-reload-or-restart"], &steps.reload)
+}
+
+/// Starts failed units again: any reload, even of the same configuration, retries them. Does not wait for the result.
+fn restart_failed(config: &Config) -> Result<(), CommandError> {
+    let list = systemctl_output(&["list-units", "--failed", "--full", "--plain", "--no-legend", "patou-*"])?;
+    let failed: BTreeSet<&str> = list.lines().filter_map(|line| line.split_whitespace().next()).collect();
+    let is_failed = |unit: &String| failed.contains(unit.as_str());
+    let services = config.workers().map(|id| worker_service(&id)).chain([DISPATCHER.to_owned()]);
+    let services: Vec<String> = services.filter(is_failed).collect();
+    // A socket fails with its service, and starts with it.
+    let sockets = config.workers().map(|id| worker_socket(&id)).filter(is_failed);
+    let all: Vec<String> = services.iter().cloned().chain(sockets).collect();
+    systemctl(&["reset-failed"], &all)?;
+    systemctl(&["start", "--no-block"], &services)
+}
+
+/// Binds each new TCP address once, before any unit is touched.
+fn check_bindable(old: &Config, new: &Config) -> Result<(), CommandError> {
+    let known = addresses(old);
+    for (name, address) in addresses(new).into_iter().filter(|(name, _)| !known.contains_key(name)) {
+        if let ListenAddress::Tcp(address) = address {
+            TcpListener::bind(address).map_err(|error| failed(format!("{name}: {error}")))?;
+        }
+    }
+    Ok(())
+}
+
+/// All addresses of a set, by their text.
+fn addresses(config: &Config) -> BTreeMap<String, ListenAddress> {
+    let listeners = config.listeners.iter().map(|listener| listener.address.clone());
+    let workers = config.workers().filter_map(|id| Some(config.pool(&id.pool)?.worker_address(id.number)));
+    let all = listeners.chain(workers).chain(config.admin.address.clone());
+    all.map(|address| (address.to_string(), address)).collect()
+}

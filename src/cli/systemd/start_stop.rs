@@ -1,0 +1,40 @@
+//! `patou systemd start` and `stop`.
+
+use std::path::Path;
+use std::time::Duration;
+
+use super::publish::{load, publish, render_drop_ins, withdraw};
+use super::systemctl::{is_active, systemctl};
+use crate::cli::error::{CommandError, failed};
+use crate::probe::{self, ProbeCommand};
+use crate::units::{self, ADMIN, DISPATCHER, IPC, RUNTIME_DIR, WATCHDOG};
+
+/// How long the dispatcher may take to confirm that the set is stopping.
+const QUIESCE_TIMEOUT: Duration = Duration::from_secs(1);
+
+pub(super) fn start(path: Option<&Path>) -> Result<(), CommandError> {
+    let loaded = load(path)?;
+    publish(&loaded.config)?;
+    render_drop_ins(&loaded.config)?;
+    // A unit that has reached its start limit may start again.
+    systemctl(&["reset-failed"], &["patou-*".to_owned()])?;
+    systemctl(&["start"], &units::core_services())?;
+    let workers = units::worker_services(&loaded.config);
+    // A set with some of its workers serves; systemctl has printed which ones failed.
+    if systemctl(&["start"], &workers).is_err() && !workers.iter().any(|unit| is_active(unit)) {
+        return Err(failed("no worker could be started: see journalctl -u 'patou-worker@*'"));
+    }
+    Ok(())
+}
+
+pub(super) fn stop() -> Result<(), CommandError> {
+    // The dispatcher rejects its queued clients while the workers still run. A dispatcher that does not answer is
+    // stopped all the same. One that is not running would be started by the connection to its socket.
+    if is_active(DISPATCHER) {
+        let _ = probe::query(&Path::new(RUNTIME_DIR).join("probe.sock"), Some(ProbeCommand::Quiesce), QUIESCE_TIMEOUT);
+    }
+    let all = ["patou-worker@*", "patou-listener@*", "patou-probe.socket", DISPATCHER, ADMIN, WATCHDOG, IPC];
+    let stopped = systemctl(&["stop"], &all.map(str::to_owned));
+    withdraw()?;
+    stopped
+}

@@ -1,0 +1,43 @@
+//! Calls of systemctl(1).
+
+use std::process::Command;
+
+use crate::cli::error::{CommandError, failed};
+
+/// Runs systemctl on units, with this process's output streams. Without units it does nothing.
+pub(super) fn systemctl(args: &[&str], units: &[String]) -> Result<(), CommandError> {
+    if units.is_empty() { Ok(()) } else { run(args, units) }
+}
+
+/// Has systemd call the generators and read all units again.
+pub(super) fn daemon_reload() -> Result<(), CommandError> {
+    run(&["daemon-reload"], &[])
+}
+
+/// Restarts a unit that is running; another one stays as it is.
+pub(super) fn restart_if_running(unit: &str) -> Result<(), CommandError> {
+    systemctl(&["try-restart"], &[unit.to_owned()])
+}
+
+pub(super) fn is_active(unit: &str) -> bool {
+    systemctl(&["--quiet", "is-active"], &[unit.to_owned()]).is_ok()
+}
+
+fn run(args: &[&str], units: &[String]) -> Result<(), CommandError> {
+    let status = Command::new("systemctl").args(args).args(units).status();
+    match status {
+        Ok(status) if status.success() => Ok(()),
+        Ok(status) => Err(failed(format!("systemctl {} {} failed: {status}", args.join(" "), units.join(" ")))),
+        Err(error) => Err(failed(format!("systemctl: {error}"))),
+    }
+}
+
+/// The standard output of systemctl.
+pub(super) fn systemctl_output(args: &[&str]) -> Result<String, CommandError> {
+    let output = Command::new("systemctl").args(args).output();
+    let output = output.map_err(|error| failed(format!("systemctl: {error}")))?;
+    if output.status.success() {
+        return Ok(String::from_utf8_lossy(&output.stdout).into_owned());
+    }
+    Err(failed(format!("systemctl {}: {}", args.join(" "), String::from_utf8_lossy(&output.stderr).trim())))
+}

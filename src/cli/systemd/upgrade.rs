@@ -1,0 +1,49 @@
+//! `patou systemd upgrade`: replace the processes of a running set after an upgrade of the package.
+
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use super::publish::load_published;
+use super::systemctl::restart_if_running;
+use crate::cli::error::CommandError;
+use crate::cli::poll::poll_until;
+use crate::config::Config;
+use crate::ipc;
+use crate::probe::{self, ProbeCommand};
+use crate::units::{DISPATCHER, IPC, RUNTIME_DIR, WATCHDOG, worker_service};
+
+/// How long the dispatcher may take to answer.
+const PROBE_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// Restarts one part after the other, so that clients are served throughout. If the segment layout has changed, all
+/// parts restart together, while new clients wait in the backlog of the listening sockets.
+pub(super) fn run() -> Result<(), CommandError> {
+    let Ok(published) = load_published() else {
+        return Ok(()); // not running
+    };
+    let config = published.config;
+    if !ipc::is_current(Path::new(RUNTIME_DIR)) {
+        println!("the segments have another layout: all workers finish their requests and restart");
+        empty_queues(&config);
+        return restart_if_running(IPC);
+    }
+    for id in config.workers() {
+        restart_if_running(&worker_service(&id))?;
+    }
+    restart_if_running(DISPATCHER)?;
+    restart_if_running(WATCHDOG)
+}
+
+/// Has the dispatcher stop accepting, and waits until its queues are empty: later clients wait in the kernel's backlog
+/// for the next dispatcher. A dispatcher that does not know the command or does not answer is restarted as it is, and
+/// rejects its queued clients.
+fn empty_queues(config: &Config) {
+    let socket = Path::new(RUNTIME_DIR).join("probe.sock");
+    let longest = config.pools.iter().map(|pool| pool.queue_timeout).max().unwrap_or_default();
+    let deadline = Instant::now() + longest;
+    let mut command = Some(ProbeCommand::Hold);
+    poll_until(deadline, || match probe::query(&socket, command.take(), PROBE_TIMEOUT) {
+        Ok(report) => report.pools.iter().all(|pool| pool.queue == 0),
+        Err(_) => true,
+    });
+}

@@ -1,0 +1,26 @@
+//! Why the dispatcher cannot start or continue.
+
+use std::io;
+
+use crate::config::LoadError;
+use crate::ipc::IpcError;
+
+/// Why the dispatcher cannot start or continue.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum DispatcherError {
+    /// The configuration is invalid.
+    #[error(transparent)]
+    Config(#[from] LoadError),
+    /// A segment or doorbell cannot be opened.
+    #[error(transparent)]
+    Ipc(#[from] IpcError),
+    /// Another dispatcher serves the set.
+    #[error("another dispatcher is already running as process {0}")]
+    Taken(u32),
+    /// A socket was not passed.
+    #[error("the socket for {0} was not passed (LISTEN_FDS): start the dispatcher with patou run or through systemd")]
+    NoSocket(String),
+    /// A system call failed.
+    #[error("{0}: {1}")]
+    System(&'static str, io::Error),
+}

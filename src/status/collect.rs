@@ -1,0 +1,143 @@
+//! Collects the state of a set from the watchdog's state file, the slots and the dispatcher's report.
+
+use std::time::Duration;
+
+use super::state_file::{SavedPart, SavedState};
+use super::view::{DispatcherView, PoolView, StatusView, WatchdogView, WorkerView};
+use crate::config::{Config, ListenAddress};
+use crate::exchange::{self, Incarnation, SlotCounters};
+use crate::ids::{Claim, LeaseId, Lifecycle, Phase, WorkerId, WorkerNumber};
+use crate::ipc;
+use crate::probe::{ProbeReport, WorkerReport};
+use crate::procfs::ProcessStat;
+use crate::stats::Counters;
+
+/// How long the dispatcher may take to answer a probe before `status` shows it as frozen.
+pub(crate) const PROBE_TIMEOUT: Duration = Duration::from_millis(250);
+
+/// The result of probing the dispatcher.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct ProbeResult<'a> {
+    /// Its last report, if there is one.
+    pub report: Option<&'a ProbeReport>,
+    /// False if it has not answered the last probe in time.
+    pub responsive: bool,
+}
+
+/// Combines what the watchdog and the dispatcher have reported with what the slots contain now.
+pub(crate) fn collect(config: &Config, state: &SavedState, probe: ProbeResult<'_>) -> StatusView {
+    let ProbeResult { report, responsive } = probe;
+    let watchdog = match state.watchdog() {
+        None => "gone",
+        Some(process) if process.is_stopped() => "frozen",
+        Some(_) if state.stopping => "stopping",
+        Some(_) => "up",
+    };
+    let dispatcher = &state.dispatcher;
+    let dispatcher_state = match dispatcher.state.as_str() {
+        // The state file may be old: the dispatcher's own answer decides.
+        "up" if !responsive && dispatcher.pid.and_then(ProcessStat::of).is_none_or(|process| process.is_zombie()) => {
+            "gone"
+        }
+        "up" if !responsive => "frozen",
+        other => other,
+    };
+    let pools = config.pools.iter().map(|pool| {
+        let pool_report = report.and_then(|report| report.pools.iter().find(|p| p.name == pool.name));
+        let workers = WorkerNumber::up_to(pool.workers).map(|number| {
+            let id = WorkerId { pool: pool.name.clone(), number };
+            let part = state.workers.get(&id.to_string());
+            let report = pool_report.and_then(|p| p.workers.get(number.index()));
+            worker_view(config, id, part, report)
+        });
+        PoolView {
+            name: pool.name.clone(),
+            queue: pool_report.map_or(0, |p| p.queue),
+            oldest_ms: pool_report.map_or(0, |p| p.oldest_ms),
+            workers: workers.collect(),
+        }
+    });
+    let pools: Vec<PoolView> = pools.collect();
+    StatusView {
+        set: config.set.name.clone(),
+        listeners: state.listeners.clone(),
+        watchdog: WatchdogView { pid: Some(state.pid), state: watchdog, restarts: 0 },
+        dispatcher: DispatcherView {
+            pid: dispatcher.pid,
+            state: dispatcher_state.to_owned(),
+            restarts: dispatcher.restarts,
+            queue: pools.iter().map(|pool| pool.queue).sum(),
+            cause: dispatcher.cause.clone(),
+        },
+        pools,
+    }
+}
+
+fn worker_view(config: &Config, id: WorkerId, part: Option<&SavedPart>, report: Option<&WorkerReport>) -> WorkerView {
+    // Copied, not mapped: a reader needs no write permission.
+    let slot = ipc::snapshot(&config.set.runtime_dir, &id).ok();
+    let slot = slot.as_ref();
+    let incarnation = slot.and_then(Incarnation::load);
+    let claim = slot.and_then(exchange::claim);
+    let counters = slot.map(SlotCounters::load_with_times);
+    let count = |name| counters.as_ref().map_or(0, |counters: &Counters| counters.get(name));
+    let pool = config.pool(&id.pool);
+    let mut address = pool.map(|pool| pool.worker_address(id.number));
+    if let (Some(ListenAddress::Tcp(tcp)), Some(port)) = (&mut address, incarnation.and_then(|it| it.port)) {
+        tcp.set_port(port);
+    }
+    let lease = match claim {
+        Some(Claim::Held(lease, Phase::Offered | Phase::Claimed | Phase::Responding)) => Some(lease),
+        _ => None,
+    };
+    let offer_timeout = pool.map_or(Duration::MAX, |pool| pool.offer_timeout);
+    let state = part.map_or("gone", |part| part.state.as_str());
+    let state = match state {
+        "up" => running_state(offer_timeout, incarnation, claim, part.and_then(|part| part.pid), report),
+        other => other,
+    };
+    WorkerView {
+        pid: part.and_then(|part| part.pid),
+        state: state.to_owned(),
+        epoch: incarnation.map_or(0, |it| it.epoch.get()),
+        lease: lease.map(|lease: LeaseId| lease.to_string()),
+        address: address.map_or_else(String::new, |address| address.to_string()),
+        served: count("served"),
+        failed: count("failed"),
+        restarts: part.map_or(0, |part| part.restarts),
+        cause: part.and_then(|part| part.cause.clone()),
+        id,
+        counters,
+    }
+}
+
+/// The state of a worker that the watchdog counts as up.
+fn running_state(
+    offer_timeout: Duration,
+    incarnation: Option<Incarnation>,
+    claim: Option<Claim>,
+    pid: Option<u32>,
+    report: Option<&WorkerReport>,
+) -> &'static str {
+    let process = pid.and_then(ProcessStat::of);
+    if process.is_none_or(|process| process.is_zombie()) {
+        return "gone";
+    }
+    if process.is_some_and(|process| process.is_stopped()) {
+        return "frozen";
+    }
+    let silent = report.and_then(|report| report.silent_ms).map_or(Duration::ZERO, Duration::from_millis);
+    // Late, not frozen: the watchdog decides about the cause.
+    if report.is_some_and(|report| report.late) || silent >= offer_timeout {
+        return "late";
+    }
+    let Some(incarnation) = incarnation else { return "starting" };
+    match (claim, incarnation.state) {
+        (Some(Claim::Held(_, Phase::Claimed | Phase::Responding)), _) => "busy",
+        (_, Lifecycle::Draining) => "draining",
+        (_, Lifecycle::Starting | Lifecycle::Recycling) => "starting",
+        _ if report.is_some_and(|report| report.drained) => "draining",
+        (Some(Claim::Held(_, Phase::Offered)), _) => "leased",
+        _ => "idle",
+    }
+}

@@ -1,0 +1,112 @@
+//! The state of a set as `patou status --json` and `/status` show it.
+
+use serde::Serialize;
+
+use crate::ids::{PoolName, WorkerId};
+use crate::stats::Counters;
+
+/// The states of a worker that serves, now or after its current request.
+pub(crate) const SERVING: [&str; 3] = ["idle", "leased", "busy"];
+
+/// A whole set.
+#[derive(Debug, Serialize)]
+pub(crate) struct StatusView {
+    /// Name of the set.
+    pub set: String,
+    /// Addresses of the listeners.
+    pub listeners: Vec<String>,
+    /// The watchdog.
+    pub watchdog: WatchdogView,
+    /// The dispatcher.
+    pub dispatcher: DispatcherView,
+    /// In the order of the configuration.
+    pub pools: Vec<PoolView>,
+}
+
+/// The watchdog.
+#[derive(Debug, Serialize)]
+pub(crate) struct WatchdogView {
+    /// Its process.
+    pub pid: Option<u32>,
+    /// `up`, `late`, `frozen`, `stopping` or `gone`.
+    pub state: &'static str,
+    /// Unplanned restarts.
+    pub restarts: u32,
+}
+
+/// The dispatcher.
+#[derive(Debug, Serialize)]
+pub(crate) struct DispatcherView {
+    /// Its process.
+    pub pid: Option<u32>,
+    /// One of the states in patou(7).
+    pub state: String,
+    /// Unplanned restarts.
+    pub restarts: u32,
+    /// Clients that wait for a worker, in all pools.
+    pub queue: usize,
+    /// Cause of its last unplanned end.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cause: Option<String>,
+}
+
+/// A pool.
+#[derive(Debug, Serialize)]
+pub(crate) struct PoolView {
+    /// Its name.
+    pub name: PoolName,
+    /// Clients that wait for a worker.
+    pub queue: usize,
+    /// How long the first of them has waited, in milliseconds.
+    #[serde(skip)]
+    pub oldest_ms: u64,
+    /// Its workers, from number 1.
+    pub workers: Vec<WorkerView>,
+}
+
+/// A worker.
+#[derive(Debug, Serialize)]
+pub(crate) struct WorkerView {
+    /// Pool and number.
+    pub id: WorkerId,
+    /// Its process.
+    pub pid: Option<u32>,
+    /// One of the states in patou(7).
+    pub state: String,
+    /// Its incarnation; 0 if there has been none.
+    pub epoch: u32,
+    /// The lease that it holds.
+    pub lease: Option<String>,
+    /// The address it listens on.
+    pub address: String,
+    /// Requests served, by all incarnations.
+    pub served: u64,
+    /// Requests failed, by all incarnations.
+    pub failed: u64,
+    /// Unplanned restarts.
+    pub restarts: u32,
+    /// Cause of its last unplanned end.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cause: Option<String>,
+    /// The counters in its slot, if the slot can be read.
+    #[serde(skip)]
+    pub counters: Option<Counters>,
+}
+
+impl StatusView {
+    /// Whether every part is up.
+    pub(crate) fn is_up(&self) -> bool {
+        self.not_up().is_empty()
+    }
+
+    /// The parts that are not up, each with its state.
+    pub(crate) fn not_up(&self) -> Vec<String> {
+        let parts = [("watchdog".to_owned(), self.watchdog.state), ("dispatcher".to_owned(), &self.dispatcher.state)];
+        let down = parts.into_iter().filter(|(_, state)| *state != "up");
+        let is_up = |worker: &WorkerView| SERVING.contains(&worker.state.as_str()) || worker.state == "draining";
+        let workers = self.pools.iter().flat_map(|pool| &pool.workers).filter(|worker| !is_up(worker));
+        down.chain(workers.map(|worker| (format!("worker {}", worker.id), worker.state.as_str())))
+            .map(|(part, state)| format!("{part} is {state}"))
+            .collect()
+    }
+}

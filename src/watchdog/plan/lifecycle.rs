@@ -1,0 +1,189 @@
+//! Starts, restarts and stops of the parts that the watchdog supervises itself.
+
+use std::time::Duration;
+
+use super::part::{PartRecord, PartState, StopReason};
+use super::{ConfigChange, Notice, Part, PartSignal, Plan, PlanAction, SetPhase, SupervisorKind};
+use crate::ids::Monotonic;
+use crate::liveness::{RestartHistory, SilenceTimer};
+
+impl Plan {
+    pub(super) fn on_started(&mut self, now: Monotonic, part: &Part, pid: u32) {
+        if let Some(record) = self.parts.get_mut(part) {
+            record.pid = Some(pid);
+            record.sample_requested = false;
+            record.ready_at = None;
+            record.state = PartState::Running(SilenceTimer::starting(now));
+        }
+    }
+
+    pub(super) fn on_ready(&mut self, now: Monotonic, part: &Part) {
+        let Some(record) = self.parts.get_mut(part) else { return };
+        let PartState::Running(timer) = &mut record.state else { return };
+        if timer.is_ready() {
+            return; // a new incarnation in the same process
+        }
+        timer.set_ready();
+        if record.ready_at.replace(now).is_some() {
+            return; // the same, and a report had shown the gap between the incarnations
+        }
+        if record.restarts > 0 && self.supervisor == SupervisorKind::Watchdog {
+            let restarts = record.restarts;
+            self.actions.push(PlanAction::Log(part.clone(), Notice::Recovered { restarts }));
+        }
+        if *part == Part::Dispatcher {
+            for record in self.parts.values_mut() {
+                if matches!(record.state, PartState::AwaitingDispatcher) {
+                    record.state = PartState::StartDue(now);
+                }
+            }
+        }
+    }
+
+    pub(super) fn on_exited(&mut self, now: Monotonic, part: &Part, cause: String, jitter: f64) {
+        let stopping = self.is_stopping();
+        let Some(record) = self.parts.get_mut(part) else { return };
+        record.pid = None;
+        if let Part::Worker(id) = part {
+            self.actions.push(PlanAction::KillOrphans(id.clone()));
+        }
+        let reason = match &record.state {
+            PartState::Stopping(_, reason) => Some(*reason),
+            _ => None,
+        };
+        if stopping || reason == Some(StopReason::Final) {
+            record.state = PartState::Stopped;
+            if !stopping {
+                self.remove_stopped_worker(part);
+            }
+            return;
+        }
+        if reason == Some(StopReason::PlannedRestart) {
+            record.state = PartState::StartDue(now);
+            return;
+        }
+        let cause = if reason == Some(StopReason::Frozen) { "frozen".to_owned() } else { cause };
+        record.cause = Some(cause.clone());
+        let notice = match record.restart_history.next_delay(now, &self.limits.restarts, jitter) {
+            Some(delay) => {
+                record.restarts += 1;
+                record.state = PartState::StartDue(now + delay);
+                Notice::Restarting { cause, delay }
+            }
+            None => {
+                record.state = PartState::Failed;
+                Notice::Failed { cause }
+            }
+        };
+        self.actions.push(PlanAction::Log(part.clone(), notice));
+    }
+
+    /// Stops the set; the second call kills it.
+    pub(super) fn stop(&mut self, now: Monotonic) {
+        if self.is_stopping() {
+            return self.stop_now(now);
+        }
+        self.phase = SetPhase::StoppingWorkers;
+        self.actions.push(PlanAction::Quiesce);
+        let workers: Vec<Part> = self.parts.keys().filter(|part| **part != Part::Dispatcher).cloned().collect();
+        for part in workers {
+            self.stop_part(now, &part, StopReason::Final);
+        }
+    }
+
+    pub(super) fn stop_now(&mut self, now: Monotonic) {
+        self.phase = SetPhase::StoppingDispatcher;
+        for (part, record) in &mut self.parts {
+            match record.state {
+                PartState::Running(_) | PartState::Stopping(..) => {
+                    record.state = PartState::Stopping(now + Duration::from_secs(1), StopReason::Final);
+                    self.actions.push(PlanAction::Signal(part.clone(), PartSignal::Kill));
+                }
+                _ => record.state = PartState::Stopped,
+            }
+        }
+    }
+
+    /// Has a part finish its requests and exit; a part without a process is stopped already.
+    fn stop_part(&mut self, now: Monotonic, part: &Part, reason: StopReason) {
+        let exit_grace = self.limits.exit_grace;
+        let Some(record) = self.parts.get_mut(part) else { return };
+        match &record.state {
+            PartState::Running(_) => {
+                record.state = PartState::Stopping(now + record.drain_timeout + exit_grace, reason);
+                self.actions.push(PlanAction::Signal(part.clone(), PartSignal::Terminate));
+            }
+            PartState::Stopping(at, _) => record.state = PartState::Stopping(*at, reason),
+            PartState::AwaitingDispatcher
+            | PartState::StartDue(_)
+            | PartState::Failed
+            | PartState::Stopped
+            | PartState::Absent(_) => record.state = PartState::Stopped,
+        }
+    }
+
+    /// Takes the next step of the start or the stop once the previous one is complete.
+    pub(super) fn advance(&mut self, now: Monotonic) {
+        // A failed worker does not delay the start: the others serve.
+        let settled = |record: &PartRecord| record.is_up() || matches!(record.state, PartState::Failed);
+        let serving = self.parts[&Part::Dispatcher].is_up();
+        if self.phase == SetPhase::Starting && serving && self.parts.values().all(settled) {
+            self.phase = SetPhase::Running;
+            self.actions.push(PlanAction::AllUp);
+        }
+        if self.phase == SetPhase::StoppingWorkers
+            && self.parts.iter().all(|(part, record)| *part == Part::Dispatcher || record.is_down())
+        {
+            self.phase = SetPhase::StoppingDispatcher;
+            self.stop_part(now, &Part::Dispatcher, StopReason::Final);
+        }
+        if self.phase == SetPhase::StoppingDispatcher && self.parts.values().all(PartRecord::is_down) {
+            self.phase = SetPhase::Stopped;
+            self.actions.push(PlanAction::Finish);
+        }
+    }
+
+    /// Applies a new configuration.
+    pub(super) fn apply(&mut self, now: Monotonic, change: ConfigChange) {
+        self.limits = change.limits;
+        let removed = |part: &&Part| part.worker().is_some_and(|id| !change.workers.contains_key(id));
+        let removed: Vec<Part> = self.parts.keys().filter(removed).cloned().collect();
+        if change.restart_dispatcher {
+            self.stop_part(now, &Part::Dispatcher, StopReason::PlannedRestart);
+        } else {
+            self.actions.push(PlanAction::Signal(Part::Dispatcher, PartSignal::Reload));
+        }
+        for part in removed {
+            self.stop_part(now, &part, StopReason::Final);
+            self.remove_stopped_worker(&part);
+        }
+        for (id, drain_timeout) in change.workers {
+            let part = Part::Worker(id.clone());
+            let new = || PartRecord::new(PartState::StartDue(now), drain_timeout);
+            let record = self.parts.entry(part.clone()).or_insert_with(new);
+            record.drain_timeout = drain_timeout;
+            if change.restart.contains(&id) {
+                self.stop_part(now, &part, StopReason::PlannedRestart);
+            } else if change.reload.contains(&id) {
+                self.actions.push(PlanAction::Signal(part, PartSignal::Reload));
+            } else if let PartState::Stopping(at, StopReason::Final) = record.state {
+                // Configured again before it ended: it is restarted once it has ended.
+                record.state = PartState::Stopping(at, StopReason::PlannedRestart);
+            }
+        }
+        // Every reload, even of the same configuration, restarts failed parts. A part without a process that was to be
+        // restarted is stopped, and starts here too.
+        for record in self.parts.values_mut().filter(|record| record.is_down()) {
+            record.restart_history = RestartHistory::default();
+            record.state = PartState::StartDue(now);
+        }
+    }
+
+    /// Forgets a worker that left the configuration, once it has stopped.
+    fn remove_stopped_worker(&mut self, part: &Part) {
+        if let (Some(PartRecord { state: PartState::Stopped, .. }), Part::Worker(id)) = (self.parts.get(part), part) {
+            self.actions.push(PlanAction::RemoveWorker(id.clone()));
+            self.parts.remove(part);
+        }
+    }
+}

@@ -1,0 +1,112 @@
+//! What the plan knows about one part.
+
+use std::time::Duration;
+
+use serde::Serialize;
+
+use super::messages::Absence;
+use crate::ids::Monotonic;
+use crate::liveness::{LivenessVerdict, RestartHistory, SilenceTimer};
+
+#[derive(Clone, Debug)]
+pub(super) enum PartState {
+    /// Waits for the dispatcher's first READY.
+    AwaitingDispatcher,
+    /// Is started at this time.
+    StartDue(Monotonic),
+    Running(SilenceTimer),
+    /// Was signalled to end; is killed at this time.
+    Stopping(Monotonic, StopReason),
+    Failed,
+    Stopped,
+    /// Has no process, and systemd is responsible for it.
+    Absent(Absence),
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum StopReason {
+    Frozen,
+    /// Restarted without delay; does not count as a failure.
+    PlannedRestart,
+    /// Not started again.
+    Final,
+}
+
+#[derive(Clone, Debug)]
+pub(super) struct PartRecord {
+    pub state: PartState,
+    pub pid: Option<u32>,
+    pub drain_timeout: Duration,
+    pub restart_history: RestartHistory,
+    /// Unplanned restarts.
+    pub restarts: u32,
+    /// How it ended last.
+    pub cause: Option<String>,
+    /// It ended, and systemd has not reported yet whether the end was planned.
+    pub end_unexplained: bool,
+    /// When it was last killed by a signal that may leave a core dump.
+    pub aborted_at: Option<Monotonic>,
+    /// Why its silence is not attributed to it: starved or suspended.
+    pub hold_reason: Option<LivenessVerdict>,
+    /// Whether a sample of its process was requested and has not arrived.
+    pub sample_requested: bool,
+    /// Since when its process is ready.
+    pub ready_at: Option<Monotonic>,
+}
+
+impl PartRecord {
+    pub(super) fn new(state: PartState, drain_timeout: Duration) -> Self {
+        Self {
+            state,
+            pid: None,
+            drain_timeout,
+            restart_history: RestartHistory::default(),
+            restarts: 0,
+            cause: None,
+            end_unexplained: false,
+            aborted_at: None,
+            hold_reason: None,
+            sample_requested: false,
+            ready_at: None,
+        }
+    }
+
+    pub(super) fn is_up(&self) -> bool {
+        matches!(&self.state, PartState::Running(timer) if timer.is_ready())
+    }
+
+    pub(super) fn is_down(&self) -> bool {
+        matches!(self.state, PartState::Stopped | PartState::Failed)
+    }
+
+    pub(super) fn status(&self) -> PartStatus {
+        let state = match &self.state {
+            PartState::AwaitingDispatcher => "starting",
+            PartState::StartDue(_) => "gone",
+            PartState::Running(_) if self.hold_reason == Some(LivenessVerdict::Starved) => "starved",
+            PartState::Running(_) if self.hold_reason.is_some() => "suspended",
+            PartState::Running(timer) if timer.is_ready() => "up",
+            PartState::Running(_) => "starting",
+            PartState::Stopping(_, StopReason::Frozen) => "frozen",
+            PartState::Stopping(..) => "draining",
+            PartState::Failed => "failed",
+            PartState::Stopped => "stopped",
+            PartState::Absent(absence) => absence.as_str(),
+        };
+        PartStatus { pid: self.pid, state, restarts: self.restarts, cause: self.cause.clone() }
+    }
+}
+
+/// A part as `patou status` shows it.
+#[derive(Clone, Debug, Serialize)]
+pub(crate) struct PartStatus {
+    /// Its process, if it has one.
+    pub pid: Option<u32>,
+    /// `starting`, `up`, `starved`, `suspended`, `frozen`, `gone`, `draining`, `failed`, `stopped`.
+    pub state: &'static str,
+    /// Unplanned restarts.
+    pub restarts: u32,
+    /// How it ended last.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cause: Option<String>,
+}

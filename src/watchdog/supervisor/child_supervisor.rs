@@ -1,0 +1,326 @@
+//! The supervisor of `patou run`: the parts are child processes.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::path::PathBuf;
+use std::rc::Rc;
+use std::sync::Arc;
+
+use tokio::io::AsyncReadExt;
+use tokio::net::UnixStream;
+use tokio::sync::mpsc;
+use tokio::time::sleep;
+
+use super::children::Children;
+use crate::config::{Config, Loaded, Origin};
+use crate::ids::{Monotonic, ProcessId, WorkerId};
+use crate::procfs;
+use crate::sd_watchdog::WatchdogTicker;
+use crate::signals::STOP_DEBOUNCE;
+use crate::watchdog::admin::{AdminServer, SetSnapshot};
+use crate::watchdog::applied_config::{self, drain_timeouts, plan_limits};
+use crate::watchdog::error::{WatchdogError, system};
+use crate::watchdog::evidence::{EvidenceRecorder, EvidenceTarget, ProcessScope};
+use crate::watchdog::notify::{FdStore, NotifyMessage, NotifySocket};
+use crate::watchdog::own_delay::{LATE, SuspendDetector};
+use crate::watchdog::part_log::log_notice;
+use crate::watchdog::plan::{Notice, Part, Plan, PlanAction, PlanEvent};
+use crate::watchdog::prober::{self, Prober};
+use crate::watchdog::process_sample;
+use crate::watchdog::restart_stats::{RestartCause, RestartStats};
+use crate::watchdog::sockets::SetSockets;
+use crate::watchdog::state::{self, StateWriter};
+use crate::watchdog::worker_endpoints::{SegmentNames, WorkerEndpoints};
+use crate::{backoff, clock, ipc, log};
+
+/// A running set and everything that outlives its parts.
+pub(crate) struct ChildSupervisor {
+    pub config: Arc<Config>,
+    pub origin: Origin,
+    pub runtime_dir: PathBuf,
+    /// Different for any two sets that used the same directory: the time since boot at the start.
+    pub set_epoch: u64,
+    own_id: ProcessId,
+    pub plan: Plan,
+    pub children: Children,
+    /// Children that can be reaped.
+    exits: mpsc::UnboundedReceiver<(Part, u32)>,
+    pub sockets: SetSockets,
+    pub fd_store: FdStore,
+    notify_socket: NotifySocket,
+    pub endpoints: BTreeMap<WorkerId, WorkerEndpoints>,
+    prober: Prober,
+    pub restart_stats: RestartStats,
+    admin: AdminServer,
+    evidence: EvidenceRecorder,
+    state_writer: StateWriter,
+    /// The segments that this set has created. The files that name them may be removed by others.
+    pub segments: SegmentNames,
+    /// Why parts are about to end, as they have reported it.
+    failures: BTreeMap<Part, String>,
+    /// The last logged cause of each part's restarts.
+    logged_causes: BTreeMap<Part, String>,
+    /// By when every part should be up; `None` once the result has been logged.
+    pub start_deadline: Option<Monotonic>,
+    stopping_since: Option<Monotonic>,
+    is_finished: bool,
+}
+
+impl ChildSupervisor {
+    /// Creates sockets, segments and doorbells, and starts the dispatcher.
+    pub(crate) fn open(
+        loaded: Loaded,
+        inherited_children: Rc<[ProcessId]>,
+        segments: SegmentNames,
+    ) -> Result<Self, WatchdogError> {
+        let Loaded { config, origin, .. } = loaded;
+        let runtime_dir = config.set.runtime_dir.clone();
+        let sockets = SetSockets::open(&config)?;
+        let set_epoch = clock::now().0;
+        let mut endpoints = BTreeMap::new();
+        for id in config.workers() {
+            endpoints.insert(id.clone(), WorkerEndpoints::create(&config, &id, set_epoch, &segments)?);
+        }
+        applied_config::write(&config, &runtime_dir)?;
+        let notify_path = runtime_dir.join("notify.sock");
+        let notify_socket = NotifySocket::bind(&notify_path).map_err(system(notify_path.display().to_string()))?;
+        let (exit_sender, exits) = mpsc::unbounded_channel();
+        let (plan, actions) = Plan::new(&drain_timeouts(&config), plan_limits(&config), clock::now());
+        let mut supervisor = Self {
+            children: Children::new(applied_config::path(&runtime_dir), notify_path, inherited_children, exit_sender),
+            exits,
+            sockets,
+            fd_store: FdStore::default(),
+            notify_socket,
+            endpoints,
+            prober: Prober::start(runtime_dir.join("probe.sock")),
+            restart_stats: RestartStats::default(),
+            admin: AdminServer::default(),
+            evidence: EvidenceRecorder::default(),
+            state_writer: StateWriter::default(),
+            segments,
+            failures: BTreeMap::new(),
+            logged_causes: BTreeMap::new(),
+            start_deadline: Some(clock::now() + config.watchdog.start_timeout),
+            stopping_since: None,
+            is_finished: false,
+            own_id: procfs::this_process(),
+            config: Arc::new(config),
+            origin,
+            runtime_dir,
+            set_epoch,
+            plan,
+        };
+        supervisor.log_config_warnings();
+        supervisor.perform(actions);
+        supervisor.serve_admin()?;
+        Ok(supervisor)
+    }
+
+    /// Runs the set until all parts have ended after a stop. `stop` and `reload` become readable on a signal.
+    pub(crate) async fn run(mut self, mut stop: UnixStream, mut reload: UnixStream) -> Result<(), WatchdogError> {
+        let (mut stop_bytes, mut reload_bytes) = ([0; 64], [0; 64]);
+        let mut next_probe = clock::now() + self.config.watchdog.probe_interval;
+        let mut ticker = WatchdogTicker::start();
+        let mut suspends = SuspendDetector::new();
+        while !self.is_finished {
+            let wake_at = [Some(next_probe), self.plan.deadline(), ticker.due_at()].into_iter().flatten().min();
+            let wake_at = wake_at.unwrap_or(next_probe);
+            let event = tokio::select! {
+                biased;
+                Ok(_) = stop.read(&mut stop_bytes) => Some(self.on_stop_signal(clock::now())),
+                // Before the events that lead to a verdict.
+                report = self.prober.next_report() => report.map(PlanEvent::Report),
+                Some((part, pid)) = self.exits.recv() => self.on_exit(part, pid),
+                Ok(message) = self.notify_socket.receive() => self.on_notify(message),
+                Ok(_) = reload.read(&mut reload_bytes) => self.reload(),
+                () = sleep(wake_at.since(clock::now())) => None,
+            };
+            let now = clock::now();
+            let late = now.since(wake_at);
+            let mut report = None;
+            if late > LATE {
+                tracing::debug!(
+                    late_ms = late.as_millis() as u64,
+                    "the watchdog was late: liveness deadlines are extended by as much"
+                );
+                self.evidence.was_late(now, late);
+                self.handle(now, PlanEvent::WatchdogLate(late));
+                report = self.prober.take_buffered_report().await;
+            }
+            if suspends.was_suspended() {
+                self.handle(now, PlanEvent::MachineResumed);
+            }
+            if next_probe <= now {
+                next_probe = now + self.config.watchdog.probe_interval;
+                if self.prober.send_probe(prober::failed_pools(&self.plan)) {
+                    self.handle(now, PlanEvent::ProbeSent);
+                }
+            }
+            ticker.tick(now);
+            if let Some(workers) = report {
+                self.handle(now, PlanEvent::Report(workers));
+            }
+            self.handle(now, event.unwrap_or(PlanEvent::Tick));
+            if self.start_deadline.is_some_and(|deadline| deadline <= now) {
+                self.log_start_timeout();
+            }
+            self.publish_snapshot(now);
+        }
+        Ok(())
+    }
+
+    fn handle(&mut self, now: Monotonic, event: PlanEvent) {
+        let actions = self.plan.handle(now, event);
+        self.perform(actions);
+    }
+
+    /// SIGTERM or SIGINT. A second one within [`STOP_DEBOUNCE`] counts as the same.
+    fn on_stop_signal(&mut self, now: Monotonic) -> PlanEvent {
+        let set = &self.config.set.name;
+        if let Some(first) = self.stopping_since {
+            if now.since(first) < STOP_DEBOUNCE {
+                return PlanEvent::Tick;
+            }
+            tracing::warn!(%set, event = %log::Event::SetStoppingNow,
+                    "stopping now, on a second signal: requests in progress are cut off");
+            return PlanEvent::StopNow;
+        }
+        self.stopping_since = Some(now);
+        let drain_timeout = drain_timeouts(&self.config).into_values().max().unwrap_or_default();
+        let at_most = humantime::format_duration(drain_timeout + plan_limits(&self.config).exit_grace).to_string();
+        tracing::info!(%set, at_most, event = %log::Event::SetStopping,
+            "stopping, on a signal: no new leases, requests in progress may finish");
+        PlanEvent::Stop
+    }
+
+    fn on_exit(&mut self, part: Part, pid: u32) -> Option<PlanEvent> {
+        // Messages that the part sent before it ended are processed first.
+        while let Some(message) = self.notify_socket.try_receive() {
+            if let Some(event) = self.on_notify(message) {
+                self.handle(clock::now(), event);
+            }
+        }
+        let (mut how, mut cause) = self.children.reap(&part, pid)?;
+        if self.plan.status().any(|(of, status)| *of == part && status.state == "starting") {
+            how += " before it was ready";
+            cause = RestartCause::Start;
+        }
+        self.restart_stats.ended(clock::now(), &part, cause);
+        if let Some(failure) = self.failures.remove(&part) {
+            how = format!("{how}: {failure}");
+        }
+        tracing::debug!(pid, %part, "{part} has ended: {how}");
+        Some(PlanEvent::Exited { part, cause: how, jitter: backoff::jitter() })
+    }
+
+    fn on_notify(&mut self, message: NotifyMessage) -> Option<PlanEvent> {
+        let part = self.children.part(message.pid)?.clone();
+        if part == Part::Dispatcher {
+            self.fd_store.apply(&message.fields, message.fds, self.config.front.connections);
+        }
+        if let Some(failure) = message.fields.failure {
+            self.failures.insert(part.clone(), failure);
+        }
+        if message.fields.ready {
+            self.restart_stats.ready(clock::now(), &part);
+        }
+        message.fields.ready.then_some(PlanEvent::Ready(part))
+    }
+
+    /// Performs actions, and those that follow from them, in order.
+    fn perform(&mut self, actions: Vec<PlanAction>) {
+        let mut queue = VecDeque::from(actions);
+        while let Some(action) = queue.pop_front() {
+            if let Some(event) = self.perform_one(action) {
+                queue.extend(self.plan.handle(clock::now(), event));
+            }
+        }
+        self.write_state();
+    }
+
+    fn perform_one(&mut self, action: PlanAction) -> Option<PlanEvent> {
+        match action {
+            PlanAction::Start(part) => return Some(self.start(part)),
+            PlanAction::Sample(part) => {
+                let sample = process_sample::sample(&part, self.children.process(&part));
+                return Some(PlanEvent::Sampled(part, sample));
+            }
+            PlanAction::Signal(part, signal) => self.children.signal(&part, signal),
+            PlanAction::DeclareFrozen(part, why) => {
+                self.restart_stats.declared_frozen(clock::now(), &part, self.prober.silent_since(&part));
+                let target = self.children.pid(&part).map(|pid| {
+                    EvidenceTarget::of(&part, pid, ProcessScope::Tree, &self.config, self.prober.last_report())
+                });
+                self.evidence.record(&part, &why, target);
+            }
+            PlanAction::KillOrphans(id) => {
+                self.children.kill_orphans();
+                if let Some(endpoints) = self.endpoints.get(&id) {
+                    endpoints.doorbell.ring();
+                }
+            }
+            PlanAction::Quiesce => prober::send_quiesce(self.runtime_dir.join("probe.sock")),
+            PlanAction::RemoveWorker(id) => self.remove_worker(&id),
+            PlanAction::Log(part, mut notice) => {
+                if let Notice::Restarting { cause, .. } = &mut notice {
+                    self.restart_stats.unplanned_restart(&part);
+                    self.abbreviate_cause(&part, cause);
+                }
+                log_notice(&part, notice, self.children.pid(&part));
+            }
+            PlanAction::AllUp => self.log_set_up(),
+            PlanAction::Finish => self.is_finished = true,
+        }
+        None
+    }
+
+    fn remove_worker(&mut self, id: &WorkerId) {
+        self.sockets.workers.remove(id);
+        self.endpoints.remove(id);
+        let segment = self.segments.borrow_mut().remove(id);
+        let removed = ipc::retire_worker(&self.runtime_dir, id);
+        if let Err(error) = removed.and(segment.map_or(Ok(()), |name| ipc::remove_segment(&name))) {
+            tracing::error!(worker = %id, event = %log::Event::RuntimeDirError,
+                "cannot remove the segment and doorbells of worker {id}: {error}");
+        }
+        tracing::info!(worker = %id, event = %log::Event::WorkerRemoved, "worker {id} was removed from the set");
+    }
+
+    /// A cause that repeats is logged without its details.
+    fn abbreviate_cause(&mut self, part: &Part, cause: &mut String) {
+        if self.logged_causes.insert(part.clone(), cause.clone()).as_ref() == Some(&*cause)
+            && let Some((short, _)) = cause.split_once(": ")
+        {
+            *cause = format!("{short}, as before");
+        }
+    }
+
+    fn write_state(&mut self) {
+        let listeners = self.sockets.listeners.iter().map(|socket| socket.address.to_string()).collect();
+        let state = state::saved_state(&self.plan, &self.config.set.name, self.own_id, listeners);
+        self.state_writer.write_if_changed(state, &self.runtime_dir);
+    }
+
+    /// Serves on the admin sockets of the configuration in force.
+    pub(crate) fn serve_admin(&mut self) -> Result<(), WatchdogError> {
+        self.publish_snapshot(clock::now());
+        let served = self.sockets.clone_admin().and_then(|sockets| self.admin.serve(sockets));
+        if let Some(socket) = &self.sockets.admin_tcp {
+            tracing::info!("metrics of the set: curl http://{}/metrics", socket.address);
+        }
+        served.map_err(system("admin.sock"))
+    }
+
+    fn publish_snapshot(&self, now: Monotonic) {
+        let Some(state) = self.state_writer.last() else { return };
+        self.admin.publish(SetSnapshot::new(now, &self.config, state, &self.prober, &self.restart_stats));
+    }
+
+    /// Warns of keys that only systemd can apply, and of an admin address that other machines can reach.
+    pub(crate) fn log_config_warnings(&self) {
+        let unsupported = self.config.pools.iter().filter_map(|pool| pool.unsupported_by_run());
+        for warning in unsupported.chain(self.config.admin.exposure_warning()) {
+            tracing::warn!("{warning}");
+        }
+    }
+}

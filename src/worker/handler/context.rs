@@ -1,0 +1,36 @@
+//! What a handler knows about a request besides the request itself.
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use http::{Extensions, StatusCode};
+
+use super::failure::RequestFailure;
+use crate::ids::WorkerId;
+
+/// The circumstances of a request. The worker inserts them into the request's extensions.
+#[derive(Clone, Debug)]
+pub struct RequestContext {
+    /// The client's address; `None` on a Unix socket.
+    pub peer: Option<SocketAddr>,
+    /// The address the client connected to; `None` on a Unix socket.
+    pub server: Option<SocketAddr>,
+    /// The worker that serves the request.
+    pub worker: WorkerId,
+    /// The lease as text.
+    pub lease: String,
+    /// The longest time without a byte of the request body.
+    pub body_timeout: Duration,
+    /// The largest request body in bytes; 0: unlimited.
+    pub max_body: u64,
+}
+
+impl RequestContext {
+    pub(super) fn from_extensions(extensions: &Extensions) -> Result<Self, RequestFailure> {
+        let missing = || {
+            let reason = "internal error: the request has no RequestContext extension";
+            RequestFailure::new(StatusCode::INTERNAL_SERVER_ERROR, reason).not_started()
+        };
+        extensions.get().cloned().ok_or_else(missing)
+    }
+}

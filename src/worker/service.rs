@@ -1,0 +1,195 @@
+//! What redirect and handoff do alike once the lease is claimed: run the handler within the request's deadline.
+
+use std::error::Error;
+use std::future::Future;
+use std::io;
+use std::net::SocketAddr;
+use std::panic::AssertUnwindSafe;
+use std::pin::{Pin, pin};
+use std::sync::Arc;
+use std::task::Poll;
+
+use bytes::Bytes;
+use http::header::CONTENT_LENGTH;
+use http::uri::PathAndQuery;
+use http::{Method, Request, Response, StatusCode, Uri, Version};
+use http_body::Body as _;
+use http_body_util::BodyExt;
+use hyper::body::Incoming;
+use tokio::sync::Mutex;
+use tokio::time::sleep_until;
+use tower_service::Service;
+
+use super::counted_body::BodyCounter;
+use super::handler::{Body, BoxError, RequestContext, RequestFailure};
+use super::state::WorkerState;
+use super::turn::{AbortCause, ActiveLease, Transaction};
+use crate::clock;
+use crate::exchange::Counter;
+use crate::ids::LeaseId;
+use crate::log::Event;
+use crate::net::{ProblemResponse, RequestOutcome, SharedStream};
+
+/// A running handler.
+pub(super) type HandlerFuture = Pin<Box<dyn Future<Output = Result<Response<Body>, RequestFailure>> + Send>>;
+
+/// The service of a worker: a built-in handler, or a program's own.
+pub(super) trait HandlerService:
+    Service<Request<Body>, Response = Response<Body>, Error = RequestFailure, Future = HandlerFuture> + Send + 'static
+{
+}
+
+impl<S> HandlerService for S where
+    S: Service<Request<Body>, Response = Response<Body>, Error = RequestFailure, Future = HandlerFuture>
+        + Send
+        + 'static
+{
+}
+
+/// Why a connection ended before its regular end.
+pub(super) enum EarlyEnd {
+    /// The request was malformed, or the response could not be sent.
+    Http(hyper::Error),
+    /// See [`AbortCause`].
+    Aborted(AbortCause),
+}
+
+impl EarlyEnd {
+    /// Whether the client has disconnected: found by the watch on the connection, or by a failed write.
+    pub(super) fn is_client_gone(&self) -> bool {
+        match self {
+            EarlyEnd::Aborted(cause) => *cause == AbortCause::ClientGone,
+            EarlyEnd::Http(error) => {
+                error.source().and_then(|source| source.downcast_ref::<io::Error>()).is_some_and(|error| {
+                    matches!(error.kind(), io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset)
+                })
+            }
+        }
+    }
+
+    /// Logs what it means for the request of `lease`.
+    pub(super) fn log_request(&self, state: &WorkerState, lease: LeaseId) {
+        let (worker, epoch) = (&state.id, state.slot.epoch());
+        if self.is_client_gone() {
+            tracing::info!(%worker, %lease, %epoch, event = %Event::RequestCancelled,
+                "the client has disconnected: its request is cancelled");
+        } else if matches!(self, EarlyEnd::Aborted(AbortCause::Deadline)) {
+            tracing::warn!(%worker, %lease, %epoch, event = %Event::RequestDeadline,
+                "request_timeout passed during the response: the response is cut");
+        }
+    }
+}
+
+/// Runs the handler for the requests of one connection.
+pub(super) struct RequestRunner<S> {
+    pub state: Arc<WorkerState>,
+    pub service: Arc<Mutex<S>>,
+    pub transaction: Arc<Transaction>,
+    pub stream: SharedStream,
+}
+
+impl<S: HandlerService> RequestRunner<S> {
+    /// Runs the handler for one request; `peer` and `server` are the addresses of client and listener. An error means
+    /// that no response may be sent.
+    pub(super) async fn run(
+        &self,
+        mut request: Request<Incoming>,
+        target: PathAndQuery,
+        active: ActiveLease,
+        peer: Option<SocketAddr>,
+        server: Option<SocketAddr>,
+    ) -> Result<Response<Body>, BoxError> {
+        let Self { state, service, transaction, stream } = self;
+        // Without the query, which may hold secrets.
+        let line = [request.method().as_str().as_bytes(), b" ", target.path().as_bytes()];
+        state.slot.note_request(active.lease, clock::now(), &line);
+        if !transaction.has_handler_permit() {
+            transaction.keep_handler_permit(state.handler_permit().await);
+        }
+        let http11 = request.version() >= Version::HTTP_11;
+        *request.uri_mut() = Uri::from(target);
+        request.extensions_mut().insert(RequestContext {
+            peer,
+            server,
+            worker: state.id.clone(),
+            lease: active.lease.to_string(),
+            body_timeout: state.front.body_timeout,
+            max_body: state.front.max_body,
+        });
+        // A Unix socket has no reset: only framing tells a cut response from a complete one.
+        let needs_framing = !http11 && request.method() != Method::HEAD && !stream.0.is_tcp();
+        transaction.start_request(request.body().is_end_stream());
+        let received = BodyCounter::new(state.clone(), Counter::BytesIn, transaction.clone());
+        let request = request.map(|body| Body::new(received.count(body.map_err(BoxError::from))));
+
+        let outcome = tokio::select! {
+            biased; // no timer for a handler that is done at once
+            outcome = call(service, request) => outcome,
+            () = sleep_until(active.deadline) => {
+                let limit = humantime::format_duration(active.deadline - active.claimed_at);
+                let worker = &state.id;
+                let reason = format!("the handler of worker {worker} did not finish within request_timeout, {limit}");
+                Err(RequestFailure { status: StatusCode::GATEWAY_TIMEOUT, reason, started: true })
+            }
+        };
+        let outcome = outcome.and_then(|response| {
+            if needs_framing && ends_with_connection(&response) {
+                let reason = "on a Unix socket an HTTP/1.0 client cannot tell where a response of unknown length ends: \
+                              use HTTP/1.1";
+                let status = StatusCode::HTTP_VERSION_NOT_SUPPORTED;
+                return Err(RequestFailure { status, reason: reason.into(), started: true });
+            }
+            Ok(response)
+        });
+        if let Err(failure) = &outcome {
+            // The handler's processes are dead before the client gets the response.
+            state.handler_done();
+            if let Some(builtin) = &state.builtin {
+                builtin.kill_request_processes().await;
+            }
+            state.log_failure(active.lease, failure);
+            transaction.fail();
+        }
+        if !transaction.is_responding() && !state.slot.respond(active.lease) {
+            return Err("the dispatcher has aborted the lease".into());
+        }
+        let response = outcome.unwrap_or_else(|failure| failure_response(&failure));
+        let sent = BodyCounter::new(state.clone(), Counter::BytesOut, transaction.clone());
+        transaction.start_response(response.status());
+        Ok(response.map(|body| Body::new(sent.count(body))))
+    }
+}
+
+/// Runs the handler; a panic in it fails this request and nothing else.
+async fn call<S: HandlerService>(service: &Mutex<S>, request: Request<Body>) -> Result<Response<Body>, RequestFailure> {
+    let run = async {
+        let mut service = service.lock().await;
+        std::future::poll_fn(|task| service.poll_ready(task)).await?;
+        service.call(request).await
+    };
+    let mut run = pin!(AssertUnwindSafe(run));
+    std::future::poll_fn(|task| {
+        std::panic::catch_unwind(AssertUnwindSafe(|| run.as_mut().as_mut().poll(task))).unwrap_or_else(|_| {
+            let reason = "the handler panicked".to_owned();
+            Poll::Ready(Err(RequestFailure { status: StatusCode::INTERNAL_SERVER_ERROR, reason, started: true }))
+        })
+    })
+    .await
+}
+
+/// Whether only the end of the connection ends this response for an HTTP/1.0 client.
+fn ends_with_connection(response: &Response<Body>) -> bool {
+    let has_no_body = matches!(response.status(), StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED);
+    !has_no_body && !response.headers().contains_key(CONTENT_LENGTH) && response.body().size_hint().exact().is_none()
+}
+
+fn failure_response(failure: &RequestFailure) -> Response<Body> {
+    let outcome = if failure.started { RequestOutcome::StartedUnknown } else { RequestOutcome::NotStarted };
+    let detail = failure.reason.clone();
+    problem_response(&ProblemResponse { status: failure.status, detail, outcome, retry_after: None })
+}
+
+/// The whole response.
+pub(super) fn problem_response(problem: &ProblemResponse) -> Response<Body> {
+    problem.response().map(|body: http_body_util::Full<Bytes>| Body::new(body.map_err(|never| match never {})))
+}
