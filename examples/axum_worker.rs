@@ -4,8 +4,8 @@
 //! handler = { program = ["/path/to/axum_worker"] }
 //! ```
 //!
-//! One request at a time comes in, with the path that the client asked for. The program is started by
-//! `patou run` or systemd; by hand it only says that it was not.
+//! The router receives one request at a time, with the path that the client requested. `patou run` or systemd starts
+//! the program; without them it only reports an error.
 
 use std::time::Duration;
 
@@ -22,7 +22,7 @@ use patou::worker::RequestContext;
 async fn main() -> Result<(), patou::worker::ServeError> {
     let router = Router::new()
         .route("/hello", get(hello))
-        // A body goes back while it comes in: nothing is collected.
+        // Sends the body back as it arrives, without buffering it.
         .route("/echo", post(|body: Body| async { body }))
         .route("/slow", get(slow))
         .route("/block", get(block))
@@ -32,13 +32,13 @@ async fn main() -> Result<(), patou::worker::ServeError> {
     patou::worker::serve(router).await
 }
 
-/// What patou knows of the request comes as an extension.
+/// What patou knows about the request is an extension.
 async fn hello(Extension(context): Extension<RequestContext>) -> String {
     let peer = context.peer.map_or("a Unix socket".to_owned(), |peer| peer.ip().to_string());
     format!("hello from {} to {peer} under lease {}\n", context.worker, context.lease)
 }
 
-/// Waits as it should: past request_timeout the client gets 504 and this future is dropped.
+/// Waits without blocking. After request_timeout the client gets 504, and this future is dropped.
 async fn slow(query: RawQuery) -> &'static str {
     tokio::time::sleep(ms(query)).await;
     "slept\n"
@@ -50,7 +50,7 @@ async fn block(query: RawQuery) -> &'static str {
     "blocked\n"
 }
 
-/// Blocks the thread after its response: no client is served meanwhile. After request_timeout the worker exits.
+/// Blocks the thread after the response, so that the next request is not served. After request_timeout the worker ends.
 async fn block_later(query: RawQuery) -> &'static str {
     let time = ms(query);
     tokio::spawn(async move {
@@ -61,14 +61,14 @@ async fn block_later(query: RawQuery) -> &'static str {
     "later\n"
 }
 
-/// A panic is a 500 for this request and nothing for the next.
+/// A panic is a 500 for this request and does not affect the next one.
 async fn panic() {
-    panic!("asked to");
+    panic!("on request");
 }
 
-/// Within the body it is too late for a 500: the response is cut.
+/// A panic in the body comes too late for a 500: the response is cut.
 async fn panic_late() -> Body {
-    Body::new(Body::from("never sent").map_frame(|_| -> Frame<Bytes> { panic!("asked to, late") }))
+    Body::new(Body::from("never sent").map_frame(|_| -> Frame<Bytes> { panic!("on request, late") }))
 }
 
 fn ms(RawQuery(query): RawQuery) -> Duration {

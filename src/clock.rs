@@ -1,5 +1,5 @@
-//! `CLOCK_MONOTONIC`, which is the same for every process of the machine. For shells only: deciding code takes the time as an
-//! argument.
+//! `CLOCK_MONOTONIC`, which is the same for every process of the machine. For shells only: deciding code takes the time
+//! as an argument.
 
 use std::time::Duration;
 

@@ -1,7 +1,7 @@
 //! A doorbell: a FIFO that carries no state. A byte in it is a wake-up.
 //!
-//! Both ends open the FIFO for reading and writing (fifo(7)), so that the first end gets no ENXIO, and a restart of one end
-//! is no end of file for the other.
+//! Both ends open the FIFO for reading and writing (fifo(7)), so that the first end gets no ENXIO, and a restart of one
+//! end is no end of file for the other.
 
 use std::fs::File;
 use std::io::{self, Write};

@@ -1,8 +1,8 @@
 //! Passes an accepted connection to its worker: one message with the socket beside it (`SCM_RIGHTS`, unix(7)), over
 //! `<runtime_dir>/<pool>/<n>.sock`, a `SOCK_SEQPACKET` socket of the worker that outlives its incarnations.
 //!
-//! The message carries the lease and its token, which only this worker receives. A connection whose lease is no longer in
-//! the slot is closed by the worker, and never shut down. Both ends send and receive without blocking.
+//! The message carries the lease and its token, which only this worker receives. A connection whose lease is no longer
+//! in the slot is closed by the worker, and never shut down. Both ends send and receive without blocking.
 
 use std::io::{self, IoSlice, IoSliceMut};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -160,8 +160,8 @@ impl HandoffSender {
 
     /// Sends `connection` to the worker.
     ///
-    /// Returns whether the same incarnation of the worker received the previous message. If not, the worker has restarted,
-    /// or must restart.
+    /// Returns whether the same incarnation of the worker received the previous message. If not, the worker has
+    /// restarted, or must restart.
     ///
     /// # Errors
     /// When no process listens, or when the receive buffer is full because the worker does not read.
@@ -195,8 +195,8 @@ pub(crate) fn accept(listener: BorrowedFd<'_>) -> io::Result<OwnedFd> {
     sys::own_fds(vec![fd]).next().ok_or_else(|| io::ErrorKind::NotFound.into())
 }
 
-/// Receives a message, which is `None` if it is invalid, and its connection. Returns `None` when the dispatcher has ended.
-/// `bytes`: a buffer of [`MESSAGE_MAX`].
+/// Receives a message, which is `None` if it is invalid, and its connection. Returns `None` when the dispatcher has
+/// ended. `bytes`: a buffer of [`MESSAGE_MAX`].
 pub(crate) fn receive(
     socket: BorrowedFd<'_>,
     bytes: &mut [u8],

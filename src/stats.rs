@@ -1,7 +1,7 @@
 //! Counters by name and histograms of times, and their totals over all incarnations of a part. Pure code.
 //!
-//! Dispatcher and workers keep counters, and may die. The totals keep the counters of dead incarnations, so that a total
-//! never decreases.
+//! Dispatcher and workers keep counters, and may die. The totals keep the counters of dead incarnations, so that a
+//! total never decreases.
 
 #![forbid(unsafe_code)]
 

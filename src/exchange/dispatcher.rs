@@ -104,8 +104,8 @@ impl<M: SlotMemory> DispatcherSide<M> {
             && self.identity().into_iter().all(|(word, value)| self.memory.load(word, Relaxed) == value)
     }
 
-    /// Fills a slot that was restored with zeros. `worker`: the last incarnation; it is written as one that has ended, with
-    /// a pid that cannot exist.
+    /// Fills a slot that was restored with zeros. `worker`: the last incarnation; it is written as one that has ended,
+    /// with a pid that cannot exist.
     pub(crate) fn reinitialize(&mut self, worker: Option<Epoch>) {
         self.outstanding = None;
         if let Some(epoch) = worker {
@@ -155,8 +155,8 @@ impl<M: SlotMemory> DispatcherSide<M> {
         self.memory.store(Word::POLLING, 1, Relaxed);
     }
 
-    /// This side is about to sleep: the worker must ring again. [`Self::has_update`] then sees what the worker did before
-    /// it read this store (store buffering: one of the two sees the other, as in Dekker's algorithm).
+    /// This side is about to sleep: the worker must ring again. [`Self::has_update`] then sees what the worker did
+    /// before it read this store (store buffering: one of the two sees the other, as in Dekker's algorithm).
     pub(crate) fn stop_polling(&self) {
         self.memory.store(Word::POLLING, 0, Relaxed);
         self.memory.fence(SeqCst); // W

@@ -48,8 +48,8 @@ impl Incarnation {
         })
     }
 
-    /// Whether the first worker may still be writing the line: no epoch yet, and no state above Starting. Any other line
-    /// that [`Self::load`] rejects is corrupt.
+    /// Whether the first worker may still be writing the line: no epoch yet, and no state above Starting. Any other
+    /// line that [`Self::load`] rejects is corrupt.
     pub(crate) fn is_unwritten<M: SlotMemory>(memory: &M) -> bool {
         memory.load(Word::EPOCH, Relaxed) == 0 && memory.load(Word::STATE, Relaxed) <= Lifecycle::Starting as u64
     }

@@ -1,13 +1,17 @@
 //! The protocol between dispatcher and worker in one slot: questions, answers and the claim word.
 //!
-//! The slot is an array of 64-bit words in 64-byte lines. Each line has one writing role, so that two roles never compete
-//! for a cache line or a value. Only the claim word has two writers, and changes by compare-and-swap:
+//! The slot is an array of 64-bit words in 64-byte lines. Each line has one writing role, so that two roles never
+//! compete for a cache line or a value. Only the claim word has two writers, and changes by compare-and-swap:
 //!
 //! ```text
-//! Free -> Offered                 dispatcher      Claimed -> Responding         worker, before the first response byte
-//! Offered -> Claimed              worker          Claimed | Responding -> Done  worker
-//! Offered -> Revoked              dispatcher      Done | Revoked | Aborted -> Free  dispatcher
-//! Claimed -> Aborted              dispatcher      Responding -> Free  dispatcher, once the worker's incarnation is dead
+//! Free -> Offered                   dispatcher
+//! Offered -> Claimed                worker
+//! Offered -> Revoked                dispatcher
+//! Claimed -> Responding             worker, before the first response byte
+//! Claimed -> Aborted                dispatcher
+//! Claimed | Responding -> Done      worker
+//! Done | Revoked | Aborted -> Free  dispatcher
+//! Responding -> Free                dispatcher, once the worker's incarnation is dead
 //! ```
 //!
 //! A side writes the state and then rings the doorbell; the other side reads the state when rung *or at its deadline*.

@@ -11,7 +11,8 @@ use crate::ids::{LeaseId, Monotonic};
 pub(crate) struct RequestNote {
     /// The time of the claim.
     pub claimed_at: Monotonic,
-    /// Method and path, cut at [`RequestNote::TEXT_MAX`] bytes. They come from the client and may hold any byte but zero.
+    /// Method and path, cut at [`RequestNote::TEXT_MAX`] bytes. They come from the client and may hold any byte but
+    /// zero.
     pub text: Vec<u8>,
 }
 

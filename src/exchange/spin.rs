@@ -1,7 +1,7 @@
 //! How long the dispatcher spins on a slot for an answer before it sleeps.
 //!
-//! A wake-up costs tens of microseconds, an answer of a worker that is awake only a few. But spinning takes the core from
-//! a worker that has no other one, and is useless where an answer takes longer than a wake-up.
+//! A wake-up costs tens of microseconds, an answer of a worker that is awake only a few. But spinning takes the core
+//! from a worker that has no other one, and is useless where an answer takes longer than a wake-up.
 
 use std::time::Duration;
 
@@ -27,8 +27,8 @@ impl SpinBudget {
     /// The longest time to spin.
     pub(crate) const MAX: Duration = Duration::from_micros(50);
 
-    /// How long to spin for the next answer: twice the average, or not at all. `shares_core`: the worker may need the core
-    /// of this thread.
+    /// How long to spin for the next answer: twice the average, or not at all. `shares_core`: the worker may need the
+    /// core of this thread.
     pub(crate) fn next(&mut self, shares_core: bool) -> Duration {
         if shares_core {
             return Duration::ZERO;

@@ -38,9 +38,9 @@ impl fmt::Display for Epoch {
     }
 }
 
-/// The number of a lease: the low 20 bits of the dispatcher's epoch above a counter of 36 bits. An id is unique within a
-/// set until the dispatcher has been restarted a million times. An id has 56 bits, because it shares the claim word with
-/// the phase.
+/// The number of a lease: the low 20 bits of the dispatcher's epoch above a counter of 36 bits. An id is unique within
+/// a set until the dispatcher has been restarted a million times. An id has 56 bits, because it shares the claim word
+/// with the phase.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) struct LeaseId(u64);
 

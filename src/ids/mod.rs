@@ -1,5 +1,5 @@
-//! Identifiers and the other values that cross a process boundary: pools, workers, leases, epochs, tokens, points in time
-//! and the states of a slot.
+//! Identifiers and the other values that cross a process boundary: pools, workers, leases, epochs, tokens, points in
+//! time and the states of a slot.
 //!
 //! Each is a type with a checked constructor: a value from a segment or a command line is rejected here, or is valid
 //! everywhere else.

@@ -21,7 +21,10 @@ pub enum IpcError {
     #[error(transparent)]
     Segment(#[from] SegmentError),
     /// A process runs a set in this directory.
-    #[error("a set is running in {} (pid {pid}): stop it first, or give this one another set.runtime_dir", dir.display())]
+    #[error(
+        "a set is running in {} (pid {pid}): stop it first, or give this one another set.runtime_dir",
+        dir.display()
+    )]
     AlreadyRunning {
         /// The directory.
         dir: PathBuf,
@@ -29,7 +32,11 @@ pub enum IpcError {
         pid: u32,
     },
     /// Processes of another version, whose segments this version cannot read.
-    #[error("a set of another version of patou (segment layout {layout}) still runs in {}: stop it with that version, or end its processes", dir.display())]
+    #[error(
+        "a set of another version of patou (segment layout {layout}) still runs in {}: \
+         stop it with that version, or end its processes",
+        dir.display()
+    )]
     OtherVersion {
         /// The directory.
         dir: PathBuf,
@@ -37,7 +44,11 @@ pub enum IpcError {
         layout: u64,
     },
     /// systemd runs the set in this directory.
-    #[error("the set in {} is run by systemd: stop it first (systemctl stop patou), or give this one another set.runtime_dir", .0.display())]
+    #[error(
+        "the set in {} is run by systemd: \
+         stop it first (systemctl stop patou), or give this one another set.runtime_dir",
+        .0.display()
+    )]
     RunBySystemd(PathBuf),
     /// The objects of this worker do not exist.
     #[error("{} has no worker {worker}: is the set running?", dir.display())]

@@ -30,8 +30,8 @@ pub(crate) struct Leftover {
     pub busy: bool,
 }
 
-/// Removes segments of this set that no process uses and no file names, as after the removal of the directory of a running
-/// set. Returns their number. The caller holds the set's lock, or the directory does not exist.
+/// Removes segments of this set that no process uses and no file names, as after the removal of the directory of a
+/// running set. Returns their number. The caller holds the set's lock, or the directory does not exist.
 ///
 /// Segments of a set of the same name in another directory have another digest, and stay.
 pub(crate) fn remove_dead_segments(config: &Config) -> Result<usize, IpcError> {

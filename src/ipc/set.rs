@@ -46,8 +46,8 @@ pub(crate) fn retire_worker(dir: &Path, id: &WorkerId) -> Result<(), IpcError> {
     Ok(())
 }
 
-/// Removes all objects of the set in `dir`, whose lock the caller holds. Foreign files stay. Continues after an error and
-/// returns the first one.
+/// Removes all objects of the set in `dir`, whose lock the caller holds. Foreign files stay. Continues after an error
+/// and returns the first one.
 pub(crate) fn remove(dir: &Path) -> Result<(), IpcError> {
     let mut result = remove_workers(dir);
     for name in FILES {

@@ -120,8 +120,8 @@ pub(crate) fn snapshot(dir: &Path, id: &WorkerId) -> Result<SlotSnapshot, IpcErr
     Ok(SlotSnapshot::read(&segment_name(dir, id)?, owner_of(dir))?)
 }
 
-/// Removes the objects of one worker, as far as they exist. In a set that systemd runs the socket stays: systemd listens
-/// on it and removes it.
+/// Removes the objects of one worker, as far as they exist. In a set that systemd runs the socket stays: systemd
+/// listens on it and removes it.
 pub(crate) fn remove_worker(dir: &Path, id: &WorkerId) -> Result<(), IpcError> {
     let paths = WorkerPaths::new(dir, id);
     if !is_run_by_systemd(dir) {

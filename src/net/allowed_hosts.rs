@@ -1,5 +1,5 @@
-//! The host names that a listener serves. This keeps a web page from reaching a loopback listener through its own name that
-//! resolves to 127.0.0.1 (DNS rebinding).
+//! The host names that a listener serves. This keeps a web page from reaching a loopback listener through its own name
+//! that resolves to 127.0.0.1 (DNS rebinding).
 
 #![forbid(unsafe_code)]
 

@@ -15,13 +15,13 @@ const PROBE: &[u8] = b"HTTP/1.1 102 Processing\r\n\r\n";
 
 /// Completes when the client has disconnected; stays pending while it is connected.
 ///
-/// A client that has shut down only its sending direction after a full request still waits for its response. Over TCP its
-/// FIN looks like that of a close. Only data distinguishes them, because a closed socket replies to it with a reset. So
-/// one interim response is sent after a FIN if `may_probe` permits it: nothing has been sent yet, and the client speaks
-/// HTTP/1.1, in which every client must understand 1xx.
+/// A client that has shut down only its sending direction after a full request still waits for its response. Over TCP
+/// its FIN looks like that of a close. Only data distinguishes them, because a closed socket replies to it with a
+/// reset. So one interim response is sent after a FIN if `may_probe` permits it: nothing has been sent yet, and the
+/// client speaks HTTP/1.1, in which every client must understand 1xx.
 ///
-/// A separate epoll instance watches the connection. It wakes for the end of the connection and not for data, because no
-/// task may be reading at the time.
+/// A separate epoll instance watches the connection. It wakes for the end of the connection and not for data, because
+/// no task may be reading at the time.
 pub(crate) async fn disconnected(stream: &SharedStream, may_probe: &AtomicBool) {
     let Ok((epoll, readiness)) = watch_for_end(stream) else {
         // Without a free descriptor the deadline of the request is the bound.

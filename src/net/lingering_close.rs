@@ -13,8 +13,9 @@ use crate::sys;
 
 /// Closes a connection on which unread request bytes may follow the response.
 ///
-/// A plain close with unread bytes makes the kernel send a reset, which can destroy the response before the client reads
-/// it. So this shuts down the sending direction, then discards input until the client closes, for at most `bound`.
+/// A plain close with unread bytes makes the kernel send a reset, which can destroy the response before the client
+/// reads it. So this shuts down the sending direction, then discards input until the client closes, for at most
+/// `bound`.
 pub(crate) async fn lingering_close(stream: SharedStream, bound: Duration) {
     if shutdown(stream.0.as_fd().as_raw_fd(), Shutdown::Write).is_err() {
         return; // already disconnected
@@ -31,8 +32,8 @@ pub(crate) async fn discard_until_closed(mut stream: SharedStream, bound: Durati
     let _ = tokio::time::timeout(bound, discard).await; // after that the connection is dropped in any case
 }
 
-/// Ends a connection now, also while other processes hold it. TCP sends a reset, so that an incomplete response does not
-/// look complete.
+/// Ends a connection now, also while other processes hold it. TCP sends a reset, so that an incomplete response does
+/// not look complete.
 pub(crate) fn reset(connection: impl AsFd) {
     // A Unix socket has no AF_UNSPEC: the end of both directions is the closest equivalent.
     if sys::disconnect(connection.as_fd()).is_err() {

@@ -1,5 +1,5 @@
-//! The header in which a proxy names the client of a connection (HAProxy's "The PROXY protocol", versions 1 and 2). Pure
-//! code.
+//! The header in which a proxy names the client of a connection (HAProxy's "The PROXY protocol", versions 1 and 2).
+//! Pure code.
 
 #![forbid(unsafe_code)]
 

@@ -16,8 +16,8 @@ pub(crate) const LEASE_PATH: &str = "/.patou/lease";
 /// The target of `OPTIONS *`: a URI without a path (RFC 9112, section 3.2.4).
 const ASTERISK: &str = "*";
 
-/// Checks a request head. Returns the host, if the request names one, and the target. `allowed_hosts` and `listens_on` are
-/// the listener's; `max_body` is in bytes, 0 for no bound.
+/// Checks a request head. Returns the host, if the request names one, and the target. `allowed_hosts` and `listens_on`
+/// are the listener's; `max_body` is in bytes, 0 for no bound.
 ///
 /// # Errors
 /// The response for a rejected request.

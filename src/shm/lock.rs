@@ -1,7 +1,7 @@
 //! Open file description locks (fcntl(2), `F_OFD_SETLK`), held as long as the opening process lives.
 //!
-//! The kernel releases them however a process ends, so "is it locked" answers "is its owner alive", without a pid that may
-//! have been reused.
+//! The kernel releases them however a process ends, so "is it locked" answers "is its owner alive", without a pid that
+//! may have been reused.
 
 use std::os::fd::AsFd;
 

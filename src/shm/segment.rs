@@ -3,9 +3,9 @@
 //! No Rust reference to a header or slot is ever formed: another process may write at any time, and may be hostile. All
 //! access is by single 64-bit atomic operations at offsets that the layout proves to be inside the mapping.
 //!
-//! Another process may also truncate the object (shared memory objects cannot be sealed); an access then raises SIGBUS. The
-//! handler puts an empty private page in the place of the missing one ([`Segment::is_truncated`]), so that a hostile worker
-//! damages only its own slot.
+//! Another process may also truncate the object (shared memory objects cannot be sealed); an access then raises SIGBUS.
+//! The handler puts an empty private page in the place of the missing one ([`Segment::is_truncated`]), so that a
+//! hostile worker damages only its own slot.
 #![allow(unsafe_code)]
 
 use std::fs::File;
@@ -120,8 +120,8 @@ impl Segment {
 
     /// Opens an existing segment and checks it: owner, size, magic, layout, digest.
     ///
-    /// It must belong to this user, to root, or to `owner` if the set is shared between users. Without `digest` a segment
-    /// of any worker is accepted, for cleaning up.
+    /// It must belong to this user, to root, or to `owner` if the set is shared between users. Without `digest` a
+    /// segment of any worker is accepted, for cleaning up.
     pub(crate) fn open(name: &str, digest: Option<u64>, owner: Option<u32>) -> Result<Self, SegmentError> {
         let segment = Self::open_unchecked(name, digest, owner)?;
         match segment.damage() {
@@ -186,11 +186,11 @@ impl Segment {
         self.word(std::mem::offset_of!(Header, magic)).store(0, Ordering::Release);
     }
 
-    /// Restores the segment in place: its size, zeros, what `fill` writes, and the header. `false` if a worker holds its
-    /// role: a living process keeps its segment, even a corrupt one.
+    /// Restores the segment in place: its size, zeros, what `fill` writes, and the header. `false` if a worker holds
+    /// its role: a living process keeps its segment, even a corrupt one.
     ///
-    /// Only for the dispatcher. The worker's lock is held meanwhile and the magic is written last, so that no worker uses
-    /// an incomplete segment.
+    /// Only for the dispatcher. The worker's lock is held meanwhile and the magic is written last, so that no worker
+    /// uses an incomplete segment.
     pub(crate) fn restore(&self, identity: SegmentIdentity, fill: impl FnOnce()) -> Result<bool, SegmentError> {
         let system = |call| move |cause| SegmentError::System { name: self.name.clone(), call, cause };
         if !lock::try_lock(&self.file, SegmentRole::Worker.bytes()).map_err(system("locking"))? {
@@ -334,8 +334,8 @@ extern "C" fn on_sigbus(_: libc::c_int, info: *mut libc::siginfo_t, _: *mut libc
     let page = if code == libc::BUS_ADRERR { GuardedPage::find(address) } else { None };
     if !page.is_some_and(|(page, start)| replace(page, start)) {
         let fatal = SigAction::new(SigHandler::SigDfl, SaFlags::empty(), SigSet::empty());
-        // A signal that a process sent is not raised again when this handler returns; a fault is, and meets the previous
-        // action.
+        // A signal that a process sent is not raised again when this handler returns; a fault is, and meets the
+        // previous action.
         let sent = code <= 0;
         let next = if sent { &fatal } else { PREVIOUS_ACTION.get().unwrap_or(&fatal) };
         // SAFETY: needed to restore an action. Both are actions that were, or are by default, in force.
@@ -423,7 +423,8 @@ mod tests {
         command.args([&test, "--exact", "--nocapture"]).env(ALONE, value).output().unwrap()
     }
 
-    /// Runs `test` in a separate process: the coroutines of loom, which other unit tests use, replace the SIGBUS handler.
+    /// Runs `test` in a separate process: the coroutines of loom, which other unit tests use, replace the SIGBUS
+    /// handler.
     fn alone(test: impl FnOnce()) {
         if std::env::var_os(ALONE).is_some() {
             return test();

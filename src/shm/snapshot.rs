@@ -1,7 +1,7 @@
 //! A copy of a slot, for readers that do not map the segment.
 //!
-//! Copying needs no write access and cannot fault: a truncated segment is too short to read. Words that are written at the
-//! same time may be inconsistent, which every reader of a slot must expect anyway.
+//! Copying needs no write access and cannot fault: a truncated segment is too short to read. Words that are written at
+//! the same time may be inconsistent, which every reader of a slot must expect anyway.
 
 use std::fs::File;
 use std::os::unix::fs::FileExt;
@@ -23,8 +23,8 @@ pub(crate) struct SlotSnapshot {
 }
 
 impl SlotSnapshot {
-    /// Copies the slot of the segment `name`. The segment must have the layout of this program and belong to this user, to
-    /// root, or to `owner`.
+    /// Copies the slot of the segment `name`. The segment must have the layout of this program and belong to this user,
+    /// to root, or to `owner`.
     ///
     /// # Errors
     /// When the segment is missing, not readable, foreign, or damaged.

@@ -1,8 +1,8 @@
 //! The slot protocol under loom: every interleaving and every stale value that the memory model allows.
 //!
-//! Each model runs first on correct memory. Then it runs, with `should_panic`, on memory that lacks the one guarantee that
-//! the protocol needs there: this proves that loom finds the fault. Some models have too many interleavings to explore all
-//! of them; they bound the number of preemptions.
+//! Each model runs first on correct memory. Then it runs, with `should_panic`, on memory that lacks the one guarantee
+//! that the protocol needs there: this proves that loom finds the fault. Some models have too many interleavings to
+//! explore all of them; they bound the number of preemptions.
 
 mod lease_end;
 mod polling;
@@ -41,8 +41,8 @@ enum Missing {
 
 /// The words of a slot as loom's atomics.
 ///
-/// A relaxed store of a word's current value is left out: it could only add ordering, and would cost loom a branch. Terms
-/// of different leases therefore differ in three words only.
+/// A relaxed store of a word's current value is left out: it could only add ordering, and would cost loom a branch.
+/// Terms of different leases therefore differ in three words only.
 struct LoomSlot {
     words: Vec<AtomicU64>,
     values: Vec<std::sync::atomic::AtomicU64>,

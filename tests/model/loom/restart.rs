@@ -91,8 +91,8 @@ fn an_offer_of_a_dying_dispatcher_needs_one_step() {
     assert!((0..20).any(|writes| next_dispatcher(writes, Missing::SwapInOneStep)), "found nothing");
 }
 
-/// The slot as its worker sees it. Only the worker writes the life line, and knows its values. Its loads before the stores
-/// of a new incarnation would keep loom from finding all orders in which other threads may see the stores.
+/// The slot as its worker sees it. Only the worker writes the life line, and knows its values. Its loads before the
+/// stores of a new incarnation would keep loom from finding all orders in which other threads may see the stores.
 struct WorkerView(Arc<LoomSlot>);
 
 impl SlotMemory for WorkerView {

@@ -1,15 +1,16 @@
 //! A set under a simulated clock, with all kinds of faults, from a seed.
 //!
 //! [`pool`]: the real `Pool` over real slots. Workers are slow, freeze, die and return; doorbells are lost, late and
-//! duplicated; clients leave, never claim, claim late or twice; the dispatcher restarts. Half of the clients are handoff
-//! connections.
+//! duplicated; clients leave, never claim, claim late or twice; the dispatcher restarts. Half of the clients are
+//! handoff connections.
 //!
-//! [`set`]: the same pool, with its dispatcher and workers as processes that the real `watchdog::plan::Plan` starts, judges,
-//! kills and replaces. Processes are stopped, killed, traced, starved, never become ready, or die again and again; the
-//! machine stalls and is suspended, the watchdog is late, the configuration is reloaded, and the set is stopped.
+//! [`set`]: the same pool, with its dispatcher and workers as processes that the real `watchdog::plan::Plan` starts,
+//! judges, kills and replaces. Processes are stopped, killed, traced, starved, never become ready, or die again and
+//! again; the machine stalls and is suspended, the watchdog is late, the configuration is reloaded, and the set is
+//! stopped.
 //!
-//! After every event the promises are checked. At the end all faults end; the set must then recover, and no lease may be
-//! left. A failure prints its seed:
+//! After every event the promises are checked. At the end all faults end; the set must then recover, and no lease may
+//! be left. A failure prints its seed:
 //!
 //! ```text
 //! PATOU_SIM_SEED=<seed> cargo test --lib model::simulation       the same run again
@@ -21,6 +22,7 @@ mod random;
 mod set;
 
 use pool::PoolSimulation;
+use proptest::prelude::ProptestConfig;
 use set::SetSimulation;
 
 /// Events of each simulation in one ordinary `cargo test`, over all runs.
@@ -82,7 +84,7 @@ fn set_keeps_its_promises() {
 }
 
 proptest::proptest! {
-    #![proptest_config(proptest::prelude::ProptestConfig { cases: 48, failure_persistence: None, ..Default::default() })]
+    #![proptest_config(ProptestConfig { cases: 48, failure_persistence: None, ..Default::default() })]
 
     /// Random seeds, each run ended after any number of steps; a failure shrinks to few steps.
     #[test]

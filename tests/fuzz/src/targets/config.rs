@@ -1,5 +1,5 @@
-//! The configuration: refused whole with its faults, or one that means the same when it is written and read again,
-//! and of which no value gets out of its line in a systemd unit.
+//! The configuration: rejected as a whole with its faults, or unchanged after it is written and parsed again. No value
+//! escapes from its line in a systemd unit.
 
 use crate::config::Config;
 use crate::units;
@@ -29,16 +29,16 @@ const KEYS: [&str; 21] = [
     "SupplementaryGroups",
 ];
 
-pub fn run(bytes: &[u8]) {
+pub(crate) fn run(bytes: &[u8]) {
     let Ok(text) = std::str::from_utf8(bytes) else { return };
     let _ = Config::runtime_dir_in(text);
     let config = match Config::parse(text, "patou.toml") {
         Ok(config) => config,
         Err(faults) => {
-            let said = faults.to_string();
-            assert!(said.contains("patou.toml"), "{said}");
-            // A file of that length has this many faults at most; each is short, whatever was found.
-            assert!(said.len() < 4096 + 1024 * bytes.len(), "{} bytes of faults", said.len());
+            let message = faults.to_string();
+            assert!(message.contains("patou.toml"), "{message}");
+            // The length of the file bounds the number of faults, and each message is short.
+            assert!(message.len() < 4096 + 1024 * bytes.len(), "{} bytes of faults", message.len());
             return;
         }
     };
@@ -47,14 +47,14 @@ pub fn run(bytes: &[u8]) {
     assert_eq!(again.to_toml(), written);
     let workers = config.workers().count();
     if workers > 64 {
-        return; // valid, and slow
+        return; // valid, but slow
     }
     for (unit, text) in units::render(&config, |_| Some(1000)) {
         for line in text.lines() {
             let key = line.split_once('=').map_or("", |(key, _)| key);
             let known = line.is_empty() || line.starts_with("# ") || SECTIONS.contains(&line);
             assert!(known || KEYS.contains(&key), "{unit}: {line:?}");
-            // Goes on in the next line (systemd.syntax(7)).
+            // A backslash continues the value in the next line (systemd.syntax(7)).
             assert!(!line.ends_with('\\'), "{unit}: {line:?}");
             assert!(!line.contains(char::is_control), "{unit}: {line:?}");
         }

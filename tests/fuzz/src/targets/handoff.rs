@@ -3,7 +3,7 @@
 use crate::handoff::HandoffMessage;
 use crate::net::{ProxyHeader, parse_proxy_header};
 
-pub fn run(bytes: &[u8]) {
+pub(crate) fn run(bytes: &[u8]) {
     if let Some(message) = HandoffMessage::decode(bytes) {
         let again = HandoffMessage::decode(&message.encode()).expect("a decoded message can be encoded");
         assert!(again.token.matches(message.token));

@@ -1,7 +1,7 @@
-//! What is fuzzed: a function over bytes for each place where bytes of others come in. It panics when a promise does
-//! not hold. `tests/corpus.rs` runs the kept corpus through the same functions.
+//! The fuzz targets: one function over bytes for each input from another process. It panics when a promise does not
+//! hold. `tests/model/corpus.rs` replays the kept corpus through the same functions.
 
-mod answer;
+mod cgi_response;
 mod config;
 mod coprocess;
 mod handoff;
@@ -9,23 +9,23 @@ mod input;
 mod notify;
 mod probe;
 mod request;
-mod respondent;
 mod slot;
 mod token;
+mod worker_side;
 
-/// One of them.
+/// A fuzz target.
 pub type Target = fn(&[u8]);
 
-/// All, by the names of their corpora.
+/// All targets, by the names of their corpora.
 pub const ALL: &[(&str, Target)] = &[
-    ("answer", answer::run),
+    ("cgi_response", cgi_response::run),
     ("config", config::run),
     ("coprocess", coprocess::run),
     ("handoff", handoff::run),
     ("notify", notify::run),
     ("probe", probe::run),
     ("request", request::run),
-    ("respondent", respondent::run),
     ("slot", slot::run),
     ("token", token::run),
+    ("worker_side", worker_side::run),
 ];

@@ -1,19 +1,19 @@
-//! The words on `probe.sock`: a question as the dispatcher reads it, a report as the watchdog reads and judges it.
+//! The messages on `probe.sock`: a request as the dispatcher parses it, a report as the watchdog parses and judges it.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use crate::ids::Monotonic;
+use crate::ids::{Monotonic, WorkerNumber};
 use crate::liveness::RestartLimits;
 use crate::probe::{ProbeReport, ProbeRequest, REQUEST_MAX};
 use crate::watchdog::plan::{Part, Plan, PlanAction, PlanEvent, PlanLimits, WorkerLiveness};
 
-pub fn run(bytes: &[u8]) {
-    if let Ok(question) = serde_json::from_slice::<ProbeRequest>(bytes) {
-        let order = question.command.clone();
-        let line = question.to_line().unwrap();
-        assert!(line.len() <= REQUEST_MAX || (order.is_some() && bytes.len() > REQUEST_MAX / 2));
-        assert_eq!(serde_json::from_slice::<ProbeRequest>(&line).unwrap().command, order);
+pub(crate) fn run(bytes: &[u8]) {
+    if let Ok(request) = serde_json::from_slice::<ProbeRequest>(bytes) {
+        let command = request.command.clone();
+        let line = request.to_line().unwrap();
+        assert!(line.len() <= REQUEST_MAX || (command.is_some() && bytes.len() > REQUEST_MAX / 2));
+        assert_eq!(serde_json::from_slice::<ProbeRequest>(&line).unwrap().command, command);
     }
     if let Ok(report) = serde_json::from_slice::<ProbeReport>(bytes) {
         let written = serde_json::to_vec(&report).unwrap();
@@ -22,11 +22,11 @@ pub fn run(bytes: &[u8]) {
     }
 }
 
-/// Who is accused, is said to be silent or to have a slot of nonsense.
+/// The plan declares only workers frozen that the report calls silent or corrupt.
 fn judge(report: &ProbeReport) {
     let ms = Duration::from_millis;
     let restarts = RestartLimits { max: 4, within: ms(60_000), delay: ms(100), delay_max: ms(30_000) };
-    let bounds = PlanLimits {
+    let limits = PlanLimits {
         worker_timeout: ms(1000),
         dispatcher_timeout: ms(2000),
         start_timeout: ms(10_000),
@@ -37,7 +37,7 @@ fn judge(report: &ProbeReport) {
     let ids = ["default/1", "default/2"].map(|id| id.parse().unwrap());
     let workers = BTreeMap::from(ids.clone().map(|id| (id, ms(1000))));
     let now = Monotonic(1 << 40);
-    let (mut plan, _) = Plan::new(&workers, bounds, now);
+    let (mut plan, _) = Plan::new(&workers, limits, now);
     plan.handle(now, PlanEvent::Started(Part::Dispatcher, 1));
     plan.handle(now, PlanEvent::Ready(Part::Dispatcher));
     for id in &ids {
@@ -55,13 +55,15 @@ fn judge(report: &ProbeReport) {
                 }
                 PlanAction::DeclareFrozen(Part::Worker(id), _) => {
                     let pools = || report.pools.iter().filter(|pool| pool.name == id.pool);
-                    let of = |n: crate::ids::WorkerNumber| pools().filter_map(move |pool| pool.workers.get(n.index()));
+                    let of = |n: WorkerNumber| pools().filter_map(move |pool| pool.workers.get(n.index()));
                     assert!(
                         of(id.number).any(|worker| worker.corrupt || worker.silent_ms.is_some()),
-                        "{id} is accused"
+                        "{id} is declared frozen"
                     );
                 }
-                PlanAction::DeclareFrozen(Part::Dispatcher, why) => panic!("who answers is accused: {why}"),
+                PlanAction::DeclareFrozen(Part::Dispatcher, why) => {
+                    panic!("a responding dispatcher is declared frozen: {why}")
+                }
                 _ => {}
             }
         }

@@ -1,5 +1,5 @@
-//! The head of a request, as hyper reads it for dispatcher and worker: what the dispatcher makes of it, that the worker
-//! reads what the dispatcher wrote, and what a CGI program and a co-process are told.
+//! A request head, as hyper parses it for dispatcher and worker: the dispatcher's checks, the redirect to the worker
+//! and back, and the request as a CGI program and a co-process receive it.
 
 use std::cell::RefCell;
 use std::collections::BTreeSet;
@@ -23,7 +23,7 @@ use hyper::rt::ReadBufCursor;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 
-/// A client that has sent everything, and reads everything.
+/// A client that has sent its whole request and reads every response.
 struct Client(Bytes);
 
 impl hyper::rt::Read for Client {
@@ -61,21 +61,21 @@ fn read(bytes: &[u8]) -> Option<Request<()>> {
         .serve_connection(Client(Bytes::copy_from_slice(bytes)), service);
     let mut connection = pin!(connection);
     let mut task = Context::from_waker(Waker::noop());
-    let over = (0..64).any(|_| connection.as_mut().poll(&mut task).is_ready());
-    assert!(over, "hyper waits for a client that has sent everything");
+    let is_complete = (0..64).any(|_| connection.as_mut().poll(&mut task).is_ready());
+    assert!(is_complete, "hyper waits for a client that has sent everything");
     let mut heads = heads.take();
     assert!(heads.len() <= 1, "one connection is one request");
     heads.pop()
 }
 
-pub fn run(bytes: &[u8]) {
+pub(crate) fn run(bytes: &[u8]) {
     let Some(request) = read(bytes) else { return };
     let named = ["api.example".to_owned()];
     for (allowed, listens_on) in [(&[][..], Some(IpAddr::V4(Ipv4Addr::LOCALHOST))), (&[], None), (&named, None)] {
         match check_request(&request, allowed, listens_on, 100) {
             Ok((host, target)) => {
                 let host = host.unwrap_or_else(|| "127.0.0.1".into());
-                redirected(&request, &host, &target);
+                check_redirect(&request, &host, &target);
             }
             Err(problem) => {
                 assert!(problem.status.is_client_error() && !problem.detail.is_empty());
@@ -83,25 +83,25 @@ pub fn run(bytes: &[u8]) {
             }
         }
     }
-    told(request);
+    check_handler_input(request);
 }
 
-/// The way to the worker and back.
-fn redirected(request: &Request<()>, host: &str, target: &str) {
+/// The `Location` of the worker leads to the worker, and the one back leads to the original target.
+fn check_redirect(request: &Request<()>, host: &str, target: &str) {
     if request.uri().path() == LEASE_PATH {
         return;
     }
     let token = Token::new(0x0123_4567_89ab_cdef_fedc_ba98_7654_3210);
     let Some(to) = location(host, 7300, token, target) else {
-        panic!("no way to the worker for {host:?} {target:?}");
+        panic!("no location for {host:?} {target:?}");
     };
     let uri = Uri::try_from(to.as_bytes()).unwrap_or_else(|error| panic!("{to:?}: {error}"));
     let authority = uri.authority().map(|authority| authority.as_str());
-    assert_eq!(authority, Some(&*format!("{host}:7300")), "{to:?} leads elsewhere");
-    let Some((Some(read), rest)) = lease_url::split(request.method(), &uri) else { panic!("{to:?} is not understood") };
+    assert_eq!(authority, Some(&*format!("{host}:7300")), "{to:?} names another authority");
+    let Some((Some(read), rest)) = lease_url::split(request.method(), &uri) else { panic!("{to:?} has no token") };
     assert!(read.matches(token));
     assert_eq!(rest.as_str(), target, "{to:?}");
-    let back = lease_url::return_location(host, 7286, Some(&rest)).expect("a way back");
+    let back = lease_url::return_location(host, 7286, Some(&rest)).expect("a location of the dispatcher");
     let uri = Uri::try_from(back.as_bytes()).unwrap_or_else(|error| panic!("{back:?}: {error}"));
     assert_eq!(uri.authority().map(|authority| authority.as_str()), Some(&*format!("{host}:7286")));
     if target != "*" {
@@ -109,15 +109,15 @@ fn redirected(request: &Request<()>, host: &str, target: &str) {
     }
 }
 
-/// What handlers are told of it.
-fn told(request: Request<()>) {
+/// The head for a co-process is well formed, and the variables for a CGI program are valid and unique.
+fn check_handler_input(request: Request<()>) {
     let parts = request.into_parts().0;
     let written = framing::encode_request_head(&parts.method, &parts.uri, &parts.headers, "3.7", 12);
     assert_eq!(
         head::find_end(&written, &mut 0),
         Ok(Some(written.len())).map(|end| end.filter(|end| *end <= head::MAX_HEAD_BYTES))
     );
-    let fields = head::parse_fields(&written).expect("a head of our own");
+    let fields = head::parse_fields(&written).expect("a well-formed head");
     assert!(fields.len() <= 5 && fields["lease"] == "3.7", "{fields:?}");
     let context = handler::RequestContext {
         peer: None,

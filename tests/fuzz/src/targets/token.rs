@@ -1,16 +1,16 @@
-//! Lease tokens, lease paths and the names of workers, as text from a client or a command line.
+//! Tokens, lease paths and worker names, as text from a client or a command line.
 
 use crate::exchange::{DispatcherSide, WorkerSide};
 use crate::ids::{Epoch, LeaseId, LeaseTerms, Monotonic, PoolName, ProcessId, Token, WorkerId};
 use crate::worker::lease_url;
 use http::{Method, Uri};
 
-use super::slot::Words;
+use super::slot::ScriptedSlot;
 
-/// The one that opens the worker.
+/// The token of the offer.
 const SECRET: u128 = 0x0123_4567_89ab_cdef_0123_4567_89ab_cdef;
 
-pub fn run(bytes: &[u8]) {
+pub(crate) fn run(bytes: &[u8]) {
     let Ok(text) = std::str::from_utf8(bytes) else { return };
     if let Some(token) = Token::parse(text) {
         assert_eq!(token.to_string(), text);
@@ -30,28 +30,28 @@ pub fn run(bytes: &[u8]) {
         assert!(target.ends_with(rest.as_str().trim_start_matches(['/', '*'])), "{target} became {rest}");
         assert!(rest.as_str().starts_with('/') || rest == "*", "{rest}");
         let Some(token) = token else { continue };
-        assert!(target.starts_with(&format!("/.patou/{token}")), "{target} holds no {token}");
-        open(token);
+        assert!(target.starts_with(&format!("/.patou/{token}")), "{target} does not contain {token}");
+        claim_with(token);
     }
 }
 
-/// A worker with an offer opens for its own token, once.
-fn open(token: Token) {
-    let memory = Words::default();
+/// An offer can be claimed with its own token, once.
+fn claim_with(token: Token) {
+    let slot = ScriptedSlot::default();
     let now = Monotonic(1_000_000_000);
-    let respondent = WorkerSide::attach(memory.clone(), 1, 1, None, now);
-    let mut asker = DispatcherSide::attach(memory, Epoch::FIRST, ProcessId { pid: 2, start_time: 1 }, None);
+    let worker = WorkerSide::attach(slot.clone(), 1, 1, None, now);
+    let mut dispatcher = DispatcherSide::attach(slot, Epoch::FIRST, ProcessId { pid: 2, start_time: 1 }, None);
     let terms = LeaseTerms {
         lease: LeaseId::of(Epoch::FIRST, 1),
-        worker_epoch: respondent.epoch(),
+        worker_epoch: worker.epoch(),
         dispatcher_epoch: Epoch::FIRST,
         token: Token::new(SECRET),
         claim_by: now,
         request_timeout: std::time::Duration::from_secs(1),
         connection: 0,
     };
-    asker.offer(&terms).expect("a free slot");
-    let right = token.matches(Token::new(SECRET));
-    assert_eq!(respondent.claim(token, now).is_ok(), right);
-    assert!(respondent.claim(token, now).is_err());
+    dispatcher.offer(&terms).expect("a free slot");
+    let is_right = token.matches(Token::new(SECRET));
+    assert_eq!(worker.claim(token, now).is_ok(), is_right);
+    assert!(worker.claim(token, now).is_err());
 }

@@ -29,8 +29,8 @@ impl PoolSimulation {
                 continue;
             };
             let before = worker.lease_age.filter(|(held, _)| *held == lease).map_or(Duration::ZERO, |(_, age)| age);
-            // The watchdog is responsible for a frozen worker. A surplus worker, which a new dispatcher does not know, ends
-            // its lease by itself.
+            // The watchdog is responsible for a frozen worker. A surplus worker, which a new dispatcher does not know,
+            // ends its lease by itself.
             let is_excused =
                 worker.frozen && matches!(phase, Phase::Claimed | Phase::Responding) || w >= self.pool.workers().len();
             let age = if is_excused { before } else { before + passed };

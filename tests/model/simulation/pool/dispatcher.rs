@@ -215,8 +215,8 @@ impl PoolSimulation {
         }
     }
 
-    /// Replaces the dispatcher. Waiting clients come back from the descriptor store. The connection of an offered client
-    /// is closed, because its worker may have it, unless the offer was not claimed.
+    /// Replaces the dispatcher. Waiting clients come back from the descriptor store. The connection of an offered
+    /// client is closed, because its worker may have it, unless the offer was not claimed.
     pub(crate) fn restart_dispatcher(&mut self) {
         self.epoch = self.epoch.next();
         self.pool = Pool::new(self.limits, self.epoch);

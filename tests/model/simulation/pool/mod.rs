@@ -1,7 +1,7 @@
 //! The simulation of one pool: the real `Pool` and real slots, with workers and clients that behave at random.
 //!
-//! Used alone, it also kills and restarts workers and the dispatcher at random. In [`super::set`] processes and a watchdog
-//! do that.
+//! Used alone, it also kills and restarts workers and the dispatcher at random. In [`super::set`] processes and a
+//! watchdog do that.
 
 mod checks;
 mod clients;
@@ -296,7 +296,7 @@ impl PoolSimulation {
                 }
             }
             PoolSimEvent::EndIncarnation(w) => self.end_incarnation(w),
-            PoolSimEvent::StartIncarnation(w) if self.in_set && self.workers[w].side.is_none() => {} // it died meanwhile
+            PoolSimEvent::StartIncarnation(w) if self.in_set && self.workers[w].side.is_none() => {} // it died
             PoolSimEvent::StartIncarnation(w) => self.start_incarnation(w),
             PoolSimEvent::Ready(w, epoch) => self.ready(w, epoch),
             PoolSimEvent::WantRecycle(w) => {
@@ -335,7 +335,8 @@ impl PoolSimulation {
         passed
     }
 
-    /// The machine has done nothing until `now`: due events happen now, in their order, and before what follows from them.
+    /// The machine has done nothing until `now`: due events happen now, in their order, and before what follows from
+    /// them.
     pub(crate) fn stall(&mut self, now: Monotonic) {
         self.now = now;
         let rest = self.events.split_off(&(now, 0));

@@ -22,8 +22,8 @@ impl SetSimulation {
             // A leaving part is not judged, but killed when its time is over.
             let leaving = if process.leaving { DRAIN + self.bounds.exit_grace } else { Duration::ZERO };
             let undisturbed = process.undisturbed;
-            // The watchdog sees the end of an excuse at its next sample, which may be one timeout later, and then excuses as
-            // much again.
+            // The watchdog sees the end of an excuse at its next sample, which may be one timeout later, and then
+            // excuses as much again.
             let is_excused =
                 process.excused_until.is_some_and(|at| self.pool.now.since(at) <= undisturbed + 2 * timeout);
             let excuse = if is_excused { timeout } else { Duration::ZERO };

@@ -229,8 +229,8 @@ impl SetSimulation {
         self.within(2, SetSimEvent::Watchdog(Wake::Ready(p, pid)));
     }
 
-    /// Executes an event of the pool if its process runs. A ring for a dead dispatcher is dropped: the next dispatcher reads
-    /// every slot.
+    /// Executes an event of the pool if its process runs. A ring for a dead dispatcher is dropped: the next dispatcher
+    /// reads every slot.
     fn execute_in_pool(&mut self, event: PoolSimEvent) {
         if event.worker().is_some() || matches!(event, PoolSimEvent::WantRecycle(_)) || self.is_serving() {
             return self.pool.execute(event);

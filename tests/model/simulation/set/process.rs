@@ -26,8 +26,8 @@ pub(crate) struct Process {
     /// When it was last held or starved.
     pub(crate) excused_until: Option<Monotonic>,
     ran: Duration,
-    /// The time it has waited for a processor. Like the kernel, this counts a wait only when it is over; `waiting` is the
-    /// current wait.
+    /// The time it has waited for a processor. Like the kernel, this counts a wait only when it is over; `waiting` is
+    /// the current wait.
     waited: Duration,
     waiting: Duration,
     /// Events that wait until it runs.

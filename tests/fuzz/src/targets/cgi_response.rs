@@ -1,30 +1,30 @@
-//! What a CGI program writes, in pieces as they come.
+//! The response of a CGI program, in pieces of any size.
 
 use crate::worker::handler::{cgi, head};
 use http::HeaderMap;
 
 use super::input::Input;
 
-pub fn run(bytes: &[u8]) {
+pub(crate) fn run(bytes: &[u8]) {
     let mut input = Input(bytes);
-    let pieces = usize::from(input.byte()) + 1;
+    let piece = usize::from(input.byte()) + 1;
     let text = input.0;
     let whole = head::find_end(text, &mut 0);
     let (mut searched, mut found) = (0, Ok(None));
-    for upto in (0..text.len()).step_by(pieces).chain([text.len()]) {
-        found = head::find_end(&text[..upto], &mut searched);
+    for end in (0..text.len()).step_by(piece).chain([text.len()]) {
+        found = head::find_end(&text[..end], &mut searched);
         if found != Ok(None) {
             break;
         }
     }
-    assert_eq!(found, whole, "pieces of {pieces} make a difference");
+    assert_eq!(found, whole, "pieces of {piece} bytes make a difference");
     let _ = head::parse_fields(text);
     let Ok(Some(end)) = whole else { return };
     assert!(end <= text.len() && end <= head::MAX_HEAD_BYTES);
     match cgi::parse_response(&text[..end]) {
         Ok(cgi::CgiResponse::Client(document)) => {
             assert!(document.status.as_u16() >= 200);
-            is_clean(&document.headers);
+            check_headers(&document.headers);
             let announced = document.headers.get("content-length").map(|length| head::parse_length(length).unwrap());
             assert!(announced.is_none_or(|length| Some(length) == document.length));
             assert!(!head::status_forbids_body(document.status) || announced.is_none());
@@ -39,8 +39,8 @@ pub fn run(bytes: &[u8]) {
     }
 }
 
-/// Nothing of it concerns one connection only, and what may come once came once.
-pub fn is_clean(headers: &HeaderMap) {
+/// No header is specific to one connection, and none is repeated that must be unique.
+pub(crate) fn check_headers(headers: &HeaderMap) {
     for name in ["connection", "transfer-encoding", "upgrade", "keep-alive", "te", "trailer"] {
         assert!(!headers.contains_key(name), "{name}");
     }
