@@ -1,4 +1,4 @@
-//! `patou net::check_request` and `patou config`.
+//! `patou check` and `patou config`.
 
 use std::io::{self, Write};
 use std::path::Path;

@@ -250,7 +250,7 @@ impl ControlLoop {
     }
 }
 
-/// As [`crate::net::drain`], without a runtime.
+/// As [`crate::net::discard_until_closed`], without a runtime.
 fn drain_blocking(stream: &SharedStream, bound: Duration) {
     let deadline = clock::now() + bound;
     let mut discarded = vec![0; 16 * 1024];

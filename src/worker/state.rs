@@ -316,7 +316,7 @@ impl WorkerState {
         *sync::lock(&self.active) = None;
     }
 
-    /// Reads and discards in a task of its own until the client has the response ([`net::drain`]). `pending` is held
+    /// Reads and discards in a task of its own until the client has the response ([`net::discard_until_closed`]). `pending` is held
     /// until then.
     pub(super) fn drain(&self, stream: SharedStream, pending: OwnedRwLockReadGuard<()>) {
         let bound = self.front.linger_timeout;

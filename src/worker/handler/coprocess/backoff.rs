@@ -5,9 +5,7 @@
 
 #![forbid(unsafe_code)]
 
-use std::time::Duration;
-
-use tokio::time::Instant;
+use std::time::{Duration, Instant};
 
 /// A process that runs for a shorter time counts as one that cannot run.
 const SHORT_RUN: Duration = Duration::from_secs(1);

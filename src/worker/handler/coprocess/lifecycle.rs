@@ -202,7 +202,7 @@ impl Coprocess {
         let lease = self.lock().lease.clone();
         tracing::warn!(%worker, lease = lease.as_deref(), pid, event = %Event::HandlerFault,
             "the co-process `{}` failed ({reason}): replacing it", self.program.name());
-        self.lock().backoff.record_failure(Instant::now(), process.started);
+        self.lock().backoff.record_failure(Instant::now().into_std(), process.started.into_std());
     }
 
     /// Logs that the process has closed descriptor 3 during a request.
@@ -217,11 +217,11 @@ impl Coprocess {
         self.kill(|_| true).await;
         let not_before = self.lock().backoff.not_before();
         if let Some(not_before) = not_before {
-            sleep_until(not_before).await;
+            sleep_until(not_before.into()).await;
         }
         self.spawn().inspect_err(|_| {
             let now = Instant::now();
-            self.lock().backoff.record_failure(now, now);
+            self.lock().backoff.record_failure(now.into_std(), now.into_std());
         })
     }
 
