@@ -14,6 +14,8 @@
 //! The modules below are in dependency order: a module uses only modules above it. `docs/ARCHITECTURE.md` describes them.
 
 #![deny(unsafe_code)]
+// The roles share most modules; a build without all roles leaves parts of them unused.
+#![cfg_attr(not(feature = "daemon"), allow(dead_code, unreachable_pub, unused_imports))]
 
 mod ids;
 #[cfg(feature = "worker")]

@@ -47,7 +47,7 @@ impl ProbeRequest {
     ///
     /// # Errors
     /// Never in practice: every value can be serialised.
-    pub(crate) fn to_line(mut self) -> io::Result<Vec<u8>> {
+    pub(crate) fn into_line(mut self) -> io::Result<Vec<u8>> {
         loop {
             let mut line = serde_json::to_vec(&self)?;
             line.push(b'\n');
@@ -150,7 +150,7 @@ pub(crate) fn query(socket: &Path, command: Option<ProbeCommand>, timeout: Durat
     stream.set_read_timeout(Some(timeout))?;
     stream.set_write_timeout(Some(timeout))?;
     let nonce = u64::from(std::process::id());
-    stream.write_all(&ProbeRequest { nonce, command, failed: Vec::new() }.to_line()?)?;
+    stream.write_all(&ProbeRequest { nonce, command, failed: Vec::new() }.into_line()?)?;
     let mut line = Vec::new();
     BufReader::new(stream.take(REPORT_MAX as u64)).read_until(b'\n', &mut line)?;
     let report: ProbeReport = serde_json::from_slice(&line).map_err(|error| match serde_json::from_slice(&line) {
@@ -173,7 +173,7 @@ mod tests {
         for count in [0, 1, 1000] {
             let request =
                 ProbeRequest { nonce: 1, command: Some(ProbeCommand::Ping), failed: (0..count).map(pool).collect() };
-            let line = request.clone().to_line().unwrap();
+            let line = request.clone().into_line().unwrap();
             assert!(line.len() <= REQUEST_MAX && line.ends_with(b"\n"));
             let read: ProbeRequest = serde_json::from_slice(&line).unwrap();
             assert_eq!(read.failed, request.failed[..read.failed.len()]);

@@ -35,7 +35,7 @@ fn metrics(set: &TestSet) -> Metrics {
 
 /// The TCP address of the admin server; the kernel chooses the port.
 fn tcp_address(set: &TestSet) -> SocketAddr {
-    let line = set.wait_for_log(&["figures of the set: curl http://"]);
+    let line = set.wait_for_log(&["metrics of the set: curl http://"]);
     line.split("http://").nth(1).unwrap().trim_end_matches("/metrics").parse().unwrap()
 }
 

@@ -236,7 +236,7 @@ fn reload_adds_and_removes_workers() {
     open_gate(&set);
     assert_eq!(running.join().unwrap().unwrap().status, 200);
     wait_until("the surplus worker exits", || !is_alive(surplus));
-    set.wait_for_log(&["default/2", "has left the set"]);
+    set.wait_for_log(&["default/2", "was removed from the set"]);
     assert_eq!(set.segments().len(), 1);
     // The next reload adds the worker again, under the same dispatcher.
     set.configure(&gated_pool(&set, 2, "drain_timeout = \"10m\"", ""));

@@ -43,7 +43,7 @@ pub use load::{LoadError, Loaded, Origin, default_runtime_dir};
 pub use pool::{HandlerConfig, LimitsConfig, PoolConfig, ProcessLimits};
 pub use watchdog::{RestartConfig, WatchdogConfig};
 
-use crate::ids::{PoolName, WorkerId, WorkerNumber};
+pub use crate::ids::{PoolName, WorkerId, WorkerNumber};
 
 /// The configuration of one set: the content of one file.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]

@@ -20,6 +20,7 @@ use super::connection::{Connection, Endpoints, is_lent};
 use super::driver::Driver;
 use super::fdstore::{self, StoredConnection, StoredFd};
 use super::handoff::HandoffListener;
+use super::keepalive::IdleConnections;
 use super::listeners::Listeners;
 use super::readiness::Readiness;
 use super::redirect::RedirectConnection;
@@ -36,8 +37,7 @@ pub(super) struct Acceptor {
 struct AcceptorState {
     driver: Rc<Driver>,
     readiness: Rc<Readiness>,
-    closing: Rc<Notify>,
-    is_closing: Rc<Cell<bool>>,
+    idle: Rc<IdleConnections>,
     listeners: Rc<Listeners>,
     /// One permit per connection, up to `front.connections`.
     permits: Arc<Semaphore>,
@@ -58,8 +58,7 @@ impl Acceptor {
         let state = Rc::new(AcceptorState {
             driver,
             readiness,
-            closing: Rc::default(),
-            is_closing: Rc::default(),
+            idle: Rc::default(),
             listeners: Listeners::new(config),
             permits: Arc::new(Semaphore::new(config.front.connections)),
             // Random: connections that the previous dispatcher marked may still be with workers.
@@ -119,8 +118,7 @@ impl Acceptor {
     /// Stops accepting and closes idle connections; new clients wait in the kernel's backlog for the next dispatcher.
     pub(super) fn close(&self) {
         self.tasks.iter().for_each(AbortHandle::abort);
-        self.state.is_closing.set(true);
-        self.state.closing.notify_waiters();
+        self.state.idle.close();
     }
 
     /// The number of connections that delay the exit of this dispatcher.
@@ -150,8 +148,7 @@ impl AcceptorState {
             driver: self.driver.clone(),
             listeners: self.listeners.clone(),
             index,
-            closing: self.closing.clone(),
-            is_closing: self.is_closing.clone(),
+            idle: self.idle.clone(),
         };
         tokio::task::spawn_local(async move {
             // Pending while it waits for a worker or for its last response.

@@ -1,7 +1,6 @@
 //! Serves connections with handoff delivery: waits for a request, passes the connection to a worker, takes it back, and
 //! closes it.
 
-use std::cell::Cell;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd};
 use std::rc::Rc;
@@ -9,15 +8,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use http::StatusCode;
-use nix::errno::Errno;
 use nix::sys::socket::{MsgFlags, Shutdown, recv, shutdown};
 use tokio::io::AsyncWriteExt;
-use tokio::sync::Notify;
 use tokio::time::{Instant, sleep, timeout, timeout_at};
 
 use super::connection::{Connection, HandoffOutcome};
 use super::driver::{Driver, WATCH_AFTER};
 use super::fdstore::{self, StoredConnection};
+use super::keepalive::IdleConnections;
 use super::listeners::{Listener, Listeners};
 use super::refusal::refusal;
 use crate::log;
@@ -37,9 +35,7 @@ pub(super) struct HandoffListener {
     pub listeners: Rc<Listeners>,
     /// The index of the listener in the configuration.
     pub index: usize,
-    /// Notified when idle connections must be closed.
-    pub closing: Rc<Notify>,
-    pub is_closing: Rc<Cell<bool>>,
+    pub idle: Rc<IdleConnections>,
 }
 
 impl HandoffListener {
@@ -53,7 +49,8 @@ impl HandoffListener {
         let mut bound = self.listeners.settings().head_timeout;
         loop {
             // In another protocol the server may have to send first.
-            if self.listener().is_some_and(|listener| is_http(&listener)) && !self.has_request(&connection, bound).await
+            if self.listener().is_some_and(|listener| is_http(&listener))
+                && !self.idle.wait_for_request(&connection, bound).await
             {
                 break;
             }
@@ -82,27 +79,6 @@ impl HandoffListener {
     /// The listener, as configured now.
     fn listener(&self) -> Option<Rc<Listener>> {
         self.listeners.handoff_at(self.index)
-    }
-
-    /// Waits for the first byte of a request; `false` if none arrives.
-    async fn has_request(&self, connection: &Connection, bound: Duration) -> bool {
-        let deadline = Instant::now() + bound;
-        loop {
-            match connection.peek(&mut [0]) {
-                Ok(1..) => return true,
-                Err(Errno::EAGAIN | Errno::EINTR) if !self.is_closing.get() => {}
-                Ok(0) | Err(_) => return false,
-            }
-            let closing = self.closing.notified();
-            tokio::select! {
-                readable = timeout_at(deadline, connection.watched.readable()) => match readable {
-                    Ok(Ok(true)) => return true,
-                    Ok(Ok(false)) => {}
-                    Ok(Err(_)) | Err(_) => return false,
-                },
-                () = closing => {}
-            }
-        }
     }
 
     async fn read_proxy_header(&self, connection: &Connection) -> io::Result<()> {

@@ -11,6 +11,7 @@ mod error;
 mod fdstore;
 mod grant;
 mod handoff;
+mod keepalive;
 mod listeners;
 mod pool_slots;
 mod probe;

@@ -14,6 +14,7 @@ mod slot_state;
 
 pub(crate) use lease::{Epoch, LeaseId, LeaseTerms, Token};
 pub(crate) use monotonic::Monotonic;
-pub(crate) use names::{BadWorkerId, PoolName, WorkerId, WorkerNumber};
+pub(crate) use names::BadWorkerId;
+pub use names::{PoolName, WorkerId, WorkerNumber};
 pub(crate) use process::ProcessId;
 pub(crate) use slot_state::{Claim, Lifecycle, Phase, RefuseReason};

@@ -156,7 +156,7 @@ async fn exchange(
         *connection = Some(BufReader::new(UnixStream::connect(socket).await.ok()?));
     }
     let stream = connection.as_mut()?;
-    stream.write_all(&request.to_line().ok()?).await.ok()?;
+    stream.write_all(&request.into_line().ok()?).await.ok()?;
     let mut line = Vec::new();
     stream.take(REPORT_MAX as u64).read_until(b'\n', &mut line).await.ok()?;
     let report: ProbeReport = serde_json::from_slice(&line).ok()?;

@@ -44,8 +44,9 @@ pub use error::ServeError;
 pub use handler::{Body, BoxError, RequestContext};
 pub use program::serve;
 
+pub use crate::ids::WorkerId;
+
 use crate::config::{Config, HandlerConfig};
-use crate::ids::WorkerId;
 use handler::{BuiltinHandler, BuiltinSpec};
 use setup::WorkerSetup;
 

@@ -24,14 +24,14 @@ use crate::watchdog::plan::{Part, PartSignal};
 use crate::watchdog::restart_stats::RestartCause;
 use crate::{log, process_tree, sys};
 
-struct ChildProcess {
+struct PartProcess {
     child: Child,
     pidfd: OwnedFd,
 }
 
 /// The running children by part.
 pub(crate) struct Children {
-    processes: BTreeMap<Part, ChildProcess>,
+    processes: BTreeMap<Part, PartProcess>,
     /// The pids of all parts.
     pids: Rc<RefCell<BTreeSet<u32>>>,
     /// Children that this process had before it became the watchdog.
@@ -110,7 +110,7 @@ impl Children {
             let _ = end.readable().await;
             let _ = exits.send((of, pid)); // fails only while the watchdog itself ends
         });
-        self.processes.insert(part.clone(), ChildProcess { child, pidfd });
+        self.processes.insert(part.clone(), PartProcess { child, pidfd });
         Ok(pid)
     }
 

@@ -12,8 +12,7 @@ use http_body_util::{BodyExt, Empty};
 /// Any error that can be sent to another thread.
 pub type BoxError = Box<dyn std::error::Error + Send + Sync>;
 
-/// The body of a request or a response. Its error may be a [`RequestFailure`](super::RequestFailure) or a
-/// [`LimitedBodyError`](super::LimitedBodyError).
+/// The body of a request or a response.
 pub type Body = UnsyncBoxBody<Bytes, BoxError>;
 
 /// The next bytes and the state after them; `None` at the end of the body.

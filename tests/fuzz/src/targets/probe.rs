@@ -11,7 +11,7 @@ use crate::watchdog::plan::{Part, Plan, PlanAction, PlanEvent, PlanLimits, Worke
 pub(crate) fn run(bytes: &[u8]) {
     if let Ok(request) = serde_json::from_slice::<ProbeRequest>(bytes) {
         let command = request.command.clone();
-        let line = request.to_line().unwrap();
+        let line = request.into_line().unwrap();
         assert!(line.len() <= REQUEST_MAX || (command.is_some() && bytes.len() > REQUEST_MAX / 2));
         assert_eq!(serde_json::from_slice::<ProbeRequest>(&line).unwrap().command, command);
     }

@@ -1,0 +1,47 @@
+//! The wait of idle handoff connections for a request: a new connection has `front.head_timeout` to send the first byte,
+//! a kept one `front.idle_timeout` for the next request. When the dispatcher stops, it closes all idle connections.
+
+use std::cell::Cell;
+use std::time::Duration;
+
+use nix::errno::Errno;
+use tokio::sync::Notify;
+use tokio::time::{Instant, timeout_at};
+
+use super::connection::Connection;
+
+/// All idle connections of the handoff listeners.
+#[derive(Default)]
+pub(super) struct IdleConnections {
+    closing: Notify,
+    is_closing: Cell<bool>,
+}
+
+impl IdleConnections {
+    /// Ends every wait, present and future.
+    pub(super) fn close(&self) {
+        self.is_closing.set(true);
+        self.closing.notify_waiters();
+    }
+
+    /// Waits for the first byte of a request; `false` if none arrives within `bound`.
+    pub(super) async fn wait_for_request(&self, connection: &Connection, bound: Duration) -> bool {
+        let deadline = Instant::now() + bound;
+        loop {
+            match connection.peek(&mut [0]) {
+                Ok(1..) => return true,
+                Err(Errno::EAGAIN | Errno::EINTR) if !self.is_closing.get() => {}
+                Ok(0) | Err(_) => return false,
+            }
+            let closing = self.closing.notified();
+            tokio::select! {
+                readable = timeout_at(deadline, connection.watched.readable()) => match readable {
+                    Ok(Ok(true)) => return true,
+                    Ok(Ok(false)) => {}
+                    Ok(Err(_)) | Err(_) => return false,
+                },
+                () = closing => {}
+            }
+        }
+    }
+}
