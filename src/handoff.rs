@@ -1,8 +1,8 @@
 //! Passes an accepted connection to its worker: one message with the socket beside it (`SCM_RIGHTS`, unix(7)), over
 //! `<runtime_dir>/<pool>/<n>.sock`, a `SOCK_SEQPACKET` socket of the worker that outlives its incarnations.
 //!
-//! The message carries the lease and its token, which only this worker receives. A connection whose lease is no longer
-//! in the slot is closed by the worker, and never shut down. Both ends send and receive without blocking.
+//! The message carries the lease and its token, which only this worker receives. If the lease is no longer in the slot,
+//! the worker closes the connection without shutting it down. Both ends send and receive without blocking.
 
 use std::io::{self, IoSlice, IoSliceMut};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};

@@ -223,7 +223,7 @@ impl<M: SlotMemory> DispatcherSide<M> {
             .any(|phase| swap(&self.memory, Claim::Held(lease, phase), Claim::Free).is_ok())
     }
 
-    /// `Responding -> Free`. Only for a worker whose incarnation is known to be dead.
+    /// `Responding -> Free`. Only if the worker's incarnation is known to be dead.
     pub(crate) fn reclaim(&self, lease: LeaseId) -> bool {
         swap(&self.memory, Claim::Held(lease, Phase::Responding), Claim::Free).is_ok()
     }

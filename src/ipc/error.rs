@@ -31,7 +31,7 @@ pub enum IpcError {
         /// The process; 0 if it is unknown.
         pid: u32,
     },
-    /// Processes of another version, whose segments this version cannot read.
+    /// Processes of another version run. This version cannot read their segments.
     #[error(
         "a set of another version of patou (segment layout {layout}) still runs in {}: \
          stop it with that version, or end its processes",

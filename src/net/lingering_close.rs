@@ -23,7 +23,7 @@ pub(crate) async fn lingering_close(stream: SharedStream, bound: Duration) {
     discard_until_closed(stream, bound).await;
 }
 
-/// The second half of [`lingering_close`], for a connection whose sending direction is shut down already.
+/// The second half of [`lingering_close`], after the sending direction has been shut down.
 pub(crate) async fn discard_until_closed(mut stream: SharedStream, bound: Duration) {
     let discard = async {
         let mut buffer = vec![0; 16 * 1024];

@@ -121,7 +121,7 @@ fn token(n: u64) -> Token {
 
 const NOW: Monotonic = Monotonic(5);
 
-/// Terms whose claim deadline and half of whose token name the lease.
+/// Terms in which the claim deadline and half of the token name the lease.
 fn terms_of(n: u64, worker_epoch: Epoch) -> LeaseTerms {
     LeaseTerms {
         lease: lease(n),

@@ -117,7 +117,7 @@ pub(crate) struct PoolSimulation {
     pub(crate) serving: Monotonic,
     /// The workers that have become ready since the last look.
     pub(crate) readied: Vec<usize>,
-    /// The workers whose incarnation has ended, and whether no next one starts.
+    /// The workers between two incarnations, and whether no next one starts.
     pub(crate) ended_incarnations: Vec<(usize, bool)>,
     /// How many consecutive rings each doorbell has lost.
     lost_rings: [u32; WORKERS as usize * 2],

@@ -85,7 +85,7 @@ pub(crate) struct FuzzedPool {
     leases: HashMap<LeaseId, OfferedLease>,
     /// The leases of each slot, in order.
     history: Vec<Vec<LeaseId>>,
-    /// The clients whose request has started on the well-behaved worker.
+    /// The clients with a request that has started on the well-behaved worker.
     started: BTreeSet<ClientId>,
     /// Whether the set is stopping.
     quiesced: bool,
@@ -323,7 +323,7 @@ impl FuzzedPool {
         }
     }
 
-    /// Performs an action; returns the worker whose slot the dispatcher reads next.
+    /// Performs an action; returns the number of the slot that the dispatcher reads next.
     fn perform(&mut self, action: PoolAction) -> Option<WorkerNumber> {
         match action {
             PoolAction::ReadSlot(n) => return Some(n),
