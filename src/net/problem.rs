@@ -66,7 +66,7 @@ impl ProblemResponse {
         let title = self.status.canonical_reason().unwrap_or("Problem");
         let [title, detail] = [title, &self.detail].map(json_string);
         let (status, outcome) = (self.status.as_u16(), self.outcome.as_str());
-        format!(r#"{{"type":"about:blank","title":{title},"status":{status},"detail":{detail},"outcome":"{outcome}"}}"#)
+        format!(r#"{{"detail":{detail},"outcome":"{outcome}","status":{status},"title":{title},"type":"about:blank"}}"#)
     }
 
     /// The whole response.
