@@ -126,7 +126,9 @@ pub(crate) struct WorkerReport {
     pub late: bool,
     /// Whether an operator has taken it out of service.
     pub drained: bool,
-    /// Whether its claim word holds a value that no correct process writes.
+    /// Whether its claim word holds a value that no correct process writes. JSON keeps the earlier name: during an upgrade
+    /// a watchdog and a dispatcher of different builds talk.
+    #[serde(rename = "garbled")]
     pub corrupt: bool,
     /// How long a question to it has been unanswered, in milliseconds; absent if no question is open.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -136,7 +138,7 @@ pub(crate) struct WorkerReport {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub starting_ms: Option<u64>,
     /// The progress counter of its control loop, while a question is open.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default, rename = "turns", skip_serializing_if = "Option::is_none")]
     pub ticks: Option<u64>,
 }
 

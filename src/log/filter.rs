@@ -6,7 +6,8 @@ use tracing::Level;
 use tracing::level_filters::LevelFilter;
 
 /// Levels by target. A list of `LEVEL`, `TARGET=LEVEL` or `TARGET` (all levels), separated by commas; the longest target
-/// that a record's target starts with decides, and `LEVEL` decides for all others.
+/// that a record's target starts with decides, and `LEVEL` decides for all others. The last of two contradicting members
+/// holds.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct LogFilter {
     default: LevelFilter,
@@ -30,7 +31,10 @@ impl LogFilter {
                 (None, Ok(level)) => filter.default = level,
                 (None, Err(_)) => filter.targets.push((member.to_owned(), LevelFilter::TRACE)),
                 (Some((target, level)), _) => match level.parse() {
-                    Ok(level) => filter.targets.push((target.to_owned(), level)),
+                    Ok(level) => {
+                        filter.targets.retain(|(known, _)| known != target);
+                        filter.targets.push((target.to_owned(), level));
+                    }
                     Err(_) => invalid.push(member),
                 },
             }
@@ -75,6 +79,8 @@ mod tests {
             selects("patou::net", "patou::net::proxy", Level::TRACE) && !selects("patou::net", "patou", Level::DEBUG)
         );
         assert_eq!(LogFilter::parse(list).0.max_level(), LevelFilter::TRACE);
+        assert!(selects("patou=trace,patou=warn,debug,info", "patou", Level::WARN));
+        assert!(!selects("patou=trace,patou=warn", "patou", Level::INFO) && !selects("debug,info", "x", Level::DEBUG));
     }
 
     #[test]

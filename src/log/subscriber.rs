@@ -12,6 +12,7 @@ use tracing::level_filters::LevelFilter;
 use tracing::span::{Attributes, Id, Record};
 use tracing::subscriber::Interest;
 use tracing::{Metadata, Subscriber};
+use tracing_core::span::Current;
 
 use super::filter::LogFilter;
 use super::journal::{Journal, JournalFields};
@@ -34,6 +35,7 @@ pub(super) struct LogSubscriber {
 
 /// A span that has not been closed.
 struct OpenSpan {
+    metadata: &'static Metadata<'static>,
     parent: Option<Id>,
     fields: JournalFields,
     /// Handles to the span, and spans inside it.
@@ -94,13 +96,16 @@ impl Subscriber for LogSubscriber {
         if let Some(parent) = parent.as_ref().and_then(|parent| spans.get_mut(&parent.into_u64())) {
             parent.references += 1;
         }
-        spans.insert(id.into_u64(), OpenSpan { parent, fields, references: 1 });
+        spans.insert(id.into_u64(), OpenSpan { metadata: attributes.metadata(), parent, fields, references: 1 });
         id
     }
 
     fn record(&self, id: &Id, values: &Record<'_>) {
+        // Outside the lock: formatting a value may log.
+        let mut fields = JournalFields::default();
+        values.record(&mut fields);
         if let Some(span) = lock(&self.spans).get_mut(&id.into_u64()) {
-            values.record(&mut span.fields);
+            span.fields.merge(&fields);
         }
     }
 
@@ -150,5 +155,13 @@ impl Subscriber for LogSubscriber {
             }
         }
         closed
+    }
+
+    fn current_span(&self) -> Current {
+        let Some(id) = Self::parent(None, true) else { return Current::none() };
+        match lock(&self.spans).get(&id.into_u64()) {
+            Some(span) => Current::new(id, span.metadata),
+            None => Current::none(),
+        }
     }
 }

@@ -197,6 +197,7 @@ fn records_carry_the_fields_of_their_spans() {
         outer.record("late", 5);
         let _inner = tracing::info_span!("inner", user = "b").entered();
         tracing::info!("within");
+        assert_eq!(tracing::Span::current().metadata().map(|span| span.name()), Some("inner"));
     });
     assert_fields(
         &records[0],
