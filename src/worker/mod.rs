@@ -5,7 +5,7 @@
 //! handler's code, so a control loop that is silent is frozen. The *serving task* accepts connections, claims leases
 //! and runs the handler, one request at a time.
 //!
-//! A program of your own becomes a worker with [`serve`]:
+//! A program of your own becomes a worker with [`serve()`]:
 //!
 //! ```no_run
 //! use axum::{Router, routing::get};
@@ -53,7 +53,7 @@ use setup::WorkerSetup;
 /// Runs worker `id` with its built-in handler until it is stopped.
 ///
 /// # Errors
-/// See [`ServeError`]. A `program` handler is not run here: its binary calls [`serve`].
+/// See [`ServeError`]. A `program` handler is not run here: its binary calls [`serve()`].
 pub(crate) async fn run(config: &Config, id: &WorkerId) -> Result<(), ServeError> {
     let setup = WorkerSetup::new(config, id)?;
     let spec = match &setup.pool().handler {

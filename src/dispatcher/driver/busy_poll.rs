@@ -1,11 +1,11 @@
 //! Busy polling of slots with an open offer, as long as this thread is awake.
 //!
 //! A ring costs the worker a system call, and this thread two more and an iteration of its event loop. The slot of an
-//! open offer therefore tells the worker not to ring ([`DispatcherSide::watch`]) until this thread parks. Before it
+//! open offer therefore tells the worker not to ring ([`DispatcherSide::start_polling`]) until this thread parks. Before it
 //! parks, it may spin for a while, if the worker runs on another core and the pool's workers answer fast
 //! ([`SpinBudget`]). At rest nothing is polled.
 //!
-//! [`DispatcherSide::watch`]: crate::exchange::DispatcherSide::watch
+//! [`DispatcherSide::start_polling`]: crate::exchange::DispatcherSide::start_polling
 //! [`SpinBudget`]: crate::exchange::SpinBudget
 
 use std::cell::RefCell;
