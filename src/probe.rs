@@ -110,8 +110,8 @@ pub(crate) struct PoolReport {
     /// Its workers, from number 1.
     pub workers: Vec<WorkerReport>,
     /// The counters of this dispatcher for the pool, with the times that clients waited for their lease.
-    #[serde(default)]
-    pub tally: Counters,
+    #[serde(default, rename = "tally")]
+    pub counters: Counters,
 }
 
 /// One worker of a report.

@@ -96,7 +96,7 @@ impl Prober {
         self.pending_since = None;
         let (now, report) = (clock::now(), Arc::new(answer?));
         for pool in &report.pools {
-            self.pool_counters.update(&pool.name, report.epoch, pool.tally.clone());
+            self.pool_counters.update(&pool.name, report.epoch, pool.counters.clone());
         }
         let workers = WorkerLiveness::from_report(&report, now);
         self.last_report = Some((now, report));

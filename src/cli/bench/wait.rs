@@ -67,16 +67,16 @@ fn check_stop(stop: Option<&Signal>) -> Result<(), CommandError> {
 
 /// A named pipe without a slot: epoll_wait(2), then read(2).
 pub(super) struct BarePipe<'a> {
-    bell: &'a Doorbell,
+    doorbell: &'a Doorbell,
     epoll: Epoll,
 }
 
 impl<'a> BarePipe<'a> {
     /// Registers the pipe in its own epoll.
-    pub(super) fn new(bell: &'a Doorbell) -> Result<Self, CommandError> {
+    pub(super) fn new(doorbell: &'a Doorbell) -> Result<Self, CommandError> {
         let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC).map_err(failed)?;
-        epoll.add(bell, EpollEvent::new(EpollFlags::EPOLLIN, 0)).map_err(failed)?;
-        Ok(Self { bell, epoll })
+        epoll.add(doorbell, EpollEvent::new(EpollFlags::EPOLLIN, 0)).map_err(failed)?;
+        Ok(Self { doorbell, epoll })
     }
 
     /// Waits for a byte and reads it.
@@ -85,7 +85,7 @@ impl<'a> BarePipe<'a> {
         loop {
             match self.epoll.wait(&mut [EpollEvent::empty()], timeout) {
                 Ok(0) => return Err(peer_silent()),
-                Ok(_) => return nix::unistd::read(self.bell, &mut [0; 1]).map(drop).map_err(failed),
+                Ok(_) => return nix::unistd::read(self.doorbell, &mut [0; 1]).map(drop).map_err(failed),
                 Err(Errno::EINTR) => check_stop(stop)?,
                 Err(error) => return Err(failed(error)),
             }
@@ -94,15 +94,15 @@ impl<'a> BarePipe<'a> {
 }
 
 /// Sleeps until the doorbell rings or this end is stopped. The peer has no `stop`: its parent kills it.
-pub(super) fn sleep_until_rung(bell: &Doorbell, stop: Option<&Signal>) -> Result<(), CommandError> {
+pub(super) fn sleep_until_rung(doorbell: &Doorbell, stop: Option<&Signal>) -> Result<(), CommandError> {
     loop {
-        if bell.clear() {
+        if doorbell.clear() {
             return Ok(());
         }
         check_stop(stop)?;
-        let bell = PollFd::new(bell.as_fd(), PollFlags::POLLIN);
+        let doorbell = PollFd::new(doorbell.as_fd(), PollFlags::POLLIN);
         let stop = stop.map(|stop| PollFd::new(stop.as_fd(), PollFlags::POLLIN));
-        let mut fds: Vec<_> = std::iter::once(bell).chain(stop).collect();
+        let mut fds: Vec<_> = std::iter::once(doorbell).chain(stop).collect();
         let timeout = PollTimeout::try_from(PEER_TIMEOUT).unwrap_or(PollTimeout::MAX);
         match poll(&mut fds, timeout) {
             Ok(0) => return Err(peer_silent()),

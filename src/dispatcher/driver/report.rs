@@ -70,7 +70,7 @@ impl Driver {
                     .zip(WorkerNumber::up_to(u16::MAX))
                     .map(|(w, n)| worker(w, pool.slot(n)))
                     .collect(),
-                tally: pool.table.counters().clone(),
+                counters: pool.table.counters().clone(),
             }
         };
         self.pools.borrow().iter().map(report).collect()

@@ -1,0 +1,142 @@
+//! Queued clients: limit, order, timeout, refusal.
+
+use super::*;
+
+#[test]
+fn queue_keeps_its_limit_order_and_timeout() {
+    let mut t = PoolTest::with_idle_workers(LIMITS);
+    t.serve(0, (1, A), 2, 1);
+    t.serve(0, (2, A), 1, 2);
+    t.handle(10, Client(3, A), &[]);
+    t.handle(20, Client(4, B), &[]);
+    t.handle(30, Client(5, A), &[Refuse(5, Refusal::QueueFull(2))]);
+    assert_eq!(t.0.waiting(), (2, Some(at(10))));
+    t.finish(100, 1, 2, &[offer(1, 3, 100)]); // client 3
+    t.handle(110, Client(6, A), &[]);
+    // Queued again, client 3 is ahead of 4 and 6, although the queue is full without it.
+    t.read_slot(150, 1, held(lease(3), Offered, 100), &[note(1, PoolNote::Late(lease(3))), Revoke(W1, lease(3))]);
+    t.read_slot(150, 1, held(lease(3), Revoked, 100), &[Release(W1, lease(3))]);
+    assert_eq!(t.0.waiting(), (3, Some(at(10))));
+    t.handle(160, Client(7, A), &[Refuse(7, Refusal::QueueFull(2))]);
+    t.finish(200, 2, 1, &[offer(2, 4, 200)]);
+    t.read_slot(201, 2, accepted(4, 200), &[grant(3, 2, 4, 200)]);
+    t.handle(519, Tick, &[ReadSlot(W1), ReadSlot(W2)]);
+    t.handle(520, Tick, &[Refuse(4, timeout(500))]);
+    t.handle(610, Tick, &[Refuse(6, timeout(500))]);
+    assert_eq!(t.0.waiting(), (0, None));
+}
+
+#[test]
+fn client_past_queue_timeout_is_not_queued_again() {
+    let mut t = PoolTest::with_idle_workers(PoolLimits { workers: 1, ..LIMITS });
+    t.serve(0, (1, A), 1, 1);
+    t.handle(0, Client(2, A), &[]);
+    t.finish(490, 1, 1, &[offer(1, 2, 490)]);
+    t.read_slot(540, 1, held(lease(2), Offered, 490), &[note(1, PoolNote::Late(lease(2))), Revoke(W1, lease(2))]);
+    t.read_slot(540, 1, held(lease(2), Revoked, 490), &[Refuse(2, timeout(540)), Release(W1, lease(2))]);
+}
+
+#[test]
+fn client_may_disconnect_at_any_time() {
+    let mut t = PoolTest::with_idle_workers(PoolLimits { workers: 1, ..LIMITS });
+    // While its offer is pending.
+    t.handle(0, Client(1, A), &[offer(1, 1, 0)]);
+    t.handle(1, Disconnected(1), &[Revoke(W1, lease(1))]);
+    t.read_slot(1, 1, held(lease(1), Revoked, 0), &[Release(W1, lease(1))]);
+    t.read_slot(1, 1, free(), &[]);
+    // While it is queued.
+    t.serve(2, (2, A), 1, 2);
+    t.handle(3, Client(3, A), &[]);
+    t.handle(4, Disconnected(3), &[]);
+    assert_eq!(t.0.waiting(), (0, None));
+    t.finish(5, 1, 2, &[]);
+    t.assert_deadline(None);
+    // While its offer is being revoked.
+    t.handle(6, Client(4, A), &[offer(1, 3, 6)]);
+    t.read_slot(56, 1, held(lease(3), Offered, 6), &[note(1, PoolNote::Late(lease(3))), Revoke(W1, lease(3))]);
+    t.handle(56, Disconnected(4), &[]);
+    t.read_slot(56, 1, held(lease(3), Revoked, 6), &[Release(W1, lease(3))]);
+    assert_eq!(t.0.waiting(), (0, None));
+    // After the grant: the lease stays until it is claimed or its time is over.
+    t.read_slot(57, 1, answered(SlotAnswer::Ack, free()), &[note(1, PoolNote::Back)]);
+    t.handle(60, Client(5, A), &[offer(1, 4, 60)]);
+    t.read_slot(61, 1, accepted(4, 60), &[grant(5, 1, 4, 60)]);
+    t.handle(62, Disconnected(5), &[]);
+    assert_eq!(t.hold(1).lease(), Some(lease(4)));
+}
+
+#[test]
+fn stopping_set_refuses_every_client() {
+    let mut t = PoolTest::with_idle_workers(PoolLimits { workers: 1, ..LIMITS });
+    t.handle(0, Client(1, A), &[offer(1, 1, 0)]);
+    t.handle(0, Client(2, A), &[]);
+    t.handle(1, Quiesce, &[Refuse(2, Refusal::Stopping)]);
+    t.handle(1, Client(3, A), &[Refuse(3, Refusal::Stopping)]);
+    assert!(!t.0.is_quiet());
+    t.read_slot(50, 1, held(lease(1), Offered, 0), &[note(1, PoolNote::Late(lease(1))), Revoke(W1, lease(1))]);
+    t.read_slot(50, 1, held(lease(1), Revoked, 0), &[Refuse(1, Refusal::Stopping), Release(W1, lease(1))]);
+    t.read_slot(50, 1, free(), &[]);
+    assert!(t.0.is_quiet());
+    t.assert_deadline(None);
+}
+
+#[test]
+fn added_worker_serves_queued_clients() {
+    let mut t = PoolTest::with_idle_workers(PoolLimits { workers: 1, ..LIMITS });
+    t.serve(0, (1, A), 1, 1);
+    t.handle(1, Client(2, A), &[]);
+    t.0.reconfigure(LIMITS);
+    t.assert_deadline(0);
+    t.handle(2, Tick, &[ReadSlot(W1), ReadSlot(W2)]);
+    t.read_slot(2, 1, held(lease(1), Claimed, 0), &[]);
+    t.read_slot(2, 2, SlotView::default(), &[Clear(W2)]);
+    t.read_slot(3, 2, free(), &[note(2, PoolNote::Up(ONE)), offer(2, 2, 3)]);
+}
+
+#[test]
+fn pool_shrinks_and_grows_while_clients_are_queued() {
+    let mut t = PoolTest::with_idle_workers(LIMITS);
+    t.serve(0, (1, A), 2, 1);
+    t.0.reconfigure(PoolLimits { workers: 1, ..LIMITS });
+    t.handle(1, Tick, &[ReadSlot(W1), ReadSlot(W2)]);
+    t.read_slot(1, 1, free(), &[]);
+    t.read_slot(1, 2, held(lease(1), Claimed, 0), &[]);
+    t.serve(2, (2, A), 1, 2);
+    t.handle(3, Client(3, A), &[]);
+    t.finish(4, 2, 1, &[]); // worker 2 is surplus and gets no new client
+    assert_eq!(t.0.workers().len(), 2);
+    t.0.reconfigure(LIMITS);
+    t.assert_deadline(0);
+    t.handle(5, Tick, &[ReadSlot(W1), ReadSlot(W2), offer(2, 3, 5)]);
+    t.read_slot(6, 2, accepted(3, 5), &[grant(3, 2, 3, 5)]);
+    t.0.reconfigure(PoolLimits { workers: 0, ..LIMITS });
+    t.read_slot(7, 2, dead(held(lease(3), Offered, 5)), &[note(2, PoolNote::Down(ONE)), Revoke(W2, lease(3))]);
+    t.read_slot(7, 2, dead(held(lease(3), Revoked, 5)), &[Release(W2, lease(3))]);
+    t.read_slot(7, 2, dead(free()), &[]);
+    assert_eq!(t.0.workers().len(), 1, "worker 2 is removed, worker 1 still serves");
+    t.read_slot(8, 2, free(), &[]); // worker 2 is unknown
+}
+
+#[test]
+fn pool_without_a_queue_refuses_when_no_worker_is_free() {
+    let mut t = PoolTest::with_idle_workers(PoolLimits { queue: 0, ..LIMITS });
+    t.handle(0, Client(1, A), &[offer(2, 1, 0)]);
+    t.serve(1, (2, A), 1, 2);
+    t.handle(2, Client(3, A), &[Refuse(3, Refusal::NoWorkerFree)]);
+    t.read_slot(50, 2, held(lease(1), Offered, 0), &[note(2, PoolNote::Late(lease(1))), Revoke(W2, lease(1))]);
+    t.read_slot(50, 2, held(lease(1), Revoked, 0), &[Release(W2, lease(1)), Refuse(1, Refusal::NoWorkerFree)]);
+    t.assert_deadline(101);
+
+    // An idle worker that is being recycled is not free.
+    let mut t = PoolTest::with_idle_workers(PoolLimits { queue: 0, ..LIMITS });
+    t.read_slot(0, 1, in_state(Ready, true), &[PoolAction::Question(W1, SlotQuestion::Recycle)]);
+    t.handle(0, Client(1, A), &[offer(2, 1, 0)]);
+    t.read_slot(50, 2, held(lease(1), Offered, 0), &[note(2, PoolNote::Late(lease(1))), Revoke(W2, lease(1))]);
+    t.read_slot(50, 2, held(lease(1), Revoked, 0), &[Release(W2, lease(1)), Refuse(1, Refusal::NoWorkerFree)]);
+
+    // While another worker is free, a missed offer does not end in a refusal.
+    let mut t = PoolTest::with_idle_workers(PoolLimits { queue: 0, queue_timeout: Duration::ZERO, ..LIMITS });
+    t.handle(0, Client(1, A), &[offer(2, 1, 0)]);
+    t.read_slot(50, 2, held(lease(1), Offered, 0), &[note(2, PoolNote::Late(lease(1))), Revoke(W2, lease(1))]);
+    t.read_slot(50, 2, held(lease(1), Revoked, 0), &[Release(W2, lease(1)), offer(1, 2, 50)]);
+}
