@@ -71,11 +71,13 @@ impl Acceptor {
         Ok(Self { state, tasks })
     }
 
-    /// Serves handoff connections from the store, and rejects those of removed listeners.
+    /// Serves handoff connections from the store in their old order, and rejects those of removed listeners.
     pub(super) fn restore(&self, stored: Vec<(OwnedFd, StoredFd)>) {
+        let parsed = |(fd, entry): (_, StoredFd)| Some((StoredConnection::parse(&entry.0)?, fd, entry));
+        let mut connections: Vec<_> = stored.into_iter().filter_map(parsed).collect();
+        connections.sort_by_key(|(stored, ..)| stored.stored_at);
         let (mut known, mut rejected) = (BTreeSet::new(), Vec::new());
-        for (fd, entry) in stored {
-            let Some(stored) = StoredConnection::parse(&entry.0) else { continue };
+        for (stored, fd, entry) in connections {
             // If a removal was lost, a connection is in the store under two names.
             if fstat(&fd).is_ok_and(|status| !known.insert(status.st_ino)) {
                 continue;

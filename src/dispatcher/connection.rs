@@ -62,7 +62,7 @@ impl Endpoints {
 /// Identifies a client by its TCP address, or by its user on a Unix socket.
 pub(super) fn client_peer(address: Option<SocketAddr>, user: impl FnOnce() -> Option<u32>) -> Peer {
     match address {
-        Some(address) => Peer::Ip(address.ip().to_canonical()),
+        Some(address) => Peer::at(address.ip()),
         None => Peer::User(user().unwrap_or(u32::MAX)),
     }
 }
@@ -138,9 +138,8 @@ impl Connection {
 
     /// The message that passes it to a worker.
     pub(super) fn handoff_message(&self, lease: LeaseId, token: Token) -> HandoffMessage {
-        let Endpoints { address, server, .. } = self.endpoints;
         let listener = self.listener.borrow().info.clone();
-        HandoffMessage { lease, token, peer: self.proxied.get().or(address), server, listener }
+        HandoffMessage { lease, token, peer: self.client_address(), server: self.endpoints.server, listener }
     }
 
     pub(super) fn mark(&self) -> u32 {
@@ -193,6 +192,11 @@ impl Connection {
             }
             changed.await;
         }
+    }
+
+    /// The client's address: that of the proxy header, if there was one; `None` on a Unix socket.
+    pub(super) fn client_address(&self) -> Option<SocketAddr> {
+        self.proxied.get().or(self.endpoints.address)
     }
 
     /// The client, as the pool identifies it.

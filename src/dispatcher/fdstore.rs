@@ -17,6 +17,7 @@ use nix::sys::socket::{ControlMessage, MsgFlags, UnixAddr, sendmsg};
 use tokio::io::AsyncWriteExt;
 use tokio::time::{sleep, timeout};
 
+use crate::ids::Monotonic;
 use crate::log;
 use crate::net::{self, ProblemResponse, SocketStream, lingering_close};
 
@@ -52,6 +53,8 @@ pub(super) struct StoredConnection {
     pub mark: u32,
     /// Whether an HTTP response may be sent on it.
     pub is_http: bool,
+    /// The next dispatcher queues connections in this order. 0 in names of older versions.
+    pub stored_at: Monotonic,
 }
 
 impl StoredConnection {
@@ -59,7 +62,8 @@ impl StoredConnection {
         // Names must not contain colons (sd_pid_notify_with_fds(3)).
         let peer = self.peer.map_or(String::new(), |peer| peer.to_string().replace(':', "_"));
         let protocol = if self.is_http { "http" } else { "other" };
-        format!("{HANDOFF_PREFIX}{:016x}-{peer}-{}-{protocol}-{}", self.listener, self.mark, unique())
+        let (listener, mark, stored_at) = (self.listener, self.mark, self.stored_at.0);
+        format!("{HANDOFF_PREFIX}{listener:016x}-{peer}-{mark}-{protocol}-{}-{stored_at}", unique())
     }
 
     /// Parses a [`StoredConnection::name`].
@@ -76,7 +80,8 @@ impl StoredConnection {
             "other" => false,
             _ => return None,
         };
-        Some(Self { listener, peer, mark, is_http })
+        let stored_at = Monotonic(fields.nth(2).and_then(|at| at.parse().ok()).unwrap_or(0)); // after `unique`
+        Some(Self { listener, peer, mark, is_http, stored_at })
     }
 }
 
@@ -163,12 +168,15 @@ mod tests {
     fn name_of_a_stored_connection_can_be_parsed() {
         for peer in [None, Some("192.0.2.1:80".parse().unwrap()), Some("[2001:db8::1]:80".parse().unwrap())] {
             for is_http in [false, true] {
-                let stored = StoredConnection { listener: u64::MAX - 1, peer, mark: 7, is_http };
+                let stored_at = Monotonic(u64::MAX);
+                let stored = StoredConnection { listener: u64::MAX - 1, peer, mark: 7, is_http, stored_at };
                 let name = stored.name();
                 assert!(name.len() < 255 && !name.contains(':'), "{name}");
                 assert_eq!(StoredConnection::parse(&name), Some(stored));
             }
         }
+        let older = StoredConnection::parse("handed-0--7-http-12-34").unwrap();
+        assert_eq!((older.mark, older.stored_at), (7, Monotonic(0)));
         for other in ["waiting-1-2", "handed-", "handed-0--7", "handed-x--7-http-1", "handed-0--7-words-1"] {
             assert_eq!(StoredConnection::parse(other), None, "{other}");
         }

@@ -18,11 +18,11 @@ use super::fdstore::{self, StoredConnection};
 use super::keepalive::IdleConnections;
 use super::listeners::{Listener, Listeners};
 use super::refusal::refusal;
-use crate::log;
 use crate::net::{
     self, ProblemResponse, ProxyHeader, SocketStream, lingering_close, parse_proxy_header, reset, set_reset_on_close,
 };
-use crate::pool::{LeaseEnd, Peer};
+use crate::pool::LeaseEnd;
+use crate::{clock, log};
 
 /// Shortest and longest pause between two reads of an incomplete proxy header, which stays in the socket until it is
 /// complete.
@@ -124,6 +124,7 @@ impl HandoffListener {
                         peer: connection.proxied.get(),
                         mark: connection.mark(),
                         is_http: self.driver.speaks_http(pool),
+                        stored_at: clock::now(),
                     };
                     fdstore::store(connection.as_fd(), stored.name()).await
                 }
@@ -171,10 +172,7 @@ impl HandoffListener {
             return reset(connection); // the protocol of the connection is unknown
         }
         if listener.config.access_log {
-            let client = match connection.peer() {
-                Peer::Ip(ip) => ip.to_string(),
-                Peer::User(_) => "unix".into(),
-            };
+            let client = connection.client_address().map_or("unix".into(), |address| address.ip().to_string());
             tracing::info!(client, status = problem.status.as_u16(), worker = "-", lease = "-",
                 event = %log::Event::RequestLogged, "{}", problem.detail);
         }

@@ -1,6 +1,6 @@
 //! Input and output of a pool: events and slot contents in; actions, refusals and notes out.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv6Addr};
 use std::time::Duration;
 
 use crate::ids::{Claim, Epoch, LeaseId, LeaseTerms, Lifecycle, Monotonic, Phase, RefuseReason, WorkerNumber};
@@ -9,12 +9,22 @@ use crate::ids::{Claim, Epoch, LeaseId, LeaseTerms, Lifecycle, Monotonic, Phase,
 pub(crate) type ClientId = u64;
 
 /// Identifies a client for fairness: its address, or its user on a Unix socket.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) enum Peer {
-    /// A TCP client.
+    /// TCP clients of an IPv4 address or of an IPv6 network of 64 bits, which one client may have whole.
     Ip(IpAddr),
     /// A client of a Unix socket.
     User(u32),
+}
+
+impl Peer {
+    /// The client at this address. An IPv4-mapped IPv6 address is the IPv4 address.
+    pub(crate) fn at(address: IpAddr) -> Self {
+        Self::Ip(match address.to_canonical() {
+            IpAddr::V6(ip) => Ipv6Addr::from_bits(ip.to_bits() & !u128::from(u64::MAX)).into(),
+            v4 => v4,
+        })
+    }
 }
 
 /// The bounds of a pool, from the configuration.

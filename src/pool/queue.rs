@@ -1,6 +1,10 @@
-//! The waiting clients in order of arrival, and the leases of their peers.
+//! The waiting clients, and the unclaimed leases of their addresses.
+//!
+//! Addresses take turns, and the clients of one address are served in the order of their arrival: an address with many
+//! connections delays another one by one turn. Every operation takes a number of steps that is logarithmic in the
+//! length of the queue.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::time::Duration;
 
 use super::messages::{ClientId, Peer};
@@ -8,6 +12,9 @@ use crate::ids::Monotonic;
 
 /// How long a peer that let a lease end unclaimed gets only one unclaimed lease at a time.
 pub(crate) const SUSPICION: Duration = Duration::from_secs(10);
+
+/// Position in the order of turns; a smaller one is earlier.
+type Turn = u64;
 
 /// A client without a worker.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -22,20 +29,60 @@ pub(crate) struct QueuedClient {
     pub due: Monotonic,
     /// Whether its connection is passed, so that only the worker can leave the lease unclaimed.
     pub is_handoff: bool,
+    /// The turn of its peer in which it was offered to a worker. It keeps the turn if the offer fails.
+    pub turn: Option<Turn>,
 }
 
-/// The record of a peer that has unclaimed leases or has let one end unclaimed.
+/// The waiting clients of a peer, and what limits them.
 #[derive(Debug, Default)]
 struct PeerRecord {
+    redirects: BTreeSet<ClientId>,
+    handoffs: BTreeSet<ClientId>,
+    /// The turn of its next client that has not had one.
+    next_turn: Turn,
+    /// Its key in [`ClientQueue::turns`]: none while no client of it may be offered to a worker.
+    listed: Option<Turn>,
     unclaimed: u32,
     suspect_until: Option<Monotonic>,
+}
+
+impl PeerRecord {
+    fn len(&self) -> usize {
+        self.redirects.len() + self.handoffs.len()
+    }
+
+    /// Whether the peer gets no further unclaimed lease: that concerns its redirect clients only, because with handoff
+    /// delivery the worker claims.
+    fn is_limited(&self) -> bool {
+        self.unclaimed > 0 && self.suspect_until.is_some()
+    }
+
+    /// Its first client that may be offered to a worker.
+    fn next(&self) -> Option<ClientId> {
+        let redirect = self.redirects.first().filter(|_| !self.is_limited());
+        self.handoffs.first().into_iter().chain(redirect).min().copied()
+    }
+
+    fn newest(&self) -> Option<ClientId> {
+        self.redirects.last().max(self.handoffs.last()).copied()
+    }
+
+    fn clients(&mut self, client: &QueuedClient) -> &mut BTreeSet<ClientId> {
+        if client.is_handoff { &mut self.handoffs } else { &mut self.redirects }
+    }
 }
 
 #[derive(Debug, Default)]
 pub(super) struct ClientQueue {
     clients: BTreeMap<ClientId, QueuedClient>,
     peers: HashMap<Peer, PeerRecord>,
-    suspects: usize,
+    /// The peers with a client that may be offered to a worker, in the order of their turns.
+    turns: BTreeMap<Turn, Peer>,
+    last_turn: Turn,
+    /// The peers with waiting clients, by their number.
+    by_length: BTreeSet<(usize, Peer)>,
+    /// Peers that let a lease end unclaimed, and until when that counts. An earlier entry of a peer is outdated.
+    suspects: VecDeque<(Monotonic, Peer)>,
 }
 
 impl ClientQueue {
@@ -55,31 +102,55 @@ impl ClientQueue {
         self.clients.values().next().map(|client| client.since)
     }
 
-    /// Clients are ordered by their number: a client that is queued again returns to its old position.
+    /// Queues a client behind the others of its peer. One whose offer has failed returns to its place, and to the turn
+    /// of its peer.
     pub(super) fn push(&mut self, client: QueuedClient) {
         self.clients.insert(client.id, client);
+        let turn = self.new_turn();
+        self.change(client.peer, |record| {
+            if record.len() == 0 {
+                record.next_turn = turn;
+            }
+            record.clients(&client).insert(client.id);
+        });
     }
 
     pub(super) fn remove(&mut self, client: ClientId) -> Option<QueuedClient> {
-        self.clients.remove(&client)
+        let client = self.clients.remove(&client)?;
+        self.change(client.peer, |record| {
+            record.clients(&client).remove(&client.id);
+        });
+        Some(client)
     }
 
-    pub(super) fn remove_all(&mut self) -> impl Iterator<Item = QueuedClient> + use<> {
-        std::mem::take(&mut self.clients).into_values()
+    pub(super) fn remove_oldest(&mut self) -> Option<QueuedClient> {
+        self.remove(*self.clients.keys().next()?)
     }
 
-    /// Removes the first client of a peer that may have another lease.
+    /// Removes the client to offer to a worker: the first of the peer whose turn it is.
     pub(super) fn pop(&mut self, now: Monotonic) -> Option<QueuedClient> {
-        let id = if self.suspects == 0 {
-            *self.clients.keys().next()?
-        } else {
-            self.clients.values().find(|client| !self.is_limited(client.peer, now))?.id
-        };
-        self.clients.remove(&id)
+        self.end_suspicions(now);
+        let (&turn, peer) = self.turns.first_key_value()?;
+        let id = self.peers.get(peer)?.next()?;
+        let mut client = self.clients.remove(&id)?;
+        let next_turn = self.new_turn();
+        self.change(client.peer, |record| {
+            record.clients(&client).remove(&id);
+            if client.turn.is_none() {
+                record.next_turn = next_turn;
+            }
+        });
+        client.turn = Some(turn);
+        Some(client)
     }
 
-    fn is_limited(&self, peer: Peer, now: Monotonic) -> bool {
-        self.peers.get(&peer).is_some_and(|p| p.unclaimed > 0 && p.suspect_until.is_some_and(|until| now < until))
+    /// Removes a client because the queue is too long by `new`: the newest one of the peer with the most waiting
+    /// clients, or `new` if no other peer had more than its own when it arrived.
+    pub(super) fn remove_surplus(&mut self, new: QueuedClient) -> Option<QueuedClient> {
+        let own = self.peers.get(&new.peer).map_or(0, PeerRecord::len);
+        let largest = self.by_length.iter().rev().find(|(_, other)| *other != new.peer);
+        let larger = largest.filter(|(length, _)| *length >= own).and_then(|(_, other)| self.peers.get(other));
+        self.remove(larger.and_then(PeerRecord::newest).unwrap_or(new.id))
     }
 
     /// The client has one unclaimed lease more (+1) or less (-1).
@@ -87,23 +158,58 @@ impl ClientQueue {
         if client.is_handoff {
             return; // the worker claims, not the client
         }
-        let peer = client.peer;
-        let record = self.peers.entry(peer).or_default();
-        record.unclaimed = record.unclaimed.saturating_add_signed(by);
-        if record.unclaimed == 0 && record.suspect_until.is_none() {
-            self.peers.remove(&peer);
-        }
+        self.change(client.peer, |record| record.unclaimed = record.unclaimed.saturating_add_signed(by));
     }
 
     /// The peer has let a lease end unclaimed.
     pub(super) fn suspect(&mut self, peer: Peer, now: Monotonic) {
-        self.peers.retain(|_, record| {
-            if record.suspect_until.is_some_and(|until| until <= now) {
-                record.suspect_until = None;
+        self.end_suspicions(now);
+        let until = now + SUSPICION;
+        self.suspects.push_back((until, peer));
+        self.change(peer, |record| record.suspect_until = Some(until));
+    }
+
+    fn end_suspicions(&mut self, now: Monotonic) {
+        while let Some(&(until, peer)) = self.suspects.front()
+            && until <= now
+        {
+            self.suspects.pop_front();
+            self.change(peer, |record| record.suspect_until = record.suspect_until.filter(|last| *last != until));
+        }
+    }
+
+    fn new_turn(&mut self) -> Turn {
+        self.last_turn += 1;
+        self.last_turn
+    }
+
+    /// Changes the record of a peer, and its place among the others.
+    fn change(&mut self, peer: Peer, change: impl FnOnce(&mut PeerRecord)) {
+        let record = self.peers.entry(peer).or_default();
+        let (old_length, old_turn) = (record.len(), record.listed);
+        change(record);
+        let length = record.len();
+        let first = record.next().and_then(|id| self.clients.get(&id));
+        record.listed = first.map(|client| client.turn.unwrap_or(record.next_turn));
+        if record.listed != old_turn {
+            if let Some(turn) = old_turn {
+                self.turns.remove(&turn);
             }
-            record.unclaimed > 0 || record.suspect_until.is_some()
-        });
-        self.peers.entry(peer).or_default().suspect_until = Some(now + SUSPICION);
-        self.suspects = self.peers.values().filter(|record| record.suspect_until.is_some()).count();
+            if let Some(turn) = record.listed {
+                self.turns.insert(turn, peer);
+            }
+        }
+        if length == 0 && record.unclaimed == 0 && record.suspect_until.is_none() {
+            self.peers.remove(&peer);
+        }
+        if length != old_length {
+            self.by_length.remove(&(old_length, peer));
+            if length > 0 {
+                self.by_length.insert((length, peer));
+            }
+        }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -43,7 +43,7 @@ impl Pool {
     }
 
     fn queued_client(&self, now: Monotonic, id: ClientId, peer: Peer, is_handoff: bool) -> QueuedClient {
-        QueuedClient { id, peer, since: now, due: now + self.limits.queue_timeout, is_handoff }
+        QueuedClient { id, peer, since: now, due: now + self.limits.queue_timeout, is_handoff, turn: None }
     }
 
     fn enqueue(&mut self, now: Monotonic, client: QueuedClient) {
@@ -55,16 +55,18 @@ impl Pool {
         }
         self.queue.push(client);
         self.offer_to_idle(now);
-        if self.queue.contains(client.id) && self.queue.len() > self.limits.queue {
-            self.queue.remove(client.id);
+        if !self.queue.contains(client.id) {
+            return;
+        }
+        self.timers.insert((client.due, PoolTimer::Client(client.id)));
+        if self.queue.len() > self.limits.queue {
             let refusal = match self.limits.queue {
                 0 => Refusal::NoWorkerFree,
                 bound => Refusal::QueueFull(bound),
             };
-            return self.actions.push(PoolAction::Refuse(client.id, refusal));
-        }
-        if self.queue.contains(client.id) {
-            self.timers.insert((client.due, PoolTimer::Client(client.id)));
+            if let Some(surplus) = self.queue.remove_surplus(client) {
+                self.refuse(surplus, refusal);
+            }
         }
     }
 
@@ -102,10 +104,14 @@ impl Pool {
     }
 
     fn refuse_all(&mut self, refusal: Refusal) {
-        for client in self.queue.remove_all() {
-            self.timers.remove(&(client.due, PoolTimer::Client(client.id)));
-            self.actions.push(PoolAction::Refuse(client.id, refusal));
+        while let Some(client) = self.queue.remove_oldest() {
+            self.refuse(client, refusal);
         }
+    }
+
+    fn refuse(&mut self, client: QueuedClient, refusal: Refusal) {
+        self.timers.remove(&(client.due, PoolTimer::Client(client.id)));
+        self.actions.push(PoolAction::Refuse(client.id, refusal));
     }
 
     fn tick(&mut self, now: Monotonic) {

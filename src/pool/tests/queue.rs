@@ -27,6 +27,47 @@ fn queue_keeps_its_limit_order_and_timeout() {
 }
 
 #[test]
+fn full_queue_loses_the_newest_client_of_the_largest_address() {
+    let c = Peer::User(1001);
+    let mut t = PoolTest::with_idle_workers(PoolLimits { workers: 1, queue: 3, ..LIMITS });
+    t.serve(0, (1, A), 1, 1);
+    for id in 2..=4 {
+        t.handle(id, Client(id, A), &[]);
+    }
+    t.handle(5, Client(5, A), &[Refuse(5, Refusal::QueueFull(3))]);
+    t.handle(6, Client(6, B), &[Refuse(4, Refusal::QueueFull(3))]);
+    t.handle(7, PoolEvent::Connection(7, c), &[Refuse(3, Refusal::QueueFull(3))]);
+    t.handle(8, Client(8, c), &[Refuse(8, Refusal::QueueFull(3))]);
+    // The refused clients have left nothing behind: no timer, no turn.
+    t.handle(502, Tick, &[ReadSlot(W1), Refuse(2, timeout(500))]);
+    t.handle(505, Tick, &[]);
+    t.assert_deadline(506);
+    t.finish(505, 1, 1, &[offer(1, 2, 505)]);
+    assert_eq!(t.0.waiting(), (1, Some(at(7))));
+}
+
+#[test]
+fn addresses_take_turns_across_deliveries_and_failed_offers() {
+    let mut t = PoolTest::with_idle_workers(PoolLimits { workers: 1, queue: 9, ..LIMITS });
+    t.serve(0, (1, A), 1, 1);
+    for id in 2..=4 {
+        t.handle(1, Client(id, A), &[]);
+    }
+    t.handle(2, Client(5, B), &[]);
+    t.finish(3, 1, 1, &[offer(1, 2, 3)]);
+    // The worker refuses the offer: client 2 is the next one all the same.
+    let refused = answered(SlotAnswer::Refuse(lease(2), RefuseReason::Busy), held(lease(2), Offered, 3));
+    t.read_slot(4, 1, refused, &[Revoke(W1, lease(2))]);
+    t.read_slot(4, 1, held(lease(2), Revoked, 3), &[Release(W1, lease(2))]);
+    t.read_slot(4, 1, free(), &[offer(1, 3, 4)]);
+    for (n, client) in [(3, 2), (4, 5), (5, 3)] {
+        t.read_slot(5, 1, accepted(n, 4), &[grant(client, 1, n, 4)]);
+        t.read_slot(5, 1, held(lease(n), Claimed, 4), &[]);
+        t.finish(4, 1, n, &[offer(1, n + 1, 4)]);
+    }
+}
+
+#[test]
 fn client_past_queue_timeout_is_not_queued_again() {
     let mut t = PoolTest::with_idle_workers(PoolLimits { workers: 1, ..LIMITS });
     t.serve(0, (1, A), 1, 1);

@@ -42,6 +42,30 @@ fn peer_with_an_unclaimed_lease_gets_one_worker_at_a_time() {
 }
 
 #[test]
+fn unclaimed_lease_limits_no_handoff_client() {
+    let mut t = PoolTest::with_idle_workers(PoolLimits { workers: 3, ..LIMITS });
+    leave_unclaimed(&mut t, 0, (1, A), 3, 1);
+    t.handle(2000, Client(2, A), &[offer(3, 2, 2000)]);
+    t.handle(2000, Client(3, A), &[]); // although two workers are idle
+    for (client, worker, n) in [(4, 2, 3), (5, 1, 4)] {
+        let claim_by = at(2050);
+        let connection = Some(client);
+        let worker = WorkerNumber::of(worker);
+        let pass = PoolAction::Offer { worker, epoch: ONE, lease: lease(n), claim_by, connection };
+        t.handle(2000, PoolEvent::Connection(client, A), &[pass]);
+    }
+}
+
+#[test]
+fn first_unclaimed_lease_limits_no_client_before_it_ends() {
+    let mut t = PoolTest::with_idle_workers(PoolLimits { workers: 3, ..LIMITS });
+    t.handle(0, Client(1, A), &[offer(3, 1, 0)]);
+    t.read_slot(0, 3, accepted(1, 0), &[grant(1, 3, 1, 0)]);
+    t.handle(1, Client(2, A), &[offer(2, 2, 1)]);
+    t.handle(1, Client(3, A), &[offer(1, 3, 1)]);
+}
+
+#[test]
 fn unclaimed_lease_of_a_silent_worker_does_not_count_against_the_peer() {
     let mut t = PoolTest::with_idle_workers(LIMITS);
     t.handle(0, Client(1, A), &[offer(2, 1, 0)]);
