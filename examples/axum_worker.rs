@@ -11,7 +11,9 @@ use std::time::Duration;
 
 use axum::Router;
 use axum::body::{Body, Bytes};
-use axum::extract::{Extension, RawQuery};
+use axum::extract::{Extension, RawQuery, Request};
+use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
+use axum::response::Response;
 use axum::routing::{get, post};
 use http_body::Frame;
 use http_body_util::BodyExt;
@@ -24,6 +26,8 @@ async fn main() -> Result<(), patou::worker::ServeError> {
         .route("/hello", get(hello))
         // Sends the body back as it arrives, without buffering it.
         .route("/echo", post(|body: Body| async { body }))
+        .route("/claims", post(claims))
+        .route("/unsendable", get(unsendable))
         .route("/slow", get(slow))
         .route("/block", get(block))
         .route("/block/later", get(block_later))
@@ -36,6 +40,33 @@ async fn main() -> Result<(), patou::worker::ServeError> {
 async fn hello(Extension(context): Extension<RequestContext>) -> String {
     let peer = context.peer.map_or("a Unix socket".to_owned(), |peer| peer.ip().to_string());
     format!("hello from {} to {peer} under lease {}\n", context.worker, context.lease)
+}
+
+/// `Patou-*` headers are patou's alone: this handler gets none from its clients, and those that it sets are removed.
+async fn claims(request: Request) -> Response {
+    let (parts, body) = request.into_parts();
+    let received = body.collect().await.expect("the request body");
+    let trailers = received.trailers().cloned().unwrap_or_default();
+    let names: Vec<_> = parts.headers.keys().chain(trailers.keys()).map(HeaderName::as_str).collect();
+    let claim = HeaderMap::from_iter([
+        (HeaderName::from_static("patou-outcome"), HeaderValue::from_static("not-started")),
+        (HeaderName::from_static("x-claim"), HeaderValue::from_static("harmless")),
+    ]);
+    let trailers = std::future::ready(Some(Ok(claim.clone())));
+    // Trailers need chunks: the body hides its length.
+    let body = Body::from(names.join("\n")).map_frame(|frame: Frame<Bytes>| frame).with_trailers(trailers);
+    let mut response = Response::new(Body::new(body));
+    *response.status_mut() = StatusCode::SERVICE_UNAVAILABLE;
+    *response.headers_mut() = claim;
+    response.headers_mut().insert("trailer", HeaderValue::from_static("patou-outcome, x-claim"));
+    response
+}
+
+/// A response that HTTP/1.1 cannot carry: the request ends with a reset.
+async fn unsendable() -> Response {
+    let mut response = Response::new(Body::from("never sent"));
+    response.headers_mut().insert("transfer-encoding", HeaderValue::from_static("chunked"));
+    response
 }
 
 /// Waits without blocking. After request_timeout the client gets 504, and this future is dropped.

@@ -131,7 +131,7 @@ impl Client {
         loop {
             let result = self.attempt(&request, budget.attempts(), &reporter).await;
             let (reason, retry_after) = match &result {
-                Ok(received) => match retry_reason(&request, received) {
+                Ok(received) => match retry_reason(received) {
                     Some(reason) => (reason, retry::retry_after(received.response.headers())),
                     None => return result,
                 },
@@ -268,11 +268,11 @@ impl Client {
 }
 
 /// Why the call may be retried after this response; `None`: the response is final.
-fn retry_reason(request: &CallRequest, received: &ClientResponse) -> Option<String> {
+fn retry_reason(received: &ClientResponse) -> Option<String> {
     let status = received.response.status();
     match received.lease {
         None => (status == StatusCode::SERVICE_UNAVAILABLE).then(|| format!("{status}, no lease")),
-        Some(_) => request.not_started_reason(&received.response),
+        Some(_) => CallRequest::not_started_reason(&received.response),
     }
 }
 

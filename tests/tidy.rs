@@ -168,6 +168,7 @@ const PURE: &[&str] = &[
     "src/log/escape.rs",
     "src/log/filter.rs",
     "src/net/allowed_hosts.rs",
+    "src/net/patou_headers.rs",
     "src/net/proxy_header.rs",
     "src/net/validate.rs",
     "src/units",

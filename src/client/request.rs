@@ -1,9 +1,9 @@
 //! The caller's request, validated once, and the two requests that are sent for it.
 
-use http::header::{CONNECTION, CONTENT_LENGTH, EXPECT, HOST, HeaderName, LOCATION, TRANSFER_ENCODING, UPGRADE};
-use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Uri};
+use http::header::{CONNECTION, CONTENT_LENGTH, EXPECT, HOST, HeaderName, TRANSFER_ENCODING, UPGRADE};
+use http::{HeaderMap, HeaderValue, Method, Request, Response, Uri};
 
-use super::address::{Address, Target};
+use super::address::Target;
 use super::error::FailureCause;
 use super::lease::Lease;
 use super::payload::Payload;
@@ -23,7 +23,6 @@ pub(super) struct CallRequest {
     path: String,
     host: HeaderValue,
     headers: HeaderMap,
-    over_unix: bool,
     pub(super) payload: Payload,
 }
 
@@ -50,8 +49,7 @@ impl CallRequest {
             Some(host) => host,
             None => host_of(target)?,
         };
-        let over_unix = matches!(target.address(), Address::Unix(_));
-        Ok(Self { method: parts.method, path: path.to_owned(), host, headers, over_unix, payload })
+        Ok(Self { method: parts.method, path: path.to_owned(), host, headers, payload })
     }
 
     pub(super) fn host(&self) -> &HeaderValue {
@@ -77,45 +75,12 @@ impl CallRequest {
         Ok((request, expects_continue))
     }
 
-    /// Why this response shows that the worker did not start the request; `None` if it may have started it.
-    ///
-    /// For a stale lease the worker redirects to the original request with `307`. An application may respond `307` too;
-    /// that is the final response unless it names this request, in which case a retry is what it requires.
-    pub(super) fn not_started_reason<B>(&self, response: &Response<B>) -> Option<String> {
-        match response.headers().get(OUTCOME).map(HeaderValue::as_bytes) {
-            Some(b"not-started") => return Some(format!("{}, Patou-Outcome: not-started", response.status())),
-            Some(_) => return None,
-            None => {}
-        }
-        let is_stale = response.status() == StatusCode::TEMPORARY_REDIRECT
-            && self.is_this_request(response.headers().get(LOCATION)?);
-        is_stale.then(|| "the lease was no longer valid".to_owned())
+    /// Why this response shows that the worker did not start the request; `None` if it may have started it. Only
+    /// `Patou-Outcome` is proof, which a handler cannot set: an application may respond `307` or `503` itself.
+    pub(super) fn not_started_reason<B>(response: &Response<B>) -> Option<String> {
+        let outcome = response.headers().get(OUTCOME)?;
+        (outcome == "not-started").then(|| format!("{}, Patou-Outcome: not-started", response.status()))
     }
-
-    fn is_this_request(&self, location: &HeaderValue) -> bool {
-        let Ok(uri) = Uri::try_from(location.as_bytes()) else { return false };
-        let same_path = uri.path_and_query().is_some_and(|path| path.as_str() == self.path);
-        let Ok(host) = self.host.to_str() else { return false };
-        let same_host = match uri.authority() {
-            None => true,
-            // The worker does not know a port that the `Host` header does not contain: that of a dispatcher on a Unix
-            // socket.
-            Some(authority) if self.over_unix => authority.host() == host_only(host),
-            Some(authority) => with_port(authority.as_str()).eq_ignore_ascii_case(&with_port(host)),
-        };
-        same_path && same_host && uri.scheme_str().is_none_or(|scheme| scheme == "http")
-    }
-}
-
-fn host_only(authority: &str) -> &str {
-    match authority.rsplit_once(':') {
-        Some((host, port)) if !port.ends_with(']') => host,
-        _ => authority,
-    }
-}
-
-fn with_port(authority: &str) -> String {
-    if host_only(authority) == authority { format!("{authority}:80") } else { authority.to_owned() }
 }
 
 /// The `Host` of a request to `target`.
@@ -154,34 +119,17 @@ mod tests {
     }
 
     #[test]
-    fn only_a_redirect_to_the_same_request_means_not_started() {
-        let over_tcp = call_request("http://localhost:7286", "/a?b=c").unwrap();
-        let over_unix = call_request("unix:/s", "/a?b=c").unwrap();
-        for (location, tcp, unix) in [
-            ("http://localhost:7286/a?b=c", true, true),
-            ("http://LOCALHOST:7286/a?b=c", true, false),
-            ("/a?b=c", true, true),
-            ("http://localhost/a?b=c", false, true),
-            ("http://localhost:7287/a?b=c", false, true),
-            ("http://other:7286/a?b=c", false, false),
-            ("https://localhost:7286/a?b=c", false, false),
-            ("http://localhost:7286/a", false, false),
-            ("/login", false, false),
-            ("a b", false, false),
+    fn only_the_outcome_means_not_started() {
+        let is_not_started = |response: &Response<()>| CallRequest::not_started_reason(response).is_some();
+        for (status, name, value, expected) in [
+            (307, "patou-outcome", "not-started", true),
+            (503, "patou-outcome", "not-started", true),
+            (502, "patou-outcome", "started-unknown", false),
+            (307, "location", "http://localhost:7286/a?b=c", false), // the application's own redirect
+            (503, "retry-after", "1", false),
         ] {
-            let response = response(307, "location", location);
-            assert_eq!(over_tcp.not_started_reason(&response).is_some(), tcp, "{location}");
-            assert_eq!(over_unix.not_started_reason(&response).is_some(), unix, "{location}");
+            assert_eq!(is_not_started(&response(status, name, value)), expected, "{status} {name}: {value}");
         }
-        let port_80 = call_request("http://localhost:80", "/").unwrap();
-        assert!(port_80.not_started_reason(&response(307, "location", "http://localhost:80/")).is_some());
-        assert!(over_tcp.not_started_reason(&response(308, "location", "/a?b=c")).is_none());
-        assert!(over_tcp.not_started_reason(&response(503, "retry-after", "1")).is_none());
-        assert!(over_tcp.not_started_reason(&response(503, "patou-outcome", "not-started")).is_some());
-        assert!(over_tcp.not_started_reason(&response(502, "patou-outcome", "started-unknown")).is_none());
-        let mut both = response(307, "location", "/a?b=c");
-        both.headers_mut().insert(OUTCOME, HeaderValue::from_static("started-unknown"));
-        assert!(over_tcp.not_started_reason(&both).is_none());
     }
 
     #[test]

@@ -4,6 +4,7 @@ mod allowed_hosts;
 mod disconnect;
 mod host;
 mod lingering_close;
+mod patou_headers;
 mod problem;
 mod proxy_header;
 mod stream;
@@ -13,6 +14,7 @@ pub(crate) use allowed_hosts::is_host_allowed;
 pub(crate) use disconnect::disconnected;
 pub(crate) use host::{fallback_host, host};
 pub(crate) use lingering_close::{discard_until_closed, lingering_close, reset, set_reset_on_close};
+pub(crate) use patou_headers::remove_patou_headers;
 pub(crate) use problem::{ProblemResponse, RequestOutcome};
 pub(crate) use proxy_header::{ProxyHeader, parse_proxy_header};
 pub(crate) use stream::{

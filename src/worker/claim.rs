@@ -77,7 +77,9 @@ pub(super) fn claim(
 
 impl ClaimedConnection {
     /// Whether a close resets the connection: also the close at the death of this process, if no other process holds
-    /// the connection.
+    /// the connection, because the dispatcher has been restarted since the claim. On while a request has no complete
+    /// response: a FIN would say that nothing was started. A request that the built-in echo serves without waiting is
+    /// spared the two system calls.
     pub(super) fn set_reset_on_close(&self, on: bool) {
         if self.reset_on_close.swap(on, Ordering::Relaxed) != on {
             let _ = set_reset_on_close(&self.stream, on); // a failure shows in the next call

@@ -1,4 +1,5 @@
-//! Counts the bytes of request and response bodies, and reports their end and their errors to the transaction.
+//! Counts the bytes of request and response bodies, and reports their end and their errors to the transaction. Trailers
+//! lose the headers that patou alone sets.
 
 use std::panic::AssertUnwindSafe;
 use std::pin::Pin;
@@ -13,6 +14,7 @@ use super::state::WorkerState;
 use super::turn::Transaction;
 use crate::exchange::Counter;
 use crate::log::Event;
+use crate::net::remove_patou_headers;
 
 /// Counts one body: of a request with [`Counter::BytesIn`], of a response with [`Counter::BytesOut`].
 pub(super) struct BodyCounter {
@@ -75,10 +77,11 @@ where
     fn poll_frame(mut self: Pin<&mut Self>, task: &mut Task<'_>) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
         let body = AssertUnwindSafe(|| Pin::new(&mut self.body).poll_frame(task));
         // A panic of the handler's body must not end the connection without the release of its lease.
-        let polled = std::panic::catch_unwind(body)
+        let mut polled = std::panic::catch_unwind(body)
             .unwrap_or_else(|_| Poll::Ready(Some(Err("the handler panicked during its response".into()))));
-        match &polled {
+        match &mut polled {
             Poll::Ready(Some(Ok(frame))) => {
+                frame.trailers_mut().into_iter().for_each(remove_patou_headers);
                 self.counter.bytes += frame.data_ref().map_or(0, |data| data.len() as u64);
             }
             Poll::Ready(Some(Err(error))) => self.counter.failed(error),

@@ -23,7 +23,7 @@ use tokio::sync::Mutex;
 use tokio::time::Instant;
 
 use super::claim::{ClaimedConnection, claim, is_last_request, may_write};
-use super::handler::{Body, BoxError};
+use super::handler::{Body, BoxError, BuiltinHandler};
 use super::handoff_io::HandoffIo;
 use super::handoff_receiver::HandoffReceiver;
 use super::inetd;
@@ -95,7 +95,10 @@ async fn serve<S: HandlerService>(state: &Arc<WorkerState>, service: &Arc<Mutex<
             let served = poll_fn(|task| match Pin::new(&mut http).poll(task) {
                 Poll::Ready(served) => Poll::Ready(Some(served.map_err(EarlyEnd::Http))),
                 Poll::Pending if idle.load(Ordering::Relaxed) => Poll::Ready(None),
-                Poll::Pending => Poll::Pending,
+                Poll::Pending => {
+                    connection.set_reset_on_close(true);
+                    Poll::Pending
+                }
             });
             let served = tokio::select! {
                 biased; // no timers for a request that is done at once
@@ -139,14 +142,19 @@ async fn finish(
     let (active, stream) = (connection.active, connection.stream.clone());
     let had_request = connection.requests.load(Ordering::Relaxed) > 0;
     let kept = matches!(end, Ok(AfterLease::Keep));
-    // A FIN within a response would make it look complete. Before and after a response it is harmless.
-    let fin_allowed = end.is_ok() || !mid_request && !matches!(&end, Err(EarlyEnd::Aborted(AbortCause::ClientGone)));
+    // A FIN within a response would make it look complete, and one in place of a response would mean that the request
+    // was not started. After a response it is harmless.
+    let fin_allowed = match &end {
+        Ok(_) => true,
+        Err(EarlyEnd::Aborted(AbortCause::ClientGone)) => false,
+        Err(end) => !mid_request && !end.is_handler_fault(),
+    };
     if let Err(end) = &end {
         if had_request {
+            end.log_request(state, transaction, active.lease);
             if !fin_allowed {
                 transaction.fail();
             }
-            end.log_request(state, active.lease);
         }
         if matches!(end, EarlyEnd::Aborted(AbortCause::HeadTimeout)) && may_write(state, transaction, active.lease) {
             let _ = stream.0.try_write(&ProblemResponse::late_head().raw());
@@ -204,6 +212,10 @@ async fn respond<S: HandlerService>(
         }
         state.count_pipelined();
     }
+    transaction.start_request(request.body().is_end_stream());
+    if !matches!(state.builtin, Some(BuiltinHandler::Echo)) {
+        connection.set_reset_on_close(true);
+    }
     if request.version() >= Version::HTTP_11 {
         transaction.allow_probe();
     }
@@ -219,7 +231,6 @@ async fn respond<S: HandlerService>(
     let mut response = match checked {
         Ok(target) => runner.run(request, target, *active, *peer, *server).await?,
         Err(problem) => {
-            transaction.start_request(request.body().is_end_stream());
             transaction.drop_body();
             if !may_write(state, transaction, active.lease) {
                 return Err("the dispatcher has aborted the lease".into());

@@ -65,17 +65,11 @@ impl AsyncWrite for HandoffIo {
         if by_hyper && !may_write(state, transaction, connection.active.lease) {
             return Poll::Ready(Err(io::ErrorKind::BrokenPipe.into()));
         }
-        // A response that one write delivers whole is never found cut, and needs no reset.
-        let last = transaction.is_response_complete();
-        if !last {
+        if !transaction.is_response_complete() {
             connection.set_reset_on_close(true);
         }
         let mut stream = connection.stream.clone();
-        let written = ready!(Pin::new(&mut stream).poll_write_vectored(task, bytes))?;
-        if last && written < bytes.iter().map(|part| part.len()).sum() {
-            connection.set_reset_on_close(true);
-        }
-        Poll::Ready(Ok(written))
+        Pin::new(&mut stream).poll_write_vectored(task, bytes)
     }
 
     fn is_write_vectored(&self) -> bool {
@@ -86,6 +80,9 @@ impl AsyncWrite for HandoffIo {
         let mut stream = self.connection.stream.clone();
         ready!(Pin::new(&mut stream).poll_flush(task))?;
         self.connection.unflushed.store(false, Ordering::Relaxed);
+        if self.transaction.is_response_complete() {
+            self.connection.set_reset_on_close(false); // the kernel has all of it
+        }
         Poll::Ready(Ok(()))
     }
 

@@ -80,8 +80,8 @@ async fn finish(
             let _ = set_reset_on_close(stream, false); // fails on a dead socket, which sends no reset
         }
         Err(end) => {
+            end.log_request(state, transaction, active.lease);
             transaction.fail();
-            end.log_request(state, active.lease);
         }
     }
     transaction.release_handler();

@@ -28,7 +28,7 @@ use crate::clock;
 use crate::exchange::Counter;
 use crate::ids::LeaseId;
 use crate::log::Event;
-use crate::net::{ProblemResponse, RequestOutcome, SharedStream};
+use crate::net::{ProblemResponse, RequestOutcome, SharedStream, remove_patou_headers};
 
 /// A running handler.
 pub(super) type HandlerFuture = Pin<Box<dyn Future<Output = Result<Response<Body>, RequestFailure>> + Send>>;
@@ -67,10 +67,22 @@ impl EarlyEnd {
         }
     }
 
+    /// Whether the handler's response cannot be sent: its body has failed, or HTTP/1.1 does not allow its head.
+    pub(super) fn is_handler_fault(&self) -> bool {
+        matches!(self, EarlyEnd::Http(error) if error.is_user())
+    }
+
     /// Logs what it means for the request of `lease`.
-    pub(super) fn log_request(&self, state: &WorkerState, lease: LeaseId) {
+    pub(super) fn log_request(&self, state: &WorkerState, transaction: &Transaction, lease: LeaseId) {
         let (worker, epoch) = (&state.id, state.slot.epoch());
-        if self.is_client_gone() {
+        if let EarlyEnd::Http(error) = self
+            && self.is_handler_fault()
+            && transaction.is_responding()
+            && !transaction.has_failed()
+        {
+            tracing::warn!(%worker, %lease, %epoch, event = %Event::ResponseCut,
+                "the response of the handler cannot be sent: {error}");
+        } else if self.is_client_gone() {
             tracing::info!(%worker, %lease, %epoch, event = %Event::RequestCancelled,
                 "the client has disconnected: its request is cancelled");
         } else if matches!(self, EarlyEnd::Aborted(AbortCause::Deadline)) {
@@ -108,6 +120,7 @@ impl<S: HandlerService> RequestRunner<S> {
         }
         let http11 = request.version() >= Version::HTTP_11;
         *request.uri_mut() = Uri::from(target);
+        remove_patou_headers(request.headers_mut());
         request.extensions_mut().insert(RequestContext {
             peer,
             server,
@@ -132,7 +145,8 @@ impl<S: HandlerService> RequestRunner<S> {
                 Err(RequestFailure { status: StatusCode::GATEWAY_TIMEOUT, reason, started: true })
             }
         };
-        let outcome = outcome.and_then(|response| {
+        let outcome = outcome.and_then(|mut response| {
+            remove_patou_headers(response.headers_mut());
             if needs_framing && ends_with_connection(&response) {
                 let reason = "on a Unix socket an HTTP/1.0 client cannot tell where a response of unknown length ends: \
                               use HTTP/1.1";

@@ -76,8 +76,8 @@ async fn last_refusal_is_the_response() {
 async fn stale_lease_is_replaced_by_a_new_one() {
     let (dispatcher, worker) = (Script::tcp().await, Script::tcp().await);
     let client = dispatcher.client();
-    let back =
-        format!("HTTP/1.1 307 Temporary Redirect\r\nLocation: {}/a?b\r\nContent-Length: 0\r\n\r\n", client.target);
+    let location = format!("Location: {}/a?b\r\nPatou-Outcome: not-started", client.target);
+    let back = format!("HTTP/1.1 307 Temporary Redirect\r\n{location}\r\nContent-Length: 0\r\n\r\n");
     let not_started = "HTTP/1.1 503 Service Unavailable\r\nPatou-Outcome: not-started\r\nContent-Length: 0\r\n\r\n";
     let script = async {
         let mut tokens = Vec::new();
@@ -155,6 +155,7 @@ async fn error_responses_of_the_application_are_returned() {
         ("502 Bad Gateway\r\nPatou-Outcome: started-unknown", 502),
         ("503 Service Unavailable\r\nRetry-After: 0", 503),
         ("307 Temporary Redirect\r\nLocation: /elsewhere", 307),
+        ("307 Temporary Redirect\r\nLocation: /", 307), // to the same request, which has been carried out
     ] {
         let received =
             call_closing_worker(&format!("HTTP/1.1 {head}\r\nContent-Length: 4\r\n\r\npong"), false).await.unwrap();
