@@ -301,3 +301,19 @@ fn unix_client_of_a_dead_worker_and_a_dead_dispatcher_gets_no_response() {
     set.wait_for_worker("default/1", "idle");
     set.stop();
 }
+
+#[test]
+fn inetd_pool_behind_a_unix_listener_is_reported_by_check_and_at_the_start() {
+    let mut set = TestSet::prepare("");
+    let listener = format!("[[listener]]\naddress = \"unix:{}/s.sock\"\n", set.test_dir().display());
+    let pool =
+        "[[pool]]\nname = \"default\"\nworkers = 1\naddress = \"127.0.0.1:0\"\nhandler = { inetd = [\"cat\"] }\n";
+    set.configure(&format!("{listener}delivery = \"handoff\"\n{pool}"));
+    let warning = "s.sock: a Unix socket cannot be reset, so clients of pool default (inetd) see output that was cut";
+    let check = set.patou(&["check"]);
+    assert!(check.status.success() && text(&check.stdout).contains(warning), "{check:?}");
+    set.run();
+    set.wait_until_up();
+    set.wait_for_log(&["warning", warning]);
+    set.stop();
+}

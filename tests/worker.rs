@@ -496,11 +496,11 @@ fn worker_with_a_coprocess_that_keeps_dying_is_not_considered_blocked() {
 }
 
 #[test]
-fn http_1_0_on_a_unix_socket_gets_505_for_a_response_of_unknown_length() {
-    // A Unix socket has no reset: an aborted response would look complete.
+fn http_1_0_on_a_unix_socket_gets_a_length_or_an_error() {
+    // A Unix socket has no reset: an aborted response of unknown length would look complete.
     let set = TestSet::prepare("");
     let dir = set.test_dir().display().to_string();
-    let script = r#"case $PATH_INFO in /known) printf 'Content-Type: a/b\nContent-Length: 5\n\nknown';; *) printf 'Content-Type: a/b\n\npart'; esac"#;
+    let script = r#"case $PATH_INFO in /known) printf 'Content-Type: a/b\nContent-Length: 5\n\nknown';; /long) printf 'Content-Type: a/b\n\n'; head -c 1048577 /dev/zero;; /fails) printf 'Content-Type: a/b\n\npart'; exit 1;; *) printf 'Content-Type: a/b\n\nwhole'; esac"#;
     let listener = format!("[[listener]]\naddress = \"unix:{dir}/front.sock\"\npool = \"default\"\n");
     let handler = format!("{{ exec = {} }}", toml_array(&["sh", "-c", script]));
     let pool = format!(
@@ -526,10 +526,15 @@ fn http_1_0_on_a_unix_socket_gets_505_for_a_response_of_unknown_length() {
         ("GET", "/known", "1.0", 200),
         ("GET", "/unknown", "1.1", 200),
         ("HEAD", "/unknown", "1.0", 200),
-        ("GET", "/unknown", "1.0", 505),
+        ("GET", "/unknown", "1.0", 200),
+        ("GET", "/fails", "1.0", 502),
+        ("GET", "/long", "1.0", 505),
     ] {
         let response = send_with_lease(method, target, version);
         assert_eq!(response.status, status, "{method} {target} {version}: {response:?}");
+        if (target, version) == ("/unknown", "1.0") {
+            assert_eq!(response.header("content-length"), (method == "GET").then_some("5"), "{response:?}");
+        }
         if status == 505 {
             assert_eq!(response.header("content-type"), Some("application/problem+json"));
             assert_eq!(response.header("patou-outcome"), Some("started-unknown"));

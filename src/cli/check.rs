@@ -51,7 +51,7 @@ fn print_set(out: &mut impl Write, loaded: &Loaded) -> io::Result<()> {
     writeln!(out, "  admin      {}{admin}", AdminConfig::socket(&config.set.runtime_dir))?;
     let (dir, workers) = (config.set.runtime_dir.display(), config.workers().count());
     writeln!(out, "  directory  {dir}: {workers} segments, {workers} pairs of named pipes")?;
-    let notes = config.pools.iter().filter_map(|pool| pool.unsupported_by_run()).chain(config.admin.exposure_warning());
+    let notes = config.pools.iter().filter_map(|pool| pool.unsupported_by_run()).chain(config.warnings());
     for note in notes {
         writeln!(out, "  note       {note}")?;
     }

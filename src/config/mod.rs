@@ -98,6 +98,23 @@ impl Config {
         self.pools.iter().find(|pool| pool.name == *name)
     }
 
+    /// What is valid and may surprise, for `patou check` and for the log at each start and reload.
+    pub fn warnings(&self) -> Vec<String> {
+        let is_inetd =
+            |pool: &PoolName| self.pool(pool).is_some_and(|pool| matches!(pool.handler, HandlerConfig::Inetd(_)));
+        let unix = |listener: &&ListenerConfig| matches!(listener.address, ListenAddress::Unix(_));
+        let uncuttable = self.listeners.iter().filter(unix).filter(|listener| is_inetd(&listener.pool));
+        let uncuttable = uncuttable.map(|listener| {
+            let ListenerConfig { address, pool, .. } = listener;
+            format!(
+                "listener {address}: a Unix socket cannot be reset, so clients of pool {pool} (inetd) see output that was \
+                 cut by a death or by request_timeout as complete, unless their protocol marks its end; on a TCP listener \
+                 they see a reset"
+            )
+        });
+        uncuttable.chain(self.admin.exposure_warning()).collect()
+    }
+
     /// Every worker of the set, pool by pool, numbers from 1.
     pub fn workers(&self) -> impl Iterator<Item = WorkerId> {
         self.pools.iter().flat_map(|pool| {

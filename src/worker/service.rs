@@ -14,7 +14,7 @@ use http::header::CONTENT_LENGTH;
 use http::uri::PathAndQuery;
 use http::{Method, Request, Response, StatusCode, Uri, Version};
 use http_body::Body as _;
-use http_body_util::BodyExt;
+use http_body_util::{BodyExt, Full};
 use hyper::body::Incoming;
 use tokio::sync::Mutex;
 use tokio::time::sleep_until;
@@ -29,6 +29,9 @@ use crate::exchange::Counter;
 use crate::ids::LeaseId;
 use crate::log::Event;
 use crate::net::{ProblemResponse, RequestOutcome, SharedStream, remove_patou_headers};
+
+/// The longest response of unknown length that is buffered.
+const BUFFERED_MAX: usize = 1 << 20;
 
 /// A running handler.
 pub(super) type HandlerFuture = Pin<Box<dyn Future<Output = Result<Response<Body>, RequestFailure>> + Send>>;
@@ -129,15 +132,17 @@ impl<S: HandlerService> RequestRunner<S> {
             body_timeout: state.front.body_timeout,
             max_body: state.front.max_body,
         });
-        // A Unix socket has no reset: only framing tells a cut response from a complete one.
-        let needs_framing = !http11 && request.method() != Method::HEAD && !stream.0.is_tcp();
+        let framing = match stream.0.is_tcp() || http11 || request.method() == Method::HEAD {
+            true => Framing::Any,
+            false => Framing::Length,
+        };
         transaction.start_request(request.body().is_end_stream());
         let received = BodyCounter::new(state.clone(), Counter::BytesIn, transaction.clone());
         let request = request.map(|body| Body::new(received.count(body.map_err(BoxError::from))));
 
         let outcome = tokio::select! {
             biased; // no timer for a handler that is done at once
-            outcome = call(service, request) => outcome,
+            outcome = call(service, request, framing) => outcome,
             () = sleep_until(active.deadline) => {
                 let limit = humantime::format_duration(active.deadline - active.claimed_at);
                 let worker = &state.id;
@@ -145,16 +150,6 @@ impl<S: HandlerService> RequestRunner<S> {
                 Err(RequestFailure { status: StatusCode::GATEWAY_TIMEOUT, reason, started: true })
             }
         };
-        let outcome = outcome.and_then(|mut response| {
-            remove_patou_headers(response.headers_mut());
-            if needs_framing && ends_with_connection(&response) {
-                let reason = "on a Unix socket an HTTP/1.0 client cannot tell where a response of unknown length ends: \
-                              use HTTP/1.1";
-                let status = StatusCode::HTTP_VERSION_NOT_SUPPORTED;
-                return Err(RequestFailure { status, reason: reason.into(), started: true });
-            }
-            Ok(response)
-        });
         if let Err(failure) = &outcome {
             // The handler's processes are dead before the client gets the response.
             state.handler_done();
@@ -167,19 +162,43 @@ impl<S: HandlerService> RequestRunner<S> {
         if !transaction.is_responding() && !state.slot.respond(active.lease) {
             return Err("the dispatcher has aborted the lease".into());
         }
-        let response = outcome.unwrap_or_else(|failure| failure_response(&failure));
+        let response = match outcome {
+            Ok(mut response) => {
+                remove_patou_headers(response.headers_mut());
+                response
+            }
+            Err(failure) => failure_response(&failure),
+        };
         let sent = BodyCounter::new(state.clone(), Counter::BytesOut, transaction.clone());
         transaction.start_response(response.status());
         Ok(response.map(|body| Body::new(sent.count(body))))
     }
 }
 
+/// How the client learns where the response ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Framing {
+    /// By its length, by its chunks, or by the end of a connection that a cut would reset.
+    Any,
+    /// By its length only: an HTTP/1.0 client knows no chunks, and a Unix socket no reset.
+    Length,
+}
+
 /// Runs the handler; a panic in it fails this request and nothing else.
-async fn call<S: HandlerService>(service: &Mutex<S>, request: Request<Body>) -> Result<Response<Body>, RequestFailure> {
+async fn call<S: HandlerService>(
+    service: &Mutex<S>,
+    request: Request<Body>,
+    framing: Framing,
+) -> Result<Response<Body>, RequestFailure> {
     let run = async {
         let mut service = service.lock().await;
         std::future::poll_fn(|task| service.poll_ready(task)).await?;
-        service.call(request).await
+        let response = service.call(request).await?;
+        if framing == Framing::Length && ends_with_connection(&response) {
+            buffer(response).await
+        } else {
+            Ok(response)
+        }
     };
     let mut run = pin!(AssertUnwindSafe(run));
     std::future::poll_fn(|task| {
@@ -189,6 +208,23 @@ async fn call<S: HandlerService>(service: &Mutex<S>, request: Request<Body>) -> 
         })
     })
     .await
+}
+
+/// Reads a response of unknown length to its end, so that it has a length.
+async fn buffer(response: Response<Body>) -> Result<Response<Body>, RequestFailure> {
+    let (head, mut body) = response.into_parts();
+    let failure = |status, reason| RequestFailure { status, reason, started: true };
+    let mut whole = Vec::new();
+    while let Some(frame) = body.frame().await {
+        let frame = frame.map_err(|error| failure(StatusCode::BAD_GATEWAY, error.to_string()))?;
+        whole.extend_from_slice(frame.data_ref().map_or(&[], |data| data));
+        if whole.len() > BUFFERED_MAX {
+            let reason = "on a Unix socket an HTTP/1.0 client cannot tell where a response of unknown length ends, and \
+                          this one is longer than 1 MiB: use HTTP/1.1";
+            return Err(failure(StatusCode::HTTP_VERSION_NOT_SUPPORTED, reason.to_owned()));
+        }
+    }
+    Ok(Response::from_parts(head, Body::new(Full::from(whole).map_err(|never| match never {}))))
 }
 
 /// Whether only the end of the connection ends this response for an HTTP/1.0 client.
@@ -205,5 +241,5 @@ fn failure_response(failure: &RequestFailure) -> Response<Body> {
 
 /// The whole response.
 pub(super) fn problem_response(problem: &ProblemResponse) -> Response<Body> {
-    problem.response().map(|body: http_body_util::Full<Bytes>| Body::new(body.map_err(|never| match never {})))
+    problem.response().map(|body: Full<Bytes>| Body::new(body.map_err(|never| match never {})))
 }

@@ -78,3 +78,17 @@ fn pool_names_are_unique_and_listeners_name_a_pool() {
         ),
     ]);
 }
+
+#[test]
+fn inetd_pool_behind_a_unix_listener_is_valid_with_a_warning() {
+    let text = |address: &str, handler: &str| {
+        format!(
+            "[[listener]]\naddress = \"{address}\"\ndelivery = \"handoff\"\n[[pool]]\nname = \"default\"\nhandler = {handler}\n"
+        )
+    };
+    let warnings = valid(&text("unix:/run/x.sock", "{ inetd = [\"cat\"] }")).warnings();
+    assert_eq!(warnings.len(), 1, "{warnings:?}");
+    assert!(warnings[0].starts_with("listener unix:/run/x.sock: a Unix socket cannot be reset"), "{warnings:?}");
+    assert!(valid(&text("127.0.0.1:1", "{ inetd = [\"cat\"] }")).warnings().is_empty());
+    assert!(valid(&text("unix:/run/x.sock", "{ exec = [\"cat\"] }")).warnings().is_empty());
+}

@@ -316,10 +316,10 @@ impl ChildSupervisor {
         self.admin.publish(SetSnapshot::new(now, &self.config, state, &self.prober, &self.restart_stats));
     }
 
-    /// Warns of keys that only systemd can apply, and of an admin address that other machines can reach.
+    /// Warns of keys that only systemd can apply, and of what is valid and may surprise.
     pub(crate) fn log_config_warnings(&self) {
         let unsupported = self.config.pools.iter().filter_map(|pool| pool.unsupported_by_run());
-        for warning in unsupported.chain(self.config.admin.exposure_warning()) {
+        for warning in unsupported.chain(self.config.warnings()) {
             tracing::warn!("{warning}");
         }
     }

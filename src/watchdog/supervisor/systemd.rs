@@ -64,6 +64,9 @@ impl UnitSupervisor {
         let cgroups = cgroups.ok_or(WatchdogError::Environment(
             "this process has no control group of version 2: boot with the unified hierarchy",
         ))?;
+        for warning in config.warnings() {
+            tracing::warn!("{warning}");
+        }
         let state_dir = std::env::var_os("RUNTIME_DIRECTORY").map(PathBuf::from);
         let state_dir = state_dir.ok_or(WatchdogError::Environment(
             "RUNTIME_DIRECTORY is not set: start the watchdog as a unit, with systemctl start patou",
