@@ -31,11 +31,13 @@ mod liveness;
 #[cfg(feature = "worker")]
 mod clock;
 #[cfg(feature = "worker")]
+mod sync;
+#[cfg(feature = "worker")]
+mod sd_notification;
+#[cfg(feature = "worker")]
 mod sd_watchdog;
 #[cfg(feature = "worker")]
 mod signals;
-#[cfg(feature = "worker")]
-mod sync;
 #[cfg(feature = "worker")]
 mod log;
 #[cfg(feature = "worker")]

@@ -7,6 +7,7 @@ use tokio::time::sleep;
 
 use crate::clock;
 use crate::ids::Monotonic;
+use crate::sd_notification::notify;
 
 /// The notifications of one process; none are due where systemd requests none.
 pub(crate) struct WatchdogTicker {
@@ -37,7 +38,7 @@ impl WatchdogTicker {
     /// Sends a notification if one is due.
     pub(crate) fn tick(&mut self, now: Monotonic) {
         if self.due_at.is_some_and(|at| at <= now) {
-            let _ = sd_notify::notify(&[NotifyState::Watchdog]);
+            notify(&[NotifyState::Watchdog]);
             self.due_at = Some(now + self.interval);
         }
     }

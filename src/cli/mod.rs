@@ -18,6 +18,7 @@ mod roles;
 mod status;
 mod systemd;
 
+use std::io::{self, Write};
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
@@ -132,26 +133,40 @@ pub(crate) fn main() -> ExitCode {
         }
     };
     let code = match run(&cli) {
-        Ok(()) => return ExitCode::SUCCESS,
+        Ok(()) => {
+            log::flush();
+            return ExitCode::SUCCESS;
+        }
         Err(CommandError::Failed(text)) => {
             if !text.is_empty() && !log_to_journal(&cli.command, log::Event::StartRefused, &text) {
-                eprintln!("patou: {text}");
+                print_error(&cli.command, &format!("patou: {text}"));
             }
             ExitCode::FAILURE
         }
         Err(CommandError::Config(text)) => {
             if !log_to_journal(&cli.command, log::Event::ConfigRefused, &text) {
-                eprintln!("{text}");
+                print_error(&cli.command, &text);
             }
             ExitCode::from(EXIT_CONFIG)
         }
     };
+    log::flush();
     // The journal looks up the unit of a line when it reads the line: if the process has exited by then, the line has
     // no unit (journalctl -u).
     if log::stderr_is_the_journal() {
         std::thread::sleep(LAST_LINE_DELAY);
     }
     code
+}
+
+/// Prints on stderr why the command failed. A part does not wait for a reader that does not read.
+fn print_error(command: &Command, text: &str) {
+    match command {
+        Command::Run | Command::Watchdog | Command::Dispatcher | Command::Worker { .. } | Command::Launch(_) => {
+            log::print_fatal(text);
+        }
+        _ => drop(writeln!(io::stderr(), "{text}")), // a closed stderr leaves no place for a message
+    }
 }
 
 /// Logs why a part exits, if stderr is the journal and the command is a part.

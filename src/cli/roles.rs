@@ -11,7 +11,11 @@ use super::config_source::{load, load_to_run};
 use super::error::{CommandError, failed};
 use crate::config::{HandlerConfig, Origin};
 use crate::ids::WorkerId;
+use crate::sd_notification::notify_before_exit;
 use crate::{dispatcher, watchdog, worker};
+
+/// How much of a reason is passed to the watchdog: a notification has 4096 bytes at most.
+const FAILURE_CHARS: usize = 1000;
 
 fn runtime() -> Result<tokio::runtime::Runtime, CommandError> {
     tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(failed)
@@ -43,8 +47,8 @@ fn report_to_watchdog(error: CommandError, part: &str) -> CommandError {
     let has_watchdog =
         std::env::var_os("NOTIFY_SOCKET").is_some_and(|socket| socket.as_bytes().ends_with(b"/notify.sock"));
     let reason = error.text().trim_start_matches(&format!("{part}: ")).replace('\n', "; ");
-    let message = format!("X_PATOU_FAILURE={reason}");
-    if has_watchdog && sd_notify::notify(&[NotifyState::Custom(&message)]).is_ok() {
+    let message = format!("X_PATOU_FAILURE={}", reason.chars().take(FAILURE_CHARS).collect::<String>());
+    if has_watchdog && notify_before_exit(&[NotifyState::Custom(&message)]).is_ok() {
         CommandError::Failed(String::new())
     } else {
         error

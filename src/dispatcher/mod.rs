@@ -35,6 +35,7 @@ use crate::config::Config;
 use crate::ids::PoolName;
 use crate::net::SocketListener;
 use crate::pool::PoolEvent;
+use crate::sd_notification::{notify, notify_reloading};
 use crate::sd_watchdog::WatchdogTicker;
 use crate::signals::{ParentWatch, STOP_DEBOUNCE, Signal};
 use crate::{clock, log, sys};
@@ -73,7 +74,7 @@ async fn serve(mut config: Config, path: Option<PathBuf>) -> Result<(), Dispatch
     tokio::task::spawn_local(async move { updates.run_updates().await });
     let acceptor = Acceptor::open(&config, listeners, driver.clone()).map_err(system("epoll"))?;
     acceptor.restore(handoffs);
-    let _ = sd_notify::notify(&[NotifyState::Ready, NotifyState::Status(&driver.status())]);
+    notify(&[NotifyState::Ready, NotifyState::Status(&driver.status())]);
     tracing::debug!(epoch = %driver.epoch(), "ready");
 
     let mut watchdog = WatchdogTicker::start();
@@ -82,7 +83,7 @@ async fn serve(mut config: Config, path: Option<PathBuf>) -> Result<(), Dispatch
         tokio::select! {
             _ = stop.read(&mut stops) => break,
             _ = reload.read(&mut reloads) => {
-                let _ = NotifyState::monotonic_usec_now().and_then(|now| sd_notify::notify(&[NotifyState::Reloading, now]));
+                notify_reloading();
                 match Config::load(path.as_deref()) {
                     Ok(loaded) => {
                         config = loaded.config;
@@ -93,20 +94,20 @@ async fn serve(mut config: Config, path: Option<PathBuf>) -> Result<(), Dispatch
                     Err(error) => tracing::error!(event = %log::Event::ReloadRefused,
                         "reload refused, the configuration in force stays: {error}"),
                 }
-                let _ = sd_notify::notify(&[NotifyState::Ready]);
+                notify(&[NotifyState::Ready]);
             }
             () = driver.stop_accepting.notified() => acceptor.close(),
             () = watchdog.due() => watchdog.tick(clock::now()),
         }
     }
 
-    let _ = sd_notify::notify(&[NotifyState::Stopping]);
+    notify(&[NotifyState::Stopping]);
     acceptor.close();
     driver.clear_failures();
     finish_pending(&config, &driver, &acceptor, stop, parent).await;
     tracing::debug!(waiting = driver.waiting(), "exiting");
     // Without running destructors, which would remove queued connections from the store.
-    std::process::exit(0)
+    log::exit(0)
 }
 
 /// Waits until the pending connections have ended, at most `linger_timeout`.

@@ -5,8 +5,7 @@
 //! where the call does not set them.
 //!
 //! tracing-journald does not fit: its prefix applies to all fields or to none, so that either `MESSAGE_ID` or the short
-//! names would be lost; tests cannot give it another socket; and it blocks without a bound while the journal does not
-//! read.
+//! names would be lost; tests cannot give it another socket; and it blocks its caller while the journal does not read.
 
 use std::borrow::Cow;
 use std::fmt;
@@ -15,8 +14,6 @@ use std::io::{self, IoSlice, Write};
 use std::os::fd::AsRawFd;
 use std::os::unix::net::UnixDatagram;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::time::Duration;
 
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, SealFlag, fcntl};
@@ -31,10 +28,6 @@ use super::events::Event;
 /// journald's socket.
 const SOCKET: &str = "/run/systemd/journal/socket";
 
-/// How long a record may wait for the journal. After the first record that times out, only errors wait, until the
-/// journal accepts a record again.
-const SEND_TIMEOUT: Duration = Duration::from_millis(100);
-
 /// Longest name of a field (systemd.journal-fields(7)).
 const NAME_MAX: usize = 64;
 
@@ -43,10 +36,6 @@ pub(super) struct Journal {
     socket: UnixDatagram,
     path: PathBuf,
     context: LogContext,
-    /// The last record was not accepted.
-    unresponsive: AtomicBool,
-    /// Lost records that no notice has reported yet.
-    lost: AtomicU64,
 }
 
 impl Journal {
@@ -57,30 +46,16 @@ impl Journal {
     pub(super) fn open(context: LogContext) -> io::Result<Self> {
         let journal = Self::at(Path::new(SOCKET), context)?;
         // journald discards an empty message; without journald the call fails.
-        journal.transmit(&[], MsgFlags::empty())?;
+        journal.transmit(&[])?;
         Ok(journal)
     }
 
     fn at(path: &Path, context: LogContext) -> io::Result<Self> {
-        let socket = UnixDatagram::unbound()?;
-        socket.set_write_timeout(Some(SEND_TIMEOUT))?;
-        let (unresponsive, lost) = (AtomicBool::new(false), AtomicU64::new(0));
-        Ok(Self { socket, path: path.to_owned(), context, unresponsive, lost })
+        Ok(Self { socket: UnixDatagram::unbound()?, path: path.to_owned(), context })
     }
 
-    /// Sends a record of this level, and before it a notice of lost records.
-    fn send(&self, level: Level, record: &[u8]) {
-        let may_wait = level == Level::ERROR || !self.unresponsive.load(Ordering::Relaxed);
-        let flags = if may_wait { MsgFlags::empty() } else { MsgFlags::MSG_DONTWAIT };
-        let lost = self.lost.swap(0, Ordering::Relaxed);
-        let noticed = if lost == 0 { Ok(()) } else { self.transmit(&self.lost_records_notice(lost), flags) };
-        let unreported = if noticed.is_ok() { 0 } else { lost };
-        let sent = noticed.and_then(|()| self.transmit(record, flags));
-        self.unresponsive.store(sent.is_err(), Ordering::Relaxed);
-        self.lost.fetch_add(unreported + u64::from(sent.is_err()), Ordering::Relaxed);
-    }
-
-    fn lost_records_notice(&self, lost: u64) -> Vec<u8> {
+    /// A record that reports how many records were lost.
+    pub(super) fn lost_records_notice(&self, lost: u64) -> Vec<u8> {
         let mut fields = JournalFields::default();
         fields.set("MESSAGE", format!("the journal did not accept {lost} records of this process: they are lost"));
         fields.set("PATOU_LOST", lost.to_string());
@@ -112,9 +87,10 @@ impl Journal {
         fields.set("SYSLOG_IDENTIFIER", "patou".to_owned());
     }
 
-    /// Sends one message; a message that is too large for a datagram goes as a sealed file.
-    fn transmit(&self, message: &[u8], flags: MsgFlags) -> io::Result<()> {
-        match self.send_datagram(message, &[], flags) {
+    /// Sends one message, and waits for the journal to have room for it; a message that is too large for a datagram goes
+    /// as a sealed file.
+    pub(super) fn transmit(&self, message: &[u8]) -> io::Result<()> {
+        match self.send_datagram(message, &[]) {
             Err(Errno::EMSGSIZE | Errno::ENOBUFS) => {
                 let mut file =
                     File::from(memfd_create("patou-record", MFdFlags::MFD_ALLOW_SEALING | MFdFlags::MFD_CLOEXEC)?);
@@ -123,17 +99,17 @@ impl Journal {
                 let seals =
                     SealFlag::F_SEAL_SHRINK | SealFlag::F_SEAL_GROW | SealFlag::F_SEAL_WRITE | SealFlag::F_SEAL_SEAL;
                 fcntl(&file, FcntlArg::F_ADD_SEALS(seals))?;
-                self.send_datagram(&[], &[file.as_raw_fd()], flags).map_err(io::Error::from)
+                self.send_datagram(&[], &[file.as_raw_fd()]).map_err(io::Error::from)
             }
             result => result.map_err(io::Error::from),
         }
     }
 
-    fn send_datagram(&self, bytes: &[u8], fds: &[i32], flags: MsgFlags) -> nix::Result<()> {
+    fn send_datagram(&self, bytes: &[u8], fds: &[i32]) -> nix::Result<()> {
         let address = UnixAddr::new(&self.path)?;
         let rights = [ControlMessage::ScmRights(fds)];
         let control = if fds.is_empty() { &[][..] } else { &rights[..] };
-        let flags = flags | MsgFlags::MSG_NOSIGNAL;
+        let flags = MsgFlags::MSG_NOSIGNAL;
         loop {
             match sendmsg(self.socket.as_raw_fd(), &[IoSlice::new(bytes)], control, flags, Some(&address)) {
                 Err(Errno::EINTR) => {}
@@ -144,13 +120,12 @@ impl Journal {
 }
 
 impl Journal {
-    /// Writes an event. `fields`: those of the spans around it. patou has no spans; a program worker may have some.
-    pub(super) fn write(&self, event: &tracing::Event<'_>, mut fields: JournalFields) {
+    /// The record of an event. `fields`: those of the spans around it. patou has no spans; a program worker may have some.
+    pub(super) fn record(&self, event: &tracing::Event<'_>, mut fields: JournalFields) -> Vec<u8> {
         event.record(&mut fields);
         fields.set_source(event.metadata());
-        let level = *event.metadata().level();
-        self.add_context(&mut fields, level);
-        self.send(level, &fields.encode());
+        self.add_context(&mut fields, *event.metadata().level());
+        fields.encode()
     }
 }
 

@@ -7,6 +7,8 @@
 //! 12:04:01.137  watchdog      worker is ready                     worker=default/1 pid=4711
 //! ```
 //!
+//! A thread writes the records (`src/log/writer.rs`), so that no caller waits for a reader.
+//!
 //! A message of several lines is complete in itself: on stderr its other lines follow, indented, without fields.
 //!
 //! Two fields are written to the journal only: `event`, an [`Event`], and `part`, the part that the watchdog's message
@@ -22,9 +24,11 @@ mod filter;
 mod journal;
 mod stderr_format;
 mod subscriber;
+mod writer;
 
 use std::io::{self, IsTerminal};
 use std::os::unix::fs::MetadataExt;
+use std::sync::{Arc, OnceLock};
 
 pub(crate) use context::{LogContext, set_epoch};
 pub(crate) use escape::escape_control_chars;
@@ -32,17 +36,18 @@ pub(crate) use events::Event;
 use filter::LogFilter;
 use journal::Journal;
 use stderr_format::StderrFormat;
-use subscriber::{LogOutput, LogSubscriber};
+use subscriber::LogSubscriber;
+use writer::{LogOutput, LogWriter};
+
+/// The log of this process.
+static WRITER: OnceLock<Arc<LogWriter>> = OnceLock::new();
 
 /// Starts logging for this process. Does nothing if the program has installed a subscriber already.
 pub(crate) fn init(context: LogContext) {
     let list = std::env::var("PATOU_LOG").unwrap_or_default();
     let (filter, invalid) = LogFilter::parse(&list);
     let journal = if stderr_is_the_journal() { Journal::open(context.clone()).ok() } else { None };
-    let output = journal.map_or_else(
-        || LogOutput::Stderr(StderrFormat { part: context.part, colours: io::stderr().is_terminal() }),
-        LogOutput::Journal,
-    );
+    let output = journal.map_or_else(|| stderr_output(context.part), LogOutput::Journal);
     if install(filter, output) {
         for member in invalid {
             tracing::warn!(
@@ -52,9 +57,36 @@ pub(crate) fn init(context: LogContext) {
     }
 }
 
+fn stderr_output(part: String) -> LogOutput {
+    LogOutput::Stderr(StderrFormat { part, colours: io::stderr().is_terminal() })
+}
+
 /// Whether this process had no subscriber yet.
 fn install(filter: LogFilter, output: LogOutput) -> bool {
-    tracing::subscriber::set_global_default(LogSubscriber::new(filter, output)).is_ok()
+    let writer = LogWriter::new(output);
+    let installed = tracing::subscriber::set_global_default(LogSubscriber::new(filter, writer.clone())).is_ok();
+    installed && WRITER.set(writer).is_ok()
+}
+
+/// Waits until the records so far are written, but only shortly for a reader that does not read. For the moments before
+/// this process ends or executes another program.
+pub(crate) fn flush() {
+    if let Some(writer) = WRITER.get() {
+        writer.flush();
+    }
+}
+
+/// Ends this process with its last records written: see [`flush`].
+pub(crate) fn exit(code: i32) -> ! {
+    flush();
+    std::process::exit(code)
+}
+
+/// Prints why a part ends on stderr, which is not the journal, after its last records. Waits as [`flush`] does.
+pub(crate) fn print_fatal(text: &str) {
+    let writer = WRITER.get_or_init(|| LogWriter::new(stderr_output(String::new())));
+    writer.push(format!("{text}\n").into_bytes());
+    writer.flush();
 }
 
 /// Aborts the process on a panic in any task: a daemon without one of its tasks looks alive, while a dead one is
@@ -62,6 +94,7 @@ fn install(filter: LogFilter, output: LogOutput) -> bool {
 pub(crate) fn abort_on_panic() {
     std::panic::set_hook(Box::new(|panic| {
         tracing::error!(event = %Event::InternalError, "internal error in patou, please report it: {panic}");
+        flush();
         std::process::abort();
     }));
 }

@@ -19,13 +19,23 @@ impl StderrFormat {
     pub(super) fn format(&self, event: &Event<'_>) -> String {
         let mut text = LineText::default();
         event.record(&mut text);
-        let (colour, reset) = match (self.colours, *event.metadata().level()) {
+        self.lines(*event.metadata().level(), &text)
+    }
+
+    /// The line that reports how many lines were dropped.
+    pub(super) fn lost_records_notice(&self, lost: u64) -> String {
+        let message = format!("standard error was not read in time: {lost} log lines of this process were dropped");
+        self.lines(Level::WARN, &LineText { message, fields: String::new() })
+    }
+
+    fn lines(&self, level: Level, text: &LineText) -> String {
+        let (colour, reset) = match (self.colours, level) {
             (true, Level::ERROR) => ("\x1b[1;31m", "\x1b[0m"),
             (true, Level::WARN) => ("\x1b[33m", "\x1b[0m"),
             (true, Level::DEBUG | Level::TRACE) => ("\x1b[2m", "\x1b[0m"),
             _ => ("", ""),
         };
-        let level = match *event.metadata().level() {
+        let level = match level {
             Level::ERROR => "error: ",
             Level::WARN => "warning: ",
             _ => "",

@@ -4,9 +4,8 @@
 
 use std::cell::RefCell;
 use std::collections::HashMap;
-use std::io::{self, Write};
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
 
 use tracing::level_filters::LevelFilter;
 use tracing::span::{Attributes, Id, Record};
@@ -15,20 +14,14 @@ use tracing::{Metadata, Subscriber};
 use tracing_core::span::Current;
 
 use super::filter::LogFilter;
-use super::journal::{Journal, JournalFields};
-use super::stderr_format::StderrFormat;
+use super::journal::JournalFields;
+use super::writer::{LogOutput, LogWriter};
 use crate::sync::lock;
-
-/// Where records are written.
-pub(super) enum LogOutput {
-    Journal(Journal),
-    Stderr(StderrFormat),
-}
 
 /// Writes every record that the filter selects.
 pub(super) struct LogSubscriber {
     filter: LogFilter,
-    output: LogOutput,
+    writer: Arc<LogWriter>,
     spans: Mutex<HashMap<u64, OpenSpan>>,
     next_span: AtomicU64,
 }
@@ -48,8 +41,8 @@ thread_local! {
 }
 
 impl LogSubscriber {
-    pub(super) fn new(filter: LogFilter, output: LogOutput) -> Self {
-        Self { filter, output, spans: Mutex::default(), next_span: AtomicU64::new(1) }
+    pub(super) fn new(filter: LogFilter, writer: Arc<LogWriter>) -> Self {
+        Self { filter, writer, spans: Mutex::default(), next_span: AtomicU64::new(1) }
     }
 
     /// The parent of a new span or of an event: the given one, or the span that this thread is in.
@@ -112,15 +105,14 @@ impl Subscriber for LogSubscriber {
     fn record_follows_from(&self, _: &Id, _: &Id) {}
 
     fn event(&self, event: &tracing::Event<'_>) {
-        match &self.output {
+        let record = match self.writer.output() {
             LogOutput::Journal(journal) => {
                 let parent = Self::parent(event.parent(), event.is_contextual());
-                journal.write(event, self.span_fields(parent));
+                journal.record(event, self.span_fields(parent))
             }
-            // One write per record, so that records of several processes do not mix. A closed pipe or terminal must not
-            // end a daemon.
-            LogOutput::Stderr(format) => drop(io::stderr().write_all(format.format(event).as_bytes())),
-        }
+            LogOutput::Stderr(format) => format.format(event).into_bytes(),
+        };
+        self.writer.push(record);
     }
 
     fn enter(&self, id: &Id) {

@@ -12,10 +12,9 @@ use std::time::Duration;
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::sys::socket::{
-    AddressFamily, MsgFlags, SockaddrLike, SockaddrStorage, getpeername, getsockname, getsockopt, send, setsockopt,
+    AddressFamily, MsgFlags, SockaddrLike, SockaddrStorage, getpeername, getsockname, getsockopt, sendmsg, setsockopt,
     sockopt,
 };
-use nix::sys::uio::writev;
 use tokio::io::unix::AsyncFd;
 use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
 use tokio::task::coop;
@@ -24,6 +23,12 @@ use crate::sys;
 
 /// Pause after a failed accept. The usual cause is a lack of descriptors, which only time resolves.
 pub(crate) const ACCEPT_RETRY_DELAY: Duration = Duration::from_millis(50);
+
+/// Sends as many bytes as the send buffer has room for. MSG_DONTWAIT, because O_NONBLOCK belongs to the open file
+/// description: each process that holds the socket can clear it (fcntl(2)).
+fn send_vectored(fd: &OwnedFd, bytes: &[io::IoSlice<'_>]) -> nix::Result<usize> {
+    sendmsg::<()>(fd.as_raw_fd(), bytes, &[], MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL, None)
+}
 
 /// A listening socket: IPv4, IPv6 or a Unix stream socket.
 #[derive(Debug)]
@@ -113,7 +118,7 @@ impl AsFd for SocketListener {
     }
 }
 
-/// A connection, TCP or Unix. It is registered with the runtime only when a task first waits for it.
+/// A connection, TCP or Unix. Reads and writes never block, whatever the other holders of the socket do. It is registered with the runtime only when a task first waits for it.
 #[derive(Debug)]
 pub(crate) struct SocketStream {
     fd: Arc<OwnedFd>,
@@ -156,7 +161,7 @@ impl SocketStream {
 
     /// Writes as many bytes as the send buffer has room for.
     pub(crate) fn try_write(&self, bytes: &[u8]) -> io::Result<usize> {
-        Ok(send(self.fd.as_raw_fd(), bytes, MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL)?)
+        Ok(send_vectored(&self.fd, &[io::IoSlice::new(bytes)])?)
     }
 
     /// Registers the connection with the runtime, if it is not yet registered.
@@ -206,7 +211,7 @@ impl SocketStream {
             }
         };
         loop {
-            match writev(&self.fd, bytes) {
+            match send_vectored(&self.fd, bytes) {
                 Ok(written) => return Poll::Ready(Ok(written)),
                 Err(Errno::EINTR) => {}
                 Err(Errno::EAGAIN) => {
@@ -259,5 +264,42 @@ impl AsyncWrite for SharedStream {
     /// Does nothing: the owner decides how the connection ends ([`super::lingering_close()`]).
     fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
         Poll::Ready(Ok(()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::{TcpListener, TcpStream};
+    use std::os::unix::net::UnixStream;
+
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::time::timeout;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn no_call_blocks_on_a_socket_that_another_holder_made_blocking() {
+        let tcp = TcpListener::bind("127.0.0.1:0").unwrap();
+        let client = TcpStream::connect(tcp.local_addr().unwrap()).unwrap();
+        let pairs: [(OwnedFd, OwnedFd); 2] = [
+            (tcp.accept().unwrap().0.into(), client.into()),
+            UnixStream::pair().map(|(ours, theirs)| (ours.into(), theirs.into())).unwrap(),
+        ];
+        for (socket, _client) in pairs {
+            let hostile = socket.try_clone().unwrap();
+            let mut stream = SharedStream(Arc::new(SocketStream::from_fd(socket).unwrap()));
+            fcntl(&hostile, FcntlArg::F_SETFL(OFlag::empty())).unwrap();
+            let bound = Duration::from_millis(50);
+            // A call that blocks would never return, whatever the timeout: the runtime has one thread.
+            assert!(timeout(bound, stream.read(&mut [0; 16])).await.is_err());
+            let full = timeout(bound, async { while stream.write(&[b'x'; 1 << 16]).await.is_ok() {} }).await;
+            assert!(full.is_err());
+            let full = loop {
+                if let Err(error) = stream.0.try_write(&[b'x'; 1 << 16]) {
+                    break error;
+                }
+            };
+            assert_eq!(full.kind(), io::ErrorKind::WouldBlock);
+        }
     }
 }

@@ -8,11 +8,12 @@ use sd_notify::NotifyState;
 use super::supervisor::child_supervisor::ChildSupervisor;
 use crate::config::{Config, HandlerConfig, ListenAddress, ListenerConfig, Origin};
 use crate::log::Event;
+use crate::sd_notification::notify;
 
 impl ChildSupervisor {
     /// Logs that the start is complete, and commands to try.
     pub(super) fn log_set_up(&mut self) {
-        let _ = sd_notify::notify(&[NotifyState::Ready]);
+        notify(&[NotifyState::Ready]);
         self.start_deadline = None;
         let set = &self.config.set.name;
         match self.parts_not_up() {

@@ -16,8 +16,9 @@ use super::state::{ActiveRequest, TaskCommand, WorkerState};
 use crate::doorbell::Doorbell;
 use crate::exchange::{self, QuestionKind, Reply, Word};
 use crate::ids::{Claim, LeaseId, Lifecycle, Monotonic, Phase};
-use crate::log::Event;
+use crate::log::{self, Event};
 use crate::net::{ProblemResponse, SharedStream, set_reset_on_close};
+use crate::sd_notification::notify;
 use crate::sd_watchdog::WatchdogTicker;
 use crate::signals::{ParentWatch, STOP_DEBOUNCE};
 use crate::{backoff, clock};
@@ -124,7 +125,7 @@ impl ControlLoop {
         }
         if let Some(first) = self.stopping_since {
             if !orphaned && now.since(first) >= STOP_DEBOUNCE {
-                std::process::exit(1);
+                log::exit(1);
             }
             return;
         }
@@ -132,7 +133,7 @@ impl ControlLoop {
         self.stopping_since = Some(now);
         self.state.stop();
         backoff::clear_failures(self.state.slot.memory(), Word::WORKER_LAST_START);
-        let _ = sd_notify::notify(&[NotifyState::Stopping]);
+        notify(&[NotifyState::Stopping]);
     }
 
     /// Answers one question: the dispatcher rings for each.
@@ -211,14 +212,14 @@ impl ControlLoop {
         tracing::error!(worker = %self.state.id, epoch = %self.state.slot.epoch(), event = %Event::HandlerBlocked,
             "the worker's serving thread was blocked for longer than request_timeout, without a request: \
              the worker exits");
-        std::process::exit(EXIT_FAILED)
+        log::exit(EXIT_FAILED)
     }
 
     /// Another process has overwritten the identity in the slot, by which dispatcher and watchdog know this process.
     fn exit_slot_corrupt(&self) {
         tracing::error!(worker = %self.state.id, event = %Event::SlotCorrupt,
             "the slot of this worker was overwritten and names another process: the worker exits");
-        std::process::exit(EXIT_FAILED)
+        log::exit(EXIT_FAILED)
     }
 
     /// The handler blocks the serving thread past the request's deadline. This thread sends the client a 504, or lets
@@ -240,13 +241,13 @@ impl ControlLoop {
             let bound = self.state.front.linger_timeout;
             let deliver = move || {
                 drain_blocking(&request.stream, bound);
-                std::process::exit(EXIT_FAILED)
+                log::exit(EXIT_FAILED)
             };
             if std::thread::Builder::new().name("late-response".into()).spawn(deliver).is_ok() {
                 return;
             }
         }
-        std::process::exit(EXIT_FAILED)
+        log::exit(EXIT_FAILED)
     }
 }
 

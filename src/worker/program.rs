@@ -15,6 +15,7 @@ use super::service::HandlerFuture;
 use super::setup::WorkerSetup;
 use crate::config::Config;
 use crate::ids::WorkerId;
+use crate::log;
 
 /// Serves `service` as the worker that this program was started as, until it is stopped.
 ///
@@ -39,7 +40,9 @@ where
     let name = std::env::var("PATOU_WORKER").map_err(|_| ServeError::NotAWorker("PATOU_WORKER"))?;
     let id: WorkerId = name.parse()?;
     let config = Config::load(None)?.config;
-    WorkerSetup::new(&config, &id)?.serve(UserService(service), None).await
+    let served = WorkerSetup::new(&config, &id)?.serve(UserService(service), None).await;
+    log::flush(); // the program may end now
+    served
 }
 
 /// The program's service under the limits of the configuration, with its errors as [`RequestFailure`]s.

@@ -13,6 +13,7 @@ use nix::unistd::getpid;
 
 use crate::config::PoolConfig;
 use crate::ids::Monotonic;
+use crate::log;
 use crate::procfs;
 use crate::signals::{BlockSighup, SignalFlag};
 use crate::sync;
@@ -102,6 +103,7 @@ pub(super) fn reexec(sockets: &[BorrowedFd<'_>], instance: &str, stop: &SignalFl
         Ok(blocked) => blocked,
         Err(error) => return Some(error),
     };
+    log::flush(); // execve(2) ends the thread that writes
     let error = command.args(["worker", instance]).exec();
     for socket in sockets {
         let _ = fcntl(socket, FcntlArg::F_SETFD(FdFlag::FD_CLOEXEC));

@@ -17,6 +17,7 @@ use super::state::{TaskCommand, WorkerState};
 use super::{handoff, redirect};
 use crate::log::Event;
 use crate::net::{ACCEPT_RETRY_DELAY, SharedStream, SocketListener};
+use crate::sd_notification::notify;
 
 /// Serves until the control loop sends [`TaskCommand::Exit`].
 pub(super) async fn serve<S: HandlerService>(
@@ -37,7 +38,7 @@ pub(super) async fn serve<S: HandlerService>(
     tracing::debug!(worker = %state.id, epoch = %state.slot.epoch(), "ready");
     state.finish_start();
     let status = format!("serving as {}, incarnation {}", state.id, state.slot.epoch());
-    let _ = sd_notify::notify(&[NotifyState::Ready, NotifyState::Status(&status)]);
+    notify(&[NotifyState::Ready, NotifyState::Status(&status)]);
 
     loop {
         tokio::select! {

@@ -11,6 +11,7 @@ use crate::ids::{Epoch, Lifecycle, PoolName, WorkerId, WorkerNumber};
 use crate::log;
 use crate::pool::{PoolEvent, Worker};
 use crate::probe::{FailedPool, PoolReport, WorkerReport};
+use crate::sd_notification::notify;
 
 impl Driver {
     /// One line for `systemctl status`.
@@ -25,7 +26,7 @@ impl Driver {
     pub(crate) fn notify_status(&self) {
         let status = self.status();
         if *self.sent_status.borrow() != status {
-            let _ = sd_notify::notify(&[NotifyState::Status(&status)]);
+            notify(&[NotifyState::Status(&status)]);
             self.sent_status.replace(status);
         }
     }

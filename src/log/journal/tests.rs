@@ -2,13 +2,15 @@
 
 use std::collections::BTreeMap;
 use std::io::{IoSliceMut, Read, Seek};
-use std::sync::atomic::AtomicU32;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
 
 use nix::cmsg_space;
 use nix::sys::socket::{ControlMessageOwned, recvmsg};
 
 use super::super::filter::LogFilter;
-use super::super::subscriber::{LogOutput, LogSubscriber};
+use super::super::subscriber::LogSubscriber;
+use super::super::writer::{LogOutput, LogWriter};
 use super::*;
 
 /// A socket in place of journald's.
@@ -38,8 +40,9 @@ impl FakeJournal {
     /// The records that `log` sends.
     fn receive(&self, context: LogContext, log: impl FnOnce()) -> Vec<Received> {
         let (filter, _) = LogFilter::parse("trace");
-        let subscriber = LogSubscriber::new(filter, LogOutput::Journal(self.journal(context)));
-        tracing::subscriber::with_default(subscriber, log);
+        let writer = LogWriter::new(LogOutput::Journal(self.journal(context)));
+        tracing::subscriber::with_default(LogSubscriber::new(filter, writer.clone()), log);
+        writer.flush();
         std::iter::from_fn(|| self.next()).collect()
     }
 
@@ -206,37 +209,41 @@ fn records_carry_the_fields_of_their_spans() {
 }
 
 #[test]
-fn unresponsive_journal_delays_errors_only_and_later_receives_the_number_of_lost_records() {
+fn unresponsive_journal_delays_no_caller_and_later_receives_the_number_of_lost_records() {
     let fake = FakeJournal::new();
-    let journal = fake.journal(LogContext::part("watchdog", "s"));
-    let mut sent = 0;
-    while journal.lost.load(Ordering::Relaxed) < 5 {
-        journal.send(Level::INFO, b"MESSAGE=x\n");
-        sent += 1;
-    }
-    // An error waits, with a bound.
-    journal.send(Level::ERROR, b"MESSAGE=x\n");
-    sent += 1;
-    let lost = journal.lost.load(Ordering::Relaxed);
-    assert_eq!(lost, 6);
-    let received = std::iter::from_fn(|| fake.next()).count();
-    assert_eq!(received as u64 + lost, sent);
-    journal.send(Level::INFO, b"MESSAGE=again\n");
-    let after: Vec<_> = std::iter::from_fn(|| fake.next()).collect();
-    let [notice, again] = &after[..] else { panic!("{after:?}") };
-    assert_fields(
-        notice,
-        &[("PATOU_EVENT", "records-lost"), ("PATOU_LOST", "6"), ("PATOU_SET", "s"), ("PRIORITY", "4")],
-    );
-    assert_fields(again, &[("MESSAGE", "again")]);
-    assert_eq!(journal.lost.load(Ordering::Relaxed), 0);
+    let writer = LogWriter::new(LogOutput::Journal(fake.journal(LogContext::part("watchdog", "s"))));
+    let record = [b"MESSAGE=", "x".repeat(1 << 10).as_bytes(), b"\n"].concat();
+    // More than the socket and the queue hold together.
+    let sent = 2000;
+    (0..sent).for_each(|_| writer.push(record.clone()));
+    fake.socket.set_nonblocking(false).unwrap();
+    fake.socket.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+    let mut received = 0;
+    let notice = loop {
+        let record = fake.next().expect("a notice follows the records that were kept");
+        match record.contains_key("PATOU_LOST") {
+            true => break record,
+            false => received += 1,
+        }
+    };
+    assert_fields(&notice, &[("PATOU_EVENT", "records-lost"), ("PATOU_SET", "s"), ("PRIORITY", "4")]);
+    assert_eq!(received + notice["PATOU_LOST"].parse::<u64>().unwrap(), sent);
+    writer.push(b"MESSAGE=again\n".to_vec());
+    assert_fields(&fake.next().unwrap(), &[("MESSAGE", "again")]);
 }
 
 #[test]
-fn without_a_journal_open_fails_and_send_does_not_wait() {
+fn without_a_journal_open_fails_and_the_next_journal_receives_the_number_of_lost_records() {
     let fake = FakeJournal::new();
-    let nowhere = Journal::at(&fake.dir.join("nowhere"), LogContext::default()).unwrap();
-    assert!(nowhere.transmit(&[], MsgFlags::empty()).is_err());
-    nowhere.send(Level::ERROR, b"MESSAGE=x\n");
-    assert_eq!(nowhere.lost.load(Ordering::Relaxed), 1);
+    let path = fake.dir.join("later");
+    let journal = Journal::at(&path, LogContext::default()).unwrap();
+    assert!(journal.transmit(&[]).is_err());
+    let writer = LogWriter::new(LogOutput::Journal(journal));
+    (0..3).for_each(|_| writer.push(b"MESSAGE=x\n".to_vec()));
+    writer.flush();
+    let later = FakeJournal { dir: fake.dir.join("unused"), socket: UnixDatagram::bind(path).unwrap() };
+    std::fs::create_dir(&later.dir).unwrap();
+    writer.push(b"MESSAGE=again\n".to_vec());
+    assert_fields(&later.next().unwrap(), &[("PATOU_LOST", "3")]);
+    assert_fields(&later.next().unwrap(), &[("MESSAGE", "again")]);
 }

@@ -17,6 +17,7 @@ use super::systemctl::{UnitQueries, UnitReport};
 use super::unit_processes::UnitProcesses;
 use crate::config::{Config, Loaded, Origin};
 use crate::ids::{Monotonic, ProcessId};
+use crate::sd_notification::{notify, notify_reloading};
 use crate::sd_watchdog::WatchdogTicker;
 use crate::signals::Signal;
 use crate::status::PROBE_TIMEOUT;
@@ -102,7 +103,7 @@ impl UnitSupervisor {
         let mut ticker = WatchdogTicker::start();
         let mut suspends = SuspendDetector::new();
         self.find_processes();
-        let _ = sd_notify::notify(&[NotifyState::Ready]);
+        notify(&[NotifyState::Ready]);
         loop {
             let wake_at = [Some(next_probe), self.plan.deadline(), ticker.due_at()].into_iter().flatten().min();
             let wake_at = wake_at.unwrap_or(next_probe);
@@ -114,10 +115,9 @@ impl UnitSupervisor {
                 Some((part, pid)) = self.processes.next_exit() => self.on_exit(part, pid),
                 Some(reports) = self.queries.result() => { self.on_unit_reports(reports); None }
                 Ok(_) = reload.read(&mut reload_bytes) => {
-                    let _ = NotifyState::monotonic_usec_now()
-                        .and_then(|now| sd_notify::notify(&[NotifyState::Reloading, now]));
+                    notify_reloading();
                     let event = self.reload();
-                    let _ = sd_notify::notify(&[NotifyState::Ready]);
+                    notify(&[NotifyState::Ready]);
                     event
                 }
                 () = sleep(wake_at.since(clock::now())) => None,
@@ -147,7 +147,7 @@ impl UnitSupervisor {
             self.handle(now, event.unwrap_or(PlanEvent::Tick));
             self.publish_snapshot(now)?;
         }
-        let _ = sd_notify::notify(&[NotifyState::Stopping]);
+        notify(&[NotifyState::Stopping]);
         Ok(())
     }
 
@@ -168,7 +168,7 @@ impl UnitSupervisor {
                     });
                     self.evidence.record(&part, &why, target);
                     // Many parts may have frozen at once, and each record takes time in which no tick is sent.
-                    let _ = sd_notify::notify(&[NotifyState::Watchdog]);
+                    notify(&[NotifyState::Watchdog]);
                 }
                 PlanAction::Log(part, notice) => {
                     if matches!(notice, Notice::Recovered { .. }) {
@@ -306,7 +306,7 @@ impl UnitSupervisor {
         let up = state.workers.values().filter(|part| part.state == "up").count();
         let status = format!("dispatcher {}, {up} of {} workers up", state.dispatcher.state, state.workers.len());
         if status != self.status {
-            let _ = sd_notify::notify(&[NotifyState::Status(&status)]);
+            notify(&[NotifyState::Status(&status)]);
             self.status = status;
         }
     }
