@@ -103,7 +103,11 @@ impl HandoffListener {
         let deadline = Instant::now() + self.listeners.settings().head_timeout;
         let (mut known, mut pause) = (0, PROXY_PAUSE);
         loop {
-            timeout_at(deadline, connection.watched.readable()).await??;
+            match timeout_at(deadline, connection.watched.readable()).await {
+                Ok(readable) => readable?,
+                Err(_) if known > 0 => return Err(io::ErrorKind::InvalidData.into()),
+                Err(elapsed) => return Err(elapsed.into()),
+            };
             let available = connection.peek(&mut bytes)?;
             match parse_proxy_header(&bytes[..available]) {
                 ProxyHeader::Complete(length, address) => {

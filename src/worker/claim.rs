@@ -33,6 +33,8 @@ pub(super) struct ClaimedConnection {
     reset_on_close: AtomicBool,
     /// Whether the client sends nothing after the current request.
     pub is_last_request: AtomicBool,
+    /// Whether the last request was rejected before its start.
+    pub is_rejected: AtomicBool,
     /// Whether hyper has written bytes that are not flushed.
     pub unflushed: AtomicBool,
 }
@@ -71,6 +73,7 @@ pub(super) fn claim(
         requests: AtomicU32::new(0),
         reset_on_close: AtomicBool::new(false),
         is_last_request: AtomicBool::new(false),
+        is_rejected: AtomicBool::new(false),
         unflushed: AtomicBool::new(false),
     })
 }

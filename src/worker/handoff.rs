@@ -165,6 +165,7 @@ async fn finish(
     if let Err(EarlyEnd::Rejected(problem)) = &end
         && may_write(state, transaction, active.lease)
     {
+        transaction.start_response(problem.status);
         unsent = problem.raw();
         let sent = stream.0.try_write(&unsent).unwrap_or(0);
         unsent.drain(..sent);
@@ -191,13 +192,14 @@ async fn finish(
     let is_last =
         end.is_ok() && transaction.is_request_complete() && connection.is_last_request.load(Ordering::Relaxed);
     let needs_drain = fin_allowed && !(is_last && connection.has_nothing_to_read());
+    let is_rejected = connection.is_rejected.load(Ordering::Relaxed);
     // A kept connection leaves this process's epoll before the dispatcher waits on it.
     let stream = (!kept).then_some(stream);
     drop(connection);
     if kept {
         state.slot.keep_connection(active.lease);
     }
-    if had_request {
+    if had_request && !is_rejected {
         state.finish(active.lease, took, transaction.has_failed());
     } else {
         state.release_unused(active.lease);
@@ -227,7 +229,9 @@ async fn respond<S: HandlerService>(
         if let Some(builtin) = &state.builtin {
             builtin.end_request().await;
         }
-        state.count_pipelined();
+        if !connection.is_rejected.load(Ordering::Relaxed) {
+            state.count_pipelined();
+        }
     }
     if request.version() >= Version::HTTP_11 {
         transaction.allow_probe();
@@ -241,6 +245,8 @@ async fn respond<S: HandlerService>(
             || ProblemResponse::not_started(StatusCode::NOT_FOUND, "leases are not available on a handoff listener");
         target.parse().ok().filter(|_| request.uri().path() != net::LEASE_PATH).ok_or_else(unknown_target)
     });
+    connection.is_rejected.store(checked.is_err(), Ordering::Relaxed);
+    let is_malformed = checked.as_ref().is_err_and(|problem| problem.status == StatusCode::BAD_REQUEST);
     let mut response = match checked {
         Ok(target) => runner.run(request, target, active, *peer, *server).await?,
         Err(problem) => {
@@ -256,7 +262,7 @@ async fn respond<S: HandlerService>(
     };
     // After an unread body the start of the next request is unknown. A worker that drains or recycles serves the current
     // request to its end, and no further one.
-    let is_closing = number == MAX_PIPELINED || state.lifecycle() != Lifecycle::Ready;
+    let is_closing = is_malformed || number == MAX_PIPELINED || state.lifecycle() != Lifecycle::Ready;
     if transaction.is_body_dropped() || is_closing {
         response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
     }
