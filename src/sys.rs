@@ -242,6 +242,16 @@ pub(crate) fn accept(listener: BorrowedFd<'_>) -> nix::Result<(OwnedFd, Option<S
     Ok((fd, address))
 }
 
+/// How many sent bytes the peer has not received (SIOCOUTQ, tcp(7) and unix(7)). TCP counts what is not acknowledged,
+/// with the FIN as one byte; a Unix socket the memory of what is not read.
+pub(crate) fn unreceived(socket: BorrowedFd<'_>) -> nix::Result<usize> {
+    let mut queued: libc::c_int = 0;
+    // SAFETY: needed because nix has no wrapper. The call writes one int, which outlives it.
+    let done = unsafe { libc::ioctl(socket.as_raw_fd(), libc::TIOCOUTQ, &raw mut queued) };
+    Errno::result(done)?;
+    Ok(usize::try_from(queued).unwrap_or(0))
+}
+
 /// Takes ownership of descriptors that the kernel has just created: those of a message (`SCM_RIGHTS`, unix(7)), or an
 /// accepted one.
 pub(crate) fn own_fds(received: Vec<RawFd>) -> impl Iterator<Item = OwnedFd> {

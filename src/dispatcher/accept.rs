@@ -21,7 +21,7 @@ use super::driver::Driver;
 use super::fdstore::{self, StoredConnection, StoredFd};
 use super::handoff::HandoffListener;
 use super::keepalive::IdleConnections;
-use super::listeners::Listeners;
+use super::listeners::{Listeners, linger_bounds};
 use super::readiness::Readiness;
 use super::redirect::RedirectConnection;
 use crate::config::Config;
@@ -97,7 +97,7 @@ impl Acceptor {
                 _ => net::reset(&fd), // the protocol of the connection is unknown
             }
         }
-        fdstore::reject(rejected, self.state.listeners.settings().linger_timeout);
+        fdstore::reject(rejected, linger_bounds(&self.state.listeners.settings()));
     }
 
     /// Applies new settings to connections accepted from now on; the sockets stay the same.

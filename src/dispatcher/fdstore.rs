@@ -14,12 +14,11 @@ use std::time::Duration;
 use http::StatusCode;
 use nix::errno::Errno;
 use nix::sys::socket::{ControlMessage, MsgFlags, UnixAddr, sendmsg};
-use tokio::io::AsyncWriteExt;
-use tokio::time::{sleep, timeout};
+use tokio::time::sleep;
 
 use crate::ids::Monotonic;
 use crate::log;
-use crate::net::{self, ProblemResponse, SocketStream, lingering_close};
+use crate::net::{self, LingerBounds, ProblemResponse, SocketStream, deliver};
 
 /// Prefix of names of redirect connections. Their head has been read: the next dispatcher can only reject them.
 pub(super) const REDIRECT_PREFIX: &str = "waiting-";
@@ -140,7 +139,7 @@ async fn send(message: &str, fd: Option<BorrowedFd<'_>>) -> io::Result<()> {
 
 /// Responds with 503 to connections that the previous dispatcher stored and this one cannot serve: their head was read
 /// and is lost, or their listener has been removed. Nothing was started, and the client may retry at once.
-pub(super) fn reject(connections: Vec<(OwnedFd, StoredFd)>, linger_timeout: Duration) {
+pub(super) fn reject(connections: Vec<(OwnedFd, StoredFd)>, bounds: LingerBounds) {
     if !connections.is_empty() {
         let count = connections.len();
         tracing::info!(connections = count, event = %log::Event::ConnectionsRejected,
@@ -152,8 +151,7 @@ pub(super) fn reject(connections: Vec<(OwnedFd, StoredFd)>, linger_timeout: Dura
                 let stream = net::SharedStream(Arc::new(stream));
                 let detail = "the dispatcher was restarted while the request waited for a worker";
                 let problem = ProblemResponse::not_started(StatusCode::SERVICE_UNAVAILABLE, detail).retry_after(0);
-                let _ = timeout(linger_timeout, stream.clone().write_all(&problem.raw())).await;
-                lingering_close(stream, linger_timeout).await;
+                deliver(stream, &problem.raw(), bounds).await;
             }
             drop(stored);
         });

@@ -9,19 +9,18 @@ use std::time::Duration;
 
 use http::StatusCode;
 use nix::sys::socket::{MsgFlags, Shutdown, recv, shutdown};
-use tokio::io::AsyncWriteExt;
-use tokio::time::{Instant, sleep, timeout, timeout_at};
+use tokio::time::{Instant, sleep, timeout_at};
 
 use super::connection::{Connection, HandoffOutcome};
 use super::driver::{Driver, WATCH_AFTER};
 use super::fdstore::{self, StoredConnection};
 use super::keepalive::IdleConnections;
-use super::listeners::{Listener, Listeners};
+use super::listeners::{BAD_HEADER_LOG, Listener, Listeners, linger_bounds};
 use super::refusal::refusal;
 use crate::net::{
-    self, ProblemResponse, ProxyHeader, SocketStream, lingering_close, parse_proxy_header, reset, set_reset_on_close,
+    self, ProblemResponse, ProxyHeader, SocketStream, deliver, parse_proxy_header, reset, set_reset_on_close,
 };
-use crate::pool::LeaseEnd;
+use crate::pool::{LeaseEnd, PoolEvent, Rejection};
 use crate::{clock, log};
 
 /// Shortest and longest pause between two reads of an incomplete proxy header, which stays in the socket until it is
@@ -42,7 +41,14 @@ impl HandoffListener {
     /// Serves a connection to its end. `set_pending` is called with whether the dispatcher must not exit meanwhile.
     pub(super) async fn serve(&self, connection: Rc<Connection>, is_new: bool, set_pending: &dyn Fn(bool)) {
         let is_behind_proxy = self.listener().is_some_and(|listener| listener.config.proxy_protocol);
-        if is_new && is_behind_proxy && self.read_proxy_header(&connection).await.is_err() {
+        if is_new
+            && is_behind_proxy
+            && let Err(error) = self.read_proxy_header(&connection).await
+        {
+            // Proxies also connect to see whether the listener accepts, and send nothing.
+            if error.kind() == io::ErrorKind::InvalidData {
+                self.note_bad_proxy_header();
+            }
             return reset(&*connection); // the client is unknown
         }
         let is_http = |listener: &Listener| self.driver.speaks_http(&listener.config.pool);
@@ -81,12 +87,27 @@ impl HandoffListener {
         self.listeners.handoff_at(self.index)
     }
 
+    /// Counts a connection without a valid proxy header, and logs the first of many.
+    fn note_bad_proxy_header(&self) {
+        let Some(listener) = self.listener() else { return };
+        self.driver.handle(&listener.config.pool, PoolEvent::Rejected(Rejection::BadProxyHeader));
+        if self.listeners.may_log_bad_proxy_header(Instant::now()) {
+            tracing::warn!(listener = %listener.config.address, event = %log::Event::BadProxyHeader,
+                "a connection to {} does not start with a PROXY header of version 1 or 2: closing it; further ones are \
+                 counted as bad_proxy_header and not logged for {} s", listener.config.address, BAD_HEADER_LOG.as_secs());
+        }
+    }
+
     async fn read_proxy_header(&self, connection: &Connection) -> io::Result<()> {
-        let mut bytes = [0; ProxyHeader::MAX];
+        let mut bytes = vec![0; ProxyHeader::MAX];
         let deadline = Instant::now() + self.listeners.settings().head_timeout;
         let (mut known, mut pause) = (0, PROXY_PAUSE);
         loop {
-            timeout_at(deadline, connection.watched.readable()).await??;
+            match timeout_at(deadline, connection.watched.readable()).await {
+                Ok(readable) => readable?,
+                Err(_) if known > 0 => return Err(io::ErrorKind::InvalidData.into()),
+                Err(elapsed) => return Err(elapsed.into()),
+            };
             let available = connection.peek(&mut bytes)?;
             match parse_proxy_header(&bytes[..available]) {
                 ProxyHeader::Complete(length, address) => {
@@ -94,7 +115,8 @@ impl HandoffListener {
                     let taken = recv(connection.as_fd().as_raw_fd(), &mut bytes[..length], MsgFlags::MSG_DONTWAIT)?;
                     return if taken == length { Ok(()) } else { Err(io::ErrorKind::UnexpectedEof.into()) };
                 }
-                ProxyHeader::Incomplete if available > 0 && Instant::now() < deadline => {}
+                ProxyHeader::Incomplete if available == 0 => return Err(io::ErrorKind::UnexpectedEof.into()),
+                ProxyHeader::Incomplete if Instant::now() < deadline => {}
                 ProxyHeader::Incomplete | ProxyHeader::Invalid => return Err(io::ErrorKind::InvalidData.into()),
             }
             // The bytes stay in the socket, which therefore stays readable.
@@ -183,9 +205,7 @@ impl HandoffListener {
         let is_tcp = connection.endpoints.server.is_some();
         let stream = net::SharedStream(Arc::new(SocketStream::new(connection.watched.socket(), is_tcp)));
         set_reset_on_close(&stream, false)?;
-        let bound = self.listeners.settings().linger_timeout;
-        timeout(bound, stream.clone().write_all(&problem.raw())).await??;
-        lingering_close(stream, bound).await;
+        deliver(stream, &problem.raw(), linger_bounds(&self.listeners.settings())).await;
         Ok(())
     }
 }

@@ -1,10 +1,17 @@
 //! The listeners of the configuration in force.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::rc::Rc;
+use std::time::Duration;
+
+use tokio::time::Instant;
 
 use crate::config::{self, Config, Delivery, ListenAddress, digest};
 use crate::handoff::ListenerInfo;
+use crate::net::LingerBounds;
+
+/// How long after a log line about a bad proxy header there is no other.
+pub(super) const BAD_HEADER_LOG: Duration = Duration::from_secs(10);
 
 /// A listener.
 #[derive(Debug)]
@@ -21,11 +28,17 @@ pub(super) struct Listener {
 pub(super) struct Listeners {
     all: RefCell<Vec<Rc<Listener>>>,
     settings: RefCell<Rc<config::FrontConfig>>,
+    /// When a bad proxy header was last logged.
+    bad_header_logged: Cell<Option<Instant>>,
 }
 
 impl Listeners {
     pub(super) fn new(config: &Config) -> Rc<Self> {
-        Rc::new(Self { all: RefCell::new(listeners(config)), settings: RefCell::new(Rc::new(config.front.clone())) })
+        Rc::new(Self {
+            all: RefCell::new(listeners(config)),
+            settings: RefCell::new(Rc::new(config.front.clone())),
+            bad_header_logged: Cell::new(None),
+        })
     }
 
     /// Applies a reloaded configuration with the same addresses. Returns the previous bounds.
@@ -36,6 +49,15 @@ impl Listeners {
 
     pub(super) fn settings(&self) -> Rc<config::FrontConfig> {
         self.settings.borrow().clone()
+    }
+
+    /// Whether another bad proxy header may be logged; if so, the next ones may not.
+    pub(super) fn may_log_bad_proxy_header(&self, now: Instant) -> bool {
+        let may_log = self.bad_header_logged.get().is_none_or(|at| now.duration_since(at) >= BAD_HEADER_LOG);
+        if may_log {
+            self.bad_header_logged.set(Some(now));
+        }
+        may_log
     }
 
     pub(super) fn at(&self, index: usize) -> Option<Rc<Listener>> {
@@ -52,6 +74,11 @@ impl Listeners {
         let index = self.all.borrow().iter().position(|listener| listener.key == key)?;
         Some((index, self.handoff_at(index)?))
     }
+}
+
+/// The bounds of the last response on a connection.
+pub(super) fn linger_bounds(settings: &config::FrontConfig) -> LingerBounds {
+    LingerBounds { silence: settings.linger_timeout, total: settings.body_timeout }
 }
 
 fn listeners(config: &Config) -> Vec<Rc<Listener>> {

@@ -62,7 +62,7 @@ async fn serve(mut config: Config, path: Option<PathBuf>) -> Result<(), Dispatch
 
     let driver = Driver::open(&config, &|pool| return_port(&config, &ports, pool))?;
     log::set_epoch(driver.epoch().get());
-    fdstore::reject(redirects, config.front.linger_timeout);
+    fdstore::reject(redirects, listeners::linger_bounds(&config.front));
     let mut stop = Signal::stop().and_then(Signal::into_async).map_err(system("signals"))?;
     let mut reload = Signal::reload().and_then(Signal::into_async).map_err(system("signals"))?;
     let parent = ParentWatch::now();

@@ -1,6 +1,5 @@
 //! A connection with redirect delivery: one request, and a response that sends the client to its worker.
 
-use std::cell::Cell;
 use std::convert::Infallible;
 use std::net::IpAddr;
 use std::os::fd::{AsFd, OwnedFd};
@@ -9,27 +8,29 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use http::header::{ALLOW, CACHE_CONTROL, CONTENT_TYPE, LOCATION};
 use http::{HeaderValue, Request, Response, StatusCode, Version};
 use http_body_util::Full;
 use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
-use hyper_util::rt::{TokioIo, TokioTimer};
-use tokio::time::{Instant, sleep};
+use hyper_util::rt::TokioIo;
+use tokio::time::{Instant, sleep, timeout};
 
 use super::connection::client_peer;
 use super::driver::{Driver, WATCH_AFTER};
 use super::fdstore;
 use super::grant::{Grant, GrantResult};
-use super::listeners::Listener;
+use super::listeners::{Listener, linger_bounds};
 use super::refusal::refusal;
 use crate::config::{self, ListenAddress};
 use crate::ids::Token;
 use crate::net::{
-    self, LEASE_PATH, ProblemResponse, SocketListener, SocketStream, check_request, disconnected, lingering_close,
+    self, LEASE_PATH, NoRequest, OneRequestIo, ProblemResponse, RequestInput, SocketListener, SocketStream,
+    check_request, deliver, disconnected, lingering_close,
 };
+use crate::pool::{PoolEvent, Rejection};
 use crate::{clock, log};
 
 /// The target of `OPTIONS *`, a URI without a path (RFC 9112, section 3.2.4).
@@ -45,7 +46,8 @@ pub(super) struct RedirectConnection {
     stream: net::SharedStream,
     /// Whether the client knows HTTP/1.1 and has received nothing.
     may_probe: AtomicBool,
-    responded: Cell<bool>,
+    /// Whether the request has passed the check of its head.
+    is_served: Arc<AtomicBool>,
 }
 
 impl RedirectConnection {
@@ -62,53 +64,76 @@ impl RedirectConnection {
             listens_on: socket.tcp_address().map(|address| address.ip()),
             stream: net::SharedStream(Arc::new(SocketStream::new(fd, socket.is_tcp()))),
             may_probe: AtomicBool::new(false),
-            responded: Cell::new(false),
+            is_served: Arc::default(),
         }
     }
 
     /// Serves the connection to its end.
     pub(super) async fn serve(&self, driver: &Rc<Driver>) {
-        {
-            let service = service_fn(|request| async { Ok::<_, Infallible>(self.respond(driver, request).await) });
-            let connection = http1::Builder::new()
-                .keep_alive(false)
-                .half_close(true)
-                .timer(TokioTimer::new())
-                .header_read_timeout(self.settings.head_timeout)
-                .max_buf_size(self.settings.head_bytes)
-                .serve_connection(TokioIo::new(self.stream.clone()), service);
-            if let Err(error) = pin!(connection).await {
-                tracing::debug!(%error, "connection ended early");
-                if error.is_timeout() && !self.responded.get() {
-                    let _ = self.stream.0.try_write(&ProblemResponse::late_head().raw());
-                }
+        let bounds = linger_bounds(&self.settings);
+        match self.serve_request(driver).await {
+            Ok(()) | Err(NoRequest::Closed) => lingering_close(self.stream.clone(), bounds).await,
+            Err(NoRequest::Rejected(problem)) => {
+                self.count_rejection(driver);
+                self.log_access(&problem.detail, problem.status, None, Instant::now());
+                deliver(self.stream.clone(), &problem.raw(), bounds).await;
             }
         }
-        lingering_close(self.stream.clone(), self.settings.linger_timeout).await;
+    }
+
+    async fn serve_request(&self, driver: &Rc<Driver>) -> Result<(), NoRequest> {
+        let read = RequestInput::read(&self.stream, BytesMut::new(), self.settings.head_bytes);
+        let input = timeout(self.settings.head_timeout, read).await;
+        let input = input.unwrap_or_else(|_| Err(NoRequest::Rejected(ProblemResponse::late_head())))?;
+        let io = OneRequestIo {
+            stream: self.stream.clone(),
+            input,
+            is_served: self.is_served.clone(),
+            is_body_dropped: || true,
+        };
+        let service = service_fn(|request| async { Ok::<_, Infallible>(self.respond(driver, request).await) });
+        let connection = http1::Builder::new()
+            .keep_alive(false)
+            .half_close(true)
+            .max_buf_size(self.settings.head_bytes)
+            .serve_connection(TokioIo::new(io), service);
+        match pin!(connection).await {
+            Err(error) if error.is_parse() && !self.is_served.load(Ordering::Relaxed) => {
+                Err(NoRequest::Rejected(ProblemResponse::unparsable(&error)))
+            }
+            Err(error) => {
+                tracing::debug!(%error, "connection ended early");
+                Ok(())
+            }
+            Ok(()) => Ok(()),
+        }
+    }
+
+    fn count_rejection(&self, driver: &Driver) {
+        driver.handle(&self.listener.config.pool, PoolEvent::Rejected(Rejection::BadRequest));
+    }
+
+    fn log_access(&self, line: &str, status: StatusCode, grant: Option<&Grant>, since: Instant) {
+        if !self.listener.config.access_log {
+            return;
+        }
+        let (worker, lease) = match grant {
+            Some(grant) => (grant.worker.to_string(), grant.lease.to_string()),
+            None => ("-".into(), "-".into()),
+        };
+        let client = self.stream.0.peer_address().map_or("unix".into(), |address| address.to_string());
+        let wait_ms = format!("{:.1}", since.elapsed().as_secs_f64() * 1e3);
+        tracing::info!(client, status = status.as_u16(), worker, lease, wait_ms,
+            event = %log::Event::RequestLogged, "{line}");
     }
 
     async fn respond(&self, driver: &Rc<Driver>, request: Request<Incoming>) -> FullResponse {
+        self.is_served.store(true, Ordering::Relaxed);
         let since = Instant::now();
         let (response, grant) = self.response(driver, &request).await;
-        self.responded.set(true);
         if self.listener.config.access_log {
-            let (worker, lease) = match &grant {
-                Some(grant) => (grant.worker.to_string(), grant.lease.to_string()),
-                None => ("-".into(), "-".into()),
-            };
-            let client = self.stream.0.peer_address().map_or("unix".into(), |address| address.to_string());
-            let ms = since.elapsed().as_secs_f64() * 1e3;
-            tracing::info!(
-                client,
-                status = response.status().as_u16(),
-                worker,
-                lease,
-                wait_ms = format!("{ms:.1}"),
-                event = %log::Event::RequestLogged,
-                "{} {}",
-                request.method(),
-                request.uri()
-            );
+            let line = format!("{} {}", request.method(), request.uri());
+            self.log_access(&line, response.status(), grant.as_ref(), since);
         }
         response
     }
@@ -117,7 +142,10 @@ impl RedirectConnection {
         let allowed_hosts = &self.listener.config.allowed_hosts;
         let (host, target) = match check_request(request, allowed_hosts, self.listens_on, self.settings.max_body) {
             Ok(checked) => checked,
-            Err(problem) => return (rejection(&problem), None),
+            Err(problem) => {
+                self.count_rejection(driver);
+                return (rejection(&problem), None);
+            }
         };
         let host = host.unwrap_or_else(|| net::fallback_host(&self.stream.0));
         self.may_probe.store(request.version() >= Version::HTTP_11, Ordering::Relaxed);

@@ -20,6 +20,8 @@ pub(crate) enum Counter {
     BytesOut,
     /// Requests sent back to the dispatcher.
     SentBack,
+    /// Requests rejected before their start: malformed, late, or too large.
+    Rejected,
 }
 
 impl Counter {
@@ -30,6 +32,7 @@ impl Counter {
             Counter::BytesIn => Word::BYTES_IN,
             Counter::BytesOut => Word::BYTES_OUT,
             Counter::SentBack => Word::SENT_BACK,
+            Counter::Rejected => Word::REJECTED,
         }
     }
 }
@@ -47,6 +50,8 @@ pub(crate) struct SlotCounters {
     pub bytes_out: u64,
     /// Requests sent back to the dispatcher because of their token.
     pub sent_back: u64,
+    /// Requests rejected before their start.
+    pub rejected: u64,
 }
 
 impl SlotCounters {
@@ -59,13 +64,14 @@ impl SlotCounters {
             bytes_in: load(Counter::BytesIn),
             bytes_out: load(Counter::BytesOut),
             sent_back: load(Counter::SentBack),
+            rejected: load(Counter::Rejected),
         }
     }
 
     /// The counters by name, with the times from claim to end.
     pub(crate) fn load_with_times<M: SlotMemory>(memory: &M) -> Counters {
-        let SlotCounters { served, failed, bytes_in, bytes_out, sent_back } = Self::load(memory);
-        let counts = [("served", served), ("failed", failed), ("sent_back", sent_back)];
+        let SlotCounters { served, failed, bytes_in, bytes_out, sent_back, rejected } = Self::load(memory);
+        let counts = [("served", served), ("failed", failed), ("sent_back", sent_back), ("rejected", rejected)];
         let bytes = [("bytes_in", bytes_in), ("bytes_out", bytes_out)];
         let buckets = (0..Word::BUCKETS).map(|i| memory.load(Word::bucket(i), Relaxed));
         let times = Histogram::new(buckets, memory.load(Word::RUN_MICROS, Relaxed));

@@ -99,6 +99,8 @@ impl Word {
     pub(super) const SENT_BACK: Word = Word::at(5, 4);
     /// The sum of all times in the histogram, in microseconds.
     pub(super) const RUN_MICROS: Word = Word::at(5, 5);
+    /// Requests rejected before their start.
+    pub(super) const REJECTED: Word = Word::at(5, 6);
 
     /// Buckets of the latency histogram, see [`Histogram`].
     pub(crate) const BUCKETS: usize = Histogram::BUCKETS;

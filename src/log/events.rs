@@ -110,6 +110,8 @@ events! {
     AcceptFailed = 0x9ea1478972b444e79ec973560ee2ae74, "accept-failed";
     /// Clients queued in the previous dispatcher are rejected.
     ConnectionsRejected = 0x6c6678b4a1ea4839a9186930fb72d2a2, "connections-rejected";
+    /// A connection to a listener with `proxy_protocol` has no valid header.
+    BadProxyHeader = 0xd85429299b034e2db9d26965daa65a53, "bad-proxy-header";
     // Requests.
     /// A request has no valid response.
     RequestFailed = 0x1834c8a431fd4924837dee642a43d41e, "request-failed";

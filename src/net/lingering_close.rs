@@ -4,32 +4,104 @@ use std::io;
 use std::os::fd::{AsFd, AsRawFd};
 use std::time::Duration;
 
+use nix::errno::Errno;
 use nix::libc;
-use nix::sys::socket::{Shutdown, setsockopt, shutdown, sockopt};
-use tokio::io::AsyncReadExt;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::socket::{MsgFlags, Shutdown, recv, setsockopt, shutdown, sockopt};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::time::{Instant, sleep_until, timeout_at};
 
 use super::SharedStream;
+use super::linger::{Linger, LingerBounds};
 use crate::sys;
 
-/// Closes a connection on which unread request bytes may follow the response.
+/// Closes a connection on which unread request bytes may follow the response, and on which the response may still be
+/// under way.
 ///
-/// A plain close with unread bytes makes the kernel send a reset, which can destroy the response before the client
-/// reads it. So this shuts down the sending direction, then discards input until the client closes, for at most
-/// `bound`.
-pub(crate) async fn lingering_close(stream: SharedStream, bound: Duration) {
-    if shutdown(stream.0.as_fd().as_raw_fd(), Shutdown::Write).is_err() {
-        return; // already disconnected
+/// A plain close with unread bytes makes the kernel send a reset, which destroys what the client has not read of the
+/// response. So this shuts down the sending direction, then discards input until the client closes, or makes no progress
+/// ([`LingerBounds`]).
+pub(crate) async fn lingering_close(stream: SharedStream, bounds: LingerBounds) {
+    deliver(stream, &[], bounds).await;
+}
+
+/// Sends the last bytes of a connection, then closes it as [`lingering_close`] does.
+pub(crate) async fn deliver(stream: SharedStream, bytes: &[u8], bounds: LingerBounds) {
+    let mut linger = Linger::new(Instant::now().into_std(), bounds);
+    let mut unsent = bytes;
+    // The client may send as well meanwhile, and read nothing before it has sent everything.
+    let (mut reader, mut writer, mut discarded) = (stream.clone(), stream.clone(), vec![0; 16 * 1024]);
+    let mut is_reading = true;
+    while !unsent.is_empty() {
+        let has_progress = tokio::select! {
+            biased;
+            written = writer.write(unsent) => match written {
+                Ok(length @ 1..) => {
+                    unsent = &unsent[length..];
+                    true
+                }
+                Ok(0) | Err(_) => return, // the client has disconnected
+            },
+            read = reader.read(&mut discarded), if is_reading => {
+                is_reading = matches!(read, Ok(1..));
+                is_reading
+            }
+            () = sleep_until(linger.look_at().into()) => false,
+        };
+        if !continues(&mut linger, &stream, has_progress) {
+            return;
+        }
     }
-    discard_until_closed(stream, bound).await;
+    if shutdown(stream.0.as_fd().as_raw_fd(), Shutdown::Write).is_ok() {
+        discard(stream, linger, &mut discarded).await;
+    }
 }
 
 /// The second half of [`lingering_close`], after the sending direction has been shut down.
-pub(crate) async fn discard_until_closed(mut stream: SharedStream, bound: Duration) {
-    let discard = async {
-        let mut buffer = vec![0; 16 * 1024];
-        while matches!(stream.read(&mut buffer).await, Ok(n) if n > 0) {}
-    };
-    let _ = tokio::time::timeout(bound, discard).await; // after that the connection is dropped in any case
+pub(crate) async fn discard_until_closed(stream: SharedStream, bounds: LingerBounds) {
+    discard(stream, Linger::new(Instant::now().into_std(), bounds), &mut vec![0; 16 * 1024]).await;
+}
+
+async fn discard(mut stream: SharedStream, mut linger: Linger, discarded: &mut [u8]) {
+    loop {
+        let has_sent = match timeout_at(linger.look_at().into(), stream.read(discarded)).await {
+            Ok(Ok(1..)) => true,
+            Ok(Ok(0) | Err(_)) => return,
+            Err(_elapsed) => false,
+        };
+        if !continues(&mut linger, &stream, has_sent) {
+            return; // the connection is dropped
+        }
+    }
+}
+
+/// Whether the client is waited for any longer; `has_progress` if it has just sent or received bytes.
+fn continues(linger: &mut Linger, stream: &SharedStream, has_progress: bool) -> bool {
+    let now = Instant::now().into_std();
+    if has_progress {
+        linger.note_progress(now);
+    }
+    // Without a send queue to look at, the bounds hold all the same.
+    now < linger.look_at() || linger.look(now, sys::unreceived(stream.0.as_fd()).unwrap_or(0))
+}
+/// As [`discard_until_closed`], without a runtime.
+pub(crate) fn discard_until_closed_blocking(stream: &SharedStream, bounds: LingerBounds) {
+    let now = || Instant::now().into_std();
+    let mut linger = Linger::new(now(), bounds);
+    let mut discarded = vec![0; 16 * 1024];
+    loop {
+        let left = linger.look_at().saturating_duration_since(now());
+        let mut fds = [PollFd::new(stream.0.as_fd(), PollFlags::POLLIN)];
+        let _ = poll(&mut fds, PollTimeout::try_from(left + Duration::from_millis(1)).unwrap_or(PollTimeout::MAX));
+        let has_sent = match recv(stream.0.as_fd().as_raw_fd(), &mut discarded, MsgFlags::MSG_DONTWAIT) {
+            Ok(1..) => true,
+            Err(Errno::EAGAIN | Errno::EINTR) => false,
+            Ok(0) | Err(_) => return,
+        };
+        if !continues(&mut linger, stream, has_sent) {
+            return;
+        }
+    }
 }
 
 /// Ends a connection now, also while other processes hold it. TCP sends a reset, so that an incomplete response does

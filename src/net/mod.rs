@@ -1,23 +1,31 @@
 //! Client sockets and the HTTP that the roles share.
 
 mod allowed_hosts;
+mod chunks;
 mod disconnect;
 mod host;
+mod linger;
 mod lingering_close;
 mod patou_headers;
 mod problem;
 mod proxy_header;
+mod request_head;
+mod request_input;
 mod stream;
 mod validate;
 
 pub(crate) use allowed_hosts::is_host_allowed;
 pub(crate) use disconnect::disconnected;
 pub(crate) use host::{fallback_host, host};
-pub(crate) use lingering_close::{discard_until_closed, lingering_close, reset, set_reset_on_close};
+pub(crate) use linger::LingerBounds;
+pub(crate) use lingering_close::{
+    deliver, discard_until_closed, discard_until_closed_blocking, lingering_close, reset, set_reset_on_close,
+};
 pub(crate) use patou_headers::remove_patou_headers;
 pub(crate) use problem::{ProblemResponse, RequestOutcome};
 pub(crate) use proxy_header::{ProxyHeader, parse_proxy_header};
+pub(crate) use request_input::{NoRequest, OneRequestIo, RequestInput, discard_input};
 pub(crate) use stream::{
     ACCEPT_RETRY_DELAY, SharedStream, SocketListener, SocketStream, local_address, peer_address, peer_user,
 };
-pub(crate) use validate::{LEASE_PATH, check_request};
+pub(crate) use validate::{LEASE_PATH, check_host, check_request};

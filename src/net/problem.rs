@@ -56,6 +56,20 @@ impl ProblemResponse {
         Self::not_started(StatusCode::REQUEST_TIMEOUT, "the request head did not arrive within head_timeout")
     }
 
+    /// The response to a request that hyper cannot parse. The check of its bytes has found nothing wrong with it.
+    pub(crate) fn unparsable(error: &hyper::Error) -> Self {
+        let status = if error.is_parse_too_large() {
+            StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE
+        } else {
+            StatusCode::BAD_REQUEST
+        };
+        let detail = match status {
+            StatusCode::BAD_REQUEST => "the request head is malformed",
+            _ => "the request head has too many headers",
+        };
+        Self::not_started(status, detail)
+    }
+
     /// Adds `Retry-After`.
     pub(crate) fn retry_after(self, seconds: u64) -> Self {
         Self { retry_after: Some(seconds), ..self }

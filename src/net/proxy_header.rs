@@ -22,8 +22,9 @@ pub(crate) enum ProxyHeader {
 }
 
 impl ProxyHeader {
-    /// The longest accepted header in bytes: addresses, and some hundred bytes of extensions.
-    pub(crate) const MAX: usize = 1024;
+    /// The longest accepted header in bytes: the start of version 2, the addresses of a Unix socket, and 4 KiB of
+    /// extensions (type-length-value fields).
+    pub(crate) const MAX: usize = 16 + 216 + 4096;
 }
 
 /// Parses the header at the start of `bytes`.
@@ -45,25 +46,32 @@ fn version_1(bytes: &[u8]) -> ProxyHeader {
     let Some(end) = bytes.windows(2).take(V1_MAX - 1).position(|pair| pair == b"\r\n") else {
         return if bytes.len() < V1_MAX { ProxyHeader::Incomplete } else { ProxyHeader::Invalid };
     };
-    let Ok(line) = std::str::from_utf8(&bytes[start.len()..end]) else { return ProxyHeader::Invalid };
-    let mut words = line.split(' ');
-    let family = words.next();
-    if family == Some("UNKNOWN") {
+    let line = &bytes[start.len()..end];
+    if line == b"UNKNOWN" || line.starts_with(b"UNKNOWN ") {
         return ProxyHeader::Complete(end + 2, None); // the receiver ignores the rest of the line (section 2.1)
     }
+    let Ok(line) = std::str::from_utf8(line) else { return ProxyHeader::Invalid };
+    let mut words = line.split(' ');
+    let family = words.next();
     let mut next = || words.next().unwrap_or_default();
-    let (source, destination, port, to_port) = (next(), next(), next(), next());
+    let (source, destination, from_port, to_port) = (next(), next(), next(), next());
     let ip = |text: &str| match family {
         Some("TCP4") => text.parse().ok().map(IpAddr::V4),
         Some("TCP6") => text.parse().ok().map(IpAddr::V6),
         _ => None,
     };
-    match (ip(source), ip(destination), port.parse(), to_port.parse::<u16>(), words.next()) {
-        (Some(source), Some(_), Ok(port), Ok(_), None) => {
+    match (ip(source), ip(destination), port(from_port), port(to_port), words.next()) {
+        (Some(source), Some(_), Some(port), Some(_), None) => {
             ProxyHeader::Complete(end + 2, Some(SocketAddr::new(source, port)))
         }
         _ => ProxyHeader::Invalid,
     }
+}
+
+/// A port in decimal digits, without leading zeros.
+fn port(text: &str) -> Option<u16> {
+    let is_canonical = text.bytes().all(|byte| byte.is_ascii_digit()) && (text == "0" || !text.starts_with('0'));
+    text.parse().ok().filter(|_| is_canonical)
 }
 
 fn version_2(bytes: &[u8]) -> ProxyHeader {
@@ -76,15 +84,21 @@ fn version_2(bytes: &[u8]) -> ProxyHeader {
     if command == 0 {
         return ProxyHeader::Complete(length, None); // LOCAL: a connection of the proxy itself
     }
-    // The two addresses, then the two ports.
-    let source = match family {
-        0x11 => source_of::<4>(addresses),
-        0x21 => source_of::<16>(addresses),
-        _ => return ProxyHeader::Complete(length, None), // unspecified, or a Unix socket: no address
+    // Family and protocol, each with its smallest address block. Other values are not part of version 2.
+    let source = match (family >> 4, family & 0xf) {
+        (0, 0..=2) | (1..=3, 0) => return ProxyHeader::Complete(length, None), // not known to the proxy
+        (1, 1) => source_of::<4>(addresses),
+        (2, 1) => source_of::<16>(addresses),
+        // Datagrams and Unix sockets: no TCP address.
+        (1, 2) if addresses.len() >= 12 => return ProxyHeader::Complete(length, None),
+        (2, 2) if addresses.len() >= 36 => return ProxyHeader::Complete(length, None),
+        (3, 1 | 2) if addresses.len() >= 216 => return ProxyHeader::Complete(length, None),
+        _ => return ProxyHeader::Invalid,
     };
     source.map_or(ProxyHeader::Invalid, |source| ProxyHeader::Complete(length, Some(source)))
 }
 
+/// The source of two addresses that two ports follow.
 fn source_of<const N: usize>(addresses: &[u8]) -> Option<SocketAddr>
 where
     IpAddr: From<[u8; N]>,
@@ -132,10 +146,67 @@ mod tests {
             "PROXY TCP4 1.2.3.4\r\n",
             "PROXY TCP4 ::1 ::1 1 2\r\n",
             "PROXY TCP4 1.2.3.4 1.2.3.4 1 2 3\r\n",
+            "PROXY TCP4 1.2.3.4 1.2.3.4 01 2\r\n",
+            "PROXY TCP4 1.2.3.4 1.2.3.4 1 00\r\n",
+            "PROXY TCP4 1.2.3.4 1.2.3.4 +1 2\r\n",
+            "PROXY TCP4 1.2.3.4 1.2.3.4 1 65536\r\n",
+            "PROXY TCP4 1.2.3.4 1.2.3.4 1 \r\n",
+            "PROXY TCP4 1.2.3.04 1.2.3.4 1 2\r\n",
+            "PROXY TCP4  1.2.3.4 1.2.3.4 1 2\r\n",
+            "PROXY TCP4 1.2.3.4 1.2.3.4 1 2 \r\n",
+            "PROXY TCP4 1.2.3.4 1.2.3.4\t1 2\r\n",
+            "PROXY TCP4 1.2.3.4 1.2.3.4 1 2\n\r\n",
+            "PROXY TCP6 1.2.3.4 1.2.3.4 1 2\r\n",
+            "PROXY TCP6 ::1%lo ::1 1 2\r\n",
+            "PROXY UDP4 1.2.3.4 1.2.3.4 1 2\r\n",
+            "PROXY UNKNOWNX\r\n",
+            "PROXY  UNKNOWN\r\n",
+            "PROXY tcp4 1.2.3.4 1.2.3.4 1 2\r\n",
+            "proxy TCP4 1.2.3.4 1.2.3.4 1 2\r\n",
         ] {
             assert_eq!(of(invalid), ProxyHeader::Invalid, "{invalid}");
         }
         assert_eq!(of(&format!("PROXY {}", "x".repeat(200))), ProxyHeader::Invalid);
+        assert_eq!(of("PROXY TCP4 1.2.3.4 1.2.3.4 0 65535\r\n"), ProxyHeader::Complete(36, peer("1.2.3.4:0")));
+        let longest = |rest: usize| of(&format!("PROXY UNKNOWN {}\r\nGET", "x".repeat(rest)));
+        assert_eq!((longest(91), longest(92)), (ProxyHeader::Complete(107, None), ProxyHeader::Invalid));
+        assert_eq!(parse_proxy_header(b"PROXY UNKNOWN \xff\r\n"), ProxyHeader::Complete(17, None));
+    }
+
+    #[test]
+    fn headers_of_version_2_are_checked_with_their_extensions() {
+        let four = [192, 0, 2, 1, 192, 0, 2, 2, 0, 80, 1, 187];
+        let peer = Some("192.0.2.1:80".parse().unwrap());
+        let with_extensions = |bytes: usize| parse_proxy_header(&v2(0x11, 1, &[&four[..], &vec![7; bytes]].concat()));
+        for bytes in [3, 1500, 4096] {
+            assert_eq!(with_extensions(bytes), ProxyHeader::Complete(28 + bytes, peer));
+        }
+        assert_eq!(with_extensions(60_000), ProxyHeader::Invalid);
+        assert_eq!(parse_proxy_header(&v2(0x31, 1, &[1; 216 + 4096])), ProxyHeader::Complete(ProxyHeader::MAX, None));
+        for (family, block) in [(0x00, 0), (0x00, 40), (0x12, 12), (0x22, 36), (0x32, 216), (0x10, 0)] {
+            let header = v2(family, 1, &vec![1; block]);
+            assert_eq!(parse_proxy_header(&header), ProxyHeader::Complete(header.len(), None), "{family:x}");
+        }
+        for (family, block) in [
+            (0x11, 0),
+            (0x21, 35),
+            (0x31, 215),
+            (0x12, 11),
+            (0x22, 35),
+            (0x32, 0),
+            (0x41, 300),
+            (0xf1, 300),
+            (0x13, 300),
+        ] {
+            assert_eq!(parse_proxy_header(&v2(family, 1, &vec![1; block])), ProxyHeader::Invalid, "{family:x}");
+        }
+        assert_eq!(parse_proxy_header(&v2(0xff, 0, &[])), ProxyHeader::Complete(16, None), "LOCAL");
+        for command in [0x12, 0x1f] {
+            assert_eq!(parse_proxy_header(&v2(0x11, command, &four)), ProxyHeader::Invalid, "the command {command:x}");
+        }
+        let mut version_1 = v2(0x11, 1, &four);
+        version_1[12] = 0x11;
+        assert_eq!(parse_proxy_header(&version_1), ProxyHeader::Invalid);
     }
 
     #[test]

@@ -16,6 +16,19 @@ pub(crate) const LEASE_PATH: &str = "/.patou/lease";
 /// The target of `OPTIONS *`: a URI without a path (RFC 9112, section 3.2.4).
 const ASTERISK: &str = "*";
 
+/// The host of a request, if it names one.
+///
+/// # Errors
+/// The response to a request without a host, or with an invalid one.
+pub(crate) fn check_host<B>(request: &Request<B>) -> Result<Option<String>, ProblemResponse> {
+    let bad = |detail| ProblemResponse::not_started(StatusCode::BAD_REQUEST, detail);
+    let host = host(request).map_err(bad)?;
+    if host.is_none() && request.version() >= Version::HTTP_11 {
+        return Err(bad("an HTTP/1.1 request needs a Host header"));
+    }
+    Ok(host)
+}
+
 /// Checks a request head. Returns the host, if the request names one, and the target. `allowed_hosts` and `listens_on`
 /// are the listener's; `max_body` is in bytes, 0 for no bound.
 ///
@@ -28,10 +41,7 @@ pub(crate) fn check_request<B>(
     max_body: u64,
 ) -> Result<(Option<String>, String), ProblemResponse> {
     let bad = |detail| ProblemResponse::not_started(StatusCode::BAD_REQUEST, detail);
-    let host = host(request).map_err(bad)?;
-    if host.is_none() && request.version() >= Version::HTTP_11 {
-        return Err(bad("an HTTP/1.1 request needs a Host header"));
-    }
+    let host = check_host(request)?;
     if let Some(host) = &host
         && !is_host_allowed(host, allowed_hosts, listens_on)
     {

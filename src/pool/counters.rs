@@ -1,6 +1,6 @@
 //! The counters of a pool, derived from its actions in one place.
 
-use super::messages::{PoolAction, PoolNote, Refusal};
+use super::messages::{PoolAction, PoolNote, Refusal, Rejection};
 use crate::stats::Counters;
 
 const GRANTED: &str = "granted";
@@ -22,7 +22,9 @@ pub(super) fn zero() -> Counters {
         Refusal::Failed,
         Refusal::Stopping,
     ];
+    let rejections = [Rejection::BadRequest, Rejection::BadProxyHeader].map(Rejection::counted_as);
     let names = [GRANTED, EXPIRED, REVOKED, RECYCLED].into_iter().chain(refusals.map(Refusal::counted_as));
+    let names = names.chain(rejections);
     Counters::new(names.map(|name| (name, 0)))
 }
 

@@ -113,6 +113,27 @@ pub(crate) enum PoolEvent {
     Quiesce,
     /// Whether the watchdog has given up every worker of the pool.
     Failed(bool),
+    /// A client was rejected before it could request a worker.
+    Rejected(Rejection),
+}
+
+/// Why the dispatcher rejects what a client has sent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Rejection {
+    /// Its request head: malformed, late, too large, or for something that the listener does not serve.
+    BadRequest,
+    /// Its PROXY header is missing or malformed.
+    BadProxyHeader,
+}
+
+impl Rejection {
+    /// The name of its counter.
+    pub(super) fn counted_as(self) -> &'static str {
+        match self {
+            Rejection::BadRequest => "refused_bad_request",
+            Rejection::BadProxyHeader => "refused_bad_proxy_header",
+        }
+    }
 }
 
 /// What the caller must do, in this order.

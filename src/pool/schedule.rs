@@ -28,6 +28,7 @@ impl Pool {
             PoolEvent::Resume(n) if self.has_worker(n) => self.set_drained(now, n, false),
             PoolEvent::Quiesce => self.quiesce(),
             PoolEvent::Failed(failed) => self.failed = failed,
+            PoolEvent::Rejected(rejection) => self.counters.count(rejection.counted_as()),
             PoolEvent::SlotRead(..) | PoolEvent::Drain(_) | PoolEvent::Resume(_) | PoolEvent::Probe => {}
         }
         self.offer_to_idle(now);

@@ -4,19 +4,19 @@ use std::net::SocketAddr;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
-use std::time::Duration;
 
 use http::header::CONNECTION;
 use http::{Request, StatusCode, Version};
 use nix::errno::Errno;
 use nix::sys::socket::{MsgFlags, recv};
-use tokio::time::sleep;
+use tokio::time::Instant;
 
 use super::state::WorkerState;
 use super::turn::{ActiveLease, Transaction};
 use crate::clock;
 use crate::handoff::{HandoffMessage, ListenerInfo};
 use crate::ids::{LeaseId, Lifecycle};
+use crate::log::Event;
 use crate::net::{SharedStream, SocketStream, set_reset_on_close};
 
 /// A handed-over connection that this worker holds the lease for.
@@ -33,6 +33,8 @@ pub(super) struct ClaimedConnection {
     reset_on_close: AtomicBool,
     /// Whether the client sends nothing after the current request.
     pub is_last_request: AtomicBool,
+    /// Whether the last request was rejected before its start.
+    pub is_rejected: AtomicBool,
     /// Whether hyper has written bytes that are not flushed.
     pub unflushed: AtomicBool,
 }
@@ -71,6 +73,7 @@ pub(super) fn claim(
         requests: AtomicU32::new(0),
         reset_on_close: AtomicBool::new(false),
         is_last_request: AtomicBool::new(false),
+        is_rejected: AtomicBool::new(false),
         unflushed: AtomicBool::new(false),
     })
 }
@@ -86,12 +89,13 @@ impl ClaimedConnection {
         }
     }
 
-    /// Returns if request number `known` + 1 is not received within `bound`. hyper's own bound would cost a timer per
-    /// request, also for a head that is received at once.
-    pub(super) async fn head_timeout(&self, known: u32, bound: Duration) {
-        sleep(bound).await;
-        if self.requests.load(Ordering::Relaxed) > known {
-            std::future::pending().await
+    /// Writes a line of the access log, if the listener has one.
+    pub(super) fn log_access(&self, state: &WorkerState, line: &str, status: StatusCode, since: Instant) {
+        if self.listener.access_log {
+            let client = self.peer.map_or("unix".into(), |address| address.to_string());
+            let wait_ms = format!("{:.1}", since.elapsed().as_secs_f64() * 1e3);
+            tracing::info!(client, status = status.as_u16(), worker = %state.id, lease = %self.active.lease,
+                wait_ms, event = %Event::RequestLogged, "{line}");
         }
     }
 

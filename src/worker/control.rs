@@ -5,9 +5,8 @@ use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use nix::sys::socket::{MsgFlags, Shutdown, recv, send, shutdown};
+use nix::sys::socket::{MsgFlags, Shutdown, send, shutdown};
 use sd_notify::NotifyState;
 
 use super::error::{ServeError, system};
@@ -17,7 +16,7 @@ use crate::doorbell::Doorbell;
 use crate::exchange::{self, QuestionKind, Reply, Word};
 use crate::ids::{Claim, LeaseId, Lifecycle, Monotonic, Phase};
 use crate::log::{self, Event};
-use crate::net::{ProblemResponse, SharedStream, set_reset_on_close};
+use crate::net::{ProblemResponse, discard_until_closed_blocking, set_reset_on_close};
 use crate::sd_notification::notify;
 use crate::sd_watchdog::WatchdogTicker;
 use crate::signals::{ParentWatch, STOP_DEBOUNCE};
@@ -238,9 +237,9 @@ impl ControlLoop {
             let socket = request.stream.0.as_fd().as_raw_fd();
             let _ = send(socket, &response, MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL);
             let _ = shutdown(socket, Shutdown::Write);
-            let bound = self.state.front.linger_timeout;
+            let bounds = self.state.linger_bounds();
             let deliver = move || {
-                drain_blocking(&request.stream, bound);
+                discard_until_closed_blocking(&request.stream, bounds);
                 log::exit(EXIT_FAILED)
             };
             if std::thread::Builder::new().name("late-response".into()).spawn(deliver).is_ok() {
@@ -248,22 +247,5 @@ impl ControlLoop {
             }
         }
         log::exit(EXIT_FAILED)
-    }
-}
-
-/// As [`crate::net::discard_until_closed`], without a runtime.
-fn drain_blocking(stream: &SharedStream, bound: Duration) {
-    let deadline = clock::now() + bound;
-    let mut discarded = vec![0; 16 * 1024];
-    loop {
-        let left = deadline.since(clock::now());
-        let mut fds = [PollFd::new(stream.0.as_fd(), PollFlags::POLLIN)];
-        if left.is_zero() || poll(&mut fds, PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX)) == Ok(0) {
-            return;
-        }
-        match recv(stream.0.as_fd().as_raw_fd(), &mut discarded, MsgFlags::MSG_DONTWAIT) {
-            Ok(1..) | Err(Errno::EAGAIN | Errno::EINTR) => {}
-            Ok(0) | Err(_) => return,
-        }
     }
 }

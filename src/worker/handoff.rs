@@ -11,7 +11,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::Poll;
 
-use bytes::Bytes;
+use bytes::BytesMut;
 use http::header::CONNECTION;
 use http::{HeaderValue, Request, Response, StatusCode, Version};
 use hyper::body::{Body as _, Incoming};
@@ -29,9 +29,11 @@ use super::handoff_receiver::HandoffReceiver;
 use super::inetd;
 use super::service::{EarlyEnd, HandlerService, RequestRunner, problem_response};
 use super::state::WorkerState;
-use super::turn::{AbortCause, Transaction};
+use super::turn::{AbortCause, ActiveLease, Transaction};
+use crate::exchange::Counter;
+use crate::ids::Lifecycle;
 use crate::log::Event;
-use crate::net::{self, ProblemResponse, reset};
+use crate::net::{self, NoRequest, ProblemResponse, RequestInput, reset};
 
 /// How many pipelined requests one lease serves: the response to the last of them closes the connection.
 const MAX_PIPELINED: u32 = 64;
@@ -65,59 +67,69 @@ pub(super) async fn run<S: HandlerService>(
 async fn serve<S: HandlerService>(state: &Arc<WorkerState>, service: &Arc<Mutex<S>>, connection: ClaimedConnection) {
     let connection = Arc::new(connection);
     let transaction = Arc::new(Transaction::default());
-    transaction.note_claim(connection.active, false);
+    let (stream, timeout) = (connection.stream.clone(), connection.active.timeout);
+    let runner = Arc::new(RequestRunner {
+        state: state.clone(),
+        service: service.clone(),
+        transaction: transaction.clone(),
+        stream: stream.clone(),
+    });
+    let mut active = connection.active;
+    let mut received = BytesMut::new();
     // Whether the connection ended within a request or its response. Read before hyper's connection is dropped: that
     // drops the response body, which looks like the end of the response.
-    let mut mid_request;
-    let end = {
-        let stream = connection.stream.clone();
-        let mut aborted = pin!(transaction.clone().aborted(stream.clone()));
-        let (state, service, transaction) = (state.clone(), service.clone(), transaction.clone());
-        let runner = Arc::new(RequestRunner { state, service, transaction, stream });
-        let RequestRunner { state, transaction, .. } = &*runner;
-        let mut read_ahead = Bytes::new();
-        loop {
-            let idle = Arc::new(AtomicBool::new(false));
-            let known = connection.requests.load(Ordering::Relaxed);
-            let io = HandoffIo {
-                connection: connection.clone(),
-                state: state.clone(),
-                transaction: transaction.clone(),
-                read_ahead,
-                known,
-                idle: idle.clone(),
-            };
-            let mut http =
-                http1::Builder::new().half_close(true).max_buf_size(state.front.head_bytes).serve_connection(
-                    TokioIo::new(io),
-                    service_fn(|request| respond(runner.clone(), connection.clone(), request)),
-                );
-            let served = poll_fn(|task| match Pin::new(&mut http).poll(task) {
-                Poll::Ready(served) => Poll::Ready(Some(served.map_err(EarlyEnd::Http))),
-                Poll::Pending if idle.load(Ordering::Relaxed) => Poll::Ready(None),
-                Poll::Pending => {
-                    connection.set_reset_on_close(true);
-                    Poll::Pending
-                }
-            });
-            let served = tokio::select! {
-                biased; // no timers for a request that is done at once
-                served = served => served,
-                cause = &mut aborted => Some(Err(EarlyEnd::Aborted(cause))),
-                () = connection.head_timeout(known, state.front.head_timeout) => {
-                    Some(Err(EarlyEnd::Aborted(AbortCause::HeadTimeout)))
-                }
-            };
-            mid_request = transaction.is_request_open() || connection.unflushed.load(Ordering::Relaxed);
-            match served {
-                Some(Ok(())) => break Ok(AfterLease::Close),
-                Some(Err(end)) => break Err(end),
-                None => read_ahead = http.into_parts().read_buf,
+    let mut mid_request = false;
+    let end = loop {
+        // A worker is held by a client that sends no request for as long as by one with a request, at most.
+        let read = or_reset(&connection, RequestInput::read(&stream, received, state.front.head_bytes));
+        let input = match tokio::time::timeout(state.front.head_timeout.min(timeout), read).await {
+            Ok(Ok(input)) => input,
+            Ok(Err(NoRequest::Closed)) => break Ok(AfterLease::Close),
+            Ok(Err(NoRequest::Rejected(problem))) => break Err(EarlyEnd::Rejected(problem)),
+            Err(_elapsed) => break Err(EarlyEnd::Rejected(ProblemResponse::late_head())),
+        };
+        transaction.note_claim(active, false);
+        let (idle, is_served) = (Arc::<AtomicBool>::default(), Arc::<AtomicBool>::default());
+        let io = HandoffIo {
+            connection: connection.clone(),
+            transaction: transaction.clone(),
+            input,
+            is_served: is_served.clone(),
+            idle: idle.clone(),
+        };
+        let mut http = http1::Builder::new().half_close(true).max_buf_size(state.front.head_bytes).serve_connection(
+            TokioIo::new(io),
+            service_fn(|request| respond(runner.clone(), connection.clone(), active, is_served.clone(), request)),
+        );
+        let served = poll_fn(|task| match Pin::new(&mut http).poll(task) {
+            Poll::Ready(served) => Poll::Ready(Some(served)),
+            Poll::Pending if idle.load(Ordering::Relaxed) => Poll::Ready(None),
+            Poll::Pending => {
+                connection.set_reset_on_close(true);
+                Poll::Pending
             }
-            if read_ahead.is_empty() {
-                break Ok(AfterLease::Keep);
+        });
+        let served = tokio::select! {
+            biased; // no timers for a request that is done at once
+            served = served => served.map(|served| served.map_err(EarlyEnd::Http)),
+            cause = transaction.clone().aborted(stream.clone()) => Some(Err(EarlyEnd::Aborted(cause))),
+        };
+        mid_request = transaction.is_request_open() || connection.unflushed.load(Ordering::Relaxed);
+        match served {
+            Some(Ok(())) => break Ok(AfterLease::Close),
+            Some(Err(EarlyEnd::Http(error))) if error.is_parse() && !is_served.load(Ordering::Relaxed) => {
+                break Err(EarlyEnd::Rejected(ProblemResponse::unparsable(&error)));
             }
+            Some(Err(end)) => break Err(end),
+            None => received = http.into_parts().io.into_inner().input.into_next(),
         }
+        if received.is_empty() {
+            break Ok(AfterLease::Keep);
+        }
+        // Each pipelined request has its own request_timeout. The lease is Responding by now, and the dispatcher waits
+        // for its end.
+        active = active.for_next_request();
+        state.renew_deadline(timeout);
     };
     finish(state, &transaction, connection, end, mid_request).await;
 }
@@ -156,15 +168,23 @@ async fn finish(
                 transaction.fail();
             }
         }
-        if matches!(end, EarlyEnd::Aborted(AbortCause::HeadTimeout)) && may_write(state, transaction, active.lease) {
-            let _ = stream.0.try_write(&ProblemResponse::late_head().raw());
-        }
+    }
+    let mut unsent = Vec::new();
+    if let Err(EarlyEnd::Rejected(problem)) = &end
+        && may_write(state, transaction, active.lease)
+    {
+        transaction.start_response(problem.status);
+        unsent = problem.raw();
+        let sent = stream.0.try_write(&unsent).unwrap_or(0);
+        unsent.drain(..sent);
+        connection.log_access(state, &problem.detail, problem.status, active.claimed_at);
+        state.slot.count(Counter::Rejected, 1);
     }
     // Only the holder of the lease may end the connection for all processes that hold it.
     if may_write(state, transaction, active.lease) {
         if fin_allowed {
             connection.set_reset_on_close(false);
-            if !kept {
+            if !kept && unsent.is_empty() {
                 let _ = shutdown(stream.0.as_fd().as_raw_fd(), Shutdown::Write); // fails if the client has gone
             }
         } else {
@@ -180,39 +200,60 @@ async fn finish(
     let is_last =
         end.is_ok() && transaction.is_request_complete() && connection.is_last_request.load(Ordering::Relaxed);
     let needs_drain = fin_allowed && !(is_last && connection.has_nothing_to_read());
+    let is_rejected = connection.is_rejected.load(Ordering::Relaxed);
     // A kept connection leaves this process's epoll before the dispatcher waits on it.
     let stream = (!kept).then_some(stream);
     drop(connection);
     if kept {
         state.slot.keep_connection(active.lease);
     }
-    if had_request {
+    if had_request && !is_rejected {
         state.finish(active.lease, took, transaction.has_failed());
     } else {
         state.release_unused(active.lease);
     }
-    if let Some(stream) = stream.filter(|_| needs_drain) {
-        state.drain(stream, pending);
+    match stream {
+        Some(stream) if !unsent.is_empty() => state.deliver(stream, unsent, pending),
+        Some(stream) if needs_drain => state.drain(stream, pending),
+        _ => {}
     }
+}
+
+/// Waits for `future`. A connection of which a request may be waiting for a response is reset by a death from now on.
+async fn or_reset<F: Future>(connection: &ClaimedConnection, future: F) -> F::Output {
+    let mut future = pin!(future);
+    poll_fn(|task| {
+        let polled = future.as_mut().poll(task);
+        if polled.is_pending() {
+            connection.set_reset_on_close(true);
+        }
+        polled
+    })
+    .await
 }
 
 /// Checks one request of the connection, and runs the handler for it.
 async fn respond<S: HandlerService>(
     runner: Arc<RequestRunner<S>>,
     connection: Arc<ClaimedConnection>,
+    active: ActiveLease,
+    is_served: Arc<AtomicBool>,
     request: Request<Incoming>,
 ) -> Result<Response<Body>, BoxError> {
     let RequestRunner { state, transaction, .. } = &*runner;
-    let ClaimedConnection { active, peer, server, listener, .. } = &*connection;
+    let ClaimedConnection { peer, server, listener, .. } = &*connection;
+    transaction.start_request(request.body().is_end_stream());
+    is_served.store(true, Ordering::Relaxed);
     let number = connection.requests.fetch_add(1, Ordering::Relaxed) + 1;
     if number > 1 {
         // `finish` runs once per lease: it has not cleaned up after the request before.
         if let Some(builtin) = &state.builtin {
             builtin.end_request().await;
         }
-        state.count_pipelined();
+        if !connection.is_rejected.load(Ordering::Relaxed) {
+            state.count_pipelined();
+        }
     }
-    transaction.start_request(request.body().is_end_stream());
     if !matches!(state.builtin, Some(BuiltinHandler::Echo)) {
         connection.set_reset_on_close(true);
     }
@@ -228,9 +269,12 @@ async fn respond<S: HandlerService>(
             || ProblemResponse::not_started(StatusCode::NOT_FOUND, "leases are not available on a handoff listener");
         target.parse().ok().filter(|_| request.uri().path() != net::LEASE_PATH).ok_or_else(unknown_target)
     });
+    connection.is_rejected.store(checked.is_err(), Ordering::Relaxed);
+    let is_malformed = checked.as_ref().is_err_and(|problem| problem.status == StatusCode::BAD_REQUEST);
     let mut response = match checked {
-        Ok(target) => runner.run(request, target, *active, *peer, *server).await?,
+        Ok(target) => runner.run(request, target, active, *peer, *server).await?,
         Err(problem) => {
+            state.slot.count(Counter::Rejected, 1);
             transaction.drop_body();
             if !may_write(state, transaction, active.lease) {
                 return Err("the dispatcher has aborted the lease".into());
@@ -240,15 +284,14 @@ async fn respond<S: HandlerService>(
             problem_response(&problem)
         }
     };
-    // After an unread body the start of the next request is unknown.
-    if transaction.is_body_dropped() || number == MAX_PIPELINED {
+    // After an unread body the start of the next request is unknown. A worker that drains or recycles serves the current
+    // request to its end, and no further one.
+    let is_closing = is_malformed || number == MAX_PIPELINED || state.lifecycle() != Lifecycle::Ready;
+    if transaction.is_body_dropped() || is_closing {
         response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
     }
     if let Some(line) = access_line {
-        let client = peer.map_or("unix".into(), |address| address.to_string());
-        let wait_ms = format!("{:.1}", since.elapsed().as_secs_f64() * 1e3);
-        tracing::info!(client, status = response.status().as_u16(), worker = %state.id, lease = %active.lease,
-            wait_ms, event = %Event::RequestLogged, "{line}");
+        connection.log_access(state, &line, response.status(), since);
     }
     Ok(response)
 }

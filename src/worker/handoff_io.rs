@@ -1,5 +1,5 @@
-//! A handed-over connection as hyper sees it. It first delivers what was read with the previous request, writes no byte
-//! before the lease is Responding, and reads nothing after a response.
+//! A handed-over connection as hyper sees it, for one request. It delivers that request and nothing after it, and writes
+//! no byte before the service has the request.
 
 use std::io;
 use std::pin::Pin;
@@ -7,34 +7,26 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context as Task, Poll, ready};
 
-use bytes::{Buf, Bytes};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-use super::claim::{ClaimedConnection, may_write};
-use super::state::WorkerState;
+use super::claim::ClaimedConnection;
 use super::turn::Transaction;
+use crate::net::{RequestInput, discard_input};
 
 pub(super) struct HandoffIo {
     pub connection: Arc<ClaimedConnection>,
-    pub state: Arc<WorkerState>,
     pub transaction: Arc<Transaction>,
-    /// Bytes that were read with the previous request.
-    pub read_ahead: Bytes,
-    /// How many requests were received before `read_ahead`.
-    pub known: u32,
+    /// The request.
+    pub input: RequestInput,
+    /// Set when the service has got the request.
+    pub is_served: Arc<AtomicBool>,
     /// Set when the response is written and hyper wants the next request.
     pub idle: Arc<AtomicBool>,
 }
 
 impl AsyncRead for HandoffIo {
     fn poll_read(mut self: Pin<&mut Self>, task: &mut Task<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        if !self.read_ahead.is_empty() {
-            let length = self.read_ahead.len().min(buffer.remaining());
-            buffer.put_slice(&self.read_ahead[..length]);
-            self.read_ahead.advance(length);
-            return Poll::Ready(Ok(()));
-        }
-        if self.transaction.is_response_complete() && self.connection.requests.load(Ordering::Relaxed) > self.known {
+        if self.is_served.load(Ordering::Relaxed) && self.transaction.is_response_complete() {
             if !self.transaction.is_request_complete() {
                 return Poll::Ready(Ok(())); // EOF: the rest of this body is not read
             }
@@ -43,8 +35,11 @@ impl AsyncRead for HandoffIo {
             }
             return Poll::Pending; // until the flush, after which hyper polls again
         }
-        let mut stream = self.connection.stream.clone();
-        Pin::new(&mut stream).poll_read(task, buffer)
+        let Self { connection, input, .. } = &mut *self;
+        if input.is_delivered() {
+            return Poll::Pending; // until the response is written, after which hyper polls again
+        }
+        input.poll_read(&connection.stream, task, buffer)
     }
 }
 
@@ -58,18 +53,22 @@ impl AsyncWrite for HandoffIo {
         task: &mut Task<'_>,
         bytes: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        let Self { connection, state, transaction, .. } = &*self;
-        connection.unflushed.store(true, Ordering::Relaxed);
-        // hyper rejects a malformed request by itself, without calling the service.
-        let by_hyper = !transaction.is_responding() && !transaction.is_request_open();
-        if by_hyper && !may_write(state, transaction, connection.active.lease) {
-            return Poll::Ready(Err(io::ErrorKind::BrokenPipe.into()));
+        let Self { connection, transaction, is_served, .. } = &*self;
+        // hyper rejects a malformed request by itself, without calling the service: the worker sends a response that
+        // says more.
+        if !is_served.load(Ordering::Relaxed) {
+            return Poll::Ready(Ok(bytes.iter().map(|part| part.len()).sum()));
         }
+        connection.unflushed.store(true, Ordering::Relaxed);
         if !transaction.is_response_complete() {
             connection.set_reset_on_close(true);
         }
         let mut stream = connection.stream.clone();
-        Pin::new(&mut stream).poll_write_vectored(task, bytes)
+        let written = Pin::new(&mut stream).poll_write_vectored(task, bytes);
+        if written.is_pending() && transaction.is_body_dropped() {
+            discard_input(&connection.stream, task);
+        }
+        written
     }
 
     fn is_write_vectored(&self) -> bool {

@@ -1,16 +1,18 @@
 //! The redirect delivery: one connection to the worker's own listener, with one request that carries its token.
 
-use std::pin::pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
+use bytes::BytesMut;
 use http::header::LOCATION;
 use http::uri::PathAndQuery;
 use http::{Request, Response, StatusCode, Version};
 use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
-use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::rt::TokioIo;
 use tokio::sync::Mutex;
+use tokio::time::timeout;
 
 use super::handler::{Body, BoxError};
 use super::lease_url;
@@ -20,33 +22,26 @@ use super::turn::{ActiveLease, Transaction};
 use crate::clock;
 use crate::exchange::Counter;
 use crate::log::Event;
-use crate::net::{self, ProblemResponse, SharedStream, lingering_close, set_reset_on_close};
+use crate::net::{
+    self, NoRequest, OneRequestIo, ProblemResponse, RequestInput, SharedStream, deliver, lingering_close,
+    set_reset_on_close,
+};
+
+/// The dispatcher has added this to the target of a request: "/.patou/" and the token.
+const LEASE_PATH_LENGTH: usize = 40;
 
 /// Serves one connection until it is closed.
 pub(super) async fn serve<S: HandlerService>(state: Arc<WorkerState>, service: Arc<Mutex<S>>, stream: SharedStream) {
     let transaction = Arc::new(Transaction::default());
+    let runner = Arc::new(RequestRunner {
+        state: state.clone(),
+        service,
+        transaction: transaction.clone(),
+        stream: stream.clone(),
+    });
     // `Ok`: the response, if there is one, has been sent whole.
-    let end = {
-        let runner = Arc::new(RequestRunner {
-            state: state.clone(),
-            service,
-            transaction: transaction.clone(),
-            stream: stream.clone(),
-        });
-        let connection = http1::Builder::new()
-            .keep_alive(false)
-            .half_close(true)
-            .timer(TokioTimer::new())
-            .header_read_timeout(state.front.head_timeout)
-            .max_buf_size(state.front.head_bytes)
-            .serve_connection(TokioIo::new(stream.clone()), service_fn(|request| respond(runner.clone(), request)));
-        let connection = pin!(connection);
-        tokio::select! {
-            served = connection => served.map_err(EarlyEnd::Http),
-            cause = transaction.clone().aborted(stream.clone()) => Err(EarlyEnd::Aborted(cause)),
-        }
-        // The handler's future and the bodies are dropped here, which cancels a request that is not done.
-    };
+    // The handler's future and the bodies are dropped in it, which cancels a request that is not done.
+    let end = serve_request(&runner).await;
     if let Err(EarlyEnd::Http(error)) = &end {
         tracing::debug!(worker = %state.id, %error, "connection ended early");
     }
@@ -57,10 +52,51 @@ pub(super) async fn serve<S: HandlerService>(state: Arc<WorkerState>, service: A
         if end.is_err() {
             return; // without a FIN, with which half a response of unknown length would look complete
         }
-    } else if matches!(&end, Err(EarlyEnd::Http(error)) if error.is_timeout()) {
-        let _ = stream.0.try_write(&ProblemResponse::late_head().raw());
     }
-    lingering_close(stream, state.front.linger_timeout).await;
+    match &end {
+        Err(EarlyEnd::Rejected(problem)) => {
+            state.slot.count(Counter::Rejected, 1);
+            deliver(stream, &problem.raw(), state.linger_bounds()).await;
+        }
+        _ => lingering_close(stream, state.linger_bounds()).await,
+    }
+}
+
+async fn serve_request<S: HandlerService>(runner: &Arc<RequestRunner<S>>) -> Result<(), EarlyEnd> {
+    let RequestRunner { state, transaction, stream, .. } = &**runner;
+    let head_bytes = state.front.head_bytes + LEASE_PATH_LENGTH;
+    let read = RequestInput::read(stream, BytesMut::new(), head_bytes);
+    let input = match timeout(state.front.head_timeout, read).await {
+        Ok(Ok(input)) => input,
+        Ok(Err(NoRequest::Closed)) => return Ok(()),
+        Ok(Err(NoRequest::Rejected(problem))) => return Err(EarlyEnd::Rejected(problem)),
+        Err(_elapsed) => return Err(EarlyEnd::Rejected(ProblemResponse::late_head())),
+    };
+    let is_served = Arc::<AtomicBool>::default();
+    let body_dropped = transaction.clone();
+    let io = OneRequestIo {
+        stream: stream.clone(),
+        input,
+        is_served: is_served.clone(),
+        is_body_dropped: move || body_dropped.is_body_dropped(),
+    };
+    let connection =
+        http1::Builder::new().keep_alive(false).half_close(true).max_buf_size(head_bytes).serve_connection(
+            TokioIo::new(io),
+            service_fn(|request| {
+                is_served.store(true, Ordering::Relaxed);
+                respond(runner.clone(), request)
+            }),
+        );
+    tokio::select! {
+        served = connection => match served {
+            Err(error) if error.is_parse() && !is_served.load(Ordering::Relaxed) => {
+                Err(EarlyEnd::Rejected(ProblemResponse::unparsable(&error)))
+            }
+            served => served.map_err(EarlyEnd::Http),
+        },
+        cause = transaction.clone().aborted(stream.clone()) => Err(EarlyEnd::Aborted(cause)),
+    }
 }
 
 /// Cleans up after the handler, and releases the lease.
@@ -98,6 +134,10 @@ async fn respond<S: HandlerService>(
     request: Request<Incoming>,
 ) -> Result<Response<Body>, BoxError> {
     let RequestRunner { state, transaction, stream, .. } = &*runner;
+    if let Err(problem) = net::check_host(&request) {
+        state.slot.count(Counter::Rejected, 1);
+        return Ok(problem_response(&problem));
+    }
     let Some((token, target)) = lease_url::split(request.method(), request.uri()) else {
         return Ok(send_back(state, stream, &request, None));
     };

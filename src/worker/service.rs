@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::task::Poll;
 
 use bytes::Bytes;
-use http::header::CONTENT_LENGTH;
+use http::header::{CONTENT_LENGTH, HOST, HeaderValue};
 use http::uri::PathAndQuery;
 use http::{Method, Request, Response, StatusCode, Uri, Version};
 use http_body::Body as _;
@@ -55,6 +55,8 @@ pub(super) enum EarlyEnd {
     Http(hyper::Error),
     /// See [`AbortCause`].
     Aborted(AbortCause),
+    /// The head of a request was rejected.
+    Rejected(ProblemResponse),
 }
 
 impl EarlyEnd {
@@ -62,6 +64,7 @@ impl EarlyEnd {
     pub(super) fn is_client_gone(&self) -> bool {
         match self {
             EarlyEnd::Aborted(cause) => *cause == AbortCause::ClientGone,
+            EarlyEnd::Rejected(_) => false,
             EarlyEnd::Http(error) => {
                 error.source().and_then(|source| source.downcast_ref::<io::Error>()).is_some_and(|error| {
                     matches!(error.kind(), io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset)
@@ -122,6 +125,11 @@ impl<S: HandlerService> RequestRunner<S> {
             transaction.keep_handler_permit(state.handler_permit().await);
         }
         let http11 = request.version() >= Version::HTTP_11;
+        // A target in absolute form overrides the Host header (RFC 9112, section 3.2.2).
+        if let Some(authority) = request.uri().authority() {
+            let host = HeaderValue::from_str(authority.as_str())?;
+            request.headers_mut().insert(HOST, host);
+        }
         *request.uri_mut() = Uri::from(target);
         remove_patou_headers(request.headers_mut());
         request.extensions_mut().insert(RequestContext {
@@ -144,7 +152,7 @@ impl<S: HandlerService> RequestRunner<S> {
             biased; // no timer for a handler that is done at once
             outcome = call(service, request, framing) => outcome,
             () = sleep_until(active.deadline) => {
-                let limit = humantime::format_duration(active.deadline - active.claimed_at);
+                let limit = humantime::format_duration(active.timeout);
                 let worker = &state.id;
                 let reason = format!("the handler of worker {worker} did not finish within request_timeout, {limit}");
                 Err(RequestFailure { status: StatusCode::GATEWAY_TIMEOUT, reason, started: true })

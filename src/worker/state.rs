@@ -20,7 +20,7 @@ use crate::doorbell::Doorbell;
 use crate::exchange::{Counter, WorkerSide};
 use crate::ids::{LeaseId, LeaseTerms, Lifecycle, Monotonic, WorkerId};
 use crate::log::Event;
-use crate::net::{self, SharedStream};
+use crate::net::{self, LingerBounds, SharedStream};
 use crate::shm::Segment;
 use crate::signals::SignalFlag;
 use crate::sync;
@@ -319,11 +319,32 @@ impl WorkerState {
     /// Reads and discards in a task of its own until the client has the response ([`net::discard_until_closed`]). `pending` is held
     /// until then.
     pub(super) fn drain(&self, stream: SharedStream, pending: OwnedRwLockReadGuard<()>) {
-        let bound = self.front.linger_timeout;
+        let bounds = self.linger_bounds();
         tokio::spawn(async move {
-            net::discard_until_closed(stream, bound).await;
+            net::discard_until_closed(stream, bounds).await;
             drop(pending);
         });
+    }
+
+    /// As [`Self::drain`], after it has sent these last bytes of the connection.
+    pub(super) fn deliver(&self, stream: SharedStream, bytes: Vec<u8>, pending: OwnedRwLockReadGuard<()>) {
+        let bounds = self.linger_bounds();
+        tokio::spawn(async move {
+            net::deliver(stream, &bytes, bounds).await;
+            drop(pending);
+        });
+    }
+
+    /// The bounds of the delivery of a response after the end of its request.
+    pub(super) fn linger_bounds(&self) -> LingerBounds {
+        LingerBounds { silence: self.front.linger_timeout, total: self.front.body_timeout }
+    }
+
+    /// The active lease is used for another request, which has this time.
+    pub(super) fn renew_deadline(&self, timeout: Duration) {
+        if let Some(active) = &mut *sync::lock(&self.active) {
+            active.deadline = clock::now() + timeout;
+        }
     }
 
     /// Counts a finished request, and releases its lease.

@@ -24,6 +24,9 @@ const TIMEOUT_RESPONSE_GRACE: Duration = Duration::from_secs(1);
 pub(super) struct ActiveLease {
     pub lease: LeaseId,
     pub claimed_at: Instant,
+    /// The `request_timeout` of its pool.
+    pub timeout: Duration,
+    /// When the current request must have its response.
     pub deadline: Instant,
 }
 
@@ -31,7 +34,13 @@ impl ActiveLease {
     /// The lease with these terms, claimed now.
     pub(super) fn claimed(terms: &LeaseTerms) -> Self {
         let now = Instant::now();
-        Self { lease: terms.lease, claimed_at: now, deadline: now + terms.request_timeout }
+        let timeout = terms.request_timeout;
+        Self { lease: terms.lease, claimed_at: now, timeout, deadline: now + timeout }
+    }
+
+    /// The same lease for a pipelined request, which starts now.
+    pub(super) fn for_next_request(self) -> Self {
+        Self { deadline: Instant::now() + self.timeout, ..self }
     }
 }
 
@@ -40,8 +49,6 @@ impl ActiveLease {
 pub(super) enum AbortCause {
     /// `request_timeout` passed during the response, or without one.
     Deadline,
-    /// The head of a request was not received within `head_timeout`.
-    HeadTimeout,
     /// The client has disconnected.
     ClientGone,
 }
@@ -51,7 +58,7 @@ pub(super) struct Transaction {
     lease: Mutex<Option<ActiveLease>>,
     claimed: Notify,
     responding: AtomicBool,
-    /// The status of the response; 0 before there is one.
+    /// The status of the response to the current request; 0 before there is one.
     status: AtomicU16,
     /// Nothing has been sent, and the client speaks HTTP/1.1: an interim response may probe it.
     may_probe: AtomicBool,
@@ -76,7 +83,7 @@ impl Transaction {
         self.active_lease().map(|active| active.lease)
     }
 
-    /// The lease was claimed. `http11`: the client speaks HTTP/1.1.
+    /// The lease was claimed, or is used for another request. `http11`: the client speaks HTTP/1.1.
     pub(super) fn note_claim(&self, lease: ActiveLease, http11: bool) {
         *sync::lock(&self.lease) = Some(lease);
         self.may_probe.store(http11, Ordering::Relaxed);
@@ -106,6 +113,7 @@ impl Transaction {
 
     /// The head of a request was received. `complete`: it has no body.
     pub(super) fn start_request(&self, complete: bool) {
+        self.status.store(0, Ordering::Relaxed);
         self.response_complete.store(false, Ordering::Relaxed);
         self.request_complete.store(complete, Ordering::Relaxed);
         self.body_dropped.store(false, Ordering::Relaxed);
@@ -181,7 +189,7 @@ impl Transaction {
         };
         let deadline = async {
             sleep_until(active.deadline).await;
-            if !self.is_responding() {
+            if self.status() == 0 {
                 sleep(TIMEOUT_RESPONSE_GRACE).await;
             }
         };

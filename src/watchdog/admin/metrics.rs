@@ -43,7 +43,7 @@ pub(super) fn text(
         out.sample("patou_health", &[("patou_health", state.as_str())], u8::from(state == health));
     }
     part_metrics(&mut out, now, snapshot, view);
-    pool_metrics(&mut out, snapshot, view);
+    pool_metrics(&mut out, snapshot, view, workers);
     worker_metrics(&mut out, view, workers);
     out.0.push_str("# EOF\n");
     out.0
@@ -77,8 +77,13 @@ fn part_metrics(out: &mut OpenMetricsText, now: Monotonic, snapshot: &SetSnapsho
     }
 }
 
-/// From the dispatchers' counters and the last report.
-fn pool_metrics(out: &mut OpenMetricsText, snapshot: &SetSnapshot, view: &StatusView) {
+/// From the dispatchers' counters and the last report; workers reject requests as well.
+fn pool_metrics(
+    out: &mut OpenMetricsText,
+    snapshot: &SetSnapshot,
+    view: &StatusView,
+    workers: &CounterTotals<WorkerId, ()>,
+) {
     let pools = view.pools.iter().map(|pool| (pool.name.as_str(), snapshot.pools.sum(|name| *name == pool.name)));
     let pools: Vec<(&str, Counters)> = pools.collect();
     out.family("patou_queue_length", "gauge", "Clients waiting for a worker.");
@@ -104,6 +109,11 @@ fn pool_metrics(out: &mut OpenMetricsText, snapshot: &SetSnapshot, view: &Status
     for (pool, totals) in &pools {
         for (name, count) in &totals.counts {
             if let Some(reason) = name.strip_prefix("refused_") {
+                let by_workers = match reason {
+                    "bad_request" => workers.sum(|id| id.pool.as_str() == *pool).get("rejected"),
+                    _ => 0,
+                };
+                let count = count.saturating_add(by_workers);
                 out.sample("patou_requests_refused_total", &[("pool", pool), ("reason", reason)], count);
             }
         }

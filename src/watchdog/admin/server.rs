@@ -8,13 +8,15 @@ use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::pin::pin;
 use std::rc::Rc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::Duration;
 
+use bytes::BytesMut;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
-use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::rt::TokioIo;
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use tokio::sync::{Notify, Semaphore};
@@ -24,7 +26,10 @@ use tokio::time::{sleep, timeout};
 use super::respond::respond;
 use super::snapshot::SetSnapshot;
 use crate::ids::WorkerId;
-use crate::net::{self, ACCEPT_RETRY_DELAY, ProblemResponse, SocketListener, lingering_close};
+use crate::net::{
+    self, ACCEPT_RETRY_DELAY, LingerBounds, NoRequest, OneRequestIo, ProblemResponse, RequestInput, SocketListener,
+    deliver,
+};
 use crate::stats::CounterTotals;
 use crate::sync;
 use crate::{log, sys};
@@ -36,10 +41,11 @@ const CONNECTIONS_MAX: usize = 64;
 const HEAD_TIMEOUT: Duration = Duration::from_secs(2);
 /// The largest request head, in bytes: hyper's minimum.
 const HEAD_MAX: usize = 8192;
-/// How long a connection may last.
+/// How long a client may take until its response is written.
 const CONNECTION_TIMEOUT: Duration = Duration::from_secs(10);
-/// How long a response waits for its client to stop sending.
-const LINGER_TIMEOUT: Duration = Duration::from_millis(500);
+/// How long a connection waits for its client to receive the response.
+const LINGER_BOUNDS: LingerBounds =
+    LingerBounds { silence: Duration::from_millis(500), total: Duration::from_secs(10) };
 /// The thread's stack in bytes. Pages that are not touched cost nothing.
 const STACK_SIZE: usize = 512 << 10;
 
@@ -144,8 +150,10 @@ async fn accept_connections(
                 connections.set(connections.get() + 1);
                 let (shared, connections, ended) = (shared.clone(), connections.clone(), ended.clone());
                 spawn_local(async move {
-                    let served = serve_connection(net::SharedStream(Arc::new(stream)), &shared, listens_on);
-                    let _ = timeout(CONNECTION_TIMEOUT, served).await;
+                    let stream = net::SharedStream(Arc::new(stream));
+                    let served = timeout(CONNECTION_TIMEOUT, serve_request(&stream, &shared, listens_on)).await;
+                    let bytes = served.unwrap_or_default().map_or(Vec::new(), |problem| problem.raw());
+                    deliver(stream, &bytes, LINGER_BOUNDS).await;
                     drop(permit);
                     connections.set(connections.get() - 1);
                     ended.notify_one();
@@ -160,25 +168,32 @@ async fn accept_connections(
     }
 }
 
-/// One connection, for one request.
-async fn serve_connection(stream: net::SharedStream, shared: &AdminShared, listens_on: Option<std::net::IpAddr>) {
-    {
-        let service = service_fn(|request| async move {
+/// Reads one request and responds. Returns the response to a rejected request, which the caller sends.
+async fn serve_request(
+    stream: &net::SharedStream,
+    shared: &AdminShared,
+    listens_on: Option<std::net::IpAddr>,
+) -> Option<ProblemResponse> {
+    let input = match timeout(HEAD_TIMEOUT, RequestInput::read(stream, BytesMut::new(), HEAD_MAX)).await {
+        Ok(Ok(input)) => input,
+        Ok(Err(NoRequest::Closed)) => return None,
+        Ok(Err(NoRequest::Rejected(problem))) => return Some(problem),
+        Err(_elapsed) => return Some(ProblemResponse::late_head()),
+    };
+    let is_served = Arc::<AtomicBool>::default();
+    let io = OneRequestIo { stream: stream.clone(), input, is_served: is_served.clone(), is_body_dropped: || true };
+    let service = service_fn(|request| {
+        is_served.store(true, Ordering::Relaxed);
+        async move {
             let snapshot = sync::lock(&shared.snapshot).clone();
             Ok::<_, std::convert::Infallible>(respond(&request, listens_on, snapshot.as_deref(), &shared.workers))
-        });
-        let connection = http1::Builder::new()
-            .keep_alive(false)
-            .half_close(true)
-            .timer(TokioTimer::new())
-            .header_read_timeout(HEAD_TIMEOUT)
-            .max_buf_size(HEAD_MAX)
-            .serve_connection(TokioIo::new(stream.clone()), service);
-        if let Err(error) = pin!(connection).await
-            && error.is_timeout()
-        {
-            let _ = stream.0.try_write(&ProblemResponse::late_head().raw());
         }
-    }
-    lingering_close(stream, LINGER_TIMEOUT).await;
+    });
+    let connection = http1::Builder::new()
+        .keep_alive(false)
+        .half_close(true)
+        .max_buf_size(HEAD_MAX)
+        .serve_connection(TokioIo::new(io), service);
+    let error = pin!(connection).await.err()?;
+    (error.is_parse() && !is_served.load(Ordering::Relaxed)).then(|| ProblemResponse::unparsable(&error))
 }
