@@ -125,7 +125,7 @@ impl HandoffListener {
                         mark: connection.mark(),
                         is_http: self.driver.speaks_http(pool),
                     };
-                    fdstore::store(connection.as_fd(), stored.name()).await
+                    fdstore::store(&connection.watched.socket(), stored.name()).await
                 }
             };
             connection.claimed().await;

@@ -28,10 +28,10 @@ impl Listeners {
         Rc::new(Self { all: RefCell::new(listeners(config)), settings: RefCell::new(Rc::new(config.front.clone())) })
     }
 
-    /// Applies a reloaded configuration with the same addresses. Returns the previous bounds.
-    pub(super) fn apply(&self, config: &Config) -> Rc<config::FrontConfig> {
+    /// Applies a reloaded configuration with the same addresses.
+    pub(super) fn apply(&self, config: &Config) {
         *self.all.borrow_mut() = listeners(config);
-        self.settings.replace(Rc::new(config.front.clone()))
+        *self.settings.borrow_mut() = Rc::new(config.front.clone());
     }
 
     pub(super) fn settings(&self) -> Rc<config::FrontConfig> {

@@ -22,6 +22,7 @@ mod filter;
 mod journal;
 mod stderr_format;
 mod subscriber;
+mod throttle;
 
 use std::io::{self, IsTerminal};
 use std::os::unix::fs::MetadataExt;
@@ -33,6 +34,7 @@ use filter::LogFilter;
 use journal::Journal;
 use stderr_format::StderrFormat;
 use subscriber::{LogOutput, LogSubscriber};
+pub(crate) use throttle::LogThrottle;
 
 /// Starts logging for this process. Does nothing if the program has installed a subscriber already.
 pub(crate) fn init(context: LogContext) {

@@ -10,7 +10,7 @@ mod stream;
 mod validate;
 
 pub(crate) use allowed_hosts::is_host_allowed;
-pub(crate) use disconnect::disconnected;
+pub(crate) use disconnect::{disconnected, has_ended, probe_half_closed};
 pub(crate) use host::{fallback_host, host};
 pub(crate) use lingering_close::{discard_until_closed, lingering_close, reset, set_reset_on_close};
 pub(crate) use problem::{ProblemResponse, RequestOutcome};

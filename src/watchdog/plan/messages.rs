@@ -140,6 +140,8 @@ pub(crate) enum PlanEvent {
     /// A probe was sent to the dispatcher. Evaluation waits for the next event, because an answer may already be
     /// buffered; the same holds for `WatchdogLate` and `MachineResumed`.
     ProbeSent,
+    /// The probe that was last sent did not leave the watchdog, which had no descriptor or memory for it.
+    ProbeNotSent,
     /// The dispatcher answered a probe.
     Report(Vec<WorkerLiveness>),
     /// The sample that [`PlanAction::Sample`] requested.

@@ -4,19 +4,24 @@ use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 
 use super::child_supervisor::ChildSupervisor;
-use crate::clock;
-use crate::config::ProcessLimits;
 use crate::watchdog::plan::{Part, PlanEvent};
 use crate::watchdog::restart_stats::RestartCause;
+use crate::{clock, descriptors};
 
 impl ChildSupervisor {
     /// Starts a part and returns the result as an event.
     pub(crate) fn start(&mut self, part: Part) -> PlanEvent {
         self.restart_stats.starting(&part);
         let pool = part.worker().and_then(|id| self.config.pool(&id.pool));
-        let limits = pool.map(|pool| pool.limits.as_rlimits()).unwrap_or_else(|| {
-            let files = self.config.dispatcher_descriptors();
-            ProcessLimits { open_files: Some((files, files)), ..ProcessLimits::default() }
+        let mut limits = pool.map(|pool| pool.limits.as_rlimits()).unwrap_or_default();
+        let (soft, hard) = descriptors::inherited();
+        limits.open_files = Some(match part {
+            // A reload may raise front.connections: the dispatcher keeps the whole hard limit.
+            Part::Dispatcher => {
+                let files = self.config.dispatcher_descriptors().max(hard);
+                (files, files)
+            }
+            Part::Worker(_) => limits.open_files.unwrap_or((soft, hard)),
         });
         match self.sockets_of(&part).and_then(|sockets| self.children.start(&part, sockets, limits)) {
             Ok(pid) => {

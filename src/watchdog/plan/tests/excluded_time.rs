@@ -104,6 +104,17 @@ fn after_a_suspend_every_silence_restarts() {
 }
 
 #[test]
+fn a_dispatcher_that_the_watchdog_cannot_probe_is_not_silent() {
+    let mut scenario = Scenario::up();
+    for ms in (0..20_000).step_by(250) {
+        scenario.expect(ms, PlanEvent::ProbeSent, &[]);
+        scenario.expect(ms + 1, PlanEvent::ProbeNotSent, &[]);
+    }
+    scenario.expect(20_000, PlanEvent::ProbeSent, &[]);
+    assert_eq!(scenario.plan.deadline(), Some(at(22_000)), "its silence starts with a probe that was sent");
+}
+
+#[test]
 fn time_in_which_the_watchdog_or_the_dispatcher_was_late_is_excluded() {
     let mut scenario = Scenario::up();
     scenario.report(900, Some(100), &[]);
