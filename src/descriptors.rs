@@ -53,6 +53,11 @@ pub(crate) fn is_shortage(error: &io::Error) -> bool {
     code.is_some_and(|code| shortages.contains(&code))
 }
 
+/// Whether this process has used up its limit of open files.
+pub(crate) fn is_exhausted() -> bool {
+    EventFd::from_flags(EfdFlags::EFD_CLOEXEC).is_err_and(|error| error == Errno::EMFILE)
+}
+
 /// A descriptor in reserve: released, it makes room for one that must be opened although nothing is left.
 ///
 /// It is an open file of its own, so that it also helps where the machine's table of open files is full (ENFILE).

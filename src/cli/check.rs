@@ -52,10 +52,9 @@ fn print_set(out: &mut impl Write, loaded: &Loaded) -> io::Result<()> {
     writeln!(out, "  admin      {}{admin}", AdminConfig::socket(&config.set.runtime_dir))?;
     let (dir, workers) = (config.set.runtime_dir.display(), config.workers().count());
     writeln!(out, "  directory  {dir}: {workers} segments, {workers} pairs of named pipes")?;
-    let files = config.dispatcher_descriptors();
-    let _ = descriptors::set_limits(files, files); // as `patou run` does for the dispatcher
+    let limit = descriptors::raise_limit(); // as `patou run` does
     let notes = config.pools.iter().filter_map(|pool| pool.unsupported_by_run()).chain(config.admin.exposure_warning());
-    let notes = notes.chain(config.descriptor_needs().limitation(descriptors::limit()));
+    let notes = notes.chain(config.descriptor_needs().limitation(limit));
     for note in notes {
         writeln!(out, "  note       {note}")?;
     }

@@ -10,6 +10,9 @@ const RESERVED: usize = 48;
 /// of workers and the dispatcher while it starts them.
 const WATCHDOG_RESERVED: usize = 64;
 
+/// Descriptors that a worker keeps from the connections to its own address.
+const WORKER_RESERVED: usize = 64;
+
 /// What the dispatcher needs descriptors for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct DescriptorNeeds {
@@ -57,6 +60,13 @@ impl DescriptorNeeds {
             )
         })
     }
+}
+
+/// How many clients at most have a connection to a worker's own address if it may open `limit` files: the others are for
+/// the handler, the slot and the dispatcher.
+pub(crate) fn worker_connections_within(connections: usize, limit: u64) -> usize {
+    let limit = usize::try_from(limit).unwrap_or(usize::MAX);
+    limit.saturating_sub(WORKER_RESERVED).max(limit / 8).clamp(1, connections)
 }
 
 /// How many clients of each admin socket the watchdog serves at the same time if it may open `limit` files.

@@ -37,7 +37,7 @@ use serde::{Serialize, Serializer};
 
 pub use address::{BadListenAddress, ListenAddress};
 pub use admin::AdminConfig;
-pub(crate) use descriptor_needs::{DescriptorNeeds, admin_connections_within};
+pub(crate) use descriptor_needs::{DescriptorNeeds, admin_connections_within, worker_connections_within};
 pub use fault::{ConfigFault, ConfigFaults};
 pub use front::FrontConfig;
 pub use listener::{Delivery, ListenerConfig};
@@ -107,7 +107,7 @@ impl Config {
         })
     }
 
-    /// The limit of open files that the dispatcher is started with: one descriptor per connection, and per worker a
+    /// The limit of open files of the dispatcher's unit: one descriptor per connection, and per worker a
     /// segment, two doorbells and a socket. Workers count in large steps: under systemd a different limit changes the
     /// unit, so the dispatcher would have to be restarted.
     pub fn dispatcher_descriptors(&self) -> u64 {

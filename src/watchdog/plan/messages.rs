@@ -257,7 +257,7 @@ mod tests {
         let name = "web".to_owned().try_into().unwrap();
         let pool =
             PoolReport { name, queue: 0, oldest_ms: 0, workers: vec![worker; count], counters: Default::default() };
-        ProbeReport { nonce: 1, pid: 1, epoch: 1, pools: vec![pool], refused: None }
+        ProbeReport { nonce: 1, pid: 1, epoch: 1, pools: vec![pool], connections: None, refused: None }
     }
 
     #[test]

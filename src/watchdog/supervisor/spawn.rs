@@ -14,15 +14,10 @@ impl ChildSupervisor {
         self.restart_stats.starting(&part);
         let pool = part.worker().and_then(|id| self.config.pool(&id.pool));
         let mut limits = pool.map(|pool| pool.limits.as_rlimits()).unwrap_or_default();
-        let (soft, hard) = descriptors::inherited();
-        limits.open_files = Some(match part {
-            // A reload may raise front.connections: the dispatcher keeps the whole hard limit.
-            Part::Dispatcher => {
-                let files = self.config.dispatcher_descriptors().max(hard);
-                (files, files)
-            }
-            Part::Worker(_) => limits.open_files.unwrap_or((soft, hard)),
-        });
+        if part != Part::Dispatcher {
+            // This process has raised its own limit, and the dispatcher's with it.
+            limits.open_files = limits.open_files.or(Some(descriptors::inherited()));
+        }
         match self.sockets_of(&part).and_then(|sockets| self.children.start(&part, sockets, limits)) {
             Ok(pid) => {
                 tracing::debug!(pid, %part, "{part} was started");
