@@ -117,6 +117,8 @@ pub(crate) enum PlanEvent {
     Started(Part, u32),
     /// The part could not be started, for this reason.
     StartFailed(Part, String),
+    /// The part could not be started because a resource is used up, which is no fault of the part.
+    StartPostponed(Part, String),
     /// The part reported that it can serve.
     Ready(Part),
     /// The part's process ended.

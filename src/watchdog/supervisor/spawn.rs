@@ -25,7 +25,12 @@ impl ChildSupervisor {
             }
             Err(error) => {
                 self.restart_stats.ended(clock::now(), &part, RestartCause::Start);
-                PlanEvent::StartFailed(part, format!("it cannot be started: {error}"))
+                let cause = format!("it cannot be started: {error}");
+                if descriptors::is_shortage(&error) {
+                    PlanEvent::StartPostponed(part, cause)
+                } else {
+                    PlanEvent::StartFailed(part, cause)
+                }
             }
         }
     }
