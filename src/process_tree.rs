@@ -264,7 +264,7 @@ mod tests {
         in_own_process(async {
             let script =
                 "v=$(head -c 30000000 /dev/zero | tr '\\0' x); for i in 1 2 3 4; do (sleep 1000; :) & done; wait";
-            Command::new("sh").args(["-c", script]).stdin(Stdio::null()).spawn().unwrap();
+            let mut shell = Command::new("sh").args(["-c", script]).stdin(Stdio::null()).spawn().unwrap();
             // The shell, and four copies of it with their sleep.
             while descendants(getpid()).len() < 9 {
                 sleep(Duration::from_millis(2)).await;
@@ -274,6 +274,7 @@ mod tests {
             let memory = memory_above(25_000_000).unwrap();
             assert!((30_000_000..130_000_000).contains(&memory), "{memory}");
             kill(|_| true).await.unwrap();
+            assert!(shell.wait().is_err(), "it is reaped");
         });
     }
 
