@@ -43,6 +43,8 @@ mod log;
 #[cfg(feature = "worker")]
 mod sys;
 #[cfg(feature = "worker")]
+mod descriptors;
+#[cfg(feature = "worker")]
 mod procfs;
 #[cfg(feature = "worker")]
 mod doorbell;

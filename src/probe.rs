@@ -86,9 +86,21 @@ pub(crate) struct ProbeReport {
     pub epoch: u32,
     /// All pools.
     pub pools: Vec<PoolReport>,
+    /// Its places for connections; absent from a dispatcher of an earlier version.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub connections: Option<ConnectionReport>,
     /// Why the command was not executed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub refused: Option<String>,
+}
+
+/// The places for connections of a dispatcher.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct ConnectionReport {
+    /// How many are in use.
+    pub used: usize,
+    /// How many there are: `front.connections`, or what the limit of open files allows.
+    pub places: usize,
 }
 
 /// The answer to a user without permission.

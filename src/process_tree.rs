@@ -11,6 +11,7 @@ use std::collections::HashMap;
 use std::io;
 use std::os::fd::AsFd;
 use std::path::Path;
+use std::sync::Once;
 use std::time::Duration;
 
 use nix::errno::Errno;
@@ -19,7 +20,7 @@ use nix::sys::wait::{Id, WaitPidFlag, waitid, waitpid};
 use nix::unistd::{Pid, getpid};
 use tokio::time::{Instant, sleep};
 
-use crate::procfs::{self, PROC, ProcessStat};
+use crate::procfs::{self, PROC, ProcessStat, ResidentMemory};
 use crate::{log, sys};
 
 /// How long [`kill`] waits for the killed processes to die. Only uninterruptible sleep takes longer than a moment.
@@ -103,12 +104,31 @@ pub(crate) fn reap_orphans(spared: Pid) {
     }
 }
 
-/// The resident memory of `root` and its descendants in bytes; shared pages count once for each process. `None` when
-/// `root` has ended.
-pub(crate) fn resident(root: Pid) -> Option<u64> {
-    let own = procfs::resident(root)?;
-    let others: u64 = descendants(root).iter().filter_map(|p| procfs::resident(p.pid)).sum();
-    Some(own + others)
+/// The memory of this process and its descendants in bytes, if it is more than `max`; a page that they share counts once.
+///
+/// That number costs a walk through their page tables, so the resident memory, which is not smaller, is read first.
+pub(crate) fn memory_above(max: u64) -> Option<u64> {
+    let pids = || std::iter::once(getpid()).chain(descendants(getpid()).into_iter().map(|process| process.pid));
+    let all: Vec<_> = pids().filter_map(|pid| Some((pid, ResidentMemory::of(pid)?))).collect();
+    if all.iter().map(|(_, resident)| resident.total).sum::<u64>() <= max {
+        return None;
+    }
+    let memory = all.into_iter().map(|(pid, resident)| {
+        procfs::proportional_memory(pid).unwrap_or_else(|error| {
+            static LOG: Once = Once::new();
+            // A process that has ended meanwhile has no memory.
+            let resident = ResidentMemory::of(pid).unwrap_or(ResidentMemory { total: 0, ..resident });
+            if resident.total > 0 {
+                LOG.call_once(|| {
+                    tracing::warn!(%error, "/proc/PID/smaps_rollup cannot be read: max_memory counts resident memory \
+                        without shared files, and what processes share since a fork once for each");
+                });
+            }
+            resident.total.saturating_sub(resident.shared)
+        })
+    });
+    let memory = memory.sum();
+    (memory > max).then_some(memory)
 }
 
 /// Kills the whole process group if `root`, our unreaped child, leads it: the group's number cannot be reused until we
@@ -225,17 +245,36 @@ mod tests {
                     .map(|c| Pid::from_raw(c.id() as i32))
             };
             let kept = start("sleep 1000 & wait").unwrap();
-            let stubborn = start("trap '' TERM HUP INT; setsid sleep 1000 & sleep 1000; sleep 1000").unwrap();
+            start("trap '' TERM HUP INT; setsid sleep 1000 & sleep 1000; sleep 1000").unwrap();
             while descendants(getpid()).len() < 5 {
                 sleep(Duration::from_millis(2)).await;
             }
-            assert!(resident(stubborn).unwrap() > 100_000);
+            let memory = memory_above(100_000).unwrap();
+            assert_eq!((memory_above(memory * 10), memory_above(1 << 40)), (None, None));
             kill(|p| p.pid != kept).await.unwrap();
             let left = descendants(getpid());
             assert!(left.iter().all(|p| p.pid == kept || p.parent == kept), "{left:?}");
             kill(|_| true).await.unwrap();
             assert!(!has_children());
-            assert_eq!(resident(kept), None);
+        });
+    }
+
+    #[test]
+    fn memory_that_forked_children_share_counts_once() {
+        in_own_process(async {
+            let script =
+                "v=$(head -c 30000000 /dev/zero | tr '\\0' x); for i in 1 2 3 4; do (sleep 1000; :) & done; wait";
+            let mut shell = Command::new("sh").args(["-c", script]).stdin(Stdio::null()).spawn().unwrap();
+            // The shell, and four copies of it with their sleep.
+            while descendants(getpid()).len() < 9 {
+                sleep(Duration::from_millis(2)).await;
+            }
+            let resident = |p: &ProcessStat| ResidentMemory::of(p.pid).unwrap().total;
+            assert!(descendants(getpid()).iter().map(resident).sum::<u64>() > 150_000_000);
+            let memory = memory_above(25_000_000).unwrap();
+            assert!((30_000_000..130_000_000).contains(&memory), "{memory}");
+            kill(|_| true).await.unwrap();
+            assert!(shell.wait().is_err(), "it is reaped");
         });
     }
 

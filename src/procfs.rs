@@ -149,12 +149,59 @@ pub(crate) fn arguments(process: &Path, max: u64) -> Option<Vec<u8>> {
     Some(bytes)
 }
 
-/// The resident memory of a process in bytes.
-pub(crate) fn resident(pid: Pid) -> Option<u64> {
-    let statm = fs::read_to_string(format!("{PROC}/{pid}/statm")).ok()?;
-    let pages: u64 = statm.split(' ').nth(1)?.parse().ok()?;
-    let page_size = sysconf(SysconfVar::PAGE_SIZE).ok().flatten().map_or(4096, |size| size as u64);
-    Some(pages * page_size)
+/// The resident memory of a process, and how much of it is shared: files and shared memory, but not what it has in common
+/// with a parent since fork(2).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct ResidentMemory {
+    /// All of it in bytes.
+    pub total: u64,
+    /// The shared part in bytes.
+    pub shared: u64,
+}
+
+impl ResidentMemory {
+    /// Process `pid`, if it exists.
+    pub(crate) fn of(pid: Pid) -> Option<Self> {
+        let statm = fs::read_to_string(format!("{PROC}/{pid}/statm")).ok()?;
+        let page_size = sysconf(SysconfVar::PAGE_SIZE).ok().flatten().map_or(4096, |size| size as u64);
+        let mut pages = statm.split(' ').skip(1).map_while(|pages| pages.parse::<u64>().ok());
+        Some(Self { total: pages.next()? * page_size, shared: pages.next()? * page_size })
+    }
+}
+
+/// The memory of a process in bytes, in which a page that is shared by `n` processes counts as an `n`th (Pss, proc(5)).
+/// The kernel walks the page tables of the process for it.
+///
+/// # Errors
+/// `PermissionDenied` for processes of other users; `NotFound` before Linux 4.14, or if the process has ended.
+pub(crate) fn proportional_memory(pid: Pid) -> io::Result<u64> {
+    let text = fs::read_to_string(format!("{PROC}/{pid}/smaps_rollup"))?;
+    parse_proportional(&text).ok_or_else(|| io::ErrorKind::InvalidData.into())
+}
+
+fn parse_proportional(text: &str) -> Option<u64> {
+    let line = text.lines().find_map(|line| line.strip_prefix("Pss:"))?;
+    Some(line.trim().strip_suffix(" kB")?.parse::<u64>().ok()? * 1024)
+}
+
+/// How many descriptors a process has open, and its limit (`RLIMIT_NOFILE`).
+///
+/// # Errors
+/// `PermissionDenied` before Linux 6.2 for processes of other users.
+pub(crate) fn descriptors(process: &Path) -> io::Result<(u64, u64)> {
+    let fds = process.join("fd");
+    let used = match fs::metadata(&fds)?.len() {
+        0 => fs::read_dir(&fds)?.count() as u64, // before Linux 6.2
+        count => count,
+    };
+    let limits = fs::read_to_string(process.join("limits"))?;
+    let limit = parse_descriptor_limit(&limits).ok_or(io::ErrorKind::InvalidData)?;
+    Ok((used, limit))
+}
+
+fn parse_descriptor_limit(limits: &str) -> Option<u64> {
+    let soft = limits.lines().find_map(|line| line.strip_prefix("Max open files"))?.split_whitespace().next()?;
+    if soft == "unlimited" { Some(u64::MAX) } else { soft.parse().ok() }
 }
 
 /// What is used here of a `status` file.
@@ -359,13 +406,26 @@ mod tests {
     }
 
     #[test]
+    fn proportional_memory_and_the_limit_of_open_files_are_parsed() {
+        let text = "5582-7ffd ---p 00000000 00:00 0   [rollup]\nRss:    1480 kB\nPss:     200 kB\nPss_Dirty: 1 kB\n";
+        assert_eq!((parse_proportional(text), parse_proportional("Rss: 1 kB\n")), (Some(200 << 10), None));
+        let text = "Max processes   9   9   processes\nMax open files            300                  4096     files\n";
+        assert_eq!((parse_descriptor_limit(text), parse_descriptor_limit("")), (Some(300), None));
+        let this = process_dir(std::process::id());
+        let (used, limit) = descriptors(&this).unwrap();
+        assert!(3 <= used && used <= limit);
+    }
+
+    #[test]
     fn this_process_is_read() {
         let this = process_dir(std::process::id());
         let stat = ProcessStat::read(&this).unwrap();
         assert_eq!((stat.id(), id_of(&this)), (this_process(), Some(std::process::id())));
         assert!(ProcessStat::of_id(stat.id()).is_some());
         assert_eq!(ProcessStat::of_id(ProcessId { start_time: stat.start_time + 1, ..stat.id() }), None);
-        assert!(stat.age(uptime().unwrap()).is_some() && resident(stat.pid).unwrap() > 100_000);
+        assert!(stat.age(uptime().unwrap()).is_some());
+        let (resident, proportional) = (ResidentMemory::of(stat.pid).unwrap(), proportional_memory(stat.pid).unwrap());
+        assert!(resident.total > resident.shared && resident.shared > 0 && proportional > 100_000, "{resident:?}");
         assert!(processes().contains(&stat) || processes().iter().any(|p| p.id() == stat.id()));
         assert_eq!(threads(&this).first().and_then(|main| id_of(main)), Some(std::process::id()));
         assert!(!name(&this).is_empty() && !arguments(&this, 9).unwrap().is_empty());

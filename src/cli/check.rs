@@ -8,6 +8,7 @@ use clap::Args;
 use super::config_source::load_to_run;
 use super::error::{CommandError, ignore_broken_pipe};
 use crate::config::{AdminConfig, Config, Loaded, Origin};
+use crate::descriptors;
 use crate::ids::WorkerNumber;
 
 #[derive(Debug, Args)]
@@ -51,7 +52,9 @@ fn print_set(out: &mut impl Write, loaded: &Loaded) -> io::Result<()> {
     writeln!(out, "  admin      {}{admin}", AdminConfig::socket(&config.set.runtime_dir))?;
     let (dir, workers) = (config.set.runtime_dir.display(), config.workers().count());
     writeln!(out, "  directory  {dir}: {workers} segments, {workers} pairs of named pipes")?;
+    let limit = descriptors::raise_limit(); // as `patou run` does
     let notes = config.pools.iter().filter_map(|pool| pool.unsupported_by_run()).chain(config.warnings());
+    let notes = notes.chain(config.descriptor_needs().limitation(limit));
     for note in notes {
         writeln!(out, "  note       {note}")?;
     }

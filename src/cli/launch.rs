@@ -11,6 +11,7 @@ use nix::sys::signal::Signal;
 use nix::unistd::{Pid, getppid};
 
 use super::error::{CommandError, failed};
+use crate::descriptors;
 
 #[derive(Debug, Args)]
 pub(super) struct LaunchArgs {
@@ -33,12 +34,13 @@ fn pair(text: &str) -> Result<(u64, u64), String> {
     pair.ok_or_else(|| format!("{text} is not SOFT:HARD"))
 }
 
-/// Sets a limit of this process and its children. As in systemd, the hard limit of the process bounds it.
-fn set_limit(resource: Resource, soft: u64, hard: u64) -> nix::Result<()> {
-    match setrlimit(resource, soft, hard) {
+/// Limits the private writable memory of this process and its children. As in systemd, the hard limit of the process
+/// bounds it.
+fn limit_data(bytes: u64) -> nix::Result<()> {
+    match setrlimit(Resource::RLIMIT_DATA, bytes, bytes) {
         Err(Errno::EPERM) => {
-            let (_, highest) = getrlimit(resource)?;
-            setrlimit(resource, soft.min(highest), hard.min(highest))
+            let (_, highest) = getrlimit(Resource::RLIMIT_DATA)?;
+            setrlimit(Resource::RLIMIT_DATA, bytes.min(highest), bytes.min(highest))
         }
         result => result,
     }
@@ -53,10 +55,10 @@ pub(super) fn run(args: &LaunchArgs) -> Result<(), CommandError> {
         return Err(failed("the watchdog has died meanwhile"));
     }
     if let Some((soft, hard)) = args.open_files {
-        set_limit(Resource::RLIMIT_NOFILE, soft, hard).map_err(|e| failed(format!("limits.open_files: {e}")))?;
+        descriptors::set_limits(soft, hard).map_err(|e| failed(format!("limits.open_files: {e}")))?;
     }
     if let Some(bytes) = args.data {
-        set_limit(Resource::RLIMIT_DATA, bytes, bytes).map_err(|e| failed(format!("limits.memory_max: {e}")))?;
+        limit_data(bytes).map_err(|e| failed(format!("limits.memory_max: {e}")))?;
     }
     let pid = std::process::id().to_string();
     Err(failed(Command::new("/proc/self/exe").arg0("patou").args(&args.command).env("LISTEN_PID", pid).exec()))

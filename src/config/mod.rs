@@ -18,6 +18,7 @@
 mod address;
 mod address_conflicts;
 mod admin;
+mod descriptor_needs;
 mod diagnostics;
 mod fault;
 mod front;
@@ -36,6 +37,7 @@ use serde::{Serialize, Serializer};
 
 pub use address::{BadListenAddress, ListenAddress};
 pub use admin::AdminConfig;
+pub(crate) use descriptor_needs::{DescriptorNeeds, admin_connections_within, worker_connections_within};
 pub use fault::{ConfigFault, ConfigFaults};
 pub use front::FrontConfig;
 pub use listener::{Delivery, ListenerConfig};
@@ -79,7 +81,7 @@ fn lossy<S: Serializer>(path: &Path, serializer: S) -> Result<S::Ok, S::Error> {
     serializer.serialize_str(&path.to_string_lossy())
 }
 
-/// Descriptors of a part besides its connections and workers.
+/// Descriptors of a part besides its connections and workers, as far as its limit of open files is set for it.
 pub const DESCRIPTORS: usize = 1024;
 
 impl Config {
@@ -122,13 +124,17 @@ impl Config {
         })
     }
 
-    /// How many descriptors the dispatcher may need: two per connection (one is in the descriptor store), and per
-    /// worker a segment, two doorbells and a socket. Workers count in large steps: under systemd a different limit
-    /// changes the unit, so the dispatcher would have to be restarted.
+    /// The limit of open files of the dispatcher's unit: one descriptor per connection, and per worker a
+    /// segment, two doorbells and a socket. Workers count in large steps: under systemd a different limit changes the
+    /// unit, so the dispatcher would have to be restarted.
     pub fn dispatcher_descriptors(&self) -> u64 {
-        let workers: usize = self.pools.iter().map(|pool| usize::from(pool.workers)).sum();
-        let for_workers = (4 * workers).saturating_sub(DESCRIPTORS / 2).next_multiple_of(DESCRIPTORS);
-        (2 * self.front.connections + for_workers + DESCRIPTORS) as u64
+        let for_workers = (4 * self.workers().count()).saturating_sub(DESCRIPTORS / 2).next_multiple_of(DESCRIPTORS);
+        (self.front.connections + for_workers + DESCRIPTORS) as u64
+    }
+
+    /// What the dispatcher needs descriptors for.
+    pub(crate) fn descriptor_needs(&self) -> DescriptorNeeds {
+        DescriptorNeeds::new(self.front.connections, self.listeners.len(), self.workers().count())
     }
 
     /// Identifies a worker's segment: 64-bit FNV-1a over set name, runtime directory, pool name and worker number.

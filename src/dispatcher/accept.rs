@@ -8,11 +8,10 @@ use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
 use std::pin::pin;
 use std::rc::Rc;
-use std::sync::Arc;
 use std::task::ready;
 
 use nix::sys::stat::fstat;
-use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
+use tokio::sync::{Notify, OwnedSemaphorePermit};
 use tokio::task::AbortHandle;
 use tokio::time::sleep;
 
@@ -22,10 +21,10 @@ use super::fdstore::{self, StoredConnection, StoredFd};
 use super::handoff::HandoffListener;
 use super::keepalive::IdleConnections;
 use super::listeners::{Listeners, linger_bounds};
+use super::places::ConnectionPlaces;
 use super::readiness::Readiness;
 use super::redirect::RedirectConnection;
 use crate::config::Config;
-use crate::log;
 use crate::net::{self, ACCEPT_RETRY_DELAY, SocketListener};
 
 /// All listeners and the connections they have accepted.
@@ -39,8 +38,7 @@ struct AcceptorState {
     readiness: Rc<Readiness>,
     idle: Rc<IdleConnections>,
     listeners: Rc<Listeners>,
-    /// One permit per connection, up to `front.connections`.
-    permits: Arc<Semaphore>,
+    places: Rc<ConnectionPlaces>,
     last_mark: Cell<u32>,
     /// Connections that delay the exit of this dispatcher.
     pending: Cell<usize>,
@@ -50,7 +48,12 @@ struct AcceptorState {
 
 impl Acceptor {
     /// Starts accepting.
-    pub(super) fn open(config: &Config, sockets: Vec<Rc<SocketListener>>, driver: Rc<Driver>) -> io::Result<Self> {
+    pub(super) fn open(
+        config: &Config,
+        sockets: Vec<Rc<SocketListener>>,
+        driver: Rc<Driver>,
+        places: Rc<ConnectionPlaces>,
+    ) -> io::Result<Self> {
         let readiness = Readiness::new()?;
         let (running, polling) = (readiness.clone(), driver.clone());
         tokio::task::spawn_local(async move { running.run(|| polling.poll_now()).await });
@@ -60,7 +63,7 @@ impl Acceptor {
             readiness,
             idle: Rc::default(),
             listeners: Listeners::new(config),
-            permits: Arc::new(Semaphore::new(config.front.connections)),
+            places,
             // Random: connections that the previous dispatcher marked may still be with workers.
             last_mark: Cell::new(mark),
             pending: Cell::new(0),
@@ -71,12 +74,13 @@ impl Acceptor {
         Ok(Self { state, tasks })
     }
 
-    /// Serves handoff connections from the store in their old order, and rejects those of removed listeners.
-    pub(super) fn restore(&self, stored: Vec<(OwnedFd, StoredFd)>) {
+    /// Serves handoff connections from the store in their old order, and rejects those of removed listeners and all
+    /// redirect connections.
+    pub(super) fn restore(&self, handoffs: Vec<(OwnedFd, StoredFd)>, redirects: Vec<(OwnedFd, StoredFd)>) {
         let parsed = |(fd, entry): (_, StoredFd)| Some((StoredConnection::parse(&entry.0)?, fd, entry));
-        let mut connections: Vec<_> = stored.into_iter().filter_map(parsed).collect();
+        let mut connections: Vec<_> = handoffs.into_iter().filter_map(parsed).collect();
         connections.sort_by_key(|(stored, ..)| stored.stored_at);
-        let (mut known, mut rejected) = (BTreeSet::new(), Vec::new());
+        let (mut known, mut rejected) = (BTreeSet::new(), redirects);
         for (stored, fd, entry) in connections {
             // If a removal was lost, a connection is in the store under two names.
             if fstat(&fd).is_ok_and(|status| !known.insert(status.st_ino)) {
@@ -85,9 +89,8 @@ impl Acceptor {
             if is_lent(&fd) && !self.state.driver.is_recovered(stored.mark) {
                 continue; // a worker holds it, or has held it
             }
-            let permit = self.state.permits.clone().try_acquire_owned();
-            match (self.state.listeners.find_handoff(stored.listener), permit) {
-                (Some((index, listener)), Ok(permit)) => {
+            match (self.state.listeners.find_handoff(stored.listener), self.state.places.try_acquire()) {
+                (Some((index, listener)), Some(permit)) => {
                     let endpoints = Endpoints::of(&fd, net::peer_address(&fd), None, stored.mark);
                     let readiness = &self.state.readiness;
                     let connection = Connection::from_fdstore(fd, endpoints, listener, readiness, stored.peer, entry);
@@ -97,24 +100,14 @@ impl Acceptor {
                 _ => net::reset(&fd), // the protocol of the connection is unknown
             }
         }
-        fdstore::reject(rejected, linger_bounds(&self.state.listeners.settings()));
+        let places = self.state.places.acquire_up_to(rejected.len());
+        fdstore::reject(rejected, places, linger_bounds(&self.state.listeners.settings()));
     }
 
     /// Applies new settings to connections accepted from now on; the sockets stay the same.
     pub(super) fn reconfigure(&self, config: &Config) {
-        let before = self.state.listeners.apply(config).connections;
-        let (permits, wanted) = (self.state.permits.clone(), config.front.connections);
-        permits.add_permits(wanted.saturating_sub(before));
-        let surplus = before.saturating_sub(wanted);
-        let in_use = surplus - permits.forget_permits(surplus);
-        if in_use > 0 {
-            tokio::task::spawn_local(async move {
-                // All at once: nothing is accepted before that many connections have ended.
-                if let Ok(surplus) = permits.acquire_many(u32::try_from(in_use).unwrap_or(u32::MAX)).await {
-                    surplus.forget();
-                }
-            });
-        }
+        self.state.listeners.apply(config);
+        self.state.places.apply(config);
     }
 
     /// Stops accepting and closes idle connections; new clients wait in the kernel's backlog for the next dispatcher.
@@ -183,10 +176,10 @@ async fn accept(state: Rc<AcceptorState>, index: usize, socket: Rc<SocketListene
     let server = socket.tcp_address().filter(|address| !address.ip().is_unspecified());
     let is_handoff = state.listeners.handoff_at(index).is_some();
     loop {
-        let (fd, address, permit) = match next(&state.permits, &socket).await {
+        let (fd, address, permit) = match next(&state.places, &socket).await {
             Ok(accepted) => accepted,
             Err(error) => {
-                tracing::warn!(%error, event = %log::Event::AcceptFailed, "accept");
+                state.places.accept_failed(&error);
                 sleep(ACCEPT_RETRY_DELAY).await;
                 continue;
             }
@@ -198,24 +191,25 @@ async fn accept(state: Rc<AcceptorState>, index: usize, socket: Rc<SocketListene
             state.clone().serve_handoff(index, connection, true, permit);
         } else {
             let Some(listener) = state.listeners.at(index) else { return };
-            let connection = RedirectConnection::new(fd, &socket, listener, state.listeners.settings());
+            let connection =
+                RedirectConnection::new(fd, &socket, listener, state.listeners.settings(), &state.readiness);
             state.clone().serve_redirect(connection, permit);
         }
     }
 }
 
-/// The next connection, its client's TCP address, and its permit. Beyond `front.connections` clients wait in the
-/// kernel's backlog; an idle listener holds no permit that another could use.
+/// The next connection, its client's TCP address, and its place. Without a place clients wait in the kernel's backlog; an
+/// idle listener holds no place that another could use.
 async fn next(
-    permits: &Arc<Semaphore>,
+    places: &ConnectionPlaces,
     socket: &SocketListener,
 ) -> io::Result<(OwnedFd, Option<SocketAddr>, OwnedSemaphorePermit)> {
-    let mut acquire = pin!(permits.clone().acquire_owned());
+    let mut acquire = pin!(places.acquire());
     poll_fn(|task| {
         let permit = ready!(acquire.as_mut().poll(task)).map_err(io::Error::other)?;
         let accepted = socket.poll_accept(task);
         if accepted.is_pending() {
-            acquire.set(permits.clone().acquire_owned());
+            acquire.set(places.acquire());
         }
         accepted.map_ok(|(fd, address)| (fd, address, permit))
     })

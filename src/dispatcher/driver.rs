@@ -31,8 +31,7 @@ use crate::shm::Segment;
 use crate::{backoff, clock, procfs};
 pub(crate) use busy_poll::on_thread_park;
 
-/// A client is watched for its disconnection only if it waits longer: the watch costs a descriptor and five system
-/// calls.
+/// A client is watched for its disconnection only if it waits longer: the watch costs system calls.
 pub(super) const WATCH_AFTER: Duration = Duration::from_millis(20);
 
 /// The state of the dispatcher, shared by its tasks on one thread.

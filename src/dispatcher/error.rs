@@ -20,6 +20,12 @@ pub(crate) enum DispatcherError {
     /// A socket was not passed.
     #[error("the socket for {0} was not passed (LISTEN_FDS): start the dispatcher with patou run or through systemd")]
     NoSocket(String),
+    /// The limit of open files is too low for the set.
+    #[error(
+        "the limit of open files is {limit}, and the dispatcher of this set needs at least {needed}: raise it \
+         (LimitNOFILE= of the unit, ulimit -Hn before patou run)"
+    )]
+    Descriptors { limit: u64, needed: u64 },
     /// A system call failed.
     #[error("{0}: {1}")]
     System(&'static str, io::Error),

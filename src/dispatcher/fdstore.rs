@@ -1,19 +1,26 @@
 //! Queued connections in the supervisor's descriptor store (sd_pid_notify_with_fds(3), `FDSTORE=1`), which outlives
 //! this process.
 //!
-//! Messages are sent without blocking: a supervisor that does not read must not stop the dispatcher.
+//! Messages are sent without blocking: a supervisor that does not read must not stop the dispatcher. They wait in one
+//! queue until they are sent, so that none is lost: a connection would not survive the dispatcher, or a duplicate would
+//! stay in the store. The queue is bounded: each connection that waits for a worker has one message in it, each stored
+//! one another.
 
+use std::cell::{Cell, RefCell};
+use std::collections::VecDeque;
 use std::io::{self, IoSlice};
 use std::net::SocketAddr;
-use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::net::UnixDatagram;
+use std::rc::Rc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use http::StatusCode;
 use nix::errno::Errno;
 use nix::sys::socket::{ControlMessage, MsgFlags, UnixAddr, sendmsg};
+use tokio::sync::{OwnedSemaphorePermit, oneshot};
 use tokio::time::sleep;
 
 use crate::ids::Monotonic;
@@ -26,12 +33,36 @@ pub(super) const REDIRECT_PREFIX: &str = "waiting-";
 /// Prefix of names of handoff connections. Nothing has been read from them: the next dispatcher serves them.
 pub(super) const HANDOFF_PREFIX: &str = "handed-";
 
-/// A message is sent again after this pause, this often, while the supervisor's queue is full.
+/// The pause before a message is sent again, while the supervisor's queue is full or another resource is used up. It
+/// doubles up to [`RETRY_PAUSE_MAX`].
 const RETRY_PAUSE: Duration = Duration::from_millis(5);
-const RETRIES: u32 = 200;
+const RETRY_PAUSE_MAX: Duration = Duration::from_millis(100);
 
 /// How long after the end of its wait a connection is removed: its worker, possibly on the same core, runs first.
 const REMOVE_DELAY: Duration = Duration::from_millis(2);
+
+thread_local! {
+    /// The dispatcher decides in one thread. Never dropped: it ends with the process.
+    static STORE: Cell<Option<&'static RefCell<StoreQueue>>> = const { Cell::new(None) };
+}
+
+/// The way to the supervisor, and what is on it.
+struct StoreQueue {
+    socket: UnixDatagram,
+    address: UnixAddr,
+    messages: VecDeque<StoreMessage>,
+    is_sending: bool,
+}
+
+enum StoreMessage {
+    /// Sent only if the connection still waits for a worker.
+    Store {
+        name: String,
+        connection: Weak<OwnedFd>,
+        stored: oneshot::Sender<StoredFd>,
+    },
+    Remove(String),
+}
 
 /// The name of a descriptor in the store; removed from the store when dropped.
 pub(super) struct StoredFd(pub String);
@@ -89,64 +120,127 @@ fn unique() -> String {
     format!("{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed))
 }
 
-/// Stores a duplicate of a connection. `None` if there is no store.
-pub(super) async fn store(connection: BorrowedFd<'_>, name: String) -> Option<StoredFd> {
-    let message = format!("FDSTORE=1\nFDNAME={name}");
-    send(&message, Some(connection)).await.ok()?;
-    Some(StoredFd(name))
-}
-
-impl Drop for StoredFd {
-    fn drop(&mut self) {
-        let message = format!("FDSTOREREMOVE=1\nFDNAME={}", self.0);
-        tokio::task::spawn_local(async move {
-            sleep(REMOVE_DELAY).await;
-            // If the message is lost, a harmless duplicate stays in the store: the connection itself has been shut
-            // down.
-            let _ = send(&message, None).await;
-        });
-    }
-}
-
-async fn send(message: &str, fd: Option<BorrowedFd<'_>>) -> io::Result<()> {
-    let path = std::env::var_os("NOTIFY_SOCKET").ok_or(io::ErrorKind::NotFound)?;
+/// Opens the way to the supervisor, before clients can use up the descriptors. Without `NOTIFY_SOCKET` there is no store.
+pub(super) fn open() -> io::Result<()> {
+    let Some(path) = std::env::var_os("NOTIFY_SOCKET") else { return Ok(()) };
     let path = path.as_encoded_bytes();
     let address = match path.strip_prefix(b"@") {
         Some(name) => UnixAddr::new_abstract(name)?,
         None => UnixAddr::new(path)?,
     };
-    static SOCKET: OnceLock<UnixDatagram> = OnceLock::new();
-    let socket = match SOCKET.get() {
-        Some(socket) => socket,
-        None => {
-            let new = UnixDatagram::unbound()?;
-            SOCKET.get_or_init(|| new)
-        }
-    };
-    let fds: Vec<_> = fd.iter().map(AsRawFd::as_raw_fd).collect();
-    let control = [ControlMessage::ScmRights(&fds)];
-    let control = if fds.is_empty() { &[][..] } else { &control[..] };
-    let flags = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL;
-    for _ in 0..RETRIES {
-        match sendmsg(socket.as_raw_fd(), &[IoSlice::new(message.as_bytes())], control, flags, Some(&address)) {
-            Ok(_) => return Ok(()),
-            Err(Errno::EAGAIN) => sleep(RETRY_PAUSE).await,
-            Err(error) => return Err(error.into()),
-        }
+    let queue = StoreQueue { socket: UnixDatagram::unbound()?, address, messages: VecDeque::new(), is_sending: false };
+    STORE.set(Some(Box::leak(Box::new(RefCell::new(queue)))));
+    Ok(())
+}
+
+/// Stores a duplicate of a connection. `None` if there is no store.
+pub(super) async fn store(connection: &Arc<OwnedFd>, name: String) -> Option<StoredFd> {
+    let (stored, result) = oneshot::channel();
+    enqueue(StoreMessage::Store { name, connection: Arc::downgrade(connection), stored });
+    result.await.ok()
+}
+
+impl Drop for StoredFd {
+    fn drop(&mut self) {
+        let name = std::mem::take(&mut self.0);
+        tokio::task::spawn_local(async move {
+            sleep(REMOVE_DELAY).await;
+            enqueue(StoreMessage::Remove(name));
+        });
     }
-    Err(io::ErrorKind::TimedOut.into())
+}
+
+/// Sends a message now, or after those that wait.
+fn enqueue(message: StoreMessage) {
+    let Some(store) = STORE.get() else { return };
+    let mut queue = store.borrow_mut();
+    queue.messages.push_back(message);
+    if queue.is_sending || queue.send() {
+        return;
+    }
+    queue.is_sending = true;
+    tokio::task::spawn_local(async {
+        let mut pause = RETRY_PAUSE;
+        loop {
+            sleep(pause).await;
+            pause = (pause * 2).min(RETRY_PAUSE_MAX);
+            let mut queue = store.borrow_mut();
+            queue.messages.retain(StoreMessage::is_needed);
+            if queue.send() {
+                return queue.is_sending = false;
+            }
+        }
+    });
+}
+
+impl StoreMessage {
+    /// Not if the connection no longer waits.
+    fn is_needed(&self) -> bool {
+        !matches!(self, StoreMessage::Store { stored, .. } if stored.is_closed())
+    }
+}
+
+impl StoreQueue {
+    /// Sends as many messages as the supervisor takes; whether these were all.
+    fn send(&mut self) -> bool {
+        while let Some(message) = self.messages.pop_front() {
+            let sent = match &message {
+                StoreMessage::Remove(name) => self.send_one(&format!("FDSTOREREMOVE=1\nFDNAME={name}"), None),
+                StoreMessage::Store { name, connection, .. } => match connection.upgrade() {
+                    Some(connection) if message.is_needed() => {
+                        self.send_one(&format!("FDSTORE=1\nFDNAME={name}"), Some(&connection))
+                    }
+                    _ => continue,
+                },
+            };
+            match (sent, message) {
+                (Ok(()), StoreMessage::Store { name, stored, .. }) => drop(stored.send(StoredFd(name))),
+                (Ok(()), StoreMessage::Remove(_)) => {}
+                (Err(error), message) if may_succeed_later(error) => {
+                    self.messages.push_front(message);
+                    return false;
+                }
+                (Err(error), _) => tracing::debug!(%error, "the descriptor store refuses a message"),
+            }
+        }
+        true
+    }
+
+    fn send_one(&self, message: &str, fd: Option<&Arc<OwnedFd>>) -> nix::Result<()> {
+        let fds: Vec<_> = fd.iter().map(|fd| fd.as_raw_fd()).collect();
+        let control = [ControlMessage::ScmRights(&fds)];
+        let control = if fds.is_empty() { &[][..] } else { &control[..] };
+        let flags = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL;
+        let socket = self.socket.as_raw_fd();
+        sendmsg(socket, &[IoSlice::new(message.as_bytes())], control, flags, Some(&self.address)).map(drop)
+    }
+}
+
+/// The supervisor does not read, a resource is used up (ETOOMANYREFS: descriptors on the way), or the socket is being
+/// replaced.
+fn may_succeed_later(error: Errno) -> bool {
+    use Errno::{EAGAIN, ECONNREFUSED, EINTR, ENOBUFS, ENOENT, ENOMEM, ETOOMANYREFS};
+    [EAGAIN, EINTR, ENOBUFS, ENOMEM, ETOOMANYREFS, ECONNREFUSED, ENOENT].contains(&error)
 }
 
 /// Responds with 503 to connections that the previous dispatcher stored and this one cannot serve: their head was read
 /// and is lost, or their listener has been removed. Nothing was started, and the client may retry at once.
-pub(super) fn reject(connections: Vec<(OwnedFd, StoredFd)>, bounds: LingerBounds) {
+/// `places` are those that they occupy.
+pub(super) fn reject(
+    connections: Vec<(OwnedFd, StoredFd)>,
+    places: Option<OwnedSemaphorePermit>,
+    bounds: LingerBounds,
+) {
+    let places = Rc::new(places);
     if !connections.is_empty() {
         let count = connections.len();
         tracing::info!(connections = count, event = %log::Event::ConnectionsRejected,
             "{count} connections were queued when the previous dispatcher ended: responding with 503");
     }
     for (fd, stored) in connections {
+        let places = places.clone();
         tokio::task::spawn_local(async move {
+            let _places = places;
             if let Ok(stream) = SocketStream::from_fd(fd) {
                 let stream = net::SharedStream(Arc::new(stream));
                 let detail = "the dispatcher was restarted while the request waited for a worker";

@@ -148,7 +148,7 @@ impl HandoffListener {
                         is_http: self.driver.speaks_http(pool),
                         stored_at: clock::now(),
                     };
-                    fdstore::store(connection.as_fd(), stored.name()).await
+                    fdstore::store(&connection.watched.socket(), stored.name()).await
                 }
             };
             connection.claimed().await;

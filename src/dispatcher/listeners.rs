@@ -41,10 +41,10 @@ impl Listeners {
         })
     }
 
-    /// Applies a reloaded configuration with the same addresses. Returns the previous bounds.
-    pub(super) fn apply(&self, config: &Config) -> Rc<config::FrontConfig> {
+    /// Applies a reloaded configuration with the same addresses.
+    pub(super) fn apply(&self, config: &Config) {
         *self.all.borrow_mut() = listeners(config);
-        self.settings.replace(Rc::new(config.front.clone()))
+        *self.settings.borrow_mut() = Rc::new(config.front.clone());
     }
 
     pub(super) fn settings(&self) -> Rc<config::FrontConfig> {

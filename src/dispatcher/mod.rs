@@ -13,6 +13,7 @@ mod grant;
 mod handoff;
 mod keepalive;
 mod listeners;
+mod places;
 mod pool_slots;
 mod probe;
 mod readiness;
@@ -32,18 +33,21 @@ use tokio::net::UnixListener;
 use tokio::time::{Instant, sleep};
 
 use crate::config::Config;
+use crate::descriptors::SpareDescriptor;
 use crate::ids::PoolName;
 use crate::net::SocketListener;
 use crate::pool::PoolEvent;
 use crate::sd_notification::{notify, notify_reloading};
 use crate::sd_watchdog::WatchdogTicker;
 use crate::signals::{ParentWatch, STOP_DEBOUNCE, Signal};
-use crate::{clock, log, sys};
+use crate::{clock, descriptors, log, sys};
 use accept::Acceptor;
 use driver::Driver;
 pub(crate) use driver::on_thread_park;
 pub(crate) use error::DispatcherError;
 use fdstore::StoredFd;
+use places::ConnectionPlaces;
+use probe::ProbeServer;
 
 /// Runs the dispatcher until it is stopped. A reload reads the configuration from `path`. The runtime must have a
 /// single thread, and call [`on_thread_park`] before that is parked.
@@ -57,23 +61,29 @@ pub(crate) async fn run(config: Config, path: Option<PathBuf>) -> Result<(), Dis
 }
 
 async fn serve(mut config: Config, path: Option<PathBuf>) -> Result<(), DispatcherError> {
+    let (limit, needed) = (descriptors::raise_limit(), config.descriptor_needs().minimum());
+    if limit < needed {
+        return Err(DispatcherError::Descriptors { limit, needed });
+    }
+    let spare = SpareDescriptor::new();
+    fdstore::open().map_err(system("NOTIFY_SOCKET"))?;
     let InheritedFds { listeners, probe, redirects, handoffs } = inherited_fds(&config)?;
     let ports: Vec<Option<u16>> = listeners.iter().map(|socket| Some(socket.tcp_address()?.port())).collect();
 
     let driver = Driver::open(&config, &|pool| return_port(&config, &ports, pool))?;
     log::set_epoch(driver.epoch().get());
-    fdstore::reject(redirects, listeners::linger_bounds(&config.front));
     let mut stop = Signal::stop().and_then(Signal::into_async).map_err(system("signals"))?;
     let mut reload = Signal::reload().and_then(Signal::into_async).map_err(system("signals"))?;
     let parent = ParentWatch::now();
 
-    tokio::task::spawn_local(probe::serve(probe, driver.clone()));
+    let places = Rc::new(ConnectionPlaces::new(&config));
+    tokio::task::spawn_local(ProbeServer::new(driver.clone(), places.clone(), spare).run(probe));
     let timers = driver.clone();
     tokio::task::spawn_local(async move { timers.run_timers().await });
     let updates = driver.clone();
     tokio::task::spawn_local(async move { updates.run_updates().await });
-    let acceptor = Acceptor::open(&config, listeners, driver.clone()).map_err(system("epoll"))?;
-    acceptor.restore(handoffs);
+    let acceptor = Acceptor::open(&config, listeners, driver.clone(), places).map_err(system("epoll"))?;
+    acceptor.restore(handoffs, redirects);
     notify(&[NotifyState::Ready, NotifyState::Status(&driver.status())]);
     tracing::debug!(epoch = %driver.epoch(), "ready");
 
@@ -172,6 +182,8 @@ fn inherited_fds(config: &Config) -> Result<InheritedFds, DispatcherError> {
             handoffs.push((fd, StoredFd(name)));
         } else if name.starts_with(fdstore::REDIRECT_PREFIX) {
             redirects.push((fd, StoredFd(name)));
+        } else {
+            drop(StoredFd(name)); // no later dispatcher would know it either
         }
     }
     let probe = probe.ok_or_else(|| DispatcherError::NoSocket("probe.sock".into()))?;

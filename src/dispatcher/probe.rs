@@ -1,21 +1,23 @@
 //! `probe.sock`: the serving loop answers probes itself, which proves that it serves, and executes the commands of
 //! operators. Only authorized users may connect.
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 use std::time::Duration;
 
 use nix::unistd::{User, geteuid};
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::{UnixListener, UnixStream};
+use tokio::task::{AbortHandle, spawn_local, yield_now};
+use tokio::time::{Instant, sleep, timeout};
 
 use super::driver::Driver;
-use crate::clock;
-use crate::ids::Monotonic;
-use crate::log;
+use super::places::ConnectionPlaces;
+use crate::descriptors::{SpareDescriptor, is_shortage};
+use crate::log::{Event, LogThrottle};
 use crate::net::ACCEPT_RETRY_DELAY;
 use crate::pool::PoolEvent;
-use crate::probe::{ProbeCommand, ProbeRefusal, ProbeReport, ProbeRequest, REQUEST_MAX};
+use crate::probe::{ConnectionReport, ProbeCommand, ProbeRefusal, ProbeReport, ProbeRequest, REQUEST_MAX};
 
 /// A connection that sends no request, or reads no report, for this long is closed. The watchdog probes every
 /// `probe_interval`, and connects again.
@@ -23,8 +25,13 @@ const IDLE: Duration = Duration::from_secs(60);
 
 /// How long an unauthorized user may take to send the request that is refused.
 const REFUSE_TIMEOUT: Duration = Duration::from_secs(1);
-/// The shortest interval between two log messages about unauthorized users.
-const LOG_INTERVAL: Duration = Duration::from_secs(60);
+
+/// Concurrent connections of authorized users. A new one takes the place of the one that has been idle longest.
+const CONNECTIONS_MAX: usize = 16;
+/// Concurrent refusals. Beyond it, connections of unauthorized users are closed at once.
+const REFUSALS_MAX: usize = 4;
+/// A connection on which there was no request for as long may lose its place.
+const IDLE_MIN: Duration = Duration::from_millis(100);
 
 /// The user of the watchdog in a set of units.
 const WATCHDOG: &str = "patou-watchdog";
@@ -37,8 +44,7 @@ const UID_MIN: u32 = 1000;
 /// has one user only.
 struct AccessList {
     allowed: Vec<u32>,
-    refused: Cell<u64>,
-    logged_at: Cell<Option<Monotonic>>,
+    refused: LogThrottle,
 }
 
 impl AccessList {
@@ -47,39 +53,142 @@ impl AccessList {
         let own = geteuid().as_raw();
         let watchdog = (1..UID_MIN).contains(&own).then(|| User::from_name(WATCHDOG).ok().flatten()).flatten();
         let allowed = [Some(0), Some(own), watchdog.map(|user| user.uid.as_raw())].into_iter().flatten().collect();
-        Self { allowed, refused: Cell::new(0), logged_at: Cell::new(None) }
+        Self { allowed, refused: LogThrottle::default() }
     }
 
     /// Whether this user is authorized; logs refusals. `None`: the kernel does not report the user.
-    fn allows(&self, uid: Option<u32>) -> bool {
+    fn allows(&mut self, uid: Option<u32>) -> bool {
         if uid.is_some_and(|uid| self.allowed.contains(&uid)) {
             return true;
         }
-        let (refused, now) = (self.refused.get() + 1, clock::now());
-        self.refused.set(refused);
-        if self.logged_at.get().is_none_or(|at| now.since(at) >= LOG_INTERVAL) {
-            self.logged_at.set(Some(now));
+        if let Some(refused) = self.refused.count() {
             tracing::warn!(uid, refused, "probe.sock: refusing a user that is not authorized");
         }
         false
     }
 }
 
-pub(super) async fn serve(socket: UnixListener, driver: Rc<Driver>) {
-    let access = AccessList::new();
-    loop {
-        match socket.accept().await {
-            Ok((stream, _)) => {
-                let uid = stream.peer_cred().ok().map(|peer| peer.uid());
-                if access.allows(uid) {
-                    tokio::task::spawn_local(serve_connection(stream, driver.clone()));
-                } else {
-                    tokio::task::spawn_local(tokio::time::timeout(REFUSE_TIMEOUT, refuse(stream)));
+/// Serves `probe.sock`.
+pub(super) struct ProbeServer {
+    driver: Rc<Driver>,
+    places: Rc<ConnectionPlaces>,
+    connections: RefCell<Vec<ProbeConnection>>,
+    refusals: Cell<usize>,
+    /// Clients may use up all descriptors, but the watchdog must be able to connect: a dispatcher that does not answer
+    /// it looks frozen.
+    spare: RefCell<SpareDescriptor>,
+}
+
+struct ProbeConnection {
+    last_request: Rc<Cell<Instant>>,
+    task: AbortHandle,
+}
+
+impl ProbeServer {
+    pub(super) fn new(driver: Rc<Driver>, places: Rc<ConnectionPlaces>, spare: SpareDescriptor) -> Rc<Self> {
+        let (connections, refusals) = (RefCell::default(), Cell::new(0));
+        Rc::new(Self { driver, places, connections, refusals, spare: RefCell::new(spare) })
+    }
+
+    /// Accepts connections for ever.
+    pub(super) async fn run(self: Rc<Self>, socket: UnixListener) {
+        let (mut access, mut failures) = (AccessList::new(), LogThrottle::default());
+        loop {
+            match socket.accept().await {
+                Ok((stream, _)) => {
+                    let uid = stream.peer_cred().ok().map(|peer| peer.uid());
+                    if access.allows(uid) {
+                        self.make_room().await;
+                        self.add(stream);
+                    } else {
+                        self.refuse(stream);
+                    }
+                    self.spare.borrow_mut().refill();
+                }
+                // With a descriptor that was reserved, or taken from another client of the probe.
+                Err(error) if is_shortage(&error) && (self.spare.borrow_mut().release() || self.evict()) => {
+                    yield_now().await;
+                }
+                Err(error) => {
+                    if let Some(count) = failures.count() {
+                        tracing::warn!(%error, count, event = %Event::AcceptFailed,
+                            "probe.sock: cannot accept a connection, trying again");
+                    }
+                    sleep(ACCEPT_RETRY_DELAY).await;
                 }
             }
-            Err(error) => {
-                tracing::warn!(%error, event = %log::Event::AcceptFailed, "probe.sock: accept");
-                tokio::time::sleep(ACCEPT_RETRY_DELAY).await;
+        }
+    }
+
+    fn add(self: &Rc<Self>, stream: UnixStream) {
+        let last_request = Rc::new(Cell::new(Instant::now()));
+        let task = spawn_local(self.clone().serve_connection(stream, last_request.clone())).abort_handle();
+        self.connections.borrow_mut().push(ProbeConnection { last_request, task });
+    }
+
+    /// Returns when a connection may be added.
+    async fn make_room(&self) {
+        loop {
+            self.connections.borrow_mut().retain(|connection| !connection.task.is_finished());
+            if self.connections.borrow().len() < CONNECTIONS_MAX {
+                return;
+            }
+            if !self.evict() {
+                sleep(IDLE_MIN / 4).await;
+            }
+        }
+    }
+
+    /// Ends the connection that has been idle longest; `false` if each of them is in use.
+    fn evict(&self) -> bool {
+        let mut connections = self.connections.borrow_mut();
+        connections.retain(|connection| !connection.task.is_finished());
+        let oldest = (0..connections.len()).min_by_key(|index| connections[*index].last_request.get());
+        let oldest = oldest.filter(|index| connections[*index].last_request.get().elapsed() >= IDLE_MIN);
+        oldest.map(|index| connections.swap_remove(index).task.abort()).is_some()
+    }
+
+    fn refuse(self: &Rc<Self>, stream: UnixStream) {
+        if self.refusals.get() >= REFUSALS_MAX {
+            return;
+        }
+        self.refusals.set(self.refusals.get() + 1);
+        let server = self.clone();
+        spawn_local(async move {
+            let _ = timeout(REFUSE_TIMEOUT, refuse(stream)).await;
+            server.refusals.set(server.refusals.get() - 1);
+        });
+    }
+
+    async fn serve_connection(self: Rc<Self>, stream: UnixStream, last_request: Rc<Cell<Instant>>) {
+        let driver = &self.driver;
+        let (read, mut write) = stream.into_split();
+        let mut read = BufReader::new(read);
+        loop {
+            let mut line = Vec::new();
+            let mut bounded = (&mut read).take(REQUEST_MAX as u64);
+            match timeout(IDLE, bounded.read_until(b'\n', &mut line)).await {
+                Ok(Ok(n)) if n > 0 && line.last() == Some(&b'\n') => {}
+                _ => return, // disconnected, idle, or not a request
+            }
+            last_request.set(Instant::now());
+            self.spare.borrow_mut().refill();
+            let Ok(request) = serde_json::from_slice::<ProbeRequest>(&line) else { return };
+            // Before the command, so that the questions it opens do not count as silence.
+            let pools = driver.report();
+            driver.notify_status();
+            if request.command == Some(ProbeCommand::Ping) {
+                driver.set_failed_pools(&request.failed);
+            }
+            let refused = request.command.and_then(|command| execute(driver, command));
+            let (pid, epoch) = (std::process::id(), driver.epoch().get());
+            let (used, places) = self.places.usage();
+            let connections = Some(ConnectionReport { used, places });
+            let report = ProbeReport { nonce: request.nonce, pid, epoch, pools, connections, refused };
+            let Ok(mut answer) = serde_json::to_vec(&report) else { return };
+            answer.push(b'\n');
+            if !matches!(timeout(IDLE, write.write_all(&answer)).await, Ok(Ok(()))) {
+                return;
             }
         }
     }
@@ -97,34 +206,6 @@ async fn refuse(stream: UnixStream) {
     }
 }
 
-async fn serve_connection(stream: UnixStream, driver: Rc<Driver>) {
-    let (read, mut write) = stream.into_split();
-    let mut read = BufReader::new(read);
-    loop {
-        let mut line = Vec::new();
-        let mut bounded = (&mut read).take(REQUEST_MAX as u64);
-        match tokio::time::timeout(IDLE, bounded.read_until(b'\n', &mut line)).await {
-            Ok(Ok(n)) if n > 0 && line.last() == Some(&b'\n') => {}
-            _ => return, // disconnected, idle, or not a request
-        }
-        let Ok(request) = serde_json::from_slice::<ProbeRequest>(&line) else { return };
-        // Before the command, so that the questions it opens do not count as silence.
-        let pools = driver.report();
-        driver.notify_status();
-        if request.command == Some(ProbeCommand::Ping) {
-            driver.set_failed_pools(&request.failed);
-        }
-        let refused = request.command.and_then(|command| execute(&driver, command));
-        let (pid, epoch) = (std::process::id(), driver.epoch().get());
-        let report = ProbeReport { nonce: request.nonce, pid, epoch, pools, refused };
-        let Ok(mut answer) = serde_json::to_vec(&report) else { return };
-        answer.push(b'\n');
-        if !matches!(tokio::time::timeout(IDLE, write.write_all(&answer)).await, Ok(Ok(()))) {
-            return;
-        }
-    }
-}
-
 /// Executes a command; returns the reason if it is refused.
 fn execute(driver: &Driver, command: ProbeCommand) -> Option<String> {
     match command {
@@ -138,7 +219,7 @@ fn execute(driver: &Driver, command: ProbeCommand) -> Option<String> {
         ProbeCommand::Drain(id) if driver.is_drained(&id) => driver.handle(&id.pool, PoolEvent::Drain(id.number)),
         ProbeCommand::Resume(id) if !driver.is_drained(&id) => {}
         ProbeCommand::Drain(id) => {
-            tracing::info!(worker = %id, event = %log::Event::WorkerDrained, "taken out of service by an operator");
+            tracing::info!(worker = %id, event = %Event::WorkerDrained, "taken out of service by an operator");
             driver.handle(&id.pool, PoolEvent::Drain(id.number));
             let availability = driver.availability(&id.pool);
             if availability.drained == availability.workers {
@@ -146,7 +227,7 @@ fn execute(driver: &Driver, command: ProbeCommand) -> Option<String> {
             }
         }
         ProbeCommand::Resume(id) => {
-            tracing::info!(worker = %id, event = %log::Event::WorkerResumed, "put back into service by an operator");
+            tracing::info!(worker = %id, event = %Event::WorkerResumed, "put back into service by an operator");
             driver.handle(&id.pool, PoolEvent::Resume(id.number));
         }
     }

@@ -73,9 +73,9 @@ impl Readiness {
 }
 
 impl WatchedSocket {
-    pub(super) fn new(fd: OwnedFd, readiness: &Rc<Readiness>) -> Self {
+    pub(super) fn new(fd: impl Into<Arc<OwnedFd>>, readiness: &Rc<Readiness>) -> Self {
         let key = readiness.next_key.replace(readiness.next_key.get() + 1);
-        Self { fd: Arc::new(fd), key, readiness: readiness.clone(), is_added: Cell::new(false) }
+        Self { fd: fd.into(), key, readiness: readiness.clone(), is_added: Cell::new(false) }
     }
 
     /// The connection itself.
@@ -86,6 +86,11 @@ impl WatchedSocket {
     /// Waits for data or the end of the stream; whether there certainly is data.
     pub(super) async fn readable(&self) -> io::Result<bool> {
         Ok(self.wait(EpollFlags::EPOLLIN | EpollFlags::EPOLLRDHUP).await? == EpollFlags::EPOLLIN)
+    }
+
+    /// Waits until the peer has closed at least its sending direction.
+    pub(super) async fn half_closed(&self) -> io::Result<()> {
+        self.wait(EpollFlags::EPOLLRDHUP).await.map(drop)
     }
 
     /// Waits until both directions are closed.

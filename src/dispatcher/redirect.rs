@@ -2,7 +2,7 @@
 
 use std::convert::Infallible;
 use std::net::IpAddr;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::pin::pin;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -23,12 +23,13 @@ use super::driver::{Driver, WATCH_AFTER};
 use super::fdstore;
 use super::grant::{Grant, GrantResult};
 use super::listeners::{Listener, linger_bounds};
+use super::readiness::{Readiness, WatchedSocket};
 use super::refusal::refusal;
 use crate::config::{self, ListenAddress};
 use crate::ids::Token;
 use crate::net::{
     self, LEASE_PATH, NoRequest, OneRequestIo, ProblemResponse, RequestInput, SocketListener, SocketStream,
-    check_request, deliver, disconnected, lingering_close,
+    check_request, deliver, lingering_close,
 };
 use crate::pool::{PoolEvent, Rejection};
 use crate::{clock, log};
@@ -44,6 +45,7 @@ pub(super) struct RedirectConnection {
     settings: Rc<config::FrontConfig>,
     listens_on: Option<IpAddr>,
     stream: net::SharedStream,
+    readiness: Rc<Readiness>,
     /// Whether the client knows HTTP/1.1 and has received nothing.
     may_probe: AtomicBool,
     /// Whether the request has passed the check of its head.
@@ -57,12 +59,14 @@ impl RedirectConnection {
         socket: &SocketListener,
         listener: Rc<Listener>,
         settings: Rc<config::FrontConfig>,
+        readiness: &Rc<Readiness>,
     ) -> Self {
         Self {
             listener,
             settings,
             listens_on: socket.tcp_address().map(|address| address.ip()),
             stream: net::SharedStream(Arc::new(SocketStream::new(fd, socket.is_tcp()))),
+            readiness: readiness.clone(),
             may_probe: AtomicBool::new(false),
             is_served: Arc::default(),
         }
@@ -174,17 +178,30 @@ impl RedirectConnection {
         let peer = client_peer(self.stream.0.peer_address(), || self.stream.0.peer_user());
         let store = async {
             sleep(self.settings.store_after).await;
-            let _stored = fdstore::store(self.stream.0.as_fd(), fdstore::redirect_name()).await;
+            let _stored = fdstore::store(self.stream.0.socket(), fdstore::redirect_name()).await;
             std::future::pending::<()>().await
         };
         let disconnect = async {
             sleep(WATCH_AFTER).await;
-            disconnected(&self.stream, &self.may_probe).await;
+            self.disconnected().await;
         };
         tokio::select! {
             result = driver.lease(&self.listener.config.pool, peer) => Some(result),
             () = disconnect => None,
             () = store => None,
+        }
+    }
+
+    /// As [`net::disconnected`], without a descriptor of its own.
+    async fn disconnected(&self) {
+        let watched = WatchedSocket::new(self.stream.0.socket().clone(), &self.readiness);
+        let mut watch = watched.half_closed().await;
+        if watch.is_ok() && !net::has_ended(&self.stream) {
+            net::probe_half_closed(&self.stream, &self.may_probe);
+            watch = watched.hung_up().await;
+        }
+        if watch.is_err() {
+            std::future::pending().await // the bound of the wait applies
         }
     }
 }

@@ -108,6 +108,8 @@ events! {
     RecycleFailed = 0x27e14dedd8ff4450b9837cf2f19a641c, "recycle-failed";
     /// A connection cannot be accepted.
     AcceptFailed = 0x9ea1478972b444e79ec973560ee2ae74, "accept-failed";
+    /// The limit of open files allows fewer connections than configured.
+    ConnectionsLimited = 0x22473084376445e5be80a7be136f1390, "connections-limited";
     /// Clients queued in the previous dispatcher are rejected.
     ConnectionsRejected = 0x6c6678b4a1ea4839a9186930fb72d2a2, "connections-rejected";
     /// A connection to a listener with `proxy_protocol` has no valid header.

@@ -24,6 +24,7 @@ mod filter;
 mod journal;
 mod stderr_format;
 mod subscriber;
+mod throttle;
 mod writer;
 
 use std::io::{self, IsTerminal};
@@ -37,6 +38,7 @@ use filter::LogFilter;
 use journal::Journal;
 use stderr_format::StderrFormat;
 use subscriber::LogSubscriber;
+pub(crate) use throttle::LogThrottle;
 use writer::{LogOutput, LogWriter};
 
 /// The log of this process.

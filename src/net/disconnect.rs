@@ -36,12 +36,21 @@ pub(crate) async fn disconnected(stream: &SharedStream, may_probe: &AtomicBool) 
         if has_ended(stream) {
             return;
         }
-        if stream.0.is_tcp() && !probed && may_probe.load(Ordering::Relaxed) {
-            probed = true;
-            // If it cannot be written, the send buffer is full and the client is connected.
-            let _ = stream.0.try_write(PROBE);
+        if !probed {
+            probed = probe_half_closed(stream, may_probe);
         }
     }
+}
+
+/// Makes the kernel of a client that has closed its socket, and not only its sending direction, reset the connection;
+/// see [`disconnected`]. Returns whether the interim response was due.
+pub(crate) fn probe_half_closed(stream: &SharedStream, may_probe: &AtomicBool) -> bool {
+    let is_due = stream.0.is_tcp() && may_probe.load(Ordering::Relaxed);
+    if is_due {
+        // If it cannot be written, the send buffer is full and the client is connected.
+        let _ = stream.0.try_write(PROBE);
+    }
+    is_due
 }
 
 fn watch_for_end(stream: &SharedStream) -> std::io::Result<(Epoll, AsyncFd<OwnedFd>)> {
@@ -52,7 +61,7 @@ fn watch_for_end(stream: &SharedStream) -> std::io::Result<(Epoll, AsyncFd<Owned
 }
 
 /// Whether both directions have ended: closed by the peer (Unix) or reset (TCP).
-fn has_ended(stream: &SharedStream) -> bool {
+pub(crate) fn has_ended(stream: &SharedStream) -> bool {
     let mut fds = [PollFd::new(stream.0.as_fd(), PollFlags::empty())];
     let ended = PollFlags::POLLHUP | PollFlags::POLLERR;
     poll(&mut fds, PollTimeout::ZERO).is_ok() && fds[0].revents().is_some_and(|found| found.intersects(ended))

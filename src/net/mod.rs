@@ -15,7 +15,7 @@ mod stream;
 mod validate;
 
 pub(crate) use allowed_hosts::is_host_allowed;
-pub(crate) use disconnect::disconnected;
+pub(crate) use disconnect::{disconnected, has_ended, probe_half_closed};
 pub(crate) use host::{fallback_host, host};
 pub(crate) use linger::LingerBounds;
 pub(crate) use lingering_close::{

@@ -139,6 +139,11 @@ impl SocketStream {
         Ok(Self::new(fd, is_tcp))
     }
 
+    /// The connection itself.
+    pub(crate) fn socket(&self) -> &Arc<OwnedFd> {
+        &self.fd
+    }
+
     /// `false` for a Unix socket.
     pub(crate) fn is_tcp(&self) -> bool {
         self.is_tcp

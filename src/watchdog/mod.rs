@@ -37,7 +37,7 @@ use crate::ids::ProcessId;
 use crate::ipc::{self, IpcError, Modes, SetLock, SetOwner};
 use crate::procfs::ProcessStat;
 use crate::signals::Signal;
-use crate::{log, process_tree};
+use crate::{descriptors, log, process_tree};
 pub(crate) use error::WatchdogError;
 use error::system;
 use supervisor::child_supervisor::ChildSupervisor;
@@ -51,6 +51,7 @@ use worker_endpoints::SegmentNames;
 pub(crate) async fn run(loaded: Loaded) -> Result<(), WatchdogError> {
     log::init(log::LogContext::part("watchdog", &loaded.config.set.name));
     log::abort_on_panic();
+    descriptors::raise_limit();
     LocalSet::new().run_until(run_set(loaded)).await
 }
 
@@ -61,6 +62,7 @@ pub(crate) async fn run(loaded: Loaded) -> Result<(), WatchdogError> {
 pub(crate) async fn watch(loaded: Loaded) -> Result<(), WatchdogError> {
     log::init(log::LogContext::part("watchdog", &loaded.config.set.name));
     log::abort_on_panic();
+    descriptors::raise_limit();
     LocalSet::new().run_until(async { UnitSupervisor::open(loaded)?.run().await }).await
 }
 

@@ -11,6 +11,7 @@ use nix::libc;
 use nix::sys::socket::{ControlMessageOwned, MsgFlags, UnixCredentials, recvmsg, setsockopt, sockopt};
 use tokio::io::unix::AsyncFd;
 
+use crate::log::{Event, LogThrottle};
 use crate::sys;
 
 /// Size limit of a message, in bytes; the rest is cut off.
@@ -138,24 +139,37 @@ fn receive(socket: &OwnedFd) -> io::Result<Option<NotifyMessage>> {
 
 /// The descriptor store: connections by name.
 #[derive(Default)]
-pub(crate) struct FdStore(BTreeMap<String, OwnedFd>);
+pub(crate) struct FdStore {
+    fds: BTreeMap<String, OwnedFd>,
+    refused: LogThrottle,
+}
 
 impl FdStore {
     /// Stores or removes a descriptor as a message requests. At most `max` descriptors are kept.
     pub(crate) fn apply(&mut self, fields: &NotifyFields, fds: Vec<OwnedFd>, max: usize) {
         let Some(name) = &fields.name else { return };
         if fields.remove {
-            self.0.remove(name);
-        } else if fields.store
-            && let Some(fd) = fds.into_iter().next()
-            && self.0.len() < max
-        {
-            self.0.insert(name.clone(), fd);
+            self.fds.remove(name);
+        } else if fields.store {
+            // Without a free descriptor the kernel drops the one in the message (MSG_CTRUNC, recvmsg(2)).
+            match fds.into_iter().next() {
+                Some(fd) if self.fds.len() < max => drop(self.fds.insert(name.clone(), fd)),
+                fd => self.log_refused(fd.is_some().then_some(max)),
+            }
         }
+    }
+
+    fn log_refused(&mut self, max: Option<usize>) {
+        let Some(count) = self.refused.count() else { return };
+        let why = max.map_or("the watchdog has no free descriptor".to_owned(), |max| {
+            format!("the watchdog keeps {max} at most, as its limit of open files and front.connections allow")
+        });
+        tracing::warn!(count, event = %Event::ConnectionsLimited,
+            "a waiting connection would not survive the dispatcher: {why}");
     }
 
     /// The stored descriptors. The next dispatcher receives all of them and removes those that it has processed.
     pub(crate) fn iter(&self) -> impl Iterator<Item = (&str, &OwnedFd)> {
-        self.0.iter().map(|(name, fd)| (name.as_str(), fd))
+        self.fds.iter().map(|(name, fd)| (name.as_str(), fd))
     }
 }

@@ -77,7 +77,7 @@ impl Plan {
     /// Processes an event and returns what to do.
     pub(crate) fn handle(&mut self, now: Monotonic, event: PlanEvent) -> Vec<PlanAction> {
         match &event {
-            PlanEvent::Sampled(..) | PlanEvent::StartFailed(..) => {}
+            PlanEvent::Sampled(..) | PlanEvent::StartFailed(..) | PlanEvent::StartPostponed(..) => {}
             PlanEvent::Started(..) if self.supervisor == SupervisorKind::Watchdog => {}
             _ => self.last_external_event = self.last_external_event.max(now),
         }
@@ -89,6 +89,7 @@ impl Plan {
         match event {
             PlanEvent::Started(part, pid) => self.on_started(now, &part, pid),
             PlanEvent::StartFailed(part, cause) => self.on_exited(now, &part, cause, 0.5),
+            PlanEvent::StartPostponed(part, cause) => self.on_start_postponed(now, &part, cause),
             PlanEvent::Ready(part) => self.on_ready(now, &part),
             PlanEvent::Exited { part, cause, .. } if by_systemd => self.on_unit_exited(&part, cause),
             PlanEvent::Exited { part, cause, jitter } => self.on_exited(now, &part, cause, jitter),
@@ -96,6 +97,10 @@ impl Plan {
             PlanEvent::ProbeSent => {
                 self.probe_sent_at.get_or_insert(now);
                 self.with_timer(&Part::Dispatcher, |timer| timer.probe_sent(now));
+            }
+            PlanEvent::ProbeNotSent => {
+                self.probe_sent_at = None;
+                self.with_timer(&Part::Dispatcher, SilenceTimer::answered); // as far as the watchdog can know
             }
             PlanEvent::Report(workers) => self.on_report(now, workers),
             PlanEvent::Sampled(part, sample) => self.on_sampled(now, &part, sample),

@@ -1,5 +1,6 @@
 //! Probes the dispatcher: one request at a time, over one connection.
 
+use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -11,10 +12,12 @@ use tokio::task::yield_now;
 use tokio::time::timeout;
 
 use super::plan::{Part, Plan, WorkerLiveness};
-use crate::clock;
+use crate::descriptors::SpareDescriptor;
 use crate::ids::{Monotonic, PoolName, WorkerId, WorkerNumber};
+use crate::log::{Event, LogThrottle};
 use crate::probe::{FailedPool, ProbeCommand, ProbeReport, ProbeRequest, REPORT_MAX};
 use crate::stats::CounterTotals;
+use crate::{clock, descriptors};
 
 /// How long the quiesce command may take. The set stops without it too: the stopping workers refuse offers.
 const COMMAND_TIMEOUT: Duration = Duration::from_secs(1);
@@ -28,7 +31,9 @@ const CAUSE_MAX: usize = 200;
 /// Handle of the task that sends the probes.
 pub(super) struct Prober {
     requests: mpsc::UnboundedSender<Vec<FailedPool>>,
-    reports: mpsc::UnboundedReceiver<Option<ProbeReport>>,
+    reports: mpsc::UnboundedReceiver<io::Result<ProbeReport>>,
+    not_sent: bool,
+    shortages: LogThrottle,
     /// When the unanswered probe was sent.
     pending_since: Option<Monotonic>,
     last_report: Option<(Monotonic, Arc<ProbeReport>)>,
@@ -41,7 +46,15 @@ impl Prober {
         let (requests, received) = mpsc::unbounded_channel();
         let (answers, reports) = mpsc::unbounded_channel();
         tokio::task::spawn_local(run(socket, received, answers));
-        Self { requests, reports, pending_since: None, last_report: None, pool_counters: CounterTotals::default() }
+        Self {
+            requests,
+            reports,
+            not_sent: false,
+            shortages: LogThrottle::default(),
+            pending_since: None,
+            last_report: None,
+            pool_counters: CounterTotals::default(),
+        }
     }
 
     /// Sends a probe with the failed pools, unless one is unanswered. Returns whether a probe is unanswered now.
@@ -50,6 +63,12 @@ impl Prober {
             self.pending_since = Some(clock::now());
         }
         self.pending_since.is_some()
+    }
+
+    /// Whether a probe could not be sent since the last call because this process has nothing left to send it with. That
+    /// is not the dispatcher's silence.
+    pub(super) fn take_not_sent(&mut self) -> bool {
+        std::mem::take(&mut self.not_sent)
     }
 
     /// When the unanswered probe was sent, if there is one.
@@ -92,9 +111,18 @@ impl Prober {
         self.process(answer)
     }
 
-    fn process(&mut self, answer: Option<ProbeReport>) -> Option<Vec<WorkerLiveness>> {
+    fn process(&mut self, answer: io::Result<ProbeReport>) -> Option<Vec<WorkerLiveness>> {
         self.pending_since = None;
-        let (now, report) = (clock::now(), Arc::new(answer?));
+        if let Err(error) = answer.as_ref()
+            && is_own_shortage(error)
+        {
+            self.not_sent = true;
+            if let Some(count) = self.shortages.count() {
+                tracing::warn!(%error, count, event = %Event::AcceptFailed,
+                    "the watchdog cannot probe the dispatcher: its silence does not count until a probe is sent");
+            }
+        }
+        let (now, report) = (clock::now(), Arc::new(answer.ok()?));
         for pool in &report.pools {
             self.pool_counters.update(&pool.name, report.epoch, pool.counters.clone());
         }
@@ -128,15 +156,20 @@ pub(super) fn incarnations(report: &ProbeReport) -> Vec<(Part, u32, bool)> {
 async fn run(
     socket: PathBuf,
     mut requests: mpsc::UnboundedReceiver<Vec<FailedPool>>,
-    answers: mpsc::UnboundedSender<Option<ProbeReport>>,
+    answers: mpsc::UnboundedSender<io::Result<ProbeReport>>,
 ) {
     let mut connection = None;
+    let mut spare = SpareDescriptor::new();
     let mut nonce = 0;
     while let Some(failed) = requests.recv().await {
         nonce += 1;
         let request = ProbeRequest { nonce, command: Some(ProbeCommand::Ping), failed };
-        let report = exchange(&socket, &mut connection, request).await;
-        if report.is_none() {
+        let mut report = exchange(&socket, &mut connection, request.clone()).await;
+        if report.as_ref().is_err_and(is_own_shortage) && spare.release() {
+            report = exchange(&socket, &mut connection, request).await;
+        }
+        spare.refill();
+        if report.is_err() {
             connection = None;
         }
         if answers.send(report).is_err() {
@@ -150,17 +183,22 @@ async fn exchange(
     socket: &PathBuf,
     connection: &mut Option<BufReader<UnixStream>>,
     request: ProbeRequest,
-) -> Option<ProbeReport> {
+) -> io::Result<ProbeReport> {
     let nonce = request.nonce;
-    if connection.is_none() {
-        *connection = Some(BufReader::new(UnixStream::connect(socket).await.ok()?));
-    }
-    let stream = connection.as_mut()?;
-    stream.write_all(&request.into_line().ok()?).await.ok()?;
+    let stream = match connection {
+        Some(stream) => stream,
+        None => connection.insert(BufReader::new(UnixStream::connect(socket).await?)),
+    };
+    stream.write_all(&request.into_line()?).await?;
     let mut line = Vec::new();
-    stream.take(REPORT_MAX as u64).read_until(b'\n', &mut line).await.ok()?;
-    let report: ProbeReport = serde_json::from_slice(&line).ok()?;
-    (report.nonce == nonce).then_some(report)
+    stream.take(REPORT_MAX as u64).read_until(b'\n', &mut line).await?;
+    let report: ProbeReport = serde_json::from_slice(&line)?;
+    if report.nonce == nonce { Ok(report) } else { Err(io::ErrorKind::InvalidData.into()) }
+}
+
+/// Whether this process has no descriptor or memory left. EAGAIN says that the dispatcher does not accept.
+fn is_own_shortage(error: &io::Error) -> bool {
+    descriptors::is_shortage(error) && error.kind() != io::ErrorKind::WouldBlock
 }
 
 /// Notifies the dispatcher, over a separate connection, that the set is stopping.

@@ -55,6 +55,12 @@ pub enum ServeError {
     /// The handler cannot be started.
     #[error("the handler cannot be started: {0}")]
     HandlerConfig(#[from] HandlerStartError),
+    /// The process has no free descriptor, and does not get one.
+    #[error(
+        "the worker has used up its limit of open files ({0}) and cannot receive connections: check the handler for \
+         descriptors that it does not close, or raise limits.open_files of the pool"
+    )]
+    Exhausted(u64),
     /// A system call failed.
     #[error("{0}: {1}")]
     System(&'static str, io::Error),

@@ -46,15 +46,20 @@ enum AfterLease {
     Close,
 }
 
-/// Serves one connection after the other; never returns.
+/// The worker has no free descriptor to receive connections with.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct DescriptorsExhausted;
+
+/// Serves one connection after the other, as long as it can receive them.
 pub(super) async fn run<S: HandlerService>(
     state: Arc<WorkerState>,
     service: Arc<Mutex<S>>,
     receiver: Option<HandoffReceiver>,
-) {
+) -> Option<DescriptorsExhausted> {
     let Some(mut receiver) = receiver else { return std::future::pending().await };
     loop {
-        if let Some(connection) = claim(&state, receiver.next().await) {
+        let Some(received) = receiver.next().await else { return Some(DescriptorsExhausted) };
+        if let Some(connection) = claim(&state, received) {
             if state.is_inetd() {
                 inetd::serve(&state, connection).await;
             } else {

@@ -6,15 +6,21 @@ use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use std::task::{Context, Poll};
+use std::time::Duration;
 
+use nix::errno::Errno;
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
-use tokio::time::sleep;
+use tokio::time::{Instant, sleep};
 
 use crate::handoff::{self, HandoffMessage, MESSAGE_MAX};
-use crate::log::Event;
+use crate::log::{Event, LogThrottle};
 use crate::net::{ACCEPT_RETRY_DELAY, SocketListener};
-use crate::sys;
+use crate::{descriptors, sys};
+
+/// How long a worker may be without a free descriptor before it exits between two requests. Its connections cannot cause
+/// that, but a program that does not close what it opens can: its next incarnation serves again.
+pub(super) const EXHAUSTED_GRACE: Duration = Duration::from_secs(1);
 
 /// One for each delivery.
 pub(super) struct WorkerListeners {
@@ -28,6 +34,8 @@ pub(super) struct HandoffReceiver {
     /// The dispatcher that connected last; there is one at a time.
     dispatcher: Option<AsyncFd<OwnedFd>>,
     message_buffer: Vec<u8>,
+    failures: LogThrottle,
+    exhausted_since: Option<Instant>,
 }
 
 impl HandoffReceiver {
@@ -37,6 +45,8 @@ impl HandoffReceiver {
             listener: sys::when_ready(Arc::new(listener), Interest::READABLE)?,
             dispatcher: None,
             message_buffer: vec![0; MESSAGE_MAX],
+            failures: LogThrottle::default(),
+            exhausted_since: None,
         })
     }
 
@@ -45,24 +55,33 @@ impl HandoffReceiver {
         self.listener.get_ref().clone()
     }
 
-    /// The next connection. Cancel-safe.
-    pub(super) async fn next(&mut self) -> (HandoffMessage, OwnedFd) {
+    /// The next connection; `None` if there was no free descriptor for one for [`EXHAUSTED_GRACE`]. Cancel-safe.
+    pub(super) async fn next(&mut self) -> Option<(HandoffMessage, OwnedFd)> {
         loop {
-            match poll_fn(|task| self.poll_next(task)).await {
-                Ok(next) => return next,
-                Err(error) => {
-                    tracing::warn!(%error, event = %Event::AcceptFailed,
-                        "cannot accept the dispatcher's connection: retrying");
-                    sleep(ACCEPT_RETRY_DELAY).await;
+            let error = match poll_fn(|task| self.poll_next(task)).await {
+                Ok(next) => {
+                    self.exhausted_since = None;
+                    return Some(next);
                 }
+                Err(error) => error,
+            };
+            if let Some(count) = self.failures.count() {
+                tracing::warn!(%error, count, event = %Event::AcceptFailed,
+                    "cannot receive a connection from the dispatcher, which offers it to another worker");
             }
+            if !descriptors::is_exhausted() {
+                self.exhausted_since = None;
+            } else if self.exhausted_since.get_or_insert(Instant::now()).elapsed() >= EXHAUSTED_GRACE {
+                return None;
+            }
+            sleep(ACCEPT_RETRY_DELAY).await;
         }
     }
 
     fn poll_next(&mut self, task: &mut Context<'_>) -> Poll<io::Result<(HandoffMessage, OwnedFd)>> {
         loop {
             match self.poll_dispatcher(task) {
-                Poll::Ready(Some(next)) => return Poll::Ready(Ok(next)),
+                Poll::Ready(Some(next)) => return Poll::Ready(next),
                 Poll::Ready(None) => self.dispatcher = None,
                 Poll::Pending => {
                     let Poll::Ready(Ok(mut ready)) = self.listener.poll_read_ready(task) else {
@@ -78,7 +97,7 @@ impl HandoffReceiver {
     }
 
     /// The next connection from the current dispatcher; `None` once that has closed.
-    fn poll_dispatcher(&mut self, task: &mut Context<'_>) -> Poll<Option<(HandoffMessage, OwnedFd)>> {
+    fn poll_dispatcher(&mut self, task: &mut Context<'_>) -> Poll<Option<io::Result<(HandoffMessage, OwnedFd)>>> {
         let Some(dispatcher) = &self.dispatcher else { return Poll::Pending };
         while let Poll::Ready(ready) = dispatcher.poll_read_ready(task) {
             let received = match ready {
@@ -86,8 +105,11 @@ impl HandoffReceiver {
                 Err(error) => Ok(Err(error)),
             };
             match received {
-                Ok(Ok(Some((Some(message), Some(connection))))) => return Poll::Ready(Some((message, connection))),
-                // An invalid message, or a message without its socket, is discarded, and its socket closed.
+                Ok(Ok(Some((Some(message), Some(connection))))) => return Poll::Ready(Some(Ok((message, connection)))),
+                // Without a free descriptor the kernel drops the one in the message (MSG_CTRUNC, recvmsg(2)). The
+                // dispatcher has another and revokes the offer.
+                Ok(Ok(Some((Some(_), None)))) => return Poll::Ready(Some(Err(Errno::EMFILE.into()))),
+                // An invalid message is discarded, and its socket closed.
                 Ok(Ok(Some(_))) => {}
                 Ok(Ok(None) | Err(_)) => return Poll::Ready(None),
                 Err(_would_block) => {}

@@ -9,12 +9,10 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use nix::fcntl::{FcntlArg, FdFlag, fcntl};
-use nix::unistd::getpid;
 
 use crate::config::PoolConfig;
 use crate::ids::Monotonic;
 use crate::log;
-use crate::procfs;
 use crate::signals::{BlockSighup, SignalFlag};
 use crate::sync;
 use crate::sys::DefaultSignalActions;
@@ -26,6 +24,20 @@ pub(super) struct RecycleLimits {
     max_memory: Option<u64>,
     served: AtomicU64,
     started: Mutex<Monotonic>,
+    /// When the memory was last measured.
+    measured: Mutex<Option<Monotonic>>,
+}
+
+/// The shortest time between two measurements of the memory, which may read many files of `/proc`.
+const MEASURE_INTERVAL: Duration = Duration::from_millis(200);
+
+/// Why a worker recycles.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum ReachedLimit {
+    /// `max_requests` or `max_age`.
+    Planned,
+    /// `max_memory` with its jitter, and what is used, in bytes.
+    Memory { used: u64, max: u64 },
 }
 
 impl RecycleLimits {
@@ -40,6 +52,7 @@ impl RecycleLimits {
             max_memory: limit(pool.max_memory),
             served: AtomicU64::new(0),
             started: Mutex::new(now),
+            measured: Mutex::new(None),
         }
     }
 
@@ -48,12 +61,24 @@ impl RecycleLimits {
         self.served.fetch_add(1, Ordering::Relaxed) + 1
     }
 
-    /// Whether a limit is reached after `served` requests. `handler_memory`: resident bytes of the handler's
-    /// processes; `None` if it has none, then this process counts.
-    pub(super) fn is_reached(&self, served: u64, now: Monotonic, handler_memory: impl FnOnce() -> Option<u64>) -> bool {
-        self.max_requests.is_some_and(|max| served >= max)
-            || self.max_age_at().is_some_and(|at| at <= now)
-            || self.max_memory.is_some_and(|max| handler_memory().or_else(own_memory).is_some_and(|m| m > max))
+    /// The limit that is reached after `served` requests. `memory_above` returns the bytes that the worker and its processes
+    /// use, if they are more than its argument.
+    pub(super) fn reached(
+        &self,
+        served: u64,
+        now: Monotonic,
+        memory_above: impl FnOnce(u64) -> Option<u64>,
+    ) -> Option<ReachedLimit> {
+        if self.max_requests.is_some_and(|max| served >= max) || self.max_age_at().is_some_and(|at| at <= now) {
+            return Some(ReachedLimit::Planned);
+        }
+        let max = self.max_memory?;
+        let mut measured = sync::lock(&self.measured);
+        if measured.is_some_and(|at| now.since(at) < MEASURE_INTERVAL) {
+            return None;
+        }
+        *measured = Some(now);
+        memory_above(max).map(|used| ReachedLimit::Memory { used, max })
     }
 
     /// When `max_age` is reached.
@@ -66,11 +91,8 @@ impl RecycleLimits {
     pub(super) fn reset(&self, now: Monotonic) {
         self.served.store(0, Ordering::Relaxed);
         *sync::lock(&self.started) = now;
+        *sync::lock(&self.measured) = None;
     }
-}
-
-fn own_memory() -> Option<u64> {
-    procfs::resident(getpid())
 }
 
 /// Replaces this process by its next incarnation: same pid, same sockets, new program image.
@@ -125,22 +147,31 @@ mod tests {
     fn each_limit_is_reached_within_its_jitter() {
         for _ in 0..50 {
             let requests = limits(|pool| pool.max_requests = 10);
-            assert!(!requests.is_reached(7, Monotonic(0), || None) && requests.is_reached(12, Monotonic(0), || None));
+            let reached = |served| requests.reached(served, Monotonic(0), |_| None).is_some();
+            assert!(!reached(7) && reached(12));
             let age = limits(|pool| pool.max_age = Duration::from_secs(10));
             assert!((8_000_000_000..=12_000_000_000).contains(&age.max_age_at().unwrap().0));
             let memory = limits(|pool| pool.max_memory = 1000);
-            assert!(!memory.is_reached(0, Monotonic(0), || Some(799)));
-            assert!(memory.is_reached(0, Monotonic(0), || Some(1201)));
+            let Some(ReachedLimit::Memory { used, max }) = memory.reached(0, Monotonic(0), |max| Some(max + 1)) else {
+                panic!("the limit is reached");
+            };
+            assert!((800..=1200).contains(&max) && used == max + 1);
         }
     }
 
     #[test]
     fn no_limit_is_reached_by_default() {
-        assert!(!limits(|_| {}).is_reached(u64::MAX, Monotonic(u64::MAX), || Some(u64::MAX)));
+        assert_eq!(limits(|_| {}).reached(u64::MAX, Monotonic(u64::MAX), |_| Some(u64::MAX)), None);
     }
 
     #[test]
-    fn memory_of_this_process_counts_without_handler_processes() {
-        assert!(limits(|pool| pool.max_memory = 1).is_reached(0, Monotonic(0), || None));
+    fn memory_is_not_measured_more_often_than_needed() {
+        let limits = limits(|pool| pool.max_memory = 1000);
+        let at = |ms: u64| Monotonic(ms * 1_000_000);
+        assert_eq!(limits.reached(1, at(0), |_| None), None);
+        assert_eq!(limits.reached(2, at(199), |_| panic!("measured too early")), None);
+        assert!(limits.reached(3, at(200), |_| Some(5000)).is_some());
+        limits.reset(at(201));
+        assert!(limits.reached(1, at(202), |_| Some(5000)).is_some(), "a new process is measured at once");
     }
 }

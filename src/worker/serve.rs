@@ -3,6 +3,7 @@
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
 use std::thread::JoinHandle;
+use std::time::Instant;
 
 use sd_notify::NotifyState;
 use tokio::sync::{Mutex, OwnedSemaphorePermit, Semaphore, mpsc};
@@ -10,12 +11,14 @@ use tokio::task::JoinSet;
 
 use super::error::{ServeError, system};
 use super::handler::BuiltinHandler;
-use super::handoff_receiver::{HandoffReceiver, WorkerListeners};
+use super::handoff_receiver::{EXHAUSTED_GRACE, HandoffReceiver, WorkerListeners};
 use super::recycle::reexec;
 use super::service::HandlerService;
 use super::state::{TaskCommand, WorkerState};
 use super::{handoff, redirect};
-use crate::log::Event;
+use crate::config::worker_connections_within;
+use crate::descriptors;
+use crate::log::{Event, LogThrottle};
 use crate::net::{ACCEPT_RETRY_DELAY, SharedStream, SocketListener};
 use crate::sd_notification::notify;
 
@@ -28,7 +31,9 @@ pub(super) async fn serve<S: HandlerService>(
     control: JoinHandle<()>,
 ) -> Result<(), ServeError> {
     let service = Arc::new(Mutex::new(service));
-    let connection_limit = Arc::new(Semaphore::new(state.front.connections));
+    let places = worker_connections_within(state.front.connections, descriptors::limit());
+    let connection_limit = Arc::new(Semaphore::new(places));
+    let (mut failures, mut exhausted_since) = (LogThrottle::default(), None);
     let mut connections = JoinSet::new();
     let WorkerListeners { redirect: listener, handoff: receiver } = listeners;
     let handoff_socket = receiver.as_ref().map(HandoffReceiver::socket);
@@ -44,6 +49,7 @@ pub(super) async fn serve<S: HandlerService>(
         tokio::select! {
             accepted = accept(&listener, &connection_limit) => match accepted {
                 Ok((stream, permit)) => {
+                    exhausted_since = None;
                     let (state, service) = (state.clone(), service.clone());
                     connections.spawn(async move {
                         redirect::serve(state, service, stream).await;
@@ -51,12 +57,24 @@ pub(super) async fn serve<S: HandlerService>(
                     });
                 }
                 Err(error) => {
-                    tracing::warn!(worker = %state.id, %error, event = %Event::AcceptFailed,
-                        "cannot accept a connection: retrying");
+                    if let Some(count) = failures.count() {
+                        tracing::warn!(worker = %state.id, %error, count, event = %Event::AcceptFailed,
+                            "cannot accept a connection: retrying");
+                    }
+                    if !descriptors::is_exhausted() {
+                        exhausted_since = None;
+                    } else if exhausted_since.get_or_insert(Instant::now()).elapsed() >= EXHAUSTED_GRACE
+                        && !state.has_request()
+                    {
+                        return Err(ServeError::Exhausted(descriptors::limit()));
+                    }
                     tokio::time::sleep(ACCEPT_RETRY_DELAY).await;
                 }
             },
-            _ = &mut handoff_task => {
+            ended = &mut handoff_task => {
+                if ended.is_ok_and(|end| end.is_some()) {
+                    return Err(ServeError::Exhausted(descriptors::limit()));
+                }
                 return Err(system("the handoff task")(std::io::Error::other("it has ended")));
             }
             command = commands.recv() => {

@@ -244,7 +244,8 @@ fn ends_with_connection(response: &Response<Body>) -> bool {
 fn failure_response(failure: &RequestFailure) -> Response<Body> {
     let outcome = if failure.started { RequestOutcome::StartedUnknown } else { RequestOutcome::NotStarted };
     let detail = failure.reason.clone();
-    problem_response(&ProblemResponse { status: failure.status, detail, outcome, retry_after: None })
+    let retry_after = failure.retry_after();
+    problem_response(&ProblemResponse { status: failure.status, detail, outcome, retry_after })
 }
 
 /// The whole response.

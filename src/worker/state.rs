@@ -11,7 +11,7 @@ use tokio::sync::{Notify, OwnedRwLockReadGuard, RwLock, mpsc};
 
 use super::error::{ServeError, system};
 use super::handler::{BuiltinHandler, RequestFailure};
-use super::recycle::RecycleLimits;
+use super::recycle::{ReachedLimit, RecycleLimits};
 use super::task_ping::TaskPing;
 use super::turn::HandlerPermit;
 use crate::clock;
@@ -23,7 +23,7 @@ use crate::log::Event;
 use crate::net::{self, LingerBounds, SharedStream};
 use crate::shm::Segment;
 use crate::signals::SignalFlag;
-use crate::sync;
+use crate::{process_tree, sync};
 
 /// A command from the control loop to the serving task.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -311,6 +311,11 @@ impl WorkerState {
         sync::lock(&self.active).as_ref().map(|active| active.deadline + grace)
     }
 
+    /// Whether a request is claimed and its handler not done.
+    pub(super) fn has_request(&self) -> bool {
+        sync::lock(&self.active).is_some()
+    }
+
     /// The handler is done with the request. Whatever takes time from now on does not block the handler's thread.
     pub(super) fn handler_done(&self) {
         *sync::lock(&self.active) = None;
@@ -362,8 +367,12 @@ impl WorkerState {
 
     fn release(&self, lease: LeaseId, served: u64) {
         self.handler_done();
-        let memory = || self.builtin.as_ref().and_then(BuiltinHandler::memory);
-        if self.limits.is_reached(served, clock::now(), memory) {
+        if let Some(limit) = self.limits.reached(served, clock::now(), process_tree::memory_above) {
+            if let ReachedLimit::Memory { used, max } = limit {
+                tracing::info!(worker = %self.id, epoch = %self.slot.epoch(), used, max, event = %Event::WorkerRecycled,
+                    "the worker and its processes use {} MiB, more than max_memory ({} MiB with its jitter): recycling",
+                    used >> 20, max >> 20);
+            }
             // Before the lease is released, so that the dispatcher sees both at once.
             self.request_recycle();
         }

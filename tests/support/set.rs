@@ -58,6 +58,21 @@ impl TestSet {
         self.spawn(self.command(&["run"]));
     }
 
+    /// Starts `patou run` with this limit of open files, soft and hard.
+    pub(crate) fn run_with_open_files(&mut self, limit: u32) {
+        let patou = self.command(&["run"]);
+        let mut command = Command::new("sh");
+        command.args(["-c", &format!("ulimit -n {limit} && exec \"$@\""), "sh"]);
+        command.arg(patou.get_program()).args(patou.get_args()).stdin(Stdio::null());
+        for (name, value) in patou.get_envs() {
+            match value {
+                Some(value) => command.env(name, value),
+                None => command.env_remove(name),
+            };
+        }
+        self.spawn(command);
+    }
+
     /// Starts `patou run` with another log level than `debug`.
     pub(crate) fn run_with_log_level(&mut self, level: &str) {
         let mut command = self.command(&["run"]);

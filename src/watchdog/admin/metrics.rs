@@ -4,6 +4,7 @@ use std::fmt::{Display, Write};
 
 use super::snapshot::SetSnapshot;
 use crate::ids::{Monotonic, WorkerId};
+use crate::probe::ConnectionReport;
 use crate::stats::{CounterTotals, Counters, Histogram};
 use crate::status::{HealthState, StatusView};
 
@@ -57,6 +58,14 @@ fn part_metrics(out: &mut OpenMetricsText, now: Monotonic, snapshot: &SetSnapsho
         let help = "Age of the dispatcher's last report, the source of the queue and pool metrics.";
         out.family("patou_report_age_seconds", "gauge", help);
         out.sample("patou_report_age_seconds", &[], now.since(*at).as_secs_f64());
+    }
+    let connections = snapshot.last_report.as_ref().and_then(|(_, report)| report.connections);
+    if let Some(ConnectionReport { used, places }) = connections {
+        out.family("patou_connections", "gauge", "Connections of clients that the dispatcher holds.");
+        out.sample("patou_connections", &[], used);
+        let help = "Most connections that it holds: front.connections, or fewer if the limit of open files is too low.";
+        out.family("patou_connections_max", "gauge", help);
+        out.sample("patou_connections_max", &[], places);
     }
     let stats = &snapshot.restart_stats;
     out.family("patou_restarts", "counter", "Restarts of each part by cause.");

@@ -25,18 +25,17 @@ use tokio::time::{sleep, timeout};
 
 use super::respond::respond;
 use super::snapshot::SetSnapshot;
+use crate::config::admin_connections_within;
 use crate::ids::WorkerId;
+use crate::log::{Event, LogThrottle};
 use crate::net::{
     self, ACCEPT_RETRY_DELAY, LingerBounds, NoRequest, OneRequestIo, ProblemResponse, RequestInput, SocketListener,
     deliver,
 };
 use crate::stats::CounterTotals;
 use crate::sync;
-use crate::{log, sys};
+use crate::{descriptors, sys};
 
-/// Concurrent connections of each listener, so that TCP clients cannot exclude those of the Unix socket; more wait in the
-/// kernel's backlog.
-const CONNECTIONS_MAX: usize = 64;
 /// How long a client may take to send its request head.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(2);
 /// The largest request head, in bytes: hyper's minimum.
@@ -90,13 +89,14 @@ impl AdminServer {
 
 /// The thread: sleeps until a client connects, serves until no connection is left.
 fn serve(sockets: &[OwnedFd], stop: OwnedFd, shared: &Arc<AdminShared>) {
+    let mut failures = LogThrottle::default();
     loop {
         let fds = sockets.iter().chain([&stop]).map(|fd| PollFd::new(fd.as_fd(), PollFlags::POLLIN));
         let mut fds: Vec<PollFd<'_>> = fds.collect();
         match poll(&mut fds, PollTimeout::NONE) {
             Ok(_) | Err(Errno::EINTR) => {}
             Err(error) => {
-                tracing::error!(event = %log::Event::RuntimeDirError, "admin.sock is not served any more: {error}");
+                tracing::error!(event = %Event::RuntimeDirError, "admin.sock is not served any more: {error}");
                 return;
             }
         }
@@ -110,7 +110,10 @@ fn serve(sockets: &[OwnedFd], stop: OwnedFd, shared: &Arc<AdminShared>) {
         let served =
             runtime.and_then(|runtime| LocalSet::new().block_on(&runtime, serve_until_idle(sockets, &stop, shared)));
         if let Err(error) = served {
-            tracing::warn!(%error, event = %log::Event::AcceptFailed, "admin.sock: cannot serve a client, trying again");
+            if let Some(count) = failures.count() {
+                tracing::warn!(%error, count, event = %Event::AcceptFailed,
+                    "admin.sock: cannot serve a client, trying again");
+            }
             thread::sleep(ACCEPT_RETRY_DELAY);
         }
     }
@@ -141,7 +144,9 @@ async fn accept_connections(
     connections: Rc<Cell<usize>>,
     ended: Rc<Notify>,
 ) {
-    let permits = Arc::new(Semaphore::new(CONNECTIONS_MAX));
+    // Of each listener, so that TCP clients cannot exclude those of the Unix socket; more wait in the kernel's backlog.
+    let permits = Arc::new(Semaphore::new(admin_connections_within(descriptors::limit())));
+    let mut failures = LogThrottle::default();
     let listens_on = listener.tcp_address().map(|address| address.ip());
     loop {
         let Ok(permit) = permits.clone().acquire_owned().await else { return };
@@ -160,7 +165,10 @@ async fn accept_connections(
                 });
             }
             Err(error) => {
-                tracing::warn!(%error, event = %log::Event::AcceptFailed, "admin.sock: accept failed");
+                if let Some(count) = failures.count() {
+                    tracing::warn!(%error, count, event = %Event::AcceptFailed,
+                        "admin.sock: cannot accept a connection, trying again");
+                }
                 sleep(ACCEPT_RETRY_DELAY).await;
                 ended.notify_one();
             }

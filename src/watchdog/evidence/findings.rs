@@ -13,6 +13,8 @@ pub(super) const LATENESS_KEPT: Duration = Duration::from_secs(60);
 pub(super) struct Evidence {
     /// How long it has been running.
     pub age: Option<Duration>,
+    /// How many descriptors it has open, and its limit.
+    pub descriptors: Option<(u64, u64)>,
     /// The first of its threads.
     pub threads: Vec<ThreadEvidence>,
     pub thread_count: usize,

@@ -25,6 +25,9 @@ pub(super) fn summary(pid: u32, evidence: &Evidence, now: Monotonic) -> String {
         lines.push("processes it started:".to_owned());
         lines.extend(indented(children));
     }
+    if let Some(descriptors) = descriptors(evidence) {
+        lines.push(format!("descriptors: {descriptors}"));
+    }
     lines.push(format!("held: {}", held(evidence.held.as_ref(), now)));
     lines.push(format!("machine: {}", machine(&evidence.machine)));
     if !evidence.denied.is_empty() {
@@ -34,6 +37,11 @@ pub(super) fn summary(pid: u32, evidence: &Evidence, now: Monotonic) -> String {
         lines.push("the rest was not read in time".to_owned());
     }
     lines.join("\n")
+}
+
+/// How many descriptors are open of those that the limit allows.
+pub(super) fn descriptors(evidence: &Evidence) -> Option<String> {
+    evidence.descriptors.map(|(used, limit)| format!("{used} of {limit} open"))
 }
 
 /// A line for each thread.

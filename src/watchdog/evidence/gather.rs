@@ -107,6 +107,8 @@ pub(super) fn gather(target: EvidenceTarget, found: &Mutex<Evidence>) {
         found.age = stat.and_then(|stat| stat.age(uptime?));
         (found.thread_count, found.threads) = (threads.len(), described);
     }
+    let descriptors = permitted(procfs::descriptors(&process), "descriptors", found);
+    sync::lock(found).descriptors = descriptors;
     let pids = scope.children(pid);
     let children: Vec<_> = pids.iter().filter_map(|pid| child(*pid, uptime)).take(DESCRIBED_MAX).collect();
     {
@@ -119,7 +121,8 @@ pub(super) fn gather(target: EvidenceTarget, found: &Mutex<Evidence>) {
     {
         let mut found = sync::lock(found);
         // The kernel shows the wait channels to the same users as system calls, but reports no error.
-        if !found.denied.is_empty() && found.threads.iter().all(|thread| thread.wait_channel.is_none()) {
+        let is_denied = found.denied.iter().any(|what| *what != "descriptors");
+        if is_denied && found.threads.iter().all(|thread| thread.wait_channel.is_none()) {
             found.denied.insert(0, "wait channels");
         }
     }
@@ -168,17 +171,19 @@ fn thread(dir: &Path) -> ThreadEvidence {
     }
 }
 
+/// `None` if it cannot be read; a denial is noted.
+fn permitted<T>(read: io::Result<T>, what: &'static str, found: &Mutex<Evidence>) -> Option<T> {
+    read.inspect_err(|error| {
+        let mut found = sync::lock(found);
+        if error.kind() == ErrorKind::PermissionDenied && !found.denied.contains(&what) {
+            found.denied.push(what);
+        }
+    })
+    .ok()
+}
+
 /// What needs rights, and may take time to read: system call and kernel stack of thread `index`.
 fn kernel_side(dir: &Path, index: usize, found: &Mutex<Evidence>) {
-    fn permitted<T>(read: io::Result<T>, what: &'static str, found: &Mutex<Evidence>) -> Option<T> {
-        read.inspect_err(|error| {
-            let mut found = sync::lock(found);
-            if error.kind() == ErrorKind::PermissionDenied && !found.denied.contains(&what) {
-                found.denied.push(what);
-            }
-        })
-        .ok()
-    }
     let system_call = permitted(procfs::system_call(dir), "system calls", found).flatten();
     let stack = permitted(procfs::kernel_stack(dir, FRAMES_MAX), "kernel stacks", found).unwrap_or_default();
     let mut found = sync::lock(found);
@@ -227,6 +232,7 @@ mod tests {
         assert!(has_child(&found), "{found:?}");
         assert!(found.thread_count >= 2 && found.threads.len() >= 2 && found.age.is_some(), "{found:?}");
         assert!(found.threads.iter().any(|thread| thread.state == Some('R')), "{found:?}");
+        assert!(found.descriptors.is_some_and(|(used, limit)| 3 <= used && used <= limit), "{found:?}");
         assert!(found.machine.load.is_some() && found.machine.memory.is_some(), "{found:?}");
         assert_eq!(found.held, None);
     }

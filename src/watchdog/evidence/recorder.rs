@@ -86,6 +86,7 @@ impl EvidenceRecorder {
             wchan = main_thread.and_then(|thread| thread.wait_channel.as_deref()),
             doing = format::threads(&evidence),
             children = format::children(&evidence),
+            descriptors = format::descriptors(&evidence),
             phase,
             claim_age_ms = request.map(|request| now.since(request.claimed_at).as_millis() as u64),
             request = request.map(|request| format::request_text(&request.text)),

@@ -7,6 +7,9 @@ use super::{ConfigChange, Notice, Part, PartSignal, Plan, PlanAction, SetPhase, 
 use crate::ids::Monotonic;
 use crate::liveness::{RestartHistory, SilenceTimer};
 
+/// How long a start is postponed when a resource is used up.
+const START_RETRY: Duration = Duration::from_secs(1);
+
 impl Plan {
     pub(super) fn on_started(&mut self, now: Monotonic, part: &Part, pid: u32) {
         if let Some(record) = self.parts.get_mut(part) {
@@ -76,6 +79,21 @@ impl Plan {
             }
         };
         self.actions.push(PlanAction::Log(part.clone(), notice));
+    }
+
+    /// A lack of descriptors, memory or processes passes or is repaired: the start is tried again for as long as it takes.
+    pub(super) fn on_start_postponed(&mut self, now: Monotonic, part: &Part, cause: String) {
+        let is_wanted = !self.is_stopping()
+            && matches!(self.parts.get(part), Some(PartRecord { state: PartState::Running(_), .. }));
+        if !is_wanted {
+            return self.on_exited(now, part, cause, 0.5);
+        }
+        let Some(record) = self.parts.get_mut(part) else { return };
+        record.state = PartState::StartDue(now + START_RETRY);
+        if record.cause.as_ref() != Some(&cause) {
+            record.cause = Some(cause.clone());
+            self.actions.push(PlanAction::Log(part.clone(), Notice::Restarting { cause, delay: START_RETRY }));
+        }
     }
 
     /// Stops the set; the second call kills it.

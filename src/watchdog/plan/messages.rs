@@ -117,6 +117,8 @@ pub(crate) enum PlanEvent {
     Started(Part, u32),
     /// The part could not be started, for this reason.
     StartFailed(Part, String),
+    /// The part could not be started because a resource is used up, which is no fault of the part.
+    StartPostponed(Part, String),
     /// The part reported that it can serve.
     Ready(Part),
     /// The part's process ended.
@@ -140,6 +142,8 @@ pub(crate) enum PlanEvent {
     /// A probe was sent to the dispatcher. Evaluation waits for the next event, because an answer may already be
     /// buffered; the same holds for `WatchdogLate` and `MachineResumed`.
     ProbeSent,
+    /// The probe that was last sent did not leave the watchdog, which had no descriptor or memory for it.
+    ProbeNotSent,
     /// The dispatcher answered a probe.
     Report(Vec<WorkerLiveness>),
     /// The sample that [`PlanAction::Sample`] requested.
@@ -255,7 +259,7 @@ mod tests {
         let name = "web".to_owned().try_into().unwrap();
         let pool =
             PoolReport { name, queue: 0, oldest_ms: 0, workers: vec![worker; count], counters: Default::default() };
-        ProbeReport { nonce: 1, pid: 1, epoch: 1, pools: vec![pool], refused: None }
+        ProbeReport { nonce: 1, pid: 1, epoch: 1, pools: vec![pool], connections: None, refused: None }
     }
 
     #[test]

@@ -30,7 +30,7 @@ use crate::watchdog::restart_stats::{RestartCause, RestartStats};
 use crate::watchdog::sockets::SetSockets;
 use crate::watchdog::state::{self, StateWriter};
 use crate::watchdog::worker_endpoints::{SegmentNames, WorkerEndpoints};
-use crate::{backoff, clock, ipc, log};
+use crate::{backoff, clock, descriptors, ipc, log};
 
 /// A running set and everything that outlives its parts.
 pub(crate) struct ChildSupervisor {
@@ -150,6 +150,9 @@ impl ChildSupervisor {
             if suspends.was_suspended() {
                 self.handle(now, PlanEvent::MachineResumed);
             }
+            if self.prober.take_not_sent() {
+                self.handle(now, PlanEvent::ProbeNotSent);
+            }
             if next_probe <= now {
                 next_probe = now + self.config.watchdog.probe_interval;
                 if self.prober.send_probe(prober::failed_pools(&self.plan)) {
@@ -216,7 +219,8 @@ impl ChildSupervisor {
     fn on_notify(&mut self, message: NotifyMessage) -> Option<PlanEvent> {
         let part = self.children.part(message.pid)?.clone();
         if part == Part::Dispatcher {
-            self.fd_store.apply(&message.fields, message.fds, self.config.front.connections);
+            let max = self.config.descriptor_needs().stored_within(descriptors::limit());
+            self.fd_store.apply(&message.fields, message.fds, max);
         }
         if let Some(failure) = message.fields.failure {
             self.failures.insert(part.clone(), failure);

@@ -4,20 +4,20 @@ use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 
 use super::child_supervisor::ChildSupervisor;
-use crate::clock;
-use crate::config::ProcessLimits;
 use crate::watchdog::plan::{Part, PlanEvent};
 use crate::watchdog::restart_stats::RestartCause;
+use crate::{clock, descriptors};
 
 impl ChildSupervisor {
     /// Starts a part and returns the result as an event.
     pub(crate) fn start(&mut self, part: Part) -> PlanEvent {
         self.restart_stats.starting(&part);
         let pool = part.worker().and_then(|id| self.config.pool(&id.pool));
-        let limits = pool.map(|pool| pool.limits.as_rlimits()).unwrap_or_else(|| {
-            let files = self.config.dispatcher_descriptors();
-            ProcessLimits { open_files: Some((files, files)), ..ProcessLimits::default() }
-        });
+        let mut limits = pool.map(|pool| pool.limits.as_rlimits()).unwrap_or_default();
+        if part != Part::Dispatcher {
+            // This process has raised its own limit, and the dispatcher's with it.
+            limits.open_files = limits.open_files.or(Some(descriptors::inherited()));
+        }
         match self.sockets_of(&part).and_then(|sockets| self.children.start(&part, sockets, limits)) {
             Ok(pid) => {
                 tracing::debug!(pid, %part, "{part} was started");
@@ -25,7 +25,12 @@ impl ChildSupervisor {
             }
             Err(error) => {
                 self.restart_stats.ended(clock::now(), &part, RestartCause::Start);
-                PlanEvent::StartFailed(part, format!("it cannot be started: {error}"))
+                let cause = format!("it cannot be started: {error}");
+                if descriptors::is_shortage(&error) {
+                    PlanEvent::StartPostponed(part, cause)
+                } else {
+                    PlanEvent::StartFailed(part, cause)
+                }
             }
         }
     }

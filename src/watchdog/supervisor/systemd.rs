@@ -133,6 +133,9 @@ impl UnitSupervisor {
             if suspends.was_suspended() {
                 self.handle(now, PlanEvent::MachineResumed);
             }
+            if self.prober.take_not_sent() {
+                self.handle(now, PlanEvent::ProbeNotSent);
+            }
             if next_probe <= now {
                 next_probe = now + self.config.watchdog.probe_interval;
                 self.find_processes();

@@ -129,14 +129,6 @@ impl BuiltinHandler {
         }
     }
 
-    /// The resident memory of the co-process and its descendants, in bytes; `None` without a co-process.
-    pub(crate) fn memory(&self) -> Option<u64> {
-        match self {
-            Self::Coprocess(coprocess) => coprocess.memory(),
-            Self::Echo | Self::Exec(_) | Self::Inetd(_) => None,
-        }
-    }
-
     /// Ends the handler: lets the co-process exit as in [`recycle`](Self::recycle), then kills and reaps everything
     /// that remains.
     pub(crate) async fn stop(&self) {

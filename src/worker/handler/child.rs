@@ -116,6 +116,22 @@ impl fmt::Display for ProcessExit {
     }
 }
 
+/// Why there is no process of a program.
+#[derive(Debug)]
+pub(super) enum SpawnError {
+    NotStarted(io::Error),
+    /// Its end could not be awaited, for example for lack of a descriptor. It may have done something until then.
+    Killed(io::Error),
+}
+
+impl From<SpawnError> for io::Error {
+    fn from(error: SpawnError) -> Self {
+        match error {
+            SpawnError::NotStarted(error) | SpawnError::Killed(error) => error,
+        }
+    }
+}
+
 /// A started process. Dropping it neither kills nor reaps; [`crate::process_tree`] does.
 #[derive(Debug)]
 pub(super) struct HandlerProcess {
@@ -126,14 +142,13 @@ pub(super) struct HandlerProcess {
 
 impl HandlerProcess {
     /// Starts `command`. Take its pipes with [`HandlerProcess::pipes`].
-    pub(super) fn spawn(command: &mut Command) -> io::Result<Self> {
-        let mut process = command.spawn()?;
+    pub(super) fn spawn(command: &mut Command) -> Result<Self, SpawnError> {
+        let mut process = command.spawn().map_err(SpawnError::NotStarted)?;
         match sys::pidfd_open(Pid::from_raw(process.id() as i32)).and_then(sys::when_readable) {
             Ok(pidfd) => Ok(Self { process, pidfd: Arc::new(pidfd), exit: None }),
             Err(error) => {
-                process.kill()?;
-                process.wait()?;
-                Err(error)
+                let killed = process.kill().and_then(|()| process.wait());
+                Err(SpawnError::Killed(killed.err().unwrap_or(error)))
             }
         }
     }

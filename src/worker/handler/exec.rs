@@ -16,7 +16,7 @@ use tokio::net::unix::pipe::Sender;
 use super::body::Body;
 use super::body_feed::BodyFeed;
 use super::cgi::{self, CgiResponse};
-use super::child::{HandlerProcess, HandlerProgram};
+use super::child::{HandlerProcess, HandlerProgram, SpawnError};
 use super::context::RequestContext;
 use super::failure::RequestFailure;
 use super::limited_body::LimitedBody;
@@ -69,12 +69,15 @@ impl Exec {
         let length = body.as_ref().and_then(|body| body.size_hint().exact());
         let variables = cgi::meta_variables(parts, context, length)
             .map_err(|error| RequestFailure::new(StatusCode::BAD_REQUEST, error.to_string()).not_started())?;
-        let not_started = |error| self.0.start_failure(&error).not_started();
-        let started = |error| self.0.start_failure(&error);
+        let not_started = |error| self.0.start_failure(&error);
+        let started = |error| self.0.failure_after_start(&error);
         let mut command = self.0.program().command(Vec::new()).map_err(not_started)?;
         command.envs(variables).stdout(Stdio::piped()).stderr(Stdio::piped());
         command.stdin(if body.is_some() { Stdio::piped() } else { Stdio::null() });
-        let mut child = HandlerProcess::spawn(&mut command).map_err(not_started)?;
+        let mut child = HandlerProcess::spawn(&mut command).map_err(|error| match error {
+            SpawnError::NotStarted(error) => not_started(error),
+            SpawnError::Killed(error) => started(error),
+        })?;
         drop(command);
         let [stdin, stdout, stderr] = child.pipes();
         let lease = Some(context.lease.as_str().into());

@@ -1,13 +1,17 @@
 //! Why a request has no response, or an incomplete one.
 
+use std::io;
+
 use http::StatusCode;
+
+use crate::descriptors;
 
 /// The status to respond with, and the reason. As the error of a response body it means that the response must
 /// end with a visible cut.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{reason}")]
 pub(crate) struct RequestFailure {
-    /// 400, 408, 411 or 413 for a request that cannot be served, 500 for a program that cannot be started, 502 for
+    /// 400, 408, 411 or 413 for a request that cannot be served, 500 or 503 for a program that cannot be started, 502 for
     /// a program that dies or breaks the protocol. The worker itself adds 504 and 505.
     pub status: StatusCode,
     /// Why, for the client and the log; without a full stop.
@@ -30,8 +34,15 @@ impl RequestFailure {
         Self::new(StatusCode::BAD_GATEWAY, reason)
     }
 
-    /// The program did not start: 500.
-    pub(super) fn cannot_start(reason: impl Into<String>) -> Self {
-        Self::new(StatusCode::INTERNAL_SERVER_ERROR, reason)
+    /// The program did not start: 503 if `error` is a lack of descriptors, memory or processes, which may pass, else 500.
+    pub(super) fn cannot_start(reason: impl Into<String>, error: Option<&io::Error>) -> Self {
+        let is_shortage = error.is_some_and(descriptors::is_shortage);
+        let status = if is_shortage { StatusCode::SERVICE_UNAVAILABLE } else { StatusCode::INTERNAL_SERVER_ERROR };
+        Self::new(status, reason).not_started()
+    }
+
+    /// When the client should retry, in seconds.
+    pub(crate) fn retry_after(&self) -> Option<u64> {
+        (self.status == StatusCode::SERVICE_UNAVAILABLE && !self.started).then_some(1)
     }
 }

@@ -4,6 +4,7 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex, Weak};
 
+use http::StatusCode;
 use tokio::task::JoinHandle;
 
 use super::child::HandlerProgram;
@@ -33,7 +34,13 @@ impl OneShotProgram {
 
     /// The failure of a request for which no process could be started.
     pub(super) fn start_failure(&self, error: &io::Error) -> RequestFailure {
-        RequestFailure::cannot_start(format!("cannot start `{}`: {error}", self.program.name()))
+        RequestFailure::cannot_start(format!("cannot start `{}`: {error}", self.program.name()), Some(error))
+    }
+
+    /// The failure of a request whose process was started but cannot be used. It may have done something.
+    pub(super) fn failure_after_start(&self, error: &io::Error) -> RequestFailure {
+        let reason = format!("cannot use `{}` after its start: {error}", self.program.name());
+        RequestFailure::new(StatusCode::INTERNAL_SERVER_ERROR, reason)
     }
 
     /// Writes the standard error of a process to the log.

@@ -32,6 +32,7 @@ fn the_summary_of_a_worker_describes_threads_children_lease_and_machine() {
     let child = ChildEvidence { pid: 4713, state: Some('S'), name: "sh".into(), command: None, age: Some(ms(1500)) };
     let evidence = Evidence {
         age: Some(ms(3_723_400)),
+        descriptors: Some((297, 300)),
         // epoll_wait has other numbers on other architectures, and none on some.
         threads: vec![stopped_thread("patou", None), stopped_thread("a\nb", Some(i64::from(i32::MAX)))],
         thread_count: 5,
@@ -55,6 +56,7 @@ fn the_summary_of_a_worker_describes_threads_children_lease_and_machine() {
          processes it started:\n  \
            4713 sleeping, 1s 500ms old: [sh]\n  \
            4713 sleeping: sh -c \\x1b[2J\n\
+         descriptors: 297 of 300 open\n\
          held: lease 1.17, no response yet, claimed 1s 400ms ago: GET /a\u{fffd}\\x0a\n\
          machine: load 0.31 0.20 0.10; pressure over 10 s: cpu 1.2 %, io 0.0 %; \
            3000 of 4000 MiB of memory available; the watchdog was up to 31ms late in the last 1m\n\

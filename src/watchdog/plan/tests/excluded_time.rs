@@ -104,6 +104,29 @@ fn after_a_suspend_every_silence_restarts() {
 }
 
 #[test]
+fn a_dispatcher_that_the_watchdog_cannot_probe_is_not_silent() {
+    let mut scenario = Scenario::up();
+    for ms in (0..20_000).step_by(250) {
+        scenario.expect(ms, PlanEvent::ProbeSent, &[]);
+        scenario.expect(ms + 1, PlanEvent::ProbeNotSent, &[]);
+    }
+    scenario.expect(20_000, PlanEvent::ProbeSent, &[]);
+    assert_eq!(scenario.plan.deadline(), Some(at(22_000)), "its silence starts with a probe that was sent");
+}
+
+#[test]
+fn a_part_that_cannot_be_started_for_lack_of_resources_is_not_given_up() {
+    let mut scenario = Scenario::up();
+    scenario.expect(0, exited(Part::Dispatcher), &["restart dispatcher in 0ns: gone", "start dispatcher"]);
+    let postponed = || PlanEvent::StartPostponed(Part::Dispatcher, "no descriptor".to_owned());
+    scenario.expect(0, postponed(), &["restart dispatcher in 1s: no descriptor"]);
+    for second in 1..300 {
+        scenario.expect(second * 1000, PlanEvent::Tick, &["start dispatcher"]);
+        scenario.expect(second * 1000, postponed(), &[]);
+    }
+}
+
+#[test]
 fn time_in_which_the_watchdog_or_the_dispatcher_was_late_is_excluded() {
     let mut scenario = Scenario::up();
     scenario.report(900, Some(100), &[]);

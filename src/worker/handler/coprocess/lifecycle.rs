@@ -157,12 +157,6 @@ impl Coprocess {
         Ok(())
     }
 
-    /// The resident memory of the process and its descendants, in bytes.
-    pub(in super::super) fn memory(&self) -> Option<u64> {
-        let pid = self.lock().pid?;
-        process_tree::resident(pid)
-    }
-
     /// Lets the process exit, then kills everything that remains.
     pub(in super::super) async fn stop(&self) {
         if let CurrentProcess::Idle(process) = self.take() {
@@ -181,8 +175,10 @@ impl Coprocess {
         {
             return Ok(process);
         }
-        let failure = |error: HandlerStartError| RequestFailure::cannot_start(error.to_string());
-        self.restart().await.map_err(|error| failure(error).not_started())
+        self.restart().await.map_err(|error| {
+            let cause = if let HandlerStartError::Spawn(_, cause) = &error { Some(cause) } else { None };
+            RequestFailure::cannot_start(error.to_string(), cause)
+        })
     }
 
     /// Returns the process if it is alive and at the start of a frame; otherwise records why not.

@@ -321,7 +321,7 @@ impl SetSimulation {
         let workers = self.pool.pool.workers().iter().enumerate().map(worker).collect();
         let (name, counters) = ("web".to_owned().try_into().unwrap(), Default::default());
         let pool = PoolReport { name, queue: 0, oldest_ms: 0, workers, counters };
-        let report = ProbeReport { nonce: 1, pid: 1, epoch: 1, pools: vec![pool], refused: None };
+        let report = ProbeReport { nonce: 1, pid: 1, epoch: 1, pools: vec![pool], connections: None, refused: None };
         self.pool.handle(PoolEvent::Probe);
         self.within(3, SetSimEvent::Watchdog(Wake::Report(Some(report))));
     }
