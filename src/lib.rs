@@ -40,8 +40,12 @@ mod sync;
 mod log;
 #[cfg(feature = "worker")]
 mod sys;
+#[cfg(feature = "daemon")]
+mod inherited;
 #[cfg(feature = "worker")]
 mod procfs;
+#[cfg(feature = "daemon")]
+mod requirements;
 #[cfg(feature = "worker")]
 mod doorbell;
 #[cfg(feature = "worker")]

@@ -5,13 +5,15 @@ use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use nix::sys::prctl;
 use sd_notify::NotifyState;
 
 use super::config_source::{load, load_to_run};
 use super::error::{CommandError, failed};
+use super::init;
 use crate::config::{HandlerConfig, Origin};
 use crate::ids::WorkerId;
-use crate::{dispatcher, watchdog, worker};
+use crate::{dispatcher, requirements, watchdog, worker};
 
 fn runtime() -> Result<tokio::runtime::Runtime, CommandError> {
     tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(failed)
@@ -19,11 +21,16 @@ fn runtime() -> Result<tokio::runtime::Runtime, CommandError> {
 
 /// `patou run`
 pub(super) fn run(path: Option<&Path>) -> Result<(), CommandError> {
+    requirements::check().map_err(failed)?;
+    if init::is_needed() {
+        return init::run(path);
+    }
     runtime()?.block_on(watchdog::run(load_to_run(path)?)).map_err(failed)
 }
 
 /// `patou watchdog`
 pub(super) fn watchdog(path: Option<&Path>) -> Result<(), CommandError> {
+    requirements::check().map_err(|error| failed(format!("watchdog: {error}")))?;
     runtime()?.block_on(watchdog::watch(load(path)?)).map_err(|error| failed(format!("watchdog: {error}")))
 }
 
@@ -52,6 +59,7 @@ fn report_to_watchdog(error: CommandError, part: &str) -> CommandError {
 }
 
 fn run_dispatcher(path: Option<&Path>) -> Result<(), CommandError> {
+    requirements::check().map_err(|error| failed(format!("dispatcher: {error}")))?;
     let loaded = load(path)?;
     let path = match loaded.origin {
         Origin::File(path) => Some(path),
@@ -63,6 +71,9 @@ fn run_dispatcher(path: Option<&Path>) -> Result<(), CommandError> {
 }
 
 fn run_worker(path: Option<&Path>, id: &WorkerId) -> Result<(), CommandError> {
+    requirements::check().map_err(|error| failed(format!("worker {id}: {error}")))?;
+    // Also for the processes that a program starts before it serves: they must not become the watchdog's.
+    prctl::set_child_subreaper(true).map_err(failed)?;
     let config = load(path)?.config;
     if let Some(pool) = config.pool(&id.pool)
         && let HandlerConfig::Program(command) = &pool.handler

@@ -7,7 +7,7 @@ use std::time::Duration;
 use nix::unistd::Pid;
 use tokio::time::{Instant, sleep_until, timeout};
 
-use super::super::child::{HandlerProgram, HandlerStartError};
+use super::super::child::{HandlerProgram, HandlerStartError, log_killed};
 use super::super::failure::RequestFailure;
 use super::super::output_log::{LeaseLabel, LogPipe, OutputLog};
 use super::backoff::RestartBackoff;
@@ -108,7 +108,7 @@ impl Coprocess {
         if let Some(process) = process.and_then(|process| self.keep_if_idle(process)) {
             let pid = process.pid();
             self.put(CurrentProcess::Idle(process));
-            return process_tree::reap_orphans(pid);
+            return process_tree::reap_orphans(|orphan| orphan == pid);
         }
         match self.restart().await {
             Ok(process) => self.put(CurrentProcess::Idle(process)),
@@ -241,7 +241,7 @@ impl Coprocess {
     }
 
     async fn kill(&self, is_chosen: impl Fn(&ProcessStat) -> bool) {
-        if let Err(survivors) = process_tree::kill(is_chosen).await {
+        if let Err(survivors) = process_tree::kill(is_chosen, log_killed).await {
             tracing::error!(worker = %self.log.worker(), event = %Event::ProcessSurvived, "{survivors}");
         }
     }
