@@ -28,7 +28,7 @@ pub(crate) struct ProbeResult<'a> {
 /// Combines what the watchdog and the dispatcher have reported with what the slots contain now.
 pub(crate) fn collect(config: &Config, state: &SavedState, probe: ProbeResult<'_>) -> StatusView {
     let ProbeResult { report, responsive } = probe;
-    let foreign = (!state.has_local_pids()).then(|| ForeignSet::read(&config.set.runtime_dir));
+    let foreign = (!state.has_local_pids()).then(|| ForeignSet::read(&config.set.runtime_dir, PROBE_TIMEOUT));
     let watchdog = match &foreign {
         Some(set) => set.watchdog(responsive),
         None => match state.watchdog() {

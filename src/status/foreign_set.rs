@@ -4,6 +4,7 @@
 use std::io::{self, ErrorKind, Read, Write};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
+use std::time::Duration;
 
 use crate::ids::WorkerId;
 use crate::ipc::{self, ListedWorker, SetLock};
@@ -17,11 +18,11 @@ pub(super) struct ForeignSet {
 }
 
 impl ForeignSet {
-    /// Those of the set in `dir`. Waits as long for the watchdog as for a dispatcher.
-    pub(super) fn read(dir: &Path) -> Self {
+    /// Those of the set in `dir`. The watchdog may take `timeout` to respond.
+    pub(super) fn read(dir: &Path, timeout: Duration) -> Self {
         Self {
             is_set_locked: SetLock::holder(dir).is_some(),
-            admin: request_health(&dir.join("admin.sock")),
+            admin: request_health(&dir.join("admin.sock"), timeout),
             segments: ipc::list(dir).unwrap_or_default(),
         }
     }
@@ -49,10 +50,10 @@ impl ForeignSet {
 }
 
 /// Whether the watchdog responds on its socket.
-fn request_health(socket: &Path) -> io::Result<()> {
+fn request_health(socket: &Path, timeout: Duration) -> io::Result<()> {
     let mut stream = UnixStream::connect(socket)?;
-    stream.set_read_timeout(Some(super::PROBE_TIMEOUT))?;
-    stream.set_write_timeout(Some(super::PROBE_TIMEOUT))?;
+    stream.set_read_timeout(Some(timeout))?;
+    stream.set_write_timeout(Some(timeout))?;
     stream.write_all(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n")?;
     stream.read_exact(&mut [0])
 }
