@@ -26,6 +26,7 @@ pub(crate) fn reset_for_part() {
     sys::stop_interval_timers();
     sys::stop_ignoring_signals();
     sys::catch_stray_signals();
+    sys::ignore_terminal_output_stop();
     let _ = SigSet::from(Signal::SIGHUP).thread_set_mask(); // fails for no valid set
     // A umask that denies the owner makes every new file useless. The rest is for the files of the handlers: patou sets
     // the mode of each of its own files that other users can reach.

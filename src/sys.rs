@@ -52,6 +52,7 @@ pub(crate) fn map_fds(command: &mut Command, map: Vec<(OwnedFd, RawFd)>) -> io::
         // The standard library's pipe stays open until then. Where it fails, the descriptors' flags apply, which
         // `close_on_exec_from` has set for inherited ones.
         close_range_on_exec(3);
+        restore_terminal_output_stop();
         for (source, target) in &moved {
             // SAFETY: needed because nix's dup2 requires an OwnedFd for the target. Both are plain numbers; the source
             // is open (owned by this closure) and differs from the target (it is above all of them), so dup2 creates
@@ -142,6 +143,17 @@ pub(crate) fn catch_stray_signals() {
     }
 }
 
+/// Ignores SIGTTOU, unless this process handles it. Parts are background processes of the terminal that `patou run` was
+/// started in: with `stty tostop` their first log line would stop them. [`map_fds`] undoes it for the processes they start.
+pub(crate) fn ignore_terminal_output_stop() {
+    replace_action(libc::SIGTTOU, libc::SIG_DFL, libc::SIG_IGN);
+}
+
+/// The opposite of [`ignore_terminal_output_stop`], before another program is executed in place of this one.
+pub(crate) fn restore_terminal_output_stop() {
+    replace_action(libc::SIGTTOU, libc::SIG_IGN, libc::SIG_DFL);
+}
+
 /// Gives every signal that is ignored its default action, except SIGPIPE: the standard library ignores it in this
 /// process, and sets the default action in those that it starts.
 pub(crate) fn stop_ignoring_signals() {
@@ -178,7 +190,7 @@ fn replace_action(number: libc::c_int, old: libc::sighandler_t, new: libc::sigha
     if action.sa_sigaction == old {
         action.sa_sigaction = new;
         action.sa_flags = libc::SA_RESTART;
-        // SAFETY: needed as above. `new` is SIG_DFL or a handler that does nothing, which is async-signal-safe.
+        // SAFETY: needed as above. `new` is SIG_DFL, SIG_IGN or a handler that does nothing, which is async-signal-safe.
         unsafe { libc::sigaction(number, &raw const action, std::ptr::null_mut()) };
     }
 }

@@ -106,8 +106,8 @@ fn inherited_signal_state_timers_descriptors_and_umask_change_nothing() {
         }
         let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
         assert!(status.contains("SigBlk:\t0000000000000000"), "{status}");
-        // SIGPIPE alone: the standard library ignores it.
-        assert!(status.contains("SigIgn:\t0000000000001000"), "{status}");
+        // SIGPIPE, which the standard library ignores, and SIGTTOU.
+        assert!(status.contains("SigIgn:\t0000000000201000"), "{status}");
     }
     set.stop();
 }
@@ -126,6 +126,27 @@ fn closed_standard_descriptors_are_never_sockets() {
             assert_eq!(descriptor(pid, number), "/dev/null", "descriptor {number} of process {pid}");
         }
     }
+    set.stop();
+}
+
+#[test]
+fn terminal_that_stops_background_output_stops_no_part() {
+    if !is_installed("python3") {
+        return;
+    }
+    let mut set = TestSet::prepare(ECHO);
+    let launcher = python(
+        "import pty, termios\nterminal = pty.fork()\n\
+         if terminal[0]:\n    signal.signal(signal.SIGTERM, lambda *_: os.kill(terminal[0], signal.SIGTERM))\n    \
+         try:\n        while True: os.write(2, os.read(terminal[1], 4096))\n    \
+         except OSError: sys.exit(os.waitstatus_to_exitcode(os.waitpid(terminal[0], 0)[1]))\n\
+         attributes = termios.tcgetattr(0)\nattributes[3] |= termios.TOSTOP\n\
+         termios.tcsetattr(0, termios.TCSANOW, attributes)",
+    );
+    set.run_through(&strs(&launcher));
+    set.wait_until_up();
+    assert_eq!(set.status()["dispatcher"]["restarts"], 0, "{}", set.log());
+    assert_eq!(get_followed(&set), 200);
     set.stop();
 }
 

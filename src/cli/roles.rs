@@ -13,7 +13,7 @@ use super::error::{CommandError, failed};
 use super::init;
 use crate::config::{HandlerConfig, Origin};
 use crate::ids::WorkerId;
-use crate::{dispatcher, requirements, watchdog, worker};
+use crate::{dispatcher, requirements, sys, watchdog, worker};
 
 fn runtime() -> Result<tokio::runtime::Runtime, CommandError> {
     tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(failed)
@@ -85,6 +85,7 @@ fn run_worker(path: Option<&Path>, id: &WorkerId) -> Result<(), CommandError> {
         if let Some(path) = path {
             command.env("PATOU_CONFIG", path);
         }
+        sys::restore_terminal_output_stop();
         return Err(failed(format!("worker {id}: cannot execute {program}: {}", command.exec())));
     }
     runtime()?.block_on(worker::run(&config, id)).map_err(|error| failed(format!("worker {id}: {error}")))
