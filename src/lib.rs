@@ -42,10 +42,14 @@ mod signals;
 mod log;
 #[cfg(feature = "worker")]
 mod sys;
+#[cfg(feature = "daemon")]
+mod inherited;
 #[cfg(feature = "worker")]
 mod descriptors;
 #[cfg(feature = "worker")]
 mod procfs;
+#[cfg(feature = "daemon")]
+mod requirements;
 #[cfg(feature = "worker")]
 mod doorbell;
 #[cfg(feature = "worker")]

@@ -7,7 +7,7 @@
 //!
 //! Killing is repeated until no process is left, since a process may fork before its signal arrives.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::io;
 use std::os::fd::AsFd;
 use std::path::Path;
@@ -44,11 +44,16 @@ pub(crate) fn descendants(root: Pid) -> Vec<ProcessStat> {
 /// Kills and reaps those children of this process that `chosen` selects (alive or zombie), with all their descendants.
 ///
 /// Orphans that they leave become children of this process, and `chosen` decides about them too. No other code may
-/// wait for a selected process if it takes ECHILD for an error.
+/// wait for a selected process if it takes ECHILD for an error. `log` receives each process, and its name, before its
+/// first signal.
 ///
 /// # Errors
 /// [`Survivors`] when some of them are not dead after five seconds.
-pub(crate) async fn kill(chosen: impl Fn(&ProcessStat) -> bool) -> Result<(), Survivors> {
+pub(crate) async fn kill(
+    chosen: impl Fn(&ProcessStat) -> bool,
+    log: impl Fn(&ProcessStat, &str),
+) -> Result<(), Survivors> {
+    let mut logged = HashSet::new();
     let give_up = Instant::now() + KILL_TIMEOUT;
     let mut pause = Duration::from_millis(1);
     let mut read_all = false;
@@ -67,8 +72,12 @@ pub(crate) async fn kill(chosen: impl Fn(&ProcessStat) -> bool) -> Result<(), Su
         read_all = false;
         let mut alive = Vec::new();
         for root in roots {
+            let tree: Vec<_> = std::iter::once(root).chain(below(&all, root.pid)).filter(|p| !p.is_zombie()).collect();
+            for process in tree.iter().filter(|p| logged.insert(p.id())) {
+                log(process, &procfs::name(&procfs::process_dir(process.id().pid)));
+            }
             kill_group(&root);
-            for process in std::iter::once(root).chain(below(&all, root.pid)).filter(|p| !p.is_zombie()) {
+            for process in tree {
                 kill_one(&process);
                 alive.push(process.pid);
             }
@@ -87,18 +96,18 @@ pub(crate) async fn kill(chosen: impl Fn(&ProcessStat) -> bool) -> Result<(), Su
     Ok(())
 }
 
-/// Reaps the zombies among the children of this process, except `spared`: its owner waits for it. One system
-/// call if there is none.
-pub(crate) fn reap_orphans(spared: Pid) {
+/// Reaps the zombies among the children of this process, except those of `spared`: their owners wait for them. One
+/// system call if there is none.
+pub(crate) fn reap_orphans(spared: impl Fn(Pid) -> bool) {
     loop {
         match waitid(Id::All, WaitPidFlag::WEXITED | WaitPidFlag::WNOHANG | WaitPidFlag::WNOWAIT).map(|s| s.pid()) {
-            Ok(Some(pid)) if pid != spared => reap(pid),
+            Ok(Some(pid)) if !spared(pid) => reap(pid),
             // A dead `spared` hides the zombies behind it; its owner is about to notice and reaps the rest.
             Ok(_) | Err(Errno::ECHILD) => return,
             // nix cannot represent a death by a real-time signal: search for the zombies instead.
             Err(_) => {
                 let zombies = procfs::processes().into_iter().filter(|p| p.is_zombie() && p.parent == getpid());
-                return zombies.filter(|p| p.pid != spared).for_each(|p| reap(p.pid));
+                return zombies.filter(|p| !spared(p.pid)).for_each(|p| reap(p.pid));
             }
         }
     }
@@ -251,10 +260,15 @@ mod tests {
             }
             let memory = memory_above(100_000).unwrap();
             assert_eq!((memory_above(memory * 10), memory_above(1 << 40)), (None, None));
-            kill(|p| p.pid != kept).await.unwrap();
+            let killed = std::cell::RefCell::new(Vec::new());
+            kill(|p| p.pid != kept, |process, name| killed.borrow_mut().push((process.pid, name.to_owned())))
+                .await
+                .unwrap();
             let left = descendants(getpid());
             assert!(left.iter().all(|p| p.pid == kept || p.parent == kept), "{left:?}");
-            kill(|_| true).await.unwrap();
+            let names: Vec<_> = killed.take().into_iter().map(|(_, name)| name).collect();
+            assert_eq!(names.iter().filter(|name| *name == "sleep").count(), 2, "{names:?}");
+            kill(|_| true, |_, _| {}).await.unwrap();
             assert!(!has_children());
         });
     }
@@ -273,7 +287,7 @@ mod tests {
             assert!(descendants(getpid()).iter().map(resident).sum::<u64>() > 150_000_000);
             let memory = memory_above(25_000_000).unwrap();
             assert!((30_000_000..130_000_000).contains(&memory), "{memory}");
-            kill(|_| true).await.unwrap();
+            kill(|_| true, |_, _| {}).await.unwrap();
             assert!(shell.wait().is_err(), "it is reaped");
         });
     }
@@ -289,9 +303,9 @@ mod tests {
                 sleep(Duration::from_millis(2)).await;
             }
             // The spared child may hide the orphan, which is then reaped after it.
-            reap_orphans(spared_pid);
+            reap_orphans(|pid| pid == spared_pid);
             assert!(spared.wait().unwrap().success());
-            reap_orphans(spared_pid);
+            reap_orphans(|pid| pid == spared_pid);
             assert!(!has_children());
         });
     }

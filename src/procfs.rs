@@ -204,6 +204,27 @@ fn parse_descriptor_limit(limits: &str) -> Option<u64> {
     if soft == "unlimited" { Some(u64::MAX) } else { soft.parse().ok() }
 }
 
+/// Whether the environment that a process was started with contains `entry`, `NAME=value`. False without permission.
+pub(crate) fn environment_contains(process: &Path, entry: &[u8]) -> bool {
+    fs::read(process.join("environ")).is_ok_and(|bytes| bytes.split(|&byte| byte == 0).any(|found| found == entry))
+}
+
+/// The pid namespace of this process, in which pids have a meaning; `None` if `/proc` does not show this process.
+pub(crate) fn pid_namespace() -> Option<String> {
+    let own = fs::read_link("/proc/self").ok()?;
+    (own.to_str()?.parse() == Ok(std::process::id())).then_some(())?;
+    Some(fs::read_link("/proc/self/ns/pid").ok()?.to_string_lossy().into_owned())
+}
+
+/// Whether paths mean the same to a process as to this one: same mount namespace, same root. False without permission.
+pub(crate) fn sees_same_files(process: &Path) -> bool {
+    let own = Path::new("/proc/self");
+    ["ns/mnt", "root"].iter().all(|link| {
+        fs::read_link(process.join(link))
+            .is_ok_and(|theirs| fs::read_link(own.join(link)).is_ok_and(|ours| ours == theirs))
+    })
+}
+
 /// What is used here of a `status` file.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct ProcessStatus {

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use nix::sys::signal::{SigSet, SigmaskHow};
 use nix::unistd::{Pid, getppid};
-use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+use signal_hook::consts::{SIGCHLD, SIGHUP, SIGINT, SIGQUIT, SIGTERM};
 
 /// Stop signals within this time count as one: timeout(1) signals both the process and its group, and a dying parent
 /// sends one signal per thread (`PR_SET_PDEATHSIG`, prctl(2)).
@@ -55,13 +55,22 @@ impl Signal {
         Self::on(&[SIGTERM, SIGINT])
     }
 
-    /// Reload: SIGHUP. Also delivers a signal that [`BlockSighup`] has held back.
-    pub(crate) fn reload() -> io::Result<Self> {
-        let signal = Self::on(&[SIGHUP])?;
-        sighup().thread_unblock()?;
-        Ok(signal)
+    /// Stop at once: SIGQUIT.
+    pub(crate) fn stop_now() -> io::Result<Self> {
+        Self::on(&[SIGQUIT])
     }
 
+    /// The end of a child: SIGCHLD.
+    pub(crate) fn child() -> io::Result<Self> {
+        Self::on(&[SIGCHLD])
+    }
+
+    /// Reload: SIGHUP. Also delivers a signal that [`BlockSighup`] has held back.
+    pub(crate) fn reload() -> io::Result<Self> {
+        Self::on(&[SIGHUP])
+    }
+
+    /// Catches the signals and unblocks them in this thread: a program that calls the library may have blocked them.
     fn on(signals: &[i32]) -> io::Result<Self> {
         let (read, write) = UnixStream::pair()?;
         read.set_nonblocking(true)?;
@@ -70,6 +79,8 @@ impl Signal {
             signal_hook::flag::register(*signal, flag.0.clone())?;
             signal_hook::low_level::pipe::register(*signal, write.try_clone()?)?;
         }
+        let caught = signals.iter().filter_map(|signal| nix::sys::signal::Signal::try_from(*signal).ok());
+        SigSet::from_iter(caught).thread_unblock()?;
         Ok(Self { events: read, flag })
     }
 

@@ -49,10 +49,10 @@ pub(crate) fn map_fds(command: &mut Command, map: Vec<(OwnedFd, RawFd)>) -> io::
     }
     let duplicate_all = move || {
         let _keep = &occupied;
-        // SAFETY: needed because nix has no close_range. It takes no pointers; with CLOEXEC it closes nothing before
-        // exec, so that the standard library's pipe stays open. Kernels before 5.11 reject the flag: then the
-        // descriptors' flags apply, as without this call.
-        unsafe { libc::syscall(libc::SYS_close_range, 3u32, u32::MAX, libc::CLOSE_RANGE_CLOEXEC) };
+        // The standard library's pipe stays open until then. Where it fails, the descriptors' flags apply, which
+        // `close_on_exec_from` has set for inherited ones.
+        close_range_on_exec(3);
+        restore_terminal_output_stop();
         for (source, target) in &moved {
             // SAFETY: needed because nix's dup2 requires an OwnedFd for the target. Both are plain numbers; the source
             // is open (owned by this closure) and differs from the target (it is above all of them), so dup2 creates
@@ -103,18 +103,129 @@ pub(crate) fn pidfd_open(pid: Pid) -> io::Result<OwnedFd> {
     Ok(unsafe { OwnedFd::from_raw_fd(fd as RawFd) })
 }
 
-/// Sends `signal` to the process of `pidfd`, never to a later process with the same pid.
+/// Sends `signal` to the process of `pidfd`, never to a later process with the same pid; `None` only checks.
 ///
 /// # Errors
 /// `ESRCH` when the process has been reaped; `EPERM` when it belongs to another user.
-pub(crate) fn pidfd_send_signal(pidfd: BorrowedFd<'_>, signal: Signal) -> io::Result<()> {
+pub(crate) fn pidfd_send_signal(pidfd: BorrowedFd<'_>, signal: impl Into<Option<Signal>>) -> io::Result<()> {
+    let number = signal.into().map_or(0, |signal| signal as i32);
     let no_info = std::ptr::null::<libc::siginfo_t>();
     // SAFETY: needed because nix has no pidfd_send_signal. The only pointer is null, which the call treats as kill(2)
     // would.
-    Errno::result(unsafe {
-        libc::syscall(libc::SYS_pidfd_send_signal, pidfd.as_raw_fd(), signal as i32, no_info, 0u32)
-    })?;
+    Errno::result(unsafe { libc::syscall(libc::SYS_pidfd_send_signal, pidfd.as_raw_fd(), number, no_info, 0u32) })?;
     Ok(())
+}
+
+/// The signals, beside SIGTERM, SIGINT, SIGHUP and SIGQUIT, that may come from outside and whose default action ends a
+/// process. Not those that report a fault of the process itself (SIGSEGV, SIGABRT, ...).
+fn stray_signals() -> impl Iterator<Item = libc::c_int> {
+    let named = [
+        libc::SIGUSR1,
+        libc::SIGUSR2,
+        libc::SIGALRM,
+        libc::SIGVTALRM,
+        libc::SIGPROF,
+        libc::SIGIO,
+        libc::SIGPWR,
+        libc::SIGSTKFLT,
+        libc::SIGXCPU,
+        libc::SIGXFSZ,
+    ];
+    named.into_iter().chain(libc::SIGRTMIN()..=libc::SIGRTMAX())
+}
+
+/// Catches these signals with a handler that does nothing, where they have their default action. Unlike ignored
+/// signals, caught ones have their default action again in every program that this process executes (execve(2)).
+pub(crate) fn catch_stray_signals() {
+    extern "C" fn do_nothing(_: libc::c_int) {}
+    for number in stray_signals() {
+        replace_action(number, libc::SIG_DFL, do_nothing as *const () as libc::sighandler_t);
+    }
+}
+
+/// Ignores SIGTTOU, unless this process handles it. Parts are background processes of the terminal that `patou run` was
+/// started in: with `stty tostop` their first log line would stop them. [`map_fds`] undoes it for the processes they start.
+pub(crate) fn ignore_terminal_output_stop() {
+    replace_action(libc::SIGTTOU, libc::SIG_DFL, libc::SIG_IGN);
+}
+
+/// The opposite of [`ignore_terminal_output_stop`], before another program is executed in place of this one.
+pub(crate) fn restore_terminal_output_stop() {
+    replace_action(libc::SIGTTOU, libc::SIG_IGN, libc::SIG_DFL);
+}
+
+/// Gives every signal that is ignored its default action, except SIGPIPE: the standard library ignores it in this
+/// process, and sets the default action in those that it starts.
+pub(crate) fn stop_ignoring_signals() {
+    for number in (1..=libc::SIGRTMAX()).filter(|number| *number != libc::SIGPIPE) {
+        replace_action(number, libc::SIG_IGN, libc::SIG_DFL);
+    }
+    // Those that libc reserves and refuses to change: a parent with another libc may have ignored them. The kernel's
+    // structure has at most four words; zeros are the default action.
+    for number in 32..libc::SIGRTMIN() {
+        let (mut old, default, mask_size) = ([0usize; 8], [0usize; 8], 8usize);
+        // SAFETY: needed because libc has no other way. Both arrays are larger than the kernel's structure and outlive the
+        // calls; the default action runs no handler, and replaces none: only an ignored signal is changed.
+        unsafe {
+            let none = std::ptr::null::<usize>();
+            libc::syscall(libc::SYS_rt_sigaction, number, none, old.as_mut_ptr(), mask_size);
+            if old[0] == libc::SIG_IGN {
+                libc::syscall(libc::SYS_rt_sigaction, number, default.as_ptr(), none, mask_size);
+            }
+        }
+    }
+}
+
+/// Sets the action of a signal to `new` if it is `old`. Does nothing for signals that libc reserves.
+fn replace_action(number: libc::c_int, old: libc::sighandler_t, new: libc::sighandler_t) {
+    let mut action = std::mem::MaybeUninit::<libc::sigaction>::zeroed();
+    // SAFETY: needed because nix knows no real-time signals. Null leaves the action as it is, and the other pointer is to
+    // a complete structure, which is valid as zeros and outlives the call.
+    let mut action = unsafe {
+        if libc::sigaction(number, std::ptr::null(), action.as_mut_ptr()) != 0 {
+            return;
+        }
+        action.assume_init()
+    };
+    if action.sa_sigaction == old {
+        action.sa_sigaction = new;
+        action.sa_flags = libc::SA_RESTART;
+        // SAFETY: needed as above. `new` is SIG_DFL, SIG_IGN or a handler that does nothing, which is async-signal-safe.
+        unsafe { libc::sigaction(number, &raw const action, std::ptr::null_mut()) };
+    }
+}
+
+/// Stops the timers that a process keeps across execve(2) (setitimer(2)): their signals would arrive here.
+pub(crate) fn stop_interval_timers() {
+    let off = libc::itimerval {
+        it_interval: libc::timeval { tv_sec: 0, tv_usec: 0 },
+        it_value: libc::timeval { tv_sec: 0, tv_usec: 0 },
+    };
+    for timer in [libc::ITIMER_REAL, libc::ITIMER_VIRTUAL, libc::ITIMER_PROF] {
+        // SAFETY: needed because nix has no setitimer. The structure is complete and outlives the call; null asks for no
+        // old value.
+        unsafe { libc::setitimer(timer, &raw const off, std::ptr::null_mut()) };
+    }
+}
+
+/// Has every open descriptor from `first` on closed in programs that this process executes.
+pub(crate) fn close_on_exec_from(first: RawFd) {
+    if !close_range_on_exec(first) {
+        // Kernels before 5.11, or a seccomp filter.
+        let open = std::fs::read_dir("/proc/self/fd").into_iter().flatten().flatten();
+        let numbers = open.filter_map(|entry| entry.file_name().to_str()?.parse::<RawFd>().ok());
+        for number in numbers.filter(|number| *number >= first) {
+            // SAFETY: needed because nix requires an owner. F_SETFD takes no pointer, changes a flag of the descriptor
+            // alone, and fails for a number that is not open.
+            unsafe { libc::fcntl(number, libc::F_SETFD, libc::FD_CLOEXEC) };
+        }
+    }
+}
+
+/// The same by one system call. False if the kernel lacks it or a filter denies it.
+fn close_range_on_exec(first: RawFd) -> bool {
+    // SAFETY: needed because nix has no close_range. It takes no pointers; with CLOEXEC it closes nothing before exec.
+    unsafe { libc::syscall(libc::SYS_close_range, first, u32::MAX, libc::CLOSE_RANGE_CLOEXEC) == 0 }
 }
 
 /// While it exists, SIGTERM and SIGINT have their default action: for the moment before execve(2), which drops the flags

@@ -13,6 +13,8 @@ pub(super) enum CommandError {
     Failed(String),
     /// Exit code 78 (`EX_CONFIG`): the configuration is invalid.
     Config(String),
+    /// The exit code of a process that did the work, and has printed the error.
+    Exited(u8),
 }
 
 impl CommandError {
@@ -20,6 +22,7 @@ impl CommandError {
     pub(super) fn text(&self) -> &str {
         match self {
             CommandError::Failed(text) | CommandError::Config(text) => text,
+            CommandError::Exited(_) => "",
         }
     }
 }

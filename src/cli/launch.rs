@@ -61,5 +61,11 @@ pub(super) fn run(args: &LaunchArgs) -> Result<(), CommandError> {
         limit_data(bytes).map_err(|e| failed(format!("limits.memory_max: {e}")))?;
     }
     let pid = std::process::id().to_string();
-    Err(failed(Command::new("/proc/self/exe").arg0("patou").args(&args.command).env("LISTEN_PID", pid).exec()))
+    let mut command = Command::new("/proc/self/exe");
+    command.arg0("patou").args(&args.command).env("LISTEN_PID", &pid);
+    // A watchdog that systemd watches (sd_watchdog_enabled(3)) has started the watchdog as its child: cli/init.rs.
+    if std::env::var("WATCHDOG_PID").is_ok_and(|watched| watched == args.parent.to_string()) {
+        command.env("WATCHDOG_PID", pid);
+    }
+    Err(failed(command.exec()))
 }

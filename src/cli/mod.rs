@@ -10,6 +10,7 @@ mod drain;
 mod drill;
 mod duration_arg;
 mod error;
+mod init;
 mod ipc;
 mod launch;
 mod patou_run;
@@ -29,7 +30,7 @@ use clap::{CommandFactory, Parser, Subcommand};
 use self::bench::exchange;
 use self::error::CommandError;
 use crate::ids::WorkerId;
-use crate::log;
+use crate::{inherited, log};
 
 #[derive(Debug, Parser)]
 #[command(name = "patou", version, about, max_term_width = 100)]
@@ -132,6 +133,12 @@ pub(crate) fn main() -> ExitCode {
             return if error.use_stderr() { ExitCode::from(EXIT_USAGE) } else { ExitCode::SUCCESS };
         }
     };
+    match cli.command {
+        Command::Run | Command::Watchdog | Command::Dispatcher | Command::Worker { .. } => inherited::reset_for_part(),
+        // Descriptors and SIGHUP are as the watchdog has prepared them for the part.
+        Command::Launch(_) => {}
+        _ => inherited::reset(),
+    }
     let code = match run(&cli) {
         Ok(()) => {
             log::flush();
@@ -149,6 +156,7 @@ pub(crate) fn main() -> ExitCode {
             }
             ExitCode::from(EXIT_CONFIG)
         }
+        Err(CommandError::Exited(code)) => ExitCode::from(code),
     };
     log::flush();
     // The journal looks up the unit of a line when it reads the line: if the process has exited by then, the line has

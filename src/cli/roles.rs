@@ -5,14 +5,16 @@ use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use nix::sys::prctl;
 use sd_notify::NotifyState;
 
 use super::config_source::{load, load_to_run};
 use super::error::{CommandError, failed};
+use super::init;
 use crate::config::{HandlerConfig, Origin};
 use crate::ids::WorkerId;
 use crate::sd_notification::notify_before_exit;
-use crate::{dispatcher, watchdog, worker};
+use crate::{dispatcher, requirements, sys, watchdog, worker};
 
 /// How much of a reason is passed to the watchdog: a notification has 4096 bytes at most.
 const FAILURE_CHARS: usize = 1000;
@@ -23,11 +25,16 @@ fn runtime() -> Result<tokio::runtime::Runtime, CommandError> {
 
 /// `patou run`
 pub(super) fn run(path: Option<&Path>) -> Result<(), CommandError> {
+    requirements::check().map_err(failed)?;
+    if init::is_needed() {
+        return init::run(path);
+    }
     runtime()?.block_on(watchdog::run(load_to_run(path)?)).map_err(failed)
 }
 
 /// `patou watchdog`
 pub(super) fn watchdog(path: Option<&Path>) -> Result<(), CommandError> {
+    requirements::check().map_err(|error| failed(format!("watchdog: {error}")))?;
     runtime()?.block_on(watchdog::watch(load(path)?)).map_err(|error| failed(format!("watchdog: {error}")))
 }
 
@@ -56,6 +63,7 @@ fn report_to_watchdog(error: CommandError, part: &str) -> CommandError {
 }
 
 fn run_dispatcher(path: Option<&Path>) -> Result<(), CommandError> {
+    requirements::check().map_err(|error| failed(format!("dispatcher: {error}")))?;
     let loaded = load(path)?;
     let path = match loaded.origin {
         Origin::File(path) => Some(path),
@@ -67,6 +75,9 @@ fn run_dispatcher(path: Option<&Path>) -> Result<(), CommandError> {
 }
 
 fn run_worker(path: Option<&Path>, id: &WorkerId) -> Result<(), CommandError> {
+    requirements::check().map_err(|error| failed(format!("worker {id}: {error}")))?;
+    // Also for the processes that a program starts before it serves: they must not become the watchdog's.
+    prctl::set_child_subreaper(true).map_err(failed)?;
     let config = load(path)?.config;
     if let Some(pool) = config.pool(&id.pool)
         && let HandlerConfig::Program(command) = &pool.handler
@@ -78,6 +89,7 @@ fn run_worker(path: Option<&Path>, id: &WorkerId) -> Result<(), CommandError> {
         if let Some(path) = path {
             command.env("PATOU_CONFIG", path);
         }
+        sys::restore_terminal_output_stop();
         return Err(failed(format!("worker {id}: cannot execute {program}: {}", command.exec())));
     }
     runtime()?.block_on(worker::run(&config, id)).map_err(|error| failed(format!("worker {id}: {error}")))

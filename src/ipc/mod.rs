@@ -21,7 +21,9 @@ mod worker_ipc;
 pub(crate) use error::IpcError;
 pub(crate) use leftover::{Leftover, leftovers, remove_dead_segments};
 pub(crate) use modes::Modes;
-pub(crate) use set::{is_current, list, prepare, recorded_workers, remove, remove_workers, retire_worker, set_epoch};
+pub(crate) use set::{
+    ListedWorker, is_current, list, prepare, recorded_workers, remove, remove_workers, retire_worker, set_epoch,
+};
 pub(crate) use set_lock::{SetLock, SetOwner, is_run_by_systemd, lock_set};
 pub(crate) use worker_ipc::{
     WorkerIpc, create_worker, handoff_path, open, open_unchecked, remove_segment, segment_name, set_worker_group,

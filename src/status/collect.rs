@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use super::foreign_set::ForeignSet;
 use super::state_file::{SavedPart, SavedState};
 use super::view::{DispatcherView, PoolView, StatusView, WatchdogView, WorkerView};
 use crate::config::{Config, ListenAddress};
@@ -27,18 +28,24 @@ pub(crate) struct ProbeResult<'a> {
 /// Combines what the watchdog and the dispatcher have reported with what the slots contain now.
 pub(crate) fn collect(config: &Config, state: &SavedState, probe: ProbeResult<'_>) -> StatusView {
     let ProbeResult { report, responsive } = probe;
-    let watchdog = match state.watchdog() {
-        None => "gone",
-        Some(process) if process.is_stopped() => "frozen",
-        Some(_) if state.stopping => "stopping",
-        Some(_) => "up",
+    let foreign = (!state.has_local_pids()).then(|| ForeignSet::read(&config.set.runtime_dir, PROBE_TIMEOUT));
+    let watchdog = match &foreign {
+        Some(set) => set.watchdog(responsive),
+        None => match state.watchdog() {
+            None => "gone",
+            Some(process) if process.is_stopped() => "frozen",
+            Some(_) => "up",
+        },
     };
+    let watchdog = if watchdog == "up" && state.stopping { "stopping" } else { watchdog };
     let dispatcher = &state.dispatcher;
+    let dispatcher_lives = || match &foreign {
+        Some(set) => set.has_dispatcher(),
+        None => observe(dispatcher.pid) != PartProcessState::Gone,
+    };
     let dispatcher_state = match dispatcher.state.as_str() {
         // The state file may be old: the dispatcher's own answer decides.
-        "up" if !responsive && dispatcher.pid.and_then(ProcessStat::of).is_none_or(|process| process.is_zombie()) => {
-            "gone"
-        }
+        "up" if !responsive && !dispatcher_lives() => "gone",
         "up" if !responsive => "frozen",
         other => other,
     };
@@ -48,7 +55,12 @@ pub(crate) fn collect(config: &Config, state: &SavedState, probe: ProbeResult<'_
             let id = WorkerId { pool: pool.name.clone(), number };
             let part = state.workers.get(&id.to_string());
             let report = pool_report.and_then(|p| p.workers.get(number.index()));
-            worker_view(config, id, part, report)
+            let process = match &foreign {
+                Some(set) if set.has_ended(&id) => PartProcessState::Gone,
+                Some(_) => PartProcessState::Runs,
+                None => observe(part.and_then(|part| part.pid)),
+            };
+            worker_view(config, id, part, process, report)
         });
         PoolView {
             name: pool.name.clone(),
@@ -73,7 +85,31 @@ pub(crate) fn collect(config: &Config, state: &SavedState, probe: ProbeResult<'_
     }
 }
 
-fn worker_view(config: &Config, id: WorkerId, part: Option<&SavedPart>, report: Option<&WorkerReport>) -> WorkerView {
+/// A process of a part at this moment.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum PartProcessState {
+    Gone,
+    Stopped,
+    Runs,
+}
+
+/// Process `pid` of this pid namespace.
+fn observe(pid: Option<u32>) -> PartProcessState {
+    match pid.and_then(ProcessStat::of) {
+        None => PartProcessState::Gone,
+        Some(process) if process.is_zombie() => PartProcessState::Gone,
+        Some(process) if process.is_stopped() => PartProcessState::Stopped,
+        Some(_) => PartProcessState::Runs,
+    }
+}
+
+fn worker_view(
+    config: &Config,
+    id: WorkerId,
+    part: Option<&SavedPart>,
+    process: PartProcessState,
+    report: Option<&WorkerReport>,
+) -> WorkerView {
     // Copied, not mapped: a reader needs no write permission.
     let slot = ipc::snapshot(&config.set.runtime_dir, &id).ok();
     let slot = slot.as_ref();
@@ -93,7 +129,7 @@ fn worker_view(config: &Config, id: WorkerId, part: Option<&SavedPart>, report: 
     let offer_timeout = pool.map_or(Duration::MAX, |pool| pool.offer_timeout);
     let state = part.map_or("gone", |part| part.state.as_str());
     let state = match state {
-        "up" => running_state(offer_timeout, incarnation, claim, part.and_then(|part| part.pid), report),
+        "up" => running_state(offer_timeout, incarnation, claim, process, report),
         other => other,
     };
     WorkerView {
@@ -116,15 +152,13 @@ fn running_state(
     offer_timeout: Duration,
     incarnation: Option<Incarnation>,
     claim: Option<Claim>,
-    pid: Option<u32>,
+    process: PartProcessState,
     report: Option<&WorkerReport>,
 ) -> &'static str {
-    let process = pid.and_then(ProcessStat::of);
-    if process.is_none_or(|process| process.is_zombie()) {
-        return "gone";
-    }
-    if process.is_some_and(|process| process.is_stopped()) {
-        return "frozen";
+    match process {
+        PartProcessState::Gone => return "gone",
+        PartProcessState::Stopped => return "frozen",
+        PartProcessState::Runs => {}
     }
     let silent = report.and_then(|report| report.silent_ms).map_or(Duration::ZERO, Duration::from_millis);
     // Late, not frozen: the watchdog decides about the cause.

@@ -2,6 +2,7 @@
 //! Each process may be frozen; the state is complete as far as the others know it.
 
 mod collect;
+mod foreign_set;
 mod health;
 mod state_file;
 mod view;

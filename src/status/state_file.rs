@@ -8,7 +8,7 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 
 use crate::ids::ProcessId;
-use crate::procfs::ProcessStat;
+use crate::procfs::{self, ProcessStat};
 use crate::{ipc, units};
 
 /// The content of the file.
@@ -20,6 +20,9 @@ pub(crate) struct SavedState {
     pub pid: u32,
     /// Start time of that process in clock ticks since boot.
     pub started: u64,
+    /// The pid namespace in which every pid of this file has its meaning. Absent in files of older versions.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pid_namespace: Option<String>,
     /// Whether the set is stopping.
     pub stopping: bool,
     /// Addresses of the listeners, with the ports that the kernel chose.
@@ -53,8 +56,16 @@ impl SavedState {
         Ok(serde_json::from_slice(&fs::read(dir.join(FILE))?)?)
     }
 
-    /// The watchdog's process, if it still runs.
+    /// Whether the pids of this file are those of this process's pid namespace.
+    pub(crate) fn has_local_pids(&self) -> bool {
+        self.pid_namespace.is_none() || self.pid_namespace == procfs::pid_namespace()
+    }
+
+    /// The watchdog's process, if it still runs in this pid namespace.
     pub(crate) fn watchdog(&self) -> Option<ProcessStat> {
+        if !self.has_local_pids() {
+            return None;
+        }
         ProcessStat::of_id(ProcessId { pid: self.pid, start_time: self.started }).filter(|process| !process.is_zombie())
     }
 

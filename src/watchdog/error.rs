@@ -17,6 +17,12 @@ pub(crate) enum WatchdogError {
     /// Processes of the set survive SIGKILL.
     #[error("processes of the set do not end: {0}; kill them, then start the set again")]
     Leftover(String),
+    /// A process of the previous set lives where this one cannot see it.
+    #[error(
+        "the {0} of the previous set still runs, but not in this pid namespace: stop the container that it runs in, or \
+         give this set another set.runtime_dir"
+    )]
+    Hidden(String),
     /// A reload requires a change that a running set cannot make.
     #[error("{0}")]
     CannotChange(&'static str),

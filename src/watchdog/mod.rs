@@ -19,6 +19,7 @@ mod prober;
 mod process_sample;
 mod reload;
 mod restart_stats;
+mod set_signals;
 mod sockets;
 mod stale_processes;
 mod startup_message;
@@ -27,24 +28,20 @@ mod supervisor;
 mod worker_endpoints;
 
 use std::path::Path;
-use std::rc::Rc;
-
-use nix::unistd::Pid;
 use tokio::task::LocalSet;
 
 use crate::config::Loaded;
-use crate::ids::ProcessId;
-use crate::ipc::{self, IpcError, Modes, SetLock, SetOwner};
-use crate::procfs::ProcessStat;
-use crate::signals::Signal;
-use crate::{descriptors, log, process_tree};
+use crate::ipc::{self, IpcError, Modes, SetLock};
+use crate::{descriptors, inherited, log, process_tree};
 pub(crate) use error::WatchdogError;
 use error::system;
+use part_log::log_killed;
+use set_signals::SetSignals;
 use supervisor::child_supervisor::ChildSupervisor;
 use supervisor::systemd::UnitSupervisor;
 use worker_endpoints::SegmentNames;
 
-/// Runs a set as child processes in the foreground until SIGTERM or SIGINT; a second signal stops it immediately.
+/// Runs a set as child processes in the foreground until SIGTERM or SIGINT; a second signal, or SIGQUIT, stops it at once.
 ///
 /// # Errors
 /// See [`WatchdogError`]. Everything that was created is removed.
@@ -68,24 +65,21 @@ pub(crate) async fn watch(loaded: Loaded) -> Result<(), WatchdogError> {
 
 /// Locks the runtime directory, runs the set, and removes everything that belongs to the set.
 async fn run_set(loaded: Loaded) -> Result<(), WatchdogError> {
-    // The program that executed this one in its place may have had children: they do not belong to the set.
-    let inherited_children: Rc<[ProcessId]> =
-        process_tree::descendants(Pid::this()).iter().map(ProcessStat::id).collect();
+    // This process has no children yet: see `cli/init.rs`. So all that become its children belong to the set.
     nix::sys::prctl::set_child_subreaper(true).map_err(|e| system("prctl")(e.into()))?;
-    // From here on a signal is an event: it cannot kill this process between two steps of the start.
-    let stop = Signal::stop().and_then(Signal::into_async).map_err(system("signals"))?;
-    let reload = Signal::reload().and_then(Signal::into_async).map_err(system("signals"))?;
+    let signals = SetSignals::catch().map_err(system("signals"))?;
+    inherited::limit_warnings().for_each(|warning| tracing::warn!("{warning}"));
     let runtime_dir = loaded.config.set.runtime_dir.clone();
     let set = loaded.config.set.name.clone();
     if ipc::is_run_by_systemd(&runtime_dir) {
         return Err(IpcError::RunBySystemd(runtime_dir).into());
     }
     ipc::prepare(&loaded.config, &Modes::default())?;
-    let lock = ipc::lock_set(&runtime_dir, SetOwner::Process)?;
+    let lock = stale_processes::lock_set(&runtime_dir).await?;
     let ended = tokio::select! {
         // On an error the processes of the previous set survive, and so does everything they use.
         ended = stale_processes::terminate(&runtime_dir, &loaded.config) => ended?,
-        _ = stop.readable() => {
+        _ = async { tokio::select! { _ = signals.stop.readable() => {}, _ = signals.stop_now.readable() => {} } } => {
             // They continue to drain; the next start terminates them.
             tracing::info!(%set, event = %log::Event::SetNotStarted,
                 "stopped by a signal while the previous set was ending: nothing was started");
@@ -95,10 +89,10 @@ async fn run_set(loaded: Loaded) -> Result<(), WatchdogError> {
     let segments = SegmentNames::default();
     let result = async {
         stale_processes::remove_files(&loaded.config, &ended)?;
-        ChildSupervisor::open(loaded, inherited_children.clone(), segments.clone())?.run(stop, reload).await
+        ChildSupervisor::open(loaded, segments.clone())?.run(signals).await
     }
     .await;
-    let removed = remove_set(&runtime_dir, lock, &inherited_children, &segments).await;
+    let removed = remove_set(&runtime_dir, lock, &segments).await;
     if result.is_ok() && removed.is_ok() {
         tracing::info!(%set, event = %log::Event::SetStopped, "the set has stopped, and nothing of it is left");
     }
@@ -107,13 +101,8 @@ async fn run_set(loaded: Loaded) -> Result<(), WatchdogError> {
 
 /// Kills the remaining processes of the set and removes its files and segments. Performs every step, whichever fails, and
 /// returns the first error.
-async fn remove_set(
-    runtime_dir: &Path,
-    lock: SetLock,
-    inherited_children: &[ProcessId],
-    segments: &SegmentNames,
-) -> Result<(), WatchdogError> {
-    let killed = process_tree::kill(|process| !inherited_children.contains(&process.id())).await;
+async fn remove_set(runtime_dir: &Path, lock: SetLock, segments: &SegmentNames) -> Result<(), WatchdogError> {
+    let killed = process_tree::kill(|_| true, log_killed).await;
     let killed = killed.map_err(|survivors| WatchdogError::Leftover(survivors.to_string()));
     // If the directory was removed meanwhile, a new one belongs to another set.
     let mut removed = if lock.is_in_place(runtime_dir) { ipc::remove(runtime_dir) } else { Ok(()) };

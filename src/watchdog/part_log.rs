@@ -2,6 +2,7 @@
 
 use super::plan::{Notice, Part};
 use crate::log::Event;
+use crate::procfs::ProcessStat;
 
 /// Logs a notice about a part.
 pub(super) fn log_notice(part: &Part, notice: Notice, pid: Option<u32>) {
@@ -51,4 +52,13 @@ pub(super) fn log_notice(part: &Part, notice: Notice, pid: Option<u32>) {
                 "{part} did not stop within drain_timeout: cutting off its request and killing it");
         }
     }
+}
+
+/// Logs a process that a part has left behind, before it is killed.
+pub(super) fn log_killed(process: &ProcessStat, name: &str) {
+    tracing::info!(
+        pid = process.pid.as_raw(),
+        "process {} ({name}) was started by a part that has ended: killing it",
+        process.pid
+    );
 }

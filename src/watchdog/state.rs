@@ -5,8 +5,8 @@ use std::sync::Arc;
 
 use super::plan::{Part, Plan};
 use crate::ids::ProcessId;
-use crate::log;
 use crate::status::{SavedPart, SavedState};
+use crate::{log, procfs};
 
 /// The current state of `plan`; `process` is the watchdog.
 pub(super) fn saved_state(plan: &Plan, set: &str, process: ProcessId, listeners: Vec<String>) -> SavedState {
@@ -20,8 +20,16 @@ pub(super) fn saved_state(plan: &Plan, set: &str, process: ProcessId, listeners:
         Part::Dispatcher => None,
     });
     let ProcessId { pid, start_time: started } = process;
-    let stopping = plan.is_stopping();
-    SavedState { set: set.into(), pid, started, stopping, listeners, dispatcher, workers: workers.collect() }
+    SavedState {
+        set: set.into(),
+        pid,
+        started,
+        pid_namespace: procfs::pid_namespace(),
+        stopping: plan.is_stopping(),
+        listeners,
+        dispatcher,
+        workers: workers.collect(),
+    }
 }
 
 /// Writes the state file when the state has changed.

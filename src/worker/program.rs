@@ -24,7 +24,7 @@ use crate::log;
 /// If the service has not responded after `request_timeout`, its future is dropped and the client gets a 504; a service
 /// that blocks its thread for longer ends the whole worker.
 ///
-/// Takes over SIGTERM, SIGINT and SIGHUP, becomes a child subreaper, and logs through `tracing` unless the program has
+/// Takes over SIGTERM, SIGINT and SIGHUP, ignores SIGTTOU, becomes a child subreaper, and logs through `tracing` unless the program has
 /// set a subscriber. To recycle, the process executes its program again.
 ///
 /// # Errors

@@ -32,6 +32,7 @@ pub(super) struct WorkerSetup {
 impl WorkerSetup {
     /// Takes the sockets passed to this process and the role of worker `id`, and publishes the new incarnation.
     pub(super) fn new(config: &Config, id: &WorkerId) -> Result<Self, ServeError> {
+        sys::ignore_terminal_output_stop();
         log::init(log::LogContext::worker(id, &config.set.name));
         let pool = config.pool(&id.pool).filter(|pool| id.number.get() <= pool.workers);
         let pool = pool.ok_or_else(|| ServeError::Unknown(id.clone()))?.clone();

@@ -80,6 +80,15 @@ impl TestSet {
         self.spawn(command);
     }
 
+    /// Starts `patou run` as the last arguments of another program, which executes it.
+    pub(crate) fn run_through(&mut self, launcher: &[&str]) {
+        let run = self.command(&["run"]);
+        let mut command = Command::new(launcher[0]);
+        command.args(&launcher[1..]).arg(run.get_program()).args(run.get_args()).stdin(Stdio::null());
+        command.envs(run.get_envs().filter_map(|(name, value)| Some((name, value?)))).env_remove("PATOU_CONFIG");
+        self.spawn(command);
+    }
+
     fn spawn(&mut self, mut command: Command) {
         let log = fs::File::options().create(true).append(true).open(self.dir.join("log")).unwrap();
         self.child = Some(command.stdout(Stdio::null()).stderr(log).spawn().unwrap());

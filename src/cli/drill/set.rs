@@ -60,7 +60,13 @@ impl DrillSet {
     pub(super) fn running(path: Option<&Path>) -> Result<Self, CommandError> {
         let config = load_applied(path)?;
         let dir = &config.set.runtime_dir;
-        SavedState::read(dir).ok().filter(|state| state.watchdog().is_some()).ok_or_else(|| no_set(dir))?;
+        let state = SavedState::read(dir).map_err(|_| no_set(dir))?;
+        if !state.has_local_pids() {
+            return Err(failed(
+                "the set runs in another pid namespace, where its pids have their meaning: drill it there",
+            ));
+        }
+        state.watchdog().ok_or_else(|| no_set(dir))?;
         let kind = if ipc::is_run_by_systemd(dir) { SetKind::Units } else { SetKind::PatouRun };
         let workers = config.workers().collect();
         Ok(Self { config, kind, workers, private: None })

@@ -31,6 +31,7 @@ fn refused(error: CommandError) -> CommandError {
     match error {
         CommandError::Config(text) => CommandError::Config(format!("{text}\nreload refused, nothing has changed")),
         CommandError::Failed(text) => failed(format!("reload refused, nothing has changed: {text}")),
+        CommandError::Exited(_) => error,
     }
 }
 

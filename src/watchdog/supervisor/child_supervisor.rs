@@ -2,11 +2,9 @@
 
 use std::collections::{BTreeMap, VecDeque};
 use std::path::PathBuf;
-use std::rc::Rc;
 use std::sync::Arc;
 
 use tokio::io::AsyncReadExt;
-use tokio::net::UnixStream;
 use tokio::sync::mpsc;
 use tokio::time::sleep;
 
@@ -27,6 +25,7 @@ use crate::watchdog::plan::{Notice, Part, Plan, PlanAction, PlanEvent};
 use crate::watchdog::prober::{self, Prober};
 use crate::watchdog::process_sample;
 use crate::watchdog::restart_stats::{RestartCause, RestartStats};
+use crate::watchdog::set_signals::SetSignals;
 use crate::watchdog::sockets::SetSockets;
 use crate::watchdog::state::{self, StateWriter};
 use crate::watchdog::worker_endpoints::{SegmentNames, WorkerEndpoints};
@@ -67,11 +66,7 @@ pub(crate) struct ChildSupervisor {
 
 impl ChildSupervisor {
     /// Creates sockets, segments and doorbells, and starts the dispatcher.
-    pub(crate) fn open(
-        loaded: Loaded,
-        inherited_children: Rc<[ProcessId]>,
-        segments: SegmentNames,
-    ) -> Result<Self, WatchdogError> {
+    pub(crate) fn open(loaded: Loaded, segments: SegmentNames) -> Result<Self, WatchdogError> {
         let Loaded { config, origin, .. } = loaded;
         let runtime_dir = config.set.runtime_dir.clone();
         let sockets = SetSockets::open(&config)?;
@@ -86,7 +81,7 @@ impl ChildSupervisor {
         let (exit_sender, exits) = mpsc::unbounded_channel();
         let (plan, actions) = Plan::new(&drain_timeouts(&config), plan_limits(&config), clock::now());
         let mut supervisor = Self {
-            children: Children::new(applied_config::path(&runtime_dir), notify_path, inherited_children, exit_sender),
+            children: Children::new(applied_config::path(&runtime_dir), notify_path, exit_sender),
             exits,
             sockets,
             fd_store: FdStore::default(),
@@ -116,9 +111,11 @@ impl ChildSupervisor {
         Ok(supervisor)
     }
 
-    /// Runs the set until all parts have ended after a stop. `stop` and `reload` become readable on a signal.
-    pub(crate) async fn run(mut self, mut stop: UnixStream, mut reload: UnixStream) -> Result<(), WatchdogError> {
-        let (mut stop_bytes, mut reload_bytes) = ([0; 64], [0; 64]);
+    /// Runs the set until all parts have ended after a stop.
+    pub(crate) async fn run(mut self, signals: SetSignals) -> Result<(), WatchdogError> {
+        let SetSignals { mut stop, mut stop_now, mut reload, mut child } = signals;
+        let mut bytes = [[0; 64]; 4];
+        let [stops, quits, reloads, children] = &mut bytes;
         let mut next_probe = clock::now() + self.config.watchdog.probe_interval;
         let mut ticker = WatchdogTicker::start();
         let mut suspends = SuspendDetector::new();
@@ -127,12 +124,14 @@ impl ChildSupervisor {
             let wake_at = wake_at.unwrap_or(next_probe);
             let event = tokio::select! {
                 biased;
-                Ok(_) = stop.read(&mut stop_bytes) => Some(self.on_stop_signal(clock::now())),
+                Ok(_) = stop_now.read(quits) => Some(self.stop_now("SIGQUIT")),
+                Ok(_) = stop.read(stops) => Some(self.on_stop_signal(clock::now())),
                 // Before the events that lead to a verdict.
                 report = self.prober.next_report() => report.map(PlanEvent::Report),
                 Some((part, pid)) = self.exits.recv() => self.on_exit(part, pid),
                 Ok(message) = self.notify_socket.receive() => self.on_notify(message),
-                Ok(_) = reload.read(&mut reload_bytes) => self.reload(),
+                Ok(_) = reload.read(reloads) => self.reload(),
+                Ok(_) = child.read(children) => { self.children.reap_orphans(); None }
                 () = sleep(wake_at.since(clock::now())) => None,
             };
             let now = clock::now();
@@ -184,9 +183,7 @@ impl ChildSupervisor {
             if now.since(first) < STOP_DEBOUNCE {
                 return PlanEvent::Tick;
             }
-            tracing::warn!(%set, event = %log::Event::SetStoppingNow,
-                    "stopping now, on a second signal: requests in progress are cut off");
-            return PlanEvent::StopNow;
+            return self.stop_now("a second signal");
         }
         self.stopping_since = Some(now);
         let drain_timeout = drain_timeouts(&self.config).into_values().max().unwrap_or_default();
@@ -194,6 +191,13 @@ impl ChildSupervisor {
         tracing::info!(%set, at_most, event = %log::Event::SetStopping,
             "stopping, on a signal: no new leases, requests in progress may finish");
         PlanEvent::Stop
+    }
+
+    fn stop_now(&mut self, signal: &str) -> PlanEvent {
+        self.stopping_since.get_or_insert(clock::now());
+        tracing::warn!(set = %self.config.set.name, event = %log::Event::SetStoppingNow,
+            "stopping now, on {signal}: requests in progress are cut off");
+        PlanEvent::StopNow
     }
 
     fn on_exit(&mut self, part: Part, pid: u32) -> Option<PlanEvent> {

@@ -17,9 +17,9 @@ use nix::unistd::Pid;
 use tokio::sync::mpsc;
 
 use crate::config::ProcessLimits;
-use crate::ids::ProcessId;
 use crate::procfs::ProcessStat;
 use crate::signals::BlockSighup;
+use crate::watchdog::part_log::log_killed;
 use crate::watchdog::plan::{Part, PartSignal};
 use crate::watchdog::restart_stats::RestartCause;
 use crate::{log, process_tree, sys};
@@ -34,8 +34,6 @@ pub(crate) struct Children {
     processes: BTreeMap<Part, PartProcess>,
     /// The pids of all parts.
     pids: Rc<RefCell<BTreeSet<u32>>>,
-    /// Children that this process had before it became the watchdog.
-    inherited: Rc<[ProcessId]>,
     /// Where children read the configuration in force.
     config: PathBuf,
     notify_socket: PathBuf,
@@ -44,13 +42,8 @@ pub(crate) struct Children {
 
 impl Children {
     /// `exits` receives each child that can be reaped.
-    pub(crate) fn new(
-        config: PathBuf,
-        notify_socket: PathBuf,
-        inherited: Rc<[ProcessId]>,
-        exits: mpsc::UnboundedSender<(Part, u32)>,
-    ) -> Self {
-        Self { processes: BTreeMap::new(), pids: Rc::default(), inherited, config, notify_socket, exits }
+    pub(crate) fn new(config: PathBuf, notify_socket: PathBuf, exits: mpsc::UnboundedSender<(Part, u32)>) -> Self {
+        Self { processes: BTreeMap::new(), pids: Rc::default(), config, notify_socket, exits }
     }
 
     /// Starts a part with these sockets and returns its pid.
@@ -76,6 +69,9 @@ impl Children {
             .env("NOTIFY_SOCKET", &self.notify_socket)
             .env("LISTEN_FDS", sockets.len().to_string())
             .env("LISTEN_FDNAMES", names.join(":"))
+            // Those of the program that has started this one: a worker of another set, or systemd.
+            .env_remove("PATOU_BIN")
+            .env_remove("PATOU_WORKER")
             .env_remove("WATCHDOG_USEC")
             .env_remove("WATCHDOG_PID")
             .stdin(Stdio::null())
@@ -158,18 +154,21 @@ impl Children {
     }
 
     /// Kills, in the background, the processes that ended parts have left behind. They have become children of this
-    /// process (PR_SET_CHILD_SUBREAPER).
+    /// process (PR_SET_CHILD_SUBREAPER), which has no others: see `cli/init.rs`.
     pub(crate) fn kill_orphans(&self) {
-        let (parts, inherited) = (self.pids.clone(), self.inherited.clone());
+        let parts = self.pids.clone();
         tokio::task::spawn_local(async move {
-            let is_orphan = |process: &ProcessStat| {
-                !parts.borrow().contains(&process.id().pid) && !inherited.contains(&process.id())
-            };
-            if let Err(error) = process_tree::kill(is_orphan).await {
+            let is_orphan = |process: &ProcessStat| !parts.borrow().contains(&process.id().pid);
+            if let Err(error) = process_tree::kill(is_orphan, log_killed).await {
                 tracing::error!(event = %log::Event::ProcessSurvived,
                     "cannot kill the processes that a worker has left behind: {error}");
             }
         });
+    }
+
+    /// Reaps the processes that ended parts have left behind and that have ended by themselves.
+    pub(crate) fn reap_orphans(&self) {
+        process_tree::reap_orphans(|pid| self.pids.borrow().contains(&(pid.as_raw() as u32)));
     }
 }
 

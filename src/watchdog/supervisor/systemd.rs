@@ -94,10 +94,11 @@ impl UnitSupervisor {
         })
     }
 
-    /// Watches the units until SIGTERM or SIGINT.
+    /// Watches the units until SIGTERM, SIGINT or SIGQUIT.
     pub(crate) async fn run(mut self) -> Result<(), WatchdogError> {
         let mut stop = Signal::stop().and_then(Signal::into_async).map_err(system("signals"))?;
         let mut reload = Signal::reload().and_then(Signal::into_async).map_err(system("signals"))?;
+        let stop_now = Signal::stop_now().and_then(Signal::into_async).map_err(system("signals"))?;
         let (mut stop_bytes, mut reload_bytes) = ([0; 64], [0; 64]);
         let mut next_probe = clock::now();
         let mut ticker = WatchdogTicker::start();
@@ -110,6 +111,7 @@ impl UnitSupervisor {
             let event = tokio::select! {
                 biased;
                 _ = stop.read(&mut stop_bytes) => break,
+                _ = stop_now.readable() => break,
                 // Before the events that lead to a verdict.
                 report = self.prober.next_report() => self.on_report(report),
                 Some((part, pid)) = self.processes.next_exit() => self.on_exit(part, pid),

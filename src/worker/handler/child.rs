@@ -17,6 +17,7 @@ use nix::sys::signal::{Signal, killpg};
 use nix::unistd::Pid;
 use tokio::io::unix::AsyncFd;
 
+use crate::procfs::ProcessStat;
 use crate::{executable, sys};
 
 /// The variables that a program inherits from the worker. It must not get those that systemd sets for the worker
@@ -85,6 +86,12 @@ impl HandlerProgram {
         sys::map_fds(&mut command, map)?;
         Ok(command)
     }
+}
+
+/// Logs a process of a handler that is about to be killed (see [`crate::process_tree::kill`]). At level debug: a request
+/// that was cancelled leaves one each time.
+pub(super) fn log_killed(process: &ProcessStat, name: &str) {
+    tracing::debug!(pid = process.pid.as_raw(), "killing process {} ({name}), which the handler has left", process.pid);
 }
 
 /// How a process ended; unknown if it was reaped elsewhere.

@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, Weak};
 use http::StatusCode;
 use tokio::task::JoinHandle;
 
-use super::child::HandlerProgram;
+use super::child::{HandlerProgram, log_killed};
 use super::failure::RequestFailure;
 use super::output_log::{LeaseLabel, LogPipe, OutputLog, OutputStream};
 use crate::ids::WorkerId;
@@ -55,7 +55,7 @@ impl OneShotProgram {
     /// Kills and reaps everything that the request has left, and writes its remaining output to the log.
     pub(super) async fn end_run(&self) {
         if process_tree::has_children()
-            && let Err(survivors) = process_tree::kill(|_| true).await
+            && let Err(survivors) = process_tree::kill(|_| true, log_killed).await
         {
             tracing::error!(worker = %self.log.worker(), event = %Event::ProcessSurvived, "{survivors}");
         }

@@ -1,13 +1,15 @@
 //! The process of a co-process handler between requests: start, restart, recycling, stop.
 
 use std::fmt::Display;
+use std::pin::pin;
 use std::sync::{Arc, Mutex, MutexGuard, Weak};
 use std::time::Duration;
 
 use nix::unistd::Pid;
+use tokio::net::UnixStream;
 use tokio::time::{Instant, sleep_until, timeout};
 
-use super::super::child::{HandlerProgram, HandlerStartError};
+use super::super::child::{HandlerProgram, HandlerStartError, log_killed};
 use super::super::failure::RequestFailure;
 use super::super::output_log::{LeaseLabel, LogPipe, OutputLog};
 use super::backoff::RestartBackoff;
@@ -17,6 +19,7 @@ use crate::ids::WorkerId;
 use crate::log::Event;
 use crate::process_tree;
 use crate::procfs::ProcessStat;
+use crate::signals::Signal;
 use crate::sync;
 
 /// The handler: a program and its single process.
@@ -25,6 +28,8 @@ pub(crate) struct Coprocess {
     program: HandlerProgram,
     log: Arc<OutputLog>,
     state: Mutex<CoprocessState>,
+    /// Readable when a child has ended: the process, or an orphan of it.
+    child_ended: UnixStream,
 }
 
 #[derive(Debug)]
@@ -62,7 +67,9 @@ impl Coprocess {
             lease: None,
             log_pipes: Vec::new(),
         };
-        let coprocess = Self { program, log: OutputLog::new(worker), state: Mutex::new(state) };
+        let child_ended = Signal::child().and_then(Signal::into_async);
+        let child_ended = child_ended.map_err(|error| HandlerStartError::Spawn(program.name().to_owned(), error))?;
+        let coprocess = Self { program, log: OutputLog::new(worker), state: Mutex::new(state), child_ended };
         let process = coprocess.spawn()?;
         coprocess.put(CurrentProcess::Idle(process));
         Ok(Arc::new(coprocess))
@@ -108,7 +115,7 @@ impl Coprocess {
         if let Some(process) = process.and_then(|process| self.keep_if_idle(process)) {
             let pid = process.pid();
             self.put(CurrentProcess::Idle(process));
-            return process_tree::reap_orphans(pid);
+            return process_tree::reap_orphans(|orphan| orphan == pid);
         }
         match self.restart().await {
             Ok(process) => self.put(CurrentProcess::Idle(process)),
@@ -126,7 +133,7 @@ impl Coprocess {
         }
     }
 
-    /// Replaces a process that dies between requests. Never returns.
+    /// Replaces a process that dies between requests, and reaps the orphans that it leaves. Never returns.
     pub(in super::super) async fn watch(&self) {
         loop {
             let ended = match &self.lock().process {
@@ -134,7 +141,12 @@ impl Coprocess {
                 CurrentProcess::WritingRequest { .. } | CurrentProcess::Absent => None,
             };
             if let Some(ended) = ended {
-                ended.await;
+                let mut ended = pin!(ended);
+                while tokio::select! { () = &mut ended => false, _ = self.child_ended.readable() => true } {
+                    while self.child_ended.try_read(&mut [0; 64]).is_ok_and(|bytes| bytes > 0) {}
+                    let pid = self.lock().pid;
+                    process_tree::reap_orphans(|child| Some(child) == pid);
+                }
             }
             self.end_request().await;
         }
@@ -237,7 +249,7 @@ impl Coprocess {
     }
 
     async fn kill(&self, is_chosen: impl Fn(&ProcessStat) -> bool) {
-        if let Err(survivors) = process_tree::kill(is_chosen).await {
+        if let Err(survivors) = process_tree::kill(is_chosen, log_killed).await {
             tracing::error!(worker = %self.log.worker(), event = %Event::ProcessSurvived, "{survivors}");
         }
     }

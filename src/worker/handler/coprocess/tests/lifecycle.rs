@@ -38,6 +38,31 @@ fn example_serves_many_requests_with_one_process() {
 }
 
 #[test]
+fn orphan_that_ends_between_requests_is_reaped_at_once() {
+    in_own_process(async {
+        let handler = start(&["sh", "-c", "(sleep 1000 &); exec cat <&3"]);
+        let orphan_ends = async {
+            let orphan = loop {
+                let adopted = foreign_processes(&handler).into_iter().find(|process| process.parent == getpid());
+                match adopted {
+                    Some(orphan) => break orphan.pid,
+                    None => tokio::time::sleep(Duration::from_millis(2)).await,
+                }
+            };
+            kill(orphan, Signal::SIGKILL).unwrap();
+            while !foreign_processes(&handler).is_empty() {
+                tokio::time::sleep(Duration::from_millis(2)).await;
+            }
+        };
+        tokio::select! {
+            () = handler.watch() => {}
+            () = orphan_ends => {}
+        }
+        stop(handler).await;
+    });
+}
+
+#[test]
 fn cancelled_request_replaces_the_process() {
     in_own_process(async {
         let Some(handler) = start_python() else { return };
