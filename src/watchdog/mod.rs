@@ -19,6 +19,7 @@ mod prober;
 mod process_sample;
 mod reload;
 mod restart_stats;
+mod slot_observer;
 mod sockets;
 mod stale_processes;
 mod startup_message;

@@ -3,9 +3,7 @@
 use std::pin::pin;
 use std::sync::Arc;
 
-use http::header::LOCATION;
-use http::uri::PathAndQuery;
-use http::{Request, Response, StatusCode, Version};
+use http::{Request, Response, Version};
 use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
@@ -14,13 +12,15 @@ use tokio::sync::Mutex;
 
 use super::handler::{Body, BoxError};
 use super::lease_url;
-use super::service::{EarlyEnd, HandlerService, RequestRunner, problem_response};
+use super::send_back::send_back;
+use super::service::{EarlyEnd, HandlerService, RequestRunner};
 use super::state::WorkerState;
 use super::turn::{ActiveLease, Transaction};
 use crate::clock;
-use crate::exchange::Counter;
+use crate::config::FrontConfig;
+use crate::exchange::{self, Counter};
 use crate::log::Event;
-use crate::net::{self, ProblemResponse, SharedStream, lingering_close, set_reset_on_close};
+use crate::net::{ProblemResponse, SharedStream, lingering_close, set_reset_on_close};
 
 /// Serves one connection until it is closed.
 pub(super) async fn serve<S: HandlerService>(state: Arc<WorkerState>, service: Arc<Mutex<S>>, stream: SharedStream) {
@@ -33,12 +33,7 @@ pub(super) async fn serve<S: HandlerService>(state: Arc<WorkerState>, service: A
             transaction: transaction.clone(),
             stream: stream.clone(),
         });
-        let connection = http1::Builder::new()
-            .keep_alive(false)
-            .half_close(true)
-            .timer(TokioTimer::new())
-            .header_read_timeout(state.front.head_timeout)
-            .max_buf_size(state.front.head_bytes)
+        let connection = http1_server(&state.front)
             .serve_connection(TokioIo::new(stream.clone()), service_fn(|request| respond(runner.clone(), request)));
         let connection = pin!(connection);
         tokio::select! {
@@ -99,16 +94,16 @@ async fn respond<S: HandlerService>(
 ) -> Result<Response<Body>, BoxError> {
     let RequestRunner { state, transaction, stream, .. } = &*runner;
     let Some((token, target)) = lease_url::split(request.method(), request.uri()) else {
-        return Ok(send_back(state, stream, &request, None));
+        return Ok(to_dispatcher(state, stream, &request));
     };
     let now = clock::now();
     let terms = match token.map(|token| state.slot.claim(token, now)) {
         Some(Ok(terms)) => terms,
         Some(Err(reason)) => {
             tracing::debug!(worker = %state.id, ?reason, "token rejected");
-            return Ok(send_back(state, stream, &request, Some(target)));
+            return Ok(to_dispatcher(state, stream, &request));
         }
-        None => return Ok(send_back(state, stream, &request, Some(target))),
+        None => return Ok(to_dispatcher(state, stream, &request)),
     };
     let active = ActiveLease::claimed(&terms);
     state.note_claim(&terms, now, stream);
@@ -118,23 +113,20 @@ async fn respond<S: HandlerService>(
     runner.run(request, target, active, peer, server).await
 }
 
-/// 307 to the dispatcher with the original target; 409 if there is no address for it.
-fn send_back(
-    state: &WorkerState,
-    stream: &SharedStream,
-    request: &Request<Incoming>,
-    target: Option<PathAndQuery>,
-) -> Response<Body> {
+/// 307 to the dispatcher.
+fn to_dispatcher(state: &WorkerState, stream: &SharedStream, request: &Request<Incoming>) -> Response<Body> {
     state.slot.count(Counter::SentBack, 1);
-    let location = state.slot.return_port().and_then(|port| {
-        let host = net::host(request).ok().flatten().unwrap_or_else(|| net::fallback_host(&stream.0));
-        lease_url::return_location(&host, port, target.as_ref().or_else(|| request.uri().path_and_query()))
-    });
-    let detail = "this lease has ended or never existed: request another from the dispatcher";
-    let status = if location.is_some() { StatusCode::TEMPORARY_REDIRECT } else { StatusCode::CONFLICT };
-    let mut response = problem_response(&ProblemResponse::not_started(status, detail));
-    if let Some(location) = location {
-        response.headers_mut().insert(LOCATION, location);
-    }
-    response
+    send_back(exchange::return_port(state.slot.memory()), stream, request)
+}
+
+/// A server of one request per connection, with the bounds of the configuration.
+pub(super) fn http1_server(front: &FrontConfig) -> http1::Builder {
+    let mut server = http1::Builder::new();
+    server
+        .keep_alive(false)
+        .half_close(true)
+        .timer(TokioTimer::new())
+        .header_read_timeout(front.head_timeout)
+        .max_buf_size(front.head_bytes);
+    server
 }

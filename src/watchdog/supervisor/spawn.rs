@@ -6,6 +6,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use super::child_supervisor::ChildSupervisor;
 use crate::clock;
 use crate::config::ProcessLimits;
+use crate::ids::WorkerId;
 use crate::watchdog::plan::{Part, PlanEvent};
 use crate::watchdog::restart_stats::RestartCause;
 
@@ -13,11 +14,17 @@ impl ChildSupervisor {
     /// Starts a part and returns the result as an event.
     pub(crate) fn start(&mut self, part: Part) -> PlanEvent {
         self.restart_stats.starting(&part);
-        let pool = part.worker().and_then(|id| self.config.pool(&id.pool));
-        let limits = pool.map(|pool| pool.limits.as_rlimits()).unwrap_or_else(|| {
-            let files = self.config.dispatcher_descriptors();
-            ProcessLimits { open_files: Some((files, files)), ..ProcessLimits::default() }
-        });
+        let rlimits =
+            |id: &WorkerId| self.config.pool(&id.pool).map(|pool| pool.limits.as_rlimits()).unwrap_or_default();
+        let limits = match &part {
+            Part::Dispatcher => {
+                let files = self.config.dispatcher_descriptors();
+                ProcessLimits { open_files: Some((files, files)), ..ProcessLimits::default() }
+            }
+            Part::Worker(id) => rlimits(id),
+            // A limit that is too low for the handler must not end the stand-in as well.
+            Part::StandIn(_) => ProcessLimits::default(),
+        };
         match self.sockets_of(&part).and_then(|sockets| self.children.start(&part, sockets, limits)) {
             Ok(pid) => {
                 tracing::debug!(pid, %part, "{part} was started");
@@ -33,7 +40,7 @@ impl ChildSupervisor {
     fn sockets_of(&self, part: &Part) -> io::Result<Vec<(String, OwnedFd)>> {
         let duplicate = |fd: &dyn AsFd| fd.as_fd().try_clone_to_owned();
         match part {
-            Part::Worker(id) => {
+            Part::Worker(id) | Part::StandIn(id) => {
                 let listener = self.sockets.workers.get(id).ok_or(io::ErrorKind::NotFound)?;
                 let endpoints = self.endpoints.get(id).ok_or(io::ErrorKind::NotFound)?;
                 Ok(vec![("worker".into(), duplicate(listener)?), ("worker".into(), duplicate(&endpoints.handoff)?)])
