@@ -12,7 +12,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use nix::errno::Errno;
-use nix::fcntl::{FcntlArg, fcntl};
+use nix::fcntl::{FcntlArg, FdFlag, fcntl};
 use nix::libc;
 use nix::sys::prctl;
 use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, sigaction};
@@ -318,6 +318,22 @@ pub(crate) fn listen_fds() -> io::Result<Vec<(OwnedFd, String)>> {
     // SAFETY: needed because the protocol names descriptors by number. They are open (setting CLOEXEC on them has just
     // succeeded), were passed to this process (LISTEN_PID), and the flag above ensures that they are taken once.
     Ok(passed.map(|(fd, name)| (unsafe { OwnedFd::from_raw_fd(fd) }, name)).collect())
+}
+
+/// Duplicates of those descriptors, which stay for [`listen_fds`] or for the program that this process executes next.
+///
+/// # Errors
+/// As [`listen_fds`].
+pub(crate) fn duplicate_listen_fds() -> io::Result<Vec<(OwnedFd, String)>> {
+    let mut duplicates = Vec::new();
+    for (fd, name) in sd_notify::listen_fds_with_names()? {
+        // SAFETY: needed because the protocol names descriptors by number. It is open, because setting CLOEXEC on it has
+        // just succeeded, and this function does not close it.
+        let passed = unsafe { BorrowedFd::borrow_raw(fd) };
+        duplicates.push((passed.try_clone_to_owned()?, name));
+        fcntl(passed, FcntlArg::F_SETFD(FdFlag::empty()))?; // the program that is executed next inherits it
+    }
+    Ok(duplicates)
 }
 
 /// Resets a TCP connection (connect(2) with `AF_UNSPEC`), even while other descriptors refer to it.

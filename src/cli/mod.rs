@@ -102,6 +102,13 @@ enum Command {
     /// Become a part of the set, with LISTEN_PID set
     #[command(hide = true)]
     Launch(launch::LaunchArgs),
+    /// Serve the address of a worker that is down: send its clients back to the dispatcher
+    #[command(hide = true)]
+    StandIn {
+        /// The worker, for example default-1
+        #[arg(value_name = "POOL-N")]
+        worker: WorkerId,
+    },
     /// The handler of a drill: records each start, responds with the body
     #[command(hide = true)]
     Record(drill::recording_handler::RecordingHandler),
@@ -228,6 +235,7 @@ fn run(cli: &Cli) -> Result<(), CommandError> {
         Command::Systemd { command } => systemd::run(path, command),
         Command::Completions(args) => completions::run(args, &Cli::command()),
         Command::Launch(args) => launch::run(args),
+        Command::StandIn { worker } => roles::stand_in(path, worker),
         Command::Record(args) => drill::recording_handler::run(args),
         Command::BenchServer(args) => bench::server::run(args),
         Command::BenchPeer(args) => bench::peer::run(path, args),

@@ -74,11 +74,20 @@ fn run_dispatcher(path: Option<&Path>) -> Result<(), CommandError> {
     runtime.block_on(dispatcher::run(loaded.config, path)).map_err(|error| failed(format!("dispatcher: {error}")))
 }
 
+/// `patou stand-in`
+pub(super) fn stand_in(path: Option<&Path>, id: &WorkerId) -> Result<(), CommandError> {
+    let config = load(path)?.config;
+    let served = runtime()?.block_on(worker::run_stand_in(&config, id));
+    served.map_err(|error| report_to_watchdog(failed(error), "stand-in"))
+}
+
 fn run_worker(path: Option<&Path>, id: &WorkerId) -> Result<(), CommandError> {
     requirements::check().map_err(|error| failed(format!("worker {id}: {error}")))?;
     // Also for the processes that a program starts before it serves: they must not become the watchdog's.
     prctl::set_child_subreaper(true).map_err(failed)?;
     let config = load(path)?.config;
+    // Before a program of the user's is executed, which may end before it is ready.
+    runtime()?.block_on(worker::hold_back(&config, id)).map_err(|error| failed(format!("worker {id}: {error}")))?;
     if let Some(pool) = config.pool(&id.pool)
         && let HandlerConfig::Program(command) = &pool.handler
     {

@@ -48,4 +48,4 @@ pub(crate) use slot_layout::{LINES, WORDS, Word};
 pub(crate) use spin::SpinBudget;
 #[cfg(test)]
 pub(crate) use worker::ClaimError;
-pub(crate) use worker::WorkerSide;
+pub(crate) use worker::{WorkerSide, return_port};

@@ -26,6 +26,11 @@ pub(crate) enum ClaimError {
     Expired,
 }
 
+/// The TCP port that leads to the dispatcher.
+pub(crate) fn return_port(memory: &impl SlotMemory) -> Option<u16> {
+    u16::try_from(memory.load(Word::RETURN_PORT, Relaxed)).ok().filter(|port| *port > 0)
+}
+
 /// The worker's access to its slot. The control loop answers while the serving task claims: words that both may write
 /// change by compare-and-swap only, and each counter belongs to one thread.
 #[derive(Debug)]
@@ -62,11 +67,6 @@ impl<M: SlotMemory> WorkerSide<M> {
     /// The slot's words.
     pub(crate) fn memory(&self) -> &M {
         &self.memory
-    }
-
-    /// The TCP port that leads to the dispatcher.
-    pub(crate) fn return_port(&self) -> Option<u16> {
-        u16::try_from(self.memory.load(Word::RETURN_PORT, Relaxed)).ok().filter(|port| *port > 0)
     }
 
     /// Whether an operator keeps this worker out of service. The worker loads this at each ring: the question that

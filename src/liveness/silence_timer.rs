@@ -246,6 +246,11 @@ impl SilenceTimer {
         Some((silence.no_progress_since + timeout).min(silence.attributable_since + timeout * PROGRESS_TIMEOUTS))
     }
 
+    /// Since when the process has been silent, without what the observer lost.
+    pub(crate) fn since(&self) -> Option<Monotonic> {
+        self.silence.map(|silence| silence.since)
+    }
+
     /// How long the process has been silent, without what the observer lost.
     pub(crate) fn silence(&self, now: Monotonic) -> Duration {
         self.silence.map_or(Duration::ZERO, |silence| now.since(silence.since))

@@ -20,6 +20,7 @@ mod process_sample;
 mod reload;
 mod restart_stats;
 mod set_signals;
+mod slot_observer;
 mod sockets;
 mod stale_processes;
 mod startup_message;

@@ -11,6 +11,7 @@ mod lifecycle;
 mod liveness;
 mod messages;
 mod part;
+mod stand_in;
 mod systemd;
 
 use std::collections::BTreeMap;
@@ -103,6 +104,7 @@ impl Plan {
                 self.with_timer(&Part::Dispatcher, SilenceTimer::answered); // as far as the watchdog can know
             }
             PlanEvent::Report(workers) => self.on_report(now, workers),
+            PlanEvent::Observed(workers) => self.judge_workers(now, now, workers),
             PlanEvent::Sampled(part, sample) => self.on_sampled(now, &part, sample),
             PlanEvent::WatchdogLate(time) => self.exclude_time(now, time),
             PlanEvent::MachineResumed => self.reset_all(now),
@@ -114,6 +116,7 @@ impl Plan {
             PlanEvent::Apply(change) => self.apply(now, change),
         }
         if ends_batch {
+            self.update_stand_ins(now);
             self.check_deadlines(now);
             self.advance(now);
         }
@@ -122,12 +125,18 @@ impl Plan {
 
     /// When the next [`PlanEvent::Tick`] is due.
     pub(crate) fn deadline(&self) -> Option<Monotonic> {
-        let due = |(part, record): (&Part, &PartRecord)| match &record.state {
-            PartState::StartDue(at) | PartState::Stopping(at, _) => Some(*at),
-            PartState::Running(_) if record.ready_at.is_some() && *part != Part::Dispatcher => None,
-            PartState::Running(timer) if !self.has_deadline(timer) => None,
-            PartState::Running(timer) => timer.deadline(self.timeouts(part)),
-            PartState::AwaitingDispatcher | PartState::Failed | PartState::Stopped | PartState::Absent(_) => None,
+        let due = |(part, record): (&Part, &PartRecord)| {
+            let timer = record.timer().filter(|_| self.is_judged_by_time(part, record));
+            let verdict = timer.and_then(|timer| timer.deadline(self.timeouts(part)));
+            let step = match &record.state {
+                PartState::StartDue(at) | PartState::Stopping { kill_at: at, .. } => Some(*at),
+                PartState::AwaitingDispatcher
+                | PartState::Running(_)
+                | PartState::Failed
+                | PartState::Stopped
+                | PartState::Absent(_) => None,
+            };
+            [verdict, step, self.stand_in_due(part, record)].into_iter().flatten().min()
         };
         self.parts.iter().filter_map(due).min()
     }
@@ -182,16 +191,16 @@ impl Plan {
         }
     }
 
-    /// Whether the plan limits the silence. systemd limits the start of a unit itself (TimeoutStartSec=).
-    fn has_deadline(&self, timer: &SilenceTimer) -> bool {
-        self.supervisor == SupervisorKind::Watchdog || timer.is_ready()
+    /// Whether the plan judges a silent part as time passes. A worker that has been ready is judged with each report on
+    /// it. systemd limits the start of a unit itself (TimeoutStartSec=).
+    fn is_judged_by_time(&self, part: &Part, record: &PartRecord) -> bool {
+        let Some(timer) = record.timer() else { return false };
+        let by_report = part.worker().is_some() && record.ready_at.is_some();
+        !by_report && (self.supervisor == SupervisorKind::Watchdog || timer.is_ready())
     }
 
     fn with_timer<T>(&mut self, part: &Part, change: impl FnOnce(&mut SilenceTimer) -> T) -> Option<T> {
-        match self.parts.get_mut(part) {
-            Some(PartRecord { state: PartState::Running(timer), .. }) => Some(change(timer)),
-            _ => None,
-        }
+        self.parts.get_mut(part).and_then(PartRecord::timer_mut).map(change)
     }
 }
 

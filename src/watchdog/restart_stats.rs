@@ -1,6 +1,6 @@
 //! Statistics of restarts: how many by cause, and how long detection and recovery took.
 //!
-//! Pure: the supervisors report what they do and observe.
+//! Pure: the supervisors report what they do and observe. Stand-ins are not counted: their ends interrupt nothing.
 
 #![forbid(unsafe_code)]
 
@@ -86,6 +86,9 @@ pub(super) struct RestartStats {
 impl RestartStats {
     /// The part is declared frozen; `silent_since` is the time of the first unanswered probe, if there is one.
     pub(super) fn declared_frozen(&mut self, now: Monotonic, part: &Part, silent_since: Option<Monotonic>) {
+        if part.is_stand_in() {
+            return;
+        }
         let history = self.histories.entry(part.clone()).or_default();
         let cause = if history.ready { RestartCause::Frozen } else { RestartCause::Start };
         let at = history.outage.filter(|pending| pending.recovered.is_none()).map_or(now, |pending| pending.at);
@@ -97,6 +100,9 @@ impl RestartStats {
 
     /// The part's process has ended, for this cause if the part was not declared frozen.
     pub(super) fn ended(&mut self, now: Monotonic, part: &Part, cause: RestartCause) {
+        if part.is_stand_in() {
+            return;
+        }
         let history = self.histories.entry(part.clone()).or_default();
         let new = Outage { at: now, cause, ended: true, unplanned: false, recovered: None };
         let outage = match history.outage {
@@ -112,6 +118,9 @@ impl RestartStats {
 
     /// The part's process is about to be started.
     pub(super) fn starting(&mut self, part: &Part) {
+        if part.is_stand_in() {
+            return;
+        }
         let history = self.histories.entry(part.clone()).or_default();
         if std::mem::replace(&mut history.started, true) && history.outage.is_some_and(|outage| !outage.unplanned) {
             history.outage = None;
@@ -121,6 +130,9 @@ impl RestartStats {
 
     /// The part's last end was unplanned, and the part is restarted.
     pub(super) fn unplanned_restart(&mut self, part: &Part) {
+        if part.is_stand_in() {
+            return;
+        }
         let outage = self.histories.get_mut(part).and_then(|history| history.outage.as_mut());
         let cause = outage.as_ref().map_or(RestartCause::Ended, |outage| outage.cause);
         if let Some(outage) = outage {
@@ -132,6 +144,9 @@ impl RestartStats {
 
     /// The part can serve.
     pub(super) fn ready(&mut self, now: Monotonic, part: &Part) {
+        if part.is_stand_in() {
+            return;
+        }
         let history = self.histories.entry(part.clone()).or_default();
         match &mut history.outage {
             Some(outage) if !outage.ended => return, // the last answer of a process that is being killed
@@ -154,7 +169,7 @@ impl RestartStats {
     fn times(&mut self, part: &Part) -> &mut RecoveryTimes {
         match part {
             Part::Dispatcher => &mut self.dispatcher,
-            Part::Worker(_) => &mut self.workers,
+            Part::Worker(_) | Part::StandIn(_) => &mut self.workers,
         }
     }
 }

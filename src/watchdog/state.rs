@@ -17,7 +17,7 @@ pub(super) fn saved_state(plan: &Plan, set: &str, process: ProcessId, listeners:
     let (_, dispatcher) = parts.remove(0); // the dispatcher is the first part in order
     let workers = parts.into_iter().filter_map(|(part, state)| match part {
         Part::Worker(id) => Some((id.to_string(), state)),
-        Part::Dispatcher => None,
+        Part::Dispatcher | Part::StandIn(_) => None,
     });
     let ProcessId { pid, start_time: started } = process;
     SavedState {

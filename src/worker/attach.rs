@@ -3,10 +3,9 @@
 use std::time::Duration;
 
 use super::error::{ServeError, system};
-use crate::backoff;
 use crate::clock;
 use crate::config::Config;
-use crate::exchange::{Incarnation, Word};
+use crate::exchange::Incarnation;
 use crate::ids::WorkerId;
 use crate::ipc::{self, WorkerIpc};
 use crate::shm::SegmentRole;
@@ -23,17 +22,10 @@ const LOCK_WAIT: Duration = Duration::from_millis(200);
 /// doorbell rings and the worker's lock is free. The wait ends before `start_timeout`: an error that names the damage
 /// helps more than being killed for not having started.
 pub(super) fn attach(config: &Config, id: &WorkerId) -> Result<WorkerIpc, ServeError> {
-    let mut since = clock::now();
-    let (mut logged, mut delayed) = (false, false);
+    let since = clock::now();
+    let mut logged = false;
     loop {
         let ipc = ipc::open_unchecked(config, id)?;
-        if !delayed && ipc.segment.damage().is_none() {
-            // Before the role is taken: until then no answer is due. A worker that re-executes itself has not failed.
-            if Incarnation::load(&ipc.segment).is_none_or(|previous| previous.pid != std::process::id()) {
-                backoff::delay_start(&[&ipc.segment], Word::WORKER_LAST_START, config);
-            }
-            (delayed, since) = (true, clock::now());
-        }
         let waited = clock::now().since(since);
         let damage = match ipc.segment.damage() {
             None if ipc

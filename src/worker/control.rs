@@ -1,6 +1,6 @@
 //! The control loop: a thread that answers the dispatcher and handles signals, and never runs the handler's code.
 
-use std::os::fd::{AsFd, AsRawFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::Duration;
@@ -11,6 +11,7 @@ use sd_notify::NotifyState;
 
 use super::error::{ServeError, system};
 use super::signals::WorkerSignals;
+use super::stand_in::serve_blocked;
 use super::state::{ActiveRequest, TaskCommand, WorkerState};
 use crate::doorbell::Doorbell;
 use crate::exchange::{self, QuestionKind, Reply, Word};
@@ -40,12 +41,14 @@ pub(super) fn start(
     state: Arc<WorkerState>,
     to_worker: Doorbell,
     signals: WorkerSignals,
+    listener: OwnedFd,
 ) -> Result<JoinHandle<()>, ServeError> {
     let mut control = ControlLoop {
         answered: state.slot.answered(),
         state,
         to_worker,
         signals,
+        listener,
         accepted_lease: None,
         exit_sent: false,
         stopping_since: None,
@@ -59,6 +62,8 @@ struct ControlLoop {
     state: Arc<WorkerState>,
     to_worker: Doorbell,
     signals: WorkerSignals,
+    /// The worker's address, for the time in which the serving task does not serve it.
+    listener: OwnedFd,
     /// Sequence of the last question answered.
     answered: u64,
     /// The last lease that was accepted, until its claim is seen or its offer has ended.
@@ -201,12 +206,21 @@ impl ControlLoop {
     fn set_serving_blocked(&self, blocked: bool) {
         if self.state.set_serving_blocked(blocked) && blocked {
             tracing::warn!(worker = %self.state.id, epoch = %self.state.slot.epoch(),
-                "the worker's serving thread is blocked: the worker gets no client until the thread responds");
+                "the worker's serving thread is blocked: the worker gets no client until the thread responds, and \
+                 clients that have a lease are sent back to the dispatcher");
+            let state = self.state.clone();
+            let started = self.listener.try_clone().and_then(|listener| {
+                let (segment, front) = (state.slot.memory().clone(), state.front.clone());
+                serve_blocked(listener, segment, front, move || state.is_serving_blocked())
+            });
+            if let Err(error) = started {
+                tracing::error!(worker = %self.state.id, event = %Event::AcceptFailed,
+                    "cannot start a thread that sends the clients of this worker back: {error}; they wait");
+            }
         }
     }
 
     /// Something other than a request blocks the serving thread: a background task of the handler, for example.
-    /// Clients in the listen queue are sent back to the dispatcher by the next incarnation.
     fn exit_serving_blocked(&self) {
         tracing::error!(worker = %self.state.id, epoch = %self.state.slot.epoch(), event = %Event::HandlerBlocked,
             "the worker's serving thread was blocked for longer than request_timeout, without a request: \

@@ -13,6 +13,7 @@ use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tokio::time::{Instant, sleep};
 
+use super::error::{ServeError, system};
 use crate::handoff::{self, HandoffMessage, MESSAGE_MAX};
 use crate::log::{Event, LogThrottle};
 use crate::net::{ACCEPT_RETRY_DELAY, SocketListener};
@@ -26,6 +27,20 @@ pub(super) const EXHAUSTED_GRACE: Duration = Duration::from_secs(1);
 pub(super) struct WorkerListeners {
     pub redirect: SocketListener,
     pub handoff: Option<HandoffReceiver>,
+}
+
+impl WorkerListeners {
+    /// The first socket of each kind among those that the supervisor has passed.
+    pub(super) fn from_passed(sockets: Vec<(OwnedFd, String)>) -> Result<Self, ServeError> {
+        let sockets = sockets.into_iter().map(|(socket, _)| socket);
+        let (handoff, redirect): (Vec<_>, Vec<_>) = sockets.partition(handoff::is_handoff_socket);
+        let redirect = redirect.into_iter().next().ok_or(ServeError::NoSocket)?;
+        let handoff = handoff.into_iter().next();
+        Ok(Self {
+            redirect: SocketListener::from_fd(redirect).map_err(system("the listening socket"))?,
+            handoff: handoff.map(HandoffReceiver::new).transpose().map_err(system("the handoff socket"))?,
+        })
+    }
 }
 
 /// The worker's end of the handoff socket.
@@ -78,7 +93,8 @@ impl HandoffReceiver {
         }
     }
 
-    fn poll_next(&mut self, task: &mut Context<'_>) -> Poll<io::Result<(HandoffMessage, OwnedFd)>> {
+    /// As [`Self::next`].
+    pub(super) fn poll_next(&mut self, task: &mut Context<'_>) -> Poll<io::Result<(HandoffMessage, OwnedFd)>> {
         loop {
             match self.poll_dispatcher(task) {
                 Poll::Ready(Some(next)) => return Poll::Ready(next),

@@ -32,10 +32,12 @@ pub(crate) mod lease_url;
 mod program;
 mod recycle;
 mod redirect;
+mod send_back;
 mod serve;
 mod service;
 mod setup;
 mod signals;
+mod stand_in;
 mod state;
 mod task_ping;
 mod turn;
@@ -49,6 +51,7 @@ pub use crate::ids::WorkerId;
 use crate::config::{Config, HandlerConfig};
 use handler::{BuiltinHandler, BuiltinSpec};
 use setup::WorkerSetup;
+pub(crate) use stand_in::{hold_back, run as run_stand_in};
 
 /// Runs worker `id` with its built-in handler until it is stopped.
 ///

@@ -4,9 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use bytes::BytesMut;
-use http::header::LOCATION;
-use http::uri::PathAndQuery;
-use http::{Request, Response, StatusCode, Version};
+use http::{Request, Response, Version};
 use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
@@ -16,15 +14,16 @@ use tokio::time::timeout;
 
 use super::handler::{Body, BoxError};
 use super::lease_url;
+use super::send_back::send_back;
 use super::service::{EarlyEnd, HandlerService, RequestRunner, problem_response};
 use super::state::WorkerState;
 use super::turn::{ActiveLease, Transaction};
 use crate::clock;
-use crate::exchange::Counter;
+use crate::config::FrontConfig;
+use crate::exchange::{self, Counter};
 use crate::log::Event;
 use crate::net::{
-    self, NoRequest, OneRequestIo, ProblemResponse, RequestInput, SharedStream, deliver, lingering_close,
-    set_reset_on_close,
+    NoRequest, OneRequestIo, ProblemResponse, RequestInput, SharedStream, deliver, lingering_close, set_reset_on_close,
 };
 
 /// The dispatcher has added this to the target of a request: "/.patou/" and the token.
@@ -64,38 +63,55 @@ pub(super) async fn serve<S: HandlerService>(state: Arc<WorkerState>, service: A
 
 async fn serve_request<S: HandlerService>(runner: &Arc<RequestRunner<S>>) -> Result<(), EarlyEnd> {
     let RequestRunner { state, transaction, stream, .. } = &**runner;
-    let head_bytes = state.front.head_bytes + LEASE_PATH_LENGTH;
+    let body_dropped = transaction.clone();
+    let served = serve_one_request(
+        stream,
+        &state.front,
+        move || body_dropped.is_body_dropped(),
+        |request| respond(runner.clone(), request),
+    );
+    tokio::select! {
+        served = served => served,
+        cause = transaction.clone().aborted(stream.clone()) => Err(EarlyEnd::Aborted(cause)),
+    }
+}
+
+/// Reads one request at a worker's address and responds to it.
+pub(super) async fn serve_one_request<R, E>(
+    stream: &SharedStream,
+    front: &FrontConfig,
+    is_body_dropped: impl Fn() -> bool + Unpin,
+    respond: impl Fn(Request<Incoming>) -> R,
+) -> Result<(), EarlyEnd>
+where
+    R: Future<Output = Result<Response<Body>, E>>,
+    E: Into<BoxError>,
+{
+    let head_bytes = front.head_bytes + LEASE_PATH_LENGTH;
     let read = RequestInput::read(stream, BytesMut::new(), head_bytes);
-    let input = match timeout(state.front.head_timeout, read).await {
+    let input = match timeout(front.head_timeout, read).await {
         Ok(Ok(input)) => input,
         Ok(Err(NoRequest::Closed)) => return Ok(()),
         Ok(Err(NoRequest::Rejected(problem))) => return Err(EarlyEnd::Rejected(problem)),
         Err(_elapsed) => return Err(EarlyEnd::Rejected(ProblemResponse::late_head())),
     };
     let is_served = Arc::<AtomicBool>::default();
-    let body_dropped = transaction.clone();
-    let io = OneRequestIo {
-        stream: stream.clone(),
-        input,
-        is_served: is_served.clone(),
-        is_body_dropped: move || body_dropped.is_body_dropped(),
-    };
-    let connection =
-        http1::Builder::new().keep_alive(false).half_close(true).max_buf_size(head_bytes).serve_connection(
-            TokioIo::new(io),
-            service_fn(|request| {
-                is_served.store(true, Ordering::Relaxed);
-                respond(runner.clone(), request)
-            }),
-        );
-    tokio::select! {
-        served = connection => match served {
-            Err(error) if error.is_parse() && !is_served.load(Ordering::Relaxed) => {
-                Err(EarlyEnd::Rejected(ProblemResponse::unparsable(&error)))
-            }
-            served => served.map_err(EarlyEnd::Http),
-        },
-        cause = transaction.clone().aborted(stream.clone()) => Err(EarlyEnd::Aborted(cause)),
+    let io = OneRequestIo { stream: stream.clone(), input, is_served: is_served.clone(), is_body_dropped };
+    let service = service_fn(|request| {
+        is_served.store(true, Ordering::Relaxed);
+        respond(request)
+    });
+    let served = http1::Builder::new()
+        .keep_alive(false)
+        .half_close(true)
+        .max_buf_size(head_bytes)
+        .serve_connection(TokioIo::new(io), service)
+        .await;
+    match served {
+        Err(error) if error.is_parse() && !is_served.load(Ordering::Relaxed) => {
+            Err(EarlyEnd::Rejected(ProblemResponse::unparsable(&error)))
+        }
+        served => served.map_err(EarlyEnd::Http),
     }
 }
 
@@ -134,21 +150,21 @@ async fn respond<S: HandlerService>(
     request: Request<Incoming>,
 ) -> Result<Response<Body>, BoxError> {
     let RequestRunner { state, transaction, stream, .. } = &*runner;
-    if let Err(problem) = net::check_host(&request) {
+    if let Err(problem) = crate::net::check_host(&request) {
         state.slot.count(Counter::Rejected, 1);
         return Ok(problem_response(&problem));
     }
     let Some((token, target)) = lease_url::split(request.method(), request.uri()) else {
-        return Ok(send_back(state, stream, &request, None));
+        return Ok(to_dispatcher(state, stream, &request));
     };
     let now = clock::now();
     let terms = match token.map(|token| state.slot.claim(token, now)) {
         Some(Ok(terms)) => terms,
         Some(Err(reason)) => {
             tracing::debug!(worker = %state.id, ?reason, "token rejected");
-            return Ok(send_back(state, stream, &request, Some(target)));
+            return Ok(to_dispatcher(state, stream, &request));
         }
-        None => return Ok(send_back(state, stream, &request, Some(target))),
+        None => return Ok(to_dispatcher(state, stream, &request)),
     };
     let active = ActiveLease::claimed(&terms);
     state.note_claim(&terms, now, stream);
@@ -158,23 +174,8 @@ async fn respond<S: HandlerService>(
     runner.run(request, target, active, peer, server).await
 }
 
-/// 307 to the dispatcher with the original target; 409 if there is no address for it.
-fn send_back(
-    state: &WorkerState,
-    stream: &SharedStream,
-    request: &Request<Incoming>,
-    target: Option<PathAndQuery>,
-) -> Response<Body> {
+/// 307 to the dispatcher.
+fn to_dispatcher(state: &WorkerState, stream: &SharedStream, request: &Request<Incoming>) -> Response<Body> {
     state.slot.count(Counter::SentBack, 1);
-    let location = state.slot.return_port().and_then(|port| {
-        let host = net::host(request).ok().flatten().unwrap_or_else(|| net::fallback_host(&stream.0));
-        lease_url::return_location(&host, port, target.as_ref().or_else(|| request.uri().path_and_query()))
-    });
-    let detail = "this lease has ended or never existed: request another from the dispatcher";
-    let status = if location.is_some() { StatusCode::TEMPORARY_REDIRECT } else { StatusCode::CONFLICT };
-    let mut response = problem_response(&ProblemResponse::not_started(status, detail));
-    if let Some(location) = location {
-        response.headers_mut().insert(LOCATION, location);
-    }
-    response
+    send_back(exchange::return_port(state.slot.memory()), stream, request)
 }

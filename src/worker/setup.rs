@@ -1,10 +1,11 @@
 //! One incarnation of a worker from its start on: sockets, slot, doorbells and signals, then its two threads.
 
+use std::os::fd::AsFd;
 use std::sync::Arc;
 
 use super::error::{ServeError, system};
 use super::handler::BuiltinHandler;
-use super::handoff_receiver::{HandoffReceiver, WorkerListeners};
+use super::handoff_receiver::WorkerListeners;
 use super::service::HandlerService;
 use super::signals::WorkerSignals;
 use super::state::WorkerState;
@@ -13,9 +14,8 @@ use crate::config::{Config, FrontConfig, PoolConfig};
 use crate::doorbell::Doorbell;
 use crate::exchange::WorkerSide;
 use crate::ids::{ProcessId, WorkerId};
-use crate::net::SocketListener;
 use crate::shm::Segment;
-use crate::{clock, handoff, log, procfs, sys};
+use crate::{clock, log, procfs, sys};
 
 /// Everything that one incarnation holds before its handler starts.
 pub(super) struct WorkerSetup {
@@ -37,7 +37,7 @@ impl WorkerSetup {
         let pool = config.pool(&id.pool).filter(|pool| id.number.get() <= pool.workers);
         let pool = pool.ok_or_else(|| ServeError::Unknown(id.clone()))?.clone();
         nix::sys::prctl::set_child_subreaper(true).map_err(|e| system("prctl")(e.into()))?;
-        let listeners = inherited_listeners()?;
+        let listeners = WorkerListeners::from_passed(sys::listen_fds().map_err(system("LISTEN_FDS"))?)?;
 
         let ipc = attach::attach(config, id)?;
         let ProcessId { pid, start_time } = procfs::this_process();
@@ -72,19 +72,8 @@ impl WorkerSetup {
         let stop = signals.stop.flag();
         let (state, commands) = WorkerState::new(id, &pool, front, slot, to_dispatcher, stop, builtin)?;
         let state = Arc::new(state);
-        let control = control::start(state.clone(), to_worker, signals)?;
+        let listener = listeners.redirect.as_fd().try_clone_to_owned().map_err(system("the listening socket"))?;
+        let control = control::start(state.clone(), to_worker, signals, listener)?;
         serve::serve(state, service, listeners, commands, control).await
     }
-}
-
-/// The first socket of each kind in `LISTEN_FDS`.
-fn inherited_listeners() -> Result<WorkerListeners, ServeError> {
-    let sockets = sys::listen_fds().map_err(system("LISTEN_FDS"))?.into_iter().map(|(socket, _)| socket);
-    let (handoff, redirect): (Vec<_>, Vec<_>) = sockets.partition(handoff::is_handoff_socket);
-    let redirect = redirect.into_iter().next().ok_or(ServeError::NoSocket)?;
-    let handoff = handoff.into_iter().next();
-    Ok(WorkerListeners {
-        redirect: SocketListener::from_fd(redirect).map_err(system("the listening socket"))?,
-        handoff: handoff.map(HandoffReceiver::new).transpose().map_err(system("the handoff socket"))?,
-    })
 }

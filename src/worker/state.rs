@@ -191,6 +191,11 @@ impl WorkerState {
         before != blocked
     }
 
+    /// Whether the serving task was last found blocked.
+    pub(super) fn is_serving_blocked(&self) -> bool {
+        sync::lock(&self.lifecycle).serving_blocked
+    }
+
     fn update_ready(&self, state: &mut LifecycleState) {
         if matches!(state.lifecycle, Lifecycle::Ready | Lifecycle::Draining) {
             state.lifecycle = self.ready_or_draining(state);

@@ -54,6 +54,7 @@ impl EvidenceTarget {
         });
         let role = match part {
             Part::Worker(id) => EvidenceRole::Worker(id.clone()),
+            Part::StandIn(_) => EvidenceRole::StandIn,
             Part::Dispatcher => EvidenceRole::Dispatcher { workers: config.workers().collect(), queue },
         };
         Self { pid, scope, runtime_dir: config.set.runtime_dir.clone(), role }
@@ -67,6 +68,8 @@ enum EvidenceRole {
     Worker(WorkerId),
     /// In the slots of all workers, and in the last report.
     Dispatcher { workers: Vec<WorkerId>, queue: Option<QueueReport> },
+    /// It holds no work.
+    StandIn,
 }
 
 /// Where the processes that the part has started can be found.

@@ -22,13 +22,19 @@ impl Plan {
 
     pub(super) fn on_ready(&mut self, now: Monotonic, part: &Part) {
         let Some(record) = self.parts.get_mut(part) else { return };
-        let PartState::Running(timer) = &mut record.state else { return };
-        if timer.is_ready() {
+        let Some(timer) = record.timer_mut() else { return };
+        if timer.is_ready() && !part.is_stand_in() {
             return; // a new incarnation in the same process
         }
         timer.set_ready();
-        if record.ready_at.replace(now).is_some() {
+        if part.is_stand_in() {
+            timer.probe_sent(now); // each READY is a sign of life, and the next one is due
+        }
+        if record.ready_at.replace(now).is_some() || part.is_stand_in() {
             return; // the same, and a report had shown the gap between the incarnations
+        }
+        if !matches!(record.state, PartState::Running(_)) {
+            return; // told to stop while it was starting
         }
         if record.restarts > 0 && self.supervisor == SupervisorKind::Watchdog {
             let restarts = record.restarts;
@@ -44,6 +50,9 @@ impl Plan {
     }
 
     pub(super) fn on_exited(&mut self, now: Monotonic, part: &Part, cause: String, jitter: f64) {
+        if part.is_stand_in() {
+            return self.on_stand_in_exited(now, part, cause, jitter);
+        }
         let stopping = self.is_stopping();
         let Some(record) = self.parts.get_mut(part) else { return };
         record.pid = None;
@@ -51,11 +60,14 @@ impl Plan {
             self.actions.push(PlanAction::KillOrphans(id.clone()));
         }
         let reason = match &record.state {
-            PartState::Stopping(_, reason) => Some(*reason),
+            PartState::Stopping { reason, .. } => Some(*reason),
             _ => None,
         };
         if stopping || reason == Some(StopReason::Final) {
             record.state = PartState::Stopped;
+            if let (Part::Worker(id), true) = (part, stopping) {
+                self.actions.push(PlanAction::CloseAddress(id.clone()));
+            }
             if !stopping {
                 self.remove_stopped_worker(part);
             }
@@ -113,8 +125,9 @@ impl Plan {
         self.phase = SetPhase::StoppingDispatcher;
         for (part, record) in &mut self.parts {
             match record.state {
-                PartState::Running(_) | PartState::Stopping(..) => {
-                    record.state = PartState::Stopping(now + Duration::from_secs(1), StopReason::Final);
+                PartState::Running(_) | PartState::Stopping { .. } => {
+                    let (kill_at, timer) = (now + Duration::from_secs(1), record.timer().copied());
+                    record.state = PartState::Stopping { kill_at, reason: StopReason::Final, timer };
                     self.actions.push(PlanAction::Signal(part.clone(), PartSignal::Kill));
                 }
                 _ => record.state = PartState::Stopped,
@@ -123,15 +136,16 @@ impl Plan {
     }
 
     /// Has a part finish its requests and exit; a part without a process is stopped already.
-    fn stop_part(&mut self, now: Monotonic, part: &Part, reason: StopReason) {
+    pub(super) fn stop_part(&mut self, now: Monotonic, part: &Part, reason: StopReason) {
         let exit_grace = self.limits.exit_grace;
         let Some(record) = self.parts.get_mut(part) else { return };
-        match &record.state {
-            PartState::Running(_) => {
-                record.state = PartState::Stopping(now + record.drain_timeout + exit_grace, reason);
+        match &mut record.state {
+            PartState::Running(timer) => {
+                let (kill_at, timer) = (now + record.drain_timeout + exit_grace, Some(*timer));
+                record.state = PartState::Stopping { kill_at, reason, timer };
                 self.actions.push(PlanAction::Signal(part.clone(), PartSignal::Terminate));
             }
-            PartState::Stopping(at, _) => record.state = PartState::Stopping(*at, reason),
+            PartState::Stopping { reason: known, .. } => *known = reason,
             PartState::AwaitingDispatcher
             | PartState::StartDue(_)
             | PartState::Failed
@@ -143,9 +157,11 @@ impl Plan {
     /// Takes the next step of the start or the stop once the previous one is complete.
     pub(super) fn advance(&mut self, now: Monotonic) {
         // A failed worker does not delay the start: the others serve.
-        let settled = |record: &PartRecord| record.is_up() || matches!(record.state, PartState::Failed);
+        let settled = |(part, record): (&Part, &PartRecord)| {
+            record.is_up() || matches!(record.state, PartState::Failed) || part.is_stand_in()
+        };
         let serving = self.parts[&Part::Dispatcher].is_up();
-        if self.phase == SetPhase::Starting && serving && self.parts.values().all(settled) {
+        if self.phase == SetPhase::Starting && serving && self.parts.iter().all(settled) {
             self.phase = SetPhase::Running;
             self.actions.push(PlanAction::AllUp);
         }
@@ -182,11 +198,12 @@ impl Plan {
             record.drain_timeout = drain_timeout;
             if change.restart.contains(&id) {
                 self.stop_part(now, &part, StopReason::PlannedRestart);
+                self.stop_stand_in(now, &id); // it has the old address
             } else if change.reload.contains(&id) {
                 self.actions.push(PlanAction::Signal(part, PartSignal::Reload));
-            } else if let PartState::Stopping(at, StopReason::Final) = record.state {
+            } else if let PartState::Stopping { reason: reason @ StopReason::Final, .. } = &mut record.state {
                 // Configured again before it ended: it is restarted once it has ended.
-                record.state = PartState::Stopping(at, StopReason::PlannedRestart);
+                *reason = StopReason::PlannedRestart;
             }
         }
         // Every reload, even of the same configuration, restarts failed parts. A part without a process that was to be

@@ -3,7 +3,7 @@
 use std::fmt;
 use std::time::Duration;
 
-use super::part::{PartRecord, PartState, StopReason};
+use super::part::{PartState, StopReason};
 use super::{Notice, Part, PartSignal, Plan, PlanAction, SupervisorKind, WorkerLiveness};
 use crate::ids::Monotonic;
 use crate::liveness::{LivenessTimeouts, LivenessVerdict, ProcessSample, SilenceTimer};
@@ -13,8 +13,8 @@ impl Plan {
     /// silence may be the dispatcher's; time in which the dispatcher was late or suspended is no worker's.
     pub(super) fn on_report(&mut self, now: Monotonic, workers: Vec<WorkerLiveness>) {
         let probe_sent_at = self.probe_sent_at.take().unwrap_or(now);
-        if !self.parts[&Part::Dispatcher].is_up() {
-            return; // from a stopping dispatcher, which is no longer sampled: what it missed is unknown
+        if self.parts[&Part::Dispatcher].timer().is_none_or(|timer| !timer.is_ready()) {
+            return; // from a dispatcher that has been declared frozen, or has ended
         }
         if matches!(self.parts[&Part::Dispatcher].hold_reason, Some(LivenessVerdict::Suspended(_))) {
             self.reset_all(now);
@@ -26,14 +26,15 @@ impl Plan {
         });
         if self.is_long(late) {
             self.excluded += late;
-            for record in self.parts.values_mut() {
-                if let PartState::Running(timer) = &mut record.state
-                    && record.ready_at.is_some()
-                {
-                    timer.exclude_time(late);
-                }
+            for record in self.parts.values_mut().filter(|record| record.ready_at.is_some()) {
+                record.timer_mut().into_iter().for_each(|timer| timer.exclude_time(late));
             }
         }
+        self.judge_workers(now, probe_sent_at, workers);
+    }
+
+    /// Evaluates workers by what is known about them since `probe_sent_at` or later.
+    pub(super) fn judge_workers(&mut self, now: Monotonic, probe_sent_at: Monotonic, workers: Vec<WorkerLiveness>) {
         let (blame_since, excluded) = (self.blame_since, std::mem::take(&mut self.excluded));
         for worker in workers {
             let part = Part::Worker(worker.worker);
@@ -41,7 +42,8 @@ impl Plan {
             // If the process became ready after the probe was sent, the report may be about its predecessor.
             let Some(ready_at) = record.ready_at.filter(|ready| *ready <= probe_sent_at) else { continue };
             let attributable = |since: Monotonic| (since.max(blame_since).max(ready_at) + excluded).min(now);
-            if let PartState::Running(timer) = &mut record.state {
+            let has_timer = record.timer().is_some();
+            if let Some(timer) = record.timer_mut() {
                 match (worker.starting_since, worker.silent_since) {
                     (Some(since), _) => timer.restarting_in_place(attributable(since)),
                     // A probe sent while it was starting counts from now.
@@ -53,11 +55,10 @@ impl Plan {
                     (None, None) => timer.answered(),
                 }
             }
-            match self.parts.get(&part) {
-                Some(PartRecord { state: PartState::Running(_), .. }) if worker.corrupt => {
-                    self.declare_frozen(now, &part, "has a corrupt slot", Vec::new());
-                }
-                _ => self.evaluate(now, &part),
+            if worker.corrupt && has_timer {
+                self.declare_frozen(now, &part, "has a corrupt slot", Vec::new());
+            } else {
+                self.evaluate(now, &part);
             }
         }
     }
@@ -72,10 +73,9 @@ impl Plan {
             self.reset_blame(now);
         }
         for record in self.parts.values_mut() {
-            match &mut record.state {
-                PartState::Running(timer) => timer.exclude_time(time),
-                PartState::Stopping(at, _) => *at = *at + time,
-                _ => {}
+            record.timer_mut().into_iter().for_each(|timer| timer.exclude_time(time));
+            if let PartState::Stopping { kill_at, .. } = &mut record.state {
+                *kill_at = *kill_at + time;
             }
         }
     }
@@ -89,9 +89,7 @@ impl Plan {
     pub(super) fn reset_all(&mut self, now: Monotonic) {
         self.reset_blame(now);
         for record in self.parts.values_mut() {
-            if let PartState::Running(timer) = &mut record.state {
-                timer.reset(now);
-            }
+            record.timer_mut().into_iter().for_each(|timer| timer.reset(now));
         }
     }
 
@@ -103,28 +101,26 @@ impl Plan {
     pub(super) fn check_deadlines(&mut self, now: Monotonic) {
         let parts: Vec<Part> = self.parts.keys().cloned().collect();
         for part in parts {
+            let judged = self.parts.get(&part).is_some_and(|record| self.is_judged_by_time(&part, record));
             let Some(record) = self.parts.get_mut(&part) else { continue };
-            if !matches!(record.state, PartState::Running(_)) {
+            if record.timer().is_none() {
                 record.hold_reason = None;
             }
             match &mut record.state {
-                PartState::Running(_) if record.ready_at.is_some() && part != Part::Dispatcher => {} // see `on_report`
-                // See `has_deadline`.
-                PartState::Running(timer) if self.supervisor == SupervisorKind::Systemd && !timer.is_ready() => {}
-                PartState::Running(_) => self.evaluate(now, &part),
                 PartState::StartDue(at) if *at <= now => {
                     // The shell reports `Started` or `StartFailed` before any other event.
                     record.state = PartState::Running(SilenceTimer::starting(now));
                     self.actions.push(PlanAction::Start(part));
                 }
-                PartState::Stopping(at, reason) if *at <= now => {
+                PartState::Stopping { kill_at, timer, .. } if *kill_at <= now => {
                     // Only the kernel can still keep a killed process; the next attempt is a second later.
-                    *at = now + Duration::from_secs(1);
-                    if *reason != StopReason::Frozen {
+                    *kill_at = now + Duration::from_secs(1);
+                    if timer.is_some() {
                         self.actions.push(PlanAction::Log(part.clone(), Notice::Overdue));
                     }
                     self.actions.push(PlanAction::Signal(part, PartSignal::Kill));
                 }
+                _ if judged => self.evaluate(now, &part),
                 _ => {}
             }
         }
@@ -149,7 +145,7 @@ impl Plan {
     fn evaluate(&mut self, now: Monotonic, part: &Part) {
         let timeouts = self.timeouts(part);
         let Some(record) = self.parts.get_mut(part) else { return };
-        let PartState::Running(timer) = &record.state else { return };
+        let Some(timer) = record.timer().copied() else { return };
         if timer.needs_sample(now, timeouts) {
             if !std::mem::replace(&mut record.sample_requested, true) {
                 self.actions.push(PlanAction::Sample(part.clone()));
@@ -158,7 +154,7 @@ impl Plan {
         }
         let hold_reason = match timer.verdict(now, timeouts) {
             LivenessVerdict::Frozen => {
-                let (what, details) = describe_frozen(timer, now, timeouts);
+                let (what, details) = describe_frozen(part, &timer, now, timeouts);
                 return self.declare_frozen(now, part, &what, details);
             }
             verdict @ (LivenessVerdict::Starved | LivenessVerdict::Suspended(_)) => Some(verdict),
@@ -178,8 +174,11 @@ impl Plan {
     pub(super) fn timeouts(&self, part: &Part) -> LivenessTimeouts {
         let answer = match part {
             Part::Dispatcher => self.limits.dispatcher_timeout,
-            Part::Worker(_) => self.limits.worker_timeout,
+            Part::Worker(_) | Part::StandIn(_) => self.limits.worker_timeout,
         };
+        if part.is_stand_in() {
+            return LivenessTimeouts { start: answer, answer }; // it is ready as soon as its program runs
+        }
         // A part that systemd restarts delays its own start after failures, before it becomes ready.
         let delay = match self.supervisor {
             SupervisorKind::Watchdog => Duration::ZERO,
@@ -203,7 +202,11 @@ impl Plan {
                 PartSignal::Abort
             }
         };
-        record.state = PartState::Stopping(kill_at, StopReason::Frozen);
+        let reason = match &record.state {
+            PartState::Stopping { reason, .. } => *reason,
+            _ => StopReason::Frozen,
+        };
+        record.state = PartState::Stopping { kill_at, reason, timer: None };
         let details = if details.is_empty() { String::new() } else { format!(" ({})", details.join("; ")) };
         self.actions.push(PlanAction::DeclareFrozen(part.clone(), format!("{what}{details}")));
         self.actions.push(PlanAction::Signal(part.clone(), signal));
@@ -211,10 +214,16 @@ impl Plan {
 }
 
 /// What is wrong with a part, and the details.
-fn describe_frozen(timer: &SilenceTimer, now: Monotonic, timeouts: LivenessTimeouts) -> (String, Vec<String>) {
+fn describe_frozen(
+    part: &Part,
+    timer: &SilenceTimer,
+    now: Monotonic,
+    timeouts: LivenessTimeouts,
+) -> (String, Vec<String>) {
     let silence = timer.attributable_silence(now);
     let (what, detail) = if !timer.is_ready() {
-        (format!("was not ready after {}", to_millis(silence)), "watchdog.start_timeout".to_owned())
+        let key = if part.is_stand_in() { "watchdog.worker_timeout" } else { "watchdog.start_timeout" };
+        (format!("was not ready after {}", to_millis(silence)), key.to_owned())
     } else if timer.makes_progress(now, timeouts) {
         ("is frozen".to_owned(), format!("no answer for {} although its control loop runs", to_millis(silence)))
     } else {

@@ -8,22 +8,29 @@ use crate::ids::{Monotonic, WorkerId, WorkerNumber};
 use crate::liveness::{HeldBy, ProcessSample, RestartLimits};
 use crate::probe::ProbeReport;
 
-/// A part of the set: the dispatcher or a worker, each a separate process.
+/// A part of the set, each a separate process.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Part {
     /// The dispatcher.
     Dispatcher,
     /// A worker.
     Worker(WorkerId),
+    /// The stand-in of a worker that is down: it sends the worker's clients back to the dispatcher.
+    StandIn(WorkerId),
 }
 
 impl Part {
-    /// The worker's id; `None` for the dispatcher.
+    /// The worker's id; `None` for another part.
     pub(crate) fn worker(&self) -> Option<&WorkerId> {
         match self {
-            Part::Dispatcher => None,
             Part::Worker(id) => Some(id),
+            Part::Dispatcher | Part::StandIn(_) => None,
         }
+    }
+
+    /// Whether this is a stand-in.
+    pub(crate) fn is_stand_in(&self) -> bool {
+        matches!(self, Part::StandIn(_))
     }
 }
 
@@ -32,6 +39,7 @@ impl fmt::Display for Part {
         match self {
             Part::Dispatcher => f.write_str("dispatcher"),
             Part::Worker(id) => write!(f, "worker {id}"),
+            Part::StandIn(id) => write!(f, "the stand-in of worker {id}"),
         }
     }
 }
@@ -146,6 +154,8 @@ pub(crate) enum PlanEvent {
     ProbeNotSent,
     /// The dispatcher answered a probe.
     Report(Vec<WorkerLiveness>),
+    /// What the watchdog has seen in the slots itself, because the dispatcher does not answer.
+    Observed(Vec<WorkerLiveness>),
     /// The sample that [`PlanAction::Sample`] requested.
     Sampled(Part, ProcessSample),
     /// The watchdog itself was not run for so long.
@@ -205,6 +215,8 @@ pub(crate) enum PlanAction {
     KillOrphans(WorkerId),
     /// Have the dispatcher stop granting leases.
     Quiesce,
+    /// Close the worker's listening socket, so that waiting clients are reset and others refused: the set is stopping.
+    CloseAddress(WorkerId),
     /// Remove the worker's segment, doorbells and socket: it left the configuration.
     RemoveWorker(WorkerId),
     /// Log a notice about the part.

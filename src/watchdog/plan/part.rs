@@ -15,16 +15,24 @@ pub(super) enum PartState {
     /// Is started at this time.
     StartDue(Monotonic),
     Running(SilenceTimer),
-    /// Was signalled to end; is killed at this time.
-    Stopping(Monotonic, StopReason),
+    /// Was signalled to end.
+    Stopping {
+        /// When it is killed.
+        kill_at: Monotonic,
+        reason: StopReason,
+        /// Its silence; `None` once it has been declared frozen.
+        timer: Option<SilenceTimer>,
+    },
     Failed,
     Stopped,
     /// Has no process, and systemd is responsible for it.
     Absent(Absence),
 }
 
+/// Why a part ends, and so what follows: also for a part that freezes while it ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum StopReason {
+    /// Restarted as after any other failure.
     Frozen,
     /// Restarted without delay; does not count as a failure.
     PlannedRestart,
@@ -75,6 +83,23 @@ impl PartRecord {
         matches!(&self.state, PartState::Running(timer) if timer.is_ready())
     }
 
+    /// The silence of its process, until that is declared frozen: while it runs, and also while it ends.
+    pub(super) fn timer(&self) -> Option<&SilenceTimer> {
+        match &self.state {
+            PartState::Running(timer) => Some(timer),
+            PartState::Stopping { timer, .. } => timer.as_ref(),
+            _ => None,
+        }
+    }
+
+    pub(super) fn timer_mut(&mut self) -> Option<&mut SilenceTimer> {
+        match &mut self.state {
+            PartState::Running(timer) => Some(timer),
+            PartState::Stopping { timer, .. } => timer.as_mut(),
+            _ => None,
+        }
+    }
+
     pub(super) fn is_down(&self) -> bool {
         matches!(self.state, PartState::Stopped | PartState::Failed)
     }
@@ -87,8 +112,8 @@ impl PartRecord {
             PartState::Running(_) if self.hold_reason.is_some() => "suspended",
             PartState::Running(timer) if timer.is_ready() => "up",
             PartState::Running(_) => "starting",
-            PartState::Stopping(_, StopReason::Frozen) => "frozen",
-            PartState::Stopping(..) => "draining",
+            PartState::Stopping { timer: None, .. } => "frozen",
+            PartState::Stopping { .. } => "draining",
             PartState::Failed => "failed",
             PartState::Stopped => "stopped",
             PartState::Absent(absence) => absence.as_str(),

@@ -25,7 +25,7 @@ impl Plan {
     /// The unit's process ended. systemd reports later whether that was planned.
     pub(super) fn on_unit_exited(&mut self, part: &Part, cause: String) {
         let Some(record) = self.parts.get_mut(part) else { return };
-        let frozen = matches!(record.state, PartState::Stopping(_, StopReason::Frozen));
+        let frozen = matches!(record.state, PartState::Stopping { reason: StopReason::Frozen, .. });
         record.pid = None;
         record.state = PartState::Absent(Absence::Gone);
         record.end_unexplained = true;

@@ -2,7 +2,9 @@
 
 mod excluded_time;
 mod frozen;
+mod frozen_in_every_state;
 mod lifecycle;
+mod stand_in;
 mod units;
 
 use std::collections::VecDeque;
@@ -141,6 +143,7 @@ fn in_words(actions: &[PlanAction]) -> Vec<String> {
         PlanAction::Signal(part, signal) => format!("{signal:?} {part}").to_lowercase(),
         PlanAction::DeclareFrozen(part, why) => format!("{part} {why}"),
         PlanAction::KillOrphans(id) => format!("kill orphans of {id}"),
+        PlanAction::CloseAddress(id) => format!("close the address of {id}"),
         PlanAction::Quiesce => "quiesce".into(),
         PlanAction::RemoveWorker(id) => format!("remove {id}"),
         PlanAction::Log(part, Notice::Restarting { cause, delay }) => format!("restart {part} in {delay:?}: {cause}"),

@@ -21,11 +21,12 @@ use crate::watchdog::evidence::{EvidenceRecorder, EvidenceTarget, ProcessScope};
 use crate::watchdog::notify::{FdStore, NotifyMessage, NotifySocket};
 use crate::watchdog::own_delay::{LATE, SuspendDetector};
 use crate::watchdog::part_log::log_notice;
-use crate::watchdog::plan::{Notice, Part, Plan, PlanAction, PlanEvent};
+use crate::watchdog::plan::{Notice, Part, PartStatus, Plan, PlanAction, PlanEvent};
 use crate::watchdog::prober::{self, Prober};
 use crate::watchdog::process_sample;
 use crate::watchdog::restart_stats::{RestartCause, RestartStats};
 use crate::watchdog::set_signals::SetSignals;
+use crate::watchdog::slot_observer::SlotObserver;
 use crate::watchdog::sockets::SetSockets;
 use crate::watchdog::state::{self, StateWriter};
 use crate::watchdog::worker_endpoints::{SegmentNames, WorkerEndpoints};
@@ -48,6 +49,7 @@ pub(crate) struct ChildSupervisor {
     notify_socket: NotifySocket,
     pub endpoints: BTreeMap<WorkerId, WorkerEndpoints>,
     prober: Prober,
+    slot_observer: SlotObserver,
     pub restart_stats: RestartStats,
     admin: AdminServer,
     evidence: EvidenceRecorder,
@@ -88,6 +90,7 @@ impl ChildSupervisor {
             notify_socket,
             endpoints,
             prober: Prober::start(runtime_dir.join("probe.sock")),
+            slot_observer: SlotObserver::default(),
             restart_stats: RestartStats::default(),
             admin: AdminServer::default(),
             evidence: EvidenceRecorder::default(),
@@ -154,6 +157,7 @@ impl ChildSupervisor {
             }
             if next_probe <= now {
                 next_probe = now + self.config.watchdog.probe_interval;
+                self.observe_slots(now);
                 if self.prober.send_probe(prober::failed_pools(&self.plan)) {
                     self.handle(now, PlanEvent::ProbeSent);
                 }
@@ -174,6 +178,19 @@ impl ChildSupervisor {
     fn handle(&mut self, now: Monotonic, event: PlanEvent) {
         let actions = self.plan.handle(now, event);
         self.perform(actions);
+    }
+
+    /// While the dispatcher leaves a probe unanswered, or has no process, its workers are judged by their slots.
+    fn observe_slots(&mut self, now: Monotonic) {
+        let interval = self.config.watchdog.probe_interval;
+        if self.prober.pending_since().is_none_or(|since| now.since(since) < interval) {
+            return self.slot_observer.reset();
+        }
+        let with_pid = |(part, status): (&Part, PartStatus)| Some((part.worker()?.clone(), status.pid?));
+        let workers: Vec<_> = self.plan.status().filter_map(with_pid).collect();
+        let workers = workers.iter().map(|(id, pid)| (id, *pid));
+        let seen = self.slot_observer.observe(now, &self.config, workers);
+        self.handle(now, PlanEvent::Observed(seen));
     }
 
     /// SIGTERM or SIGINT. A second one within [`STOP_DEBOUNCE`] counts as the same.
@@ -267,6 +284,7 @@ impl ChildSupervisor {
                     endpoints.doorbell.ring();
                 }
             }
+            PlanAction::CloseAddress(id) => drop(self.sockets.workers.remove(&id)),
             PlanAction::Quiesce => prober::send_quiesce(self.runtime_dir.join("probe.sock")),
             PlanAction::RemoveWorker(id) => self.remove_worker(&id),
             PlanAction::Log(part, mut notice) => {

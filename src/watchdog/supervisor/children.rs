@@ -80,6 +80,7 @@ impl Children {
         match part {
             Part::Dispatcher => command.arg("dispatcher"),
             Part::Worker(id) => command.args(["worker", &id.instance()]),
+            Part::StandIn(id) => command.args(["stand-in", &id.instance()]),
         };
         let numbered = sockets.into_iter().zip(3..).map(|((_, fd), number)| (fd, number));
         sys::map_fds(&mut command, numbered.collect())?;

@@ -4,6 +4,7 @@ use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 
 use super::child_supervisor::ChildSupervisor;
+use crate::config::ProcessLimits;
 use crate::watchdog::plan::{Part, PlanEvent};
 use crate::watchdog::restart_stats::RestartCause;
 use crate::{clock, descriptors};
@@ -12,12 +13,17 @@ impl ChildSupervisor {
     /// Starts a part and returns the result as an event.
     pub(crate) fn start(&mut self, part: Part) -> PlanEvent {
         self.restart_stats.starting(&part);
-        let pool = part.worker().and_then(|id| self.config.pool(&id.pool));
-        let mut limits = pool.map(|pool| pool.limits.as_rlimits()).unwrap_or_default();
-        if part != Part::Dispatcher {
-            // This process has raised its own limit, and the dispatcher's with it.
-            limits.open_files = limits.open_files.or(Some(descriptors::inherited()));
-        }
+        let limits = match &part {
+            Part::Dispatcher => ProcessLimits::default(),
+            Part::Worker(id) => {
+                let pool = self.config.pool(&id.pool);
+                let limits = pool.map(|pool| pool.limits.as_rlimits()).unwrap_or_default();
+                // This process has raised its own limit, and the dispatcher's with it.
+                ProcessLimits { open_files: limits.open_files.or(Some(descriptors::inherited())), ..limits }
+            }
+            // A limit that is too low for the handler must not end the stand-in as well.
+            Part::StandIn(_) => ProcessLimits::default(),
+        };
         match self.sockets_of(&part).and_then(|sockets| self.children.start(&part, sockets, limits)) {
             Ok(pid) => {
                 tracing::debug!(pid, %part, "{part} was started");
@@ -38,7 +44,7 @@ impl ChildSupervisor {
     fn sockets_of(&self, part: &Part) -> io::Result<Vec<(String, OwnedFd)>> {
         let duplicate = |fd: &dyn AsFd| fd.as_fd().try_clone_to_owned();
         match part {
-            Part::Worker(id) => {
+            Part::Worker(id) | Part::StandIn(id) => {
                 let listener = self.sockets.workers.get(id).ok_or(io::ErrorKind::NotFound)?;
                 let endpoints = self.endpoints.get(id).ok_or(io::ErrorKind::NotFound)?;
                 Ok(vec![("worker".into(), duplicate(listener)?), ("worker".into(), duplicate(&endpoints.handoff)?)])

@@ -184,6 +184,7 @@ impl UnitSupervisor {
                 // systemd starts, stops and cleans up.
                 PlanAction::Start(_)
                 | PlanAction::KillOrphans(_)
+                | PlanAction::CloseAddress(_)
                 | PlanAction::Quiesce
                 | PlanAction::RemoveWorker(_)
                 | PlanAction::AllUp

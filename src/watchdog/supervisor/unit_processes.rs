@@ -15,7 +15,8 @@ use crate::{log, sys, units};
 pub(super) fn unit_of(part: &Part) -> String {
     match part {
         Part::Dispatcher => units::DISPATCHER.to_owned(),
-        Part::Worker(id) => units::worker_service(id),
+        // A set of units has no stand-ins.
+        Part::Worker(id) | Part::StandIn(id) => units::worker_service(id),
     }
 }
 

@@ -188,7 +188,7 @@ fn delays_of_the_watchdog_and_later_delays_of_the_dispatcher_add_up() {
 }
 
 #[test]
-fn reports_of_a_stopping_dispatcher_that_was_held_are_ignored() {
+fn the_report_of_a_stopping_dispatcher_that_was_held_restarts_every_silence() {
     let mut scenario = Scenario::up();
     scenario.expect(100, PlanEvent::ProbeSent, &[]);
     scenario.sample.held_by = Some(HeldBy::Debugger);
@@ -196,8 +196,10 @@ fn reports_of_a_stopping_dispatcher_that_was_held_are_ignored() {
     let restart = ConfigChange { restart_dispatcher: true, ..change(2) };
     scenario.expect(3000, PlanEvent::Apply(restart), &["terminate dispatcher"]);
     scenario.sample.held_by = None;
-    scenario.expect(3100, PlanEvent::Report(vec![silent_since(100)]), &[]);
+    scenario.expect(3100, PlanEvent::Report(vec![silent_since(100)]), &["resumed dispatcher"]);
     assert_eq!(scenario.state(&worker(1)), "up");
+    scenario.report(4099, Some(100), &[]);
+    scenario.report(4100, Some(100), &[FROZEN, "abort worker web/1"]);
 }
 
 /// The machine may stop running the watchdog between a requested sample and the sample.

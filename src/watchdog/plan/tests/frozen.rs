@@ -36,7 +36,8 @@ fn a_part_that_freezes_repeatedly_leaves_one_core_dump_per_interval() {
     freeze(2000, FROZEN, "abort worker web/1", &first);
     freeze(5000, no_core, "kill worker web/1", &["restart worker web/1 in 100ms: frozen"]);
     freeze(62_500, FROZEN, "abort worker web/1", &["restart worker web/1 in 100ms: frozen"]);
-    freeze(64_500, no_core, "kill worker web/1", &["failed worker web/1: frozen"]);
+    let failed = ["failed worker web/1: frozen", "start the stand-in of worker web/1"];
+    freeze(64_500, no_core, "kill worker web/1", &failed);
 }
 
 #[test]

@@ -7,8 +7,9 @@ fn workers_stop_before_the_dispatcher() {
     let mut scenario = Scenario::up();
     scenario.expect(10, PlanEvent::Stop, &["quiesce", "terminate worker web/1", "terminate worker web/2"]);
     assert!(scenario.plan.is_stopping());
-    scenario.expect(20, exited(worker(2)), &["kill orphans of web/2"]);
-    scenario.expect(30, exited(worker(1)), &["kill orphans of web/1", "terminate dispatcher"]);
+    scenario.expect(20, exited(worker(2)), &["kill orphans of web/2", "close the address of web/2"]);
+    let last = ["kill orphans of web/1", "close the address of web/1", "terminate dispatcher"];
+    scenario.expect(30, exited(worker(1)), &last);
     scenario.expect(40, exited(Part::Dispatcher), &["finish"]);
     scenario.expect(50, PlanEvent::Stop, &[]);
 }
@@ -17,12 +18,12 @@ fn workers_stop_before_the_dispatcher() {
 fn an_overdue_part_is_killed_and_a_second_stop_kills_all_parts() {
     let mut scenario = Scenario::up();
     scenario.expect(0, PlanEvent::Stop, &["quiesce", "terminate worker web/1", "terminate worker web/2"]);
-    scenario.expect(10, exited(worker(2)), &["kill orphans of web/2"]);
+    scenario.expect(10, exited(worker(2)), &["kill orphans of web/2", "close the address of web/2"]);
     scenario.expect(31_999, PlanEvent::Tick, &[]);
     assert_eq!(scenario.plan.deadline(), Some(at(32_000)));
     scenario.expect(32_000, PlanEvent::Tick, &["overdue worker web/1", "kill worker web/1"]);
     scenario.expect(32_001, PlanEvent::Stop, &["kill dispatcher", "kill worker web/1"]);
-    scenario.expect(32_002, exited(worker(1)), &["kill orphans of web/1"]);
+    scenario.expect(32_002, exited(worker(1)), &["kill orphans of web/1", "close the address of web/1"]);
     scenario.expect(32_003, exited(Part::Dispatcher), &["finish"]);
 }
 
@@ -62,8 +63,12 @@ fn a_part_that_ends_too_often_stays_down_until_a_reload_and_does_not_delay_the_s
     );
     scenario.expect(0, exited(worker(1)), &["kill orphans of web/1", "restart worker web/1 in 100ms: gone"]);
     scenario.expect(100, PlanEvent::Tick, &["start worker web/1"]);
-    scenario.expect(100, exited(worker(1)), &["kill orphans of web/1", "failed worker web/1: gone", "all up"]);
+    let stand_in = "start the stand-in of worker web/1";
+    let failed = ["kill orphans of web/1", "failed worker web/1: gone", stand_in, "all up"];
+    scenario.expect(100, exited(worker(1)), &failed);
     assert_eq!(scenario.state(&worker(1)), "failed");
+    scenario.expect(100, PlanEvent::Started(Part::StandIn(id(1)), 91), &[]);
+    scenario.expect(4990, PlanEvent::Ready(Part::StandIn(id(1))), &[]);
     scenario.expect(5000, PlanEvent::Apply(change(2)), &["reload dispatcher", "start worker web/1"]);
     scenario.expect(
         5000,

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use crate::exchange::{
-    Counter, Incarnation, Reply, SlotCounters, WORDS, Word, WorkerSide, load_start, store_start, terms,
+    Counter, Incarnation, Reply, SlotCounters, WORDS, Word, WorkerSide, load_start, return_port, store_start, terms,
 };
 use crate::ids::{Claim, Epoch, LeaseId, Lifecycle, Monotonic, Phase, Token};
 
@@ -67,7 +67,7 @@ pub(crate) fn run(bytes: &[u8]) {
             6 => {
                 worker.tick(now);
                 worker.has_obligation(now);
-                let _ = (worker.drained(), worker.return_port(), worker.answered());
+                let _ = (worker.drained(), return_port(worker.memory()), worker.answered());
             }
             7 => now = now + Duration::from_millis(input.byte().into()),
             8 => {

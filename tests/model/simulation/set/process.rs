@@ -21,8 +21,6 @@ pub(crate) struct Process {
     pub(crate) stuck: bool,
     /// It has reported that it is ready.
     pub(crate) ready: bool,
-    /// It was told to end, and is no longer judged.
-    pub(crate) leaving: bool,
     /// When it was last held or starved.
     pub(crate) excused_until: Option<Monotonic>,
     ran: Duration,

@@ -6,6 +6,7 @@ use std::time::Duration;
 use super::policy::RestartPolicy;
 use super::{SetSimEvent, SetSimulation};
 use crate::ids::{Monotonic, WorkerId};
+use crate::liveness::ProcessSample;
 use crate::model::simulation::pool::{PROBE_INTERVAL, PoolSimEvent, WORKERS};
 use crate::probe::ProbeReport;
 use crate::watchdog::plan::{
@@ -156,7 +157,7 @@ impl SetSimulation {
             }
             Wake::Stop => PlanEvent::Stop,
             Wake::Reload(restart) => {
-                for (part, status) in self.watchdog.plan.status() {
+                for (part, status) in self.watchdog.plan.status().filter(|(part, _)| !part.is_stand_in()) {
                     let p = index_of(part);
                     // The plan forgets the failures of a part that it replaces while the part waits for a restart.
                     if status.state == "failed" || (status.state == "gone" && restart == Some(p)) {
@@ -194,6 +195,16 @@ impl SetSimulation {
 
     fn act(&mut self, action: PlanAction) -> Option<PlanEvent> {
         match action {
+            // Stand-ins affect no other part. They are not simulated: one ends when it is told to, and no sample of it
+            // leads to a verdict.
+            PlanAction::Start(part @ Part::StandIn(_)) => Some(PlanEvent::Started(part, u32::MAX)),
+            PlanAction::Sample(part @ Part::StandIn(_)) => {
+                Some(PlanEvent::Sampled(part, ProcessSample { ended: true, ..ProcessSample::default() }))
+            }
+            PlanAction::Signal(part @ Part::StandIn(_), _) => {
+                Some(PlanEvent::Exited { part, cause: "gone".into(), jitter: 0.5 })
+            }
+            PlanAction::CloseAddress(_) => None,
             PlanAction::Start(part) if self.pool.random.percent(1) && !self.pool.recovering => {
                 self.parts[index_of(&part)].absent = Duration::ZERO;
                 Some(PlanEvent::StartFailed(part, "no memory".into()))
@@ -222,6 +233,7 @@ impl SetSimulation {
                 self.within(2, SetSimEvent::Quiesce);
                 None
             }
+            PlanAction::Log(Part::StandIn(_), _) => None,
             PlanAction::Log(part, Notice::Restarting { delay, .. }) => {
                 self.policies[index_of(&part)].check_restart(self.pool.now, &self.bounds.restarts, delay);
                 None
@@ -246,10 +258,7 @@ impl SetSimulation {
             assert_eq!(workers, 0, "the dispatcher is stopped before the workers have ended");
         }
         match order {
-            PartSignal::Terminate => {
-                self.parts[p].leaving = true;
-                self.within(2, SetSimEvent::Terminate(p, pid));
-            }
+            PartSignal::Terminate => self.within(2, SetSimEvent::Terminate(p, pid)),
             PartSignal::Reload => {}
             // Some processes write a core dump for longer than the grace; a debugger intercepts the signal.
             PartSignal::Abort if self.pool.random.percent(10) || self.parts[p].held => {}

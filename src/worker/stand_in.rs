@@ -1,0 +1,208 @@
+//! Serves the address of a worker that is down, and sends every client back to the dispatcher.
+//!
+//! Under `patou run` this is a process of its own, the stand-in, which the watchdog starts and stops; under systemd it is
+//! the process of the next incarnation, while that waits for the end of its restart delay. Neither has the worker's role:
+//! they take no lock and no epoch, so that the dispatcher continues to see the worker as gone. They accept nothing
+//! while a worker serves, so a stand-in may overlap with one.
+
+use std::convert::Infallible;
+use std::future::{poll_fn, ready};
+use std::io;
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+use std::task::Poll;
+use std::time::Duration;
+
+use nix::sys::prctl;
+use nix::sys::signal::Signal::SIGKILL;
+use sd_notify::NotifyState;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::task::JoinSet;
+use tokio::time::{Instant, MissedTickBehavior, interval, sleep, sleep_until, timeout};
+
+use super::error::{ServeError, system};
+use super::handoff_receiver::WorkerListeners;
+use super::redirect;
+use super::send_back::send_back;
+use super::service::EarlyEnd;
+use crate::backoff;
+use crate::config::{Config, FrontConfig};
+use crate::exchange::{self, Incarnation, Word};
+use crate::ids::{Lifecycle, WorkerId};
+use crate::ipc;
+use crate::net::{
+    ACCEPT_RETRY_DELAY, LingerBounds, SharedStream, SocketListener, SocketStream, deliver, lingering_close,
+};
+use crate::sd_notification::notify;
+use crate::shm::{Segment, SegmentRole};
+use crate::signals::Signal;
+use crate::{log, sys};
+
+/// How often a stand-in checks whether the worker still serves.
+const RECHECK: Duration = Duration::from_millis(20);
+/// Signs of life within one `worker_timeout`.
+const SIGNS_OF_LIFE: u32 = 4;
+
+/// `patou stand-in`: serves the address of worker `id` until SIGTERM.
+///
+/// # Errors
+/// See [`ServeError`].
+pub(crate) async fn run(config: &Config, id: &WorkerId) -> Result<(), ServeError> {
+    log::init(log::LogContext::worker(id, &config.set.name));
+    // It holds nothing that is worth a drain, and a frozen one would keep the address.
+    prctl::set_pdeathsig(SIGKILL).map_err(|e| system("prctl")(e.into()))?;
+    let stop = Signal::stop().and_then(Signal::into_async).map_err(system("signals"))?;
+    let listeners = WorkerListeners::from_passed(sys::listen_fds().map_err(system("LISTEN_FDS"))?)?;
+    let mut address = HeldAddress::of_absent(config, id, listeners);
+    let mut signs_of_life = interval((config.watchdog.worker_timeout / SIGNS_OF_LIFE).max(Duration::from_millis(1)));
+    signs_of_life.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        tokio::select! {
+            _ = stop.readable() => break,
+            _ = signs_of_life.tick() => notify(&[NotifyState::Ready]),
+            () = address.serve() => {}
+        }
+    }
+    address.finish().await;
+    Ok(())
+}
+
+/// Under systemd, before an incarnation that follows repeated failures starts: serves its address during the delay.
+///
+/// # Errors
+/// See [`ServeError`].
+pub(crate) async fn hold_back(config: &Config, id: &WorkerId) -> Result<(), ServeError> {
+    if !backoff::is_run_by_systemd() {
+        return Ok(()); // the watchdog delays the start
+    }
+    let Ok(ipc) = ipc::open(config, id) else { return Ok(()) }; // its start will show the error
+    // A worker that re-executes itself has not failed.
+    if Incarnation::load(&*ipc.segment).is_some_and(|previous| previous.pid == std::process::id()) {
+        return Ok(());
+    }
+    log::init(log::LogContext::worker(id, &config.set.name));
+    let Some(wait) = backoff::record_start(&[&ipc.segment], Word::WORKER_LAST_START, config) else { return Ok(()) };
+    let until = Instant::now() + wait;
+    let listeners = sys::duplicate_listen_fds().map_err(system("LISTEN_FDS"))?;
+    let mut address = HeldAddress::of_absent(config, id, WorkerListeners::from_passed(listeners)?);
+    tokio::select! {
+        () = sleep_until(until) => {}
+        () = address.serve() => {}
+    }
+    address.finish().await;
+    Ok(())
+}
+
+/// In a worker whose serving thread is blocked: starts a thread that serves `listener` as long as `is_blocked`. Until the
+/// thread responds, or the worker exits, the clients would wait.
+pub(super) fn serve_blocked(
+    listener: OwnedFd,
+    segment: Arc<Segment>,
+    front: FrontConfig,
+    is_blocked: impl Fn() -> bool + Clone + Send + 'static,
+) -> io::Result<()> {
+    let serve = move || {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        runtime.block_on(async {
+            let listeners = WorkerListeners { redirect: SocketListener::from_fd(listener)?, handoff: None };
+            let mut address = HeldAddress::new(listeners, Some(segment), front, is_blocked.clone());
+            while is_blocked() {
+                let _ = timeout(RECHECK, address.serve()).await;
+            }
+            address.finish().await;
+            Ok::<_, io::Error>(())
+        })
+    };
+    std::thread::Builder::new().name("send-back".into()).spawn(serve).map(drop)
+}
+
+/// The address of a worker that does not serve it itself.
+struct HeldAddress {
+    listeners: WorkerListeners,
+    segment: Option<Arc<Segment>>,
+    front: FrontConfig,
+    limit: Arc<Semaphore>,
+    connections: JoinSet<()>,
+    /// Whether the worker leaves the address to this process.
+    accepts: Box<dyn Fn() -> bool + Send>,
+}
+
+impl HeldAddress {
+    /// The address of a worker without a process, or with one that has not finished its start.
+    fn of_absent(config: &Config, id: &WorkerId, listeners: WorkerListeners) -> Self {
+        // Without it no client can be sent to the dispatcher's port; each still gets a response.
+        let segment = ipc::open_unchecked(config, id).ok().map(|ipc| ipc.segment);
+        let slot = segment.clone();
+        let serves = move || {
+            let slot = slot.as_ref().filter(|slot| slot.is_role_locked(SegmentRole::Worker));
+            slot.and_then(|slot| Incarnation::load(&**slot)).is_some_and(|life| life.state != Lifecycle::Starting)
+        };
+        Self::new(listeners, segment, config.front.clone(), move || !serves())
+    }
+
+    fn new(
+        listeners: WorkerListeners,
+        segment: Option<Arc<Segment>>,
+        front: FrontConfig,
+        accepts: impl Fn() -> bool + Send + 'static,
+    ) -> Self {
+        let limit = Arc::new(Semaphore::new(front.connections));
+        Self { listeners, segment, front, limit, connections: JoinSet::new(), accepts: Box::new(accepts) }
+    }
+
+    /// Serves for ever. Cancel-safe.
+    async fn serve(&mut self) {
+        loop {
+            match self.accept().await {
+                Some(Ok((stream, permit))) => {
+                    let return_port = self.segment.as_ref().and_then(|segment| exchange::return_port(&**segment));
+                    let front = self.front.clone();
+                    self.connections.spawn(async move {
+                        respond(stream, return_port, &front).await;
+                        drop(permit);
+                    });
+                }
+                Some(Err(_)) => sleep(ACCEPT_RETRY_DELAY).await, // no descriptor is free
+                None => sleep(RECHECK).await,
+            }
+            while self.connections.try_join_next().is_some() {}
+        }
+    }
+
+    /// The next client; `None` while the worker serves.
+    async fn accept(&mut self) -> Option<io::Result<(SharedStream, OwnedSemaphorePermit)>> {
+        let permit = self.limit.clone().acquire_owned().await.ok()?;
+        let Self { listeners: WorkerListeners { redirect, handoff }, accepts, .. } = self;
+        let accepted = poll_fn(|task| {
+            // Right before each accept: a client that comes later may have a lease of the new incarnation.
+            if !accepts() {
+                return Poll::Ready(None);
+            }
+            // Connections that were passed to the ended incarnation: the dispatcher still has them, and revokes.
+            while handoff.as_mut().is_some_and(|handoff| matches!(handoff.poll_next(task), Poll::Ready(Ok(_)))) {}
+            redirect.poll_accept(task).map(Some)
+        });
+        let accepted = accepted.await?;
+        Some(accepted.map(|(fd, _)| (SharedStream(Arc::new(SocketStream::new(fd, redirect.is_tcp()))), permit)))
+    }
+
+    /// Closes the address, and gives the accepted clients time for their responses.
+    async fn finish(self) {
+        let Self { listeners, front, mut connections, .. } = self;
+        drop(listeners);
+        let delivered = async { while connections.join_next().await.is_some() {} };
+        let _ = timeout(front.linger_timeout, delivered).await;
+    }
+}
+
+/// Serves one connection.
+async fn respond(stream: SharedStream, return_port: Option<u16>, front: &FrontConfig) {
+    let socket = stream.clone();
+    let service = move |request| ready(Ok::<_, Infallible>(send_back(return_port, &socket, &request)));
+    let served = redirect::serve_one_request(&stream, front, || true, service).await;
+    let bounds = LingerBounds { silence: front.linger_timeout, total: front.body_timeout };
+    match served {
+        Err(EarlyEnd::Rejected(problem)) => deliver(stream, &problem.raw(), bounds).await,
+        _ => lingering_close(stream, bounds).await,
+    }
+}
