@@ -304,6 +304,10 @@ fn as_pid_1_a_killed_watchdog_lets_requests_finish() {
     let client = start_gated_request(&set, "kept");
     signal_to(watchdog, Signal::SIGKILL);
     set.wait_for_log(&["worker default/1", "the watchdog has died"]);
+    // A start outside cannot see the worker, whose pid there is another process, and kills nothing.
+    let output = run_until_exit(&set, &["env".to_owned()]);
+    assert_eq!(output.status.code(), Some(1), "{}", text(&output.stderr));
+    assert!(text(&output.stderr).contains("not in this pid namespace"), "{}", text(&output.stderr));
     open_gate(&set);
     assert_eq!(client.join().unwrap().unwrap().status, 200);
     assert_eq!(set.wait_for_exit(), Some(1), "{}", set.log());

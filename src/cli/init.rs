@@ -65,6 +65,8 @@ fn start_watchdog(path: Option<&Path>) -> Result<Child, CommandError> {
     if let Some(path) = path {
         command.arg("--config").arg(path);
     }
+    // Ctrl-C at the terminal goes to this process alone, which forwards it: the watchdog gets it once.
+    command.process_group(0);
     sys::restore_umask();
     command.spawn().map_err(|error| failed(format!("cannot start the watchdog: {error}")))
 }
