@@ -142,13 +142,13 @@ fn timers_are_punctual_whatever_the_inherited_timer_slack() {
     if !is_installed("python3") {
         return;
     }
-    let mut set = TestSet::prepare(ECHO);
+    let script = "printf 'Content-Type: text/plain\\n\\n'; cat /proc/self/timerslack_ns";
+    let mut set = TestSet::prepare(&one_pool(1, &format!("{{ exec = {} }}", toml_array(&["sh", "-c", script])), ""));
     let slack = "import ctypes\nctypes.CDLL(None).prctl(29, ctypes.c_ulong(5_000_000_000), 0, 0, 0)";
     set.run_through(&strs(&python(slack)));
     set.wait_until_up();
-    for pid in part_pids(&set.status()) {
-        assert_eq!(fs::read_to_string(format!("/proc/{pid}/timerslack_ns")).unwrap().trim(), "50000");
-    }
+    // The handler has that of its worker.
+    assert_eq!(text(&get(set.address(0), "/").unwrap().body).trim(), "50000");
     set.stop();
 }
 
@@ -313,9 +313,12 @@ fn as_pid_1_a_killed_watchdog_lets_requests_finish() {
     assert_eq!(set.wait_for_exit(), Some(1), "{}", set.log());
     assert!(set.log().contains("the watchdog was killed by SIGKILL"), "{}", set.log());
     wait_until("every process ends", || set.processes().is_empty());
-    set.run();
-    set.wait_until_up();
-    set.stop();
+    if nix::unistd::geteuid().is_root() {
+        // In a user namespace the set had another user id, and its segments are those of another user.
+        set.run();
+        set.wait_until_up();
+        set.stop();
+    }
 }
 
 #[test]
