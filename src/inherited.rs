@@ -1,17 +1,21 @@
 //! What a parent may leave to a process across execve(2): blocked and ignored signals, timers, descriptors, a umask, limits.
 //! Each command starts by undoing it, so that it behaves the same however it was started.
 //!
-//! The standard library opens `/dev/null` for standard descriptors that are closed. The programs that patou starts need
-//! nothing of their own: handlers that patou has installed become default actions when a program is executed.
+//! The standard library opens `/dev/null` for standard descriptors that are closed. The programs that patou starts get a
+//! clean state, too: handlers that patou has installed become default actions when a program is executed, and
+//! `sys::map_fds` undoes the rest.
 
+use nix::sys::prctl;
 use nix::sys::resource::{RLIM_INFINITY, Resource, getrlimit};
 use nix::sys::signal::{SigSet, Signal};
-use nix::sys::stat::{Mode, umask};
 
 use crate::sys;
 
 /// The first descriptor behind the standard ones; those of `LISTEN_FDS` begin here (sd_listen_fds(3)).
 const FIRST_FD: i32 = 3;
+
+/// What the kernel gives its first process, in nanoseconds (prctl(2), PR_SET_TIMERSLACK).
+const DEFAULT_TIMER_SLACK: i32 = 50_000;
 
 /// Undoes what concerns every command. No signal is blocked afterwards.
 pub(crate) fn reset() {
@@ -28,10 +32,11 @@ pub(crate) fn reset_for_part() {
     sys::catch_stray_signals();
     sys::ignore_terminal_output_stop();
     let _ = SigSet::from(Signal::SIGHUP).thread_set_mask(); // fails for no valid set
-    // A umask that denies the owner makes every new file useless. The rest is for the files of the handlers: patou sets
-    // the mode of each of its own files that other users can reach.
-    let inherited = umask(Mode::empty());
-    umask(inherited.difference(Mode::S_IRWXU));
+    sys::tighten_umask();
+    // With more, every timer of this process would be late.
+    if prctl::get_timerslack().is_ok_and(|slack| slack > DEFAULT_TIMER_SLACK) {
+        let _ = prctl::set_timerslack(DEFAULT_TIMER_SLACK as u64); // any value is valid
+    }
     sys::close_on_exec_from(FIRST_FD + passed_fds());
 }
 

@@ -7,6 +7,7 @@
 use std::fs;
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
 use std::time::Duration;
 
 use nix::unistd::{Pid, SysconfVar, sysconf};
@@ -211,9 +212,15 @@ pub(crate) fn environment_contains(process: &Path, entry: &[u8]) -> bool {
 
 /// The pid namespace of this process, in which pids have a meaning; `None` if `/proc` does not show this process.
 pub(crate) fn pid_namespace() -> Option<String> {
-    let own = fs::read_link("/proc/self").ok()?;
-    (own.to_str()?.parse() == Ok(std::process::id())).then_some(())?;
-    Some(fs::read_link("/proc/self/ns/pid").ok()?.to_string_lossy().into_owned())
+    // A process cannot leave it.
+    static OWN: OnceLock<Option<String>> = OnceLock::new();
+    let read = || {
+        let own = fs::read_link("/proc/self").ok()?;
+        let is_this = own.to_str()?.parse() == Ok(std::process::id());
+        let namespace = fs::read_link("/proc/self/ns/pid").ok().filter(|_| is_this)?;
+        Some(namespace.to_string_lossy().into_owned())
+    };
+    OWN.get_or_init(read).clone()
 }
 
 /// Whether paths mean the same to a process as to this one: same mount namespace, same root. False without permission.

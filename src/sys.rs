@@ -9,7 +9,7 @@ use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::process::CommandExt;
 use std::process::Command;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, FdFlag, fcntl};
@@ -17,6 +17,7 @@ use nix::libc;
 use nix::sys::prctl;
 use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, sigaction};
 use nix::sys::socket::{SockaddrLike, SockaddrStorage};
+use nix::sys::stat::{Mode, umask};
 use nix::unistd::{Pid, getpid, getppid};
 use tokio::io::unix::AsyncFd;
 use tokio::io::{Interest, ReadBuf};
@@ -53,6 +54,7 @@ pub(crate) fn map_fds(command: &mut Command, map: Vec<(OwnedFd, RawFd)>) -> io::
         // `close_on_exec_from` has set for inherited ones.
         close_range_on_exec(3);
         restore_terminal_output_stop();
+        restore_umask();
         for (source, target) in &moved {
             // SAFETY: needed because nix's dup2 requires an OwnedFd for the target. Both are plain numbers; the source
             // is open (owned by this closure) and differs from the target (it is above all of them), so dup2 creates
@@ -192,6 +194,27 @@ fn replace_action(number: libc::c_int, old: libc::sighandler_t, new: libc::sigha
         action.sa_flags = libc::SA_RESTART;
         // SAFETY: needed as above. `new` is SIG_DFL, SIG_IGN or a handler that does nothing, which is async-signal-safe.
         unsafe { libc::sigaction(number, &raw const action, std::ptr::null_mut()) };
+    }
+}
+
+/// The umask that this process has inherited; [`UNCHANGED`] until [`tighten_umask`].
+static INHERITED_UMASK: AtomicU32 = AtomicU32::new(UNCHANGED);
+const UNCHANGED: u32 = u32::MAX;
+
+/// Takes write permission for other users from every file that this process creates, and gives its owner all of them,
+/// whatever the inherited umask. [`map_fds`] undoes it for other users in the processes that this one starts.
+pub(crate) fn tighten_umask() {
+    let others = Mode::S_IWGRP | Mode::S_IWOTH;
+    let inherited = umask(others).difference(Mode::S_IRWXU);
+    INHERITED_UMASK.store(inherited.bits(), Ordering::Relaxed);
+    umask(inherited | others);
+}
+
+/// Undoes [`tighten_umask`]. Async-signal-safe.
+pub(crate) fn restore_umask() {
+    let inherited = INHERITED_UMASK.load(Ordering::Relaxed);
+    if inherited != UNCHANGED {
+        umask(Mode::from_bits_truncate(inherited));
     }
 }
 

@@ -5,6 +5,7 @@ mod support;
 
 use std::fs;
 use std::io::Write;
+use std::os::unix::fs::{FileTypeExt, PermissionsExt};
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
 
@@ -113,6 +114,45 @@ fn inherited_signal_state_timers_descriptors_and_umask_change_nothing() {
 }
 
 #[test]
+fn files_of_a_set_are_not_writable_for_others_whatever_the_umask() {
+    if !is_installed("python3") {
+        return;
+    }
+    let mut set = TestSet::prepare(&reporting_pool());
+    fs::create_dir(set.runtime_dir()).unwrap();
+    fs::set_permissions(set.runtime_dir(), fs::Permissions::from_mode(0o755)).unwrap();
+    set.run_through(&strs(&python("os.umask(0)")));
+    set.wait_until_up();
+    let entries = |dir: &Path| fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().path()).collect::<Vec<_>>();
+    let files = [entries(&set.runtime_dir()), entries(&set.runtime_dir().join("default"))].concat();
+    assert!(files.len() > 8, "{files:?}");
+    for file in files {
+        let status = fs::symlink_metadata(&file).unwrap();
+        let (mode, is_socket) = (status.permissions().mode(), status.file_type().is_socket());
+        // `admin.sock` has a configured mode.
+        assert_eq!(mode & if is_socket { 0o002 } else { 0o022 }, 0, "{} has mode {mode:o}", file.display());
+    }
+    let report = text(&get(set.address(0), "/").unwrap().body);
+    assert!(report.contains("\n0000\n"), "the handler has another umask than the set: {report}");
+    set.stop();
+}
+
+#[test]
+fn timers_are_punctual_whatever_the_inherited_timer_slack() {
+    if !is_installed("python3") {
+        return;
+    }
+    let script = "printf 'Content-Type: text/plain\\n\\n'; cat /proc/self/timerslack_ns";
+    let mut set = TestSet::prepare(&one_pool(1, &format!("{{ exec = {} }}", toml_array(&["sh", "-c", script])), ""));
+    let slack = "import ctypes\nctypes.CDLL(None).prctl(29, ctypes.c_ulong(5_000_000_000), 0, 0, 0)";
+    set.run_through(&strs(&python(slack)));
+    set.wait_until_up();
+    // The handler has that of its worker.
+    assert_eq!(text(&get(set.address(0), "/").unwrap().body).trim(), "50000");
+    set.stop();
+}
+
+#[test]
 fn closed_standard_descriptors_are_never_sockets() {
     if !is_installed("python3") {
         return;
@@ -146,7 +186,7 @@ fn terminal_that_stops_background_output_stops_no_part() {
     set.run_through(&strs(&launcher));
     set.wait_until_up();
     assert_eq!(set.status()["dispatcher"]["restarts"], 0, "{}", set.log());
-    assert_eq!(get_followed(&set), 200);
+    assert_eq!(get(set.address(0), "/").unwrap().status, 200);
     set.stop();
 }
 
@@ -161,13 +201,9 @@ fn stray_signals_end_no_part() {
             assert!(Command::new("sh").args(["-c", &kill]).status().unwrap().success());
         }
     }
-    assert_eq!(get_followed(&set), 200);
+    assert_eq!(get(set.address(0), "/").unwrap().status, 200);
     assert_eq!(part_pids(&set.status()), pids, "{}", set.log());
     set.stop();
-}
-
-fn get_followed(set: &TestSet) -> u16 {
-    get(set.address(0), "/").unwrap().status
 }
 
 #[test]
@@ -255,6 +291,37 @@ fn as_pid_1_a_set_reaps_orphans_at_once_and_leaves_foreign_processes_alone() {
 }
 
 #[test]
+fn as_pid_1_a_killed_watchdog_lets_requests_finish() {
+    let Some(launcher) = unshare(&["--pid", "--fork", "--kill-child", "--mount-proc"]) else { return };
+    let mut set = TestSet::prepare("");
+    set.configure(&gated_pool(&set, 1, LONG_TIMEOUTS, ""));
+    set.run_through(&strs(&launcher));
+    set.wait_for_log(&["the set is up"]);
+    let watchdog = wait_for_value("the watchdog", || {
+        let init = *children_of(set.pid()).first()?;
+        children_of(init).first().copied()
+    });
+    let client = start_gated_request(&set, "kept");
+    signal_to(watchdog, Signal::SIGKILL);
+    set.wait_for_log(&["worker default/1", "the watchdog has died"]);
+    // A start outside cannot see the worker, whose pid there is another process, and kills nothing.
+    let output = run_until_exit(&set, &["env".to_owned()]);
+    assert_eq!(output.status.code(), Some(1), "{}", text(&output.stderr));
+    assert!(text(&output.stderr).contains("not in this pid namespace"), "{}", text(&output.stderr));
+    open_gate(&set);
+    assert_eq!(client.join().unwrap().unwrap().status, 200);
+    assert_eq!(set.wait_for_exit(), Some(1), "{}", set.log());
+    assert!(set.log().contains("the watchdog was killed by SIGKILL"), "{}", set.log());
+    wait_until("every process ends", || set.processes().is_empty());
+    if nix::unistd::geteuid().is_root() {
+        // In a user namespace the set had another user id, and its segments are those of another user.
+        set.run();
+        set.wait_until_up();
+        set.stop();
+    }
+}
+
+#[test]
 fn children_of_the_program_that_became_patou_are_left_alone() {
     let [own, child] = std::array::from_fn(|_| unique_sleep());
     let script = format!("sleep {child} & exec \"$@\"");
@@ -274,18 +341,7 @@ fn run_until_exit(set: &TestSet, launcher: &[String]) -> Output {
     let mut command = Command::new(&launcher[0]);
     command.args(&launcher[1..]).arg(run.get_program()).args(run.get_args()).stdin(Stdio::null());
     let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
-    wait_until("patou run exits", || {
-        match nix::sys::wait::waitid(
-            nix::sys::wait::Id::Pid(nix::unistd::Pid::from_raw(child.id() as i32)),
-            nix::sys::wait::WaitPidFlag::WEXITED
-                | nix::sys::wait::WaitPidFlag::WNOHANG
-                | nix::sys::wait::WaitPidFlag::WNOWAIT,
-        ) {
-            Ok(status) => status != nix::sys::wait::WaitStatus::StillAlive,
-            Err(_) => true,
-        }
-    });
-    let _ = child.kill(); // it has ended, or the wait above has failed
+    wait_for_value("patou run exits", || child.try_wait().unwrap());
     child.wait_with_output().unwrap()
 }
 
@@ -399,9 +455,10 @@ fn program_that_still_prepares_does_not_block_the_next_start() {
 fn status_from_another_pid_namespace_tells_the_truth() {
     let Some(launcher) = unshare(&["--pid", "--fork", "--mount-proc"]) else { return };
     let mut set = TestSet::start(ECHO);
+    let run = set.command(&["status", "--json"]);
     let status = || {
-        let run = set.command(&["status", "--json"]);
-        Command::new(&launcher[0]).args(&launcher[1..]).arg(run.get_program()).args(run.get_args()).output().unwrap()
+        let mut command = Command::new(&launcher[0]);
+        command.args(&launcher[1..]).arg(run.get_program()).args(run.get_args()).output().unwrap()
     };
     let output = status();
     assert!(output.status.success(), "{}", text(&output.stderr));
@@ -412,14 +469,10 @@ fn status_from_another_pid_namespace_tells_the_truth() {
     set.signal(Signal::SIGKILL);
     set.wait_for_exit();
     wait_until("the parts end", || set.processes().is_empty());
-    let output = {
-        let run = set.command(&["status", "--json"]);
-        Command::new(&launcher[0]).args(&launcher[1..]).arg(run.get_program()).args(run.get_args()).output().unwrap()
-    };
+    let output = status();
     assert_eq!(output.status.code(), Some(1));
     let seen: Value = serde_json::from_slice(&output.stdout).unwrap();
     assert_eq!(seen["watchdog"]["state"], "gone");
     assert_eq!(seen["dispatcher"]["state"], "gone");
     assert_eq!(worker_of(&seen, "default/2")["state"], "gone");
-    assert!(Path::new(&set.runtime_dir()).exists());
 }

@@ -18,7 +18,7 @@ use sd_notify::NotifyState;
 use super::config_source::load;
 use super::error::{CommandError, failed};
 use super::poll::poll_until;
-use crate::{ipc, process_tree};
+use crate::{ipc, process_tree, sys};
 
 /// Passed on to the watchdog.
 const FORWARDED: [Signal; 4] = [Signal::SIGTERM, Signal::SIGINT, Signal::SIGQUIT, Signal::SIGHUP];
@@ -65,6 +65,9 @@ fn start_watchdog(path: Option<&Path>) -> Result<Child, CommandError> {
     if let Some(path) = path {
         command.arg("--config").arg(path);
     }
+    // Ctrl-C at the terminal goes to this process alone, which forwards it: the watchdog gets it once.
+    command.process_group(0);
+    sys::restore_umask();
     command.spawn().map_err(|error| failed(format!("cannot start the watchdog: {error}")))
 }
 

@@ -99,6 +99,7 @@ fn run_worker(path: Option<&Path>, id: &WorkerId) -> Result<(), CommandError> {
             command.env("PATOU_CONFIG", path);
         }
         sys::restore_terminal_output_stop();
+        sys::restore_umask();
         return Err(failed(format!("worker {id}: cannot execute {program}: {}", command.exec())));
     }
     runtime()?.block_on(worker::run(&config, id)).map_err(|error| failed(format!("worker {id}: {error}")))
