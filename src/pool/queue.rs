@@ -38,6 +38,8 @@ pub(crate) struct QueuedClient {
 struct PeerRecord {
     redirects: BTreeSet<ClientId>,
     handoffs: BTreeSet<ClientId>,
+    /// Those of both that have not been offered to a worker: a full queue refuses only these.
+    fresh: BTreeSet<ClientId>,
     /// The turn of its next client that has not had one.
     next_turn: Turn,
     /// Its key in [`ClientQueue::turns`]: none while no client of it may be offered to a worker.
@@ -47,8 +49,8 @@ struct PeerRecord {
 }
 
 impl PeerRecord {
-    fn len(&self) -> usize {
-        self.redirects.len() + self.handoffs.len()
+    fn is_empty(&self) -> bool {
+        self.redirects.is_empty() && self.handoffs.is_empty()
     }
 
     /// Whether the peer gets no further unclaimed lease: that concerns its redirect clients only, because with handoff
@@ -63,12 +65,13 @@ impl PeerRecord {
         self.handoffs.first().into_iter().chain(redirect).min().copied()
     }
 
-    fn newest(&self) -> Option<ClientId> {
-        self.redirects.last().max(self.handoffs.last()).copied()
-    }
-
     fn clients(&mut self, client: &QueuedClient) -> &mut BTreeSet<ClientId> {
         if client.is_handoff { &mut self.handoffs } else { &mut self.redirects }
+    }
+
+    fn remove(&mut self, client: &QueuedClient) {
+        self.clients(client).remove(&client.id);
+        self.fresh.remove(&client.id);
     }
 }
 
@@ -79,7 +82,7 @@ pub(super) struct ClientQueue {
     /// The peers with a client that may be offered to a worker, in the order of their turns.
     turns: BTreeMap<Turn, Peer>,
     last_turn: Turn,
-    /// The peers with waiting clients, by their number.
+    /// The peers with clients that have not been offered to a worker, by their number.
     by_length: BTreeSet<(usize, Peer)>,
     /// Peers that let a lease end unclaimed, and until when that counts. An earlier entry of a peer is outdated.
     suspects: VecDeque<(Monotonic, Peer)>,
@@ -108,18 +111,19 @@ impl ClientQueue {
         self.clients.insert(client.id, client);
         let turn = self.new_turn();
         self.change(client.peer, |record| {
-            if record.len() == 0 {
+            if record.is_empty() {
                 record.next_turn = turn;
             }
             record.clients(&client).insert(client.id);
+            if client.turn.is_none() {
+                record.fresh.insert(client.id);
+            }
         });
     }
 
     pub(super) fn remove(&mut self, client: ClientId) -> Option<QueuedClient> {
         let client = self.clients.remove(&client)?;
-        self.change(client.peer, |record| {
-            record.clients(&client).remove(&client.id);
-        });
+        self.change(client.peer, |record| record.remove(&client));
         Some(client)
     }
 
@@ -135,7 +139,7 @@ impl ClientQueue {
         let mut client = self.clients.remove(&id)?;
         let next_turn = self.new_turn();
         self.change(client.peer, |record| {
-            record.clients(&client).remove(&id);
+            record.remove(&client);
             if client.turn.is_none() {
                 record.next_turn = next_turn;
             }
@@ -145,12 +149,13 @@ impl ClientQueue {
     }
 
     /// Removes a client because the queue is too long by `new`: the newest one of the peer with the most waiting
-    /// clients, or `new` if no other peer had more than its own when it arrived.
+    /// clients, or `new` if no other peer had more than its own when it arrived. A client that has been offered to a
+    /// worker keeps its place and does not count.
     pub(super) fn remove_surplus(&mut self, new: QueuedClient) -> Option<QueuedClient> {
-        let own = self.peers.get(&new.peer).map_or(0, PeerRecord::len);
+        let own = self.peers.get(&new.peer).map_or(0, |record| record.fresh.len());
         let largest = self.by_length.iter().rev().find(|(_, other)| *other != new.peer);
         let larger = largest.filter(|(length, _)| *length >= own).and_then(|(_, other)| self.peers.get(other));
-        self.remove(larger.and_then(PeerRecord::newest).unwrap_or(new.id))
+        self.remove(larger.and_then(|record| record.fresh.last().copied()).unwrap_or(new.id))
     }
 
     /// The client has one unclaimed lease more (+1) or less (-1).
@@ -186,9 +191,9 @@ impl ClientQueue {
     /// Changes the record of a peer, and its place among the others.
     fn change(&mut self, peer: Peer, change: impl FnOnce(&mut PeerRecord)) {
         let record = self.peers.entry(peer).or_default();
-        let (old_length, old_turn) = (record.len(), record.listed);
+        let (old_length, old_turn) = (record.fresh.len(), record.listed);
         change(record);
-        let length = record.len();
+        let length = record.fresh.len();
         let first = record.next().and_then(|id| self.clients.get(&id));
         record.listed = first.map(|client| client.turn.unwrap_or(record.next_turn));
         if record.listed != old_turn {
@@ -199,7 +204,7 @@ impl ClientQueue {
                 self.turns.insert(turn, peer);
             }
         }
-        if length == 0 && record.unclaimed == 0 && record.suspect_until.is_none() {
+        if record.is_empty() && record.unclaimed == 0 && record.suspect_until.is_none() {
             self.peers.remove(&peer);
         }
         if length != old_length {

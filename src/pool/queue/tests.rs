@@ -149,17 +149,14 @@ impl Model {
 
     /// The client that a full queue loses.
     fn expected_surplus(&self, new: &QueuedClient) -> Vec<ClientId> {
-        let length = |peer| self.waiting.values().filter(|c| c.peer == peer && c.id != new.id).count();
-        let longest = self.waiting.values().map(|client| length(client.peer)).max().unwrap_or(0);
+        let fresh = || self.waiting.values().filter(|client| client.turn.is_none());
+        let length = |peer| fresh().filter(|c| c.peer == peer && c.id != new.id).count();
+        let longest = fresh().map(|client| length(client.peer)).max().unwrap_or(0);
         if length(new.peer) == longest {
             return vec![new.id];
         }
-        let peers: BTreeSet<Peer> = self.waiting.values().map(|c| c.peer).filter(|p| length(*p) == longest).collect();
-        peers
-            .iter()
-            .filter_map(|peer| self.waiting.values().rfind(|client| client.peer == *peer))
-            .map(|c| c.id)
-            .collect()
+        let peers: BTreeSet<Peer> = fresh().map(|c| c.peer).filter(|peer| length(*peer) == longest).collect();
+        peers.iter().filter_map(|peer| fresh().filter(|client| client.peer == *peer).last()).map(|c| c.id).collect()
     }
 }
 
@@ -179,6 +176,8 @@ proptest! {
                     let new = client(id, peer, is_handoff);
                     queue.push(new);
                     model.waiting.insert(id, new);
+                    let fresh = model.waiting.values().filter(|client| client.turn.is_none()).count();
+                    prop_assert!(fresh <= BOUND + 1);
                     if queue.len() > BOUND {
                         let lost = queue.remove_surplus(new).unwrap().id;
                         prop_assert!(model.expected_surplus(&new).contains(&lost), "{} is refused", lost);

@@ -7,7 +7,7 @@ use super::{PoolSimEvent, PoolSimulation, WORKERS};
 use crate::dispatcher::slot;
 use crate::exchange::{self, DispatcherSide};
 use crate::ids::{Claim, Epoch, LeaseId, LeaseTerms, Monotonic, Phase, ProcessId, Token, WorkerNumber};
-use crate::pool::{ClientId, Hold, LeaseEnd, Pool, PoolAction, PoolEvent, PoolNote, SUSPICION};
+use crate::pool::{ClientId, Hold, LeaseEnd, Peer, Pool, PoolAction, PoolEvent, PoolNote, SUSPICION};
 
 impl PoolSimulation {
     /// Attaches to the slots. Returns the clients whose connection was offered and not claimed.
@@ -148,12 +148,7 @@ impl PoolSimulation {
             panic!("an offer without a client: {:?}", self.pool.workers()[w])
         };
         assert_eq!(offered, lease);
-        let is_unsuspected = |peer| self.suspects.get(&peer).is_none_or(|until| *until <= self.now);
-        let overtaken = self.waiting.range(..client.id).find(|id| {
-            let other = &self.clients[id];
-            !other.offered && is_unsuspected(other.peer) && is_unsuspected(client.peer)
-        });
-        assert!(overtaken.is_none(), "client {} overtook {:?}", client.id, overtaken);
+        self.check_turn(client.id, client.peer);
         let client = client.id;
         let entry = self.clients.get_mut(&client).unwrap();
         assert_eq!(connection, entry.by_handoff.then_some(client));
@@ -167,6 +162,28 @@ impl PoolSimulation {
                 // The worker receives it, or dies before.
                 Some(client) => self.within(2, PoolSimEvent::ReceiveConnection(w, client, lease)),
                 None => self.ring(PoolSimEvent::WorkerTurn(w)),
+            }
+        }
+    }
+
+    /// Checks the order of the queue: a client that has not been offered before takes the turn of its peer.
+    fn check_turn(&mut self, client: ClientId, peer: Peer) {
+        if self.clients[&client].offered {
+            return; // it keeps the turn of its first offer
+        }
+        let is_unsuspected = |peer| self.suspects.get(&peer).is_none_or(|until| *until <= self.now);
+        let mut seen = BTreeSet::new();
+        for &id in &self.waiting {
+            let other = &self.clients[&id];
+            if other.offered || !is_unsuspected(other.peer) || !seen.insert(other.peer) {
+                continue;
+            }
+            if other.peer == peer {
+                assert!(id >= client, "client {client} overtook {id}");
+            } else {
+                let turns = self.turns.entry((id, peer)).or_default();
+                *turns += 1;
+                assert!(*turns <= 1, "client {id} waits for {turns} turns of {peer:?}");
             }
         }
     }

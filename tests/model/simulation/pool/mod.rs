@@ -98,6 +98,8 @@ pub(crate) struct PoolSimulation {
     clients: BTreeMap<ClientId, Client>,
     /// The clients without a verdict.
     waiting: BTreeSet<ClientId>,
+    /// How many turns of a peer the first waiting client of another one has waited for.
+    turns: BTreeMap<(ClientId, Peer), u32>,
     last_client: ClientId,
     /// How often each request was started.
     started: Vec<u32>,
@@ -163,6 +165,7 @@ impl PoolSimulation {
             workers: (0..WORKERS).map(|_| SimulatedWorker::default()).collect(),
             clients: BTreeMap::new(),
             waiting: BTreeSet::new(),
+            turns: BTreeMap::new(),
             last_client: 0,
             started: Vec::new(),
             aborted: BTreeSet::new(),
