@@ -134,6 +134,29 @@ fn set_serves_with_a_very_low_limit() {
 }
 
 #[test]
+fn silent_clients_of_the_probe_socket_do_not_keep_the_watchdog_out() {
+    let mut set = TestSet::prepare(ECHO);
+    set.run();
+    let path = set.runtime_dir().join("probe.sock");
+    // From before the first probe on, and again and again.
+    wait_until("the socket exists", || path.exists());
+    let deadline = std::time::Instant::now() + Duration::from_secs(5);
+    let mut held = Vec::new();
+    while std::time::Instant::now() < deadline {
+        held.extend(UnixStream::connect(&path));
+        if held.len() == 300 {
+            held.drain(..200);
+        }
+        if held.len() % 50 == 0 {
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+    let status = set.wait_for("every part is up", |status| status["dispatcher"]["state"] == "up");
+    assert_eq!(status["dispatcher"]["restarts"], 0, "{}", set.log());
+    set.stop();
+}
+
+#[test]
 fn limit_below_the_least_is_named_with_its_remedy() {
     let mut set = TestSet::prepare("");
     set.configure(&one_pool(12, "\"echo\"", ""));

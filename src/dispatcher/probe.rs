@@ -2,9 +2,11 @@
 //! operators. Only authorized users may connect.
 
 use std::cell::{Cell, RefCell};
+use std::os::fd::{AsFd, AsRawFd};
 use std::rc::Rc;
 use std::time::Duration;
 
+use nix::sys::socket::{MsgFlags, recv};
 use nix::unistd::{User, geteuid};
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::{UnixListener, UnixStream};
@@ -26,12 +28,14 @@ const IDLE: Duration = Duration::from_secs(60);
 /// How long an unauthorized user may take to send the request that is refused.
 const REFUSE_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// Concurrent connections of authorized users. A new one takes the place of the one that has been idle longest.
+/// Concurrent connections of authorized users. A new one takes the place of another.
 const CONNECTIONS_MAX: usize = 16;
 /// Concurrent refusals. Beyond it, connections of unauthorized users are closed at once.
 const REFUSALS_MAX: usize = 4;
-/// A connection on which there was no request for as long may lose its place.
-const IDLE_MIN: Duration = Duration::from_millis(100);
+/// A connection that brought its first request keeps its place until it is served, for at most this time.
+const FIRST_REQUEST_GRACE: Duration = Duration::from_millis(100);
+/// Pause until one of those connections is served.
+const GRACE_PAUSE: Duration = Duration::from_millis(1);
 
 /// The user of the watchdog in a set of units.
 const WATCHDOG: &str = "patou-watchdog";
@@ -80,8 +84,19 @@ pub(super) struct ProbeServer {
 }
 
 struct ProbeConnection {
-    last_request: Rc<Cell<Instant>>,
+    accepted: Instant,
+    /// Whether its first request had arrived when it was accepted.
+    has_request: bool,
+    /// The time of the last request that was served.
+    last_request: Rc<Cell<Option<Instant>>>,
     task: AbortHandle,
+}
+
+impl ProbeConnection {
+    /// Whether it is about to be served for the first time.
+    fn is_fresh(&self) -> bool {
+        self.has_request && self.last_request.get().is_none() && self.accepted.elapsed() < FIRST_REQUEST_GRACE
+    }
 }
 
 impl ProbeServer {
@@ -121,31 +136,31 @@ impl ProbeServer {
     }
 
     fn add(self: &Rc<Self>, stream: UnixStream) {
-        let last_request = Rc::new(Cell::new(Instant::now()));
+        let flags = MsgFlags::MSG_PEEK | MsgFlags::MSG_DONTWAIT;
+        let has_request = recv(stream.as_fd().as_raw_fd(), &mut [0], flags).is_ok_and(|bytes| bytes > 0);
+        let last_request = Rc::new(Cell::new(None));
         let task = spawn_local(self.clone().serve_connection(stream, last_request.clone())).abort_handle();
-        self.connections.borrow_mut().push(ProbeConnection { last_request, task });
+        let connection = ProbeConnection { accepted: Instant::now(), has_request, last_request, task };
+        self.connections.borrow_mut().push(connection);
     }
 
     /// Returns when a connection may be added.
     async fn make_room(&self) {
-        loop {
-            self.connections.borrow_mut().retain(|connection| !connection.task.is_finished());
-            if self.connections.borrow().len() < CONNECTIONS_MAX {
-                return;
-            }
-            if !self.evict() {
-                sleep(IDLE_MIN / 4).await;
-            }
+        self.connections.borrow_mut().retain(|connection| !connection.task.is_finished());
+        while self.connections.borrow().len() >= CONNECTIONS_MAX && !self.evict() {
+            sleep(GRACE_PAUSE).await;
         }
     }
 
-    /// Ends the connection that has been idle longest; `false` if each of them is in use.
+    /// Ends the oldest connection without a request, or the one that has been idle longest; `false` if each of them is
+    /// about to be served. Clients that are silent cannot displace the watchdog, and others only until its next probe.
     fn evict(&self) -> bool {
         let mut connections = self.connections.borrow_mut();
         connections.retain(|connection| !connection.task.is_finished());
-        let oldest = (0..connections.len()).min_by_key(|index| connections[*index].last_request.get());
-        let oldest = oldest.filter(|index| connections[*index].last_request.get().elapsed() >= IDLE_MIN);
-        oldest.map(|index| connections.swap_remove(index).task.abort()).is_some()
+        let evictable = (0..connections.len()).filter(|index| !connections[*index].is_fresh());
+        let victim =
+            evictable.min_by_key(|index| (connections[*index].last_request.get(), connections[*index].accepted));
+        victim.map(|index| connections.swap_remove(index).task.abort()).is_some()
     }
 
     fn refuse(self: &Rc<Self>, stream: UnixStream) {
@@ -160,7 +175,7 @@ impl ProbeServer {
         });
     }
 
-    async fn serve_connection(self: Rc<Self>, stream: UnixStream, last_request: Rc<Cell<Instant>>) {
+    async fn serve_connection(self: Rc<Self>, stream: UnixStream, last_request: Rc<Cell<Option<Instant>>>) {
         let driver = &self.driver;
         let (read, mut write) = stream.into_split();
         let mut read = BufReader::new(read);
@@ -171,7 +186,6 @@ impl ProbeServer {
                 Ok(Ok(n)) if n > 0 && line.last() == Some(&b'\n') => {}
                 _ => return, // disconnected, idle, or not a request
             }
-            last_request.set(Instant::now());
             self.spare.borrow_mut().refill();
             let Ok(request) = serde_json::from_slice::<ProbeRequest>(&line) else { return };
             // Before the command, so that the questions it opens do not count as silence.
@@ -190,6 +204,7 @@ impl ProbeServer {
             if !matches!(timeout(IDLE, write.write_all(&answer)).await, Ok(Ok(()))) {
                 return;
             }
+            last_request.set(Some(Instant::now()));
         }
     }
 }

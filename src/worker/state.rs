@@ -375,7 +375,7 @@ impl WorkerState {
         if let Some(limit) = self.limits.reached(served, clock::now(), process_tree::memory_above) {
             if let ReachedLimit::Memory { used, max } = limit {
                 tracing::info!(worker = %self.id, epoch = %self.slot.epoch(), used, max, event = %Event::WorkerRecycled,
-                    "the worker and its processes use {} MiB, more than max_memory ({} MiB with its jitter): recycling",
+                    "the worker and its processes use {} MiB, more than max_memory ({} MiB with its jitter): requesting its replacement",
                     used >> 20, max >> 20);
             }
             // Before the lease is released, so that the dispatcher sees both at once.
