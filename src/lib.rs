@@ -43,6 +43,8 @@ mod sys;
 #[cfg(feature = "worker")]
 mod procfs;
 #[cfg(feature = "worker")]
+mod held_file;
+#[cfg(feature = "worker")]
 mod doorbell;
 #[cfg(feature = "worker")]
 mod process_tree;

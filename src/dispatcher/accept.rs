@@ -71,6 +71,13 @@ impl Acceptor {
         Ok(Self { state, tasks })
     }
 
+    /// Accepts on one more socket of a listener, in place of one that is shut down and ends when its queue is empty.
+    pub(super) fn add(&mut self, index: usize, socket: SocketListener) {
+        self.tasks.retain(|task| !task.is_finished());
+        let accepting = accept(self.state.clone(), index, Rc::new(socket));
+        self.tasks.push(tokio::task::spawn_local(accepting).abort_handle());
+    }
+
     /// Serves handoff connections from the store, and rejects those of removed listeners.
     pub(super) fn restore(&self, stored: Vec<(OwnedFd, StoredFd)>) {
         let (mut known, mut rejected) = (BTreeSet::new(), Vec::new());
@@ -183,6 +190,7 @@ async fn accept(state: Rc<AcceptorState>, index: usize, socket: Rc<SocketListene
     loop {
         let (fd, address, permit) = match next(&state.permits, &socket).await {
             Ok(accepted) => accepted,
+            Err(error) if net::is_retired(&error) => return,
             Err(error) => {
                 tracing::warn!(%error, event = %log::Event::AcceptFailed, "accept");
                 sleep(ACCEPT_RETRY_DELAY).await;

@@ -25,6 +25,11 @@ use crate::sys;
 /// Pause after a failed accept. The usual cause is a lack of descriptors, which only time resolves.
 pub(crate) const ACCEPT_RETRY_DELAY: Duration = Duration::from_millis(50);
 
+/// Whether [`SocketListener::poll_accept`] failed because the listening socket was shut down and its queue is empty: another has replaced it.
+pub(crate) fn is_retired(error: &io::Error) -> bool {
+    error.raw_os_error() == Some(Errno::ESHUTDOWN as i32)
+}
+
 /// A listening socket: IPv4, IPv6 or a Unix stream socket.
 #[derive(Debug)]
 pub(crate) struct SocketListener {
@@ -89,6 +94,9 @@ impl SocketListener {
             let mut readable = ready!(self.registered.poll_read_ready(task))?;
             match sys::accept(self.as_fd()) {
                 Ok((fd, address)) => return Poll::Ready(Ok((fd, address.as_ref().and_then(tcp_address)))),
+                Err(Errno::EAGAIN) if readable.ready().is_read_closed() => {
+                    return Poll::Ready(Err(Errno::ESHUTDOWN.into()));
+                }
                 Err(Errno::EAGAIN) => readable.clear_ready(),
                 Err(Errno::ECONNABORTED | Errno::EINTR) => {}
                 Err(error) => return Poll::Ready(Err(error.into())),

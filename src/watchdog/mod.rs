@@ -11,6 +11,7 @@ mod admin;
 mod applied_config;
 mod error;
 mod evidence;
+mod file_watch;
 pub(crate) mod notify;
 mod own_delay;
 mod part_log;
@@ -79,10 +80,10 @@ async fn run_set(loaded: Loaded) -> Result<(), WatchdogError> {
         return Err(IpcError::RunBySystemd(runtime_dir).into());
     }
     ipc::prepare(&loaded.config, &Modes::default())?;
-    let lock = ipc::lock_set(&runtime_dir, SetOwner::Process)?;
+    let lock = Rc::new(ipc::lock_set(&runtime_dir, SetOwner::Process)?);
     let ended = tokio::select! {
         // On an error the processes of the previous set survive, and so does everything they use.
-        ended = stale_processes::terminate(&runtime_dir, &loaded.config) => ended?,
+        ended = stale_processes::terminate(&loaded.config) => ended?,
         _ = stop.readable() => {
             // They continue to drain; the next start terminates them.
             tracing::info!(%set, event = %log::Event::SetNotStarted,
@@ -93,10 +94,12 @@ async fn run_set(loaded: Loaded) -> Result<(), WatchdogError> {
     let segments = SegmentNames::default();
     let result = async {
         stale_processes::remove_files(&loaded.config, &ended)?;
-        ChildSupervisor::open(loaded, inherited_children.clone(), segments.clone())?.run(stop, reload).await
+        ChildSupervisor::open(loaded, inherited_children.clone(), segments.clone(), lock.clone())?
+            .run(stop, reload)
+            .await
     }
     .await;
-    let removed = remove_set(&runtime_dir, lock, &inherited_children, &segments).await;
+    let removed = remove_set(&runtime_dir, &lock, &inherited_children, &segments).await;
     if result.is_ok() && removed.is_ok() {
         tracing::info!(%set, event = %log::Event::SetStopped, "the set has stopped, and nothing of it is left");
     }
@@ -107,7 +110,7 @@ async fn run_set(loaded: Loaded) -> Result<(), WatchdogError> {
 /// returns the first error.
 async fn remove_set(
     runtime_dir: &Path,
-    lock: SetLock,
+    lock: &SetLock,
     inherited_children: &[ProcessId],
     segments: &SegmentNames,
 ) -> Result<(), WatchdogError> {

@@ -97,6 +97,10 @@ impl Plan {
                 self.probe_sent_at.get_or_insert(now);
                 self.with_timer(&Part::Dispatcher, |timer| timer.probe_sent(now));
             }
+            PlanEvent::ProbeImpossible => {
+                self.probe_sent_at = None;
+                self.with_timer(&Part::Dispatcher, SilenceTimer::answered);
+            }
             PlanEvent::Report(workers) => self.on_report(now, workers),
             PlanEvent::Sampled(part, sample) => self.on_sampled(now, &part, sample),
             PlanEvent::WatchdogLate(time) => self.exclude_time(now, time),

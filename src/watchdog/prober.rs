@@ -1,6 +1,9 @@
 //! Probes the dispatcher: one request at a time, over one connection.
 
+use std::cell::RefCell;
+use std::io;
 use std::path::PathBuf;
+use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -12,6 +15,7 @@ use tokio::time::timeout;
 
 use super::plan::{Part, Plan, WorkerLiveness};
 use crate::clock;
+use crate::held_file::HeldFile;
 use crate::ids::{Monotonic, PoolName, WorkerId, WorkerNumber};
 use crate::probe::{FailedPool, ProbeCommand, ProbeReport, ProbeRequest, REPORT_MAX};
 use crate::stats::CounterTotals;
@@ -25,10 +29,50 @@ const YIELDS: u32 = 3;
 /// Length limit of a cause, in characters: clients see it.
 const CAUSE_MAX: usize = 200;
 
+/// Where the dispatcher is probed: `probe.sock`, also after the name of the socket that it serves was removed.
+#[derive(Clone)]
+pub(super) struct ProbeSocket {
+    path: PathBuf,
+    file: Rc<RefCell<Option<HeldFile>>>,
+}
+
+impl ProbeSocket {
+    pub(super) fn new(path: PathBuf) -> Self {
+        Self { path, file: Rc::default() }
+    }
+
+    /// Holds the socket's file, which the dispatcher serves.
+    pub(super) fn hold(&self) {
+        if let Ok(file) = HeldFile::open(&self.path) {
+            *self.file.borrow_mut() = Some(file);
+        }
+    }
+
+    async fn connect(&self) -> io::Result<UnixStream> {
+        let path = self.file.borrow().as_ref().map_or_else(|| self.path.clone(), HeldFile::reachable_path);
+        let stream = UnixStream::connect(&path).await?;
+        if path == self.path {
+            self.hold();
+        }
+        Ok(stream)
+    }
+}
+
+/// The result of a probe.
+enum Probed {
+    Report(ProbeReport),
+    /// The connection ended, or could not be opened.
+    Failed,
+    /// `probe.sock` does not exist: whether the dispatcher would have answered is unknown.
+    NoSocket,
+}
+
 /// Handle of the task that sends the probes.
 pub(super) struct Prober {
     requests: mpsc::UnboundedSender<Vec<FailedPool>>,
-    reports: mpsc::UnboundedReceiver<Option<ProbeReport>>,
+    reports: mpsc::UnboundedReceiver<Probed>,
+    /// Whether the last probe could not be sent because there is no socket.
+    has_no_socket: bool,
     /// When the unanswered probe was sent.
     pending_since: Option<Monotonic>,
     last_report: Option<(Monotonic, Arc<ProbeReport>)>,
@@ -37,11 +81,18 @@ pub(super) struct Prober {
 
 impl Prober {
     /// Starts the task; no probe is sent yet.
-    pub(super) fn start(socket: PathBuf) -> Self {
+    pub(super) fn start(socket: ProbeSocket) -> Self {
         let (requests, received) = mpsc::unbounded_channel();
         let (answers, reports) = mpsc::unbounded_channel();
         tokio::task::spawn_local(run(socket, received, answers));
-        Self { requests, reports, pending_since: None, last_report: None, pool_counters: CounterTotals::default() }
+        Self {
+            requests,
+            reports,
+            has_no_socket: false,
+            pending_since: None,
+            last_report: None,
+            pool_counters: CounterTotals::default(),
+        }
     }
 
     /// Sends a probe with the failed pools, unless one is unanswered. Returns whether a probe is unanswered now.
@@ -92,9 +143,16 @@ impl Prober {
         self.process(answer)
     }
 
-    fn process(&mut self, answer: Option<ProbeReport>) -> Option<Vec<WorkerLiveness>> {
+    /// Whether the last probe could not be sent because `probe.sock` does not exist.
+    pub(super) fn has_no_socket(&self) -> bool {
+        self.has_no_socket
+    }
+
+    fn process(&mut self, probed: Probed) -> Option<Vec<WorkerLiveness>> {
         self.pending_since = None;
-        let (now, report) = (clock::now(), Arc::new(answer?));
+        self.has_no_socket = matches!(probed, Probed::NoSocket);
+        let Probed::Report(report) = probed else { return None };
+        let (now, report) = (clock::now(), Arc::new(report));
         for pool in &report.pools {
             self.pool_counters.update(&pool.name, report.epoch, pool.counters.clone());
         }
@@ -126,20 +184,20 @@ pub(super) fn incarnations(report: &ProbeReport) -> Vec<(Part, u32, bool)> {
 }
 
 async fn run(
-    socket: PathBuf,
+    socket: ProbeSocket,
     mut requests: mpsc::UnboundedReceiver<Vec<FailedPool>>,
-    answers: mpsc::UnboundedSender<Option<ProbeReport>>,
+    answers: mpsc::UnboundedSender<Probed>,
 ) {
     let mut connection = None;
     let mut nonce = 0;
     while let Some(failed) = requests.recv().await {
         nonce += 1;
         let request = ProbeRequest { nonce, command: Some(ProbeCommand::Ping), failed };
-        let report = exchange(&socket, &mut connection, request).await;
-        if report.is_none() {
+        let probed = exchange(&socket, &mut connection, request).await;
+        if !matches!(probed, Probed::Report(_)) {
             connection = None;
         }
-        if answers.send(report).is_err() {
+        if answers.send(probed).is_err() {
             return;
         }
     }
@@ -147,15 +205,23 @@ async fn run(
 
 /// Sends one request and reads its report, over a new connection if there is none.
 async fn exchange(
-    socket: &PathBuf,
+    socket: &ProbeSocket,
     connection: &mut Option<BufReader<UnixStream>>,
     request: ProbeRequest,
-) -> Option<ProbeReport> {
+) -> Probed {
+    let stream = match connection {
+        Some(stream) => stream,
+        None => match socket.connect().await {
+            Ok(stream) => connection.insert(BufReader::new(stream)),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Probed::NoSocket,
+            Err(_) => return Probed::Failed,
+        },
+    };
+    ask(stream, request).await.map_or(Probed::Failed, Probed::Report)
+}
+
+async fn ask(stream: &mut BufReader<UnixStream>, request: ProbeRequest) -> Option<ProbeReport> {
     let nonce = request.nonce;
-    if connection.is_none() {
-        *connection = Some(BufReader::new(UnixStream::connect(socket).await.ok()?));
-    }
-    let stream = connection.as_mut()?;
     stream.write_all(&request.into_line().ok()?).await.ok()?;
     let mut line = Vec::new();
     stream.take(REPORT_MAX as u64).read_until(b'\n', &mut line).await.ok()?;
@@ -164,7 +230,7 @@ async fn exchange(
 }
 
 /// Notifies the dispatcher, over a separate connection, that the set is stopping.
-pub(super) fn send_quiesce(socket: PathBuf) {
+pub(super) fn send_quiesce(socket: ProbeSocket) {
     tokio::task::spawn_local(async move {
         let request = ProbeRequest { nonce: 0, command: Some(ProbeCommand::Quiesce), failed: Vec::new() };
         let _ = timeout(COMMAND_TIMEOUT, exchange(&socket, &mut None, request)).await;

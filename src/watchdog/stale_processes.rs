@@ -2,7 +2,6 @@
 
 use std::collections::BTreeSet;
 use std::os::fd::AsFd;
-use std::path::Path;
 use std::time::Duration;
 
 use nix::sys::signal::Signal;
@@ -25,13 +24,13 @@ const KILL_TIMEOUT: Duration = Duration::from_secs(5);
 /// and those that are stopped, are killed with all their descendants.
 ///
 /// Returns the names of the processes.
-pub(super) async fn terminate(dir: &Path, config: &Config) -> Result<BTreeSet<String>, WatchdogError> {
+pub(super) async fn terminate(config: &Config) -> Result<BTreeSet<String>, WatchdogError> {
     let drain_timeout = config.pools.iter().map(|pool| pool.drain_timeout).max().unwrap_or_default();
     let (mut deadline, mut logged) = (Instant::now() + drain_timeout, false);
     let mut killed = false;
     let mut ended = BTreeSet::new();
     loop {
-        let left: Vec<Leftover> = ipc::leftovers(dir)?;
+        let left: Vec<Leftover> = ipc::leftovers(config)?;
         if left.is_empty() {
             return Ok(ended);
         }

@@ -8,7 +8,7 @@ use crate::clock;
 use crate::config::Config;
 use crate::exchange::{Incarnation, Word};
 use crate::ids::WorkerId;
-use crate::ipc::{self, WorkerIpc};
+use crate::ipc::{self, PassedObjects, WorkerIpc};
 use crate::shm::SegmentRole;
 
 /// How often an unusable or locked segment is tried again.
@@ -25,8 +25,9 @@ const LOCK_WAIT: Duration = Duration::from_millis(200);
 pub(super) fn attach(config: &Config, id: &WorkerId) -> Result<WorkerIpc, ServeError> {
     let mut since = clock::now();
     let (mut logged, mut delayed) = (false, false);
+    let passed = PassedObjects::of_this_worker();
     loop {
-        let ipc = ipc::open_unchecked(config, id)?;
+        let ipc = ipc::open_unchecked(config, id, passed.as_ref())?;
         if !delayed && ipc.segment.damage().is_none() {
             // Before the role is taken: until then no answer is due. A worker that re-executes itself has not failed.
             if Incarnation::load(&ipc.segment).is_none_or(|previous| previous.pid != std::process::id()) {

@@ -140,6 +140,8 @@ pub(crate) enum PlanEvent {
     /// A probe was sent to the dispatcher. Evaluation waits for the next event, because an answer may already be
     /// buffered; the same holds for `WatchdogLate` and `MachineResumed`.
     ProbeSent,
+    /// The last probe could not be sent, because `probe.sock` does not exist: that is no silence of the dispatcher.
+    ProbeImpossible,
     /// The dispatcher answered a probe.
     Report(Vec<WorkerLiveness>),
     /// The sample that [`PlanAction::Sample`] requested.

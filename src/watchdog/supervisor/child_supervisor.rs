@@ -11,8 +11,11 @@ use tokio::sync::mpsc;
 use tokio::time::sleep;
 
 use super::children::Children;
+use super::repair::SetFiles;
+use super::spawn::raise_descriptor_limit;
 use crate::config::{Config, Loaded, Origin};
 use crate::ids::{Monotonic, ProcessId, WorkerId};
+use crate::ipc::SetLock;
 use crate::procfs;
 use crate::sd_watchdog::WatchdogTicker;
 use crate::signals::STOP_DEBOUNCE;
@@ -24,7 +27,7 @@ use crate::watchdog::notify::{FdStore, NotifyMessage, NotifySocket};
 use crate::watchdog::own_delay::{LATE, SuspendDetector};
 use crate::watchdog::part_log::log_notice;
 use crate::watchdog::plan::{Notice, Part, Plan, PlanAction, PlanEvent};
-use crate::watchdog::prober::{self, Prober};
+use crate::watchdog::prober::{self, ProbeSocket, Prober};
 use crate::watchdog::process_sample;
 use crate::watchdog::restart_stats::{RestartCause, RestartStats};
 use crate::watchdog::sockets::SetSockets;
@@ -46,13 +49,17 @@ pub(crate) struct ChildSupervisor {
     exits: mpsc::UnboundedReceiver<(Part, u32)>,
     pub sockets: SetSockets,
     pub fd_store: FdStore,
-    notify_socket: NotifySocket,
+    pub notify_socket: NotifySocket,
     pub endpoints: BTreeMap<WorkerId, WorkerEndpoints>,
-    prober: Prober,
+    pub files: SetFiles,
+    pub probe_socket: ProbeSocket,
+    pub prober: Prober,
     pub restart_stats: RestartStats,
     admin: AdminServer,
     evidence: EvidenceRecorder,
-    state_writer: StateWriter,
+    pub state_writer: StateWriter,
+    /// The limit of open files that this process was started with.
+    pub inherited_descriptor_limit: Option<(u64, u64)>,
     /// The segments that this set has created. The files that name them may be removed by others.
     pub segments: SegmentNames,
     /// Why parts are about to end, as they have reported it.
@@ -71,7 +78,9 @@ impl ChildSupervisor {
         loaded: Loaded,
         inherited_children: Rc<[ProcessId]>,
         segments: SegmentNames,
+        lock: Rc<SetLock>,
     ) -> Result<Self, WatchdogError> {
+        let inherited_descriptor_limit = raise_descriptor_limit();
         let Loaded { config, origin, .. } = loaded;
         let runtime_dir = config.set.runtime_dir.clone();
         let sockets = SetSockets::open(&config)?;
@@ -80,23 +89,28 @@ impl ChildSupervisor {
         for id in config.workers() {
             endpoints.insert(id.clone(), WorkerEndpoints::create(&config, &id, set_epoch, &segments)?);
         }
-        applied_config::write(&config, &runtime_dir)?;
+        let applied = applied_config::write(&config, &runtime_dir)?;
         let notify_path = runtime_dir.join("notify.sock");
         let notify_socket = NotifySocket::bind(&notify_path).map_err(system(notify_path.display().to_string()))?;
+        let probe_socket = ProbeSocket::new(runtime_dir.join("probe.sock"));
+        probe_socket.hold();
         let (exit_sender, exits) = mpsc::unbounded_channel();
         let (plan, actions) = Plan::new(&drain_timeouts(&config), plan_limits(&config), clock::now());
         let mut supervisor = Self {
-            children: Children::new(applied_config::path(&runtime_dir), notify_path, inherited_children, exit_sender),
+            children: Children::new(applied, inherited_children, exit_sender),
             exits,
             sockets,
             fd_store: FdStore::default(),
             notify_socket,
             endpoints,
-            prober: Prober::start(runtime_dir.join("probe.sock")),
+            files: SetFiles::new(lock),
+            prober: Prober::start(probe_socket.clone()),
+            probe_socket,
             restart_stats: RestartStats::default(),
             admin: AdminServer::default(),
             evidence: EvidenceRecorder::default(),
             state_writer: StateWriter::default(),
+            inherited_descriptor_limit,
             segments,
             failures: BTreeMap::new(),
             logged_causes: BTreeMap::new(),
@@ -113,6 +127,7 @@ impl ChildSupervisor {
         supervisor.log_config_warnings();
         supervisor.perform(actions);
         supervisor.serve_admin()?;
+        supervisor.watch_files();
         Ok(supervisor)
     }
 
@@ -123,7 +138,8 @@ impl ChildSupervisor {
         let mut ticker = WatchdogTicker::start();
         let mut suspends = SuspendDetector::new();
         while !self.is_finished {
-            let wake_at = [Some(next_probe), self.plan.deadline(), ticker.due_at()].into_iter().flatten().min();
+            let wake_at = [Some(next_probe), self.plan.deadline(), ticker.due_at(), self.files.due_at()];
+            let wake_at = wake_at.into_iter().flatten().min();
             let wake_at = wake_at.unwrap_or(next_probe);
             let event = tokio::select! {
                 biased;
@@ -133,6 +149,7 @@ impl ChildSupervisor {
                 Some((part, pid)) = self.exits.recv() => self.on_exit(part, pid),
                 Ok(message) = self.notify_socket.receive() => self.on_notify(message),
                 Ok(_) = reload.read(&mut reload_bytes) => self.reload(),
+                () = self.files.changed() => { self.files.schedule(clock::now()); None }
                 () = sleep(wake_at.since(clock::now())) => None,
             };
             let now = clock::now();
@@ -157,8 +174,18 @@ impl ChildSupervisor {
                 }
             }
             ticker.tick(now);
+            if self.files.is_due(now) {
+                self.inspect_files();
+            }
             if let Some(workers) = report {
                 self.handle(now, PlanEvent::Report(workers));
+            }
+            if self.prober.has_no_socket() {
+                self.handle(now, PlanEvent::ProbeImpossible);
+            }
+            if let Some(PlanEvent::Report(_)) = &event {
+                self.files.on_report();
+                self.find_ready_parts().into_iter().for_each(|part| self.handle(now, PlanEvent::Ready(part)));
             }
             self.handle(now, event.unwrap_or(PlanEvent::Tick));
             if self.start_deadline.is_some_and(|deadline| deadline <= now) {
@@ -169,7 +196,7 @@ impl ChildSupervisor {
         Ok(())
     }
 
-    fn handle(&mut self, now: Monotonic, event: PlanEvent) {
+    pub(super) fn handle(&mut self, now: Monotonic, event: PlanEvent) {
         let actions = self.plan.handle(now, event);
         self.perform(actions);
     }
@@ -195,11 +222,7 @@ impl ChildSupervisor {
 
     fn on_exit(&mut self, part: Part, pid: u32) -> Option<PlanEvent> {
         // Messages that the part sent before it ended are processed first.
-        while let Some(message) = self.notify_socket.try_receive() {
-            if let Some(event) = self.on_notify(message) {
-                self.handle(clock::now(), event);
-            }
-        }
+        self.receive_notifications();
         let (mut how, mut cause) = self.children.reap(&part, pid)?;
         if self.plan.status().any(|(of, status)| *of == part && status.state == "starting") {
             how += " before it was ready";
@@ -211,6 +234,15 @@ impl ChildSupervisor {
         }
         tracing::debug!(pid, %part, "{part} has ended: {how}");
         Some(PlanEvent::Exited { part, cause: how, jitter: backoff::jitter() })
+    }
+
+    /// Processes the messages that parts have already sent.
+    pub(super) fn receive_notifications(&mut self) {
+        while let Some(message) = self.notify_socket.try_receive() {
+            if let Some(event) = self.on_notify(message) {
+                self.handle(clock::now(), event);
+            }
+        }
     }
 
     fn on_notify(&mut self, message: NotifyMessage) -> Option<PlanEvent> {
@@ -256,10 +288,10 @@ impl ChildSupervisor {
             PlanAction::KillOrphans(id) => {
                 self.children.kill_orphans();
                 if let Some(endpoints) = self.endpoints.get(&id) {
-                    endpoints.doorbell.ring();
+                    endpoints.objects.ring();
                 }
             }
-            PlanAction::Quiesce => prober::send_quiesce(self.runtime_dir.join("probe.sock")),
+            PlanAction::Quiesce => prober::send_quiesce(self.probe_socket.clone()),
             PlanAction::RemoveWorker(id) => self.remove_worker(&id),
             PlanAction::Log(part, mut notice) => {
                 if let Notice::Restarting { cause, .. } = &mut notice {
@@ -295,10 +327,18 @@ impl ChildSupervisor {
         }
     }
 
-    fn write_state(&mut self) {
+    pub(super) fn write_state(&mut self) {
         let listeners = self.sockets.listeners.iter().map(|socket| socket.address.to_string()).collect();
-        let state = state::saved_state(&self.plan, &self.config.set.name, self.own_id, listeners);
-        self.state_writer.write_if_changed(state, &self.runtime_dir);
+        let mut state = state::saved_state(&self.plan, &self.config.set.name, self.own_id, listeners);
+        state.problems = self.files.problems().to_vec();
+        for id in self.files.lost() {
+            let endpoints = self.endpoints.get(id);
+            if let (Some(part), Some(endpoints)) = (state.workers.get_mut(&id.to_string()), endpoints) {
+                part.segment_fd = Some(endpoints.objects.segment_fd());
+            }
+        }
+        let dir = self.files.lock.is_in_place(&self.runtime_dir).then_some(&*self.runtime_dir);
+        self.state_writer.write_if_changed(state, dir);
     }
 
     /// Serves on the admin sockets of the configuration in force.

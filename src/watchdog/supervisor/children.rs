@@ -17,12 +17,13 @@ use nix::unistd::Pid;
 use tokio::sync::mpsc;
 
 use crate::config::ProcessLimits;
+use crate::held_file::HeldFile;
 use crate::ids::ProcessId;
 use crate::procfs::ProcessStat;
 use crate::signals::BlockSighup;
 use crate::watchdog::plan::{Part, PartSignal};
 use crate::watchdog::restart_stats::RestartCause;
-use crate::{log, process_tree, sys};
+use crate::{ipc, log, process_tree, sys};
 
 struct PartProcess {
     child: Child,
@@ -37,34 +38,46 @@ pub(crate) struct Children {
     /// Children that this process had before it became the watchdog.
     inherited: Rc<[ProcessId]>,
     /// Where children read the configuration in force.
-    config: PathBuf,
-    notify_socket: PathBuf,
+    config: HeldFile,
     exits: mpsc::UnboundedSender<(Part, u32)>,
+}
+
+/// What a new child gets.
+pub(super) struct ChildSetup {
+    /// Sockets and stored connections by name.
+    pub sockets: Vec<(String, OwnedFd)>,
+    /// References to a worker's segment and doorbells, as [`ipc::PASSED_TO_WORKER`] describes them.
+    pub objects: Vec<OwnedFd>,
+    pub limits: ProcessLimits,
+    pub notify_socket: PathBuf,
 }
 
 impl Children {
     /// `exits` receives each child that can be reaped.
-    pub(crate) fn new(
-        config: PathBuf,
-        notify_socket: PathBuf,
-        inherited: Rc<[ProcessId]>,
-        exits: mpsc::UnboundedSender<(Part, u32)>,
-    ) -> Self {
-        Self { processes: BTreeMap::new(), pids: Rc::default(), inherited, config, notify_socket, exits }
+    pub(crate) fn new(config: HeldFile, inherited: Rc<[ProcessId]>, exits: mpsc::UnboundedSender<(Part, u32)>) -> Self {
+        Self { processes: BTreeMap::new(), pids: Rc::default(), inherited, config, exits }
     }
 
-    /// Starts a part with these sockets and returns its pid.
+    /// The file from which children read the configuration in force.
+    pub(crate) fn config(&self) -> &HeldFile {
+        &self.config
+    }
+
+    /// Replaces it.
+    pub(crate) fn set_config(&mut self, config: HeldFile) {
+        self.config = config;
+    }
+
+    /// Starts a part and returns its pid.
     ///
     /// The child first runs `patou launch`, which knows its pid and so can set `LISTEN_PID`. It applies the resource
     /// limits to itself and then executes the part.
-    pub(crate) fn start(
-        &mut self,
-        part: &Part,
-        sockets: Vec<(String, OwnedFd)>,
-        limits: ProcessLimits,
-    ) -> io::Result<u32> {
+    pub(super) fn start(&mut self, part: &Part, setup: ChildSetup) -> io::Result<u32> {
+        let ChildSetup { sockets, objects, limits, notify_socket } = setup;
         let parent = std::process::id().to_string();
         let names: Vec<_> = sockets.iter().map(|(name, _)| name.as_str()).collect();
+        let objects: Vec<_> = objects.into_iter().zip(3 + sockets.len() as i32..).collect();
+        let numbers: Vec<_> = objects.iter().map(|(_, number)| number.to_string()).collect();
         let mut command = Command::new("/proc/self/exe");
         command
             .arg0("patou")
@@ -72,8 +85,9 @@ impl Children {
             .args(limits.open_files.map(|(soft, hard)| format!("--open-files={soft}:{hard}")))
             .args(limits.data.map(|bytes| format!("--data={bytes}")))
             .arg("--")
-            .env("PATOU_CONFIG", &self.config)
-            .env("NOTIFY_SOCKET", &self.notify_socket)
+            .env("PATOU_CONFIG", self.config.reachable_path())
+            .env("NOTIFY_SOCKET", notify_socket)
+            .env(ipc::PASSED_TO_WORKER, numbers.join(":"))
             .env("LISTEN_FDS", sockets.len().to_string())
             .env("LISTEN_FDNAMES", names.join(":"))
             .env_remove("WATCHDOG_USEC")
@@ -86,7 +100,7 @@ impl Children {
             Part::Worker(id) => command.args(["worker", &id.instance()]),
         };
         let numbered = sockets.into_iter().zip(3..).map(|((_, fd), number)| (fd, number));
-        sys::map_fds(&mut command, numbered.collect())?;
+        sys::map_fds(&mut command, numbered.chain(objects).collect())?;
         // A SIGHUP that arrives before the child handles it must wait.
         let sighup_blocked = BlockSighup::new()?;
         let mut child = command.spawn()?;
