@@ -32,11 +32,17 @@ impl Doorbell {
 
     /// Opens a FIFO that belongs to this user, to root, or to `owner`. Does not follow links.
     pub fn open(path: &Path, owner: Option<u32>) -> io::Result<Self> {
-        let file = File::options()
-            .read(true)
-            .write(true)
-            .custom_flags(libc::O_NONBLOCK | libc::O_CLOEXEC | libc::O_NOFOLLOW)
-            .open(path)?;
+        Self::open_with(path, owner, libc::O_NOFOLLOW)
+    }
+
+    /// As [`Doorbell::open`], by a path in `/proc` to a descriptor of the FIFO.
+    pub(crate) fn open_descriptor(path: &Path, owner: Option<u32>) -> io::Result<Self> {
+        Self::open_with(path, owner, 0)
+    }
+
+    fn open_with(path: &Path, owner: Option<u32>, flags: i32) -> io::Result<Self> {
+        let flags = libc::O_NONBLOCK | libc::O_CLOEXEC | flags;
+        let file = File::options().read(true).write(true).custom_flags(flags).open(path)?;
         let status = file.metadata()?;
         if !status.file_type().is_fifo() {
             return Err(io::Error::other("it is not a FIFO"));

@@ -12,9 +12,10 @@ use std::path::{Path, PathBuf};
 use nix::errno::Errno;
 use nix::sys::socket::{
     AddressFamily, Backlog, ControlMessage, ControlMessageOwned, MsgFlags, SockFlag, SockType, SockaddrStorage,
-    UnixAddr, accept4, bind, connect, getsockname, getsockopt, listen, recvmsg, sendmsg, socket, sockopt,
+    UnixAddr, accept4, bind, connect, getsockname, getsockopt, listen, recvmsg, sendmsg, socket, socketpair, sockopt,
 };
 
+use crate::held_file::HeldFile;
 use crate::ids::{LeaseId, Token};
 use crate::sys;
 
@@ -149,13 +150,17 @@ pub(crate) fn is_handoff_socket(fd: &impl std::os::fd::AsFd) -> bool {
 #[derive(Debug)]
 pub(crate) struct HandoffSender {
     path: PathBuf,
+    /// The socket's file, for the case that its name is removed.
+    file: Option<HeldFile>,
     connected: Option<OwnedFd>,
 }
 
 impl HandoffSender {
-    /// Connects at the first message.
-    pub(crate) fn new(path: PathBuf) -> Self {
-        Self { path, connected: None }
+    /// Connects at the first message. `passed` leads to the socket if its name was removed.
+    pub(crate) fn new(path: PathBuf, passed: Option<&Path>) -> Self {
+        let passed = || HeldFile::open_descriptor(path.clone(), passed?).ok();
+        let file = HeldFile::open(&path).ok().or_else(passed);
+        Self { path, file, connected: None }
     }
 
     /// Sends `connection` to the worker.
@@ -175,7 +180,13 @@ impl HandoffSender {
         }
         let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
         let fd = socket(AddressFamily::Unix, SockType::SeqPacket, flags, None)?;
-        connect(fd.as_raw_fd(), &UnixAddr::new(&self.path)?)?;
+        match connect(fd.as_raw_fd(), &UnixAddr::new(&self.path)?) {
+            Ok(()) => self.file = HeldFile::open(&self.path).ok().or(self.file.take()),
+            Err(error) => {
+                let file = self.file.as_ref().ok_or(error)?;
+                connect(fd.as_raw_fd(), &UnixAddr::new(&file.descriptor_path())?)?;
+            }
+        }
         send_fd(&fd, message, connection)?;
         self.connected = Some(fd);
         Ok(false)
@@ -201,22 +212,42 @@ pub(crate) fn receive(
     socket: BorrowedFd<'_>,
     bytes: &mut [u8],
 ) -> io::Result<Option<(Option<HandoffMessage>, Option<OwnedFd>)>> {
-    let mut control = nix::cmsg_space!([std::os::fd::RawFd; 1]);
-    let (length, fds) = {
-        let mut parts = [IoSliceMut::new(bytes)];
-        let flags = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_CMSG_CLOEXEC;
-        let received = recvmsg::<()>(socket.as_raw_fd(), &mut parts, Some(&mut control), flags)?;
-        let fds: Vec<OwnedFd> = received
-            .cmsgs()?
-            .filter_map(|part| if let ControlMessageOwned::ScmRights(fds) = part { Some(fds) } else { None })
-            .flat_map(sys::own_fds)
-            .collect();
-        (received.bytes, fds)
-    };
-    if length == 0 && fds.is_empty() {
+    let (length, fd) = receive_fd(socket, bytes)?;
+    if length == 0 && fd.is_none() {
         return Ok(None);
     }
-    Ok(Some((HandoffMessage::decode(&bytes[..length]), fds.into_iter().next())))
+    Ok(Some((HandoffMessage::decode(&bytes[..length]), fd)))
+}
+
+fn receive_fd(socket: BorrowedFd<'_>, bytes: &mut [u8]) -> io::Result<(usize, Option<OwnedFd>)> {
+    let mut control = nix::cmsg_space!([std::os::fd::RawFd; 1]);
+    let mut parts = [IoSliceMut::new(bytes)];
+    let flags = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_CMSG_CLOEXEC;
+    let received = recvmsg::<()>(socket.as_raw_fd(), &mut parts, Some(&mut control), flags)?;
+    let fds: Vec<OwnedFd> = received
+        .cmsgs()?
+        .filter_map(|part| if let ControlMessageOwned::ScmRights(fds) = part { Some(fds) } else { None })
+        .flat_map(sys::own_fds)
+        .collect();
+    Ok((received.bytes, fds.into_iter().next()))
+}
+
+/// A pair of connected sockets for [`send_listener`] and [`receive_listener`].
+pub(crate) fn listener_channel() -> io::Result<(OwnedFd, OwnedFd)> {
+    let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
+    Ok(socketpair(AddressFamily::Unix, SockType::SeqPacket, None, flags)?)
+}
+
+/// Passes a listening socket to a running process, under the name that it would have in `LISTEN_FDNAMES`.
+pub(crate) fn send_listener(channel: &OwnedFd, name: &str, listener: BorrowedFd<'_>) -> io::Result<()> {
+    Ok(send_fd(channel, name.as_bytes(), listener)?)
+}
+
+/// Receives a listening socket; `None` at the end of the channel.
+pub(crate) fn receive_listener(channel: BorrowedFd<'_>) -> io::Result<Option<(String, OwnedFd)>> {
+    let mut bytes = [0; 256];
+    let (length, fd) = receive_fd(channel, &mut bytes)?;
+    Ok(fd.map(|fd| (String::from_utf8_lossy(&bytes[..length]).into_owned(), fd)))
 }
 
 #[cfg(test)]
@@ -269,7 +300,7 @@ mod tests {
         let path = dir.join("1.sock");
         let listener = bind_handoff_socket(&path).unwrap();
         assert!(is_handoff_socket(&listener));
-        let mut sender = HandoffSender::new(path.clone());
+        let mut sender = HandoffSender::new(path.clone(), None);
         let sent = message(None, None, &[]);
         for _ in 0..2 {
             let (mut client, server) = std::os::unix::net::UnixStream::pair().unwrap();

@@ -51,6 +51,8 @@ mod procfs;
 #[cfg(feature = "daemon")]
 mod requirements;
 #[cfg(feature = "worker")]
+mod held_file;
+#[cfg(feature = "worker")]
 mod doorbell;
 #[cfg(feature = "worker")]
 mod process_tree;

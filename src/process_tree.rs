@@ -254,7 +254,7 @@ mod tests {
                     .map(|c| Pid::from_raw(c.id() as i32))
             };
             let kept = start("sleep 1000 & wait").unwrap();
-            start("trap '' TERM HUP INT; setsid sleep 1000 & sleep 1000; sleep 1000").unwrap();
+            let stubborn = start("trap '' TERM HUP INT; setsid sleep 1000 & sleep 1000; sleep 1000").unwrap();
             while descendants(getpid()).len() < 5 {
                 sleep(Duration::from_millis(2)).await;
             }

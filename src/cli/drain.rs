@@ -24,9 +24,10 @@ pub(super) fn drain(path: Option<&Path>, id: &WorkerId) -> Result<(), CommandErr
     let was_drained = is_drained(&config, id);
     send_command(&config, ProbeCommand::Drain(id.clone()))?;
     let pool = config.pool(&id.pool).ok_or_else(|| failed(format!("the configuration has no worker {id}")))?;
-    let slot = ipc::open(&config, id).map_err(failed)?.segment;
-    let is_free =
-        || !matches!(exchange::claim(&slot), Some(Claim::Held(_, Phase::Offered | Phase::Claimed | Phase::Responding)));
+    let dir = &config.set.runtime_dir;
+    let state = SavedState::read(dir).map_err(|error| failed(format!("watchdog.json: {error}")))?;
+    let claim = || state.slot(dir, id).as_ref().and_then(exchange::claim);
+    let is_free = || !matches!(claim(), Some(Claim::Held(_, Phase::Offered | Phase::Claimed | Phase::Responding)));
     if !poll_until(Instant::now() + pool.drain_timeout, is_free) {
         return Err(failed(format!("{id} gets no new client, but is still busy after drain_timeout")));
     }
@@ -59,7 +60,9 @@ pub(super) fn resume(path: Option<&Path>, id: &WorkerId) -> Result<(), CommandEr
 
 /// Whether an operator has drained the worker.
 fn is_drained(config: &Config, id: &WorkerId) -> bool {
-    ipc::open(config, id).is_ok_and(|ipc| DispatcherSide::was_drained(&ipc.segment))
+    let dir = &config.set.runtime_dir;
+    let slot = SavedState::read(dir).ok().and_then(|state| state.slot(dir, id));
+    slot.is_some_and(|slot| DispatcherSide::was_drained(&slot))
 }
 
 fn print_line(line: &str) -> Result<(), CommandError> {

@@ -77,7 +77,7 @@ fn await_parts(path: Option<&Path>) {
     let drain_timeout = config.pools.iter().map(|pool| pool.drain_timeout).max().unwrap_or_default();
     poll_until(Instant::now() + drain_timeout, || {
         process_tree::reap_orphans(|_| false);
-        ipc::leftovers(&config.set.runtime_dir).is_ok_and(|left| left.is_empty())
+        ipc::leftovers(&config).is_ok_and(|left| left.is_empty())
     });
 }
 

@@ -62,7 +62,7 @@ fn create(config: &Config, ownership: OwnershipArgs) -> Result<(), CommandError>
     let dir = &config.set.runtime_dir;
     ipc::prepare(config, &Modes::default()).map_err(failed)?;
     let lock = ipc::lock_set(dir, ownership.set_owner()).map_err(failed)?;
-    check_unused(dir)?;
+    check_unused(config)?;
     remove_all(config, ownership)?;
     let set_epoch = clock::now().0;
     let created = config.workers().try_for_each(|id| {
@@ -82,7 +82,7 @@ fn remove(config: &Config, ownership: OwnershipArgs) -> Result<(), CommandError>
         return ipc::remove_dead_segments(config).map(drop).map_err(failed);
     }
     let lock = ipc::lock_set(dir, ownership.set_owner()).map_err(failed)?;
-    check_unused(dir)?;
+    check_unused(config)?;
     remove_all(config, ownership)?;
     lock.remove(dir);
     Ok(())
@@ -130,9 +130,9 @@ fn remove_all(config: &Config, ownership: OwnershipArgs) -> Result<(), CommandEr
 }
 
 /// Fails if a process still uses a segment.
-fn check_unused(dir: &Path) -> Result<(), CommandError> {
-    match ipc::leftovers(dir).map_err(failed)?.first() {
-        Some(left) => Err(failed(IpcError::AlreadyRunning { dir: dir.to_owned(), pid: left.pid })),
+fn check_unused(config: &Config) -> Result<(), CommandError> {
+    match ipc::leftovers(config).map_err(failed)?.first() {
+        Some(left) => Err(failed(IpcError::AlreadyRunning { dir: config.set.runtime_dir.clone(), pid: left.pid })),
         None => Ok(()),
     }
 }

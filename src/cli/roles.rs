@@ -1,6 +1,5 @@
 //! The commands that run a part of a set: `run`, `watchdog`, `dispatcher`, `worker`.
 
-use std::os::unix::ffi::OsStrExt;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -14,7 +13,7 @@ use super::init;
 use crate::config::{HandlerConfig, Origin};
 use crate::ids::WorkerId;
 use crate::sd_notification::notify_before_exit;
-use crate::{dispatcher, requirements, sys, watchdog, worker};
+use crate::{dispatcher, ipc, requirements, sys, watchdog, worker};
 
 /// How much of a reason is passed to the watchdog: a notification has 4096 bytes at most.
 const FAILURE_CHARS: usize = 1000;
@@ -50,9 +49,7 @@ pub(super) fn worker(path: Option<&Path>, id: &WorkerId) -> Result<(), CommandEr
 
 /// Under `patou run`, the watchdog logs why a part has exited, together with the restart: one line for both.
 fn report_to_watchdog(error: CommandError, part: &str) -> CommandError {
-    // systemd's socket has another name.
-    let has_watchdog =
-        std::env::var_os("NOTIFY_SOCKET").is_some_and(|socket| socket.as_bytes().ends_with(b"/notify.sock"));
+    let has_watchdog = std::env::var_os(ipc::RUNTIME_DIR).is_some();
     let reason = error.text().trim_start_matches(&format!("{part}: ")).replace('\n', "; ");
     let message = format!("X_PATOU_FAILURE={}", reason.chars().take(FAILURE_CHARS).collect::<String>());
     if has_watchdog && notify_before_exit(&[NotifyState::Custom(&message)]).is_ok() {

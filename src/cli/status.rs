@@ -11,6 +11,7 @@ use super::duration_arg::duration;
 use super::error::{CommandError, failed, ignore_broken_pipe, no_set};
 use super::poll::POLL_INTERVAL;
 use crate::config::Config;
+use crate::ipc::SetLock;
 use crate::probe;
 use crate::status::{self, PROBE_TIMEOUT, ProbeResult, SavedState, StatusView};
 
@@ -49,11 +50,21 @@ pub(super) fn run(path: Option<&Path>, args: &StatusArgs) -> Result<(), CommandE
 
 fn view(config: &Config) -> Result<StatusView, CommandError> {
     let dir = &config.set.runtime_dir;
-    let state = SavedState::read(dir).map_err(|_| no_set(dir))?;
+    let state = SavedState::read(dir).map_err(|error| no_state(dir, &error))?;
     let report = probe::query(&dir.join("probe.sock"), None, PROBE_TIMEOUT);
     // A user without permission learns nothing about the dispatcher, so it does not count as frozen.
     let responsive = !matches!(&report, Err(error) if error.kind() != io::ErrorKind::PermissionDenied);
     Ok(status::collect(config, &state, ProbeResult { report: report.as_ref().ok(), responsive }))
+}
+
+/// Why the state cannot be read: no set is running, or one is and its files are missing.
+fn no_state(dir: &Path, error: &io::Error) -> CommandError {
+    let Some(pid) = SetLock::holder(dir) else { return no_set(dir) };
+    failed(format!(
+        "a set is running in {} (pid {pid}), but its state cannot be read ({error}): its files are missing; it restores \
+         them as soon as it can create this directory",
+        dir.display()
+    ))
 }
 
 fn print(view: &StatusView, json: bool) -> io::Result<()> {
@@ -63,6 +74,9 @@ fn print(view: &StatusView, json: bool) -> io::Result<()> {
     }
     let pid = |pid: Option<u32>| pid.map_or("-".to_owned(), |pid| pid.to_string());
     writeln!(out, "set {}  at {}", view.set, view.listeners.join(", "))?;
+    for problem in &view.problems {
+        writeln!(out, "problem: {problem}")?;
+    }
     writeln!(out)?;
     writeln!(out, "{:<18} {:<9} {:>8} {:>9}", "PART", "STATE", "PID", "RESTARTS")?;
     let watchdog = &view.watchdog;

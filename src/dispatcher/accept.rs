@@ -74,6 +74,13 @@ impl Acceptor {
         Ok(Self { state, tasks })
     }
 
+    /// Accepts on one more socket of a listener, in place of one that is shut down and ends when its queue is empty.
+    pub(super) fn add(&mut self, index: usize, socket: SocketListener) {
+        self.tasks.retain(|task| !task.is_finished());
+        let accepting = accept(self.state.clone(), index, Rc::new(socket));
+        self.tasks.push(tokio::task::spawn_local(accepting).abort_handle());
+    }
+
     /// Serves handoff connections from the store in their old order, and rejects those of removed listeners and all
     /// redirect connections.
     pub(super) fn restore(&self, handoffs: Vec<(OwnedFd, StoredFd)>, redirects: Vec<(OwnedFd, StoredFd)>) {
@@ -178,6 +185,7 @@ async fn accept(state: Rc<AcceptorState>, index: usize, socket: Rc<SocketListene
     loop {
         let (fd, address, permit) = match next(&state.places, &socket).await {
             Ok(accepted) => accepted,
+            Err(error) if net::is_retired(&error) => return,
             Err(error) => {
                 state.places.accept_failed(&error);
                 sleep(ACCEPT_RETRY_DELAY).await;

@@ -10,7 +10,7 @@ mod timers;
 mod waiters;
 
 use std::cell::{Cell, RefCell};
-use std::collections::{BTreeSet, HashMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
@@ -24,8 +24,8 @@ use super::pool_slots::{PoolSlots, SlotIndex};
 use super::token_source::TokenSource;
 use crate::config::Config;
 use crate::exchange::{DispatcherSide, Word};
-use crate::ids::{Epoch, Monotonic, PoolName, ProcessId, WorkerNumber};
-use crate::ipc;
+use crate::ids::{Epoch, Monotonic, PoolName, ProcessId, WorkerId, WorkerNumber};
+use crate::ipc::{self, PassedObjects};
 use crate::pool::{ClientId, PoolEvent};
 use crate::shm::Segment;
 use crate::{backoff, clock, procfs};
@@ -39,6 +39,13 @@ pub(super) struct Driver {
     epoch: Epoch,
     /// Pid and start time.
     process: ProcessId,
+    /// In force since the last reload.
+    config: RefCell<Rc<Config>>,
+    passed: BTreeMap<WorkerId, PassedObjects>,
+    /// The workers whose objects cannot be opened.
+    unopened: RefCell<BTreeSet<WorkerId>>,
+    /// When the slots were last checked for lost names.
+    names_checked: Cell<Monotonic>,
     pools: RefCell<Vec<PoolSlots>>,
     waiters: RefCell<HashMap<ClientId, Waiter>>,
     next_client: Cell<ClientId>,
@@ -74,18 +81,23 @@ enum Waiter {
 
 impl Driver {
     /// Opens every slot of the set and recovers what an earlier dispatcher left in them. `return_ports` maps a pool to
-    /// the port of its listener.
+    /// the port of its listener; `passed` are the objects that the supervisor holds because their names were removed.
     pub(super) fn open(
         config: &Config,
         return_ports: &dyn Fn(&PoolName) -> Option<u16>,
+        passed: BTreeMap<WorkerId, PassedObjects>,
     ) -> Result<Rc<Self>, DispatcherError> {
-        let segments = usable_segments(config)?;
+        let segments = usable_segments(config, &passed)?;
         let epoch = next_epoch(&segments);
         backoff::delay_start(&segments.iter().collect::<Vec<_>>(), Word::DISPATCHER_LAST_START, config);
         drop(segments);
         let driver = Rc::new(Self {
             epoch,
             process: procfs::this_process(),
+            config: RefCell::new(Rc::new(config.clone())),
+            passed,
+            unopened: RefCell::default(),
+            names_checked: Cell::new(clock::now()),
             pools: RefCell::default(),
             waiters: RefCell::default(),
             next_client: Cell::new(1),
@@ -180,15 +192,18 @@ impl Driver {
 
 /// The undamaged segments. Damage of one worker's segment does not prevent a start; but if every segment belongs to
 /// another version or another set, the configuration is to blame.
-fn usable_segments(config: &Config) -> Result<Vec<Arc<Segment>>, DispatcherError> {
+fn usable_segments(
+    config: &Config,
+    passed: &BTreeMap<WorkerId, PassedObjects>,
+) -> Result<Vec<Arc<Segment>>, DispatcherError> {
     let (mut segments, mut foreign, mut any_damaged) = (Vec::new(), None, false);
     for id in config.workers() {
-        match ipc::open(config, &id) {
+        match ipc::open_unchecked(config, &id, passed.get(&id)).and_then(ipc::checked) {
             Ok(parts) => segments.push(parts.segment),
             Err(error) => match error.damage() {
                 Some(damage) if damage.is_well_formed() => foreign = Some(error),
                 Some(_) => any_damaged = true,
-                None => return Err(error.into()),
+                None => {} // see `open_missing_slots`
             },
         }
     }

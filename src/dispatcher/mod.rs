@@ -22,19 +22,22 @@ mod refusal;
 pub(crate) mod slot;
 mod token_source;
 
-use std::os::fd::OwnedFd;
+use std::collections::BTreeMap;
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
 use std::pin::pin;
 use std::rc::Rc;
 
 use sd_notify::NotifyState;
 use tokio::io::AsyncReadExt;
+use tokio::io::unix::AsyncFd;
 use tokio::net::UnixListener;
 use tokio::time::{Instant, sleep};
 
 use crate::config::Config;
 use crate::descriptors::SpareDescriptor;
-use crate::ids::PoolName;
+use crate::ids::{PoolName, WorkerId};
+use crate::ipc::PassedObjects;
 use crate::net::SocketListener;
 use crate::pool::PoolEvent;
 use crate::sd_notification::{notify, notify_reloading};
@@ -67,22 +70,24 @@ async fn serve(mut config: Config, path: Option<PathBuf>) -> Result<(), Dispatch
     }
     let spare = SpareDescriptor::new();
     fdstore::open().map_err(system("NOTIFY_SOCKET"))?;
-    let InheritedFds { listeners, probe, redirects, handoffs } = inherited_fds(&config)?;
+    let InheritedFds { listeners, retired, probe, channel, redirects, handoffs, passed } = inherited_fds(&config)?;
     let ports: Vec<Option<u16>> = listeners.iter().map(|socket| Some(socket.tcp_address()?.port())).collect();
 
-    let driver = Driver::open(&config, &|pool| return_port(&config, &ports, pool))?;
+    let driver = Driver::open(&config, &|pool| return_port(&config, &ports, pool), passed)?;
     log::set_epoch(driver.epoch().get());
     let mut stop = Signal::stop().and_then(Signal::into_async).map_err(system("signals"))?;
     let mut reload = Signal::reload().and_then(Signal::into_async).map_err(system("signals"))?;
     let parent = ParentWatch::now();
 
     let places = Rc::new(ConnectionPlaces::new(&config));
-    tokio::task::spawn_local(ProbeServer::new(driver.clone(), places.clone(), spare).run(probe));
+    let prober = ProbeServer::new(driver.clone(), places.clone(), spare);
+    let mut probing = tokio::task::spawn_local(prober.clone().run(probe));
     let timers = driver.clone();
     tokio::task::spawn_local(async move { timers.run_timers().await });
     let updates = driver.clone();
     tokio::task::spawn_local(async move { updates.run_updates().await });
-    let acceptor = Acceptor::open(&config, listeners, driver.clone(), places).map_err(system("epoll"))?;
+    let mut acceptor = Acceptor::open(&config, listeners, driver.clone(), places).map_err(system("epoll"))?;
+    retired.into_iter().for_each(|(index, socket)| acceptor.add(index, socket));
     acceptor.restore(handoffs, redirects);
     notify(&[NotifyState::Ready, NotifyState::Status(&driver.status())]);
     tracing::debug!(epoch = %driver.epoch(), "ready");
@@ -97,15 +102,25 @@ async fn serve(mut config: Config, path: Option<PathBuf>) -> Result<(), Dispatch
                 match Config::load(path.as_deref()) {
                     Ok(loaded) => {
                         config = loaded.config;
-                        driver.reconfigure(&config, &|pool| return_port(&config, &ports, pool))?;
                         acceptor.reconfigure(&config);
                         tracing::debug!("configuration applied");
                     }
                     Err(error) => tracing::error!(event = %log::Event::ReloadRefused,
                         "reload refused, the configuration in force stays: {error}"),
                 }
+                // Workers may have new objects, whether or not the configuration has changed.
+                driver.reconfigure(&config, &|pool| return_port(&config, &ports, pool))?;
                 notify(&[NotifyState::Ready]);
             }
+            (name, socket) = next_listener(channel.as_ref()) => match listener_index(&name, "listener-") {
+                Some(index) => acceptor.add(index, SocketListener::from_fd(socket).map_err(system("a listening socket"))?),
+                None if name == "probe" => {
+                    // The connections of the previous socket stay.
+                    let next = tokio::task::spawn_local(prober.clone().run(probe_listener(socket)?));
+                    std::mem::replace(&mut probing, next).abort();
+                }
+                None => {}
+            },
             () = driver.stop_accepting.notified() => acceptor.close(),
             () = watchdog.due() => watchdog.tick(clock::now()),
         }
@@ -158,7 +173,13 @@ async fn finish_pending(
 struct InheritedFds {
     /// One for each listener of the configuration.
     listeners: Vec<Rc<SocketListener>>,
+    /// Sockets that were replaced, each with the index of its listener: clients may wait in their queues.
+    retired: Vec<(usize, SocketListener)>,
     probe: UnixListener,
+    /// Brings sockets in place of those whose files were removed.
+    channel: Option<AsyncFd<OwnedFd>>,
+    /// Objects of workers without names.
+    passed: BTreeMap<WorkerId, PassedObjects>,
     /// Queued redirect connections.
     redirects: Vec<(OwnedFd, StoredFd)>,
     /// Queued handoff connections.
@@ -168,12 +189,15 @@ struct InheritedFds {
 fn inherited_fds(config: &Config) -> Result<InheritedFds, DispatcherError> {
     let mut listeners: Vec<Option<SocketListener>> = config.listeners.iter().map(|_| None).collect();
     let (mut probe, mut redirects, mut handoffs) = (None, Vec::new(), Vec::new());
+    let (mut retired, mut channel, mut passed) = (Vec::new(), None, BTreeMap::new());
     for (fd, name) in sys::listen_fds().map_err(system("LISTEN_FDS"))? {
         if name == "probe" {
-            let socket = std::os::unix::net::UnixListener::from(fd);
-            socket.set_nonblocking(true).map_err(system("probe.sock"))?;
-            probe = Some(UnixListener::from_std(socket).map_err(system("probe.sock"))?);
-        } else if let Some(index) = name.strip_prefix("listener-").and_then(|index| index.parse::<usize>().ok()) {
+            probe = Some(probe_listener(fd)?);
+        } else if name == "channel" {
+            channel = Some(sys::when_readable(fd).map_err(system("the channel of listening sockets"))?);
+        } else if let Some(index) = listener_index(&name, "retired-") {
+            retired.push((index, SocketListener::from_fd(fd).map_err(system("a listening socket"))?));
+        } else if let Some(index) = listener_index(&name, "listener-") {
             let socket = SocketListener::from_fd(fd).map_err(system("a listening socket"))?;
             if let Some(listener) = listeners.get_mut(index) {
                 *listener = Some(socket);
@@ -183,14 +207,41 @@ fn inherited_fds(config: &Config) -> Result<InheritedFds, DispatcherError> {
         } else if name.starts_with(fdstore::REDIRECT_PREFIX) {
             redirects.push((fd, StoredFd(name)));
         } else {
-            drop(StoredFd(name)); // no later dispatcher would know it either
+            if PassedObjects::collect(&mut passed, &name, fd).is_some() {
+                drop(StoredFd(name)); // no later dispatcher would know it either
+            }
         }
     }
     let probe = probe.ok_or_else(|| DispatcherError::NoSocket("probe.sock".into()))?;
     let listeners = listeners.into_iter().zip(&config.listeners).map(|(socket, wanted)| {
         socket.map(Rc::new).ok_or_else(|| DispatcherError::NoSocket(wanted.address.to_string()))
     });
-    Ok(InheritedFds { listeners: listeners.collect::<Result<_, _>>()?, probe, redirects, handoffs })
+    let listeners = listeners.collect::<Result<_, _>>()?;
+    Ok(InheritedFds { listeners, retired, probe, channel, redirects, handoffs, passed })
+}
+
+/// The index of a listener in the name of a descriptor.
+fn listener_index(name: &str, prefix: &str) -> Option<usize> {
+    name.strip_prefix(prefix)?.parse().ok()
+}
+
+fn probe_listener(fd: OwnedFd) -> Result<UnixListener, DispatcherError> {
+    let socket = std::os::unix::net::UnixListener::from(fd);
+    socket.set_nonblocking(true).map_err(system("probe.sock"))?;
+    UnixListener::from_std(socket).map_err(system("probe.sock"))
+}
+
+/// The next listening socket from the watchdog, with its name. Cancel-safe.
+async fn next_listener(channel: Option<&AsyncFd<OwnedFd>>) -> (String, OwnedFd) {
+    let Some(channel) = channel else { return std::future::pending().await };
+    while let Ok(mut ready) = channel.readable().await {
+        match ready.try_io(|channel| crate::handoff::receive_listener(channel.as_fd())) {
+            Ok(Ok(Some(received))) => return received,
+            Ok(Ok(None) | Err(_)) => break, // the watchdog has ended
+            Err(_would_block) => {}
+        }
+    }
+    std::future::pending().await
 }
 
 fn system(call: &'static str) -> impl Fn(std::io::Error) -> DispatcherError {

@@ -93,6 +93,8 @@ pub(super) struct PoolSlots {
     pub failed: Option<String>,
     /// Index `n - 1` is worker `n`.
     pub slots: Vec<Option<WorkerSlot>>,
+    /// The port to which workers redirect clients that have no valid lease.
+    pub return_port: Option<u16>,
     /// How fast its workers answer.
     pub spin: SpinBudget,
 }
@@ -158,6 +160,7 @@ impl PoolSlots {
 
     /// Sets the port to which workers redirect clients that have no valid lease.
     pub(super) fn set_return_port(&mut self, return_port: Option<u16>) {
+        self.return_port = return_port;
         self.slots.iter_mut().flatten().for_each(|slot| slot.side.set_return_port(return_port));
     }
 

@@ -222,9 +222,12 @@ async fn refuse(stream: UnixStream) {
 }
 
 /// Executes a command; returns the reason if it is refused.
-fn execute(driver: &Driver, command: ProbeCommand) -> Option<String> {
+fn execute(driver: &Rc<Driver>, command: ProbeCommand) -> Option<String> {
     match command {
-        ProbeCommand::Ping => driver.handle_in_all(PoolEvent::Probe),
+        ProbeCommand::Ping => {
+            driver.check_names();
+            driver.handle_in_all(PoolEvent::Probe);
+        }
         ProbeCommand::Quiesce => driver.handle_in_all(PoolEvent::Quiesce),
         ProbeCommand::Hold => driver.stop_accepting.notify_one(),
         ProbeCommand::Drain(id) | ProbeCommand::Resume(id) if !driver.has_worker(&id) => {

@@ -73,6 +73,17 @@ impl<M: SlotMemory> DispatcherSide<M> {
         self.memory.store(Word::RETURN_PORT, return_port.unwrap_or(0).into(), Relaxed);
     }
 
+    /// The slot is a copy of one that this process has held until now. It has settled the lease there, and may have
+    /// taken the worker out of service or back since the copy was made.
+    pub(crate) fn continue_copy(&mut self, drained: bool) {
+        let word = self.memory.load(Word::CLAIM, Acquire);
+        // No worker can claim a lease of an earlier incarnation, so the word does not change in between.
+        let _ = self.memory.compare_exchange(Word::CLAIM, word, Claim::Free.word());
+        if self.drained != drained {
+            self.write_question(if drained { QuestionKind::Drain } else { QuestionKind::Resume }, None);
+        }
+    }
+
     /// Ignores the state that the previous dispatcher left in a corrupt slot: the worker is in service.
     pub(crate) fn discard_inherited(&mut self) {
         self.drained = false;

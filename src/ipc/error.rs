@@ -22,8 +22,8 @@ pub enum IpcError {
     Segment(#[from] SegmentError),
     /// A process runs a set in this directory.
     #[error(
-        "a set is running in {} (pid {pid}): stop it first, or give this one another set.runtime_dir",
-        dir.display()
+        "a set is running in {}{}: stop it first, or give this one another set.runtime_dir",
+        dir.display(), if *pid == 0 { String::new() } else { format!(" (pid {pid})") }
     )]
     AlreadyRunning {
         /// The directory.

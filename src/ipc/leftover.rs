@@ -11,7 +11,7 @@ use super::set::recorded_workers;
 use super::worker_ipc::WorkerPaths;
 use crate::config::Config;
 use crate::exchange::{self, DispatcherSide, Incarnation};
-use crate::ids::{Claim, Phase, ProcessId};
+use crate::ids::{Claim, Phase, ProcessId, WorkerId};
 use crate::shm::{Damage, Segment, SegmentRole};
 
 /// The directory in which the kernel shows segments as files (shm_overview(7)).
@@ -32,20 +32,11 @@ pub(crate) struct Leftover {
 
 /// Removes segments of this set that no process uses and no file names, as after the removal of the directory of a
 /// running set. Returns their number. The caller holds the set's lock, or the directory does not exist.
-///
-/// Segments of a set of the same name in another directory have another digest, and stay.
 pub(crate) fn remove_dead_segments(config: &Config) -> Result<usize, IpcError> {
-    let prefix = format!("patou.{}.{}.", getuid(), config.set.name);
     let mut removed = 0;
-    for entry in fs::read_dir(SHM).map_err(at(Path::new(SHM)))?.flatten() {
-        let file = entry.file_name();
-        let Some(rest) = file.to_str().and_then(|file| file.strip_prefix(&prefix)) else { continue };
-        let id = rest.split_once('.').and_then(|(instance, _)| instance.parse().ok());
-        let Some(digest) = id.map(|id| config.digest_of(&id)) else { continue };
-        let name = format!("/{prefix}{rest}");
-        if Segment::open(&name, Some(digest), None).is_ok_and(|segment| {
-            !segment.is_role_locked(SegmentRole::Worker) && !segment.is_role_locked(SegmentRole::Dispatcher)
-        }) {
+    for (name, id) in existing_segments(config)? {
+        // A lock of any role proves that the set lives, however few of its files are left.
+        if Segment::open(&name, Some(config.digest_of(&id)), None).is_ok_and(|segment| !segment.is_locked()) {
             Segment::unlink(&name)?;
             removed += 1;
         }
@@ -53,33 +44,64 @@ pub(crate) fn remove_dead_segments(config: &Config) -> Result<usize, IpcError> {
     Ok(removed)
 }
 
-/// The processes that still hold a role of a segment recorded in `dir`. If there are none, `dir` can be removed.
+/// The segments in [`SHM`] with the names of this set's. Those of a set of the same name in another directory have
+/// another digest.
+fn existing_segments(config: &Config) -> Result<Vec<(String, WorkerId)>, IpcError> {
+    let prefix = format!("patou.{}.{}.", getuid(), config.set.name);
+    let mut found = Vec::new();
+    for entry in fs::read_dir(SHM).map_err(at(Path::new(SHM)))?.flatten() {
+        let file = entry.file_name();
+        let Some(rest) = file.to_str().and_then(|file| file.strip_prefix(&prefix)) else { continue };
+        if let Some(id) = rest.split_once('.').and_then(|(instance, _)| instance.parse().ok()) {
+            found.push((format!("/{prefix}{rest}"), id));
+        }
+    }
+    Ok(found)
+}
+
+/// The processes that still hold a role of a segment of this set, recorded in its directory or not. If there are none,
+/// the directory can be removed.
 ///
 /// # Errors
-/// [`IpcError::OtherVersion`] if such processes belong to another version and cannot be named; `dir` must then stay.
-pub(crate) fn leftovers(dir: &Path) -> Result<Vec<Leftover>, IpcError> {
-    let mut found: Vec<Leftover> = Vec::new();
+/// [`IpcError::AlreadyRunning`] if the supervisor of the set lives, whatever became of its lock file;
+/// [`IpcError::OtherVersion`] if such processes belong to another version and cannot be named. The directory must then
+/// stay.
+pub(crate) fn leftovers(config: &Config) -> Result<Vec<Leftover>, IpcError> {
+    let dir = &config.set.runtime_dir;
+    let owner = owner_of(dir);
+    let mut segments = Vec::new();
     for id in recorded_workers(dir)? {
-        let owner = owner_of(dir);
         let name = read_private(&WorkerPaths::new(dir, &id).segment, owner);
-        let Some(segment) = name.ok().and_then(|name| Segment::open_unchecked(&name, None, owner).ok()) else {
-            continue;
-        };
-        if let Some(Damage::Layout(layout)) = segment.damage() {
-            if segment.is_locked() {
+        segments.extend(name.ok().map(|name| (name, id)));
+    }
+    let recorded = segments.len();
+    segments.extend(existing_segments(config)?);
+    let mut found: Vec<Leftover> = Vec::new();
+    for (index, (name, id)) in segments.iter().enumerate() {
+        let digest = (index >= recorded).then(|| config.digest_of(id));
+        let Ok(segment) = Segment::open_unchecked(name, digest, owner) else { continue };
+        match segment.damage() {
+            Some(Damage::Owner) if digest.is_some() => continue, // of a set in another directory
+            Some(Damage::Layout(layout)) if segment.is_locked() => {
                 return Err(IpcError::OtherVersion { dir: dir.to_owned(), layout });
             }
-            continue;
+            Some(Damage::Layout(_)) => continue,
+            _ => {}
         }
+        if segment.is_role_locked(SegmentRole::Supervisor) {
+            return Err(IpcError::AlreadyRunning { dir: dir.to_owned(), pid: 0 });
+        }
+        let is_known = |found: &[Leftover], pid| found.iter().any(|f| f.pid == pid);
         if segment.is_role_locked(SegmentRole::Worker)
             && let Some(life) = Incarnation::load(&segment)
+            && !is_known(&found, life.pid)
         {
             let busy = matches!(exchange::claim(&segment), Some(Claim::Held(_, Phase::Claimed | Phase::Responding)));
             found.push(Leftover { pid: life.pid, started: life.started, what: format!("worker {id}"), busy });
         }
         if segment.is_role_locked(SegmentRole::Dispatcher)
             && let Some(ProcessId { pid, start_time: started }) = DispatcherSide::last_process(&segment)
-            && !found.iter().any(|f| f.pid == pid)
+            && !is_known(&found, pid)
         {
             found.push(Leftover { pid, started, what: "dispatcher".into(), busy: false });
         }

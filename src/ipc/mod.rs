@@ -12,22 +12,27 @@
 
 mod directory;
 mod error;
+mod held_worker;
 mod leftover;
 mod modes;
+mod passed;
 mod set;
 mod set_lock;
+mod set_name;
 mod worker_ipc;
 
 pub(crate) use error::IpcError;
+pub(crate) use held_worker::HeldWorker;
 pub(crate) use leftover::{Leftover, leftovers, remove_dead_segments};
 pub(crate) use modes::Modes;
+pub(crate) use passed::{PASSED_TO_WORKER, PassedObjects, RUNTIME_DIR, WorkerObject};
 pub(crate) use set::{
     ListedWorker, is_current, list, prepare, recorded_workers, remove, remove_workers, retire_worker, set_epoch,
 };
 pub(crate) use set_lock::{SetLock, SetOwner, is_run_by_systemd, lock_set};
 pub(crate) use worker_ipc::{
-    WorkerIpc, create_worker, handoff_path, open, open_unchecked, remove_segment, segment_name, set_worker_group,
-    snapshot,
+    WorkerIpc, checked, create_worker, handoff_path, open, open_unchecked, recreate_worker, remove_segment,
+    segment_name, set_worker_group, snapshot, snapshot_at,
 };
 
 #[cfg(test)]

@@ -1,15 +1,19 @@
 //! The lock of a set: at most one owner runs a set in a directory.
 
+use std::cell::RefCell;
 use std::fs::{self, File};
 use std::io::{Read, Seek, Write};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::os::unix::net::UnixListener;
 use std::path::Path;
 use std::time::Duration;
 
+use nix::fcntl::{Flock, FlockArg};
 use nix::libc;
 
 use super::directory::{owner_of, read_private};
 use super::error::{IpcError, at};
+use super::set_name;
 use crate::shm;
 
 const WHOLE: (i64, i64) = (0, 0);
@@ -20,7 +24,24 @@ const SYSTEMD: &str = "systemd";
 /// The lock of a set. Released when dropped, or when the process ends.
 #[derive(Debug)]
 pub(crate) struct SetLock {
+    name: Option<UnixListener>,
+    held: RefCell<HeldLock>,
+}
+
+/// The parts of the lock that can be removed.
+#[derive(Debug)]
+struct HeldLock {
     file: File,
+    /// The directory: systemd-tmpfiles skips one that is locked.
+    directory: Option<Flock<File>>,
+}
+
+impl HeldLock {
+    fn new(file: File, dir: &Path) -> Self {
+        // Not locked if systemd-tmpfiles is at work there: `SetLock::renew` tries again.
+        let lock = |dir| Flock::lock(dir, FlockArg::LockExclusiveNonblock).ok();
+        Self { file, directory: File::open(dir).ok().and_then(lock) }
+    }
 }
 
 /// The owner of a set.
@@ -43,10 +64,17 @@ pub(crate) fn is_run_by_systemd(dir: &Path) -> bool {
 /// [`IpcError::AlreadyRunning`] with the pid of the owner; [`IpcError::RunBySystemd`] for a process if systemd runs the
 /// set.
 pub(crate) fn lock_set(dir: &Path, owner: SetOwner) -> Result<SetLock, IpcError> {
-    let path = dir.join(LOCK);
     if owner == SetOwner::Process && is_run_by_systemd(dir) {
         return Err(IpcError::RunBySystemd(dir.to_owned()));
     }
+    let name = set_name::take(dir)?;
+    let file = lock_file(dir, owner)?;
+    Ok(SetLock { name, held: RefCell::new(HeldLock::new(file, dir)) })
+}
+
+/// Creates the lock file of `dir`, locks it, and writes its owner.
+fn lock_file(dir: &Path, owner: SetOwner) -> Result<File, IpcError> {
+    let path = dir.join(LOCK);
     loop {
         let mut file = File::options()
             .read(true)
@@ -78,7 +106,7 @@ pub(crate) fn lock_set(dir: &Path, owner: SetOwner) -> Result<SetLock, IpcError>
             };
             let written = file.set_len(0).and_then(|()| file.rewind()).and_then(|()| writeln!(file, "{text}"));
             written.map_err(at(&path))?;
-            return Ok(SetLock { file });
+            return Ok(file);
         }
     }
 }
@@ -90,6 +118,10 @@ fn is_same(one: &fs::Metadata, other: &fs::Metadata) -> bool {
 impl SetLock {
     /// The pid of the process that runs the set in `dir`, if one does.
     pub(crate) fn holder(dir: &Path) -> Option<u32> {
+        Self::file_holder(dir).or_else(|| set_name::holder(dir))
+    }
+
+    fn file_holder(dir: &Path) -> Option<u32> {
         let path = dir.join(LOCK);
         let file = File::options().read(true).write(true).custom_flags(libc::O_NOFOLLOW).open(&path).ok()?;
         if !shm::is_locked(&file, WHOLE).ok()? {
@@ -102,12 +134,33 @@ impl SetLock {
 
     /// Whether `dir` is still the directory that holds the locked file.
     pub(crate) fn is_in_place(&self, dir: &Path) -> bool {
-        let locked = self.file.metadata();
+        let locked = self.held.borrow().file.metadata();
         locked.is_ok_and(|locked| fs::metadata(dir.join(LOCK)).is_ok_and(|named| is_same(&named, &locked)))
     }
 
+    /// Locks the set in `dir` again, after the lock file or the directory was removed or replaced.
+    ///
+    /// # Errors
+    /// When the file cannot be created, or when another set has locked it meanwhile.
+    pub(crate) fn renew(&self, dir: &Path) -> Result<(), IpcError> {
+        let file = lock_file(dir, SetOwner::Process)?;
+        *self.held.borrow_mut() = HeldLock::new(file, dir);
+        Ok(())
+    }
+
+    /// What keeps the lock effective while the set runs.
+    pub(crate) fn maintain(&self, dir: &Path) {
+        self.name.iter().for_each(set_name::discard_connections);
+        let mut held = self.held.borrow_mut();
+        if held.directory.is_none()
+            && let Ok(file) = held.file.try_clone()
+        {
+            *held = HeldLock::new(file, dir);
+        }
+    }
+
     /// Removes the lock file, and the directory if it is empty.
-    pub(crate) fn remove(self, dir: &Path) {
+    pub(crate) fn remove(&self, dir: &Path) {
         if !self.is_in_place(dir) {
             return;
         }

@@ -98,11 +98,11 @@ fn one_set_per_directory() {
 fn leftovers_are_found_by_their_locks() {
     let set = TestSet::new("left");
     set.create();
-    assert!(leftovers(set.dir()).unwrap().is_empty());
+    assert!(leftovers(&set.config).unwrap().is_empty());
     let ipc = open(&set.config, &"default-2".parse().unwrap()).unwrap();
     assert!(ipc.segment.lock_role(SegmentRole::Worker).unwrap());
     WorkerSide::attach(ipc.segment.clone(), 4711, 99, None, Monotonic(0));
-    let found = leftovers(set.dir()).unwrap();
+    let found = leftovers(&set.config).unwrap();
     let worker = Leftover { pid: 4711, started: 99, what: "worker default/2".into(), busy: false };
     assert_eq!(found, [worker]);
     drop(ipc);
@@ -141,7 +141,7 @@ fn a_name_in_a_file_is_not_enough_to_unlink_a_segment() {
     let set = TestSet::new("foreign");
     set.create();
     let name = format!("/not-patou.{}", std::process::id());
-    let foreign = Segment::create(&name, 0o600, None, SegmentIdentity { set_epoch: 0, digest: 0 }).unwrap();
+    let foreign = Segment::create(&name, 0o600, None, SegmentIdentity { set_epoch: 0, digest: 0 }, &[]).unwrap();
     let id: WorkerId = "default-1".parse().unwrap();
     let path = WorkerPaths::new(set.dir(), &id).segment;
     Segment::unlink(&fs::read_to_string(&path).unwrap()).unwrap();

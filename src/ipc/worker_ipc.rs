@@ -1,5 +1,6 @@
 //! The objects of one worker: segment, doorbells, and the path of its socket.
 
+use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -9,6 +10,7 @@ use nix::unistd::{Gid, getuid};
 use super::directory::{create_file, owner_of, prepare_directory, read_private, remove_file};
 use super::error::{IpcError, at};
 use super::modes::Modes;
+use super::passed::PassedObjects;
 use super::set_lock::is_run_by_systemd;
 use crate::config::Config;
 use crate::doorbell::Doorbell;
@@ -52,6 +54,18 @@ pub(crate) fn handoff_path(dir: &Path, id: &WorkerId) -> PathBuf {
 /// Creates the objects of one worker, in place of those of a dead set, and returns the name of the segment. The caller
 /// holds the set's lock.
 pub(crate) fn create_worker(config: &Config, id: &WorkerId, set_epoch: u64, modes: &Modes) -> Result<String, IpcError> {
+    recreate_worker(config, id, set_epoch, modes, &[])
+}
+
+/// As [`create_worker`], in place of objects that were lost; the new slot has these words of the old one. No incarnation
+/// of the worker lives.
+pub(crate) fn recreate_worker(
+    config: &Config,
+    id: &WorkerId,
+    set_epoch: u64,
+    modes: &Modes,
+    content: &[u64],
+) -> Result<String, IpcError> {
     let dir = &config.set.runtime_dir;
     let paths = WorkerPaths::new(dir, id);
     prepare_directory(&paths.pool, modes).map_err(at(&paths.pool))?;
@@ -61,7 +75,7 @@ pub(crate) fn create_worker(config: &Config, id: &WorkerId, set_epoch: u64, mode
     let name = format!("/patou.{}.{}.{}.{random:016x}", getuid(), config.set.name, id.instance());
     create_file(&paths.segment, &name, modes).map_err(at(&paths.segment))?;
     let identity = SegmentIdentity { set_epoch, digest: config.digest_of(id) };
-    Segment::create(&name, modes.segment, modes.group, identity)?;
+    Segment::create(&name, modes.segment, modes.group, identity, content)?;
     for doorbell in [&paths.to_worker, &paths.to_dispatcher] {
         Doorbell::create(doorbell, modes.doorbell, modes.group).map_err(at(doorbell))?;
     }
@@ -82,7 +96,11 @@ pub(crate) fn set_worker_group(dir: &Path, id: &WorkerId, group: Gid) -> Result<
 /// Opens the objects of one worker. They must be this set's, and belong to this user, to root, or to the owner of the
 /// runtime directory.
 pub(crate) fn open(config: &Config, id: &WorkerId) -> Result<WorkerIpc, IpcError> {
-    let ipc = open_unchecked(config, id)?;
+    checked(open_unchecked(config, id, None)?)
+}
+
+/// `ipc` if its segment is undamaged.
+pub(crate) fn checked(ipc: WorkerIpc) -> Result<WorkerIpc, IpcError> {
     match ipc.segment.damage() {
         None => Ok(ipc),
         Some(damage) => Err(SegmentError::Damaged { name: ipc.segment.name().to_owned(), damage }.into()),
@@ -90,8 +108,20 @@ pub(crate) fn open(config: &Config, id: &WorkerId) -> Result<WorkerIpc, IpcError
 }
 
 /// As [`open`], whatever the segment contains: for the dispatcher, which can restore it, and for a worker that requests
-/// this.
-pub(crate) fn open_unchecked(config: &Config, id: &WorkerId) -> Result<WorkerIpc, IpcError> {
+/// this. If they cannot be found by their names, those that a supervisor has `passed` are opened.
+pub(crate) fn open_unchecked(
+    config: &Config,
+    id: &WorkerId,
+    passed: Option<&PassedObjects>,
+) -> Result<WorkerIpc, IpcError> {
+    let found = open_by_name(config, id);
+    match passed {
+        Some(passed) if found.is_err() => passed.open(config.digest_of(id), owner_of(&config.set.runtime_dir)),
+        _ => found,
+    }
+}
+
+fn open_by_name(config: &Config, id: &WorkerId) -> Result<WorkerIpc, IpcError> {
     let dir = &config.set.runtime_dir;
     let paths = WorkerPaths::new(dir, id);
     let owner = owner_of(dir);
@@ -118,6 +148,12 @@ pub(crate) fn segment_name(dir: &Path, id: &WorkerId) -> Result<String, IpcError
 /// The current content of one worker's slot, for readers.
 pub(crate) fn snapshot(dir: &Path, id: &WorkerId) -> Result<SlotSnapshot, IpcError> {
     Ok(SlotSnapshot::read(&segment_name(dir, id)?, owner_of(dir))?)
+}
+
+/// As [`snapshot`], by a path in `/proc` to a descriptor of the segment, whose name may be gone.
+pub(crate) fn snapshot_at(descriptor: &Path, id: &WorkerId) -> Result<SlotSnapshot, IpcError> {
+    let segment = File::open(descriptor).map_err(at(descriptor))?;
+    Ok(SlotSnapshot::of(&segment, &id.to_string())?)
 }
 
 /// Removes the objects of one worker, as far as they exist. In a set that systemd runs the socket stays: systemd

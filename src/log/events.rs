@@ -59,6 +59,8 @@ events! {
     ReloadRefused = 0xa71e3c1dc7b94c72816ec55d0686a39c, "reload-refused";
     /// A file in the runtime directory cannot be written or removed.
     RuntimeDirError = 0xa8e697d2fd4e449689691ac9e3e577af, "runtime-dir-error";
+    /// Files of the running set were removed from outside.
+    FilesLost = 0x5d0e7c3b92f14a6c8b1e64f0a7d2c913, "files-lost";
     /// A process has survived SIGKILL.
     ProcessSurvived = 0x2091d0dd0181497f8e7ed1796bf3da15, "process-survived";
     /// The machine was suspended.

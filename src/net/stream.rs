@@ -30,6 +30,11 @@ fn send_vectored(fd: &OwnedFd, bytes: &[io::IoSlice<'_>]) -> nix::Result<usize> 
     sendmsg::<()>(fd.as_raw_fd(), bytes, &[], MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL, None)
 }
 
+/// Whether [`SocketListener::poll_accept`] failed because the listening socket was shut down and its queue is empty: another has replaced it.
+pub(crate) fn is_retired(error: &io::Error) -> bool {
+    error.raw_os_error() == Some(Errno::ESHUTDOWN as i32)
+}
+
 /// A listening socket: IPv4, IPv6 or a Unix stream socket.
 #[derive(Debug)]
 pub(crate) struct SocketListener {
@@ -94,6 +99,9 @@ impl SocketListener {
             let mut readable = ready!(self.registered.poll_read_ready(task))?;
             match sys::accept(self.as_fd()) {
                 Ok((fd, address)) => return Poll::Ready(Ok((fd, address.as_ref().and_then(tcp_address)))),
+                Err(Errno::EAGAIN) if readable.ready().is_read_closed() => {
+                    return Poll::Ready(Err(Errno::ESHUTDOWN.into()));
+                }
                 Err(Errno::EAGAIN) => readable.clear_ready(),
                 Err(Errno::ECONNABORTED | Errno::EINTR) => {}
                 Err(error) => return Poll::Ready(Err(error.into())),

@@ -9,5 +9,5 @@ mod snapshot;
 
 pub(crate) use error::{Damage, SegmentError};
 pub(crate) use lock::{is_locked, try_lock};
-pub(crate) use segment::{Segment, SegmentIdentity, SegmentRole};
+pub(crate) use segment::{Segment, SegmentIdentity, SegmentRole, path};
 pub(crate) use snapshot::SlotSnapshot;

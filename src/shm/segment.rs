@@ -11,6 +11,7 @@
 use std::fs::File;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{self, AtomicU64, Ordering};
 use std::sync::{Once, OnceLock};
 
@@ -45,15 +46,27 @@ pub(crate) enum SegmentRole {
     Dispatcher,
     /// Writes the answer, life, counter and request lines.
     Worker,
+    /// Runs the set as its parent, and writes nothing. Its lock is behind the last line.
+    Supervisor,
 }
 
 impl SegmentRole {
-    const fn bytes(self) -> (i64, i64) {
+    /// The bytes that it locks (start, length).
+    pub(crate) const fn bytes(self) -> (i64, i64) {
         match self {
             SegmentRole::Dispatcher => line(0),
             SegmentRole::Worker => line(3),
+            SegmentRole::Supervisor => (SIZE as i64, 64),
         }
     }
+}
+
+/// The directory in which the kernel shows segments as files (shm_overview(7)).
+const DIRECTORY: &str = "/dev/shm";
+
+/// The file of the segment `name`.
+pub(crate) fn path(name: &str) -> PathBuf {
+    PathBuf::from(format!("{DIRECTORY}{name}"))
 }
 
 /// All bytes, whatever the size (fcntl_locking(2)).
@@ -74,11 +87,14 @@ impl Segment {
     /// Creates a new segment (`O_EXCL`) with its header.
     ///
     /// It gets exactly this mode, whatever the umask, and this group if given.
+    ///
+    /// `content`: the words of its slot; those of a segment that it replaces, or none.
     pub(crate) fn create(
         name: &str,
         mode: u32,
         group: Option<Gid>,
         identity: SegmentIdentity,
+        content: &[u64],
     ) -> Result<Self, SegmentError> {
         let system = |call| move |cause| SegmentError::System { name: name.to_owned(), call, cause };
         let flags = OFlag::O_RDWR | OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_CLOEXEC;
@@ -96,6 +112,9 @@ impl Segment {
             }
             nix::sys::stat::fchmod(&fd, Mode::from_bits_truncate(mode)).map_err(system("fchmod"))?;
             let segment = Self::map(name, File::from(fd), Some(identity.digest))?;
+            for (index, value) in content.iter().enumerate() {
+                segment.word(offset(Word::FIRST) + index * size_of::<u64>()).store(*value, Ordering::Relaxed);
+            }
             segment.write_header(identity);
             Ok(segment)
         })();
@@ -140,6 +159,24 @@ impl Segment {
         Self::map(name, file, digest)
     }
 
+    /// As [`Segment::open_unchecked`], by a path in `/proc` to a descriptor of the segment: its name may be gone.
+    pub(crate) fn open_descriptor(
+        descriptor: &Path,
+        digest: Option<u64>,
+        owner: Option<u32>,
+    ) -> Result<Self, SegmentError> {
+        let shown = std::fs::read_link(descriptor).unwrap_or_default();
+        let shown = shown.to_string_lossy();
+        let name = shown.trim_end_matches(" (deleted)").trim_start_matches(DIRECTORY).to_owned();
+        let file = File::options().read(true).write(true).open(descriptor).map_err(|error| SegmentError::System {
+            name: name.clone(),
+            call: "open",
+            cause: Errno::from_raw(error.raw_os_error().unwrap_or(0)),
+        })?;
+        check_owner(&name, &file, owner)?;
+        Self::map(&name, file, digest)
+    }
+
     fn map(name: &str, file: File, digest: Option<u64>) -> Result<Self, SegmentError> {
         let map = MmapOptions::new().len(SIZE).map_raw(&file).map_err(|e| SegmentError::System {
             name: name.to_owned(),
@@ -154,6 +191,11 @@ impl Segment {
     /// Whether the segment was truncated while mapped. Since then reads and writes reach only a private page.
     pub(crate) fn is_truncated(&self) -> bool {
         self.page.is_replaced()
+    }
+
+    /// Whether the segment has no name any more.
+    pub(crate) fn is_unlinked(&self) -> bool {
+        fstat(&self.file).is_ok_and(|status| status.st_nlink == 0)
     }
 
     /// What is wrong with the segment now, if anything. Makes one system call.
@@ -378,7 +420,7 @@ mod tests {
     #[test]
     fn mappings_share_words_and_roles_are_exclusive() {
         let name = name("share");
-        let one = Segment::create(&name, 0o600, None, OURS).unwrap();
+        let one = Segment::create(&name, 0o600, None, OURS, &[]).unwrap();
         let two = Segment::open(&name, Some(77), None).unwrap();
         one.store(Word::CLAIM, 42, Ordering::Release);
         assert_eq!(two.load(Word::CLAIM, Ordering::Acquire), 42);
@@ -399,8 +441,8 @@ mod tests {
     #[test]
     fn a_foreign_segment_is_rejected_with_the_reason() {
         let name = name("refuse");
-        let segment = Segment::create(&name, 0o600, None, OURS).unwrap();
-        assert!(matches!(Segment::create(&name, 0o600, None, OURS), Err(SegmentError::Exists(_))));
+        let segment = Segment::create(&name, 0o600, None, OURS, &[]).unwrap();
+        assert!(matches!(Segment::create(&name, 0o600, None, OURS, &[]), Err(SegmentError::Exists(_))));
         let why = |digest| Segment::open(&name, Some(digest), None).unwrap_err().to_string();
         assert!(why(78).contains("another set"), "{}", why(78));
 
@@ -437,7 +479,7 @@ mod tests {
     fn a_truncated_segment_is_survived_and_can_be_restored() {
         alone(|| {
             let name = name("cut");
-            let ours = Segment::create(&name, 0o600, None, OURS).unwrap();
+            let ours = Segment::create(&name, 0o600, None, OURS, &[]).unwrap();
             let theirs = Segment::open(&name, Some(77), None).unwrap();
             assert!(theirs.lock_role(SegmentRole::Worker).unwrap());
             ours.store(Word::CLAIM, 42, Ordering::Release);
@@ -481,7 +523,7 @@ mod tests {
     fn entries_of_dropped_mappings_are_used_again() {
         alone(|| {
             let name = name("many");
-            let ours = Segment::create(&name, 0o600, None, OURS).unwrap();
+            let ours = Segment::create(&name, 0o600, None, OURS, &[]).unwrap();
             for _ in 0..3 {
                 let all: Vec<_> = (0..50).map(|_| Segment::open(&name, Some(77), None).unwrap()).collect();
                 ours.file.set_len(0).unwrap();
@@ -502,7 +544,7 @@ mod tests {
         let name = name("fatal");
         match std::env::var(ALONE).as_deref() {
             Ok("fault") => {
-                let _ours = Segment::create(&name, 0o600, None, OURS).unwrap();
+                let _ours = Segment::create(&name, 0o600, None, OURS, &[]).unwrap();
                 Segment::unlink(&name).unwrap();
                 let file =
                     File::from(nix::sys::memfd::memfd_create("empty", nix::sys::memfd::MFdFlags::empty()).unwrap());
@@ -511,7 +553,7 @@ mod tests {
                 unsafe { map.as_ptr().read_volatile() };
             }
             Ok(_) => {
-                let _ours = Segment::create(&name, 0o600, None, OURS).unwrap();
+                let _ours = Segment::create(&name, 0o600, None, OURS, &[]).unwrap();
                 Segment::unlink(&name).unwrap();
                 nix::sys::signal::kill(nix::unistd::getpid(), Signal::SIGBUS).unwrap();
             }

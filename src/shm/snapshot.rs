@@ -33,6 +33,14 @@ impl SlotSnapshot {
         let flags = OFlag::O_RDONLY | OFlag::O_CLOEXEC | OFlag::O_NOFOLLOW;
         let file = File::from(shm_open(name, flags, Mode::empty()).map_err(system("shm_open"))?);
         check_owner(name, &file, owner)?;
+        Self::of(&file, name)
+    }
+
+    /// Copies the slot of an open segment. `name` is for error messages.
+    ///
+    /// # Errors
+    /// When it is damaged.
+    pub(crate) fn of(file: &File, name: &str) -> Result<Self, SegmentError> {
         let damaged = |damage| SegmentError::Damaged { name: name.to_owned(), damage };
         let mut bytes = [0; SIZE];
         file.read_exact_at(&mut bytes, 0).map_err(|_| damaged(Damage::Truncated))?;
@@ -51,6 +59,11 @@ impl SlotSnapshot {
         let first = offset(Word::FIRST);
         let words = (0..WORDS).map(|i| AtomicU64::new(word(first + i * size_of::<u64>()))).collect();
         Ok(Self { words })
+    }
+
+    /// All words, in order.
+    pub(crate) fn words(&self) -> Vec<u64> {
+        self.words.iter().map(|word| word.load(Ordering::Relaxed)).collect()
     }
 }
 
@@ -81,7 +94,7 @@ mod tests {
     #[test]
     fn a_snapshot_is_independent_of_the_segment() {
         let name = format!("/patou-test.{}.snapshot", std::process::id());
-        let segment = Segment::create(&name, 0o600, None, SegmentIdentity { set_epoch: 1, digest: 2 }).unwrap();
+        let segment = Segment::create(&name, 0o600, None, SegmentIdentity { set_epoch: 1, digest: 2 }, &[]).unwrap();
         segment.store(Word::CLAIM, 42, Ordering::Relaxed);
         let snapshot = SlotSnapshot::read(&name, None).unwrap();
         segment.store(Word::CLAIM, 43, Ordering::Relaxed);
@@ -94,7 +107,7 @@ mod tests {
     #[test]
     fn a_damaged_or_missing_segment_is_rejected() {
         let name = format!("/patou-test.{}.no-snapshot", std::process::id());
-        let segment = Segment::create(&name, 0o600, None, SegmentIdentity { set_epoch: 1, digest: 2 }).unwrap();
+        let segment = Segment::create(&name, 0o600, None, SegmentIdentity { set_epoch: 1, digest: 2 }, &[]).unwrap();
         let why = || SlotSnapshot::read(&name, None).unwrap_err().to_string();
         let file = File::options().write(true).open(format!("/dev/shm{name}")).unwrap();
         segment.invalidate();

@@ -3,12 +3,11 @@
 use std::time::Duration;
 
 use super::foreign_set::ForeignSet;
-use super::state_file::{SavedPart, SavedState};
+use super::state_file::SavedState;
 use super::view::{DispatcherView, PoolView, StatusView, WatchdogView, WorkerView};
 use crate::config::{Config, ListenAddress};
 use crate::exchange::{self, Incarnation, SlotCounters};
 use crate::ids::{Claim, LeaseId, Lifecycle, Phase, WorkerId, WorkerNumber};
-use crate::ipc;
 use crate::probe::{ProbeReport, WorkerReport};
 use crate::procfs::ProcessStat;
 use crate::stats::Counters;
@@ -53,14 +52,13 @@ pub(crate) fn collect(config: &Config, state: &SavedState, probe: ProbeResult<'_
         let pool_report = report.and_then(|report| report.pools.iter().find(|p| p.name == pool.name));
         let workers = WorkerNumber::up_to(pool.workers).map(|number| {
             let id = WorkerId { pool: pool.name.clone(), number };
-            let part = state.workers.get(&id.to_string());
             let report = pool_report.and_then(|p| p.workers.get(number.index()));
             let process = match &foreign {
                 Some(set) if set.has_ended(&id) => PartProcessState::Gone,
                 Some(_) => PartProcessState::Runs,
-                None => observe(part.and_then(|part| part.pid)),
+                None => observe(state.workers.get(&id.to_string()).and_then(|part| part.pid)),
             };
-            worker_view(config, id, part, process, report)
+            worker_view(config, id, state, process, report)
         });
         PoolView {
             name: pool.name.clone(),
@@ -70,9 +68,19 @@ pub(crate) fn collect(config: &Config, state: &SavedState, probe: ProbeResult<'_
         }
     });
     let pools: Vec<PoolView> = pools.collect();
+    let lost = state.workers.iter().filter(|(_, part)| part.segment_fd.is_some());
+    let lost: Vec<_> = lost.map(|(worker, _)| worker.as_str()).collect();
+    let lost = (!lost.is_empty()).then(|| {
+        format!(
+            "files of {} were removed from the runtime directory or /dev/shm: requests continue, and a worker gets new \
+             ones at its next start",
+            lost.join(", ")
+        )
+    });
     StatusView {
         set: config.set.name.clone(),
         listeners: state.listeners.clone(),
+        problems: state.problems.iter().cloned().chain(lost).collect(),
         watchdog: WatchdogView { pid: Some(state.pid), state: watchdog, restarts: 0 },
         dispatcher: DispatcherView {
             pid: dispatcher.pid,
@@ -106,12 +114,13 @@ fn observe(pid: Option<u32>) -> PartProcessState {
 fn worker_view(
     config: &Config,
     id: WorkerId,
-    part: Option<&SavedPart>,
+    saved: &SavedState,
     process: PartProcessState,
     report: Option<&WorkerReport>,
 ) -> WorkerView {
+    let part = saved.workers.get(&id.to_string());
     // Copied, not mapped: a reader needs no write permission.
-    let slot = ipc::snapshot(&config.set.runtime_dir, &id).ok();
+    let slot = saved.slot(&config.set.runtime_dir, &id);
     let slot = slot.as_ref();
     let incarnation = slot.and_then(Incarnation::load);
     let claim = slot.and_then(exchange::claim);

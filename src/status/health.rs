@@ -64,6 +64,7 @@ pub(crate) fn health(view: &StatusView) -> HealthReport {
         };
         reasons.extend(down.iter().map(reason));
     }
+    reasons.extend(view.problems.iter().cloned());
     let state = if reasons.is_empty() {
         HealthState::Ready
     } else if served && dispatcher.state == "up" && view.watchdog.state != "stopping" {
@@ -106,6 +107,7 @@ mod tests {
         StatusView {
             set: "s".into(),
             listeners: Vec::new(),
+            problems: Vec::new(),
             watchdog: WatchdogView { pid: None, state: watchdog, restarts: 0 },
             dispatcher: DispatcherView { pid: None, state: dispatcher.into(), restarts: 0, queue: 0, cause: None },
             pools: pools.iter().zip(["a", "b"]).map(pool).collect(),

@@ -3,12 +3,13 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::io;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use crate::ids::ProcessId;
+use crate::ids::{ProcessId, WorkerId};
 use crate::procfs::{self, ProcessStat};
+use crate::shm::SlotSnapshot;
 use crate::{ipc, units};
 
 /// The content of the file.
@@ -27,6 +28,9 @@ pub(crate) struct SavedState {
     pub stopping: bool,
     /// Addresses of the listeners, with the ports that the kernel chose.
     pub listeners: Vec<String>,
+    /// What is missing outside the parts, for operators.
+    #[serde(default)]
+    pub problems: Vec<String>,
     /// The dispatcher.
     pub dispatcher: SavedPart,
     /// The workers by name.
@@ -45,6 +49,9 @@ pub(crate) struct SavedPart {
     /// Cause of its last unplanned end.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cause: Option<String>,
+    /// A worker's segment without a name: the watchdog's descriptor of it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub segment_fd: Option<i32>,
 }
 
 const FILE: &str = "watchdog.json";
@@ -67,6 +74,18 @@ impl SavedState {
             return None;
         }
         ProcessStat::of_id(ProcessId { pid: self.pid, start_time: self.started }).filter(|process| !process.is_zombie())
+    }
+
+    /// The file in `dir`.
+    pub(crate) fn path(dir: &Path) -> PathBuf {
+        dir.join(FILE)
+    }
+
+    /// The current content of one worker's slot, also if its segment has no name any more.
+    pub(crate) fn slot(&self, runtime_dir: &Path, id: &WorkerId) -> Option<SlotSnapshot> {
+        let fd = self.workers.get(&id.to_string()).and_then(|part| part.segment_fd);
+        let held = fd.and_then(|fd| ipc::snapshot_at(format!("/proc/{}/fd/{fd}", self.pid).as_ref(), id).ok());
+        held.or_else(|| ipc::snapshot(runtime_dir, id).ok())
     }
 
     /// Replaces the file in `dir` by rename(2), so that a reader never sees half of it.

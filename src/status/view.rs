@@ -15,6 +15,9 @@ pub(crate) struct StatusView {
     pub set: String,
     /// Addresses of the listeners.
     pub listeners: Vec<String>,
+    /// What is missing outside the parts, and what is done about it.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub problems: Vec<String>,
     /// The watchdog.
     pub watchdog: WatchdogView,
     /// The dispatcher.

@@ -9,18 +9,21 @@ use super::error::{WatchdogError, system};
 use super::plan::PlanLimits;
 use crate::backoff;
 use crate::config::Config;
+use crate::held_file::HeldFile;
 use crate::ids::WorkerId;
 
 /// The file in the runtime directory from which the parts read the configuration.
-pub(super) fn path(runtime_dir: &Path) -> PathBuf {
+fn path(runtime_dir: &Path) -> PathBuf {
     runtime_dir.join("applied.toml")
 }
 
-/// Writes that file. The operator's file may change at any time.
-pub(super) fn write(config: &Config, runtime_dir: &Path) -> Result<(), WatchdogError> {
+/// Writes that file, and holds it: parts that start after it was removed still read it. The operator's file may change at
+/// any time.
+pub(super) fn write(config: &Config, runtime_dir: &Path) -> Result<HeldFile, WatchdogError> {
     let path = path(runtime_dir);
     let new = runtime_dir.join("applied.toml.new");
-    fs::write(&new, config.to_toml()).and_then(|()| fs::rename(&new, &path)).map_err(system(path.display().to_string()))
+    let written = fs::write(&new, config.to_toml()).and_then(|()| fs::rename(&new, &path));
+    written.and_then(|()| HeldFile::open(&path)).map_err(system(path.display().to_string()))
 }
 
 /// All workers with their drain_timeout.

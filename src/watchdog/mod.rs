@@ -11,6 +11,7 @@ mod admin;
 mod applied_config;
 mod error;
 mod evidence;
+mod file_watch;
 pub(crate) mod notify;
 mod own_delay;
 mod part_log;
@@ -29,6 +30,7 @@ mod supervisor;
 mod worker_endpoints;
 
 use std::path::Path;
+use std::rc::Rc;
 use tokio::task::LocalSet;
 
 use crate::config::Loaded;
@@ -76,10 +78,10 @@ async fn run_set(loaded: Loaded) -> Result<(), WatchdogError> {
         return Err(IpcError::RunBySystemd(runtime_dir).into());
     }
     ipc::prepare(&loaded.config, &Modes::default())?;
-    let lock = stale_processes::lock_set(&runtime_dir).await?;
+    let lock = Rc::new(stale_processes::lock_set(&runtime_dir).await?);
     let ended = tokio::select! {
         // On an error the processes of the previous set survive, and so does everything they use.
-        ended = stale_processes::terminate(&runtime_dir, &loaded.config) => ended?,
+        ended = stale_processes::terminate(&loaded.config) => ended?,
         _ = async { tokio::select! { _ = signals.stop.readable() => {}, _ = signals.stop_now.readable() => {} } } => {
             // They continue to drain; the next start terminates them.
             tracing::info!(%set, event = %log::Event::SetNotStarted,
@@ -90,10 +92,10 @@ async fn run_set(loaded: Loaded) -> Result<(), WatchdogError> {
     let segments = SegmentNames::default();
     let result = async {
         stale_processes::remove_files(&loaded.config, &ended)?;
-        ChildSupervisor::open(loaded, segments.clone())?.run(signals).await
+        ChildSupervisor::open(loaded, segments.clone(), lock.clone())?.run(signals).await
     }
     .await;
-    let removed = remove_set(&runtime_dir, lock, &segments).await;
+    let removed = remove_set(&runtime_dir, &lock, &segments).await;
     if result.is_ok() && removed.is_ok() {
         tracing::info!(%set, event = %log::Event::SetStopped, "the set has stopped, and nothing of it is left");
     }
@@ -102,7 +104,7 @@ async fn run_set(loaded: Loaded) -> Result<(), WatchdogError> {
 
 /// Kills the remaining processes of the set and removes its files and segments. Performs every step, whichever fails, and
 /// returns the first error.
-async fn remove_set(runtime_dir: &Path, lock: SetLock, segments: &SegmentNames) -> Result<(), WatchdogError> {
+async fn remove_set(runtime_dir: &Path, lock: &SetLock, segments: &SegmentNames) -> Result<(), WatchdogError> {
     let killed = process_tree::kill(|_| true, log_killed).await;
     let killed = killed.map_err(|survivors| WatchdogError::Leftover(survivors.to_string()));
     // If the directory was removed meanwhile, a new one belongs to another set.

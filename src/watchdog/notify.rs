@@ -11,6 +11,7 @@ use nix::libc;
 use nix::sys::socket::{ControlMessageOwned, MsgFlags, UnixCredentials, recvmsg, setsockopt, sockopt};
 use tokio::io::unix::AsyncFd;
 
+use crate::held_file::HeldFile;
 use crate::log::{Event, LogThrottle};
 use crate::sys;
 
@@ -70,7 +71,10 @@ fn is_valid_name(name: &str) -> bool {
 }
 
 /// The socket.
-pub(crate) struct NotifySocket(AsyncFd<OwnedFd>);
+pub(crate) struct NotifySocket {
+    socket: AsyncFd<OwnedFd>,
+    file: HeldFile,
+}
 
 impl NotifySocket {
     /// Binds the socket; an old file at this path is replaced.
@@ -85,13 +89,18 @@ impl NotifySocket {
         let socket = UnixDatagram::bind(path)?;
         socket.set_nonblocking(true)?;
         setsockopt(&socket, sockopt::PassCred, &true)?;
-        Ok(Self(sys::when_readable(socket.into())?))
+        Ok(Self { socket: sys::when_readable(socket.into())?, file: HeldFile::open(path)? })
+    }
+
+    /// The socket's file.
+    pub(crate) fn file(&self) -> &HeldFile {
+        &self.file
     }
 
     /// The next message, if one has arrived.
     pub(crate) fn try_receive(&self) -> Option<NotifyMessage> {
         loop {
-            match receive(self.0.get_ref()) {
+            match receive(self.socket.get_ref()) {
                 Ok(Some(message)) => return Some(message),
                 Ok(None) => {}
                 Err(_) => return None,
@@ -105,8 +114,8 @@ impl NotifySocket {
     /// When the socket fails.
     pub(crate) async fn receive(&self) -> io::Result<NotifyMessage> {
         loop {
-            let mut ready = self.0.readable().await?;
-            match receive(self.0.get_ref()) {
+            let mut ready = self.socket.readable().await?;
+            match receive(self.socket.get_ref()) {
                 Ok(Some(message)) => return Ok(message),
                 Ok(None) => {}
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => ready.clear_ready(),

@@ -1,7 +1,9 @@
 //! Probes the dispatcher: one request at a time, over one connection.
 
+use std::cell::RefCell;
 use std::io;
 use std::path::PathBuf;
+use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -13,6 +15,7 @@ use tokio::time::timeout;
 
 use super::plan::{Part, Plan, WorkerLiveness};
 use crate::descriptors::SpareDescriptor;
+use crate::held_file::HeldFile;
 use crate::ids::{Monotonic, PoolName, WorkerId, WorkerNumber};
 use crate::log::{Event, LogThrottle};
 use crate::probe::{FailedPool, ProbeCommand, ProbeReport, ProbeRequest, REPORT_MAX};
@@ -28,6 +31,35 @@ const YIELDS: u32 = 3;
 /// Length limit of a cause, in characters: clients see it.
 const CAUSE_MAX: usize = 200;
 
+/// Where the dispatcher is probed: `probe.sock`, also after the name of the socket that it serves was removed.
+#[derive(Clone)]
+pub(super) struct ProbeSocket {
+    path: PathBuf,
+    file: Rc<RefCell<Option<HeldFile>>>,
+}
+
+impl ProbeSocket {
+    pub(super) fn new(path: PathBuf) -> Self {
+        Self { path, file: Rc::default() }
+    }
+
+    /// Holds the socket's file, which the dispatcher serves.
+    pub(super) fn hold(&self) {
+        if let Ok(file) = HeldFile::open(&self.path) {
+            *self.file.borrow_mut() = Some(file);
+        }
+    }
+
+    async fn connect(&self) -> io::Result<UnixStream> {
+        let path = self.file.borrow().as_ref().map_or_else(|| self.path.clone(), HeldFile::reachable_path);
+        let stream = UnixStream::connect(&path).await?;
+        if path == self.path {
+            self.hold();
+        }
+        Ok(stream)
+    }
+}
+
 /// Handle of the task that sends the probes.
 pub(super) struct Prober {
     requests: mpsc::UnboundedSender<Vec<FailedPool>>,
@@ -42,7 +74,7 @@ pub(super) struct Prober {
 
 impl Prober {
     /// Starts the task; no probe is sent yet.
-    pub(super) fn start(socket: PathBuf) -> Self {
+    pub(super) fn start(socket: ProbeSocket) -> Self {
         let (requests, received) = mpsc::unbounded_channel();
         let (answers, reports) = mpsc::unbounded_channel();
         tokio::task::spawn_local(run(socket, received, answers));
@@ -65,8 +97,8 @@ impl Prober {
         self.pending_since.is_some()
     }
 
-    /// Whether a probe could not be sent since the last call because this process has nothing left to send it with. That
-    /// is not the dispatcher's silence.
+    /// Whether a probe could not be sent since the last call: `probe.sock` does not exist, or this process has nothing
+    /// left to send it with. That is not the dispatcher's silence.
     pub(super) fn take_not_sent(&mut self) -> bool {
         std::mem::take(&mut self.not_sent)
     }
@@ -113,6 +145,8 @@ impl Prober {
 
     fn process(&mut self, answer: io::Result<ProbeReport>) -> Option<Vec<WorkerLiveness>> {
         self.pending_since = None;
+        // From connect(2): there is no `probe.sock`.
+        self.not_sent |= answer.as_ref().is_err_and(|error| error.kind() == io::ErrorKind::NotFound);
         if let Err(error) = answer.as_ref()
             && is_own_shortage(error)
         {
@@ -154,7 +188,7 @@ pub(super) fn incarnations(report: &ProbeReport) -> Vec<(Part, u32, bool)> {
 }
 
 async fn run(
-    socket: PathBuf,
+    socket: ProbeSocket,
     mut requests: mpsc::UnboundedReceiver<Vec<FailedPool>>,
     answers: mpsc::UnboundedSender<io::Result<ProbeReport>>,
 ) {
@@ -180,14 +214,14 @@ async fn run(
 
 /// Sends one request and reads its report, over a new connection if there is none.
 async fn exchange(
-    socket: &PathBuf,
+    socket: &ProbeSocket,
     connection: &mut Option<BufReader<UnixStream>>,
     request: ProbeRequest,
 ) -> io::Result<ProbeReport> {
     let nonce = request.nonce;
     let stream = match connection {
         Some(stream) => stream,
-        None => connection.insert(BufReader::new(UnixStream::connect(socket).await?)),
+        None => connection.insert(BufReader::new(socket.connect().await?)),
     };
     stream.write_all(&request.into_line()?).await?;
     let mut line = Vec::new();
@@ -202,7 +236,7 @@ fn is_own_shortage(error: &io::Error) -> bool {
 }
 
 /// Notifies the dispatcher, over a separate connection, that the set is stopping.
-pub(super) fn send_quiesce(socket: PathBuf) {
+pub(super) fn send_quiesce(socket: ProbeSocket) {
     tokio::task::spawn_local(async move {
         let request = ProbeRequest { nonce: 0, command: Some(ProbeCommand::Quiesce), failed: Vec::new() };
         let _ = timeout(COMMAND_TIMEOUT, exchange(&socket, &mut None, request)).await;

@@ -87,6 +87,7 @@ impl ChildSupervisor {
 
     fn apply_config(&mut self, new: Config) -> Result<ConfigChange, WatchdogError> {
         let change = compare(&self.config, &new)?;
+        self.require_directory()?;
         // The steps that can fail come first. They only create what is new, or are undone on an error.
         let kept = match_sockets(&self.sockets.listeners, &new.listeners);
         let mut listeners = BTreeMap::new();
@@ -114,10 +115,10 @@ impl ChildSupervisor {
         let access = changed.iter().try_for_each(|(at, index)| sockets[*at].apply_access(&new.listeners[*index]));
         let access = access.and_then(|()| self.sockets.admin.apply_admin_access(&new.admin));
         let created = access.map_err(WatchdogError::from).and_then(|()| self.create_endpoints(&new, &added));
-        let published =
-            created.and_then(|endpoints| applied_config::write(&new, &self.runtime_dir).map(|()| endpoints));
-        let endpoints = match published {
-            Ok(endpoints) => endpoints,
+        let published = created
+            .and_then(|endpoints| applied_config::write(&new, &self.runtime_dir).map(|applied| (endpoints, applied)));
+        let (endpoints, applied) = match published {
+            Ok(published) => published,
             Err(error) => {
                 // Errors of the undoing are ignored: the first error is the one to report.
                 for id in &added {
@@ -130,6 +131,7 @@ impl ChildSupervisor {
                 return Err(error);
             }
         };
+        self.children.set_config(applied);
         self.endpoints.extend(endpoints);
         self.sockets.workers.extend(workers);
         let old = std::mem::take(&mut self.sockets.listeners);
@@ -140,6 +142,7 @@ impl ChildSupervisor {
         });
         self.sockets.listeners = all.collect();
         self.config = Arc::new(new);
+        self.watch_files();
         if admin_moves {
             self.sockets.admin_tcp = admin_tcp;
             if let Err(error) = self.serve_admin() {

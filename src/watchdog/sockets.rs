@@ -3,15 +3,17 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::fs::{FileTypeExt, PermissionsExt};
-use std::os::unix::net::{UnixListener, UnixStream};
-use std::path::{Path, PathBuf};
+use std::os::unix::net::UnixListener;
+use std::path::Path;
 
-use nix::sys::socket::{Backlog, listen};
+use nix::errno::Errno;
+use nix::sys::socket::{AddressFamily, Backlog, SockFlag, SockType, UnixAddr, connect, listen, socket};
 use nix::unistd::{Gid, Group, Uid, User, chown, getegid, geteuid};
 
 use crate::config::{AdminConfig, Config, ListenAddress, ListenerConfig};
+use crate::held_file::HeldFile;
 use crate::ids::WorkerId;
 
 /// A listening socket.
@@ -21,13 +23,15 @@ pub(super) struct ListeningSocket {
     pub configured: ListenAddress,
     /// The bound address: port 0 is replaced by the port that the kernel chose.
     pub address: ListenAddress,
-    path: Option<PathBuf>,
+    /// The file of a Unix socket.
+    pub file: Option<HeldFile>,
 }
 
 impl Drop for ListeningSocket {
     fn drop(&mut self) {
-        if let Some(path) = &self.path {
-            let _ = fs::remove_file(path);
+        // Another socket may have replaced it.
+        if let Some(file) = self.file.as_ref().filter(|file| file.is_in_place()) {
+            let _ = fs::remove_file(file.path());
         }
     }
 }
@@ -40,17 +44,38 @@ impl AsFd for ListeningSocket {
 
 impl ListeningSocket {
     fn bind(configured: &ListenAddress) -> io::Result<Self> {
-        let (fd, address, path): (OwnedFd, _, _) = match configured {
+        let (fd, address, file): (OwnedFd, _, _) = match configured {
             ListenAddress::Tcp(address) => {
                 let socket = std::net::TcpListener::bind(address)?;
                 let address = ListenAddress::Tcp(socket.local_addr()?);
                 (socket.into(), address, None)
             }
-            ListenAddress::Unix(path) => (bind_unix(path)?.into(), configured.clone(), Some(path.clone())),
+            ListenAddress::Unix(path) => (bind_unix(path)?.into(), configured.clone(), Some(HeldFile::open(path)?)),
         };
         // The standard library sets a backlog of 128. Connections wait in it while a part restarts.
         listen(&fd, Backlog::MAXCONN)?;
-        Ok(Self { fd, configured: configured.clone(), address, path })
+        Ok(Self { fd, configured: configured.clone(), address, file })
+    }
+
+    /// Whether clients that look for it find it.
+    pub(super) fn is_in_place(&self) -> bool {
+        self.file.as_ref().is_none_or(HeldFile::is_in_place)
+    }
+
+    /// Binds the address of a Unix socket again, with the mode and owner of the file that was removed.
+    pub(super) fn rebind(&self) -> io::Result<Self> {
+        let new = Self::bind(&self.configured)?;
+        if let (Some(old), Some(file)) = (&self.file, &new.file) {
+            let status = nix::sys::stat::fstat(old.get())?;
+            chown(file.path(), Some(Uid::from_raw(status.st_uid)), Some(Gid::from_raw(status.st_gid)))?;
+            fs::set_permissions(file.path(), fs::Permissions::from_mode(status.st_mode & 0o7777))?;
+        }
+        Ok(new)
+    }
+
+    /// Ends the accepting of all holders, once they have emptied the queue.
+    pub(super) fn retire(&self) {
+        let _ = nix::sys::socket::shutdown(self.fd.as_raw_fd(), nix::sys::socket::Shutdown::Both);
     }
 
     /// Applies the listener's mode and owner to the socket's file, if it has one.
@@ -64,8 +89,8 @@ impl ListeningSocket {
     }
 
     fn set_access(&self, access: &SocketAccess) -> Result<(), SocketError> {
-        let Some(path) = &self.path else { return Ok(()) };
-        access.apply(path).map_err(|(key, cause)| SocketError {
+        let Some(file) = &self.file else { return Ok(()) };
+        access.apply(file.path()).map_err(|(key, cause)| SocketError {
             text: format!("cannot set the {key} of {}: {cause}; check `{key}` of {}", self.configured, access.section),
             address: self.configured.clone(),
         })
@@ -132,8 +157,7 @@ fn bind_unix(path: &Path) -> io::Result<UnixListener> {
     match UnixListener::bind(path) {
         Err(error) if error.kind() == io::ErrorKind::AddrInUse => {
             let is_socket = fs::symlink_metadata(path).is_ok_and(|status| status.file_type().is_socket());
-            let refused = |e: io::Error| e.kind() == io::ErrorKind::ConnectionRefused;
-            if !is_socket || !UnixStream::connect(path).is_err_and(refused) {
+            if !is_socket || is_served(path)? {
                 return Err(error);
             }
             fs::remove_file(path)?;
@@ -141,6 +165,13 @@ fn bind_unix(path: &Path) -> io::Result<UnixListener> {
         }
         result => result,
     }
+}
+
+/// Whether a process listens on this socket file. Does not wait for one whose queue is full.
+fn is_served(path: &Path) -> io::Result<bool> {
+    let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
+    let fd = socket(AddressFamily::Unix, SockType::Stream, flags, None)?;
+    Ok(connect(fd.as_raw_fd(), &UnixAddr::new(path)?) != Err(Errno::ECONNREFUSED))
 }
 
 /// A socket that cannot be bound or set up.

@@ -47,14 +47,15 @@ pub(super) async fn lock_set(dir: &Path) -> Result<SetLock, IpcError> {
 /// and those that are stopped, are killed with all their descendants.
 ///
 /// Returns the names of the processes.
-pub(super) async fn terminate(dir: &Path, config: &Config) -> Result<BTreeSet<String>, WatchdogError> {
+pub(super) async fn terminate(config: &Config) -> Result<BTreeSet<String>, WatchdogError> {
+    let dir = &config.set.runtime_dir;
     let drain_timeout = config.pools.iter().map(|pool| pool.drain_timeout).max().unwrap_or_default();
     let (mut deadline, mut logged) = (Instant::now() + drain_timeout, false);
     let mut killed = false;
     let mut ended = BTreeSet::new();
     let mut hidden_since = None;
     loop {
-        let left: Vec<Leftover> = ipc::leftovers(dir)?;
+        let left: Vec<Leftover> = ipc::leftovers(config)?;
         if left.is_empty() {
             terminate_strays(dir, &mut ended).await?;
             return Ok(ended);
@@ -152,10 +153,10 @@ async fn terminate_strays(dir: &Path, ended: &mut BTreeSet<String>) -> Result<()
     }
 }
 
-/// Recognised by `NOTIFY_SOCKET`, which each part gets and leaves to its children. No set runs in `dir`: the caller holds
+/// Recognised by [`ipc::RUNTIME_DIR`], which each part gets and leaves to its children. No set runs in `dir`: the caller holds
 /// its lock. This process and its ancestors may have been started by such a process; they are not listed.
 fn strays(dir: &Path) -> Vec<(ProcessId, String)> {
-    let mark = [b"NOTIFY_SOCKET=", dir.join("notify.sock").as_os_str().as_bytes()].concat();
+    let mark = [ipc::RUNTIME_DIR.as_bytes(), b"=", dir.as_os_str().as_bytes()].concat();
     let parent = |process: &ProcessStat| ProcessStat::of(process.parent.as_raw() as u32);
     let ancestors: Vec<_> =
         std::iter::successors(ProcessStat::of(std::process::id()), parent).map(|process| process.id()).collect();

@@ -12,7 +12,12 @@ use crate::{log, procfs};
 pub(super) fn saved_state(plan: &Plan, set: &str, process: ProcessId, listeners: Vec<String>) -> SavedState {
     let mut parts: Vec<(&Part, SavedPart)> = plan
         .status()
-        .map(|(part, s)| (part, SavedPart { pid: s.pid, state: s.state.into(), restarts: s.restarts, cause: s.cause }))
+        .map(|(part, s)| {
+            (
+                part,
+                SavedPart { pid: s.pid, state: s.state.into(), restarts: s.restarts, cause: s.cause, segment_fd: None },
+            )
+        })
         .collect();
     let (_, dispatcher) = parts.remove(0); // the dispatcher is the first part in order
     let workers = parts.into_iter().filter_map(|(part, state)| match part {
@@ -27,6 +32,7 @@ pub(super) fn saved_state(plan: &Plan, set: &str, process: ProcessId, listeners:
         pid_namespace: procfs::pid_namespace(),
         stopping: plan.is_stopping(),
         listeners,
+        problems: Vec::new(),
         dispatcher,
         workers: workers.collect(),
     }
@@ -45,23 +51,34 @@ impl StateWriter {
         self.last.clone()
     }
 
-    /// Writes the state if it has changed or the last write failed, and returns it in that case.
-    pub(super) fn write_if_changed(&mut self, state: SavedState, dir: &Path) -> Option<&SavedState> {
+    /// Writes the last state again if the file is missing, and returns whether it was.
+    pub(super) fn restore(&mut self, dir: &Path) -> bool {
+        let is_missing = !SavedState::path(dir).exists();
+        if let (true, Some(last)) = (is_missing, &self.last) {
+            self.failing |= last.write(dir).is_err();
+        }
+        is_missing
+    }
+
+    /// Writes the state if it has changed or the last write failed, and returns it in that case. Without a directory it
+    /// is not written.
+    pub(super) fn write_if_changed(&mut self, state: SavedState, dir: Option<&Path>) -> Option<&SavedState> {
         if !self.failing && self.last.as_deref() == Some(&state) {
             return None;
         }
-        match state.write(dir) {
-            Ok(()) => {
+        match dir.map(|dir| state.write(dir)) {
+            None => {}
+            Some(Ok(())) => {
                 if std::mem::take(&mut self.failing) {
                     tracing::info!("watchdog.json is writable again: patou status is up to date");
                 }
             }
             // Logged once; retried with every answer of the dispatcher.
-            Err(error) if !std::mem::replace(&mut self.failing, true) => {
+            Some(Err(error)) if !std::mem::replace(&mut self.failing, true) => {
                 tracing::error!(event = %log::Event::RuntimeDirError,
                     "cannot write watchdog.json: {error}; patou status is out of date until a retry succeeds");
             }
-            Err(_) => {}
+            Some(Err(_)) => {}
         }
         Some(self.last.insert(Arc::new(state)))
     }

@@ -7,7 +7,7 @@ use crate::clock;
 use crate::config::Config;
 use crate::exchange::Incarnation;
 use crate::ids::WorkerId;
-use crate::ipc::{self, WorkerIpc};
+use crate::ipc::{self, PassedObjects, WorkerIpc};
 use crate::shm::SegmentRole;
 
 /// How often an unusable or locked segment is tried again.
@@ -24,8 +24,9 @@ const LOCK_WAIT: Duration = Duration::from_millis(200);
 pub(super) fn attach(config: &Config, id: &WorkerId) -> Result<WorkerIpc, ServeError> {
     let since = clock::now();
     let mut logged = false;
+    let passed = PassedObjects::of_this_worker();
     loop {
-        let ipc = ipc::open_unchecked(config, id)?;
+        let ipc = ipc::open_unchecked(config, id, passed.as_ref())?;
         let waited = clock::now().since(since);
         let damage = match ipc.segment.damage() {
             None if ipc

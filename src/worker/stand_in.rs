@@ -29,7 +29,7 @@ use crate::backoff;
 use crate::config::{Config, FrontConfig};
 use crate::exchange::{self, Incarnation, Word};
 use crate::ids::{Lifecycle, WorkerId};
-use crate::ipc;
+use crate::ipc::{self, PassedObjects};
 use crate::net::{
     ACCEPT_RETRY_DELAY, LingerBounds, SharedStream, SocketListener, SocketStream, deliver, lingering_close,
 };
@@ -131,7 +131,8 @@ impl HeldAddress {
     /// The address of a worker without a process, or with one that has not finished its start.
     fn of_absent(config: &Config, id: &WorkerId, listeners: WorkerListeners) -> Self {
         // Without it no client can be sent to the dispatcher's port; each still gets a response.
-        let segment = ipc::open_unchecked(config, id).ok().map(|ipc| ipc.segment);
+        let segment =
+            ipc::open_unchecked(config, id, PassedObjects::of_this_worker().as_ref()).ok().map(|ipc| ipc.segment);
         let slot = segment.clone();
         let serves = move || {
             let slot = slot.as_ref().filter(|slot| slot.is_role_locked(SegmentRole::Worker));

@@ -57,7 +57,7 @@ fn get_with_retries(first: SocketAddr, target: &str) -> Result<(), String> {
     let (mut address, mut path) = (first, target.to_owned());
     let deadline = Instant::now() + EVENT_TIMEOUT;
     while Instant::now() < deadline {
-        match send_request(address, request_head("GET", &path, address, "").as_bytes()) {
+        match send_request(address, request_head("GET", &path, address, "Connection: close\r\n").as_bytes()) {
             Ok(response) if response.status == 200 => return Ok(()),
             Ok(response) if response.status == 307 => {
                 let (host, rest) = response.location();

@@ -26,7 +26,7 @@ pub(super) fn inject(set: &DrillSet, worker: &WorkerId, fault: &DrillFault) -> R
 }
 
 fn damage_doorbells(set: &DrillSet, worker: &WorkerId, kind: FaultKind) -> Result<(), String> {
-    let parts = ipc::open_unchecked(&set.config, worker).map_err(|error| error.to_string())?;
+    let parts = ipc::open_unchecked(&set.config, worker, None).map_err(|error| error.to_string())?;
     for doorbell in [&parts.to_worker, &parts.to_dispatcher] {
         if kind == FaultKind::FillDoorbells {
             while write(doorbell, &[1; 4096]).is_ok() {}

@@ -1,6 +1,8 @@
 //! Opens and closes pools and slots, at the start and at each reload.
 
+use std::path::PathBuf;
 use std::rc::Rc;
+use std::time::Duration;
 
 use super::Driver;
 use crate::config::{self, Config};
@@ -9,10 +11,13 @@ use crate::dispatcher::pool_slots::{PoolSlots, WorkerSlot};
 use crate::exchange::{DispatcherSide, Incarnation, SpinBudget};
 use crate::handoff::HandoffSender;
 use crate::ids::{PoolName, Token, WorkerId, WorkerNumber};
-use crate::ipc::{self, WorkerIpc};
+use crate::ipc::{self, WorkerIpc, WorkerObject};
 use crate::pool::{Pool, PoolLimits};
 use crate::shm::{SegmentIdentity, SegmentRole};
-use crate::{doorbell, sys};
+use crate::{clock, doorbell, log, sys};
+
+/// The interval between two looks for objects whose names were removed: a system call for each worker.
+const NAMES_CHECK_INTERVAL: Duration = Duration::from_secs(1);
 
 impl Driver {
     /// Applies a configuration: adds, changes and removes pools and workers without interrupting requests.
@@ -21,14 +26,11 @@ impl Driver {
         config: &Config,
         return_ports: &dyn Fn(&PoolName) -> Option<u16>,
     ) -> Result<(), DispatcherError> {
+        *self.config.borrow_mut() = Rc::new(config.clone());
         for wanted in &config.pools {
             let index = self.pool_index(&wanted.name).unwrap_or_else(|| self.add_pool(wanted, config));
-            let return_port = return_ports(&wanted.name);
-            for id in self.reconfigure_pool(index, wanted, config, return_port) {
-                let slot = self.open_slot(config, &id, index, return_port)?;
-                self.pools.borrow_mut()[index].slots[id.number.index()] = Some(slot);
-                self.read_slot(index, id.number);
-            }
+            self.reconfigure_pool(index, wanted, config, return_ports(&wanted.name));
+            self.open_missing_slots(index, config)?;
         }
         for (index, pool) in self.pools.borrow_mut().iter_mut().enumerate() {
             if config.pools.iter().all(|wanted| wanted.name != pool.config.name) && pool.config.workers > 0 {
@@ -51,48 +53,95 @@ impl Driver {
             table: Pool::new(limits(wanted, config), self.epoch),
             failed: None,
             slots: Vec::new(),
+            return_port: None,
             spin: SpinBudget::default(),
         });
         pools.len() - 1
     }
 
-    /// Applies the configuration of one pool. Returns the workers without an open slot.
-    fn reconfigure_pool(
-        &self,
-        index: usize,
-        wanted: &config::PoolConfig,
-        config: &Config,
-        return_port: Option<u16>,
-    ) -> Vec<WorkerId> {
+    /// Applies the configuration of one pool.
+    fn reconfigure_pool(&self, index: usize, wanted: &config::PoolConfig, config: &Config, return_port: Option<u16>) {
         let pool = &mut self.pools.borrow_mut()[index];
         pool.config = wanted.clone();
         pool.table.reconfigure(limits(wanted, config));
         pool.set_return_port(return_port);
-        let mut closed = Vec::new();
-        for n in WorkerNumber::up_to(wanted.workers) {
-            if n.index() >= pool.slots.len() {
-                pool.slots.push(None);
-            }
-            // A worker that was removed and added again has a new segment, while the old one may still be open.
-            let id = WorkerId { pool: wanted.name.clone(), number: n };
-            let current = ipc::segment_name(&config.set.runtime_dir, &id);
-            let slot = &mut pool.slots[n.index()];
-            if slot.as_ref().is_none_or(|slot| current.is_ok_and(|name| name != slot.segment.name())) {
-                *slot = None;
-                closed.push(id);
-            }
-        }
-        closed
+        let missing = usize::from(wanted.workers).saturating_sub(pool.slots.len());
+        pool.slots.extend(std::iter::repeat_with(|| None).take(missing));
     }
 
+    /// Opens the slots that are not open, and those of workers that have new objects: a worker that was removed and added
+    /// again, or one whose files were lost. A worker whose objects cannot be opened gets no clients until they can.
+    fn open_missing_slots(self: &Rc<Self>, index: usize, config: &Config) -> Result<(), DispatcherError> {
+        let (name, workers) = {
+            let pool = &self.pools.borrow()[index];
+            (pool.config.name.clone(), pool.config.workers)
+        };
+        for number in WorkerNumber::up_to(workers) {
+            let id = WorkerId { pool: name.clone(), number };
+            let held = self.pools.borrow()[index].slot(number).map(|slot| slot.segment.clone());
+            let mut drained = None;
+            if let Some(held) = held {
+                let current = ipc::segment_name(&config.set.runtime_dir, &id);
+                if current.is_ok_and(|name| name == held.name()) || ipc::open_unchecked(config, &id, None).is_err() {
+                    continue;
+                }
+                // What the old slot contains is settled there; its incarnation has ended.
+                self.on_ring(index, number);
+                if held.is_role_locked(SegmentRole::Worker) {
+                    continue;
+                }
+                let old = self.pools.borrow_mut()[index].slots[number.index()].take();
+                drained = old.map(|old| old.side.drained());
+            }
+            match self.open_slot(config, &id, index, drained) {
+                Ok(slot) => {
+                    self.pools.borrow_mut()[index].slots[number.index()] = Some(slot);
+                    self.unopened.borrow_mut().remove(&id);
+                    self.read_slot(index, number);
+                }
+                Err(DispatcherError::Ipc(error)) => {
+                    if self.unopened.borrow_mut().insert(id.clone()) {
+                        tracing::error!(worker = %id, event = %log::Event::FilesLost,
+                            "cannot open the segment and doorbells of this worker: {error}; it gets no clients until \
+                             they can be opened");
+                    }
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(())
+    }
+
+    /// Looks for workers that have new objects, because the names of the old ones were removed. Once per
+    /// [`NAMES_CHECK_INTERVAL`].
+    pub(crate) fn check_names(self: &Rc<Self>) {
+        let now = clock::now();
+        if now.since(self.names_checked.get()) < NAMES_CHECK_INTERVAL {
+            return;
+        }
+        self.names_checked.set(now);
+        let config = self.config.borrow().clone();
+        let pools = self.pools.borrow().len();
+        for index in 0..pools {
+            let is_lost = |slot: &Option<WorkerSlot>| slot.as_ref().is_none_or(|slot| slot.segment.is_unlinked());
+            let any_lost = self.pools.borrow()[index].slots.iter().any(is_lost);
+            if any_lost && let Err(error) = self.open_missing_slots(index, &config) {
+                tracing::error!(event = %log::Event::FilesLost, "cannot open new segments: {error}; trying again");
+            }
+        }
+    }
+
+    /// `drained`: the slot continues one that this dispatcher has settled, and whose worker was out of service or not.
     fn open_slot(
         self: &Rc<Self>,
         config: &Config,
         id: &WorkerId,
         index: usize,
-        return_port: Option<u16>,
+        drained: Option<bool>,
     ) -> Result<WorkerSlot, DispatcherError> {
-        let WorkerIpc { segment, to_worker, to_dispatcher } = ipc::open_unchecked(config, id)?;
+        let passed = self.passed.get(id);
+        let return_port = self.pools.borrow()[index].return_port;
+        let WorkerIpc { segment, to_worker, to_dispatcher } = ipc::open_unchecked(config, id, passed)?;
         let undamaged = segment.damage().is_none();
         if !segment
             .lock_role(SegmentRole::Dispatcher)
@@ -102,10 +151,10 @@ impl Driver {
             return Err(DispatcherError::Taken(pid));
         }
         let mut side = DispatcherSide::attach(segment.clone(), self.epoch, self.process, return_port);
-        if undamaged {
-            self.recover_connection(&side);
-        } else {
-            side.discard_inherited();
+        match drained {
+            Some(drained) if undamaged => side.continue_copy(drained),
+            None if undamaged => self.recover_connection(&side),
+            _ => side.discard_inherited(),
         }
         let readiness =
             sys::when_readable(to_dispatcher.into()).map_err(|e| DispatcherError::System("a doorbell", e))?;
@@ -127,7 +176,10 @@ impl Driver {
             side,
             segment,
             doorbell: to_worker,
-            handoff_sender: HandoffSender::new(ipc::handoff_path(&config.set.runtime_dir, id)),
+            handoff_sender: HandoffSender::new(
+                ipc::handoff_path(&config.set.runtime_dir, id),
+                passed.and_then(|passed| passed.path(WorkerObject::Handoff)).map(PathBuf::as_path),
+            ),
             lent: None,
             token: Token::new(0),
             doorbell_task: doorbell_task.abort_handle(),

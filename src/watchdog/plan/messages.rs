@@ -150,7 +150,8 @@ pub(crate) enum PlanEvent {
     /// A probe was sent to the dispatcher. Evaluation waits for the next event, because an answer may already be
     /// buffered; the same holds for `WatchdogLate` and `MachineResumed`.
     ProbeSent,
-    /// The probe that was last sent did not leave the watchdog, which had no descriptor or memory for it.
+    /// The last probe did not leave the watchdog: `probe.sock` does not exist, or there is no descriptor or memory for it.
+    /// That is no silence of the dispatcher.
     ProbeNotSent,
     /// The dispatcher answered a probe.
     Report(Vec<WorkerLiveness>),

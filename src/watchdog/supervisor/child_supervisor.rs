@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, VecDeque};
 use std::path::PathBuf;
+use std::rc::Rc;
 use std::sync::Arc;
 
 use tokio::io::AsyncReadExt;
@@ -9,8 +10,10 @@ use tokio::sync::mpsc;
 use tokio::time::sleep;
 
 use super::children::Children;
+use super::repair::SetFiles;
 use crate::config::{Config, Loaded, Origin};
 use crate::ids::{Monotonic, ProcessId, WorkerId};
+use crate::ipc::SetLock;
 use crate::procfs;
 use crate::sd_watchdog::WatchdogTicker;
 use crate::signals::STOP_DEBOUNCE;
@@ -22,7 +25,7 @@ use crate::watchdog::notify::{FdStore, NotifyMessage, NotifySocket};
 use crate::watchdog::own_delay::{LATE, SuspendDetector};
 use crate::watchdog::part_log::log_notice;
 use crate::watchdog::plan::{Notice, Part, PartStatus, Plan, PlanAction, PlanEvent};
-use crate::watchdog::prober::{self, Prober};
+use crate::watchdog::prober::{self, ProbeSocket, Prober};
 use crate::watchdog::process_sample;
 use crate::watchdog::restart_stats::{RestartCause, RestartStats};
 use crate::watchdog::set_signals::SetSignals;
@@ -46,14 +49,16 @@ pub(crate) struct ChildSupervisor {
     exits: mpsc::UnboundedReceiver<(Part, u32)>,
     pub sockets: SetSockets,
     pub fd_store: FdStore,
-    notify_socket: NotifySocket,
+    pub notify_socket: NotifySocket,
     pub endpoints: BTreeMap<WorkerId, WorkerEndpoints>,
-    prober: Prober,
+    pub files: SetFiles,
+    pub probe_socket: ProbeSocket,
+    pub prober: Prober,
     slot_observer: SlotObserver,
     pub restart_stats: RestartStats,
     admin: AdminServer,
     evidence: EvidenceRecorder,
-    state_writer: StateWriter,
+    pub state_writer: StateWriter,
     /// The segments that this set has created. The files that name them may be removed by others.
     pub segments: SegmentNames,
     /// Why parts are about to end, as they have reported it.
@@ -68,7 +73,7 @@ pub(crate) struct ChildSupervisor {
 
 impl ChildSupervisor {
     /// Creates sockets, segments and doorbells, and starts the dispatcher.
-    pub(crate) fn open(loaded: Loaded, segments: SegmentNames) -> Result<Self, WatchdogError> {
+    pub(crate) fn open(loaded: Loaded, segments: SegmentNames, lock: Rc<SetLock>) -> Result<Self, WatchdogError> {
         let Loaded { config, origin, .. } = loaded;
         let runtime_dir = config.set.runtime_dir.clone();
         let sockets = SetSockets::open(&config)?;
@@ -77,19 +82,23 @@ impl ChildSupervisor {
         for id in config.workers() {
             endpoints.insert(id.clone(), WorkerEndpoints::create(&config, &id, set_epoch, &segments)?);
         }
-        applied_config::write(&config, &runtime_dir)?;
+        let applied = applied_config::write(&config, &runtime_dir)?;
         let notify_path = runtime_dir.join("notify.sock");
         let notify_socket = NotifySocket::bind(&notify_path).map_err(system(notify_path.display().to_string()))?;
+        let probe_socket = ProbeSocket::new(runtime_dir.join("probe.sock"));
+        probe_socket.hold();
         let (exit_sender, exits) = mpsc::unbounded_channel();
         let (plan, actions) = Plan::new(&drain_timeouts(&config), plan_limits(&config), clock::now());
         let mut supervisor = Self {
-            children: Children::new(applied_config::path(&runtime_dir), notify_path, exit_sender),
+            children: Children::new(applied, exit_sender),
             exits,
             sockets,
             fd_store: FdStore::default(),
             notify_socket,
             endpoints,
-            prober: Prober::start(runtime_dir.join("probe.sock")),
+            files: SetFiles::new(lock),
+            prober: Prober::start(probe_socket.clone()),
+            probe_socket,
             slot_observer: SlotObserver::default(),
             restart_stats: RestartStats::default(),
             admin: AdminServer::default(),
@@ -111,6 +120,7 @@ impl ChildSupervisor {
         supervisor.log_config_warnings();
         supervisor.perform(actions);
         supervisor.serve_admin()?;
+        supervisor.watch_files();
         Ok(supervisor)
     }
 
@@ -123,7 +133,8 @@ impl ChildSupervisor {
         let mut ticker = WatchdogTicker::start();
         let mut suspends = SuspendDetector::new();
         while !self.is_finished {
-            let wake_at = [Some(next_probe), self.plan.deadline(), ticker.due_at()].into_iter().flatten().min();
+            let wake_at = [Some(next_probe), self.plan.deadline(), ticker.due_at(), self.files.due_at()];
+            let wake_at = wake_at.into_iter().flatten().min();
             let wake_at = wake_at.unwrap_or(next_probe);
             let event = tokio::select! {
                 biased;
@@ -134,6 +145,7 @@ impl ChildSupervisor {
                 Some((part, pid)) = self.exits.recv() => self.on_exit(part, pid),
                 Ok(message) = self.notify_socket.receive() => self.on_notify(message),
                 Ok(_) = reload.read(reloads) => self.reload(),
+                () = self.files.changed() => { self.files.schedule(clock::now()); None }
                 Ok(_) = child.read(children) => { self.children.reap_orphans(); None }
                 () = sleep(wake_at.since(clock::now())) => None,
             };
@@ -163,8 +175,15 @@ impl ChildSupervisor {
                 }
             }
             ticker.tick(now);
+            if self.files.is_due(now) {
+                self.inspect_files();
+            }
             if let Some(workers) = report {
                 self.handle(now, PlanEvent::Report(workers));
+            }
+            if let Some(PlanEvent::Report(_)) = &event {
+                self.files.on_report();
+                self.find_ready_parts().into_iter().for_each(|part| self.handle(now, PlanEvent::Ready(part)));
             }
             self.handle(now, event.unwrap_or(PlanEvent::Tick));
             if self.start_deadline.is_some_and(|deadline| deadline <= now) {
@@ -175,7 +194,7 @@ impl ChildSupervisor {
         Ok(())
     }
 
-    fn handle(&mut self, now: Monotonic, event: PlanEvent) {
+    pub(super) fn handle(&mut self, now: Monotonic, event: PlanEvent) {
         let actions = self.plan.handle(now, event);
         self.perform(actions);
     }
@@ -219,11 +238,7 @@ impl ChildSupervisor {
 
     fn on_exit(&mut self, part: Part, pid: u32) -> Option<PlanEvent> {
         // Messages that the part sent before it ended are processed first.
-        while let Some(message) = self.notify_socket.try_receive() {
-            if let Some(event) = self.on_notify(message) {
-                self.handle(clock::now(), event);
-            }
-        }
+        self.receive_notifications();
         let (mut how, mut cause) = self.children.reap(&part, pid)?;
         if self.plan.status().any(|(of, status)| *of == part && status.state == "starting") {
             how += " before it was ready";
@@ -235,6 +250,15 @@ impl ChildSupervisor {
         }
         tracing::debug!(pid, %part, "{part} has ended: {how}");
         Some(PlanEvent::Exited { part, cause: how, jitter: backoff::jitter() })
+    }
+
+    /// Processes the messages that parts have already sent.
+    pub(super) fn receive_notifications(&mut self) {
+        while let Some(message) = self.notify_socket.try_receive() {
+            if let Some(event) = self.on_notify(message) {
+                self.handle(clock::now(), event);
+            }
+        }
     }
 
     fn on_notify(&mut self, message: NotifyMessage) -> Option<PlanEvent> {
@@ -281,11 +305,11 @@ impl ChildSupervisor {
             PlanAction::KillOrphans(id) => {
                 self.children.kill_orphans();
                 if let Some(endpoints) = self.endpoints.get(&id) {
-                    endpoints.doorbell.ring();
+                    endpoints.objects.ring();
                 }
             }
             PlanAction::CloseAddress(id) => drop(self.sockets.workers.remove(&id)),
-            PlanAction::Quiesce => prober::send_quiesce(self.runtime_dir.join("probe.sock")),
+            PlanAction::Quiesce => prober::send_quiesce(self.probe_socket.clone()),
             PlanAction::RemoveWorker(id) => self.remove_worker(&id),
             PlanAction::Log(part, mut notice) => {
                 if let Notice::Restarting { cause, .. } = &mut notice {
@@ -321,10 +345,18 @@ impl ChildSupervisor {
         }
     }
 
-    fn write_state(&mut self) {
+    pub(super) fn write_state(&mut self) {
         let listeners = self.sockets.listeners.iter().map(|socket| socket.address.to_string()).collect();
-        let state = state::saved_state(&self.plan, &self.config.set.name, self.own_id, listeners);
-        self.state_writer.write_if_changed(state, &self.runtime_dir);
+        let mut state = state::saved_state(&self.plan, &self.config.set.name, self.own_id, listeners);
+        state.problems = self.files.problems().to_vec();
+        for id in self.files.lost() {
+            let endpoints = self.endpoints.get(id);
+            if let (Some(part), Some(endpoints)) = (state.workers.get_mut(&id.to_string()), endpoints) {
+                part.segment_fd = Some(endpoints.objects.segment_fd());
+            }
+        }
+        let dir = self.files.lock.is_in_place(&self.runtime_dir).then_some(&*self.runtime_dir);
+        self.state_writer.write_if_changed(state, dir);
     }
 
     /// Serves on the admin sockets of the configuration in force.

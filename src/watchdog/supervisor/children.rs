@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::process::{CommandExt, ExitStatusExt};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::rc::Rc;
 
@@ -17,12 +17,13 @@ use nix::unistd::Pid;
 use tokio::sync::mpsc;
 
 use crate::config::ProcessLimits;
+use crate::held_file::HeldFile;
 use crate::procfs::ProcessStat;
 use crate::signals::BlockSighup;
 use crate::watchdog::part_log::log_killed;
 use crate::watchdog::plan::{Part, PartSignal};
 use crate::watchdog::restart_stats::RestartCause;
-use crate::{log, process_tree, sys};
+use crate::{ipc, log, process_tree, sys};
 
 struct PartProcess {
     child: Child,
@@ -35,29 +36,46 @@ pub(crate) struct Children {
     /// The pids of all parts.
     pids: Rc<RefCell<BTreeSet<u32>>>,
     /// Where children read the configuration in force.
-    config: PathBuf,
-    notify_socket: PathBuf,
+    config: HeldFile,
     exits: mpsc::UnboundedSender<(Part, u32)>,
+}
+
+/// What a new child gets.
+pub(super) struct ChildSetup {
+    /// Sockets and stored connections by name.
+    pub sockets: Vec<(String, OwnedFd)>,
+    /// References to a worker's segment and doorbells, as [`ipc::PASSED_TO_WORKER`] describes them.
+    pub objects: Vec<OwnedFd>,
+    pub limits: ProcessLimits,
+    pub notify_socket: PathBuf,
 }
 
 impl Children {
     /// `exits` receives each child that can be reaped.
-    pub(crate) fn new(config: PathBuf, notify_socket: PathBuf, exits: mpsc::UnboundedSender<(Part, u32)>) -> Self {
-        Self { processes: BTreeMap::new(), pids: Rc::default(), config, notify_socket, exits }
+    pub(crate) fn new(config: HeldFile, exits: mpsc::UnboundedSender<(Part, u32)>) -> Self {
+        Self { processes: BTreeMap::new(), pids: Rc::default(), config, exits }
     }
 
-    /// Starts a part with these sockets and returns its pid.
+    /// The file from which children read the configuration in force.
+    pub(crate) fn config(&self) -> &HeldFile {
+        &self.config
+    }
+
+    /// Replaces it.
+    pub(crate) fn set_config(&mut self, config: HeldFile) {
+        self.config = config;
+    }
+
+    /// Starts a part and returns its pid.
     ///
     /// The child first runs `patou launch`, which knows its pid and so can set `LISTEN_PID`. It applies the resource
     /// limits to itself and then executes the part.
-    pub(crate) fn start(
-        &mut self,
-        part: &Part,
-        sockets: Vec<(String, OwnedFd)>,
-        limits: ProcessLimits,
-    ) -> io::Result<u32> {
+    pub(super) fn start(&mut self, part: &Part, setup: ChildSetup) -> io::Result<u32> {
+        let ChildSetup { sockets, objects, limits, notify_socket } = setup;
         let parent = std::process::id().to_string();
         let names: Vec<_> = sockets.iter().map(|(name, _)| name.as_str()).collect();
+        let objects: Vec<_> = objects.into_iter().zip(3 + sockets.len() as i32..).collect();
+        let numbers: Vec<_> = objects.iter().map(|(_, number)| number.to_string()).collect();
         let mut command = Command::new("/proc/self/exe");
         command
             .arg0("patou")
@@ -65,8 +83,10 @@ impl Children {
             .args(limits.open_files.map(|(soft, hard)| format!("--open-files={soft}:{hard}")))
             .args(limits.data.map(|bytes| format!("--data={bytes}")))
             .arg("--")
-            .env("PATOU_CONFIG", &self.config)
-            .env("NOTIFY_SOCKET", &self.notify_socket)
+            .env("PATOU_CONFIG", self.config.reachable_path())
+            .env("NOTIFY_SOCKET", notify_socket)
+            .env(ipc::RUNTIME_DIR, self.config.path().parent().unwrap_or(Path::new("")))
+            .env(ipc::PASSED_TO_WORKER, numbers.join(":"))
             .env("LISTEN_FDS", sockets.len().to_string())
             .env("LISTEN_FDNAMES", names.join(":"))
             // Those of the program that has started this one: a worker of another set, or systemd.
@@ -83,7 +103,7 @@ impl Children {
             Part::StandIn(id) => command.args(["stand-in", &id.instance()]),
         };
         let numbered = sockets.into_iter().zip(3..).map(|((_, fd), number)| (fd, number));
-        sys::map_fds(&mut command, numbered.collect())?;
+        sys::map_fds(&mut command, numbered.chain(objects).collect())?;
         // A SIGHUP that arrives before the child handles it must wait.
         let sighup_blocked = BlockSighup::new()?;
         let mut child = command.spawn()?;

@@ -3,6 +3,7 @@
 pub(super) mod cgroup;
 pub(super) mod child_supervisor;
 mod children;
+mod repair;
 mod spawn;
 pub(super) mod systemd;
 mod systemctl;

@@ -4,6 +4,7 @@ use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 
 use super::child_supervisor::ChildSupervisor;
+use super::children::ChildSetup;
 use crate::config::ProcessLimits;
 use crate::watchdog::plan::{Part, PlanEvent};
 use crate::watchdog::restart_stats::RestartCause;
@@ -16,6 +17,7 @@ impl ChildSupervisor {
         let limits = match &part {
             Part::Dispatcher => ProcessLimits::default(),
             Part::Worker(id) => {
+                self.replace_lost_endpoints(id);
                 let pool = self.config.pool(&id.pool);
                 let limits = pool.map(|pool| pool.limits.as_rlimits()).unwrap_or_default();
                 // This process has raised its own limit, and the dispatcher's with it.
@@ -24,7 +26,11 @@ impl ChildSupervisor {
             // A limit that is too low for the handler must not end the stand-in as well.
             Part::StandIn(_) => ProcessLimits::default(),
         };
-        match self.sockets_of(&part).and_then(|sockets| self.children.start(&part, sockets, limits)) {
+        let notify_socket = self.notify_socket.file().reachable_path();
+        let setup = self
+            .sockets_of(&part)
+            .and_then(|sockets| Ok(ChildSetup { sockets, objects: self.objects_of(&part)?, limits, notify_socket }));
+        match setup.and_then(|setup| self.children.start(&part, setup)) {
             Ok(pid) => {
                 tracing::debug!(pid, %part, "{part} was started");
                 PlanEvent::Started(part, pid)
@@ -41,7 +47,14 @@ impl ChildSupervisor {
         }
     }
 
-    fn sockets_of(&self, part: &Part) -> io::Result<Vec<(String, OwnedFd)>> {
+    /// A worker finds its objects whatever becomes of their names.
+    fn objects_of(&self, part: &Part) -> io::Result<Vec<OwnedFd>> {
+        let endpoints = part.worker().and_then(|id| self.endpoints.get(id));
+        let references = endpoints.map(|endpoints| endpoints.objects.references()).transpose()?;
+        Ok(references.into_iter().flatten().map(|(_, fd)| fd).collect())
+    }
+
+    fn sockets_of(&mut self, part: &Part) -> io::Result<Vec<(String, OwnedFd)>> {
         let duplicate = |fd: &dyn AsFd| fd.as_fd().try_clone_to_owned();
         match part {
             Part::Worker(id) | Part::StandIn(id) => {
@@ -50,7 +63,18 @@ impl ChildSupervisor {
                 Ok(vec![("worker".into(), duplicate(listener)?), ("worker".into(), duplicate(&endpoints.handoff)?)])
             }
             Part::Dispatcher => {
-                let mut sockets = vec![("probe".to_owned(), duplicate(&self.sockets.probe)?)];
+                let mut sockets = vec![
+                    ("probe".to_owned(), duplicate(&self.sockets.probe)?),
+                    ("channel".to_owned(), self.files.open_channel()?),
+                ];
+                for (index, socket) in self.files.retired() {
+                    sockets.push((format!("retired-{index}"), duplicate(socket)?));
+                }
+                // The others are found by name.
+                for (id, endpoints) in self.endpoints.iter().filter(|(_, endpoints)| !endpoints.is_in_place()) {
+                    let objects = endpoints.references()?.into_iter();
+                    sockets.extend(objects.map(|(object, fd)| (object.descriptor_name(id), fd)));
+                }
                 for (index, socket) in self.sockets.listeners.iter().enumerate() {
                     sockets.push((format!("listener-{index}"), duplicate(socket)?));
                 }

@@ -28,7 +28,7 @@ use crate::watchdog::evidence::{EvidenceRecorder, EvidenceTarget};
 use crate::watchdog::own_delay::{LATE, SuspendDetector};
 use crate::watchdog::part_log::log_notice;
 use crate::watchdog::plan::{Absence, ConfigChange, Notice, Part, Plan, PlanAction, PlanEvent, WorkerLiveness};
-use crate::watchdog::prober::{self, Prober};
+use crate::watchdog::prober::{self, ProbeSocket, Prober};
 use crate::watchdog::process_sample;
 use crate::watchdog::restart_stats::{RestartCause, RestartStats};
 use crate::watchdog::state::{StateWriter, saved_state};
@@ -79,7 +79,7 @@ impl UnitSupervisor {
             plan: Plan::for_units(&drain_timeouts(&config), plan_limits(&config), now),
             processes: UnitProcesses::new(cgroups),
             queries: UnitQueries::new(),
-            prober: Prober::start(config.set.runtime_dir.join("probe.sock")),
+            prober: Prober::start(ProbeSocket::new(config.set.runtime_dir.join("probe.sock"))),
             restart_stats: RestartStats::default(),
             ended_epochs: BTreeMap::new(),
             admin: AdminServer::default(),
@@ -308,7 +308,7 @@ impl UnitSupervisor {
     fn write_state(&mut self) {
         let listeners = self.config.listeners.iter().map(|listener| listener.address.to_string()).collect();
         let state = saved_state(&self.plan, &self.config.set.name, self.own_id, listeners);
-        let Some(state) = self.state_writer.write_if_changed(state, &self.state_dir) else { return };
+        let Some(state) = self.state_writer.write_if_changed(state, Some(&self.state_dir)) else { return };
         let up = state.workers.values().filter(|part| part.state == "up").count();
         let status = format!("dispatcher {}, {up} of {} workers up", state.dispatcher.state, state.workers.len());
         if status != self.status {

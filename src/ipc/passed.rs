@@ -1,0 +1,132 @@
+//! A worker's objects as a supervisor passes them to a new incarnation of the worker or the dispatcher, for the case
+//! that their names were removed.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use super::error::{IpcError, at};
+use super::worker_ipc::WorkerIpc;
+use crate::doorbell::Doorbell;
+use crate::ids::WorkerId;
+use crate::shm::Segment;
+
+/// The environment variable that holds the numbers of a worker's descriptors: segment, `dw`, `wd`. They stay open and
+/// are passed on when the worker executes itself again. They only refer to the files (`O_PATH`).
+pub(crate) const PASSED_TO_WORKER: &str = "PATOU_IPC_FDS";
+
+/// The environment variable that tells which runtime directory a process of `patou run` belongs to. Parts leave it to what
+/// they start, except to the programs of handlers.
+pub(crate) const RUNTIME_DIR: &str = "PATOU_RUNTIME_DIR";
+
+/// How the names of such descriptors start where a list holds those of many workers.
+const PREFIX: &str = "ipc.";
+
+/// One object of a worker.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum WorkerObject {
+    /// The segment.
+    Segment,
+    /// The doorbell that the dispatcher rings.
+    ToWorker,
+    /// The doorbell that the worker rings.
+    ToDispatcher,
+    /// The socket on which the worker receives connections.
+    Handoff,
+}
+
+impl WorkerObject {
+    const ALL: [(WorkerObject, &str); 4] = [
+        (WorkerObject::Segment, "segment"),
+        (WorkerObject::ToWorker, "dw"),
+        (WorkerObject::ToDispatcher, "wd"),
+        (WorkerObject::Handoff, "sock"),
+    ];
+
+    /// The name of its descriptor in `LISTEN_FDNAMES` and in the descriptor store.
+    pub(crate) fn descriptor_name(self, id: &WorkerId) -> String {
+        let kind = Self::ALL.iter().find(|(object, _)| *object == self).map_or("", |(_, kind)| *kind);
+        format!("{PREFIX}{kind}.{}", id.instance())
+    }
+
+    /// Parses such a name.
+    fn parse(name: &str) -> Option<(Self, WorkerId)> {
+        let (kind, id) = name.strip_prefix(PREFIX)?.split_once('.')?;
+        let (object, _) = Self::ALL.into_iter().find(|(_, name)| *name == kind)?;
+        Some((object, id.parse().ok()?))
+    }
+}
+
+/// The descriptors of one worker.
+#[derive(Debug, Default)]
+pub(crate) struct PassedObjects {
+    paths: BTreeMap<WorkerObject, PathBuf>,
+    /// Those that are closed when they have been used.
+    _owned: Vec<OwnedFd>,
+}
+
+impl PassedObjects {
+    /// Those that this worker process has inherited, if any.
+    pub(crate) fn of_this_worker() -> Option<Self> {
+        let numbers = std::env::var(PASSED_TO_WORKER).ok()?;
+        let objects = [WorkerObject::Segment, WorkerObject::ToWorker, WorkerObject::ToDispatcher];
+        let path = |number: &str| Some(descriptor_path(number.parse().ok()?));
+        let paths: Option<Vec<_>> = numbers.split(':').map(path).collect();
+        let paths = objects.into_iter().zip(paths.filter(|paths| paths.len() == objects.len())?).collect();
+        Some(Self { paths, _owned: Vec::new() })
+    }
+
+    /// Adds a descriptor to those of its worker; returns it if its name is not one of [`WorkerObject::descriptor_name`].
+    pub(crate) fn collect(all: &mut BTreeMap<WorkerId, Self>, name: &str, fd: OwnedFd) -> Option<OwnedFd> {
+        let Some((object, id)) = WorkerObject::parse(name) else { return Some(fd) };
+        let passed = all.entry(id).or_default();
+        passed.paths.insert(object, descriptor_path(fd.as_raw_fd()));
+        passed._owned.push(fd);
+        None
+    }
+
+    /// A path to one object, while these descriptors are open.
+    pub(crate) fn path(&self, object: WorkerObject) -> Option<&PathBuf> {
+        self.paths.get(&object)
+    }
+
+    /// Opens the objects. Each process opens them for itself: flags and locks belong to the open file, not to the
+    /// descriptor.
+    pub(super) fn open(&self, digest: u64, owner: Option<u32>) -> Result<WorkerIpc, IpcError> {
+        let path =
+            |object| self.path(object).ok_or(io::ErrorKind::NotFound.into()).map_err(at("passed objects".as_ref()));
+        let doorbell = |object| {
+            let path = path(object)?;
+            Doorbell::open_descriptor(path, owner).map_err(at(path))
+        };
+        Ok(WorkerIpc {
+            segment: Arc::new(Segment::open_descriptor(path(WorkerObject::Segment)?, Some(digest), owner)?),
+            to_worker: doorbell(WorkerObject::ToWorker)?,
+            to_dispatcher: doorbell(WorkerObject::ToDispatcher)?,
+        })
+    }
+}
+
+fn descriptor_path(number: i32) -> PathBuf {
+    format!("/proc/self/fd/{number}").into()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn name_of_a_passed_descriptor_can_be_parsed() {
+        let id: WorkerId = "some_pool-12".parse().unwrap();
+        for (object, _) in WorkerObject::ALL {
+            let name = object.descriptor_name(&id);
+            assert!(!name.contains(':'), "{name}");
+            assert_eq!(WorkerObject::parse(&name), Some((object, id.clone())));
+        }
+        for other in ["ipc.segment", "ipc.other.default-1", "ipc.dw.default", "handed-1", "listener-0"] {
+            assert_eq!(WorkerObject::parse(other), None, "{other}");
+        }
+    }
+}

@@ -1,0 +1,365 @@
+//! Files of a running set that are removed, moved or replaced from outside.
+
+mod support;
+
+use std::fs;
+use std::io::Write;
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::Signal;
+use serde_json::Value;
+use support::*;
+
+/// A redirect, a handoff and a Unix listener before one pool of two workers, whose restarts are not delayed.
+fn config(set: &TestSet) -> String {
+    let socket = set.test_dir().join("http.sock");
+    format!(
+        "[watchdog]\nrestarts = {{ max = 1000, within = \"1s\", delay = \"1ms\", delay_max = \"1ms\" }}\n\
+         [[listener]]\naddress = \"127.0.0.1:0\"\npool = \"default\"\n\
+         [[listener]]\naddress = \"127.0.0.1:0\"\ndelivery = \"handoff\"\npool = \"default\"\n\
+         [[listener]]\naddress = \"unix:{}\"\ndelivery = \"handoff\"\nmode = \"0640\"\npool = \"default\"\n\
+         [[pool]]\nname = \"default\"\nworkers = 2\naddress = \"127.0.0.1:0\"\n",
+        socket.display()
+    )
+}
+
+fn start() -> TestSet {
+    let mut set = TestSet::prepare("");
+    set.configure(&config(&set));
+    set.run_with_log_level("info");
+    set.wait_until_up();
+    set
+}
+
+/// A GET over a Unix socket.
+fn get_unix(path: &Path, target: &str) -> Result<HttpResponse, String> {
+    let mut stream = UnixStream::connect(path).map_err(|error| error.to_string())?;
+    stream.set_read_timeout(Some(EVENT_TIMEOUT)).unwrap();
+    let head = format!("GET {target} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n");
+    stream.write_all(head.as_bytes()).map_err(|error| error.to_string())?;
+    read_response(&mut stream)
+}
+
+/// `/healthz` of the set; `Null` while `admin.sock` does not respond.
+fn health(set: &TestSet) -> Value {
+    get_unix(&set.runtime_dir().join("admin.sock"), "/healthz").map_or(Value::Null, |response| response.json())
+}
+
+fn wait_for_health(set: &TestSet, state: &str) -> Value {
+    let health = wait_for_value(&format!("the set is {state}: {}\n{}", health(set), set.log()), || {
+        Some(health(set)).filter(|health| health["state"] == state)
+    });
+    health["reasons"].clone()
+}
+
+fn remove(path: &Path) {
+    let removed = if path.is_dir() { fs::remove_dir_all(path) } else { fs::remove_file(path) };
+    removed.unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+}
+
+fn remove_segments(set: &TestSet) {
+    set.segments().iter().for_each(|name| remove(&Path::new("/dev/shm").join(name)));
+}
+
+/// The files that a running set of [`config`] has, segments included.
+fn files(set: &TestSet) -> Vec<PathBuf> {
+    let dir = set.runtime_dir();
+    let own = ["set.lock", "applied.toml", "watchdog.json", "probe.sock", "admin.sock", "notify.sock"];
+    let workers =
+        ["dw", "wd", "sock", "segment"].map(|kind| [format!("default/1.{kind}"), format!("default/2.{kind}")]);
+    let mut files: Vec<_> = own.map(str::to_owned).into_iter().chain(workers.into_iter().flatten()).collect();
+    files.sort();
+    let segments = ["1", "2"].map(|n| {
+        let name = fs::read_to_string(dir.join(format!("default/{n}.segment"))).unwrap_or("/missing".into());
+        Path::new("/dev/shm").join(&name[1..])
+    });
+    let files = files.into_iter().map(|file| dir.join(file));
+    files.chain(segments).chain([set.test_dir().join("http.sock")]).collect()
+}
+
+fn missing(set: &TestSet) -> Vec<PathBuf> {
+    files(set).into_iter().filter(|file| !file.exists()).collect()
+}
+
+/// Kills a part and waits until its next incarnation is up.
+fn kill(set: &TestSet, part: &str) {
+    let of = |status: &Value| if part == "dispatcher" { status["dispatcher"].clone() } else { worker_of(status, part) };
+    let pid = wait_for_value(&format!("{part} has a process"), || {
+        let output = set.patou(&["status", "--json"]);
+        of(&serde_json::from_slice(&output.stdout).ok()?)["pid"].as_u64()
+    });
+    signal_to(pid as u32, Signal::SIGKILL);
+    set.wait_for(&format!("{part} is back"), |status| {
+        let part = of(status);
+        part["pid"].is_u64()
+            && part["pid"] != pid
+            && ["up", "idle", "leased", "busy"].iter().any(|s| part["state"] == *s)
+    });
+}
+
+/// What is removed, and how.
+type Removal = (&'static str, fn(&TestSet));
+
+fn removals() -> Vec<Removal> {
+    fn in_dir(set: &TestSet, names: &[&str]) {
+        names.iter().for_each(|name| remove(&set.runtime_dir().join(name)));
+    }
+    vec![
+        ("segments", remove_segments),
+        ("doorbells", |set| in_dir(set, &["default/1.dw", "default/1.wd", "default/2.dw", "default/2.wd"])),
+        ("one doorbell", |set| in_dir(set, &["default/2.wd"])),
+        ("handoff sockets", |set| in_dir(set, &["default/1.sock", "default/2.sock"])),
+        ("segment files", |set| in_dir(set, &["default/1.segment", "default/2.segment"])),
+        ("probe.sock", |set| in_dir(set, &["probe.sock"])),
+        ("admin.sock", |set| in_dir(set, &["admin.sock"])),
+        ("notify.sock", |set| in_dir(set, &["notify.sock"])),
+        ("applied.toml", |set| in_dir(set, &["applied.toml"])),
+        ("watchdog.json", |set| in_dir(set, &["watchdog.json"])),
+        ("set.lock", |set| in_dir(set, &["set.lock"])),
+        ("the Unix listener", |set| remove(&set.test_dir().join("http.sock"))),
+        ("the pool's directory", |set| in_dir(set, &["default"])),
+        ("the runtime directory", |set| remove(&set.runtime_dir())),
+        ("the runtime directory, moved", |set| {
+            fs::rename(set.runtime_dir(), set.test_dir().join("moved")).unwrap();
+            remove(&set.test_dir().join("moved"));
+        }),
+        ("everything", |set| {
+            remove(&set.runtime_dir());
+            remove_segments(set);
+            remove(&set.test_dir().join("http.sock"));
+        }),
+    ]
+}
+
+#[test]
+fn whatever_is_removed_requests_continue_and_killed_parts_come_back() {
+    let set = start();
+    let (redirect, handoff) = (set.address(0), set.address(1));
+    let loads = [LoadGenerator::start(redirect, "/a", 2), LoadGenerator::start(handoff, "/b", 2)];
+    let mut worker_kills = 0;
+    for (what, remove) in removals() {
+        eprintln!("removing {what}");
+        remove(&set);
+        loads.iter().for_each(|load| load.wait_for(10));
+        for part in ["dispatcher", "default/1", "default/2"] {
+            kill(&set, part);
+            loads.iter().for_each(|load| load.wait_for(5));
+        }
+        worker_kills += 2;
+        // Each worker has restarted, so nothing is missing any more.
+        assert_eq!(wait_for_health(&set, "ready"), serde_json::json!([]), "{what}");
+        assert!(missing(&set).is_empty(), "{what}: {:?}\n{}", missing(&set), set.log());
+        assert_eq!(get_unix(&set.test_dir().join("http.sock"), "/c").unwrap().status, 200, "{what}");
+        assert_eq!(fs::metadata(set.test_dir().join("http.sock")).unwrap().mode() & 0o777, 0o640, "{what}");
+        let drained = set.patou(&["drain", "default-1"]);
+        assert!(drained.status.success(), "{what}: {}", text(&drained.stderr));
+        assert!(set.patou(&["resume", "default-1"]).status.success(), "{what}");
+    }
+    // A claimed request may be lost with its worker, and nothing else.
+    let [redirect_failures, handoff_failures] = loads.map(LoadGenerator::stop);
+    let failures = [redirect_failures, handoff_failures].concat();
+    assert!(failures.len() <= worker_kills, "{failures:#?}\n{}", set.log());
+    assert!(!set.log().contains("is frozen"), "{}", set.log());
+    set.stop();
+}
+
+#[test]
+fn a_request_in_progress_survives_the_loss_of_everything_and_of_the_dispatcher() {
+    let mut set = TestSet::prepare("");
+    set.configure(&gated_pool(&set, 2, LONG_TIMEOUTS, ""));
+    set.run();
+    set.wait_until_up();
+    let running = start_gated_request(&set, "one");
+    remove(&set.runtime_dir());
+    remove_segments(&set);
+    wait_for_health(&set, "degraded");
+    assert_eq!(set.status()["problems"].as_array().map(Vec::len), Some(1));
+    // The lease is in the segment, which has no name any more.
+    let busy = set.wait_for("one worker is busy", |status| {
+        [worker_of(status, "default/1"), worker_of(status, "default/2")].iter().any(|w| w["state"] == "busy")
+    });
+    kill(&set, "dispatcher");
+    let after = set.status();
+    for id in ["default/1", "default/2"] {
+        assert_eq!(worker_of(&busy, id)["pid"], worker_of(&after, id)["pid"], "{id} was restarted");
+        assert_eq!(worker_of(&busy, id)["lease"], worker_of(&after, id)["lease"], "{id}");
+    }
+    open_gate(&set);
+    assert_eq!(running.join().unwrap().unwrap().status, 200);
+    set.stop();
+}
+
+#[test]
+fn parts_come_back_while_the_runtime_directory_cannot_be_restored() {
+    let set = start();
+    let load = LoadGenerator::start(set.address(1), "/", 2);
+    let dir = set.runtime_dir();
+    remove(&dir);
+    // Not a directory, so that nothing can be restored.
+    fs::write(&dir, "").unwrap_or_else(|_| {
+        remove(&dir);
+        fs::write(&dir, "").unwrap();
+    });
+    if dir.is_dir() {
+        remove(&dir);
+    }
+    set.wait_for_log(&["cannot be restored"]);
+    let output = set.patou(&["status"]);
+    assert_eq!(output.status.code(), Some(1));
+    assert!(text(&output.stderr).contains(&format!("pid {}", set.pid())), "{}", text(&output.stderr));
+    let children = || children_of(set.pid());
+    for pid in children() {
+        signal_to(pid, Signal::SIGKILL);
+        wait_until("the part is back", || children().len() == 3 && !children().contains(&pid));
+        load.wait_for(20);
+    }
+    remove(&dir);
+    wait_until("the directory is restored", || dir.join("admin.sock").exists());
+    set.wait_until_up();
+    assert!(load.stop().len() <= 2);
+    set.stop();
+}
+
+/// The pids of a process's children that have executed their program.
+fn children_of(pid: u32) -> Vec<u32> {
+    let path = format!("/proc/{pid}/task/{pid}/children");
+    let children = fs::read_to_string(path).unwrap();
+    children.split_whitespace().map(|pid| pid.parse().unwrap()).collect()
+}
+
+#[test]
+fn a_second_run_is_refused_and_removes_nothing_of_the_set_that_lives() {
+    let set = start();
+    let refuse = |command: &mut Command, proof: &str| {
+        let before = set.segments();
+        let output = command.output().unwrap();
+        let error = text(&output.stderr);
+        assert!(!output.status.success() && error.contains("a set is running in"), "{proof}: {error}");
+        assert_eq!(set.segments(), before, "{proof}");
+    };
+    // Nothing is restored meanwhile.
+    signal_to(set.pid(), Signal::SIGSTOP);
+    remove(&set.runtime_dir().join("set.lock"));
+    refuse(&mut set.command(&["run"]), "the abstract name");
+    if nix::unistd::geteuid().is_root() {
+        // Where the name is another one, the locks of the segments decide, recorded or not.
+        let in_other_network = || {
+            let mut command = Command::new("unshare");
+            command.args(["--net", PATOU, "run", "--config"]).arg(set.config_file());
+            command
+        };
+        refuse(&mut in_other_network(), "recorded segments");
+        remove(&set.runtime_dir());
+        refuse(&mut in_other_network(), "segments");
+    }
+    signal_to(set.pid(), Signal::SIGCONT);
+    set.wait_until_up();
+    refuse(&mut set.command(&["run"]), "everything");
+    set.stop();
+}
+
+#[test]
+fn a_reload_works_after_the_loss_of_everything() {
+    let set = start();
+    remove(&set.runtime_dir());
+    remove_segments(&set);
+    set.wait_for_log(&["restored the runtime directory"]);
+    set.configure(&config(&set).replace("workers = 2", "workers = 3"));
+    set.signal(Signal::SIGHUP);
+    set.wait_for_worker("default/3", "idle");
+    set.configure(&config(&set).replace("workers = 2", "workers = 1"));
+    set.signal(Signal::SIGHUP);
+    set.wait_for("the workers are removed", |status| worker_of(status, "default/2").is_null());
+    assert_eq!(get(set.address(1), "/").unwrap().status, 200);
+    set.stop();
+}
+
+#[test]
+fn a_healthy_dispatcher_is_not_killed_and_a_frozen_one_is_replaced_without_probe_socket() {
+    let set = start();
+    let dispatcher = set.dispatcher_pid();
+    for _ in 0..3 {
+        remove(&set.runtime_dir().join("probe.sock"));
+        wait_until("probe.sock is restored", || set.runtime_dir().join("probe.sock").exists());
+    }
+    let until = Instant::now() + Duration::from_secs(3);
+    while Instant::now() < until {
+        assert_eq!(get(set.address(1), "/").unwrap().status, 200);
+    }
+    assert_eq!(set.dispatcher_pid(), dispatcher, "{}", set.log());
+    signal_to(dispatcher, Signal::SIGSTOP);
+    remove(&set.runtime_dir().join("probe.sock"));
+    remove(&set.test_dir().join("http.sock"));
+    set.wait_for("the dispatcher is replaced", |status| status["dispatcher"]["pid"] != dispatcher);
+    set.wait_until_up();
+    assert_eq!(get_unix(&set.test_dir().join("http.sock"), "/").unwrap().status, 200);
+    set.stop();
+}
+
+/// The queue of a listener whose socket file is removed is served, and repeated removals use up no descriptors.
+#[test]
+fn clients_in_the_queue_of_a_removed_listener_are_served() {
+    let set = start();
+    let socket = set.test_dir().join("http.sock");
+    let dispatcher = set.dispatcher_pid();
+    let descriptors = |pid: u32| fs::read_dir(format!("/proc/{pid}/fd")).unwrap().count();
+    let before = (descriptors(set.pid()), descriptors(dispatcher));
+    for round in 0..20 {
+        let waiting = (round % 5 == 0).then(|| {
+            signal_to(dispatcher, Signal::SIGSTOP);
+            let mut client = UnixStream::connect(&socket).unwrap();
+            client.write_all(b"GET / HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n").unwrap();
+            client
+        });
+        remove(&socket);
+        wait_until("the socket is restored", || {
+            fs::symlink_metadata(&socket).is_ok_and(|status| status.file_type().is_socket())
+        });
+        if let Some(mut client) = waiting {
+            signal_to(dispatcher, Signal::SIGCONT);
+            client.set_read_timeout(Some(EVENT_TIMEOUT)).unwrap();
+            assert_eq!(read_response(&mut client).unwrap().status, 200);
+        }
+        assert_eq!(get_unix(&socket, "/").unwrap().status, 200);
+    }
+    assert_eq!(set.dispatcher_pid(), dispatcher);
+    wait_until("no descriptors are used up", || {
+        descriptors(set.pid()) <= before.0 + 4 && descriptors(dispatcher) <= before.1 + 4
+    });
+    // A client in the old queue also outlives the dispatcher.
+    signal_to(dispatcher, Signal::SIGSTOP);
+    let mut client = UnixStream::connect(&socket).unwrap();
+    client.write_all(b"GET / HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n").unwrap();
+    remove(&socket);
+    wait_until("the socket is restored", || socket.exists());
+    signal_to(dispatcher, Signal::SIGKILL);
+    client.set_read_timeout(Some(EVENT_TIMEOUT)).unwrap();
+    assert_eq!(read_response(&mut client).unwrap().status, 200);
+    set.stop();
+}
+
+#[test]
+fn a_directory_of_another_user_is_not_used() {
+    if !nix::unistd::geteuid().is_root() {
+        assert!(std::env::var_os("CI").is_none(), "this test needs root");
+        eprintln!("skipped: needs root");
+        return;
+    }
+    let set = start();
+    let (dir, handoff) = (set.runtime_dir(), set.address(1));
+    signal_to(set.pid(), Signal::SIGSTOP);
+    remove(&dir);
+    fs::create_dir(&dir).unwrap();
+    std::os::unix::fs::chown(&dir, Some(65534), None).unwrap();
+    signal_to(set.pid(), Signal::SIGCONT);
+    set.wait_for_log(&["cannot be restored", "belongs to user 65534"]);
+    assert_eq!(fs::read_dir(&dir).unwrap().count(), 0);
+    assert_eq!(get(handoff, "/").unwrap().status, 200);
+    remove(&dir);
+    set.wait_until_up();
+    set.stop();
+}
