@@ -375,12 +375,17 @@ fn missing_system_call_is_named_at_the_start() {
     const EPERM: i32 = 1;
     let get_ofd_lock = Some(36);
     let calls = [
-        ("pidfd_open", nix::libc::SYS_pidfd_open, None),
-        ("pidfd_send_signal", nix::libc::SYS_pidfd_send_signal, None),
-        ("F_OFD_GETLK", nix::libc::SYS_fcntl, get_ofd_lock),
+        ("pidfd_open", nix::libc::SYS_pidfd_open, None, [ENOSYS, EPERM].as_slice()),
+        ("pidfd_send_signal", nix::libc::SYS_pidfd_send_signal, None, &[ENOSYS, EPERM]),
+        ("F_OFD_GETLK", nix::libc::SYS_fcntl, get_ofd_lock, &[ENOSYS, EPERM]),
+        ("wait4", nix::libc::SYS_wait4, None, &[ENOSYS, EPERM]),
+        ("accept4", nix::libc::SYS_accept4, None, &[EPERM]),
+        ("epoll_create1", nix::libc::SYS_epoll_create1, None, &[EPERM]),
+        // Without clone3, libc uses clone; where it is denied, libc cannot start a thread.
+        ("clone3", nix::libc::SYS_clone3, None, &[EPERM]),
     ];
-    for (name, call, argument) in calls {
-        for error in [ENOSYS, EPERM] {
+    for (name, call, argument, errors) in calls {
+        for &error in errors {
             let output = run_until_exit(&set, &python(&deny(call, error, argument)));
             let message = text(&output.stderr);
             assert_eq!(output.status.code(), Some(1), "{name}: {message}");
