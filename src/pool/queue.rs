@@ -105,6 +105,14 @@ impl ClientQueue {
         self.clients.values().next().map(|client| client.since)
     }
 
+    /// The client as it is offered to a worker without waiting; `None` if it must be queued.
+    pub(super) fn skip(&mut self, client: QueuedClient, now: Monotonic) -> Option<QueuedClient> {
+        self.end_suspicions(now);
+        let is_limited = !client.is_handoff && self.peers.get(&client.peer).is_some_and(PeerRecord::is_limited);
+        let turn = (self.is_empty() && !is_limited).then(|| self.new_turn())?;
+        Some(QueuedClient { turn: Some(turn), ..client })
+    }
+
     /// Queues a client behind the others of its peer. One whose offer has failed returns to its place, and to the turn
     /// of its peer.
     pub(super) fn push(&mut self, client: QueuedClient) {

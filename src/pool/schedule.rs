@@ -54,6 +54,11 @@ impl Pool {
         if let Some(refusal) = self.unavailable() {
             return self.actions.push(PoolAction::Refuse(client.id, refusal));
         }
+        if let Some(client) = self.queue.skip(client, now)
+            && let Some(n) = self.pop_idle()
+        {
+            return self.offer(now, n, client);
+        }
         self.queue.push(client);
         self.offer_to_idle(now);
         if !self.queue.contains(client.id) {
@@ -187,22 +192,27 @@ impl Pool {
                 return self.push_idle(n);
             };
             self.timers.remove(&(client.due, PoolTimer::Client(client.id)));
-            self.leases += 1;
-            let lease = LeaseId::of(self.epoch, self.leases);
-            let answer_by = now + self.limits.offer_timeout;
-            // With handoff delivery the claim is the answer, and the offer starts no silence: only an answer of the
-            // control loop ends one. The next probe pings the worker.
-            let claim_by = if client.is_handoff { answer_by } else { answer_by + self.limits.claim_timeout };
-            let worker = self.worker(n);
-            let epoch = worker.epoch.expect("an idle worker has an epoch");
-            if !client.is_handoff {
-                worker.silent_since.get_or_insert(now);
-            }
-            worker.hold = Hold::Offered { lease, client, answer_by, claim_by };
-            self.queue.count_unclaimed(client, 1);
-            self.set_timer(n, Some(answer_by));
-            let connection = client.is_handoff.then_some(client.id);
-            self.actions.push(PoolAction::Offer { worker: n, epoch, lease, claim_by, connection });
+            self.offer(now, n, client);
         }
+    }
+
+    /// Offers a client to an idle worker.
+    fn offer(&mut self, now: Monotonic, n: WorkerNumber, client: QueuedClient) {
+        self.leases += 1;
+        let lease = LeaseId::of(self.epoch, self.leases);
+        let answer_by = now + self.limits.offer_timeout;
+        // With handoff delivery the claim is the answer, and the offer starts no silence: only an answer of the control
+        // loop ends one. The next probe pings the worker.
+        let claim_by = if client.is_handoff { answer_by } else { answer_by + self.limits.claim_timeout };
+        let worker = self.worker(n);
+        let epoch = worker.epoch.expect("an idle worker has an epoch");
+        if !client.is_handoff {
+            worker.silent_since.get_or_insert(now);
+        }
+        worker.hold = Hold::Offered { lease, client, answer_by, claim_by };
+        self.queue.count_unclaimed(client, 1);
+        self.set_timer(n, Some(answer_by));
+        let connection = client.is_handoff.then_some(client.id);
+        self.actions.push(PoolAction::Offer { worker: n, epoch, lease, claim_by, connection });
     }
 }

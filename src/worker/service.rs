@@ -140,10 +140,8 @@ impl<S: HandlerService> RequestRunner<S> {
             body_timeout: state.front.body_timeout,
             max_body: state.front.max_body,
         });
-        let framing = match stream.0.is_tcp() || http11 || request.method() == Method::HEAD {
-            true => Framing::Any,
-            false => Framing::Length,
-        };
+        let ends_visibly = stream.0.is_tcp() || http11 || request.method() == Method::HEAD;
+        let framing = if ends_visibly { Framing::Any } else { Framing::Length };
         transaction.start_request(request.body().is_end_stream());
         let received = BodyCounter::new(state.clone(), Counter::BytesIn, transaction.clone());
         let request = request.map(|body| Body::new(received.count(body.map_err(BoxError::from))));

@@ -156,7 +156,7 @@ impl Model {
             return vec![new.id];
         }
         let peers: BTreeSet<Peer> = fresh().map(|c| c.peer).filter(|peer| length(*peer) == longest).collect();
-        peers.iter().filter_map(|peer| fresh().filter(|client| client.peer == *peer).last()).map(|c| c.id).collect()
+        peers.iter().filter_map(|peer| fresh().rfind(|client| client.peer == *peer)).map(|c| c.id).collect()
     }
 }
 
