@@ -127,6 +127,20 @@ pub(crate) fn id_of(dir: &Path) -> Option<u32> {
     dir.file_name().and_then(number)
 }
 
+/// The numbers of the open descriptors of a process; empty for processes of other users.
+pub(crate) fn descriptors(process: &Path) -> Vec<u32> {
+    numbered(&process.join("fd")).filter_map(|path| id_of(&path)).collect()
+}
+
+/// Those of the descriptors that are sockets.
+pub(crate) fn sockets(process: &Path) -> Vec<u32> {
+    let dir = process.join("fd");
+    let target = |number: &u32| fs::read_link(dir.join(number.to_string()));
+    let mut numbers = descriptors(process);
+    numbers.retain(|number| target(number).is_ok_and(|target| target.to_string_lossy().starts_with("socket:")));
+    numbers
+}
+
 /// The processes that a thread has started and that have not been reaped.
 ///
 /// # Errors

@@ -251,6 +251,30 @@ fn close_range_on_exec(first: RawFd) -> bool {
     unsafe { libc::syscall(libc::SYS_close_range, first, u32::MAX, libc::CLOSE_RANGE_CLOEXEC) == 0 }
 }
 
+/// Duplicates descriptor `number` of the process of `pidfd`: both refer to one open file description.
+///
+/// # Errors
+/// `EPERM` when this process may not trace the other; `EBADF` when the descriptor is not open.
+pub(crate) fn pidfd_getfd(pidfd: BorrowedFd<'_>, number: u32) -> io::Result<OwnedFd> {
+    // SAFETY: needed because nix has no pidfd_getfd. It takes no pointers.
+    let fd = Errno::result(unsafe { libc::syscall(libc::SYS_pidfd_getfd, pidfd.as_raw_fd(), number, 0u32) })?;
+    // SAFETY: the kernel has just created this descriptor for this call, and a descriptor always fits a RawFd.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd as RawFd) })
+}
+
+/// The soft and hard limit of open files of process `pid`, and sets `new` ones.
+///
+/// # Errors
+/// `EPERM` for processes of other users; `ESRCH` when there is no such process.
+pub(crate) fn descriptor_limit(pid: u32, new: Option<(u64, u64)>) -> io::Result<(u64, u64)> {
+    let new = new.map(|(soft, hard)| libc::rlimit { rlim_cur: soft, rlim_max: hard });
+    let pointer = new.as_ref().map_or(std::ptr::null(), std::ptr::from_ref);
+    let mut old = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+    // SAFETY: needed because nix has no prlimit. Both structures outlive the call; the first may be null.
+    Errno::result(unsafe { libc::prlimit(pid as libc::pid_t, libc::RLIMIT_NOFILE, pointer, &raw mut old) })?;
+    Ok((old.rlim_cur, old.rlim_max))
+}
+
 /// While it exists, SIGTERM and SIGINT have their default action: for the moment before execve(2), which drops the flags
 /// that a handler has set.
 #[derive(Debug)]

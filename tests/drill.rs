@@ -60,6 +60,86 @@ fn short_drill_finds_no_violation_and_leaves_nothing() {
     }
 }
 
+/// Runs a drill of these kinds on a private set. No promise is broken, and nothing is left.
+fn assert_promises_hold(kinds: &str, faults: &str) -> Value {
+    let mut command = drill_command(&["--seed", "21", "--faults", faults, "--only", kinds, "--json"]);
+    let child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let pid = child.id();
+    let output = child.wait_with_output().unwrap();
+    let report = report(&output);
+    assert!(output.status.success(), "{report:#}\n{}", text(&output.stderr));
+    assert_eq!((report["violations"].as_array().unwrap().len(), report["false_kills"].as_u64()), (0, Some(0)));
+    let may_lack_permissions = !nix::unistd::geteuid().is_root() && std::env::var("CI").as_deref() != Ok("true");
+    for skipped in report["skipped"].as_array().unwrap() {
+        let skipped = skipped.as_str().unwrap();
+        assert!(may_lack_permissions && skipped.contains("not permitted"), "{skipped}");
+        eprintln!("SKIPPED: {skipped}");
+    }
+    assert_eq!(leftovers(pid), Vec::<String>::new());
+    report
+}
+
+/// How many faults of this kind were injected.
+fn count_of(report: &Value, kind: &str) -> u64 {
+    let rows = report["by_kind"].as_array().unwrap().iter().filter(|row| row["kind"] == kind);
+    rows.map(|row| row["count"].as_u64().unwrap()).sum()
+}
+
+#[test]
+fn only_selected_kinds_are_injected_and_the_repeated_command_selects_them() {
+    let report = assert_promises_hold("kill,pause", "12");
+    assert_eq!(count_of(&report, "SIGKILL") + count_of(&report, "SIGSTOP, SIGCONT"), 12, "{report:#}");
+    assert_eq!(report["repeat"], "patou drill --seed 21 --faults 12 --only kill,pause");
+    assert!(report["longest_wait_ms"].as_f64() > Some(0.0), "{report:#}");
+    let row = report["by_kind"].as_array().unwrap().iter().find(|row| row["kind"] == "SIGKILL").unwrap();
+    assert!(row["replaced"].as_u64() > Some(0) && row["survived"] == 0, "{row:#}");
+
+    let output = drill_command(&["--seed", "1", "--only", "restart"]).output().unwrap();
+    assert_eq!((output.status.code(), output.stdout.len()), (Some(1), 0));
+    assert!(text(&output.stderr).contains("no fault of the kinds selected"), "{}", text(&output.stderr));
+    let output = drill_command(&["--seed", "1", "--except", "sleep"]).output().unwrap();
+    assert_eq!(output.status.code(), Some(2), "{}", text(&output.stderr));
+}
+
+#[test]
+fn parts_that_are_held_or_lack_descriptors_are_not_killed() {
+    let report = assert_promises_hold("debugger,freeze-group,use-up-descriptors,limit-descriptors", "24");
+    for kind in ["debugger attached", "control group frozen", "descriptors used up", "descriptors limited"] {
+        assert!(count_of(&report, kind) > 0, "{report:#}");
+    }
+    let rows = report["by_kind"].as_array().unwrap();
+    assert!(rows.iter().all(|row| row["replaced"] == 0), "{report:#}");
+}
+
+#[test]
+fn several_parts_that_end_at_once_are_replaced() {
+    let report = assert_promises_hold("kill-several,freeze-several", "12");
+    assert!(count_of(&report, "several killed") > 2 && count_of(&report, "several frozen") > 2, "{report:#}");
+}
+
+#[test]
+fn workers_that_freeze_while_they_drain_are_replaced() {
+    let report = assert_promises_hold("freeze-drained,freeze-removed", "14");
+    assert!(count_of(&report, "drain, SIGSTOP") > 0 && count_of(&report, "removed, SIGSTOP") > 0, "{report:#}");
+}
+
+#[test]
+fn peers_that_block_stop_neither_the_watchdog_nor_the_dispatcher() {
+    let report = assert_promises_hold("block-log,change-socket-flags", "16");
+    assert!(count_of(&report, "log blocked, SIGKILL") > 0, "{report:#}");
+    assert!(count_of(&report, "socket made blocking") > 0, "{report:#}");
+}
+
+const LOST_FILES: &str = "remove-segment,remove-doorbells,remove-handoff-socket,remove-probe-socket,remove-admin-socket,\
+                          remove-listener-sockets,remove-state,remove-lock,remove-directory,remove-all";
+
+#[test]
+fn lost_files_are_repaired_and_parts_that_end_meanwhile_are_replaced() {
+    let kinds = format!("{LOST_FILES},kill,freeze,terminate,reload");
+    let report = assert_promises_hold(&kinds, "60");
+    assert!(count_of(&report, "all files removed") > 0 && count_of(&report, "SIGKILL") > 5, "{report:#}");
+}
+
 #[test]
 fn interrupted_drill_reports_and_leaves_nothing() {
     let mut child = drill_command(&["--seed", "1", "--faults", "100000"])

@@ -1,9 +1,14 @@
-//! No process is killed because the machine is slow: under four times more work than the processors can do, while a
-//! worker gets no processor for seconds, or while a debugger holds it. A frozen worker is detected even then.
+//! No process is killed because the machine is slow: under four times more work than the processors can do, on one
+//! processor with 16 busy processes, with a hundredth of a processor, under memory and disk pressure, while a worker gets
+//! no processor for seconds, or while a debugger holds it. A frozen worker is detected even then.
+//!
+//! The load lasts a few seconds, or `PATOU_STRESS` for each kind:
+//! `PATOU_STRESS=10m cargo test --test overload -- --nocapture stress`.
 
 mod support;
 
-use std::path::PathBuf;
+use std::fs;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -147,12 +152,17 @@ fn kill_count(set: &TestSet) -> usize {
     set.log().lines().filter(|line| line.contains(": killing it")).count()
 }
 
-/// Leaves the process, with all its threads, only the idle time of these processors.
-fn starve(pid: u32, cpus: &CpuSet) {
-    for task in std::fs::read_dir(format!("/proc/{pid}/task")).unwrap().flatten() {
+/// Lets the process, with all its threads, run on these processors only.
+fn pin(pid: u32, cpus: &CpuSet) {
+    for task in fs::read_dir(format!("/proc/{pid}/task")).unwrap().flatten() {
         let task = task.file_name().to_str().unwrap().parse().unwrap();
         sched_setaffinity(Pid::from_raw(task), cpus).unwrap();
     }
+}
+
+/// Leaves the process, with all its threads, only the idle time of these processors.
+fn starve(pid: u32, cpus: &CpuSet) {
+    pin(pid, cpus);
     let chrt = Command::new("chrt").args(["--idle", "--all-tasks", "--pid", "0", &pid.to_string()]).output().unwrap();
     assert!(chrt.status.success(), "{}", text(&chrt.stderr));
 }
@@ -166,32 +176,159 @@ fn first_allowed_cpu() -> CpuSet {
     one
 }
 
-/// Four busy processes for each processor, for 4 s or `PATOU_OVERLOAD_SECONDS`.
-#[test]
-fn no_process_is_killed_under_overload() {
-    let seconds = std::env::var("PATOU_OVERLOAD_SECONDS").ok().map_or(4, |seconds| seconds.parse().unwrap());
+/// How long a load lasts.
+fn stress_time() -> Duration {
+    let text = std::env::var("PATOU_STRESS").unwrap_or_else(|_| "4s".into());
+    let (number, unit) = text.split_at(text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len()));
+    let seconds = match unit {
+        "m" => 60,
+        "" | "s" => 1,
+        _ => panic!("PATOU_STRESS={text} is not a number of seconds or minutes, such as 90s or 10m"),
+    };
+    Duration::from_secs(seconds * number.parse::<u64>().unwrap())
+}
+
+/// Sends requests to a set for [`stress_time`] while the value that `load` returns exists. No part may be killed or
+/// restarted.
+fn assert_no_kill_under<L>(name: &str, clients: usize, load: impl FnOnce(&TestSet) -> L) {
     let _machine = lock_machine();
     let set = quiet_set();
     let before = pids_and_restarts(&set.status());
-    let cpu_load = CpuLoad::start(4);
-    let clients = OverloadClients::start(set.address(0), 4);
-    // Not a wait: the duration of the overload.
-    std::thread::sleep(Duration::from_secs(seconds));
+    let address = set.address(0);
+    let load = load(&set);
+    let clients = OverloadClients::start(address, clients);
+    let time = stress_time();
+    // Not a wait: the duration of the load.
+    std::thread::sleep(time);
+    drop(load);
     clients.wait_for(1);
     let outcomes = clients.stop();
-    drop(cpu_load);
+    let after = set.wait_for("every part responds again", |status| {
+        let workers = status["pools"][0]["workers"].as_array().cloned().unwrap_or_default();
+        status["dispatcher"]["state"] == "up" && workers.iter().all(|worker| worker["state"] == "idle")
+    });
+    let restarts: u64 = pids_and_restarts(&after).iter().map(|(_, restarts)| restarts).sum();
     eprintln!(
-        "{seconds} s of overload: {} served, {} refused, longest {:?}, {} starved, {} killed",
+        "{name}, {time:?}: {} served, {} refused, {} other, longest wait {:?}, {} times starved, {} killed, {restarts} \
+         restarts",
         outcomes.served,
         outcomes.refused,
+        outcomes.unexplained.len(),
         outcomes.longest,
         set.log().matches(STARVED).count(),
         kill_count(&set),
     );
-    assert_eq!(outcomes.unexplained, Vec::<String>::new());
-    assert_eq!(pids_and_restarts(&set.status()), before, "{}", set.log());
-    assert_eq!(kill_count(&set), 0, "{}", set.log());
+    assert_eq!(outcomes.unexplained, Vec::<String>::new(), "{}", set.log());
+    assert_eq!((pids_and_restarts(&after), kill_count(&set)), (before, 0), "{}", set.log());
     set.stop();
+}
+
+/// A control group of a controller for the processes of a set, which return to their group when it is dropped.
+struct ResourceGroup {
+    dir: PathBuf,
+    own: PathBuf,
+}
+
+impl ResourceGroup {
+    /// Creates a group below that of this process. `settings` are the files and values of version 1 and 2. `None` if the
+    /// controller is not available.
+    fn create(controller: &str, v1: &[(&str, &str)], v2: &[(&str, &str)]) -> Option<Self> {
+        let groups = fs::read_to_string("/proc/self/cgroup").unwrap();
+        let own = |controllers: &str| {
+            let mut lines = groups.lines().map(|line| line.splitn(3, ':').collect::<Vec<_>>());
+            lines.find(|line| line[1] == controllers).map(|line| line[2].trim_start_matches('/').to_owned())
+        };
+        let (root, own, settings) = match own(controller) {
+            Some(own) => (format!("/sys/fs/cgroup/{controller}"), own, v1),
+            None => ("/sys/fs/cgroup".into(), own("")?, v2),
+        };
+        let own = Path::new(&root).join(own);
+        let dir = own.join(format!("patou-test-{controller}-{}", std::process::id()));
+        fs::create_dir(&dir).ok()?;
+        let group = Self { dir, own };
+        settings.iter().all(|(file, value)| fs::write(group.dir.join(file), value).is_ok()).then_some(group)
+    }
+
+    fn add(&self, pid: u32) {
+        let _ = fs::write(self.dir.join("cgroup.procs"), pid.to_string()); // it may have ended
+    }
+}
+
+impl Drop for ResourceGroup {
+    fn drop(&mut self) {
+        wait_until("the control group is empty", || {
+            for pid in fs::read_to_string(self.dir.join("cgroup.procs")).unwrap_or_default().lines() {
+                let _ = fs::write(self.own.join("cgroup.procs"), pid); // it may have ended
+            }
+            fs::remove_dir(&self.dir).is_ok() || !self.dir.exists()
+        });
+    }
+}
+
+/// Four busy processes for each processor.
+#[test]
+fn stress_no_process_is_killed_under_overload() {
+    assert_no_kill_under("4x CPU overload", 4, |_| CpuLoad::start(4));
+}
+
+#[test]
+fn stress_no_process_is_killed_on_one_processor_with_sixteen_busy_processes() {
+    assert_no_kill_under("one processor, 16 busy processes", 4, |set| {
+        let one = first_allowed_cpu();
+        set.processes().into_iter().for_each(|pid| pin(pid, &one));
+        CpuLoad::pinned(16, &one)
+    });
+}
+
+/// A hundredth of a processor for the whole set; where no controller can limit it, only the idle time of a busy one.
+#[test]
+fn stress_no_process_is_killed_with_a_hundredth_of_a_processor() {
+    let quota = [("cpu.cfs_period_us", "100000"), ("cpu.cfs_quota_us", "1000")];
+    let group = ResourceGroup::create("cpu", &quota, &[("cpu.max", "1000 100000")]);
+    if group.is_none() && !is_installed("chrt") {
+        return;
+    }
+    let name = if group.is_some() { "CPU quota of 1 %" } else { "idle time of a busy processor" };
+    assert_no_kill_under(name, 1, |set| {
+        let cpu_load = match &group {
+            Some(group) => {
+                set.processes().into_iter().for_each(|pid| group.add(pid));
+                CpuLoad(Vec::new())
+            }
+            None => {
+                let one = first_allowed_cpu();
+                set.processes().into_iter().for_each(|pid| starve(pid, &one));
+                CpuLoad::pinned(16, &one)
+            }
+        };
+        (group, cpu_load)
+    });
+}
+
+/// Processes that write and read files, in a control group with too little memory for these files where possible.
+#[test]
+fn stress_no_process_is_killed_under_memory_and_disk_pressure() {
+    const LIMIT: &str = "67108864";
+    let group = ResourceGroup::create("memory", &[("memory.limit_in_bytes", LIMIT)], &[("memory.max", LIMIT)]);
+    let name = if group.is_some() { "memory and disk pressure" } else { "disk pressure" };
+    assert_no_kill_under(name, 4, |set| {
+        let write = |number: usize| {
+            let file = set.test_dir().join(format!("load{number}"));
+            let script = format!(
+                "while [ -d /proc/{} ]; do dd if=/dev/zero of={file} bs=1M count=256 conv=fsync; cat {file}; done \
+                 >/dev/null 2>&1; rm -f {file}",
+                std::process::id(),
+                file = file.display()
+            );
+            Command::new("/bin/sh").args(["-c", &script]).stdin(Stdio::null()).spawn().unwrap()
+        };
+        let writers = CpuLoad((0..4).map(write).collect());
+        if let Some(group) = &group {
+            let processes = set.processes().into_iter().chain(writers.0.iter().map(Child::id));
+            processes.for_each(|pid| group.add(pid));
+        }
+        (writers, group)
+    });
 }
 
 /// One worker gets only idle processor time, which is none for seconds; another one is stopped.
@@ -233,8 +370,8 @@ fn worker_held_by_a_debugger_is_not_killed() {
     }
     let set = quiet_set();
     let worker = set.worker_pid("default/1");
-    let tasks = std::fs::read_dir(format!("/proc/{worker}/task")).unwrap().flatten().map(|task| task.path());
-    let is_control = |task: &PathBuf| std::fs::read_to_string(task.join("comm")).unwrap_or_default() == "control\n";
+    let tasks = fs::read_dir(format!("/proc/{worker}/task")).unwrap().flatten().map(|task| task.path());
+    let is_control = |task: &PathBuf| fs::read_to_string(task.join("comm")).unwrap_or_default() == "control\n";
     let control = tasks.into_iter().find(is_control).unwrap();
     let control = control.file_name().unwrap().to_str().unwrap();
     // PTRACE_SEIZE and PTRACE_INTERRUPT (ptrace(2)); the thread continues when the tracer exits.

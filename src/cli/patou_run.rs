@@ -1,6 +1,5 @@
 //! Starts `patou run` as a child, for a private set of the drill or of a benchmark.
 
-use std::fs::File;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
@@ -11,11 +10,10 @@ use crate::status::SavedState;
 /// How often a condition is checked while waiting for it.
 pub(super) const POLL_INTERVAL: Duration = Duration::from_millis(2);
 
-/// Starts `patou run` on `patou.toml` in `dir`. It stops when this process dies; its own process group keeps signals of
-/// the terminal away.
-pub(super) fn launch(dir: &Path) -> Result<Child, CommandError> {
+/// Starts `patou run` on `patou.toml` in `dir`, with its log to `log`. It stops when this process dies; its own process
+/// group keeps signals of the terminal away.
+pub(super) fn launch(dir: &Path, log: Stdio) -> Result<Child, CommandError> {
     use std::os::unix::process::CommandExt;
-    let log = File::options().create(true).append(true).open(dir.join("log")).map_err(failed)?;
     let mut command = Command::new("/proc/self/exe");
     command.arg0("patou").args(["launch", "--parent", &std::process::id().to_string(), "--", "run", "--config"]);
     command.arg(dir.join("patou.toml")).process_group(0);

@@ -1,6 +1,6 @@
 //! The set that a benchmark starts and measures: in its own directory, on ports that the kernel chooses.
 
-use std::fs;
+use std::fs::{self, File};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::Child;
@@ -50,7 +50,8 @@ impl PrivateSet {
             fs::write(dir.join("patou.toml"), &text).map_err(failed)?;
             let config = Config::parse(&text, "the benchmark's own configuration");
             let config = config.map_err(|faults| CommandError::Config(faults.to_string()))?;
-            Ok((config, launch(&dir)?))
+            let log = File::options().create(true).append(true).open(dir.join("log")).map_err(failed)?;
+            Ok((config, launch(&dir, log.into())?))
         };
         let (config, child) = launched().inspect_err(|_| drop(fs::remove_dir_all(&dir)))?;
         let mut set = Self { dir, child, listeners: Vec::new() };

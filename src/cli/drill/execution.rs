@@ -7,6 +7,7 @@ use super::clients;
 use super::fault::{DrillFault, DrillPart, ExpectedEffect, FaultKind};
 use super::final_checks::{self, descriptors, wait_until};
 use super::generator::FaultGenerator;
+use super::injection;
 use super::nemesis::Nemesis;
 use super::options::DrillOptions;
 use super::restart_budget::RestartBudget;
@@ -72,6 +73,24 @@ pub(super) fn run(set: &mut DrillSet, nemesis: &Nemesis<'_>, options: &DrillOpti
     })
 }
 
+/// The generator of the faults that this set allows.
+pub(super) fn generator(set: &DrillSet, nemesis: &Nemesis<'_>, options: &DrillOptions) -> FaultGenerator {
+    let listeners: Vec<_> = nemesis.traffic.used_listeners().collect();
+    FaultGenerator {
+        workers: set.workers.len(),
+        tcp_handoff_listeners: listeners.iter().copied().filter(|listener| set.is_tcp_handoff(*listener)).collect(),
+        listeners,
+        last_workers: set.last_workers(),
+        has_handoff: set.has_handoff(),
+        has_unix_addresses: set.has_unix_addresses(),
+        selection: options.selection(),
+        set_kind: set.kind,
+        worker_timeout: set.config.watchdog.worker_timeout,
+        dispatcher_timeout: set.config.watchdog.dispatcher_timeout,
+        pace: options.pace,
+    }
+}
+
 fn inject_all<'s>(
     set: &mut DrillSet,
     nemesis: &'s Nemesis<'_>,
@@ -82,22 +101,15 @@ fn inject_all<'s>(
 ) {
     let watch = nemesis.traffic.watch;
     let watchdog = set.config.watchdog.clone();
-    let generator = FaultGenerator {
-        workers: set.workers.len(),
-        listeners: nemesis.traffic.used_listeners().collect(),
-        set_kind: set.kind,
-        worker_timeout: watchdog.worker_timeout,
-        dispatcher_timeout: watchdog.dispatcher_timeout,
-        pace: options.pace,
-    };
+    let generator = generator(set, nemesis, options);
     let mut budget = RestartBudget::new(watchdog.restarts.max, watchdog.restarts.within);
     let end = options.duration.and_then(|duration| Instant::now().checked_add(duration));
     for fault in generator.faults(seed).take(options.faults as usize) {
         nemesis.sleep(fault.pause);
         let may_restart = fault.kind.expected_effect() != ExpectedEffect::Survives;
-        let restarted = fault.target.part().filter(|_| may_restart);
-        if let Some(part) = restarted {
-            nemesis.sleep(budget.wait(part));
+        let restarted = if may_restart { fault.target.parts() } else { Vec::new() };
+        for part in &restarted {
+            nemesis.sleep(budget.wait(*part));
         }
         if nemesis.interrupted.is_set() || end.is_some_and(|end| Instant::now() >= end) {
             break;
@@ -108,10 +120,8 @@ fn inject_all<'s>(
             return nemesis.report_violation("P2", what);
         }
         execution.injected += 1;
-        if let Some(part) = restarted {
-            budget.spend(part);
-        }
-        if let Err(reason) = nemesis.inject(set, &fault, scope) {
+        restarted.into_iter().for_each(|part| budget.spend(part));
+        if let Err(reason) = injection::inject(nemesis, set, &fault, scope) {
             let DrillFault { number, kind, target, .. } = fault;
             execution.skipped.push(format!("fault {number}, {} of {target}: {reason}", kind.as_str()));
         }
@@ -124,9 +134,12 @@ fn inject_all<'s>(
 /// Whether the target is available, and few enough parts have an open fault.
 fn may_inject(watch: &SetWatch, fault: &DrillFault) -> bool {
     let tracker = watch.tracker();
-    match (fault.kind, fault.target.part()) {
+    match (fault.kind, fault.target.parts().as_slice()) {
         // The watchdog is killed at any time.
-        (FaultKind::Kill, Some(DrillPart::Watchdog)) | (_, None) => true,
-        (_, Some(part)) => tracker.is_available(part) && tracker.open_faults() < MAX_OPEN_FAULTS,
+        (FaultKind::Kill, [DrillPart::Watchdog]) | (_, []) => true,
+        (_, parts) => {
+            let all_available = parts.iter().all(|part| tracker.is_available(*part));
+            all_available && tracker.open_faults() < MAX_OPEN_FAULTS
+        }
     }
 }

@@ -7,6 +7,8 @@
 use std::fmt;
 use std::time::Duration;
 
+use clap::ValueEnum;
+
 /// A part of the set that has a process. Workers are counted from 0 in the order of the configuration.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(super) enum DrillPart {
@@ -23,12 +25,16 @@ pub(super) enum FaultTarget {
     Slot(usize),
     /// A listener, by its index in the configuration.
     Listener(usize),
+    /// Two or three parts; of two, one is listed twice.
+    Parts([DrillPart; 3]),
+    /// What the parts share: the files and the log of the set.
+    Set,
     Machine,
 }
 
-/// What is injected.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub(super) enum FaultKind {
+/// What is injected. The names of the variants are the values of `--only` and `--except`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, ValueEnum)]
+pub(crate) enum FaultKind {
     /// SIGSTOP, never continued.
     Freeze,
     /// SIGSTOP, and SIGCONT before the part's timeout.
@@ -71,6 +77,46 @@ pub(super) enum FaultKind {
     NotReading,
     /// A client obtains a lease and does not use it.
     UnusedLease,
+    /// SIGKILL to two or three parts at once.
+    KillSeveral,
+    /// SIGSTOP to two or three parts at once, never continued.
+    FreezeSeveral,
+    /// `patou drain`, and SIGSTOP before the worker is resumed.
+    FreezeDrained,
+    /// A reload removes the worker while it is stopped by SIGSTOP; the next one adds it again.
+    FreezeRemoved,
+    /// A debugger holds every thread for longer than the part's timeout.
+    Debugger,
+    /// The control group of the part is frozen for longer than the part's timeout.
+    FreezeGroup,
+    /// Idle clients take every descriptor that the dispatcher may still open.
+    UseUpDescriptors,
+    /// The part cannot open a descriptor for a while.
+    LimitDescriptors,
+    /// A worker makes the socket of a client that does not read blocking, fills it, and ends by SIGKILL or SIGSTOP.
+    ChangeSocketFlags,
+    /// SIGKILL while the reader of the set's log does not read and the pipe is full.
+    BlockLog,
+    /// The segment is unlinked.
+    RemoveSegment,
+    /// Both doorbells of a worker are unlinked.
+    RemoveDoorbells,
+    /// The socket on which a worker receives connections is unlinked.
+    RemoveHandoffSocket,
+    /// `probe.sock` is unlinked.
+    RemoveProbeSocket,
+    /// `admin.sock` is unlinked.
+    RemoveAdminSocket,
+    /// The files of all Unix listeners and Unix addresses of workers are unlinked.
+    RemoveListenerSockets,
+    /// `applied.toml` and `watchdog.json` are removed.
+    RemoveState,
+    /// `set.lock` is removed, and a second `patou run` starts on the same configuration.
+    RemoveLock,
+    /// The runtime directory is removed, or moved away and then removed.
+    RemoveDirectory,
+    /// The runtime directory, all segments and all Unix sockets are removed at once.
+    RemoveAll,
 }
 
 /// What becomes of the process of a part after a fault.
@@ -105,7 +151,16 @@ impl FaultTarget {
         match self {
             FaultTarget::Part(part) => Some(part),
             FaultTarget::Slot(worker) => Some(DrillPart::Worker(worker)),
-            FaultTarget::Listener(_) | FaultTarget::Machine => None,
+            FaultTarget::Listener(_) | FaultTarget::Parts(_) | FaultTarget::Set | FaultTarget::Machine => None,
+        }
+    }
+
+    /// All parts that are affected by the fault.
+    pub(super) fn parts(self) -> Vec<DrillPart> {
+        match self {
+            FaultTarget::Parts([a, b, c]) if c == a || c == b => vec![a, b],
+            FaultTarget::Parts(parts) => parts.to_vec(),
+            target => target.part().into_iter().collect(),
         }
     }
 }
@@ -126,6 +181,10 @@ impl fmt::Display for FaultTarget {
             FaultTarget::Part(part) => part.fmt(f),
             FaultTarget::Slot(index) => write!(f, "the slot of worker index {index}"),
             FaultTarget::Listener(index) => write!(f, "listener index {index}"),
+            FaultTarget::Parts(_) => {
+                f.write_str(&self.parts().iter().map(DrillPart::to_string).collect::<Vec<_>>().join(", "))
+            }
+            FaultTarget::Set => f.write_str("the set"),
             FaultTarget::Machine => f.write_str("the machine"),
         }
     }
@@ -156,7 +215,41 @@ impl FaultKind {
             FaultKind::SlowBody => "slow body",
             FaultKind::NotReading => "client does not read",
             FaultKind::UnusedLease => "lease not used",
+            FaultKind::KillSeveral => "several killed",
+            FaultKind::FreezeSeveral => "several frozen",
+            FaultKind::FreezeDrained => "drain, SIGSTOP",
+            FaultKind::FreezeRemoved => "removed, SIGSTOP",
+            FaultKind::Debugger => "debugger attached",
+            FaultKind::FreezeGroup => "control group frozen",
+            FaultKind::UseUpDescriptors => "descriptors used up",
+            FaultKind::LimitDescriptors => "descriptors limited",
+            FaultKind::ChangeSocketFlags => "socket made blocking",
+            FaultKind::BlockLog => "log blocked, SIGKILL",
+            FaultKind::RemoveSegment => "segment removed",
+            FaultKind::RemoveDoorbells => "doorbells removed",
+            FaultKind::RemoveHandoffSocket => "n.sock removed",
+            FaultKind::RemoveProbeSocket => "probe.sock removed",
+            FaultKind::RemoveAdminSocket => "admin.sock removed",
+            FaultKind::RemoveListenerSockets => "listener file removed",
+            FaultKind::RemoveState => "state files removed",
+            FaultKind::RemoveLock => "set.lock removed",
+            FaultKind::RemoveDirectory => "directory removed",
+            FaultKind::RemoveAll => "all files removed",
         }
+    }
+
+    /// Whether the fault removes files that a running set needs.
+    pub(super) fn removes_files(self) -> bool {
+        use FaultKind::*;
+        let of_worker = matches!(self, RemoveSegment | RemoveDoorbells | RemoveHandoffSocket);
+        let sockets = matches!(self, RemoveProbeSocket | RemoveAdminSocket | RemoveListenerSockets);
+        of_worker || sockets || matches!(self, RemoveState | RemoveLock | RemoveDirectory | RemoveAll)
+    }
+
+    /// Whether the set creates the removed files again without the restart of a part.
+    pub(super) fn is_repaired(self) -> bool {
+        use FaultKind::*;
+        self.removes_files() && !matches!(self, RemoveSegment | RemoveDoorbells | RemoveLock)
     }
 
     /// What becomes of the process of its target.
@@ -169,7 +262,13 @@ impl FaultKind {
             | FaultKind::Terminate
             | FaultKind::Restart
             | FaultKind::TruncateSegment
-            | FaultKind::ZeroSegment => ExpectedEffect::Ends,
+            | FaultKind::ZeroSegment
+            | FaultKind::KillSeveral
+            | FaultKind::FreezeSeveral
+            | FaultKind::FreezeDrained
+            | FaultKind::FreezeRemoved
+            | FaultKind::ChangeSocketFlags
+            | FaultKind::BlockLog => ExpectedEffect::Ends,
             // A corrupt word may be overwritten before the worker or the dispatcher reads it.
             FaultKind::CorruptSlot => ExpectedEffect::MayEnd,
             _ => ExpectedEffect::Survives,

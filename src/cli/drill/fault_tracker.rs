@@ -24,6 +24,8 @@ pub(super) struct FaultEffect {
     pub detected: Option<Monotonic>,
     /// When another process of the part was up.
     pub recovered: Option<Monotonic>,
+    /// When every removed file that is repaired at once existed again.
+    pub repaired: Option<Monotonic>,
     /// When it ceased to have an effect; `None` while it has one.
     pub ended: Option<Monotonic>,
     /// How the process ended, though the fault should have been harmless.
@@ -104,6 +106,7 @@ impl FaultTracker {
             injected: now,
             detected: None,
             recovered: None,
+            repaired: None,
             ended: None,
             kill_cause: None,
             excluded: None,
@@ -132,9 +135,31 @@ impl FaultTracker {
         }
     }
 
+    /// The process of the fault's part was seen to have ended.
+    pub(super) fn process_ended(&mut self, now: Monotonic, index: usize) {
+        self.effects[index].detected.get_or_insert(now);
+    }
+
+    /// The files that the fault removed exist again.
+    pub(super) fn files_repaired(&mut self, now: Monotonic, index: usize) {
+        self.effects[index].repaired.get_or_insert(now);
+    }
+
     /// The fault did not happen as intended, so its consequences are not judged.
     pub(super) fn exclude(&mut self, index: usize, reason: &'static str) {
         self.effects[index].excluded = Some(reason);
+    }
+
+    /// The fault did not happen at all.
+    pub(super) fn withdraw(&mut self, now: Monotonic, index: usize, reason: &'static str) {
+        let effect = &mut self.effects[index];
+        effect.excluded = Some(reason);
+        effect.ended = Some(now);
+        if let Some(track) = effect.part.and_then(|part| self.tracks.get_mut(&part))
+            && track.open.as_ref().is_some_and(|open| open.effect == index)
+        {
+            track.open = None;
+        }
     }
 
     /// A new watchdog is running, and may not know all processes yet: an unknown process has not ended.
@@ -146,6 +171,8 @@ impl FaultTracker {
 
     /// The watchdog was killed, and its parts exit: every open fault of a part has ended.
     pub(super) fn watchdog_killed(&mut self, now: Monotonic) {
+        let removals = self.effects.iter_mut().filter(|effect| effect.kind.removes_files() && effect.ended.is_none());
+        removals.for_each(|effect| effect.excluded = Some("the watchdog was killed meanwhile"));
         for (_, track) in self.tracks.iter_mut().filter(|(part, _)| **part != DrillPart::Watchdog) {
             if let Some(open) = track.open.take() {
                 let effect = &mut self.effects[open.effect];
@@ -371,6 +398,29 @@ mod tests {
         assert!(!tracker.is_available(WORKER));
         tracker.tick(at(600));
         assert!(tracker.is_available(WORKER));
+    }
+
+    #[test]
+    fn withdrawn_fault_leaves_its_part_available_and_is_excluded() {
+        let mut tracker = running();
+        let index = tracker.fault_injected(at(10), &fault(FaultKind::FreezeRemoved));
+        tracker.withdraw(at(12), index, "not permitted");
+        assert!(tracker.is_settled());
+        assert_eq!((tracker.effects[0].ended, tracker.effects[0].excluded), (Some(at(12)), Some("not permitted")));
+    }
+
+    #[test]
+    fn removal_is_excluded_when_the_watchdog_is_killed_before_it_ends() {
+        let mut tracker = running();
+        let set = DrillFault { target: FaultTarget::Set, ..fault(FaultKind::RemoveDirectory) };
+        let index = tracker.fault_injected(at(10), &set);
+        tracker.files_repaired(at(20), index);
+        tracker.action_ended(at(20), index, Duration::ZERO);
+        tracker.tick(at(21));
+        tracker.fault_injected(at(30), &set);
+        tracker.watchdog_killed(at(40));
+        let excluded: Vec<_> = tracker.effects.iter().map(|effect| effect.excluded.is_some()).collect();
+        assert_eq!((tracker.effects[0].repaired, excluded), (Some(at(20)), vec![false, true]));
     }
 
     #[test]

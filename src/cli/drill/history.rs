@@ -100,7 +100,7 @@ pub(super) struct DrillHistory {
 /// A promise that did not hold; `docs/PROMISES.md` lists the promises.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub(super) struct PromiseViolation {
-    /// `P1` to `P7`.
+    /// `P1` to `P10`.
     pub promise: &'static str,
     pub what: String,
     /// The events that led to it, one per line.

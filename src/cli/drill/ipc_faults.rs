@@ -1,49 +1,83 @@
 //! Faults in the shared memory and the doorbells of a worker.
 
-use std::fs::File;
-use std::os::unix::fs::FileExt;
-use std::path::Path;
+use std::fs::{self, File};
+use std::io::{self, Read, Write};
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
 
-use nix::unistd::write;
+use nix::libc;
 
 use super::fault::{DrillFault, FaultKind};
+use super::lost_files;
 use super::random::SplitMix64;
 use super::set::DrillSet;
 use crate::exchange::LINES;
 use crate::ids::WorkerId;
 use crate::ipc;
+use crate::procfs;
 
 /// Injects a fault into the segment or the doorbells of this worker.
 ///
 /// # Errors
 /// They cannot be opened or written.
-pub(super) fn inject(set: &DrillSet, worker: &WorkerId, fault: &DrillFault) -> Result<(), String> {
+pub(super) fn inject(set: &DrillSet, worker: &WorkerId, pid: Option<u32>, fault: &DrillFault) -> Result<(), String> {
+    let objects = WorkerObjects { set, worker, pid };
     let injected = match fault.kind {
-        FaultKind::FillDoorbells | FaultKind::EmptyDoorbells => damage_doorbells(set, worker, fault.kind),
-        _ => damage_segment(set, worker, fault),
+        FaultKind::FillDoorbells | FaultKind::EmptyDoorbells => objects.damage_doorbells(fault.kind),
+        _ => objects.segment().and_then(|path| write_damage(&path, fault)),
     };
     injected.map_err(|error| format!("{worker}: {error}"))
 }
 
-fn damage_doorbells(set: &DrillSet, worker: &WorkerId, kind: FaultKind) -> Result<(), String> {
-    let parts = ipc::open_unchecked(&set.config, worker, None).map_err(|error| error.to_string())?;
-    for doorbell in [&parts.to_worker, &parts.to_dispatcher] {
-        if kind == FaultKind::FillDoorbells {
-            while write(doorbell, &[1; 4096]).is_ok() {}
-        } else {
-            while doorbell.clear() {}
+struct WorkerObjects<'a> {
+    set: &'a DrillSet,
+    worker: &'a WorkerId,
+    /// The process of the worker, which holds objects that no longer have a name.
+    pid: Option<u32>,
+}
+
+impl WorkerObjects<'_> {
+    /// An object with this path, or with the open descriptor of the worker's process if the path was removed. `name` is
+    /// a part of its name.
+    fn find(&self, path: PathBuf, name: &str) -> io::Result<PathBuf> {
+        if path.exists() {
+            return Ok(path);
         }
+        let is_object = |path: &PathBuf| {
+            fs::read_link(path).is_ok_and(|target| {
+                let target = target.to_string_lossy();
+                target.ends_with(" (deleted)") && target.contains(name)
+            })
+        };
+        let entries = self.pid.and_then(|pid| fs::read_dir(procfs::process_dir(pid).join("fd")).ok());
+        let mut paths = entries.into_iter().flatten().flatten().map(|entry| entry.path());
+        paths.find(is_object).ok_or_else(|| io::Error::new(io::ErrorKind::NotFound, format!("{name} is gone")))
     }
-    Ok(())
+
+    fn segment(&self) -> io::Result<PathBuf> {
+        let name = ipc::segment_name(self.set.dir(), self.worker).unwrap_or_else(|_| "/removed".into());
+        let path = Path::new("/dev/shm").join(name.trim_start_matches('/'));
+        self.find(path, &format!(".{}.{}.", self.set.config.set.name, self.worker.instance()))
+    }
+
+    fn damage_doorbells(&self, kind: FaultKind) -> io::Result<()> {
+        for path in lost_files::doorbells(self.set.dir(), self.worker) {
+            let name = path.iter().rev().take(2).collect::<Vec<_>>();
+            let name = format!("/{}/{}", name[1].display(), name[0].display());
+            let path = self.find(path, &name)?;
+            let mut doorbell = File::options().read(true).write(true).custom_flags(libc::O_NONBLOCK).open(path)?;
+            let mut bytes = [1; 4096];
+            if kind == FaultKind::FillDoorbells {
+                while doorbell.write(&bytes).is_ok() {}
+            } else {
+                while doorbell.read(&mut bytes).is_ok_and(|read| read > 0) {}
+            }
+        }
+        Ok(())
+    }
 }
 
-fn damage_segment(set: &DrillSet, worker: &WorkerId, fault: &DrillFault) -> Result<(), String> {
-    let name = ipc::segment_name(set.dir(), worker).map_err(|error| error.to_string())?;
-    let path = Path::new("/dev/shm").join(name.trim_start_matches('/'));
-    write_damage(&path, fault).map_err(|error| error.to_string())
-}
-
-fn write_damage(path: &Path, fault: &DrillFault) -> std::io::Result<()> {
+fn write_damage(path: &Path, fault: &DrillFault) -> io::Result<()> {
     let file = File::options().read(true).write(true).open(path)?;
     let size = file.metadata()?.len();
     match fault.kind {

@@ -1,6 +1,6 @@
 //! `patou drill`: injects seeded faults into a set while its own clients send requests, and checks the promises.
 //!
-//! [`generator`] makes the list of faults, [`execution`] has [`nemesis`] and [`bad_clients`] inject them; [`watch`] and
+//! [`generator`] makes the list of faults, [`execution`] has [`injection`] inject them; [`watch`] and
 //! [`fault_tracker`] observe each part. The [`clients`] send requests through every listener, and [`recording_handler`]
 //! records each start. [`history`] holds all of it; [`checker`] compares it at the end.
 
@@ -8,24 +8,32 @@ mod bad_clients;
 mod checker;
 mod clients;
 mod connection;
+mod descriptor_limits;
+mod drain_faults;
 mod execution;
 mod fault;
 mod fault_tracker;
+mod file_faults;
 mod final_checks;
 mod generator;
 mod history;
 mod http_clients;
+mod injection;
 mod ipc_faults;
 mod keepalive_clients;
 mod library_clients;
+mod lost_files;
 mod nemesis;
 mod options;
+mod part_faults;
 mod random;
 mod raw_http;
 pub(super) mod recording_handler;
 mod report;
 mod restart_budget;
 mod set;
+mod shared_sockets;
+mod suspension;
 mod traffic;
 mod watch;
 
@@ -58,10 +66,18 @@ pub(super) fn run(path: Option<&Path>, options: &DrillOptions) -> Result<(), Com
         // 32 bits, so that it is short enough to type.
         None => u64::from(getrandom::u32().map_err(failed)?),
     };
-    print_progress(&format!("seed {seed}, {} faults, {}", options.faults, describe(&set)));
     let watch = SetWatch::default();
     let traffic = Traffic::new(&set, &watch, options.path.clone());
     let nemesis = Nemesis::new(&traffic, stop.flag());
+    if options.faults > 0 && execution::generator(&set, &nemesis, options).is_empty() {
+        drop(nemesis);
+        set.stop();
+        set.remove();
+        return Err(failed(
+            "drill: no fault of the kinds selected by --only and --except can be injected into this set",
+        ));
+    }
+    print_progress(&format!("seed {seed}, {} faults, {}", options.faults, describe(&set)));
     let execution = execution::run(&mut set, &nemesis, options, seed);
     let mut history = collect_history(&execution, &traffic, &watch);
     if nemesis.interrupted.is_set() {
@@ -150,6 +166,8 @@ fn make_report(
         faults_per_second: execution.injected as f64 / seconds.max(0.001),
         by_kind: report::by_kind(&history, &listeners, &pool_of),
         by_listener: report::by_listener(&history, &listeners, &execution.listeners),
+        false_kills: history.unexplained_exits.len() + report::false_kills(&history),
+        longest_wait_ms: report::longest_wait_ms(&history),
         starts_on_record: history.recorded_starts.len(),
         own_lateness_ms: history.delays.iter().map(|(_, by)| by.as_millis() as u64).sum(),
         violations,

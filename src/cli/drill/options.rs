@@ -2,8 +2,10 @@
 
 use std::time::Duration;
 
-use clap::Args;
+use clap::{Args, ValueEnum};
 
+use super::fault::FaultKind;
+use super::generator::KindSelection;
 use crate::cli::duration_arg::duration;
 
 /// The default of `--pace`.
@@ -20,6 +22,12 @@ pub(crate) struct DrillOptions {
     /// Faults per second, on average
     #[arg(long, value_name = "X", default_value_t = DEFAULT_PACE, value_parser = pace)]
     pub pace: f64,
+    /// Inject only these kinds of faults
+    #[arg(long, value_name = "KIND", value_delimiter = ',', hide_possible_values = true)]
+    pub only: Vec<FaultKind>,
+    /// Inject no faults of these kinds
+    #[arg(long, value_name = "KIND", value_delimiter = ',', hide_possible_values = true)]
+    pub except: Vec<FaultKind>,
     /// Inject no more faults after this time, and send requests until then
     #[arg(long, value_name = "DURATION", value_parser = duration)]
     pub duration: Option<Duration>,
@@ -42,7 +50,18 @@ impl DrillOptions {
     pub(crate) fn repeat_command(&self, is_private: bool, seed: u64) -> String {
         let yes = if is_private { "" } else { " --yes" };
         let pace = if self.pace == DEFAULT_PACE { String::new() } else { format!(" --pace {}", self.pace) };
-        format!("patou drill{yes} --seed {seed} --faults {}{pace}", self.faults)
+        let kinds = |option: &str, kinds: &[FaultKind]| {
+            let names: Vec<_> = kinds.iter().filter_map(ValueEnum::to_possible_value).collect();
+            let names: Vec<_> = names.iter().map(|value| value.get_name()).collect();
+            if names.is_empty() { String::new() } else { format!(" {option} {}", names.join(",")) }
+        };
+        let kinds = kinds("--only", &self.only) + &kinds("--except", &self.except);
+        format!("patou drill{yes} --seed {seed} --faults {}{pace}{kinds}", self.faults)
+    }
+
+    /// The kinds of faults to inject.
+    pub(super) fn selection(&self) -> KindSelection {
+        KindSelection { only: self.only.clone(), except: self.except.clone() }
     }
 }
 

@@ -44,12 +44,21 @@ pub(super) struct FaultRow {
     pub count: usize,
     /// Those that are not judged: see [`FaultEffect::excluded`].
     pub excused: usize,
+    /// Those that ended a process which was replaced.
+    pub replaced: usize,
+    /// Those that ended no process.
+    pub survived: usize,
+    /// Processes that were killed although the fault was harmless.
+    pub false_kills: usize,
     /// Until the watchdog detected them.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub detection: Option<LatencySummary>,
     /// Until the part was up again.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub recovery: Option<LatencySummary>,
+    /// Until the removed files existed again.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub repair: Option<LatencySummary>,
     /// The longest wait of an attempt while one of them had an effect.
     pub longest_wait_ms: f64,
 }
@@ -89,6 +98,10 @@ pub(super) struct DrillReport {
     pub by_kind: Vec<FaultRow>,
     pub by_listener: Vec<ListenerRow>,
     pub starts_on_record: usize,
+    /// Processes that ended without a fault that may end them.
+    pub false_kills: usize,
+    /// The longest wait of an attempt.
+    pub longest_wait_ms: f64,
     /// How long the machine delayed the drill itself, in total.
     pub own_lateness_ms: u64,
     pub violations: Vec<PromiseViolation>,
@@ -104,6 +117,8 @@ fn target_name(effect: &FaultEffect) -> &'static str {
         FaultTarget::Part(DrillPart::Dispatcher) => "dispatcher",
         FaultTarget::Part(DrillPart::Worker(_)) | FaultTarget::Slot(_) => "worker",
         FaultTarget::Listener(_) => "listener",
+        FaultTarget::Parts(_) => "several",
+        FaultTarget::Set => "set",
         FaultTarget::Machine => "machine",
     }
 }
@@ -136,12 +151,27 @@ pub(super) fn by_kind(history: &DrillHistory, listeners: &[CheckedListener], poo
             target: key.0,
             count: effects.len(),
             excused: effects.len() - judged.len(),
+            replaced: judged.iter().filter(|effect| effect.recovered.is_some() && effect.kill_cause.is_none()).count(),
+            survived: judged.iter().filter(|effect| effect.ended.is_some() && effect.detected.is_none()).count(),
+            false_kills: judged.iter().filter(|effect| effect.kill_cause.is_some()).count(),
             detection: latency(|effect| effect.detected),
             recovery: latency(|effect| effect.recovered),
+            repair: latency(|effect| effect.repaired).filter(|_| key.1.is_repaired()),
             longest_wait_ms: ms(longest_waits.get(&key).copied().unwrap_or_default()),
         }
     };
     groups.into_iter().map(row).collect()
+}
+
+/// Parts that were killed although their fault was harmless.
+pub(super) fn false_kills(history: &DrillHistory) -> usize {
+    history.effects.iter().filter(|effect| effect.excluded.is_none() && effect.kill_cause.is_some()).count()
+}
+
+/// The longest wait of an attempt of a client that did not disconnect.
+pub(super) fn longest_wait_ms(history: &DrillHistory) -> f64 {
+    let attempts = history.attempts.iter().filter(|attempt| attempt.outcome != AttemptOutcome::Disconnected);
+    ms(attempts.map(RequestAttempt::wait).max().unwrap_or_default())
 }
 
 /// One row for each listener. `names` are the addresses of the listeners.
@@ -229,6 +259,8 @@ impl fmt::Display for DrillReport {
         writeln!(f)?;
         let unrecorded: usize = self.by_listener.iter().map(|row| row.lost_unrecorded).sum();
         writeln!(f, "{} recorded starts; {unrecorded} lost without a recorded start", self.starts_on_record)?;
+        let Self { false_kills, longest_wait_ms, .. } = self;
+        writeln!(f, "false kills: {false_kills}; longest wait of a client: {longest_wait_ms:.0} ms")?;
         writeln!(f, "the machine delayed the drill itself by {} ms in total", self.own_lateness_ms)?;
         for remark in &self.remarks {
             writeln!(f, "{remark}")?;
@@ -252,15 +284,24 @@ impl fmt::Display for DrillReport {
 
 fn write_table(f: &mut fmt::Formatter<'_>, rows: &[FaultRow]) -> fmt::Result {
     let percentiles = "p50 / p99 / max ms";
-    writeln!(f, "{:<21} {:<11} {:>5}  {:<21} {:<21} LONGEST", "FAULT", "TARGET", "COUNT", "DETECTED", "RECOVERED")?;
-    writeln!(f, "{:<21} {:<11} {:>5}  {percentiles:<21} {percentiles:<21} WAIT", "", "", "")?;
+    let (detected, recovered) = ("DETECTED", "RECOVERED, REPAIRED");
+    writeln!(
+        f,
+        "{:<21} {:<11} {:>5} {:>5}  {detected:<21} {recovered:<21} LONGEST",
+        "FAULT", "TARGET", "COUNT", "ENDED"
+    )?;
+    writeln!(f, "{:<21} {:<11} {:>5} {:>5}  {percentiles:<21} {percentiles:<21} WAIT", "", "", "", "")?;
     for row in rows {
         let latency = |summary: Option<LatencySummary>| {
             summary.map_or_else(String::new, |s| format!("{:.0} / {:.0} / {:.0}", s.p50_ms, s.p99_ms, s.max_ms))
         };
         let FaultRow { kind, target, count, longest_wait_ms, .. } = row;
-        let (detected, recovered) = (latency(row.detection), latency(row.recovery));
-        writeln!(f, "{kind:<21} {target:<11} {count:>5}  {detected:<21} {recovered:<21} {longest_wait_ms:.0} ms")?;
+        let (detected, recovered) = (latency(row.detection), latency(row.repair.or(row.recovery)));
+        let ended = row.replaced + row.false_kills;
+        writeln!(
+            f,
+            "{kind:<21} {target:<11} {count:>5} {ended:>5}  {detected:<21} {recovered:<21} {longest_wait_ms:.0} ms"
+        )?;
     }
     Ok(())
 }

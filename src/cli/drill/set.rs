@@ -1,11 +1,14 @@
 //! The set that is drilled: a private one, or a running one.
 
 mod leftovers;
+mod pausable_log;
 mod private;
 
 use std::path::{Path, PathBuf};
+use std::process::Child;
 use std::time::{Duration, Instant};
 
+pub(super) use self::pausable_log::LogGate;
 use self::private::PrivateDrillSet;
 use super::checker::{CheckedListener, DrillBounds};
 use super::fault::DrillPart;
@@ -13,7 +16,7 @@ use super::generator::SetKind;
 use crate::cli::config_source::load_applied;
 use crate::cli::error::{CommandError, failed, no_set};
 use crate::cli::patou_run::{POLL_INTERVAL, all_parts_up};
-use crate::config::{Config, Delivery, HandlerConfig, ListenerConfig, PoolConfig};
+use crate::config::{Config, Delivery, HandlerConfig, ListenAddress, ListenerConfig, PoolConfig};
 use crate::ids::{PoolName, WorkerId};
 use crate::ipc;
 use crate::status::SavedState;
@@ -150,6 +153,8 @@ impl DrillSet {
             watchdog: restart * 2 + if self.kind == SetKind::Units { UNIT_WATCHDOG_TIMEOUT } else { drain },
             drain,
             restart,
+            // A repair that needs the dispatcher waits until it answers a probe again.
+            repair: watchdog.dispatcher_timeout + watchdog.probe_interval * 2,
             store_after: front.store_after,
             slack: Duration::from_millis(250),
             parts_follow_watchdog: self.kind != SetKind::Units,
@@ -199,6 +204,42 @@ impl DrillSet {
         let mut wrong: Vec<_> = private.stop(timeout).into_iter().collect();
         wrong.extend(leftovers::find(&self.config));
         wrong
+    }
+
+    /// Writes the configuration of a private set, without the last worker of pool `smaller`.
+    pub(super) fn configure(&self, smaller: Option<&PoolName>) -> Result<(), CommandError> {
+        self.private.as_ref().map_or(Ok(()), |private| private.configure(self.config.set.name.as_str(), smaller))
+    }
+
+    /// Starts a second `patou run` on the configuration of a private set, which must be refused.
+    pub(super) fn start_second(&self) -> Option<Child> {
+        self.private.as_ref()?.start_second().ok()
+    }
+
+    /// Pauses the reader of a private set's log.
+    pub(super) fn log_gate(&self) -> Option<LogGate> {
+        self.private.as_ref().map(PrivateDrillSet::log_gate)
+    }
+
+    /// The last worker of each pool.
+    pub(super) fn last_workers(&self) -> Vec<usize> {
+        let is_last =
+            |id: &WorkerId| !self.workers.iter().any(|other| other.pool == id.pool && other.number > id.number);
+        (0..self.workers.len()).filter(|index| is_last(&self.workers[*index])).collect()
+    }
+
+    /// Whether a listener or a worker has a Unix address.
+    pub(super) fn has_unix_addresses(&self) -> bool {
+        let Config { listeners, pools, .. } = &self.config;
+        let workers = pools.iter().map(|pool| &pool.address);
+        let mut addresses = listeners.iter().map(|listener| &listener.address).chain(workers);
+        addresses.any(|address| matches!(address, ListenAddress::Unix(_)))
+    }
+
+    /// Whether the delivery of a listener is handoff and its address is TCP.
+    pub(super) fn is_tcp_handoff(&self, listener: usize) -> bool {
+        let listener = &self.config.listeners[listener];
+        listener.delivery == Delivery::Handoff && matches!(listener.address, ListenAddress::Tcp(_))
     }
 
     /// The processes that were started for this set.

@@ -148,6 +148,10 @@ fn parts<'a>(state: &'a SavedState, workers: &'a [WorkerId]) -> impl Iterator<It
 
 /// Whether the slot names this process as ready.
 fn is_ready_in_slot(config: &Config, id: &WorkerId, pid: Option<u32>) -> bool {
-    let incarnation = ipc::open(config, id).ok().and_then(|parts| Incarnation::load(&parts.segment));
+    let incarnation = match ipc::open(config, id) {
+        Ok(parts) => Incarnation::load(&parts.segment),
+        // A worker keeps its segment and its doorbells although their files are removed.
+        Err(error) => return error.damage().is_none(),
+    };
     incarnation.is_some_and(|incarnation| Some(incarnation.pid) == pid && incarnation.state == Lifecycle::Ready)
 }

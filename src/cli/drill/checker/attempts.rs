@@ -25,8 +25,8 @@ fn check_outcome(context: &CheckContext<'_>, attempt: &RequestAttempt) -> Option
             (!explained).then(what)
         }
         AttemptOutcome::Unknown(reason) if listener.handoff => handoff::check(context, attempt, *reason),
-        AttemptOutcome::Unknown(_) => {
-            let explained = active.any(|effect| context.may_end_worker_of(effect, listener.pool));
+        AttemptOutcome::Unknown(reason) => {
+            let explained = active.any(|effect| context.explains_loss(effect, listener, *reason));
             (!explained).then(|| ("P3", format!("was lost without a fault of its pool: {}", attempt.outcome)))
         }
         _ => None,

@@ -32,6 +32,8 @@ pub(crate) struct DrillBounds {
     pub drain: Duration,
     /// Until a part that exited is up again.
     pub restart: Duration,
+    /// Until removed files exist again.
+    pub repair: Duration,
     /// Until a queued connection is in the descriptor store.
     pub store_after: Duration,
     /// For the scheduling of the machine.
@@ -44,6 +46,10 @@ impl DrillBounds {
     /// How long clients may notice this fault.
     pub(crate) fn of(&self, effect: &FaultEffect) -> Duration {
         use FaultKind as Kind;
+        // No client may notice the loss, not even by a longer wait.
+        if effect.kind.removes_files() {
+            return Duration::ZERO;
+        }
         let lasted = effect.ended.unwrap_or(effect.injected).since(effect.injected);
         let part = match (effect.part, effect.kind) {
             (Some(DrillPart::Watchdog), Kind::Kill | Kind::Freeze | Kind::Restart | Kind::Abort) => {
@@ -54,10 +60,18 @@ impl DrillBounds {
         };
         let detection = if part == DrillPart::Dispatcher { self.dispatcher } else { self.worker };
         match effect.kind {
-            Kind::Kill | Kind::Abort | Kind::Crash => self.restart,
+            Kind::Kill | Kind::Abort | Kind::Crash | Kind::KillSeveral | Kind::BlockLog => self.restart,
             Kind::Terminate | Kind::Restart => self.drain + self.restart,
-            Kind::Freeze | Kind::TruncateSegment | Kind::ZeroSegment | Kind::CorruptSlot => detection + self.restart,
+            Kind::Freeze | Kind::FreezeSeveral | Kind::ChangeSocketFlags => detection + self.restart,
+            Kind::TruncateSegment | Kind::ZeroSegment | Kind::CorruptSlot => detection + self.restart,
+            // Two reloads, and a drained worker is announced at a probe.
+            Kind::FreezeDrained | Kind::FreezeRemoved => detection + self.drain + self.restart,
             _ => lasted,
         }
+    }
+
+    /// How soon the process must have ended after this fault, where that is not part of the recovery.
+    pub(crate) fn detection_of(&self, effect: &FaultEffect) -> Option<Duration> {
+        matches!(effect.kind, FaultKind::FreezeDrained | FaultKind::FreezeRemoved).then_some(self.worker)
     }
 }

@@ -7,7 +7,7 @@ use super::bounds::{CheckedListener, DrillBounds};
 use super::timeline::{FaultScope, FaultTimeline, affects, may_end};
 use crate::cli::drill::fault::{DrillPart, FaultKind};
 use crate::cli::drill::fault_tracker::FaultEffect;
-use crate::cli::drill::history::{DrillHistory, RequestAttempt};
+use crate::cli::drill::history::{DrillHistory, RequestAttempt, UnknownReason};
 use crate::ids::Monotonic;
 
 pub(super) struct CheckContext<'a> {
@@ -54,11 +54,33 @@ impl<'a> CheckContext<'a> {
         }
     }
 
+    /// Whether the fault explains that a request of this pool was lost in this way.
+    pub(super) fn explains_loss(
+        &self,
+        effect: &FaultEffect,
+        listener: &CheckedListener,
+        reason: UnknownReason,
+    ) -> bool {
+        let pool = listener.pool;
+        // A worker without descriptors cannot start a handler, but it can respond, unless the protocol is its program's.
+        let without_descriptors = effect.kind == FaultKind::LimitDescriptors
+            && matches!(effect.part, Some(DrillPart::Worker(worker)) if self.pool_of[worker] == pool);
+        let responded = matches!(reason, UnknownReason::Reported(_)) || listener.refuses_silently_after.is_some();
+        self.may_end_worker_of(effect, pool) || responded && without_descriptors
+    }
+
     /// How much longer than without faults a wait in this scope may take from `from` to `to`, not counting the fault
-    /// with number `except`.
-    pub(super) fn extension(&self, from: Monotonic, to: Monotonic, scope: FaultScope, except: Option<u32>) -> Duration {
+    /// `except`.
+    pub(super) fn extension(
+        &self,
+        from: Monotonic,
+        to: Monotonic,
+        scope: FaultScope,
+        except: Option<&FaultEffect>,
+    ) -> Duration {
         let active = self.timeline.active_between(from, to);
-        let active = active.filter(|effect| Some(effect.number) != except && affects(effect, scope, self.pool_of));
+        let is_excepted = |effect: &FaultEffect| except.is_some_and(|except| std::ptr::eq(except, effect));
+        let active = active.filter(|effect| !is_excepted(effect) && affects(effect, scope, self.pool_of));
         active.map(|effect| self.bounds.of(effect)).sum::<Duration>() + self.delay(from, to) + self.bounds.slack
     }
 

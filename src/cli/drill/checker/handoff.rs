@@ -17,8 +17,8 @@ pub(super) fn check(
     attempt: &RequestAttempt,
     reason: UnknownReason,
 ) -> Option<(&'static str, String)> {
-    let pool = context.listeners[attempt.listener].pool;
-    if context.active_during(attempt).any(|effect| context.may_end_worker_of(effect, pool)) {
+    let listener = &context.listeners[attempt.listener];
+    if context.active_during(attempt).any(|effect| context.explains_loss(effect, listener, reason)) {
         return None;
     }
     if reason != UnknownReason::NoResponse {

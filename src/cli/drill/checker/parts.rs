@@ -1,4 +1,5 @@
-//! P2 and P5: whether each part recovered in time, and whether only those ended that a fault could end.
+//! P2, P5 and P9: whether each part recovered in time, whether only those ended that a fault could end, and whether lost
+//! files were repaired.
 
 use std::time::Duration;
 
@@ -14,12 +15,27 @@ const EARLIER_FAULTS: Duration = Duration::from_secs(2);
 
 /// What one fault did to its part.
 pub(super) fn check_effect(context: &CheckContext<'_>, effect: &FaultEffect) -> Option<PromiseViolation> {
-    let part = effect.part?;
     if effect.excluded.is_some() {
         return None;
     }
     let violation =
         |promise, what| Some(PromiseViolation { promise, what, story: vec![context.describe_fault(effect)] });
+    if effect.kind.removes_files() {
+        let Some(repaired) = effect.repaired else {
+            return violation("P9", format!("fault {}: the removed files were not repaired", effect.number));
+        };
+        let scope = FaultScope { pool: None, listener: None };
+        let other_faults = context.extension(effect.injected, repaired, scope, Some(effect));
+        let (took, bound) = (repaired.since(effect.injected), context.bounds.repair + other_faults);
+        if took > bound {
+            let (took, bound) = (took.as_millis(), bound.as_millis());
+            return violation(
+                "P9",
+                format!("the removed files were repaired after {took} ms; the bound is {bound} ms"),
+            );
+        }
+    }
+    let part = effect.part?;
     if let Some(cause) = &effect.kill_cause {
         return violation("P5", format!("{part} was killed after a harmless fault: {cause}"));
     }
@@ -34,7 +50,15 @@ pub(super) fn check_effect(context: &CheckContext<'_>, effect: &FaultEffect) -> 
         _ => None,
     };
     let scope = FaultScope { pool, listener: None };
-    let other_faults = context.extension(effect.injected, recovered, scope, Some(effect.number));
+    if let (Some(bound), Some(detected)) = (context.bounds.detection_of(effect), effect.detected) {
+        let other_faults = context.extension(effect.injected, detected, scope, Some(effect));
+        let (took, bound) = (detected.since(effect.injected), bound + other_faults);
+        if took > bound {
+            let (took, bound) = (took.as_millis(), bound.as_millis());
+            return violation("P2", format!("{part} was found frozen after {took} ms; its bound is {bound} ms"));
+        }
+    }
+    let other_faults = context.extension(effect.injected, recovered, scope, Some(effect));
     let (took, bound) = (recovered.since(effect.injected), context.bounds.of(effect) + other_faults);
     if took > bound {
         let (took, bound) = (took.as_millis(), bound.as_millis());

@@ -42,6 +42,7 @@ fn violations(history: &DrillHistory) -> Vec<(&'static str, String)> {
         watchdog: ms(2000),
         drain: ms(1000),
         restart: ms(200),
+        repair: ms(600),
         store_after: ms(20),
         slack: ms(10),
         parts_follow_watchdog: true,
@@ -81,6 +82,7 @@ fn effect(kind: FaultKind, part: DrillPart, injected: u64, recovered: u64) -> Fa
         injected: at(injected),
         detected: Some(at(injected + 1)),
         recovered: Some(at(recovered)),
+        repaired: None,
         ended: Some(at(recovered)),
         kill_cause: None,
         excluded: None,
@@ -95,6 +97,57 @@ fn assert_violation(history: &DrillHistory, promise: &str, words: &str) {
 
 const REFUSED: AttemptOutcome = AttemptOutcome::NotStarted(NotStartedReason::Refused(503));
 const NO_RESPONSE: AttemptOutcome = AttemptOutcome::Unknown(UnknownReason::NoResponse);
+
+#[test]
+fn removed_files_are_repaired_within_the_bound_and_delay_no_client() {
+    let removal = |repaired: Option<u64>| FaultEffect {
+        target: FaultTarget::Set,
+        part: None,
+        detected: None,
+        recovered: None,
+        repaired: repaired.map(at),
+        ended: Some(at(900)),
+        ..effect(FaultKind::RemoveState, WORKER_0, 100, 900)
+    };
+    let with = |effect| DrillHistory { effects: vec![effect], ..empty_history() };
+    assert_eq!(violations(&with(removal(Some(710)))), []);
+    assert_violation(&with(removal(Some(711))), "P9", "repaired after 611 ms");
+    assert_violation(&with(removal(None)), "P9", "were not repaired");
+    assert_eq!(violations(&with(FaultEffect { excluded: Some("interrupted"), ..removal(None) })), []);
+    let mut slow = with(removal(Some(200)));
+    slow.attempts = vec![attempt(1, 1, ECHO, AttemptOutcome::Served)];
+    slow.attempts[0].ended = slow.attempts[0].sent + ms(1011);
+    assert_violation(&slow, "P7", "waited 1011 ms; its bound is 1010 ms");
+}
+
+#[test]
+fn worker_that_freezes_while_it_is_removed_must_be_detected_in_time() {
+    let frozen = |detected: u64| FaultEffect {
+        detected: Some(at(detected)),
+        ..effect(FaultKind::FreezeRemoved, WORKER_0, 100, 600)
+    };
+    let with = |effect| DrillHistory { effects: vec![effect], ..empty_history() };
+    assert_eq!(violations(&with(frozen(410))), []);
+    assert_violation(&with(frozen(411)), "P2", "found frozen after 311 ms");
+}
+
+#[test]
+fn worker_without_descriptors_explains_an_explicit_outcome_only() {
+    let limited =
+        || FaultEffect { detected: None, recovered: None, ..effect(FaultKind::LimitDescriptors, WORKER_0, 90, 300) };
+    let reported = AttemptOutcome::Unknown(UnknownReason::Reported(502));
+    for listener in [RECORDING, HANDOFF] {
+        let mut lost = history(vec![attempt(1, 1, listener, reported.clone())], &[]);
+        assert_eq!(violations(&lost).len(), 1);
+        lost.effects = vec![limited()];
+        assert_eq!(violations(&lost), []);
+        lost.attempts[0].outcome = NO_RESPONSE;
+        assert_violation(&lost, "P3", "");
+    }
+    let mut inetd = history(vec![attempt(1, 1, INETD, NO_RESPONSE)], &[]);
+    inetd.effects = vec![limited()];
+    assert_eq!(violations(&inetd), []);
+}
 
 #[test]
 fn history_that_keeps_every_promise_has_no_violation() {

@@ -2,20 +2,23 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::Child;
+use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use nix::sys::resource::{Resource, setrlimit};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
+use super::pausable_log::{LogGate, PausableLog};
 use crate::cli::error::{CommandError, failed};
 use crate::cli::patou_run::{POLL_INTERVAL, launch};
 use crate::config::Config;
+use crate::ids::PoolName;
 
 pub(super) struct PrivateDrillSet {
     dir: PathBuf,
     child: Child,
+    log: PausableLog,
 }
 
 impl PrivateDrillSet {
@@ -26,16 +29,32 @@ impl PrivateDrillSet {
         let name = format!("drill{}", std::process::id());
         let dir = std::env::temp_dir().join(format!("patou-{name}"));
         fs::create_dir(&dir).map_err(|error| failed(format!("{}: {error}", dir.display())))?;
-        let start = || -> Result<(Config, Child), CommandError> {
-            let program = std::env::current_exe().map_err(failed)?;
-            let text = configuration(&name, &dir, &program);
-            fs::write(dir.join("patou.toml"), &text).map_err(failed)?;
+        let start = || -> Result<(Config, Child, PausableLog), CommandError> {
+            let text = write_configuration(&name, &dir, None)?;
             let config = Config::parse(&text, "the drill's own configuration");
             let config = config.map_err(|faults| CommandError::Config(faults.to_string()))?;
-            Ok((config, launch(&dir)?))
+            let log = PausableLog::start(&dir.join("log")).map_err(failed)?;
+            Ok((config, launch(&dir, log.stdio().map_err(failed)?)?, log))
         };
-        let (config, child) = start().inspect_err(|_| drop(fs::remove_dir_all(&dir)))?;
-        Ok((Self { dir, child }, config))
+        let (config, child, log) = start().inspect_err(|_| drop(fs::remove_dir_all(&dir)))?;
+        Ok((Self { dir, child, log }, config))
+    }
+
+    /// Writes the configuration, without the last worker of pool `smaller`.
+    pub(super) fn configure(&self, name: &str, smaller: Option<&PoolName>) -> Result<(), CommandError> {
+        write_configuration(name, &self.dir, smaller).map(drop)
+    }
+
+    /// Starts a second `patou run` on the same configuration.
+    pub(super) fn start_second(&self) -> std::io::Result<Child> {
+        let mut command = Command::new("/proc/self/exe");
+        command.args(["run", "--config"]).arg(self.dir.join("patou.toml"));
+        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+        command.spawn()
+    }
+
+    pub(super) fn log_gate(&self) -> LogGate {
+        self.log.gate()
     }
 
     /// The pid of `patou run`, which is the watchdog.
@@ -52,7 +71,7 @@ impl PrivateDrillSet {
     }
 
     pub(super) fn restart_watchdog(&mut self) -> Result<(), CommandError> {
-        self.child = launch(&self.dir)?;
+        self.child = launch(&self.dir, self.log.stdio().map_err(failed)?)?;
         Ok(())
     }
 
@@ -84,13 +103,21 @@ impl PrivateDrillSet {
     }
 
     /// Removes its directory.
-    pub(super) fn remove(self) {
+    pub(super) fn remove(mut self) {
+        self.log.close();
         let _ = fs::remove_dir_all(self.dir); // below the temporary directory, which systemd-tmpfiles cleans
     }
 }
 
-/// A configuration with every kind of handler and listener.
-fn configuration(name: &str, dir: &Path, program: &Path) -> String {
+fn write_configuration(name: &str, dir: &Path, smaller: Option<&PoolName>) -> Result<String, CommandError> {
+    let program = std::env::current_exe().map_err(failed)?;
+    let text = configuration(name, dir, &program, smaller);
+    fs::write(dir.join("patou.toml"), &text).map_err(failed)?;
+    Ok(text)
+}
+
+/// A configuration with every kind of handler and listener. Pool `smaller` has one worker less than the others.
+fn configuration(name: &str, dir: &Path, program: &Path, smaller: Option<&PoolName>) -> String {
     let quoted = |path: &Path| format!("{:?}", path.display().to_string());
     let (program, record) = (quoted(program), quoted(&dir.join("records")));
     let (run, dir) = (quoted(&dir.join("run")), dir.display());
@@ -101,8 +128,9 @@ fn configuration(name: &str, dir: &Path, program: &Path) -> String {
     let handoff = |address: &str, pool| listener(address, pool, "delivery = \"handoff\"\n");
     let proxied = |address: &str, pool| listener(address, pool, "delivery = \"handoff\"\nproxy_protocol = true\n");
     let pool = |name: &str, handler: &str, address: &str, more: &str| {
+        let workers = if smaller.is_some_and(|smaller| smaller.as_str() == name) { 2 } else { 3 };
         format!(
-            "[[pool]]\nname = \"{name}\"\nworkers = 3\nhandler = {handler}\naddress = \"{address}\"\n\
+            "[[pool]]\nname = \"{name}\"\nworkers = {workers}\nhandler = {handler}\naddress = \"{address}\"\n\
              claim_timeout = \"500ms\"\nrequest_timeout = \"3s\"\nqueue_timeout = \"2s\"\ndrain_timeout = \"2s\"\n{more}\n"
         )
     };
