@@ -407,9 +407,10 @@ fn early_response_reaches_a_client_that_sends_everything_first() {
     const SIZE: usize = 24_000_000;
     let set = TestSet::start(&both_deliveries(&format!("workers = 1\n{}", large_response(SIZE)), ""));
     for is_redirect in [false, true] {
-        let (address, target) = match is_redirect {
-            true => request_lease(set.address(REDIRECT), "/").unwrap(),
-            false => (set.address(HANDOFF), "/".into()),
+        let (address, target) = if is_redirect {
+            request_lease(set.address(REDIRECT), "/").unwrap()
+        } else {
+            (set.address(HANDOFF), "/".into())
         };
         let mut request =
             format!("PUT {target} HTTP/1.1\r\nHost: localhost\r\nContent-Length: {SIZE}\r\n\r\n").into_bytes();

@@ -8,7 +8,7 @@ mod linger;
 mod lingering_close;
 mod problem;
 mod proxy_header;
-mod request_head;
+pub(crate) mod request_head;
 mod request_input;
 mod stream;
 mod validate;

@@ -172,7 +172,8 @@ impl HeadScanner {
                 }
             }
             14 if name.eq_ignore_ascii_case(b"content-length") => {
-                if self.length.replace(content_length(value)?).is_some() {
+                let length = content_length(value)?;
+                if self.length.replace(length).is_some() {
                     return bad("the request has more than one Content-Length header");
                 }
             }

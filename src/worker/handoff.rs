@@ -126,7 +126,7 @@ async fn serve<S: HandlerService>(state: &Arc<WorkerState>, service: &Arc<Mutex<
         // Each pipelined request has its own request_timeout. The lease is Responding by now, and the dispatcher waits
         // for its end.
         active = active.for_next_request();
-        state.renew_deadline(timeout);
+        state.note_next_request(active.lease, timeout, &stream);
     };
     finish(state, &transaction, connection, end, mid_request).await;
 }
@@ -153,13 +153,13 @@ async fn finish(
     let kept = matches!(end, Ok(AfterLease::Keep));
     // A FIN within a response would make it look complete. Before and after a response it is harmless.
     let fin_allowed = end.is_ok() || !mid_request && !matches!(&end, Err(EarlyEnd::Aborted(AbortCause::ClientGone)));
-    if let Err(end) = &end {
-        if had_request {
-            if !fin_allowed {
-                transaction.fail();
-            }
-            end.log_request(state, active.lease);
+    if let Err(end) = &end
+        && had_request
+    {
+        if !fin_allowed {
+            transaction.fail();
         }
+        end.log_request(state, active.lease);
     }
     let mut unsent = Vec::new();
     if let Err(EarlyEnd::Rejected(problem)) = &end
@@ -229,8 +229,9 @@ async fn respond<S: HandlerService>(
         if let Some(builtin) = &state.builtin {
             builtin.end_request().await;
         }
+        let failed = transaction.take_failed();
         if !connection.is_rejected.load(Ordering::Relaxed) {
-            state.count_pipelined();
+            state.count_pipelined(failed);
         }
     }
     if request.version() >= Version::HTTP_11 {

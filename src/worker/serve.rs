@@ -77,7 +77,7 @@ pub(super) async fn serve<S: HandlerService>(
         }
     }
     handoff_task.abort();
-    // Each of these is bounded by linger_timeout as well.
+    // A stop waits no longer for clients that make progress.
     let delivered = async {
         while connections.join_next().await.is_some() {}
         let _ = state.pending_responses.write().await;
