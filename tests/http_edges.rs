@@ -310,6 +310,26 @@ fn slow_head_is_a_408_whatever_request_timeout_is() {
 }
 
 #[test]
+fn head_that_ends_with_the_connection_is_refused() {
+    let set = TestSet::start(&both_deliveries("workers = 1", ""));
+    for address in [set.address(REDIRECT), worker_address(&set), set.address(HANDOFF)] {
+        for head in [
+            "G",
+            "GET / HTTP/1.1\r\n",
+            "GET / HTTP/1.1\r\nHost: localhost\r\n",
+            "GET / HTTP/1.1\r\nHost: localhost\r\n\r",
+        ] {
+            let mut stream = connect(address);
+            stream.write_all(head.as_bytes()).unwrap();
+            stream.shutdown(Shutdown::Write).unwrap();
+            assert_refusal(&read_response(&mut stream).unwrap(), 400, head);
+        }
+    }
+    assert_eq!(set.worker("default/1")["served"], 0);
+    set.stop();
+}
+
+#[test]
 fn pipelined_requests_have_their_own_request_timeout() {
     let sleep = "case $PATH_INFO in /slow) sleep 60;; esac; sleep 0.7; \
                  printf 'Content-Type: text/plain\\r\\nContent-Length: 2\\r\\n\\r\\nok'";
@@ -398,6 +418,19 @@ fn early_response_reaches_a_client_that_reads_slowly_and_still_sends() {
     let mut stream = UnixStream::connect(set.test_dir().join("front.sock")).unwrap();
     stream.write_all(head("/").as_bytes()).unwrap();
     assert_eq!(read_slowly(stream.try_clone().unwrap(), stream), Ok(LARGE), "Unix socket");
+    set.stop();
+}
+
+/// A worker that recycles after each request delivers its response first.
+#[test]
+fn early_response_of_a_worker_that_recycles_reaches_a_slow_client() {
+    let pool = format!("workers = 1\nmax_requests = 1\n{}", large_response(LARGE));
+    let set = TestSet::start(&both_deliveries(&pool, "linger_timeout = \"300ms\""));
+    for round in 0..2 {
+        let mut stream = connect_with_small_buffer(set.address(HANDOFF));
+        stream.write_all(b"PUT / HTTP/1.1\r\nHost: localhost\r\nContent-Length: 100000000\r\n\r\n").unwrap();
+        assert_eq!(read_slowly(stream.try_clone().unwrap(), stream), Ok(LARGE), "{round}");
+    }
     set.stop();
 }
 

@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll, ready};
 
 use bytes::{Buf, Bytes, BytesMut};
+use http::StatusCode;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf};
 
 use super::chunks::ChunkScanner;
@@ -20,7 +21,7 @@ const BUFFER_SIZE: usize = 2048;
 /// Why there is no request.
 #[derive(Debug)]
 pub(crate) enum NoRequest {
-    /// The client has closed its sending direction, or the connection is broken.
+    /// The client has closed its sending direction without a request, or the connection is broken.
     Closed,
     Rejected(ProblemResponse),
 }
@@ -92,6 +93,10 @@ impl RequestInput {
             }
             match stream.read_buf(&mut received).await {
                 Ok(1..) => {}
+                Ok(0) if received.iter().any(|byte| !matches!(byte, b'\r' | b'\n')) => {
+                    let detail = "the client stopped sending within the request head";
+                    return Err(NoRequest::Rejected(ProblemResponse::not_started(StatusCode::BAD_REQUEST, detail)));
+                }
                 Ok(0) | Err(_) => return Err(NoRequest::Closed),
             }
         }

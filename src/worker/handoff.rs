@@ -80,13 +80,15 @@ async fn serve<S: HandlerService>(state: &Arc<WorkerState>, service: &Arc<Mutex<
     // drops the response body, which looks like the end of the response.
     let mut mid_request = false;
     let end = loop {
-        // A worker is held by a client that sends no request for as long as by one with a request, at most.
+        // A client without a request holds the worker no longer than one with a request may.
+        let bounds = [(state.front.head_timeout, "head_timeout"), (timeout, "request_timeout")];
+        let (bound, name) = bounds[usize::from(timeout < state.front.head_timeout)];
         let read = RequestInput::read(&stream, received, state.front.head_bytes);
-        let input = match tokio::time::timeout(state.front.head_timeout.min(timeout), read).await {
+        let input = match tokio::time::timeout(bound, read).await {
             Ok(Ok(input)) => input,
             Ok(Err(NoRequest::Closed)) => break Ok(AfterLease::Close),
             Ok(Err(NoRequest::Rejected(problem))) => break Err(EarlyEnd::Rejected(problem)),
-            Err(_elapsed) => break Err(EarlyEnd::Rejected(ProblemResponse::late_head())),
+            Err(_elapsed) => break Err(EarlyEnd::Rejected(ProblemResponse::late_head(name))),
         };
         transaction.note_claim(active, false);
         let (idle, is_served) = (Arc::<AtomicBool>::default(), Arc::<AtomicBool>::default());

@@ -70,7 +70,7 @@ async fn serve_request<S: HandlerService>(runner: &Arc<RequestRunner<S>>) -> Res
         Ok(Ok(input)) => input,
         Ok(Err(NoRequest::Closed)) => return Ok(()),
         Ok(Err(NoRequest::Rejected(problem))) => return Err(EarlyEnd::Rejected(problem)),
-        Err(_elapsed) => return Err(EarlyEnd::Rejected(ProblemResponse::late_head())),
+        Err(_elapsed) => return Err(EarlyEnd::Rejected(ProblemResponse::late_head("head_timeout"))),
     };
     let is_served = Arc::<AtomicBool>::default();
     let body_dropped = transaction.clone();
