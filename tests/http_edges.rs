@@ -176,6 +176,38 @@ fn malformed_heads_are_refused_with_a_problem_document_and_counted() {
     set.stop();
 }
 
+/// The second request of a connection is checked as the first one is: pipelined, and after a response.
+#[test]
+fn malformed_heads_are_refused_behind_a_valid_request() {
+    let set = TestSet::start(&both_deliveries("workers = 1", "head_bytes = 8192"));
+    let first = b"PUT /1 HTTP/1.1\r\nHost: localhost\r\nContent-Length: 2\r\n\r\nok";
+    let heads = malformed_heads();
+    for (status, head) in &heads {
+        for is_pipelined in [true, false] {
+            let mut stream = connect(set.address(HANDOFF));
+            let mut received = vec![0; 4096];
+            if is_pipelined {
+                stream.write_all(&[&first[..], head].concat()).unwrap();
+                received.clear();
+            } else {
+                stream.write_all(first).unwrap();
+                let length = stream.read(&mut received).unwrap();
+                received.truncate(length);
+                stream.write_all(head).unwrap();
+            }
+            let _ = stream.read_to_end(&mut received);
+            let (received, head) = (text(&received), text(&head[..head.len().min(80)]));
+            assert!(received.starts_with("HTTP/1.1 200"), "{head:?}: {received}");
+            assert_eq!(received.matches("content-length: ").count(), 2, "{head:?}: {received}");
+            assert!(received.contains(&format!("HTTP/1.1 {status} ")), "{head:?}: {received}");
+            assert_eq!(received.matches("patou-outcome: not-started").count(), 1, "{head:?}: {received}");
+        }
+    }
+    wait_for_metric(&set, REFUSED, 2 * heads.len() as u64);
+    assert_eq!(set.worker("default/1")["served"], 2 * heads.len());
+    set.stop();
+}
+
 #[test]
 fn refusals_for_what_a_listener_does_not_serve_are_counted() {
     let set = TestSet::start(&both_deliveries("workers = 1", "max_body = 10"));

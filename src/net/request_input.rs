@@ -15,8 +15,8 @@ use super::chunks::ChunkScanner;
 use super::request_head::{BodyFraming, CheckedHead, HeadScanner};
 use super::{ProblemResponse, SharedStream};
 
-/// The first size of the buffer for a head.
-const BUFFER_SIZE: usize = 2048;
+/// The first size of the buffer for a head, which is hyper's as well: a head with a short body takes one read.
+const BUFFER_SIZE: usize = 8192;
 
 /// Why there is no request.
 #[derive(Debug)]
@@ -111,7 +111,9 @@ impl RequestInput {
         let head_length = head.end - head.start;
         // The handler gets the error of a malformed chunk when it reads the body.
         let in_body = body.take(&received[head_length..]).unwrap_or(0);
-        let next = received.split_off(head_length + in_body);
+        let end = head_length + in_body;
+        // Splitting costs an allocation.
+        let next = if end < received.len() { received.split_off(end) } else { BytesMut::new() };
         Self { ready: received.freeze(), body, next }
     }
 
