@@ -25,6 +25,7 @@ fn claim(criterion: &mut Criterion) {
 }
 
 fn head(criterion: &mut Criterion) {
+    criterion.bench_function("head, scanned before hyper", |bench| bench.iter(benchmarks::scan_head()));
     criterion.bench_function("head, checked by the dispatcher", |bench| bench.iter(benchmarks::check_head()));
     criterion.bench_function("head, location of the worker", |bench| bench.iter(benchmarks::write_location()));
     criterion.bench_function("head, token and target at the worker", |bench| bench.iter(benchmarks::split_target()));

@@ -11,6 +11,7 @@ use crate::dispatcher::redirect::location;
 use crate::exchange::{DispatcherSide, PlainSlot, SlotMemory, Word, WorkerSide};
 use crate::ids::{Claim, Epoch, LeaseId, LeaseTerms, Lifecycle, Monotonic, Phase, ProcessId, Token, WorkerNumber};
 use crate::net::check_request;
+use crate::net::request_head::HeadScanner;
 use crate::pool::{Peer, Pool, PoolAction, PoolEvent, PoolLimits, SlotAnswer, SlotView};
 use crate::worker::lease_url;
 
@@ -131,6 +132,18 @@ pub fn wrong_token() -> impl FnMut() {
     dispatcher.offer(&terms(LeaseId::of(Epoch::FIRST, 1))).expect("the slot is free");
     move || {
         let _ = black_box(worker.claim(Token::new(TOKEN + 1), Monotonic(1)));
+    }
+}
+
+/// The check of a browser's request head on its bytes.
+pub fn scan_head() -> impl FnMut() {
+    let head =
+        b"GET /a/b?c=d HTTP/1.1\r\nHost: localhost:7286\r\nUser-Agent: Mozilla/5.0 (X11; Linux x86_64; rv:128.0)\r\n\
+        Accept: text/html,application/xhtml+xml,application/xml;q=0.9,*/*;q=0.8\r\nAccept-Language: en-US,en;q=0.5\r\n\
+        Accept-Encoding: gzip, deflate, br, zstd\r\nCookie: session=0123456789abcdef0123456789abcdef\r\n\
+        Connection: keep-alive\r\n\r\n";
+    move || {
+        let _ = black_box(HeadScanner::new(16_384).scan(black_box(head)));
     }
 }
 

@@ -176,6 +176,38 @@ fn malformed_heads_are_refused_with_a_problem_document_and_counted() {
     set.stop();
 }
 
+/// The second request of a connection is checked as the first one is: pipelined, and after a response.
+#[test]
+fn malformed_heads_are_refused_behind_a_valid_request() {
+    let set = TestSet::start(&both_deliveries("workers = 1", "head_bytes = 8192"));
+    let first = b"PUT /1 HTTP/1.1\r\nHost: localhost\r\nContent-Length: 2\r\n\r\nok";
+    let heads = malformed_heads();
+    for (status, head) in &heads {
+        for is_pipelined in [true, false] {
+            let mut stream = connect(set.address(HANDOFF));
+            let mut received = vec![0; 4096];
+            if is_pipelined {
+                stream.write_all(&[&first[..], head].concat()).unwrap();
+                received.clear();
+            } else {
+                stream.write_all(first).unwrap();
+                let length = stream.read(&mut received).unwrap();
+                received.truncate(length);
+                stream.write_all(head).unwrap();
+            }
+            let _ = stream.read_to_end(&mut received);
+            let (received, head) = (text(&received), text(&head[..head.len().min(80)]));
+            assert!(received.starts_with("HTTP/1.1 200"), "{head:?}: {received}");
+            assert_eq!(received.matches("content-length: ").count(), 2, "{head:?}: {received}");
+            assert!(received.contains(&format!("HTTP/1.1 {status} ")), "{head:?}: {received}");
+            assert_eq!(received.matches("patou-outcome: not-started").count(), 1, "{head:?}: {received}");
+        }
+    }
+    wait_for_metric(&set, REFUSED, 2 * heads.len() as u64);
+    assert_eq!(set.worker("default/1")["served"], 2 * heads.len());
+    set.stop();
+}
+
 #[test]
 fn refusals_for_what_a_listener_does_not_serve_are_counted() {
     let set = TestSet::start(&both_deliveries("workers = 1", "max_body = 10"));
@@ -310,6 +342,26 @@ fn slow_head_is_a_408_whatever_request_timeout_is() {
 }
 
 #[test]
+fn head_that_ends_with_the_connection_is_refused() {
+    let set = TestSet::start(&both_deliveries("workers = 1", ""));
+    for address in [set.address(REDIRECT), worker_address(&set), set.address(HANDOFF)] {
+        for head in [
+            "G",
+            "GET / HTTP/1.1\r\n",
+            "GET / HTTP/1.1\r\nHost: localhost\r\n",
+            "GET / HTTP/1.1\r\nHost: localhost\r\n\r",
+        ] {
+            let mut stream = connect(address);
+            stream.write_all(head.as_bytes()).unwrap();
+            stream.shutdown(Shutdown::Write).unwrap();
+            assert_refusal(&read_response(&mut stream).unwrap(), 400, head);
+        }
+    }
+    assert_eq!(set.worker("default/1")["served"], 0);
+    set.stop();
+}
+
+#[test]
 fn pipelined_requests_have_their_own_request_timeout() {
     let sleep = "case $PATH_INFO in /slow) sleep 60;; esac; sleep 0.7; \
                  printf 'Content-Type: text/plain\\r\\nContent-Length: 2\\r\\n\\r\\nok'";
@@ -401,15 +453,29 @@ fn early_response_reaches_a_client_that_reads_slowly_and_still_sends() {
     set.stop();
 }
 
+/// A worker that recycles after each request delivers its response first.
+#[test]
+fn early_response_of_a_worker_that_recycles_reaches_a_slow_client() {
+    let pool = format!("workers = 1\nmax_requests = 1\n{}", large_response(LARGE));
+    let set = TestSet::start(&both_deliveries(&pool, "linger_timeout = \"300ms\""));
+    for round in 0..2 {
+        let mut stream = connect_with_small_buffer(set.address(HANDOFF));
+        stream.write_all(b"PUT / HTTP/1.1\r\nHost: localhost\r\nContent-Length: 100000000\r\n\r\n").unwrap();
+        assert_eq!(read_slowly(stream.try_clone().unwrap(), stream), Ok(LARGE), "{round}");
+    }
+    set.stop();
+}
+
 /// A client that sends everything before it reads a byte, with more in both directions than the kernel stores.
 #[test]
 fn early_response_reaches_a_client_that_sends_everything_first() {
     const SIZE: usize = 24_000_000;
     let set = TestSet::start(&both_deliveries(&format!("workers = 1\n{}", large_response(SIZE)), ""));
     for is_redirect in [false, true] {
-        let (address, target) = match is_redirect {
-            true => request_lease(set.address(REDIRECT), "/").unwrap(),
-            false => (set.address(HANDOFF), "/".into()),
+        let (address, target) = if is_redirect {
+            request_lease(set.address(REDIRECT), "/").unwrap()
+        } else {
+            (set.address(HANDOFF), "/".into())
         };
         let mut request =
             format!("PUT {target} HTTP/1.1\r\nHost: localhost\r\nContent-Length: {SIZE}\r\n\r\n").into_bytes();

@@ -176,7 +176,7 @@ fn absolute_and_asterisk_form_targets_reach_the_worker() {
     let back = send_head(worker, "OPTIONS * HTTP/1.1", &format!("Host: {worker}\r\n"));
     assert_eq!(redirect_of(&back), (address.to_string(), Vec::new()));
     assert_eq!(send_head(address, "GET * HTTP/1.1", "Host: localhost\r\n").status, 400);
-    assert_eq!(send_head(address, "CONNECT localhost:80 HTTP/1.1", "Host: localhost:80\r\n").status, 400);
+    assert_eq!(send_head(address, "CONNECT localhost:80 HTTP/1.1", "Host: localhost:80\r\n").status, 501);
     // Non-ASCII bytes pass unchanged.
     let redirect = send_request(address, b"GET /caf\xc3\xa9?\xc3\xa9 HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n").unwrap();
     assert_eq!(follow("GET", &redirect), b"GET /caf\xc3\xa9?\xc3\xa9\n");

@@ -88,7 +88,7 @@ impl RedirectConnection {
     async fn serve_request(&self, driver: &Rc<Driver>) -> Result<(), NoRequest> {
         let read = RequestInput::read(&self.stream, BytesMut::new(), self.settings.head_bytes);
         let input = timeout(self.settings.head_timeout, read).await;
-        let input = input.unwrap_or_else(|_| Err(NoRequest::Rejected(ProblemResponse::late_head())))?;
+        let input = input.unwrap_or_else(|_| Err(NoRequest::Rejected(ProblemResponse::late_head("head_timeout"))))?;
         let io = OneRequestIo {
             stream: self.stream.clone(),
             input,

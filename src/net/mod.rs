@@ -9,7 +9,7 @@ mod lingering_close;
 mod patou_headers;
 mod problem;
 mod proxy_header;
-mod request_head;
+pub(crate) mod request_head;
 mod request_input;
 mod stream;
 mod validate;

@@ -51,9 +51,9 @@ impl ProblemResponse {
         Self { status, detail: detail.into(), outcome: RequestOutcome::StartedUnknown, retry_after: None }
     }
 
-    /// 408: the request head did not arrive in time.
-    pub(crate) fn late_head() -> Self {
-        Self::not_started(StatusCode::REQUEST_TIMEOUT, "the request head did not arrive within head_timeout")
+    /// 408: the request head did not arrive within this bound, which is a key of the configuration.
+    pub(crate) fn late_head(bound: &str) -> Self {
+        Self::not_started(StatusCode::REQUEST_TIMEOUT, format!("the request head did not arrive within {bound}"))
     }
 
     /// The response to a request that hyper cannot parse. The check of its bytes has found nothing wrong with it.

@@ -105,11 +105,9 @@ impl HeadScanner {
 
     fn judge(&mut self, bytes: &[u8]) -> Result<Option<CheckedHead>, HeadFault> {
         let until = bytes.len().min(self.limit);
-        while let Some(&byte) = bytes[..until].get(self.judged) {
-            if is_text(byte) {
-                self.judged += 1;
-                continue;
-            }
+        loop {
+            self.judged += text_length(&bytes[self.judged..until]);
+            let Some(&byte) = bytes[..until].get(self.judged) else { break };
             match (byte, bytes[..until].get(self.judged + 1)) {
                 (b'\r', Some(b'\n')) => {
                     let line = &bytes[self.line..self.judged];
@@ -153,16 +151,13 @@ impl HeadScanner {
     }
 
     fn field(&mut self, version: HttpVersion, line: &[u8]) -> Result<(), HeadFault> {
-        if line.starts_with(b" ") || line.starts_with(b"\t") {
-            return bad("a header line starts with white space: folded lines are obsolete");
-        }
-        let Some(colon) = line.iter().position(|byte| *byte == b':') else {
-            return bad("a header line has no colon");
+        let end = line.iter().position(|byte| !is_token(*byte)).unwrap_or(line.len());
+        let (name, value) = match (end, line.get(end)) {
+            (1.., Some(b':')) => (&line[..end], &line[end + 1..]),
+            (0, Some(b' ' | b'\t')) => return bad("a header line starts with white space: folded lines are obsolete"),
+            (_, None) => return bad("a header line has no colon"),
+            _ => return bad("the name of a header contains a character that is not valid there"),
         };
-        let (name, value) = (&line[..colon], &line[colon + 1..]);
-        if name.is_empty() || !name.iter().copied().all(is_token) {
-            return bad("the name of a header contains a character that is not valid there");
-        }
         let value = trim(value);
         match name.len() {
             4 if name.eq_ignore_ascii_case(b"host") => {
@@ -172,7 +167,8 @@ impl HeadScanner {
                 }
             }
             14 if name.eq_ignore_ascii_case(b"content-length") => {
-                if self.length.replace(content_length(value)?).is_some() {
+                let length = content_length(value)?;
+                if self.length.replace(length).is_some() {
                     return bad("the request has more than one Content-Length header");
                 }
             }
@@ -277,15 +273,38 @@ fn trim(text: &[u8]) -> &[u8] {
     &text[start..end]
 }
 
+/// The length of the text before the first other byte.
+fn text_length(bytes: &[u8]) -> usize {
+    // In blocks, which the compiler turns into vector instructions.
+    let is_all_text = |block: &&[u8; 16]| block.iter().fold(true, |all, byte| all & is_text(*byte));
+    let start = bytes.as_chunks().0.iter().take_while(is_all_text).count() * 16;
+    start + bytes[start..].iter().take_while(|byte| is_text(**byte)).count()
+}
+
 /// Whether the byte is valid within a line: no control character but the tabulator.
 pub(super) fn is_text(byte: u8) -> bool {
     byte >= b' ' && byte != 0x7f || byte == b'\t'
 }
 
 /// Whether the byte is valid in a name (RFC 9110, section 5.6.2).
-pub(super) fn is_token(byte: u8) -> bool {
-    byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte)
+fn is_token(byte: u8) -> bool {
+    TOKEN[usize::from(byte)]
 }
+
+const TOKEN: [bool; 256] = {
+    let mut token = [false; 256];
+    let mut byte = 0;
+    while byte < 128 {
+        token[byte] = (byte as u8).is_ascii_alphanumeric();
+        byte += 1;
+    }
+    let (others, mut i) = (b"!#$%&'*+-.^_`|~", 0);
+    while i < others.len() {
+        token[others[i] as usize] = true;
+        i += 1;
+    }
+    token
+};
 
 #[cfg(test)]
 mod tests {

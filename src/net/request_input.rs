@@ -8,19 +8,20 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll, ready};
 
 use bytes::{Buf, Bytes, BytesMut};
+use http::StatusCode;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf};
 
 use super::chunks::ChunkScanner;
 use super::request_head::{BodyFraming, CheckedHead, HeadScanner};
 use super::{ProblemResponse, SharedStream};
 
-/// The first size of the buffer for a head.
-const BUFFER_SIZE: usize = 2048;
+/// The first size of the buffer for a head, which is hyper's as well: a head with a short body takes one read.
+const BUFFER_SIZE: usize = 8192;
 
 /// Why there is no request.
 #[derive(Debug)]
 pub(crate) enum NoRequest {
-    /// The client has closed its sending direction, or the connection is broken.
+    /// The client has closed its sending direction without a request, or the connection is broken.
     Closed,
     Rejected(ProblemResponse),
 }
@@ -92,6 +93,10 @@ impl RequestInput {
             }
             match stream.read_buf(&mut received).await {
                 Ok(1..) => {}
+                Ok(0) if received.iter().any(|byte| !matches!(byte, b'\r' | b'\n')) => {
+                    let detail = "the client stopped sending within the request head";
+                    return Err(NoRequest::Rejected(ProblemResponse::not_started(StatusCode::BAD_REQUEST, detail)));
+                }
                 Ok(0) | Err(_) => return Err(NoRequest::Closed),
             }
         }
@@ -106,7 +111,9 @@ impl RequestInput {
         let head_length = head.end - head.start;
         // The handler gets the error of a malformed chunk when it reads the body.
         let in_body = body.take(&received[head_length..]).unwrap_or(0);
-        let next = received.split_off(head_length + in_body);
+        let end = head_length + in_body;
+        // Splitting costs an allocation.
+        let next = if end < received.len() { received.split_off(end) } else { BytesMut::new() };
         Self { ready: received.freeze(), body, next }
     }
 

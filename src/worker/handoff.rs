@@ -85,13 +85,15 @@ async fn serve<S: HandlerService>(state: &Arc<WorkerState>, service: &Arc<Mutex<
     // drops the response body, which looks like the end of the response.
     let mut mid_request = false;
     let end = loop {
-        // A worker is held by a client that sends no request for as long as by one with a request, at most.
+        // A client without a request holds the worker no longer than one with a request may.
+        let bounds = [(state.front.head_timeout, "head_timeout"), (timeout, "request_timeout")];
+        let (bound, name) = bounds[usize::from(timeout < state.front.head_timeout)];
         let read = or_reset(&connection, RequestInput::read(&stream, received, state.front.head_bytes));
-        let input = match tokio::time::timeout(state.front.head_timeout.min(timeout), read).await {
+        let input = match tokio::time::timeout(bound, read).await {
             Ok(Ok(input)) => input,
             Ok(Err(NoRequest::Closed)) => break Ok(AfterLease::Close),
             Ok(Err(NoRequest::Rejected(problem))) => break Err(EarlyEnd::Rejected(problem)),
-            Err(_elapsed) => break Err(EarlyEnd::Rejected(ProblemResponse::late_head())),
+            Err(_elapsed) => break Err(EarlyEnd::Rejected(ProblemResponse::late_head(name))),
         };
         transaction.note_claim(active, false);
         let (idle, is_served) = (Arc::<AtomicBool>::default(), Arc::<AtomicBool>::default());
@@ -134,7 +136,7 @@ async fn serve<S: HandlerService>(state: &Arc<WorkerState>, service: &Arc<Mutex<
         // Each pipelined request has its own request_timeout. The lease is Responding by now, and the dispatcher waits
         // for its end.
         active = active.for_next_request();
-        state.renew_deadline(timeout);
+        state.note_next_request(active.lease, timeout, &stream);
     };
     finish(state, &transaction, connection, end, mid_request).await;
 }
@@ -166,13 +168,15 @@ async fn finish(
         Err(EarlyEnd::Aborted(AbortCause::ClientGone)) => false,
         Err(end) => !mid_request && !end.is_handler_fault(),
     };
-    if let Err(end) = &end {
-        if had_request {
-            end.log_request(state, transaction, active.lease);
-            if !fin_allowed {
-                transaction.fail();
-            }
+    if let Err(end) = &end
+        && had_request
+    {
+        end.log_request(state, transaction, active.lease);
+        if !fin_allowed {
+            transaction.fail();
         }
+        }
+        end.log_request(state, active.lease);
     }
     let mut unsent = Vec::new();
     if let Err(EarlyEnd::Rejected(problem)) = &end
@@ -255,8 +259,9 @@ async fn respond<S: HandlerService>(
         if let Some(builtin) = &state.builtin {
             builtin.end_request().await;
         }
+        let failed = transaction.take_failed();
         if !connection.is_rejected.load(Ordering::Relaxed) {
-            state.count_pipelined();
+            state.count_pipelined(failed);
         }
     }
     if !matches!(state.builtin, Some(BuiltinHandler::Echo)) {

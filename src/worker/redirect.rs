@@ -93,7 +93,7 @@ where
         Ok(Ok(input)) => input,
         Ok(Err(NoRequest::Closed)) => return Ok(()),
         Ok(Err(NoRequest::Rejected(problem))) => return Err(EarlyEnd::Rejected(problem)),
-        Err(_elapsed) => return Err(EarlyEnd::Rejected(ProblemResponse::late_head())),
+        Err(_elapsed) => return Err(EarlyEnd::Rejected(ProblemResponse::late_head("head_timeout"))),
     };
     let is_served = Arc::<AtomicBool>::default();
     let io = OneRequestIo { stream: stream.clone(), input, is_served: is_served.clone(), is_body_dropped };

@@ -96,7 +96,7 @@ pub(super) async fn serve<S: HandlerService>(
         }
     }
     handoff_task.abort();
-    // Each of these is bounded by linger_timeout as well.
+    // A stop waits no longer for clients that make progress.
     let delivered = async {
         while connections.join_next().await.is_some() {}
         let _ = state.pending_responses.write().await;
@@ -138,9 +138,11 @@ async fn recycle(
                 }
             },
             builtin => {
-                // The next image does not inherit connections: pending responses are delivered first.
+                // The next image does not inherit connections: pending responses are delivered first. Each of them is
+                // bounded by linger_timeout if its client makes no progress.
+                let bound = state.front.body_timeout.max(state.front.linger_timeout);
                 tokio::select! {
-                    _ = tokio::time::timeout(state.front.linger_timeout, state.pending_responses.write()) => {}
+                    _ = tokio::time::timeout(bound, state.pending_responses.write()) => {}
                     _ = commands.recv() => return false, // during a recycle only Exit is sent
                 }
                 if let Some(builtin) = builtin {

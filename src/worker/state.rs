@@ -25,6 +25,9 @@ use crate::shm::Segment;
 use crate::signals::SignalFlag;
 use crate::{process_tree, sync};
 
+/// So many connections wait for their clients for up to `body_timeout`, further ones for `linger_timeout` in all.
+const LINGERING_MAX: usize = 256;
+
 /// A command from the control loop to the serving task.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum TaskCommand {
@@ -301,8 +304,8 @@ impl WorkerState {
     }
 
     /// Counts a request of the active lease that is followed by a pipelined one.
-    pub(super) fn count_pipelined(&self) {
-        self.slot.count(Counter::Served, 1);
+    pub(super) fn count_pipelined(&self, failed: bool) {
+        self.slot.count(if failed { Counter::Failed } else { Counter::Served }, 1);
         self.limits.count_request();
     }
 
@@ -347,14 +350,16 @@ impl WorkerState {
 
     /// The bounds of the delivery of a response after the end of its request.
     pub(super) fn linger_bounds(&self) -> LingerBounds {
-        LingerBounds { silence: self.front.linger_timeout, total: self.front.body_timeout }
+        let FrontConfig { linger_timeout: silence, body_timeout, .. } = self.front;
+        // Each of these connections holds a reference. Clients that send for ever must not use up the descriptors.
+        let is_crowded = Arc::strong_count(&self.pending_responses) > LINGERING_MAX;
+        LingerBounds { silence, total: if is_crowded { silence } else { body_timeout } }
     }
 
-    /// The active lease is used for another request, which has this time.
-    pub(super) fn renew_deadline(&self, timeout: Duration) {
-        if let Some(active) = &mut *sync::lock(&self.active) {
-            active.deadline = clock::now() + timeout;
-        }
+    /// A claimed lease is used for another request, which has this time.
+    pub(super) fn note_next_request(&self, lease: LeaseId, timeout: Duration, stream: &SharedStream) {
+        let deadline = clock::now() + timeout;
+        *sync::lock(&self.active) = Some(ActiveRequest { lease, deadline, stream: stream.clone() });
     }
 
     /// Counts a finished request, and releases its lease.

@@ -162,6 +162,11 @@ impl Transaction {
         self.failed.store(true, Ordering::Relaxed);
     }
 
+    /// Whether the request before has failed.
+    pub(super) fn take_failed(&self) -> bool {
+        self.failed.swap(false, Ordering::Relaxed)
+    }
+
     pub(super) fn has_failed(&self) -> bool {
         self.failed.load(Ordering::Relaxed)
     }

@@ -186,7 +186,7 @@ async fn serve_request(
         Ok(Ok(input)) => input,
         Ok(Err(NoRequest::Closed)) => return None,
         Ok(Err(NoRequest::Rejected(problem))) => return Some(problem),
-        Err(_elapsed) => return Some(ProblemResponse::late_head()),
+        Err(_elapsed) => return Some(ProblemResponse::late_head("the bound of the admin server")),
     };
     let is_served = Arc::<AtomicBool>::default();
     let io = OneRequestIo { stream: stream.clone(), input, is_served: is_served.clone(), is_body_dropped: || true };

@@ -13,10 +13,12 @@ use std::time::Duration;
 
 use crate::dispatcher::redirect::location;
 use crate::ids::Token;
+use crate::net::request_head::{BodyFraming, HeadScanner};
 use crate::net::{LEASE_PATH, check_request};
 use crate::worker::handler::{self, cgi, framing, head};
 use crate::worker::lease_url;
 use bytes::Bytes;
+use http::header::{CONTENT_LENGTH, TRANSFER_ENCODING};
 use http::{Request, Response, Uri};
 use http_body_util::Empty;
 use hyper::rt::ReadBufCursor;
@@ -68,8 +70,34 @@ fn read(bytes: &[u8]) -> Option<Request<()>> {
     heads.pop()
 }
 
+/// The check before hyper gives the same verdict for reads of any size. Of a head that passes, hyper sees the same body.
+fn check_scan(bytes: &[u8], request: Option<&Request<()>>) {
+    let verdict = |scanner: &mut HeadScanner, bytes: &[u8]| scanner.scan(bytes).map_err(|problem| problem.status);
+    let whole = verdict(&mut HeadScanner::new(16 * 1024), bytes);
+    for size in [1, 2, 3, 7] {
+        let mut scanner = HeadScanner::new(16 * 1024);
+        let reads = (size..bytes.len()).step_by(size).chain([bytes.len()]);
+        let found = reads.map(|end| verdict(&mut scanner, &bytes[..end])).find(|found| *found != Ok(None));
+        assert_eq!(found.unwrap_or(Ok(None)), whole, "reads of {size} bytes");
+    }
+    let (Ok(Some(head)), Some(request)) = (whole, request) else { return };
+    let header = |name| request.headers().get(name).map(|value| value.to_str().expect("a number or a coding").trim());
+    match head.body {
+        BodyFraming::Chunked => {
+            assert!(header(CONTENT_LENGTH).is_none());
+            assert!(header(TRANSFER_ENCODING).is_some_and(|coding| coding.eq_ignore_ascii_case("chunked")));
+        }
+        BodyFraming::Length(length) => {
+            assert!(header(TRANSFER_ENCODING).is_none());
+            assert_eq!(header(CONTENT_LENGTH).map_or(Ok(0), str::parse), Ok(length));
+        }
+    }
+}
+
 pub(crate) fn run(bytes: &[u8]) {
-    let Some(request) = read(bytes) else { return };
+    let request = read(bytes);
+    check_scan(bytes, request.as_ref());
+    let Some(request) = request else { return };
     let named = ["api.example".to_owned()];
     for (allowed, listens_on) in [(&[][..], Some(IpAddr::V4(Ipv4Addr::LOCALHOST))), (&[], None), (&named, None)] {
         match check_request(&request, allowed, listens_on, 100) {
