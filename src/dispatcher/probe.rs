@@ -1,13 +1,15 @@
 //! `probe.sock`: the serving loop answers probes itself, which proves that it serves, and executes the commands of
 //! operators. Only authorized users may connect.
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 use std::time::Duration;
 
 use nix::unistd::{User, geteuid};
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::{UnixListener, UnixStream};
+use tokio::sync::oneshot;
+use tokio::time::timeout;
 
 use super::driver::Driver;
 use crate::clock;
@@ -26,6 +28,10 @@ const REFUSE_TIMEOUT: Duration = Duration::from_secs(1);
 /// The shortest interval between two log messages about unauthorized users.
 const LOG_INTERVAL: Duration = Duration::from_secs(60);
 
+/// How long the first probe waits until the watchdog's user is known. Shorter than the least time after which a
+/// dispatcher is frozen.
+const LOOK_UP_WAIT: Duration = Duration::from_millis(200);
+
 /// The user of the watchdog in a set of units.
 const WATCHDOG: &str = "patou-watchdog";
 /// The first uid of ordinary users (login.defs(5), `UID_MIN`); the users of units are below.
@@ -36,23 +42,35 @@ const UID_MIN: u32 = 1000;
 /// The last applies under systemd, where the dispatcher runs as a system user. A set of an ordinary user, or of root,
 /// has one user only.
 struct AccessList {
-    allowed: Vec<u32>,
+    allowed: RefCell<Vec<u32>>,
     refused: Cell<u64>,
     logged_at: Cell<Option<Monotonic>>,
 }
 
 impl AccessList {
-    /// Looks up the users, once.
-    fn new() -> Self {
-        let own = geteuid().as_raw();
-        let watchdog = (1..UID_MIN).contains(&own).then(|| User::from_name(WATCHDOG).ok().flatten()).flatten();
-        let allowed = [Some(0), Some(own), watchdog.map(|user| user.uid.as_raw())].into_iter().flatten().collect();
-        Self { allowed, refused: Cell::new(0), logged_at: Cell::new(None) }
+    fn new() -> Rc<Self> {
+        let allowed = RefCell::new(vec![0, geteuid().as_raw()]);
+        Rc::new(Self { allowed, refused: Cell::new(0), logged_at: Cell::new(None) })
+    }
+
+    /// Adds the watchdog's user, once. A thread looks it up: a name service may not respond.
+    async fn add_watchdog(&self) {
+        if !(1..UID_MIN).contains(&geteuid().as_raw()) {
+            return;
+        }
+        let (sender, user) = oneshot::channel();
+        let look_up = move || drop(sender.send(User::from_name(WATCHDOG).ok().flatten()));
+        let started = std::thread::Builder::new().name("users".to_owned()).spawn(look_up);
+        if started.is_ok()
+            && let Ok(Some(user)) = user.await
+        {
+            self.allowed.borrow_mut().push(user.uid.as_raw());
+        }
     }
 
     /// Whether this user is authorized; logs refusals. `None`: the kernel does not report the user.
     fn allows(&self, uid: Option<u32>) -> bool {
-        if uid.is_some_and(|uid| self.allowed.contains(&uid)) {
+        if uid.is_some_and(|uid| self.allowed.borrow().contains(&uid)) {
             return true;
         }
         let (refused, now) = (self.refused.get() + 1, clock::now());
@@ -67,6 +85,10 @@ impl AccessList {
 
 pub(super) async fn serve(socket: UnixListener, driver: Rc<Driver>) {
     let access = AccessList::new();
+    let list = access.clone();
+    let looked_up = tokio::task::spawn_local(async move { list.add_watchdog().await });
+    // The first probe waits for it, because it would be refused.
+    let _ = timeout(LOOK_UP_WAIT, looked_up).await;
     loop {
         match socket.accept().await {
             Ok((stream, _)) => {

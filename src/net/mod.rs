@@ -16,6 +16,7 @@ pub(crate) use lingering_close::{discard_until_closed, lingering_close, reset, s
 pub(crate) use problem::{ProblemResponse, RequestOutcome};
 pub(crate) use proxy_header::{ProxyHeader, parse_proxy_header};
 pub(crate) use stream::{
-    ACCEPT_RETRY_DELAY, SharedStream, SocketListener, SocketStream, local_address, peer_address, peer_user,
+    ACCEPT_RETRY_DELAY, SharedStream, SocketListener, SocketStream, close_without_waiting, local_address, peer_address,
+    peer_user,
 };
 pub(crate) use validate::{LEASE_PATH, check_request};

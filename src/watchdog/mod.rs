@@ -7,8 +7,10 @@
 //! Liveness is probed over a Unix socket that the dispatcher's serving loop answers; the answer includes the workers.
 //! Doorbells and heartbeats prove nothing: a frozen process reads no pipe, and a heartbeat may come from another thread.
 
+mod accounts;
 mod admin;
 mod applied_config;
+mod config_reader;
 mod error;
 mod evidence;
 pub(crate) mod notify;
@@ -38,6 +40,7 @@ use crate::ipc::{self, IpcError, Modes, SetLock, SetOwner};
 use crate::procfs::ProcessStat;
 use crate::signals::Signal;
 use crate::{log, process_tree};
+pub(crate) use accounts::resolve as resolve_accounts;
 pub(crate) use error::WatchdogError;
 use error::system;
 use supervisor::child_supervisor::ChildSupervisor;
@@ -48,9 +51,10 @@ use worker_endpoints::SegmentNames;
 ///
 /// # Errors
 /// See [`WatchdogError`]. Everything that was created is removed.
-pub(crate) async fn run(loaded: Loaded) -> Result<(), WatchdogError> {
+pub(crate) async fn run(mut loaded: Loaded) -> Result<(), WatchdogError> {
     log::init(log::LogContext::part("watchdog", &loaded.config.set.name));
     log::abort_on_panic();
+    resolve_accounts(&mut loaded.config)?;
     LocalSet::new().run_until(run_set(loaded)).await
 }
 

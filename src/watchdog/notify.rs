@@ -11,12 +11,18 @@ use nix::libc;
 use nix::sys::socket::{ControlMessageOwned, MsgFlags, UnixCredentials, recvmsg, setsockopt, sockopt};
 use tokio::io::unix::AsyncFd;
 
-use crate::sys;
+use crate::config::LISTENERS_MAX;
+use crate::{net, sys};
 
 /// Size limit of a message, in bytes; the rest is cut off.
 const MESSAGE_MAX: usize = 4096;
 /// Descriptors received with one message at most.
 const FDS_MAX: usize = 16;
+
+/// The names of all stored descriptors, in bytes. The next dispatcher gets them, and those of the listeners, in one
+/// variable of its environment (`LISTEN_FDNAMES`), and execve(2) passes at most 128 KiB in one.
+const NAMES_MAX: usize = (128 - 24) << 10;
+const _: () = assert!(NAMES_MAX + LISTENERS_MAX * "listener-999:".len() < (128 << 10) - 1024);
 
 /// A message from a child.
 #[derive(Debug)]
@@ -145,13 +151,21 @@ impl FdStore {
     pub(crate) fn apply(&mut self, fields: &NotifyFields, fds: Vec<OwnedFd>, max: usize) {
         let Some(name) = &fields.name else { return };
         if fields.remove {
-            self.0.remove(name);
+            if let Some(fd) = self.0.remove(name) {
+                net::close_without_waiting(&fd); // a worker may have held it
+            }
         } else if fields.store
             && let Some(fd) = fds.into_iter().next()
             && self.0.len() < max
+            && self.names_size() + name.len() < NAMES_MAX
         {
             self.0.insert(name.clone(), fd);
         }
+    }
+
+    /// The length of all names, each with its separator.
+    fn names_size(&self) -> usize {
+        self.0.keys().map(|name| name.len() + 1).sum()
     }
 
     /// The stored descriptors. The next dispatcher receives all of them and removes those that it has processed.

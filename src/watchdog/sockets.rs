@@ -3,13 +3,13 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::fs::{FileTypeExt, PermissionsExt};
-use std::os::unix::net::{UnixListener, UnixStream};
+use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 
-use nix::sys::socket::{Backlog, listen};
-use nix::unistd::{Gid, Group, Uid, User, chown, getegid, geteuid};
+use nix::sys::socket::{AddressFamily, Backlog, SockFlag, SockType, UnixAddr, connect, listen, socket};
+use nix::unistd::{Gid, Uid, chown, getegid, geteuid};
 
 use crate::config::{AdminConfig, Config, ListenAddress, ListenerConfig};
 use crate::ids::WorkerId;
@@ -65,10 +65,7 @@ impl ListeningSocket {
 
     fn set_access(&self, access: &SocketAccess) -> Result<(), SocketError> {
         let Some(path) = &self.path else { return Ok(()) };
-        access.apply(path).map_err(|(key, cause)| SocketError {
-            text: format!("cannot set the {key} of {}: {cause}; check `{key}` of {}", self.configured, access.section),
-            address: self.configured.clone(),
-        })
+        access.apply(path).map_err(|failed| SocketError::access(&self.configured, access.section, failed))
     }
 }
 
@@ -101,8 +98,8 @@ impl SocketAccess {
     /// An error names the key that caused it.
     fn apply(&self, path: &Path) -> Result<(), (&'static str, io::Error)> {
         let of = |key| move |error: io::Error| (key, error);
-        let uid = self.owner.as_deref().map(find_user).transpose().map_err(of("owner"))?;
-        let gid = self.group.as_deref().map(find_group).transpose().map_err(of("group"))?;
+        let uid = self.owner.as_deref().map(number).transpose().map_err(of("owner"))?.map(Uid::from_raw);
+        let gid = self.group.as_deref().map(number).transpose().map_err(of("group"))?.map(Gid::from_raw);
         if uid.is_some() {
             chown(path, uid, None).map_err(|error| ("owner", error.into()))?;
         }
@@ -113,18 +110,9 @@ impl SocketAccess {
     }
 }
 
-fn find_user(name: &str) -> io::Result<Uid> {
-    if let Ok(number) = name.parse() {
-        return Ok(Uid::from_raw(number));
-    }
-    User::from_name(name)?.map(|user| user.uid).ok_or_else(|| io::Error::other(format!("there is no user {name}")))
-}
-
-fn find_group(name: &str) -> io::Result<Gid> {
-    if let Ok(number) = name.parse() {
-        return Ok(Gid::from_raw(number));
-    }
-    Group::from_name(name)?.map(|g| g.gid).ok_or_else(|| io::Error::other(format!("there is no group {name}")))
+/// The configuration in force has no names: see [`super::accounts`].
+fn number(account: &str) -> io::Result<u32> {
+    account.parse().map_err(|_| io::Error::other(format!("{account} is not the number of an account")))
 }
 
 /// Binds a Unix socket; replaces a socket file on which no process listens.
@@ -133,7 +121,7 @@ fn bind_unix(path: &Path) -> io::Result<UnixListener> {
         Err(error) if error.kind() == io::ErrorKind::AddrInUse => {
             let is_socket = fs::symlink_metadata(path).is_ok_and(|status| status.file_type().is_socket());
             let refused = |e: io::Error| e.kind() == io::ErrorKind::ConnectionRefused;
-            if !is_socket || !UnixStream::connect(path).is_err_and(refused) {
+            if !is_socket || !try_connect(path).is_err_and(refused) {
                 return Err(error);
             }
             fs::remove_file(path)?;
@@ -141,6 +129,13 @@ fn bind_unix(path: &Path) -> io::Result<UnixListener> {
         }
         result => result,
     }
+}
+
+/// Connects to a Unix socket. Does not wait for a process that listens and does not accept.
+fn try_connect(path: &Path) -> io::Result<()> {
+    let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
+    let fd = socket(AddressFamily::Unix, SockType::Stream, flags, None)?;
+    Ok(connect(fd.as_raw_fd(), &UnixAddr::new(path)?)?)
 }
 
 /// A socket that cannot be bound or set up.
@@ -166,6 +161,12 @@ impl SocketError {
             _ => String::new(),
         };
         Self { text: format!("cannot listen on {address} ({purpose}): {cause}{remedy}"), address: address.clone() }
+    }
+
+    /// Mode or owner of a socket's file cannot be set, `failed` says which and why.
+    pub(super) fn access(address: &ListenAddress, section: &str, (key, cause): (&str, io::Error)) -> Self {
+        let text = format!("cannot set the {key} of {address}: {cause}; check `{key}` of {section}");
+        Self { text, address: address.clone() }
     }
 
     /// Adds the other addresses that are in use.

@@ -28,6 +28,8 @@ pub(super) struct HandoffReceiver {
     /// The dispatcher that connected last; there is one at a time.
     dispatcher: Option<AsyncFd<OwnedFd>>,
     message_buffer: Vec<u8>,
+    /// Whether an invalid message of this dispatcher has been logged.
+    invalid_logged: bool,
 }
 
 impl HandoffReceiver {
@@ -37,6 +39,7 @@ impl HandoffReceiver {
             listener: sys::when_ready(Arc::new(listener), Interest::READABLE)?,
             dispatcher: None,
             message_buffer: vec![0; MESSAGE_MAX],
+            invalid_logged: false,
         })
     }
 
@@ -69,7 +72,10 @@ impl HandoffReceiver {
                         return Poll::Pending; // an error means that the runtime shuts down
                     };
                     match ready.try_io(|listener| handoff::accept(listener.as_fd())) {
-                        Ok(accepted) => self.dispatcher = Some(sys::when_readable(accepted?)?),
+                        Ok(accepted) => {
+                            self.dispatcher = Some(sys::when_readable(accepted?)?);
+                            self.invalid_logged = false;
+                        }
                         Err(_would_block) => {}
                     }
                 }
@@ -88,7 +94,14 @@ impl HandoffReceiver {
             match received {
                 Ok(Ok(Some((Some(message), Some(connection))))) => return Poll::Ready(Some((message, connection))),
                 // An invalid message, or a message without its socket, is discarded, and its socket closed.
-                Ok(Ok(Some(_))) => {}
+                Ok(Ok(Some((message, connection)))) => {
+                    if !std::mem::replace(&mut self.invalid_logged, true) {
+                        let (decoded, with_socket) = (message.is_some(), connection.is_some());
+                        tracing::warn!(decoded, with_socket, event = %Event::AcceptFailed,
+                            "a message of the dispatcher cannot be used: its connections go to other workers; restart \
+                             this worker if patou was upgraded");
+                    }
+                }
                 Ok(Ok(None) | Err(_)) => return Poll::Ready(None),
                 Err(_would_block) => {}
             }

@@ -3,6 +3,7 @@
 mod addresses;
 mod between_keys;
 mod copy;
+mod limits;
 mod one_key;
 
 use patou::config::{Config, ConfigFault, ListenerConfig, LoadError, Origin, PoolConfig};
@@ -170,7 +171,7 @@ fn file_is_loaded_or_rejected() {
     let loaded = Config::load(Some(&file)).unwrap();
     assert_eq!((loaded.origin, loaded.config), (Origin::File(file.clone()), Config::default()));
     assert_eq!(loaded.text, Config::DEFAULT_TOML);
-    std::fs::write(&file, "[set]\nname = 1").unwrap();
+    std::fs::write(&file, "[set]\nname = 1\n[[pool]]\nname = \"default\"\n").unwrap();
     let error = Config::load(Some(&file)).unwrap_err();
     assert!(matches!(&error, LoadError::Faults(faults) if faults.0.len() == 1));
     assert!(error.to_string().starts_with(&format!("{}:2: set.name: found 1;", file.display())), "{error}");

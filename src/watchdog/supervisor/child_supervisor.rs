@@ -18,6 +18,7 @@ use crate::sd_watchdog::WatchdogTicker;
 use crate::signals::STOP_DEBOUNCE;
 use crate::watchdog::admin::{AdminServer, SetSnapshot};
 use crate::watchdog::applied_config::{self, drain_timeouts, plan_limits};
+use crate::watchdog::config_reader::ConfigReader;
 use crate::watchdog::error::{WatchdogError, system};
 use crate::watchdog::evidence::{EvidenceRecorder, EvidenceTarget, ProcessScope};
 use crate::watchdog::notify::{FdStore, NotifyMessage, NotifySocket};
@@ -32,10 +33,14 @@ use crate::watchdog::state::{self, StateWriter};
 use crate::watchdog::worker_endpoints::{SegmentNames, WorkerEndpoints};
 use crate::{backoff, clock, ipc, log};
 
+/// More messages than the queue of a datagram socket holds (net.unix.max_dgram_qlen).
+const NOTIFY_QUEUE: usize = 1024;
+
 /// A running set and everything that outlives its parts.
 pub(crate) struct ChildSupervisor {
     pub config: Arc<Config>,
     pub origin: Origin,
+    pub config_reader: ConfigReader,
     pub runtime_dir: PathBuf,
     /// Different for any two sets that used the same directory: the time since boot at the start.
     pub set_epoch: u64,
@@ -106,6 +111,7 @@ impl ChildSupervisor {
             own_id: procfs::this_process(),
             config: Arc::new(config),
             origin,
+            config_reader: ConfigReader::default(),
             runtime_dir,
             set_epoch,
             plan,
@@ -132,7 +138,8 @@ impl ChildSupervisor {
                 report = self.prober.next_report() => report.map(PlanEvent::Report),
                 Some((part, pid)) = self.exits.recv() => self.on_exit(part, pid),
                 Ok(message) = self.notify_socket.receive() => self.on_notify(message),
-                Ok(_) = reload.read(&mut reload_bytes) => self.reload(),
+                Ok(_) = reload.read(&mut reload_bytes) => { self.reload(); None }
+                read = self.config_reader.next() => self.apply_read(read),
                 () = sleep(wake_at.since(clock::now())) => None,
             };
             let now = clock::now();
@@ -194,8 +201,8 @@ impl ChildSupervisor {
     }
 
     fn on_exit(&mut self, part: Part, pid: u32) -> Option<PlanEvent> {
-        // Messages that the part sent before it ended are processed first.
-        while let Some(message) = self.notify_socket.try_receive() {
+        // Messages that the part sent before it ended are processed first. Others may send without end.
+        for message in std::iter::from_fn(|| self.notify_socket.try_receive()).take(NOTIFY_QUEUE).collect::<Vec<_>>() {
             if let Some(event) = self.on_notify(message) {
                 self.handle(clock::now(), event);
             }
