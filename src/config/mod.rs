@@ -80,8 +80,12 @@ fn lossy<S: Serializer>(path: &Path, serializer: S) -> Result<S::Ok, S::Error> {
     serializer.serialize_str(&path.to_string_lossy())
 }
 
-/// Workers of a set at most: the dispatcher reports on all of them in one line of `probe.sock`.
+/// Workers of a set at most, in at most [`POOLS_MAX`] pools: the dispatcher reports on all of them in one line of
+/// `probe.sock`.
 pub const WORKERS_MAX: usize = 20_000;
+
+/// Pools of a set at most.
+pub const POOLS_MAX: usize = 1000;
 
 /// Listeners of a set at most: the supervisor names all of them in one variable of the environment (`LISTEN_FDNAMES`).
 pub const LISTENERS_MAX: usize = 1000;

@@ -8,7 +8,8 @@ use std::time::Duration;
 use super::diagnostics::Diagnostics;
 use super::fault::{nearest, quote};
 use super::{
-    Config, Delivery, HandlerConfig, LISTENERS_MAX, ListenerConfig, PoolConfig, WORKERS_MAX, address_conflicts,
+    Config, Delivery, HandlerConfig, LISTENERS_MAX, ListenerConfig, POOLS_MAX, PoolConfig, WORKERS_MAX,
+    address_conflicts,
 };
 
 /// How many names a message lists.
@@ -53,12 +54,16 @@ pub(super) fn check(config: &Config, diagnostics: &mut Diagnostics) {
     }
 }
 
-/// Limits of what a set can report and start, see [`WORKERS_MAX`] and [`LISTENERS_MAX`].
+/// Limits of what a set can report and start, see [`WORKERS_MAX`], [`POOLS_MAX`] and [`LISTENERS_MAX`].
 fn numbers_of_parts(config: &Config, diagnostics: &mut Diagnostics) {
     let workers: usize = config.pools.iter().map(|pool| usize::from(pool.workers)).sum();
     if workers > WORKERS_MAX {
         let expected = format!("at most {WORKERS_MAX} workers in all pools of a set");
         diagnostics.contradiction("pool", &[], format!("{workers} workers"), expected);
+    }
+    let pools = config.pools.len();
+    if pools > POOLS_MAX {
+        diagnostics.contradiction("pool", &[], format!("{pools} pools"), format!("at most {POOLS_MAX} pools of a set"));
     }
     let listeners = config.listeners.len();
     if listeners > LISTENERS_MAX {

@@ -165,7 +165,8 @@ mod tests {
             for is_http in [false, true] {
                 let stored = StoredConnection { listener: u64::MAX - 1, peer, mark: 7, is_http };
                 let name = stored.name();
-                assert!(name.len() < 255 && !name.contains(':'), "{name}");
+                // systemd passes 1024 names in one variable, see FDSTORE_MAX of src/units/render.rs.
+                assert!(name.len() < 110 && !name.contains(':'), "{name}");
                 assert_eq!(StoredConnection::parse(&name), Some(stored));
             }
         }

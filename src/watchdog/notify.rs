@@ -173,3 +173,23 @@ impl FdStore {
         self.0.iter().map(|(name, fd)| (name.as_str(), fd))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_of_the_store_fit_into_the_environment_of_a_process() {
+        let mut store = FdStore::default();
+        let socket = OwnedFd::from(UnixDatagram::unbound().unwrap());
+        for number in 0..1500 {
+            let name = format!("handed-{number:0>90}");
+            let fields = NotifyFields { store: true, name: Some(name), ..NotifyFields::default() };
+            store.apply(&fields, vec![socket.try_clone().unwrap()], usize::MAX);
+        }
+        let names: Vec<_> = store.iter().map(|(name, _)| name).collect();
+        assert!((1000..1500).contains(&names.len()), "{} are kept", names.len());
+        let mut program = std::process::Command::new("true");
+        assert!(program.env("LISTEN_FDNAMES", names.join(":")).status().unwrap().success());
+    }
+}

@@ -4,7 +4,7 @@ use std::os::unix::net::UnixListener;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use patou::config::{ConfigFaults, LISTENERS_MAX, WORKERS_MAX};
+use patou::config::{ConfigFaults, LISTENERS_MAX, POOLS_MAX, WORKERS_MAX};
 
 use super::*;
 
@@ -120,7 +120,7 @@ fn allowed_hosts_fit_into_the_message_to_a_worker() {
 }
 
 #[test]
-fn numbers_of_workers_and_listeners_are_bounded() {
+fn numbers_of_workers_pools_and_listeners_are_bounded() {
     let pool = |name: &str, workers: usize| {
         format!("[[pool]]\nname = \"{name}\"\nworkers = {workers}\naddress = \"unix:/x/{name}{{n}}\"\n")
     };
@@ -131,6 +131,9 @@ fn numbers_of_workers_and_listeners_are_bounded() {
     let all = faults(&(workers(2) + &listeners(LISTENERS_MAX + 1)));
     let texts: Vec<_> = all.iter().map(|fault| (fault.key.as_str(), fault.found.as_str())).collect();
     assert_eq!(texts, [("pool", "20001 workers"), ("listener", "1001 listeners")]);
+    let pools = |count: usize| pool("a", 1) + &(1..count).map(|n| pool(&format!("p{n}"), 1)).collect::<String>();
+    valid(&(pools(POOLS_MAX) + &listener(0)));
+    assert_eq!(faults(&(pools(POOLS_MAX + 1) + &listener(0)))[0].found, "1001 pools");
 }
 
 #[test]
