@@ -182,8 +182,7 @@ fn file_is_loaded_or_rejected() {
 
 #[test]
 fn fault_with_a_line_break_in_the_value_is_one_line() {
-    let text =
-        "[[listener]]\naddress = \"unix:/a\\nb\"\n[[pool]]\nname = \"p\"\naddress = \"unix:/a\\nb\"\nworkers = 1\n";
+    let text = "[[listener]]\naddress = \"unix:/a\\nb\"\n[[pool]]\nname = \"p\"\nworkers = 1\n";
     let display = Config::parse(text, "f").unwrap_err().to_string();
     assert_eq!(display.lines().count(), 1, "{display}");
 }
