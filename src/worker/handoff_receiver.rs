@@ -109,3 +109,34 @@ impl HandoffReceiver {
         Poll::Pending
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::os::fd::AsRawFd;
+
+    use nix::sys::socket::{AddressFamily, SockFlag, SockType, UnixAddr, connect, socket};
+
+    use super::*;
+    use crate::handoff::{HandoffSender, ListenerInfo, bind_handoff_socket};
+    use crate::ids::{Epoch, LeaseId, Token};
+
+    #[tokio::test]
+    async fn message_that_cannot_be_decoded_is_logged_and_the_next_one_received() {
+        let path = std::env::temp_dir().join(format!("patou-receiver-{}.sock", std::process::id()));
+        let mut receiver = HandoffReceiver::new(bind_handoff_socket(&path).unwrap()).unwrap();
+        let other = socket(AddressFamily::Unix, SockType::SeqPacket, SockFlag::SOCK_CLOEXEC, None).unwrap();
+        connect(other.as_raw_fd(), &UnixAddr::new(&path).unwrap()).unwrap();
+        nix::unistd::write(&other, b"of another version").unwrap();
+        let pending = std::time::Duration::from_millis(20);
+        assert!(tokio::time::timeout(pending, receiver.next()).await.is_err());
+        assert!(receiver.invalid_logged);
+        drop(other);
+        let lease = LeaseId::of(Epoch::FIRST, 1);
+        let token = Token::from_words([1, 2]);
+        let message = HandoffMessage { lease, token, peer: None, server: None, listener: ListenerInfo::default() };
+        let (_client, connection) = std::os::unix::net::UnixStream::pair().unwrap();
+        HandoffSender::new(path.clone()).send(&message.encode(), connection.as_fd()).unwrap();
+        assert_eq!(receiver.next().await.0.lease, lease);
+        std::fs::remove_file(path).unwrap();
+    }
+}
