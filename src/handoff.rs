@@ -15,12 +15,19 @@ use nix::sys::socket::{
     UnixAddr, accept4, bind, connect, getsockname, getsockopt, listen, recvmsg, sendmsg, socket, socketpair, sockopt,
 };
 
+use crate::config::ListenerConfig;
 use crate::held_file::HeldFile;
 use crate::ids::{LeaseId, Token};
 use crate::sys;
 
 /// The largest message in bytes. The names of `allowed_hosts` are most of it.
 pub(crate) const MESSAGE_MAX: usize = 16 * 1024;
+/// The largest address: a byte for its kind, and its own.
+const IP_MAX: usize = 1 + 16;
+/// The largest message without names: version, lease, token, two addresses with their ports, the listener's address, its
+/// flag.
+const FIXED_MAX: usize = 1 + 8 + 16 + 2 * (IP_MAX + 2) + IP_MAX + 1;
+const _: () = assert!(FIXED_MAX + ListenerConfig::HOSTS_MAX <= MESSAGE_MAX, "every valid configuration fits");
 /// The first byte of a message. A message with another one comes from another version.
 const VERSION: u8 = 2;
 

@@ -180,6 +180,36 @@ pub(crate) fn query(socket: &Path, command: Option<ProbeCommand>, timeout: Durat
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::{POOLS_MAX, WORKERS_MAX};
+
+    #[test]
+    fn report_on_the_largest_set_fits_into_its_limit() {
+        fn with_largest_numbers(value: &mut serde_json::Value) {
+            match value {
+                serde_json::Value::Number(number) => *number = u64::MAX.into(),
+                serde_json::Value::Array(items) => items.iter_mut().for_each(with_largest_numbers),
+                serde_json::Value::Object(fields) => fields.values_mut().for_each(with_largest_numbers),
+                _ => {}
+            }
+        }
+        let worker = WorkerReport {
+            epoch: u32::MAX,
+            serves: false,
+            late: false,
+            drained: false,
+            corrupt: false,
+            silent_ms: Some(u64::MAX),
+            starting_ms: Some(u64::MAX),
+            ticks: Some(u64::MAX),
+        };
+        let workers = vec![worker; WORKERS_MAX / POOLS_MAX];
+        let name = PoolName::new(&"x".repeat(PoolName::MAX)).unwrap();
+        let pool = PoolReport { name, queue: 0, oldest_ms: 0, workers, counters: Counters::default() };
+        let mut pool = serde_json::to_value(pool).unwrap();
+        with_largest_numbers(&mut pool);
+        let size = POOLS_MAX * (pool.to_string().len() + 1) + 200;
+        assert!(size <= REPORT_MAX, "{size}");
+    }
 
     #[test]
     fn request_fits_into_its_limit_with_any_number_of_failed_pools() {

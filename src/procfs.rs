@@ -128,7 +128,7 @@ pub(crate) fn id_of(dir: &Path) -> Option<u32> {
 }
 
 /// The numbers of the open descriptors of a process; empty for processes of other users.
-pub(crate) fn descriptors(process: &Path) -> Vec<u32> {
+pub(crate) fn descriptor_numbers(process: &Path) -> Vec<u32> {
     numbered(&process.join("fd")).filter_map(|path| id_of(&path)).collect()
 }
 
@@ -136,7 +136,7 @@ pub(crate) fn descriptors(process: &Path) -> Vec<u32> {
 pub(crate) fn sockets(process: &Path) -> Vec<u32> {
     let dir = process.join("fd");
     let target = |number: &u32| fs::read_link(dir.join(number.to_string()));
-    let mut numbers = descriptors(process);
+    let mut numbers = descriptor_numbers(process);
     numbers.retain(|number| target(number).is_ok_and(|target| target.to_string_lossy().starts_with("socket:")));
     numbers
 }

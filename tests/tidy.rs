@@ -36,7 +36,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("process_tree", &["log", "procfs", "sys"]),
     ("net", &["sys"]),
     ("handoff", &["config", "held_file", "ids", "sys"]),
-    ("probe", &["ids", "stats"]),
+    ("probe", &["config", "ids", "stats"]),
     ("executable", &["config"]),
     ("shm", &["exchange", "sync"]),
     ("ipc", &["config", "doorbell", "exchange", "held_file", "ids", "shm"]),

@@ -301,6 +301,7 @@ fn stderr_of_programs_is_logged_and_successful_requests_are_not() {
     ));
     set.run_with_log_level("info");
     set.wait_until_up();
+    set.wait_for_log(&["stop with Ctrl-C"]); // the last line of the start
     let before = set.log();
     for _ in 0..20 {
         assert_eq!(get(set.address(0), "/quiet").unwrap().status, 200);
@@ -565,8 +566,9 @@ fn log_lines_of_a_request_are_found_by_its_lease() {
     }
     // The last lease of each pool is released after its client has the response.
     let released = |log: &str| log.lines().filter(|line| line.contains("lease is released")).count();
-    wait_for_value("all leases are released", || (released(&set.log()) == 3).then_some(()));
-    let log = set.log();
+    let is_complete =
+        |log: &str| released(log) == 3 && log.matches("request finished").count() == 3 && log.contains("some words");
+    let log = wait_for_value("all leases are released", || Some(set.log()).filter(|log| is_complete(log)));
     let leases: Vec<_> =
         log.lines().filter(|line| line.contains("lease is offered")).filter_map(|line| field(line, "lease")).collect();
     assert_eq!(leases.iter().collect::<std::collections::BTreeSet<_>>().len(), 3, "{leases:?}");

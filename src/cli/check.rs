@@ -7,9 +7,11 @@ use clap::Args;
 
 use super::config_source::load_to_run;
 use super::error::{CommandError, ignore_broken_pipe};
+use super::systemd::refusals;
 use crate::config::{AdminConfig, Config, Loaded, Origin};
 use crate::descriptors;
 use crate::ids::WorkerNumber;
+use crate::{units, watchdog};
 
 #[derive(Debug, Args)]
 pub(super) struct ConfigArgs {
@@ -26,10 +28,34 @@ pub(super) fn print_defaults(_: &ConfigArgs) -> Result<(), CommandError> {
 /// Validates the configuration and prints what a set of it would create.
 pub(super) fn check(path: Option<&Path>) -> Result<(), CommandError> {
     let loaded = load_to_run(path)?;
-    ignore_broken_pipe(print_set(&mut io::stdout().lock(), &loaded))
+    // Every start sets the owners of the sockets.
+    watchdog::resolve_accounts(&mut loaded.config.clone()).map_err(|error| CommandError::Config(error.to_string()))?;
+    let has_systemd = sd_notify::booted().unwrap_or(false);
+    let notes = match (is_read_by_units(&loaded), has_systemd) {
+        _ if loaded.origin == Origin::BuiltIn => Vec::new(),
+        (true, true) => {
+            let refusals = refusals(&loaded.config);
+            if !refusals.is_empty() {
+                return Err(CommandError::Config(refusals.join("\n")));
+            }
+            refusals
+        }
+        // It may be a candidate for the units, or a file of `patou run`.
+        (false, true) => refusals(&loaded.config),
+        // A container, or another machine: the accounts of the units may be missing here only.
+        (true, false) => units::check(&loaded.config),
+        (false, false) => Vec::new(),
+    };
+    ignore_broken_pipe(print_set(&mut io::stdout().lock(), &loaded, &notes))
 }
 
-fn print_set(out: &mut impl Write, loaded: &Loaded) -> io::Result<()> {
+/// Whether `systemctl start patou` reads this configuration: the units read one file.
+fn is_read_by_units(loaded: &Loaded) -> bool {
+    matches!(&loaded.origin, Origin::File(path) if path == Path::new(Config::DEFAULT_PATH))
+}
+
+/// `refusals`: what `patou run` accepts, and the units do not.
+fn print_set(out: &mut impl Write, loaded: &Loaded, refusals: &[String]) -> io::Result<()> {
     let config = &loaded.config;
     let file = match &loaded.origin {
         Origin::File(path) => path.display().to_string(),
@@ -57,6 +83,9 @@ fn print_set(out: &mut impl Write, loaded: &Loaded) -> io::Result<()> {
     let notes = notes.chain(config.descriptor_needs().limitation(limit));
     for note in notes {
         writeln!(out, "  note       {note}")?;
+    }
+    for refusal in refusals {
+        writeln!(out, "  note       systemctl start patou would refuse this file: {refusal}")?;
     }
     Ok(())
 }

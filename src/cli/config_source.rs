@@ -1,11 +1,11 @@
 //! The configuration that a command works on: the file, or the one that a running set has applied.
 
-use std::fs;
+use std::io::{self, Write};
 use std::path::Path;
 use std::sync::Once;
 
 use super::error::CommandError;
-use crate::config::{Config, LoadError, Loaded};
+use crate::config::{Config, LoadError, Loaded, read_text};
 use crate::{executable, ipc, units};
 
 /// Reads the configuration file, or the built-in configuration if there is none.
@@ -27,13 +27,16 @@ pub(super) fn load_applied(path: Option<&Path>) -> Result<Config, CommandError> 
         // The file may be half-edited while the set is running.
         Err(LoadError::Faults(faults)) => {
             let file = faults.0.first().map_or("", |fault| &fault.file);
-            let dir = Config::runtime_dir_in(&fs::read_to_string(file).unwrap_or_default());
+            let dir = Config::runtime_dir_in(&read_text(Path::new(file)).unwrap_or_default());
             let config = applied_in(&dir).ok_or_else(|| LoadError::Faults(faults.clone()))?;
             // `status --wait` reads the configuration many times.
             static WARN_ONCE: Once = Once::new();
             let dir = dir.display();
             WARN_ONCE.call_once(|| {
-                eprintln!("{faults}\npatou: using the configuration that the set in {dir} has applied, not this file")
+                let _ = writeln!(
+                    io::stderr(),
+                    "{faults}\npatou: using the configuration that the set in {dir} has applied, not this file"
+                );
             });
             config
         }
@@ -44,6 +47,6 @@ pub(super) fn load_applied(path: Option<&Path>) -> Result<Config, CommandError> 
 /// The applied configuration in a runtime directory, if there is one.
 fn applied_in(dir: &Path) -> Option<Result<Config, CommandError>> {
     let applied = if ipc::is_run_by_systemd(dir) { units::APPLIED.into() } else { dir.join("applied.toml") };
-    let text = fs::read_to_string(&applied).ok()?;
+    let text = read_text(&applied).ok()?;
     Some(Config::parse(&text, &applied.display().to_string()).map_err(|error| CommandError::Config(error.to_string())))
 }

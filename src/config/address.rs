@@ -69,12 +69,15 @@ impl FromStr for ListenAddress {
     }
 }
 
-/// Whether `text` is an absolute path below `/` without `..` and NUL. Only such paths can be compared by their
-/// components and passed to the kernel unchanged.
+/// Whether `text` is an absolute path below `/` without `..` and control characters. Only such paths can be compared by
+/// their components, passed to the kernel unchanged, and written into one line of a unit or a log.
 pub(super) fn is_valid_path(text: &str) -> bool {
     let path = Path::new(text);
     let is_parent = |part| matches!(part, Component::ParentDir);
-    path.is_absolute() && path.file_name().is_some() && !text.contains('\0') && !path.components().any(is_parent)
+    path.is_absolute()
+        && path.file_name().is_some()
+        && !text.contains(char::is_control)
+        && !path.components().any(is_parent)
 }
 
 #[cfg(test)]
@@ -93,7 +96,17 @@ mod tests {
         for text in ["", "localhost:80", "127.0.0.1", ":80", "127.0.0.1:70000", "/run/x", "tcp:1.2.3.4:5"] {
             assert!(text.parse::<ListenAddress>().unwrap_err().expected.starts_with("an IP address"), "{text}");
         }
-        for text in ["unix:", "unix:run/x", "unix:@x", "unix:/", "unix:/a/../b", "unix:/a/", "unix:/a\0b", "unix:/.."] {
+        for text in [
+            "unix:",
+            "unix:run/x",
+            "unix:@x",
+            "unix:/",
+            "unix:/a/../b",
+            "unix:/a/",
+            "unix:/a\0b",
+            "unix:/a\nb",
+            "unix:/..",
+        ] {
             assert!(text.parse::<ListenAddress>().unwrap_err().expected.starts_with("unix: and"), "{text}");
         }
     }

@@ -157,7 +157,7 @@ fn unix(binders: &[Binder<'_>], diagnostics: &mut Diagnostics) {
 fn runtime_dir(config: &Config, binders: &[Binder<'_>], diagnostics: &mut Diagnostics) {
     const KEY: &str = "set.runtime_dir";
     let dir = &config.set.runtime_dir;
-    let own = ["probe.sock", AdminConfig::SOCKET].map(|name| dir.join(name));
+    let own = ["probe.sock", "notify.sock", AdminConfig::SOCKET].map(|name| dir.join(name));
     let workers = config.pools.iter().map(|pool| dir.join(pool.name.as_str()).join(format!("{}.sock", pool.workers)));
     let longest = workers.chain(own.clone()).max_by_key(|path| path.as_os_str().len());
     if let Some(path) = longest.filter(|path| path.as_os_str().len() > ListenAddress::UNIX_MAX) {

@@ -8,15 +8,18 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 
-use super::fault::{ConfigFault, quote, truncate};
+use super::fault::{ConfigFault, displayable, quote, truncate};
+
+/// How long each part of a message may be.
+const PART_CHARS: usize = 400;
 
 /// Errors of a file, and the position of its keys.
 pub(super) struct Diagnostics {
     file: String,
     /// Offset of the first byte of each line.
     line_starts: Vec<usize>,
-    /// Lines with a syntax error, in order.
-    syntax_errors: Vec<usize>,
+    /// Lines with a syntax error.
+    syntax_errors: BTreeSet<usize>,
     /// The line of each key in the file.
     lines: BTreeMap<String, usize>,
     /// Keys with a wrong value or without the value they need.
@@ -33,7 +36,7 @@ impl Diagnostics {
         Self {
             file: file.to_owned(),
             line_starts,
-            syntax_errors: Vec::new(),
+            syntax_errors: BTreeSet::new(),
             lines: BTreeMap::new(),
             wrong: BTreeSet::new(),
             faults: Vec::new(),
@@ -44,12 +47,11 @@ impl Diagnostics {
     /// Reports a line that is not TOML.
     pub(super) fn syntax_error(&mut self, text: &str, error: &toml::de::Error) {
         let line = self.line_at(error.span().unwrap_or_default());
-        if self.syntax_errors.contains(&line) {
+        if !self.syntax_errors.insert(line) {
             return; // One mistake causes several errors; the first one is the most precise.
         }
-        self.syntax_errors.push(line);
-        self.syntax_errors.sort_unstable();
-        let found = quote(&truncate(text.lines().nth(line - 1).unwrap_or_default().trim()));
+        let start = self.line_starts.get(line - 1).copied().unwrap_or(text.len());
+        let found = quote(&truncate(text[start..].lines().next().unwrap_or_default().trim()));
         self.push(line, String::new(), found, format!("TOML ({})", error.message()));
     }
 
@@ -149,6 +151,7 @@ impl Diagnostics {
     }
 
     fn push(&mut self, line: usize, key: String, found: String, expected: String) {
+        let [found, expected] = [found, expected].map(|text| displayable(&text, PART_CHARS));
         self.faults.push(ConfigFault { file: self.file.clone(), line, key, found, expected });
     }
 }

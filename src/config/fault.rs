@@ -33,17 +33,26 @@ impl fmt::Display for ConfigFault {
     }
 }
 
-/// All errors in one file, at least one, in the order of their lines. Displayed one per line.
+/// All errors in one file, at least one, in the order of their lines. Displayed one per line, the first
+/// [`ConfigFaults::SHOWN`] of them.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ConfigFaults(pub Vec<ConfigFault>);
 
+impl ConfigFaults {
+    /// How many errors are displayed.
+    pub const SHOWN: usize = 20;
+}
+
 impl fmt::Display for ConfigFaults {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for (i, fault) in self.0.iter().enumerate() {
+        for (i, fault) in self.0.iter().take(Self::SHOWN).enumerate() {
             let separator = if i == 0 { "" } else { "\n" };
             write!(f, "{separator}{fault}")?;
         }
-        Ok(())
+        match self.0.len().saturating_sub(Self::SHOWN) {
+            0 => Ok(()),
+            more => write!(f, "\n{}: and {more} more faults", self.0[0].file),
+        }
     }
 }
 
@@ -51,6 +60,10 @@ impl std::error::Error for ConfigFaults {}
 
 /// The known word nearest to `word`, if it is near enough to be the one that was meant.
 pub(super) fn nearest<'k>(word: &str, known: impl IntoIterator<Item = &'k str>) -> Option<&'k str> {
+    // The comparison takes memory and time by the product of both lengths.
+    if word.len() > 64 {
+        return None;
+    }
     let distance = |known: &str| strsim::damerau_levenshtein(word, known);
     let near = word.chars().count().div_ceil(3);
     known.into_iter().map(|known| (distance(known), known)).min().filter(|(d, _)| *d <= near).map(|(_, known)| known)
@@ -59,7 +72,28 @@ pub(super) fn nearest<'k>(word: &str, known: impl IntoIterator<Item = &'k str>) 
 /// `text`, truncated if it is long.
 pub(super) fn truncate(text: &str) -> String {
     const CHARS_MAX: usize = 60;
-    match text.char_indices().nth(CHARS_MAX) {
+    truncate_to(text, CHARS_MAX)
+}
+
+/// A part of a message: at most `chars_max` characters, and none that a terminal would execute.
+pub(super) fn displayable(text: &str, chars_max: usize) -> String {
+    truncate_to(text, chars_max).chars().fold(String::new(), |mut out, c| {
+        if is_control(c) {
+            write!(out, "\\u{:04X}", c as u32).expect("writing to a String cannot fail");
+        } else {
+            out.push(c);
+        }
+        out
+    })
+}
+
+/// Control characters, and those that break a line or change the writing direction.
+fn is_control(c: char) -> bool {
+    c.is_control() || matches!(c, '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
+}
+
+fn truncate_to(text: &str, chars_max: usize) -> String {
+    match text.char_indices().nth(chars_max) {
         Some((end, _)) => format!("{}...", &text[..end]),
         None => text.to_owned(),
     }
@@ -71,7 +105,7 @@ pub(super) fn quote(text: &str) -> String {
     for c in text.chars() {
         match c {
             '"' | '\\' => out.extend(['\\', c]),
-            c if c.is_control() => write!(out, "\\u{:04X}", c as u32).expect("writing to a String cannot fail"),
+            c if is_control(c) => write!(out, "\\u{:04X}", c as u32).expect("writing to a String cannot fail"),
             c => out.push(c),
         }
     }

@@ -33,8 +33,17 @@ pub struct ListenerConfig {
 }
 
 impl ListenerConfig {
+    /// The longest list of `allowed_hosts` with handoff delivery, in bytes as the message to the worker has them: each
+    /// name and two bytes.
+    pub const HOSTS_MAX: usize = 15 << 10;
+
     /// The default of `mode`.
     pub const MODE: u32 = 0o660;
+
+    /// The size of `allowed_hosts`; see [`ListenerConfig::HOSTS_MAX`].
+    pub fn hosts_size(&self) -> usize {
+        self.allowed_hosts.iter().map(|host| host.len() + 2).sum()
+    }
 
     /// The built-in listeners: redirect on 127.0.0.1:7286 and handoff on 127.0.0.1:7287, to pool `default`.
     pub fn built_in() -> Vec<Self> {

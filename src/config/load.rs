@@ -1,9 +1,14 @@
 //! Finds and reads the configuration. The only file of this module that reads files, the environment and the user ID.
 
 use std::ffi::OsString;
-use std::io;
+use std::fs::{File, FileType};
+use std::io::{self, Read};
+use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::path::{Component, Path, PathBuf};
 
+use nix::fcntl::OFlag;
+
+use super::sections::WithoutPools;
 use super::{
     AdminConfig, Config, ConfigFaults, FrontConfig, ListenerConfig, PoolConfig, SetConfig, WatchdogConfig, sections,
 };
@@ -35,11 +40,11 @@ impl Loaded {
     /// # Errors
     /// All of them together.
     pub fn check(&self, missing_program: impl Fn(&PoolConfig) -> Option<String>) -> Result<(), ConfigFaults> {
-        let file = match &self.origin {
-            Origin::File(path) => path.display().to_string(),
-            Origin::BuiltIn => "the built-in configuration".to_owned(),
+        let (file, without_pools) = match &self.origin {
+            Origin::File(path) => (path.display().to_string(), WithoutPools::Refused),
+            Origin::BuiltIn => ("the built-in configuration".to_owned(), WithoutPools::BuiltIn),
         };
-        sections::read(&self.text, &file, SetConfig::default(), &missing_program).map(drop)
+        sections::read(&self.text, &file, SetConfig::default(), without_pools, &missing_program).map(drop)
     }
 }
 
@@ -64,17 +69,21 @@ impl Config {
     /// The file that is read unless another one is named.
     pub const DEFAULT_PATH: &str = "/etc/patou/patou.toml";
 
+    /// The largest configuration in bytes: a file, and also the copy of it with every key, which the parts read.
+    pub const BYTES_MAX: usize = 4 << 20;
+
     /// Reads the file at `path`, else the one named by `$PATOU_CONFIG`, else [`Config::DEFAULT_PATH`] if it exists,
     /// else the built-in configuration.
     ///
     /// # Errors
-    /// A named file does not exist, or a file is not readable, not UTF-8 or not valid. The built-in configuration never
-    /// replaces an invalid file.
+    /// A named file does not exist, or a file is not regular, larger than [`Config::BYTES_MAX`], not readable, not UTF-8
+    /// or not valid. The built-in configuration never replaces an invalid file, nor one without pools and listeners.
     pub fn load(path: Option<&Path>) -> Result<Loaded, LoadError> {
         read(choose(path, std::env::var_os("PATOU_CONFIG")))
     }
 
-    /// Parses a configuration; `file` is the name in the error messages.
+    /// Parses a configuration; `file` is the name in the error messages. A text without pools and listeners is the
+    /// built-in set.
     ///
     /// The result depends on the environment and the user ID only if the text does not set `set.runtime_dir`
     /// ([`default_runtime_dir`]).
@@ -83,7 +92,7 @@ impl Config {
     /// All errors together. If the text is not TOML, rules between keys are not checked: a key that could not be read
     /// would break them.
     pub fn parse(text: &str, file: &str) -> Result<Config, ConfigFaults> {
-        sections::read(text, file, SetConfig::default(), &|_| None)
+        sections::read(text, file, SetConfig::default(), WithoutPools::BuiltIn, &|_| None)
     }
 
     /// The runtime directory that `text` sets, as far as it can be recognised in an invalid file; else the default.
@@ -130,15 +139,48 @@ fn choose(path: Option<&Path>, variable: Option<OsString>) -> (PathBuf, bool) {
 
 fn read((file, is_named): (PathBuf, bool)) -> Result<Loaded, LoadError> {
     // Without a test for existence first: the file could be removed between test and read.
-    match std::fs::read_to_string(&file) {
+    match read_text(&file) {
         Ok(text) => {
-            let config = Config::parse(&text, &file.display().to_string())?;
+            let name = file.display().to_string();
+            let config = sections::read(&text, &name, SetConfig::default(), WithoutPools::Refused, &|_| None)?;
             Ok(Loaded { config, origin: Origin::File(file), text })
         }
         Err(cause) if !is_named && cause.kind() == io::ErrorKind::NotFound => {
             Ok(Loaded { config: Config::default(), origin: Origin::BuiltIn, text: Config::DEFAULT_TOML.to_owned() })
         }
         Err(cause) => Err(LoadError::Unreadable { file, cause }),
+    }
+}
+
+/// Reads a configuration file. Only a regular file: a FIFO, a terminal or a device might deliver nothing, or without end.
+///
+/// # Errors
+/// When the file is of another kind, larger than [`Config::BYTES_MAX`], not UTF-8 or not readable.
+pub(crate) fn read_text(path: &Path) -> io::Result<String> {
+    // A FIFO without a writer, and some devices, would block the open.
+    let flags = OFlag::O_NONBLOCK | OFlag::O_NOCTTY;
+    let file = File::options().read(true).custom_flags(flags.bits()).open(path)?;
+    let status = file.metadata()?;
+    if !status.is_file() {
+        let kind = file_kind(status.file_type());
+        let error = format!("it is {kind}: a configuration must be a regular file, because patou reads it again");
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, error));
+    }
+    let mut text = String::new();
+    let most = Config::BYTES_MAX as u64;
+    if status.len() > most || file.take(most + 1).read_to_string(&mut text)? > Config::BYTES_MAX {
+        let error = format!("it has more than {} MiB, the largest size of a configuration", most >> 20);
+        return Err(io::Error::new(io::ErrorKind::FileTooLarge, error));
+    }
+    Ok(text)
+}
+
+fn file_kind(kind: FileType) -> &'static str {
+    match kind {
+        kind if kind.is_dir() => "a directory",
+        kind if kind.is_fifo() => "a FIFO or pipe",
+        kind if kind.is_char_device() || kind.is_block_device() => "a device",
+        _ => "a socket",
     }
 }
 

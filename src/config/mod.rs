@@ -6,12 +6,12 @@
 //!
 //! A file may omit:
 //! - any key that has a default, and any section;
-//! - `[[pool]]` and `[[listener]]` together: the result is the built-in set;
 //! - `[[listener]]` alone, if one pool is named `default`: the built-in listeners lead to it. Other pools without
 //!   listeners are rejected, and so are listeners without pools;
 //! - `pool` of a listener and `address` of a pool, if there is only one pool.
 //!
-//! `address` of a listener and `name` of a pool are always required.
+//! `address` of a listener and `name` of a pool are always required. A file without pools and listeners is rejected; the
+//! built-in set is used without a file only.
 //!
 //! Only `load.rs` reads files, the environment and the user ID.
 
@@ -41,6 +41,7 @@ pub(crate) use descriptor_needs::{DescriptorNeeds, admin_connections_within, wor
 pub use fault::{ConfigFault, ConfigFaults};
 pub use front::FrontConfig;
 pub use listener::{Delivery, ListenerConfig};
+pub(crate) use load::read_text;
 pub use load::{LoadError, Loaded, Origin, default_runtime_dir};
 pub use pool::{HandlerConfig, LimitsConfig, PoolConfig, ProcessLimits};
 pub use watchdog::{RestartConfig, WatchdogConfig};
@@ -80,6 +81,16 @@ pub struct SetConfig {
 fn lossy<S: Serializer>(path: &Path, serializer: S) -> Result<S::Ok, S::Error> {
     serializer.serialize_str(&path.to_string_lossy())
 }
+
+/// Workers of a set at most, in at most [`POOLS_MAX`] pools: the dispatcher reports on all of them in one line of
+/// `probe.sock`.
+pub const WORKERS_MAX: usize = 20_000;
+
+/// Pools of a set at most.
+pub const POOLS_MAX: usize = 1000;
+
+/// Listeners of a set at most: the supervisor names all of them in one variable of the environment (`LISTEN_FDNAMES`).
+pub const LISTENERS_MAX: usize = 1000;
 
 /// Descriptors of a part besides its connections and workers, as far as its limit of open files is set for it.
 pub const DESCRIPTORS: usize = 1024;

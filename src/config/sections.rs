@@ -17,18 +17,30 @@ use crate::ids::PoolName;
 const NAME: &str = "a name of 1 to 32 characters of a-z, 0-9 and _";
 const ACCOUNT: &str = "the name or ID of a user or group";
 
+/// What a text without pools and listeners means.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum WithoutPools {
+    /// The built-in set.
+    BuiltIn,
+    /// A mistake: a file is more likely half written, or emptied, than a request for the built-in set.
+    Refused,
+}
+
 /// Reads the whole text. `default_set` supplies missing keys of `[set]`; for `missing_program` see
 /// [`super::Loaded::check`].
 pub(super) fn read(
     text: &str,
     file: &str,
     default_set: SetConfig,
+    without_pools: WithoutPools,
     missing_program: &dyn Fn(&PoolConfig) -> Option<String>,
 ) -> Result<Config, ConfigFaults> {
     let (table, errors) = DeTable::parse_recoverable(text);
     let mut diagnostics = Diagnostics::new(text, file);
     errors.iter().for_each(|error| diagnostics.syntax_error(text, error));
-    let config = Section::whole_file(&mut diagnostics, table.into_inner(), |file| every_section(file, default_set));
+    let config = Section::whole_file(&mut diagnostics, table.into_inner(), |file| {
+        every_section(file, default_set, without_pools)
+    });
     if diagnostics.is_toml() {
         validate::check(&config, &mut diagnostics);
         validate::handlers(&config, missing_program, &mut diagnostics);
@@ -39,13 +51,20 @@ pub(super) fn read(
     }
 }
 
-fn every_section(file: &mut Section<'_, '_>, default_set: SetConfig) -> Config {
+fn every_section(file: &mut Section<'_, '_>, default_set: SetConfig, without_pools: WithoutPools) -> Config {
     let set = file.table("set", |section| set(section, &default_set)).unwrap_or(default_set);
     let only_pool = file.count("pool") == 1;
     let pools = file.tables("pool", |section| pool(section, only_pool));
     let listeners = file.tables("listener", |section| listener(section, pools.as_deref().unwrap_or_default()));
     let (listeners, pools) = match (listeners, pools) {
-        (None, None) => (ListenerConfig::built_in(), vec![PoolConfig::default()]),
+        (None, None) => {
+            if without_pools == WithoutPools::Refused {
+                let expected = "at least one [[pool]]; `patou config --defaults` prints those of the built-in set, which \
+                                is used without a file only";
+                file.report_missing("pool", expected);
+            }
+            (ListenerConfig::built_in(), vec![PoolConfig::default()])
+        }
         (Some(listeners), None) => {
             file.report_missing("pool", "at least one [[pool]] for the listeners");
             (listeners, Vec::new())

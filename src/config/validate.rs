@@ -2,11 +2,18 @@
 
 #![forbid(unsafe_code)]
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use super::diagnostics::Diagnostics;
 use super::fault::{nearest, quote};
-use super::{Config, Delivery, HandlerConfig, ListenerConfig, PoolConfig, address_conflicts};
+use super::{
+    Config, Delivery, HandlerConfig, LISTENERS_MAX, ListenerConfig, POOLS_MAX, PoolConfig, WORKERS_MAX,
+    address_conflicts,
+};
+
+/// How many names a message lists.
+const NAMES_SHOWN: usize = 8;
 
 /// Reports every contradiction in `config`.
 pub(super) fn check(config: &Config, diagnostics: &mut Diagnostics) {
@@ -15,9 +22,11 @@ pub(super) fn check(config: &Config, diagnostics: &mut Diagnostics) {
         return; // The numbers in the keys would be wrong.
     }
     pool_names(config, diagnostics);
+    numbers_of_parts(config, diagnostics);
     for (i, pool) in config.pools.iter().enumerate() {
         pool_times(&format!("pool[{}]", i + 1), pool, diagnostics);
         slot_scan(&format!("pool[{}]", i + 1), pool, config.front.slot_scan, diagnostics);
+        size_of_command(&format!("pool[{}]", i + 1), pool, diagnostics);
     }
     for (i, listener) in config.listeners.iter().enumerate() {
         let section = format!("listener[{}]", i + 1);
@@ -35,8 +44,67 @@ pub(super) fn check(config: &Config, diagnostics: &mut Diagnostics) {
             diagnostics.contradiction(&key, &[&other], "true".to_owned(), expected.to_owned());
         }
         permissions_on_tcp(&section, listener, diagnostics);
+        hosts_fit_into_message(&section, listener, diagnostics);
     }
     address_conflicts::check(config, diagnostics);
+    let size = config.to_toml().len();
+    if size > Config::BYTES_MAX {
+        let (found, most) = (format!("{size} bytes with every key of every section"), Config::BYTES_MAX);
+        diagnostics.contradiction("pool", &[], found, format!("at most {most} bytes"));
+    }
+}
+
+/// Limits of what a set can report and start, see [`WORKERS_MAX`], [`POOLS_MAX`] and [`LISTENERS_MAX`].
+fn numbers_of_parts(config: &Config, diagnostics: &mut Diagnostics) {
+    let workers: usize = config.pools.iter().map(|pool| usize::from(pool.workers)).sum();
+    if workers > WORKERS_MAX {
+        let expected = format!("at most {WORKERS_MAX} workers in all pools of a set");
+        diagnostics.contradiction("pool", &[], format!("{workers} workers"), expected);
+    }
+    let pools = config.pools.len();
+    if pools > POOLS_MAX {
+        diagnostics.contradiction("pool", &[], format!("{pools} pools"), format!("at most {POOLS_MAX} pools of a set"));
+    }
+    let listeners = config.listeners.len();
+    if listeners > LISTENERS_MAX {
+        let expected = format!("at most {LISTENERS_MAX} listeners of a set");
+        diagnostics.contradiction("listener", &[], format!("{listeners} listeners"), expected);
+    }
+}
+
+/// The names travel with each connection that is handed to a worker.
+fn hosts_fit_into_message(section: &str, listener: &ListenerConfig, diagnostics: &mut Diagnostics) {
+    let size = listener.hosts_size();
+    if listener.delivery == Delivery::Handoff && size > ListenerConfig::HOSTS_MAX {
+        let (key, delivery) = (format!("{section}.allowed_hosts"), format!("{section}.delivery"));
+        let found = format!("{} names of {size} bytes", listener.allowed_hosts.len());
+        let expected = format!(
+            "at most {} bytes with delivery = \"handoff\", each name with 2 more: use several listeners, or have the \
+             proxy in front check the names",
+            ListenerConfig::HOSTS_MAX
+        );
+        diagnostics.contradiction(&key, &[&delivery], found, expected);
+    }
+}
+
+/// What execve(2) can pass: one string has at most 128 KiB (`MAX_ARG_STRLEN`), and all together must leave room for what
+/// a request adds.
+fn size_of_command(section: &str, pool: &PoolConfig, diagnostics: &mut Diagnostics) {
+    const STRING_MAX: usize = (128 << 10) - 1;
+    const ALL_MAX: usize = 512 << 10;
+    let arguments = pool.handler.command().iter().map(|argument| argument.len() + 1);
+    let variables = pool.environment.iter().map(|(name, value)| name.len() + value.len() + 2);
+    for (key, longest) in [("handler", arguments.clone().max()), ("environment", variables.clone().max())] {
+        if let Some(longest) = longest.filter(|longest| *longest > STRING_MAX) {
+            let expected = format!("at most {STRING_MAX} bytes in one argument or variable (execve(2))");
+            diagnostics.contradiction(&format!("{section}.{key}"), &[], format!("{longest} bytes"), expected);
+        }
+    }
+    let all: usize = arguments.chain(variables).sum();
+    if all > ALL_MAX {
+        let expected = format!("at most {ALL_MAX} bytes in the command and the environment together");
+        diagnostics.contradiction(&format!("{section}.environment"), &[], format!("{all} bytes"), expected);
+    }
 }
 
 /// Reports the handlers for which `missing_program` returns what the configuration should name instead.
@@ -74,14 +142,11 @@ fn unknown_pool(section: &str, listener: &ListenerConfig, config: &Config, diagn
     let expected = match nearest(listener.pool.as_str(), known.clone()) {
         Some(name) => format!("the name of a pool; the nearest is {}", quote(name)),
         None => {
-            let mut names: Vec<String> = Vec::new();
-            for name in known.map(quote) {
-                // Duplicate names are reported by `pool_names`.
-                if !names.contains(&name) {
-                    names.push(name);
-                }
-            }
-            format!("the name of a pool: {}", names.join(", "))
+            // Duplicate names are reported by `pool_names`.
+            let names: BTreeSet<String> = known.map(quote).collect();
+            let more = if names.len() > NAMES_SHOWN { ", ..." } else { "" };
+            let shown: Vec<String> = names.into_iter().take(NAMES_SHOWN).collect();
+            format!("the name of a pool: {}{more}", shown.join(", "))
         }
     };
     diagnostics.contradiction(&format!("{section}.pool"), &others, quote(listener.pool.as_str()), expected);

@@ -210,6 +210,14 @@ impl Connection {
     }
 }
 
+impl Drop for Connection {
+    fn drop(&mut self) {
+        if self.endpoints.server.is_some() {
+            net::close_without_waiting(self);
+        }
+    }
+}
+
 impl AsFd for Connection {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.watched.as_fd()

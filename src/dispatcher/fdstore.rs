@@ -263,7 +263,8 @@ mod tests {
                 let stored_at = Monotonic(u64::MAX);
                 let stored = StoredConnection { listener: u64::MAX - 1, peer, mark: 7, is_http, stored_at };
                 let name = stored.name();
-                assert!(name.len() < 255 && !name.contains(':'), "{name}");
+                // systemd passes 1024 names in one variable, see FDSTORE_MAX of src/units/render.rs.
+                assert!(name.len() < 110 && !name.contains(':'), "{name}");
                 assert_eq!(StoredConnection::parse(&name), Some(stored));
             }
         }

@@ -10,6 +10,7 @@ use nix::sys::socket::{MsgFlags, recv};
 use nix::unistd::{User, geteuid};
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::{UnixListener, UnixStream};
+use tokio::sync::oneshot;
 use tokio::task::{AbortHandle, spawn_local, yield_now};
 use tokio::time::{Instant, sleep, timeout};
 
@@ -37,6 +38,10 @@ const FIRST_REQUEST_GRACE: Duration = Duration::from_millis(100);
 /// Pause until one of those connections is served.
 const GRACE_PAUSE: Duration = Duration::from_millis(1);
 
+/// How long the first probe waits until the watchdog's user is known. Shorter than the least time after which a
+/// dispatcher is frozen.
+const LOOK_UP_WAIT: Duration = Duration::from_millis(200);
+
 /// The user of the watchdog in a set of units.
 const WATCHDOG: &str = "patou-watchdog";
 /// The first uid of ordinary users (login.defs(5), `UID_MIN`); the users of units are below.
@@ -47,22 +52,33 @@ const UID_MIN: u32 = 1000;
 /// The last applies under systemd, where the dispatcher runs as a system user. A set of an ordinary user, or of root,
 /// has one user only.
 struct AccessList {
-    allowed: Vec<u32>,
+    allowed: Rc<RefCell<Vec<u32>>>,
     refused: LogThrottle,
 }
 
 impl AccessList {
-    /// Looks up the users, once.
     fn new() -> Self {
-        let own = geteuid().as_raw();
-        let watchdog = (1..UID_MIN).contains(&own).then(|| User::from_name(WATCHDOG).ok().flatten()).flatten();
-        let allowed = [Some(0), Some(own), watchdog.map(|user| user.uid.as_raw())].into_iter().flatten().collect();
-        Self { allowed, refused: LogThrottle::default() }
+        Self { allowed: Rc::new(RefCell::new(vec![0, geteuid().as_raw()])), refused: LogThrottle::default() }
+    }
+
+    /// Adds the watchdog's user, once. A thread looks it up: a name service may not respond.
+    async fn add_watchdog(allowed: Rc<RefCell<Vec<u32>>>) {
+        if !(1..UID_MIN).contains(&geteuid().as_raw()) {
+            return;
+        }
+        let (sender, user) = oneshot::channel();
+        let look_up = move || drop(sender.send(User::from_name(WATCHDOG).ok().flatten()));
+        let started = std::thread::Builder::new().name("users".to_owned()).spawn(look_up);
+        if started.is_ok()
+            && let Ok(Some(user)) = user.await
+        {
+            allowed.borrow_mut().push(user.uid.as_raw());
+        }
     }
 
     /// Whether this user is authorized; logs refusals. `None`: the kernel does not report the user.
     fn allows(&mut self, uid: Option<u32>) -> bool {
-        if uid.is_some_and(|uid| self.allowed.contains(&uid)) {
+        if uid.is_some_and(|uid| self.allowed.borrow().contains(&uid)) {
             return true;
         }
         if let Some(refused) = self.refused.count() {
@@ -108,6 +124,9 @@ impl ProbeServer {
     /// Accepts connections for ever.
     pub(super) async fn run(self: Rc<Self>, socket: UnixListener) {
         let (mut access, mut failures) = (AccessList::new(), LogThrottle::default());
+        // The first probe waits for it, because it would be refused.
+        let looked_up = spawn_local(AccessList::add_watchdog(access.allowed.clone()));
+        let _ = timeout(LOOK_UP_WAIT, looked_up).await;
         loop {
             match socket.accept().await {
                 Ok((stream, _)) => {

@@ -46,8 +46,10 @@ impl Journal {
     pub(super) fn open(context: LogContext) -> io::Result<Self> {
         let journal = Self::at(Path::new(SOCKET), context)?;
         // journald discards an empty message; without journald the call fails.
-        journal.transmit(&[])?;
-        Ok(journal)
+        match journal.send_datagram(&[], &[], MsgFlags::MSG_DONTWAIT) {
+            Ok(()) | Err(Errno::EAGAIN) => Ok(journal),
+            Err(error) => Err(error.into()),
+        }
     }
 
     fn at(path: &Path, context: LogContext) -> io::Result<Self> {
@@ -90,7 +92,7 @@ impl Journal {
     /// Sends one message, and waits for the journal to have room for it; a message that is too large for a datagram goes
     /// as a sealed file.
     pub(super) fn transmit(&self, message: &[u8]) -> io::Result<()> {
-        match self.send_datagram(message, &[]) {
+        match self.send_datagram(message, &[], MsgFlags::empty()) {
             Err(Errno::EMSGSIZE | Errno::ENOBUFS) => {
                 let mut file =
                     File::from(memfd_create("patou-record", MFdFlags::MFD_ALLOW_SEALING | MFdFlags::MFD_CLOEXEC)?);
@@ -99,17 +101,17 @@ impl Journal {
                 let seals =
                     SealFlag::F_SEAL_SHRINK | SealFlag::F_SEAL_GROW | SealFlag::F_SEAL_WRITE | SealFlag::F_SEAL_SEAL;
                 fcntl(&file, FcntlArg::F_ADD_SEALS(seals))?;
-                self.send_datagram(&[], &[file.as_raw_fd()]).map_err(io::Error::from)
+                self.send_datagram(&[], &[file.as_raw_fd()], MsgFlags::empty()).map_err(io::Error::from)
             }
             result => result.map_err(io::Error::from),
         }
     }
 
-    fn send_datagram(&self, bytes: &[u8], fds: &[i32]) -> nix::Result<()> {
+    fn send_datagram(&self, bytes: &[u8], fds: &[i32], flags: MsgFlags) -> nix::Result<()> {
         let address = UnixAddr::new(&self.path)?;
         let rights = [ControlMessage::ScmRights(fds)];
         let control = if fds.is_empty() { &[][..] } else { &rights[..] };
-        let flags = MsgFlags::MSG_NOSIGNAL;
+        let flags = flags | MsgFlags::MSG_NOSIGNAL;
         loop {
             match sendmsg(self.socket.as_raw_fd(), &[IoSlice::new(bytes)], control, flags, Some(&address)) {
                 Err(Errno::EINTR) => {}

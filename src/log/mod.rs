@@ -86,7 +86,8 @@ pub(crate) fn exit(code: i32) -> ! {
 
 /// Prints why a part ends on stderr, which is not the journal, after its last records. Waits as [`flush`] does.
 pub(crate) fn print_fatal(text: &str) {
-    let writer = WRITER.get_or_init(|| LogWriter::new(stderr_output(String::new())));
+    let writer = WRITER.get().filter(|writer| matches!(writer.output(), LogOutput::Stderr(_))).cloned();
+    let writer = writer.unwrap_or_else(|| LogWriter::new(stderr_output(String::new())));
     writer.push(format!("{text}\n").into_bytes());
     writer.flush();
 }

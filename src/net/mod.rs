@@ -26,6 +26,7 @@ pub(crate) use problem::{ProblemResponse, RequestOutcome};
 pub(crate) use proxy_header::{ProxyHeader, parse_proxy_header};
 pub(crate) use request_input::{NoRequest, OneRequestIo, RequestInput, discard_input};
 pub(crate) use stream::{
-    ACCEPT_RETRY_DELAY, SharedStream, SocketListener, SocketStream, is_retired, local_address, peer_address, peer_user,
+    ACCEPT_RETRY_DELAY, SharedStream, SocketListener, SocketStream, close_without_waiting, is_retired, local_address,
+    peer_address, peer_user,
 };
 pub(crate) use validate::{LEASE_PATH, check_host, check_request};

@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
+use nix::libc;
 use nix::sys::socket::{
     AddressFamily, MsgFlags, SockaddrLike, SockaddrStorage, getpeername, getsockname, getsockopt, sendmsg, setsockopt,
     sockopt,
@@ -30,9 +31,18 @@ fn send_vectored(fd: &OwnedFd, bytes: &[io::IoSlice<'_>]) -> nix::Result<usize> 
     sendmsg::<()>(fd.as_raw_fd(), bytes, &[], MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL, None)
 }
 
-/// Whether [`SocketListener::poll_accept`] failed because the listening socket was shut down and its queue is empty: another has replaced it.
+/// Whether [`SocketListener::poll_accept`] failed because the listening socket was shut down and its queue is empty:
+/// another has replaced it.
 pub(crate) fn is_retired(error: &io::Error) -> bool {
     error.raw_os_error() == Some(Errno::ESHUTDOWN as i32)
+}
+
+/// For a connection that other processes have held, before it is closed. With SO_LINGER and a time, which any holder can
+/// set, close(2) of the last descriptor waits for the client to receive everything, also on a non-blocking socket.
+pub(crate) fn close_without_waiting(fd: &impl AsFd) {
+    if getsockopt(fd, sockopt::Linger).is_ok_and(|linger| linger.l_onoff != 0 && linger.l_linger > 0) {
+        let _ = setsockopt(fd, sockopt::Linger, &libc::linger { l_onoff: 0, l_linger: 0 });
+    }
 }
 
 /// A listening socket: IPv4, IPv6 or a Unix stream socket.
@@ -313,6 +323,12 @@ mod tests {
                 }
             };
             assert_eq!(full.kind(), io::ErrorKind::WouldBlock);
+            setsockopt(&hostile, sockopt::Linger, &libc::linger { l_onoff: 1, l_linger: 60 }).unwrap();
+            drop(hostile);
+            close_without_waiting(&*stream.0);
+            let since = std::time::Instant::now();
+            drop(stream);
+            assert!(since.elapsed() < Duration::from_secs(10), "the close has waited for the client");
         }
     }
 }

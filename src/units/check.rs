@@ -20,6 +20,20 @@ pub(crate) fn check(config: &Config) -> Vec<String> {
         if has_no_port(address) {
             faults.push(format!("{section}.address is {address}; under systemd it needs a port other than 0"));
         }
+        // systemd removes white space there, and joins lines at a backslash (systemd.syntax(7)).
+        if matches!(address, ListenAddress::Unix(path) if path.to_string_lossy().ends_with(['\\', ' '])) {
+            faults
+                .push(format!("{section}.address is `{address}`; under systemd it must not end with a space or `\\`"));
+        }
+    }
+    for pool in &config.pools {
+        for (name, _) in pool.environment.iter().filter(|(name, value)| !is_variable(name, value)) {
+            faults.push(format!(
+                "environment of pool {}: systemd ignores {name:?}; a name has letters, digits and _, a value no control \
+                 characters",
+                pool.name
+            ));
+        }
     }
     // Both sockets of a worker have the same owner and mode, and the dispatcher connects to one of them.
     for pool in config.pools.iter().filter(|pool| pool.address.is_unix()) {
@@ -42,4 +56,12 @@ pub(crate) fn check(config: &Config) -> Vec<String> {
         }
     }
     faults
+}
+
+/// Whether `Environment=` passes a variable on (systemd.exec(5)).
+fn is_variable(name: &str, value: &str) -> bool {
+    let is_name = name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_');
+    is_name
+        && !name.starts_with(|c: char| c.is_ascii_digit())
+        && !value.contains(|c: char| c.is_control() && c != '\n' && c != '\t')
 }

@@ -15,6 +15,9 @@ use crate::ids::{WorkerId, WorkerNumber};
 const WATCHDOG_FACTOR: u32 = 10;
 /// Time for the exit itself, in addition to the configured times of a stop.
 const EXIT_GRACE: Duration = Duration::from_secs(1);
+/// Descriptors in the store at most. systemd passes their names in one variable of the environment (`LISTEN_FDNAMES`);
+/// with more than 128 KiB of names the dispatcher could never start again (execve(2)). A name has 110 bytes at most.
+const FDSTORE_MAX: usize = 1024;
 /// Granularity of the descriptor store's size.
 const FDSTORE_STEP: usize = 256;
 
@@ -107,7 +110,7 @@ fn dispatcher(config: &Config) -> String {
     // steps: another number restarts the dispatcher.
     let queued: usize = config.pools.iter().map(|pool| pool.queue).sum();
     let stored = queued + (2 * config.workers().count()).next_multiple_of(FDSTORE_STEP);
-    setting(&mut text, "FileDescriptorStoreMax", &stored.min(front.connections).to_string());
+    setting(&mut text, "FileDescriptorStoreMax", &stored.min(front.connections).min(FDSTORE_MAX).to_string());
     setting(&mut text, "LimitNOFILE", &config.dispatcher_descriptors().to_string());
     time_setting(&mut text, "TimeoutStartSec", start_timeout(config));
     time_setting(&mut text, "TimeoutStopSec", front.store_after * 2 + front.linger_timeout + EXIT_GRACE);

@@ -118,6 +118,23 @@ fn check_rejects_another_runtime_dir_and_port_0() {
 }
 
 #[test]
+fn check_rejects_what_a_line_of_a_unit_cannot_hold() {
+    for address in ["unix:/run/a ", "unix:/run/a\\"] {
+        let mut config = base();
+        config.listeners[0].address = address.parse().unwrap();
+        assert_eq!(check(&config).len(), 1, "{address}");
+    }
+    for (name, value) in [("A-B", "x"), ("1A", "x"), ("A B", "x"), ("A", "\u{1}"), ("A", "\r")] {
+        let mut config = base();
+        config.pools[0].environment.insert(name.into(), value.into());
+        assert_eq!(check(&config).len(), 1, "{name}={value:?}");
+    }
+    let mut config = base();
+    config.pools[0].environment.insert("A_1".into(), "two\nlines\tand \u{e9}".into());
+    assert_eq!(check(&config), Vec::<String>::new());
+}
+
+#[test]
 fn check_rejects_permissions_that_keep_the_dispatcher_from_a_worker() {
     let mut config = base();
     config.listeners[0].owner = Some("web".into());

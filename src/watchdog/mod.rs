@@ -7,8 +7,10 @@
 //! Liveness is probed over a Unix socket that the dispatcher's serving loop answers; the answer includes the workers.
 //! Doorbells and heartbeats prove nothing: a frozen process reads no pipe, and a heartbeat may come from another thread.
 
+mod accounts;
 mod admin;
 mod applied_config;
+mod config_reader;
 mod error;
 mod evidence;
 mod file_watch;
@@ -36,6 +38,7 @@ use tokio::task::LocalSet;
 use crate::config::Loaded;
 use crate::ipc::{self, IpcError, Modes, SetLock};
 use crate::{descriptors, inherited, log, process_tree};
+pub(crate) use accounts::resolve as resolve_accounts;
 pub(crate) use error::WatchdogError;
 use error::system;
 use part_log::log_killed;
@@ -48,10 +51,11 @@ use worker_endpoints::SegmentNames;
 ///
 /// # Errors
 /// See [`WatchdogError`]. Everything that was created is removed.
-pub(crate) async fn run(loaded: Loaded) -> Result<(), WatchdogError> {
+pub(crate) async fn run(mut loaded: Loaded) -> Result<(), WatchdogError> {
     log::init(log::LogContext::part("watchdog", &loaded.config.set.name));
     log::abort_on_panic();
     descriptors::raise_limit();
+    resolve_accounts(&mut loaded.config)?;
     LocalSet::new().run_until(run_set(loaded)).await
 }
 

@@ -11,14 +11,20 @@ use nix::libc;
 use nix::sys::socket::{ControlMessageOwned, MsgFlags, UnixCredentials, recvmsg, setsockopt, sockopt};
 use tokio::io::unix::AsyncFd;
 
+use crate::config::LISTENERS_MAX;
 use crate::held_file::HeldFile;
 use crate::log::{Event, LogThrottle};
-use crate::sys;
+use crate::{net, sys};
 
 /// Size limit of a message, in bytes; the rest is cut off.
 const MESSAGE_MAX: usize = 4096;
 /// Descriptors received with one message at most.
 const FDS_MAX: usize = 16;
+
+/// The names of all stored descriptors, in bytes. The next dispatcher gets them, and those of the listeners, in one
+/// variable of its environment (`LISTEN_FDNAMES`), and execve(2) passes at most 128 KiB in one.
+const NAMES_MAX: usize = (128 - 24) << 10;
+const _: () = assert!(NAMES_MAX + LISTENERS_MAX * "listener-999:".len() < (128 << 10) - 1024);
 
 /// A message from a child.
 #[derive(Debug)]
@@ -158,11 +164,15 @@ impl FdStore {
     pub(crate) fn apply(&mut self, fields: &NotifyFields, fds: Vec<OwnedFd>, max: usize) {
         let Some(name) = &fields.name else { return };
         if fields.remove {
-            self.fds.remove(name);
+            if let Some(fd) = self.fds.remove(name) {
+                net::close_without_waiting(&fd); // a worker may have held it
+            }
         } else if fields.store {
             // Without a free descriptor the kernel drops the one in the message (MSG_CTRUNC, recvmsg(2)).
             match fds.into_iter().next() {
-                Some(fd) if self.fds.len() < max => drop(self.fds.insert(name.clone(), fd)),
+                Some(fd) if self.fds.len() < max && self.names_size() + name.len() < NAMES_MAX => {
+                    drop(self.fds.insert(name.clone(), fd))
+                }
                 fd => self.log_refused(fd.is_some().then_some(max)),
             }
         }
@@ -177,8 +187,33 @@ impl FdStore {
             "a waiting connection would not survive the dispatcher: {why}");
     }
 
+    /// The length of all names, each with its separator.
+    fn names_size(&self) -> usize {
+        self.fds.keys().map(|name| name.len() + 1).sum()
+    }
+
     /// The stored descriptors. The next dispatcher receives all of them and removes those that it has processed.
     pub(crate) fn iter(&self) -> impl Iterator<Item = (&str, &OwnedFd)> {
         self.fds.iter().map(|(name, fd)| (name.as_str(), fd))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_of_the_store_fit_into_the_environment_of_a_process() {
+        let mut store = FdStore::default();
+        let socket = OwnedFd::from(UnixDatagram::unbound().unwrap());
+        for number in 0..1500 {
+            let name = format!("handed-{number:0>90}");
+            let fields = NotifyFields { store: true, name: Some(name), ..NotifyFields::default() };
+            store.apply(&fields, vec![socket.try_clone().unwrap()], usize::MAX);
+        }
+        let names: Vec<_> = store.iter().map(|(name, _)| name).collect();
+        assert!((1000..1500).contains(&names.len()), "{} are kept", names.len());
+        let mut program = std::process::Command::new("true");
+        assert!(program.env("LISTEN_FDNAMES", names.join(":")).status().unwrap().success());
     }
 }

@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use super::applied_config::{self, drain_timeouts, plan_limits};
+use super::config_reader::ConfigRead;
 use super::error::WatchdogError;
 use super::plan::{ConfigChange, PlanEvent};
 use super::sockets::{ListeningSocket, open_admin_tcp, open_listener, open_worker};
@@ -12,30 +13,38 @@ use super::worker_endpoints::WorkerEndpoints;
 use crate::config::{Config, ListenerConfig, Origin, PoolConfig};
 use crate::ids::WorkerId;
 use crate::ipc;
-use crate::{executable, log};
+use crate::log;
 
 impl ChildSupervisor {
-    /// Reloads the configuration file. Returns what changes for the processes, if it was applied.
-    pub(super) fn reload(&mut self) -> Option<PlanEvent> {
+    /// Starts to read the configuration file again.
+    pub(super) fn reload(&mut self) {
         let Origin::File(path) = &self.origin else {
             tracing::warn!(
                 event = %log::Event::ReloadRefused,
                 "nothing to reload: the set uses the built-in configuration; start it with --config FILE"
             );
-            return None;
+            return;
         };
+        if !self.plan.is_stopping() {
+            self.config_reader.start(path.clone(), self.config.clone());
+        }
+    }
+
+    /// Applies the configuration that was read. Returns what changes for the processes.
+    pub(super) fn apply_read(&mut self, (read, again): (ConfigRead, bool)) -> Option<PlanEvent> {
+        if again {
+            self.reload();
+            return None;
+        }
+        let Origin::File(path) = &self.origin else { return None };
         if self.plan.is_stopping() {
             return None;
         }
         let file = path.display().to_string();
-        let loaded = Config::load(Some(path)).and_then(|loaded| {
-            loaded.check(|pool| self.missing_program(pool))?;
-            Ok(loaded.config)
-        });
-        let new = match loaded {
+        let new = match read {
             Ok(config) => config,
             Err(error) => {
-                log_refused(&file, &error.to_string());
+                log_refused(&file, &error);
                 return None;
             }
         };
@@ -77,12 +86,6 @@ impl ChildSupervisor {
         ];
         let effects: Vec<_> = effects.into_iter().flatten().collect();
         if effects.is_empty() { "no part is restarted".to_owned() } else { effects.join("; ") }
-    }
-
-    /// The program of a new or changed handler, if it does not exist. An unchanged handler is not checked: it runs.
-    fn missing_program(&self, pool: &PoolConfig) -> Option<String> {
-        let unchanged = |now: &PoolConfig| now.handler == pool.handler && now.environment == pool.environment;
-        if self.config.pool(&pool.name).is_some_and(unchanged) { None } else { executable::missing_program(pool) }
     }
 
     fn apply_config(&mut self, new: Config) -> Result<ConfigChange, WatchdogError> {

@@ -10,7 +10,7 @@ use std::path::Path;
 
 use nix::errno::Errno;
 use nix::sys::socket::{AddressFamily, Backlog, SockFlag, SockType, UnixAddr, connect, listen, socket};
-use nix::unistd::{Gid, Group, Uid, User, chown, getegid, geteuid};
+use nix::unistd::{Gid, Uid, chown, getegid, geteuid};
 
 use crate::config::{AdminConfig, Config, ListenAddress, ListenerConfig};
 use crate::held_file::HeldFile;
@@ -90,10 +90,7 @@ impl ListeningSocket {
 
     fn set_access(&self, access: &SocketAccess) -> Result<(), SocketError> {
         let Some(file) = &self.file else { return Ok(()) };
-        access.apply(file.path()).map_err(|(key, cause)| SocketError {
-            text: format!("cannot set the {key} of {}: {cause}; check `{key}` of {}", self.configured, access.section),
-            address: self.configured.clone(),
-        })
+        access.apply(file.path()).map_err(|failed| SocketError::access(&self.configured, access.section, failed))
     }
 }
 
@@ -126,8 +123,8 @@ impl SocketAccess {
     /// An error names the key that caused it.
     fn apply(&self, path: &Path) -> Result<(), (&'static str, io::Error)> {
         let of = |key| move |error: io::Error| (key, error);
-        let uid = self.owner.as_deref().map(find_user).transpose().map_err(of("owner"))?;
-        let gid = self.group.as_deref().map(find_group).transpose().map_err(of("group"))?;
+        let uid = self.owner.as_deref().map(number).transpose().map_err(of("owner"))?.map(Uid::from_raw);
+        let gid = self.group.as_deref().map(number).transpose().map_err(of("group"))?.map(Gid::from_raw);
         if uid.is_some() {
             chown(path, uid, None).map_err(|error| ("owner", error.into()))?;
         }
@@ -138,18 +135,9 @@ impl SocketAccess {
     }
 }
 
-fn find_user(name: &str) -> io::Result<Uid> {
-    if let Ok(number) = name.parse() {
-        return Ok(Uid::from_raw(number));
-    }
-    User::from_name(name)?.map(|user| user.uid).ok_or_else(|| io::Error::other(format!("there is no user {name}")))
-}
-
-fn find_group(name: &str) -> io::Result<Gid> {
-    if let Ok(number) = name.parse() {
-        return Ok(Gid::from_raw(number));
-    }
-    Group::from_name(name)?.map(|g| g.gid).ok_or_else(|| io::Error::other(format!("there is no group {name}")))
+/// The configuration in force has no names: see [`super::accounts`].
+fn number(account: &str) -> io::Result<u32> {
+    account.parse().map_err(|_| io::Error::other(format!("{account} is not the number of an account")))
 }
 
 /// Binds a Unix socket; replaces a socket file on which no process listens.
@@ -197,6 +185,12 @@ impl SocketError {
             _ => String::new(),
         };
         Self { text: format!("cannot listen on {address} ({purpose}): {cause}{remedy}"), address: address.clone() }
+    }
+
+    /// Mode or owner of a socket's file cannot be set, `failed` says which and why.
+    pub(super) fn access(address: &ListenAddress, section: &str, (key, cause): (&str, io::Error)) -> Self {
+        let text = format!("cannot set the {key} of {address}: {cause}; check `{key}` of {section}");
+        Self { text, address: address.clone() }
     }
 
     /// Adds the other addresses that are in use.

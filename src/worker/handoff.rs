@@ -175,8 +175,6 @@ async fn finish(
         if !fin_allowed {
             transaction.fail();
         }
-        }
-        end.log_request(state, active.lease);
     }
     let mut unsent = Vec::new();
     if let Err(EarlyEnd::Rejected(problem)) = &end

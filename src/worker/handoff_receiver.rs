@@ -51,6 +51,8 @@ pub(super) struct HandoffReceiver {
     message_buffer: Vec<u8>,
     failures: LogThrottle,
     exhausted_since: Option<Instant>,
+    /// Whether an invalid message of this dispatcher has been logged.
+    invalid_logged: bool,
 }
 
 impl HandoffReceiver {
@@ -62,6 +64,7 @@ impl HandoffReceiver {
             message_buffer: vec![0; MESSAGE_MAX],
             failures: LogThrottle::default(),
             exhausted_since: None,
+            invalid_logged: false,
         })
     }
 
@@ -104,7 +107,10 @@ impl HandoffReceiver {
                         return Poll::Pending; // an error means that the runtime shuts down
                     };
                     match ready.try_io(|listener| handoff::accept(listener.as_fd())) {
-                        Ok(accepted) => self.dispatcher = Some(sys::when_readable(accepted?)?),
+                        Ok(accepted) => {
+                            self.dispatcher = Some(sys::when_readable(accepted?)?);
+                            self.invalid_logged = false;
+                        }
                         Err(_would_block) => {}
                     }
                 }
@@ -126,11 +132,49 @@ impl HandoffReceiver {
                 // dispatcher has another and revokes the offer.
                 Ok(Ok(Some((Some(_), None)))) => return Poll::Ready(Some(Err(Errno::EMFILE.into()))),
                 // An invalid message is discarded, and its socket closed.
-                Ok(Ok(Some(_))) => {}
+                Ok(Ok(Some((message, connection)))) => {
+                    if !std::mem::replace(&mut self.invalid_logged, true) {
+                        let (decoded, with_socket) = (message.is_some(), connection.is_some());
+                        tracing::warn!(decoded, with_socket, event = %Event::AcceptFailed,
+                            "a message of the dispatcher cannot be used: its connections go to other workers; restart \
+                             this worker if patou was upgraded");
+                    }
+                }
                 Ok(Ok(None) | Err(_)) => return Poll::Ready(None),
                 Err(_would_block) => {}
             }
         }
         Poll::Pending
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::fd::AsRawFd;
+
+    use nix::sys::socket::{AddressFamily, SockFlag, SockType, UnixAddr, connect, socket};
+
+    use super::*;
+    use crate::handoff::{HandoffSender, ListenerInfo, bind_handoff_socket};
+    use crate::ids::{Epoch, LeaseId, Token};
+
+    #[tokio::test]
+    async fn message_that_cannot_be_decoded_is_logged_and_the_next_one_received() {
+        let path = std::env::temp_dir().join(format!("patou-receiver-{}.sock", std::process::id()));
+        let mut receiver = HandoffReceiver::new(bind_handoff_socket(&path).unwrap()).unwrap();
+        let other = socket(AddressFamily::Unix, SockType::SeqPacket, SockFlag::SOCK_CLOEXEC, None).unwrap();
+        connect(other.as_raw_fd(), &UnixAddr::new(&path).unwrap()).unwrap();
+        nix::unistd::write(&other, b"of another version").unwrap();
+        let pending = std::time::Duration::from_millis(20);
+        assert!(tokio::time::timeout(pending, receiver.next()).await.is_err());
+        assert!(receiver.invalid_logged);
+        drop(other);
+        let lease = LeaseId::of(Epoch::FIRST, 1);
+        let token = Token::from_words([1, 2]);
+        let message = HandoffMessage { lease, token, peer: None, server: None, listener: ListenerInfo::default() };
+        let (_client, connection) = std::os::unix::net::UnixStream::pair().unwrap();
+        HandoffSender::new(path.clone(), None).send(&message.encode(), connection.as_fd()).unwrap();
+        assert_eq!(receiver.next().await.unwrap().0.lease, lease);
+        std::fs::remove_file(path).unwrap();
     }
 }

@@ -18,7 +18,7 @@ use super::state::{TaskCommand, WorkerState};
 use super::{handoff, redirect};
 use crate::config::worker_connections_within;
 use crate::descriptors;
-use crate::log::{Event, LogThrottle};
+use crate::log::{self, Event, LogThrottle};
 use crate::net::{ACCEPT_RETRY_DELAY, SharedStream, SocketListener};
 use crate::sd_notification::notify;
 
@@ -41,6 +41,7 @@ pub(super) async fn serve<S: HandlerService>(
 
     // Logged before the dispatcher can see it, so that the log has the incarnations of a pool in order.
     tracing::debug!(worker = %state.id, epoch = %state.slot.epoch(), "ready");
+    log::flush();
     state.finish_start();
     let status = format!("serving as {}, incarnation {}", state.id, state.slot.epoch());
     notify(&[NotifyState::Ready, NotifyState::Status(&status)]);

@@ -81,10 +81,10 @@ prop_compose! {
     ) -> Config {
         let mut config = Config::default();
         config.set.name = set;
-        config.set.runtime_dir = "/run/a \"\t\u{e9}".into();
+        config.set.runtime_dir = "/run/a \"\u{e9}".into();
         config.pools = vec![pools.0, pools.1];
         config.listeners.truncate(1);
-        config.listeners[0].address = "unix:/run/\u{7f}.sock".parse().unwrap();
+        config.listeners[0].address = "unix:/run/\u{1f415}.sock".parse().unwrap();
         config.listeners[0].mode = sockets.0;
         config.listeners[0].owner = sockets.1.then(|| "root".into());
         config.listeners[0].access_log = sockets.2;

@@ -3,6 +3,7 @@
 mod addresses;
 mod between_keys;
 mod copy;
+mod limits;
 mod one_key;
 
 use patou::config::{Config, ConfigFault, ListenerConfig, LoadError, Origin, PoolConfig};
@@ -170,7 +171,7 @@ fn file_is_loaded_or_rejected() {
     let loaded = Config::load(Some(&file)).unwrap();
     assert_eq!((loaded.origin, loaded.config), (Origin::File(file.clone()), Config::default()));
     assert_eq!(loaded.text, Config::DEFAULT_TOML);
-    std::fs::write(&file, "[set]\nname = 1").unwrap();
+    std::fs::write(&file, "[set]\nname = 1\n[[pool]]\nname = \"default\"\n").unwrap();
     let error = Config::load(Some(&file)).unwrap_err();
     assert!(matches!(&error, LoadError::Faults(faults) if faults.0.len() == 1));
     assert!(error.to_string().starts_with(&format!("{}:2: set.name: found 1;", file.display())), "{error}");
@@ -181,8 +182,7 @@ fn file_is_loaded_or_rejected() {
 
 #[test]
 fn fault_with_a_line_break_in_the_value_is_one_line() {
-    let text =
-        "[[listener]]\naddress = \"unix:/a\\nb\"\n[[pool]]\nname = \"p\"\naddress = \"unix:/a\\nb\"\nworkers = 1\n";
+    let text = "[[listener]]\naddress = \"unix:/a\\nb\"\n[[pool]]\nname = \"p\"\nworkers = 1\n";
     let display = Config::parse(text, "f").unwrap_err().to_string();
     assert_eq!(display.lines().count(), 1, "{display}");
 }

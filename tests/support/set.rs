@@ -89,6 +89,11 @@ impl TestSet {
         self.spawn(command);
     }
 
+    /// Starts a `patou run` that the test has prepared, for instance with another stderr.
+    pub(crate) fn run_command(&mut self, command: &mut Command) {
+        self.child = Some(command.stdout(Stdio::null()).spawn().unwrap());
+    }
+
     fn spawn(&mut self, mut command: Command) {
         let log = fs::File::options().create(true).append(true).open(self.dir.join("log")).unwrap();
         self.child = Some(command.stdout(Stdio::null()).stderr(log).spawn().unwrap());

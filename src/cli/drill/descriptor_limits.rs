@@ -42,7 +42,7 @@ impl LimitedProcess {
     /// # Errors
     /// The limits of the process may not be changed, or it has ended.
     pub(super) fn limit(pid: u32, limit: DescriptorLimit) -> Result<Self, String> {
-        let open = procfs::descriptors(&procfs::process_dir(pid));
+        let open = procfs::descriptor_numbers(&procfs::process_dir(pid));
         let highest = u64::from(*open.iter().max().ok_or("its descriptors cannot be read: not permitted")?);
         let soft = match limit {
             DescriptorLimit::None => (0..).find(|number| !open.contains(number)).map_or(highest, u64::from),

@@ -13,6 +13,7 @@ use std::path::{Path, PathBuf};
 use clap::Subcommand;
 
 use super::error::CommandError;
+pub(super) use publish::refusals;
 
 #[derive(Clone, Debug, Subcommand)]
 pub(super) enum SystemdCommand {

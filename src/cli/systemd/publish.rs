@@ -1,5 +1,6 @@
 //! The published configuration: the file that the generator and the parts read.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::io;
 use std::os::unix::fs::PermissionsExt;
@@ -10,8 +11,8 @@ use super::systemctl::daemon_reload;
 use crate::cli::account::account;
 use crate::cli::error::CommandError;
 use crate::config::{Config, LoadError, Loaded, Origin};
-use crate::executable;
 use crate::units::{self, APPLIED};
+use crate::{executable, watchdog};
 
 /// Reads the configuration and checks that systemd can run it.
 pub(super) fn load(path: Option<&Path>) -> Result<Loaded, CommandError> {
@@ -20,17 +21,17 @@ pub(super) fn load(path: Option<&Path>) -> Result<Loaded, CommandError> {
         // A set whose file has disappeared must not become another set.
         return Err(CommandError::Config("there is no configuration: write /etc/patou/patou.toml".to_owned()));
     }
-    let is_comment = |line: &str| line.trim_start().starts_with('#') || line.trim().is_empty();
-    if loaded.text.lines().all(is_comment) {
-        // Every key has a default, but an empty file is more likely half written than a request for the defaults.
-        return Err(CommandError::Config("the configuration is empty: it names no pool".to_owned()));
-    }
     loaded.check(executable::missing_program).map_err(LoadError::from)?;
-    for pool in &loaded.config.pools {
-        account(&pool.user)?;
-    }
-    let faults = units::check(&loaded.config);
+    let faults = refusals(&loaded.config);
     if faults.is_empty() { Ok(loaded) } else { Err(CommandError::Config(faults.join("\n"))) }
+}
+
+/// Why `systemctl start patou` refuses a valid configuration: what systemd cannot do, and accounts that are missing.
+pub(in crate::cli) fn refusals(config: &Config) -> Vec<String> {
+    let users: BTreeSet<&str> = config.pools.iter().map(|pool| pool.user.as_str()).collect();
+    let users = users.into_iter().filter_map(|user| account(user).err().map(|error| error.text().to_owned()));
+    let owners = watchdog::resolve_accounts(&mut config.clone()).err().map(|error| error.to_string());
+    users.chain(owners).chain(units::check(config)).collect()
 }
 
 /// The configuration that the running units were rendered from.

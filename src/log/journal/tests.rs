@@ -221,10 +221,10 @@ fn unresponsive_journal_delays_no_caller_and_later_receives_the_number_of_lost_r
     let mut received = 0;
     let notice = loop {
         let record = fake.next().expect("a notice follows the records that were kept");
-        match record.contains_key("PATOU_LOST") {
-            true => break record,
-            false => received += 1,
+        if record.contains_key("PATOU_LOST") {
+            break record;
         }
+        received += 1;
     };
     assert_fields(&notice, &[("PATOU_EVENT", "records-lost"), ("PATOU_SET", "s"), ("PRIORITY", "4")]);
     assert_eq!(received + notice["PATOU_LOST"].parse::<u64>().unwrap(), sent);

@@ -19,6 +19,7 @@ use crate::sd_watchdog::WatchdogTicker;
 use crate::signals::STOP_DEBOUNCE;
 use crate::watchdog::admin::{AdminServer, SetSnapshot};
 use crate::watchdog::applied_config::{self, drain_timeouts, plan_limits};
+use crate::watchdog::config_reader::ConfigReader;
 use crate::watchdog::error::{WatchdogError, system};
 use crate::watchdog::evidence::{EvidenceRecorder, EvidenceTarget, ProcessScope};
 use crate::watchdog::notify::{FdStore, NotifyMessage, NotifySocket};
@@ -35,10 +36,14 @@ use crate::watchdog::state::{self, StateWriter};
 use crate::watchdog::worker_endpoints::{SegmentNames, WorkerEndpoints};
 use crate::{backoff, clock, descriptors, ipc, log};
 
+/// More messages than the queue of a datagram socket holds (net.unix.max_dgram_qlen).
+const NOTIFY_QUEUE: usize = 1024;
+
 /// A running set and everything that outlives its parts.
 pub(crate) struct ChildSupervisor {
     pub config: Arc<Config>,
     pub origin: Origin,
+    pub config_reader: ConfigReader,
     pub runtime_dir: PathBuf,
     /// Different for any two sets that used the same directory: the time since boot at the start.
     pub set_epoch: u64,
@@ -113,6 +118,7 @@ impl ChildSupervisor {
             own_id: procfs::this_process(),
             config: Arc::new(config),
             origin,
+            config_reader: ConfigReader::default(),
             runtime_dir,
             set_epoch,
             plan,
@@ -144,7 +150,8 @@ impl ChildSupervisor {
                 report = self.prober.next_report() => report.map(PlanEvent::Report),
                 Some((part, pid)) = self.exits.recv() => self.on_exit(part, pid),
                 Ok(message) = self.notify_socket.receive() => self.on_notify(message),
-                Ok(_) = reload.read(reloads) => self.reload(),
+                Ok(_) = reload.read(reloads) => { self.reload(); None }
+                read = self.config_reader.next() => self.apply_read(read),
                 () = self.files.changed() => { self.files.schedule(clock::now()); None }
                 Ok(_) = child.read(children) => { self.children.reap_orphans(); None }
                 () = sleep(wake_at.since(clock::now())) => None,
@@ -254,7 +261,8 @@ impl ChildSupervisor {
 
     /// Processes the messages that parts have already sent.
     pub(super) fn receive_notifications(&mut self) {
-        while let Some(message) = self.notify_socket.try_receive() {
+        // Others may send without end.
+        for message in std::iter::from_fn(|| self.notify_socket.try_receive()).take(NOTIFY_QUEUE).collect::<Vec<_>>() {
             if let Some(event) = self.on_notify(message) {
                 self.handle(clock::now(), event);
             }
