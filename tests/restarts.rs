@@ -5,8 +5,9 @@ mod support;
 
 use std::fs;
 use std::io::Write;
-use std::net::{SocketAddr, TcpStream};
-use std::process::Stdio;
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::os::fd::OwnedFd;
+use std::process::{Child, Command, Stdio};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -197,6 +198,17 @@ fn busy_set(delivery: &str) -> (TestSet, Vec<Client>) {
     (set, clients.into())
 }
 
+/// Freezes worker 3, which is process `pid`, and waits for the verdict. The SIGCONT that follows a SIGTERM may come late.
+fn freeze(set: &TestSet, pid: u32) {
+    wait_until("the worker is declared frozen", || {
+        let is_declared = set.log().contains("worker default/3 is frozen (no sign of life for");
+        if !is_declared {
+            signal_to(pid, Signal::SIGSTOP);
+        }
+        is_declared
+    });
+}
+
 /// Of three requests, that of the frozen worker has failed, and the others have not.
 #[track_caller]
 fn assert_one_failed(set: &TestSet, clients: Vec<Client>) {
@@ -213,8 +225,7 @@ fn worker_that_freezes_while_the_set_stops_is_killed() {
         let pid = set.worker_pid("default/3");
         set.signal(Signal::SIGTERM);
         set.wait_for_log(&["worker default/3", "stopping", "worker=default/3"]);
-        signal_to(pid, Signal::SIGSTOP);
-        set.wait_for_log(&["worker default/3 is frozen (no sign of life for"]);
+        freeze(&set, pid);
         open_gate(&set);
         assert_one_failed(&set, clients);
         assert_eq!(set.wait_for_exit(), Some(0), "{}", set.log());
@@ -230,8 +241,7 @@ fn worker_that_freezes_after_the_dispatcher_of_a_stopping_set_is_killed() {
         set.signal(Signal::SIGTERM);
         set.wait_for_log(&["worker default/3", "stopping", "worker=default/3"]);
         signal_to(dispatcher, signal);
-        signal_to(pid, Signal::SIGSTOP);
-        set.wait_for_log(&["worker default/3 is frozen (no sign of life for"]);
+        freeze(&set, pid);
         open_gate(&set);
         assert_one_failed(&set, clients);
         assert_eq!(set.wait_for_exit(), Some(0), "{}", set.log());
@@ -253,7 +263,7 @@ fn worker_that_freezes_after_a_reload_has_removed_it_is_killed_and_may_come_back
             fs::write(set.config_file(), &config).unwrap();
             set.signal(Signal::SIGHUP);
         }
-        set.wait_for_log(&["worker default/3 is frozen (no sign of life for"]);
+        freeze(&set, pid);
         wait_until("the worker ends", || !is_alive(pid));
         if comes_back {
             set.wait_for_worker("default/3", "idle");
@@ -272,8 +282,7 @@ fn drained_worker_that_freezes_is_killed_and_stays_drained() {
     let pid = set.worker_pid("default/3");
     let mut drain = set.command(&["drain", "default-3"]).stdout(Stdio::null()).spawn().unwrap();
     set.wait_for_log(&["taken out of service by an operator"]);
-    signal_to(pid, Signal::SIGSTOP);
-    set.wait_for_log(&["worker default/3 is frozen (no sign of life for"]);
+    freeze(&set, pid);
     assert!(drain.wait().unwrap().success(), "{}", set.log());
     set.wait_for("the worker is replaced", |status| {
         let worker = worker_of(status, "default/3");
@@ -282,4 +291,45 @@ fn drained_worker_that_freezes_is_killed_and_stays_drained() {
     open_gate(&set);
     assert_one_failed(&set, clients);
     set.stop();
+}
+
+/// Starts worker 1 as systemd does, with its listening socket.
+fn start_as_unit(set: &TestSet, listener: &TcpListener) -> Child {
+    let script = r#"exec 3<&0 </dev/null; export LISTEN_FDS=1 LISTEN_PID=$$ SYSTEMD_EXEC_PID=$$; exec "$@""#;
+    let log = fs::File::options().create(true).append(true).open(set.test_dir().join("log")).unwrap();
+    let mut command = Command::new("/bin/sh");
+    command.args(["-c", script, "sh", PATOU, "worker", "default-1", "--config"]).arg(set.config_file());
+    command.env("PATOU_LOG", "debug").stdin(OwnedFd::from(listener.try_clone().unwrap())).stderr(log).spawn().unwrap()
+}
+
+#[test]
+fn unit_that_waits_for_the_end_of_its_delay_sends_clients_back() {
+    for handler in ["\"echo\"", r#"{ program = ["/bin/false"] }"#] {
+        let delays = "[watchdog]\nrestarts = { max = 9, within = \"60s\", delay = \"40s\", delay_max = \"40s\" }";
+        let set = TestSet::prepare(&one_pool(1, handler, delays));
+        assert!(set.patou(&["ipc", "create"]).status.success());
+        let listener = TcpListener::bind(("127.0.0.1", 0)).unwrap();
+        let address = listener.local_addr().unwrap();
+        // Without a dispatcher there is no address to return to.
+        let conflict = || send_request(address, request_head("GET", "/x", address, "").as_bytes()).unwrap();
+        for _ in 0..2 {
+            let mut worker = start_as_unit(&set, &listener);
+            if handler == "\"echo\"" {
+                assert_eq!(conflict().status, 409, "{}", set.log());
+                worker.kill().unwrap();
+            }
+            worker.wait().unwrap();
+        }
+        assert!(!set.log().contains("waiting before it is ready"), "{}", set.log());
+        let mut worker = start_as_unit(&set, &listener);
+        let since = Instant::now();
+        let response = conflict();
+        assert_eq!((response.status, response.header("patou-outcome")), (409, Some("not-started")), "{}", set.log());
+        assert!(since.elapsed() < BOUND, "{:?}\n{}", since.elapsed(), set.log());
+        assert!(set.log().contains("waiting before it is ready"), "{}", set.log());
+        signal_to(worker.id(), Signal::SIGTERM);
+        worker.wait().unwrap();
+        assert!(set.patou(&["ipc", "remove"]).status.success());
+        set.assert_nothing_left();
+    }
 }

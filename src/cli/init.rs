@@ -38,7 +38,7 @@ pub(super) fn run(path: Option<&Path>) -> Result<(), CommandError> {
     let pid = Pid::from_raw(watchdog.id() as i32);
     if getpid().as_raw() != 1 {
         // systemd accepts READY=1 and WATCHDOG=1 from the main process of a unit.
-        let _ = sd_notify::notify(&[NotifyState::MainPid(watchdog.id())]);
+        notify(&[NotifyState::MainPid(watchdog.id())]);
     }
     loop {
         match signals.wait().map_err(failed)? {

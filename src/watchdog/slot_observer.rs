@@ -3,12 +3,11 @@
 
 use std::collections::BTreeMap;
 
-use super::plan::WorkerLiveness;
+use super::plan::{Plan, WorkerLiveness};
 use crate::config::Config;
 use crate::exchange::Incarnation;
 use crate::ids::{Epoch, Lifecycle, Monotonic, WorkerId};
 use crate::ipc;
-use crate::shm::SegmentRole;
 
 /// The last turn of each worker that was observed.
 #[derive(Debug, Default)]
@@ -25,19 +24,24 @@ struct SeenTurn {
 }
 
 impl SlotObserver {
-    /// Rings these workers, and returns which of them have not made a turn since an earlier ring. A worker without a
-    /// serving incarnation is left out: what it owes is unknown.
-    pub(super) fn observe<'a>(
+    /// If the probe that was sent at `probed_at` is unanswered for a `probe_interval`: rings the workers, and returns which
+    /// of them have not made a turn since an earlier ring. A worker without a serving incarnation is left out: what it
+    /// owes is unknown.
+    pub(super) fn observe(
         &mut self,
         now: Monotonic,
         config: &Config,
-        workers: impl Iterator<Item = (&'a WorkerId, u32)>,
-    ) -> Vec<WorkerLiveness> {
+        plan: &Plan,
+        probed_at: Option<Monotonic>,
+    ) -> Option<Vec<WorkerLiveness>> {
+        // What was seen before the dispatcher responded again is outdated.
         let last = std::mem::take(&mut self.seen);
+        probed_at.filter(|at| now.since(*at) >= config.watchdog.probe_interval)?;
         let mut all = Vec::new();
-        for (id, pid) in workers {
+        for (part, status) in plan.status() {
+            let (Some(id), Some(pid)) = (part.worker(), status.pid) else { continue };
             let Ok(ipc) = ipc::open(config, id) else { continue };
-            let attached = ipc.segment.is_role_locked(SegmentRole::Worker); // not between two incarnations
+            let attached = ipc.has_incarnation(); // and is not between two incarnations
             let serves = |life: &Incarnation| attached && life.pid == pid && life.state != Lifecycle::Starting;
             let Some(Incarnation { epoch, ticks, .. }) = Incarnation::load(&*ipc.segment).filter(serves) else {
                 continue;
@@ -49,11 +53,6 @@ impl SlotObserver {
             all.push(WorkerLiveness { worker, silent_since, starting_since: None, ticks: Some(ticks), corrupt: false });
             ipc.to_worker.ring();
         }
-        all
-    }
-
-    /// The dispatcher answers again: what was seen is outdated.
-    pub(super) fn reset(&mut self) {
-        self.seen.clear();
+        Some(all)
     }
 }

@@ -9,6 +9,7 @@ use std::convert::Infallible;
 use std::future::{poll_fn, ready};
 use std::io;
 use std::os::fd::OwnedFd;
+use std::pin::pin;
 use std::sync::Arc;
 use std::task::Poll;
 use std::time::Duration;
@@ -56,15 +57,21 @@ pub(crate) async fn run(config: &Config, id: &WorkerId) -> Result<(), ServeError
     let mut address = HeldAddress::of_absent(config, id, listeners);
     let mut signs_of_life = interval((config.watchdog.worker_timeout / SIGNS_OF_LIFE).max(Duration::from_millis(1)));
     signs_of_life.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let sign = || notify(&[NotifyState::Ready]);
     loop {
         tokio::select! {
             _ = stop.readable() => break,
-            _ = signs_of_life.tick() => notify(&[NotifyState::Ready]),
+            _ = signs_of_life.tick() => sign(),
             () = address.serve() => {}
         }
     }
-    address.finish().await;
-    Ok(())
+    let mut finished = pin!(address.finish());
+    loop {
+        tokio::select! {
+            () = &mut finished => return Ok(()),
+            _ = signs_of_life.tick() => sign(),
+        }
+    }
 }
 
 /// Under systemd, before an incarnation that follows repeated failures starts: serves its address during the delay.

@@ -12,7 +12,13 @@ use crate::cli::error::{CommandError, failed};
 use crate::sys;
 
 /// `ExecStop=` of a part: sends SIGTERM to `$MAINPID` and waits for its exit. systemd kills the rest of the unit then.
-pub(super) fn drain() -> Result<(), CommandError> {
+///
+/// The watchdog may kill a process that freezes meanwhile. To `post-stop` that looks like any other death, so the stop
+/// of the sockets is queued here; it waits for the end of `unit`.
+pub(super) fn drain(unit: Option<&str>) -> Result<(), CommandError> {
+    if let Some(unit) = unit {
+        let _ = stop_sockets(unit); // the process must end in any case
+    }
     let Some(pid) = std::env::var("MAINPID").ok().and_then(|pid| pid.parse().ok()) else {
         return Ok(()); // it has exited
     };
@@ -33,12 +39,18 @@ pub(super) fn drain() -> Result<(), CommandError> {
 /// `StopPropagatedFrom=` in the socket units is no alternative: it also stops them when the service goes down without a
 /// job, as after `WatchdogSec=`, and a worker without its socket does not start again.
 pub(super) fn post_stop(unit: &str) -> Result<(), CommandError> {
+    // Without a query to systemd, which would delay the restart.
     if std::env::var("SERVICE_RESULT").is_ok_and(|result| result != "success") {
         return Ok(()); // it died
     }
+    stop_sockets(unit)
+}
+
+/// Stops the sockets of a unit that is being stopped, and not restarted.
+fn stop_sockets(unit: &str) -> Result<(), CommandError> {
     let jobs = systemctl_output(&["list-jobs", "--plain", "--no-legend", unit])?;
     if !jobs.lines().any(|job| job.split_whitespace().nth(2) == Some("stop")) {
-        return Ok(()); // it is restarting, or has exited by itself
+        return Ok(()); // it is restarting, or exits by itself
     }
     let sockets = systemctl_output(&["show", "--value", "--property=TriggeredBy", unit])?;
     let sockets: Vec<String> = sockets.split_whitespace().map(str::to_owned).collect();

@@ -33,7 +33,10 @@ pub(super) enum SystemdCommand {
     /// Stop the units and withdraw the configuration
     Stop,
     /// Drain the main process of the calling unit: send SIGTERM and wait for its exit
-    Drain,
+    Drain {
+        /// Name of the unit
+        unit: Option<String>,
+    },
     /// After the exit of the calling unit: if the unit is stopping, stop its sockets too
     PostStop {
         /// Name of the unit
@@ -49,7 +52,7 @@ pub(super) fn run(path: Option<&Path>, command: &SystemdCommand) -> Result<(), C
         SystemdCommand::Start => start_stop::start(path),
         SystemdCommand::Reload => reload::run(path),
         SystemdCommand::Stop => start_stop::stop(),
-        SystemdCommand::Drain => main_process::drain(),
+        SystemdCommand::Drain { unit } => main_process::drain(unit.as_deref()),
         SystemdCommand::PostStop { unit } => main_process::post_stop(unit),
         SystemdCommand::Upgrade => upgrade::run(),
     }

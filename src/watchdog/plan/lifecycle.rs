@@ -21,16 +21,16 @@ impl Plan {
     }
 
     pub(super) fn on_ready(&mut self, now: Monotonic, part: &Part) {
+        if part.is_stand_in() {
+            return self.on_sign_of_life(now, part);
+        }
         let Some(record) = self.parts.get_mut(part) else { return };
         let Some(timer) = record.timer_mut() else { return };
-        if timer.is_ready() && !part.is_stand_in() {
+        if timer.is_ready() {
             return; // a new incarnation in the same process
         }
         timer.set_ready();
-        if part.is_stand_in() {
-            timer.probe_sent(now); // each READY is a sign of life, and the next one is due
-        }
-        if record.ready_at.replace(now).is_some() || part.is_stand_in() {
+        if record.ready_at.replace(now).is_some() {
             return; // the same, and a report had shown the gap between the incarnations
         }
         if !matches!(record.state, PartState::Running(_)) {
@@ -187,6 +187,7 @@ impl Plan {
         } else {
             self.actions.push(PlanAction::Signal(Part::Dispatcher, PartSignal::Reload));
         }
+        self.replace_stand_ins(now, &change);
         for part in removed {
             self.stop_part(now, &part, StopReason::Final);
             self.remove_stopped_worker(&part);
@@ -198,7 +199,6 @@ impl Plan {
             record.drain_timeout = drain_timeout;
             if change.restart.contains(&id) {
                 self.stop_part(now, &part, StopReason::PlannedRestart);
-                self.stop_stand_in(now, &id); // it has the old address
             } else if change.reload.contains(&id) {
                 self.actions.push(PlanAction::Signal(part, PartSignal::Reload));
             } else if let PartState::Stopping { reason: reason @ StopReason::Final, .. } = &mut record.state {

@@ -6,12 +6,15 @@
 use std::time::Duration;
 
 use super::part::{PartRecord, PartState, StopReason};
-use super::{Notice, Part, PartSignal, Plan, PlanAction, SupervisorKind};
+use super::{ConfigChange, Notice, Part, PartSignal, Plan, PlanAction, SupervisorKind};
 use crate::ids::{Monotonic, WorkerId};
 use crate::liveness::RestartLimits;
 
 /// A worker that is down for longer gets a stand-in. An ordinary restart is faster.
 const STAND_IN_AFTER: Duration = Duration::from_millis(100);
+
+/// Within one `worker_timeout` a stand-in sends so many READY=1, see `worker/stand_in.rs`.
+const SIGNS_OF_LIFE: u32 = 4;
 
 /// The longest delay of a stand-in's restart. It is never given up.
 const RETRY_DELAY_MAX: Duration = Duration::from_secs(1);
@@ -25,10 +28,8 @@ impl Plan {
         }
         let stand_ins: Vec<WorkerId> = self.parts.keys().filter_map(stand_in_of).cloned().collect();
         for id in stand_ins {
-            match self.parts.get(&Part::Worker(id.clone())).map(is_down) {
-                Some(true) => {}
-                Some(false) => self.stop_stand_in(now, &id),
-                None => self.kill_stand_in(now, &id),
+            if !self.parts.get(&Part::Worker(id.clone())).is_some_and(is_down) {
+                self.stop_stand_in(now, &id);
             }
         }
         let wanted = |(part, record): (&Part, &PartRecord)| {
@@ -60,6 +61,15 @@ impl Plan {
         timer.since().map(|since| since + STAND_IN_AFTER)
     }
 
+    /// The stand-in has sent READY=1, and owes the next one when that is due.
+    pub(super) fn on_sign_of_life(&mut self, now: Monotonic, part: &Part) {
+        let next = now + self.limits.worker_timeout / SIGNS_OF_LIFE;
+        self.with_timer(part, |timer| {
+            timer.set_ready();
+            timer.probe_sent(next);
+        });
+    }
+
     pub(super) fn on_stand_in_exited(&mut self, now: Monotonic, part: &Part, cause: String, jitter: f64) {
         let stopping = self.is_stopping();
         let Some(record) = self.parts.get_mut(part) else { return };
@@ -79,22 +89,24 @@ impl Plan {
         }
     }
 
+    /// A new configuration is in force. The stand-ins of workers that are still down start again with it; those of
+    /// workers that it has not are killed, because another part may bind their addresses.
+    pub(super) fn replace_stand_ins(&mut self, now: Monotonic, change: &ConfigChange) {
+        let stand_ins: Vec<WorkerId> = self.parts.keys().filter_map(stand_in_of).cloned().collect();
+        for id in stand_ins {
+            self.stop_stand_in(now, &id);
+            if !change.workers.contains_key(&id) {
+                self.actions.push(PlanAction::Signal(Part::StandIn(id), PartSignal::Kill));
+            }
+        }
+    }
+
     /// Has a stand-in close the address and finish its connections.
-    pub(super) fn stop_stand_in(&mut self, now: Monotonic, id: &WorkerId) {
+    fn stop_stand_in(&mut self, now: Monotonic, id: &WorkerId) {
         let part = Part::StandIn(id.clone());
         self.stop_part(now, &part, StopReason::Final);
         if self.parts.get(&part).is_some_and(|record| matches!(record.state, PartState::Stopped)) {
             self.parts.remove(&part);
-        }
-    }
-
-    /// The worker has left the configuration: another may bind its address at once.
-    fn kill_stand_in(&mut self, now: Monotonic, id: &WorkerId) {
-        let part = Part::StandIn(id.clone());
-        let is_running = self.parts.get(&part).is_some_and(|record| matches!(record.state, PartState::Running(_)));
-        self.stop_stand_in(now, id);
-        if is_running {
-            self.actions.push(PlanAction::Signal(part, PartSignal::Kill));
         }
     }
 }

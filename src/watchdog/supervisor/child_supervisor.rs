@@ -176,7 +176,10 @@ impl ChildSupervisor {
             }
             if next_probe <= now {
                 next_probe = now + self.config.watchdog.probe_interval;
-                self.observe_slots(now);
+                let probed_at = self.prober.pending_since();
+                if let Some(seen) = self.slot_observer.observe(now, &self.config, &self.plan, probed_at) {
+                    self.handle(now, PlanEvent::Observed(seen));
+                }
                 if self.prober.send_probe(prober::failed_pools(&self.plan)) {
                     self.handle(now, PlanEvent::ProbeSent);
                 }
@@ -204,19 +207,6 @@ impl ChildSupervisor {
     pub(super) fn handle(&mut self, now: Monotonic, event: PlanEvent) {
         let actions = self.plan.handle(now, event);
         self.perform(actions);
-    }
-
-    /// While the dispatcher leaves a probe unanswered, or has no process, its workers are judged by their slots.
-    fn observe_slots(&mut self, now: Monotonic) {
-        let interval = self.config.watchdog.probe_interval;
-        if self.prober.pending_since().is_none_or(|since| now.since(since) < interval) {
-            return self.slot_observer.reset();
-        }
-        let with_pid = |(part, status): (&Part, PartStatus)| Some((part.worker()?.clone(), status.pid?));
-        let workers: Vec<_> = self.plan.status().filter_map(with_pid).collect();
-        let workers = workers.iter().map(|(id, pid)| (id, *pid));
-        let seen = self.slot_observer.observe(now, &self.config, workers);
-        self.handle(now, PlanEvent::Observed(seen));
     }
 
     /// SIGTERM or SIGINT. A second one within [`STOP_DEBOUNCE`] counts as the same.

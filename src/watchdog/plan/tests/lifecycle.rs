@@ -69,7 +69,9 @@ fn a_part_that_ends_too_often_stays_down_until_a_reload_and_does_not_delay_the_s
     assert_eq!(scenario.state(&worker(1)), "failed");
     scenario.expect(100, PlanEvent::Started(Part::StandIn(id(1)), 91), &[]);
     scenario.expect(4990, PlanEvent::Ready(Part::StandIn(id(1))), &[]);
-    scenario.expect(5000, PlanEvent::Apply(change(2)), &["reload dispatcher", "start worker web/1"]);
+    let stop = "terminate the stand-in of worker web/1";
+    scenario.expect(5000, PlanEvent::Apply(change(2)), &["reload dispatcher", stop, "start worker web/1"]);
+    scenario.expect(5000, exited(Part::StandIn(id(1))), &[]);
     scenario.expect(
         5000,
         exited(worker(1)),

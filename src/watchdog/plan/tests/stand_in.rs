@@ -85,11 +85,11 @@ fn a_stand_in_that_dies_or_freezes_is_replaced_and_never_given_up() {
     scenario.expect(300, PlanEvent::Ready(stand_in()), &[]);
     scenario.drive(400, PlanEvent::Tick);
     scenario.drive(400, PlanEvent::Started(worker(1), 14));
-    scenario.expect(1299, PlanEvent::Tick, &[]);
+    scenario.expect(1549, PlanEvent::Tick, &[]);
     let frozen = "the stand-in of worker web/1 is frozen (no sign of life for 1s)";
-    scenario.expect(1300, PlanEvent::Tick, &[frozen, "abort the stand-in of worker web/1"]);
-    scenario.expect(1500, PlanEvent::Tick, &["kill the stand-in of worker web/1"]);
-    scenario.expect(1501, exited(stand_in()), &["restart the stand-in of worker web/1 in 0ns: frozen", START]);
+    scenario.expect(1550, PlanEvent::Tick, &[frozen, "abort the stand-in of worker web/1"]);
+    scenario.expect(1750, PlanEvent::Tick, &["kill the stand-in of worker web/1"]);
+    scenario.expect(1751, exited(stand_in()), &["restart the stand-in of worker web/1 in 0ns: frozen", START]);
 }
 
 #[test]
@@ -115,7 +115,7 @@ fn stand_ins_end_with_the_set_and_with_their_worker() {
     let mut scenario = delayed();
     let kill = "kill the stand-in of worker web/1";
     let none = ConfigChange { workers: BTreeMap::new(), ..change(0) };
-    let removed = ["reload dispatcher", "remove web/1", "terminate worker web/2", STOP, kill];
+    let removed = ["reload dispatcher", STOP, kill, "remove web/1", "terminate worker web/2"];
     scenario.expect(20, PlanEvent::Apply(none), &removed);
     scenario.expect(30, exited(stand_in()), &[]);
     // A worker that moves gets a stand-in at its new address.
