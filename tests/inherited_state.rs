@@ -153,6 +153,28 @@ fn timers_are_punctual_whatever_the_inherited_timer_slack() {
 }
 
 #[test]
+fn environment_of_another_process_and_a_lost_directory_change_nothing() {
+    if !is_installed("python3") {
+        return;
+    }
+    let mut set = TestSet::prepare(&one_pool(1, "\"echo\"", "max_requests = 1"));
+    let launcher = python(
+        "os.environ.update(LISTEN_FDS='7', LISTEN_PID=str(os.getpid()), LISTEN_FDNAMES='a:b', NOTIFY_SOCKET='/nowhere',\n    \
+         WATCHDOG_USEC='1000', WATCHDOG_PID='1', PATOU_BIN='/nowhere', PATOU_WORKER='other-9')\n\
+         import tempfile\nlost = tempfile.mkdtemp()\nos.chdir(lost)\nos.rmdir(lost)",
+    );
+    set.run_through(&strs(&launcher));
+    set.wait_until_up();
+    assert_eq!(get(set.address(0), "/").unwrap().status, 200);
+    // The next incarnation is this program in the same process, not the one that `PATOU_BIN` names.
+    let recycled = set.wait_for("the worker is recycled", |status| {
+        worker_of(status, "default/1")["epoch"] == 2 && worker_of(status, "default/1")["state"] == "idle"
+    });
+    assert_eq!(worker_of(&recycled, "default/1")["restarts"], 0, "{}", set.log());
+    set.stop();
+}
+
+#[test]
 fn closed_standard_descriptors_are_never_sockets() {
     if !is_installed("python3") {
         return;
