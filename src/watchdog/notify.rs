@@ -5,6 +5,7 @@ use std::io::{self, IoSliceMut};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::net::UnixDatagram;
 use std::path::Path;
+use std::sync::Arc;
 
 use nix::cmsg_space;
 use nix::libc;
@@ -140,7 +141,7 @@ fn receive(socket: &OwnedFd) -> io::Result<Option<NotifyMessage>> {
 /// The descriptor store: connections by name.
 #[derive(Default)]
 pub(crate) struct FdStore {
-    fds: BTreeMap<String, OwnedFd>,
+    fds: BTreeMap<String, Arc<OwnedFd>>,
     refused: LogThrottle,
 }
 
@@ -153,7 +154,7 @@ impl FdStore {
         } else if fields.store {
             // Without a free descriptor the kernel drops the one in the message (MSG_CTRUNC, recvmsg(2)).
             match fds.into_iter().next() {
-                Some(fd) if self.fds.len() < max => drop(self.fds.insert(name.clone(), fd)),
+                Some(fd) if self.fds.len() < max => drop(self.fds.insert(name.clone(), Arc::new(fd))),
                 fd => self.log_refused(fd.is_some().then_some(max)),
             }
         }
@@ -169,7 +170,7 @@ impl FdStore {
     }
 
     /// The stored descriptors. The next dispatcher receives all of them and removes those that it has processed.
-    pub(crate) fn iter(&self) -> impl Iterator<Item = (&str, &OwnedFd)> {
+    pub(crate) fn iter(&self) -> impl Iterator<Item = (&str, &Arc<OwnedFd>)> {
         self.fds.iter().map(|(name, fd)| (name.as_str(), fd))
     }
 }

@@ -1,9 +1,8 @@
 //! Reports on the pools, for systemd, the watchdog, operators and refused clients.
 
-use sd_notify::NotifyState;
-
 use super::Driver;
 use crate::clock;
+use crate::dispatcher::fdstore;
 use crate::dispatcher::pool_slots::{PoolSlots, WorkerSlot};
 use crate::dispatcher::refusal::PoolAvailability;
 use crate::exchange::Incarnation;
@@ -24,8 +23,7 @@ impl Driver {
     /// Sends the status to systemd if it has changed.
     pub(crate) fn notify_status(&self) {
         let status = self.status();
-        if *self.sent_status.borrow() != status {
-            let _ = sd_notify::notify(&[NotifyState::Status(&status)]);
+        if *self.sent_status.borrow() != status && fdstore::send_status(&status) {
             self.sent_status.replace(status);
         }
     }

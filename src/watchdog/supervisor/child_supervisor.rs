@@ -219,7 +219,7 @@ impl ChildSupervisor {
     fn on_notify(&mut self, message: NotifyMessage) -> Option<PlanEvent> {
         let part = self.children.part(message.pid)?.clone();
         if part == Part::Dispatcher {
-            let max = self.config.descriptor_needs().stored_within(descriptors::limit());
+            let max = self.config.descriptor_needs().connections_within(descriptors::limit());
             self.fd_store.apply(&message.fields, message.fds, max);
         }
         if let Some(failure) = message.fields.failure {

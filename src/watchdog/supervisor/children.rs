@@ -11,6 +11,7 @@ use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::PathBuf;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::rc::Rc;
+use std::sync::Arc;
 
 use nix::sys::signal::Signal;
 use nix::unistd::Pid;
@@ -60,11 +61,11 @@ impl Children {
     pub(crate) fn start(
         &mut self,
         part: &Part,
-        sockets: Vec<(String, OwnedFd)>,
+        sockets: Vec<(String, Arc<OwnedFd>)>,
         limits: ProcessLimits,
     ) -> io::Result<u32> {
         let parent = std::process::id().to_string();
-        let names: Vec<_> = sockets.iter().map(|(name, _)| name.as_str()).collect();
+        let count = sockets.len();
         let mut command = Command::new("/proc/self/exe");
         command
             .arg0("patou")
@@ -74,8 +75,7 @@ impl Children {
             .arg("--")
             .env("PATOU_CONFIG", &self.config)
             .env("NOTIFY_SOCKET", &self.notify_socket)
-            .env("LISTEN_FDS", sockets.len().to_string())
-            .env("LISTEN_FDNAMES", names.join(":"))
+            .env("LISTEN_FDS", count.to_string())
             .env_remove("WATCHDOG_USEC")
             .env_remove("WATCHDOG_PID")
             .stdin(Stdio::null())
@@ -85,8 +85,8 @@ impl Children {
             Part::Dispatcher => command.arg("dispatcher"),
             Part::Worker(id) => command.args(["worker", &id.instance()]),
         };
-        let numbered = sockets.into_iter().zip(3..).map(|((_, fd), number)| (fd, number));
-        sys::map_fds(&mut command, numbered.collect())?;
+        let names = sys::pass_fds(&mut command, sockets)?;
+        command.env("LISTEN_FDNAMES", names.join(":"));
         // A SIGHUP that arrives before the child handles it must wait.
         let sighup_blocked = BlockSighup::new()?;
         let mut child = command.spawn()?;

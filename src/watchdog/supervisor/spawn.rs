@@ -2,6 +2,7 @@
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Arc;
 
 use super::child_supervisor::ChildSupervisor;
 use crate::watchdog::plan::{Part, PlanEvent};
@@ -35,8 +36,8 @@ impl ChildSupervisor {
         }
     }
 
-    fn sockets_of(&self, part: &Part) -> io::Result<Vec<(String, OwnedFd)>> {
-        let duplicate = |fd: &dyn AsFd| fd.as_fd().try_clone_to_owned();
+    fn sockets_of(&self, part: &Part) -> io::Result<Vec<(String, Arc<OwnedFd>)>> {
+        let duplicate = |fd: &dyn AsFd| fd.as_fd().try_clone_to_owned().map(Arc::new);
         match part {
             Part::Worker(id) => {
                 let listener = self.sockets.workers.get(id).ok_or(io::ErrorKind::NotFound)?;
@@ -49,7 +50,7 @@ impl ChildSupervisor {
                     sockets.push((format!("listener-{index}"), duplicate(socket)?));
                 }
                 for (name, fd) in self.fd_store.iter() {
-                    sockets.push((name.to_owned(), fd.try_clone()?));
+                    sockets.push((name.to_owned(), fd.clone()));
                 }
                 Ok(sockets)
             }
