@@ -58,29 +58,34 @@ pub(crate) fn is_exhausted() -> bool {
     EventFd::from_flags(EfdFlags::EFD_CLOEXEC).is_err_and(|error| error == Errno::EMFILE)
 }
 
-/// A descriptor in reserve: released, it makes room for one that must be opened although nothing is left.
+/// Descriptors in reserve: each that is released makes room for one that must be opened although nothing is left.
 ///
-/// It is an open file of its own, so that it also helps where the machine's table of open files is full (ENFILE).
+/// They are open files of their own, so that they also help where the machine's table of open files is full (ENFILE).
 #[derive(Debug)]
-pub(crate) struct SpareDescriptor(Option<EventFd>);
+pub(crate) struct SpareDescriptors {
+    held: Vec<EventFd>,
+    count: usize,
+}
 
-impl SpareDescriptor {
-    /// Opened early it has a low number, which stays usable when the limit is lowered (prlimit(2)).
-    pub(crate) fn new() -> Self {
-        let mut spare = Self(None);
+impl SpareDescriptors {
+    /// Opened early they have low numbers, which stay usable when the limit is lowered (prlimit(2)).
+    pub(crate) fn new(count: usize) -> Self {
+        let mut spare = Self { held: Vec::new(), count };
         spare.refill();
         spare
     }
 
-    /// Closes it; `false` if it was closed before.
+    /// Closes one; `false` if none is left.
     pub(crate) fn release(&mut self) -> bool {
-        self.0.take().is_some()
+        self.held.pop().is_some()
     }
 
-    /// Opens it again, if a descriptor is free.
+    /// Opens those again that were released, as far as descriptors are free.
     pub(crate) fn refill(&mut self) {
-        if self.0.is_none() {
-            self.0 = EventFd::from_flags(EfdFlags::EFD_CLOEXEC).ok();
+        while self.held.len() < self.count
+            && let Ok(descriptor) = EventFd::from_flags(EfdFlags::EFD_CLOEXEC)
+        {
+            self.held.push(descriptor);
         }
     }
 }
@@ -90,11 +95,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn spare_descriptor_is_released_once_and_refilled() {
-        let mut spare = SpareDescriptor::new();
-        assert!(spare.release() && !spare.release());
-        spare.refill();
-        assert!(spare.release());
+    fn spare_descriptors_are_released_and_refilled() {
+        let mut spare = SpareDescriptors::new(2);
+        for _ in 0..2 {
+            assert!(spare.release() && spare.release() && !spare.release());
+            spare.refill();
+        }
     }
 
     #[test]

@@ -50,11 +50,7 @@ pub(crate) fn map_fds(command: &mut Command, map: Vec<(OwnedFd, RawFd)>) -> io::
     }
     let duplicate_all = move || {
         let _keep = &occupied;
-        // The standard library's pipe stays open until then. Where it fails, the descriptors' flags apply, which
-        // `close_on_exec_from` has set for inherited ones.
-        close_range_on_exec(3);
-        restore_terminal_output_stop();
-        restore_umask();
+        prepare_exec();
         for (source, target) in &moved {
             // SAFETY: needed because nix's dup2 requires an OwnedFd for the target. Both are plain numbers; the source
             // is open (owned by this closure) and differs from the target (it is above all of them), so dup2 creates
@@ -67,6 +63,62 @@ pub(crate) fn map_fds(command: &mut Command, map: Vec<(OwnedFd, RawFd)>) -> io::
     // it neither allocates nor locks.
     unsafe { command.pre_exec(duplicate_all) };
     Ok(())
+}
+
+/// Passes descriptors to the child of `command` under the numbers from 3 on, in ascending order of their numbers here.
+/// Returns them in that order. Unlike [`map_fds`], this process needs no duplicates of them: there may be many.
+///
+/// Every other descriptor above 2 is closed when the program starts, as far as [`map_fds`] says.
+///
+/// # Errors
+/// When this process has no free descriptor.
+pub(crate) fn pass_fds<T>(command: &mut Command, mut fds: Vec<(T, Arc<OwnedFd>)>) -> io::Result<Vec<T>> {
+    for (_, fd) in fds.iter_mut().filter(|(_, fd)| fd.as_raw_fd() < 3) {
+        *fd = Arc::new(duplicate_from(fd.as_raw_fd(), 3)?);
+    }
+    fds.sort_by_key(|(_, fd)| fd.as_raw_fd());
+    let (labels, fds): (Vec<T>, Vec<Arc<OwnedFd>>) = fds.into_iter().unzip();
+    // As in `map_fds`: the pipe of the standard library must not get the number of a target.
+    let mut occupied = Vec::new();
+    if let Some(first) = fds.first() {
+        for (_, target) in fds.iter().zip(3..) {
+            let filler = duplicate_from(first.as_raw_fd(), target)?;
+            if filler.as_raw_fd() == target {
+                occupied.push(filler);
+            } else if filler.as_raw_fd() >= 3 + fds.len() as RawFd {
+                break; // every target is occupied
+            }
+        }
+    }
+    let renumber = move || {
+        let _keep = &occupied;
+        prepare_exec();
+        for (source, target) in fds.iter().zip(3..) {
+            let source = source.as_raw_fd();
+            // The sources ascend from 3 or more, so none that follows has the number of this target or a lower one.
+            // SAFETY: needed because nix's dup2 requires an OwnedFd for the target. Both calls take plain numbers; the
+            // source is open (owned by this closure). dup2 changes nothing if the numbers are equal, so the flag is
+            // cleared separately.
+            Errno::result(unsafe {
+                if source == target { libc::fcntl(source, libc::F_SETFD, 0) } else { libc::dup2(source, target) }
+            })?;
+        }
+        Ok(())
+    };
+    // SAFETY: needed because code between fork and exec must be async-signal-safe. The closure only makes system calls:
+    // it neither allocates nor locks.
+    unsafe { command.pre_exec(renumber) };
+    Ok(labels)
+}
+
+/// In a child, before it executes its program: it gets no descriptor but those that follow, and the terminal's stop signal
+/// and the umask as this process has inherited them. Async-signal-safe.
+fn prepare_exec() {
+    // The standard library's pipe stays open until then. Where it fails, the descriptors' flags apply, which
+    // `close_on_exec_from` has set for inherited ones.
+    close_range_on_exec(3);
+    restore_terminal_output_stop();
+    restore_umask();
 }
 
 /// Duplicates `fd` to the lowest free descriptor from `lowest` on, closed on exec.
@@ -460,6 +512,30 @@ mod tests {
         let (reader, _writer) = io::pipe().unwrap();
         let mut command = Command::new("/nowhere/at/all");
         map_fds(&mut command, vec![(reader.into(), 3)]).unwrap();
+        assert_eq!(command.spawn().unwrap_err().kind(), io::ErrorKind::NotFound);
+    }
+
+    #[test]
+    fn many_descriptors_are_passed_without_duplicates_and_a_missing_program_is_reported() {
+        let pipes: Vec<_> = (0..40).map(|_| io::pipe().unwrap()).collect();
+        let (readers, writers): (Vec<_>, Vec<_>) = pipes.into_iter().unzip();
+        // In an order that is not that of their numbers.
+        let writers: Vec<_> =
+            writers.into_iter().rev().enumerate().map(|(n, w)| (n, Arc::new(OwnedFd::from(w)))).collect();
+        let mut command = Command::new("sh");
+        let order = pass_fds(&mut command, writers.clone()).unwrap();
+        let script: String = order.iter().zip(3..).map(|(n, fd)| format!("echo {n} >/proc/self/fd/{fd};")).collect();
+        command.args(["-c", &script]);
+        assert!(command.status().unwrap().success());
+        drop((command, writers));
+        for (n, mut reader) in readers.into_iter().rev().enumerate() {
+            let mut text = String::new();
+            reader.read_to_string(&mut text).unwrap();
+            assert_eq!(text, format!("{n}\n"));
+        }
+        let (reader, _writer) = io::pipe().unwrap();
+        let mut command = Command::new("/nowhere/at/all");
+        pass_fds(&mut command, vec![((), Arc::new(reader.into()))]).unwrap();
         assert_eq!(command.spawn().unwrap_err().kind(), io::ErrorKind::NotFound);
     }
 

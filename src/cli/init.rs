@@ -18,6 +18,7 @@ use sd_notify::NotifyState;
 use super::config_source::load;
 use super::error::{CommandError, failed};
 use super::poll::poll_until;
+use crate::sd_notification::notify;
 use crate::{ipc, process_tree, sys};
 
 /// Passed on to the watchdog.

@@ -2,50 +2,45 @@
 
 #![forbid(unsafe_code)]
 
-/// Descriptors that the dispatcher keeps from its connections: for `probe.sock` and its clients, signals, the runtime,
-/// the descriptor store and the log, and one in reserve.
-const RESERVED: usize = 48;
+/// Descriptors that dispatcher and watchdog keep from connections: for their sockets, signals, the runtime, the probe and
+/// its clients, the descriptor store and the log, one in reserve, and the start of a process.
+const RESERVED: usize = 64;
 
-/// Descriptors that the watchdog of `patou run` keeps from stored connections: for its own sockets, and for the sockets
-/// of workers and the dispatcher while it starts them.
-const WATCHDOG_RESERVED: usize = 64;
+/// Of these, what a dispatcher needs in any case.
+const MINIMUM: usize = 24;
 
 /// Descriptors that a worker keeps from the connections to its own address.
 const WORKER_RESERVED: usize = 64;
 
-/// What the dispatcher needs descriptors for.
+/// What dispatcher and watchdog need descriptors for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct DescriptorNeeds {
-    /// One each: `front.connections`.
-    pub(crate) connections: usize,
-    /// For everything else.
-    pub(crate) reserved: usize,
+    connections: usize,
+    listeners: usize,
+    workers: usize,
 }
 
 impl DescriptorNeeds {
     pub(super) fn new(connections: usize, listeners: usize, workers: usize) -> Self {
-        Self { connections, reserved: RESERVED + listeners + 4 * workers }
+        Self { connections, listeners, workers }
     }
 
-    /// How many connections a dispatcher serves at the same time if it may open `limit` files. An eighth of a low limit
-    /// remains for connections: the reserve is for the worst case.
+    /// How many connections a dispatcher serves at the same time if it may open `limit` files, and how many the watchdog
+    /// of `patou run` keeps for the next dispatcher. The dispatcher has four descriptors for each worker and one for each
+    /// listener, the watchdog five, and two while it starts a dispatcher. An eighth of a low limit remains for
+    /// connections: the reserve is for the worst case.
     pub(crate) fn connections_within(self, limit: u64) -> usize {
         let limit = usize::try_from(limit).unwrap_or(usize::MAX);
-        limit.saturating_sub(self.reserved).max(limit / 8).clamp(1, self.connections)
+        limit.saturating_sub(self.reserved(limit as u64)).max(limit / 8).clamp(1, self.connections)
     }
 
-    /// How many connections the watchdog of `patou run` keeps for the next dispatcher if it may open `limit` files. It
-    /// duplicates each of them twice when it starts one.
-    pub(crate) fn stored_within(self, limit: u64) -> usize {
-        let limit = usize::try_from(limit).unwrap_or(usize::MAX);
-        let for_parts = 2 * (self.reserved - RESERVED); // five for each worker, three for each listener
-        let for_admin = 2 * admin_connections_within(limit as u64);
-        (limit.saturating_sub(WATCHDOG_RESERVED + for_parts + for_admin) / 3).min(self.connections)
+    fn reserved(self, limit: u64) -> usize {
+        RESERVED + 2 * self.listeners + 5 * self.workers + 2 * admin_connections_within(limit)
     }
 
     /// The least that a dispatcher needs to serve.
     pub(crate) fn minimum(self) -> u64 {
-        (self.reserved - RESERVED / 2) as u64
+        (MINIMUM + self.listeners + 4 * self.workers) as u64
     }
 
     /// Why fewer connections are served than `front.connections`, with the remedy; `None` if the limit is sufficient.
@@ -56,7 +51,7 @@ impl DescriptorNeeds {
                 "front.connections is {connections}, but the limit of open files ({limit}) allows {allowed}: more clients \
                  wait in the backlog of the kernel; raise the limit (LimitNOFILE= of the unit, ulimit -Hn before patou \
                  run) to {}, or reduce front.connections",
-                connections + self.reserved
+                connections + self.reserved(u64::MAX)
             )
         })
     }
@@ -71,7 +66,7 @@ pub(crate) fn worker_connections_within(connections: usize, limit: u64) -> usize
 
 /// How many clients of each admin socket the watchdog serves at the same time if it may open `limit` files.
 pub(crate) fn admin_connections_within(limit: u64) -> usize {
-    (limit / 16).clamp(4, 64) as usize
+    (limit / 32).clamp(4, 64) as usize
 }
 
 #[cfg(test)]
@@ -81,21 +76,15 @@ mod tests {
     #[test]
     fn connections_are_limited_to_what_the_reserve_leaves() {
         let needs = DescriptorNeeds::new(20_000, 2, 4);
+        let reserved = 64 + 2 * 2 + 5 * 4;
         assert_eq!(needs.connections_within(u64::MAX), 20_000);
-        assert_eq!(needs.connections_within(20_000 + needs.reserved as u64), 20_000);
-        assert_eq!(needs.connections_within(300), 300 - needs.reserved);
+        assert_eq!(needs.connections_within(300), 300 - reserved - 2 * 9);
         assert_eq!((needs.connections_within(64), needs.connections_within(0)), (8, 1));
         assert_eq!(needs.limitation(30_000), None);
+        let enough = 20_000 + reserved as u64 + 2 * 64;
+        assert_eq!((needs.limitation(enough), needs.limitation(enough - 1).is_some()), (None, true));
         let text = needs.limitation(300).unwrap();
-        assert!(text.contains("20000") && text.contains("(300) allows 234") && text.contains("to 20066"), "{text}");
-    }
-
-    #[test]
-    fn watchdog_stores_what_it_can_pass_on() {
-        let needs = DescriptorNeeds::new(20_000, 2, 4);
-        assert_eq!((needs.stored_within(1 << 20), needs.stored_within(64)), (20_000, 0));
-        let stored = needs.stored_within(300);
-        assert!(stored > 30 && 3 * stored < 300 - WATCHDOG_RESERVED, "{stored}");
+        assert!(text.contains("20000") && text.contains("(300) allows 194") && text.contains("to 20216"), "{text}");
     }
 
     #[test]

@@ -135,11 +135,11 @@ impl Config {
         })
     }
 
-    /// The limit of open files of the dispatcher's unit: one descriptor per connection, and per worker a
-    /// segment, two doorbells and a socket. Workers count in large steps: under systemd a different limit changes the
+    /// The limit of open files of the dispatcher's unit: one descriptor per connection, and a few per
+    /// worker. Workers count in large steps: under systemd a different limit changes the
     /// unit, so the dispatcher would have to be restarted.
     pub fn dispatcher_descriptors(&self) -> u64 {
-        let for_workers = (4 * self.workers().count()).saturating_sub(DESCRIPTORS / 2).next_multiple_of(DESCRIPTORS);
+        let for_workers = (5 * self.workers().count()).saturating_sub(DESCRIPTORS / 2).next_multiple_of(DESCRIPTORS);
         (self.front.connections + for_workers + DESCRIPTORS) as u64
     }
 

@@ -133,6 +133,13 @@ pub(super) fn open() -> io::Result<()> {
     Ok(())
 }
 
+/// Sends `STATUS=` (sd_notify(3)) without waiting for the supervisor; `false` if it has no room for it now.
+pub(super) fn send_status(status: &str) -> bool {
+    let Some(store) = STORE.get() else { return true };
+    let queue = store.borrow();
+    queue.messages.is_empty() && queue.send_one(&format!("STATUS={status}"), None).is_ok()
+}
+
 /// Stores a duplicate of a connection. `None` if there is no store.
 pub(super) async fn store(connection: &Arc<OwnedFd>, name: String) -> Option<StoredFd> {
     let (stored, result) = oneshot::channel();

@@ -35,7 +35,7 @@ use tokio::net::UnixListener;
 use tokio::time::{Instant, sleep};
 
 use crate::config::Config;
-use crate::descriptors::SpareDescriptor;
+use crate::descriptors::SpareDescriptors;
 use crate::ids::{PoolName, WorkerId};
 use crate::ipc::PassedObjects;
 use crate::net::SocketListener;
@@ -51,6 +51,9 @@ pub(crate) use error::DispatcherError;
 use fdstore::StoredFd;
 use places::ConnectionPlaces;
 use probe::ProbeServer;
+
+/// Descriptors in reserve for clients of `probe.sock`: the watchdog, and a few commands of operators at the same time.
+const PROBE_SPARE: usize = 4;
 
 /// Runs the dispatcher until it is stopped. A reload reads the configuration from `path`. The runtime must have a
 /// single thread, and call [`on_thread_park`] before that is parked.
@@ -68,7 +71,7 @@ async fn serve(mut config: Config, path: Option<PathBuf>) -> Result<(), Dispatch
     if limit < needed {
         return Err(DispatcherError::Descriptors { limit, needed });
     }
-    let spare = SpareDescriptor::new();
+    let spare = SpareDescriptors::new(PROBE_SPARE);
     fdstore::open().map_err(system("NOTIFY_SOCKET"))?;
     let InheritedFds { listeners, retired, probe, channel, redirects, handoffs, passed } = inherited_fds(&config)?;
     let ports: Vec<Option<u16>> = listeners.iter().map(|socket| Some(socket.tcp_address()?.port())).collect();

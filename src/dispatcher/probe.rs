@@ -16,7 +16,7 @@ use tokio::time::{Instant, sleep, timeout};
 
 use super::driver::Driver;
 use super::places::ConnectionPlaces;
-use crate::descriptors::{SpareDescriptor, is_shortage};
+use crate::descriptors::{SpareDescriptors, is_shortage};
 use crate::log::{Event, LogThrottle};
 use crate::net::ACCEPT_RETRY_DELAY;
 use crate::pool::PoolEvent;
@@ -96,7 +96,7 @@ pub(super) struct ProbeServer {
     refusals: Cell<usize>,
     /// Clients may use up all descriptors, but the watchdog must be able to connect: a dispatcher that does not answer
     /// it looks frozen.
-    spare: RefCell<SpareDescriptor>,
+    spare: RefCell<SpareDescriptors>,
 }
 
 struct ProbeConnection {
@@ -116,7 +116,7 @@ impl ProbeConnection {
 }
 
 impl ProbeServer {
-    pub(super) fn new(driver: Rc<Driver>, places: Rc<ConnectionPlaces>, spare: SpareDescriptor) -> Rc<Self> {
+    pub(super) fn new(driver: Rc<Driver>, places: Rc<ConnectionPlaces>, spare: SpareDescriptors) -> Rc<Self> {
         let (connections, refusals) = (RefCell::default(), Cell::new(0));
         Rc::new(Self { driver, places, connections, refusals, spare: RefCell::new(spare) })
     }
@@ -139,10 +139,10 @@ impl ProbeServer {
                     }
                     self.spare.borrow_mut().refill();
                 }
-                // With a descriptor that was reserved, or taken from another client of the probe.
-                Err(error) if is_shortage(&error) && (self.spare.borrow_mut().release() || self.evict()) => {
-                    yield_now().await;
-                }
+                // With descriptors that were reserved, or taken from another client of the probe.
+                // At once: no other task may take the descriptor.
+                Err(error) if is_shortage(&error) && self.spare.borrow_mut().release() => {}
+                Err(error) if is_shortage(&error) && self.evict() => yield_now().await,
                 Err(error) => {
                     if let Some(count) = failures.count() {
                         tracing::warn!(%error, count, event = %Event::AcceptFailed,

@@ -5,6 +5,7 @@ use std::io::{self, IoSliceMut};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::net::UnixDatagram;
 use std::path::Path;
+use std::sync::Arc;
 
 use nix::cmsg_space;
 use nix::libc;
@@ -155,7 +156,7 @@ fn receive(socket: &OwnedFd) -> io::Result<Option<NotifyMessage>> {
 /// The descriptor store: connections by name.
 #[derive(Default)]
 pub(crate) struct FdStore {
-    fds: BTreeMap<String, OwnedFd>,
+    fds: BTreeMap<String, Arc<OwnedFd>>,
     refused: LogThrottle,
 }
 
@@ -171,7 +172,7 @@ impl FdStore {
             // Without a free descriptor the kernel drops the one in the message (MSG_CTRUNC, recvmsg(2)).
             match fds.into_iter().next() {
                 Some(fd) if self.fds.len() < max && self.names_size() + name.len() < NAMES_MAX => {
-                    drop(self.fds.insert(name.clone(), fd))
+                    drop(self.fds.insert(name.clone(), Arc::new(fd)))
                 }
                 fd => self.log_refused(fd.is_some().then_some(max)),
             }
@@ -193,7 +194,7 @@ impl FdStore {
     }
 
     /// The stored descriptors. The next dispatcher receives all of them and removes those that it has processed.
-    pub(crate) fn iter(&self) -> impl Iterator<Item = (&str, &OwnedFd)> {
+    pub(crate) fn iter(&self) -> impl Iterator<Item = (&str, &Arc<OwnedFd>)> {
         self.fds.iter().map(|(name, fd)| (name.as_str(), fd))
     }
 }

@@ -14,7 +14,7 @@ use tokio::task::yield_now;
 use tokio::time::timeout;
 
 use super::plan::{Part, Plan, WorkerLiveness};
-use crate::descriptors::SpareDescriptor;
+use crate::descriptors::SpareDescriptors;
 use crate::held_file::HeldFile;
 use crate::ids::{Monotonic, PoolName, WorkerId, WorkerNumber};
 use crate::log::{Event, LogThrottle};
@@ -193,7 +193,7 @@ async fn run(
     answers: mpsc::UnboundedSender<io::Result<ProbeReport>>,
 ) {
     let mut connection = None;
-    let mut spare = SpareDescriptor::new();
+    let mut spare = SpareDescriptors::new(1);
     let mut nonce = 0;
     while let Some(failed) = requests.recv().await {
         nonce += 1;

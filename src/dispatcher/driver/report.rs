@@ -1,9 +1,8 @@
 //! Reports on the pools, for systemd, the watchdog, operators and refused clients.
 
-use sd_notify::NotifyState;
-
 use super::Driver;
 use crate::clock;
+use crate::dispatcher::fdstore;
 use crate::dispatcher::pool_slots::{PoolSlots, WorkerSlot};
 use crate::dispatcher::refusal::PoolAvailability;
 use crate::exchange::Incarnation;
@@ -11,7 +10,6 @@ use crate::ids::{Epoch, Lifecycle, PoolName, WorkerId, WorkerNumber};
 use crate::log;
 use crate::pool::{PoolEvent, Worker};
 use crate::probe::{FailedPool, PoolReport, WorkerReport};
-use crate::sd_notification::notify;
 
 impl Driver {
     /// One line for `systemctl status`.
@@ -25,8 +23,7 @@ impl Driver {
     /// Sends the status to systemd if it has changed.
     pub(crate) fn notify_status(&self) {
         let status = self.status();
-        if *self.sent_status.borrow() != status {
-            notify(&[NotifyState::Status(&status)]);
+        if *self.sent_status.borrow() != status && fdstore::send_status(&status) {
             self.sent_status.replace(status);
         }
     }

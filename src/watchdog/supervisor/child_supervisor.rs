@@ -25,7 +25,7 @@ use crate::watchdog::evidence::{EvidenceRecorder, EvidenceTarget, ProcessScope};
 use crate::watchdog::notify::{FdStore, NotifyMessage, NotifySocket};
 use crate::watchdog::own_delay::{LATE, SuspendDetector};
 use crate::watchdog::part_log::log_notice;
-use crate::watchdog::plan::{Notice, Part, PartStatus, Plan, PlanAction, PlanEvent};
+use crate::watchdog::plan::{Notice, Part, Plan, PlanAction, PlanEvent};
 use crate::watchdog::prober::{self, ProbeSocket, Prober};
 use crate::watchdog::process_sample;
 use crate::watchdog::restart_stats::{RestartCause, RestartStats};
@@ -262,7 +262,7 @@ impl ChildSupervisor {
     fn on_notify(&mut self, message: NotifyMessage) -> Option<PlanEvent> {
         let part = self.children.part(message.pid)?.clone();
         if part == Part::Dispatcher {
-            let max = self.config.descriptor_needs().stored_within(descriptors::limit());
+            let max = self.config.descriptor_needs().connections_within(descriptors::limit());
             self.fd_store.apply(&message.fields, message.fds, max);
         }
         if let Some(failure) = message.fields.failure {

@@ -11,6 +11,7 @@ use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::rc::Rc;
+use std::sync::Arc;
 
 use nix::sys::signal::Signal;
 use nix::unistd::Pid;
@@ -43,7 +44,7 @@ pub(crate) struct Children {
 /// What a new child gets.
 pub(super) struct ChildSetup {
     /// Sockets and stored connections by name.
-    pub sockets: Vec<(String, OwnedFd)>,
+    pub sockets: Vec<(String, Arc<OwnedFd>)>,
     /// References to a worker's segment and doorbells, as [`ipc::PASSED_TO_WORKER`] describes them.
     pub objects: Vec<OwnedFd>,
     pub limits: ProcessLimits,
@@ -73,8 +74,8 @@ impl Children {
     pub(super) fn start(&mut self, part: &Part, setup: ChildSetup) -> io::Result<u32> {
         let ChildSetup { sockets, objects, limits, notify_socket } = setup;
         let parent = std::process::id().to_string();
-        let names: Vec<_> = sockets.iter().map(|(name, _)| name.as_str()).collect();
-        let objects: Vec<_> = objects.into_iter().zip(3 + sockets.len() as i32..).collect();
+        let count = sockets.len();
+        let objects: Vec<_> = objects.into_iter().zip(3 + count as i32..).collect();
         let numbers: Vec<_> = objects.iter().map(|(_, number)| number.to_string()).collect();
         let mut command = Command::new("/proc/self/exe");
         command
@@ -87,8 +88,7 @@ impl Children {
             .env("NOTIFY_SOCKET", notify_socket)
             .env(ipc::RUNTIME_DIR, self.config.path().parent().unwrap_or(Path::new("")))
             .env(ipc::PASSED_TO_WORKER, numbers.join(":"))
-            .env("LISTEN_FDS", sockets.len().to_string())
-            .env("LISTEN_FDNAMES", names.join(":"))
+            .env("LISTEN_FDS", count.to_string())
             // Those of the program that has started this one: a worker of another set, or systemd.
             .env_remove("PATOU_BIN")
             .env_remove("PATOU_WORKER")
@@ -102,8 +102,15 @@ impl Children {
             Part::Worker(id) => command.args(["worker", &id.instance()]),
             Part::StandIn(id) => command.args(["stand-in", &id.instance()]),
         };
-        let numbered = sockets.into_iter().zip(3..).map(|((_, fd), number)| (fd, number));
-        sys::map_fds(&mut command, numbered.chain(objects).collect())?;
+        let names = if objects.is_empty() {
+            sys::pass_fds(&mut command, sockets)?
+        } else {
+            let (names, fds): (Vec<_>, Vec<_>) = sockets.into_iter().unzip();
+            let fds: Vec<_> = fds.iter().map(|fd| fd.try_clone()).collect::<Result<_, _>>()?;
+            sys::map_fds(&mut command, fds.into_iter().zip(3..).chain(objects).collect())?;
+            names
+        };
+        command.env("LISTEN_FDNAMES", names.join(":"));
         // A SIGHUP that arrives before the child handles it must wait.
         let sighup_blocked = BlockSighup::new()?;
         let mut child = command.spawn()?;

@@ -2,6 +2,7 @@
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Arc;
 
 use super::child_supervisor::ChildSupervisor;
 use super::children::ChildSetup;
@@ -54,8 +55,8 @@ impl ChildSupervisor {
         Ok(references.into_iter().flatten().map(|(_, fd)| fd).collect())
     }
 
-    fn sockets_of(&mut self, part: &Part) -> io::Result<Vec<(String, OwnedFd)>> {
-        let duplicate = |fd: &dyn AsFd| fd.as_fd().try_clone_to_owned();
+    fn sockets_of(&mut self, part: &Part) -> io::Result<Vec<(String, Arc<OwnedFd>)>> {
+        let duplicate = |fd: &dyn AsFd| fd.as_fd().try_clone_to_owned().map(Arc::new);
         match part {
             Part::Worker(id) | Part::StandIn(id) => {
                 let listener = self.sockets.workers.get(id).ok_or(io::ErrorKind::NotFound)?;
@@ -65,7 +66,7 @@ impl ChildSupervisor {
             Part::Dispatcher => {
                 let mut sockets = vec![
                     ("probe".to_owned(), duplicate(&self.sockets.probe)?),
-                    ("channel".to_owned(), self.files.open_channel()?),
+                    ("channel".to_owned(), Arc::new(self.files.open_channel()?)),
                 ];
                 for (index, socket) in self.files.retired() {
                     sockets.push((format!("retired-{index}"), duplicate(socket)?));
@@ -73,13 +74,13 @@ impl ChildSupervisor {
                 // The others are found by name.
                 for (id, endpoints) in self.endpoints.iter().filter(|(_, endpoints)| !endpoints.is_in_place()) {
                     let objects = endpoints.references()?.into_iter();
-                    sockets.extend(objects.map(|(object, fd)| (object.descriptor_name(id), fd)));
+                    sockets.extend(objects.map(|(object, fd)| (object.descriptor_name(id), Arc::new(fd))));
                 }
                 for (index, socket) in self.sockets.listeners.iter().enumerate() {
                     sockets.push((format!("listener-{index}"), duplicate(socket)?));
                 }
                 for (name, fd) in self.fd_store.iter() {
-                    sockets.push((name.to_owned(), fd.try_clone()?));
+                    sockets.push((name.to_owned(), fd.clone()));
                 }
                 Ok(sockets)
             }
