@@ -11,7 +11,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::Poll;
 
-use bytes::BytesMut;
+use bytes::{Buf, BytesMut};
 use http::header::CONNECTION;
 use http::{HeaderValue, Request, Response, StatusCode, Version};
 use hyper::body::{Body as _, Incoming};
@@ -129,6 +129,10 @@ async fn serve<S: HandlerService>(state: &Arc<WorkerState>, service: &Arc<Mutex<
             }
             Some(Err(end)) => break Err(end),
             None => received = http.into_parts().io.into_inner().input.into_next(),
+        }
+        // Some clients end a body with an empty line (RFC 9112, section 2.2), which is no request to wait for.
+        while received.starts_with(b"\r\n") {
+            received.advance(2);
         }
         if received.is_empty() {
             break Ok(AfterLease::Keep);

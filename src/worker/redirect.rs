@@ -44,9 +44,14 @@ pub(super) async fn serve<S: HandlerService>(state: Arc<WorkerState>, service: A
     if let Err(EarlyEnd::Http(error)) = &end {
         tracing::debug!(worker = %state.id, %error, "connection ended early");
     }
-    // Before the lease is released, and so before the dispatcher can recycle this worker.
-    let _pending = state.pending_responses.read().await;
-    if let Some(active) = transaction.take_lease() {
+    let active = transaction.take_lease();
+    // Before the lease is released, and so before the dispatcher can recycle this worker. A connection without a lease
+    // does not wait for a worker that is about to recycle.
+    let _pending = match active {
+        Some(_) => Some(state.pending_responses.read().await),
+        None => state.pending_responses.try_read().ok(),
+    };
+    if let Some(active) = active {
         finish(&state, &transaction, active, &end, &stream).await;
         if end.is_err() {
             return; // without a FIN, with which half a response of unknown length would look complete
