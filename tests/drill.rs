@@ -98,7 +98,7 @@ fn only_selected_kinds_are_injected_and_the_repeated_command_selects_them() {
     assert_eq!((output.status.code(), output.stdout.len()), (Some(1), 0));
     assert!(text(&output.stderr).contains("no fault of the kinds selected"), "{}", text(&output.stderr));
     let output = drill_command(&["--seed", "1", "--except", "sleep"]).output().unwrap();
-    assert_eq!(output.status.code(), Some(2), "{}", text(&output.stderr));
+    assert_eq!(output.status.code(), Some(64), "{}", text(&output.stderr));
 }
 
 #[test]
