@@ -61,8 +61,8 @@ struct PartTrack {
     ended: Option<u32>,
     open: Option<OpenFault>,
     up: bool,
-    /// The set may replace its process once, to repair the part's address.
-    may_be_replaced: bool,
+    /// How often the set may replace its process, to repair the part's address.
+    replacements: u32,
 }
 
 /// A fault that still has an effect on its part.
@@ -149,7 +149,7 @@ impl FaultTracker {
 
     /// The set may replace the process of this part once, without a fault of the part.
     pub(super) fn allow_replacement(&mut self, part: DrillPart) {
-        self.tracks.entry(part).or_default().may_be_replaced = true;
+        self.tracks.entry(part).or_default().replacements += 1;
     }
 
     /// Whether removed files are still missing.
@@ -226,9 +226,9 @@ impl FaultTracker {
         let ended = ended.filter(|pid| track.ended != Some(*pid));
         track.ended = ended.or(track.ended);
         let survives = |open: &OpenFault| self.effects[open.effect].expected == ExpectedEffect::Survives;
-        let is_replaced = track.may_be_replaced && !observation.frozen && track.open.as_ref().is_none_or(survives);
+        let is_replaced = track.replacements > 0 && !observation.frozen && track.open.as_ref().is_none_or(survives);
         if ended.is_some() && is_replaced {
-            track.may_be_replaced = false;
+            track.replacements -= 1;
             if let Some(open) = &track.open {
                 self.effects[open.effect].excluded = Some("its process was replaced to repair its address");
             }
