@@ -98,7 +98,14 @@ fn only_selected_kinds_are_injected_and_the_repeated_command_selects_them() {
     assert_eq!((output.status.code(), output.stdout.len()), (Some(1), 0));
     assert!(text(&output.stderr).contains("no fault of the kinds selected"), "{}", text(&output.stderr));
     let output = drill_command(&["--seed", "1", "--except", "sleep"]).output().unwrap();
-    assert_eq!(output.status.code(), Some(2), "{}", text(&output.stderr));
+    assert_eq!(output.status.code(), Some(64), "{}", text(&output.stderr));
+    let message = text(&output.stderr);
+    let kinds = message.split("[possible values: ").nth(1).and_then(|rest| rest.split(']').next()).unwrap();
+    let page = fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/packaging/man/patou.1")).unwrap();
+    for kind in kinds.split(", ") {
+        let is_listed = page.lines().any(|line| line.starts_with(&format!(".Cm {kind}")));
+        assert!(is_listed, "patou(1) does not list the kind {kind}");
+    }
 }
 
 #[test]

@@ -134,6 +134,9 @@ fn inject_all<'s>(
 /// Whether the target is available, and few enough parts have an open fault.
 fn may_inject(watch: &SetWatch, fault: &DrillFault) -> bool {
     let tracker = watch.tracker();
+    if fault.kind.removes_files() && tracker.has_missing_files() {
+        return false;
+    }
     match (fault.kind, fault.target.parts().as_slice()) {
         // The watchdog is killed at any time.
         (FaultKind::Kill, [DrillPart::Watchdog]) | (_, []) => true,

@@ -246,10 +246,17 @@ impl FaultKind {
         of_worker || sockets || matches!(self, RemoveState | RemoveLock | RemoveDirectory | RemoveAll)
     }
 
+    /// Whether the fault removes the Unix address of a worker, which is replaced for that when it is idle.
+    pub(super) fn removes_worker_addresses(self) -> bool {
+        matches!(self, FaultKind::RemoveListenerSockets | FaultKind::RemoveAll)
+    }
+
     /// Whether the set creates the removed files again without the restart of a part.
     pub(super) fn is_repaired(self) -> bool {
         use FaultKind::*;
-        self.removes_files() && !matches!(self, RemoveSegment | RemoveDoorbells | RemoveLock)
+        // What two processes share by name is replaced at the next start of the worker.
+        let at_next_start = matches!(self, RemoveSegment | RemoveDoorbells | RemoveHandoffSocket);
+        self.removes_files() && !at_next_start && self != RemoveLock
     }
 
     /// What becomes of the process of its target.

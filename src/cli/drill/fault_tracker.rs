@@ -61,6 +61,8 @@ struct PartTrack {
     ended: Option<u32>,
     open: Option<OpenFault>,
     up: bool,
+    /// How often the set may replace its process, to repair the part's address.
+    replacements: u32,
 }
 
 /// A fault that still has an effect on its part.
@@ -145,6 +147,17 @@ impl FaultTracker {
         self.effects[index].repaired.get_or_insert(now);
     }
 
+    /// The set may replace the process of this part once, without a fault of the part.
+    pub(super) fn allow_replacement(&mut self, part: DrillPart) {
+        self.tracks.entry(part).or_default().replacements += 1;
+    }
+
+    /// Whether removed files are still missing.
+    pub(super) fn has_missing_files(&self) -> bool {
+        let is_missing = |effect: &FaultEffect| effect.repaired.is_none() && effect.ended.is_none();
+        self.effects.iter().any(|effect| effect.kind.is_repaired() && is_missing(effect))
+    }
+
     /// The fault did not happen as intended, so its consequences are not judged.
     pub(super) fn exclude(&mut self, index: usize, reason: &'static str) {
         self.effects[index].excluded = Some(reason);
@@ -210,8 +223,16 @@ impl FaultTracker {
         let before = track.pid;
         track.pid = observation.pid;
         let ended = before.filter(|before| observation.frozen || observation.pid != Some(*before));
-        if let Some(pid) = ended.filter(|pid| track.ended != Some(*pid)) {
-            track.ended = Some(pid);
+        let ended = ended.filter(|pid| track.ended != Some(*pid));
+        track.ended = ended.or(track.ended);
+        let survives = |open: &OpenFault| self.effects[open.effect].expected == ExpectedEffect::Survives;
+        let is_replaced = track.replacements > 0 && !observation.frozen && track.open.as_ref().is_none_or(survives);
+        if ended.is_some() && is_replaced {
+            track.replacements -= 1;
+            if let Some(open) = &track.open {
+                self.effects[open.effect].excluded = Some("its process was replaced to repair its address");
+            }
+        } else if let Some(pid) = ended {
             if let Some(open) = &track.open {
                 let effect = &mut self.effects[open.effect];
                 effect.detected.get_or_insert(now);
@@ -407,6 +428,32 @@ mod tests {
         tracker.withdraw(at(12), index, "not permitted");
         assert!(tracker.is_settled());
         assert_eq!((tracker.effects[0].ended, tracker.effects[0].excluded), (Some(at(12)), Some("not permitted")));
+    }
+
+    #[test]
+    fn part_may_be_replaced_once_to_repair_its_address_but_not_frozen() {
+        let mut tracker = running();
+        tracker.allow_replacement(WORKER);
+        tracker.observe(at(5), WORKER, &observation(None, false));
+        tracker.observe(at(7), WORKER, &observation(Some(8), true));
+        assert!(tracker.unexplained_exits.is_empty() && tracker.is_available(WORKER));
+        tracker.observe(at(9), WORKER, &observation(Some(9), true));
+        assert_eq!(tracker.unexplained_exits.len(), 1, "the second replacement has no reason");
+        tracker.allow_replacement(WORKER);
+        tracker.observe(at(11), WORKER, &PartObservation { frozen: true, ..observation(Some(9), false) });
+        assert_eq!(tracker.unexplained_exits.len(), 2);
+    }
+
+    #[test]
+    fn files_are_missing_until_they_are_repaired_or_the_fault_ends() {
+        let mut tracker = running();
+        let index =
+            tracker.fault_injected(at(10), &DrillFault { target: FaultTarget::Set, ..fault(FaultKind::RemoveAll) });
+        assert!(tracker.has_missing_files());
+        tracker.files_repaired(at(20), index);
+        assert!(!tracker.has_missing_files());
+        tracker.fault_injected(at(30), &fault(FaultKind::RemoveSegment));
+        assert!(!tracker.has_missing_files(), "a segment is replaced when its worker starts next");
     }
 
     #[test]

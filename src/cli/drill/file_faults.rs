@@ -29,6 +29,10 @@ pub(super) fn remove<'s>(
     // Longer than the bound: the report shows how late the repair was.
     let timeout = set.bounds().repair * 2 + set.bounds().restart;
     let index = nemesis.injected(fault);
+    if fault.kind.removes_worker_addresses() {
+        let has_unix_address = |worker: &DrillPart| set.has_unix_address(*worker);
+        set.parts().filter(has_unix_address).for_each(|worker| watch.tracker().allow_replacement(worker));
+    }
     let lost = lost_files::remove(set, fault).inspect_err(|_| nemesis.abandon(index))?;
     if lost.is_empty() && fault.kind.is_repaired() {
         watch.tracker().exclude(index, "an earlier fault has removed the files");

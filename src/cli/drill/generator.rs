@@ -237,7 +237,9 @@ impl FaultGenerator {
                 };
                 random.between(timeout, timeout * 3)
             }
-            (FaultKind::UseUpDescriptors | FaultKind::LimitDescriptors, _) => random.between(ms(300), ms(1500)),
+            (FaultKind::UseUpDescriptors | FaultKind::LimitDescriptors, _) => {
+                random.between(self.dispatcher_timeout * 3 / 2, self.dispatcher_timeout * 5 / 2)
+            }
             (FaultKind::BlockLog, _) => random.between(ms(200), ms(1000)),
             (FaultKind::ChangeSocketFlags, _) => random.between(ms(1000), ms(1500)),
             (FaultKind::FreezeDrained | FaultKind::FreezeRemoved, _) => random.between(ms(0), ms(20)),

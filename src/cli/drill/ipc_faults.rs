@@ -37,18 +37,15 @@ struct WorkerObjects<'a> {
 }
 
 impl WorkerObjects<'_> {
-    /// An object with this path, or with the open descriptor of the worker's process if the path was removed. `name` is
-    /// a part of its name.
+    /// An object with this path, or the open descriptor of the worker's process if the path was removed. `name` is a part
+    /// of its name.
     fn find(&self, path: PathBuf, name: &str) -> io::Result<PathBuf> {
         if path.exists() {
             return Ok(path);
         }
-        let is_object = |path: &PathBuf| {
-            fs::read_link(path).is_ok_and(|target| {
-                let target = target.to_string_lossy();
-                target.ends_with(" (deleted)") && target.contains(name)
-            })
-        };
+        // The segment may still have its name when only the file that records the name was removed.
+        let is_object =
+            |path: &PathBuf| fs::read_link(path).is_ok_and(|target| target.to_string_lossy().contains(name));
         let entries = self.pid.and_then(|pid| fs::read_dir(procfs::process_dir(pid).join("fd")).ok());
         let mut paths = entries.into_iter().flatten().flatten().map(|entry| entry.path());
         paths.find(is_object).ok_or_else(|| io::Error::new(io::ErrorKind::NotFound, format!("{name} is gone")))

@@ -35,8 +35,7 @@ pub(super) fn remove(set: &DrillSet, fault: &DrillFault) -> Result<Vec<PathBuf>,
         (FaultKind::RemoveState, _) => state(),
         (FaultKind::RemoveLock, _) => vec![dir.join("set.lock")],
         _ => {
-            let handoff = set.workers.iter().map(|id| ipc::handoff_path(dir, id));
-            let mut files: Vec<_> = state().into_iter().chain([probe, admin]).chain(handoff).collect();
+            let mut files: Vec<_> = state().into_iter().chain([probe, admin]).collect();
             let mut others = Vec::new();
             if fault.kind == FaultKind::RemoveAll {
                 files.extend(unix_addresses(set));

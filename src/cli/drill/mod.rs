@@ -132,11 +132,12 @@ fn describe(set: &DrillSet) -> String {
 }
 
 fn confirmation_required(set: &DrillSet, options: &DrillOptions) -> String {
+    let files = if set.kind == SetKind::Units { "" } else { ", remove its files" };
     let restarts = if set.kind == SetKind::Units { ", restart its units" } else { "" };
     format!(
-        "drill: this would kill, stop and starve the dispatcher and the {} workers of set {} in {}{restarts}, corrupt \
-         their segments and doorbells, and send requests for {} to each listener, with {} faults: clients will lose \
-         requests. Repeat the command with --yes to confirm",
+        "drill: this would kill, stop and starve the dispatcher and the {} workers of set {} in {}{restarts}{files}, \
+         corrupt and remove their segments and doorbells, and send requests for {} to each listener, with {} faults: \
+         clients will lose requests. Repeat the command with --yes to confirm",
         set.workers.len(),
         set.config.set.name,
         set.dir().display(),

@@ -236,6 +236,13 @@ impl DrillSet {
         addresses.any(|address| matches!(address, ListenAddress::Unix(_)))
     }
 
+    /// Whether the part is a worker with a Unix address.
+    pub(super) fn has_unix_address(&self, part: DrillPart) -> bool {
+        let DrillPart::Worker(worker) = part else { return false };
+        let pool = self.config.pool(&self.workers[worker].pool);
+        pool.is_some_and(|pool| matches!(pool.address, ListenAddress::Unix(_)))
+    }
+
     /// Whether the delivery of a listener is handoff and its address is TCP.
     pub(super) fn is_tcp_handoff(&self, listener: usize) -> bool {
         let listener = &self.config.listeners[listener];
