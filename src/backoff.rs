@@ -22,8 +22,7 @@ pub(crate) fn limits(config: &Config) -> RestartLimits {
 /// The dispatcher records its start in every slot and uses the median: a worker that forges its own slot cannot delay
 /// the dispatcher, and a new slot does not erase the history.
 pub(crate) fn delay_start(slots: &[&impl SlotMemory], word: Word, config: &Config) {
-    let by_systemd = std::env::var("SYSTEMD_EXEC_PID").is_ok_and(|pid| pid == std::process::id().to_string());
-    if !by_systemd {
+    if !is_started_by_systemd() {
         return;
     }
     let mut starts: Vec<_> = slots.iter().map(|slot| exchange::load_start(*slot, word)).collect();
@@ -41,6 +40,11 @@ pub(crate) fn delay_start(slots: &[&impl SlotMemory], word: Word, config: &Confi
             "restarted after failures: waiting before it is ready");
         std::thread::sleep(wait);
     }
+}
+
+/// Whether systemd has started this process, and not `patou run`.
+pub(crate) fn is_started_by_systemd() -> bool {
+    std::env::var("SYSTEMD_EXEC_PID").is_ok_and(|pid| pid == std::process::id().to_string())
 }
 
 /// Clears the record at a planned end, so that the next start does not wait.

@@ -1,6 +1,5 @@
 //! The commands that run a part of a set: `run`, `watchdog`, `dispatcher`, `worker`.
 
-use std::os::unix::ffi::OsStrExt;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -40,8 +39,10 @@ pub(super) fn worker(path: Option<&Path>, id: &WorkerId) -> Result<(), CommandEr
 /// Under `patou run`, the watchdog logs why a part has exited, together with the restart: one line for both.
 fn report_to_watchdog(error: CommandError, part: &str) -> CommandError {
     // systemd's socket has another name.
-    let has_watchdog =
-        std::env::var_os("NOTIFY_SOCKET").is_some_and(|socket| socket.as_bytes().ends_with(b"/notify.sock"));
+    let has_watchdog = std::env::var_os("NOTIFY_SOCKET").map(PathBuf::from).is_some_and(|socket| {
+        // The second one leads to a socket whose file was removed.
+        socket.ends_with("notify.sock") || socket.starts_with("/proc")
+    });
     let reason = error.text().trim_start_matches(&format!("{part}: ")).replace('\n', "; ");
     let message = format!("X_PATOU_FAILURE={reason}");
     if has_watchdog && sd_notify::notify(&[NotifyState::Custom(&message)]).is_ok() {

@@ -106,11 +106,11 @@ impl Config {
     }
 
     /// How many descriptors the dispatcher may need: two per connection (one is in the descriptor store), and per
-    /// worker a segment, two doorbells and a socket. Workers count in large steps: under systemd a different limit
+    /// worker a segment, two doorbells, a socket and its file. Workers count in large steps: under systemd a different limit
     /// changes the unit, so the dispatcher would have to be restarted.
     pub fn dispatcher_descriptors(&self) -> u64 {
         let workers: usize = self.pools.iter().map(|pool| usize::from(pool.workers)).sum();
-        let for_workers = (4 * workers).saturating_sub(DESCRIPTORS / 2).next_multiple_of(DESCRIPTORS);
+        let for_workers = (5 * workers).saturating_sub(DESCRIPTORS / 2).next_multiple_of(DESCRIPTORS);
         (2 * self.front.connections + for_workers + DESCRIPTORS) as u64
     }
 

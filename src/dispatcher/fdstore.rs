@@ -5,7 +5,7 @@
 
 use std::io::{self, IoSlice};
 use std::net::SocketAddr;
-use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixDatagram;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
@@ -90,6 +90,17 @@ pub(super) async fn store(connection: BorrowedFd<'_>, name: String) -> Option<St
     let message = format!("FDSTORE=1\nFDNAME={name}");
     send(&message, Some(connection)).await.ok()?;
     Some(StoredFd(name))
+}
+
+/// Stores an object of a worker whose name was removed, for the next dispatcher.
+pub(super) fn store_object(object: OwnedFd, name: String) {
+    tokio::task::spawn_local(async move {
+        let message = format!("FDSTORE=1\nFDNAME={name}");
+        if let Err(error) = send(&message, Some(object.as_fd())).await {
+            tracing::error!(event = %log::Event::FilesLost,
+                "cannot store the descriptor {name}: {error}; the next dispatcher will not find this object");
+        }
+    });
 }
 
 impl Drop for StoredFd {

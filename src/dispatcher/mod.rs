@@ -40,7 +40,7 @@ use crate::net::SocketListener;
 use crate::pool::PoolEvent;
 use crate::sd_watchdog::WatchdogTicker;
 use crate::signals::{ParentWatch, STOP_DEBOUNCE, Signal};
-use crate::{clock, log, sys};
+use crate::{backoff, clock, log, sys};
 use accept::Acceptor;
 use driver::Driver;
 pub(crate) use driver::on_thread_park;
@@ -69,6 +69,9 @@ async fn serve(mut config: Config, path: Option<PathBuf>) -> Result<(), Dispatch
     let mut reload = Signal::reload().and_then(Signal::into_async).map_err(system("signals"))?;
     let parent = ParentWatch::now();
 
+    // The socket from systemd may be one whose file was removed.
+    let is_lost = backoff::is_started_by_systemd() && probe::is_unreachable(&config).await;
+    let probe = is_lost.then(|| probe::bind_again(&config)).flatten().unwrap_or(probe);
     let mut probing = tokio::task::spawn_local(probe::serve(probe, driver.clone()));
     let timers = driver.clone();
     tokio::task::spawn_local(async move { timers.run_timers().await });
@@ -109,6 +112,12 @@ async fn serve(mut config: Config, path: Option<PathBuf>) -> Result<(), Dispatch
                 }
                 None => {}
             },
+            () = driver.probe_missing.notified() => {
+                if let Some(socket) = probe::bind_again(&config) {
+                    let next = tokio::task::spawn_local(probe::serve(socket, driver.clone()));
+                    std::mem::replace(&mut probing, next).abort();
+                }
+            }
             () = driver.stop_accepting.notified() => acceptor.close(),
             () = watchdog.due() => watchdog.tick(clock::now()),
         }

@@ -2,15 +2,21 @@
 //! operators. Only authorized users may connect.
 
 use std::cell::Cell;
+use std::fs::{self, Permissions};
+use std::io::ErrorKind;
+use std::os::unix::fs::PermissionsExt;
+use std::path::PathBuf;
 use std::rc::Rc;
 use std::time::Duration;
 
 use nix::unistd::{User, geteuid};
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::{UnixListener, UnixStream};
+use tokio::time::timeout;
 
 use super::driver::Driver;
 use crate::clock;
+use crate::config::Config;
 use crate::ids::Monotonic;
 use crate::log;
 use crate::net::ACCEPT_RETRY_DELAY;
@@ -25,6 +31,9 @@ const IDLE: Duration = Duration::from_secs(60);
 const REFUSE_TIMEOUT: Duration = Duration::from_secs(1);
 /// The shortest interval between two log messages about unauthorized users.
 const LOG_INTERVAL: Duration = Duration::from_secs(60);
+
+/// How long the look for a listening process may take.
+const CONNECT_TIMEOUT: Duration = Duration::from_millis(100);
 
 /// The user of the watchdog in a set of units.
 const WATCHDOG: &str = "patou-watchdog";
@@ -62,6 +71,38 @@ impl AccessList {
             tracing::warn!(uid, refused, "probe.sock: refusing a user that is not authorized");
         }
         false
+    }
+}
+
+/// Where the socket is bound.
+pub(super) fn path(config: &Config) -> PathBuf {
+    config.set.runtime_dir.join("probe.sock")
+}
+
+/// Whether no process listens at [`path`].
+pub(super) async fn is_unreachable(config: &Config) -> bool {
+    let connected = timeout(CONNECT_TIMEOUT, UnixStream::connect(path(config))).await;
+    connected.is_ok_and(|result| {
+        result.is_err_and(|error| matches!(error.kind(), ErrorKind::NotFound | ErrorKind::ConnectionRefused))
+    })
+}
+
+/// Binds the socket in place of one whose file was removed. Any user may connect; [`AccessList`] decides.
+pub(super) fn bind_again(config: &Config) -> Option<UnixListener> {
+    let path = path(config);
+    let _ = fs::remove_file(&path); // one on which no process listens
+    let bound = UnixListener::bind(&path);
+    let bound = bound.and_then(|socket| fs::set_permissions(&path, Permissions::from_mode(0o666)).map(|()| socket));
+    match bound {
+        Ok(socket) => {
+            tracing::warn!(event = %log::Event::FilesLost, "probe.sock was removed from outside: bound it again");
+            Some(socket)
+        }
+        Err(error) => {
+            tracing::error!(event = %log::Event::FilesLost,
+                "probe.sock was removed from outside and cannot be bound again: {error}");
+            None
+        }
     }
 }
 

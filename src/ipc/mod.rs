@@ -29,8 +29,8 @@ pub(crate) use passed::{PASSED_TO_WORKER, PassedObjects, WorkerObject};
 pub(crate) use set::{is_current, list, prepare, recorded_workers, remove, remove_workers, retire_worker, set_epoch};
 pub(crate) use set_lock::{SetLock, SetOwner, is_run_by_systemd, lock_set};
 pub(crate) use worker_ipc::{
-    WorkerIpc, checked, create_worker, handoff_path, open, open_unchecked, recreate_worker, remove_segment,
-    segment_name, set_worker_group, snapshot, snapshot_at,
+    WorkerIpc, checked, create_worker, handoff_path, object_paths, open, open_unchecked, recreate_worker,
+    remove_segment, segment_name, set_worker_group, snapshot, snapshot_at,
 };
 
 #[cfg(test)]

@@ -58,18 +58,15 @@ impl StateWriter {
             return None;
         }
         match dir.map(|dir| state.write(dir)) {
-            None => {}
-            Some(Ok(())) => {
-                if std::mem::take(&mut self.failing) {
-                    tracing::info!("watchdog.json is writable again: patou status is up to date");
-                }
+            Some(Ok(())) if std::mem::take(&mut self.failing) => {
+                tracing::info!("watchdog.json is writable again: patou status is up to date");
             }
             // Logged once; retried with every answer of the dispatcher.
             Some(Err(error)) if !std::mem::replace(&mut self.failing, true) => {
                 tracing::error!(event = %log::Event::RuntimeDirError,
                     "cannot write watchdog.json: {error}; patou status is out of date until a retry succeeds");
             }
-            Some(Err(_)) => {}
+            _ => {}
         }
         Some(self.last.insert(Arc::new(state)))
     }

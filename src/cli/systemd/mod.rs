@@ -4,6 +4,7 @@ mod generate;
 mod main_process;
 mod publish;
 mod reload;
+mod restore;
 mod start_stop;
 mod systemctl;
 mod upgrade;
@@ -13,6 +14,7 @@ use std::path::{Path, PathBuf};
 use clap::Subcommand;
 
 use super::error::CommandError;
+use crate::ids::WorkerId;
 
 #[derive(Clone, Debug, Subcommand)]
 pub(super) enum SystemdCommand {
@@ -38,6 +40,11 @@ pub(super) enum SystemdCommand {
         /// Name of the unit
         unit: String,
     },
+    /// Before the start of a worker: create its segment and doorbells again if their files were removed
+    Restore {
+        /// The worker
+        worker: WorkerId,
+    },
     /// After an upgrade of the package: restart the running units, one after the other
     Upgrade,
 }
@@ -50,6 +57,7 @@ pub(super) fn run(path: Option<&Path>, command: &SystemdCommand) -> Result<(), C
         SystemdCommand::Stop => start_stop::stop(),
         SystemdCommand::Drain => main_process::drain(),
         SystemdCommand::PostStop { unit } => main_process::post_stop(unit),
+        SystemdCommand::Restore { worker } => restore::run(path, worker),
         SystemdCommand::Upgrade => upgrade::run(),
     }
 }

@@ -10,16 +10,15 @@ use tokio::net::UnixStream;
 use tokio::sync::mpsc;
 use tokio::time::sleep;
 
-use super::children::Children;
-use super::repair::SetFiles;
-use super::spawn::raise_descriptor_limit;
+use super::children::{Children, raise_descriptor_limit};
+use super::set_files::SetFiles;
 use crate::config::{Config, Loaded, Origin};
 use crate::ids::{Monotonic, ProcessId, WorkerId};
 use crate::ipc::SetLock;
 use crate::procfs;
 use crate::sd_watchdog::WatchdogTicker;
 use crate::signals::STOP_DEBOUNCE;
-use crate::watchdog::admin::{AdminServer, SetSnapshot};
+use crate::watchdog::admin::AdminServer;
 use crate::watchdog::applied_config::{self, drain_timeouts, plan_limits};
 use crate::watchdog::error::{WatchdogError, system};
 use crate::watchdog::evidence::{EvidenceRecorder, EvidenceTarget, ProcessScope};
@@ -31,7 +30,7 @@ use crate::watchdog::prober::{self, ProbeSocket, Prober};
 use crate::watchdog::process_sample;
 use crate::watchdog::restart_stats::{RestartCause, RestartStats};
 use crate::watchdog::sockets::SetSockets;
-use crate::watchdog::state::{self, StateWriter};
+use crate::watchdog::state::StateWriter;
 use crate::watchdog::worker_endpoints::{SegmentNames, WorkerEndpoints};
 use crate::{backoff, clock, ipc, log};
 
@@ -42,7 +41,7 @@ pub(crate) struct ChildSupervisor {
     pub runtime_dir: PathBuf,
     /// Different for any two sets that used the same directory: the time since boot at the start.
     pub set_epoch: u64,
-    own_id: ProcessId,
+    pub own_id: ProcessId,
     pub plan: Plan,
     pub children: Children,
     /// Children that can be reaped.
@@ -55,7 +54,7 @@ pub(crate) struct ChildSupervisor {
     pub probe_socket: ProbeSocket,
     pub prober: Prober,
     pub restart_stats: RestartStats,
-    admin: AdminServer,
+    pub admin: AdminServer,
     evidence: EvidenceRecorder,
     pub state_writer: StateWriter,
     /// The limit of open files that this process was started with.
@@ -324,43 +323,6 @@ impl ChildSupervisor {
             && let Some((short, _)) = cause.split_once(": ")
         {
             *cause = format!("{short}, as before");
-        }
-    }
-
-    pub(super) fn write_state(&mut self) {
-        let listeners = self.sockets.listeners.iter().map(|socket| socket.address.to_string()).collect();
-        let mut state = state::saved_state(&self.plan, &self.config.set.name, self.own_id, listeners);
-        state.problems = self.files.problems().to_vec();
-        for id in self.files.lost() {
-            let endpoints = self.endpoints.get(id);
-            if let (Some(part), Some(endpoints)) = (state.workers.get_mut(&id.to_string()), endpoints) {
-                part.segment_fd = Some(endpoints.objects.segment_fd());
-            }
-        }
-        let dir = self.files.lock.is_in_place(&self.runtime_dir).then_some(&*self.runtime_dir);
-        self.state_writer.write_if_changed(state, dir);
-    }
-
-    /// Serves on the admin sockets of the configuration in force.
-    pub(crate) fn serve_admin(&mut self) -> Result<(), WatchdogError> {
-        self.publish_snapshot(clock::now());
-        let served = self.sockets.clone_admin().and_then(|sockets| self.admin.serve(sockets));
-        if let Some(socket) = &self.sockets.admin_tcp {
-            tracing::info!("metrics of the set: curl http://{}/metrics", socket.address);
-        }
-        served.map_err(system("admin.sock"))
-    }
-
-    fn publish_snapshot(&self, now: Monotonic) {
-        let Some(state) = self.state_writer.last() else { return };
-        self.admin.publish(SetSnapshot::new(now, &self.config, state, &self.prober, &self.restart_stats));
-    }
-
-    /// Warns of keys that only systemd can apply, and of an admin address that other machines can reach.
-    pub(crate) fn log_config_warnings(&self) {
-        let unsupported = self.config.pools.iter().filter_map(|pool| pool.unsupported_by_run());
-        for warning in unsupported.chain(self.config.admin.exposure_warning()) {
-            tracing::warn!("{warning}");
         }
     }
 }

@@ -12,6 +12,7 @@ use std::path::PathBuf;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::rc::Rc;
 
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::signal::Signal;
 use nix::unistd::Pid;
 use tokio::sync::mpsc;
@@ -185,6 +186,14 @@ impl Children {
             }
         });
     }
+}
+
+/// Raises the limit of open files of this process to the highest permitted value: it holds several for each worker.
+/// Returns the limits before.
+pub(super) fn raise_descriptor_limit() -> Option<(u64, u64)> {
+    let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE).ok()?;
+    setrlimit(Resource::RLIMIT_NOFILE, hard, hard).ok()?;
+    Some((soft, hard))
 }
 
 fn describe(status: ExitStatus) -> (String, RestartCause) {

@@ -3,22 +3,12 @@
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 
-use nix::sys::resource::{Resource, getrlimit, setrlimit};
-
 use super::child_supervisor::ChildSupervisor;
 use super::children::ChildSetup;
 use crate::clock;
 use crate::config::ProcessLimits;
 use crate::watchdog::plan::{Part, PlanEvent};
 use crate::watchdog::restart_stats::RestartCause;
-
-/// Raises the limit of open files of this process to the highest permitted value: it holds several for each worker.
-/// Returns the limits before.
-pub(super) fn raise_descriptor_limit() -> Option<(u64, u64)> {
-    let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE).ok()?;
-    setrlimit(Resource::RLIMIT_NOFILE, hard, hard).ok()?;
-    Some((soft, hard))
-}
 
 impl ChildSupervisor {
     /// Starts a part and returns the result as an event.
