@@ -306,7 +306,10 @@ impl UnitSupervisor {
             return;
         }
         self.files_checked = now;
-        let had = std::mem::replace(&mut self.missing, missing_files(&self.config));
+        let had = std::mem::replace(
+            &mut self.missing,
+            missing_files(&self.config, |part| self.processes.pid(part).is_some()),
+        );
         for problem in self.missing.iter().filter(|problem| !had.contains(problem)) {
             tracing::warn!(event = %log::Event::FilesLost, "{problem}");
         }

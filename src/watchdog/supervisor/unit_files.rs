@@ -4,10 +4,12 @@ use std::io;
 use std::path::Path;
 
 use crate::config::{Config, ListenAddress};
+use crate::watchdog::plan::Part;
 use crate::{ipc, units};
 
-/// What is missing. A path that this process may not look at is not.
-pub(super) fn missing_files(config: &Config) -> Vec<String> {
+/// What is missing, without the sockets of parts that do not run: systemd stops these too. A path that this process may
+/// not look at is not missing.
+pub(super) fn missing_files(config: &Config, runs: impl Fn(&Part) -> bool) -> Vec<String> {
     let is_missing =
         |path: &Path| std::fs::symlink_metadata(path).is_err_and(|error| error.kind() == io::ErrorKind::NotFound);
     let dir = &config.set.runtime_dir;
@@ -26,13 +28,15 @@ pub(super) fn missing_files(config: &Config) -> Vec<String> {
     };
     let restart = |socket: &str, service: &str| format!("systemctl restart {socket} {service} creates it again");
     note(&dir.join("admin.sock"), restart(units::ADMIN, units::WATCHDOG));
-    note(&dir.join("probe.sock"), "the dispatcher binds it again".to_owned());
-    for (index, listener) in config.listeners.iter().enumerate() {
-        if let ListenAddress::Unix(path) = &listener.address {
-            note(path, restart(&units::listener_socket(index), units::DISPATCHER));
+    if runs(&Part::Dispatcher) {
+        note(&dir.join("probe.sock"), "the dispatcher binds it again".to_owned());
+        for (index, listener) in config.listeners.iter().enumerate() {
+            if let ListenAddress::Unix(path) = &listener.address {
+                note(path, restart(&units::listener_socket(index), units::DISPATCHER));
+            }
         }
     }
-    for id in config.workers() {
+    for id in config.workers().filter(|id| runs(&Part::Worker(id.clone()))) {
         let next_start = || "the worker continues without it, and its next start creates it again".to_owned();
         let socket = restart(&units::worker_socket(&id), &units::worker_service(&id));
         note(&ipc::handoff_path(dir, &id), socket);
