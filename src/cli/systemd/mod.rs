@@ -43,6 +43,7 @@ pub(super) enum SystemdCommand {
     /// Before the start of a worker: create its segment and doorbells again if their files were removed
     Restore {
         /// The worker
+        #[arg(value_name = "POOL-N")]
         worker: WorkerId,
     },
     /// After an upgrade of the package: restart the running units, one after the other
