@@ -19,7 +19,7 @@ pub(crate) fn limits(config: &Config) -> RestartLimits {
 }
 
 /// Whether systemd has started this process. Under `patou run` the watchdog delays restarts.
-pub(crate) fn is_run_by_systemd() -> bool {
+pub(crate) fn is_started_by_systemd() -> bool {
     std::env::var("SYSTEMD_EXEC_PID").is_ok_and(|pid| pid == std::process::id().to_string())
 }
 
@@ -48,7 +48,7 @@ pub(crate) fn record_start(slots: &[&impl SlotMemory], word: Word, config: &Conf
 
 /// Records the start of a part that systemd runs, and waits as [`record_start`] says.
 pub(crate) fn delay_start(slots: &[&impl SlotMemory], word: Word, config: &Config) {
-    if is_run_by_systemd()
+    if is_started_by_systemd()
         && let Some(wait) = record_start(slots, word, config)
     {
         std::thread::sleep(wait);

@@ -74,6 +74,12 @@ impl<F: AsFd> HeldFile<F> {
     }
 }
 
+/// Opens the file behind a descriptor once more, whatever became of its name: locks and flags are not shared with it.
+pub(crate) fn reopen(fd: impl AsFd) -> io::Result<OwnedFd> {
+    let path = format!("/proc/self/fd/{}", fd.as_fd().as_raw_fd());
+    Ok(File::options().read(true).write(true).custom_flags(libc::O_NONBLOCK).open(path)?.into())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

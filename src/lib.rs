@@ -42,10 +42,10 @@ mod signals;
 mod log;
 #[cfg(feature = "worker")]
 mod sys;
-#[cfg(feature = "daemon")]
-mod inherited;
 #[cfg(feature = "worker")]
 mod descriptors;
+#[cfg(feature = "daemon")]
+mod inherited;
 #[cfg(feature = "worker")]
 mod procfs;
 #[cfg(feature = "daemon")]

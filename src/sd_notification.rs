@@ -6,7 +6,7 @@ use std::fmt::Write;
 use std::io;
 use std::os::fd::AsRawFd;
 use std::os::unix::net::UnixDatagram;
-use std::sync::Mutex;
+use std::sync::{Mutex, OnceLock};
 use std::time::Duration;
 
 use nix::errno::Errno;
@@ -91,7 +91,15 @@ fn try_send(message: &str) -> nix::Result<()> {
         Some(name) => UnixAddr::new_abstract(name)?,
         None => UnixAddr::new(path)?,
     };
-    let socket = UnixDatagram::unbound().map_err(|error| Errno::from_raw(error.raw_os_error().unwrap_or(0)))?;
+    // Opened once: later there may be no free descriptor, and WATCHDOG=1 must not be lost for that.
+    static SOCKET: OnceLock<UnixDatagram> = OnceLock::new();
+    let socket = match SOCKET.get() {
+        Some(socket) => socket,
+        None => {
+            let new = UnixDatagram::unbound().map_err(|error| Errno::from_raw(error.raw_os_error().unwrap_or(0)))?;
+            SOCKET.get_or_init(|| new)
+        }
+    };
     let flags = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL;
     sendto(socket.as_raw_fd(), message.as_bytes(), &address, flags).map(drop)
 }

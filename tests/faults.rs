@@ -397,14 +397,15 @@ fn restarts_leak_no_descriptors() {
     wait_until("the dispatcher has as many descriptors as before", || {
         descriptors(set.dispatcher_pid()).len() <= dispatcher_before + 1
     });
-    // A worker has its own segment and doorbells, and nothing of another worker.
+    // A worker has its own segment and doorbells, each open and as a reference for its next incarnation, and nothing of
+    // another worker.
     let worker = descriptors(set.worker_pid("default/1"));
     assert!(
         ["default-2", "default/2", "set.lock"].iter().all(|other| worker.iter().all(|target| !target.contains(other))),
         "{worker:?}"
     );
     let count = |fragment: &str| worker.iter().filter(|target| target.contains(fragment)).count();
-    assert_eq!((count("/dev/shm/"), count(".dw"), count(".wd"), count("pidfd")), (1, 1, 1, 0), "{worker:?}");
+    assert_eq!((count("/dev/shm/"), count(".dw"), count(".wd"), count("pidfd")), (2, 2, 2, 0), "{worker:?}");
     set.stop();
 }
 

@@ -44,7 +44,7 @@ impl OwnershipArgs {
             return Ok(Modes::default());
         }
         let user = account(config.pool(&id.pool).map_or("", |pool| pool.user.as_str()))?;
-        Ok(Modes { directory: 0o750, doorbell: 0o660, segment: 0o660, group: Some(user.gid) })
+        Ok(Modes::shared(user.gid))
     }
 }
 

@@ -15,6 +15,9 @@ use crate::ipc::SetLock;
 use crate::probe;
 use crate::status::{self, PROBE_TIMEOUT, ProbeResult, SavedState, StatusView};
 
+/// How long a running set may take to restore its state file.
+const RESTORE_WAIT: Duration = Duration::from_millis(1500);
+
 #[derive(Debug, Args)]
 pub(super) struct StatusArgs {
     /// Print JSON
@@ -50,21 +53,31 @@ pub(super) fn run(path: Option<&Path>, args: &StatusArgs) -> Result<(), CommandE
 
 fn view(config: &Config) -> Result<StatusView, CommandError> {
     let dir = &config.set.runtime_dir;
-    let state = SavedState::read(dir).map_err(|error| no_state(dir, &error))?;
+    let state = read_state(dir)?;
     let report = probe::query(&dir.join("probe.sock"), None, PROBE_TIMEOUT);
     // A user without permission learns nothing about the dispatcher, so it does not count as frozen.
     let responsive = !matches!(&report, Err(error) if error.kind() != io::ErrorKind::PermissionDenied);
     Ok(status::collect(config, &state, ProbeResult { report: report.as_ref().ok(), responsive }))
 }
 
-/// Why the state cannot be read: no set is running, or one is and its files are missing.
-fn no_state(dir: &Path, error: &io::Error) -> CommandError {
-    let Some(pid) = SetLock::holder(dir) else { return no_set(dir) };
-    failed(format!(
-        "a set is running in {} (pid {pid}), but its state cannot be read ({error}): its files are missing; it restores \
-         them as soon as it can create this directory",
-        dir.display()
-    ))
+/// The watchdog's state. A set whose files were removed restores them within a second.
+fn read_state(dir: &Path) -> Result<SavedState, CommandError> {
+    let deadline = Instant::now() + RESTORE_WAIT;
+    loop {
+        let error = match SavedState::read(dir) {
+            Ok(state) => return Ok(state),
+            Err(error) => error,
+        };
+        let Some(pid) = SetLock::holder(dir) else { return Err(no_set(dir)) };
+        if Instant::now() >= deadline {
+            let dir = dir.display();
+            return Err(failed(format!(
+                "a set is running in {dir} (pid {pid}), but its state cannot be read ({error}): it is starting or frozen, \
+                 or its files were removed and it cannot create this directory again"
+            )));
+        }
+        std::thread::sleep(POLL_INTERVAL);
+    }
 }
 
 fn print(view: &StatusView, json: bool) -> io::Result<()> {

@@ -135,8 +135,8 @@ impl Config {
         })
     }
 
-    /// The limit of open files of the dispatcher's unit: one descriptor per connection, and a few per
-    /// worker. Workers count in large steps: under systemd a different limit changes the
+    /// The limit of open files of the dispatcher's unit: one descriptor per connection, and per worker a segment, two
+    /// doorbells, a socket and its file. Workers count in large steps: under systemd a different limit changes the
     /// unit, so the dispatcher would have to be restarted.
     pub fn dispatcher_descriptors(&self) -> u64 {
         let for_workers = (5 * self.workers().count()).saturating_sub(DESCRIPTORS / 2).next_multiple_of(DESCRIPTORS);

@@ -42,6 +42,8 @@ pub(super) struct Driver {
     /// In force since the last reload.
     config: RefCell<Rc<Config>>,
     passed: BTreeMap<WorkerId, PassedObjects>,
+    /// Whether systemd has started this process.
+    is_unit: bool,
     /// The workers whose objects cannot be opened.
     unopened: RefCell<BTreeSet<WorkerId>>,
     /// When the slots were last checked for lost names.
@@ -58,6 +60,8 @@ pub(super) struct Driver {
     rearm: Notify,
     /// Notified when the dispatcher stops accepting connections.
     pub stop_accepting: Notify,
+    /// Notified when `probe.sock` is missing and systemd, which does not notice it, has bound it.
+    pub probe_missing: Notify,
     /// The status that was last sent to systemd.
     sent_status: RefCell<String>,
     tokens: TokenSource,
@@ -96,6 +100,7 @@ impl Driver {
             process: procfs::this_process(),
             config: RefCell::new(Rc::new(config.clone())),
             passed,
+            is_unit: backoff::is_started_by_systemd(),
             unopened: RefCell::default(),
             names_checked: Cell::new(clock::now()),
             pools: RefCell::default(),
@@ -106,6 +111,7 @@ impl Driver {
             armed: Cell::new(None),
             rearm: Notify::new(),
             stop_accepting: Notify::new(),
+            probe_missing: Notify::new(),
             sent_status: RefCell::default(),
             tokens: TokenSource::default(),
             cores: std::thread::available_parallelism().map_or(1, usize::from),

@@ -120,6 +120,15 @@ fn unique() -> String {
     format!("{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed))
 }
 
+/// Stores an object of a worker whose name was removed, for the next dispatcher.
+pub(super) fn store_object(object: OwnedFd, name: String) {
+    tokio::task::spawn_local(async move {
+        if let Some(stored) = store(&Arc::new(object), name).await {
+            std::mem::forget(stored); // it stays in the store
+        }
+    });
+}
+
 /// Opens the way to the supervisor, before clients can use up the descriptors. Without `NOTIFY_SOCKET` there is no store.
 pub(super) fn open() -> io::Result<()> {
     let Some(path) = std::env::var_os("NOTIFY_SOCKET") else { return Ok(()) };

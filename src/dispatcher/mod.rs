@@ -43,7 +43,7 @@ use crate::pool::PoolEvent;
 use crate::sd_notification::{notify, notify_reloading};
 use crate::sd_watchdog::WatchdogTicker;
 use crate::signals::{ParentWatch, STOP_DEBOUNCE, Signal};
-use crate::{clock, descriptors, log, sys};
+use crate::{backoff, clock, descriptors, log, sys};
 use accept::Acceptor;
 use driver::Driver;
 pub(crate) use driver::on_thread_park;
@@ -82,6 +82,9 @@ async fn serve(mut config: Config, path: Option<PathBuf>) -> Result<(), Dispatch
     let mut reload = Signal::reload().and_then(Signal::into_async).map_err(system("signals"))?;
     let parent = ParentWatch::now();
 
+    // The socket from systemd may be one whose file was removed.
+    let is_lost = backoff::is_started_by_systemd() && probe::is_unreachable(&config).await;
+    let probe = is_lost.then(|| probe::bind_again(&config)).flatten().unwrap_or(probe);
     let places = Rc::new(ConnectionPlaces::new(&config));
     let prober = ProbeServer::new(driver.clone(), places.clone(), spare);
     let mut probing = tokio::task::spawn_local(prober.clone().run(probe));
@@ -124,6 +127,12 @@ async fn serve(mut config: Config, path: Option<PathBuf>) -> Result<(), Dispatch
                 }
                 None => {}
             },
+            () = driver.probe_missing.notified() => {
+                if let Some(socket) = probe::bind_again(&config) {
+                    let next = tokio::task::spawn_local(prober.clone().run(socket));
+                    std::mem::replace(&mut probing, next).abort();
+                }
+            }
             () = driver.stop_accepting.notified() => acceptor.close(),
             () = watchdog.due() => watchdog.tick(clock::now()),
         }

@@ -1,11 +1,16 @@
 //! A pool with the slots of its workers.
 
 use std::fmt;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
+use nix::sys::stat::fstat;
+use tokio::io::unix::AsyncFd;
 use tokio::task::AbortHandle;
 
+use super::fdstore::StoredFd;
 use super::grant::Grant;
 use super::slot;
 use crate::clock;
@@ -40,8 +45,12 @@ pub(super) struct WorkerSlot {
     /// The client of the connection that was passed last.
     pub lent: Option<ClientId>,
     pub token: Token,
-    /// The task that listens to the worker's doorbell.
+    /// Rung by the worker.
+    pub own_doorbell: Rc<AsyncFd<OwnedFd>>,
+    /// The task that listens to it.
     pub doorbell_task: AbortHandle,
+    /// The objects in the descriptor store, if their names were removed.
+    pub stored: Vec<StoredFd>,
     /// The last incarnation in an undamaged slot.
     pub last_epoch: Option<Epoch>,
     /// The pass of the last read, and the reads in that pass.
@@ -57,6 +66,12 @@ impl WorkerSlot {
     fn damage(&self) -> Option<String> {
         let damage = self.segment.damage().map(|damage| damage.to_string());
         damage.or_else(|| (!self.side.is_intact()).then(|| "the dispatcher's words have been overwritten".into()))
+    }
+
+    /// Whether a name of the segment or the doorbells was removed.
+    pub(super) fn has_lost_names(&self) -> bool {
+        let is_unlinked = |fd: BorrowedFd<'_>| fstat(fd).is_ok_and(|status| status.st_nlink == 0);
+        [self.segment.as_fd(), self.doorbell.as_fd(), self.own_doorbell.as_fd()].into_iter().any(is_unlinked)
     }
 
     /// Whether the segment shows no damage that can be found without a system call.

@@ -2,7 +2,11 @@
 //! operators. Only authorized users may connect.
 
 use std::cell::{Cell, RefCell};
+use std::fs::{self, Permissions};
+use std::io::ErrorKind;
 use std::os::fd::{AsFd, AsRawFd};
+use std::os::unix::fs::PermissionsExt;
+use std::path::PathBuf;
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -16,6 +20,7 @@ use tokio::time::{Instant, sleep, timeout};
 
 use super::driver::Driver;
 use super::places::ConnectionPlaces;
+use crate::config::Config;
 use crate::descriptors::{SpareDescriptors, is_shortage};
 use crate::log::{Event, LogThrottle};
 use crate::net::ACCEPT_RETRY_DELAY;
@@ -41,6 +46,9 @@ const GRACE_PAUSE: Duration = Duration::from_millis(1);
 /// How long the first probe waits until the watchdog's user is known. Shorter than the least time after which a
 /// dispatcher is frozen.
 const LOOK_UP_WAIT: Duration = Duration::from_millis(200);
+
+/// How long the look for a listening process may take.
+const CONNECT_TIMEOUT: Duration = Duration::from_millis(100);
 
 /// The user of the watchdog in a set of units.
 const WATCHDOG: &str = "patou-watchdog";
@@ -85,6 +93,38 @@ impl AccessList {
             tracing::warn!(uid, refused, "probe.sock: refusing a user that is not authorized");
         }
         false
+    }
+}
+
+/// Where the socket is bound.
+pub(super) fn path(config: &Config) -> PathBuf {
+    config.set.runtime_dir.join("probe.sock")
+}
+
+/// Whether no process listens at [`path`].
+pub(super) async fn is_unreachable(config: &Config) -> bool {
+    let connected = timeout(CONNECT_TIMEOUT, UnixStream::connect(path(config))).await;
+    connected.is_ok_and(|result| {
+        result.is_err_and(|error| matches!(error.kind(), ErrorKind::NotFound | ErrorKind::ConnectionRefused))
+    })
+}
+
+/// Binds the socket in place of one whose file was removed. Any user may connect; [`AccessList`] decides.
+pub(super) fn bind_again(config: &Config) -> Option<UnixListener> {
+    let path = path(config);
+    let _ = fs::remove_file(&path); // one on which no process listens
+    let bound = UnixListener::bind(&path);
+    let bound = bound.and_then(|socket| fs::set_permissions(&path, Permissions::from_mode(0o666)).map(|()| socket));
+    match bound {
+        Ok(socket) => {
+            tracing::warn!(event = %Event::FilesLost, "probe.sock was removed from outside: bound it again");
+            Some(socket)
+        }
+        Err(error) => {
+            tracing::error!(event = %Event::FilesLost,
+                "probe.sock was removed from outside and cannot be bound again: {error}");
+            None
+        }
     }
 }
 

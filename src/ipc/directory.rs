@@ -7,7 +7,7 @@ use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsE
 use std::path::Path;
 
 use nix::libc;
-use nix::unistd::geteuid;
+use nix::unistd::{Uid, geteuid};
 
 use super::error::{IpcError, at};
 use super::modes::Modes;
@@ -22,22 +22,26 @@ pub(super) fn prepare_directory(dir: &Path, modes: &Modes) -> io::Result<()> {
     match fs::DirBuilder::new().mode(0o700).create(dir) {
         Ok(()) => {
             if modes.group.is_some() {
-                nix::unistd::chown(dir, None, modes.group)?;
+                nix::unistd::chown(dir, modes.owner, modes.group)?;
             }
             fs::set_permissions(dir, fs::Permissions::from_mode(modes.directory))
         }
-        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => check_directory(dir),
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => check_directory_of(dir, modes.owner),
         Err(error) => Err(error),
     }
 }
 
 /// Rejects links, files, and directories that belong to another user or are writable for all users.
 pub(super) fn check_directory(dir: &Path) -> io::Result<()> {
+    check_directory_of(dir, None)
+}
+
+fn check_directory_of(dir: &Path, owner: Option<Uid>) -> io::Result<()> {
     let status = fs::symlink_metadata(dir)?;
     if !status.is_dir() {
         return Err(io::Error::other("it is not a directory (links are not followed): remove it, or choose another"));
     }
-    if status.uid() != geteuid().as_raw() && status.uid() != 0 {
+    if status.uid() != owner.unwrap_or(geteuid()).as_raw() && status.uid() != 0 {
         return Err(io::Error::other(format!("it belongs to user {}: choose another directory", status.uid())));
     }
     if status.mode() & 0o002 != 0 {

@@ -2,16 +2,10 @@
 //! that their names were removed.
 
 use std::collections::BTreeMap;
-use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::PathBuf;
-use std::sync::Arc;
 
-use super::error::{IpcError, at};
-use super::worker_ipc::WorkerIpc;
-use crate::doorbell::Doorbell;
 use crate::ids::WorkerId;
-use crate::shm::Segment;
 
 /// The environment variable that holds the numbers of a worker's descriptors: segment, `dw`, `wd`. They stay open and
 /// are passed on when the worker executes itself again. They only refer to the files (`O_PATH`).
@@ -90,22 +84,6 @@ impl PassedObjects {
     /// A path to one object, while these descriptors are open.
     pub(crate) fn path(&self, object: WorkerObject) -> Option<&PathBuf> {
         self.paths.get(&object)
-    }
-
-    /// Opens the objects. Each process opens them for itself: flags and locks belong to the open file, not to the
-    /// descriptor.
-    pub(super) fn open(&self, digest: u64, owner: Option<u32>) -> Result<WorkerIpc, IpcError> {
-        let path =
-            |object| self.path(object).ok_or(io::ErrorKind::NotFound.into()).map_err(at("passed objects".as_ref()));
-        let doorbell = |object| {
-            let path = path(object)?;
-            Doorbell::open_descriptor(path, owner).map_err(at(path))
-        };
-        Ok(WorkerIpc {
-            segment: Arc::new(Segment::open_descriptor(path(WorkerObject::Segment)?, Some(digest), owner)?),
-            to_worker: doorbell(WorkerObject::ToWorker)?,
-            to_dispatcher: doorbell(WorkerObject::ToDispatcher)?,
-        })
     }
 }
 

@@ -20,6 +20,9 @@ const WHOLE: (i64, i64) = (0, 0);
 const LOCK: &str = "set.lock";
 /// The content of the lock file, instead of a pid, if systemd runs the set: no unit of a set outlives the others.
 const SYSTEMD: &str = "systemd";
+/// The directory of the units, and the configuration that is published there while they run.
+const SYSTEMD_DIR: &str = "/run/patou";
+const SYSTEMD_CONFIG: &str = "/run/patou-applied/patou.toml";
 
 /// The lock of a set. Released when dropped, or when the process ends.
 #[derive(Debug)]
@@ -53,9 +56,12 @@ pub(crate) enum SetOwner {
     Systemd,
 }
 
-/// Whether systemd runs the set in `dir`.
+/// Whether systemd runs the set in `dir`: the lock file says so or, if it was removed, the published configuration.
 pub(crate) fn is_run_by_systemd(dir: &Path) -> bool {
-    read_private(&dir.join(LOCK), owner_of(dir)).is_ok_and(|text| text.starts_with(SYSTEMD))
+    match read_private(&dir.join(LOCK), owner_of(dir)) {
+        Ok(text) => text.starts_with(SYSTEMD),
+        Err(_) => dir == Path::new(SYSTEMD_DIR) && Path::new(SYSTEMD_CONFIG).exists(),
+    }
 }
 
 /// Locks the set in `dir` and writes its owner, this process or systemd, into the lock file.

@@ -10,12 +10,12 @@ use nix::unistd::{Gid, getuid};
 use super::directory::{create_file, owner_of, prepare_directory, read_private, remove_file};
 use super::error::{IpcError, at};
 use super::modes::Modes;
-use super::passed::PassedObjects;
+use super::passed::{PassedObjects, WorkerObject};
 use super::set_lock::is_run_by_systemd;
 use crate::config::Config;
 use crate::doorbell::Doorbell;
 use crate::ids::WorkerId;
-use crate::shm::{Segment, SegmentError, SegmentIdentity, SegmentRole, SlotSnapshot};
+use crate::shm::{self, Segment, SegmentError, SegmentIdentity, SegmentRole, SlotSnapshot};
 
 /// The paths of one worker's objects.
 #[derive(Debug)]
@@ -79,12 +79,19 @@ pub(crate) fn recreate_worker(
     remove_worker(dir, id)?;
 
     let random = getrandom::u64().map_err(|e| at(dir)(io::Error::other(e)))?;
-    let name = format!("/patou.{}.{}.{}.{random:016x}", getuid(), config.set.name, id.instance());
+    let owner = modes.owner.unwrap_or(getuid());
+    let name = format!("/patou.{owner}.{}.{}.{random:016x}", config.set.name, id.instance());
     create_file(&paths.segment, &name, modes).map_err(at(&paths.segment))?;
     let identity = SegmentIdentity { set_epoch, digest: config.digest_of(id) };
     Segment::create(&name, modes.segment, modes.group, identity, content)?;
     for doorbell in [&paths.to_worker, &paths.to_dispatcher] {
         Doorbell::create(doorbell, modes.doorbell, modes.group).map_err(at(doorbell))?;
+    }
+    if modes.owner.is_some() {
+        let object = shm::path(&name);
+        for path in [&object, &paths.to_worker, &paths.to_dispatcher, &paths.segment] {
+            nix::unistd::chown(path, modes.owner, None).map_err(|error| at(path)(error.into()))?;
+        }
     }
     Ok(name)
 }
@@ -123,9 +130,26 @@ pub(crate) fn open_unchecked(
 ) -> Result<WorkerIpc, IpcError> {
     let found = open_by_name(config, id);
     match passed {
-        Some(passed) if found.is_err() => passed.open(config.digest_of(id), owner_of(&config.set.runtime_dir)),
+        Some(passed) if found.is_err() => open_passed(passed, config.digest_of(id), owner_of(&config.set.runtime_dir)),
         _ => found,
     }
+}
+
+/// Each process opens the objects for itself: flags and locks belong to the open file, not to the descriptor.
+fn open_passed(passed: &PassedObjects, digest: u64, owner: Option<u32>) -> Result<WorkerIpc, IpcError> {
+    let path = |object| {
+        let path = passed.path(object).ok_or_else(|| io::Error::from(io::ErrorKind::NotFound));
+        path.map_err(at(Path::new("passed descriptors")))
+    };
+    let doorbell = |object| {
+        let path = path(object)?;
+        Doorbell::open_descriptor(path, owner).map_err(at(path))
+    };
+    Ok(WorkerIpc {
+        segment: Arc::new(Segment::open_descriptor(path(WorkerObject::Segment)?, Some(digest), owner)?),
+        to_worker: doorbell(WorkerObject::ToWorker)?,
+        to_dispatcher: doorbell(WorkerObject::ToDispatcher)?,
+    })
 }
 
 fn open_by_name(config: &Config, id: &WorkerId) -> Result<WorkerIpc, IpcError> {
@@ -144,6 +168,13 @@ fn open_by_name(config: &Config, id: &WorkerId) -> Result<WorkerIpc, IpcError> {
         to_worker: Doorbell::open(&paths.to_worker, owner).map_err(at(&paths.to_worker))?,
         to_dispatcher: Doorbell::open(&paths.to_dispatcher, owner).map_err(at(&paths.to_dispatcher))?,
     })
+}
+
+/// The files of one worker's segment and doorbells. The segment's own file is missing if its name is not recorded.
+pub(crate) fn object_paths(dir: &Path, id: &WorkerId) -> Vec<PathBuf> {
+    let paths = WorkerPaths::new(dir, id);
+    let object = read_private(&paths.segment, owner_of(dir)).ok().map(|name| shm::path(&name));
+    [paths.segment, paths.to_worker, paths.to_dispatcher].into_iter().chain(object).collect()
 }
 
 /// The recorded name of one worker's segment.
@@ -171,7 +202,7 @@ pub(crate) fn remove_worker(dir: &Path, id: &WorkerId) -> Result<(), IpcError> {
         // First, because the socket alone is no record of a worker.
         remove_file(&paths.handoff)?;
     }
-    match read_private(&paths.segment, None) {
+    match read_private(&paths.segment, owner_of(dir)) {
         // Only names that this program creates: a name in a file is not enough to unlink a segment.
         Ok(name) if name.starts_with(&format!("/patou.{}.", getuid())) => Segment::unlink(&name)?,
         Ok(_) => {}

@@ -9,7 +9,7 @@
 #![allow(unsafe_code)]
 
 use std::fs::File;
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{self, AtomicU64, Ordering};
@@ -329,6 +329,12 @@ pub(super) fn check_owner(name: &str, file: &File, owner: Option<u32>) -> Result
     let uid = fstat(file).map_err(|cause| SegmentError::System { name: name.to_owned(), call: "fstat", cause })?.st_uid;
     let allowed = uid == geteuid().as_raw() || uid == 0 || Some(uid) == owner;
     if allowed { Ok(()) } else { Err(SegmentError::Foreign { name: name.to_owned(), uid }) }
+}
+
+impl AsFd for Segment {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.file.as_fd()
+    }
 }
 
 impl Drop for Segment {

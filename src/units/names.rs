@@ -44,7 +44,7 @@ pub(crate) fn worker_socket(id: &WorkerId) -> String {
 }
 
 /// The socket of a listener, by its index in the configuration.
-pub(super) fn listener_socket(index: usize) -> String {
+pub(crate) fn listener_socket(index: usize) -> String {
     format!("patou-listener@{index}.socket")
 }
 

@@ -109,8 +109,10 @@ fn dispatcher(config: &Config) -> String {
     // Queued connections, and for each worker one that is offered and one that is served but not yet removed. In large
     // steps: another number restarts the dispatcher.
     let queued: usize = config.pools.iter().map(|pool| pool.queue).sum();
-    let stored = queued + (2 * config.workers().count()).next_multiple_of(FDSTORE_STEP);
-    setting(&mut text, "FileDescriptorStoreMax", &stored.min(front.connections).min(FDSTORE_MAX).to_string());
+    // And the segment and both doorbells of a worker, should their names be removed.
+    let stored = queued + (5 * config.workers().count()).next_multiple_of(FDSTORE_STEP);
+    let stored = stored.min(front.connections + 3 * config.workers().count()).min(FDSTORE_MAX);
+    setting(&mut text, "FileDescriptorStoreMax", &stored.to_string());
     setting(&mut text, "LimitNOFILE", &config.dispatcher_descriptors().to_string());
     time_setting(&mut text, "TimeoutStartSec", start_timeout(config));
     time_setting(&mut text, "TimeoutStopSec", front.store_after * 2 + front.linger_timeout + EXIT_GRACE);

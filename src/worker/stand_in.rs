@@ -79,7 +79,7 @@ pub(crate) async fn run(config: &Config, id: &WorkerId) -> Result<(), ServeError
 /// # Errors
 /// See [`ServeError`].
 pub(crate) async fn hold_back(config: &Config, id: &WorkerId) -> Result<(), ServeError> {
-    if !backoff::is_run_by_systemd() {
+    if !backoff::is_started_by_systemd() {
         return Ok(()); // the watchdog delays the start
     }
     let Ok(ipc) = ipc::open(config, id) else { return Ok(()) }; // its start will show the error

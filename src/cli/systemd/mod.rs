@@ -4,6 +4,7 @@ mod generate;
 mod main_process;
 mod publish;
 mod reload;
+mod restore;
 mod start_stop;
 mod systemctl;
 mod upgrade;
@@ -13,6 +14,7 @@ use std::path::{Path, PathBuf};
 use clap::Subcommand;
 
 use super::error::CommandError;
+use crate::ids::WorkerId;
 pub(super) use publish::refusals;
 
 #[derive(Clone, Debug, Subcommand)]
@@ -42,6 +44,12 @@ pub(super) enum SystemdCommand {
         /// Name of the unit
         unit: String,
     },
+    /// Before the start of a worker: create its segment and doorbells again if their files were removed
+    Restore {
+        /// The worker
+        #[arg(value_name = "POOL-N")]
+        worker: WorkerId,
+    },
     /// After an upgrade of the package: restart the running units, one after the other
     Upgrade,
 }
@@ -54,6 +62,7 @@ pub(super) fn run(path: Option<&Path>, command: &SystemdCommand) -> Result<(), C
         SystemdCommand::Stop => start_stop::stop(),
         SystemdCommand::Drain { unit } => main_process::drain(unit.as_deref()),
         SystemdCommand::PostStop { unit } => main_process::post_stop(unit),
+        SystemdCommand::Restore { worker } => restore::run(path, worker),
         SystemdCommand::Upgrade => upgrade::run(),
     }
 }

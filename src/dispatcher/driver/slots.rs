@@ -7,14 +7,16 @@ use std::time::Duration;
 use super::Driver;
 use crate::config::{self, Config};
 use crate::dispatcher::error::DispatcherError;
+use crate::dispatcher::fdstore::{self, StoredFd};
 use crate::dispatcher::pool_slots::{PoolSlots, WorkerSlot};
+use crate::dispatcher::probe;
 use crate::exchange::{DispatcherSide, Incarnation, SpinBudget};
 use crate::handoff::HandoffSender;
 use crate::ids::{PoolName, Token, WorkerId, WorkerNumber};
 use crate::ipc::{self, WorkerIpc, WorkerObject};
 use crate::pool::{Pool, PoolLimits};
 use crate::shm::{SegmentIdentity, SegmentRole};
-use crate::{clock, doorbell, log, sys};
+use crate::{clock, doorbell, held_file, log, sys};
 
 /// The interval between two looks for objects whose names were removed: a system call for each worker.
 const NAMES_CHECK_INTERVAL: Duration = Duration::from_secs(1);
@@ -121,12 +123,50 @@ impl Driver {
         }
         self.names_checked.set(now);
         let config = self.config.borrow().clone();
+        if self.is_unit && config.set.runtime_dir.exists() && !probe::path(&config).exists() {
+            self.probe_missing.notify_one();
+        }
         let pools = self.pools.borrow().len();
         for index in 0..pools {
+            if self.is_unit {
+                self.store_lost_objects(index);
+            }
             let is_lost = |slot: &Option<WorkerSlot>| slot.as_ref().is_none_or(|slot| slot.segment.is_unlinked());
             let any_lost = self.pools.borrow()[index].slots.iter().any(is_lost);
             if any_lost && let Err(error) = self.open_missing_slots(index, &config) {
                 tracing::error!(event = %log::Event::FilesLost, "cannot open new segments: {error}; trying again");
+            }
+        }
+    }
+
+    /// Gives segments and doorbells whose names were removed to systemd, which passes them to the next dispatcher. Each is
+    /// opened once more: the lock on the segment must end with this process.
+    fn store_lost_objects(&self, index: usize) {
+        let pool = &mut self.pools.borrow_mut()[index];
+        let name = pool.config.name.clone();
+        for (slot, number) in pool.slots.iter_mut().zip(WorkerNumber::up_to(u16::MAX)) {
+            let Some(slot) = slot.as_mut().filter(|slot| slot.stored.is_empty() && slot.has_lost_names()) else {
+                continue;
+            };
+            let id = WorkerId { pool: name.clone(), number };
+            let opened = (|| {
+                Ok::<_, std::io::Error>([
+                    held_file::reopen(&slot.segment)?,
+                    held_file::reopen(&slot.doorbell)?,
+                    held_file::reopen(slot.own_doorbell.get_ref())?,
+                ])
+            })();
+            match opened {
+                Ok(opened) => {
+                    tracing::warn!(worker = %id, event = %log::Event::FilesLost, "the segment or doorbells of worker {id} \
+                        were removed from outside: requests continue, and the next dispatcher gets them from systemd");
+                    slot.stored = stored_objects(&id).collect();
+                    for (fd, entry) in opened.into_iter().zip(&slot.stored) {
+                        fdstore::store_object(fd, entry.0.clone());
+                    }
+                }
+                Err(error) => tracing::error!(worker = %id, event = %log::Event::FilesLost,
+                    "cannot open the objects of worker {id} once more: {error}; trying again"),
             }
         }
     }
@@ -156,8 +196,14 @@ impl Driver {
             None if undamaged => self.recover_connection(&side),
             _ => side.discard_inherited(),
         }
-        let readiness =
+        let own_doorbell =
             sys::when_readable(to_dispatcher.into()).map_err(|e| DispatcherError::System("a doorbell", e))?;
+        let own_doorbell = Rc::new(own_doorbell);
+        let readiness = own_doorbell.clone();
+        let mut stored: Vec<_> = passed.iter().flat_map(|_| stored_objects(id)).collect();
+        if !segment.is_unlinked() {
+            stored.clear(); // the worker has new objects: removes the old ones from the store
+        }
         let (driver, n) = (Rc::downgrade(self), id.number);
         let doorbell_task = tokio::task::spawn_local(async move {
             while let Ok(mut ready) = readiness.readable().await {
@@ -182,7 +228,9 @@ impl Driver {
             ),
             lent: None,
             token: Token::new(0),
+            own_doorbell,
             doorbell_task: doorbell_task.abort_handle(),
+            stored,
         })
     }
 
@@ -200,6 +248,12 @@ impl Driver {
             pool.slots.truncate(pool.table.workers().len());
         }
     }
+}
+
+/// The names of a worker's objects in the descriptor store.
+fn stored_objects(id: &WorkerId) -> impl Iterator<Item = StoredFd> {
+    let objects = [WorkerObject::Segment, WorkerObject::ToWorker, WorkerObject::ToDispatcher];
+    objects.into_iter().map(|object| StoredFd(object.descriptor_name(id)))
 }
 
 fn limits(pool: &config::PoolConfig, config: &Config) -> PoolLimits {

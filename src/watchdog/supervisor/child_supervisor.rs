@@ -10,14 +10,14 @@ use tokio::sync::mpsc;
 use tokio::time::sleep;
 
 use super::children::Children;
-use super::repair::SetFiles;
+use super::set_files::SetFiles;
 use crate::config::{Config, Loaded, Origin};
 use crate::ids::{Monotonic, ProcessId, WorkerId};
 use crate::ipc::SetLock;
 use crate::procfs;
 use crate::sd_watchdog::WatchdogTicker;
 use crate::signals::STOP_DEBOUNCE;
-use crate::watchdog::admin::{AdminServer, SetSnapshot};
+use crate::watchdog::admin::AdminServer;
 use crate::watchdog::applied_config::{self, drain_timeouts, plan_limits};
 use crate::watchdog::config_reader::ConfigReader;
 use crate::watchdog::error::{WatchdogError, system};
@@ -32,7 +32,7 @@ use crate::watchdog::restart_stats::{RestartCause, RestartStats};
 use crate::watchdog::set_signals::SetSignals;
 use crate::watchdog::slot_observer::SlotObserver;
 use crate::watchdog::sockets::SetSockets;
-use crate::watchdog::state::{self, StateWriter};
+use crate::watchdog::state::StateWriter;
 use crate::watchdog::worker_endpoints::{SegmentNames, WorkerEndpoints};
 use crate::{backoff, clock, descriptors, ipc, log};
 
@@ -47,7 +47,7 @@ pub(crate) struct ChildSupervisor {
     pub runtime_dir: PathBuf,
     /// Different for any two sets that used the same directory: the time since boot at the start.
     pub set_epoch: u64,
-    own_id: ProcessId,
+    pub own_id: ProcessId,
     pub plan: Plan,
     pub children: Children,
     /// Children that can be reaped.
@@ -61,7 +61,7 @@ pub(crate) struct ChildSupervisor {
     pub prober: Prober,
     slot_observer: SlotObserver,
     pub restart_stats: RestartStats,
-    admin: AdminServer,
+    pub admin: AdminServer,
     evidence: EvidenceRecorder,
     pub state_writer: StateWriter,
     /// The segments that this set has created. The files that name them may be removed by others.
@@ -340,43 +340,6 @@ impl ChildSupervisor {
             && let Some((short, _)) = cause.split_once(": ")
         {
             *cause = format!("{short}, as before");
-        }
-    }
-
-    pub(super) fn write_state(&mut self) {
-        let listeners = self.sockets.listeners.iter().map(|socket| socket.address.to_string()).collect();
-        let mut state = state::saved_state(&self.plan, &self.config.set.name, self.own_id, listeners);
-        state.problems = self.files.problems().to_vec();
-        for id in self.files.lost() {
-            let endpoints = self.endpoints.get(id);
-            if let (Some(part), Some(endpoints)) = (state.workers.get_mut(&id.to_string()), endpoints) {
-                part.segment_fd = Some(endpoints.objects.segment_fd());
-            }
-        }
-        let dir = self.files.lock.is_in_place(&self.runtime_dir).then_some(&*self.runtime_dir);
-        self.state_writer.write_if_changed(state, dir);
-    }
-
-    /// Serves on the admin sockets of the configuration in force.
-    pub(crate) fn serve_admin(&mut self) -> Result<(), WatchdogError> {
-        self.publish_snapshot(clock::now());
-        let served = self.sockets.clone_admin().and_then(|sockets| self.admin.serve(sockets));
-        if let Some(socket) = &self.sockets.admin_tcp {
-            tracing::info!("metrics of the set: curl http://{}/metrics", socket.address);
-        }
-        served.map_err(system("admin.sock"))
-    }
-
-    fn publish_snapshot(&self, now: Monotonic) {
-        let Some(state) = self.state_writer.last() else { return };
-        self.admin.publish(SetSnapshot::new(now, &self.config, state, &self.prober, &self.restart_stats));
-    }
-
-    /// Warns of keys that only systemd can apply, and of what is valid and may surprise.
-    pub(crate) fn log_config_warnings(&self) {
-        let unsupported = self.config.pools.iter().filter_map(|pool| pool.unsupported_by_run());
-        for warning in unsupported.chain(self.config.warnings()) {
-            tracing::warn!("{warning}");
         }
     }
 }

@@ -53,6 +53,17 @@ fn a_frozen_dispatcher_is_replaced_and_the_workers_are_not() {
 }
 
 #[test]
+fn a_probe_that_cannot_be_sent_is_no_silence() {
+    let mut scenario = Scenario::up();
+    for second in 0..10 {
+        scenario.expect(1000 * second + 100, PlanEvent::ProbeSent, &[]);
+        scenario.expect(1000 * second + 101, PlanEvent::ProbeNotSent, &[]);
+        scenario.expect(1000 * second + 1000, PlanEvent::Tick, &[]);
+    }
+    assert_eq!(scenario.plan.deadline(), None);
+}
+
+#[test]
 fn a_part_that_is_not_ready_in_time_is_killed() {
     let mut scenario = Scenario::starting();
     scenario.expect(0, PlanEvent::Started(Part::Dispatcher, 1), &[]);

@@ -1,0 +1,117 @@
+//! What the watchdog of `patou run` knows of the set's files: the lock, events, what is missing, and what the running
+//! dispatcher has yet to receive.
+
+use std::collections::BTreeSet;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::rc::Rc;
+use std::time::Duration;
+
+use crate::ids::{Monotonic, WorkerId};
+use crate::ipc::SetLock;
+use crate::watchdog::file_watch::FileWatch;
+use crate::watchdog::sockets::ListeningSocket;
+use crate::{clock, handoff};
+
+/// How often the files are inspected without an event. Costs no wake-up: the watchdog is awake for a probe.
+const RESCAN: Duration = Duration::from_secs(2);
+/// The files are inspected when no event has come for this time: a removal of many files is not over yet, and would fail
+/// if some of them came back meanwhile. At the latest after [`EVENTS_MAX`].
+const QUIET: Duration = Duration::from_millis(100);
+const EVENTS_MAX: Duration = Duration::from_secs(1);
+/// After so many reports a dispatcher has accepted what was queued in a socket that it knew to be replaced.
+const REPORTS_UNTIL_EMPTY: u32 = 2;
+
+/// What the watchdog of `patou run` knows of the set's files.
+pub(crate) struct SetFiles {
+    pub lock: Rc<SetLock>,
+    pub(super) watch: FileWatch,
+    /// The first and the last event since the last inspection.
+    pub(super) events: Option<(Monotonic, Monotonic)>,
+    pub(super) inspected_at: Monotonic,
+    /// What is missing and cannot be restored now, for operators.
+    pub(super) problems: Vec<String>,
+    pub(super) lost: BTreeSet<WorkerId>,
+    /// To the running dispatcher, which receives listening sockets over it.
+    pub(super) channel: Option<OwnedFd>,
+    /// The sockets that it has not received yet.
+    pub(super) unsent: BTreeSet<String>,
+    /// Replaced listening sockets by the index of their listener, in whose queues clients may still wait, and the
+    /// reports received since.
+    retired: Vec<(usize, ListeningSocket, u32)>,
+    /// READY=1 of a part may have been lost with the notify socket.
+    pub(super) may_miss_ready: bool,
+}
+
+impl SetFiles {
+    pub(super) fn new(lock: Rc<SetLock>) -> Self {
+        Self {
+            lock,
+            watch: FileWatch::new(),
+            events: None,
+            inspected_at: clock::now(),
+            problems: Vec::new(),
+            lost: BTreeSet::new(),
+            channel: None,
+            unsent: BTreeSet::new(),
+            retired: Vec::new(),
+            may_miss_ready: false,
+        }
+    }
+
+    /// What is missing and cannot be restored now.
+    pub(super) fn problems(&self) -> &[String] {
+        &self.problems
+    }
+
+    /// The workers that use objects without names.
+    pub(super) fn lost(&self) -> &BTreeSet<WorkerId> {
+        &self.lost
+    }
+
+    /// When an inspection is due, if an event has asked for one.
+    pub(super) fn due_at(&self) -> Option<Monotonic> {
+        self.events.map(|(first, last)| (last + QUIET).min(first + EVENTS_MAX))
+    }
+
+    pub(super) fn is_due(&self, now: Monotonic) -> bool {
+        self.due_at().map_or_else(|| now.since(self.inspected_at) >= RESCAN, |at| at <= now)
+    }
+
+    /// Waits for an event. Cancel-safe.
+    pub(super) async fn changed(&self) {
+        self.watch.changed().await;
+    }
+
+    /// Has the files inspected soon.
+    pub(super) fn schedule(&mut self, now: Monotonic) {
+        self.events = Some((self.events.map_or(now, |(first, _)| first), now));
+    }
+
+    /// A new dispatcher receives everything when it starts; returns its end of the channel.
+    pub(super) fn open_channel(&mut self) -> io::Result<OwnedFd> {
+        let (own, peer) = handoff::listener_channel()?;
+        self.channel = Some(own);
+        self.unsent.clear();
+        Ok(peer)
+    }
+
+    /// The replaced listening sockets, each with the index of its listener.
+    pub(super) fn retired(&self) -> impl Iterator<Item = (usize, &ListeningSocket)> {
+        self.retired.iter().map(|(index, socket, _)| (*index, socket))
+    }
+
+    /// The dispatcher has reported, so it has run since it received the sockets.
+    pub(super) fn on_report(&mut self) {
+        if self.unsent.is_empty() {
+            self.retired.iter_mut().for_each(|(.., reports)| *reports += 1);
+            self.retired.retain(|(.., reports)| *reports <= REPORTS_UNTIL_EMPTY);
+        }
+    }
+
+    /// Replaces a listening socket whose file was removed: its queue is emptied, and it accepts no more.
+    pub(super) fn retire(&mut self, index: usize, socket: ListeningSocket) {
+        socket.retire();
+        self.retired.push((index, socket, 0));
+    }
+}

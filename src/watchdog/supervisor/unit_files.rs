@@ -1,0 +1,46 @@
+//! Files of a set of units that were removed from outside, each with what creates it again.
+
+use std::io;
+use std::path::Path;
+
+use crate::config::{Config, ListenAddress};
+use crate::watchdog::plan::Part;
+use crate::{ipc, units};
+
+/// What is missing, without the sockets of parts that do not run: systemd stops these too. A path that this process may
+/// not look at is not missing.
+pub(super) fn missing_files(config: &Config, runs: impl Fn(&Part) -> bool) -> Vec<String> {
+    let is_missing =
+        |path: &Path| std::fs::symlink_metadata(path).is_err_and(|error| error.kind() == io::ErrorKind::NotFound);
+    let dir = &config.set.runtime_dir;
+    if is_missing(dir) {
+        return vec![format!(
+            "{} was removed: requests continue, and the next start of a worker creates it again; its sockets return with \
+             systemctl restart patou",
+            dir.display()
+        )];
+    }
+    let mut found = Vec::new();
+    let mut note = |path: &Path, remedy: String| {
+        if is_missing(path) {
+            found.push(format!("{} was removed: {remedy}", path.display()));
+        }
+    };
+    let restart = |socket: &str, service: &str| format!("systemctl restart {socket} {service} creates it again");
+    note(&dir.join("admin.sock"), restart(units::ADMIN, units::WATCHDOG));
+    if runs(&Part::Dispatcher) {
+        note(&dir.join("probe.sock"), "the dispatcher binds it again".to_owned());
+        for (index, listener) in config.listeners.iter().enumerate() {
+            if let ListenAddress::Unix(path) = &listener.address {
+                note(path, restart(&units::listener_socket(index), units::DISPATCHER));
+            }
+        }
+    }
+    for id in config.workers().filter(|id| runs(&Part::Worker(id.clone()))) {
+        let next_start = || "the worker continues without it, and its next start creates it again".to_owned();
+        let socket = restart(&units::worker_socket(&id), &units::worker_service(&id));
+        note(&ipc::handoff_path(dir, &id), socket);
+        ipc::object_paths(dir, &id).iter().for_each(|path| note(path, next_start()));
+    }
+    found
+}
