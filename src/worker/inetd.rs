@@ -8,6 +8,7 @@ use nix::sys::socket::{Shutdown, shutdown};
 use tokio::time::sleep_until;
 
 use super::claim::ClaimedConnection;
+use super::service::log_failure;
 use super::state::WorkerState;
 use crate::clock;
 use crate::log::Event;
@@ -56,7 +57,7 @@ pub(super) async fn serve(state: &Arc<WorkerState>, connection: ClaimedConnectio
             false
         }
         Some(Ok(Some(Err(failure)))) => {
-            state.log_failure(lease, &failure);
+            log_failure(state, lease, &failure);
             false
         }
         Some(Ok(None)) => false,

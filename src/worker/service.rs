@@ -162,7 +162,7 @@ impl<S: HandlerService> RequestRunner<S> {
             if let Some(builtin) = &state.builtin {
                 builtin.kill_request_processes().await;
             }
-            state.log_failure(active.lease, failure);
+            log_failure(state, active.lease, failure);
             transaction.fail();
         }
         if !transaction.is_responding() && !state.slot.respond(active.lease) {
@@ -249,4 +249,14 @@ fn failure_response(failure: &RequestFailure) -> Response<Body> {
 /// The whole response.
 pub(super) fn problem_response(problem: &ProblemResponse) -> Response<Body> {
     problem.response().map(|body: Full<Bytes>| Body::new(body.map_err(|never| match never {})))
+}
+
+/// Logs why a request failed.
+pub(super) fn log_failure(state: &WorkerState, lease: LeaseId, failure: &RequestFailure) {
+    let event = match failure.status {
+        StatusCode::GATEWAY_TIMEOUT => Event::RequestDeadline,
+        _ => Event::RequestFailed,
+    };
+    tracing::warn!(worker = %state.id, %lease, epoch = %state.slot.epoch(),
+        status = failure.status.as_u16(), %event, "request failed: {failure}");
 }

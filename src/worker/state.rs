@@ -5,12 +5,11 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use http::StatusCode;
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use tokio::sync::{Notify, OwnedRwLockReadGuard, RwLock, mpsc};
 
 use super::error::{ServeError, system};
-use super::handler::{BuiltinHandler, RequestFailure};
+use super::handler::BuiltinHandler;
 use super::recycle::{ReachedLimit, RecycleLimits};
 use super::task_ping::TaskPing;
 use super::turn::HandlerPermit;
@@ -401,15 +400,5 @@ impl WorkerState {
     /// Whether it serves connections and no requests.
     pub(super) fn is_inetd(&self) -> bool {
         matches!(self.builtin, Some(BuiltinHandler::Inetd(_)))
-    }
-
-    /// Logs why a request failed.
-    pub(super) fn log_failure(&self, lease: LeaseId, failure: &RequestFailure) {
-        let event = match failure.status {
-            StatusCode::GATEWAY_TIMEOUT => Event::RequestDeadline,
-            _ => Event::RequestFailed,
-        };
-        tracing::warn!(worker = %self.id, %lease, epoch = %self.slot.epoch(),
-            status = failure.status.as_u16(), %event, "request failed: {failure}");
     }
 }

@@ -34,7 +34,7 @@ use crate::watchdog::slot_observer::SlotObserver;
 use crate::watchdog::sockets::SetSockets;
 use crate::watchdog::state::StateWriter;
 use crate::watchdog::worker_endpoints::{SegmentNames, WorkerEndpoints};
-use crate::{backoff, clock, descriptors, ipc, log};
+use crate::{backoff, clock, descriptors, log};
 
 /// More messages than the queue of a datagram socket holds (net.unix.max_dgram_qlen).
 const NOTIFY_QUEUE: usize = 1024;
@@ -320,18 +320,6 @@ impl ChildSupervisor {
             PlanAction::Finish => self.is_finished = true,
         }
         None
-    }
-
-    fn remove_worker(&mut self, id: &WorkerId) {
-        self.sockets.workers.remove(id);
-        self.endpoints.remove(id);
-        let segment = self.segments.borrow_mut().remove(id);
-        let removed = ipc::retire_worker(&self.runtime_dir, id);
-        if let Err(error) = removed.and(segment.map_or(Ok(()), |name| ipc::remove_segment(&name))) {
-            tracing::error!(worker = %id, event = %log::Event::RuntimeDirError,
-                "cannot remove the segment and doorbells of worker {id}: {error}");
-        }
-        tracing::info!(worker = %id, event = %log::Event::WorkerRemoved, "worker {id} was removed from the set");
     }
 
     /// A cause that repeats is logged without its details.

@@ -1,4 +1,5 @@
-//! The start of a part as a child process: with its sockets, its resource limits, and the stored connections.
+//! The start of a part as a child process: with its sockets, its resource limits, and the stored connections. And the
+//! removal of a worker's sockets and objects.
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
@@ -7,9 +8,10 @@ use std::sync::Arc;
 use super::child_supervisor::ChildSupervisor;
 use super::children::ChildSetup;
 use crate::config::ProcessLimits;
+use crate::ids::WorkerId;
 use crate::watchdog::plan::{Part, PlanEvent};
 use crate::watchdog::restart_stats::RestartCause;
-use crate::{clock, descriptors};
+use crate::{clock, descriptors, ipc, log};
 
 impl ChildSupervisor {
     /// Starts a part and returns the result as an event.
@@ -85,5 +87,18 @@ impl ChildSupervisor {
                 Ok(sockets)
             }
         }
+    }
+
+    /// Removes what outlives the incarnations of a worker that has left the set.
+    pub(super) fn remove_worker(&mut self, id: &WorkerId) {
+        self.sockets.workers.remove(id);
+        self.endpoints.remove(id);
+        let segment = self.segments.borrow_mut().remove(id);
+        let removed = ipc::retire_worker(&self.runtime_dir, id);
+        if let Err(error) = removed.and(segment.map_or(Ok(()), |name| ipc::remove_segment(&name))) {
+            tracing::error!(worker = %id, event = %log::Event::RuntimeDirError,
+                "cannot remove the segment and doorbells of worker {id}: {error}");
+        }
+        tracing::info!(worker = %id, event = %log::Event::WorkerRemoved, "worker {id} was removed from the set");
     }
 }

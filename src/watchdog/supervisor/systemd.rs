@@ -7,7 +7,6 @@ use std::collections::{BTreeMap, VecDeque};
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Duration;
 
 use sd_notify::NotifyState;
 use tokio::io::AsyncReadExt;
@@ -15,7 +14,7 @@ use tokio::time::sleep;
 
 use super::cgroup::UnitCgroups;
 use super::systemctl::{UnitQueries, UnitReport};
-use super::unit_files::missing_files;
+use super::unit_files::UnitFiles;
 use super::unit_processes::UnitProcesses;
 use crate::config::{Config, Loaded, Origin};
 use crate::ids::{Monotonic, ProcessId};
@@ -36,9 +35,6 @@ use crate::watchdog::restart_stats::{RestartCause, RestartStats};
 use crate::watchdog::state::{StateWriter, saved_state};
 use crate::{clock, log, procfs, sys};
 
-/// How often the files of the set are looked for.
-const FILES_CHECK_INTERVAL: Duration = Duration::from_secs(2);
-
 /// A set of units and what is known of it.
 pub(crate) struct UnitSupervisor {
     config: Arc<Config>,
@@ -57,9 +53,7 @@ pub(crate) struct UnitSupervisor {
     /// Where the state file is written for `patou status`.
     state_dir: PathBuf,
     state_writer: StateWriter,
-    /// The files that were removed from outside, as of the last look.
-    missing: Vec<String>,
-    files_checked: Monotonic,
+    files: UnitFiles,
     /// The last `STATUS=` sent to systemd.
     status: String,
     own_id: ProcessId,
@@ -95,8 +89,7 @@ impl UnitSupervisor {
             evidence: EvidenceRecorder::default(),
             state_dir,
             state_writer: StateWriter::default(),
-            missing: Vec::new(),
-            files_checked: now,
+            files: UnitFiles::new(now),
             status: String::new(),
             own_id: procfs::this_process(),
             config: Arc::new(config),
@@ -151,7 +144,7 @@ impl UnitSupervisor {
             if next_probe <= now {
                 next_probe = now + self.config.watchdog.probe_interval;
                 self.find_processes();
-                self.check_files(now);
+                self.files.check(now, &self.config, |part| self.processes.pid(part).is_some());
                 if self.prober.send_probe(prober::failed_pools(&self.plan)) {
                     self.handle(now, PlanEvent::ProbeSent);
                 }
@@ -306,21 +299,6 @@ impl UnitSupervisor {
         }
     }
 
-    /// Looks for files that were removed from outside. Costs no wake-up: the watchdog is awake for a probe.
-    fn check_files(&mut self, now: Monotonic) {
-        if now.since(self.files_checked) < FILES_CHECK_INTERVAL {
-            return;
-        }
-        self.files_checked = now;
-        let had = std::mem::replace(
-            &mut self.missing,
-            missing_files(&self.config, |part| self.processes.pid(part).is_some()),
-        );
-        for problem in self.missing.iter().filter(|problem| !had.contains(problem)) {
-            tracing::warn!(event = %log::Event::FilesLost, "{problem}");
-        }
-    }
-
     fn publish_snapshot(&mut self, now: Monotonic) -> Result<(), WatchdogError> {
         let Some(state) = self.state_writer.last() else { return Ok(()) };
         self.admin.publish(SetSnapshot::new(now, &self.config, state, &self.prober, &self.restart_stats));
@@ -334,7 +312,7 @@ impl UnitSupervisor {
     fn write_state(&mut self) {
         let listeners = self.config.listeners.iter().map(|listener| listener.address.to_string()).collect();
         let mut state = saved_state(&self.plan, &self.config.set.name, self.own_id, listeners);
-        state.problems = self.missing.clone();
+        state.problems = self.files.missing().to_vec();
         let Some(state) = self.state_writer.write_if_changed(state, Some(&self.state_dir)) else { return };
         let up = state.workers.values().filter(|part| part.state == "up").count();
         let status = format!("dispatcher {}, {up} of {} workers up", state.dispatcher.state, state.workers.len());

@@ -2,14 +2,48 @@
 
 use std::io;
 use std::path::Path;
+use std::time::Duration;
 
 use crate::config::{Config, ListenAddress};
+use crate::ids::Monotonic;
 use crate::watchdog::plan::Part;
-use crate::{ipc, units};
+use crate::{ipc, log, units};
+
+/// How often the files are looked for.
+const CHECK_INTERVAL: Duration = Duration::from_secs(2);
+
+/// The files that were removed, as of the last look.
+pub(super) struct UnitFiles {
+    missing: Vec<String>,
+    checked: Monotonic,
+}
+
+impl UnitFiles {
+    pub(super) fn new(now: Monotonic) -> Self {
+        Self { missing: Vec::new(), checked: now }
+    }
+
+    /// What is missing, each with its remedy.
+    pub(super) fn missing(&self) -> &[String] {
+        &self.missing
+    }
+
+    /// Looks for files that were removed, and logs them. Costs no wake-up: the watchdog is awake for a probe.
+    pub(super) fn check(&mut self, now: Monotonic, config: &Config, runs: impl Fn(&Part) -> bool) {
+        if now.since(self.checked) < CHECK_INTERVAL {
+            return;
+        }
+        self.checked = now;
+        let had = std::mem::replace(&mut self.missing, missing_files(config, runs));
+        for problem in self.missing.iter().filter(|problem| !had.contains(problem)) {
+            tracing::warn!(event = %log::Event::FilesLost, "{problem}");
+        }
+    }
+}
 
 /// What is missing, without the sockets of parts that do not run: systemd stops these too. A path that this process may
 /// not look at is not missing.
-pub(super) fn missing_files(config: &Config, runs: impl Fn(&Part) -> bool) -> Vec<String> {
+fn missing_files(config: &Config, runs: impl Fn(&Part) -> bool) -> Vec<String> {
     let is_missing =
         |path: &Path| std::fs::symlink_metadata(path).is_err_and(|error| error.kind() == io::ErrorKind::NotFound);
     let dir = &config.set.runtime_dir;
