@@ -133,7 +133,8 @@ proptest! {
             let lines = text.matches('\n').count() + 1;
             prop_assert!(!faults.0.is_empty());
             prop_assert!(faults.0.iter().all(|fault| (1..=lines).contains(&fault.line)), "{}", faults);
-            prop_assert_eq!(faults.to_string().matches('\n').count() + 1, faults.0.len());
+            // One line per fault; beyond 20 faults one line counts the others.
+            prop_assert_eq!(faults.to_string().matches('\n').count() + 1, faults.0.len().min(21));
         }
     }
 }
