@@ -52,10 +52,17 @@ fn wait_until_idle(set: &TestSet) -> Vec<Value> {
     workers(&set.wait_for("all workers are idle", idle))
 }
 
+/// The length of the time at the start of a line of the log.
+const TIME_LENGTH: usize = "00:00:00.000".len();
+
 /// Checks in the log that a worker starts to recycle only when the previous one is ready again.
 fn assert_recycled_one_at_a_time(set: &TestSet) {
     let mut recycling = None;
-    for line in set.log().lines().skip_while(|line| !line.contains(" recycling ")) {
+    let log = set.log();
+    // By time: each process writes its lines in a thread, when it is scheduled.
+    let mut lines: Vec<_> = log.lines().collect();
+    lines.sort_by_key(|line| (line.get(..TIME_LENGTH), line.contains(" recycling ")));
+    for line in lines.into_iter().skip_while(|line| !line.contains(" recycling ")) {
         let Some((_, worker)) = line.split_once("worker=") else { continue };
         let worker = worker.split(' ').next().unwrap().to_owned();
         if line.contains(" recycling ") {

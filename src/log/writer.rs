@@ -12,6 +12,7 @@ use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::Duration;
 
 use nix::errno::Errno;
+use nix::libc::PIPE_BUF;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::SigSet;
 use nix::unistd::write;
@@ -180,12 +181,31 @@ impl LogWriter {
 
     /// Waits until all records are written, but not for a reader that does not read.
     pub(super) fn flush(&self) {
+        if lock(&self.queue).thread == WriterThread::NotStarted {
+            return self.write_without_thread();
+        }
         let is_busy = |queue: &mut LogQueue| match queue.thread {
             WriterThread::NotStarted => false,
             WriterThread::Waiting => !queue.records.is_empty(),
             WriterThread::Writing => true,
         };
         drop(self.emptied.wait_timeout_while(lock(&self.queue), FLUSH_TIMEOUT, is_busy));
+    }
+
+    /// Where no thread can be started, writes the records to stderr as long as that does not block. (A pipe that is ready
+    /// for writing takes [`PIPE_BUF`] bytes, pipe(7).)
+    fn write_without_thread(&self) {
+        let LogOutput::Stderr(_) = self.output else { return };
+        let stderr = io::stderr();
+        let timeout = PollTimeout::try_from(FLUSH_TIMEOUT).unwrap_or(PollTimeout::ZERO);
+        while let Some(record) = lock(&self.queue).records.pop_front() {
+            for bytes in record.chunks(PIPE_BUF) {
+                let ready = poll(&mut [PollFd::new(stderr.as_fd(), PollFlags::POLLOUT)], timeout);
+                if ready != Ok(1) || write_all(&stderr, bytes).is_err() {
+                    return;
+                }
+            }
+        }
     }
 }
 
