@@ -41,7 +41,8 @@ pub(super) struct Driver {
     process: ProcessId,
     /// In force since the last reload.
     config: RefCell<Rc<Config>>,
-    passed: BTreeMap<WorkerId, PassedObjects>,
+    /// Objects that the supervisor passed because their names were removed, of slots that are not open yet.
+    passed: RefCell<BTreeMap<WorkerId, PassedObjects>>,
     /// Whether systemd has started this process.
     is_unit: bool,
     /// The workers whose objects cannot be opened.
@@ -99,7 +100,7 @@ impl Driver {
             epoch,
             process: procfs::this_process(),
             config: RefCell::new(Rc::new(config.clone())),
-            passed,
+            passed: RefCell::new(passed),
             is_unit: backoff::is_started_by_systemd(),
             unopened: RefCell::default(),
             names_checked: Cell::new(clock::now()),

@@ -99,6 +99,7 @@ impl Driver {
                 Ok(slot) => {
                     self.pools.borrow_mut()[index].slots[number.index()] = Some(slot);
                     self.unopened.borrow_mut().remove(&id);
+                    self.passed.borrow_mut().remove(&id); // the slot has opened them once more
                     self.read_slot(index, number);
                 }
                 Err(DispatcherError::Ipc(error)) => {
@@ -179,7 +180,8 @@ impl Driver {
         index: usize,
         drained: Option<bool>,
     ) -> Result<WorkerSlot, DispatcherError> {
-        let passed = self.passed.get(id);
+        let passed = self.passed.borrow();
+        let passed = passed.get(id);
         let return_port = self.pools.borrow()[index].return_port;
         let WorkerIpc { segment, to_worker, to_dispatcher } = ipc::open_unchecked(config, id, passed)?;
         let undamaged = segment.damage().is_none();
