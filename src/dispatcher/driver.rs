@@ -43,6 +43,8 @@ pub(super) struct Driver {
     config: RefCell<Rc<Config>>,
     /// Objects that the supervisor passed because their names were removed, of slots that are not open yet.
     passed: RefCell<BTreeMap<WorkerId, PassedObjects>>,
+    /// New objects of workers of which some have not arrived yet.
+    arriving: RefCell<BTreeMap<WorkerId, PassedObjects>>,
     /// Whether systemd has started this process.
     is_unit: bool,
     /// The workers whose objects cannot be opened.
@@ -101,6 +103,7 @@ impl Driver {
             process: procfs::this_process(),
             config: RefCell::new(Rc::new(config.clone())),
             passed: RefCell::new(passed),
+            arriving: RefCell::default(),
             is_unit: backoff::is_started_by_systemd(),
             unopened: RefCell::default(),
             names_checked: Cell::new(clock::now()),

@@ -1,5 +1,6 @@
 //! Opens and closes pools and slots, at the start and at each reload.
 
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
 use std::rc::Rc;
 use std::time::Duration;
@@ -13,9 +14,9 @@ use crate::dispatcher::probe;
 use crate::exchange::{DispatcherSide, Incarnation, SpinBudget};
 use crate::handoff::HandoffSender;
 use crate::ids::{PoolName, Token, WorkerId, WorkerNumber};
-use crate::ipc::{self, WorkerIpc, WorkerObject};
+use crate::ipc::{self, PassedObjects, WorkerIpc, WorkerObject};
 use crate::pool::{Pool, PoolLimits};
-use crate::shm::{SegmentIdentity, SegmentRole};
+use crate::shm::{Segment, SegmentIdentity, SegmentRole};
 use crate::{clock, doorbell, held_file, log, sys};
 
 /// The interval between two looks for objects whose names were removed: a system call for each worker.
@@ -84,7 +85,9 @@ impl Driver {
             let mut drained = None;
             if let Some(held) = held {
                 let current = ipc::segment_name(&config.set.runtime_dir, &id);
-                if current.is_ok_and(|name| name == held.name()) || ipc::open_unchecked(config, &id, None).is_err() {
+                let is_current = current.is_ok_and(|name| name == held.name());
+                let is_passed = self.has_passed_another(&id, &held);
+                if is_current || !is_passed && ipc::open_unchecked(config, &id, None).is_err() {
                     continue;
                 }
                 // What the old slot contains is settled there; its incarnation has ended.
@@ -113,6 +116,33 @@ impl Driver {
             }
         }
         Ok(())
+    }
+
+    /// Whether the supervisor has passed another segment than the slot's. Objects of the slot itself are closed.
+    fn has_passed_another(&self, id: &WorkerId, held: &Segment) -> bool {
+        let mut passed = self.passed.borrow_mut();
+        if passed.get(id).is_some_and(|passed| passed.has_segment(held.as_fd())) {
+            passed.remove(id);
+        }
+        passed.contains_key(id)
+    }
+
+    /// Takes an object of a worker that has new ones, and opens its slot with the last of them: their names may have been
+    /// removed again.
+    pub(crate) fn receive_object(self: &Rc<Self>, name: &str, fd: OwnedFd) -> Result<(), DispatcherError> {
+        let complete = {
+            let mut arriving = self.arriving.borrow_mut();
+            PassedObjects::collect(&mut arriving, name, fd);
+            let is_complete = |passed: &PassedObjects| passed.path(WorkerObject::Handoff).is_some();
+            let id = arriving.iter().find_map(|(id, passed)| is_complete(passed).then(|| id.clone()));
+            id.and_then(|id| arriving.remove_entry(&id))
+        };
+        let Some((id, passed)) = complete else { return Ok(()) };
+        let index = self.pool_index(&id.pool).filter(|_| self.has_worker(&id));
+        let Some(index) = index else { return Ok(()) };
+        self.passed.borrow_mut().insert(id, passed);
+        let config = self.config.borrow().clone();
+        self.open_missing_slots(index, &config)
     }
 
     /// Looks for workers that have new objects, because the names of the old ones were removed. Once per
