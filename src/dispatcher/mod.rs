@@ -125,7 +125,7 @@ async fn serve(mut config: Config, path: Option<PathBuf>) -> Result<(), Dispatch
                     let next = tokio::task::spawn_local(prober.clone().run(probe_listener(socket)?));
                     std::mem::replace(&mut probing, next).abort();
                 }
-                None => driver.receive_object(&name, socket)?,
+                None => driver.receive_object(&name, socket),
             },
             () = driver.probe_missing.notified() => {
                 if let Some(socket) = probe::bind_again(&config) {

@@ -129,7 +129,7 @@ impl Driver {
 
     /// Takes an object of a worker that has new ones, and opens its slot with the last of them: their names may have been
     /// removed again.
-    pub(crate) fn receive_object(self: &Rc<Self>, name: &str, fd: OwnedFd) -> Result<(), DispatcherError> {
+    pub(crate) fn receive_object(self: &Rc<Self>, name: &str, fd: OwnedFd) {
         let complete = {
             let mut arriving = self.arriving.borrow_mut();
             PassedObjects::collect(&mut arriving, name, fd);
@@ -137,12 +137,17 @@ impl Driver {
             let id = arriving.iter().find_map(|(id, passed)| is_complete(passed).then(|| id.clone()));
             id.and_then(|id| arriving.remove_entry(&id))
         };
-        let Some((id, passed)) = complete else { return Ok(()) };
-        let index = self.pool_index(&id.pool).filter(|_| self.has_worker(&id));
-        let Some(index) = index else { return Ok(()) };
+        let Some((id, passed)) = complete.filter(|(id, _)| self.has_worker(id)) else { return };
+        let Some(index) = self.pool_index(&id.pool) else { return };
         self.passed.borrow_mut().insert(id, passed);
-        let config = self.config.borrow().clone();
-        self.open_missing_slots(index, &config)
+        self.try_open_missing_slots(index, &self.config.borrow().clone());
+    }
+
+    /// Slots that cannot be opened now are opened at one of the next looks for lost names.
+    fn try_open_missing_slots(self: &Rc<Self>, index: usize, config: &Config) {
+        if let Err(error) = self.open_missing_slots(index, config) {
+            tracing::error!(event = %log::Event::FilesLost, "cannot open new segments: {error}; trying again");
+        }
     }
 
     /// Looks for workers that have new objects, because the names of the old ones were removed. Once per
@@ -164,8 +169,8 @@ impl Driver {
             }
             let is_lost = |slot: &Option<WorkerSlot>| slot.as_ref().is_none_or(|slot| slot.segment.is_unlinked());
             let any_lost = self.pools.borrow()[index].slots.iter().any(is_lost);
-            if any_lost && let Err(error) = self.open_missing_slots(index, &config) {
-                tracing::error!(event = %log::Event::FilesLost, "cannot open new segments: {error}; trying again");
+            if any_lost {
+                self.try_open_missing_slots(index, &config);
             }
         }
     }
