@@ -245,12 +245,12 @@ pub(crate) fn listener_channel() -> io::Result<(OwnedFd, OwnedFd)> {
     Ok(socketpair(AddressFamily::Unix, SockType::SeqPacket, None, flags)?)
 }
 
-/// Passes a listening socket to a running process, under the name that it would have in `LISTEN_FDNAMES`.
+/// Passes a listening socket or another descriptor to a running process, under the name that it would have in `LISTEN_FDNAMES`.
 pub(crate) fn send_listener(channel: &OwnedFd, name: &str, listener: BorrowedFd<'_>) -> io::Result<()> {
     Ok(send_fd(channel, name.as_bytes(), listener)?)
 }
 
-/// Receives a listening socket; `None` at the end of the channel.
+/// Receives what [`send_listener`] has sent; `None` at the end of the channel.
 pub(crate) fn receive_listener(channel: BorrowedFd<'_>) -> io::Result<Option<(String, OwnedFd)>> {
     let mut bytes = [0; 256];
     let (length, fd) = receive_fd(channel, &mut bytes)?;

@@ -300,6 +300,42 @@ fn a_healthy_dispatcher_is_not_killed_and_a_frozen_one_is_replaced_without_probe
     set.stop();
 }
 
+/// The dispatcher runs only after the names of the workers' new objects were removed as well.
+#[test]
+fn workers_whose_new_objects_are_removed_at_once_get_clients() {
+    let mut set = TestSet::prepare("");
+    let config = config(&set).replacen("[watchdog]\n", "[watchdog]\ndispatcher_timeout = \"20s\"\n", 1);
+    set.configure(&config);
+    set.run_with_log_level("info");
+    set.wait_until_up();
+    let (address, dispatcher) = (set.address(0), set.dispatcher_pid());
+    let old = ["default/1", "default/2"].map(|id| set.worker_pid(id));
+    let remove_all = || {
+        remove(&set.runtime_dir());
+        remove_segments(&set);
+    };
+    let is_up = |id: &str, old: u32| {
+        let state = fs::read(set.runtime_dir().join("watchdog.json")).ok()?;
+        let state: Value = serde_json::from_slice(&state).ok()?;
+        let worker = &state["workers"][id];
+        (worker["state"] == "up" && worker["pid"] != old).then_some(())
+    };
+    signal_to(dispatcher, Signal::SIGSTOP);
+    remove_all();
+    old.iter().for_each(|pid| signal_to(*pid, Signal::SIGKILL));
+    for (id, old) in ["default/1", "default/2"].into_iter().zip(old) {
+        wait_for_value(&format!("{id} is back"), || is_up(id, old));
+    }
+    remove_all();
+    signal_to(dispatcher, Signal::SIGCONT);
+    for _ in 0..4 {
+        assert_eq!(get(address, "/").unwrap().status, 200, "{}", set.log());
+        assert_eq!(get_unix(&set.test_dir().join("http.sock"), "/").unwrap().status, 200, "{}", set.log());
+    }
+    assert_eq!(set.dispatcher_pid(), dispatcher, "{}", set.log());
+    set.stop();
+}
+
 /// The queue of a listener whose socket file is removed is served, and repeated removals use up no descriptors.
 #[test]
 fn clients_in_the_queue_of_a_removed_listener_are_served() {

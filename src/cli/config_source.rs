@@ -1,16 +1,37 @@
 //! The configuration that a command works on: the file, or the one that a running set has applied.
 
-use std::io::{self, Write};
+use std::io::{self, ErrorKind, Write};
 use std::path::Path;
 use std::sync::Once;
+use std::time::{Duration, Instant};
 
 use super::error::CommandError;
+use super::patou_run::POLL_INTERVAL;
 use crate::config::{Config, LoadError, Loaded, read_text};
 use crate::{executable, ipc, units};
+
+/// Longer than the watchdog waits for the end of a removal of many files.
+const RESTORE_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// Reads the configuration file, or the built-in configuration if there is none.
 pub(super) fn load(path: Option<&Path>) -> Result<Loaded, CommandError> {
     Ok(Config::load(path)?)
+}
+
+/// As [`load`], for a part. The watchdog of `patou run` restores the file if it was removed just now.
+pub(super) fn load_as_part(path: Option<&Path>) -> Result<Loaded, CommandError> {
+    let deadline = Instant::now() + RESTORE_TIMEOUT;
+    let is_restored = std::env::var_os(ipc::RUNTIME_DIR).is_some();
+    loop {
+        match Config::load(path) {
+            Err(LoadError::Unreadable { cause, .. })
+                if cause.kind() == ErrorKind::NotFound && is_restored && Instant::now() < deadline =>
+            {
+                std::thread::sleep(POLL_INTERVAL);
+            }
+            result => return Ok(result?),
+        }
+    }
 }
 
 /// As [`load`], and also checks that the programs of the handlers exist.

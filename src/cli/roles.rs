@@ -7,7 +7,7 @@ use std::process::Command;
 use nix::sys::prctl;
 use sd_notify::NotifyState;
 
-use super::config_source::{load, load_to_run};
+use super::config_source::{load, load_as_part, load_to_run};
 use super::error::{CommandError, failed};
 use super::init;
 use crate::config::{HandlerConfig, Origin};
@@ -61,7 +61,7 @@ fn report_to_watchdog(error: CommandError, part: &str) -> CommandError {
 
 fn run_dispatcher(path: Option<&Path>) -> Result<(), CommandError> {
     requirements::check().map_err(|error| failed(format!("dispatcher: {error}")))?;
-    let loaded = load(path)?;
+    let loaded = load_as_part(path)?;
     let path = match loaded.origin {
         Origin::File(path) => Some(path),
         Origin::BuiltIn => None,
@@ -73,7 +73,7 @@ fn run_dispatcher(path: Option<&Path>) -> Result<(), CommandError> {
 
 /// `patou stand-in`
 pub(super) fn stand_in(path: Option<&Path>, id: &WorkerId) -> Result<(), CommandError> {
-    let config = load(path)?.config;
+    let config = load_as_part(path)?.config;
     let served = runtime()?.block_on(worker::run_stand_in(&config, id));
     served.map_err(|error| report_to_watchdog(failed(error), "stand-in"))
 }
@@ -82,7 +82,7 @@ fn run_worker(path: Option<&Path>, id: &WorkerId) -> Result<(), CommandError> {
     requirements::check().map_err(|error| failed(format!("worker {id}: {error}")))?;
     // Also for the processes that a program starts before it serves: they must not become the watchdog's.
     prctl::set_child_subreaper(true).map_err(failed)?;
-    let config = load(path)?.config;
+    let config = load_as_part(path)?.config;
     // Before a program of the user's is executed, which may end before it is ready.
     runtime()?.block_on(worker::hold_back(&config, id)).map_err(|error| failed(format!("worker {id}: {error}")))?;
     if let Some(pool) = config.pool(&id.pool)

@@ -41,7 +41,10 @@ pub(super) struct Driver {
     process: ProcessId,
     /// In force since the last reload.
     config: RefCell<Rc<Config>>,
-    passed: BTreeMap<WorkerId, PassedObjects>,
+    /// Objects that the supervisor passed because their names were removed, of slots that are not open yet.
+    passed: RefCell<BTreeMap<WorkerId, PassedObjects>>,
+    /// New objects of workers of which some have not arrived yet.
+    arriving: RefCell<BTreeMap<WorkerId, PassedObjects>>,
     /// Whether systemd has started this process.
     is_unit: bool,
     /// The workers whose objects cannot be opened.
@@ -99,7 +102,8 @@ impl Driver {
             epoch,
             process: procfs::this_process(),
             config: RefCell::new(Rc::new(config.clone())),
-            passed,
+            passed: RefCell::new(passed),
+            arriving: RefCell::default(),
             is_unit: backoff::is_started_by_systemd(),
             unopened: RefCell::default(),
             names_checked: Cell::new(clock::now()),

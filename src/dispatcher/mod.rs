@@ -125,7 +125,7 @@ async fn serve(mut config: Config, path: Option<PathBuf>) -> Result<(), Dispatch
                     let next = tokio::task::spawn_local(prober.clone().run(probe_listener(socket)?));
                     std::mem::replace(&mut probing, next).abort();
                 }
-                None => {}
+                None => driver.receive_object(&name, socket),
             },
             () = driver.probe_missing.notified() => {
                 if let Some(socket) = probe::bind_again(&config) {
@@ -188,7 +188,7 @@ struct InheritedFds {
     /// Sockets that were replaced, each with the index of its listener: clients may wait in their queues.
     retired: Vec<(usize, SocketListener)>,
     probe: UnixListener,
-    /// Brings sockets in place of those whose files were removed.
+    /// Brings sockets and objects of workers in place of those whose files were removed.
     channel: Option<AsyncFd<OwnedFd>>,
     /// Objects of workers without names.
     passed: BTreeMap<WorkerId, PassedObjects>,
@@ -243,7 +243,7 @@ fn probe_listener(fd: OwnedFd) -> Result<UnixListener, DispatcherError> {
     UnixListener::from_std(socket).map_err(system("probe.sock"))
 }
 
-/// The next listening socket from the watchdog, with its name. Cancel-safe.
+/// The next listening socket, or object of a worker, from the watchdog, with its name. Cancel-safe.
 async fn next_listener(channel: Option<&AsyncFd<OwnedFd>>) -> (String, OwnedFd) {
     let Some(channel) = channel else { return std::future::pending().await };
     while let Ok(mut ready) = channel.readable().await {

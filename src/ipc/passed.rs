@@ -2,8 +2,12 @@
 //! that their names were removed.
 
 use std::collections::BTreeMap;
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::fs;
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
+use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
+
+use nix::sys::stat::fstat;
 
 use crate::ids::WorkerId;
 
@@ -79,6 +83,14 @@ impl PassedObjects {
         passed.paths.insert(object, descriptor_path(fd.as_raw_fd()));
         passed._owned.push(fd);
         None
+    }
+
+    /// Whether the segment is this one.
+    pub(crate) fn has_segment(&self, segment: BorrowedFd<'_>) -> bool {
+        let passed = self.path(WorkerObject::Segment).map(fs::metadata);
+        let other = fstat(segment);
+        passed
+            .is_some_and(|passed| passed.is_ok_and(|a| other.is_ok_and(|b| (a.dev(), a.ino()) == (b.st_dev, b.st_ino))))
     }
 
     /// A path to one object, while these descriptors are open.

@@ -1,5 +1,6 @@
 //! Opens and closes pools and slots, at the start and at each reload.
 
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
 use std::rc::Rc;
 use std::time::Duration;
@@ -13,9 +14,9 @@ use crate::dispatcher::probe;
 use crate::exchange::{DispatcherSide, Incarnation, SpinBudget};
 use crate::handoff::HandoffSender;
 use crate::ids::{PoolName, Token, WorkerId, WorkerNumber};
-use crate::ipc::{self, WorkerIpc, WorkerObject};
+use crate::ipc::{self, PassedObjects, WorkerIpc, WorkerObject};
 use crate::pool::{Pool, PoolLimits};
-use crate::shm::{SegmentIdentity, SegmentRole};
+use crate::shm::{Segment, SegmentIdentity, SegmentRole};
 use crate::{clock, doorbell, held_file, log, sys};
 
 /// The interval between two looks for objects whose names were removed: a system call for each worker.
@@ -84,7 +85,9 @@ impl Driver {
             let mut drained = None;
             if let Some(held) = held {
                 let current = ipc::segment_name(&config.set.runtime_dir, &id);
-                if current.is_ok_and(|name| name == held.name()) || ipc::open_unchecked(config, &id, None).is_err() {
+                let is_current = current.is_ok_and(|name| name == held.name());
+                let is_passed = self.has_passed_another(&id, &held);
+                if is_current || !is_passed && ipc::open_unchecked(config, &id, None).is_err() {
                     continue;
                 }
                 // What the old slot contains is settled there; its incarnation has ended.
@@ -99,6 +102,7 @@ impl Driver {
                 Ok(slot) => {
                     self.pools.borrow_mut()[index].slots[number.index()] = Some(slot);
                     self.unopened.borrow_mut().remove(&id);
+                    self.passed.borrow_mut().remove(&id); // the slot has opened them once more
                     self.read_slot(index, number);
                 }
                 Err(DispatcherError::Ipc(error)) => {
@@ -112,6 +116,38 @@ impl Driver {
             }
         }
         Ok(())
+    }
+
+    /// Whether the supervisor has passed another segment than the slot's. Objects of the slot itself are closed.
+    fn has_passed_another(&self, id: &WorkerId, held: &Segment) -> bool {
+        let mut passed = self.passed.borrow_mut();
+        if passed.get(id).is_some_and(|passed| passed.has_segment(held.as_fd())) {
+            passed.remove(id);
+        }
+        passed.contains_key(id)
+    }
+
+    /// Takes an object of a worker that has new ones, and opens its slot with the last of them: their names may have been
+    /// removed again.
+    pub(crate) fn receive_object(self: &Rc<Self>, name: &str, fd: OwnedFd) {
+        let complete = {
+            let mut arriving = self.arriving.borrow_mut();
+            PassedObjects::collect(&mut arriving, name, fd);
+            let is_complete = |passed: &PassedObjects| passed.path(WorkerObject::Handoff).is_some();
+            let id = arriving.iter().find_map(|(id, passed)| is_complete(passed).then(|| id.clone()));
+            id.and_then(|id| arriving.remove_entry(&id))
+        };
+        let Some((id, passed)) = complete.filter(|(id, _)| self.has_worker(id)) else { return };
+        let Some(index) = self.pool_index(&id.pool) else { return };
+        self.passed.borrow_mut().insert(id, passed);
+        self.try_open_missing_slots(index, &self.config.borrow().clone());
+    }
+
+    /// Slots that cannot be opened now are opened at one of the next looks for lost names.
+    fn try_open_missing_slots(self: &Rc<Self>, index: usize, config: &Config) {
+        if let Err(error) = self.open_missing_slots(index, config) {
+            tracing::error!(event = %log::Event::FilesLost, "cannot open new segments: {error}; trying again");
+        }
     }
 
     /// Looks for workers that have new objects, because the names of the old ones were removed. Once per
@@ -133,8 +169,8 @@ impl Driver {
             }
             let is_lost = |slot: &Option<WorkerSlot>| slot.as_ref().is_none_or(|slot| slot.segment.is_unlinked());
             let any_lost = self.pools.borrow()[index].slots.iter().any(is_lost);
-            if any_lost && let Err(error) = self.open_missing_slots(index, &config) {
-                tracing::error!(event = %log::Event::FilesLost, "cannot open new segments: {error}; trying again");
+            if any_lost {
+                self.try_open_missing_slots(index, &config);
             }
         }
     }
@@ -179,7 +215,8 @@ impl Driver {
         index: usize,
         drained: Option<bool>,
     ) -> Result<WorkerSlot, DispatcherError> {
-        let passed = self.passed.get(id);
+        let passed = self.passed.borrow();
+        let passed = passed.get(id);
         let return_port = self.pools.borrow()[index].return_port;
         let WorkerIpc { segment, to_worker, to_dispatcher } = ipc::open_unchecked(config, id, passed)?;
         let undamaged = segment.damage().is_none();

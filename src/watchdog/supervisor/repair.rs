@@ -215,6 +215,7 @@ impl ChildSupervisor {
         let Some(old) = self.endpoints.get(id) else { return };
         match old.recreate(&self.config, id, self.set_epoch, &self.segments) {
             Ok(new) => {
+                self.files.send_objects(id, &new);
                 self.endpoints.insert(id.clone(), new);
                 tracing::info!(worker = %id, event = %log::Event::FilesLost,
                     "worker {id} starts with a new segment, doorbells and handoff socket, in place of the removed ones");

@@ -3,7 +3,7 @@
 
 use std::collections::BTreeSet;
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -11,6 +11,7 @@ use crate::ids::{Monotonic, WorkerId};
 use crate::ipc::SetLock;
 use crate::watchdog::file_watch::FileWatch;
 use crate::watchdog::sockets::ListeningSocket;
+use crate::watchdog::worker_endpoints::WorkerEndpoints;
 use crate::{clock, handoff};
 
 /// How often the files are inspected without an event. Costs no wake-up: the watchdog is awake for a probe.
@@ -94,6 +95,17 @@ impl SetFiles {
         self.channel = Some(own);
         self.unsent.clear();
         Ok(peer)
+    }
+
+    /// Passes the new objects of a worker to the running dispatcher, which may not find them by their names.
+    pub(super) fn send_objects(&self, id: &WorkerId, endpoints: &WorkerEndpoints) {
+        let (Some(channel), Ok(references)) = (&self.channel, endpoints.references()) else { return };
+        // The dispatcher uses them once it has received the last one.
+        for (object, fd) in references {
+            if handoff::send_listener(channel, &object.descriptor_name(id), fd.as_fd()).is_err() {
+                return; // it looks for the names
+            }
+        }
     }
 
     /// The replaced listening sockets, each with the index of its listener.
