@@ -138,7 +138,12 @@ fn worker_view(
     let offer_timeout = pool.map_or(Duration::MAX, |pool| pool.offer_timeout);
     let state = part.map_or("gone", |part| part.state.as_str());
     let state = match state {
-        "up" => running_state(offer_timeout, incarnation, claim, process, report),
+        "up" => match (running_state(offer_timeout, incarnation, claim, process, report), report) {
+            // The segment was removed, and this process does not hold it. The dispatcher does.
+            ("starting", Some(report)) if slot.is_none() && report.serves && report.drained => "draining",
+            ("starting", Some(report)) if slot.is_none() && report.serves => "idle",
+            (state, _) => state,
+        },
         other => other,
     };
     WorkerView {

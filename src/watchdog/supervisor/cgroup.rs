@@ -35,7 +35,7 @@ impl UnitCgroups {
     }
 
     /// The main process of a unit: the oldest living one that systemd has started in it. Commands such as `ExecStop=`
-    /// run in the same group; they do not count.
+    /// and `ExecStartPre=` run in the same group; they do not count.
     pub(crate) fn main_process(&self, unit: &str) -> Option<MainProcess> {
         let pids = self.pids(unit);
         let started_by_systemd = |p: &ProcessStat| !pids.contains(&(p.parent.as_raw() as u32));
@@ -66,12 +66,13 @@ impl UnitCgroups {
     }
 }
 
-/// Whether the process is `patou systemd ...`, which `ExecStop=+` runs as root. The command line alone is no proof: a
-/// worker could set its own to hide.
+/// Whether the process is root's and none of `patou worker` and `patou dispatcher`: a command like `patou systemd drain`,
+/// which `ExecStop=+` runs as root, or a child of systemd that has not executed its program yet. The command line alone is
+/// no proof: a worker could set its own to hide.
 fn is_control_command(pid: u32) -> bool {
     let dir = procfs::process_dir(pid);
+    let is_part = |argument: &[u8]| argument == b"worker" || argument == b"dispatcher";
     // The uid in `status`: the owner of the directory can be root for any user's process (prctl(2), PR_SET_DUMPABLE).
     ProcessStatus::read(&dir).uid == Some(0)
-        && procfs::arguments(&dir, u64::MAX)
-            .is_some_and(|arguments| arguments.split(|&byte| byte == 0).nth(1).is_some_and(|first| first == b"systemd"))
+        && !procfs::arguments(&dir, u64::MAX).is_some_and(|arguments| arguments.split(|&byte| byte == 0).any(is_part))
 }

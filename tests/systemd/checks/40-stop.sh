@@ -93,7 +93,7 @@ wait_for 10 "the set is up" all_up
 { base_configuration && default_pool 2 '{ exec = ["/bin/sh", "-c", "sleep 1; printf \"Content-Type: text/plain\\n\\ndone\\n\""] }'; } | configure
 systemctl restart patou
 wait_for 10 "the set is up" all_up
-curl --silent --fail --location --max-time 10 http://127.0.0.1:7286/x >"$check_dir/response" &
+curl --silent --show-error --fail --location --max-time 10 http://127.0.0.1:7286/x >"$check_dir/response" &
 client=$!
 busy() { patou status --json | jq -e '[.pools[].workers[].state] | index("busy")'; }
 wait_for 5 "a worker is busy" busy
