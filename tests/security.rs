@@ -258,13 +258,13 @@ fn without_systemd_supported_limits_apply_and_others_are_reported() {
     assert!(check.status.success() && text(&check.stdout).contains(warning), "{}", text(&check.stdout));
 
     let old = set.worker_pid("default/1");
-    set.configure(&limited("32"));
+    set.configure(&limited("48"));
     set.signal(Signal::SIGHUP);
     set.wait_for("a worker with other limits", |status| {
         let worker = worker_of(status, "default/1");
         worker["pid"] != old && worker["state"] == "idle"
     });
-    assert_eq!(applied_limits(), "32\n32\n262144\n");
+    assert_eq!(applied_limits(), "48\n48\n262144\n");
     assert_eq!((warnings(), set.worker("default/1")["restarts"].as_u64()), (2, Some(0)));
     set.stop();
 }
