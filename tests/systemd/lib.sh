@@ -19,6 +19,8 @@ fail() {
     systemctl list-units --all --plain --no-legend --no-pager 'patou*' || true
     log "--- patou status:"
     patou status 2>&1 || true
+    # Clients that keep running would disturb the next checks.
+    jobs -p | xargs --no-run-if-empty kill 2>/dev/null || true
     exit 1
 }
 

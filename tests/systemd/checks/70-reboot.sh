@@ -7,7 +7,8 @@ case $PHASE in
     ensure_started
     systemctl enable --quiet patou
     # Without a reload: this applies at the next boot.
-    { base_configuration && default_pool 4; } | configure
+    # Few connections: a low limit of open files in this machine is worth a warning.
+    { base_configuration && default_pool 4 && printf '\n[front]\nconnections = 1000\n'; } | configure
     request_reboot
     ;;
 2)
