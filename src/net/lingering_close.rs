@@ -48,7 +48,9 @@ pub(crate) async fn deliver(stream: SharedStream, bytes: &[u8], bounds: LingerBo
             }
             () = sleep_until(linger.look_at().into()) => false,
         };
-        if !continues(&mut linger, &stream, has_progress) {
+        // What is sent whole ends with a FIN, although the client may have no time left: the close of this duplicate
+        // alone ends nothing while another process holds one.
+        if !unsent.is_empty() && !continues(&mut linger, &stream, has_progress) {
             return;
         }
     }
@@ -121,4 +123,29 @@ pub(crate) fn set_reset_on_close(stream: &SharedStream, on: bool) -> io::Result<
         setsockopt(&stream.0.as_fd(), sockopt::Linger, &linger)?;
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Read;
+    use std::os::fd::OwnedFd;
+    use std::os::unix::net::UnixStream;
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::net::SocketStream;
+
+    #[tokio::test]
+    async fn delivered_response_ends_although_another_process_holds_the_connection() {
+        for silence in [Duration::ZERO, Duration::from_millis(20)] {
+            let (ours, mut client) = UnixStream::pair().unwrap();
+            let _duplicate = ours.try_clone().unwrap();
+            let stream = SharedStream(Arc::new(SocketStream::from_fd(OwnedFd::from(ours)).unwrap()));
+            deliver(stream, b"response", LingerBounds { silence, total: silence }).await;
+            client.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+            let mut received = Vec::new();
+            client.read_to_end(&mut received).expect("the end of the stream");
+            assert_eq!(received, b"response");
+        }
+    }
 }
