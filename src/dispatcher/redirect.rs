@@ -22,7 +22,8 @@ use super::connection::client_peer;
 use super::driver::{Driver, WATCH_AFTER};
 use super::fdstore;
 use super::grant::{Grant, GrantResult};
-use super::listeners::{Listener, linger_bounds};
+use super::listeners::Listener;
+use super::places::ConnectionPlaces;
 use super::readiness::{Readiness, WatchedSocket};
 use super::refusal::refusal;
 use crate::config::{self, ListenAddress};
@@ -73,9 +74,10 @@ impl RedirectConnection {
     }
 
     /// Serves the connection to its end.
-    pub(super) async fn serve(&self, driver: &Rc<Driver>) {
-        let bounds = linger_bounds(&self.settings);
-        match self.serve_request(driver).await {
+    pub(super) async fn serve(&self, driver: &Rc<Driver>, places: &ConnectionPlaces) {
+        let end = self.serve_request(driver).await;
+        let bounds = places.linger_bounds(&self.settings);
+        match end {
             Ok(()) | Err(NoRequest::Closed) => lingering_close(self.stream.clone(), bounds).await,
             Err(NoRequest::Rejected(problem)) => {
                 self.count_rejection(driver);
@@ -144,7 +146,8 @@ impl RedirectConnection {
 
     async fn response(&self, driver: &Rc<Driver>, request: &Request<Incoming>) -> (FullResponse, Option<Grant>) {
         let allowed_hosts = &self.listener.config.allowed_hosts;
-        let (host, target) = match check_request(request, allowed_hosts, self.listens_on, self.settings.max_body) {
+        let checked = check_request(request, allowed_hosts, self.listens_on, self.settings.max_body);
+        let (host, target) = match checked.and_then(check_redirectable) {
             Ok(checked) => checked,
             Err(problem) => {
                 self.count_rejection(driver);
@@ -204,6 +207,15 @@ impl RedirectConnection {
             std::future::pending().await // the bound of the wait applies
         }
     }
+}
+
+/// Rejects a request whose target would be too long for the worker with the token.
+fn check_redirectable<H>((host, target): (H, String)) -> Result<(H, String), ProblemResponse> {
+    if target.len() > net::TARGET_MAX - net::LEASE_PREFIX_LENGTH {
+        let detail = "the target of the request is too long";
+        return Err(ProblemResponse::not_started(StatusCode::URI_TOO_LONG, detail));
+    }
+    Ok((host, target))
 }
 
 /// The response to a request that failed the checks.

@@ -9,7 +9,7 @@ use nix::libc;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::socket::{MsgFlags, Shutdown, recv, setsockopt, shutdown, sockopt};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::time::{Instant, sleep_until, timeout_at};
+use tokio::time::{Instant, timeout_at};
 
 use super::SharedStream;
 use super::linger::{Linger, LingerBounds};
@@ -33,22 +33,30 @@ pub(crate) async fn deliver(stream: SharedStream, bytes: &[u8], bounds: LingerBo
     let (mut reader, mut writer, mut discarded) = (stream.clone(), stream.clone(), vec![0; 16 * 1024]);
     let mut is_reading = true;
     while !unsent.is_empty() {
-        let has_progress = tokio::select! {
-            biased;
-            written = writer.write(unsent) => match written {
-                Ok(length @ 1..) => {
-                    unsent = &unsent[length..];
-                    true
+        let step = async {
+            tokio::select! {
+                biased;
+                written = writer.write(unsent) => Some(written),
+                read = reader.read(&mut discarded), if is_reading => {
+                    is_reading = matches!(read, Ok(1..));
+                    None
                 }
-                Ok(0) | Err(_) => return, // the client has disconnected
-            },
-            read = reader.read(&mut discarded), if is_reading => {
-                is_reading = matches!(read, Ok(1..));
-                is_reading
             }
-            () = sleep_until(linger.look_at().into()) => false,
         };
-        if !continues(&mut linger, &stream, has_progress) {
+        // Not a branch of the same `select!`: there the timer would be polled within the task's budget, which a socket
+        // that only looks ready can use up.
+        let has_progress = match timeout_at(linger.look_at().into(), step).await {
+            Ok(Some(Ok(length @ 1..))) => {
+                unsent = &unsent[length..];
+                true
+            }
+            Ok(Some(_)) => return, // the client has disconnected
+            Ok(None) => is_reading,
+            Err(_elapsed) => false,
+        };
+        // What is sent whole ends with a FIN, although the client may have no time left: the close of this duplicate
+        // alone ends nothing while another process holds one.
+        if !unsent.is_empty() && !continues(&mut linger, &stream, has_progress) {
             return;
         }
     }
@@ -121,4 +129,29 @@ pub(crate) fn set_reset_on_close(stream: &SharedStream, on: bool) -> io::Result<
         setsockopt(&stream.0.as_fd(), sockopt::Linger, &linger)?;
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Read;
+    use std::os::fd::OwnedFd;
+    use std::os::unix::net::UnixStream;
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::net::SocketStream;
+
+    #[tokio::test]
+    async fn delivered_response_ends_although_another_process_holds_the_connection() {
+        for silence in [Duration::ZERO, Duration::from_millis(20)] {
+            let (ours, mut client) = UnixStream::pair().unwrap();
+            let _duplicate = ours.try_clone().unwrap();
+            let stream = SharedStream(Arc::new(SocketStream::from_fd(OwnedFd::from(ours)).unwrap()));
+            deliver(stream, b"response", LingerBounds { silence, total: silence }).await;
+            client.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+            let mut received = Vec::new();
+            client.read_to_end(&mut received).expect("the end of the stream");
+            assert_eq!(received, b"response");
+        }
+    }
 }

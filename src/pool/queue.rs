@@ -157,12 +157,12 @@ impl ClientQueue {
     }
 
     /// Removes a client because the queue is too long by `new`: the newest one of the peer with the most waiting
-    /// clients, or `new` if no other peer had more than its own when it arrived. A client that has been offered to a
-    /// worker keeps its place and does not count.
+    /// clients, or `new` if no other peer has more than its own with it: among equals, those that wait stay. A client that
+    /// has been offered to a worker keeps its place and does not count.
     pub(super) fn remove_surplus(&mut self, new: QueuedClient) -> Option<QueuedClient> {
         let own = self.peers.get(&new.peer).map_or(0, |record| record.fresh.len());
         let largest = self.by_length.iter().rev().find(|(_, other)| *other != new.peer);
-        let larger = largest.filter(|(length, _)| *length >= own).and_then(|(_, other)| self.peers.get(other));
+        let larger = largest.filter(|(length, _)| *length > own).and_then(|(_, other)| self.peers.get(other));
         self.remove(larger.and_then(|record| record.fresh.last().copied()).unwrap_or(new.id))
     }
 

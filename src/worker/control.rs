@@ -17,7 +17,7 @@ use crate::doorbell::Doorbell;
 use crate::exchange::{self, QuestionKind, Reply, Word};
 use crate::ids::{Claim, LeaseId, Lifecycle, Monotonic, Phase};
 use crate::log::{self, Event};
-use crate::net::{ProblemResponse, discard_until_closed_blocking, set_reset_on_close};
+use crate::net::{LingerBounds, ProblemResponse, discard_until_closed_blocking, set_reset_on_close};
 use crate::sd_notification::notify;
 use crate::sd_watchdog::WatchdogTicker;
 use crate::signals::{ParentWatch, STOP_DEBOUNCE};
@@ -251,7 +251,10 @@ impl ControlLoop {
             let socket = request.stream.0.as_fd().as_raw_fd();
             let _ = send(socket, &response, MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL);
             let _ = shutdown(socket, Shutdown::Write);
-            let bounds = self.state.linger_bounds();
+            // The process ends after it, and its pool is one worker short meanwhile: a client that only sends must not
+            // delay that.
+            let silence = self.state.front.linger_timeout;
+            let bounds = LingerBounds { silence, total: silence };
             let deliver = move || {
                 discard_until_closed_blocking(&request.stream, bounds);
                 log::exit(EXIT_FAILED)

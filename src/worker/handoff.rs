@@ -142,6 +142,9 @@ async fn serve<S: HandlerService>(state: &Arc<WorkerState>, service: &Arc<Mutex<
         active = active.for_next_request();
         state.note_next_request(active.lease, timeout, &stream);
     };
+    // `finish` leaves a kept connection to the dispatcher, so that no duplicate may remain here.
+    drop(runner);
+    drop(stream);
     finish(state, &transaction, connection, end, mid_request).await;
 }
 

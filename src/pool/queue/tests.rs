@@ -150,7 +150,7 @@ impl Model {
     /// The client that a full queue loses.
     fn expected_surplus(&self, new: &QueuedClient) -> Vec<ClientId> {
         let fresh = || self.waiting.values().filter(|client| client.turn.is_none());
-        let length = |peer| fresh().filter(|c| c.peer == peer && c.id != new.id).count();
+        let length = |peer| fresh().filter(|c| c.peer == peer).count();
         let longest = fresh().map(|client| length(client.peer)).max().unwrap_or(0);
         if length(new.peer) == longest {
             return vec![new.id];

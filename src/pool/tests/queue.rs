@@ -47,6 +47,18 @@ fn full_queue_loses_the_newest_client_of_the_largest_address() {
 }
 
 #[test]
+fn full_queue_refuses_the_new_client_among_addresses_with_equally_many() {
+    let mut t = PoolTest::with_idle_workers(PoolLimits { workers: 1, ..LIMITS });
+    t.serve(0, (1, A), 1, 1);
+    t.handle(1, Client(2, A), &[]);
+    t.handle(2, Client(3, B), &[]);
+    for (id, peer) in [(4, Peer::User(1)), (5, Peer::User(u32::MAX)), (6, A), (7, B)] {
+        t.handle(id, Client(id, peer), &[Refuse(id, Refusal::QueueFull(2))]);
+    }
+    assert_eq!(t.0.waiting(), (2, Some(at(1))));
+}
+
+#[test]
 fn addresses_take_turns_across_deliveries_and_failed_offers() {
     let mut t = PoolTest::with_idle_workers(PoolLimits { workers: 1, queue: 9, ..LIMITS });
     t.serve(0, (1, A), 1, 1);
