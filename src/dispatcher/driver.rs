@@ -44,8 +44,8 @@ pub(super) struct Driver {
     passed: BTreeMap<WorkerId, PassedObjects>,
     /// Whether systemd has started this process.
     is_unit: bool,
-    /// The workers whose objects cannot be opened.
-    unopened: RefCell<BTreeSet<WorkerId>>,
+    /// The workers whose objects cannot be opened, and since when files of them are missing.
+    unopened: RefCell<BTreeMap<WorkerId, Option<Monotonic>>>,
     /// When the slots were last checked for lost names.
     names_checked: Cell<Monotonic>,
     pools: RefCell<Vec<PoolSlots>>,
