@@ -44,6 +44,8 @@ pub(super) struct Driver {
     passed: BTreeMap<WorkerId, PassedObjects>,
     /// Whether systemd has started this process.
     is_unit: bool,
+    /// Whether the set is stopping.
+    pub(super) stops: Cell<bool>,
     /// The workers whose objects cannot be opened, and since when files of them are missing.
     unopened: RefCell<BTreeMap<WorkerId, Option<Monotonic>>>,
     /// When the slots were last checked for lost names.
@@ -101,6 +103,7 @@ impl Driver {
             config: RefCell::new(Rc::new(config.clone())),
             passed,
             is_unit: backoff::is_started_by_systemd(),
+            stops: Cell::default(),
             unopened: RefCell::default(),
             names_checked: Cell::new(clock::now()),
             pools: RefCell::default(),

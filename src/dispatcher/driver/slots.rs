@@ -127,7 +127,9 @@ impl Driver {
         }
         self.names_checked.set(now);
         let config = self.config.borrow().clone();
-        if self.is_unit && config.set.runtime_dir.exists() && !probe::path(&config).exists() {
+        // A set that stops closes its sockets before the dispatcher ends.
+        let is_watched = self.is_unit && !self.stops.get();
+        if is_watched && config.set.runtime_dir.exists() && !probe::path(&config).exists() {
             self.probe_missing.notify_one();
         }
         let pools = self.pools.borrow().len();
