@@ -47,8 +47,10 @@ pub(super) struct Driver {
     arriving: RefCell<BTreeMap<WorkerId, PassedObjects>>,
     /// Whether systemd has started this process.
     is_unit: bool,
-    /// The workers whose objects cannot be opened.
-    unopened: RefCell<BTreeSet<WorkerId>>,
+    /// Whether the set is stopping.
+    pub(super) stops: Cell<bool>,
+    /// The workers whose objects cannot be opened, and since when files of them are missing.
+    unopened: RefCell<BTreeMap<WorkerId, Option<Monotonic>>>,
     /// When the slots were last checked for lost names.
     names_checked: Cell<Monotonic>,
     pools: RefCell<Vec<PoolSlots>>,
@@ -105,6 +107,7 @@ impl Driver {
             passed: RefCell::new(passed),
             arriving: RefCell::default(),
             is_unit: backoff::is_started_by_systemd(),
+            stops: Cell::default(),
             unopened: RefCell::default(),
             names_checked: Cell::new(clock::now()),
             pools: RefCell::default(),

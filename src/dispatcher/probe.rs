@@ -287,7 +287,10 @@ fn execute(driver: &Rc<Driver>, command: ProbeCommand) -> Option<String> {
             driver.check_names();
             driver.handle_in_all(PoolEvent::Probe);
         }
-        ProbeCommand::Quiesce => driver.handle_in_all(PoolEvent::Quiesce),
+        ProbeCommand::Quiesce => {
+            driver.stops.set(true);
+            driver.handle_in_all(PoolEvent::Quiesce);
+        }
         ProbeCommand::Hold => driver.stop_accepting.notify_one(),
         ProbeCommand::Drain(id) | ProbeCommand::Resume(id) if !driver.has_worker(&id) => {
             return Some(format!("the configuration has no worker {id}"));

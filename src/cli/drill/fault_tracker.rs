@@ -63,6 +63,8 @@ struct PartTrack {
     up: bool,
     /// How often the set may replace its process, to repair the part's address.
     replacements: u32,
+    /// A set of units may replace it: its segment or doorbells were removed.
+    lost: bool,
 }
 
 /// A fault that still has an effect on its part.
@@ -152,6 +154,11 @@ impl FaultTracker {
         self.tracks.entry(part).or_default().replacements += 1;
     }
 
+    /// A set of units may replace the present process of this part, because the next dispatcher cannot reach it.
+    pub(super) fn files_lost(&mut self, part: DrillPart) {
+        self.tracks.entry(part).or_default().lost = true;
+    }
+
     /// Whether removed files are still missing.
     pub(super) fn has_missing_files(&self) -> bool {
         let is_missing = |effect: &FaultEffect| effect.repaired.is_none() && effect.ended.is_none();
@@ -226,9 +233,10 @@ impl FaultTracker {
         let ended = ended.filter(|pid| track.ended != Some(*pid));
         track.ended = ended.or(track.ended);
         let survives = |open: &OpenFault| self.effects[open.effect].expected == ExpectedEffect::Survives;
-        let is_replaced = track.replacements > 0 && !observation.frozen && track.open.as_ref().is_none_or(survives);
-        if ended.is_some() && is_replaced {
-            track.replacements -= 1;
+        let is_lost = ended.is_some() && std::mem::take(&mut track.lost);
+        let may_be_replaced = is_lost || track.replacements > 0 && !observation.frozen;
+        if ended.is_some() && may_be_replaced && track.open.as_ref().is_none_or(survives) {
+            track.replacements -= u32::from(!is_lost);
             if let Some(open) = &track.open {
                 self.effects[open.effect].excluded = Some("its process was replaced to repair its address");
             }

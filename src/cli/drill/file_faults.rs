@@ -5,10 +5,11 @@ use std::process::Child;
 use std::thread::Scope;
 use std::time::{Duration, Instant};
 
-use super::fault::{DrillFault, DrillPart, FaultKind};
+use super::fault::{DrillFault, DrillPart, FaultKind, FaultTarget};
 use nix::sys::signal::Signal;
 
 use super::final_checks::wait_until;
+use super::generator::SetKind;
 use super::lost_files;
 use super::nemesis::Nemesis;
 use super::set::DrillSet;
@@ -32,6 +33,9 @@ pub(super) fn remove<'s>(
     if fault.kind.removes_worker_addresses() {
         let has_unix_address = |worker: &DrillPart| set.has_unix_address(*worker);
         set.parts().filter(has_unix_address).for_each(|worker| watch.tracker().allow_replacement(worker));
+    }
+    if let (SetKind::Units, FaultTarget::Slot(worker)) = (set.kind, fault.target) {
+        watch.tracker().files_lost(DrillPart::Worker(worker));
     }
     let lost = lost_files::remove(set, fault).inspect_err(|_| nemesis.abandon(index))?;
     if lost.is_empty() && fault.kind.is_repaired() {

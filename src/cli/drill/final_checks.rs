@@ -72,6 +72,8 @@ pub(super) fn descriptors(set: &DrillSet, watch: &SetWatch) -> HashMap<DrillPart
 fn leaked_descriptors(set: &DrillSet, watch: &SetWatch, before: &HashMap<DrillPart, usize>) -> Vec<String> {
     // For handoff the dispatcher opens a socket to each worker when it first needs it.
     let allowance = DESCRIPTOR_ALLOWANCE + if set.has_handoff() { set.workers.len() } else { 0 };
+    // systemd passes the removed segment and doorbells of a worker to the next dispatcher.
+    let allowance = allowance + if set.kind == SetKind::Units { 3 * set.workers.len() } else { 0 };
     let after = descriptors(set, watch);
     let leaked = |(part, before): (&DrillPart, &usize)| {
         let now = *after.get(part)?;

@@ -6,7 +6,7 @@ use crate::dispatcher::fdstore;
 use crate::dispatcher::pool_slots::{PoolSlots, WorkerSlot};
 use crate::dispatcher::refusal::PoolAvailability;
 use crate::exchange::Incarnation;
-use crate::ids::{Epoch, Lifecycle, PoolName, WorkerId, WorkerNumber};
+use crate::ids::{Epoch, Lifecycle, Monotonic, PoolName, WorkerId, WorkerNumber};
 use crate::log;
 use crate::pool::{PoolEvent, Worker};
 use crate::probe::{FailedPool, PoolReport, WorkerReport};
@@ -45,14 +45,20 @@ impl Driver {
         let now = clock::now();
         let ms_since = |since| now.since(since).as_millis() as u64;
         let ticks = |slot: Option<&WorkerSlot>| Incarnation::load(&*slot?.segment).map(|life| life.ticks);
-        let worker = |worker: &Worker, slot: Option<&WorkerSlot>| WorkerReport {
+        // A worker whose files are missing lives and gets no clients. Its next start creates them again.
+        let unopened = self.unopened.borrow();
+        let lost_since = |pool: &PoolSlots, n: WorkerNumber| {
+            let is_worker = |id: &WorkerId| id.pool == pool.config.name && id.number == n;
+            unopened.iter().find(|(id, _)| is_worker(id)).and_then(|(_, since)| *since)
+        };
+        let worker = |worker: &Worker, slot: Option<&WorkerSlot>, lost_since: Option<Monotonic>| WorkerReport {
             epoch: worker.epoch.map_or(0, Epoch::get),
             serves: worker.up && worker.state == Some(Lifecycle::Ready) && !worker.corrupt,
             late: worker.late,
             drained: worker.drained,
             corrupt: worker.corrupt,
             silent_ms: worker.silent_since.map(ms_since),
-            starting_ms: worker.starting_since.map(ms_since),
+            starting_ms: worker.starting_since.or(lost_since).map(ms_since),
             ticks: worker.silent_since.and_then(|_| ticks(slot)),
         };
         let report = |pool: &PoolSlots| {
@@ -66,7 +72,7 @@ impl Driver {
                     .workers()
                     .iter()
                     .zip(WorkerNumber::up_to(u16::MAX))
-                    .map(|(w, n)| worker(w, pool.slot(n)))
+                    .map(|(w, n)| worker(w, pool.slot(n), lost_since(pool, n)))
                     .collect(),
                 counters: pool.table.counters().clone(),
             }

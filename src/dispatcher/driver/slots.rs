@@ -106,11 +106,15 @@ impl Driver {
                     self.read_slot(index, number);
                 }
                 Err(DispatcherError::Ipc(error)) => {
-                    if self.unopened.borrow_mut().insert(id.clone()) {
+                    let is_lost = ipc::object_paths(&config.set.runtime_dir, &id).iter().any(|path| !path.exists());
+                    let mut unopened = self.unopened.borrow_mut();
+                    if !unopened.contains_key(&id) {
                         tracing::error!(worker = %id, event = %log::Event::FilesLost,
                             "cannot open the segment and doorbells of this worker: {error}; it gets no clients until \
-                             they can be opened");
+                             they can be opened; if files are missing, it is replaced after watchdog.start_timeout");
                     }
+                    let since = unopened.entry(id).or_default();
+                    *since = is_lost.then(|| since.unwrap_or(clock::now()));
                 }
                 Err(error) => return Err(error),
             }
@@ -159,7 +163,9 @@ impl Driver {
         }
         self.names_checked.set(now);
         let config = self.config.borrow().clone();
-        if self.is_unit && config.set.runtime_dir.exists() && !probe::path(&config).exists() {
+        // A set that stops closes its sockets before the dispatcher ends.
+        let is_watched = self.is_unit && !self.stops.get();
+        if is_watched && config.set.runtime_dir.exists() && !probe::path(&config).exists() {
             self.probe_missing.notify_one();
         }
         let pools = self.pools.borrow().len();

@@ -35,6 +35,9 @@ impl Plan {
     /// Takes over systemd's state of a unit. A higher number of restarts means that the last end was not planned.
     pub(super) fn on_unit_state(&mut self, part: &Part, absence: Absence, restarts: u32) {
         let Some(record) = self.parts.get_mut(part) else { return };
+        if matches!(record.state, PartState::Absent(known) if known == absence) {
+            return; // a restart counts when the part runs again
+        }
         let was_restarted = restarts > record.restarts;
         record.restarts = restarts;
         let notice = match &mut record.state {
@@ -46,7 +49,7 @@ impl Plan {
                 }
                 Notice::Recovered { restarts }
             }
-            PartState::Absent(known) if *known != absence => {
+            PartState::Absent(known) => {
                 *known = absence;
                 match absence {
                     Absence::Failed => Notice::UnitFailed,

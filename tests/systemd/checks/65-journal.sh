@@ -91,7 +91,7 @@ freeze_busy '/slow?secret=not-for-the-log'
 journalctl --quiet --cursor="$since" MESSAGE_ID=b28474ca0605402eb89ccd6d07c3a12e
 expect "the fields of the evidence" "$(jq -r '[._SYSTEMD_UNIT, .PRIORITY, .PATOU_PART, .PATOU_POOL, .PATOU_PID, .PATOU_EVENT,
     .PATOU_STATE, .PATOU_LEASE, .PATOU_PHASE, .PATOU_REQUEST, .PATOU_THREADS] | join(",")' <<<"$evidence")" \
-    "patou-watchdog.service,3,worker $id,default,$pid,part-killed,T (stopped),$lease,no response yet,GET /slow,2"
+    "patou-watchdog.service,3,worker $id,default,$pid,part-killed,T (stopped),$lease,no response yet,GET /slow,3"
 evidence_has PATOU_DOING "control: stopped"
 evidence_has PATOU_CHILDREN " old: sleep 300"
 evidence_has PATOU_WHY "frozen"
