@@ -219,9 +219,11 @@ fn parse_descriptor_limit(limits: &str) -> Option<u64> {
     if soft == "unlimited" { Some(u64::MAX) } else { soft.parse().ok() }
 }
 
-/// Whether the environment that a process was started with contains `entry`, `NAME=value`. False without permission.
-pub(crate) fn environment_contains(process: &Path, entry: &[u8]) -> bool {
-    fs::read(process.join("environ")).is_ok_and(|bytes| bytes.split(|&byte| byte == 0).any(|found| found == entry))
+/// A variable of the environment that a process was started with. `None` without permission.
+pub(crate) fn environment_variable(process: &Path, name: &str) -> Option<Vec<u8>> {
+    let environment = fs::read(process.join("environ")).ok()?;
+    let value = |entry: &[u8]| entry.strip_prefix(name.as_bytes())?.strip_prefix(b"=").map(<[u8]>::to_vec);
+    environment.split(|&byte| byte == 0).find_map(value)
 }
 
 /// The pid namespace of this process, in which pids have a meaning; `None` if `/proc` does not show this process.

@@ -249,6 +249,13 @@ fn replace_action(number: libc::c_int, old: libc::sighandler_t, new: libc::sigha
     }
 }
 
+/// Takes one of these blocked signals if one is pending.
+pub(crate) fn take_pending(signals: &SigSet) -> bool {
+    let no_time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: needed because nix has no sigtimedwait. Both structures outlive the call; null asks for no details.
+    unsafe { libc::sigtimedwait(signals.as_ref(), std::ptr::null_mut(), &raw const no_time) > 0 }
+}
+
 /// The umask that this process has inherited; [`UNCHANGED`] until [`tighten_umask`].
 static INHERITED_UMASK: AtomicU32 = AtomicU32::new(UNCHANGED);
 const UNCHANGED: u32 = u32::MAX;

@@ -344,6 +344,30 @@ fn as_pid_1_a_killed_watchdog_lets_requests_finish() {
 }
 
 #[test]
+fn as_pid_1_a_stop_signal_ends_the_set_of_a_killed_watchdog() {
+    let Some(launcher) = unshare(&["--pid", "--fork", "--kill-child", "--mount-proc"]) else { return };
+    let mut set = TestSet::prepare("");
+    set.configure(&gated_pool(&set, 1, &format!("{LONG_TIMEOUTS}drain_timeout = \"60s\"\n"), ""));
+    set.run_through(&strs(&launcher));
+    set.wait_for_log(&["the set is up"]);
+    let (init, watchdog) = wait_for_value("the watchdog", || {
+        let init = *children_of(set.pid()).first()?;
+        Some((init, *children_of(init).first()?))
+    });
+    let client = start_gated_request(&set, "cut");
+    signal_to(watchdog, Signal::SIGKILL);
+    set.wait_for_log(&["worker default/1", "the watchdog has died"]);
+    signal_to(init, Signal::SIGTERM);
+    assert_eq!(set.wait_for_exit(), Some(1), "{}", set.log());
+    assert!(client.join().unwrap().is_err(), "the request was not waited for");
+    if nix::unistd::geteuid().is_root() {
+        set.run();
+        set.wait_until_up();
+        set.stop();
+    }
+}
+
+#[test]
 fn children_of_the_program_that_became_patou_are_left_alone() {
     let [own, child] = std::array::from_fn(|_| unique_sleep());
     let script = format!("sleep {child} & exec \"$@\"");

@@ -255,6 +255,9 @@ fn a_second_run_is_refused_and_removes_nothing_of_the_set_that_lives() {
         refuse(&mut in_other_network(), "recorded segments");
         remove(&set.runtime_dir());
         refuse(&mut in_other_network(), "segments");
+        remove(&set.runtime_dir());
+        remove_segments(&set);
+        refuse(&mut in_other_network(), "the environment of the parts");
     }
     signal_to(set.pid(), Signal::SIGCONT);
     set.wait_until_up();

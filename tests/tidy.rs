@@ -39,7 +39,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("probe", &["config", "ids", "stats"]),
     ("executable", &["config"]),
     ("shm", &["exchange", "sync"]),
-    ("ipc", &["config", "doorbell", "exchange", "held_file", "ids", "shm"]),
+    ("ipc", &["config", "doorbell", "exchange", "held_file", "ids", "procfs", "shm"]),
     ("units", &["config", "ids"]),
     ("status", &["config", "exchange", "ids", "ipc", "probe", "procfs", "shm", "stats", "units"]),
     ("backoff", &["clock", "config", "exchange", "liveness", "log"]),

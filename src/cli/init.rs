@@ -24,6 +24,9 @@ use crate::{ipc, process_tree, sys};
 /// Passed on to the watchdog.
 const FORWARDED: [Signal; 4] = [Signal::SIGTERM, Signal::SIGINT, Signal::SIGQUIT, Signal::SIGHUP];
 
+/// Those that end the set.
+const STOP: [Signal; 3] = [Signal::SIGTERM, Signal::SIGINT, Signal::SIGQUIT];
+
 /// Whether this process has, or may get, children that do not belong to the set.
 pub(super) fn is_needed() -> bool {
     getpid().as_raw() == 1 || process_tree::has_children()
@@ -72,13 +75,15 @@ fn start_watchdog(path: Option<&Path>) -> Result<Child, CommandError> {
     command.spawn().map_err(|error| failed(format!("cannot start the watchdog: {error}")))
 }
 
-/// After the watchdog was killed: waits until its parts have finished their requests. With PID 1 every process ends.
+/// After the watchdog was killed: waits until its parts have finished their requests, or a stop signal arrives. With PID 1
+/// every process ends.
 fn await_parts(path: Option<&Path>) {
     let Ok(config) = load(path).map(|loaded| loaded.config) else { return };
     let drain_timeout = config.pools.iter().map(|pool| pool.drain_timeout).max().unwrap_or_default();
+    let stop = SigSet::from_iter(STOP);
     poll_until(Instant::now() + drain_timeout, || {
         process_tree::reap_orphans(|_| false);
-        ipc::leftovers(&config).is_ok_and(|left| left.is_empty())
+        sys::take_pending(&stop) || ipc::leftovers(&config).is_ok_and(|left| left.is_empty())
     });
 }
 

@@ -25,7 +25,9 @@ pub(crate) use error::IpcError;
 pub(crate) use held_worker::HeldWorker;
 pub(crate) use leftover::{Leftover, leftovers, remove_dead_segments};
 pub(crate) use modes::Modes;
-pub(crate) use passed::{PASSED_TO_WORKER, PassedObjects, RUNTIME_DIR, WorkerObject};
+pub(crate) use passed::{
+    PASSED_TO_WORKER, PassedObjects, RUNTIME_DIR, WATCHDOG, WorkerObject, parse_watchdog_mark, watchdog_mark,
+};
 pub(crate) use set::{
     ListedWorker, is_current, list, prepare, recorded_workers, remove, remove_workers, retire_worker, set_epoch,
 };

@@ -9,7 +9,7 @@ use std::path::PathBuf;
 
 use nix::sys::stat::fstat;
 
-use crate::ids::WorkerId;
+use crate::ids::{ProcessId, WorkerId};
 
 /// The environment variable that holds the numbers of a worker's descriptors: segment, `dw`, `wd`. They stay open and
 /// are passed on when the worker executes itself again. They only refer to the files (`O_PATH`).
@@ -18,6 +18,21 @@ pub(crate) const PASSED_TO_WORKER: &str = "PATOU_IPC_FDS";
 /// The environment variable that tells which runtime directory a process of `patou run` belongs to. Parts leave it to what
 /// they start, except to the programs of handlers.
 pub(crate) const RUNTIME_DIR: &str = "PATOU_RUNTIME_DIR";
+
+/// The environment variable that tells which watchdog has started a process of `patou run`: pid and start time. It is left
+/// to the same processes.
+pub(crate) const WATCHDOG: &str = "PATOU_WATCHDOG";
+
+/// The value of [`WATCHDOG`].
+pub(crate) fn watchdog_mark(id: ProcessId) -> String {
+    format!("{}.{}", id.pid, id.start_time)
+}
+
+/// Parses such a value.
+pub(crate) fn parse_watchdog_mark(mark: &[u8]) -> Option<ProcessId> {
+    let (pid, start_time) = std::str::from_utf8(mark).ok()?.split_once('.')?;
+    Some(ProcessId { pid: pid.parse().ok()?, start_time: start_time.parse().ok()? })
+}
 
 /// How the names of such descriptors start where a list holds those of many workers.
 const PREFIX: &str = "ipc.";
@@ -106,6 +121,15 @@ fn descriptor_path(number: i32) -> PathBuf {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn mark_of_a_watchdog_can_be_parsed() {
+        let id = ProcessId { pid: 4711, start_time: 1 << 40 };
+        assert_eq!(parse_watchdog_mark(watchdog_mark(id).as_bytes()), Some(id));
+        for other in ["", "4711", "4711.", ".1", "-1.1"] {
+            assert_eq!(parse_watchdog_mark(other.as_bytes()), None, "{other}");
+        }
+    }
 
     #[test]
     fn name_of_a_passed_descriptor_can_be_parsed() {

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::UnixStream;
-use tokio::sync::mpsc;
+use tokio::sync::{Notify, mpsc};
 use tokio::task::yield_now;
 use tokio::time::timeout;
 
@@ -50,13 +50,23 @@ impl ProbeSocket {
         }
     }
 
+    /// The path comes first: a socket that was stopped and started is another file. The held one is used where the path
+    /// leads to no socket, or to one that no process listens on.
     async fn connect(&self) -> io::Result<UnixStream> {
-        let path = self.file.borrow().as_ref().map_or_else(|| self.path.clone(), HeldFile::reachable_path);
-        let stream = UnixStream::connect(&path).await?;
-        if path == self.path {
-            self.hold();
+        let error = match UnixStream::connect(&self.path).await {
+            Ok(stream) => {
+                self.hold();
+                return Ok(stream);
+            }
+            Err(error) => error,
+        };
+        let held = self.file.borrow().as_ref().filter(|file| !file.is_in_place()).map(HeldFile::descriptor_path);
+        match held {
+            Some(held) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused) => {
+                UnixStream::connect(held).await.map_err(|_| error)
+            }
+            _ => Err(error),
         }
-        Ok(stream)
     }
 }
 
@@ -64,6 +74,8 @@ impl ProbeSocket {
 pub(super) struct Prober {
     requests: mpsc::UnboundedSender<Vec<FailedPool>>,
     reports: mpsc::UnboundedReceiver<io::Result<ProbeReport>>,
+    /// Ends an exchange with a process that has ended.
+    replaced: Rc<Notify>,
     not_sent: bool,
     shortages: LogThrottle,
     /// When the unanswered probe was sent.
@@ -77,10 +89,12 @@ impl Prober {
     pub(super) fn start(socket: ProbeSocket) -> Self {
         let (requests, received) = mpsc::unbounded_channel();
         let (answers, reports) = mpsc::unbounded_channel();
-        tokio::task::spawn_local(run(socket, received, answers));
+        let replaced = Rc::new(Notify::new());
+        tokio::task::spawn_local(run(socket, received, answers, replaced.clone()));
         Self {
             requests,
             reports,
+            replaced,
             not_sent: false,
             shortages: LogThrottle::default(),
             pending_since: None,
@@ -95,6 +109,11 @@ impl Prober {
             self.pending_since = Some(clock::now());
         }
         self.pending_since.is_some()
+    }
+
+    /// The dispatcher is another process now: an unanswered probe waits in a socket that possibly no process accepts from.
+    pub(super) fn dispatcher_replaced(&self) {
+        self.replaced.notify_waiters();
     }
 
     /// Whether a probe could not be sent since the last call: `probe.sock` does not exist, or this process has nothing
@@ -191,6 +210,7 @@ async fn run(
     socket: ProbeSocket,
     mut requests: mpsc::UnboundedReceiver<Vec<FailedPool>>,
     answers: mpsc::UnboundedSender<io::Result<ProbeReport>>,
+    replaced: Rc<Notify>,
 ) {
     let mut connection = None;
     let mut spare = SpareDescriptors::new(1);
@@ -198,7 +218,10 @@ async fn run(
     while let Some(failed) = requests.recv().await {
         nonce += 1;
         let request = ProbeRequest { nonce, command: Some(ProbeCommand::Ping), failed };
-        let mut report = exchange(&socket, &mut connection, request.clone()).await;
+        let mut report = tokio::select! {
+            report = exchange(&socket, &mut connection, request.clone()) => report,
+            () = replaced.notified() => Err(io::ErrorKind::ConnectionAborted.into()),
+        };
         if report.as_ref().is_err_and(is_own_shortage) && spare.release() {
             report = exchange(&socket, &mut connection, request).await;
         }
@@ -241,4 +264,62 @@ pub(super) fn send_quiesce(socket: ProbeSocket) {
         let request = ProbeRequest { nonce: 0, command: Some(ProbeCommand::Quiesce), failed: Vec::new() };
         let _ = timeout(COMMAND_TIMEOUT, exchange(&socket, &mut None, request)).await;
     });
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::fs;
+    use tokio::net::UnixListener;
+
+    #[test]
+    fn the_path_comes_first_and_a_lost_one_is_replaced_by_the_held_socket() {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        let dir = std::env::temp_dir().join(format!("patou-probe-socket-{}", std::process::id()));
+        fs::create_dir_all(&dir).unwrap();
+        let path = dir.join("probe.sock");
+        runtime.block_on(async {
+            let socket = ProbeSocket::new(path.clone());
+            let old = UnixListener::bind(&path).unwrap();
+            socket.connect().await.unwrap();
+            old.accept().await.unwrap();
+            fs::remove_file(&path).unwrap();
+            socket.connect().await.unwrap();
+            old.accept().await.unwrap();
+            // A file that no process listens on.
+            drop(UnixListener::bind(&path).unwrap());
+            socket.connect().await.unwrap();
+            old.accept().await.unwrap();
+            fs::remove_file(&path).unwrap();
+            // Stopped and started: another file, while the old socket still listens, or does not.
+            let new = UnixListener::bind(&path).unwrap();
+            socket.connect().await.unwrap();
+            new.accept().await.unwrap();
+            drop(old);
+            fs::remove_file(&path).unwrap();
+            socket.connect().await.unwrap();
+            new.accept().await.unwrap();
+            drop(new);
+            assert_eq!(socket.connect().await.unwrap_err().kind(), io::ErrorKind::NotFound);
+        });
+        fs::remove_dir_all(&dir).unwrap();
+    }
+
+    #[test]
+    fn an_exchange_with_a_replaced_dispatcher_ends() {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        let dir = std::env::temp_dir().join(format!("patou-probe-pending-{}", std::process::id()));
+        fs::create_dir_all(&dir).unwrap();
+        let path = dir.join("probe.sock");
+        let _silent = std::os::unix::net::UnixListener::bind(&path).unwrap();
+        tokio::task::LocalSet::new().block_on(&runtime, async {
+            let mut prober = Prober::start(ProbeSocket::new(path));
+            assert!(prober.send_probe(Vec::new()));
+            assert!(prober.take_buffered_report().await.is_none() && prober.pending_since().is_some());
+            prober.dispatcher_replaced();
+            assert!(prober.next_report().await.is_none() && prober.pending_since().is_none());
+            assert!(!prober.take_not_sent());
+        });
+        fs::remove_dir_all(&dir).unwrap();
+    }
 }

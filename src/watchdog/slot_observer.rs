@@ -7,7 +7,7 @@ use super::plan::{Plan, WorkerLiveness};
 use crate::config::Config;
 use crate::exchange::Incarnation;
 use crate::ids::{Epoch, Lifecycle, Monotonic, WorkerId};
-use crate::ipc;
+use crate::ipc::WorkerIpc;
 
 /// The last turn of each worker that was observed.
 #[derive(Debug, Default)]
@@ -26,13 +26,14 @@ struct SeenTurn {
 impl SlotObserver {
     /// If the probe that was sent at `probed_at` is unanswered for a `probe_interval`: rings the workers, and returns which
     /// of them have not made a turn since an earlier ring. A worker without a serving incarnation is left out: what it
-    /// owes is unknown.
+    /// owes is unknown. `open` opens the objects of a worker that the watchdog holds: their names may be gone.
     pub(super) fn observe(
         &mut self,
         now: Monotonic,
         config: &Config,
         plan: &Plan,
         probed_at: Option<Monotonic>,
+        open: impl Fn(&WorkerId) -> Option<WorkerIpc>,
     ) -> Option<Vec<WorkerLiveness>> {
         // What was seen before the dispatcher responded again is outdated.
         let last = std::mem::take(&mut self.seen);
@@ -40,7 +41,7 @@ impl SlotObserver {
         let mut all = Vec::new();
         for (part, status) in plan.status() {
             let (Some(id), Some(pid)) = (part.worker(), status.pid) else { continue };
-            let Ok(ipc) = ipc::open(config, id) else { continue };
+            let Some(ipc) = open(id) else { continue };
             let attached = ipc.has_incarnation(); // and is not between two incarnations
             let serves = |life: &Incarnation| attached && life.pid == pid && life.state != Lifecycle::Starting;
             let Some(Incarnation { epoch, ticks, .. }) = Incarnation::load(&*ipc.segment).filter(serves) else {

@@ -113,7 +113,10 @@ fn process_id(process: &Leftover) -> ProcessId {
 }
 
 fn kill(process: &Leftover) {
-    let descendants = process_tree::descendants(Pid::from_raw(process.pid as i32));
+    let mut descendants = process_tree::descendants(Pid::from_raw(process.pid as i32));
+    // This process may have been started by the leftover.
+    let ancestors = this_process_and_ancestors();
+    descendants.retain(|descendant| !ancestors.contains(&descendant.id()));
     for id in std::iter::once(process_id(process)).chain(descendants.iter().map(ProcessStat::id)) {
         if kill_one(id) {
             tracing::info!(pid = id.pid, "killed a process of the previous set's {}", process.what);
@@ -132,7 +135,7 @@ fn kill_one(id: ProcessId) -> bool {
 async fn terminate_strays(dir: &Path, ended: &mut BTreeSet<String>) -> Result<(), WatchdogError> {
     let give_up = Instant::now() + KILL_TIMEOUT;
     loop {
-        let left = strays(dir);
+        let left = strays(dir)?;
         let names: Vec<_> = left.iter().map(|(id, name)| format!("{name} (pid {})", id.pid)).collect();
         if left.is_empty() {
             return Ok(());
@@ -153,21 +156,36 @@ async fn terminate_strays(dir: &Path, ended: &mut BTreeSet<String>) -> Result<()
     }
 }
 
-/// Recognised by [`ipc::RUNTIME_DIR`], which each part gets and leaves to its children. No set runs in `dir`: the caller holds
-/// its lock. This process and its ancestors may have been started by such a process; they are not listed.
-fn strays(dir: &Path) -> Vec<(ProcessId, String)> {
-    let mark = [ipc::RUNTIME_DIR.as_bytes(), b"=", dir.as_os_str().as_bytes()].concat();
-    let parent = |process: &ProcessStat| ProcessStat::of(process.parent.as_raw() as u32);
-    let ancestors: Vec<_> =
-        std::iter::successors(ProcessStat::of(std::process::id()), parent).map(|process| process.id()).collect();
+/// Recognised by [`ipc::RUNTIME_DIR`], which each part gets and leaves to its children. This process and its ancestors may
+/// have been started by such a process; they are not listed.
+///
+/// # Errors
+/// [`IpcError::AlreadyRunning`] if the watchdog of such a process lives: what names the set was removed, its lock included.
+fn strays(dir: &Path) -> Result<Vec<(ProcessId, String)>, IpcError> {
+    let ancestors = this_process_and_ancestors();
     let is_stray = |process: &ProcessStat| {
         let of_process = procfs::process_dir(process.id().pid);
         !process.is_zombie()
             && !ancestors.contains(&process.id())
-            && procfs::environment_contains(&of_process, &mark)
+            && procfs::environment_variable(&of_process, ipc::RUNTIME_DIR)
+                .is_some_and(|found| found == dir.as_os_str().as_bytes())
             // The same path in a container is another directory.
             && procfs::sees_same_files(&of_process)
     };
-    let found = procfs::processes().into_iter().filter(is_stray).map(|process| process.id());
-    found.map(|id| (id, procfs::name(&procfs::process_dir(id.pid)))).collect()
+    let mut found = Vec::new();
+    for id in procfs::processes().into_iter().filter(is_stray).map(|process| process.id()) {
+        let of_process = procfs::process_dir(id.pid);
+        let watchdog = procfs::environment_variable(&of_process, ipc::WATCHDOG);
+        let watchdog = watchdog.and_then(|mark| ProcessStat::of_id(ipc::parse_watchdog_mark(&mark)?));
+        if let Some(watchdog) = watchdog.filter(|watchdog| !watchdog.is_zombie()) {
+            return Err(IpcError::AlreadyRunning { dir: dir.to_owned(), pid: watchdog.id().pid });
+        }
+        found.push((id, procfs::name(&of_process)));
+    }
+    Ok(found)
+}
+
+fn this_process_and_ancestors() -> Vec<ProcessId> {
+    let parent = |process: &ProcessStat| ProcessStat::of(process.parent.as_raw() as u32);
+    std::iter::successors(ProcessStat::of(std::process::id()), parent).map(|process| process.id()).collect()
 }

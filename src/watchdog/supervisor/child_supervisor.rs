@@ -177,7 +177,8 @@ impl ChildSupervisor {
             if next_probe <= now {
                 next_probe = now + self.config.watchdog.probe_interval;
                 let probed_at = self.prober.pending_since();
-                if let Some(seen) = self.slot_observer.observe(now, &self.config, &self.plan, probed_at) {
+                let open = |id: &WorkerId| self.endpoints.get(id)?.objects.reopen().ok();
+                if let Some(seen) = self.slot_observer.observe(now, &self.config, &self.plan, probed_at, open) {
                     self.handle(now, PlanEvent::Observed(seen));
                 }
                 if self.prober.send_probe(prober::failed_pools(&self.plan)) {

@@ -19,7 +19,7 @@ use tokio::sync::mpsc;
 
 use crate::config::ProcessLimits;
 use crate::held_file::HeldFile;
-use crate::procfs::ProcessStat;
+use crate::procfs::{self, ProcessStat};
 use crate::signals::BlockSighup;
 use crate::watchdog::part_log::log_killed;
 use crate::watchdog::plan::{Part, PartSignal};
@@ -87,6 +87,7 @@ impl Children {
             .env("PATOU_CONFIG", self.config.reachable_path())
             .env("NOTIFY_SOCKET", notify_socket)
             .env(ipc::RUNTIME_DIR, self.config.path().parent().unwrap_or(Path::new("")))
+            .env(ipc::WATCHDOG, ipc::watchdog_mark(procfs::this_process()))
             .env(ipc::PASSED_TO_WORKER, numbers.join(":"))
             .env("LISTEN_FDS", count.to_string())
             // Those of the program that has started this one: a worker of another set, or systemd.

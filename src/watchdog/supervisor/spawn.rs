@@ -36,6 +36,9 @@ impl ChildSupervisor {
         match setup.and_then(|setup| self.children.start(&part, setup)) {
             Ok(pid) => {
                 tracing::debug!(pid, %part, "{part} was started");
+                if part == Part::Dispatcher {
+                    self.prober.dispatcher_replaced();
+                }
                 PlanEvent::Started(part, pid)
             }
             Err(error) => {

@@ -215,6 +215,9 @@ impl UnitSupervisor {
 
     fn on_found(&mut self, now: Monotonic, part: Part, pid: u32) {
         self.queries.request(part.clone());
+        if part == Part::Dispatcher {
+            self.prober.dispatcher_replaced();
+        }
         self.handle(now, PlanEvent::Started(part.clone(), pid));
         if part != Part::Dispatcher {
             // Whether a worker is ready is in the dispatcher's report.

@@ -79,6 +79,14 @@ order "$watchdog" "$dispatcher" "${workers[@]}" -- "${workers[@]}" "$dispatcher"
 order "${workers[@]}" "$dispatcher" "$watchdog" -- "$dispatcher" "${workers[@]}" "$watchdog"
 order "$dispatcher" "${workers[0]}" "$watchdog" "${workers[@]:1}" -- "$watchdog" "${workers[@]:1}" "$dispatcher" "${workers[0]}"
 
+# The dispatcher alone, whose probe.sock is another file then: the watchdog reaches it.
+systemctl stop "$dispatcher"
+systemctl start "$dispatcher"
+wait_for 10 "the set is up" all_up
+pid=$(main_pid "$dispatcher")
+sleep 3
+expect "the dispatcher's process after dispatcher_timeout" "$(main_pid "$dispatcher")" "$pid"
+
 # The segments: stopping them stops every part, and a restart of the set creates them again.
 systemctl stop patou-ipc.service
 for unit in "${parts[@]}"; do
