@@ -63,6 +63,11 @@ impl<F: AsFd> HeldFile<F> {
         format!("/proc/{}/fd/{}", std::process::id(), self.fd.as_fd().as_raw_fd()).into()
     }
 
+    /// The same, for this process alone: also where `/proc` shows another pid namespace.
+    pub(crate) fn own_descriptor_path(&self) -> PathBuf {
+        own_path(&self.fd)
+    }
+
     /// Its own path while that leads to it, otherwise [`Self::descriptor_path`].
     pub(crate) fn reachable_path(&self) -> PathBuf {
         if self.is_in_place() { self.path.clone() } else { self.descriptor_path() }
@@ -76,8 +81,11 @@ impl<F: AsFd> HeldFile<F> {
 
 /// Opens the file behind a descriptor once more, whatever became of its name: locks and flags are not shared with it.
 pub(crate) fn reopen(fd: impl AsFd) -> io::Result<OwnedFd> {
-    let path = format!("/proc/self/fd/{}", fd.as_fd().as_raw_fd());
-    Ok(File::options().read(true).write(true).custom_flags(libc::O_NONBLOCK).open(path)?.into())
+    Ok(File::options().read(true).write(true).custom_flags(libc::O_NONBLOCK).open(own_path(fd))?.into())
+}
+
+fn own_path(fd: impl AsFd) -> PathBuf {
+    format!("/proc/self/fd/{}", fd.as_fd().as_raw_fd()).into()
 }
 
 #[cfg(test)]

@@ -381,6 +381,30 @@ fn clients_in_the_queue_of_a_removed_listener_are_served() {
     set.stop();
 }
 
+/// A reload reorders the listeners, and the client that waits in the queue of a removed socket is still served by the
+/// listener that it has connected to.
+#[test]
+fn a_client_in_the_queue_of_a_removed_listener_stays_with_it_when_a_reload_moves_it() {
+    let set = start();
+    let socket = set.test_dir().join("http.sock");
+    let dispatcher = set.dispatcher_pid();
+    signal_to(dispatcher, Signal::SIGSTOP);
+    let mut client = UnixStream::connect(&socket).unwrap();
+    client.write_all(b"GET / HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n").unwrap();
+    remove(&socket);
+    wait_until("the socket is restored", || socket.exists());
+    // The Unix listener comes first, and the redirect listener last.
+    let text = config(&set);
+    let sections: Vec<_> = text.split("[[").collect();
+    set.configure(&[0, 3, 2, 1, 4].map(|index| sections[index]).join("[["));
+    set.signal(Signal::SIGHUP);
+    wait_until("the configuration is applied", || set.log().contains("restarting the dispatcher"));
+    signal_to(dispatcher, Signal::SIGKILL);
+    client.set_read_timeout(Some(EVENT_TIMEOUT)).unwrap();
+    assert_eq!(read_response(&mut client).unwrap().status, 200, "{}", set.log());
+    set.stop();
+}
+
 #[test]
 fn a_directory_of_another_user_is_not_used() {
     if !nix::unistd::geteuid().is_root() {

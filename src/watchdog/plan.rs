@@ -114,6 +114,7 @@ impl Plan {
             PlanEvent::StopNow => self.stop_now(now),
             PlanEvent::Apply(change) if by_systemd => self.apply_to_units(change),
             PlanEvent::Apply(change) => self.apply(now, change),
+            PlanEvent::SocketsReplaced(workers) => self.replace_processes(now, &workers),
         }
         if ends_batch {
             self.update_stand_ins(now);

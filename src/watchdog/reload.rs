@@ -144,6 +144,10 @@ impl ChildSupervisor {
             None => listeners.remove(&index),
         });
         self.sockets.listeners = all.collect();
+        self.files.renumber(&kept);
+        if change.restart_dispatcher {
+            self.files.close_channel();
+        }
         self.config = Arc::new(new);
         self.watch_files();
         if admin_moves {

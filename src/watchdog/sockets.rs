@@ -67,8 +67,9 @@ impl ListeningSocket {
         let new = Self::bind(&self.configured)?;
         if let (Some(old), Some(file)) = (&self.file, &new.file) {
             let status = nix::sys::stat::fstat(old.get())?;
-            chown(file.path(), Some(Uid::from_raw(status.st_uid)), Some(Gid::from_raw(status.st_gid)))?;
-            fs::set_permissions(file.path(), fs::Permissions::from_mode(status.st_mode & 0o7777))?;
+            let path = file.own_descriptor_path();
+            chown(&path, Some(Uid::from_raw(status.st_uid)), Some(Gid::from_raw(status.st_gid)))?;
+            fs::set_permissions(&path, fs::Permissions::from_mode(status.st_mode & 0o7777))?;
         }
         Ok(new)
     }
@@ -88,9 +89,13 @@ impl ListeningSocket {
         self.set_access(&SocketAccess::of_admin(admin).with_defaults())
     }
 
+    /// The name may lead to a file of another user by now: the descriptor leads to the socket. If the socket's file was
+    /// removed, [`Self::rebind`] takes mode and owner from it.
     fn set_access(&self, access: &SocketAccess) -> Result<(), SocketError> {
         let Some(file) = &self.file else { return Ok(()) };
-        access.apply(file.path()).map_err(|failed| SocketError::access(&self.configured, access.section, failed))
+        access
+            .apply(&file.own_descriptor_path())
+            .map_err(|failed| SocketError::access(&self.configured, access.section, failed))
     }
 }
 
@@ -288,4 +293,36 @@ pub(super) fn open_admin_tcp(address: &ListenAddress) -> Result<ListeningSocket,
 pub(super) fn open_worker(config: &Config, id: &WorkerId) -> Result<ListeningSocket, SocketError> {
     let pool = config.pool(&id.pool).expect("the worker is of this configuration");
     bind(&pool.worker_address(id.number), || format!("worker {id}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_link_in_place_of_a_lost_socket_is_not_followed() {
+        let dir = std::env::temp_dir().join(format!("patou-sockets-{}", std::process::id()));
+        fs::create_dir_all(&dir).unwrap();
+        let (path, other) = (dir.join("socket"), dir.join("other"));
+        let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o777;
+        let listener = |mode: u32| ListenerConfig {
+            address: ListenAddress::Unix(path.clone()),
+            mode,
+            ..Config::default().listeners[0].clone()
+        };
+        let socket = open_listener(&listener(0o600)).unwrap();
+        assert_eq!(mode(&path), 0o600);
+        fs::write(&other, "").unwrap();
+        fs::set_permissions(&other, fs::Permissions::from_mode(0o640)).unwrap();
+        fs::remove_file(&path).unwrap();
+        std::os::unix::fs::symlink(&other, &path).unwrap();
+        socket.apply_access(&listener(0o606)).unwrap();
+        assert_eq!(mode(&other), 0o640);
+        // The socket that replaces it has the mode that was set meanwhile.
+        fs::remove_file(&path).unwrap();
+        let new = socket.rebind().unwrap();
+        assert_eq!(mode(&path), 0o606);
+        drop((socket, new));
+        fs::remove_dir_all(&dir).unwrap();
+    }
 }

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use super::part::{PartRecord, PartState, StopReason};
 use super::{ConfigChange, Notice, Part, PartSignal, Plan, PlanAction, SetPhase, SupervisorKind};
-use crate::ids::Monotonic;
+use crate::ids::{Monotonic, WorkerId};
 use crate::liveness::{RestartHistory, SilenceTimer};
 
 /// How long a start is postponed when a resource is used up.
@@ -211,6 +211,17 @@ impl Plan {
         for record in self.parts.values_mut().filter(|record| record.is_down()) {
             record.restart_history = RestartHistory::default();
             record.state = PartState::StartDue(now);
+        }
+    }
+
+    /// Restarts those that run; the others get their new sockets when they start. A failed worker stays failed.
+    pub(super) fn replace_processes(&mut self, now: Monotonic, workers: &[WorkerId]) {
+        for id in workers {
+            self.stop_stand_in(now, id);
+            let part = Part::Worker(id.clone());
+            if matches!(self.parts.get(&part), Some(PartRecord { state: PartState::Running(_), .. })) {
+                self.stop_part(now, &part, StopReason::PlannedRestart);
+            }
         }
     }
 

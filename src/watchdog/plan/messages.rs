@@ -171,6 +171,8 @@ pub(crate) enum PlanEvent {
     StopNow,
     /// A new configuration is in force.
     Apply(ConfigChange),
+    /// These workers have new sockets: their processes, and their stand-ins, must be replaced.
+    SocketsReplaced(Vec<WorkerId>),
 }
 
 /// What a new configuration means for the processes.

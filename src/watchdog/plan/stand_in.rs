@@ -102,7 +102,7 @@ impl Plan {
     }
 
     /// Has a stand-in close the address and finish its connections.
-    fn stop_stand_in(&mut self, now: Monotonic, id: &WorkerId) {
+    pub(super) fn stop_stand_in(&mut self, now: Monotonic, id: &WorkerId) {
         let part = Part::StandIn(id.clone());
         self.stop_part(now, &part, StopReason::Final);
         if self.parts.get(&part).is_some_and(|record| matches!(record.state, PartState::Stopped)) {

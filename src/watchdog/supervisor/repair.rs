@@ -12,10 +12,10 @@ use super::child_supervisor::ChildSupervisor;
 use crate::exchange::Incarnation;
 use crate::ids::{Lifecycle, WorkerId};
 use crate::ipc::{self, Modes};
-use crate::watchdog::applied_config::{self, drain_timeouts, plan_limits};
+use crate::watchdog::applied_config;
 use crate::watchdog::error::{WatchdogError, system};
 use crate::watchdog::notify::NotifySocket;
-use crate::watchdog::plan::{ConfigChange, Part, PartSignal, PlanEvent};
+use crate::watchdog::plan::{Part, PartSignal, PlanEvent};
 use crate::watchdog::sockets::ListeningSocket;
 use crate::watchdog::worker_endpoints::WorkerEndpoints;
 use crate::{clock, handoff, log};
@@ -181,14 +181,7 @@ impl ChildSupervisor {
             }
         }
         if !restart.is_empty() {
-            let change = ConfigChange {
-                workers: drain_timeouts(&self.config),
-                reload: Vec::new(),
-                restart,
-                restart_dispatcher: false,
-                limits: plan_limits(&self.config),
-            };
-            self.handle(clock::now(), PlanEvent::Apply(change));
+            self.handle(clock::now(), PlanEvent::SocketsReplaced(restart));
         }
     }
 

@@ -33,7 +33,7 @@ pub(crate) struct SetFiles {
     /// What is missing and cannot be restored now, for operators.
     pub(super) problems: Vec<String>,
     pub(super) lost: BTreeSet<WorkerId>,
-    /// To the running dispatcher, which receives listening sockets over it.
+    /// To the running dispatcher, which receives listening sockets over it. `None` while it ends for a reload.
     pub(super) channel: Option<OwnedFd>,
     /// The sockets that it has not received yet.
     pub(super) unsent: BTreeSet<String>,
@@ -113,9 +113,23 @@ impl SetFiles {
         self.retired.iter().map(|(index, socket, _)| (*index, socket))
     }
 
+    /// A new configuration is in force. `kept`: for each of its listeners the index of the socket that it keeps.
+    pub(crate) fn renumber(&mut self, kept: &[Option<usize>]) {
+        self.retired.retain_mut(|(index, ..)| {
+            let new = kept.iter().position(|at| *at == Some(*index));
+            *index = new.unwrap_or(*index);
+            new.is_some()
+        });
+    }
+
+    /// The running dispatcher ends: its listeners have other indices, and it accepts no more. The next one receives all.
+    pub(crate) fn close_channel(&mut self) {
+        self.channel = None;
+    }
+
     /// The dispatcher has reported, so it has run since it received the sockets.
     pub(super) fn on_report(&mut self) {
-        if self.unsent.is_empty() {
+        if self.channel.is_some() && self.unsent.is_empty() {
             self.retired.iter_mut().for_each(|(.., reports)| *reports += 1);
             self.retired.retain(|(.., reports)| *reports <= REPORTS_UNTIL_EMPTY);
         }

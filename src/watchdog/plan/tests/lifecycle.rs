@@ -102,3 +102,32 @@ fn a_planned_restart_is_not_delayed_and_not_counted() {
     scenario.expect(2, exited(Part::Dispatcher), &["start dispatcher"]);
     assert!(scenario.plan.status().all(|(_, status)| status.restarts == 0));
 }
+
+#[test]
+fn a_lost_socket_restarts_its_worker_alone() {
+    let mut scenario = Scenario::up();
+    let kill = "kill orphans of web/2";
+    scenario.expect(0, exited(worker(2)), &[kill, "restart worker web/2 in 0ns: gone", "start worker web/2"]);
+    scenario.expect(0, exited(worker(2)), &[kill, "restart worker web/2 in 100ms: gone"]);
+    // It starts with the new socket in any case.
+    scenario.expect(1, PlanEvent::SocketsReplaced(vec![id(1), id(2)]), &["terminate worker web/1"]);
+    assert_eq!(scenario.state(&worker(2)), "gone");
+    scenario.expect(2, exited(worker(1)), &["kill orphans of web/1", "start worker web/1"]);
+    scenario.expect(2, PlanEvent::Started(worker(1), 21), &[]);
+    scenario.expect(3, PlanEvent::Ready(worker(1)), &[]);
+    scenario.expect(100, PlanEvent::Tick, &["start worker web/2"]);
+    let stand_in = "start the stand-in of worker web/2";
+    scenario.expect(100, exited(worker(2)), &[kill, "failed worker web/2: gone", stand_in]);
+    scenario.expect(100, PlanEvent::Started(Part::StandIn(id(2)), 92), &[]);
+    // A failed worker stays failed, and another stand-in serves its new address.
+    let stop = "terminate the stand-in of worker web/2";
+    scenario.expect(200, PlanEvent::SocketsReplaced(vec![id(2)]), &[stop]);
+    assert_eq!(scenario.state(&worker(2)), "failed");
+    scenario.expect(201, exited(Part::StandIn(id(2))), &[stand_in]);
+
+    // A worker that left the configuration and still ends is not started again.
+    let mut scenario = Scenario::up();
+    scenario.expect(0, PlanEvent::Apply(change(1)), &["reload dispatcher", "terminate worker web/2"]);
+    scenario.expect(1, PlanEvent::SocketsReplaced(vec![id(2)]), &[]);
+    scenario.expect(2, exited(worker(2)), &[kill, "remove web/2"]);
+}
