@@ -113,7 +113,7 @@ mod tests {
         fs::write(file.path(), "other").unwrap();
         assert!(!file.is_in_place());
         assert_eq!(fs::read_to_string(file.reachable_path()).unwrap(), "text");
-        // Whoever was given the path to the descriptor finds what is held there now.
+        // The path to the descriptor leads to what is held there now.
         let given = file.descriptor_path();
         file.replace(HeldFile::open(&dir.join("file")).unwrap());
         assert_eq!((fs::read_to_string(given).unwrap().as_str(), file.is_in_place()), ("other", true));
