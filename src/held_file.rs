@@ -10,8 +10,10 @@ use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
+use nix::fcntl::OFlag;
 use nix::libc;
 use nix::sys::stat::fstat;
+use nix::unistd::dup3;
 
 /// A descriptor of a file, and the path at which others look for it.
 #[derive(Debug)]
@@ -32,6 +34,14 @@ impl HeldFile {
     pub(crate) fn open_descriptor(path: PathBuf, descriptor: &Path) -> io::Result<Self> {
         let fd = File::options().read(true).custom_flags(libc::O_PATH).open(descriptor)?;
         Ok(Self { path, fd: fd.into() })
+    }
+
+    /// Holds another file under the same number: other processes may have been given its [`HeldFile::descriptor_path`].
+    pub(crate) fn replace(&mut self, new: HeldFile) {
+        if dup3(&new.fd, &mut self.fd, OFlag::O_CLOEXEC).is_err() {
+            self.fd = new.fd;
+        }
+        self.path = new.path;
     }
 }
 
@@ -100,7 +110,7 @@ mod tests {
         let (file, socket) = (dir.join("file"), dir.join("socket"));
         fs::write(&file, "text").unwrap();
         let _listener = UnixListener::bind(&socket).unwrap();
-        let (file, socket) = (HeldFile::open(&file).unwrap(), HeldFile::open(&socket).unwrap());
+        let (mut file, socket) = (HeldFile::open(&file).unwrap(), HeldFile::open(&socket).unwrap());
         assert!(file.is_in_place() && file.reachable_path() == file.path());
         fs::remove_dir_all(&dir).unwrap();
         assert!(!file.is_in_place() && !socket.is_in_place());
@@ -111,6 +121,10 @@ mod tests {
         fs::write(file.path(), "other").unwrap();
         assert!(!file.is_in_place());
         assert_eq!(fs::read_to_string(file.reachable_path()).unwrap(), "text");
+        // The path to the descriptor leads to what is held there now.
+        let given = file.descriptor_path();
+        file.replace(HeldFile::open(&dir.join("file")).unwrap());
+        assert_eq!((fs::read_to_string(given).unwrap().as_str(), file.is_in_place()), ("other", true));
         fs::remove_dir_all(&dir).unwrap();
     }
 }

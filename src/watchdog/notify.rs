@@ -99,6 +99,12 @@ impl NotifySocket {
         Ok(Self { socket: sys::when_readable(socket.into())?, file: HeldFile::open(path)? })
     }
 
+    /// Receives on another socket. Parts that reach the file by its descriptor reach the new one.
+    pub(crate) fn replace(&mut self, new: Self) {
+        self.socket = new.socket;
+        self.file.replace(new.file);
+    }
+
     /// The socket's file.
     pub(crate) fn file(&self) -> &HeldFile {
         &self.file

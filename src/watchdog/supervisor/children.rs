@@ -64,7 +64,7 @@ impl Children {
 
     /// Replaces it.
     pub(crate) fn set_config(&mut self, config: HeldFile) {
-        self.config = config;
+        self.config.replace(config);
     }
 
     /// Starts a part and returns its pid.
