@@ -222,6 +222,8 @@ impl ChildSupervisor {
                 self.files.schedule(clock::now());
                 // It reads what the old segment contains, and opens the new one.
                 self.children.signal(&Part::Dispatcher, PartSignal::Reload);
+                // It would not see in the old segment that the worker serves; the next one gets the new segment.
+                self.children.signal(&Part::StandIn(id.clone()), PartSignal::Terminate);
             }
             Err(error) => {
                 // No process must find half of the new ones; the worker starts with the old ones.
