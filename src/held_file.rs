@@ -10,8 +10,10 @@ use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
+use nix::fcntl::OFlag;
 use nix::libc;
 use nix::sys::stat::fstat;
+use nix::unistd::dup3;
 
 /// A descriptor of a file, and the path at which others look for it.
 #[derive(Debug)]
@@ -32,6 +34,15 @@ impl HeldFile {
     pub(crate) fn open_descriptor(path: PathBuf, descriptor: &Path) -> io::Result<Self> {
         let fd = File::options().read(true).custom_flags(libc::O_PATH).open(descriptor)?;
         Ok(Self { path, fd: fd.into() })
+    }
+
+    /// Holds another file under the same number: processes that have received [`Self::descriptor_path`] find that one.
+    pub(crate) fn replace(&mut self, new: Self) {
+        let Self { path, fd } = new;
+        self.path = path;
+        if dup3(&fd, &mut self.fd, OFlag::O_CLOEXEC).is_err() {
+            self.fd = fd; // they do not find it, but new ones do
+        }
     }
 }
 
@@ -103,6 +114,11 @@ mod tests {
         fs::write(file.path(), "other").unwrap();
         assert!(!file.is_in_place());
         assert_eq!(fs::read_to_string(file.reachable_path()).unwrap(), "text");
+        // A process that was told how to reach the old one finds the new one.
+        let (known, mut file) = (file.descriptor_path(), file);
+        file.replace(HeldFile::open(file.path()).unwrap());
+        assert!(file.is_in_place());
+        assert_eq!(fs::read_to_string(known).unwrap(), "other");
         fs::remove_dir_all(&dir).unwrap();
     }
 }

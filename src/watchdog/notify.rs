@@ -104,6 +104,12 @@ impl NotifySocket {
         &self.file
     }
 
+    /// Receives from `new` from now on, also what children send that know the file's descriptor alone.
+    pub(crate) fn replace(&mut self, new: Self) {
+        self.socket = new.socket;
+        self.file.replace(new.file);
+    }
+
     /// The next message, if one has arrived.
     pub(crate) fn try_receive(&self) -> Option<NotifyMessage> {
         loop {

@@ -62,9 +62,9 @@ impl Children {
         &self.config
     }
 
-    /// Replaces it.
+    /// Replaces it, also for the children that know its descriptor alone.
     pub(crate) fn set_config(&mut self, config: HeldFile) {
-        self.config = config;
+        self.config.replace(config);
     }
 
     /// Starts a part and returns its pid.

@@ -129,7 +129,7 @@ impl ChildSupervisor {
         let path = self.notify_socket.file().path().to_owned();
         let new = NotifySocket::bind(&path).map_err(system("bind"))?;
         self.receive_notifications();
-        self.notify_socket = new;
+        self.notify_socket.replace(new);
         self.files.may_miss_ready = true;
         Ok(true)
     }
