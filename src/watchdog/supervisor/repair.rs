@@ -33,7 +33,7 @@ impl ChildSupervisor {
     }
 
     /// Looks for what is missing and restores what can be restored. Not while the set stops: nothing of it must be left.
-    pub(super) fn inspect_files(&mut self) {
+    pub(crate) fn inspect_files(&mut self) {
         (self.files.events, self.files.inspected_at) = (None, clock::now());
         if self.plan.is_stopping() {
             return;
