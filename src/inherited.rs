@@ -25,8 +25,9 @@ pub(crate) fn reset() {
 }
 
 /// The same for a part of a set. SIGHUP is blocked until the part handles it; stray signals such as SIGUSR1 or SIGALRM,
-/// which would end the part, do nothing.
-pub(crate) fn reset_for_part() {
+/// which would end the part, do nothing. The variable `objects` holds the numbers of descriptors that are passed beside
+/// those of `LISTEN_FDS`, as in `1:2`.
+pub(crate) fn reset_for_part(objects: &str) {
     sys::stop_interval_timers();
     sys::stop_ignoring_signals();
     sys::catch_stray_signals();
@@ -37,14 +38,20 @@ pub(crate) fn reset_for_part() {
     if prctl::get_timerslack().is_ok_and(|slack| slack > DEFAULT_TIMER_SLACK) {
         let _ = prctl::set_timerslack(DEFAULT_TIMER_SLACK as u64); // any value is valid
     }
-    sys::close_on_exec_from(FIRST_FD + passed_fds());
+    sys::close_on_exec_from(first_unwanted(objects, |name| std::env::var(name).ok()));
 }
 
-/// How many descriptors were passed to this process on purpose. A `program` worker passes them on.
-fn passed_fds() -> i32 {
-    let number = |name| std::env::var(name).ok().and_then(|text| text.parse::<u32>().ok());
-    let is_ours = number("LISTEN_PID") == Some(std::process::id());
-    number("LISTEN_FDS").filter(|_| is_ours).and_then(|count| count.try_into().ok()).unwrap_or(0)
+/// The first descriptor above those that were passed to this process on purpose: sockets and a worker's objects. A
+/// `program` worker passes them on, and so does a worker that executes itself again.
+fn first_unwanted(objects: &str, variable: impl Fn(&str) -> Option<String>) -> i32 {
+    let number = |name| variable(name).and_then(|text| text.parse::<u32>().ok());
+    if number("LISTEN_PID") != Some(std::process::id()) {
+        return FIRST_FD;
+    }
+    let sockets = number("LISTEN_FDS").and_then(|count| i32::try_from(count).ok()).unwrap_or(0);
+    let objects = variable(objects).unwrap_or_default();
+    let behind_objects = objects.split(':').filter_map(|text| text.parse::<i32>().ok()?.checked_add(1)).max();
+    FIRST_FD.saturating_add(sockets).max(behind_objects.unwrap_or(0))
 }
 
 /// Inherited limits that will end parts or make their writes fail, with the remedy.
@@ -58,4 +65,26 @@ pub(crate) fn limit_warnings() -> impl Iterator<Item = String> {
         (soft != RLIM_INFINITY)
             .then(|| format!("an inherited limit of {soft} {effect} ({name}): raise it with {command} unlimited"))
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sockets_and_objects_that_were_passed_to_this_process_stay_open() {
+        let first = |pid: u32, sockets: &str, objects: &str| {
+            first_unwanted("OBJECTS", |name| match name {
+                "LISTEN_PID" => Some(pid.to_string()),
+                "LISTEN_FDS" => Some(sockets.to_owned()),
+                _ => Some(objects.to_owned()),
+            })
+        };
+        let own = std::process::id();
+        assert_eq!(first(own, "2", ""), 5);
+        assert_eq!(first(own, "2", "5:6:7"), 8);
+        assert_eq!(first(own, "2", "7:x:2147483647"), 8);
+        assert_eq!(first(own, "x", ""), 3);
+        assert_eq!(first(own + 1, "2", "5:6:7"), 3);
+    }
 }

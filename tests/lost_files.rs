@@ -193,20 +193,80 @@ fn a_request_in_progress_survives_the_loss_of_everything_and_of_the_dispatcher()
     set.stop();
 }
 
+/// Replaces the runtime directory by a file, so that nothing can be restored.
+fn obstruct(dir: &Path) {
+    remove(dir);
+    fs::write(dir, "").unwrap_or_else(|_| {
+        remove(dir);
+        fs::write(dir, "").unwrap();
+    });
+    if dir.is_dir() {
+        remove(dir);
+    }
+}
+
+#[test]
+fn workers_of_a_lost_directory_recycle_in_place_and_obey_a_reload_once_it_is_back() {
+    let mut set = TestSet::prepare("");
+    let config = config(&set) + "max_requests = 20\n";
+    set.configure(&config);
+    set.run_with_log_level("info");
+    set.wait_until_up();
+    let load = LoadGenerator::start(set.address(1), "/", 2);
+    let dir = set.runtime_dir();
+    obstruct(&dir);
+    set.wait_for_log(&["cannot be restored"]);
+    remove_segments(&set);
+    let children = || children_of(set.pid());
+    // The next incarnations know the objects, the configuration and the notify socket by descriptor alone.
+    for pid in children() {
+        let _ = nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid as i32), Signal::SIGKILL);
+        wait_until("the part is back", || children().len() == 3 && !children().contains(&pid));
+        load.wait_for(20);
+    }
+    let pids = children();
+    load.wait_for(200);
+    assert_eq!(children(), pids, "{}", set.log());
+    remove(&dir);
+    wait_until("the directory is restored", || dir.join("admin.sock").exists());
+    load.wait_for(200);
+    assert_eq!(children(), pids, "{}", set.log());
+    set.configure(&config.replace("workers = 2", "workers = 3"));
+    set.signal(Signal::SIGHUP);
+    set.wait_for_worker("default/3", "idle");
+    assert!(pids.iter().all(|pid| children().contains(pid)), "{}", set.log());
+    load.stop();
+    set.stop();
+}
+
+#[test]
+fn a_stop_right_after_the_loss_of_the_lock_file_leaves_nothing() {
+    let set = start();
+    signal_to(set.pid(), Signal::SIGSTOP);
+    remove(&set.runtime_dir().join("set.lock"));
+    signal_to(set.pid(), Signal::SIGCONT);
+    set.stop();
+}
+
+#[test]
+fn a_reload_right_after_the_loss_of_the_admin_socket_is_applied() {
+    let set = start();
+    set.configure(&config(&set).replace("workers = 2", "workers = 3"));
+    signal_to(set.pid(), Signal::SIGSTOP);
+    remove(&set.runtime_dir().join("admin.sock"));
+    set.signal(Signal::SIGHUP);
+    signal_to(set.pid(), Signal::SIGCONT);
+    set.wait_for_log(&["configuration applied"]);
+    set.wait_for_worker("default/3", "idle");
+    set.stop();
+}
+
 #[test]
 fn parts_come_back_while_the_runtime_directory_cannot_be_restored() {
     let set = start();
     let load = LoadGenerator::start(set.address(1), "/", 2);
     let dir = set.runtime_dir();
-    remove(&dir);
-    // Not a directory, so that nothing can be restored.
-    fs::write(&dir, "").unwrap_or_else(|_| {
-        remove(&dir);
-        fs::write(&dir, "").unwrap();
-    });
-    if dir.is_dir() {
-        remove(&dir);
-    }
+    obstruct(&dir);
     set.wait_for_log(&["cannot be restored"]);
     let output = set.patou(&["status"]);
     assert_eq!(output.status.code(), Some(1));

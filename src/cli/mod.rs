@@ -141,7 +141,9 @@ pub(crate) fn main() -> ExitCode {
         }
     };
     match cli.command {
-        Command::Run | Command::Watchdog | Command::Dispatcher | Command::Worker { .. } => inherited::reset_for_part(),
+        Command::Run | Command::Watchdog | Command::Dispatcher | Command::Worker { .. } => {
+            inherited::reset_for_part(crate::ipc::PASSED_TO_WORKER);
+        }
         // Descriptors and SIGHUP are as the watchdog has prepared them for the part.
         Command::Launch(_) => {}
         _ => inherited::reset(),

@@ -300,6 +300,7 @@ mod tests {
     use std::net::{TcpListener, TcpStream};
     use std::os::unix::net::UnixStream;
 
+    use nix::sys::socket::TimestampingFlag;
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
     use tokio::time::timeout;
 
@@ -310,8 +311,7 @@ mod tests {
         let tcp = TcpListener::bind("127.0.0.1:0").unwrap();
         let client = TcpStream::connect(tcp.local_addr().unwrap()).unwrap();
         let mut stream = SharedStream(Arc::new(SocketStream::from_fd(tcp.accept().unwrap().0.into()).unwrap()));
-        let flags = sockopt::TimestampingFlag::SOF_TIMESTAMPING_TX_SOFTWARE
-            | sockopt::TimestampingFlag::SOF_TIMESTAMPING_SOFTWARE;
+        let flags = TimestampingFlag::SOF_TIMESTAMPING_TX_SOFTWARE | TimestampingFlag::SOF_TIMESTAMPING_SOFTWARE;
         setsockopt(&*stream.0, sockopt::Timestamping, &flags).unwrap();
         // Without the error the task would poll in a loop for ever.
         let full = timeout(Duration::from_secs(10), async { while stream.write(&[b'x'; 1 << 16]).await.is_ok() {} });

@@ -111,8 +111,10 @@ async fn run_set(loaded: Loaded) -> Result<(), WatchdogError> {
 async fn remove_set(runtime_dir: &Path, lock: &SetLock, segments: &SegmentNames) -> Result<(), WatchdogError> {
     let killed = process_tree::kill(|_| true, log_killed).await;
     let killed = killed.map_err(|survivors| WatchdogError::Leftover(survivors.to_string()));
-    // If the directory was removed meanwhile, a new one belongs to another set.
-    let mut removed = if lock.is_in_place(runtime_dir) { ipc::remove(runtime_dir) } else { Ok(()) };
+    // If the directory was removed meanwhile, a new one belongs to another set; not if only the lock file was removed.
+    let is_own =
+        lock.is_in_place(runtime_dir) || (!ipc::is_run_by_systemd(runtime_dir) && lock.renew(runtime_dir).is_ok());
+    let mut removed = if is_own { ipc::remove(runtime_dir) } else { Ok(()) };
     for segment in segments.take().values() {
         removed = removed.and(ipc::remove_segment(segment));
     }

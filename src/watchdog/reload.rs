@@ -90,6 +90,8 @@ impl ChildSupervisor {
 
     fn apply_config(&mut self, new: Config) -> Result<ConfigChange, WatchdogError> {
         let change = compare(&self.config, &new)?;
+        // What was removed a moment ago is restored first: mode and owner of sockets are set by path.
+        self.inspect_files();
         self.require_directory()?;
         // The steps that can fail come first. They only create what is new, or are undone on an error.
         let kept = match_sockets(&self.sockets.listeners, &new.listeners);

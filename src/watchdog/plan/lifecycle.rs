@@ -118,6 +118,12 @@ impl Plan {
         let workers: Vec<Part> = self.parts.keys().filter(|part| **part != Part::Dispatcher).cloned().collect();
         for part in workers {
             self.stop_part(now, &part, StopReason::Final);
+            // One without a process does not exit: its clients wait no longer than those of one that does.
+            if let (Some(id), Some(PartRecord { state: PartState::Stopped, .. })) =
+                (part.worker(), self.parts.get(&part))
+            {
+                self.actions.push(PlanAction::CloseAddress(id.clone()));
+            }
         }
     }
 

@@ -62,7 +62,7 @@ impl Children {
         &self.config
     }
 
-    /// Replaces it.
+    /// Replaces it, also for the children that know its descriptor alone.
     pub(crate) fn set_config(&mut self, config: HeldFile) {
         self.config.replace(config);
     }

@@ -33,7 +33,7 @@ impl ChildSupervisor {
     }
 
     /// Looks for what is missing and restores what can be restored. Not while the set stops: nothing of it must be left.
-    pub(super) fn inspect_files(&mut self) {
+    pub(crate) fn inspect_files(&mut self) {
         (self.files.events, self.files.inspected_at) = (None, clock::now());
         if self.plan.is_stopping() {
             return;
@@ -215,6 +215,8 @@ impl ChildSupervisor {
                 self.files.schedule(clock::now());
                 // It reads what the old segment contains, and opens the new one.
                 self.children.signal(&Part::Dispatcher, PartSignal::Reload);
+                // It would not see in the old segment that the worker serves; the next one gets the new segment.
+                self.children.signal(&Part::StandIn(id.clone()), PartSignal::Terminate);
             }
             Err(error) => {
                 // No process must find half of the new ones; the worker starts with the old ones.

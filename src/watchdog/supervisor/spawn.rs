@@ -53,9 +53,12 @@ impl ChildSupervisor {
         }
     }
 
-    /// A worker finds its objects whatever becomes of their names.
+    /// A worker and its stand-in find the worker's objects whatever becomes of their names.
     fn objects_of(&self, part: &Part) -> io::Result<Vec<OwnedFd>> {
-        let endpoints = part.worker().and_then(|id| self.endpoints.get(id));
+        let endpoints = match part {
+            Part::Worker(id) | Part::StandIn(id) => self.endpoints.get(id),
+            Part::Dispatcher => None,
+        };
         let references = endpoints.map(|endpoints| endpoints.objects.references()).transpose()?;
         Ok(references.into_iter().flatten().map(|(_, fd)| fd).collect())
     }

@@ -31,7 +31,8 @@ fn an_overdue_part_is_killed_and_a_second_stop_kills_all_parts() {
 fn a_set_can_be_stopped_at_every_step_of_its_start() {
     let mut scenario = Scenario::starting();
     scenario.expect(0, PlanEvent::Started(Part::Dispatcher, 1), &[]);
-    scenario.expect(1, PlanEvent::Stop, &["quiesce", "terminate dispatcher"]);
+    let closed = ["close the address of web/1", "close the address of web/2"];
+    scenario.expect(1, PlanEvent::Stop, &["quiesce", closed[0], closed[1], "terminate dispatcher"]);
     scenario.expect(2, exited(Part::Dispatcher), &["finish"]);
 
     let mut scenario = Scenario::starting();
@@ -45,7 +46,7 @@ fn a_set_can_be_stopped_at_every_step_of_its_start() {
         PlanEvent::StartFailed(Part::Dispatcher, "no memory".into()),
         &["restart dispatcher in 100ms: no memory"],
     );
-    scenario.expect(1, PlanEvent::Stop, &["quiesce", "finish"]);
+    scenario.expect(1, PlanEvent::Stop, &["quiesce", closed[0], closed[1], "finish"]);
 }
 
 #[test]

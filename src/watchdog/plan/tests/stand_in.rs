@@ -107,7 +107,7 @@ fn a_stand_in_that_is_starved_is_not_killed() {
 #[test]
 fn stand_ins_end_with_the_set_and_with_their_worker() {
     let mut scenario = delayed();
-    scenario.expect(20, PlanEvent::Stop, &["quiesce", "terminate worker web/2", STOP]);
+    scenario.expect(20, PlanEvent::Stop, &["quiesce", "close the address of web/1", "terminate worker web/2", STOP]);
     scenario.expect(30, exited(worker(2)), &["kill orphans of web/2", "close the address of web/2"]);
     scenario.expect(40, exited(stand_in()), &["terminate dispatcher"]);
     scenario.expect(50, exited(Part::Dispatcher), &["finish"]);
