@@ -328,7 +328,7 @@ mod tests {
         fs::create_dir_all(&dir).unwrap();
         tokio::task::LocalSet::new().block_on(&runtime, async {
             let mut prober = Prober::start(ProbeSocket::new(dir.join("probe.sock")));
-            let mut fail = async |prober: &mut Prober| {
+            let fail = async |prober: &mut Prober| {
                 prober.send_probe(Vec::new());
                 assert!(prober.next_report().await.is_none());
                 prober.take_not_sent(Duration::ZERO)
