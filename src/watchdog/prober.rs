@@ -25,6 +25,9 @@ use crate::{clock, descriptors};
 /// How long the quiesce command may take. The set stops without it too: the stopping workers refuse offers.
 const COMMAND_TIMEOUT: Duration = Duration::from_secs(1);
 
+/// How long a dispatcher may take to bind `probe.sock` again, at least: it looks for it every second.
+const REBIND_TIME: Duration = Duration::from_secs(3);
+
 /// How often other tasks are run before a buffered answer is assumed not to exist.
 const YIELDS: u32 = 3;
 
@@ -77,6 +80,10 @@ pub(super) struct Prober {
     /// Ends an exchange with a process that has ended.
     replaced: Rc<Notify>,
     not_sent: bool,
+    /// The directory of `probe.sock`.
+    directory: PathBuf,
+    /// Since when `probe.sock` has been missing there.
+    missing_since: Option<Monotonic>,
     shortages: LogThrottle,
     /// When the unanswered probe was sent.
     pending_since: Option<Monotonic>,
@@ -90,12 +97,15 @@ impl Prober {
         let (requests, received) = mpsc::unbounded_channel();
         let (answers, reports) = mpsc::unbounded_channel();
         let replaced = Rc::new(Notify::new());
+        let directory = socket.path.parent().map(PathBuf::from).unwrap_or_default();
         tokio::task::spawn_local(run(socket, received, answers, replaced.clone()));
         Self {
             requests,
             reports,
             replaced,
             not_sent: false,
+            directory,
+            missing_since: None,
             shortages: LogThrottle::default(),
             pending_since: None,
             last_report: None,
@@ -112,14 +122,17 @@ impl Prober {
     }
 
     /// The dispatcher is another process now: an unanswered probe waits in a socket that possibly no process accepts from.
-    pub(super) fn dispatcher_replaced(&self) {
+    pub(super) fn dispatcher_replaced(&mut self) {
+        self.missing_since = None;
         self.replaced.notify_waiters();
     }
 
     /// Whether a probe could not be sent since the last call: `probe.sock` does not exist, or this process has nothing
-    /// left to send it with. That is not the dispatcher's silence.
-    pub(super) fn take_not_sent(&mut self) -> bool {
-        std::mem::take(&mut self.not_sent)
+    /// left to send it with. That is not the dispatcher's silence, unless it has not bound the socket again meanwhile.
+    pub(super) fn take_not_sent(&mut self, dispatcher_timeout: Duration) -> bool {
+        let time = dispatcher_timeout.max(REBIND_TIME);
+        let is_overdue = self.missing_since.is_some_and(|since| clock::now().since(since) >= time);
+        std::mem::take(&mut self.not_sent) && !is_overdue
     }
 
     /// When the unanswered probe was sent, if there is one.
@@ -164,8 +177,11 @@ impl Prober {
 
     fn process(&mut self, answer: io::Result<ProbeReport>) -> Option<Vec<WorkerLiveness>> {
         self.pending_since = None;
-        // From connect(2): there is no `probe.sock`.
-        self.not_sent |= answer.as_ref().is_err_and(|error| error.kind() == io::ErrorKind::NotFound);
+        // From connect(2): there is no `probe.sock`. Without the directory the dispatcher cannot bind it.
+        let is_missing = answer.as_ref().is_err_and(|error| error.kind() == io::ErrorKind::NotFound);
+        self.not_sent |= is_missing;
+        let missing_since = self.missing_since.filter(|_| is_missing && self.directory.exists());
+        self.missing_since = missing_since.or_else(|| is_missing.then(clock::now));
         if let Err(error) = answer.as_ref()
             && is_own_shortage(error)
         {
@@ -306,6 +322,26 @@ mod tests {
     }
 
     #[test]
+    fn a_missing_socket_is_no_excuse_for_ever_and_a_missing_directory_is() {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        let dir = std::env::temp_dir().join(format!("patou-probe-missing-{}", std::process::id()));
+        fs::create_dir_all(&dir).unwrap();
+        tokio::task::LocalSet::new().block_on(&runtime, async {
+            let mut prober = Prober::start(ProbeSocket::new(dir.join("probe.sock")));
+            let fail = async |prober: &mut Prober| {
+                prober.send_probe(Vec::new());
+                assert!(prober.next_report().await.is_none());
+                prober.take_not_sent(Duration::ZERO)
+            };
+            assert!(fail(&mut prober).await);
+            prober.missing_since = Some(Monotonic(clock::now().0 - REBIND_TIME.as_nanos() as u64));
+            assert!(!fail(&mut prober).await);
+            fs::remove_dir_all(&dir).unwrap();
+            assert!(fail(&mut prober).await);
+        });
+    }
+
+    #[test]
     fn an_exchange_with_a_replaced_dispatcher_ends() {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         let dir = std::env::temp_dir().join(format!("patou-probe-pending-{}", std::process::id()));
@@ -318,7 +354,7 @@ mod tests {
             assert!(prober.take_buffered_report().await.is_none() && prober.pending_since().is_some());
             prober.dispatcher_replaced();
             assert!(prober.next_report().await.is_none() && prober.pending_since().is_none());
-            assert!(!prober.take_not_sent());
+            assert!(!prober.take_not_sent(Duration::MAX));
         });
         fs::remove_dir_all(&dir).unwrap();
     }

@@ -171,7 +171,7 @@ impl ChildSupervisor {
             if suspends.was_suspended() {
                 self.handle(now, PlanEvent::MachineResumed);
             }
-            if self.prober.take_not_sent() {
+            if self.prober.take_not_sent(self.config.watchdog.dispatcher_timeout) {
                 self.handle(now, PlanEvent::ProbeNotSent);
             }
             if next_probe <= now {
