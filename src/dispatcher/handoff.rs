@@ -158,9 +158,9 @@ impl HandoffListener {
         };
         let disconnect = async {
             sleep(WATCH_AFTER).await;
-            let _ = connection.watched.hung_up().await;
-            if connection.is_claimed() {
-                std::future::pending::<()>().await // the worker notices
+            let watch = connection.watched.hung_up().await;
+            if watch.is_err() || connection.is_claimed() {
+                std::future::pending::<()>().await // the bound of the wait applies, or the worker notices
             }
         };
         tokio::select! {

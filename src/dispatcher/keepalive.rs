@@ -27,17 +27,20 @@ impl IdleConnections {
     /// Waits for the first byte of a request; `false` if none arrives within `bound`.
     pub(super) async fn wait_for_request(&self, connection: &Connection, bound: Duration) -> bool {
         let deadline = Instant::now() + bound;
+        let mut is_reported = false;
         loop {
             match connection.peek(&mut [0]) {
                 Ok(1..) => return true,
-                Err(Errno::EAGAIN | Errno::EINTR) if !self.is_closing.get() => {}
+                // Reported, and nothing to read: the error queue of the socket, which a worker has filled. It would be
+                // reported again and again.
+                Err(Errno::EAGAIN | Errno::EINTR) if !self.is_closing.get() && !is_reported => {}
                 Ok(0) | Err(_) => return false,
             }
             let closing = self.closing.notified();
             tokio::select! {
                 readable = timeout_at(deadline, connection.watched.readable()) => match readable {
                     Ok(Ok(true)) => return true,
-                    Ok(Ok(false)) => {}
+                    Ok(Ok(false)) => is_reported = true,
                     Ok(Err(_)) | Err(_) => return false,
                 },
                 () = closing => {}

@@ -94,8 +94,12 @@ impl WatchedSocket {
     }
 
     /// Waits until both directions are closed.
+    ///
+    /// # Errors
+    /// Also when the wait cannot show that, because a worker has left something in the error queue of the socket.
     pub(super) async fn hung_up(&self) -> io::Result<()> {
-        self.wait(EpollFlags::empty()).await.map(drop)
+        let found = self.wait(EpollFlags::empty()).await?;
+        found.contains(EpollFlags::EPOLLHUP).then_some(()).ok_or_else(|| io::Error::other("an error queue"))
     }
 
     /// Only one task may wait at a time.

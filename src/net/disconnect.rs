@@ -63,6 +63,7 @@ fn watch_for_end(stream: &SharedStream) -> std::io::Result<(Epoll, AsyncFd<Owned
 /// Whether both directions have ended: closed by the peer (Unix) or reset (TCP).
 pub(crate) fn has_ended(stream: &SharedStream) -> bool {
     let mut fds = [PollFd::new(stream.0.as_fd(), PollFlags::empty())];
-    let ended = PollFlags::POLLHUP | PollFlags::POLLERR;
-    poll(&mut fds, PollTimeout::ZERO).is_ok() && fds[0].revents().is_some_and(|found| found.intersects(ended))
+    // Not POLLERR: another holder of the socket can fill its error queue. An error that ends the connection sets both.
+    poll(&mut fds, PollTimeout::ZERO).is_ok()
+        && fds[0].revents().is_some_and(|found| found.contains(PollFlags::POLLHUP))
 }

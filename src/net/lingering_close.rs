@@ -9,7 +9,7 @@ use nix::libc;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::socket::{MsgFlags, Shutdown, recv, setsockopt, shutdown, sockopt};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::time::{Instant, sleep_until, timeout_at};
+use tokio::time::{Instant, timeout_at};
 
 use super::SharedStream;
 use super::linger::{Linger, LingerBounds};
@@ -33,20 +33,26 @@ pub(crate) async fn deliver(stream: SharedStream, bytes: &[u8], bounds: LingerBo
     let (mut reader, mut writer, mut discarded) = (stream.clone(), stream.clone(), vec![0; 16 * 1024]);
     let mut is_reading = true;
     while !unsent.is_empty() {
-        let has_progress = tokio::select! {
-            biased;
-            written = writer.write(unsent) => match written {
-                Ok(length @ 1..) => {
-                    unsent = &unsent[length..];
-                    true
+        let step = async {
+            tokio::select! {
+                biased;
+                written = writer.write(unsent) => Some(written),
+                read = reader.read(&mut discarded), if is_reading => {
+                    is_reading = matches!(read, Ok(1..));
+                    None
                 }
-                Ok(0) | Err(_) => return, // the client has disconnected
-            },
-            read = reader.read(&mut discarded), if is_reading => {
-                is_reading = matches!(read, Ok(1..));
-                is_reading
             }
-            () = sleep_until(linger.look_at().into()) => false,
+        };
+        // Not a branch of the same `select!`: there the timer would be polled within the task's budget, which a socket
+        // that only looks ready can use up.
+        let has_progress = match timeout_at(linger.look_at().into(), step).await {
+            Ok(Some(Ok(length @ 1..))) => {
+                unsent = &unsent[length..];
+                true
+            }
+            Ok(Some(_)) => return, // the client has disconnected
+            Ok(None) => is_reading,
+            Err(_elapsed) => false,
         };
         // What is sent whole ends with a FIN, although the client may have no time left: the close of this duplicate
         // alone ends nothing while another process holds one.

@@ -237,6 +237,11 @@ impl SocketStream {
             match send_vectored(&self.fd, bytes) {
                 Ok(written) => return Poll::Ready(Ok(written)),
                 Err(Errno::EINTR) => {}
+                // The runtime never clears this state. An ended connection fails with another error: what remains is an
+                // error queue (socket(7)), which another holder of the socket can fill.
+                Err(Errno::EAGAIN) if writable.as_ref().is_some_and(|writable| writable.ready().is_write_closed()) => {
+                    return Poll::Ready(Err(Errno::EPIPE.into()));
+                }
                 Err(Errno::EAGAIN) => {
                     writable.as_mut().into_iter().for_each(|writable| writable.clear_ready());
                     writable = Some(ready!(self.register()?.poll_write_ready(task))?);
@@ -295,10 +300,25 @@ mod tests {
     use std::net::{TcpListener, TcpStream};
     use std::os::unix::net::UnixStream;
 
+    use nix::sys::socket::TimestampingFlag;
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
     use tokio::time::timeout;
 
     use super::*;
+
+    #[tokio::test]
+    async fn write_fails_on_a_full_socket_with_an_error_queue() {
+        let tcp = TcpListener::bind("127.0.0.1:0").unwrap();
+        let client = TcpStream::connect(tcp.local_addr().unwrap()).unwrap();
+        let mut stream = SharedStream(Arc::new(SocketStream::from_fd(tcp.accept().unwrap().0.into()).unwrap()));
+        let flags = TimestampingFlag::SOF_TIMESTAMPING_TX_SOFTWARE | TimestampingFlag::SOF_TIMESTAMPING_SOFTWARE;
+        setsockopt(&*stream.0, sockopt::Timestamping, &flags).unwrap();
+        // Without the error the task would poll in a loop for ever.
+        let full = timeout(Duration::from_secs(10), async { while stream.write(&[b'x'; 1 << 16]).await.is_ok() {} });
+        full.await.expect("the write fails");
+        assert!(!crate::net::has_ended(&stream), "the client is connected");
+        drop(client);
+    }
 
     #[tokio::test]
     async fn no_call_blocks_on_a_socket_that_another_holder_made_blocking() {
