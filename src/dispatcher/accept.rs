@@ -20,7 +20,7 @@ use super::driver::Driver;
 use super::fdstore::{self, StoredConnection, StoredFd};
 use super::handoff::HandoffListener;
 use super::keepalive::IdleConnections;
-use super::listeners::{Listeners, linger_bounds};
+use super::listeners::Listeners;
 use super::places::ConnectionPlaces;
 use super::readiness::Readiness;
 use super::redirect::RedirectConnection;
@@ -108,7 +108,8 @@ impl Acceptor {
             }
         }
         let places = self.state.places.acquire_up_to(rejected.len());
-        fdstore::reject(rejected, places, linger_bounds(&self.state.listeners.settings()));
+        let bounds = self.state.places.linger_bounds(&self.state.listeners.settings());
+        fdstore::reject(rejected, places, bounds);
     }
 
     /// Applies new settings to connections accepted from now on; the sockets stay the same.
@@ -151,6 +152,7 @@ impl AcceptorState {
             listeners: self.listeners.clone(),
             index,
             idle: self.idle.clone(),
+            places: self.places.clone(),
         };
         tokio::task::spawn_local(async move {
             // Pending while it waits for a worker or for its last response.
@@ -169,7 +171,7 @@ impl AcceptorState {
     fn serve_redirect(self: Rc<Self>, connection: RedirectConnection, permit: OwnedSemaphorePermit) {
         self.pending.set(self.pending.get() + 1);
         tokio::task::spawn_local(async move {
-            connection.serve(&self.driver).await;
+            connection.serve(&self.driver, &self.places).await;
             drop(permit);
             self.set_pending(self.pending.get() - 1);
         });

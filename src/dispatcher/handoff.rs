@@ -15,7 +15,8 @@ use super::connection::{Connection, HandoffOutcome};
 use super::driver::{Driver, WATCH_AFTER};
 use super::fdstore::{self, StoredConnection};
 use super::keepalive::IdleConnections;
-use super::listeners::{BAD_HEADER_LOG, Listener, Listeners, linger_bounds};
+use super::listeners::{BAD_HEADER_LOG, Listener, Listeners};
+use super::places::ConnectionPlaces;
 use super::refusal::refusal;
 use crate::net::{
     self, ProblemResponse, ProxyHeader, SocketStream, deliver, parse_proxy_header, reset, set_reset_on_close,
@@ -35,6 +36,7 @@ pub(super) struct HandoffListener {
     /// The index of the listener in the configuration.
     pub index: usize,
     pub idle: Rc<IdleConnections>,
+    pub places: Rc<ConnectionPlaces>,
 }
 
 impl HandoffListener {
@@ -205,7 +207,7 @@ impl HandoffListener {
         let is_tcp = connection.endpoints.server.is_some();
         let stream = net::SharedStream(Arc::new(SocketStream::new(connection.watched.socket(), is_tcp)));
         set_reset_on_close(&stream, false)?;
-        deliver(stream, &problem.raw(), linger_bounds(&self.listeners.settings())).await;
+        deliver(stream, &problem.raw(), self.places.linger_bounds(&self.listeners.settings())).await;
         Ok(())
     }
 }

@@ -8,7 +8,6 @@ use tokio::time::Instant;
 
 use crate::config::{self, Config, Delivery, ListenAddress, digest};
 use crate::handoff::ListenerInfo;
-use crate::net::LingerBounds;
 
 /// How long after a log line about a bad proxy header there is no other.
 pub(super) const BAD_HEADER_LOG: Duration = Duration::from_secs(10);
@@ -74,11 +73,6 @@ impl Listeners {
         let index = self.all.borrow().iter().position(|listener| listener.key == key)?;
         Some((index, self.handoff_at(index)?))
     }
-}
-
-/// The bounds of the last response on a connection.
-pub(super) fn linger_bounds(settings: &config::FrontConfig) -> LingerBounds {
-    LingerBounds { silence: settings.linger_timeout, total: settings.body_timeout }
 }
 
 fn listeners(config: &Config) -> Vec<Rc<Listener>> {

@@ -8,9 +8,10 @@ use std::sync::Arc;
 use nix::errno::Errno;
 use tokio::sync::{AcquireError, OwnedSemaphorePermit, Semaphore};
 
-use crate::config::{Config, DescriptorNeeds};
+use crate::config::{Config, DescriptorNeeds, FrontConfig};
 use crate::descriptors;
 use crate::log::{Event, LogThrottle};
+use crate::net::LingerBounds;
 
 /// A place for one connection each. Without a free place clients wait in the kernel's backlog.
 pub(super) struct ConnectionPlaces {
@@ -48,6 +49,14 @@ impl ConnectionPlaces {
     pub(super) fn usage(&self) -> (usize, usize) {
         let count = self.count.get();
         (count.saturating_sub(self.permits.available_permits()), count)
+    }
+
+    /// The bounds of the last response on a connection. While most places are in use, no client holds one for longer by
+    /// sending a byte now and then.
+    pub(super) fn linger_bounds(&self, settings: &FrontConfig) -> LingerBounds {
+        let (used, count) = self.usage();
+        let silence = settings.linger_timeout;
+        LingerBounds { silence, total: if used > count / 2 { silence } else { settings.body_timeout } }
     }
 
     /// Waits for a place.

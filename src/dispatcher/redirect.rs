@@ -22,7 +22,8 @@ use super::connection::client_peer;
 use super::driver::{Driver, WATCH_AFTER};
 use super::fdstore;
 use super::grant::{Grant, GrantResult};
-use super::listeners::{Listener, linger_bounds};
+use super::listeners::Listener;
+use super::places::ConnectionPlaces;
 use super::readiness::{Readiness, WatchedSocket};
 use super::refusal::refusal;
 use crate::config::{self, ListenAddress};
@@ -73,9 +74,10 @@ impl RedirectConnection {
     }
 
     /// Serves the connection to its end.
-    pub(super) async fn serve(&self, driver: &Rc<Driver>) {
-        let bounds = linger_bounds(&self.settings);
-        match self.serve_request(driver).await {
+    pub(super) async fn serve(&self, driver: &Rc<Driver>, places: &ConnectionPlaces) {
+        let end = self.serve_request(driver).await;
+        let bounds = places.linger_bounds(&self.settings);
+        match end {
             Ok(()) | Err(NoRequest::Closed) => lingering_close(self.stream.clone(), bounds).await,
             Err(NoRequest::Rejected(problem)) => {
                 self.count_rejection(driver);

@@ -48,8 +48,8 @@ pub(super) async fn serve<S: HandlerService>(state: Arc<WorkerState>, service: A
     // Before the lease is released, and so before the dispatcher can recycle this worker. A connection without a lease
     // does not wait for a worker that is about to recycle.
     let _pending = match active {
-        Some(_) => Some(state.pending_responses.read().await),
-        None => state.pending_responses.try_read().ok(),
+        Some(_) => Some(state.pending_responses.clone().read_owned().await),
+        None => state.pending_responses.clone().try_read_owned().ok(),
     };
     if let Some(active) = active {
         finish(&state, &transaction, active, &end, &stream).await;
