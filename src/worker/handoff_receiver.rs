@@ -96,6 +96,12 @@ impl HandoffReceiver {
         }
     }
 
+    /// Closes the connection of the dispatcher, which connects again for its next message: to the process that serves
+    /// then.
+    pub(super) fn disconnect(&mut self) {
+        self.dispatcher = None;
+    }
+
     /// As [`Self::next`].
     pub(super) fn poll_next(&mut self, task: &mut Context<'_>) -> Poll<io::Result<(HandoffMessage, OwnedFd)>> {
         loop {

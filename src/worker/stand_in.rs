@@ -187,7 +187,11 @@ impl HeldAddress {
                 return Poll::Ready(None);
             }
             // Connections that were passed to the ended incarnation: the dispatcher still has them, and revokes.
-            while handoff.as_mut().is_some_and(|handoff| matches!(handoff.poll_next(task), Poll::Ready(Ok(_)))) {}
+            while let Some(handoff) = handoff.as_mut()
+                && let Poll::Ready(Ok(_)) = handoff.poll_next(task)
+            {
+                handoff.disconnect();
+            }
             redirect.poll_accept(task).map(Some)
         });
         let accepted = accepted.await?;
