@@ -177,7 +177,9 @@ impl Pool {
                 }
                 if is_live {
                     self.actions.push(PoolAction::Note(n, PoolNote::Unclaimed(lease)));
-                    if let Some(client) = client.filter(|_| !self.is_silent(n, now)) {
+                    // A worker that does not serve has sent the client back, or not accepted it.
+                    let serves = self.worker(n).state == Some(Lifecycle::Ready) && !self.is_silent(n, now);
+                    if let Some(client) = client.filter(|_| serves) {
                         self.queue.suspect(client.peer, now);
                     }
                 }

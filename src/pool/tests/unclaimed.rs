@@ -42,6 +42,20 @@ fn peer_with_an_unclaimed_lease_gets_one_worker_at_a_time() {
 }
 
 #[test]
+fn client_of_a_worker_that_does_not_serve_is_not_limited() {
+    let mut t = PoolTest::with_idle_workers(LIMITS);
+    t.handle(0, Client(1, A), &[offer(2, 1, 0)]);
+    t.read_slot(0, 2, accepted(1, 0), &[grant(1, 2, 1, 0)]);
+    let blocked = |view: SlotView| SlotView { life: Some((ONE, Draining, false)), ..view };
+    let unclaimed = [note(2, PoolNote::Unclaimed(lease(1))), Revoke(W2, lease(1))];
+    t.read_slot(1050, 2, blocked(held(lease(1), Offered, 0)), &unclaimed);
+    t.read_slot(1050, 2, blocked(held(lease(1), Revoked, 0)), &[Release(W2, lease(1))]);
+    t.read_slot(1060, 2, free(), &[]);
+    t.handle(2000, Client(2, A), &[offer(2, 2, 2000)]);
+    t.handle(2000, Client(3, A), &[offer(1, 3, 2000)]);
+}
+
+#[test]
 fn unclaimed_lease_limits_no_handoff_client() {
     let mut t = PoolTest::with_idle_workers(PoolLimits { workers: 3, ..LIMITS });
     leave_unclaimed(&mut t, 0, (1, A), 3, 1);
