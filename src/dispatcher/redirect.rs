@@ -146,7 +146,8 @@ impl RedirectConnection {
 
     async fn response(&self, driver: &Rc<Driver>, request: &Request<Incoming>) -> (FullResponse, Option<Grant>) {
         let allowed_hosts = &self.listener.config.allowed_hosts;
-        let (host, target) = match check_request(request, allowed_hosts, self.listens_on, self.settings.max_body) {
+        let checked = check_request(request, allowed_hosts, self.listens_on, self.settings.max_body);
+        let (host, target) = match checked.and_then(check_redirectable) {
             Ok(checked) => checked,
             Err(problem) => {
                 self.count_rejection(driver);
@@ -206,6 +207,15 @@ impl RedirectConnection {
             std::future::pending().await // the bound of the wait applies
         }
     }
+}
+
+/// Rejects a request whose target would be too long for the worker with the token.
+fn check_redirectable<H>((host, target): (H, String)) -> Result<(H, String), ProblemResponse> {
+    if target.len() > net::TARGET_MAX - net::LEASE_PREFIX_LENGTH {
+        let detail = "the target of the request is too long";
+        return Err(ProblemResponse::not_started(StatusCode::URI_TOO_LONG, detail));
+    }
+    Ok((host, target))
 }
 
 /// The response to a request that failed the checks.

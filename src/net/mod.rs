@@ -24,9 +24,10 @@ pub(crate) use lingering_close::{
 pub(crate) use patou_headers::remove_patou_headers;
 pub(crate) use problem::{ProblemResponse, RequestOutcome};
 pub(crate) use proxy_header::{ProxyHeader, parse_proxy_header};
+pub(crate) use request_head::TARGET_MAX;
 pub(crate) use request_input::{NoRequest, OneRequestIo, RequestInput, discard_input};
 pub(crate) use stream::{
     ACCEPT_RETRY_DELAY, SharedStream, SocketListener, SocketStream, close_without_waiting, is_retired, local_address,
     peer_address, peer_user,
 };
-pub(crate) use validate::{LEASE_PATH, check_host, check_request};
+pub(crate) use validate::{LEASE_PATH, LEASE_PREFIX_LENGTH, check_host, check_request};

@@ -17,7 +17,7 @@ use super::ProblemResponse;
 const EMPTY_LINES_MAX: u32 = 4;
 
 /// The longest target that hyper accepts, in bytes.
-const TARGET_MAX: usize = 65_534;
+pub(crate) const TARGET_MAX: usize = 65_534;
 
 /// Where the body of a request ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -13,6 +13,9 @@ use super::{ProblemResponse, host, is_host_allowed};
 /// The path on which clients request a lease.
 pub(crate) const LEASE_PATH: &str = "/.patou/lease";
 
+/// A redirect adds this to the target of a request: "/.patou/" and the token.
+pub(crate) const LEASE_PREFIX_LENGTH: usize = 40;
+
 /// The target of `OPTIONS *`: a URI without a path (RFC 9112, section 3.2.4).
 const ASTERISK: &str = "*";
 

@@ -23,11 +23,9 @@ use crate::config::FrontConfig;
 use crate::exchange::{self, Counter};
 use crate::log::Event;
 use crate::net::{
-    NoRequest, OneRequestIo, ProblemResponse, RequestInput, SharedStream, deliver, lingering_close, set_reset_on_close,
+    LEASE_PREFIX_LENGTH, NoRequest, OneRequestIo, ProblemResponse, RequestInput, SharedStream, deliver,
+    lingering_close, set_reset_on_close,
 };
-
-/// The dispatcher has added this to the target of a request: "/.patou/" and the token.
-const LEASE_PATH_LENGTH: usize = 40;
 
 /// Serves one connection until it is closed.
 pub(super) async fn serve<S: HandlerService>(state: Arc<WorkerState>, service: Arc<Mutex<S>>, stream: SharedStream) {
@@ -92,7 +90,7 @@ where
     R: Future<Output = Result<Response<Body>, E>>,
     E: Into<BoxError>,
 {
-    let head_bytes = front.head_bytes + LEASE_PATH_LENGTH;
+    let head_bytes = front.head_bytes + LEASE_PREFIX_LENGTH;
     let read = RequestInput::read(stream, BytesMut::new(), head_bytes);
     let input = match timeout(front.head_timeout, read).await {
         Ok(Ok(input)) => input,
