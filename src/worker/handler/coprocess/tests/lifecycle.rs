@@ -102,7 +102,10 @@ fn descendants_outlive_a_request_but_not_the_process() {
         let old = pid(&handler);
         handler.recycle().await.unwrap();
         assert_ne!(pid(&handler), old);
-        assert_eq!(foreign_processes(&handler), []);
+        // A process that was just killed is seen until it is reaped, one that the new process starts between two scans.
+        while !foreign_processes(&handler).is_empty() {
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
         assert_eq!(text(&handler, "/").await, "1");
         stop(handler).await;
     });
