@@ -68,7 +68,8 @@ impl ChildSupervisor {
                 from outside: requests continue with them, and a worker gets new ones at its next start", new.join(", "));
         }
         let changed = had != self.files.problems || lost != self.files.lost;
-        self.files.lost = lost;
+        let had_lost = std::mem::replace(&mut self.files.lost, lost);
+        self.files.pass_lost_objects(&had_lost, &self.endpoints);
         if !restored.is_empty() || changed {
             self.watch_files();
             self.write_state();

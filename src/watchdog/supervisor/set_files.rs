@@ -1,7 +1,7 @@
 //! What the watchdog of `patou run` knows of the set's files: the lock, events, what is missing, and what the running
 //! dispatcher has yet to receive.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::rc::Rc;
@@ -33,6 +33,8 @@ pub(crate) struct SetFiles {
     /// What is missing and cannot be restored now, for operators.
     pub(super) problems: Vec<String>,
     pub(super) lost: BTreeSet<WorkerId>,
+    /// Those whose objects the running dispatcher has not received yet.
+    unsent_objects: BTreeSet<WorkerId>,
     /// To the running dispatcher, which receives listening sockets over it. `None` while it ends for a reload.
     pub(super) channel: Option<OwnedFd>,
     /// The sockets that it has not received yet.
@@ -53,6 +55,7 @@ impl SetFiles {
             inspected_at: clock::now(),
             problems: Vec::new(),
             lost: BTreeSet::new(),
+            unsent_objects: BTreeSet::new(),
             channel: None,
             unsent: BTreeSet::new(),
             retired: Vec::new(),
@@ -94,18 +97,30 @@ impl SetFiles {
         let (own, peer) = handoff::listener_channel()?;
         self.channel = Some(own);
         self.unsent.clear();
+        self.unsent_objects.clear();
         Ok(peer)
     }
 
-    /// Passes the new objects of a worker to the running dispatcher, which may not find them by their names.
-    pub(super) fn send_objects(&self, id: &WorkerId, endpoints: &WorkerEndpoints) {
-        let (Some(channel), Ok(references)) = (&self.channel, endpoints.references()) else { return };
-        // The dispatcher uses them once it has received the last one.
-        for (object, fd) in references {
-            if handoff::send_listener(channel, &object.descriptor_name(id), fd.as_fd()).is_err() {
-                return; // it looks for the names
-            }
-        }
+    /// Passes the objects of a worker to the running dispatcher, which may not find them by their names. Returns whether
+    /// all were sent; the dispatcher uses them once it has received the last one.
+    pub(super) fn send_objects(&self, id: &WorkerId, endpoints: &WorkerEndpoints) -> bool {
+        let (Some(channel), Ok(references)) = (&self.channel, endpoints.references()) else { return false };
+        references
+            .into_iter()
+            .all(|(object, fd)| handoff::send_listener(channel, &object.descriptor_name(id), fd.as_fd()).is_ok())
+    }
+
+    /// Passes the objects of workers that were not lost before. A dispatcher that was starting during the removal may have
+    /// inherited none and found no names; one that uses them already closes the references.
+    pub(super) fn pass_lost_objects(
+        &mut self,
+        had_lost: &BTreeSet<WorkerId>,
+        endpoints: &BTreeMap<WorkerId, WorkerEndpoints>,
+    ) {
+        let mut unsent = std::mem::take(&mut self.unsent_objects);
+        unsent.extend(self.lost.difference(had_lost).cloned());
+        unsent.retain(|id| endpoints.get(id).is_some_and(|endpoints| !self.send_objects(id, endpoints)));
+        self.unsent_objects = unsent;
     }
 
     /// The replaced listening sockets, each with the index of its listener.
