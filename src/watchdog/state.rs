@@ -75,7 +75,8 @@ impl StateWriter {
                 tracing::error!(event = %log::Event::RuntimeDirError,
                     "cannot write watchdog.json: {error}; patou status is out of date until a retry succeeds");
             }
-            None | Some(Ok(()) | Err(_)) => {}
+            None => self.failing = true, // the file may be there and is outdated
+            Some(Ok(()) | Err(_)) => {}
         }
         Some(self.last.insert(Arc::new(state)))
     }
