@@ -55,10 +55,14 @@ fn let_the_watchdog_judge(set: &TestSet) {
     assert_eq!((&status["dispatcher"]["restarts"], &status["dispatcher"]["state"]), (&0.into(), &"up".into()));
 }
 
-fn metric(set: &TestSet, name: &str) -> f64 {
+fn metrics(set: &TestSet) -> String {
     let mut stream = UnixStream::connect(set.runtime_dir().join("admin.sock")).unwrap();
     stream.write_all(b"GET /metrics HTTP/1.1\r\nHost: localhost\r\n\r\n").unwrap();
-    let body = read_response(&mut stream).unwrap().text();
+    read_response(&mut stream).unwrap().text()
+}
+
+fn metric(set: &TestSet, name: &str) -> f64 {
+    let body = metrics(set);
     let line = body.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
     line.unwrap_or_else(|| panic!("no {name} in {body}")).parse().unwrap()
 }
@@ -70,6 +74,8 @@ fn clients_that_use_up_the_descriptors_do_not_look_like_a_frozen_dispatcher() {
     let address = set.address(0);
     let dispatcher = set.dispatcher_pid();
     let clients: Vec<_> = (0..400).map(|_| waiting_client(address)).collect();
+    // The first report of the dispatcher brings it.
+    wait_until("the places are known", || metrics(&set).contains("patou_connections_max "));
     set.wait_for("the places are used up", |_| {
         let places = metric(&set, "patou_connections_max");
         assert!(places < 300.0);
