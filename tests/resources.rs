@@ -2,6 +2,7 @@
 
 mod support;
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
@@ -22,12 +23,17 @@ fn open_descriptors(pid: u32) -> usize {
     fs::read_dir(format!("/proc/{pid}/fd")).map_or(0, Iterator::count)
 }
 
-/// How many of them are sockets.
-fn open_sockets(pid: u32) -> usize {
+/// How many connections of a listener's clients a process holds: descriptors of the sockets that `/proc/net/tcp` lists
+/// with the listener's port (proc(5)).
+fn held_connections(pid: u32, listener: SocketAddr) -> usize {
+    let port = format!(":{:04X}", listener.port());
+    let table = fs::read_to_string("/proc/net/tcp").unwrap();
+    let fields = table.lines().skip(1).map(|line| line.split_whitespace().collect::<Vec<_>>());
+    let of_clients = fields.filter(|fields| fields[1].ends_with(&port) && fields[3] == "01");
+    let sockets: BTreeSet<_> = of_clients.map(|fields| format!("socket:[{}]", fields[9])).collect();
     let fds = fs::read_dir(format!("/proc/{pid}/fd")).into_iter().flatten().flatten();
-    let is_socket =
-        |fd: &fs::DirEntry| fs::read_link(fd.path()).is_ok_and(|to| to.to_string_lossy().starts_with("socket:"));
-    fds.filter(is_socket).count()
+    let targets = fds.filter_map(|fd| Some(fs::read_link(fd.path()).ok()?.to_string_lossy().into_owned()));
+    targets.filter(|target| sockets.contains(target)).count()
 }
 
 /// A set with one handoff listener and a low limit of open files.
@@ -96,10 +102,10 @@ fn clients_that_use_up_the_descriptors_do_not_look_like_a_frozen_dispatcher() {
 #[test]
 fn queued_clients_survive_the_dispatcher_at_the_limit() {
     let set = start_with_open_files(300, "queue = 1000\nqueue_timeout = \"60s\"\nrequest_timeout = \"60s\"", "");
-    let (address, watchdog, before) = (set.address(0), set.pid(), open_sockets(set.pid()));
+    let (address, watchdog) = (set.address(0), set.pid());
     let clients: Vec<_> = (0..150).map(|_| waiting_client(address)).collect();
     // Two are served.
-    wait_until("the queued connections are stored", || open_sockets(watchdog) >= before + 148);
+    wait_until("the queued connections are stored", || held_connections(watchdog, address) >= 148);
     signal_to(set.dispatcher_pid(), Signal::SIGKILL);
     set.wait_for("the dispatcher is replaced", |status| {
         status["dispatcher"]["restarts"] == 1 && status["dispatcher"]["queue"].as_u64() >= Some(148)
@@ -222,10 +228,10 @@ fn removal_from_the_store_is_not_lost_while_the_supervisor_does_not_read() {
     set.run();
     set.wait_until_up();
     let (address, watchdog) = (set.address(0), set.pid());
-    let before = open_sockets(watchdog);
+    let before = open_descriptors(watchdog);
     let clients: Vec<_> = (0..60).map(|_| waiting_client(address)).collect();
     // The two that are served are removed from the store at once.
-    wait_until("the queued connections are stored", || open_sockets(watchdog) >= before + 58);
+    wait_until("the queued connections are stored", || held_connections(watchdog, address) >= 58);
     set.signal(Signal::SIGSTOP);
     open_gate(&set);
     for mut client in clients {
@@ -235,7 +241,7 @@ fn removal_from_the_store_is_not_lost_while_the_supervisor_does_not_read() {
     std::thread::sleep(Duration::from_millis(1500));
     set.signal(Signal::SIGCONT);
     // The watchdog may have connected to the dispatcher meanwhile.
-    wait_until("no connection is left in the store", || open_sockets(watchdog) <= before + 2);
+    wait_until("no connection is left in the store", || open_descriptors(watchdog) <= before + 2);
     set.stop();
 }
 
