@@ -2,6 +2,7 @@
 
 mod support;
 
+use std::cell::Cell;
 use std::collections::BTreeSet;
 use std::fs;
 use std::io::{Read, Write};
@@ -104,8 +105,12 @@ fn queued_clients_survive_the_dispatcher_at_the_limit() {
     let set = start_with_open_files(300, "queue = 1000\nqueue_timeout = \"60s\"\nrequest_timeout = \"60s\"", "");
     let (address, watchdog) = (set.address(0), set.pid());
     let clients: Vec<_> = (0..150).map(|_| waiting_client(address)).collect();
-    // Two are served.
-    wait_until("the queued connections are stored", || held_connections(watchdog, address) >= 148);
+    // Two are served: they may have been stored before, and are removed. So the number passes 148 and comes back to it.
+    let unchanged = Cell::new(0);
+    wait_until("the queued connections are stored, and no others", || {
+        unchanged.set(if held_connections(watchdog, address) == 148 { unchanged.get() + 1 } else { 0 });
+        unchanged.get() > 50
+    });
     signal_to(set.dispatcher_pid(), Signal::SIGKILL);
     set.wait_for("the dispatcher is replaced", |status| {
         status["dispatcher"]["restarts"] == 1 && status["dispatcher"]["queue"].as_u64() >= Some(148)
@@ -139,6 +144,33 @@ fn limit_that_is_lowered_at_run_time_is_no_freeze() {
     assert_eq!(set.log().matches("cannot accept connections").count(), 1, "warnings are limited");
     open_gate(&set);
     for mut client in first.into_iter().chain(later) {
+        assert_eq!(read_response(&mut client).map(|response| response.status), Ok(200));
+    }
+    set.stop();
+}
+
+#[test]
+fn places_return_when_a_lowered_limit_is_raised_again() {
+    if !is_installed("prlimit") {
+        return eprintln!("SKIPPED: no prlimit on this machine");
+    }
+    let set = start_with_open_files(300, "queue = 1000\nqueue_timeout = \"60s\"\nrequest_timeout = \"60s\"", "");
+    let (address, dispatcher) = (set.address(0), set.dispatcher_pid());
+    wait_until("the places are known", || metrics(&set).contains("patou_connections_max "));
+    let before = metric(&set, "patou_connections_max");
+    // The soft limit alone, which any user may raise again.
+    let limit_to = |soft: usize| {
+        let limited =
+            Command::new("prlimit").args([format!("--pid={dispatcher}"), format!("--nofile={soft}:")]).status();
+        assert!(limited.unwrap().success());
+    };
+    limit_to(open_descriptors(dispatcher));
+    let clients: Vec<_> = (0..60).map(|_| waiting_client(address)).collect();
+    set.wait_for("fewer places", |_| metric(&set, "patou_connections_max") < before);
+    limit_to(300);
+    set.wait_for("the places are back", |_| metric(&set, "patou_connections_max") == before);
+    open_gate(&set);
+    for mut client in clients {
         assert_eq!(read_response(&mut client).map(|response| response.status), Ok(200));
     }
     set.stop();

@@ -45,6 +45,14 @@ impl ConnectionPlaces {
         }
     }
 
+    /// The limit of open files may have been raised since an accept failed (prlimit(2)). Called with each probe.
+    pub(super) fn follow_limit(&self) {
+        let limit = descriptors::limit();
+        if self.needs.get().connections_within(limit) > self.count.get() {
+            self.resize(limit);
+        }
+    }
+
     /// Of the places those in use, and all.
     pub(super) fn usage(&self) -> (usize, usize) {
         let count = self.count.get();

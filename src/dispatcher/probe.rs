@@ -255,6 +255,7 @@ impl ProbeServer {
             }
             let refused = request.command.and_then(|command| execute(driver, command));
             let (pid, epoch) = (std::process::id(), driver.epoch().get());
+            self.places.follow_limit();
             let (used, places) = self.places.usage();
             let connections = Some(ConnectionReport { used, places });
             let report = ProbeReport { nonce: request.nonce, pid, epoch, pools, connections, refused };
