@@ -486,3 +486,33 @@ fn a_directory_of_another_user_is_not_used() {
     set.wait_until_up();
     set.stop();
 }
+
+#[test]
+fn a_listener_that_is_bound_again_reaches_a_dispatcher_without_a_free_descriptor() {
+    if !is_installed("prlimit") {
+        return eprintln!("SKIPPED: no prlimit on this machine");
+    }
+    let set = start();
+    let (socket, dispatcher) = (set.test_dir().join("http.sock"), set.dispatcher_pid());
+    assert_eq!(get_unix(&socket, "/").map(|response| response.status), Ok(200));
+    let numbers = || fs::read_dir(format!("/proc/{dispatcher}/fd")).unwrap();
+    let numbers = || numbers().map(|entry| entry.unwrap().file_name().to_str().unwrap().parse::<u32>().unwrap());
+    let limit_to = |soft: &str| {
+        let limited =
+            Command::new("prlimit").args([format!("--pid={dispatcher}"), format!("--nofile={soft}:")]).status();
+        assert!(limited.unwrap().success());
+    };
+    let limits = fs::read_to_string(format!("/proc/{dispatcher}/limits")).unwrap();
+    let limits = limits.lines().find_map(|line| line.strip_prefix("Max open files")).unwrap().to_owned();
+    // Every number below the lowest free one is in use.
+    let lowest_free = (0..).find(|number| !numbers().any(|used| used == *number)).unwrap();
+    limit_to(&lowest_free.to_string());
+    for _ in 0..2 {
+        remove(&socket);
+        wait_until("the listener is bound again", || socket.exists());
+    }
+    limit_to(limits.split_whitespace().next().unwrap());
+    assert_eq!(get_unix(&socket, "/").map(|response| response.status), Ok(200), "{}", set.log());
+    assert_eq!(set.dispatcher_pid(), dispatcher);
+    set.stop();
+}

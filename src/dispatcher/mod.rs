@@ -38,7 +38,7 @@ use crate::config::Config;
 use crate::descriptors::SpareDescriptors;
 use crate::ids::{PoolName, WorkerId};
 use crate::ipc::PassedObjects;
-use crate::net::SocketListener;
+use crate::net::{ACCEPT_RETRY_DELAY, SocketListener};
 use crate::pool::PoolEvent;
 use crate::sd_notification::{notify, notify_reloading};
 use crate::sd_watchdog::WatchdogTicker;
@@ -243,10 +243,15 @@ fn probe_listener(fd: OwnedFd) -> Result<UnixListener, DispatcherError> {
     UnixListener::from_std(socket).map_err(system("probe.sock"))
 }
 
-/// The next listening socket, or object of a worker, from the watchdog, with its name. Cancel-safe.
+/// The next listening socket, or object of a worker, from the watchdog, with its name. Waits for a free descriptor: without
+/// one the kernel drops the descriptor in the message (MSG_CTRUNC, recvmsg(2)). Cancel-safe.
 async fn next_listener(channel: Option<&AsyncFd<OwnedFd>>) -> (String, OwnedFd) {
     let Some(channel) = channel else { return std::future::pending().await };
     while let Ok(mut ready) = channel.readable().await {
+        if descriptors::is_exhausted() {
+            sleep(ACCEPT_RETRY_DELAY).await;
+            continue;
+        }
         match ready.try_io(|channel| crate::handoff::receive_listener(channel.as_fd())) {
             Ok(Ok(Some(received))) => return received,
             Ok(Ok(None) | Err(_)) => break, // the watchdog has ended
