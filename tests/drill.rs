@@ -40,10 +40,9 @@ fn leftovers(pid: u32) -> Vec<String> {
     left
 }
 
-/// Kinds that have drills of their own below, and workers that freeze when they are removed: one that froze after it had
-/// reported its end is found at `drain_timeout` only (docs/PROMISES.md, P2).
-const OWN_TESTS: &str = "freeze-removed,use-up-descriptors,limit-descriptors,remove-directory,remove-all,\
-                         remove-listener-sockets,remove-state,remove-lock";
+/// Kinds that have drills of their own below.
+const OWN_TESTS: &str = "use-up-descriptors,limit-descriptors,remove-directory,remove-all,remove-listener-sockets,\
+                         remove-state,remove-lock";
 
 #[test]
 fn short_drill_finds_no_violation_and_leaves_nothing() {
@@ -131,8 +130,9 @@ fn several_parts_that_end_at_once_are_replaced() {
 
 #[test]
 fn workers_that_freeze_while_they_drain_are_replaced() {
-    let report = assert_promises_hold("freeze-drained", "14");
+    let report = assert_promises_hold("freeze-drained,freeze-removed", "14");
     assert!(count_of(&report, "drain, SIGSTOP") > 0, "{report:#}");
+    assert!(count_of(&report, "removed, SIGSTOP") > 0, "{report:#}");
 }
 
 #[test]

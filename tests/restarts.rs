@@ -276,6 +276,26 @@ fn worker_that_freezes_after_a_reload_has_removed_it_is_killed_and_may_come_back
     }
 }
 
+/// The next dispatcher knows the configured workers only.
+#[test]
+fn removed_worker_that_freezes_under_the_next_dispatcher_is_killed() {
+    let (set, clients) = busy_set("redirect");
+    let (pid, dispatcher) = (set.worker_pid("default/3"), set.dispatcher_pid());
+    let config = fs::read_to_string(set.config_file()).unwrap();
+    fs::write(set.config_file(), config.replace("workers = 3", "workers = 2")).unwrap();
+    set.signal(Signal::SIGHUP);
+    set.wait_for_log(&["worker default/3", "stopping", "worker=default/3"]);
+    signal_to(dispatcher, Signal::SIGKILL);
+    set.wait_for("the next dispatcher serves", |status| {
+        status["dispatcher"]["pid"].as_u64().is_some_and(|new| new != u64::from(dispatcher))
+    });
+    freeze(&set, pid);
+    set.wait_for_log(&["worker default/3 was removed from the set"]);
+    open_gate(&set);
+    assert_one_failed(&set, clients);
+    set.stop();
+}
+
 #[test]
 fn drained_worker_that_freezes_is_killed_and_stays_drained() {
     let (set, clients) = busy_set("handoff");

@@ -104,7 +104,7 @@ impl Plan {
                 self.with_timer(&Part::Dispatcher, SilenceTimer::answered); // as far as the watchdog can know
             }
             PlanEvent::Report(workers) => self.on_report(now, workers),
-            PlanEvent::Observed(workers) => self.judge_workers(now, now, workers),
+            PlanEvent::Observed(workers) => self.judge_workers(now, now, self.excluded, workers),
             PlanEvent::Sampled(part, sample) => self.on_sampled(now, &part, sample),
             PlanEvent::WatchdogLate(time) => self.exclude_time(now, time),
             PlanEvent::MachineResumed => self.reset_all(now),
@@ -158,6 +158,11 @@ impl Plan {
             pools.entry(&id.pool).and_modify(|all| *all = all.and(cause)).or_insert(cause);
         }
         pools.into_iter().filter_map(|(pool, cause)| Some((pool, cause?))).collect()
+    }
+
+    /// Whether a part is ready and was not told to stop.
+    pub(crate) fn is_up(&self, part: &Part) -> bool {
+        self.parts.get(part).is_some_and(PartRecord::is_up)
     }
 
     /// Whether the set is stopping or has stopped.

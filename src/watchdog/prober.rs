@@ -140,6 +140,14 @@ impl Prober {
         self.pending_since
     }
 
+    /// Whether the last report has this worker, and no probe is unanswered for longer than `silence`.
+    pub(super) fn is_reported(&self, worker: &WorkerId, now: Monotonic, silence: Duration) -> bool {
+        let pools = self.last_report.iter().flat_map(|(_, report)| &report.pools);
+        let in_report =
+            pools.filter(|pool| pool.name == worker.pool).any(|pool| worker.number.index() < pool.workers.len());
+        in_report && self.pending_since.is_none_or(|at| now.since(at) < silence)
+    }
+
     /// The last report, and when it arrived.
     pub(super) fn last_report(&self) -> Option<&(Monotonic, Arc<ProbeReport>)> {
         self.last_report.as_ref()

@@ -30,12 +30,20 @@ impl Plan {
                 record.timer_mut().into_iter().for_each(|timer| timer.exclude_time(late));
             }
         }
-        self.judge_workers(now, probe_sent_at, workers);
+        let excluded = std::mem::take(&mut self.excluded);
+        self.judge_workers(now, probe_sent_at, excluded, workers);
     }
 
-    /// Evaluates workers by what is known about them since `probe_sent_at` or later.
-    pub(super) fn judge_workers(&mut self, now: Monotonic, probe_sent_at: Monotonic, workers: Vec<WorkerLiveness>) {
-        let (blame_since, excluded) = (self.blame_since, std::mem::take(&mut self.excluded));
+    /// Evaluates workers by what is known about them since `probe_sent_at` or later. A silence that was not known before
+    /// is shorter by `excluded`.
+    pub(super) fn judge_workers(
+        &mut self,
+        now: Monotonic,
+        probe_sent_at: Monotonic,
+        excluded: Duration,
+        workers: Vec<WorkerLiveness>,
+    ) {
+        let blame_since = self.blame_since;
         for worker in workers {
             let part = Part::Worker(worker.worker);
             let Some(record) = self.parts.get_mut(&part) else { continue };

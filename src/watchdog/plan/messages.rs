@@ -155,7 +155,7 @@ pub(crate) enum PlanEvent {
     ProbeNotSent,
     /// The dispatcher answered a probe.
     Report(Vec<WorkerLiveness>),
-    /// What the watchdog has seen in the slots itself, because the dispatcher does not answer.
+    /// What the watchdog has seen in the slots of workers that the dispatcher does not report.
     Observed(Vec<WorkerLiveness>),
     /// The sample that [`PlanAction::Sample`] requested.
     Sampled(Part, ProcessSample),

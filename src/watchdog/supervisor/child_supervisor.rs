@@ -176,9 +176,11 @@ impl ChildSupervisor {
             }
             if next_probe <= now {
                 next_probe = now + self.config.watchdog.probe_interval;
-                let probed_at = self.prober.pending_since();
+                let silence = self.config.watchdog.probe_interval;
+                let is_unreported = |id: &WorkerId| !self.prober.is_reported(id, now, silence);
                 let open = |id: &WorkerId| self.endpoints.get(id)?.objects.reopen().ok();
-                if let Some(seen) = self.slot_observer.observe(now, &self.config, &self.plan, probed_at, open) {
+                let seen = self.slot_observer.observe(now, &self.plan, is_unreported, open);
+                if !seen.is_empty() {
                     self.handle(now, PlanEvent::Observed(seen));
                 }
                 if self.prober.send_probe(prober::failed_pools(&self.plan)) {
@@ -193,7 +195,7 @@ impl ChildSupervisor {
                 self.handle(now, PlanEvent::Report(workers));
             }
             if let Some(PlanEvent::Report(_)) = &event {
-                self.files.on_report();
+                self.files.on_report(|id| self.plan.is_up(&Part::Worker(id.clone())));
                 self.find_ready_parts().into_iter().for_each(|part| self.handle(now, PlanEvent::Ready(part)));
             }
             self.handle(now, event.unwrap_or(PlanEvent::Tick));
