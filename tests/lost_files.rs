@@ -441,6 +441,39 @@ fn clients_in_the_queue_of_a_removed_listener_are_served() {
     set.stop();
 }
 
+/// Clients wait in the queues of a worker's address that is removed twice before the worker is restarted.
+#[test]
+fn clients_in_the_queues_of_a_removed_worker_address_are_sent_back() {
+    let mut set = TestSet::prepare("");
+    let address = set.test_dir().join("worker-{n}.sock");
+    set.configure(&format!(
+        "[watchdog]\nworker_timeout = \"1h\"\n\
+         [[listener]]\naddress = \"unix:{}\"\npool = \"default\"\n\
+         [[pool]]\nname = \"default\"\nworkers = 1\naddress = \"unix:{}\"\n",
+        set.test_dir().join("http.sock").display(),
+        address.display()
+    ));
+    set.run_with_log_level("info");
+    set.wait_until_up();
+    let (address, worker) = (set.test_dir().join("worker-1.sock"), set.worker_pid("default/1"));
+    signal_to(worker, Signal::SIGSTOP);
+    let mut clients = Vec::new();
+    for _ in 0..3 {
+        wait_until("the socket is restored", || UnixStream::connect(&address).is_ok());
+        let mut client = UnixStream::connect(&address).unwrap();
+        client.write_all(b"GET /x HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n").unwrap();
+        clients.push(client);
+        remove(&address);
+    }
+    signal_to(worker, Signal::SIGKILL);
+    for mut client in clients {
+        client.set_read_timeout(Some(EVENT_TIMEOUT)).unwrap();
+        let response = read_response(&mut client).unwrap_or_else(|error| panic!("{error}\n{}", set.log()));
+        assert_eq!((response.status, response.header("patou-outcome")), (409, Some("not-started")), "{}", set.log());
+    }
+    set.stop();
+}
+
 /// A reload reorders the listeners, and the client that waits in the queue of a removed socket is still served by the
 /// listener that it has connected to.
 #[test]

@@ -84,16 +84,23 @@ pub(crate) fn recreate_worker(
     create_file(&paths.segment, &name, modes).map_err(at(&paths.segment))?;
     let identity = SegmentIdentity { set_epoch, digest: config.digest_of(id) };
     Segment::create(&name, modes.segment, modes.group, identity, content)?;
-    for doorbell in [&paths.to_worker, &paths.to_dispatcher] {
-        Doorbell::create(doorbell, modes.doorbell, modes.group).map_err(at(doorbell))?;
-    }
-    if modes.owner.is_some() {
-        let object = shm::path(&name);
-        for path in [&object, &paths.to_worker, &paths.to_dispatcher, &paths.segment] {
-            nix::unistd::chown(path, modes.owner, None).map_err(|error| at(path)(error.into()))?;
+    let completed = (|| {
+        for doorbell in [&paths.to_worker, &paths.to_dispatcher] {
+            Doorbell::create(doorbell, modes.doorbell, modes.group).map_err(at(doorbell))?;
         }
+        if modes.owner.is_some() {
+            let object = shm::path(&name);
+            for path in [&object, &paths.to_worker, &paths.to_dispatcher, &paths.segment] {
+                nix::unistd::chown(path, modes.owner, None).map_err(|error| at(path)(error.into()))?;
+            }
+        }
+        Ok(())
+    })();
+    if completed.is_err() {
+        // The file that names it may be lost again already, and no other record exists.
+        let _ = Segment::unlink(&name);
     }
-    Ok(name)
+    completed.map(|()| name)
 }
 
 /// Changes the group of the objects of one worker. Processes that have them open keep them.

@@ -50,6 +50,8 @@ pub(crate) fn close_without_waiting(fd: &impl AsFd) {
 pub(crate) struct SocketListener {
     registered: AsyncFd<OwnedFd>,
     is_tcp: bool,
+    /// Sockets of the same address that this one has replaced. Clients may still wait in their queues.
+    replaced: Vec<SocketListener>,
 }
 
 /// `false` for a Unix socket.
@@ -94,7 +96,12 @@ impl SocketListener {
             // option.
             setsockopt(&fd, sockopt::TcpNoDelay, &true)?;
         }
-        Ok(Self { registered: sys::when_readable(fd)?, is_tcp })
+        Ok(Self { registered: sys::when_readable(fd)?, is_tcp, replaced: Vec::new() })
+    }
+
+    /// Accepts the clients of `replaced` as well, and before its own: they have waited for longer.
+    pub(crate) fn in_place_of(self, replaced: Vec<SocketListener>) -> Self {
+        Self { replaced, ..self }
     }
 
     /// The next connection.
@@ -105,6 +112,11 @@ impl SocketListener {
 
     /// The next connection, non-blocking, and its client's TCP address. Wakes one task.
     pub(crate) fn poll_accept(&self, task: &mut Context<'_>) -> Poll<io::Result<(OwnedFd, Option<SocketAddr>)>> {
+        for replaced in &self.replaced {
+            if let Poll::Ready(Ok(accepted)) = replaced.poll_accept(task) {
+                return Poll::Ready(Ok(accepted));
+            }
+        }
         loop {
             let mut readable = ready!(self.registered.poll_read_ready(task))?;
             match sys::accept(self.as_fd()) {

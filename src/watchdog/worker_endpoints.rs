@@ -62,10 +62,16 @@ impl WorkerEndpoints {
         let dir = &config.set.runtime_dir;
         let name = ipc::recreate_worker(config, id, set_epoch, &Modes::default(), content)?;
         segments.borrow_mut().insert(id.clone(), name.clone());
-        let path = ipc::handoff_path(dir, id);
-        let bound = handoff::bind_handoff_socket(&path).and_then(|socket| Ok((socket, HeldFile::open(&path)?)));
-        let (handoff, handoff_file) = bound.map_err(system(path.display().to_string()))?;
-        Ok(Self { objects: HeldWorker::open(dir, id, name)?, handoff, handoff_file })
+        let opened = (|| {
+            let path = ipc::handoff_path(dir, id);
+            let bound = handoff::bind_handoff_socket(&path).and_then(|socket| Ok((socket, HeldFile::open(&path)?)));
+            let (handoff, handoff_file) = bound.map_err(system(path.display().to_string()))?;
+            Ok(Self { objects: HeldWorker::open(dir, id, name.clone())?, handoff, handoff_file })
+        })();
+        if opened.is_err() {
+            let _ = ipc::remove_segment(&name); // the next attempt records another name
+        }
+        opened
     }
 
     /// Whether all of them can be found by their names.

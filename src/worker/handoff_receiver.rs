@@ -30,14 +30,17 @@ pub(super) struct WorkerListeners {
 }
 
 impl WorkerListeners {
-    /// The first socket of each kind among those that the supervisor has passed.
+    /// The first socket of each kind among those that the supervisor has passed. Further listening sockets are those that
+    /// the first one has replaced.
     pub(super) fn from_passed(sockets: Vec<(OwnedFd, String)>) -> Result<Self, ServeError> {
         let sockets = sockets.into_iter().map(|(socket, _)| socket);
         let (handoff, redirect): (Vec<_>, Vec<_>) = sockets.partition(handoff::is_handoff_socket);
-        let redirect = redirect.into_iter().next().ok_or(ServeError::NoSocket)?;
+        let listeners: Result<Vec<_>, _> = redirect.into_iter().map(SocketListener::from_fd).collect();
+        let mut listeners = listeners.map_err(system("the listening socket"))?.into_iter();
+        let redirect = listeners.next().ok_or(ServeError::NoSocket)?;
         let handoff = handoff.into_iter().next();
         Ok(Self {
-            redirect: SocketListener::from_fd(redirect).map_err(system("the listening socket"))?,
+            redirect: redirect.in_place_of(listeners.collect()),
             handoff: handoff.map(HandoffReceiver::new).transpose().map_err(system("the handoff socket"))?,
         })
     }

@@ -21,8 +21,10 @@ use crate::watchdog::worker_endpoints::WorkerEndpoints;
 use crate::{clock, handoff, log};
 
 impl ChildSupervisor {
-    /// Watches all files of the set.
+    /// Watches all files of the set, and has them inspected soon: one that was removed before its watch existed raises no
+    /// event.
     pub(crate) fn watch_files(&mut self) {
+        self.files.schedule(clock::now());
         let watch = &mut self.files.watch;
         watch.watch_directory(&self.runtime_dir);
         self.config.pools.iter().for_each(|pool| watch.watch_directory(&self.runtime_dir.join(pool.name.as_str())));
@@ -175,7 +177,7 @@ impl ChildSupervisor {
             match socket.rebind() {
                 Ok(new) => {
                     restored.push(format!("the address of {id}, which restarts with it when it is idle"));
-                    *socket = new;
+                    self.files.replace_address(id, std::mem::replace(socket, new));
                     restart.push(id.clone());
                 }
                 Err(error) => problems.push(problem(socket, &error)),

@@ -42,6 +42,8 @@ pub(crate) struct SetFiles {
     /// Replaced listening sockets by the index of their listener, in whose queues clients may still wait, and the
     /// reports received since.
     retired: Vec<(usize, ListeningSocket, u32)>,
+    /// The same for the addresses of workers: the reports received since a process that has inherited the socket serves.
+    replaced_addresses: Vec<(WorkerId, ListeningSocket, Option<u32>)>,
     /// READY=1 of a part may have been lost with the notify socket.
     pub(super) may_miss_ready: bool,
 }
@@ -59,6 +61,7 @@ impl SetFiles {
             channel: None,
             unsent: BTreeSet::new(),
             retired: Vec::new(),
+            replaced_addresses: Vec::new(),
             may_miss_ready: false,
         }
     }
@@ -142,17 +145,40 @@ impl SetFiles {
         self.channel = None;
     }
 
-    /// The dispatcher has reported, so it has run since it received the sockets.
-    pub(super) fn on_report(&mut self) {
+    /// The dispatcher has reported, so it has run since it received the sockets; and so have the workers that serve.
+    pub(super) fn on_report(&mut self, serves: impl Fn(&WorkerId) -> bool) {
         if self.channel.is_some() && self.unsent.is_empty() {
             self.retired.iter_mut().for_each(|(.., reports)| *reports += 1);
             self.retired.retain(|(.., reports)| *reports <= REPORTS_UNTIL_EMPTY);
         }
+        for (id, _, reports) in &mut self.replaced_addresses {
+            *reports = reports.map(|reports| reports + u32::from(serves(id)));
+        }
+        self.replaced_addresses.retain(|(.., reports)| reports.is_none_or(|reports| reports <= REPORTS_UNTIL_EMPTY));
     }
 
     /// Replaces a listening socket whose file was removed: its queue is emptied, and it accepts no more.
     pub(super) fn retire(&mut self, index: usize, socket: ListeningSocket) {
         socket.retire();
         self.retired.push((index, socket, 0));
+    }
+
+    /// Replaces the listening socket of a worker whose file was removed. The running process accepts what is queued in it
+    /// until it ends, and the next one accepts the rest.
+    pub(super) fn replace_address(&mut self, id: &WorkerId, socket: ListeningSocket) {
+        self.replaced_addresses.push((id.clone(), socket, None));
+    }
+
+    /// The replaced sockets of a worker's address, for a process that is about to start.
+    pub(super) fn pass_replaced_addresses(&mut self, id: &WorkerId) -> impl Iterator<Item = &ListeningSocket> {
+        self.replaced_addresses.iter_mut().filter(move |(of, ..)| of == id).map(|(_, socket, reports)| {
+            *reports = Some(0);
+            &*socket
+        })
+    }
+
+    /// The worker has left the set.
+    pub(super) fn forget_worker(&mut self, id: &WorkerId) {
+        self.replaced_addresses.retain(|(of, ..)| of != id);
     }
 }

@@ -69,7 +69,11 @@ impl ChildSupervisor {
             Part::Worker(id) | Part::StandIn(id) => {
                 let listener = self.sockets.workers.get(id).ok_or(io::ErrorKind::NotFound)?;
                 let endpoints = self.endpoints.get(id).ok_or(io::ErrorKind::NotFound)?;
-                Ok(vec![("worker".into(), duplicate(listener)?), ("worker".into(), duplicate(&endpoints.handoff)?)])
+                let mut sockets = vec![duplicate(listener)?, duplicate(&endpoints.handoff)?];
+                for replaced in self.files.pass_replaced_addresses(id) {
+                    sockets.push(duplicate(replaced)?);
+                }
+                Ok(sockets.into_iter().map(|socket| ("worker".to_owned(), socket)).collect())
             }
             Part::Dispatcher => {
                 let mut sockets = vec![
@@ -98,6 +102,7 @@ impl ChildSupervisor {
     /// Removes what outlives the incarnations of a worker that has left the set.
     pub(super) fn remove_worker(&mut self, id: &WorkerId) {
         self.sockets.workers.remove(id);
+        self.files.forget_worker(id);
         self.endpoints.remove(id);
         let segment = self.segments.borrow_mut().remove(id);
         let removed = ipc::retire_worker(&self.runtime_dir, id);
