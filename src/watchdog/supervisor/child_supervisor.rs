@@ -140,8 +140,7 @@ impl ChildSupervisor {
         let mut suspends = SuspendDetector::new();
         while !self.is_finished {
             let wake_at = [Some(next_probe), self.plan.deadline(), ticker.due_at(), self.files.due_at()];
-            let wake_at = wake_at.into_iter().flatten().min();
-            let wake_at = wake_at.unwrap_or(next_probe);
+            let wake_at = wake_at.into_iter().flatten().min().unwrap_or(next_probe);
             let event = tokio::select! {
                 biased;
                 Ok(_) = stop_now.read(quits) => Some(self.stop_now("SIGQUIT")),
@@ -305,9 +304,7 @@ impl ChildSupervisor {
             }
             PlanAction::KillOrphans(id) => {
                 self.children.kill_orphans();
-                if let Some(endpoints) = self.endpoints.get(&id) {
-                    endpoints.objects.ring();
-                }
+                self.endpoints.get(&id).into_iter().for_each(|endpoints| endpoints.objects.ring());
             }
             PlanAction::CloseAddress(id) => drop(self.sockets.workers.remove(&id)),
             PlanAction::Quiesce => prober::send_quiesce(self.probe_socket.clone()),
