@@ -148,6 +148,12 @@ impl Prober {
         in_report && self.pending_since.is_none_or(|at| now.since(at) < silence)
     }
 
+    /// Whether the dispatcher had a free place for a connection when it reported last.
+    pub(super) fn has_free_place(&self) -> bool {
+        let connections = self.last_report.as_ref().and_then(|(_, report)| report.connections);
+        connections.is_none_or(|connections| connections.used < connections.places)
+    }
+
     /// The last report, and when it arrived.
     pub(super) fn last_report(&self) -> Option<&(Monotonic, Arc<ProbeReport>)> {
         self.last_report.as_ref()

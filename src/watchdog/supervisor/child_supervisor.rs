@@ -194,7 +194,7 @@ impl ChildSupervisor {
                 self.handle(now, PlanEvent::Report(workers));
             }
             if let Some(PlanEvent::Report(_)) = &event {
-                self.files.on_report(|id| self.plan.is_up(&Part::Worker(id.clone())));
+                self.files.on_report(self.prober.has_free_place(), |id| self.plan.is_up(&Part::Worker(id.clone())));
                 self.find_ready_parts().into_iter().for_each(|part| self.handle(now, PlanEvent::Ready(part)));
             }
             self.handle(now, event.unwrap_or(PlanEvent::Tick));

@@ -20,7 +20,7 @@ const RESCAN: Duration = Duration::from_secs(2);
 /// if some of them came back meanwhile. At the latest after [`EVENTS_MAX`].
 const QUIET: Duration = Duration::from_millis(100);
 const EVENTS_MAX: Duration = Duration::from_secs(1);
-/// After so many reports a dispatcher has accepted what was queued in a socket that it knew to be replaced.
+/// After so many reports a dispatcher with free places has accepted what was queued in a socket that it knew to be replaced.
 const REPORTS_UNTIL_EMPTY: u32 = 2;
 
 /// What the watchdog of `patou run` knows of the set's files.
@@ -146,8 +146,9 @@ impl SetFiles {
     }
 
     /// The dispatcher has reported, so it has run since it received the sockets; and so have the workers that serve.
-    pub(super) fn on_report(&mut self, serves: impl Fn(&WorkerId) -> bool) {
-        if self.channel.is_some() && self.unsent.is_empty() {
+    /// `accepts`: whether it had a free place for a connection.
+    pub(super) fn on_report(&mut self, accepts: bool, serves: impl Fn(&WorkerId) -> bool) {
+        if accepts && self.channel.is_some() && self.unsent.is_empty() {
             self.retired.iter_mut().for_each(|(.., reports)| *reports += 1);
             self.retired.retain(|(.., reports)| *reports <= REPORTS_UNTIL_EMPTY);
         }
