@@ -441,6 +441,32 @@ fn clients_in_the_queue_of_a_removed_listener_are_served() {
     set.stop();
 }
 
+/// The dispatcher cannot accept the client that waits in the queue: another one has the only place.
+#[test]
+fn a_client_in_the_queue_of_a_removed_listener_waits_for_a_place() {
+    let mut set = TestSet::prepare("");
+    let front = "[front]\nconnections = 1\nhead_timeout = \"1h\"\n";
+    let watchdog = "[watchdog]\nprobe_interval = \"20ms\"\n";
+    set.configure(&config(&set).replace("[watchdog]\n", &format!("{front}{watchdog}")));
+    set.run_with_log_level("info");
+    set.wait_until_up();
+    let (socket, dispatcher) = (set.test_dir().join("http.sock"), set.dispatcher_pid());
+    let _holder = std::net::TcpStream::connect(set.address(1)).unwrap();
+    wait_until("the place is in use", || {
+        let metrics = get_unix(&set.runtime_dir().join("admin.sock"), "/metrics").unwrap().text();
+        metrics.lines().any(|line| line == "patou_connections 1")
+    });
+    let mut client = UnixStream::connect(&socket).unwrap();
+    client.write_all(b"GET / HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n").unwrap();
+    remove(&socket);
+    wait_until("the socket is restored", || socket.exists());
+    std::thread::sleep(Duration::from_millis(500)); // many reports
+    signal_to(dispatcher, Signal::SIGKILL);
+    client.set_read_timeout(Some(EVENT_TIMEOUT)).unwrap();
+    assert_eq!(read_response(&mut client).unwrap().status, 200, "{}", set.log());
+    set.stop();
+}
+
 /// Clients wait in the queues of a worker's address that is removed twice before the worker is restarted.
 #[test]
 fn clients_in_the_queues_of_a_removed_worker_address_are_sent_back() {
