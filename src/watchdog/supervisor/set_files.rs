@@ -16,10 +16,12 @@ use crate::{clock, handoff};
 
 /// How often the files are inspected without an event. Costs no wake-up: the watchdog is awake for a probe.
 const RESCAN: Duration = Duration::from_secs(2);
+/// The same while something could not be restored: a lack of descriptors or space passes.
+const RETRY: Duration = Duration::from_millis(250);
 /// The files are inspected when no event has come for this time: a removal of many files is not over yet, and would fail
 /// if some of them came back meanwhile. At the latest after [`EVENTS_MAX`].
 const QUIET: Duration = Duration::from_millis(100);
-const EVENTS_MAX: Duration = Duration::from_secs(1);
+const EVENTS_MAX: Duration = Duration::from_millis(400);
 /// After so many reports a dispatcher with free places has accepted what was queued in a socket that it knew to be replaced.
 const REPORTS_UNTIL_EMPTY: u32 = 2;
 
@@ -82,7 +84,8 @@ impl SetFiles {
     }
 
     pub(super) fn is_due(&self, now: Monotonic) -> bool {
-        self.due_at().map_or_else(|| now.since(self.inspected_at) >= RESCAN, |at| at <= now)
+        let interval = if self.problems.is_empty() { RESCAN } else { RETRY };
+        self.due_at().map_or_else(|| now.since(self.inspected_at) >= interval, |at| at <= now)
     }
 
     /// Waits for an event. Cancel-safe.
