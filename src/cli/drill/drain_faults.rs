@@ -109,7 +109,9 @@ pub(super) fn freeze_removed(
         })
     };
     removed.inspect_err(|_: &String| nemesis.abandon(index))?;
-    if wait_until(bounds.worker * 2 + bounds.drain * 2, || has_ended(&watched)) {
+    // The watchdog lets a process that it tells to end continue (SIGCONT): it is stopped again.
+    let has_ended_frozen = || has_ended(&watched) || send(&watched, Signal::SIGSTOP).is_err();
+    if wait_until(bounds.worker * 2 + bounds.drain * 2, has_ended_frozen) {
         tracker().process_ended(clock::now(), index);
     } else {
         nemesis.report_violation(
