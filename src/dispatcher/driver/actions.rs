@@ -2,66 +2,79 @@
 
 use super::{Driver, Waiter};
 use crate::dispatcher::connection::HandoffOutcome;
-use crate::dispatcher::pool_slots::{PoolSlots, SlotIndex, WorkerName};
+use crate::dispatcher::pool_slots::{PoolSlots, SlotIndex, WorkerName, WorkerSlot};
 use crate::dispatcher::slot;
 use crate::ids::{Epoch, LeaseId, LeaseTerms, Monotonic, Token, WorkerId, WorkerNumber};
 use crate::log::Event;
-use crate::pool::{ClientId, LeaseEnd, PoolAction};
+use crate::pool::{ClientAction, ClientId, LeaseEnd, PoolAction, SlotAction};
 
 impl Driver {
     /// Performs one action; returns the worker if its slot must be read afterwards.
     pub(super) fn perform(&self, index: usize, pool: &mut PoolSlots, action: PoolAction) -> Option<WorkerNumber> {
         match action {
-            PoolAction::Grant { client, worker, lease, claim_by } => {
-                self.grant(pool, client, worker, lease, claim_by);
+            PoolAction::Client(client, action) => {
+                self.perform_for_client(pool, client, action);
                 None
             }
-            PoolAction::LeaseEnded { client, worker, lease, end } => {
-                self.return_connection(pool, client, worker, lease, end);
-                None
-            }
-            PoolAction::Refuse(client, refusal) => {
-                self.resolve(client, Err(refusal));
-                None
-            }
+            PoolAction::Slot(n, action) => self.perform_on_slot(pool, (index, n), action).then_some(n),
             PoolAction::Note(n, note) => {
                 pool.log_note(n, note);
                 None
             }
-            PoolAction::Offer { worker, epoch, lease, claim_by, connection } => {
-                self.offer(pool, (index, worker), epoch, lease, claim_by, connection)
+        }
+    }
+
+    fn perform_for_client(&self, pool: &mut PoolSlots, client: ClientId, action: ClientAction) {
+        match action {
+            ClientAction::Grant { worker, lease, claim_by } => self.grant(pool, client, worker, lease, claim_by),
+            ClientAction::LeaseEnded { worker, lease, end } => {
+                self.return_connection(pool, client, worker, lease, end);
             }
-            PoolAction::Question(n, question) => {
-                let slot = pool.slot_mut(n)?;
+            ClientAction::Refuse(refusal) => self.resolve(client, Err(refusal)),
+        }
+    }
+
+    /// Performs a step on a slot; whether the slot must be read afterwards.
+    fn perform_on_slot(&self, pool: &mut PoolSlots, at: SlotIndex, action: SlotAction) -> bool {
+        let (_, n) = at;
+        let Some(slot) = pool.slot_mut(n) else { return false };
+        match action {
+            SlotAction::Read => true,
+            SlotAction::Question(question) => {
                 slot::write_question(&mut slot.side, question);
                 slot.doorbell.ring();
-                None
+                false
             }
-            PoolAction::Ring(n) => {
-                pool.slot(n)?.doorbell.ring();
-                None
+            SlotAction::Ring => {
+                slot.doorbell.ring();
+                false
             }
-            PoolAction::Revoke(n, lease) => self.revoke(pool, n, lease),
-            PoolAction::Release(n, lease) => {
-                if pool.slot(n)?.side.release(lease) {
+            SlotAction::Offer { epoch, lease, claim_by, connection } => {
+                self.offer(pool, at, epoch, lease, claim_by, connection)
+            }
+            SlotAction::Revoke(lease) => {
+                self.revoke(slot, lease);
+                true
+            }
+            SlotAction::Abort(lease) => {
+                slot.side.abort(lease);
+                true
+            }
+            SlotAction::Reclaim(lease) => {
+                slot.side.reclaim(lease);
+                true
+            }
+            SlotAction::Release(lease) => {
+                if slot.side.release(lease) {
                     let worker = WorkerName(&pool.config.name, n);
                     tracing::debug!(%worker, %lease, event = %Event::LeaseOver, "lease is released");
                 }
-                Some(n)
+                true
             }
-            PoolAction::Abort(n, lease) => {
-                pool.slot(n)?.side.abort(lease);
-                Some(n)
+            SlotAction::Clear => {
+                slot.side.clear();
+                true
             }
-            PoolAction::Reclaim(n, lease) => {
-                pool.slot(n)?.side.reclaim(lease);
-                Some(n)
-            }
-            PoolAction::Clear(n) => {
-                pool.slot(n)?.side.clear();
-                Some(n)
-            }
-            PoolAction::ReadSlot(n) => pool.slot(n).map(|_| n),
         }
     }
 
@@ -104,12 +117,12 @@ impl Driver {
         lease: LeaseId,
         claim_by: Monotonic,
         connection: Option<ClientId>,
-    ) -> Option<WorkerNumber> {
+    ) -> bool {
         let (_, n) = at;
         let event = Event::LeaseOffered;
         tracing::debug!(worker = %WorkerName(&pool.config.name, n), %lease, %epoch, %event, "lease is offered");
         let request_timeout = pool.config.request_timeout;
-        let slot = pool.slot_mut(n)?;
+        let Some(slot) = pool.slot_mut(n) else { return false };
         slot.token = Token::new(self.tokens.bits());
         let terms = LeaseTerms {
             lease,
@@ -135,15 +148,14 @@ impl Driver {
                 }
             };
             if is_same_incarnation {
-                return None; // the slot is read when the worker rings, or polled
+                return false; // the slot is read when the worker rings, or polled
             }
             slot.checked_at = None;
         }
-        Some(n)
+        true
     }
 
-    fn revoke(&self, pool: &mut PoolSlots, n: WorkerNumber, lease: LeaseId) -> Option<WorkerNumber> {
-        let slot = pool.slot_mut(n)?;
+    fn revoke(&self, slot: &mut WorkerSlot, lease: LeaseId) {
         let client = slot.lent.take();
         if slot.side.revoke(lease)
             && let Some(client) = client
@@ -151,6 +163,5 @@ impl Driver {
         {
             connection.mark_lent(false);
         }
-        Some(n)
     }
 }

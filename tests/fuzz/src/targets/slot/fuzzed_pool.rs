@@ -8,7 +8,9 @@ use super::well_behaved::WellBehavedWorker;
 use crate::dispatcher::slot;
 use crate::exchange::{DispatcherSide, WORDS, Word};
 use crate::ids::{Claim, Epoch, LeaseId, LeaseTerms, Monotonic, ProcessId, Token, WorkerNumber};
-use crate::pool::{ClientId, Hold, Peer, Pool, PoolAction, PoolEvent, PoolLimits, Refusal, SlotView};
+use crate::pool::{
+    ClientAction, ClientId, Hold, Peer, Pool, PoolAction, PoolEvent, PoolLimits, Refusal, SlotAction, SlotView,
+};
 
 /// Slots 0 and 1 belong to hostile workers, slot 2 to the well-behaved one.
 pub(crate) const HOSTILE: usize = 2;
@@ -326,44 +328,52 @@ impl FuzzedPool {
     /// Performs an action; returns the number of the slot that the dispatcher reads next.
     fn perform(&mut self, action: PoolAction) -> Option<WorkerNumber> {
         match action {
-            PoolAction::ReadSlot(n) => return Some(n),
-            PoolAction::Question(n, question) => slot::write_question(&mut self.sides[n.index()], question),
-            PoolAction::Ring(_) | PoolAction::Note(..) => {}
-            PoolAction::Offer { worker, epoch, lease, claim_by, .. } => {
-                return self.offer(worker, epoch, lease, claim_by).then_some(worker);
+            PoolAction::Client(client, action) => {
+                self.perform_for_client(client, action);
+                None
             }
-            PoolAction::Revoke(n, lease) => {
-                self.sides[n.index()].revoke(lease);
-                return Some(n);
-            }
-            PoolAction::Abort(n, lease) => {
-                assert!(n != LAST || !self.worker.serves(lease), "a request of a living worker is aborted");
-                self.sides[n.index()].abort(lease);
-                return Some(n);
-            }
-            PoolAction::Reclaim(n, lease) => {
-                self.sides[n.index()].reclaim(lease);
-                return Some(n);
-            }
-            PoolAction::Release(n, lease) => {
-                self.sides[n.index()].release(lease);
-                return Some(n);
-            }
-            PoolAction::Clear(n) => {
-                assert_ne!(n, LAST, "the claim word of the well-behaved worker is valid");
-                self.sides[n.index()].clear();
-                return Some(n);
-            }
-            PoolAction::Grant { client, worker, lease, .. } => self.grant(client, worker, lease),
-            PoolAction::LeaseEnded { .. } => panic!("no connection was handed over: {action:?}"),
-            PoolAction::Refuse(client, refusal) => {
+            PoolAction::Slot(n, action) => self.perform_on_slot(n, action).then_some(n),
+            PoolAction::Note(..) => None,
+        }
+    }
+
+    fn perform_for_client(&mut self, client: ClientId, action: ClientAction) {
+        match action {
+            ClientAction::Grant { worker, lease, .. } => self.grant(client, worker, lease),
+            ClientAction::LeaseEnded { .. } => panic!("no connection was handed over: {action:?}"),
+            ClientAction::Refuse(refusal) => {
                 self.decide(client, ClientState::Over);
                 if let Refusal::QueueTimeout(waited) = refusal {
                     assert!(waited >= self.limits.queue_timeout);
                 }
             }
         }
-        None
+    }
+
+    /// Performs a step on a slot; whether the dispatcher reads the slot next.
+    fn perform_on_slot(&mut self, n: WorkerNumber, action: SlotAction) -> bool {
+        let side = &mut self.sides[n.index()];
+        match action {
+            SlotAction::Read => {}
+            SlotAction::Question(question) => {
+                slot::write_question(side, question);
+                return false;
+            }
+            SlotAction::Ring => return false,
+            SlotAction::Offer { epoch, lease, claim_by, .. } => return self.offer(n, epoch, lease, claim_by),
+            SlotAction::Revoke(lease) => drop(side.revoke(lease)),
+            SlotAction::Abort(lease) => {
+                assert!(n != LAST || !self.worker.serves(lease), "a request of a living worker is aborted");
+                side.abort(lease);
+            }
+            SlotAction::Reclaim(lease) => drop(side.reclaim(lease)),
+            SlotAction::Release(lease) => drop(side.release(lease)),
+            SlotAction::Clear => {
+                assert_ne!(n, LAST, "the claim word of the well-behaved worker is valid");
+                side.clear();
+            }
+        }
+        true
     }
 
     /// Makes an offer; whether the slot was not free and must be read.
