@@ -13,6 +13,7 @@ mod grant;
 mod handoff;
 mod keepalive;
 mod listeners;
+mod pending;
 mod places;
 mod pool_slots;
 mod probe;
@@ -171,9 +172,9 @@ async fn finish_pending(
     // the store the clients that have waited longer than store_after.
     let mut stored = pin!(sleep(config.front.store_after * 2));
     let mut deadline = pin!(sleep(config.front.linger_timeout));
-    while acceptor.pending() > if stored.is_elapsed() { driver.waiting() } else { 0 } {
+    while acceptor.pending().count() > if stored.is_elapsed() { driver.waiting() } else { 0 } {
         tokio::select! {
-            () = acceptor.pending_changed() => {}
+            () = acceptor.pending().changed() => {}
             () = &mut stored, if !stored.is_elapsed() => {}
             () = &mut deadline => break,
             _ = stop.read(&mut stops) => if !is_orphan() && first.elapsed() >= STOP_DEBOUNCE { break },
