@@ -81,7 +81,7 @@ impl Acceptor {
     /// Serves handoff connections from the store in their old order, and rejects those of removed listeners and all
     /// redirect connections.
     pub(super) fn restore(&self, handoffs: Vec<(OwnedFd, StoredFd)>, redirects: Vec<(OwnedFd, StoredFd)>) {
-        let parsed = |(fd, entry): (_, StoredFd)| Some((StoredConnection::parse(&entry.0)?, fd, entry));
+        let parsed = |(fd, entry): (_, StoredFd)| Some((StoredConnection::parse(entry.name())?, fd, entry));
         let mut connections: Vec<_> = handoffs.into_iter().filter_map(parsed).collect();
         connections.sort_by_key(|(stored, ..)| stored.stored_at);
         let (mut known, mut rejected) = (BTreeSet::new(), redirects);

@@ -19,6 +19,7 @@ use tokio::sync::{Notify, oneshot};
 
 use super::connection::Connection;
 use super::error::DispatcherError;
+use super::fdstore::DescriptorStore;
 use super::grant::GrantResult;
 use super::pool_slots::{PoolSlots, SlotIndex};
 use super::token_source::TokenSource;
@@ -45,6 +46,8 @@ pub(super) struct Driver {
     passed: RefCell<BTreeMap<WorkerId, PassedObjects>>,
     /// New objects of workers of which some have not arrived yet.
     arriving: RefCell<BTreeMap<WorkerId, PassedObjects>>,
+    /// The supervisor's descriptor store.
+    pub store: DescriptorStore,
     /// Whether systemd has started this process.
     is_unit: bool,
     /// Whether the set is stopping.
@@ -95,6 +98,7 @@ impl Driver {
         config: &Config,
         return_ports: &dyn Fn(&PoolName) -> Option<u16>,
         passed: BTreeMap<WorkerId, PassedObjects>,
+        store: DescriptorStore,
     ) -> Result<Rc<Self>, DispatcherError> {
         let segments = usable_segments(config, &passed)?;
         let epoch = next_epoch(&segments);
@@ -106,6 +110,7 @@ impl Driver {
             config: RefCell::new(Rc::new(config.clone())),
             passed: RefCell::new(passed),
             arriving: RefCell::default(),
+            store,
             is_unit: backoff::is_started_by_systemd(),
             stops: Cell::default(),
             unopened: RefCell::default(),

@@ -13,7 +13,7 @@ use tokio::time::{Instant, sleep, timeout_at};
 
 use super::connection::{Connection, HandoffOutcome};
 use super::driver::{Driver, WATCH_AFTER};
-use super::fdstore::{self, StoredConnection};
+use super::fdstore::StoredConnection;
 use super::keepalive::IdleConnections;
 use super::listeners::{BAD_HEADER_LOG, Listener, Listeners};
 use super::pending::{PendingConnection, PendingConnections};
@@ -149,7 +149,7 @@ impl HandoffListener {
                         is_http: self.driver.speaks_http(pool),
                         stored_at: clock::now(),
                     };
-                    fdstore::store(&connection.watched.socket(), stored.name()).await
+                    self.driver.store.add(&connection.watched.socket(), stored.name()).await
                 }
             };
             connection.claimed().await;

@@ -49,7 +49,7 @@ use accept::Acceptor;
 use driver::Driver;
 pub(crate) use driver::on_thread_park;
 pub(crate) use error::DispatcherError;
-use fdstore::StoredFd;
+use fdstore::{DescriptorStore, StoredFd};
 use places::ConnectionPlaces;
 use probe::ProbeServer;
 
@@ -73,11 +73,12 @@ async fn serve(mut config: Config, path: Option<PathBuf>) -> Result<(), Dispatch
         return Err(DispatcherError::Descriptors { limit, needed });
     }
     let spare = SpareDescriptors::new(PROBE_SPARE);
-    fdstore::open().map_err(system("NOTIFY_SOCKET"))?;
-    let InheritedFds { listeners, retired, probe, channel, redirects, handoffs, passed } = inherited_fds(&config)?;
+    let store = DescriptorStore::open().map_err(system("NOTIFY_SOCKET"))?;
+    let InheritedFds { listeners, retired, probe, channel, redirects, handoffs, passed } =
+        inherited_fds(&config, &store)?;
     let ports: Vec<Option<u16>> = listeners.iter().map(|socket| Some(socket.tcp_address()?.port())).collect();
 
-    let driver = Driver::open(&config, &|pool| return_port(&config, &ports, pool), passed)?;
+    let driver = Driver::open(&config, &|pool| return_port(&config, &ports, pool), passed, store)?;
     log::set_epoch(driver.epoch().get());
     let mut stop = Signal::stop().and_then(Signal::into_async).map_err(system("signals"))?;
     let mut reload = Signal::reload().and_then(Signal::into_async).map_err(system("signals"))?;
@@ -199,7 +200,7 @@ struct InheritedFds {
     handoffs: Vec<(OwnedFd, StoredFd)>,
 }
 
-fn inherited_fds(config: &Config) -> Result<InheritedFds, DispatcherError> {
+fn inherited_fds(config: &Config, store: &DescriptorStore) -> Result<InheritedFds, DispatcherError> {
     let mut listeners: Vec<Option<SocketListener>> = config.listeners.iter().map(|_| None).collect();
     let (mut probe, mut redirects, mut handoffs) = (None, Vec::new(), Vec::new());
     let (mut retired, mut channel, mut passed) = (Vec::new(), None, BTreeMap::new());
@@ -216,13 +217,11 @@ fn inherited_fds(config: &Config) -> Result<InheritedFds, DispatcherError> {
                 *listener = Some(socket);
             }
         } else if name.starts_with(fdstore::HANDOFF_PREFIX) {
-            handoffs.push((fd, StoredFd(name)));
+            handoffs.push((fd, store.entry(name)));
         } else if name.starts_with(fdstore::REDIRECT_PREFIX) {
-            redirects.push((fd, StoredFd(name)));
-        } else {
-            if PassedObjects::collect(&mut passed, &name, fd).is_some() {
-                drop(StoredFd(name)); // no later dispatcher would know it either
-            }
+            redirects.push((fd, store.entry(name)));
+        } else if PassedObjects::collect(&mut passed, &name, fd).is_some() {
+            drop(store.entry(name)); // no later dispatcher would know it either
         }
     }
     let probe = probe.ok_or_else(|| DispatcherError::NoSocket("probe.sock".into()))?;

@@ -2,7 +2,6 @@
 
 use super::Driver;
 use crate::clock;
-use crate::dispatcher::fdstore;
 use crate::dispatcher::pool_slots::{PoolSlots, WorkerSlot};
 use crate::dispatcher::refusal::PoolAvailability;
 use crate::exchange::Incarnation;
@@ -23,7 +22,7 @@ impl Driver {
     /// Sends the status to systemd if it has changed.
     pub(crate) fn notify_status(&self) {
         let status = self.status();
-        if *self.sent_status.borrow() != status && fdstore::send_status(&status) {
+        if *self.sent_status.borrow() != status && self.store.send_status(&status) {
             self.sent_status.replace(status);
         }
     }

@@ -8,7 +8,7 @@ use std::time::Duration;
 use super::Driver;
 use crate::config::{self, Config};
 use crate::dispatcher::error::DispatcherError;
-use crate::dispatcher::fdstore::{self, StoredFd};
+use crate::dispatcher::fdstore::StoredFd;
 use crate::dispatcher::pool_slots::{PoolSlots, WorkerSlot};
 use crate::dispatcher::probe;
 use crate::exchange::{DispatcherSide, Incarnation, SpinBudget};
@@ -202,15 +202,21 @@ impl Driver {
                 Ok(opened) => {
                     tracing::warn!(worker = %id, event = %log::Event::FilesLost, "the segment or doorbells of worker {id} \
                         were removed from outside: requests continue, and the next dispatcher gets them from systemd");
-                    slot.stored = stored_objects(&id).collect();
+                    slot.stored = self.stored_objects(&id).collect();
                     for (fd, entry) in opened.into_iter().zip(&slot.stored) {
-                        fdstore::store_object(fd, entry.0.clone());
+                        self.store.add_object(fd, entry.name().to_owned());
                     }
                 }
                 Err(error) => tracing::error!(worker = %id, event = %log::Event::FilesLost,
                     "cannot open the objects of worker {id} once more: {error}; trying again"),
             }
         }
+    }
+
+    /// A worker's objects in the descriptor store.
+    fn stored_objects(&self, id: &WorkerId) -> impl Iterator<Item = StoredFd> {
+        let objects = [WorkerObject::Segment, WorkerObject::ToWorker, WorkerObject::ToDispatcher];
+        objects.into_iter().map(|object| self.store.entry(object.descriptor_name(id)))
     }
 
     /// `drained`: the slot continues one that this dispatcher has settled, and whose worker was out of service or not.
@@ -243,7 +249,7 @@ impl Driver {
             sys::when_readable(to_dispatcher.into()).map_err(|e| DispatcherError::System("a doorbell", e))?;
         let own_doorbell = Rc::new(own_doorbell);
         let readiness = own_doorbell.clone();
-        let mut stored: Vec<_> = passed.iter().flat_map(|_| stored_objects(id)).collect();
+        let mut stored: Vec<_> = passed.iter().flat_map(|_| self.stored_objects(id)).collect();
         if !segment.is_unlinked() {
             stored.clear(); // the worker has new objects: removes the old ones from the store
         }
@@ -291,12 +297,6 @@ impl Driver {
             pool.slots.truncate(pool.table.workers().len());
         }
     }
-}
-
-/// The names of a worker's objects in the descriptor store.
-fn stored_objects(id: &WorkerId) -> impl Iterator<Item = StoredFd> {
-    let objects = [WorkerObject::Segment, WorkerObject::ToWorker, WorkerObject::ToDispatcher];
-    objects.into_iter().map(|object| StoredFd(object.descriptor_name(id)))
 }
 
 fn limits(pool: &config::PoolConfig, config: &Config) -> PoolLimits {
