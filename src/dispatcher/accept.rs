@@ -25,6 +25,7 @@ use super::pending::PendingConnections;
 use super::places::ConnectionPlaces;
 use super::readiness::Readiness;
 use super::redirect::RedirectConnection;
+use super::token_source::TokenSource;
 use crate::config::Config;
 use crate::net::{self, ACCEPT_RETRY_DELAY, SocketListener};
 
@@ -54,8 +55,7 @@ impl Acceptor {
     ) -> io::Result<Self> {
         let readiness = Readiness::new()?;
         let (running, polling) = (readiness.clone(), driver.clone());
-        tokio::task::spawn_local(async move { running.run(|| polling.poll_now()).await });
-        let mark = driver.random_mark();
+        tokio::task::spawn_local(async move { running.run(|| polling.poll()).await });
         let state = Rc::new(AcceptorState {
             driver,
             readiness,
@@ -63,7 +63,7 @@ impl Acceptor {
             listeners: Listeners::new(config),
             places,
             // Random: connections that the previous dispatcher marked may still be with workers.
-            last_mark: Cell::new(mark),
+            last_mark: Cell::new(TokenSource::default().bits() as u32),
             pending: Rc::default(),
         });
         let accept = |(index, socket)| tokio::task::spawn_local(accept(state.clone(), index, socket)).abort_handle();

@@ -51,6 +51,8 @@ struct StoreQueue {
     address: UnixAddr,
     messages: VecDeque<StoreMessage>,
     is_sending: bool,
+    /// The status that was last sent.
+    status: String,
 }
 
 enum StoreMessage {
@@ -131,16 +133,23 @@ impl DescriptorStore {
             Some(name) => UnixAddr::new_abstract(name)?,
             None => UnixAddr::new(path)?,
         };
-        let (messages, is_sending) = (VecDeque::new(), false);
-        let queue = StoreQueue { socket: UnixDatagram::unbound()?, address, messages, is_sending };
+        let socket = UnixDatagram::unbound()?;
+        let (messages, is_sending, status) = (VecDeque::new(), false, String::new());
+        let queue = StoreQueue { socket, address, messages, is_sending, status };
         Ok(Self(Some(Rc::new(RefCell::new(queue)))))
     }
 
-    /// Sends `STATUS=` (sd_notify(3)) without waiting for the supervisor; `false` if it has no room for it now.
-    pub(super) fn send_status(&self, status: &str) -> bool {
-        let Some(queue) = &self.0 else { return true };
-        let queue = queue.borrow();
-        queue.messages.is_empty() && queue.send_one(&format!("STATUS={status}"), None).is_ok()
+    /// Sends `STATUS=` (sd_notify(3)), if it has changed, without waiting for the supervisor: if there is no room for it
+    /// now, the next call sends it.
+    pub(super) fn send_status(&self, status: String) {
+        let Some(queue) = &self.0 else { return };
+        let mut queue = queue.borrow_mut();
+        if queue.status != status
+            && queue.messages.is_empty()
+            && queue.send_one(&format!("STATUS={status}"), None).is_ok()
+        {
+            queue.status = status;
+        }
     }
 
     /// The descriptor that the store has under this name.

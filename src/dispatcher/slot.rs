@@ -1,7 +1,7 @@
 //! Reads and writes a slot in the pool's terms.
 
 use crate::exchange::{self, DispatcherSide, Incarnation, Question, QuestionKind, Reply, SlotMemory};
-use crate::ids::RefuseReason;
+use crate::ids::{Claim, RefuseReason};
 use crate::pool::{SlotAnswer, SlotQuestion, SlotView};
 
 /// Reads what the pool needs to know of a slot. `alive`: whether the worker's lock is held.
@@ -40,5 +40,16 @@ pub(crate) fn write_question<M: SlotMemory>(side: &mut DispatcherSide<M>, questi
         SlotQuestion::Drain => side.write_question(QuestionKind::Drain, None),
         SlotQuestion::Resume => side.write_question(QuestionKind::Resume, None),
         SlotQuestion::Recycle => side.write_question(QuestionKind::Recycle, None),
+    }
+}
+
+/// What can be believed of a slot: all that was read from one that is sound.
+pub(crate) fn believed(seen: SlotView, is_sound: bool) -> SlotView {
+    match (is_sound, seen.alive) {
+        (true, _) => seen,
+        // It does not show what the worker is doing; `claim: None` has the worker replaced.
+        (false, true) => SlotView { claim: None, terms: None, answer: None, ..seen },
+        // No worker is attached, and none can attach until the segment is recreated.
+        (false, false) => SlotView { claim: Some(Claim::Free), terms: None, answer: None, life: None, ..seen },
     }
 }

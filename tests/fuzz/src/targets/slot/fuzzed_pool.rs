@@ -18,7 +18,7 @@ const WELL_BEHAVED: usize = HOSTILE;
 const WORKERS: u16 = 3;
 /// The well-behaved worker.
 const LAST: WorkerNumber = WorkerNumber::of(WORKERS);
-/// How often the dispatcher reads one slot per event at most, as in `dispatcher::pool_slots`.
+/// How often the dispatcher reads one slot per event at most, as in `dispatcher::worker_slot`.
 const READS_MAX: u32 = 32;
 
 /// Indices of words that a hostile worker aims at: see `docs/ARCHITECTURE.md`, *The slot*.
@@ -301,7 +301,7 @@ impl FuzzedPool {
         assert!(reads[WELL_BEHAVED] < READS_MAX, "{:#?}", self.pool.workers());
     }
 
-    /// As `dispatcher::pool_slots` reads a slot: a damaged one is corrupt while its worker lives, and restored when the
+    /// As `dispatcher::worker_slot` reads a slot: a damaged one is corrupt while its worker lives, and restored when the
     /// worker is dead.
     fn read_slot(&mut self, w: usize) -> SlotView {
         let alive = w == WELL_BEHAVED || self.alive[w];
@@ -317,12 +317,8 @@ impl FuzzedPool {
         assert!(!(is_damaged && w == WELL_BEHAVED), "the slot of the well-behaved worker is damaged");
         if !is_damaged {
             self.last[w] = view.life.map(|(epoch, ..)| epoch).or(self.last[w]);
-            view
-        } else if alive {
-            SlotView { claim: None, terms: None, answer: None, ..view }
-        } else {
-            SlotView { claim: Some(Claim::Free), terms: None, answer: None, life: None, ..view }
         }
+        slot::believed(view, !is_damaged)
     }
 
     /// Performs an action; returns the number of the slot that the dispatcher reads next.
