@@ -53,3 +53,31 @@ pub(crate) fn believed(seen: SlotView, is_sound: bool) -> SlotView {
         (false, false) => SlotView { claim: Some(Claim::Free), terms: None, answer: None, life: None, ..seen },
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ids::{Epoch, LeaseId, Lifecycle, Phase};
+
+    #[test]
+    fn damaged_slot_shows_a_corrupt_claim_of_a_living_worker_and_nothing_of_a_dead_one() {
+        let lease = LeaseId::of(Epoch::FIRST, 1);
+        let seen = |alive| SlotView {
+            life: Some((Epoch::FIRST, Lifecycle::Ready, false)),
+            alive,
+            claim: Some(Claim::Held(lease, Phase::Claimed)),
+            terms: None,
+            answer: Some(SlotAnswer::Accept(lease)),
+            drained: true,
+        };
+        for alive in [true, false] {
+            let sound = believed(seen(alive), true);
+            assert_eq!((sound.claim, sound.answer), (seen(alive).claim, seen(alive).answer));
+            let damaged = believed(seen(alive), false);
+            assert_eq!(damaged.claim, if alive { None } else { Some(Claim::Free) });
+            assert_eq!(damaged.answer, None);
+            assert_eq!(damaged.life.is_some(), alive);
+            assert_eq!((damaged.alive, damaged.drained), (alive, true));
+        }
+    }
+}

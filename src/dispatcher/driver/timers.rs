@@ -41,3 +41,24 @@ impl Timers {
         is_reached
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn earlier_deadline_ends_the_wait_and_a_later_one_does_not() {
+        let timers = Timers::default();
+        let at = |ms| Some(clock::now() + Duration::from_millis(ms));
+        assert!(timers.reach(at(0)).await);
+        let (is_reached, ()) = tokio::join!(timers.reach(at(60_000)), async { timers.set(at(30_000)) });
+        assert!(!is_reached);
+        let (is_reached, ()) = tokio::join!(timers.reach(at(1)), async { timers.set(at(60_000)) });
+        assert!(is_reached);
+        // Without a deadline, the first one counts.
+        let (is_reached, ()) = tokio::join!(timers.reach(None), async { timers.set(at(60_000)) });
+        assert!(!is_reached);
+    }
+}

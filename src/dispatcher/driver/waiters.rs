@@ -65,3 +65,25 @@ impl Waiters {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::pool::Refusal;
+
+    #[test]
+    fn client_gets_one_result_or_leaves() {
+        let mut waiters = Waiters::default();
+        let (sender, mut result) = oneshot::channel();
+        let client = waiters.add(Waiter::Redirect(sender));
+        assert!(waiters.connection(client).is_none());
+        waiters.resolve(client, Err(Refusal::Stopping));
+        assert!(matches!(result.try_recv(), Ok(Err(Refusal::Stopping))));
+        assert!(!waiters.remove(client), "it has its result");
+
+        let next = waiters.add(Waiter::Redirect(oneshot::channel().0));
+        assert!(next > client, "numbers are not used again");
+        assert!(waiters.remove(next));
+        waiters.resolve(next, Err(Refusal::Stopping)); // it has left
+    }
+}
