@@ -12,7 +12,7 @@ use crate::exchange::{DispatcherSide, PlainSlot, SlotMemory, Word, WorkerSide};
 use crate::ids::{Claim, Epoch, LeaseId, LeaseTerms, Lifecycle, Monotonic, Phase, ProcessId, Token, WorkerNumber};
 use crate::net::check_request;
 use crate::net::request_head::HeadScanner;
-use crate::pool::{Peer, Pool, PoolAction, PoolEvent, PoolLimits, SlotAnswer, SlotView};
+use crate::pool::{ClientAction, Peer, Pool, PoolAction, PoolEvent, PoolLimits, SlotAction, SlotAnswer, SlotView};
 use crate::worker::lease_url;
 
 const PEER: Peer = Peer::Ip(IpAddr::V4(Ipv4Addr::LOCALHOST));
@@ -70,13 +70,13 @@ pub fn pool(workers: u16) -> impl FnMut() {
         let now = Monotonic(client * 1000);
         let actions = pool.handle(now, PoolEvent::Client(client, PEER));
         let offer = actions.iter().find_map(|action| match action {
-            PoolAction::Offer { worker, lease, .. } => Some((*worker, *lease)),
+            PoolAction::Slot(n, SlotAction::Offer { lease, .. }) => Some((*n, *lease)),
             _ => None,
         });
         let (n, lease) = offer.expect("a worker is free");
         let accepted = SlotView { answer: Some(SlotAnswer::Accept(lease)), ..held(lease, Phase::Offered) };
         let granted = pool.handle(now, PoolEvent::SlotRead(n, accepted));
-        assert!(granted.iter().any(|action| matches!(action, PoolAction::Grant { .. })));
+        assert!(granted.iter().any(|action| matches!(action, PoolAction::Client(_, ClientAction::Grant { .. }))));
         for seen in [held(lease, Phase::Claimed), held(lease, Phase::Done), free()] {
             black_box(pool.handle(now, PoolEvent::SlotRead(n, seen)));
         }

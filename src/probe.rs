@@ -5,11 +5,12 @@
 
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::os::unix::net::UnixStream;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use crate::config::Config;
 use crate::ids::{PoolName, WorkerId};
 use crate::stats::Counters;
 
@@ -152,6 +153,11 @@ pub(crate) struct WorkerReport {
     /// The progress counter of its control loop, while a question is open.
     #[serde(default, rename = "turns", skip_serializing_if = "Option::is_none")]
     pub ticks: Option<u64>,
+}
+
+/// Where the socket is bound.
+pub(crate) fn socket_path(config: &Config) -> PathBuf {
+    config.set.runtime_dir.join("probe.sock")
 }
 
 /// Sends one request and waits for the report, at most `timeout` for each read and write.

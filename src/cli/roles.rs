@@ -66,9 +66,7 @@ fn run_dispatcher(path: Option<&Path>) -> Result<(), CommandError> {
         Origin::File(path) => Some(path),
         Origin::BuiltIn => None,
     };
-    let mut runtime = tokio::runtime::Builder::new_current_thread();
-    let runtime = runtime.enable_all().on_thread_park(dispatcher::on_thread_park).build().map_err(failed)?;
-    runtime.block_on(dispatcher::run(loaded.config, path)).map_err(|error| failed(format!("dispatcher: {error}")))
+    runtime()?.block_on(dispatcher::run(loaded.config, path)).map_err(|error| failed(format!("dispatcher: {error}")))
 }
 
 /// `patou stand-in`

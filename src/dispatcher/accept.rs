@@ -11,7 +11,7 @@ use std::rc::Rc;
 use std::task::ready;
 
 use nix::sys::stat::fstat;
-use tokio::sync::{Notify, OwnedSemaphorePermit};
+use tokio::sync::OwnedSemaphorePermit;
 use tokio::task::AbortHandle;
 use tokio::time::sleep;
 
@@ -21,9 +21,11 @@ use super::fdstore::{self, StoredConnection, StoredFd};
 use super::handoff::HandoffListener;
 use super::keepalive::IdleConnections;
 use super::listeners::Listeners;
+use super::pending::PendingConnections;
 use super::places::ConnectionPlaces;
 use super::readiness::Readiness;
 use super::redirect::RedirectConnection;
+use super::token_source::TokenSource;
 use crate::config::Config;
 use crate::net::{self, ACCEPT_RETRY_DELAY, SocketListener};
 
@@ -40,10 +42,7 @@ struct AcceptorState {
     listeners: Rc<Listeners>,
     places: Rc<ConnectionPlaces>,
     last_mark: Cell<u32>,
-    /// Connections that delay the exit of this dispatcher.
-    pending: Cell<usize>,
-    /// Notified when `pending` changes.
-    pending_changed: Notify,
+    pending: Rc<PendingConnections>,
 }
 
 impl Acceptor {
@@ -56,8 +55,7 @@ impl Acceptor {
     ) -> io::Result<Self> {
         let readiness = Readiness::new()?;
         let (running, polling) = (readiness.clone(), driver.clone());
-        tokio::task::spawn_local(async move { running.run(|| polling.poll_now()).await });
-        let mark = driver.random_mark();
+        tokio::task::spawn_local(async move { running.run(|| polling.poll()).await });
         let state = Rc::new(AcceptorState {
             driver,
             readiness,
@@ -65,9 +63,8 @@ impl Acceptor {
             listeners: Listeners::new(config),
             places,
             // Random: connections that the previous dispatcher marked may still be with workers.
-            last_mark: Cell::new(mark),
-            pending: Cell::new(0),
-            pending_changed: Notify::new(),
+            last_mark: Cell::new(TokenSource::default().bits() as u32),
+            pending: Rc::default(),
         });
         let accept = |(index, socket)| tokio::task::spawn_local(accept(state.clone(), index, socket)).abort_handle();
         let tasks = sockets.into_iter().enumerate().map(accept).collect();
@@ -84,7 +81,7 @@ impl Acceptor {
     /// Serves handoff connections from the store in their old order, and rejects those of removed listeners and all
     /// redirect connections.
     pub(super) fn restore(&self, handoffs: Vec<(OwnedFd, StoredFd)>, redirects: Vec<(OwnedFd, StoredFd)>) {
-        let parsed = |(fd, entry): (_, StoredFd)| Some((StoredConnection::parse(&entry.0)?, fd, entry));
+        let parsed = |(fd, entry): (_, StoredFd)| Some((StoredConnection::parse(entry.name())?, fd, entry));
         let mut connections: Vec<_> = handoffs.into_iter().filter_map(parsed).collect();
         connections.sort_by_key(|(stored, ..)| stored.stored_at);
         let (mut known, mut rejected) = (BTreeSet::new(), redirects);
@@ -124,14 +121,9 @@ impl Acceptor {
         self.state.idle.close();
     }
 
-    /// The number of connections that delay the exit of this dispatcher.
-    pub(super) fn pending(&self) -> usize {
-        self.state.pending.get()
-    }
-
-    /// Waits until that number changes.
-    pub(super) async fn pending_changed(&self) {
-        self.state.pending_changed.notified().await;
+    /// The connections that delay the exit of this dispatcher.
+    pub(super) fn pending(&self) -> &PendingConnections {
+        &self.state.pending
     }
 }
 
@@ -141,11 +133,6 @@ impl AcceptorState {
         self.last_mark.get()
     }
 
-    fn set_pending(&self, count: usize) {
-        self.pending.set(count);
-        self.pending_changed.notify_one();
-    }
-
     fn serve_handoff(self: Rc<Self>, index: usize, connection: Connection, is_new: bool, permit: OwnedSemaphorePermit) {
         let listener = HandoffListener {
             driver: self.driver.clone(),
@@ -153,27 +140,19 @@ impl AcceptorState {
             index,
             idle: self.idle.clone(),
             places: self.places.clone(),
+            pending: self.pending.clone(),
         };
         tokio::task::spawn_local(async move {
-            // Pending while it waits for a worker or for its last response.
-            let is_pending = Cell::new(false);
-            let set_pending = |pending: bool| {
-                if is_pending.replace(pending) != pending {
-                    let count = self.pending.get();
-                    self.set_pending(if pending { count + 1 } else { count - 1 });
-                }
-            };
-            listener.serve(Rc::new(connection), is_new, &set_pending).await;
+            listener.serve(Rc::new(connection), is_new).await;
             drop(permit);
         });
     }
 
     fn serve_redirect(self: Rc<Self>, connection: RedirectConnection, permit: OwnedSemaphorePermit) {
-        self.pending.set(self.pending.get() + 1);
+        let pending = self.pending.add();
         tokio::task::spawn_local(async move {
             connection.serve(&self.driver, &self.places).await;
-            drop(permit);
-            self.set_pending(self.pending.get() - 1);
+            drop((permit, pending));
         });
     }
 }

@@ -1,91 +1,62 @@
-//! Connects pools, slots, doorbells and waiting clients: events in, actions out. The decisions are the pools'.
+//! The dispatcher's pools, shared by its tasks on one thread: it reports events to them, and wakes the clients that wait.
 //!
-//! The child modules are `impl` blocks of [`Driver`], one per subject.
+//! No borrow of the pools is held while a task waits.
 
 mod actions;
 mod busy_poll;
-mod report;
-mod slots;
+mod pool_set;
+mod recovered;
+mod slot_opener;
 mod timers;
 mod waiters;
+mod unopened_objects;
 
 use std::cell::{Cell, RefCell};
-use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
-use std::rc::Rc;
+use std::collections::{BTreeMap, BTreeSet};
+use std::os::fd::OwnedFd;
+use std::rc::{Rc, Weak};
 use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::{Notify, oneshot};
 
-use super::connection::Connection;
+use super::connection::{Connection, HandoffOutcome};
 use super::error::DispatcherError;
+use super::fdstore::DescriptorStore;
 use super::grant::GrantResult;
 use super::pool_slots::{PoolSlots, SlotIndex};
-use super::token_source::TokenSource;
+use super::refusal::PoolAvailability;
+use crate::backoff;
 use crate::config::Config;
 use crate::exchange::{DispatcherSide, Word};
-use crate::ids::{Epoch, Monotonic, PoolName, ProcessId, WorkerId, WorkerNumber};
+use crate::ids::{Epoch, PoolName, WorkerId};
 use crate::ipc::{self, PassedObjects};
-use crate::pool::{ClientId, PoolEvent};
+use crate::pool::{ClientId, Peer, PoolEvent, Refusal};
+use crate::probe::{FailedPool, PoolReport, socket_path};
 use crate::shm::Segment;
-use crate::{backoff, clock, procfs};
-pub(crate) use busy_poll::on_thread_park;
+use pool_set::PoolSet;
+use slot_opener::SlotOpener;
+use timers::Timers;
+use unopened_objects::UnopenedObjects;
+use waiters::Waiter;
 
 /// A client is watched for its disconnection only if it waits longer: the watch costs system calls.
 pub(super) const WATCH_AFTER: Duration = Duration::from_millis(20);
 
-/// The state of the dispatcher, shared by its tasks on one thread.
+/// The pools, and what tells tasks of the dispatcher that something has happened to them.
 pub(super) struct Driver {
-    epoch: Epoch,
-    /// Pid and start time.
-    process: ProcessId,
-    /// In force since the last reload.
-    config: RefCell<Rc<Config>>,
-    /// Objects that the supervisor passed because their names were removed, of slots that are not open yet.
-    passed: RefCell<BTreeMap<WorkerId, PassedObjects>>,
-    /// New objects of workers of which some have not arrived yet.
-    arriving: RefCell<BTreeMap<WorkerId, PassedObjects>>,
+    pools: RefCell<PoolSet>,
+    timers: Timers,
+    /// The supervisor's descriptor store.
+    pub store: DescriptorStore,
     /// Whether systemd has started this process.
     is_unit: bool,
     /// Whether the set is stopping.
-    pub(super) stops: Cell<bool>,
-    /// The workers whose objects cannot be opened, and since when files of them are missing.
-    unopened: RefCell<BTreeMap<WorkerId, Option<Monotonic>>>,
-    /// When the slots were last checked for lost names.
-    names_checked: Cell<Monotonic>,
-    pools: RefCell<Vec<PoolSlots>>,
-    waiters: RefCell<HashMap<ClientId, Waiter>>,
-    next_client: Cell<ClientId>,
-    /// The number of the last lease.
-    leases: Cell<u64>,
-    /// Counts the calls of [`Driver::run`], from 1.
-    passes: Cell<u64>,
-    /// The deadline that the timer task sleeps for.
-    armed: Cell<Option<Monotonic>>,
-    rearm: Notify,
+    pub stops: Cell<bool>,
     /// Notified when the dispatcher stops accepting connections.
     pub stop_accepting: Notify,
     /// Notified when `probe.sock` is missing and systemd, which does not notice it, has bound it.
     pub probe_missing: Notify,
-    /// The status that was last sent to systemd.
-    sent_status: RefCell<String>,
-    tokens: TokenSource,
-    cores: usize,
-    /// Slots that are polled, and those in which a change was found that has not been handled.
-    polled: RefCell<Vec<SlotIndex>>,
-    updated: RefCell<VecDeque<SlotIndex>>,
-    update_found: Notify,
-    polled_at: Cell<Monotonic>,
-    /// Marks of connections that were lent when the previous dispatcher ended, and whether no worker has claimed them.
-    recovered: RefCell<HashMap<u32, bool>>,
-}
-
-/// A client that waits for a worker.
-enum Waiter {
-    /// It is redirected to the worker.
-    Redirect(oneshot::Sender<GrantResult>),
-    /// Its connection is passed to the worker.
-    Handoff(Rc<Connection>),
 }
 
 impl Driver {
@@ -95,110 +66,206 @@ impl Driver {
         config: &Config,
         return_ports: &dyn Fn(&PoolName) -> Option<u16>,
         passed: BTreeMap<WorkerId, PassedObjects>,
+        store: DescriptorStore,
     ) -> Result<Rc<Self>, DispatcherError> {
         let segments = usable_segments(config, &passed)?;
         let epoch = next_epoch(&segments);
         backoff::delay_start(&segments.iter().collect::<Vec<_>>(), Word::DISPATCHER_LAST_START, config);
         drop(segments);
-        let driver = Rc::new(Self {
-            epoch,
-            process: procfs::this_process(),
-            config: RefCell::new(Rc::new(config.clone())),
-            passed: RefCell::new(passed),
-            arriving: RefCell::default(),
-            is_unit: backoff::is_started_by_systemd(),
-            stops: Cell::default(),
-            unopened: RefCell::default(),
-            names_checked: Cell::new(clock::now()),
-            pools: RefCell::default(),
-            waiters: RefCell::default(),
-            next_client: Cell::new(1),
-            leases: Cell::new(0),
-            passes: Cell::new(1),
-            armed: Cell::new(None),
-            rearm: Notify::new(),
-            stop_accepting: Notify::new(),
-            probe_missing: Notify::new(),
-            sent_status: RefCell::default(),
-            tokens: TokenSource::default(),
-            cores: std::thread::available_parallelism().map_or(1, usize::from),
-            polled: RefCell::default(),
-            updated: RefCell::default(),
-            update_found: Notify::new(),
-            polled_at: Cell::new(Monotonic(0)),
-            recovered: RefCell::default(),
+        let driver = Rc::new_cyclic(|driver: &Weak<Self>| {
+            let driver = driver.clone();
+            let on_ring = Rc::new(move |at| driver.upgrade().into_iter().for_each(|driver| driver.on_ring(at)));
+            let opener = SlotOpener::new(epoch, UnopenedObjects::new(passed), store.clone(), on_ring);
+            Self {
+                pools: RefCell::new(PoolSet::new(epoch, config, opener)),
+                timers: Timers::default(),
+                store,
+                is_unit: backoff::is_started_by_systemd(),
+                stops: Cell::default(),
+                stop_accepting: Notify::new(),
+                probe_missing: Notify::new(),
+            }
         });
         driver.reconfigure(config, return_ports)?;
-        driver.register_on_thread();
         Ok(driver)
+    }
+
+    /// Changes the pools; the timers follow.
+    fn change<R>(&self, change: impl FnOnce(&mut PoolSet) -> R) -> R {
+        let mut pools = self.pools.borrow_mut();
+        let result = change(&mut pools);
+        self.timers.set(pools.deadline());
+        result
+    }
+
+    /// Looks at one pool, if it exists.
+    fn look<R>(&self, pool: &PoolName, look: impl FnOnce(&PoolSlots) -> R) -> Option<R> {
+        self.pools.borrow().get(pool).map(look)
     }
 
     /// This incarnation.
     pub(super) fn epoch(&self) -> Epoch {
-        self.epoch
+        self.pools.borrow().epoch()
     }
 
     /// Resets the restart delay before a planned exit.
     pub(super) fn clear_failures(&self) {
-        for slot in self.pools.borrow().iter().flat_map(|pool| &pool.slots).flatten() {
+        for slot in self.pools.borrow().all().iter().flat_map(|pool| &pool.slots).flatten() {
             backoff::clear_failures(&slot.segment, Word::DISPATCHER_LAST_START);
         }
     }
 
+    /// See [`PoolSet::reconfigure`].
+    pub(super) fn reconfigure(
+        &self,
+        config: &Config,
+        return_ports: &dyn Fn(&PoolName) -> Option<u16>,
+    ) -> Result<(), DispatcherError> {
+        self.change(|pools| pools.reconfigure(config, return_ports))
+    }
+
     /// Handles an event of one pool.
     pub(super) fn handle(&self, pool: &PoolName, event: PoolEvent) {
-        if let Some(index) = self.pool_index(pool) {
-            self.run(index, Some(event), VecDeque::new());
-        }
+        self.change(|pools| pools.handle(pool, event));
     }
 
     /// Handles an event of every pool.
     pub(super) fn handle_in_all(&self, event: PoolEvent) {
-        let pools = self.pools.borrow().len(); // not in the head of the loop, which would keep the borrow
-        for index in 0..pools {
-            self.run(index, Some(event), VecDeque::new());
-        }
+        self.change(|pools| pools.handle_in_all(event));
     }
 
-    fn pool_index(&self, pool: &PoolName) -> Option<usize> {
-        self.pools.borrow().iter().position(|slots| slots.config.name == *pool)
+    fn on_ring(&self, at: SlotIndex) {
+        self.change(|pools| pools.on_ring(at));
     }
 
-    fn read_slot(&self, index: usize, n: WorkerNumber) {
-        self.run(index, None, VecDeque::from([n]));
+    /// Takes an object of a worker that has new ones.
+    pub(super) fn receive_object(&self, name: &str, fd: OwnedFd) {
+        self.change(|pools| pools.receive_object(name, fd));
     }
 
-    /// Handles `event`, reads the slots of the workers `reads`, and performs all actions that follow.
-    fn run(&self, index: usize, event: Option<PoolEvent>, mut reads: VecDeque<WorkerNumber>) {
-        let mut pools = self.pools.borrow_mut();
-        let pool = &mut pools[index];
-        let pass = self.passes.replace(self.passes.get() + 1);
-        let mut next = event;
+    /// See [`PoolSet::set_failed_pools`].
+    pub(super) fn set_failed_pools(&self, failed: &[FailedPool]) {
+        self.change(|pools| pools.set_failed_pools(failed));
+    }
+
+    /// See [`PoolSet::report`].
+    pub(super) fn report(&self) -> Vec<PoolReport> {
+        self.change(PoolSet::report)
+    }
+
+    /// Reads the polled slots that have changed. For a thread that always has something to do.
+    pub(super) fn poll(&self) {
+        self.change(PoolSet::poll);
+    }
+
+    /// See [`PoolSet::poll_before_sleep`].
+    pub(super) fn poll_before_sleep(&self) -> bool {
+        self.change(PoolSet::poll_before_sleep)
+    }
+
+    /// Sends each pool a tick when its deadline is reached; never returns.
+    pub(super) async fn run_timers(&self) {
         loop {
-            let event = match next.take() {
-                Some(event) => event,
-                None => match reads.pop_front() {
-                    // Read immediately before the decision, so that it includes every earlier action.
-                    Some(n) if pool.may_read(n, pass) => PoolEvent::SlotRead(n, pool.read_slot(n)),
-                    Some(_) => continue,
-                    None => break,
-                },
-            };
-            pool.table.count_from(self.leases.get());
-            let actions = pool.table.handle(clock::now(), event);
-            self.leases.set(pool.table.leases());
-            for action in actions {
-                if let Some(n) = self.perform(index, pool, action)
-                    && !reads.contains(&n)
-                {
-                    reads.push_back(n);
-                }
+            let deadline = self.pools.borrow().deadline();
+            if self.timers.reach(deadline).await {
+                self.change(PoolSet::tick);
             }
         }
-        let deadline = pool.table.deadline();
-        drop(pools);
-        if deadline.is_some_and(|at| self.armed.get().is_none_or(|armed| at < armed)) {
-            self.rearm.notify_one();
+    }
+
+    /// Waits for a worker of `pool`. Dropping the future leaves the queue.
+    pub(super) async fn lease(&self, pool: &PoolName, peer: Peer) -> GrantResult {
+        let (sender, receiver) = oneshot::channel();
+        let ticket = self.enqueue(pool, Waiter::Redirect(sender));
+        self.handle(pool, PoolEvent::Client(ticket.id, peer));
+        receiver.await.unwrap_or(Err(Refusal::Stopping))
+    }
+
+    /// Passes a connection to a worker of `pool`, and waits for the end of its lease. Dropping the future leaves the
+    /// queue.
+    pub(super) async fn hand_off(&self, pool: &PoolName, peer: Peer, connection: &Rc<Connection>) -> HandoffOutcome {
+        let ticket = self.enqueue(pool, Waiter::Handoff(connection.clone()));
+        self.handle(pool, PoolEvent::Connection(ticket.id, peer));
+        connection.outcome().await
+    }
+
+    fn enqueue<'a>(&'a self, pool: &'a PoolName, waiter: Waiter) -> QueueTicket<'a> {
+        self.poll();
+        let id = self.pools.borrow_mut().performer.waiters.add(waiter);
+        QueueTicket { driver: self, pool, id }
+    }
+
+    /// Looks for files that were removed from outside: `probe.sock`, and the names of segments and doorbells.
+    pub(super) fn check_names(&self) {
+        if !self.pools.borrow_mut().opener.objects.is_check_due() {
+            return;
+        }
+        // A set that stops closes its sockets before the dispatcher ends.
+        if self.is_unit && !self.stops.get() {
+            let config = self.pools.borrow().config().clone();
+            if config.set.runtime_dir.exists() && !socket_path(&config).exists() {
+                self.probe_missing.notify_one();
+            }
+        }
+        self.change(|pools| pools.check_names(self.is_unit));
+    }
+
+    /// Sends one line for `systemctl status`, if it has changed.
+    pub(super) fn notify_status(&self) {
+        self.store.send_status(self.status());
+    }
+
+    /// One line for `systemctl status`.
+    pub(super) fn status(&self) -> String {
+        let pools = self.pools.borrow();
+        let workers = || pools.all().iter().flat_map(|pool| pool.table.workers());
+        let serving = workers().filter(|worker| worker.up && !worker.drained).count();
+        format!("serving with {serving} of {} workers, {} waiting", workers().count(), self.waiting())
+    }
+
+    /// The number of queued clients.
+    pub(super) fn waiting(&self) -> usize {
+        self.pools.borrow().all().iter().map(|pool| pool.table.waiting().0).sum()
+    }
+
+    /// Whether the configuration in force has this worker.
+    pub(super) fn has_worker(&self, id: &WorkerId) -> bool {
+        self.look(&id.pool, |pool| pool.has_worker(id.number)).unwrap_or_default()
+    }
+
+    /// Whether an operator keeps this worker out of service.
+    pub(super) fn is_drained(&self, id: &WorkerId) -> bool {
+        self.look(&id.pool, |pool| pool.is_drained(id.number)).unwrap_or_default()
+    }
+
+    /// The workers of a pool, for the text of a refusal.
+    pub(super) fn availability(&self, pool: &PoolName) -> PoolAvailability {
+        self.look(pool, PoolSlots::availability).unwrap_or_default()
+    }
+
+    /// Whether the workers of a pool speak HTTP.
+    pub(super) fn speaks_http(&self, pool: &PoolName) -> bool {
+        self.look(pool, PoolSlots::speaks_http).unwrap_or(true)
+    }
+
+    /// Whether a connection that was lent when the previous dispatcher ended was claimed by no worker.
+    pub(super) fn is_recovered(&self, mark: u32) -> bool {
+        self.pools.borrow().opener.recovered.is_unclaimed(mark)
+    }
+}
+
+/// The position of a client in the queue; dropped without a result, the client leaves the queue.
+struct QueueTicket<'a> {
+    driver: &'a Driver,
+    pool: &'a PoolName,
+    id: ClientId,
+}
+
+impl Drop for QueueTicket<'_> {
+    fn drop(&mut self) {
+        let is_waiting = self.driver.pools.borrow_mut().performer.waiters.remove(self.id);
+        if is_waiting {
+            self.driver.handle(self.pool, PoolEvent::Disconnected(self.id));
         }
     }
 }

@@ -6,7 +6,7 @@
 //! stay in the store. The queue is bounded: each connection that waits for a worker has one message in it, each stored
 //! one another.
 
-use std::cell::{Cell, RefCell};
+use std::cell::RefCell;
 use std::collections::VecDeque;
 use std::io::{self, IoSlice};
 use std::net::SocketAddr;
@@ -41,17 +41,18 @@ const RETRY_PAUSE_MAX: Duration = Duration::from_millis(100);
 /// How long after the end of its wait a connection is removed: its worker, possibly on the same core, runs first.
 const REMOVE_DELAY: Duration = Duration::from_millis(2);
 
-thread_local! {
-    /// The dispatcher decides in one thread. Never dropped: it ends with the process.
-    static STORE: Cell<Option<&'static RefCell<StoreQueue>>> = const { Cell::new(None) };
-}
+/// The way to the supervisor's store; none without `NOTIFY_SOCKET`.
+#[derive(Clone)]
+pub(super) struct DescriptorStore(Option<Rc<RefCell<StoreQueue>>>);
 
-/// The way to the supervisor, and what is on it.
+/// What is on the way.
 struct StoreQueue {
     socket: UnixDatagram,
     address: UnixAddr,
     messages: VecDeque<StoreMessage>,
     is_sending: bool,
+    /// The status that was last sent.
+    status: String,
 }
 
 enum StoreMessage {
@@ -64,8 +65,11 @@ enum StoreMessage {
     Remove(String),
 }
 
-/// The name of a descriptor in the store; removed from the store when dropped.
-pub(super) struct StoredFd(pub String);
+/// A descriptor in the store; removed from it when dropped.
+pub(super) struct StoredFd {
+    name: String,
+    store: DescriptorStore,
+}
 
 /// A name for a redirect connection.
 pub(super) fn redirect_name() -> String {
@@ -120,73 +124,95 @@ fn unique() -> String {
     format!("{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed))
 }
 
-/// Stores an object of a worker whose name was removed, for the next dispatcher.
-pub(super) fn store_object(object: OwnedFd, name: String) {
-    tokio::task::spawn_local(async move {
-        if let Some(stored) = store(&Arc::new(object), name).await {
-            std::mem::forget(stored); // it stays in the store
+impl DescriptorStore {
+    /// Opens the way to the supervisor, before clients can use up the descriptors.
+    pub(super) fn open() -> io::Result<Self> {
+        let Some(path) = std::env::var_os("NOTIFY_SOCKET") else { return Ok(Self(None)) };
+        let path = path.as_encoded_bytes();
+        let address = match path.strip_prefix(b"@") {
+            Some(name) => UnixAddr::new_abstract(name)?,
+            None => UnixAddr::new(path)?,
+        };
+        let socket = UnixDatagram::unbound()?;
+        let (messages, is_sending, status) = (VecDeque::new(), false, String::new());
+        let queue = StoreQueue { socket, address, messages, is_sending, status };
+        Ok(Self(Some(Rc::new(RefCell::new(queue)))))
+    }
+
+    /// Sends `STATUS=` (sd_notify(3)), if it has changed, without waiting for the supervisor: if there is no room for it
+    /// now, the next call sends it.
+    pub(super) fn send_status(&self, status: String) {
+        let Some(queue) = &self.0 else { return };
+        let mut queue = queue.borrow_mut();
+        if queue.status != status
+            && queue.messages.is_empty()
+            && queue.send_one(&format!("STATUS={status}"), None).is_ok()
+        {
+            queue.status = status;
         }
-    });
-}
+    }
 
-/// Opens the way to the supervisor, before clients can use up the descriptors. Without `NOTIFY_SOCKET` there is no store.
-pub(super) fn open() -> io::Result<()> {
-    let Some(path) = std::env::var_os("NOTIFY_SOCKET") else { return Ok(()) };
-    let path = path.as_encoded_bytes();
-    let address = match path.strip_prefix(b"@") {
-        Some(name) => UnixAddr::new_abstract(name)?,
-        None => UnixAddr::new(path)?,
-    };
-    let queue = StoreQueue { socket: UnixDatagram::unbound()?, address, messages: VecDeque::new(), is_sending: false };
-    STORE.set(Some(Box::leak(Box::new(RefCell::new(queue)))));
-    Ok(())
-}
+    /// The descriptor that the store has under this name.
+    pub(super) fn entry(&self, name: String) -> StoredFd {
+        StoredFd { name, store: self.clone() }
+    }
 
-/// Sends `STATUS=` (sd_notify(3)) without waiting for the supervisor; `false` if it has no room for it now.
-pub(super) fn send_status(status: &str) -> bool {
-    let Some(store) = STORE.get() else { return true };
-    let queue = store.borrow();
-    queue.messages.is_empty() && queue.send_one(&format!("STATUS={status}"), None).is_ok()
-}
+    /// Stores a duplicate of a connection. `None` if there is no store.
+    pub(super) async fn add(&self, connection: &Arc<OwnedFd>, name: String) -> Option<StoredFd> {
+        let (stored, result) = oneshot::channel();
+        self.enqueue(StoreMessage::Store { name, connection: Arc::downgrade(connection), stored });
+        result.await.ok()
+    }
 
-/// Stores a duplicate of a connection. `None` if there is no store.
-pub(super) async fn store(connection: &Arc<OwnedFd>, name: String) -> Option<StoredFd> {
-    let (stored, result) = oneshot::channel();
-    enqueue(StoreMessage::Store { name, connection: Arc::downgrade(connection), stored });
-    result.await.ok()
-}
-
-impl Drop for StoredFd {
-    fn drop(&mut self) {
-        let name = std::mem::take(&mut self.0);
+    /// Stores an object of a worker whose name was removed, for the next dispatcher.
+    pub(super) fn add_object(&self, object: OwnedFd, name: String) {
+        let store = self.clone();
         tokio::task::spawn_local(async move {
-            sleep(REMOVE_DELAY).await;
-            enqueue(StoreMessage::Remove(name));
+            if let Some(stored) = store.add(&Arc::new(object), name).await {
+                std::mem::forget(stored); // it stays in the store
+            }
+        });
+    }
+
+    /// Sends a message now, or after those that wait.
+    fn enqueue(&self, message: StoreMessage) {
+        let Some(shared) = &self.0 else { return };
+        let mut queue = shared.borrow_mut();
+        queue.messages.push_back(message);
+        if queue.is_sending || queue.send(self) {
+            return;
+        }
+        queue.is_sending = true;
+        let (store, shared) = (self.clone(), shared.clone());
+        tokio::task::spawn_local(async move {
+            let mut pause = RETRY_PAUSE;
+            loop {
+                sleep(pause).await;
+                pause = (pause * 2).min(RETRY_PAUSE_MAX);
+                let mut queue = shared.borrow_mut();
+                queue.messages.retain(StoreMessage::is_needed);
+                if queue.send(&store) {
+                    return queue.is_sending = false;
+                }
+            }
         });
     }
 }
 
-/// Sends a message now, or after those that wait.
-fn enqueue(message: StoreMessage) {
-    let Some(store) = STORE.get() else { return };
-    let mut queue = store.borrow_mut();
-    queue.messages.push_back(message);
-    if queue.is_sending || queue.send() {
-        return;
+impl StoredFd {
+    pub(super) fn name(&self) -> &str {
+        &self.name
     }
-    queue.is_sending = true;
-    tokio::task::spawn_local(async {
-        let mut pause = RETRY_PAUSE;
-        loop {
-            sleep(pause).await;
-            pause = (pause * 2).min(RETRY_PAUSE_MAX);
-            let mut queue = store.borrow_mut();
-            queue.messages.retain(StoreMessage::is_needed);
-            if queue.send() {
-                return queue.is_sending = false;
-            }
-        }
-    });
+}
+
+impl Drop for StoredFd {
+    fn drop(&mut self) {
+        let (name, store) = (std::mem::take(&mut self.name), self.store.clone());
+        tokio::task::spawn_local(async move {
+            sleep(REMOVE_DELAY).await;
+            store.enqueue(StoreMessage::Remove(name));
+        });
+    }
 }
 
 impl StoreMessage {
@@ -197,8 +223,8 @@ impl StoreMessage {
 }
 
 impl StoreQueue {
-    /// Sends as many messages as the supervisor takes; whether these were all.
-    fn send(&mut self) -> bool {
+    /// Sends as many messages as the supervisor takes; whether these were all. `store` is the owner of the queue.
+    fn send(&mut self, store: &DescriptorStore) -> bool {
         while let Some(message) = self.messages.pop_front() {
             let sent = match &message {
                 StoreMessage::Remove(name) => self.send_one(&format!("FDSTOREREMOVE=1\nFDNAME={name}"), None),
@@ -210,7 +236,7 @@ impl StoreQueue {
                 },
             };
             match (sent, message) {
-                (Ok(()), StoreMessage::Store { name, stored, .. }) => drop(stored.send(StoredFd(name))),
+                (Ok(()), StoreMessage::Store { name, stored, .. }) => drop(stored.send(store.entry(name))),
                 (Ok(()), StoreMessage::Remove(_)) => {}
                 (Err(error), message) if may_succeed_later(error) => {
                     self.messages.push_front(message);

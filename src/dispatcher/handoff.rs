@@ -13,9 +13,10 @@ use tokio::time::{Instant, sleep, timeout_at};
 
 use super::connection::{Connection, HandoffOutcome};
 use super::driver::{Driver, WATCH_AFTER};
-use super::fdstore::{self, StoredConnection};
+use super::fdstore::StoredConnection;
 use super::keepalive::IdleConnections;
 use super::listeners::{BAD_HEADER_LOG, Listener, Listeners};
+use super::pending::{PendingConnection, PendingConnections};
 use super::places::ConnectionPlaces;
 use super::refusal::refusal;
 use crate::net::{
@@ -37,11 +38,12 @@ pub(super) struct HandoffListener {
     pub index: usize,
     pub idle: Rc<IdleConnections>,
     pub places: Rc<ConnectionPlaces>,
+    pub pending: Rc<PendingConnections>,
 }
 
 impl HandoffListener {
-    /// Serves a connection to its end. `set_pending` is called with whether the dispatcher must not exit meanwhile.
-    pub(super) async fn serve(&self, connection: Rc<Connection>, is_new: bool, set_pending: &dyn Fn(bool)) {
+    /// Serves a connection to its end.
+    pub(super) async fn serve(&self, connection: Rc<Connection>, is_new: bool) {
         let is_behind_proxy = self.listener().is_some_and(|listener| listener.config.proxy_protocol);
         if is_new
             && is_behind_proxy
@@ -65,17 +67,13 @@ impl HandoffListener {
             // Read again: a reload may have changed it while the connection was idle.
             let Some(listener) = self.listener() else { break };
             connection.start_request(listener.clone());
-            set_pending(true);
-            let outcome = self.wait(&connection, &listener, set_pending).await;
-            set_pending(false);
-            match outcome {
+            match self.wait(&connection, &listener, self.pending.add()).await {
                 Some(HandoffOutcome::Ended { end: LeaseEnd::Done, keep: true, .. }) if is_http(&listener) => {
                     bound = self.listeners.settings().idle_timeout;
                 }
                 Some(outcome) => {
-                    set_pending(true);
-                    self.finish(&connection, &listener, outcome).await;
-                    return set_pending(false);
+                    let _pending = self.pending.add();
+                    return self.finish(&connection, &listener, outcome).await;
                 }
                 None => break,
             }
@@ -128,12 +126,13 @@ impl HandoffListener {
         }
     }
 
-    /// Waits for a worker and for the end of its lease; `None` if the client disconnects before the claim.
+    /// Waits for a worker and for the end of its lease; `None` if the client disconnects before the claim. The
+    /// connection is pending until the claim.
     async fn wait(
         &self,
         connection: &Rc<Connection>,
         listener: &Listener,
-        set_pending: &dyn Fn(bool),
+        pending: PendingConnection,
     ) -> Option<HandoffOutcome> {
         let pool = &listener.config.pool;
         let outcome = self.driver.hand_off(pool, connection.peer(), connection);
@@ -150,12 +149,11 @@ impl HandoffListener {
                         is_http: self.driver.speaks_http(pool),
                         stored_at: clock::now(),
                     };
-                    fdstore::store(&connection.watched.socket(), stored.name()).await
+                    self.driver.store.add(&connection.watched.socket(), stored.name()).await
                 }
             };
             connection.claimed().await;
-            drop(stored);
-            set_pending(false);
+            drop((stored, pending));
             std::future::pending::<()>().await
         };
         let disconnect = async {

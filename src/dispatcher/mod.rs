@@ -13,6 +13,7 @@ mod grant;
 mod handoff;
 mod keepalive;
 mod listeners;
+mod pending;
 mod places;
 mod pool_slots;
 mod probe;
@@ -21,8 +22,11 @@ pub(crate) mod redirect;
 mod refusal;
 pub(crate) mod slot;
 mod token_source;
+mod worker_slot;
 
+use std::cell::OnceCell;
 use std::collections::BTreeMap;
+use std::future::poll_fn;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
 use std::pin::pin;
@@ -46,9 +50,8 @@ use crate::signals::{ParentWatch, STOP_DEBOUNCE, Signal};
 use crate::{backoff, clock, descriptors, log, sys};
 use accept::Acceptor;
 use driver::Driver;
-pub(crate) use driver::on_thread_park;
 pub(crate) use error::DispatcherError;
-use fdstore::StoredFd;
+use fdstore::{DescriptorStore, StoredFd};
 use places::ConnectionPlaces;
 use probe::ProbeServer;
 
@@ -56,27 +59,45 @@ use probe::ProbeServer;
 const PROBE_SPARE: usize = 4;
 
 /// Runs the dispatcher until it is stopped. A reload reads the configuration from `path`. The runtime must have a
-/// single thread, and call [`on_thread_park`] before that is parked.
+/// single thread, and no task beside this one.
 ///
 /// # Errors
 /// See [`DispatcherError`].
 pub(crate) async fn run(config: Config, path: Option<PathBuf>) -> Result<(), DispatcherError> {
     log::init(log::LogContext::part("dispatcher", &config.set.name));
     log::abort_on_panic();
-    tokio::task::LocalSet::new().run_until(serve(config, path)).await
+    let (tasks, opened) = (tokio::task::LocalSet::new(), OnceCell::new());
+    let mut serving = pin!(tasks.run_until(serve(config, path, &opened)));
+    poll_fn(|task| {
+        loop {
+            let served = serving.as_mut().poll(task);
+            // Every task waits. If a slot has changed, some may go on; otherwise the thread sleeps.
+            if served.is_ready() || !opened.get().is_some_and(|driver| driver.poll_before_sleep()) {
+                return served;
+            }
+        }
+    })
+    .await
 }
 
-async fn serve(mut config: Config, path: Option<PathBuf>) -> Result<(), DispatcherError> {
+/// Sets `opened` once the slots are open.
+async fn serve(
+    mut config: Config,
+    path: Option<PathBuf>,
+    opened: &OnceCell<Rc<Driver>>,
+) -> Result<(), DispatcherError> {
     let (limit, needed) = (descriptors::raise_limit(), config.descriptor_needs().minimum());
     if limit < needed {
         return Err(DispatcherError::Descriptors { limit, needed });
     }
     let spare = SpareDescriptors::new(PROBE_SPARE);
-    fdstore::open().map_err(system("NOTIFY_SOCKET"))?;
-    let InheritedFds { listeners, retired, probe, channel, redirects, handoffs, passed } = inherited_fds(&config)?;
+    let store = DescriptorStore::open().map_err(system("NOTIFY_SOCKET"))?;
+    let InheritedFds { listeners, retired, probe, channel, redirects, handoffs, passed } =
+        inherited_fds(&config, &store)?;
     let ports: Vec<Option<u16>> = listeners.iter().map(|socket| Some(socket.tcp_address()?.port())).collect();
 
-    let driver = Driver::open(&config, &|pool| return_port(&config, &ports, pool), passed)?;
+    let driver = Driver::open(&config, &|pool| return_port(&config, &ports, pool), passed, store)?;
+    let driver = opened.get_or_init(|| driver);
     log::set_epoch(driver.epoch().get());
     let mut stop = Signal::stop().and_then(Signal::into_async).map_err(system("signals"))?;
     let mut reload = Signal::reload().and_then(Signal::into_async).map_err(system("signals"))?;
@@ -90,8 +111,6 @@ async fn serve(mut config: Config, path: Option<PathBuf>) -> Result<(), Dispatch
     let mut probing = tokio::task::spawn_local(prober.clone().run(probe));
     let timers = driver.clone();
     tokio::task::spawn_local(async move { timers.run_timers().await });
-    let updates = driver.clone();
-    tokio::task::spawn_local(async move { updates.run_updates().await });
     let mut acceptor = Acceptor::open(&config, listeners, driver.clone(), places).map_err(system("epoll"))?;
     retired.into_iter().for_each(|(index, socket)| acceptor.add(index, socket));
     acceptor.restore(handoffs, redirects);
@@ -141,7 +160,7 @@ async fn serve(mut config: Config, path: Option<PathBuf>) -> Result<(), Dispatch
     notify(&[NotifyState::Stopping]);
     acceptor.close();
     driver.clear_failures();
-    finish_pending(&config, &driver, &acceptor, stop, parent).await;
+    finish_pending(&config, driver, &acceptor, stop, parent).await;
     tracing::debug!(waiting = driver.waiting(), "exiting");
     // Without running destructors, which would remove queued connections from the store.
     log::exit(0)
@@ -171,9 +190,9 @@ async fn finish_pending(
     // the store the clients that have waited longer than store_after.
     let mut stored = pin!(sleep(config.front.store_after * 2));
     let mut deadline = pin!(sleep(config.front.linger_timeout));
-    while acceptor.pending() > if stored.is_elapsed() { driver.waiting() } else { 0 } {
+    while acceptor.pending().count() > if stored.is_elapsed() { driver.waiting() } else { 0 } {
         tokio::select! {
-            () = acceptor.pending_changed() => {}
+            () = acceptor.pending().changed() => {}
             () = &mut stored, if !stored.is_elapsed() => {}
             () = &mut deadline => break,
             _ = stop.read(&mut stops) => if !is_orphan() && first.elapsed() >= STOP_DEBOUNCE { break },
@@ -198,7 +217,7 @@ struct InheritedFds {
     handoffs: Vec<(OwnedFd, StoredFd)>,
 }
 
-fn inherited_fds(config: &Config) -> Result<InheritedFds, DispatcherError> {
+fn inherited_fds(config: &Config, store: &DescriptorStore) -> Result<InheritedFds, DispatcherError> {
     let mut listeners: Vec<Option<SocketListener>> = config.listeners.iter().map(|_| None).collect();
     let (mut probe, mut redirects, mut handoffs) = (None, Vec::new(), Vec::new());
     let (mut retired, mut channel, mut passed) = (Vec::new(), None, BTreeMap::new());
@@ -215,13 +234,11 @@ fn inherited_fds(config: &Config) -> Result<InheritedFds, DispatcherError> {
                 *listener = Some(socket);
             }
         } else if name.starts_with(fdstore::HANDOFF_PREFIX) {
-            handoffs.push((fd, StoredFd(name)));
+            handoffs.push((fd, store.entry(name)));
         } else if name.starts_with(fdstore::REDIRECT_PREFIX) {
-            redirects.push((fd, StoredFd(name)));
-        } else {
-            if PassedObjects::collect(&mut passed, &name, fd).is_some() {
-                drop(StoredFd(name)); // no later dispatcher would know it either
-            }
+            redirects.push((fd, store.entry(name)));
+        } else if PassedObjects::collect(&mut passed, &name, fd).is_some() {
+            drop(store.entry(name)); // no later dispatcher would know it either
         }
     }
     let probe = probe.ok_or_else(|| DispatcherError::NoSocket("probe.sock".into()))?;

@@ -1,107 +1,25 @@
 //! A pool with the slots of its workers.
 
+use std::collections::VecDeque;
 use std::fmt;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::rc::Rc;
-use std::sync::Arc;
-use std::time::Duration;
 
-use nix::sys::stat::fstat;
-use tokio::io::unix::AsyncFd;
-use tokio::task::AbortHandle;
-
-use super::fdstore::StoredFd;
 use super::grant::Grant;
-use super::slot;
+use super::refusal::PoolAvailability;
+use super::worker_slot::WorkerSlot;
 use crate::clock;
-use crate::config::{self, ListenAddress};
-use crate::doorbell::Doorbell;
-use crate::exchange::{DispatcherSide, Incarnation, SpinBudget};
-use crate::handoff::HandoffSender;
-use crate::ids::{Claim, Epoch, LeaseId, Monotonic, PoolName, Token, WorkerId, WorkerNumber};
+use crate::config::{HandlerConfig, ListenAddress, PoolConfig};
+use crate::exchange::Incarnation;
+use crate::ids::{Epoch, LeaseId, Lifecycle, Monotonic, PoolName, WorkerId, WorkerNumber};
 use crate::log::Event;
-use crate::pool::{ClientId, Pool, PoolNote, SlotAnswer, SlotView};
-use crate::shm::{Segment, SegmentIdentity, SegmentRole};
-
-/// Reads of one slot in one pass. A correct worker changes its slot once or twice in that time; a slot that keeps
-/// changing is read again after `slot_scan`.
-const READS_PER_PASS: u32 = 32;
-
-/// How long a worker that was alive, in a segment that was undamaged, is assumed to be so unless the doorbell rings:
-/// both checks cost a system call. If it has died meanwhile, the watchdog rings, or its connection cannot be passed.
-const RECHECK_AFTER: Duration = Duration::from_millis(5);
+use crate::pool::{Pool, PoolLimits, PoolNote, SlotAnswer, SlotView, Worker};
+use crate::probe::{PoolReport, WorkerReport};
 
 /// Index of a pool, and number of a worker.
 pub(super) type SlotIndex = (usize, WorkerNumber);
 
-/// The slot of a worker, as this dispatcher holds it.
-pub(super) struct WorkerSlot {
-    pub side: DispatcherSide<Arc<Segment>>,
-    pub segment: Arc<Segment>,
-    /// For the header of a recreated segment.
-    pub identity: SegmentIdentity,
-    pub doorbell: Doorbell,
-    pub handoff_sender: HandoffSender,
-    /// The client of the connection that was passed last.
-    pub lent: Option<ClientId>,
-    pub token: Token,
-    /// Rung by the worker.
-    pub own_doorbell: Rc<AsyncFd<OwnedFd>>,
-    /// The task that listens to it.
-    pub doorbell_task: AbortHandle,
-    /// The objects in the descriptor store, if their names were removed.
-    pub stored: Vec<StoredFd>,
-    /// The last incarnation in an undamaged slot.
-    pub last_epoch: Option<Epoch>,
-    /// The pass of the last read, and the reads in that pass.
-    pub reads: (u64, u32),
-    /// When the worker was last found alive in an undamaged segment.
-    pub checked_at: Option<Monotonic>,
-    /// Whether the slot tells the worker that it need not ring.
-    pub polled: bool,
-}
-
-impl WorkerSlot {
-    /// What in the segment does not conform to the protocol.
-    fn damage(&self) -> Option<String> {
-        let damage = self.segment.damage().map(|damage| damage.to_string());
-        damage.or_else(|| (!self.side.is_intact()).then(|| "the dispatcher's words have been overwritten".into()))
-    }
-
-    /// Whether a name of the segment or the doorbells was removed.
-    pub(super) fn has_lost_names(&self) -> bool {
-        let is_unlinked = |fd: BorrowedFd<'_>| fstat(fd).is_ok_and(|status| status.st_nlink == 0);
-        [self.segment.as_fd(), self.doorbell.as_fd(), self.own_doorbell.as_fd()].into_iter().any(is_unlinked)
-    }
-
-    /// Whether the segment shows no damage that can be found without a system call.
-    fn is_untouched(&self) -> bool {
-        !self.segment.is_truncated() && self.side.is_intact()
-    }
-
-    /// Recreates the segment of a dead worker.
-    fn restore(&mut self, worker: &WorkerId, damage: &str) {
-        let Self { side, segment, identity, last_epoch, .. } = self;
-        match segment.restore(*identity, || side.reinitialize(*last_epoch)) {
-            Ok(true) => tracing::warn!(%worker, "the segment of this worker is damaged ({damage}): recreated"),
-            Ok(false) => {} // a new incarnation has just attached
-            Err(error) => {
-                tracing::error!(%worker,
-                    "the segment of this worker is damaged ({damage}) and cannot be recreated: {error}");
-            }
-        }
-    }
-}
-
-impl Drop for WorkerSlot {
-    fn drop(&mut self) {
-        self.doorbell_task.abort();
-    }
-}
-
 /// A pool and the slots of its workers.
 pub(super) struct PoolSlots {
-    pub config: config::PoolConfig,
+    pub config: PoolConfig,
     /// Its lease table, which decides.
     pub table: Pool,
     /// The cause, if the watchdog has given up every worker.
@@ -110,11 +28,24 @@ pub(super) struct PoolSlots {
     pub slots: Vec<Option<WorkerSlot>>,
     /// The port to which workers redirect clients that have no valid lease.
     pub return_port: Option<u16>,
-    /// How fast its workers answer.
-    pub spin: SpinBudget,
 }
 
 impl PoolSlots {
+    /// A pool without open slots.
+    pub(super) fn new(config: PoolConfig, table: Pool) -> Self {
+        Self { config, table, failed: None, slots: Vec::new(), return_port: None }
+    }
+
+    /// Applies a configuration, and makes room for the slots of new workers.
+    pub(super) fn reconfigure(&mut self, config: PoolConfig, limits: PoolLimits, return_port: Option<u16>) {
+        let missing = usize::from(config.workers).saturating_sub(self.slots.len());
+        self.slots.extend(std::iter::repeat_with(|| None).take(missing));
+        self.config = config;
+        self.table.reconfigure(limits);
+        self.return_port = return_port;
+        self.slots.iter_mut().flatten().for_each(|slot| slot.side.set_return_port(return_port));
+    }
+
     /// The slot of worker `n`, if it is open.
     pub(super) fn slot(&self, n: WorkerNumber) -> Option<&WorkerSlot> {
         self.slots.get(n.index())?.as_ref()
@@ -125,29 +56,31 @@ impl PoolSlots {
         self.slots.get_mut(n.index())?.as_mut()
     }
 
-    /// Whether the slot of worker `n` may be read once more in this pass.
-    pub(super) fn may_read(&mut self, n: WorkerNumber, pass: u64) -> bool {
-        let Some(slot) = self.slot_mut(n) else { return true };
-        let reads = if slot.reads.0 == pass { slot.reads.1 } else { 0 };
-        slot.reads = (pass, reads + 1);
-        reads < READS_PER_PASS
+    /// Whether the configuration in force has worker `n`.
+    pub(super) fn has_worker(&self, n: WorkerNumber) -> bool {
+        (1..=self.config.workers).contains(&n.get())
     }
 
-    /// Reads the slot of worker `n`. A damaged slot is reported as corrupt while its worker is alive, and its segment
-    /// is recreated when the worker is dead.
+    /// Whether an operator keeps worker `n` out of service.
+    pub(super) fn is_drained(&self, n: WorkerNumber) -> bool {
+        self.table.workers().get(n.index()).is_some_and(|worker| worker.drained)
+    }
+
+    /// Whether its workers speak HTTP.
+    pub(super) fn speaks_http(&self) -> bool {
+        !matches!(self.config.handler, HandlerConfig::Inetd(_))
+    }
+
+    /// Whether the slot of worker `n` may be read once more in this pass.
+    pub(super) fn may_read(&mut self, n: WorkerNumber, pass: u64) -> bool {
+        self.slot_mut(n).is_none_or(|slot| slot.may_read(pass))
+    }
+
+    /// Reads the slot of worker `n`.
     pub(super) fn read_slot(&mut self, n: WorkerNumber) -> SlotView {
         let worker = WorkerId { pool: self.config.name.clone(), number: n };
         let Some(slot) = self.slot_mut(n) else { return SlotView::default() };
-        let now = clock::now();
-        let checked = slot.checked_at.filter(|at| now.since(*at) < RECHECK_AFTER && slot.is_untouched());
-        let mut alive = checked.is_some() || slot.segment.is_role_locked(SegmentRole::Worker);
-        let mut damage = if checked.is_some() { None } else { slot.damage() };
-        if let (Some(what), false) = (&damage, alive) {
-            slot.restore(&worker, what);
-            alive = slot.segment.is_role_locked(SegmentRole::Worker);
-            damage = slot.damage();
-        }
-        let seen = slot::read_slot(&mut slot.side, alive);
+        let seen = slot.read(&worker);
         match seen.answer {
             Some(SlotAnswer::Accept(lease)) => {
                 tracing::debug!(%worker, %lease, event = %Event::LeaseAnswered, "worker accepts the offer");
@@ -157,26 +90,7 @@ impl PoolSlots {
             }
             _ => {}
         }
-        if alive && seen.life.is_none() && (slot.last_epoch.is_some() || !Incarnation::is_unwritten(&slot.segment)) {
-            damage = damage.or_else(|| Some("its life line is invalid".into()));
-        }
-        slot.checked_at = checked.or((alive && damage.is_none()).then_some(now));
-        match damage {
-            None => {
-                slot.last_epoch = seen.life.map(|(epoch, ..)| epoch).or(slot.last_epoch);
-                seen
-            }
-            // The slot does not show what the worker is doing; `claim: None` has the worker replaced.
-            Some(_) if alive => SlotView { claim: None, terms: None, answer: None, ..seen },
-            // No worker is attached, and none can attach until the segment is recreated.
-            Some(_) => SlotView { claim: Some(Claim::Free), terms: None, answer: None, life: None, ..seen },
-        }
-    }
-
-    /// Sets the port to which workers redirect clients that have no valid lease.
-    pub(super) fn set_return_port(&mut self, return_port: Option<u16>) {
-        self.return_port = return_port;
-        self.slots.iter_mut().flatten().for_each(|slot| slot.side.set_return_port(return_port));
+        seen
     }
 
     /// The grant of a lease on worker `n`.
@@ -212,17 +126,58 @@ impl PoolSlots {
                 tracing::debug!(%worker, %lease, %event, "lease was not claimed within claim_timeout: revoking it");
             }
             PoolNote::Corrupt => {
-                let Some(slot) = self.slot(n) else { return };
-                let damage = slot.damage().unwrap_or_else(|| "its life or its claim is invalid".into());
+                let damage = self.slot(n).and_then(WorkerSlot::damage);
+                let damage = damage.unwrap_or_else(|| "its life or its claim is invalid".into());
                 tracing::error!(%worker, event = %Event::SlotCorrupt,
                     "the slot of this worker is corrupt ({damage}): the watchdog replaces the worker");
-                // The next incarnation must not attach before the segment is recreated.
-                slot.segment.invalidate();
             }
             PoolNote::Lost(lease) => {
                 tracing::warn!(%worker, %lease, event = %Event::RequestLost, "worker died while it served a request");
             }
         }
+    }
+
+    /// The workers, for the text of a refusal.
+    pub(super) fn availability(&self) -> PoolAvailability {
+        let all = self.table.workers();
+        let workers = &all[..usize::from(self.config.workers).min(all.len())];
+        let drained = workers.iter().filter(|worker| worker.drained).count();
+        let down = workers.iter().filter(|worker| !worker.drained && !worker.up).count();
+        PoolAvailability { workers: workers.len(), drained, down, failed: self.failed.clone() }
+    }
+
+    /// The workers that have left a question open.
+    pub(super) fn silent_workers(&self) -> VecDeque<WorkerNumber> {
+        self.workers().filter(|(_, worker)| worker.silent_since.is_some()).map(|(n, _)| n).collect()
+    }
+
+    /// The part of this pool in the answer to a probe. `lost_since`: since when files of a worker have been missing.
+    pub(super) fn report(&self, lost_since: impl Fn(WorkerNumber) -> Option<Monotonic>) -> PoolReport {
+        let now = clock::now();
+        let ms_since = |since| now.since(since).as_millis() as u64;
+        let ticks = |n| Incarnation::load(&*self.slot(n)?.segment).map(|life| life.ticks);
+        let worker = |(n, worker): (WorkerNumber, &Worker)| WorkerReport {
+            epoch: worker.epoch.map_or(0, Epoch::get),
+            serves: worker.up && worker.state == Some(Lifecycle::Ready) && !worker.corrupt,
+            late: worker.late,
+            drained: worker.drained,
+            corrupt: worker.corrupt,
+            silent_ms: worker.silent_since.map(ms_since),
+            starting_ms: worker.starting_since.or_else(|| lost_since(n)).map(ms_since),
+            ticks: worker.silent_since.and_then(|_| ticks(n)),
+        };
+        let (queue, oldest) = self.table.waiting();
+        PoolReport {
+            name: self.config.name.clone(),
+            queue,
+            oldest_ms: oldest.map_or(0, ms_since),
+            workers: self.workers().map(worker).collect(),
+            counters: self.table.counters().clone(),
+        }
+    }
+
+    fn workers(&self) -> impl Iterator<Item = (WorkerNumber, &Worker)> {
+        WorkerNumber::up_to(u16::MAX).zip(self.table.workers())
     }
 }
 

@@ -6,7 +6,6 @@ use std::fs::{self, Permissions};
 use std::io::ErrorKind;
 use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::fs::PermissionsExt;
-use std::path::PathBuf;
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -25,7 +24,7 @@ use crate::descriptors::{SpareDescriptors, is_shortage};
 use crate::log::{Event, LogThrottle};
 use crate::net::ACCEPT_RETRY_DELAY;
 use crate::pool::PoolEvent;
-use crate::probe::{ConnectionReport, ProbeCommand, ProbeRefusal, ProbeReport, ProbeRequest, REQUEST_MAX};
+use crate::probe::{ConnectionReport, ProbeCommand, ProbeRefusal, ProbeReport, ProbeRequest, REQUEST_MAX, socket_path};
 
 /// A connection that sends no request, or reads no report, for this long is closed. The watchdog probes every
 /// `probe_interval`, and connects again.
@@ -96,14 +95,9 @@ impl AccessList {
     }
 }
 
-/// Where the socket is bound.
-pub(super) fn path(config: &Config) -> PathBuf {
-    config.set.runtime_dir.join("probe.sock")
-}
-
-/// Whether no process listens at [`path`].
+/// Whether no process listens at [`socket_path`].
 pub(super) async fn is_unreachable(config: &Config) -> bool {
-    let connected = timeout(CONNECT_TIMEOUT, UnixStream::connect(path(config))).await;
+    let connected = timeout(CONNECT_TIMEOUT, UnixStream::connect(socket_path(config))).await;
     connected.is_ok_and(|result| {
         result.is_err_and(|error| matches!(error.kind(), ErrorKind::NotFound | ErrorKind::ConnectionRefused))
     })
@@ -111,7 +105,7 @@ pub(super) async fn is_unreachable(config: &Config) -> bool {
 
 /// Binds the socket in place of one whose file was removed. Any user may connect; [`AccessList`] decides.
 pub(super) fn bind_again(config: &Config) -> Option<UnixListener> {
-    let path = path(config);
+    let path = socket_path(config);
     let _ = fs::remove_file(&path); // one on which no process listens
     let bound = UnixListener::bind(&path);
     let bound = bound.and_then(|socket| fs::set_permissions(&path, Permissions::from_mode(0o666)).map(|()| socket));

@@ -181,7 +181,7 @@ impl RedirectConnection {
         let peer = client_peer(self.stream.0.peer_address(), || self.stream.0.peer_user());
         let store = async {
             sleep(self.settings.store_after).await;
-            let _stored = fdstore::store(self.stream.0.socket(), fdstore::redirect_name()).await;
+            let _stored = driver.store.add(self.stream.0.socket(), fdstore::redirect_name()).await;
             std::future::pending::<()>().await
         };
         let disconnect = async {

@@ -1,7 +1,7 @@
 //! Reads and writes a slot in the pool's terms.
 
 use crate::exchange::{self, DispatcherSide, Incarnation, Question, QuestionKind, Reply, SlotMemory};
-use crate::ids::RefuseReason;
+use crate::ids::{Claim, RefuseReason};
 use crate::pool::{SlotAnswer, SlotQuestion, SlotView};
 
 /// Reads what the pool needs to know of a slot. `alive`: whether the worker's lock is held.
@@ -40,5 +40,44 @@ pub(crate) fn write_question<M: SlotMemory>(side: &mut DispatcherSide<M>, questi
         SlotQuestion::Drain => side.write_question(QuestionKind::Drain, None),
         SlotQuestion::Resume => side.write_question(QuestionKind::Resume, None),
         SlotQuestion::Recycle => side.write_question(QuestionKind::Recycle, None),
+    }
+}
+
+/// What can be believed of a slot: all that was read from one that is sound.
+pub(crate) fn believed(seen: SlotView, is_sound: bool) -> SlotView {
+    match (is_sound, seen.alive) {
+        (true, _) => seen,
+        // It does not show what the worker is doing; `claim: None` has the worker replaced.
+        (false, true) => SlotView { claim: None, terms: None, answer: None, ..seen },
+        // No worker is attached, and none can attach until the segment is recreated.
+        (false, false) => SlotView { claim: Some(Claim::Free), terms: None, answer: None, life: None, ..seen },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ids::{Epoch, LeaseId, Lifecycle, Phase};
+
+    #[test]
+    fn damaged_slot_shows_a_corrupt_claim_of_a_living_worker_and_nothing_of_a_dead_one() {
+        let lease = LeaseId::of(Epoch::FIRST, 1);
+        let seen = |alive| SlotView {
+            life: Some((Epoch::FIRST, Lifecycle::Ready, false)),
+            alive,
+            claim: Some(Claim::Held(lease, Phase::Claimed)),
+            terms: None,
+            answer: Some(SlotAnswer::Accept(lease)),
+            drained: true,
+        };
+        for alive in [true, false] {
+            let sound = believed(seen(alive), true);
+            assert_eq!((sound.claim, sound.answer), (seen(alive).claim, seen(alive).answer));
+            let damaged = believed(seen(alive), false);
+            assert_eq!(damaged.claim, if alive { None } else { Some(Claim::Free) });
+            assert_eq!(damaged.answer, None);
+            assert_eq!(damaged.life.is_some(), alive);
+            assert_eq!((damaged.alive, damaged.drained), (alive, true));
+        }
     }
 }

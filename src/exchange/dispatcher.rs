@@ -182,11 +182,6 @@ impl<M: SlotMemory> DispatcherSide<M> {
         !is_held || offer.is_some_and(is_answered)
     }
 
-    /// The core on which the worker last ran.
-    pub(crate) fn core(&self) -> Option<u64> {
-        self.memory.load(Word::CORE, Relaxed).checked_sub(1)
-    }
-
     /// Remembers whether the open question is answered, before the caller replaces it by another one.
     pub(crate) fn supersede(&mut self) {
         self.superseded_answer |= self.answer().is_some();

@@ -32,7 +32,6 @@ mod question;
 mod request_note;
 mod slot_counters;
 mod slot_layout;
-mod spin;
 mod worker;
 
 pub(crate) use claim::{claim, terms};
@@ -45,7 +44,6 @@ pub(crate) use question::{Question, QuestionKind, Reply};
 pub(crate) use request_note::RequestNote;
 pub(crate) use slot_counters::{Counter, SlotCounters};
 pub(crate) use slot_layout::{LINES, WORDS, Word};
-pub(crate) use spin::SpinBudget;
 #[cfg(test)]
 pub(crate) use worker::ClaimError;
 pub(crate) use worker::{WorkerSide, return_port};

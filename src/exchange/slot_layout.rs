@@ -63,8 +63,7 @@ impl Word {
     pub(super) const ANSWER: Word = Word::at(2, 0);
     /// The lease after which the worker released a connection that stays open; written before the step to `Done`.
     pub(super) const KEPT_CONNECTION: Word = Word::at(2, 1);
-    /// 1 plus the core that the worker last ran on, as far as it reports it; 0 before the first report.
-    pub(super) const CORE: Word = Word::at(2, 2);
+    // Word 2 is written by older workers.
 
     // Line 3, written by the worker: its life.
     pub(super) const EPOCH: Word = Word::at(3, 0);

@@ -92,11 +92,6 @@ impl<M: SlotMemory> WorkerSide<M> {
         self.memory.store(Word::LAST_TICK, now.0, Relaxed);
     }
 
-    /// Reports the core on which this thread runs.
-    pub(crate) fn set_core(&self, core: usize) {
-        self.memory.store(Word::CORE, core as u64 + 1, Relaxed);
-    }
-
     /// Whether an answer to an offer, or the end of a claim, needs the doorbell: the dispatcher may be polling. To call
     /// after the change.
     pub(crate) fn needs_doorbell(&self) -> bool {

@@ -1,6 +1,6 @@
 //! The counters of a pool, derived from its actions in one place.
 
-use super::messages::{PoolAction, PoolNote, Refusal, Rejection};
+use super::messages::{ClientAction, PoolAction, PoolNote, Refusal, Rejection, SlotAction};
 use crate::stats::Counters;
 
 const GRANTED: &str = "granted";
@@ -33,14 +33,14 @@ pub(super) fn count(counters: &mut Counters, actions: &[PoolAction]) {
     let mut expired = None;
     for action in actions {
         match action {
-            PoolAction::Grant { .. } => counters.count(GRANTED),
-            PoolAction::Refuse(_, refusal) => counters.count(refusal.counted_as()),
+            PoolAction::Client(_, ClientAction::Grant { .. }) => counters.count(GRANTED),
+            PoolAction::Client(_, ClientAction::Refuse(refusal)) => counters.count(refusal.counted_as()),
             PoolAction::Note(_, PoolNote::Unclaimed(lease)) => {
                 counters.count(EXPIRED);
                 expired = Some(*lease);
             }
             // An expired lease is revoked by the same event.
-            PoolAction::Revoke(_, lease) if expired != Some(*lease) => counters.count(REVOKED),
+            PoolAction::Slot(_, SlotAction::Revoke(lease)) if expired != Some(*lease) => counters.count(REVOKED),
             _ => {}
         }
     }
@@ -59,17 +59,17 @@ mod tests {
             &mut counters,
             &[
                 PoolAction::Note(WorkerNumber::of(1), PoolNote::Unclaimed(lease(1))),
-                PoolAction::Revoke(WorkerNumber::of(1), lease(1)),
+                PoolAction::Slot(WorkerNumber::of(1), SlotAction::Revoke(lease(1))),
             ],
         );
         count(
             &mut counters,
             &[
                 PoolAction::Note(WorkerNumber::of(1), PoolNote::Late(lease(2))),
-                PoolAction::Revoke(WorkerNumber::of(1), lease(2)),
+                PoolAction::Slot(WorkerNumber::of(1), SlotAction::Revoke(lease(2))),
             ],
         );
-        count(&mut counters, &[PoolAction::Refuse(7, Refusal::QueueFull(3))]);
+        count(&mut counters, &[PoolAction::Client(7, ClientAction::Refuse(Refusal::QueueFull(3)))]);
         assert_eq!([counters.get(EXPIRED), counters.get(REVOKED), counters.get("refused_queue_full")], [1, 1, 1]);
         assert_eq!(counters.counts.values().sum::<u64>(), 3);
     }

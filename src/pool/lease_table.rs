@@ -4,7 +4,7 @@ use std::collections::{BTreeSet, VecDeque};
 
 use super::counters;
 use super::hold::Hold;
-use super::messages::{ClientId, PoolAction, PoolLimits, SlotQuestion};
+use super::messages::{ClientId, PoolAction, PoolLimits, SlotAction, SlotQuestion};
 use super::queue::ClientQueue;
 use super::worker::Worker;
 use crate::ids::{Epoch, Monotonic, WorkerNumber};
@@ -131,7 +131,7 @@ impl Pool {
 
     pub(super) fn question(&mut self, now: Monotonic, n: WorkerNumber, question: SlotQuestion) {
         self.worker(n).silent_since.get_or_insert(now);
-        self.actions.push(PoolAction::Question(n, question));
+        self.actions.push(PoolAction::Slot(n, SlotAction::Question(question)));
     }
 
     pub(super) fn pop_idle(&mut self) -> Option<WorkerNumber> {

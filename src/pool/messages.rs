@@ -139,18 +139,52 @@ impl Rejection {
 /// What the caller must do, in this order.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum PoolAction {
-    /// Read the slot and report [`PoolEvent::SlotRead`].
-    ReadSlot(WorkerNumber),
-    /// Write the question and ring.
-    Question(WorkerNumber, SlotQuestion),
-    /// Ring again.
-    Ring(WorkerNumber),
-    /// Write the lease line, `Free -> Offered`, write the question and ring; then read the slot. A connection is passed
-    /// instead of ringing.
-    Offer {
-        /// The worker.
+    /// For a client.
+    Client(ClientId, ClientAction),
+    /// On the slot of a worker.
+    Slot(WorkerNumber, SlotAction),
+    /// For the log.
+    Note(WorkerNumber, PoolNote),
+}
+
+/// What becomes of a client.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum ClientAction {
+    /// It gets this worker. With handoff delivery, the worker has claimed the connection.
+    Grant {
+        /// Its worker.
         worker: WorkerNumber,
-        /// Its incarnation.
+        /// Its lease.
+        lease: LeaseId,
+        /// When it ends unclaimed.
+        claim_by: Monotonic,
+    },
+    /// The lease of its passed connection has ended: the connection belongs to the dispatcher alone again.
+    LeaseEnded {
+        /// The worker that had claimed it.
+        worker: WorkerNumber,
+        /// Its lease.
+        lease: LeaseId,
+        /// How it ended.
+        end: LeaseEnd,
+    },
+    /// It gets no worker.
+    Refuse(Refusal),
+}
+
+/// A step on a slot. After each that changes the claim word the caller reads the slot.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum SlotAction {
+    /// Read it and report [`PoolEvent::SlotRead`].
+    Read,
+    /// Write the question and ring.
+    Question(SlotQuestion),
+    /// Ring again.
+    Ring,
+    /// Write the lease line, `Free -> Offered`, write the question and ring; a connection is passed instead of ringing.
+    /// The slot is read when the worker answers, or at once if the offer cannot be made.
+    Offer {
+        /// The worker's incarnation.
         epoch: Epoch,
         /// The new lease.
         lease: LeaseId,
@@ -159,42 +193,16 @@ pub(crate) enum PoolAction {
         /// With handoff delivery: the client of the connection to pass.
         connection: Option<ClientId>,
     },
-    /// `Offered -> Revoked`; then read the slot.
-    Revoke(WorkerNumber, LeaseId),
-    /// `Claimed -> Aborted`; then read the slot.
-    Abort(WorkerNumber, LeaseId),
-    /// `Responding -> Free` of a dead incarnation; then read the slot.
-    Reclaim(WorkerNumber, LeaseId),
-    /// `Done | Revoked | Aborted -> Free`; then read the slot.
-    Release(WorkerNumber, LeaseId),
-    /// Free an invalid claim word of a dead incarnation; then read the slot.
-    Clear(WorkerNumber),
-    /// The client gets this worker. With handoff delivery, the worker has claimed the connection.
-    Grant {
-        /// The client.
-        client: ClientId,
-        /// Its worker.
-        worker: WorkerNumber,
-        /// Its lease.
-        lease: LeaseId,
-        /// When it ends unclaimed.
-        claim_by: Monotonic,
-    },
-    /// The lease of a passed connection has ended: the connection belongs to the dispatcher alone again.
-    LeaseEnded {
-        /// The client of the connection.
-        client: ClientId,
-        /// The worker that had claimed it.
-        worker: WorkerNumber,
-        /// Its lease.
-        lease: LeaseId,
-        /// How it ended.
-        end: LeaseEnd,
-    },
-    /// The client gets no worker.
-    Refuse(ClientId, Refusal),
-    /// For the log.
-    Note(WorkerNumber, PoolNote),
+    /// `Offered -> Revoked`.
+    Revoke(LeaseId),
+    /// `Claimed -> Aborted`.
+    Abort(LeaseId),
+    /// `Responding -> Free` of a dead incarnation.
+    Reclaim(LeaseId),
+    /// `Done | Revoked | Aborted -> Free`.
+    Release(LeaseId),
+    /// Free an invalid claim word of a dead incarnation.
+    Clear,
 }
 
 /// How the lease of a passed connection ended, which decides what the dispatcher may still send on it.

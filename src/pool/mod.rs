@@ -24,8 +24,8 @@ mod worker;
 pub(crate) use hold::Hold;
 pub(crate) use lease_table::Pool;
 pub(crate) use messages::{
-    ClientId, LeaseEnd, Peer, PoolAction, PoolEvent, PoolLimits, PoolNote, Refusal, Rejection, SlotAnswer,
-    SlotQuestion, SlotView,
+    ClientAction, ClientId, LeaseEnd, Peer, PoolAction, PoolEvent, PoolLimits, PoolNote, Refusal, Rejection,
+    SlotAction, SlotAnswer, SlotQuestion, SlotView,
 };
 #[cfg(test)]
 pub(crate) use queue::SUSPICION;

@@ -3,7 +3,7 @@
 use super::counters;
 use super::hold::Hold;
 use super::lease_table::{Pool, Recycling};
-use super::messages::{LeaseEnd, PoolAction, PoolNote, SlotAnswer, SlotQuestion, SlotView};
+use super::messages::{LeaseEnd, PoolAction, PoolNote, SlotAction, SlotAnswer, SlotQuestion, SlotView};
 use crate::ids::{Claim, Epoch, LeaseId, LeaseTerms, Lifecycle, Monotonic, Phase, WorkerNumber};
 
 impl Pool {
@@ -106,7 +106,7 @@ impl Pool {
         match seen.claim {
             None => {
                 self.clear_hold(now, n);
-                self.actions.push(PoolAction::Clear(n));
+                self.actions.push(PoolAction::Slot(n, SlotAction::Clear));
             }
             Some(Claim::Free) => {
                 // An offer that could not be written, or a lease that has ended.
@@ -119,7 +119,7 @@ impl Pool {
                 match self.worker(n).hold {
                     Hold::Busy { lease: held, connection } if held == lease => {
                         if phase == Phase::Claimed && connection.is_some_and(|(_, abort_at)| abort_at <= now) {
-                            self.actions.push(PoolAction::Abort(n, lease));
+                            self.actions.push(PoolAction::Slot(n, SlotAction::Abort(lease)));
                         }
                     }
                     _ => {
@@ -134,14 +134,14 @@ impl Pool {
                     // The dispatcher responds only once it has won this step: the holder of the connection may be
                     // alive, whatever its slot shows.
                     Hold::Busy { lease: held, connection: Some(_) } if held == lease => {
-                        self.actions.push(PoolAction::Abort(n, lease));
+                        self.actions.push(PoolAction::Slot(n, SlotAction::Abort(lease)));
                     }
-                    _ => self.end_hold(now, n, PoolAction::Abort(n, lease)),
+                    _ => self.end_hold(now, n, SlotAction::Abort(lease)),
                 }
             }
             Some(Claim::Held(lease, Phase::Responding)) => {
                 self.actions.push(PoolAction::Note(n, PoolNote::Lost(lease)));
-                self.end_hold(now, n, PoolAction::Reclaim(n, lease));
+                self.end_hold(now, n, SlotAction::Reclaim(lease));
             }
             Some(Claim::Held(lease, phase)) => {
                 match phase {
@@ -150,7 +150,7 @@ impl Pool {
                     Phase::Aborted => self.end_connection(n, Some(lease), LeaseEnd::NoResponse),
                     _ => {}
                 }
-                self.end_hold(now, n, PoolAction::Release(n, lease));
+                self.end_hold(now, n, SlotAction::Release(lease));
             }
         }
     }
@@ -169,7 +169,7 @@ impl Pool {
                     self.actions.push(PoolAction::Note(n, PoolNote::Late(lease)));
                 }
                 self.revoke_offer(n);
-                self.actions.push(PoolAction::Revoke(n, lease));
+                self.actions.push(PoolAction::Slot(n, SlotAction::Revoke(lease)));
             }
             Hold::Granted { lease: granted, client, claim_by } if granted == lease => {
                 if is_live && now < claim_by {
@@ -184,14 +184,14 @@ impl Pool {
                     }
                 }
                 self.start_release(n, lease);
-                self.actions.push(PoolAction::Revoke(n, lease));
+                self.actions.push(PoolAction::Slot(n, SlotAction::Revoke(lease)));
             }
             // Granted by an earlier dispatcher: its client may be about to claim it.
             Hold::Free if is_live && terms.is_some_and(|t| now < t.claim_by && self.is_earlier(&t)) => {
                 let claim_by = terms.map_or(now, |t| t.claim_by);
                 self.worker(n).hold = Hold::Granted { lease, client: None, claim_by };
             }
-            _ => self.end_hold(now, n, PoolAction::Revoke(n, lease)),
+            _ => self.end_hold(now, n, SlotAction::Revoke(lease)),
         }
     }
 

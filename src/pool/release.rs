@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use super::hold::{Hold, RevokingOffer};
 use super::lease_table::{Pool, PoolTimer};
-use super::messages::{LeaseEnd, PoolAction, Refusal};
+use super::messages::{ClientAction, LeaseEnd, PoolAction, Refusal, SlotAction};
 use super::queue::QueuedClient;
 use crate::ids::{Claim, LeaseId, Monotonic, Phase, WorkerNumber};
 
@@ -44,10 +44,10 @@ impl Pool {
     }
 
     /// Ends the hold with one more step on the slot.
-    pub(super) fn end_hold(&mut self, now: Monotonic, n: WorkerNumber, step: PoolAction) {
+    pub(super) fn end_hold(&mut self, now: Monotonic, n: WorkerNumber, step: SlotAction) {
         self.clear_hold(now, n);
         self.worker(n).hold = Hold::Releasing;
-        self.actions.push(step);
+        self.actions.push(PoolAction::Slot(n, step));
     }
 
     /// The worker is held by nothing any more; a client that has not got it returns to the queue.
@@ -66,7 +66,7 @@ impl Pool {
     fn drop_offer(&mut self, now: Monotonic, n: WorkerNumber, lease: LeaseId, client: QueuedClient) {
         if client.is_handoff {
             let end = LeaseEnd::Cut;
-            self.actions.push(PoolAction::LeaseEnded { client: client.id, worker: n, lease, end });
+            self.actions.push(PoolAction::Client(client.id, ClientAction::LeaseEnded { worker: n, lease, end }));
         } else {
             self.requeue(now, client);
         }
@@ -78,7 +78,7 @@ impl Pool {
         if let Hold::Busy { lease, connection: Some((client, _)) } = self.worker(n).hold {
             let end = if seen == Some(lease) { end } else { LeaseEnd::Cut };
             self.worker(n).hold = Hold::Busy { lease, connection: None };
-            self.actions.push(PoolAction::LeaseEnded { client, worker: n, lease, end });
+            self.actions.push(PoolAction::Client(client, ClientAction::LeaseEnded { worker: n, lease, end }));
         }
     }
 
@@ -116,15 +116,18 @@ impl Pool {
         claim_by: Monotonic,
     ) {
         self.counters.times.record(now.since(client.since));
-        self.actions.push(PoolAction::Grant { client: client.id, worker: n, lease, claim_by });
+        self.actions.push(PoolAction::Client(client.id, ClientAction::Grant { worker: n, lease, claim_by }));
     }
 
     /// Queues the client of a failed offer again, within its original time limit.
     fn requeue(&mut self, now: Monotonic, client: QueuedClient) {
         if self.stopping {
-            self.actions.push(PoolAction::Refuse(client.id, Refusal::Stopping));
+            self.actions.push(PoolAction::Client(client.id, ClientAction::Refuse(Refusal::Stopping)));
         } else if client.due <= now && self.limits.queue > 0 {
-            self.actions.push(PoolAction::Refuse(client.id, Refusal::QueueTimeout(now.since(client.since))));
+            self.actions.push(PoolAction::Client(
+                client.id,
+                ClientAction::Refuse(Refusal::QueueTimeout(now.since(client.since))),
+            ));
         } else {
             self.queue.push(client);
             self.timers.insert((client.due, PoolTimer::Client(client.id)));

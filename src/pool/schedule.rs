@@ -5,7 +5,7 @@ use std::time::Duration;
 use super::counters;
 use super::hold::Hold;
 use super::lease_table::{Pool, PoolTimer};
-use super::messages::{ClientId, Peer, PoolAction, PoolEvent, Refusal, SlotQuestion};
+use super::messages::{ClientAction, ClientId, Peer, PoolAction, PoolEvent, Refusal, SlotAction, SlotQuestion};
 use super::queue::QueuedClient;
 use crate::ids::{LeaseId, Monotonic, WorkerNumber};
 
@@ -49,10 +49,10 @@ impl Pool {
 
     fn enqueue(&mut self, now: Monotonic, client: QueuedClient) {
         if self.stopping {
-            return self.actions.push(PoolAction::Refuse(client.id, Refusal::Stopping));
+            return self.actions.push(PoolAction::Client(client.id, ClientAction::Refuse(Refusal::Stopping)));
         }
         if let Some(refusal) = self.unavailable() {
-            return self.actions.push(PoolAction::Refuse(client.id, refusal));
+            return self.actions.push(PoolAction::Client(client.id, ClientAction::Refuse(refusal)));
         }
         if let Some(client) = self.queue.skip(client, now)
             && let Some(n) = self.pop_idle()
@@ -85,7 +85,7 @@ impl Pool {
             match self.worker(n).hold {
                 Hold::Offered { lease, client, .. } if client.id == id => {
                     self.start_release(n, lease);
-                    self.actions.push(PoolAction::Revoke(n, lease));
+                    self.actions.push(PoolAction::Slot(n, SlotAction::Revoke(lease)));
                 }
                 _ => self.worker(n).forget_client(id),
             }
@@ -117,7 +117,7 @@ impl Pool {
 
     fn refuse(&mut self, client: QueuedClient, refusal: Refusal) {
         self.timers.remove(&(client.due, PoolTimer::Client(client.id)));
-        self.actions.push(PoolAction::Refuse(client.id, refusal));
+        self.actions.push(PoolAction::Client(client.id, ClientAction::Refuse(refusal)));
     }
 
     fn tick(&mut self, now: Monotonic) {
@@ -128,12 +128,12 @@ impl Pool {
             match timer {
                 PoolTimer::Worker(n) => {
                     self.worker(n).timer = None;
-                    self.actions.push(PoolAction::ReadSlot(n));
+                    self.actions.push(PoolAction::Slot(n, SlotAction::Read));
                 }
                 PoolTimer::Client(id) => {
                     if let Some(client) = self.queue.remove(id) {
                         let waited = now.since(client.since);
-                        self.actions.push(PoolAction::Refuse(id, Refusal::QueueTimeout(waited)));
+                        self.actions.push(PoolAction::Client(id, ClientAction::Refuse(Refusal::QueueTimeout(waited))));
                     }
                 }
                 PoolTimer::Probe => {
@@ -157,9 +157,9 @@ impl Pool {
         for n in batch {
             let worker = self.worker(n);
             if !worker.up {
-                self.actions.push(PoolAction::ReadSlot(n));
+                self.actions.push(PoolAction::Slot(n, SlotAction::Read));
             } else if worker.silent_since.is_some() {
-                self.actions.extend([PoolAction::Ring(n), PoolAction::ReadSlot(n)]);
+                self.actions.extend([PoolAction::Slot(n, SlotAction::Ring), PoolAction::Slot(n, SlotAction::Read)]);
             } else {
                 let question = match worker.hold {
                     Hold::Busy { lease, .. } => SlotQuestion::Finished(lease),
@@ -174,7 +174,7 @@ impl Pool {
     fn set_drained(&mut self, now: Monotonic, n: WorkerNumber, drained: bool) {
         if let Hold::Offered { lease, .. } = self.worker(n).hold {
             self.revoke_offer(n);
-            self.actions.push(PoolAction::Revoke(n, lease));
+            self.actions.push(PoolAction::Slot(n, SlotAction::Revoke(lease)));
         }
         if self.is_recycling(n) && self.worker(n).silent_since.is_some() {
             self.recycling = None;
@@ -213,6 +213,6 @@ impl Pool {
         self.queue.count_unclaimed(client, 1);
         self.set_timer(n, Some(answer_by));
         let connection = client.is_handoff.then_some(client.id);
-        self.actions.push(PoolAction::Offer { worker: n, epoch, lease, claim_by, connection });
+        self.actions.push(PoolAction::Slot(n, SlotAction::Offer { epoch, lease, claim_by, connection }));
     }
 }

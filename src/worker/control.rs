@@ -80,7 +80,6 @@ impl ControlLoop {
             self.wait(clock::now());
             let now = clock::now();
             self.state.slot.tick(now);
-            self.state.publish_core();
             if !self.state.slot.is_intact() {
                 self.exit_slot_corrupt();
             }

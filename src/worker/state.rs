@@ -246,13 +246,6 @@ impl WorkerState {
         }
     }
 
-    /// Publishes the core that this thread runs on.
-    pub(super) fn publish_core(&self) {
-        if let Ok(core) = nix::sched::sched_getcpu() {
-            self.slot.set_core(core);
-        }
-    }
-
     pub(super) fn send_command(&self, command: TaskCommand) {
         let _ = self.commands.send(command); // fails once the serving task has returned, which needs no commands
     }
@@ -293,7 +286,6 @@ impl WorkerState {
 
     /// A lease was claimed: its request is the active one, which the control loop times.
     pub(super) fn note_claim(&self, terms: &LeaseTerms, now: Monotonic, stream: &SharedStream) {
-        self.publish_core();
         let (lease, deadline) = (terms.lease, now + terms.request_timeout);
         *sync::lock(&self.active) = Some(ActiveRequest { lease, deadline, stream: stream.clone() });
         self.ping.note_claim(lease);

@@ -7,7 +7,7 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use clap::{Args, ValueEnum};
-use nix::sched::{sched_getcpu, sched_setaffinity};
+use nix::sched::sched_setaffinity;
 use nix::unistd::Pid;
 
 use super::private_ipc::PrivateIpc;
@@ -15,7 +15,7 @@ use super::table::{RoundsArg, Table, median};
 use super::wait::{BARE_WORDS, BarePipe, WaitMode, pin_to_core, sleep_until_rung, spin_until};
 use crate::cli::duration_arg::duration;
 use crate::cli::error::{CommandError, failed, ignore_broken_pipe};
-use crate::exchange::{DispatcherSide, QuestionKind, SlotMemory, SpinBudget};
+use crate::exchange::{DispatcherSide, QuestionKind, SlotMemory};
 use crate::ids::Epoch;
 use crate::ipc::WorkerIpc;
 use crate::signals::Signal;
@@ -39,7 +39,7 @@ pub(crate) struct PingpongArgs {
     /// Number of exchanges
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..=10_000_000))]
     count: u64,
-    /// Also measure the other ways of waiting (polling, spinning) and the bare named pipes without a slot
+    /// Also measure the other way of waiting (spinning) and the bare named pipes without a slot
     #[arg(long)]
     compare: bool,
     /// Pause after each exchange, so that the other end is asleep when the next one comes
@@ -55,8 +55,7 @@ pub(crate) fn run(path: Option<&Path>, args: &BenchExchangeArgs) -> Result<(), C
             Ok(median(times.into_iter().map(|nanos| f64::from(nanos) / 1000.0).collect()))
         };
         let mut out = Table::default();
-        let sleeping = [WaitMode::BarePipes, WaitMode::Sleep, WaitMode::AdaptivePoll, WaitMode::FixedPoll];
-        for modes in [&sleeping[..], &[WaitMode::BareWords, WaitMode::Spin]] {
+        for modes in [[WaitMode::BarePipes, WaitMode::Sleep], [WaitMode::BareWords, WaitMode::Spin]] {
             let mut table = Table::new(modes[0].label(), modes[1..].iter().map(|mode| mode.label().to_owned()));
             table.fill(&args.rounds, |row| median_of(modes[row]))?;
             out.append(table);
@@ -68,7 +67,7 @@ pub(crate) fn run(path: Option<&Path>, args: &BenchExchangeArgs) -> Result<(), C
 
 /// `patou pingpong`: the percentiles of one run.
 pub(crate) fn run_pingpong(path: Option<&Path>, args: &PingpongArgs) -> Result<(), CommandError> {
-    let all = [WaitMode::Sleep, WaitMode::AdaptivePoll, WaitMode::FixedPoll, WaitMode::BarePipes, WaitMode::Spin];
+    let all = [WaitMode::Sleep, WaitMode::BarePipes, WaitMode::Spin];
     let modes = if args.compare { &all[..] } else { &all[..1] };
     PrivateIpc::with(path, |private| {
         let mut out = io::stdout().lock();
@@ -139,8 +138,6 @@ fn round_trips(
     // The peer rings once when it is ready.
     sleep_until_rung(&ipc.to_dispatcher, Some(stop))?;
     let mut times = Vec::with_capacity(count as usize);
-    let mut budget = SpinBudget::default();
-    let cores = std::thread::available_parallelism().map_or(1, usize::from);
     let pipe = BarePipe::new(&ipc.to_dispatcher)?;
     for number in 1..=count {
         let start = Instant::now();
@@ -154,18 +151,6 @@ fn round_trips(
                 ipc.to_worker.ring();
                 while dispatcher.answer().is_none() {
                     sleep_until_rung(&ipc.to_dispatcher, Some(stop))?;
-                }
-            }
-            WaitMode::AdaptivePoll | WaitMode::FixedPoll => {
-                dispatcher.write_question(QuestionKind::Ping, None);
-                ipc.to_worker.ring();
-                let own_core = sched_getcpu().ok().map(|core| core as u64);
-                let shared = cores == 1 || dispatcher.core().is_none_or(|core| Some(core) == own_core);
-                let longest = if mode == WaitMode::FixedPoll { SpinBudget::MAX } else { budget.next(shared) };
-                if !poll_slot(&mut dispatcher, longest, &mut budget) {
-                    while dispatcher.answer().is_none() {
-                        sleep_until_rung(&ipc.to_dispatcher, Some(stop))?;
-                    }
                 }
             }
             WaitMode::Spin => {
@@ -183,23 +168,4 @@ fn round_trips(
         }
     }
     Ok(times)
-}
-
-/// Polls the slot for at most `longest`; whether the answer came.
-fn poll_slot<M: SlotMemory>(dispatcher: &mut DispatcherSide<M>, longest: Duration, budget: &mut SpinBudget) -> bool {
-    let start = Instant::now();
-    while !longest.is_zero() {
-        for _ in 0..32 {
-            if dispatcher.answer().is_some() {
-                budget.record(Some(start.elapsed()));
-                return true;
-            }
-            std::hint::spin_loop();
-        }
-        if start.elapsed() >= longest {
-            budget.record(None);
-            break;
-        }
-    }
-    false
 }

@@ -4,7 +4,6 @@ use std::path::Path;
 use std::sync::atomic::Ordering;
 
 use clap::Args;
-use nix::sched::sched_getcpu;
 
 use super::private_ipc;
 use super::wait::{BARE_WORDS, BarePipe, WaitMode, pin_to_core, sleep_until_rung, spin_until};
@@ -43,7 +42,7 @@ pub(crate) fn run(path: Option<&Path>, args: &BenchPeerArgs) -> Result<(), Comma
                 ipc.segment.store(BARE_WORDS.1, number, Ordering::Release);
                 continue;
             }
-            WaitMode::Sleep | WaitMode::AdaptivePoll | WaitMode::FixedPoll => loop {
+            WaitMode::Sleep => loop {
                 if let Some(question) = worker.question(answered) {
                     break question;
                 }
@@ -61,7 +60,6 @@ pub(crate) fn run(path: Option<&Path>, args: &BenchPeerArgs) -> Result<(), Comma
                 question.ok_or_else(|| failed("no question"))?
             }
         };
-        worker.set_core(sched_getcpu().unwrap_or_default());
         debug_assert_eq!(worker.decide(&question, Lifecycle::Ready), Reply::Pong);
         worker.reply(&question, Reply::Pong);
         answered = question.sequence;

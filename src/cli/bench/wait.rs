@@ -19,10 +19,6 @@ use crate::signals::Signal;
 pub(super) enum WaitMode {
     /// Both ends sleep on the doorbells.
     Sleep,
-    /// As the dispatcher: poll the slot for as long as the spin budget allows, then sleep. The peer sleeps.
-    AdaptivePoll,
-    /// The same with a fixed budget, whatever the cores and the results so far.
-    FixedPoll,
     /// Both ends poll the slot, each on its own core.
     Spin,
     /// Doorbells without a slot: the baseline of sleeping.
@@ -36,8 +32,6 @@ impl WaitMode {
     pub(super) fn label(self) -> &'static str {
         match self {
             WaitMode::Sleep => "exchange, both ends asleep",
-            WaitMode::AdaptivePoll => "exchange, polled while that pays",
-            WaitMode::FixedPoll => "exchange, fixed poll",
             WaitMode::Spin => "exchange, both ends spinning",
             WaitMode::BarePipes => "bare named pipes and epoll",
             WaitMode::BareWords => "one bare word each, spinning",

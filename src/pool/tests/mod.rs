@@ -18,11 +18,12 @@ use std::time::Duration;
 use crate::ids::Lifecycle::{Draining, Ready, Recycling, Starting};
 use crate::ids::Phase::{Aborted, Claimed, Done, Offered, Responding, Revoked};
 use crate::ids::{Claim, Epoch, LeaseId, LeaseTerms, Lifecycle, Monotonic, Phase, RefuseReason, Token, WorkerNumber};
-use crate::pool::PoolAction::{Abort, Clear, ReadSlot, Reclaim, Refuse, Release, Revoke, Ring};
+use crate::pool::PoolAction::Slot;
 use crate::pool::PoolEvent::{Client, Disconnected, Probe, Quiesce, Tick};
+use crate::pool::SlotAction::{Abort, Clear, Offer, Question, Read, Reclaim, Release, Revoke, Ring};
 use crate::pool::{
-    Hold, LeaseEnd, Peer, Pool, PoolAction, PoolEvent, PoolLimits, PoolNote, Refusal, SlotAnswer, SlotQuestion,
-    SlotView,
+    ClientAction, Hold, LeaseEnd, Peer, Pool, PoolAction, PoolEvent, PoolLimits, PoolNote, Refusal, SlotAnswer,
+    SlotQuestion, SlotView,
 };
 
 const W1: WorkerNumber = WorkerNumber::of(1);
@@ -96,17 +97,17 @@ fn in_state(state: Lifecycle, wants_recycle: bool) -> SlotView {
 }
 
 fn offer(worker: u16, n: u64, now: u64) -> PoolAction {
-    PoolAction::Offer {
-        worker: WorkerNumber::of(worker),
-        epoch: ONE,
-        lease: lease(n),
-        claim_by: at(now + 1050),
-        connection: None,
-    }
+    let offer = Offer { epoch: ONE, lease: lease(n), claim_by: at(now + 1050), connection: None };
+    Slot(WorkerNumber::of(worker), offer)
 }
 
 fn grant(client: u64, worker: u16, n: u64, offered: u64) -> PoolAction {
-    PoolAction::Grant { client, worker: WorkerNumber::of(worker), lease: lease(n), claim_by: at(offered + 1050) }
+    let grant = ClientAction::Grant { worker: WorkerNumber::of(worker), lease: lease(n), claim_by: at(offered + 1050) };
+    PoolAction::Client(client, grant)
+}
+
+fn refuse(client: u64, refusal: Refusal) -> PoolAction {
+    PoolAction::Client(client, ClientAction::Refuse(refusal))
 }
 
 fn note(worker: u16, note: PoolNote) -> PoolAction {
@@ -165,7 +166,7 @@ impl PoolTest {
     /// The worker finishes lease `n`.
     #[track_caller]
     fn finish(&mut self, now: u64, worker: u16, n: u64, expected: &[PoolAction]) {
-        self.read_slot(now, worker, held(lease(n), Done, now), &[Release(WorkerNumber::of(worker), lease(n))]);
+        self.read_slot(now, worker, held(lease(n), Done, now), &[Slot(WorkerNumber::of(worker), Release(lease(n)))]);
         self.read_slot(now, worker, free(), expected);
     }
 }

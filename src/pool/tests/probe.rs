@@ -7,21 +7,21 @@ fn probe_questions_every_worker_and_recovers_lost_rings() {
     let mut t = PoolTest::with_idle_workers(PoolLimits { workers: 3, ..LIMITS });
     t.serve(0, (1, A), 3, 1);
     t.read_slot(0, 1, dead(free()), &[note(1, PoolNote::Down(ONE))]);
-    let finished = PoolAction::Question(W3, SlotQuestion::Finished(lease(1)));
-    t.handle(250, Probe, &[ReadSlot(W1), PoolAction::Question(W2, SlotQuestion::Ping), finished]);
+    let finished = Slot(W3, Question(SlotQuestion::Finished(lease(1))));
+    t.handle(250, Probe, &[Slot(W1, Read), Slot(W2, Question(SlotQuestion::Ping)), finished]);
     t.read_slot(250, 1, dead(free()), &[]);
     t.read_slot(251, 3, answered(SlotAnswer::Ack, held(lease(1), Claimed, 0)), &[]);
-    t.handle(500, Probe, &[ReadSlot(W1), Ring(W2), ReadSlot(W2), finished]);
+    t.handle(500, Probe, &[Slot(W1, Read), Slot(W2, Ring), Slot(W2, Read), finished]);
     t.read_slot(500, 1, incarnation(2, Ready, free()), &[note(1, PoolNote::Up(epoch(2)))]);
     t.read_slot(500, 2, answered(SlotAnswer::Ack, free()), &[]);
     t.handle(
         750,
         Probe,
         &[
-            PoolAction::Question(W1, SlotQuestion::Ping),
-            PoolAction::Question(W2, SlotQuestion::Ping),
-            Ring(W3),
-            ReadSlot(W3),
+            Slot(W1, Question(SlotQuestion::Ping)),
+            Slot(W2, Question(SlotQuestion::Ping)),
+            Slot(W3, Ring),
+            Slot(W3, Read),
         ],
     );
 }
@@ -36,7 +36,7 @@ fn probe_pings_many_workers_in_batches() {
     }
     let ping_count = |actions: Vec<PoolAction>| {
         let ping_count =
-            actions.iter().filter(|action| matches!(action, PoolAction::Question(_, SlotQuestion::Ping))).count();
+            actions.iter().filter(|action| matches!(action, Slot(_, Question(SlotQuestion::Ping)))).count();
         assert_eq!(ping_count, actions.len(), "{actions:?}");
         ping_count
     };

@@ -6,7 +6,7 @@ use super::*;
 fn worker_death_with_a_request_ends_the_lease() {
     // (phase at its death, what ends the lease, phase after that)
     for (phase, step, after) in
-        [(Claimed, Abort(W2, lease(1)), Some(Aborted)), (Responding, Reclaim(W2, lease(1)), None)]
+        [(Claimed, Slot(W2, Abort(lease(1))), Some(Aborted)), (Responding, Slot(W2, Reclaim(lease(1))), None)]
     {
         for make_dead in [dead as fn(SlotView) -> SlotView, |view| incarnation(2, Ready, view)] {
             let mut t = PoolTest::with_idle_workers(LIMITS);
@@ -16,7 +16,7 @@ fn worker_death_with_a_request_ends_the_lease() {
             assert_eq!(actions[0], note(2, PoolNote::Down(ONE)));
             assert!(actions.ends_with(&[note(2, PoolNote::Lost(lease(1))), step]), "{actions:?}");
             if let Some(after) = after {
-                t.read_slot(2, 2, make_dead(held(lease(1), after, 0)), &[Release(W2, lease(1))]);
+                t.read_slot(2, 2, make_dead(held(lease(1), after, 0)), &[Slot(W2, Release(lease(1)))]);
             }
             t.read_slot(2, 2, make_dead(free()), &[]);
             assert!(t.0.is_quiet());
@@ -38,18 +38,18 @@ fn leases_of_an_earlier_dispatcher_are_recovered_or_ended() {
     t.handle(1, Client(1, A), &[]);
     t.read_slot(2, 1, held(old, Claimed, 0), &[]);
     t.read_slot(3, 1, held(old, Responding, 0), &[]);
-    t.read_slot(4, 1, held(old, Done, 0), &[Release(W1, old)]);
+    t.read_slot(4, 1, held(old, Done, 0), &[Slot(W1, Release(old))]);
     t.read_slot(4, 1, free(), &[offer(1, 1, 4)]);
 
     let mut t = fresh();
     t.read_slot(0, 1, held(old, Offered, 0), &[up]);
-    t.read_slot(1050, 1, held(old, Offered, 0), &[note(1, PoolNote::Unclaimed(old)), Revoke(W1, old)]);
+    t.read_slot(1050, 1, held(old, Offered, 0), &[note(1, PoolNote::Unclaimed(old)), Slot(W1, Revoke(old))]);
 
     // Offered to a dead worker, or too long ago.
     let mut t = fresh();
-    t.read_slot(0, 1, dead(held(old, Offered, 0)), &[Revoke(W1, old)]);
+    t.read_slot(0, 1, dead(held(old, Offered, 0)), &[Slot(W1, Revoke(old))]);
     let mut t = fresh();
-    t.read_slot(2000, 1, held(old, Offered, 0), &[up, Revoke(W1, old)]);
+    t.read_slot(2000, 1, held(old, Offered, 0), &[up, Slot(W1, Revoke(old))]);
 
     for phase in [Claimed, Responding] {
         let mut t = fresh();
@@ -61,13 +61,13 @@ fn leases_of_an_earlier_dispatcher_are_recovered_or_ended() {
         for alive in [true, false] {
             let mut t = fresh();
             let actions = t.0.handle(at(0), PoolEvent::SlotRead(W1, SlotView { alive, ..held(old, phase, 0) }));
-            assert_eq!(actions.last(), Some(&Release(W1, old)), "{phase:?}");
+            assert_eq!(actions.last(), Some(&Slot(W1, Release(old))), "{phase:?}");
         }
     }
     let mut t = fresh();
-    t.read_slot(0, 1, dead(held(old, Claimed, 0)), &[note(1, PoolNote::Lost(old)), Abort(W1, old)]);
+    t.read_slot(0, 1, dead(held(old, Claimed, 0)), &[note(1, PoolNote::Lost(old)), Slot(W1, Abort(old))]);
     let mut t = fresh();
-    t.read_slot(0, 1, dead(held(old, Responding, 0)), &[note(1, PoolNote::Lost(old)), Reclaim(W1, old)]);
+    t.read_slot(0, 1, dead(held(old, Responding, 0)), &[note(1, PoolNote::Lost(old)), Slot(W1, Reclaim(old))]);
 }
 
 #[test]
@@ -79,7 +79,7 @@ fn corrupt_slot_gets_no_offer_and_is_cleared_only_after_its_worker_died() {
     assert!(t.0.workers()[1].corrupt);
     t.assert_deadline(51);
     t.read_slot(101, 2, corrupt, &[]); // reported once
-    t.read_slot(102, 2, dead(corrupt), &[note(2, PoolNote::Down(ONE)), Clear(W2)]);
+    t.read_slot(102, 2, dead(corrupt), &[note(2, PoolNote::Down(ONE)), Slot(W2, Clear)]);
     t.read_slot(102, 2, dead(free()), &[]);
     assert!(!t.0.workers()[1].corrupt);
 

@@ -5,10 +5,10 @@ use super::*;
 #[test]
 fn workers_are_recycled_one_at_a_time() {
     let wants_recycle = in_state(Ready, true);
-    let recycle = |n| PoolAction::Question(n, SlotQuestion::Recycle);
+    let recycle = |n| Slot(n, Question(SlotQuestion::Recycle));
     let mut t = PoolTest::with_idle_workers(LIMITS);
     t.serve(0, (1, A), 2, 1);
-    t.read_slot(1, 2, SlotView { life: wants_recycle.life, ..held(lease(1), Done, 0) }, &[Release(W2, lease(1))]);
+    t.read_slot(1, 2, SlotView { life: wants_recycle.life, ..held(lease(1), Done, 0) }, &[Slot(W2, Release(lease(1)))]);
     t.read_slot(1, 2, wants_recycle, &[recycle(W2)]);
     t.read_slot(2, 1, wants_recycle, &[]);
     t.handle(3, Client(2, A), &[offer(1, 2, 3)]);
@@ -18,7 +18,7 @@ fn workers_are_recycled_one_at_a_time() {
         answered(SlotAnswer::Accept(lease(2)), SlotView { life: wants_recycle.life, ..held(lease(2), Offered, 3) }),
         &[grant(2, 1, 2, 3)],
     );
-    t.read_slot(4, 1, SlotView { life: wants_recycle.life, ..held(lease(2), Done, 3) }, &[Release(W1, lease(2))]);
+    t.read_slot(4, 1, SlotView { life: wants_recycle.life, ..held(lease(2), Done, 3) }, &[Slot(W1, Release(lease(2)))]);
     t.read_slot(4, 1, wants_recycle, &[]);
     t.read_slot(5, 2, answered(SlotAnswer::Recycle(true), in_state(Recycling, true)), &[]);
     t.read_slot(
@@ -44,7 +44,7 @@ fn workers_are_recycled_one_at_a_time() {
 #[test]
 fn next_worker_is_recycled_after_recycle_timeout() {
     let wants_recycle = in_state(Ready, true);
-    let recycle = |n| PoolAction::Question(n, SlotQuestion::Recycle);
+    let recycle = |n| Slot(n, Question(SlotQuestion::Recycle));
     let mut t = PoolTest::with_idle_workers(PoolLimits { recycle_timeout: Duration::from_millis(300), ..LIMITS });
     t.read_slot(0, 2, wants_recycle, &[recycle(W2)]);
     t.read_slot(1, 2, answered(SlotAnswer::Recycle(true), in_state(Recycling, true)), &[]);
@@ -55,7 +55,7 @@ fn next_worker_is_recycled_after_recycle_timeout() {
 #[test]
 fn recycling_survives_a_drain_and_a_new_dispatcher() {
     let wants_recycle = in_state(Ready, true);
-    let recycle = |n| PoolAction::Question(n, SlotQuestion::Recycle);
+    let recycle = |n| Slot(n, Question(SlotQuestion::Recycle));
     let mut t = PoolTest::new(LIMITS);
     // The recycling started under an earlier dispatcher; the next incarnation wants another one immediately.
     t.read_slot(0, 1, in_state(Recycling, true), &[note(1, PoolNote::Up(ONE))]);
@@ -63,7 +63,7 @@ fn recycling_survives_a_drain_and_a_new_dispatcher() {
     let again = SlotView { life: Some((epoch(2), Ready, true)), ..free() };
     t.read_slot(1, 1, again, &[note(1, PoolNote::Down(ONE)), note(1, PoolNote::Up(epoch(2))), recycle(W1)]);
     // Drain overwrites the recycle question, which is therefore repeated later.
-    t.handle(2, PoolEvent::Drain(W1), &[PoolAction::Question(W1, SlotQuestion::Drain)]);
-    t.handle(3, PoolEvent::Resume(W1), &[PoolAction::Question(W1, SlotQuestion::Resume)]);
+    t.handle(2, PoolEvent::Drain(W1), &[Slot(W1, Question(SlotQuestion::Drain))]);
+    t.handle(3, PoolEvent::Resume(W1), &[Slot(W1, Question(SlotQuestion::Resume))]);
     t.read_slot(4, 1, answered(SlotAnswer::Ack, again), &[recycle(W1)]);
 }

@@ -12,9 +12,9 @@ fn leave_unclaimed(t: &mut PoolTest, now: u64, (client, peer): (u64, Peer), work
         now + 1050,
         worker,
         held(lease(n), Offered, now),
-        &[note(worker, PoolNote::Unclaimed(lease(n))), Revoke(WorkerNumber::of(worker), lease(n))],
+        &[note(worker, PoolNote::Unclaimed(lease(n))), Slot(WorkerNumber::of(worker), Revoke(lease(n)))],
     );
-    t.read_slot(now + 1050, worker, held(lease(n), Revoked, now), &[Release(WorkerNumber::of(worker), lease(n))]);
+    t.read_slot(now + 1050, worker, held(lease(n), Revoked, now), &[Slot(WorkerNumber::of(worker), Release(lease(n)))]);
     t.read_slot(now + 1050, worker, free(), &[]);
 }
 
@@ -47,9 +47,9 @@ fn client_of_a_worker_that_does_not_serve_is_not_limited() {
     t.handle(0, Client(1, A), &[offer(2, 1, 0)]);
     t.read_slot(0, 2, accepted(1, 0), &[grant(1, 2, 1, 0)]);
     let blocked = |view: SlotView| SlotView { life: Some((ONE, Draining, false)), ..view };
-    let unclaimed = [note(2, PoolNote::Unclaimed(lease(1))), Revoke(W2, lease(1))];
+    let unclaimed = [note(2, PoolNote::Unclaimed(lease(1))), Slot(W2, Revoke(lease(1)))];
     t.read_slot(1050, 2, blocked(held(lease(1), Offered, 0)), &unclaimed);
-    t.read_slot(1050, 2, blocked(held(lease(1), Revoked, 0)), &[Release(W2, lease(1))]);
+    t.read_slot(1050, 2, blocked(held(lease(1), Revoked, 0)), &[Slot(W2, Release(lease(1)))]);
     t.read_slot(1060, 2, free(), &[]);
     t.handle(2000, Client(2, A), &[offer(2, 2, 2000)]);
     t.handle(2000, Client(3, A), &[offer(1, 3, 2000)]);
@@ -65,7 +65,7 @@ fn unclaimed_lease_limits_no_handoff_client() {
         let claim_by = at(2050);
         let connection = Some(client);
         let worker = WorkerNumber::of(worker);
-        let pass = PoolAction::Offer { worker, epoch: ONE, lease: lease(n), claim_by, connection };
+        let pass = Slot(worker, Offer { epoch: ONE, lease: lease(n), claim_by, connection });
         t.handle(2000, PoolEvent::Connection(client, A), &[pass]);
     }
 }
@@ -84,10 +84,15 @@ fn unclaimed_lease_of_a_silent_worker_does_not_count_against_the_peer() {
     let mut t = PoolTest::with_idle_workers(LIMITS);
     t.handle(0, Client(1, A), &[offer(2, 1, 0)]);
     t.read_slot(1, 2, accepted(1, 0), &[grant(1, 2, 1, 0)]);
-    t.handle(250, Probe, &[PoolAction::Question(W1, SlotQuestion::Ping), PoolAction::Question(W2, SlotQuestion::Ping)]);
+    t.handle(250, Probe, &[Slot(W1, Question(SlotQuestion::Ping)), Slot(W2, Question(SlotQuestion::Ping))]);
     t.read_slot(251, 1, answered(SlotAnswer::Ack, free()), &[]);
-    t.read_slot(1050, 2, held(lease(1), Offered, 0), &[note(2, PoolNote::Unclaimed(lease(1))), Revoke(W2, lease(1))]);
-    t.read_slot(1050, 2, held(lease(1), Revoked, 0), &[Release(W2, lease(1))]);
+    t.read_slot(
+        1050,
+        2,
+        held(lease(1), Offered, 0),
+        &[note(2, PoolNote::Unclaimed(lease(1))), Slot(W2, Revoke(lease(1)))],
+    );
+    t.read_slot(1050, 2, held(lease(1), Revoked, 0), &[Slot(W2, Release(lease(1)))]);
     t.read_slot(1050, 2, free(), &[]);
     t.handle(1051, Client(2, A), &[offer(2, 2, 1051)]);
     t.handle(1051, Client(3, A), &[offer(1, 3, 1051)]);
@@ -103,17 +108,11 @@ fn unclaimed_lease_of_a_dead_worker_does_not_count_against_the_peer() {
         40,
         2,
         incarnation(2, Ready, held(lease(1), Offered, 0)),
-        &[note(2, PoolNote::Down(ONE)), note(2, PoolNote::Up(epoch(2))), Revoke(W2, lease(1))],
+        &[note(2, PoolNote::Down(ONE)), note(2, PoolNote::Up(epoch(2))), Slot(W2, Revoke(lease(1)))],
     );
-    t.read_slot(40, 2, incarnation(2, Ready, held(lease(1), Revoked, 0)), &[Release(W2, lease(1))]);
+    t.read_slot(40, 2, incarnation(2, Ready, held(lease(1), Revoked, 0)), &[Slot(W2, Release(lease(1)))]);
     t.read_slot(40, 2, incarnation(2, Ready, free()), &[]);
-    let next = |n| PoolAction::Offer {
-        worker: W2,
-        epoch: epoch(2),
-        lease: lease(n),
-        claim_by: at(41 + 1050),
-        connection: None,
-    };
-    t.handle(41, Client(2, A), &[next(2)]);
+    let next = Offer { epoch: epoch(2), lease: lease(2), claim_by: at(41 + 1050), connection: None };
+    t.handle(41, Client(2, A), &[Slot(W2, next)]);
     t.handle(41, Client(3, A), &[offer(1, 3, 41)]);
 }

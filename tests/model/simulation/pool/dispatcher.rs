@@ -7,7 +7,9 @@ use super::{PoolSimEvent, PoolSimulation, WORKERS};
 use crate::dispatcher::slot;
 use crate::exchange::{self, DispatcherSide};
 use crate::ids::{Claim, Epoch, LeaseId, LeaseTerms, Monotonic, Phase, ProcessId, Token, WorkerNumber};
-use crate::pool::{ClientId, Hold, LeaseEnd, Peer, Pool, PoolAction, PoolEvent, PoolNote, SUSPICION};
+use crate::pool::{
+    ClientAction, ClientId, Hold, LeaseEnd, Peer, Pool, PoolAction, PoolEvent, PoolNote, SUSPICION, SlotAction,
+};
 
 impl PoolSimulation {
     /// Attaches to the slots. Returns the clients whose connection was offered and not claimed.
@@ -63,67 +65,61 @@ impl PoolSimulation {
     }
 
     fn perform(&mut self, action: PoolAction) {
-        let to_read = match action {
-            PoolAction::ReadSlot(n) => Some(n),
-            PoolAction::Question(n, question) => {
-                slot::write_question(&mut self.sides[n.index()], question);
-                self.ring(PoolSimEvent::WorkerTurn(n.index()));
-                None
-            }
-            PoolAction::Ring(n) => {
-                self.ring(PoolSimEvent::WorkerTurn(n.index()));
-                None
-            }
-            PoolAction::Offer { worker, epoch, lease, claim_by, connection } => {
-                self.offer(worker, epoch, lease, claim_by, connection);
-                Some(worker)
-            }
-            PoolAction::Revoke(n, lease) => {
-                if self.sides[n.index()].revoke(lease)
-                    && let Some(&(_, Some(client))) = self.leases.get(&lease)
-                {
-                    self.clients.get_mut(&client).unwrap().is_lent = false;
+        match action {
+            PoolAction::Client(client, action) => self.perform_for_client(client, action),
+            PoolAction::Slot(n, action) => {
+                self.perform_on_slot(n, action);
+                let is_read = !matches!(action, SlotAction::Question(_) | SlotAction::Ring);
+                if is_read && !self.slots_to_read.contains(&n) {
+                    self.slots_to_read.push_back(n);
                 }
-                Some(n)
             }
-            PoolAction::Abort(n, lease) => {
-                if self.sides[n.index()].abort(lease) {
-                    self.aborted.insert(lease);
-                }
-                Some(n)
-            }
-            PoolAction::Reclaim(n, lease) => {
-                self.sides[n.index()].reclaim(lease);
-                Some(n)
-            }
-            PoolAction::Release(n, lease) => {
-                self.sides[n.index()].release(lease);
-                Some(n)
-            }
-            PoolAction::Clear(_) | PoolAction::Note(_, PoolNote::Corrupt) => {
-                panic!("no slot is corrupt here: {action:?}")
-            }
-            PoolAction::Grant { client, worker, lease, .. } => {
-                self.grant(client, worker, lease);
-                None
-            }
-            PoolAction::LeaseEnded { client, worker, lease, end } => {
-                self.end_connection(client, worker, lease, end);
-                None
-            }
-            PoolAction::Refuse(client, _) => {
-                self.decide(client, ClientState::Over);
-                None
-            }
+            PoolAction::Note(_, PoolNote::Corrupt) => panic!("no slot is corrupt here: {action:?}"),
             PoolAction::Note(_, PoolNote::Unclaimed(lease)) => {
                 if let Some(&(_, Some(client))) = self.leases.get(&lease) {
                     self.suspects.insert(self.clients[&client].peer, self.now + SUSPICION);
                 }
-                None
             }
-            PoolAction::Note(..) => None,
-        };
-        self.slots_to_read.extend(to_read.filter(|n| !self.slots_to_read.contains(n)));
+            PoolAction::Note(..) => {}
+        }
+    }
+
+    fn perform_for_client(&mut self, client: ClientId, action: ClientAction) {
+        match action {
+            ClientAction::Grant { worker, lease, .. } => self.grant(client, worker, lease),
+            ClientAction::LeaseEnded { worker, lease, end } => self.end_connection(client, worker, lease, end),
+            ClientAction::Refuse(_) => self.decide(client, ClientState::Over),
+        }
+    }
+
+    fn perform_on_slot(&mut self, n: WorkerNumber, action: SlotAction) {
+        let side = &mut self.sides[n.index()];
+        match action {
+            SlotAction::Read => {}
+            SlotAction::Question(question) => {
+                slot::write_question(side, question);
+                self.ring(PoolSimEvent::WorkerTurn(n.index()));
+            }
+            SlotAction::Ring => self.ring(PoolSimEvent::WorkerTurn(n.index())),
+            SlotAction::Offer { epoch, lease, claim_by, connection } => {
+                self.offer(n, epoch, lease, claim_by, connection);
+            }
+            SlotAction::Revoke(lease) => {
+                if side.revoke(lease)
+                    && let Some(&(_, Some(client))) = self.leases.get(&lease)
+                {
+                    self.clients.get_mut(&client).unwrap().is_lent = false;
+                }
+            }
+            SlotAction::Abort(lease) => {
+                if side.abort(lease) {
+                    self.aborted.insert(lease);
+                }
+            }
+            SlotAction::Reclaim(lease) => drop(side.reclaim(lease)),
+            SlotAction::Release(lease) => drop(side.release(lease)),
+            SlotAction::Clear => panic!("no claim word is corrupt here"),
+        }
     }
 
     fn offer(

@@ -8,7 +8,9 @@ use super::well_behaved::WellBehavedWorker;
 use crate::dispatcher::slot;
 use crate::exchange::{DispatcherSide, WORDS, Word};
 use crate::ids::{Claim, Epoch, LeaseId, LeaseTerms, Monotonic, ProcessId, Token, WorkerNumber};
-use crate::pool::{ClientId, Hold, Peer, Pool, PoolAction, PoolEvent, PoolLimits, Refusal, SlotView};
+use crate::pool::{
+    ClientAction, ClientId, Hold, Peer, Pool, PoolAction, PoolEvent, PoolLimits, Refusal, SlotAction, SlotView,
+};
 
 /// Slots 0 and 1 belong to hostile workers, slot 2 to the well-behaved one.
 pub(crate) const HOSTILE: usize = 2;
@@ -16,7 +18,7 @@ const WELL_BEHAVED: usize = HOSTILE;
 const WORKERS: u16 = 3;
 /// The well-behaved worker.
 const LAST: WorkerNumber = WorkerNumber::of(WORKERS);
-/// How often the dispatcher reads one slot per event at most, as in `dispatcher::pool_slots`.
+/// How often the dispatcher reads one slot per event at most, as in `dispatcher::worker_slot`.
 const READS_MAX: u32 = 32;
 
 /// Indices of words that a hostile worker aims at: see `docs/ARCHITECTURE.md`, *The slot*.
@@ -299,7 +301,7 @@ impl FuzzedPool {
         assert!(reads[WELL_BEHAVED] < READS_MAX, "{:#?}", self.pool.workers());
     }
 
-    /// As `dispatcher::pool_slots` reads a slot: a damaged one is corrupt while its worker lives, and restored when the
+    /// As `dispatcher::worker_slot` reads a slot: a damaged one is corrupt while its worker lives, and restored when the
     /// worker is dead.
     fn read_slot(&mut self, w: usize) -> SlotView {
         let alive = w == WELL_BEHAVED || self.alive[w];
@@ -315,55 +317,59 @@ impl FuzzedPool {
         assert!(!(is_damaged && w == WELL_BEHAVED), "the slot of the well-behaved worker is damaged");
         if !is_damaged {
             self.last[w] = view.life.map(|(epoch, ..)| epoch).or(self.last[w]);
-            view
-        } else if alive {
-            SlotView { claim: None, terms: None, answer: None, ..view }
-        } else {
-            SlotView { claim: Some(Claim::Free), terms: None, answer: None, life: None, ..view }
         }
+        slot::believed(view, !is_damaged)
     }
 
     /// Performs an action; returns the number of the slot that the dispatcher reads next.
     fn perform(&mut self, action: PoolAction) -> Option<WorkerNumber> {
         match action {
-            PoolAction::ReadSlot(n) => return Some(n),
-            PoolAction::Question(n, question) => slot::write_question(&mut self.sides[n.index()], question),
-            PoolAction::Ring(_) | PoolAction::Note(..) => {}
-            PoolAction::Offer { worker, epoch, lease, claim_by, .. } => {
-                return self.offer(worker, epoch, lease, claim_by).then_some(worker);
+            PoolAction::Client(client, action) => {
+                self.perform_for_client(client, action);
+                None
             }
-            PoolAction::Revoke(n, lease) => {
-                self.sides[n.index()].revoke(lease);
-                return Some(n);
-            }
-            PoolAction::Abort(n, lease) => {
-                assert!(n != LAST || !self.worker.serves(lease), "a request of a living worker is aborted");
-                self.sides[n.index()].abort(lease);
-                return Some(n);
-            }
-            PoolAction::Reclaim(n, lease) => {
-                self.sides[n.index()].reclaim(lease);
-                return Some(n);
-            }
-            PoolAction::Release(n, lease) => {
-                self.sides[n.index()].release(lease);
-                return Some(n);
-            }
-            PoolAction::Clear(n) => {
-                assert_ne!(n, LAST, "the claim word of the well-behaved worker is valid");
-                self.sides[n.index()].clear();
-                return Some(n);
-            }
-            PoolAction::Grant { client, worker, lease, .. } => self.grant(client, worker, lease),
-            PoolAction::LeaseEnded { .. } => panic!("no connection was handed over: {action:?}"),
-            PoolAction::Refuse(client, refusal) => {
+            PoolAction::Slot(n, action) => self.perform_on_slot(n, action).then_some(n),
+            PoolAction::Note(..) => None,
+        }
+    }
+
+    fn perform_for_client(&mut self, client: ClientId, action: ClientAction) {
+        match action {
+            ClientAction::Grant { worker, lease, .. } => self.grant(client, worker, lease),
+            ClientAction::LeaseEnded { .. } => panic!("no connection was handed over: {action:?}"),
+            ClientAction::Refuse(refusal) => {
                 self.decide(client, ClientState::Over);
                 if let Refusal::QueueTimeout(waited) = refusal {
                     assert!(waited >= self.limits.queue_timeout);
                 }
             }
         }
-        None
+    }
+
+    /// Performs a step on a slot; whether the dispatcher reads the slot next.
+    fn perform_on_slot(&mut self, n: WorkerNumber, action: SlotAction) -> bool {
+        let side = &mut self.sides[n.index()];
+        match action {
+            SlotAction::Read => {}
+            SlotAction::Question(question) => {
+                slot::write_question(side, question);
+                return false;
+            }
+            SlotAction::Ring => return false,
+            SlotAction::Offer { epoch, lease, claim_by, .. } => return self.offer(n, epoch, lease, claim_by),
+            SlotAction::Revoke(lease) => drop(side.revoke(lease)),
+            SlotAction::Abort(lease) => {
+                assert!(n != LAST || !self.worker.serves(lease), "a request of a living worker is aborted");
+                side.abort(lease);
+            }
+            SlotAction::Reclaim(lease) => drop(side.reclaim(lease)),
+            SlotAction::Release(lease) => drop(side.release(lease)),
+            SlotAction::Clear => {
+                assert_ne!(n, LAST, "the claim word of the well-behaved worker is valid");
+                side.clear();
+            }
+        }
+        true
     }
 
     /// Makes an offer; whether the slot was not free and must be read.
