@@ -158,10 +158,10 @@ impl PoolSlots {
         let ticks = |n| Incarnation::load(&*self.slot(n)?.segment).map(|life| life.ticks);
         let worker = |(n, worker): (WorkerNumber, &Worker)| WorkerReport {
             epoch: worker.epoch.map_or(0, Epoch::get),
-            serves: worker.up && worker.state == Some(Lifecycle::Ready) && !worker.corrupt,
-            late: worker.late,
+            serves: worker.up && worker.state == Some(Lifecycle::Ready) && !worker.is_corrupt(),
+            late: worker.is_late(),
             drained: worker.drained,
-            corrupt: worker.corrupt,
+            corrupt: worker.is_corrupt(),
             silent_ms: worker.silent_since.map(ms_since),
             starting_ms: worker.starting_since.or_else(|| lost_since(n)).map(ms_since),
             ticks: worker.silent_since.and_then(|_| ticks(n)),

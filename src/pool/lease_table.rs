@@ -157,7 +157,7 @@ impl Pool {
         let worker = self.worker(n);
         if !worker.in_idle_list {
             worker.in_idle_list = true;
-            if worker.missed_offer {
+            if worker.may_hang() {
                 // Its control loop answers; its serving task may still hang, which the next claim shows.
                 self.idle.push_front(n);
             } else {

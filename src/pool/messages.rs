@@ -3,7 +3,7 @@
 use std::net::{IpAddr, Ipv6Addr};
 use std::time::Duration;
 
-use crate::ids::{Claim, Epoch, LeaseId, LeaseTerms, Lifecycle, Monotonic, Phase, RefuseReason, WorkerNumber};
+use crate::ids::{Claim, Epoch, LeaseId, LeaseTerms, Lifecycle, Monotonic, RefuseReason, WorkerNumber};
 
 /// The number of a client; a smaller number arrived earlier.
 pub(crate) type ClientId = u64;
@@ -64,17 +64,6 @@ pub(crate) struct SlotView {
     pub answer: Option<SlotAnswer>,
     /// Whether an operator keeps the worker out of service.
     pub drained: bool,
-}
-
-impl SlotView {
-    /// Whether the slot does not show which lease the worker serves.
-    pub(super) fn is_corrupt(&self) -> bool {
-        match self.claim {
-            None => true,
-            Some(Claim::Held(_, Phase::Claimed | Phase::Responding)) => self.life.is_none() || self.terms.is_none(),
-            Some(_) => false,
-        }
-    }
 }
 
 /// A worker's answer, with the lease of its question.

@@ -16,12 +16,12 @@ mod lease_table;
 mod messages;
 mod observe;
 mod queue;
-mod release;
 mod schedule;
+mod seen_lease;
 mod worker;
 
 #[cfg(any(test, fuzzing))]
-pub(crate) use hold::Hold;
+pub(crate) use hold::{Hold, Offer};
 pub(crate) use lease_table::Pool;
 pub(crate) use messages::{
     ClientAction, ClientId, LeaseEnd, Peer, PoolAction, PoolEvent, PoolLimits, PoolNote, Refusal, Rejection,

@@ -3,10 +3,11 @@
 use std::time::Duration;
 
 use super::counters;
-use super::hold::Hold;
+use super::hold::{Hold, HoldEvent, Offer};
 use super::lease_table::{Pool, PoolTimer};
 use super::messages::{ClientAction, ClientId, Peer, PoolAction, PoolEvent, Refusal, SlotAction, SlotQuestion};
 use super::queue::QueuedClient;
+use super::worker::Worker;
 use crate::ids::{LeaseId, Monotonic, WorkerNumber};
 
 /// A probe pings this many workers, and the next ones after a pause: each of them wakes up for it, and a thousand at
@@ -20,7 +21,7 @@ impl Pool {
         match event {
             PoolEvent::Client(id, peer) => self.enqueue(now, self.queued_client(now, id, peer, false)),
             PoolEvent::Connection(id, peer) => self.enqueue(now, self.queued_client(now, id, peer, true)),
-            PoolEvent::Disconnected(client) => self.remove_client(client),
+            PoolEvent::Disconnected(client) => self.remove_client(now, client),
             PoolEvent::SlotRead(n, seen) if self.has_worker(n) => self.observe(now, n, seen),
             PoolEvent::Tick => self.tick(now),
             PoolEvent::Probe if self.next_ping.is_none() => self.ping_workers(now, WorkerNumber::FIRST),
@@ -49,10 +50,10 @@ impl Pool {
 
     fn enqueue(&mut self, now: Monotonic, client: QueuedClient) {
         if self.stopping {
-            return self.actions.push(PoolAction::Client(client.id, ClientAction::Refuse(Refusal::Stopping)));
+            return self.refuse(client, Refusal::Stopping);
         }
         if let Some(refusal) = self.unavailable() {
-            return self.actions.push(PoolAction::Client(client.id, ClientAction::Refuse(refusal)));
+            return self.refuse(client, refusal);
         }
         if let Some(client) = self.queue.skip(client, now)
             && let Some(n) = self.pop_idle()
@@ -76,19 +77,15 @@ impl Pool {
         }
     }
 
-    fn remove_client(&mut self, id: ClientId) {
+    fn remove_client(&mut self, now: Monotonic, id: ClientId) {
         if let Some(client) = self.queue.remove(id) {
             self.timers.remove(&(client.due, PoolTimer::Client(id)));
             return;
         }
-        for n in WorkerNumber::up_to(self.workers.len() as u16) {
-            match self.worker(n).hold {
-                Hold::Offered { lease, client, .. } if client.id == id => {
-                    self.start_release(n, lease);
-                    self.actions.push(PoolAction::Slot(n, SlotAction::Revoke(lease)));
-                }
-                _ => self.worker(n).forget_client(id),
-            }
+        let has_client = |worker: &Worker| worker.hold.offer().is_some_and(|offer| offer.client.id == id);
+        let mut workers = WorkerNumber::up_to(self.workers.len() as u16);
+        if let Some(n) = workers.find(|n| has_client(&self.workers[n.index()])) {
+            self.step(now, n, HoldEvent::ClientLeft(id));
         }
     }
 
@@ -132,8 +129,7 @@ impl Pool {
                 }
                 PoolTimer::Client(id) => {
                     if let Some(client) = self.queue.remove(id) {
-                        let waited = now.since(client.since);
-                        self.actions.push(PoolAction::Client(id, ClientAction::Refuse(Refusal::QueueTimeout(waited))));
+                        self.refuse(client, Refusal::QueueTimeout(now.since(client.since)));
                     }
                 }
                 PoolTimer::Probe => {
@@ -162,7 +158,7 @@ impl Pool {
                 self.actions.extend([PoolAction::Slot(n, SlotAction::Ring), PoolAction::Slot(n, SlotAction::Read)]);
             } else {
                 let question = match worker.hold {
-                    Hold::Busy { lease, .. } => SlotQuestion::Finished(lease),
+                    Hold::Busy(lease) | Hold::HandedOff { lease, .. } => SlotQuestion::Finished(lease),
                     _ => SlotQuestion::Ping,
                 };
                 self.question(now, n, question);
@@ -172,16 +168,25 @@ impl Pool {
 
     /// The question replaces any other that is open in the slot.
     fn set_drained(&mut self, now: Monotonic, n: WorkerNumber, drained: bool) {
-        if let Hold::Offered { lease, .. } = self.worker(n).hold {
-            self.revoke_offer(n);
-            self.actions.push(PoolAction::Slot(n, SlotAction::Revoke(lease)));
-        }
+        self.step(now, n, HoldEvent::QuestionReplaced);
         if self.is_recycling(n) && self.worker(n).silent_since.is_some() {
             self.recycling = None;
         }
         self.worker(n).drained = drained;
         self.question(now, n, if drained { SlotQuestion::Drain } else { SlotQuestion::Resume });
         self.list_if_idle(n);
+    }
+
+    /// Queues the client of a failed offer again, within its original time limit.
+    pub(super) fn requeue(&mut self, now: Monotonic, client: QueuedClient) {
+        if self.stopping {
+            self.refuse(client, Refusal::Stopping);
+        } else if client.due <= now && self.limits.queue > 0 {
+            self.refuse(client, Refusal::QueueTimeout(now.since(client.since)));
+        } else {
+            self.queue.push(client);
+            self.timers.insert((client.due, PoolTimer::Client(client.id)));
+        }
     }
 
     /// Offers waiting clients to idle workers, as long as there are both.
@@ -204,12 +209,14 @@ impl Pool {
         // With handoff delivery the claim is the answer, and the offer starts no silence: only an answer of the control
         // loop ends one. The next probe pings the worker.
         let claim_by = if client.is_handoff { answer_by } else { answer_by + self.limits.claim_timeout };
+        let request_timeout = self.limits.request_timeout;
         let worker = self.worker(n);
         let epoch = worker.epoch.expect("an idle worker has an epoch");
         if !client.is_handoff {
             worker.silent_since.get_or_insert(now);
         }
-        worker.hold = Hold::Offered { lease, client, answer_by, claim_by };
+        let offer = Offer { lease, client, claim_by, request_timeout };
+        worker.hold = Hold::Offered { offer, answer_by };
         self.queue.count_unclaimed(client, 1);
         self.set_timer(n, Some(answer_by));
         let connection = client.is_handoff.then_some(client.id);

@@ -1,7 +1,7 @@
 //! One worker as the pool knows it.
 
-use super::hold::{Hold, RevokingOffer};
-use super::messages::ClientId;
+use super::hold::Hold;
+use super::messages::SlotView;
 use crate::ids::{Epoch, Lifecycle, Monotonic};
 
 /// One worker.
@@ -13,33 +13,90 @@ pub(crate) struct Worker {
     pub up: bool,
     /// The state it reports.
     pub state: Option<Lifecycle>,
-    /// Whether it missed an offer and has not answered since.
-    pub late: bool,
     /// Whether an operator keeps it out of service.
     pub drained: bool,
     /// What holds it.
     pub hold: Hold,
-    /// Whether it is alive and its slot holds what the protocol does not allow.
-    pub corrupt: bool,
     /// Since when a question has been open.
     pub silent_since: Option<Monotonic>,
     /// Since when no incarnation has completed its start.
     pub starting_since: Option<Monotonic>,
-    pub(super) revoking: Option<RevokingOffer>,
+    pub(super) missed_offer: MissedOffer,
     pub(super) wants_recycle: bool,
     pub(super) in_idle_list: bool,
-    /// Missed an offer and has not claimed a lease since.
-    pub(super) missed_offer: bool,
     pub(super) timer: Option<Monotonic>,
 }
 
-impl Worker {
-    pub(super) fn is_idle(&self) -> bool {
-        self.up && self.state == Some(Lifecycle::Ready) && !self.late && !self.drained && self.hold == Hold::Free
+/// What a worker has shown since it missed an offer. Its control loop answers, and its serving task claims.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) enum MissedOffer {
+    /// Both, or it has missed none.
+    #[default]
+    None,
+    /// Nothing.
+    Silent,
+    /// Its control loop works; its serving task may still hang, which the next claim shows.
+    Answered,
+    /// Its serving task works.
+    Claimed,
+}
+
+impl MissedOffer {
+    pub(super) fn answered(self) -> Self {
+        match self {
+            Self::None | Self::Claimed => Self::None,
+            Self::Silent | Self::Answered => Self::Answered,
+        }
     }
 
-    /// A disconnected client needs no other worker when its offer has been revoked.
-    pub(super) fn forget_client(&mut self, client: ClientId) {
-        self.revoking = self.revoking.filter(|revoking| revoking.client.id != client);
+    pub(super) fn claimed(self) -> Self {
+        match self {
+            Self::None | Self::Answered => Self::None,
+            Self::Silent | Self::Claimed => Self::Claimed,
+        }
+    }
+}
+
+impl Worker {
+    /// Whether it missed an offer and has not answered since.
+    pub(crate) fn is_late(&self) -> bool {
+        matches!(self.missed_offer, MissedOffer::Silent | MissedOffer::Claimed)
+    }
+
+    /// Whether it missed an offer and has not claimed a lease since.
+    pub(super) fn may_hang(&self) -> bool {
+        matches!(self.missed_offer, MissedOffer::Silent | MissedOffer::Answered)
+    }
+
+    /// Whether it is alive and its slot holds what the protocol does not allow.
+    pub(crate) fn is_corrupt(&self) -> bool {
+        self.hold == Hold::Corrupt
+    }
+
+    pub(super) fn is_idle(&self) -> bool {
+        self.up && self.state == Some(Lifecycle::Ready) && !self.is_late() && !self.drained && self.hold == Hold::Free
+    }
+
+    /// The incarnation that is alive.
+    pub(super) fn living(&self) -> Option<Epoch> {
+        self.epoch.filter(|_| self.up)
+    }
+
+    pub(super) fn observe_life(&mut self, now: Monotonic, seen: &SlotView) {
+        let epoch = seen.life.map(|(epoch, ..)| epoch);
+        let changed = epoch != self.epoch;
+        self.drained = seen.drained;
+        self.up = seen.alive && epoch.is_some();
+        self.epoch = epoch;
+        self.state = seen.life.map(|(_, state, _)| state);
+        self.wants_recycle = seen.life.is_some_and(|(.., wants)| wants);
+        let serves = self.up && self.state != Some(Lifecycle::Starting);
+        // Each incarnation has its own start.
+        let known = self.starting_since.filter(|_| !changed);
+        self.starting_since = (!serves).then(|| known.unwrap_or(now));
+        if changed || !self.up {
+            self.missed_offer = MissedOffer::None;
+            self.silent_since = None;
+        }
     }
 }

@@ -50,7 +50,7 @@ fn late_worker_gets_no_offer_until_it_answers() {
     t.read_slot(50, 2, free(), &[]);
     t.read_slot(51, 1, accepted(2, 50), &[grant(1, 1, 2, 50)]);
     t.handle(52, Client(2, A), &[]);
-    assert!(t.0.workers()[1].late);
+    assert!(t.0.workers()[1].is_late());
     let late = answered(SlotAnswer::Refuse(lease(1), RefuseReason::Stale), free());
     t.read_slot(60, 2, late, &[note(2, PoolNote::Back), offer(2, 3, 60)]);
 }
@@ -96,7 +96,7 @@ fn claimed_client_is_not_offered_to_another_worker() {
     t.handle(0, Client(1, A), &[offer(2, 1, 0)]);
     t.read_slot(50, 2, held(lease(1), Offered, 0), &[note(2, PoolNote::Late(lease(1))), Slot(W2, Revoke(lease(1)))]);
     t.read_slot(50, 2, held(lease(1), Claimed, 0), &[grant(1, 2, 1, 0)]);
-    assert_eq!(t.hold(2), Hold::Busy { lease: lease(1), connection: None });
+    assert_eq!(t.hold(2), Hold::Busy(lease(1)));
     // The worker claimed before its answer was read, and died.
     t.handle(60, Client(2, A), &[offer(1, 2, 60)]);
     t.read_slot(

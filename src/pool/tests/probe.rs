@@ -26,8 +26,6 @@ fn probe_questions_every_worker_and_recovers_lost_rings() {
     );
 }
 
-// ---- handoff: connections passed to workers ----
-
 #[test]
 fn probe_pings_many_workers_in_batches() {
     let mut pool = Pool::new(PoolLimits { workers: 100, ..LIMITS }, epoch(7));

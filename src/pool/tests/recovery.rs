@@ -34,7 +34,7 @@ fn leases_of_an_earlier_dispatcher_are_recovered_or_ended() {
     // Offered: the client may still claim until the deadline.
     let mut t = fresh();
     t.read_slot(0, 1, held(old, Offered, 0), &[up]);
-    assert_eq!(t.hold(1), Hold::Granted { lease: old, client: None, claim_by: at(1050) });
+    assert_eq!(t.hold(1), Hold::Recovered { lease: old, claim_by: at(1050) });
     t.handle(1, Client(1, A), &[]);
     t.read_slot(2, 1, held(old, Claimed, 0), &[]);
     t.read_slot(3, 1, held(old, Responding, 0), &[]);
@@ -54,7 +54,7 @@ fn leases_of_an_earlier_dispatcher_are_recovered_or_ended() {
     for phase in [Claimed, Responding] {
         let mut t = fresh();
         t.read_slot(0, 1, held(old, phase, 0), &[up]);
-        assert_eq!(t.hold(1), Hold::Busy { lease: old, connection: None });
+        assert_eq!(t.hold(1), Hold::Busy(old));
         t.assert_deadline(100);
     }
     for phase in [Done, Revoked, Aborted] {
@@ -76,12 +76,12 @@ fn corrupt_slot_gets_no_offer_and_is_cleared_only_after_its_worker_died() {
     let mut t = PoolTest::with_idle_workers(LIMITS);
     t.handle(0, Client(1, A), &[offer(2, 1, 0)]);
     t.read_slot(1, 2, corrupt, &[note(2, PoolNote::Corrupt), offer(1, 2, 1)]);
-    assert!(t.0.workers()[1].corrupt);
+    assert!(t.0.workers()[1].is_corrupt());
     t.assert_deadline(51);
     t.read_slot(101, 2, corrupt, &[]); // reported once
     t.read_slot(102, 2, dead(corrupt), &[note(2, PoolNote::Down(ONE)), Slot(W2, Clear)]);
     t.read_slot(102, 2, dead(free()), &[]);
-    assert!(!t.0.workers()[1].corrupt);
+    assert!(!t.0.workers()[1].is_corrupt());
 
     // The lease of a living worker is not ended because its incarnation or its terms cannot be read.
     for phase in [Claimed, Responding] {
@@ -91,7 +91,7 @@ fn corrupt_slot_gets_no_offer_and_is_cleared_only_after_its_worker_died() {
             t.serve(0, (1, A), 2, 1);
             let actions = t.0.handle(at(1), PoolEvent::SlotRead(W2, unreadable));
             assert_eq!(actions.last(), Some(&note(2, PoolNote::Corrupt)), "{actions:?}");
-            assert_eq!(t.hold(2), Hold::Releasing);
+            assert_eq!(t.hold(2), Hold::Corrupt);
         }
     }
 }

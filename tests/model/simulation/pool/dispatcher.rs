@@ -8,7 +8,7 @@ use crate::dispatcher::slot;
 use crate::exchange::{self, DispatcherSide};
 use crate::ids::{Claim, Epoch, LeaseId, LeaseTerms, Monotonic, Phase, ProcessId, Token, WorkerNumber};
 use crate::pool::{
-    ClientAction, ClientId, Hold, LeaseEnd, Peer, Pool, PoolAction, PoolEvent, PoolNote, SUSPICION, SlotAction,
+    ClientAction, ClientId, Hold, LeaseEnd, Offer, Peer, Pool, PoolAction, PoolEvent, PoolNote, SUSPICION, SlotAction,
 };
 
 impl PoolSimulation {
@@ -140,7 +140,7 @@ impl PoolSimulation {
             request_timeout: self.limits.request_timeout,
             connection: 0,
         };
-        let Hold::Offered { client, lease: offered, .. } = self.pool.workers()[w].hold else {
+        let Hold::Offered { offer: Offer { client, lease: offered, .. }, .. } = self.pool.workers()[w].hold else {
             panic!("an offer without a client: {:?}", self.pool.workers()[w])
         };
         assert_eq!(offered, lease);

@@ -311,9 +311,9 @@ impl SetSimulation {
         let worker = |(w, worker): (usize, &crate::pool::Worker)| WorkerReport {
             epoch: worker.epoch.map_or(0, |epoch| epoch.get()),
             serves: worker.up,
-            late: worker.late,
+            late: worker.is_late(),
             drained: worker.drained,
-            corrupt: worker.corrupt,
+            corrupt: worker.is_corrupt(),
             silent_ms: worker.silent_since.map(|since| now.since(since).as_millis() as u64),
             starting_ms: worker.starting_since.map(|since| now.since(since).as_millis() as u64),
             ticks: worker.silent_since.and_then(|_| self.pool.ticks(w)),

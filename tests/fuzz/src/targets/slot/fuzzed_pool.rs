@@ -9,7 +9,7 @@ use crate::dispatcher::slot;
 use crate::exchange::{DispatcherSide, WORDS, Word};
 use crate::ids::{Claim, Epoch, LeaseId, LeaseTerms, Monotonic, ProcessId, Token, WorkerNumber};
 use crate::pool::{
-    ClientAction, ClientId, Hold, Peer, Pool, PoolAction, PoolEvent, PoolLimits, Refusal, SlotAction, SlotView,
+    ClientAction, ClientId, Hold, Offer, Peer, Pool, PoolAction, PoolEvent, PoolLimits, Refusal, SlotAction, SlotView,
 };
 
 /// Slots 0 and 1 belong to hostile workers, slot 2 to the well-behaved one.
@@ -375,7 +375,7 @@ impl FuzzedPool {
     /// Makes an offer; whether the slot was not free and must be read.
     fn offer(&mut self, worker: WorkerNumber, worker_epoch: Epoch, lease: LeaseId, claim_by: Monotonic) -> bool {
         let w = worker.index();
-        let Hold::Offered { client, lease: offered, .. } = self.pool.workers()[w].hold else {
+        let Hold::Offered { offer: Offer { client, lease: offered, .. }, .. } = self.pool.workers()[w].hold else {
             panic!("an offer without a client: {:?}", self.pool.workers()[w])
         };
         assert_eq!(offered, lease);
@@ -408,8 +408,9 @@ impl FuzzedPool {
         // No client holds two workers.
         let mut holding = BTreeSet::new();
         for worker in self.pool.workers() {
-            if let Hold::Offered { client, .. } | Hold::Granted { client: Some(client), .. } = worker.hold {
-                assert!(holding.insert(client.id), "client {} twice: {:#?}", client.id, self.pool.workers());
+            if let Hold::Offered { offer, .. } | Hold::Revoking(offer) | Hold::Granted(offer) = worker.hold {
+                let client = offer.client.id;
+                assert!(holding.insert(client), "client {client} twice: {:#?}", self.pool.workers());
             }
         }
     }
