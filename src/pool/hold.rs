@@ -254,12 +254,12 @@ impl Hold {
         }
     }
 
-    /// The offer that the worker may still claim.
+    /// The offer that its worker may claim.
     pub(super) fn offer(&self) -> Option<&Offer> {
         match self {
-            Hold::Offered { offer, .. } | Hold::Revoking(offer) => Some(offer),
-            Hold::Free | Hold::Granted(_) | Hold::Recovered { .. } | Hold::Busy(_) => None,
-            Hold::HandedOff { .. } | Hold::Releasing | Hold::Corrupt => None,
+            Hold::Offered { offer, .. } | Hold::Revoking(offer) | Hold::Granted(offer) => Some(offer),
+            Hold::Free | Hold::Recovered { .. } | Hold::Busy(_) | Hold::HandedOff { .. } => None,
+            Hold::Releasing | Hold::Corrupt => None,
         }
     }
 

@@ -56,6 +56,23 @@ fn late_worker_gets_no_offer_until_it_answers() {
 }
 
 #[test]
+fn worker_that_missed_an_offer_is_used_last_until_it_has_served() {
+    let mut t = PoolTest::with_idle_workers(LIMITS);
+    t.handle(0, Client(1, A), &[offer(2, 1, 0)]);
+    t.read_slot(50, 2, held(lease(1), Offered, 0), &[note(2, PoolNote::Late(lease(1))), Slot(W2, Revoke(lease(1)))]);
+    t.read_slot(50, 2, held(lease(1), Revoked, 0), &[Slot(W2, Release(lease(1))), offer(1, 2, 50)]);
+    t.read_slot(50, 2, answered(SlotAnswer::Ack, free()), &[note(2, PoolNote::Back)]);
+    t.handle(60, Client(2, B), &[offer(2, 3, 60)]);
+    t.read_slot(60, 2, accepted(3, 60), &[grant(2, 2, 3, 60)]);
+    t.read_slot(61, 1, accepted(2, 50), &[grant(1, 1, 2, 50)]);
+    t.read_slot(61, 1, held(lease(2), Claimed, 50), &[]);
+    t.finish(62, 1, 2, &[]);
+    t.read_slot(63, 2, held(lease(3), Claimed, 60), &[]);
+    t.finish(64, 2, 3, &[]);
+    t.handle(65, Client(3, A), &[offer(2, 4, 65)]);
+}
+
+#[test]
 fn answer_found_by_the_read_at_the_deadline_is_not_late() {
     let mut t = PoolTest::with_idle_workers(LIMITS);
     t.handle(0, Client(1, A), &[offer(2, 1, 0)]);
