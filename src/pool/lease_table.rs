@@ -4,8 +4,9 @@ use std::collections::{BTreeSet, VecDeque};
 
 use super::counters;
 use super::hold::Hold;
-use super::messages::{ClientId, PoolAction, PoolLimits, SlotAction, SlotQuestion};
+use super::messages::{PoolAction, PoolLimits, SlotAction, SlotQuestion};
 use super::queue::ClientQueue;
+use super::recycling::Recycling;
 use super::worker::Worker;
 use crate::ids::{Epoch, Monotonic, WorkerNumber};
 use crate::stats::Counters;
@@ -13,18 +14,7 @@ use crate::stats::Counters;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum PoolTimer {
     Worker(WorkerNumber),
-    Client(ClientId),
     Probe,
-}
-
-/// A worker that is being replaced by its next incarnation.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Recycling {
-    pub worker: WorkerNumber,
-    /// The incarnation that ends.
-    pub old: Epoch,
-    /// When another worker may be recycled at the latest.
-    pub until: Monotonic,
 }
 
 /// One pool.
@@ -38,10 +28,11 @@ pub(crate) struct Pool {
     /// Numbers of idle workers, taken from the back. An entry may be outdated: it is checked when taken.
     pub(super) idle: VecDeque<WorkerNumber>,
     pub(super) queue: ClientQueue,
+    /// Those of clients are in the queue.
     pub(super) timers: BTreeSet<(Monotonic, PoolTimer)>,
     /// The next worker to ping, while a probe is not complete.
     pub(super) next_ping: Option<WorkerNumber>,
-    pub(super) recycling: Option<Recycling>,
+    pub(super) recycling: Recycling,
     pub(super) stopping: bool,
     /// Whether the watchdog has given up every worker.
     pub(super) failed: bool,
@@ -61,7 +52,7 @@ impl Pool {
             queue: ClientQueue::default(),
             timers: BTreeSet::new(),
             next_ping: None,
-            recycling: None,
+            recycling: Recycling::default(),
             stopping: false,
             failed: false,
             counters: counters::zero(),
@@ -112,7 +103,7 @@ impl Pool {
 
     /// When the next [`PoolEvent::Tick`](super::PoolEvent::Tick) is due.
     pub(crate) fn deadline(&self) -> Option<Monotonic> {
-        self.timers.first().map(|(time, _)| *time)
+        self.timers.first().map(|(time, _)| *time).into_iter().chain(self.queue.next_due()).min()
     }
 
     /// Whether no client waits and no lease is out.
@@ -146,11 +137,7 @@ impl Pool {
 
     fn is_idle(&self, n: WorkerNumber) -> bool {
         let worker = &self.workers[n.index()];
-        n.get() <= self.limits.workers && worker.is_idle() && !self.is_recycling(n)
-    }
-
-    pub(super) fn is_recycling(&self, n: WorkerNumber) -> bool {
-        self.recycling.is_some_and(|recycling| recycling.worker == n)
+        n.get() <= self.limits.workers && worker.is_idle() && !self.recycling.concerns(n)
     }
 
     pub(super) fn push_idle(&mut self, n: WorkerNumber) {

@@ -16,6 +16,7 @@ mod lease_table;
 mod messages;
 mod observe;
 mod queue;
+mod recycling;
 mod schedule;
 mod seen_lease;
 mod worker;

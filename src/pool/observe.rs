@@ -2,11 +2,11 @@
 
 use super::counters;
 use super::hold::{Hold, HoldEvent, Return};
-use super::lease_table::{Pool, Recycling};
+use super::lease_table::Pool;
 use super::messages::{ClientAction, PoolAction, PoolNote, SlotAnswer, SlotQuestion, SlotView};
 use super::seen_lease::{BoundTo, SeenLease};
 use super::worker::MissedOffer;
-use crate::ids::{Epoch, Lifecycle, Monotonic, WorkerNumber};
+use crate::ids::{Lifecycle, Monotonic, WorkerNumber};
 
 impl Pool {
     /// Handles the content of a slot: first the incarnation, then its answer, then the claim word.
@@ -29,23 +29,10 @@ impl Pool {
         let worker = self.worker(n);
         let before = worker.living();
         worker.observe_life(now, seen);
-        let (after, state, wants_recycle) = (worker.living(), worker.state, worker.wants_recycle);
-        let serves = matches!(state, Some(Lifecycle::Ready | Lifecycle::Draining));
-        match self.recycling {
-            // Complete when the next incarnation serves, not when the old one has ended: one worker is down at a time.
-            Some(Recycling { worker, old, .. })
-                if worker == n && after.is_some() && serves && (after != Some(old) || !wants_recycle) =>
-            {
-                self.recycling = None;
-                self.counters.count(counters::RECYCLED);
-            }
-            Some(Recycling { until, .. }) if until <= now => self.recycling = None,
-            // Requested by an earlier dispatcher.
-            None if state == Some(Lifecycle::Recycling) => {
-                let until = now + self.limits.recycle_timeout;
-                self.recycling = after.map(|old| Recycling { worker: n, old, until });
-            }
-            _ => {}
+        let after = worker.living();
+        let until = now + self.limits.recycle_timeout;
+        if self.recycling.observe(now, n, &self.workers[n.index()], until) {
+            self.counters.count(counters::RECYCLED);
         }
         if before != after {
             let notes = before.map(PoolNote::Down).into_iter().chain(after.map(PoolNote::Up));
@@ -64,8 +51,8 @@ impl Pool {
         match answer {
             SlotAnswer::Accept(lease) => self.step(now, n, HoldEvent::Accepted(lease, bound_to)),
             SlotAnswer::Refuse(lease, _) => self.step(now, n, HoldEvent::Refused(lease)),
-            SlotAnswer::Recycle(false) if self.is_recycling(n) => self.recycling = None,
-            SlotAnswer::Ack | SlotAnswer::Recycle(_) => {}
+            SlotAnswer::Recycle(false) => self.recycling.cancel(n),
+            SlotAnswer::Ack | SlotAnswer::Recycle(true) => {}
         }
     }
 
@@ -116,19 +103,11 @@ impl Pool {
         let scan = now + self.limits.slot_scan;
         let read_by = self.worker(n).hold.read_by(scan);
         self.set_timer(n, read_by);
-        if let Some(old) = self.recyclable(n)
-            && answer != Some(SlotAnswer::Recycle(false))
-        {
-            self.recycling = Some(Recycling { worker: n, old, until: now + self.limits.recycle_timeout });
+        let until = now + self.limits.recycle_timeout;
+        if answer != Some(SlotAnswer::Recycle(false)) && self.recycling.start(n, &self.workers[n.index()], until) {
             self.question(now, n, SlotQuestion::Recycle);
         }
         self.list_if_idle(n);
         self.remove_surplus();
-    }
-
-    /// The incarnation, if it may be recycled now.
-    fn recyclable(&self, n: WorkerNumber) -> Option<Epoch> {
-        let worker = &self.workers[n.index()];
-        worker.epoch.filter(|_| worker.is_idle() && worker.wants_recycle && self.recycling.is_none())
     }
 }

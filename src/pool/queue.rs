@@ -78,6 +78,7 @@ impl PeerRecord {
 #[derive(Debug, Default)]
 pub(super) struct ClientQueue {
     clients: BTreeMap<ClientId, QueuedClient>,
+    by_due: BTreeSet<(Monotonic, ClientId)>,
     peers: HashMap<Peer, PeerRecord>,
     /// The peers with a client that may be offered to a worker, in the order of their turns.
     turns: BTreeMap<Turn, Peer>,
@@ -105,6 +106,17 @@ impl ClientQueue {
         self.clients.values().next().map(|client| client.since)
     }
 
+    /// When the next client is refused.
+    pub(super) fn next_due(&self) -> Option<Monotonic> {
+        self.by_due.first().map(|(due, _)| *due)
+    }
+
+    /// Removes a client that has waited for too long.
+    pub(super) fn pop_overdue(&mut self, now: Monotonic) -> Option<QueuedClient> {
+        let (due, id) = *self.by_due.first()?;
+        if due <= now { self.remove(id) } else { None }
+    }
+
     /// The client as it is offered to a worker without waiting; `None` if it must be queued.
     pub(super) fn skip(&mut self, client: QueuedClient, now: Monotonic) -> Option<QueuedClient> {
         self.end_suspicions(now);
@@ -117,6 +129,7 @@ impl ClientQueue {
     /// of its peer.
     pub(super) fn push(&mut self, client: QueuedClient) {
         self.clients.insert(client.id, client);
+        self.by_due.insert((client.due, client.id));
         let turn = self.new_turn();
         self.change(client.peer, |record| {
             if record.is_empty() {
@@ -130,7 +143,7 @@ impl ClientQueue {
     }
 
     pub(super) fn remove(&mut self, client: ClientId) -> Option<QueuedClient> {
-        let client = self.clients.remove(&client)?;
+        let client = self.take(client)?;
         self.change(client.peer, |record| record.remove(&client));
         Some(client)
     }
@@ -144,7 +157,7 @@ impl ClientQueue {
         self.end_suspicions(now);
         let (&turn, peer) = self.turns.first_key_value()?;
         let id = self.peers.get(peer)?.next()?;
-        let mut client = self.clients.remove(&id)?;
+        let mut client = self.take(id)?;
         let next_turn = self.new_turn();
         self.change(client.peer, |record| {
             record.remove(&client);
@@ -189,6 +202,12 @@ impl ClientQueue {
             self.suspects.pop_front();
             self.change(peer, |record| record.suspect_until = record.suspect_until.filter(|last| *last != until));
         }
+    }
+
+    fn take(&mut self, client: ClientId) -> Option<QueuedClient> {
+        let client = self.clients.remove(&client)?;
+        self.by_due.remove(&(client.due, client.id));
+        Some(client)
     }
 
     fn new_turn(&mut self) -> Turn {

@@ -62,11 +62,7 @@ impl Pool {
         }
         self.queue.push(client);
         self.offer_to_idle(now);
-        if !self.queue.contains(client.id) {
-            return;
-        }
-        self.timers.insert((client.due, PoolTimer::Client(client.id)));
-        if self.queue.len() > self.limits.queue {
+        if self.queue.contains(client.id) && self.queue.len() > self.limits.queue {
             let refusal = match self.limits.queue {
                 0 => Refusal::NoWorkerFree,
                 bound => Refusal::QueueFull(bound),
@@ -78,8 +74,7 @@ impl Pool {
     }
 
     fn remove_client(&mut self, now: Monotonic, id: ClientId) {
-        if let Some(client) = self.queue.remove(id) {
-            self.timers.remove(&(client.due, PoolTimer::Client(id)));
+        if self.queue.remove(id).is_some() {
             return;
         }
         let has_client = |worker: &Worker| worker.hold.offer().is_some_and(|offer| offer.client.id == id);
@@ -113,7 +108,6 @@ impl Pool {
     }
 
     fn refuse(&mut self, client: QueuedClient, refusal: Refusal) {
-        self.timers.remove(&(client.due, PoolTimer::Client(client.id)));
         self.actions.push(PoolAction::Client(client.id, ClientAction::Refuse(refusal)));
     }
 
@@ -127,17 +121,15 @@ impl Pool {
                     self.worker(n).timer = None;
                     self.actions.push(PoolAction::Slot(n, SlotAction::Read));
                 }
-                PoolTimer::Client(id) => {
-                    if let Some(client) = self.queue.remove(id) {
-                        self.refuse(client, Refusal::QueueTimeout(now.since(client.since)));
-                    }
-                }
                 PoolTimer::Probe => {
                     if let Some(next) = self.next_ping {
                         self.ping_workers(now, next);
                     }
                 }
             }
+        }
+        while let Some(client) = self.queue.pop_overdue(now) {
+            self.refuse(client, Refusal::QueueTimeout(now.since(client.since)));
         }
     }
 
@@ -169,8 +161,8 @@ impl Pool {
     /// The question replaces any other that is open in the slot.
     fn set_drained(&mut self, now: Monotonic, n: WorkerNumber, drained: bool) {
         self.step(now, n, HoldEvent::QuestionReplaced);
-        if self.is_recycling(n) && self.worker(n).silent_since.is_some() {
-            self.recycling = None;
+        if self.worker(n).silent_since.is_some() {
+            self.recycling.cancel(n);
         }
         self.worker(n).drained = drained;
         self.question(now, n, if drained { SlotQuestion::Drain } else { SlotQuestion::Resume });
@@ -185,7 +177,6 @@ impl Pool {
             self.refuse(client, Refusal::QueueTimeout(now.since(client.since)));
         } else {
             self.queue.push(client);
-            self.timers.insert((client.due, PoolTimer::Client(client.id)));
         }
     }
 
@@ -196,7 +187,6 @@ impl Pool {
             let Some(client) = self.queue.pop(now) else {
                 return self.push_idle(n);
             };
-            self.timers.remove(&(client.due, PoolTimer::Client(client.id)));
             self.offer(now, n, client);
         }
     }
