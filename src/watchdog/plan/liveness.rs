@@ -169,13 +169,17 @@ impl Plan {
             _ => None,
         };
         if record.hold_reason != hold_reason {
-            record.hold_reason = hold_reason;
+            let previous = std::mem::replace(&mut record.hold_reason, hold_reason);
             let notice = match hold_reason {
                 Some(LivenessVerdict::Suspended(by)) => Notice::Suspended { by },
                 Some(_) => Notice::Starved { silence: timer.silence(now) },
                 None => Notice::Resumed,
             };
             self.actions.push(PlanAction::Log(part.clone(), notice));
+            // Its next report is about the time in which it was held.
+            if *part == Part::Dispatcher && matches!(previous, Some(LivenessVerdict::Suspended(_))) {
+                self.reset_all(now);
+            }
         }
     }
 

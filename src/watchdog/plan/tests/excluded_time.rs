@@ -176,6 +176,20 @@ fn time_in_which_the_dispatcher_was_held_is_excluded() {
     scenario.report(7000, Some(100), &[FROZEN, "abort worker web/1"]);
 }
 
+/// A sample shows the release before the dispatcher reports.
+#[test]
+fn time_in_which_the_dispatcher_was_held_is_excluded_from_its_next_report() {
+    let mut scenario = Scenario::up();
+    scenario.sample = ProcessSample { held_by: Some(HeldBy::Debugger), ..STUCK };
+    scenario.expect(250, PlanEvent::ProbeSent, &[]);
+    scenario.expect(500, PlanEvent::Tick, &["suspended dispatcher by a debugger"]);
+    scenario.sample = STUCK;
+    scenario.expect(2500, PlanEvent::Tick, &["resumed dispatcher"]);
+    scenario.expect(2510, PlanEvent::Report(vec![silent_since(100)]), &[]);
+    scenario.report(3499, Some(100), &[]);
+    scenario.report(3500, Some(100), &[FROZEN, "abort worker web/1"]);
+}
+
 #[test]
 fn delays_of_the_watchdog_and_later_delays_of_the_dispatcher_add_up() {
     let mut scenario = Scenario::up();
