@@ -6,7 +6,7 @@ use std::sync::Arc;
 use super::applied_config::{self, drain_timeouts, plan_limits};
 use super::config_reader::ConfigRead;
 use super::error::WatchdogError;
-use super::plan::{ConfigChange, PlanEvent};
+use super::plan::{ChildEvent, ConfigChange};
 use super::sockets::{ListeningSocket, open_admin_tcp, open_listener, open_worker};
 use super::supervisor::child_supervisor::ChildSupervisor;
 use super::worker_endpoints::WorkerEndpoints;
@@ -31,7 +31,7 @@ impl ChildSupervisor {
     }
 
     /// Applies the configuration that was read. Returns what changes for the processes.
-    pub(super) fn apply_read(&mut self, (read, again): (ConfigRead, bool)) -> Option<PlanEvent> {
+    pub(super) fn apply_read(&mut self, (read, again): (ConfigRead, bool)) -> Option<ChildEvent> {
         if again {
             self.reload();
             return None;
@@ -55,7 +55,7 @@ impl ChildSupervisor {
                 tracing::info!(file, set = %self.config.set.name, workers, pools, event = %log::Event::ReloadApplied,
                     "configuration applied: {effect}");
                 self.log_config_warnings();
-                Some(PlanEvent::Apply(change))
+                Some(ChildEvent::Apply(change))
             }
             Err(error) => {
                 log_refused(&file, &error.to_string());

@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 
-use super::plan::{Plan, WorkerLiveness};
+use super::plan::{Plan, PlanKind, WorkerLiveness};
 use crate::exchange::Incarnation;
 use crate::ids::{Epoch, Lifecycle, Monotonic, WorkerId};
 use crate::ipc::WorkerIpc;
@@ -26,10 +26,10 @@ impl SlotObserver {
     /// Rings the workers that `is_unreported` selects, and returns which of them have not made a turn since an earlier
     /// ring. A worker without a serving incarnation is left out: what it owes is unknown. `open` opens the objects of a
     /// worker that the watchdog holds: their names may be gone.
-    pub(super) fn observe(
+    pub(super) fn observe<K: PlanKind>(
         &mut self,
         now: Monotonic,
-        plan: &Plan,
+        plan: &Plan<K>,
         is_unreported: impl Fn(&WorkerId) -> bool,
         open: impl Fn(&WorkerId) -> Option<WorkerIpc>,
     ) -> Vec<WorkerLiveness> {

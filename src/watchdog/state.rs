@@ -3,13 +3,18 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use super::plan::{Part, Plan};
+use super::plan::{Part, Plan, PlanKind};
 use crate::ids::ProcessId;
 use crate::status::{SavedPart, SavedState};
 use crate::{log, procfs};
 
 /// The current state of `plan`; `process` is the watchdog.
-pub(super) fn saved_state(plan: &Plan, set: &str, process: ProcessId, listeners: Vec<String>) -> SavedState {
+pub(super) fn saved_state<K: PlanKind>(
+    plan: &Plan<K>,
+    set: &str,
+    process: ProcessId,
+    listeners: Vec<String>,
+) -> SavedState {
     let mut parts: Vec<(&Part, SavedPart)> = plan
         .status()
         .map(|(part, s)| {

@@ -25,7 +25,7 @@ use crate::watchdog::evidence::{EvidenceRecorder, EvidenceTarget, ProcessScope};
 use crate::watchdog::notify::{FdStore, NotifyMessage, NotifySocket};
 use crate::watchdog::own_delay::{LATE, SuspendDetector};
 use crate::watchdog::part_log::log_notice;
-use crate::watchdog::plan::{Notice, Part, Plan, PlanAction, PlanEvent};
+use crate::watchdog::plan::{ChildAction, ChildEvent, ChildSet, Notice, Part, Plan, PlanAction, PlanEvent};
 use crate::watchdog::prober::{self, ProbeSocket, Prober};
 use crate::watchdog::process_sample;
 use crate::watchdog::restart_stats::{RestartCause, RestartStats};
@@ -48,7 +48,7 @@ pub(crate) struct ChildSupervisor {
     /// Different for any two sets that used the same directory: the time since boot at the start.
     pub set_epoch: u64,
     pub own_id: ProcessId,
-    pub plan: Plan,
+    pub plan: Plan<ChildSet>,
     pub children: Children,
     /// Children that can be reaped.
     exits: mpsc::UnboundedReceiver<(Part, u32)>,
@@ -73,7 +73,7 @@ pub(crate) struct ChildSupervisor {
     /// By when every part should be up; `None` once the result has been logged.
     pub start_deadline: Option<Monotonic>,
     stopping_since: Option<Monotonic>,
-    is_finished: bool,
+    pub(super) is_finished: bool,
 }
 
 impl ChildSupervisor {
@@ -143,14 +143,14 @@ impl ChildSupervisor {
             let wake_at = wake_at.into_iter().flatten().min().unwrap_or(next_probe);
             let event = tokio::select! {
                 biased;
-                Ok(_) = stop_now.read(quits) => Some(self.stop_now("SIGQUIT")),
+                Ok(_) = stop_now.read(quits) => Some(self.stop_now("SIGQUIT").into()),
                 Ok(_) = stop.read(stops) => Some(self.on_stop_signal(clock::now())),
                 // Before the events that lead to a verdict.
                 report = self.prober.next_report() => report.map(PlanEvent::Report),
-                Some((part, pid)) = self.exits.recv() => self.on_exit(part, pid),
+                Some((part, pid)) = self.exits.recv() => self.on_exit(part, pid).map(PlanEvent::Set),
                 Ok(message) = self.notify_socket.receive() => self.on_notify(message),
                 Ok(_) = reload.read(reloads) => { self.reload(); None }
-                read = self.config_reader.next() => self.apply_read(read),
+                read = self.config_reader.next() => self.apply_read(read).map(PlanEvent::Set),
                 () = self.files.changed() => { self.files.schedule(clock::now()); None }
                 Ok(_) = child.read(children) => { self.children.reap_orphans(); None }
                 () = sleep(wake_at.since(clock::now())) => None,
@@ -206,36 +206,36 @@ impl ChildSupervisor {
         Ok(())
     }
 
-    pub(super) fn handle(&mut self, now: Monotonic, event: PlanEvent) {
+    pub(super) fn handle(&mut self, now: Monotonic, event: PlanEvent<ChildEvent>) {
         let actions = self.plan.handle(now, event);
         self.perform(actions);
     }
 
     /// SIGTERM or SIGINT. A second one within [`STOP_DEBOUNCE`] counts as the same.
-    fn on_stop_signal(&mut self, now: Monotonic) -> PlanEvent {
+    fn on_stop_signal(&mut self, now: Monotonic) -> PlanEvent<ChildEvent> {
         let set = &self.config.set.name;
         if let Some(first) = self.stopping_since {
             if now.since(first) < STOP_DEBOUNCE {
                 return PlanEvent::Tick;
             }
-            return self.stop_now("a second signal");
+            return self.stop_now("a second signal").into();
         }
         self.stopping_since = Some(now);
         let drain_timeout = drain_timeouts(&self.config).into_values().max().unwrap_or_default();
         let at_most = humantime::format_duration(drain_timeout + plan_limits(&self.config).exit_grace).to_string();
         tracing::info!(%set, at_most, event = %log::Event::SetStopping,
             "stopping, on a signal: no new leases, requests in progress may finish");
-        PlanEvent::Stop
+        ChildEvent::Stop.into()
     }
 
-    fn stop_now(&mut self, signal: &str) -> PlanEvent {
+    fn stop_now(&mut self, signal: &str) -> ChildEvent {
         self.stopping_since.get_or_insert(clock::now());
         tracing::warn!(set = %self.config.set.name, event = %log::Event::SetStoppingNow,
             "stopping now, on {signal}: requests in progress are cut off");
-        PlanEvent::StopNow
+        ChildEvent::StopNow
     }
 
-    fn on_exit(&mut self, part: Part, pid: u32) -> Option<PlanEvent> {
+    fn on_exit(&mut self, part: Part, pid: u32) -> Option<ChildEvent> {
         // Messages that the part sent before it ended are processed first.
         self.receive_notifications();
         let (mut how, mut cause) = self.children.reap(&part, pid)?;
@@ -248,7 +248,7 @@ impl ChildSupervisor {
             how = format!("{how}: {failure}");
         }
         tracing::debug!(pid, %part, "{part} has ended: {how}");
-        Some(PlanEvent::Exited { part, cause: how, jitter: backoff::jitter() })
+        Some(ChildEvent::Exited { part, cause: how, jitter: backoff::jitter() })
     }
 
     /// Processes the messages that parts have already sent.
@@ -261,7 +261,7 @@ impl ChildSupervisor {
         }
     }
 
-    fn on_notify(&mut self, message: NotifyMessage) -> Option<PlanEvent> {
+    fn on_notify(&mut self, message: NotifyMessage) -> Option<PlanEvent<ChildEvent>> {
         let part = self.children.part(message.pid)?.clone();
         if part == Part::Dispatcher {
             let max = self.config.descriptor_needs().connections_within(descriptors::limit());
@@ -277,7 +277,7 @@ impl ChildSupervisor {
     }
 
     /// Performs actions, and those that follow from them, in order.
-    fn perform(&mut self, actions: Vec<PlanAction>) {
+    fn perform(&mut self, actions: Vec<PlanAction<ChildAction>>) {
         let mut queue = VecDeque::from(actions);
         while let Some(action) = queue.pop_front() {
             if let Some(event) = self.perform_one(action) {
@@ -287,14 +287,12 @@ impl ChildSupervisor {
         self.write_state();
     }
 
-    fn perform_one(&mut self, action: PlanAction) -> Option<PlanEvent> {
+    fn perform_one(&mut self, action: PlanAction<ChildAction>) -> Option<PlanEvent<ChildEvent>> {
         match action {
-            PlanAction::Start(part) => return Some(self.start(part)),
             PlanAction::Sample(part) => {
                 let sample = process_sample::sample(&part, self.children.process(&part));
                 return Some(PlanEvent::Sampled(part, sample));
             }
-            PlanAction::Signal(part, signal) => self.children.signal(&part, signal),
             PlanAction::DeclareFrozen(part, why) => {
                 self.restart_stats.declared_frozen(clock::now(), &part, self.prober.silent_since(&part));
                 let target = self.children.pid(&part).map(|pid| {
@@ -302,13 +300,7 @@ impl ChildSupervisor {
                 });
                 self.evidence.record(&part, &why, target);
             }
-            PlanAction::KillOrphans(id) => {
-                self.children.kill_orphans();
-                self.endpoints.get(&id).into_iter().for_each(|endpoints| endpoints.objects.ring());
-            }
-            PlanAction::CloseAddress(id) => drop(self.sockets.workers.remove(&id)),
-            PlanAction::Quiesce => prober::send_quiesce(self.probe_socket.clone()),
-            PlanAction::RemoveWorker(id) => self.remove_worker(&id),
+            PlanAction::Kill(part, signal) => self.children.kill(&part, signal),
             PlanAction::Log(part, mut notice) => {
                 if let Notice::Restarting { cause, .. } = &mut notice {
                     self.restart_stats.unplanned_restart(&part);
@@ -316,8 +308,7 @@ impl ChildSupervisor {
                 }
                 log_notice(&part, notice, self.children.pid(&part));
             }
-            PlanAction::AllUp => self.log_set_up(),
-            PlanAction::Finish => self.is_finished = true,
+            PlanAction::Set(action) => return self.perform_own(action).map(PlanEvent::Set),
         }
         None
     }

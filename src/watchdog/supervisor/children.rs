@@ -22,7 +22,7 @@ use crate::held_file::HeldFile;
 use crate::procfs::{self, ProcessStat};
 use crate::signals::BlockSighup;
 use crate::watchdog::part_log::log_killed;
-use crate::watchdog::plan::{Part, PartSignal};
+use crate::watchdog::plan::{KillSignal, Part, PartSignal};
 use crate::watchdog::restart_stats::RestartCause;
 use crate::{ipc, log, process_tree, sys};
 
@@ -154,13 +154,28 @@ impl Children {
 
     /// Signals a part, if it has a process.
     pub(crate) fn signal(&self, part: &Part, signal: PartSignal) {
+        self.send(
+            part,
+            match signal {
+                PartSignal::Terminate => &[Signal::SIGTERM, Signal::SIGCONT],
+                PartSignal::Reload => &[Signal::SIGHUP],
+            },
+        );
+    }
+
+    /// Ends a part, if it has a process.
+    pub(crate) fn kill(&self, part: &Part, signal: KillSignal) {
+        self.send(
+            part,
+            match signal {
+                KillSignal::Abort => &[Signal::SIGABRT, Signal::SIGCONT],
+                KillSignal::Kill => &[Signal::SIGKILL],
+            },
+        );
+    }
+
+    fn send(&self, part: &Part, signals: &[Signal]) {
         let Some(process) = self.processes.get(part) else { return };
-        let signals: &[Signal] = match signal {
-            PartSignal::Terminate => &[Signal::SIGTERM, Signal::SIGCONT],
-            PartSignal::Reload => &[Signal::SIGHUP],
-            PartSignal::Abort => &[Signal::SIGABRT, Signal::SIGCONT],
-            PartSignal::Kill => &[Signal::SIGKILL],
-        };
         for signal in signals {
             // ESRCH: it has just ended, which is a separate event.
             let _ = sys::pidfd_send_signal(process.pidfd.as_fd(), *signal);

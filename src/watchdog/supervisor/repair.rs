@@ -15,7 +15,7 @@ use crate::ipc::{self, Modes};
 use crate::watchdog::applied_config;
 use crate::watchdog::error::{WatchdogError, system};
 use crate::watchdog::notify::NotifySocket;
-use crate::watchdog::plan::{Part, PartSignal, PlanEvent};
+use crate::watchdog::plan::{ChildEvent, Part, PartSignal};
 use crate::watchdog::sockets::ListeningSocket;
 use crate::watchdog::worker_endpoints::WorkerEndpoints;
 use crate::{clock, handoff, log};
@@ -184,7 +184,7 @@ impl ChildSupervisor {
             }
         }
         if !restart.is_empty() {
-            self.handle(clock::now(), PlanEvent::SocketsReplaced(restart));
+            self.handle(clock::now(), ChildEvent::SocketsReplaced(restart).into());
         }
     }
 

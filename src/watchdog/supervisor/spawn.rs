@@ -9,13 +9,34 @@ use super::child_supervisor::ChildSupervisor;
 use super::children::ChildSetup;
 use crate::config::ProcessLimits;
 use crate::ids::WorkerId;
-use crate::watchdog::plan::{Part, PlanEvent};
+use crate::watchdog::plan::{ChildAction, ChildEvent, Part};
+use crate::watchdog::prober;
 use crate::watchdog::restart_stats::RestartCause;
 use crate::{clock, descriptors, ipc, log};
 
 impl ChildSupervisor {
+    /// Performs an action of a set of child processes.
+    pub(super) fn perform_own(&mut self, action: ChildAction) -> Option<ChildEvent> {
+        match action {
+            ChildAction::Start(part) => return Some(self.start(part)),
+            ChildAction::Signal(part, signal) => self.children.signal(&part, signal),
+            ChildAction::KillOrphans(id) => {
+                self.children.kill_orphans();
+                if let Some(endpoints) = self.endpoints.get(&id) {
+                    endpoints.objects.ring();
+                }
+            }
+            ChildAction::CloseAddress(id) => drop(self.sockets.workers.remove(&id)),
+            ChildAction::Quiesce => prober::send_quiesce(self.probe_socket.clone()),
+            ChildAction::RemoveWorker(id) => self.remove_worker(&id),
+            ChildAction::AllUp => self.log_set_up(),
+            ChildAction::Finish => self.is_finished = true,
+        }
+        None
+    }
+
     /// Starts a part and returns the result as an event.
-    pub(crate) fn start(&mut self, part: Part) -> PlanEvent {
+    fn start(&mut self, part: Part) -> ChildEvent {
         self.restart_stats.starting(&part);
         let limits = match &part {
             Part::Dispatcher => ProcessLimits::default(),
@@ -39,15 +60,15 @@ impl ChildSupervisor {
                 if part == Part::Dispatcher {
                     self.prober.dispatcher_replaced();
                 }
-                PlanEvent::Started(part, pid)
+                ChildEvent::Started(part, pid)
             }
             Err(error) => {
                 self.restart_stats.ended(clock::now(), &part, RestartCause::Start);
                 let cause = format!("it cannot be started: {error}");
                 if descriptors::is_shortage(&error) {
-                    PlanEvent::StartPostponed(part, cause)
+                    ChildEvent::StartPostponed(part, cause)
                 } else {
-                    PlanEvent::StartFailed(part, cause)
+                    ChildEvent::StartFailed(part, cause)
                 }
             }
         }
@@ -100,7 +121,7 @@ impl ChildSupervisor {
     }
 
     /// Removes what outlives the incarnations of a worker that has left the set.
-    pub(super) fn remove_worker(&mut self, id: &WorkerId) {
+    fn remove_worker(&mut self, id: &WorkerId) {
         self.sockets.workers.remove(id);
         self.files.forget_worker(id);
         self.endpoints.remove(id);

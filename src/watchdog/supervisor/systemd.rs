@@ -28,7 +28,7 @@ use crate::watchdog::error::{WatchdogError, system};
 use crate::watchdog::evidence::{EvidenceRecorder, EvidenceTarget};
 use crate::watchdog::own_delay::{LATE, SuspendDetector};
 use crate::watchdog::part_log::log_notice;
-use crate::watchdog::plan::{Absence, ConfigChange, Notice, Part, Plan, PlanAction, PlanEvent, WorkerLiveness};
+use crate::watchdog::plan::{Absence, Notice, Part, Plan, PlanAction, PlanEvent, UnitEvent, UnitSet, WorkerLiveness};
 use crate::watchdog::prober::{self, ProbeSocket, Prober};
 use crate::watchdog::process_sample;
 use crate::watchdog::restart_stats::{RestartCause, RestartStats};
@@ -39,7 +39,7 @@ use crate::{clock, log, procfs, sys};
 pub(crate) struct UnitSupervisor {
     config: Arc<Config>,
     origin: Origin,
-    plan: Plan,
+    plan: Plan<UnitSet>,
     processes: UnitProcesses,
     queries: UnitQueries,
     prober: Prober,
@@ -160,7 +160,7 @@ impl UnitSupervisor {
         Ok(())
     }
 
-    fn handle(&mut self, now: Monotonic, event: PlanEvent) {
+    fn handle(&mut self, now: Monotonic, event: PlanEvent<UnitEvent>) {
         let mut queue = VecDeque::from(self.plan.handle(now, event));
         while let Some(action) = queue.pop_front() {
             match action {
@@ -168,7 +168,7 @@ impl UnitSupervisor {
                     let sample = process_sample::sample(&part, self.processes.process(&part));
                     queue.extend(self.plan.handle(clock::now(), PlanEvent::Sampled(part, sample)));
                 }
-                PlanAction::Signal(part, signal) => self.processes.signal(&part, signal),
+                PlanAction::Kill(part, signal) => self.processes.kill(&part, signal),
                 PlanAction::DeclareFrozen(part, why) => {
                     self.restart_stats.declared_frozen(now, &part, self.prober.silent_since(&part));
                     let target = self.processes.pid(&part).map(|pid| {
@@ -180,19 +180,12 @@ impl UnitSupervisor {
                     notify(&[NotifyState::Watchdog]);
                 }
                 PlanAction::Log(part, notice) => {
-                    if matches!(notice, Notice::Recovered { .. }) {
+                    if matches!(notice, Notice::UnitRestarted { .. }) {
                         self.restart_stats.unplanned_restart(&part);
                     }
                     log_notice(&part, notice, self.processes.pid(&part));
                 }
-                // systemd starts, stops and cleans up.
-                PlanAction::Start(_)
-                | PlanAction::KillOrphans(_)
-                | PlanAction::CloseAddress(_)
-                | PlanAction::Quiesce
-                | PlanAction::RemoveWorker(_)
-                | PlanAction::AllUp
-                | PlanAction::Finish => {}
+                PlanAction::Set(never) => match never {},
             }
         }
         self.write_state();
@@ -218,14 +211,14 @@ impl UnitSupervisor {
         if part == Part::Dispatcher {
             self.prober.dispatcher_replaced();
         }
-        self.handle(now, PlanEvent::Started(part.clone(), pid));
+        self.handle(now, UnitEvent::Found(part.clone(), pid).into());
         if part != Part::Dispatcher {
             // Whether a worker is ready is in the dispatcher's report.
             self.handle(now, PlanEvent::Ready(part));
         }
     }
 
-    fn on_exit(&mut self, part: Part, pid: u32) -> Option<PlanEvent> {
+    fn on_exit(&mut self, part: Part, pid: u32) -> Option<PlanEvent<UnitEvent>> {
         if !self.processes.remove(&part, pid) {
             return None;
         }
@@ -234,10 +227,10 @@ impl UnitSupervisor {
         let last_report = self.prober.last_report();
         let known = last_report.map(|(_, report)| prober::incarnations(report)).into_iter().flatten();
         self.ended_epochs.extend(known.filter(|(of, ..)| *of == part).map(|(of, epoch, _)| (of, epoch)));
-        Some(PlanEvent::Exited { part, cause: "its process has ended".to_owned(), jitter: 0.5 })
+        Some(UnitEvent::Ended(part).into())
     }
 
-    fn on_report(&mut self, report: Option<Vec<WorkerLiveness>>) -> Option<PlanEvent> {
+    fn on_report(&mut self, report: Option<Vec<WorkerLiveness>>) -> Option<PlanEvent<UnitEvent>> {
         let workers = report?;
         self.count_recoveries();
         // A dispatcher that answers is ready.
@@ -271,11 +264,11 @@ impl UnitSupervisor {
                 // as starting for as long as systemd allows.
                 self.handle(clock::now(), PlanEvent::Ready(part.clone()));
             }
-            self.handle(clock::now(), PlanEvent::UnitState { part, absence, restarts });
+            self.handle(clock::now(), UnitEvent::State { part, absence, restarts }.into());
         }
     }
 
-    fn reload(&mut self) -> Option<PlanEvent> {
+    fn reload(&mut self) -> Option<PlanEvent<UnitEvent>> {
         let path = match &self.origin {
             Origin::File(path) => Some(path.as_path()),
             Origin::BuiltIn => None,
@@ -283,16 +276,10 @@ impl UnitSupervisor {
         match Config::load(path) {
             Ok(loaded) => {
                 self.config = Arc::new(loaded.config);
-                let change = ConfigChange {
-                    workers: drain_timeouts(&self.config),
-                    reload: Vec::new(),
-                    restart: Vec::new(),
-                    restart_dispatcher: false,
-                    limits: plan_limits(&self.config),
-                };
-                self.processes.retain(|part| part.worker().is_none_or(|id| change.workers.contains_key(id)));
-                tracing::info!(event = %log::Event::ReloadApplied, workers = change.workers.len(), "configuration applied");
-                Some(PlanEvent::Apply(change))
+                let workers = drain_timeouts(&self.config);
+                self.processes.retain(|part| part.worker().is_none_or(|id| workers.contains_key(id)));
+                tracing::info!(event = %log::Event::ReloadApplied, workers = workers.len(), "configuration applied");
+                Some(UnitEvent::Apply(workers, plan_limits(&self.config)).into())
             }
             Err(error) => {
                 tracing::error!(event = %log::Event::ReloadRefused,
