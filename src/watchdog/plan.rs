@@ -43,13 +43,17 @@ pub(crate) trait PlanKind: fmt::Debug + Sized {
     fn handle(plan: &mut Plan<Self>, now: Monotonic, event: Self::Event);
 
     /// Whether the event is the result of an action.
-    fn is_result(event: &Self::Event) -> bool;
+    fn is_result(_event: &Self::Event) -> bool {
+        false
+    }
 
     /// Takes the steps that follow from events and verdicts.
-    fn advance(plan: &mut Plan<Self>, now: Monotonic);
+    fn advance(_plan: &mut Plan<Self>, _now: Monotonic) {}
 
     /// Whether the set is stopping or has stopped.
-    fn is_stopping(&self) -> bool;
+    fn is_stopping(&self) -> bool {
+        false
+    }
 }
 
 /// The state of the set, as the watchdog knows it.

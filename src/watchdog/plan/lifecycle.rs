@@ -5,8 +5,7 @@ use std::time::Duration;
 
 use super::part::{PartRecord, PartState, StopReason};
 use super::{
-    ChildAction, ChildEvent, ConfigChange, KillSignal, Notice, Part, PartSignal, Plan, PlanAction, PlanEvent, PlanKind,
-    PlanLimits,
+    ChildAction, ChildEvent, ConfigChange, KillSignal, Notice, Part, PartSignal, Plan, PlanAction, PlanKind, PlanLimits,
 };
 use crate::ids::{Monotonic, WorkerId};
 use crate::liveness::{RestartHistory, SilenceTimer};
@@ -45,7 +44,7 @@ impl PlanKind for ChildSet {
             ChildEvent::Stop => plan.stop(now),
             ChildEvent::StopNow => plan.stop_now(now),
             ChildEvent::Apply(change) => plan.apply(now, change),
-            ChildEvent::SocketsReplaced(workers) => plan.replace_processes(now, &workers),
+            ChildEvent::SocketsReplaced(parts) => plan.replace_processes(now, &parts),
         }
     }
 
@@ -105,17 +104,10 @@ impl<K: PlanKind> Plan<K> {
 }
 
 impl Plan<ChildSet> {
-    /// A set without any process. The first action starts the dispatcher.
-    pub(crate) fn new(
-        workers: &BTreeMap<WorkerId, Duration>,
-        limits: PlanLimits,
-        now: Monotonic,
-    ) -> (Self, Vec<PlanAction<ChildAction>>) {
+    /// A set without any process. With the first event it starts the dispatcher.
+    pub(crate) fn for_children(workers: &BTreeMap<WorkerId, Duration>, limits: PlanLimits, now: Monotonic) -> Self {
         let (dispatcher, worker) = (PartState::StartDue(now), PartState::AwaitingDispatcher);
-        let kind = ChildSet { phase: SetPhase::Starting };
-        let mut plan = Self::build(kind, dispatcher, worker, workers, limits, now);
-        let actions = plan.handle(now, PlanEvent::Tick);
-        (plan, actions)
+        Self::build(ChildSet { phase: SetPhase::Starting }, dispatcher, worker, workers, limits, now)
     }
 
     fn on_exited(&mut self, now: Monotonic, part: &Part, cause: String, jitter: f64) {
@@ -299,13 +291,13 @@ impl Plan<ChildSet> {
         }
     }
 
-    /// Restarts those that run; the others get their new sockets when they start. A failed worker stays failed.
-    fn replace_processes(&mut self, now: Monotonic, workers: &[WorkerId]) {
-        for id in workers {
-            self.stop_stand_in(now, id);
-            let part = Part::Worker(id.clone());
-            if matches!(self.parts.get(&part), Some(PartRecord { state: PartState::Running(_), .. })) {
-                self.stop_part(now, &part, StopReason::PlannedRestart);
+    /// Restarts those that run.
+    fn replace_processes(&mut self, now: Monotonic, parts: &[Part]) {
+        for part in parts {
+            if let Part::StandIn(id) = part {
+                self.stop_stand_in(now, id);
+            } else if matches!(self.parts.get(part), Some(PartRecord { state: PartState::Running(_), .. })) {
+                self.stop_part(now, part, StopReason::PlannedRestart);
             }
         }
     }

@@ -175,8 +175,8 @@ pub(crate) enum ChildEvent {
     StopNow,
     /// A new configuration is in force.
     Apply(ConfigChange),
-    /// These workers have new sockets: their processes, and their stand-ins, must be replaced.
-    SocketsReplaced(Vec<WorkerId>),
+    /// These workers and stand-ins run with sockets that were replaced.
+    SocketsReplaced(Vec<Part>),
 }
 
 /// What happens in a set of systemd units.

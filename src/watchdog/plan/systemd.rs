@@ -27,16 +27,6 @@ impl PlanKind for UnitSet {
             UnitEvent::Apply(workers, limits) => plan.apply_to_units(workers, limits),
         }
     }
-
-    fn is_result(_: &UnitEvent) -> bool {
-        false
-    }
-
-    fn advance(_: &mut Plan<Self>, _: Monotonic) {}
-
-    fn is_stopping(&self) -> bool {
-        false // the units stop one by one
-    }
 }
 
 impl Plan<UnitSet> {

@@ -77,8 +77,8 @@ struct Scenario<K: PlanKind = ChildSet> {
 impl Scenario {
     /// A new set: the first action starts the dispatcher.
     fn starting() -> Self {
-        let (plan, actions) = Plan::new(&workers(2), limits(), at(0));
-        assert_eq!(in_words(&actions), ["start dispatcher"]);
+        let mut plan = Plan::for_children(&workers(2), limits(), at(0));
+        assert_eq!(in_words(&plan.handle(at(0), PlanEvent::Tick)), ["start dispatcher"]);
         Self { plan, sample: STUCK }
     }
 

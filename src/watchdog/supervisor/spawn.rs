@@ -5,44 +5,24 @@ use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 
-use super::child_supervisor::ChildSupervisor;
-use super::children::ChildSetup;
+use super::child_processes::ChildSetup;
+use super::children::ChildSupervisor;
 use crate::config::ProcessLimits;
 use crate::ids::WorkerId;
-use crate::watchdog::plan::{ChildAction, ChildEvent, Part};
-use crate::watchdog::prober;
+use crate::watchdog::plan::{ChildEvent, ChildSet, Part};
 use crate::watchdog::restart_stats::RestartCause;
+use crate::watchdog::watched_set::WatchedSet;
 use crate::{clock, descriptors, ipc, log};
 
 impl ChildSupervisor {
-    /// Performs an action of a set of child processes.
-    pub(super) fn perform_own(&mut self, action: ChildAction) -> Option<ChildEvent> {
-        match action {
-            ChildAction::Start(part) => return Some(self.start(part)),
-            ChildAction::Signal(part, signal) => self.children.signal(&part, signal),
-            ChildAction::KillOrphans(id) => {
-                self.children.kill_orphans();
-                if let Some(endpoints) = self.endpoints.get(&id) {
-                    endpoints.objects.ring();
-                }
-            }
-            ChildAction::CloseAddress(id) => drop(self.sockets.workers.remove(&id)),
-            ChildAction::Quiesce => prober::send_quiesce(self.probe_socket.clone()),
-            ChildAction::RemoveWorker(id) => self.remove_worker(&id),
-            ChildAction::AllUp => self.log_set_up(),
-            ChildAction::Finish => self.is_finished = true,
-        }
-        None
-    }
-
     /// Starts a part and returns the result as an event.
-    fn start(&mut self, part: Part) -> ChildEvent {
-        self.restart_stats.starting(&part);
+    pub(super) fn start(&mut self, set: &mut WatchedSet<ChildSet>, part: Part) -> ChildEvent {
+        set.restart_stats.starting(&part);
         let limits = match &part {
             Part::Dispatcher => ProcessLimits::default(),
             Part::Worker(id) => {
-                self.replace_lost_endpoints(id);
-                let pool = self.config.pool(&id.pool);
+                self.replace_lost_endpoints(set, id);
+                let pool = set.config.pool(&id.pool);
                 let limits = pool.map(|pool| pool.limits.as_rlimits()).unwrap_or_default();
                 // This process has raised its own limit, and the dispatcher's with it.
                 ProcessLimits { open_files: limits.open_files.or(Some(descriptors::inherited())), ..limits }
@@ -54,16 +34,16 @@ impl ChildSupervisor {
         let setup = self
             .sockets_of(&part)
             .and_then(|sockets| Ok(ChildSetup { sockets, objects: self.objects_of(&part)?, limits, notify_socket }));
-        match setup.and_then(|setup| self.children.start(&part, setup)) {
+        match setup.and_then(|setup| self.processes.start(&part, setup)) {
             Ok(pid) => {
                 tracing::debug!(pid, %part, "{part} was started");
                 if part == Part::Dispatcher {
-                    self.prober.dispatcher_replaced();
+                    set.prober.dispatcher_replaced();
                 }
                 ChildEvent::Started(part, pid)
             }
             Err(error) => {
-                self.restart_stats.ended(clock::now(), &part, RestartCause::Start);
+                set.restart_stats.ended(clock::now(), &part, RestartCause::Start);
                 let cause = format!("it cannot be started: {error}");
                 if descriptors::is_shortage(&error) {
                     ChildEvent::StartPostponed(part, cause)
@@ -121,7 +101,7 @@ impl ChildSupervisor {
     }
 
     /// Removes what outlives the incarnations of a worker that has left the set.
-    fn remove_worker(&mut self, id: &WorkerId) {
+    pub(super) fn remove_worker(&mut self, id: &WorkerId) {
         self.sockets.workers.remove(id);
         self.files.forget_worker(id);
         self.endpoints.remove(id);

@@ -111,7 +111,7 @@ fn a_lost_socket_restarts_its_worker_alone() {
     scenario.expect(0, exited(worker(2)), &[kill, "restart worker web/2 in 0ns: gone", "start worker web/2"]);
     scenario.expect(0, exited(worker(2)), &[kill, "restart worker web/2 in 100ms: gone"]);
     // It starts with the new socket in any case.
-    scenario.expect(1, ChildEvent::SocketsReplaced(vec![id(1), id(2)]), &["terminate worker web/1"]);
+    scenario.expect(1, ChildEvent::SocketsReplaced(vec![worker(1), worker(2)]), &["terminate worker web/1"]);
     assert_eq!(scenario.state(&worker(2)), "gone");
     scenario.expect(2, exited(worker(1)), &["kill orphans of web/1", "start worker web/1"]);
     scenario.expect(2, ChildEvent::Started(worker(1), 21), &[]);
@@ -122,13 +122,13 @@ fn a_lost_socket_restarts_its_worker_alone() {
     scenario.expect(100, ChildEvent::Started(Part::StandIn(id(2)), 92), &[]);
     // A failed worker stays failed, and another stand-in serves its new address.
     let stop = "terminate the stand-in of worker web/2";
-    scenario.expect(200, ChildEvent::SocketsReplaced(vec![id(2)]), &[stop]);
+    scenario.expect(200, ChildEvent::SocketsReplaced(vec![Part::StandIn(id(2))]), &[stop]);
     assert_eq!(scenario.state(&worker(2)), "failed");
     scenario.expect(201, exited(Part::StandIn(id(2))), &[stand_in]);
 
     // A worker that left the configuration and still ends is not started again.
     let mut scenario = Scenario::up();
     scenario.expect(0, ChildEvent::Apply(change(1)), &["reload dispatcher", "terminate worker web/2"]);
-    scenario.expect(1, ChildEvent::SocketsReplaced(vec![id(2)]), &[]);
+    scenario.expect(1, ChildEvent::SocketsReplaced(vec![worker(2)]), &[]);
     scenario.expect(2, exited(worker(2)), &[kill, "remove web/2"]);
 }

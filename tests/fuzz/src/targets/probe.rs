@@ -37,7 +37,8 @@ fn judge(report: &ProbeReport) {
     let ids = ["default/1", "default/2"].map(|id| id.parse().unwrap());
     let workers = BTreeMap::from(ids.clone().map(|id| (id, ms(1000))));
     let now = Monotonic(1 << 40);
-    let (mut plan, _) = Plan::new(&workers, limits, now);
+    let mut plan = Plan::for_children(&workers, limits, now);
+    plan.handle(now, PlanEvent::Tick);
     plan.handle(now, ChildEvent::Started(Part::Dispatcher, 1).into());
     plan.handle(now, PlanEvent::Ready(Part::Dispatcher));
     for id in &ids {

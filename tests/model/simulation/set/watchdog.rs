@@ -75,7 +75,8 @@ fn workers() -> BTreeMap<WorkerId, Duration> {
 
 impl SimulatedWatchdog {
     pub(crate) fn new(bounds: PlanLimits, now: Monotonic) -> (Self, Vec<PlanAction<ChildAction>>) {
-        let (plan, actions) = Plan::new(&workers(), bounds, now);
+        let mut plan = Plan::for_children(&workers(), bounds, now);
+        let actions = plan.handle(now, PlanEvent::Tick);
         let watchdog = Self {
             plan,
             runs: true,
