@@ -166,8 +166,8 @@ impl<S: Supervisor> Watchdog<S> {
         let (set, supervisor) = (&self.set, &self.supervisor);
         let silence = set.config.watchdog.probe_interval;
         let is_unreported = |id: &WorkerId| !set.prober.is_reported(id, now, silence);
-        let open = |id: &WorkerId| supervisor.open_worker(&set.config, id);
-        let seen = self.slot_observer.observe(now, &set.plan, is_unreported, open);
+        let look = |id: &WorkerId| supervisor.observe(&set.config, id);
+        let seen = self.slot_observer.observe(now, &set.plan, is_unreported, look);
         if !seen.is_empty() {
             self.handle(now, PlanEvent::Observed(seen));
         }

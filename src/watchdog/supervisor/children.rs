@@ -15,7 +15,7 @@ use super::child_processes::ChildProcesses;
 use super::set_files::SetFiles;
 use crate::config::{Config, Loaded};
 use crate::ids::{Monotonic, WorkerId};
-use crate::ipc::{SetLock, WorkerIpc};
+use crate::ipc::{ObservedWorker, SetLock};
 use crate::signals::{STOP_DEBOUNCE, Signal};
 use crate::status::SavedState;
 use crate::watchdog::admin::AdminServer;
@@ -266,8 +266,8 @@ impl Supervisor for ChildSupervisor {
         std::mem::take(&mut self.found)
     }
 
-    fn open_worker(&self, _: &Config, id: &WorkerId) -> Option<WorkerIpc> {
-        self.endpoints.get(id)?.objects.reopen().ok()
+    fn observe(&self, _: &Config, id: &WorkerId) -> Option<ObservedWorker> {
+        self.endpoints.get(id)?.objects.observe().ok()
     }
 
     fn read_config(file: &Path, in_force: &Config) -> ConfigRead {

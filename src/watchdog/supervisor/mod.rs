@@ -23,7 +23,7 @@ use super::set_signals::StopSignal;
 use super::watched_set::WatchedSet;
 use crate::config::Config;
 use crate::ids::{Monotonic, WorkerId};
-use crate::ipc::WorkerIpc;
+use crate::ipc::ObservedWorker;
 use crate::status::SavedState;
 
 /// What happens in the sets of a supervisor only.
@@ -67,8 +67,8 @@ pub(super) trait Supervisor: Sized {
     /// Looks for what raises no event: with each probe, and when it is due.
     fn inspect(&mut self, now: Monotonic, set: &mut WatchedSet<Self::Set>) -> Vec<PlanEvent<EventOf<Self>>>;
 
-    /// Opens the segment and doorbells of a worker.
-    fn open_worker(&self, config: &Config, id: &WorkerId) -> Option<WorkerIpc>;
+    /// What the slot of a worker shows now.
+    fn observe(&self, config: &Config, id: &WorkerId) -> Option<ObservedWorker>;
 
     /// Reads a changed configuration; not in the thread that decides.
     fn read_config(file: &Path, in_force: &Config) -> ConfigRead;

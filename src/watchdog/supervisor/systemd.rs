@@ -15,7 +15,7 @@ use super::unit_files::UnitFiles;
 use super::unit_processes::UnitProcesses;
 use crate::config::{Config, Loaded};
 use crate::ids::{Monotonic, WorkerId};
-use crate::ipc::WorkerIpc;
+use crate::ipc::ObservedWorker;
 use crate::status::{PROBE_TIMEOUT, SavedState};
 use crate::watchdog::applied_config::{drain_timeouts, plan_limits};
 use crate::watchdog::config_reader::ConfigRead;
@@ -195,8 +195,8 @@ impl Supervisor for UnitSupervisor {
         events
     }
 
-    fn open_worker(&self, _: &Config, _: &WorkerId) -> Option<WorkerIpc> {
-        None
+    fn observe(&self, config: &Config, id: &WorkerId) -> Option<ObservedWorker> {
+        ObservedWorker::find(&config.set.runtime_dir, id).ok()
     }
 
     /// The command that published the configuration has checked it.
