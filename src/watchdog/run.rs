@@ -207,7 +207,8 @@ impl<S: Supervisor> Watchdog<S> {
 
     fn declare_frozen(&mut self, part: &Part, why: &str) {
         let set = &mut self.set;
-        set.restart_stats.declared_frozen(clock::now(), part, set.prober.silent_since(part));
+        let silent_since = self.slot_observer.silent_since(part).or_else(|| set.prober.silent_since(part));
+        set.restart_stats.declared_frozen(clock::now(), part, silent_since);
         let target = self.supervisor.process(part).map(|(pid, _)| {
             EvidenceTarget::of(part, pid, self.supervisor.scope(part), &set.config, set.prober.last_report())
         });

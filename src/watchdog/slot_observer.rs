@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 
-use super::plan::{Plan, PlanKind, WorkerLiveness};
+use super::plan::{Part, Plan, PlanKind, WorkerLiveness};
 use crate::exchange::Incarnation;
 use crate::ids::{Epoch, Lifecycle, Monotonic, WorkerId};
 use crate::ipc::ObservedWorker;
@@ -51,5 +51,10 @@ impl SlotObserver {
             observed.to_worker.ring();
         }
         all
+    }
+
+    /// Since when a worker has been seen to owe a turn.
+    pub(super) fn silent_since(&self, part: &Part) -> Option<Monotonic> {
+        self.seen.get(part.worker()?).map(|seen| seen.rung_at)
     }
 }
