@@ -291,6 +291,14 @@ fn restarts_are_counted_by_cause_with_their_duration() {
     let detection = m.get("patou_detection_seconds_sum{part=\"worker\"}");
     assert!((0.3..2.0).contains(&detection), "detected after {detection} s");
     eprintln!("a frozen worker was detected after {detection} s with worker_timeout 0.3 s");
+    // A worker that the watchdog finds by itself, because the dispatcher is frozen as well.
+    signal_to(set.dispatcher_pid(), Signal::SIGSTOP);
+    signal_to(set.worker_pid("default/2"), Signal::SIGSTOP);
+    let m = wait_for_value("a third detection", || {
+        Some(metrics(&set)).filter(|m| m.get("patou_detection_seconds_count{part=\"worker\"}") == 2.0)
+    });
+    let detection = m.get("patou_detection_seconds_sum{part=\"worker\"}") - detection;
+    assert!((0.3..2.0).contains(&detection), "detected after {detection} s");
     set.stop();
 }
 

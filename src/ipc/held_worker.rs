@@ -4,17 +4,17 @@ use std::fs::File;
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 
 use super::directory::create_file;
 use super::error::{IpcError, at};
 use super::modes::Modes;
+use super::observed_worker::ObservedWorker;
 use super::passed::WorkerObject;
-use super::worker_ipc::{WorkerIpc, WorkerPaths, checked};
+use super::worker_ipc::WorkerPaths;
 use crate::doorbell::Doorbell;
 use crate::held_file::HeldFile;
 use crate::ids::WorkerId;
-use crate::shm::{self, Segment, SegmentRole, SlotSnapshot};
+use crate::shm::{self, SegmentRole, SlotSnapshot};
 
 /// Segment and doorbells of a worker. The segment is locked: whatever becomes of files and other processes, a set whose
 /// supervisor lives is not taken for a dead one.
@@ -73,14 +73,11 @@ impl HeldWorker {
         ])
     }
 
-    /// Opens them once more, whatever became of their names.
-    pub(crate) fn reopen(&self) -> Result<WorkerIpc, IpcError> {
-        let doorbell = |path: PathBuf| Doorbell::open_descriptor(&path, None).map_err(at(&path));
-        checked(WorkerIpc {
-            segment: Arc::new(Segment::open_descriptor(&self.segment.descriptor_path(), None, None)?),
-            to_worker: doorbell(self.to_worker.descriptor_path())?,
-            to_dispatcher: doorbell(self.to_dispatcher.descriptor_path())?,
-        })
+    /// What an observer sees of the worker, whatever became of the names.
+    pub(crate) fn observe(&self) -> Result<ObservedWorker, IpcError> {
+        let bell = self.to_worker.descriptor_path();
+        let to_worker = Doorbell::open_descriptor(&bell, None).map_err(at(&bell))?;
+        ObservedWorker::of(self.segment.get(), &self.name, to_worker)
     }
 
     /// The content of the slot.

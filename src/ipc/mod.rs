@@ -15,6 +15,7 @@ mod error;
 mod held_worker;
 mod leftover;
 mod modes;
+mod observed_worker;
 mod passed;
 mod set;
 mod set_lock;
@@ -25,6 +26,7 @@ pub(crate) use error::IpcError;
 pub(crate) use held_worker::HeldWorker;
 pub(crate) use leftover::{Leftover, leftovers, remove_dead_segments};
 pub(crate) use modes::Modes;
+pub(crate) use observed_worker::ObservedWorker;
 pub(crate) use passed::{
     PASSED_TO_WORKER, PassedObjects, RUNTIME_DIR, WATCHDOG, WorkerObject, parse_watchdog_mark, watchdog_mark,
 };

@@ -15,7 +15,7 @@ use super::set_lock::is_run_by_systemd;
 use crate::config::Config;
 use crate::doorbell::Doorbell;
 use crate::ids::WorkerId;
-use crate::shm::{self, Segment, SegmentError, SegmentIdentity, SegmentRole, SlotSnapshot};
+use crate::shm::{self, Segment, SegmentError, SegmentIdentity, SlotSnapshot};
 
 /// The paths of one worker's objects.
 #[derive(Debug)]
@@ -44,13 +44,6 @@ pub(crate) struct WorkerIpc {
     pub to_worker: Doorbell,
     /// Rung by the worker.
     pub to_dispatcher: Doorbell,
-}
-
-impl WorkerIpc {
-    /// Whether an incarnation has attached and lives.
-    pub(crate) fn has_incarnation(&self) -> bool {
-        self.segment.is_role_locked(SegmentRole::Worker)
-    }
 }
 
 /// The path of the socket on which worker `id` receives connections.

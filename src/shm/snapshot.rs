@@ -29,11 +29,19 @@ impl SlotSnapshot {
     /// # Errors
     /// When the segment is missing, not readable, foreign, or damaged.
     pub(crate) fn read(name: &str, owner: Option<u32>) -> Result<Self, SegmentError> {
+        Self::of(&Self::open(name, owner)?, name)
+    }
+
+    /// Opens the segment `name` for reading.
+    ///
+    /// # Errors
+    /// When the segment is missing, not readable, or foreign.
+    pub(crate) fn open(name: &str, owner: Option<u32>) -> Result<File, SegmentError> {
         let system = |call| move |cause| SegmentError::System { name: name.to_owned(), call, cause };
         let flags = OFlag::O_RDONLY | OFlag::O_CLOEXEC | OFlag::O_NOFOLLOW;
         let file = File::from(shm_open(name, flags, Mode::empty()).map_err(system("shm_open"))?);
         check_owner(name, &file, owner)?;
-        Self::of(&file, name)
+        Ok(file)
     }
 
     /// Copies the slot of an open segment. `name` is for error messages.

@@ -17,7 +17,7 @@ use crate::{clock, executable};
 const READ_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// A configuration, or why it cannot be used.
-pub(super) type ConfigRead = Result<Config, String>;
+pub(super) type ConfigRead = Result<Box<Config>, String>;
 
 /// Reads one file at a time.
 #[derive(Default)]
@@ -33,9 +33,9 @@ struct Reading {
 }
 
 impl ConfigReader {
-    /// Starts to read `file`. If a read is in progress, it is repeated when it ends. `in_force`: the programs of its
-    /// handlers run, and are not checked.
-    pub(super) fn start(&mut self, file: PathBuf, in_force: Arc<Config>) {
+    /// Starts to read `file`. If a read is in progress, it is repeated when it ends. `read` gets the configuration in
+    /// force, too.
+    pub(super) fn start(&mut self, file: PathBuf, in_force: Arc<Config>, read: fn(&Path, &Config) -> ConfigRead) {
         if let Some(reading) = &mut self.reading {
             reading.again = true;
             return;
@@ -65,12 +65,14 @@ impl ConfigReader {
     }
 }
 
-fn read(file: &Path, in_force: &Config) -> ConfigRead {
+/// Reads a configuration of child processes, and checks what they need. The programs of the handlers in force run, and
+/// are not checked.
+pub(super) fn read_checked(file: &Path, in_force: &Config) -> ConfigRead {
     let loaded = Config::load(Some(file)).map_err(|error| error.to_string())?;
     loaded.check(|pool| missing_program(pool, in_force)).map_err(|faults| faults.to_string())?;
     let mut config = loaded.config;
     accounts::resolve(&mut config).map_err(|error| error.to_string())?;
-    Ok(config)
+    Ok(Box::new(config))
 }
 
 /// The program of a new or changed handler, if it does not exist. An unchanged handler is not checked: it runs.
@@ -89,10 +91,10 @@ mod tests {
         let mut reader = ConfigReader { reading: Some(Reading { result, until: clock::now(), again: false }) };
         let file = std::env::temp_dir().join(format!("patou-config-reader-{}", std::process::id()));
         std::fs::write(&file, "[[pool]]\nname = \"default\"\n").unwrap();
-        reader.start(file.clone(), Arc::default());
+        reader.start(file.clone(), Arc::default(), read_checked);
         let (read, again) = reader.next().await;
         assert!(read.unwrap_err().contains("took longer than 10 s") && again);
-        reader.start(file.clone(), Arc::default());
+        reader.start(file.clone(), Arc::default(), read_checked);
         let (read, again) = reader.next().await;
         assert_eq!((read.unwrap().pools.len(), again), (1, false));
         std::fs::remove_file(file).unwrap();

@@ -1,8 +1,8 @@
 //! The watchdog: starts the set, detects parts that died or froze, replaces them, and stops the set in order.
 //!
-//! A supervisor is one loop: an event goes to the [`plan`], which decides, and its actions are performed in order.
-//! [`ChildSupervisor`] runs a set of child processes (`patou run`) and owns what must outlive them: the lock of the set,
-//! the listening sockets, the stored connections. [`UnitSupervisor`] watches a set of systemd units.
+//! It is one loop ([`run::Watchdog`]): an event goes to the [`plan`], which decides, and its actions are performed in
+//! order. What starts and ends the parts is a [`supervisor`]: [`ChildSupervisor`] runs a set of child processes
+//! (`patou run`), [`UnitSupervisor`] finds the processes of a set of systemd units.
 //!
 //! Liveness is probed over a Unix socket that the dispatcher's serving loop answers; the answer includes the workers.
 //! Doorbells and heartbeats prove nothing: a frozen process reads no pipe, and a heartbeat may come from another thread.
@@ -22,6 +22,7 @@ mod prober;
 mod process_sample;
 mod reload;
 mod restart_stats;
+mod run;
 mod set_signals;
 mod slot_observer;
 mod sockets;
@@ -29,6 +30,7 @@ mod stale_processes;
 mod startup_message;
 mod state;
 mod supervisor;
+mod watched_set;
 mod worker_endpoints;
 
 use std::path::Path;
@@ -42,8 +44,9 @@ pub(crate) use accounts::resolve as resolve_accounts;
 pub(crate) use error::WatchdogError;
 use error::system;
 use part_log::log_killed;
+use run::Watchdog;
 use set_signals::SetSignals;
-use supervisor::child_supervisor::ChildSupervisor;
+use supervisor::children::ChildSupervisor;
 use supervisor::systemd::UnitSupervisor;
 use worker_endpoints::SegmentNames;
 
@@ -67,7 +70,13 @@ pub(crate) async fn watch(loaded: Loaded) -> Result<(), WatchdogError> {
     log::init(log::LogContext::part("watchdog", &loaded.config.set.name));
     log::abort_on_panic();
     descriptors::raise_limit();
-    LocalSet::new().run_until(async { UnitSupervisor::open(loaded)?.run().await }).await
+    LocalSet::new().run_until(watch_units(loaded)).await
+}
+
+async fn watch_units(loaded: Loaded) -> Result<(), WatchdogError> {
+    let signals = SetSignals::catch().map_err(system("signals"))?;
+    let (set, supervisor) = UnitSupervisor::open(loaded)?;
+    Watchdog::new(set, supervisor).run(signals).await
 }
 
 /// Locks the runtime directory, runs the set, and removes everything that belongs to the set.
@@ -96,7 +105,8 @@ async fn run_set(loaded: Loaded) -> Result<(), WatchdogError> {
     let segments = SegmentNames::default();
     let result = async {
         stale_processes::remove_files(&loaded.config, &ended)?;
-        ChildSupervisor::open(loaded, segments.clone(), lock.clone())?.run(signals).await
+        let (set, supervisor) = ChildSupervisor::open(loaded, segments.clone(), lock.clone())?;
+        Watchdog::new(set, supervisor).run(signals).await
     }
     .await;
     let removed = remove_set(&runtime_dir, &lock, &segments).await;

@@ -8,7 +8,7 @@ use crate::procfs::ProcessStat;
 pub(super) fn log_notice(part: &Part, notice: Notice, pid: Option<u32>) {
     let worker = part.worker().map(tracing::field::display);
     match notice {
-        Notice::Recovered { restarts } => {
+        Notice::Recovered { restarts } | Notice::UnitRestarted { restarts } => {
             tracing::info!(worker, pid, restarts, %part, event = %Event::PartRecovered, "{part} is back in service");
         }
         Notice::Restarting { cause, delay } => {

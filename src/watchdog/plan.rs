@@ -15,39 +15,53 @@ mod stand_in;
 mod systemd;
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::time::Duration;
 
 use crate::ids::{Monotonic, PoolName, WorkerId};
 use crate::liveness::SilenceTimer;
+pub(crate) use lifecycle::ChildSet;
 pub(crate) use messages::{
-    Absence, ConfigChange, Notice, Part, PartSignal, PlanAction, PlanEvent, PlanLimits, WorkerLiveness,
+    Absence, ChildAction, ChildEvent, ConfigChange, KillSignal, Notice, Part, PartSignal, PlanAction, PlanEvent,
+    PlanLimits, UnitEvent, WorkerLiveness,
 };
 pub(crate) use part::PartStatus;
 use part::{PartRecord, PartState};
+pub(crate) use systemd::UnitSet;
 
-/// What starts and stops the parts.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum SupervisorKind {
-    Watchdog,
-    Systemd,
-}
+/// What starts, stops and restarts the parts: the watchdog ([`ChildSet`]), or systemd ([`UnitSet`]).
+pub(crate) trait PlanKind: fmt::Debug + Sized {
+    /// What happens in such a set only.
+    type Event: fmt::Debug;
+    /// What the shell of such a set alone has to do.
+    type Action;
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum SetPhase {
-    Starting,
-    Running,
-    StoppingWorkers,
-    StoppingDispatcher,
-    Stopped,
+    /// Whether systemd starts the parts: it limits their starts itself, and a part delays its start after failures.
+    const BY_SYSTEMD: bool;
+
+    /// Processes an event.
+    fn handle(plan: &mut Plan<Self>, now: Monotonic, event: Self::Event);
+
+    /// Whether the event is the result of an action.
+    fn is_result(_event: &Self::Event) -> bool {
+        false
+    }
+
+    /// Takes the steps that follow from events and verdicts.
+    fn advance(_plan: &mut Plan<Self>, _now: Monotonic) {}
+
+    /// Whether the set is stopping or has stopped.
+    fn is_stopping(&self) -> bool {
+        false
+    }
 }
 
 /// The state of the set, as the watchdog knows it.
 #[derive(Debug)]
-pub(crate) struct Plan {
+pub(crate) struct Plan<K: PlanKind> {
     parts: BTreeMap<Part, PartRecord>,
     limits: PlanLimits,
-    supervisor: SupervisorKind,
-    phase: SetPhase,
+    kind: K,
     /// Silence before this time is not attributed to any part.
     blame_since: Monotonic,
     /// Time excluded since the last report or since `blame_since`, whichever is later: a silence that the next report
@@ -59,42 +73,26 @@ pub(crate) struct Plan {
     last_external_event: Monotonic,
     /// Up to when the time spent on actions has been excluded.
     excluded_until: Option<Monotonic>,
-    actions: Vec<PlanAction>,
+    actions: Vec<PlanAction<K::Action>>,
 }
 
-impl Plan {
-    /// A set without any process. The first action starts the dispatcher.
-    pub(crate) fn new(
-        workers: &BTreeMap<WorkerId, Duration>,
-        limits: PlanLimits,
-        now: Monotonic,
-    ) -> (Self, Vec<PlanAction>) {
-        let (dispatcher, worker) = (PartState::StartDue(now), PartState::AwaitingDispatcher);
-        let mut plan = Self::build(SupervisorKind::Watchdog, dispatcher, worker, workers, limits, now);
-        let actions = plan.handle(now, PlanEvent::Tick);
-        (plan, actions)
-    }
-
+impl<K: PlanKind> Plan<K> {
     /// Processes an event and returns what to do.
-    pub(crate) fn handle(&mut self, now: Monotonic, event: PlanEvent) -> Vec<PlanAction> {
-        match &event {
-            PlanEvent::Sampled(..) | PlanEvent::StartFailed(..) | PlanEvent::StartPostponed(..) => {}
-            PlanEvent::Started(..) if self.supervisor == SupervisorKind::Watchdog => {}
-            _ => self.last_external_event = self.last_external_event.max(now),
+    pub(crate) fn handle(&mut self, now: Monotonic, event: PlanEvent<K::Event>) -> Vec<PlanAction<K::Action>> {
+        let is_result = match &event {
+            PlanEvent::Sampled(..) => true,
+            PlanEvent::Set(event) => K::is_result(event),
+            _ => false,
+        };
+        if !is_result {
+            self.last_external_event = self.last_external_event.max(now);
         }
         // The events that arrived meanwhile follow these three, and no part is evaluated before they are processed: one
         // of them may be the answer to a probe of a watchdog that was late.
         let ends_batch =
             !matches!(event, PlanEvent::WatchdogLate(_) | PlanEvent::MachineResumed | PlanEvent::ProbeSent);
-        let by_systemd = self.supervisor == SupervisorKind::Systemd;
         match event {
-            PlanEvent::Started(part, pid) => self.on_started(now, &part, pid),
-            PlanEvent::StartFailed(part, cause) => self.on_exited(now, &part, cause, 0.5),
-            PlanEvent::StartPostponed(part, cause) => self.on_start_postponed(now, &part, cause),
             PlanEvent::Ready(part) => self.on_ready(now, &part),
-            PlanEvent::Exited { part, cause, .. } if by_systemd => self.on_unit_exited(&part, cause),
-            PlanEvent::Exited { part, cause, jitter } => self.on_exited(now, &part, cause, jitter),
-            PlanEvent::UnitState { part, absence, restarts } => self.on_unit_state(&part, absence, restarts),
             PlanEvent::ProbeSent => {
                 self.probe_sent_at.get_or_insert(now);
                 self.with_timer(&Part::Dispatcher, |timer| timer.probe_sent(now));
@@ -109,17 +107,11 @@ impl Plan {
             PlanEvent::WatchdogLate(time) => self.exclude_time(now, time),
             PlanEvent::MachineResumed => self.reset_all(now),
             PlanEvent::Tick => {}
-            PlanEvent::Stop if self.phase == SetPhase::Stopped => {}
-            PlanEvent::Stop => self.stop(now),
-            PlanEvent::StopNow => self.stop_now(now),
-            PlanEvent::Apply(change) if by_systemd => self.apply_to_units(change),
-            PlanEvent::Apply(change) => self.apply(now, change),
-            PlanEvent::SocketsReplaced(workers) => self.replace_processes(now, &workers),
+            PlanEvent::Set(event) => K::handle(self, now, event),
         }
         if ends_batch {
-            self.update_stand_ins(now);
             self.check_deadlines(now);
-            self.advance(now);
+            K::advance(self, now);
         }
         std::mem::take(&mut self.actions)
     }
@@ -167,11 +159,11 @@ impl Plan {
 
     /// Whether the set is stopping or has stopped.
     pub(crate) fn is_stopping(&self) -> bool {
-        !matches!(self.phase, SetPhase::Starting | SetPhase::Running)
+        self.kind.is_stopping()
     }
 
     fn build(
-        supervisor: SupervisorKind,
+        kind: K,
         dispatcher: PartState,
         worker: PartState,
         workers: &BTreeMap<WorkerId, Duration>,
@@ -183,11 +175,7 @@ impl Plan {
         Self {
             parts: parts.map(|(part, (state, drain))| (part, PartRecord::new(state, drain))).collect(),
             limits,
-            supervisor,
-            phase: match supervisor {
-                SupervisorKind::Watchdog => SetPhase::Starting,
-                SupervisorKind::Systemd => SetPhase::Running,
-            },
+            kind,
             blame_since: now,
             excluded: Duration::ZERO,
             probe_sent_at: None,
@@ -202,7 +190,7 @@ impl Plan {
     fn is_judged_by_time(&self, part: &Part, record: &PartRecord) -> bool {
         let Some(timer) = record.timer() else { return false };
         let by_report = part.worker().is_some() && record.ready_at.is_some();
-        !by_report && (self.supervisor == SupervisorKind::Watchdog || timer.is_ready())
+        !by_report && (!K::BY_SYSTEMD || timer.is_ready())
     }
 
     fn with_timer<T>(&mut self, part: &Part, change: impl FnOnce(&mut SilenceTimer) -> T) -> Option<T> {

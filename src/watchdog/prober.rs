@@ -13,7 +13,7 @@ use tokio::sync::{Notify, mpsc};
 use tokio::task::yield_now;
 use tokio::time::timeout;
 
-use super::plan::{Part, Plan, WorkerLiveness};
+use super::plan::{Part, Plan, PlanKind, WorkerLiveness};
 use crate::descriptors::SpareDescriptors;
 use crate::held_file::HeldFile;
 use crate::ids::{Monotonic, PoolName, WorkerId, WorkerNumber};
@@ -216,7 +216,7 @@ impl Prober {
 }
 
 /// The failed pools, for the next probe.
-pub(super) fn failed_pools(plan: &Plan) -> Vec<FailedPool> {
+pub(super) fn failed_pools<K: PlanKind>(plan: &Plan<K>) -> Vec<FailedPool> {
     let short = |cause: &str| cause.chars().take(CAUSE_MAX).collect();
     plan.failed_pools()
         .into_iter()

@@ -1,4 +1,4 @@
-//! The signals of `patou run`, as streams with one byte for each signal.
+//! The signals of the watchdog, as streams with one byte for each signal.
 
 use std::io;
 
@@ -14,8 +14,15 @@ pub(super) struct SetSignals {
     pub stop_now: UnixStream,
     /// SIGHUP.
     pub reload: UnixStream,
-    /// SIGCHLD: a part or an orphan has ended.
-    pub child: UnixStream,
+}
+
+/// A signal to stop.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum StopSignal {
+    /// SIGTERM and SIGINT: requests in progress may finish.
+    Drain,
+    /// SIGQUIT.
+    Now,
 }
 
 impl SetSignals {
@@ -24,7 +31,6 @@ impl SetSignals {
             stop: Signal::stop()?.into_async()?,
             stop_now: Signal::stop_now()?.into_async()?,
             reload: Signal::reload()?.into_async()?,
-            child: Signal::child()?.into_async()?,
         })
     }
 }

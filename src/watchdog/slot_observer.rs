@@ -3,10 +3,10 @@
 
 use std::collections::BTreeMap;
 
-use super::plan::{Plan, WorkerLiveness};
+use super::plan::{Part, Plan, PlanKind, WorkerLiveness};
 use crate::exchange::Incarnation;
 use crate::ids::{Epoch, Lifecycle, Monotonic, WorkerId};
-use crate::ipc::WorkerIpc;
+use crate::ipc::ObservedWorker;
 
 /// The last turn of each worker that was observed.
 #[derive(Debug, Default)]
@@ -24,24 +24,23 @@ struct SeenTurn {
 
 impl SlotObserver {
     /// Rings the workers that `is_unreported` selects, and returns which of them have not made a turn since an earlier
-    /// ring. A worker without a serving incarnation is left out: what it owes is unknown. `open` opens the objects of a
-    /// worker that the watchdog holds: their names may be gone.
-    pub(super) fn observe(
+    /// ring. A worker without a serving incarnation is left out: what it owes is unknown.
+    pub(super) fn observe<K: PlanKind>(
         &mut self,
         now: Monotonic,
-        plan: &Plan,
+        plan: &Plan<K>,
         is_unreported: impl Fn(&WorkerId) -> bool,
-        open: impl Fn(&WorkerId) -> Option<WorkerIpc>,
+        look: impl Fn(&WorkerId) -> Option<ObservedWorker>,
     ) -> Vec<WorkerLiveness> {
         // What was seen before the dispatcher reported a worker again is outdated.
         let last = std::mem::take(&mut self.seen);
         let mut all = Vec::new();
         for (part, status) in plan.status() {
             let (Some(id), Some(pid)) = (part.worker(), status.pid) else { continue };
-            let Some(ipc) = is_unreported(id).then(|| open(id)).flatten() else { continue };
-            let attached = ipc.has_incarnation(); // and is not between two incarnations
+            let Some(observed) = is_unreported(id).then(|| look(id)).flatten() else { continue };
+            let attached = observed.has_incarnation; // and is not between two incarnations
             let serves = |life: &Incarnation| attached && life.pid == pid && life.state != Lifecycle::Starting;
-            let Some(Incarnation { epoch, ticks, .. }) = Incarnation::load(&*ipc.segment).filter(serves) else {
+            let Some(Incarnation { epoch, ticks, .. }) = Incarnation::load(&observed.slot).filter(serves) else {
                 continue;
             };
             let same = last.get(id).filter(|seen| (seen.epoch, seen.ticks) == (epoch, ticks));
@@ -49,8 +48,13 @@ impl SlotObserver {
             self.seen.insert(id.clone(), SeenTurn { epoch, ticks, rung_at: silent_since.unwrap_or(now) });
             let worker = id.clone();
             all.push(WorkerLiveness { worker, silent_since, starting_since: None, ticks: Some(ticks), corrupt: false });
-            ipc.to_worker.ring();
+            observed.to_worker.ring();
         }
         all
+    }
+
+    /// Since when a worker has been seen to owe a turn.
+    pub(super) fn silent_since(&self, part: &Part) -> Option<Monotonic> {
+        self.seen.get(part.worker()?).map(|seen| seen.rung_at)
     }
 }

@@ -3,57 +3,56 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::Path;
 
-use sd_notify::NotifyState;
-
-use super::supervisor::child_supervisor::ChildSupervisor;
+use super::plan::{ChildSet, Plan};
+use super::supervisor::children::ChildSupervisor;
+use super::watched_set::WatchedSet;
 use crate::config::{Config, HandlerConfig, ListenAddress, ListenerConfig, Origin};
 use crate::log::Event;
-use crate::sd_notification::notify;
 
 impl ChildSupervisor {
     /// Logs that the start is complete, and commands to try.
-    pub(super) fn log_set_up(&mut self) {
-        notify(&[NotifyState::Ready]);
+    pub(super) fn log_set_up(&mut self, set: &WatchedSet<ChildSet>) {
         self.start_deadline = None;
-        let set = &self.config.set.name;
-        match self.parts_not_up() {
-            Some(missing) => tracing::warn!(%set, "the set is not up: {missing}; the others serve requests"),
+        let (config, set_name) = (&set.config, &set.config.set.name);
+        match parts_not_up(&set.plan) {
+            Some(missing) => tracing::warn!(set = %set_name, "the set is not up: {missing}; the others serve requests"),
             None => {
-                let (workers, pools) = (self.config.workers().count(), self.config.pools.len());
-                tracing::info!(%set, workers, pools, dir = %self.runtime_dir.display(), event = %Event::SetUp, "the set is up");
+                let (workers, pools) = (config.workers().count(), config.pools.len());
+                tracing::info!(set = %set_name, workers, pools, dir = %self.runtime_dir.display(), event = %Event::SetUp,
+                    "the set is up");
             }
         }
         let program = std::env::args().next().map_or("patou".to_owned(), |name| quoted(&name));
-        let config = match &self.origin {
+        let option = match &set.origin {
             Origin::File(path) if path != Path::new(Config::DEFAULT_PATH) => {
                 format!(" --config {}", quoted(&path.display().to_string()))
             }
             _ => String::new(),
         };
-        for (listener, socket) in self.config.listeners.iter().zip(&self.sockets.listeners) {
-            let command = example_command(&self.config, listener, &socket.address, &program);
+        for (listener, socket) in config.listeners.iter().zip(&self.sockets.listeners) {
+            let command = example_command(config, listener, &socket.address, &program);
             tracing::info!("try: {command}    (pool {})", listener.pool);
         }
-        tracing::info!("try: {program} status{config}; stop with Ctrl-C");
+        tracing::info!("try: {program} status{option}; stop with Ctrl-C");
     }
 
     /// Logs which parts are not up after watchdog.start_timeout.
-    pub(super) fn log_start_timeout(&mut self) {
+    pub(super) fn log_start_timeout(&mut self, set: &WatchedSet<ChildSet>) {
         self.start_deadline = None;
-        if let Some(missing) = self.parts_not_up().filter(|_| !self.plan.is_stopping()) {
-            tracing::warn!(set = %self.config.set.name, "the set is not up within watchdog.start_timeout: {missing}");
+        if let Some(missing) = parts_not_up(&set.plan).filter(|_| !set.plan.is_stopping()) {
+            tracing::warn!(set = %set.config.set.name, "the set is not up within watchdog.start_timeout: {missing}");
         }
     }
+}
 
-    /// The parts that are not up, with their state and their last end; `None` if all are up.
-    fn parts_not_up(&self) -> Option<String> {
-        let missing = self.plan.status().filter(|(_, status)| status.state != "up").map(|(part, status)| {
-            let cause = status.cause.map_or(String::new(), |cause| format!(", last end: {cause}"));
-            format!("{part} is {}{cause}", status.state)
-        });
-        let missing: Vec<_> = missing.collect();
-        (!missing.is_empty()).then(|| missing.join("; "))
-    }
+/// The parts that are not up, with their state and their last end; `None` if all are up.
+fn parts_not_up(plan: &Plan<ChildSet>) -> Option<String> {
+    let missing = plan.status().filter(|(_, status)| status.state != "up").map(|(part, status)| {
+        let cause = status.cause.map_or(String::new(), |cause| format!(", last end: {cause}"));
+        format!("{part} is {}{cause}", status.state)
+    });
+    let missing: Vec<_> = missing.collect();
+    (!missing.is_empty()).then(|| missing.join("; "))
 }
 
 /// A command that sends a request to a listener.

@@ -3,13 +3,13 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use super::plan::{Part, Plan};
+use super::plan::{Part, Plan, PlanKind};
 use crate::ids::ProcessId;
 use crate::status::{SavedPart, SavedState};
 use crate::{log, procfs};
 
-/// The current state of `plan`; `process` is the watchdog.
-pub(super) fn saved_state(plan: &Plan, set: &str, process: ProcessId, listeners: Vec<String>) -> SavedState {
+/// The current state of `plan`, without what its supervisor adds; `process` is the watchdog.
+pub(super) fn saved_state<K: PlanKind>(plan: &Plan<K>, set: &str, process: ProcessId) -> SavedState {
     let mut parts: Vec<(&Part, SavedPart)> = plan
         .status()
         .map(|(part, s)| {
@@ -31,7 +31,7 @@ pub(super) fn saved_state(plan: &Plan, set: &str, process: ProcessId, listeners:
         started,
         pid_namespace: procfs::pid_namespace(),
         stopping: plan.is_stopping(),
-        listeners,
+        listeners: Vec::new(),
         problems: Vec::new(),
         dispatcher,
         workers: workers.collect(),

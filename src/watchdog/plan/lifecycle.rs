@@ -1,16 +1,69 @@
 //! Starts, restarts and stops of the parts that the watchdog supervises itself.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use super::part::{PartRecord, PartState, StopReason};
-use super::{ConfigChange, Notice, Part, PartSignal, Plan, PlanAction, SetPhase, SupervisorKind};
+use super::{
+    ChildAction, ChildEvent, ConfigChange, KillSignal, Notice, Part, PartSignal, Plan, PlanAction, PlanKind, PlanLimits,
+};
 use crate::ids::{Monotonic, WorkerId};
 use crate::liveness::{RestartHistory, SilenceTimer};
 
 /// How long a start is postponed when a resource is used up.
 const START_RETRY: Duration = Duration::from_secs(1);
 
-impl Plan {
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum SetPhase {
+    Starting,
+    Running,
+    StoppingWorkers,
+    StoppingDispatcher,
+    Stopped,
+}
+
+/// A set of child processes.
+#[derive(Debug)]
+pub(crate) struct ChildSet {
+    phase: SetPhase,
+}
+
+impl PlanKind for ChildSet {
+    type Event = ChildEvent;
+    type Action = ChildAction;
+
+    const BY_SYSTEMD: bool = false;
+
+    fn handle(plan: &mut Plan<Self>, now: Monotonic, event: ChildEvent) {
+        match event {
+            ChildEvent::Started(part, pid) => plan.on_started(now, &part, pid),
+            ChildEvent::StartFailed(part, cause) => plan.on_exited(now, &part, cause, 0.5),
+            ChildEvent::StartPostponed(part, cause) => plan.on_start_postponed(now, &part, cause),
+            ChildEvent::Exited { part, cause, jitter } => plan.on_exited(now, &part, cause, jitter),
+            ChildEvent::Stop if plan.kind.phase == SetPhase::Stopped => {}
+            ChildEvent::Stop => plan.stop(now),
+            ChildEvent::StopNow => plan.stop_now(now),
+            ChildEvent::Apply(change) => plan.apply(now, change),
+            ChildEvent::SocketsReplaced(parts) => plan.replace_processes(now, &parts),
+        }
+    }
+
+    fn is_result(event: &ChildEvent) -> bool {
+        matches!(event, ChildEvent::Started(..) | ChildEvent::StartFailed(..) | ChildEvent::StartPostponed(..))
+    }
+
+    fn advance(plan: &mut Plan<Self>, now: Monotonic) {
+        plan.update_stand_ins(now);
+        plan.start_due_parts(now);
+        plan.advance_phase(now);
+    }
+
+    fn is_stopping(&self) -> bool {
+        !matches!(self.phase, SetPhase::Starting | SetPhase::Running)
+    }
+}
+
+impl<K: PlanKind> Plan<K> {
     pub(super) fn on_started(&mut self, now: Monotonic, part: &Part, pid: u32) {
         if let Some(record) = self.parts.get_mut(part) {
             record.pid = Some(pid);
@@ -36,7 +89,7 @@ impl Plan {
         if !matches!(record.state, PartState::Running(_)) {
             return; // told to stop while it was starting
         }
-        if record.restarts > 0 && self.supervisor == SupervisorKind::Watchdog {
+        if record.restarts > 0 && !K::BY_SYSTEMD {
             let restarts = record.restarts;
             self.actions.push(PlanAction::Log(part.clone(), Notice::Recovered { restarts }));
         }
@@ -48,8 +101,16 @@ impl Plan {
             }
         }
     }
+}
 
-    pub(super) fn on_exited(&mut self, now: Monotonic, part: &Part, cause: String, jitter: f64) {
+impl Plan<ChildSet> {
+    /// A set without any process. With the first event it starts the dispatcher.
+    pub(crate) fn for_children(workers: &BTreeMap<WorkerId, Duration>, limits: PlanLimits, now: Monotonic) -> Self {
+        let (dispatcher, worker) = (PartState::StartDue(now), PartState::AwaitingDispatcher);
+        Self::build(ChildSet { phase: SetPhase::Starting }, dispatcher, worker, workers, limits, now)
+    }
+
+    fn on_exited(&mut self, now: Monotonic, part: &Part, cause: String, jitter: f64) {
         if part.is_stand_in() {
             return self.on_stand_in_exited(now, part, cause, jitter);
         }
@@ -57,7 +118,7 @@ impl Plan {
         let Some(record) = self.parts.get_mut(part) else { return };
         record.pid = None;
         if let Part::Worker(id) = part {
-            self.actions.push(PlanAction::KillOrphans(id.clone()));
+            self.actions.push(ChildAction::KillOrphans(id.clone()).into());
         }
         let reason = match &record.state {
             PartState::Stopping { reason, .. } => Some(*reason),
@@ -66,7 +127,7 @@ impl Plan {
         if stopping || reason == Some(StopReason::Final) {
             record.state = PartState::Stopped;
             if let (Part::Worker(id), true) = (part, stopping) {
-                self.actions.push(PlanAction::CloseAddress(id.clone()));
+                self.actions.push(ChildAction::CloseAddress(id.clone()).into());
             }
             if !stopping {
                 self.remove_stopped_worker(part);
@@ -94,7 +155,7 @@ impl Plan {
     }
 
     /// A lack of descriptors, memory or processes passes or is repaired: the start is tried again for as long as it takes.
-    pub(super) fn on_start_postponed(&mut self, now: Monotonic, part: &Part, cause: String) {
+    fn on_start_postponed(&mut self, now: Monotonic, part: &Part, cause: String) {
         let is_wanted = !self.is_stopping()
             && matches!(self.parts.get(part), Some(PartRecord { state: PartState::Running(_), .. }));
         if !is_wanted {
@@ -109,12 +170,12 @@ impl Plan {
     }
 
     /// Stops the set; the second call kills it.
-    pub(super) fn stop(&mut self, now: Monotonic) {
+    fn stop(&mut self, now: Monotonic) {
         if self.is_stopping() {
             return self.stop_now(now);
         }
-        self.phase = SetPhase::StoppingWorkers;
-        self.actions.push(PlanAction::Quiesce);
+        self.kind.phase = SetPhase::StoppingWorkers;
+        self.actions.push(ChildAction::Quiesce.into());
         let workers: Vec<Part> = self.parts.keys().filter(|part| **part != Part::Dispatcher).cloned().collect();
         for part in workers {
             self.stop_part(now, &part, StopReason::Final);
@@ -122,19 +183,19 @@ impl Plan {
             if let (Some(id), Some(PartRecord { state: PartState::Stopped, .. })) =
                 (part.worker(), self.parts.get(&part))
             {
-                self.actions.push(PlanAction::CloseAddress(id.clone()));
+                self.actions.push(ChildAction::CloseAddress(id.clone()).into());
             }
         }
     }
 
-    pub(super) fn stop_now(&mut self, now: Monotonic) {
-        self.phase = SetPhase::StoppingDispatcher;
+    fn stop_now(&mut self, now: Monotonic) {
+        self.kind.phase = SetPhase::StoppingDispatcher;
         for (part, record) in &mut self.parts {
             match record.state {
                 PartState::Running(_) | PartState::Stopping { .. } => {
                     let (kill_at, timer) = (now + Duration::from_secs(1), record.timer().copied());
                     record.state = PartState::Stopping { kill_at, reason: StopReason::Final, timer };
-                    self.actions.push(PlanAction::Signal(part.clone(), PartSignal::Kill));
+                    self.actions.push(PlanAction::Kill(part.clone(), KillSignal::Kill));
                 }
                 _ => record.state = PartState::Stopped,
             }
@@ -149,7 +210,7 @@ impl Plan {
             PartState::Running(timer) => {
                 let (kill_at, timer) = (now + record.drain_timeout + exit_grace, Some(*timer));
                 record.state = PartState::Stopping { kill_at, reason, timer };
-                self.actions.push(PlanAction::Signal(part.clone(), PartSignal::Terminate));
+                self.actions.push(ChildAction::Signal(part.clone(), PartSignal::Terminate).into());
             }
             PartState::Stopping { reason: known, .. } => *known = reason,
             PartState::AwaitingDispatcher
@@ -160,38 +221,48 @@ impl Plan {
         }
     }
 
+    fn start_due_parts(&mut self, now: Monotonic) {
+        for (part, record) in &mut self.parts {
+            if matches!(record.state, PartState::StartDue(at) if at <= now) {
+                // The shell reports the result before any other event.
+                record.state = PartState::Running(SilenceTimer::starting(now));
+                self.actions.push(ChildAction::Start(part.clone()).into());
+            }
+        }
+    }
+
     /// Takes the next step of the start or the stop once the previous one is complete.
-    pub(super) fn advance(&mut self, now: Monotonic) {
+    fn advance_phase(&mut self, now: Monotonic) {
         // A failed worker does not delay the start: the others serve.
         let settled = |(part, record): (&Part, &PartRecord)| {
             record.is_up() || matches!(record.state, PartState::Failed) || part.is_stand_in()
         };
         let serving = self.parts[&Part::Dispatcher].is_up();
-        if self.phase == SetPhase::Starting && serving && self.parts.iter().all(settled) {
-            self.phase = SetPhase::Running;
-            self.actions.push(PlanAction::AllUp);
+        if self.kind.phase == SetPhase::Starting && serving && self.parts.iter().all(settled) {
+            self.kind.phase = SetPhase::Running;
+            self.actions.push(ChildAction::AllUp.into());
         }
-        if self.phase == SetPhase::StoppingWorkers
+        if self.kind.phase == SetPhase::StoppingWorkers
             && self.parts.iter().all(|(part, record)| *part == Part::Dispatcher || record.is_down())
         {
-            self.phase = SetPhase::StoppingDispatcher;
+            self.kind.phase = SetPhase::StoppingDispatcher;
             self.stop_part(now, &Part::Dispatcher, StopReason::Final);
         }
-        if self.phase == SetPhase::StoppingDispatcher && self.parts.values().all(PartRecord::is_down) {
-            self.phase = SetPhase::Stopped;
-            self.actions.push(PlanAction::Finish);
+        if self.kind.phase == SetPhase::StoppingDispatcher && self.parts.values().all(PartRecord::is_down) {
+            self.kind.phase = SetPhase::Stopped;
+            self.actions.push(ChildAction::Finish.into());
         }
     }
 
     /// Applies a new configuration.
-    pub(super) fn apply(&mut self, now: Monotonic, change: ConfigChange) {
+    fn apply(&mut self, now: Monotonic, change: ConfigChange) {
         self.limits = change.limits;
         let removed = |part: &&Part| part.worker().is_some_and(|id| !change.workers.contains_key(id));
         let removed: Vec<Part> = self.parts.keys().filter(removed).cloned().collect();
         if change.restart_dispatcher {
             self.stop_part(now, &Part::Dispatcher, StopReason::PlannedRestart);
         } else {
-            self.actions.push(PlanAction::Signal(Part::Dispatcher, PartSignal::Reload));
+            self.actions.push(ChildAction::Signal(Part::Dispatcher, PartSignal::Reload).into());
         }
         self.replace_stand_ins(now, &change);
         for part in removed {
@@ -206,7 +277,7 @@ impl Plan {
             if change.restart.contains(&id) {
                 self.stop_part(now, &part, StopReason::PlannedRestart);
             } else if change.reload.contains(&id) {
-                self.actions.push(PlanAction::Signal(part, PartSignal::Reload));
+                self.actions.push(ChildAction::Signal(part, PartSignal::Reload).into());
             } else if let PartState::Stopping { reason: reason @ StopReason::Final, .. } = &mut record.state {
                 // Configured again before it ended: it is restarted once it has ended.
                 *reason = StopReason::PlannedRestart;
@@ -220,13 +291,13 @@ impl Plan {
         }
     }
 
-    /// Restarts those that run; the others get their new sockets when they start. A failed worker stays failed.
-    pub(super) fn replace_processes(&mut self, now: Monotonic, workers: &[WorkerId]) {
-        for id in workers {
-            self.stop_stand_in(now, id);
-            let part = Part::Worker(id.clone());
-            if matches!(self.parts.get(&part), Some(PartRecord { state: PartState::Running(_), .. })) {
-                self.stop_part(now, &part, StopReason::PlannedRestart);
+    /// Restarts those that run.
+    fn replace_processes(&mut self, now: Monotonic, parts: &[Part]) {
+        for part in parts {
+            if let Part::StandIn(id) = part {
+                self.stop_stand_in(now, id);
+            } else if matches!(self.parts.get(part), Some(PartRecord { state: PartState::Running(_), .. })) {
+                self.stop_part(now, part, StopReason::PlannedRestart);
             }
         }
     }
@@ -234,7 +305,7 @@ impl Plan {
     /// Forgets a worker that left the configuration, once it has stopped.
     fn remove_stopped_worker(&mut self, part: &Part) {
         if let (Some(PartRecord { state: PartState::Stopped, .. }), Part::Worker(id)) = (self.parts.get(part), part) {
-            self.actions.push(PlanAction::RemoveWorker(id.clone()));
+            self.actions.push(ChildAction::RemoveWorker(id.clone()).into());
             self.parts.remove(part);
         }
     }

@@ -4,11 +4,11 @@ use std::fmt;
 use std::time::Duration;
 
 use super::part::{PartState, StopReason};
-use super::{Notice, Part, PartSignal, Plan, PlanAction, SupervisorKind, WorkerLiveness};
+use super::{KillSignal, Notice, Part, Plan, PlanAction, PlanKind, WorkerLiveness};
 use crate::ids::Monotonic;
 use crate::liveness::{LivenessTimeouts, LivenessVerdict, ProcessSample, SilenceTimer};
 
-impl Plan {
+impl<K: PlanKind> Plan<K> {
     /// Evaluates the workers, from the dispatcher's current report only. While the dispatcher is silent, a worker's
     /// silence may be the dispatcher's; time in which the dispatcher was late or suspended is no worker's.
     pub(super) fn on_report(&mut self, now: Monotonic, workers: Vec<WorkerLiveness>) {
@@ -105,7 +105,7 @@ impl Plan {
         (self.blame_since, self.excluded) = (now, Duration::ZERO);
     }
 
-    /// Evaluates the dispatcher and the starting parts, starts the parts that are due, kills those that did not stop.
+    /// Evaluates the dispatcher and the starting parts, and kills the parts that did not stop.
     pub(super) fn check_deadlines(&mut self, now: Monotonic) {
         let parts: Vec<Part> = self.parts.keys().cloned().collect();
         for part in parts {
@@ -115,18 +115,13 @@ impl Plan {
                 record.hold_reason = None;
             }
             match &mut record.state {
-                PartState::StartDue(at) if *at <= now => {
-                    // The shell reports `Started` or `StartFailed` before any other event.
-                    record.state = PartState::Running(SilenceTimer::starting(now));
-                    self.actions.push(PlanAction::Start(part));
-                }
                 PartState::Stopping { kill_at, timer, .. } if *kill_at <= now => {
                     // Only the kernel can still keep a killed process; the next attempt is a second later.
                     *kill_at = now + Duration::from_secs(1);
                     if timer.is_some() {
                         self.actions.push(PlanAction::Log(part.clone(), Notice::Overdue));
                     }
-                    self.actions.push(PlanAction::Signal(part, PartSignal::Kill));
+                    self.actions.push(PlanAction::Kill(part, KillSignal::Kill));
                 }
                 _ if judged => self.evaluate(now, &part),
                 _ => {}
@@ -192,10 +187,7 @@ impl Plan {
             return LivenessTimeouts { start: answer, answer }; // it is ready as soon as its program runs
         }
         // A part that systemd restarts delays its own start after failures, before it becomes ready.
-        let delay = match self.supervisor {
-            SupervisorKind::Watchdog => Duration::ZERO,
-            SupervisorKind::Systemd => self.limits.restarts.longest_delay(),
-        };
+        let delay = if K::BY_SYSTEMD { self.limits.restarts.longest_delay() } else { Duration::ZERO };
         LivenessTimeouts { start: self.limits.start_timeout + delay, answer }
     }
 
@@ -207,11 +199,11 @@ impl Plan {
         let signal = match record.aborted_at {
             Some(at) if now.since(at) < within => {
                 details.push(format!("no core dump: at most one in {}", to_millis(within)));
-                PartSignal::Kill
+                KillSignal::Kill
             }
             _ => {
                 record.aborted_at = Some(now);
-                PartSignal::Abort
+                KillSignal::Abort
             }
         };
         let reason = match &record.state {
@@ -221,7 +213,7 @@ impl Plan {
         record.state = PartState::Stopping { kill_at, reason, timer: None };
         let details = if details.is_empty() { String::new() } else { format!(" ({})", details.join("; ")) };
         self.actions.push(PlanAction::DeclareFrozen(part.clone(), format!("{what}{details}")));
-        self.actions.push(PlanAction::Signal(part.clone(), signal));
+        self.actions.push(PlanAction::Kill(part.clone(), signal));
     }
 }
 

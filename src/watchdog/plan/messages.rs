@@ -118,35 +118,11 @@ impl Absence {
     }
 }
 
-/// What happened.
+/// What happened. `E`: what happens in one kind of set only, [`ChildEvent`] or [`UnitEvent`].
 #[derive(Debug)]
-pub(crate) enum PlanEvent {
-    /// The part runs as this process.
-    Started(Part, u32),
-    /// The part could not be started, for this reason.
-    StartFailed(Part, String),
-    /// The part could not be started because a resource is used up, which is no fault of the part.
-    StartPostponed(Part, String),
+pub(crate) enum PlanEvent<E> {
     /// The part reported that it can serve.
     Ready(Part),
-    /// The part's process ended.
-    Exited {
-        /// The part.
-        part: Part,
-        /// How it ended, in words.
-        cause: String,
-        /// From 0 to 1: varies the delay of the restart.
-        jitter: f64,
-    },
-    /// systemd's state of a unit.
-    UnitState {
-        /// The part.
-        part: Part,
-        /// Why it has no process, if it has none.
-        absence: Absence,
-        /// How often systemd has restarted it.
-        restarts: u32,
-    },
     /// A probe was sent to the dispatcher. Evaluation waits for the next event, because an answer may already be
     /// buffered; the same holds for `WatchdogLate` and `MachineResumed`.
     ProbeSent,
@@ -165,14 +141,62 @@ pub(crate) enum PlanEvent {
     MachineResumed,
     /// Time has passed.
     Tick,
+    /// An event of this kind of set.
+    Set(E),
+}
+
+impl<E> From<E> for PlanEvent<E> {
+    fn from(event: E) -> Self {
+        PlanEvent::Set(event)
+    }
+}
+
+/// What happens in a set of child processes.
+#[derive(Debug)]
+pub(crate) enum ChildEvent {
+    /// The part was started as this process.
+    Started(Part, u32),
+    /// The part could not be started, for this reason.
+    StartFailed(Part, String),
+    /// The part could not be started because a resource is used up, which is no fault of the part.
+    StartPostponed(Part, String),
+    /// The part's process ended.
+    Exited {
+        /// The part.
+        part: Part,
+        /// How it ended, in words.
+        cause: String,
+        /// From 0 to 1: varies the delay of the restart.
+        jitter: f64,
+    },
     /// Stop the set; requests in progress may finish.
     Stop,
     /// Kill every part now.
     StopNow,
     /// A new configuration is in force.
     Apply(ConfigChange),
-    /// These workers have new sockets: their processes, and their stand-ins, must be replaced.
-    SocketsReplaced(Vec<WorkerId>),
+    /// These workers and stand-ins run with sockets that were replaced.
+    SocketsReplaced(Vec<Part>),
+}
+
+/// What happens in a set of systemd units.
+#[derive(Debug)]
+pub(crate) enum UnitEvent {
+    /// The part runs as this process.
+    Found(Part, u32),
+    /// The part's process ended.
+    Ended(Part),
+    /// systemd's state of a unit.
+    State {
+        /// The part.
+        part: Part,
+        /// Why it has no process, if it has none.
+        absence: Absence,
+        /// How often systemd has restarted it.
+        restarts: u32,
+    },
+    /// A new configuration is in force: all workers with their drain_timeout, and the new limits.
+    Apply(BTreeMap<WorkerId, Duration>, PlanLimits),
 }
 
 /// What a new configuration means for the processes.
@@ -190,30 +214,54 @@ pub(crate) struct ConfigChange {
     pub limits: PlanLimits,
 }
 
-/// A signal to a part, by its meaning.
+/// A signal to a part that works, by its meaning.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum PartSignal {
     /// SIGTERM: finish the current requests and exit.
     Terminate,
     /// SIGHUP: reload the configuration.
     Reload,
+}
+
+/// A signal that ends a part.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum KillSignal {
     /// SIGABRT, and SIGCONT so that a stopped process receives it.
     Abort,
     /// SIGKILL.
     Kill,
 }
 
-/// What the shell has to do.
+/// What the shell has to do. `A`: what it has to do in one kind of set only: [`ChildAction`], or nothing in a set of
+/// units.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) enum PlanAction {
-    /// Start the part, then report [`PlanEvent::Started`] or [`PlanEvent::StartFailed`].
-    Start(Part),
+pub(crate) enum PlanAction<A> {
     /// Sample the part's process and report [`PlanEvent::Sampled`] before any other event.
     Sample(Part),
-    /// Signal the part's process.
-    Signal(Part, PartSignal),
     /// Record evidence: a kill follows. The text completes the sentence "PART ...": "is frozen (...)".
     DeclareFrozen(Part, String),
+    /// End the part's process.
+    Kill(Part, KillSignal),
+    /// Log a notice about the part.
+    Log(Part, Notice),
+    /// An action of this kind of set.
+    Set(A),
+}
+
+impl<A> From<A> for PlanAction<A> {
+    fn from(action: A) -> Self {
+        PlanAction::Set(action)
+    }
+}
+
+/// What the shell has to do in a set of child processes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum ChildAction {
+    /// Start the part, then report [`ChildEvent::Started`], [`ChildEvent::StartFailed`] or
+    /// [`ChildEvent::StartPostponed`].
+    Start(Part),
+    /// Signal the part's process.
+    Signal(Part, PartSignal),
     /// Kill the processes that the worker left behind and have the dispatcher read its slot.
     KillOrphans(WorkerId),
     /// Have the dispatcher stop granting leases.
@@ -222,8 +270,6 @@ pub(crate) enum PlanAction {
     CloseAddress(WorkerId),
     /// Remove the worker's segment, doorbells and socket: it left the configuration.
     RemoveWorker(WorkerId),
-    /// Log a notice about the part.
-    Log(Part, Notice),
     /// Every part is up for the first time.
     AllUp,
     /// All parts have ended: exit.
@@ -236,6 +282,8 @@ pub(crate) enum PlanAction {
 pub(crate) enum Notice {
     /// It serves again after `restarts` restarts.
     Recovered { restarts: u32 },
+    /// It runs again: systemd has restarted it, `restarts` times so far.
+    UnitRestarted { restarts: u32 },
     /// It ended and is restarted after `delay`.
     Restarting { cause: String, delay: Duration },
     /// It ended too often and is given up.

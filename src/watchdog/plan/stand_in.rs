@@ -6,7 +6,7 @@
 use std::time::Duration;
 
 use super::part::{PartRecord, PartState, StopReason};
-use super::{ConfigChange, Notice, Part, PartSignal, Plan, PlanAction, SupervisorKind};
+use super::{ChildSet, ConfigChange, KillSignal, Notice, Part, Plan, PlanAction, PlanKind};
 use crate::ids::{Monotonic, WorkerId};
 use crate::liveness::RestartLimits;
 
@@ -19,11 +19,10 @@ const SIGNS_OF_LIFE: u32 = 4;
 /// The longest delay of a stand-in's restart. It is never given up.
 const RETRY_DELAY_MAX: Duration = Duration::from_secs(1);
 
-impl Plan {
+impl Plan<ChildSet> {
     /// Starts a stand-in for each worker that is down for long, and stops those of workers that are ready.
     pub(super) fn update_stand_ins(&mut self, now: Monotonic) {
-        // A delayed unit serves its address itself, and that of a failed one is closed.
-        if self.supervisor == SupervisorKind::Systemd || self.is_stopping() {
+        if self.is_stopping() {
             return;
         }
         let stand_ins: Vec<WorkerId> = self.parts.keys().filter_map(stand_in_of).cloned().collect();
@@ -46,28 +45,6 @@ impl Plan {
             let new = || PartRecord::new(PartState::StartDue(now), Duration::ZERO);
             self.parts.entry(part).or_insert_with(new);
         }
-    }
-
-    /// When a worker that is being restarted gets a stand-in because it is not ready by then.
-    pub(super) fn stand_in_due(&self, part: &Part, record: &PartRecord) -> Option<Monotonic> {
-        let PartState::Running(timer) = &record.state else { return None };
-        let id = part.worker()?;
-        // Before the first start, and after a planned end, there is no client.
-        let is_restarting = record.restarts > 0 && record.ready_at.is_none() && !timer.is_ready();
-        let possible = is_restarting && self.supervisor == SupervisorKind::Watchdog && !self.is_stopping();
-        if !possible || self.parts.contains_key(&Part::StandIn(id.clone())) {
-            return None;
-        }
-        timer.since().map(|since| since + STAND_IN_AFTER)
-    }
-
-    /// The stand-in has sent READY=1, and owes the next one when that is due.
-    pub(super) fn on_sign_of_life(&mut self, now: Monotonic, part: &Part) {
-        let next = now + self.limits.worker_timeout / SIGNS_OF_LIFE;
-        self.with_timer(part, |timer| {
-            timer.set_ready();
-            timer.probe_sent(next);
-        });
     }
 
     pub(super) fn on_stand_in_exited(&mut self, now: Monotonic, part: &Part, cause: String, jitter: f64) {
@@ -96,7 +73,7 @@ impl Plan {
         for id in stand_ins {
             self.stop_stand_in(now, &id);
             if !change.workers.contains_key(&id) {
-                self.actions.push(PlanAction::Signal(Part::StandIn(id), PartSignal::Kill));
+                self.actions.push(PlanAction::Kill(Part::StandIn(id), KillSignal::Kill));
             }
         }
     }
@@ -108,6 +85,31 @@ impl Plan {
         if self.parts.get(&part).is_some_and(|record| matches!(record.state, PartState::Stopped)) {
             self.parts.remove(&part);
         }
+    }
+}
+
+impl<K: PlanKind> Plan<K> {
+    /// When a worker that is being restarted gets a stand-in because it is not ready by then.
+    pub(super) fn stand_in_due(&self, part: &Part, record: &PartRecord) -> Option<Monotonic> {
+        let PartState::Running(timer) = &record.state else { return None };
+        let id = part.worker()?;
+        // Before the first start, and after a planned end, there is no client.
+        let is_restarting = record.restarts > 0 && record.ready_at.is_none() && !timer.is_ready();
+        // A delayed unit serves its address itself, and that of a failed one is closed.
+        let possible = is_restarting && !K::BY_SYSTEMD && !self.is_stopping();
+        if !possible || self.parts.contains_key(&Part::StandIn(id.clone())) {
+            return None;
+        }
+        timer.since().map(|since| since + STAND_IN_AFTER)
+    }
+
+    /// The stand-in has sent READY=1, and owes the next one when that is due.
+    pub(super) fn on_sign_of_life(&mut self, now: Monotonic, part: &Part) {
+        let next = now + self.limits.worker_timeout / SIGNS_OF_LIFE;
+        self.with_timer(part, |timer| {
+            timer.set_ready();
+            timer.probe_sent(next);
+        });
     }
 }
 

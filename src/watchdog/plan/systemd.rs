@@ -1,17 +1,39 @@
 //! The plan for a set of systemd units: the watchdog observes and kills, systemd starts, stops and restarts.
 
 use std::collections::BTreeMap;
+use std::convert::Infallible;
 use std::time::Duration;
 
 use super::part::{PartRecord, PartState, StopReason};
-use super::{Absence, ConfigChange, Notice, Part, Plan, PlanAction, PlanLimits, SupervisorKind};
+use super::{Absence, Notice, Part, Plan, PlanAction, PlanKind, PlanLimits, UnitEvent};
 use crate::ids::{Monotonic, WorkerId};
 
-impl Plan {
+/// A set of systemd units.
+#[derive(Debug)]
+pub(crate) struct UnitSet;
+
+impl PlanKind for UnitSet {
+    type Event = UnitEvent;
+    /// systemd starts, stops and cleans up.
+    type Action = Infallible;
+
+    const BY_SYSTEMD: bool = true;
+
+    fn handle(plan: &mut Plan<Self>, now: Monotonic, event: UnitEvent) {
+        match event {
+            UnitEvent::Found(part, pid) => plan.on_started(now, &part, pid),
+            UnitEvent::Ended(part) => plan.on_unit_ended(&part),
+            UnitEvent::State { part, absence, restarts } => plan.on_unit_state(&part, absence, restarts),
+            UnitEvent::Apply(workers, limits) => plan.apply_to_units(workers, limits),
+        }
+    }
+}
+
+impl Plan<UnitSet> {
     /// A set of units in unknown states.
     pub(crate) fn for_units(workers: &BTreeMap<WorkerId, Duration>, limits: PlanLimits, now: Monotonic) -> Self {
         let unknown = PartState::Absent(Absence::Gone);
-        Self::build(SupervisorKind::Systemd, unknown.clone(), unknown, workers, limits, now)
+        Self::build(UnitSet, unknown.clone(), unknown, workers, limits, now)
     }
 
     /// The parts without a process, and what is known about the reason.
@@ -23,17 +45,17 @@ impl Plan {
     }
 
     /// The unit's process ended. systemd reports later whether that was planned.
-    pub(super) fn on_unit_exited(&mut self, part: &Part, cause: String) {
+    fn on_unit_ended(&mut self, part: &Part) {
         let Some(record) = self.parts.get_mut(part) else { return };
         let frozen = matches!(record.state, PartState::Stopping { reason: StopReason::Frozen, .. });
         record.pid = None;
         record.state = PartState::Absent(Absence::Gone);
         record.end_unexplained = true;
-        record.cause = Some(if frozen { "frozen".to_owned() } else { cause });
+        record.cause = Some(if frozen { "frozen" } else { "its process has ended" }.to_owned());
     }
 
     /// Takes over systemd's state of a unit. A higher number of restarts means that the last end was not planned.
-    pub(super) fn on_unit_state(&mut self, part: &Part, absence: Absence, restarts: u32) {
+    fn on_unit_state(&mut self, part: &Part, absence: Absence, restarts: u32) {
         let Some(record) = self.parts.get_mut(part) else { return };
         if matches!(record.state, PartState::Absent(known) if known == absence) {
             return; // a restart counts when the part runs again
@@ -47,7 +69,7 @@ impl Plan {
                     record.cause = None;
                     return;
                 }
-                Notice::Recovered { restarts }
+                Notice::UnitRestarted { restarts }
             }
             PartState::Absent(known) => {
                 *known = absence;
@@ -64,10 +86,10 @@ impl Plan {
     }
 
     /// Takes over the limits and the list of workers; the command that published the configuration changes the units.
-    pub(super) fn apply_to_units(&mut self, change: ConfigChange) {
-        self.limits = change.limits;
-        self.parts.retain(|part, _| part.worker().is_none_or(|id| change.workers.contains_key(id)));
-        for (id, drain_timeout) in change.workers {
+    fn apply_to_units(&mut self, workers: BTreeMap<WorkerId, Duration>, limits: PlanLimits) {
+        self.limits = limits;
+        self.parts.retain(|part, _| part.worker().is_none_or(|id| workers.contains_key(id)));
+        for (id, drain_timeout) in workers {
             let new = || PartRecord::new(PartState::Absent(Absence::Gone), drain_timeout);
             self.parts.entry(Part::Worker(id)).or_insert_with(new).drain_timeout = drain_timeout;
         }

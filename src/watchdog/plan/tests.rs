@@ -8,6 +8,7 @@ mod stand_in;
 mod units;
 
 use std::collections::VecDeque;
+use std::convert::Infallible;
 
 use super::*;
 use crate::liveness::{ProcessSample, RestartLimits, SchedStat, ThreadActivity};
@@ -68,35 +69,37 @@ fn silent_since(ms: u64) -> WorkerLiveness {
 }
 
 /// A plan of two workers, and the sample that every process gives.
-struct Scenario {
-    plan: Plan,
+struct Scenario<K: PlanKind = ChildSet> {
+    plan: Plan<K>,
     sample: ProcessSample,
 }
 
 impl Scenario {
     /// A new set: the first action starts the dispatcher.
     fn starting() -> Self {
-        let (plan, actions) = Plan::new(&workers(2), limits(), at(0));
-        assert_eq!(in_words(&actions), ["start dispatcher"]);
+        let mut plan = Plan::for_children(&workers(2), limits(), at(0));
+        assert_eq!(in_words(&plan.handle(at(0), PlanEvent::Tick)), ["start dispatcher"]);
         Self { plan, sample: STUCK }
     }
 
     /// A set that is up, with pids 1 (dispatcher), 11 and 12.
     fn up() -> Self {
         let mut scenario = Self::starting();
-        scenario.expect(0, PlanEvent::Started(Part::Dispatcher, 1), &[]);
+        scenario.expect(0, ChildEvent::Started(Part::Dispatcher, 1), &[]);
         scenario.expect(0, PlanEvent::Ready(Part::Dispatcher), &["start worker web/1", "start worker web/2"]);
-        scenario.expect(0, PlanEvent::Started(worker(1), 11), &[]);
-        scenario.expect(0, PlanEvent::Started(worker(2), 12), &[]);
+        scenario.expect(0, ChildEvent::Started(worker(1), 11), &[]);
+        scenario.expect(0, ChildEvent::Started(worker(2), 12), &[]);
         scenario.expect(0, PlanEvent::Ready(worker(1)), &[]);
         scenario.expect(0, PlanEvent::Ready(worker(2)), &["all up"]);
         scenario
     }
+}
 
+impl<K: PlanKind<Action: InWords>> Scenario<K> {
     /// Passes an event in, performs the samples, and returns the other actions.
-    fn drive(&mut self, ms: u64, event: PlanEvent) -> Vec<PlanAction> {
+    fn drive(&mut self, ms: u64, event: impl Into<PlanEvent<K::Event>>) -> Vec<PlanAction<K::Action>> {
         let mut others = Vec::new();
-        let mut queue = VecDeque::from(self.plan.handle(at(ms), event));
+        let mut queue = VecDeque::from(self.plan.handle(at(ms), event.into()));
         while let Some(action) = queue.pop_front() {
             match action {
                 PlanAction::Sample(part) => {
@@ -109,7 +112,7 @@ impl Scenario {
     }
 
     #[track_caller]
-    fn expect(&mut self, ms: u64, event: PlanEvent, expected: &[&str]) {
+    fn expect(&mut self, ms: u64, event: impl Into<PlanEvent<K::Event>>, expected: &[&str]) {
         assert_eq!(in_words(&self.drive(ms, event)), expected);
     }
 
@@ -136,33 +139,54 @@ impl Scenario {
     }
 }
 
-fn in_words(actions: &[PlanAction]) -> Vec<String> {
-    let word = |action: &PlanAction| match action {
-        PlanAction::Start(part) => format!("start {part}"),
+trait InWords {
+    fn in_words(&self) -> String;
+}
+
+impl InWords for ChildAction {
+    fn in_words(&self) -> String {
+        match self {
+            ChildAction::Start(part) => format!("start {part}"),
+            ChildAction::Signal(part, signal) => format!("{signal:?} {part}").to_lowercase(),
+            ChildAction::KillOrphans(id) => format!("kill orphans of {id}"),
+            ChildAction::CloseAddress(id) => format!("close the address of {id}"),
+            ChildAction::Quiesce => "quiesce".into(),
+            ChildAction::RemoveWorker(id) => format!("remove {id}"),
+            ChildAction::AllUp => "all up".into(),
+            ChildAction::Finish => "finish".into(),
+        }
+    }
+}
+
+impl InWords for Infallible {
+    fn in_words(&self) -> String {
+        match *self {}
+    }
+}
+
+fn in_words<A: InWords>(actions: &[PlanAction<A>]) -> Vec<String> {
+    let word = |action: &PlanAction<A>| match action {
         PlanAction::Sample(part) => format!("sample {part}"),
-        PlanAction::Signal(part, signal) => format!("{signal:?} {part}").to_lowercase(),
         PlanAction::DeclareFrozen(part, why) => format!("{part} {why}"),
-        PlanAction::KillOrphans(id) => format!("kill orphans of {id}"),
-        PlanAction::CloseAddress(id) => format!("close the address of {id}"),
-        PlanAction::Quiesce => "quiesce".into(),
-        PlanAction::RemoveWorker(id) => format!("remove {id}"),
+        PlanAction::Kill(part, signal) => format!("{signal:?} {part}").to_lowercase(),
         PlanAction::Log(part, Notice::Restarting { cause, delay }) => format!("restart {part} in {delay:?}: {cause}"),
         PlanAction::Log(part, Notice::Failed { cause }) => format!("failed {part}: {cause}"),
-        PlanAction::Log(part, Notice::Recovered { restarts }) => format!("recovered {part} {restarts}"),
+        PlanAction::Log(part, Notice::Recovered { restarts } | Notice::UnitRestarted { restarts }) => {
+            format!("recovered {part} {restarts}")
+        }
         PlanAction::Log(part, Notice::Overdue) => format!("overdue {part}"),
         PlanAction::Log(part, Notice::Starved { silence }) => format!("starved {part} for {silence:?}"),
         PlanAction::Log(part, Notice::Suspended { by }) => format!("suspended {part} by {by}"),
         PlanAction::Log(part, Notice::Resumed) => format!("resumed {part}"),
         PlanAction::Log(part, Notice::Stopped) => format!("stopped {part}"),
         PlanAction::Log(part, Notice::UnitFailed) => format!("unit failed {part}"),
-        PlanAction::AllUp => "all up".into(),
-        PlanAction::Finish => "finish".into(),
+        PlanAction::Set(action) => action.in_words(),
     };
     actions.iter().map(word).collect()
 }
 
-fn exited(part: Part) -> PlanEvent {
-    PlanEvent::Exited { part, cause: "gone".into(), jitter: 0.5 }
+fn exited(part: Part) -> ChildEvent {
+    ChildEvent::Exited { part, cause: "gone".into(), jitter: 0.5 }
 }
 
 fn change(count: u16) -> ConfigChange {

@@ -8,26 +8,28 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::os::fd::AsFd;
 
-use super::child_supervisor::ChildSupervisor;
+use super::children::ChildSupervisor;
+use crate::config::Config;
 use crate::exchange::Incarnation;
 use crate::ids::{Lifecycle, WorkerId};
 use crate::ipc::{self, Modes};
 use crate::watchdog::applied_config;
 use crate::watchdog::error::{WatchdogError, system};
 use crate::watchdog::notify::NotifySocket;
-use crate::watchdog::plan::{Part, PartSignal, PlanEvent};
+use crate::watchdog::plan::{ChildEvent, ChildSet, Part, PartSignal};
 use crate::watchdog::sockets::ListeningSocket;
+use crate::watchdog::watched_set::WatchedSet;
 use crate::watchdog::worker_endpoints::WorkerEndpoints;
 use crate::{clock, handoff, log};
 
 impl ChildSupervisor {
     /// Watches all files of the set, and has them inspected soon: one that was removed before its watch existed raises no
     /// event.
-    pub(crate) fn watch_files(&mut self) {
+    pub(super) fn watch_files(&mut self, config: &Config) {
         self.files.schedule(clock::now());
         let watch = &mut self.files.watch;
         watch.watch_directory(&self.runtime_dir);
-        self.config.pools.iter().for_each(|pool| watch.watch_directory(&self.runtime_dir.join(pool.name.as_str())));
+        config.pools.iter().for_each(|pool| watch.watch_directory(&self.runtime_dir.join(pool.name.as_str())));
         let endpoints = self.endpoints.values().flat_map(WorkerEndpoints::paths);
         endpoints.for_each(|path| watch.watch_file(&path));
         let sockets = self.sockets.listeners.iter().chain(self.sockets.workers.values());
@@ -35,17 +37,17 @@ impl ChildSupervisor {
     }
 
     /// Looks for what is missing and restores what can be restored. Not while the set stops: nothing of it must be left.
-    pub(crate) fn inspect_files(&mut self) {
+    pub(super) fn inspect_files(&mut self, set: &mut WatchedSet<ChildSet>) {
         (self.files.events, self.files.inspected_at) = (None, clock::now());
-        if self.plan.is_stopping() {
+        if set.plan.is_stopping() {
             return;
         }
         self.files.lock.maintain(&self.runtime_dir);
         let (mut restored, mut problems) = (Vec::new(), Vec::new());
-        match self.restore_directory() {
+        match self.restore_directory(&set.config) {
             Ok(was_missing) => {
                 restored.extend(was_missing.then(|| "the runtime directory".to_owned()));
-                self.restore_in_directory(&mut restored, &mut problems);
+                self.restore_in_directory(set, &mut restored, &mut problems);
             }
             Err(error) => problems.push(format!(
                 "the runtime directory is missing and cannot be restored: {error}; the set continues without it, and \
@@ -73,17 +75,16 @@ impl ChildSupervisor {
         let had_lost = std::mem::replace(&mut self.files.lost, lost);
         self.files.pass_lost_objects(&had_lost, &self.endpoints);
         if !restored.is_empty() || changed {
-            self.watch_files();
-            self.write_state();
+            self.watch_files(&set.config);
         }
     }
 
     /// Creates and locks the directory if it was removed or replaced.
-    fn restore_directory(&self) -> Result<bool, WatchdogError> {
+    fn restore_directory(&self, config: &Config) -> Result<bool, WatchdogError> {
         if self.files.lock.is_in_place(&self.runtime_dir) {
             return Ok(false);
         }
-        ipc::prepare(&self.config, &Modes::default())?;
+        ipc::prepare(config, &Modes::default())?;
         self.files.lock.renew(&self.runtime_dir)?;
         Ok(true)
     }
@@ -92,22 +93,27 @@ impl ChildSupervisor {
     ///
     /// # Errors
     /// When that is not possible.
-    pub(crate) fn require_directory(&mut self) -> Result<(), WatchdogError> {
+    pub(super) fn require_directory(&mut self, set: &mut WatchedSet<ChildSet>) -> Result<(), WatchdogError> {
         if !self.files.lock.is_in_place(&self.runtime_dir) {
-            self.inspect_files();
+            self.inspect_files(set);
         }
-        self.restore_directory().map(drop)
+        self.restore_directory(&set.config).map(drop)
     }
 
-    fn restore_in_directory(&mut self, restored: &mut Vec<String>, problems: &mut Vec<String>) {
+    fn restore_in_directory(
+        &mut self,
+        set: &mut WatchedSet<ChildSet>,
+        restored: &mut Vec<String>,
+        problems: &mut Vec<String>,
+    ) {
         let mut note = |what: &str, result: Result<bool, WatchdogError>| match result {
             Ok(was_missing) => restored.extend(was_missing.then(|| what.to_owned())),
             Err(error) => problems.push(format!("{what} was removed and cannot be restored: {error}")),
         };
-        note("applied.toml", self.restore_applied_config());
-        note("watchdog.json", Ok(self.state_writer.restore(&self.runtime_dir)));
-        note("notify.sock", self.restore_notify_socket());
-        note("admin.sock", self.restore_admin_socket());
+        note("applied.toml", self.restore_applied_config(&set.config));
+        note("watchdog.json", Ok(set.state_writer.restore(&self.runtime_dir)));
+        note("notify.sock", self.restore_notify_socket(set));
+        note("admin.sock", self.restore_admin_socket(set));
         note("probe.sock", self.restore_probe_socket());
         for (id, endpoints) in &self.endpoints {
             if endpoints.is_in_place() {
@@ -116,33 +122,34 @@ impl ChildSupervisor {
         }
     }
 
-    fn restore_applied_config(&mut self) -> Result<bool, WatchdogError> {
-        if self.children.config().is_in_place() {
+    fn restore_applied_config(&mut self, config: &Config) -> Result<bool, WatchdogError> {
+        if self.processes.config().is_in_place() {
             return Ok(false);
         }
-        let written = applied_config::write(&self.config, &self.runtime_dir)?;
-        self.children.set_config(written);
+        let written = applied_config::write(config, &self.runtime_dir)?;
+        self.processes.set_config(written);
         Ok(true)
     }
 
-    fn restore_notify_socket(&mut self) -> Result<bool, WatchdogError> {
+    fn restore_notify_socket(&mut self, set: &mut WatchedSet<ChildSet>) -> Result<bool, WatchdogError> {
         if self.notify_socket.file().is_in_place() {
             return Ok(false);
         }
         let path = self.notify_socket.file().path().to_owned();
         let new = NotifySocket::bind(&path).map_err(system("bind"))?;
-        self.receive_notifications();
+        let received = self.receive_notifications(set);
+        self.found.extend(received);
         self.notify_socket.replace(new);
         self.files.may_miss_ready = true;
         Ok(true)
     }
 
-    fn restore_admin_socket(&mut self) -> Result<bool, WatchdogError> {
+    fn restore_admin_socket(&mut self, set: &mut WatchedSet<ChildSet>) -> Result<bool, WatchdogError> {
         if self.sockets.admin.is_in_place() {
             return Ok(false);
         }
         self.sockets.admin = self.sockets.admin.rebind().map_err(system("bind"))?;
-        self.serve_admin()?;
+        self.serve_admin(&mut set.admin)?;
         Ok(true)
     }
 
@@ -178,13 +185,15 @@ impl ChildSupervisor {
                 Ok(new) => {
                     restored.push(format!("the address of {id}, which restarts with it when it is idle"));
                     self.files.replace_address(id, std::mem::replace(socket, new));
-                    restart.push(id.clone());
+                    restart.extend([Part::StandIn(id.clone()), Part::Worker(id.clone())]);
                 }
                 Err(error) => problems.push(problem(socket, &error)),
             }
         }
+        // The others get their new sockets when they start.
+        restart.retain(|part| self.processes.pid(part).is_some());
         if !restart.is_empty() {
-            self.handle(clock::now(), PlanEvent::SocketsReplaced(restart));
+            self.found.push(ChildEvent::SocketsReplaced(restart).into());
         }
     }
 
@@ -201,15 +210,15 @@ impl ChildSupervisor {
     }
 
     /// Before worker `id` starts: replaces its endpoints if some were lost. If that fails, it inherits the old ones.
-    pub(super) fn replace_lost_endpoints(&mut self, id: &WorkerId) {
+    pub(super) fn replace_lost_endpoints(&mut self, set: &mut WatchedSet<ChildSet>, id: &WorkerId) {
         if self.endpoints.get(id).is_none_or(WorkerEndpoints::is_in_place) {
             return;
         }
-        if self.require_directory().is_err() {
+        if self.require_directory(set).is_err() {
             return;
         }
         let Some(old) = self.endpoints.get(id) else { return };
-        match old.recreate(&self.config, id, self.set_epoch, &self.segments) {
+        match old.recreate(&set.config, id, self.set_epoch, &self.segments) {
             Ok(new) => {
                 self.files.send_objects(id, &new);
                 self.endpoints.insert(id.clone(), new);
@@ -217,9 +226,9 @@ impl ChildSupervisor {
                     "worker {id} starts with a new segment, doorbells and handoff socket, in place of the removed ones");
                 self.files.schedule(clock::now());
                 // It reads what the old segment contains, and opens the new one.
-                self.children.signal(&Part::Dispatcher, PartSignal::Reload);
+                self.processes.signal(&Part::Dispatcher, PartSignal::Reload);
                 // It would not see in the old segment that the worker serves; the next one gets the new segment.
-                self.children.signal(&Part::StandIn(id.clone()), PartSignal::Terminate);
+                self.processes.signal(&Part::StandIn(id.clone()), PartSignal::Terminate);
             }
             Err(error) => {
                 // No process must find half of the new ones; the worker starts with the old ones.
@@ -232,14 +241,14 @@ impl ChildSupervisor {
     }
 
     /// The parts that are ready although their READY=1 was lost: the dispatcher answers, or the worker's slot says so.
-    pub(super) fn find_ready_parts(&mut self) -> Vec<Part> {
+    pub(super) fn find_ready_parts(&mut self, set: &WatchedSet<ChildSet>) -> Vec<Part> {
         if !self.files.may_miss_ready {
             return Vec::new();
         }
-        let starting = self.plan.status().filter(|(_, status)| status.state == "starting");
+        let starting = set.plan.status().filter(|(_, status)| status.state == "starting");
         let starting: Vec<_> = starting.filter_map(|(part, status)| Some((part.clone(), status.pid?))).collect();
         self.files.may_miss_ready = !starting.is_empty();
-        let answers = self.prober.last_report().map(|(_, report)| report.pid);
+        let answers = set.prober.last_report().map(|(_, report)| report.pid);
         let is_ready = |(part, pid): &(Part, u32)| match part {
             Part::Dispatcher => answers == Some(*pid),
             Part::StandIn(_) => false, // it reports READY=1 repeatedly

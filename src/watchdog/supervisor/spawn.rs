@@ -5,23 +5,24 @@ use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 
-use super::child_supervisor::ChildSupervisor;
-use super::children::ChildSetup;
+use super::child_processes::ChildSetup;
+use super::children::ChildSupervisor;
 use crate::config::ProcessLimits;
 use crate::ids::WorkerId;
-use crate::watchdog::plan::{Part, PlanEvent};
+use crate::watchdog::plan::{ChildEvent, ChildSet, Part};
 use crate::watchdog::restart_stats::RestartCause;
+use crate::watchdog::watched_set::WatchedSet;
 use crate::{clock, descriptors, ipc, log};
 
 impl ChildSupervisor {
     /// Starts a part and returns the result as an event.
-    pub(crate) fn start(&mut self, part: Part) -> PlanEvent {
-        self.restart_stats.starting(&part);
+    pub(super) fn start(&mut self, set: &mut WatchedSet<ChildSet>, part: Part) -> ChildEvent {
+        set.restart_stats.starting(&part);
         let limits = match &part {
             Part::Dispatcher => ProcessLimits::default(),
             Part::Worker(id) => {
-                self.replace_lost_endpoints(id);
-                let pool = self.config.pool(&id.pool);
+                self.replace_lost_endpoints(set, id);
+                let pool = set.config.pool(&id.pool);
                 let limits = pool.map(|pool| pool.limits.as_rlimits()).unwrap_or_default();
                 // This process has raised its own limit, and the dispatcher's with it.
                 ProcessLimits { open_files: limits.open_files.or(Some(descriptors::inherited())), ..limits }
@@ -33,21 +34,21 @@ impl ChildSupervisor {
         let setup = self
             .sockets_of(&part)
             .and_then(|sockets| Ok(ChildSetup { sockets, objects: self.objects_of(&part)?, limits, notify_socket }));
-        match setup.and_then(|setup| self.children.start(&part, setup)) {
+        match setup.and_then(|setup| self.processes.start(&part, setup)) {
             Ok(pid) => {
                 tracing::debug!(pid, %part, "{part} was started");
                 if part == Part::Dispatcher {
-                    self.prober.dispatcher_replaced();
+                    set.prober.dispatcher_replaced();
                 }
-                PlanEvent::Started(part, pid)
+                ChildEvent::Started(part, pid)
             }
             Err(error) => {
-                self.restart_stats.ended(clock::now(), &part, RestartCause::Start);
+                set.restart_stats.ended(clock::now(), &part, RestartCause::Start);
                 let cause = format!("it cannot be started: {error}");
                 if descriptors::is_shortage(&error) {
-                    PlanEvent::StartPostponed(part, cause)
+                    ChildEvent::StartPostponed(part, cause)
                 } else {
-                    PlanEvent::StartFailed(part, cause)
+                    ChildEvent::StartFailed(part, cause)
                 }
             }
         }

@@ -15,7 +15,7 @@ use crate::watchdog::plan::{Absence, Part};
 const QUERY_INTERVAL: Duration = Duration::from_millis(500);
 
 /// The state of a unit, as systemd reports it.
-pub(super) struct UnitReport {
+pub(crate) struct UnitReport {
     pub part: Part,
     /// Why it has no process, if it has none.
     pub absence: Absence,

@@ -8,7 +8,7 @@ use tokio::sync::mpsc;
 
 use super::cgroup::{MainProcess, UnitCgroups};
 use crate::watchdog::evidence::ProcessScope;
-use crate::watchdog::plan::{Part, PartSignal};
+use crate::watchdog::plan::{KillSignal, Part};
 use crate::{log, sys, units};
 
 /// The unit of a part.
@@ -84,11 +84,11 @@ impl UnitProcesses {
         ProcessScope::Unit(self.cgroups.clone(), unit_of(part))
     }
 
-    /// Sends SIGABRT to a part, or SIGKILL to its whole unit. The other signals are systemd's to send.
-    pub(super) fn signal(&self, part: &Part, signal: PartSignal) {
+    /// Sends SIGABRT to a part, or SIGKILL to its whole unit.
+    pub(super) fn kill(&self, part: &Part, signal: KillSignal) {
         let Some((_, pidfd)) = self.process(part) else { return };
         match signal {
-            PartSignal::Abort => {
+            KillSignal::Abort => {
                 for signal in [Signal::SIGABRT, Signal::SIGCONT] {
                     if let Err(error) = sys::pidfd_send_signal(pidfd, signal)
                         && error.raw_os_error() != Some(nix::libc::ESRCH)
@@ -98,8 +98,7 @@ impl UnitProcesses {
                     }
                 }
             }
-            PartSignal::Kill => self.cgroups.kill(&unit_of(part)),
-            PartSignal::Terminate | PartSignal::Reload => {}
+            KillSignal::Kill => self.cgroups.kill(&unit_of(part)),
         }
     }
 }

@@ -101,6 +101,25 @@ for unit in patou-worker@default-1.service patou-dispatcher.service; do
 done
 systemctl reset-failed 'patou*' 2>/dev/null || true
 
+# A worker that freezes while the dispatcher is frozen, which may be silent for longer than the worker's bound.
+{ base_configuration && printf '\n[watchdog]\ndispatcher_timeout = "60s"\n' && default_pool 3; } | configure
+systemctl reload patou || fail "systemctl reload"
+wait_for 10 "the set is up" all_up
+unit=patou-worker@default-2.service
+dispatcher=$(main_pid patou-dispatcher.service)
+pid=$(main_pid "$unit")
+kill -STOP "$dispatcher"
+t0=$(micros)
+kill -STOP "$pid"
+wait_for "$worker_bound" "$unit is replaced while the dispatcher is frozen" replaced "$unit" "$pid"
+figure "SIGSTOP of a worker while the dispatcher is frozen: replaced after $(millis_since "$t0") ms"
+kill -CONT "$dispatcher"
+wait_for 10 "the set is up" all_up
+expect "the dispatcher" "$(main_pid patou-dispatcher.service)" "$dispatcher"
+configure_standard
+systemctl reload patou || fail "systemctl reload"
+wait_for 10 "the set is up" all_up
+
 # Every kill of a frozen part left evidence.
 for pattern in 'default/2.*frozen' 'dispatcher.*frozen'; do
     journalctl --quiet --boot --identifier=patou --grep "$pattern" >/dev/null || fail "the journal has no message that matches: $pattern"

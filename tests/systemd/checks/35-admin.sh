@@ -66,6 +66,7 @@ figure "/healthz and /metrics while dispatcher and workers are frozen: $took ms"
 wait_for 10 "every part is replaced" all_up
 recovered() { counted 'patou_recovery_seconds_count{part="worker"}' 3 && counted 'patou_recovery_seconds_count{part="dispatcher"}' 1; }
 for _ in {1..50}; do recovered && break; sleep 0.1; done; recovered || fail "the recoveries are not counted: $(get metrics | grep -E "restarts_total|(detection|recovery)_seconds_(sum|count)")"
+expect "detections of frozen workers" "$(metric 'patou_detection_seconds_count{part="worker"}')" 3
 expect "restarts of the dispatcher" "$(metric 'patou_restarts_total{part="dispatcher",cause="frozen"}')" 1
 figure "detection of 3 workers together: $(metric 'patou_detection_seconds_sum{part="worker"}') s, recovery $(metric 'patou_recovery_seconds_sum{part="worker"}') s"
 figure "detection of the dispatcher: $(metric 'patou_detection_seconds_sum{part="dispatcher"}') s, recovery $(metric 'patou_recovery_seconds_sum{part="dispatcher"}') s"

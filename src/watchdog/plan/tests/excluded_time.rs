@@ -63,7 +63,7 @@ fn a_worker_that_makes_progress_without_an_answer_has_four_timeouts() {
 fn a_starved_start_is_not_a_frozen_start() {
     let mut scenario = Scenario::starting();
     scenario.sample = ProcessSample { activity: ThreadActivity::Runnable, sched_stat: sched_stat(0, 0), ..STUCK };
-    scenario.expect(0, PlanEvent::Started(Part::Dispatcher, 1), &[]);
+    scenario.expect(0, ChildEvent::Started(Part::Dispatcher, 1), &[]);
     for ms in (250..10_000).step_by(250) {
         scenario.expect(ms, PlanEvent::Tick, &[]);
     }
@@ -118,7 +118,7 @@ fn a_dispatcher_that_the_watchdog_cannot_probe_is_not_silent() {
 fn a_part_that_cannot_be_started_for_lack_of_resources_is_not_given_up() {
     let mut scenario = Scenario::up();
     scenario.expect(0, exited(Part::Dispatcher), &["restart dispatcher in 0ns: gone", "start dispatcher"]);
-    let postponed = || PlanEvent::StartPostponed(Part::Dispatcher, "no descriptor".to_owned());
+    let postponed = || ChildEvent::StartPostponed(Part::Dispatcher, "no descriptor".to_owned());
     scenario.expect(0, postponed(), &["restart dispatcher in 1s: no descriptor"]);
     for second in 1..300 {
         scenario.expect(second * 1000, PlanEvent::Tick, &["start dispatcher"]);
@@ -208,7 +208,7 @@ fn the_report_of_a_stopping_dispatcher_that_was_held_restarts_every_silence() {
     scenario.sample.held_by = Some(HeldBy::Debugger);
     scenario.expect(600, PlanEvent::Tick, &["suspended dispatcher by a debugger"]);
     let restart = ConfigChange { restart_dispatcher: true, ..change(2) };
-    scenario.expect(3000, PlanEvent::Apply(restart), &["terminate dispatcher"]);
+    scenario.expect(3000, ChildEvent::Apply(restart), &["terminate dispatcher"]);
     scenario.sample.held_by = None;
     scenario.expect(3100, PlanEvent::Report(vec![silent_since(100)]), &["resumed dispatcher"]);
     assert_eq!(scenario.state(&worker(1)), "up");

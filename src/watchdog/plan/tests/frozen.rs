@@ -15,7 +15,7 @@ fn a_frozen_worker_is_aborted_killed_and_replaced() {
         exited(worker(1)),
         &["kill orphans of web/1", "restart worker web/1 in 0ns: frozen", "start worker web/1"],
     );
-    scenario.expect(1310, PlanEvent::Started(worker(1), 13), &[]);
+    scenario.expect(1310, ChildEvent::Started(worker(1), 13), &[]);
     scenario.expect(1320, PlanEvent::Ready(worker(1)), &["recovered worker web/1 1"]);
 }
 
@@ -29,7 +29,7 @@ fn a_part_that_freezes_repeatedly_leaves_one_core_dump_per_interval() {
         scenario.expect(ms + 10, exited(worker(1)), &after_exit);
         let delayed = after_exit.len() == 2 && after_exit[1].starts_with("restart");
         scenario.expect(ms + 1000, PlanEvent::Tick, if delayed { &["start worker web/1"] } else { &[] });
-        scenario.expect(ms + 1000, PlanEvent::Started(worker(1), 13), &[]);
+        scenario.expect(ms + 1000, ChildEvent::Started(worker(1), 13), &[]);
         scenario.plan.handle(at(ms + 1000), PlanEvent::Ready(worker(1)));
     };
     let first = ["restart worker web/1 in 0ns: frozen", "start worker web/1"];
@@ -47,7 +47,7 @@ fn a_frozen_dispatcher_is_replaced_and_the_workers_are_not() {
     assert_eq!(scenario.plan.deadline(), Some(at(2100)));
     scenario.expect(2100, PlanEvent::Tick, &["dispatcher is frozen (no sign of life for 2s)", "abort dispatcher"]);
     scenario.expect(2110, exited(Part::Dispatcher), &["restart dispatcher in 0ns: frozen", "start dispatcher"]);
-    scenario.expect(2110, PlanEvent::Started(Part::Dispatcher, 2), &[]);
+    scenario.expect(2110, ChildEvent::Started(Part::Dispatcher, 2), &[]);
     scenario.expect(2120, PlanEvent::Ready(Part::Dispatcher), &["recovered dispatcher 1"]);
     assert_eq!((scenario.state(&worker(1)), scenario.state(&worker(2))), ("up", "up"));
 }
@@ -66,7 +66,7 @@ fn a_probe_that_cannot_be_sent_is_no_silence() {
 #[test]
 fn a_part_that_is_not_ready_in_time_is_killed() {
     let mut scenario = Scenario::starting();
-    scenario.expect(0, PlanEvent::Started(Part::Dispatcher, 1), &[]);
+    scenario.expect(0, ChildEvent::Started(Part::Dispatcher, 1), &[]);
     assert_eq!(scenario.plan.deadline(), Some(at(10_000)));
     let late = "dispatcher was not ready after 10s (watchdog.start_timeout)";
     scenario.expect(10_000, PlanEvent::Tick, &[late, "abort dispatcher"]);
@@ -94,7 +94,7 @@ fn a_worker_stuck_between_two_incarnations_is_killed() {
         exited(worker(1)),
         &["kill orphans of web/1", "restart worker web/1 in 0ns: gone", "start worker web/1"],
     );
-    scenario.expect(5001, PlanEvent::Started(worker(1), 13), &[]);
+    scenario.expect(5001, ChildEvent::Started(worker(1), 13), &[]);
     scenario.report_starting(5100, 100, &[]);
     scenario.expect(5200, PlanEvent::Ready(worker(1)), &["recovered worker web/1 1"]);
     scenario.report(5300, None, &[]);
@@ -109,7 +109,7 @@ fn a_report_about_a_process_does_not_affect_its_successor() {
     for (ms, report) in [(100, corrupt()), (100_000, silent())] {
         scenario.expect(ms, PlanEvent::ProbeSent, &[]);
         scenario.drive(ms + 10, exited(worker(1)));
-        scenario.drive(ms + 10, PlanEvent::Started(worker(1), 13));
+        scenario.drive(ms + 10, ChildEvent::Started(worker(1), 13));
         scenario.drive(ms + 50, PlanEvent::Ready(worker(1)));
         // Requested before the new process was ready, received after.
         scenario.expect(ms + 60, report, &[]);

@@ -25,7 +25,7 @@ fn a_worker_that_freezes_while_it_ends_is_killed_and_its_end_is_as_planned() {
             "is removed by a reload",
             |set| {
                 let only_two = ConfigChange { workers: BTreeMap::from([(id(2), DRAIN_TIMEOUT)]), ..change(2) };
-                set.expect(0, PlanEvent::Apply(only_two), &["reload dispatcher", "terminate worker web/1"]);
+                set.expect(0, ChildEvent::Apply(only_two), &["reload dispatcher", "terminate worker web/1"]);
             },
             &["remove web/1"],
         ),
@@ -33,8 +33,8 @@ fn a_worker_that_freezes_while_it_ends_is_killed_and_its_end_is_as_planned() {
             "is removed and configured again",
             |set| {
                 let only_two = ConfigChange { workers: BTreeMap::from([(id(2), DRAIN_TIMEOUT)]), ..change(2) };
-                set.drive(0, PlanEvent::Apply(only_two));
-                set.expect(0, PlanEvent::Apply(change(2)), &["reload dispatcher"]);
+                set.drive(0, ChildEvent::Apply(only_two));
+                set.expect(0, ChildEvent::Apply(change(2)), &["reload dispatcher"]);
             },
             &["start worker web/1"],
         ),
@@ -42,11 +42,11 @@ fn a_worker_that_freezes_while_it_ends_is_killed_and_its_end_is_as_planned() {
             "is restarted by a reload",
             |set| {
                 let moved = ConfigChange { restart: vec![id(1)], ..change(2) };
-                set.expect(0, PlanEvent::Apply(moved), &["reload dispatcher", "terminate worker web/1"]);
+                set.expect(0, ChildEvent::Apply(moved), &["reload dispatcher", "terminate worker web/1"]);
             },
             &["start worker web/1"],
         ),
-        ("stops with the set", |set| drop(set.drive(0, PlanEvent::Stop)), &["close the address of web/1"]),
+        ("stops with the set", |set| drop(set.drive(0, ChildEvent::Stop)), &["close the address of web/1"]),
     ];
     for (state, prepare, after) in table {
         let mut scenario = Scenario::up();
@@ -61,7 +61,7 @@ fn a_worker_that_freezes_while_it_ends_is_killed_and_its_end_is_as_planned() {
 #[test]
 fn a_worker_that_drains_and_answers_is_not_killed_before_its_drain_timeout() {
     let mut scenario = Scenario::up();
-    scenario.drive(0, PlanEvent::Stop);
+    scenario.drive(0, ChildEvent::Stop);
     scenario.drive(10, exited(worker(2)));
     for ms in (250..32_000).step_by(250) {
         scenario.report(ms, None, &[]);
@@ -69,7 +69,7 @@ fn a_worker_that_drains_and_answers_is_not_killed_before_its_drain_timeout() {
     scenario.expect(32_000, PlanEvent::Tick, &["overdue worker web/1", "kill worker web/1"]);
     // One that the machine does not run is not killed for its silence.
     let mut scenario = Scenario::up();
-    scenario.drive(0, PlanEvent::Stop);
+    scenario.drive(0, ChildEvent::Stop);
     scenario.sample = ProcessSample { activity: ThreadActivity::Runnable, ..STUCK };
     let actions = freeze(&mut scenario, 500);
     assert_eq!(actions, ["starved worker web/1 for 1s"]);
@@ -80,14 +80,14 @@ fn a_worker_that_drains_and_answers_is_not_killed_before_its_drain_timeout() {
 fn a_worker_that_freezes_while_it_starts_is_killed_also_if_it_is_told_to_stop() {
     for stop in [false, true] {
         let mut scenario = Scenario::starting();
-        scenario.drive(0, PlanEvent::Started(Part::Dispatcher, 1));
+        scenario.drive(0, ChildEvent::Started(Part::Dispatcher, 1));
         scenario.drive(0, PlanEvent::Ready(Part::Dispatcher));
         for n in [1, 2] {
-            scenario.drive(0, PlanEvent::Started(worker(n), 10 + u32::from(n)));
+            scenario.drive(0, ChildEvent::Started(worker(n), 10 + u32::from(n)));
         }
         scenario.drive(0, PlanEvent::Ready(worker(2)));
         if stop {
-            scenario.drive(10, PlanEvent::Stop);
+            scenario.drive(10, ChildEvent::Stop);
         }
         scenario.expect(9999, PlanEvent::Tick, &[]);
         let late = "worker web/1 was not ready after 10s (watchdog.start_timeout)";
@@ -101,7 +101,7 @@ fn a_dispatcher_that_freezes_while_it_stops_is_killed() {
     let mut scenario = Scenario::up();
     let limits = PlanLimits { exit_grace: Duration::from_secs(60), ..limits() };
     let restart = ConfigChange { restart_dispatcher: true, limits, ..change(2) };
-    scenario.expect(0, PlanEvent::Apply(restart), &["terminate dispatcher"]);
+    scenario.expect(0, ChildEvent::Apply(restart), &["terminate dispatcher"]);
     scenario.expect(100, PlanEvent::ProbeSent, &[]);
     let frozen = "dispatcher is frozen (no sign of life for 2s)";
     scenario.expect(2100, PlanEvent::Tick, &[frozen, "abort dispatcher"]);
@@ -110,7 +110,7 @@ fn a_dispatcher_that_freezes_while_it_stops_is_killed() {
     for ended in [false, true] {
         let mut scenario = Scenario::up();
         scenario.plan.limits.exit_grace = Duration::from_secs(60);
-        scenario.drive(0, PlanEvent::Stop);
+        scenario.drive(0, ChildEvent::Stop);
         if ended {
             scenario.drive(10, exited(worker(1)));
             scenario.drive(10, exited(worker(2)));
@@ -128,7 +128,7 @@ fn without_a_dispatcher_workers_are_judged_by_what_the_watchdog_sees() {
         ("has ended", |set| drop(set.drive(0, exited(Part::Dispatcher)))),
         ("is frozen, too", |set| drop(set.drive(0, PlanEvent::ProbeSent))),
         ("died while the set stops", |set| {
-            set.drive(0, PlanEvent::Stop);
+            set.drive(0, ChildEvent::Stop);
             set.drive(0, exited(Part::Dispatcher));
         }),
     ];

@@ -5,24 +5,24 @@ use super::*;
 #[test]
 fn workers_stop_before_the_dispatcher() {
     let mut scenario = Scenario::up();
-    scenario.expect(10, PlanEvent::Stop, &["quiesce", "terminate worker web/1", "terminate worker web/2"]);
+    scenario.expect(10, ChildEvent::Stop, &["quiesce", "terminate worker web/1", "terminate worker web/2"]);
     assert!(scenario.plan.is_stopping());
     scenario.expect(20, exited(worker(2)), &["kill orphans of web/2", "close the address of web/2"]);
     let last = ["kill orphans of web/1", "close the address of web/1", "terminate dispatcher"];
     scenario.expect(30, exited(worker(1)), &last);
     scenario.expect(40, exited(Part::Dispatcher), &["finish"]);
-    scenario.expect(50, PlanEvent::Stop, &[]);
+    scenario.expect(50, ChildEvent::Stop, &[]);
 }
 
 #[test]
 fn an_overdue_part_is_killed_and_a_second_stop_kills_all_parts() {
     let mut scenario = Scenario::up();
-    scenario.expect(0, PlanEvent::Stop, &["quiesce", "terminate worker web/1", "terminate worker web/2"]);
+    scenario.expect(0, ChildEvent::Stop, &["quiesce", "terminate worker web/1", "terminate worker web/2"]);
     scenario.expect(10, exited(worker(2)), &["kill orphans of web/2", "close the address of web/2"]);
     scenario.expect(31_999, PlanEvent::Tick, &[]);
     assert_eq!(scenario.plan.deadline(), Some(at(32_000)));
     scenario.expect(32_000, PlanEvent::Tick, &["overdue worker web/1", "kill worker web/1"]);
-    scenario.expect(32_001, PlanEvent::Stop, &["kill dispatcher", "kill worker web/1"]);
+    scenario.expect(32_001, ChildEvent::Stop, &["kill dispatcher", "kill worker web/1"]);
     scenario.expect(32_002, exited(worker(1)), &["kill orphans of web/1", "close the address of web/1"]);
     scenario.expect(32_003, exited(Part::Dispatcher), &["finish"]);
 }
@@ -30,32 +30,32 @@ fn an_overdue_part_is_killed_and_a_second_stop_kills_all_parts() {
 #[test]
 fn a_set_can_be_stopped_at_every_step_of_its_start() {
     let mut scenario = Scenario::starting();
-    scenario.expect(0, PlanEvent::Started(Part::Dispatcher, 1), &[]);
+    scenario.expect(0, ChildEvent::Started(Part::Dispatcher, 1), &[]);
     let closed = ["close the address of web/1", "close the address of web/2"];
-    scenario.expect(1, PlanEvent::Stop, &["quiesce", closed[0], closed[1], "terminate dispatcher"]);
+    scenario.expect(1, ChildEvent::Stop, &["quiesce", closed[0], closed[1], "terminate dispatcher"]);
     scenario.expect(2, exited(Part::Dispatcher), &["finish"]);
 
     let mut scenario = Scenario::starting();
     scenario.expect(
         0,
-        PlanEvent::StartFailed(Part::Dispatcher, "no memory".into()),
+        ChildEvent::StartFailed(Part::Dispatcher, "no memory".into()),
         &["restart dispatcher in 0ns: no memory", "start dispatcher"],
     );
     scenario.expect(
         0,
-        PlanEvent::StartFailed(Part::Dispatcher, "no memory".into()),
+        ChildEvent::StartFailed(Part::Dispatcher, "no memory".into()),
         &["restart dispatcher in 100ms: no memory"],
     );
-    scenario.expect(1, PlanEvent::Stop, &["quiesce", closed[0], closed[1], "finish"]);
+    scenario.expect(1, ChildEvent::Stop, &["quiesce", closed[0], closed[1], "finish"]);
 }
 
 #[test]
 fn a_part_that_ends_too_often_stays_down_until_a_reload_and_does_not_delay_the_set() {
     let mut scenario = Scenario::starting();
-    scenario.expect(0, PlanEvent::Started(Part::Dispatcher, 1), &[]);
+    scenario.expect(0, ChildEvent::Started(Part::Dispatcher, 1), &[]);
     scenario.expect(0, PlanEvent::Ready(Part::Dispatcher), &["start worker web/1", "start worker web/2"]);
-    scenario.expect(0, PlanEvent::Started(worker(1), 11), &[]);
-    scenario.expect(0, PlanEvent::Started(worker(2), 12), &[]);
+    scenario.expect(0, ChildEvent::Started(worker(1), 11), &[]);
+    scenario.expect(0, ChildEvent::Started(worker(2), 12), &[]);
     scenario.expect(0, PlanEvent::Ready(worker(2)), &[]);
     scenario.expect(
         0,
@@ -68,10 +68,10 @@ fn a_part_that_ends_too_often_stays_down_until_a_reload_and_does_not_delay_the_s
     let failed = ["kill orphans of web/1", "failed worker web/1: gone", stand_in, "all up"];
     scenario.expect(100, exited(worker(1)), &failed);
     assert_eq!(scenario.state(&worker(1)), "failed");
-    scenario.expect(100, PlanEvent::Started(Part::StandIn(id(1)), 91), &[]);
+    scenario.expect(100, ChildEvent::Started(Part::StandIn(id(1)), 91), &[]);
     scenario.expect(4990, PlanEvent::Ready(Part::StandIn(id(1))), &[]);
     let stop = "terminate the stand-in of worker web/1";
-    scenario.expect(5000, PlanEvent::Apply(change(2)), &["reload dispatcher", stop, "start worker web/1"]);
+    scenario.expect(5000, ChildEvent::Apply(change(2)), &["reload dispatcher", stop, "start worker web/1"]);
     scenario.expect(5000, exited(Part::StandIn(id(1))), &[]);
     scenario.expect(
         5000,
@@ -83,22 +83,22 @@ fn a_part_that_ends_too_often_stays_down_until_a_reload_and_does_not_delay_the_s
 #[test]
 fn removed_workers_stop_and_may_be_configured_again_before_they_have_ended() {
     let mut scenario = Scenario::up();
-    scenario.expect(0, PlanEvent::Apply(change(1)), &["reload dispatcher", "terminate worker web/2"]);
-    scenario.expect(1, PlanEvent::Apply(change(2)), &["reload dispatcher"]);
+    scenario.expect(0, ChildEvent::Apply(change(1)), &["reload dispatcher", "terminate worker web/2"]);
+    scenario.expect(1, ChildEvent::Apply(change(2)), &["reload dispatcher"]);
     scenario.expect(2, exited(worker(2)), &["kill orphans of web/2", "start worker web/2"]);
-    scenario.expect(2, PlanEvent::Started(worker(2), 22), &[]);
+    scenario.expect(2, ChildEvent::Started(worker(2), 22), &[]);
     scenario.expect(3, PlanEvent::Ready(worker(2)), &[]);
-    scenario.expect(4, PlanEvent::Apply(change(1)), &["reload dispatcher", "terminate worker web/2"]);
+    scenario.expect(4, ChildEvent::Apply(change(1)), &["reload dispatcher", "terminate worker web/2"]);
     scenario.expect(5, exited(worker(2)), &["kill orphans of web/2", "remove web/2"]);
     assert_eq!(scenario.state(&worker(2)), "unknown");
-    scenario.expect(6, PlanEvent::Apply(change(2)), &["reload dispatcher", "start worker web/2"]);
+    scenario.expect(6, ChildEvent::Apply(change(2)), &["reload dispatcher", "start worker web/2"]);
 }
 
 #[test]
 fn a_planned_restart_is_not_delayed_and_not_counted() {
     let mut scenario = Scenario::up();
     let moved = ConfigChange { restart: vec![id(1)], restart_dispatcher: true, ..change(2) };
-    scenario.expect(0, PlanEvent::Apply(moved), &["terminate dispatcher", "terminate worker web/1"]);
+    scenario.expect(0, ChildEvent::Apply(moved), &["terminate dispatcher", "terminate worker web/1"]);
     scenario.expect(1, exited(worker(1)), &["kill orphans of web/1", "start worker web/1"]);
     scenario.expect(2, exited(Part::Dispatcher), &["start dispatcher"]);
     assert!(scenario.plan.status().all(|(_, status)| status.restarts == 0));
@@ -111,24 +111,24 @@ fn a_lost_socket_restarts_its_worker_alone() {
     scenario.expect(0, exited(worker(2)), &[kill, "restart worker web/2 in 0ns: gone", "start worker web/2"]);
     scenario.expect(0, exited(worker(2)), &[kill, "restart worker web/2 in 100ms: gone"]);
     // It starts with the new socket in any case.
-    scenario.expect(1, PlanEvent::SocketsReplaced(vec![id(1), id(2)]), &["terminate worker web/1"]);
+    scenario.expect(1, ChildEvent::SocketsReplaced(vec![worker(1), worker(2)]), &["terminate worker web/1"]);
     assert_eq!(scenario.state(&worker(2)), "gone");
     scenario.expect(2, exited(worker(1)), &["kill orphans of web/1", "start worker web/1"]);
-    scenario.expect(2, PlanEvent::Started(worker(1), 21), &[]);
+    scenario.expect(2, ChildEvent::Started(worker(1), 21), &[]);
     scenario.expect(3, PlanEvent::Ready(worker(1)), &[]);
     scenario.expect(100, PlanEvent::Tick, &["start worker web/2"]);
     let stand_in = "start the stand-in of worker web/2";
     scenario.expect(100, exited(worker(2)), &[kill, "failed worker web/2: gone", stand_in]);
-    scenario.expect(100, PlanEvent::Started(Part::StandIn(id(2)), 92), &[]);
+    scenario.expect(100, ChildEvent::Started(Part::StandIn(id(2)), 92), &[]);
     // A failed worker stays failed, and another stand-in serves its new address.
     let stop = "terminate the stand-in of worker web/2";
-    scenario.expect(200, PlanEvent::SocketsReplaced(vec![id(2)]), &[stop]);
+    scenario.expect(200, ChildEvent::SocketsReplaced(vec![Part::StandIn(id(2))]), &[stop]);
     assert_eq!(scenario.state(&worker(2)), "failed");
     scenario.expect(201, exited(Part::StandIn(id(2))), &[stand_in]);
 
     // A worker that left the configuration and still ends is not started again.
     let mut scenario = Scenario::up();
-    scenario.expect(0, PlanEvent::Apply(change(1)), &["reload dispatcher", "terminate worker web/2"]);
-    scenario.expect(1, PlanEvent::SocketsReplaced(vec![id(2)]), &[]);
+    scenario.expect(0, ChildEvent::Apply(change(1)), &["reload dispatcher", "terminate worker web/2"]);
+    scenario.expect(1, ChildEvent::SocketsReplaced(vec![worker(2)]), &[]);
     scenario.expect(2, exited(worker(2)), &[kill, "remove web/2"]);
 }

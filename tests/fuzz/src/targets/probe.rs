@@ -6,7 +6,7 @@ use std::time::Duration;
 use crate::ids::{Monotonic, WorkerNumber};
 use crate::liveness::RestartLimits;
 use crate::probe::{ProbeReport, ProbeRequest, REQUEST_MAX};
-use crate::watchdog::plan::{Part, Plan, PlanAction, PlanEvent, PlanLimits, WorkerLiveness};
+use crate::watchdog::plan::{ChildEvent, Part, Plan, PlanAction, PlanEvent, PlanLimits, WorkerLiveness};
 
 pub(crate) fn run(bytes: &[u8]) {
     if let Ok(request) = serde_json::from_slice::<ProbeRequest>(bytes) {
@@ -37,11 +37,12 @@ fn judge(report: &ProbeReport) {
     let ids = ["default/1", "default/2"].map(|id| id.parse().unwrap());
     let workers = BTreeMap::from(ids.clone().map(|id| (id, ms(1000))));
     let now = Monotonic(1 << 40);
-    let (mut plan, _) = Plan::new(&workers, limits, now);
-    plan.handle(now, PlanEvent::Started(Part::Dispatcher, 1));
+    let mut plan = Plan::for_children(&workers, limits, now);
+    plan.handle(now, PlanEvent::Tick);
+    plan.handle(now, ChildEvent::Started(Part::Dispatcher, 1).into());
     plan.handle(now, PlanEvent::Ready(Part::Dispatcher));
     for id in &ids {
-        plan.handle(now, PlanEvent::Started(Part::Worker(id.clone()), 2));
+        plan.handle(now, ChildEvent::Started(Part::Worker(id.clone()), 2).into());
         plan.handle(now, PlanEvent::Ready(Part::Worker(id.clone())));
     }
     for step in 1..=12 {

@@ -10,7 +10,8 @@ use crate::liveness::ProcessSample;
 use crate::model::simulation::pool::{PROBE_INTERVAL, PoolSimEvent, WORKERS};
 use crate::probe::ProbeReport;
 use crate::watchdog::plan::{
-    ConfigChange, Notice, Part, PartSignal, Plan, PlanAction, PlanEvent, PlanLimits, WorkerLiveness,
+    ChildAction, ChildEvent, ChildSet, ConfigChange, KillSignal, Notice, Part, PartSignal, Plan, PlanAction, PlanEvent,
+    PlanLimits, WorkerLiveness,
 };
 
 /// As in `watchdog`: a wake-up that is later than this is reported to the plan.
@@ -35,7 +36,7 @@ pub(crate) enum Wake {
 }
 
 pub(crate) struct SimulatedWatchdog {
-    pub(crate) plan: Plan,
+    pub(crate) plan: Plan<ChildSet>,
     /// A processor runs it.
     pub(crate) runs: bool,
     pub(crate) backlog: Vec<Wake>,
@@ -73,8 +74,9 @@ fn workers() -> BTreeMap<WorkerId, Duration> {
 }
 
 impl SimulatedWatchdog {
-    pub(crate) fn new(bounds: PlanLimits, now: Monotonic) -> (Self, Vec<PlanAction>) {
-        let (plan, actions) = Plan::new(&workers(), bounds, now);
+    pub(crate) fn new(bounds: PlanLimits, now: Monotonic) -> (Self, Vec<PlanAction<ChildAction>>) {
+        let mut plan = Plan::for_children(&workers(), bounds, now);
+        let actions = plan.handle(now, PlanEvent::Tick);
         let watchdog = Self {
             plan,
             runs: true,
@@ -135,7 +137,7 @@ impl SetSimulation {
         self.after(wake_at.since(now), SetSimEvent::Watchdog(Wake::Timer(self.watchdog.timer)));
     }
 
-    fn event_of(&mut self, wake: Wake) -> PlanEvent {
+    fn event_of(&mut self, wake: Wake) -> PlanEvent<ChildEvent> {
         match wake {
             Wake::Timer(_) => PlanEvent::Tick,
             Wake::Exit(p, pid) => {
@@ -145,7 +147,7 @@ impl SetSimulation {
                     self.handle(PlanEvent::Ready(part_at(p)));
                 }
                 let chance = self.pool.random.below(1001) as f64 / 1000.0;
-                PlanEvent::Exited { part: part_at(p), cause: "gone".into(), jitter: chance }
+                ChildEvent::Exited { part: part_at(p), cause: "gone".into(), jitter: chance }.into()
             }
             Wake::Ready(p, pid) if self.watchdog.read_ready(p, pid) => PlanEvent::Ready(part_at(p)),
             Wake::Ready(..) => PlanEvent::Tick,
@@ -155,7 +157,7 @@ impl SetSimulation {
                     PlanEvent::Report(WorkerLiveness::from_report(&report, self.pool.now))
                 })
             }
-            Wake::Stop => PlanEvent::Stop,
+            Wake::Stop => ChildEvent::Stop.into(),
             Wake::Reload(restart) => {
                 for (part, status) in self.watchdog.plan.status().filter(|(part, _)| !part.is_stand_in()) {
                     let p = index_of(part);
@@ -167,24 +169,19 @@ impl SetSimulation {
                 let workers = workers();
                 let restart_dispatcher = restart == Some(0);
                 let restart = restart.filter(|p| *p > 0).map(|p| worker(p - 1)).into_iter().collect();
-                PlanEvent::Apply(ConfigChange {
-                    workers,
-                    reload: Vec::new(),
-                    restart,
-                    restart_dispatcher,
-                    limits: self.bounds,
-                })
+                let (reload, limits) = (Vec::new(), self.bounds);
+                ChildEvent::Apply(ConfigChange { workers, reload, restart, restart_dispatcher, limits }).into()
             }
         }
     }
 
     /// Passes an event to the plan and performs its actions.
-    pub(crate) fn handle(&mut self, event: PlanEvent) {
+    pub(crate) fn handle(&mut self, event: PlanEvent<ChildEvent>) {
         let actions = self.watchdog.plan.handle(self.pool.now, event);
         self.perform(actions);
     }
 
-    pub(crate) fn perform(&mut self, actions: Vec<PlanAction>) {
+    pub(crate) fn perform(&mut self, actions: Vec<PlanAction<ChildAction>>) {
         let mut queue = VecDeque::from(actions);
         while let Some(action) = queue.pop_front() {
             if let Some(event) = self.act(action) {
@@ -193,47 +190,27 @@ impl SetSimulation {
         }
     }
 
-    fn act(&mut self, action: PlanAction) -> Option<PlanEvent> {
+    fn act(&mut self, action: PlanAction<ChildAction>) -> Option<PlanEvent<ChildEvent>> {
         match action {
             // Stand-ins affect no other part. They are not simulated: one ends when it is told to, and no sample of it
             // leads to a verdict.
-            PlanAction::Start(part @ Part::StandIn(_)) => Some(PlanEvent::Started(part, u32::MAX)),
             PlanAction::Sample(part @ Part::StandIn(_)) => {
                 Some(PlanEvent::Sampled(part, ProcessSample { ended: true, ..ProcessSample::default() }))
             }
-            PlanAction::Signal(part @ Part::StandIn(_), _) => {
-                Some(PlanEvent::Exited { part, cause: "gone".into(), jitter: 0.5 })
-            }
-            PlanAction::CloseAddress(_) => None,
-            PlanAction::Start(part) if self.pool.random.percent(1) && !self.pool.recovering => {
-                self.parts[index_of(&part)].absent = Duration::ZERO;
-                Some(PlanEvent::StartFailed(part, "no memory".into()))
-            }
-            PlanAction::Start(part) => {
-                let pid = self.start(index_of(&part));
-                Some(PlanEvent::Started(part, pid))
-            }
+            PlanAction::Kill(part @ Part::StandIn(_), _) => Some(ended_stand_in(part).into()),
+            PlanAction::Log(Part::StandIn(_), _) => None,
             PlanAction::Sample(part) => {
                 let sample = self.parts[index_of(&part)].sample();
                 Some(PlanEvent::Sampled(part, sample))
             }
-            PlanAction::Signal(part, order) => {
-                self.signal(index_of(&part), order);
+            PlanAction::Kill(part, signal) => {
+                self.kill(index_of(&part), signal);
                 None
             }
             PlanAction::DeclareFrozen(part, why) => {
                 self.check_verdict(index_of(&part), &why);
                 None
             }
-            PlanAction::KillOrphans(id) => {
-                self.pool.within(1, PoolSimEvent::DispatcherRung(id.number.index()));
-                None
-            }
-            PlanAction::Quiesce => {
-                self.within(2, SetSimEvent::Quiesce);
-                None
-            }
-            PlanAction::Log(Part::StandIn(_), _) => None,
             PlanAction::Log(part, Notice::Restarting { delay, .. }) => {
                 self.policies[index_of(&part)].check_restart(self.pool.now, &self.bounds.restarts, delay);
                 None
@@ -242,28 +219,56 @@ impl SetSimulation {
                 self.policies[index_of(&part)].check_failure(self.pool.now, &self.bounds.restarts);
                 None
             }
-            PlanAction::Log(..) | PlanAction::AllUp => None,
-            PlanAction::RemoveWorker(id) => panic!("{id} is removed without a reason"),
-            PlanAction::Finish => {
-                self.watchdog.finished = true;
-                None
-            }
+            PlanAction::Log(..) => None,
+            PlanAction::Set(action) => self.act_as_parent(action).map(PlanEvent::Set),
         }
     }
 
-    fn signal(&mut self, p: usize, order: PartSignal) {
+    fn act_as_parent(&mut self, action: ChildAction) -> Option<ChildEvent> {
+        match action {
+            ChildAction::Start(part @ Part::StandIn(_)) => return Some(ChildEvent::Started(part, u32::MAX)),
+            ChildAction::Signal(part @ Part::StandIn(_), _) => return Some(ended_stand_in(part)),
+            ChildAction::Start(part) if self.pool.random.percent(1) && !self.pool.recovering => {
+                self.parts[index_of(&part)].absent = Duration::ZERO;
+                return Some(ChildEvent::StartFailed(part, "no memory".into()));
+            }
+            ChildAction::Start(part) => {
+                let pid = self.start(index_of(&part));
+                return Some(ChildEvent::Started(part, pid));
+            }
+            ChildAction::Signal(part, signal) => self.signal(index_of(&part), signal),
+            ChildAction::KillOrphans(id) => self.pool.within(1, PoolSimEvent::DispatcherRung(id.number.index())),
+            ChildAction::Quiesce => self.within(2, SetSimEvent::Quiesce),
+            ChildAction::CloseAddress(_) | ChildAction::AllUp => {}
+            ChildAction::RemoveWorker(id) => panic!("{id} is removed without a reason"),
+            ChildAction::Finish => self.watchdog.finished = true,
+        }
+        None
+    }
+
+    fn signal(&mut self, p: usize, signal: PartSignal) {
         let Some(pid) = self.parts[p].pid else { return };
-        if p == 0 && order == PartSignal::Terminate && self.watchdog.plan.is_stopping() {
+        if p == 0 && signal == PartSignal::Terminate && self.watchdog.plan.is_stopping() {
             let workers = self.parts[1..].iter().filter(|process| process.pid.is_some()).count();
             assert_eq!(workers, 0, "the dispatcher is stopped before the workers have ended");
         }
-        match order {
+        match signal {
             PartSignal::Terminate => self.within(2, SetSimEvent::Terminate(p, pid)),
             PartSignal::Reload => {}
-            // Some processes write a core dump for longer than the grace; a debugger intercepts the signal.
-            PartSignal::Abort if self.pool.random.percent(10) || self.parts[p].held => {}
-            PartSignal::Abort => self.within(20, SetSimEvent::Die(p, pid)),
-            PartSignal::Kill => self.within(2, SetSimEvent::Die(p, pid)),
         }
     }
+
+    fn kill(&mut self, p: usize, signal: KillSignal) {
+        let Some(pid) = self.parts[p].pid else { return };
+        match signal {
+            // Some processes write a core dump for longer than the grace; a debugger intercepts the signal.
+            KillSignal::Abort if self.pool.random.percent(10) || self.parts[p].held => {}
+            KillSignal::Abort => self.within(20, SetSimEvent::Die(p, pid)),
+            KillSignal::Kill => self.within(2, SetSimEvent::Die(p, pid)),
+        }
+    }
+}
+
+fn ended_stand_in(part: Part) -> ChildEvent {
+    ChildEvent::Exited { part, cause: "gone".into(), jitter: 0.5 }
 }
