@@ -1,16 +1,11 @@
 //! How the hold on a worker ends, and where its client goes then.
 
-use std::time::Duration;
-
 use super::hold::{Hold, RevokingOffer};
 use super::lease_table::{Pool, PoolTimer};
 use super::messages::{LeaseEnd, PoolAction, Refusal};
 use super::queue::QueuedClient;
+use crate::bounds::DISPATCHER_GRACE;
 use crate::ids::{Claim, LeaseId, Monotonic, Phase, WorkerNumber};
-
-/// How long after its deadline the worker may respond to a claimed request with 504: its serving task does at once, its
-/// control loop one second later. Then the dispatcher aborts the request and responds.
-const RESPONSE_GRACE: Duration = Duration::from_secs(2);
 
 impl Pool {
     /// Decides where the client of an offer goes: to the worker that has claimed the lease, even if the offer was being
@@ -29,7 +24,7 @@ impl Pool {
             {
                 self.worker(n).missed_offer = false;
                 if client.is_handoff {
-                    let abort_at = now + self.limits.request_timeout + RESPONSE_GRACE;
+                    let abort_at = now + self.limits.request_timeout + DISPATCHER_GRACE;
                     self.worker(n).hold = Hold::Busy { lease, connection: Some((client.id, abort_at)) };
                 } else if is_open {
                     self.worker(n).hold = Hold::Granted { lease, client: Some(client), claim_by };

@@ -30,6 +30,7 @@ use super::inetd;
 use super::service::{EarlyEnd, HandlerService, RequestRunner, problem_response};
 use super::state::WorkerState;
 use super::turn::{AbortCause, ActiveLease, Transaction};
+use crate::bounds::head_bound;
 use crate::exchange::Counter;
 use crate::ids::Lifecycle;
 use crate::log::Event;
@@ -85,9 +86,7 @@ async fn serve<S: HandlerService>(state: &Arc<WorkerState>, service: &Arc<Mutex<
     // drops the response body, which looks like the end of the response.
     let mut mid_request = false;
     let end = loop {
-        // A client without a request holds the worker no longer than one with a request may.
-        let bounds = [(state.front.head_timeout, "head_timeout"), (timeout, "request_timeout")];
-        let (bound, name) = bounds[usize::from(timeout < state.front.head_timeout)];
+        let (bound, name) = head_bound(state.front.head_timeout, timeout);
         let read = or_reset(&connection, RequestInput::read(&stream, received, state.front.head_bytes));
         let input = match tokio::time::timeout(bound, read).await {
             Ok(Ok(input)) => input,

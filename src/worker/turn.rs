@@ -9,15 +9,13 @@ use http::StatusCode;
 use tokio::sync::{Notify, OwnedMutexGuard};
 use tokio::time::{Instant, sleep, sleep_until};
 
+use crate::bounds::HANDLER_ABORT_GRACE;
 use crate::ids::{LeaseId, LeaseTerms};
 use crate::net::{SharedStream, disconnected};
 use crate::sync;
 
 /// A request is not watched for a disconnect before this: the watch costs a descriptor and five system calls.
 const DISCONNECT_WATCH_DELAY: Duration = Duration::from_millis(50);
-
-/// How long after its deadline a request may take to deliver its 504.
-const TIMEOUT_RESPONSE_GRACE: Duration = Duration::from_secs(1);
 
 /// A claimed lease.
 #[derive(Clone, Copy, Debug)]
@@ -195,7 +193,7 @@ impl Transaction {
         let deadline = async {
             sleep_until(active.deadline).await;
             if self.status() == 0 {
-                sleep(TIMEOUT_RESPONSE_GRACE).await;
+                sleep(HANDLER_ABORT_GRACE).await;
             }
         };
         tokio::select! {
