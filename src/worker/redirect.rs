@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use bytes::BytesMut;
 use http::{Request, Response, Version};
@@ -18,6 +19,7 @@ use super::send_back::send_back;
 use super::service::{EarlyEnd, HandlerService, RequestRunner, problem_response};
 use super::state::WorkerState;
 use super::turn::{ActiveLease, Transaction};
+use crate::bounds::head_bound;
 use crate::clock;
 use crate::config::FrontConfig;
 use crate::exchange::{self, Counter};
@@ -70,6 +72,7 @@ async fn serve_request<S: HandlerService>(runner: &Arc<RequestRunner<S>>) -> Res
     let served = serve_one_request(
         stream,
         &state.front,
+        head_bound(state.front.head_timeout, state.request_timeout()),
         move || body_dropped.is_body_dropped(),
         |request| respond(runner.clone(), request),
     );
@@ -79,10 +82,12 @@ async fn serve_request<S: HandlerService>(runner: &Arc<RequestRunner<S>>) -> Res
     }
 }
 
-/// Reads one request at a worker's address and responds to it.
+/// Reads one request at a worker's address and responds to it. `head_bound`: how long its head may take, and the key that
+/// says so.
 pub(super) async fn serve_one_request<R, E>(
     stream: &SharedStream,
     front: &FrontConfig,
+    (head_bound, bound_key): (Duration, &str),
     is_body_dropped: impl Fn() -> bool + Unpin,
     respond: impl Fn(Request<Incoming>) -> R,
 ) -> Result<(), EarlyEnd>
@@ -92,11 +97,11 @@ where
 {
     let head_bytes = front.head_bytes + LEASE_PREFIX_LENGTH;
     let read = RequestInput::read(stream, BytesMut::new(), head_bytes);
-    let input = match timeout(front.head_timeout, read).await {
+    let input = match timeout(head_bound, read).await {
         Ok(Ok(input)) => input,
         Ok(Err(NoRequest::Closed)) => return Ok(()),
         Ok(Err(NoRequest::Rejected(problem))) => return Err(EarlyEnd::Rejected(problem)),
-        Err(_elapsed) => return Err(EarlyEnd::Rejected(ProblemResponse::late_head("head_timeout"))),
+        Err(_elapsed) => return Err(EarlyEnd::Rejected(ProblemResponse::late_head(bound_key))),
     };
     let is_served = Arc::<AtomicBool>::default();
     let io = OneRequestIo { stream: stream.clone(), input, is_served: is_served.clone(), is_body_dropped };

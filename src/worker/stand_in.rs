@@ -211,7 +211,8 @@ impl HeldAddress {
 async fn respond(stream: SharedStream, return_port: Option<u16>, front: &FrontConfig) {
     let socket = stream.clone();
     let service = move |request| ready(Ok::<_, Infallible>(send_back(return_port, &socket, &request)));
-    let served = redirect::serve_one_request(&stream, front, || true, service).await;
+    let served =
+        redirect::serve_one_request(&stream, front, (front.head_timeout, "head_timeout"), || true, service).await;
     let bounds = LingerBounds { silence: front.linger_timeout, total: front.body_timeout };
     match served {
         Err(EarlyEnd::Rejected(problem)) => deliver(stream, &problem.raw(), bounds).await,

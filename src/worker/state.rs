@@ -16,7 +16,7 @@ use super::turn::HandlerPermit;
 use crate::clock;
 use crate::config::{FrontConfig, PoolConfig};
 use crate::doorbell::Doorbell;
-use crate::exchange::{Counter, WorkerSide};
+use crate::exchange::{self, Counter, WorkerSide};
 use crate::ids::{LeaseId, LeaseTerms, Lifecycle, Monotonic, WorkerId};
 use crate::log::Event;
 use crate::net::{self, LingerBounds, SharedStream};
@@ -395,6 +395,12 @@ impl WorkerState {
     /// When the worker reaches `max_age`.
     pub(super) fn max_age_at(&self) -> Option<Monotonic> {
         self.limits.max_age_at()
+    }
+
+    /// The `request_timeout` that the next claim will have: of the lease in the slot, because a reload changes it for the
+    /// dispatcher first.
+    pub(super) fn request_timeout(&self) -> Duration {
+        exchange::terms(self.slot.memory()).map_or(self.ping.limit, |(_, terms)| terms.request_timeout)
     }
 
     /// Whether it serves connections and no requests.
