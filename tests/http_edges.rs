@@ -388,6 +388,41 @@ fn read_kept_response(stream: &mut impl Read) -> u16 {
     }
 }
 
+/// A client whose body does not arrive within `request_timeout` is late, and not the handler. The handler has the request by
+/// then, so its outcome is unknown.
+#[test]
+fn body_that_is_late_for_request_timeout_is_a_408() {
+    let count = "n=$(wc -c); printf 'Content-Type: text/plain\\r\\nContent-Length: 2\\r\\n\\r\\nok'";
+    for handler in [script(count), "handler = \"echo\"\n".to_owned()] {
+        let set = TestSet::start(&both_deliveries(&format!("workers = 1\nrequest_timeout = \"500ms\"\n{handler}"), ""));
+        // The built-in echo responds as soon as it has a byte.
+        let part = if handler.contains("echo") { "" } else { "x" };
+        for _ in 0..5 {
+            for delivery in [HANDOFF, REDIRECT] {
+                let mut address = set.address(delivery);
+                let mut target = "/".to_owned();
+                if delivery == REDIRECT {
+                    (address, target) = request_lease(address, "/").unwrap();
+                }
+                let mut stream = connect(address);
+                let head = request_head("PUT", &target, address, "Content-Length: 9\r\n");
+                stream.write_all((head + part).as_bytes()).unwrap();
+                let response = read_response(&mut stream).unwrap();
+                assert_eq!(response.status, 408, "{handler}, {delivery}: {response:?}");
+                assert_eq!(response.header("patou-outcome"), Some("started-unknown"), "{handler}: {response:?}");
+                assert!(
+                    response.text().contains("the request body did not arrive within request_timeout"),
+                    "{response:?}"
+                );
+                set.wait_for_worker("default/1", "idle");
+            }
+        }
+        let worker = set.worker("default/1");
+        assert_eq!((&worker["restarts"], &worker["failed"]), (&0.into(), &10.into()), "{worker}");
+        set.stop();
+    }
+}
+
 /// Clients that send a byte and wait cost their own time only: no worker is accused of blocking.
 #[test]
 fn hundred_clients_that_send_one_byte_and_wait_cause_no_restart() {

@@ -204,6 +204,7 @@ const PURE: &[&str] = &[
     "src/worker/handler/head.rs",
     "src/worker/handler/log_rate_limit.rs",
     "src/worker/lease_url.rs",
+    "src/worker/transaction",
     "src/watchdog/evidence/format.rs",
     "src/watchdog/plan",
     "src/watchdog/restart_stats.rs",

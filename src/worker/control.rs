@@ -100,7 +100,7 @@ impl ControlLoop {
     fn wait(&self, now: Monotonic) {
         let drain = (self.state.is_stopping() && !self.exit_sent).then(|| now + DRAIN_POLL);
         let max_age = self.state.max_age_at().filter(|at| *at > now);
-        let overdue = self.state.overdue_at(BLOCKED_GRACE);
+        let overdue = self.state.blocked_at();
         let ping = &self.state.ping;
         let ping_bounds = [PING_LATE, ping.limit + BLOCKED_GRACE];
         let pending = ping.pending_since();
@@ -164,7 +164,7 @@ impl ControlLoop {
         if self.state.max_age_at().is_some_and(|at| at <= now) {
             self.state.request_recycle();
         }
-        if let Some(request) = self.state.take_overdue(now, BLOCKED_GRACE) {
+        if let Some(request) = self.state.take_blocked(now) {
             self.time_out_blocked_request(request);
         }
         match self.state.ping.pending_for(now) {
