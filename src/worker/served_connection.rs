@@ -143,12 +143,12 @@ impl ServedConnection {
             disconnected(&self.stream, || self.transaction.get(Transaction::may_probe)).await;
         };
         let deadline = async {
+            sleep(self.transaction.get(Transaction::respond_by).since(clock::now())).await;
+            self.on(TransactionEvent::DeadlineReached(clock::now()));
             loop {
-                let now = clock::now();
-                let (respond_by, cut_at) = self.transaction.get(|it| (it.respond_by(), it.cut_at()));
-                match if now < respond_by { respond_by } else { cut_at } {
-                    next if next > now => sleep(next.since(now)).await,
-                    _ => break,
+                match self.transaction.get(Transaction::cut_at).since(clock::now()) {
+                    Duration::ZERO => break,
+                    left => sleep(left).await,
                 }
             }
         };

@@ -99,6 +99,14 @@ impl Transaction {
                 self.on_response(event)
             }
             E::RequestFailed => !std::mem::replace(&mut self.has_failed, true),
+            E::DeadlineReached(now) => {
+                let Deadlines { cut, blocked, .. } = &mut self.deadlines;
+                if self.response == ResponsePhase::None {
+                    *cut = (now + HANDLER_ABORT_GRACE).max(*cut);
+                    *blocked = blocked.map(|at| at.max(now + BLOCKED_GRACE));
+                }
+                true
+            }
             E::HandlerDone => self.deadlines.blocked.take().is_some(),
             // hyper responds by itself to a head that it rejects, which is discarded.
             E::Written => self.request != RequestPhase::Head && std::mem::replace(&mut self.is_flushed, false),
@@ -297,7 +305,7 @@ impl Transaction {
     }
 
     /// When the serving task cuts the connection, whatever happens on it: at the deadline within a response, later without
-    /// one. Look again at each [`Self::respond_by`].
+    /// one.
     pub(crate) fn cut_at(&self) -> Monotonic {
         self.deadlines.cut
     }

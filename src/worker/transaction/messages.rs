@@ -88,6 +88,8 @@ pub(crate) enum TransactionEvent {
     BodyDropped,
     /// The request counts as failed: its body or its handler has an error.
     RequestFailed,
+    /// The serving task finds now that the time for the response is over. It runs, however late it is.
+    DeadlineReached(Monotonic),
     /// The handler is done with the request: the thread of the serving task is not blocked by it any more.
     HandlerDone,
     /// The response has this status, 0 in an unknown protocol, and starts now.

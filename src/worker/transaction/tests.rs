@@ -163,7 +163,8 @@ fn every_event_in_every_phase_leads_where_the_table_says() {
 fn other_events_change_no_phase_and_none_does_after_the_end() {
     use TransactionEvent::*;
     for (phases, _) in rows(PHASES) {
-        for event in [Responding, LeaseLost, RequestFailed, HandlerDone, Written, Flushed, Ended(EndCause::Broken)] {
+        let others = [Responding, LeaseLost, RequestFailed, DeadlineReached(at(1)), HandlerDone, Written, Flushed];
+        for event in others.into_iter().chain([Ended(EndCause::Broken)]) {
             let mut transaction = in_phases(phases);
             transaction.on(event);
             assert_eq!(phases_of(&transaction), phases, "{event:?}");
@@ -317,6 +318,19 @@ fn response_is_cut_at_the_deadline_and_a_missing_one_later() {
 }
 
 #[test]
+fn late_serving_task_still_has_its_grace() {
+    let mut transaction = in_phases("C-");
+    transaction.on(TransactionEvent::DeadlineReached(at(15_000)));
+    assert_eq!(transaction.cut_at(), at(15_000) + HANDLER_ABORT_GRACE);
+    assert_eq!(transaction.blocked_at(), Some(at(15_000) + BLOCKED_GRACE));
+    let mut responding = claimed();
+    responding.on(TransactionEvent::HeadRead(NO_BODY));
+    responding.on(TransactionEvent::ResponseStarted(200, at(500)));
+    responding.on(TransactionEvent::DeadlineReached(at(15_000)));
+    assert_eq!(responding.cut_at(), at(1000));
+}
+
+#[test]
 fn handler_that_is_done_blocks_nothing_until_the_next_request() {
     use TransactionEvent::*;
     let mut transaction = in_phases("C-");
@@ -402,6 +416,7 @@ fn any_event() -> impl Strategy<Value = TransactionEvent> {
         Just(BodyDropped),
         Just(RequestFailed),
         Just(HandlerDone),
+        (0..3000_u64).prop_map(|ms| DeadlineReached(at(ms))),
         (0..3000_u64).prop_map(|ms| ResponseStarted(200, at(ms))),
         Just(ResponseEnded),
         Just(ResponseFailed),
