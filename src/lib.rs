@@ -17,6 +17,8 @@
 // The roles share most modules; a build without all roles leaves parts of them unused.
 #![cfg_attr(not(feature = "daemon"), allow(dead_code, unreachable_pub, unused_imports))]
 
+#[cfg(feature = "worker")]
+mod bounds;
 mod ids;
 #[cfg(feature = "worker")]
 mod stats;

@@ -6,6 +6,7 @@ mod support;
 use std::io::{ErrorKind, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpStream};
 use std::os::unix::net::UnixStream;
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, SockaddrIn, setsockopt, socket, sockopt};
@@ -319,16 +320,44 @@ fn chunks_that_parsers_disagree_about_never_pass() {
     set.stop();
 }
 
-/// `request_timeout` below `head_timeout`: the client that does not complete its head gets 408, and no worker dies.
+/// A handoff listener on a Unix socket in this directory, for the configuration of [`both_deliveries`].
+fn with_unix_listener(config: &str, dir: &Path) -> String {
+    let address = dir.join("front.sock");
+    let unix =
+        format!("[[listener]]\naddress = \"unix:{}\"\ndelivery = \"handoff\"\npool = \"default\"\n", address.display());
+    config.replacen("[[pool]]", &format!("{unix}[[pool]]"), 1)
+}
+
+/// The response to an incomplete head that is a refusal within 10 s.
+fn assert_late_head(mut stream: impl Read + Write, context: &str) {
+    let since = Instant::now();
+    stream.write_all(b"G").unwrap();
+    assert_refusal(&read_response(&mut stream).unwrap(), 408, context);
+    assert!(since.elapsed() < Duration::from_secs(10), "{context}: {:?}", since.elapsed());
+}
+
+/// A client that does not complete its head gets 408 within `head_timeout` or `request_timeout`, whichever is shorter, and
+/// no worker dies.
 #[test]
 fn slow_head_is_a_408_whatever_request_timeout_is() {
-    for (request_timeout, head_timeout) in [("300ms", "30s"), ("30s", "300ms"), ("1500ms", "1500ms")] {
+    for (request_timeout, head_timeout) in [("300ms", "60s"), ("60s", "300ms"), ("1500ms", "1500ms")] {
         let pool = format!("workers = 1\nrequest_timeout = \"{request_timeout}\"");
-        let set = TestSet::start(&both_deliveries(&pool, &format!("head_timeout = \"{head_timeout}\"")));
-        for _ in 0..3 {
-            let response = exchange(set.address(HANDOFF), b"G", true);
-            assert_refusal(&response, 408, request_timeout);
-        }
+        let config = both_deliveries(&pool, &format!("head_timeout = \"{head_timeout}\""));
+        let set = TestSet::start_with(|dir| with_unix_listener(&config, dir));
+        let unix = || UnixStream::connect(set.test_dir().join("front.sock")).unwrap();
+        assert_late_head(connect(set.address(HANDOFF)), "handoff");
+        assert_late_head(connect(worker_address(&set)), "redirect");
+        assert_late_head(unix(), "a Unix socket");
+        // Connections that are kept.
+        let request = b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n";
+        let mut tcp = connect(set.address(HANDOFF));
+        tcp.write_all(request).unwrap();
+        assert_eq!(read_kept_response(&mut tcp), 200);
+        assert_late_head(tcp, "a kept connection");
+        let mut unix = unix();
+        unix.write_all(request).unwrap();
+        assert_eq!(read_kept_response(&mut unix), 200);
+        assert_late_head(unix, "a kept Unix connection");
         // The second of two pipelined requests is incomplete.
         let mut stream = connect(set.address(HANDOFF));
         stream.write_all(b"GET /1 HTTP/1.1\r\nHost: localhost\r\n\r\nGET /2").unwrap();
@@ -337,10 +366,86 @@ fn slow_head_is_a_408_whatever_request_timeout_is() {
         assert!(received.starts_with("HTTP/1.1 200"), "{received}");
         assert!(received.contains("HTTP/1.1 408") && received.contains("patou-outcome: not-started"), "{received}");
         let worker = set.worker("default/1");
-        assert_eq!((&worker["restarts"], &worker["served"]), (&0.into(), &1.into()), "{worker}");
-        wait_for_metric(&set, REFUSED, 4);
+        assert_eq!((&worker["restarts"], &worker["served"]), (&0.into(), &3.into()), "{worker}");
+        wait_for_metric(&set, REFUSED, 6);
         set.stop();
     }
+}
+
+/// Reads one response with a `Content-Length` from a connection that stays open; its status.
+fn read_kept_response(stream: &mut impl Read) -> u16 {
+    let mut received = Vec::new();
+    loop {
+        if let Some((head, length)) = HttpResponse::parse_head(&received).unwrap() {
+            let body: usize = head.header("content-length").unwrap().parse().unwrap();
+            let mut rest = vec![0; length + body - received.len()];
+            stream.read_exact(&mut rest).unwrap();
+            return head.status;
+        }
+        let mut byte = [0];
+        stream.read_exact(&mut byte).unwrap();
+        received.push(byte[0]);
+    }
+}
+
+/// A client whose body does not arrive within `request_timeout` is late, and not the handler. The handler has the request by
+/// then, so its outcome is unknown.
+#[test]
+fn body_that_is_late_for_request_timeout_is_a_408() {
+    let count = "n=$(wc -c); printf 'Content-Type: text/plain\\r\\nContent-Length: 2\\r\\n\\r\\nok'";
+    for handler in [script(count), "handler = \"echo\"\n".to_owned()] {
+        let set = TestSet::start(&both_deliveries(&format!("workers = 1\nrequest_timeout = \"500ms\"\n{handler}"), ""));
+        // The built-in echo responds as soon as it has a byte.
+        let part = if handler.contains("echo") { "" } else { "x" };
+        for _ in 0..5 {
+            for delivery in [HANDOFF, REDIRECT] {
+                let mut address = set.address(delivery);
+                let mut target = "/".to_owned();
+                if delivery == REDIRECT {
+                    (address, target) = request_lease(address, "/").unwrap();
+                }
+                let mut stream = connect(address);
+                let head = request_head("PUT", &target, address, "Content-Length: 9\r\n");
+                stream.write_all((head + part).as_bytes()).unwrap();
+                let response = read_response(&mut stream).unwrap();
+                assert_eq!(response.status, 408, "{handler}, {delivery}: {response:?}");
+                assert_eq!(response.header("patou-outcome"), Some("started-unknown"), "{handler}: {response:?}");
+                assert!(
+                    response.text().contains("the request body did not arrive within request_timeout"),
+                    "{response:?}"
+                );
+                set.wait_for_worker("default/1", "idle");
+            }
+        }
+        let worker = set.worker("default/1");
+        assert_eq!((&worker["restarts"], &worker["failed"]), (&0.into(), &10.into()), "{worker}");
+        set.stop();
+    }
+}
+
+/// Clients that send a byte and wait cost their own time only: no worker is accused of blocking.
+#[test]
+fn hundred_clients_that_send_one_byte_and_wait_cause_no_restart() {
+    let pool = "workers = 4\nrequest_timeout = \"300ms\"\nqueue = 200\nqueue_timeout = \"60s\"";
+    let set = TestSet::start(&both_deliveries(pool, ""));
+    let redirect = worker_address(&set);
+    let clients = (0..100).map(|n| {
+        let address = if n % 4 == 0 { redirect } else { set.address(HANDOFF) };
+        let mut stream = connect(address);
+        std::thread::spawn(move || {
+            stream.write_all(b"G").unwrap();
+            read_response(&mut stream).unwrap()
+        })
+    });
+    for client in clients.collect::<Vec<_>>() {
+        assert_refusal(&client.join().unwrap(), 408, "request_timeout");
+    }
+    for n in 1..=4 {
+        let worker = set.worker(&format!("default/{n}"));
+        assert_eq!((&worker["restarts"], &worker["failed"]), (&0.into(), &0.into()), "{worker}");
+    }
+    assert!(!set.log().contains("blocks its thread"), "{}", set.log());
+    set.stop();
 }
 
 #[test]
@@ -441,17 +546,8 @@ const LARGE: usize = 1_000_000;
 /// The bound of a lingering close is on a client without progress, not on the delivery.
 #[test]
 fn early_response_reaches_a_client_that_reads_slowly_and_still_sends() {
-    let set = TestSet::start_with(|dir| {
-        let unix = format!(
-            "[[listener]]\naddress = \"unix:{}/front.sock\"\ndelivery = \"handoff\"\npool = \"default\"\n",
-            dir.display()
-        );
-        both_deliveries(&format!("workers = 2\n{}", large_response(LARGE)), "linger_timeout = \"300ms\"").replacen(
-            "[[pool]]",
-            &format!("{unix}[[pool]]"),
-            1,
-        )
-    });
+    let config = both_deliveries(&format!("workers = 2\n{}", large_response(LARGE)), "linger_timeout = \"300ms\"");
+    let set = TestSet::start_with(|dir| with_unix_listener(&config, dir));
     let head = |target: &str| {
         format!("PUT {target} HTTP/1.1\r\nHost: localhost\r\nContent-Length: 100000000\r\n\r\n{}", "x".repeat(100_000))
     };

@@ -14,11 +14,12 @@ use syn::visit::Visit;
 
 /// What each module may use of the crate, in dependency order: a module uses only what comes before it.
 const MAY_USE: &[(&str, &[&str])] = &[
+    ("bounds", &[]),
     ("ids", &[]),
     ("stats", &[]),
     ("config", &["ids"]),
     ("exchange", &["ids", "stats"]),
-    ("pool", &["ids", "stats"]),
+    ("pool", &["bounds", "ids", "stats"]),
     ("liveness", &["ids"]),
     ("clock", &["ids"]),
     ("sync", &[]),
@@ -73,6 +74,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
         "worker",
         &[
             "backoff",
+            "bounds",
             "clock",
             "config",
             "descriptors",
@@ -128,6 +130,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
     (
         "cli",
         &[
+            "bounds",
             "client",
             "clock",
             "config",
@@ -166,6 +169,7 @@ const UNSAFE: &[&str] = &["src/shm/segment.rs", "src/sys.rs"];
 /// Pure code: files and directories that take `now` as a parameter, read no clock and do no I/O. Their modules
 /// forbid `unsafe`.
 const PURE: &[&str] = &[
+    "src/bounds.rs",
     "src/ids",
     "src/stats.rs",
     "src/config/address.rs",
@@ -200,6 +204,7 @@ const PURE: &[&str] = &[
     "src/worker/handler/head.rs",
     "src/worker/handler/log_rate_limit.rs",
     "src/worker/lease_url.rs",
+    "src/worker/transaction",
     "src/watchdog/evidence/format.rs",
     "src/watchdog/plan",
     "src/watchdog/restart_stats.rs",

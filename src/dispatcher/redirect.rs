@@ -200,7 +200,7 @@ impl RedirectConnection {
         let watched = WatchedSocket::new(self.stream.0.socket().clone(), &self.readiness);
         let mut watch = watched.half_closed().await;
         if watch.is_ok() && !net::has_ended(&self.stream) {
-            net::probe_half_closed(&self.stream, &self.may_probe);
+            net::probe_half_closed(&self.stream, self.may_probe.load(Ordering::Relaxed));
             watch = watched.hung_up().await;
         }
         if watch.is_err() {

@@ -1,7 +1,6 @@
 //! Detects that a client has disconnected, without reading from the connection.
 
 use std::os::fd::{AsFd, OwnedFd};
-use std::sync::atomic::{AtomicBool, Ordering};
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
@@ -22,7 +21,7 @@ const PROBE: &[u8] = b"HTTP/1.1 102 Processing\r\n\r\n";
 ///
 /// A separate epoll instance watches the connection. It wakes for the end of the connection and not for data, because
 /// no task may be reading at the time.
-pub(crate) async fn disconnected(stream: &SharedStream, may_probe: &AtomicBool) {
+pub(crate) async fn disconnected(stream: &SharedStream, may_probe: impl Fn() -> bool) {
     let Ok((epoll, readiness)) = watch_for_end(stream) else {
         // Without a free descriptor the deadline of the request is the bound.
         return std::future::pending().await;
@@ -37,15 +36,15 @@ pub(crate) async fn disconnected(stream: &SharedStream, may_probe: &AtomicBool) 
             return;
         }
         if !probed {
-            probed = probe_half_closed(stream, may_probe);
+            probed = probe_half_closed(stream, may_probe());
         }
     }
 }
 
 /// Makes the kernel of a client that has closed its socket, and not only its sending direction, reset the connection;
 /// see [`disconnected`]. Returns whether the interim response was due.
-pub(crate) fn probe_half_closed(stream: &SharedStream, may_probe: &AtomicBool) -> bool {
-    let is_due = stream.0.is_tcp() && may_probe.load(Ordering::Relaxed);
+pub(crate) fn probe_half_closed(stream: &SharedStream, may_probe: bool) -> bool {
+    let is_due = stream.0.is_tcp() && may_probe;
     if is_due {
         // If it cannot be written, the send buffer is full and the client is connected.
         let _ = stream.0.try_write(PROBE);

@@ -22,12 +22,9 @@ use super::messages::{ClientId, LeaseEnd, PoolNote, SlotAction};
 use super::queue::QueuedClient;
 use super::seen_lease::BoundTo::{self, Gone, Living};
 use super::seen_lease::SeenLease;
+use crate::bounds::DISPATCHER_GRACE;
 use crate::ids::{LeaseId, Monotonic};
 use HoldEvent::{Accepted, ClientLeft, QuestionReplaced, Refused, SlotRead};
-
-/// How long after its deadline the worker may respond to a claimed request with 504: its serving task does at once, its
-/// control loop one second later. Then the dispatcher aborts the request and responds.
-const RESPONSE_GRACE: Duration = Duration::from_secs(2);
 
 /// What holds a worker.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -308,7 +305,7 @@ impl Offer {
     /// The worker has claimed the lease, also if the offer was being revoked; `event` shows how far it is.
     fn claimed(self, now: Monotonic, event: HoldEvent) -> Transition {
         let hold = if self.client.is_handoff {
-            let abort_at = now + self.request_timeout + RESPONSE_GRACE;
+            let abort_at = now + self.request_timeout + DISPATCHER_GRACE;
             Hold::HandedOff { lease: self.lease, client: self.client.id, abort_at }
         } else {
             Hold::Busy(self.lease)

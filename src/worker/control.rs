@@ -13,6 +13,7 @@ use super::error::{ServeError, system};
 use super::signals::WorkerSignals;
 use super::stand_in::serve_blocked;
 use super::state::{ActiveRequest, TaskCommand, WorkerState};
+use crate::bounds::{BLOCKED_GRACE, PING_LATE};
 use crate::doorbell::Doorbell;
 use crate::exchange::{self, QuestionKind, Reply, Word};
 use crate::ids::{Claim, LeaseId, Lifecycle, Monotonic, Phase};
@@ -22,13 +23,6 @@ use crate::sd_notification::notify;
 use crate::sd_watchdog::WatchdogTicker;
 use crate::signals::{ParentWatch, STOP_DEBOUNCE};
 use crate::{backoff, clock};
-
-/// How long after its deadline the serving task may take to end a request or to acknowledge a ping. After that its
-/// thread is blocked, and the worker exits.
-const BLOCKED_GRACE: Duration = Duration::from_secs(1);
-
-/// How long a ping may be pending before the worker refuses clients.
-const PING_LATE: Duration = Duration::from_millis(250);
 
 /// How often a stopping worker checks whether its last offer was revoked, for which the dispatcher rings no doorbell.
 const DRAIN_POLL: Duration = Duration::from_millis(20);
@@ -105,7 +99,7 @@ impl ControlLoop {
     fn wait(&self, now: Monotonic) {
         let drain = (self.state.is_stopping() && !self.exit_sent).then(|| now + DRAIN_POLL);
         let max_age = self.state.max_age_at().filter(|at| *at > now);
-        let overdue = self.state.overdue_at(BLOCKED_GRACE);
+        let overdue = self.state.blocked_at();
         let ping = &self.state.ping;
         let ping_bounds = [PING_LATE, ping.limit + BLOCKED_GRACE];
         let pending = ping.pending_since();
@@ -169,7 +163,7 @@ impl ControlLoop {
         if self.state.max_age_at().is_some_and(|at| at <= now) {
             self.state.request_recycle();
         }
-        if let Some(request) = self.state.take_overdue(now, BLOCKED_GRACE) {
+        if let Some(request) = self.state.take_blocked(now) {
             self.time_out_blocked_request(request);
         }
         match self.state.ping.pending_for(now) {

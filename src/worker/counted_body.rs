@@ -10,8 +10,9 @@ use bytes::Bytes;
 use http_body::{Frame, SizeHint};
 
 use super::handler::BoxError;
+use super::served_connection::SharedTransaction;
 use super::state::WorkerState;
-use super::turn::Transaction;
+use super::transaction::{Transaction, TransactionEvent};
 use crate::exchange::Counter;
 use crate::log::Event;
 use crate::net::remove_patou_headers;
@@ -20,44 +21,59 @@ use crate::net::remove_patou_headers;
 pub(super) struct BodyCounter {
     state: Arc<WorkerState>,
     counter: Counter,
-    transaction: Arc<Transaction>,
+    transaction: Arc<SharedTransaction>,
+    /// The number of the request in its transaction.
+    request: u32,
     bytes: u64,
-    /// The body has ended with an error.
-    failed: bool,
+    /// The reader waits for more of it.
+    is_awaited: bool,
 }
 
 impl BodyCounter {
-    pub(super) fn new(state: Arc<WorkerState>, counter: Counter, transaction: Arc<Transaction>) -> Self {
-        Self { state, counter, transaction, bytes: 0, failed: false }
+    /// Counts the body of the current request of `transaction`, or of its response.
+    pub(super) fn new(state: Arc<WorkerState>, counter: Counter, transaction: Arc<SharedTransaction>) -> Self {
+        let request = transaction.get(Transaction::number);
+        Self { state, counter, transaction, request, bytes: 0, is_awaited: false }
     }
 
     pub(super) fn count<B>(self, body: B) -> CountedBody<B> {
         CountedBody { body, counter: self }
     }
 
+    fn on(&self, event: TransactionEvent) {
+        self.transaction.step(|transaction| transaction.on_body(self.request, event));
+    }
+
     fn ended(&self) {
         if self.counter == Counter::BytesIn {
-            self.transaction.complete_request();
+            self.on(TransactionEvent::BodyEnded);
         }
     }
 
-    fn failed(&mut self, error: &BoxError) {
+    fn failed(&self, error: &BoxError) {
         if self.counter == Counter::BytesOut {
-            let (worker, lease) = (&self.state.id, self.transaction.lease().map(tracing::field::display));
+            let lease = self.transaction.get(|transaction| transaction.lease().map(|lease| lease.id));
+            let (worker, lease) = (&self.state.id, lease.map(tracing::field::display));
             tracing::warn!(%worker, lease, event = %Event::ResponseCut, "response cut: {error}");
+            self.on(TransactionEvent::ResponseFailed);
         }
-        self.transaction.fail();
-        self.failed = true;
+        self.on(TransactionEvent::RequestFailed);
+    }
+
+    /// The body was polled. Only a change takes the lock.
+    fn awaited(&mut self, is_awaited: bool) {
+        if self.counter == Counter::BytesIn && std::mem::replace(&mut self.is_awaited, is_awaited) != is_awaited {
+            self.on(if is_awaited { TransactionEvent::BodyAwaited } else { TransactionEvent::BodyArrived });
+        }
     }
 }
 
 impl Drop for BodyCounter {
     fn drop(&mut self) {
-        match self.counter {
-            Counter::BytesOut if self.failed => {}
-            Counter::BytesOut => self.transaction.complete_response(), // hyper drops a body after its last byte
-            _ => self.transaction.drop_body(),
-        }
+        self.on(match self.counter {
+            Counter::BytesOut => TransactionEvent::ResponseEnded, // hyper drops a body after its last byte
+            _ => TransactionEvent::BodyDropped,
+        });
         self.state.slot.count(self.counter, self.bytes);
     }
 }
@@ -79,6 +95,7 @@ where
         // A panic of the handler's body must not end the connection without the release of its lease.
         let mut polled = std::panic::catch_unwind(body)
             .unwrap_or_else(|_| Poll::Ready(Some(Err("the handler panicked during its response".into()))));
+        self.counter.awaited(polled.is_pending());
         match &mut polled {
             Poll::Ready(Some(Ok(frame))) => {
                 frame.trailers_mut().into_iter().for_each(remove_patou_headers);

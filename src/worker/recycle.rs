@@ -5,7 +5,6 @@ use std::os::fd::BorrowedFd;
 use std::os::unix::process::CommandExt;
 use std::process::Command;
 use std::sync::Mutex;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use nix::fcntl::{FcntlArg, FdFlag, fcntl};
@@ -22,10 +21,21 @@ pub(super) struct RecycleLimits {
     max_requests: Option<u64>,
     max_age: Option<Duration>,
     max_memory: Option<u64>,
-    served: AtomicU64,
-    started: Mutex<Monotonic>,
+    usage: Mutex<LimitUsage>,
+}
+
+/// What has been used of the limits.
+struct LimitUsage {
+    served: u64,
+    started: Monotonic,
     /// When the memory was last measured.
-    measured: Mutex<Option<Monotonic>>,
+    measured: Option<Monotonic>,
+}
+
+impl LimitUsage {
+    fn none(now: Monotonic) -> Self {
+        Self { served: 0, started: now, measured: None }
+    }
 }
 
 /// The shortest time between two measurements of the memory, which may read many files of `/proc`.
@@ -50,15 +60,15 @@ impl RecycleLimits {
             max_requests: limit(pool.max_requests),
             max_age: (!pool.max_age.is_zero()).then(|| pool.max_age.mul_f64(factor)),
             max_memory: limit(pool.max_memory),
-            served: AtomicU64::new(0),
-            started: Mutex::new(now),
-            measured: Mutex::new(None),
+            usage: Mutex::new(LimitUsage::none(now)),
         }
     }
 
     /// Counts a request. Returns how many there were since the last reset.
     pub(super) fn count_request(&self) -> u64 {
-        self.served.fetch_add(1, Ordering::Relaxed) + 1
+        let mut usage = sync::lock(&self.usage);
+        usage.served += 1;
+        usage.served
     }
 
     /// The limit that is reached after `served` requests. `memory_above` returns the bytes that the worker and its processes
@@ -73,25 +83,24 @@ impl RecycleLimits {
             return Some(ReachedLimit::Planned);
         }
         let max = self.max_memory?;
-        let mut measured = sync::lock(&self.measured);
-        if measured.is_some_and(|at| now.since(at) < MEASURE_INTERVAL) {
-            return None;
+        {
+            let mut usage = sync::lock(&self.usage);
+            if usage.measured.is_some_and(|at| now.since(at) < MEASURE_INTERVAL) {
+                return None;
+            }
+            usage.measured = Some(now);
         }
-        *measured = Some(now);
         memory_above(max).map(|used| ReachedLimit::Memory { used, max })
     }
 
     /// When `max_age` is reached.
     pub(super) fn max_age_at(&self) -> Option<Monotonic> {
-        let started = *sync::lock(&self.started);
-        self.max_age.map(|age| started + age)
+        self.max_age.map(|age| sync::lock(&self.usage).started + age)
     }
 
     /// Counts requests and age from now on.
     pub(super) fn reset(&self, now: Monotonic) {
-        self.served.store(0, Ordering::Relaxed);
-        *sync::lock(&self.started) = now;
-        *sync::lock(&self.measured) = None;
+        *sync::lock(&self.usage) = LimitUsage::none(now);
     }
 }
 

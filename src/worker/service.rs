@@ -3,11 +3,11 @@
 use std::error::Error;
 use std::future::Future;
 use std::io;
-use std::net::SocketAddr;
 use std::panic::AssertUnwindSafe;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::task::Poll;
+use std::time::Duration;
 
 use bytes::Bytes;
 use http::header::{CONTENT_LENGTH, HOST, HeaderValue};
@@ -17,18 +17,19 @@ use http_body::Body as _;
 use http_body_util::{BodyExt, Full};
 use hyper::body::Incoming;
 use tokio::sync::Mutex;
-use tokio::time::sleep_until;
+use tokio::time::sleep;
 use tower_service::Service;
 
 use super::counted_body::BodyCounter;
 use super::handler::{Body, BoxError, RequestContext, RequestFailure};
+use super::served_connection::{ServedConnection, SharedTransaction};
 use super::state::WorkerState;
-use super::turn::{AbortCause, ActiveLease, Transaction};
+use super::transaction::{EndCause, Ending, ResponsePhase, Transaction, TransactionEvent};
 use crate::clock;
 use crate::exchange::Counter;
 use crate::ids::LeaseId;
 use crate::log::Event;
-use crate::net::{ProblemResponse, RequestOutcome, SharedStream, remove_patou_headers};
+use crate::net::{ProblemResponse, RequestOutcome, remove_patou_headers};
 
 /// The longest response of unknown length that is buffered.
 const BUFFERED_MAX: usize = 1 << 20;
@@ -49,50 +50,62 @@ impl<S> HandlerService for S where
 {
 }
 
-/// Why a connection ended before its regular end.
-pub(super) enum EarlyEnd {
+/// Why the service of a connection has ended, with what is known about it.
+pub(super) enum ServiceEnd {
+    /// For this cause, of which nothing more is known.
+    By(EndCause),
+    /// The head of a request was rejected.
+    BadHead(ProblemResponse),
     /// The request was malformed, or the response could not be sent.
     Http(hyper::Error),
-    /// See [`AbortCause`].
-    Aborted(AbortCause),
-    /// The head of a request was rejected.
-    Rejected(ProblemResponse),
 }
 
-impl EarlyEnd {
-    /// Whether the client has disconnected: found by the watch on the connection, or by a failed write.
-    pub(super) fn is_client_gone(&self) -> bool {
+impl ServiceEnd {
+    pub(super) fn cause(&self) -> EndCause {
         match self {
-            EarlyEnd::Aborted(cause) => *cause == AbortCause::ClientGone,
-            EarlyEnd::Rejected(_) => false,
-            EarlyEnd::Http(error) => {
-                error.source().and_then(|source| source.downcast_ref::<io::Error>()).is_some_and(|error| {
-                    matches!(error.kind(), io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset)
-                })
-            }
+            Self::By(cause) => *cause,
+            Self::BadHead(_) => EndCause::BadHead,
+            // The body of the response has failed, or HTTP/1.1 does not allow its head.
+            Self::Http(error) if error.is_user() => EndCause::HandlerFault,
+            Self::Http(_) => EndCause::Broken,
         }
     }
 
-    /// Whether the handler's response cannot be sent: its body has failed, or HTTP/1.1 does not allow its head.
-    pub(super) fn is_handler_fault(&self) -> bool {
-        matches!(self, EarlyEnd::Http(error) if error.is_user())
+    /// The response that it requires instead of one to a request.
+    pub(super) fn refusal(self, transaction: &SharedTransaction) -> Option<ProblemResponse> {
+        match (transaction.get(Transaction::ending), self) {
+            (Ending::LateHead408(bound), _) => Some(ProblemResponse::late_head(bound)),
+            (Ending::Reject, Self::BadHead(problem)) => Some(problem),
+            _ => None,
+        }
     }
 
-    /// Logs what it means for the request of `lease`.
-    pub(super) fn log_request(&self, state: &WorkerState, transaction: &Transaction, lease: LeaseId) {
+    /// Whether the client has disconnected: found by the watch on the connection, or by a failed write.
+    fn is_client_gone(&self) -> bool {
+        let Self::Http(error) = self else { return self.cause() == EndCause::ClientGone };
+        error
+            .source()
+            .and_then(|source| source.downcast_ref::<io::Error>())
+            .is_some_and(|error| matches!(error.kind(), io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset))
+    }
+
+    /// Logs what it means for the last request.
+    pub(super) fn log_request(&self, state: &WorkerState, connection: &ServedConnection) {
         let (worker, epoch) = (&state.id, state.slot.epoch());
-        if let EarlyEnd::Http(error) = self
-            && self.is_handler_fault()
-            && transaction.is_responding()
-            && !transaction.has_failed()
+        let lease = connection.lease().map(tracing::field::display);
+        let (response, has_failed) = connection.transaction.get(|it| (it.response(), it.has_failed()));
+        if let Self::Http(error) = self
+            && self.cause() == EndCause::HandlerFault
+            && response != ResponsePhase::None
+            && !has_failed
         {
-            tracing::warn!(%worker, %lease, %epoch, event = %Event::ResponseCut,
+            tracing::warn!(%worker, lease, %epoch, event = %Event::ResponseCut,
                 "the response of the handler cannot be sent: {error}");
         } else if self.is_client_gone() {
-            tracing::info!(%worker, %lease, %epoch, event = %Event::RequestCancelled,
+            tracing::info!(%worker, lease, %epoch, event = %Event::RequestCancelled,
                 "the client has disconnected: its request is cancelled");
-        } else if matches!(self, EarlyEnd::Aborted(AbortCause::Deadline)) {
-            tracing::warn!(%worker, %lease, %epoch, event = %Event::RequestDeadline,
+        } else if self.cause() == EndCause::Deadline {
+            tracing::warn!(%worker, lease, %epoch, event = %Event::RequestDeadline,
                 "request_timeout passed during the response: the response is cut");
         }
     }
@@ -102,25 +115,22 @@ impl EarlyEnd {
 pub(super) struct RequestRunner<S> {
     pub state: Arc<WorkerState>,
     pub service: Arc<Mutex<S>>,
-    pub transaction: Arc<Transaction>,
-    pub stream: SharedStream,
+    pub connection: Arc<ServedConnection>,
 }
 
 impl<S: HandlerService> RequestRunner<S> {
-    /// Runs the handler for one request; `peer` and `server` are the addresses of client and listener. An error means
-    /// that no response may be sent.
+    /// Runs the handler for one request. An error means that no response may be sent.
     pub(super) async fn run(
         &self,
         mut request: Request<Incoming>,
         target: PathAndQuery,
-        active: ActiveLease,
-        peer: Option<SocketAddr>,
-        server: Option<SocketAddr>,
     ) -> Result<Response<Body>, BoxError> {
-        let Self { state, service, transaction, stream } = self;
+        let Self { state, service, connection } = self;
+        let transaction = &connection.transaction;
+        let lease = transaction.get(Transaction::lease).ok_or("the request has no lease")?;
         // Without the query, which may hold secrets.
         let line = [request.method().as_str().as_bytes(), b" ", target.path().as_bytes()];
-        state.slot.note_request(active.lease, clock::now(), &line);
+        state.slot.note_request(lease.id, clock::now(), &line);
         if !transaction.has_handler_permit() {
             transaction.keep_handler_permit(state.handler_permit().await);
         }
@@ -133,39 +143,33 @@ impl<S: HandlerService> RequestRunner<S> {
         *request.uri_mut() = Uri::from(target);
         remove_patou_headers(request.headers_mut());
         request.extensions_mut().insert(RequestContext {
-            peer,
-            server,
+            peer: connection.peer,
+            server: connection.server,
             worker: state.id.clone(),
-            lease: active.lease.to_string(),
+            lease: lease.id.to_string(),
             body_timeout: state.front.body_timeout,
             max_body: state.front.max_body,
         });
-        let ends_visibly = stream.0.is_tcp() || http11 || request.method() == Method::HEAD;
+        let ends_visibly = connection.stream.0.is_tcp() || http11 || request.method() == Method::HEAD;
         let framing = if ends_visibly { Framing::Any } else { Framing::Length };
-        transaction.start_request(request.body().is_end_stream());
         let received = BodyCounter::new(state.clone(), Counter::BytesIn, transaction.clone());
         let request = request.map(|body| Body::new(received.count(body.map_err(BoxError::from))));
 
         let outcome = tokio::select! {
             biased; // no timer for a handler that is done at once
             outcome = call(service, request, framing) => outcome,
-            () = sleep_until(active.deadline) => {
-                let limit = humantime::format_duration(active.timeout);
-                let worker = &state.id;
-                let reason = format!("the handler of worker {worker} did not finish within request_timeout, {limit}");
-                Err(RequestFailure { status: StatusCode::GATEWAY_TIMEOUT, reason, started: true })
-            }
+            late = self.late(lease.timeout) => Err(late),
         };
         if let Err(failure) = &outcome {
             // The handler's processes are dead before the client gets the response.
-            state.handler_done();
+            connection.on(TransactionEvent::HandlerDone);
             if let Some(builtin) = &state.builtin {
                 builtin.kill_request_processes().await;
             }
-            log_failure(state, active.lease, failure);
-            transaction.fail();
+            log_failure(state, lease.id, failure);
+            connection.on(TransactionEvent::RequestFailed);
         }
-        if !transaction.is_responding() && !state.slot.respond(active.lease) {
+        if !connection.may_respond(&state.slot) {
             return Err("the dispatcher has aborted the lease".into());
         }
         let response = match outcome {
@@ -176,8 +180,23 @@ impl<S: HandlerService> RequestRunner<S> {
             Err(failure) => failure_response(&failure),
         };
         let sent = BodyCounter::new(state.clone(), Counter::BytesOut, transaction.clone());
-        transaction.start_response(response.status());
+        connection.on(TransactionEvent::ResponseStarted(response.status().as_u16(), clock::now()));
         Ok(response.map(|body| Body::new(sent.count(body))))
+    }
+
+    /// Waits until `request_timeout`, `limit`, has passed.
+    async fn late(&self, limit: Duration) -> RequestFailure {
+        let transaction = &self.connection.transaction;
+        sleep(transaction.get(Transaction::respond_by).since(clock::now())).await;
+        let limit = humantime::format_duration(limit);
+        let (status, reason) = if transaction.get(Transaction::is_client_late) {
+            (StatusCode::REQUEST_TIMEOUT, format!("the request body did not arrive within request_timeout, {limit}"))
+        } else {
+            let worker = &self.state.id;
+            let reason = format!("the handler of worker {worker} did not finish within request_timeout, {limit}");
+            (StatusCode::GATEWAY_TIMEOUT, reason)
+        };
+        RequestFailure { status, reason, started: true }
     }
 }
 

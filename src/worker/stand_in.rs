@@ -5,8 +5,7 @@
 //! they take no lock and no epoch, so that the dispatcher continues to see the worker as gone. They accept nothing
 //! while a worker serves, so a stand-in may overlap with one.
 
-use std::convert::Infallible;
-use std::future::{poll_fn, ready};
+use std::future::poll_fn;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::pin::pin;
@@ -14,6 +13,8 @@ use std::sync::Arc;
 use std::task::Poll;
 use std::time::Duration;
 
+use http::{Request, Response};
+use hyper::body::Incoming;
 use nix::sys::prctl;
 use nix::sys::signal::Signal::SIGKILL;
 use sd_notify::NotifyState;
@@ -22,21 +23,22 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep, sleep_until, timeout};
 
 use super::error::{ServeError, system};
+use super::handler::{Body, BoxError};
 use super::handoff_receiver::WorkerListeners;
 use super::redirect;
+use super::request_io::request_head;
 use super::send_back::send_back;
-use super::service::EarlyEnd;
-use crate::backoff;
+use super::served_connection::{ServedConnection, SharedTransaction};
+use super::transaction::{Transaction, TransactionEvent};
 use crate::config::{Config, FrontConfig};
 use crate::exchange::{self, Incarnation, Word};
 use crate::ids::{Lifecycle, WorkerId};
 use crate::ipc::{self, PassedObjects};
-use crate::net::{
-    ACCEPT_RETRY_DELAY, LingerBounds, SharedStream, SocketListener, SocketStream, deliver, lingering_close,
-};
+use crate::net::{ACCEPT_RETRY_DELAY, LingerBounds, SharedStream, SocketListener, SocketStream, deliver};
 use crate::sd_notification::notify;
 use crate::shm::{Segment, SegmentRole};
 use crate::signals::Signal;
+use crate::{backoff, clock};
 use crate::{log, sys};
 
 /// How often a stand-in checks whether the worker still serves.
@@ -207,14 +209,26 @@ impl HeldAddress {
     }
 }
 
+async fn respond_to(
+    connection: Arc<ServedConnection>,
+    return_port: Option<u16>,
+    request: Request<Incoming>,
+) -> Result<Response<Body>, BoxError> {
+    connection.on(TransactionEvent::HeadRead(request_head(&request)));
+    let response = send_back(return_port, &connection.stream, &request);
+    connection.on(TransactionEvent::Refused(response.status().as_u16()));
+    Ok(response)
+}
+
 /// Serves one connection.
 async fn respond(stream: SharedStream, return_port: Option<u16>, front: &FrontConfig) {
-    let socket = stream.clone();
-    let service = move |request| ready(Ok::<_, Infallible>(send_back(return_port, &socket, &request)));
-    let served = redirect::serve_one_request(&stream, front, || true, service).await;
+    // Without a lease the head has one bound.
+    let transaction = SharedTransaction::new(Transaction::new(clock::now(), front.head_timeout, front.head_timeout));
+    let connection =
+        Arc::new(ServedConnection { stream: stream.clone(), peer: None, server: None, listener: None, transaction });
+    let respond = |request| respond_to(connection.clone(), return_port, request);
+    let end = redirect::serve_one_request(&connection, front, respond).await;
     let bounds = LingerBounds { silence: front.linger_timeout, total: front.body_timeout };
-    match served {
-        Err(EarlyEnd::Rejected(problem)) => deliver(stream, &problem.raw(), bounds).await,
-        _ => lingering_close(stream, bounds).await,
-    }
+    let refusal = end.refusal(&connection.transaction).map(|problem| problem.raw());
+    deliver(stream, &refusal.unwrap_or_default(), bounds).await;
 }

@@ -6,20 +6,21 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use nix::sys::eventfd::{EfdFlags, EventFd};
-use tokio::sync::{Notify, OwnedRwLockReadGuard, RwLock, mpsc};
+use tokio::sync::{Notify, RwLock, mpsc};
 
 use super::error::{ServeError, system};
 use super::handler::BuiltinHandler;
 use super::recycle::{ReachedLimit, RecycleLimits};
+use super::served_connection::{HandlerPermit, ServedConnection, SharedTransaction};
 use super::task_ping::TaskPing;
-use super::turn::HandlerPermit;
+use super::transaction::Transaction;
 use crate::clock;
 use crate::config::{FrontConfig, PoolConfig};
 use crate::doorbell::Doorbell;
-use crate::exchange::{Counter, WorkerSide};
-use crate::ids::{LeaseId, LeaseTerms, Lifecycle, Monotonic, WorkerId};
+use crate::exchange::{self, Counter, WorkerSide};
+use crate::ids::{LeaseId, Lifecycle, Monotonic, WorkerId};
 use crate::log::Event;
-use crate::net::{self, LingerBounds, SharedStream};
+use crate::net::{LingerBounds, SharedStream};
 use crate::shm::Segment;
 use crate::signals::SignalFlag;
 use crate::{process_tree, sync};
@@ -37,10 +38,9 @@ pub(super) enum TaskCommand {
 }
 
 /// The claimed request, as far as the control loop needs it.
-#[derive(Debug)]
 pub(super) struct ActiveRequest {
     pub lease: LeaseId,
-    pub deadline: Monotonic,
+    transaction: Arc<SharedTransaction>,
     pub stream: SharedStream,
 }
 
@@ -284,14 +284,20 @@ impl WorkerState {
         }
     }
 
-    /// A lease was claimed: its request is the active one, which the control loop times.
-    pub(super) fn note_claim(&self, terms: &LeaseTerms, now: Monotonic, stream: &SharedStream) {
-        let (lease, deadline) = (terms.lease, now + terms.request_timeout);
-        *sync::lock(&self.active) = Some(ActiveRequest { lease, deadline, stream: stream.clone() });
+    /// A lease was claimed: the control loop times its request.
+    pub(super) fn start_request(&self, lease: LeaseId, connection: &ServedConnection) {
+        let ServedConnection { transaction, stream, .. } = connection;
+        *sync::lock(&self.active) =
+            Some(ActiveRequest { lease, transaction: transaction.clone(), stream: stream.clone() });
         self.ping.note_claim(lease);
         self.ack_ping();
         tracing::debug!(worker = %self.id, %lease, epoch = %self.slot.epoch(), event = %Event::LeaseClaimed,
             "lease is claimed");
+    }
+
+    /// The handler is done with the active request. Whatever takes time from now on does not block the handler's thread.
+    pub(super) fn end_request(&self) {
+        *sync::lock(&self.active) = None;
     }
 
     /// Counts a request of the active lease that is followed by a pipelined one.
@@ -300,43 +306,15 @@ impl WorkerState {
         self.limits.count_request();
     }
 
-    /// Takes the active request if its deadline passed at least `grace` ago.
-    pub(super) fn take_overdue(&self, now: Monotonic, grace: Duration) -> Option<ActiveRequest> {
-        sync::lock(&self.active).take_if(|active| active.deadline + grace <= now)
+    /// Takes the active request if its handler blocks the thread of the serving task.
+    pub(super) fn take_blocked(&self, now: Monotonic) -> Option<ActiveRequest> {
+        self.blocked_at().filter(|at| *at <= now).and_then(|_| sync::lock(&self.active).take())
     }
 
-    /// When [`Self::take_overdue`] will have something to take.
-    pub(super) fn overdue_at(&self, grace: Duration) -> Option<Monotonic> {
-        sync::lock(&self.active).as_ref().map(|active| active.deadline + grace)
-    }
-
-    /// Whether a request is claimed and its handler not done.
-    pub(super) fn has_request(&self) -> bool {
-        sync::lock(&self.active).is_some()
-    }
-
-    /// The handler is done with the request. Whatever takes time from now on does not block the handler's thread.
-    pub(super) fn handler_done(&self) {
-        *sync::lock(&self.active) = None;
-    }
-
-    /// Reads and discards in a task of its own until the client has the response ([`net::discard_until_closed`]). `pending` is held
-    /// until then.
-    pub(super) fn drain(&self, stream: SharedStream, pending: OwnedRwLockReadGuard<()>) {
-        let bounds = self.linger_bounds();
-        tokio::spawn(async move {
-            net::discard_until_closed(stream, bounds).await;
-            drop(pending);
-        });
-    }
-
-    /// As [`Self::drain`], after it has sent these last bytes of the connection.
-    pub(super) fn deliver(&self, stream: SharedStream, bytes: Vec<u8>, pending: OwnedRwLockReadGuard<()>) {
-        let bounds = self.linger_bounds();
-        tokio::spawn(async move {
-            net::deliver(stream, &bytes, bounds).await;
-            drop(pending);
-        });
+    /// When [`Self::take_blocked`] will have something to take; `None` if there is no request, or its handler is done.
+    pub(super) fn blocked_at(&self) -> Option<Monotonic> {
+        let transaction = sync::lock(&self.active).as_ref().map(|active| active.transaction.clone());
+        transaction.and_then(|transaction| transaction.get(Transaction::blocked_at))
     }
 
     /// The bounds of the delivery of a response after the end of its request.
@@ -345,12 +323,6 @@ impl WorkerState {
         // Each of these connections holds a reference. Clients that send for ever must not use up the descriptors.
         let is_crowded = Arc::strong_count(&self.pending_responses) > LINGERING_MAX;
         LingerBounds { silence, total: if is_crowded { silence } else { body_timeout } }
-    }
-
-    /// A claimed lease is used for another request, which has this time.
-    pub(super) fn note_next_request(&self, lease: LeaseId, timeout: Duration, stream: &SharedStream) {
-        let deadline = clock::now() + timeout;
-        *sync::lock(&self.active) = Some(ActiveRequest { lease, deadline, stream: stream.clone() });
     }
 
     /// Counts a finished request, and releases its lease.
@@ -367,7 +339,6 @@ impl WorkerState {
     }
 
     fn release(&self, lease: LeaseId, served: u64) {
-        self.handler_done();
         if let Some(limit) = self.limits.reached(served, clock::now(), process_tree::memory_above) {
             if let ReachedLimit::Memory { used, max } = limit {
                 tracing::info!(worker = %self.id, epoch = %self.slot.epoch(), used, max, event = %Event::WorkerRecycled,
@@ -387,6 +358,12 @@ impl WorkerState {
     /// When the worker reaches `max_age`.
     pub(super) fn max_age_at(&self) -> Option<Monotonic> {
         self.limits.max_age_at()
+    }
+
+    /// The `request_timeout` that the next claim will have: of the lease in the slot, because a reload changes it for the
+    /// dispatcher first.
+    pub(super) fn request_timeout(&self) -> Duration {
+        exchange::terms(self.slot.memory()).map_or(self.ping.limit, |(_, terms)| terms.request_timeout)
     }
 
     /// Whether it serves connections and no requests.

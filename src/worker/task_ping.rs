@@ -15,9 +15,14 @@ use crate::sync;
 pub(super) struct TaskPing {
     /// How long a ping may stay unacknowledged: `request_timeout`.
     pub limit: Duration,
-    state: Mutex<PingState>,
+    locked: Mutex<LastSigns>,
     notify: Notify,
-    last_claimed: Mutex<Option<LeaseId>>,
+}
+
+/// The last ping, and the last claim, which is a sign of life as well.
+struct LastSigns {
+    ping: PingState,
+    claimed: Option<LeaseId>,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -32,19 +37,16 @@ enum PingState {
 
 impl TaskPing {
     pub(super) fn new(limit: Duration) -> Self {
-        Self {
-            limit,
-            state: Mutex::new(PingState::Acknowledged),
-            notify: Notify::new(),
-            last_claimed: Mutex::default(),
-        }
+        let locked = Mutex::new(LastSigns { ping: PingState::Acknowledged, claimed: None });
+        Self { limit, locked, notify: Notify::new() }
     }
 
     /// Pings the serving task, unless a ping is pending.
     pub(super) fn ping(&self, now: Monotonic) {
-        let mut state = sync::lock(&self.state);
-        if matches!(*state, PingState::Acknowledged) {
-            *state = PingState::Pending(now);
+        let mut locked = sync::lock(&self.locked);
+        if matches!(locked.ping, PingState::Acknowledged) {
+            locked.ping = PingState::Pending(now);
+            drop(locked);
             self.notify.notify_one();
         }
     }
@@ -56,27 +58,27 @@ impl TaskPing {
 
     /// The serving task runs.
     pub(super) fn ack(&self) {
-        *sync::lock(&self.state) = PingState::Acknowledged;
+        sync::lock(&self.locked).ping = PingState::Acknowledged;
     }
 
     /// The serving task executes a command: no ping until its next acknowledgement.
     pub(super) fn suspend(&self) {
-        *sync::lock(&self.state) = PingState::Suspended;
+        sync::lock(&self.locked).ping = PingState::Suspended;
     }
 
     /// The serving task has claimed `lease`.
     pub(super) fn note_claim(&self, lease: LeaseId) {
-        *sync::lock(&self.last_claimed) = Some(lease);
+        sync::lock(&self.locked).claimed = Some(lease);
     }
 
     /// Whether `lease` is the last lease that the serving task has claimed.
     pub(super) fn has_claimed(&self, lease: LeaseId) -> bool {
-        *sync::lock(&self.last_claimed) == Some(lease)
+        sync::lock(&self.locked).claimed == Some(lease)
     }
 
     /// Since when a ping has been pending.
     pub(super) fn pending_since(&self) -> Option<Monotonic> {
-        match *sync::lock(&self.state) {
+        match sync::lock(&self.locked).ping {
             PingState::Pending(since) => Some(since),
             PingState::Acknowledged | PingState::Suspended => None,
         }

@@ -13,6 +13,7 @@ use self::private::PrivateDrillSet;
 use super::checker::{CheckedListener, DrillBounds};
 use super::fault::DrillPart;
 use super::generator::SetKind;
+use crate::bounds::{BLOCKED_GRACE, DISPATCHER_GRACE};
 use crate::cli::config_source::load_applied;
 use crate::cli::error::{CommandError, failed, no_set};
 use crate::cli::patou_run::{POLL_INTERVAL, all_parts_up};
@@ -21,10 +22,6 @@ use crate::ids::{PoolName, WorkerId};
 use crate::ipc;
 use crate::status::SavedState;
 use crate::units;
-
-/// How long the worker takes after `request_timeout` to end a request that does not end by itself. The dispatcher
-/// waits as long again until it responds in place of such a worker.
-const REQUEST_GRACE: Duration = Duration::from_secs(1);
 
 /// `WatchdogSec=` and `TimeoutAbortSec=` of the watchdog's unit.
 const UNIT_WATCHDOG_TIMEOUT: Duration = Duration::from_secs(6);
@@ -138,12 +135,12 @@ impl DrillSet {
     /// How long each step may take by the configuration.
     pub(super) fn bounds(&self) -> DrillBounds {
         let Config { pools, front, watchdog, .. } = &self.config;
-        let grace = if self.has_handoff() { REQUEST_GRACE * 2 } else { REQUEST_GRACE };
+        let grace = if self.has_handoff() { DISPATCHER_GRACE } else { BLOCKED_GRACE };
         let attempt = pools
             .iter()
             .map(|pool| queue_time(pool) + pool.offer_timeout + pool.request_timeout + grace + front.linger_timeout);
         let drain_timeout = pools.iter().map(|pool| pool.drain_timeout).max().unwrap_or_default();
-        let drain = drain_timeout + front.linger_timeout + REQUEST_GRACE;
+        let drain = drain_timeout + front.linger_timeout + BLOCKED_GRACE;
         let restart = watchdog.restarts.delay_max.mul_f64(1.25) + watchdog.start_timeout;
         DrillBounds {
             attempt: attempt.collect(),

@@ -1,8 +1,13 @@
 //! The clients.
 
+use std::time::Duration;
+
 use super::{PoolSimEvent, PoolSimulation};
 use crate::ids::{LeaseId, Monotonic};
 use crate::pool::{ClientId, Peer, PoolEvent};
+use crate::worker::transaction::{ReceivedHead, Transaction, TransactionEvent};
+
+const HEAD_TIMEOUT: Duration = Duration::from_secs(5);
 
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) enum ClientState {
@@ -80,9 +85,12 @@ impl PoolSimulation {
         };
         assert_eq!((terms.lease, terms.worker_epoch), (lease, side.epoch()), "another lease was claimed");
         assert!(side.claim(token, self.now).is_err(), "lease {lease} was claimed twice");
-        let is_free = worker.request.is_none_or(|held| self.aborted.contains(&held));
+        let is_free = worker.lease().is_none_or(|held| self.aborted.contains(&held));
         assert!(is_free, "worker {w} has two live leases");
-        worker.request = Some(lease);
+        let mut transaction = Transaction::claimed(self.now, HEAD_TIMEOUT, &terms);
+        let head = ReceivedHead { has_body: self.random.percent(30), is_http11: true, is_last: false };
+        transaction.on(TransactionEvent::HeadRead(head));
+        worker.request = Some(transaction);
         let epoch = side.epoch();
         let request = self.clients[&id].request;
         self.started[request] += 1;

@@ -10,6 +10,7 @@ use crate::ids::{Claim, Epoch, LeaseId, LeaseTerms, Monotonic, Phase, ProcessId,
 use crate::pool::{
     ClientAction, ClientId, Hold, LeaseEnd, Offer, Peer, Pool, PoolAction, PoolEvent, PoolNote, SUSPICION, SlotAction,
 };
+use crate::worker::transaction::Ending;
 
 impl PoolSimulation {
     /// Attaches to the slots. Returns the clients whose connection was offered and not claimed.
@@ -188,12 +189,23 @@ impl PoolSimulation {
     fn end_connection(&mut self, id: ClientId, worker: WorkerNumber, lease: LeaseId, end: LeaseEnd) {
         let state = std::mem::replace(&mut self.clients.get_mut(&id).unwrap().state, ClientState::Over);
         assert_eq!(state, ClientState::Granted(lease), "client {id} of worker {worker}: {end:?}");
-        let is_served = self.workers[worker.index()].request == Some(lease);
+        let is_served = self.workers[worker.index()].lease() == Some(lease);
         match end {
             LeaseEnd::Done | LeaseEnd::NoResponse | LeaseEnd::Cut => {
                 assert!(!is_served, "{end:?} of lease {lease}, which its worker still serves")
             }
             LeaseEnd::Overdue => {}
+        }
+        // One side ends a connection: the worker, or the dispatcher after the worker has left it.
+        let ending = self.endings.get(&lease).copied();
+        match end {
+            LeaseEnd::Done => {
+                assert!(ending.is_some_and(|ending| ending != Ending::LeaveOpen), "{ending:?} of {lease}")
+            }
+            LeaseEnd::NoResponse | LeaseEnd::Overdue => {
+                assert!(ending.is_none_or(|ending| ending == Ending::LeaveOpen), "{end:?}, {ending:?} of {lease}");
+            }
+            LeaseEnd::Cut => {}
         }
         assert_eq!(
             matches!(end, LeaseEnd::Overdue | LeaseEnd::NoResponse),

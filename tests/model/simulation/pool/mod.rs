@@ -16,6 +16,7 @@ use super::random::Random;
 use crate::exchange::{DispatcherSide, PlainSlot};
 use crate::ids::{Epoch, LeaseId, Monotonic, Token, WorkerNumber};
 use crate::pool::{ClientId, Peer, Pool, PoolEvent, PoolLimits};
+use crate::worker::transaction::Ending;
 use clients::{Client, ClientState};
 pub(crate) use worker::SimulatedWorker;
 
@@ -105,6 +106,8 @@ pub(crate) struct PoolSimulation {
     started: Vec<u32>,
     /// Leases that the dispatcher has aborted.
     aborted: BTreeSet<LeaseId>,
+    /// How workers have ended the connections of leases.
+    endings: HashMap<LeaseId, Ending>,
     /// How often a connection was offered to a second worker.
     pub(crate) offered_again: u64,
     /// Token and client of each lease.
@@ -169,6 +172,7 @@ impl PoolSimulation {
             last_client: 0,
             started: Vec::new(),
             aborted: BTreeSet::new(),
+            endings: HashMap::new(),
             offered_again: 0,
             leases: HashMap::new(),
             suspects: HashMap::new(),
@@ -273,11 +277,7 @@ impl PoolSimulation {
                     self.claim(w, id, lease);
                 }
             }
-            PoolSimEvent::Respond(w, epoch, lease) => {
-                let side = self.workers[w].side.as_ref().filter(|side| side.epoch() == epoch);
-                let responds = side.is_none_or(|side| side.respond(lease));
-                assert!(responds != self.aborted.contains(&lease) || side.is_none(), "lease {lease} was aborted");
-            }
+            PoolSimEvent::Respond(w, epoch, lease) => self.respond(w, epoch, lease),
             PoolSimEvent::Finish(w, epoch, lease) => self.finish(w, epoch, lease),
             PoolSimEvent::Freeze(w) => {
                 self.within(6000, PoolSimEvent::Freeze(w));

@@ -7,6 +7,11 @@ use super::{PoolSimEvent, PoolSimulation};
 use crate::exchange::{Incarnation, PlainSlot, QuestionKind, Reply, WorkerSide};
 use crate::ids::{Epoch, LeaseId, Lifecycle, RefuseReason};
 use crate::pool::ClientId;
+use crate::worker::transaction::{EndCause, Ending, LeasePhase, Transaction, TransactionEvent as E};
+
+/// How the service of a connection ends; mostly regularly.
+const CAUSES: [EndCause; 6] =
+    [EndCause::Idle, EndCause::Idle, EndCause::Closed, EndCause::Broken, EndCause::ClientGone, EndCause::Deadline];
 
 pub(crate) struct SimulatedWorker {
     pub(crate) slot: Arc<PlainSlot>,
@@ -19,8 +24,8 @@ pub(crate) struct SimulatedWorker {
     pub(super) wants_recycle: bool,
     /// Sequence of the last answered question.
     pub(super) answered: u64,
-    /// The lease that it serves.
-    pub(super) request: Option<LeaseId>,
+    /// The request that it serves.
+    pub(super) request: Option<Transaction>,
     /// Events that wait until it thaws.
     pub(super) backlog: Vec<PoolSimEvent>,
     /// The lease in the slot, and the time for which it has been there without an excuse.
@@ -45,6 +50,11 @@ impl Default for SimulatedWorker {
 }
 
 impl SimulatedWorker {
+    /// The lease that it serves.
+    pub(super) fn lease(&self) -> Option<LeaseId> {
+        self.request.as_ref().and_then(Transaction::lease).map(|lease| lease.id)
+    }
+
     /// Whether an incarnation holds the slot's lock.
     pub(super) fn is_alive(&self) -> bool {
         self.side.is_some() && !self.between_incarnations
@@ -76,7 +86,7 @@ impl PoolSimulation {
         let mut reply = side.decide(&question, worker.state);
         if question.kind == QuestionKind::Recycle && reply == Reply::Accept {
             if worker.wants_recycle && worker.state == Lifecycle::Ready {
-                assert!(worker.request.is_none_or(|lease| self.aborted.contains(&lease)));
+                assert!(worker.lease().is_none_or(|lease| self.aborted.contains(&lease)));
                 worker.state = Lifecycle::Recycling;
                 side.set_state(worker.state, true);
             } else {
@@ -181,18 +191,55 @@ impl PoolSimulation {
         }
     }
 
-    pub(super) fn finish(&mut self, w: usize, epoch: Epoch, lease: LeaseId) {
+    /// The worker starts its response, or finds that the dispatcher has aborted the lease.
+    pub(super) fn respond(&mut self, w: usize, epoch: Epoch, lease: LeaseId) {
+        let is_aborted = self.aborted.contains(&lease);
         let worker = &mut self.workers[w];
         let Some(side) = worker.side.as_ref().filter(|side| side.epoch() == epoch) else { return };
-        if self.aborted.contains(&lease) {
-            worker.request = worker.request.filter(|held| *held != lease);
+        let responds = side.respond(lease);
+        assert!(responds != is_aborted, "lease {lease} was aborted");
+        if let Some(transaction) =
+            worker.request.as_mut().filter(|held| held.lease().is_some_and(|held| held.id == lease))
+        {
+            transaction.on(if responds { E::Responding } else { E::LeaseLost });
+            transaction.on(E::ResponseStarted(200, self.now));
+        }
+    }
+
+    /// The request ends, in one of many ways.
+    pub(super) fn finish(&mut self, w: usize, epoch: Epoch, lease: LeaseId) {
+        if self.workers[w].side.as_ref().is_none_or(|side| side.epoch() != epoch) {
+            return;
+        }
+        let worker = &mut self.workers[w];
+        let is_held = worker.lease() == Some(lease);
+        if let Some(transaction) = worker.request.as_mut().filter(|_| is_held) {
+            for event in [E::BodyEnded, E::BodyDropped, E::ResponseEnded, E::ResponseFailed, E::NextWanted] {
+                if self.random.percent(80) {
+                    transaction.on(event);
+                }
+            }
+            transaction.on(E::Ended(CAUSES[self.random.below(CAUSES.len() as u64) as usize]));
+            if transaction.lease_phase() == LeasePhase::Claimed {
+                self.respond(w, epoch, lease);
+            }
+        }
+        let worker = &mut self.workers[w];
+        let Some(side) = &worker.side else { return };
+        let is_aborted = self.aborted.contains(&lease);
+        if let Some(transaction) = worker.request.take_if(|_| is_held) {
+            let ending = transaction.ending();
+            assert_eq!(ending == Ending::LeaveOpen, is_aborted, "lease {lease}: {ending:?}");
+            assert!(ending != Ending::KeepAlive || !transaction.is_request_open(), "{transaction:?}");
+            self.endings.insert(lease, ending);
+            if ending == Ending::KeepAlive {
+                side.keep_connection(lease);
+            }
+        }
+        if is_aborted {
             return assert!(!side.done(lease));
         }
-        assert_eq!(worker.request.take(), Some(lease));
-        if self.random.percent(50) {
-            side.keep_connection(lease);
-        }
-        assert!(side.done(lease), "lease {lease} of a living worker was ended");
+        assert!(is_held && side.done(lease), "lease {lease} of a living worker was ended");
         self.ring(PoolSimEvent::DispatcherRung(w));
     }
 
