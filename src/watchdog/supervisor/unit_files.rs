@@ -60,7 +60,10 @@ fn missing_files(config: &Config, runs: impl Fn(&Part) -> bool) -> Vec<String> {
             found.push(format!("{} was removed: {remedy}", path.display()));
         }
     };
-    note(Path::new(units::APPLIED), "parts that restart fail until systemctl reload patou creates it again".to_owned());
+    note(
+        Path::new(units::APPLIED),
+        "parts that restart fail until systemctl restart patou creates it again".to_owned(),
+    );
     let restart = |socket: &str, service: &str| format!("systemctl restart {socket} {service} creates it again");
     note(&dir.join("admin.sock"), restart(units::ADMIN, units::WATCHDOG));
     if runs(&Part::Dispatcher) {

@@ -45,8 +45,8 @@ kill_part patou-dispatcher.service
 
 # The configuration in force: /healthz names what creates it again.
 rm /run/patou-applied/patou.toml
-wait_for 10 "/healthz names the configuration in force" reason "until systemctl reload patou creates it again"
-systemctl reload patou
+wait_for 10 "/healthz names the configuration in force" reason "until systemctl restart patou creates it again"
+systemctl restart patou
 wait_for 10 "/healthz is ready" health_is ready
 
 # A socket unit: /healthz names the units to restart.
