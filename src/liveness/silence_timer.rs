@@ -104,6 +104,8 @@ const FIRST_SAMPLE_FRACTION: u32 = 8;
 pub(crate) struct SilenceTimer {
     ready: bool,
     silence: Option<Silence>,
+    /// The last answer. A silence that is reported later and started earlier is no longer true.
+    answered_at: Monotonic,
 }
 
 /// An unanswered probe, or an unfinished start.
@@ -136,12 +138,12 @@ impl Silence {
 impl SilenceTimer {
     /// A process that was started at `now`.
     pub(crate) fn starting(now: Monotonic) -> Self {
-        Self { ready: false, silence: Some(Silence::new(now)) }
+        Self { ready: false, silence: Some(Silence::new(now)), answered_at: now }
     }
 
     /// The process is ready.
     pub(crate) fn set_ready(&mut self) {
-        *self = Self { ready: true, silence: None };
+        (self.ready, self.silence) = (true, None);
     }
 
     /// Whether the process is ready.
@@ -181,8 +183,16 @@ impl SilenceTimer {
         }
     }
 
+    /// This process observes that it has made no turn since `since`, with this progress counter. An earlier silence goes on,
+    /// unless the counter has grown.
+    pub(crate) fn observed_silent(&mut self, now: Monotonic, since: Monotonic, ticks: Option<u64>) {
+        let goes_on = self.silence.is_some_and(|known| known.ticks.is_none() || known.ticks == ticks);
+        self.reported_silent(now, if goes_on { Monotonic(0) } else { since }, ticks);
+    }
+
     /// The silence started at `since` or later.
     fn silent_since(&mut self, since: Monotonic) {
+        let since = since.max(self.answered_at);
         match &mut self.silence {
             // A sample from before `since` belongs to another silence.
             Some(known) if known.sample.is_none_or(|(at, _)| since <= at) => {
@@ -195,9 +205,9 @@ impl SilenceTimer {
     }
 
     /// The process answered.
-    pub(crate) fn answered(&mut self) {
+    pub(crate) fn answered(&mut self, now: Monotonic) {
         if self.ready {
-            self.silence = None;
+            (self.silence, self.answered_at) = (None, now);
         }
     }
 

@@ -99,10 +99,12 @@ impl<K: PlanKind> Plan<K> {
             }
             PlanEvent::ProbeNotSent => {
                 self.probe_sent_at = None;
-                self.with_timer(&Part::Dispatcher, SilenceTimer::answered); // as far as the watchdog can know
+                self.with_timer(&Part::Dispatcher, |timer| timer.answered(now)); // as far as the watchdog can know
             }
             PlanEvent::Report(workers) => self.on_report(now, workers),
-            PlanEvent::Observed(workers) => self.judge_workers(now, now, self.excluded, workers),
+            PlanEvent::Observed(workers) => {
+                self.judge_workers(now, now, self.excluded, workers, SilenceTimer::observed_silent);
+            }
             PlanEvent::Sampled(part, sample) => self.on_sampled(now, &part, sample),
             PlanEvent::WatchdogLate(time) => self.exclude_time(now, time),
             PlanEvent::MachineResumed => self.reset_all(now),

@@ -24,7 +24,8 @@ struct SeenTurn {
 
 impl SlotObserver {
     /// Rings the workers that `is_unreported` selects, and returns which of them have not made a turn since an earlier
-    /// ring. A worker without a serving incarnation is left out: what it owes is unknown.
+    /// ring. Of a worker that is rung for the first time nothing is known, nor of one without a serving incarnation: these
+    /// are left out.
     pub(super) fn observe<K: PlanKind>(
         &mut self,
         now: Monotonic,
@@ -43,11 +44,14 @@ impl SlotObserver {
             let Some(Incarnation { epoch, ticks, .. }) = Incarnation::load(&observed.slot).filter(serves) else {
                 continue;
             };
-            let same = last.get(id).filter(|seen| (seen.epoch, seen.ticks) == (epoch, ticks));
+            let last = last.get(id);
+            let same = last.filter(|seen| (seen.epoch, seen.ticks) == (epoch, ticks));
             let silent_since = same.map(|seen| seen.rung_at);
             self.seen.insert(id.clone(), SeenTurn { epoch, ticks, rung_at: silent_since.unwrap_or(now) });
-            let worker = id.clone();
-            all.push(WorkerLiveness { worker, silent_since, starting_since: None, ticks: Some(ticks), corrupt: false });
+            if last.is_some() {
+                let (worker, ticks) = (id.clone(), Some(ticks));
+                all.push(WorkerLiveness { worker, silent_since, starting_since: None, ticks, corrupt: false });
+            }
             observed.to_worker.ring();
         }
         all

@@ -43,11 +43,38 @@ fn verdicts_follow_a_process_from_start_to_end() {
     assert_eq!(verdict(&timer, 20_999), LivenessVerdict::Late);
     assert_eq!(verdict(&timer, 21_000), LivenessVerdict::Frozen);
     assert_eq!(timer.silence(at(21_000)), TIMEOUTS.answer);
-    timer.answered();
+    timer.answered(at(21_000));
     assert_eq!(verdict(&timer, 21_000), LivenessVerdict::Alive);
     timer.probe_sent(at(22_000));
     timer.add_sample(at(22_500), ProcessSample { ended: true, ..ProcessSample::default() });
     assert_eq!((verdict(&timer, 99_000), timer.deadline(TIMEOUTS)), (LivenessVerdict::Ended, None));
+}
+
+/// The report was late: the process has answered another observer since.
+#[test]
+fn silence_that_is_reported_after_a_later_answer_starts_with_the_answer() {
+    let mut timer = probed();
+    timer.answered(at(1000));
+    timer.reported_silent(at(1200), at(100), Some(7));
+    assert_eq!(timer.silence(at(1200)), ms(200));
+    timer.reported_silent(at(1900), at(1500), Some(8));
+    assert_eq!(timer.silence(at(1900)), ms(400));
+}
+
+#[test]
+fn silence_goes_on_when_another_observer_begins_unless_the_process_made_a_turn() {
+    let held = ProcessSample { held_by: Some(HeldBy::Debugger), ..ProcessSample::default() };
+    for (ticks, verdict) in [(7, LivenessVerdict::Suspended(HeldBy::Debugger)), (8, LivenessVerdict::Late)] {
+        let mut timer = probed();
+        timer.reported_silent(at(200), at(100), Some(7));
+        timer.add_sample(at(300), held);
+        timer.observed_silent(at(450), at(400), Some(ticks));
+        assert_eq!(timer.verdict(at(450), TIMEOUTS), verdict, "{ticks} turns");
+    }
+    let mut timer = probed();
+    timer.reported_silent(at(200), at(100), Some(7));
+    timer.observed_silent(at(1100), at(1000), Some(7));
+    assert_eq!(verdict(&timer, 1100), LivenessVerdict::Frozen);
 }
 
 #[test]

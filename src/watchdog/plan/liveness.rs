@@ -22,7 +22,7 @@ impl<K: PlanKind> Plan<K> {
         let mut late = Duration::ZERO;
         self.with_timer(&Part::Dispatcher, |timer| {
             late = timer.silence(now);
-            timer.answered();
+            timer.answered(now);
         });
         if self.is_long(late) {
             self.excluded += late;
@@ -31,7 +31,7 @@ impl<K: PlanKind> Plan<K> {
             }
         }
         let excluded = std::mem::take(&mut self.excluded);
-        self.judge_workers(now, probe_sent_at, excluded, workers);
+        self.judge_workers(now, probe_sent_at, excluded, workers, SilenceTimer::reported_silent);
     }
 
     /// Evaluates workers by what is known about them since `probe_sent_at` or later. A silence that was not known before
@@ -42,6 +42,7 @@ impl<K: PlanKind> Plan<K> {
         probe_sent_at: Monotonic,
         excluded: Duration,
         workers: Vec<WorkerLiveness>,
+        note_silence: fn(&mut SilenceTimer, Monotonic, Monotonic, Option<u64>),
     ) {
         let blame_since = self.blame_since;
         for worker in workers {
@@ -59,8 +60,8 @@ impl<K: PlanKind> Plan<K> {
                         timer.set_ready();
                         record.ready_at = Some(now);
                     }
-                    (None, Some(since)) => timer.reported_silent(now, attributable(since), worker.ticks),
-                    (None, None) => timer.answered(),
+                    (None, Some(since)) => note_silence(timer, now, attributable(since), worker.ticks),
+                    (None, None) => timer.answered(now),
                 }
             }
             if worker.corrupt && has_timer {

@@ -190,6 +190,18 @@ fn time_in_which_the_dispatcher_was_held_is_excluded_from_its_next_report() {
     scenario.report(3500, Some(100), &[FROZEN, "abort worker web/1"]);
 }
 
+/// The watchdog sees that a worker is released and makes a turn, before a late report says that it was silent.
+#[test]
+fn late_report_does_not_blame_a_worker_for_the_time_in_which_it_was_held() {
+    let mut scenario = Scenario::up();
+    scenario.sample = ProcessSample { held_by: Some(HeldBy::Debugger), ..STUCK };
+    scenario.report(250, Some(100), &["suspended worker web/1 by a debugger"]);
+    scenario.sample = STUCK;
+    let alive = vec![WorkerLiveness { silent_since: None, ..alive(1) }];
+    scenario.expect(3000, PlanEvent::Observed(alive), &["resumed worker web/1"]);
+    scenario.report(3010, Some(1300), &[]);
+}
+
 #[test]
 fn delays_of_the_watchdog_and_later_delays_of_the_dispatcher_add_up() {
     let mut scenario = Scenario::up();
