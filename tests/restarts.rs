@@ -346,7 +346,7 @@ fn unit_that_waits_for_the_end_of_its_delay_sends_clients_back() {
         let response = conflict();
         assert_eq!((response.status, response.header("patou-outcome")), (409, Some("not-started")), "{}", set.log());
         assert!(since.elapsed() < BOUND, "{:?}\n{}", since.elapsed(), set.log());
-        assert!(set.log().contains("waiting before it is ready"), "{}", set.log());
+        set.wait_for_log(&["waiting before it is ready"]);
         signal_to(worker.id(), Signal::SIGTERM);
         worker.wait().unwrap();
         assert!(set.patou(&["ipc", "remove"]).status.success());
