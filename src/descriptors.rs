@@ -1,6 +1,7 @@
 //! The limit of open files (`RLIMIT_NOFILE`, getrlimit(2)), and errors that say that the machine or a limit has nothing left.
 
 use std::io;
+use std::os::fd::{AsFd, AsRawFd};
 use std::sync::OnceLock;
 
 use nix::errno::Errno;
@@ -61,6 +62,8 @@ pub(crate) fn is_exhausted() -> bool {
 /// Descriptors in reserve: each that is released makes room for one that must be opened although nothing is left.
 ///
 /// They are open files of their own, so that they also help where the machine's table of open files is full (ENFILE).
+/// They keep the lowest numbers that are free, because a limit that is lowered below the numbers in use (prlimit(2)) makes
+/// all above it useless.
 #[derive(Debug)]
 pub(crate) struct SpareDescriptors {
     held: Vec<EventFd>,
@@ -68,7 +71,7 @@ pub(crate) struct SpareDescriptors {
 }
 
 impl SpareDescriptors {
-    /// Opened early they have low numbers, which stay usable when the limit is lowered (prlimit(2)).
+    /// Opens them. The earlier the better: the numbers are lower.
     pub(crate) fn new(count: usize) -> Self {
         let mut spare = Self { held: Vec::new(), count };
         spare.refill();
@@ -80,12 +83,17 @@ impl SpareDescriptors {
         self.held.pop().is_some()
     }
 
-    /// Opens those again that were released, as far as descriptors are free.
+    /// Opens those again that were released, as far as descriptors are free, and moves the others to lower numbers that
+    /// have become free.
     pub(crate) fn refill(&mut self) {
-        while self.held.len() < self.count
-            && let Ok(descriptor) = EventFd::from_flags(EfdFlags::EFD_CLOEXEC)
-        {
-            self.held.push(descriptor);
+        let number = |descriptor: &EventFd| descriptor.as_fd().as_raw_fd();
+        while let Ok(descriptor) = EventFd::from_flags(EfdFlags::EFD_CLOEXEC) {
+            let is_short = self.held.len() < self.count;
+            match self.held.iter_mut().max_by_key(|held| number(held)) {
+                _ if is_short => self.held.push(descriptor),
+                Some(highest) if number(&descriptor) < number(highest) => *highest = descriptor,
+                _ => return,
+            }
         }
     }
 }

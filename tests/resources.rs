@@ -149,6 +149,69 @@ fn limit_that_is_lowered_at_run_time_is_no_freeze() {
     set.stop();
 }
 
+/// Sets the soft limit of open files of a process, which any user may raise again.
+fn limit_open_files(pid: u32, soft: usize) {
+    let limited = Command::new("prlimit").args([format!("--pid={pid}"), format!("--nofile={soft}:")]).status();
+    assert!(limited.unwrap().success());
+}
+
+#[test]
+fn limit_below_all_descriptors_in_use_does_not_keep_the_watchdog_out() {
+    if !is_installed("prlimit") {
+        return eprintln!("SKIPPED: no prlimit on this machine");
+    }
+    let set = TestSet::start(ECHO);
+    let dispatcher = set.dispatcher_pid();
+    limit_open_files(dispatcher, 5);
+    // Each takes the place of another, the watchdog's too, which then has to connect again.
+    let mut probes = Vec::new();
+    for nonce in 1..40 {
+        let mut stream = UnixStream::connect(set.runtime_dir().join("probe.sock")).unwrap();
+        stream.set_read_timeout(Some(EVENT_TIMEOUT)).unwrap();
+        stream.write_all(format!("{{\"nonce\":{nonce}}}\n").as_bytes()).unwrap();
+        let mut answer = [0; 1];
+        assert!(stream.read_exact(&mut answer).is_ok(), "probe {nonce}: no answer");
+        probes.push(stream);
+    }
+    let_the_watchdog_judge(&set);
+    limit_open_files(dispatcher, 1000);
+    assert_eq!(get(set.address(0), "/").unwrap().status, 200);
+    assert_eq!(set.dispatcher_pid(), dispatcher);
+    drop(probes);
+    set.stop();
+}
+
+#[test]
+fn watchdog_without_descriptors_replaces_what_is_frozen_and_judges_nothing_that_it_cannot_sample() {
+    if !is_installed("prlimit") {
+        return eprintln!("SKIPPED: no prlimit on this machine");
+    }
+    let set = TestSet::start(ECHO);
+    let (watchdog, workers) = (set.pid(), ["default/1", "default/2"]);
+    let numbers: BTreeSet<usize> = fs::read_dir(format!("/proc/{watchdog}/fd"))
+        .unwrap()
+        .map(|entry| entry.unwrap().file_name().to_string_lossy().parse().unwrap())
+        .collect();
+    let lowest_free = (0..).find(|number| !numbers.contains(number)).unwrap();
+    // Nothing is free but what the watchdog holds in reserve.
+    limit_open_files(watchdog, lowest_free);
+    signal_to(set.worker_pid(workers[0]), Signal::SIGSTOP);
+    set.wait_for_log(&["default/1", "is frozen"]);
+    limit_open_files(watchdog, 1000);
+    set.wait_for("the frozen worker is replaced", |status| worker_of(status, workers[0])["restarts"] == 1);
+    // Not even that can be used: the same worker might be held by a debugger.
+    let stopped = set.worker_pid(workers[1]);
+    limit_open_files(watchdog, 3);
+    signal_to(stopped, Signal::SIGSTOP);
+    std::thread::sleep(Duration::from_secs(5));
+    let state = fs::read_to_string(format!("/proc/{stopped}/stat")).unwrap();
+    assert!(state.contains(") T ") && !set.log().contains("default/2 is frozen"), "{state}\n{}", set.log());
+    limit_open_files(watchdog, 1000);
+    set.wait_for_log(&["default/2", "is frozen"]);
+    set.wait_for("the frozen worker is replaced", |status| worker_of(status, workers[1])["restarts"] == 1);
+    set.stop();
+}
+
 #[test]
 fn places_return_when_a_lowered_limit_is_raised_again() {
     if !is_installed("prlimit") {
@@ -158,16 +221,10 @@ fn places_return_when_a_lowered_limit_is_raised_again() {
     let (address, dispatcher) = (set.address(0), set.dispatcher_pid());
     wait_until("the places are known", || metrics(&set).contains("patou_connections_max "));
     let before = metric(&set, "patou_connections_max");
-    // The soft limit alone, which any user may raise again.
-    let limit_to = |soft: usize| {
-        let limited =
-            Command::new("prlimit").args([format!("--pid={dispatcher}"), format!("--nofile={soft}:")]).status();
-        assert!(limited.unwrap().success());
-    };
-    limit_to(open_descriptors(dispatcher));
+    limit_open_files(dispatcher, open_descriptors(dispatcher));
     let clients: Vec<_> = (0..60).map(|_| waiting_client(address)).collect();
     set.wait_for("fewer places", |_| metric(&set, "patou_connections_max") < before);
-    limit_to(300);
+    limit_open_files(dispatcher, 300);
     set.wait_for("the places are back", |_| metric(&set, "patou_connections_max") == before);
     open_gate(&set);
     for mut client in clients {

@@ -90,10 +90,11 @@ async fn serve(
     if limit < needed {
         return Err(DispatcherError::Descriptors { limit, needed });
     }
-    let spare = SpareDescriptors::new(PROBE_SPARE);
+    let mut inherited = sys::listen_fds().map_err(system("LISTEN_FDS"))?;
+    let spare = reserve_low_numbers(&mut inherited).map_err(system("LISTEN_FDS"))?;
     let store = DescriptorStore::open().map_err(system("NOTIFY_SOCKET"))?;
     let InheritedFds { listeners, retired, probe, channel, redirects, handoffs, passed } =
-        inherited_fds(&config, &store)?;
+        inherited_fds(inherited, &config, &store)?;
     let ports: Vec<Option<u16>> = listeners.iter().map(|socket| Some(socket.tcp_address()?.port())).collect();
 
     let driver = Driver::open(&config, &|pool| return_port(&config, &ports, pool), passed, store)?;
@@ -217,11 +218,24 @@ struct InheritedFds {
     handoffs: Vec<(OwnedFd, StoredFd)>,
 }
 
-fn inherited_fds(config: &Config, store: &DescriptorStore) -> Result<InheritedFds, DispatcherError> {
+/// Holds the numbers from 3 on (`SD_LISTEN_FDS_START`, sd_listen_fds(3)) in reserve: a limit that is lowered later leaves
+/// them usable. What the supervisor has passed there is moved.
+fn reserve_low_numbers(inherited: &mut [(OwnedFd, String)]) -> std::io::Result<SpareDescriptors> {
+    let lowest = inherited.iter().take(PROBE_SPARE).map(|(fd, _)| fd.try_clone());
+    let moved = lowest.collect::<Result<Vec<_>, _>>()?;
+    inherited.iter_mut().zip(moved).for_each(|((fd, _), moved)| *fd = moved);
+    Ok(SpareDescriptors::new(PROBE_SPARE))
+}
+
+fn inherited_fds(
+    inherited: Vec<(OwnedFd, String)>,
+    config: &Config,
+    store: &DescriptorStore,
+) -> Result<InheritedFds, DispatcherError> {
     let mut listeners: Vec<Option<SocketListener>> = config.listeners.iter().map(|_| None).collect();
     let (mut probe, mut redirects, mut handoffs) = (None, Vec::new(), Vec::new());
     let (mut retired, mut channel, mut passed) = (Vec::new(), None, BTreeMap::new());
-    for (fd, name) in sys::listen_fds().map_err(system("LISTEN_FDS"))? {
+    for (fd, name) in inherited {
         if name == "probe" {
             probe = Some(probe_listener(fd)?);
         } else if name == "channel" {

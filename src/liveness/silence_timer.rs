@@ -2,7 +2,8 @@
 //!
 //! Only *attributable* silence counts: time in which the process had an unanswered probe and could have answered it.
 //! Excluded is time in which the observer itself did not run, a debugger or a frozen control group held the process,
-//! no processor ran it, or it waited for memory or a disk while the whole machine did.
+//! no processor ran it, or it waited for memory or a disk while the whole machine did, and time in which the observer could
+//! not find out.
 
 use std::fmt;
 use std::time::Duration;
@@ -239,6 +240,16 @@ impl SilenceTimer {
             silence.exclude(excluded, now);
         }
         silence.sample = Some((now, sample));
+    }
+
+    /// No sample could be taken at `now`. Anything may hold the process, so the silence restarts; a process that was held
+    /// remains so.
+    pub(crate) fn sample_failed(&mut self, now: Monotonic) {
+        if let Some(silence) = &mut self.silence {
+            let held = silence.sample.filter(|(_, last)| last.held_by.is_some());
+            let sample = held.map(|(_, last)| (now, last));
+            *silence = Silence { ticks: silence.ticks, sample, ..Silence::new(now) };
+        }
     }
 
     /// Whether a sample is needed: after a fraction of the timeout, and before the process is declared frozen.

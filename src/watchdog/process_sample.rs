@@ -1,5 +1,6 @@
 //! Samples a process for a verdict. Only files that every user may read, and only when the process owes an answer.
 
+use std::fs::File;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -7,23 +8,29 @@ use std::time::Duration;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use super::plan::Part;
+use crate::descriptors;
 use crate::liveness::{HeldBy, ProcessSample, SchedStat, ThreadActivity};
 use crate::procfs::{self, CGROUP_ROOT, HYBRID_CGROUP_ROOT, Pressure, ProcessStatus, RunTimes};
 
 /// The thread of a worker that answers probes. Before it exists the main thread does.
 const CONTROL_THREAD: &str = "control";
 
-/// Samples the process of a part. A file that cannot be read is no excuse; a part without a process has ended.
-pub(super) fn sample(part: &Part, process: Option<(u32, BorrowedFd<'_>)>) -> ProcessSample {
-    let Some((pid, pidfd)) = process else { return ProcessSample { ended: true, ..ProcessSample::default() } };
+/// Samples the process of a part. A file that cannot be read is no excuse; a part without a process has ended. `None` if
+/// this process or the machine has no descriptor or memory left to read with: nothing can be said about the part then.
+pub(super) fn sample(part: &Part, process: Option<(u32, BorrowedFd<'_>)>) -> Option<ProcessSample> {
+    let Some((pid, pidfd)) = process else { return Some(ProcessSample { ended: true, ..ProcessSample::default() }) };
     let dir = procfs::process_dir(pid);
+    // Before and after: what is read in between is taken as absent if it cannot be read.
+    if is_unreadable(&dir) {
+        return None;
+    }
     let main_thread = dir.join("task").join(pid.to_string());
     let thread = part.worker().and_then(|_| thread_named(&dir, CONTROL_THREAD));
     let thread = thread.unwrap_or_else(|| main_thread.clone());
     let status = ProcessStatus::read(&thread);
     let is_traced = status.is_traced || (thread != main_thread && ProcessStatus::read(&main_thread).is_traced);
     let is_frozen = || procfs::cgroup(&dir).is_some_and(|group| is_frozen(&group));
-    ProcessSample {
+    let sample = ProcessSample {
         held_by: if is_traced { Some(HeldBy::Debugger) } else { is_frozen().then_some(HeldBy::Freezer) },
         activity: activity(status.state),
         sched_stat: run_times(&thread),
@@ -31,7 +38,12 @@ pub(super) fn sample(part: &Part, process: Option<(u32, BorrowedFd<'_>)>) -> Pro
         // Read last: if the process has not ended by now, everything above was read from it and not from a later
         // process with the same pid.
         ended: has_ended(pidfd),
-    }
+    };
+    (!is_unreadable(&dir)).then_some(sample)
+}
+
+fn is_unreadable(dir: &Path) -> bool {
+    File::open(dir).is_err_and(|error| descriptors::is_shortage(&error))
 }
 
 /// The oldest thread of this name: threads that a handler starts are younger.
@@ -126,7 +138,7 @@ mod tests {
 
         fn sample(&self) -> ProcessSample {
             let pidfd = sys::pidfd_open(Pid::from_raw(self.0.id() as i32)).unwrap();
-            sample(&Part::Dispatcher, Some((self.0.id(), pidfd.as_fd())))
+            sample(&Part::Dispatcher, Some((self.0.id(), pidfd.as_fd()))).unwrap()
         }
 
         fn sample_until(&self, condition: impl Fn(&ProcessSample) -> bool) -> ProcessSample {
@@ -158,7 +170,7 @@ mod tests {
         assert!(!first.ended && first.held_by.is_none());
         let dead = TestChild::start("exit 0");
         dead.sample_until(|sample| sample.ended);
-        assert!(sample(&Part::Dispatcher, None).ended);
+        assert!(sample(&Part::Dispatcher, None).unwrap().ended);
     }
 
     #[test]

@@ -19,6 +19,7 @@ use super::state::saved_state;
 use super::supervisor::{ActionOf, EventOf, Supervisor};
 use super::watched_set::WatchedSet;
 use super::{prober, process_sample};
+use crate::descriptors::SpareDescriptors;
 use crate::ids::{Monotonic, ProcessId, WorkerId};
 use crate::sd_notification::notify;
 use crate::sd_watchdog::WatchdogTicker;
@@ -34,6 +35,8 @@ pub(super) struct Watchdog<S: Supervisor> {
     /// The last logged cause of each part's restarts.
     logged_causes: BTreeMap<Part, String>,
     own_id: ProcessId,
+    /// For the files of `/proc`.
+    spare: SpareDescriptors,
     /// The last `STATUS=` sent to systemd.
     status: String,
 }
@@ -59,6 +62,7 @@ impl<S: Supervisor> Watchdog<S> {
             evidence: EvidenceRecorder::default(),
             logged_causes: BTreeMap::new(),
             own_id: procfs::this_process(),
+            spare: SpareDescriptors::new(1),
             status: String::new(),
         }
     }
@@ -163,6 +167,7 @@ impl<S: Supervisor> Watchdog<S> {
     }
 
     fn probe(&mut self, now: Monotonic) {
+        self.spare.refill();
         let (set, supervisor) = (&self.set, &self.supervisor);
         let silence = set.config.watchdog.probe_interval;
         let is_unreported = |id: &WorkerId| !set.prober.is_reported(id, now, silence);
@@ -194,7 +199,10 @@ impl<S: Supervisor> Watchdog<S> {
     fn perform(&mut self, action: PlanAction<ActionOf<S>>) -> Option<PlanEvent<EventOf<S>>> {
         match action {
             PlanAction::Sample(part) => {
+                // One file after the other is open.
+                self.spare.release();
                 let sample = process_sample::sample(&part, self.supervisor.process(&part));
+                self.spare.refill();
                 return Some(PlanEvent::Sampled(part, sample));
             }
             PlanAction::DeclareFrozen(part, why) => self.declare_frozen(&part, &why),

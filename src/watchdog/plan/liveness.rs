@@ -130,7 +130,7 @@ impl<K: PlanKind> Plan<K> {
         }
     }
 
-    pub(super) fn on_sampled(&mut self, now: Monotonic, part: &Part, sample: ProcessSample) {
+    pub(super) fn on_sampled(&mut self, now: Monotonic, part: &Part, sample: Option<ProcessSample>) {
         // While the shell performs actions it receives no events. That time, spent on its own work or not run by the
         // machine, makes this sample late.
         let late = now.since(self.last_external_event);
@@ -141,7 +141,10 @@ impl<K: PlanKind> Plan<K> {
         if let Some(record) = self.parts.get_mut(part) {
             record.sample_requested = false;
         }
-        self.with_timer(part, |timer| timer.add_sample(now, sample));
+        self.with_timer(part, |timer| match sample {
+            Some(sample) => timer.add_sample(now, sample),
+            None => timer.sample_failed(now),
+        });
         self.evaluate(now, part);
     }
 

@@ -133,8 +133,8 @@ pub(crate) enum PlanEvent<E> {
     Report(Vec<WorkerLiveness>),
     /// What the watchdog has seen in the slots of workers that the dispatcher does not report.
     Observed(Vec<WorkerLiveness>),
-    /// The sample that [`PlanAction::Sample`] requested.
-    Sampled(Part, ProcessSample),
+    /// The sample that [`PlanAction::Sample`] requested; `None` if it could not be taken for lack of a resource.
+    Sampled(Part, Option<ProcessSample>),
     /// The watchdog itself was not run for so long.
     WatchdogLate(Duration),
     /// The machine was suspended; the clock did not advance meanwhile.

@@ -103,7 +103,7 @@ impl<K: PlanKind<Action: InWords>> Scenario<K> {
         while let Some(action) = queue.pop_front() {
             match action {
                 PlanAction::Sample(part) => {
-                    queue.extend(self.plan.handle(at(ms), PlanEvent::Sampled(part, self.sample)));
+                    queue.extend(self.plan.handle(at(ms), PlanEvent::Sampled(part, Some(self.sample))));
                 }
                 other => others.push(other),
             }

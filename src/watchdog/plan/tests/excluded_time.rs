@@ -46,6 +46,35 @@ fn a_held_worker_is_not_killed_and_has_the_whole_timeout_after_its_release() {
 }
 
 #[test]
+fn a_worker_of_which_no_sample_can_be_taken_is_not_killed() {
+    let mut scenario = Scenario::up();
+    let fail = |scenario: &mut Scenario, ms: u64| {
+        scenario.plan.handle(at(ms), PlanEvent::ProbeSent);
+        let actions = scenario.plan.handle(at(ms), PlanEvent::Report(vec![silent_since(100), alive(2)]));
+        let requested = actions.iter().any(|action| matches!(action, PlanAction::Sample(_)));
+        if requested {
+            assert_eq!(in_words(&scenario.plan.handle(at(ms), PlanEvent::Sampled(worker(1), None))), [""; 0]);
+        }
+        requested
+    };
+    let requests = (350..20_000).step_by(250).filter(|ms| fail(&mut scenario, *ms)).count();
+    assert!((10..=79).contains(&requests), "{requests}");
+    // From the first sample on it has the whole timeout.
+    scenario.report(20_100, Some(100), &[]);
+    scenario.report(20_800, Some(100), &[]);
+    let frozen = "worker web/1 is frozen (no sign of life for 1s 350ms)";
+    scenario.report(21_200, Some(100), &[frozen, "abort worker web/1"]);
+    // A worker that was held remains suspended meanwhile, and is released by a sample only.
+    let mut scenario = Scenario::up();
+    scenario.sample = ProcessSample { held_by: Some(HeldBy::Debugger), ..STUCK };
+    scenario.report(350, Some(100), &["suspended worker web/1 by a debugger"]);
+    for ms in (600..20_000).step_by(250) {
+        fail(&mut scenario, ms);
+        assert_eq!(scenario.state(&worker(1)), "suspended");
+    }
+}
+
+#[test]
 fn a_worker_that_makes_progress_without_an_answer_has_four_timeouts() {
     let mut scenario = Scenario::up();
     for (ticks, ms) in (350..4100).step_by(250).enumerate() {
@@ -234,7 +263,7 @@ fn time_that_the_watchdog_lost_while_it_performed_actions_is_excluded_once() {
     let Scenario { mut plan, .. } = Scenario::up();
     let mut handle = |ms, event| in_words(&plan.handle(at(ms), event));
     let none: [&str; 0] = [];
-    let sampled = |part| PlanEvent::Sampled(part, STUCK);
+    let sampled = |part| PlanEvent::Sampled(part, Some(STUCK));
     let silent = |since| PlanEvent::Report(vec![silent_since(since), alive(2)]);
     handle(250, PlanEvent::ProbeSent);
     assert_eq!(handle(250, silent(100)), ["sample worker web/1"]);

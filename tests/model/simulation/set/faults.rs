@@ -19,6 +19,7 @@ impl SetSimulation {
             }
             (5, Some(pid)) => {
                 self.parts[p].held = true;
+                self.parts[p].unreadable = self.pool.random.percent(30);
                 self.apply_run_state(p);
                 self.within(5000, SetSimEvent::Detach(p, pid));
             }

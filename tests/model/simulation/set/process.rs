@@ -15,6 +15,8 @@ pub(crate) struct Process {
     pub(crate) stopped: bool,
     /// Held by a debugger.
     pub(crate) held: bool,
+    /// The watchdog has no descriptor left to sample it while it is held.
+    pub(crate) unreadable: bool,
     /// No processor runs it.
     pub(crate) starved: bool,
     /// It never becomes ready.
@@ -106,15 +108,18 @@ impl Process {
     }
 
     /// What the watchdog can see of it.
-    pub(crate) fn sample(&self) -> ProcessSample {
-        let Some(thread) = self.pid else { return ProcessSample { ended: true, ..ProcessSample::default() } };
+    pub(crate) fn sample(&self) -> Option<ProcessSample> {
+        let Some(thread) = self.pid else { return Some(ProcessSample { ended: true, ..ProcessSample::default() }) };
+        if self.held && self.unreadable {
+            return None;
+        }
         let runnable = self.starved && !self.stopped && !self.held;
-        ProcessSample {
+        Some(ProcessSample {
             ended: false,
             held_by: self.held.then_some(HeldBy::Debugger),
             activity: if runnable { ThreadActivity::Runnable } else { ThreadActivity::Idle },
             sched_stat: Some(SchedStat { thread, ran: self.ran, waited: self.waited }),
             machine_stalled: Duration::ZERO,
-        }
+        })
     }
 }

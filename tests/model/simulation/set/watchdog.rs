@@ -195,7 +195,7 @@ impl SetSimulation {
             // Stand-ins affect no other part. They are not simulated: one ends when it is told to, and no sample of it
             // leads to a verdict.
             PlanAction::Sample(part @ Part::StandIn(_)) => {
-                Some(PlanEvent::Sampled(part, ProcessSample { ended: true, ..ProcessSample::default() }))
+                Some(PlanEvent::Sampled(part, Some(ProcessSample { ended: true, ..ProcessSample::default() })))
             }
             PlanAction::Kill(part @ Part::StandIn(_), _) => Some(ended_stand_in(part).into()),
             PlanAction::Log(Part::StandIn(_), _) => None,
