@@ -36,8 +36,10 @@ wait_for 20 "the set is up" all_up
 expect_failure "a drill without --yes" patou drill --config /etc/patou/patou.toml --faults 1
 [[ $output == *--yes* ]] || fail "a drill without --yes prints: $output"
 
-for seed in 1 2; do
-    patou drill --config /etc/patou/patou.toml --yes --seed $seed --faults 40 --pace 3 --json >"$check_dir/report" 2>"$check_dir/messages" ||
+# Seeds, and faults for each: PATOU_DRILL=5x200 is a longer drill.
+IFS=x read -r seeds faults <<<"${PATOU_DRILL:-2x40}"
+for ((seed = 1; seed <= seeds; seed++)); do
+    patou drill --config /etc/patou/patou.toml --yes --seed "$seed" --faults "$faults" --pace 3 --json >"$check_dir/report" 2>"$check_dir/messages" ||
         fail "the drill: $(cat "$check_dir/messages"; jq '{violations, skipped}' "$check_dir/report")"
     figure "drill, seed $seed: $(jq -c '[.faults, .faults_per_second, .starts_on_record, (.violations | length)]' "$check_dir/report") (faults, per second, starts on record, violations)"
     jq -r '.by_kind[] | "figure:   \(.kind) of \(.target): \(.count), detected \(.detection.p50_ms // "-")/\(.detection.max_ms // "-") ms, recovered \(.recovery.p50_ms // "-")/\(.recovery.max_ms // "-") ms, longest wait \(.longest_wait_ms) ms"' "$check_dir/report"
