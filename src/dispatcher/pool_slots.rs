@@ -146,9 +146,11 @@ impl PoolSlots {
         PoolAvailability { workers: workers.len(), drained, down, failed: self.failed.clone() }
     }
 
-    /// The workers that have left a question open.
-    pub(super) fn silent_workers(&self) -> VecDeque<WorkerNumber> {
-        self.workers().filter(|(_, worker)| worker.silent_since.is_some()).map(|(n, _)| n).collect()
+    /// The workers of which a report would be a reproach: those that have left a question open, and those with a corrupt
+    /// slot. Each may have been replaced since its slot was read.
+    pub(super) fn suspect_workers(&self) -> VecDeque<WorkerNumber> {
+        let is_suspect = |worker: &Worker| worker.silent_since.is_some() || worker.is_corrupt();
+        self.workers().filter(|(_, worker)| is_suspect(worker)).map(|(n, _)| n).collect()
     }
 
     /// The part of this pool in the answer to a probe. `lost_since`: since when files of a worker have been missing.

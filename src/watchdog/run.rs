@@ -115,6 +115,11 @@ impl<S: Supervisor> Watchdog<S> {
             if self.set.prober.take_not_sent(self.set.config.watchdog.dispatcher_timeout) {
                 self.handle(now, PlanEvent::ProbeNotSent);
             }
+            // A report before the next probe is sent, so that the plan knows which probe it answers.
+            if let Some(workers) = buffered {
+                self.on_report(now, workers);
+            }
+            self.on_wake(now, wake);
             let is_probe_due = next_probe <= now;
             if is_probe_due || inspection.is_some_and(|at| at <= now) {
                 self.inspect(now);
@@ -124,10 +129,6 @@ impl<S: Supervisor> Watchdog<S> {
                 self.probe(now);
             }
             ticker.tick(now);
-            if let Some(workers) = buffered {
-                self.on_report(now, workers);
-            }
-            self.on_wake(now, wake);
             self.publish(now)?;
         }
         notify(&[NotifyState::Stopping]);

@@ -144,8 +144,8 @@ impl PoolSet {
     /// The answer to a probe. Slots with an open question are read first: the answer may be there before its ring.
     pub(super) fn report(&mut self) -> Vec<PoolReport> {
         for index in 0..self.pools.len() {
-            let open = self.pools[index].silent_workers();
-            self.run(index, None, open);
+            let suspects = self.pools[index].suspect_workers();
+            self.run(index, None, suspects);
         }
         let objects = &self.opener.objects;
         self.pools.iter().map(|pool| pool.report(|n| objects.lost_since(&pool.config.name, n))).collect()

@@ -12,7 +12,8 @@ impl<K: PlanKind> Plan<K> {
     /// Evaluates the workers, from the dispatcher's current report only. While the dispatcher is silent, a worker's
     /// silence may be the dispatcher's; time in which the dispatcher was late or suspended is no worker's.
     pub(super) fn on_report(&mut self, now: Monotonic, workers: Vec<WorkerLiveness>) {
-        let probe_sent_at = self.probe_sent_at.take().unwrap_or(now);
+        // Without a known probe the report may be older than any process.
+        let probe_sent_at = self.probe_sent_at.take().unwrap_or(Monotonic(0));
         if self.parts[&Part::Dispatcher].timer().is_none_or(|timer| !timer.is_ready()) {
             return; // from a dispatcher that has been declared frozen, or has ended
         }

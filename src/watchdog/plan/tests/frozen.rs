@@ -113,6 +113,8 @@ fn a_report_about_a_process_does_not_affect_its_successor() {
         scenario.drive(ms + 50, PlanEvent::Ready(worker(1)));
         // Requested before the new process was ready, received after.
         scenario.expect(ms + 60, report, &[]);
+        // Which probe this one answers is unknown.
+        scenario.expect(ms + 61, corrupt(), &[]);
         assert_eq!(scenario.state(&worker(1)), "up");
     }
     scenario.expect(101_000, PlanEvent::ProbeSent, &[]);

@@ -122,6 +122,7 @@ impl SetSimulation {
         if std::mem::take(&mut self.watchdog.was_suspended) {
             self.handle(PlanEvent::MachineResumed);
         }
+        self.handle(event);
         if self.watchdog.next_probe <= now {
             self.watchdog.next_probe = now + PROBE_INTERVAL;
             if !std::mem::replace(&mut self.watchdog.is_probing, true) {
@@ -129,7 +130,6 @@ impl SetSimulation {
             }
             self.handle(PlanEvent::ProbeSent);
         }
-        self.handle(event);
         let next_probe = self.watchdog.next_probe;
         let wake_at = self.watchdog.plan.deadline().map_or(next_probe, |due| due.min(next_probe));
         self.watchdog.wake_at = wake_at;
