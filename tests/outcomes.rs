@@ -240,34 +240,6 @@ fn pipelined_request_of_an_earlier_dispatcher_is_reset_when_its_worker_dies() {
     set.stop();
 }
 
-/// Its duplicate in the descriptor store must not keep it open.
-#[test]
-fn request_that_waited_in_the_store_is_reset_when_dispatcher_and_worker_die() {
-    let mut set = TestSet::prepare("");
-    let file = set.test_dir().join("started");
-    fs::create_dir(&file).unwrap();
-    let script = format!("echo $$ >> {0}/lines; while ! [ -e {0}$PATH_INFO.go ]; do sleep 0.01; done", file.display());
-    set.configure(&pool_with_both_deliveries(1, &exec(&script), LONG_TIMEOUTS));
-    set.run();
-    set.wait_until_up();
-    let address = set.address(0);
-    let mut first = connect(address);
-    first.write_all(request_head("GET", "/first", address, "Connection: close\r\n").as_bytes()).unwrap();
-    wait_for_lines(&file.join("lines"), 1);
-    let mut second = connect(address);
-    second.write_all(request_head("GET", "/second", address, "").as_bytes()).unwrap();
-    set.wait_for("the second client is queued", |status| status["dispatcher"]["queue"] == 1);
-    std::thread::sleep(std::time::Duration::from_millis(200)); // store_after, and the way into the store
-    fs::write(file.join("first.go"), "").unwrap();
-    wait_for_lines(&file.join("lines"), 2);
-    let worker = set.worker_pid("default/1");
-    replace_dispatcher(&set, DispatcherFault::Killed, "");
-    signal_to(worker, Signal::SIGKILL);
-    assert_eq!(read_rest(second), (String::new(), true), "no reset\n{}", set.log());
-    set.wait_for_worker("default/1", "idle");
-    set.stop();
-}
-
 #[test]
 fn output_of_inetd_that_is_cut_ends_with_a_reset_also_after_a_dispatcher_restart() {
     for restart in [false, true] {

@@ -1,8 +1,9 @@
 //! Accepts connections and starts a task for each.
 
 use std::cell::Cell;
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::future::{Future, poll_fn};
+use std::hash::{BuildHasher, RandomState};
 use std::io;
 use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
@@ -15,18 +16,19 @@ use tokio::sync::OwnedSemaphorePermit;
 use tokio::task::AbortHandle;
 use tokio::time::sleep;
 
-use super::connection::{Connection, Endpoints, is_lent};
+use super::connection::{Connection, ConnectionOrigin, Endpoints, is_lent};
 use super::driver::Driver;
 use super::fdstore::{self, StoredConnection, StoredFd};
 use super::handoff::HandoffListener;
 use super::keepalive::IdleConnections;
-use super::listeners::Listeners;
+use super::listeners::{Listener, Listeners};
 use super::pending::PendingConnections;
 use super::places::ConnectionPlaces;
+use super::pool_slots::{SlotIndex, WorkerName};
 use super::readiness::Readiness;
 use super::redirect::RedirectConnection;
-use super::token_source::TokenSource;
 use crate::config::Config;
+use crate::ids::LeaseTerms;
 use crate::net::{self, ACCEPT_RETRY_DELAY, SocketListener};
 
 /// All listeners and the connections they have accepted.
@@ -41,8 +43,21 @@ struct AcceptorState {
     idle: Rc<IdleConnections>,
     listeners: Rc<Listeners>,
     places: Rc<ConnectionPlaces>,
-    last_mark: Cell<u32>,
+    /// How many handoff connections were accepted, and the secret that makes a mark of that number.
+    accepted: Cell<u64>,
+    mark_secret: RandomState,
     pending: Rc<PendingConnections>,
+}
+
+/// What is needed to adopt a connection that a worker has claimed.
+struct ClaimedConnection {
+    /// The index of its listener.
+    index: usize,
+    listener: Rc<Listener>,
+    /// The slot of its worker.
+    at: SlotIndex,
+    terms: LeaseTerms,
+    permit: OwnedSemaphorePermit,
 }
 
 impl Acceptor {
@@ -62,8 +77,8 @@ impl Acceptor {
             idle: Rc::default(),
             listeners: Listeners::new(config),
             places,
-            // Random: connections that the previous dispatcher marked may still be with workers.
-            last_mark: Cell::new(TokenSource::default().bits() as u32),
+            accepted: Cell::default(),
+            mark_secret: RandomState::new(),
             pending: Rc::default(),
         });
         let accept = |(index, socket)| tokio::task::spawn_local(accept(state.clone(), index, socket)).abort_handle();
@@ -78,27 +93,35 @@ impl Acceptor {
         self.tasks.push(tokio::task::spawn_local(accepting).abort_handle());
     }
 
-    /// Serves handoff connections from the store in their old order, and rejects those of removed listeners and all
-    /// redirect connections.
+    /// Serves handoff connections from the store in their old order, adopts those that workers have claimed, and rejects
+    /// those of removed listeners and all redirect connections. Before the first read of a slot.
     pub(super) fn restore(&self, handoffs: Vec<(OwnedFd, StoredFd)>, redirects: Vec<(OwnedFd, StoredFd)>) {
         let parsed = |(fd, entry): (_, StoredFd)| Some((StoredConnection::parse(entry.name())?, fd, entry));
         let mut connections: Vec<_> = handoffs.into_iter().filter_map(parsed).collect();
         connections.sort_by_key(|(stored, ..)| stored.stored_at);
-        let (mut known, mut rejected) = (BTreeSet::new(), redirects);
+        let mut known = BTreeSet::new();
+        // If a removal was lost, a connection is in the store under two names.
+        connections.retain(|(_, fd, _)| !fstat(fd).is_ok_and(|status| !known.insert(status.st_ino)));
+        let (mut marks, mut rejected) = (BTreeMap::<u32, usize>::new(), redirects);
+        for (stored, ..) in &connections {
+            *marks.entry(stored.mark).or_default() += 1;
+        }
         for (stored, fd, entry) in connections {
-            // If a removal was lost, a connection is in the store under two names.
-            if fstat(&fd).is_ok_and(|status| !known.insert(status.st_ino)) {
+            if is_lent(&fd) && !self.state.driver.is_unclaimed(stored.mark) {
+                // A worker holds it, or has held it.
+                let is_marked_alone = marks[&stored.mark] == 1;
+                let claim = is_marked_alone.then(|| self.state.find_claim(&stored)).flatten();
+                match claim {
+                    Some(claim) => self.state.clone().adopt((fd, entry), &stored, claim),
+                    None => net::close_without_waiting(&fd),
+                }
                 continue;
-            }
-            if is_lent(&fd) && !self.state.driver.is_recovered(stored.mark) {
-                continue; // a worker holds it, or has held it
             }
             match (self.state.listeners.find_handoff(stored.listener), self.state.places.try_acquire()) {
                 (Some((index, listener)), Some(permit)) => {
-                    let endpoints = Endpoints::of(&fd, net::peer_address(&fd), None, stored.mark);
                     let readiness = &self.state.readiness;
-                    let connection = Connection::from_fdstore(fd, endpoints, listener, readiness, stored.peer, entry);
-                    self.state.clone().serve_handoff(index, connection, false, permit);
+                    let connection = Connection::from_fdstore((fd, entry), &stored, listener, readiness, None);
+                    self.state.clone().serve_handoff(index, Rc::new(connection), ConnectionOrigin::Stored, permit);
                 }
                 _ if stored.is_http => rejected.push((fd, entry)),
                 _ => net::reset(&fd), // the protocol of the connection is unknown
@@ -129,11 +152,36 @@ impl Acceptor {
 
 impl AcceptorState {
     fn next_mark(&self) -> u32 {
-        self.last_mark.set(self.last_mark.get().wrapping_add(1).max(1));
-        self.last_mark.get()
+        self.accepted.set(self.accepted.get() + 1);
+        (self.mark_secret.hash_one(self.accepted.get()) as u32).max(1)
     }
 
-    fn serve_handoff(self: Rc<Self>, index: usize, connection: Connection, is_new: bool, permit: OwnedSemaphorePermit) {
+    /// The worker that had claimed a connection when the previous dispatcher ended, as far as that can be believed: its
+    /// slot names the mark of the connection, and it belongs to the pool of the connection's listener.
+    fn find_claim(&self, stored: &StoredConnection) -> Option<ClaimedConnection> {
+        let (index, listener) = self.listeners.find_handoff(stored.listener)?;
+        let (at, terms) = self.driver.claim_of(&listener.config.pool, stored.mark)?;
+        Some(ClaimedConnection { index, listener, at, terms, permit: self.places.try_acquire()? })
+    }
+
+    /// Takes the place of the previous dispatcher at a connection that a worker has claimed.
+    fn adopt(self: Rc<Self>, duplicate: (OwnedFd, StoredFd), stored: &StoredConnection, claim: ClaimedConnection) {
+        let ClaimedConnection { index, listener, at, terms, permit } = claim;
+        let (pool, (_, n)) = (listener.config.pool.clone(), at);
+        let connection = Rc::new(Connection::from_fdstore(duplicate, stored, listener, &self.readiness, Some(at)));
+        tracing::debug!(worker = %WorkerName(&pool, n), lease = %terms.lease,
+            "a worker had claimed this connection when the previous dispatcher ended: it is adopted");
+        self.driver.adopt(&pool, n, terms, connection.clone());
+        self.serve_handoff(index, connection, ConnectionOrigin::Adopted, permit);
+    }
+
+    fn serve_handoff(
+        self: Rc<Self>,
+        index: usize,
+        connection: Rc<Connection>,
+        origin: ConnectionOrigin,
+        permit: OwnedSemaphorePermit,
+    ) {
         let listener = HandoffListener {
             driver: self.driver.clone(),
             listeners: self.listeners.clone(),
@@ -143,7 +191,7 @@ impl AcceptorState {
             pending: self.pending.clone(),
         };
         tokio::task::spawn_local(async move {
-            listener.serve(Rc::new(connection), is_new).await;
+            listener.serve(connection, origin).await;
             drop(permit);
         });
     }
@@ -177,7 +225,7 @@ async fn accept(state: Rc<AcceptorState>, index: usize, socket: Rc<SocketListene
             let Some(listener) = state.listeners.handoff_at(index) else { return };
             let endpoints = Endpoints::of(&fd, address, server, state.next_mark());
             let connection = Connection::new(fd, endpoints, listener, &state.readiness);
-            state.clone().serve_handoff(index, connection, true, permit);
+            state.clone().serve_handoff(index, Rc::new(connection), ConnectionOrigin::Accepted, permit);
         } else {
             let Some(listener) = state.listeners.at(index) else { return };
             let connection =

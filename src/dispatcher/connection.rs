@@ -10,8 +10,9 @@ use std::rc::Rc;
 use nix::sys::socket::{MsgFlags, getsockopt, recv, setsockopt, sockopt};
 use tokio::sync::Notify;
 
-use super::fdstore::StoredFd;
+use super::fdstore::{StoredConnection, StoredFd};
 use super::listeners::Listener;
+use super::pool_slots::SlotIndex;
 use super::readiness::{Readiness, WatchedSocket};
 use crate::handoff::HandoffMessage;
 use crate::ids::{LeaseId, Token, WorkerId};
@@ -26,12 +27,13 @@ pub(super) struct Connection {
     pub proxied: Cell<Option<SocketAddr>>,
     /// Its listener, as configured when the present request arrived.
     listener: RefCell<Rc<Listener>>,
-    /// Whether a worker may hold it.
-    lent: Cell<bool>,
+    /// The worker that may hold it.
+    lent_to: Cell<Option<SlotIndex>>,
     /// Whether a duplicate is, or has been, in the descriptor store.
     stored: Cell<bool>,
-    /// Its entry in the store that an earlier dispatcher made; kept until the claim, as this dispatcher may die, too.
-    inherited: Cell<Option<StoredFd>>,
+    /// Its entry in the store, from its wait until the end of its lease: if the worker dies, the next dispatcher needs it
+    /// to respond.
+    entry: RefCell<Option<StoredFd>>,
     outcome: RefCell<Option<HandoffOutcome>>,
     claimed: Cell<bool>,
     /// Notified when `outcome` or `claimed` is set.
@@ -47,7 +49,8 @@ pub(super) struct Endpoints {
     pub address: Option<SocketAddr>,
     /// The TCP address that it has connected to.
     pub server: Option<SocketAddr>,
-    /// Tells connections apart, also for the next dispatcher. Not 0.
+    /// Tells connections apart, also for the next dispatcher. Not 0. Random: a worker can name only a connection that was
+    /// offered to it.
     pub mark: u32,
 }
 
@@ -65,6 +68,17 @@ pub(super) fn client_peer(address: Option<SocketAddr>, user: impl FnOnce() -> Op
         Some(address) => Peer::at(address.ip()),
         None => Peer::User(user().unwrap_or(u32::MAX)),
     }
+}
+
+/// How this dispatcher came to a connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum ConnectionOrigin {
+    /// It was accepted.
+    Accepted,
+    /// It was in the descriptor store, and no worker holds it.
+    Stored,
+    /// It was in the descriptor store, and a worker has claimed it: its outcome follows.
+    Adopted,
 }
 
 /// What became of a connection that was queued for a worker.
@@ -87,35 +101,36 @@ impl Connection {
             endpoints,
             proxied: Cell::new(None),
             listener: RefCell::new(listener),
-            lent: Cell::new(false),
+            lent_to: Cell::new(None),
             stored: Cell::new(false),
-            inherited: Cell::new(None),
+            entry: RefCell::default(),
             outcome: RefCell::new(None),
             claimed: Cell::new(false),
             changed: Notify::new(),
         }
     }
 
-    /// A connection from the store, where its proxy header has been read.
+    /// A connection from the store, where its proxy header has been read. `lent_to`: the worker that has claimed it.
     pub(super) fn from_fdstore(
-        fd: OwnedFd,
-        endpoints: Endpoints,
+        (fd, entry): (OwnedFd, StoredFd),
+        stored: &StoredConnection,
         listener: Rc<Listener>,
         readiness: &Rc<Readiness>,
-        proxied: Option<SocketAddr>,
-        stored: StoredFd,
+        lent_to: Option<SlotIndex>,
     ) -> Self {
+        let endpoints = Endpoints::of(&fd, net::peer_address(&fd), None, stored.mark);
         let connection = Self::new(fd, endpoints, listener, readiness);
-        connection.proxied.set(proxied);
-        connection.inherited.set(Some(stored));
-        connection.mark_stored(); // the previous dispatcher may have lent it
+        connection.proxied.set(stored.peer);
+        connection.set_entry(Some(entry));
+        connection.lent_to.set(lent_to);
+        connection.mark_stored(); // the previous dispatcher may have lent it to a worker that has not claimed it
         connection
     }
 
-    /// A worker may hold the connection from now on, or cannot hold it any more. A dispatcher that finds it in the
-    /// store must know that, because it must not offer a connection that a worker may hold: see [`is_lent`].
-    pub(super) fn mark_lent(&self, lent: bool) {
-        self.lent.set(lent);
+    /// This worker may hold the connection from now on, or none any more. A dispatcher that finds it in the store must know
+    /// that, because it must not offer a connection that a worker may hold: see [`is_lent`].
+    pub(super) fn mark_lent(&self, lent_to: Option<SlotIndex>) {
+        self.lent_to.set(lent_to);
         if self.stored.get() {
             self.write_lent_mark();
         }
@@ -128,12 +143,21 @@ impl Connection {
     }
 
     fn write_lent_mark(&self) {
-        let _ = setsockopt(&self.watched, LENT_MARK, &self.lent.get());
+        let _ = setsockopt(&self.watched, LENT_MARK, &self.lent_to.get().is_some());
     }
 
-    /// Its entry in the store, if an earlier dispatcher made it.
-    pub(super) fn take_inherited(&self) -> Option<StoredFd> {
-        self.inherited.take()
+    /// The worker that may hold it.
+    pub(super) fn lent_to(&self) -> Option<SlotIndex> {
+        self.lent_to.get()
+    }
+
+    pub(super) fn has_entry(&self) -> bool {
+        self.entry.borrow().is_some()
+    }
+
+    /// Its entry in the store; the previous one is removed.
+    pub(super) fn set_entry(&self, entry: Option<StoredFd>) {
+        drop(self.entry.replace(entry));
     }
 
     /// The message that passes it to a worker.
@@ -166,7 +190,7 @@ impl Connection {
     pub(super) fn set_outcome(&self, outcome: HandoffOutcome) {
         // After any other end, the connection must not be offered again.
         if matches!(outcome, HandoffOutcome::Ended { end: LeaseEnd::Done, keep: true, .. }) {
-            self.mark_lent(false);
+            self.mark_lent(None);
         }
         *self.outcome.borrow_mut() = Some(outcome);
         self.changed.notify_waiters();

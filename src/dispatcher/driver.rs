@@ -29,12 +29,13 @@ use super::refusal::PoolAvailability;
 use crate::backoff;
 use crate::config::Config;
 use crate::exchange::{DispatcherSide, Word};
-use crate::ids::{Epoch, PoolName, WorkerId};
+use crate::ids::{Epoch, LeaseTerms, PoolName, WorkerId, WorkerNumber};
 use crate::ipc::{self, PassedObjects};
 use crate::pool::{ClientId, Peer, PoolEvent, Refusal};
 use crate::probe::{FailedPool, PoolReport, socket_path};
 use crate::shm::Segment;
 use pool_set::PoolSet;
+use recovered::RecoveredConnection;
 use slot_opener::SlotOpener;
 use timers::Timers;
 use unopened_objects::UnopenedObjects;
@@ -60,8 +61,9 @@ pub(super) struct Driver {
 }
 
 impl Driver {
-    /// Opens every slot of the set and recovers what an earlier dispatcher left in them. `return_ports` maps a pool to
-    /// the port of its listener; `passed` are the objects that the supervisor holds because their names were removed.
+    /// Opens every slot of the set, and finds what an earlier dispatcher left in them; the caller adopts its connections,
+    /// then calls [`Driver::read_slots`]. `return_ports` maps a pool to the port of its listener; `passed` are the objects
+    /// that the supervisor holds because their names were removed.
     pub(super) fn open(
         config: &Config,
         return_ports: &dyn Fn(&PoolName) -> Option<u16>,
@@ -86,8 +88,13 @@ impl Driver {
                 probe_missing: Notify::new(),
             }
         });
-        driver.reconfigure(config, return_ports)?;
+        driver.change(|pools| pools.reconfigure(config, return_ports))?;
         Ok(driver)
+    }
+
+    /// Reads every slot of pools that were reconfigured.
+    pub(super) fn read_slots(&self) {
+        self.change(PoolSet::tick);
     }
 
     /// Changes the pools; the timers follow.
@@ -115,13 +122,15 @@ impl Driver {
         }
     }
 
-    /// See [`PoolSet::reconfigure`].
+    /// See [`PoolSet::reconfigure`]; then reads every slot.
     pub(super) fn reconfigure(
         &self,
         config: &Config,
         return_ports: &dyn Fn(&PoolName) -> Option<u16>,
     ) -> Result<(), DispatcherError> {
-        self.change(|pools| pools.reconfigure(config, return_ports))
+        self.change(|pools| pools.reconfigure(config, return_ports))?;
+        self.read_slots();
+        Ok(())
     }
 
     /// Handles an event of one pool.
@@ -132,6 +141,11 @@ impl Driver {
     /// Handles an event of every pool.
     pub(super) fn handle_in_all(&self, event: PoolEvent) {
         self.change(|pools| pools.handle_in_all(event));
+    }
+
+    /// Reads one slot: its worker does not ring when it claims a connection.
+    pub(super) fn read_slot(&self, at: SlotIndex) {
+        self.change(|pools| pools.read_slot(at));
     }
 
     fn on_ring(&self, at: SlotIndex) {
@@ -249,8 +263,26 @@ impl Driver {
     }
 
     /// Whether a connection that was lent when the previous dispatcher ended was claimed by no worker.
-    pub(super) fn is_recovered(&self, mark: u32) -> bool {
-        self.pools.borrow().opener.recovered.is_unclaimed(mark)
+    pub(super) fn is_unclaimed(&self, mark: u32) -> bool {
+        matches!(self.pools.borrow().opener.recovered.get(mark), Some(RecoveredConnection::Unclaimed))
+    }
+
+    /// The worker of `pool` that had claimed the connection with this mark when the previous dispatcher ended.
+    pub(super) fn claim_of(&self, pool: &PoolName, mark: u32) -> Option<(SlotIndex, LeaseTerms)> {
+        let pools = self.pools.borrow();
+        match pools.opener.recovered.get(mark) {
+            Some(RecoveredConnection::Claimed(at, terms)) if pools.all()[at.0].config.name == *pool => {
+                Some((at, terms))
+            }
+            _ => None,
+        }
+    }
+
+    /// Takes the place of the previous dispatcher at a connection that a worker has claimed: its outcome follows when the
+    /// slots are read.
+    pub(super) fn adopt(&self, pool: &PoolName, n: WorkerNumber, terms: LeaseTerms, connection: Rc<Connection>) {
+        let client = self.pools.borrow_mut().performer.waiters.add(Waiter::Handoff(connection));
+        self.handle(pool, PoolEvent::Adopted(n, client, terms));
     }
 }
 

@@ -1,12 +1,12 @@
 //! Queued connections in the supervisor's descriptor store (sd_pid_notify_with_fds(3), `FDSTORE=1`), which outlives
-//! this process.
+//! this process. One that had to wait for its worker stays there until the end of its lease.
 //!
 //! Messages are sent without blocking: a supervisor that does not read must not stop the dispatcher. They wait in one
 //! queue until they are sent, so that none is lost: a connection would not survive the dispatcher, or a duplicate would
 //! stay in the store. The queue is bounded: each connection that waits for a worker has one message in it, each stored
 //! one another.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
 use std::io::{self, IoSlice};
 use std::net::SocketAddr;
@@ -41,9 +41,18 @@ const RETRY_PAUSE_MAX: Duration = Duration::from_millis(100);
 /// How long after the end of its wait a connection is removed: its worker, possibly on the same core, runs first.
 const REMOVE_DELAY: Duration = Duration::from_millis(2);
 
-/// The way to the supervisor's store; none without `NOTIFY_SOCKET`.
+/// With more entries than these, a quarter of the largest store, a claimed connection leaves the store: it
+/// would take the place of one that waits.
+const CROWDED: usize = 256;
+
+/// The way to the supervisor's store.
 #[derive(Clone)]
-pub(super) struct DescriptorStore(Option<Rc<RefCell<StoreQueue>>>);
+pub(super) struct DescriptorStore {
+    /// None without `NOTIFY_SOCKET`.
+    queue: Option<Rc<RefCell<StoreQueue>>>,
+    /// The number of entries.
+    entries: Rc<Cell<usize>>,
+}
 
 /// What is on the way.
 struct StoreQueue {
@@ -127,7 +136,8 @@ fn unique() -> String {
 impl DescriptorStore {
     /// Opens the way to the supervisor, before clients can use up the descriptors.
     pub(super) fn open() -> io::Result<Self> {
-        let Some(path) = std::env::var_os("NOTIFY_SOCKET") else { return Ok(Self(None)) };
+        let entries = Rc::default();
+        let Some(path) = std::env::var_os("NOTIFY_SOCKET") else { return Ok(Self { queue: None, entries }) };
         let path = path.as_encoded_bytes();
         let address = match path.strip_prefix(b"@") {
             Some(name) => UnixAddr::new_abstract(name)?,
@@ -136,13 +146,13 @@ impl DescriptorStore {
         let socket = UnixDatagram::unbound()?;
         let (messages, is_sending, status) = (VecDeque::new(), false, String::new());
         let queue = StoreQueue { socket, address, messages, is_sending, status };
-        Ok(Self(Some(Rc::new(RefCell::new(queue)))))
+        Ok(Self { queue: Some(Rc::new(RefCell::new(queue))), entries })
     }
 
     /// Sends `STATUS=` (sd_notify(3)), if it has changed, without waiting for the supervisor: if there is no room for it
     /// now, the next call sends it.
     pub(super) fn send_status(&self, status: String) {
-        let Some(queue) = &self.0 else { return };
+        let Some(queue) = &self.queue else { return };
         let mut queue = queue.borrow_mut();
         if queue.status != status
             && queue.messages.is_empty()
@@ -154,7 +164,13 @@ impl DescriptorStore {
 
     /// The descriptor that the store has under this name.
     pub(super) fn entry(&self, name: String) -> StoredFd {
+        self.entries.set(self.entries.get() + 1);
         StoredFd { name, store: self.clone() }
+    }
+
+    /// Whether the places are for connections that wait.
+    pub(super) fn is_crowded(&self) -> bool {
+        self.entries.get() > CROWDED
     }
 
     /// Stores a duplicate of a connection. `None` if there is no store.
@@ -176,7 +192,7 @@ impl DescriptorStore {
 
     /// Sends a message now, or after those that wait.
     fn enqueue(&self, message: StoreMessage) {
-        let Some(shared) = &self.0 else { return };
+        let Some(shared) = &self.queue else { return };
         let mut queue = shared.borrow_mut();
         queue.messages.push_back(message);
         if queue.is_sending || queue.send(self) {
@@ -208,6 +224,7 @@ impl StoredFd {
 impl Drop for StoredFd {
     fn drop(&mut self) {
         let (name, store) = (std::mem::take(&mut self.name), self.store.clone());
+        store.entries.set(store.entries.get() - 1);
         tokio::task::spawn_local(async move {
             sleep(REMOVE_DELAY).await;
             store.enqueue(StoreMessage::Remove(name));
@@ -297,6 +314,19 @@ pub(super) fn reject(
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[tokio::test]
+    async fn store_is_crowded_while_it_has_too_many_entries() {
+        let store = DescriptorStore { queue: None, entries: Rc::default() };
+        let added = async {
+            let mut entries: Vec<_> = (0..=CROWDED).map(|n| store.entry(n.to_string())).collect();
+            assert!(store.is_crowded());
+            entries.pop();
+            assert!(!store.is_crowded());
+        };
+        tokio::task::LocalSet::new().run_until(added).await;
+        assert_eq!(store.entries.get(), 0);
+    }
 
     #[test]
     fn name_of_a_stored_connection_can_be_parsed() {

@@ -11,7 +11,7 @@ use http::StatusCode;
 use nix::sys::socket::{MsgFlags, Shutdown, recv, shutdown};
 use tokio::time::{Instant, sleep, timeout_at};
 
-use super::connection::{Connection, HandoffOutcome};
+use super::connection::{Connection, ConnectionOrigin, HandoffOutcome};
 use super::driver::{Driver, WATCH_AFTER};
 use super::fdstore::StoredConnection;
 use super::keepalive::IdleConnections;
@@ -43,10 +43,10 @@ pub(super) struct HandoffListener {
 
 impl HandoffListener {
     /// Serves a connection to its end.
-    pub(super) async fn serve(&self, connection: Rc<Connection>, is_new: bool) {
-        let is_behind_proxy = self.listener().is_some_and(|listener| listener.config.proxy_protocol);
-        if is_new
-            && is_behind_proxy
+    pub(super) async fn serve(&self, connection: Rc<Connection>, origin: ConnectionOrigin) {
+        let Some(listener) = self.listener() else { return };
+        if origin == ConnectionOrigin::Accepted
+            && listener.config.proxy_protocol
             && let Err(error) = self.read_proxy_header(&connection).await
         {
             // Proxies also connect to see whether the listener accepts, and send nothing.
@@ -55,31 +55,40 @@ impl HandoffListener {
             }
             return reset(&*connection); // the client is unknown
         }
-        let is_http = |listener: &Listener| self.driver.speaks_http(&listener.config.pool);
-        let mut bound = self.listeners.settings().head_timeout;
-        loop {
-            // In another protocol the server may have to send first.
-            if self.listener().is_some_and(|listener| is_http(&listener))
-                && !self.idle.wait_for_request(&connection, bound).await
-            {
-                break;
+        let mut served = match origin {
+            ConnectionOrigin::Adopted => Some((listener, connection.outcome().await)),
+            _ => self.serve_request(&connection, self.listeners.settings().head_timeout).await,
+        };
+        while let Some((listener, outcome)) = served {
+            connection.set_entry(None);
+            let is_kept = matches!(outcome, HandoffOutcome::Ended { end: LeaseEnd::Done, keep: true, .. });
+            if !is_kept || !self.driver.speaks_http(&listener.config.pool) {
+                let _pending = self.pending.add();
+                return self.finish(&connection, &listener, outcome).await;
             }
-            // Read again: a reload may have changed it while the connection was idle.
-            let Some(listener) = self.listener() else { break };
-            connection.start_request(listener.clone());
-            match self.wait(&connection, &listener, self.pending.add()).await {
-                Some(HandoffOutcome::Ended { end: LeaseEnd::Done, keep: true, .. }) if is_http(&listener) => {
-                    bound = self.listeners.settings().idle_timeout;
-                }
-                Some(outcome) => {
-                    let _pending = self.pending.add();
-                    return self.finish(&connection, &listener, outcome).await;
-                }
-                None => break,
-            }
+            served = self.serve_request(&connection, self.listeners.settings().idle_timeout).await;
         }
         // The client disconnected, sent no request in time, or the listener is closing.
         let _ = shutdown(connection.as_fd().as_raw_fd(), Shutdown::Both);
+    }
+
+    /// Waits at most `bound` for a request, and for its outcome.
+    async fn serve_request(
+        &self,
+        connection: &Rc<Connection>,
+        bound: Duration,
+    ) -> Option<(Rc<Listener>, HandoffOutcome)> {
+        // In another protocol the server may have to send first.
+        if self.driver.speaks_http(&self.listener()?.config.pool)
+            && !self.idle.wait_for_request(connection, bound).await
+        {
+            return None;
+        }
+        // Read again: a reload may have changed it while the connection was idle.
+        let listener = self.listener()?;
+        connection.start_request(listener.clone());
+        let outcome = self.wait(connection, &listener, self.pending.add()).await?;
+        Some((listener, outcome))
     }
 
     /// The listener, as configured now.
@@ -137,23 +146,25 @@ impl HandoffListener {
         let pool = &listener.config.pool;
         let outcome = self.driver.hand_off(pool, connection.peer(), connection);
         let store = async {
-            let stored = match connection.take_inherited() {
-                Some(stored) => Some(stored),
-                None => {
-                    sleep(self.listeners.settings().store_after).await;
-                    connection.mark_stored();
-                    let stored = StoredConnection {
-                        listener: listener.key,
-                        peer: connection.proxied.get(),
-                        mark: connection.mark(),
-                        is_http: self.driver.speaks_http(pool),
-                        stored_at: clock::now(),
-                    };
-                    self.driver.store.add(&connection.watched.socket(), stored.name()).await
+            if !connection.has_entry() {
+                tokio::select! {
+                    biased;
+                    () = connection.claimed() => {}
+                    () = sleep(self.listeners.settings().store_after) => {
+                        if let Some(at) = connection.lent_to() {
+                            self.driver.read_slot(at);
+                        }
+                        if !connection.is_claimed() {
+                            self.store(connection, listener).await;
+                        }
+                    }
                 }
-            };
+            }
             connection.claimed().await;
-            drop((stored, pending));
+            drop(pending);
+            if self.driver.store.is_crowded() {
+                connection.set_entry(None);
+            }
             std::future::pending::<()>().await
         };
         let disconnect = async {
@@ -169,6 +180,20 @@ impl HandoffListener {
             () = disconnect => None,
             () = store => None,
         }
+    }
+
+    /// Stores the connection for the next dispatcher.
+    async fn store(&self, connection: &Connection, listener: &Listener) {
+        connection.mark_stored();
+        let stored = StoredConnection {
+            listener: listener.key,
+            peer: connection.proxied.get(),
+            mark: connection.mark(),
+            is_http: self.driver.speaks_http(&listener.config.pool),
+            stored_at: clock::now(),
+        };
+        connection.set_entry(self.driver.store.add(&connection.watched.socket(), stored.name()).await);
+        tracing::debug!(connection = stored.mark, "a connection that waits for a worker is in the descriptor store");
     }
 
     /// Resets the connection, or sends the last response on it.

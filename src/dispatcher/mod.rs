@@ -104,17 +104,20 @@ async fn serve(
     let mut reload = Signal::reload().and_then(Signal::into_async).map_err(system("signals"))?;
     let parent = ParentWatch::now();
 
+    let places = Rc::new(ConnectionPlaces::new(&config));
+    let mut acceptor = Acceptor::open(&config, listeners, driver.clone(), places.clone()).map_err(system("epoll"))?;
+    retired.into_iter().for_each(|(index, socket)| acceptor.add(index, socket));
+    // Before another task runs: the read of a slot shows the end of a lease once, and its client must be known by then.
+    acceptor.restore(handoffs, redirects);
+    driver.read_slots();
+
     // The socket from systemd may be one whose file was removed.
     let is_lost = backoff::is_started_by_systemd() && probe::is_unreachable(&config).await;
     let probe = is_lost.then(|| probe::bind_again(&config)).flatten().unwrap_or(probe);
-    let places = Rc::new(ConnectionPlaces::new(&config));
-    let prober = ProbeServer::new(driver.clone(), places.clone(), spare);
+    let prober = ProbeServer::new(driver.clone(), places, spare);
     let mut probing = tokio::task::spawn_local(prober.clone().run(probe));
     let timers = driver.clone();
     tokio::task::spawn_local(async move { timers.run_timers().await });
-    let mut acceptor = Acceptor::open(&config, listeners, driver.clone(), places).map_err(system("epoll"))?;
-    retired.into_iter().for_each(|(index, socket)| acceptor.add(index, socket));
-    acceptor.restore(handoffs, redirects);
     notify(&[NotifyState::Ready, NotifyState::Status(&driver.status())]);
     tracing::debug!(epoch = %driver.epoch(), "ready");
 

@@ -5,8 +5,9 @@
 //! ```text
 //!        offer            accept             claim
 //! Free --------> Offered --------> Granted --------> Busy         redirect
-//!  ^                |  '-------------------------> HandedOff      handoff: the claim is the answer
-//!  |                |              claim
+//!  ^  |             |  '-------------------------> HandedOff      handoff: the claim is the answer
+//!  |  |             |              claim               ^
+//!  |  '-------------+----------------------------------'  a connection of an earlier dispatcher is adopted
 //!  |                '--> Revoking: the slot shows whether the worker has claimed the lease
 //!  |
 //!  '-- Releasing <-- the end of each lease
@@ -23,8 +24,8 @@ use super::queue::QueuedClient;
 use super::seen_lease::BoundTo::{self, Gone, Living};
 use super::seen_lease::SeenLease;
 use crate::bounds::DISPATCHER_GRACE;
-use crate::ids::{LeaseId, Monotonic};
-use HoldEvent::{Accepted, ClientLeft, QuestionReplaced, Refused, SlotRead};
+use crate::ids::{LeaseId, LeaseTerms, Monotonic};
+use HoldEvent::{Accepted, Adopted, ClientLeft, QuestionReplaced, Refused, SlotRead};
 
 /// What holds a worker.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -51,9 +52,9 @@ pub(crate) enum Hold {
         claim_by: Monotonic,
     },
     /// A request on a connection that this dispatcher does not hold: the client has connected to the worker, or an
-    /// earlier dispatcher has passed the connection.
+    /// earlier dispatcher has passed the connection and left no duplicate.
     Busy(LeaseId),
-    /// A request on a connection that this dispatcher has passed and still holds.
+    /// A request on a connection that this dispatcher, or an earlier one, has passed, and that this one holds.
     HandedOff {
         /// Its lease.
         lease: LeaseId,
@@ -81,6 +82,14 @@ pub(crate) struct Offer {
     pub request_timeout: Duration,
 }
 
+/// The lease of a connection that an earlier dispatcher has passed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct AdoptedLease {
+    lease: LeaseId,
+    client: ClientId,
+    abort_at: Monotonic,
+}
+
 /// What concerns the hold on a worker. Time is no event: at a deadline the slot is read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum HoldEvent {
@@ -92,6 +101,8 @@ pub(super) enum HoldEvent {
     QuestionReplaced,
     /// This client has disconnected.
     ClientLeft(ClientId),
+    /// The worker has claimed a connection of an earlier dispatcher.
+    Adopted(AdoptedLease),
     /// The slot was read. Its answer, if any, is handled before.
     SlotRead(SeenLease),
 }
@@ -139,6 +150,9 @@ impl Hold {
                 Transition::to(Hold::Recovered { lease, claim_by })
             }
             SlotRead(seen) => follow_slot(seen),
+            Adopted(AdoptedLease { lease, client, abort_at }) => {
+                Transition::to(Hold::HandedOff { lease, client, abort_at })
+            }
             Accepted(..) | Refused(_) | QuestionReplaced | ClientLeft(_) => Transition::to(self),
         }
     }
@@ -161,6 +175,7 @@ impl Hold {
                 Transition::to(Hold::Releasing).then(SlotAction::Revoke(offer.lease))
             }
             ClientLeft(_) => Transition::to(self),
+            Adopted(other) => self.without(other),
             SlotRead(SeenLease::Offered { lease, worker, .. }) if lease == offer.lease => {
                 let revoking = Transition::to(Hold::Revoking(offer)).then(SlotAction::Revoke(lease));
                 match worker {
@@ -177,6 +192,7 @@ impl Hold {
     fn revoking(self, now: Monotonic, event: HoldEvent, offer: Offer) -> Transition {
         match event {
             ClientLeft(client) if client == offer.client.id => Transition::to(Hold::Releasing),
+            Adopted(other) => self.without(other),
             Accepted(..) | Refused(_) | QuestionReplaced | ClientLeft(_) => Transition::to(self),
             SlotRead(SeenLease::Offered { lease, .. }) if lease == offer.lease => {
                 Transition::to(self).then(SlotAction::Revoke(lease))
@@ -199,6 +215,7 @@ impl Hold {
                 }
             }
             SlotRead(seen) => follow_slot(seen),
+            Adopted(other) => self.without(other),
             Accepted(..) | Refused(_) | QuestionReplaced | ClientLeft(_) => Transition::to(self),
         }
     }
@@ -233,6 +250,7 @@ impl Hold {
                 follow_slot(seen).returning(ended(end))
             }
             SlotRead(seen) => follow_slot(seen).returning(ended(LeaseEnd::Cut)),
+            Adopted(other) => self.without(other),
             Accepted(..) | Refused(_) | QuestionReplaced | ClientLeft(_) => Transition::to(self),
         }
     }
@@ -240,6 +258,7 @@ impl Hold {
     fn without_client(self, event: HoldEvent) -> Transition {
         match event {
             SlotRead(seen) => follow_slot(seen),
+            Adopted(other) => self.without(other),
             Accepted(..) | Refused(_) | QuestionReplaced | ClientLeft(_) => Transition::to(self),
         }
     }
@@ -247,8 +266,15 @@ impl Hold {
     fn corrupt(self, event: HoldEvent) -> Transition {
         match event {
             SlotRead(SeenLease::Corrupt { .. }) => Transition::to(self), // noted once
-            SlotRead(_) | Accepted(..) | Refused(_) | QuestionReplaced | ClientLeft(_) => self.without_client(event),
+            SlotRead(_) | Accepted(..) | Refused(_) | QuestionReplaced | ClientLeft(_) | Adopted(_) => {
+                self.without_client(event)
+            }
         }
+    }
+
+    /// The slot has been read, and the adopted lease was over or another one's: nothing shows how far its worker is.
+    fn without(self, adopted: AdoptedLease) -> Transition {
+        Transition::to(self).returning(Return::Dispatcher(adopted.client, adopted.lease, LeaseEnd::Cut))
     }
 
     /// The offer that its worker may claim.
@@ -298,6 +324,15 @@ fn follow_slot(seen: SeenLease) -> Transition {
         SeenLease::Done(lease) | SeenLease::Revoked(lease) | SeenLease::Aborted(lease) => {
             Transition::to(Hold::Releasing).then(SlotAction::Release(lease))
         }
+    }
+}
+
+impl AdoptedLease {
+    /// Of a connection that was offered under these terms. The time of the claim is not known: it is before `claim_by`,
+    /// and has passed.
+    pub(super) fn of(now: Monotonic, client: ClientId, terms: &LeaseTerms) -> Self {
+        let abort_at = terms.claim_by.min(now) + terms.request_timeout + DISPATCHER_GRACE;
+        Self { lease: terms.lease, client, abort_at }
     }
 }
 

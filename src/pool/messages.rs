@@ -88,6 +88,9 @@ pub(crate) enum PoolEvent {
     Connection(ClientId, Peer),
     /// The client disconnected before it got a worker.
     Disconnected(ClientId),
+    /// This dispatcher holds a connection that an earlier one has passed to this worker, and that the worker has claimed
+    /// under these terms. Reported before the first read of the slot, which shows what became of it since.
+    Adopted(WorkerNumber, ClientId, LeaseTerms),
     /// The slot of this worker was read.
     SlotRead(WorkerNumber, SlotView),
     /// Time has passed: the deadline of the pool may have been reached.

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::counters;
-use super::hold::{Hold, HoldEvent, Offer};
+use super::hold::{AdoptedLease, Hold, HoldEvent, Offer};
 use super::lease_table::{Pool, PoolTimer};
 use super::messages::{ClientAction, ClientId, Peer, PoolAction, PoolEvent, Refusal, SlotAction, SlotQuestion};
 use super::queue::QueuedClient;
@@ -22,6 +22,9 @@ impl Pool {
             PoolEvent::Client(id, peer) => self.enqueue(now, self.queued_client(now, id, peer, false)),
             PoolEvent::Connection(id, peer) => self.enqueue(now, self.queued_client(now, id, peer, true)),
             PoolEvent::Disconnected(client) => self.remove_client(now, client),
+            PoolEvent::Adopted(n, client, terms) if self.has_worker(n) => {
+                self.step(now, n, HoldEvent::Adopted(AdoptedLease::of(now, client, &terms)));
+            }
             PoolEvent::SlotRead(n, seen) if self.has_worker(n) => self.observe(now, n, seen),
             PoolEvent::Tick => self.tick(now),
             PoolEvent::Probe if self.next_ping.is_none() => self.ping_workers(now, WorkerNumber::FIRST),
@@ -30,7 +33,8 @@ impl Pool {
             PoolEvent::Quiesce => self.quiesce(),
             PoolEvent::Failed(failed) => self.failed = failed,
             PoolEvent::Rejected(rejection) => self.counters.count(rejection.counted_as()),
-            PoolEvent::SlotRead(..) | PoolEvent::Drain(_) | PoolEvent::Resume(_) | PoolEvent::Probe => {}
+            PoolEvent::Adopted(..) | PoolEvent::SlotRead(..) => {}
+            PoolEvent::Drain(_) | PoolEvent::Resume(_) | PoolEvent::Probe => {}
         }
         self.offer_to_idle(now);
         if let Some(refusal) = self.unavailable() {

@@ -106,7 +106,7 @@ fn dispatcher(config: &Config) -> String {
     for index in 0..config.listeners.len() {
         setting(&mut text, "Sockets", &listener_socket(index));
     }
-    // Queued connections, and for each worker one that is offered and one that is served but not yet removed. In large
+    // Queued connections, and for each worker one that is offered or served and one that is not yet removed. In large
     // steps: another number restarts the dispatcher.
     let queued: usize = config.pools.iter().map(|pool| pool.queue).sum();
     // And the segment and both doorbells of a worker, should their names be removed.

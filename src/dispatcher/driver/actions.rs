@@ -172,7 +172,7 @@ impl ActionPerformer {
         // Otherwise the slot is read when the worker rings, or polled.
         match connection {
             Some(client) => {
-                let is_same_incarnation = self.send_connection(slot, client, lease);
+                let is_same_incarnation = self.send_connection(slot, at, client, lease);
                 if !is_same_incarnation {
                     slot.checked_at = None;
                 }
@@ -187,10 +187,10 @@ impl ActionPerformer {
 
     /// Passes a connection to the worker it is offered to; one that cannot be sent is offered to another worker after
     /// `offer_timeout`. Returns whether the worker is the incarnation that received the previous connection.
-    fn send_connection(&self, slot: &mut WorkerSlot, client: ClientId, lease: LeaseId) -> bool {
+    fn send_connection(&self, slot: &mut WorkerSlot, at: SlotIndex, client: ClientId, lease: LeaseId) -> bool {
         let Some(connection) = self.waiters.connection(client) else { return true }; // it is leaving the queue
         slot.lent = Some(client);
-        connection.mark_lent(true);
+        connection.mark_lent(Some(at));
         let message = connection.handoff_message(lease, slot.token);
         let sent = slot.handoff_sender.send(&message.encode(), connection.as_fd());
         if let Err(error) = &sent {
@@ -205,7 +205,7 @@ impl ActionPerformer {
             && let Some(client) = client
             && let Some(connection) = self.waiters.connection(client)
         {
-            connection.mark_lent(false);
+            connection.mark_lent(None);
         }
     }
 }

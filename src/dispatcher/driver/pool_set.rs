@@ -95,7 +95,8 @@ impl PoolSet {
         self.read_slot((index, n));
     }
 
-    fn read_slot(&mut self, (index, n): SlotIndex) {
+    /// Reads one slot.
+    pub(super) fn read_slot(&mut self, (index, n): SlotIndex) {
         self.run(index, None, VecDeque::from([n]));
     }
 
@@ -171,7 +172,8 @@ impl PoolSet {
         }
     }
 
-    /// Applies a configuration: adds, changes and removes pools and workers without interrupting requests.
+    /// Applies a configuration: adds, changes and removes pools and workers without interrupting requests. The next tick
+    /// reads every slot.
     pub(super) fn reconfigure(
         &mut self,
         config: &Config,
@@ -200,7 +202,9 @@ impl PoolSet {
 
     /// Opens the slots that are not open, and those of workers that have new objects: a worker that was removed and added
     /// again, or one whose files were lost. A worker whose objects cannot be opened gets no clients until they can.
-    fn open_missing_slots(&mut self, index: usize) -> Result<(), DispatcherError> {
+    /// Returns the workers whose slots were opened, and must be read.
+    fn open_missing_slots(&mut self, index: usize) -> Result<VecDeque<WorkerNumber>, DispatcherError> {
+        let mut opened = VecDeque::new();
         let config = self.config.clone();
         let pool = self.pools[index].config.name.clone();
         for number in WorkerNumber::up_to(self.pools[index].config.workers) {
@@ -227,7 +231,7 @@ impl PoolSet {
                 Ok(slot) => {
                     self.pools[index].slots[number.index()] = Some(slot);
                     self.opener.objects.set_opened(&id);
-                    self.read_slot((index, number));
+                    opened.push_back(number);
                 }
                 Err(DispatcherError::Ipc(error)) => {
                     let is_lost = ipc::object_paths(&config.set.runtime_dir, &id).iter().any(|path| !path.exists());
@@ -240,13 +244,16 @@ impl PoolSet {
                 Err(error) => return Err(error),
             }
         }
-        Ok(())
+        Ok(opened)
     }
 
     /// Slots that cannot be opened now are opened at one of the next looks for lost names.
     fn try_open_missing_slots(&mut self, index: usize) {
-        if let Err(error) = self.open_missing_slots(index) {
-            tracing::error!(event = %log::Event::FilesLost, "cannot open new segments: {error}; trying again");
+        match self.open_missing_slots(index) {
+            Ok(opened) => self.run(index, None, opened),
+            Err(error) => {
+                tracing::error!(event = %log::Event::FilesLost, "cannot open new segments: {error}; trying again");
+            }
         }
     }
 

@@ -63,7 +63,7 @@ impl SlotOpener {
         let mut side = DispatcherSide::attach(segment.clone(), self.epoch, self.process, return_port);
         match drained {
             Some(drained) if undamaged => side.continue_copy(drained),
-            None if undamaged => self.recovered.recover(&side),
+            None if undamaged => self.recovered.recover((index, id.number), &side),
             _ => side.discard_inherited(),
         }
         let own_doorbell =

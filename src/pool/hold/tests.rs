@@ -12,6 +12,8 @@ const NOW: Monotonic = Monotonic(100);
 /// All deadlines of [`states`] have passed.
 const LATE: Monotonic = Monotonic(u64::MAX);
 const CLIENT: ClientId = 1;
+/// No client with an offer has this number.
+const ADOPTED: ClientId = 1000;
 
 fn lease(n: u64) -> LeaseId {
     LeaseId::of(Epoch::FIRST, n)
@@ -45,8 +47,12 @@ fn offered(worker: BoundTo, inherited: Option<Monotonic>) -> HoldEvent {
     SlotRead(SeenLease::Offered { lease: lease(1), worker, inherited })
 }
 
+fn adopted(lease: LeaseId, client: ClientId) -> HoldEvent {
+    Adopted(AdoptedLease { lease, client, abort_at: Monotonic(1000) })
+}
+
 /// Every event, about lease 1.
-fn events() -> [(&'static str, Monotonic, HoldEvent); 25] {
+fn events() -> [(&'static str, Monotonic, HoldEvent); 26] {
     use SeenLease::{Aborted, Claimed, Corrupt, Done, Free, Invalid, Responding, Revoked};
     let own = lease(1);
     [
@@ -57,6 +63,7 @@ fn events() -> [(&'static str, Monotonic, HoldEvent); 25] {
         ("question replaced", NOW, QuestionReplaced),
         ("client left", NOW, ClientLeft(CLIENT)),
         ("other client left", NOW, ClientLeft(CLIENT + 1)),
+        ("adopted", NOW, adopted(own, CLIENT)),
         ("corrupt", NOW, SlotRead(Corrupt { claimed: None })),
         ("corrupt, claimed", NOW, SlotRead(Corrupt { claimed: Some(own) })),
         ("invalid", NOW, SlotRead(Invalid)),
@@ -96,6 +103,15 @@ const TABLE: &[(&str, &str, &str)] = &[
     ("client left", "Revoking RevokingHandoff", "Releasing:"),
     ("other client left", "Free Offered OfferedHandoff Revoking RevokingHandoff Granted Recovered", "stays"),
     ("other client left", "Busy HandedOff Releasing Corrupt", "stays"),
+    ("adopted", "Free", "HandedOff:"),
+    ("adopted", "Offered OfferedHandoff", "Offered: end cut"),
+    ("adopted", "Revoking RevokingHandoff", "Revoking: end cut"),
+    ("adopted", "Granted", "Granted: end cut"),
+    ("adopted", "Recovered", "Recovered: end cut"),
+    ("adopted", "Busy", "Busy: end cut"),
+    ("adopted", "HandedOff", "HandedOff: end cut"),
+    ("adopted", "Releasing", "Releasing: end cut"),
+    ("adopted", "Corrupt", "Corrupt: end cut"),
     ("corrupt", "Free Granted Recovered Busy Releasing", "Corrupt: note corrupt"),
     ("corrupt", "Offered Revoking", "Corrupt: note corrupt, queue"),
     ("corrupt", "OfferedHandoff RevokingHandoff HandedOff", "Corrupt: note corrupt, end cut"),
@@ -232,6 +248,7 @@ fn about(event: HoldEvent, other: LeaseId) -> Option<HoldEvent> {
     Some(match event {
         Accepted(_, worker) => Accepted(other, worker),
         Refused(_) => Refused(other),
+        Adopted(lease) => Adopted(AdoptedLease { lease: other, ..lease }),
         SlotRead(seen) => SlotRead(match seen {
             SeenLease::Corrupt { claimed: Some(_) } => SeenLease::Corrupt { claimed: Some(other) },
             SeenLease::Offered { worker, inherited, .. } => SeenLease::Offered { lease: other, worker, inherited },
@@ -255,6 +272,8 @@ fn other_lease_in_the_slot_ends_the_own_one() {
             // The client goes where it goes when the slot is free; the slot is treated as if there were no client.
             let expected = match (event, state) {
                 (Accepted(..) | Refused(_), _) => Transition::to(state),
+                (Adopted(_), Hold::Free) => continue, // it has no own lease
+                (Adopted(lease), _) => state.without(lease),
                 (_, Hold::Free | Hold::Corrupt) => state.step(now, event),
                 _ => Transition {
                     client: state.step(now, SlotRead(SeenLease::Free)).client,
@@ -271,7 +290,7 @@ fn other_lease_in_the_slot_ends_the_own_one() {
 /// An event at a time after the last one, about the lease that was offered last or one of those before it.
 fn any_event() -> impl Strategy<Value = (Duration, HoldEvent, u64)> {
     let events = events().map(|(_, _, event)| event);
-    let event = prop_oneof![3 => proptest::sample::select(events[7..].to_vec()), 1 => proptest::sample::select(events.to_vec())];
+    let event = prop_oneof![3 => proptest::sample::select(events[8..].to_vec()), 1 => proptest::sample::select(events.to_vec())];
     ((0..150_u64).prop_map(Duration::from_nanos), event, prop_oneof![4 => Just(0), 1 => 1..3_u64])
 }
 
@@ -280,9 +299,14 @@ proptest! {
     fn each_client_gets_one_verdict(
         events in proptest::collection::vec(any_event(), 1..200),
         handoff in proptest::collection::vec(any::<bool>(), 200),
+        starts_adopted: bool,
     ) {
         let (mut hold, mut now, mut last) = (Hold::Free, NOW, 0);
         let (mut waiting, mut connection) = (None, None);
+        if starts_adopted {
+            (last, connection) = (1, Some(ADOPTED));
+            hold = hold.step(now, adopted(lease(1), ADOPTED)).hold;
+        }
         for (passed, event, back) in events {
             now = now + passed;
             if hold == Hold::Free {
@@ -296,9 +320,14 @@ proptest! {
             let about_lease = lease(last.saturating_sub(back).max(1));
             let event = match event {
                 ClientLeft(_) => ClientLeft(last - back.min(last)),
+                Adopted(_) => adopted(about_lease, ADOPTED + 1),
                 _ => about(event, about_lease).unwrap_or(event),
             };
             let step = hold.step(now, event);
+            if let Adopted(lease) = event {
+                prop_assert_eq!(step, hold.without(lease)); // the hold is never free here
+                continue;
+            }
             if event == ClientLeft(waiting.unwrap_or_default()) {
                 waiting = None;
             }
@@ -326,7 +355,7 @@ proptest! {
     #[test]
     fn lease_of_a_dead_worker_ends(
         (_, state) in proptest::sample::select(states().to_vec()),
-        (_, _, event) in proptest::sample::select(events()[7..].to_vec()),
+        (_, _, event) in proptest::sample::select(events()[8..].to_vec()),
         number in 1..3_u64,
     ) {
         let SlotRead(mut seen) = about(event, lease(number)).unwrap_or(event) else { panic!("{event:?}") };

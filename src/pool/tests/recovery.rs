@@ -1,6 +1,7 @@
 //! Dead workers, earlier dispatchers, corrupt slots.
 
 use super::*;
+use crate::bounds::DISPATCHER_GRACE;
 
 #[test]
 fn worker_death_with_a_request_ends_the_lease() {
@@ -93,5 +94,49 @@ fn corrupt_slot_gets_no_offer_and_is_cleared_only_after_its_worker_died() {
             assert_eq!(actions.last(), Some(&note(2, PoolNote::Corrupt)), "{actions:?}");
             assert_eq!(t.hold(2), Hold::Corrupt);
         }
+    }
+}
+
+#[test]
+fn adopted_connection_gets_the_end_of_its_lease() {
+    let old = LeaseId::of(epoch(6), 99);
+    let view = |phase| held(old, phase, 0);
+    let adopt = || {
+        let mut t = PoolTest::new(PoolLimits { workers: 1, ..LIMITS });
+        t.handle(500, PoolEvent::Adopted(W1, 7, view(Claimed).terms.unwrap()), &[]);
+        t
+    };
+    let ended = |end| PoolAction::Client(7, ClientAction::LeaseEnded { worker: W1, lease: old, end });
+    let (up, lost) = (note(1, PoolNote::Up(ONE)), note(1, PoolNote::Lost(old)));
+
+    // It died while there was no dispatcher, in Claimed or in Responding.
+    let mut t = adopt();
+    t.read_slot(500, 1, dead(view(Claimed)), &[lost, Slot(W1, Abort(old))]);
+    t.read_slot(500, 1, dead(view(Aborted)), &[ended(LeaseEnd::NoResponse), Slot(W1, Release(old))]);
+    t.read_slot(500, 1, dead(free()), &[]);
+    let mut t = adopt();
+    t.read_slot(500, 1, dead(view(Responding)), &[lost, ended(LeaseEnd::Cut), Slot(W1, Reclaim(old))]);
+
+    // It finished, or the previous dispatcher had aborted the lease.
+    let mut t = adopt();
+    t.read_slot(500, 1, view(Done), &[up, ended(LeaseEnd::Done), Slot(W1, Release(old))]);
+    let mut t = adopt();
+    t.read_slot(500, 1, view(Aborted), &[up, ended(LeaseEnd::NoResponse), Slot(W1, Release(old))]);
+
+    // The deadline counts from the adoption, because the offer could have been claimed until later.
+    let mut t = adopt();
+    t.read_slot(500, 1, view(Claimed), &[up]);
+    let abort_at = 500 + 30_000 + DISPATCHER_GRACE.as_millis() as u64;
+    t.read_slot(abort_at - 1, 1, view(Claimed), &[]);
+    t.read_slot(abort_at, 1, view(Claimed), &[Slot(W1, Abort(old))]);
+    t.read_slot(abort_at, 1, view(Aborted), &[ended(LeaseEnd::Overdue), Slot(W1, Release(old))]);
+    t.read_slot(abort_at, 1, free(), &[]);
+    assert!(t.0.is_quiet());
+
+    // Nothing is known of an adopted lease that the slot does not show.
+    for shown in [free(), held(lease(1), Claimed, 0)] {
+        let mut t = adopt();
+        let actions = t.0.handle(at(500), PoolEvent::SlotRead(W1, shown));
+        assert!(actions.contains(&ended(LeaseEnd::Cut)), "{actions:?}");
     }
 }

@@ -52,6 +52,7 @@ fn run_seeds(steps_per_run: u64, run: impl Fn(u64) -> u64) -> (u64, u64) {
 fn pool_keeps_its_promises() {
     const STEPS_PER_RUN: u64 = 4_000;
     let offered_again = std::cell::Cell::new(0);
+    let ends_of_adopted = std::cell::RefCell::new(std::collections::BTreeMap::<String, u64>::new());
     let (done, granted) = run_seeds(STEPS_PER_RUN, |seed| {
         let mut pool = PoolSimulation::new(seed, false);
         for _ in 0..STEPS_PER_RUN {
@@ -59,10 +60,17 @@ fn pool_keeps_its_promises() {
         }
         pool.recover();
         offered_again.set(offered_again.get() + pool.offered_again);
+        for (end, count) in &pool.ends_of_adopted {
+            *ends_of_adopted.borrow_mut().entry(end.clone()).or_default() += count;
+        }
         pool.granted
     });
     assert!(offered_again.get() > 0, "no connection was ever offered to a second worker");
     println!("{} connections were offered again", offered_again.get());
+    let ends = ends_of_adopted.into_inner();
+    // Overdue as well, in longer runs.
+    assert!(["Cut", "Done", "NoResponse"].iter().all(|end| ends.contains_key(*end)), "{ends:?}");
+    println!("adopted connections ended: {ends:?}");
     assert!(granted * 50 > done, "too few clients were served: {granted} grants in {done} events");
 }
 

@@ -89,5 +89,6 @@ impl PoolSimulation {
     pub(crate) fn assert_served_since(&self, before: u64) {
         assert!(self.granted > before && self.pool.is_quiet(), "{:#?}", self.pool.workers());
         assert!(self.waiting.is_empty(), "still waiting: {:?}", self.waiting);
+        assert!(self.adopted.is_empty(), "no end of their lease: {:?}", self.adopted);
     }
 }

@@ -13,21 +13,26 @@ use crate::pool::{
 use crate::worker::transaction::Ending;
 
 impl PoolSimulation {
-    /// Attaches to the slots. Returns the clients whose connection was offered and not claimed.
-    pub(super) fn attach(&mut self) -> BTreeSet<ClientId> {
+    /// Attaches to the slots. Returns the clients whose connection was offered and not claimed, and the claimed ones.
+    pub(super) fn attach(&mut self) -> (BTreeSet<ClientId>, Vec<(WorkerNumber, ClientId, LeaseTerms)>) {
         let attach = |slot| DispatcherSide::attach(slot, self.epoch, ProcessId { pid: 1, start_time: 1 }, None);
         self.sides = self.workers.iter().map(|worker| attach(worker.slot.clone())).collect();
-        let mut unclaimed = BTreeSet::new();
-        for side in &self.sides {
-            let Some((Claim::Held(lease, phase), _)) = exchange::terms(side.memory()) else { continue };
+        let (mut unclaimed, mut claimed) = (BTreeSet::new(), Vec::new());
+        for (side, n) in self.sides.iter().zip(WorkerNumber::up_to(WORKERS)) {
+            let Some((Claim::Held(lease, phase), terms)) = exchange::terms(side.memory()) else { continue };
             let Some(&(_, Some(client))) = self.leases.get(&lease) else { continue };
             let is_free =
                 |side: &DispatcherSide<_>| phase == Phase::Revoked || phase == Phase::Offered && side.revoke(lease);
-            if self.clients[&client].by_handoff && is_free(side) {
+            if !self.clients[&client].by_handoff {
+                continue;
+            }
+            if is_free(side) {
                 unclaimed.insert(client);
+            } else {
+                claimed.push((n, client, terms));
             }
         }
-        unclaimed
+        (unclaimed, claimed)
     }
 
     pub(super) fn read_all_slots(&mut self) {
@@ -212,6 +217,9 @@ impl PoolSimulation {
             self.aborted.contains(&lease),
             "{end:?} of {lease}"
         );
+        if self.adopted.remove(&id) {
+            *self.ends_of_adopted.entry(format!("{end:?}")).or_default() += 1;
+        }
     }
 
     /// A waiting client gets its verdict.
@@ -240,8 +248,8 @@ impl PoolSimulation {
         }
     }
 
-    /// Replaces the dispatcher. Waiting clients come back from the descriptor store. The connection of an offered
-    /// client is closed, because its worker may have it, unless the offer was not claimed.
+    /// Replaces the dispatcher. Waiting clients come back from the descriptor store, and some that were claimed. Any other
+    /// connection of an offered client is closed, because its worker may have it, unless the offer was not claimed.
     pub(crate) fn restart_dispatcher(&mut self) {
         self.epoch = self.epoch.next();
         self.pool = Pool::new(self.limits, self.epoch);
@@ -250,7 +258,13 @@ impl PoolSimulation {
         for id in &waiting {
             self.decide(*id, ClientState::Over);
         }
-        let unclaimed = self.attach();
+        let (unclaimed, claimed) = self.attach();
+        self.adopted.clear();
+        for (n, client, terms) in claimed {
+            if n.index() < self.pool.workers().len() && self.random.percent(50) {
+                self.adopt(n, client, terms);
+            }
+        }
         self.read_all_slots();
         for id in waiting {
             let Client { request, peer, by_handoff, offered, is_lent, .. } = self.clients[&id];
@@ -260,5 +274,18 @@ impl PoolSimulation {
                 self.arrive(request, peer, by_handoff);
             }
         }
+    }
+
+    /// The connection of a client comes back from the descriptor store, with its worker.
+    fn adopt(&mut self, n: WorkerNumber, client: ClientId, terms: LeaseTerms) {
+        self.last_client += 1;
+        let id = self.last_client;
+        let old = self.clients.get_mut(&client).unwrap();
+        old.state = ClientState::Over;
+        let adopted = Client { state: ClientState::Granted(terms.lease), ..*old };
+        self.clients.insert(id, adopted);
+        self.leases.get_mut(&terms.lease).unwrap().1 = Some(id);
+        self.adopted.insert(id);
+        self.handle(PoolEvent::Adopted(n, id, terms));
     }
 }

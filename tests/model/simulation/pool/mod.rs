@@ -110,6 +110,10 @@ pub(crate) struct PoolSimulation {
     endings: HashMap<LeaseId, Ending>,
     /// How often a connection was offered to a second worker.
     pub(crate) offered_again: u64,
+    /// The clients whose claimed connection this dispatcher has from an earlier one.
+    adopted: BTreeSet<ClientId>,
+    /// How the leases of such clients ended, and how often.
+    pub(crate) ends_of_adopted: BTreeMap<String, u64>,
     /// Token and client of each lease.
     leases: HashMap<LeaseId, (Token, Option<ClientId>)>,
     /// Peers that left a lease unclaimed, and until when that counts.
@@ -174,6 +178,8 @@ impl PoolSimulation {
             aborted: BTreeSet::new(),
             endings: HashMap::new(),
             offered_again: 0,
+            adopted: BTreeSet::new(),
+            ends_of_adopted: BTreeMap::new(),
             leases: HashMap::new(),
             suspects: HashMap::new(),
             events: BTreeMap::new(),
