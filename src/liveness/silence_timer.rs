@@ -52,7 +52,7 @@ impl fmt::Display for HeldBy {
 pub(crate) enum ThreadActivity {
     /// It runs, or waits for a processor (state R).
     Runnable,
-    /// It waits for memory or a device (state D).
+    /// It waits for memory, a device or a lock of the kernel (state D); or it sleeps, and another thread of the process does.
     Blocked,
     /// It sleeps, or is stopped by a signal.
     #[default]
@@ -242,13 +242,12 @@ impl SilenceTimer {
         silence.sample = Some((now, sample));
     }
 
-    /// No sample could be taken at `now`. Anything may hold the process, so the silence restarts; a process that was held
-    /// remains so.
+    /// No sample could be taken at `now`. Anything may hold the process, so all time until now is excluded; a process that
+    /// was held remains so.
     pub(crate) fn sample_failed(&mut self, now: Monotonic) {
         if let Some(silence) = &mut self.silence {
-            let held = silence.sample.filter(|(_, last)| last.held_by.is_some());
-            let sample = held.map(|(_, last)| (now, last));
-            *silence = Silence { ticks: silence.ticks, sample, ..Silence::new(now) };
+            (silence.attributable_since, silence.no_progress_since) = (now, now);
+            silence.sample = silence.sample.filter(|(_, last)| last.held_by.is_some()).map(|(_, last)| (now, last));
         }
     }
 
@@ -256,7 +255,7 @@ impl SilenceTimer {
     pub(crate) fn needs_sample(&self, now: Monotonic, timeouts: LivenessTimeouts) -> bool {
         self.silence.is_some_and(|silence| match silence.sample {
             Some((at, last)) => at < now && !last.ended && self.deadline(timeouts).is_some_and(|due| due <= now),
-            None => now.since(silence.since) >= self.timeout(timeouts) / FIRST_SAMPLE_FRACTION,
+            None => now.since(silence.attributable_since) >= self.timeout(timeouts) / FIRST_SAMPLE_FRACTION,
         })
     }
 

@@ -32,7 +32,11 @@ pub(super) fn sample(part: &Part, process: Option<(u32, BorrowedFd<'_>)>) -> Opt
     let is_frozen = || procfs::cgroup(&dir).is_some_and(|group| is_frozen(&group));
     let sample = ProcessSample {
         held_by: if is_traced { Some(HeldBy::Debugger) } else { is_frozen().then_some(HeldBy::Freezer) },
-        activity: activity(status.state),
+        activity: match activity(status.state) {
+            // fork(2) holds the locks of the allocator, and waits for locks of the kernel.
+            ThreadActivity::Idle if has_blocked_thread(&dir) => ThreadActivity::Blocked,
+            activity => activity,
+        },
         sched_stat: run_times(&thread),
         machine_stalled: total(["memory", "io", "cpu"].map(Pressure::of)),
         // Read last: if the process has not ended by now, everything above was read from it and not from a later
@@ -57,6 +61,12 @@ fn activity(state: Option<char>) -> ThreadActivity {
         Some('D') => ThreadActivity::Blocked,
         _ => ThreadActivity::Idle,
     }
+}
+
+/// Whether a thread, whose lock the sampled one may wait for, waits in the kernel.
+fn has_blocked_thread(process: &Path) -> bool {
+    let is_blocked = |thread: &PathBuf| activity(ProcessStatus::read(thread).state) == ThreadActivity::Blocked;
+    procfs::threads(process).iter().any(is_blocked)
 }
 
 fn run_times(thread: &Path) -> Option<SchedStat> {
@@ -126,6 +136,22 @@ mod tests {
         fs::write(unit.join("cgroup.freeze"), "1\n").unwrap();
         assert!(is_frozen_below(&root, group));
         fs::remove_dir_all(&root).unwrap();
+    }
+
+    #[test]
+    fn a_thread_that_waits_in_the_kernel_may_hold_a_lock_of_the_sampled_one() {
+        let process = std::env::temp_dir().join(format!("patou-threads-{}", std::process::id()));
+        let write = |thread: u32, state: &str| {
+            let dir = process.join(format!("task/{thread}"));
+            fs::create_dir_all(&dir).unwrap();
+            fs::write(dir.join("status"), format!("Name:\tx\nState:\t{state}\n")).unwrap();
+        };
+        write(5, "S (sleeping)");
+        write(6, "R (running)");
+        assert!(!has_blocked_thread(&process));
+        write(7, "D (disk sleep)");
+        assert!(has_blocked_thread(&process));
+        fs::remove_dir_all(&process).unwrap();
     }
 
     /// A child that does not outlive the test.
