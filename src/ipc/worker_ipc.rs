@@ -202,9 +202,15 @@ pub(crate) fn remove_worker(dir: &Path, id: &WorkerId) -> Result<(), IpcError> {
         // First, because the socket alone is no record of a worker.
         remove_file(&paths.handoff)?;
     }
-    match read_private(&paths.segment, owner_of(dir)) {
-        // Only names that this program creates: a name in a file is not enough to unlink a segment.
-        Ok(name) if name.starts_with(&format!("/patou.{}.", getuid())) => Segment::unlink(&name)?,
+    let owner = owner_of(dir);
+    // Only names that this program creates: a name in a file is not enough to unlink a segment. Root creates those of
+    // units for the owner of the directory.
+    let is_own = |name: &str| {
+        let mut owners = std::iter::once(getuid().as_raw()).chain(owner);
+        owners.any(|uid| name.starts_with(&format!("/patou.{uid}.")))
+    };
+    match read_private(&paths.segment, owner) {
+        Ok(name) if is_own(&name) => Segment::unlink(&name)?,
         Ok(_) => {}
         Err(error) if error.kind() == io::ErrorKind::NotFound => {}
         Err(error) => return Err(at(&paths.segment)(error)),

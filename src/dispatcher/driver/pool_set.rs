@@ -277,7 +277,7 @@ impl PoolSet {
                     slot.iter_mut().for_each(|slot| self.opener.store_lost_objects(slot, &id));
                 }
             }
-            let is_lost = |slot: &Option<WorkerSlot>| slot.as_ref().is_none_or(|slot| slot.segment.is_unlinked());
+            let is_lost = |slot: &Option<WorkerSlot>| slot.as_ref().is_none_or(WorkerSlot::has_lost_names);
             if slots.iter().any(is_lost) {
                 self.try_open_missing_slots(index);
             }
