@@ -27,7 +27,7 @@ use super::transaction::{EndCause, RequestPhase, RequestResult, Transaction, Tra
 use crate::clock;
 use crate::exchange::Counter;
 use crate::ids::Lifecycle;
-use crate::net::{self, ProblemResponse};
+use crate::net::{self, ProblemResponse, RequestOrigin};
 
 /// How many pipelined requests one lease serves: the response to the last of them closes the connection.
 const MAX_PIPELINED: u32 = 64;
@@ -93,7 +93,7 @@ async fn serve<S: HandlerService>(
 /// Checks one request of the connection, and runs the handler for it.
 async fn respond<S: HandlerService>(
     runner: Arc<RequestRunner<S>>,
-    request: Request<Incoming>,
+    mut request: Request<Incoming>,
 ) -> Result<Response<Body>, BoxError> {
     let RequestRunner { state, connection, .. } = &*runner;
     let (previous, number) = connection.transaction.step(|transaction| {
@@ -116,10 +116,11 @@ async fn respond<S: HandlerService>(
     let is_logged = connection.listener.as_ref().is_some_and(|listener| listener.access_log);
     let access_line = is_logged.then(|| format!("{} {}", request.method(), request.uri()));
     let since = Instant::now();
-    let checked = check(state, connection, &request);
+    let checked = check(state, connection, &mut request);
+    let client = checked.as_ref().map_or(connection.peer, |(_, origin)| origin.client);
     let is_malformed = checked.as_ref().is_err_and(|problem| problem.status == StatusCode::BAD_REQUEST);
     let mut response = match checked {
-        Ok(target) => runner.run(request, target).await?,
+        Ok((target, origin)) => runner.run(request, target, origin).await?,
         Err(problem) => {
             state.slot.count(Counter::Rejected, 1);
             if !connection.may_respond(&state.slot) {
@@ -136,20 +137,22 @@ async fn respond<S: HandlerService>(
         response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
     }
     if let Some(line) = access_line {
-        connection.log_access(&state.id, &line, response.status(), since);
+        connection.log_access(&state.id, client, &line, response.status(), since);
     }
     Ok(response)
 }
 
-/// The target of the request, if its listener accepts it.
+/// The target of the request and where it comes from, if its listener accepts it.
 fn check(
     state: &WorkerState,
     connection: &ServedConnection,
-    request: &Request<Incoming>,
-) -> Result<PathAndQuery, ProblemResponse> {
+    request: &mut Request<Incoming>,
+) -> Result<(PathAndQuery, RequestOrigin), ProblemResponse> {
     let unknown_target =
         || ProblemResponse::not_started(StatusCode::NOT_FOUND, "leases are not available on a handoff listener");
     let listener = connection.listener.as_ref().ok_or_else(unknown_target)?;
+    let origin = net::request_origin(request, connection.peer, &listener.proxies)?;
     let (_, target) = net::check_request(request, &listener.allowed_hosts, listener.listens_on, state.front.max_body)?;
-    target.parse().ok().filter(|_| request.uri().path() != net::LEASE_PATH).ok_or_else(unknown_target)
+    let target = target.parse().ok().filter(|_| request.uri().path() != net::LEASE_PATH);
+    Ok((target.ok_or_else(unknown_target)?, origin))
 }

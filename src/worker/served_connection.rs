@@ -158,10 +158,21 @@ impl ServedConnection {
         }
     }
 
-    /// Writes a line of the access log, if the listener has one.
-    pub(super) fn log_access(&self, worker: &WorkerId, line: &str, status: StatusCode, since: Instant) {
+    /// Writes a line of the access log, if the listener has one. `client`: its address, or that of the connection if no
+    /// more is known.
+    pub(super) fn log_access(
+        &self,
+        worker: &WorkerId,
+        client: Option<SocketAddr>,
+        line: &str,
+        status: StatusCode,
+        since: Instant,
+    ) {
         if self.listener.as_ref().is_some_and(|listener| listener.access_log) {
-            let client = self.peer.map_or("unix".into(), |address| address.to_string());
+            let client = client.map_or("unix".into(), |client| match client.port() {
+                0 => client.ip().to_string(),
+                _ => client.to_string(),
+            });
             let wait_ms = format!("{:.1}", since.elapsed().as_secs_f64() * 1e3);
             let lease = self.lease().map(tracing::field::display);
             tracing::info!(client, status = status.as_u16(), %worker, lease, wait_ms,
@@ -173,7 +184,7 @@ impl ServedConnection {
     pub(super) fn log_refusal(&self, worker: &WorkerId, problem: &ProblemResponse) {
         let claimed_at = self.transaction.get(|transaction| transaction.lease().map(|lease| lease.claimed_at));
         let waited = claimed_at.map_or(Duration::ZERO, |at| clock::now().since(at));
-        self.log_access(worker, &problem.detail, problem.status, Instant::now() - waited);
+        self.log_access(worker, self.peer, &problem.detail, problem.status, Instant::now() - waited);
     }
 
     /// Whether the socket's receive queue is empty.

@@ -29,7 +29,7 @@ use crate::clock;
 use crate::exchange::Counter;
 use crate::ids::LeaseId;
 use crate::log::Event;
-use crate::net::{ProblemResponse, RequestOutcome, remove_patou_headers};
+use crate::net::{ProblemResponse, RequestOrigin, RequestOutcome, remove_patou_headers};
 
 /// The longest response of unknown length that is buffered.
 const BUFFERED_MAX: usize = 1 << 20;
@@ -119,11 +119,12 @@ pub(super) struct RequestRunner<S> {
 }
 
 impl<S: HandlerService> RequestRunner<S> {
-    /// Runs the handler for one request. An error means that no response may be sent.
+    /// Runs the handler for one request, from which [`crate::net::request_origin`] has removed what is not believed. An error means that no response may be sent.
     pub(super) async fn run(
         &self,
         mut request: Request<Incoming>,
         target: PathAndQuery,
+        origin: RequestOrigin,
     ) -> Result<Response<Body>, BoxError> {
         let Self { state, service, connection } = self;
         let transaction = &connection.transaction;
@@ -143,7 +144,10 @@ impl<S: HandlerService> RequestRunner<S> {
         *request.uri_mut() = Uri::from(target);
         remove_patou_headers(request.headers_mut());
         request.extensions_mut().insert(RequestContext {
-            peer: connection.peer,
+            peer: origin.client,
+            is_https: origin.is_https,
+            port: origin.port,
+            user: origin.user,
             server: connection.server,
             worker: state.id.clone(),
             lease: lease.id.to_string(),
