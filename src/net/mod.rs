@@ -16,7 +16,7 @@ mod stream;
 mod validate;
 
 pub(crate) use allowed_hosts::is_host_allowed;
-pub(crate) use disconnect::{disconnected, has_ended, probe_half_closed};
+pub(crate) use disconnect::{HalfClose, disconnected, has_ended, probe_half_closed};
 pub(crate) use forwarded::{RequestOrigin, request_origin};
 pub(crate) use host::{fallback_host, host};
 pub(crate) use linger::LingerBounds;

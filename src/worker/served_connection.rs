@@ -16,7 +16,7 @@ use crate::exchange::WorkerSide;
 use crate::handoff::ListenerInfo;
 use crate::ids::{LeaseId, WorkerId};
 use crate::log::Event;
-use crate::net::{ProblemResponse, SharedStream, disconnected, set_reset_on_close};
+use crate::net::{HalfClose, ProblemResponse, SharedStream, disconnected, set_reset_on_close};
 use crate::shm::Segment;
 use crate::{clock, sync};
 
@@ -140,7 +140,7 @@ impl ServedConnection {
         }
         let client_gone = async {
             sleep(DISCONNECT_WATCH_DELAY).await;
-            disconnected(&self.stream, || self.transaction.get(Transaction::may_probe)).await;
+            disconnected(&self.stream, || self.on_half_close()).await;
         };
         let deadline = async {
             sleep(self.transaction.get(Transaction::respond_by).since(clock::now())).await;
@@ -155,6 +155,20 @@ impl ServedConnection {
         tokio::select! {
             () = client_gone => EndCause::ClientGone,
             () = deadline => EndCause::Deadline,
+        }
+    }
+
+    /// What it means that the client sends nothing more. HTTP/1.0 clients cannot be probed, and some of them end their
+    /// sending direction after the request; a proxy that does so has lost its own client.
+    fn on_half_close(&self) -> HalfClose {
+        let is_proxy = || {
+            let peer = self.peer.map(|peer| peer.ip());
+            self.listener.as_ref().is_some_and(|listener| listener.proxies.trusted.contains(peer))
+        };
+        match self.transaction.get(|it| (it.may_probe(), it.is_http10_open())) {
+            (true, _) => HalfClose::Probe,
+            (false, true) if is_proxy() => HalfClose::Closed,
+            _ => HalfClose::Unknown,
         }
     }
 
