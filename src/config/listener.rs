@@ -5,7 +5,7 @@
 use serde::ser::SerializeStruct;
 use serde::{Serialize, Serializer};
 
-use super::{ListenAddress, quantity};
+use super::{ListenAddress, ProxyTrust, quantity};
 use crate::ids::PoolName;
 
 /// An address on which the dispatcher accepts clients for one pool.
@@ -24,8 +24,11 @@ pub struct ListenerConfig {
     /// The pool that serves its clients.
     pub pool: PoolName,
     /// Host names (without port, compared case-insensitively) that requests may name. Empty: loopback names on a
-    /// loopback address, which prevents DNS rebinding; any name elsewhere.
+    /// loopback address, which prevents DNS rebinding; any name elsewhere. `*`: any name; `*.example.com`: the names
+    /// below `example.com`.
     pub allowed_hosts: Vec<String>,
+    /// The proxies in front of it; handoff only.
+    pub proxies: ProxyTrust,
     /// Whether each connection starts with a PROXY protocol header.
     pub proxy_protocol: bool,
     /// Whether each request is logged.
@@ -63,6 +66,7 @@ impl Default for ListenerConfig {
             delivery: Delivery::Redirect,
             pool: PoolName::new("default").expect("a valid name"),
             allowed_hosts: Vec::new(),
+            proxies: ProxyTrust::default(),
             proxy_protocol: false,
             access_log: false,
         }
@@ -72,7 +76,7 @@ impl Default for ListenerConfig {
 /// `mode`, `owner` and `group` are omitted on TCP, where a configuration must not contain them.
 impl Serialize for ListenerConfig {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        let mut out = serializer.serialize_struct("ListenerConfig", 9)?;
+        let mut out = serializer.serialize_struct("ListenerConfig", 12)?;
         out.serialize_field("address", &self.address)?;
         if self.address.is_unix() {
             out.serialize_field("mode", &quantity::octal(self.mode))?;
@@ -82,6 +86,10 @@ impl Serialize for ListenerConfig {
         out.serialize_field("delivery", &self.delivery)?;
         out.serialize_field("pool", &self.pool)?;
         out.serialize_field("allowed_hosts", &self.allowed_hosts)?;
+        out.serialize_field("trusted_proxies", &self.proxies.trusted)?;
+        out.serialize_field("forwarded", &self.proxies.forwarded)?;
+        let user_header = self.proxies.user_header.as_ref().map_or("", |name| name.as_str());
+        out.serialize_field("remote_user_header", user_header)?;
         out.serialize_field("proxy_protocol", &self.proxy_protocol)?;
         out.serialize_field("access_log", &self.access_log)?;
         out.end()

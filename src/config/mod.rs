@@ -25,6 +25,7 @@ mod front;
 mod listener;
 mod load;
 mod pool;
+mod proxies;
 mod quantity;
 mod read;
 mod sections;
@@ -44,6 +45,7 @@ pub use listener::{Delivery, ListenerConfig};
 pub(crate) use load::read_text;
 pub use load::{LoadError, Loaded, Origin, default_runtime_dir};
 pub use pool::{HandlerConfig, LimitsConfig, PoolConfig, ProcessLimits};
+pub use proxies::{ForwardedHeaders, IpNetwork, ProxyTrust, TrustedProxies};
 pub use watchdog::{RestartConfig, WatchdogConfig};
 
 pub use crate::ids::{PoolName, WorkerId, WorkerNumber};
