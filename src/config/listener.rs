@@ -29,6 +29,8 @@ pub struct ListenerConfig {
     pub allowed_hosts: Vec<String>,
     /// The proxies in front of it; handoff only.
     pub proxies: ProxyTrust,
+    /// What a request body of unknown length meets; redirect only.
+    pub unknown_length: UnknownLength,
     /// Whether each connection starts with a PROXY protocol header.
     pub proxy_protocol: bool,
     /// Whether each request is logged.
@@ -67,6 +69,7 @@ impl Default for ListenerConfig {
             pool: PoolName::new("default").expect("a valid name"),
             allowed_hosts: Vec::new(),
             proxies: ProxyTrust::default(),
+            unknown_length: UnknownLength::default(),
             proxy_protocol: false,
             access_log: false,
         }
@@ -76,7 +79,7 @@ impl Default for ListenerConfig {
 /// `mode`, `owner` and `group` are omitted on TCP, where a configuration must not contain them.
 impl Serialize for ListenerConfig {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        let mut out = serializer.serialize_struct("ListenerConfig", 12)?;
+        let mut out = serializer.serialize_struct("ListenerConfig", 13)?;
         out.serialize_field("address", &self.address)?;
         if self.address.is_unix() {
             out.serialize_field("mode", &quantity::octal(self.mode))?;
@@ -90,10 +93,25 @@ impl Serialize for ListenerConfig {
         out.serialize_field("forwarded", &self.proxies.forwarded)?;
         let user_header = self.proxies.user_header.as_ref().map_or("", |name| name.as_str());
         out.serialize_field("remote_user_header", user_header)?;
+        out.serialize_field("unknown_length", &self.unknown_length)?;
         out.serialize_field("proxy_protocol", &self.proxy_protocol)?;
         out.serialize_field("access_log", &self.access_log)?;
         out.end()
     }
+}
+
+/// What a redirect listener does with a request whose body has no known length (`Transfer-Encoding: chunked`), and whose
+/// client does not wait for a permission to send it (`Expect: 100-continue`, RFC 9110 section 10.1.1). Some clients have
+/// used up such a body when they follow the redirect, and send an empty one.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub enum UnknownLength {
+    /// 411 (RFC 9110 section 15.5.12).
+    #[default]
+    #[serde(rename = "411")]
+    Refuse,
+    /// The redirect.
+    #[serde(rename = "allow")]
+    Allow,
 }
 
 /// How client and worker meet.

@@ -41,7 +41,7 @@ pub use admin::AdminConfig;
 pub(crate) use descriptor_needs::{DescriptorNeeds, admin_connections_within, worker_connections_within};
 pub use fault::{ConfigFault, ConfigFaults};
 pub use front::FrontConfig;
-pub use listener::{Delivery, ListenerConfig};
+pub use listener::{Delivery, ListenerConfig, UnknownLength};
 pub(crate) use load::read_text;
 pub use load::{LoadError, Loaded, Origin, default_runtime_dir};
 pub use pool::{HandlerConfig, LimitsConfig, PoolConfig, ProcessLimits};

@@ -9,7 +9,7 @@ use super::diagnostics::Diagnostics;
 use super::fault::{nearest, quote};
 use super::{
     Config, Delivery, HandlerConfig, LISTENERS_MAX, ListenerConfig, POOLS_MAX, PoolConfig, ProxyTrust, TrustedProxies,
-    WORKERS_MAX, address_conflicts,
+    UnknownLength, WORKERS_MAX, address_conflicts,
 };
 
 /// How many names a message lists.
@@ -43,6 +43,11 @@ pub(super) fn check(config: &Config, diagnostics: &mut Diagnostics) {
                 "false with delivery = \"redirect\": a client behind a proxy cannot follow a redirect to a worker";
             let (key, other) = (format!("{section}.proxy_protocol"), format!("{section}.delivery"));
             diagnostics.contradiction(&key, &[&other], "true".to_owned(), expected.to_owned());
+        }
+        if listener.unknown_length == UnknownLength::Allow && listener.delivery == Delivery::Handoff {
+            let expected = "\"411\", or no such key, with delivery = \"handoff\": its requests are not redirected";
+            let (key, other) = (format!("{section}.unknown_length"), format!("{section}.delivery"));
+            diagnostics.contradiction(&key, &[&other], "\"allow\"".to_owned(), expected.to_owned());
         }
         proxies(&section, listener, diagnostics);
         permissions_on_tcp(&section, listener, diagnostics);

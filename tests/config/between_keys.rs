@@ -94,6 +94,22 @@ fn inetd_pool_behind_a_unix_listener_is_valid_with_a_warning() {
 }
 
 #[test]
+fn bodies_of_unknown_length_are_allowed_with_redirect_only() {
+    let with = |delivery: &str| {
+        format!(
+            "[[listener]]\naddress = \"unix:/x\"\ndelivery = \"{delivery}\"\nunknown_length = \"allow\"\n[[pool]]\n"
+        )
+    };
+    valid(&with("redirect"));
+    assert_faults(&[(
+        &with("handoff"),
+        4,
+        "listener[1].unknown_length",
+        "\"allow\"; expected \"411\", or no such key, with delivery = \"handoff\": its requests are not redirected",
+    )]);
+}
+
+#[test]
 fn trusted_proxies_need_a_worker_that_reads_their_connection() {
     let with = |listener: &str, pool: &str| {
         format!(

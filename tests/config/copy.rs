@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use patou::config::{
     AdminConfig, Config, Delivery, ForwardedHeaders, HandlerConfig, LimitsConfig, PoolConfig, ProxyTrust,
-    TrustedProxies,
+    TrustedProxies, UnknownLength,
 };
 use proptest::prelude::*;
 
@@ -91,6 +91,9 @@ prop_compose! {
         config.listeners[0].mode = sockets.0;
         config.listeners[0].owner = sockets.1.then(|| "root".into());
         config.listeners[0].access_log = sockets.2;
+        if sockets.2 && !sockets.1 {
+            config.listeners[0].unknown_length = UnknownLength::Allow;
+        }
         config.listeners[0].allowed_hosts = vec!["*.example.org".into(), "[::1]".into(), "*".into()];
         if sockets.1 {
             config.listeners[0].delivery = Delivery::Handoff;
