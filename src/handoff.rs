@@ -9,25 +9,35 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
+use http::HeaderName;
 use nix::errno::Errno;
 use nix::sys::socket::{
     AddressFamily, Backlog, ControlMessage, ControlMessageOwned, MsgFlags, SockFlag, SockType, SockaddrStorage,
     UnixAddr, accept4, bind, connect, getsockname, getsockopt, listen, recvmsg, sendmsg, socket, socketpair, sockopt,
 };
 
-use crate::config::ListenerConfig;
+use crate::config::{ForwardedHeaders, IpNetwork, ListenerConfig, ProxyTrust, TrustedProxies};
 use crate::held_file::HeldFile;
 use crate::ids::{LeaseId, Token};
 use crate::sys;
 
 /// The largest message in bytes. The names of `allowed_hosts` are most of it.
-pub(crate) const MESSAGE_MAX: usize = 16 * 1024;
+pub(crate) const MESSAGE_MAX: usize = 20 * 1024;
 /// The largest address: a byte for its kind, and its own.
 const IP_MAX: usize = 1 + 16;
 /// The largest message without names: version, lease, token, two addresses with their ports, the listener's address, its
 /// flag.
 const FIXED_MAX: usize = 1 + 8 + 16 + 2 * (IP_MAX + 2) + IP_MAX + 1;
-const _: () = assert!(FIXED_MAX + ListenerConfig::HOSTS_MAX <= MESSAGE_MAX, "every valid configuration fits");
+/// The largest list of trusted proxies: its mark, its flags, the name of a header, and networks.
+const PROXIES_MAX: usize = 2 + 1 + (2 + ProxyTrust::HEADER_MAX) + TrustedProxies::NETWORKS_MAX * (IP_MAX + 1);
+const _: () =
+    assert!(FIXED_MAX + ListenerConfig::HOSTS_MAX + PROXIES_MAX <= MESSAGE_MAX, "every valid configuration fits");
+/// Stands in the place of a name's length before the trusted proxies. A worker of a version that does not know them
+/// rejects the message, as it could not do what the listener requires, and the connection goes to another worker.
+const PROXIES: u16 = u16::MAX;
+/// Flags of the trusted proxies: peers on Unix sockets, and `Forwarded` instead of `X-Forwarded-For`.
+const UNIX: u8 = 1;
+const RFC7239: u8 = 2;
 /// The first byte of a message. A message with another one comes from another version.
 const VERSION: u8 = 2;
 
@@ -55,6 +65,8 @@ pub(crate) struct ListenerInfo {
     pub access_log: bool,
     /// The permitted names in a Host header, as in the configuration.
     pub allowed_hosts: Vec<String>,
+    /// The proxies in front of the listener.
+    pub proxies: ProxyTrust,
 }
 
 impl HandoffMessage {
@@ -75,6 +87,9 @@ impl HandoffMessage {
             bytes.extend(u16::try_from(host.len()).unwrap_or(u16::MAX).to_le_bytes());
             bytes.extend(host.as_bytes());
         }
+        if !self.listener.proxies.trusted.is_empty() {
+            write_proxies(&mut bytes, &self.listener.proxies);
+        }
         bytes
     }
 
@@ -94,14 +109,19 @@ impl HandoffMessage {
         let (peer, server) = (end()?, end()?);
         let listens_on = read_ip(&mut rest)?;
         let access_log = read_array::<1>(&mut rest)? == [1];
-        let mut allowed_hosts = Vec::new();
+        let (mut allowed_hosts, mut proxies) = (Vec::new(), ProxyTrust::default());
         while !rest.is_empty() {
             let length = u16::from_le_bytes(read_array(&mut rest)?);
+            if length == PROXIES {
+                proxies = read_proxies(rest)?;
+                break;
+            }
             let (host, after) = rest.split_at_checked(length.into())?;
             allowed_hosts.push(std::str::from_utf8(host).ok()?.to_owned());
             rest = after;
         }
-        Some(Self { lease, token, peer, server, listener: ListenerInfo { listens_on, access_log, allowed_hosts } })
+        let listener = ListenerInfo { listens_on, access_log, allowed_hosts, proxies };
+        Some(Self { lease, token, peer, server, listener })
     }
 }
 
@@ -132,6 +152,36 @@ fn read_ip(rest: &mut &[u8]) -> Option<Option<IpAddr>> {
         [6] => Some(Ipv6Addr::from(read_array::<16>(rest)?).into()),
         _ => return None,
     })
+}
+
+fn write_proxies(bytes: &mut Vec<u8>, proxies: &ProxyTrust) {
+    let ProxyTrust { trusted, forwarded, user_header } = proxies;
+    let family = if *forwarded == ForwardedHeaders::Rfc7239 { RFC7239 } else { 0 };
+    let header = user_header.as_ref().map_or("", |name| name.as_str());
+    bytes.extend(PROXIES.to_le_bytes());
+    bytes.push(family | if trusted.unix { UNIX } else { 0 });
+    bytes.extend((header.len() as u16).to_le_bytes());
+    bytes.extend(header.as_bytes());
+    for network in &trusted.networks {
+        write_ip(bytes, Some(network.address()));
+        bytes.push(network.prefix());
+    }
+}
+
+/// The rest of a message, from the flags on.
+fn read_proxies(mut rest: &[u8]) -> Option<ProxyTrust> {
+    let [flags] = read_array(&mut rest).filter(|[flags]| flags & !(UNIX | RFC7239) == 0)?;
+    let length = u16::from_le_bytes(read_array(&mut rest)?);
+    let (header, mut rest) = rest.split_at_checked(length.into())?;
+    let user_header = if header.is_empty() { None } else { Some(HeaderName::from_bytes(header).ok()?) };
+    let mut networks = Vec::new();
+    while !rest.is_empty() {
+        let address = read_ip(&mut rest)??;
+        networks.push(IpNetwork::new(address, read_array::<1>(&mut rest)?[0])?);
+    }
+    let forwarded = if flags & RFC7239 == 0 { ForwardedHeaders::XForwarded } else { ForwardedHeaders::Rfc7239 };
+    let trusted = TrustedProxies { unix: flags & UNIX != 0, networks };
+    Some(ProxyTrust { trusted, forwarded, user_header }).filter(|proxies| !proxies.trusted.is_empty())
 }
 
 /// Creates the socket of one worker, in place of an old one without a listening process.
@@ -274,6 +324,7 @@ mod tests {
                 listens_on: listens_on.map(|ip| ip.parse().unwrap()),
                 access_log: true,
                 allowed_hosts: hosts.iter().map(|host| host.to_string()).collect(),
+                proxies: ProxyTrust::default(),
             },
         }
     }
@@ -298,6 +349,29 @@ mod tests {
         let mut other = message(None, None, &[]).encode();
         other[0] = VERSION + 1;
         assert!(HandoffMessage::decode(&other).is_none() && HandoffMessage::decode(&[]).is_none());
+    }
+
+    #[test]
+    fn trusted_proxies_travel_and_cannot_be_mistaken_for_names() {
+        let networks: Vec<IpNetwork> = ["10.0.0.0/8", "2001:db8::/32", "::1"].map(|text| text.parse().unwrap()).into();
+        let user_header = Some(HeaderName::from_static("x-remote-user"));
+        let all = ProxyTrust {
+            trusted: TrustedProxies { unix: true, networks },
+            forwarded: ForwardedHeaders::Rfc7239,
+            user_header,
+        };
+        let unix = ProxyTrust { trusted: TrustedProxies { unix: true, networks: vec![] }, ..ProxyTrust::default() };
+        for proxies in [all, unix] {
+            let mut sent = message(None, Some("::"), &["a"]);
+            let names_end = sent.encode().len();
+            sent.listener.proxies = proxies;
+            let bytes = sent.encode();
+            assert_eq!(HandoffMessage::decode(&bytes).unwrap().listener, sent.listener);
+            // A worker without them takes the mark for the length of a name that the message does not hold.
+            let length = u16::from_le_bytes([bytes[names_end], bytes[names_end + 1]]);
+            assert!(usize::from(length) > MESSAGE_MAX);
+            assert!(HandoffMessage::decode(&bytes[..names_end + 4]).is_none());
+        }
     }
 
     #[test]

@@ -405,7 +405,7 @@ fn full_queue_and_queue_timeout_get_503() {
 fn incomplete_response_of_a_program_ends_with_a_reset() {
     // In HTTP/1.0 the response ends with the connection. One program fails, the other exceeds request_timeout.
     let head = "printf 'Content-Type: text/plain\\r\\n\\r\\n'; echo half";
-    for (then, keys) in [("exit 1", ""), ("sleep 60", "request_timeout = \"500ms\"\n")] {
+    for (then, keys) in [("sleep 0.5; exit 1", ""), ("sleep 60", "request_timeout = \"500ms\"\n")] {
         let script = format!("{head}; {then}");
         let set =
             TestSet::start(&handoff_pool(1, "", &format!("{keys}handler = {{ exec = [\"sh\", \"-c\", {script:?}] }}")));

@@ -6,6 +6,7 @@ use std::io::{Read, Write};
 use std::net::SocketAddr;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::os::unix::net::UnixStream;
+use std::process::Command;
 
 use support::*;
 
@@ -263,6 +264,52 @@ fn chunked_bodies_reach_the_worker() {
         let response = upload(worker, &target, "Transfer-Encoding: chunked\r\n", body, expect);
         assert_eq!((response.status, response.body.len()), (200, 100_014));
     }
+    set.stop();
+}
+
+#[test]
+fn body_of_unknown_length_gets_411_instead_of_a_redirect() {
+    let mut set = TestSet::prepare("");
+    let unix = format!("[[listener]]\naddress = \"unix:{}\"\n\n", set.test_dir().join("http.sock").display());
+    let more = listener("127.0.0.1:0", "default", "unknown_length = \"allow\"\n") + &unix;
+    set.configure(&(echo(1).replace("[[pool]]", &format!("{more}[[pool]]"))));
+    set.run();
+    set.wait_until_up();
+    let (address, allowing) = (set.address(0), set.address(1));
+    let send = |address: SocketAddr, more: &str, body: &str| {
+        let mut stream = connect(address);
+        stream.write_all((request_head("POST", "/", address, more) + body).as_bytes()).unwrap();
+        read_response(&mut stream).unwrap()
+    };
+    let chunked = "Transfer-Encoding: chunked\r\n";
+    let refused = send(address, chunked, "2\r\nhi\r\n0\r\n\r\n");
+    assert_eq!((refused.status, refused.header("patou-outcome")), (411, Some("not-started")));
+    for alternative in ["Content-Length", "Expect: 100-continue", "/.patou/lease", "handoff"] {
+        assert!(refused.text().contains(alternative), "{}", refused.text());
+    }
+    assert_eq!(send(address, &format!("{chunked}Expect: 100-Continue\r\n"), "").status, 307);
+    assert_eq!(send(address, "Content-Length: 2\r\n", "hi").status, 307);
+    assert_eq!(send(allowing, chunked, "2\r\nhi\r\n0\r\n\r\n").status, 307);
+    let mut stream = UnixStream::connect(set.test_dir().join("http.sock")).unwrap();
+    let head = format!("POST / HTTP/1.1\r\nHost: localhost\r\n{chunked}\r\n2\r\nhi\r\n0\r\n\r\n");
+    stream.write_all(head.as_bytes()).unwrap();
+    assert_eq!(read_response(&mut stream).unwrap().status, 200, "a lease");
+    set.stop();
+}
+
+/// Why 411 is the default.
+#[test]
+fn python_requests_loses_a_generated_body_in_a_redirect() {
+    let runs = |script: &str, argument: &str| Command::new("python3").args(["-c", script, argument]).output();
+    if !runs("import requests", "").is_ok_and(|output| output.status.success()) {
+        assert!(std::env::var_os("CI").is_none(), "python3-requests is missing");
+        return eprintln!("SKIPPED: no python3-requests on this machine");
+    }
+    let set = TestSet::start(&echo(1).replace("[[pool]]", "unknown_length = \"allow\"\n\n[[pool]]"));
+    let script =
+        "import requests, sys\nr = requests.post(sys.argv[1], data=iter([b'hello']))\nprint(r.status_code, r.text)";
+    let output = runs(script, &format!("http://{}/up", set.address(0))).unwrap();
+    assert_eq!(text(&output.stdout), "200 POST /up\n\n", "the method and target: there was no body");
     set.stop();
 }
 

@@ -49,7 +49,7 @@ impl Default for FrontConfig {
             max_body: 0,
             store_after: Duration::from_millis(20),
             slot_scan: Duration::from_millis(100),
-            idle_timeout: Duration::from_secs(60),
+            idle_timeout: Duration::from_secs(75),
         }
     }
 }

@@ -5,7 +5,7 @@
 use serde::ser::SerializeStruct;
 use serde::{Serialize, Serializer};
 
-use super::{ListenAddress, quantity};
+use super::{ListenAddress, ProxyTrust, quantity};
 use crate::ids::PoolName;
 
 /// An address on which the dispatcher accepts clients for one pool.
@@ -24,8 +24,13 @@ pub struct ListenerConfig {
     /// The pool that serves its clients.
     pub pool: PoolName,
     /// Host names (without port, compared case-insensitively) that requests may name. Empty: loopback names on a
-    /// loopback address, which prevents DNS rebinding; any name elsewhere.
+    /// loopback address, which prevents DNS rebinding; any name elsewhere. `*`: any name; `*.example.com`: the names
+    /// below `example.com`.
     pub allowed_hosts: Vec<String>,
+    /// The proxies in front of it; handoff only.
+    pub proxies: ProxyTrust,
+    /// What a request body of unknown length meets; redirect only.
+    pub unknown_length: UnknownLength,
     /// Whether each connection starts with a PROXY protocol header.
     pub proxy_protocol: bool,
     /// Whether each request is logged.
@@ -63,6 +68,8 @@ impl Default for ListenerConfig {
             delivery: Delivery::Redirect,
             pool: PoolName::new("default").expect("a valid name"),
             allowed_hosts: Vec::new(),
+            proxies: ProxyTrust::default(),
+            unknown_length: UnknownLength::default(),
             proxy_protocol: false,
             access_log: false,
         }
@@ -72,7 +79,7 @@ impl Default for ListenerConfig {
 /// `mode`, `owner` and `group` are omitted on TCP, where a configuration must not contain them.
 impl Serialize for ListenerConfig {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        let mut out = serializer.serialize_struct("ListenerConfig", 9)?;
+        let mut out = serializer.serialize_struct("ListenerConfig", 13)?;
         out.serialize_field("address", &self.address)?;
         if self.address.is_unix() {
             out.serialize_field("mode", &quantity::octal(self.mode))?;
@@ -82,10 +89,29 @@ impl Serialize for ListenerConfig {
         out.serialize_field("delivery", &self.delivery)?;
         out.serialize_field("pool", &self.pool)?;
         out.serialize_field("allowed_hosts", &self.allowed_hosts)?;
+        out.serialize_field("trusted_proxies", &self.proxies.trusted)?;
+        out.serialize_field("forwarded", &self.proxies.forwarded)?;
+        let user_header = self.proxies.user_header.as_ref().map_or("", |name| name.as_str());
+        out.serialize_field("remote_user_header", user_header)?;
+        out.serialize_field("unknown_length", &self.unknown_length)?;
         out.serialize_field("proxy_protocol", &self.proxy_protocol)?;
         out.serialize_field("access_log", &self.access_log)?;
         out.end()
     }
+}
+
+/// What a redirect listener does with a request whose body has no known length (`Transfer-Encoding: chunked`), and whose
+/// client does not wait for a permission to send it (`Expect: 100-continue`, RFC 9110 section 10.1.1). Some clients have
+/// used up such a body when they follow the redirect, and send an empty one.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub enum UnknownLength {
+    /// 411 (RFC 9110 section 15.5.12).
+    #[default]
+    #[serde(rename = "411")]
+    Refuse,
+    /// The redirect.
+    #[serde(rename = "allow")]
+    Allow,
 }
 
 /// How client and worker meet.

@@ -5,12 +5,13 @@ use toml::de::{DeTable, DeValue};
 use super::address::is_valid_path;
 use super::diagnostics::Diagnostics;
 use super::fault::ConfigFaults;
+use super::proxies::proxy_trust;
 use super::quantity;
 use super::read::Section;
 use super::validate;
 use super::{
     AdminConfig, Config, Delivery, FrontConfig, HandlerConfig, LimitsConfig, ListenAddress, ListenerConfig, PoolConfig,
-    RestartConfig, SetConfig, WatchdogConfig,
+    RestartConfig, SetConfig, UnknownLength, WatchdogConfig,
 };
 use crate::ids::PoolName;
 
@@ -121,9 +122,19 @@ fn listener(s: &mut Section<'_, '_>, pools: &[PoolConfig]) -> ListenerConfig {
         delivery: s.value("delivery", delivery).unwrap_or(default.delivery),
         pool,
         allowed_hosts: allowed_hosts(s),
+        proxies: proxy_trust(s),
+        unknown_length: unknown_length(s).unwrap_or_default(),
         proxy_protocol: s.boolean("proxy_protocol", default.proxy_protocol),
         access_log: s.boolean("access_log", default.access_log),
     }
+}
+
+fn unknown_length(s: &mut Section<'_, '_>) -> Option<UnknownLength> {
+    s.text("unknown_length", "\"411\" or \"allow\"", |text| match text {
+        "411" => Some(UnknownLength::Refuse),
+        "allow" => Some(UnknownLength::Allow),
+        _ => None,
+    })
 }
 
 fn pool(s: &mut Section<'_, '_>, only: bool) -> PoolConfig {
@@ -230,8 +241,10 @@ fn restarts(s: &mut Section<'_, '_>) -> RestartConfig {
 }
 
 fn allowed_hosts(s: &mut Section<'_, '_>) -> Vec<String> {
-    let expected = "a host name without scheme and port, such as \"example.org\" or \"[::1]\"";
-    s.strings("allowed_hosts", expected, is_host).unwrap_or_default()
+    let expected = "a host name without scheme and port, such as \"example.org\" or \"[::1]\", \"*.example.org\" for all \
+                    names below it, or \"*\" for any";
+    let accept = |text: &str| text == "*" || is_host(text.strip_prefix("*.").unwrap_or(text));
+    s.strings("allowed_hosts", expected, accept).unwrap_or_default()
 }
 
 fn address(s: &mut Section<'_, '_>) -> Option<ListenAddress> {

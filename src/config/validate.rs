@@ -8,8 +8,8 @@ use std::time::Duration;
 use super::diagnostics::Diagnostics;
 use super::fault::{nearest, quote};
 use super::{
-    Config, Delivery, HandlerConfig, LISTENERS_MAX, ListenerConfig, POOLS_MAX, PoolConfig, WORKERS_MAX,
-    address_conflicts,
+    Config, Delivery, HandlerConfig, LISTENERS_MAX, ListenerConfig, POOLS_MAX, PoolConfig, ProxyTrust, TrustedProxies,
+    UnknownLength, WORKERS_MAX, address_conflicts,
 };
 
 /// How many names a message lists.
@@ -35,6 +35,7 @@ pub(super) fn check(config: &Config, diagnostics: &mut Diagnostics) {
             Some(at) => {
                 redirect_needs_tcp_pool(&section, listener, config, at, diagnostics);
                 inetd_needs_handoff(&section, listener, config, at, diagnostics);
+                inetd_hides_headers(&section, listener, config, at, diagnostics);
             }
         }
         if listener.proxy_protocol && listener.delivery == Delivery::Redirect {
@@ -43,6 +44,12 @@ pub(super) fn check(config: &Config, diagnostics: &mut Diagnostics) {
             let (key, other) = (format!("{section}.proxy_protocol"), format!("{section}.delivery"));
             diagnostics.contradiction(&key, &[&other], "true".to_owned(), expected.to_owned());
         }
+        if listener.unknown_length == UnknownLength::Allow && listener.delivery == Delivery::Handoff {
+            let expected = "\"411\", or no such key, with delivery = \"handoff\": its requests are not redirected";
+            let (key, other) = (format!("{section}.unknown_length"), format!("{section}.delivery"));
+            diagnostics.contradiction(&key, &[&other], "\"allow\"".to_owned(), expected.to_owned());
+        }
+        proxies(&section, listener, diagnostics);
         permissions_on_tcp(&section, listener, diagnostics);
         hosts_fit_into_message(&section, listener, diagnostics);
     }
@@ -84,6 +91,43 @@ fn hosts_fit_into_message(section: &str, listener: &ListenerConfig, diagnostics:
             ListenerConfig::HOSTS_MAX
         );
         diagnostics.contradiction(&key, &[&delivery], found, expected);
+    }
+}
+
+/// Headers of proxies count where a worker reads them from the proxy's connection, and from a peer that is named.
+fn proxies(section: &str, listener: &ListenerConfig, diagnostics: &mut Diagnostics) {
+    let ProxyTrust { trusted, user_header, .. } = &listener.proxies;
+    let [key, delivery, header] =
+        ["trusted_proxies", "delivery", "remote_user_header"].map(|name| format!("{section}.{name}"));
+    let networks = trusted.networks.len();
+    if networks > TrustedProxies::NETWORKS_MAX {
+        let expected = format!("at most {} addresses and networks", TrustedProxies::NETWORKS_MAX);
+        diagnostics.contradiction(&key, &[], format!("{networks} of them"), expected);
+    }
+    if !trusted.is_empty() && listener.delivery == Delivery::Redirect {
+        let expected = "an empty list with delivery = \"redirect\": the request reaches its worker without the proxy";
+        diagnostics.contradiction(&key, &[&delivery], "a list".to_owned(), expected.to_owned());
+    }
+    if let Some(name) = user_header.as_ref().filter(|_| trusted.is_empty()) {
+        let expected = "\"\" without trusted_proxies, from which alone the header is accepted";
+        diagnostics.contradiction(&header, &[&key], quote(name.as_str()), expected.to_owned());
+    }
+}
+
+/// An inetd program reads its connection itself.
+fn inetd_hides_headers(
+    section: &str,
+    listener: &ListenerConfig,
+    config: &Config,
+    at: usize,
+    diagnostics: &mut Diagnostics,
+) {
+    if !listener.proxies.trusted.is_empty() && matches!(config.pools[at].handler, HandlerConfig::Inetd(_)) {
+        let handler = format!("pool[{}].handler", at + 1);
+        let expected =
+            format!("an empty list: {} is inetd, whose connections are not read", diagnostics.place(&handler));
+        let (key, pool) = (format!("{section}.trusted_proxies"), format!("{section}.pool"));
+        diagnostics.contradiction(&key, &[&pool, &handler], "a list".to_owned(), expected);
     }
 }
 

@@ -81,7 +81,12 @@ fn listeners(config: &Config) -> Vec<Rc<Listener>> {
             ListenAddress::Tcp(address) => Some(address.ip()),
             ListenAddress::Unix(_) => None,
         };
-        ListenerInfo { listens_on, access_log: listener.access_log, allowed_hosts: listener.allowed_hosts.clone() }
+        ListenerInfo {
+            listens_on,
+            access_log: listener.access_log,
+            allowed_hosts: listener.allowed_hosts.clone(),
+            proxies: listener.proxies.clone(),
+        }
     };
     let key = |index: usize| {
         let same = |at: &config::ListenerConfig| (at.address.to_string(), at.delivery.as_str());

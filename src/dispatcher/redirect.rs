@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use bytes::{Bytes, BytesMut};
-use http::header::{ALLOW, CACHE_CONTROL, CONTENT_TYPE, LOCATION};
+use http::header::{ALLOW, CACHE_CONTROL, CONTENT_TYPE, EXPECT, LOCATION, TRANSFER_ENCODING};
 use http::{HeaderValue, Request, Response, StatusCode, Version};
 use http_body_util::Full;
 use hyper::body::Incoming;
@@ -26,7 +26,7 @@ use super::listeners::Listener;
 use super::places::ConnectionPlaces;
 use super::readiness::{Readiness, WatchedSocket};
 use super::refusal::refusal;
-use crate::config::{self, ListenAddress};
+use crate::config::{self, ListenAddress, UnknownLength};
 use crate::ids::Token;
 use crate::net::{
     self, LEASE_PATH, NoRequest, OneRequestIo, ProblemResponse, RequestInput, SocketListener, SocketStream,
@@ -37,6 +37,11 @@ use crate::{clock, log};
 
 /// The target of `OPTIONS *`, a URI without a path (RFC 9112, section 3.2.4).
 const ASTERISK: &str = "*";
+
+/// The reason for 411.
+const UNKNOWN_LENGTH: &str = "the body has no known length: many clients send an empty one after a redirect. Send Content-Length \
+    or Expect: 100-continue, get the worker's address from POST /.patou/lease first, or use a listener with \
+    delivery = \"handoff\"";
 
 type FullResponse = Response<Full<Bytes>>;
 
@@ -154,6 +159,11 @@ impl RedirectConnection {
                 return (rejection(&problem), None);
             }
         };
+        let wants_lease = self.listens_on.is_none() || request.uri().path() == LEASE_PATH;
+        if !wants_lease && self.listener.config.unknown_length == UnknownLength::Refuse && loses_its_body(request) {
+            self.count_rejection(driver);
+            return (rejection(&ProblemResponse::not_started(StatusCode::LENGTH_REQUIRED, UNKNOWN_LENGTH)), None);
+        }
         let host = host.unwrap_or_else(|| net::fallback_host(&self.stream.0));
         self.may_probe.store(request.version() >= Version::HTTP_11, Ordering::Relaxed);
         let result = self.wait(driver).await;
@@ -165,7 +175,6 @@ impl RedirectConnection {
                 (ProblemResponse::not_started(StatusCode::SERVICE_UNAVAILABLE, detail).response(), None)
             }
             Some(Ok(grant)) => {
-                let wants_lease = self.listens_on.is_none() || request.uri().path() == LEASE_PATH;
                 let response = if wants_lease { lease(&grant) } else { to_worker(&grant, &host, &target) };
                 (response, Some(grant))
             }
@@ -216,6 +225,13 @@ fn check_redirectable<H>((host, target): (H, String)) -> Result<(H, String), Pro
         return Err(ProblemResponse::not_started(StatusCode::URI_TOO_LONG, detail));
     }
     Ok((host, target))
+}
+
+/// Whether a client may send the body of this request before it reads the redirect, and not be able to send it again: its
+/// length is unknown, and it does not wait for 100 (RFC 9110 section 10.1.1).
+fn loses_its_body<B>(request: &Request<B>) -> bool {
+    let waits = |value: &HeaderValue| value.as_bytes().eq_ignore_ascii_case(b"100-continue");
+    request.headers().contains_key(TRANSFER_ENCODING) && !request.headers().get_all(EXPECT).iter().any(waits)
 }
 
 /// The response to a request that failed the checks.

@@ -12,16 +12,27 @@ use crate::sys;
 /// An interim response (RFC 9110, section 15.2), which requires nothing of a client and changes nothing for it.
 const PROBE: &[u8] = b"HTTP/1.1 102 Processing\r\n\r\n";
 
+/// What the end of a client's sending direction means.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum HalfClose {
+    /// That the client has closed the connection, or waits for its response: an interim response finds out.
+    Probe,
+    /// That it has closed the connection: it is a proxy, which never ends one direction alone.
+    Closed,
+    /// Nothing, and nothing may be sent to find out.
+    Unknown,
+}
+
 /// Completes when the client has disconnected; stays pending while it is connected.
 ///
 /// A client that has shut down only its sending direction after a full request still waits for its response. Over TCP
 /// its FIN looks like that of a close. Only data distinguishes them, because a closed socket replies to it with a
-/// reset. So one interim response is sent after a FIN if `may_probe` permits it: nothing has been sent yet, and the
+/// reset. So one interim response is sent after a FIN if `on_half_close` permits it: nothing has been sent yet, and the
 /// client speaks HTTP/1.1, in which every client must understand 1xx.
 ///
 /// A separate epoll instance watches the connection. It wakes for the end of the connection and not for data, because
 /// no task may be reading at the time.
-pub(crate) async fn disconnected(stream: &SharedStream, may_probe: impl Fn() -> bool) {
+pub(crate) async fn disconnected(stream: &SharedStream, on_half_close: impl Fn() -> HalfClose) {
     let Ok((epoll, readiness)) = watch_for_end(stream) else {
         // Without a free descriptor the deadline of the request is the bound.
         return std::future::pending().await;
@@ -31,12 +42,16 @@ pub(crate) async fn disconnected(stream: &SharedStream, may_probe: impl Fn() -> 
         let Ok(mut ready) = readiness.readable().await else { return std::future::pending().await };
         ready.clear_ready();
         // Consumes the event, so that the next one wakes this task again.
-        let _ = epoll.wait(&mut [EpollEvent::empty()], EpollTimeout::ZERO);
+        let mut event = [EpollEvent::empty()];
+        let _ = epoll.wait(&mut event, EpollTimeout::ZERO);
+        let is_half_closed = event[0].events().contains(EpollFlags::EPOLLRDHUP);
         if has_ended(stream) {
             return;
         }
-        if !probed {
-            probed = probe_half_closed(stream, may_probe());
+        match on_half_close() {
+            HalfClose::Closed if is_half_closed => return,
+            HalfClose::Probe if !probed => probed = probe_half_closed(stream, true),
+            _ => {}
         }
     }
 }

@@ -3,6 +3,7 @@
 mod allowed_hosts;
 mod chunks;
 mod disconnect;
+mod forwarded;
 mod host;
 mod linger;
 mod lingering_close;
@@ -15,7 +16,8 @@ mod stream;
 mod validate;
 
 pub(crate) use allowed_hosts::is_host_allowed;
-pub(crate) use disconnect::{disconnected, has_ended, probe_half_closed};
+pub(crate) use disconnect::{HalfClose, disconnected, has_ended, probe_half_closed};
+pub(crate) use forwarded::{RequestOrigin, request_origin};
 pub(crate) use host::{fallback_host, host};
 pub(crate) use linger::LingerBounds;
 pub(crate) use lingering_close::{

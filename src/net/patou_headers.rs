@@ -2,25 +2,25 @@
 
 #![forbid(unsafe_code)]
 
-use http::{HeaderMap, HeaderName};
+use http::HeaderMap;
 
 /// Removes every `Patou-*` header from what a client or a handler sent, so that `Patou-Outcome` proves what patou knows
 /// of a request. Spellings with underscores are removed, too: CGI programs and many proxies treat both as the same.
 pub(crate) fn remove_patou_headers(headers: &mut HeaderMap) {
-    while let Some(name) = headers.keys().find(|name| is_reserved(name)).cloned() {
-        headers.remove(name);
-    }
+    remove_headers(headers, |name| name.strip_prefix("patou").is_some_and(|rest| rest.starts_with(['-', '_'])));
 }
 
-fn is_reserved(name: &HeaderName) -> bool {
-    // Names are in lower case.
-    name.as_str().strip_prefix("patou").is_some_and(|rest| rest.starts_with(['-', '_']))
+/// Removes every header whose name, in lower case, is one that `is_removed` finds.
+pub(super) fn remove_headers(headers: &mut HeaderMap, is_removed: impl Fn(&str) -> bool) {
+    while let Some(name) = headers.keys().find(|name| is_removed(name.as_str())).cloned() {
+        headers.remove(name);
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use http::HeaderValue;
+    use http::{HeaderName, HeaderValue};
 
     #[test]
     fn every_spelling_and_every_value_is_removed() {

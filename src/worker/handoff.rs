@@ -9,7 +9,7 @@ use std::sync::Arc;
 use bytes::{Buf, BytesMut};
 use http::header::CONNECTION;
 use http::uri::PathAndQuery;
-use http::{HeaderValue, Request, Response, StatusCode};
+use http::{HeaderName, HeaderValue, Request, Response, StatusCode, Version};
 use hyper::body::Incoming;
 use tokio::sync::Mutex;
 use tokio::time::Instant;
@@ -18,16 +18,18 @@ use super::claim::claim_connection;
 use super::finish::finish;
 use super::handler::{Body, BoxError, BuiltinHandler};
 use super::handoff_receiver::HandoffReceiver;
-use super::inetd;
 use super::request_io::{read_head, request_head, serve_request};
 use super::served_connection::ServedConnection;
 use super::service::{HandlerService, RequestRunner, ServiceEnd, problem_response};
 use super::state::WorkerState;
 use super::transaction::{EndCause, RequestPhase, RequestResult, Transaction, TransactionEvent};
+use super::{http10_response, inetd};
 use crate::clock;
 use crate::exchange::Counter;
 use crate::ids::Lifecycle;
-use crate::net::{self, ProblemResponse};
+use crate::net::{self, ProblemResponse, RequestOrigin};
+
+const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
 
 /// How many pipelined requests one lease serves: the response to the last of them closes the connection.
 const MAX_PIPELINED: u32 = 64;
@@ -93,7 +95,7 @@ async fn serve<S: HandlerService>(
 /// Checks one request of the connection, and runs the handler for it.
 async fn respond<S: HandlerService>(
     runner: Arc<RequestRunner<S>>,
-    request: Request<Incoming>,
+    mut request: Request<Incoming>,
 ) -> Result<Response<Body>, BoxError> {
     let RequestRunner { state, connection, .. } = &*runner;
     let (previous, number) = connection.transaction.step(|transaction| {
@@ -115,11 +117,12 @@ async fn respond<S: HandlerService>(
     }
     let is_logged = connection.listener.as_ref().is_some_and(|listener| listener.access_log);
     let access_line = is_logged.then(|| format!("{} {}", request.method(), request.uri()));
-    let since = Instant::now();
-    let checked = check(state, connection, &request);
+    let (since, is_http11) = (Instant::now(), request.version() >= Version::HTTP_11);
+    let checked = check(state, connection, &mut request);
+    let client = checked.as_ref().map_or(connection.peer, |(_, origin)| origin.client);
     let is_malformed = checked.as_ref().is_err_and(|problem| problem.status == StatusCode::BAD_REQUEST);
     let mut response = match checked {
-        Ok(target) => runner.run(request, target).await?,
+        Ok((target, origin)) => runner.run(request, target, origin).await?,
         Err(problem) => {
             state.slot.count(Counter::Rejected, 1);
             if !connection.may_respond(&state.slot) {
@@ -134,22 +137,30 @@ async fn respond<S: HandlerService>(
     let is_closing = is_malformed || number == MAX_PIPELINED || state.lifecycle() != Lifecycle::Ready;
     if is_closing || connection.transaction.get(Transaction::request) == RequestPhase::Abandoned {
         response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+    } else if let Some(keep_alive) = &state.keep_alive
+        && connection.transaction.get(Transaction::is_persistent)
+        && (http10_response::has_end(&response) || is_http11)
+    {
+        // Not in HTTP/1.1, but in use (RFC 2068, section 19.7.1.1): the client closes before the dispatcher does.
+        response.headers_mut().insert(KEEP_ALIVE, keep_alive.clone());
     }
     if let Some(line) = access_line {
-        connection.log_access(&state.id, &line, response.status(), since);
+        connection.log_access(&state.id, client, &line, response.status(), since);
     }
     Ok(response)
 }
 
-/// The target of the request, if its listener accepts it.
+/// The target of the request and where it comes from, if its listener accepts it.
 fn check(
     state: &WorkerState,
     connection: &ServedConnection,
-    request: &Request<Incoming>,
-) -> Result<PathAndQuery, ProblemResponse> {
+    request: &mut Request<Incoming>,
+) -> Result<(PathAndQuery, RequestOrigin), ProblemResponse> {
     let unknown_target =
         || ProblemResponse::not_started(StatusCode::NOT_FOUND, "leases are not available on a handoff listener");
     let listener = connection.listener.as_ref().ok_or_else(unknown_target)?;
+    let origin = net::request_origin(request, connection.peer, &listener.proxies)?;
     let (_, target) = net::check_request(request, &listener.allowed_hosts, listener.listens_on, state.front.max_body)?;
-    target.parse().ok().filter(|_| request.uri().path() != net::LEASE_PATH).ok_or_else(unknown_target)
+    let target = target.parse().ok().filter(|_| request.uri().path() != net::LEASE_PATH);
+    Ok((target.ok_or_else(unknown_target)?, origin))
 }

@@ -27,6 +27,7 @@ mod finish;
 pub(crate) mod handler;
 mod handoff;
 mod handoff_receiver;
+mod http10_response;
 mod inetd;
 pub(crate) mod lease_url;
 mod program;

@@ -18,7 +18,7 @@ use super::service::{HandlerService, RequestRunner, ServiceEnd, problem_response
 use super::state::WorkerState;
 use super::transaction::{EndCause, Transaction, TransactionEvent};
 use crate::clock;
-use crate::config::FrontConfig;
+use crate::config::{FrontConfig, ProxyTrust};
 use crate::exchange::{self, Counter};
 use crate::net::{self, LEASE_PREFIX_LENGTH, SharedStream};
 
@@ -58,19 +58,24 @@ where
 /// Claims the lease with the request's token and runs the handler, or sends the client back to the dispatcher.
 async fn respond<S: HandlerService>(
     runner: Arc<RequestRunner<S>>,
-    request: Request<Incoming>,
+    mut request: Request<Incoming>,
 ) -> Result<Response<Body>, BoxError> {
     let RequestRunner { state, connection, .. } = &*runner;
     connection.on(TransactionEvent::HeadRead(request_head(&request)));
-    if let Err(problem) = net::check_host(&request) {
-        state.slot.count(Counter::Rejected, 1);
-        connection.on(TransactionEvent::Refused(problem.status.as_u16()));
-        return Ok(problem_response(&problem));
-    }
+    // Clients come here by themselves: there is no proxy to believe.
+    let origin = net::request_origin(&mut request, connection.peer, &ProxyTrust::default());
+    let origin = match origin.and_then(|origin| net::check_host(&request).map(|_| origin)) {
+        Ok(origin) => origin,
+        Err(problem) => {
+            state.slot.count(Counter::Rejected, 1);
+            connection.on(TransactionEvent::Refused(problem.status.as_u16()));
+            return Ok(problem_response(&problem));
+        }
+    };
     if let Some((Some(token), target)) = lease_url::split(request.method(), request.uri())
         && claim_with_token(state, token, connection)
     {
-        return runner.run(request, target).await;
+        return runner.run(request, target, origin).await;
     }
     state.slot.count(Counter::SentBack, 1);
     let response = send_back(exchange::return_port(state.slot.memory()), &connection.stream, &request);

@@ -16,7 +16,7 @@ use crate::exchange::WorkerSide;
 use crate::handoff::ListenerInfo;
 use crate::ids::{LeaseId, WorkerId};
 use crate::log::Event;
-use crate::net::{ProblemResponse, SharedStream, disconnected, set_reset_on_close};
+use crate::net::{HalfClose, ProblemResponse, SharedStream, disconnected, set_reset_on_close};
 use crate::shm::Segment;
 use crate::{clock, sync};
 
@@ -140,7 +140,7 @@ impl ServedConnection {
         }
         let client_gone = async {
             sleep(DISCONNECT_WATCH_DELAY).await;
-            disconnected(&self.stream, || self.transaction.get(Transaction::may_probe)).await;
+            disconnected(&self.stream, || self.on_half_close()).await;
         };
         let deadline = async {
             sleep(self.transaction.get(Transaction::respond_by).since(clock::now())).await;
@@ -158,10 +158,35 @@ impl ServedConnection {
         }
     }
 
-    /// Writes a line of the access log, if the listener has one.
-    pub(super) fn log_access(&self, worker: &WorkerId, line: &str, status: StatusCode, since: Instant) {
+    /// What it means that the client sends nothing more. HTTP/1.0 clients cannot be probed, and some of them end their
+    /// sending direction after the request; a proxy that does so has lost its own client.
+    fn on_half_close(&self) -> HalfClose {
+        let is_proxy = || {
+            let peer = self.peer.map(|peer| peer.ip());
+            self.listener.as_ref().is_some_and(|listener| listener.proxies.trusted.contains(peer))
+        };
+        match self.transaction.get(|it| (it.may_probe(), it.is_http10_open())) {
+            (true, _) => HalfClose::Probe,
+            (false, true) if is_proxy() => HalfClose::Closed,
+            _ => HalfClose::Unknown,
+        }
+    }
+
+    /// Writes a line of the access log, if the listener has one. `client`: its address, or that of the connection if no
+    /// more is known.
+    pub(super) fn log_access(
+        &self,
+        worker: &WorkerId,
+        client: Option<SocketAddr>,
+        line: &str,
+        status: StatusCode,
+        since: Instant,
+    ) {
         if self.listener.as_ref().is_some_and(|listener| listener.access_log) {
-            let client = self.peer.map_or("unix".into(), |address| address.to_string());
+            let client = client.map_or("unix".into(), |client| match client.port() {
+                0 => client.ip().to_string(),
+                _ => client.to_string(),
+            });
             let wait_ms = format!("{:.1}", since.elapsed().as_secs_f64() * 1e3);
             let lease = self.lease().map(tracing::field::display);
             tracing::info!(client, status = status.as_u16(), %worker, lease, wait_ms,
@@ -173,7 +198,7 @@ impl ServedConnection {
     pub(super) fn log_refusal(&self, worker: &WorkerId, problem: &ProblemResponse) {
         let claimed_at = self.transaction.get(|transaction| transaction.lease().map(|lease| lease.claimed_at));
         let waited = claimed_at.map_or(Duration::ZERO, |at| clock::now().since(at));
-        self.log_access(worker, &problem.detail, problem.status, Instant::now() - waited);
+        self.log_access(worker, self.peer, &problem.detail, problem.status, Instant::now() - waited);
     }
 
     /// Whether the socket's receive queue is empty.

@@ -10,10 +10,9 @@ use std::task::Poll;
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::header::{CONTENT_LENGTH, HOST, HeaderValue};
+use http::header::{HOST, HeaderValue};
 use http::uri::PathAndQuery;
-use http::{Method, Request, Response, StatusCode, Uri, Version};
-use http_body::Body as _;
+use http::{Request, Response, StatusCode, Uri};
 use http_body_util::{BodyExt, Full};
 use hyper::body::Incoming;
 use tokio::sync::Mutex;
@@ -22,6 +21,7 @@ use tower_service::Service;
 
 use super::counted_body::BodyCounter;
 use super::handler::{Body, BoxError, RequestContext, RequestFailure};
+use super::http10_response::Framing;
 use super::served_connection::{ServedConnection, SharedTransaction};
 use super::state::WorkerState;
 use super::transaction::{EndCause, Ending, ResponsePhase, Transaction, TransactionEvent};
@@ -29,10 +29,7 @@ use crate::clock;
 use crate::exchange::Counter;
 use crate::ids::LeaseId;
 use crate::log::Event;
-use crate::net::{ProblemResponse, RequestOutcome, remove_patou_headers};
-
-/// The longest response of unknown length that is buffered.
-const BUFFERED_MAX: usize = 1 << 20;
+use crate::net::{ProblemResponse, RequestOrigin, RequestOutcome, remove_patou_headers};
 
 /// A running handler.
 pub(super) type HandlerFuture = Pin<Box<dyn Future<Output = Result<Response<Body>, RequestFailure>> + Send>>;
@@ -119,11 +116,12 @@ pub(super) struct RequestRunner<S> {
 }
 
 impl<S: HandlerService> RequestRunner<S> {
-    /// Runs the handler for one request. An error means that no response may be sent.
+    /// Runs the handler for one request, from which [`crate::net::request_origin`] has removed what is not believed. An error means that no response may be sent.
     pub(super) async fn run(
         &self,
         mut request: Request<Incoming>,
         target: PathAndQuery,
+        origin: RequestOrigin,
     ) -> Result<Response<Body>, BoxError> {
         let Self { state, service, connection } = self;
         let transaction = &connection.transaction;
@@ -134,7 +132,6 @@ impl<S: HandlerService> RequestRunner<S> {
         if !transaction.has_handler_permit() {
             transaction.keep_handler_permit(state.handler_permit().await);
         }
-        let http11 = request.version() >= Version::HTTP_11;
         // A target in absolute form overrides the Host header (RFC 9112, section 3.2.2).
         if let Some(authority) = request.uri().authority() {
             let host = HeaderValue::from_str(authority.as_str())?;
@@ -143,15 +140,17 @@ impl<S: HandlerService> RequestRunner<S> {
         *request.uri_mut() = Uri::from(target);
         remove_patou_headers(request.headers_mut());
         request.extensions_mut().insert(RequestContext {
-            peer: connection.peer,
+            peer: origin.client,
+            is_https: origin.is_https,
+            port: origin.port,
+            user: origin.user,
             server: connection.server,
             worker: state.id.clone(),
             lease: lease.id.to_string(),
             body_timeout: state.front.body_timeout,
             max_body: state.front.max_body,
         });
-        let ends_visibly = connection.stream.0.is_tcp() || http11 || request.method() == Method::HEAD;
-        let framing = if ends_visibly { Framing::Any } else { Framing::Length };
+        let framing = Framing::of(&request, connection.stream.0.is_tcp());
         let received = BodyCounter::new(state.clone(), Counter::BytesIn, transaction.clone());
         let request = request.map(|body| Body::new(received.count(body.map_err(BoxError::from))));
 
@@ -200,15 +199,6 @@ impl<S: HandlerService> RequestRunner<S> {
     }
 }
 
-/// How the client learns where the response ends.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Framing {
-    /// By its length, by its chunks, or by the end of a connection that a cut would reset.
-    Any,
-    /// By its length only: an HTTP/1.0 client knows no chunks, and a Unix socket no reset.
-    Length,
-}
-
 /// Runs the handler; a panic in it fails this request and nothing else.
 async fn call<S: HandlerService>(
     service: &Mutex<S>,
@@ -219,11 +209,7 @@ async fn call<S: HandlerService>(
         let mut service = service.lock().await;
         std::future::poll_fn(|task| service.poll_ready(task)).await?;
         let response = service.call(request).await?;
-        if framing == Framing::Length && ends_with_connection(&response) {
-            buffer(response).await
-        } else {
-            Ok(response)
-        }
+        framing.frame(response).await
     };
     let mut run = pin!(AssertUnwindSafe(run));
     std::future::poll_fn(|task| {
@@ -233,29 +219,6 @@ async fn call<S: HandlerService>(
         })
     })
     .await
-}
-
-/// Reads a response of unknown length to its end, so that it has a length.
-async fn buffer(response: Response<Body>) -> Result<Response<Body>, RequestFailure> {
-    let (head, mut body) = response.into_parts();
-    let failure = |status, reason| RequestFailure { status, reason, started: true };
-    let mut whole = Vec::new();
-    while let Some(frame) = body.frame().await {
-        let frame = frame.map_err(|error| failure(StatusCode::BAD_GATEWAY, error.to_string()))?;
-        whole.extend_from_slice(frame.data_ref().map_or(&[], |data| data));
-        if whole.len() > BUFFERED_MAX {
-            let reason = "on a Unix socket an HTTP/1.0 client cannot tell where a response of unknown length ends, and \
-                          this one is longer than 1 MiB: use HTTP/1.1";
-            return Err(failure(StatusCode::HTTP_VERSION_NOT_SUPPORTED, reason.to_owned()));
-        }
-    }
-    Ok(Response::from_parts(head, Body::new(Full::from(whole).map_err(|never| match never {}))))
-}
-
-/// Whether only the end of the connection ends this response for an HTTP/1.0 client.
-fn ends_with_connection(response: &Response<Body>) -> bool {
-    let has_no_body = matches!(response.status(), StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED);
-    !has_no_body && !response.headers().contains_key(CONTENT_LENGTH) && response.body().size_hint().exact().is_none()
 }
 
 fn failure_response(failure: &RequestFailure) -> Response<Body> {

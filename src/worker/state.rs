@@ -5,6 +5,7 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use http::HeaderValue;
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use tokio::sync::{Notify, RwLock, mpsc};
 
@@ -60,6 +61,8 @@ struct LifecycleState {
 pub(super) struct WorkerState {
     pub id: WorkerId,
     pub front: FrontConfig,
+    /// `Keep-Alive` of a kept connection: how long it may be idle. `None` for less than a second.
+    pub keep_alive: Option<HeaderValue>,
     pub slot: WorkerSide<Arc<Segment>>,
     pub builtin: Option<BuiltinHandler>,
     to_dispatcher: Doorbell,
@@ -75,6 +78,11 @@ pub(super) struct WorkerState {
     handler_wanted: Notify,
     /// Read-locked by each connection until its response is delivered.
     pub pending_responses: Arc<RwLock<()>>,
+}
+
+fn keep_alive(idle_timeout: Duration) -> Option<HeaderValue> {
+    let seconds = Some(idle_timeout.as_secs()).filter(|seconds| *seconds > 0)?;
+    HeaderValue::from_str(&format!("timeout={seconds}")).ok()
 }
 
 impl WorkerState {
@@ -99,6 +107,7 @@ impl WorkerState {
         };
         let state = Self {
             id,
+            keep_alive: keep_alive(front.idle_timeout),
             front,
             slot,
             builtin,

@@ -294,6 +294,16 @@ impl Transaction {
         self.head.is_http11 && self.lease_phase == LeasePhase::Claimed
     }
 
+    /// Whether an HTTP/1.0 client waits for a response, or for its end.
+    pub(crate) fn is_http10_open(&self) -> bool {
+        !self.head.is_http11 && self.is_request_open()
+    }
+
+    /// Whether the client may send another request after this one.
+    pub(crate) fn is_persistent(&self) -> bool {
+        !self.head.is_last
+    }
+
     /// When the head must have arrived.
     pub(crate) fn head_by(&self) -> Monotonic {
         self.deadlines.head

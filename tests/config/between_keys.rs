@@ -92,3 +92,55 @@ fn inetd_pool_behind_a_unix_listener_is_valid_with_a_warning() {
     assert!(valid(&text("127.0.0.1:1", "{ inetd = [\"cat\"] }")).warnings().is_empty());
     assert!(valid(&text("unix:/run/x.sock", "{ exec = [\"cat\"] }")).warnings().is_empty());
 }
+
+#[test]
+fn bodies_of_unknown_length_are_allowed_with_redirect_only() {
+    let with = |delivery: &str| {
+        format!(
+            "[[listener]]\naddress = \"unix:/x\"\ndelivery = \"{delivery}\"\nunknown_length = \"allow\"\n[[pool]]\n"
+        )
+    };
+    valid(&with("redirect"));
+    assert_faults(&[(
+        &with("handoff"),
+        4,
+        "listener[1].unknown_length",
+        "\"allow\"; expected \"411\", or no such key, with delivery = \"handoff\": its requests are not redirected",
+    )]);
+}
+
+#[test]
+fn trusted_proxies_need_a_worker_that_reads_their_connection() {
+    let with = |listener: &str, pool: &str| {
+        format!(
+            "[[listener]]\naddress = \"unix:/x\"\ndelivery = \"handoff\"\n{listener}\n[[pool]]\nname = \"default\"\n{pool}"
+        )
+    };
+    valid(&with("trusted_proxies = [\"unix\", \"::1\"]\nremote_user_header = \"X-User\"\nforwarded = \"rfc7239\"", ""));
+    let redirect = with("trusted_proxies = [\"unix\"]", "").replace("handoff", "redirect");
+    let inetd = with("trusted_proxies = [\"unix\"]", "handler = { inetd = [\"/bin/cat\"] }");
+    let user = with("remote_user_header = \"X-User\"", "");
+    let most: Vec<String> = (0..257).map(|n| format!("\"10.0.{}.{}\"", n / 256, n % 256)).collect();
+    let many = with(&format!("trusted_proxies = [{}]", most.join(", ")), "");
+    assert_faults(&[
+        (
+            &redirect,
+            4,
+            "listener[1].trusted_proxies",
+            "a list; expected an empty list with delivery = \"redirect\": the request reaches its worker without the proxy",
+        ),
+        (
+            &inetd,
+            4,
+            "listener[1].trusted_proxies",
+            "a list; expected an empty list: pool[1].handler (line 7) is inetd, whose connections are not read",
+        ),
+        (
+            &user,
+            4,
+            "listener[1].remote_user_header",
+            "\"x-user\"; expected \"\" without trusted_proxies, from which alone the header is accepted",
+        ),
+        (&many, 4, "listener[1].trusted_proxies", "257 of them; expected at most 256 addresses and networks"),
+    ]);
+}

@@ -3,7 +3,10 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use patou::config::{AdminConfig, Config, HandlerConfig, LimitsConfig, PoolConfig};
+use patou::config::{
+    AdminConfig, Config, Delivery, ForwardedHeaders, HandlerConfig, LimitsConfig, PoolConfig, ProxyTrust,
+    TrustedProxies, UnknownLength,
+};
 use proptest::prelude::*;
 
 use super::valid;
@@ -88,7 +91,21 @@ prop_compose! {
         config.listeners[0].mode = sockets.0;
         config.listeners[0].owner = sockets.1.then(|| "root".into());
         config.listeners[0].access_log = sockets.2;
-        config.listeners[0].allowed_hosts = vec!["example.org".into(), "[::1]".into()];
+        if sockets.2 && !sockets.1 {
+            config.listeners[0].unknown_length = UnknownLength::Allow;
+        }
+        config.listeners[0].allowed_hosts = vec!["*.example.org".into(), "[::1]".into(), "*".into()];
+        if sockets.1 {
+            config.listeners[0].delivery = Delivery::Handoff;
+            config.listeners[0].proxies = ProxyTrust {
+                trusted: TrustedProxies {
+                    unix: sockets.2,
+                    networks: vec!["10.0.0.0/8".parse().unwrap(), "::1".parse().unwrap()],
+                },
+                forwarded: if sockets.2 { ForwardedHeaders::Rfc7239 } else { ForwardedHeaders::XForwarded },
+                user_header: sockets.2.then(|| "x-remote-user".parse().unwrap()),
+            };
+        }
         config.listeners[0].pool = config.pools[sockets.3].name.clone();
         config.front.connections = sizes.0;
         config.front.head_bytes = sizes.1;

@@ -99,12 +99,25 @@ fn values_of_the_wrong_type_are_rejected() {
         (
             "allowed_hosts = \"a\"",
             "allowed_hosts",
-            "\"a\"; expected a list [..], each item a host name without scheme and port, such as \"example.org\" or \"[::1]\"",
+            "\"a\"; expected a list [..], each item a host name without scheme and port, such as \"example.org\" or \"[::1]\", \"*.example.org\" for all names below it, or \"*\" for any",
         ),
         (
             "allowed_hosts = [\"a\", \"b:80\"]",
             "allowed_hosts[2]",
-            "\"b:80\"; expected a host name without scheme and port, such as \"example.org\" or \"[::1]\"",
+            "\"b:80\"; expected a host name without scheme and port, such as \"example.org\" or \"[::1]\", \"*.example.org\" for all names below it, or \"*\" for any",
+        ),
+        (
+            "trusted_proxies = [\"10.0.0.1/8\"]",
+            "trusted_proxies[1]",
+            "\"10.0.0.1/8\"; expected an IP address, a network such as \"10.0.0.0/8\" whose host bits are 0, or \"unix\"",
+        ),
+        ("unknown_length = 411", "unknown_length", "411; expected \"411\" or \"allow\""),
+        ("unknown_length = \"refuse\"", "unknown_length", "\"refuse\"; expected \"411\" or \"allow\""),
+        ("forwarded = \"xff\"", "forwarded", "\"xff\"; expected \"x-forwarded\" or \"rfc7239\""),
+        (
+            "remote_user_header = \"Host\"",
+            "remote_user_header",
+            "\"Host\"; expected the name of a header that only the proxy sets, such as \"X-Remote-User\", or \"\" for none",
         ),
     ]);
 }

@@ -5,7 +5,6 @@
 
 use std::borrow::Cow;
 use std::ffi::OsString;
-use std::net::SocketAddr;
 use std::os::unix::ffi::OsStringExt;
 
 use http::header::{self, HeaderMap, HeaderName};
@@ -28,7 +27,7 @@ pub(crate) struct BadPath;
 /// no `CONTENT_LENGTH`, and the program reads until end of file.
 ///
 /// `SCRIPT_NAME` is empty and `PATH_INFO` the whole path, decoded. `REQUEST_URI` (not in the RFC, but in common use) is
-/// the undecoded path and query. Omitted are headers with a name of other characters than letters, digits and `-`,
+/// the undecoded path and query. `HTTPS` (in common use, too) and `REMOTE_USER` are set if a trusted proxy said so. Omitted are headers with a name of other characters than letters, digits and `-`,
 /// as `X_A` and `X-A` would become the same variable; `Proxy`, since many HTTP clients read `HTTP_PROXY`; credentials
 /// (section 9.2); and fields that concern a single connection.
 ///
@@ -39,7 +38,7 @@ pub(crate) fn meta_variables(
     context: &RequestContext,
     length: Option<u64>,
 ) -> Result<Vec<(String, OsString)>, BadPath> {
-    let (name, port) = server(parts, context.server);
+    let (name, port) = server(parts, context);
     // What nginx passes for a client on a Unix socket: the client has no address, but the variable is mandatory.
     let peer = context.peer.map_or("unix:".to_owned(), |peer| peer.ip().to_canonical().to_string());
     let mut variables: Vec<(String, OsString)> = Vec::new();
@@ -55,8 +54,14 @@ pub(crate) fn meta_variables(
     set("QUERY_STRING", parts.uri.query().unwrap_or("").into());
     set("REQUEST_URI", parts.uri.path_and_query().map_or("", |target| target.as_str()).into());
     set("REMOTE_ADDR", peer.into());
-    if let Some(peer) = context.peer {
+    if let Some(peer) = context.peer.filter(|peer| peer.port() != 0) {
         set("REMOTE_PORT", peer.port().to_string().into());
+    }
+    if let Some(user) = &context.user {
+        set("REMOTE_USER", user.into());
+    }
+    if context.is_https {
+        set("HTTPS", "on".into());
     }
     if let Some(content_type) = parts.headers.get(header::CONTENT_TYPE) {
         set("CONTENT_TYPE", os_string(content_type.as_bytes()));
@@ -98,7 +103,8 @@ fn protocol(version: Version) -> &'static str {
 }
 
 /// The host name that the client used, and the port it connected to if that is known.
-fn server(parts: &request::Parts, local: Option<SocketAddr>) -> (String, u16) {
+fn server(parts: &request::Parts, context: &RequestContext) -> (String, u16) {
+    let local = context.server;
     let host = parts.headers.get(header::HOST).and_then(|host| host.to_str().ok()).unwrap_or("");
     let host = parts.uri.authority().map_or(Cow::Borrowed(host), |authority| authority.as_str().into());
     let requested: Option<http::uri::Authority> = host.parse().ok();
@@ -108,9 +114,8 @@ fn server(parts: &request::Parts, local: Option<SocketAddr>) -> (String, u16) {
         Some(ip) => ip.to_string(),
         None => "localhost".to_owned(),
     });
-    let port =
-        local.map(|local| local.port()).or_else(|| requested.and_then(|requested| requested.port_u16())).unwrap_or(80);
-    (name, port)
+    let port = context.port.or(local.map(|local| local.port()));
+    (name, port.or_else(|| requested.and_then(|requested| requested.port_u16())).unwrap_or(80))
 }
 
 /// The decoded path (RFC 3875 section 4.1.5); empty for targets without a path (`*`, `host:port`).
@@ -213,6 +218,9 @@ mod tests {
         let context = RequestContext {
             peer: Some("[::ffff:192.0.2.7]:4711".parse().unwrap()),
             server: Some("127.0.0.1:7300".parse().unwrap()),
+            is_https: false,
+            port: None,
+            user: None,
             worker: "default-1".parse().unwrap(),
             lease: "3.1042".to_owned(),
             body_timeout: Duration::from_secs(1),

@@ -11,8 +11,15 @@ use crate::ids::WorkerId;
 /// The circumstances of a request. The worker inserts them into the request's extensions.
 #[derive(Clone, Debug)]
 pub struct RequestContext {
-    /// The client's address; `None` on a Unix socket.
+    /// The client's address; `None` on a Unix socket. As named by a proxy of `trusted_proxies`, if the request came from
+    /// one; then the port is 0 unless the proxy named it, too.
     pub peer: Option<SocketAddr>,
+    /// Whether the client used HTTPS to such a proxy.
+    pub is_https: bool,
+    /// The port at which the client reached such a proxy; `None` if no proxy has named it: the port of `server`.
+    pub port: Option<u16>,
+    /// The user in the header `remote_user_header` of such a proxy.
+    pub user: Option<String>,
     /// The address the client connected to; `None` on a Unix socket.
     pub server: Option<SocketAddr>,
     /// The worker that serves the request.

@@ -22,6 +22,9 @@ pub(crate) fn request_context() -> RequestContext {
     RequestContext {
         peer: Some("192.0.2.7:4711".parse().unwrap()),
         server: Some("127.0.0.1:7300".parse().unwrap()),
+        is_https: false,
+        port: None,
+        user: None,
         worker: "default-1".parse().unwrap(),
         lease: "3.1042".to_owned(),
         body_timeout: Duration::from_secs(20),

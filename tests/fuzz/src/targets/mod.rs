@@ -4,6 +4,7 @@
 mod cgi_response;
 mod config;
 mod coprocess;
+mod forwarded;
 mod handoff;
 mod input;
 mod notify;
@@ -21,6 +22,7 @@ pub const ALL: &[(&str, Target)] = &[
     ("cgi_response", cgi_response::run),
     ("config", config::run),
     ("coprocess", coprocess::run),
+    ("forwarded", forwarded::run),
     ("handoff", handoff::run),
     ("notify", notify::run),
     ("probe", probe::run),

@@ -149,6 +149,9 @@ fn check_handler_input(request: Request<()>) {
     assert!(fields.len() <= 5 && fields["lease"] == "3.7", "{fields:?}");
     let context = handler::RequestContext {
         peer: None,
+        is_https: false,
+        port: None,
+        user: None,
         server: None,
         worker: "default-1".parse().unwrap(),
         lease: "3.7".into(),
