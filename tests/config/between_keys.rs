@@ -96,9 +96,8 @@ fn inetd_pool_behind_a_unix_listener_is_valid_with_a_warning() {
 #[test]
 fn bodies_of_unknown_length_are_allowed_with_redirect_only() {
     let with = |delivery: &str| {
-        format!(
-            "[[listener]]\naddress = \"unix:/x\"\ndelivery = \"{delivery}\"\nunknown_length = \"allow\"\n[[pool]]\n"
-        )
+        let listener = format!("address = \"unix:/x\"\ndelivery = \"{delivery}\"\nunknown_length = \"allow\"\n");
+        format!("[[listener]]\n{listener}[[pool]]\nname = \"default\"\n")
     };
     valid(&with("redirect"));
     assert_faults(&[(
