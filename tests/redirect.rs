@@ -272,7 +272,8 @@ fn body_of_unknown_length_gets_411_instead_of_a_redirect() {
     let mut set = TestSet::prepare("");
     let unix = format!("[[listener]]\naddress = \"unix:{}\"\n\n", set.test_dir().join("http.sock").display());
     let more = listener("127.0.0.1:0", "default", "unknown_length = \"allow\"\n") + &unix;
-    set.configure(&(echo(1).replace("[[pool]]", &format!("{more}[[pool]]"))));
+    // A worker for each lease, which is not used.
+    set.configure(&(echo(4).replace("[[pool]]", &format!("{more}[[pool]]"))));
     set.run();
     set.wait_until_up();
     let (address, allowing) = (set.address(0), set.address(1));
@@ -309,7 +310,7 @@ fn python_requests_loses_a_generated_body_in_a_redirect() {
     let script =
         "import requests, sys\nr = requests.post(sys.argv[1], data=iter([b'hello']))\nprint(r.status_code, r.text)";
     let output = runs(script, &format!("http://{}/up", set.address(0))).unwrap();
-    assert_eq!(text(&output.stdout), "200 POST /up\n\n", "the method and target: there was no body");
+    assert_eq!(text(&output.stdout), "200 \n", "an empty body came back");
     set.stop();
 }
 

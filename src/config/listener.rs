@@ -114,6 +114,17 @@ pub enum UnknownLength {
     Allow,
 }
 
+impl UnknownLength {
+    /// The value of this name in the configuration.
+    pub(super) fn parse(text: &str) -> Option<Self> {
+        match text {
+            "411" => Some(Self::Refuse),
+            "allow" => Some(Self::Allow),
+            _ => None,
+        }
+    }
+}
+
 /// How client and worker meet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]

@@ -123,18 +123,10 @@ fn listener(s: &mut Section<'_, '_>, pools: &[PoolConfig]) -> ListenerConfig {
         pool,
         allowed_hosts: allowed_hosts(s),
         proxies: proxy_trust(s),
-        unknown_length: unknown_length(s).unwrap_or_default(),
+        unknown_length: s.text("unknown_length", "\"411\" or \"allow\"", UnknownLength::parse).unwrap_or_default(),
         proxy_protocol: s.boolean("proxy_protocol", default.proxy_protocol),
         access_log: s.boolean("access_log", default.access_log),
     }
-}
-
-fn unknown_length(s: &mut Section<'_, '_>) -> Option<UnknownLength> {
-    s.text("unknown_length", "\"411\" or \"allow\"", |text| match text {
-        "411" => Some(UnknownLength::Refuse),
-        "allow" => Some(UnknownLength::Allow),
-        _ => None,
-    })
 }
 
 fn pool(s: &mut Section<'_, '_>, only: bool) -> PoolConfig {
