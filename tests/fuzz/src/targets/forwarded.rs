@@ -44,7 +44,7 @@ pub(crate) fn run(bytes: &[u8]) {
     let mut direct = request.clone();
     let origin = request_origin(&mut direct, untrusted, &trust).expect("a peer that is not trusted says nothing");
     assert_eq!((origin.client, origin.is_https, origin.port, origin.user), (untrusted, false, None, None));
-    let is_forwarding = |name: &str| ["x-forwarded", "forwarded", "x-user"].iter().any(|it| name.starts_with(it));
+    let is_forwarding = |name: &str| name.starts_with("x-forwarded") || ["forwarded", "x-user"].contains(&name);
     assert!(direct.headers().keys().all(|name| !is_forwarding(&name.as_str().replace('_', "-"))));
 
     let Ok(origin) = request_origin(&mut request, None, &trust) else { return };
