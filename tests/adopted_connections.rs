@@ -102,6 +102,23 @@ impl AdoptionTest {
         waited
     }
 
+    /// Replaces the dispatcher before the response to `/waited`, or, if `is_finished_meanwhile`, after a response that it
+    /// does not see.
+    fn finish_over_a_restart(&self, is_finished_meanwhile: bool, read_response: impl FnOnce()) {
+        let dispatcher = self.set.dispatcher_pid();
+        if is_finished_meanwhile {
+            signal_to(dispatcher, Signal::SIGSTOP);
+        } else {
+            self.replace_dispatcher();
+        }
+        self.finish("/waited");
+        read_response();
+        if is_finished_meanwhile {
+            signal_to(dispatcher, Signal::SIGKILL);
+            self.wait_for_dispatcher_after(dispatcher);
+        }
+    }
+
     fn replace_dispatcher(&self) {
         let old = self.set.dispatcher_pid();
         signal_to(old, Signal::SIGKILL);
@@ -207,18 +224,7 @@ fn adopted_connection_is_served_further() {
         for is_finished_meanwhile in [false, true] {
             let test = AdoptionTest::start(is_unix, LONG_TIMEOUTS);
             let mut client = test.waited_client("");
-            let dispatcher = test.set.dispatcher_pid();
-            if is_finished_meanwhile {
-                signal_to(dispatcher, Signal::SIGSTOP);
-                test.finish("/waited");
-                assert_served(&mut client);
-                signal_to(dispatcher, Signal::SIGKILL);
-                test.wait_for_dispatcher_after(dispatcher);
-            } else {
-                test.replace_dispatcher();
-                test.finish("/waited");
-                assert_served(&mut client);
-            }
+            test.finish_over_a_restart(is_finished_meanwhile, || assert_served(&mut client));
             test.finish("/next");
             test.send(&mut client, "/next", "");
             assert_served(&mut client);
@@ -238,18 +244,9 @@ fn adopted_connection_ends_with_its_last_response() {
         for is_finished_meanwhile in [false, true] {
             let test = AdoptionTest::start(is_unix, LONG_TIMEOUTS);
             let mut client = test.waited_client("Connection: close\r\n");
-            let dispatcher = test.set.dispatcher_pid();
-            if is_finished_meanwhile {
-                signal_to(dispatcher, Signal::SIGSTOP);
-                test.finish("/waited");
+            test.finish_over_a_restart(is_finished_meanwhile, || {
                 assert_eq!(read_response(&mut client).unwrap().status, 200);
-                signal_to(dispatcher, Signal::SIGKILL);
-                test.wait_for_dispatcher_after(dispatcher);
-            } else {
-                test.replace_dispatcher();
-                test.finish("/waited");
-                assert_eq!(read_response(&mut client).unwrap().status, 200);
-            }
+            });
             test.stop();
         }
     }

@@ -565,18 +565,6 @@ fn only_listeners_with_access_log_log_requests() {
     set.stop();
 }
 
-/// The number of connections to `address` that a process holds (proc(5), `/proc/net/tcp`: the tenth field is the
-/// inode).
-fn held_connections(pid: u32, address: SocketAddr) -> usize {
-    let fds = std::fs::read_dir(format!("/proc/{pid}/fd")).unwrap().flatten();
-    let fds: Vec<_> = fds.filter_map(|fd| std::fs::read_link(fd.path()).ok()).collect();
-    let table = std::fs::read_to_string("/proc/net/tcp").unwrap();
-    let port = format!(":{:04X}", address.port());
-    let fields = table.lines().map(|line| line.split_whitespace().collect::<Vec<_>>());
-    let connections = fields.filter(|f| f.len() > 9 && f[1].ends_with(&port) && f[3] != "0A");
-    connections.filter(|f| fds.iter().any(|fd| fd.as_os_str() == format!("socket:[{}]", f[9]).as_str())).count()
-}
-
 #[test]
 fn clients_are_served_or_get_503_when_the_dispatcher_dies() {
     let set = gated_set("queue_timeout = \"300s\"", "");

@@ -692,3 +692,55 @@ fn ten_thousand_idle_connections_occupy_no_worker() {
     drop(idle);
     set.stop();
 }
+
+const HELD: &str = "[front]\nhead_timeout = \"500ms\"\nidle_timeout = \"500ms\"\nbody_timeout = \"500ms\"\n\
+    [watchdog]\ndispatcher_timeout = \"60s\"\nworker_timeout = \"60s\"\n";
+
+/// Stops a process for longer than these timeouts, and sends meanwhile.
+fn send_while_held(pid: u32, send: impl FnOnce()) {
+    signal_to(pid, Signal::SIGSTOP);
+    send();
+    std::thread::sleep(Duration::from_secs(1));
+    signal_to(pid, Signal::SIGCONT);
+}
+
+/// Time in which the dispatcher does not run is no silence of the client, whose request has arrived meanwhile.
+#[test]
+fn request_that_arrives_while_the_dispatcher_is_held_beyond_a_timeout_is_served() {
+    let listener = |more: &str| format!("[[listener]]\naddress = \"127.0.0.1:0\"\npool = \"default\"\n{more}\n");
+    let listeners = listener("delivery = \"handoff\"\nproxy_protocol = true\n") + &listener("");
+    let set = TestSet::start(&format!("{HELD}{listeners}{}", handoff_pool(2, "", LONG_TIMEOUTS)));
+    let [behind_proxy, redirect, address] = [0, 1, 2].map(|index| set.address(index));
+    let dispatcher = set.dispatcher_pid();
+    let mut kept = connect(address);
+    kept.write_all(&get_request("/", "")).unwrap();
+    assert_eq!(next_response(&mut kept).status, 200);
+    let mut clients = [connect(address), kept, connect(behind_proxy), connect(redirect)];
+    wait_until("the connections are accepted", || {
+        [address, behind_proxy, redirect].map(|listener| held_connections(dispatcher, listener)) == [2, 1, 1]
+    });
+    send_while_held(dispatcher, || {
+        clients[2].write_all(b"PROXY TCP4 192.0.2.1 192.0.2.2 1 2\r\n").unwrap();
+        clients.iter_mut().for_each(|client| client.write_all(&get_request("/", "")).unwrap());
+    });
+    for (client, status) in clients.iter_mut().zip([200, 200, 200, 307]) {
+        assert_eq!(next_response(client).status, status);
+    }
+    set.stop();
+}
+
+#[test]
+fn request_of_which_the_rest_arrives_while_its_worker_is_held_beyond_a_timeout_is_served() {
+    let set = TestSet::start(&format!("{HELD}{}", handoff_pool(1, "", LONG_TIMEOUTS)));
+    let request = "PUT / HTTP/1.1\r\nHost: localhost\r\nContent-Length: 10\r\n\r\n0123456789";
+    for start in [request.find("Host").unwrap(), request.len() - 5] {
+        let mut client = connect(set.address(0));
+        client.write_all(&request.as_bytes()[..start]).unwrap();
+        set.wait_for_worker("default/1", "busy");
+        send_while_held(set.worker_pid("default/1"), || client.write_all(&request.as_bytes()[start..]).unwrap());
+        let response = next_response(&mut client);
+        assert_eq!((response.status, response.text()), (200, "0123456789".into()));
+        set.wait_for_worker("default/1", "idle");
+    }
+    set.stop();
+}

@@ -3,7 +3,7 @@
 mod support;
 
 use std::fs;
-use std::io::Write;
+use std::io::{Read, Write};
 use std::os::unix::fs::MetadataExt;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
@@ -164,6 +164,30 @@ fn whatever_is_removed_requests_continue_and_killed_parts_come_back() {
     let failures = [redirect_failures, handoff_failures].concat();
     assert!(failures.len() <= worker_kills, "{failures:#?}\n{}", set.log());
     assert!(!set.log().contains("is frozen"), "{}", set.log());
+    set.stop();
+}
+
+/// The next dispatcher knows only what the new slot says.
+#[test]
+fn a_worker_whose_objects_are_being_replaced_is_drained_and_resumed_in_the_new_ones() {
+    let set = start();
+    assert!(set.patou(&["drain", "default-1"]).status.success());
+    let worker = set.worker_pid("default/1");
+    set.signal(Signal::SIGSTOP);
+    remove_segments(&set);
+    signal_to(worker, Signal::SIGKILL);
+    wait_until("the worker is dead", || !is_alive(worker));
+    let mut resumed = UnixStream::connect(set.runtime_dir().join("probe.sock")).unwrap();
+    resumed.write_all(b"{\"nonce\":1,\"order\":{\"resume\":\"default/1\"}}\n").unwrap();
+    resumed.set_read_timeout(Some(Duration::from_millis(300))).unwrap();
+    let mut answer = [0];
+    assert!(resumed.read(&mut answer).is_err(), "it is resumed in a slot that no process will read");
+    set.signal(Signal::SIGCONT);
+    resumed.set_read_timeout(Some(EVENT_TIMEOUT)).unwrap();
+    assert_eq!(resumed.read(&mut answer).unwrap(), 1);
+    kill(&set, "dispatcher");
+    set.wait_for_worker("default/1", "idle");
+    assert_ne!(set.worker_pid("default/1"), worker);
     set.stop();
 }
 

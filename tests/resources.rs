@@ -24,19 +24,6 @@ fn open_descriptors(pid: u32) -> usize {
     fs::read_dir(format!("/proc/{pid}/fd")).map_or(0, Iterator::count)
 }
 
-/// How many connections of a listener's clients a process holds: descriptors of the sockets that `/proc/net/tcp` lists
-/// with the listener's port (proc(5)).
-fn held_connections(pid: u32, listener: SocketAddr) -> usize {
-    let port = format!(":{:04X}", listener.port());
-    let table = fs::read_to_string("/proc/net/tcp").unwrap();
-    let fields = table.lines().skip(1).map(|line| line.split_whitespace().collect::<Vec<_>>());
-    let of_clients = fields.filter(|fields| fields[1].ends_with(&port) && fields[3] == "01");
-    let sockets: BTreeSet<_> = of_clients.map(|fields| format!("socket:[{}]", fields[9])).collect();
-    let fds = fs::read_dir(format!("/proc/{pid}/fd")).into_iter().flatten().flatten();
-    let targets = fds.filter_map(|fd| Some(fs::read_link(fd.path()).ok()?.to_string_lossy().into_owned()));
-    targets.filter(|target| sockets.contains(target)).count()
-}
-
 /// A set with one handoff listener and a low limit of open files.
 fn start_with_open_files(limit: u32, pool: &str, more: &str) -> TestSet {
     let mut set = TestSet::prepare("");

@@ -247,6 +247,11 @@ impl Driver {
         self.look(&id.pool, |pool| pool.has_worker(id.number)).unwrap_or_default()
     }
 
+    /// Whether this worker is about to get new objects; see [`PoolSet::is_being_replaced`].
+    pub(super) fn is_being_replaced(&self, id: &WorkerId) -> bool {
+        self.change(|pools| pools.is_being_replaced(id))
+    }
+
     /// Whether an operator keeps this worker out of service.
     pub(super) fn is_drained(&self, id: &WorkerId) -> bool {
         self.look(&id.pool, |pool| pool.is_drained(id.number)).unwrap_or_default()

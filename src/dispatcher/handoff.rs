@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use http::StatusCode;
 use nix::sys::socket::{MsgFlags, Shutdown, recv, shutdown};
-use tokio::time::{Instant, sleep, timeout_at};
+use tokio::time::{Instant, sleep};
 
 use super::connection::{Connection, ConnectionOrigin, HandoffOutcome};
 use super::driver::{Driver, WATCH_AFTER};
@@ -112,10 +112,10 @@ impl HandoffListener {
         let deadline = Instant::now() + self.listeners.settings().head_timeout;
         let (mut known, mut pause) = (0, PROXY_PAUSE);
         loop {
-            match timeout_at(deadline, connection.watched.readable()).await {
-                Ok(readable) => readable?,
-                Err(_) if known > 0 => return Err(io::ErrorKind::InvalidData.into()),
-                Err(elapsed) => return Err(elapsed.into()),
+            match net::until(deadline, connection.watched.readable()).await {
+                Some(readable) => readable?,
+                None if known > 0 => return Err(io::ErrorKind::InvalidData.into()),
+                None => return Err(io::ErrorKind::TimedOut.into()),
             };
             let available = connection.peek(&mut bytes)?;
             match parse_proxy_header(&bytes[..available]) {

@@ -6,9 +6,10 @@ use std::time::Duration;
 
 use nix::errno::Errno;
 use tokio::sync::Notify;
-use tokio::time::{Instant, timeout_at};
+use tokio::time::Instant;
 
 use super::connection::Connection;
+use crate::net;
 
 /// All idle connections of the handoff listeners.
 #[derive(Default)]
@@ -38,10 +39,10 @@ impl IdleConnections {
             }
             let closing = self.closing.notified();
             tokio::select! {
-                readable = timeout_at(deadline, connection.watched.readable()) => match readable {
-                    Ok(Ok(true)) => return true,
-                    Ok(Ok(false)) => is_reported = true,
-                    Ok(Err(_)) | Err(_) => return false,
+                readable = net::until(deadline, connection.watched.readable()) => match readable {
+                    Some(Ok(true)) => return true,
+                    Some(Ok(false)) => is_reported = true,
+                    Some(Err(_)) | None => return false,
                 },
                 () = closing => {}
             }

@@ -146,8 +146,8 @@ impl PoolSlots {
         PoolAvailability { workers: workers.len(), drained, down, failed: self.failed.clone() }
     }
 
-    /// The workers of which a report would be a reproach: those that have left a question open, and those with a corrupt
-    /// slot. Each may have been replaced since its slot was read.
+    /// The workers that a report would accuse: those that have left a question open, and those with a corrupt slot. Their
+    /// slots are read again before, because they may have answered or been replaced since.
     pub(super) fn suspect_workers(&self) -> VecDeque<WorkerNumber> {
         let is_suspect = |worker: &Worker| worker.silent_since.is_some() || worker.is_corrupt();
         self.workers().filter(|(_, worker)| is_suspect(worker)).map(|(n, _)| n).collect()

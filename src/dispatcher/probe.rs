@@ -21,6 +21,7 @@ use super::driver::Driver;
 use super::places::ConnectionPlaces;
 use crate::config::Config;
 use crate::descriptors::{SpareDescriptors, is_shortage};
+use crate::ids::WorkerId;
 use crate::log::{Event, LogThrottle};
 use crate::net::ACCEPT_RETRY_DELAY;
 use crate::pool::PoolEvent;
@@ -45,6 +46,12 @@ const GRACE_PAUSE: Duration = Duration::from_millis(1);
 /// How long the first probe waits until the watchdog's user is known. Shorter than the least time after which a
 /// dispatcher is frozen.
 const LOOK_UP_WAIT: Duration = Duration::from_millis(200);
+
+/// How long a command for one worker waits for the new objects of that worker. Longer only if its restart is delayed: then
+/// the copy is made later.
+const NEW_OBJECTS_WAIT: Duration = Duration::from_secs(1);
+/// How often it looks for them.
+const NEW_OBJECTS_PAUSE: Duration = Duration::from_millis(10);
 
 /// How long the look for a listening process may take.
 const CONNECT_TIMEOUT: Duration = Duration::from_millis(100);
@@ -241,6 +248,9 @@ impl ProbeServer {
             }
             self.spare.borrow_mut().refill();
             let Ok(request) = serde_json::from_slice::<ProbeRequest>(&line) else { return };
+            if let Some(ProbeCommand::Drain(id) | ProbeCommand::Resume(id)) = &request.command {
+                wait_for_new_objects(driver, id).await;
+            }
             // Before the command, so that the questions it opens do not count as silence.
             let pools = driver.report();
             driver.notify_status();
@@ -272,6 +282,15 @@ async fn refuse(stream: UnixStream) {
     if let Ok(mut answer) = serde_json::to_vec(&ProbeRefusal { refused }) {
         answer.push(b'\n');
         let _ = write.write_all(&answer).await; // fails if the peer has disconnected
+    }
+}
+
+/// A worker that is down and whose objects have lost their names gets new ones, with a copy of the slot. A command that
+/// was executed in the old slot meanwhile would be lost with this process.
+async fn wait_for_new_objects(driver: &Driver, id: &WorkerId) {
+    let give_up = Instant::now() + NEW_OBJECTS_WAIT;
+    while driver.is_being_replaced(id) && Instant::now() < give_up {
+        sleep(NEW_OBJECTS_PAUSE).await;
     }
 }
 

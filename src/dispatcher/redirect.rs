@@ -16,7 +16,7 @@ use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
-use tokio::time::{Instant, sleep, timeout};
+use tokio::time::{Instant, sleep};
 
 use super::connection::client_peer;
 use super::driver::{Driver, WATCH_AFTER};
@@ -94,8 +94,8 @@ impl RedirectConnection {
 
     async fn serve_request(&self, driver: &Rc<Driver>) -> Result<(), NoRequest> {
         let read = RequestInput::read(&self.stream, BytesMut::new(), self.settings.head_bytes);
-        let input = timeout(self.settings.head_timeout, read).await;
-        let input = input.unwrap_or_else(|_| Err(NoRequest::Rejected(ProblemResponse::late_head("head_timeout"))))?;
+        let input = net::until(Instant::now() + self.settings.head_timeout, read).await;
+        let input = input.unwrap_or_else(|| Err(NoRequest::Rejected(ProblemResponse::late_head("head_timeout"))))?;
         let io = OneRequestIo {
             stream: self.stream.clone(),
             input,

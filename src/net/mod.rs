@@ -5,6 +5,7 @@ mod chunks;
 mod disconnect;
 mod forwarded;
 mod host;
+mod last_look;
 mod linger;
 mod lingering_close;
 mod patou_headers;
@@ -19,6 +20,7 @@ pub(crate) use allowed_hosts::is_host_allowed;
 pub(crate) use disconnect::{HalfClose, disconnected, has_ended, probe_half_closed};
 pub(crate) use forwarded::{RequestOrigin, request_origin};
 pub(crate) use host::{fallback_host, host};
+pub(crate) use last_look::until;
 pub(crate) use linger::LingerBounds;
 pub(crate) use lingering_close::{
     deliver, discard_until_closed, discard_until_closed_blocking, lingering_close, reset, set_reset_on_close,

@@ -21,6 +21,7 @@ use super::watched_set::WatchedSet;
 use super::{prober, process_sample};
 use crate::descriptors::SpareDescriptors;
 use crate::ids::{Monotonic, ProcessId, WorkerId};
+use crate::log::LogThrottle;
 use crate::sd_notification::notify;
 use crate::sd_watchdog::WatchdogTicker;
 use crate::{clock, procfs};
@@ -37,6 +38,7 @@ pub(super) struct Watchdog<S: Supervisor> {
     own_id: ProcessId,
     /// For the files of `/proc`.
     spare: SpareDescriptors,
+    failed_samples: LogThrottle,
     /// The last `STATUS=` sent to systemd.
     status: String,
 }
@@ -63,6 +65,7 @@ impl<S: Supervisor> Watchdog<S> {
             logged_causes: BTreeMap::new(),
             own_id: procfs::this_process(),
             spare: SpareDescriptors::new(1),
+            failed_samples: LogThrottle::default(),
             status: String::new(),
         }
     }
@@ -204,6 +207,12 @@ impl<S: Supervisor> Watchdog<S> {
                 self.spare.release();
                 let sample = process_sample::sample(&part, self.supervisor.process(&part));
                 self.spare.refill();
+                if sample.is_none()
+                    && let Some(count) = self.failed_samples.count()
+                {
+                    tracing::warn!(count, %part, "the watchdog has no descriptor or memory left to see what {part} is doing: \
+                        its silence does not count until it has");
+                }
                 return Some(PlanEvent::Sampled(part, sample));
             }
             PlanAction::DeclareFrozen(part, why) => self.declare_frozen(&part, &why),

@@ -16,7 +16,7 @@ use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::time::timeout;
+use tokio::time::Instant;
 
 use super::handler::{Body, BoxError};
 use super::served_connection::ServedConnection;
@@ -25,7 +25,7 @@ use super::transaction::{
     EndCause, InputStep, ReceivedHead, RequestPhase, ResponsePhase, Transaction, TransactionEvent,
 };
 use crate::clock;
-use crate::net::{NoRequest, ProblemResponse, RequestInput, discard_input};
+use crate::net::{self, NoRequest, ProblemResponse, RequestInput, discard_input};
 
 /// What the head of a request says.
 pub(super) fn request_head(request: &Request<Incoming>) -> ReceivedHead {
@@ -54,11 +54,11 @@ pub(super) async fn read_head(
         }
         polled
     });
-    match timeout(bound, read).await {
-        Ok(Ok(input)) => Ok(input),
-        Ok(Err(NoRequest::Closed)) => Err(ServiceEnd::By(EndCause::Closed)),
-        Ok(Err(NoRequest::Rejected(problem))) => Err(ServiceEnd::BadHead(problem)),
-        Err(_elapsed) => Err(ServiceEnd::By(EndCause::LateHead)),
+    match net::until(Instant::now() + bound, read).await {
+        Some(Ok(input)) => Ok(input),
+        Some(Err(NoRequest::Closed)) => Err(ServiceEnd::By(EndCause::Closed)),
+        Some(Err(NoRequest::Rejected(problem))) => Err(ServiceEnd::BadHead(problem)),
+        None => Err(ServiceEnd::By(EndCause::LateHead)),
     }
 }
 

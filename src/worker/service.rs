@@ -116,7 +116,8 @@ pub(super) struct RequestRunner<S> {
 }
 
 impl<S: HandlerService> RequestRunner<S> {
-    /// Runs the handler for one request, from which [`crate::net::request_origin`] has removed what is not believed. An error means that no response may be sent.
+    /// Runs the handler for one request, from which [`crate::net::request_origin`] has removed what is not believed. An
+    /// error means that no response may be sent.
     pub(super) async fn run(
         &self,
         mut request: Request<Incoming>,

@@ -284,6 +284,19 @@ impl PoolSet {
         }
     }
 
+    /// Whether a worker is down and the names of its objects are lost, so that it gets new ones. Opens them if they exist.
+    pub(super) fn is_being_replaced(&mut self, id: &WorkerId) -> bool {
+        let Some(index) = self.index_of(&id.pool) else { return false };
+        let is_lost = |pools: &Self| {
+            let slot = pools.pools[index].slot(id.number);
+            slot.is_some_and(|slot| slot.has_lost_names() && !slot.segment.is_role_locked(SegmentRole::Worker))
+        };
+        if is_lost(self) {
+            self.try_open_missing_slots(index);
+        }
+        is_lost(self)
+    }
+
     /// Closes the slots of workers that the pool has removed.
     fn close_surplus_slots(&mut self) {
         for pool in &mut self.pools {

@@ -27,9 +27,10 @@ pub(crate) struct BadPath;
 /// no `CONTENT_LENGTH`, and the program reads until end of file.
 ///
 /// `SCRIPT_NAME` is empty and `PATH_INFO` the whole path, decoded. `REQUEST_URI` (not in the RFC, but in common use) is
-/// the undecoded path and query. `HTTPS` (in common use, too) and `REMOTE_USER` are set if a trusted proxy said so. Omitted are headers with a name of other characters than letters, digits and `-`,
-/// as `X_A` and `X-A` would become the same variable; `Proxy`, since many HTTP clients read `HTTP_PROXY`; credentials
-/// (section 9.2); and fields that concern a single connection.
+/// the undecoded path and query. `HTTPS` (in common use, too) and `REMOTE_USER` are set if a trusted proxy said so.
+/// Omitted are headers with a name of other characters than letters, digits and `-`, as `X_A` and `X-A` would become the
+/// same variable; `Proxy`, since many HTTP clients read `HTTP_PROXY`; credentials (section 9.2); and fields that concern a
+/// single connection.
 ///
 /// # Errors
 /// [`BadPath`].

@@ -8,7 +8,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use http::StatusCode;
 use http_body::{Body as _, Frame, SizeHint};
-use tokio::time::{Sleep, sleep};
+use tokio::time::{Instant, Sleep, sleep};
 
 use super::body::{Body, BoxError};
 use super::context::RequestContext;
@@ -39,6 +39,9 @@ impl From<LimitedBodyError> for RequestFailure {
     }
 }
 
+/// In this time the runtime sees what arrived while this process did not run: see [`crate::net::until`].
+const LAST_LOOK: Duration = Duration::from_millis(1);
+
 /// A request body under the limits of its [`RequestContext`]. It ends after an error.
 pub(crate) struct LimitedBody {
     body: Body,
@@ -47,7 +50,8 @@ pub(crate) struct LimitedBody {
     /// A frame that [`poll_ready`](LimitedBody::poll_ready) has read.
     peeked: Option<Frame<Bytes>>,
     /// Runs only while a reader waits: the client is not blamed for a slow reader.
-    silence: Option<Pin<Box<Sleep>>>,
+    /// After `timeout` it runs once more for [`LAST_LOOK`], and is marked so.
+    silence: Option<(Pin<Box<Sleep>>, bool)>,
     failed: bool,
 }
 
@@ -107,8 +111,13 @@ impl http_body::Body for LimitedBody {
         }
         let result = match Pin::new(&mut this.body).poll_frame(task) {
             Poll::Pending => {
-                let silence = this.silence.get_or_insert_with(|| Box::pin(sleep(this.timeout)));
+                let (silence, is_last_look) =
+                    this.silence.get_or_insert_with(|| (Box::pin(sleep(this.timeout)), false));
                 ready!(silence.as_mut().poll(task));
+                if !std::mem::replace(is_last_look, true) {
+                    silence.as_mut().reset(Instant::now() + LAST_LOOK);
+                    ready!(silence.as_mut().poll(task));
+                }
                 Err(LimitedBodyError::TimedOut(this.timeout))
             }
             Poll::Ready(None) => return Poll::Ready(None),

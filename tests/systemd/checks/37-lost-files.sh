@@ -35,19 +35,23 @@ wait_for 10 "/healthz is ready" health_is ready
 # One request of each killed worker, and those that the dispatcher had accepted.
 ((failed <= 4 + $(wc -w <<<"$units"))) || fail "$failed requests failed: $failures"
 
-# Doorbells alone: the worker's next start creates its segment again as well, and removes the one that has its name.
+# One file of a worker alone: its next start creates all of them again, and removes what is left of the old ones.
 worker=$(head -n 1 <<<"$units")
 instance=${worker#patou-worker@}
 instance=${instance%.service}
-rm "/run/patou/${instance%-*}/${instance##*-}.dw"
-kill_part "$worker"
-wait_for 10 "/healthz is ready" health_is ready
-restarts=$(systemctl show --value --property NRestarts "$worker")
-expect "segments" "$(find /dev/shm -name 'patou.*' | wc -l)" "$(wc -w <<<"$units")"
-sleep 2
-expect "the restarts of $instance" "$(systemctl show --value --property NRestarts "$worker")" "$restarts"
-state=$(patou status --json | jq --raw-output --arg id "${instance%-*}/${instance##*-}" '.pools[].workers[] | select(.id == $id) | .state')
-expect "the state of $instance in the report of the dispatcher" "$state" idle
+id=${instance%-*}/${instance##*-}
+for file in "/run/patou/$id.dw" "/run/patou/$id.wd" "/run/patou/$id.segment" "/dev/shm/$(tr -d / <"/run/patou/$id.segment")"; do
+    [ -e "$file" ] || fail "there is no $file"
+    rm "$file"
+    kill_part "$worker"
+    wait_for 10 "/healthz is ready without $file" health_is ready
+    restarts=$(systemctl show --value --property NRestarts "$worker")
+    sleep 2
+    expect "restarts of $instance without $file" "$(systemctl show --value --property NRestarts "$worker")" "$restarts"
+    state=$(patou status --json | jq --raw-output --arg id "$id" '.pools[].workers[] | select(.id == $id) | .state')
+    expect "the state of $instance without $file" "$state" idle
+    expect "segments without $file" "$(find /dev/shm -name 'patou.*' | wc -l)" "$(wc -w <<<"$units")"
+done
 
 # probe.sock: bound again by the dispatcher, which is not killed.
 dispatcher=$(main_pid patou-dispatcher.service)
