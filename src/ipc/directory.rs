@@ -1,5 +1,6 @@
 //! Directories and files that no other user can have changed.
 
+use std::collections::BTreeSet;
 use std::fs::{self, File};
 use std::io::{self, Read, Write};
 use std::os::fd::AsFd;
@@ -7,7 +8,7 @@ use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsE
 use std::path::Path;
 
 use nix::libc;
-use nix::unistd::{Uid, geteuid};
+use nix::unistd::{Uid, geteuid, getuid};
 
 use super::error::{IpcError, at};
 use super::modes::Modes;
@@ -53,6 +54,11 @@ fn check_directory_of(dir: &Path, owner: Option<Uid>) -> io::Result<()> {
 /// The owner of a directory.
 pub(super) fn owner_of(dir: &Path) -> Option<u32> {
     fs::symlink_metadata(dir).ok().filter(|status| status.is_dir()).map(|status| status.uid())
+}
+
+/// Whose segments the workers of `dir` have: this user's, or, where root creates them for units, the directory's owner's.
+pub(super) fn segment_owners(dir: &Path) -> BTreeSet<u32> {
+    owner_of(dir).into_iter().chain([getuid().as_raw()]).collect()
 }
 
 /// Reads a small file (at most 4 KiB of text) of this user, of root or of `owner`. Does not follow links.

@@ -3,9 +3,7 @@
 use std::fs;
 use std::path::Path;
 
-use nix::unistd::getuid;
-
-use super::directory::{owner_of, read_private};
+use super::directory::{owner_of, read_private, segment_owners};
 use super::error::{IpcError, at};
 use super::set::recorded_workers;
 use super::worker_ipc::WorkerPaths;
@@ -33,10 +31,10 @@ pub(crate) struct Leftover {
 /// Removes segments of this set that no process uses and no file names, as after the removal of the directory of a
 /// running set. Returns their number. The caller holds the set's lock, or the directory does not exist.
 pub(crate) fn remove_dead_segments(config: &Config) -> Result<usize, IpcError> {
-    let mut removed = 0;
+    let (mut removed, owner) = (0, owner_of(&config.set.runtime_dir));
     for (name, id) in existing_segments(config)? {
         // A lock of any role proves that the set lives, however few of its files are left.
-        if Segment::open(&name, Some(config.digest_of(&id)), None).is_ok_and(|segment| !segment.is_locked()) {
+        if Segment::open(&name, Some(config.digest_of(&id)), owner).is_ok_and(|segment| !segment.is_locked()) {
             Segment::unlink(&name)?;
             removed += 1;
         }
@@ -44,16 +42,30 @@ pub(crate) fn remove_dead_segments(config: &Config) -> Result<usize, IpcError> {
     Ok(removed)
 }
 
+/// Removes the segments of a worker without a process whose record was lost. A dispatcher keeps what it has open.
+pub(crate) fn remove_unrecorded_segments(config: &Config, id: &WorkerId) -> Result<(), IpcError> {
+    let owner = owner_of(&config.set.runtime_dir);
+    let of_worker = existing_segments(config)?.into_iter().filter(|(_, of)| of == id);
+    for (name, _) in of_worker {
+        if Segment::open(&name, Some(config.digest_of(id)), owner).is_ok() {
+            Segment::unlink(&name)?;
+        }
+    }
+    Ok(())
+}
+
 /// The segments in [`SHM`] with the names of this set's. Those of a set of the same name in another directory have
 /// another digest.
 fn existing_segments(config: &Config) -> Result<Vec<(String, WorkerId)>, IpcError> {
-    let prefix = format!("patou.{}.{}.", getuid(), config.set.name);
+    let owners = segment_owners(&config.set.runtime_dir);
+    let prefixes: Vec<_> = owners.iter().map(|uid| format!("patou.{uid}.{}.", config.set.name)).collect();
     let mut found = Vec::new();
     for entry in fs::read_dir(SHM).map_err(at(Path::new(SHM)))?.flatten() {
         let file = entry.file_name();
-        let Some(rest) = file.to_str().and_then(|file| file.strip_prefix(&prefix)) else { continue };
+        let Some(name) = file.to_str() else { continue };
+        let Some(rest) = prefixes.iter().find_map(|prefix| name.strip_prefix(prefix)) else { continue };
         if let Some(id) = rest.split_once('.').and_then(|(instance, _)| instance.parse().ok()) {
-            found.push((format!("/{prefix}{rest}"), id));
+            found.push((format!("/{name}"), id));
         }
     }
     Ok(found)

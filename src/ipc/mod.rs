@@ -24,7 +24,7 @@ mod worker_ipc;
 
 pub(crate) use error::IpcError;
 pub(crate) use held_worker::HeldWorker;
-pub(crate) use leftover::{Leftover, leftovers, remove_dead_segments};
+pub(crate) use leftover::{Leftover, leftovers, remove_dead_segments, remove_unrecorded_segments};
 pub(crate) use modes::Modes;
 pub(crate) use observed_worker::ObservedWorker;
 pub(crate) use passed::{

@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use nix::unistd::{Gid, getuid};
 
-use super::directory::{create_file, owner_of, prepare_directory, read_private, remove_file};
+use super::directory::{create_file, owner_of, prepare_directory, read_private, remove_file, segment_owners};
 use super::error::{IpcError, at};
 use super::modes::Modes;
 use super::passed::{PassedObjects, WorkerObject};
@@ -202,14 +202,9 @@ pub(crate) fn remove_worker(dir: &Path, id: &WorkerId) -> Result<(), IpcError> {
         // First, because the socket alone is no record of a worker.
         remove_file(&paths.handoff)?;
     }
-    let owner = owner_of(dir);
-    // Only names that this program creates: a name in a file is not enough to unlink a segment. Root creates those of
-    // units for the owner of the directory.
-    let is_own = |name: &str| {
-        let mut owners = std::iter::once(getuid().as_raw()).chain(owner);
-        owners.any(|uid| name.starts_with(&format!("/patou.{uid}.")))
-    };
-    match read_private(&paths.segment, owner) {
+    // Only names that this program creates: a name in a file is not enough to unlink a segment.
+    let is_own = |name: &str| segment_owners(dir).iter().any(|uid| name.starts_with(&format!("/patou.{uid}.")));
+    match read_private(&paths.segment, owner_of(dir)) {
         Ok(name) if is_own(&name) => Segment::unlink(&name)?,
         Ok(_) => {}
         Err(error) if error.kind() == io::ErrorKind::NotFound => {}

@@ -44,6 +44,7 @@ pub(super) fn run(path: Option<&Path>, id: &WorkerId) -> Result<(), CommandError
     nix::unistd::chown(&dir.join("set.lock"), Some(owner.uid), Some(owner.gid)).map_err(failed)?;
     let modes = Modes { owner: Some(owner.uid), ..Modes::shared(account(&pool.user)?.gid) };
     let set_epoch = ipc::set_epoch(dir).map_err(failed)?.unwrap_or_else(|| clock::now().0);
+    ipc::remove_unrecorded_segments(&config, id).map_err(failed)?;
     ipc::create_worker(&config, id, set_epoch, &modes).map_err(failed)?;
     eprintln!("the segment and doorbells of worker {id} were removed while the set was running: created again");
     Ok(())

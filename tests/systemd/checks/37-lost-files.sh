@@ -40,8 +40,9 @@ worker=$(head -n 1 <<<"$units")
 instance=${worker#patou-worker@}
 instance=${instance%.service}
 id=${instance%-*}/${instance##*-}
-for file in "/run/patou/$id.dw" "/run/patou/$id.wd" "/run/patou/$id.segment" "/dev/shm/$(tr -d / <"/run/patou/$id.segment")"; do
-    [ -e "$file" ] || fail "there is no $file"
+for kind in dw wd segment shm; do
+    file=/run/patou/$id.$kind
+    [ "$kind" != shm ] || file=/dev/shm$(cat "/run/patou/$id.segment")
     rm "$file"
     kill_part "$worker"
     wait_for 10 "/healthz is ready without $file" health_is ready
@@ -75,5 +76,7 @@ rm "/run/patou/${instance%-*}/${instance##*-}.sock"
 wait_for 10 "/healthz names the units" reason "systemctl restart patou-worker@$instance.socket $worker"
 systemctl restart "patou-worker@$instance.socket" "$worker"
 wait_for 10 "/healthz is ready" health_is ready
+# A segment without a record.
+rm "/run/patou/$id.segment"
 systemctl stop patou
-[ -z "$(find /dev/shm -name 'patou.*')" ] || fail "segments are left"
+assert_nothing_left
