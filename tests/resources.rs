@@ -67,6 +67,7 @@ fn clients_that_use_up_the_descriptors_do_not_look_like_a_frozen_dispatcher() {
     set.wait_for_log(&["front.connections is 20000", "limit of open files (300)"]);
     let address = set.address(0);
     let dispatcher = set.dispatcher_pid();
+    signal_to(dispatcher, Signal::SIGHUP);
     let clients: Vec<_> = (0..400).map(|_| waiting_client(address)).collect();
     // The first report of the dispatcher brings it.
     wait_until("the places are known", || metrics(&set).contains("patou_connections_max "));
@@ -80,6 +81,7 @@ fn clients_that_use_up_the_descriptors_do_not_look_like_a_frozen_dispatcher() {
     assert_eq!(set.dispatcher_pid(), dispatcher);
     assert!(open_descriptors(dispatcher) < 300);
     assert!(!set.log().contains("cannot accept"), "{}", set.log());
+    assert_eq!(set.log().matches("front.connections is 20000").count(), 1, "a reload changes nothing: {}", set.log());
     open_gate(&set);
     for mut client in clients {
         assert_eq!(read_response(&mut client).map(|response| response.status), Ok(200));

@@ -38,9 +38,9 @@ impl ConnectionPlaces {
     /// Applies a configuration. Connections beyond a smaller number stay; none is accepted until they have ended.
     pub(super) fn apply(&self, config: &Config) {
         self.needs.set(config.descriptor_needs());
-        let limit = descriptors::limit();
+        let (limit, before) = (descriptors::limit(), self.count.get());
         self.resize(limit);
-        if let Some(limitation) = self.needs.get().limitation(limit) {
+        if let Some(limitation) = self.needs.get().limitation(limit).filter(|_| self.count.get() != before) {
             tracing::warn!(event = %Event::ConnectionsLimited, "{limitation}");
         }
     }
