@@ -128,6 +128,18 @@ ensure_started() {
 mark_set_changed() { rm -f "$check_dir/../running"; }
 mark_set_standard() { echo standard >"$check_dir/../running"; }
 
+# Applies a configuration with another handler. The workers replace themselves one after the other, each without a request,
+# and may not have finished when the reload returns.
+reload_handlers() {
+    local before
+    before=$(epochs)
+    systemctl reload patou || fail "systemctl reload patou with another handler"
+    wait_for 10 "every worker has its new handler" are_replaced "$before"
+    wait_for 10 "the set is up" all_up
+}
+epochs() { patou status --json | jq --compact-output '[.pools[].workers[] | {key: .id, value: .epoch}] | from_entries'; }
+are_replaced() { patou status --json | jq --exit-status --argjson before "$1" '[.pools[].workers[] | .epoch != $before[.id]] | all' >/dev/null; }
+
 all_up() { [ "$(systemctl is-active patou)" = active ] && patou status --wait 1ms >/dev/null; }
 
 # ---------------------------------------------------------------------------------------------------------------------

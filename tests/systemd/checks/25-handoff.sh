@@ -115,8 +115,7 @@ found=$(find /run/patou/default -mindepth 1 2>/dev/null || true)
 # those with a worker and those in the queue.
 # shellcheck disable=SC2016 # the handler's shell expands this
 handoff_configuration 3 '{ exec = ["/bin/sh", "-c", "case $PATH_INFO in /long) sleep 300 ;; *) sleep 1 ;; esac; printf \"Content-Type: text/plain\\n\\ndone\\n\""] }' | configure
-systemctl reload patou || fail "systemctl reload patou"
-wait_for 10 "the set is up" all_up
+reload_handlers
 curl --silent --include --max-time 60 --unix-socket /run/patou/http.sock http://localhost/long >"$check_dir/response" &
 client=$!
 busy() { patou status --json | jq --exit-status --raw-output '.pools[].workers[] | select(.state == "busy") | .id'; }
@@ -151,8 +150,7 @@ wait_for 5 "the dispatcher is replaced" replaced patou-dispatcher.service "$pid"
 # shellcheck disable=SC2016 # the program's shell expands this
 handoff_configuration 2 '{ inetd = ["/bin/sh", "-c", "read -r line; echo \"$PROTO: $line\""] }' | sed '/^address = "127.0.0.1:7286"/a delivery = "handoff"' |
     sed '/lease.sock/a delivery = "handoff"' | configure
-systemctl reload patou || fail "systemctl reload patou with inetd"
-wait_for 10 "the set is up" all_up
+reload_handlers
 client='import socket, sys
 s = socket.socket(socket.AF_UNIX); s.connect("/run/patou/http.sock"); s.sendall(b"hello\n"); sys.stdout.write(s.makefile().read())'
 expect "the output of the program" "$(python3 -c "$client")" "UNIX: hello"

@@ -47,8 +47,7 @@ inject TERM patou-dispatcher.service "$dispatcher_bound" 8
 
 # A worker whose child has left its process group: every process is killed, and the worker recovers.
 { base_configuration && default_pool 3 '{ exec = ["/bin/sh", "-c", "setsid sleep 300 & printf \"Content-Type: text/plain\\n\\n\"; exec sleep 300"] }'; } | configure
-systemctl reload patou || fail "systemctl reload"
-wait_for 10 "the set is up" all_up
+reload_handlers
 for signal in KILL STOP; do
     curl --silent --location --max-time 60 --output /dev/null http://127.0.0.1:7286/x &
     client=$!
