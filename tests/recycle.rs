@@ -177,7 +177,7 @@ fn coprocess_is_recycled_without_a_restart_of_its_worker() {
     let new = coprocesses(&after);
     assert!(new.len() == 2 && new.iter().all(|pid| !old.contains(pid)), "{old:?} {new:?}");
     let log = set.log();
-    let recycled = log.lines().filter(|line| line.contains("co-process recycled")).count();
+    let recycled = log.lines().filter(|line| line.contains("warm process recycled")).count();
     assert!(recycled >= 10, "{recycled}\n{log}");
     set.stop();
 }
@@ -267,7 +267,7 @@ fn drained_worker_stays_drained_after_recycling() {
     assert_eq!(get(set.address(0), "/").unwrap().status, 200);
     wait_until("the co-process is exiting", || set.test_dir().join("exiting").exists());
     assert!(set.patou(&["drain", "default-1"]).status.success());
-    set.wait_for_log(&["co-process recycled"]);
+    set.wait_for_log(&["warm process recycled"]);
     assert_eq!(set.wait_for_worker("default/1", "draining")["state"], "draining");
     assert!(set.patou(&["resume", "default-1"]).status.success());
     assert_eq!(get(set.address(0), "/").unwrap().status, 200);

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use serde::Serialize;
 
-use super::{ListenAddress, quantity};
+use super::{ListenAddress, placeholder, quantity};
 use crate::ids::{PoolName, WorkerNumber};
 
 /// A named group of identical workers with one handler.
@@ -46,6 +46,18 @@ pub struct PoolConfig {
     /// A worker is recycled above about this many bytes; 0: never.
     #[serde(serialize_with = "quantity::serialize_bytes")]
     pub max_memory: u64,
+    /// The path that a warm `http` program responds to with 2xx when it is ready; empty: it is ready when it accepts
+    /// connections.
+    pub ready_path: String,
+    /// A co-process writes a frame `Ready: 1` when it is ready.
+    pub ready_frame: bool,
+    /// How often an idle warm process is pinged, and how long it may take to respond; 0: never.
+    #[serde(serialize_with = "quantity::serialize_duration")]
+    pub ping: Duration,
+    /// When the successor of a warm process starts.
+    pub replace: Replacing,
+    /// The working directory of the handler's processes; empty: that of the worker.
+    pub working_dir: String,
     /// Added to the environment of the workers.
     pub environment: BTreeMap<String, String>,
     /// The user that its workers run as; empty: the user of the set. Takes effect under systemd.
@@ -72,6 +84,12 @@ impl PoolConfig {
             [first @ .., last] => format!("{} and {last}", first.join(", ")),
         };
         Some(format!("pool {}: patou run ignores {keys} (supported under systemd only)", self.name))
+    }
+
+    /// Whether the command or the environment of the pool has this placeholder.
+    pub(crate) fn mentions(&self, placeholder: &str) -> bool {
+        let mut texts = self.handler.command().iter().chain(self.environment.values());
+        texts.any(|text| placeholder::contains(text, placeholder))
     }
 
     /// The most workers one pool may have.
@@ -115,11 +133,26 @@ impl Default for PoolConfig {
             max_requests: 0,
             max_age: Duration::ZERO,
             max_memory: 0,
+            ready_path: String::new(),
+            ready_frame: false,
+            ping: Duration::ZERO,
+            replace: Replacing::Before,
+            working_dir: String::new(),
             environment: BTreeMap::new(),
             user: String::new(),
             limits: LimitsConfig::default(),
         }
     }
+}
+
+/// When the successor of a warm process starts, in a planned replacement.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Replacing {
+    /// Before the old process ends, which happens when the successor is ready.
+    Before,
+    /// After the old process has ended: for processes that own a device or a file.
+    After,
 }
 
 /// How a worker handles a request. A command is a program and its arguments, at least the program.
@@ -132,6 +165,8 @@ pub enum HandlerConfig {
     Exec(Vec<String>),
     /// One warm process per worker, framed requests and responses on descriptors 3 and 4.
     Coprocess(Vec<String>),
+    /// One warm HTTP/1.1 server per worker, on a private address.
+    Http(Vec<String>),
     /// A user's worker program, built on this library.
     Program(Vec<String>),
     /// One process per connection, with the socket as stdin and stdout.
@@ -145,6 +180,7 @@ impl HandlerConfig {
             HandlerConfig::Echo => "echo",
             HandlerConfig::Exec(_) => "exec",
             HandlerConfig::Coprocess(_) => "coprocess",
+            HandlerConfig::Http(_) => "http",
             HandlerConfig::Program(_) => "program",
             HandlerConfig::Inetd(_) => "inetd",
         }
@@ -156,6 +192,7 @@ impl HandlerConfig {
             HandlerConfig::Echo => &[],
             HandlerConfig::Exec(c)
             | HandlerConfig::Coprocess(c)
+            | HandlerConfig::Http(c)
             | HandlerConfig::Program(c)
             | HandlerConfig::Inetd(c) => c,
         }

@@ -5,18 +5,16 @@ use toml::de::{DeTable, DeValue};
 use super::address::is_valid_path;
 use super::diagnostics::Diagnostics;
 use super::fault::ConfigFaults;
+use super::pool_section::pool;
 use super::proxies::proxy_trust;
-use super::quantity;
 use super::read::Section;
+use super::section_values::{ACCOUNT, NAME, account, address};
 use super::validate;
 use super::{
-    AdminConfig, Config, Delivery, FrontConfig, HandlerConfig, LimitsConfig, ListenAddress, ListenerConfig, PoolConfig,
-    RestartConfig, SetConfig, UnknownLength, WatchdogConfig,
+    AdminConfig, Config, Delivery, FrontConfig, ListenAddress, ListenerConfig, PoolConfig, RestartConfig, SetConfig,
+    UnknownLength, WatchdogConfig,
 };
 use crate::ids::PoolName;
-
-const NAME: &str = "a name of 1 to 32 characters of a-z, 0-9 and _";
-const ACCOUNT: &str = "the name or ID of a user or group";
 
 /// What a text without pools and listeners means.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -129,52 +127,6 @@ fn listener(s: &mut Section<'_, '_>, pools: &[PoolConfig]) -> ListenerConfig {
     }
 }
 
-fn pool(s: &mut Section<'_, '_>, only: bool) -> PoolConfig {
-    let default = PoolConfig::default();
-    let name = s.text("name", NAME, |text| PoolName::new(text).ok()).unwrap_or_else(|| {
-        s.report_missing("name", NAME);
-        default.name
-    });
-    let address = address(s).unwrap_or_else(|| {
-        if !only {
-            s.report_missing("address", "the address of its workers, required with several pools");
-        }
-        default.address
-    });
-    PoolConfig {
-        name,
-        workers: s.integer("workers", 1..=PoolConfig::WORKERS_MAX.into(), default.workers.into()) as u16,
-        handler: handler(s).unwrap_or(default.handler),
-        address,
-        offer_timeout: s.duration("offer_timeout", default.offer_timeout),
-        claim_timeout: s.duration("claim_timeout", default.claim_timeout),
-        request_timeout: s.duration("request_timeout", default.request_timeout),
-        queue: s.integer("queue", 0..=1_000_000, default.queue as u64) as usize,
-        queue_timeout: s.duration_or_zero("queue_timeout", default.queue_timeout),
-        drain_timeout: s.duration_or_zero("drain_timeout", default.drain_timeout),
-        max_requests: s.integer("max_requests", 0..=u64::MAX, default.max_requests),
-        max_age: s.duration_or_zero("max_age", default.max_age),
-        max_memory: s.bytes("max_memory", default.max_memory),
-        environment: s.string_map("environment", variable).unwrap_or(default.environment),
-        user: s
-            .text("user", ACCOUNT, |text| if text.is_empty() { Some(String::new()) } else { account(text) })
-            .unwrap_or_default(),
-        limits: s.table("limits", limits).unwrap_or_default(),
-    }
-}
-
-fn limits(s: &mut Section<'_, '_>) -> LimitsConfig {
-    let size = "a size such as \"512M\", a percentage or \"infinity\"";
-    let files = "a number, \"SOFT:HARD\" or \"infinity\"";
-    LimitsConfig {
-        memory_max: s.value("memory_max", |value| limit(value, size, quantity::is_memory_max)),
-        cpu_quota: s.value("cpu_quota", |value| limit(value, "a percentage such as \"50%\"", quantity::is_cpu_quota)),
-        tasks_max: s
-            .value("tasks_max", |value| limit(value, "a number, a percentage or \"infinity\"", quantity::is_tasks_max)),
-        open_files: s.value("open_files", |value| limit(value, files, quantity::is_open_files)),
-    }
-}
-
 fn front(s: &mut Section<'_, '_>) -> FrontConfig {
     let default = FrontConfig::default();
     FrontConfig {
@@ -239,46 +191,6 @@ fn allowed_hosts(s: &mut Section<'_, '_>) -> Vec<String> {
     s.strings("allowed_hosts", expected, accept).unwrap_or_default()
 }
 
-fn address(s: &mut Section<'_, '_>) -> Option<ListenAddress> {
-    s.value("address", |value| match value.as_str() {
-        Some(text) => text.parse().map_err(|bad: super::BadListenAddress| bad.expected.to_owned()),
-        None => Err("an address such as \"127.0.0.1:7286\" or \"unix:/path\"".to_owned()),
-    })
-}
-
-/// `"echo"`, or a table with one key whose value is a command.
-fn handler(s: &mut Section<'_, '_>) -> Option<HandlerConfig> {
-    if s.is_table("handler") {
-        return s.table("handler", command_handler).flatten();
-    }
-    s.value("handler", |value| match value.as_str() {
-        Some("echo") => Ok(HandlerConfig::Echo),
-        Some(kind @ ("exec" | "coprocess" | "program" | "inetd")) => {
-            Err(format!("a table with its command: {{ {kind} = [\"prog\", \"arg\"] }}"))
-        }
-        _ => Err("\"echo\" or { exec = [\"prog\", \"arg\"] }, with coprocess, program or inetd in the place of exec"
-            .to_owned()),
-    })
-}
-
-fn command_handler(s: &mut Section<'_, '_>) -> Option<HandlerConfig> {
-    let exec = s.value("exec", command).map(HandlerConfig::Exec);
-    let coprocess = s.value("coprocess", command).map(HandlerConfig::Coprocess);
-    let program = s.value("program", command).map(HandlerConfig::Program);
-    let inetd = s.value("inetd", command).map(HandlerConfig::Inetd);
-    s.require_one("one of exec, coprocess, program and inetd");
-    exec.or(coprocess).or(program).or(inetd)
-}
-
-fn command(value: &DeValue<'_>) -> Result<Vec<String>, String> {
-    let string = |item: &toml::Spanned<DeValue<'_>>| {
-        item.get_ref().as_str().filter(|text| !text.contains('\0')).map(str::to_owned)
-    };
-    let command = value.as_array().and_then(|items| items.iter().map(string).collect::<Option<Vec<_>>>());
-    let has_program = |command: &Vec<String>| command.first().is_some_and(|program| !program.is_empty());
-    command.filter(has_program).ok_or_else(|| "a program and its arguments: [\"prog\", \"arg\"]".to_owned())
-}
-
 /// Octal only: a decimal 660 would silently be a different mode.
 fn mode(value: &DeValue<'_>) -> Result<u32, String> {
     let digits = match value {
@@ -296,31 +208,6 @@ fn delivery(value: &DeValue<'_>) -> Result<Delivery, String> {
         Some("handoff") => Ok(Delivery::Handoff),
         _ => Err("\"redirect\" or \"handoff\"".to_owned()),
     }
-}
-
-/// Names and values that execve(2) can pass.
-fn variable(name: &str, value: &DeValue<'_>) -> Result<String, String> {
-    if name.is_empty() || name.contains(['=', '\0']) {
-        return Err("a name that is not empty and contains neither = nor NUL".to_owned());
-    }
-    let text = value.as_str().filter(|text| !text.contains('\0'));
-    text.map(str::to_owned).ok_or_else(|| "a string without NUL".to_owned())
-}
-
-/// A limit may be an integer as well: `tasks_max = 64`.
-fn limit(value: &DeValue<'_>, expected: &str, accept: fn(&str) -> bool) -> Result<String, String> {
-    let text = match value {
-        DeValue::Integer(number) if number.radix() == 10 => Some(number.as_str()),
-        other => other.as_str(),
-    };
-    text.filter(|text| accept(text)).map(str::to_owned).ok_or_else(|| expected.to_owned())
-}
-
-/// A user or group that systemd and useradd(8) accept: no space, no `/`, no leading `-`.
-fn account(text: &str) -> Option<String> {
-    let is_allowed = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'-' | b'.');
-    let is_valid = (1..=32).contains(&text.len()) && text.bytes().all(is_allowed) && !text.starts_with(['-', '.']);
-    is_valid.then(|| text.to_owned())
 }
 
 fn is_host(text: &str) -> bool {

@@ -9,7 +9,7 @@ use super::diagnostics::Diagnostics;
 use super::fault::{nearest, quote};
 use super::{
     Config, Delivery, HandlerConfig, LISTENERS_MAX, ListenerConfig, POOLS_MAX, PoolConfig, ProxyTrust, TrustedProxies,
-    UnknownLength, WORKERS_MAX, address_conflicts,
+    UnknownLength, WORKERS_MAX, address_conflicts, placeholder,
 };
 
 /// How many names a message lists.
@@ -26,6 +26,7 @@ pub(super) fn check(config: &Config, diagnostics: &mut Diagnostics) {
     for (i, pool) in config.pools.iter().enumerate() {
         pool_times(&format!("pool[{}]", i + 1), pool, diagnostics);
         slot_scan(&format!("pool[{}]", i + 1), pool, config.front.slot_scan, diagnostics);
+        warm_process(&format!("pool[{}]", i + 1), pool, diagnostics);
         size_of_command(&format!("pool[{}]", i + 1), pool, diagnostics);
     }
     for (i, listener) in config.listeners.iter().enumerate() {
@@ -128,6 +129,41 @@ fn inetd_hides_headers(
             format!("an empty list: {} is inetd, whose connections are not read", diagnostics.place(&handler));
         let (key, pool) = (format!("{section}.trusted_proxies"), format!("{section}.pool"));
         diagnostics.contradiction(&key, &[&pool, &handler], "a list".to_owned(), expected);
+    }
+}
+
+/// The address of an `http` program, and the keys that only some handlers have.
+fn warm_process(section: &str, pool: &PoolConfig, diagnostics: &mut Diagnostics) {
+    let key = |name: &str| format!("{section}.{name}");
+    let handler = key("handler");
+    let is_http = matches!(pool.handler, HandlerConfig::Http(_));
+    if is_http && !pool.mentions(placeholder::SOCKET) && !pool.mentions(placeholder::PORT) {
+        let expected = "{socket} or {port} in the command or in the environment, in the place of the address on which \
+                        the program listens, for instance \"unix:{socket}\" or environment = { PORT = \"{port}\" }";
+        let command = pool.handler.command().iter().map(|argument| quote(argument)).collect::<Vec<_>>().join(", ");
+        diagnostics.contradiction(
+            &key("handler.http"),
+            &[&key("environment")],
+            format!("[{command}]"),
+            expected.into(),
+        );
+    }
+    let is_coprocess = matches!(pool.handler, HandlerConfig::Coprocess(_));
+    if !pool.ping.is_zero() && is_http && pool.ready_path.is_empty() {
+        let expected = "a ready_path as well, which the pings request".to_owned();
+        diagnostics.contradiction(&key("ping"), &[&key("ready_path")], time(pool.ping), expected);
+    }
+    let place = diagnostics.place(&handler);
+    let name = pool.handler.name();
+    let only_for = |wanted: &str| format!("no such key: {place} is {name}, and only {wanted} has it");
+    if !pool.ping.is_zero() && !is_http && !is_coprocess {
+        diagnostics.contradiction(&key("ping"), &[&handler], time(pool.ping), only_for("http or coprocess"));
+    }
+    if !pool.ready_path.is_empty() && !is_http {
+        diagnostics.contradiction(&key("ready_path"), &[&handler], quote(&pool.ready_path), only_for("http"));
+    }
+    if pool.ready_frame && !is_coprocess {
+        diagnostics.contradiction(&key("ready_frame"), &[&handler], "true".to_owned(), only_for("coprocess"));
     }
 }
 

@@ -35,8 +35,8 @@ pub(crate) use set::{
 };
 pub(crate) use set_lock::{SetLock, SetOwner, is_run_by_systemd, lock_set};
 pub(crate) use worker_ipc::{
-    WorkerIpc, checked, create_worker, handoff_path, object_paths, open, open_unchecked, recreate_worker,
-    remove_segment, segment_name, set_worker_group, snapshot, snapshot_at,
+    WorkerIpc, app_socket, app_sockets, checked, create_worker, handoff_path, object_paths, open, open_unchecked,
+    recreate_worker, remove_segment, segment_name, set_worker_group, snapshot, snapshot_at,
 };
 
 #[cfg(test)]

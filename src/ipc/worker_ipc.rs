@@ -51,6 +51,19 @@ pub(crate) fn handoff_path(dir: &Path, id: &WorkerId) -> PathBuf {
     WorkerPaths::new(dir, id).handoff
 }
 
+/// How many sockets the processes of one worker have: a process, its successor, and those that are about to end.
+const APP_SOCKETS: u64 = 10;
+
+/// The path of the sockets on which the processes of worker `id` listen, without the digit at its end.
+pub(crate) fn app_sockets(dir: &Path, id: &WorkerId) -> PathBuf {
+    WorkerPaths::new(dir, id).handoff.with_extension("app")
+}
+
+/// The socket of the process with this number.
+pub(crate) fn app_socket(sockets: &Path, number: u64) -> PathBuf {
+    sockets.with_extension(format!("app{}", number % APP_SOCKETS))
+}
+
 /// Creates the objects of one worker, in place of those of a dead set, and returns the name of the segment. The caller
 /// holds the set's lock.
 pub(crate) fn create_worker(config: &Config, id: &WorkerId, set_epoch: u64, modes: &Modes) -> Result<String, IpcError> {
@@ -210,8 +223,9 @@ pub(crate) fn remove_worker(dir: &Path, id: &WorkerId) -> Result<(), IpcError> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => {}
         Err(error) => return Err(at(&paths.segment)(error)),
     }
-    for path in [&paths.to_worker, &paths.to_dispatcher, &paths.segment] {
-        remove_file(path)?;
+    let apps = (0..APP_SOCKETS).map(|digit| app_socket(&app_sockets(dir, id), digit));
+    for path in [paths.to_worker, paths.to_dispatcher, paths.segment].into_iter().chain(apps) {
+        remove_file(&path)?;
     }
     Ok(())
 }

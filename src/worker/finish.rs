@@ -59,7 +59,9 @@ pub(super) async fn finish(
     if lease.is_some() {
         state.end_request();
         if let Some(builtin) = &state.builtin {
-            builtin.end_request().await;
+            builtin.end_request(transaction.get(Transaction::respond_by).since(clock::now())).await;
+            // Before the lease is released, so that the dispatcher sees both at once.
+            state.update_handler();
         }
     }
     // Only the holder of the lease may end the connection for all processes that hold it.
@@ -81,7 +83,6 @@ pub(super) async fn finish(
     let stream = needs_delivery.then(|| connection.stream.clone());
     // A kept connection leaves this process's epoll before the dispatcher waits on it.
     drop(connection);
-    transaction.keep_handler_permit(None);
     if let Some(lease) = lease {
         let took = clock::now().since(lease.claimed_at);
         let (result, status) = transaction.get(|transaction| (transaction.result(), transaction.status()));

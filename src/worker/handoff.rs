@@ -106,7 +106,8 @@ async fn respond<S: HandlerService>(
     if number > 1 {
         // `finish` runs once per lease: it has not cleaned up after the request before.
         if let Some(builtin) = &state.builtin {
-            builtin.end_request().await;
+            let limit = connection.transaction.get(Transaction::respond_by).since(clock::now());
+            builtin.end_request(limit).await;
         }
         if previous != RequestResult::Unused {
             state.count_pipelined(previous == RequestResult::Failed);

@@ -51,8 +51,9 @@ pub use program::serve;
 
 pub use crate::ids::WorkerId;
 
-use crate::config::{Config, HandlerConfig};
-use handler::{BuiltinHandler, BuiltinSpec};
+use crate::config::Config;
+use crate::ipc;
+use handler::BuiltinHandler;
 use setup::WorkerSetup;
 pub(crate) use stand_in::{hold_back, run as run_stand_in};
 
@@ -62,13 +63,8 @@ pub(crate) use stand_in::{hold_back, run as run_stand_in};
 /// See [`ServeError`]. A `program` handler is not run here: its binary calls [`serve()`].
 pub(crate) async fn run(config: &Config, id: &WorkerId) -> Result<(), ServeError> {
     let setup = WorkerSetup::new(config, id)?;
-    let spec = match &setup.pool().handler {
-        HandlerConfig::Echo => BuiltinSpec::Echo,
-        HandlerConfig::Exec(command) => BuiltinSpec::Exec(command.clone()),
-        HandlerConfig::Coprocess(command) => BuiltinSpec::Coprocess(command.clone()),
-        HandlerConfig::Inetd(command) => BuiltinSpec::Inetd(command.clone()),
-        HandlerConfig::Program(_) => return Err(ServeError::Unknown(id.clone())),
-    };
-    let builtin = BuiltinHandler::start(&spec, id, &setup.pool().environment)?;
+    let socket = ipc::app_sockets(&config.set.runtime_dir, id);
+    let builtin = BuiltinHandler::start(setup.pool(), id, config.watchdog.start_timeout, socket)?;
+    let builtin = builtin.ok_or_else(|| ServeError::Unknown(id.clone()))?;
     setup.serve(builtin.clone(), Some(builtin)).await
 }

@@ -2,15 +2,14 @@
 
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
-use std::thread::JoinHandle;
+use std::thread;
 use std::time::Instant;
 
-use sd_notify::NotifyState;
 use tokio::sync::{Mutex, OwnedSemaphorePermit, Semaphore, mpsc};
-use tokio::task::JoinSet;
+use tokio::task::{JoinHandle, JoinSet};
 
 use super::error::{ServeError, system};
-use super::handler::BuiltinHandler;
+use super::handler::{BuiltinHandler, HandlerStartError, WarmEvent};
 use super::handoff_receiver::{EXHAUSTED_GRACE, HandoffReceiver, WorkerListeners};
 use super::recycle::reexec;
 use super::service::HandlerService;
@@ -18,9 +17,8 @@ use super::state::{TaskCommand, WorkerState};
 use super::{handoff, redirect};
 use crate::config::worker_connections_within;
 use crate::descriptors;
-use crate::log::{self, Event, LogThrottle};
+use crate::log::{Event, LogThrottle};
 use crate::net::{ACCEPT_RETRY_DELAY, SharedStream, SocketListener};
-use crate::sd_notification::notify;
 
 /// Serves until the control loop sends [`TaskCommand::Exit`].
 pub(super) async fn serve<S: HandlerService>(
@@ -28,7 +26,7 @@ pub(super) async fn serve<S: HandlerService>(
     service: S,
     listeners: WorkerListeners,
     mut commands: mpsc::UnboundedReceiver<TaskCommand>,
-    control: JoinHandle<()>,
+    control: thread::JoinHandle<()>,
 ) -> Result<(), ServeError> {
     let service = Arc::new(Mutex::new(service));
     let places = worker_connections_within(state.front.connections, descriptors::limit());
@@ -39,12 +37,8 @@ pub(super) async fn serve<S: HandlerService>(
     let handoff_socket = receiver.as_ref().map(HandoffReceiver::socket);
     let mut handoff_task = tokio::spawn(handoff::run(state.clone(), service.clone(), receiver));
 
-    // Logged before the dispatcher can see it, so that the log has the incarnations of a pool in order.
-    tracing::debug!(worker = %state.id, epoch = %state.slot.epoch(), "ready");
-    log::flush();
+    let mut keeper = tokio::spawn(keep_handler(state.clone()));
     state.finish_start();
-    let status = format!("serving as {}, incarnation {}", state.id, state.slot.epoch());
-    notify(&[NotifyState::Ready, NotifyState::Status(&status)]);
 
     loop {
         tokio::select! {
@@ -82,14 +76,25 @@ pub(super) async fn serve<S: HandlerService>(
                 state.ping.suspend();
                 let sockets = [Some(listener.as_fd()), handoff_socket.as_ref().map(|socket| socket.as_fd())];
                 let sockets: Vec<_> = sockets.into_iter().flatten().collect();
-                if command != Some(TaskCommand::Recycle) || !recycle(&state, &sockets, &mut commands).await {
+                if command != Some(TaskCommand::Recycle) {
+                    break;
+                }
+                // Without a new configuration a warm process is replaced while this loop continues.
+                let is_replaced = !state.take_reload() && state.builtin.as_ref().is_some_and(BuiltinHandler::request_replacement);
+                if !is_replaced && !recycle(&state, &mut keeper, &sockets, &mut commands).await {
                     break;
                 }
                 state.ack_ping();
             }
             () = state.ping.pinged() => state.ack_ping(),
             Some(_) = connections.join_next() => {}
-            () = state.watch_idle_coprocess() => {}
+            ended = &mut keeper => {
+                stop_handler(&state, &mut keeper).await;
+                return Err(match ended {
+                    Ok(error) => error.into(),
+                    Err(panicked) => system("the task of the handler")(std::io::Error::other(panicked)),
+                });
+            }
         }
         if control.is_finished() {
             // Without its control loop the worker answers no questions: it would be killed as frozen.
@@ -103,11 +108,47 @@ pub(super) async fn serve<S: HandlerService>(
         let _ = state.pending_responses.write().await;
     };
     let _ = tokio::time::timeout(state.front.linger_timeout, delivered).await;
+    stop_handler(&state, &mut keeper).await;
+    tracing::debug!(worker = %state.id, "stopped serving");
+    Ok(())
+}
+
+/// Keeps the warm process of a handler. Returns only if a process has not become ready.
+async fn keep_handler(state: Arc<WorkerState>) -> HandlerStartError {
+    let Some(builtin) = &state.builtin else { return std::future::pending().await };
+    let on_event = |event| match event {
+        WarmEvent::Changed => state.update_handler(),
+        WarmEvent::Replaced(result) => finish_replacement(&state, result),
+    };
+    builtin.keep(&on_event).await
+}
+
+/// A planned replacement of the warm process is over.
+fn finish_replacement(state: &WorkerState, result: Result<(), HandlerStartError>) {
+    match result {
+        Ok(()) => {
+            tracing::info!(worker = %state.id, epoch = %state.slot.epoch(),
+                event = %Event::WorkerRecycled, "warm process recycled");
+        }
+        Err(error) => {
+            tracing::error!(worker = %state.id, %error, event = %Event::RecycleFailed,
+                "the next process of the handler cannot start: the worker keeps the old one");
+        }
+    }
+    if !state.finish_recycle() {
+        state.send_command(TaskCommand::Recycle);
+    }
+}
+
+/// Ends the handler, and first the task that keeps its process.
+async fn stop_handler(state: &WorkerState, keeper: &mut JoinHandle<HandlerStartError>) {
+    if !keeper.is_finished() {
+        keeper.abort();
+        let _ = keeper.await;
+    }
     if let Some(builtin) = &state.builtin {
         builtin.stop().await;
     }
-    tracing::debug!(worker = %state.id, "stopped serving");
-    Ok(())
 }
 
 async fn accept(
@@ -118,46 +159,31 @@ async fn accept(
     Ok((SharedStream(Arc::new(listener.accept().await?)), permit))
 }
 
-/// Replaces the co-process, or this process image. Returns whether the worker continues to serve: not after
-/// [`TaskCommand::Exit`]. `sockets`: the listeners, which the next image inherits.
+/// Replaces this process image. Returns whether the worker continues to serve: not after [`TaskCommand::Exit`].
+/// `sockets`: the listeners, which the next image inherits.
 async fn recycle(
-    state: &WorkerState,
+    state: &Arc<WorkerState>,
+    keeper: &mut JoinHandle<HandlerStartError>,
     sockets: &[BorrowedFd<'_>],
     commands: &mut mpsc::UnboundedReceiver<TaskCommand>,
 ) -> bool {
-    let _permit = state.handler_permit().await;
     loop {
-        match &state.builtin {
-            Some(coprocess @ BuiltinHandler::Coprocess(_)) if !state.take_reload() => match coprocess.recycle().await {
-                Ok(()) => {
-                    tracing::info!(worker = %state.id, epoch = %state.slot.epoch(),
-                        event = %Event::WorkerRecycled, "co-process recycled");
-                }
-                Err(error) => {
-                    tracing::error!(worker = %state.id, %error, event = %Event::RecycleFailed,
-                        "the next co-process cannot start: the worker keeps the old one");
-                }
-            },
-            builtin => {
-                // The next image does not inherit connections: pending responses are delivered first. Each of them is
-                // bounded by linger_timeout if its client makes no progress.
-                let bound = state.front.body_timeout.max(state.front.linger_timeout);
-                tokio::select! {
-                    _ = tokio::time::timeout(bound, state.pending_responses.write()) => {}
-                    _ = commands.recv() => return false, // during a recycle only Exit is sent
-                }
-                if let Some(builtin) = builtin {
-                    builtin.stop().await;
-                }
-                tracing::debug!(worker = %state.id, epoch = %state.slot.epoch(),
-                    event = %Event::WorkerRecycled, "recycling");
-                state.take_reload(); // the next image reads the configuration in any case
-                if let Some(error) = reexec(sockets, &state.id.instance(), &state.stop_signal) {
-                    tracing::error!(worker = %state.id, %error, event = %Event::RecycleFailed,
-                        "the next incarnation cannot be executed: this one continues");
-                }
-            }
+        // The next image does not inherit connections: pending responses are delivered first. Each of them is bounded by
+        // linger_timeout if its client makes no progress.
+        let bound = state.front.body_timeout.max(state.front.linger_timeout);
+        tokio::select! {
+            _ = tokio::time::timeout(bound, state.pending_responses.write()) => {}
+            _ = commands.recv() => return false, // during a recycle only Exit is sent
         }
+        stop_handler(state, keeper).await;
+        tracing::debug!(worker = %state.id, epoch = %state.slot.epoch(),
+            event = %Event::WorkerRecycled, "recycling");
+        state.take_reload(); // the next image reads the configuration in any case
+        if let Some(error) = reexec(sockets, &state.id.instance(), &state.stop_signal) {
+            tracing::error!(worker = %state.id, %error, event = %Event::RecycleFailed,
+                "the next incarnation cannot be executed: this one continues");
+        }
+        *keeper = tokio::spawn(keep_handler(state.clone()));
         if state.finish_recycle() {
             return true;
         }

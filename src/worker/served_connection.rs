@@ -8,7 +8,7 @@ use std::time::Duration;
 use http::StatusCode;
 use nix::errno::Errno;
 use nix::sys::socket::{MsgFlags, recv};
-use tokio::sync::{Notify, OwnedMutexGuard};
+use tokio::sync::Notify;
 use tokio::time::{Instant, sleep};
 
 use super::transaction::{EndCause, LeasePhase, Transaction, TransactionEvent};
@@ -23,9 +23,6 @@ use crate::{clock, sync};
 /// A request is not watched for a disconnect before this: the watch costs a descriptor and five system calls.
 const DISCONNECT_WATCH_DELAY: Duration = Duration::from_millis(50);
 
-/// The right to use the handler: see [`super::state::WorkerState::handler_permit`].
-pub(super) type HandlerPermit = OwnedMutexGuard<()>;
-
 /// A transaction that the serving task, the bodies of its request and the control loop share. The lock is held for single
 /// steps: never across an await, and never while the handler's code runs.
 pub(super) struct SharedTransaction {
@@ -35,13 +32,12 @@ pub(super) struct SharedTransaction {
 
 struct TransactionState {
     transaction: Transaction,
-    handler_permit: Option<HandlerPermit>,
     resets_on_close: bool,
 }
 
 impl SharedTransaction {
     pub(super) fn new(transaction: Transaction) -> Arc<Self> {
-        let state = TransactionState { transaction, handler_permit: None, resets_on_close: false };
+        let state = TransactionState { transaction, resets_on_close: false };
         Arc::new(Self { locked: Mutex::new(state), claimed: Notify::new() })
     }
 
@@ -60,16 +56,6 @@ impl SharedTransaction {
         if matches!(event, TransactionEvent::Claimed(..)) {
             self.claimed.notify_one();
         }
-    }
-
-    pub(super) fn has_handler_permit(&self) -> bool {
-        sync::lock(&self.locked).handler_permit.is_some()
-    }
-
-    /// Keeps the permit until another, or none, takes its place.
-    pub(super) fn keep_handler_permit(&self, permit: Option<HandlerPermit>) {
-        let replaced = std::mem::replace(&mut sync::lock(&self.locked).handler_permit, permit);
-        drop(replaced); // without the lock: it wakes a task
     }
 }
 

@@ -130,9 +130,6 @@ impl<S: HandlerService> RequestRunner<S> {
         // Without the query, which may hold secrets.
         let line = [request.method().as_str().as_bytes(), b" ", target.path().as_bytes()];
         state.slot.note_request(lease.id, clock::now(), &line);
-        if !transaction.has_handler_permit() {
-            transaction.keep_handler_permit(state.handler_permit().await);
-        }
         // A target in absolute form overrides the Host header (RFC 9112, section 3.2.2).
         if let Some(authority) = request.uri().authority() {
             let host = HeaderValue::from_str(authority.as_str())?;

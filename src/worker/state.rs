@@ -7,12 +7,13 @@ use std::time::Duration;
 
 use http::HeaderValue;
 use nix::sys::eventfd::{EfdFlags, EventFd};
-use tokio::sync::{Notify, RwLock, mpsc};
+use sd_notify::NotifyState;
+use tokio::sync::{RwLock, mpsc};
 
 use super::error::{ServeError, system};
-use super::handler::BuiltinHandler;
+use super::handler::{BuiltinHandler, HandlerReadiness};
 use super::recycle::{ReachedLimit, RecycleLimits};
-use super::served_connection::{HandlerPermit, ServedConnection, SharedTransaction};
+use super::served_connection::{ServedConnection, SharedTransaction};
 use super::task_ping::TaskPing;
 use super::transaction::Transaction;
 use crate::clock;
@@ -20,8 +21,9 @@ use crate::config::{FrontConfig, PoolConfig};
 use crate::doorbell::Doorbell;
 use crate::exchange::{self, Counter, WorkerSide};
 use crate::ids::{LeaseId, Lifecycle, Monotonic, WorkerId};
-use crate::log::Event;
+use crate::log::{self, Event};
 use crate::net::{LingerBounds, SharedStream};
+use crate::sd_notification::notify;
 use crate::shm::Segment;
 use crate::signals::SignalFlag;
 use crate::{process_tree, sync};
@@ -32,7 +34,7 @@ const LINGERING_MAX: usize = 256;
 /// A command from the control loop to the serving task.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum TaskCommand {
-    /// Replace the co-process, or this process image.
+    /// Replace the warm process, or this process image.
     Recycle,
     /// No obligation is left: return.
     Exit,
@@ -55,6 +57,12 @@ struct LifecycleState {
     stopping: bool,
     /// The serving task does not acknowledge pings.
     serving_blocked: bool,
+    /// The serving task has started.
+    started: bool,
+    /// Whether the handler can serve a request at once.
+    handler: HandlerReadiness,
+    /// Whether the supervisor knows that the worker is ready.
+    announced: bool,
 }
 
 /// Shared by the worker's two threads.
@@ -74,8 +82,6 @@ pub(super) struct WorkerState {
     pub stop_signal: SignalFlag,
     commands: mpsc::UnboundedSender<TaskCommand>,
     wakeup: EventFd,
-    handler_lock: Arc<tokio::sync::Mutex<()>>,
-    handler_wanted: Notify,
     /// Read-locked by each connection until its response is delivered.
     pub pending_responses: Arc<RwLock<()>>,
 }
@@ -104,6 +110,9 @@ impl WorkerState {
             reload: false,
             stopping: false,
             serving_blocked: false,
+            started: false,
+            handler: builtin.as_ref().map_or(HandlerReadiness::Ready, BuiltinHandler::readiness),
+            announced: false,
         };
         let state = Self {
             id,
@@ -119,8 +128,6 @@ impl WorkerState {
             stop_signal,
             commands,
             wakeup: EventFd::from_flags(flags).map_err(|e| system("eventfd")(e.into()))?,
-            handler_lock: Arc::default(),
-            handler_wanted: Notify::new(),
             pending_responses: Arc::default(),
         };
         Ok((state, receiver))
@@ -181,9 +188,41 @@ impl WorkerState {
         finished
     }
 
-    /// Publishes Ready or Draining at the end of the start.
+    /// The serving task has started: publishes Ready or Draining, unless the handler has to load.
     pub(super) fn finish_start(&self) {
-        self.update(|state| state.lifecycle = self.ready_or_draining(state));
+        self.announce(|state| {
+            state.started = true;
+            state.lifecycle = self.ready_or_draining(state);
+        });
+    }
+
+    /// Publishes whether the handler can serve a request.
+    pub(super) fn update_handler(&self) {
+        if let Some(builtin) = &self.builtin {
+            self.announce(|state| {
+                state.handler = builtin.readiness();
+                self.update_ready(state);
+            });
+        }
+    }
+
+    /// As [`Self::update`]. Notifies the supervisor when the worker is ready for the first time.
+    fn announce(&self, change: impl FnOnce(&mut LifecycleState)) {
+        let mut is_ready = false;
+        self.update(|state| {
+            change(state);
+            is_ready = state.started && state.handler != HandlerReadiness::Starting && !state.announced;
+            state.announced |= is_ready;
+            if is_ready {
+                // Logged before the dispatcher can see it, so that the log has the incarnations of a pool in order.
+                tracing::debug!(worker = %self.id, epoch = %self.slot.epoch(), "ready");
+                log::flush();
+            }
+        });
+        if is_ready {
+            let status = format!("serving as {}, incarnation {}", self.id, self.slot.epoch());
+            notify(&[NotifyState::Ready, NotifyState::Status(&status)]);
+        }
     }
 
     /// Publishes Ready or Draining according to the operator's flag in the slot. A worker that starts or recycles reads
@@ -208,15 +247,21 @@ impl WorkerState {
     }
 
     fn update_ready(&self, state: &mut LifecycleState) {
-        if matches!(state.lifecycle, Lifecycle::Ready | Lifecycle::Draining) {
+        let is_serving = state.started && state.lifecycle != Lifecycle::Recycling;
+        if is_serving {
             state.lifecycle = self.ready_or_draining(state);
         }
     }
 
     fn ready_or_draining(&self, state: &LifecycleState) -> Lifecycle {
         // Under the lock: a concurrent change of the flag must not be undone.
-        let draining = state.stopping || state.serving_blocked || self.slot.drained();
-        if draining { Lifecycle::Draining } else { Lifecycle::Ready }
+        let is_draining = state.stopping || state.serving_blocked || self.slot.drained();
+        match state.handler {
+            _ if is_draining => Lifecycle::Draining,
+            HandlerReadiness::Ready => Lifecycle::Ready,
+            HandlerReadiness::Pinged => Lifecycle::Draining,
+            HandlerReadiness::Starting => Lifecycle::Starting,
+        }
     }
 
     /// Called by the serving task: it runs.
@@ -270,27 +315,6 @@ impl WorkerState {
 
     pub(super) fn drain_wakeup(&self) {
         let _ = self.wakeup.read();
-    }
-
-    /// Stops [`Self::watch_idle_coprocess`] as long as the permit is held. `None` where there is no co-process.
-    pub(super) async fn handler_permit(&self) -> Option<HandlerPermit> {
-        let Some(BuiltinHandler::Coprocess(_)) = self.builtin else { return None };
-        self.handler_wanted.notify_one();
-        Some(self.handler_lock.clone().lock_owned().await)
-    }
-
-    /// Watches the co-process between requests, so that it is restarted before the next request. Never returns;
-    /// cancel-safe.
-    pub(super) async fn watch_idle_coprocess(&self) {
-        let Some(builtin @ BuiltinHandler::Coprocess(_)) = &self.builtin else { return std::future::pending().await };
-        loop {
-            // The mutex is fair: a request that waits for it gets it before this loop does.
-            let _permit = self.handler_lock.lock().await;
-            tokio::select! {
-                () = builtin.watch() => {}
-                () = self.handler_wanted.notified() => {}
-            }
-        }
     }
 
     /// A lease was claimed: the control loop times its request.

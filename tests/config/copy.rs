@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use patou::config::{
-    AdminConfig, Config, Delivery, ForwardedHeaders, HandlerConfig, LimitsConfig, PoolConfig, ProxyTrust,
+    AdminConfig, Config, Delivery, ForwardedHeaders, HandlerConfig, LimitsConfig, PoolConfig, ProxyTrust, Replacing,
     TrustedProxies, UnknownLength,
 };
 use proptest::prelude::*;
@@ -35,6 +35,7 @@ fn handler() -> impl Strategy<Value = HandlerConfig> {
         command().prop_map(HandlerConfig::Exec),
         command().prop_map(HandlerConfig::Coprocess),
         command().prop_map(HandlerConfig::Program),
+        command().prop_map(|command| HandlerConfig::Http([command, vec!["{socket}".to_owned()]].concat())),
     ]
 }
 
@@ -49,6 +50,8 @@ prop_compose! {
     ) -> PoolConfig {
         let (name, workers, handler, unix) = pool;
         let address = if unix { format!("unix:/run/w{i}/{{n}} \"\u{e9}\\") } else { format!("127.0.0.1:{}", 1000 * (i + 1)) };
+        let is_http = matches!(handler, HandlerConfig::Http(_));
+        let is_coprocess = matches!(handler, HandlerConfig::Coprocess(_));
         PoolConfig {
             name: format!("{i}{}", &name[1..]).try_into().unwrap(),
             workers,
@@ -63,6 +66,11 @@ prop_compose! {
             max_requests: numbers.1,
             max_age: times.5,
             max_memory: numbers.2,
+            ready_path: if is_http { "/healthz?\"".into() } else { String::new() },
+            ready_frame: is_coprocess && limits.0,
+            ping: if is_http || is_coprocess { times.5 } else { Duration::ZERO },
+            replace: if limits.1 { Replacing::After } else { Replacing::Before },
+            working_dir: if limits.0 { "/srv/\u{e9}".into() } else { String::new() },
             environment,
             user: if limits.0 { "www-data".into() } else { String::new() },
             limits: LimitsConfig {

@@ -216,18 +216,18 @@ fn handler_is_echo_or_one_command() {
         (
             "handler = \"cgi\"",
             "handler",
-            "\"cgi\"; expected \"echo\" or { exec = [\"prog\", \"arg\"] }, with coprocess, program or inetd in the place of exec",
+            "\"cgi\"; expected \"echo\" or { exec = [\"prog\", \"arg\"] }, with coprocess, http, program or inetd in the place of exec",
         ),
         (
             "handler = \"exec\"",
             "handler",
             "\"exec\"; expected a table with its command: { exec = [\"prog\", \"arg\"] }",
         ),
-        ("handler = {}", "handler", "an empty table; expected one of exec, coprocess, program and inetd"),
+        ("handler = {}", "handler", "an empty table; expected one of exec, coprocess, http, program and inetd"),
         (
             "handler = { exec = [\"a\"], program = [\"b\"] }",
             "handler",
-            "exec and program; expected one of exec, coprocess, program and inetd",
+            "exec and program; expected one of exec, coprocess, http, program and inetd",
         ),
         ("handler = { exec = [] }", "handler.exec", &format!("an empty list; expected {command}")),
         ("handler = { exec = [\"\"] }", "handler.exec", &format!("a list; expected {command}")),

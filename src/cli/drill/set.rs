@@ -99,7 +99,7 @@ impl DrillSet {
                     _ => DrillHandler::Unknown,
                 }
             }
-            HandlerConfig::Program(_) => DrillHandler::Unknown,
+            HandlerConfig::Http(_) | HandlerConfig::Program(_) => DrillHandler::Unknown,
         }
     }
 

@@ -178,6 +178,11 @@ fn compare(old: &Config, new: &Config) -> Result<ConfigChange, WatchdogError> {
 fn same_for_workers(before: &PoolConfig, after: &PoolConfig) -> bool {
     before.handler == after.handler
         && before.environment == after.environment
+        && before.working_dir == after.working_dir
+        && before.ready_path == after.ready_path
+        && before.ready_frame == after.ready_frame
+        && before.ping == after.ping
+        && before.replace == after.replace
         && before.max_requests == after.max_requests
         && before.max_age == after.max_age
         && before.max_memory == after.max_memory

@@ -1,12 +1,13 @@
 //! The built-in handlers behind one type.
 
-use std::collections::BTreeMap;
 use std::future::Future;
 use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
+use std::path::PathBuf;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{self, Poll};
+use std::time::Duration;
 
 use http::{Request, Response, StatusCode};
 
@@ -16,68 +17,75 @@ use super::coprocess::Coprocess;
 use super::echo;
 use super::exec::Exec;
 use super::failure::RequestFailure;
+use super::http::HttpServer;
 use super::inetd::Inetd;
+use super::warm::{HandlerReadiness, WarmEvent, WarmHandler, WarmSettings};
+use crate::config::{HandlerConfig, PoolConfig};
 use crate::ids::WorkerId;
-
-/// The handler that the configuration of a pool names.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) enum BuiltinSpec {
-    /// Sends the request body back.
-    Echo,
-    /// One process per request, CGI/1.1: the program and its arguments.
-    Exec(Vec<String>),
-    /// One warm process per worker: the program and its arguments.
-    Coprocess(Vec<String>),
-    /// One process per connection: the program and its arguments.
-    Inetd(Vec<String>),
-}
 
 /// A built-in handler. Clones share it.
 ///
 /// It serves one request at a time, with a call of [`end_request`](Self::end_request) after each: the caller never
-/// polls `call`, `kill_request_processes`, `end_request`, `recycle`, `watch` and `stop` concurrently. A concurrent
-/// request gets a separate process, which the end of the other request may kill.
+/// polls `call`, `kill_request_processes`, `end_request` and `stop` concurrently. [`keep`](Self::keep) runs beside them.
 #[derive(Clone)]
 pub(crate) enum BuiltinHandler {
-    /// See [`BuiltinSpec::Echo`].
+    /// Sends the request body back.
     Echo,
-    /// See [`BuiltinSpec::Exec`].
+    /// One process per request, CGI/1.1.
     Exec(Arc<Exec>),
-    /// See [`BuiltinSpec::Coprocess`].
-    Coprocess(Arc<Coprocess>),
-    /// See [`BuiltinSpec::Inetd`]: it serves connections, not requests; see [`BuiltinHandler::run_inetd`].
+    /// One warm process per worker, with framed requests.
+    Coprocess(Arc<WarmHandler<Coprocess>>),
+    /// One warm HTTP/1.1 server per worker.
+    Http(Arc<WarmHandler<HttpServer>>),
+    /// One process per connection: it serves connections, not requests; see [`BuiltinHandler::run_inetd`].
     Inetd(Arc<Inetd>),
 }
 
 impl BuiltinHandler {
-    /// Prepares the handler. A co-process is started here; it is killed when the calling thread ends, so that thread
-    /// must live as long as the worker and have a tokio runtime. `environment` is that of the pool.
+    /// Prepares the handler of a pool; `None` for a `program`, which is none of these. A warm process is started here, and
+    /// [`keep`](Self::keep) waits until it is ready; it is killed when the calling thread ends, so that thread must live
+    /// as long as the worker and have a tokio runtime. `start_timeout` bounds its start; `socket` is the path for its
+    /// sockets, to which their numbers are appended.
     ///
     /// # Errors
     /// When the program is missing or not executable, or a variable of the environment is invalid.
     pub(crate) fn start(
-        spec: &BuiltinSpec,
+        pool: &PoolConfig,
         worker: &WorkerId,
-        environment: &BTreeMap<String, String>,
-    ) -> Result<Self, HandlerStartError> {
-        let program = |argv: &[String]| HandlerProgram::new(argv, environment);
-        Ok(match spec {
-            BuiltinSpec::Echo => Self::Echo,
-            BuiltinSpec::Exec(argv) => Self::Exec(Arc::new(Exec::new(program(argv)?, worker.clone()))),
-            BuiltinSpec::Inetd(argv) => Self::Inetd(Arc::new(Inetd::new(program(argv)?, worker.clone()))),
-            BuiltinSpec::Coprocess(argv) => Self::Coprocess(Coprocess::start(program(argv)?, worker.clone())?),
-        })
+        start_timeout: Duration,
+        socket: PathBuf,
+    ) -> Result<Option<Self>, HandlerStartError> {
+        let program = |argv: &[String]| HandlerProgram::new(argv, worker, pool);
+        let warm = WarmSettings {
+            start_timeout,
+            ping: Some(pool.ping).filter(|interval| !interval.is_zero()),
+            replace: pool.replace,
+            ready_path: Some(pool.ready_path.clone()).filter(|path| !path.is_empty()),
+            ready_frame: pool.ready_frame,
+            socket,
+        };
+        Ok(Some(match &pool.handler {
+            HandlerConfig::Echo => Self::Echo,
+            HandlerConfig::Exec(argv) => Self::Exec(Arc::new(Exec::new(program(argv)?, worker.clone()))),
+            HandlerConfig::Inetd(argv) => Self::Inetd(Arc::new(Inetd::new(program(argv)?, worker.clone()))),
+            HandlerConfig::Coprocess(argv) => {
+                Self::Coprocess(WarmHandler::start(program(argv)?, worker.clone(), warm)?)
+            }
+            HandlerConfig::Http(argv) => Self::Http(WarmHandler::start(program(argv)?, worker.clone(), warm)?),
+            HandlerConfig::Program(_) => return Ok(None),
+        }))
     }
 
     /// Cleans up after a request, completed or cancelled. When this returns, everything that the request started is
-    /// dead and reaped, and the co-process is ready (one that keeps dying is restarted after a delay of up to five
-    /// seconds). One to three system calls when there is nothing to do.
-    pub(crate) async fn end_request(&self) {
+    /// dead and reaped. A warm process finishes an interrupted request first, within `limit`. One to three system calls
+    /// when there is nothing to do.
+    pub(crate) async fn end_request(&self, limit: Duration) {
         match self {
             Self::Echo => {}
             Self::Exec(exec) => exec.end_request().await,
             Self::Inetd(inetd) => inetd.end_connection().await,
-            Self::Coprocess(coprocess) => coprocess.end_request().await,
+            Self::Coprocess(coprocess) => coprocess.end_request(limit).await,
+            Self::Http(server) => server.end_request(limit).await,
         }
     }
 
@@ -89,6 +97,7 @@ impl BuiltinHandler {
             Self::Exec(exec) => exec.end_request().await,
             Self::Inetd(inetd) => inetd.end_connection().await,
             Self::Coprocess(coprocess) => coprocess.kill_request_processes().await,
+            Self::Http(server) => server.kill_request_processes().await,
         }
     }
 
@@ -108,35 +117,43 @@ impl BuiltinHandler {
         Some(exit.map(|exit| (exit.to_string(), exit.exited())))
     }
 
-    /// Restarts the co-process when it dies between requests. Never returns; the caller drops the future before a
-    /// request. Without this call the next request waits for the restart.
-    pub(crate) async fn watch(&self) {
+    /// Whether a request would be served at once.
+    pub(crate) fn readiness(&self) -> HandlerReadiness {
         match self {
-            Self::Coprocess(coprocess) => coprocess.watch().await,
+            Self::Coprocess(coprocess) => coprocess.readiness(),
+            Self::Http(server) => server.readiness(),
+            Self::Echo | Self::Exec(_) | Self::Inetd(_) => HandlerReadiness::Ready,
+        }
+    }
+
+    /// Keeps the warm process: waits until it is ready, restarts it when it dies, pings and replaces it. `notify` learns
+    /// what has happened. Returns only if a process has not become ready.
+    pub(crate) async fn keep(&self, notify: &(dyn Fn(WarmEvent) + Send + Sync)) -> HandlerStartError {
+        match self {
+            Self::Coprocess(coprocess) => coprocess.keep(notify).await,
+            Self::Http(server) => server.keep(notify).await,
             Self::Echo | Self::Exec(_) | Self::Inetd(_) => std::future::pending().await,
         }
     }
 
-    /// Replaces the co-process between requests: starts the successor, closes descriptor 3 of the old process, waits
-    /// up to a second for its exit, and kills what remains of it. Does nothing for the other handlers.
-    ///
-    /// # Errors
-    /// When the successor cannot be started; the old process then stays.
-    pub(crate) async fn recycle(&self) -> Result<(), HandlerStartError> {
+    /// Has [`keep`](Self::keep) replace the warm process; it notifies about the result. Returns whether there is one.
+    pub(crate) fn request_replacement(&self) -> bool {
         match self {
-            Self::Coprocess(coprocess) => coprocess.recycle().await,
-            Self::Echo | Self::Exec(_) | Self::Inetd(_) => Ok(()),
+            Self::Coprocess(coprocess) => coprocess.request_replacement(),
+            Self::Http(server) => server.request_replacement(),
+            Self::Echo | Self::Exec(_) | Self::Inetd(_) => return false,
         }
+        true
     }
 
-    /// Ends the handler: lets the co-process exit as in [`recycle`](Self::recycle), then kills and reaps everything
-    /// that remains.
+    /// Ends the handler: lets the warm process exit, then kills and reaps everything that remains.
     pub(crate) async fn stop(&self) {
         match self {
             Self::Echo => {}
             Self::Exec(exec) => exec.stop().await,
             Self::Inetd(inetd) => inetd.stop().await,
             Self::Coprocess(coprocess) => coprocess.stop().await,
+            Self::Http(server) => server.stop().await,
         }
     }
 }
@@ -159,6 +176,7 @@ impl tower_service::Service<Request<Body>> for BuiltinHandler {
                 Box::pin(std::future::ready(Err(RequestFailure::new(StatusCode::NOT_FOUND, reason).not_started())))
             }
             Self::Coprocess(coprocess) => Box::pin(async move { coprocess.call(request).await }),
+            Self::Http(server) => Box::pin(async move { server.call(request).await }),
         }
     }
 }
@@ -174,9 +192,8 @@ mod tests {
     async fn every_future_is_send() {
         let mut handler = BuiltinHandler::Echo;
         is_send(&tower_service::Service::call(&mut handler, Request::new(full_body(""))));
-        is_send(&handler.end_request());
-        is_send(&handler.watch());
-        is_send(&handler.recycle());
+        is_send(&handler.end_request(Duration::ZERO));
+        is_send(&handler.keep(&|_| {}));
         is_send(&handler.stop());
     }
 }

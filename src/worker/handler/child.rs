@@ -5,25 +5,28 @@
 
 use std::collections::BTreeMap;
 use std::env;
-use std::ffi::{OsStr, OsString};
+use std::ffi::OsString;
 use std::fmt;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::process::{CommandExt, ExitStatusExt};
+use std::path::PathBuf;
 use std::process::{Command, ExitStatus};
 use std::sync::Arc;
 
-use nix::sys::signal::{Signal, killpg};
+use nix::sys::signal::{Signal, kill, killpg};
 use nix::unistd::Pid;
 use tokio::io::unix::AsyncFd;
 
+use crate::config::{PoolConfig, placeholder};
+use crate::ids::WorkerId;
 use crate::procfs::ProcessStat;
 use crate::{executable, sys};
 
 /// The variables that a program inherits from the worker. It must not get those that systemd sets for the worker
 /// (`LISTEN_*`, `NOTIFY_SOCKET`, `WATCHDOG_*`), nor `PATOU_CONFIG`. `CREDENTIALS_DIRECTORY` leads to the secrets of
 /// `LoadCredential=`, which are meant for the handler.
-const INHERITED: [&str; 4] = ["PATH", "LANG", "TZ", "CREDENTIALS_DIRECTORY"];
+const INHERITED: [&str; 5] = ["PATH", "HOME", "LANG", "TZ", "CREDENTIALS_DIRECTORY"];
 
 /// Why a handler cannot be started.
 #[derive(Debug, thiserror::Error)]
@@ -40,6 +43,12 @@ pub enum HandlerStartError {
          may contain NUL"
     )]
     BadVariable(String),
+    /// The working directory of the pool.
+    #[error("working_dir `{0}` is not a directory that this worker may enter: create it or correct the pool")]
+    BadWorkingDir(String),
+    /// A warm process has never become ready, with the reason.
+    #[error("`{0}` is not ready: {1}")]
+    NotReady(String, String),
     /// The system cannot start a process.
     #[error("cannot start `{0}`: {1}")]
     Spawn(String, io::Error),
@@ -47,29 +56,42 @@ pub enum HandlerStartError {
 
 /// A command line, and the environment of all its processes.
 #[derive(Debug)]
-pub(super) struct HandlerProgram {
+pub(crate) struct HandlerProgram {
     argv: Vec<String>,
-    environment: BTreeMap<OsString, OsString>,
+    /// The variables of the worker.
+    inherited: BTreeMap<OsString, OsString>,
+    /// The variables of the pool, which replace them.
+    environment: BTreeMap<String, String>,
+    working_dir: Option<PathBuf>,
 }
 
 impl HandlerProgram {
-    /// Checks a command line and the environment of a pool. Variables of the pool replace inherited ones.
-    pub(super) fn new(argv: &[String], pool: &BTreeMap<String, String>) -> Result<Self, HandlerStartError> {
+    /// Checks a command line, and the environment and working directory of a pool. `{n}` is replaced by the number of the
+    /// worker, see [`placeholder::with_number`].
+    pub(super) fn new(argv: &[String], worker: &WorkerId, pool: &PoolConfig) -> Result<Self, HandlerStartError> {
+        let number = worker.number.to_string();
+        let numbered = |text: &String| placeholder::with_number(text, &number);
+        let argv: Vec<String> = argv.iter().map(numbered).collect();
         let name = argv.first().filter(|name| !name.is_empty()).ok_or(HandlerStartError::NoProgram)?;
         let inherited = INHERITED.iter().filter_map(|name| Some((OsString::from(name), env::var_os(name)?)));
-        let mut environment: BTreeMap<_, _> = inherited.collect();
-        environment.insert("PATH".into(), executable::search_path(pool));
-        for (name, value) in pool {
+        let mut inherited: BTreeMap<_, _> = inherited.collect();
+        let path = executable::search_path(&pool.environment);
+        inherited.insert("PATH".into(), path.clone());
+        let mut environment = BTreeMap::new();
+        for (name, value) in &pool.environment {
             if name.is_empty() || name.contains(['=', '\0']) || value.contains('\0') {
                 return Err(HandlerStartError::BadVariable(name.clone()));
             }
-            environment.insert(name.into(), value.into());
+            environment.insert(name.clone(), numbered(value));
         }
-        let path = &environment[OsStr::new("PATH")];
-        if !executable::is_executable(name, path) {
+        let working_dir = Some(&pool.working_dir).filter(|dir| !dir.is_empty()).map(|dir| PathBuf::from(numbered(dir)));
+        if let Some(dir) = working_dir.as_ref().filter(|dir| !executable::may_enter(dir)) {
+            return Err(HandlerStartError::BadWorkingDir(dir.display().to_string()));
+        }
+        if !executable::is_executable(name, &path, working_dir.as_deref()) {
             return Err(HandlerStartError::NotExecutable(name.clone(), path.to_string_lossy().into_owned()));
         }
-        Ok(Self { argv: argv.to_vec(), environment })
+        Ok(Self { argv, inherited, environment, working_dir })
     }
 
     /// The name of the program, for messages.
@@ -77,11 +99,31 @@ impl HandlerProgram {
         &self.argv[0]
     }
 
+    /// Whether the command or the environment has this placeholder.
+    pub(super) fn mentions(&self, placeholder: &str) -> bool {
+        self.argv.iter().chain(self.environment.values()).any(|text| placeholder::contains(text, placeholder))
+    }
+
+    /// Whether the environment of the pool has this variable.
+    pub(super) fn sets(&self, variable: &str) -> bool {
+        self.environment.contains_key(variable)
+    }
+
     /// A command that inherits nothing from this worker but the environment above and `map` (see [`sys::map_fds`]).
-    /// The process gets its own process group, and is killed when the spawning thread ends.
-    pub(super) fn command(&self, map: Vec<(OwnedFd, i32)>) -> io::Result<Command> {
-        let mut command = Command::new(&self.argv[0]);
-        command.args(&self.argv[1..]).env_clear().envs(&self.environment).process_group(0);
+    /// `values` take the places of further placeholders. The process gets its own process group, and is killed when the
+    /// spawning thread ends.
+    pub(super) fn command(&self, map: Vec<(OwnedFd, i32)>, values: &[(&str, &str)]) -> io::Result<Command> {
+        let filled = |text: &String| {
+            values
+                .iter()
+                .fold(text.clone(), |text, (placeholder, value)| placeholder::replace(&text, placeholder, value))
+        };
+        let mut command = Command::new(filled(&self.argv[0]));
+        command.args(self.argv[1..].iter().map(filled)).env_clear().envs(&self.inherited).process_group(0);
+        command.envs(self.environment.iter().map(|(name, value)| (name, filled(value))));
+        if let Some(dir) = &self.working_dir {
+            command.current_dir(dir);
+        }
         sys::die_with_parent(&mut command);
         sys::map_fds(&mut command, map)?;
         Ok(command)
@@ -141,7 +183,7 @@ impl From<SpawnError> for io::Error {
 
 /// A started process. Dropping it neither kills nor reaps; [`crate::process_tree`] does.
 #[derive(Debug)]
-pub(super) struct HandlerProcess {
+pub(crate) struct HandlerProcess {
     process: std::process::Child,
     pidfd: Arc<AsyncFd<OwnedFd>>,
     exit: Option<ProcessExit>,
@@ -213,6 +255,14 @@ impl HandlerProcess {
         }
     }
 
+    /// Sends SIGTERM to it, unless it has ended.
+    pub(super) fn terminate(&mut self) {
+        if self.try_wait().is_none() {
+            // As below.
+            let _ = kill(self.pid(), Signal::SIGTERM);
+        }
+    }
+
     /// Kills its process group, unless it has ended.
     pub(super) fn kill_group(&mut self) {
         if self.try_wait().is_none() {
@@ -227,8 +277,9 @@ mod tests {
     use super::*;
 
     fn program(argv: &[&str], pool: &[(&str, &str)]) -> Result<HandlerProgram, HandlerStartError> {
-        let pool = pool.iter().map(|(name, value)| (name.to_string(), value.to_string())).collect();
-        HandlerProgram::new(&argv.iter().map(|argument| argument.to_string()).collect::<Vec<_>>(), &pool)
+        let environment = pool.iter().map(|(name, value)| (name.to_string(), value.to_string())).collect();
+        let argv = argv.iter().map(|argument| argument.to_string()).collect::<Vec<_>>();
+        HandlerProgram::new(&argv, &"web-3".parse().unwrap(), &PoolConfig { environment, ..PoolConfig::default() })
     }
 
     #[test]
@@ -245,8 +296,17 @@ mod tests {
 
     #[test]
     fn program_inherits_only_listed_variables() {
-        let command = program(&["env"], &[("MINE", "1")]).unwrap().command(Vec::new()).unwrap();
+        let command = program(&["env"], &[("MINE", "1")]).unwrap().command(Vec::new(), &[]).unwrap();
         let names: Vec<_> = command.get_envs().map(|(name, _)| name.to_string_lossy().into_owned()).collect();
         assert!(names.iter().all(|name| name == "MINE" || INHERITED.contains(&name.as_str())), "{names:?}");
+    }
+    #[test]
+    fn placeholders_are_filled_in_command_and_environment() {
+        let program = program(&["env", "{n}", "${n}", "unix:{socket}"], &[("LOG", "{n}.log")]).unwrap();
+        assert!(program.mentions(placeholder::SOCKET) && !program.mentions(placeholder::PORT));
+        let command = program.command(Vec::new(), &[(placeholder::SOCKET, "/run/s")]).unwrap();
+        let arguments: Vec<_> = command.get_args().map(|argument| argument.to_str().unwrap()).collect();
+        assert_eq!(arguments, ["3", "${n}", "unix:/run/s"]);
+        assert!(command.get_envs().any(|pair| pair == ("LOG".as_ref(), Some("3.log".as_ref()))));
     }
 }

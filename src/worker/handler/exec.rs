@@ -71,7 +71,7 @@ impl Exec {
             .map_err(|error| RequestFailure::new(StatusCode::BAD_REQUEST, error.to_string()).not_started())?;
         let not_started = |error| self.0.start_failure(&error);
         let started = |error| self.0.failure_after_start(&error);
-        let mut command = self.0.program().command(Vec::new()).map_err(not_started)?;
+        let mut command = self.0.program().command(Vec::new(), &[]).map_err(not_started)?;
         command.envs(variables).stdout(Stdio::piped()).stderr(Stdio::piped());
         command.stdin(if body.is_some() { Stdio::piped() } else { Stdio::null() });
         let mut child = HandlerProcess::spawn(&mut command).map_err(|error| match error {

@@ -23,6 +23,9 @@ pub(crate) struct CoprocessResponseHead {
     pub length: u64,
 }
 
+/// A frame to which an idle co-process responds with the same field.
+pub(super) const PING: &[u8] = b"Content-Length: 0\r\nPing: 1\r\n\r\n";
+
 /// The head of a request with a body of `length` bytes.
 ///
 /// No value can contain a line ending: `http` rejects them in targets and header values, and a lease consists of
@@ -64,6 +67,20 @@ pub(crate) fn parse_response_head(bytes: &[u8]) -> Result<CoprocessResponseHead,
     Ok(CoprocessResponseHead { status, headers, length })
 }
 
+/// Parses a frame without a body that is no response: one field with the value 1, `Ready` or `Ping`, and perhaps a
+/// `Content-Length` of 0. Returns the name of the field.
+///
+/// # Errors
+/// Anything else.
+pub(crate) fn parse_note(bytes: &[u8]) -> Result<&'static str, MalformedHead> {
+    let mut fields = head::parse_fields(bytes)?;
+    let length = head::remove_single(&mut fields, header::CONTENT_LENGTH)?;
+    let is_empty = length.is_none_or(|length| length == "0");
+    let is_only = |name| is_empty && fields.len() == 1 && fields.get(name).is_some_and(|value| value == "1");
+    let found = ["Ready", "Ping"].into_iter().find(|name| is_only(*name));
+    found.ok_or_else(|| MalformedHead(format!("it wrote {} without a request", head::excerpt(bytes))))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -101,6 +118,15 @@ mod tests {
             "babble\n\n",
         ] {
             assert!(parse_response_head(bad.as_bytes()).is_err(), "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn notes_are_recognised_and_nothing_else_is() {
+        assert_eq!(parse_note(b"Ready: 1\n\n").unwrap(), "Ready");
+        assert_eq!(parse_note(PING).unwrap(), "Ping");
+        for bad in ["Ready: 0\n\n", "Ready: 1\nPing: 1\n\n", "Content-Length: 1\nPing: 1\n\n", "\n", "Pong: 1\n\n"] {
+            assert!(parse_note(bad.as_bytes()).is_err(), "{bad:?}");
         }
     }
 

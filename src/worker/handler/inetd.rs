@@ -40,7 +40,7 @@ impl Inetd {
         addresses: Option<(SocketAddr, SocketAddr)>,
         lease: String,
     ) -> io::Result<HandlerProcess> {
-        let mut command = self.0.program().command(Vec::new())?;
+        let mut command = self.0.program().command(Vec::new(), &[])?;
         command.env("PROTO", if addresses.is_some() { "TCP" } else { "UNIX" });
         if let Some((client, local)) = addresses {
             // The names of ucspi-tcp (tcp-environ(5)) and of systemd.socket(5) with Accept=yes.

@@ -20,6 +20,7 @@ mod exec;
 mod failure;
 pub(crate) mod framing;
 pub(crate) mod head;
+mod http;
 mod inetd;
 mod limited_body;
 mod log_rate_limit;
@@ -30,10 +31,12 @@ mod response_reader;
 pub(crate) mod test_process;
 #[cfg(test)]
 mod test_request;
+mod warm;
 
 pub use body::{Body, BoxError};
-pub(crate) use builtin::{BuiltinHandler, BuiltinSpec};
+pub(crate) use builtin::BuiltinHandler;
 pub(crate) use child::HandlerStartError;
 pub use context::RequestContext;
 pub(crate) use failure::RequestFailure;
 pub(crate) use limited_body::LimitedBody;
+pub(crate) use warm::{HandlerReadiness, WarmEvent};

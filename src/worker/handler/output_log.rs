@@ -1,6 +1,7 @@
 //! What a program prints besides its responses, written to the log line by line: with the lease of the current request,
 //! within a rate limit, and with control characters escaped.
 
+use std::collections::VecDeque;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex, Weak};
@@ -21,14 +22,19 @@ use crate::{sync, sys};
 const MAX_LINE_BYTES: usize = 4096;
 /// The size of a read, in bytes.
 const READ_SIZE: usize = 4096;
+/// How many lines are kept, and how much of each.
+const LAST_LINES: usize = 5;
+const LAST_LINE_CHARS: usize = 160;
 /// The lease of the current request as text; `None` between requests.
-pub(super) type LeaseLabel = Option<Arc<str>>;
+pub(crate) type LeaseLabel = Option<Arc<str>>;
 
 /// The log of one worker's handler.
 #[derive(Debug)]
-pub(super) struct OutputLog {
+pub(crate) struct OutputLog {
     worker: WorkerId,
     budget: Mutex<LogBudget>,
+    /// The last lines, oldest first, for the error of a program that cannot run.
+    last_lines: Mutex<VecDeque<String>>,
 }
 
 /// How much the handler may still print, and the last suppressed line, which the report quotes: the last line is the
@@ -50,7 +56,7 @@ pub(super) enum OutputStream {
 
 impl OutputLog {
     pub(super) fn new(worker: WorkerId) -> Arc<Self> {
-        Arc::new(Self { worker, budget: Mutex::default() })
+        Arc::new(Self { worker, budget: Mutex::default(), last_lines: Mutex::default() })
     }
 
     /// The worker of the handler.
@@ -58,7 +64,19 @@ impl OutputLog {
         &self.worker
     }
 
+    /// The last lines that the handler has printed, oldest first.
+    pub(super) fn last_lines(&self) -> Vec<String> {
+        sync::lock(&self.last_lines).iter().cloned().collect()
+    }
+
     fn write_line(self: &Arc<Self>, stream: OutputStream, lease: &LeaseLabel, line: &str) {
+        {
+            let mut last_lines = sync::lock(&self.last_lines);
+            if last_lines.len() == LAST_LINES {
+                last_lines.pop_front();
+            }
+            last_lines.push_back(line.chars().take(LAST_LINE_CHARS).collect());
+        }
         {
             let mut budget = sync::lock(&self.budget);
             let verdict = budget.limit.check(clock::now());
@@ -103,7 +121,7 @@ impl OutputLog {
 
 /// A pipe that a program prints to.
 #[derive(Debug)]
-pub(super) struct LogPipe {
+pub(crate) struct LogPipe {
     pipe: AsyncFd<OwnedFd>,
     log: Arc<OutputLog>,
     stream: OutputStream,

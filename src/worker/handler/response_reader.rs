@@ -52,7 +52,7 @@ pub(super) enum NotIdle {
 
 /// The process and our end of the pipe. All its futures may be dropped and called again.
 #[derive(Debug)]
-pub(super) struct ResponseReader {
+pub(crate) struct ResponseReader {
     /// The process.
     pub child: HandlerProcess,
     pipe: Option<Receiver>,

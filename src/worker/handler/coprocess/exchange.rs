@@ -1,14 +1,9 @@
 //! One request to the co-process and its response, both streamed at the same time.
 
-use std::fmt::Display;
 use std::sync::Arc;
-use std::time::Duration;
 
-use bytes::Bytes;
 use http::{Method, Request, Response, StatusCode, header};
 use http_body::Body as _;
-use tokio::net::unix::pipe::Sender;
-use tokio::time::timeout;
 
 use super::super::body::{self, Body, BodyStep};
 use super::super::context::RequestContext;
@@ -16,25 +11,11 @@ use super::super::failure::RequestFailure;
 use super::super::framing::{self, CoprocessResponseHead};
 use super::super::head;
 use super::super::limited_body::LimitedBody;
-use super::super::response_reader::{HeadError, ReaderEvent, split_excess};
-use super::lifecycle::{Coprocess, CurrentProcess};
-use super::request_feed::{FeedError, RequestFeed};
-use super::warm_process::{RESPONSES_CLOSED, WarmProcess};
+use super::super::warm::{Borrowed, WarmHandler, WarmProcess};
+use super::process::{Coprocess, ExchangeError};
+use super::request_feed::RequestFeed;
 
-/// How long a process that has closed descriptor 4 may take to die before it counts as one that only closed it.
-const DEATH_AFTER_CLOSE: Duration = Duration::from_millis(100);
-
-/// A process during a request. If this is dropped before the end, the process does not return to its [`Coprocess`].
-struct CoprocessExchange {
-    coprocess: Arc<Coprocess>,
-    process: WarmProcess,
-    feed: Option<RequestFeed>,
-    /// Bytes of the response body still to come.
-    remaining: u64,
-    body_timeout: Duration,
-}
-
-impl Coprocess {
+impl WarmHandler<Coprocess> {
     /// Serves one request.
     pub(in super::super) async fn call(
         self: Arc<Self>,
@@ -51,139 +32,74 @@ impl Coprocess {
         self.set_lease(Some(context.lease.as_str().into()));
         let head = framing::encode_request_head(&parts.method, &parts.uri, &parts.headers, &context.lease, length);
         let mut process = self.take_for_request().await?;
-        let feed = process.requests.take().map(|requests| RequestFeed::spawn(requests, head, body, length));
-        let mut exchange =
-            CoprocessExchange { coprocess: self, process, feed, remaining: 0, body_timeout: context.body_timeout };
-        let head = exchange.head().await?;
-        exchange.remaining = head.length;
-        exchange.respond(head, parts.method == Method::HEAD).await
+        process.begin(|requests| RequestFeed::spawn(requests, head, body, length), context.body_timeout);
+        let received = process.head(|fault| self.log_fault(fault)).await;
+        match received {
+            Ok(head) => respond(process, head, parts.method == Method::HEAD).await,
+            Err(error) => Err(failure(process, error)),
+        }
     }
 }
 
-impl CoprocessExchange {
-    async fn head(&mut self) -> Result<CoprocessResponseHead, RequestFailure> {
-        let head = tokio::select! {
-            biased;
-            error = feed_error(&mut self.feed, &mut self.process.requests) => {
-                self.kill_unless_client(error)?;
-                self.process.reader.head().await
-            }
-            head = self.process.reader.head() => head,
-        };
-        match head {
-            Ok(head) => framing::parse_response_head(&head).map_err(|error| self.failure(&error)),
-            Err(HeadError::Malformed(error)) => Err(self.failure(&error)),
-            Err(HeadError::PipeClosed) => {
-                let fault = self.fault_after_close().await;
-                Err(self.failure(&format!("{fault} before the end of a response head")))
-            }
-            Err(HeadError::Exited(exit)) => Err(self.failure(&format!("it {exit} before the end of a response head"))),
+/// Makes the response. One without a body is read to its end here: no body is polled later.
+async fn respond(
+    mut process: Borrowed<Coprocess>,
+    head: CoprocessResponseHead,
+    is_head_request: bool,
+) -> Result<Response<Body>, RequestFailure> {
+    let body = if is_head_request || head.length == 0 || head::status_forbids_body(head.status) {
+        while !process.is_done().0 {
+            process = next_piece(process).await?.1;
         }
-    }
+        give_back(process);
+        body::empty()
+    } else {
+        body::unfold(Some(process), step)
+    };
+    let mut response = Response::new(body);
+    *response.status_mut() = head.status;
+    *response.headers_mut() = head.headers;
+    Ok(response)
+}
 
-    /// Makes the response. One without a body is read to its end here: no body is polled later.
-    async fn respond(
-        mut self,
-        head: CoprocessResponseHead,
-        is_head_request: bool,
-    ) -> Result<Response<Body>, RequestFailure> {
-        let body = if is_head_request || head.length == 0 || head::status_forbids_body(head.status) {
-            while self.remaining > 0 {
-                self.next_piece().await?;
-            }
-            self.return_process();
-            body::empty()
-        } else {
-            body::unfold(Some(self), Self::step)
-        };
-        let mut response = Response::new(body);
-        *response.status_mut() = head.status;
-        *response.headers_mut() = head.headers;
-        Ok(response)
+/// The next piece of the body. The process is returned together with the last piece: a reader that knows the length polls
+/// no further.
+async fn step(process: Option<Borrowed<Coprocess>>) -> BodyStep<Option<Borrowed<Coprocess>>> {
+    let Some(process) = process else { return Ok(None) };
+    let (data, process) = next_piece(process).await?;
+    if !process.is_done().0 {
+        return Ok(Some((data, Some(process))));
     }
+    give_back(process);
+    Ok(Some((data, None)))
+}
 
-    /// The next piece of the body. The process is returned together with the last piece: a reader that knows the
-    /// length polls no further.
-    async fn step(this: Option<Self>) -> BodyStep<Option<Self>> {
-        let Some(mut this) = this else { return Ok(None) };
-        let data = this.next_piece().await?;
-        if this.remaining > 0 {
-            return Ok(Some((data, Some(this))));
-        }
-        this.return_process();
-        Ok(Some((data, None)))
-    }
-
-    async fn next_piece(&mut self) -> Result<Bytes, RequestFailure> {
-        let event = tokio::select! {
-            biased;
-            error = feed_error(&mut self.feed, &mut self.process.requests) => {
-                self.kill_unless_client(error)?;
-                self.process.reader.next().await
-            }
-            event = self.process.reader.next() => event,
-        };
-        match event {
-            ReaderEvent::Data(mut data) => {
-                let excess = split_excess(&mut data, &mut self.remaining);
-                self.process.reader.unread(excess);
-                Ok(data)
-            }
-            ReaderEvent::PipeClosed => {
-                let fault = self.fault_after_close().await;
-                Err(self.short_response(&fault))
-            }
-            ReaderEvent::Exited(exit) => Err(self.short_response(&format!("it {exit}"))),
-        }
-    }
-
-    /// What happened when descriptor 4 was closed: a dying process closes it before it is dead.
-    async fn fault_after_close(&mut self) -> String {
-        match timeout(DEATH_AFTER_CLOSE, self.process.reader.child.wait()).await {
-            Ok(exit) => format!("it {exit}"),
-            Err(_) => RESPONSES_CLOSED.to_owned(),
-        }
-    }
-
-    fn short_response(&self, fault: &str) -> RequestFailure {
-        self.failure(&format!("{fault}, {} bytes short of its Content-Length", self.remaining))
-    }
-
-    /// Returns the process. The end of the request checks whether it is usable.
-    fn return_process(self) {
-        let Self { coprocess, process, feed, body_timeout, .. } = self;
-        coprocess.put(match feed {
-            None => CurrentProcess::Idle(process),
-            Some(feed) => CurrentProcess::WritingRequest { process, feed, timeout: body_timeout },
-        });
-    }
-
-    /// Returns an error that the client caused. Otherwise the process has closed descriptor 3 and can serve no further
-    /// request, but it may have responded before: it is killed, and its output is read until it ends.
-    fn kill_unless_client(&mut self, error: FeedError) -> Result<(), RequestFailure> {
-        match error {
-            FeedError::Client(failure) => return Err(failure),
-            FeedError::PipeClosed => self.coprocess.log_requests_closed(),
-        }
-        self.process.reader.child.kill_group();
-        Ok(())
-    }
-
-    fn failure(&self, reason: &dyn Display) -> RequestFailure {
-        self.coprocess.record_failure(&self.process, reason);
-        RequestFailure::bad_gateway(format!("the co-process failed: {reason}"))
+async fn next_piece(mut process: Borrowed<Coprocess>) -> Result<(bytes::Bytes, Borrowed<Coprocess>), RequestFailure> {
+    let handler = process.handler.clone();
+    match process.next_piece(|fault| handler.log_fault(fault)).await {
+        Ok(data) => Ok((data, process)),
+        Err(error) => Err(failure(process, error)),
     }
 }
 
-/// Completes only if the request cannot be written; puts our end of descriptor 3 back when it is written.
-async fn feed_error(feed: &mut Option<RequestFeed>, requests: &mut Option<Sender>) -> FeedError {
-    if let Some(running) = feed {
-        let outcome = running.outcome().await;
-        *feed = None;
-        match outcome {
-            Ok(written) => *requests = Some(written),
-            Err(error) => return error,
+/// Returns the process after a response. A request that is not written completely is left to the end of the request.
+fn give_back(process: Borrowed<Coprocess>) {
+    if process.is_done().1 {
+        process.put_idle();
+    }
+}
+
+fn failure(process: Borrowed<Coprocess>, error: ExchangeError) -> RequestFailure {
+    match error {
+        // It waits for the rest of the request.
+        ExchangeError::Client(failure) => {
+            process.lose();
+            failure
+        }
+        ExchangeError::Fault(reason) => {
+            let handler = process.handler.clone();
+            handler.fail(process, &reason);
+            RequestFailure::bad_gateway(format!("the {} failed: {reason}", Coprocess::KIND))
         }
     }
-    std::future::pending().await
 }

@@ -3,7 +3,8 @@
 mod exchange;
 mod lifecycle;
 
-use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::time::Duration;
 
 use bytes::Bytes;
 use http::Request;
@@ -11,11 +12,13 @@ use http_body_util::BodyExt;
 use nix::unistd::Pid;
 
 use super::super::body::{Body, BoxError};
-use super::super::builtin::{BuiltinHandler, BuiltinSpec};
+use super::super::builtin::BuiltinHandler;
 use super::super::failure::RequestFailure;
 use super::super::test_process::has_python;
 use super::super::test_request::{body_text, full_body, request_context, send};
-use super::lifecycle::{Coprocess, CurrentProcess};
+use super::super::warm::{CurrentProcess, WarmEvent, WarmHandler};
+use super::process::Coprocess;
+use crate::config::{HandlerConfig, PoolConfig};
 use crate::process_tree;
 
 /// A co-process that behaves as the target demands. By default it responds with the number of requests so far, which
@@ -54,6 +57,7 @@ while line := r.readline():
     elif t == '/excess': respond(b'response'); w.write(b'and more'); w.flush()
     elif t == '/last': respond(b'last'); os._exit(0)
     elif t == '/hang': time.sleep(1000)
+    elif t == '/slow': time.sleep(0.1); respond(b'slow')
     elif t == '/headers': respond(b'', 'Status: 404 Not Found', 'X-A: 1', 'Keep-Alive: 5', 'Content-Type: a/b')
     elif t == '/child':
         subprocess.Popen(['sleep', '1000'])
@@ -65,6 +69,9 @@ while line := r.readline():
     elif t != '/early': respond(b'%d' % count)
 "#;
 
+/// How long an interrupted request may take in the tests in which it finishes.
+const LIMIT: Duration = Duration::from_secs(20);
+
 /// A handler with the co-process above; `None` if Python is not installed.
 fn start_python() -> Option<BuiltinHandler> {
     has_python().then(|| start(&["python3", "-c", PYTHON]))
@@ -72,10 +79,46 @@ fn start_python() -> Option<BuiltinHandler> {
 
 fn start(argv: &[&str]) -> BuiltinHandler {
     let argv = argv.iter().map(|argument| argument.to_string()).collect();
-    BuiltinHandler::start(&BuiltinSpec::Coprocess(argv), &"default-1".parse().unwrap(), &BTreeMap::new()).unwrap()
+    start_pool(&PoolConfig { handler: HandlerConfig::Coprocess(argv), ..PoolConfig::default() })
 }
 
-fn coprocess(handler: &BuiltinHandler) -> &Coprocess {
+fn start_pool(pool: &PoolConfig) -> BuiltinHandler {
+    let worker = "default-1".parse().unwrap();
+    BuiltinHandler::start(pool, &worker, Duration::from_secs(10), PathBuf::new()).unwrap().unwrap()
+}
+
+/// Keeps the process until `end`.
+async fn keep_until(handler: &BuiltinHandler, end: impl Future<Output = ()>) {
+    tokio::select! {
+        error = handler.keep(&|_| {}) => panic!("{error}"),
+        () = end => {}
+    }
+}
+
+/// Replaces the process.
+async fn recycle(handler: &BuiltinHandler) {
+    let (replaced, mut result) = tokio::sync::mpsc::unbounded_channel();
+    let notify = move |event| {
+        if let WarmEvent::Replaced(result) = event {
+            replaced.send(result).unwrap();
+        }
+    };
+    assert!(handler.request_replacement());
+    let ended = async {
+        result.recv().await.unwrap().unwrap();
+        // The old process, and what it has left.
+        let count = |root| process_tree::descendants(root).len();
+        while count(nix::unistd::getpid()) > count(pid(handler)) + 1 {
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+    };
+    tokio::select! {
+        error = handler.keep(&notify) => panic!("{error}"),
+        () = ended => {}
+    }
+}
+
+fn coprocess(handler: &BuiltinHandler) -> &WarmHandler<Coprocess> {
     let BuiltinHandler::Coprocess(coprocess) = handler else { panic!("not a co-process") };
     coprocess
 }
@@ -94,7 +137,7 @@ async fn post(
         Ok(response) => Ok(body_text(response).await),
         Err(failure) => Err(failure),
     };
-    handler.end_request().await;
+    handler.end_request(LIMIT).await;
     result
 }
 
@@ -130,7 +173,7 @@ async fn stop(handler: BuiltinHandler) {
 /// Whether process `pid` waits for a request, and has neither died nor written unexpected data.
 fn is_idle(handler: &BuiltinHandler, pid: Pid) -> bool {
     match &mut coprocess(handler).lock().process {
-        CurrentProcess::Idle(process) => process.pid() == pid && process.reader.check_idle().is_ok(),
-        CurrentProcess::WritingRequest { .. } | CurrentProcess::Absent => false,
+        CurrentProcess::Idle(running) => running.pid == pid && running.process.reader.check_idle().is_ok(),
+        _ => false,
     }
 }

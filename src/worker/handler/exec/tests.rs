@@ -6,15 +6,17 @@ mod response;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use bytes::Bytes;
 use http::Request;
 use http::request::Builder;
 
 use super::super::body::{Body, BoxError, unfold};
-use super::super::builtin::{BuiltinHandler, BuiltinSpec};
+use super::super::builtin::BuiltinHandler;
 use super::super::failure::RequestFailure;
 use super::super::test_request::{body_text, full_body, request_context, send};
+use crate::config::{HandlerConfig, PoolConfig};
 use crate::process_tree;
 
 const PRINT_HEAD: &str = "printf 'Content-Type: text/plain\\n\\n';";
@@ -23,7 +25,9 @@ const PRINT_SIZED_HEAD: &str = "printf 'Content-Length: 4\\nContent-Type: a/b\\n
 fn sh(script: impl AsRef<str>) -> BuiltinHandler {
     let argv = ["sh", "-c", script.as_ref()].map(str::to_owned).to_vec();
     let environment = BTreeMap::from([("MINE".to_owned(), "pool".to_owned())]);
-    BuiltinHandler::start(&BuiltinSpec::Exec(argv), &"default-1".parse().unwrap(), &environment).unwrap()
+    let pool = PoolConfig { handler: HandlerConfig::Exec(argv), environment, ..PoolConfig::default() };
+    let worker = "default-1".parse().unwrap();
+    BuiltinHandler::start(&pool, &worker, Duration::from_secs(10), PathBuf::new()).unwrap().unwrap()
 }
 
 /// One request and its cleanup: status and body.
@@ -38,7 +42,7 @@ async fn run(
         Ok(response) => Ok((response.status().as_u16(), body_text(response).await)),
         Err(failure) => Err(failure),
     };
-    handler.end_request().await;
+    handler.end_request(Duration::ZERO).await;
     assert!(!process_tree::has_children());
     handler.stop().await;
     result

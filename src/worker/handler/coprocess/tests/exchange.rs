@@ -19,21 +19,21 @@ fn requests_and_responses_are_framed_and_headers_pass() {
         let expected = "{'Content-Length': '5', 'Method': 'PUT', 'Target': '/echo', 'Content-Type': 'a/b', \
             'Lease': '3.1042'}hello";
         assert_eq!(response, expected);
-        handler.end_request().await;
+        handler.end_request(LIMIT).await;
         let response = send(&handler, request_context(), Request::get("/headers"), full_body("")).await.unwrap();
         assert_eq!(response.status(), 404);
         let names: Vec<_> = response.headers().keys().map(|name| name.as_str()).collect();
         assert_eq!(names, ["x-a", "content-type", "content-length"]);
-        handler.end_request().await;
+        handler.end_request(LIMIT).await;
         let head = send(&handler, request_context(), Request::head("/"), full_body("")).await.unwrap();
         assert_eq!(head.headers()["content-length"], "1");
         assert_eq!(body_text(head).await.unwrap(), "");
-        handler.end_request().await;
+        handler.end_request(LIMIT).await;
         assert_eq!(text(&handler, "/").await, "4");
         let chunked = unfold((), |()| async { Ok(None) });
         let failure = send(&handler, request_context(), Request::post("/"), chunked).await.unwrap_err();
         assert_eq!((failure.status.as_u16(), failure.started), (411, false));
-        handler.end_request().await;
+        handler.end_request(LIMIT).await;
         assert_eq!(text(&handler, "/").await, "5");
         stop(handler).await;
     });
@@ -48,7 +48,7 @@ fn request_and_response_bodies_are_streamed_at_the_same_time() {
         let response =
             send(&handler, request_context(), Request::post("/stream"), full_body(body.clone())).await.unwrap();
         assert_eq!(response.into_body().collect().await.unwrap().to_bytes(), body);
-        handler.end_request().await;
+        handler.end_request(LIMIT).await;
         assert_eq!(text(&handler, "/").await, "2");
         stop(handler).await;
     });
@@ -65,7 +65,7 @@ fn early_response_keeps_the_framing() {
         let short_timeout = RequestContext { body_timeout: Duration::from_millis(30), ..request_context() };
         let response = send(&handler, short_timeout, Request::post("/early"), missing_body(9)).await.unwrap();
         assert_eq!(body_text(response).await.unwrap(), "early");
-        handler.end_request().await;
+        handler.end_request(LIMIT).await;
         assert_eq!(text(&handler, "/").await, "1");
         stop(handler).await;
     });

@@ -54,16 +54,13 @@ fn orphan_that_ends_between_requests_is_reaped_at_once() {
                 tokio::time::sleep(Duration::from_millis(2)).await;
             }
         };
-        tokio::select! {
-            () = handler.watch() => {}
-            () = orphan_ends => {}
-        }
+        keep_until(&handler, orphan_ends).await;
         stop(handler).await;
     });
 }
 
 #[test]
-fn cancelled_request_replaces_the_process() {
+fn cancelled_request_replaces_a_process_that_cannot_finish_it() {
     in_own_process(async {
         let Some(handler) = start_python() else { return };
         assert_eq!(text(&handler, "/child").await, "child");
@@ -74,18 +71,37 @@ fn cancelled_request_replaces_the_process() {
             tokio::task::yield_now().await;
         }
         drop(call);
-        handler.end_request().await;
+        handler.end_request(Duration::from_millis(30)).await;
         assert_ne!(pid(&handler), old);
         assert_eq!(foreign_processes(&handler), []);
         assert_eq!(text(&handler, "/").await, "1");
-        // The same with a response body that is not read to its end, and with a request body that fails.
-        drop(send(&handler, request_context(), Request::post("/stream"), full_body(vec![0; 1 << 20])).await.unwrap());
-        handler.end_request().await;
-        assert_eq!(text(&handler, "/").await, "1");
+        // The same with a request body that fails.
         let short_timeout = RequestContext { body_timeout: Duration::from_millis(30), ..request_context() };
         assert_eq!(send(&handler, short_timeout, Request::post("/"), missing_body(9)).await.unwrap_err().status, 408);
-        handler.end_request().await;
+        handler.end_request(LIMIT).await;
         assert_eq!(text(&handler, "/").await, "1");
+        stop(handler).await;
+    });
+}
+
+#[test]
+fn cancelled_request_is_finished_by_its_process() {
+    in_own_process(async {
+        let Some(handler) = start_python() else { return };
+        assert_eq!(text(&handler, "/").await, "1");
+        let old = pid(&handler);
+        // Dropped before the head of the response, and within its body.
+        let mut call = Box::pin(send(&handler, request_context(), Request::post("/slow"), full_body("x")));
+        for _ in 0..20 {
+            let _ = std::future::poll_fn(|task| std::task::Poll::Ready(call.as_mut().poll(task).is_ready())).await;
+            tokio::task::yield_now().await;
+        }
+        drop(call);
+        handler.end_request(LIMIT).await;
+        assert_eq!(text(&handler, "/").await, "3");
+        drop(send(&handler, request_context(), Request::post("/stream"), full_body(vec![0; 1 << 20])).await.unwrap());
+        handler.end_request(LIMIT).await;
+        assert_eq!((text(&handler, "/").await.as_str(), pid(&handler)), ("5", old));
         stop(handler).await;
     });
 }
@@ -100,7 +116,7 @@ fn descendants_outlive_a_request_but_not_the_process() {
             tokio::time::sleep(Duration::from_millis(2)).await;
         }
         let old = pid(&handler);
-        handler.recycle().await.unwrap();
+        recycle(&handler).await;
         assert_ne!(pid(&handler), old);
         // A process that was just killed is seen until it is reaped, one that the new process starts between two scans.
         while !foreign_processes(&handler).is_empty() {
@@ -116,7 +132,7 @@ fn process_that_does_not_exit_when_recycled_is_killed() {
     in_own_process(async {
         let handler = start(&["sh", "-c", "trap '' TERM; while :; do sleep 1000; done"]);
         let old = pid(&handler);
-        handler.recycle().await.unwrap();
+        recycle(&handler).await;
         assert!(!process_tree::descendants(getpid()).iter().any(|p| p.pid == old));
         stop(handler).await;
     });
@@ -135,14 +151,11 @@ fn process_that_dies_between_requests_is_replaced() {
         let old = pid(&handler);
         kill(old, Signal::SIGKILL).unwrap();
         let replaced = async {
-            while pid(&handler) == old {
+            while coprocess(&handler).lock().pid.is_none_or(|pid| pid == old) {
                 tokio::time::sleep(Duration::from_millis(2)).await;
             }
         };
-        tokio::select! {
-            () = handler.watch() => {}
-            () = replaced => {}
-        }
+        keep_until(&handler, replaced).await;
         assert_eq!(text(&handler, "/").await, "1");
         stop(handler).await;
     });

@@ -41,7 +41,7 @@ fn cancelled_request_leaves_no_process() {
                 tokio::time::sleep(Duration::from_millis(2)).await;
             }
             drop(body);
-            handler.end_request().await;
+            handler.end_request(Duration::ZERO).await;
             assert!(!process_tree::has_children());
         }
         std::fs::remove_file(pids).unwrap();
@@ -61,7 +61,7 @@ fn fork_bomb_in_its_process_group_is_killed() {
             tokio::time::sleep(Duration::from_millis(1)).await;
         }
         drop(response);
-        handler.end_request().await;
+        handler.end_request(Duration::ZERO).await;
         assert!(!process_tree::has_children());
     });
 }

@@ -16,7 +16,7 @@ fn environment_is_clean_and_complete() {
         for line in ["GATEWAY_INTERFACE=CGI/1.1", "PATOU_LEASE=3.1042", "MINE=pool", "REMOTE_ADDR=192.0.2.7"] {
             assert!(variables.lines().any(|l| l == line), "{line} in {variables}");
         }
-        for name in ["NOTIFY_SOCKET", "LISTEN_FDS", "WATCHDOG_USEC", "PATOU_CONFIG", "CONTENT_LENGTH", "HOME"] {
+        for name in ["NOTIFY_SOCKET", "LISTEN_FDS", "WATCHDOG_USEC", "PATOU_CONFIG", "CONTENT_LENGTH", "USER"] {
             assert!(!variables.lines().any(|line| line.starts_with(&format!("{name}="))), "{name} in {variables}");
         }
     });
@@ -44,7 +44,7 @@ fn large_body_is_streamed_in_little_memory() {
             count += frame.unwrap().into_data().unwrap().len();
         }
         assert_eq!(count, 100 << 20);
-        handler.end_request().await;
+        handler.end_request(Duration::ZERO).await;
         let status = std::fs::read_to_string("/proc/self/status").unwrap();
         let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
         let peak: u64 = peak.trim().trim_end_matches(" kB").parse().unwrap();
@@ -76,15 +76,15 @@ fn too_large_too_slow_or_failing_body_kills_the_program() {
         assert_eq!((announced.status.as_u16(), announced.started), (413, false));
         let counted = send(&handler, limited, Request::post("/"), mebibytes(2)).await.unwrap_err();
         assert_eq!((counted.status.as_u16(), counted.started), (413, true));
-        handler.end_request().await;
+        handler.end_request(Duration::ZERO).await;
 
         let short_timeout = RequestContext { body_timeout: Duration::from_millis(30), ..request_context() };
         let silent = unfold((), |()| std::future::pending());
         assert_eq!(send(&handler, short_timeout.clone(), Request::post("/"), silent).await.unwrap_err().status, 408);
-        handler.end_request().await;
+        handler.end_request(Duration::ZERO).await;
         let failing = unfold((), |()| async { Err("connection closed".into()) });
         assert_eq!(send(&handler, request_context(), Request::post("/"), failing).await.unwrap_err().status, 400);
-        handler.end_request().await;
+        handler.end_request(Duration::ZERO).await;
 
         // After the response head, the failure is the error of the response body.
         let handler = sh(format!("{PRINT_HEAD} echo; exec cat"));
@@ -92,7 +92,7 @@ fn too_large_too_slow_or_failing_body_kills_the_program() {
         let response = send(&handler, short_timeout, Request::post("/"), silent).await.unwrap();
         let error = body_text(response).await.unwrap_err();
         assert_eq!(error.downcast_ref::<RequestFailure>().unwrap().status, 408);
-        handler.end_request().await;
+        handler.end_request(Duration::ZERO).await;
         assert!(!process_tree::has_children());
     });
 }

@@ -121,7 +121,7 @@ fn incomplete_response_never_looks_complete() {
             std::fs::write(&go_file, "").unwrap();
             let error = body_text(response).await.expect_err(&script);
             assert_eq!(error.downcast_ref::<RequestFailure>().unwrap().status.as_u16(), 502);
-            handler.end_request().await;
+            handler.end_request(Duration::ZERO).await;
         }
         std::fs::remove_file(&go_file).unwrap();
         let (log, _guard) = capture_log();
@@ -157,7 +157,7 @@ fn client_redirects_and_local_redirects_work() {
         assert_eq!(response.status(), 302);
         assert_eq!(response.headers()["location"], "http://example.org/");
         body_text(response).await.unwrap();
-        handler.end_request().await;
+        handler.end_request(Duration::ZERO).await;
 
         let script = "case $PATH_INFO in /old) cat >/dev/null; printf 'Location: /new?x=1\\n\\n';; \
             *) printf 'Content-Type: a/b\\n\\n'; echo $REQUEST_METHOD $QUERY_STRING ${CONTENT_LENGTH-none}; cat;; esac";

@@ -1,0 +1,142 @@
+//! A connection to the server, and one exchange on it.
+
+use std::future::Future;
+use std::io;
+use std::os::fd::{AsFd, AsRawFd};
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+
+use http::{Request, Response, StatusCode};
+use hyper::body::Incoming;
+use hyper::client::conn::http1::{self, SendRequest};
+use hyper_util::rt::TokioIo;
+use nix::errno::Errno;
+use nix::sys::socket::{MsgFlags, recv};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::task::JoinHandle;
+use tokio::time::Instant;
+
+use super::address::PrivateAddress;
+use super::delivery::may_reuse;
+use super::request_body::{AttemptBody, SharedBody};
+use crate::net::{SharedStream, SocketStream};
+use crate::sync;
+
+/// A response whose head has not arrived.
+pub(super) type PendingResponse = Pin<Box<dyn Future<Output = hyper::Result<Response<Incoming>>> + Send>>;
+
+/// A connection. It is closed when this is dropped.
+pub(super) struct ServerConnection {
+    sender: SendRequest<AttemptBody>,
+    stream: Arc<SocketStream>,
+    /// The request that is being written.
+    current: Arc<std::sync::Mutex<Option<SharedBody>>>,
+    task: JoinHandle<()>,
+    idle_since: Instant,
+}
+
+impl ServerConnection {
+    pub(super) async fn open(address: &PrivateAddress) -> io::Result<Self> {
+        let stream = Arc::new(address.connect().await?);
+        let current = Arc::new(std::sync::Mutex::new(None));
+        let io = ServerIo { stream: SharedStream(stream.clone()), current: current.clone(), is_broken: false };
+        let (sender, connection) = http1::handshake(TokioIo::new(io)).await.map_err(io::Error::other)?;
+        // An error shows in the response.
+        let task = tokio::spawn(async move { drop(connection.await) });
+        Ok(Self { sender, stream, current, task, idle_since: Instant::now() })
+    }
+
+    /// Whether it can carry another request.
+    pub(super) async fn is_reusable(&mut self) -> bool {
+        let flags = MsgFlags::MSG_PEEK | MsgFlags::MSG_DONTWAIT;
+        let readable = recv(self.stream.as_fd().as_raw_fd(), &mut [0], flags) != Err(Errno::EAGAIN);
+        may_reuse(self.idle_since.into_std(), Instant::now().into_std(), readable) && self.sender.ready().await.is_ok()
+    }
+
+    /// Sends a request.
+    pub(super) fn send(&mut self, head: Request<()>, body: &SharedBody) -> PendingResponse {
+        *sync::lock(&self.current) = Some(body.clone());
+        let mut request = head.map(|()| body.attempt());
+        let shared = body.clone();
+        hyper::ext::on_informational(&mut request, move |response| {
+            if response.status() == StatusCode::CONTINUE {
+                shared.open_gate();
+            }
+        });
+        Box::pin(self.sender.send_request(request))
+    }
+
+    /// The exchange is over.
+    pub(super) fn set_idle(&mut self) {
+        *sync::lock(&self.current) = None;
+        self.idle_since = Instant::now();
+    }
+}
+
+impl std::fmt::Debug for ServerConnection {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("ServerConnection").field("stream", &self.stream).finish()
+    }
+}
+
+impl Drop for ServerConnection {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+/// What hyper reads and writes. A server may respond and close before it has read the whole request: the rest of the
+/// request is then discarded, and the response is read.
+struct ServerIo {
+    stream: SharedStream,
+    current: Arc<std::sync::Mutex<Option<SharedBody>>>,
+    is_broken: bool,
+}
+
+impl AsyncRead for ServerIo {
+    fn poll_read(mut self: Pin<&mut Self>, task: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_read(task, buffer)
+    }
+}
+
+impl AsyncWrite for ServerIo {
+    fn poll_write(self: Pin<&mut Self>, task: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        self.poll_write_vectored(task, &[io::IoSlice::new(bytes)])
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        task: &mut Context<'_>,
+        bytes: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        let all = bytes.iter().map(|part| part.len()).sum();
+        if self.is_broken {
+            return Poll::Ready(Ok(all));
+        }
+        match Pin::new(&mut self.stream).poll_write_vectored(task, bytes) {
+            Poll::Ready(Ok(written)) => {
+                sync::lock(&self.current).iter().for_each(SharedBody::set_written);
+                Poll::Ready(Ok(written))
+            }
+            Poll::Ready(Err(_)) => {
+                self.is_broken = true;
+                Poll::Ready(Ok(all))
+            }
+            Poll::Pending => Poll::Pending,
+        }
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        true
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+
+    /// Does nothing: the connection is closed as a whole.
+    fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+}

@@ -1,0 +1,162 @@
+//! The body of a request on its way to the server.
+
+use std::collections::VecDeque;
+use std::pin::Pin;
+use std::sync::{Arc, Mutex};
+use std::task::{Context, Poll, Waker, ready};
+use std::time::Duration;
+
+use bytes::Bytes;
+use http_body::{Body as _, Frame, SizeHint};
+use tokio::time::{Sleep, sleep};
+
+use super::super::body::BoxError;
+use super::super::failure::RequestFailure;
+use super::super::limited_body::LimitedBody;
+use crate::sync;
+
+/// How long a server may take to say whether it wants the body (RFC 9110, section 10.1.1: a client does not wait
+/// indefinitely).
+const CONTINUE_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// The body of a request, which outlives the attempts to send it. What has been read from it is kept until a byte of the
+/// request was written.
+#[derive(Clone)]
+pub(super) struct SharedBody(Arc<Mutex<BodyState>>);
+
+struct BodyState {
+    body: LimitedBody,
+    /// What was read before the first byte of the request was written.
+    unsent: VecDeque<Bytes>,
+    is_written: bool,
+    /// While the client waits for `100 Continue`, and the server has not decided.
+    gate: Option<Gate>,
+    /// Why the client's body has failed.
+    failure: Option<RequestFailure>,
+    is_awaited: bool,
+    is_complete: bool,
+}
+
+struct Gate {
+    opens: Pin<Box<Sleep>>,
+    waker: Option<Waker>,
+}
+
+impl SharedBody {
+    /// A body. With `expects_continue` nothing of it is read until the server wants it.
+    pub(super) fn new(body: LimitedBody, expects_continue: bool) -> Self {
+        let is_complete = body.is_end_stream();
+        let gate =
+            (expects_continue && !is_complete).then(|| Gate { opens: Box::pin(sleep(CONTINUE_TIMEOUT)), waker: None });
+        let (unsent, is_written, failure, is_awaited) = (VecDeque::new(), false, None, false);
+        Self(Arc::new(Mutex::new(BodyState { body, unsent, is_written, gate, failure, is_awaited, is_complete })))
+    }
+
+    /// The body for one attempt.
+    pub(super) fn attempt(&self) -> AttemptBody {
+        AttemptBody { shared: self.clone(), resent: 0 }
+    }
+
+    /// The server wants the body.
+    pub(super) fn open_gate(&self) {
+        let gate = sync::lock(&self.0).gate.take();
+        gate.and_then(|gate| gate.waker).into_iter().for_each(Waker::wake);
+    }
+
+    /// A byte of the request was written: it is not sent again.
+    pub(super) fn set_written(&self) {
+        let mut state = sync::lock(&self.0);
+        if !std::mem::replace(&mut state.is_written, true) {
+            state.unsent = VecDeque::new();
+        }
+    }
+
+    pub(super) fn is_written(&self) -> bool {
+        sync::lock(&self.0).is_written
+    }
+
+    /// Whether the whole body was read.
+    pub(super) fn is_complete(&self) -> bool {
+        sync::lock(&self.0).is_complete
+    }
+
+    /// Whether the server waits for the client.
+    pub(super) fn is_awaited(&self) -> bool {
+        sync::lock(&self.0).is_awaited
+    }
+
+    /// Why the client's body has failed.
+    pub(super) fn failure(&self) -> Option<RequestFailure> {
+        sync::lock(&self.0).failure.clone()
+    }
+}
+
+impl std::fmt::Debug for SharedBody {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("SharedBody")
+    }
+}
+
+/// The body as hyper sends it.
+pub(super) struct AttemptBody {
+    shared: SharedBody,
+    /// How many of the unsent pieces this attempt has got.
+    resent: usize,
+}
+
+impl http_body::Body for AttemptBody {
+    type Data = Bytes;
+    type Error = BoxError;
+
+    fn poll_frame(mut self: Pin<&mut Self>, task: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
+        let shared = self.shared.clone();
+        let state = &mut *sync::lock(&shared.0);
+        if let Some(gate) = &mut state.gate {
+            gate.waker = Some(task.waker().clone());
+            ready!(gate.opens.as_mut().poll(task));
+            state.gate = None;
+        }
+        if let Some(data) = state.unsent.get(self.resent) {
+            self.resent += 1;
+            return Poll::Ready(Some(Ok(Frame::data(data.clone()))));
+        }
+        let polled = Pin::new(&mut state.body).poll_frame(task);
+        state.is_awaited = polled.is_pending();
+        match ready!(polled) {
+            Some(Ok(frame)) => {
+                if let (Some(data), false) = (frame.data_ref(), state.is_written) {
+                    state.unsent.push_back(data.clone());
+                    self.resent += 1;
+                }
+                state.is_complete = frame.is_trailers() || state.body.is_end_stream();
+                Poll::Ready(Some(Ok(frame)))
+            }
+            Some(Err(error)) => {
+                let failure = RequestFailure::from(error);
+                state.failure = Some(failure.clone());
+                Poll::Ready(Some(Err(failure.into())))
+            }
+            None => {
+                state.is_complete = true;
+                Poll::Ready(None)
+            }
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        let state = sync::lock(&self.shared.0);
+        state.is_complete && self.resent >= state.unsent.len()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        let state = sync::lock(&self.shared.0);
+        let unsent: u64 = state.unsent.iter().skip(self.resent).map(|data| data.len() as u64).sum();
+        let rest = state.body.size_hint();
+        let mut hint = SizeHint::new();
+        if let Some(upper) = rest.upper() {
+            hint.set_upper(upper + unsent);
+        }
+        hint.set_lower(rest.lower() + unsent);
+        hint
+    }
+}
