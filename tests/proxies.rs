@@ -57,6 +57,17 @@ const NGINX: ProxyKind = ProxyKind {
     requests: 5000,
 };
 
+/// nginx as operators first write it: HTTP/1.0, a connection for each request.
+const NGINX_HTTP_1_0: ProxyKind = ProxyKind {
+    adapt: |text, address, tcp| {
+        let text = replaced(text, "        proxy_http_version 1.1;\n", "");
+        let text = replaced(&text, "        proxy_set_header Connection \"\";\n", "");
+        (NGINX.adapt)(&text, address, tcp)
+    },
+    requests: 2000,
+    ..NGINX
+};
+
 const HAPROXY: ProxyKind = ProxyKind {
     program: "haproxy",
     example: "haproxy/haproxy.cfg",
@@ -323,4 +334,4 @@ macro_rules! proxies {
         }
     )*};
 }
-proxies!(nginx: super::NGINX, haproxy: super::HAPROXY, caddy: super::CADDY, apache: super::APACHE);
+proxies!(nginx: super::NGINX, nginx_http_1_0: super::NGINX_HTTP_1_0, haproxy: super::HAPROXY, caddy: super::CADDY, apache: super::APACHE);

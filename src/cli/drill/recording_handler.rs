@@ -2,11 +2,12 @@
 //! else, and responds with the request's body.
 //!
 //! The path is `/REQUEST/ATTEMPT`, two numbers; `?ms=N` delays the response by N milliseconds. As `exec` it implements
-//! CGI/1.1 (RFC 3875), as `coprocess` the framing on descriptors 3 and 4, as `inetd` as much of HTTP/1.1 as the drill's
-//! clients use. `patou record --spin DURATION` keeps a core busy.
+//! CGI/1.1 (RFC 3875), as `coprocess` the framing on descriptors 3 and 4, as `inetd` and, with `--socket`, as `http` as
+//! much of HTTP/1.1 as the drill's clients use. `patou record --spin DURATION` keeps a core busy.
 
 use std::fs::File;
 use std::io::{self, BufRead, BufReader, ErrorKind, Read, Write};
+use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -21,6 +22,9 @@ pub(crate) struct RecordingHandler {
     /// The file to which each start is appended, one per line
     #[arg(required_unless_present = "spin")]
     file: Option<PathBuf>,
+    /// Serve HTTP on this Unix socket
+    #[arg(long)]
+    socket: Option<PathBuf>,
     /// Only keep a core busy for this time
     #[arg(long, value_parser = duration)]
     spin: Option<Duration>,
@@ -35,6 +39,9 @@ pub(crate) fn run(handler: &RecordingHandler) -> Result<(), CommandError> {
     let file = handler.file.as_deref().unwrap_or(Path::new("")); // clap requires it
     let named = |error: io::Error| failed(format!("{}: {error}", file.display()));
     let mut file = File::options().append(true).create(true).open(file).map_err(named)?;
+    if let Some(socket) = &handler.socket {
+        return serve_http(&mut file, socket).map_err(failed);
+    }
     let is_socket = fstat(io::stdin()).is_ok_and(|stdin| SFlag::from_bits_truncate(stdin.st_mode) == SFlag::S_IFSOCK);
     match std::env::var("GATEWAY_INTERFACE") {
         Ok(_) => serve_cgi(&mut file).map_err(named),
@@ -118,13 +125,31 @@ fn serve_cgi(file: &mut File) -> io::Result<()> {
 
 /// Serves the first request of the connection that is standard input and output.
 fn serve_inetd(file: &mut File) -> io::Result<()> {
-    let (mut client, mut out) = (io::stdin().lock(), io::stdout().lock());
-    let Some(head) = read_head(&mut client)? else { return Ok(()) };
+    serve_request(file, &mut io::stdin().lock(), &mut io::stdout().lock(), "Connection: close\r\n").map(drop)
+}
+
+/// Serves one connection after the other. `/` says that the handler is ready.
+fn serve_http(file: &mut File, socket: &Path) -> io::Result<()> {
+    for connection in UnixListener::bind(socket)?.incoming() {
+        let connection = connection?;
+        let (mut client, mut out) = (BufReader::new(&connection), &connection);
+        // The worker may close its connection at any time.
+        while serve_request(file, &mut client, &mut out, "").unwrap_or(false) {}
+    }
+    Ok(())
+}
+
+/// Serves a request; `more`: further headers of the response. Returns whether there was one.
+fn serve_request(file: &mut File, client: &mut impl BufRead, out: &mut impl Write, more: &str) -> io::Result<bool> {
+    let Some(head) = read_head(client)? else { return Ok(false) };
     let mut headers = [httparse::EMPTY_HEADER; MAX_HEADERS];
     let mut parsed = httparse::Request::new(&mut headers);
     parsed.parse(&head).map_err(io::Error::other)?;
-    let Some(request) = RecordedRequest::parse_target(parsed.path.unwrap_or_default()) else {
-        return out.write_all(b"HTTP/1.1 404 Not Found\r\nConnection: close\r\nContent-Length: 0\r\n\r\n");
+    let target = parsed.path.unwrap_or_default();
+    let Some(request) = RecordedRequest::parse_target(target) else {
+        let status = if target == "/" { "200 OK" } else { "404 Not Found" };
+        write!(out, "HTTP/1.1 {status}\r\n{more}Content-Length: 0\r\n\r\n")?;
+        return Ok(true);
     };
     let length = content_length(parsed.headers)?;
     request.record(file)?;
@@ -132,7 +157,8 @@ fn serve_inetd(file: &mut File) -> io::Result<()> {
         out.write_all(b"HTTP/1.1 100 Continue\r\n\r\n")?;
         out.flush()?;
     }
-    request.respond(&mut out, "HTTP/1.1 200 OK\r\nConnection: close\r\n", length, client)
+    request.respond(out, &format!("HTTP/1.1 200 OK\r\n{more}"), length, client)?;
+    Ok(true)
 }
 
 fn serve_coprocess(file: &mut File) -> io::Result<()> {

@@ -93,13 +93,10 @@ impl DrillSet {
     pub(super) fn handler(&self, pool: usize) -> DrillHandler {
         match &self.config.pools[pool].handler {
             HandlerConfig::Echo => DrillHandler::Echo,
-            HandlerConfig::Exec(command) | HandlerConfig::Coprocess(command) | HandlerConfig::Inetd(command) => {
-                match command.as_slice() {
-                    [_, subcommand, file] if subcommand == "record" => DrillHandler::Recording(file.into()),
-                    _ => DrillHandler::Unknown,
-                }
-            }
-            HandlerConfig::Http(_) | HandlerConfig::Program(_) => DrillHandler::Unknown,
+            handler => match handler.command() {
+                [_, subcommand, file, ..] if subcommand == "record" => DrillHandler::Recording(file.into()),
+                _ => DrillHandler::Unknown,
+            },
         }
     }
 

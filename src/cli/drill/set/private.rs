@@ -122,6 +122,7 @@ fn configuration(name: &str, dir: &Path, program: &Path, smaller: Option<&PoolNa
     let (program, record) = (quoted(program), quoted(&dir.join("records")));
     let (run, dir) = (quoted(&dir.join("run")), dir.display());
     let handler = |kind| format!("{{ {kind} = [{program}, \"record\", {record}] }}");
+    let http = format!("{{ http = [{program}, \"record\", {record}, \"--socket\", \"{{socket}}\"] }}");
     let listener =
         |address: &str, pool, more| format!("[[listener]]\naddress = \"{address}\"\npool = \"{pool}\"\n{more}\n");
     let redirect = |address: &str, pool| listener(address, pool, "");
@@ -145,12 +146,16 @@ fn configuration(name: &str, dir: &Path, program: &Path, smaller: Option<&PoolNa
         handoff("127.0.0.1:0", "exec"),
         handoff(&format!("unix:{dir}/exec-handoff.sock"), "exec"),
         handoff(&format!("unix:{dir}/coprocess-handoff.sock"), "coprocess"),
+        redirect("127.0.0.1:0", "http"),
+        handoff("127.0.0.1:0", "http"),
+        handoff(&format!("unix:{dir}/http-handoff.sock"), "http"),
         proxied("127.0.0.1:0", "exec"),
         handoff("127.0.0.1:0", "inetd"),
         proxied(&format!("unix:{dir}/inetd-handoff.sock"), "inetd"),
         pool("echo", "\"echo\"", "127.0.0.1:0", "max_requests = 200\n"),
         pool("exec", &handler("exec"), "127.0.0.1:0", ""),
         pool("coprocess", &handler("coprocess"), &format!("unix:{dir}/coprocess-{{n}}.sock"), "max_requests = 200\n"),
+        pool("http", &http, "127.0.0.1:0", "max_requests = 200\nready_path = \"/\"\nping = \"500ms\"\n"),
         pool("inetd", &handler("inetd"), "127.0.0.1:0", ""),
         "[front]\nhead_timeout = \"1s\"\nbody_timeout = \"1s\"\nlinger_timeout = \"200ms\"\n\n".into(),
         "[watchdog]\nprobe_interval = \"50ms\"\nworker_timeout = \"200ms\"\ndispatcher_timeout = \"400ms\"\n\

@@ -23,6 +23,10 @@ pub(super) fn forwarded_request(parts: &request::Parts, context: &RequestContext
         headers.insert(header::CONNECTION, HeaderValue::from_static("TE"));
     }
     set_forwarded(&mut headers, context);
+    // Required of HTTP/1.1 (RFC 9112, section 3.2), and not of the HTTP/1.0 that the client may have spoken.
+    if !headers.contains_key(header::HOST) {
+        headers.insert(header::HOST, HeaderValue::from_static("localhost"));
+    }
     let mut request = Request::new(());
     *request.method_mut() = parts.method.clone();
     *request.uri_mut() = parts.uri.clone();
@@ -137,8 +141,11 @@ mod tests {
             ("X-Real-IP", "10.0.0.1"),
             ("X-Real_Ip", "10.0.0.1"),
         ];
-        assert_eq!(forwarded(&fields, Some("[::1]:9")), ["x-forwarded-for: ::1", "x-forwarded-proto: http"]);
-        assert_eq!(forwarded(&fields, None), ["x-forwarded-proto: http"]);
+        assert_eq!(
+            forwarded(&fields, Some("[::1]:9")),
+            ["host: localhost", "x-forwarded-for: ::1", "x-forwarded-proto: http"]
+        );
+        assert_eq!(forwarded(&fields, None), ["host: localhost", "x-forwarded-proto: http"]);
     }
 
     #[test]
