@@ -190,36 +190,30 @@ impl WorkerState {
 
     /// The serving task has started: publishes Ready or Draining, unless the handler has to load.
     pub(super) fn finish_start(&self) {
-        self.announce(|state| {
-            state.started = true;
-            state.lifecycle = self.ready_or_draining(state);
-        });
+        sync::lock(&self.lifecycle).started = true;
+        self.update_handler();
     }
 
-    /// Publishes whether the handler can serve a request.
+    /// Publishes whether the handler can serve a request. Notifies the supervisor when the worker is ready for the first
+    /// time.
     pub(super) fn update_handler(&self) {
-        if let Some(builtin) = &self.builtin {
-            self.announce(|state| {
-                state.handler = builtin.readiness();
-                self.update_ready(state);
-            });
+        let handler = self.builtin.as_ref().map_or(HandlerReadiness::Ready, BuiltinHandler::readiness);
+        let is_first = {
+            let mut state = sync::lock(&self.lifecycle);
+            let is_first = state.started && handler != HandlerReadiness::Starting && !state.announced;
+            state.announced |= is_first;
+            is_first
+        };
+        if is_first {
+            // Logged before the dispatcher can see it, so that the log has the incarnations of a pool in order.
+            tracing::debug!(worker = %self.id, epoch = %self.slot.epoch(), "ready");
+            log::flush();
         }
-    }
-
-    /// As [`Self::update`]. Notifies the supervisor when the worker is ready for the first time.
-    fn announce(&self, change: impl FnOnce(&mut LifecycleState)) {
-        let mut is_ready = false;
         self.update(|state| {
-            change(state);
-            is_ready = state.started && state.handler != HandlerReadiness::Starting && !state.announced;
-            state.announced |= is_ready;
-            if is_ready {
-                // Logged before the dispatcher can see it, so that the log has the incarnations of a pool in order.
-                tracing::debug!(worker = %self.id, epoch = %self.slot.epoch(), "ready");
-                log::flush();
-            }
+            state.handler = handler;
+            self.update_ready(state);
         });
-        if is_ready {
+        if is_first {
             let status = format!("serving as {}, incarnation {}", self.id, self.slot.epoch());
             notify(&[NotifyState::Ready, NotifyState::Status(&status)]);
         }
