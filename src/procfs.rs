@@ -399,6 +399,22 @@ pub(crate) fn cgroup_is_frozen(group: &Path) -> bool {
     fs::read_to_string(group.join("cgroup.freeze")).is_ok_and(|freeze| freeze.trim() == "1")
 }
 
+/// How `/proc/net/unix` shows a listening socket (`__SO_ACCEPTCON`).
+const LISTENS: &str = "00010000";
+
+/// The inode of the Unix socket that listens at `address`: the path at which it was bound, which may be gone, or `@` and
+/// an abstract name (proc(5), `/proc/net/unix`).
+pub(crate) fn listening_socket(address: &[u8]) -> Option<u64> {
+    let table = fs::read("/proc/net/unix").ok()?;
+    let ending = [b" ", address].concat();
+    table.split(|&byte| byte == b'\n').find_map(|line| {
+        let fields = std::str::from_utf8(line.strip_suffix(ending.as_slice())?).ok()?;
+        // Num RefCount Protocol Flags Type St Inode; accepted connections have the same name.
+        let fields: Vec<_> = fields.split_whitespace().collect();
+        (fields.get(3) == Some(&LISTENS)).then(|| fields.last()?.parse().ok())?
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

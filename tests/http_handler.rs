@@ -425,6 +425,34 @@ fn frozen_idle_server_is_replaced_by_its_ping() {
     set.stop();
 }
 
+#[test]
+fn server_whose_socket_was_removed_is_still_reached() {
+    let Some(set) = server("ready_path = \"/ready\"\nping = \"300ms\"") else { return };
+    let (pid, _) = identity(&set);
+    fs::remove_dir_all(set.runtime_dir()).unwrap();
+    // A new connection, since an idle one is not used for longer than a second.
+    std::thread::sleep(Duration::from_millis(1100));
+    for _ in 0..20 {
+        assert_eq!(identity(&set).0, pid, "{}", set.log());
+    }
+    set.stop();
+}
+
+#[test]
+fn server_whose_socket_is_removed_before_it_is_ready_is_replaced() {
+    if !is_installed("python3") {
+        return;
+    }
+    let mut set = TestSet::prepare(&pool(1, "{socket}", "environment = { LOAD = \"0.5\" }"));
+    set.run();
+    set.wait_for_log(&["loading"]);
+    fs::remove_dir_all(set.runtime_dir()).unwrap();
+    set.wait_until_up();
+    identity(&set);
+    assert_eq!(set.worker("default/1")["restarts"], 0, "{}", set.log());
+    set.stop();
+}
+
 const FLASK: &str = r#"
 from flask import Flask, request, session
 app = Flask(__name__)

@@ -82,6 +82,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
             "exchange",
             "executable",
             "handoff",
+            "held_file",
             "ids",
             "ipc",
             "log",

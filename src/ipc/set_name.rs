@@ -28,9 +28,6 @@ const NAME_MAX: usize = 90;
 /// How many connections are closed at once.
 const DISCARDED_MAX: usize = 128;
 
-/// How `/proc/net/unix` shows a listening socket (`__SO_ACCEPTCON`).
-const LISTENS: &str = "00010000";
-
 /// Binds the name of the set in `dir`. `None` if the name is no proof here: another user holds it.
 ///
 /// # Errors
@@ -94,17 +91,10 @@ fn process_at(name: &[u8]) -> Option<UnixCredentials> {
     }
 }
 
-/// The process of this user that listens at an abstract name, by `/proc/net/unix` (proc(5)).
+/// The process of this user that listens at an abstract name.
 fn own_process_at(name: &[u8]) -> Option<UnixCredentials> {
-    let table = fs::read("/proc/net/unix").ok()?;
-    let ending = [b" @", name].concat();
-    let line = table.split(|&byte| byte == b'\n').find_map(|line| {
-        let fields = std::str::from_utf8(line.strip_suffix(ending.as_slice())?).ok()?;
-        // Num RefCount Protocol Flags Type St Inode; accepted connections have the same name.
-        let fields: Vec<_> = fields.split_whitespace().collect();
-        (fields.get(3) == Some(&LISTENS)).then(|| fields.last().map(|inode| format!("socket:[{inode}]")))?
-    });
-    let (socket, uid) = (PathBuf::from(line?), geteuid().as_raw());
+    let inode = procfs::listening_socket(&[b"@", name].concat())?;
+    let (socket, uid) = (PathBuf::from(format!("socket:[{inode}]")), geteuid().as_raw());
     let holds = |process: &PathBuf| {
         let descriptors = procfs::descriptor_numbers(process).into_iter();
         let mut targets = descriptors.map(|number| fs::read_link(process.join(format!("fd/{number}"))));

@@ -4,8 +4,10 @@ use std::fs;
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
+use std::sync::Mutex;
 
 use nix::sys::socket::{
     AddressFamily, SockFlag, SockType, SockaddrIn, UnixAddr, bind, connect, getsockname, setsockopt, socket, sockopt,
@@ -15,8 +17,9 @@ use tokio::net::TcpStream;
 
 use super::super::child::HandlerProgram;
 use crate::config::placeholder;
-use crate::ipc;
+use crate::held_file::HeldFile;
 use crate::net::SocketStream;
+use crate::{ipc, procfs, sync};
 
 /// Where a server has to listen. A socket is removed with it.
 #[derive(Debug)]
@@ -24,7 +27,11 @@ pub(super) enum PrivateAddress {
     Unix {
         path: PathBuf,
         /// The directory that was made for it.
-        directory: Option<PathBuf>,
+        own_directory: Option<PathBuf>,
+        /// The directory in which it is.
+        directory: HeldFile,
+        /// The socket, once the server listens: it is reached after its name was removed.
+        socket: Mutex<Option<HeldFile>>,
     },
     /// The port, and a socket that is bound to it and does not listen, so that no other program gets it.
     Tcp { port: u16, _reserved: OwnedFd },
@@ -39,10 +46,11 @@ impl PrivateAddress {
         let path = ipc::app_socket(sockets, generation);
         let may_create = path.parent().is_some_and(|dir| access(dir, AccessFlags::W_OK).is_ok());
         // A worker with another user may not write to the runtime directory: its unit has a private /tmp.
-        let (path, directory) = if may_create { (path, None) } else { private_path(&path)? };
+        let (path, own_directory) = if may_create { (path, None) } else { private_path(&path)? };
+        let directory = HeldFile::open(path.parent().unwrap_or(Path::new("/")))?;
         match fs::remove_file(&path) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
-            _ => Ok(Self::Unix { path, directory }),
+            _ => Ok(Self::Unix { path, own_directory, directory, socket: Mutex::default() }),
         }
     }
 
@@ -63,14 +71,26 @@ impl PrivateAddress {
         }
     }
 
+    /// Whether a server that starts, or has started, cannot be reached any more because a file was removed.
+    pub(super) fn is_lost(&self) -> bool {
+        let Self::Unix { path, directory, socket, .. } = self else { return false };
+        let is_unnamed = || !path.exists() && procfs::listening_socket(path.as_os_str().as_bytes()).is_some();
+        sync::lock(socket).is_none() && (!directory.is_in_place() || is_unnamed())
+    }
+
     /// Connects. Never waits for a Unix socket: a full queue is an error.
     pub(super) async fn connect(&self) -> io::Result<SocketStream> {
         match self {
-            Self::Unix { path, .. } => {
-                let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
-                let fd = socket(AddressFamily::Unix, SockType::Stream, flags, None)?;
-                connect(fd.as_raw_fd(), &UnixAddr::new(path)?)?;
-                Ok(SocketStream::new(fd, false))
+            Self::Unix { path, socket, .. } => {
+                let mut held = sync::lock(socket);
+                if let Some(stream) = held.as_ref().and_then(|held| connect_unix(held).ok()) {
+                    return Ok(stream);
+                }
+                // A server may listen once more, at a new socket.
+                let named = HeldFile::open(path)?;
+                let stream = connect_unix(&named)?;
+                *held = Some(named);
+                Ok(stream)
             }
             Self::Tcp { port, .. } => {
                 let stream = TcpStream::connect(SocketAddr::from((Ipv4Addr::LOCALHOST, *port))).await?;
@@ -81,11 +101,18 @@ impl PrivateAddress {
     }
 }
 
+fn connect_unix(address: &HeldFile) -> io::Result<SocketStream> {
+    let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
+    let fd = socket(AddressFamily::Unix, SockType::Stream, flags, None)?;
+    connect(fd.as_raw_fd(), &UnixAddr::new(&address.own_descriptor_path())?)?;
+    Ok(SocketStream::new(fd, false))
+}
+
 impl Drop for PrivateAddress {
     fn drop(&mut self) {
-        if let Self::Unix { path, directory } = self {
+        if let Self::Unix { path, own_directory, .. } = self {
             let _ = fs::remove_file(path); // a server may have removed it
-            directory.iter().for_each(|dir| drop(fs::remove_dir(dir)));
+            own_directory.iter().for_each(|dir| drop(fs::remove_dir(dir)));
         }
     }
 }

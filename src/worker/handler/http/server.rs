@@ -171,6 +171,7 @@ impl HttpServer {
         self.connection = None;
     }
 
+    /// Waits until it is ready, or can never be reached.
     async fn reach(&mut self, path: Option<&str>) {
         let mut pause = PROBE_PAUSE;
         loop {
@@ -178,6 +179,7 @@ impl HttpServer {
                 Ok(None) => return,
                 Ok(Some(status)) if status.is_success() => return,
                 Ok(Some(status)) => Some(format!("GET {} returned {status}", path.unwrap_or_default())),
+                Err(_) if self.is_lost() => return,
                 Err(reason) => Some(reason),
             };
             sleep(pause).await;
@@ -215,10 +217,16 @@ impl WarmProcess for HttpServer {
         }
         let ended = self.child.ended();
         tokio::select! {
-            () = self.reach(settings.ready_path.as_deref()) => return Ok(()),
+            () = self.reach(settings.ready_path.as_deref()) => {
+                return if self.is_lost() { Err("its socket was removed".to_owned()) } else { Ok(()) };
+            }
             () = ended => {}
         }
         Err(format!("it {}", self.child.wait().await))
+    }
+
+    fn is_lost(&self) -> bool {
+        self.address.is_lost()
     }
 
     fn why_not_ready(&self) -> Option<&str> {

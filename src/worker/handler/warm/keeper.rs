@@ -111,9 +111,12 @@ impl<P: WarmProcess> WarmHandler<P> {
             }
             Err(reason) => {
                 let reason = self.describe_not_ready(&reason);
-                let (pid, generation) = (successor.pid, successor.generation);
+                let (pid, generation, is_lost) = (successor.pid, successor.generation, successor.process.is_lost());
                 drop(successor);
                 self.kill_generation(pid, generation).await;
+                if is_lost {
+                    return; // the next step starts another one
+                }
                 self.lock().replacement_wanted = false;
                 let error = HandlerStartError::NotReady(self.program.name().to_owned(), reason);
                 notify(WarmEvent::Replaced(Err(error)));

@@ -92,6 +92,11 @@ pub(crate) trait WarmProcess: Debug + Send + Sized + 'static {
     /// Waits until it is ready; the reason if it never is.
     fn ready(&mut self, settings: &WarmSettings) -> impl Future<Output = Result<(), String>> + Send;
 
+    /// Whether it will never be ready because a file was removed, which is not its fault: another one may be.
+    fn is_lost(&self) -> bool {
+        false
+    }
+
     /// What it lacks, while it is not ready.
     fn why_not_ready(&self) -> Option<&str> {
         None

@@ -50,6 +50,10 @@ impl<P: WarmProcess> WarmHandler<P> {
                 starting.put_idle();
                 Ok(())
             }
+            Err(reason) if starting.is_lost() => {
+                self.fail(starting, &reason);
+                Ok(())
+            }
             Err(reason) => {
                 starting.lose();
                 self.clean().await;
