@@ -28,6 +28,8 @@ struct ProxyKind {
     surroundings: fn(&Path, &Path) -> String,
     /// Its arguments, given the directory and the file that it reads.
     arguments: fn(&Path, &Path) -> Vec<String>,
+    /// Whether it speaks HTTP/1.0, which has no chunks.
+    http_1_0: bool,
     requests: usize,
 }
 
@@ -54,6 +56,7 @@ const NGINX: ProxyKind = ProxyKind {
         )
     },
     arguments: |dir, file| owned(&["-p", dir.to_str().unwrap(), "-e", "stderr", "-c", file.to_str().unwrap()]),
+    http_1_0: false,
     requests: 5000,
 };
 
@@ -64,6 +67,7 @@ const NGINX_HTTP_1_0: ProxyKind = ProxyKind {
         let text = replaced(&text, "        proxy_set_header Connection \"\";\n", "");
         (NGINX.adapt)(&text, address, tcp)
     },
+    http_1_0: true,
     requests: 2000,
     ..NGINX
 };
@@ -77,6 +81,7 @@ const HAPROXY: ProxyKind = ProxyKind {
     },
     surroundings: |_, example| fs::read_to_string(example).unwrap(),
     arguments: |_, file| owned(&["-db", "-f", file.to_str().unwrap()]),
+    http_1_0: false,
     requests: 5000,
 };
 
@@ -92,6 +97,7 @@ const CADDY: ProxyKind = ProxyKind {
         format!("{{\n\tadmin off\n\tstorage file_system {}/caddy\n}}\n{text}", dir.display())
     },
     arguments: |_, file| owned(&["run", "--adapter", "caddyfile", "--config", file.to_str().unwrap()]),
+    http_1_0: false,
     requests: 5000,
 };
 
@@ -121,6 +127,7 @@ const APACHE: ProxyKind = ProxyKind {
         )
     },
     arguments: |_, file| owned(&["-X", "-f", file.to_str().unwrap()]),
+    http_1_0: false,
     requests: 2000,
 };
 
@@ -235,6 +242,11 @@ fn every_kind_of_request_passes(kind: &ProxyKind) {
         for size in [20_000, 5 << 20] {
             let body: Vec<u8> = (0..size).map(|at| (at * 31 % 251) as u8).collect();
             let response = proxy.send(&request_with_body("POST", &format!("Content-Length: {size}\r\n"), &body));
+            if kind.http_1_0 && !tcp && size > 1 << 20 {
+                // A response without a length cannot be told from one that was cut.
+                assert!(response.status == 502 && response.text().contains("proxy_http_version 1.1"), "{response:?}");
+                continue;
+            }
             assert!(response.status == 200 && response.body == body, "{name}: {} of {size}", response.body.len());
         }
         let chunked =
