@@ -393,7 +393,7 @@ fn planned_replacement_of_slow_servers_delays_no_request() {
         return;
     }
     let total: usize = std::env::var("PATOU_TEST_REQUESTS").ok().and_then(|n| n.parse().ok()).unwrap_or(1_000);
-    let more = "max_requests = 10\nready_path = \"/ready\"\nenvironment = { LOAD = \"0.7\" }";
+    let more = "max_requests = 10\nready_path = \"/ready\"\nenvironment = { LOAD = \"1.5\" }";
     let set = TestSet::start(&pool(2, "{socket}", more));
     let address = set.address(0);
     let mut times = Vec::new();
@@ -407,8 +407,8 @@ fn planned_replacement_of_slow_servers_delays_no_request() {
     times.sort();
     let (median, slowest) = (times[times.len() / 2], times[times.len() - 1]);
     println!("{} requests, {} replacements: median {median:?}, slowest {slowest:?}", times.len(), replacements());
-    // Twice the median, and what a busy machine adds; a request that waits for a server takes 700 ms.
-    assert!(slowest < median * 2 + Duration::from_millis(200), "median {median:?}, slowest {slowest:?}\n{}", set.log());
+    // Twice the median, and what a busy machine adds; a request that waits for a server takes 1.5 s.
+    assert!(slowest < median * 2 + Duration::from_secs(1), "median {median:?}, slowest {slowest:?}\n{}", set.log());
     set.stop();
 }
 
