@@ -10,10 +10,17 @@ use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
+use nix::errno::Errno;
 use nix::fcntl::OFlag;
 use nix::libc;
 use nix::sys::stat::fstat;
 use nix::unistd::dup3;
+
+/// Whether an error of a call with a path says that the path leads to nothing: its last part is missing, or a directory
+/// before it is missing or something else now.
+pub(crate) fn leads_nowhere(error: &io::Error) -> bool {
+    matches!(error.raw_os_error().map(Errno::from_raw), Some(Errno::ENOENT | Errno::ENOTDIR | Errno::ELOOP))
+}
 
 /// A descriptor of a file, and the path at which others look for it.
 #[derive(Debug)]

@@ -264,6 +264,23 @@ fn workers_of_a_lost_directory_recycle_in_place_and_obey_a_reload_once_it_is_bac
 }
 
 #[test]
+fn new_dispatcher_is_probed_while_its_directory_is_a_file() {
+    let set = start();
+    let (dir, dispatcher) = (set.runtime_dir(), set.dispatcher_pid());
+    obstruct(&dir);
+    set.wait_for_log(&["cannot be restored"]);
+    signal_to(dispatcher, Signal::SIGKILL);
+    set.wait_for_log(&["dispatcher is back in service"]);
+    let children = children_of(set.pid());
+    // Longer than a dispatcher may be silent.
+    std::thread::sleep(Duration::from_secs(3));
+    assert_eq!(children_of(set.pid()), children, "{}", set.log());
+    remove(&dir);
+    wait_until("the directory is restored", || dir.join("admin.sock").exists());
+    set.stop();
+}
+
+#[test]
 fn a_stop_right_after_the_loss_of_the_lock_file_leaves_nothing() {
     let set = start();
     signal_to(set.pid(), Signal::SIGSTOP);

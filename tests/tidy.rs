@@ -140,6 +140,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
             "doorbell",
             "exchange",
             "executable",
+            "held_file",
             "ids",
             "inherited",
             "ipc",

@@ -1,6 +1,6 @@
 //! The configuration that a command works on: the file, or the one that a running set has applied.
 
-use std::io::{self, ErrorKind, Write};
+use std::io::{self, Write};
 use std::path::Path;
 use std::sync::Once;
 use std::time::{Duration, Instant};
@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use super::error::CommandError;
 use super::patou_run::POLL_INTERVAL;
 use crate::config::{Config, LoadError, Loaded, read_text};
+use crate::held_file::leads_nowhere;
 use crate::{executable, ipc, units};
 
 /// Longer than the watchdog waits for the end of a removal of many files.
@@ -25,7 +26,7 @@ pub(super) fn load_as_part(path: Option<&Path>) -> Result<Loaded, CommandError> 
     loop {
         match Config::load(path) {
             Err(LoadError::Unreadable { cause, .. })
-                if cause.kind() == ErrorKind::NotFound && is_restored && Instant::now() < deadline =>
+                if leads_nowhere(&cause) && is_restored && Instant::now() < deadline =>
             {
                 std::thread::sleep(POLL_INTERVAL);
             }

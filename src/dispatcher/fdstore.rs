@@ -278,8 +278,8 @@ impl StoreQueue {
 /// The supervisor does not read, a resource is used up (ETOOMANYREFS: descriptors on the way), or the socket is being
 /// replaced.
 fn may_succeed_later(error: Errno) -> bool {
-    use Errno::{EAGAIN, ECONNREFUSED, EINTR, ENOBUFS, ENOENT, ENOMEM, ETOOMANYREFS};
-    [EAGAIN, EINTR, ENOBUFS, ENOMEM, ETOOMANYREFS, ECONNREFUSED, ENOENT].contains(&error)
+    use Errno::{EAGAIN, ECONNREFUSED, EINTR, ELOOP, ENOBUFS, ENOENT, ENOMEM, ENOTDIR, ETOOMANYREFS};
+    [EAGAIN, EINTR, ENOBUFS, ENOMEM, ETOOMANYREFS, ECONNREFUSED, ENOENT, ENOTDIR, ELOOP].contains(&error)
 }
 
 /// Responds with 503 to connections that the previous dispatcher stored and this one cannot serve: their head was read

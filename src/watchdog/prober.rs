@@ -15,7 +15,7 @@ use tokio::time::timeout;
 
 use super::plan::{Part, Plan, PlanKind, WorkerLiveness};
 use crate::descriptors::SpareDescriptors;
-use crate::held_file::HeldFile;
+use crate::held_file::{HeldFile, leads_nowhere};
 use crate::ids::{Monotonic, PoolName, WorkerId, WorkerNumber};
 use crate::log::{Event, LogThrottle};
 use crate::probe::{FailedPool, ProbeCommand, ProbeReport, ProbeRequest, REPORT_MAX};
@@ -65,7 +65,7 @@ impl ProbeSocket {
         };
         let held = self.file.borrow().as_ref().filter(|file| !file.is_in_place()).map(HeldFile::descriptor_path);
         match held {
-            Some(held) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused) => {
+            Some(held) if leads_nowhere(&error) || error.kind() == io::ErrorKind::ConnectionRefused => {
                 UnixStream::connect(held).await.map_err(|_| error)
             }
             _ => Err(error),
@@ -192,9 +192,9 @@ impl Prober {
     fn process(&mut self, answer: io::Result<ProbeReport>) -> Option<Vec<WorkerLiveness>> {
         self.pending_since = None;
         // From connect(2): there is no `probe.sock`. Without the directory the dispatcher cannot bind it.
-        let is_missing = answer.as_ref().is_err_and(|error| error.kind() == io::ErrorKind::NotFound);
+        let is_missing = answer.as_ref().is_err_and(leads_nowhere);
         self.not_sent |= is_missing;
-        let missing_since = self.missing_since.filter(|_| is_missing && self.directory.exists());
+        let missing_since = self.missing_since.filter(|_| is_missing && self.directory.is_dir());
         self.missing_since = missing_since.or_else(|| is_missing.then(clock::now));
         if let Err(error) = answer.as_ref()
             && is_own_shortage(error)
@@ -329,10 +329,19 @@ mod tests {
             fs::remove_file(&path).unwrap();
             socket.connect().await.unwrap();
             new.accept().await.unwrap();
+            // The directory became something else.
+            fs::remove_dir(&dir).unwrap();
+            fs::write(&dir, "").unwrap();
+            socket.connect().await.unwrap();
+            new.accept().await.unwrap();
+            fs::remove_file(&dir).unwrap();
+            std::os::unix::fs::symlink(&dir, &dir).unwrap();
+            socket.connect().await.unwrap();
+            new.accept().await.unwrap();
             drop(new);
-            assert_eq!(socket.connect().await.unwrap_err().kind(), io::ErrorKind::NotFound);
+            assert!(leads_nowhere(&socket.connect().await.unwrap_err()));
         });
-        fs::remove_dir_all(&dir).unwrap();
+        fs::remove_file(&dir).unwrap();
     }
 
     #[test]
@@ -352,7 +361,11 @@ mod tests {
             assert!(!fail(&mut prober).await);
             fs::remove_dir_all(&dir).unwrap();
             assert!(fail(&mut prober).await);
+            fs::write(&dir, "").unwrap();
+            prober.missing_since = Some(Monotonic(clock::now().0 - REBIND_TIME.as_nanos() as u64));
+            assert!(fail(&mut prober).await);
         });
+        fs::remove_file(&dir).unwrap();
     }
 
     #[test]

@@ -1,10 +1,10 @@
 //! Files of a set of units that were removed from outside, each with what creates it again.
 
-use std::io;
 use std::path::Path;
 use std::time::Duration;
 
 use crate::config::{Config, ListenAddress};
+use crate::held_file::leads_nowhere;
 use crate::ids::Monotonic;
 use crate::watchdog::plan::Part;
 use crate::{ipc, log, units};
@@ -44,8 +44,7 @@ impl UnitFiles {
 /// What is missing, without the sockets of parts that do not run: systemd stops these too. A path that this process may
 /// not look at is not missing.
 fn missing_files(config: &Config, runs: impl Fn(&Part) -> bool) -> Vec<String> {
-    let is_missing =
-        |path: &Path| std::fs::symlink_metadata(path).is_err_and(|error| error.kind() == io::ErrorKind::NotFound);
+    let is_missing = |path: &Path| std::fs::symlink_metadata(path).is_err_and(|error| leads_nowhere(&error));
     let dir = &config.set.runtime_dir;
     if is_missing(dir) {
         return vec![format!(
