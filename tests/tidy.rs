@@ -187,6 +187,7 @@ const PURE: &[&str] = &[
     "src/config/proxies.rs",
     "src/config/quantity.rs",
     "src/config/read.rs",
+    "src/config/request_body.rs",
     "src/config/validate.rs",
     "src/config/watchdog.rs",
     "src/exchange",

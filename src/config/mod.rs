@@ -30,6 +30,7 @@ mod pool_section;
 mod proxies;
 mod quantity;
 mod read;
+mod request_body;
 mod section_values;
 mod sections;
 mod validate;
@@ -47,7 +48,7 @@ pub use front::FrontConfig;
 pub use listener::{Delivery, ListenerConfig, UnknownLength};
 pub(crate) use load::read_text;
 pub use load::{LoadError, Loaded, Origin, default_runtime_dir};
-pub use pool::{HandlerConfig, LimitsConfig, PoolConfig, ProcessLimits, Replacing};
+pub use pool::{HandlerConfig, LimitsConfig, PoolConfig, ProcessLimits, Replacing, RequestBodyMode};
 pub use proxies::{ForwardedHeaders, IpNetwork, ProxyTrust, TrustedProxies};
 pub use watchdog::{RestartConfig, WatchdogConfig};
 

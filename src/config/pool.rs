@@ -56,6 +56,13 @@ pub struct PoolConfig {
     pub ping: Duration,
     /// When the successor of a warm process starts.
     pub replace: Replacing,
+    /// When a program gets the body of a request.
+    pub request_body: RequestBodyMode,
+    /// The largest request body in bytes that is stored; 0: unlimited.
+    #[serde(serialize_with = "quantity::serialize_bytes")]
+    pub spool_max: u64,
+    /// Where request bodies are stored; empty: the worker's directory for temporary files.
+    pub spool_dir: String,
     /// The working directory of the handler's processes; empty: that of the worker.
     pub working_dir: String,
     /// Added to the environment of the workers.
@@ -137,12 +144,25 @@ impl Default for PoolConfig {
             ready_frame: false,
             ping: Duration::ZERO,
             replace: Replacing::Before,
+            request_body: RequestBodyMode::Stream,
+            spool_max: 64 << 20,
+            spool_dir: String::new(),
             working_dir: String::new(),
             environment: BTreeMap::new(),
             user: String::new(),
             limits: LimitsConfig::default(),
         }
     }
+}
+
+/// What a handler's program gets of a request body, and when.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum RequestBodyMode {
+    /// Each part as it arrives. A body whose length is not known is stored first if the program needs its length.
+    Stream,
+    /// All of it, stored before the program gets the request.
+    Spool,
 }
 
 /// When the successor of a warm process starts, in a planned replacement.

@@ -5,9 +5,10 @@ use toml::de::DeValue;
 use super::quantity;
 use super::read::Section;
 use super::section_values::{ACCOUNT, NAME, account, address};
-use super::{HandlerConfig, LimitsConfig, PoolConfig, Replacing};
+use super::{HandlerConfig, LimitsConfig, PoolConfig, Replacing, RequestBodyMode};
 use crate::ids::PoolName;
 
+const DIRECTORY: &str = "the absolute path of a directory";
 const READY_PATH: &str = "a path such as \"/healthz\", with or without a query";
 
 pub(super) fn pool(s: &mut Section<'_, '_>, only: bool) -> PoolConfig {
@@ -40,7 +41,10 @@ pub(super) fn pool(s: &mut Section<'_, '_>, only: bool) -> PoolConfig {
         ready_frame: s.boolean("ready_frame", default.ready_frame),
         ping: s.duration_or_zero("ping", default.ping),
         replace: s.value("replace", replacing).unwrap_or(default.replace),
-        working_dir: s.text("working_dir", "the absolute path of a directory", working_dir).unwrap_or_default(),
+        request_body: s.value("request_body", request_body).unwrap_or(default.request_body),
+        spool_max: s.bytes("spool_max", default.spool_max),
+        spool_dir: s.text("spool_dir", DIRECTORY, directory).unwrap_or_default(),
+        working_dir: s.text("working_dir", DIRECTORY, directory).unwrap_or_default(),
         environment: s.string_map("environment", variable).unwrap_or(default.environment),
         user: s
             .text("user", ACCOUNT, |text| if text.is_empty() { Some(String::new()) } else { account(text) })
@@ -104,13 +108,21 @@ fn replacing(value: &DeValue<'_>) -> Result<Replacing, String> {
     }
 }
 
+fn request_body(value: &DeValue<'_>) -> Result<RequestBodyMode, String> {
+    match value.as_str() {
+        Some("stream") => Ok(RequestBodyMode::Stream),
+        Some("spool") => Ok(RequestBodyMode::Spool),
+        _ => Err("\"stream\" or \"spool\"".to_owned()),
+    }
+}
+
 /// A target of a request in origin form (RFC 9112, section 3.2.1), or nothing.
 fn ready_path(text: &str) -> Option<String> {
     let is_target = |text: &str| text.starts_with('/') && text.bytes().all(|b| b.is_ascii_graphic() && b != b'#');
     (text.is_empty() || is_target(text)).then(|| text.to_owned())
 }
 
-fn working_dir(text: &str) -> Option<String> {
+fn directory(text: &str) -> Option<String> {
     (text.is_empty() || text.starts_with('/') && !text.contains('\0')).then(|| text.to_owned())
 }
 

@@ -20,7 +20,7 @@ use tokio::time::sleep;
 use tower_service::Service;
 
 use super::counted_body::BodyCounter;
-use super::handler::{Body, BoxError, RequestContext, RequestFailure};
+use super::handler::{Body, BoxError, RequestContext, RequestFailure, RequestStart};
 use super::http10_response::Framing;
 use super::served_connection::{ServedConnection, SharedTransaction};
 use super::state::WorkerState;
@@ -148,6 +148,8 @@ impl<S: HandlerService> RequestRunner<S> {
             body_timeout: state.front.body_timeout,
             max_body: state.front.max_body,
         });
+        let start = RequestStart::default();
+        request.extensions_mut().insert(start.clone());
         let framing = Framing::of(&request, connection.stream.0.is_tcp());
         let received = BodyCounter::new(state.clone(), Counter::BytesIn, transaction.clone());
         let request = request.map(|body| Body::new(received.count(body.map_err(BoxError::from))));
@@ -155,7 +157,7 @@ impl<S: HandlerService> RequestRunner<S> {
         let outcome = tokio::select! {
             biased; // no timer for a handler that is done at once
             outcome = call(service, request, framing) => outcome,
-            late = self.late(lease.timeout) => Err(late),
+            late = self.late(lease.timeout, &start) => Err(late),
         };
         if let Err(failure) = &outcome {
             // The handler's processes are dead before the client gets the response.
@@ -182,18 +184,19 @@ impl<S: HandlerService> RequestRunner<S> {
     }
 
     /// Waits until `request_timeout`, `limit`, has passed.
-    async fn late(&self, limit: Duration) -> RequestFailure {
+    async fn late(&self, limit: Duration, start: &RequestStart) -> RequestFailure {
         let transaction = &self.connection.transaction;
         sleep(transaction.get(Transaction::respond_by).since(clock::now())).await;
-        let limit = humantime::format_duration(limit);
+        let (limit, started) = (humantime::format_duration(limit), !start.is_pending());
         let (status, reason) = if transaction.get(Transaction::is_client_late) {
             (StatusCode::REQUEST_TIMEOUT, format!("the request body did not arrive within request_timeout, {limit}"))
         } else {
             let worker = &self.state.id;
-            let reason = format!("the handler of worker {worker} did not finish within request_timeout, {limit}");
+            let what = if started { "finish" } else { "get the request" };
+            let reason = format!("the handler of worker {worker} did not {what} within request_timeout, {limit}");
             (StatusCode::GATEWAY_TIMEOUT, reason)
         };
-        RequestFailure { status, reason, started: true }
+        RequestFailure { status, reason, started }
     }
 }
 

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use patou::config::{
     AdminConfig, Config, Delivery, ForwardedHeaders, HandlerConfig, LimitsConfig, PoolConfig, ProxyTrust, Replacing,
-    TrustedProxies, UnknownLength,
+    RequestBodyMode, TrustedProxies, UnknownLength,
 };
 use proptest::prelude::*;
 
@@ -70,6 +70,9 @@ prop_compose! {
             ready_frame: is_coprocess && limits.0,
             ping: if is_http || is_coprocess { times.5 } else { Duration::ZERO },
             replace: if limits.1 { Replacing::After } else { Replacing::Before },
+            request_body: if is_http { RequestBodyMode::Spool } else { RequestBodyMode::Stream },
+            spool_max: if is_coprocess { numbers.1 } else { 64 << 20 },
+            spool_dir: if is_http { "/spool \"\u{e9}".into() } else { String::new() },
             working_dir: if limits.0 { "/srv/\u{e9}".into() } else { String::new() },
             environment,
             user: if limits.0 { "www-data".into() } else { String::new() },

@@ -183,6 +183,9 @@ fn same_for_workers(before: &PoolConfig, after: &PoolConfig) -> bool {
         && before.ready_frame == after.ready_frame
         && before.ping == after.ping
         && before.replace == after.replace
+        && before.request_body == after.request_body
+        && before.spool_max == after.spool_max
+        && before.spool_dir == after.spool_dir
         && before.max_requests == after.max_requests
         && before.max_age == after.max_age
         && before.max_memory == after.max_memory

@@ -19,6 +19,7 @@ use super::exec::Exec;
 use super::failure::RequestFailure;
 use super::http::HttpServer;
 use super::inetd::Inetd;
+use super::spool::Spool;
 use super::warm::{HandlerReadiness, WarmEvent, WarmHandler, WarmSettings};
 use crate::config::{HandlerConfig, PoolConfig};
 use crate::ids::WorkerId;
@@ -63,10 +64,11 @@ impl BuiltinHandler {
             ready_path: Some(pool.ready_path.clone()).filter(|path| !path.is_empty()),
             ready_frame: pool.ready_frame,
             socket,
+            spool: Spool::new(pool),
         };
         Ok(Some(match &pool.handler {
             HandlerConfig::Echo => Self::Echo,
-            HandlerConfig::Exec(argv) => Self::Exec(Arc::new(Exec::new(program(argv)?, worker.clone()))),
+            HandlerConfig::Exec(argv) => Self::Exec(Arc::new(Exec::new(program(argv)?, worker.clone(), warm.spool))),
             HandlerConfig::Inetd(argv) => Self::Inetd(Arc::new(Inetd::new(program(argv)?, worker.clone()))),
             HandlerConfig::Coprocess(argv) => {
                 Self::Coprocess(WarmHandler::start(program(argv)?, worker.clone(), warm)?)

@@ -3,7 +3,6 @@
 
 #![forbid(unsafe_code)]
 
-use std::borrow::Cow;
 use std::ffi::OsString;
 use std::os::unix::ffi::OsStringExt;
 
@@ -23,8 +22,7 @@ pub(crate) struct BadPath;
 
 /// The meta-variables of a request (RFC 3875 section 4.1), and patou's own `PATOU_WORKER` and `PATOU_LEASE`.
 ///
-/// `length` is the exact size of the body, `None` if there is no body or its size is unknown (chunked): then there is
-/// no `CONTENT_LENGTH`, and the program reads until end of file.
+/// `length` is the exact size of the body, `None` if there is no body: then there is no `CONTENT_LENGTH`.
 ///
 /// `SCRIPT_NAME` is empty and `PATH_INFO` the whole path, decoded. `REQUEST_URI` (not in the RFC, but in common use) is
 /// the undecoded path and query. `HTTPS` (in common use, too) and `REMOTE_USER` are set if a trusted proxy said so.
@@ -39,9 +37,7 @@ pub(crate) fn meta_variables(
     context: &RequestContext,
     length: Option<u64>,
 ) -> Result<Vec<(String, OsString)>, BadPath> {
-    let (name, port) = server(parts, context);
-    // What nginx passes for a client on a Unix socket: the client has no address, but the variable is mandatory.
-    let peer = context.peer.map_or("unix:".to_owned(), |peer| peer.ip().to_canonical().to_string());
+    let (name, port) = context.server_name_and_port(parts);
     let mut variables: Vec<(String, OsString)> = Vec::new();
     let mut set = |name: &str, value: OsString| variables.push((name.to_owned(), value));
     set("GATEWAY_INTERFACE", "CGI/1.1".into());
@@ -54,7 +50,7 @@ pub(crate) fn meta_variables(
     set("PATH_INFO", path_info(&parts.uri)?);
     set("QUERY_STRING", parts.uri.query().unwrap_or("").into());
     set("REQUEST_URI", parts.uri.path_and_query().map_or("", |target| target.as_str()).into());
-    set("REMOTE_ADDR", peer.into());
+    set("REMOTE_ADDR", context.remote_address().into());
     if let Some(peer) = context.peer.filter(|peer| peer.port() != 0) {
         set("REMOTE_PORT", peer.port().to_string().into());
     }
@@ -78,19 +74,11 @@ pub(crate) fn meta_variables(
 
 /// `HTTP_*` (RFC 3875 section 4.1.18).
 fn protocol_variables(headers: &HeaderMap) -> Vec<(String, OsString)> {
-    let mut headers = headers.clone();
-    head::remove_hop_by_hop(&mut headers);
-    for name in ["content-type", "content-length", "authorization", "proxy-authorization", "proxy"] {
-        headers.remove(name);
-    }
-    let plain = |name: &HeaderName| name.as_str().bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-');
-    (headers.keys().filter(|name| plain(name)))
-        .map(|name| {
-            // Cookies are joined by semicolons, all other lists by commas (RFC 9113 section 8.2.3).
-            let separator: &[u8] = if name == header::COOKIE { b"; " } else { b", " };
-            let values: Vec<_> = headers.get_all(name).iter().map(|value| value.as_bytes()).collect();
+    head::fields_for_programs(headers)
+        .filter(|(name, _)| *name != header::AUTHORIZATION)
+        .map(|(name, value)| {
             let variable = format!("HTTP_{}", name.as_str().to_ascii_uppercase().replace('-', "_"));
-            (variable, os_string(&values.join(separator)))
+            (variable, os_string(&value))
         })
         .collect()
 }
@@ -101,22 +89,6 @@ fn os_string(bytes: &[u8]) -> OsString {
 
 fn protocol(version: Version) -> &'static str {
     if version == Version::HTTP_10 { "HTTP/1.0" } else { "HTTP/1.1" }
-}
-
-/// The host name that the client used, and the port it connected to if that is known.
-fn server(parts: &request::Parts, context: &RequestContext) -> (String, u16) {
-    let local = context.server;
-    let host = parts.headers.get(header::HOST).and_then(|host| host.to_str().ok()).unwrap_or("");
-    let host = parts.uri.authority().map_or(Cow::Borrowed(host), |authority| authority.as_str().into());
-    let requested: Option<http::uri::Authority> = host.parse().ok();
-    let name = requested.as_ref().map(|requested| requested.host()).filter(|host| !host.is_empty());
-    let name = name.map(str::to_owned).unwrap_or_else(|| match local.map(|local| local.ip().to_canonical()) {
-        Some(std::net::IpAddr::V6(ip)) => format!("[{ip}]"),
-        Some(ip) => ip.to_string(),
-        None => "localhost".to_owned(),
-    });
-    let port = context.port.or(local.map(|local| local.port()));
-    (name, port.or_else(|| requested.and_then(|requested| requested.port_u16())).unwrap_or(80))
 }
 
 /// The decoded path (RFC 3875 section 4.1.5); empty for targets without a path (`*`, `host:port`).
@@ -202,7 +174,7 @@ pub(crate) fn parse_response(bytes: &[u8]) -> Result<CgiResponse, MalformedHead>
 pub(crate) fn apply_local_redirect(parts: &mut request::Parts, path: Uri) {
     parts.method = Method::GET;
     parts.uri = path;
-    for name in [header::CONTENT_TYPE, header::CONTENT_LENGTH, header::CONTENT_ENCODING, header::EXPECT] {
+    for name in ["content-type", "content-length", "content-encoding", "transfer-encoding", "expect"] {
         parts.headers.remove(name);
     }
 }

@@ -1,12 +1,13 @@
 //! The handler `exec`: one process per request, CGI/1.1 (RFC 3875).
 //!
-//! The request body is streamed to standard input. A body of unknown size (chunked) has no `CONTENT_LENGTH`; the
-//! program reads it until end of file. A program need not read its body.
+//! The request body is streamed to standard input; one of unknown size (chunked) is stored first, so that there is always a
+//! `CONTENT_LENGTH`. A program need not read its body.
 
 mod run;
 
 use std::process::Stdio;
 
+use http::header::{CONTENT_LENGTH, TRANSFER_ENCODING};
 use http::{Method, Request, Response, StatusCode, request};
 use http_body::Body as _;
 use http_body_util::BodyExt;
@@ -17,11 +18,12 @@ use super::body::Body;
 use super::body_feed::BodyFeed;
 use super::cgi::{self, CgiResponse};
 use super::child::{HandlerProcess, HandlerProgram, SpawnError};
-use super::context::RequestContext;
+use super::context::{RequestContext, RequestStart};
 use super::failure::RequestFailure;
 use super::limited_body::LimitedBody;
 use super::oneshot::OneShotProgram;
 use super::response_reader::ResponseReader;
+use super::spool::{LengthNeed, Spool};
 use crate::ids::WorkerId;
 use run::CgiRun;
 
@@ -30,19 +32,24 @@ const MAX_LOCAL_REDIRECTS: usize = 10;
 
 /// The handler.
 #[derive(Debug)]
-pub(crate) struct Exec(OneShotProgram);
+pub(crate) struct Exec {
+    runner: OneShotProgram,
+    spool: Spool,
+}
 
 impl Exec {
-    pub(super) fn new(program: HandlerProgram, worker: WorkerId) -> Self {
-        Self(OneShotProgram::new(program, worker))
+    pub(super) fn new(program: HandlerProgram, worker: WorkerId, spool: Spool) -> Self {
+        Self { runner: OneShotProgram::new(program, worker), spool }
     }
 
     /// Runs the program for a request, and again for each local redirect.
     pub(super) async fn call(&self, request: Request<Body>) -> Result<Response<Body>, RequestFailure> {
         let context = RequestContext::from_extensions(request.extensions())?;
+        let start = RequestStart::from_extensions(request.extensions());
         let (mut parts, body) = request.into_parts();
         let is_head = parts.method == Method::HEAD;
-        let mut body = Some(LimitedBody::new(body, &context)?).filter(|body| !body.is_end_stream());
+        let body = self.spool.receive(body, &context, &start, LengthNeed::Needed).await?;
+        let mut body = Some(body).filter(|body| !body.is_end_stream());
         for _ in 0..=MAX_LOCAL_REDIRECTS {
             let mut run = self.start(&parts, body.take(), &context)?;
             match run.response().await? {
@@ -53,7 +60,7 @@ impl Exec {
                 }
             }
         }
-        let name = self.0.program().name();
+        let name = self.runner.program().name();
         Err(RequestFailure::bad_gateway(format!(
             "`{name}` failed: it responded with more than {MAX_LOCAL_REDIRECTS} local redirects in a row"
         )))
@@ -66,12 +73,14 @@ impl Exec {
         body: Option<LimitedBody>,
         context: &RequestContext,
     ) -> Result<CgiRun, RequestFailure> {
-        let length = body.as_ref().and_then(|body| body.size_hint().exact());
+        // A body without a byte is one if the request says so.
+        let has_body = [CONTENT_LENGTH, TRANSFER_ENCODING].iter().any(|name| parts.headers.contains_key(name));
+        let length = body.as_ref().map_or(has_body.then_some(0), |body| body.size_hint().exact());
         let variables = cgi::meta_variables(parts, context, length)
             .map_err(|error| RequestFailure::new(StatusCode::BAD_REQUEST, error.to_string()).not_started())?;
-        let not_started = |error| self.0.start_failure(&error);
-        let started = |error| self.0.failure_after_start(&error);
-        let mut command = self.0.program().command(Vec::new(), &[]).map_err(not_started)?;
+        let not_started = |error| self.runner.start_failure(&error);
+        let started = |error| self.runner.failure_after_start(&error);
+        let mut command = self.runner.program().command(Vec::new(), &[]).map_err(not_started)?;
         command.envs(variables).stdout(Stdio::piped()).stderr(Stdio::piped());
         command.stdin(if body.is_some() { Stdio::piped() } else { Stdio::null() });
         let mut child = HandlerProcess::spawn(&mut command).map_err(|error| match error {
@@ -81,21 +90,21 @@ impl Exec {
         drop(command);
         let [stdin, stdout, stderr] = child.pipes();
         let lease = Some(context.lease.as_str().into());
-        self.0.log_stderr(stderr, lease.clone()).map_err(started)?;
+        self.runner.log_stderr(stderr, lease.clone()).map_err(started)?;
         let stdin = stdin.map(Sender::from_owned_fd).transpose().map_err(started)?;
         let feed = stdin.zip(body).map(|(stdin, body)| BodyFeed::spawn(write_body(body, stdin)));
         let stdout = stdout.ok_or_else(|| started(std::io::ErrorKind::BrokenPipe.into()))?;
         let reader = ResponseReader::new(child, stdout).map_err(started)?;
-        Ok(CgiRun::new(reader, feed, self.0.program().name(), context.worker.clone(), lease))
+        Ok(CgiRun::new(reader, feed, self.runner.program().name(), context.worker.clone(), lease))
     }
 
     /// Kills and reaps everything that the request has left, and writes its remaining output to the log.
     pub(super) async fn end_request(&self) {
-        self.0.end_run().await;
+        self.runner.end_run().await;
     }
 
     pub(super) async fn stop(&self) {
-        self.0.stop().await;
+        self.runner.stop().await;
     }
 }
 

@@ -11,8 +11,9 @@ use crate::descriptors;
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{reason}")]
 pub(crate) struct RequestFailure {
-    /// 400, 408, 411 or 413 for a request that cannot be served, 500 or 503 for a program that cannot be started, 502 for
-    /// a program that dies or breaks the protocol. The worker itself adds 504 and 505.
+    /// 400, 408 or 413 for a request that cannot be served, 500 or 503 for a program that cannot be started, 502 for a
+    /// program that dies or breaks the protocol, 507 without space for the request body. The worker itself adds 504 and
+    /// 505.
     pub status: StatusCode,
     /// Why, for the client and the log; without a full stop.
     pub reason: String,

@@ -5,6 +5,8 @@
 
 #![forbid(unsafe_code)]
 
+use std::borrow::Cow;
+
 use http::StatusCode;
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 
@@ -110,19 +112,47 @@ pub(crate) fn status_forbids_body(status: StatusCode) -> bool {
     matches!(status.as_u16(), 204 | 304)
 }
 
-/// Removes the fields that concern a single connection (RFC 9110 section 7.6.1), including those that `Connection`
-/// names.
-pub(crate) fn remove_hop_by_hop(fields: &mut HeaderMap) {
-    let named: Vec<HeaderName> = (fields.get_all(header::CONNECTION).iter())
+/// The fields that concern a single connection (RFC 9110 section 7.6.1), besides those that `Connection` names.
+const HOP_BY_HOP: [&str; 7] =
+    ["connection", "keep-alive", "proxy-connection", "te", "trailer", "transfer-encoding", "upgrade"];
+
+fn named_by_connection(fields: &HeaderMap) -> Vec<HeaderName> {
+    (fields.get_all(header::CONNECTION).iter())
         .flat_map(|value| value.as_bytes().split(|&b| b == b','))
         .filter_map(|name| HeaderName::from_bytes(name.trim_ascii()).ok())
-        .collect();
-    for name in named {
+        .collect()
+}
+
+/// Removes the fields that concern a single connection, including those that `Connection` names.
+pub(crate) fn remove_hop_by_hop(fields: &mut HeaderMap) {
+    for name in named_by_connection(fields) {
         fields.remove(name);
     }
-    for name in ["connection", "keep-alive", "proxy-connection", "te", "trailer", "transfer-encoding", "upgrade"] {
+    for name in HOP_BY_HOP {
         fields.remove(name);
     }
+}
+
+/// The fields of a request that a program gets by their names, each name once, with its values joined: by semicolons for
+/// cookies (RFC 9113 section 8.2.3), else by commas (RFC 9110 section 5.3).
+///
+/// Left out are fields that concern a single connection; those that describe the body, which have names of their own;
+/// `Proxy`, since many HTTP clients read `HTTP_PROXY`; and names of other characters than letters, digits and `-`: most
+/// programs take `X_A` and `X-A` for the same, and a proxy in front may not.
+pub(crate) fn fields_for_programs(fields: &HeaderMap) -> impl Iterator<Item = (&HeaderName, Cow<'_, [u8]>)> {
+    const OMITTED: [&str; 4] = ["content-type", "content-length", "proxy-authorization", "proxy"];
+    let named = named_by_connection(fields);
+    let is_passed = move |name: &&HeaderName| {
+        let is_plain = name.as_str().bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-');
+        let is_omitted = OMITTED.contains(&name.as_str()) || HOP_BY_HOP.contains(&name.as_str());
+        is_plain && !is_omitted && !named.contains(name)
+    };
+    fields.keys().filter(is_passed).map(|name| {
+        let separator: &[u8] = if name == header::COOKIE { b"; " } else { b", " };
+        let mut values = fields.get_all(name).iter().map(HeaderValue::as_bytes);
+        let first = Cow::Borrowed(values.next().unwrap_or_default());
+        (name, values.fold(first, |joined, value| [&*joined, separator, value].concat().into()))
+    })
 }
 
 #[cfg(test)]

@@ -31,6 +31,10 @@ pub(crate) enum LimitedBodyError {
 impl From<LimitedBodyError> for RequestFailure {
     fn from(error: LimitedBodyError) -> Self {
         let status = match error {
+            // A stored body cannot be read.
+            LimitedBodyError::Interrupted(error) if error.is::<Self>() => {
+                return *error.downcast().expect("the type was just checked");
+            }
             LimitedBodyError::TooLarge(_) => StatusCode::PAYLOAD_TOO_LARGE,
             LimitedBodyError::TimedOut(_) => StatusCode::REQUEST_TIMEOUT,
             LimitedBodyError::Interrupted(_) => StatusCode::BAD_REQUEST,
@@ -46,7 +50,8 @@ const LAST_LOOK: Duration = Duration::from_millis(1);
 pub(crate) struct LimitedBody {
     body: Body,
     quota: Option<ByteQuota>,
-    timeout: Duration,
+    /// `None` for a stored body: the client has sent all of it.
+    timeout: Option<Duration>,
     /// A frame that [`poll_ready`](LimitedBody::poll_ready) has read.
     peeked: Option<Frame<Bytes>>,
     /// Runs only while a reader waits: the client is not blamed for a slow reader.
@@ -71,7 +76,17 @@ impl LimitedBody {
             return Err(RequestFailure::from(LimitedBodyError::TooLarge(max)).not_started());
         }
         let quota = (max > 0).then_some(ByteQuota { max, remaining: max });
-        Ok(Self { body, quota, timeout: context.body_timeout, peeked: None, silence: None, failed: false })
+        Ok(Self { body, quota, timeout: Some(context.body_timeout), peeked: None, silence: None, failed: false })
+    }
+
+    /// A body that has been received within its limits.
+    pub(super) fn stored(body: Body) -> Self {
+        Self { body, quota: None, timeout: None, peeked: None, silence: None, failed: false }
+    }
+
+    /// Whether the client has sent all of it.
+    pub(super) fn is_stored(&self) -> bool {
+        self.timeout.is_none()
     }
 
     /// Waits until the first bytes have arrived or the body has ended.
@@ -111,14 +126,14 @@ impl http_body::Body for LimitedBody {
         }
         let result = match Pin::new(&mut this.body).poll_frame(task) {
             Poll::Pending => {
-                let (silence, is_last_look) =
-                    this.silence.get_or_insert_with(|| (Box::pin(sleep(this.timeout)), false));
+                let Some(timeout) = this.timeout else { return Poll::Pending };
+                let (silence, is_last_look) = this.silence.get_or_insert_with(|| (Box::pin(sleep(timeout)), false));
                 ready!(silence.as_mut().poll(task));
                 if !std::mem::replace(is_last_look, true) {
                     silence.as_mut().reset(Instant::now() + LAST_LOOK);
                     ready!(silence.as_mut().poll(task));
                 }
-                Err(LimitedBodyError::TimedOut(this.timeout))
+                Err(LimitedBodyError::TimedOut(timeout))
             }
             Poll::Ready(None) => return Poll::Ready(None),
             Poll::Ready(Some(Err(error))) => Err(LimitedBodyError::Interrupted(error)),

@@ -27,6 +27,7 @@ mod log_rate_limit;
 mod oneshot;
 mod output_log;
 mod response_reader;
+mod spool;
 #[cfg(test)]
 pub(crate) mod test_process;
 #[cfg(test)]
@@ -37,6 +38,7 @@ pub use body::{Body, BoxError};
 pub(crate) use builtin::BuiltinHandler;
 pub(crate) use child::HandlerStartError;
 pub use context::RequestContext;
+pub(crate) use context::RequestStart;
 pub(crate) use failure::RequestFailure;
 pub(crate) use limited_body::LimitedBody;
 pub(crate) use warm::{HandlerReadiness, WarmEvent};

@@ -2,15 +2,16 @@
 
 use std::sync::Arc;
 
-use http::{Method, Request, Response, StatusCode, header};
+use http::header::CONTENT_LENGTH;
+use http::{Method, Request, Response};
 use http_body::Body as _;
 
 use super::super::body::{self, Body, BodyStep};
-use super::super::context::RequestContext;
+use super::super::context::{RequestContext, RequestStart};
 use super::super::failure::RequestFailure;
 use super::super::framing::{self, CoprocessResponseHead};
 use super::super::head;
-use super::super::limited_body::LimitedBody;
+use super::super::spool::LengthNeed;
 use super::super::warm::{Borrowed, WarmHandler, WarmProcess};
 use super::process::{Coprocess, ExchangeError};
 use super::request_feed::RequestFeed;
@@ -22,16 +23,13 @@ impl WarmHandler<Coprocess> {
         request: Request<Body>,
     ) -> Result<Response<Body>, RequestFailure> {
         let context = RequestContext::from_extensions(request.extensions())?;
+        let start = RequestStart::from_extensions(request.extensions());
         let (parts, body) = request.into_parts();
-        let body = LimitedBody::new(body, &context)?;
-        let announced = parts.headers.get(header::CONTENT_LENGTH).and_then(|length| head::parse_length(length).ok());
-        let length = body.size_hint().exact().or(announced).ok_or_else(|| {
-            let reason = "a co-process takes no request body of unknown length: send a Content-Length";
-            RequestFailure::new(StatusCode::LENGTH_REQUIRED, reason).not_started()
-        })?;
+        let body = self.spool().receive(body, &context, &start, LengthNeed::Needed).await?;
+        let length = body.size_hint().lower();
         self.set_lease(Some(context.lease.as_str().into()));
-        let head = framing::encode_request_head(&parts.method, &parts.uri, &parts.headers, &context.lease, length);
-        let mut process = self.take_for_request().await?;
+        let head = framing::encode_request_head(&parts, &context, length);
+        let mut process = start.precede(self.take_for_request()).await?;
         process.begin(|requests| RequestFeed::spawn(requests, head, body, length), context.body_timeout);
         let received = process.head(|fault| self.log_fault(fault)).await;
         match received {
@@ -59,6 +57,11 @@ async fn respond(
     let mut response = Response::new(body);
     *response.status_mut() = head.status;
     *response.headers_mut() = head.headers;
+    if is_head_request && head.length == 0 && !head::status_forbids_body(head.status) {
+        // Not the length that a response to GET has, unless the process names it.
+        response.headers_mut().remove(CONTENT_LENGTH);
+        response.headers_mut().extend(head.head_length.map(|length| (CONTENT_LENGTH, length)));
+    }
     Ok(response)
 }
 

@@ -8,14 +8,13 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http::Request;
-use http_body_util::BodyExt;
 use nix::unistd::Pid;
 
-use super::super::body::{Body, BoxError};
+use super::super::body::{Body, BoxError, unfold};
 use super::super::builtin::BuiltinHandler;
 use super::super::failure::RequestFailure;
 use super::super::test_process::has_python;
-use super::super::test_request::{body_text, full_body, request_context, send};
+use super::super::test_request::{body_text, full_body, request_context, send, sized};
 use super::super::warm::{CurrentProcess, WarmEvent, WarmHandler};
 use super::process::Coprocess;
 use crate::config::{HandlerConfig, PoolConfig};
@@ -34,7 +33,7 @@ def respond(body, *more):
 while line := r.readline():
     h = {}
     while line.strip():
-        name, value = line.decode().split(': ')
+        name, value = line.decode().split(': ', 1)
         h[name] = value.strip()
         line = r.readline()
     count += 1
@@ -59,6 +58,7 @@ while line := r.readline():
     elif t == '/hang': time.sleep(1000)
     elif t == '/slow': time.sleep(0.1); respond(b'slow')
     elif t == '/headers': respond(b'', 'Status: 404 Not Found', 'X-A: 1', 'Keep-Alive: 5', 'Content-Type: a/b')
+    elif t == '/named-length': respond(b'', 'Http-Content-Length: 42')
     elif t == '/child':
         subprocess.Popen(['sleep', '1000'])
         subprocess.run(['sh', '-c', 'setsid sleep 1000 &'])
@@ -148,21 +148,7 @@ async fn text(handler: &BuiltinHandler, target: &str) -> String {
 
 /// A body that announces `size` bytes and never sends them.
 fn missing_body(size: usize) -> Body {
-    struct Missing(u64);
-    impl http_body::Body for Missing {
-        type Data = Bytes;
-        type Error = BoxError;
-        fn poll_frame(
-            self: std::pin::Pin<&mut Self>,
-            _: &mut std::task::Context<'_>,
-        ) -> std::task::Poll<Option<Result<http_body::Frame<Bytes>, BoxError>>> {
-            std::task::Poll::Pending
-        }
-        fn size_hint(&self) -> http_body::SizeHint {
-            http_body::SizeHint::with_exact(self.0)
-        }
-    }
-    Missing(size as u64).boxed_unsync()
+    sized(unfold((), |()| std::future::pending()), size as u64)
 }
 
 async fn stop(handler: BuiltinHandler) {

@@ -15,7 +15,7 @@ use http::request::Builder;
 use super::super::body::{Body, BoxError, unfold};
 use super::super::builtin::BuiltinHandler;
 use super::super::failure::RequestFailure;
-use super::super::test_request::{body_text, full_body, request_context, send};
+use super::super::test_request::{body_text, full_body, request_context, send, sized};
 use crate::config::{HandlerConfig, PoolConfig};
 use crate::process_tree;
 
@@ -58,8 +58,13 @@ fn scratch_file(name: &str) -> PathBuf {
     std::env::temp_dir().join(format!("patou-exec-{}-{name}", std::process::id()))
 }
 
-/// `count` pieces of a mebibyte, of unannounced size.
+/// `count` pieces of a mebibyte.
 fn mebibytes(count: usize) -> Body {
+    sized(unannounced_mebibytes(count), count as u64 * (1 << 20))
+}
+
+/// The same without a size.
+fn unannounced_mebibytes(count: usize) -> Body {
     unfold((count, Bytes::from(vec![7; 1 << 20])), |(remaining, piece)| async move {
         Ok((remaining > 0).then(|| (piece.clone(), (remaining - 1, piece))))
     })

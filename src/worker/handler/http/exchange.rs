@@ -2,12 +2,13 @@
 
 use std::sync::Arc;
 
+use http::header::EXPECT;
 use http::{Request, Response, StatusCode};
 
 use super::super::body::{self, Body};
-use super::super::context::RequestContext;
+use super::super::context::{RequestContext, RequestStart};
 use super::super::failure::RequestFailure;
-use super::super::limited_body::LimitedBody;
+use super::super::spool::LengthNeed;
 use super::super::warm::{Borrowed, WarmHandler};
 use super::delivery::{AfterFailure, after_failure};
 use super::give_back::{failure, give_back};
@@ -23,14 +24,18 @@ impl WarmHandler<HttpServer> {
         request: Request<Body>,
     ) -> Result<Response<Body>, RequestFailure> {
         let context = RequestContext::from_extensions(request.extensions())?;
-        let (parts, body) = request.into_parts();
-        let body = LimitedBody::new(body, &context)?;
+        let start = RequestStart::from_extensions(request.extensions());
+        let (mut parts, body) = request.into_parts();
+        let body = self.spool().receive(body, &context, &start, LengthNeed::NotNeeded).await?;
+        if body.is_stored() {
+            parts.headers.remove(EXPECT); // the client has got its 100 Continue
+        }
         let body = SharedBody::new(body, headers::expects_continue(&parts.headers));
         let head = headers::forwarded_request(&parts, &context);
         self.set_lease(Some(context.lease.as_str().into()));
         let mut attempts = 0;
         loop {
-            let mut server = self.take_for_request().await?;
+            let mut server = start.precede(self.take_for_request()).await?;
             attempts += 1;
             let fault = match server.send(&head, &body).await {
                 Ok(()) => match server.response_head().await {

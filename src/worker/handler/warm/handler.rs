@@ -7,6 +7,7 @@ use tokio::sync::Notify;
 
 use super::super::child::HandlerProgram;
 use super::super::output_log::OutputLog;
+use super::super::spool::Spool;
 use super::process::{WarmProcess, WarmSettings};
 use super::state::{CurrentProcess, WarmState};
 use crate::sync;
@@ -31,6 +32,10 @@ pub(crate) struct WarmHandler<P: WarmProcess> {
 impl<P: WarmProcess> WarmHandler<P> {
     pub(in super::super) fn lock(&self) -> MutexGuard<'_, WarmState<P>> {
         sync::lock(&self.state)
+    }
+
+    pub(in super::super) fn spool(&self) -> &Spool {
+        &self.settings.spool
     }
 
     /// Sets the state of the process. A successor that is ready takes the place of one that waits for a request.

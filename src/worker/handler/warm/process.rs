@@ -12,6 +12,7 @@ use tokio::time::timeout;
 
 use super::super::child::{HandlerProcess, HandlerProgram};
 use super::super::output_log::{LeaseLabel, LogPipe, OutputLog, OutputStream};
+use super::super::spool::Spool;
 use crate::config::Replacing;
 
 /// How long a warm process may take to exit after its last request.
@@ -33,6 +34,8 @@ pub(crate) struct WarmSettings {
     pub ready_frame: bool,
     /// Where the sockets of `http` programs are, without the number at their end.
     pub socket: PathBuf,
+    /// Where request bodies are stored.
+    pub spool: Spool,
 }
 
 /// What a process is started with.

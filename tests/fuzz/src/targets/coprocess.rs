@@ -39,8 +39,17 @@ fn read<'a>(pieces: impl Iterator<Item = &'a [u8]>) -> Responses {
                 Err(wrong) => return Responses { error: Some(wrong), ..read },
             };
             searched = 0;
-            match framing::parse_response_head(&held.drain(..end).collect::<Vec<_>>()) {
+            let head: Vec<u8> = held.drain(..end).collect();
+            if let Ok(note) = framing::parse_note(&head) {
+                let line = format!("{note}:").to_ascii_lowercase();
+                assert!(
+                    String::from_utf8_lossy(&head).to_ascii_lowercase().lines().any(|it| it.starts_with(&line)),
+                    "{head:?}"
+                );
+            }
+            match framing::parse_response_head(&head) {
                 Ok(answer) => {
+                    assert!(!answer.headers.contains_key("http-content-length"));
                     check_headers(&answer.headers);
                     assert!(answer.status.as_u16() >= 200);
                     read.complete.push((answer.status.as_u16(), 0));

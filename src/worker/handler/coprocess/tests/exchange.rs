@@ -4,7 +4,6 @@ use std::time::Duration;
 
 use http_body_util::BodyExt;
 
-use super::super::super::body::unfold;
 use super::super::super::context::RequestContext;
 use super::super::super::test_process::in_own_process;
 use super::*;
@@ -13,11 +12,12 @@ use super::*;
 fn requests_and_responses_are_framed_and_headers_pass() {
     in_own_process(async {
         let Some(handler) = start_python() else { return };
-        let request = Request::put("/echo").header("Content-Type", "a/b");
+        let request = Request::put("/echo").header("Content-Type", "a/b").header("X-A", "1").header("x-a", "2");
         let response =
             body_text(send(&handler, request_context(), request, full_body("hello")).await.unwrap()).await.unwrap();
-        let expected = "{'Content-Length': '5', 'Method': 'PUT', 'Target': '/echo', 'Content-Type': 'a/b', \
-            'Lease': '3.1042'}hello";
+        let expected = "{'Content-Length': '5', 'Method': 'PUT', 'Target': '/echo', 'Scheme': 'http', \
+            'Remote-Address': '192.0.2.7', 'Server-Name': '127.0.0.1', 'Server-Port': '7300', 'Lease': '3.1042', \
+            'Content-Type': 'a/b', 'Http-X-A': '1, 2'}hello";
         assert_eq!(response, expected);
         handler.end_request(LIMIT).await;
         let response = send(&handler, request_context(), Request::get("/headers"), full_body("")).await.unwrap();
@@ -30,11 +30,18 @@ fn requests_and_responses_are_framed_and_headers_pass() {
         assert_eq!(body_text(head).await.unwrap(), "");
         handler.end_request(LIMIT).await;
         assert_eq!(text(&handler, "/").await, "4");
-        let chunked = unfold((), |()| async { Ok(None) });
-        let failure = send(&handler, request_context(), Request::post("/"), chunked).await.unwrap_err();
-        assert_eq!((failure.status.as_u16(), failure.started), (411, false));
+        let chunked = unfold(2, |n| async move { Ok((n > 0).then(|| (Bytes::from("four"), n - 1))) });
+        let stored = send(&handler, request_context(), Request::post("/echo"), chunked).await.unwrap();
+        let stored = body_text(stored).await.unwrap();
+        assert!(stored.starts_with("{'Content-Length': '8', ") && stored.ends_with("}fourfour"), "{stored}");
         handler.end_request(LIMIT).await;
-        assert_eq!(text(&handler, "/").await, "5");
+        let named = send(&handler, request_context(), Request::head("/named-length"), full_body("")).await.unwrap();
+        assert_eq!(named.headers()["content-length"], "42");
+        handler.end_request(LIMIT).await;
+        assert_eq!(text(&handler, "/").await, "7");
+        let empty = send(&handler, request_context(), Request::head("/headers"), full_body("")).await.unwrap();
+        assert!(!empty.headers().contains_key("content-length"), "{empty:?}");
+        handler.end_request(LIMIT).await;
         stop(handler).await;
     });
 }

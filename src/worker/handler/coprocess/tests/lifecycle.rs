@@ -7,7 +7,7 @@ use std::time::Duration;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::getpid;
 
-use super::super::super::context::RequestContext;
+use super::super::super::context::{RequestContext, RequestStart};
 use super::super::super::test_process::{capture_log, has_python, in_own_process};
 use super::*;
 use crate::procfs::ProcessStat;
@@ -80,6 +80,28 @@ fn cancelled_request_replaces_a_process_that_cannot_finish_it() {
         assert_eq!(send(&handler, short_timeout, Request::post("/"), missing_body(9)).await.unwrap_err().status, 408);
         handler.end_request(LIMIT).await;
         assert_eq!(text(&handler, "/").await, "1");
+        stop(handler).await;
+    });
+}
+
+#[test]
+fn request_has_not_started_while_its_process_is_not_ready() {
+    in_own_process(async {
+        let handler = HandlerConfig::Coprocess(["sleep", "1000"].map(str::to_owned).to_vec());
+        let handler = start_pool(&PoolConfig { handler, ready_frame: true, ..PoolConfig::default() });
+        let start = RequestStart::default();
+        let request = Request::post("/").extension(start.clone());
+        let call = send(&handler, request_context(), request, full_body("x"));
+        assert!(tokio::time::timeout(Duration::from_millis(30), call).await.is_err() && start.is_pending());
+        handler.end_request(LIMIT).await;
+        handler.stop().await;
+
+        let Some(handler) = start_python() else { return };
+        let request = Request::post("/hang").extension(start.clone());
+        let call = send(&handler, request_context(), request, full_body("x"));
+        assert!(tokio::time::timeout(Duration::from_millis(30), call).await.is_err() && !start.is_pending());
+        handler.kill_request_processes().await;
+        handler.end_request(LIMIT).await;
         stop(handler).await;
     });
 }
