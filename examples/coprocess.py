@@ -3,10 +3,11 @@
 counts stays warm. In the configuration of the pool:
 
     handler = { coprocess = ["python3", "/path/to/coprocess.py"] }
+    ping = "5s"
 
 Requests come on descriptor 3 and responses go to descriptor 4, each as `Name: value` lines, an empty
-line, and exactly Content-Length bytes. What it prints goes to the journal. When descriptor 3
-ends, there will be no more requests: finish within a second.
+line, and exactly Content-Length bytes: see patou-coprocess(7). What it prints goes to the journal. When
+descriptor 3 ends, there will be no more requests: finish within a second.
 """
 import os
 
@@ -33,6 +34,10 @@ def main():
     count = 0
     while request := read_request(requests):
         headers, body = request
+        if "ping" in headers:  # only with `ping` in the configuration
+            responses.write(b"Ping: 1\r\n\r\n")
+            responses.flush()
+            continue
         count += 1
         text = f"{headers['method']} {headers['target']}: request {count}, {len(body)} bytes\n"
         write_response(responses, text.encode())
