@@ -113,7 +113,7 @@ fn worker_and_process_write_the_bytes_of_the_manual_page() {
         let written: Vec<&str> = frames.iter().filter(|f| !f.is_by_worker).map(|f| f.bytes.as_str()).collect();
         fs::write(file("frames"), serde_json::to_string(&written).unwrap()).unwrap();
         let command = ["python3", "-c", RECORDER, &file("frames"), record.insert(file("record"))];
-        pool(1, &command, "ready_frame = true\nping = \"1s\"")
+        pool(1, &command, "ready_frame = true\nping = \"3s\"")
     });
     let address = set.address(0);
     let port = address.port().to_string();
@@ -155,6 +155,49 @@ fn worker_and_process_write_the_bytes_of_the_manual_page() {
     }
     expected[1] = expected[1].replace("Server-Port: 8080", &format!("Server-Port: {port}"));
     assert_eq!(requests, expected);
+    set.stop();
+}
+
+#[test]
+fn worker_offers_no_request_to_a_process_that_loads() {
+    if !is_installed("python3") {
+        return;
+    }
+    let mut set = TestSet::prepare("");
+    let (gate, example) = (set.test_dir().join("gate"), example("coprocess.py"));
+    let script = format!(
+        "import os, runpy, time\nwhile not os.path.exists({gate:?}): time.sleep(0.01)\n\
+         open(4, 'wb', 0, closefd=False).write(b'Ready: 1\\n\\n')\nrunpy.run_path({example:?}, run_name='__main__')"
+    );
+    set.configure(&pool(1, &["python3", "-c", &script], "ready_frame = true"));
+    set.run();
+    set.wait_for_worker("default/1", "starting");
+    let address = set.address(0);
+    std::thread::scope(|scope| {
+        let waiting = scope.spawn(|| send(address, "GET", "/", "", b""));
+        set.wait_for("the client waits", |status| status["dispatcher"]["queue"] == 1);
+        assert_eq!(set.worker("default/1")["state"], "starting");
+        fs::write(&gate, "").unwrap();
+        assert_eq!(waiting.join().unwrap().text(), "GET /: request 1, 0 bytes\n");
+    });
+    set.stop();
+}
+
+#[test]
+fn frozen_idle_process_is_replaced_before_a_client_meets_it() {
+    if !is_installed("python3") {
+        return;
+    }
+    let set = TestSet::start(&pool(1, &["python3", &example("coprocess.py")], "ping = \"500ms\""));
+    let worker = set.worker_pid("default/1");
+    let process = children_of(worker)[0];
+    assert_eq!(send(set.address(0), "GET", "/", "", b"").text(), "GET /: request 1, 0 bytes\n");
+    signal_to(process, nix::sys::signal::Signal::SIGSTOP);
+    set.wait_for_log(&["co-process", "ping"]);
+    wait_until("the frozen process is gone", || !is_alive(process));
+    assert_eq!(send(set.address(0), "GET", "/", "", b"").text(), "GET /: request 1, 0 bytes\n");
+    let after = set.wait_for_worker("default/1", "idle");
+    assert_eq!((after["restarts"].as_u64(), after["failed"].as_u64()), (Some(0), Some(0)), "{after}");
     set.stop();
 }
 
