@@ -1,7 +1,7 @@
 //! The protocol on `probe.sock`: one JSON object a line, a request and its report.
 //!
 //! The dispatcher's serving loop answers, so an answer proves that it serves. The watchdog probes at its interval;
-//! `patou status`, `drain` and `resume` probe when called.
+//! `patou status`, `drain`, `resume` and `recycle` probe when called.
 
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::os::unix::net::UnixStream;
@@ -11,13 +11,13 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use crate::config::Config;
-use crate::ids::{PoolName, WorkerId};
+use crate::ids::{PoolName, WorkerId, WorkerNumber};
 use crate::stats::Counters;
 
 /// Longest request line, in bytes: a request grows with the number of failed pools.
 pub(crate) const REQUEST_MAX: usize = 64 << 10;
-/// Longest report line, in bytes: about 200 bytes for each of ten thousand workers.
-pub(crate) const REPORT_MAX: usize = 4 << 20;
+/// Longest report line, in bytes: about 250 bytes for each of ten thousand workers.
+pub(crate) const REPORT_MAX: usize = 5 << 20;
 
 /// A request to the dispatcher.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -70,6 +70,13 @@ pub(crate) enum ProbeCommand {
     Drain(WorkerId),
     /// Give this worker clients again.
     Resume(WorkerId),
+    /// Recycle these workers of a pool, one after the other.
+    Recycle {
+        /// The pool.
+        pool: PoolName,
+        /// Its workers.
+        workers: Vec<WorkerNumber>,
+    },
     /// Dispatch no more clients: the set is stopping.
     Quiesce,
     /// Accept no more clients, and serve those already accepted: all parts are about to be replaced.
@@ -143,6 +150,9 @@ pub(crate) struct WorkerReport {
     /// a watchdog and a dispatcher of different builds talk.
     #[serde(rename = "garbled")]
     pub corrupt: bool,
+    /// Whether an operator has requested that it is recycled, and that has not ended.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub recycle_requested: bool,
     /// How long a question to it has been unanswered, in milliseconds; absent if no question is open.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub silent_ms: Option<u64>,
@@ -186,7 +196,7 @@ pub(crate) fn query(socket: &Path, command: Option<ProbeCommand>, timeout: Durat
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::{POOLS_MAX, WORKERS_MAX};
+    use crate::config::{POOLS_MAX, PoolConfig, WORKERS_MAX};
 
     #[test]
     fn report_on_the_largest_set_fits_into_its_limit() {
@@ -204,6 +214,7 @@ mod tests {
             late: false,
             drained: false,
             corrupt: false,
+            recycle_requested: true,
             silent_ms: Some(u64::MAX),
             starting_ms: Some(u64::MAX),
             ticks: Some(u64::MAX),
@@ -215,6 +226,18 @@ mod tests {
         with_largest_numbers(&mut pool);
         let size = POOLS_MAX * (pool.to_string().len() + 1) + 200;
         assert!(size <= REPORT_MAX, "{size}");
+    }
+
+    #[test]
+    fn request_to_recycle_the_largest_pool_fits_into_its_limit() {
+        let pool = PoolName::new(&"x".repeat(PoolName::MAX)).unwrap();
+        let workers = vec![WorkerNumber::of(u16::MAX); PoolConfig::WORKERS_MAX.into()];
+        let request = ProbeRequest {
+            nonce: u64::MAX,
+            command: Some(ProbeCommand::Recycle { pool, workers }),
+            failed: Vec::new(),
+        };
+        assert!(request.into_line().unwrap().len() <= REQUEST_MAX);
     }
 
     #[test]

@@ -213,6 +213,7 @@ const PURE: &[&str] = &[
     "src/worker/handler/warm/backoff.rs",
     "src/worker/handler/warm/stage.rs",
     "src/worker/lease_url.rs",
+    "src/worker/lifecycle_state.rs",
     "src/worker/transaction",
     "src/watchdog/evidence/format.rs",
     "src/watchdog/plan",
@@ -223,6 +224,7 @@ const PURE: &[&str] = &[
     "src/cli/drill/generator.rs",
     "src/cli/drill/history.rs",
     "src/cli/drill/random.rs",
+    "src/cli/recycle/roll.rs",
 ];
 
 /// What pure code must not name.

@@ -1,16 +1,17 @@
 //! `patou drain` and `patou resume`.
 
-use std::io::{self, ErrorKind, Write};
+use std::io::{self, Write};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
 use super::config_source::load_applied;
-use super::error::{CommandError, failed, ignore_broken_pipe, no_set};
+use super::dispatcher_error::dispatcher_error;
+use super::error::{CommandError, failed, ignore_broken_pipe};
 use super::poll::poll_until;
 use crate::config::Config;
 use crate::exchange::{self, DispatcherSide};
 use crate::ids::{Claim, Phase, WorkerId};
-use crate::ipc::{self, SetLock};
+use crate::ipc;
 use crate::probe::{self, ProbeCommand};
 use crate::status::SavedState;
 use crate::units;
@@ -72,19 +73,7 @@ fn print_line(line: &str) -> Result<(), CommandError> {
 /// Sends a command to the dispatcher.
 fn send_command(config: &Config, command: ProbeCommand) -> Result<(), CommandError> {
     let dir = &config.set.runtime_dir;
-    let socket = dir.join("probe.sock");
-    let report = probe::query(&socket, Some(command), PROBE_TIMEOUT).map_err(|error| match error.kind() {
-        _ if !is_running(dir) => no_set(dir),
-        ErrorKind::WouldBlock | ErrorKind::TimedOut => {
-            failed("the dispatcher does not answer: see patou status; the watchdog replaces it if it is frozen")
-        }
-        ErrorKind::PermissionDenied => failed(format!("{}: {error}", socket.display())),
-        _ => failed(format!("the dispatcher does not answer on {}: {error}", socket.display())),
-    })?;
+    let report = probe::query(&dir.join("probe.sock"), Some(command), PROBE_TIMEOUT);
+    let report = report.map_err(|error| dispatcher_error(dir, &error))?;
     report.refused.map_or(Ok(()), |reason| Err(failed(reason)))
-}
-
-/// Whether a process or systemd keeps a set in this directory.
-fn is_running(dir: &Path) -> bool {
-    ipc::is_run_by_systemd(dir) || SetLock::holder(dir).is_some()
 }

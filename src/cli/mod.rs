@@ -6,6 +6,7 @@ mod call;
 mod check;
 mod completions;
 mod config_source;
+mod dispatcher_error;
 mod drain;
 mod drill;
 mod duration_arg;
@@ -15,6 +16,7 @@ mod ipc;
 mod launch;
 mod patou_run;
 mod poll;
+mod recycle;
 mod roles;
 mod status;
 mod systemd;
@@ -82,6 +84,8 @@ enum Command {
         #[arg(value_name = "POOL-N")]
         worker: WorkerId,
     },
+    /// Replace the workers of a pool by new processes, one after the other, without losing a request
+    Recycle(recycle::RecycleArgs),
     /// Measure exchanges over a private segment and named pipes, and print percentiles (see also bench exchange)
     Pingpong(exchange::PingpongArgs),
     /// Measure what patou costs, each time beside a baseline of the same run
@@ -231,6 +235,7 @@ fn run(cli: &Cli) -> Result<(), CommandError> {
         Command::Call(args) => call::run(args, || call::default_target(path)).map_err(CommandError::Failed),
         Command::Drain { worker } => drain::drain(path, worker),
         Command::Resume { worker } => drain::resume(path, worker),
+        Command::Recycle(args) => recycle::run(path, args),
         Command::Pingpong(args) => exchange::run_pingpong(path, args),
         Command::Bench { command } => bench::run(path, command),
         Command::Drill(args) => drill::run(path, args),

@@ -59,7 +59,7 @@ impl fmt::Display for ConfigFaults {
 impl std::error::Error for ConfigFaults {}
 
 /// The known word nearest to `word`, if it is near enough to be the one that was meant.
-pub(super) fn nearest<'k>(word: &str, known: impl IntoIterator<Item = &'k str>) -> Option<&'k str> {
+pub(crate) fn nearest<'k>(word: &str, known: impl IntoIterator<Item = &'k str>) -> Option<&'k str> {
     // The comparison takes memory and time by the product of both lengths.
     if word.len() > 64 {
         return None;

@@ -37,12 +37,14 @@ mod validate;
 mod watchdog;
 
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use serde::{Serialize, Serializer};
 
 pub use address::{BadListenAddress, ListenAddress};
 pub use admin::AdminConfig;
 pub(crate) use descriptor_needs::{DescriptorNeeds, admin_connections_within, worker_connections_within};
+pub(crate) use fault::nearest;
 pub use fault::{ConfigFault, ConfigFaults};
 pub use front::FrontConfig;
 pub use listener::{Delivery, ListenerConfig, UnknownLength};
@@ -147,6 +149,12 @@ impl Config {
     pub fn dispatcher_descriptors(&self) -> u64 {
         let for_workers = (5 * self.workers().count()).saturating_sub(DESCRIPTORS / 2).next_multiple_of(DESCRIPTORS);
         (self.front.connections + for_workers + DESCRIPTORS) as u64
+    }
+
+    /// How long a worker of this pool may take to be replaced, from the moment at which it is free: it delivers its last
+    /// responses, the next process becomes ready, and the old one finishes a request that it serves meanwhile.
+    pub(crate) fn recycle_timeout(&self, pool: &PoolConfig) -> Duration {
+        self.front.body_timeout.max(self.front.linger_timeout) + self.watchdog.start_timeout + pool.request_timeout
     }
 
     /// What the dispatcher needs descriptors for.

@@ -242,6 +242,11 @@ impl Driver {
         self.pools.borrow().all().iter().map(|pool| pool.table.waiting().0).sum()
     }
 
+    /// Whether there is a pool of this name.
+    pub(super) fn has_pool(&self, pool: &PoolName) -> bool {
+        self.look(pool, |_| ()).is_some()
+    }
+
     /// Whether the configuration in force has this worker.
     pub(super) fn has_worker(&self, id: &WorkerId) -> bool {
         self.look(&id.pool, |pool| pool.has_worker(id.number)).unwrap_or_default()

@@ -164,6 +164,7 @@ impl PoolSlots {
             late: worker.is_late(),
             drained: worker.drained,
             corrupt: worker.is_corrupt(),
+            recycle_requested: worker.recycle_requested,
             silent_ms: worker.silent_since.map(ms_since),
             starting_ms: worker.starting_since.or_else(|| lost_since(n)).map(ms_since),
             ticks: worker.silent_since.and_then(|_| ticks(n)),

@@ -306,6 +306,14 @@ fn execute(driver: &Rc<Driver>, command: ProbeCommand) -> Option<String> {
             driver.handle_in_all(PoolEvent::Quiesce);
         }
         ProbeCommand::Hold => driver.stop_accepting.notify_one(),
+        ProbeCommand::Recycle { pool, .. } if !driver.has_pool(&pool) => {
+            return Some(format!("the configuration has no pool {pool}"));
+        }
+        ProbeCommand::Recycle { pool, workers } => {
+            tracing::info!(%pool, workers = workers.len(), event = %Event::RecycleRequested,
+                "an operator requests that {} workers of pool {pool} are recycled", workers.len());
+            workers.into_iter().for_each(|n| driver.handle(&pool, PoolEvent::Recycle(n)));
+        }
         ProbeCommand::Drain(id) | ProbeCommand::Resume(id) if !driver.has_worker(&id) => {
             return Some(format!("the configuration has no worker {id}"));
         }

@@ -11,6 +11,7 @@ pub(crate) fn read_slot<M: SlotMemory>(side: &mut DispatcherSide<M>, alive: bool
     let life = Incarnation::load(side.memory());
     SlotView {
         life: life.map(|life| (life.epoch, life.state, life.wants_recycle)),
+        replacements: life.map(|life| life.replacements).unwrap_or_default(),
         alive,
         claim: exchange::claim(side.memory()),
         terms: exchange::terms(side.memory()).map(|(_, terms)| terms),
@@ -57,13 +58,14 @@ pub(crate) fn believed(seen: SlotView, is_sound: bool) -> SlotView {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ids::{Epoch, LeaseId, Lifecycle, Phase};
+    use crate::ids::{Epoch, LeaseId, Lifecycle, Phase, Replacements};
 
     #[test]
     fn damaged_slot_shows_a_corrupt_claim_of_a_living_worker_and_nothing_of_a_dead_one() {
         let lease = LeaseId::of(Epoch::FIRST, 1);
         let seen = |alive| SlotView {
             life: Some((Epoch::FIRST, Lifecycle::Ready, false)),
+            replacements: Replacements::default(),
             alive,
             claim: Some(Claim::Held(lease, Phase::Claimed)),
             terms: None,

@@ -4,7 +4,7 @@ use std::sync::atomic::Ordering::{Acquire, Relaxed};
 
 use super::memory::SlotMemory;
 use super::slot_layout::Word;
-use crate::ids::{Epoch, Lifecycle, Monotonic};
+use crate::ids::{Epoch, Lifecycle, Monotonic, Replacements};
 
 /// One incarnation of a worker, as it describes itself.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -19,6 +19,8 @@ pub(crate) struct Incarnation {
     pub state: Lifecycle,
     /// Whether it wants to be recycled.
     pub wants_recycle: bool,
+    /// The planned replacements within this incarnation and earlier ones.
+    pub replacements: Replacements,
     /// Turns of its control loop.
     pub ticks: u64,
     /// The time of the last turn.
@@ -42,6 +44,7 @@ impl Incarnation {
             started: memory.load(Word::PROCESS_START, Relaxed),
             state: Lifecycle::new(state & 0xff)?,
             wants_recycle: state & WANTS_RECYCLE != 0,
+            replacements: Replacements::new(memory.load(Word::REPLACEMENTS, Relaxed)),
             ticks: memory.load(Word::TICKS, Relaxed),
             last_tick: Monotonic(memory.load(Word::LAST_TICK, Relaxed)),
             port: u16::try_from(memory.load(Word::PORT, Relaxed)).ok().filter(|port| *port > 0),

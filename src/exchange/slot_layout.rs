@@ -64,6 +64,8 @@ impl Word {
     /// The lease after which the worker released a connection that stays open; written before the step to `Done`.
     pub(super) const KEPT_CONNECTION: Word = Word::at(2, 1);
     // Word 2 is written by older workers.
+    /// [`crate::ids::Replacements`]; older workers leave 0.
+    pub(super) const REPLACEMENTS: Word = Word::at(2, 3);
 
     // Line 3, written by the worker: its life.
     pub(super) const EPOCH: Word = Word::at(3, 0);

@@ -10,7 +10,7 @@ use super::question::{Question, QuestionKind, Reply};
 use super::request_note::store_note;
 use super::slot_counters::{self, Counter};
 use super::slot_layout::Word;
-use crate::ids::{Claim, Epoch, LeaseId, LeaseTerms, Lifecycle, Monotonic, Phase, RefuseReason, Token};
+use crate::ids::{Claim, Epoch, LeaseId, LeaseTerms, Lifecycle, Monotonic, Phase, RefuseReason, Replacements, Token};
 
 /// How often a question is read that changes meanwhile. A well-behaved dispatcher writes no faster.
 const READS_MAX: u32 = 8;
@@ -79,6 +79,16 @@ impl<M: SlotMemory> WorkerSide<M> {
     pub(crate) fn set_state(&self, state: Lifecycle, wants_recycle: bool) {
         let flag = if wants_recycle { WANTS_RECYCLE } else { 0 };
         self.memory.store(Word::STATE, state as u64 | flag, Release);
+    }
+
+    /// The planned replacements so far.
+    pub(crate) fn replacements(&self) -> Replacements {
+        Replacements::new(self.memory.load(Word::REPLACEMENTS, Relaxed))
+    }
+
+    /// Publishes the planned replacements. To call before [`Self::set_state`].
+    pub(crate) fn set_replacements(&self, replacements: Replacements) {
+        self.memory.store(Word::REPLACEMENTS, replacements.word(), Relaxed);
     }
 
     /// Whether the life line still describes this incarnation.
@@ -154,6 +164,8 @@ impl<M: SlotMemory> WorkerSide<M> {
                 }
                 _ => match state {
                     Lifecycle::Ready => Reply::Accept,
+                    // It stays out of service, and has the new process when it returns.
+                    Lifecycle::Draining if self.drained() => Reply::Accept,
                     Lifecycle::Starting => Reply::Refuse(RefuseReason::Starting),
                     Lifecycle::Draining => Reply::Refuse(RefuseReason::Draining),
                     Lifecycle::Recycling => Reply::Refuse(RefuseReason::Recycling),

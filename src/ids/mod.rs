@@ -17,4 +17,4 @@ pub(crate) use monotonic::Monotonic;
 pub(crate) use names::BadWorkerId;
 pub use names::{PoolName, WorkerId, WorkerNumber};
 pub(crate) use process::ProcessId;
-pub(crate) use slot_state::{Claim, Lifecycle, Phase, RefuseReason};
+pub(crate) use slot_state::{Claim, Lifecycle, Phase, RefuseReason, Replacements};

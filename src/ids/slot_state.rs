@@ -79,6 +79,38 @@ impl Lifecycle {
     }
 }
 
+/// The planned replacements that have ended within an incarnation: those of its warm process, and failed ones of the
+/// process itself.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Replacements {
+    /// Their number over all incarnations. It wraps.
+    pub ended: u32,
+    /// Whether the last one failed, so that the worker keeps what it had.
+    pub last_failed: bool,
+}
+
+impl Replacements {
+    /// The word: the number above one bit.
+    pub(crate) fn word(self) -> u64 {
+        u64::from(self.ended) << 1 | u64::from(self.last_failed)
+    }
+
+    /// Parses a word; what [`Self::word`] never sets is ignored.
+    pub(crate) fn new(word: u64) -> Self {
+        Self { ended: (word >> 1) as u32, last_failed: word & 1 != 0 }
+    }
+
+    /// How the status of the worker begins (sd_notify(3), `STATUS=`), if the last one failed; the reason follows.
+    pub(crate) fn failure_status(self) -> String {
+        format!("recycling {} failed: ", self.ended)
+    }
+
+    /// After one more.
+    pub(crate) fn with(self, failed: bool) -> Self {
+        Self { ended: self.ended.wrapping_add(1), last_failed: failed }
+    }
+}
+
 /// Why a worker refuses an offer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum RefuseReason {
@@ -118,6 +150,18 @@ impl fmt::Display for RefuseReason {
 mod tests {
     use super::*;
     use crate::ids::Epoch;
+
+    #[test]
+    fn replacements_parse_their_own_words_and_differ_after_each() {
+        for start in [Replacements::default(), Replacements { ended: u32::MAX, last_failed: true }] {
+            for failed in [false, true] {
+                let next = start.with(failed);
+                assert_eq!((Replacements::new(next.word()), next.last_failed), (next, failed));
+                assert_ne!(next, start);
+            }
+        }
+        assert_eq!(Replacements::new(u64::MAX), Replacements { ended: u32::MAX, last_failed: true });
+    }
 
     #[test]
     fn a_claim_parses_its_own_words_and_nothing_else() {

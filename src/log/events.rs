@@ -104,6 +104,8 @@ events! {
     WorkerDrained = 0xbeaefe1167ce42f289d7da972ec4334c, "worker-drained";
     /// An operator put a worker back into service.
     WorkerResumed = 0x47434550e1e04700b83146a298bcd05b, "worker-resumed";
+    /// An operator requests that workers are replaced.
+    RecycleRequested = 0x449bae76a01847139cb84ddff37b8e77, "recycle-requested";
     /// A worker is replaced as planned.
     WorkerRecycled = 0xb9d83705225b443881e0c62d793320c7, "worker-recycled";
     /// A planned replacement failed.

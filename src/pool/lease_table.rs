@@ -137,7 +137,7 @@ impl Pool {
 
     fn is_idle(&self, n: WorkerNumber) -> bool {
         let worker = &self.workers[n.index()];
-        n.get() <= self.limits.workers && worker.is_idle() && !self.recycling.concerns(n)
+        n.get() <= self.limits.workers && worker.is_idle() && !self.recycling.prevents_offer(n)
     }
 
     pub(super) fn push_idle(&mut self, n: WorkerNumber) {

@@ -3,7 +3,7 @@
 use std::net::{IpAddr, Ipv6Addr};
 use std::time::Duration;
 
-use crate::ids::{Claim, Epoch, LeaseId, LeaseTerms, Lifecycle, Monotonic, RefuseReason, WorkerNumber};
+use crate::ids::{Claim, Epoch, LeaseId, LeaseTerms, Lifecycle, Monotonic, RefuseReason, Replacements, WorkerNumber};
 
 /// The number of a client; a smaller number arrived earlier.
 pub(crate) type ClientId = u64;
@@ -44,7 +44,8 @@ pub(crate) struct PoolLimits {
     pub request_timeout: Duration,
     /// How often a leased slot is read without a ring.
     pub slot_scan: Duration,
-    /// How long a worker that is being recycled keeps others from being recycled.
+    /// How long a worker that is being recycled keeps others from being recycled. If it takes longer, the requests of
+    /// operators end.
     pub recycle_timeout: Duration,
 }
 
@@ -54,6 +55,8 @@ pub(crate) struct SlotView {
     /// The worker's incarnation, its state, and whether it wants to be recycled; `None` if no worker has ever
     /// attached.
     pub life: Option<(Epoch, Lifecycle, bool)>,
+    /// The planned replacements within that incarnation and earlier ones.
+    pub replacements: Replacements,
     /// Whether that incarnation holds its lock.
     pub alive: bool,
     /// The claim word; `None` if it is invalid.
@@ -101,6 +104,8 @@ pub(crate) enum PoolEvent {
     Drain(WorkerNumber),
     /// An operator puts it back into service.
     Resume(WorkerNumber),
+    /// An operator requests that this worker is recycled.
+    Recycle(WorkerNumber),
     /// The set is stopping: no client gets a worker any more.
     Quiesce,
     /// Whether the watchdog has given up every worker of the pool.
@@ -222,7 +227,7 @@ pub(crate) enum SlotQuestion {
     Drain,
     /// Accept offers again.
     Resume,
-    /// Replace this incarnation by the next one.
+    /// Replace this incarnation, or its warm process, by the next one.
     Recycle,
 }
 

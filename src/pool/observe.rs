@@ -3,7 +3,8 @@
 use super::counters;
 use super::hold::{Hold, HoldEvent, Return};
 use super::lease_table::Pool;
-use super::messages::{ClientAction, PoolAction, PoolNote, SlotAnswer, SlotQuestion, SlotView};
+use super::messages::{ClientAction, PoolAction, PoolNote, SlotAction, SlotAnswer, SlotQuestion, SlotView};
+use super::recycling::RecyclingEnd;
 use super::seen_lease::{BoundTo, SeenLease};
 use super::worker::MissedOffer;
 use crate::ids::{Lifecycle, Monotonic, WorkerNumber};
@@ -31,13 +32,26 @@ impl Pool {
         worker.observe_life(now, seen);
         let after = worker.living();
         let until = now + self.limits.recycle_timeout;
-        if self.recycling.observe(now, n, &self.workers[n.index()], until) {
-            self.counters.count(counters::RECYCLED);
+        if let Some(end) = self.recycling.observe(now, n, &self.workers[n.index()], until) {
+            self.end_recycling(n, end);
         }
         if before != after {
             let notes = before.map(PoolNote::Down).into_iter().chain(after.map(PoolNote::Up));
             self.actions.extend(notes.map(|note| PoolAction::Note(n, note)));
         }
+    }
+
+    /// The next worker for which an operator has requested it follows; none after a failure.
+    fn end_recycling(&mut self, n: WorkerNumber, end: RecyclingEnd) {
+        match end {
+            RecyclingEnd::Replaced => {
+                self.counters.count(counters::RECYCLED);
+                self.worker(n).recycle_requested = false;
+            }
+            RecyclingEnd::Failed => self.workers.iter_mut().for_each(|worker| worker.recycle_requested = false),
+        }
+        let requested = WorkerNumber::up_to(u16::MAX).zip(&self.workers).filter(|(_, worker)| worker.recycle_requested);
+        self.actions.extend(requested.map(|(n, _)| PoolAction::Slot(n, SlotAction::Read)));
     }
 
     fn observe_answer(&mut self, now: Monotonic, n: WorkerNumber, answer: SlotAnswer, bound_to: BoundTo) {
@@ -52,7 +66,8 @@ impl Pool {
             SlotAnswer::Accept(lease) => self.step(now, n, HoldEvent::Accepted(lease, bound_to)),
             SlotAnswer::Refuse(lease, _) => self.step(now, n, HoldEvent::Refused(lease)),
             SlotAnswer::Recycle(false) => self.recycling.cancel(n),
-            SlotAnswer::Ack | SlotAnswer::Recycle(true) => {}
+            SlotAnswer::Recycle(true) => self.recycling.accept(n),
+            SlotAnswer::Ack => {}
         }
     }
 

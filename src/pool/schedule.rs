@@ -30,11 +30,12 @@ impl Pool {
             PoolEvent::Probe if self.next_ping.is_none() => self.ping_workers(now, WorkerNumber::FIRST),
             PoolEvent::Drain(n) if self.has_worker(n) => self.set_drained(now, n, true),
             PoolEvent::Resume(n) if self.has_worker(n) => self.set_drained(now, n, false),
+            PoolEvent::Recycle(n) if self.has_worker(n) => self.request_recycle(n),
             PoolEvent::Quiesce => self.quiesce(),
             PoolEvent::Failed(failed) => self.failed = failed,
             PoolEvent::Rejected(rejection) => self.counters.count(rejection.counted_as()),
             PoolEvent::Adopted(..) | PoolEvent::SlotRead(..) => {}
-            PoolEvent::Drain(_) | PoolEvent::Resume(_) | PoolEvent::Probe => {}
+            PoolEvent::Drain(_) | PoolEvent::Resume(_) | PoolEvent::Recycle(_) | PoolEvent::Probe => {}
         }
         self.offer_to_idle(now);
         if let Some(refusal) = self.unavailable() {
@@ -171,6 +172,12 @@ impl Pool {
         self.worker(n).drained = drained;
         self.question(now, n, if drained { SlotQuestion::Drain } else { SlotQuestion::Resume });
         self.list_if_idle(n);
+    }
+
+    /// An operator requests a recycle. The read starts it if nothing prevents it.
+    fn request_recycle(&mut self, n: WorkerNumber) {
+        self.worker(n).recycle_requested = true;
+        self.actions.push(PoolAction::Slot(n, SlotAction::Read));
     }
 
     /// Queues the client of a failed offer again, within its original time limit.

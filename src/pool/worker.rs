@@ -2,7 +2,7 @@
 
 use super::hold::Hold;
 use super::messages::SlotView;
-use crate::ids::{Epoch, Lifecycle, Monotonic};
+use crate::ids::{Epoch, Lifecycle, Monotonic, Replacements};
 
 /// One worker.
 #[derive(Clone, Debug, Default)]
@@ -23,6 +23,9 @@ pub(crate) struct Worker {
     pub starting_since: Option<Monotonic>,
     pub(super) missed_offer: MissedOffer,
     pub(super) wants_recycle: bool,
+    /// Whether an operator has requested that this incarnation is recycled.
+    pub recycle_requested: bool,
+    pub(super) replacements: Replacements,
     pub(super) in_idle_list: bool,
     pub(super) timer: Option<Monotonic>,
 }
@@ -74,7 +77,17 @@ impl Worker {
     }
 
     pub(super) fn is_idle(&self) -> bool {
-        self.up && self.state == Some(Lifecycle::Ready) && !self.is_late() && !self.drained && self.hold == Hold::Free
+        self.state == Some(Lifecycle::Ready) && !self.drained && self.is_free()
+    }
+
+    fn is_free(&self) -> bool {
+        self.up && !self.is_late() && self.hold == Hold::Free
+    }
+
+    /// Whether its recycling is wanted, and no request prevents it. A worker that is out of service stays so.
+    pub(super) fn is_due_for_recycling(&self) -> bool {
+        let is_out_of_service = self.drained && self.state == Some(Lifecycle::Draining) && self.is_free();
+        (self.wants_recycle || self.recycle_requested) && (self.is_idle() || is_out_of_service)
     }
 
     /// The incarnation that is alive.
@@ -90,10 +103,13 @@ impl Worker {
         self.epoch = epoch;
         self.state = seen.life.map(|(_, state, _)| state);
         self.wants_recycle = seen.life.is_some_and(|(.., wants)| wants);
+        self.replacements = seen.replacements;
         let serves = self.up && self.state != Some(Lifecycle::Starting);
         // Each incarnation has its own start.
         let known = self.starting_since.filter(|_| !changed);
         self.starting_since = (!serves).then(|| known.unwrap_or(now));
+        // It was requested for an incarnation that has ended.
+        self.recycle_requested &= !changed;
         if changed || !self.up {
             self.missed_offer = MissedOffer::None;
             self.silent_since = None;

@@ -49,6 +49,9 @@ pub(crate) struct SavedPart {
     /// Cause of its last unplanned end.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cause: Option<String>,
+    /// A worker's last status (sd_notify(3)), where systemd does not keep it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub status: Option<String>,
     /// A worker's segment without a name: the watchdog's descriptor of it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub segment_fd: Option<i32>,

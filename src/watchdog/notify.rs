@@ -49,6 +49,8 @@ pub(crate) struct NotifyFields {
     pub remove: bool,
     /// `FDNAME=`.
     pub name: Option<String>,
+    /// `STATUS=`: what the sender does, for operators.
+    pub status: Option<String>,
     /// `X_PATOU_FAILURE=`: why the sender, a part of patou, is about to exit.
     pub failure: Option<String>,
 }
@@ -63,7 +65,8 @@ impl NotifyFields {
                 Some(("FDSTORE", "1")) => fields.store = true,
                 Some(("FDSTOREREMOVE", "1")) => fields.remove = true,
                 Some(("FDNAME", name)) if is_valid_name(name) => fields.name = Some(name.to_owned()),
-                // Logged, possibly to a terminal.
+                // Both are printed, possibly to a terminal.
+                Some(("STATUS", text)) => fields.status = Some(text.replace(char::is_control, " ")),
                 Some(("X_PATOU_FAILURE", why)) => fields.failure = Some(why.replace(char::is_control, " ")),
                 _ => {}
             }

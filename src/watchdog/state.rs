@@ -15,7 +15,14 @@ pub(super) fn saved_state<K: PlanKind>(plan: &Plan<K>, set: &str, process: Proce
         .map(|(part, s)| {
             (
                 part,
-                SavedPart { pid: s.pid, state: s.state.into(), restarts: s.restarts, cause: s.cause, segment_fd: None },
+                SavedPart {
+                    pid: s.pid,
+                    state: s.state.into(),
+                    restarts: s.restarts,
+                    cause: s.cause,
+                    status: None,
+                    segment_fd: None,
+                },
             )
         })
         .collect();

@@ -10,13 +10,14 @@ use nix::sys::socket::{MsgFlags, Shutdown, send, shutdown};
 use sd_notify::NotifyState;
 
 use super::error::{ServeError, system};
+use super::lifecycle_state::TaskCommand;
 use super::signals::WorkerSignals;
 use super::stand_in::serve_blocked;
-use super::state::{ActiveRequest, TaskCommand, WorkerState};
+use super::state::{ActiveRequest, WorkerState};
 use crate::bounds::{BLOCKED_GRACE, PING_LATE};
 use crate::doorbell::Doorbell;
 use crate::exchange::{self, QuestionKind, Reply, Word};
-use crate::ids::{Claim, LeaseId, Lifecycle, Monotonic, Phase};
+use crate::ids::{Claim, LeaseId, Monotonic, Phase, RefuseReason};
 use crate::log::{self, Event};
 use crate::net::{LingerBounds, ProblemResponse, discard_until_closed_blocking, set_reset_on_close};
 use crate::sd_notification::notify;
@@ -136,15 +137,17 @@ impl ControlLoop {
     /// Answers one question: the dispatcher rings for each.
     fn answer_question(&mut self, now: Monotonic) {
         let Some(question) = self.state.slot.question(self.answered) else { return };
-        let reply = self.state.slot.decide(&question, self.state.lifecycle());
+        let mut reply = self.state.slot.decide(&question, self.state.lifecycle());
+        let mut recycle = None;
+        if (question.kind, reply) == (QuestionKind::Recycle, Reply::Accept) {
+            recycle = self.state.start_recycle();
+            if recycle.is_none() {
+                reply = Reply::Refuse(RefuseReason::Draining);
+            }
+        }
         self.check_serving_task(now);
         if (question.kind, reply) == (QuestionKind::Offer, Reply::Accept) {
             self.accepted_lease = question.lease;
-        }
-        let recycles = (question.kind, reply) == (QuestionKind::Recycle, Reply::Accept)
-            && self.state.lifecycle() == Lifecycle::Ready;
-        if recycles {
-            self.state.start_recycle();
         }
         self.state.slot.reply(&question, reply);
         self.answered = question.sequence;
@@ -154,8 +157,8 @@ impl ControlLoop {
             self.state.ring_dispatcher();
         }
         // After the answer: the next incarnation would find the question unanswered, and recycle again.
-        if recycles {
-            self.send_command(TaskCommand::Recycle, now);
+        if let Some(command) = recycle {
+            self.send_command(command, now);
         }
     }
 

@@ -30,6 +30,7 @@ mod handoff_receiver;
 mod http10_response;
 mod inetd;
 pub(crate) mod lease_url;
+mod lifecycle_state;
 mod program;
 mod recycle;
 mod redirect;

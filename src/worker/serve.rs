@@ -1,5 +1,6 @@
 //! The serving task: accepts connections, and executes the control loop's commands.
 
+use std::fmt::Display;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
 use std::thread;
@@ -11,9 +12,10 @@ use tokio::task::{JoinHandle, JoinSet};
 use super::error::{ServeError, system};
 use super::handler::{BuiltinHandler, HandlerStartError, WarmEvent};
 use super::handoff_receiver::{EXHAUSTED_GRACE, HandoffReceiver, WorkerListeners};
+use super::lifecycle_state::TaskCommand;
 use super::recycle::reexec;
 use super::service::HandlerService;
-use super::state::{TaskCommand, WorkerState};
+use super::state::WorkerState;
 use super::{handoff, redirect};
 use crate::config::worker_connections_within;
 use crate::descriptors;
@@ -76,13 +78,10 @@ pub(super) async fn serve<S: HandlerService>(
                 state.ping.suspend();
                 let sockets = [Some(listener.as_fd()), handoff_socket.as_ref().map(|socket| socket.as_fd())];
                 let sockets: Vec<_> = sockets.into_iter().flatten().collect();
-                if command != Some(TaskCommand::Recycle) {
-                    break;
-                }
-                // Without a new configuration a warm process is replaced while this loop continues.
-                let is_replaced = !state.take_reload() && state.builtin.as_ref().is_some_and(BuiltinHandler::request_replacement);
-                if !is_replaced && !recycle(&state, &mut keeper, &sockets, &mut commands).await {
-                    break;
+                match command {
+                    Some(TaskCommand::Replace) => state.builtin.iter().for_each(BuiltinHandler::request_replacement),
+                    Some(TaskCommand::Recycle) if recycle(&state, &mut keeper, &sockets, &mut commands).await => {}
+                    Some(TaskCommand::Recycle | TaskCommand::Exit) | None => break,
                 }
                 state.ack_ping();
             }
@@ -125,7 +124,7 @@ async fn keep_handler(state: Arc<WorkerState>) -> HandlerStartError {
 
 /// A planned replacement of the warm process is over.
 fn finish_replacement(state: &WorkerState, result: Result<(), HandlerStartError>) {
-    match result {
+    match &result {
         Ok(()) => {
             tracing::info!(worker = %state.id, epoch = %state.slot.epoch(),
                 event = %Event::WorkerRecycled, "warm process recycled");
@@ -135,9 +134,7 @@ fn finish_replacement(state: &WorkerState, result: Result<(), HandlerStartError>
                 "the next process of the handler cannot start: the worker keeps the old one");
         }
     }
-    if !state.finish_recycle() {
-        state.send_command(TaskCommand::Recycle);
-    }
+    state.finish_recycle(result.as_ref().err().map(|error| error as &dyn Display));
 }
 
 /// Ends the handler, and first the task that keeps its process.
@@ -167,25 +164,22 @@ async fn recycle(
     sockets: &[BorrowedFd<'_>],
     commands: &mut mpsc::UnboundedReceiver<TaskCommand>,
 ) -> bool {
-    loop {
-        // The next image does not inherit connections: pending responses are delivered first. Each of them is bounded by
-        // linger_timeout if its client makes no progress.
-        let bound = state.front.body_timeout.max(state.front.linger_timeout);
-        tokio::select! {
-            _ = tokio::time::timeout(bound, state.pending_responses.write()) => {}
-            _ = commands.recv() => return false, // during a recycle only Exit is sent
-        }
-        stop_handler(state, keeper).await;
-        tracing::debug!(worker = %state.id, epoch = %state.slot.epoch(),
-            event = %Event::WorkerRecycled, "recycling");
-        state.take_reload(); // the next image reads the configuration in any case
-        if let Some(error) = reexec(sockets, &state.id.instance(), &state.stop_signal) {
-            tracing::error!(worker = %state.id, %error, event = %Event::RecycleFailed,
-                "the next incarnation cannot be executed: this one continues");
-        }
-        *keeper = tokio::spawn(keep_handler(state.clone()));
-        if state.finish_recycle() {
-            return true;
-        }
+    // The next image does not inherit connections: pending responses are delivered first. Each of them is bounded by
+    // linger_timeout if its client makes no progress.
+    let bound = state.front.body_timeout.max(state.front.linger_timeout);
+    tokio::select! {
+        _ = tokio::time::timeout(bound, state.pending_responses.write()) => {}
+        _ = commands.recv() => return false, // during a recycle only Exit is sent
     }
+    stop_handler(state, keeper).await;
+    tracing::debug!(worker = %state.id, epoch = %state.slot.epoch(), event = %Event::WorkerRecycled, "recycling");
+    state.prepare_image();
+    let error = reexec(sockets, &state.id.instance(), &state.stop_signal);
+    if let Some(error) = &error {
+        tracing::error!(worker = %state.id, %error, event = %Event::RecycleFailed,
+            "the next incarnation cannot be executed: this one continues");
+    }
+    *keeper = tokio::spawn(keep_handler(state.clone()));
+    state.finish_recycle(error.as_ref().map(|error| error as &dyn Display));
+    true
 }

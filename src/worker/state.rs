@@ -1,6 +1,7 @@
 //! What the control loop and the serving task share: the slot, the doorbell, the published lifecycle, the active
 //! request.
 
+use std::fmt::Display;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -12,6 +13,7 @@ use tokio::sync::{RwLock, mpsc};
 
 use super::error::{ServeError, system};
 use super::handler::{BuiltinHandler, HandlerReadiness};
+use super::lifecycle_state::{LifecycleState, TaskCommand};
 use super::recycle::{ReachedLimit, RecycleLimits};
 use super::served_connection::{ServedConnection, SharedTransaction};
 use super::task_ping::TaskPing;
@@ -31,38 +33,11 @@ use crate::{process_tree, sync};
 /// So many connections wait for their clients for up to `body_timeout`, further ones for `linger_timeout` in all.
 const LINGERING_MAX: usize = 256;
 
-/// A command from the control loop to the serving task.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum TaskCommand {
-    /// Replace the warm process, or this process image.
-    Recycle,
-    /// No obligation is left: return.
-    Exit,
-}
-
 /// The claimed request, as far as the control loop needs it.
 pub(super) struct ActiveRequest {
     pub lease: LeaseId,
     transaction: Arc<SharedTransaction>,
     pub stream: SharedStream,
-}
-
-/// The published state, and what determines it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct LifecycleState {
-    lifecycle: Lifecycle,
-    wants_recycle: bool,
-    /// The configuration has changed: only a new process image applies it.
-    reload: bool,
-    stopping: bool,
-    /// The serving task does not acknowledge pings.
-    serving_blocked: bool,
-    /// The serving task has started.
-    started: bool,
-    /// Whether the handler can serve a request at once.
-    handler: HandlerReadiness,
-    /// Whether the supervisor knows that the worker is ready.
-    announced: bool,
 }
 
 /// Shared by the worker's two threads.
@@ -104,16 +79,8 @@ impl WorkerState {
     ) -> Result<(Self, mpsc::UnboundedReceiver<TaskCommand>), ServeError> {
         let (commands, receiver) = mpsc::unbounded_channel();
         let flags = EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK;
-        let starting = LifecycleState {
-            lifecycle: Lifecycle::Starting,
-            wants_recycle: false,
-            reload: false,
-            stopping: false,
-            serving_blocked: false,
-            started: false,
-            handler: builtin.as_ref().map_or(HandlerReadiness::Ready, BuiltinHandler::readiness),
-            announced: false,
-        };
+        let handler = builtin.as_ref().map_or(HandlerReadiness::Ready, BuiltinHandler::readiness);
+        let starting = LifecycleState::starting(handler, slot.replacements());
         let state = Self {
             id,
             keep_alive: keep_alive(front.idle_timeout),
@@ -145,17 +112,17 @@ impl WorkerState {
 
     /// Drains for good.
     pub(super) fn stop(&self) {
-        self.update(|state| {
-            state.stopping = true;
-            state.lifecycle = Lifecycle::Draining;
-        });
+        self.update(LifecycleState::stop);
     }
 
-    /// Publishes that the worker recycles, unless it is stopping.
-    pub(super) fn start_recycle(&self) {
-        self.update(|state| {
-            state.lifecycle = if state.stopping { Lifecycle::Draining } else { Lifecycle::Recycling };
-        });
+    /// Starts to recycle. Returns what the serving task has to do; `None` if the worker is stopping or recycles already.
+    ///
+    /// A worker that keeps its warm process until the next one is ready continues to serve.
+    pub(super) fn start_recycle(&self) -> Option<TaskCommand> {
+        let replacing = self.builtin.as_ref().and_then(BuiltinHandler::replacing);
+        let mut command = None;
+        self.update(|state| command = state.start_recycle(replacing));
+        command
     }
 
     /// Requests a recycle from the dispatcher.
@@ -168,24 +135,22 @@ impl WorkerState {
         self.update(|state| (state.wants_recycle, state.reload) = (true, true));
     }
 
-    /// Whether a reload was requested since the last call.
-    pub(super) fn take_reload(&self) -> bool {
-        std::mem::take(&mut sync::lock(&self.lifecycle).reload)
+    /// The handler has ended, and the next process image follows, which reads the configuration.
+    pub(super) fn prepare_image(&self) {
+        self.update(|state| (state.reload, state.image_ends) = (false, false));
     }
 
-    /// Ends a recycle after which this process continues. Returns `false` if the configuration has changed meanwhile:
-    /// then the worker must recycle again.
-    pub(super) fn finish_recycle(&self) -> bool {
+    /// Ends a recycle after which this process continues. If the configuration has changed meanwhile, the worker wants
+    /// another one.
+    pub(super) fn finish_recycle(&self, failure: Option<&dyn Display>) {
         self.limits.reset(clock::now());
-        let mut finished = true;
-        self.update(|state| {
-            finished = !state.reload || state.stopping;
-            if finished {
-                state.wants_recycle = false;
-                state.lifecycle = self.ready_or_draining(state);
-            }
-        });
-        finished
+        let replacements = sync::lock(&self.lifecycle).replacements.with(failure.is_some());
+        let status = match failure {
+            None => self.serving_status(),
+            Some(error) => format!("{}{error}", replacements.failure_status()),
+        };
+        notify(&[NotifyState::Status(&status)]); // `patou recycle` looks for it when it sees the result in the slot
+        self.update(|state| state.finish_recycle(replacements, self.slot.drained()));
     }
 
     /// The serving task has started: publishes Ready or Draining, unless the handler has to load.
@@ -211,18 +176,22 @@ impl WorkerState {
         }
         self.update(|state| {
             state.handler = handler;
-            self.update_ready(state);
+            state.update_ready(self.slot.drained());
         });
         if is_first {
-            let status = format!("serving as {}, incarnation {}", self.id, self.slot.epoch());
-            notify(&[NotifyState::Ready, NotifyState::Status(&status)]);
+            notify(&[NotifyState::Ready, NotifyState::Status(&self.serving_status())]);
         }
+    }
+
+    /// One line for `systemctl status`.
+    fn serving_status(&self) -> String {
+        format!("serving as {}, incarnation {}", self.id, self.slot.epoch())
     }
 
     /// Publishes Ready or Draining according to the operator's flag in the slot. A worker that starts or recycles reads
     /// the flag at the end of that.
     pub(super) fn apply_drain_flag(&self) {
-        self.update(|state| self.update_ready(state));
+        self.update(|state| state.update_ready(self.slot.drained()));
     }
 
     /// Publishes whether the serving task can serve clients. Returns whether that has changed.
@@ -230,7 +199,7 @@ impl WorkerState {
         let mut before = blocked;
         self.update(|state| {
             before = std::mem::replace(&mut state.serving_blocked, blocked);
-            self.update_ready(state);
+            state.update_ready(self.slot.drained());
         });
         before != blocked
     }
@@ -238,24 +207,6 @@ impl WorkerState {
     /// Whether the serving task was last found blocked.
     pub(super) fn is_serving_blocked(&self) -> bool {
         sync::lock(&self.lifecycle).serving_blocked
-    }
-
-    fn update_ready(&self, state: &mut LifecycleState) {
-        let is_serving = state.started && state.lifecycle != Lifecycle::Recycling;
-        if is_serving {
-            state.lifecycle = self.ready_or_draining(state);
-        }
-    }
-
-    fn ready_or_draining(&self, state: &LifecycleState) -> Lifecycle {
-        // Under the lock: a concurrent change of the flag must not be undone.
-        let is_draining = state.stopping || state.serving_blocked || self.slot.drained();
-        match state.handler {
-            _ if is_draining => Lifecycle::Draining,
-            HandlerReadiness::Ready => Lifecycle::Ready,
-            HandlerReadiness::Pinged => Lifecycle::Draining,
-            HandlerReadiness::Starting => Lifecycle::Starting,
-        }
     }
 
     /// Called by the serving task: it runs.
@@ -266,8 +217,7 @@ impl WorkerState {
 
     /// Writes the state to the slot again, where a stray write may have replaced it.
     pub(super) fn republish_state(&self) {
-        let state = sync::lock(&self.lifecycle);
-        self.slot.set_state(state.lifecycle, state.wants_recycle);
+        self.write_state(&sync::lock(&self.lifecycle));
     }
 
     fn update(&self, change: impl FnOnce(&mut LifecycleState)) {
@@ -275,12 +225,17 @@ impl WorkerState {
         let before = *state;
         change(&mut state);
         if *state != before {
-            self.slot.set_state(state.lifecycle, state.wants_recycle);
+            self.write_state(&state);
             // Not under the lock: the dispatcher may get this processor when it wakes, and the control loop needs the
             // lock.
             drop(state);
             self.to_dispatcher.ring();
         }
+    }
+
+    fn write_state(&self, state: &LifecycleState) {
+        self.slot.set_replacements(state.replacements);
+        self.slot.set_state(state.lifecycle, state.wants_recycle);
     }
 
     pub(super) fn ring_dispatcher(&self) {

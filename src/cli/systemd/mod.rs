@@ -16,6 +16,7 @@ use clap::Subcommand;
 use super::error::CommandError;
 use crate::ids::WorkerId;
 pub(super) use publish::refusals;
+pub(super) use systemctl::systemctl_output;
 
 #[derive(Clone, Debug, Subcommand)]
 pub(super) enum SystemdCommand {

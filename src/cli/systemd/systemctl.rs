@@ -33,7 +33,7 @@ fn run(args: &[&str], units: &[String]) -> Result<(), CommandError> {
 }
 
 /// The standard output of systemctl.
-pub(super) fn systemctl_output(args: &[&str]) -> Result<String, CommandError> {
+pub(in crate::cli) fn systemctl_output(args: &[&str]) -> Result<String, CommandError> {
     let output = Command::new("systemctl").args(args).output();
     let output = output.map_err(|error| failed(format!("systemctl: {error}")))?;
     if output.status.success() {

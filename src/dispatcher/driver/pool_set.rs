@@ -314,7 +314,6 @@ fn limits(pool: &config::PoolConfig, config: &Config) -> PoolLimits {
         claim_timeout: pool.claim_timeout,
         request_timeout: pool.request_timeout,
         slot_scan: config.front.slot_scan,
-        // The old incarnation delivers its last responses, then the next one starts.
-        recycle_timeout: config.front.body_timeout.max(config.front.linger_timeout) + config.watchdog.start_timeout,
+        recycle_timeout: config.recycle_timeout(pool),
     }
 }

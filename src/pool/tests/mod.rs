@@ -17,7 +17,9 @@ use std::time::Duration;
 
 use crate::ids::Lifecycle::{Draining, Ready, Recycling, Starting};
 use crate::ids::Phase::{Aborted, Claimed, Done, Offered, Responding, Revoked};
-use crate::ids::{Claim, Epoch, LeaseId, LeaseTerms, Lifecycle, Monotonic, Phase, RefuseReason, Token, WorkerNumber};
+use crate::ids::{
+    Claim, Epoch, LeaseId, LeaseTerms, Lifecycle, Monotonic, Phase, RefuseReason, Replacements, Token, WorkerNumber,
+};
 use crate::pool::PoolAction::Slot;
 use crate::pool::PoolEvent::{Client, Disconnected, Probe, Quiesce, Tick};
 use crate::pool::SlotAction::{Abort, Clear, Offer, Question, Read, Reclaim, Release, Revoke, Ring};

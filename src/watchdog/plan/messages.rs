@@ -315,6 +315,7 @@ mod tests {
             late: false,
             drained: false,
             corrupt: false,
+            recycle_requested: false,
             silent_ms,
             starting_ms: None,
             ticks: None,

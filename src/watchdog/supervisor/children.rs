@@ -58,6 +58,8 @@ pub(crate) struct ChildSupervisor {
     pub(super) found: Vec<PlanEvent<ChildEvent>>,
     /// Why parts are about to end, as they have reported it.
     failures: BTreeMap<Part, String>,
+    /// The last status of each worker.
+    statuses: BTreeMap<WorkerId, String>,
     /// By when every part should be up; `None` once the result has been logged.
     pub(crate) start_deadline: Option<Monotonic>,
     stopping_since: Option<Monotonic>,
@@ -107,6 +109,7 @@ impl ChildSupervisor {
             segments,
             found: Vec::new(),
             failures: BTreeMap::new(),
+            statuses: BTreeMap::new(),
             start_deadline: Some(now + config.watchdog.start_timeout),
             stopping_since: None,
             runtime_dir,
@@ -168,6 +171,9 @@ impl ChildSupervisor {
         }
         if let Some(failure) = message.fields.failure {
             self.failures.insert(part.clone(), failure);
+        }
+        if let (Part::Worker(id), Some(status)) = (&part, message.fields.status) {
+            self.statuses.insert(id.clone(), status);
         }
         if message.fields.ready {
             set.restart_stats.ready(clock::now(), &part);
@@ -284,6 +290,11 @@ impl Supervisor for ChildSupervisor {
     fn complete_state(&self, _: &Config, state: &mut SavedState) -> Option<&Path> {
         state.listeners = self.sockets.listeners.iter().map(|socket| socket.address.to_string()).collect();
         state.problems = self.files.problems().to_vec();
+        for (id, status) in &self.statuses {
+            if let Some(part) = state.workers.get_mut(&id.to_string()) {
+                part.status = Some(status.clone());
+            }
+        }
         for id in self.files.lost() {
             let endpoints = self.endpoints.get(id);
             if let (Some(part), Some(endpoints)) = (state.workers.get_mut(&id.to_string()), endpoints) {

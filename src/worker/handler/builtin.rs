@@ -21,7 +21,7 @@ use super::http::HttpServer;
 use super::inetd::Inetd;
 use super::spool::Spool;
 use super::warm::{HandlerReadiness, WarmEvent, WarmHandler, WarmSettings};
-use crate::config::{HandlerConfig, PoolConfig};
+use crate::config::{HandlerConfig, PoolConfig, Replacing};
 use crate::ids::WorkerId;
 
 /// A built-in handler. Clones share it.
@@ -138,14 +138,22 @@ impl BuiltinHandler {
         }
     }
 
-    /// Has [`keep`](Self::keep) replace the warm process; it notifies about the result. Returns whether there is one.
-    pub(crate) fn request_replacement(&self) -> bool {
+    /// How its warm process is replaced; `None` without one.
+    pub(crate) fn replacing(&self) -> Option<Replacing> {
+        match self {
+            Self::Coprocess(coprocess) => Some(coprocess.replacing()),
+            Self::Http(server) => Some(server.replacing()),
+            Self::Echo | Self::Exec(_) | Self::Inetd(_) => None,
+        }
+    }
+
+    /// Has [`keep`](Self::keep) replace the warm process; it notifies about the result.
+    pub(crate) fn request_replacement(&self) {
         match self {
             Self::Coprocess(coprocess) => coprocess.request_replacement(),
             Self::Http(server) => server.request_replacement(),
-            Self::Echo | Self::Exec(_) | Self::Inetd(_) => return false,
+            Self::Echo | Self::Exec(_) | Self::Inetd(_) => {}
         }
-        true
     }
 
     /// Ends the handler: lets the warm process exit, then kills and reaps everything that remains.

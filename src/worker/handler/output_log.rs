@@ -69,6 +69,11 @@ impl OutputLog {
         sync::lock(&self.last_lines).iter().cloned().collect()
     }
 
+    /// The next lines are those of another process.
+    pub(super) fn forget_lines(&self) {
+        sync::lock(&self.last_lines).clear();
+    }
+
     fn write_line(self: &Arc<Self>, stream: OutputStream, lease: &LeaseLabel, line: &str) {
         {
             let mut last_lines = sync::lock(&self.last_lines);

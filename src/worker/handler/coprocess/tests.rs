@@ -103,7 +103,7 @@ async fn recycle(handler: &BuiltinHandler) {
             replaced.send(result).unwrap();
         }
     };
-    assert!(handler.request_replacement());
+    handler.request_replacement();
     let ended = async {
         result.recv().await.unwrap().unwrap();
         // The old process, and what it has left.

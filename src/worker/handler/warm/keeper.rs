@@ -23,6 +23,11 @@ pub(crate) enum WarmEvent {
 }
 
 impl<P: WarmProcess> WarmHandler<P> {
+    /// Whether the process continues until its successor is ready.
+    pub(in super::super) fn replacing(&self) -> Replacing {
+        self.settings.replace
+    }
+
     /// Has a successor take the place of the process.
     pub(in super::super) fn request_replacement(&self) {
         self.lock().replacement_wanted = true;

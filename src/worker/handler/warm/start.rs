@@ -119,6 +119,7 @@ impl<P: WarmProcess> WarmHandler<P> {
     }
 
     pub(super) fn spawn(&self) -> Result<Running<P>, HandlerStartError> {
+        self.log.forget_lines();
         let (generation, lease) = {
             let mut state = self.lock();
             state.generation += 1;

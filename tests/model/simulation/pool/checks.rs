@@ -2,9 +2,9 @@
 
 use std::time::Duration;
 
-use super::{PoolSimEvent, PoolSimulation, WORKERS, number_of};
-use crate::exchange;
-use crate::ids::{Claim, Phase};
+use super::{PoolSimEvent, PoolSimulation, SimulatedWorker, WORKERS, number_of};
+use crate::exchange::{self, Incarnation};
+use crate::ids::{Claim, Phase, WorkerNumber};
 use crate::pool::{Hold, Peer, PoolEvent, PoolLimits, SUSPICION};
 
 impl PoolSimulation {
@@ -62,6 +62,22 @@ impl PoolSimulation {
         let before = self.occupy_all_workers();
         self.run(Duration::from_secs(2));
         self.assert_served_since(before);
+        self.recycle_all_workers();
+    }
+
+    /// Every worker is recycled at the request of an operator.
+    fn recycle_all_workers(&mut self) {
+        let seen = |workers: &[SimulatedWorker]| -> Vec<_> {
+            let lives = workers.iter().filter_map(|worker| Incarnation::load(&worker.slot));
+            lives.map(|life| (life.epoch, life.replacements)).collect()
+        };
+        let before = seen(&self.workers);
+        WorkerNumber::up_to(WORKERS).for_each(|n| self.handle(PoolEvent::Recycle(n)));
+        self.run(Duration::from_secs(4));
+        let after = seen(&self.workers);
+        assert_eq!(after.len(), usize::from(WORKERS));
+        assert!(before.iter().zip(&after).all(|(before, after)| before != after), "{before:?} {after:?}");
+        assert!(self.pool.workers().iter().all(|worker| !worker.recycle_requested), "{:#?}", self.pool.workers());
     }
 
     fn run(&mut self, time: Duration) {

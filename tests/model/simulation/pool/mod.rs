@@ -56,6 +56,10 @@ pub(crate) enum PoolSimEvent {
     StartIncarnation(usize),
     Ready(usize, Epoch),
     WantRecycle(usize),
+    /// The worker has another warm process.
+    Replaced(usize, Epoch),
+    /// An operator requests that it is recycled.
+    RequestRecycle(usize),
     Drain(usize),
     Resume(usize),
     Probe,
@@ -75,7 +79,8 @@ impl PoolSimEvent {
         match self {
             Self::WorkerTurn(w) | Self::Claim(w, _) | Self::ReceiveConnection(w, ..) => Some(w),
             Self::Respond(w, ..) | Self::Finish(w, ..) => Some(w),
-            Self::EndIncarnation(w) | Self::StartIncarnation(w) | Self::Ready(w, _) => Some(w),
+            Self::EndIncarnation(w) | Self::StartIncarnation(w) => Some(w),
+            Self::Ready(w, _) | Self::Replaced(w, _) => Some(w),
             _ => None,
         }
     }
@@ -169,7 +174,9 @@ impl PoolSimulation {
             pool: Pool::new(limits, Epoch::FIRST),
             epoch: Epoch::FIRST,
             sides: Vec::new(),
-            workers: (0..WORKERS).map(|_| SimulatedWorker::default()).collect(),
+            workers: (0..WORKERS)
+                .map(|w| SimulatedWorker { is_warm: w % 2 == 1, ..SimulatedWorker::default() })
+                .collect(),
             clients: BTreeMap::new(),
             waiting: BTreeSet::new(),
             turns: BTreeMap::new(),
@@ -202,8 +209,9 @@ impl PoolSimulation {
                 self.within(100, event);
             }
             for w in 0..self.workers.len() {
-                self.within(20_000, WantRecycle(w));
-                self.within(20_000, Drain(w));
+                for event in [WantRecycle(w), RequestRecycle(w), Drain(w)] {
+                    self.within(20_000, event);
+                }
             }
             return;
         }
@@ -216,7 +224,7 @@ impl PoolSimulation {
             self.within(100, event);
         }
         for w in 0..self.workers.len() {
-            for event in [Freeze(w), Die(w), WantRecycle(w), Drain(w)] {
+            for event in [Freeze(w), Die(w), WantRecycle(w), RequestRecycle(w), Drain(w)] {
                 self.within(3000, event);
             }
         }
@@ -311,6 +319,11 @@ impl PoolSimulation {
             PoolSimEvent::WantRecycle(w) => {
                 self.within(2000, PoolSimEvent::WantRecycle(w));
                 self.want_recycle(w);
+            }
+            PoolSimEvent::Replaced(w, epoch) => self.replaced(w, epoch),
+            PoolSimEvent::RequestRecycle(w) => {
+                self.within(3000, PoolSimEvent::RequestRecycle(w));
+                self.handle(PoolEvent::Recycle(number_of(w)));
             }
             PoolSimEvent::Drain(w) => {
                 self.within(8000, PoolSimEvent::Drain(w));

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use super::{PoolSimEvent, PoolSimulation};
 use crate::exchange::{Incarnation, PlainSlot, QuestionKind, Reply, WorkerSide};
-use crate::ids::{Epoch, LeaseId, Lifecycle, RefuseReason};
+use crate::ids::{Epoch, LeaseId, Lifecycle, RefuseReason, Replacements};
 use crate::pool::ClientId;
 use crate::worker::transaction::{EndCause, Ending, LeasePhase, Transaction, TransactionEvent as E};
 
@@ -22,6 +22,9 @@ pub(crate) struct SimulatedWorker {
     pub(crate) frozen: bool,
     pub(super) state: Lifecycle,
     pub(super) wants_recycle: bool,
+    /// It has a warm process, which it replaces while it serves.
+    pub(super) is_warm: bool,
+    pub(super) replacements: Replacements,
     /// Sequence of the last answered question.
     pub(super) answered: u64,
     /// The request that it serves.
@@ -40,6 +43,8 @@ impl Default for SimulatedWorker {
             frozen: false,
             state: Lifecycle::Starting,
             wants_recycle: false,
+            is_warm: false,
+            replacements: Replacements::default(),
             between_incarnations: false,
             answered: 0,
             request: None,
@@ -85,19 +90,21 @@ impl PoolSimulation {
         };
         let mut reply = side.decide(&question, worker.state);
         if question.kind == QuestionKind::Recycle && reply == Reply::Accept {
-            if worker.wants_recycle && worker.state == Lifecycle::Ready {
-                assert!(worker.lease().is_none_or(|lease| self.aborted.contains(&lease)));
-                worker.state = Lifecycle::Recycling;
-                side.set_state(worker.state, true);
-            } else {
+            assert!(worker.lease().is_none_or(|lease| self.aborted.contains(&lease)));
+            if self.random.percent(10) && !self.recovering {
                 reply = Reply::Refuse(RefuseReason::Busy);
+            } else if !worker.is_warm {
+                worker.state = Lifecycle::Recycling;
+                side.set_state(worker.state, worker.wants_recycle);
             }
         }
+        let (is_warm, epoch) = (worker.is_warm, side.epoch());
         worker.answered = question.sequence;
         side.reply(&question, reply);
         self.ring(PoolSimEvent::DispatcherRung(w));
         if question.kind == QuestionKind::Recycle && reply == Reply::Accept {
-            self.within(15, PoolSimEvent::EndIncarnation(w));
+            let end = if is_warm { PoolSimEvent::Replaced(w, epoch) } else { PoolSimEvent::EndIncarnation(w) };
+            self.within(15, end);
         }
         if claims_at_once
             && question.kind == QuestionKind::Offer
@@ -146,6 +153,18 @@ impl PoolSimulation {
         self.readied.push(w);
         self.ring(PoolSimEvent::DispatcherRung(w));
         self.after(Duration::ZERO, PoolSimEvent::WorkerTurn(w));
+    }
+
+    /// The replacement of its warm process has ended.
+    pub(super) fn replaced(&mut self, w: usize, epoch: Epoch) {
+        let failed = self.random.percent(10) && !self.recovering;
+        let worker = &mut self.workers[w];
+        let Some(side) = worker.side.as_ref().filter(|side| side.epoch() == epoch) else { return };
+        worker.replacements = worker.replacements.with(failed);
+        worker.wants_recycle = false;
+        side.set_replacements(worker.replacements);
+        side.set_state(worker.state, worker.wants_recycle);
+        self.ring(PoolSimEvent::DispatcherRung(w));
     }
 
     pub(super) fn want_recycle(&mut self, w: usize) {

@@ -314,6 +314,7 @@ impl SetSimulation {
             late: worker.is_late(),
             drained: worker.drained,
             corrupt: worker.is_corrupt(),
+            recycle_requested: worker.recycle_requested,
             silent_ms: worker.silent_since.map(|since| now.since(since).as_millis() as u64),
             starting_ms: worker.starting_since.map(|since| now.since(since).as_millis() as u64),
             ticks: worker.silent_since.and_then(|_| self.pool.ticks(w)),
