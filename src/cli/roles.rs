@@ -10,10 +10,11 @@ use sd_notify::NotifyState;
 use super::config_source::{load, load_as_part, load_to_run};
 use super::error::{CommandError, failed};
 use super::init;
-use crate::config::{HandlerConfig, Origin};
+use crate::config::{HandlerConfig, Origin, placeholder};
 use crate::ids::WorkerId;
 use crate::sd_notification::notify_before_exit;
-use crate::{dispatcher, ipc, requirements, sys, watchdog, worker};
+use crate::worker::handler::HandlerStartError;
+use crate::{dispatcher, executable, ipc, requirements, sys, watchdog, worker};
 
 /// How much of a reason is passed to the watchdog: a notification has 4096 bytes at most.
 const FAILURE_CHARS: usize = 1000;
@@ -86,12 +87,23 @@ fn run_worker(path: Option<&Path>, id: &WorkerId) -> Result<(), CommandError> {
     if let Some(pool) = config.pool(&id.pool)
         && let HandlerConfig::Program(command) = &pool.handler
     {
-        let (program, args) = command.split_first().ok_or_else(|| failed("the pool's program has no name"))?;
+        let number = id.number.to_string();
+        let numbered = |text: &String| placeholder::with_number(text, &number);
+        let mut argv = command.iter().map(numbered);
+        let program = argv.next().ok_or_else(|| failed("the pool's program has no name"))?;
         let patou = own_path().map_err(failed)?;
-        let mut command = Command::new(program);
-        command.args(args).envs(&pool.environment).env("PATOU_WORKER", id.instance()).env("PATOU_BIN", patou);
+        let mut command = Command::new(&program);
+        command.args(argv).envs(pool.environment.iter().map(|(name, value)| (name, numbered(value))));
+        command.env("PATOU_WORKER", id.instance()).env("PATOU_BIN", patou);
         if let Some(path) = path {
-            command.env("PATOU_CONFIG", path);
+            command.env("PATOU_CONFIG", std::path::absolute(path).map_err(failed)?);
+        }
+        if !pool.working_dir.is_empty() {
+            let dir = numbered(&pool.working_dir);
+            if !executable::may_enter(Path::new(&dir)) {
+                return Err(failed(format!("worker {id}: {}", HandlerStartError::BadWorkingDir(dir))));
+            }
+            command.current_dir(dir);
         }
         sys::restore_terminal_output_stop();
         sys::restore_umask();
