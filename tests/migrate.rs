@@ -1,0 +1,396 @@
+//! docs/MIGRATE.md: the old and the new set-up of each example run, and respond alike; the text quotes the files that run.
+
+mod support;
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::os::unix::net::UnixStream;
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::Signal;
+use support::*;
+
+fn root() -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR"))
+}
+
+fn example(path: &str) -> String {
+    let file = root().join("examples/migrate").join(path);
+    fs::read_to_string(&file).unwrap_or_else(|error| panic!("{}: {error}", file.display()))
+}
+
+#[test]
+fn text_quotes_the_files_that_the_tests_run() {
+    let text = fs::read_to_string(root().join("docs/MIGRATE.md")).unwrap();
+    let mut quoted = Vec::new();
+    let mut lines = text.lines().peekable();
+    while let Some(line) = lines.next() {
+        let Some(name) = line.strip_prefix("`examples/migrate/").and_then(|rest| rest.strip_suffix("`:")) else {
+            continue;
+        };
+        assert_eq!(lines.next(), Some(""), "{name}");
+        assert!(lines.next().is_some_and(|fence| fence.starts_with("```")), "{name} is not quoted");
+        let block: String = lines.by_ref().take_while(|line| *line != "```").flat_map(|line| [line, "\n"]).collect();
+        assert_eq!(block, example(name), "{name}");
+        quoted.push(name);
+    }
+    for migration in fs::read_dir(root().join("examples/migrate")).unwrap() {
+        for file in fs::read_dir(migration.unwrap().path()).unwrap() {
+            let path = file.unwrap().path();
+            let name = path.strip_prefix(root().join("examples/migrate")).unwrap().to_str().unwrap().to_owned();
+            let is_application = path.is_dir() || name.ends_with(".py") || name.ends_with(".js");
+            assert!(is_application || quoted.contains(&name.as_str()), "the text does not quote {name}");
+        }
+    }
+}
+
+/// Where a service listens.
+#[derive(Clone, Debug)]
+enum Place {
+    Unix(PathBuf),
+    Tcp(SocketAddr),
+}
+
+impl Place {
+    fn try_send(&self, request: &[u8]) -> Result<Vec<u8>, std::io::Error> {
+        fn exchange(mut stream: impl Read + Write, request: &[u8]) -> Result<Vec<u8>, std::io::Error> {
+            stream.write_all(request)?;
+            let mut response = Vec::new();
+            stream.read_to_end(&mut response)?;
+            Ok(response)
+        }
+        match self {
+            Self::Unix(path) => {
+                let stream = UnixStream::connect(path)?;
+                stream.set_read_timeout(Some(EVENT_TIMEOUT))?;
+                exchange(stream, request)
+            }
+            Self::Tcp(address) => {
+                let stream = TcpStream::connect(address)?;
+                stream.set_read_timeout(Some(EVENT_TIMEOUT))?;
+                exchange(stream, request)
+            }
+        }
+    }
+
+    fn accepts(&self) -> bool {
+        match self {
+            Self::Unix(path) => UnixStream::connect(path).is_ok(),
+            Self::Tcp(address) => TcpStream::connect(address).is_ok(),
+        }
+    }
+}
+
+/// A client that keeps its cookies.
+struct Browser {
+    place: Place,
+    cookies: BTreeMap<String, String>,
+}
+
+/// What both set-ups must agree on.
+#[derive(Debug, PartialEq, Eq)]
+struct Reply {
+    status: u16,
+    headers: Vec<String>,
+    body: String,
+}
+
+/// The headers that matter to clients. The others describe the connection, the time and the server.
+const COMPARED: [&str; 9] = [
+    "content-type",
+    "content-length",
+    "location",
+    "set-cookie",
+    "vary",
+    "allow",
+    "cache-control",
+    "x-content-type-options",
+    "referrer-policy",
+];
+
+impl Browser {
+    fn new(place: &Place) -> Self {
+        Self { place: place.clone(), cookies: BTreeMap::new() }
+    }
+
+    fn send(&mut self, method: &str, target: &str, more: &str, body: &[u8]) -> Reply {
+        let cookies: Vec<_> = self.cookies.iter().map(|(name, value)| format!("{name}={value}")).collect();
+        let cookies = if cookies.is_empty() { String::new() } else { format!("Cookie: {}\r\n", cookies.join("; ")) };
+        let token = self.cookies.get("csrftoken").map_or(String::new(), |token| format!("X-CSRFToken: {token}\r\n"));
+        let length = if body.is_empty() { String::new() } else { format!("Content-Length: {}\r\n", body.len()) };
+        let head = format!(
+            "{method} {target} HTTP/1.1\r\nHost: shop.example\r\nConnection: close\r\n{cookies}{token}{length}{more}\r\n"
+        );
+        let received = self.place.try_send(&[head.as_bytes(), body].concat()).unwrap();
+        let (mut response, head_length) = HttpResponse::parse_head(&received).unwrap().expect("a whole head");
+        if method == "HEAD" {
+            response.body = received[head_length..].to_vec();
+        } else {
+            response = read_response(&mut received.as_slice()).unwrap();
+        }
+        let mut headers = Vec::new();
+        for line in response.head.lines().skip(1) {
+            let Some((name, value)) = line.split_once(": ") else { continue };
+            let name = name.to_ascii_lowercase();
+            if name == "set-cookie" {
+                let (pair, attributes) = value.split_once("; ").unwrap_or((value, ""));
+                let (cookie, content) = pair.split_once('=').unwrap();
+                self.cookies.insert(cookie.to_owned(), content.to_owned());
+                // The content is signed together with the time.
+                let lasting = attributes.split("; ").filter(|attribute| !attribute.starts_with("expires="));
+                headers.push(format!("{name}: {cookie}; {}", lasting.collect::<Vec<_>>().join("; ")));
+            } else if COMPARED.contains(&name.as_str()) {
+                let mut items: Vec<_> = value.split(", ").collect();
+                items.sort_unstable(); // the methods in `Allow` have no order
+                headers.push(format!("{name}: {}", items.join(", ")));
+            }
+        }
+        headers.sort();
+        Reply { status: response.status, headers, body: response.text() }
+    }
+}
+
+/// A request, and a part of the body of its response.
+type Step<'s> = (&'s str, &'s str, &'s str, &'s [u8], u16, &'s str);
+
+/// Sends the same requests to both, each client with its own session, and compares the responses.
+#[track_caller]
+fn compare(old: &Place, new: &Place, steps: &[Step<'_>]) {
+    let (mut before, mut after) = (Browser::new(old), Browser::new(new));
+    for (method, target, more, body, status, part) in steps {
+        let mut expected = before.send(method, target, more, body);
+        assert_eq!(expected.status, *status, "{method} {target}: {expected:?}");
+        assert!(expected.body.contains(part), "{method} {target}: {expected:?}");
+        if *method == "HEAD" {
+            expected.body.clear(); // gunicorn sends a body that Django has not removed, and patou does not
+        }
+        assert_eq!(after.send(method, target, more, body), expected, "{method} {target}");
+    }
+}
+
+const FORM: &str = "Content-Type: application/x-www-form-urlencoded\r\n";
+
+/// What a visitor of the example shops does. The session is kept over requests, which different workers serve.
+fn visit<'s>(upload: &'s [u8]) -> Vec<Step<'s>> {
+    let mut steps: Vec<Step<'_>> = vec![
+        ("GET", "/healthz", "", b"", 200, "ok"),
+        ("GET", "/", "", b"", 200, "visit 1 of a stranger to http://shop.example/"),
+        ("GET", "/", "", b"", 200, "visit 2 of a stranger"),
+        ("POST", "/login", FORM, b"name=Ada", 302, ""),
+    ];
+    steps.extend(["3", "4", "5", "6", "7", "8"].map(|visit| ("GET", "/", "", &b""[..], 200, visit)));
+    steps.push(("GET", "/", "", b"", 200, "visit 9 of Ada"));
+    steps.push(("PUT", "/files/a.bin", "Content-Type: application/octet-stream\r\n", upload, 201, "1048576"));
+    steps.push(("HEAD", "/healthz", "", b"", 200, ""));
+    steps.push(("GET", "/nothing", "", b"", 404, ""));
+    steps
+}
+
+/// The old service: the command of a unit, or of another program that starts it.
+struct OldService {
+    process: Child,
+    place: Place,
+}
+
+impl OldService {
+    fn start(command: &mut Command, place: Place) -> Self {
+        let process = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).process_group(0);
+        let process = process.spawn().unwrap_or_else(|error| panic!("{command:?}: {error}"));
+        wait_until("the old service accepts", || place.accepts());
+        Self { process, place }
+    }
+
+    /// The command in a unit file, with other values in the place of some.
+    fn of_unit(unit: &str, directory: &Path, place: Place, replaced: &[(&str, &str)]) -> Self {
+        let unit = replaced.iter().fold(unit.to_owned(), |unit, (old, new)| {
+            assert!(unit.contains(old), "{old}");
+            unit.replace(old, new)
+        });
+        let value = |key: &str| unit.lines().find_map(|line| line.strip_prefix(key));
+        let mut words = value("ExecStart=").unwrap().split(' ');
+        let mut command = Command::new(words.next().unwrap());
+        command.args(words).current_dir(directory);
+        if let Some((name, value)) = value("Environment=").and_then(|variable| variable.split_once('=')) {
+            command.env(name, value);
+        }
+        Self::start(&mut command, place)
+    }
+}
+
+impl Drop for OldService {
+    fn drop(&mut self) {
+        signal_to(self.process.id(), Signal::SIGTERM);
+        let deadline = Instant::now() + Duration::from_secs(5);
+        while self.process.try_wait().unwrap().is_none() && Instant::now() < deadline {
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        let _ = nix::sys::signal::killpg(nix::unistd::Pid::from_raw(self.process.id() as i32), Signal::SIGKILL);
+        let _ = self.process.wait();
+    }
+}
+
+/// A copy of the application of an example, in which Python may leave its files.
+fn copy_application(from: &Path, to: &Path) {
+    fs::create_dir(to).unwrap();
+    for file in fs::read_dir(from).unwrap().map(|entry| entry.unwrap().path()) {
+        let copy = to.join(file.file_name().unwrap());
+        if file.is_dir() {
+            copy_application(&file, &copy);
+        } else {
+            fs::copy(&file, &copy).unwrap();
+        }
+    }
+}
+
+/// The new configuration of an example, in a set of the test with the application in `app`: `replaced` are its addresses
+/// and directories.
+fn new_set(migration: &str, replaced: &[(&str, &str)]) -> TestSet {
+    let mut set = TestSet::prepare("");
+    copy_application(&root().join("examples/migrate").join(migration), &set.test_dir().join("app"));
+    let dir = set.test_dir().display().to_string();
+    let file = example(&format!("{migration}/patou.toml"));
+    let (_, file) = file.split_once("[[listener]]").unwrap();
+    let mut file = format!("[[listener]]{file}");
+    for (old, new) in replaced {
+        assert!(file.contains(old), "{old}");
+        file = file.replace(old, &new.replace("DIR", &dir));
+    }
+    set.configure(&format!("{file}address = \"127.0.0.1:0\"\n"));
+    set.run();
+    set.wait_until_up();
+    set
+}
+
+/// Recycles the pool while a client sends requests, of which none fails.
+fn assert_recycles(set: &TestSet, place: &Place) {
+    let stop = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let client = scope.spawn(|| {
+            let (mut browser, mut visits) = (Browser::new(place), 0);
+            while !stop.load(Ordering::Relaxed) {
+                visits += 1;
+                let reply = browser.send("GET", "/", "", b"");
+                assert!(reply.status == 200 && reply.body.contains(&format!("visit {visits} of")), "{reply:?}");
+            }
+            visits
+        });
+        let output = set.patou(&["recycle", "shop"]);
+        stop.store(true, Ordering::Relaxed);
+        let visits = client.join().unwrap();
+        assert!(output.status.success(), "{}\n{}", text(&output.stderr), set.log());
+        println!("{}, {visits} requests meanwhile", text(&output.stdout).trim_end());
+    });
+}
+
+/// An application of gunicorn, as a unit and as a pool.
+fn migrate_from_gunicorn(migration: &str, more: &[Step<'_>]) {
+    let sockets = [("unix:/run/patou/shop.sock", "unix:DIR/shop.sock"), ("group = \"www-data\"", "")];
+    let set = new_set(migration, &[&sockets[..], &[("/srv/shop", "DIR/app")]].concat());
+    let directory = set.test_dir().join("app");
+    let new = Place::Unix(set.test_dir().join("shop.sock"));
+    let path = set.test_dir().join("old.sock");
+    let unit = example(&format!("{migration}/shop.service"));
+    let socket = path.display().to_string();
+    let old = OldService::of_unit(&unit, &directory, Place::Unix(path), &[("/run/shop/http.sock", &socket)]);
+    let upload = vec![b'x'; 1 << 20];
+    compare(&old.place, &new, &visit(&upload));
+    compare(&old.place, &new, more);
+    assert_recycles(&set, &new);
+    set.stop();
+}
+
+#[test]
+fn flask_application_moves_from_gunicorn() {
+    if is_installed("gunicorn") {
+        let more: [Step<'_>; 2] =
+            [("GET", "/fault", "", b"", 500, "Internal Server Error"), ("DELETE", "/login", "", b"", 405, "")];
+        migrate_from_gunicorn("flask", &more);
+    }
+}
+
+#[test]
+fn django_project_moves_from_gunicorn() {
+    if is_installed("gunicorn") && is_installed("django-admin") {
+        let more: [Step<'_>; 3] = [
+            ("GET", "/fault", "", b"", 500, "Server Error"),
+            ("GET", "/login", "", b"", 405, ""),
+            // Without the cookie that the form needs.
+            ("POST", "/login", FORM, b"name=Ada", 403, "CSRF"),
+        ];
+        migrate_from_gunicorn("django", &more);
+    }
+}
+
+fn free_port() -> u16 {
+    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
+}
+
+#[test]
+fn node_service_moves_from_its_unit() {
+    if !is_installed("node") {
+        return;
+    }
+    let set = new_set("node", &[("127.0.0.1:3000", "127.0.0.1:0"), ("/srv/shop", "DIR/app")]);
+    let directory = set.test_dir().join("app");
+    let new = Place::Tcp(set.address(0));
+    let port = free_port();
+    let address = SocketAddr::from(([127, 0, 0, 1], port));
+    let unit = example("node/shop.service");
+    let old = OldService::of_unit(&unit, &directory, Place::Tcp(address), &[("PORT=3000", &format!("PORT={port}"))]);
+    let upload = vec![b'x'; 1 << 20];
+    compare(&old.place, &new, &visit(&upload));
+    assert_recycles(&set, &new);
+    set.stop();
+}
+
+/// The response of an inetd service as it is, but for the time.
+fn raw(place: &Place, request: &str) -> String {
+    let response = text(&place.try_send(request.as_bytes()).unwrap());
+    response.lines().filter(|line| !line.starts_with("Date: ")).map(|line| format!("{line}\n")).collect()
+}
+
+#[test]
+fn inetd_service_moves_with_its_program() {
+    let inetd = Path::new("/usr/sbin/inetd");
+    if !Path::new("/usr/sbin/micro-httpd").exists() || !inetd.exists() {
+        is_installed("/usr/sbin/micro-httpd");
+        return;
+    }
+    if !nix::unistd::geteuid().is_root() {
+        return eprintln!("SKIPPED: not root, which inetd has to be");
+    }
+    let files = |dir: &Path| {
+        fs::create_dir(dir.join("html")).unwrap();
+        fs::write(dir.join("html/index.html"), "<p>the first page</p>\n").unwrap();
+        fs::write(dir.join("html/big.txt"), "line\n".repeat(200_000)).unwrap();
+    };
+    let set = new_set("inetd", &[("127.0.0.1:8080", "127.0.0.1:0"), ("/var/www/html", "DIR/html")]);
+    files(set.test_dir());
+    let html = set.test_dir().join("html").display().to_string();
+    let new = Place::Tcp(set.address(0));
+    let port = free_port();
+    let line = example("inetd/inetd.conf").replace("127.0.0.1:8080", &format!("127.0.0.1:{port}"));
+    let file = set.test_dir().join("inetd.conf");
+    fs::write(&file, line.replace("/var/www/html", &html)).unwrap();
+    let place = Place::Tcp(SocketAddr::from(([127, 0, 0, 1], port)));
+    let old = OldService::start(Command::new(inetd).arg("-i").arg(&file), place);
+    for (request, part) in [
+        ("GET /index.html HTTP/1.0\r\n\r\n", "<p>the first page</p>"),
+        ("GET / HTTP/1.1\r\nHost: files\r\nUser-Agent: test\r\n\r\n", "200 Ok"),
+        ("GET /big.txt HTTP/1.0\r\n\r\n", "Content-Length: 1000000"),
+        ("GET /none HTTP/1.0\r\n\r\n", "404"),
+        ("POST / HTTP/1.0\r\nContent-Length: 0\r\n\r\n", "501"),
+        ("garbage\r\n\r\n", "400"),
+    ] {
+        let expected = raw(&old.place, request);
+        assert!(expected.contains(part), "{request}: {expected}");
+        assert_eq!(raw(&new, request), expected, "{request}");
+    }
+    set.stop();
+}
