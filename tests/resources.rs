@@ -383,7 +383,7 @@ while True:
     assert_eq!(get(set.address(0), "/").unwrap().status, 200);
     let line = set.wait_for_log(&["more than max_memory"]);
     assert!(line.contains("used=") && line.contains("max="), "{line}");
-    set.wait_for_log(&["co-process recycled"]);
+    set.wait_for_log(&["warm process recycled"]);
     set.stop();
 }
 
