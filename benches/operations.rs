@@ -53,6 +53,7 @@ fn held(lease: LeaseId, phase: Phase) -> SlotView {
 /// From a client's arrival to the end of its lease, in a pool of `workers`.
 pub fn pool(workers: u16) -> impl FnMut() {
     let limits = PoolLimits {
+        max_sessions: 0,
         workers,
         queue: 128,
         queue_timeout: TIMEOUT,

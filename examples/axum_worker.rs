@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use axum::Router;
 use axum::body::{Body, Bytes};
+use axum::extract::ws::{Message, WebSocket, WebSocketUpgrade};
 use axum::extract::{Extension, RawQuery, Request};
 use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
 use axum::response::Response;
@@ -32,7 +33,9 @@ async fn main() -> Result<(), patou::worker::ServeError> {
         .route("/block", get(block))
         .route("/block/later", get(block_later))
         .route("/panic", get(panic))
-        .route("/panic/late", get(panic_late));
+        .route("/panic/late", get(panic_late))
+        .route("/websocket", get(websocket))
+        .route("/switch", get(|| async { StatusCode::SWITCHING_PROTOCOLS }));
     patou::worker::serve(router).await
 }
 
@@ -100,6 +103,18 @@ async fn panic() {
 /// A panic in the body comes too late for a 500: the response is cut.
 async fn panic_late() -> Body {
     Body::new(Body::from("never sent").map_frame(|_| -> Frame<Bytes> { panic!("on request, late") }))
+}
+
+/// Sends messages back. In the configuration of the pool: `upgrade = ["websocket"]`.
+async fn websocket(upgrade: WebSocketUpgrade) -> Response {
+    upgrade.on_upgrade(async |mut socket: WebSocket| {
+        while let Some(Ok(message)) = socket.recv().await {
+            // Pings have their responses already.
+            if matches!(message, Message::Text(_) | Message::Binary(_)) && socket.send(message).await.is_err() {
+                break;
+            }
+        }
+    })
 }
 
 fn ms(RawQuery(query): RawQuery) -> Duration {

@@ -22,6 +22,10 @@ pub(crate) const BLOCKED_GRACE: Duration = Duration::from_secs(1);
 /// From a request's deadline until the dispatcher aborts the claimed request and responds in the place of its worker.
 pub(crate) const DISPATCHER_GRACE: Duration = Duration::from_secs(2);
 
+/// How long a worker waits for the dispatcher's decision about a session: a dispatcher that has died or frozen is replaced
+/// within the default `dispatcher_timeout`.
+pub(crate) const SESSION_DECISION_TIMEOUT: Duration = Duration::from_secs(3);
+
 /// How long a ping of the serving task may be pending before the worker refuses clients.
 pub(crate) const PING_LATE: Duration = Duration::from_millis(250);
 

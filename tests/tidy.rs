@@ -188,6 +188,7 @@ const PURE: &[&str] = &[
     "src/config/quantity.rs",
     "src/config/read.rs",
     "src/config/request_body.rs",
+    "src/config/session_rules.rs",
     "src/config/validate.rs",
     "src/config/watchdog.rs",
     "src/exchange",

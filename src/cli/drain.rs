@@ -8,9 +8,10 @@ use super::config_source::load_applied;
 use super::dispatcher_error::dispatcher_error;
 use super::error::{CommandError, failed, ignore_broken_pipe};
 use super::poll::poll_until;
+use crate::bounds::BLOCKED_GRACE;
 use crate::config::Config;
 use crate::exchange::{self, DispatcherSide};
-use crate::ids::{Claim, Phase, WorkerId};
+use crate::ids::{Claim, WorkerId};
 use crate::ipc;
 use crate::probe::{self, ProbeCommand};
 use crate::status::SavedState;
@@ -18,6 +19,9 @@ use crate::units;
 
 /// How long the dispatcher may take to answer.
 const PROBE_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// A session is closed after drain_timeout.
+const SESSION_GRACE: Duration = BLOCKED_GRACE;
 
 /// Takes a worker out of service and waits, at most for its drain_timeout, until it is free.
 pub(super) fn drain(path: Option<&Path>, id: &WorkerId) -> Result<(), CommandError> {
@@ -28,8 +32,8 @@ pub(super) fn drain(path: Option<&Path>, id: &WorkerId) -> Result<(), CommandErr
     let dir = &config.set.runtime_dir;
     let state = SavedState::read(dir).map_err(|error| failed(format!("watchdog.json: {error}")))?;
     let claim = || state.slot(dir, id).as_ref().and_then(exchange::claim);
-    let is_free = || !matches!(claim(), Some(Claim::Held(_, Phase::Offered | Phase::Claimed | Phase::Responding)));
-    if !poll_until(Instant::now() + pool.drain_timeout, is_free) {
+    let is_free = || claim().and_then(Claim::open).is_none();
+    if !poll_until(Instant::now() + pool.drain_timeout + SESSION_GRACE, is_free) {
         return Err(failed(format!("{id} gets no new client, but is still busy after drain_timeout")));
     }
     let state = if was_drained { "is out of service already" } else { "is out of service" };

@@ -33,6 +33,7 @@ mod read;
 mod request_body;
 mod section_values;
 mod sections;
+mod session_rules;
 mod validate;
 mod watchdog;
 
@@ -50,7 +51,8 @@ pub use front::FrontConfig;
 pub use listener::{Delivery, ListenerConfig, UnknownLength};
 pub(crate) use load::read_text;
 pub use load::{LoadError, Loaded, Origin, default_runtime_dir};
-pub use pool::{HandlerConfig, LimitsConfig, PoolConfig, ProcessLimits, Replacing, RequestBodyMode};
+pub(crate) use pool::SessionBounds;
+pub use pool::{HandlerConfig, LimitsConfig, PoolConfig, ProcessLimits, Replacing, RequestBodyMode, UpgradeProtocol};
 pub use proxies::{ForwardedHeaders, IpNetwork, ProxyTrust, TrustedProxies};
 pub use watchdog::{RestartConfig, WatchdogConfig};
 

@@ -63,6 +63,13 @@ pub struct PoolConfig {
     pub spool_max: u64,
     /// Where request bodies are stored; empty: the worker's directory for temporary files.
     pub spool_dir: String,
+    /// The protocols to which a connection may switch (RFC 9110, section 7.8).
+    pub upgrade: Vec<UpgradeProtocol>,
+    /// How long a connection may last that has switched.
+    #[serde(serialize_with = "quantity::serialize_duration")]
+    pub session_timeout: Duration,
+    /// The most of them at the same time; 0: one less than `workers`.
+    pub max_sessions: u16,
     /// The working directory of the handler's processes; empty: that of the worker.
     pub working_dir: String,
     /// Added to the environment of the workers.
@@ -91,6 +98,13 @@ impl PoolConfig {
             [first @ .., last] => format!("{} and {last}", first.join(", ")),
         };
         Some(format!("pool {}: patou run ignores {keys} (supported under systemd only)", self.name))
+    }
+
+    /// The bounds of its sessions; `None` if its connections may not switch to another protocol.
+    pub(crate) fn sessions(&self) -> Option<SessionBounds> {
+        let max = if self.max_sessions == 0 { self.workers.saturating_sub(1) } else { self.max_sessions };
+        let bounds = SessionBounds { timeout: self.session_timeout, drain: self.drain_timeout, max };
+        (!self.upgrade.is_empty()).then_some(bounds)
     }
 
     /// Whether the command or the environment of the pool has this placeholder.
@@ -147,6 +161,9 @@ impl Default for PoolConfig {
             request_body: RequestBodyMode::Stream,
             spool_max: 64 << 20,
             spool_dir: String::new(),
+            upgrade: Vec::new(),
+            session_timeout: Duration::from_secs(3600),
+            max_sessions: 0,
             working_dir: String::new(),
             environment: BTreeMap::new(),
             user: String::new(),
@@ -173,6 +190,25 @@ pub enum Replacing {
     Before,
     /// After the old process has ended: for processes that own a device or a file.
     After,
+}
+
+/// The bounds of the sessions of a pool: connections that have switched to another protocol.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct SessionBounds {
+    /// How long one may last.
+    pub timeout: Duration,
+    /// How long it may last in a worker that has to finish.
+    pub drain: Duration,
+    /// The most of them at the same time.
+    pub max: u16,
+}
+
+/// A protocol to which a connection may switch.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum UpgradeProtocol {
+    /// RFC 6455.
+    Websocket,
 }
 
 /// How a worker handles a request. A command is a program and its arguments, at least the program.

@@ -5,7 +5,7 @@ use toml::de::DeValue;
 use super::quantity;
 use super::read::Section;
 use super::section_values::{ACCOUNT, NAME, account, address};
-use super::{HandlerConfig, LimitsConfig, PoolConfig, Replacing, RequestBodyMode};
+use super::{HandlerConfig, LimitsConfig, PoolConfig, Replacing, RequestBodyMode, UpgradeProtocol};
 use crate::ids::PoolName;
 
 const DIRECTORY: &str = "the absolute path of a directory";
@@ -41,6 +41,9 @@ pub(super) fn pool(s: &mut Section<'_, '_>, only: bool) -> PoolConfig {
         ready_frame: s.boolean("ready_frame", default.ready_frame),
         ping: s.duration_or_zero("ping", default.ping),
         replace: s.value("replace", replacing).unwrap_or(default.replace),
+        upgrade: s.value("upgrade", upgrade).unwrap_or_default(),
+        session_timeout: s.duration("session_timeout", default.session_timeout),
+        max_sessions: s.integer("max_sessions", 0..=PoolConfig::WORKERS_MAX.into(), 0) as u16,
         request_body: s.value("request_body", request_body).unwrap_or(default.request_body),
         spool_max: s.bytes("spool_max", default.spool_max),
         spool_dir: s.text("spool_dir", DIRECTORY, directory).unwrap_or_default(),
@@ -114,6 +117,16 @@ fn request_body(value: &DeValue<'_>) -> Result<RequestBodyMode, String> {
         Some("spool") => Ok(RequestBodyMode::Spool),
         _ => Err("\"stream\" or \"spool\"".to_owned()),
     }
+}
+
+/// A list with `"websocket"`, or an empty one.
+fn upgrade(value: &DeValue<'_>) -> Result<Vec<UpgradeProtocol>, String> {
+    let protocol = |item: &toml::Spanned<DeValue<'_>>| match item.get_ref().as_str() {
+        Some("websocket") => Some(UpgradeProtocol::Websocket),
+        _ => None,
+    };
+    let protocols = value.as_array().and_then(|items| items.iter().map(protocol).collect::<Option<Vec<_>>>());
+    protocols.filter(|all| all.len() <= 1).ok_or_else(|| "[\"websocket\"], or [] for none".to_owned())
 }
 
 /// A target of a request in origin form (RFC 9112, section 3.2.1), or nothing.

@@ -9,7 +9,7 @@ use super::diagnostics::Diagnostics;
 use super::fault::{nearest, quote};
 use super::{
     Config, Delivery, HandlerConfig, LISTENERS_MAX, ListenerConfig, POOLS_MAX, PoolConfig, ProxyTrust, TrustedProxies,
-    UnknownLength, WORKERS_MAX, address_conflicts, placeholder, request_body,
+    UnknownLength, WORKERS_MAX, address_conflicts, placeholder, request_body, session_rules,
 };
 
 /// How many names a message lists.
@@ -28,6 +28,7 @@ pub(super) fn check(config: &Config, diagnostics: &mut Diagnostics) {
         slot_scan(&format!("pool[{}]", i + 1), pool, config.front.slot_scan, diagnostics);
         warm_process(&format!("pool[{}]", i + 1), pool, diagnostics);
         request_body::check(&format!("pool[{}]", i + 1), pool, diagnostics);
+        session_rules::check(&format!("pool[{}]", i + 1), pool, diagnostics);
         size_of_command(&format!("pool[{}]", i + 1), pool, diagnostics);
     }
     for (i, listener) in config.listeners.iter().enumerate() {

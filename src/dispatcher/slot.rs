@@ -17,6 +17,7 @@ pub(crate) fn read_slot<M: SlotMemory>(side: &mut DispatcherSide<M>, alive: bool
         terms: exchange::terms(side.memory()).map(|(_, terms)| terms),
         answer,
         drained: side.drained(),
+        session: exchange::load_session(side.memory()),
     }
 }
 
@@ -71,6 +72,7 @@ mod tests {
             terms: None,
             answer: Some(SlotAnswer::Accept(lease)),
             drained: true,
+            ..SlotView::default()
         };
         for alive in [true, false] {
             let sound = believed(seen(alive), true);

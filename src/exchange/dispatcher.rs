@@ -5,6 +5,7 @@ use std::sync::atomic::Ordering::{Acquire, Relaxed, Release, SeqCst};
 use super::claim::{claim, store_terms, swap};
 use super::memory::SlotMemory;
 use super::question::{Question, QuestionKind, Reply};
+use super::session;
 use super::slot_layout::Word;
 use crate::ids::{Claim, Epoch, LeaseId, LeaseTerms, Lifecycle, Phase, ProcessId};
 
@@ -177,8 +178,7 @@ impl<M: SlotMemory> DispatcherSide<M> {
     pub(crate) fn has_update(&self) -> bool {
         let offer = self.outstanding.filter(|question| question.kind == QuestionKind::Offer);
         let is_answered = |question: Question| self.memory.load(Word::ANSWER, Relaxed) >> 16 == question.sequence;
-        let is_held =
-            matches!(claim(&self.memory), Some(Claim::Held(_, Phase::Offered | Phase::Claimed | Phase::Responding)));
+        let is_held = claim(&self.memory).and_then(Claim::open).is_some();
         !is_held || offer.is_some_and(is_answered)
     }
 
@@ -229,9 +229,16 @@ impl<M: SlotMemory> DispatcherSide<M> {
             .any(|phase| swap(&self.memory, Claim::Held(lease, phase), Claim::Free).is_ok())
     }
 
-    /// `Responding -> Free`. Only if the worker's incarnation is known to be dead.
+    /// `Responding | Upgraded -> Free`. Only if the worker's incarnation is known to be dead.
     pub(crate) fn reclaim(&self, lease: LeaseId) -> bool {
-        swap(&self.memory, Claim::Held(lease, Phase::Responding), Claim::Free).is_ok()
+        [Phase::Responding, Phase::Upgraded]
+            .into_iter()
+            .any(|phase| swap(&self.memory, Claim::Held(lease, phase), Claim::Free).is_ok())
+    }
+
+    /// Decides whether the lease may have a session. The caller rings afterwards.
+    pub(crate) fn decide_session(&self, lease: LeaseId, is_permitted: bool) {
+        session::decide(&self.memory, lease, is_permitted);
     }
 
     /// Frees a corrupt claim word. Only for a dead incarnation.

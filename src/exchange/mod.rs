@@ -9,9 +9,11 @@
 //! Offered -> Revoked                dispatcher
 //! Claimed -> Responding             worker, before the first response byte
 //! Claimed -> Aborted                dispatcher
+//! Responding -> Upgraded            worker, with the dispatcher's permission
 //! Claimed | Responding -> Done      worker
+//! Upgraded -> Done                  worker
 //! Done | Revoked | Aborted -> Free  dispatcher
-//! Responding -> Free                dispatcher, once the worker's incarnation is dead
+//! Responding | Upgraded -> Free     dispatcher, once the worker's incarnation is dead
 //! ```
 //!
 //! A side writes the state and then rings the doorbell; the other side reads the state when rung *or at its deadline*.
@@ -30,6 +32,7 @@ mod incarnation;
 mod memory;
 mod question;
 mod request_note;
+mod session;
 mod slot_counters;
 mod slot_layout;
 mod worker;
@@ -42,6 +45,7 @@ pub(crate) use memory::PlainSlot;
 pub(crate) use memory::SlotMemory;
 pub(crate) use question::{Question, QuestionKind, Reply};
 pub(crate) use request_note::RequestNote;
+pub(crate) use session::load_session;
 pub(crate) use slot_counters::{Counter, SlotCounters};
 pub(crate) use slot_layout::{LINES, WORDS, Word};
 #[cfg(test)]

@@ -66,6 +66,8 @@ impl Word {
     // Word 2 is written by older workers.
     /// [`crate::ids::Replacements`]; older workers leave 0.
     pub(super) const REPLACEMENTS: Word = Word::at(2, 3);
+    /// The lease whose client wants to switch to another protocol; written while the lease is in service.
+    pub(super) const SESSION_WANTED: Word = Word::at(2, 4);
 
     // Line 3, written by the worker: its life.
     pub(super) const EPOCH: Word = Word::at(3, 0);
@@ -90,6 +92,8 @@ impl Word {
     /// 1 while the dispatcher polls the slot, so that the end of a claim and the answer to an offer need no doorbell.
     /// Written by the dispatcher; beside the claim word, because the worker reads both together.
     pub(crate) const POLLING: Word = Word::at(4, 1);
+    /// The dispatcher's decision about a session: its lease above 8 bits, which are 1 if it is permitted.
+    pub(super) const SESSION_DECISION: Word = Word::at(4, 2);
 
     // Lines 5 and up, written by the worker: counters, over all incarnations.
     pub(super) const SERVED: Word = Word::at(5, 0);

@@ -8,6 +8,7 @@ use super::incarnation::WANTS_RECYCLE;
 use super::memory::SlotMemory;
 use super::question::{Question, QuestionKind, Reply};
 use super::request_note::store_note;
+use super::session;
 use super::slot_counters::{self, Counter};
 use super::slot_layout::Word;
 use crate::ids::{Claim, Epoch, LeaseId, LeaseTerms, Lifecycle, Monotonic, Phase, RefuseReason, Replacements, Token};
@@ -146,23 +147,17 @@ impl<M: SlotMemory> WorkerSide<M> {
                     {
                         Reply::Accept
                     }
-                    Some((Claim::Held(_, Phase::Claimed | Phase::Responding), _)) => Reply::Refuse(RefuseReason::Busy),
+                    Some((held, _)) if held.in_service().is_some() => Reply::Refuse(RefuseReason::Busy),
                     _ => Reply::Refuse(RefuseReason::Stale),
                 },
             },
-            QuestionKind::Finished => match held {
-                Some(Claim::Held(lease, Phase::Offered | Phase::Claimed | Phase::Responding))
-                    if Some(lease) == question.lease =>
-                {
-                    Reply::Working
-                }
+            QuestionKind::Finished => match held.and_then(Claim::open) {
+                Some(lease) if Some(lease) == question.lease => Reply::Working,
                 _ => Reply::Finished,
             },
-            QuestionKind::Recycle => match held {
-                Some(Claim::Held(_, Phase::Offered | Phase::Claimed | Phase::Responding)) => {
-                    Reply::Refuse(RefuseReason::Busy)
-                }
-                _ => match state {
+            QuestionKind::Recycle => match held.and_then(Claim::open) {
+                Some(_) => Reply::Refuse(RefuseReason::Busy),
+                None => match state {
                     Lifecycle::Ready => Reply::Accept,
                     // It stays out of service, and has the new process when it returns.
                     Lifecycle::Draining if self.drained() => Reply::Accept,
@@ -205,15 +200,30 @@ impl<M: SlotMemory> WorkerSide<M> {
         swap(&self.memory, Claim::Held(lease, Phase::Claimed), Claim::Held(lease, Phase::Responding)).is_ok()
     }
 
+    /// Requests the permission for a session on the connection of a claimed lease. The caller rings afterwards.
+    pub(crate) fn want_session(&self, lease: LeaseId) {
+        session::want(&self.memory, lease);
+    }
+
+    /// Whether the lease may have a session; `None` until the dispatcher has decided.
+    pub(crate) fn session_decision(&self, lease: LeaseId) -> Option<bool> {
+        session::decision(&self.memory).and_then(|(decided, is_permitted)| (decided == lease).then_some(is_permitted))
+    }
+
+    /// `Responding -> Upgraded`, with the permission.
+    pub(crate) fn upgrade(&self, lease: LeaseId) -> bool {
+        swap(&self.memory, Claim::Held(lease, Phase::Responding), Claim::Held(lease, Phase::Upgraded)).is_ok()
+    }
+
     /// The connection that was handed over with this lease stays open after it. To call before [`Self::done`].
     pub(crate) fn keep_connection(&self, lease: LeaseId) {
         self.memory.store(Word::KEPT_CONNECTION, lease.get(), Relaxed); // ordered by the step to Done
     }
 
-    /// `Claimed | Responding -> Done`. The caller rings afterwards if [`Self::needs_doorbell`].
+    /// `Claimed | Responding | Upgraded -> Done`. The caller rings afterwards if [`Self::needs_doorbell`].
     pub(crate) fn done(&self, lease: LeaseId) -> bool {
         // In the order of the phases, so that a concurrent step to Responding is not missed.
-        [Phase::Claimed, Phase::Responding]
+        [Phase::Claimed, Phase::Responding, Phase::Upgraded]
             .into_iter()
             .any(|phase| swap(&self.memory, Claim::Held(lease, phase), Claim::Held(lease, Phase::Done)).is_ok())
     }
@@ -223,8 +233,8 @@ impl<M: SlotMemory> WorkerSide<M> {
         match terms(&self.memory) {
             Some((_, terms)) if terms.worker_epoch != self.epoch => false,
             Some((Claim::Held(_, Phase::Offered), terms)) => now <= terms.claim_by,
-            Some((Claim::Held(_, Phase::Claimed | Phase::Responding), _)) => true,
-            _ => false,
+            Some((held, _)) => held.in_service().is_some(),
+            None => false,
         }
     }
 

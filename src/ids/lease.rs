@@ -145,6 +145,15 @@ pub(crate) struct LeaseTerms {
     pub connection: u32,
 }
 
+/// What a slot shows of a session: a connection that switches to another protocol.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct SessionRequest {
+    /// The last lease whose client wanted one.
+    pub wanted: Option<LeaseId>,
+    /// The last lease that the dispatcher has decided about, and whether it may have one.
+    pub decided: Option<(LeaseId, bool)>,
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

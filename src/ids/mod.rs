@@ -12,7 +12,7 @@ mod names;
 mod process;
 mod slot_state;
 
-pub(crate) use lease::{Epoch, LeaseId, LeaseTerms, Token};
+pub(crate) use lease::{Epoch, LeaseId, LeaseTerms, SessionRequest, Token};
 pub(crate) use monotonic::Monotonic;
 pub(crate) use names::BadWorkerId;
 pub use names::{PoolName, WorkerId, WorkerNumber};

@@ -21,12 +21,15 @@ pub(crate) enum Phase {
     Revoked = 5,
     /// The dispatcher has ended a claimed lease: its deadline has passed, or the worker is dead.
     Aborted = 6,
+    /// The connection has switched to another protocol: the lease lasts as long as the session. Only after a permission of
+    /// the dispatcher, so that one that does not know this phase never sees it.
+    Upgraded = 7,
 }
 
 impl Phase {
     fn new(raw: u64) -> Option<Self> {
         use Phase::*;
-        [Free, Offered, Claimed, Responding, Done, Revoked, Aborted].into_iter().find(|p| *p as u64 == raw)
+        [Free, Offered, Claimed, Responding, Done, Revoked, Aborted, Upgraded].into_iter().find(|p| *p as u64 == raw)
     }
 }
 
@@ -54,6 +57,22 @@ impl Claim {
             (None, Phase::Free) => Some(Claim::Free),
             (Some(lease), phase) if phase != Phase::Free => Some(Claim::Held(lease, phase)),
             _ => None,
+        }
+    }
+
+    /// The lease that a worker is serving.
+    pub(crate) fn in_service(self) -> Option<LeaseId> {
+        match self {
+            Claim::Held(lease, Phase::Claimed | Phase::Responding | Phase::Upgraded) => Some(lease),
+            Claim::Free | Claim::Held(..) => None,
+        }
+    }
+
+    /// The lease that a worker is serving, or may still claim.
+    pub(crate) fn open(self) -> Option<LeaseId> {
+        match self {
+            Claim::Held(lease, Phase::Offered) => Some(lease),
+            _ => self.in_service(),
         }
     }
 }
@@ -166,12 +185,17 @@ mod tests {
     #[test]
     fn a_claim_parses_its_own_words_and_nothing_else() {
         let lease = LeaseId::of(Epoch::FIRST, 7);
-        for claim in [Claim::Free, Claim::Held(lease, Phase::Offered), Claim::Held(lease, Phase::Aborted)] {
+        for claim in [
+            Claim::Free,
+            Claim::Held(lease, Phase::Offered),
+            Claim::Held(lease, Phase::Aborted),
+            Claim::Held(lease, Phase::Upgraded),
+        ] {
             assert_eq!(Claim::new(claim.word()), Some(claim));
         }
         let no_lease = Phase::Claimed as u64;
         let no_phase = lease.get() << 8;
-        let unknown_phase = no_phase | 7;
+        let unknown_phase = no_phase | 8;
         for word in [no_lease, no_phase, unknown_phase, u64::from(u8::MAX)] {
             assert_eq!(Claim::new(word), None, "{word:#x}");
         }

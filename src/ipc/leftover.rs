@@ -9,7 +9,7 @@ use super::set::recorded_workers;
 use super::worker_ipc::WorkerPaths;
 use crate::config::Config;
 use crate::exchange::{self, DispatcherSide, Incarnation};
-use crate::ids::{Claim, Phase, ProcessId, WorkerId};
+use crate::ids::{Claim, ProcessId, WorkerId};
 use crate::shm::{Damage, Segment, SegmentRole};
 
 /// The directory in which the kernel shows segments as files (shm_overview(7)).
@@ -108,7 +108,7 @@ pub(crate) fn leftovers(config: &Config) -> Result<Vec<Leftover>, IpcError> {
             && let Some(life) = Incarnation::load(&segment)
             && !is_known(&found, life.pid)
         {
-            let busy = matches!(exchange::claim(&segment), Some(Claim::Held(_, Phase::Claimed | Phase::Responding)));
+            let busy = exchange::claim(&segment).and_then(Claim::in_service).is_some();
             found.push(Leftover { pid: life.pid, started: life.started, what: format!("worker {id}"), busy });
         }
         if segment.is_role_locked(SegmentRole::Dispatcher)

@@ -125,6 +125,8 @@ events! {
     RequestDeadline = 0x82f7a4da08cb4c6d9697b4c9f0abbf98, "request-deadline";
     /// The client of a request disconnected.
     RequestCancelled = 0x807e05cb7ef74cfa87a07faafe8853b7, "request-cancelled";
+    /// A session lasted for as long as it may.
+    SessionClosed = 0xd49d897cc4d1043ece7666223ab815e8, "session-closed";
     /// The worker of a request died.
     RequestLost = 0x51a50f233cb549e28c8d866dbb2bc82a, "request-lost";
     /// A response ended early.

@@ -127,6 +127,21 @@ impl RequestInput {
         self.next
     }
 
+    /// Delivers what the client sends after this request, in a protocol without requests.
+    pub(crate) fn poll_read_rest(
+        &mut self,
+        stream: &SharedStream,
+        task: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        if self.next.is_empty() {
+            return Pin::new(&mut stream.clone()).poll_read(task, buffer);
+        }
+        let length = self.next.len().min(buffer.remaining());
+        buffer.put_slice(&self.next.split_to(length));
+        Poll::Ready(Ok(()))
+    }
+
     /// Delivers more of the request. Not to be called when all of it [is delivered](Self::is_delivered).
     pub(crate) fn poll_read(
         &mut self,

@@ -234,9 +234,12 @@ impl Hold {
             SlotRead(SeenLease::Claimed(lease, Living)) if lease == own && is_overdue => {
                 Transition::to(self).then(SlotAction::Abort(lease))
             }
-            SlotRead(SeenLease::Claimed(lease, Living) | SeenLease::Responding(lease, Living)) if lease == own => {
-                Transition::to(self)
-            }
+            // The worker bounds its response by request_timeout, and a session by session_timeout.
+            SlotRead(
+                SeenLease::Claimed(lease, Living)
+                | SeenLease::Responding(lease, Living)
+                | SeenLease::Upgraded(lease, Living),
+            ) if lease == own => Transition::to(self),
             // The dispatcher responds only once it has won this step: the holder of the connection may be alive,
             // whatever its slot shows.
             SlotRead(seen @ SeenLease::Claimed(lease, Gone)) if lease == own => {
@@ -314,11 +317,13 @@ fn follow_slot(seen: SeenLease) -> Transition {
         // A lease that has ended, or an offer that could not be written.
         SeenLease::Free => Transition::to(Hold::Free),
         SeenLease::Offered { lease, .. } => Transition::to(Hold::Releasing).then(SlotAction::Revoke(lease)),
-        SeenLease::Claimed(lease, Living) | SeenLease::Responding(lease, Living) => Transition::to(Hold::Busy(lease)),
+        SeenLease::Claimed(lease, Living)
+        | SeenLease::Responding(lease, Living)
+        | SeenLease::Upgraded(lease, Living) => Transition::to(Hold::Busy(lease)),
         SeenLease::Claimed(lease, Gone) => {
             Transition::to(Hold::Releasing).noting(PoolNote::Lost(lease)).then(SlotAction::Abort(lease))
         }
-        SeenLease::Responding(lease, Gone) => {
+        SeenLease::Responding(lease, Gone) | SeenLease::Upgraded(lease, Gone) => {
             Transition::to(Hold::Releasing).noting(PoolNote::Lost(lease)).then(SlotAction::Reclaim(lease))
         }
         SeenLease::Done(lease) | SeenLease::Revoked(lease) | SeenLease::Aborted(lease) => {

@@ -3,7 +3,9 @@
 use std::net::{IpAddr, Ipv6Addr};
 use std::time::Duration;
 
-use crate::ids::{Claim, Epoch, LeaseId, LeaseTerms, Lifecycle, Monotonic, RefuseReason, Replacements, WorkerNumber};
+use crate::ids::{
+    Claim, Epoch, LeaseId, LeaseTerms, Lifecycle, Monotonic, RefuseReason, Replacements, SessionRequest, WorkerNumber,
+};
 
 /// The number of a client; a smaller number arrived earlier.
 pub(crate) type ClientId = u64;
@@ -42,6 +44,8 @@ pub(crate) struct PoolLimits {
     pub claim_timeout: Duration,
     /// How long its request may take.
     pub request_timeout: Duration,
+    /// The most connections that may be switched to another protocol at the same time.
+    pub max_sessions: u16,
     /// How often a leased slot is read without a ring.
     pub slot_scan: Duration,
     /// How long a worker that is being recycled keeps others from being recycled. If it takes longer, the requests of
@@ -67,6 +71,8 @@ pub(crate) struct SlotView {
     pub answer: Option<SlotAnswer>,
     /// Whether an operator keeps the worker out of service.
     pub drained: bool,
+    /// Whether the client of the lease wants a session, and may have one.
+    pub session: SessionRequest,
 }
 
 /// A worker's answer, with the lease of its question.
@@ -194,7 +200,14 @@ pub(crate) enum SlotAction {
     Revoke(LeaseId),
     /// `Claimed -> Aborted`.
     Abort(LeaseId),
-    /// `Responding -> Free` of a dead incarnation.
+    /// Write whether the lease may have a session, and ring.
+    DecideSession {
+        /// The lease.
+        lease: LeaseId,
+        /// Whether fewer than the most sessions of the pool are open.
+        is_permitted: bool,
+    },
+    /// `Responding | Upgraded -> Free` of a dead incarnation.
     Reclaim(LeaseId),
     /// `Done | Revoked | Aborted -> Free`.
     Release(LeaseId),

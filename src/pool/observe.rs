@@ -7,7 +7,7 @@ use super::messages::{ClientAction, PoolAction, PoolNote, SlotAction, SlotAnswer
 use super::recycling::RecyclingEnd;
 use super::seen_lease::{BoundTo, SeenLease};
 use super::worker::MissedOffer;
-use crate::ids::{Lifecycle, Monotonic, WorkerNumber};
+use crate::ids::{Claim, Lifecycle, Monotonic, WorkerNumber};
 
 impl Pool {
     /// Handles the content of a slot: first the incarnation, then its answer, then the claim word.
@@ -23,6 +23,7 @@ impl Pool {
             worker.missed_offer = worker.missed_offer.claimed();
         }
         self.step(now, n, HoldEvent::SlotRead(lease));
+        self.decide_session(n, &seen, bound_to);
         self.schedule_worker(now, n, seen.answer);
     }
 
@@ -52,6 +53,20 @@ impl Pool {
         }
         let requested = WorkerNumber::up_to(u16::MAX).zip(&self.workers).filter(|(_, worker)| worker.recycle_requested);
         self.actions.extend(requested.map(|(n, _)| PoolAction::Slot(n, SlotAction::Read)));
+    }
+
+    /// Permits a session to the client of a lease that wants one, unless the pool has as many as it may have.
+    fn decide_session(&mut self, n: WorkerNumber, seen: &SlotView, bound_to: BoundTo) {
+        let Some(lease) = seen.session.wanted else { return };
+        // A pipelined request comes after a response.
+        let is_in_service = seen.claim.and_then(Claim::in_service) == Some(lease) && bound_to == BoundTo::Living;
+        if !is_in_service || seen.session.decided.is_some_and(|(decided, _)| decided == lease) {
+            return;
+        }
+        let open = self.workers.iter().filter(|worker| worker.session.is_some()).count();
+        let is_permitted = open < usize::from(self.limits.max_sessions);
+        self.worker(n).session = is_permitted.then_some(lease);
+        self.actions.push(PoolAction::Slot(n, SlotAction::DecideSession { lease, is_permitted }));
     }
 
     fn observe_answer(&mut self, now: Monotonic, n: WorkerNumber, answer: SlotAnswer, bound_to: BoundTo) {

@@ -22,6 +22,7 @@ pub(super) enum SeenLease {
     },
     Claimed(LeaseId, BoundTo),
     Responding(LeaseId, BoundTo),
+    Upgraded(LeaseId, BoundTo),
     Done(LeaseId),
     Revoked(LeaseId),
     Aborted(LeaseId),
@@ -52,7 +53,7 @@ impl SeenLease {
             None => Self::Invalid,
             Some(Claim::Free) => Self::Free,
             Some(Claim::Held(lease, phase)) => match phase {
-                Phase::Claimed | Phase::Responding if seen.alive && !is_readable => {
+                Phase::Claimed | Phase::Responding | Phase::Upgraded if seen.alive && !is_readable => {
                     Self::Corrupt { claimed: Some(lease) }
                 }
                 Phase::Free => Self::Free,
@@ -62,6 +63,7 @@ impl SeenLease {
                 }
                 Phase::Claimed => Self::Claimed(lease, worker),
                 Phase::Responding => Self::Responding(lease, worker),
+                Phase::Upgraded => Self::Upgraded(lease, worker),
                 Phase::Done => Self::Done(lease),
                 Phase::Revoked => Self::Revoked(lease),
                 Phase::Aborted => Self::Aborted(lease),
@@ -73,9 +75,8 @@ impl SeenLease {
     pub(super) fn claimed(self) -> Option<LeaseId> {
         match self {
             Self::Corrupt { claimed } => claimed,
-            Self::Claimed(lease, _) | Self::Responding(lease, _) | Self::Done(lease) | Self::Aborted(lease) => {
-                Some(lease)
-            }
+            Self::Claimed(lease, _) | Self::Responding(lease, _) | Self::Upgraded(lease, _) => Some(lease),
+            Self::Done(lease) | Self::Aborted(lease) => Some(lease),
             Self::Invalid | Self::Free | Self::Offered { .. } | Self::Revoked(_) => None,
         }
     }

@@ -2,7 +2,7 @@
 
 use super::hold::Hold;
 use super::messages::SlotView;
-use crate::ids::{Epoch, Lifecycle, Monotonic, Replacements};
+use crate::ids::{Claim, Epoch, LeaseId, Lifecycle, Monotonic, Replacements};
 
 /// One worker.
 #[derive(Clone, Debug, Default)]
@@ -21,6 +21,8 @@ pub(crate) struct Worker {
     pub silent_since: Option<Monotonic>,
     /// Since when no incarnation has completed its start.
     pub starting_since: Option<Monotonic>,
+    /// The lease that has the permission for a session.
+    pub(super) session: Option<LeaseId>,
     pub(super) missed_offer: MissedOffer,
     pub(super) wants_recycle: bool,
     /// Whether an operator has requested that this incarnation is recycled.
@@ -104,6 +106,9 @@ impl Worker {
         self.state = seen.life.map(|(_, state, _)| state);
         self.wants_recycle = seen.life.is_some_and(|(.., wants)| wants);
         self.replacements = seen.replacements;
+        let in_service = seen.claim.and_then(Claim::in_service);
+        let decided = seen.session.decided.filter(|(_, is_permitted)| *is_permitted);
+        self.session = decided.map(|(lease, _)| lease).filter(|lease| in_service == Some(*lease));
         let serves = self.up && self.state != Some(Lifecycle::Starting);
         // Each incarnation has its own start.
         let known = self.starting_since.filter(|_| !changed);

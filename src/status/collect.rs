@@ -131,10 +131,7 @@ fn worker_view(
     if let (Some(ListenAddress::Tcp(tcp)), Some(port)) = (&mut address, incarnation.and_then(|it| it.port)) {
         tcp.set_port(port);
     }
-    let lease = match claim {
-        Some(Claim::Held(lease, Phase::Offered | Phase::Claimed | Phase::Responding)) => Some(lease),
-        _ => None,
-    };
+    let lease = claim.and_then(Claim::open);
     let offer_timeout = pool.map_or(Duration::MAX, |pool| pool.offer_timeout);
     let state = part.map_or("gone", |part| part.state.as_str());
     let state = match state {
@@ -181,7 +178,7 @@ fn running_state(
     }
     let Some(incarnation) = incarnation else { return "starting" };
     match (claim, incarnation.state) {
-        (Some(Claim::Held(_, Phase::Claimed | Phase::Responding)), _) => "busy",
+        (Some(claim), _) if claim.in_service().is_some() => "busy",
         (_, Lifecycle::Draining) => "draining",
         (_, Lifecycle::Starting | Lifecycle::Recycling) => "starting",
         _ if report.is_some_and(|report| report.drained) => "draining",

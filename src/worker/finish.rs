@@ -8,12 +8,17 @@ use tokio::sync::OwnedRwLockReadGuard;
 
 use super::served_connection::ServedConnection;
 use super::service::ServiceEnd;
+use super::session;
 use super::state::WorkerState;
 use super::transaction::{Ending, RequestResult, Transaction, TransactionEvent};
 use crate::clock;
+use crate::config::FrontConfig;
 use crate::exchange::Counter;
 use crate::log::Event;
 use crate::net::{LingerBounds, ProblemResponse, SharedStream, deliver, discard_until_closed, reset};
+
+/// So many connections wait for their clients for up to `body_timeout`, further ones for `linger_timeout` in all.
+const LINGERING_MAX: usize = 256;
 
 /// The rest of a connection that has no request any more: its client may not have received everything.
 pub(super) struct ResponseDelivery {
@@ -44,6 +49,9 @@ pub(super) async fn finish(
     connection: Arc<ServedConnection>,
     end: ServiceEnd,
 ) -> Option<ResponseDelivery> {
+    if let ServiceEnd::Switched(session) = &end {
+        session::serve(state, &connection, session).await;
+    }
     let transaction = connection.transaction.clone();
     transaction.on(TransactionEvent::Ended(end.cause())); // unless it has ended
     let lease = transaction.get(Transaction::lease);
@@ -98,7 +106,7 @@ pub(super) async fn finish(
             RequestResult::Failed => state.finish(lease.id, took, true),
         }
     }
-    stream.map(|stream| ResponseDelivery { stream, unsent, bounds: state.linger_bounds(), pending })
+    stream.map(|stream| ResponseDelivery { stream, unsent, bounds: linger_bounds(state), pending })
 }
 
 /// Ends the connection itself as decided. Returns what could not be sent at once.
@@ -131,4 +139,12 @@ fn end_stream(
         let _ = shutdown(stream.0.as_fd().as_raw_fd(), Shutdown::Write); // fails if the client has gone
     }
     unsent
+}
+
+/// The bounds of the delivery of a response after the end of its request.
+fn linger_bounds(state: &WorkerState) -> LingerBounds {
+    let FrontConfig { linger_timeout: silence, body_timeout, .. } = state.front;
+    // Each of these connections holds a reference. Clients that send for ever must not use up the descriptors.
+    let is_crowded = Arc::strong_count(&state.pending_responses) > LINGERING_MAX;
+    LingerBounds { silence, total: if is_crowded { silence } else { body_timeout } }
 }

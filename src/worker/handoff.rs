@@ -20,12 +20,11 @@ use super::handler::{Body, BoxError, BuiltinHandler};
 use super::handoff_receiver::HandoffReceiver;
 use super::request_io::{read_head, request_head, serve_request};
 use super::served_connection::ServedConnection;
-use super::service::{HandlerService, RequestRunner, ServiceEnd, problem_response};
+use super::service::{HandlerService, RequestRunner, ServiceEnd};
 use super::state::WorkerState;
 use super::transaction::{EndCause, RequestPhase, RequestResult, Transaction, TransactionEvent};
 use super::{http10_response, inetd};
 use crate::clock;
-use crate::exchange::Counter;
 use crate::ids::Lifecycle;
 use crate::net::{self, ProblemResponse, RequestOrigin};
 
@@ -72,9 +71,7 @@ async fn serve<S: HandlerService>(
     let mut received = BytesMut::new();
     loop {
         let served = match read_head(connection, received, head_bytes).await {
-            Ok(input) => {
-                serve_request(connection, input, (head_bytes, true), |request| respond(runner.clone(), request)).await
-            }
+            Ok(input) => serve_request(connection, input, head_bytes, |request| respond(runner.clone(), request)).await,
             Err(end) => return end,
         };
         received = match served {
@@ -124,19 +121,15 @@ async fn respond<S: HandlerService>(
     let is_malformed = checked.as_ref().is_err_and(|problem| problem.status == StatusCode::BAD_REQUEST);
     let mut response = match checked {
         Ok((target, origin)) => runner.run(request, target, origin).await?,
-        Err(problem) => {
-            state.slot.count(Counter::Rejected, 1);
-            if !connection.may_respond(&state.slot) {
-                return Err("the dispatcher has aborted the lease".into());
-            }
-            connection.on(TransactionEvent::Refused(problem.status.as_u16()));
-            problem_response(&problem)
-        }
+        Err(problem) => runner.refuse(&problem)?,
     };
+    let is_session = response.status() == StatusCode::SWITCHING_PROTOCOLS;
     // After an unread body the start of the next request is unknown. A worker that drains or recycles serves the current
     // request to its end, and no further one.
     let is_closing = is_malformed || number == MAX_PIPELINED || state.lifecycle() != Lifecycle::Ready;
-    if is_closing || connection.transaction.get(Transaction::request) == RequestPhase::Abandoned {
+    if is_session {
+        // Its `Connection` names the protocol.
+    } else if is_closing || connection.transaction.get(Transaction::request) == RequestPhase::Abandoned {
         response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
     } else if let Some(keep_alive) = &state.keep_alive
         && connection.transaction.get(Transaction::is_persistent)

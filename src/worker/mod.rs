@@ -39,6 +39,7 @@ mod send_back;
 mod serve;
 mod served_connection;
 mod service;
+mod session;
 mod setup;
 mod signals;
 mod stand_in;

@@ -3,7 +3,8 @@
 use std::sync::Arc;
 
 use bytes::BytesMut;
-use http::{Request, Response};
+use http::header::{CONNECTION, HeaderValue};
+use http::{Request, Response, StatusCode};
 use hyper::body::Incoming;
 use tokio::sync::Mutex;
 
@@ -47,12 +48,23 @@ where
 {
     let head_bytes = front.head_bytes + LEASE_PREFIX_LENGTH;
     let served = match read_head(connection, BytesMut::new(), head_bytes).await {
-        Ok(input) => serve_request(connection, input, (head_bytes, false), respond).await,
+        Ok(input) => serve_request(connection, input, head_bytes, respond).await,
         Err(end) => Err(end),
     };
     let end = served.err().unwrap_or(ServiceEnd::By(EndCause::Closed));
-    connection.on(TransactionEvent::Ended(end.cause())); // unless it has ended
+    if !matches!(end, ServiceEnd::Switched(_)) {
+        connection.on(TransactionEvent::Ended(end.cause())); // unless it has ended
+    }
     end
+}
+
+/// The response that closes the connection, unless it switches to another protocol: a further request would need a lease
+/// of its own.
+pub(super) fn closing(mut response: Response<Body>) -> Response<Body> {
+    if response.status() != StatusCode::SWITCHING_PROTOCOLS {
+        response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+    }
+    response
 }
 
 /// Claims the lease with the request's token and runs the handler, or sends the client back to the dispatcher.
@@ -69,16 +81,16 @@ async fn respond<S: HandlerService>(
         Err(problem) => {
             state.slot.count(Counter::Rejected, 1);
             connection.on(TransactionEvent::Refused(problem.status.as_u16()));
-            return Ok(problem_response(&problem));
+            return Ok(closing(problem_response(&problem)));
         }
     };
     if let Some((Some(token), target)) = lease_url::split(request.method(), request.uri())
         && claim_with_token(state, token, connection)
     {
-        return runner.run(request, target, origin).await;
+        return runner.run(request, target, origin).await.map(closing);
     }
     state.slot.count(Counter::SentBack, 1);
     let response = send_back(exchange::return_port(state.slot.memory()), &connection.stream, &request);
     connection.on(TransactionEvent::Refused(response.status().as_u16()));
-    Ok(response)
+    Ok(closing(response))
 }

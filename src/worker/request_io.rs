@@ -3,6 +3,7 @@
 
 use std::future::{Future, poll_fn};
 use std::io;
+use std::os::fd::{AsFd, AsRawFd};
 use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::task::{Context as Task, Poll, ready};
@@ -15,14 +16,15 @@ use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
+use nix::sys::socket::{Shutdown, shutdown};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::Instant;
 
-use super::handler::{Body, BoxError};
+use super::handler::{Body, BoxError, Session};
 use super::served_connection::ServedConnection;
 use super::service::ServiceEnd;
 use super::transaction::{
-    EndCause, InputStep, ReceivedHead, RequestPhase, ResponsePhase, Transaction, TransactionEvent,
+    EndCause, InputStep, LeasePhase, ReceivedHead, RequestPhase, ResponsePhase, Transaction, TransactionEvent,
 };
 use crate::clock;
 use crate::net::{self, NoRequest, ProblemResponse, RequestInput, discard_input};
@@ -66,19 +68,19 @@ pub(super) async fn read_head(
 pub(super) async fn serve_request<R>(
     connection: &Arc<ServedConnection>,
     input: RequestInput,
-    (head_bytes, keep_alive): (usize, bool),
+    head_bytes: usize,
     respond: impl Fn(Request<Incoming>) -> R,
 ) -> Result<BytesMut, ServiceEnd>
 where
     R: Future<Output = Result<Response<Body>, BoxError>>,
 {
     let transaction = &connection.transaction;
-    let io = TokioIo::new(RequestIo { connection: connection.clone(), input });
+    let io = TokioIo::new(RequestIo { connection: connection.clone(), input, session: SessionGuard(None) });
     let mut http = http1::Builder::new()
-        .keep_alive(keep_alive)
         .half_close(true)
         .max_buf_size(head_bytes)
-        .serve_connection(io, service_fn(respond));
+        .serve_connection(io, service_fn(respond))
+        .with_upgrades();
     let served = poll_fn(|task| match Pin::new(&mut http).poll(task) {
         Poll::Ready(served) => Poll::Ready(Some(served)),
         Poll::Pending if transaction.get(Transaction::request) == RequestPhase::None => Poll::Ready(None),
@@ -90,7 +92,10 @@ where
     let end = tokio::select! {
         biased; // no timers for a request that is done at once
         served = served => served.map(|served| match served {
-            Ok(()) => ServiceEnd::By(EndCause::Closed),
+            Ok(()) => match transaction.session() {
+                Some(session) => ServiceEnd::Switched(session),
+                None => ServiceEnd::By(EndCause::Closed),
+            },
             Err(error) if error.is_parse() && transaction.get(Transaction::request) == RequestPhase::Head => {
                 ServiceEnd::BadHead(ProblemResponse::unparsable(&error))
             }
@@ -99,7 +104,11 @@ where
         cause = connection.aborted() => Some(ServiceEnd::By(cause)),
     };
     match end {
-        None => Ok(http.into_parts().io.into_inner().input.into_next()),
+        None => match http.into_parts() {
+            Some(parts) => Ok(parts.io.into_inner().input.into_next()),
+            None => Err(ServiceEnd::By(EndCause::Closed)), // not without a session
+        },
+        Some(end @ ServiceEnd::Switched(_)) => Err(end),
         Some(end) => {
             // Before hyper's connection is dropped: that drops the response body, which looks like the end of the response.
             transaction.on(TransactionEvent::Ended(end.cause()));
@@ -111,11 +120,28 @@ where
 struct RequestIo {
     connection: Arc<ServedConnection>,
     input: RequestInput,
+    /// Set once the response that starts it is written.
+    session: SessionGuard,
+}
+
+/// Ends a session when its handler drops the connection.
+struct SessionGuard(Option<Arc<Session>>);
+
+impl Drop for SessionGuard {
+    fn drop(&mut self) {
+        self.0.iter().for_each(|session| session.end());
+    }
 }
 
 impl AsyncRead for RequestIo {
     fn poll_read(mut self: Pin<&mut Self>, task: &mut Task<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        let Self { connection, input } = &mut *self;
+        let Self { connection, input, session } = &mut *self;
+        if let Some(session) = &session.0 {
+            let before = buffer.filled().len();
+            ready!(input.poll_read_rest(&connection.stream, task, buffer))?;
+            session.count_received(buffer.filled().len() - before);
+            return Poll::Ready(Ok(()));
+        }
         match connection.transaction.step(Transaction::next_input) {
             InputStep::End => Poll::Ready(Ok(())),
             // Until the response is written, after which hyper polls again.
@@ -137,6 +163,11 @@ impl AsyncWrite for RequestIo {
         bytes: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
         let connection = &self.connection;
+        if let Some(session) = &self.session.0 {
+            let written = ready!(Pin::new(&mut connection.stream.clone()).poll_write_vectored(task, bytes))?;
+            session.count_sent(written);
+            return Poll::Ready(Ok(written));
+        }
         let (request, response) = connection.transaction.step(|transaction| {
             transaction.on(TransactionEvent::Written);
             (transaction.request(), transaction.response())
@@ -161,22 +192,32 @@ impl AsyncWrite for RequestIo {
         true
     }
 
-    fn poll_flush(self: Pin<&mut Self>, task: &mut Task<'_>) -> Poll<io::Result<()>> {
-        let connection = &self.connection;
+    fn poll_flush(mut self: Pin<&mut Self>, task: &mut Task<'_>) -> Poll<io::Result<()>> {
+        let Self { connection, session, .. } = &mut *self;
         let mut stream = connection.stream.clone();
         ready!(Pin::new(&mut stream).poll_flush(task))?;
-        let response = connection.transaction.step(|transaction| {
+        if session.0.is_some() {
+            return Poll::Ready(Ok(()));
+        }
+        let (response, lease) = connection.transaction.step(|transaction| {
             transaction.on(TransactionEvent::Flushed);
-            transaction.response()
+            (transaction.response(), transaction.lease_phase())
         });
+        if lease == LeasePhase::Upgraded && response == ResponsePhase::Complete {
+            session.0 = connection.transaction.session();
+        }
         if response == ResponsePhase::Complete {
             connection.update_reset_on_close(); // the kernel has all of it
         }
         Poll::Ready(Ok(()))
     }
 
-    /// Does nothing: the end of the connection is decided after the lease.
+    /// Ends the sending direction of a session. Otherwise it does nothing: the end of the connection is decided after the
+    /// lease.
     fn poll_shutdown(self: Pin<&mut Self>, _: &mut Task<'_>) -> Poll<io::Result<()>> {
+        if self.session.0.is_some() {
+            shutdown(self.connection.stream.0.as_fd().as_raw_fd(), Shutdown::Write)?;
+        }
         Poll::Ready(Ok(()))
     }
 }

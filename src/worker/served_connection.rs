@@ -5,12 +5,13 @@ use std::os::fd::{AsFd, AsRawFd};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use http::StatusCode;
+use http::{HeaderValue, StatusCode};
 use nix::errno::Errno;
 use nix::sys::socket::{MsgFlags, recv};
 use tokio::sync::Notify;
 use tokio::time::{Instant, sleep};
 
+use super::handler::Session;
 use super::transaction::{EndCause, LeasePhase, Transaction, TransactionEvent};
 use crate::exchange::WorkerSide;
 use crate::handoff::ListenerInfo;
@@ -33,11 +34,13 @@ pub(super) struct SharedTransaction {
 struct TransactionState {
     transaction: Transaction,
     resets_on_close: bool,
+    /// After the step to Upgraded.
+    session: Option<Arc<Session>>,
 }
 
 impl SharedTransaction {
     pub(super) fn new(transaction: Transaction) -> Arc<Self> {
-        let state = TransactionState { transaction, resets_on_close: false };
+        let state = TransactionState { transaction, resets_on_close: false, session: None };
         Arc::new(Self { locked: Mutex::new(state), claimed: Notify::new() })
     }
 
@@ -51,12 +54,28 @@ impl SharedTransaction {
         step(&mut sync::lock(&self.locked).transaction)
     }
 
+    /// The connection switches to another protocol.
+    pub(super) fn start_session(&self, session: Arc<Session>) {
+        sync::lock(&self.locked).session = Some(session);
+    }
+
+    /// The session on the connection.
+    pub(super) fn session(&self) -> Option<Arc<Session>> {
+        sync::lock(&self.locked).session.clone()
+    }
+
     pub(super) fn on(&self, event: TransactionEvent) {
         self.step(|transaction| transaction.on(event));
         if matches!(event, TransactionEvent::Claimed(..)) {
             self.claimed.notify_one();
         }
     }
+}
+
+/// `Keep-Alive` of a connection that is kept for so long; `None` for less than a second.
+pub(super) fn keep_alive(idle_timeout: Duration) -> Option<HeaderValue> {
+    let seconds = Some(idle_timeout.as_secs()).filter(|seconds| *seconds > 0)?;
+    HeaderValue::from_str(&format!("timeout={seconds}")).ok()
 }
 
 /// A connection to this worker.

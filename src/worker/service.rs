@@ -20,9 +20,10 @@ use tokio::time::sleep;
 use tower_service::Service;
 
 use super::counted_body::BodyCounter;
-use super::handler::{Body, BoxError, RequestContext, RequestFailure, RequestStart};
+use super::handler::{Body, BoxError, RequestContext, RequestFailure, RequestStart, Session};
 use super::http10_response::Framing;
 use super::served_connection::{ServedConnection, SharedTransaction};
+use super::session;
 use super::state::WorkerState;
 use super::transaction::{EndCause, Ending, ResponsePhase, Transaction, TransactionEvent};
 use crate::clock;
@@ -51,6 +52,8 @@ impl<S> HandlerService for S where
 pub(super) enum ServiceEnd {
     /// For this cause, of which nothing more is known.
     By(EndCause),
+    /// The connection has switched to another protocol: what follows is a session.
+    Switched(Arc<Session>),
     /// The head of a request was rejected.
     BadHead(ProblemResponse),
     /// The request was malformed, or the response could not be sent.
@@ -61,6 +64,7 @@ impl ServiceEnd {
     pub(super) fn cause(&self) -> EndCause {
         match self {
             Self::By(cause) => *cause,
+            Self::Switched(_) => EndCause::Closed,
             Self::BadHead(_) => EndCause::BadHead,
             // The body of the response has failed, or HTTP/1.1 does not allow its head.
             Self::Http(error) if error.is_user() => EndCause::HandlerFault,
@@ -137,6 +141,19 @@ impl<S: HandlerService> RequestRunner<S> {
         }
         *request.uri_mut() = Uri::from(target);
         remove_patou_headers(request.headers_mut());
+        let session = match state.sessions.filter(|_| session::is_websocket(&request)) {
+            Some(bounds) => match session::permission(state, bounds, lease.id).await {
+                Ok(session) => {
+                    request.extensions_mut().insert(session.clone());
+                    Some((session, bounds.timeout))
+                }
+                Err(problem) => return self.refuse(&problem),
+            },
+            None => {
+                session::remove_upgrade(&mut request);
+                None
+            }
+        };
         request.extensions_mut().insert(RequestContext {
             peer: origin.client,
             is_https: origin.is_https,
@@ -159,6 +176,10 @@ impl<S: HandlerService> RequestRunner<S> {
             outcome = call(service, request, framing) => outcome,
             late = self.late(lease.timeout, &start) => Err(late),
         };
+        let outcome = outcome.and_then(|response| match response.status() {
+            StatusCode::SWITCHING_PROTOCOLS if session.is_none() => Err(self.unwanted_switch()),
+            _ => Ok(response),
+        });
         if let Err(failure) = &outcome {
             // The handler's processes are dead before the client gets the response.
             connection.on(TransactionEvent::HandlerDone);
@@ -178,9 +199,39 @@ impl<S: HandlerService> RequestRunner<S> {
             }
             Err(failure) => failure_response(&failure),
         };
+        if response.status() == StatusCode::SWITCHING_PROTOCOLS
+            && let Some((session, timeout)) = session
+        {
+            if !state.slot.upgrade(lease.id) {
+                return Err("the dispatcher has reclaimed the lease".into());
+            }
+            connection.on(TransactionEvent::Upgraded(clock::now(), timeout));
+            transaction.start_session(session);
+        }
         let sent = BodyCounter::new(state.clone(), Counter::BytesOut, transaction.clone());
         connection.on(TransactionEvent::ResponseStarted(response.status().as_u16(), clock::now()));
         Ok(response.map(|body| Body::new(sent.count(body))))
+    }
+
+    /// Refuses the request before its handler sees it. An error means that no response may be sent.
+    pub(super) fn refuse(&self, problem: &ProblemResponse) -> Result<Response<Body>, BoxError> {
+        let Self { state, connection, .. } = self;
+        state.slot.count(Counter::Rejected, 1);
+        if !connection.may_respond(&state.slot) {
+            return Err("the dispatcher has aborted the lease".into());
+        }
+        connection.on(TransactionEvent::Refused(problem.status.as_u16()));
+        Ok(problem_response(problem))
+    }
+
+    /// A response that switches to another protocol, without a session.
+    fn unwanted_switch(&self) -> RequestFailure {
+        let why = match self.state.sessions {
+            None => "which this pool does not allow: see `upgrade` of the pool",
+            Some(_) => "which the client has not requested, or not for WebSocket",
+        };
+        let reason = format!("the handler switched to another protocol (101), {why}");
+        RequestFailure { status: StatusCode::BAD_GATEWAY, reason, started: true }
     }
 
     /// Waits until `request_timeout`, `limit`, has passed.

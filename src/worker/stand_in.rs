@@ -217,7 +217,7 @@ async fn respond_to(
     connection.on(TransactionEvent::HeadRead(request_head(&request)));
     let response = send_back(return_port, &connection.stream, &request);
     connection.on(TransactionEvent::Refused(response.status().as_u16()));
-    Ok(response)
+    Ok(redirect::closing(response))
 }
 
 /// Serves one connection.

@@ -9,29 +9,26 @@ use std::time::Duration;
 use http::HeaderValue;
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use sd_notify::NotifyState;
-use tokio::sync::{RwLock, mpsc};
+use tokio::sync::{Notify, RwLock, mpsc};
 
 use super::error::{ServeError, system};
 use super::handler::{BuiltinHandler, HandlerReadiness};
 use super::lifecycle_state::{LifecycleState, TaskCommand};
 use super::recycle::{ReachedLimit, RecycleLimits};
-use super::served_connection::{ServedConnection, SharedTransaction};
+use super::served_connection::{ServedConnection, SharedTransaction, keep_alive};
 use super::task_ping::TaskPing;
 use super::transaction::Transaction;
 use crate::clock;
-use crate::config::{FrontConfig, PoolConfig};
+use crate::config::{FrontConfig, PoolConfig, SessionBounds};
 use crate::doorbell::Doorbell;
 use crate::exchange::{self, Counter, WorkerSide};
 use crate::ids::{LeaseId, Lifecycle, Monotonic, WorkerId};
 use crate::log::{self, Event};
-use crate::net::{LingerBounds, SharedStream};
+use crate::net::SharedStream;
 use crate::sd_notification::notify;
 use crate::shm::Segment;
 use crate::signals::SignalFlag;
 use crate::{process_tree, sync};
-
-/// So many connections wait for their clients for up to `body_timeout`, further ones for `linger_timeout` in all.
-const LINGERING_MAX: usize = 256;
 
 /// The claimed request, as far as the control loop needs it.
 pub(super) struct ActiveRequest {
@@ -48,6 +45,8 @@ pub(super) struct WorkerState {
     pub keep_alive: Option<HeaderValue>,
     pub slot: WorkerSide<Arc<Segment>>,
     pub builtin: Option<BuiltinHandler>,
+    /// `None` if no connection may switch to another protocol.
+    pub sessions: Option<SessionBounds>,
     to_dispatcher: Doorbell,
     lifecycle: Mutex<LifecycleState>,
     active: Mutex<Option<ActiveRequest>>,
@@ -57,13 +56,10 @@ pub(super) struct WorkerState {
     pub stop_signal: SignalFlag,
     commands: mpsc::UnboundedSender<TaskCommand>,
     wakeup: EventFd,
+    /// Notified after each turn of the control loop, which reads signals and the words of the dispatcher.
+    pub turn: Notify,
     /// Read-locked by each connection until its response is delivered.
     pub pending_responses: Arc<RwLock<()>>,
-}
-
-fn keep_alive(idle_timeout: Duration) -> Option<HeaderValue> {
-    let seconds = Some(idle_timeout.as_secs()).filter(|seconds| *seconds > 0)?;
-    HeaderValue::from_str(&format!("timeout={seconds}")).ok()
 }
 
 impl WorkerState {
@@ -87,6 +83,7 @@ impl WorkerState {
             front,
             slot,
             builtin,
+            sessions: pool.sessions(),
             to_dispatcher,
             lifecycle: Mutex::new(starting),
             active: Mutex::new(None),
@@ -95,6 +92,7 @@ impl WorkerState {
             stop_signal,
             commands,
             wakeup: EventFd::from_flags(flags).map_err(|e| system("eventfd")(e.into()))?,
+            turn: Notify::new(),
             pending_responses: Arc::default(),
         };
         Ok((state, receiver))
@@ -288,6 +286,11 @@ impl WorkerState {
         self.limits.count_request();
     }
 
+    /// Whether the worker has to finish what it serves: it is drained, stopped or recycled.
+    pub(super) fn is_wanted_back(&self) -> bool {
+        self.is_stopping() || self.slot.drained() || sync::lock(&self.lifecycle).wants_recycle
+    }
+
     /// Takes the active request if its handler blocks the thread of the serving task.
     pub(super) fn take_blocked(&self, now: Monotonic) -> Option<ActiveRequest> {
         self.blocked_at().filter(|at| *at <= now).and_then(|_| sync::lock(&self.active).take())
@@ -297,14 +300,6 @@ impl WorkerState {
     pub(super) fn blocked_at(&self) -> Option<Monotonic> {
         let transaction = sync::lock(&self.active).as_ref().map(|active| active.transaction.clone());
         transaction.and_then(|transaction| transaction.get(Transaction::blocked_at))
-    }
-
-    /// The bounds of the delivery of a response after the end of its request.
-    pub(super) fn linger_bounds(&self) -> LingerBounds {
-        let FrontConfig { linger_timeout: silence, body_timeout, .. } = self.front;
-        // Each of these connections holds a reference. Clients that send for ever must not use up the descriptors.
-        let is_crowded = Arc::strong_count(&self.pending_responses) > LINGERING_MAX;
-        LingerBounds { silence, total: if is_crowded { silence } else { body_timeout } }
     }
 
     /// Counts a finished request, and releases its lease.

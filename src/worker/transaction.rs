@@ -4,7 +4,7 @@
 //! ```text
 //! request   Head -> Body <-> Awaited -> Complete -> None -> Head ...        response   None -> Started -> Complete
 //!                     '---------'----> Abandoned                                              '-----> Failed
-//! lease     Unclaimed -> Claimed -> Responding
+//! lease     Unclaimed -> Claimed -> Responding -> Upgraded
 //!                           '-----> Lost
 //! ```
 //!
@@ -89,7 +89,7 @@ impl Transaction {
     pub(crate) fn on(&mut self, event: TransactionEvent) -> bool {
         use TransactionEvent as E;
         match event {
-            E::Claimed(_) | E::Responding | E::LeaseLost => self.on_lease(event),
+            E::Claimed(_) | E::Responding | E::LeaseLost | E::Upgraded(..) => self.on_lease(event),
             // What hyper and the handler do while they are dropped says nothing about the request.
             _ if self.end.is_some() => false,
             E::HeadRead(_) | E::BodyAwaited | E::BodyArrived | E::BodyEnded | E::BodyDropped | E::NextBegun(_) => {
@@ -133,6 +133,10 @@ impl Transaction {
             }
             (L::Claimed, E::Responding) => L::Responding,
             (L::Claimed, E::LeaseLost) => L::Lost,
+            (L::Responding, E::Upgraded(now, timeout)) => {
+                self.start_clock(now, timeout);
+                L::Upgraded
+            }
             _ => return false,
         };
         self.lease_phase = next;
@@ -185,7 +189,9 @@ impl Transaction {
             }
             (S::Started, E::ResponseEnded) => S::Complete,
             (S::Started, E::ResponseFailed) => S::Failed,
-            (S::Complete, E::NextWanted) if self.request == R::Complete && self.is_flushed => {
+            (S::Complete, E::NextWanted)
+                if self.request == R::Complete && self.is_flushed && self.lease_phase != LeasePhase::Upgraded =>
+            {
                 self.request = R::None;
                 S::None
             }
@@ -245,10 +251,14 @@ impl Transaction {
     }
 
     /// Whether a close of the connection must reset it, as does the death of this process: while a request has no complete
-    /// response.
+    /// response, and in a session.
     pub(crate) fn needs_reset_on_close(&self) -> bool {
-        let is_claimed = matches!(self.lease_phase, LeasePhase::Claimed | LeasePhase::Responding);
-        is_claimed && (self.request == RequestPhase::Head || self.is_request_open() || !self.is_flushed)
+        let is_unanswered = self.request == RequestPhase::Head || self.is_request_open() || !self.is_flushed;
+        match self.lease_phase {
+            LeasePhase::Unclaimed | LeasePhase::Lost => false,
+            LeasePhase::Claimed | LeasePhase::Responding => is_unanswered,
+            LeasePhase::Upgraded => true,
+        }
     }
 
     /// Whether there is a request without a complete response.

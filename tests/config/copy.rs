@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use patou::config::{
     AdminConfig, Config, Delivery, ForwardedHeaders, HandlerConfig, LimitsConfig, PoolConfig, ProxyTrust, Replacing,
-    RequestBodyMode, TrustedProxies, UnknownLength,
+    RequestBodyMode, TrustedProxies, UnknownLength, UpgradeProtocol,
 };
 use proptest::prelude::*;
 
@@ -73,6 +73,9 @@ prop_compose! {
             request_body: if is_http { RequestBodyMode::Spool } else { RequestBodyMode::Stream },
             spool_max: if is_coprocess { numbers.1 } else { 64 << 20 },
             spool_dir: if is_http { "/spool \"\u{e9}".into() } else { String::new() },
+            upgrade: if is_http && limits.1 && workers > 1 { vec![UpgradeProtocol::Websocket] } else { Vec::new() },
+            session_timeout: times.2,
+            max_sessions: if limits.0 { workers - 1 } else { 0 },
             working_dir: if limits.0 { "/srv/\u{e9}".into() } else { String::new() },
             environment,
             user: if limits.0 { "www-data".into() } else { String::new() },

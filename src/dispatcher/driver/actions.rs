@@ -84,6 +84,11 @@ impl ActionPerformer {
                 slot.side.abort(lease);
                 true
             }
+            SlotAction::DecideSession { lease, is_permitted } => {
+                slot.side.decide_session(lease, is_permitted);
+                slot.doorbell.ring();
+                false
+            }
             SlotAction::Reclaim(lease) => {
                 slot.side.reclaim(lease);
                 true

@@ -313,6 +313,7 @@ fn limits(pool: &config::PoolConfig, config: &Config) -> PoolLimits {
         offer_timeout: pool.offer_timeout,
         claim_timeout: pool.claim_timeout,
         request_timeout: pool.request_timeout,
+        max_sessions: pool.sessions().map_or(0, |bounds| bounds.max),
         slot_scan: config.front.slot_scan,
         recycle_timeout: config.recycle_timeout(pool),
     }

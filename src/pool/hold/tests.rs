@@ -52,8 +52,8 @@ fn adopted(lease: LeaseId, client: ClientId) -> HoldEvent {
 }
 
 /// Every event, about lease 1.
-fn events() -> [(&'static str, Monotonic, HoldEvent); 26] {
-    use SeenLease::{Aborted, Claimed, Corrupt, Done, Free, Invalid, Responding, Revoked};
+fn events() -> [(&'static str, Monotonic, HoldEvent); 29] {
+    use SeenLease::{Aborted, Claimed, Corrupt, Done, Free, Invalid, Responding, Revoked, Upgraded};
     let own = lease(1);
     [
         ("accepted", NOW, Accepted(own, Living)),
@@ -78,6 +78,9 @@ fn events() -> [(&'static str, Monotonic, HoldEvent); 26] {
         ("claimed, gone", NOW, SlotRead(Claimed(own, Gone))),
         ("responding", NOW, SlotRead(Responding(own, Living))),
         ("responding, gone", NOW, SlotRead(Responding(own, Gone))),
+        ("upgraded", NOW, SlotRead(Upgraded(own, Living))),
+        ("upgraded late", LATE, SlotRead(Upgraded(own, Living))),
+        ("upgraded, gone", NOW, SlotRead(Upgraded(own, Gone))),
         ("done", NOW, SlotRead(Done(own))),
         ("revoked", NOW, SlotRead(Revoked(own))),
         ("aborted", NOW, SlotRead(Aborted(own))),
@@ -171,6 +174,18 @@ const TABLE: &[(&str, &str, &str)] = &[
     ("responding, gone", "Offered Revoking", "Releasing: grant, note lost, reclaim"),
     ("responding, gone", "OfferedHandoff RevokingHandoff", "Releasing: grant, note lost, end cut, reclaim"),
     ("responding, gone", "HandedOff", "Releasing: note lost, end cut, reclaim"),
+    ("upgraded", "Free Granted Recovered Releasing Corrupt", "Busy:"),
+    ("upgraded", "Offered Revoking", "Busy: grant"),
+    ("upgraded", "OfferedHandoff RevokingHandoff", "HandedOff: grant"),
+    ("upgraded", "Busy HandedOff", "stays"),
+    ("upgraded late", "Free Granted Recovered Releasing Corrupt", "Busy:"),
+    ("upgraded late", "Offered Revoking", "Busy: grant"),
+    ("upgraded late", "OfferedHandoff RevokingHandoff", "HandedOff: grant"),
+    ("upgraded late", "Busy HandedOff", "stays"),
+    ("upgraded, gone", "Free Granted Recovered Busy Releasing Corrupt", "Releasing: note lost, reclaim"),
+    ("upgraded, gone", "Offered Revoking", "Releasing: grant, note lost, reclaim"),
+    ("upgraded, gone", "OfferedHandoff RevokingHandoff", "Releasing: grant, note lost, end cut, reclaim"),
+    ("upgraded, gone", "HandedOff", "Releasing: note lost, end cut, reclaim"),
     ("done", "Free Granted Recovered Busy Releasing Corrupt", "Releasing: release"),
     ("done", "Offered Revoking", "Releasing: grant, release"),
     ("done", "OfferedHandoff RevokingHandoff", "Releasing: grant, end done, release"),
@@ -254,6 +269,7 @@ fn about(event: HoldEvent, other: LeaseId) -> Option<HoldEvent> {
             SeenLease::Offered { worker, inherited, .. } => SeenLease::Offered { lease: other, worker, inherited },
             SeenLease::Claimed(_, worker) => SeenLease::Claimed(other, worker),
             SeenLease::Responding(_, worker) => SeenLease::Responding(other, worker),
+            SeenLease::Upgraded(_, worker) => SeenLease::Upgraded(other, worker),
             SeenLease::Done(_) => SeenLease::Done(other),
             SeenLease::Revoked(_) => SeenLease::Revoked(other),
             SeenLease::Aborted(_) => SeenLease::Aborted(other),
@@ -365,6 +381,7 @@ proptest! {
                 SeenLease::Offered { lease, .. } => SeenLease::Offered { lease, worker: Gone, inherited: None },
                 SeenLease::Claimed(lease, _) => SeenLease::Claimed(lease, Gone),
                 SeenLease::Responding(lease, _) => SeenLease::Responding(lease, Gone),
+                SeenLease::Upgraded(lease, _) => SeenLease::Upgraded(lease, Gone),
                 SeenLease::Corrupt { .. } => SeenLease::Invalid,
                 other => other,
             };
@@ -373,7 +390,11 @@ proptest! {
             seen = match (step.slot, seen) {
                 (Some(SlotAction::Revoke(of)), SeenLease::Offered { lease, .. }) if of == lease => SeenLease::Revoked(lease),
                 (Some(SlotAction::Abort(of)), SeenLease::Claimed(lease, _)) if of == lease => SeenLease::Aborted(lease),
-                (Some(SlotAction::Reclaim(of)), SeenLease::Responding(lease, _)) if of == lease => SeenLease::Free,
+                (Some(SlotAction::Reclaim(of)), SeenLease::Responding(lease, _) | SeenLease::Upgraded(lease, _))
+                    if of == lease =>
+                {
+                    SeenLease::Free
+                }
                 (
                     Some(SlotAction::Release(of)),
                     SeenLease::Done(lease) | SeenLease::Revoked(lease) | SeenLease::Aborted(lease),

@@ -10,13 +10,14 @@ mod probe;
 mod queue;
 mod recovery;
 mod recycling;
+mod sessions;
 mod unclaimed;
 
 use std::net::{IpAddr, Ipv4Addr};
 use std::time::Duration;
 
 use crate::ids::Lifecycle::{Draining, Ready, Recycling, Starting};
-use crate::ids::Phase::{Aborted, Claimed, Done, Offered, Responding, Revoked};
+use crate::ids::Phase::{Aborted, Claimed, Done, Offered, Responding, Revoked, Upgraded};
 use crate::ids::{
     Claim, Epoch, LeaseId, LeaseTerms, Lifecycle, Monotonic, Phase, RefuseReason, Replacements, Token, WorkerNumber,
 };
@@ -36,6 +37,7 @@ const B: Peer = Peer::User(1000);
 const ONE: Epoch = Epoch::FIRST;
 
 const LIMITS: PoolLimits = PoolLimits {
+    max_sessions: 1,
     workers: 2,
     queue: 2,
     queue_timeout: Duration::from_millis(500),

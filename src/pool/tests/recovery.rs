@@ -6,9 +6,11 @@ use crate::bounds::DISPATCHER_GRACE;
 #[test]
 fn worker_death_with_a_request_ends_the_lease() {
     // (phase at its death, what ends the lease, phase after that)
-    for (phase, step, after) in
-        [(Claimed, Slot(W2, Abort(lease(1))), Some(Aborted)), (Responding, Slot(W2, Reclaim(lease(1))), None)]
-    {
+    for (phase, step, after) in [
+        (Claimed, Slot(W2, Abort(lease(1))), Some(Aborted)),
+        (Responding, Slot(W2, Reclaim(lease(1))), None),
+        (Upgraded, Slot(W2, Reclaim(lease(1))), None),
+    ] {
         for make_dead in [dead as fn(SlotView) -> SlotView, |view| incarnation(2, Ready, view)] {
             let mut t = PoolTest::with_idle_workers(LIMITS);
             t.serve(0, (1, A), 2, 1);
@@ -52,7 +54,7 @@ fn leases_of_an_earlier_dispatcher_are_recovered_or_ended() {
     let mut t = fresh();
     t.read_slot(2000, 1, held(old, Offered, 0), &[up, Slot(W1, Revoke(old))]);
 
-    for phase in [Claimed, Responding] {
+    for phase in [Claimed, Responding, Upgraded] {
         let mut t = fresh();
         t.read_slot(0, 1, held(old, phase, 0), &[up]);
         assert_eq!(t.hold(1), Hold::Busy(old));

@@ -163,6 +163,7 @@ pub(super) fn phase(phase: Phase) -> &'static str {
         Phase::Done => "done",
         Phase::Revoked => "revoked",
         Phase::Aborted => "aborted",
+        Phase::Upgraded => "session",
     }
 }
 

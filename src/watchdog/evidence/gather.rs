@@ -15,7 +15,7 @@ use super::findings::{ChildEvidence, Evidence, HeldWork, MachineEvidence, QueueR
 use super::format::CUT;
 use crate::config::Config;
 use crate::exchange::{self, Incarnation, RequestNote};
-use crate::ids::{Claim, Monotonic, Phase, WorkerId};
+use crate::ids::{Claim, Monotonic, WorkerId};
 use crate::probe::ProbeReport;
 use crate::procfs::{self, Pressure, ProcessStat, RunTimes};
 use crate::sync;
@@ -161,7 +161,7 @@ fn lease(runtime_dir: &Path, id: &WorkerId) -> Option<HeldWork> {
 
 fn is_leased(runtime_dir: &Path, id: &WorkerId) -> bool {
     let claim = ipc::snapshot(runtime_dir, id).ok().and_then(|slot| exchange::claim(&slot));
-    matches!(claim, Some(Claim::Held(_, Phase::Offered | Phase::Claimed | Phase::Responding)))
+    claim.and_then(Claim::open).is_some()
 }
 
 fn thread(dir: &Path) -> ThreadEvidence {

@@ -186,6 +186,9 @@ fn same_for_workers(before: &PoolConfig, after: &PoolConfig) -> bool {
         && before.request_body == after.request_body
         && before.spool_max == after.spool_max
         && before.spool_dir == after.spool_dir
+        && before.upgrade == after.upgrade
+        && before.session_timeout == after.session_timeout
+        && (before.upgrade.is_empty() || before.drain_timeout == after.drain_timeout)
         && before.max_requests == after.max_requests
         && before.max_age == after.max_age
         && before.max_memory == after.max_memory

@@ -10,6 +10,7 @@ mod delivery;
 mod exchange;
 mod give_back;
 mod headers;
+mod relay;
 mod request_body;
 mod response_body;
 mod server;

@@ -27,6 +27,7 @@ mod log_rate_limit;
 mod oneshot;
 mod output_log;
 mod response_reader;
+mod session;
 mod spool;
 #[cfg(test)]
 pub(crate) mod test_process;
@@ -41,4 +42,5 @@ pub use context::RequestContext;
 pub(crate) use context::RequestStart;
 pub(crate) use failure::RequestFailure;
 pub(crate) use limited_body::LimitedBody;
+pub(crate) use session::Session;
 pub(crate) use warm::{HandlerReadiness, WarmEvent};

@@ -43,6 +43,8 @@ pub(crate) enum LeasePhase {
     Claimed,
     /// The slot shows Responding.
     Responding,
+    /// The slot shows Upgraded: the connection switches to another protocol.
+    Upgraded,
     /// The dispatcher has aborted the lease: the connection is no longer this worker's.
     Lost,
 }
@@ -75,6 +77,8 @@ pub(crate) enum TransactionEvent {
     Responding,
     /// The step of the slot to Responding has failed.
     LeaseLost,
+    /// The response switches the connection to another protocol now, for at most this time.
+    Upgraded(Monotonic, Duration),
     /// The head has arrived.
     HeadRead(ReceivedHead),
     /// The request is refused with this status before its handler is called.

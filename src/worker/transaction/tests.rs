@@ -242,16 +242,18 @@ fn every_cause_in_every_phase_ends_the_connection_as_the_table_says() {
 
 #[test]
 fn lease_takes_each_step_once() {
-    use LeasePhase::{Claimed, Lost, Responding, Unclaimed};
+    use LeasePhase::{Claimed, Lost, Responding, Unclaimed, Upgraded};
     use TransactionEvent as E;
     let claim = E::claimed(at(0), &terms());
+    let upgrade = E::Upgraded(at(0), TIMEOUT);
     for (phase, after) in [
-        (Unclaimed, [Some(Claimed), None, None]),
-        (Claimed, [None, Some(Responding), Some(Lost)]),
-        (Responding, [None, None, None]),
-        (Lost, [None, None, None]),
+        (Unclaimed, [Some(Claimed), None, None, None]),
+        (Claimed, [None, Some(Responding), Some(Lost), None]),
+        (Responding, [None, None, None, Some(Upgraded)]),
+        (Upgraded, [None, None, None, None]),
+        (Lost, [None, None, None, None]),
     ] {
-        for (event, after) in [claim, E::Responding, E::LeaseLost].into_iter().zip(after) {
+        for (event, after) in [claim, E::Responding, E::LeaseLost, upgrade].into_iter().zip(after) {
             let mut transaction = Transaction { lease_phase: phase, ..claimed() };
             assert_eq!(transaction.on(event), after.is_some(), "{phase:?}, {event:?}");
             assert_eq!(transaction.lease_phase(), after.unwrap_or(phase), "{phase:?}, {event:?}");
@@ -287,6 +289,28 @@ fn close_resets_while_a_claimed_request_has_no_complete_response() {
             assert!(!transaction.needs_reset_on_close(), "{phases}, {lease_phase:?}");
         }
     }
+}
+
+#[test]
+fn session_has_its_own_deadlines_and_no_next_request_and_resets_until_its_end() {
+    use TransactionEvent::*;
+    for (phases, _) in rows(PHASES) {
+        let mut transaction = Transaction { lease_phase: LeasePhase::Responding, ..in_phases(phases) };
+        assert!(transaction.on(Upgraded(at(900), Duration::from_secs(60))), "{phases}");
+        assert_eq!(transaction.respond_by(), at(60_900));
+        assert_eq!(transaction.cut_at(), at(60_900) + HANDLER_ABORT_GRACE);
+        assert_eq!(transaction.blocked_at(), Some(at(60_900) + BLOCKED_GRACE));
+        assert!(transaction.needs_reset_on_close(), "{phases}");
+        assert!(!transaction.on(NextWanted), "{phases}");
+    }
+    let mut transaction = claimed();
+    let session =
+        [HeadRead(NO_BODY), Responding, Upgraded(at(900), TIMEOUT), ResponseStarted(101, at(900)), ResponseEnded];
+    assert!(session.into_iter().all(|event| transaction.on(event)));
+    assert_eq!(transaction.next_input(), InputStep::Wait);
+    transaction.on(Ended(EndCause::Closed));
+    assert_eq!((transaction.ending(), transaction.result()), (Ending::CloseWrite, RequestResult::Served));
+    assert_eq!((transaction.status(), transaction.number()), (101, 1));
 }
 
 #[test]
@@ -409,6 +433,7 @@ fn any_event() -> impl Strategy<Value = TransactionEvent> {
         any::<bool>().prop_map(|has_body| HeadRead(ReceivedHead { has_body, ..HEAD })),
         Just(Responding),
         Just(LeaseLost),
+        (0..3000_u64).prop_map(|ms| Upgraded(at(ms), TIMEOUT)),
         Just(Refused(400)),
         Just(BodyAwaited),
         Just(BodyArrived),

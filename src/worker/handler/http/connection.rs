@@ -12,7 +12,7 @@ use hyper::body::Incoming;
 use hyper::client::conn::http1::{self, SendRequest};
 use hyper_util::rt::TokioIo;
 use nix::errno::Errno;
-use nix::sys::socket::{MsgFlags, recv};
+use nix::sys::socket::{MsgFlags, Shutdown, recv, shutdown};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
@@ -43,7 +43,7 @@ impl ServerConnection {
         let io = ServerIo { stream: SharedStream(stream.clone()), current: current.clone(), is_broken: false };
         let (sender, connection) = http1::handshake(TokioIo::new(io)).await.map_err(io::Error::other)?;
         // An error shows in the response.
-        let task = tokio::spawn(async move { drop(connection.await) });
+        let task = tokio::spawn(async move { drop(connection.with_upgrades().await) });
         Ok(Self { sender, stream, current, task, idle_since: Instant::now() })
     }
 
@@ -135,8 +135,9 @@ impl AsyncWrite for ServerIo {
         Poll::Ready(Ok(()))
     }
 
-    /// Does nothing: the connection is closed as a whole.
+    /// In a session the server learns that its client sends no more. hyper shuts down what it closes next.
     fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let _ = shutdown(self.stream.0.as_fd().as_raw_fd(), Shutdown::Write); // fails if the server has gone
         Poll::Ready(Ok(()))
     }
 }

@@ -4,15 +4,18 @@ use std::sync::Arc;
 
 use http::header::EXPECT;
 use http::{Request, Response, StatusCode};
+use hyper::upgrade::OnUpgrade;
 
 use super::super::body::{self, Body};
 use super::super::context::{RequestContext, RequestStart};
 use super::super::failure::RequestFailure;
+use super::super::session::Session;
 use super::super::spool::LengthNeed;
 use super::super::warm::{Borrowed, WarmHandler};
 use super::delivery::{AfterFailure, after_failure};
 use super::give_back::{failure, give_back};
 use super::headers;
+use super::relay;
 use super::request_body::SharedBody;
 use super::response_body::ServerResponseBody;
 use super::server::{HttpServer, ServerFault};
@@ -26,12 +29,17 @@ impl WarmHandler<HttpServer> {
         let context = RequestContext::from_extensions(request.extensions())?;
         let start = RequestStart::from_extensions(request.extensions());
         let (mut parts, body) = request.into_parts();
+        // The worker adds the session to a request that may have one.
+        let session = parts.extensions.remove::<Arc<Session>>().zip(parts.extensions.remove::<OnUpgrade>());
         let body = self.spool().receive(body, &context, &start, LengthNeed::NotNeeded).await?;
         if body.is_stored() {
             parts.headers.remove(EXPECT); // the client has got its 100 Continue
         }
         let body = SharedBody::new(body, headers::expects_continue(&parts.headers));
-        let head = headers::forwarded_request(&parts, &context);
+        let mut head = headers::forwarded_request(&parts, &context);
+        if session.is_some() {
+            relay::set_upgrade(head.headers_mut());
+        }
         self.set_lease(Some(context.lease.as_str().into()));
         let mut attempts = 0;
         loop {
@@ -39,7 +47,7 @@ impl WarmHandler<HttpServer> {
             attempts += 1;
             let fault = match server.send(&head, &body).await {
                 Ok(()) => match server.response_head().await {
-                    Ok(response) => return respond(server, response),
+                    Ok(response) => return respond(server, response, session),
                     Err(fault) => fault,
                 },
                 Err(error) => {
@@ -57,13 +65,24 @@ impl WarmHandler<HttpServer> {
     }
 }
 
-fn respond(mut server: Borrowed<HttpServer>, response: Response<()>) -> Result<Response<Body>, RequestFailure> {
+fn respond(
+    mut server: Borrowed<HttpServer>,
+    response: Response<()>,
+    session: Option<(Arc<Session>, OnUpgrade)>,
+) -> Result<Response<Body>, RequestFailure> {
     let (mut head, ()) = response.into_parts();
     if head.status == StatusCode::SWITCHING_PROTOCOLS {
-        server.close();
-        server.put_starting();
-        let reason = "the HTTP server switched to another protocol (101), which this pool does not allow";
-        return Err(RequestFailure::bad_gateway(reason));
+        let switched = head.extensions.remove::<OnUpgrade>();
+        let (Some((session, client)), Some(switched)) = (session, switched) else {
+            server.close();
+            server.put_starting();
+            // The worker knows why, and responds with 502.
+            return Ok(Response::from_parts(head, body::empty()));
+        };
+        headers::remove_connection_fields(&mut head.headers);
+        relay::set_upgrade(&mut head.headers);
+        relay::start(server, session, client, switched);
+        return Ok(Response::from_parts(head, body::empty()));
     }
     headers::remove_connection_fields(&mut head.headers);
     // A body that has ended is not polled.

@@ -26,7 +26,7 @@ use super::request_body::SharedBody;
 use crate::net::SharedStream;
 
 /// How long a server whose connection has ended may take to die before it counts as one that only closed it.
-const DEATH_AFTER_CLOSE: Duration = Duration::from_millis(100);
+pub(super) const DEATH_AFTER_CLOSE: Duration = Duration::from_millis(100);
 /// The pause after the first attempt to reach a server that starts; it doubles up to the second.
 const PROBE_PAUSE: Duration = Duration::from_millis(5);
 const PROBE_PAUSE_MAX: Duration = Duration::from_millis(100);
@@ -163,6 +163,16 @@ impl HttpServer {
             Some(exit) if ends_with_connection => Err(ServerFault::Broken(format!("it {exit} within a response"))),
             _ => Ok(()),
         }
+    }
+
+    /// Completes when the process has ended.
+    pub(super) fn ended(&self) -> impl Future<Output = ()> + Send + 'static {
+        self.child.ended()
+    }
+
+    /// How the process has ended, after [`Self::ended`].
+    pub(super) async fn exit_reason(&mut self) -> String {
+        self.child.wait().await.to_string()
     }
 
     /// Ends the exchange together with its connection.

@@ -122,6 +122,7 @@ impl PoolSimulation {
                     self.aborted.insert(lease);
                 }
             }
+            SlotAction::DecideSession { lease, is_permitted } => side.decide_session(lease, is_permitted),
             SlotAction::Reclaim(lease) => drop(side.reclaim(lease)),
             SlotAction::Release(lease) => drop(side.release(lease)),
             SlotAction::Clear => panic!("no claim word is corrupt here"),

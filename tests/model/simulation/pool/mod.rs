@@ -154,6 +154,7 @@ impl PoolSimulation {
     pub(crate) fn new(seed: u64, in_set: bool) -> Self {
         let mut random = Random(seed);
         let limits = PoolLimits {
+            max_sessions: 1,
             workers: if in_set { WORKERS } else { 1 + random.below(WORKERS.into()) as u16 },
             queue: [0, 1, 4, 16][random.below(4) as usize],
             queue_timeout: Duration::from_millis(400),

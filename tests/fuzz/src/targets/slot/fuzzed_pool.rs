@@ -101,6 +101,7 @@ impl FuzzedPool {
     pub(crate) fn new() -> Self {
         let ms = Duration::from_millis;
         let limits = PoolLimits {
+            max_sessions: 1,
             workers: WORKERS,
             queue: 4,
             queue_timeout: ms(400),
@@ -362,6 +363,7 @@ impl FuzzedPool {
                 assert!(n != LAST || !self.worker.serves(lease), "a request of a living worker is aborted");
                 side.abort(lease);
             }
+            SlotAction::DecideSession { lease, is_permitted } => side.decide_session(lease, is_permitted),
             SlotAction::Reclaim(lease) => drop(side.reclaim(lease)),
             SlotAction::Release(lease) => drop(side.release(lease)),
             SlotAction::Clear => {
