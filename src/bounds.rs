@@ -6,6 +6,9 @@
 //! |--------|-------------------|-----------------------|---------------------------|
 //!          serving task: 504   serving task: cut       control loop: 504, exit     dispatcher: 504
 //! ```
+//!
+//! In a session `session_timeout` takes the place of `request_timeout`, from the response that starts it: the serving task
+//! closes the connection, the control loop ends the worker, and the dispatcher may not respond any more.
 
 #![forbid(unsafe_code)]
 

@@ -389,6 +389,22 @@ fn session_survives_the_dispatcher_and_counts_for_the_next_one() {
     set.stop();
 }
 
+#[test]
+fn session_that_a_frozen_dispatcher_cannot_permit_is_permitted_by_the_next_or_refused() {
+    let Some(set) = set(2, "claim_timeout = \"10s\"\n") else { return };
+    let (worker, target) = request_lease(set.address(1), "/").unwrap();
+    signal_to(set.dispatcher_pid(), Signal::SIGSTOP);
+    let since = Instant::now();
+    match open_at(worker, &worker.to_string(), &target) {
+        Ok(mut client) => assert_echo(&mut client),
+        Err(refused) => assert_eq!((problem(&refused).0, problem(&refused).1), (503, Some("not-started"))),
+    }
+    assert!(since.elapsed() < Duration::from_secs(10), "{:?}", since.elapsed());
+    set.wait_until_up();
+    assert_echo(&mut open_soon(&set));
+    set.stop();
+}
+
 /// A server that switches protocols without a request for it, and sends back what it has received when its client has
 /// ended its direction.
 const SWITCHING: &str = r#"

@@ -103,6 +103,8 @@ pub(super) async fn serve(state: &WorkerState, connection: &ServedConnection, se
     if let Some(reason) = cut {
         tracing::info!(worker = %state.id, lease = connection.lease().map(tracing::field::display),
             epoch = %state.slot.epoch(), event = %Event::SessionClosed, "{reason}: the session is closed");
+        // The serving task runs, however late it is.
+        connection.on(TransactionEvent::DeadlineReached(clock::now()));
         session.cut();
         // A handler of its own notices the end of the connection.
         let _ = shutdown(connection.stream.0.as_fd().as_raw_fd(), Shutdown::Both); // fails if the client has gone

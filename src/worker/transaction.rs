@@ -101,7 +101,7 @@ impl Transaction {
             E::RequestFailed => !std::mem::replace(&mut self.has_failed, true),
             E::DeadlineReached(now) => {
                 let Deadlines { cut, blocked, .. } = &mut self.deadlines;
-                if self.response == ResponsePhase::None {
+                if self.response == ResponsePhase::None || self.lease_phase == LeasePhase::Upgraded {
                     *cut = (now + HANDLER_ABORT_GRACE).max(*cut);
                     *blocked = blocked.map(|at| at.max(now + BLOCKED_GRACE));
                 }

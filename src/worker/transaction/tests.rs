@@ -308,6 +308,8 @@ fn session_has_its_own_deadlines_and_no_next_request_and_resets_until_its_end() 
         [HeadRead(NO_BODY), Responding, Upgraded(at(900), TIMEOUT), ResponseStarted(101, at(900)), ResponseEnded];
     assert!(session.into_iter().all(|event| transaction.on(event)));
     assert_eq!(transaction.next_input(), InputStep::Wait);
+    transaction.on(DeadlineReached(at(15_000)));
+    assert_eq!(transaction.blocked_at(), Some(at(15_000) + BLOCKED_GRACE), "a late serving task has its grace");
     transaction.on(Ended(EndCause::Closed));
     assert_eq!((transaction.ending(), transaction.result()), (Ending::CloseWrite, RequestResult::Served));
     assert_eq!((transaction.status(), transaction.number()), (101, 1));
