@@ -1,6 +1,4 @@
 //! The configurations in `examples/proxy`, each with the real proxy in front of a set.
-//!
-//! Sessions of another protocol (WebSocket) are not among them.
 
 mod support;
 
@@ -12,6 +10,7 @@ use std::path::Path;
 use std::process::{Child, Command, Stdio};
 
 use support::*;
+use tungstenite::Message;
 
 /// What stands in the examples for the address of the proxy, of the set on a Unix socket, and of the set on TCP.
 const UNIX: &str = "/run/patou/http.sock";
@@ -64,7 +63,8 @@ const NGINX: ProxyKind = ProxyKind {
 const NGINX_HTTP_1_0: ProxyKind = ProxyKind {
     adapt: |text, address, tcp| {
         let text = replaced(text, "        proxy_http_version 1.1;\n", "");
-        let text = replaced(&text, "        proxy_set_header Connection \"\";\n", "");
+        let text = replaced(&text, "        proxy_set_header Connection $connection_upgrade;\n", "");
+        let text = replaced(&text, "        proxy_set_header Upgrade $http_upgrade;\n", "");
         (NGINX.adapt)(&text, address, tcp)
     },
     http_1_0: true,
@@ -326,12 +326,45 @@ fn the_client_arrives_and_a_forged_one_does_not(kind: &ProxyKind) {
     set.stop();
 }
 
+fn a_websocket_passes(kind: &ProxyKind) {
+    // HTTP/1.0 knows no other protocol.
+    if kind.http_1_0 || !is_installed(kind.program) {
+        return;
+    }
+    let set = set_behind_proxy(&format!(
+        "{{ program = [{:?}] }}\nupgrade = [\"websocket\"]\ndrain_timeout = \"1s\"",
+        build_example("axum_worker")
+    ));
+    for tcp in [false, true] {
+        let name = format!("{} {}", kind.program, if tcp { "TCP" } else { "Unix" });
+        let proxy = Proxy::start(kind, &set, tcp);
+        let opened = tungstenite::client("ws://localhost/websocket", connect(proxy.address));
+        let (mut client, _) = opened.unwrap_or_else(|error| panic!("{name}: {error}"));
+        for message in [Message::text("text"), Message::binary(vec![7; 1 << 20])] {
+            client.send(message.clone()).unwrap();
+            assert_eq!(client.read().unwrap(), message, "{name}");
+        }
+        client.close(None).unwrap();
+        assert!(matches!(client.read(), Ok(Message::Close(_))), "{name}");
+        drop(client);
+        // The connection of the proxy still serves requests.
+        let hello = proxy.send(b"GET /hello HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n");
+        assert_eq!(hello.status, 200, "{name}: {hello:?}");
+    }
+    set.stop();
+}
+
 macro_rules! proxies {
     ($($proxy:ident: $kind:expr),*) => {$(
         mod $proxy {
             #[test]
             fn passes_every_kind_of_request() {
                 super::every_kind_of_request_passes(&$kind);
+            }
+
+            #[test]
+            fn passes_a_websocket() {
+                super::a_websocket_passes(&$kind);
             }
 
             #[test]
