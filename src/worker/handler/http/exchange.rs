@@ -13,7 +13,7 @@ use super::super::session::Session;
 use super::super::spool::LengthNeed;
 use super::super::warm::{Borrowed, WarmHandler};
 use super::delivery::{AfterFailure, after_failure};
-use super::give_back::{failure, give_back};
+use super::give_back::{broken, failure, give_back};
 use super::headers;
 use super::relay;
 use super::request_body::SharedBody;
@@ -35,11 +35,11 @@ impl WarmHandler<HttpServer> {
         if body.is_stored() {
             parts.headers.remove(EXPECT); // the client has got its 100 Continue
         }
-        let body = SharedBody::new(body, headers::expects_continue(&parts.headers));
         let mut head = headers::forwarded_request(&parts, &context);
         if session.is_some() {
             relay::set_upgrade(head.headers_mut());
         }
+        let body = SharedBody::new(body, headers::expects_continue(head.headers()));
         self.set_lease(Some(context.lease.as_str().into()));
         let mut attempts = 0;
         loop {
@@ -84,7 +84,9 @@ fn respond(
         relay::start(server, session, client, switched);
         return Ok(Response::from_parts(head, body::empty()));
     }
-    headers::remove_connection_fields(&mut head.headers);
+    if let Err(reason) = headers::make_response(&mut head) {
+        return Err(broken(server, &ServerFault::Broken(reason)));
+    }
     // A body that has ended is not polled.
     let has_ended = server.incoming().is_none_or(http_body::Body::is_end_stream);
     let body = if has_ended {

@@ -3,7 +3,7 @@
 #![forbid(unsafe_code)]
 
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};
-use http::{Request, Version, request};
+use http::{Request, Version, request, response};
 
 use super::super::context::RequestContext;
 use super::super::head::remove_hop_by_hop;
@@ -17,7 +17,12 @@ const FORWARDED_PORT: HeaderName = HeaderName::from_static("x-forwarded-port");
 pub(super) fn forwarded_request(parts: &request::Parts, context: &RequestContext) -> Request<()> {
     let mut headers = parts.headers.clone();
     let accepts_trailers = has_token(&headers, header::TE, "trailers");
+    let host = headers.get(header::HOST).cloned();
     remove_connection_fields(&mut headers);
+    // Not of the connection, even if the request says so: the listener has checked this one.
+    if let Some(host) = host {
+        headers.insert(header::HOST, host);
+    }
     if accepts_trailers {
         headers.insert(header::TE, HeaderValue::from_static("trailers"));
         headers.insert(header::CONNECTION, HeaderValue::from_static("TE"));
@@ -33,6 +38,24 @@ pub(super) fn forwarded_request(parts: &request::Parts, context: &RequestContext
     *request.version_mut() = Version::HTTP_11;
     *request.headers_mut() = headers;
     request
+}
+
+/// Makes the head of a response that of HTTP/1.1, without the fields of the server's connection.
+///
+/// # Errors
+/// When the body has a transfer coding besides chunked, in which the client would get it.
+pub(super) fn make_response(head: &mut response::Parts) -> Result<(), String> {
+    let mut codings = head.headers.get_all(header::TRANSFER_ENCODING).iter();
+    if let Some(coding) = codings.next() {
+        if !coding.as_bytes().eq_ignore_ascii_case(b"chunked") || codings.next().is_some() {
+            return Err("its response has another transfer coding than chunked".to_owned());
+        }
+        // The chunks determine the length (RFC 9112, section 6.3).
+        head.headers.remove(header::CONTENT_LENGTH);
+    }
+    remove_connection_fields(&mut head.headers);
+    head.version = Version::HTTP_11;
+    Ok(())
 }
 
 /// Removes the fields that concern one connection from a request, a response, or trailers.
@@ -60,12 +83,15 @@ fn has_token(headers: &HeaderMap, name: HeaderName, wanted: &str) -> bool {
 /// Names client, scheme, host and port as the worker has found them, in place of whatever the request says about them. A
 /// server may read `-` and `_` in names alike.
 fn set_forwarded(headers: &mut HeaderMap, context: &RequestContext) {
-    let is_claim = |name: &HeaderName| {
-        let name = name.as_str().replace('_', "-");
-        name.starts_with("x-forwarded") || ["forwarded", "x-real-ip"].contains(&name.as_str())
+    let is_claim = |name: &str| name.starts_with("x-forwarded") || ["forwarded", "x-real-ip"].contains(&name);
+    // With `_` they would tell such a server another end of the body.
+    let is_framing = |name: &str| ["content-length", "transfer-encoding"].contains(&name);
+    let is_removed = |name: &&HeaderName| {
+        let read = name.as_str().replace('_', "-");
+        is_claim(&read) || is_framing(&read) && read != name.as_str()
     };
-    let claims: Vec<HeaderName> = headers.keys().filter(|name| is_claim(name)).cloned().collect();
-    for name in claims {
+    let removed: Vec<HeaderName> = headers.keys().filter(is_removed).cloned().collect();
+    for name in removed {
         headers.remove(name);
     }
     if let Some(peer) = context.peer
@@ -128,6 +154,43 @@ mod tests {
             "x-forwarded-proto: http",
         ];
         assert_eq!(forwarded(&fields, Some("192.0.2.7:1")), expected);
+    }
+
+    #[test]
+    fn host_stays_and_no_other_spelling_of_a_length() {
+        let fields = [
+            ("Connection", "Host, Content-Length, X-Forwarded-For"),
+            ("Host", "example.org"),
+            ("Content_Length", "300"),
+            ("Transfer_Encoding", "chunked"),
+            ("Transfer_encoding", "chunked"),
+            ("X_Own", "1"),
+        ];
+        let expected = [
+            "host: example.org",
+            "x-forwarded-for: 192.0.2.7",
+            "x-forwarded-host: example.org",
+            "x-forwarded-proto: http",
+            "x_own: 1",
+        ];
+        assert_eq!(forwarded(&fields, Some("192.0.2.7:1")), expected);
+    }
+
+    #[test]
+    fn response_is_framed_by_its_chunks_or_refused() {
+        let made = |codings: &[&str]| {
+            let mut response = http::Response::builder().version(Version::HTTP_10).header("Content-Length", "5");
+            for coding in codings {
+                response = response.header("Transfer-Encoding", *coding);
+            }
+            let mut head = response.body(()).unwrap().into_parts().0;
+            make_response(&mut head).map(|()| (head.version, head.headers.len()))
+        };
+        assert_eq!(made(&[]), Ok((Version::HTTP_11, 1)));
+        assert_eq!(made(&["Chunked"]), Ok((Version::HTTP_11, 0)));
+        for other in [&["gzip, chunked"][..], &["gzip"], &["gzip", "chunked"], &["identity"]] {
+            assert!(made(other).is_err(), "{other:?}");
+        }
     }
 
     #[test]
