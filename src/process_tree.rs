@@ -215,7 +215,7 @@ mod tests {
 
     fn process(pid: i32, parent: i32) -> ProcessStat {
         let [pid, parent] = [pid, parent].map(Pid::from_raw);
-        ProcessStat { pid, parent, group: pid, state: 'S', start_time: 7 }
+        ProcessStat { pid, parent, group: pid, state: 'S', is_exiting: false, start_time: 7 }
     }
 
     #[test]

@@ -32,9 +32,15 @@ pub(crate) struct ProcessStat {
     pub group: Pid,
     /// The letter of its state.
     pub state: char,
+    /// Whether it is ending: it may have closed its descriptors, and is not a zombie yet.
+    pub is_exiting: bool,
     /// When it started, in clock ticks since boot.
     pub start_time: u64,
 }
+
+/// `PF_EXITING` of the kernel's `include/linux/sched.h`, in field 9 of `stat`. The kernel sets it before it closes the
+/// descriptors of a thread.
+const PF_EXITING: u32 = 4;
 
 impl ProcessStat {
     /// Process `pid`, if it exists.
@@ -61,8 +67,9 @@ impl ProcessStat {
         let mut fields = std::str::from_utf8(line.get(close + 1..)?).ok()?.split_whitespace();
         let state = fields.next()?.chars().next()?;
         let (parent, group) = (number(fields.next()?)?, number(fields.next()?)?);
-        let start_time = fields.nth(16)?.parse().ok()?;
-        Some(Self { pid, parent, group, state, start_time })
+        let is_exiting = fields.nth(3)?.parse::<u32>().ok()? & PF_EXITING != 0;
+        let start_time = fields.nth(12)?.parse().ok()?;
+        Some(Self { pid, parent, group, state, is_exiting, start_time })
     }
 
     /// Its identity.
@@ -421,12 +428,13 @@ mod tests {
 
     #[test]
     fn a_stat_line_is_parsed_whatever_the_name_contains() {
-        let line = b"12 (a) S 1 2 (\xff) Z 3 4 5 0 -1 0 0 0 0 0 1 2 3 4 20 0 1 0 99887 1 2\n";
+        let line = b"12 (a) S 1 2 (\xff) Z 3 4 5 0 -1 4194308 0 0 0 0 1 2 3 4 20 0 1 0 99887 1 2\n";
         let [pid, parent, group] = [12, 3, 4].map(Pid::from_raw);
         let stat = ProcessStat::parse(line).unwrap();
-        assert_eq!(stat, ProcessStat { pid, parent, group, state: 'Z', start_time: 99887 });
+        assert_eq!(stat, ProcessStat { pid, parent, group, state: 'Z', is_exiting: true, start_time: 99887 });
         assert!(stat.is_zombie() && !stat.is_stopped());
         assert_eq!(stat.id(), ProcessId { pid: 12, start_time: 99887 });
+        assert!(!ProcessStat::of(std::process::id()).unwrap().is_exiting);
         assert_eq!(ProcessStat::parse(b"12 (a S 1"), None);
         assert_eq!(ProcessStat::parse(b""), None);
         assert_eq!(ticks(250, 100), Duration::from_millis(2500));

@@ -229,6 +229,11 @@ impl HandlerProcess {
         self.exit
     }
 
+    /// Whether it is about to end, and may have closed its descriptors.
+    pub(super) fn is_exiting(&self) -> bool {
+        ProcessStat::of(self.process.id()).is_none_or(|stat| stat.is_exiting)
+    }
+
     /// Waits for its end and reaps it. May be dropped and called again.
     pub(super) async fn wait(&mut self) -> ProcessExit {
         loop {

@@ -106,7 +106,7 @@ impl HttpServer {
             Ok(response) => {
                 let (head, incoming) = response.into_parts();
                 let has_length = [CONTENT_LENGTH, TRANSFER_ENCODING].iter().any(|name| head.headers.contains_key(name));
-                let ends_with_connection = !has_length;
+                let ends_with_connection = !has_length && !incoming.is_end_stream();
                 if let Some(exchange) = &mut self.exchange {
                     exchange.response = ResponseProgress::Body { incoming, ends_with_connection };
                 }
@@ -151,7 +151,7 @@ impl HttpServer {
     /// written to its end.
     ///
     /// # Errors
-    /// When the process has died within a response that only the end of its connection ends.
+    /// When the process has died, or dies, within a response that only the end of its connection ends.
     pub(super) fn end_exchange(&mut self) -> Result<(), ServerFault> {
         let Some(ServerExchange { body, response }) = self.exchange.take() else { return Ok(()) };
         match &mut self.connection {
@@ -159,10 +159,13 @@ impl HttpServer {
             _ => self.connection = None,
         }
         let ends_with_connection = matches!(response, ResponseProgress::Body { ends_with_connection: true, .. });
-        match self.child.try_wait() {
-            Some(exit) if ends_with_connection => Err(ServerFault::Broken(format!("it {exit} within a response"))),
-            _ => Ok(()),
-        }
+        let ended = match self.child.try_wait() {
+            _ if !ends_with_connection => None,
+            Some(exit) => Some(exit.to_string()),
+            // Its connections are closed before it is dead.
+            None => self.child.is_exiting().then(|| "died".to_owned()),
+        };
+        ended.map_or(Ok(()), |ended| Err(ServerFault::Broken(format!("it {ended} within a response"))))
     }
 
     /// Completes when the process has ended.
