@@ -54,6 +54,7 @@ def exchange(f, c):
     def respond(data, *more, status='200 OK'):
         head = [f'HTTP/1.1 {status}', f'Content-Length: {len(data)}', *more, '', '']
         c.sendall('\r\n'.join(head).encode() + (b'' if method == 'HEAD' else data))
+    if target == '/unread': time.sleep(3); return False
     if target == '/early': respond(b'early', status='413 Content Too Large'); return False
     if target == '/stream':
         c.sendall(b'HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n')
@@ -72,6 +73,12 @@ def exchange(f, c):
     elif target == '/switch': c.sendall(b'HTTP/1.1 101 Switching Protocols\r\nConnection: upgrade\r\nUpgrade: x\r\n\r\n')
     elif target == '/cut': c.sendall(b'HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nhalf'); return False
     elif target == '/die': os._exit(7)
+    elif target == '/close-die': c.shutdown(socket.SHUT_RDWR); time.sleep(0.5); os._exit(7)
+    elif target == '/cut-by-death': c.sendall(b'HTTP/1.1 200 OK\r\n\r\nhalf'); time.sleep(0.01); os.kill(os.getpid(), 9)
+    elif target == '/no-length': c.sendall(b'HTTP/1.1 200 OK\r\n\r\nwhole'); return False
+    elif target == '/two-lengths': c.sendall(b'HTTP/1.1 200 OK\r\nContent-Length: 2\r\nTransfer-Encoding: chunked\r\n\r\n' + chunk(b'whole') + b'0\r\n\r\n')
+    elif target == '/gzip': c.sendall(b'HTTP/1.1 200 OK\r\nTransfer-Encoding: gzip, chunked\r\n\r\n' + chunk(b'zipped') + b'0\r\n\r\n')
+    elif target == '/old': c.sendall(b'HTTP/1.0 200 OK\r\nContent-Length: 3\r\n\r\nold'); return False
     elif target == '/stuck': time.sleep(1000)
     elif target == '/slow': time.sleep(0.5); respond(b'slow'); 
     elif target == '/interim': c.sendall(b'HTTP/1.1 103 Early Hints\r\nLink: </a>\r\n\r\n'); respond(b'final')
@@ -257,6 +264,7 @@ fn faults_of_the_server_are_502_and_it_is_replaced_if_it_cannot_continue() {
         ("/close", "closed the connection before the end of a response head", false),
         ("/switch", "switched to another protocol (101)", false),
         ("/garbage", "not HTTP/1.1", true),
+        ("/gzip", "another transfer coding than chunked", true),
         ("/die", "it exited with status 7", true),
     ] {
         let response = get(address, target).unwrap();
@@ -278,6 +286,56 @@ fn faults_of_the_server_are_502_and_it_is_replaced_if_it_cannot_continue() {
     signal_to(pid, Signal::SIGKILL);
     wait_until("the server is replaced", || get(address, "/").is_ok_and(|response| response.status == 200));
     assert_ne!(identity(&set).0, pid);
+    set.stop();
+}
+
+#[test]
+fn end_of_a_response_is_that_of_the_server() {
+    let Some(set) = server("") else { return };
+    let address = set.address(0);
+    // The chunks determine the length.
+    assert_eq!(get(address, "/two-lengths").unwrap().text(), "whole");
+    assert_eq!(get(address, "/no-length").unwrap().text(), "whole");
+    // A server that speaks HTTP/1.0 does not end the client's connection.
+    let mut stream = connect(address);
+    for _ in 0..2 {
+        stream.write_all(request_head("GET", "/old", address, "").as_bytes()).unwrap();
+        let response = read_response(&mut stream).unwrap();
+        assert_eq!((response.text().as_str(), response.header("connection")), ("old", None), "{}", response.head);
+        assert!(response.head.starts_with("http/1.1 ") || response.head.starts_with("HTTP/1.1 "), "{}", response.head);
+    }
+    drop(stream);
+    // Its death ends no response.
+    for _ in 0..6 {
+        let cut = get(address, "/cut-by-death");
+        assert!(cut.is_err(), "{:?}\n{}", cut.map(|response| response.text()), set.log());
+    }
+    set.stop();
+}
+
+#[test]
+fn server_that_was_ready_and_is_no_more_costs_no_worker() {
+    let Some(set) = server("ready_path = \"/ready\"") else { return };
+    let (pid, _) = identity(&set);
+    let response = get(set.address(0), "/close-die").unwrap();
+    assert_eq!(outcome(&response), (502, "started-unknown"), "{}", response.text());
+    assert_ne!(identity(&set).0, pid);
+    assert_eq!(set.worker("default/1")["restarts"], 0, "{}", set.log());
+    set.stop();
+}
+
+#[test]
+fn server_that_is_busy_without_its_client_has_to_become_ready() {
+    let Some(set) = server("ready_path = \"/ready\"") else { return };
+    let (pid, _) = identity(&set);
+    let mut stream = connect(set.address(0));
+    stream.write_all(request_head("POST", "/unread", set.address(0), "Content-Length: 100\r\n").as_bytes()).unwrap();
+    stream.write_all(b"a part").unwrap();
+    set.wait_for_worker("default/1", "busy");
+    drop(stream);
+    set.wait_for_worker("default/1", "starting");
+    set.wait_for_worker("default/1", "idle");
+    assert_eq!(identity(&set).0, pid);
     set.stop();
 }
 

@@ -262,6 +262,9 @@ impl WarmProcess for HttpServer {
             self.close();
             return Ok(false);
         }
+        if self.exchange.is_none() && self.connection.is_none() {
+            return Ok(false); // the connection has failed, and why was not found out yet
+        }
         if matches!(&self.exchange, Some(ServerExchange { response: ResponseProgress::Pending(_), .. })) {
             match self.response_head().await {
                 Ok(_) => {}

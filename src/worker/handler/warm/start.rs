@@ -37,7 +37,8 @@ impl<P: WarmProcess> WarmHandler<P> {
             let mut state = self.lock();
             match std::mem::replace(&mut state.process, CurrentProcess::InCheck) {
                 CurrentProcess::Starting(running) => {
-                    (Borrowed::new(self, running, CurrentProcess::Starting), state.not_ready_since)
+                    let since = if running.was_ready { state.not_ready_since } else { running.started };
+                    (Borrowed::new(self, running, CurrentProcess::Starting), since)
                 }
                 other => {
                     state.process = other;
@@ -50,7 +51,8 @@ impl<P: WarmProcess> WarmHandler<P> {
                 starting.put_idle();
                 Ok(())
             }
-            Err(reason) if starting.is_lost() => {
+            // Another one may become ready.
+            Err(reason) if starting.is_lost() || starting.running().was_ready => {
                 self.fail(starting, &reason);
                 Ok(())
             }
@@ -134,6 +136,6 @@ impl<P: WarmProcess> WarmHandler<P> {
         state.log_pipes.extend(log_pipes);
         state.living.push((pid, generation));
         drop(state);
-        Ok(Running { process, pid, generation, started: Instant::now() })
+        Ok(Running { process, pid, generation, started: Instant::now(), was_ready: false })
     }
 }

@@ -45,6 +45,8 @@ pub(in super::super) struct Running<P> {
     pub(in super::super) pid: Pid,
     pub(super) generation: u64,
     pub(super) started: Instant,
+    /// It has been ready at least once.
+    pub(super) was_ready: bool,
 }
 
 /// The process between requests.
@@ -115,6 +117,9 @@ where
             && let CurrentProcess::Idle(old) = std::mem::replace(&mut self.process, CurrentProcess::Idle(successor))
         {
             self.retired.push(old);
+        }
+        if let CurrentProcess::Idle(running) = &mut self.process {
+            running.was_ready = true;
         }
         let now = Instant::now();
         match self.process.stage().readiness() {
