@@ -65,7 +65,7 @@ impl std::fmt::Debug for ServerExchange {
 pub(super) enum ServerFault {
     /// The process cannot serve another request: it has died, or writes what is not HTTP.
     Broken(String),
-    /// It has closed the connection.
+    /// The connection cannot be used any more.
     Closed(String),
 }
 
@@ -124,6 +124,9 @@ impl HttpServer {
         // A dying process closes its connections before it is dead.
         match timeout(DEATH_AFTER_CLOSE, self.child.wait()).await {
             Ok(exit) => ServerFault::Broken(format!("it {exit} {when}")),
+            Err(_) if error.is_parse_too_large() => {
+                ServerFault::Closed(format!("its response head has too many fields or bytes ({error})"))
+            }
             Err(_) if error.is_parse() => ServerFault::Broken(format!("its response is not HTTP/1.1 ({error})")),
             Err(_) => ServerFault::Closed(format!("it closed the connection {when} ({error})")),
         }
