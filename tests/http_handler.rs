@@ -50,7 +50,7 @@ def exchange(f, c):
         if 'transfer-encoding' in h:
             while (size := int(f.readline(), 16)) > 0:
                 yield f.read(size); f.readline()
-            while f.readline().strip(): pass
+            while (trailer := f.readline().strip()): h.setdefault('trailers', []).append(trailer.decode())
     def respond(data, *more, status='200 OK'):
         head = [f'HTTP/1.1 {status}', f'Content-Length: {len(data)}', *more, '', '']
         c.sendall('\r\n'.join(head).encode() + (b'' if method == 'HEAD' else data))
@@ -78,6 +78,7 @@ def exchange(f, c):
     elif target == '/no-length': c.sendall(b'HTTP/1.1 200 OK\r\n\r\nwhole'); return False
     elif target == '/two-lengths': c.sendall(b'HTTP/1.1 200 OK\r\nContent-Length: 2\r\nTransfer-Encoding: chunked\r\n\r\n' + chunk(b'whole') + b'0\r\n\r\n')
     elif target == '/gzip': c.sendall(b'HTTP/1.1 200 OK\r\nTransfer-Encoding: gzip, chunked\r\n\r\n' + chunk(b'zipped') + b'0\r\n\r\n')
+    elif target == '/many-fields': respond(b'', *(f'X-{n}: 1' for n in range(500)))
     elif target == '/old': c.sendall(b'HTTP/1.0 200 OK\r\nContent-Length: 3\r\n\r\nold'); return False
     elif target == '/stuck': time.sleep(1000)
     elif target == '/slow': time.sleep(0.5); respond(b'slow'); 
@@ -184,6 +185,10 @@ fn fields_of_one_connection_stay_on_it_and_a_client_cannot_forge_its_address() {
     for absent in ["x-mine", "keep-alive"] {
         assert_eq!(response.header(absent), None, "{}", response.head);
     }
+    let more = "Transfer-Encoding: chunked\r\nTrailer: X-Sum, X-Forwarded-For, X_Real_Ip\r\n";
+    let trailers = b"1\r\na\r\n0\r\nX-Sum: 1\r\nX-Forwarded-For: 10.0.0.1\r\nX_Real_Ip: 10.0.0.1\r\n\r\n";
+    let seen = send_bytes(address, &format!("POST /head\n{more}"), trailers).json();
+    assert_eq!(seen["trailers"], serde_json::json!(["x-sum: 1"]), "{seen}");
     set.stop();
 }
 
@@ -263,6 +268,7 @@ fn faults_of_the_server_are_502_and_it_is_replaced_if_it_cannot_continue() {
     for (target, why, is_replaced) in [
         ("/close", "closed the connection before the end of a response head", false),
         ("/switch", "switched to another protocol (101)", false),
+        ("/many-fields", "too many fields or bytes", false),
         ("/garbage", "not HTTP/1.1", true),
         ("/gzip", "another transfer coding than chunked", true),
         ("/die", "it exited with status 7", true),

@@ -80,11 +80,10 @@ fn has_token(headers: &HeaderMap, name: HeaderName, wanted: &str) -> bool {
         .any(|token| token.split(';').next().is_some_and(|token| token.trim().eq_ignore_ascii_case(wanted)))
 }
 
-/// Names client, scheme, host and port as the worker has found them, in place of whatever the request says about them. A
-/// server may read `-` and `_` in names alike.
-fn set_forwarded(headers: &mut HeaderMap, context: &RequestContext) {
+/// Removes what a client says about itself in the place of the worker, from the head of a request or its trailers, and
+/// other spellings of the fields that determine its length. A server may read `-` and `_` in names alike.
+pub(super) fn remove_claims(headers: &mut HeaderMap) {
     let is_claim = |name: &str| name.starts_with("x-forwarded") || ["forwarded", "x-real-ip"].contains(&name);
-    // With `_` they would tell such a server another end of the body.
     let is_framing = |name: &str| ["content-length", "transfer-encoding"].contains(&name);
     let is_removed = |name: &&HeaderName| {
         let read = name.as_str().replace('_', "-");
@@ -94,6 +93,11 @@ fn set_forwarded(headers: &mut HeaderMap, context: &RequestContext) {
     for name in removed {
         headers.remove(name);
     }
+}
+
+/// Names client, scheme, host and port as the worker has found them, in place of whatever the request says about them.
+fn set_forwarded(headers: &mut HeaderMap, context: &RequestContext) {
+    remove_claims(headers);
     if let Some(peer) = context.peer
         && let Ok(address) = HeaderValue::from_str(&peer.ip().to_canonical().to_string())
     {

@@ -13,6 +13,7 @@ use tokio::time::{Sleep, sleep};
 use super::super::body::BoxError;
 use super::super::failure::RequestFailure;
 use super::super::limited_body::LimitedBody;
+use super::headers::{remove_claims, remove_connection_fields};
 use crate::sync;
 
 /// How long a server may take to say whether it wants the body (RFC 9110, section 10.1.1: a client does not wait
@@ -123,7 +124,11 @@ impl http_body::Body for AttemptBody {
         let polled = Pin::new(&mut state.body).poll_frame(task);
         state.is_awaited = polled.is_pending();
         match ready!(polled) {
-            Some(Ok(frame)) => {
+            Some(Ok(mut frame)) => {
+                if let Some(trailers) = frame.trailers_mut() {
+                    remove_connection_fields(trailers);
+                    remove_claims(trailers);
+                }
                 if let (Some(data), false) = (frame.data_ref(), state.is_written) {
                     state.unsent.push_back(data.clone());
                     self.resent += 1;
