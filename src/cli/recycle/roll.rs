@@ -134,12 +134,25 @@ impl Rollout {
             _ => format!("pool {}: {recycled} of {all} workers recycled in {seconds:.1} s", self.pool),
         };
         let mut is_done = true;
+        let is_failure = self.progress().any(|(_, progress)| progress.is_failure());
+        // A failure of one worker ends the request for the others.
+        let is_explained =
+            self.progress().any(|(_, progress)| progress.is_failure() && progress != WorkerProgress::GivenUp);
+        let mut untried = Vec::new();
         for (n, progress) in self.progress() {
             let id = WorkerId { pool: self.pool.clone(), number: n };
             let now = &self.now[n.index()];
             let last_end = now.cause.as_ref().map_or(String::new(), |cause| format!(" (last end: {cause})"));
             let what = match progress {
-                WorkerProgress::Recycled | WorkerProgress::Pending => continue,
+                WorkerProgress::Recycled => continue,
+                WorkerProgress::Pending => {
+                    untried.push(if now.is_busy && !is_failure { format!("{id} (busy)") } else { id.to_string() });
+                    continue;
+                }
+                WorkerProgress::GivenUp if is_explained => {
+                    untried.push(id.to_string());
+                    continue;
+                }
                 WorkerProgress::Absent if now.part == "failed" => {
                     format!("{id} has failed{last_end}, and gets the new program when a reload starts it")
                 }
@@ -154,17 +167,10 @@ impl Rollout {
             is_done &= progress == WorkerProgress::Absent && now.part != "failed";
             text = format!("{text}; {what}");
         }
-        let pending: Vec<_> = self.workers(WorkerProgress::Pending).collect();
-        let is_failure = self.progress().any(|(_, progress)| progress.is_failure());
-        if !pending.is_empty() {
+        if !untried.is_empty() {
             is_done = false;
-            let names = pending.iter().map(|n| {
-                let busy = if self.now[n.index()].is_busy && !is_failure { " (busy)" } else { "" };
-                format!("{}/{n}{busy}", self.pool)
-            });
-            let names = names.collect::<Vec<_>>().join(", ");
             let state = if is_failure { "not recycled after this failure" } else { "not recycled yet, and will be" };
-            text = format!("{text}; {state}: {names}");
+            text = format!("{text}; {state}: {}", untried.join(", "));
         }
         if is_done { RollSummary::Done(text) } else { RollSummary::Incomplete(text) }
     }

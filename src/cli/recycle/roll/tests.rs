@@ -108,6 +108,22 @@ fn rollout_ends_with_the_first_failure() {
     assert_eq!(summary(&rollout), RollSummary::Incomplete(text.to_owned()));
 }
 
+/// The dispatcher forgets the other requests with the failure, and both may be seen at once.
+#[test]
+fn worker_whose_request_ends_with_the_failure_of_another_is_not_blamed() {
+    let kept = sample(3, Lifecycle::Ready, NONE.with(true));
+    let forgotten = || WorkerSample { is_requested: Some(false), ..old() };
+    let (failed, _) = rollout(&[kept, forgotten(), old()]);
+    let text = "pool web: 0 of 3 workers recycled in 3.2 s; web/1 could not start its next process: web/1's program \
+                exited; not recycled after this failure: web/2, web/3";
+    assert_eq!(summary(&failed), RollSummary::Incomplete(text.to_owned()));
+    let (late, is_over) = rollout(&[next(), forgotten()]);
+    assert!(is_over);
+    let text = "pool web: 1 of 2 workers recycled in 3.2 s; web/2 was not replaced in time, and the dispatcher has given \
+                it up";
+    assert_eq!(summary(&late), RollSummary::Incomplete(text.to_owned()));
+}
+
 #[test]
 fn worker_without_a_process_ends_no_rollout() {
     let (stopped, is_over) = rollout(&[next(), part("stopped", old())]);
