@@ -261,7 +261,8 @@ fn new_set(migration: &str, replaced: &[(&str, &str)]) -> TestSet {
         assert!(file.contains(old), "{old}");
         file = file.replace(old, &new.replace("DIR", &dir));
     }
-    set.configure(&format!("{file}address = \"127.0.0.1:0\"\n"));
+    // Four applications start at once, perhaps on a busy machine.
+    set.configure(&format!("{file}address = \"127.0.0.1:0\"\n[watchdog]\nstart_timeout = \"60s\"\n"));
     set.run();
     set.wait_until_up();
     set
@@ -347,6 +348,31 @@ fn node_service_moves_from_its_unit() {
     compare(&old.place, &new, &visit(&upload));
     assert_recycles(&set, &new);
     set.stop();
+}
+
+/// What `systemd-analyze verify` says about the worker unit with this drop-in for one pool.
+fn verify_drop_in(dir: &Path, drop_in: &str) -> String {
+    let drop_ins = dir.join("patou-worker@shop-1.service.d");
+    fs::create_dir_all(&drop_ins).unwrap();
+    fs::copy(root().join("systemd/patou-worker@.service"), dir.join("patou-worker@.service")).unwrap();
+    fs::write(drop_ins.join("node.conf"), drop_in).unwrap();
+    let mut command = Command::new("systemd-analyze");
+    command.args(["verify", "--man=no"]).arg(dir.join("patou-worker@shop-1.service"));
+    let output = command.env("SYSTEMD_UNIT_PATH", format!("{}:", dir.display())).output().unwrap();
+    let complaints = text(&output.stdout) + &text(&output.stderr);
+    complaints.lines().filter(|line| line.contains("node.conf")).collect()
+}
+
+#[test]
+fn drop_in_for_node_is_understood_by_systemd() {
+    if !is_installed("systemd-analyze") {
+        return;
+    }
+    let set = TestSet::prepare("");
+    let drop_in = example("node/node.conf");
+    assert_eq!(verify_drop_in(set.test_dir(), &drop_in), "");
+    let broken = drop_in.replace("MemoryDenyWriteExecute", "MemoryDenyExecute");
+    assert!(verify_drop_in(set.test_dir(), &broken).contains("MemoryDenyExecute"), "systemd-analyze ignores drop-ins");
 }
 
 /// The response of an inetd service as it is, but for the time.
