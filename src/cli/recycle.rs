@@ -19,7 +19,7 @@ use super::poll::POLL_INTERVAL;
 use super::systemd::systemctl_output;
 use crate::config::{Config, PoolConfig, nearest};
 use crate::exchange::{self, Incarnation};
-use crate::ids::{Claim, Phase, PoolName, WorkerId, WorkerNumber};
+use crate::ids::{Claim, PoolName, WorkerId, WorkerNumber};
 use crate::ipc;
 use crate::probe::{self, ProbeCommand, ProbeReport};
 use crate::status::SavedState;
@@ -170,7 +170,7 @@ impl SetObserver<'_> {
             let claim = slot.as_ref().and_then(exchange::claim);
             WorkerSample {
                 life: slot.as_ref().and_then(Incarnation::load),
-                is_busy: matches!(claim, Some(Claim::Held(_, Phase::Claimed | Phase::Responding))),
+                is_busy: claim.and_then(Claim::in_service).is_some(),
                 part: part.map(|part| part.state.clone()).unwrap_or_default(),
                 restarts: part.map_or(0, |part| part.restarts),
                 cause: part.and_then(|part| part.cause.clone()),
