@@ -326,6 +326,19 @@ fn drain_and_reload_wait_for_drain_timeout() {
 }
 
 #[test]
+fn recycle_waits_for_drain_timeout() {
+    let Some(set) = set(2, "drain_timeout = \"1s\"\n") else { return };
+    let mut client = open(&set, "/").unwrap();
+    let since = Instant::now();
+    let recycled = set.patou(&["recycle", "default"]);
+    assert!(recycled.status.success(), "{}\n{}", text(&recycled.stderr), set.log());
+    assert!(since.elapsed() >= Duration::from_millis(900));
+    assert_cut(&mut client, "recycle");
+    assert_echo(&mut open_soon(&set));
+    set.stop();
+}
+
+#[test]
 fn stop_closes_sessions_after_drain_timeout_and_leaves_nothing() {
     let Some(set) = set(3, "drain_timeout = \"500ms\"\n") else { return };
     let mut clients = [open(&set, "/").unwrap(), open_with_lease(&set, "/").unwrap()];

@@ -111,7 +111,8 @@ fn chosen_pools<'c>(config: &'c Config, args: &RecycleArgs) -> Result<Vec<&'c Po
 
 /// All workers are busy at first, and each takes as long as it may.
 fn longest_rollout(config: &Config, pool: &PoolConfig) -> Duration {
-    pool.request_timeout.saturating_add(config.recycle_timeout(pool).saturating_mul(pool.workers.into()))
+    let request = pool.request_timeout.max(pool.sessions().map_or(Duration::ZERO, |bounds| bounds.drain));
+    request.saturating_add(config.recycle_timeout(pool).saturating_mul(pool.workers.into()))
 }
 
 /// What the command sees of the set.

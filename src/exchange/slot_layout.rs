@@ -92,7 +92,8 @@ impl Word {
     /// 1 while the dispatcher polls the slot, so that the end of a claim and the answer to an offer need no doorbell.
     /// Written by the dispatcher; beside the claim word, because the worker reads both together.
     pub(crate) const POLLING: Word = Word::at(4, 1);
-    /// The dispatcher's decision about a session: its lease above 8 bits, which are 1 if it is permitted.
+    /// The dispatcher's decision about a session: its lease above 8 bits, which are 1 if it is permitted. A
+    /// session that is not permitted any more has to end.
     pub(super) const SESSION_DECISION: Word = Word::at(4, 2);
 
     // Lines 5 and up, written by the worker: counters, over all incarnations.

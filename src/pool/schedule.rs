@@ -177,6 +177,10 @@ impl Pool {
     /// An operator requests a recycle. The read starts it if nothing prevents it.
     fn request_recycle(&mut self, n: WorkerNumber) {
         self.worker(n).recycle_requested = true;
+        // A session in the worker ends within drain_timeout.
+        if let Some(lease) = self.worker(n).session {
+            self.actions.push(PoolAction::Slot(n, SlotAction::DecideSession { lease, is_permitted: false }));
+        }
         self.actions.push(PoolAction::Slot(n, SlotAction::Read));
     }
 

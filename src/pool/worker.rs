@@ -2,7 +2,7 @@
 
 use super::hold::Hold;
 use super::messages::SlotView;
-use crate::ids::{Claim, Epoch, LeaseId, Lifecycle, Monotonic, Replacements};
+use crate::ids::{Claim, Epoch, LeaseId, Lifecycle, Monotonic, Phase, Replacements};
 
 /// One worker.
 #[derive(Clone, Debug, Default)]
@@ -106,9 +106,11 @@ impl Worker {
         self.state = seen.life.map(|(_, state, _)| state);
         self.wants_recycle = seen.life.is_some_and(|(.., wants)| wants);
         self.replacements = seen.replacements;
-        let in_service = seen.claim.and_then(Claim::in_service);
-        let decided = seen.session.decided.filter(|(_, is_permitted)| *is_permitted);
-        self.session = decided.map(|(lease, _)| lease).filter(|lease| in_service == Some(*lease));
+        // One whose permission was withdrawn counts until its end.
+        let is_permitted = |lease: &LeaseId| {
+            seen.session.decided == Some((*lease, true)) || seen.claim == Some(Claim::Held(*lease, Phase::Upgraded))
+        };
+        self.session = seen.claim.and_then(Claim::in_service).filter(is_permitted);
         let serves = self.up && self.state != Some(Lifecycle::Starting);
         // Each incarnation has its own start.
         let known = self.starting_since.filter(|_| !changed);

@@ -119,14 +119,16 @@ pub(super) async fn serve(state: &WorkerState, connection: &ServedConnection, se
 }
 
 /// Completes with the reason when the session may not last longer: after `session_timeout`, and after `drain_timeout` in a
-/// worker that has to leave or to recycle.
+/// worker that has to leave or to recycle, also if an operator has requested that of the dispatcher.
 async fn overdue(state: &WorkerState, connection: &ServedConnection) -> &'static str {
     let left = connection.transaction.get(Transaction::respond_by).since(clock::now());
     let (end, mut leave_by) = (Instant::now() + left, None);
     let drain = state.sessions.map_or(Duration::ZERO, |bounds| bounds.drain);
     loop {
         let turn = state.turn.notified();
-        leave_by = if state.is_wanted_back() { leave_by.or(Some(Instant::now() + drain)) } else { None };
+        let is_withdrawn = connection.lease().is_some_and(|lease| state.slot.session_decision(lease) == Some(false));
+        leave_by =
+            if is_withdrawn || state.is_wanted_back() { leave_by.or(Some(Instant::now() + drain)) } else { None };
         let (until, reason) = match leave_by.filter(|by| *by < end) {
             Some(by) => (by, "drain_timeout has passed"),
             None => (end, "session_timeout has passed"),

@@ -54,6 +54,17 @@ fn next_dispatcher_counts_the_sessions_that_the_slots_show() {
 }
 
 #[test]
+fn recycling_withdraws_the_permission_and_the_session_counts_until_its_end() {
+    let mut t = PoolTest::with_idle_workers(LIMITS);
+    t.serve(0, (1, A), 2, 1);
+    t.read_slot(1, 2, decided(lease(1), true, held(lease(1), Upgraded, 0)), &[]);
+    t.handle(2, PoolEvent::Recycle(W2), &[decide(2, 1, false), Slot(W2, Read)]);
+    t.read_slot(2, 2, decided(lease(1), false, held(lease(1), Upgraded, 0)), &[]);
+    t.serve(3, (2, A), 1, 2);
+    t.read_slot(3, 1, wanted(held(lease(2), Claimed, 3)), &[decide(1, 2, false)]);
+}
+
+#[test]
 fn dead_worker_has_its_session_until_the_lease_is_reclaimed() {
     let mut t = PoolTest::with_idle_workers(LIMITS);
     t.serve(0, (1, A), 2, 1);
