@@ -2,7 +2,7 @@
 //! may use it.
 //!
 //! [`WarmHandler`] owns the process between requests. A request takes it ([`Borrowed`]) and returns it when request and
-//! response are complete. A request that is dropped before that leaves it [unfinished](CurrentProcess::Unfinished):
+//! response are complete. A request that is dropped before that leaves it [unfinished](state::CurrentProcess::Unfinished):
 //! [`WarmHandler::end_request`] lets the process finish, within the deadline of the request, and discards the response.
 //! A process that is lost is killed with everything it has started, and [`WarmHandler::keep`] brings up the next one.
 
