@@ -3,7 +3,8 @@
 use std::time::Duration;
 
 use crate::exchange::{
-    Counter, Incarnation, Reply, SlotCounters, WORDS, Word, WorkerSide, load_start, return_port, store_start, terms,
+    Counter, Incarnation, QuestionKind, Reply, SlotCounters, WORDS, Word, WorkerSide, load_start, return_port,
+    store_start, terms,
 };
 use crate::ids::{Claim, Epoch, LeaseId, Lifecycle, Monotonic, Phase, Token};
 
@@ -45,7 +46,10 @@ pub(crate) fn run(bytes: &[u8]) {
                 if let Some(question) = worker.question(answered) {
                     assert_ne!(question.sequence, answered);
                     let reply = worker.decide(&question, state);
-                    assert!(reply != Reply::Accept || state == Lifecycle::Ready);
+                    // An operator may recycle a worker that is out of service.
+                    let is_drained = state == Lifecycle::Draining && worker.drained();
+                    let may_accept = state == Lifecycle::Ready || is_drained && question.kind == QuestionKind::Recycle;
+                    assert!(reply != Reply::Accept || may_accept);
                     worker.reply(&question, reply);
                     answered = question.sequence;
                 }
