@@ -52,7 +52,7 @@ impl FileWatch {
         let Some((inotify, _)) = &self.watch else { return };
         match inotify.add_watch(path, flags | AddWatchFlags::IN_DONT_FOLLOW) {
             // A missing file is a problem of its own.
-            Ok(_) | Err(Errno::ENOENT | Errno::ENOTDIR) => {}
+            Ok(_) | Err(Errno::ENOENT | Errno::ENOTDIR | Errno::ELOOP) => {}
             Err(error) => self.log_failure(&error.into()),
         }
     }

@@ -54,7 +54,7 @@ impl ProbeSocket {
     }
 
     /// The path comes first: a socket that was stopped and started is another file. The held one is used where the path
-    /// leads to no socket, or to one that no process listens on.
+    /// leads to no socket, or to one that no process listens on, or through a directory that is closed.
     async fn connect(&self) -> io::Result<UnixStream> {
         let error = match UnixStream::connect(&self.path).await {
             Ok(stream) => {
@@ -65,12 +65,17 @@ impl ProbeSocket {
         };
         let held = self.file.borrow().as_ref().filter(|file| !file.is_in_place()).map(HeldFile::descriptor_path);
         match held {
-            Some(held) if leads_nowhere(&error) || error.kind() == io::ErrorKind::ConnectionRefused => {
+            Some(held) if leads_nowhere(&error) || is_closed(error.kind()) => {
                 UnixStream::connect(held).await.map_err(|_| error)
             }
             _ => Err(error),
         }
     }
+}
+
+/// Whether no process listens at the path, or its directory does not let this process through.
+fn is_closed(error: io::ErrorKind) -> bool {
+    matches!(error, io::ErrorKind::ConnectionRefused | io::ErrorKind::PermissionDenied)
 }
 
 /// Handle of the task that sends the probes.
