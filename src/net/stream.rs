@@ -154,12 +154,20 @@ pub(crate) struct SocketStream {
     fd: Arc<OwnedFd>,
     is_tcp: bool,
     registered: OnceLock<AsyncFd<Arc<OwnedFd>>>,
+    /// The registration for writes, of a duplicate, if they have their own.
+    registered_for_writes: Option<OnceLock<AsyncFd<Arc<OwnedFd>>>>,
 }
 
 impl SocketStream {
     /// Wraps a non-blocking connection.
     pub(crate) fn new(fd: impl Into<Arc<OwnedFd>>, is_tcp: bool) -> Self {
-        Self { fd: fd.into(), is_tcp, registered: OnceLock::new() }
+        Self { fd: fd.into(), is_tcp, registered: OnceLock::new(), registered_for_writes: None }
+    }
+
+    /// Wraps a non-blocking Unix connection whose task waits for the peer's bytes only. A Unix socket is reported as
+    /// writable each time its peer has read, which would wake the thread once more for each request.
+    pub(crate) fn mostly_reading(fd: OwnedFd) -> Self {
+        Self { registered_for_writes: Some(OnceLock::new()), ..Self::new(fd, false) }
     }
 
     /// Wraps a connection that was passed to this process.
@@ -204,8 +212,22 @@ impl SocketStream {
         if let Some(registered) = self.registered.get() {
             return Ok(registered);
         }
-        let registered = sys::when_ready(self.fd.clone(), Interest::READABLE | Interest::WRITABLE)?;
+        let interest = match self.registered_for_writes {
+            Some(_) => Interest::READABLE,
+            None => Interest::READABLE | Interest::WRITABLE,
+        };
+        let registered = sys::when_ready(self.fd.clone(), interest)?;
         Ok(self.registered.get_or_init(|| registered))
+    }
+
+    /// As [`Self::register`], for writes.
+    fn register_for_writes(&self) -> io::Result<&AsyncFd<Arc<OwnedFd>>> {
+        let Some(cell) = &self.registered_for_writes else { return self.register() };
+        if let Some(registered) = cell.get() {
+            return Ok(registered);
+        }
+        let registered = sys::when_ready(Arc::new(self.fd.try_clone()?), Interest::WRITABLE)?;
+        Ok(cell.get_or_init(|| registered))
     }
 
     fn poll_read(&self, task: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
@@ -238,7 +260,8 @@ impl SocketStream {
     }
 
     fn poll_write(&self, task: &mut Context<'_>, bytes: &[io::IoSlice<'_>]) -> Poll<io::Result<usize>> {
-        let mut writable = match self.registered.get() {
+        let registered = self.registered_for_writes.as_ref().unwrap_or(&self.registered);
+        let mut writable = match registered.get() {
             Some(registered) => Some(ready!(registered.poll_write_ready(task))?),
             None => {
                 ready!(coop::poll_proceed(task)).made_progress();
@@ -256,7 +279,7 @@ impl SocketStream {
                 }
                 Err(Errno::EAGAIN) => {
                     writable.as_mut().into_iter().for_each(|writable| writable.clear_ready());
-                    writable = Some(ready!(self.register()?.poll_write_ready(task))?);
+                    writable = Some(ready!(self.register_for_writes()?.poll_write_ready(task))?);
                 }
                 Err(error) => return Poll::Ready(Err(error.into())),
             }
@@ -330,6 +353,30 @@ mod tests {
         full.await.expect("the write fails");
         assert!(!crate::net::has_ended(&stream), "the client is connected");
         drop(client);
+    }
+
+    #[tokio::test]
+    async fn mostly_reading_connection_writes_more_than_its_buffer_holds() {
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        ours.set_nonblocking(true).unwrap();
+        theirs.set_nonblocking(true).unwrap();
+        let mut stream = SharedStream(Arc::new(SocketStream::mostly_reading(ours.into())));
+        let mut peer = tokio::net::UnixStream::from_std(theirs).unwrap();
+        let sent = vec![b'x'; 4 << 20];
+        let peer = tokio::spawn(async move {
+            peer.write_all(b"early").await.unwrap();
+            let mut received = vec![0; 4 << 20];
+            peer.read_exact(&mut received).await.unwrap();
+            peer.write_all(b"response").await.unwrap();
+            received
+        });
+        let mut early = [0; 5];
+        stream.read_exact(&mut early).await.unwrap();
+        stream.write_all(&sent).await.unwrap();
+        let mut response = [0; 8];
+        stream.read_exact(&mut response).await.unwrap();
+        assert_eq!((&early, &response), (b"early", b"response"));
+        assert!(peer.await.unwrap() == sent);
     }
 
     #[tokio::test]
