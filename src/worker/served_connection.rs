@@ -158,6 +158,7 @@ impl ServedConnection {
             }
         };
         tokio::select! {
+            biased; // the earlier timer first: a timer that is earlier than all others costs a system call
             () = client_gone => EndCause::ClientGone,
             () = deadline => EndCause::Deadline,
         }

@@ -5,7 +5,7 @@ use std::io;
 use std::os::fd::{AsFd, AsRawFd};
 use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, Waker};
 
 use http::{Request, Response, StatusCode};
 use hyper::body::Incoming;
@@ -40,7 +40,8 @@ impl ServerConnection {
     pub(super) async fn open(address: &PrivateAddress) -> io::Result<Self> {
         let stream = Arc::new(address.connect().await?);
         let current = Arc::new(std::sync::Mutex::new(None));
-        let io = ServerIo { stream: SharedStream(stream.clone()), current: current.clone(), is_broken: false };
+        let io =
+            ServerIo { stream: SharedStream(stream.clone()), current: current.clone(), is_broken: false, reader: None };
         let (sender, connection) = http1::handshake(TokioIo::new(io)).await.map_err(io::Error::other)?;
         // An error shows in the response.
         let task = tokio::spawn(async move { drop(connection.with_upgrades().await) });
@@ -67,10 +68,11 @@ impl ServerConnection {
         Box::pin(self.sender.send_request(request))
     }
 
-    /// The exchange is over.
-    pub(super) fn set_idle(&mut self) {
+    /// The exchange is over. Whether the connection may carry another one.
+    pub(super) fn set_idle(&mut self) -> bool {
         *sync::lock(&self.current) = None;
         self.idle_since = Instant::now();
+        !self.sender.is_closed()
     }
 }
 
@@ -92,10 +94,17 @@ struct ServerIo {
     stream: SharedStream,
     current: Arc<std::sync::Mutex<Option<SharedBody>>>,
     is_broken: bool,
+    /// Waits for the first byte of a request.
+    reader: Option<Waker>,
 }
 
 impl AsyncRead for ServerIo {
+    /// Reads nothing before a byte of the request is written: it would not be the response to it.
     fn poll_read(mut self: Pin<&mut Self>, task: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        if !self.is_broken && !sync::lock(&self.current).as_ref().is_some_and(SharedBody::is_written) {
+            self.reader = Some(task.waker().clone());
+            return Poll::Pending;
+        }
         Pin::new(&mut self.stream).poll_read(task, buffer)
     }
 }
@@ -117,10 +126,12 @@ impl AsyncWrite for ServerIo {
         match Pin::new(&mut self.stream).poll_write_vectored(task, bytes) {
             Poll::Ready(Ok(written)) => {
                 sync::lock(&self.current).iter().for_each(SharedBody::set_written);
+                self.reader.take().into_iter().for_each(Waker::wake);
                 Poll::Ready(Ok(written))
             }
             Poll::Ready(Err(_)) => {
                 self.is_broken = true;
+                self.reader.take().into_iter().for_each(Waker::wake);
                 Poll::Ready(Ok(all))
             }
             Poll::Pending => Poll::Pending,

@@ -157,9 +157,9 @@ impl HttpServer {
     /// When the process has died, or dies, within a response that only the end of its connection ends.
     pub(super) fn end_exchange(&mut self) -> Result<(), ServerFault> {
         let Some(ServerExchange { body, response }) = self.exchange.take() else { return Ok(()) };
-        match &mut self.connection {
-            Some(connection) if body.is_complete() => connection.set_idle(),
-            _ => self.connection = None,
+        let is_kept = |connection: &mut ServerConnection| body.is_complete() && connection.set_idle();
+        if !self.connection.as_mut().is_some_and(is_kept) {
+            self.connection = None;
         }
         let ends_with_connection = matches!(response, ResponseProgress::Body { ends_with_connection: true, .. });
         let ended = match self.child.try_wait() {
