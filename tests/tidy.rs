@@ -177,6 +177,7 @@ const PURE: &[&str] = &[
     "src/config/address.rs",
     "src/config/address_conflicts.rs",
     "src/config/admin.rs",
+    "src/config/config_text.rs",
     "src/config/descriptor_needs.rs",
     "src/config/diagnostics.rs",
     "src/config/fault.rs",

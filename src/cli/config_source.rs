@@ -48,8 +48,7 @@ pub(super) fn load_applied(path: Option<&Path>) -> Result<Config, CommandError> 
         Ok(Loaded { config, .. }) => applied_in(&config.set.runtime_dir).unwrap_or(Ok(config)),
         // The file may be half-edited while the set is running.
         Err(LoadError::Faults(faults)) => {
-            let file = faults.0.first().map_or("", |fault| &fault.file);
-            let dir = Config::runtime_dir_in(&read_text(Path::new(file)).unwrap_or_default());
+            let dir = Config::runtime_dir_in(&read_text(&Config::file(path)).unwrap_or_default());
             let config = applied_in(&dir).ok_or_else(|| LoadError::Faults(faults.clone()))?;
             // `status --wait` reads the configuration many times.
             static WARN_ONCE: Once = Once::new();

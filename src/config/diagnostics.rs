@@ -8,6 +8,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 
+use super::config_text::ConfigText;
 use super::fault::{ConfigFault, displayable, quote, truncate};
 
 /// How long each part of a message may be.
@@ -15,7 +16,7 @@ const PART_CHARS: usize = 400;
 
 /// Errors of a file, and the position of its keys.
 pub(super) struct Diagnostics {
-    file: String,
+    source: ConfigText,
     /// Offset of the first byte of each line.
     line_starts: Vec<usize>,
     /// Lines with a syntax error.
@@ -24,17 +25,19 @@ pub(super) struct Diagnostics {
     lines: BTreeMap<String, usize>,
     /// Keys with a wrong value or without the value they need.
     wrong: BTreeSet<String>,
-    faults: Vec<ConfigFault>,
+    /// With their lines in the whole text.
+    faults: Vec<(usize, ConfigFault)>,
     /// An item of a list could not be read, so the numbers of the items after it do not match the file.
     has_gaps: bool,
 }
 
 impl Diagnostics {
-    /// Diagnostics of a file that has not been read yet.
-    pub(super) fn new(text: &str, file: &str) -> Self {
-        let line_starts = std::iter::once(0).chain(text.match_indices('\n').map(|(at, _)| at + 1)).collect();
+    /// Diagnostics of a text that has not been read yet.
+    pub(super) fn new(source: &ConfigText) -> Self {
+        let newlines = source.as_str().match_indices('\n');
+        let line_starts = std::iter::once(0).chain(newlines.map(|(at, _)| at + 1)).collect();
         Self {
-            file: file.to_owned(),
+            source: source.clone(),
             line_starts,
             syntax_errors: BTreeSet::new(),
             lines: BTreeMap::new(),
@@ -99,9 +102,15 @@ impl Diagnostics {
     /// `key` with its line, for a message about another key.
     pub(super) fn place(&self, key: &str) -> String {
         match self.line_of(key) {
-            Some(line) => format!("{key} (line {line})"),
+            Some(line) => format!("{key} ({})", self.line_name(line)),
             None => format!("{key} (default)"),
         }
+    }
+
+    /// A line for a message; with its file if there are several.
+    fn line_name(&self, line: usize) -> String {
+        let (file, line) = self.source.place(line);
+        if self.source.files().count() > 1 { format!("{file}:{line}") } else { format!("line {line}") }
     }
 
     /// Reports that the value of `key` contradicts those of `others`. Does nothing if one of these values was wrong by
@@ -146,12 +155,13 @@ impl Diagnostics {
 
     /// All errors in the order of their lines.
     pub(super) fn into_faults(mut self) -> Vec<ConfigFault> {
-        self.faults.sort_by_key(|fault| fault.line);
-        self.faults
+        self.faults.sort_by_key(|(line, _)| *line);
+        self.faults.into_iter().map(|(_, fault)| fault).collect()
     }
 
     fn push(&mut self, line: usize, key: String, found: String, expected: String) {
         let [found, expected] = [found, expected].map(|text| displayable(&text, PART_CHARS));
-        self.faults.push(ConfigFault { file: self.file.clone(), line, key, found, expected });
+        let (file, line_of_file) = self.source.place(line);
+        self.faults.push((line, ConfigFault { file: file.to_owned(), line: line_of_file, key, found, expected }));
     }
 }

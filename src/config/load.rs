@@ -8,6 +8,7 @@ use std::path::{Component, Path, PathBuf};
 
 use nix::fcntl::OFlag;
 
+use super::config_text::ConfigText;
 use super::sections::WithoutPools;
 use super::{
     AdminConfig, Config, ConfigFaults, FrontConfig, ListenerConfig, PoolConfig, SetConfig, WatchdogConfig, sections,
@@ -21,7 +22,7 @@ pub struct Loaded {
     /// Its source.
     pub origin: Origin,
     /// Its text; for the built-in configuration [`Config::DEFAULT_TOML`].
-    pub text: String,
+    pub text: ConfigText,
 }
 
 /// Where a configuration came from.
@@ -40,11 +41,11 @@ impl Loaded {
     /// # Errors
     /// All of them together.
     pub fn check(&self, missing_program: impl Fn(&PoolConfig) -> Option<String>) -> Result<(), ConfigFaults> {
-        let (file, without_pools) = match &self.origin {
-            Origin::File(path) => (path.display().to_string(), WithoutPools::Refused),
-            Origin::BuiltIn => ("the built-in configuration".to_owned(), WithoutPools::BuiltIn),
+        let without_pools = match &self.origin {
+            Origin::File(_) => WithoutPools::Refused,
+            Origin::BuiltIn => WithoutPools::BuiltIn,
         };
-        sections::read(&self.text, &file, SetConfig::default(), without_pools, &missing_program).map(drop)
+        sections::read(&self.text, SetConfig::default(), without_pools, &missing_program).map(drop)
     }
 }
 
@@ -82,6 +83,11 @@ impl Config {
         read(choose(path, std::env::var_os("PATOU_CONFIG")))
     }
 
+    /// The file that [`Config::load`] reads, if it exists.
+    pub fn file(path: Option<&Path>) -> PathBuf {
+        choose(path, std::env::var_os("PATOU_CONFIG")).0
+    }
+
     /// Parses a configuration; `file` is the name in the error messages. A text without pools and listeners is the
     /// built-in set.
     ///
@@ -92,7 +98,7 @@ impl Config {
     /// All errors together. If the text is not TOML, rules between keys are not checked: a key that could not be read
     /// would break them.
     pub fn parse(text: &str, file: &str) -> Result<Config, ConfigFaults> {
-        sections::read(text, file, SetConfig::default(), WithoutPools::BuiltIn, &|_| None)
+        sections::read(&ConfigText::new(text, file), SetConfig::default(), WithoutPools::BuiltIn, &|_| None)
     }
 
     /// The runtime directory that `text` sets, as far as it can be recognised in an invalid file; else the default.
@@ -141,15 +147,56 @@ fn read((file, is_named): (PathBuf, bool)) -> Result<Loaded, LoadError> {
     // Without a test for existence first: the file could be removed between test and read.
     match read_text(&file) {
         Ok(text) => {
-            let name = file.display().to_string();
-            let config = sections::read(&text, &name, SetConfig::default(), WithoutPools::Refused, &|_| None)?;
+            let text = with_included(ConfigText::new(text, &file.display().to_string()), &file)?;
+            let config = sections::read(&text, SetConfig::default(), WithoutPools::Refused, &|_| None)?;
             Ok(Loaded { config, origin: Origin::File(file), text })
         }
         Err(cause) if !is_named && cause.kind() == io::ErrorKind::NotFound => {
-            Ok(Loaded { config: Config::default(), origin: Origin::BuiltIn, text: Config::DEFAULT_TOML.to_owned() })
+            let text = ConfigText::new(Config::DEFAULT_TOML, "the built-in configuration");
+            Ok(Loaded { config: Config::default(), origin: Origin::BuiltIn, text })
         }
         Err(cause) => Err(LoadError::Unreadable { file, cause }),
     }
+}
+
+/// Appends the files that the configuration in `file` includes, each pattern in the order of the names.
+fn with_included(mut text: ConfigText, file: &Path) -> Result<ConfigText, LoadError> {
+    let directory = file.parent().unwrap_or(Path::new(""));
+    let options = glob::MatchOptions {
+        require_literal_separator: true,
+        require_literal_leading_dot: true,
+        ..glob::MatchOptions::new()
+    };
+    let mut faults = Vec::new();
+    for pattern in text.patterns() {
+        // As in a shell: a name without wildcards is that of a file, whether it exists or not.
+        let is_name = !pattern.contains(['*', '?', '[']);
+        let unreadable = |cause| LoadError::Unreadable { file: directory.join(&pattern), cause };
+        let invalid = |error| unreadable(io::Error::new(io::ErrorKind::InvalidInput, error));
+        let path = Path::new(&glob::Pattern::escape(&directory.to_string_lossy())).join(&pattern);
+        let mut files = Vec::new();
+        for file in glob::glob_with(&path.to_string_lossy(), options).map_err(invalid)? {
+            files.push(file.map_err(|error| LoadError::Unreadable { file: error.path().into(), cause: error.into() })?);
+        }
+        if is_name && files.is_empty() {
+            files.push(directory.join(&pattern));
+        }
+        for file in files {
+            let name = file.display().to_string();
+            if text.files().any(|read| read == name) {
+                continue;
+            }
+            let included = read_text(&file).map_err(|cause| LoadError::Unreadable { file: file.clone(), cause })?;
+            if text.as_str().len() + included.len() > Config::BYTES_MAX {
+                return Err(LoadError::Unreadable { file, cause: too_large() });
+            }
+            match sections::check_included(&ConfigText::new(&*included, &name)) {
+                Ok(()) => text.include(&included, &name),
+                Err(ConfigFaults(more)) => faults.extend(more),
+            }
+        }
+    }
+    if faults.is_empty() { Ok(text) } else { Err(ConfigFaults(faults).into()) }
 }
 
 /// Reads a configuration file. Only a regular file: a FIFO, a terminal or a device might deliver nothing, or without end.
@@ -169,10 +216,14 @@ pub(crate) fn read_text(path: &Path) -> io::Result<String> {
     let mut text = String::new();
     let most = Config::BYTES_MAX as u64;
     if status.len() > most || file.take(most + 1).read_to_string(&mut text)? > Config::BYTES_MAX {
-        let error = format!("it has more than {} MiB, the largest size of a configuration", most >> 20);
-        return Err(io::Error::new(io::ErrorKind::FileTooLarge, error));
+        return Err(too_large());
     }
     Ok(text)
+}
+
+fn too_large() -> io::Error {
+    let error = format!("it has more than {} MiB, the largest size of a configuration", Config::BYTES_MAX >> 20);
+    io::Error::new(io::ErrorKind::FileTooLarge, error)
 }
 
 fn file_kind(kind: FileType) -> &'static str {
@@ -208,6 +259,8 @@ fn runtime_dir_of(uid: u32, xdg: Option<&Path>) -> PathBuf {
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
 
     #[test]
@@ -224,9 +277,53 @@ mod tests {
         let absent = PathBuf::from("/nonexistent/patou.toml");
         let built_in = read((absent.clone(), false)).unwrap();
         assert_eq!((built_in.origin, built_in.config), (Origin::BuiltIn, Config::default()));
-        assert_eq!(Config::parse(&built_in.text, "").unwrap(), Config::default());
+        assert_eq!(Config::parse(built_in.text.as_str(), "").unwrap(), Config::default());
         let error = read((absent, true)).unwrap_err().to_string();
         assert!(error.starts_with("cannot read the configuration /nonexistent/patou.toml: No such file"), "{error}");
+    }
+
+    #[test]
+    fn included_files_are_part_of_the_configuration() {
+        let dir = std::env::temp_dir().join(format!("patou-include-{}", std::process::id()));
+        fs::create_dir_all(dir.join("d")).unwrap();
+        let main = dir.join("patou.toml");
+        let load = |include: &str, files: &[(&str, &str)]| {
+            let text = format!("[set]\nruntime_dir = \"/r\"\ninclude = [{include}]\n");
+            fs::write(&main, text).unwrap();
+            fs::remove_dir_all(dir.join("d")).unwrap();
+            fs::create_dir(dir.join("d")).unwrap();
+            files.iter().for_each(|(name, text)| fs::write(dir.join("d").join(name), text).unwrap());
+            read((main.clone(), true))
+        };
+        let pool = |name: &str, port: u16| {
+            format!(
+                "[[pool]]\nname = \"{name}\"\naddress = \"127.0.0.1:{port}\"\n\
+                 [[listener]]\naddress = \"127.0.0.1:{}\"\npool = \"{name}\"",
+                port + 50
+            )
+        };
+        let (a, b) = (pool("a", 9100), pool("b", 9200));
+        let files = [("2.toml", &*b), ("1.toml", &*a), (".0.toml", "["), ("3.toml~", "[")];
+        let loaded = load("\"d/*.toml\"", &files).unwrap();
+        let names: Vec<_> = loaded.config.pools.iter().map(|pool| pool.name.as_str()).collect();
+        assert_eq!((names, loaded.config.listeners.len()), (vec!["a", "b"], 2));
+        assert_eq!(Config::parse(&loaded.config.to_toml(), "copy").unwrap(), loaded.config);
+        // A file that two patterns match is read once.
+        assert_eq!(load("\"d/2.toml\", \"d/*.toml\"", &files).unwrap().config.pools.len(), 2);
+
+        let error = |include: &str, files: &[(&str, &str)]| load(include, files).unwrap_err().to_string();
+        let absent = error("\"d/none.toml\"", &files);
+        assert!(absent.contains("d/none.toml: No such file"), "{absent}");
+        let twice = error("\"d/*.toml\"", &[("1.toml", &a), ("2.toml", &a)]);
+        assert!(twice.contains("d/2.toml:2: pool[2].name: ") && twice.contains("d/1.toml:2"), "{twice}");
+        let key = error("\"d/*.toml\"", &[("1.toml", &a), ("2.toml", "\n\n[[pool]]\nquue = 1")]);
+        assert!(key.contains("d/2.toml:4: pool[2].quue: "), "{key}");
+        let both = error("\"d/*.toml\"", &[("1.toml", "x = 1\n[front]"), ("2.toml", "[[pool]]\nname = \n[[listener")]);
+        assert!(both.contains("d/1.toml:1: found x; expected [[pool]] or [[listener]]"), "{both}");
+        assert!(both.contains("d/1.toml:2: found front") && both.contains("d/2.toml:2: found \"name =\""), "{both}");
+        let none = error("\"d/*.toml\"", &[]);
+        assert!(none.contains("expected at least one [[pool]]"), "{none}");
+        fs::remove_dir_all(&dir).unwrap();
     }
 
     #[test]

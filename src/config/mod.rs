@@ -18,6 +18,7 @@
 mod address;
 mod address_conflicts;
 mod admin;
+mod config_text;
 mod descriptor_needs;
 mod diagnostics;
 mod fault;
@@ -44,6 +45,7 @@ use serde::{Serialize, Serializer};
 
 pub use address::{BadListenAddress, ListenAddress};
 pub use admin::AdminConfig;
+pub use config_text::ConfigText;
 pub(crate) use descriptor_needs::{DescriptorNeeds, admin_connections_within, worker_connections_within};
 pub(crate) use fault::nearest;
 pub use fault::{ConfigFault, ConfigFaults};

@@ -3,6 +3,7 @@
 use toml::de::{DeTable, DeValue};
 
 use super::address::is_valid_path;
+use super::config_text::ConfigText;
 use super::diagnostics::Diagnostics;
 use super::fault::ConfigFaults;
 use super::pool_section::pool;
@@ -28,14 +29,14 @@ pub(super) enum WithoutPools {
 /// Reads the whole text. `default_set` supplies missing keys of `[set]`; for `missing_program` see
 /// [`super::Loaded::check`].
 pub(super) fn read(
-    text: &str,
-    file: &str,
+    source: &ConfigText,
     default_set: SetConfig,
     without_pools: WithoutPools,
     missing_program: &dyn Fn(&PoolConfig) -> Option<String>,
 ) -> Result<Config, ConfigFaults> {
+    let text = source.as_str();
     let (table, errors) = DeTable::parse_recoverable(text);
-    let mut diagnostics = Diagnostics::new(text, file);
+    let mut diagnostics = Diagnostics::new(source);
     errors.iter().for_each(|error| diagnostics.syntax_error(text, error));
     let config = Section::whole_file(&mut diagnostics, table.into_inner(), |file| {
         every_section(file, default_set, without_pools)
@@ -46,6 +47,29 @@ pub(super) fn read(
     }
     match diagnostics.into_faults() {
         faults if faults.is_empty() => Ok(config),
+        faults => Err(ConfigFaults(faults)),
+    }
+}
+
+/// What an included file may contain.
+const INCLUDED_SECTIONS: [&str; 2] = ["listener", "pool"];
+
+/// Checks an included file by itself: a mistake in it must not change the meaning of the others.
+///
+/// # Errors
+/// When it is not TOML, or has other sections than `[[pool]]` and `[[listener]]`.
+pub(super) fn check_included(source: &ConfigText) -> Result<(), ConfigFaults> {
+    let text = source.as_str();
+    let (table, errors) = DeTable::parse_recoverable(text);
+    let mut diagnostics = Diagnostics::new(source);
+    errors.iter().for_each(|error| diagnostics.syntax_error(text, error));
+    for key in table.get_ref().keys().filter(|key| !INCLUDED_SECTIONS.contains(&key.get_ref().as_ref())) {
+        let line = diagnostics.line_at(key.span());
+        let expected = "[[pool]] or [[listener]], the sections of an included file".to_owned();
+        diagnostics.wrong_value(line, String::new(), key.get_ref().to_string(), expected);
+    }
+    match diagnostics.into_faults() {
+        faults if faults.is_empty() => Ok(()),
         faults => Err(ConfigFaults(faults)),
     }
 }
@@ -90,6 +114,8 @@ fn every_section(file: &mut Section<'_, '_>, default_set: SetConfig, without_poo
 fn set(s: &mut Section<'_, '_>, default: &SetConfig) -> SetConfig {
     let name = |text: &str| PoolName::new(text).ok().map(|name| name.as_str().to_owned());
     let dir = |text: &str| is_valid_path(text).then(|| text.into());
+    // The files are part of the text already.
+    s.strings("include", "a file or a pattern such as \"/etc/patou/patou.d/*.toml\"", |text| !text.is_empty());
     SetConfig {
         name: s.text("name", NAME, name).unwrap_or_else(|| default.name.clone()),
         runtime_dir: s
