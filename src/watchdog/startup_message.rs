@@ -30,6 +30,9 @@ impl ChildSupervisor {
             _ => String::new(),
         };
         for (listener, socket) in config.listeners.iter().zip(&self.sockets.listeners) {
+            if !speaks_http(config, listener) {
+                continue;
+            }
             let command = example_command(config, listener, &socket.address, &program);
             tracing::info!("try: {command}    (pool {})", listener.pool);
         }
@@ -53,6 +56,11 @@ fn parts_not_up(plan: &Plan<ChildSet>) -> Option<String> {
     });
     let missing: Vec<_> = missing.collect();
     (!missing.is_empty()).then(|| missing.join("; "))
+}
+
+/// The program of an `inetd` pool speaks its own protocol.
+fn speaks_http(config: &Config, listener: &ListenerConfig) -> bool {
+    config.pool(&listener.pool).is_none_or(|pool| !matches!(pool.handler, HandlerConfig::Inetd(_)))
 }
 
 /// A command that sends a request to a listener.

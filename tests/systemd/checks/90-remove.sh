@@ -1,5 +1,6 @@
 # shellcheck shell=bash source=SCRIPTDIR/../lib.sh
-# Removal stops the set and keeps the configuration; purge leaves only the accounts.
+# Removal stops the set and keeps the configuration; purge leaves only the accounts, and what the administrator has
+# added.
 . /checks/lib.sh
 ensure_started
 systemctl enable --quiet patou
@@ -21,8 +22,19 @@ assert_nothing_left
 systemctl start patou || fail "systemctl start patou after a second installation"
 wait_for 10 "the set is up" all_up
 
-# Purge while the set runs.
+# Purge while the set runs, with a pool of the administrator.
+cat >/etc/patou/patou.d/own.toml <<'EOF'
+[[pool]]
+name = "own"
+workers = 1
+address = "unix:/run/patou/own-{n}.sock"
+EOF
+sed -i 's#^runtime_dir = .*#&\ninclude = ["patou.d/*.toml"]#' /etc/patou/patou.toml
+systemctl reload patou || fail "a reload with a file in patou.d"
+wait_for 10 "the pool of the included file is up" worker_serves own/1
 apt purge patou
+[ -e /etc/patou/patou.d/own.toml ] || fail "the purge has deleted a file of the administrator"
+rm -r /etc/patou
 assert_nothing_left
 expect "failed units" "$(systemctl list-units --failed --plain --no-legend --no-pager)" ""
 list_files >"$check_dir/files-after"
