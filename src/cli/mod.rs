@@ -17,6 +17,7 @@ mod launch;
 mod patou_run;
 mod poll;
 mod recycle;
+mod reload;
 mod roles;
 mod status;
 mod systemd;
@@ -86,6 +87,8 @@ enum Command {
     },
     /// Replace the workers of a pool by new processes, one after the other, without losing a request
     Recycle(recycle::RecycleArgs),
+    /// Have a set of `patou run` apply its changed configuration, and wait for the result (units: systemctl reload patou)
+    Reload(reload::ReloadArgs),
     /// Measure exchanges over a private segment and named pipes, and print percentiles (see also bench exchange)
     Pingpong(exchange::PingpongArgs),
     /// Measure what patou costs, each time beside a baseline of the same run
@@ -235,6 +238,7 @@ fn run(cli: &Cli) -> Result<(), CommandError> {
         Command::Call(args) => call::run(args, || call::default_target(path)).map_err(CommandError::Failed),
         Command::Drain { worker } => drain::drain(path, worker),
         Command::Resume { worker } => drain::resume(path, worker),
+        Command::Reload(args) => reload::run(path, args),
         Command::Recycle(args) => recycle::run(path, args),
         Command::Pingpong(args) => exchange::run_pingpong(path, args),
         Command::Bench { command } => bench::run(path, command),

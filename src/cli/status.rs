@@ -51,7 +51,7 @@ pub(super) fn run(path: Option<&Path>, args: &StatusArgs) -> Result<(), CommandE
     }
 }
 
-fn view(config: &Config) -> Result<StatusView, CommandError> {
+pub(super) fn view(config: &Config) -> Result<StatusView, CommandError> {
     let dir = &config.set.runtime_dir;
     let state = read_state(dir)?;
     let report = probe::query(&dir.join("probe.sock"), None, PROBE_TIMEOUT);

@@ -9,5 +9,5 @@ mod view;
 
 pub(crate) use collect::{PROBE_TIMEOUT, ProbeResult, collect};
 pub(crate) use health::{HealthState, health};
-pub(crate) use state_file::{SavedPart, SavedState};
+pub(crate) use state_file::{SavedPart, SavedReloads, SavedState};
 pub(crate) use view::StatusView;

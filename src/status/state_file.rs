@@ -31,10 +31,25 @@ pub(crate) struct SavedState {
     /// What is missing outside the parts, for operators.
     #[serde(default)]
     pub problems: Vec<String>,
+    /// The reloads of `patou run`. Absent in files of older versions.
+    #[serde(default)]
+    pub reloads: SavedReloads,
     /// The dispatcher.
     pub dispatcher: SavedPart,
     /// The workers by name.
     pub workers: BTreeMap<String, SavedPart>,
+}
+
+/// The reloads since the watchdog has started.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct SavedReloads {
+    /// How many have a result.
+    pub completed: u64,
+    /// Whether the configuration is being read.
+    pub is_reading: bool,
+    /// Why the last one was refused.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub refused: Option<String>,
 }
 
 /// One part.
@@ -55,6 +70,13 @@ pub(crate) struct SavedPart {
     /// A worker's segment without a name: the watchdog's descriptor of it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub segment_fd: Option<i32>,
+}
+
+impl SavedReloads {
+    /// A reload has a result.
+    pub(crate) fn complete(&mut self, refused: Option<String>) {
+        *self = Self { completed: self.completed + 1, is_reading: false, refused };
+    }
 }
 
 const FILE: &str = "watchdog.json";

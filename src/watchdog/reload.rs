@@ -13,11 +13,9 @@ impl<S: Supervisor> Watchdog<S> {
     /// Starts to read the configuration file again.
     pub(super) fn reload(&mut self) {
         let Origin::File(path) = &self.set.origin else {
-            tracing::warn!(
-                event = %log::Event::ReloadRefused,
-                "nothing to reload: the set uses the built-in configuration; start it with --config FILE"
-            );
-            return;
+            let reason = "nothing to reload: the set uses the built-in configuration; start it with --config FILE";
+            tracing::warn!(event = %log::Event::ReloadRefused, "{reason}");
+            return self.set.reloads.complete(Some(reason.to_owned()));
         };
         if self.set.plan.is_stopping() {
             return;
@@ -25,6 +23,7 @@ impl<S: Supervisor> Watchdog<S> {
         if self.set.is_ready {
             notify_reloading();
         }
+        self.set.reloads.is_reading = true;
         self.config_reader.start(path.clone(), self.set.config.clone(), S::read_config);
     }
 
@@ -54,10 +53,12 @@ impl<S: Supervisor> Watchdog<S> {
                 let (workers, pools) = (config.workers().count(), config.pools.len());
                 tracing::info!(file, set = %config.set.name, workers, pools, event = %log::Event::ReloadApplied,
                     "configuration applied: {effect}");
+                self.set.reloads.complete(None);
                 Some(event)
             }
             Err(error) => {
                 log_refused(&file, &error);
+                self.set.reloads.complete(Some(error));
                 None
             }
         }

@@ -257,6 +257,7 @@ impl<S: Supervisor> Watchdog<S> {
     /// Writes `watchdog.json`.
     fn write_state(&mut self) {
         let mut state = saved_state(&self.set.plan, &self.set.config.set.name, self.own_id);
+        state.reloads.clone_from(&self.set.reloads);
         let dir = self.supervisor.complete_state(&self.set.config, &mut state);
         let Some(state) = self.set.state_writer.write_if_changed(state, dir) else { return };
         let up = state.workers.values().filter(|part| part.state == "up").count();

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use super::plan::{Part, Plan, PlanKind};
 use crate::ids::ProcessId;
-use crate::status::{SavedPart, SavedState};
+use crate::status::{SavedPart, SavedReloads, SavedState};
 use crate::{log, procfs};
 
 /// The current state of `plan`, without what its supervisor adds; `process` is the watchdog.
@@ -40,6 +40,7 @@ pub(super) fn saved_state<K: PlanKind>(plan: &Plan<K>, set: &str, process: Proce
         stopping: plan.is_stopping(),
         listeners: Vec::new(),
         problems: Vec::new(),
+        reloads: SavedReloads::default(),
         dispatcher,
         workers: workers.collect(),
     }

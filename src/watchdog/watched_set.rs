@@ -13,6 +13,7 @@ use super::state::StateWriter;
 use crate::config::{Config, Origin};
 use crate::ids::Monotonic;
 use crate::sd_notification::notify;
+use crate::status::SavedReloads;
 
 /// A running set. Its loop alone passes events to the plan; a supervisor reads it and counts what it does.
 pub(super) struct WatchedSet<K: PlanKind> {
@@ -25,6 +26,7 @@ pub(super) struct WatchedSet<K: PlanKind> {
     /// The admin sockets until the first report arrives, at most until this time. Requests wait in the backlog.
     pub unserved_admin: Option<(Monotonic, Vec<OwnedFd>)>,
     pub state_writer: StateWriter,
+    pub reloads: SavedReloads,
     /// Whether READY=1 was sent.
     pub is_ready: bool,
     /// Whether there is nothing left to do.
@@ -42,6 +44,7 @@ impl<K: PlanKind> WatchedSet<K> {
             admin: AdminServer::default(),
             unserved_admin: None,
             state_writer: StateWriter::default(),
+            reloads: SavedReloads::default(),
             is_ready: false,
             is_finished: false,
         }

@@ -170,7 +170,7 @@ fn file_is_loaded_or_rejected() {
     std::fs::write(&file, Config::DEFAULT_TOML).unwrap();
     let loaded = Config::load(Some(&file)).unwrap();
     assert_eq!((loaded.origin, loaded.config), (Origin::File(file.clone()), Config::default()));
-    assert_eq!(loaded.text, Config::DEFAULT_TOML);
+    assert_eq!(loaded.text.as_str(), Config::DEFAULT_TOML);
     std::fs::write(&file, "[set]\nname = 1\n[[pool]]\nname = \"default\"\n").unwrap();
     let error = Config::load(Some(&file)).unwrap_err();
     assert!(matches!(&error, LoadError::Faults(faults) if faults.0.len() == 1));
