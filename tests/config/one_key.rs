@@ -27,8 +27,13 @@ fn syntax_errors_are_rejected() {
 fn unknown_keys_are_rejected_with_a_suggestion() {
     assert_faults(&[
         ("[pol]\n", 1, "pol", "an unknown key; expected `pool`"),
-        ("[set]\ncolour = 1", 2, "set.colour", "an unknown key; expected one of name, runtime_dir"),
-        ("[set]\n\"a b\\n\" = 1", 2, "set.\"a b\\u000A\"", "an unknown key; expected one of name, runtime_dir"),
+        ("[set]\ncolour = 1", 2, "set.colour", "an unknown key; expected one of include, name, runtime_dir"),
+        (
+            "[set]\n\"a b\\n\" = 1",
+            2,
+            "set.\"a b\\u000A\"",
+            "an unknown key; expected one of name, runtime_dir, include",
+        ),
         (
             "[[pool]]\nname = \"default\"\noffer_timout = \"1s\"",
             3,
@@ -189,12 +194,15 @@ fn values_out_of_range_are_rejected() {
         ),
     ]);
     let name = "a name of 1 to 32 characters of a-z, 0-9 and _";
+    let file = "a file or a pattern such as \"/etc/patou/patou.d/*.toml\"";
     let dir = "an absolute path below / without `..`";
     assert_faults(&[
         ("[front]\nhead_bytes = 8191", 2, "front.head_bytes", "8191; expected a whole number from 8192 to 1048576"),
         ("[set]\nname = \"../x\"", 2, "set.name", &format!("\"../x\"; expected {name}")),
         ("[set]\nruntime_dir = \"run\"", 2, "set.runtime_dir", &format!("\"run\"; expected {dir}")),
         ("[set]\nruntime_dir = \"/run/../x\"", 2, "set.runtime_dir", &format!("\"/run/../x\"; expected {dir}")),
+        ("[set]\ninclude = \"x\"", 2, "set.include", &format!("\"x\"; expected a list [..], each item {file}")),
+        ("[set]\ninclude = [\"\"]", 2, "set.include[1]", &format!("\"\"; expected {file}")),
         (
             "[[pool]]\nname = \"a/b\"\n[[listener]]\naddress = \"127.0.0.1:1\"\npool = \"ab\"",
             2,
