@@ -32,7 +32,7 @@ fn unknown_keys_are_rejected_with_a_suggestion() {
             "[set]\n\"a b\\n\" = 1",
             2,
             "set.\"a b\\u000A\"",
-            "an unknown key; expected one of name, runtime_dir, include",
+            "an unknown key; expected one of include, name, runtime_dir",
         ),
         (
             "[[pool]]\nname = \"default\"\noffer_timout = \"1s\"",
