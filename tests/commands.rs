@@ -278,6 +278,44 @@ fn set_survives_a_log_reader_that_closes_its_pipe() {
 }
 
 #[test]
+fn user_without_rights_gets_the_state_and_the_right_advice() {
+    if !nix::unistd::geteuid().is_root() {
+        return eprintln!("SKIPPED: not root, so every set belongs to this user");
+    }
+    let set = TestSet::start(ECHO);
+    let binary = set.test_dir().join("binary");
+    std::fs::copy(PATOU, &binary).unwrap();
+    let user = |args: &[&str]| {
+        let mut command = Command::new("setpriv");
+        command.args(["--reuid=65534", "--regid=65534", "--clear-groups"]).arg(&binary).args(args);
+        let output = command.arg("--config").arg(set.config_file()).stdin(Stdio::null()).output().unwrap();
+        (output.status.code(), text(&output.stdout), text(&output.stderr))
+    };
+    let commands: [&[&str]; 5] =
+        [&["status"], &["status", "--wait", "10s"], &["reload"], &["drain", "default-1"], &["recycle", "default"]];
+    for command in commands {
+        let (code, _, error) = user(command);
+        assert_eq!(code, Some(1));
+        assert!(error.starts_with("patou: this user may not look into "), "{command:?}: {error}");
+    }
+    let open = std::os::unix::fs::PermissionsExt::from_mode(0o755);
+    std::fs::set_permissions(set.runtime_dir(), open).unwrap();
+    for command in &commands[..2] {
+        let (code, output, error) = user(command);
+        assert_eq!((code, error.as_str()), (Some(0), ""));
+        assert!(output.contains("\nthis user sees only what the watchdog reports: "), "{output}");
+        assert!(output.contains("\ndefault/1          up  "), "{output}");
+    }
+    let advice = ["this user may not reload the set in", "this user may not use ", "this user may not use "];
+    for (command, advice) in commands[2..].iter().zip(advice) {
+        let (code, _, error) = user(command);
+        assert_eq!(code, Some(1));
+        assert!(error.contains(advice), "{command:?}: {error}");
+    }
+    set.stop();
+}
+
+#[test]
 fn ordinary_user_can_run_a_set() {
     if !nix::unistd::geteuid().is_root() {
         return eprintln!("SKIPPED: not root, so every other test covers this");

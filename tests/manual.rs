@@ -183,12 +183,38 @@ fn packaged_files_are_valid_and_match_this_version() {
     assert!(changelog.starts_with(&format!("patou ({}-", env!("CARGO_PKG_VERSION"))), "packaging/changelog");
 }
 
+/// What the program offers for the last of these words.
+fn completions(words: &[&str], config: &str) -> Vec<String> {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_patou"));
+    command.env("PATOU_COMPLETE", "bash").env("_CLAP_COMPLETE_INDEX", words.len().to_string());
+    command.env("_CLAP_COMPLETE_COMP_TYPE", "9").env("_CLAP_IFS", "\n").env("PATOU_CONFIG", config);
+    let output = command.args(["--", "patou"]).args(words).output().unwrap();
+    assert!(output.status.success(), "{output:?}");
+    String::from_utf8(output.stdout).unwrap().lines().map(str::to_owned).collect()
+}
+
 #[test]
-fn completions_contain_visible_commands_and_no_hidden_ones() {
-    for shell in ["bash", "zsh", "fish"] {
-        let output = Command::new(env!("CARGO_BIN_EXE_patou")).args(["completions", shell]).output().unwrap();
-        let text = String::from_utf8(output.stdout).unwrap();
-        assert!(output.status.success() && text.contains("pingpong") && text.contains("compare"), "{shell}");
-        assert!(!text.contains("launch") && !text.contains("completions"), "{shell}");
+fn completions_know_the_visible_commands_and_the_pools_and_workers_of_the_set() {
+    let file = std::env::temp_dir().join(format!("patou-completions-{}.toml", std::process::id()));
+    let pools = "[[pool]]\nname = \"web\"\naddress = \"127.0.0.1:7400\"\n[[pool]]\nname = \"pdf\"\nworkers = 1\n\
+                 address = \"127.0.0.1:7410\"\n";
+    let listener = "[[listener]]\naddress = \"127.0.0.1:7286\"\npool = \"web\"\n";
+    fs::write(&file, format!("[set]\nruntime_dir = \"/nonexistent/run\"\n{pools}{listener}")).unwrap();
+    let of = |words: &[&str]| completions(words, file.to_str().unwrap());
+    let commands = of(&[""]);
+    assert!(["pingpong", "status", "recycle"].iter().all(|name| commands.contains(&name.to_string())), "{commands:?}");
+    assert!(!commands.contains(&"launch".to_owned()), "{commands:?}");
+    assert_eq!(of(&["recycle", ""])[..2], ["web", "pdf"]);
+    assert_eq!(of(&["drain", "web-"]), ["web-1", "web-2"]);
+    assert_eq!(of(&["resume", "p"]), ["pdf-1"]);
+    assert!(completions(&["drain", "w"], "/nonexistent").is_empty());
+    for (shell, name) in [("bash", "patou.bash"), ("zsh", "_patou"), ("fish", "patou.fish")] {
+        let script = fs::read_to_string(format!("packaging/completions/{name}")).unwrap();
+        assert!(script.contains(&format!("PATOU_COMPLETE={shell} patou")), "{script}");
+        let output = Command::new(env!("CARGO_BIN_EXE_patou")).env("PATOU_COMPLETE", shell).output().unwrap();
+        let registration = String::from_utf8(output.stdout).unwrap();
+        assert!(output.status.success() && registration.contains("PATOU_COMPLETE"), "{registration}");
+        assert!(shell != "zsh" || registration.contains("function _clap_dynamic_completer_patou"), "{registration}");
     }
+    fs::remove_file(&file).unwrap();
 }

@@ -1,25 +1,27 @@
-//! `patou completions` (hidden): the completion script of a shell. The build of the package calls it.
+//! Completion of commands, options, pools and workers: the shell calls the program with `$PATOU_COMPLETE`.
 
-use std::io::{self, Write};
+use clap::Command;
+use clap_complete::CompleteEnv;
+use clap_complete::engine::CompletionCandidate;
 
-use clap::{Args, Command};
-use clap_complete::Shell;
+use super::config_source::applied_or_file;
+use crate::config::Config;
 
-use super::error::{CommandError, failed};
-
-#[derive(Debug, Args)]
-pub(super) struct CompletionsArgs {
-    /// The shell
-    shell: Shell,
+/// Prints the candidates and exits, if a shell has called the program for that.
+pub(super) fn complete(command: fn() -> Command) {
+    CompleteEnv::with_factory(command).var("PATOU_COMPLETE").bin("patou").complete();
 }
 
-/// Prints the completions of `cli`.
-pub(super) fn run(args: &CompletionsArgs, cli: &Command) -> Result<(), CommandError> {
-    // The generator does not leave out hidden commands.
-    let visible = cli.get_subcommands().filter(|command| !command.is_hide_set());
-    let mut visible = Command::new("patou").version("").args(cli.get_arguments()).subcommands(visible);
-    let mut text = Vec::new();
-    clap_complete::generate(args.shell, &mut visible, "patou", &mut text);
-    // Not directly to standard output: the generator panics on a closed pipe.
-    io::stdout().write_all(&text).map_err(failed)
+/// The pools of the set that is used without `--config`.
+pub(super) fn pools() -> Vec<CompletionCandidate> {
+    candidates(|config| config.pools.iter().map(|pool| pool.name.to_string()).collect())
+}
+
+/// Its workers.
+pub(super) fn workers() -> Vec<CompletionCandidate> {
+    candidates(|config| config.workers().map(|worker| worker.instance()).collect())
+}
+
+fn candidates(of: impl Fn(&Config) -> Vec<String>) -> Vec<CompletionCandidate> {
+    applied_or_file().iter().flat_map(of).map(CompletionCandidate::new).collect()
 }

@@ -65,6 +65,12 @@ pub(super) fn load_applied(path: Option<&Path>) -> Result<Config, CommandError> 
     }
 }
 
+/// As [`load_applied`] without a named file, if it is valid. Prints nothing.
+pub(super) fn applied_or_file() -> Option<Config> {
+    let config = Config::load(None).ok()?.config;
+    Some(applied_in(&config.set.runtime_dir).and_then(Result::ok).unwrap_or(config))
+}
+
 /// The applied configuration in a runtime directory, if there is one.
 fn applied_in(dir: &Path) -> Option<Result<Config, CommandError>> {
     let applied = if ipc::is_run_by_systemd(dir) { units::APPLIED.into() } else { dir.join("applied.toml") };

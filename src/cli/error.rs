@@ -1,10 +1,12 @@
 //! Errors of commands, and what their exit codes mean.
 
 use std::fmt::Display;
+use std::fs;
 use std::io::{self, ErrorKind};
 use std::path::Path;
 
 use crate::config::LoadError;
+use crate::ipc;
 
 /// Why a command failed. Exit codes are those of sysexits(3) where it has one.
 #[derive(Debug)]
@@ -47,8 +49,23 @@ pub(super) fn interrupted() -> CommandError {
     failed("interrupted")
 }
 
-/// No watchdog keeps a set in this directory.
+/// Whether this user may not see what is in a directory.
+pub(super) fn is_closed(dir: &Path) -> bool {
+    fs::metadata(dir.join(".")).is_err_and(|error| error.kind() == ErrorKind::PermissionDenied)
+}
+
+/// No watchdog keeps a set in this directory, as far as this user can see.
 pub(super) fn no_set(dir: &Path) -> CommandError {
+    if is_closed(dir) {
+        let dir = dir.display();
+        return failed(format!(
+            "this user may not look into {dir}, where the set is if it runs: use its user, or root"
+        ));
+    }
+    let is_packaged = ipc::is_directory_of_units(dir) && Path::new("/usr/lib/systemd/system/patou.service").exists();
+    if is_packaged && sd_notify::booted().unwrap_or(false) {
+        return failed(format!("no set is running in {}: systemctl start patou starts it", dir.display()));
+    }
     let dir = dir.display();
     failed(format!("no set is running in {dir}: start it with patou run, or name its configuration with --config"))
 }

@@ -29,6 +29,7 @@ use std::time::Duration;
 
 use clap::error::{ContextKind, ContextValue};
 use clap::{CommandFactory, Parser, Subcommand};
+use clap_complete::ArgValueCandidates;
 
 use self::bench::exchange;
 use self::error::CommandError;
@@ -57,7 +58,7 @@ enum Command {
     /// Run one worker of a set
     Worker {
         /// The worker, for example default-1
-        #[arg(value_name = "POOL-N")]
+        #[arg(value_name = "POOL-N", add = ArgValueCandidates::new(completions::workers))]
         worker: WorkerId,
     },
     /// Create, remove or list the segments and named pipes of a set
@@ -76,13 +77,13 @@ enum Command {
     /// Take a worker out of service and wait until it is free
     Drain {
         /// The worker, for example default-1
-        #[arg(value_name = "POOL-N")]
+        #[arg(value_name = "POOL-N", add = ArgValueCandidates::new(completions::workers))]
         worker: WorkerId,
     },
     /// Put a worker back into service
     Resume {
         /// The worker, for example default-1
-        #[arg(value_name = "POOL-N")]
+        #[arg(value_name = "POOL-N", add = ArgValueCandidates::new(completions::workers))]
         worker: WorkerId,
     },
     /// Replace the workers of a pool by new processes, one after the other, without losing a request
@@ -103,9 +104,6 @@ enum Command {
         #[command(subcommand)]
         command: systemd::SystemdCommand,
     },
-    /// Print the completions of a shell
-    #[command(hide = true)]
-    Completions(completions::CompletionsArgs),
     /// Become a part of the set, with LISTEN_PID set
     #[command(hide = true)]
     Launch(launch::LaunchArgs),
@@ -139,6 +137,7 @@ const LAST_LINE_DELAY: Duration = Duration::from_millis(50);
 pub(crate) fn main() -> ExitCode {
     // Parts are started as /proc/self/exe: without this, ps(1), pgrep(1) and ss(8) show the name `exe`.
     let _ = nix::sys::prctl::set_name(c"patou");
+    completions::complete(Cli::command);
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(mut error) => {
@@ -244,7 +243,6 @@ fn run(cli: &Cli) -> Result<(), CommandError> {
         Command::Bench { command } => bench::run(path, command),
         Command::Drill(args) => drill::run(path, args),
         Command::Systemd { command } => systemd::run(path, command),
-        Command::Completions(args) => completions::run(args, &Cli::command()),
         Command::Launch(args) => launch::run(args),
         Command::StandIn { worker } => roles::stand_in(path, worker),
         Command::Record(args) => drill::recording_handler::run(args),

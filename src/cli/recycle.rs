@@ -10,7 +10,9 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use clap::Args;
+use clap_complete::ArgValueCandidates;
 
+use super::completions;
 use super::config_source::load_applied;
 use super::dispatcher_error::{dispatcher_error, is_running};
 use super::duration_arg::duration;
@@ -36,7 +38,8 @@ const STATUS_WAIT: Duration = Duration::from_millis(500);
 #[derive(Debug, Args)]
 pub(super) struct RecycleArgs {
     /// The pool
-    #[arg(value_name = "POOL", value_parser = PoolName::new, required_unless_present = "all")]
+    #[arg(value_name = "POOL", value_parser = PoolName::new, required_unless_present = "all",
+        add = ArgValueCandidates::new(completions::pools))]
     pool: Option<PoolName>,
     /// Recycle every pool, all at the same time
     #[arg(long, conflicts_with = "pool")]

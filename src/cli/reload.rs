@@ -35,10 +35,11 @@ pub(super) fn run(path: Option<&Path>, args: &ReloadArgs) -> Result<(), CommandE
         return Err(failed(format!("the set in {} runs as systemd units: systemctl reload patou", dir.display())));
     }
     let deadline = Instant::now() + args.wait.unwrap_or(RESULT_TIMEOUT);
-    let reloads = || Ok(SavedState::read(dir).map_err(|_| no_set(dir))?.reloads);
+    let state = || SavedState::read(dir).map_err(|_| no_set(dir));
+    let reloads = || Ok(state()?.reloads);
     // A read that is in progress may have begun before the file was changed.
     let before = until(deadline, reloads, |reloads| !reloads.is_reading)?;
-    request(&SavedState::read(dir).map_err(|_| no_set(dir))?, dir)?;
+    request(&state()?, dir)?;
     let result = until(deadline, reloads, |reloads| reloads.completed > before.completed)?;
     if let Some(reason) = result.refused {
         return Err(failed(format!("reload refused, nothing has changed: {reason}")));

@@ -68,6 +68,9 @@ fn read_state(dir: &Path) -> Result<SavedState, CommandError> {
             Ok(state) => return Ok(state),
             Err(error) => error,
         };
+        if error.kind() == io::ErrorKind::PermissionDenied {
+            return Err(no_set(dir));
+        }
         let Some(pid) = SetLock::holder(dir) else { return Err(no_set(dir)) };
         if Instant::now() >= deadline {
             let dir = dir.display();
@@ -89,6 +92,9 @@ fn print(view: &StatusView, json: bool) -> io::Result<()> {
     writeln!(out, "set {}  at {}", view.set, view.listeners.join(", "))?;
     for problem in &view.problems {
         writeln!(out, "problem: {problem}")?;
+    }
+    if view.pools.iter().flat_map(|pool| &pool.workers).any(|worker| worker.state == "up") {
+        writeln!(out, "this user sees only what the watchdog reports: leases and counts need root, or the set's user")?;
     }
     writeln!(out)?;
     writeln!(out, "{:<18} {:<9} {:>8} {:>9}", "PART", "STATE", "PID", "RESTARTS")?;

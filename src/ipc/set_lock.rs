@@ -56,11 +56,16 @@ pub(crate) enum SetOwner {
     Systemd,
 }
 
+/// Whether `dir` is that of the units.
+pub(crate) fn is_directory_of_units(dir: &Path) -> bool {
+    dir == Path::new(SYSTEMD_DIR)
+}
+
 /// Whether systemd runs the set in `dir`: the lock file says so or, if it was removed, the published configuration.
 pub(crate) fn is_run_by_systemd(dir: &Path) -> bool {
     match read_private(&dir.join(LOCK), owner_of(dir)) {
         Ok(text) => text.starts_with(SYSTEMD),
-        Err(_) => dir == Path::new(SYSTEMD_DIR) && Path::new(SYSTEMD_CONFIG).exists(),
+        Err(_) => is_directory_of_units(dir) && Path::new(SYSTEMD_CONFIG).exists(),
     }
 }
 

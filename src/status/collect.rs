@@ -18,7 +18,7 @@ pub(crate) const PROBE_TIMEOUT: Duration = Duration::from_millis(250);
 /// The result of probing the dispatcher.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct ProbeResult<'a> {
-    /// Its last report, if there is one.
+    /// Its last report, if there is one. A responsive dispatcher reports nothing to a user without permission.
     pub report: Option<&'a ProbeReport>,
     /// False if it has not answered the last probe in time.
     pub responsive: bool,
@@ -27,6 +27,7 @@ pub(crate) struct ProbeResult<'a> {
 /// Combines what the watchdog and the dispatcher have reported with what the slots contain now.
 pub(crate) fn collect(config: &Config, state: &SavedState, probe: ProbeResult<'_>) -> StatusView {
     let ProbeResult { report, responsive } = probe;
+    let may_look = report.is_some() || !responsive;
     let foreign = (!state.has_local_pids()).then(|| ForeignSet::read(&config.set.runtime_dir, PROBE_TIMEOUT));
     let watchdog = match &foreign {
         Some(set) => set.watchdog(responsive),
@@ -58,7 +59,7 @@ pub(crate) fn collect(config: &Config, state: &SavedState, probe: ProbeResult<'_
                 Some(_) => PartProcessState::Runs,
                 None => observe(state.workers.get(&id.to_string()).and_then(|part| part.pid)),
             };
-            worker_view(config, id, state, process, report)
+            worker_view(config, id, state, process, report, may_look)
         });
         PoolView {
             name: pool.name.clone(),
@@ -117,6 +118,7 @@ fn worker_view(
     saved: &SavedState,
     process: PartProcessState,
     report: Option<&WorkerReport>,
+    may_look: bool,
 ) -> WorkerView {
     let part = saved.workers.get(&id.to_string());
     // Copied, not mapped: a reader needs no write permission.
@@ -139,6 +141,7 @@ fn worker_view(
             // The segment was removed, and this process does not hold it. The dispatcher does.
             ("starting", Some(report)) if slot.is_none() && report.serves && report.drained => "draining",
             ("starting", Some(report)) if slot.is_none() && report.serves => "idle",
+            ("starting", None) if slot.is_none() && !may_look => "up",
             (state, _) => state,
         },
         other => other,

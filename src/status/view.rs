@@ -74,7 +74,7 @@ pub(crate) struct WorkerView {
     pub id: WorkerId,
     /// Its process.
     pub pid: Option<u32>,
-    /// One of the states in patou(7).
+    /// One of the states in patou(7); `up` for a user that may see neither its slot nor the dispatcher's report.
     pub state: String,
     /// Its incarnation; 0 if there has been none.
     pub epoch: u32,
@@ -106,7 +106,9 @@ impl StatusView {
     pub(crate) fn not_up(&self) -> Vec<String> {
         let parts = [("watchdog".to_owned(), self.watchdog.state), ("dispatcher".to_owned(), &self.dispatcher.state)];
         let down = parts.into_iter().filter(|(_, state)| *state != "up");
-        let is_up = |worker: &WorkerView| SERVING.contains(&worker.state.as_str()) || worker.state == "draining";
+        let is_up = |worker: &WorkerView| {
+            SERVING.contains(&worker.state.as_str()) || ["draining", "up"].contains(&worker.state.as_str())
+        };
         let workers = self.pools.iter().flat_map(|pool| &pool.workers).filter(|worker| !is_up(worker));
         down.chain(workers.map(|worker| (format!("worker {}", worker.id), worker.state.as_str())))
             .map(|(part, state)| format!("{part} is {state}"))
