@@ -6,6 +6,7 @@ use std::fs;
 use std::io::{Read, Write};
 use std::net::SocketAddr;
 use std::path::Path;
+use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
@@ -514,6 +515,77 @@ fn server_whose_socket_is_removed_before_it_is_ready_is_replaced() {
     set.wait_until_up();
     identity(&set);
     assert_eq!(set.worker("default/1")["restarts"], 0, "{}", set.log());
+    set.stop();
+}
+
+/// A server that begins to listen when a file allows it, and shuts down as slowly as another file demands. As many do, it
+/// then removes its socket by its name.
+const SLOW_SERVER: &str = r#"
+import os, signal, socket, sys, time
+path, listen, end = sys.argv[1:]
+def wait_for(file):
+    while not os.path.exists(file): time.sleep(0.01)
+def shut_down(*_):
+    wait_for(end)
+    if os.path.exists(path): os.unlink(path)
+    os._exit(0)
+signal.signal(signal.SIGTERM, shut_down)
+s = socket.socket(socket.AF_UNIX); s.bind(path)
+wait_for(listen)
+s.listen(8)
+while True:
+    c, _ = s.accept()
+    if c.recv(4096): c.sendall(b'HTTP/1.0 200 OK\r\n\r\n%d' % os.getpid())
+    c.close()
+"#;
+
+/// A server that the test has started, killed at its end.
+struct RunningServer(Child);
+
+impl Drop for RunningServer {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+#[test]
+fn server_that_removes_its_socket_after_the_death_of_its_worker_harms_no_successor() {
+    if !is_installed("python3") {
+        return;
+    }
+    // The handler's own process only has the server started elsewhere, as the client of a container manager does. So the
+    // server outlives the worker.
+    let mut set = TestSet::prepare("");
+    let script = format!("echo \"$PATOU_SOCKET\" >>{}/wanted; exec sleep 1000", set.test_dir().display());
+    let command = toml_array(&["sh", "-c", &script, "{socket}"]);
+    set.configure(&handoff_pool(1, &format!("{{ http = {command} }}"), ""));
+    set.run();
+    let file = |name: &str| set.test_dir().join(name);
+    let wanted =
+        || fs::read_to_string(file("wanted")).unwrap_or_default().lines().map(str::to_owned).collect::<Vec<_>>();
+    let start_server = |path: &str, listen: &str| {
+        let files = [listen, "end"].map(file);
+        let mut command = Command::new("python3");
+        command.args(["-c", SLOW_SERVER, path]).args(files).stdout(Stdio::null()).stderr(Stdio::null());
+        let server = RunningServer(command.spawn().unwrap());
+        wait_until("the server has bound its address", || Path::new(path).exists());
+        server
+    };
+    wait_until("the server is wanted", || wanted().len() == 1);
+    fs::write(file("first"), "").unwrap();
+    let mut first = start_server(&wanted()[0], "first");
+    set.wait_until_up();
+    signal_to(first.0.id(), Signal::SIGTERM);
+    signal_to(set.worker_pid("default/1"), Signal::SIGKILL);
+    wait_until("its successor is wanted", || wanted().len() == 2);
+    let second = start_server(&wanted()[1], "second");
+    fs::write(file("end"), "").unwrap();
+    assert!(first.0.wait().unwrap().success());
+    fs::write(file("second"), "").unwrap();
+    set.wait_until_up();
+    assert_eq!(get(set.address(0), "/").unwrap().text(), second.0.id().to_string());
+    assert_eq!(wanted().len(), 2, "{}", set.log());
     set.stop();
 }
 

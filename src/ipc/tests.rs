@@ -1,3 +1,4 @@
+use std::collections::BTreeSet;
 use std::fs;
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
@@ -6,7 +7,7 @@ use super::worker_ipc::WorkerPaths;
 use super::*;
 use crate::config::Config;
 use crate::exchange::WorkerSide;
-use crate::ids::{Monotonic, WorkerId};
+use crate::ids::{Epoch, Monotonic, WorkerId};
 use crate::shm::{Segment, SegmentIdentity, SegmentRole};
 
 /// A set in a temporary directory, removed at the end.
@@ -149,4 +150,29 @@ fn a_name_in_a_file_is_not_enough_to_unlink_a_segment() {
     worker_ipc::remove_worker(set.dir(), &id).unwrap();
     assert!(Segment::open(foreign.name(), None, None).is_ok());
     Segment::unlink(&name).unwrap();
+}
+
+#[test]
+fn each_incarnation_has_socket_names_of_its_own_that_are_removed_with_the_worker() {
+    let set = TestSet::new("app-sockets");
+    set.create();
+    let id: WorkerId = "default-1".parse().unwrap();
+    let paths = WorkerPaths::new(set.dir(), &id);
+    let mut names = BTreeSet::new();
+    for epoch in 1..=100 {
+        let sockets = worker_ipc::app_sockets(set.dir(), &id, Epoch::new(epoch).unwrap());
+        for number in 1..=30 {
+            let path = worker_ipc::app_socket(&sockets, number);
+            assert_eq!(path.as_os_str().len(), paths.handoff.as_os_str().len(), "{path:?}");
+            assert_eq!(path.parent(), paths.handoff.parent());
+            assert!(names.insert(path.clone()), "{path:?}");
+        }
+    }
+    let other = paths.pool.join("11.a011");
+    for path in names.iter().step_by(7).chain([&other]) {
+        fs::write(path, "").unwrap();
+    }
+    worker_ipc::remove_worker(set.dir(), &id).unwrap();
+    let left: Vec<_> = fs::read_dir(&paths.pool).unwrap().map(|entry| entry.unwrap().path()).collect();
+    assert!(left.contains(&other) && !left.iter().any(|path| names.contains(path)), "{left:?}");
 }

@@ -1,6 +1,6 @@
 //! The objects of one worker: segment, doorbells, and the path of its socket.
 
-use std::fs::File;
+use std::fs::{self, File};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -14,7 +14,7 @@ use super::passed::{PassedObjects, WorkerObject};
 use super::set_lock::is_run_by_systemd;
 use crate::config::Config;
 use crate::doorbell::Doorbell;
-use crate::ids::WorkerId;
+use crate::ids::{Epoch, WorkerId};
 use crate::shm::{self, Segment, SegmentError, SegmentIdentity, SlotSnapshot};
 
 /// The paths of one worker's objects.
@@ -51,17 +51,47 @@ pub(crate) fn handoff_path(dir: &Path, id: &WorkerId) -> PathBuf {
     WorkerPaths::new(dir, id).handoff
 }
 
-/// How many sockets the processes of one worker have: a process, its successor, and those that are about to end.
-const APP_SOCKETS: u64 = 10;
+/// The base of the digits in the name of a socket. An incarnation has fewer processes at a time: one, its successor, and
+/// those that are about to end.
+const APP_SOCKET_BASE: u32 = 36;
 
-/// The path of the sockets on which the processes of worker `id` listen, without the digit at its end.
-pub(crate) fn app_sockets(dir: &Path, id: &WorkerId) -> PathBuf {
-    WorkerPaths::new(dir, id).handoff.with_extension("app")
+/// The path of the sockets on which the processes of this incarnation of worker `id` listen, without the digit at its end.
+///
+/// Each incarnation has names of its own, because a process of the previous one may end late and remove its socket. They
+/// are as long as that of the worker's own socket, whose length `check` knows.
+pub(crate) fn app_sockets(dir: &Path, id: &WorkerId, epoch: Epoch) -> PathBuf {
+    let epoch = u64::from(epoch.get());
+    let (high, low) = (digit(epoch / u64::from(APP_SOCKET_BASE)), digit(epoch));
+    WorkerPaths::new(dir, id).handoff.with_extension(format!("a{high}{low}"))
 }
 
 /// The socket of the process with this number.
 pub(crate) fn app_socket(sockets: &Path, number: u64) -> PathBuf {
-    sockets.with_extension(format!("app{}", number % APP_SOCKETS))
+    let mut path = sockets.as_os_str().to_owned();
+    path.push(digit(number).to_string());
+    path.into()
+}
+
+fn digit(number: u64) -> char {
+    let last = number % u64::from(APP_SOCKET_BASE);
+    char::from_digit(last as u32, APP_SOCKET_BASE).expect("it is less than the base")
+}
+
+/// Removes the sockets that processes of previous incarnations of worker `id` have left.
+pub(crate) fn remove_app_sockets(dir: &Path, id: &WorkerId) -> Result<(), IpcError> {
+    let pool = WorkerPaths::new(dir, id).pool;
+    let prefix = format!("{}.a", id.number);
+    let entries = match fs::read_dir(&pool) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        entries => entries.map_err(at(&pool))?,
+    };
+    for entry in entries {
+        let entry = entry.map_err(at(&pool))?;
+        if entry.file_name().to_string_lossy().starts_with(&prefix) {
+            remove_file(&entry.path())?;
+        }
+    }
+    Ok(())
 }
 
 /// Creates the objects of one worker, in place of those of a dead set, and returns the name of the segment. The caller
@@ -223,10 +253,10 @@ pub(crate) fn remove_worker(dir: &Path, id: &WorkerId) -> Result<(), IpcError> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => {}
         Err(error) => return Err(at(&paths.segment)(error)),
     }
-    let apps = (0..APP_SOCKETS).map(|digit| app_socket(&app_sockets(dir, id), digit));
-    for path in [paths.to_worker, paths.to_dispatcher, paths.segment].into_iter().chain(apps) {
+    for path in [paths.to_worker, paths.to_dispatcher, paths.segment] {
         remove_file(&path)?;
     }
+    remove_app_sockets(dir, id)?;
     Ok(())
 }
 

@@ -65,7 +65,10 @@ pub(crate) use stand_in::{hold_back, run as run_stand_in};
 /// See [`ServeError`]. A `program` handler is not run here: its binary calls [`serve()`].
 pub(crate) async fn run(config: &Config, id: &WorkerId) -> Result<(), ServeError> {
     let setup = WorkerSetup::new(config, id)?;
-    let socket = ipc::app_sockets(&config.set.runtime_dir, id);
+    let dir = &config.set.runtime_dir;
+    // A worker with another user than the set's cannot remove them. They harm nothing.
+    let _ = ipc::remove_app_sockets(dir, id);
+    let socket = ipc::app_sockets(dir, id, setup.epoch());
     let builtin = BuiltinHandler::start(setup.pool(), id, config.watchdog.start_timeout, socket)?;
     let builtin = builtin.ok_or_else(|| ServeError::Unknown(id.clone()))?;
     setup.serve(builtin.clone(), Some(builtin)).await

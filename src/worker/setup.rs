@@ -13,7 +13,7 @@ use super::{attach, control, serve};
 use crate::config::{Config, FrontConfig, PoolConfig};
 use crate::doorbell::Doorbell;
 use crate::exchange::WorkerSide;
-use crate::ids::{ProcessId, WorkerId};
+use crate::ids::{Epoch, ProcessId, WorkerId};
 use crate::shm::Segment;
 use crate::{clock, log, procfs, sys};
 
@@ -59,6 +59,11 @@ impl WorkerSetup {
     /// The configuration of the worker's pool.
     pub(super) fn pool(&self) -> &PoolConfig {
         &self.pool
+    }
+
+    /// The number of this incarnation.
+    pub(super) fn epoch(&self) -> Epoch {
+        self.slot.epoch()
     }
 
     /// Starts the control loop, and serves with `service` until the worker stops. `builtin` is the same handler, if
