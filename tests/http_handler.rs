@@ -2,6 +2,7 @@
 
 mod support;
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::io::{Read, Write};
 use std::net::SocketAddr;
@@ -123,6 +124,23 @@ fn request(address: SocketAddr, method: &str, target: &str, body: &[u8]) -> Resu
 
 fn get(address: SocketAddr, target: &str) -> Result<HttpResponse, String> {
     request(address, "GET", target, b"")
+}
+
+/// Reads one response with `Content-Length` from a connection that stays open.
+fn read_kept_response(stream: &mut impl Read) -> HttpResponse {
+    let mut bytes = Vec::new();
+    loop {
+        if let Some((response, length)) = HttpResponse::parse_head(&bytes).unwrap() {
+            let body = response.header("content-length").unwrap().parse::<usize>().unwrap();
+            if bytes.len() >= length + body {
+                return read_response(&mut bytes.as_slice()).unwrap();
+            }
+        }
+        let mut buffer = [0; 4096];
+        let length = stream.read(&mut buffer).unwrap();
+        assert!(length > 0, "{}", text(&bytes));
+        bytes.extend_from_slice(&buffer[..length]);
+    }
 }
 
 fn send_bytes(address: SocketAddr, head: &str, body: &[u8]) -> HttpResponse {
@@ -307,7 +325,7 @@ fn end_of_a_response_is_that_of_the_server() {
     let mut stream = connect(address);
     for _ in 0..2 {
         stream.write_all(request_head("GET", "/old", address, "").as_bytes()).unwrap();
-        let response = read_response(&mut stream).unwrap();
+        let response = read_kept_response(&mut stream);
         assert_eq!((response.text().as_str(), response.header("connection")), ("old", None), "{}", response.head);
         assert!(response.head.starts_with("http/1.1 ") || response.head.starts_with("HTTP/1.1 "), "{}", response.head);
     }
@@ -643,4 +661,114 @@ fn node_server_runs_unchanged() {
     }
     assert_eq!(request(set.address(0), "POST", "/", &vec![0; 1 << 20]).unwrap().text(), "POST / 1048576");
     set.stop();
+}
+
+/// Requests, bodies, planned replacement, and a death by a signal, for a server that responds on `/pid` with its process,
+/// on `/length` with the length of the body, and on `/large` with 1 MiB.
+fn assert_serves(set: TestSet) {
+    let address = set.address(0);
+    let pid = || get(address, "/pid").unwrap().text().parse::<u32>().unwrap_or_else(|_| panic!("{}", set.log()));
+    let mut pids = BTreeSet::new();
+    for _ in 0..60 {
+        pids.insert(pid());
+    }
+    while pids.len() < 3 {
+        pids.insert(pid());
+    }
+    let body = vec![b'x'; 5 << 20];
+    assert_eq!(request(address, "POST", "/length", &body).unwrap().text(), body.len().to_string());
+    let chunked = b"4\r\nfour\r\n3\r\nten\r\n0\r\n\r\n";
+    assert_eq!(send_bytes(address, "POST /length\nTransfer-Encoding: chunked\r\n", chunked).text(), "7");
+    let continued = send_bytes(address, "POST /length\nExpect: 100-continue\r\nContent-Length: 4\r\n", b"four");
+    assert_eq!(continued.text(), "4");
+    assert_eq!(get(address, "/large").unwrap().body.len(), 1 << 20);
+    assert_eq!(get(address, "/none").unwrap().status, 404);
+    let mut stream = connect(address);
+    for _ in 0..5 {
+        stream.write_all(request_head("GET", "/pid", address, "").as_bytes()).unwrap();
+        assert_eq!(read_kept_response(&mut stream).status, 200);
+    }
+    drop(stream);
+    for _ in 0..3 {
+        let killed = pid();
+        signal_to(killed, Signal::SIGKILL);
+        wait_until("the server has ended", || !is_alive(killed));
+        wait_until("the next one serves", || {
+            get(address, "/pid").is_ok_and(|r| r.status == 200 && r.text() != killed.to_string())
+        });
+    }
+    assert_eq!(set.worker("default/1")["restarts"], 0, "{}", set.log());
+    set.stop();
+}
+
+const PUMA: &str = r#"
+run ->(env) do
+  case env['PATH_INFO']
+  when '/pid' then [200, {'content-type' => 'text/plain'}, [Process.pid.to_s]]
+  when '/length' then [200, {'content-type' => 'text/plain'}, [env['rack.input'].read.bytesize.to_s]]
+  when '/large' then [200, {'content-type' => 'text/plain'}, ['x' * 1024] * 1024]
+  else [404, {}, []]
+  end
+end
+"#;
+
+#[test]
+fn rack_application_runs_in_puma_unchanged() {
+    if !is_installed("puma") {
+        return;
+    }
+    let command = ["puma", "--environment", "production", "--threads", "1:1", "--bind", "unix://{socket}", "config.ru"];
+    let set = TestSet::start_with(|dir| {
+        fs::write(dir.join("config.ru"), PUMA).unwrap();
+        let more = format!("working_dir = {:?}\nready_path = \"/pid\"\nmax_requests = 20\n", dir.display().to_string());
+        handoff_pool(1, &format!("{{ http = {} }}", toml_array(&command)), &more)
+    });
+    assert_serves(set);
+}
+
+const GO: &str = r#"
+package main
+
+import (
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"os"
+	"strings"
+)
+
+func main() {
+	listener, err := net.Listen("unix", os.Getenv("PATOU_SOCKET"))
+	if err != nil {
+		panic(err)
+	}
+	http.HandleFunc("/pid", func(w http.ResponseWriter, r *http.Request) { fmt.Fprint(w, os.Getpid()) })
+	http.HandleFunc("/length", func(w http.ResponseWriter, r *http.Request) {
+		length, _ := io.Copy(io.Discard, r.Body)
+		fmt.Fprint(w, length)
+	})
+	http.HandleFunc("/large", func(w http.ResponseWriter, r *http.Request) {
+		for i := 0; i < 1024; i++ {
+			io.WriteString(w, strings.Repeat("x", 1024))
+		}
+	})
+	panic(http.Serve(listener, nil))
+}
+"#;
+
+#[test]
+fn go_program_runs_unchanged() {
+    if !is_installed("go") {
+        return;
+    }
+    let set = TestSet::start_with(|dir| {
+        fs::write(dir.join("main.go"), GO).unwrap();
+        let mut build = Command::new("go");
+        build.args(["build", "-o", "server", "main.go"]).current_dir(dir).env("GOCACHE", dir.join("cache"));
+        assert!(build.status().unwrap().success());
+        let command = toml_array(&[dir.join("server").to_str().unwrap(), "{socket}"]);
+        handoff_pool(1, &format!("{{ http = {command} }}"), "ready_path = \"/pid\"\nmax_requests = 20\n")
+    });
+    assert_serves(set);
 }
