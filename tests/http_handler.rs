@@ -376,6 +376,16 @@ fn stuck_server_is_504_and_killed_with_what_it_has_started() {
 }
 
 #[test]
+fn log_names_the_keys_of_the_sandbox_by_whose_signal_a_program_dies() {
+    let Some(set) = server("") else { return };
+    signal_to(identity(&set).0, Signal::SIGSYS);
+    set.wait_for_log(&["failed (it was killed by SIGSYS (in a unit: SystemCallFilter="]);
+    signal_to(identity(&set).0, Signal::SIGTRAP);
+    set.wait_for_log(&["failed (it was killed by SIGTRAP (in a unit: its runtime may need MemoryDenyWriteExecute=no"]);
+    set.stop();
+}
+
+#[test]
 fn client_that_hangs_up_costs_no_process() {
     let Some(set) = server("") else { return };
     let (pid, count) = identity(&set);

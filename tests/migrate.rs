@@ -364,13 +364,19 @@ fn verify_drop_in(dir: &Path, drop_in: &str) -> String {
 }
 
 #[test]
-fn drop_in_for_node_is_understood_by_systemd() {
+fn drop_ins_for_runtimes_are_understood_by_systemd() {
     if !is_installed("systemd-analyze") {
         return;
     }
     let set = TestSet::prepare("");
     let drop_in = example("node/node.conf");
     assert_eq!(verify_drop_in(set.test_dir(), &drop_in), "");
+    for file in fs::read_dir(root().join("examples/systemd")).unwrap() {
+        let shipped = fs::read_to_string(file.unwrap().path()).unwrap();
+        assert_eq!(verify_drop_in(set.test_dir(), &shipped), "");
+        // What it offers as a comment, too.
+        assert_eq!(verify_drop_in(set.test_dir(), &shipped.replace("\n#Restrict", "\nRestrict")), "");
+    }
     let broken = drop_in.replace("MemoryDenyWriteExecute", "MemoryDenyExecute");
     assert!(verify_drop_in(set.test_dir(), &broken).contains("MemoryDenyExecute"), "systemd-analyze ignores drop-ins");
 }

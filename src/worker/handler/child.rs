@@ -152,16 +152,30 @@ impl ProcessExit {
     }
 }
 
+/// With a hint at the cause, where a sandbox is a likely one: the program itself does not name it.
 impl fmt::Display for ProcessExit {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self.0.map(|status| (status.code(), status.signal())) {
-            Some((Some(code), _)) => write!(f, "exited with status {code}"),
-            Some((_, Some(signal))) => match Signal::try_from(signal) {
-                Ok(name) => write!(f, "was killed by {name}"),
-                Err(_) => write!(f, "was killed by signal {signal}"),
-            },
-            _ => f.write_str("ended with an unknown status"),
-        }
+        let signal = match self.0.map(|status| (status.code(), status.signal())) {
+            Some((Some(code), _)) => {
+                write!(f, "exited with status {code}")?;
+                code - 128 // a shell whose command was killed exits so
+            }
+            Some((_, Some(signal))) => {
+                match Signal::try_from(signal) {
+                    Ok(name) => write!(f, "was killed by {name}"),
+                    Err(_) => write!(f, "was killed by signal {signal}"),
+                }?;
+                signal
+            }
+            _ => return f.write_str("ended with an unknown status"),
+        };
+        f.write_str(match Signal::try_from(signal) {
+            Ok(Signal::SIGTRAP) => {
+                " (in a unit: its runtime may need MemoryDenyWriteExecute=no, see RUNTIMES in patou(7))"
+            }
+            Ok(Signal::SIGSYS) => " (in a unit: SystemCallFilter= forbids one of its calls, see RUNTIMES in patou(7))",
+            _ => "",
+        })
     }
 }
 
@@ -279,6 +293,8 @@ impl HandlerProcess {
 
 #[cfg(test)]
 mod tests {
+    use nix::libc;
+
     use super::*;
 
     fn program(argv: &[&str], pool: &[(&str, &str)]) -> Result<HandlerProgram, HandlerStartError> {
@@ -297,6 +313,17 @@ mod tests {
         for (name, value) in [("", "1"), ("A=B", "1"), ("A", "\0")] {
             assert!(matches!(program(&["sh"], &[(name, value)]), Err(HandlerStartError::BadVariable(_))));
         }
+    }
+
+    #[test]
+    fn death_by_a_signal_of_the_sandbox_names_its_keys() {
+        let text = |raw| ProcessExit(Some(ExitStatus::from_raw(raw))).to_string();
+        assert_eq!(text(7 << 8), "exited with status 7");
+        assert_eq!(text(libc::SIGKILL), "was killed by SIGKILL");
+        assert_eq!(text(40), "was killed by signal 40");
+        assert!(text(libc::SIGTRAP).starts_with("was killed by SIGTRAP (in a unit: its runtime may need MemoryDeny"));
+        assert!(text(libc::SIGSYS).starts_with("was killed by SIGSYS (in a unit: SystemCallFilter= forbids"));
+        assert!(text((128 + libc::SIGSYS) << 8).starts_with("exited with status 159 (in a unit: SystemCallFilter="));
     }
 
     #[test]
