@@ -154,20 +154,29 @@ pub(crate) struct SocketStream {
     fd: Arc<OwnedFd>,
     is_tcp: bool,
     registered: OnceLock<AsyncFd<Arc<OwnedFd>>>,
-    /// The registration for writes, of a duplicate, if they have their own.
-    registered_for_writes: Option<OnceLock<AsyncFd<Arc<OwnedFd>>>>,
+    /// For writes, if they have a registration of their own.
+    writes: Option<OwnRegistration>,
+}
+
+/// A second registration of a connection, which needs a descriptor of its own. It is duplicated at once: a process that has
+/// no free one later can still wait.
+#[derive(Debug)]
+struct OwnRegistration {
+    duplicate: Arc<OwnedFd>,
+    registered: OnceLock<AsyncFd<Arc<OwnedFd>>>,
 }
 
 impl SocketStream {
     /// Wraps a non-blocking connection.
     pub(crate) fn new(fd: impl Into<Arc<OwnedFd>>, is_tcp: bool) -> Self {
-        Self { fd: fd.into(), is_tcp, registered: OnceLock::new(), registered_for_writes: None }
+        Self { fd: fd.into(), is_tcp, registered: OnceLock::new(), writes: None }
     }
 
     /// Wraps a non-blocking Unix connection whose task waits for the peer's bytes only. A Unix socket is reported as
     /// writable each time its peer has read, which would wake the thread once more for each request.
-    pub(crate) fn mostly_reading(fd: OwnedFd) -> Self {
-        Self { registered_for_writes: Some(OnceLock::new()), ..Self::new(fd, false) }
+    pub(crate) fn mostly_reading(fd: OwnedFd) -> io::Result<Self> {
+        let writes = OwnRegistration { duplicate: Arc::new(fd.try_clone()?), registered: OnceLock::new() };
+        Ok(Self { writes: Some(writes), ..Self::new(fd, false) })
     }
 
     /// Wraps a connection that was passed to this process.
@@ -212,7 +221,7 @@ impl SocketStream {
         if let Some(registered) = self.registered.get() {
             return Ok(registered);
         }
-        let interest = match self.registered_for_writes {
+        let interest = match self.writes {
             Some(_) => Interest::READABLE,
             None => Interest::READABLE | Interest::WRITABLE,
         };
@@ -222,12 +231,12 @@ impl SocketStream {
 
     /// As [`Self::register`], for writes.
     fn register_for_writes(&self) -> io::Result<&AsyncFd<Arc<OwnedFd>>> {
-        let Some(cell) = &self.registered_for_writes else { return self.register() };
-        if let Some(registered) = cell.get() {
+        let Some(OwnRegistration { duplicate, registered }) = &self.writes else { return self.register() };
+        if let Some(registered) = registered.get() {
             return Ok(registered);
         }
-        let registered = sys::when_ready(Arc::new(self.fd.try_clone()?), Interest::WRITABLE)?;
-        Ok(cell.get_or_init(|| registered))
+        let new = sys::when_ready(duplicate.clone(), Interest::WRITABLE)?;
+        Ok(registered.get_or_init(|| new))
     }
 
     fn poll_read(&self, task: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
@@ -260,7 +269,7 @@ impl SocketStream {
     }
 
     fn poll_write(&self, task: &mut Context<'_>, bytes: &[io::IoSlice<'_>]) -> Poll<io::Result<usize>> {
-        let registered = self.registered_for_writes.as_ref().unwrap_or(&self.registered);
+        let registered = self.writes.as_ref().map_or(&self.registered, |writes| &writes.registered);
         let mut writable = match registered.get() {
             Some(registered) => Some(ready!(registered.poll_write_ready(task))?),
             None => {
@@ -360,7 +369,7 @@ mod tests {
         let (ours, theirs) = UnixStream::pair().unwrap();
         ours.set_nonblocking(true).unwrap();
         theirs.set_nonblocking(true).unwrap();
-        let mut stream = SharedStream(Arc::new(SocketStream::mostly_reading(ours.into())));
+        let mut stream = SharedStream(Arc::new(SocketStream::mostly_reading(ours.into()).unwrap()));
         let mut peer = tokio::net::UnixStream::from_std(theirs).unwrap();
         let sent = vec![b'x'; 4 << 20];
         let peer = tokio::spawn(async move {

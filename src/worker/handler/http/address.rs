@@ -105,7 +105,7 @@ fn connect_unix(address: &HeldFile) -> io::Result<SocketStream> {
     let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
     let fd = socket(AddressFamily::Unix, SockType::Stream, flags, None)?;
     connect(fd.as_raw_fd(), &UnixAddr::new(&address.own_descriptor_path())?)?;
-    Ok(SocketStream::mostly_reading(fd))
+    SocketStream::mostly_reading(fd)
 }
 
 impl Drop for PrivateAddress {

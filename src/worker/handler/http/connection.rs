@@ -109,6 +109,11 @@ impl AsyncRead for ServerIo {
     }
 }
 
+/// Whether the server has not caused an error: there will be no response to what is not written.
+fn is_local(error: &io::Error) -> bool {
+    !matches!(error.kind(), io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset)
+}
+
 impl AsyncWrite for ServerIo {
     fn poll_write(self: Pin<&mut Self>, task: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         self.poll_write_vectored(task, &[io::IoSlice::new(bytes)])
@@ -129,6 +134,7 @@ impl AsyncWrite for ServerIo {
                 self.reader.take().into_iter().for_each(Waker::wake);
                 Poll::Ready(Ok(written))
             }
+            Poll::Ready(Err(error)) if is_local(&error) => Poll::Ready(Err(error)),
             Poll::Ready(Err(_)) => {
                 self.is_broken = true;
                 self.reader.take().into_iter().for_each(Waker::wake);
