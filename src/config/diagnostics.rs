@@ -8,6 +8,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 
+use super::COPY_HEAD;
 use super::config_text::ConfigText;
 use super::fault::{ConfigFault, displayable, quote, truncate};
 
@@ -29,6 +30,8 @@ pub(super) struct Diagnostics {
     faults: Vec<(usize, ConfigFault)>,
     /// An item of a list could not be read, so the numbers of the items after it do not match the file.
     has_gaps: bool,
+    /// The file is a copy by patou, perhaps of another version.
+    is_copy: bool,
 }
 
 impl Diagnostics {
@@ -44,6 +47,7 @@ impl Diagnostics {
             wrong: BTreeSet::new(),
             faults: Vec::new(),
             has_gaps: false,
+            is_copy: source.as_str().starts_with(COPY_HEAD),
         }
     }
 
@@ -128,8 +132,11 @@ impl Diagnostics {
         self.push(line, key.to_owned(), found, expected);
     }
 
-    /// Reports an unknown key.
+    /// Reports an unknown key; see [`super::Config::to_copy`] for those of a copy.
     pub(super) fn unknown_key(&mut self, line: usize, key: String, expected: String) {
+        if self.is_copy {
+            return;
+        }
         self.push(line, key, "an unknown key".to_owned(), expected);
     }
 

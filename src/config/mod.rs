@@ -107,6 +107,9 @@ pub const LISTENERS_MAX: usize = 1000;
 /// Descriptors of a part besides its connections and workers, as far as its limit of open files is set for it.
 pub const DESCRIPTORS: usize = 1024;
 
+/// The first line of a copy that patou has written; see [`Config::to_copy`].
+pub(crate) const COPY_HEAD: &str = "# The configuration in force: a copy that patou has written.\n";
+
 impl Config {
     /// The annotated default configuration.
     pub const DEFAULT_TOML: &str = include_str!("../../config/patou.toml");
@@ -116,6 +119,12 @@ impl Config {
     /// `mode`, `owner` and `group` of TCP listeners are omitted: they are not allowed there.
     pub fn to_toml(&self) -> String {
         toml::to_string(self).expect("every field is a TOML value")
+    }
+
+    /// The whole configuration as TOML, for the parts of a running set. A part of another version, after an upgrade or a
+    /// downgrade, ignores the keys of such a copy that it does not know: the version that wrote it has checked them.
+    pub fn to_copy(&self) -> String {
+        format!("{COPY_HEAD}{}", self.to_toml())
     }
 
     /// The pool of this name.

@@ -57,7 +57,7 @@ pub(super) fn check(config: &Config, diagnostics: &mut Diagnostics) {
         hosts_fit_into_message(&section, listener, diagnostics);
     }
     address_conflicts::check(config, diagnostics);
-    let size = config.to_toml().len();
+    let size = config.to_copy().len();
     if size > Config::BYTES_MAX {
         let (found, most) = (format!("{size} bytes with every key of every section"), Config::BYTES_MAX);
         diagnostics.contradiction("pool", &[], found, format!("at most {most} bytes"));

@@ -22,7 +22,7 @@ fn path(runtime_dir: &Path) -> PathBuf {
 pub(super) fn write(config: &Config, runtime_dir: &Path) -> Result<HeldFile, WatchdogError> {
     let path = path(runtime_dir);
     let new = runtime_dir.join("applied.toml.new");
-    let written = fs::write(&new, config.to_toml()).and_then(|()| fs::rename(&new, &path));
+    let written = fs::write(&new, config.to_copy()).and_then(|()| fs::rename(&new, &path));
     written.and_then(|()| HeldFile::open(&path)).map_err(system(path.display().to_string()))
 }
 

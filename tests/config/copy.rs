@@ -178,3 +178,16 @@ fn default_config_survives_a_round_trip() {
     other.pools[0].environment = BTreeMap::from([("A \n\"".into(), "\u{1b}[0m".into())]);
     assert_eq!(valid(&other.to_toml()), other);
 }
+
+#[test]
+fn a_part_of_another_version_ignores_the_keys_of_a_copy_that_it_does_not_know() {
+    let copy = Config::default().to_copy();
+    let newer = copy.replacen("[front]", "[future]\nkey = 1\n\n[front]\nfuture_key = \"x\"", 1);
+    let newer = newer.replacen("[[pool]]", "[[pool]]\nfuture_key = { a = [1] }", 1);
+    assert_ne!(newer, copy);
+    assert_eq!(Config::parse(&newer, "copy").unwrap(), Config::default());
+    // An operator's file is refused whole, and so is a copy with a value that this version does not know.
+    let (_, file) = newer.split_once('\n').unwrap();
+    assert_eq!(Config::parse(file, "file").unwrap_err().0.len(), 3);
+    assert!(Config::parse(&copy.replacen("\"redirect\"", "\"future\"", 1), "copy").is_err());
+}
