@@ -73,6 +73,8 @@ mod ipc;
 #[cfg(feature = "daemon")]
 mod units;
 #[cfg(feature = "daemon")]
+mod published;
+#[cfg(feature = "daemon")]
 mod status;
 #[cfg(feature = "worker")]
 mod backoff;

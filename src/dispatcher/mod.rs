@@ -245,6 +245,12 @@ fn inherited_fds(
             channel = Some(sys::when_readable(fd).map_err(system("the channel of listening sockets"))?);
         } else if let Some(index) = listener_index(&name, "retired-") {
             retired.push((index, SocketListener::from_fd(fd).map_err(system("a listening socket"))?));
+        } else if name == "listener" {
+            // Of systemd, which knows the address of a socket and not the listener's place in the file.
+            let socket = SocketListener::from_fd(fd).map_err(system("a listening socket"))?;
+            if let Some(index) = config.listeners.iter().position(|l| socket.is_bound_to(&l.address)) {
+                listeners[index] = Some(socket);
+            }
         } else if let Some(index) = listener_index(&name, "listener-") {
             let socket = SocketListener::from_fd(fd).map_err(system("a listening socket"))?;
             if let Some(listener) = listeners.get_mut(index) {

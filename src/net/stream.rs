@@ -13,13 +13,14 @@ use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::libc;
 use nix::sys::socket::{
-    AddressFamily, MsgFlags, SockaddrLike, SockaddrStorage, getpeername, getsockname, getsockopt, sendmsg, setsockopt,
-    sockopt,
+    AddressFamily, MsgFlags, SockaddrLike, SockaddrStorage, UnixAddr, getpeername, getsockname, getsockopt, sendmsg,
+    setsockopt, sockopt,
 };
 use tokio::io::unix::AsyncFd;
 use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
 use tokio::task::coop;
 
+use crate::config::ListenAddress;
 use crate::sys;
 
 /// Pause after a failed accept. The usual cause is a lack of descriptors, which only time resolves.
@@ -139,6 +140,17 @@ impl SocketListener {
     /// The TCP address; `None` for a Unix socket.
     pub(crate) fn tcp_address(&self) -> Option<SocketAddr> {
         self.is_tcp.then(|| local_address(self))?
+    }
+
+    /// Whether it is bound to this address.
+    pub(crate) fn is_bound_to(&self, address: &ListenAddress) -> bool {
+        let bound = getsockname::<SockaddrStorage>(self.as_fd().as_raw_fd());
+        match address {
+            ListenAddress::Tcp(tcp) => self.tcp_address() == Some(*tcp),
+            ListenAddress::Unix(path) => {
+                bound.is_ok_and(|bound| bound.as_unix_addr().and_then(UnixAddr::path) == Some(path))
+            }
+        }
     }
 }
 

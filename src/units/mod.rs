@@ -2,7 +2,8 @@
 //! configuration affects.
 //!
 //! Pure. The unit files contain what is the same for every set; addresses, users, limits and timeouts come from the
-//! configuration as drop-ins, which a generator (systemd.generator(7)) writes at every daemon-reload.
+//! configuration as drop-ins. They are rendered when the set starts and reloads; a generator (systemd.generator(7)) only
+//! copies them at every daemon-reload.
 
 #![forbid(unsafe_code)]
 
@@ -13,8 +14,8 @@ mod render;
 
 pub(crate) use check::check;
 pub(crate) use names::{
-    ADMIN, APPLIED, DISPATCHER, DROP_IN, IPC, OWNER, RUNTIME_DIR, WATCHDOG, WATCHDOG_DIR, WORKER_USER, core_services,
-    listener_socket, pool_drop_ins, worker_service, worker_services, worker_socket,
+    ADMIN, APPLIED, DISPATCHER, DROP_IN, IPC, ListenerSockets, OWNER, PUBLISHED, RUNTIME_DIR, WATCHDOG, WATCHDOG_DIR,
+    WORKER_USER, core_services, pool_drop_ins, worker_service, worker_services, worker_socket,
 };
 pub(crate) use reload_steps::{ReloadSteps, reload_steps};
 pub(crate) use render::render;

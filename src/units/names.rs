@@ -1,10 +1,13 @@
 //! Names and paths of the units.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 
-use crate::config::Config;
+use crate::config::{Config, ListenAddress, digest};
 use crate::ids::{PoolName, WorkerId};
 
+/// The directory of what `systemctl start patou` and `systemctl reload patou` publish.
+pub(crate) const PUBLISHED: &str = "/run/patou-applied";
 /// The published configuration, from which the running units were rendered.
 pub(crate) const APPLIED: &str = "/run/patou-applied/patou.toml";
 /// `set.runtime_dir` under systemd, created by tmpfiles.d(5).
@@ -43,9 +46,44 @@ pub(crate) fn worker_socket(id: &WorkerId) -> String {
     format!("patou-worker@{}.socket", id.instance())
 }
 
-/// The socket of a listener, by its index in the configuration.
-pub(crate) fn listener_socket(index: usize) -> String {
-    format!("patou-listener@{index}.socket")
+/// The sockets of listeners. Each is named by a digest of its address, so that it stays when other listeners come and
+/// go. A socket that already runs under another name keeps that name: systemd cannot rename a unit, and a second unit
+/// cannot bind the address.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct ListenerSockets {
+    /// The names of the sockets that are published, by their addresses.
+    published: BTreeMap<String, String>,
+}
+
+impl ListenerSockets {
+    /// The names in published drop-ins: path below the directory of the drop-ins, and content.
+    pub(crate) fn of_drop_ins<'t>(drop_ins: impl IntoIterator<Item = (&'t str, &'t str)>) -> Self {
+        let end = format!(".d/{DROP_IN}");
+        let named = drop_ins.into_iter().filter_map(|(path, text)| {
+            let unit = path.strip_suffix(end.as_str()).filter(|unit| unit.starts_with(LISTENER))?;
+            let address = text.lines().find_map(|line| line.strip_prefix("ListenStream="))?;
+            Some((address.to_owned(), unit.to_owned()))
+        });
+        Self { published: named.collect() }
+    }
+
+    /// The socket for an address.
+    pub(crate) fn unit(&self, address: &ListenAddress) -> String {
+        let published = self.published.get(&listen_value(address)).cloned();
+        published.unwrap_or_else(|| format!("{LISTENER}{:016x}.socket", digest(&[address.to_string().as_bytes()])))
+    }
+}
+
+/// The template of the sockets of listeners.
+const LISTENER: &str = "patou-listener@";
+
+/// The value of `ListenStream=` for an address.
+pub(super) fn listen_value(address: &ListenAddress) -> String {
+    let value = match address {
+        ListenAddress::Tcp(address) => address.to_string(),
+        ListenAddress::Unix(path) => path.display().to_string(),
+    };
+    value.replace('%', "%%")
 }
 
 /// The services that every set has, in the order in which they start.

@@ -1,8 +1,10 @@
 //! The actions on running units that apply a changed configuration.
 
-use super::names::{ADMIN, DISPATCHER, DROP_IN, WATCHDOG, listener_socket, worker_service, worker_socket};
+use std::collections::BTreeMap;
+
+use super::names::{ADMIN, DISPATCHER, DROP_IN, ListenerSockets, WATCHDOG, worker_service, worker_socket};
 use super::render::{render, worker_users};
-use crate::config::Config;
+use crate::config::{Config, Delivery};
 
 /// Actions on units, in this order. Other units keep running untouched.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -17,14 +19,14 @@ pub(crate) struct ReloadSteps {
     pub reload: Vec<String>,
 }
 
-/// The steps from one configuration to another.
-pub(crate) fn reload_steps(old: &Config, new: &Config) -> ReloadSteps {
+/// The steps from one configuration to another. `sockets` names the sockets of listeners in both.
+pub(crate) fn reload_steps(old: &Config, new: &Config, sockets: &ListenerSockets) -> ReloadSteps {
     let mut steps = ReloadSteps::default();
     if old == new {
         return steps;
     }
     // Without the groups: each follows from its user, and the users are compared below.
-    let (before, after) = (render(old, |_| None), render(new, |_| None));
+    let (before, after) = (render(old, sockets, |_| None), render(new, sockets, |_| None));
     let file = |unit: &str| format!("{unit}.d/{DROP_IN}");
     let is_same = |unit: &str| before.get(&file(unit)) == after.get(&file(unit));
     for id in old.workers().filter(|id| !after.contains_key(&file(&worker_service(id)))) {
@@ -44,17 +46,14 @@ pub(crate) fn reload_steps(old: &Config, new: &Config) -> ReloadSteps {
             steps.reload.push(service);
         }
     }
-    let listeners = old.listeners.len().max(new.listeners.len());
-    for socket in (0..listeners).map(listener_socket) {
-        if before.contains_key(&file(&socket)) && !is_same(&socket) {
-            steps.stop.push(socket);
-        }
-    }
+    let listeners = |config: &Config| -> BTreeMap<String, Delivery> {
+        config.listeners.iter().map(|listener| (sockets.unit(&listener.address), listener.delivery)).collect()
+    };
+    let (old_listeners, new_listeners) = (listeners(old), listeners(new));
+    steps.stop.extend(old_listeners.keys().filter(|socket| !is_same(socket)).cloned());
     // New listening sockets start with the dispatcher.
-    let deliveries = |config: &Config| config.listeners.iter().map(|listener| listener.delivery).collect::<Vec<_>>();
-    let dispatcher_can_reload = is_same(DISPATCHER)
-        && deliveries(old) == deliveries(new)
-        && (0..listeners).all(|index| is_same(&listener_socket(index)));
+    let dispatcher_can_reload =
+        is_same(DISPATCHER) && old_listeners == new_listeners && new_listeners.keys().all(|socket| is_same(socket));
     let dispatcher = if dispatcher_can_reload { &mut steps.reload } else { &mut steps.restart };
     dispatcher.insert(0, DISPATCHER.to_owned());
     if !is_same(ADMIN) {

@@ -5,7 +5,8 @@ use std::fmt::Write;
 use std::time::Duration;
 
 use super::names::{
-    ADMIN, DISPATCHER, DROP_IN, OWNER, WATCHDOG, WORKER_USER, listener_socket, worker_service, worker_socket,
+    ADMIN, DISPATCHER, DROP_IN, ListenerSockets, OWNER, WATCHDOG, WORKER_USER, listen_value, worker_service,
+    worker_socket,
 };
 use crate::config::{AdminConfig, Config, DESCRIPTORS, Delivery, ListenAddress, ListenerConfig, PoolConfig};
 use crate::ids::{WorkerId, WorkerNumber};
@@ -22,17 +23,24 @@ const FDSTORE_MAX: usize = 1024;
 const FDSTORE_STEP: usize = 256;
 
 /// The drop-ins: path below the generator's directory, and content. `group_of` returns the group of a user.
-pub(crate) fn render(config: &Config, group_of: impl Fn(&str) -> Option<u32>) -> BTreeMap<String, String> {
+pub(crate) fn render(
+    config: &Config,
+    sockets: &ListenerSockets,
+    group_of: impl Fn(&str) -> Option<u32>,
+) -> BTreeMap<String, String> {
     let mut files = BTreeMap::new();
     let mut add = |unit: &str, text: String| {
-        let head = "# Generated from the configuration of the set by patou systemd generate.\n";
+        let head = "# Rendered from the configuration of the set by systemctl start patou or systemctl reload patou.\n";
         files.insert(format!("{unit}.d/{DROP_IN}"), format!("{head}{text}"));
     };
-    for (index, listener) in config.listeners.iter().enumerate() {
-        add(&listener_socket(index), listen_stream(&listener.address, Some(listener)));
+    for listener in &config.listeners {
+        let mut text = String::from("[Unit]\n");
+        setting(&mut text, "Description", &format!("patou listener {}", listener.address));
+        let socket = listen_stream(&listener.address, Some(listener));
+        add(&sockets.unit(&listener.address), format!("{text}\n{socket}"));
     }
     add(ADMIN, admin_socket(&config.admin));
-    add(DISPATCHER, dispatcher(config));
+    add(DISPATCHER, dispatcher(config, sockets));
     add(WATCHDOG, watchdog(config, group_of));
     for pool in &config.pools {
         let listener = redirect_listener(config, pool);
@@ -55,18 +63,14 @@ pub(super) fn redirect_listener<'c>(config: &'c Config, pool: &PoolConfig) -> Op
 
 /// The socket for an address; a Unix socket has the permissions of `listener`.
 fn listen_stream(address: &ListenAddress, listener: Option<&ListenerConfig>) -> String {
-    let mut text = String::from("[Socket]\n");
-    match address {
-        ListenAddress::Tcp(address) => setting(&mut text, "ListenStream", &address.to_string()),
-        ListenAddress::Unix(path) => {
-            setting(&mut text, "ListenStream", &path.display().to_string());
-            let owner = listener.and_then(|l| l.owner.as_deref()).unwrap_or(OWNER);
-            let group = listener.and_then(|l| l.group.as_deref()).unwrap_or(OWNER);
-            let mode = listener.map_or(ListenerConfig::MODE, |l| l.mode);
-            setting(&mut text, "SocketUser", owner);
-            setting(&mut text, "SocketGroup", group);
-            setting(&mut text, "SocketMode", &format!("{mode:04o}"));
-        }
+    let mut text = format!("[Socket]\nListenStream={}\n", listen_value(address));
+    if address.is_unix() {
+        let owner = listener.and_then(|l| l.owner.as_deref()).unwrap_or(OWNER);
+        let group = listener.and_then(|l| l.group.as_deref()).unwrap_or(OWNER);
+        let mode = listener.map_or(ListenerConfig::MODE, |l| l.mode);
+        setting(&mut text, "SocketUser", owner);
+        setting(&mut text, "SocketGroup", group);
+        setting(&mut text, "SocketMode", &format!("{mode:04o}"));
     }
     text
 }
@@ -99,12 +103,13 @@ fn admin_socket(admin: &AdminConfig) -> String {
     text
 }
 
-fn dispatcher(config: &Config) -> String {
+fn dispatcher(config: &Config, sockets: &ListenerSockets) -> String {
     let (front, watchdog) = (&config.front, &config.watchdog);
     let mut text = start_limit(config);
     text.push_str("\n[Service]\n");
-    for index in 0..config.listeners.len() {
-        setting(&mut text, "Sockets", &listener_socket(index));
+    // Sorted: another order in the file changes nothing.
+    for socket in config.listeners.iter().map(|l| sockets.unit(&l.address)).collect::<BTreeSet<_>>() {
+        setting(&mut text, "Sockets", &socket);
     }
     // Queued connections, and for each worker one that is offered or served and one that is not yet removed. In large
     // steps: another number restarts the dispatcher.

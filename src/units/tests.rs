@@ -13,6 +13,11 @@ fn base() -> Config {
     .unwrap()
 }
 
+/// The socket of a listener that does not run yet.
+fn listener(address: &str) -> String {
+    ListenerSockets::default().unit(&address.parse().unwrap())
+}
+
 #[test]
 fn drop_ins_contain_the_values_of_the_configuration() {
     let mut config = base();
@@ -35,14 +40,16 @@ fn drop_ins_contain_the_values_of_the_configuration() {
         "patou-worker" => Some(997),
         _ => None,
     };
-    let files = render(&config, group);
+    let files = render(&config, &ListenerSockets::default(), group);
     let file = |unit: &str| files[&format!("{unit}.d/50-patou.conf")].as_str();
     let assert_line =
         |unit: &str, line: &str| assert!(file(unit).lines().any(|l| l == line), "{line} in\n{}", file(unit));
 
+    let socket = listener("unix:/run/patou/lease.sock");
     for line in ["ListenStream=/run/patou/lease.sock", "SocketMode=0666", "SocketGroup=web", "SocketUser=patou"] {
-        assert_line("patou-listener@0.socket", line);
+        assert_line(&socket, line);
     }
+    assert_line(&socket, "Description=patou listener unix:/run/patou/lease.sock");
     assert_line("patou-worker@a-2.socket", "ListenStream=/run/patou/a-2.sock");
     assert_line("patou-worker@a-2.socket", "SocketMode=0666");
     assert_line("patou-worker@a-2.socket", "ListenSequentialPacket=/run/patou/a/2.sock");
@@ -64,7 +71,7 @@ fn drop_ins_contain_the_values_of_the_configuration() {
     for line in ["ListenStream=127.0.0.1:7280", "SocketUser=root", "SocketGroup=prometheus", "SocketMode=0660"] {
         assert_line("patou-admin.socket", line);
     }
-    assert_line("patou-dispatcher.service", "Sockets=patou-listener@0.socket");
+    assert_line("patou-dispatcher.service", &format!("Sockets={socket}"));
     assert_line("patou-dispatcher.service", "FileDescriptorStoreMax=384");
     assert!(!file("patou-worker@a-1.service").contains("CPUQuota"));
     assert_line("patou-watchdog.service", "TimeoutStartSec=10000000us");
@@ -77,7 +84,7 @@ fn change_touches_only_the_units_that_it_affects() {
     let change = |edit: fn(&mut Config)| {
         let mut new = base();
         edit(&mut new);
-        reload_steps(&base(), &new)
+        reload_steps(&base(), &new, &ListenerSockets::default())
     };
     let units = |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect::<Vec<_>>();
     let (one, two) = ("patou-worker@a-1.service", "patou-worker@a-2.service");
@@ -93,8 +100,9 @@ fn change_touches_only_the_units_that_it_affects() {
     assert_eq!((handler.stop, handler.start, handler.restart), (vec![], vec![], vec![]));
     let moved = change(|c| c.pools[0].address = "127.0.0.1:7300".parse().unwrap());
     assert_eq!((moved.stop, moved.start), (units(&[one, two]), units(&[one, two])));
+    let lease = self::listener("unix:/run/patou/lease.sock");
     let listener = change(|c| c.listeners[0].address = "unix:/run/patou/b.sock".parse().unwrap());
-    assert_eq!((listener.stop, listener.restart), (units(&["patou-listener@0.socket"]), units(&[DISPATCHER])));
+    assert_eq!((listener.stop, listener.restart), (vec![lease.clone()], units(&[DISPATCHER])));
     let added = change(|c| c.listeners.push(ListenerConfig::default()));
     assert_eq!((added.stop, added.restart), (vec![], units(&[DISPATCHER])));
     let user = change(|c| c.pools[0].user = "conv".into());
@@ -147,6 +155,50 @@ fn check_rejects_permissions_that_keep_the_dispatcher_from_a_worker() {
     // Clients of a handoff listener never connect to a worker.
     (config.listeners[0].delivery, config.listeners[0].group) = (crate::config::Delivery::Handoff, Some("web".into()));
     assert_eq!(check(&config), Vec::<String>::new());
-    let files = render(&config, |_| None);
+    let files = render(&config, &ListenerSockets::default(), |_| None);
     assert!(files["patou-worker@a-1.socket.d/50-patou.conf"].contains("SocketUser=patou\nSocketGroup=patou\n"));
+}
+
+#[test]
+fn listeners_that_stay_keep_their_sockets_when_another_one_goes_or_moves_in_the_file() {
+    let with = |addresses: &[&str]| {
+        let listener =
+            |address: &&str| ListenerConfig { address: address.parse().unwrap(), ..base().listeners.remove(0) };
+        Config { listeners: addresses.iter().map(listener).collect(), ..base() }
+    };
+    let (a, b, c) = ("127.0.0.2:80", "127.0.0.1:80", "[::1]:80");
+    let steps = |old: &[&str], new: &[&str]| reload_steps(&with(old), &with(new), &ListenerSockets::default());
+    let removed = steps(&[a, b, c], &[b, c]);
+    assert_eq!(
+        (removed.stop, removed.start, removed.restart),
+        (vec![listener(a)], vec![], vec![DISPATCHER.to_owned()])
+    );
+    let sorted = steps(&[a, b, c], &[c, a, b]);
+    assert_eq!((sorted.stop, sorted.restart), (vec![], vec![]));
+    assert!(sorted.reload.contains(&DISPATCHER.to_owned()));
+    let moved = steps(&[a, b], &["127.0.0.2:81", b]);
+    assert_eq!((moved.stop, moved.restart), (vec![listener(a)], vec![DISPATCHER.to_owned()]));
+}
+
+#[test]
+fn published_socket_keeps_its_name_as_long_as_its_address_is_published() {
+    let indexed = |index: usize| format!("patou-listener@{index}.socket");
+    let path = |index: usize| format!("{}.d/50-patou.conf", indexed(index));
+    let text = "# Generated.\n[Socket]\nListenStream=/run/a%%b\nSocketUser=patou\n";
+    let (first, second) = (path(0), path(1));
+    let worker = ("patou-worker@a-1.socket.d/50-patou.conf", "[Socket]\nListenStream=127.0.0.1:7300\n");
+    let drop_ins = [(first.as_str(), text), (second.as_str(), "[Socket]\nListenStream=[::1]:80\n"), worker];
+    let sockets = ListenerSockets::of_drop_ins(drop_ins);
+    assert_eq!(sockets.unit(&"unix:/run/a%b".parse().unwrap()), indexed(0));
+    assert_eq!(sockets.unit(&"[::1]:80".parse().unwrap()), indexed(1));
+    for address in ["127.0.0.1:80", "127.0.0.1:7300"] {
+        assert_eq!(sockets.unit(&address.parse().unwrap()), listener(address));
+    }
+    // What is rendered with these names is read back with them.
+    let mut config = base();
+    config.listeners[0].address = "[::1]:80".parse().unwrap();
+    let files = render(&config, &sockets, |_| None);
+    let again = ListenerSockets::of_drop_ins(files.iter().map(|(path, text)| (path.as_str(), text.as_str())));
+    assert_eq!(again.unit(&config.listeners[0].address), indexed(1));
+    assert_eq!(again.unit(&"unix:/run/a%b".parse().unwrap()), listener("unix:/run/a%b"));
 }

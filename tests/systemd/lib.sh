@@ -157,10 +157,20 @@ parts_except() {
     done
 }
 
+# The units of the listeners on these addresses (values of ListenStream=).
+listener_socket() {
+    local address file
+    for address in "$@"; do
+        file=$(grep --files-with-matches --line-regexp "ListenStream=$address" /run/patou-applied/set/drop-ins/patou-listener@*/*.conf)
+        basename "${file%.d/*}"
+    done
+}
+
 # A line per socket, and since when it has been open.
-sockets() {
+sockets() { sockets_named patou-probe.socket patou-admin.socket $(listener_socket /run/patou/lease.sock 127.0.0.1:7286) patou-worker@default-{1,2,3}.socket; }
+sockets_named() {
     local unit
-    for unit in patou-probe.socket patou-admin.socket patou-listener@{0,1}.socket patou-worker@default-{1,2,3}.socket; do
+    for unit in "$@"; do
         printf '%s %s %s\n' "$unit" "$(systemctl is-active "$unit")" "$(show "$unit" InactiveExitTimestampMonotonic)"
     done
 }

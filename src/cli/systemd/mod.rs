@@ -20,7 +20,7 @@ pub(super) use systemctl::systemctl_output;
 
 #[derive(Clone, Debug, Subcommand)]
 pub(super) enum SystemdCommand {
-    /// Write the drop-ins of the units (a systemd generator)
+    /// Copy the published drop-ins of the units (a systemd generator)
     Generate {
         /// Directory to write to (systemd.generator(7))
         normal: PathBuf,
@@ -57,7 +57,7 @@ pub(super) enum SystemdCommand {
 
 pub(super) fn run(path: Option<&Path>, command: &SystemdCommand) -> Result<(), CommandError> {
     match command {
-        SystemdCommand::Generate { normal, .. } => generate::run(path, normal),
+        SystemdCommand::Generate { normal, .. } => generate::run(normal),
         SystemdCommand::Start => start_stop::start(path),
         SystemdCommand::Reload => reload::run(path),
         SystemdCommand::Stop => start_stop::stop(),

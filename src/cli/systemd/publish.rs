@@ -1,18 +1,19 @@
-//! The published configuration: the file that the generator and the parts read.
+//! Publishing a configuration: the copy that the parts read, and the drop-ins that the generator copies.
 
 use std::collections::BTreeSet;
-use std::fs;
 use std::io;
-use std::os::unix::fs::PermissionsExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
-use super::generate::{group_of, path_error};
 use super::systemctl::daemon_reload;
 use crate::cli::account::account;
-use crate::cli::error::CommandError;
+use crate::cli::error::{CommandError, failed};
 use crate::config::{Config, LoadError, Loaded, Origin};
+use crate::published::{Publication, PublishedSet};
 use crate::units::{self, APPLIED};
 use crate::{executable, watchdog};
+
+/// Where systemd has the generators write their units (systemd.generator(7)).
+const GENERATOR_DIR: &str = "/run/systemd/generator";
 
 /// Reads the configuration and checks that systemd can run it.
 pub(super) fn load(path: Option<&Path>) -> Result<Loaded, CommandError> {
@@ -34,46 +35,42 @@ pub(in crate::cli) fn refusals(config: &Config) -> Vec<String> {
     users.chain(owners).chain(units::check(config)).collect()
 }
 
-/// The configuration that the running units were rendered from.
-pub(super) fn load_published() -> Result<Loaded, LoadError> {
-    Config::load(Some(Path::new(APPLIED)))
-}
-
-/// Writes a configuration beside the published one and returns its path.
-pub(super) fn stage(config: &Config) -> Result<PathBuf, CommandError> {
-    let path = Path::new(APPLIED);
-    let staged = path.with_extension("toml.new");
-    // With every key: defaults that depend on the reading process (its user, its environment) are resolved here.
-    let written = fs::create_dir_all(path.parent().unwrap_or(path))
-        .and_then(|()| fs::write(&staged, config.to_toml()))
-        .and_then(|()| fs::set_permissions(&staged, fs::Permissions::from_mode(0o644)));
-    if let Err(error) = written {
-        let _ = fs::remove_file(&staged);
-        return Err(path_error(path, error));
+/// The configuration that the running units were rendered from; `None` if the set does not run.
+///
+/// # Errors
+/// When it cannot be read or is not valid for this version.
+pub(super) fn load_published() -> Result<Option<Loaded>, LoadError> {
+    match Config::load(Some(Path::new(APPLIED))) {
+        Err(LoadError::Unreadable { cause, .. }) if cause.kind() == io::ErrorKind::NotFound => Ok(None),
+        loaded => loaded.map(Some),
     }
-    Ok(staged)
 }
 
-/// Replaces the published configuration.
-pub(super) fn publish(config: &Config) -> Result<(), CommandError> {
-    let path = Path::new(APPLIED);
-    fs::rename(stage(config)?, path).map_err(|error| path_error(path, error))
+/// Writes a configuration, of which `text` is the copy for the parts, and its drop-ins beside what is published.
+pub(super) fn stage(config: &Config, text: &str) -> Result<Publication, CommandError> {
+    let published = PublishedSet::of_machine();
+    let drop_ins = units::render(config, &published.listener_sockets(), group_of);
+    published.stage(text, &drop_ins).map_err(|error| path_error(Path::new(APPLIED), error))
 }
 
-/// Removes the published configuration.
+/// Publishes what was staged, and has systemd run the generator, unless its drop-ins are up to date.
+pub(super) fn publish(new: &Publication) -> Result<(), CommandError> {
+    let published = PublishedSet::of_machine();
+    published.publish(new).map_err(|error| path_error(Path::new(APPLIED), error))?;
+    if published.is_generated_in(Path::new(GENERATOR_DIR)) { Ok(()) } else { daemon_reload() }
+}
+
+/// Removes what is published.
 pub(super) fn withdraw() -> Result<(), CommandError> {
-    let path = Path::new(APPLIED);
-    match fs::remove_file(path) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(path_error(path, error)),
-        _ => Ok(()),
-    }
+    PublishedSet::of_machine().withdraw().map_err(|error| path_error(Path::new(APPLIED), error))
 }
 
-/// Has systemd run the generator on the published configuration, unless its drop-ins are up to date.
-pub(super) fn render_drop_ins(config: &Config) -> Result<(), CommandError> {
-    let wanted = units::render(config, group_of);
-    let dir = Path::new("/run/systemd/generator");
-    let is_current =
-        |(file, text): (&String, &String)| fs::read_to_string(dir.join(file)).is_ok_and(|found| found == *text);
-    if wanted.iter().all(is_current) { Ok(()) } else { daemon_reload() }
+/// The primary group of a user, which owns the segments of the user's pools. Not root's: the watchdog must not get it.
+fn group_of(user: &str) -> Option<u32> {
+    account(user).ok().map(|user| user.gid.as_raw()).filter(|gid| *gid != 0)
+}
+
+/// An error that names the file.
+pub(super) fn path_error(path: &Path, error: io::Error) -> CommandError {
+    failed(format!("{}: {error}", path.display()))
 }

@@ -4,24 +4,36 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::TcpListener;
 use std::path::Path;
 
-use super::publish::{load, load_published, publish, render_drop_ins, stage};
+use super::publish::{load, load_published, publish, stage};
 use super::systemctl::{restart_if_running, systemctl, systemctl_output};
 use crate::cli::error::{CommandError, failed};
 use crate::config::{Config, ListenAddress};
+use crate::published::{Publication, PublishedSet};
 use crate::units::{DISPATCHER, IPC, ReloadSteps, reload_steps, worker_service, worker_socket};
+
+/// What an operator does about a published configuration that this version cannot read.
+pub(super) const UNREADABLE: &str = "the running parts keep the configuration that they have; systemctl restart patou \
+                                     applies the file with an interruption";
 
 pub(super) fn run(path: Option<&Path>) -> Result<(), CommandError> {
     let new = load(path).map_err(refused)?.config;
-    let old = load_published()?.config;
+    let old = load_published().map_err(|error| failed(format!("{error}; {UNREADABLE}")))?;
+    let old = old.ok_or_else(|| failed("the set does not run: start it with systemctl start patou"))?.config;
     if old.set != new.set {
         return Err(refused(failed("set.name cannot change while the set runs: stop the set and start it again")));
     }
     check_bindable(&old, &new).map_err(refused)?;
-    drop(stage(&new).map_err(refused)?); // a full disk is noticed before any unit is touched
-    apply(&new, &reload_steps(&old, &new)).map_err(|error| match apply(&old, &reload_steps(&new, &old)) {
-        Ok(()) => refused(error),
-        Err(second) => {
-            failed(format!("{}; restoring the previous configuration failed too: {}", error.text(), second.text()))
+    let published = PublishedSet::of_machine();
+    let (sockets, before) = (published.listener_sockets(), published.current());
+    // A full disk is noticed before any unit is touched.
+    let staged = stage(&new, &new.to_copy()).map_err(refused)?;
+    apply(&staged, &reload_steps(&old, &new, &sockets)).map_err(|error| {
+        let undo = reload_steps(&new, &old, &sockets);
+        match before.ok_or_else(|| failed("it was published by another version")).and_then(|old| apply(&old, &undo)) {
+            Ok(()) => refused(error),
+            Err(second) => {
+                failed(format!("{}; restoring the previous configuration failed too: {}", error.text(), second.text()))
+            }
         }
     })?;
     restart_failed(&new)
@@ -35,10 +47,9 @@ fn refused(error: CommandError) -> CommandError {
     }
 }
 
-fn apply(new: &Config, steps: &ReloadSteps) -> Result<(), CommandError> {
+fn apply(new: &Publication, steps: &ReloadSteps) -> Result<(), CommandError> {
     systemctl(&["stop"], &steps.stop)?;
     publish(new)?;
-    render_drop_ins(new)?;
     systemctl(&["reload"], &[IPC.to_owned()])?;
     systemctl(&["start"], &steps.start)?;
     for unit in &steps.restart {

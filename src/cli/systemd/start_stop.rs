@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::time::Duration;
 
-use super::publish::{load, publish, render_drop_ins, withdraw};
+use super::publish::{load, publish, stage, withdraw};
 use super::systemctl::{is_active, systemctl};
 use crate::cli::error::{CommandError, failed};
 use crate::probe::{self, ProbeCommand};
@@ -14,8 +14,8 @@ const QUIESCE_TIMEOUT: Duration = Duration::from_secs(1);
 
 pub(super) fn start(path: Option<&Path>) -> Result<(), CommandError> {
     let loaded = load(path)?;
-    publish(&loaded.config)?;
-    render_drop_ins(&loaded.config)?;
+    // Also at boot, where this is the first time: until then systemd knows no drop-in of the set.
+    publish(&stage(&loaded.config, &loaded.config.to_copy())?)?;
     // A unit that has reached its start limit may start again.
     systemctl(&["reset-failed"], &["patou-*".to_owned()])?;
     systemctl(&["start"], &units::core_services())?;

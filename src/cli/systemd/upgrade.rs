@@ -3,14 +3,15 @@
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use super::publish::load_published;
+use super::publish::{load_published, publish, stage};
+use super::reload::UNREADABLE;
 use super::systemctl::restart_if_running;
-use crate::cli::error::CommandError;
+use crate::cli::error::{CommandError, failed};
 use crate::cli::poll::poll_until;
-use crate::config::Config;
+use crate::config::{COPY_HEAD, Config, Loaded};
 use crate::ipc;
 use crate::probe::{self, ProbeCommand};
-use crate::units::{DISPATCHER, IPC, RUNTIME_DIR, WATCHDOG, worker_service};
+use crate::units::{APPLIED, DISPATCHER, IPC, RUNTIME_DIR, WATCHDOG, worker_service};
 
 /// How long the dispatcher may take to answer.
 const PROBE_TIMEOUT: Duration = Duration::from_secs(1);
@@ -18,10 +19,17 @@ const PROBE_TIMEOUT: Duration = Duration::from_secs(1);
 /// Restarts one part after the other, so that clients are served throughout. If the segment layout has changed, all
 /// parts restart together, while new clients wait in the backlog of the listening sockets.
 pub(super) fn run() -> Result<(), CommandError> {
-    let Ok(published) = load_published() else {
+    let published = load_published().map_err(|error| failed(format!("{error}; {UNREADABLE}")))?;
+    let Some(Loaded { config, text, .. }) = published else {
         return Ok(()); // not running
     };
-    let config = published.config;
+    if let Err(unknown) = Config::parse(text.as_str().strip_prefix(COPY_HEAD).unwrap_or(text.as_str()), APPLIED) {
+        println!(
+            "the set was configured by another version, and this one ignores some keys until it is installed again:\n{unknown}"
+        );
+    }
+    // As the other version has published it: another upgrade may need what this version does not know.
+    publish(&stage(&config, text.as_str())?)?;
     if !ipc::is_current(Path::new(RUNTIME_DIR)) {
         println!("the segments have another layout: all workers finish their requests and restart");
         empty_queues(&config);

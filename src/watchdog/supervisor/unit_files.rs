@@ -6,6 +6,7 @@ use std::time::Duration;
 use crate::config::{Config, ListenAddress};
 use crate::held_file::leads_nowhere;
 use crate::ids::Monotonic;
+use crate::published::PublishedSet;
 use crate::watchdog::plan::Part;
 use crate::{ipc, log, units};
 
@@ -54,30 +55,32 @@ fn missing_files(config: &Config, runs: impl Fn(&Part) -> bool) -> Vec<String> {
         )];
     }
     let mut found = Vec::new();
-    let mut note = |path: &Path, remedy: String| {
+    // The configuration is reached through a link.
+    if std::fs::metadata(units::APPLIED).is_err_and(|error| leads_nowhere(&error)) {
+        let (file, remedy) = (units::APPLIED, "parts that restart fail until systemctl restart patou creates it again");
+        found.push(format!("{file} was removed: {remedy}"));
+    }
+    let mut note = |path: &Path, remedy: &dyn Fn() -> String| {
         if is_missing(path) {
-            found.push(format!("{} was removed: {remedy}", path.display()));
+            found.push(format!("{} was removed: {}", path.display(), remedy()));
         }
     };
-    note(
-        Path::new(units::APPLIED),
-        "parts that restart fail until systemctl restart patou creates it again".to_owned(),
-    );
     let restart = |socket: &str, service: &str| format!("systemctl restart {socket} {service} creates it again");
-    note(&dir.join("admin.sock"), restart(units::ADMIN, units::WATCHDOG));
+    note(&dir.join("admin.sock"), &|| restart(units::ADMIN, units::WATCHDOG));
     if runs(&Part::Dispatcher) {
-        note(&dir.join("probe.sock"), "the dispatcher binds it again".to_owned());
-        for (index, listener) in config.listeners.iter().enumerate() {
-            if let ListenAddress::Unix(path) = &listener.address {
-                note(path, restart(&units::listener_socket(index), units::DISPATCHER));
+        note(&dir.join("probe.sock"), &|| "the dispatcher binds it again".to_owned());
+        let socket = |address: &ListenAddress| PublishedSet::of_machine().listener_sockets().unit(address);
+        for address in config.listeners.iter().map(|listener| &listener.address) {
+            if let ListenAddress::Unix(path) = address {
+                note(path, &|| restart(&socket(address), units::DISPATCHER));
             }
         }
     }
     for id in config.workers().filter(|id| runs(&Part::Worker(id.clone()))) {
         let next_start = || "the worker continues without it, and its next start creates it again".to_owned();
-        let socket = restart(&units::worker_socket(&id), &units::worker_service(&id));
-        note(&ipc::handoff_path(dir, &id), socket);
-        ipc::object_paths(dir, &id).iter().for_each(|path| note(path, next_start()));
+        let socket = || restart(&units::worker_socket(&id), &units::worker_service(&id));
+        note(&ipc::handoff_path(dir, &id), &socket);
+        ipc::object_paths(dir, &id).iter().for_each(|path| note(path, &next_start));
     }
     found
 }

@@ -18,17 +18,4 @@ if grep -vE '^ *#' /etc/patou/patou.toml | grep -E '^address *= *"[^u]'; then
     fail "the packaged configuration listens on the network"
 fi
 
-# The units, and the instances that the generator makes for the packaged configuration.
-units=()
-for file in $(dpkg -L patou | grep -E '/systemd/system/.*\.(service|socket|slice)$'); do
-    name=${file##*/}
-    case $name in
-    patou-worker@*) name=${name/@/@default-1} ;;
-    *@*) name=${name/@/@0} ;;
-    esac
-    units+=("$name")
-done
-complaints=$(systemd-analyze verify --man=no --generators=yes "${units[@]}" 2>&1) || fail "systemd-analyze verify: $complaints"
-[ -z "$complaints" ] || fail "systemd-analyze verify: $complaints"
-log "${#units[@]} units verified"
 figure "installed size: $(dpkg-query -W -f '${Installed-Size}' patou) kB, of which /usr/bin/patou $(($(stat --format %s /usr/bin/patou) / 1024)) kB"

@@ -23,6 +23,20 @@ for part in patou-ipc patou-watchdog patou-dispatcher patou-worker@default-{1,2}
 done
 systemctl --no-pager --lines=0 status 'patou*' >/dev/null || fail "systemctl status 'patou*'"
 
+# The units, with the drop-ins that the start has published for the packaged configuration.
+units=()
+for file in $(dpkg -L patou | grep -E '/systemd/system/.*\.(service|socket|slice)$'); do
+    name=${file##*/}
+    case $name in
+    patou-worker@*) name=${name/@/@default-1} ;;
+    patou-listener@*) name=$(listener_socket /run/patou/lease.sock) ;;
+    esac
+    units+=("$name")
+done
+complaints=$(systemd-analyze verify --man=no --generators=yes "${units[@]}" 2>&1) || fail "systemd-analyze verify: $complaints"
+[ -z "$complaints" ] || fail "systemd-analyze verify: $complaints"
+log "${#units[@]} units verified"
+
 # Members of the group are served, other users are not.
 useradd --groups patou --no-create-home member 2>/dev/null || true
 useradd --no-create-home stranger 2>/dev/null || true

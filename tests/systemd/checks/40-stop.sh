@@ -35,7 +35,7 @@ wait_for 10 "the set is up" all_up
 mark=$(mark)
 before=$(parts_except patou-dispatcher.service)
 systemctl stop patou-dispatcher.service
-expect "its socket" "$(systemctl is-active patou-listener@0.socket || true)" inactive
+expect "its socket" "$(systemctl is-active "$(listener_socket 127.0.0.1:7286)" || true)" inactive
 expect_failure "a request without a dispatcher" responds_on_tcp
 sleep 3
 expect "patou-dispatcher.service" "$(systemctl is-active patou-dispatcher.service || true)" inactive

@@ -26,6 +26,36 @@ for unit in "${parts[@]}"; do
 done
 expect "patou-ipc, which keeps the segments" "$(show patou-ipc ActiveEnterTimestampMonotonic)" "$ipc"
 
+# A set that an earlier version has started: only the configuration is published, the drop-ins are in systemd's directory,
+# and the sockets of listeners have numbers. The upgrade keeps all of it, and each socket its name.
+systemctl stop patou
+published=/run/patou-applied
+mkdir -p $published/set.0/drop-ins/patou-listener@{0,1}.socket.d
+echo 'ListenStream=/run/patou/lease.sock' >$published/set.0/drop-ins/patou-listener@0.socket.d/50-patou.conf
+echo 'ListenStream=127.0.0.1:7286' >$published/set.0/drop-ins/patou-listener@1.socket.d/50-patou.conf
+ln -s set.0 $published/set
+systemctl start patou
+wait_for 20 "the set is up" all_up
+expect "the listeners" "$(listener_socket /run/patou/lease.sock 127.0.0.1:7286)" "$(printf '%s\n' patou-listener@{0,1}.socket)"
+cp --remove-destination "$(readlink -f $published/patou.toml)" $published/patou.toml
+rm -r $published/set $published/set.*
+since=$(sockets_named patou-listener@{0,1}.socket)
+load_start 4
+apt-get --quiet --quiet --yes --allow-downgrades install "$deb" >"$check_dir/apt" 2>&1 || fail "apt-get install: $(cat "$check_dir/apt")"
+load_stop_without_failure "an upgrade from the published configuration alone"
+expect "the sockets of the listeners" "$(sockets_named patou-listener@{0,1}.socket)" "$since"
+expect "the listeners" "$(listener_socket /run/patou/lease.sock 127.0.0.1:7286)" "$(printf '%s\n' patou-listener@{0,1}.socket)"
+load_start 4
+{ base_configuration && printf '\n[[listener]]\naddress = "127.0.0.1:7290"\npool = "default"\n' && default_pool 3; } | configure
+systemctl reload patou || fail "systemctl reload with one more listener"
+curl --silent --fail --location --output /dev/null http://127.0.0.1:7290/x || fail "the new listener does not serve"
+load_stop_without_failure "one more listener after that upgrade"
+expect "the sockets of the listeners" "$(sockets_named patou-listener@{0,1}.socket)" "$since"
+[[ $(listener_socket 127.0.0.1:7290) =~ ^patou-listener@[0-9a-f]{16}\.socket$ ]] || fail "the new listener is $(listener_socket 127.0.0.1:7290)"
+configure_standard
+systemctl restart patou
+[[ $(listener_socket 127.0.0.1:7286) =~ ^patou-listener@[0-9a-f]{16}\.socket$ ]] || fail "the listener is $(listener_socket 127.0.0.1:7286)"
+
 # Back to the package under test, for the next checks.
 apt-get --quiet --quiet --yes --allow-downgrades install "$deb" >"$check_dir/apt" 2>&1 || fail "apt-get install: $(cat "$check_dir/apt")"
 wait_for 20 "the set is up" all_up

@@ -5,7 +5,8 @@ use crate::config::Config;
 use crate::units;
 
 const SECTIONS: [&str; 3] = ["[Unit]", "[Service]", "[Socket]"];
-const KEYS: [&str; 21] = [
+const KEYS: [&str; 22] = [
+    "Description",
     "AssertPathIsDirectory",
     "ListenSequentialPacket",
     "ListenStream",
@@ -49,7 +50,7 @@ pub(crate) fn run(bytes: &[u8]) {
     if workers > 64 {
         return; // valid, but slow
     }
-    for (unit, text) in units::render(&config, |_| Some(1000)) {
+    for (unit, text) in units::render(&config, &units::ListenerSockets::default(), |_| Some(1000)) {
         for line in text.lines() {
             let key = line.split_once('=').map_or("", |(key, _)| key);
             let known = line.is_empty() || line.starts_with("# ") || SECTIONS.contains(&line);
