@@ -32,6 +32,14 @@ impl ListenAddress {
     /// Longest path of a Unix socket in bytes: `sun_path` has 108 bytes including the final NUL (unix(7)).
     pub const UNIX_MAX: usize = 107;
 
+    /// The address on TCP; `None` for a Unix socket.
+    pub(crate) fn tcp(&self) -> Option<SocketAddr> {
+        match self {
+            ListenAddress::Tcp(address) => Some(*address),
+            ListenAddress::Unix(_) => None,
+        }
+    }
+
     /// Whether this is a Unix socket.
     pub fn is_unix(&self) -> bool {
         matches!(self, ListenAddress::Unix(_))

@@ -136,6 +136,14 @@ fn shared_port((a, a_count): (&SocketAddr, u16), (b, b_count): (&SocketAddr, u16
     (first <= last(a, a_count).min(last(b, b_count))).then_some(first)
 }
 
+/// Whether two sockets on one machine cannot have these addresses at the same time.
+pub(crate) fn conflict(a: &ListenAddress, b: &ListenAddress) -> bool {
+    match (a, b) {
+        (ListenAddress::Tcp(a), ListenAddress::Tcp(b)) => shared_port((a, 1), (b, 1)).is_some(),
+        _ => a == b,
+    }
+}
+
 fn unix(binders: &[Binder<'_>], diagnostics: &mut Diagnostics) {
     let mut used: HashMap<PathBuf, usize> = HashMap::new();
     for (i, binder) in binders.iter().enumerate() {

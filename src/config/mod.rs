@@ -44,6 +44,7 @@ use std::time::Duration;
 use serde::{Serialize, Serializer};
 
 pub use address::{BadListenAddress, ListenAddress};
+pub(crate) use address_conflicts::conflict;
 pub use admin::AdminConfig;
 pub use config_text::ConfigText;
 pub(crate) use descriptor_needs::{DescriptorNeeds, admin_connections_within, worker_connections_within};
@@ -125,6 +126,13 @@ impl Config {
     /// downgrade, ignores the keys of such a copy that it does not know: the version that wrote it has checked them.
     pub fn to_copy(&self) -> String {
         format!("{COPY_HEAD}{}", self.to_toml())
+    }
+
+    /// The addresses of all listeners, workers and the admin endpoint.
+    pub(crate) fn addresses(&self) -> impl Iterator<Item = ListenAddress> {
+        let listeners = self.listeners.iter().map(|listener| listener.address.clone());
+        let workers = self.workers().filter_map(|id| Some(self.pool(&id.pool)?.worker_address(id.number)));
+        listeners.chain(workers).chain(self.admin.address.clone())
     }
 
     /// The pool of this name.

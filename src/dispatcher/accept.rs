@@ -27,14 +27,21 @@ use super::places::ConnectionPlaces;
 use super::pool_slots::{SlotIndex, WorkerName};
 use super::readiness::Readiness;
 use super::redirect::RedirectConnection;
-use crate::config::Config;
+use crate::config::{Config, Delivery, ListenAddress};
 use crate::ids::LeaseTerms;
 use crate::net::{self, ACCEPT_RETRY_DELAY, SocketListener};
 
 /// All listeners and the connections they have accepted.
 pub(super) struct Acceptor {
     state: Rc<AcceptorState>,
-    tasks: Vec<AbortHandle>,
+    accepting: Vec<Accepting>,
+}
+
+/// A socket on which a task accepts.
+struct Accepting {
+    listener: Rc<Listener>,
+    socket: Rc<SocketListener>,
+    task: AbortHandle,
 }
 
 struct AcceptorState {
@@ -51,8 +58,6 @@ struct AcceptorState {
 
 /// What is needed to adopt a connection that a worker has claimed.
 struct ClaimedConnection {
-    /// The index of its listener.
-    index: usize,
     listener: Rc<Listener>,
     /// The slot of its worker.
     at: SlotIndex,
@@ -81,16 +86,37 @@ impl Acceptor {
             mark_secret: RandomState::new(),
             pending: Rc::default(),
         });
-        let accept = |(index, socket)| tokio::task::spawn_local(accept(state.clone(), index, socket)).abort_handle();
-        let tasks = sockets.into_iter().enumerate().map(accept).collect();
-        Ok(Self { state, tasks })
+        let mut acceptor = Self { state, accepting: Vec::new() };
+        sockets.into_iter().enumerate().for_each(|(index, socket)| acceptor.add(index, socket));
+        Ok(acceptor)
     }
 
-    /// Accepts on one more socket of a listener, in place of one that is shut down and ends when its queue is empty.
-    pub(super) fn add(&mut self, index: usize, socket: SocketListener) {
-        self.tasks.retain(|task| !task.is_finished());
-        let accepting = accept(self.state.clone(), index, Rc::new(socket));
-        self.tasks.push(tokio::task::spawn_local(accepting).abort_handle());
+    /// Accepts on one more socket of the listener at this place in the file. If it is in place of one that is shut down,
+    /// that one ends when its queue is empty.
+    pub(super) fn add(&mut self, index: usize, socket: Rc<SocketListener>) {
+        self.accepting.retain(|accepting| !accepting.task.is_finished());
+        let listeners = &self.state.listeners;
+        let Some(listener) = listeners.key_at(index).and_then(|key| listeners.find(key)) else { return };
+        let accepting = accept(self.state.clone(), listener.clone(), socket.clone());
+        let task = tokio::task::spawn_local(accepting).abort_handle();
+        self.accepting.push(Accepting { listener, socket, task });
+    }
+
+    /// Ends the sockets of listeners that `is_removed`: clients in their queues are served, and later ones are refused,
+    /// also by other holders of the socket: its address is free. Returns how many clients there were.
+    pub(super) fn release(&mut self, is_removed: impl Fn(&ListenAddress) -> bool) -> usize {
+        let is_released = |accepting: &mut Accepting| is_removed(&accepting.listener.config.address);
+        let released: Vec<_> = self.accepting.extract_if(.., is_released).collect();
+        let mut clients = 0;
+        for Accepting { listener, socket, task } in released {
+            task.abort();
+            while let (Some(permit), Some((fd, address))) = (self.state.places.try_acquire(), socket.try_accept()) {
+                self.state.clone().serve(fd, address, &listener, &socket, permit);
+                clients += 1;
+            }
+            socket.shut_down();
+        }
+        clients
     }
 
     /// Serves handoff connections from the store in their old order, adopts those that workers have claimed, and rejects
@@ -118,10 +144,10 @@ impl Acceptor {
                 continue;
             }
             match (self.state.listeners.find_handoff(stored.listener), self.state.places.try_acquire()) {
-                (Some((index, listener)), Some(permit)) => {
+                (Some(listener), Some(permit)) => {
                     let readiness = &self.state.readiness;
-                    let connection = Connection::from_fdstore((fd, entry), &stored, listener, readiness, None);
-                    self.state.clone().serve_handoff(index, Rc::new(connection), ConnectionOrigin::Stored, permit);
+                    let connection = Connection::from_fdstore((fd, entry), &stored, listener.clone(), readiness, None);
+                    self.state.clone().serve_handoff(listener, Rc::new(connection), ConnectionOrigin::Stored, permit);
                 }
                 _ if stored.is_http => rejected.push((fd, entry)),
                 _ => net::reset(&fd), // the protocol of the connection is unknown
@@ -140,7 +166,7 @@ impl Acceptor {
 
     /// Stops accepting and closes idle connections; new clients wait in the kernel's backlog for the next dispatcher.
     pub(super) fn close(&self) {
-        self.tasks.iter().for_each(AbortHandle::abort);
+        self.accepting.iter().for_each(|accepting| accepting.task.abort());
         self.state.idle.close();
     }
 
@@ -159,25 +185,26 @@ impl AcceptorState {
     /// The worker that had claimed a connection when the previous dispatcher ended, as far as that can be believed: its
     /// slot names the mark of the connection, and it belongs to the pool of the connection's listener.
     fn find_claim(&self, stored: &StoredConnection) -> Option<ClaimedConnection> {
-        let (index, listener) = self.listeners.find_handoff(stored.listener)?;
+        let listener = self.listeners.find_handoff(stored.listener)?;
         let (at, terms) = self.driver.claim_of(&listener.config.pool, stored.mark)?;
-        Some(ClaimedConnection { index, listener, at, terms, permit: self.places.try_acquire()? })
+        Some(ClaimedConnection { listener, at, terms, permit: self.places.try_acquire()? })
     }
 
     /// Takes the place of the previous dispatcher at a connection that a worker has claimed.
     fn adopt(self: Rc<Self>, duplicate: (OwnedFd, StoredFd), stored: &StoredConnection, claim: ClaimedConnection) {
-        let ClaimedConnection { index, listener, at, terms, permit } = claim;
+        let ClaimedConnection { listener, at, terms, permit } = claim;
         let (pool, (_, n)) = (listener.config.pool.clone(), at);
-        let connection = Rc::new(Connection::from_fdstore(duplicate, stored, listener, &self.readiness, Some(at)));
+        let connection = Connection::from_fdstore(duplicate, stored, listener.clone(), &self.readiness, Some(at));
+        let connection = Rc::new(connection);
         tracing::debug!(worker = %WorkerName(&pool, n), lease = %terms.lease,
             "a worker had claimed this connection when the previous dispatcher ended: it is adopted");
         self.driver.adopt(&pool, n, terms, connection.clone());
-        self.serve_handoff(index, connection, ConnectionOrigin::Adopted, permit);
+        self.serve_handoff(listener, connection, ConnectionOrigin::Adopted, permit);
     }
 
     fn serve_handoff(
         self: Rc<Self>,
-        index: usize,
+        accepted_by: Rc<Listener>,
         connection: Rc<Connection>,
         origin: ConnectionOrigin,
         permit: OwnedSemaphorePermit,
@@ -185,7 +212,7 @@ impl AcceptorState {
         let listener = HandoffListener {
             driver: self.driver.clone(),
             listeners: self.listeners.clone(),
-            index,
+            accepted_by,
             idle: self.idle.clone(),
             places: self.places.clone(),
             pending: self.pending.clone(),
@@ -194,6 +221,28 @@ impl AcceptorState {
             listener.serve(connection, origin).await;
             drop(permit);
         });
+    }
+
+    /// Serves a connection that was just accepted.
+    fn serve(
+        self: Rc<Self>,
+        fd: OwnedFd,
+        address: Option<SocketAddr>,
+        listener: &Rc<Listener>,
+        socket: &SocketListener,
+        permit: OwnedSemaphorePermit,
+    ) {
+        if listener.config.delivery == Delivery::Handoff {
+            // A listener on all addresses does not know to which of them a client has connected.
+            let server = socket.tcp_address().filter(|address| !address.ip().is_unspecified());
+            let endpoints = Endpoints::of(&fd, address, server, self.next_mark());
+            let connection = Connection::new(fd, endpoints, listener.clone(), &self.readiness);
+            self.serve_handoff(listener.clone(), Rc::new(connection), ConnectionOrigin::Accepted, permit);
+        } else {
+            let settings = self.listeners.settings();
+            let connection = RedirectConnection::new(fd, socket, listener.clone(), settings, &self.readiness);
+            self.serve_redirect(connection, permit);
+        }
     }
 
     fn serve_redirect(self: Rc<Self>, connection: RedirectConnection, permit: OwnedSemaphorePermit) {
@@ -207,10 +256,7 @@ impl AcceptorState {
 
 /// Accepts connections of one listener, until aborted. Handoff connections are not registered with tokio's epoll
 /// instance.
-async fn accept(state: Rc<AcceptorState>, index: usize, socket: Rc<SocketListener>) {
-    // A listener on all addresses does not know to which of them a client has connected.
-    let server = socket.tcp_address().filter(|address| !address.ip().is_unspecified());
-    let is_handoff = state.listeners.handoff_at(index).is_some();
+async fn accept(state: Rc<AcceptorState>, listener: Rc<Listener>, socket: Rc<SocketListener>) {
     loop {
         let (fd, address, permit) = match next(&state.places, &socket).await {
             Ok(accepted) => accepted,
@@ -221,17 +267,9 @@ async fn accept(state: Rc<AcceptorState>, index: usize, socket: Rc<SocketListene
                 continue;
             }
         };
-        if is_handoff {
-            let Some(listener) = state.listeners.handoff_at(index) else { return };
-            let endpoints = Endpoints::of(&fd, address, server, state.next_mark());
-            let connection = Connection::new(fd, endpoints, listener, &state.readiness);
-            state.clone().serve_handoff(index, Rc::new(connection), ConnectionOrigin::Accepted, permit);
-        } else {
-            let Some(listener) = state.listeners.at(index) else { return };
-            let connection =
-                RedirectConnection::new(fd, &socket, listener, state.listeners.settings(), &state.readiness);
-            state.clone().serve_redirect(connection, permit);
-        }
+        // As it was, if a restart of this dispatcher is about to change its delivery.
+        let present = state.listeners.find(listener.key).unwrap_or_else(|| listener.clone());
+        state.clone().serve(fd, address, &present, &socket, permit);
     }
 }
 

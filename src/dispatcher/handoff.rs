@@ -34,8 +34,8 @@ const PROXY_PAUSE_MAX: Duration = Duration::from_millis(100);
 pub(super) struct HandoffListener {
     pub driver: Rc<Driver>,
     pub listeners: Rc<Listeners>,
-    /// The index of the listener in the configuration.
-    pub index: usize,
+    /// The listener that has accepted the connection. A reload may have changed or removed it since.
+    pub accepted_by: Rc<Listener>,
     pub idle: Rc<IdleConnections>,
     pub places: Rc<ConnectionPlaces>,
     pub pending: Rc<PendingConnections>,
@@ -44,7 +44,7 @@ pub(super) struct HandoffListener {
 impl HandoffListener {
     /// Serves a connection to its end.
     pub(super) async fn serve(&self, connection: Rc<Connection>, origin: ConnectionOrigin) {
-        let Some(listener) = self.listener() else { return };
+        let listener = self.listener().unwrap_or_else(|| self.accepted_by.clone());
         if origin == ConnectionOrigin::Accepted
             && listener.config.proxy_protocol
             && let Err(error) = self.read_proxy_header(&connection).await
@@ -57,7 +57,8 @@ impl HandoffListener {
         }
         let mut served = match origin {
             ConnectionOrigin::Adopted => Some((listener, connection.outcome().await)),
-            _ => self.serve_request(&connection, self.listeners.settings().head_timeout).await,
+            // Also if the listener has been removed since: the client could not know.
+            _ => self.serve_request(&connection, self.listeners.settings().head_timeout, Some(listener)).await,
         };
         while let Some((listener, outcome)) = served {
             connection.set_entry(None);
@@ -66,26 +67,26 @@ impl HandoffListener {
                 let _pending = self.pending.add();
                 return self.finish(&connection, &listener, outcome).await;
             }
-            served = self.serve_request(&connection, self.listeners.settings().idle_timeout).await;
+            served = self.serve_request(&connection, self.listeners.settings().idle_timeout, None).await;
         }
         // The client disconnected, sent no request in time, or the listener is closing.
         let _ = shutdown(connection.as_fd().as_raw_fd(), Shutdown::Both);
     }
 
-    /// Waits at most `bound` for a request, and for its outcome.
+    /// Waits at most `bound` for a request, and for its outcome. `removed`: what holds if the listener has been removed.
     async fn serve_request(
         &self,
         connection: &Rc<Connection>,
         bound: Duration,
+        removed: Option<Rc<Listener>>,
     ) -> Option<(Rc<Listener>, HandoffOutcome)> {
+        let listener = || self.listener().or_else(|| removed.clone());
         // In another protocol the server may have to send first.
-        if self.driver.speaks_http(&self.listener()?.config.pool)
-            && !self.idle.wait_for_request(connection, bound).await
-        {
+        if self.driver.speaks_http(&listener()?.config.pool) && !self.idle.wait_for_request(connection, bound).await {
             return None;
         }
         // Read again: a reload may have changed it while the connection was idle.
-        let listener = self.listener()?;
+        let listener = listener()?;
         connection.start_request(listener.clone());
         let outcome = self.wait(connection, &listener, self.pending.add()).await?;
         Some((listener, outcome))
@@ -93,7 +94,7 @@ impl HandoffListener {
 
     /// The listener, as configured now.
     fn listener(&self) -> Option<Rc<Listener>> {
-        self.listeners.handoff_at(self.index)
+        self.listeners.find_handoff(self.accepted_by.key)
     }
 
     /// Counts a connection without a valid proxy header, and logs the first of many.

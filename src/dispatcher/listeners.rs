@@ -40,7 +40,7 @@ impl Listeners {
         })
     }
 
-    /// Applies a reloaded configuration with the same addresses.
+    /// Applies a reloaded configuration.
     pub(super) fn apply(&self, config: &Config) {
         *self.all.borrow_mut() = listeners(config);
         *self.settings.borrow_mut() = Rc::new(config.front.clone());
@@ -59,19 +59,19 @@ impl Listeners {
         may_log
     }
 
-    pub(super) fn at(&self, index: usize) -> Option<Rc<Listener>> {
-        self.all.borrow().get(index).cloned()
+    /// The key of the listener at this place in the file.
+    pub(super) fn key_at(&self, index: usize) -> Option<u64> {
+        self.all.borrow().get(index).map(|listener| listener.key)
     }
 
-    /// The listener with this index, if its delivery is handoff.
-    pub(super) fn handoff_at(&self, index: usize) -> Option<Rc<Listener>> {
-        self.at(index).filter(|listener| listener.config.delivery == Delivery::Handoff)
+    /// The listener with this key.
+    pub(super) fn find(&self, key: u64) -> Option<Rc<Listener>> {
+        self.all.borrow().iter().find(|listener| listener.key == key).cloned()
     }
 
-    /// The handoff listener with this key, and its index.
-    pub(super) fn find_handoff(&self, key: u64) -> Option<(usize, Rc<Listener>)> {
-        let index = self.all.borrow().iter().position(|listener| listener.key == key)?;
-        Some((index, self.handoff_at(index)?))
+    /// The listener with this key, if its delivery is handoff.
+    pub(super) fn find_handoff(&self, key: u64) -> Option<Rc<Listener>> {
+        self.find(key).filter(|listener| listener.config.delivery == Delivery::Handoff)
     }
 }
 
@@ -118,13 +118,13 @@ mod tests {
     fn listener_keeps_its_key_when_its_position_changes() {
         let all = [("127.0.0.1:1", "handoff"), ("127.0.0.1:2", "handoff"), ("unix:/x", "handoff")];
         let listeners = Listeners::new(&config(&all));
-        let key = listeners.at(1).unwrap().key;
-        assert_eq!(listeners.find_handoff(key).unwrap().0, 1);
-        assert_eq!(Listeners::new(&config(&all[1..])).find_handoff(key).unwrap().0, 0);
+        let key = listeners.key_at(1).unwrap();
+        assert_eq!(listeners.find_handoff(key).unwrap().config.address.to_string(), "127.0.0.1:2");
+        assert_eq!(Listeners::new(&config(&all[1..])).key_at(0), Some(key));
         assert!(Listeners::new(&config(&[all[0], all[2]])).find_handoff(key).is_none());
         // Its delivery is redirect now.
         assert!(Listeners::new(&config(&[("127.0.0.1:2", "redirect")])).find_handoff(key).is_none());
         let twins = Listeners::new(&config(&[("127.0.0.1:0", "handoff"); 2]));
-        assert_ne!(twins.at(0).unwrap().key, twins.at(1).unwrap().key);
+        assert_ne!(twins.key_at(0), twins.key_at(1));
     }
 }

@@ -36,9 +36,10 @@ use sd_notify::NotifyState;
 use tokio::io::AsyncReadExt;
 use tokio::io::unix::AsyncFd;
 use tokio::net::UnixListener;
+use tokio::task::yield_now;
 use tokio::time::{Instant, sleep};
 
-use crate::config::Config;
+use crate::config::{Config, ListenAddress, ListenerConfig};
 use crate::descriptors::SpareDescriptors;
 use crate::ids::{PoolName, WorkerId};
 use crate::ipc::PassedObjects;
@@ -106,7 +107,7 @@ async fn serve(
 
     let places = Rc::new(ConnectionPlaces::new(&config));
     let mut acceptor = Acceptor::open(&config, listeners, driver.clone(), places.clone()).map_err(system("epoll"))?;
-    retired.into_iter().for_each(|(index, socket)| acceptor.add(index, socket));
+    retired.into_iter().for_each(|(index, socket)| acceptor.add(index, Rc::new(socket)));
     // Before another task runs: the read of a slot shows the end of a lease once, and its client must be known by then.
     acceptor.restore(handoffs, redirects);
     driver.read_slots();
@@ -131,6 +132,7 @@ async fn serve(
                 match Config::load(path.as_deref()) {
                     Ok(loaded) => {
                         config = loaded.config;
+                        release_removed(&mut acceptor, &config);
                         acceptor.reconfigure(&config);
                         tracing::debug!("configuration applied");
                     }
@@ -142,7 +144,10 @@ async fn serve(
                 notify(&[NotifyState::Ready]);
             }
             (name, socket) = next_listener(channel.as_ref()) => match listener_index(&name, "listener-") {
-                Some(index) => acceptor.add(index, SocketListener::from_fd(socket).map_err(system("a listening socket"))?),
+                Some(index) => {
+                    let socket = SocketListener::from_fd(socket).map_err(system("a listening socket"))?;
+                    acceptor.add(index, Rc::new(socket));
+                }
                 None if name == "probe" => {
                     // The connections of the previous socket stay.
                     let next = tokio::task::spawn_local(prober.clone().run(probe_listener(socket)?));
@@ -162,12 +167,29 @@ async fn serve(
     }
 
     notify(&[NotifyState::Stopping]);
+    // For a reload that has moved or removed listeners: the next dispatcher will not have their sockets.
+    if let Ok(loaded) = Config::load(path.as_deref())
+        && release_removed(&mut acceptor, &loaded.config) > 0
+    {
+        yield_now().await; // to the tasks of those clients, which the exit then waits for
+    }
     acceptor.close();
     driver.clear_failures();
     finish_pending(&config, driver, &acceptor, stop, parent).await;
     tracing::debug!(waiting = driver.waiting(), "exiting");
     // Without running destructors, which would remove queued connections from the store.
     log::exit(0)
+}
+
+/// Ends the sockets of listeners that the configuration does not have any more. Under systemd another unit binds the
+/// address if it has another use now; the watchdog of `patou run` keeps the socket for that. Returns how many clients
+/// were in their queues.
+fn release_removed(acceptor: &mut Acceptor, config: &Config) -> usize {
+    let is_kept = !backoff::is_started_by_systemd();
+    acceptor.release(|address| {
+        let is_listener = config.listeners.iter().any(|listener| listener.address == *address);
+        !(is_listener || is_kept && config.addresses().any(|other| other == *address))
+    })
 }
 
 /// Waits until the pending connections have ended, at most `linger_timeout`.
@@ -305,8 +327,14 @@ fn system(call: &'static str) -> impl Fn(std::io::Error) -> DispatcherError {
     move |error| DispatcherError::System(call, error)
 }
 
-/// The port of the first listener of a pool; `ports` are those of the configuration's listeners.
+/// The port of the first listener of a pool. `ports` are those that the listeners of the first configuration have; port
+/// 0 in the configuration stays in its place as long as this process runs.
 fn return_port(config: &Config, ports: &[Option<u16>], pool: &PoolName) -> Option<u16> {
-    let of_pool = config.listeners.iter().zip(ports).filter(|(listener, _)| listener.pool == *pool);
-    of_pool.filter_map(|(_, port)| *port).next()
+    let of_pool = config.listeners.iter().enumerate().filter(|(_, listener)| listener.pool == *pool);
+    let port = |(index, listener): (usize, &ListenerConfig)| match listener.address {
+        ListenAddress::Tcp(address) if address.port() != 0 => Some(address.port()),
+        ListenAddress::Tcp(_) => *ports.get(index)?,
+        ListenAddress::Unix(_) => None,
+    };
+    of_pool.filter_map(port).next()
 }

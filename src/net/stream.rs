@@ -13,8 +13,8 @@ use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::libc;
 use nix::sys::socket::{
-    AddressFamily, MsgFlags, SockaddrLike, SockaddrStorage, UnixAddr, getpeername, getsockname, getsockopt, sendmsg,
-    setsockopt, sockopt,
+    AddressFamily, MsgFlags, Shutdown, SockaddrLike, SockaddrStorage, UnixAddr, getpeername, getsockname, getsockopt,
+    sendmsg, setsockopt, shutdown, sockopt,
 };
 use tokio::io::unix::AsyncFd;
 use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
@@ -50,7 +50,8 @@ pub(crate) fn close_without_waiting(fd: &impl AsFd) {
 #[derive(Debug)]
 pub(crate) struct SocketListener {
     registered: AsyncFd<OwnedFd>,
-    is_tcp: bool,
+    /// `None` for a Unix socket.
+    tcp_address: Option<SocketAddr>,
     /// Sockets of the same address that this one has replaced. Clients may still wait in their queues.
     replaced: Vec<SocketListener>,
 }
@@ -90,14 +91,14 @@ fn tcp_address(address: &SockaddrStorage) -> Option<SocketAddr> {
 impl SocketListener {
     /// Wraps a listening socket that was passed to this process.
     pub(crate) fn from_fd(fd: OwnedFd) -> io::Result<Self> {
-        let is_tcp = is_tcp(&fd)?;
+        let tcp_address = if is_tcp(&fd)? { local_address(&fd) } else { None };
         set_nonblocking(&fd)?;
-        if is_tcp {
+        if tcp_address.is_some() {
             // Responses are written whole: waiting for more data would only delay them. Accepted sockets inherit the
             // option.
             setsockopt(&fd, sockopt::TcpNoDelay, &true)?;
         }
-        Ok(Self { registered: sys::when_readable(fd)?, is_tcp, replaced: Vec::new() })
+        Ok(Self { registered: sys::when_readable(fd)?, tcp_address, replaced: Vec::new() })
     }
 
     /// Accepts the clients of `replaced` as well, and before its own: they have waited for longer.
@@ -108,7 +109,7 @@ impl SocketListener {
     /// The next connection.
     pub(crate) async fn accept(&self) -> io::Result<SocketStream> {
         let (fd, _) = poll_fn(|task| self.poll_accept(task)).await?;
-        Ok(SocketStream::new(fd, self.is_tcp))
+        Ok(SocketStream::new(fd, self.is_tcp()))
     }
 
     /// The next connection, non-blocking, and its client's TCP address. Wakes one task.
@@ -134,12 +135,31 @@ impl SocketListener {
 
     /// `false` for a Unix socket.
     pub(crate) fn is_tcp(&self) -> bool {
-        self.is_tcp
+        self.tcp_address.is_some()
     }
 
     /// The TCP address; `None` for a Unix socket.
     pub(crate) fn tcp_address(&self) -> Option<SocketAddr> {
-        self.is_tcp.then(|| local_address(self))?
+        self.tcp_address
+    }
+
+    /// The next connection in its queue and its client's TCP address; `None` if there is none, or it cannot be accepted.
+    pub(crate) fn try_accept(&self) -> Option<(OwnedFd, Option<SocketAddr>)> {
+        let of_replaced = self.replaced.iter().find_map(Self::try_accept);
+        of_replaced.or_else(|| {
+            loop {
+                match sys::accept(self.as_fd()) {
+                    Ok((fd, address)) => return Some((fd, address.as_ref().and_then(tcp_address))),
+                    Err(Errno::ECONNABORTED | Errno::EINTR) => {}
+                    Err(_) => return None,
+                }
+            }
+        })
+    }
+
+    /// Ends it for all processes that hold it: clients are refused, and its address is free.
+    pub(crate) fn shut_down(&self) {
+        let _ = shutdown(self.as_fd().as_raw_fd(), Shutdown::Both);
     }
 
     /// Whether it is bound to this address.

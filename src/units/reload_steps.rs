@@ -1,16 +1,25 @@
 //! The actions on running units that apply a changed configuration.
 
 use std::collections::BTreeMap;
+use std::net::SocketAddr;
 
 use super::names::{ADMIN, DISPATCHER, DROP_IN, ListenerSockets, WATCHDOG, worker_service, worker_socket};
 use super::render::{render, worker_users};
-use crate::config::{Config, Delivery};
+use crate::config::{Config, Delivery, ListenAddress};
 
 /// Actions on units, in this order. Other units keep running untouched.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct ReloadSteps {
     /// Stopped before the new configuration is published: removed units, and units whose address changes.
     pub stop: Vec<String>,
+    /// Whether the dispatcher then has to end sockets of listeners that are gone, so that others can bind the addresses.
+    pub release: bool,
+    /// The TCP addresses that the admin socket binds.
+    pub admin: Vec<SocketAddr>,
+    /// Restarted then with its socket, whose previous address others may bind.
+    pub rebind: Vec<String>,
+    /// The TCP addresses that other new sockets bind.
+    pub bind: Vec<SocketAddr>,
     /// Started afterwards.
     pub start: Vec<String>,
     /// Restarted afterwards, one by one.
@@ -34,12 +43,11 @@ pub(crate) fn reload_steps(old: &Config, new: &Config, sockets: &ListenerSockets
     }
     for id in new.workers() {
         let (service, socket) = (worker_service(&id), worker_socket(&id));
-        if !before.contains_key(&file(&service)) {
-            steps.start.push(service);
-        } else if !is_same(&socket) {
+        if !is_same(&socket) {
             // The socket stops and starts with its service.
-            steps.stop.push(service.clone());
+            steps.stop.extend(before.contains_key(&file(&service)).then(|| service.clone()));
             steps.start.push(service);
+            steps.bind.extend(new.pool(&id.pool).and_then(|pool| pool.worker_address(id.number).tcp()));
         } else if !is_same(&service) {
             steps.restart.push(service);
         } else if old.front != new.front || old.pool(&id.pool) != new.pool(&id.pool) {
@@ -50,18 +58,34 @@ pub(crate) fn reload_steps(old: &Config, new: &Config, sockets: &ListenerSockets
         config.listeners.iter().map(|listener| (sockets.unit(&listener.address), listener.delivery)).collect()
     };
     let (old_listeners, new_listeners) = (listeners(old), listeners(new));
-    steps.stop.extend(old_listeners.keys().filter(|socket| !is_same(socket)).cloned());
-    // New listening sockets start with the dispatcher.
-    let dispatcher_can_reload =
-        is_same(DISPATCHER) && old_listeners == new_listeners && new_listeners.keys().all(|socket| is_same(socket));
+    let gone = old_listeners.keys().filter(|socket| !is_same(socket)).cloned();
+    steps.stop.extend(gone);
+    let added = new.listeners.iter().filter(|listener| !is_same(&sockets.unit(&listener.address)));
+    steps.bind.extend(added.filter_map(|listener| listener.address.tcp()));
+    steps.release = old_listeners.keys().any(|socket| !new_listeners.contains_key(socket));
+    // New listening sockets start with the dispatcher. It ends its use of others when it reloads.
+    let dispatcher_can_reload = other_settings(&before, DISPATCHER) == other_settings(&after, DISPATCHER)
+        && new_listeners
+            .iter()
+            .all(|(socket, delivery)| old_listeners.get(socket) == Some(delivery) && is_same(socket));
     let dispatcher = if dispatcher_can_reload { &mut steps.reload } else { &mut steps.restart };
     dispatcher.insert(0, DISPATCHER.to_owned());
-    if !is_same(ADMIN) {
-        steps.stop.push(ADMIN.to_owned());
-    }
     // Groups and passed sockets of a process are fixed at its start.
-    let watchdog_can_reload = worker_users(old) == worker_users(new) && is_same(ADMIN);
-    let watchdog = if watchdog_can_reload { &mut steps.reload } else { &mut steps.restart };
+    let watchdog = if !is_same(ADMIN) {
+        steps.stop.push(ADMIN.to_owned());
+        steps.admin.extend(new.admin.address.as_ref().and_then(ListenAddress::tcp));
+        &mut steps.rebind
+    } else if worker_users(old) != worker_users(new) {
+        &mut steps.restart
+    } else {
+        &mut steps.reload
+    };
     watchdog.push(WATCHDOG.to_owned());
     steps
+}
+
+/// The settings of a service without the names of its sockets.
+fn other_settings<'t>(drop_ins: &'t BTreeMap<String, String>, unit: &str) -> Vec<&'t str> {
+    let text = drop_ins.get(&format!("{unit}.d/{DROP_IN}"));
+    text.into_iter().flat_map(|text| text.lines()).filter(|line| !line.starts_with("Sockets=")).collect()
 }

@@ -108,7 +108,7 @@ fn change_touches_only_the_units_that_it_affects() {
     let user = change(|c| c.pools[0].user = "conv".into());
     assert_eq!((user.restart, user.reload), (units(&[one, two, WATCHDOG]), units(&[DISPATCHER])));
     let admin = change(|c| c.admin.address = Some("127.0.0.1:7280".parse().unwrap()));
-    assert_eq!((admin.stop, admin.restart), (units(&[ADMIN]), units(&[WATCHDOG])));
+    assert_eq!((admin.stop, admin.rebind, admin.restart), (units(&[ADMIN]), units(&[WATCHDOG]), vec![]));
     let hosts = change(|c| c.admin.allowed_hosts.push("metrics.example".into()));
     assert_eq!((hosts.stop, hosts.restart), (vec![], vec![]));
     assert!(hosts.reload.contains(&WATCHDOG.to_owned()));
@@ -169,15 +169,41 @@ fn listeners_that_stay_keep_their_sockets_when_another_one_goes_or_moves_in_the_
     let (a, b, c) = ("127.0.0.2:80", "127.0.0.1:80", "[::1]:80");
     let steps = |old: &[&str], new: &[&str]| reload_steps(&with(old), &with(new), &ListenerSockets::default());
     let removed = steps(&[a, b, c], &[b, c]);
-    assert_eq!(
-        (removed.stop, removed.start, removed.restart),
-        (vec![listener(a)], vec![], vec![DISPATCHER.to_owned()])
-    );
+    assert_eq!((removed.stop, removed.start, removed.restart), (vec![listener(a)], vec![], vec![]));
+    assert!(removed.release && removed.bind.is_empty());
     let sorted = steps(&[a, b, c], &[c, a, b]);
     assert_eq!((sorted.stop, sorted.restart), (vec![], vec![]));
     assert!(sorted.reload.contains(&DISPATCHER.to_owned()));
     let moved = steps(&[a, b], &["127.0.0.2:81", b]);
     assert_eq!((moved.stop, moved.restart), (vec![listener(a)], vec![DISPATCHER.to_owned()]));
+    assert_eq!((moved.release, moved.bind), (true, vec!["127.0.0.2:81".parse().unwrap()]));
+}
+
+#[test]
+fn address_is_free_before_the_next_socket_binds_it() {
+    // A listener and the first worker of a pool exchange their addresses; the admin socket gets that of another listener.
+    let with = |listeners: [&str; 2], pool: &str, admin: &str| {
+        let mut config = base();
+        let listener =
+            |address: &&str| ListenerConfig { address: address.parse().unwrap(), ..config.listeners[0].clone() };
+        config.listeners = listeners.iter().map(listener).collect();
+        config.pools[0].address = pool.parse().unwrap();
+        config.admin.address = Some(admin.parse().unwrap());
+        config
+    };
+    let old = with(["127.0.0.1:80", "127.0.0.1:81"], "127.0.0.1:90", "127.0.0.1:70");
+    let new = with(["127.0.0.1:90", "127.0.0.1:70"], "127.0.0.1:80", "127.0.0.1:82");
+    let steps = reload_steps(&old, &new, &ListenerSockets::default());
+    let workers = ["patou-worker@a-1.service", "patou-worker@a-2.service"].map(str::to_owned);
+    let sockets = ["127.0.0.1:80", "127.0.0.1:81"].map(listener);
+    for unit in workers.iter().chain(&sockets).chain([&ADMIN.to_owned()]) {
+        assert!(steps.stop.contains(unit), "{unit}");
+    }
+    let tcp = |addresses: &[&str]| addresses.iter().map(|address| address.parse().unwrap()).collect::<Vec<_>>();
+    assert_eq!((steps.release, steps.admin), (true, tcp(&["127.0.0.1:82"])));
+    assert_eq!((steps.rebind, steps.start), (vec![WATCHDOG.to_owned()], workers.to_vec()));
+    assert_eq!(steps.bind, tcp(&["127.0.0.1:80", "127.0.0.1:81", "127.0.0.1:90", "127.0.0.1:70"]));
+    assert_eq!(steps.restart, [DISPATCHER]);
 }
 
 #[test]

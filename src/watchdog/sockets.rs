@@ -9,7 +9,10 @@ use std::os::unix::net::UnixListener;
 use std::path::Path;
 
 use nix::errno::Errno;
-use nix::sys::socket::{AddressFamily, Backlog, SockFlag, SockType, UnixAddr, connect, listen, socket};
+use nix::sys::socket::sockopt::{ReuseAddr, ReusePort};
+use nix::sys::socket::{
+    AddressFamily, Backlog, SockFlag, SockType, SockaddrStorage, UnixAddr, bind, connect, listen, setsockopt, socket,
+};
 use nix::unistd::{Gid, Uid, chown, getegid, geteuid};
 
 use crate::config::{AdminConfig, Config, ListenAddress, ListenerConfig};
@@ -43,6 +46,38 @@ impl AsFd for ListeningSocket {
 }
 
 impl ListeningSocket {
+    /// Binds an address that `old` sockets of this set have now, or that conflicts with theirs. They stay as they are, but
+    /// a Unix socket has no file any more. Whatever another process has bound is still in the way.
+    fn bind_beside(configured: &ListenAddress, old: &[&ListeningSocket]) -> io::Result<Self> {
+        let ListenAddress::Tcp(address) = configured else {
+            for file in old.iter().filter_map(|socket| socket.file.as_ref()).filter(|file| file.is_in_place()) {
+                fs::remove_file(file.path())?;
+            }
+            return Self::bind(configured);
+        };
+        let family = if address.is_ipv4() { AddressFamily::Inet } else { AddressFamily::Inet6 };
+        let fd = socket(family, SockType::Stream, SockFlag::SOCK_CLOEXEC, None)?;
+        setsockopt(&fd, ReuseAddr, &true)?;
+        // Only sockets that all have the option, of one user, may share a port; it is set for this moment.
+        let share = |is_shared: bool| {
+            let all = old.iter().map(|socket| &socket.fd).chain([&fd]);
+            all.map(|fd| setsockopt(fd, ReusePort, &is_shared)).collect::<nix::Result<Vec<_>>>()
+        };
+        let bound = share(true).and_then(|_| {
+            bind(fd.as_raw_fd(), &SockaddrStorage::from(*address))?;
+            listen(&fd, Backlog::MAXCONN)
+        });
+        share(false)?;
+        bound?;
+        Ok(Self { fd, configured: configured.clone(), address: configured.clone(), file: None })
+    }
+
+    /// The same socket for another use. Not for one with a file.
+    pub(super) fn share(&self) -> Result<Self, SocketError> {
+        let fd = self.fd.try_clone().map_err(|cause| SocketError::bind(&self.configured, "a new use", &cause))?;
+        Ok(Self { fd, configured: self.configured.clone(), address: self.address.clone(), file: None })
+    }
+
     fn bind(configured: &ListenAddress) -> io::Result<Self> {
         let (fd, address, file): (OwnedFd, _, _) = match configured {
             ListenAddress::Tcp(address) => {
@@ -208,22 +243,25 @@ impl SocketError {
     }
 }
 
-fn bind(address: &ListenAddress, purpose: impl FnOnce() -> String) -> Result<ListeningSocket, SocketError> {
-    ListeningSocket::bind(address).map_err(|cause| SocketError::bind(address, &purpose(), &cause))
+fn open(
+    address: &ListenAddress,
+    purpose: impl FnOnce() -> String,
+    old: &[&ListeningSocket],
+) -> Result<ListeningSocket, SocketError> {
+    let bound =
+        if old.is_empty() { ListeningSocket::bind(address) } else { ListeningSocket::bind_beside(address, old) };
+    bound.map_err(|cause| SocketError::bind(address, &purpose(), &cause))
 }
 
 /// The TCP addresses of a configuration that other processes use.
 fn addresses_in_use(config: &Config) -> Vec<ListenAddress> {
-    let listeners = config.listeners.iter().map(|listener| listener.address.clone());
-    let workers = config.workers().filter_map(|id| Some(config.pool(&id.pool)?.worker_address(id.number)));
-    let admin = config.admin.address.clone();
     let in_use = |address: &ListenAddress| match address {
         ListenAddress::Tcp(tcp) => {
             std::net::TcpListener::bind(tcp).is_err_and(|error| error.kind() == io::ErrorKind::AddrInUse)
         }
         ListenAddress::Unix(_) => false,
     };
-    listeners.chain(workers).chain(admin).filter(in_use).collect()
+    config.addresses().filter(in_use).collect()
 }
 
 /// The address of `probe.sock`.
@@ -253,14 +291,18 @@ impl SetSockets {
     fn open_all(config: &Config) -> Result<Self, SocketError> {
         let probe = probe_address(config);
         Ok(Self {
-            listeners: config.listeners.iter().map(open_listener).collect::<Result<_, _>>()?,
+            listeners: config
+                .listeners
+                .iter()
+                .map(|listener| open_listener(listener, &[]))
+                .collect::<Result<_, _>>()?,
             workers: config
                 .workers()
-                .map(|id| Ok((id.clone(), open_worker(config, &id)?)))
+                .map(|id| Ok((id.clone(), open_worker(config, &id, &[])?)))
                 .collect::<Result<_, _>>()?,
-            probe: bind(&probe, || "probe".into())?,
+            probe: open(&probe, || "probe".into(), &[])?,
             admin: open_admin(config)?,
-            admin_tcp: config.admin.address.as_ref().map(open_admin_tcp).transpose()?,
+            admin_tcp: config.admin.address.as_ref().map(|address| open_admin_tcp(address, &[])).transpose()?,
         })
     }
 
@@ -270,29 +312,39 @@ impl SetSockets {
     }
 }
 
-/// Binds a listener and applies its mode and owner.
-pub(super) fn open_listener(listener: &ListenerConfig) -> Result<ListeningSocket, SocketError> {
-    let socket = bind(&listener.address, || "listener".to_owned())?;
+/// Binds a listener and applies its mode and owner. `old`, here and below: sockets of this set that are in the way.
+pub(super) fn open_listener(
+    listener: &ListenerConfig,
+    old: &[&ListeningSocket],
+) -> Result<ListeningSocket, SocketError> {
+    let socket = open(&listener.address, || "listener".to_owned(), old)?;
     socket.set_access(&SocketAccess::of(listener))?;
     Ok(socket)
 }
 
 /// Binds `admin.sock`.
 fn open_admin(config: &Config) -> Result<ListeningSocket, SocketError> {
-    let socket = bind(&AdminConfig::socket(&config.set.runtime_dir), || "admin".to_owned())?;
+    let socket = open(&AdminConfig::socket(&config.set.runtime_dir), || "admin".to_owned(), &[])?;
     socket.set_access(&SocketAccess::of_admin(&config.admin))?;
     Ok(socket)
 }
 
 /// Binds the TCP address of `[admin]`.
-pub(super) fn open_admin_tcp(address: &ListenAddress) -> Result<ListeningSocket, SocketError> {
-    bind(address, || "admin.address".to_owned())
+pub(super) fn open_admin_tcp(
+    address: &ListenAddress,
+    old: &[&ListeningSocket],
+) -> Result<ListeningSocket, SocketError> {
+    open(address, || "admin.address".to_owned(), old)
 }
 
 /// Binds the socket of one worker.
-pub(super) fn open_worker(config: &Config, id: &WorkerId) -> Result<ListeningSocket, SocketError> {
+pub(super) fn open_worker(
+    config: &Config,
+    id: &WorkerId,
+    old: &[&ListeningSocket],
+) -> Result<ListeningSocket, SocketError> {
     let pool = config.pool(&id.pool).expect("the worker is of this configuration");
-    bind(&pool.worker_address(id.number), || format!("worker {id}"))
+    open(&pool.worker_address(id.number), || format!("worker {id}"), old)
 }
 
 #[cfg(test)]
@@ -310,7 +362,7 @@ mod tests {
             mode,
             ..Config::default().listeners[0].clone()
         };
-        let socket = open_listener(&listener(0o600)).unwrap();
+        let socket = open_listener(&listener(0o600), &[]).unwrap();
         assert_eq!(mode(&path), 0o600);
         fs::write(&other, "").unwrap();
         fs::set_permissions(&other, fs::Permissions::from_mode(0o640)).unwrap();

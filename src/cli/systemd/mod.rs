@@ -1,6 +1,7 @@
 //! `patou systemd`: what the units and the package run. An operator uses systemctl.
 
 mod generate;
+mod listening_sockets;
 mod main_process;
 mod publish;
 mod reload;

@@ -1,15 +1,21 @@
 //! `patou systemd reload`: apply a changed configuration to running units, or go back to the previous one.
 
-use std::collections::{BTreeMap, BTreeSet};
-use std::net::TcpListener;
+use std::collections::BTreeSet;
+use std::net::{SocketAddr, TcpListener};
 use std::path::Path;
+use std::time::{Duration, Instant};
 
+use super::listening_sockets::tcp_addresses;
 use super::publish::{load, load_published, publish, stage};
-use super::systemctl::{restart_if_running, systemctl, systemctl_output};
+use super::systemctl::{is_active, restart_if_running, systemctl, systemctl_output};
 use crate::cli::error::{CommandError, failed};
-use crate::config::{Config, ListenAddress};
+use crate::cli::poll::poll_until;
+use crate::config::{Config, ListenAddress, conflict};
 use crate::published::{Publication, PublishedSet};
 use crate::units::{DISPATCHER, IPC, ReloadSteps, reload_steps, worker_service, worker_socket};
+
+/// How long the dispatcher may take to end the sockets of listeners that are gone.
+const RELEASE_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// What an operator does about a published configuration that this version cannot read.
 pub(super) const UNREADABLE: &str = "the running parts keep the configuration that they have; systemctl restart patou \
@@ -51,6 +57,14 @@ fn apply(new: &Publication, steps: &ReloadSteps) -> Result<(), CommandError> {
     systemctl(&["stop"], &steps.stop)?;
     publish(new)?;
     systemctl(&["reload"], &[IPC.to_owned()])?;
+    if steps.release && is_active(DISPATCHER) {
+        systemctl(&["reload"], &[DISPATCHER.to_owned()])?;
+    }
+    wait_until_free(&steps.admin)?;
+    for unit in &steps.rebind {
+        restart_if_running(unit)?;
+    }
+    wait_until_free(&steps.bind)?;
     systemctl(&["start"], &steps.start)?;
     for unit in &steps.restart {
         restart_if_running(unit)?;
@@ -73,21 +87,33 @@ fn restart_failed(config: &Config) -> Result<(), CommandError> {
     systemctl(&["start", "--no-block"], &services)
 }
 
-/// Binds each new TCP address once, before any unit is touched.
+/// Waits until the sockets that had these addresses, or addresses that conflict with them, are closed.
+fn wait_until_free(addresses: &[SocketAddr]) -> Result<(), CommandError> {
+    let deadline = Instant::now() + RELEASE_TIMEOUT;
+    addresses.iter().try_for_each(|address| {
+        let mut result = Ok(());
+        poll_until(deadline, || {
+            result = TcpListener::bind(address).map(drop);
+            result.is_ok()
+        });
+        result.map_err(|error| failed(format!("{address}: {error}")))
+    })
+}
+
+/// Binds each new TCP address once, before any unit is touched. One that conflicts with an address of this set is free
+/// only during the reload, if no other process listens there.
 fn check_bindable(old: &Config, new: &Config) -> Result<(), CommandError> {
-    let known = addresses(old);
-    for (name, address) in addresses(new).into_iter().filter(|(name, _)| !known.contains_key(name)) {
-        if let ListenAddress::Tcp(address) = address {
-            TcpListener::bind(address).map_err(|error| failed(format!("{name}: {error}")))?;
+    let known: BTreeSet<ListenAddress> = old.addresses().collect();
+    let others: Vec<ListenAddress> = tcp_addresses().into_iter().map(ListenAddress::Tcp).collect();
+    for address in new.addresses().filter(|address| !known.contains(address)) {
+        let Some(tcp) = address.tcp() else { continue };
+        if known.iter().any(|own| conflict(own, &address)) {
+            if let Some(other) = others.iter().find(|other| conflict(other, &address) && !known.contains(other)) {
+                return Err(failed(format!("{tcp}: another process listens on {other} (ss -ltnp shows it)")));
+            }
+        } else {
+            TcpListener::bind(tcp).map_err(|error| failed(format!("{tcp}: {error}")))?;
         }
     }
     Ok(())
-}
-
-/// All addresses of a set, by their text.
-fn addresses(config: &Config) -> BTreeMap<String, ListenAddress> {
-    let listeners = config.listeners.iter().map(|listener| listener.address.clone());
-    let workers = config.workers().filter_map(|id| Some(config.pool(&id.pool)?.worker_address(id.number)));
-    let all = listeners.chain(workers).chain(config.admin.address.clone());
-    all.map(|address| (address.to_string(), address)).collect()
 }

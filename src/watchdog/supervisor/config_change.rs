@@ -4,15 +4,16 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use super::children::ChildSupervisor;
-use crate::config::{Config, ListenerConfig, PoolConfig};
+use super::socket_moves::SocketMoves;
+use crate::config::{Config, PoolConfig};
 use crate::ids::WorkerId;
 use crate::watchdog::applied_config::{self, drain_timeouts, plan_limits};
 use crate::watchdog::error::WatchdogError;
 use crate::watchdog::plan::{ChildSet, ConfigChange, Plan};
-use crate::watchdog::sockets::{ListeningSocket, open_admin_tcp, open_listener, open_worker};
+use crate::watchdog::sockets::ListeningSocket;
 use crate::watchdog::watched_set::WatchedSet;
 use crate::watchdog::worker_endpoints::WorkerEndpoints;
-use crate::{ipc, log};
+use crate::{clock, ipc, log};
 
 impl ConfigChange {
     /// What the change means for the parts of `plan`, in words.
@@ -52,25 +53,9 @@ impl ChildSupervisor {
         self.inspect_files(set);
         self.require_directory(set)?;
         // The steps that can fail come first. They only create what is new, or are undone on an error.
-        let kept = match_sockets(&self.sockets.listeners, &new.listeners);
-        let mut listeners = BTreeMap::new();
-        for (index, listener) in new.listeners.iter().enumerate() {
-            if kept[index].is_none() {
-                listeners.insert(index, open_listener(listener)?);
-            }
-        }
-        let mut workers = BTreeMap::new();
-        for id in new.workers() {
-            let configured = new.pool(&id.pool).map(|pool| pool.worker_address(id.number));
-            if self.sockets.workers.get(&id).map(|socket| &socket.configured) != configured.as_ref() {
-                workers.insert(id.clone(), open_worker(&new, &id)?);
-            }
-        }
+        let moves = SocketMoves::open(&self.sockets, &new).inspect_err(|_| self.files.schedule(clock::now()))?;
+        let SocketMoves { kept, mut listeners, workers, admin: admin_tcp, replaced } = moves;
         let admin_moves = set.config.admin.address != new.admin.address;
-        let admin_tcp = match &new.admin.address {
-            Some(address) if admin_moves => Some(open_admin_tcp(address)?),
-            _ => None,
-        };
         let stay = kept.iter().enumerate().filter_map(|(index, at)| Some(((*at)?, index)));
         let changed: Vec<_> = stay.filter(|(at, index)| set.config.listeners[*at] != new.listeners[*index]).collect();
         let added: Vec<WorkerId> = new.workers().filter(|id| !self.endpoints.contains_key(id)).collect();
@@ -91,12 +76,15 @@ impl ChildSupervisor {
                     let _ = self.sockets.listeners[at].apply_access(&set.config.listeners[at]);
                 }
                 let _ = self.sockets.admin.apply_admin_access(&set.config.admin);
+                // New Unix sockets may have replaced the files of those that stay.
+                self.files.schedule(clock::now());
                 return Err(error);
             }
         };
         self.processes.set_config(applied);
         self.endpoints.extend(endpoints);
         self.sockets.workers.extend(workers);
+        replaced.iter().for_each(|id| drop(self.sockets.workers.remove(id)));
         let old = std::mem::take(&mut self.sockets.listeners);
         let mut old: Vec<Option<ListeningSocket>> = old.into_iter().map(Some).collect();
         let all = kept.iter().enumerate().filter_map(|(index, kept)| match kept {
@@ -129,17 +117,6 @@ impl ChildSupervisor {
             |id: &WorkerId| Ok((id.clone(), WorkerEndpoints::create(new, id, self.set_epoch, &self.segments)?));
         added.iter().map(create).collect()
     }
-}
-
-/// For each listener the index of the socket that it keeps. Each socket is kept once: two listeners may both be
-/// configured with port 0.
-fn match_sockets(sockets: &[ListeningSocket], listeners: &[ListenerConfig]) -> Vec<Option<usize>> {
-    let mut free: Vec<usize> = (0..sockets.len()).collect();
-    let mut find = |listener: &ListenerConfig| {
-        let at = free.iter().position(|index| sockets[*index].configured == listener.address)?;
-        Some(free.remove(at))
-    };
-    listeners.iter().map(&mut find).collect()
 }
 
 /// What a new configuration means for the processes.

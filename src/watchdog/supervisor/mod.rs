@@ -6,6 +6,7 @@ pub(super) mod children;
 mod config_change;
 mod repair;
 mod set_files;
+mod socket_moves;
 mod spawn;
 pub(super) mod systemd;
 mod systemctl;

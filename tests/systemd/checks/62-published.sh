@@ -49,7 +49,7 @@ daemon_reload() { # WHAT
     cp -p $passwd $passwd.saved
     mkfifo -m 0644 $passwd.fifo
     mv $passwd.fifo $passwd
-    for _ in 1 2 3; do
+    for _ in {1..5}; do
         started=$(micros)
         timeout --signal=KILL 20 systemctl daemon-reload || true
         took=$(millis_since "$started")
