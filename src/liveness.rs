@@ -8,7 +8,6 @@
 
 mod silence_timer;
 
-use std::collections::VecDeque;
 use std::time::Duration;
 
 use crate::ids::Monotonic;
@@ -19,9 +18,9 @@ pub(crate) use silence_timer::{
 /// When a part is restarted and when it is given up, from the configuration.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct RestartLimits {
-    /// The part is given up after more restarts than this within `within`.
+    /// The part is given up after this many restarts, once one was delayed by `delay_max`.
     pub max: u32,
-    /// The time over which restarts are counted.
+    /// A part that is ready for so long has not failed: its next restart is the first one.
     pub within: Duration,
     /// Delay of the second restart; each further one is delayed twice as long.
     pub delay: Duration,
@@ -29,27 +28,36 @@ pub(crate) struct RestartLimits {
     pub delay_max: Duration,
 }
 
-/// The recent unplanned restarts of one part.
+/// The failures of one part: unplanned ends without a life of [`RestartLimits::within`] between them.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct RestartHistory {
-    recent: VecDeque<Monotonic>,
+    failures: u32,
+    /// Since when the part has been ready, until its process ends.
+    ready_since: Option<Monotonic>,
 }
 
 impl RestartHistory {
-    /// The part has ended: the delay of its restart, or `None` if it is given up.
+    /// The part can serve.
+    pub(crate) fn ready(&mut self, now: Monotonic) {
+        self.ready_since.get_or_insert(now);
+    }
+
+    /// The part's process has ended as planned.
+    pub(crate) fn planned_end(&mut self, now: Monotonic, limits: &RestartLimits) {
+        if self.ready_since.take().is_some_and(|since| now.since(since) >= limits.within) {
+            self.failures = 0;
+        }
+    }
+
+    /// The part has failed: the delay of its restart, or `None` if it is given up.
     ///
-    /// The first restart after a quiet time is not delayed. `jitter` from 0 to 1 varies the others by a quarter up or
-    /// down, so that parts that ended together do not restart together for ever.
+    /// The first restart is not delayed. `jitter` from 0 to 1 varies the others by a quarter up or down, so that parts
+    /// that ended together do not restart together for ever.
     pub(crate) fn next_delay(&mut self, now: Monotonic, limits: &RestartLimits, jitter: f64) -> Option<Duration> {
-        while self.recent.front().is_some_and(|at| now.since(*at) >= limits.within) {
-            self.recent.pop_front();
-        }
-        let count = self.recent.len() as u32;
-        if count >= limits.max {
-            return None;
-        }
-        self.recent.push_back(now);
-        Some(limits.delay_after(count, jitter))
+        self.planned_end(now, limits);
+        let earlier = self.failures;
+        self.failures = earlier.saturating_add(1);
+        (!limits.give_up_after(earlier)).then(|| limits.delay_after(earlier, jitter))
     }
 }
 
@@ -61,39 +69,34 @@ impl RestartLimits {
 
     /// The delay of a restart that follows `count` others.
     fn delay_after(&self, count: u32, jitter: f64) -> Duration {
+        self.undisturbed_delay_after(count).mul_f64(0.75 + jitter.clamp(0.0, 1.0) / 2.0)
+    }
+
+    /// The same without the jitter.
+    fn undisturbed_delay_after(&self, count: u32) -> Duration {
         let doublings = count.saturating_sub(1).min(31);
-        let delay = match count {
+        match count {
             0 => Duration::ZERO,
             _ => self.delay.saturating_mul(1 << doublings).min(self.delay_max),
-        };
-        delay.mul_f64(0.75 + jitter.clamp(0.0, 1.0) / 2.0)
+        }
+    }
+
+    /// Whether a part that has been restarted `count` times is given up when it fails once more. A delay of zero never
+    /// grows.
+    fn give_up_after(&self, count: u32) -> bool {
+        let longest = if self.delay.is_zero() { Duration::ZERO } else { self.delay_max };
+        count >= self.max && self.undisturbed_delay_after(count.saturating_sub(1)) >= longest
     }
 }
 
-/// A start of a part under a supervisor without growing restart delays: the part records its starts itself.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct StartRecord {
-    /// When its delay ended: its lifetime counts from here.
-    pub at: Monotonic,
-    /// How many consecutive incarnations before it had a short life and an unplanned end.
-    pub failures: u32,
-}
-
-impl StartRecord {
-    /// This start, which follows `last`, and its delay before it becomes ready. A life of at least `limits.within`
-    /// clears the failures; so does a planned end, which leaves no `last`.
-    pub(crate) fn after(
-        last: Option<StartRecord>,
-        now: Monotonic,
-        limits: &RestartLimits,
-        jitter: f64,
-    ) -> (StartRecord, Duration) {
-        let failures = match last {
-            Some(last) if now.since(last.at) < limits.within => last.failures.saturating_add(1),
-            _ => 0,
-        };
-        let delay = failures.checked_sub(1).map_or(Duration::ZERO, |count| limits.delay_after(count, jitter));
-        (StartRecord { at: now + delay, failures }, delay)
+/// The failures of a part under a supervisor without growing restart delays: the part counts them itself when it starts,
+/// and forgets them when it has been ready for [`RestartLimits::within`] and at a planned end.
+///
+/// Returns the delay of the start after `failures`, before the part becomes ready, or `None` if the part is given up.
+pub(crate) fn start_delay(failures: u32, limits: &RestartLimits, jitter: f64) -> Option<Duration> {
+    match failures.checked_sub(1) {
+        None => Some(Duration::ZERO),
+        Some(earlier) => (!limits.give_up_after(earlier)).then(|| limits.delay_after(earlier, jitter)),
     }
 }
 
@@ -112,36 +115,62 @@ mod tests {
         Monotonic(ms * 1_000_000)
     }
 
-    #[test]
-    fn start_records_give_the_same_delays_as_the_restart_history() {
-        let mut last = None;
-        let mut next = |ms| {
-            let (start, delay) = StartRecord::after(last, at(ms), &LIMITS, 0.5);
-            last = Some(start);
-            delay.as_millis()
-        };
-        assert_eq!([next(0), next(10), next(20), next(130), next(300)], [0, 0, 100, 150, 150]);
-        assert_eq!(next(60_449), 150);
-        assert_eq!(next(121_000), 0, "a quiet time clears the failures");
-        assert_eq!(next(121_001), 0);
+    fn ms(ms: u64) -> Duration {
+        Duration::from_millis(ms)
     }
 
     #[test]
-    fn restarts_are_delayed_given_up_and_allowed_again() {
-        let mut restarts = RestartHistory::default();
-        let mut next = |ms| restarts.next_delay(at(ms), &LIMITS, 0.5).map(|delay| delay.as_millis());
-        assert_eq!(next(0), Some(0));
-        assert_eq!(next(10), Some(100));
-        assert_eq!(next(20), Some(150));
-        assert_eq!(next(30), Some(150));
-        assert_eq!(next(40), None);
-        assert_eq!(next(60_000), Some(150), "one of four has expired");
-        assert_eq!(next(200_000), Some(0), "a quiet time clears the failures");
+    fn delays_of_starts_are_those_of_the_restart_history() {
+        let delays = |limits| (1..20).map_while(|failures| start_delay(failures, &limits, 0.5)).collect::<Vec<_>>();
+        for limits in [LIMITS, RestartLimits { max: 0, ..LIMITS }, RestartLimits { delay: ms(0), ..LIMITS }] {
+            let mut restarts = RestartHistory::default();
+            let expected: Vec<_> = std::iter::from_fn(|| restarts.next_delay(at(0), &limits, 0.5)).collect();
+            assert_eq!(delays(limits), expected);
+        }
+        assert_eq!(start_delay(0, &LIMITS, 0.5), Some(ms(0)));
+    }
+
+    #[test]
+    fn restarts_are_delayed_and_given_up_once_the_longest_delay_was_not_enough() {
+        let delays = |limits: RestartLimits| {
+            let mut restarts = RestartHistory::default();
+            let next = || restarts.next_delay(at(0), &limits, 0.5).map(|delay| delay.as_millis());
+            std::iter::from_fn(next).collect::<Vec<_>>()
+        };
+        assert_eq!(delays(LIMITS), [0, 100, 150, 150]);
+        // With few restarts allowed the delay grows to its maximum all the same.
+        assert_eq!(delays(RestartLimits { max: 0, ..LIMITS }), [0, 100, 150]);
+        assert_eq!(delays(RestartLimits { max: 1, delay_max: ms(1000), ..LIMITS }), [0, 100, 200, 400, 800, 1000]);
+        assert_eq!(delays(RestartLimits { max: 2, delay: ms(0), ..LIMITS }), [0, 0]);
         for jitter in [0.0, 1.0] {
             let mut restarts = RestartHistory::default();
             restarts.next_delay(at(0), &LIMITS, jitter);
             let delay = restarts.next_delay(at(1), &LIMITS, jitter).unwrap();
             assert!((75..=125).contains(&delay.as_millis()), "{delay:?}");
         }
+    }
+
+    #[test]
+    fn only_a_part_that_was_ready_for_long_has_not_failed() {
+        let mut restarts = RestartHistory::default();
+        let delay =
+            |restarts: &mut RestartHistory, at_ms| restarts.next_delay(at(at_ms), &LIMITS, 0.5).map(|d| d.as_millis());
+        assert_eq!(delay(&mut restarts, 0), Some(0));
+        // Slow starts that fail, and short lives, however far apart.
+        assert_eq!(delay(&mut restarts, 100_000), Some(100));
+        restarts.ready(at(200_000));
+        assert_eq!(delay(&mut restarts, 259_999), Some(150));
+        // A new incarnation in the same process continues the life of the part.
+        restarts.ready(at(300_000));
+        restarts.ready(at(350_000));
+        assert_eq!(delay(&mut restarts, 360_000), Some(0));
+        // A planned end does not count, and does not lengthen the life of the next process.
+        assert_eq!(delay(&mut restarts, 360_001), Some(100));
+        restarts.ready(at(400_000));
+        restarts.planned_end(at(401_000), &LIMITS);
+        assert_eq!(delay(&mut restarts, 500_000), Some(150));
+        restarts.ready(at(600_000));
+        restarts.planned_end(at(700_000), &LIMITS);
+        assert_eq!(delay(&mut restarts, 700_001), Some(0));
     }
 }

@@ -44,7 +44,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("units", &["config", "ids"]),
     ("published", &["ids", "units"]),
     ("status", &["config", "exchange", "ids", "ipc", "probe", "procfs", "shm", "stats", "units"]),
-    ("backoff", &["clock", "config", "exchange", "liveness", "log"]),
+    ("backoff", &["clock", "config", "exchange", "ids", "liveness", "log"]),
     ("client", &["ids"]),
     (
         "dispatcher",

@@ -15,6 +15,8 @@ pub(super) enum CommandError {
     Failed(String),
     /// Exit code 78 (`EX_CONFIG`): the configuration is invalid.
     Config(String),
+    /// A unit of a part has failed too often, and exits with [`crate::units::GIVEN_UP`].
+    GivenUp(String),
     /// The exit code of a process that did the work, and has printed the error.
     Exited(u8),
 }
@@ -23,7 +25,7 @@ impl CommandError {
     /// The message.
     pub(super) fn text(&self) -> &str {
         match self {
-            CommandError::Failed(text) | CommandError::Config(text) => text,
+            CommandError::Failed(text) | CommandError::Config(text) | CommandError::GivenUp(text) => text,
             CommandError::Exited(_) => "",
         }
     }

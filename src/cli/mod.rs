@@ -34,7 +34,7 @@ use clap_complete::ArgValueCandidates;
 use self::bench::exchange;
 use self::error::CommandError;
 use crate::ids::WorkerId;
-use crate::{inherited, log};
+use crate::{inherited, log, units};
 
 #[derive(Debug, Parser)]
 #[command(name = "patou", version, about, max_term_width = 100)]
@@ -170,6 +170,13 @@ pub(crate) fn main() -> ExitCode {
                 print_error(&cli.command, &text);
             }
             ExitCode::from(EXIT_CONFIG)
+        }
+        Err(CommandError::GivenUp(text)) => {
+            let text = format!("{text}: it stays down; fix the cause, then run systemctl reload patou");
+            if !log_to_journal(&cli.command, log::Event::PartFailed, &text) {
+                print_error(&cli.command, &format!("patou: {text}"));
+            }
+            ExitCode::from(units::GIVEN_UP)
         }
         Err(CommandError::Exited(code)) => ExitCode::from(code),
     };

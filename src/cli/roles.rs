@@ -11,16 +11,24 @@ use super::config_source::{load, load_as_part, load_to_run};
 use super::error::{CommandError, failed};
 use super::init;
 use crate::config::{HandlerConfig, Origin, placeholder};
+use crate::dispatcher::DispatcherError;
 use crate::ids::WorkerId;
 use crate::sd_notification::notify_before_exit;
+use crate::watchdog::WatchdogError;
+use crate::worker::ServeError;
 use crate::worker::handler::HandlerStartError;
-use crate::{dispatcher, executable, ipc, requirements, sys, watchdog, worker};
+use crate::{dispatcher, executable, ipc, requirements, sys, units, watchdog, worker};
 
 /// How much of a reason is passed to the watchdog: a notification has 4096 bytes at most.
 const FAILURE_CHARS: usize = 1000;
 
 fn runtime() -> Result<tokio::runtime::Runtime, CommandError> {
     tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(failed)
+}
+
+/// The error of a part that has ended.
+fn ended(text: String, is_given_up: bool) -> CommandError {
+    if is_given_up { CommandError::GivenUp(text) } else { CommandError::Failed(text) }
 }
 
 /// `patou run`
@@ -35,7 +43,10 @@ pub(super) fn run(path: Option<&Path>) -> Result<(), CommandError> {
 /// `patou watchdog`
 pub(super) fn watchdog(path: Option<&Path>) -> Result<(), CommandError> {
     requirements::check().map_err(|error| failed(format!("watchdog: {error}")))?;
-    runtime()?.block_on(watchdog::watch(load(path)?)).map_err(|error| failed(format!("watchdog: {error}")))
+    runtime()?.block_on(watchdog::watch(load(path)?)).map_err(|error| {
+        let is_given_up = matches!(error, WatchdogError::GivenUp(_));
+        ended(format!("watchdog: {error}"), is_given_up)
+    })
 }
 
 /// `patou dispatcher`
@@ -48,11 +59,17 @@ pub(super) fn worker(path: Option<&Path>, id: &WorkerId) -> Result<(), CommandEr
     run_worker(path, id).map_err(|error| report_to_watchdog(error, &format!("worker {id}")))
 }
 
-/// Under `patou run`, the watchdog logs why a part has exited, together with the restart: one line for both.
+/// Under `patou run`, the watchdog logs why a part has exited, together with the restart: one line for both. systemd shows
+/// the reason as the status of the unit.
 fn report_to_watchdog(error: CommandError, part: &str) -> CommandError {
     let has_watchdog = std::env::var_os(ipc::RUNTIME_DIR).is_some();
     let reason = error.text().trim_start_matches(&format!("{part}: ")).replace('\n', "; ");
-    let message = format!("X_PATOU_FAILURE={}", reason.chars().take(FAILURE_CHARS).collect::<String>());
+    let reason = reason.chars().take(FAILURE_CHARS).collect::<String>();
+    if !has_watchdog {
+        // Without a supervisor there is no place for it.
+        let _ = notify_before_exit(&[NotifyState::Status(&format!("{}{reason}", units::FAILURE_STATUS))]);
+    }
+    let message = format!("X_PATOU_FAILURE={reason}");
     if has_watchdog && notify_before_exit(&[NotifyState::Custom(&message)]).is_ok() {
         CommandError::Failed(String::new())
     } else {
@@ -67,7 +84,10 @@ fn run_dispatcher(path: Option<&Path>) -> Result<(), CommandError> {
         Origin::File(path) => Some(path),
         Origin::BuiltIn => None,
     };
-    runtime()?.block_on(dispatcher::run(loaded.config, path)).map_err(|error| failed(format!("dispatcher: {error}")))
+    runtime()?.block_on(dispatcher::run(loaded.config, path)).map_err(|error| {
+        let is_given_up = matches!(error, DispatcherError::GivenUp(_));
+        ended(format!("dispatcher: {error}"), is_given_up)
+    })
 }
 
 /// `patou stand-in`
@@ -83,7 +103,10 @@ fn run_worker(path: Option<&Path>, id: &WorkerId) -> Result<(), CommandError> {
     prctl::set_child_subreaper(true).map_err(failed)?;
     let config = load_as_part(path)?.config;
     // Before a program of the user's is executed, which may end before it is ready.
-    runtime()?.block_on(worker::hold_back(&config, id)).map_err(|error| failed(format!("worker {id}: {error}")))?;
+    runtime()?.block_on(worker::hold_back(&config, id)).map_err(|error| {
+        let is_given_up = matches!(error, ServeError::GivenUp(_));
+        ended(format!("worker {id}: {error}"), is_given_up)
+    })?;
     if let Some(pool) = config.pool(&id.pool)
         && let HandlerConfig::Program(command) = &pool.handler
     {

@@ -12,8 +12,8 @@ use super::error::{CommandError, failed, ignore_broken_pipe, no_set};
 use super::poll::POLL_INTERVAL;
 use crate::config::Config;
 use crate::ipc::SetLock;
-use crate::probe;
 use crate::status::{self, PROBE_TIMEOUT, ProbeResult, SavedState, StatusView};
+use crate::{ipc, probe};
 
 /// How long a running set may take to restore its state file.
 const RESTORE_WAIT: Duration = Duration::from_millis(1500);
@@ -39,6 +39,10 @@ pub(super) fn run(path: Option<&Path>, args: &StatusArgs) -> Result<(), CommandE
             let view = view?;
             ignore_broken_pipe(print(&view, args.json))?;
             return match deadline {
+                _ if view.watchdog.state == "gone" && ipc::is_run_by_systemd(&config.set.runtime_dir) => Err(failed(
+                    "the watchdog is gone, and frozen parts are not replaced until systemd has restarted it: see \
+                     systemctl status patou-watchdog",
+                )),
                 _ if view.watchdog.state == "gone" => Err(failed(
                     "the watchdog is gone: the other parts finish their requests and exit, and nothing replaces them; \
                      start the set again",

@@ -72,7 +72,7 @@ impl Driver {
     ) -> Result<Rc<Self>, DispatcherError> {
         let segments = usable_segments(config, &passed)?;
         let epoch = next_epoch(&segments);
-        backoff::delay_start(&segments.iter().collect::<Vec<_>>(), Word::DISPATCHER_LAST_START, config);
+        backoff::delay_start(&segments.iter().collect::<Vec<_>>(), Word::DISPATCHER_LAST_START, config)?;
         drop(segments);
         let driver = Rc::new_cyclic(|driver: &Weak<Self>| {
             let driver = driver.clone();
@@ -113,6 +113,13 @@ impl Driver {
     /// This incarnation.
     pub(super) fn epoch(&self) -> Epoch {
         self.pools.borrow().epoch()
+    }
+
+    /// Notes in the slots that this incarnation is ready.
+    pub(super) fn note_ready(&self) {
+        for slot in self.pools.borrow().all().iter().flat_map(|pool| &pool.slots).flatten() {
+            backoff::note_ready(&slot.segment, Word::DISPATCHER_LAST_START);
+        }
     }
 
     /// Resets the restart delay before a planned exit.

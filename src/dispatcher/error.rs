@@ -2,6 +2,7 @@
 
 use std::io;
 
+use crate::backoff::GivenUp;
 use crate::config::LoadError;
 use crate::ipc::IpcError;
 
@@ -14,6 +15,9 @@ pub(crate) enum DispatcherError {
     /// A segment or doorbell cannot be opened.
     #[error(transparent)]
     Ipc(#[from] IpcError),
+    /// Its previous incarnations have failed too often.
+    #[error(transparent)]
+    GivenUp(#[from] GivenUp),
     /// Another dispatcher serves the set.
     #[error("another dispatcher is already running as process {0}")]
     Taken(u32),

@@ -119,6 +119,7 @@ async fn serve(
     let mut probing = tokio::task::spawn_local(prober.clone().run(probe));
     let timers = driver.clone();
     tokio::task::spawn_local(async move { timers.run_timers().await });
+    driver.note_ready();
     notify(&[NotifyState::Ready, NotifyState::Status(&driver.status())]);
     tracing::debug!(epoch = %driver.epoch(), "ready");
 

@@ -58,8 +58,8 @@ impl Incarnation {
     }
 }
 
-/// When a role last started, and how many consecutive failures came before: [`Word::DISPATCHER_LAST_START`] or
-/// [`Word::WORKER_LAST_START`]. `None` after an intended end.
+/// Since when the last incarnation of a role has been ready, as `backoff.rs` stores it, and how many consecutive failures
+/// came before: [`Word::DISPATCHER_LAST_START`] or [`Word::WORKER_LAST_START`]. `None` after an intended end.
 pub(crate) fn load_start(memory: &impl SlotMemory, word: Word) -> Option<(Monotonic, u32)> {
     let raw = memory.load(word, Relaxed);
     (raw != 0).then_some((Monotonic((raw >> 16).saturating_mul(1_000_000)), (raw & 0xffff) as u32))

@@ -27,6 +27,12 @@ pub(crate) const OWNER: &str = "patou";
 /// The account of workers whose pool names none.
 pub(crate) const WORKER_USER: &str = "patou-worker";
 
+/// The exit status of a part that has failed too often: `RestartPreventExitStatus=` of the units.
+pub(crate) const GIVEN_UP: u8 = 79;
+
+/// How the last status of a part begins that tells why it exits (`StatusText=` of its unit).
+pub(crate) const FAILURE_STATUS: &str = "failed: ";
+
 /// The file name of the drop-in that each unit gets from the configuration.
 pub(crate) const DROP_IN: &str = "50-patou.conf";
 

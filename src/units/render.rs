@@ -14,6 +14,9 @@ use crate::ids::{WorkerId, WorkerNumber};
 /// `WatchdogSec=` of a part, as a multiple of its timeout in the set's watchdog: systemd is the slower, second failure
 /// detector.
 const WATCHDOG_FACTOR: u32 = 10;
+/// `StartLimitIntervalSec=` of a part, and how many starts `StartLimitBurst=` permits within it beyond `restarts.max`.
+const START_LIMIT_INTERVAL: Duration = Duration::from_secs(10);
+const START_LIMIT_EXTRA: u64 = 50;
 /// Time for the exit itself, in addition to the configured times of a stop.
 const EXIT_GRACE: Duration = Duration::from_secs(1);
 /// Descriptors in the store at most. systemd passes their names in one variable of the environment (`LISTEN_FDNAMES`);
@@ -134,7 +137,7 @@ fn watchdog(config: &Config, group_of: impl Fn(&str) -> Option<u32>) -> String {
         let _ = writeln!(text, "SupplementaryGroups={group}");
     }
     // The only bound until it is ready: WatchdogSec= applies afterwards.
-    time_setting(&mut text, "TimeoutStartSec", config.watchdog.start_timeout);
+    time_setting(&mut text, "TimeoutStartSec", start_timeout(config));
     text
 }
 
@@ -171,18 +174,18 @@ fn worker(config: &Config, pool: &PoolConfig) -> String {
     text
 }
 
+/// A part counts its failures itself, see `src/backoff.rs`. systemd's limit, which counts planned restarts too, is for
+/// one that does not come so far, and is out of reach of `watchdog.restarts`.
 fn start_limit(config: &Config) -> String {
-    let restarts = &config.watchdog.restarts;
     let mut text = String::from("[Unit]\n");
-    time_setting(&mut text, "StartLimitIntervalSec", restarts.within);
-    // systemd counts the first start too.
-    setting(&mut text, "StartLimitBurst", &(u64::from(restarts.max) + 1).to_string());
+    time_setting(&mut text, "StartLimitIntervalSec", START_LIMIT_INTERVAL);
+    setting(&mut text, "StartLimitBurst", &(u64::from(config.watchdog.restarts.max) + START_LIMIT_EXTRA).to_string());
     text
 }
 
-/// Includes the delay of a part that keeps failing, see `src/backoff.rs`.
+/// Includes the delay of a part that keeps failing.
 fn start_timeout(config: &Config) -> Duration {
-    config.watchdog.start_timeout + config.watchdog.restarts.delay_max
+    config.watchdog.start_timeout + config.watchdog.restarts.delay_max.mul_f64(1.25)
 }
 
 fn setting(text: &mut String, key: &str, value: &str) {

@@ -63,8 +63,8 @@ fn drop_ins_contain_the_values_of_the_configuration() {
         "MemoryMax=50%",
         "LimitNOFILE=99",
         "TimeoutStopSec=3500000us",
-        "StartLimitBurst=11",
-        "StartLimitIntervalSec=60000000us",
+        "StartLimitBurst=60",
+        "StartLimitIntervalSec=10000000us",
     ] {
         assert_line("patou-worker@a-1.service", line);
     }
@@ -74,7 +74,7 @@ fn drop_ins_contain_the_values_of_the_configuration() {
     assert_line("patou-dispatcher.service", &format!("Sockets={socket}"));
     assert_line("patou-dispatcher.service", "FileDescriptorStoreMax=384");
     assert!(!file("patou-worker@a-1.service").contains("CPUQuota"));
-    assert_line("patou-watchdog.service", "TimeoutStartSec=10000000us");
+    assert_line("patou-watchdog.service", "TimeoutStartSec=47500000us");
     let groups: Vec<_> = file("patou-watchdog.service").lines().filter(|l| l.contains("Groups")).collect();
     assert_eq!(groups, ["SupplementaryGroups=997", "SupplementaryGroups=1234"]);
 }

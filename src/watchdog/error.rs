@@ -3,6 +3,7 @@
 use std::io;
 
 use super::sockets::SocketError;
+use crate::backoff::GivenUp;
 use crate::ipc::IpcError;
 
 /// Why a set cannot start or continue.
@@ -14,6 +15,9 @@ pub(crate) enum WatchdogError {
     /// An address is in use or not permitted.
     #[error(transparent)]
     Socket(#[from] SocketError),
+    /// Its previous incarnations have failed too often.
+    #[error(transparent)]
+    GivenUp(#[from] GivenUp),
     /// Processes of the set survive SIGKILL.
     #[error("processes of the set do not end: {0}; kill them, then start the set again")]
     Leftover(String),

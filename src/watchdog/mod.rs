@@ -33,10 +33,13 @@ mod supervisor;
 mod watched_set;
 mod worker_endpoints;
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::rc::Rc;
-use tokio::task::LocalSet;
 
+use tokio::task::LocalSet;
+use tokio::time::sleep;
+
+use crate::backoff::StartFile;
 use crate::config::Loaded;
 use crate::ipc::{self, IpcError, Modes, SetLock};
 use crate::{descriptors, inherited, log, process_tree};
@@ -75,8 +78,25 @@ pub(crate) async fn watch(loaded: Loaded) -> Result<(), WatchdogError> {
 
 async fn watch_units(loaded: Loaded) -> Result<(), WatchdogError> {
     let signals = SetSignals::catch().map_err(system("signals"))?;
-    let (set, supervisor) = UnitSupervisor::open(loaded)?;
-    Watchdog::new(set, supervisor).run(signals).await
+    let state_dir = std::env::var_os("RUNTIME_DIRECTORY").map(PathBuf::from);
+    let state_dir = state_dir.ok_or(WatchdogError::Environment(
+        "RUNTIME_DIRECTORY is not set: start the watchdog as a unit, with systemctl start patou",
+    ))?;
+    let starts = StartFile::new(&state_dir);
+    if let Some(wait) = starts.record_start(&loaded.config)? {
+        tokio::select! {
+            () = sleep(wait) => {}
+            _ = signals.stop.readable() => {
+                starts.clear();
+                return Ok(());
+            }
+        }
+    }
+    let (set, supervisor) = UnitSupervisor::open(loaded, state_dir)?;
+    starts.note_ready();
+    Watchdog::new(set, supervisor).run(signals).await?;
+    starts.clear();
+    Ok(())
 }
 
 /// Locks the runtime directory, runs the set, and removes everything that belongs to the set.

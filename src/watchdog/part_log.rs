@@ -28,10 +28,9 @@ pub(super) fn log_notice(part: &Part, notice: Notice, pid: Option<u32>) {
             tracing::info!(worker, %part, event = %Event::PartStopped,
                 "{part} was stopped: it stays down until it is started (systemctl start)");
         }
-        Notice::UnitFailed => {
+        Notice::UnitFailed { cause } => {
             tracing::error!(worker, %part, event = %Event::PartFailed,
-                "{part} has failed (too many restarts, or its start failed): it stays down; \
-                 fix the cause, then run systemctl reload patou");
+                "{part} has failed ({cause}): it stays down; fix the cause, then run systemctl reload patou");
         }
         Notice::Starved { silence } => {
             let silence_ms = silence.as_millis() as u64;

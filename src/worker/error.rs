@@ -37,6 +37,9 @@ pub enum ServeError {
         /// The process that has its role.
         pid: u32,
     },
+    /// Its previous incarnations have failed too often.
+    #[error("{0}")]
+    GivenUp(String),
     /// The previous incarnation, or another process, has corrupted the segment.
     #[error(
         "the segment of worker {worker} is unusable ({damage}), and no dispatcher has recreated it within {waited:?}"

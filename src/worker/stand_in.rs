@@ -90,15 +90,22 @@ pub(crate) async fn hold_back(config: &Config, id: &WorkerId) -> Result<(), Serv
         return Ok(());
     }
     log::init(log::LogContext::worker(id, &config.set.name));
-    let Some(wait) = backoff::record_start(&[&ipc.segment], Word::WORKER_LAST_START, config) else { return Ok(()) };
+    let wait = backoff::record_start(&[&ipc.segment], Word::WORKER_LAST_START, config);
+    let Some(wait) = wait.map_err(|error| ServeError::GivenUp(error.to_string()))? else { return Ok(()) };
+    let stop = Signal::stop().and_then(Signal::into_async).map_err(system("signals"))?;
     let until = Instant::now() + wait;
     let listeners = sys::duplicate_listen_fds().map_err(system("LISTEN_FDS"))?;
     let mut address = HeldAddress::of_absent(config, id, WorkerListeners::from_passed(listeners)?);
-    tokio::select! {
-        () = sleep_until(until) => {}
-        () = address.serve() => {}
-    }
+    let is_stopped = tokio::select! {
+        _ = stop.readable() => true,
+        () = sleep_until(until) => false,
+        () = address.serve() => false,
+    };
     address.finish().await;
+    if is_stopped {
+        backoff::clear_failures(&ipc.segment, Word::WORKER_LAST_START);
+        log::exit(0);
+    }
     Ok(())
 }
 

@@ -18,17 +18,16 @@ use super::recycle::{ReachedLimit, RecycleLimits};
 use super::served_connection::{ServedConnection, SharedTransaction, keep_alive};
 use super::task_ping::TaskPing;
 use super::transaction::Transaction;
-use crate::clock;
 use crate::config::{FrontConfig, PoolConfig, SessionBounds};
 use crate::doorbell::Doorbell;
-use crate::exchange::{self, Counter, WorkerSide};
+use crate::exchange::{self, Counter, Word, WorkerSide};
 use crate::ids::{LeaseId, Lifecycle, Monotonic, WorkerId};
 use crate::log::{self, Event};
 use crate::net::SharedStream;
 use crate::sd_notification::notify;
 use crate::shm::Segment;
 use crate::signals::SignalFlag;
-use crate::{process_tree, sync};
+use crate::{backoff, clock, process_tree, sync};
 
 /// The claimed request, as far as the control loop needs it.
 pub(super) struct ActiveRequest {
@@ -177,6 +176,7 @@ impl WorkerState {
             state.update_ready(self.slot.drained());
         });
         if is_first {
+            backoff::note_ready(self.slot.memory(), Word::WORKER_LAST_START);
             notify(&[NotifyState::Ready, NotifyState::Status(&self.serving_status())]);
         }
     }

@@ -180,6 +180,10 @@ worker_is() { [ "$(worker_state "$1")" = "$2" ]; }
 worker_serves() { [[ "$(worker_state "$1")" =~ ^(idle|leased|busy)$ ]]; }
 id_of() { [[ $1 =~ @(.*)-([0-9]+)\.service ]] && printf '%s/%s' "${BASH_REMATCH[1]}" "${BASH_REMATCH[2]}"; }
 
+is_inactive() { [ "$(systemctl is-active "$1")" = inactive ]; }
+is_activating() { [ "$(systemctl is-active "$1")" = activating ]; }
+status_has() { patou status | has -- "$1"; }
+log_has() { messages_since "$1" | has -F -- "$2"; } # MARK TEXT
 unit_failed() { [ "$(systemctl is-failed "$1")" = failed ]; }
 
 # The part runs as a new process.

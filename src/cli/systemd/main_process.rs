@@ -9,7 +9,7 @@ use nix::unistd::Pid;
 
 use super::systemctl::{systemctl, systemctl_output};
 use crate::cli::error::{CommandError, failed};
-use crate::sys;
+use crate::{sys, units};
 
 /// `ExecStop=` of a part: sends SIGTERM to `$MAINPID` and waits for its exit. systemd kills the rest of the unit then.
 ///
@@ -39,6 +39,10 @@ pub(super) fn drain(unit: Option<&str>) -> Result<(), CommandError> {
 /// `StopPropagatedFrom=` in the socket units is no alternative: it also stops them when the service goes down without a
 /// job, as after `WatchdogSec=`, and a worker without its socket does not start again.
 pub(super) fn post_stop(unit: &str) -> Result<(), CommandError> {
+    // A unit that has been given up is not started by the next client.
+    if std::env::var("EXIT_STATUS").is_ok_and(|status| status == units::GIVEN_UP.to_string()) {
+        return close_sockets(unit);
+    }
     // Without a query to systemd, which would delay the restart.
     if std::env::var("SERVICE_RESULT").is_ok_and(|result| result != "success") {
         return Ok(()); // it died
@@ -52,6 +56,10 @@ fn stop_sockets(unit: &str) -> Result<(), CommandError> {
     if !jobs.lines().any(|job| job.split_whitespace().nth(2) == Some("stop")) {
         return Ok(()); // it is restarting, or exits by itself
     }
+    close_sockets(unit)
+}
+
+fn close_sockets(unit: &str) -> Result<(), CommandError> {
     let sockets = systemctl_output(&["show", "--value", "--property=TriggeredBy", unit])?;
     let sockets: Vec<String> = sockets.split_whitespace().map(str::to_owned).collect();
     // Their jobs wait for this unit.

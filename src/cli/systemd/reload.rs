@@ -12,7 +12,7 @@ use crate::cli::error::{CommandError, failed};
 use crate::cli::poll::poll_until;
 use crate::config::{Config, ListenAddress, conflict};
 use crate::published::{Publication, PublishedSet};
-use crate::units::{DISPATCHER, IPC, ReloadSteps, reload_steps, worker_service, worker_socket};
+use crate::units::{DISPATCHER, IPC, ReloadSteps, WATCHDOG, reload_steps, worker_service, worker_socket};
 
 /// How long the dispatcher may take to end the sockets of listeners that are gone.
 const RELEASE_TIMEOUT: Duration = Duration::from_secs(5);
@@ -49,7 +49,7 @@ fn refused(error: CommandError) -> CommandError {
     match error {
         CommandError::Config(text) => CommandError::Config(format!("{text}\nreload refused, nothing has changed")),
         CommandError::Failed(text) => failed(format!("reload refused, nothing has changed: {text}")),
-        CommandError::Exited(_) => error,
+        CommandError::GivenUp(_) | CommandError::Exited(_) => error,
     }
 }
 
@@ -78,7 +78,7 @@ fn restart_failed(config: &Config) -> Result<(), CommandError> {
     let list = systemctl_output(&["list-units", "--failed", "--full", "--plain", "--no-legend", "patou-*"])?;
     let failed: BTreeSet<&str> = list.lines().filter_map(|line| line.split_whitespace().next()).collect();
     let is_failed = |unit: &String| failed.contains(unit.as_str());
-    let services = config.workers().map(|id| worker_service(&id)).chain([DISPATCHER.to_owned()]);
+    let services = config.workers().map(|id| worker_service(&id)).chain([DISPATCHER, WATCHDOG].map(str::to_owned));
     let services: Vec<String> = services.filter(is_failed).collect();
     // A socket fails with its service, and starts with it.
     let sockets = config.workers().map(|id| worker_socket(&id)).filter(is_failed);

@@ -1,11 +1,12 @@
 //! `patou systemd start` and `stop`.
 
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::publish::{load, publish, stage, withdraw};
-use super::systemctl::{is_active, systemctl};
+use super::systemctl::{are_any_active, is_active, systemctl};
 use crate::cli::error::{CommandError, failed};
+use crate::cli::poll::poll_until;
 use crate::probe::{self, ProbeCommand};
 use crate::units::{self, ADMIN, DISPATCHER, IPC, RUNTIME_DIR, WATCHDOG};
 
@@ -20,8 +21,9 @@ pub(super) fn start(path: Option<&Path>) -> Result<(), CommandError> {
     systemctl(&["reset-failed"], &["patou-*".to_owned()])?;
     systemctl(&["start"], &units::core_services())?;
     let workers = units::worker_services(&loaded.config);
-    // A set with some of its workers serves; systemctl has printed which ones failed.
-    if systemctl(&["start"], &workers).is_err() && !workers.iter().any(|unit| is_active(unit)) {
+    // A set with some of its workers serves, and the others are started again; systemctl has printed which ones failed.
+    let deadline = Instant::now() + loaded.config.watchdog.start_timeout;
+    if systemctl(&["start"], &workers).is_err() && !poll_until(deadline, || are_any_active(&workers)) {
         return Err(failed("no worker could be started: see journalctl -u 'patou-worker@*'"));
     }
     Ok(())

@@ -20,7 +20,11 @@ pub(super) fn restart_if_running(unit: &str) -> Result<(), CommandError> {
 }
 
 pub(super) fn is_active(unit: &str) -> bool {
-    systemctl(&["--quiet", "is-active"], &[unit.to_owned()]).is_ok()
+    are_any_active(&[unit.to_owned()])
+}
+
+pub(super) fn are_any_active(units: &[String]) -> bool {
+    systemctl(&["--quiet", "is-active"], units).is_ok()
 }
 
 fn run(args: &[&str], units: &[String]) -> Result<(), CommandError> {

@@ -83,6 +83,7 @@ impl<K: PlanKind> Plan<K> {
             return; // a new incarnation in the same process
         }
         timer.set_ready();
+        record.restart_history.ready(now);
         if record.ready_at.replace(now).is_some() {
             return; // the same, and a report had shown the gap between the incarnations
         }
@@ -135,6 +136,7 @@ impl Plan<ChildSet> {
             return;
         }
         if reason == Some(StopReason::PlannedRestart) {
+            record.restart_history.planned_end(now, &self.limits.restarts);
             record.state = PartState::StartDue(now);
             return;
         }
@@ -233,9 +235,11 @@ impl Plan<ChildSet> {
 
     /// Takes the next step of the start or the stop once the previous one is complete.
     fn advance_phase(&mut self, now: Monotonic) {
-        // A failed worker does not delay the start: the others serve.
+        // A worker that has failed, or failed to start, does not delay the start: the others serve.
+        let serves = self.parts.iter().any(|(part, record)| part.worker().is_some() && record.is_up());
         let settled = |(part, record): (&Part, &PartRecord)| {
-            record.is_up() || matches!(record.state, PartState::Failed) || part.is_stand_in()
+            let has_failed = matches!(record.state, PartState::Failed) || serves && record.restarts > 0;
+            record.is_up() || has_failed || part.is_stand_in()
         };
         let serving = self.parts[&Part::Dispatcher].is_up();
         if self.kind.phase == SetPhase::Starting && serving && self.parts.iter().all(settled) {

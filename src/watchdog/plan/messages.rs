@@ -194,6 +194,8 @@ pub(crate) enum UnitEvent {
         absence: Absence,
         /// How often systemd has restarted it.
         restarts: u32,
+        /// How it ended, if it has failed.
+        cause: Option<String>,
     },
     /// A new configuration is in force: all workers with their drain_timeout, and the new limits.
     Apply(BTreeMap<WorkerId, Duration>, PlanLimits),
@@ -298,8 +300,8 @@ pub(crate) enum Notice {
     Resumed,
     /// Its unit was stopped by an operator.
     Stopped,
-    /// systemd has given its unit up.
-    UnitFailed,
+    /// Its unit is not restarted any more.
+    UnitFailed { cause: String },
 }
 
 #[cfg(test)]

@@ -23,7 +23,7 @@ impl PlanKind for UnitSet {
         match event {
             UnitEvent::Found(part, pid) => plan.on_started(now, &part, pid),
             UnitEvent::Ended(part) => plan.on_unit_ended(&part),
-            UnitEvent::State { part, absence, restarts } => plan.on_unit_state(&part, absence, restarts),
+            UnitEvent::State { part, absence, restarts, cause } => plan.on_unit_state(&part, absence, restarts, cause),
             UnitEvent::Apply(workers, limits) => plan.apply_to_units(workers, limits),
         }
     }
@@ -55,7 +55,7 @@ impl Plan<UnitSet> {
     }
 
     /// Takes over systemd's state of a unit. A higher number of restarts means that the last end was not planned.
-    fn on_unit_state(&mut self, part: &Part, absence: Absence, restarts: u32) {
+    fn on_unit_state(&mut self, part: &Part, absence: Absence, restarts: u32, cause: Option<String>) {
         let Some(record) = self.parts.get_mut(part) else { return };
         if matches!(record.state, PartState::Absent(known) if known == absence) {
             return; // a restart counts when the part runs again
@@ -74,7 +74,11 @@ impl Plan<UnitSet> {
             PartState::Absent(known) => {
                 *known = absence;
                 match absence {
-                    Absence::Failed => Notice::UnitFailed,
+                    Absence::Failed => {
+                        let cause = cause.unwrap_or_else(|| "its start failed".to_owned());
+                        record.cause = Some(cause.clone());
+                        Notice::UnitFailed { cause }
+                    }
                     // A unit that was never seen running was not stopped now.
                     Absence::Stopped if record.cause.take().is_some() => Notice::Stopped,
                     Absence::Stopped | Absence::Gone => return,

@@ -179,7 +179,7 @@ fn in_words<A: InWords>(actions: &[PlanAction<A>]) -> Vec<String> {
         PlanAction::Log(part, Notice::Suspended { by }) => format!("suspended {part} by {by}"),
         PlanAction::Log(part, Notice::Resumed) => format!("resumed {part}"),
         PlanAction::Log(part, Notice::Stopped) => format!("stopped {part}"),
-        PlanAction::Log(part, Notice::UnitFailed) => format!("unit failed {part}"),
+        PlanAction::Log(part, Notice::UnitFailed { cause }) => format!("unit failed {part}: {cause}"),
         PlanAction::Set(action) => action.in_words(),
     };
     actions.iter().map(word).collect()

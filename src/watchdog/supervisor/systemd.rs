@@ -47,8 +47,9 @@ pub(crate) enum UnitNotice {
 }
 
 impl UnitSupervisor {
-    /// Takes the admin sockets that systemd has passed. No process is known yet.
-    pub(crate) fn open(loaded: Loaded) -> Result<(WatchedSet<UnitSet>, Self), WatchdogError> {
+    /// Takes the admin sockets that systemd has passed. No process is known yet. The state file is written to
+    /// `state_dir`.
+    pub(crate) fn open(loaded: Loaded, state_dir: PathBuf) -> Result<(WatchedSet<UnitSet>, Self), WatchdogError> {
         let Loaded { config, origin, .. } = loaded;
         let cgroups = UnitCgroups::of_own_slice();
         let cgroups = cgroups.ok_or(WatchdogError::Environment(
@@ -57,10 +58,6 @@ impl UnitSupervisor {
         for warning in config.warnings() {
             tracing::warn!("{warning}");
         }
-        let state_dir = std::env::var_os("RUNTIME_DIRECTORY").map(PathBuf::from);
-        let state_dir = state_dir.ok_or(WatchdogError::Environment(
-            "RUNTIME_DIRECTORY is not set: start the watchdog as a unit, with systemctl start patou",
-        ))?;
         let passed = sys::listen_fds().map_err(system("LISTEN_FDS"))?;
         let admin_sockets = passed.into_iter().filter(|(_, name)| name == "admin").map(|(fd, _)| fd).collect();
         let now = clock::now();
@@ -125,7 +122,7 @@ impl UnitSupervisor {
     }
 
     fn on_unit_report(&mut self, report: UnitReport) -> Vec<PlanEvent<UnitEvent>> {
-        let UnitReport { part, absence, is_active, restarts } = report;
+        let UnitReport { part, absence, is_active, restarts, cause } = report;
         if self.queries.is_requested(&part) {
             return Vec::new(); // about its previous process
         }
@@ -140,7 +137,7 @@ impl UnitSupervisor {
             // as starting for as long as systemd allows.
             events.push(PlanEvent::Ready(part.clone()));
         }
-        events.push(UnitEvent::State { part, absence, restarts }.into());
+        events.push(UnitEvent::State { part, absence, restarts, cause }.into());
         events
     }
 }

@@ -22,6 +22,8 @@ fn a_frozen_worker_is_aborted_killed_and_replaced() {
 #[test]
 fn a_part_that_freezes_repeatedly_leaves_one_core_dump_per_interval() {
     let mut scenario = Scenario::up();
+    let delay_max = Duration::from_millis(100);
+    scenario.plan.limits.restarts = RestartLimits { max: 3, delay_max, ..limits().restarts };
     let no_core = "worker web/1 is frozen (no sign of life for 1s; no core dump: at most one in 1m)";
     let mut freeze = |ms: u64, frozen: &str, signal: &str, restart: &[&str]| {
         scenario.report(ms, Some(ms - 1000), &[frozen, signal]);

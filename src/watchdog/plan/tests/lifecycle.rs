@@ -52,20 +52,22 @@ fn a_set_can_be_stopped_at_every_step_of_its_start() {
 #[test]
 fn a_part_that_ends_too_often_stays_down_until_a_reload_and_does_not_delay_the_set() {
     let mut scenario = Scenario::starting();
+    scenario.plan.limits.restarts.delay_max = Duration::from_millis(100);
     scenario.expect(0, ChildEvent::Started(Part::Dispatcher, 1), &[]);
     scenario.expect(0, PlanEvent::Ready(Part::Dispatcher), &["start worker web/1", "start worker web/2"]);
     scenario.expect(0, ChildEvent::Started(worker(1), 11), &[]);
     scenario.expect(0, ChildEvent::Started(worker(2), 12), &[]);
-    scenario.expect(0, PlanEvent::Ready(worker(2)), &[]);
     scenario.expect(
         0,
         exited(worker(1)),
         &["kill orphans of web/1", "restart worker web/1 in 0ns: gone", "start worker web/1"],
     );
+    // The set waits for one worker that serves, and not for one that has ended before it was ready.
+    scenario.expect(0, PlanEvent::Ready(worker(2)), &["all up"]);
     scenario.expect(0, exited(worker(1)), &["kill orphans of web/1", "restart worker web/1 in 100ms: gone"]);
     scenario.expect(100, PlanEvent::Tick, &["start worker web/1"]);
     let stand_in = "start the stand-in of worker web/1";
-    let failed = ["kill orphans of web/1", "failed worker web/1: gone", stand_in, "all up"];
+    let failed = ["kill orphans of web/1", "failed worker web/1: gone", stand_in];
     scenario.expect(100, exited(worker(1)), &failed);
     assert_eq!(scenario.state(&worker(1)), "failed");
     scenario.expect(100, ChildEvent::Started(Part::StandIn(id(1)), 91), &[]);
@@ -95,6 +97,30 @@ fn removed_workers_stop_and_may_be_configured_again_before_they_have_ended() {
 }
 
 #[test]
+fn a_part_is_given_up_after_its_longest_delay_unless_it_is_ready_for_long_in_between() {
+    // What follows its deaths, after each of which it is ready for so long.
+    let deaths = |ready_for: [u64; 5]| {
+        let mut scenario = Scenario::up();
+        let delay_max = Duration::from_millis(400);
+        scenario.plan.limits.restarts = RestartLimits { max: 2, delay_max, ..limits().restarts };
+        let mut now = 0;
+        ready_for.map(|ready_for| {
+            let actions = in_words(&scenario.drive(now, exited(worker(1))));
+            now += 1000;
+            scenario.drive(now, PlanEvent::Tick);
+            scenario.drive(now, ChildEvent::Started(worker(1), 50));
+            if ready_for > 0 {
+                scenario.drive(now, PlanEvent::Ready(worker(1)));
+            }
+            now += ready_for;
+            actions[1].split(':').next().unwrap().replace("restart worker web/1 in ", "")
+        })
+    };
+    assert_eq!(deaths([59_999, 0, 59_999, 0, 60_000]), ["0ns", "100ms", "200ms", "400ms", "failed worker web/1"]);
+    assert_eq!(deaths([0, 60_000, 0, 60_000, 0]), ["0ns", "100ms", "0ns", "100ms", "0ns"]);
+}
+
+#[test]
 fn a_planned_restart_is_not_delayed_and_not_counted() {
     let mut scenario = Scenario::up();
     let moved = ConfigChange { restart: vec![id(1)], restart_dispatcher: true, ..change(2) };
@@ -107,6 +133,7 @@ fn a_planned_restart_is_not_delayed_and_not_counted() {
 #[test]
 fn a_lost_socket_restarts_its_worker_alone() {
     let mut scenario = Scenario::up();
+    scenario.plan.limits.restarts.delay_max = Duration::from_millis(100);
     let kill = "kill orphans of web/2";
     scenario.expect(0, exited(worker(2)), &[kill, "restart worker web/2 in 0ns: gone", "start worker web/2"]);
     scenario.expect(0, exited(worker(2)), &[kill, "restart worker web/2 in 100ms: gone"]);

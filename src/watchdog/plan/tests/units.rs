@@ -5,7 +5,10 @@ use super::*;
 /// The plan kills frozen parts and starts none.
 #[test]
 fn units_are_watched_and_systemd_restarts_them() {
-    let unit = |part: Part, absence, restarts| UnitEvent::State { part, absence, restarts };
+    let unit = |part: Part, absence, restarts| {
+        let cause = (absence == Absence::Failed).then(|| "exit code 3".to_owned());
+        UnitEvent::State { part, absence, restarts, cause }
+    };
     let mut scenario = Scenario { plan: Plan::for_units(&workers(2), limits(), at(0)), sample: STUCK };
     assert_eq!(scenario.state(&worker(1)), "gone");
     scenario.expect(1, UnitEvent::Found(Part::Dispatcher, 10), &[]);
@@ -42,7 +45,11 @@ fn units_are_watched_and_systemd_restarts_them() {
     scenario.expect(102_010, unit(worker(2), Absence::Stopped, 0), &["stopped worker web/2"]);
     scenario.expect(102_020, unit(worker(2), Absence::Stopped, 0), &[]);
     assert_eq!(scenario.state(&worker(2)), "stopped");
-    scenario.expect(102_030, unit(worker(2), Absence::Failed, 0), &["unit failed worker web/2"]);
+    scenario.expect(102_030, unit(worker(2), Absence::Failed, 0), &["unit failed worker web/2: exit code 3"]);
+    assert_eq!(
+        scenario.plan.status().find(|(part, _)| **part == worker(2)).unwrap().1.cause.as_deref(),
+        Some("exit code 3")
+    );
 
     scenario.expect(103_000, UnitEvent::Apply(workers(1), limits()), &[]);
     assert_eq!((scenario.state(&worker(1)), scenario.state(&worker(2))), ("up", "unknown"));

@@ -177,8 +177,21 @@ impl SetSimulation {
 
     /// Passes an event to the plan and performs its actions.
     pub(crate) fn handle(&mut self, event: PlanEvent<ChildEvent>) {
-        let actions = self.watchdog.plan.handle(self.pool.now, event);
+        let (now, limits) = (self.pool.now, self.bounds.restarts);
+        let is_ready = matches!(event, PlanEvent::Ready(_));
+        let part = match &event {
+            PlanEvent::Ready(part) | PlanEvent::Set(ChildEvent::Exited { part, .. }) => Some(part.clone()),
+            _ => None,
+        };
+        let actions = self.watchdog.plan.handle(now, event);
+        let part = part.filter(|part| !part.is_stand_in());
+        if let Some(part) = part.as_ref().filter(|part| is_ready && self.watchdog.plan.is_up(part)) {
+            self.policies[index_of(part)].ready(now);
+        }
         self.perform(actions);
+        if let Some(part) = part.filter(|_| !is_ready) {
+            self.policies[index_of(&part)].ended(now, &limits);
+        }
     }
 
     pub(crate) fn perform(&mut self, actions: Vec<PlanAction<ChildAction>>) {
