@@ -100,6 +100,9 @@ pub(crate) struct ProbeReport {
     /// Why the command was not executed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub refused: Option<String>,
+    /// Whether the set is stopping, so that clients are refused.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub stopping: bool,
 }
 
 /// The places for connections of a dispatcher.
@@ -129,6 +132,9 @@ pub(crate) struct PoolReport {
     pub oldest_ms: u64,
     /// Its workers, from number 1.
     pub workers: Vec<WorkerReport>,
+    /// Requests with a complete response, of all workers and all their incarnations.
+    #[serde(default)]
+    pub served: u64,
     /// The counters of this dispatcher for the pool, with the times that clients waited for their lease.
     #[serde(default, rename = "tally")]
     pub counters: Counters,
@@ -163,6 +169,13 @@ pub(crate) struct WorkerReport {
     /// The progress counter of its control loop, while a question is open.
     #[serde(default, rename = "turns", skip_serializing_if = "Option::is_none")]
     pub ticks: Option<u64>,
+    /// Requests that failed through a fault of its handler, of all incarnations.
+    #[serde(default, rename = "faults", skip_serializing_if = "is_zero")]
+    pub handler_faults: u64,
+}
+
+fn is_zero(number: &u64) -> bool {
+    *number == 0
 }
 
 /// Where the socket is bound.
@@ -218,10 +231,11 @@ mod tests {
             silent_ms: Some(u64::MAX),
             starting_ms: Some(u64::MAX),
             ticks: Some(u64::MAX),
+            handler_faults: u64::MAX,
         };
         let workers = vec![worker; WORKERS_MAX / POOLS_MAX];
         let name = PoolName::new(&"x".repeat(PoolName::MAX)).unwrap();
-        let pool = PoolReport { name, queue: 0, oldest_ms: 0, workers, counters: Counters::default() };
+        let pool = PoolReport { name, queue: 0, oldest_ms: 0, workers, served: 0, counters: Counters::default() };
         let mut pool = serde_json::to_value(pool).unwrap();
         with_largest_numbers(&mut pool);
         let size = POOLS_MAX * (pool.to_string().len() + 1) + 200;

@@ -15,6 +15,9 @@ use sd_notify::NotifyState;
 
 use crate::sync::lock;
 
+/// What comes before the reason in the status of a worker (`STATUS=`) that tells why a request has failed.
+pub(crate) const FAULT_STATUS: &str = "; last error: ";
+
 /// Notifications that may wait for the supervisor. A part sends four of them in its life, and two for each reload.
 const BACKLOG_MAX: usize = 32;
 

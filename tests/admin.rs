@@ -7,6 +7,10 @@ use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixStream;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
@@ -19,7 +23,11 @@ fn admin_get(set: &TestSet, path: &str) -> HttpResponse {
 }
 
 fn admin_request(set: &TestSet, method: &str, path: &str) -> HttpResponse {
-    let mut stream = UnixStream::connect(set.runtime_dir().join("admin.sock")).unwrap();
+    request_on(&set.runtime_dir().join("admin.sock"), method, path)
+}
+
+fn request_on(socket: &Path, method: &str, path: &str) -> HttpResponse {
+    let mut stream = UnixStream::connect(socket).unwrap();
     stream.set_read_timeout(Some(EVENT_TIMEOUT)).unwrap();
     stream.write_all(format!("{method} {path} HTTP/1.1\r\nHost: patou\r\n\r\n").as_bytes()).unwrap();
     read_response(&mut stream).unwrap()
@@ -181,6 +189,105 @@ fn health_names_missing_parts_and_shows_whether_a_pool_serves() {
     signal_to(dispatcher, Signal::SIGSTOP);
     assert_eq!(reasons(&wait_for_health(&set, 503, "unavailable")), "the dispatcher is frozen");
     signal_to(dispatcher, Signal::SIGCONT);
+    wait_for_health(&set, 200, "ready");
+    set.stop();
+}
+
+/// Requests `/healthz` all the time until it is dropped, and collects the statuses and bodies other than 200.
+struct HealthWatch {
+    stop: Arc<AtomicBool>,
+    thread: Option<JoinHandle<Vec<String>>>,
+}
+
+impl HealthWatch {
+    fn start(set: &TestSet) -> Self {
+        let (stop, socket) = (Arc::new(AtomicBool::new(false)), set.runtime_dir().join("admin.sock"));
+        let stopped = stop.clone();
+        let thread = std::thread::spawn(move || {
+            let mut bad = Vec::new();
+            while !stopped.load(Ordering::Relaxed) {
+                let response = request_on(&socket, "GET", "/healthz");
+                if response.status != 200 {
+                    bad.push(format!("{} {}", response.status, response.text()));
+                }
+            }
+            bad
+        });
+        Self { stop, thread: Some(thread) }
+    }
+
+    #[track_caller]
+    fn assert_always_200(mut self) {
+        self.stop.store(true, Ordering::Relaxed);
+        let bad = self.thread.take().unwrap().join().unwrap();
+        assert!(bad.is_empty(), "{bad:#?}");
+    }
+}
+
+#[test]
+fn health_is_never_unavailable_during_planned_restarts_and_a_short_outage() {
+    let set = TestSet::start(&ECHO.replace("workers = 2", "workers = 1"));
+    wait_for_health(&set, 200, "ready");
+    let watch = HealthWatch::start(&set);
+    // The only worker is recycled, then restarted for another limit, and the dispatcher for another listener.
+    assert!(set.patou(&["recycle", "--all"]).status.success());
+    let config = std::fs::read_to_string(set.config_file()).unwrap();
+    let pid = set.worker_pid("default/1");
+    let limited = config.replace("workers = 1", "workers = 1\nlimits = { open_files = \"900\" }");
+    std::fs::write(set.config_file(), &limited).unwrap();
+    set.signal(Signal::SIGHUP);
+    set.wait_for("the worker has been restarted", |status| {
+        let worker = worker_of(status, "default/1");
+        worker["state"] == "idle" && worker["pid"].as_u64() != Some(pid.into())
+    });
+    let old = set.dispatcher_pid();
+    let more = "\n[[listener]]\naddress = \"127.0.0.1:0\"\npool = \"default\"\n";
+    std::fs::write(set.config_file(), limited + more).unwrap();
+    set.signal(Signal::SIGHUP);
+    set.wait_for("the dispatcher has been restarted", |status| {
+        let dispatcher = &status["dispatcher"];
+        dispatcher["state"] == "up" && dispatcher["pid"].as_u64() != Some(old.into())
+    });
+    // Unplanned ends: their clients wait as well.
+    for pid in [set.dispatcher_pid(), set.worker_pid("default/1")] {
+        signal_to(pid, Signal::SIGKILL);
+        set.wait_for("the part is replaced", |status| {
+            let (dispatcher, worker) = (&status["dispatcher"], worker_of(status, "default/1"));
+            let is_new = |part: &Value| part["pid"].as_u64().is_some_and(|new| new != u64::from(pid));
+            dispatcher["state"] == "up" && worker["state"] == "idle" && is_new(dispatcher) && is_new(&worker)
+        });
+    }
+    wait_for_health(&set, 200, "ready");
+    watch.assert_always_200();
+    set.stop();
+}
+
+#[test]
+fn pool_whose_requests_all_fail_is_degraded_with_the_last_error_and_recovers() {
+    let mut set = TestSet::prepare("");
+    let ok = set.test_dir().join("ok");
+    let script = format!("test -e {} && printf 'Content-Type: text/plain\\n\\nok' && exit 0; exit 7", ok.display());
+    let handler = format!("{{ exec = {} }}", toml_array(&["/bin/sh", "-c", &script]));
+    set.configure(&one_pool(2, &handler, "[watchdog]\ndegraded_after = \"2s\""));
+    set.run();
+    set.wait_until_up();
+    wait_for_health(&set, 200, "ready");
+    assert_eq!(get(set.address(0), "/x").unwrap().status, 502);
+    let health = wait_for_health(&set, 200, "degraded");
+    let prefix = "every request to pool default failed in the last 2s (last error, of worker default/";
+    assert!(reasons(&health).starts_with(prefix) && reasons(&health).contains("7"), "{health}");
+    let status = set.patou(&["status"]);
+    assert!(text(&status.stdout).contains(&format!("problem: {prefix}")), "{status:?}");
+    assert_eq!(set.patou(&["status", "--wait", "1ms"]).status.code(), Some(0), "every part is up");
+    // A success ends it at once, also beside failures.
+    std::fs::write(&ok, "").unwrap();
+    assert_eq!(get(set.address(0), "/x").unwrap().status, 200);
+    wait_for_health(&set, 200, "ready");
+    // So does the end of the window without any request.
+    std::fs::remove_file(&ok).unwrap();
+    std::thread::sleep(Duration::from_secs(2));
+    assert_eq!(get(set.address(0), "/x").unwrap().status, 502);
+    wait_for_health(&set, 200, "degraded");
     wait_for_health(&set, 200, "ready");
     set.stop();
 }

@@ -222,6 +222,7 @@ const PURE: &[&str] = &[
     "src/worker/transaction",
     "src/watchdog/evidence/format.rs",
     "src/watchdog/plan",
+    "src/watchdog/pool_outcomes.rs",
     "src/watchdog/restart_stats.rs",
     "src/cli/drill/checker",
     "src/cli/drill/fault.rs",

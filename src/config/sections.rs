@@ -177,6 +177,7 @@ fn watchdog(s: &mut Section<'_, '_>) -> WatchdogConfig {
         dispatcher_timeout: s.duration("dispatcher_timeout", default.dispatcher_timeout),
         start_timeout: s.duration("start_timeout", default.start_timeout),
         abort_grace: s.duration_or_zero("abort_grace", default.abort_grace),
+        degraded_after: s.duration_or_zero("degraded_after", default.degraded_after),
         restarts: s.table("restarts", restarts).unwrap_or_default(),
     }
 }

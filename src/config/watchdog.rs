@@ -26,6 +26,9 @@ pub struct WatchdogConfig {
     /// Time from SIGABRT to SIGKILL; 0: immediately.
     #[serde(serialize_with = "quantity::serialize_duration")]
     pub abort_grace: Duration,
+    /// A pool is degraded if all its requests failed through a fault of its handler for this long; 0: never.
+    #[serde(serialize_with = "quantity::serialize_duration")]
+    pub degraded_after: Duration,
     /// When and how often processes are restarted.
     pub restarts: RestartConfig,
 }
@@ -38,6 +41,7 @@ impl Default for WatchdogConfig {
             dispatcher_timeout: Duration::from_secs(2),
             start_timeout: Duration::from_secs(10),
             abort_grace: Duration::from_millis(200),
+            degraded_after: Duration::from_secs(30),
             restarts: RestartConfig::default(),
         }
     }
@@ -46,9 +50,9 @@ impl Default for WatchdogConfig {
 /// When a process is restarted, and when its part is declared failed.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct RestartConfig {
-    /// A part with more restarts than this within `within` is declared failed; 0: never restarted.
+    /// A part is declared failed when it ends after this many restarts, the last one delayed by `delay_max`.
     pub max: u32,
-    /// The period over which restarts are counted.
+    /// Earlier restarts of a part that was ready for this long are forgotten.
     #[serde(serialize_with = "quantity::serialize_duration")]
     pub within: Duration,
     /// The first delay; each following one is longer.

@@ -8,7 +8,7 @@ use super::refusal::PoolAvailability;
 use super::worker_slot::WorkerSlot;
 use crate::clock;
 use crate::config::{HandlerConfig, ListenAddress, PoolConfig};
-use crate::exchange::Incarnation;
+use crate::exchange::{Incarnation, SlotCounters};
 use crate::ids::{Epoch, LeaseId, Lifecycle, Monotonic, PoolName, WorkerId, WorkerNumber};
 use crate::log::Event;
 use crate::pool::{Pool, PoolLimits, PoolNote, SlotAnswer, SlotView, Worker};
@@ -157,6 +157,7 @@ impl PoolSlots {
     pub(super) fn report(&self, lost_since: impl Fn(WorkerNumber) -> Option<Monotonic>) -> PoolReport {
         let now = clock::now();
         let ms_since = |since| now.since(since).as_millis() as u64;
+        let counters = |n| self.slot(n).map(|slot| SlotCounters::load(&*slot.segment)).unwrap_or_default();
         let ticks = |n| Incarnation::load(&*self.slot(n)?.segment).map(|life| life.ticks);
         let worker = |(n, worker): (WorkerNumber, &Worker)| WorkerReport {
             epoch: worker.epoch.map_or(0, Epoch::get),
@@ -168,12 +169,14 @@ impl PoolSlots {
             silent_ms: worker.silent_since.map(ms_since),
             starting_ms: worker.starting_since.or_else(|| lost_since(n)).map(ms_since),
             ticks: worker.silent_since.and_then(|_| ticks(n)),
+            handler_faults: counters(n).handler_faults,
         };
         let (queue, oldest) = self.table.waiting();
         PoolReport {
             name: self.config.name.clone(),
             queue,
             oldest_ms: oldest.map_or(0, ms_since),
+            served: self.workers().fold(0, |sum: u64, (n, _)| sum.wrapping_add(counters(n).served)),
             workers: self.workers().map(worker).collect(),
             counters: self.table.counters().clone(),
         }

@@ -262,7 +262,8 @@ impl ProbeServer {
             self.places.follow_limit();
             let (used, places) = self.places.usage();
             let connections = Some(ConnectionReport { used, places });
-            let report = ProbeReport { nonce: request.nonce, pid, epoch, pools, connections, refused };
+            let stopping = driver.stops.get();
+            let report = ProbeReport { nonce: request.nonce, pid, epoch, pools, connections, refused, stopping };
             let Ok(mut answer) = serde_json::to_vec(&report) else { return };
             answer.push(b'\n');
             if !matches!(timeout(IDLE, write.write_all(&answer)).await, Ok(Ok(()))) {

@@ -22,6 +22,8 @@ pub(crate) enum Counter {
     SentBack,
     /// Requests rejected before their start: malformed, late, or too large.
     Rejected,
+    /// Requests that failed through a fault of the handler: 500, 502 or 504 of the worker. They are in `Failed`, too.
+    HandlerFaults,
 }
 
 impl Counter {
@@ -33,6 +35,7 @@ impl Counter {
             Counter::BytesOut => Word::BYTES_OUT,
             Counter::SentBack => Word::SENT_BACK,
             Counter::Rejected => Word::REJECTED,
+            Counter::HandlerFaults => Word::HANDLER_FAULTS,
         }
     }
 }
@@ -52,6 +55,8 @@ pub(crate) struct SlotCounters {
     pub sent_back: u64,
     /// Requests rejected before their start.
     pub rejected: u64,
+    /// Requests that failed through a fault of the handler.
+    pub handler_faults: u64,
 }
 
 impl SlotCounters {
@@ -65,12 +70,13 @@ impl SlotCounters {
             bytes_out: load(Counter::BytesOut),
             sent_back: load(Counter::SentBack),
             rejected: load(Counter::Rejected),
+            handler_faults: load(Counter::HandlerFaults),
         }
     }
 
     /// The counters by name, with the times from claim to end.
     pub(crate) fn load_with_times<M: SlotMemory>(memory: &M) -> Counters {
-        let SlotCounters { served, failed, bytes_in, bytes_out, sent_back, rejected } = Self::load(memory);
+        let SlotCounters { served, failed, bytes_in, bytes_out, sent_back, rejected, .. } = Self::load(memory);
         let counts = [("served", served), ("failed", failed), ("sent_back", sent_back), ("rejected", rejected)];
         let bytes = [("bytes_in", bytes_in), ("bytes_out", bytes_out)];
         let buckets = (0..Word::BUCKETS).map(|i| memory.load(Word::bucket(i), Relaxed));

@@ -107,6 +107,8 @@ impl Word {
     pub(super) const RUN_MICROS: Word = Word::at(5, 5);
     /// Requests rejected before their start.
     pub(super) const REJECTED: Word = Word::at(5, 6);
+    /// Requests that failed through a fault of the handler; older workers leave 0.
+    pub(super) const HANDLER_FAULTS: Word = Word::at(5, 7);
 
     /// Buckets of the latency histogram, see [`Histogram`].
     pub(crate) const BUCKETS: usize = Histogram::BUCKETS;

@@ -37,7 +37,8 @@ pub(crate) fn collect(config: &Config, state: &SavedState, probe: ProbeResult<'_
             Some(_) => "up",
         },
     };
-    let watchdog = if watchdog == "up" && state.stopping { "stopping" } else { watchdog };
+    let is_stopping = state.stopping || report.is_some_and(|report| report.stopping);
+    let watchdog = if watchdog == "up" && is_stopping { "stopping" } else { watchdog };
     let dispatcher = &state.dispatcher;
     let dispatcher_lives = || match &foreign {
         Some(set) => set.has_dispatcher(),
@@ -65,6 +66,7 @@ pub(crate) fn collect(config: &Config, state: &SavedState, probe: ProbeResult<'_
             name: pool.name.clone(),
             queue: pool_report.map_or(0, |p| p.queue),
             oldest_ms: pool_report.map_or(0, |p| p.oldest_ms),
+            was_in_service: false,
             workers: workers.collect(),
         }
     });
@@ -89,6 +91,7 @@ pub(crate) fn collect(config: &Config, state: &SavedState, probe: ProbeResult<'_
             restarts: dispatcher.restarts,
             queue: pools.iter().map(|pool| pool.queue).sum(),
             cause: dispatcher.cause.clone(),
+            was_up: false,
         },
         pools,
     }
@@ -156,6 +159,7 @@ fn worker_view(
         failed: count("failed"),
         restarts: part.map_or(0, |part| part.restarts),
         cause: part.and_then(|part| part.cause.clone()),
+        drained: report.is_some_and(|report| report.drained),
         id,
         counters,
     }

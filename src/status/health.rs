@@ -40,7 +40,7 @@ pub(crate) struct HealthReport {
 }
 
 /// Judges a set: available if the dispatcher is up, the set is not stopping, and at least one pool has a serving
-/// worker.
+/// worker. A dispatcher and workers that are restarted within the time that their clients wait are no outage.
 pub(crate) fn health(view: &StatusView) -> HealthReport {
     let serves = |worker: &&WorkerView| SERVING.contains(&worker.state.as_str());
     let mut reasons = Vec::new();
@@ -51,28 +51,43 @@ pub(crate) fn health(view: &StatusView) -> HealthReport {
     if dispatcher.state != "up" {
         reasons.push(format!("the dispatcher is {}{}", dispatcher.state, last_end(dispatcher.cause.as_deref())));
     }
-    let mut served = false;
+    let mut available = false;
     for pool in &view.pools {
         let down: Vec<_> = pool.workers.iter().filter(|worker| !serves(worker)).collect();
-        if down.len() < pool.workers.len() {
-            served = true;
-        } else {
+        let is_served = down.len() < pool.workers.len();
+        if !is_served {
             reasons.push(format!("pool {} has no serving worker", pool.name));
         }
+        available |= is_served || pool.was_in_service && down.iter().any(|worker| is_back_soon(worker));
         let reason = |worker: &&WorkerView| {
             format!("worker {} is {}{}", worker.id, worker.state, last_end(worker.cause.as_deref()))
         };
         reasons.extend(down.iter().map(reason));
     }
     reasons.extend(view.problems.iter().cloned());
+    let is_dispatched = match dispatcher.state.as_str() {
+        "up" => true,
+        state => dispatcher.was_up && RESTARTING.contains(&state),
+    };
     let state = if reasons.is_empty() {
         HealthState::Ready
-    } else if served && dispatcher.state == "up" && view.watchdog.state != "stopping" {
+    } else if available && is_dispatched && view.watchdog.state != "stopping" {
         HealthState::Degraded
     } else {
         HealthState::Unavailable
     };
     HealthReport { state, reasons }
+}
+
+/// States of a dispatcher whose next incarnation serves soon, if this one has responded a moment ago.
+const RESTARTING: [&str; 3] = ["draining", "gone", "starting"];
+
+/// Whether a worker that was in service a moment ago, or its next incarnation, serves soon: not one that an operator has
+/// drained.
+fn is_back_soon(worker: &WorkerView) -> bool {
+    let is_passing =
+        RESTARTING.contains(&worker.state.as_str()) || ["late", "starved"].contains(&worker.state.as_str());
+    is_passing && !worker.drained
 }
 
 fn last_end(cause: Option<&str>) -> String {
@@ -96,12 +111,14 @@ mod tests {
             failed: 0,
             restarts: 0,
             cause: (*state == "failed").then(|| "exit code 1".to_owned()),
+            drained: *state == "drained",
             counters: None,
         };
         let pool = |(states, name): (&&[&str], &str)| PoolView {
             name: crate::ids::PoolName::new(name).unwrap(),
             queue: 0,
             oldest_ms: 0,
+            was_in_service: false,
             workers: states.iter().zip(1..).map(|(state, n)| worker(state, format!("{name}/{n}"))).collect(),
         };
         StatusView {
@@ -109,7 +126,14 @@ mod tests {
             listeners: Vec::new(),
             problems: Vec::new(),
             watchdog: WatchdogView { pid: None, state: watchdog, restarts: 0 },
-            dispatcher: DispatcherView { pid: None, state: dispatcher.into(), restarts: 0, queue: 0, cause: None },
+            dispatcher: DispatcherView {
+                pid: None,
+                state: dispatcher.into(),
+                restarts: 0,
+                queue: 0,
+                cause: None,
+                was_up: false,
+            },
             pools: pools.iter().zip(["a", "b"]).map(pool).collect(),
         }
     }
@@ -137,5 +161,56 @@ mod tests {
         assert_eq!(of("up", "frozen", &[&["idle"]]), (Unavailable, "the dispatcher is frozen".into()));
         assert_eq!(of("late", "up", &[&["idle"]]), (Degraded, "the watchdog is late".into()));
         assert_eq!(of("stopping", "up", &[&["busy"]]), (Unavailable, "the watchdog is stopping".into()));
+    }
+
+    /// Moment, states of watchdog, dispatcher and workers of the pools, health if all were up recently, health later.
+    type Moment =
+        (&'static str, &'static str, &'static str, &'static [&'static [&'static str]], HealthState, HealthState);
+
+    /// The moments at which clients may find the set in an unusual state: what a load balancer has to be told, right after
+    /// the dispatcher and a worker of the pool were up (`recent`), and later.
+    #[test]
+    fn every_moment_has_its_health() {
+        use HealthState::*;
+        #[rustfmt::skip]
+        let moments: [Moment; 21] = [
+            // moment                              watchdog    dispatcher  workers of the pools          recent       later
+            ("all up",                             "up",       "up",       &[&["idle", "busy"]],         Ready,       Ready),
+            ("a set that starts",                  "up",       "starting", &[&["starting"]],             Degraded,    Unavailable),
+            ("dispatcher ends for a restart",      "up",       "draining", &[&["idle"]],                 Degraded,    Unavailable),
+            ("dispatcher between two processes",   "up",       "gone",     &[&["idle"]],                 Degraded,    Unavailable),
+            ("dispatcher starts",                  "up",       "starting", &[&["idle"]],                 Degraded,    Unavailable),
+            ("dispatcher frozen",                  "up",       "frozen",   &[&["idle"]],                 Unavailable, Unavailable),
+            ("dispatcher suspended",               "up",       "suspended", &[&["idle"]],                Unavailable, Unavailable),
+            ("dispatcher failed or stopped",       "up",       "failed",   &[&["idle"]],                 Unavailable, Unavailable),
+            ("one worker restarts",                "up",       "up",       &[&["gone", "idle"]],         Degraded,    Degraded),
+            ("the only worker restarts",           "up",       "up",       &[&["gone"]],                 Degraded,    Unavailable),
+            ("all workers recycle or drain",       "up",       "up",       &[&["starting", "draining"]], Degraded,    Unavailable),
+            ("dispatcher and workers restart",     "up",       "starting", &[&["starting", "gone"]],     Degraded,    Unavailable),
+            ("an operator has drained the host",   "up",       "up",       &[&["drained", "drained"]],   Unavailable, Unavailable),
+            ("drained, the other restarts",        "up",       "up",       &[&["drained", "gone"]],      Degraded,    Unavailable),
+            ("every worker has failed",            "up",       "up",       &[&["failed", "failed"]],     Unavailable, Unavailable),
+            ("every worker is frozen or held",     "up",       "up",       &[&["frozen", "suspended"]],  Unavailable, Unavailable),
+            ("every worker is late or starved",    "up",       "up",       &[&["late", "starved"]],      Degraded,    Unavailable),
+            ("one pool of two has failed",         "up",       "up",       &[&["failed"], &["idle"]],    Degraded,    Degraded),
+            ("the host was suspended",             "late",     "up",       &[&["idle"]],                 Degraded,    Degraded),
+            ("the watchdog is being restarted",    "gone",     "up",       &[&["idle"]],                 Degraded,    Degraded),
+            ("the set stops",                      "stopping", "draining", &[&["draining"]],             Unavailable, Unavailable),
+        ];
+        for (moment, watchdog, dispatcher, pools, recent, later) in moments {
+            let mut view = view(watchdog, dispatcher, pools);
+            assert_eq!(health(&view).state, later, "later: {moment}");
+            view.dispatcher.was_up = true;
+            view.pools.iter_mut().for_each(|pool| pool.was_in_service = true);
+            assert_eq!(health(&view).state, recent, "recently up: {moment}");
+        }
+    }
+
+    #[test]
+    fn problem_never_makes_a_serving_set_unavailable() {
+        let mut view = view("up", "up", &[&["idle"]]);
+        view.problems.push("all requests of pool a have failed".to_owned());
+        let HealthReport { state, reasons } = health(&view);
+        assert_eq!((state, reasons), (HealthState::Degraded, view.problems));
     }
 }

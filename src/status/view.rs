@@ -51,6 +51,9 @@ pub(crate) struct DispatcherView {
     /// Cause of its last unplanned end.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub cause: Option<String>,
+    /// Whether it has responded a moment ago: if it is being restarted, its clients wait in the listen queue.
+    #[serde(skip)]
+    pub was_up: bool,
 }
 
 /// A pool.
@@ -63,6 +66,9 @@ pub(crate) struct PoolView {
     /// How long the first of them has waited, in milliseconds.
     #[serde(skip)]
     pub oldest_ms: u64,
+    /// Whether one of its workers was in service a moment ago: if all are being restarted, its clients wait in the queue.
+    #[serde(skip)]
+    pub was_in_service: bool,
     /// Its workers, from number 1.
     pub workers: Vec<WorkerView>,
 }
@@ -91,6 +97,9 @@ pub(crate) struct WorkerView {
     /// Cause of its last unplanned end.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub cause: Option<String>,
+    /// Whether an operator has taken it out of service.
+    #[serde(skip)]
+    pub drained: bool,
     /// The counters in its slot, if the slot can be read.
     #[serde(skip)]
     pub counters: Option<Counters>,

@@ -18,6 +18,7 @@ pub(crate) mod notify;
 mod own_delay;
 mod part_log;
 pub(crate) mod plan;
+mod pool_outcomes;
 mod prober;
 mod process_sample;
 mod reload;

@@ -1,6 +1,7 @@
 //! Probes the dispatcher: one request at a time, over one connection.
 
 use std::cell::RefCell;
+use std::collections::BTreeMap;
 use std::io;
 use std::path::PathBuf;
 use std::rc::Rc;
@@ -14,6 +15,7 @@ use tokio::task::yield_now;
 use tokio::time::timeout;
 
 use super::plan::{Part, Plan, PlanKind, WorkerLiveness};
+use super::pool_outcomes::PoolOutcomes;
 use crate::descriptors::SpareDescriptors;
 use crate::held_file::{HeldFile, leads_nowhere};
 use crate::ids::{Monotonic, PoolName, WorkerId, WorkerNumber};
@@ -94,6 +96,9 @@ pub(super) struct Prober {
     pending_since: Option<Monotonic>,
     last_report: Option<(Monotonic, Arc<ProbeReport>)>,
     pool_counters: CounterTotals<PoolName, u32>,
+    outcomes: BTreeMap<PoolName, PoolOutcomes>,
+    /// Whether the first probe was answered, or has failed.
+    has_looked: bool,
 }
 
 impl Prober {
@@ -115,6 +120,8 @@ impl Prober {
             pending_since: None,
             last_report: None,
             pool_counters: CounterTotals::default(),
+            outcomes: BTreeMap::new(),
+            has_looked: false,
         }
     }
 
@@ -169,6 +176,21 @@ impl Prober {
         &self.pool_counters
     }
 
+    /// A worker of this pool has reported that it can serve.
+    pub(super) fn worker_ready(&mut self, now: Monotonic, pool: &PoolName) {
+        self.outcomes.entry(pool.clone()).or_default().worker_ready(now);
+    }
+
+    /// What the reports say of the clients of each pool.
+    pub(super) fn outcomes(&self) -> &BTreeMap<PoolName, PoolOutcomes> {
+        &self.outcomes
+    }
+
+    /// Whether the first probe was answered, or has failed.
+    pub(super) fn has_looked(&self) -> bool {
+        self.has_looked
+    }
+
     /// Since when a part has left a probe unanswered, as far as is known.
     pub(super) fn silent_since(&self, part: &Part) -> Option<Monotonic> {
         let Part::Worker(id) = part else { return self.pending_since };
@@ -195,7 +217,7 @@ impl Prober {
     }
 
     fn process(&mut self, answer: io::Result<ProbeReport>) -> Option<Vec<WorkerLiveness>> {
-        self.pending_since = None;
+        (self.pending_since, self.has_looked) = (None, true);
         // From connect(2): there is no `probe.sock`. Without the directory the dispatcher cannot bind it.
         let is_missing = answer.as_ref().is_err_and(leads_nowhere);
         self.not_sent |= is_missing;
@@ -213,7 +235,9 @@ impl Prober {
         let (now, report) = (clock::now(), Arc::new(answer.ok()?));
         for pool in &report.pools {
             self.pool_counters.update(&pool.name, report.epoch, pool.counters.clone());
+            self.outcomes.entry(pool.name.clone()).or_default().update(now, pool);
         }
+        self.outcomes.retain(|name, _| report.pools.iter().any(|pool| pool.name == *name));
         let workers = WorkerLiveness::from_report(&report, now);
         self.last_report = Some((now, report));
         Some(workers)

@@ -81,9 +81,6 @@ impl<S: Supervisor> Watchdog<S> {
         self.handle(now, PlanEvent::Tick);
         self.inspect(now);
         self.publish(now)?;
-        if S::Set::BY_SYSTEMD {
-            self.set.notify_ready(); // a set of child processes is ready when all of them are up
-        }
         let mut next_probe = clock::now();
         while !self.set.is_finished {
             let inspection = self.supervisor.inspection_due_at();
@@ -259,6 +256,7 @@ impl<S: Supervisor> Watchdog<S> {
         let mut state = saved_state(&self.set.plan, &self.set.config.set.name, self.own_id);
         state.reloads.clone_from(&self.set.reloads);
         let dir = self.supervisor.complete_state(&self.set.config, &mut state);
+        state.problems.extend(self.set.failing_pools(clock::now(), &state));
         let Some(state) = self.set.state_writer.write_if_changed(state, dir) else { return };
         let up = state.workers.values().filter(|part| part.state == "up").count();
         let status = format!("dispatcher {}, {up} of {} workers up", state.dispatcher.state, state.workers.len());
@@ -274,6 +272,13 @@ impl<S: Supervisor> Watchdog<S> {
         let Some(state) = set.state_writer.last() else { return Ok(()) };
         set.admin.publish(SetSnapshot::new(now, &set.config, state, &set.prober, &set.restart_stats));
         let has_report = set.prober.last_report().is_some();
+        // A set of child processes is ready when all of them are up.
+        if S::Set::BY_SYSTEMD
+            && !set.is_ready
+            && (set.prober.has_looked() || set.unserved_admin.as_ref().is_some_and(|(until, _)| *until <= now))
+        {
+            set.notify_ready();
+        }
         match set.unserved_admin.take_if(|(until, _)| has_report || *until <= now) {
             Some((_, sockets)) => set.admin.serve(sockets).map_err(system("admin.sock")),
             None => Ok(()),

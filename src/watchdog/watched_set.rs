@@ -11,9 +11,9 @@ use super::prober::{ProbeSocket, Prober};
 use super::restart_stats::RestartStats;
 use super::state::StateWriter;
 use crate::config::{Config, Origin};
-use crate::ids::Monotonic;
-use crate::sd_notification::notify;
-use crate::status::SavedReloads;
+use crate::ids::{Monotonic, WorkerId};
+use crate::sd_notification::{FAULT_STATUS, notify};
+use crate::status::{SavedReloads, SavedState};
 
 /// A running set. Its loop alone passes events to the plan; a supervisor reads it and counts what it does.
 pub(super) struct WatchedSet<K: PlanKind> {
@@ -48,6 +48,23 @@ impl<K: PlanKind> WatchedSet<K> {
             is_ready: false,
             is_finished: false,
         }
+    }
+
+    /// What operators have to know of pools whose requests fail. `state` has the statuses of the workers.
+    pub(super) fn failing_pools(&self, now: Monotonic, state: &SavedState) -> Vec<String> {
+        let degraded_after = self.config.watchdog.degraded_after;
+        let failing = self.prober.outcomes().iter().filter_map(|(pool, outcomes)| {
+            let (_, number) = outcomes.failing(now, degraded_after)?;
+            let id = WorkerId { pool: pool.clone(), number }.to_string();
+            let status = state.workers.get(&id).and_then(|part| part.status.as_deref());
+            let error =
+                status.and_then(|status| status.split_once(FAULT_STATUS)).map_or("see the log", |(_, error)| error);
+            let within = humantime::format_duration(degraded_after);
+            Some(format!(
+                "every request to pool {pool} failed in the last {within} (last error, of worker {id}: {error})"
+            ))
+        });
+        failing.collect()
     }
 
     /// Sends READY=1: the set can be used.

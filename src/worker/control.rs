@@ -239,6 +239,7 @@ impl ControlLoop {
         let worker = &self.state.id;
         tracing::error!(worker = %worker, lease = %request.lease, epoch = %self.state.slot.epoch(),
             event = %Event::HandlerBlocked, "the handler blocks its thread past request_timeout: the worker exits");
+        self.state.note_fault("the handler blocks its thread past request_timeout");
         // If the handler returns now, the worker must not get another client.
         self.state.stop();
         if self.state.slot.respond(request.lease) {

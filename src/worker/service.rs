@@ -293,4 +293,8 @@ pub(super) fn log_failure(state: &WorkerState, lease: LeaseId, failure: &Request
     };
     tracing::warn!(worker = %state.id, %lease, epoch = %state.slot.epoch(),
         status = failure.status.as_u16(), %event, "request failed: {failure}");
+    // Neither the client's fault nor a lack of resources.
+    if matches!(failure.status.as_u16(), 500 | 502 | 504) {
+        state.note_fault(&failure.reason);
+    }
 }

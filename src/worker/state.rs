@@ -24,10 +24,15 @@ use crate::exchange::{self, Counter, Word, WorkerSide};
 use crate::ids::{LeaseId, Lifecycle, Monotonic, WorkerId};
 use crate::log::{self, Event};
 use crate::net::SharedStream;
-use crate::sd_notification::notify;
+use crate::sd_notification::{FAULT_STATUS, notify};
 use crate::shm::Segment;
 use crate::signals::SignalFlag;
 use crate::{backoff, clock, process_tree, sync};
+
+/// The shortest time between two statuses that tell why a request has failed.
+const FAULT_STATUS_INTERVAL: Duration = Duration::from_secs(1);
+/// How much of the reason they tell.
+const FAULT_CHARS: usize = 300;
 
 /// The claimed request, as far as the control loop needs it.
 pub(super) struct ActiveRequest {
@@ -55,6 +60,8 @@ pub(super) struct WorkerState {
     pub stop_signal: SignalFlag,
     commands: mpsc::UnboundedSender<TaskCommand>,
     wakeup: EventFd,
+    /// When the supervisor was last told why a request has failed.
+    fault_noted_at: Mutex<Option<Monotonic>>,
     /// Notified after each turn of the control loop, which reads signals and the words of the dispatcher.
     pub turn: Notify,
     /// Read-locked by each connection until its response is delivered.
@@ -91,6 +98,7 @@ impl WorkerState {
             stop_signal,
             commands,
             wakeup: EventFd::from_flags(flags).map_err(|e| system("eventfd")(e.into()))?,
+            fault_noted_at: Mutex::default(),
             turn: Notify::new(),
             pending_responses: Arc::default(),
         };
@@ -184,6 +192,21 @@ impl WorkerState {
     /// One line for `systemctl status`.
     fn serving_status(&self) -> String {
         format!("serving as {}, incarnation {}", self.id, self.slot.epoch())
+    }
+
+    /// Counts a request that failed through a fault of the handler. The supervisor learns the reason, at most once within
+    /// [`FAULT_STATUS_INTERVAL`].
+    pub(super) fn note_fault(&self, reason: &str) {
+        self.slot.count(Counter::HandlerFaults, 1);
+        let now = clock::now();
+        let mut noted_at = sync::lock(&self.fault_noted_at);
+        if noted_at.is_none_or(|at| now.since(at) >= FAULT_STATUS_INTERVAL) {
+            *noted_at = Some(now);
+            drop(noted_at);
+            let reason: String =
+                reason.chars().map(|c| if c.is_control() { ' ' } else { c }).take(FAULT_CHARS).collect();
+            notify(&[NotifyState::Status(&format!("{}{FAULT_STATUS}{reason}", self.serving_status()))]);
+        }
     }
 
     /// Publishes Ready or Draining according to the operator's flag in the slot. A worker that starts or recycles reads

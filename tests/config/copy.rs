@@ -128,6 +128,7 @@ prop_compose! {
         config.front.linger_timeout = times.1;
         config.front.slot_scan = Duration::from_nanos(times.2);
         config.watchdog.abort_grace = times.3;
+        config.watchdog.degraded_after = times.0;
         config.watchdog.restarts.max = sizes.3 % 1_000_000;
         config.admin = AdminConfig {
             address: sockets.1.then(|| "[::1]:7280".parse().unwrap()),

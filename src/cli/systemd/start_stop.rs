@@ -7,9 +7,13 @@ use super::publish::{load, publish, stage, withdraw};
 use super::systemctl::{are_any_active, is_active, systemctl};
 use crate::cli::error::{CommandError, failed};
 use crate::cli::poll::poll_until;
+use crate::config::Config;
 use crate::probe::{self, ProbeCommand};
+use crate::status::SavedState;
 use crate::units::{self, ADMIN, DISPATCHER, IPC, RUNTIME_DIR, WATCHDOG};
 
+/// How long the watchdog may take to look at the parts, in addition to its interval.
+const LOOK_TIMEOUT: Duration = Duration::from_secs(1);
 /// How long the dispatcher may take to confirm that the set is stopping.
 const QUIESCE_TIMEOUT: Duration = Duration::from_secs(1);
 
@@ -26,7 +30,20 @@ pub(super) fn start(path: Option<&Path>) -> Result<(), CommandError> {
     if systemctl(&["start"], &workers).is_err() && !poll_until(deadline, || are_any_active(&workers)) {
         return Err(failed("no worker could be started: see journalctl -u 'patou-worker@*'"));
     }
+    wait_until_seen(&loaded.config);
     Ok(())
+}
+
+/// Waits until the watchdog has seen what has been started, so that `/healthz` and `patou status` are right when the
+/// start is complete. It looks with each probe; what failed stays down.
+fn wait_until_seen(config: &Config) {
+    let deadline = Instant::now() + config.watchdog.probe_interval * 2 + LOOK_TIMEOUT;
+    poll_until(deadline, || {
+        let Ok(state) = SavedState::read(&config.set.runtime_dir) else { return false };
+        state.watchdog().is_some()
+            && state.dispatcher.state == "up"
+            && state.workers.values().all(|part| ["up", "failed"].contains(&&*part.state))
+    });
 }
 
 pub(super) fn stop() -> Result<(), CommandError> {

@@ -2,6 +2,7 @@
 
 use std::net::IpAddr;
 use std::sync::Mutex;
+use std::time::Duration;
 
 use bytes::Bytes;
 use http::header::{ALLOW, CACHE_CONTROL, CONTENT_TYPE};
@@ -110,6 +111,15 @@ fn view(now: Monotonic, snapshot: &SetSnapshot) -> StatusView {
     let responsive = snapshot.unanswered_since.is_none_or(|since| now.since(since) <= PROBE_TIMEOUT);
     let mut view = status::collect(&snapshot.config, &snapshot.state, ProbeResult { report, responsive });
     let limits = &snapshot.config.watchdog;
+    let SetSnapshot { config, last_report, outcomes, .. } = snapshot;
+    view.dispatcher.was_up =
+        last_report.as_ref().is_some_and(|(at, _)| now.since(*at) <= config.watchdog.dispatcher_timeout);
+    for pool in &mut view.pools {
+        // A client waits so long for the next incarnation of a worker.
+        let wait = config.pool(&pool.name).map_or(Duration::ZERO, |pool| pool.queue_timeout);
+        let wait = wait.min(config.watchdog.start_timeout);
+        pool.was_in_service = outcomes.get(&pool.name).is_some_and(|pool| pool.was_in_service(now, wait));
+    }
     if view.watchdog.state == "up" && now.since(snapshot.at) > limits.probe_interval + limits.dispatcher_timeout {
         view.watchdog.state = "late";
     }

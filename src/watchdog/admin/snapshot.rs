@@ -1,5 +1,6 @@
 //! What the deciding loop leaves for the admin thread.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use crate::config::Config;
@@ -7,6 +8,7 @@ use crate::ids::{Monotonic, PoolName};
 use crate::probe::ProbeReport;
 use crate::stats::CounterTotals;
 use crate::status::SavedState;
+use crate::watchdog::pool_outcomes::PoolOutcomes;
 use crate::watchdog::prober::Prober;
 use crate::watchdog::restart_stats::RestartStats;
 
@@ -24,6 +26,8 @@ pub(crate) struct SetSnapshot {
     pub unanswered_since: Option<Monotonic>,
     /// The counters of the dispatchers.
     pub pools: CounterTotals<PoolName, u32>,
+    /// What the reports say of the clients of each pool.
+    pub outcomes: BTreeMap<PoolName, PoolOutcomes>,
     /// Restarts, and their detection and recovery times.
     pub restart_stats: RestartStats,
 }
@@ -44,6 +48,7 @@ impl SetSnapshot {
             last_report: prober.last_report().cloned(),
             unanswered_since: prober.pending_since(),
             pools: prober.pool_counters().clone(),
+            outcomes: prober.outcomes().clone(),
             restart_stats: restart_stats.clone(),
         }
     }

@@ -321,11 +321,18 @@ mod tests {
             silent_ms,
             starting_ms: None,
             ticks: None,
+            handler_faults: 0,
         };
         let name = "web".to_owned().try_into().unwrap();
-        let pool =
-            PoolReport { name, queue: 0, oldest_ms: 0, workers: vec![worker; count], counters: Default::default() };
-        ProbeReport { nonce: 1, pid: 1, epoch: 1, pools: vec![pool], connections: None, refused: None }
+        let pool = PoolReport {
+            name,
+            queue: 0,
+            oldest_ms: 0,
+            workers: vec![worker; count],
+            served: 0,
+            counters: Default::default(),
+        };
+        ProbeReport { nonce: 1, pid: 1, epoch: 1, pools: vec![pool], connections: None, refused: None, stopping: false }
     }
 
     #[test]

@@ -177,6 +177,9 @@ impl ChildSupervisor {
         }
         if message.fields.ready {
             set.restart_stats.ready(clock::now(), &part);
+            if let Part::Worker(id) = &part {
+                set.prober.worker_ready(clock::now(), &id.pool);
+            }
         }
         message.fields.ready.then_some(PlanEvent::Ready(part))
     }

@@ -24,6 +24,8 @@ pub(crate) struct UnitReport {
     pub restarts: u32,
     /// How a failed unit ended.
     pub cause: Option<String>,
+    /// The last status of its process (sd_notify(3)).
+    pub status: String,
 }
 
 /// Queries in the background, one at a time.
@@ -97,7 +99,8 @@ async fn query(parts: Vec<Part>) -> Vec<UnitReport> {
         };
         let restarts = value("NRestarts").and_then(|n| n.parse().ok()).unwrap_or(0);
         let cause = (absence == Absence::Failed).then(|| describe_end(value));
-        Some(UnitReport { part, absence, is_active: active == "active", restarts, cause })
+        let status = value("StatusText").unwrap_or_default().to_owned();
+        Some(UnitReport { part, absence, is_active: active == "active", restarts, cause, status })
     });
     blocks.collect()
 }

@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 use std::convert::Infallible;
 use std::os::fd::BorrowedFd;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use super::Supervisor;
 use super::cgroup::UnitCgroups;
@@ -28,6 +29,9 @@ use crate::watchdog::set_signals::StopSignal;
 use crate::watchdog::watched_set::WatchedSet;
 use crate::{clock, sys};
 
+/// Shortest time between two queries for the last error of a worker.
+const FAULT_QUERY_INTERVAL: Duration = Duration::from_secs(5);
+
 /// The units of a set and what is known of them.
 pub(crate) struct UnitSupervisor {
     processes: UnitProcesses,
@@ -37,6 +41,10 @@ pub(crate) struct UnitSupervisor {
     /// Where the state file is written for `patou status`.
     state_dir: PathBuf,
     files: UnitFiles,
+    /// The statuses of workers that systemd was asked for.
+    statuses: BTreeMap<WorkerId, String>,
+    /// When it was asked for them last because their pools fail.
+    asked: BTreeMap<WorkerId, Monotonic>,
 }
 
 /// What the supervisor waits for.
@@ -67,6 +75,8 @@ impl UnitSupervisor {
             ended_epochs: BTreeMap::new(),
             state_dir,
             files: UnitFiles::new(now),
+            statuses: BTreeMap::new(),
+            asked: BTreeMap::new(),
         };
         let plan = Plan::for_units(&drain_timeouts(&config), plan_limits(&config), now);
         let probe_socket = ProbeSocket::new(config.set.runtime_dir.join("probe.sock"));
@@ -110,6 +120,19 @@ impl UnitSupervisor {
         vec![UnitEvent::Ended(part).into()]
     }
 
+    /// Asks systemd for the status of the worker that had the last fault of each failing pool.
+    fn ask_for_faults(&mut self, set: &WatchedSet<UnitSet>) {
+        let (now, degraded_after) = (clock::now(), set.config.watchdog.degraded_after);
+        for (pool, outcomes) in set.prober.outcomes() {
+            let Some((fault_at, number)) = outcomes.failing(now, degraded_after) else { continue };
+            let id = WorkerId { pool: pool.clone(), number };
+            if self.asked.get(&id).is_none_or(|at| *at < fault_at && now.since(*at) >= FAULT_QUERY_INTERVAL) {
+                self.queries.request(Part::Worker(id.clone()));
+                self.asked.insert(id, now);
+            }
+        }
+    }
+
     /// The dispatcher and the workers that serve according to its report have recovered.
     fn count_recoveries(&mut self, set: &mut WatchedSet<UnitSet>) {
         let Some((now, report)) = set.prober.last_report().cloned() else { return };
@@ -122,7 +145,10 @@ impl UnitSupervisor {
     }
 
     fn on_unit_report(&mut self, report: UnitReport) -> Vec<PlanEvent<UnitEvent>> {
-        let UnitReport { part, absence, is_active, restarts, cause } = report;
+        let UnitReport { part, absence, is_active, restarts, cause, status } = report;
+        if let Part::Worker(id) = &part {
+            self.statuses.insert(id.clone(), status);
+        }
         if self.queries.is_requested(&part) {
             return Vec::new(); // about its previous process
         }
@@ -182,6 +208,7 @@ impl Supervisor for UnitSupervisor {
 
     fn on_report(&mut self, set: &mut WatchedSet<UnitSet>) -> Vec<PlanEvent<UnitEvent>> {
         self.count_recoveries(set);
+        self.ask_for_faults(set);
         // A dispatcher that answers is ready.
         vec![PlanEvent::Ready(Part::Dispatcher)]
     }
@@ -204,6 +231,8 @@ impl Supervisor for UnitSupervisor {
     fn apply(&mut self, set: &mut WatchedSet<UnitSet>, new: Config) -> Result<(UnitEvent, String), WatchdogError> {
         let workers = drain_timeouts(&new);
         self.processes.retain(|part| part.worker().is_none_or(|id| workers.contains_key(id)));
+        self.statuses.retain(|id, _| workers.contains_key(id));
+        self.asked.retain(|id, _| workers.contains_key(id));
         let event = UnitEvent::Apply(workers, plan_limits(&new));
         set.config = new.into();
         Ok((event, "systemd starts and stops the units".to_owned()))
@@ -212,6 +241,11 @@ impl Supervisor for UnitSupervisor {
     fn complete_state(&self, config: &Config, state: &mut SavedState) -> Option<&Path> {
         state.listeners = config.listeners.iter().map(|listener| listener.address.to_string()).collect();
         state.problems = self.files.missing().to_vec();
+        for (id, status) in &self.statuses {
+            if let Some(part) = state.workers.get_mut(&id.to_string()) {
+                part.status = Some(status.clone());
+            }
+        }
         Some(&self.state_dir)
     }
 

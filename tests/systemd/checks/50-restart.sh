@@ -18,6 +18,37 @@ for unit in "${parts[@]}"; do
     wait_for 5 "the set is up" all_up
 done
 
+# /healthz is right when a start or restart is complete, and no restart of a part is an outage.
+health() { curl --silent --max-time 5 --unix-socket /run/patou/admin.sock --output "$check_dir/health" --write-out '%{http_code}' http://patou/healthz; }
+for _ in 1 2 3; do
+    systemctl restart patou || fail "systemctl restart patou"
+    expect "/healthz right after a restart" "$(health) $(cat "$check_dir/health")" '200 {"state":"ready","reasons":[]}'
+    patou status --wait 1ms >/dev/null || fail "the set is not up when its restart is complete"
+done
+for unit in patou-dispatcher.service patou-worker@default-1.service; do
+    systemctl restart "$unit" &
+    restarting=$!
+    while kill -0 "$restarting" 2>/dev/null; do
+        expect "/healthz while $unit restarts" "$(health)" 200
+    done
+    wait "$restarting"
+    for _ in {1..30}; do expect "/healthz after $unit has been restarted" "$(health)" 200; done
+    wait_for 5 "the set is up" all_up
+done
+systemctl restart patou-watchdog.service
+expect "/healthz right after a restart of the watchdog" "$(health)" 200
+# A pool whose requests all fail is degraded, and says why; an answer of systemd is needed for that.
+{ base_configuration && printf '[watchdog]\ndegraded_after = "1h"\n' && default_pool 3 '{ exec = ["/bin/sh", "-c", "exit 7"] }'; } | configure
+reload_handlers
+curl --silent --location --output /dev/null http://127.0.0.1:7286/x
+says_why() { health >"$check_dir/code" && grep -q 'every request to pool default failed in the last 1h (last error, of worker default/[1-3]: .*7' "$check_dir/health"; }
+wait_for 5 "/healthz says why every request fails" says_why
+expect "/healthz of a pool whose requests fail" "$(cat "$check_dir/code") $(jq -r .state "$check_dir/health")" "200 degraded"
+log "$(cat "$check_dir/health")"
+patou status | has '^problem: every request to pool default failed' || fail "patou status does not show it"
+configure_standard
+reload_handlers
+
 # Repeatedly, without waiting for the set to be up.
 load_start 4
 for _ in 1 2 3; do

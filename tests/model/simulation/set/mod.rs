@@ -318,11 +318,13 @@ impl SetSimulation {
             silent_ms: worker.silent_since.map(|since| now.since(since).as_millis() as u64),
             starting_ms: worker.starting_since.map(|since| now.since(since).as_millis() as u64),
             ticks: worker.silent_since.and_then(|_| self.pool.ticks(w)),
+            handler_faults: 0,
         };
         let workers = self.pool.pool.workers().iter().enumerate().map(worker).collect();
         let (name, counters) = ("web".to_owned().try_into().unwrap(), Default::default());
-        let pool = PoolReport { name, queue: 0, oldest_ms: 0, workers, counters };
-        let report = ProbeReport { nonce: 1, pid: 1, epoch: 1, pools: vec![pool], connections: None, refused: None };
+        let pool = PoolReport { name, queue: 0, oldest_ms: 0, workers, served: 0, counters };
+        let (pools, stopping) = (vec![pool], false);
+        let report = ProbeReport { nonce: 1, pid: 1, epoch: 1, pools, connections: None, refused: None, stopping };
         self.pool.handle(PoolEvent::Probe);
         self.within(3, SetSimEvent::Watchdog(Wake::Report(Some(report))));
     }
