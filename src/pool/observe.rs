@@ -63,8 +63,13 @@ impl Pool {
         if !is_in_service || seen.session.decided.is_some_and(|(decided, _)| decided == lease) {
             return;
         }
+        let max = usize::from(self.limits.max_sessions);
         let open = self.workers.iter().filter(|worker| worker.session.is_some()).count();
-        let is_permitted = open < usize::from(self.limits.max_sessions);
+        let unknown = self.workers.iter().filter(|worker| worker.may_have_unknown_session()).count();
+        if open < max && open + unknown >= max {
+            return; // the next look at the slot decides, as soon as the others are known
+        }
+        let is_permitted = open < max;
         self.worker(n).session = is_permitted.then_some(lease);
         self.actions.push(PoolAction::Slot(n, SlotAction::DecideSession { lease, is_permitted }));
     }

@@ -21,6 +21,8 @@ pub(crate) struct Worker {
     pub silent_since: Option<Monotonic>,
     /// Since when no incarnation has completed its start.
     pub starting_since: Option<Monotonic>,
+    /// Whether its slot has been read since the start of this dispatcher.
+    was_seen: bool,
     /// The lease that has the permission for a session.
     pub(super) session: Option<LeaseId>,
     pub(super) missed_offer: MissedOffer,
@@ -78,6 +80,11 @@ impl Worker {
         self.hold == Hold::Corrupt
     }
 
+    /// Whether it may have a session that the dispatcher cannot see.
+    pub(super) fn may_have_unknown_session(&self) -> bool {
+        !self.was_seen || self.is_corrupt()
+    }
+
     pub(super) fn is_idle(&self) -> bool {
         self.state == Some(Lifecycle::Ready) && !self.drained && self.is_free()
     }
@@ -100,6 +107,7 @@ impl Worker {
     pub(super) fn observe_life(&mut self, now: Monotonic, seen: &SlotView) {
         let epoch = seen.life.map(|(epoch, ..)| epoch);
         let changed = epoch != self.epoch;
+        self.was_seen = true;
         self.drained = seen.drained;
         self.up = seen.alive && epoch.is_some();
         self.epoch = epoch;

@@ -54,6 +54,25 @@ fn next_dispatcher_counts_the_sessions_that_the_slots_show() {
 }
 
 #[test]
+fn next_dispatcher_permits_nothing_before_it_knows_all_sessions() {
+    let old = LeaseId::of(epoch(6), 99);
+    let other = LeaseId::of(epoch(6), 98);
+    let up = |worker| note(worker, PoolNote::Up(ONE));
+    for (first, permitted) in [(decided(old, true, held(old, Upgraded, 0)), false), (free(), true)] {
+        let mut t = PoolTest::new(LIMITS);
+        t.read_slot(0, 2, wanted(held(other, Claimed, 0)), &[up(2)]);
+        t.read_slot(1, 1, first, &[up(1)]);
+        let decision = SlotAction::DecideSession { lease: other, is_permitted: permitted };
+        t.read_slot(2, 2, wanted(held(other, Claimed, 0)), &[Slot(W2, decision)]);
+    }
+    // As long as the slot of a living worker is corrupt, its session is not known either.
+    let mut t = PoolTest::with_idle_workers(LIMITS);
+    t.serve(0, (1, A), 2, 1);
+    t.0.handle(at(1), PoolEvent::SlotRead(W1, SlotView { claim: None, ..free() }));
+    t.read_slot(1, 2, wanted(held(lease(1), Claimed, 0)), &[]);
+}
+
+#[test]
 fn recycling_withdraws_the_permission_and_the_session_counts_until_its_end() {
     let mut t = PoolTest::with_idle_workers(LIMITS);
     t.serve(0, (1, A), 2, 1);
