@@ -59,6 +59,7 @@ fn short_drill_finds_no_violation_and_leaves_nothing() {
         assert_eq!(listeners.len(), 15);
         assert!(listeners.iter().all(|row| row["served"].as_u64() > Some(0)), "{report:#}");
         assert!(report["starts_on_record"].as_u64() > Some(10), "{report:#}");
+        assert!(report["sessions"].as_u64() > Some(3), "{report:#}");
         assert!(text(&output.stderr).starts_with(&format!("drill: seed {seed}, ")), "the seed is printed first");
         assert_eq!(leftovers(pid), Vec::<String>::new());
     }

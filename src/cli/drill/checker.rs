@@ -10,6 +10,7 @@ mod bounds;
 mod context;
 mod handoff;
 mod parts;
+mod sessions;
 mod starts;
 #[cfg(test)]
 mod tests;
@@ -31,6 +32,7 @@ pub(super) fn check(
     let context = CheckContext::new(history, listeners, pool_of, bounds);
     let mut violations = starts::check(&context);
     violations.extend(history.attempts.iter().filter_map(|attempt| attempts::check(&context, attempt)));
+    violations.extend(sessions::check(&context));
     violations.extend(history.effects.iter().filter_map(|effect| parts::check_effect(&context, effect)));
     violations.extend(history.unexplained_exits.iter().map(|exit| parts::unexplained_exit(&context, exit)));
     violations

@@ -4,10 +4,12 @@ use std::thread::Scope;
 
 use super::random::SplitMix64;
 use super::traffic::Traffic;
-use super::{http_clients, keepalive_clients, library_clients};
+use super::{http_clients, keepalive_clients, library_clients, session_clients};
 
 const HTTP_CLIENTS: u64 = 4;
 const KEEPALIVE_CLIENTS: u64 = 3;
+/// More than a pool of the private set may have sessions.
+const SESSION_CLIENTS: u64 = 3;
 
 /// Runs all clients on threads of this scope until [`Traffic::stop`].
 pub(super) fn start<'s>(traffic: &'s Traffic<'_>, scope: &'s Scope<'s, '_>, seed: u64) {
@@ -17,6 +19,9 @@ pub(super) fn start<'s>(traffic: &'s Traffic<'_>, scope: &'s Scope<'s, '_>, seed
     }
     for client in 0..KEEPALIVE_CLIENTS {
         scope.spawn(move || keepalive_clients::run(traffic, random(200 + client)));
+    }
+    for client in 0..SESSION_CLIENTS {
+        scope.spawn(move || session_clients::run(traffic, random(300 + client)));
     }
     scope.spawn(move || {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();

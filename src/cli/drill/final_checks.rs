@@ -1,5 +1,6 @@
-//! What must hold once the clients have stopped: no lease is held (P2), and no part leaks descriptors or zombies (P6).
+//! What must hold once the clients have stopped: no lease and no place for a session is held (P2), and no part leaks descriptors or zombies (P6).
 
+use std::cell::RefCell;
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
@@ -8,6 +9,7 @@ use nix::unistd::Pid;
 use super::fault::DrillPart;
 use super::generator::SetKind;
 use super::nemesis::Nemesis;
+use super::session_clients;
 use super::set::DrillSet;
 use super::watch::SetWatch;
 use crate::cli::patou_run::POLL_INTERVAL;
@@ -28,7 +30,9 @@ pub(super) fn run(nemesis: &Nemesis<'_>, set: &DrillSet, before: &HashMap<DrillP
     // Other clients may use a set that is not private.
     if set.kind == SetKind::Private {
         let longest = set.config.pools.iter().map(|pool| pool.claim_timeout + pool.request_timeout).max();
-        require_none(nemesis, "P2", longest.unwrap_or_default() + SETTLE_TIMEOUT, || held_leases(set));
+        let timeout = longest.unwrap_or_default() + SETTLE_TIMEOUT;
+        check_session_places(nemesis, timeout);
+        require_none(nemesis, "P2", timeout, || held_leases(set));
     }
     require_none(nemesis, "P6", SETTLE_TIMEOUT, || leaked_descriptors(set, watch, before));
     require_none(nemesis, "P6", SETTLE_TIMEOUT, || zombies(set, watch));
@@ -52,6 +56,23 @@ pub(super) fn wait_until(timeout: Duration, condition: impl Fn() -> bool) -> boo
             return false;
         }
         std::thread::sleep(POLL_INTERVAL);
+    }
+}
+
+/// Whether every place for a session is free again: as many can be open at once as the pool may have.
+fn check_session_places(nemesis: &Nemesis<'_>, timeout: Duration) {
+    let listeners = &nemesis.traffic.listeners;
+    let Some(listener) = listeners.iter().position(|listener| listener.max_sessions > 0) else { return };
+    let (max, open) = (usize::from(listeners[listener].max_sessions), RefCell::new(Vec::new()));
+    let are_open = || {
+        let mut open = open.borrow_mut();
+        open.extend(session_clients::open(nemesis.traffic, listener));
+        open.len() >= max
+    };
+    if !wait_until(timeout, are_open) {
+        let open = open.borrow().len();
+        let what = format!("a pool opens {open} sessions at the end, and max_sessions is {max}");
+        nemesis.report_violation("P2", what);
     }
 }
 

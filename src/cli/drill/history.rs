@@ -84,11 +84,25 @@ impl RequestAttempt {
     }
 }
 
+/// A session as its client saw it.
+#[derive(Clone, Debug)]
+pub(super) struct SessionSpan {
+    /// The listener, by its index in the configuration.
+    pub listener: usize,
+    /// When the client had received the 101.
+    pub opened: Monotonic,
+    /// When the client sent the last message that came back: the session was open then.
+    pub alive_until: Monotonic,
+    /// What was wrong with it.
+    pub fault: Option<&'static str>,
+}
+
 /// Everything that was observed.
 #[derive(Clone, Debug)]
 pub(super) struct DrillHistory {
     pub started_at: Monotonic,
     pub attempts: Vec<RequestAttempt>,
+    pub sessions: Vec<SessionSpan>,
     /// Request and attempt number of each start that a handler recorded.
     pub recorded_starts: Vec<(u64, u32)>,
     pub effects: Vec<FaultEffect>,

@@ -31,6 +31,7 @@ mod raw_http;
 pub(super) mod recording_handler;
 mod report;
 mod restart_budget;
+mod session_clients;
 mod set;
 mod shared_sockets;
 mod suspension;
@@ -102,6 +103,7 @@ fn collect_history(execution: &DrillExecution, traffic: &Traffic<'_>, watch: &Se
     DrillHistory {
         started_at: execution.started_at,
         attempts: std::mem::take(&mut *lock(&traffic.attempts)),
+        sessions: std::mem::take(&mut *lock(&traffic.sessions)),
         recorded_starts: Vec::new(), // read once the set has stopped
         effects: std::mem::take(&mut tracker.effects),
         unexplained_exits: std::mem::take(&mut tracker.unexplained_exits),
@@ -170,6 +172,7 @@ fn make_report(
         false_kills: history.unexplained_exits.len() + report::false_kills(&history),
         longest_wait_ms: report::longest_wait_ms(&history),
         starts_on_record: history.recorded_starts.len(),
+        sessions: history.sessions.len(),
         own_lateness_ms: history.delays.iter().map(|(_, by)| by.as_millis() as u64).sum(),
         violations,
         remarks: remarks(set, traffic),

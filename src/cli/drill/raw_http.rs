@@ -25,6 +25,13 @@ pub(super) fn http10_head(method: &str, target: &str, host: &str, length: usize)
     request_head("1.0", method, target, host, length, "")
 }
 
+/// The head of a request for WebSocket (RFC 6455, section 4.1).
+pub(super) fn upgrade_head(target: &str, host: &str) -> Vec<u8> {
+    let more = "Connection: upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\n\
+                Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n";
+    request_head("1.1", "GET", target, host, 0, more)
+}
+
 fn request_head(version: &str, method: &str, target: &str, host: &str, length: usize, more: &str) -> Vec<u8> {
     let length = if method == "GET" { String::new() } else { format!("Content-Length: {length}\r\n") };
     format!("{method} {target} HTTP/{version}\r\nHost: {host}\r\n{more}{length}\r\n").into_bytes()

@@ -50,6 +50,9 @@ pub(crate) fn run(handler: &RecordingHandler) -> Result<(), CommandError> {
     }
 }
 
+/// The target of requests for a session, in which the handler sends back what it receives.
+pub(super) const SESSION_TARGET: &str = "/session";
+
 /// What a target requests.
 #[derive(Debug, PartialEq, Eq)]
 struct RecordedRequest {
@@ -146,6 +149,10 @@ fn serve_request(file: &mut File, client: &mut impl BufRead, out: &mut impl Writ
     let mut parsed = httparse::Request::new(&mut headers);
     parsed.parse(&head).map_err(io::Error::other)?;
     let target = parsed.path.unwrap_or_default();
+    if target == SESSION_TARGET && header_value(parsed.headers, "Upgrade").is_some() {
+        out.write_all(b"HTTP/1.1 101 Switching Protocols\r\nConnection: upgrade\r\nUpgrade: websocket\r\n\r\n")?;
+        return echo(client, out).map(|()| false);
+    }
     let Some(request) = RecordedRequest::parse_target(target) else {
         let status = if target == "/" { "200 OK" } else { "404 Not Found" };
         write!(out, "HTTP/1.1 {status}\r\n{more}Content-Length: 0\r\n\r\n")?;
@@ -182,6 +189,20 @@ fn serve_coprocess(file: &mut File) -> io::Result<()> {
         }
     }
     Ok(())
+}
+
+/// Sends everything back, as it arrives.
+fn echo(client: &mut impl BufRead, out: &mut impl Write) -> io::Result<()> {
+    loop {
+        let length = match client.fill_buf()? {
+            [] => return Ok(()),
+            bytes => {
+                out.write_all(bytes)?;
+                bytes.len()
+            }
+        };
+        client.consume(length);
+    }
 }
 
 const MAX_HEADERS: usize = 128;

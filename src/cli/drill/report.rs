@@ -98,6 +98,8 @@ pub(super) struct DrillReport {
     pub by_kind: Vec<FaultRow>,
     pub by_listener: Vec<ListenerRow>,
     pub starts_on_record: usize,
+    /// Connections that have switched to WebSocket.
+    pub sessions: usize,
     /// Processes that ended without a fault that may end them.
     pub false_kills: usize,
     /// The longest wait of an attempt.

@@ -100,6 +100,14 @@ impl DrillSet {
         }
     }
 
+    /// The most sessions of a pool; 0 if its handler has none.
+    pub(super) fn max_sessions(&self, pool: usize) -> u16 {
+        match self.handler(pool) {
+            DrillHandler::Recording(_) => self.config.pools[pool].sessions().map_or(0, |bounds| bounds.max),
+            _ => 0,
+        }
+    }
+
     /// Whether the protocol of a pool is that of its program, and not HTTP.
     pub(super) fn is_inetd(&self, pool: usize) -> bool {
         matches!(self.config.pools[pool].handler, HandlerConfig::Inetd(_))
@@ -113,6 +121,7 @@ impl DrillSet {
                 pool,
                 records: matches!(self.handler(pool), DrillHandler::Recording(_)),
                 handoff: listener.delivery == Delivery::Handoff,
+                max_sessions: self.max_sessions(pool),
                 refuses_silently_after: self.is_inetd(pool).then(|| queue_time(&self.config.pools[pool])),
             }
         };

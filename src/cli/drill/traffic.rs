@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use super::connection::ServerAddress;
-use super::history::{AttemptOutcome, NotStartedReason, RequestAttempt, UnknownReason};
+use super::history::{AttemptOutcome, NotStartedReason, RequestAttempt, SessionSpan, UnknownReason};
 use super::random::SplitMix64;
 use super::raw_http::{self, RawResponse, ReceiveOutcome};
 use super::recording_handler;
@@ -34,6 +34,8 @@ pub(super) struct ClientListener {
     pub handler: DrillHandler,
     /// Its delivery is redirect.
     pub redirects: bool,
+    /// The most sessions of its pool.
+    pub max_sessions: u16,
     /// It expects a PROXY header first.
     pub proxy_protocol: bool,
     /// The value of `Host`, if not the address.
@@ -50,6 +52,7 @@ pub(super) struct Traffic<'a> {
     /// The bound on every wait of a client.
     pub timeout: Duration,
     pub attempts: Mutex<Vec<RequestAttempt>>,
+    pub sessions: Mutex<Vec<SessionSpan>>,
     record_files: Vec<RecordFile>,
     next_request: AtomicU64,
     stopped: AtomicBool,
@@ -105,6 +108,7 @@ impl<'a> Traffic<'a> {
             ClientListener {
                 handler,
                 redirects: set.redirects(index),
+                max_sessions: checked[index].max_sessions,
                 proxy_protocol: listener.proxy_protocol,
                 host: listener.allowed_hosts.first().cloned(),
                 unused: is_unknown.then_some("the protocol of its program is unknown"),
@@ -127,6 +131,7 @@ impl<'a> Traffic<'a> {
             path,
             timeout: longest + (bounds.worker + bounds.dispatcher + bounds.watchdog + bounds.drain) * 2,
             attempts: Mutex::default(),
+            sessions: Mutex::default(),
             next_request: AtomicU64::new(1),
             stopped: AtomicBool::new(false),
         }

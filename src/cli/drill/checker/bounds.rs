@@ -13,6 +13,8 @@ pub(crate) struct CheckedListener {
     pub records: bool,
     /// Its delivery is handoff.
     pub handoff: bool,
+    /// The most sessions of its pool.
+    pub max_sessions: u16,
     /// An `inetd` pool, which refuses by closing the connection: after this time in the queue.
     pub refuses_silently_after: Option<Duration>,
 }

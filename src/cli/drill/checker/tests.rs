@@ -5,7 +5,7 @@ use std::time::Duration;
 use super::*;
 use crate::cli::drill::fault::{DrillPart, FaultKind, FaultTarget};
 use crate::cli::drill::fault_tracker::{FaultEffect, UnexplainedExit};
-use crate::cli::drill::history::{AttemptOutcome, NotStartedReason, RequestAttempt, UnknownReason};
+use crate::cli::drill::history::{AttemptOutcome, NotStartedReason, RequestAttempt, SessionSpan, UnknownReason};
 use crate::ids::Monotonic;
 
 // Listeners by their index. Pool 0 has worker index 0 and a handler that records; pool 1 has worker index 1 and another
@@ -31,6 +31,7 @@ fn violations(history: &DrillHistory) -> Vec<(&'static str, String)> {
         pool,
         records: pool == 0,
         handoff,
+        max_sessions: 1,
         refuses_silently_after,
     };
     let listeners =
@@ -65,6 +66,7 @@ fn empty_history() -> DrillHistory {
     DrillHistory {
         started_at: at(0),
         attempts: Vec::new(),
+        sessions: Vec::new(),
         recorded_starts: Vec::new(),
         effects: Vec::new(),
         unexplained_exits: Vec::new(),
@@ -386,4 +388,18 @@ fn kill_after_a_harmless_fault_and_exit_without_a_fault_are_found() {
     let exit = UnexplainedExit { part: DrillPart::Dispatcher, pid: 7, cause: "frozen".into(), at: at(5) };
     let exited = DrillHistory { unexplained_exits: vec![exit], ..empty_history() };
     assert_violation(&exited, "P5", "ended without a fault at 0.005 s: frozen");
+}
+
+#[test]
+fn pool_has_no_more_sessions_than_it_may_and_each_continues_or_ends() {
+    let session =
+        |listener, opened, until| SessionSpan { listener, opened: at(opened), alive_until: at(until), fault: None };
+    let with = |sessions| DrillHistory { sessions, ..empty_history() };
+    let in_turns = vec![session(0, 100, 200), session(2, 201, 300), session(1, 150, 250), session(0, 301, 301)];
+    assert_eq!(violations(&with(in_turns.clone())), []);
+    // Of the pool of listeners 0 and 2.
+    let overlapping = [in_turns, vec![session(0, 190, 210)]].concat();
+    assert_violation(&with(overlapping), "P2", "2 sessions were open at the same time, max_sessions is 1");
+    let silent = SessionSpan { fault: Some("neither continued nor ended"), ..session(1, 100, 200) };
+    assert_violation(&with(vec![silent]), "P2", "a session at listener 1 neither continued nor ended");
 }

@@ -128,6 +128,8 @@ fn configuration(name: &str, dir: &Path, program: &Path, smaller: Option<&PoolNa
     let redirect = |address: &str, pool| listener(address, pool, "");
     let handoff = |address: &str, pool| listener(address, pool, "delivery = \"handoff\"\n");
     let proxied = |address: &str, pool| listener(address, pool, "delivery = \"handoff\"\nproxy_protocol = true\n");
+    let server = "max_requests = 200\nready_path = \"/\"\nping = \"500ms\"\nupgrade = [\"websocket\"]\n\
+                  max_sessions = 1\nsession_timeout = \"1500ms\"\n";
     let pool = |name: &str, handler: &str, address: &str, more: &str| {
         let workers = if smaller.is_some_and(|smaller| smaller.as_str() == name) { 2 } else { 3 };
         format!(
@@ -155,7 +157,7 @@ fn configuration(name: &str, dir: &Path, program: &Path, smaller: Option<&PoolNa
         pool("echo", "\"echo\"", "127.0.0.1:0", "max_requests = 200\n"),
         pool("exec", &handler("exec"), "127.0.0.1:0", ""),
         pool("coprocess", &handler("coprocess"), &format!("unix:{dir}/coprocess-{{n}}.sock"), "max_requests = 200\n"),
-        pool("http", &http, "127.0.0.1:0", "max_requests = 200\nready_path = \"/\"\nping = \"500ms\"\n"),
+        pool("http", &http, "127.0.0.1:0", server),
         pool("inetd", &handler("inetd"), "127.0.0.1:0", ""),
         "[front]\nhead_timeout = \"1s\"\nbody_timeout = \"1s\"\nlinger_timeout = \"200ms\"\n\n".into(),
         "[watchdog]\nprobe_interval = \"50ms\"\nworker_timeout = \"200ms\"\ndispatcher_timeout = \"400ms\"\n\
