@@ -6,22 +6,26 @@ mod support;
 use std::io::Write;
 use std::net::{Ipv6Addr, SocketAddr, TcpListener, TcpStream};
 use std::os::unix::net::UnixStream;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 
 use nix::sys::signal::Signal;
 use support::*;
 
-/// The first of `count` consecutive ports that are free, below those that the kernel chooses.
+/// The first of `count` consecutive ports that are free, below those that the kernel chooses. No other test of this
+/// process gets them.
 fn free_ports(count: u16) -> u16 {
-    let start = 20_000 + (std::process::id() % 1000) as u16 * 10;
+    static TAKEN: Mutex<u16> = Mutex::new(0);
+    let mut taken = TAKEN.lock().unwrap();
+    let start = (*taken).max(20_000 + (std::process::id() % 1000) as u16 * 10);
     let is_free = |port: &u16| {
         TcpListener::bind(("0.0.0.0", *port)).is_ok() && TcpListener::bind((Ipv6Addr::UNSPECIFIED, *port)).is_ok()
     };
     let first =
         (start..32_000).step_by(usize::from(count)).find(|first| (*first..first + count).all(|port| is_free(&port)));
-    first.expect("free ports")
+    *taken = first.expect("free ports") + count;
+    *taken - count
 }
 
 fn get_once(address: SocketAddr, target: &str) -> Result<HttpResponse, String> {
