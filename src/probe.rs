@@ -103,6 +103,9 @@ pub(crate) struct ProbeReport {
     /// Whether the set is stopping, so that clients are refused.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub stopping: bool,
+    /// The version of its program.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub version: Option<String>,
 }
 
 /// The places for connections of a dispatcher.

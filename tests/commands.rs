@@ -278,6 +278,25 @@ fn set_survives_a_log_reader_that_closes_its_pipe() {
 }
 
 #[test]
+fn status_has_the_version_of_every_part() {
+    let set = TestSet::start(ECHO);
+    let status = set.status();
+    let workers = ["default/1", "default/2"].map(|id| worker_of(&status, id)["version"].clone());
+    for version in workers.iter().chain([&status["watchdog"]["version"], &status["dispatcher"]["version"]]) {
+        assert_eq!(version, env!("CARGO_PKG_VERSION"));
+    }
+    assert!(!text(&set.patou(&["status"]).stdout).contains("not version"));
+    // The state of a watchdog of another version.
+    let file = set.runtime_dir().join("watchdog.json");
+    let saved = std::fs::read_to_string(&file).unwrap();
+    let own = format!("\"version\":\"{}\"", env!("CARGO_PKG_VERSION"));
+    std::fs::write(&file, saved.replace(&own, "\"version\":\"0.0.9\"")).unwrap();
+    let shown = text(&set.patou(&["status"]).stdout);
+    assert!(shown.contains(": watchdog run 0.0.9; restart the set"), "{shown}");
+    set.stop();
+}
+
+#[test]
 fn user_without_rights_gets_the_state_and_the_right_advice() {
     if !nix::unistd::geteuid().is_root() {
         return eprintln!("SKIPPED: not root, so every set belongs to this user");

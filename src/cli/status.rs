@@ -1,5 +1,6 @@
 //! `patou status`: the state of the set, as text or JSON.
 
+use std::collections::BTreeSet;
 use std::io::{self, Write};
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -11,6 +12,7 @@ use super::duration_arg::duration;
 use super::error::{CommandError, failed, ignore_broken_pipe, no_set};
 use super::poll::POLL_INTERVAL;
 use crate::config::Config;
+use crate::ids::ProgramVersion;
 use crate::ipc::SetLock;
 use crate::status::{self, PROBE_TIMEOUT, ProbeResult, SavedState, StatusView};
 use crate::{ipc, probe};
@@ -37,7 +39,8 @@ pub(super) fn run(path: Option<&Path>, args: &StatusArgs) -> Result<(), CommandE
         let expired = deadline.is_none_or(|at| Instant::now() >= at);
         if up || expired {
             let view = view?;
-            ignore_broken_pipe(print(&view, args.json))?;
+            let by_systemd = ipc::is_run_by_systemd(&config.set.runtime_dir);
+            ignore_broken_pipe(print(&view, args.json, by_systemd))?;
             return match deadline {
                 _ if view.watchdog.state == "gone" && ipc::is_run_by_systemd(&config.set.runtime_dir) => Err(failed(
                     "the watchdog is gone, and frozen parts are not replaced until systemd has restarted it: see \
@@ -87,7 +90,20 @@ fn read_state(dir: &Path) -> Result<SavedState, CommandError> {
     }
 }
 
-fn print(view: &StatusView, json: bool) -> io::Result<()> {
+/// A sentence about parts that run another version of the program.
+fn outdated(parts: &[(String, String)], by_systemd: bool) -> String {
+    const SHOWN: usize = 3;
+    let versions: BTreeSet<&str> = parts.iter().map(|(_, version)| version.as_str()).collect();
+    let mut names: Vec<_> = parts.iter().take(SHOWN).map(|(part, _)| part.clone()).collect();
+    if let more @ 1.. = parts.len().saturating_sub(SHOWN) {
+        names.push(format!("{more} more"));
+    }
+    let versions = versions.into_iter().collect::<Vec<_>>().join(", ");
+    let remedy = if by_systemd { "patou systemd upgrade restarts them" } else { "restart the set" };
+    format!("not version {}: {} run {versions}; {remedy}", ProgramVersion::own(), names.join(", "))
+}
+
+fn print(view: &StatusView, json: bool, by_systemd: bool) -> io::Result<()> {
     let mut out = io::stdout().lock();
     if json {
         return writeln!(out, "{}", serde_json::to_string(view)?);
@@ -96,6 +112,9 @@ fn print(view: &StatusView, json: bool) -> io::Result<()> {
     writeln!(out, "set {}  at {}", view.set, view.listeners.join(", "))?;
     for problem in &view.problems {
         writeln!(out, "problem: {problem}")?;
+    }
+    if !view.other_versions.is_empty() {
+        writeln!(out, "{}", outdated(&view.other_versions, by_systemd))?;
     }
     if view.pools.iter().flat_map(|pool| &pool.workers).any(|worker| worker.state == "up") {
         writeln!(out, "this user sees only what the watchdog reports: leases and counts need root, or the set's user")?;
@@ -132,4 +151,20 @@ fn print(view: &StatusView, json: bool) -> io::Result<()> {
         writeln!(out, "{} waiting in pool {}", pool.queue, pool.name)?;
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn parts_of_another_version_are_named_with_the_remedy() {
+        let part = |name: &str, version: &str| (name.to_owned(), version.to_owned());
+        let mut parts = vec![part("dispatcher", "0.0.9")];
+        let own = env!("CARGO_PKG_VERSION");
+        assert_eq!(outdated(&parts, false), format!("not version {own}: dispatcher run 0.0.9; restart the set"));
+        parts.extend((1..=4).map(|n| part(&format!("web/{n}"), "9.9.9")));
+        let all = "dispatcher, web/1, web/2, 2 more run 0.0.9, 9.9.9; patou systemd upgrade restarts them";
+        assert_eq!(outdated(&parts, true), format!("not version {own}: {all}"));
+    }
 }

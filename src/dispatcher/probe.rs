@@ -21,7 +21,7 @@ use super::driver::Driver;
 use super::places::ConnectionPlaces;
 use crate::config::Config;
 use crate::descriptors::{SpareDescriptors, is_shortage};
-use crate::ids::WorkerId;
+use crate::ids::{ProgramVersion, WorkerId};
 use crate::log::{Event, LogThrottle};
 use crate::net::ACCEPT_RETRY_DELAY;
 use crate::pool::PoolEvent;
@@ -263,7 +263,9 @@ impl ProbeServer {
             let (used, places) = self.places.usage();
             let connections = Some(ConnectionReport { used, places });
             let stopping = driver.stops.get();
-            let report = ProbeReport { nonce: request.nonce, pid, epoch, pools, connections, refused, stopping };
+            let version = Some(ProgramVersion::own().to_string());
+            let report =
+                ProbeReport { nonce: request.nonce, pid, epoch, pools, connections, refused, stopping, version };
             let Ok(mut answer) = serde_json::to_vec(&report) else { return };
             answer.push(b'\n');
             if !matches!(timeout(IDLE, write.write_all(&answer)).await, Ok(Ok(()))) {

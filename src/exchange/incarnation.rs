@@ -4,7 +4,7 @@ use std::sync::atomic::Ordering::{Acquire, Relaxed};
 
 use super::memory::SlotMemory;
 use super::slot_layout::Word;
-use crate::ids::{Epoch, Lifecycle, Monotonic, Replacements};
+use crate::ids::{Epoch, Lifecycle, Monotonic, ProgramVersion, Replacements};
 
 /// One incarnation of a worker, as it describes itself.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -27,6 +27,8 @@ pub(crate) struct Incarnation {
     pub last_tick: Monotonic,
     /// The TCP port it listens on.
     pub port: Option<u16>,
+    /// The version of its library; `None` for one that does not publish it.
+    pub version: Option<ProgramVersion>,
 }
 
 /// Flag in [`Word::STATE`].
@@ -48,6 +50,7 @@ impl Incarnation {
             ticks: memory.load(Word::TICKS, Relaxed),
             last_tick: Monotonic(memory.load(Word::LAST_TICK, Relaxed)),
             port: u16::try_from(memory.load(Word::PORT, Relaxed)).ok().filter(|port| *port > 0),
+            version: ProgramVersion::of_word(memory.load(Word::VERSION, Relaxed), epoch.get()),
         })
     }
 

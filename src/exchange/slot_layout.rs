@@ -66,6 +66,8 @@ impl Word {
     // Word 2 is written by older workers.
     /// [`crate::ids::Replacements`]; older workers leave 0.
     pub(super) const REPLACEMENTS: Word = Word::at(2, 3);
+    /// A [`crate::ids::ProgramVersion`] and its epoch; earlier versions do not write it.
+    pub(super) const VERSION: Word = Word::at(2, 5);
     /// The lease whose client wants to switch to another protocol; written while the lease is in service.
     pub(super) const SESSION_WANTED: Word = Word::at(2, 4);
 

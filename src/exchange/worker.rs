@@ -11,7 +11,9 @@ use super::request_note::store_note;
 use super::session;
 use super::slot_counters::{self, Counter};
 use super::slot_layout::Word;
-use crate::ids::{Claim, Epoch, LeaseId, LeaseTerms, Lifecycle, Monotonic, Phase, RefuseReason, Replacements, Token};
+use crate::ids::{
+    Claim, Epoch, LeaseId, LeaseTerms, Lifecycle, Monotonic, Phase, ProgramVersion, RefuseReason, Replacements, Token,
+};
 
 /// How often a question is read that changes meanwhile. A well-behaved dispatcher writes no faster.
 const READS_MAX: u32 = 8;
@@ -54,6 +56,7 @@ impl<M: SlotMemory> WorkerSide<M> {
         ];
         memory.store(Word::STATE, Lifecycle::Starting as u64, Relaxed);
         memory.store(Word::LAST_TICK, now.0, Relaxed);
+        memory.store(Word::VERSION, ProgramVersion::own().word(epoch.get()), Relaxed);
         for (word, value) in identity {
             memory.store(word, value, Release); // Release E: the epoch comes last
         }

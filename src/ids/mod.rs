@@ -11,6 +11,7 @@ mod monotonic;
 mod names;
 mod process;
 mod slot_state;
+mod version;
 
 pub(crate) use lease::{Epoch, LeaseId, LeaseTerms, SessionRequest, Token};
 pub(crate) use monotonic::Monotonic;
@@ -18,3 +19,4 @@ pub(crate) use names::BadWorkerId;
 pub use names::{PoolName, WorkerId, WorkerNumber};
 pub(crate) use process::ProcessId;
 pub(crate) use slot_state::{Claim, Lifecycle, Phase, RefuseReason, Replacements};
+pub(crate) use version::ProgramVersion;

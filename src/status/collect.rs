@@ -5,9 +5,9 @@ use std::time::Duration;
 use super::foreign_set::ForeignSet;
 use super::state_file::SavedState;
 use super::view::{DispatcherView, PoolView, StatusView, WatchdogView, WorkerView};
-use crate::config::{Config, ListenAddress};
+use crate::config::{Config, HandlerConfig, ListenAddress};
 use crate::exchange::{self, Incarnation, SlotCounters};
-use crate::ids::{Claim, LeaseId, Lifecycle, Phase, WorkerId, WorkerNumber};
+use crate::ids::{Claim, LeaseId, Lifecycle, Phase, ProgramVersion, WorkerId, WorkerNumber};
 use crate::probe::{ProbeReport, WorkerReport};
 use crate::procfs::ProcessStat;
 use crate::stats::Counters;
@@ -80,14 +80,17 @@ pub(crate) fn collect(config: &Config, state: &SavedState, probe: ProbeResult<'_
             lost.join(", ")
         )
     });
+    let version = report.and_then(|report| report.version.clone());
     StatusView {
         set: config.set.name.clone(),
         listeners: state.listeners.clone(),
         problems: state.problems.iter().cloned().chain(lost).collect(),
-        watchdog: WatchdogView { pid: Some(state.pid), state: watchdog, restarts: 0 },
+        other_versions: other_versions(config, state.version.as_deref(), version.as_deref(), &pools),
+        watchdog: WatchdogView { pid: Some(state.pid), state: watchdog, version: state.version.clone(), restarts: 0 },
         dispatcher: DispatcherView {
             pid: dispatcher.pid,
             state: dispatcher_state.to_owned(),
+            version,
             restarts: dispatcher.restarts,
             queue: pools.iter().map(|pool| pool.queue).sum(),
             cause: dispatcher.cause.clone(),
@@ -95,6 +98,26 @@ pub(crate) fn collect(config: &Config, state: &SavedState, probe: ProbeResult<'_
         },
         pools,
     }
+}
+
+/// The parts whose version is known and is not that of this program. A worker with a program of its own has the version
+/// of the library that it was built with, which may differ.
+fn other_versions(
+    config: &Config,
+    watchdog: Option<&str>,
+    dispatcher: Option<&str>,
+    pools: &[PoolView],
+) -> Vec<(String, String)> {
+    let own = ProgramVersion::own().to_string();
+    let is_ours = |worker: &&WorkerView| {
+        config.pool(&worker.id.pool).is_some_and(|pool| !matches!(pool.handler, HandlerConfig::Program(_)))
+    };
+    let workers = pools.iter().flat_map(|pool| &pool.workers).filter(is_ours);
+    let workers = workers.filter_map(|worker| Some((worker.id.to_string(), worker.version.as_deref()?)));
+    let parts = [("watchdog", watchdog), ("dispatcher", dispatcher)];
+    let parts = parts.into_iter().filter_map(|(name, version)| Some((name.to_owned(), version?)));
+    let others = parts.chain(workers).filter(|(_, version)| *version != own);
+    others.map(|(name, version)| (name, version.to_owned())).collect()
 }
 
 /// A process of a part at this moment.
@@ -153,6 +176,7 @@ fn worker_view(
         pid: part.and_then(|part| part.pid),
         state: state.to_owned(),
         epoch: incarnation.map_or(0, |it| it.epoch.get()),
+        version: incarnation.and_then(|it| it.version).map(|version| version.to_string()),
         lease: lease.map(|lease: LeaseId| lease.to_string()),
         address: address.map_or_else(String::new, |address| address.to_string()),
         served: count("served"),

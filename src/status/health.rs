@@ -105,6 +105,7 @@ mod tests {
             pid: None,
             state: (*state).to_owned(),
             epoch: 1,
+            version: None,
             lease: None,
             address: String::new(),
             served: 0,
@@ -125,16 +126,18 @@ mod tests {
             set: "s".into(),
             listeners: Vec::new(),
             problems: Vec::new(),
-            watchdog: WatchdogView { pid: None, state: watchdog, restarts: 0 },
+            watchdog: WatchdogView { pid: None, state: watchdog, version: None, restarts: 0 },
             dispatcher: DispatcherView {
                 pid: None,
                 state: dispatcher.into(),
+                version: None,
                 restarts: 0,
                 queue: 0,
                 cause: None,
                 was_up: false,
             },
             pools: pools.iter().zip(["a", "b"]).map(pool).collect(),
+            other_versions: Vec::new(),
         }
     }
 

@@ -24,6 +24,9 @@ pub(crate) struct SavedState {
     /// The pid namespace in which every pid of this file has its meaning. Absent in files of older versions.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pid_namespace: Option<String>,
+    /// The version of its program.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub version: Option<String>,
     /// Whether the set is stopping.
     pub stopping: bool,
     /// Addresses of the listeners, with the ports that the kernel chose.

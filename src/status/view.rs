@@ -24,6 +24,9 @@ pub(crate) struct StatusView {
     pub dispatcher: DispatcherView,
     /// In the order of the configuration.
     pub pools: Vec<PoolView>,
+    /// The parts that run the program of another version than the reader, and that version.
+    #[serde(skip)]
+    pub other_versions: Vec<(String, String)>,
 }
 
 /// The watchdog.
@@ -33,6 +36,8 @@ pub(crate) struct WatchdogView {
     pub pid: Option<u32>,
     /// `up`, `late`, `frozen`, `stopping` or `gone`.
     pub state: &'static str,
+    /// The version of its program, if it is known.
+    pub version: Option<String>,
     /// Unplanned restarts.
     pub restarts: u32,
 }
@@ -44,6 +49,8 @@ pub(crate) struct DispatcherView {
     pub pid: Option<u32>,
     /// One of the states in patou(7).
     pub state: String,
+    /// The version of its program, if it is known.
+    pub version: Option<String>,
     /// Unplanned restarts.
     pub restarts: u32,
     /// Clients that wait for a worker, in all pools.
@@ -84,6 +91,8 @@ pub(crate) struct WorkerView {
     pub state: String,
     /// Its incarnation; 0 if there has been none.
     pub epoch: u32,
+    /// The version of its program, or of the library in a program of its own; absent if it is not known.
+    pub version: Option<String>,
     /// The lease that it holds.
     pub lease: Option<String>,
     /// The address it listens on.

@@ -4,7 +4,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use super::plan::{Part, Plan, PlanKind};
-use crate::ids::ProcessId;
+use crate::ids::{ProcessId, ProgramVersion};
 use crate::status::{SavedPart, SavedReloads, SavedState};
 use crate::{log, procfs};
 
@@ -37,6 +37,7 @@ pub(super) fn saved_state<K: PlanKind>(plan: &Plan<K>, set: &str, process: Proce
         pid,
         started,
         pid_namespace: procfs::pid_namespace(),
+        version: Some(ProgramVersion::own().to_string()),
         stopping: plan.is_stopping(),
         listeners: Vec::new(),
         problems: Vec::new(),

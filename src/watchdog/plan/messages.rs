@@ -332,7 +332,16 @@ mod tests {
             served: 0,
             counters: Default::default(),
         };
-        ProbeReport { nonce: 1, pid: 1, epoch: 1, pools: vec![pool], connections: None, refused: None, stopping: false }
+        ProbeReport {
+            nonce: 1,
+            pid: 1,
+            epoch: 1,
+            pools: vec![pool],
+            connections: None,
+            refused: None,
+            stopping: false,
+            version: None,
+        }
     }
 
     #[test]

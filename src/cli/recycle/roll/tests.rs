@@ -14,6 +14,7 @@ fn life(epoch: u64, state: Lifecycle, replacements: Replacements) -> Incarnation
         ticks: 0,
         last_tick: Monotonic(0),
         port: None,
+        version: None,
     }
 }
 

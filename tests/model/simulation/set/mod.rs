@@ -324,7 +324,16 @@ impl SetSimulation {
         let (name, counters) = ("web".to_owned().try_into().unwrap(), Default::default());
         let pool = PoolReport { name, queue: 0, oldest_ms: 0, workers, served: 0, counters };
         let (pools, stopping) = (vec![pool], false);
-        let report = ProbeReport { nonce: 1, pid: 1, epoch: 1, pools, connections: None, refused: None, stopping };
+        let report = ProbeReport {
+            nonce: 1,
+            pid: 1,
+            epoch: 1,
+            pools,
+            connections: None,
+            refused: None,
+            stopping,
+            version: None,
+        };
         self.pool.handle(PoolEvent::Probe);
         self.within(3, SetSimEvent::Watchdog(Wake::Report(Some(report))));
     }
