@@ -10,6 +10,7 @@ mod question;
 mod race;
 mod request_note;
 mod restart;
+mod session;
 mod terms;
 
 use std::sync::Arc;
@@ -50,9 +51,9 @@ struct LoomSlot {
 }
 
 impl LoomSlot {
-    /// The words before the counters.
+    /// The words before the counters, of which the decision about a session is the last.
     fn new(missing: Missing) -> Arc<Self> {
-        Self::with_words(Word::POLLING.index() + 1, missing)
+        Self::with_words(Word::POLLING.index() + 2, missing)
     }
 
     fn with_words(count: usize, missing: Missing) -> Arc<Self> {
