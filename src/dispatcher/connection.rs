@@ -7,6 +7,7 @@ use std::net::SocketAddr;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::rc::Rc;
 
+use nix::errno::Errno;
 use nix::sys::socket::{MsgFlags, getsockopt, recv, setsockopt, sockopt};
 use tokio::sync::Notify;
 
@@ -226,6 +227,11 @@ impl Connection {
     /// The client, as the pool identifies it.
     pub(super) fn peer(&self) -> Peer {
         self.proxied.get().map_or(self.endpoints.peer, |address| client_peer(Some(address), || None))
+    }
+
+    /// Whether the client may still send a request.
+    pub(super) fn is_open(&self) -> bool {
+        matches!(self.peek(&mut [0]), Ok(1..) | Err(Errno::EAGAIN | Errno::EINTR))
     }
 
     /// Copies what can be read, without consuming it.

@@ -73,7 +73,8 @@ impl HandoffListener {
         let _ = shutdown(connection.as_fd().as_raw_fd(), Shutdown::Both);
     }
 
-    /// Waits at most `bound` for a request, and for its outcome. `removed`: what holds if the listener has been removed.
+    /// Waits at most `bound` for a request, and for its outcome. `removed`: what holds for a
+    /// first request if the listener has been removed.
     async fn serve_request(
         &self,
         connection: &Rc<Connection>,
@@ -82,8 +83,20 @@ impl HandoffListener {
     ) -> Option<(Rc<Listener>, HandoffOutcome)> {
         let listener = || self.listener().or_else(|| removed.clone());
         // In another protocol the server may have to send first.
-        if self.driver.speaks_http(&listener()?.config.pool) && !self.idle.wait_for_request(connection, bound).await {
-            return None;
+        if self.driver.speaks_http(&listener()?.config.pool) {
+            // The exit of this dispatcher does not cost a client its first request.
+            let pending = removed.is_some().then(|| self.pending.add());
+            if !self.idle.wait_for_request(connection, bound).await {
+                if pending.is_some() && self.idle.is_closing() && connection.is_open() {
+                    let listener = listener()?;
+                    self.store(connection, &listener).await;
+                    if connection.has_entry() {
+                        drop(pending);
+                        return std::future::pending().await; // the store keeps it only if it is not dropped
+                    }
+                }
+                return None;
+            }
         }
         // Read again: a reload may have changed it while the connection was idle.
         let listener = listener()?;

@@ -1,5 +1,6 @@
 //! The wait of idle handoff connections for a request: a new connection has `front.head_timeout` to send the first byte,
-//! a kept one `front.idle_timeout` for the next request. When the dispatcher stops, it closes all idle connections.
+//! a kept one `front.idle_timeout` for the next request. When the dispatcher stops, it closes all idle connections, but those without a first
+//! request are kept for the next dispatcher.
 
 use std::cell::Cell;
 use std::time::Duration;
@@ -23,6 +24,11 @@ impl IdleConnections {
     pub(super) fn close(&self) {
         self.is_closing.set(true);
         self.closing.notify_waiters();
+    }
+
+    /// Whether the dispatcher stops.
+    pub(super) fn is_closing(&self) -> bool {
+        self.is_closing.get()
     }
 
     /// Waits for the first byte of a request; `false` if none arrives within `bound`.
