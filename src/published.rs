@@ -220,8 +220,7 @@ fn number(name: &OsString) -> Option<u32> {
 /// The worker of a drop-in, and the directory of its drop-ins.
 fn worker_of(path: &Path) -> Option<(WorkerId, &Path)> {
     let dir = path.parent()?;
-    let instance = dir.to_str()?.strip_prefix("patou-worker@")?.strip_suffix(".service.d")?;
-    Some((instance.parse().ok()?, dir))
+    Some((units::worker_of_service(dir.to_str()?.strip_suffix(".d")?)?, dir))
 }
 
 /// The operator's drop-ins for a pool. systemd reads `.conf` only, and a file of our name would replace ours.

@@ -279,6 +279,40 @@ fn reload_adds_and_removes_pools_and_listeners() {
 }
 
 #[test]
+fn half_of_a_pool_serves_while_a_reload_restarts_its_workers() {
+    let mut set = TestSet::prepare("");
+    let config = |set: &TestSet, files: u32| {
+        gated_pool(set, 2, &format!("drain_timeout = \"10m\"\nlimits = {{ open_files = \"{files}\" }}"), "")
+    };
+    set.configure(&config(&set, 500));
+    set.run();
+    set.wait_until_up();
+    let pids = |set: &TestSet| ["default/1", "default/2"].map(|id| set.worker_pid(id));
+    let before = pids(&set);
+    // Both are busy: the one that restarts first finishes its request, and the other one serves.
+    let running = ["one", "two"].map(|name| start_gated_request(&set, name));
+    set.configure(&config(&set, 600));
+    reload(&set);
+    set.wait_for_log(&["default/1", "stopping"]);
+    assert!(
+        !set.log().lines().any(|line| line.contains("worker default/2") && line.contains("stopping")),
+        "{}",
+        set.log()
+    );
+    open_gate(&set);
+    let responses = running.map(|request| request.join().unwrap().unwrap().status);
+    assert_eq!(responses, [200, 200]);
+    set.wait_for("both workers are replaced", |_| pids(&set).iter().zip(before).all(|(new, old)| *new != old));
+    set.wait_until_up();
+    for pid in pids(&set) {
+        let limits = std::fs::read_to_string(format!("/proc/{pid}/limits")).unwrap();
+        assert!(limits.lines().any(|line| line.starts_with("Max open files") && line.contains(" 600 ")), "{limits}");
+    }
+    assert_eq!(get(set.address(0), "/fast").unwrap().status, 200);
+    set.stop();
+}
+
+#[test]
 fn queued_clients_do_not_delay_a_dispatcher_restart() {
     let mut set = TestSet::prepare("");
     set.configure(&gated_pool(&set, 1, "queue_timeout = \"10m\"", ""));

@@ -47,6 +47,11 @@ pub(crate) fn worker_service(id: &WorkerId) -> String {
     format!("patou-worker@{}.service", id.instance())
 }
 
+/// The worker of a service; `None` if the service is none of a worker.
+pub(crate) fn worker_of_service(unit: &str) -> Option<WorkerId> {
+    unit.strip_prefix("patou-worker@")?.strip_suffix(".service")?.parse().ok()
+}
+
 /// The listening socket of a worker.
 pub(crate) fn worker_socket(id: &WorkerId) -> String {
     format!("patou-worker@{}.socket", id.instance())

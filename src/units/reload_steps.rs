@@ -6,6 +6,7 @@ use std::net::SocketAddr;
 use super::names::{ADMIN, DISPATCHER, DROP_IN, ListenerSockets, WATCHDOG, worker_service, worker_socket};
 use super::render::{render, worker_users};
 use crate::config::{Config, Delivery, ListenAddress};
+use crate::ids::WorkerId;
 
 /// Actions on units, in this order. Other units keep running untouched.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -24,6 +25,8 @@ pub(crate) struct ReloadSteps {
     pub start: Vec<String>,
     /// Restarted afterwards, one by one.
     pub restart: Vec<String>,
+    /// Restarted afterwards, in batches.
+    pub restart_workers: Vec<WorkerId>,
     /// Reloaded afterwards.
     pub reload: Vec<String>,
 }
@@ -49,7 +52,7 @@ pub(crate) fn reload_steps(old: &Config, new: &Config, sockets: &ListenerSockets
             steps.start.push(service);
             steps.bind.extend(new.pool(&id.pool).and_then(|pool| pool.worker_address(id.number).tcp()));
         } else if !is_same(&service) {
-            steps.restart.push(service);
+            steps.restart_workers.push(id);
         } else if old.front != new.front || old.pool(&id.pool) != new.pool(&id.pool) {
             steps.reload.push(service);
         }

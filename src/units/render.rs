@@ -123,7 +123,7 @@ fn dispatcher(config: &Config, sockets: &ListenerSockets) -> String {
     setting(&mut text, "FileDescriptorStoreMax", &stored.to_string());
     setting(&mut text, "LimitNOFILE", &config.dispatcher_descriptors().to_string());
     time_setting(&mut text, "TimeoutStartSec", start_timeout(config));
-    time_setting(&mut text, "TimeoutStopSec", front.store_after * 2 + front.linger_timeout + EXIT_GRACE);
+    time_setting(&mut text, "TimeoutStopSec", dispatcher_stop_timeout(config));
     time_setting(&mut text, "TimeoutAbortSec", watchdog.abort_grace);
     time_setting(&mut text, "WatchdogSec", watchdog.dispatcher_timeout * WATCHDOG_FACTOR);
     text
@@ -168,7 +168,7 @@ fn worker(config: &Config, pool: &PoolConfig) -> String {
         }
     }
     time_setting(&mut text, "TimeoutStartSec", start_timeout(config));
-    time_setting(&mut text, "TimeoutStopSec", pool.drain_timeout + front.linger_timeout + EXIT_GRACE);
+    time_setting(&mut text, "TimeoutStopSec", worker_stop_timeout(config, pool));
     time_setting(&mut text, "TimeoutAbortSec", watchdog.abort_grace);
     time_setting(&mut text, "WatchdogSec", watchdog.worker_timeout * WATCHDOG_FACTOR);
     text
@@ -183,8 +183,16 @@ fn start_limit(config: &Config) -> String {
     text
 }
 
+pub(super) fn dispatcher_stop_timeout(config: &Config) -> Duration {
+    config.front.store_after * 2 + config.front.linger_timeout + EXIT_GRACE
+}
+
+pub(super) fn worker_stop_timeout(config: &Config, pool: &PoolConfig) -> Duration {
+    pool.drain_timeout + config.front.linger_timeout + EXIT_GRACE
+}
+
 /// Includes the delay of a part that keeps failing.
-fn start_timeout(config: &Config) -> Duration {
+pub(super) fn start_timeout(config: &Config) -> Duration {
     config.watchdog.start_timeout + config.watchdog.restarts.delay_max.mul_f64(1.25)
 }
 

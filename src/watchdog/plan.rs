@@ -11,6 +11,7 @@ mod lifecycle;
 mod liveness;
 mod messages;
 mod part;
+mod planned_restarts;
 mod stand_in;
 mod systemd;
 

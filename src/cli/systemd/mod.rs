@@ -52,7 +52,7 @@ pub(super) enum SystemdCommand {
         #[arg(value_name = "POOL-N")]
         worker: WorkerId,
     },
-    /// After an upgrade of the package: restart the running units, one after the other
+    /// After an upgrade of the package: restart the running units, no more than half of each pool at once
     Upgrade,
 }
 

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use super::listening_sockets::tcp_addresses;
 use super::publish::{load, load_published, publish, stage};
-use super::systemctl::{is_active, restart_if_running, systemctl, systemctl_output};
+use super::systemctl::{batches_of, is_active, restart_if_running, restart_in_batches, systemctl, systemctl_output};
 use crate::cli::error::{CommandError, failed};
 use crate::cli::poll::poll_until;
 use crate::config::{Config, ListenAddress, conflict};
@@ -69,6 +69,7 @@ fn apply(new: &Publication, steps: &ReloadSteps) -> Result<(), CommandError> {
     for unit in &steps.restart {
         restart_if_running(unit)?;
     }
+    restart_in_batches(&batches_of(&steps.restart_workers)?)?;
     // A unit that an operator has stopped reads the configuration when it starts.
     systemctl(&["try-reload-or-restart"], &steps.reload)
 }

@@ -3,6 +3,8 @@
 use std::process::Command;
 
 use crate::cli::error::{CommandError, failed};
+use crate::ids::WorkerId;
+use crate::units::{restart_batches, worker_of_service, worker_service};
 
 /// Runs systemctl on units, with this process's output streams. Without units it does nothing.
 pub(super) fn systemctl(args: &[&str], units: &[String]) -> Result<(), CommandError> {
@@ -17,6 +19,20 @@ pub(super) fn daemon_reload() -> Result<(), CommandError> {
 /// Restarts a unit that is running; another one stays as it is.
 pub(super) fn restart_if_running(unit: &str) -> Result<(), CommandError> {
     systemctl(&["try-restart"], &[unit.to_owned()])
+}
+
+/// The batches in which the running ones of these workers may restart.
+pub(super) fn batches_of(workers: &[WorkerId]) -> Result<Vec<Vec<WorkerId>>, CommandError> {
+    let units = ["--state=active,reloading", "--full", "--plain", "--no-legend", "patou-worker@*.service"];
+    let list = systemctl_output(&[&["list-units"], units.as_slice()].concat())?;
+    let unit = |line: &str| worker_of_service(line.split_whitespace().next()?);
+    Ok(restart_batches(workers, &list.lines().filter_map(unit).collect()))
+}
+
+/// Restarts workers, one batch after the other. If one does not start, the others keep their processes.
+pub(super) fn restart_in_batches(batches: &[Vec<WorkerId>]) -> Result<(), CommandError> {
+    let units = |batch: &Vec<WorkerId>| batch.iter().map(worker_service).collect::<Vec<_>>();
+    batches.iter().try_for_each(|batch| systemctl(&["try-restart"], &units(batch)))
 }
 
 pub(super) fn is_active(unit: &str) -> bool {

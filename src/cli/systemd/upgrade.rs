@@ -5,18 +5,19 @@ use std::time::{Duration, Instant};
 
 use super::publish::{load_published, publish, stage};
 use super::reload::UNREADABLE;
-use super::systemctl::restart_if_running;
+use super::systemctl::{batches_of, restart_if_running, restart_in_batches};
 use crate::cli::error::{CommandError, failed};
 use crate::cli::poll::poll_until;
 use crate::config::{COPY_HEAD, Config, Loaded};
+use crate::ids::WorkerId;
 use crate::ipc;
 use crate::probe::{self, ProbeCommand};
-use crate::units::{APPLIED, DISPATCHER, IPC, RUNTIME_DIR, WATCHDOG, worker_service};
+use crate::units::{self, APPLIED, DISPATCHER, IPC, RUNTIME_DIR, WATCHDOG};
 
 /// How long the dispatcher may take to answer.
 const PROBE_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// Restarts one part after the other, so that clients are served throughout. If the segment layout has changed, all
+/// Restarts the workers in batches, then the dispatcher and the watchdog, so that clients are served throughout. If the segment layout has changed, all
 /// parts restart together, while new clients wait in the backlog of the listening sockets.
 pub(super) fn run() -> Result<(), CommandError> {
     let published = load_published().map_err(|error| failed(format!("{error}; {UNREADABLE}")))?;
@@ -35,11 +36,22 @@ pub(super) fn run() -> Result<(), CommandError> {
         empty_queues(&config);
         return restart_if_running(IPC);
     }
-    for id in config.workers() {
-        restart_if_running(&worker_service(&id))?;
-    }
+    let batches = batches_of(&config.workers().collect::<Vec<_>>())?;
+    announce(&config, &batches);
+    restart_in_batches(&batches)?;
     restart_if_running(DISPATCHER)?;
     restart_if_running(WATCHDOG)
+}
+
+/// Says what the upgrade does, and how long dpkg may wait for it.
+fn announce(config: &Config, batches: &[Vec<WorkerId>]) {
+    let (all, most) = (batches.iter().map(Vec::len).sum::<usize>(), batches.iter().map(Vec::len).max().unwrap_or(0));
+    let bound = Duration::from_secs(units::restart_bound(config, batches).as_secs() + 1);
+    println!(
+        "restarting {all} workers, at most {most} at once and no more than half of a pool, then the dispatcher and the \
+         watchdog: at most {}, as their requests end",
+        humantime::format_duration(bound)
+    );
 }
 
 /// Has the dispatcher stop accepting, and waits until its queues are empty: later clients wait in the kernel's backlog

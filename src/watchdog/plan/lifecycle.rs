@@ -26,6 +26,8 @@ enum SetPhase {
 #[derive(Debug)]
 pub(crate) struct ChildSet {
     phase: SetPhase,
+    /// The workers that wait for their planned restart, each with the process that has to end.
+    pub(super) awaited_restarts: BTreeMap<WorkerId, u32>,
 }
 
 impl PlanKind for ChildSet {
@@ -53,6 +55,7 @@ impl PlanKind for ChildSet {
     }
 
     fn advance(plan: &mut Plan<Self>, now: Monotonic) {
+        plan.perform_restarts(now);
         plan.update_stand_ins(now);
         plan.start_due_parts(now);
         plan.advance_phase(now);
@@ -108,7 +111,8 @@ impl Plan<ChildSet> {
     /// A set without any process. With the first event it starts the dispatcher.
     pub(crate) fn for_children(workers: &BTreeMap<WorkerId, Duration>, limits: PlanLimits, now: Monotonic) -> Self {
         let (dispatcher, worker) = (PartState::StartDue(now), PartState::AwaitingDispatcher);
-        Self::build(ChildSet { phase: SetPhase::Starting }, dispatcher, worker, workers, limits, now)
+        let kind = ChildSet { phase: SetPhase::Starting, awaited_restarts: BTreeMap::new() };
+        Self::build(kind, dispatcher, worker, workers, limits, now)
     }
 
     fn on_exited(&mut self, now: Monotonic, part: &Part, cause: String, jitter: f64) {
@@ -279,7 +283,7 @@ impl Plan<ChildSet> {
             let record = self.parts.entry(part.clone()).or_insert_with(new);
             record.drain_timeout = drain_timeout;
             if change.restart.contains(&id) {
-                self.stop_part(now, &part, StopReason::PlannedRestart);
+                self.plan_restart(now, &id);
             } else if change.reload.contains(&id) {
                 self.actions.push(ChildAction::Signal(part, PartSignal::Reload).into());
             } else if let PartState::Stopping { reason: reason @ StopReason::Final, .. } = &mut record.state {

@@ -26,6 +26,35 @@ for unit in "${parts[@]}"; do
 done
 expect "patou-ipc, which keeps the segments" "$(show patou-ipc ActiveEnterTimestampMonotonic)" "$ipc"
 
+# Eight workers with requests of 2 s: half of them restart at once, and half of them serve.
+{ base_configuration && default_pool 8 "{ exec = ['/bin/sh', '-c', 'sleep 2; echo Content-Type: text/plain; echo; echo x'] }"; } | configure
+systemctl reload patou || fail "systemctl reload with slow requests"
+wait_for 20 "the set is up" all_up
+load_start 6
+(
+    least=8
+    while [ -e "$load" ] && [ ! -e "$check_dir/upgraded" ]; do
+        up=$(systemctl list-units --state=active --plain --no-legend 'patou-worker@default-*.service' | wc -l)
+        ((up >= least)) || least=$up
+    done
+    echo "$least" >"$check_dir/least"
+) &
+counting=$!
+t0=$(micros)
+patou systemd upgrade >"$check_dir/upgrade" || fail "patou systemd upgrade: $(cat "$check_dir/upgrade")"
+took=$(millis_since "$t0")
+touch "$check_dir/upgraded"
+wait "$counting"
+rm "$check_dir/upgraded"
+grep -q 'restarting 8 workers, at most 4 at once' "$check_dir/upgrade" || fail "the upgrade says: $(cat "$check_dir/upgrade")"
+load_stop_without_failure "an upgrade of eight workers with requests of 2 s ($took ms)"
+figure "an upgrade of eight workers with requests of 2 s: $took ms, at least $(cat "$check_dir/least") active"
+(($(cat "$check_dir/least") >= 4)) || fail "only $(cat "$check_dir/least") of 8 workers were active"
+((took < 9000)) || fail "the upgrade took $took ms"
+configure_standard
+systemctl reload patou
+wait_for 20 "the set is up" all_up
+
 # A set that an earlier version has started: only the configuration is published, the drop-ins are in systemd's directory,
 # and the sockets of listeners have numbers. The upgrade keeps all of it, and each socket its name.
 systemctl stop patou

@@ -1,5 +1,7 @@
 //! Start, stop, restart and reload.
 
+use proptest::prelude::*;
+
 use super::*;
 
 #[test]
@@ -128,6 +130,77 @@ fn a_planned_restart_is_not_delayed_and_not_counted() {
     scenario.expect(1, exited(worker(1)), &["kill orphans of web/1", "start worker web/1"]);
     scenario.expect(2, exited(Part::Dispatcher), &["start dispatcher"]);
     assert!(scenario.plan.status().all(|(_, status)| status.restarts == 0));
+}
+
+#[test]
+fn half_of_a_pool_serves_while_its_workers_restart() {
+    let mut scenario = Scenario::up();
+    let moved = || ConfigChange { restart: vec![id(1), id(2)], ..change(2) };
+    scenario.expect(0, ChildEvent::Apply(moved()), &["reload dispatcher", "terminate worker web/1"]);
+    scenario.expect(1, exited(worker(1)), &["kill orphans of web/1", "start worker web/1"]);
+    scenario.expect(1, ChildEvent::Started(worker(1), 13), &[]);
+    scenario.expect(2, PlanEvent::Ready(worker(1)), &["terminate worker web/2"]);
+    scenario.expect(3, exited(worker(2)), &["kill orphans of web/2", "start worker web/2"]);
+    scenario.expect(3, ChildEvent::Started(worker(2), 14), &[]);
+    scenario.expect(4, PlanEvent::Ready(worker(2)), &[]);
+    // One that dies while it waits has no second restart, and a stop of the set restarts none.
+    scenario.expect(5, ChildEvent::Apply(moved()), &["reload dispatcher", "terminate worker web/1"]);
+    let died = ["kill orphans of web/2", "restart worker web/2 in 0ns: gone", "start worker web/2"];
+    scenario.expect(6, exited(worker(2)), &died);
+    scenario.expect(6, ChildEvent::Started(worker(2), 15), &[]);
+    scenario.expect(7, PlanEvent::Ready(worker(2)), &["recovered worker web/2 1"]);
+    scenario.expect(8, exited(worker(1)), &["kill orphans of web/1", "start worker web/1"]);
+    scenario.expect(8, ChildEvent::Started(worker(1), 16), &[]);
+    scenario.expect(9, PlanEvent::Ready(worker(1)), &[]);
+    scenario.expect(10, ChildEvent::Apply(moved()), &["reload dispatcher", "terminate worker web/1"]);
+    scenario.expect(11, ChildEvent::Stop, &["quiesce", "terminate worker web/2"]);
+    scenario.expect(12, exited(worker(1)), &["kill orphans of web/1", "close the address of web/1"]);
+}
+
+proptest! {
+    /// Workers end, become ready and are restarted by reloads in any order. `serving`: those that are ready.
+    #[test]
+    fn no_reload_takes_half_of_a_pool_out_of_service(
+        count in 1..7_u16,
+        steps in proptest::collection::vec((0..3_u8, 1..7_u16), 1..40),
+    ) {
+        let mut scenario = Scenario::up();
+        let all: Vec<WorkerId> = (1..=count).map(id).collect();
+        scenario.drive(0, ChildEvent::Apply(change(count)));
+        let mut pid = 100;
+        for (ms, (kind, number)) in (1..).zip(steps) {
+            let part = worker(number.min(count));
+            let before = all.iter().filter(|id| scenario.plan.is_up(&Part::Worker((*id).clone()))).count();
+            match kind {
+                0 => drop(scenario.drive(ms, ChildEvent::Apply(ConfigChange { restart: all.clone(), ..change(count) }))),
+                1 if scenario.state(&part) == "draining" => drop(scenario.drive(ms, exited(part))),
+                2 if ["starting", "gone"].contains(&scenario.state(&part)) => {
+                    pid += 1;
+                    scenario.drive(ms, ChildEvent::Started(part.clone(), pid));
+                    scenario.drive(ms, PlanEvent::Ready(part));
+                }
+                _ => {}
+            }
+            let serving = all.iter().filter(|id| scenario.plan.is_up(&Part::Worker((*id).clone()))).count();
+            let is_half = 2 * serving >= usize::from(count) || count == 1;
+            prop_assert!(serving >= before || is_half, "{} of {}, {} before", serving, count, before);
+        }
+        // Whatever was awaited comes to its end.
+        for ms in 1000..1000 + u64::from(count) * 4 {
+            for number in 1..=count {
+                match scenario.state(&worker(number)) {
+                    "draining" => drop(scenario.drive(ms, exited(worker(number)))),
+                    "starting" | "gone" => {
+                        pid += 1;
+                        scenario.drive(ms, ChildEvent::Started(worker(number), pid));
+                        scenario.drive(ms, PlanEvent::Ready(worker(number)));
+                    }
+                    _ => {}
+                }
+            }
+        }
+        prop_assert!((1..=count).all(|number| scenario.state(&worker(number)) == "up"));
+    }
 }
 
 #[test]
