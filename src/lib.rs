@@ -75,6 +75,8 @@ mod units;
 #[cfg(feature = "daemon")]
 mod published;
 #[cfg(feature = "daemon")]
+mod worker_files;
+#[cfg(feature = "daemon")]
 mod status;
 #[cfg(feature = "worker")]
 mod backoff;

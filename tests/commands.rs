@@ -384,3 +384,74 @@ fn ordinary_user_can_run_a_set() {
     }
     std::fs::remove_dir_all(&dir).unwrap();
 }
+
+/// A script with this first line, and mode.
+fn script(set: &TestSet, name: &str, first_line: &str, mode: u32) -> String {
+    let file = set.test_dir().join(name);
+    std::fs::write(&file, format!("{first_line}\n")).unwrap();
+    std::fs::set_permissions(&file, std::os::unix::fs::PermissionsExt::from_mode(mode)).unwrap();
+    file.display().to_string()
+}
+
+#[test]
+fn check_names_what_the_workers_cannot_use_and_why() {
+    let set = TestSet::prepare("");
+    let plain = script(&set, "plain", "echo", 0o644);
+    let lost = script(&set, "lost", "#!/no/such/interpreter -x", 0o755);
+    let env = script(&set, "env", "#!/usr/bin/env no-such-program", 0o755);
+    let chain = script(&set, "chain", &format!("#!{lost}"), 0o755);
+    let good = script(&set, "good", "#!/usr/bin/env sh", 0o755);
+    let dir = set.test_dir().display().to_string();
+    let missing = "/no/such/file does not exist".to_owned();
+    let no_interpreter = "its interpreter /no/such/interpreter cannot be executed: /no/such/interpreter does not exist";
+    let exec = |program: &str| format!("{{ exec = [\"{program}\"] }}");
+    let mut cases = vec![
+        (exec(&plain), "", "handler.exec", format!("user may not execute {plain} (mode 0644, owner root:root)")),
+        (exec(&dir), "", "handler.exec", format!("found \"{dir}\"; expected the path of an executable file")),
+        (exec(&lost), "", "handler.exec", no_interpreter.to_owned()),
+        (exec(&chain), "", "handler.exec", format!("its interpreter {lost} cannot be executed: {no_interpreter}")),
+        (exec(&env), "", "handler.exec", "its interpreter no-such-program is not an executable program in PATH".into()),
+        (exec("sh"), "working_dir = \"/no/such/file\"", "working_dir", missing.clone()),
+        (exec("./no-such"), "working_dir = \"/usr\"", "handler.exec", "/usr/./no-such does not exist".into()),
+        (exec("sh"), "spool_dir = \"/no/such/file\"", "spool_dir", missing.clone()),
+    ];
+    for kind in ["coprocess", "http", "program"] {
+        let command = toml_array(&["/no/such/file", "{socket}"]);
+        cases.push((format!("{{ {kind} = {command} }}"), "", "handler", missing.clone()));
+    }
+    for (handler, more, key, why) in &cases {
+        set.configure(&one_pool(1, handler, more));
+        let (code, _, err) = run_patou(&set, &["check"]);
+        assert_eq!(code, 78, "{handler} {more}: {err}");
+        // Absolute paths are shown as the kernel sees them.
+        let why = why.replace("/usr/./", "/usr/");
+        assert!(err.contains(&format!("pool[1].{key}")) && err.contains(&why), "{handler} {more}: {err}");
+    }
+    set.configure(&one_pool(1, &exec(&good), ""));
+    assert_eq!(run_patou(&set, &["check"]).0, 0);
+    set.configure(&one_pool(1, &exec("sh"), "").replacen("127.0.0.1:0", "unix:/no/such/dir/s.sock", 1));
+    let (code, _, err) = run_patou(&set, &["check"]);
+    assert!(code == 78 && err.contains("there is no directory /no/such/dir"), "{err}");
+}
+
+#[test]
+fn reload_to_a_program_that_cannot_be_executed_changes_nothing() {
+    let set = TestSet::start(&one_pool(2, "\"echo\"", ""));
+    let before = set.status();
+    let lost = script(&set, "lost", "#!/no/such/interpreter", 0o755);
+    let changes = [
+        (format!("{{ exec = [\"{lost}\"] }}"), ""),
+        ("{ exec = [\"sh\"] }".to_owned(), "working_dir = \"/no/such/file\""),
+    ];
+    for (handler, more) in changes {
+        set.configure(&one_pool(2, &handler, more));
+        set.signal(Signal::SIGHUP);
+        set.wait_for_log(&["reload refused, nothing has changed", "does not exist"]);
+    }
+    let pids = |status: &serde_json::Value| {
+        ["default/1", "default/2"]
+            .map(|id| (worker_of(status, id)["pid"].as_u64(), worker_of(status, id)["epoch"].as_u64()))
+    };
+    assert_eq!(pids(&set.status()), pids(&before));
+    set.stop();
+}

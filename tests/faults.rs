@@ -250,26 +250,29 @@ fn worker_that_is_never_ready_is_killed_and_restarted() {
 
 #[test]
 fn reason_why_a_part_does_not_start_is_logged_once_in_one_line() {
-    // `check` accepts the program, because the file exists and is executable, but execve fails.
+    // `check` does not judge a program that depends on the number of the worker, and execve fails.
     let mut set = TestSet::prepare("");
-    let program = set.test_dir().join("program");
-    std::fs::write(&program, "#!/no/such/interpreter\n").unwrap();
-    std::fs::set_permissions(&program, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
-    let why = &format!("cannot execute {}: No such file", program.display());
+    let program = |n: &str| set.test_dir().join(format!("program-{n}"));
+    for n in ["1", "2"] {
+        std::fs::write(program(n), "#!/no/such/interpreter\n").unwrap();
+        std::fs::set_permissions(program(n), std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+    }
+    let why = |n| format!("cannot execute {}: No such file", program(n).display());
+    let (first, second) = (why("1"), why("2"));
     set.configure(&format!(
         "[watchdog]\nstart_timeout = \"3s\"\nrestarts = {{ max = 9, within = \"10m\", delay = \"10m\", delay_max = \"10m\" }}\n\
          {ECHO}\nhandler = {{ program = [\"{}\"] }}\n",
-        program.display()
+        program("{n}").display()
     ));
     set.run();
-    let line = set.wait_for_log(&["warning", "worker default/1 is down", "before it was ready", why]);
+    let line = set.wait_for_log(&["warning", "worker default/1 is down", "before it was ready", &first]);
     assert!(line.starts_with(|c: char| c.is_ascii_digit()), "{line}");
     // Only the first line has the full reason, and no other process logs it.
     set.wait_for_log(&["warning", "worker default/1 is down", "before it was ready, as before"]);
-    let has_reason = |line: &&str| line.contains("warning: worker default/1") && line.contains(why);
+    let has_reason = |line: &&str| line.contains("warning: worker default/1") && line.contains(&first);
     assert_eq!(set.log().lines().filter(has_reason).count(), 1, "{}", set.log());
     assert!(!set.log().contains("patou: "), "{}", set.log());
-    set.wait_for_log(&["the set is not up", "worker default/2 is gone", why, "start_timeout"]);
+    set.wait_for_log(&["the set is not up", "worker default/2 is gone", &second, "start_timeout"]);
     set.stop();
 }
 

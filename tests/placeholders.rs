@@ -76,8 +76,8 @@ fn program_gets_its_number_too() {
 fn directory_that_does_not_exist_is_named() {
     let program = build_example("axum_worker");
     for handler in [format!("{{ program = {} }}", toml_array(&[&program])), "{ exec = [\"sh\"] }".to_owned()] {
-        let mut set = TestSet::prepare(&one_pool(1, &handler, "working_dir = \"/no/such/dir\""));
+        let mut set = TestSet::prepare(&one_pool(1, &handler, "working_dir = \"/no/such/{n}\""));
         set.run();
-        set.wait_for_log(&["default/1", "working_dir `/no/such/dir` is not a directory"]);
+        set.wait_for_log(&["default/1", "working_dir `/no/such/1` is not a directory"]);
     }
 }

@@ -9,7 +9,7 @@ use super::error::CommandError;
 use super::patou_run::POLL_INTERVAL;
 use crate::config::{Config, LoadError, Loaded, read_text};
 use crate::held_file::leads_nowhere;
-use crate::{executable, ipc, units};
+use crate::{ipc, units, worker_files};
 
 /// Longer than the watchdog waits for the end of a removal of many files.
 const RESTORE_TIMEOUT: Duration = Duration::from_secs(2);
@@ -38,7 +38,7 @@ pub(super) fn load_as_part(path: Option<&Path>) -> Result<Loaded, CommandError> 
 /// As [`load`], and also checks that the programs of the handlers exist.
 pub(super) fn load_to_run(path: Option<&Path>) -> Result<Loaded, CommandError> {
     let loaded = load(path)?;
-    loaded.check(executable::missing_program).map_err(LoadError::from)?;
+    loaded.check(worker_files::unusable_files).map_err(LoadError::from)?;
     Ok(loaded)
 }
 

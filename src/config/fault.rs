@@ -33,6 +33,17 @@ impl fmt::Display for ConfigFault {
     }
 }
 
+/// A file or directory that a pool names and that its workers cannot use.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct UnusableFile {
+    /// The key within the section of the pool: `handler.exec`, `working_dir`.
+    pub key: String,
+    /// The value found.
+    pub found: String,
+    /// A description of a valid value, and why the present one is not valid.
+    pub expected: String,
+}
+
 /// All errors in one file, at least one, in the order of their lines. Displayed one per line, the first
 /// [`ConfigFaults::SHOWN`] of them.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -11,7 +11,8 @@ use nix::fcntl::OFlag;
 use super::config_text::ConfigText;
 use super::sections::WithoutPools;
 use super::{
-    AdminConfig, Config, ConfigFaults, FrontConfig, ListenerConfig, PoolConfig, SetConfig, WatchdogConfig, sections,
+    AdminConfig, Config, ConfigFaults, FrontConfig, ListenerConfig, PoolConfig, SetConfig, UnusableFile,
+    WatchdogConfig, sections,
 };
 
 /// A configuration and its source.
@@ -35,17 +36,17 @@ pub enum Origin {
 }
 
 impl Loaded {
-    /// Checks the handler of each pool with `missing_program`, which returns what the configuration should name instead
-    /// of a program that this machine does not have.
+    /// Checks the files and directories that the pools name with `unusable`, which returns those that the workers of a
+    /// pool cannot use on this machine.
     ///
     /// # Errors
     /// All of them together.
-    pub fn check(&self, missing_program: impl Fn(&PoolConfig) -> Option<String>) -> Result<(), ConfigFaults> {
+    pub fn check(&self, unusable: impl Fn(&PoolConfig) -> Vec<UnusableFile>) -> Result<(), ConfigFaults> {
         let without_pools = match &self.origin {
             Origin::File(_) => WithoutPools::Refused,
             Origin::BuiltIn => WithoutPools::BuiltIn,
         };
-        sections::read(&self.text, SetConfig::default(), without_pools, &missing_program).map(drop)
+        sections::read(&self.text, SetConfig::default(), without_pools, &unusable).map(drop)
     }
 }
 
@@ -98,7 +99,7 @@ impl Config {
     /// All errors together. If the text is not TOML, rules between keys are not checked: a key that could not be read
     /// would break them.
     pub fn parse(text: &str, file: &str) -> Result<Config, ConfigFaults> {
-        sections::read(&ConfigText::new(text, file), SetConfig::default(), WithoutPools::BuiltIn, &|_| None)
+        sections::read(&ConfigText::new(text, file), SetConfig::default(), WithoutPools::BuiltIn, &|_| Vec::new())
     }
 
     /// The runtime directory that `text` sets, as far as it can be recognised in an invalid file; else the default.
@@ -148,7 +149,7 @@ fn read((file, is_named): (PathBuf, bool)) -> Result<Loaded, LoadError> {
     match read_text(&file) {
         Ok(text) => {
             let text = with_included(ConfigText::new(text, &file.display().to_string()), &file)?;
-            let config = sections::read(&text, SetConfig::default(), WithoutPools::Refused, &|_| None)?;
+            let config = sections::read(&text, SetConfig::default(), WithoutPools::Refused, &|_| Vec::new())?;
             Ok(Loaded { config, origin: Origin::File(file), text })
         }
         Err(cause) if !is_named && cause.kind() == io::ErrorKind::NotFound => {

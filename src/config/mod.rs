@@ -49,7 +49,7 @@ pub use admin::AdminConfig;
 pub use config_text::ConfigText;
 pub(crate) use descriptor_needs::{DescriptorNeeds, admin_connections_within, worker_connections_within};
 pub(crate) use fault::nearest;
-pub use fault::{ConfigFault, ConfigFaults};
+pub use fault::{ConfigFault, ConfigFaults, UnusableFile};
 pub use front::FrontConfig;
 pub use listener::{Delivery, ListenerConfig, UnknownLength};
 pub(crate) use load::read_text;

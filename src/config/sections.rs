@@ -5,7 +5,7 @@ use toml::de::{DeTable, DeValue};
 use super::address::is_valid_path;
 use super::config_text::ConfigText;
 use super::diagnostics::Diagnostics;
-use super::fault::ConfigFaults;
+use super::fault::{ConfigFaults, UnusableFile};
 use super::pool_section::pool;
 use super::proxies::proxy_trust;
 use super::read::Section;
@@ -26,13 +26,13 @@ pub(super) enum WithoutPools {
     Refused,
 }
 
-/// Reads the whole text. `default_set` supplies missing keys of `[set]`; for `missing_program` see
+/// Reads the whole text. `default_set` supplies missing keys of `[set]`; for `unusable` see
 /// [`super::Loaded::check`].
 pub(super) fn read(
     source: &ConfigText,
     default_set: SetConfig,
     without_pools: WithoutPools,
-    missing_program: &dyn Fn(&PoolConfig) -> Option<String>,
+    unusable: &dyn Fn(&PoolConfig) -> Vec<UnusableFile>,
 ) -> Result<Config, ConfigFaults> {
     let text = source.as_str();
     let (table, errors) = DeTable::parse_recoverable(text);
@@ -43,7 +43,7 @@ pub(super) fn read(
     });
     if diagnostics.is_toml() {
         validate::check(&config, &mut diagnostics);
-        validate::handlers(&config, missing_program, &mut diagnostics);
+        validate::pool_files(&config, unusable, &mut diagnostics);
     }
     match diagnostics.into_faults() {
         faults if faults.is_empty() => Ok(config),

@@ -6,7 +6,7 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use super::diagnostics::Diagnostics;
-use super::fault::{nearest, quote};
+use super::fault::{UnusableFile, nearest, quote};
 use super::{
     Config, Delivery, HandlerConfig, LISTENERS_MAX, ListenerConfig, POOLS_MAX, PoolConfig, ProxyTrust, TrustedProxies,
     UnknownLength, WORKERS_MAX, address_conflicts, placeholder, request_body, session_rules,
@@ -189,19 +189,18 @@ fn size_of_command(section: &str, pool: &PoolConfig, diagnostics: &mut Diagnosti
     }
 }
 
-/// Reports the handlers for which `missing_program` returns what the configuration should name instead.
-pub(super) fn handlers(
+/// Reports the files that the workers of a pool cannot use, as `unusable` finds them.
+pub(super) fn pool_files(
     config: &Config,
-    missing_program: &dyn Fn(&PoolConfig) -> Option<String>,
+    unusable: &dyn Fn(&PoolConfig) -> Vec<UnusableFile>,
     diagnostics: &mut Diagnostics,
 ) {
     if diagnostics.has_gaps() {
         return;
     }
     for (i, pool) in config.pools.iter().enumerate() {
-        if let (Some(program), Some(expected)) = (pool.handler.command().first(), missing_program(pool)) {
-            let key = format!("pool[{}].handler.{}", i + 1, pool.handler.name());
-            diagnostics.contradiction(&key, &[], quote(program), expected);
+        for UnusableFile { key, found, expected } in unusable(pool) {
+            diagnostics.contradiction(&format!("pool[{}].{key}", i + 1), &[], quote(&found), expected);
         }
     }
 }

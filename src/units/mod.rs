@@ -12,6 +12,7 @@ mod check;
 mod names;
 mod reload_steps;
 mod render;
+mod sandbox;
 
 pub(crate) use batches::{restart_batches, restart_bound};
 pub(crate) use check::check;
@@ -22,6 +23,7 @@ pub(crate) use names::{
 };
 pub(crate) use reload_steps::{ReloadSteps, reload_steps};
 pub(crate) use render::render;
+pub(crate) use sandbox::Sandbox;
 
 #[cfg(test)]
 mod tests;

@@ -9,9 +9,9 @@ use tokio::sync::oneshot;
 use tokio::time::sleep;
 
 use super::accounts;
-use crate::config::{Config, PoolConfig};
+use crate::config::{Config, PoolConfig, UnusableFile};
 use crate::ids::Monotonic;
-use crate::{clock, executable};
+use crate::{clock, worker_files};
 
 /// How long reading may take before the reload is refused.
 const READ_TIMEOUT: Duration = Duration::from_secs(10);
@@ -69,16 +69,20 @@ impl ConfigReader {
 /// are not checked.
 pub(super) fn read_checked(file: &Path, in_force: &Config) -> ConfigRead {
     let loaded = Config::load(Some(file)).map_err(|error| error.to_string())?;
-    loaded.check(|pool| missing_program(pool, in_force)).map_err(|faults| faults.to_string())?;
+    loaded.check(|pool| unusable_files(pool, in_force)).map_err(|faults| faults.to_string())?;
     let mut config = loaded.config;
     accounts::resolve(&mut config).map_err(|error| error.to_string())?;
     Ok(Box::new(config))
 }
 
-/// The program of a new or changed handler, if it does not exist. An unchanged handler is not checked: it runs.
-fn missing_program(pool: &PoolConfig, in_force: &Config) -> Option<String> {
-    let unchanged = |now: &PoolConfig| now.handler == pool.handler && now.environment == pool.environment;
-    if in_force.pool(&pool.name).is_some_and(unchanged) { None } else { executable::missing_program(pool) }
+/// What the workers of a new or changed pool cannot use. An unchanged handler is not checked: it runs.
+fn unusable_files(pool: &PoolConfig, in_force: &Config) -> Vec<UnusableFile> {
+    let files = |pool: &PoolConfig| {
+        let PoolConfig { handler, environment, working_dir, spool_dir, .. } = pool.clone();
+        (handler, environment, working_dir, spool_dir)
+    };
+    let is_unchanged = in_force.pool(&pool.name).is_some_and(|now| files(now) == files(pool));
+    if is_unchanged { Vec::new() } else { worker_files::unusable_files(pool) }
 }
 
 #[cfg(test)]

@@ -3,6 +3,7 @@
 mod generate;
 mod listening_sockets;
 mod main_process;
+mod pool_files;
 mod publish;
 mod reload;
 mod restore;
@@ -16,6 +17,7 @@ use clap::Subcommand;
 
 use super::error::CommandError;
 use crate::ids::WorkerId;
+pub(super) use pool_files::unusable_files;
 pub(super) use publish::refusals;
 pub(super) use systemctl::systemctl_output;
 

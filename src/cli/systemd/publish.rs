@@ -4,13 +4,14 @@ use std::collections::BTreeSet;
 use std::io;
 use std::path::Path;
 
+use super::pool_files::unusable_files;
 use super::systemctl::daemon_reload;
 use crate::cli::account::account;
 use crate::cli::error::{CommandError, failed};
 use crate::config::{Config, LoadError, Loaded, Origin};
 use crate::published::{Publication, PublishedSet};
 use crate::units::{self, APPLIED};
-use crate::{executable, watchdog};
+use crate::watchdog;
 
 /// Where systemd has the generators write their units (systemd.generator(7)).
 const GENERATOR_DIR: &str = "/run/systemd/generator";
@@ -22,7 +23,7 @@ pub(super) fn load(path: Option<&Path>) -> Result<Loaded, CommandError> {
         // A set whose file has disappeared must not become another set.
         return Err(CommandError::Config("there is no configuration: write /etc/patou/patou.toml".to_owned()));
     }
-    loaded.check(executable::missing_program).map_err(LoadError::from)?;
+    loaded.check(unusable_files).map_err(LoadError::from)?;
     let faults = refusals(&loaded.config);
     if faults.is_empty() { Ok(loaded) } else { Err(CommandError::Config(faults.join("\n"))) }
 }
