@@ -84,6 +84,11 @@ fn failures_before(last: Option<(Monotonic, u32)>, now: Monotonic, limits: &Rest
     }
 }
 
+/// How often the part has failed in a row before its present incarnation.
+pub(crate) fn failures(memory: &impl SlotMemory, word: Word) -> u32 {
+    exchange::load_start(memory, word).map_or(0, |(_, failures)| failures)
+}
+
 /// Notes that the part is ready. An incarnation that replaces itself in place continues the life of its process.
 pub(crate) fn note_ready(memory: &impl SlotMemory, word: Word) {
     if let Some((NOT_READY, failures)) = exchange::load_start(memory, word) {

@@ -241,7 +241,8 @@ impl Driver {
         let pools = self.pools.borrow();
         let workers = || pools.all().iter().flat_map(|pool| pool.table.workers());
         let serving = workers().filter(|worker| worker.up && !worker.drained).count();
-        format!("serving with {serving} of {} workers, {} waiting", workers().count(), self.waiting())
+        let busy = workers().filter(|worker| worker.up && worker.is_held()).count();
+        format!("serving with {serving} of {} workers, {busy} busy, {} waiting", workers().count(), self.waiting())
     }
 
     /// The number of queued clients.

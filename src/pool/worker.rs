@@ -85,6 +85,11 @@ impl Worker {
         !self.was_seen || self.is_corrupt()
     }
 
+    /// Whether a lease holds it.
+    pub(crate) fn is_held(&self) -> bool {
+        !matches!(self.hold, Hold::Free | Hold::Corrupt)
+    }
+
     pub(super) fn is_idle(&self) -> bool {
         self.state == Some(Lifecycle::Ready) && !self.drained && self.is_free()
     }

@@ -14,6 +14,8 @@ pub(crate) const APPLIED: &str = "/run/patou-applied/patou.toml";
 pub(crate) const RUNTIME_DIR: &str = "/run/patou";
 /// The directory of the watchdog's state file: `RuntimeDirectory=` of its unit.
 pub(crate) const WATCHDOG_DIR: &str = "/run/patou-watchdog";
+/// The whole set.
+pub(crate) const SET: &str = "patou.service";
 /// Creates segments and named pipes.
 pub(crate) const IPC: &str = "patou-ipc.service";
 /// The watchdog.

@@ -5,8 +5,8 @@ use std::fmt::Write;
 use std::time::Duration;
 
 use super::names::{
-    ADMIN, DISPATCHER, DROP_IN, ListenerSockets, OWNER, WATCHDOG, WORKER_USER, listen_value, worker_service,
-    worker_socket,
+    ADMIN, DISPATCHER, DROP_IN, ListenerSockets, OWNER, SET, WATCHDOG, WORKER_USER, core_services, listen_value,
+    worker_service, worker_services, worker_socket,
 };
 use crate::config::{AdminConfig, Config, DESCRIPTORS, Delivery, ListenAddress, ListenerConfig, PoolConfig};
 use crate::ids::{WorkerId, WorkerNumber};
@@ -42,6 +42,7 @@ pub(crate) fn render(
         let socket = listen_stream(&listener.address, Some(listener));
         add(&sockets.unit(&listener.address), format!("{text}\n{socket}"));
     }
+    add(SET, set(config));
     add(ADMIN, admin_socket(&config.admin));
     add(DISPATCHER, dispatcher(config, sockets));
     add(WATCHDOG, watchdog(config, group_of));
@@ -55,6 +56,15 @@ pub(crate) fn render(
         }
     }
     files
+}
+
+/// While the set runs, its parts are dependencies: a start starts those that are missing.
+fn set(config: &Config) -> String {
+    let mut text = String::from("[Unit]\n");
+    for part in core_services().into_iter().chain(worker_services(config)) {
+        setting(&mut text, "Wants", &part);
+    }
+    text
 }
 
 /// The Unix listener that redirects to the workers of a pool: its clients need access to the workers' sockets too.

@@ -75,6 +75,9 @@ fn drop_ins_contain_the_values_of_the_configuration() {
     assert_line("patou-dispatcher.service", "FileDescriptorStoreMax=384");
     assert!(!file("patou-worker@a-1.service").contains("CPUQuota"));
     assert_line("patou-watchdog.service", "TimeoutStartSec=47500000us");
+    for part in ["patou-ipc", "patou-watchdog", "patou-dispatcher", "patou-worker@a-2"] {
+        assert_line("patou.service", &format!("Wants={part}.service"));
+    }
     let groups: Vec<_> = file("patou-watchdog.service").lines().filter(|l| l.contains("Groups")).collect();
     assert_eq!(groups, ["SupplementaryGroups=997", "SupplementaryGroups=1234"]);
 }

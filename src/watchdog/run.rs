@@ -41,6 +41,8 @@ pub(super) struct Watchdog<S: Supervisor> {
     failed_samples: LogThrottle,
     /// The last `STATUS=` sent to systemd.
     status: String,
+    /// The last unplanned restart, and why, in words.
+    last_restart: Option<String>,
 }
 
 /// What ends a wait.
@@ -67,6 +69,7 @@ impl<S: Supervisor> Watchdog<S> {
             spare: SpareDescriptors::new(1),
             failed_samples: LogThrottle::default(),
             status: String::new(),
+            last_restart: None,
         }
     }
 
@@ -235,6 +238,8 @@ impl<S: Supervisor> Watchdog<S> {
     fn log(&mut self, part: &Part, mut notice: Notice) {
         if let Notice::Restarting { .. } | Notice::UnitRestarted { .. } = &notice {
             self.set.restart_stats.unplanned_restart(part);
+            let cause = self.set.plan.status().find(|(of, _)| *of == part).and_then(|(_, status)| status.cause);
+            self.last_restart = Some(format!("{part} ({})", cause.as_deref().unwrap_or("its process has ended")));
         }
         if let Notice::Restarting { cause, .. } = &mut notice {
             self.abbreviate_cause(part, cause);
@@ -259,7 +264,8 @@ impl<S: Supervisor> Watchdog<S> {
         state.problems.extend(self.set.failing_pools(clock::now(), &state));
         let Some(state) = self.set.state_writer.write_if_changed(state, dir) else { return };
         let up = state.workers.values().filter(|part| part.state == "up").count();
-        let status = format!("dispatcher {}, {up} of {} workers up", state.dispatcher.state, state.workers.len());
+        let last = self.last_restart.as_ref().map_or(String::new(), |last| format!(", last restart: {last}"));
+        let status = format!("dispatcher {}, {up} of {} workers up{last}", state.dispatcher.state, state.workers.len());
         if status != self.status {
             notify(&[NotifyState::Status(&status)]);
             self.status = status;

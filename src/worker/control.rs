@@ -93,6 +93,7 @@ impl ControlLoop {
             self.state.apply_drain_flag();
             self.answer_question(now);
             self.check_limits(now);
+            self.state.report_status(now);
             self.state.turn.notify_waiters();
         }
     }

@@ -34,6 +34,7 @@ mod lifecycle_state;
 mod program;
 mod recycle;
 mod redirect;
+mod reported_status;
 mod request_io;
 mod send_back;
 mod serve;

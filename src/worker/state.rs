@@ -15,12 +15,13 @@ use super::error::{ServeError, system};
 use super::handler::{BuiltinHandler, HandlerReadiness};
 use super::lifecycle_state::{LifecycleState, TaskCommand};
 use super::recycle::{ReachedLimit, RecycleLimits};
+use super::reported_status::ReportedStatus;
 use super::served_connection::{ServedConnection, SharedTransaction, keep_alive};
 use super::task_ping::TaskPing;
 use super::transaction::Transaction;
 use crate::config::{FrontConfig, PoolConfig, SessionBounds};
 use crate::doorbell::Doorbell;
-use crate::exchange::{self, Counter, Word, WorkerSide};
+use crate::exchange::{self, Counter, SlotCounters, Word, WorkerSide};
 use crate::ids::{LeaseId, Lifecycle, Monotonic, WorkerId};
 use crate::log::{self, Event};
 use crate::net::SharedStream;
@@ -28,11 +29,6 @@ use crate::sd_notification::{FAULT_STATUS, notify};
 use crate::shm::Segment;
 use crate::signals::SignalFlag;
 use crate::{backoff, clock, process_tree, sync};
-
-/// The shortest time between two statuses that tell why a request has failed.
-const FAULT_STATUS_INTERVAL: Duration = Duration::from_secs(1);
-/// How much of the reason they tell.
-const FAULT_CHARS: usize = 300;
 
 /// The claimed request, as far as the control loop needs it.
 pub(super) struct ActiveRequest {
@@ -60,8 +56,7 @@ pub(super) struct WorkerState {
     pub stop_signal: SignalFlag,
     commands: mpsc::UnboundedSender<TaskCommand>,
     wakeup: EventFd,
-    /// When the supervisor was last told why a request has failed.
-    fault_noted_at: Mutex<Option<Monotonic>>,
+    reported: Mutex<ReportedStatus>,
     /// Notified after each turn of the control loop, which reads signals and the words of the dispatcher.
     pub turn: Notify,
     /// Read-locked by each connection until its response is delivered.
@@ -98,7 +93,7 @@ impl WorkerState {
             stop_signal,
             commands,
             wakeup: EventFd::from_flags(flags).map_err(|e| system("eventfd")(e.into()))?,
-            fault_noted_at: Mutex::default(),
+            reported: Mutex::default(),
             turn: Notify::new(),
             pending_responses: Arc::default(),
         };
@@ -155,6 +150,7 @@ impl WorkerState {
             Some(error) => format!("{}{error}", replacements.failure_status()),
         };
         notify(&[NotifyState::Status(&status)]); // `patou recycle` looks for it when it sees the result in the slot
+        sync::lock(&self.reported).tell(clock::now(), &status); // and finds it for a while
         self.update(|state| state.finish_recycle(replacements, self.slot.drained()));
     }
 
@@ -189,24 +185,43 @@ impl WorkerState {
         }
     }
 
-    /// One line for `systemctl status`.
+    /// One line for `systemctl status`: what the worker does, what it has served, and what went wrong last.
     fn serving_status(&self) -> String {
-        format!("serving as {}, incarnation {}", self.id, self.slot.epoch())
+        let SlotCounters { served, failed, .. } = SlotCounters::load(&**self.slot.memory());
+        let state = match self.lifecycle() {
+            Lifecycle::Ready if sync::lock(&self.active).is_some() => "busy",
+            Lifecycle::Ready => "idle",
+            Lifecycle::Draining => "draining",
+            Lifecycle::Starting | Lifecycle::Recycling => "starting",
+        };
+        let restarts = match backoff::failures(self.slot.memory(), Word::WORKER_LAST_START) {
+            0 => String::new(),
+            1 => ", restarted after a failure".to_owned(),
+            failures => format!(", restarted after {failures} failures in a row"),
+        };
+        let last_error = sync::lock(&self.reported).last_fault().map(|reason| format!("{FAULT_STATUS}{reason}"));
+        let (epoch, last_error) = (self.slot.epoch(), last_error.unwrap_or_default());
+        format!("{state}, {served} served, {failed} failed, incarnation {epoch}{restarts}{last_error}")
     }
 
-    /// Counts a request that failed through a fault of the handler. The supervisor learns the reason, at most once within
-    /// [`FAULT_STATUS_INTERVAL`].
+    /// Tells the supervisor how the worker is, if that has changed and was not told a moment ago. Called by the control
+    /// loop when something else wakes it.
+    pub(super) fn report_status(&self, now: Monotonic) {
+        if !sync::lock(&self.reported).is_due(now) {
+            return;
+        }
+        let status = self.serving_status();
+        let is_new = sync::lock(&self.reported).tell(now, &status);
+        if is_new {
+            notify(&[NotifyState::Status(&status)]);
+        }
+    }
+
+    /// Counts a request that failed through a fault of the handler, and tells the supervisor the reason.
     pub(super) fn note_fault(&self, reason: &str) {
         self.slot.count(Counter::HandlerFaults, 1);
-        let now = clock::now();
-        let mut noted_at = sync::lock(&self.fault_noted_at);
-        if noted_at.is_none_or(|at| now.since(at) >= FAULT_STATUS_INTERVAL) {
-            *noted_at = Some(now);
-            drop(noted_at);
-            let reason: String =
-                reason.chars().map(|c| if c.is_control() { ' ' } else { c }).take(FAULT_CHARS).collect();
-            notify(&[NotifyState::Status(&format!("{}{FAULT_STATUS}{reason}", self.serving_status()))]);
-        }
+        sync::lock(&self.reported).note_fault(reason);
+        self.report_status(clock::now());
     }
 
     /// Publishes Ready or Draining according to the operator's flag in the slot. A worker that starts or recycles reads

@@ -3,12 +3,15 @@
 use std::path::Path;
 use std::time::{Duration, Instant};
 
+use sd_notify::NotifyState;
+
 use super::publish::{load, publish, stage, withdraw};
-use super::systemctl::{are_any_active, is_active, systemctl};
+use super::systemctl::{are_any_active, daemon_reload, is_active, systemctl, systemctl_output};
 use crate::cli::error::{CommandError, failed};
 use crate::cli::poll::poll_until;
 use crate::config::Config;
 use crate::probe::{self, ProbeCommand};
+use crate::sd_notification::notify;
 use crate::status::SavedState;
 use crate::units::{self, ADMIN, DISPATCHER, IPC, RUNTIME_DIR, WATCHDOG};
 
@@ -31,6 +34,8 @@ pub(super) fn start(path: Option<&Path>) -> Result<(), CommandError> {
         return Err(failed("no worker could be started: see journalctl -u 'patou-worker@*'"));
     }
     wait_until_seen(&loaded.config);
+    // What stays true: this unit has no process that could tell more later.
+    notify(&[NotifyState::Status("its parts are units: see systemctl status patou.slice, and patou status")]);
     Ok(())
 }
 
@@ -55,5 +60,14 @@ pub(super) fn stop() -> Result<(), CommandError> {
     let all = ["patou-worker@*", "patou-listener@*", "patou-probe.socket", DISPATCHER, ADMIN, WATCHDOG, IPC];
     let stopped = systemctl(&["stop"], &all.map(str::to_owned));
     withdraw()?;
+    // The parts are dependencies of a running set only.
+    if !is_shutting_down() {
+        daemon_reload()?;
+    }
     stopped
+}
+
+/// Whether systemd stops all units.
+fn is_shutting_down() -> bool {
+    systemctl_output(&["show", "--value", "--property=SystemState"]).is_ok_and(|state| state.trim() == "stopping")
 }
