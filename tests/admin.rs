@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::os::unix::fs::PermissionsExt;
-use std::os::unix::net::UnixStream;
+use std::os::unix::net::{UnixDatagram, UnixStream};
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -226,8 +226,22 @@ impl HealthWatch {
 
 #[test]
 fn health_is_never_unavailable_during_planned_restarts_and_a_short_outage() {
-    let set = TestSet::start(&ECHO.replace("workers = 2", "workers = 1"));
-    wait_for_health(&set, 200, "ready");
+    let mut set = TestSet::prepare(&ECHO.replace("workers = 2", "workers = 1"));
+    // Right after READY=1.
+    let socket = UnixDatagram::bind(set.test_dir().join("notify")).unwrap();
+    socket.set_read_timeout(Some(EVENT_TIMEOUT)).unwrap();
+    let mut command = set.command(&["run"]);
+    command.env("NOTIFY_SOCKET", set.test_dir().join("notify"));
+    set.spawn(command);
+    let mut message = [0; 4096];
+    loop {
+        let length = socket.recv(&mut message).unwrap();
+        if text(&message[..length]).contains("READY=1") {
+            break;
+        }
+    }
+    let health = admin_get(&set, "/healthz");
+    assert_eq!((health.status, &health.json()["state"]), (200, &"ready".into()), "{health:?}");
     let watch = HealthWatch::start(&set);
     // The only worker is recycled, then restarted for another limit, and the dispatcher for another listener.
     assert!(set.patou(&["recycle", "--all"]).status.success());

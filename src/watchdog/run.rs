@@ -278,11 +278,10 @@ impl<S: Supervisor> Watchdog<S> {
         let Some(state) = set.state_writer.last() else { return Ok(()) };
         set.admin.publish(SetSnapshot::new(now, &set.config, state, &set.prober, &set.restart_stats));
         let has_report = set.prober.last_report().is_some();
-        // A set of child processes is ready when all of them are up.
-        if S::Set::BY_SYSTEMD
-            && !set.is_ready
-            && (set.prober.has_looked() || set.unserved_admin.as_ref().is_some_and(|(until, _)| *until <= now))
-        {
+        // After the snapshot, so that `/healthz` is right by then. A set of units runs already.
+        let is_look_over = set.unserved_admin.as_ref().is_some_and(|(until, _)| *until <= now);
+        let is_seen = S::Set::BY_SYSTEMD && (set.prober.has_looked() || is_look_over);
+        if !set.is_ready && (set.is_up || is_seen) {
             set.notify_ready();
         }
         match set.unserved_admin.take_if(|(until, _)| has_report || *until <= now) {

@@ -27,6 +27,8 @@ pub(super) struct WatchedSet<K: PlanKind> {
     pub unserved_admin: Option<(Monotonic, Vec<OwnedFd>)>,
     pub state_writer: StateWriter,
     pub reloads: SavedReloads,
+    /// Whether all child processes have been up, or have failed.
+    pub is_up: bool,
     /// Whether READY=1 was sent.
     pub is_ready: bool,
     /// Whether there is nothing left to do.
@@ -45,6 +47,7 @@ impl<K: PlanKind> WatchedSet<K> {
             unserved_admin: None,
             state_writer: StateWriter::default(),
             reloads: SavedReloads::default(),
+            is_up: false,
             is_ready: false,
             is_finished: false,
         }

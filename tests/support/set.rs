@@ -94,7 +94,8 @@ impl TestSet {
         self.child = Some(command.stdout(Stdio::null()).spawn().unwrap());
     }
 
-    fn spawn(&mut self, mut command: Command) {
+    /// Starts a prepared `patou run`, which logs to the file of the set.
+    pub(crate) fn spawn(&mut self, mut command: Command) {
         let log = fs::File::options().create(true).append(true).open(self.dir.join("log")).unwrap();
         self.child = Some(command.stdout(Stdio::null()).stderr(log).spawn().unwrap());
     }

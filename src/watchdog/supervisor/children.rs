@@ -222,7 +222,7 @@ impl Supervisor for ChildSupervisor {
             ChildAction::Quiesce => prober::send_quiesce(self.probe_socket.clone()),
             ChildAction::RemoveWorker(id) => self.remove_worker(&id),
             ChildAction::AllUp => {
-                set.notify_ready();
+                set.is_up = true;
                 self.log_set_up(set);
             }
             ChildAction::Finish => set.is_finished = true,
