@@ -5,8 +5,9 @@ use crate::config::Config;
 use crate::units;
 
 const SECTIONS: [&str; 3] = ["[Unit]", "[Service]", "[Socket]"];
-const KEYS: [&str; 22] = [
+const KEYS: [&str; 23] = [
     "Description",
+    "Wants",
     "AssertPathIsDirectory",
     "ListenSequentialPacket",
     "ListenStream",
