@@ -83,6 +83,9 @@ def exchange(f, c):
     elif target == '/many-fields': respond(b'', *(f'X-{n}: 1' for n in range(500)))
     elif target == '/old': c.sendall(b'HTTP/1.0 200 OK\r\nContent-Length: 3\r\n\r\nold'); return False
     elif target == '/stuck': time.sleep(1000)
+    elif target == '/endless':
+        c.sendall(b'HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n')
+        while True: c.sendall(chunk(b'event')); time.sleep(0.05)
     elif target == '/slow': time.sleep(0.5); respond(b'slow'); 
     elif target == '/interim': c.sendall(b'HTTP/1.1 103 Early Hints\r\nLink: </a>\r\n\r\n'); respond(b'final')
     return True
@@ -398,6 +401,37 @@ fn client_that_hangs_up_costs_no_process() {
     }
     let (after, requests) = identity(&set);
     assert_eq!((after, requests), (pid, count + 3), "{}", set.log());
+    set.stop();
+}
+
+#[test]
+fn client_that_leaves_an_endless_response_does_not_keep_the_worker() {
+    let Some(set) = server("request_timeout = \"120s\"") else { return };
+    let (pid, _) = identity(&set);
+    let mut stream = connect(set.address(0));
+    stream.write_all(request_head("GET", "/endless", set.address(0), "").as_bytes()).unwrap();
+    stream.read_exact(&mut [0; 300]).unwrap();
+    drop(stream);
+    set.wait_for_log(&["failed (its response continues 5s after its client has left): replacing it"]);
+    assert_ne!(identity(&set).0, pid);
+    set.stop();
+}
+
+#[test]
+fn failed_replacement_of_a_server_that_had_to_end_first_is_logged_so() {
+    if !is_installed("python3") {
+        return;
+    }
+    let set = TestSet::start_with(|dir| {
+        let environment = format!("environment = {{ NOT_READY = \"{}/not_ready\" }}", dir.display());
+        let more = format!("ready_path = \"/ready\"\nreplace = \"after\"\n{environment}\n");
+        pool(1, "{socket}", &more) + "[watchdog]\nstart_timeout = \"2s\"\n"
+    });
+    fs::write(set.test_dir().join("not_ready"), "").unwrap();
+    assert!(!set.patou(&["recycle", "default"]).status.success());
+    set.wait_for_log(&["the next process of the handler cannot start, and the old one has ended", "503"]);
+    fs::remove_file(set.test_dir().join("not_ready")).unwrap();
+    wait_until("it serves again", || get(set.address(0), "/").is_ok_and(|response| response.status == 200));
     set.stop();
 }
 

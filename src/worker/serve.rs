@@ -17,7 +17,7 @@ use super::recycle::reexec;
 use super::service::HandlerService;
 use super::state::WorkerState;
 use super::{handoff, redirect};
-use crate::config::worker_connections_within;
+use crate::config::{Replacing, worker_connections_within};
 use crate::descriptors;
 use crate::log::{Event, LogThrottle};
 use crate::net::{ACCEPT_RETRY_DELAY, SharedStream, SocketListener};
@@ -130,8 +130,12 @@ fn finish_replacement(state: &WorkerState, result: Result<(), HandlerStartError>
                 event = %Event::WorkerRecycled, "warm process recycled");
         }
         Err(error) => {
+            let rest = match state.builtin.as_ref().and_then(BuiltinHandler::replacing) {
+                Some(Replacing::After) => ", and the old one has ended",
+                Some(Replacing::Before) | None => ": the worker keeps the old one",
+            };
             tracing::error!(worker = %state.id, %error, event = %Event::RecycleFailed,
-                "the next process of the handler cannot start: the worker keeps the old one");
+                "the next process of the handler cannot start{rest}");
         }
     }
     state.finish_recycle(result.as_ref().err().map(|error| error as &dyn Display));

@@ -50,9 +50,9 @@ impl ServerConnection {
 
     /// Whether it can carry another request.
     pub(super) async fn is_reusable(&mut self) -> bool {
-        let flags = MsgFlags::MSG_PEEK | MsgFlags::MSG_DONTWAIT;
-        let readable = recv(self.stream.as_fd().as_raw_fd(), &mut [0], flags) != Err(Errno::EAGAIN);
-        may_reuse(self.idle_since.into_std(), Instant::now().into_std(), readable) && self.sender.ready().await.is_ok()
+        let is_readable = is_readable(&self.stream);
+        may_reuse(self.idle_since.into_std(), Instant::now().into_std(), is_readable)
+            && self.sender.ready().await.is_ok()
     }
 
     /// Sends a request.
@@ -109,6 +109,12 @@ impl AsyncRead for ServerIo {
     }
 }
 
+/// Whether the server has closed the connection, or written what was not read.
+fn is_readable(stream: &SocketStream) -> bool {
+    let flags = MsgFlags::MSG_PEEK | MsgFlags::MSG_DONTWAIT;
+    recv(stream.as_fd().as_raw_fd(), &mut [0], flags) != Err(Errno::EAGAIN)
+}
+
 /// Whether the server has not caused an error: there will be no response to what is not written.
 fn is_local(error: &io::Error) -> bool {
     !matches!(error.kind(), io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset)
@@ -127,6 +133,10 @@ impl AsyncWrite for ServerIo {
         let all = bytes.iter().map(|part| part.len()).sum();
         if self.is_broken {
             return Poll::Ready(Ok(all));
+        }
+        let is_first = sync::lock(&self.current).as_ref().is_some_and(|body| !body.is_written());
+        if is_first && is_readable(&self.stream.0) {
+            return Poll::Ready(Err(io::Error::other("the server has written without a request, or closed it")));
         }
         match Pin::new(&mut self.stream).poll_write_vectored(task, bytes) {
             Poll::Ready(Ok(written)) => {
@@ -156,5 +166,56 @@ impl AsyncWrite for ServerIo {
     fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
         let _ = shutdown(self.stream.0.as_fd().as_raw_fd(), Shutdown::Write); // fails if the server has gone
         Poll::Ready(Ok(()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::{Read, Write};
+    use std::net::{TcpListener, TcpStream};
+
+    use http::header::HOST;
+
+    use super::super::super::body;
+    use super::super::super::limited_body::LimitedBody;
+    use super::*;
+
+    const RESPONSE: &[u8] = b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n";
+
+    fn request() -> (Request<()>, SharedBody) {
+        let head = Request::get("/").header(HOST, "localhost").body(()).unwrap();
+        (head, SharedBody::new(LimitedBody::stored(body::empty()), false))
+    }
+
+    /// Responds to one request.
+    fn respond(mut server: TcpStream) -> TcpStream {
+        let (mut request, mut buffer) = (Vec::new(), [0; 1024]);
+        while !request.ends_with(b"\r\n\r\n") {
+            let length = server.read(&mut buffer).unwrap();
+            request.extend_from_slice(&buffer[..length]);
+        }
+        server.write_all(RESPONSE).unwrap();
+        server
+    }
+
+    #[tokio::test]
+    async fn bytes_that_arrive_just_before_a_request_are_not_its_response() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let address = PrivateAddress::Tcp { port, _reserved: listener.try_clone().unwrap().into() };
+        let mut connection = ServerConnection::open(&address).await.unwrap();
+        let (server, _) = listener.accept().unwrap();
+        let server = std::thread::spawn(|| respond(server));
+        let (head, body) = request();
+        assert_eq!(connection.send(head, &body).await.unwrap().status(), StatusCode::OK);
+        assert!(body.is_written());
+        connection.set_idle();
+        assert!(connection.is_reusable().await);
+        // The task of the connection runs at the next await.
+        let (head, body) = request();
+        let pending = connection.send(head, &body);
+        server.join().unwrap().write_all(RESPONSE).unwrap();
+        assert!(pending.await.is_err());
+        assert!(!body.is_written(), "a part of the request was sent");
     }
 }

@@ -7,6 +7,7 @@ use std::task::{Context, Poll, Waker, ready};
 use std::time::Duration;
 
 use bytes::Bytes;
+use http::HeaderMap;
 use http_body::{Body as _, Frame, SizeHint};
 use tokio::time::{Sleep, sleep};
 
@@ -28,7 +29,7 @@ pub(super) struct SharedBody(Arc<Mutex<BodyState>>);
 struct BodyState {
     body: LimitedBody,
     /// What was read before the first byte of the request was written.
-    unsent: VecDeque<Bytes>,
+    unsent: VecDeque<Unsent>,
     is_written: bool,
     /// While the client waits for `100 Continue`, and the server has not decided.
     gate: Option<Gate>,
@@ -36,6 +37,34 @@ struct BodyState {
     failure: Option<RequestFailure>,
     is_awaited: bool,
     is_complete: bool,
+}
+
+/// A frame that is sent again.
+#[derive(Clone)]
+enum Unsent {
+    Data(Bytes),
+    Trailers(HeaderMap),
+}
+
+impl Unsent {
+    fn of(frame: &Frame<Bytes>) -> Option<Self> {
+        let data = frame.data_ref().cloned().map(Self::Data);
+        data.or_else(|| frame.trailers_ref().cloned().map(Self::Trailers))
+    }
+
+    fn frame(self) -> Frame<Bytes> {
+        match self {
+            Self::Data(data) => Frame::data(data),
+            Self::Trailers(trailers) => Frame::trailers(trailers),
+        }
+    }
+
+    fn length(&self) -> u64 {
+        match self {
+            Self::Data(data) => data.len() as u64,
+            Self::Trailers(_) => 0,
+        }
+    }
 }
 
 struct Gate {
@@ -117,9 +146,9 @@ impl http_body::Body for AttemptBody {
             ready!(gate.opens.as_mut().poll(task));
             state.gate = None;
         }
-        if let Some(data) = state.unsent.get(self.resent) {
+        if let Some(unsent) = state.unsent.get(self.resent) {
             self.resent += 1;
-            return Poll::Ready(Some(Ok(Frame::data(data.clone()))));
+            return Poll::Ready(Some(Ok(unsent.clone().frame())));
         }
         let polled = Pin::new(&mut state.body).poll_frame(task);
         state.is_awaited = polled.is_pending();
@@ -129,8 +158,8 @@ impl http_body::Body for AttemptBody {
                     remove_connection_fields(trailers);
                     remove_claims(trailers);
                 }
-                if let (Some(data), false) = (frame.data_ref(), state.is_written) {
-                    state.unsent.push_back(data.clone());
+                if let (Some(unsent), false) = (Unsent::of(&frame), state.is_written) {
+                    state.unsent.push_back(unsent);
                     self.resent += 1;
                 }
                 state.is_complete = frame.is_trailers() || state.body.is_end_stream();
@@ -155,7 +184,7 @@ impl http_body::Body for AttemptBody {
 
     fn size_hint(&self) -> SizeHint {
         let state = sync::lock(&self.shared.0);
-        let unsent: u64 = state.unsent.iter().skip(self.resent).map(|data| data.len() as u64).sum();
+        let unsent: u64 = state.unsent.iter().skip(self.resent).map(Unsent::length).sum();
         let rest = state.body.size_hint();
         let mut hint = SizeHint::new();
         if let Some(upper) = rest.upper() {
@@ -163,5 +192,27 @@ impl http_body::Body for AttemptBody {
         }
         hint.set_lower(rest.lower() + unsent);
         hint
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use http::HeaderValue;
+    use http_body_util::{BodyExt, Full};
+
+    use super::*;
+
+    #[tokio::test]
+    async fn request_of_which_nothing_was_written_is_sent_again_with_its_trailers() {
+        let trailers = HeaderMap::from_iter([(http::HeaderName::from_static("x-sum"), HeaderValue::from_static("4"))]);
+        let sent = trailers.clone();
+        let body = Full::new(Bytes::from_static(b"data")).map_err(BoxError::from);
+        let body = body.with_trailers(async move { Some(Ok(sent)) }).boxed_unsync();
+        let shared = SharedBody::new(LimitedBody::stored(body), false);
+        for _ in 0..3 {
+            let collected = shared.attempt().collect().await.unwrap();
+            assert_eq!(collected.trailers(), Some(&trailers));
+            assert_eq!(collected.to_bytes(), "data");
+        }
     }
 }

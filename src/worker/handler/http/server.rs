@@ -27,6 +27,9 @@ use crate::net::SharedStream;
 
 /// How long a server whose connection has ended may take to die before it counts as one that only closed it.
 pub(super) const DEATH_AFTER_CLOSE: Duration = Duration::from_millis(100);
+/// How long the rest of a response may take after its client has left. One that never ends, of server-sent events for
+/// example, would keep its worker until `request_timeout`.
+const DISCARD_TIMEOUT: Duration = Duration::from_secs(5);
 /// The pause after the first attempt to reach a server that starts; it doubles up to the second.
 const PROBE_PAUSE: Duration = Duration::from_millis(5);
 const PROBE_PAUSE_MAX: Duration = Duration::from_millis(100);
@@ -113,7 +116,11 @@ impl HttpServer {
                 Ok(Response::from_parts(head, ()))
             }
             Err(error) => {
+                let was_sent = self.exchange.as_ref().is_some_and(|exchange| exchange.body.is_written());
                 self.close();
+                if !was_sent {
+                    return Err(ServerFault::Closed(format!("its connection cannot take a request ({error})")));
+                }
                 Err(self.fault(&error, "before the end of a response head").await)
             }
         }
@@ -179,6 +186,14 @@ impl HttpServer {
     /// How the process has ended, after [`Self::ended`].
     pub(super) async fn exit_reason(&mut self) -> String {
         self.child.wait().await.to_string()
+    }
+
+    /// Reads the rest of a response without a client.
+    async fn discard_body(&mut self) -> hyper::Result<()> {
+        while let Some(frame) = poll_fn(|task| self.poll_frame(task)).await {
+            frame?;
+        }
+        Ok(())
     }
 
     /// Ends the exchange together with its connection.
@@ -275,13 +290,18 @@ impl WarmProcess for HttpServer {
                 Err(ServerFault::Closed(_)) => return Ok(false),
             }
         }
-        while let Some(frame) = poll_fn(|task| self.poll_frame(task)).await {
-            if let Err(error) = frame {
+        match timeout(DISCARD_TIMEOUT, self.discard_body()).await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => {
                 self.close();
                 return match self.fault(&error, "within a response").await {
                     ServerFault::Broken(reason) => Err(NotFinished::Fault(reason)),
                     ServerFault::Closed(_) => Ok(false),
                 };
+            }
+            Err(_) => {
+                let limit = humantime::format_duration(DISCARD_TIMEOUT);
+                return Err(NotFinished::Fault(format!("its response continues {limit} after its client has left")));
             }
         }
         self.end_exchange().map_err(|fault| NotFinished::Fault(fault.reason().to_owned()))?;
