@@ -5,7 +5,7 @@
     working_dir = "/srv/app"    # where the module is
     ping = "5s"                 # no request before the application is loaded
 """
-import importlib, io, os, sys, urllib.parse
+import importlib, io, os, shutil, sys, tempfile, urllib.parse
 
 class RequestBody(io.RawIOBase):
     readable = lambda self: True
@@ -33,18 +33,19 @@ def respond(application, fields, body, responses):
                "REMOTE_ADDR": fields["REMOTE_ADDRESS"], "wsgi.url_scheme": fields["SCHEME"], "wsgi.version": (1, 0),
                "wsgi.input": io.BufferedReader(body), "wsgi.errors": sys.stderr, "wsgi.run_once": False,
                "wsgi.multithread": False, "wsgi.multiprocess": True}
-    start, pieces = [], []
-    result = application(environ, lambda *arguments: (start.append(arguments), pieces.append)[1])
+    # Collected, because the length comes first; on disk if it is large.
+    start, content = [], tempfile.SpooledTemporaryFile(1 << 20)
+    result = application(environ, lambda *arguments: (start.append(arguments), content.write)[1])
     for piece in result:
-        pieces.append(piece)
+        content.write(piece)
     getattr(result, "close", lambda: None)()
-    (status, headers), content = start[-1][:2], b"".join(pieces)  # collected: the length comes first
-    length = next((value for name, value in headers if name.lower() == "content-length"), len(content))
+    (status, headers), is_head, length = start[-1][:2], fields["METHOD"] == "HEAD", content.tell()
     lines = [("Status", status), *(field for field in headers if field[0].lower() != "content-length")]
-    if fields["METHOD"] == "HEAD":
-        lines, content = [*lines, *[("Http-Content-Length", length)] * bool(length)], b""
-    lines.append(("Content-Length", len(content)))
-    responses.write("".join(f"{name}: {value}\r\n" for name, value in lines).encode("latin-1") + b"\r\n" + content)
+    announced = next((value for name, value in headers if name.lower() == "content-length"), length)
+    lines += [("Http-Content-Length", announced)] * bool(is_head and announced) + [("Content-Length", 0 if is_head else length)]
+    responses.write("".join(f"{name}: {value}\r\n" for name, value in lines).encode("latin-1") + b"\r\n")
+    content.seek(0, os.SEEK_END if is_head else os.SEEK_SET)
+    shutil.copyfileobj(content, responses)
 
 sys.path.insert(0, os.getcwd())
 module, _, name = sys.argv[1].partition(":")

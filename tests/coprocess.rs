@@ -411,6 +411,30 @@ fn exercise(module: &str, source: &str) {
 }
 
 #[test]
+fn wsgi_bridge_holds_no_large_response_in_memory() {
+    if !is_installed(PYTHON) {
+        return;
+    }
+    let source = "import os\ndef application(environ, start):\n  start('200 OK', [])\n  \
+                  if environ['PATH_INFO'] == '/pid': return [b'%d' % os.getpid()]\n  \
+                  return (b'x' * (1 << 20) for _ in range(128))\n";
+    let set = TestSet::start_with(|dir| {
+        fs::write(dir.join("large.py"), source).unwrap();
+        let command = [PYTHON, &example("coprocess_wsgi.py"), "large:application"];
+        pool(1, &command, &format!("working_dir = {:?}\n", dir.display().to_string()))
+    });
+    let address = set.address(0);
+    let pid = send(address, "GET", "/pid", "", b"").text().parse().unwrap();
+    let before = resident_kib(pid);
+    assert_eq!(send(address, "GET", "/large", "", b"").body.len(), 128 << 20);
+    let peak = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+    let peak =
+        peak.lines().find_map(|line| line.strip_prefix("VmHWM:")?.trim().strip_suffix(" kB")?.parse::<u64>().ok());
+    assert!(peak.unwrap() < before + (16 << 10), "{before} KiB before, {peak:?} KiB at most");
+    set.stop();
+}
+
+#[test]
 fn wsgi_bridge_is_short() {
     let lines = fs::read_to_string(example("coprocess_wsgi.py")).unwrap().lines().count();
     assert!(lines <= 60, "{lines}");
