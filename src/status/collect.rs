@@ -80,7 +80,7 @@ pub(crate) fn collect(config: &Config, state: &SavedState, probe: ProbeResult<'_
             lost.join(", ")
         )
     });
-    let version = report.and_then(|report| report.version.clone());
+    let version = report.filter(|_| responsive).and_then(|report| report.version.clone());
     StatusView {
         set: config.set.name.clone(),
         listeners: state.listeners.clone(),

@@ -17,8 +17,8 @@ use crate::units::{self, APPLIED, DISPATCHER, IPC, RUNTIME_DIR, WATCHDOG};
 /// How long the dispatcher may take to answer.
 const PROBE_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// Restarts the workers in batches, then the dispatcher and the watchdog, so that clients are served throughout. If the segment layout has changed, all
-/// parts restart together, while new clients wait in the backlog of the listening sockets.
+/// Restarts the workers in batches, then the dispatcher and the watchdog, so that clients are served throughout. If the
+/// segment layout has changed, all parts restart together, while new clients wait in the backlog of the listening sockets.
 pub(super) fn run() -> Result<(), CommandError> {
     let published = load_published().map_err(|error| failed(format!("{error}; {UNREADABLE}")))?;
     let Some(Loaded { config, text, .. }) = published else {
