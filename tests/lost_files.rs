@@ -201,7 +201,7 @@ fn a_request_in_progress_survives_the_loss_of_everything_and_of_the_dispatcher()
     remove(&set.runtime_dir());
     remove_segments(&set);
     wait_for_health(&set, "degraded");
-    assert_eq!(set.status()["problems"].as_array().map(Vec::len), Some(1));
+    set.wait_for("the loss is named", |status| status["problems"].as_array().map(Vec::len) == Some(1));
     // The lease is in the segment, which has no name any more.
     let busy = set.wait_for("one worker is busy", |status| {
         [worker_of(status, "default/1"), worker_of(status, "default/2")].iter().any(|w| w["state"] == "busy")
