@@ -167,7 +167,7 @@ listener_socket() {
 }
 
 # A line per socket, and since when it has been open.
-sockets() { sockets_named patou-probe.socket patou-admin.socket $(listener_socket /run/patou/lease.sock 127.0.0.1:7286) patou-worker@default-{1,2,3}.socket; }
+sockets() { sockets_named patou-probe.socket patou-admin.socket "$(listener_socket /run/patou/lease.sock)" "$(listener_socket 127.0.0.1:7286)" patou-worker@default-{1,2,3}.socket; }
 sockets_named() {
     local unit
     for unit in "$@"; do

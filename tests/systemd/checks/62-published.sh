@@ -73,7 +73,7 @@ configuration() { # PORTS
 configuration 7291 7292 7286 | configure
 systemctl reload patou || fail "systemctl reload with three listeners"
 wait_for 10 "the set is up" all_up
-since=$(sockets_named $(listener_socket 127.0.0.1:7292 127.0.0.1:7286))
+since=$(sockets_named "$(listener_socket 127.0.0.1:7292)" "$(listener_socket 127.0.0.1:7286)")
 load_start 4
 python3 - >"$check_dir/refused" <<'PY' &
 import socket, time
@@ -94,7 +94,7 @@ configuration 7292 7286 | configure
 systemctl reload patou || fail "systemctl reload without the first listener"
 wait "$connecting"
 load_stop_without_failure "the first of three listeners is removed"
-expect "the sockets of the other listeners" "$(sockets_named $(listener_socket 127.0.0.1:7292 127.0.0.1:7286))" "$since"
+expect "the sockets of the other listeners" "$(sockets_named "$(listener_socket 127.0.0.1:7292)" "$(listener_socket 127.0.0.1:7286)")" "$since"
 [[ $(cat "$check_dir/refused") =~ ^0\  ]] || fail "connections to the second listener: $(cat "$check_dir/refused") refused"
 log "connections to the second listener (refused, all): $(cat "$check_dir/refused")"
 expect_failure "a connection to the removed listener" curl --silent --max-time 5 http://127.0.0.1:7291/x

@@ -109,11 +109,11 @@ other=$!
 in_use() { ss --no-header --listening --tcp 'src 127.0.0.2:7402' | has .; }
 wait_for 5 "the port is in use" in_use
 { base_configuration && default_pool 3 && listener 127.0.0.1:7287 handoff default && listener 0.0.0.0:7402 handoff b && pool b 1 127.0.0.1:7422; } | configure
-before=$(sockets_named $(listener_socket 127.0.0.1:7402) && main_pid patou-dispatcher)
+before=$(sockets_named "$(listener_socket 127.0.0.1:7402)" && main_pid patou-dispatcher)
 mark=$(mark)
 expect_failure "systemctl reload to an address in use" systemctl reload patou
 messages_since "$mark" --unit=patou.service | has 'another process listens on 127.0.0.2:7402' || fail "the journal names no reason: $(messages_since "$mark")"
-expect "the listener" "$(sockets_named $(listener_socket 127.0.0.1:7402) && main_pid patou-dispatcher)" "$before"
+expect "the listener" "$(sockets_named "$(listener_socket 127.0.0.1:7402)" && main_pid patou-dispatcher)" "$before"
 wait_for 10 "the set is up" all_up
 serves 7402 || fail "the listener that stays does not serve"
 kill "$other"
