@@ -37,7 +37,7 @@ expect_failure "a drill without --yes" patou drill --config /etc/patou/patou.tom
 [[ $output == *--yes* ]] || fail "a drill without --yes prints: $output"
 
 # Seeds, and faults for each: PATOU_DRILL=5x200 is a longer drill.
-IFS=x read -r seeds faults <<<"${PATOU_DRILL:-2x40}"
+IFS=x read -r seeds faults <<<"${PATOU_DRILL:-2x25}"
 for ((seed = 1; seed <= seeds; seed++)); do
     patou drill --config /etc/patou/patou.toml --yes --seed "$seed" --faults "$faults" --pace 3 --json >"$check_dir/report" 2>"$check_dir/messages" ||
         fail "the drill: $(cat "$check_dir/messages"; jq '{violations, skipped}' "$check_dir/report")"
