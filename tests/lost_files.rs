@@ -176,7 +176,9 @@ fn a_worker_whose_objects_are_being_replaced_is_drained_and_resumed_in_the_new_o
     set.signal(Signal::SIGSTOP);
     remove_segments(&set);
     signal_to(worker, Signal::SIGKILL);
-    wait_until("the worker is dead", || !is_alive(worker));
+    // Its locks are held until its last thread has ended.
+    let threads = || fs::read_dir(format!("/proc/{worker}/task")).map_or(0, Iterator::count);
+    wait_until("the worker is dead", || !is_alive(worker) && threads() <= 1);
     let mut resumed = UnixStream::connect(set.runtime_dir().join("probe.sock")).unwrap();
     resumed.write_all(b"{\"nonce\":1,\"order\":{\"resume\":\"default/1\"}}\n").unwrap();
     resumed.set_read_timeout(Some(Duration::from_millis(300))).unwrap();
