@@ -362,6 +362,39 @@ fn starved_worker_is_kept_while_a_frozen_one_is_detected() {
     set.stop();
 }
 
+/// The serving thread of a worker gets only idle processor time, which is none for longer than `request_timeout`, while its
+/// control thread runs.
+#[test]
+fn worker_whose_serving_thread_is_starved_does_not_take_it_for_blocked() {
+    if !is_installed("chrt") {
+        return;
+    }
+    let _machine = lock_machine();
+    let mut set = TestSet::prepare(&ECHO.replace("[[pool]]", "[[pool]]\nrequest_timeout = \"500ms\""));
+    set.run_with_log_level("info");
+    set.wait_until_up();
+    let starved = set.worker_pid("default/1");
+    let one = first_allowed_cpu();
+    let cpu_load = CpuLoad::pinned(40, &one);
+    // The first thread is the serving thread.
+    sched_setaffinity(Pid::from_raw(starved as i32), &one).unwrap();
+    let chrt = Command::new("chrt").args(["--idle", "--pid", "0", &starved.to_string()]).output().unwrap();
+    assert!(chrt.status.success(), "{}", text(&chrt.stderr));
+    let clients = OverloadClients::start(set.address(0), 4);
+    set.wait_for_log(&["worker=default/1", "serving thread is blocked"]);
+    // Not a wait: longer than request_timeout and its grace, which must not apply.
+    std::thread::sleep(Duration::from_secs(3));
+    assert_eq!(set.worker_pid("default/1"), starved, "{}", set.log());
+    drop(cpu_load);
+    clients.wait_for(10);
+    let outcomes = clients.stop();
+    set.wait_for_worker("default/1", "idle");
+    assert_eq!((set.worker_pid("default/1"), kill_count(&set)), (starved, 0), "{}", set.log());
+    // A request that the thread had claimed when it lost its processor.
+    assert!(outcomes.unexplained.len() <= 1, "{:?}", outcomes.unexplained);
+    set.stop();
+}
+
 /// A debugger holds the control thread for longer than any timeout.
 #[test]
 fn worker_held_by_a_debugger_is_not_killed() {

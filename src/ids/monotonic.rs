@@ -12,6 +12,11 @@ impl Monotonic {
     pub(crate) fn since(self, earlier: Monotonic) -> Duration {
         Duration::from_nanos(self.0.saturating_sub(earlier.0))
     }
+
+    /// The point `time` earlier.
+    pub(crate) fn before(self, time: Duration) -> Monotonic {
+        Monotonic(self.0.saturating_sub(u64::try_from(time.as_nanos()).unwrap_or(u64::MAX)))
+    }
 }
 
 impl Add<Duration> for Monotonic {

@@ -11,6 +11,7 @@ use sd_notify::NotifyState;
 
 use super::error::{ServeError, system};
 use super::lifecycle_state::TaskCommand;
+use super::serving_thread::ServingThread;
 use super::signals::WorkerSignals;
 use super::stand_in::serve_blocked;
 use super::state::{ActiveRequest, WorkerState};
@@ -27,6 +28,9 @@ use crate::{backoff, clock};
 
 /// How often a stopping worker checks whether its last offer was revoked, for which the dispatcher rings no doorbell.
 const DRAIN_POLL: Duration = Duration::from_millis(20);
+
+/// The shortest pause between two samples of a silent serving thread.
+const SILENCE_CHECK: Duration = Duration::from_millis(50);
 
 /// Exit status of a worker that cannot continue (EX_SOFTWARE, sysexits.h).
 const EXIT_FAILED: i32 = 70;
@@ -49,6 +53,7 @@ pub(super) fn start(
         stopping_since: None,
         watchdog: WatchdogTicker::start(),
         parent: ParentWatch::now(),
+        serving: ServingThread::current(),
     };
     std::thread::Builder::new().name("control".into()).spawn(move || control.run()).map_err(system("thread"))
 }
@@ -67,6 +72,7 @@ struct ControlLoop {
     stopping_since: Option<Monotonic>,
     watchdog: WatchdogTicker,
     parent: ParentWatch,
+    serving: ServingThread,
 }
 
 impl ControlLoop {
@@ -102,11 +108,14 @@ impl ControlLoop {
     fn wait(&self, now: Monotonic) {
         let drain = (self.state.is_stopping() && !self.exit_sent).then(|| now + DRAIN_POLL);
         let max_age = self.state.max_age_at().filter(|at| *at > now);
-        let overdue = self.state.blocked_at();
+        // At its start a silence is sampled. At its end the thread may have waited for a processor, and it is sampled again.
+        let check_silence = |start: Monotonic, end: Monotonic| {
+            if start > now { start } else { end.max(now + SILENCE_CHECK) }
+        };
+        let overdue = self.state.overdue_since().map(|deadline| check_silence(deadline, deadline + BLOCKED_GRACE));
         let ping = &self.state.ping;
-        let ping_bounds = [PING_LATE, ping.limit + BLOCKED_GRACE];
-        let pending = ping.pending_since();
-        let ping = pending.and_then(|since| ping_bounds.map(|by| since + by).into_iter().find(|at| *at > now));
+        let ping =
+            ping.pending_since().map(|since| check_silence(since + PING_LATE, since + ping.limit + BLOCKED_GRACE));
         let until = [drain, max_age, overdue, ping, self.watchdog.due_at()].into_iter().flatten().min();
         let timeout = until.map_or(PollTimeout::NONE, |at| {
             // Rounded up: poll(2) counts in milliseconds, and an early wake-up would only wait again.
@@ -168,13 +177,19 @@ impl ControlLoop {
         if self.state.max_age_at().is_some_and(|at| at <= now) {
             self.state.request_recycle();
         }
-        if let Some(request) = self.state.take_blocked(now) {
+        if let Some(deadline) = self.state.overdue_since().filter(|deadline| *deadline <= now)
+            && self.serving.own_silence(deadline, now) >= BLOCKED_GRACE
+            && let Some(request) = self.state.take_overdue(deadline)
+        {
             self.time_out_blocked_request(request);
         }
-        match self.state.ping.pending_for(now) {
-            Some(pending) if pending >= self.state.ping.limit + BLOCKED_GRACE => self.exit_serving_blocked(),
-            pending => self.set_serving_blocked(pending.is_some_and(|pending| pending >= PING_LATE)),
+        let late_since = self.state.ping.pending_since().filter(|since| now.since(*since) >= PING_LATE);
+        if let Some(since) = late_since
+            && self.serving.own_silence(since, now) >= self.state.ping.limit + BLOCKED_GRACE
+        {
+            self.exit_serving_blocked();
         }
+        self.set_serving_blocked(late_since.is_some());
         if self.state.is_stopping() && !self.exit_sent && !self.state.slot.has_obligation(now) {
             self.exit_sent = true;
             self.send_command(TaskCommand::Exit, now);

@@ -40,6 +40,7 @@ mod send_back;
 mod serve;
 mod served_connection;
 mod service;
+mod serving_thread;
 mod session;
 mod setup;
 mod signals;

@@ -61,7 +61,7 @@ pub(super) async fn serve<S: HandlerService>(
                     if !descriptors::is_exhausted() {
                         exhausted_since = None;
                     } else if exhausted_since.get_or_insert(Instant::now()).elapsed() >= EXHAUSTED_GRACE
-                        && state.blocked_at().is_none()
+                        && state.overdue_since().is_none()
                     {
                         return Err(ServeError::Exhausted(descriptors::limit()));
                     }

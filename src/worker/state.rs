@@ -19,6 +19,7 @@ use super::reported_status::ReportedStatus;
 use super::served_connection::{ServedConnection, SharedTransaction, keep_alive};
 use super::task_ping::TaskPing;
 use super::transaction::Transaction;
+use crate::bounds::BLOCKED_GRACE;
 use crate::config::{FrontConfig, PoolConfig, SessionBounds};
 use crate::doorbell::Doorbell;
 use crate::exchange::{self, Counter, SlotCounters, Word, WorkerSide};
@@ -329,15 +330,16 @@ impl WorkerState {
         self.is_stopping() || self.slot.drained() || sync::lock(&self.lifecycle).wants_recycle
     }
 
-    /// Takes the active request if its handler blocks the thread of the serving task.
-    pub(super) fn take_blocked(&self, now: Monotonic) -> Option<ActiveRequest> {
-        self.blocked_at().filter(|at| *at <= now).and_then(|_| sync::lock(&self.active).take())
+    /// Takes the active request if its handler is still overdue since `deadline`.
+    pub(super) fn take_overdue(&self, deadline: Monotonic) -> Option<ActiveRequest> {
+        (self.overdue_since() == Some(deadline)).then(|| sync::lock(&self.active).take()).flatten()
     }
 
-    /// When [`Self::take_blocked`] will have something to take; `None` if there is no request, or its handler is done.
-    pub(super) fn blocked_at(&self) -> Option<Monotonic> {
+    /// [`BLOCKED_GRACE`] before the control loop concludes that the handler blocks its thread; `None` if there is no request,
+    /// or its handler is done.
+    pub(super) fn overdue_since(&self) -> Option<Monotonic> {
         let transaction = sync::lock(&self.active).as_ref().map(|active| active.transaction.clone());
-        transaction.and_then(|transaction| transaction.get(Transaction::blocked_at))
+        transaction.and_then(|transaction| transaction.get(Transaction::blocked_at)).map(|at| at.before(BLOCKED_GRACE))
     }
 
     /// Counts a finished request, and releases its lease.

@@ -83,11 +83,6 @@ impl TaskPing {
             PingState::Acknowledged | PingState::Suspended => None,
         }
     }
-
-    /// For how long a ping has been pending.
-    pub(super) fn pending_for(&self, now: Monotonic) -> Option<Duration> {
-        self.pending_since().map(|since| now.since(since))
-    }
 }
 
 #[cfg(test)]
@@ -98,13 +93,12 @@ mod tests {
     #[test]
     fn ping_is_pending_from_the_first_until_the_acknowledgement() {
         let ping = TaskPing::new(Duration::from_secs(1));
-        let pending = |at| ping.pending_for(Monotonic(at)).map(|pending| pending.as_nanos());
-        assert_eq!(pending(5), None);
+        assert_eq!(ping.pending_since(), None);
         ping.ping(Monotonic(10));
         ping.ping(Monotonic(20));
-        assert_eq!((ping.pending_since(), pending(30)), (Some(Monotonic(10)), Some(20)));
+        assert_eq!(ping.pending_since(), Some(Monotonic(10)));
         ping.ack();
-        assert_eq!(pending(40), None);
+        assert_eq!(ping.pending_since(), None);
     }
 
     #[test]
@@ -113,7 +107,7 @@ mod tests {
         ping.ping(Monotonic(50));
         ping.suspend();
         ping.ping(Monotonic(60));
-        assert_eq!(ping.pending_for(Monotonic(70)), None);
+        assert_eq!(ping.pending_since(), None);
         ping.ack();
         ping.ping(Monotonic(80));
         assert_eq!(ping.pending_since(), Some(Monotonic(80)));
