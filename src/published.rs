@@ -5,6 +5,8 @@
 //! any moment leaves the old or the new one. The previous directory remains until the next publication, so that a
 //! generator that copies from it can finish.
 
+mod unit_end;
+
 use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::fs::{self, Permissions};
@@ -14,11 +16,14 @@ use std::path::{Path, PathBuf};
 
 use crate::ids::{PoolName, WorkerId};
 use crate::units::{self, DROP_IN, ListenerSockets};
+pub(crate) use unit_end::describe_end;
 
 /// The link to the directory in force, and the prefix of the directories.
 const CURRENT: &str = "set";
 const CONFIG: &str = "patou.toml";
 const DROP_INS: &str = "drop-ins";
+/// How the last process of each unit ended that did not end as planned: a file per unit.
+const ENDS: &str = "ends";
 
 /// The directory in which a set is published.
 pub(crate) struct PublishedSet {
@@ -107,17 +112,30 @@ impl PublishedSet {
 
     /// Removes everything that is published.
     pub(crate) fn withdraw(&self) -> io::Result<()> {
-        let removed = |result: io::Result<()>| match result {
-            Err(error) if error.kind() != ErrorKind::NotFound => Err(error),
-            _ => Ok(()),
-        };
         // First the file that says that there is a set.
-        removed(fs::remove_file(self.config()))?;
-        removed(fs::remove_file(self.dir.join(CURRENT)))?;
-        for name in self.directories()? {
-            removed(fs::remove_dir_all(self.dir.join(name)))?;
+        not_missing(fs::remove_file(self.config()))?;
+        not_missing(fs::remove_file(self.dir.join(CURRENT)))?;
+        for name in self.directories()?.into_iter().chain([ENDS.into()]) {
+            not_missing(fs::remove_dir_all(self.dir.join(name)))?;
         }
         Ok(())
+    }
+
+    /// Notes how a process of `unit` has ended; `None`: as planned. Not while nothing is published.
+    pub(crate) fn note_end(&self, unit: &str, end: Option<&str>) -> io::Result<()> {
+        let dir = self.dir.join(ENDS);
+        match end {
+            Some(end) if self.config().exists() => {
+                create_dir(&dir)?;
+                write(&dir.join(unit), end.as_bytes())
+            }
+            _ => not_missing(fs::remove_file(dir.join(unit))),
+        }
+    }
+
+    /// How a process of `unit` has ended last, unless that was planned.
+    pub(crate) fn last_end(&self, unit: &str) -> Option<String> {
+        fs::read_to_string(self.dir.join(ENDS).join(unit)).ok()
     }
 
     /// What the generator does: copies the published drop-ins to `to`, and links the operator's drop-ins for a pool into
@@ -203,13 +221,15 @@ impl PublishedSet {
     /// Makes `name` a link to `target`, whatever it was.
     fn link(&self, name: &str, target: &Path) -> io::Result<()> {
         let new = self.dir.join(format!("{name}.new"));
-        match fs::remove_file(&new) {
-            Err(error) if error.kind() != ErrorKind::NotFound => return Err(error),
-            _ => {}
-        }
+        not_missing(fs::remove_file(&new))?;
         symlink(target, &new)?;
         fs::rename(&new, self.dir.join(name))
     }
+}
+
+/// What is missing already is removed.
+fn not_missing(removed: io::Result<()>) -> io::Result<()> {
+    removed.or_else(|error| if error.kind() == ErrorKind::NotFound { Ok(()) } else { Err(error) })
 }
 
 /// The number of a publication.
@@ -353,5 +373,23 @@ mod tests {
         let worker = Path::new("patou-worker@p-1.service.d/50-patou.conf");
         assert_eq!(worker_of(worker).unwrap().0.pool.as_str(), "p");
         assert!(worker_of(Path::new("patou-worker@p-1.socket.d/50-patou.conf")).is_none());
+    }
+
+    #[test]
+    fn the_last_unplanned_end_of_a_unit_is_known_while_the_set_is_published() {
+        let set = TempSet::new("ends");
+        let (unit, end) = ("patou-worker@a-1.service", || set.0.last_end("patou-worker@a-1.service"));
+        set.0.note_end(unit, Some("killed by SIGKILL")).unwrap();
+        assert_eq!((end(), set.names()), (None, vec![]), "nothing is published");
+        set.0.publish(&set.stage("1", &[])).unwrap();
+        set.0.note_end(unit, None).unwrap();
+        set.0.note_end(unit, Some("exit code 1")).unwrap();
+        set.0.note_end(unit, Some("killed by SIGKILL")).unwrap();
+        assert_eq!(end().as_deref(), Some("killed by SIGKILL"));
+        set.0.note_end(unit, None).unwrap();
+        assert_eq!(end(), None, "it was stopped as planned");
+        set.0.note_end(unit, Some("exit code 1")).unwrap();
+        set.0.withdraw().unwrap();
+        assert_eq!((end(), set.names()), (None, vec![]));
     }
 }

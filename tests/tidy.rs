@@ -221,6 +221,7 @@ const PURE: &[&str] = &[
     "src/worker/handler/warm/stage.rs",
     "src/worker/lease_url.rs",
     "src/worker/lifecycle_state.rs",
+    "src/status/summary.rs",
     "src/worker/reported_status.rs",
     "src/worker/transaction",
     "src/watchdog/evidence/format.rs",

@@ -33,7 +33,7 @@ pub(crate) use passed::{
 pub(crate) use set::{
     ListedWorker, is_current, list, prepare, recorded_workers, remove, remove_workers, retire_worker, set_epoch,
 };
-pub(crate) use set_lock::{SetLock, SetOwner, is_directory_of_units, is_run_by_systemd, lock_set};
+pub(crate) use set_lock::{SetLock, SetOwner, WATCHDOG_DIR, is_directory_of_units, is_run_by_systemd, lock_set};
 pub(crate) use worker_ipc::{
     WorkerIpc, app_socket, app_sockets, checked, create_worker, handoff_path, object_paths, open, open_unchecked,
     recreate_worker, remove_app_sockets, remove_segment, segment_name, set_worker_group, snapshot, snapshot_at,

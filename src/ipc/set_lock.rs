@@ -22,6 +22,8 @@ const LOCK: &str = "set.lock";
 const SYSTEMD: &str = "systemd";
 /// The directory of the units, and the configuration that is published there while they run.
 const SYSTEMD_DIR: &str = "/run/patou";
+/// The directory of the watchdog's state file under systemd: `RuntimeDirectory=` of its unit.
+pub(crate) const WATCHDOG_DIR: &str = "/run/patou-watchdog";
 const SYSTEMD_CONFIG: &str = "/run/patou-applied/patou.toml";
 
 /// The lock of a set. Released when dropped, or when the process ends.

@@ -96,55 +96,12 @@ fn last_end(cause: Option<&str>) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::super::view::{DispatcherView, PoolView, WatchdogView};
     use super::*;
-
-    fn view(watchdog: &'static str, dispatcher: &str, pools: &[&[&str]]) -> StatusView {
-        let worker = |state: &&str, id: String| WorkerView {
-            id: id.parse().unwrap(),
-            pid: None,
-            state: (*state).to_owned(),
-            epoch: 1,
-            version: None,
-            lease: None,
-            address: String::new(),
-            served: 0,
-            failed: 0,
-            restarts: 0,
-            cause: (*state == "failed").then(|| "exit code 1".to_owned()),
-            drained: *state == "drained",
-            counters: None,
-        };
-        let pool = |(states, name): (&&[&str], &str)| PoolView {
-            name: crate::ids::PoolName::new(name).unwrap(),
-            queue: 0,
-            oldest_ms: 0,
-            was_in_service: false,
-            workers: states.iter().zip(1..).map(|(state, n)| worker(state, format!("{name}/{n}"))).collect(),
-        };
-        StatusView {
-            set: "s".into(),
-            listeners: Vec::new(),
-            problems: Vec::new(),
-            watchdog: WatchdogView { pid: None, state: watchdog, version: None, restarts: 0 },
-            dispatcher: DispatcherView {
-                pid: None,
-                state: dispatcher.into(),
-                version: None,
-                restarts: 0,
-                queue: 0,
-                cause: None,
-                was_up: false,
-            },
-            pools: pools.iter().zip(["a", "b"]).map(pool).collect(),
-            other_versions: Vec::new(),
-        }
-    }
 
     #[test]
     fn health_is_degraded_while_one_worker_serves_and_lists_every_reason() {
         let of = |watchdog, dispatcher, pools: &[&[&str]]| {
-            let HealthReport { state, reasons } = health(&view(watchdog, dispatcher, pools));
+            let HealthReport { state, reasons } = health(&StatusView::of_states(watchdog, dispatcher, pools));
             (state, reasons.join("; "))
         };
         use HealthState::*;
@@ -201,7 +158,7 @@ mod tests {
             ("the set stops",                      "stopping", "draining", &[&["draining"]],             Unavailable, Unavailable),
         ];
         for (moment, watchdog, dispatcher, pools, recent, later) in moments {
-            let mut view = view(watchdog, dispatcher, pools);
+            let mut view = StatusView::of_states(watchdog, dispatcher, pools);
             assert_eq!(health(&view).state, later, "later: {moment}");
             view.dispatcher.was_up = true;
             view.pools.iter_mut().for_each(|pool| pool.was_in_service = true);
@@ -211,7 +168,7 @@ mod tests {
 
     #[test]
     fn problem_never_makes_a_serving_set_unavailable() {
-        let mut view = view("up", "up", &[&["idle"]]);
+        let mut view = StatusView::of_states("up", "up", &[&["idle"]]);
         view.problems.push("all requests of pool a have failed".to_owned());
         let HealthReport { state, reasons } = health(&view);
         assert_eq!((state, reasons), (HealthState::Degraded, view.problems));

@@ -5,9 +5,11 @@ mod collect;
 mod foreign_set;
 mod health;
 mod state_file;
+mod summary;
 mod view;
 
 pub(crate) use collect::{PROBE_TIMEOUT, ProbeResult, collect};
 pub(crate) use health::{HealthState, health};
-pub(crate) use state_file::{SavedPart, SavedReloads, SavedState};
-pub(crate) use view::StatusView;
+pub(crate) use state_file::{LastRestart, SavedPart, SavedReloads, SavedState};
+pub(crate) use summary::summary;
+pub(crate) use view::{PoolView, StatusView};

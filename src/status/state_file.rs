@@ -1,16 +1,16 @@
 //! `watchdog.json`: the watchdog's state for `patou status`, readable while the watchdog is frozen.
 
 use std::collections::BTreeMap;
-use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::{fmt, fs};
 
 use serde::{Deserialize, Serialize};
 
 use crate::ids::{ProcessId, WorkerId};
+use crate::ipc;
 use crate::procfs::{self, ProcessStat};
 use crate::shm::SlotSnapshot;
-use crate::{ipc, units};
 
 /// The content of the file.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -37,6 +37,9 @@ pub(crate) struct SavedState {
     /// The reloads of `patou run`. Absent in files of older versions.
     #[serde(default)]
     pub reloads: SavedReloads,
+    /// The last unplanned restart of a part. Absent in files of older versions.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub last_restart: Option<LastRestart>,
     /// The dispatcher.
     pub dispatcher: SavedPart,
     /// The workers by name.
@@ -53,6 +56,17 @@ pub(crate) struct SavedReloads {
     /// Why the last one was refused.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub refused: Option<String>,
+}
+
+/// An unplanned restart.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct LastRestart {
+    /// Which part, in words.
+    pub part: String,
+    /// The cause of its end.
+    pub cause: String,
+    /// When it ended, in seconds since the boot of the machine.
+    pub at: u64,
 }
 
 /// One part.
@@ -82,12 +96,23 @@ impl SavedReloads {
     }
 }
 
+impl fmt::Display for LastRestart {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} ({})", self.part, self.cause)
+    }
+}
+
 const FILE: &str = "watchdog.json";
 
 impl SavedState {
     /// Reads the file of the set with this runtime directory. Under systemd the watchdog writes to another directory.
     pub(crate) fn read(runtime_dir: &Path) -> io::Result<Self> {
-        let dir = if ipc::is_run_by_systemd(runtime_dir) { Path::new(units::WATCHDOG_DIR) } else { runtime_dir };
+        let dir = if ipc::is_run_by_systemd(runtime_dir) { Path::new(ipc::WATCHDOG_DIR) } else { runtime_dir };
+        Self::read_in(dir)
+    }
+
+    /// Reads the file in `dir`.
+    pub(crate) fn read_in(dir: &Path) -> io::Result<Self> {
         Ok(serde_json::from_slice(&fs::read(dir.join(FILE))?)?)
     }
 

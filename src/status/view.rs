@@ -133,3 +133,49 @@ impl StatusView {
             .collect()
     }
 }
+
+#[cfg(test)]
+impl StatusView {
+    /// A set with its parts in these states; `drained` is the state of a worker that an operator has drained.
+    pub(super) fn of_states(watchdog: &'static str, dispatcher: &str, pools: &[&[&str]]) -> StatusView {
+        let worker = |state: &&str, id: String| WorkerView {
+            id: id.parse().unwrap(),
+            pid: None,
+            state: (*state).to_owned(),
+            epoch: 1,
+            version: None,
+            lease: None,
+            address: String::new(),
+            served: 0,
+            failed: 0,
+            restarts: 0,
+            cause: (*state == "failed").then(|| "exit code 1".to_owned()),
+            drained: *state == "drained",
+            counters: None,
+        };
+        let pool = |(states, name): (&&[&str], &str)| PoolView {
+            name: PoolName::new(name).unwrap(),
+            queue: 0,
+            oldest_ms: 0,
+            was_in_service: false,
+            workers: states.iter().zip(1..).map(|(state, n)| worker(state, format!("{name}/{n}"))).collect(),
+        };
+        StatusView {
+            set: "s".into(),
+            listeners: Vec::new(),
+            problems: Vec::new(),
+            watchdog: WatchdogView { pid: None, state: watchdog, version: None, restarts: 0 },
+            dispatcher: DispatcherView {
+                pid: None,
+                state: dispatcher.into(),
+                version: None,
+                restarts: 0,
+                queue: 0,
+                cause: None,
+                was_up: false,
+            },
+            pools: pools.iter().zip(["a", "b"]).map(pool).collect(),
+            other_versions: Vec::new(),
+        }
+    }
+}

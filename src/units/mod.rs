@@ -18,8 +18,8 @@ pub(crate) use batches::{restart_batches, restart_bound};
 pub(crate) use check::check;
 pub(crate) use names::{
     ADMIN, APPLIED, DISPATCHER, DROP_IN, FAILURE_STATUS, GIVEN_UP, IPC, ListenerSockets, OWNER, PUBLISHED, RUNTIME_DIR,
-    WATCHDOG, WATCHDOG_DIR, WORKER_USER, core_services, pool_drop_ins, worker_of_service, worker_service,
-    worker_services, worker_socket,
+    SET, WATCHDOG, WORKER_USER, core_services, pool_drop_ins, worker_of_service, worker_service, worker_services,
+    worker_socket,
 };
 pub(crate) use reload_steps::{ReloadSteps, reload_steps};
 pub(crate) use render::render;

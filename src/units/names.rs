@@ -12,8 +12,6 @@ pub(crate) const PUBLISHED: &str = "/run/patou-applied";
 pub(crate) const APPLIED: &str = "/run/patou-applied/patou.toml";
 /// `set.runtime_dir` under systemd, created by tmpfiles.d(5).
 pub(crate) const RUNTIME_DIR: &str = "/run/patou";
-/// The directory of the watchdog's state file: `RuntimeDirectory=` of its unit.
-pub(crate) const WATCHDOG_DIR: &str = "/run/patou-watchdog";
 /// The whole set.
 pub(crate) const SET: &str = "patou.service";
 /// Creates segments and named pipes.

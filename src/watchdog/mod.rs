@@ -43,6 +43,7 @@ use tokio::time::sleep;
 use crate::backoff::StartFile;
 use crate::config::Loaded;
 use crate::ipc::{self, IpcError, Modes, SetLock};
+use crate::status::SavedState;
 use crate::{descriptors, inherited, log, process_tree};
 pub(crate) use accounts::resolve as resolve_accounts;
 pub(crate) use error::WatchdogError;
@@ -93,9 +94,10 @@ async fn watch_units(loaded: Loaded) -> Result<(), WatchdogError> {
             }
         }
     }
+    let last_restart = SavedState::read_in(&state_dir).ok().and_then(|state| state.last_restart);
     let (set, supervisor) = UnitSupervisor::open(loaded, state_dir)?;
     starts.note_ready();
-    Watchdog::new(set, supervisor).run(signals).await?;
+    Watchdog::new(set, supervisor, last_restart).run(signals).await?;
     starts.clear();
     Ok(())
 }
@@ -127,7 +129,7 @@ async fn run_set(loaded: Loaded) -> Result<(), WatchdogError> {
     let result = async {
         stale_processes::remove_files(&loaded.config, &ended)?;
         let (set, supervisor) = ChildSupervisor::open(loaded, segments.clone(), lock.clone())?;
-        Watchdog::new(set, supervisor).run(signals).await
+        Watchdog::new(set, supervisor, None).run(signals).await
     }
     .await;
     let removed = remove_set(&runtime_dir, &lock, &segments).await;

@@ -24,6 +24,7 @@ use crate::ids::{Monotonic, ProcessId, WorkerId};
 use crate::log::LogThrottle;
 use crate::sd_notification::notify;
 use crate::sd_watchdog::WatchdogTicker;
+use crate::status::LastRestart;
 use crate::{clock, procfs};
 
 /// The watchdog of one set.
@@ -41,8 +42,8 @@ pub(super) struct Watchdog<S: Supervisor> {
     failed_samples: LogThrottle,
     /// The last `STATUS=` sent to systemd.
     status: String,
-    /// The last unplanned restart, and why, in words.
-    last_restart: Option<String>,
+    /// The last unplanned restart.
+    last_restart: Option<LastRestart>,
 }
 
 /// What ends a wait.
@@ -57,7 +58,8 @@ enum Wake<N> {
 }
 
 impl<S: Supervisor> Watchdog<S> {
-    pub(super) fn new(set: WatchedSet<S::Set>, supervisor: S) -> Self {
+    /// `last_restart` is the one that the previous watchdog of the set knew.
+    pub(super) fn new(set: WatchedSet<S::Set>, supervisor: S, last_restart: Option<LastRestart>) -> Self {
         Self {
             set,
             supervisor,
@@ -69,7 +71,7 @@ impl<S: Supervisor> Watchdog<S> {
             spare: SpareDescriptors::new(1),
             failed_samples: LogThrottle::default(),
             status: String::new(),
-            last_restart: None,
+            last_restart,
         }
     }
 
@@ -239,7 +241,11 @@ impl<S: Supervisor> Watchdog<S> {
         if let Notice::Restarting { .. } | Notice::UnitRestarted { .. } = &notice {
             self.set.restart_stats.unplanned_restart(part);
             let cause = self.set.plan.status().find(|(of, _)| *of == part).and_then(|(_, status)| status.cause);
-            self.last_restart = Some(format!("{part} ({})", cause.as_deref().unwrap_or("its process has ended")));
+            self.last_restart = Some(LastRestart {
+                part: part.to_string(),
+                cause: cause.unwrap_or_else(|| "its process has ended".to_owned()),
+                at: clock::since_boot().as_secs(),
+            });
         }
         if let Notice::Restarting { cause, .. } = &mut notice {
             self.abbreviate_cause(part, cause);
@@ -260,6 +266,7 @@ impl<S: Supervisor> Watchdog<S> {
     fn write_state(&mut self) {
         let mut state = saved_state(&self.set.plan, &self.set.config.set.name, self.own_id);
         state.reloads.clone_from(&self.set.reloads);
+        state.last_restart.clone_from(&self.last_restart);
         let dir = self.supervisor.complete_state(&self.set.config, &mut state);
         state.problems.extend(self.set.failing_pools(clock::now(), &state));
         let Some(state) = self.set.state_writer.write_if_changed(state, dir) else { return };

@@ -42,6 +42,7 @@ pub(super) fn saved_state<K: PlanKind>(plan: &Plan<K>, set: &str, process: Proce
         listeners: Vec::new(),
         problems: Vec::new(),
         reloads: SavedReloads::default(),
+        last_restart: None,
         dispatcher,
         workers: workers.collect(),
     }

@@ -29,6 +29,7 @@ mod handoff;
 mod handoff_receiver;
 mod http10_response;
 mod inetd;
+mod last_end;
 pub(crate) mod lease_url;
 mod lifecycle_state;
 mod program;

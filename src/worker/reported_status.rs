@@ -5,6 +5,7 @@
 use std::time::Duration;
 
 use crate::ids::Monotonic;
+use crate::sd_notification::FAULT_STATUS;
 
 /// The shortest time between two statuses. systemd handles each of them.
 const INTERVAL: Duration = Duration::from_secs(10);
@@ -18,6 +19,8 @@ const FAULT_CHARS: usize = 300;
 pub(super) struct ReportedStatus {
     at: Option<Monotonic>,
     text: String,
+    /// Why the previous incarnation ended, if that was not planned; the outer `None`: it was not looked up yet.
+    last_end: Option<Option<String>>,
     /// Why the last request failed that failed through a fault of the handler.
     last_fault: Option<String>,
     has_new_fault: bool,
@@ -31,9 +34,23 @@ impl ReportedStatus {
         (self.last_fault, self.has_new_fault) = (Some(reason), true);
     }
 
-    /// Why a request failed last.
-    pub(super) fn last_fault(&self) -> Option<&str> {
-        self.last_fault.as_deref()
+    /// Looks up why the previous incarnation ended, once.
+    pub(super) fn find_last_end(&mut self, look_up: impl FnOnce() -> Option<String>) {
+        self.last_end.get_or_insert_with(look_up);
+    }
+
+    /// What went wrong, in words that follow others: how often in a row the worker has failed, why it ended last, and why a
+    /// request failed last.
+    pub(super) fn troubles(&self, failures: u32) -> String {
+        let failures = match failures {
+            0 => String::new(),
+            1 => ", restarted after a failure".to_owned(),
+            failures => format!(", restarted after {failures} failures in a row"),
+        };
+        let after =
+            |text: &str, reason: Option<&String>| reason.map_or(String::new(), |reason| format!("{text}{reason}"));
+        let last_end = after(", last end: ", self.last_end.as_ref().and_then(Option::as_ref));
+        format!("{failures}{last_end}{}", after(FAULT_STATUS, self.last_fault.as_ref()))
     }
 
     /// Whether the supervisor may be told again.
@@ -70,12 +87,22 @@ mod tests {
         assert!(!status.is_due(at(9_999)) && status.is_due(at(10_000)));
         assert!(!status.tell(at(10_000), "idle"), "known");
         status.note_fault("it exited\nwith status 7");
-        assert_eq!(status.last_fault(), Some("it exited with status 7"));
+        assert_eq!(status.troubles(0), "; last error: it exited with status 7");
         assert!(status.is_due(at(10_001)) && status.tell(at(10_001), "idle; it exited"));
         assert!(!status.is_due(at(11_000)));
         status.note_fault("again");
         assert!(!status.is_due(at(11_000)) && status.is_due(at(11_001)));
         status.tell(at(11_001), "idle; again");
         assert!(!status.is_due(at(21_000)) && status.is_due(at(21_001)));
+    }
+
+    #[test]
+    fn last_end_is_looked_up_once_and_told_with_the_failures() {
+        let mut status = ReportedStatus::default();
+        assert_eq!(status.troubles(0), "");
+        status.find_last_end(|| Some("killed by SIGSEGV".to_owned()));
+        status.find_last_end(|| panic!("it is known"));
+        assert_eq!(status.troubles(1), ", restarted after a failure, last end: killed by SIGSEGV");
+        assert_eq!(status.troubles(3), ", restarted after 3 failures in a row, last end: killed by SIGSEGV");
     }
 }

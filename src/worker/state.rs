@@ -13,6 +13,7 @@ use tokio::sync::{Notify, RwLock, mpsc};
 
 use super::error::{ServeError, system};
 use super::handler::{BuiltinHandler, HandlerReadiness};
+use super::last_end::last_end;
 use super::lifecycle_state::{LifecycleState, TaskCommand};
 use super::recycle::{ReachedLimit, RecycleLimits};
 use super::reported_status::ReportedStatus;
@@ -26,7 +27,7 @@ use crate::exchange::{self, Counter, SlotCounters, Word, WorkerSide};
 use crate::ids::{LeaseId, Lifecycle, Monotonic, WorkerId};
 use crate::log::{self, Event};
 use crate::net::SharedStream;
-use crate::sd_notification::{FAULT_STATUS, notify};
+use crate::sd_notification::notify;
 use crate::shm::Segment;
 use crate::signals::SignalFlag;
 use crate::{backoff, clock, process_tree, sync};
@@ -182,7 +183,9 @@ impl WorkerState {
         });
         if is_first {
             backoff::note_ready(self.slot.memory(), Word::WORKER_LAST_START);
-            notify(&[NotifyState::Ready, NotifyState::Status(&self.serving_status())]);
+            let status = self.serving_status();
+            sync::lock(&self.reported).tell(clock::now(), &status);
+            notify(&[NotifyState::Ready, NotifyState::Status(&status)]);
         }
     }
 
@@ -195,25 +198,24 @@ impl WorkerState {
             Lifecycle::Draining => "draining",
             Lifecycle::Starting | Lifecycle::Recycling => "starting",
         };
-        let restarts = match backoff::failures(self.slot.memory(), Word::WORKER_LAST_START) {
-            0 => String::new(),
-            1 => ", restarted after a failure".to_owned(),
-            failures => format!(", restarted after {failures} failures in a row"),
-        };
-        let last_error = sync::lock(&self.reported).last_fault().map(|reason| format!("{FAULT_STATUS}{reason}"));
-        let (epoch, last_error) = (self.slot.epoch(), last_error.unwrap_or_default());
-        format!("{state}, {served} served, {failed} failed, incarnation {epoch}{restarts}{last_error}")
+        let failures = backoff::failures(self.slot.memory(), Word::WORKER_LAST_START);
+        let troubles = sync::lock(&self.reported).troubles(failures);
+        format!("{state}, {served} served, {failed} failed, incarnation {}{troubles}", self.slot.epoch())
     }
 
     /// Tells the supervisor how the worker is, if that has changed and was not told a moment ago. Called by the control
     /// loop when something else wakes it.
     pub(super) fn report_status(&self, now: Monotonic) {
-        if !sync::lock(&self.reported).is_due(now) {
-            return;
+        if sync::lock(&self.reported).is_due(now) {
+            // Not at the start: the watchdog may not have seen the end yet.
+            sync::lock(&self.reported).find_last_end(|| last_end(&self.id));
+            self.tell_status(now);
         }
+    }
+
+    fn tell_status(&self, now: Monotonic) {
         let status = self.serving_status();
-        let is_new = sync::lock(&self.reported).tell(now, &status);
-        if is_new {
+        if sync::lock(&self.reported).tell(now, &status) {
             notify(&[NotifyState::Status(&status)]);
         }
     }
@@ -221,8 +223,15 @@ impl WorkerState {
     /// Counts a request that failed through a fault of the handler, and tells the supervisor the reason.
     pub(super) fn note_fault(&self, reason: &str) {
         self.slot.count(Counter::HandlerFaults, 1);
-        sync::lock(&self.reported).note_fault(reason);
-        self.report_status(clock::now());
+        let now = clock::now();
+        let is_due = {
+            let mut reported = sync::lock(&self.reported);
+            reported.note_fault(reason);
+            reported.is_due(now)
+        };
+        if is_due {
+            self.tell_status(now);
+        }
     }
 
     /// Publishes Ready or Draining according to the operator's flag in the slot. A worker that starts or recycles reads

@@ -20,7 +20,6 @@ use crate::ipc;
 use crate::procfs::ProcessStat;
 use crate::status::{SavedPart, SavedState};
 use crate::sync::lock;
-use crate::units;
 
 /// How often the state file is checked.
 const INTERVAL: Duration = Duration::from_millis(1);
@@ -64,7 +63,7 @@ impl SetWatch {
     /// Watches until [`SetWatch::stop`].
     pub(super) fn run(&self, config: &Config) {
         let dir = &config.set.runtime_dir;
-        let file = if ipc::is_run_by_systemd(dir) { Path::new(units::WATCHDOG_DIR) } else { dir }.join("watchdog.json");
+        let file = if ipc::is_run_by_systemd(dir) { Path::new(ipc::WATCHDOG_DIR) } else { dir }.join("watchdog.json");
         let workers: Vec<WorkerId> = config.workers().collect();
         let (mut version_read, mut state): (_, Option<SavedState>) = (None, None);
         while !self.stopped.load(Ordering::Relaxed) {

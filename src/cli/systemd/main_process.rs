@@ -9,6 +9,7 @@ use nix::unistd::Pid;
 
 use super::systemctl::{systemctl, systemctl_output};
 use crate::cli::error::{CommandError, failed};
+use crate::published::{PublishedSet, describe_end};
 use crate::{sys, units};
 
 /// `ExecStop=` of a part: sends SIGTERM to `$MAINPID` and waits for its exit. systemd kills the rest of the unit then.
@@ -38,13 +39,19 @@ pub(super) fn drain(unit: Option<&str>) -> Result<(), CommandError> {
 ///
 /// `StopPropagatedFrom=` in the socket units is no alternative: it also stops them when the service goes down without a
 /// job, as after `WatchdogSec=`, and a worker without its socket does not start again.
+///
+/// How it died is noted for the watchdog: systemd tells it to nothing else, and forgets it with the restart.
 pub(super) fn post_stop(unit: &str) -> Result<(), CommandError> {
+    let variable = |name| std::env::var(name).unwrap_or_default();
+    let result = variable("SERVICE_RESULT");
+    let end = (result != "success").then(|| describe_end(&result, &variable("EXIT_STATUS")));
+    let _ = PublishedSet::of_machine().note_end(unit, end.as_deref()); // the restart matters more
     // A unit that has been given up is not started by the next client.
-    if std::env::var("EXIT_STATUS").is_ok_and(|status| status == units::GIVEN_UP.to_string()) {
+    if variable("EXIT_STATUS") == units::GIVEN_UP.to_string() {
         return close_sockets(unit);
     }
     // Without a query to systemd, which would delay the restart.
-    if std::env::var("SERVICE_RESULT").is_ok_and(|result| result != "success") {
+    if end.is_some() {
         return Ok(()); // it died
     }
     stop_sockets(unit)

@@ -7,6 +7,7 @@ mod pool_files;
 mod publish;
 mod reload;
 mod restore;
+mod show;
 mod start_stop;
 mod systemctl;
 mod upgrade;
@@ -32,8 +33,10 @@ pub(super) enum SystemdCommand {
         /// Not used
         late: Option<PathBuf>,
     },
-    /// Publish the configuration and start the units
+    /// Publish the configuration, start the units, and then do as show
     Start,
+    /// Keep the status of patou.service up to date
+    Show,
     /// Publish a changed configuration and apply it to the units
     Reload,
     /// Stop the units and withdraw the configuration
@@ -61,9 +64,10 @@ pub(super) enum SystemdCommand {
 pub(super) fn run(path: Option<&Path>, command: &SystemdCommand) -> Result<(), CommandError> {
     match command {
         SystemdCommand::Generate { normal, .. } => generate::run(normal),
-        SystemdCommand::Start => start_stop::start(path),
+        SystemdCommand::Start => start_stop::start(path).and_then(|()| show::run()).map(|never| match never {}),
+        SystemdCommand::Show => show::run().map(|never| match never {}),
         SystemdCommand::Reload => reload::run(path),
-        SystemdCommand::Stop => start_stop::stop(),
+        SystemdCommand::Stop => start_stop::stop_if_requested(),
         SystemdCommand::Drain { unit } => main_process::drain(unit.as_deref()),
         SystemdCommand::PostStop { unit } => main_process::post_stop(unit),
         SystemdCommand::Restore { worker } => restore::run(path, worker),

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use super::listening_sockets::tcp_addresses;
 use super::publish::{load, load_published, publish, stage};
-use super::systemctl::{batches_of, is_active, restart_if_running, restart_in_batches, systemctl, systemctl_output};
+use super::systemctl::{batches_of, failed_units, is_active, restart_if_running, restart_in_batches, systemctl};
 use crate::cli::error::{CommandError, failed};
 use crate::cli::poll::poll_until;
 use crate::config::{Config, ListenAddress, conflict};
@@ -76,9 +76,8 @@ fn apply(new: &Publication, steps: &ReloadSteps) -> Result<(), CommandError> {
 
 /// Starts failed units again: any reload, even of the same configuration, retries them. Does not wait for the result.
 fn restart_failed(config: &Config) -> Result<(), CommandError> {
-    let list = systemctl_output(&["list-units", "--failed", "--full", "--plain", "--no-legend", "patou-*"])?;
-    let failed: BTreeSet<&str> = list.lines().filter_map(|line| line.split_whitespace().next()).collect();
-    let is_failed = |unit: &String| failed.contains(unit.as_str());
+    let failed = failed_units()?;
+    let is_failed = |unit: &String| failed.contains(unit);
     let services = config.workers().map(|id| worker_service(&id)).chain([DISPATCHER, WATCHDOG].map(str::to_owned));
     let services: Vec<String> = services.filter(is_failed).collect();
     // A socket fails with its service, and starts with it.

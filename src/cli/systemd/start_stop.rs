@@ -6,21 +6,38 @@ use std::time::{Duration, Instant};
 use sd_notify::NotifyState;
 
 use super::publish::{load, publish, stage, withdraw};
-use super::systemctl::{are_any_active, daemon_reload, is_active, systemctl, systemctl_output};
+use super::show;
+use super::systemctl::{are_any_active, daemon_reload, failed_units, is_active, systemctl, systemctl_output};
 use crate::cli::error::{CommandError, failed};
 use crate::cli::poll::poll_until;
 use crate::config::Config;
 use crate::probe::{self, ProbeCommand};
 use crate::sd_notification::notify;
 use crate::status::SavedState;
-use crate::units::{self, ADMIN, DISPATCHER, IPC, RUNTIME_DIR, WATCHDOG};
+use crate::units::{self, ADMIN, APPLIED, DISPATCHER, IPC, RUNTIME_DIR, WATCHDOG};
 
 /// How long the watchdog may take to look at the parts, in addition to its interval.
 const LOOK_TIMEOUT: Duration = Duration::from_secs(1);
 /// How long the dispatcher may take to confirm that the set is stopping.
 const QUIESCE_TIMEOUT: Duration = Duration::from_secs(1);
 
+/// Notifies systemd when the set runs. If it runs already, the process of patou.service has died, and the set stays as it
+/// is.
+///
+/// # Errors
+/// Then no unit is left running.
 pub(super) fn start(path: Option<&Path>) -> Result<(), CommandError> {
+    let is_running = Path::new(APPLIED).exists() && is_active(IPC);
+    let started = if is_running { Ok(()) } else { start_units(path) };
+    if started.is_err() {
+        let _ = stop(); // the error of the start matters
+    }
+    started?;
+    notify(&[NotifyState::Ready, NotifyState::Status(&show::line())]);
+    Ok(())
+}
+
+fn start_units(path: Option<&Path>) -> Result<(), CommandError> {
     let loaded = load(path)?;
     // Also at boot, where this is the first time: until then systemd knows no drop-in of the set.
     publish(&stage(&loaded.config, &loaded.config.to_copy())?)?;
@@ -34,8 +51,6 @@ pub(super) fn start(path: Option<&Path>) -> Result<(), CommandError> {
         return Err(failed("no worker could be started: see journalctl -u 'patou-worker@*'"));
     }
     wait_until_seen(&loaded.config);
-    // What stays true: this unit has no process that could tell more later.
-    notify(&[NotifyState::Status("its parts are units: see systemctl status patou.slice, and patou status")]);
     Ok(())
 }
 
@@ -51,14 +66,24 @@ fn wait_until_seen(config: &Config) {
     });
 }
 
-pub(super) fn stop() -> Result<(), CommandError> {
+/// After the end of the process of patou.service: stops the units, if the end was requested. `ExecStopPost=` also runs
+/// when that process has died, with another `SERVICE_RESULT` (systemd.exec(5)), and the units continue.
+pub(super) fn stop_if_requested() -> Result<(), CommandError> {
+    if std::env::var("SERVICE_RESULT").is_ok_and(|result| result != "success") { Ok(()) } else { stop() }
+}
+
+fn stop() -> Result<(), CommandError> {
     // The dispatcher rejects its queued clients while the workers still run. A dispatcher that does not answer is
     // stopped all the same. One that is not running would be started by the connection to its socket.
     if is_active(DISPATCHER) {
         let _ = probe::query(&Path::new(RUNTIME_DIR).join("probe.sock"), Some(ProbeCommand::Quiesce), QUIESCE_TIMEOUT);
     }
+    let failed_before = failed_units().unwrap_or_default();
     let all = ["patou-worker@*", "patou-listener@*", "patou-probe.socket", DISPATCHER, ADMIN, WATCHDOG, IPC];
     let stopped = systemctl(&["stop"], &all.map(str::to_owned));
+    // A part that was killed while it stopped did not fail: nothing of it is left, and an operator has nothing to do.
+    let killed: Vec<_> = failed_units().unwrap_or_default().difference(&failed_before).cloned().collect();
+    let _ = systemctl(&["reset-failed"], &killed);
     withdraw()?;
     // The parts are dependencies of a running set only.
     if !is_shutting_down() {

@@ -1,5 +1,6 @@
 //! Calls of systemctl(1).
 
+use std::collections::BTreeSet;
 use std::process::Command;
 
 use crate::cli::error::{CommandError, failed};
@@ -33,6 +34,12 @@ pub(super) fn batches_of(workers: &[WorkerId]) -> Result<Vec<Vec<WorkerId>>, Com
 pub(super) fn restart_in_batches(batches: &[Vec<WorkerId>]) -> Result<(), CommandError> {
     let units = |batch: &Vec<WorkerId>| batch.iter().map(worker_service).collect::<Vec<_>>();
     batches.iter().try_for_each(|batch| systemctl(&["try-restart"], &units(batch)))
+}
+
+/// The services and sockets of the set that have failed.
+pub(super) fn failed_units() -> Result<BTreeSet<String>, CommandError> {
+    let list = systemctl_output(&["list-units", "--failed", "--full", "--plain", "--no-legend", "patou-*"])?;
+    Ok(list.lines().filter_map(|line| line.split_whitespace().next()).map(str::to_owned).collect())
 }
 
 pub(super) fn is_active(unit: &str) -> bool {

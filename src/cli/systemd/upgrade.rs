@@ -1,18 +1,22 @@
 //! `patou systemd upgrade`: replace the processes of a running set after an upgrade of the package.
 
+use std::os::fd::AsFd;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
+use nix::sys::signal::Signal;
+use nix::unistd::Pid;
+
 use super::publish::{load_published, publish, stage};
 use super::reload::UNREADABLE;
-use super::systemctl::{batches_of, restart_if_running, restart_in_batches};
+use super::systemctl::{batches_of, restart_if_running, restart_in_batches, systemctl_output};
 use crate::cli::error::{CommandError, failed};
 use crate::cli::poll::poll_until;
 use crate::config::{COPY_HEAD, Config, Loaded};
 use crate::ids::WorkerId;
-use crate::ipc;
 use crate::probe::{self, ProbeCommand};
-use crate::units::{self, APPLIED, DISPATCHER, IPC, RUNTIME_DIR, WATCHDOG};
+use crate::units::{self, APPLIED, DISPATCHER, IPC, RUNTIME_DIR, SET, WATCHDOG};
+use crate::{ipc, sys};
 
 /// How long the dispatcher may take to answer.
 const PROBE_TIMEOUT: Duration = Duration::from_secs(1);
@@ -34,13 +38,24 @@ pub(super) fn run() -> Result<(), CommandError> {
     if !ipc::is_current(Path::new(RUNTIME_DIR)) {
         println!("the segments have another layout: all workers finish their requests and restart");
         empty_queues(&config);
-        return restart_if_running(IPC);
+        restart_if_running(IPC)?;
+        return execute_again_if_running(SET);
     }
     let batches = batches_of(&config.workers().collect::<Vec<_>>())?;
     announce(&config, &batches);
     restart_in_batches(&batches)?;
     restart_if_running(DISPATCHER)?;
-    restart_if_running(WATCHDOG)
+    restart_if_running(WATCHDOG)?;
+    execute_again_if_running(SET)
+}
+
+/// Has the main process of `unit` execute the program that is installed now. A package without that process may be the one
+/// that was running.
+fn execute_again_if_running(unit: &str) -> Result<(), CommandError> {
+    let pid = systemctl_output(&["show", "--value", "--property=MainPID", unit])?;
+    let pid = pid.trim().parse().ok().filter(|pid| *pid > 0);
+    let process = pid.and_then(|pid| sys::pidfd_open(Pid::from_raw(pid)).ok());
+    process.map_or(Ok(()), |process| sys::pidfd_send_signal(process.as_fd(), Signal::SIGHUP)).map_err(failed)
 }
 
 /// Says what the upgrade does, and how long dpkg may wait for it.

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use super::part::{PartRecord, PartState, StopReason};
+use super::part::{FROZEN, PartRecord, PartState, StopReason};
 use super::{
     ChildAction, ChildEvent, ConfigChange, KillSignal, Notice, Part, PartSignal, Plan, PlanAction, PlanKind, PlanLimits,
 };
@@ -144,7 +144,7 @@ impl Plan<ChildSet> {
             record.state = PartState::StartDue(now);
             return;
         }
-        let cause = if reason == Some(StopReason::Frozen) { "frozen".to_owned() } else { cause };
+        let cause = if reason == Some(StopReason::Frozen) { FROZEN.to_owned() } else { cause };
         record.cause = Some(cause.clone());
         let notice = match record.restart_history.next_delay(now, &self.limits.restarts, jitter) {
             Some(delay) => {

@@ -40,6 +40,9 @@ pub(super) enum StopReason {
     Final,
 }
 
+/// The cause of the end of a part that the watchdog has killed.
+pub(super) const FROZEN: &str = "frozen";
+
 #[derive(Clone, Debug)]
 pub(super) struct PartRecord {
     pub state: PartState,

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::convert::Infallible;
 use std::time::Duration;
 
-use super::part::{PartRecord, PartState, StopReason};
+use super::part::{FROZEN, PartRecord, PartState, StopReason};
 use super::{Absence, Notice, Part, Plan, PlanAction, PlanKind, PlanLimits, UnitEvent};
 use crate::ids::{Monotonic, WorkerId};
 
@@ -51,7 +51,7 @@ impl Plan<UnitSet> {
         record.pid = None;
         record.state = PartState::Absent(Absence::Gone);
         record.end_unexplained = true;
-        record.cause = Some(if frozen { "frozen" } else { "its process has ended" }.to_owned());
+        record.cause = Some(if frozen { FROZEN } else { "its process has ended" }.to_owned());
     }
 
     /// Takes over systemd's state of a unit. A higher number of restarts means that the last end was not planned.
@@ -68,6 +68,10 @@ impl Plan<UnitSet> {
                     // Stopped and started by an operator.
                     record.cause = None;
                     return;
+                }
+                // Of a part that the watchdog has killed it knows more.
+                if record.cause.as_deref() != Some(FROZEN) {
+                    record.cause = cause.or_else(|| record.cause.take());
                 }
                 Notice::UnitRestarted { restarts }
             }

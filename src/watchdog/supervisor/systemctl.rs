@@ -3,12 +3,12 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use nix::sys::signal::Signal;
 use tokio::process::Command;
 use tokio::sync::mpsc;
 
 use super::unit_processes::unit_of;
 use crate::ids::Monotonic;
+use crate::published::{PublishedSet, describe_end};
 use crate::watchdog::plan::{Absence, Part};
 use crate::{clock, units};
 
@@ -22,7 +22,7 @@ pub(crate) struct UnitReport {
     pub absence: Absence,
     pub is_active: bool,
     pub restarts: u32,
-    /// How a failed unit ended.
+    /// How a failed unit ended, or else its previous process, if that was not planned.
     pub cause: Option<String>,
     /// The last status of its process (sd_notify(3)).
     pub status: String,
@@ -84,7 +84,7 @@ impl UnitQueries {
 /// Runs `systemctl show`, which any user may. Empty if it fails: the query is repeated.
 async fn query(parts: Vec<Part>) -> Vec<UnitReport> {
     let units: Vec<_> = parts.iter().map(unit_of).collect();
-    let show = ["show", "--property=Id,ActiveState,NRestarts,Result,ExecMainCode,ExecMainStatus,StatusText"];
+    let show = ["show", "--property=Id,ActiveState,NRestarts,Result,ExecMainStatus,StatusText"];
     let output = Command::new("systemctl").args(show).args(&units).kill_on_drop(true).output().await;
     let Ok(output) = output else { return Vec::new() };
     let text = String::from_utf8_lossy(&output.stdout);
@@ -98,7 +98,11 @@ async fn query(parts: Vec<Part>) -> Vec<UnitReport> {
             _ => Absence::Gone,
         };
         let restarts = value("NRestarts").and_then(|n| n.parse().ok()).unwrap_or(0);
-        let cause = (absence == Absence::Failed).then(|| describe_end(value));
+        let cause = match absence {
+            Absence::Failed => Some(describe_failure(value)),
+            // That of its previous process, if there was one.
+            Absence::Gone | Absence::Stopped => PublishedSet::of_machine().last_end(value("Id")?),
+        };
         let status = value("StatusText").unwrap_or_default().to_owned();
         Some(UnitReport { part, absence, is_active: active == "active", restarts, cause, status })
     });
@@ -107,19 +111,9 @@ async fn query(parts: Vec<Part>) -> Vec<UnitReport> {
 
 /// How a failed unit ended, from its properties (org.freedesktop.systemd1(5)): the last status of its process, if that
 /// has given a reason, or the result.
-fn describe_end<'v>(value: impl Fn(&str) -> Option<&'v str>) -> String {
+fn describe_failure<'v>(value: impl Fn(&str) -> Option<&'v str>) -> String {
     let text = |key| value(key).unwrap_or_default();
-    let end = match (text("Result"), text("ExecMainCode"), text("ExecMainStatus")) {
-        // CLD_EXITED (sigaction(2)).
-        ("exit-code", "1", status) if status == units::GIVEN_UP.to_string() => "given up".to_owned(),
-        ("exit-code", "1", status) => format!("exit code {status}"),
-        ("signal" | "core-dump", _, signal) => {
-            let name = signal.parse().ok().and_then(|number: i32| Signal::try_from(number).ok());
-            format!("killed by {}", name.map_or_else(|| format!("signal {signal}"), |name| name.to_string()))
-        }
-        ("start-limit-hit", ..) => "systemd's start limit was hit".to_owned(),
-        (result, ..) => result.to_owned(),
-    };
+    let end = describe_end(text("Result"), text("ExecMainStatus"));
     match text("StatusText").strip_prefix(units::FAILURE_STATUS) {
         Some(reason) => format!("{end}: {reason}"),
         None => end,
@@ -132,16 +126,13 @@ mod tests {
 
     #[test]
     fn end_of_a_failed_unit_is_described_with_its_reason() {
-        let end = |result, code, status, text: &str| {
-            let all = [("Result", result), ("ExecMainCode", code), ("ExecMainStatus", status), ("StatusText", text)];
-            describe_end(|key| all.iter().find(|(name, _)| *name == key).map(|(_, value)| *value))
+        let end = |result, status, text: &str| {
+            let all = [("Result", result), ("ExecMainStatus", status), ("StatusText", text)];
+            describe_failure(|key| all.iter().find(|(name, _)| *name == key).map(|(_, value)| *value))
         };
-        assert_eq!(end("exit-code", "1", "1", "failed: cannot execute x"), "exit code 1: cannot execute x");
-        assert_eq!(end("exit-code", "1", "3", "serving as default/1, incarnation 1"), "exit code 3");
-        assert_eq!(end("exit-code", "1", "79", "failed: it failed 6 times"), "given up: it failed 6 times");
-        assert_eq!(end("signal", "2", "9", ""), "killed by SIGKILL");
-        assert_eq!(end("core-dump", "3", "6", ""), "killed by SIGABRT");
-        assert_eq!(end("start-limit-hit", "0", "0", ""), "systemd's start limit was hit");
-        assert_eq!(end("timeout", "2", "15", ""), "timeout");
+        assert_eq!(end("exit-code", "1", "failed: cannot execute x"), "exit code 1: cannot execute x");
+        assert_eq!(end("exit-code", "3", "serving as default/1, incarnation 1"), "exit code 3");
+        assert_eq!(end("exit-code", "79", "failed: it failed 6 times"), "given up: it failed 6 times");
+        assert_eq!(end("signal", "9", ""), "killed by SIGKILL");
     }
 }

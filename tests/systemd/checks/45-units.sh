@@ -13,7 +13,14 @@ for unit in "${parts[@]}"; do
     has -F "$unit" <"$check_dir/slice" || fail "systemctl status patou.slice does not show $unit: $(cat "$check_dir/slice")"
 done
 
-has 'patou status' <<<"$(show patou.service StatusText)" || fail "the status of patou.service is '$(show patou.service StatusText)'"
+# The status of patou.service is one line on the whole set.
+tells() { show patou.service StatusText | has -E "$1"; }
+wait_to_tell() { wait_for 10 "patou.service tells '$1' (it is '$(show patou.service StatusText)')" tells "$1"; }
+wait_to_tell '^3 workers: 0 busy, 3 idle; no client waits'
+systemctl --no-pager status patou.service | has 'Status: "3 workers: 0 busy, 3 idle; no client waits' ||
+    fail "systemctl status patou does not show the line: $(systemctl --no-pager status patou.service)"
+resident=$(main_pid patou.service)
+expect "the user of the process of patou.service" "$(stat --format %U "/proc/$resident")" patou
 
 # list-dependencies shows the parts of the running set.
 depends() { systemctl list-dependencies --plain patou.service; }
@@ -27,6 +34,11 @@ for missing in patou-dispatcher.service patou-watchdog.service patou-worker@defa
     before=$(parts_except "$missing")
     systemctl stop "$missing" 2>/dev/null || fail "systemctl stop $missing"
     expect "$missing" "$(systemctl is-active "$missing" || true)" inactive
+    case $missing in
+    patou-dispatcher.service) wait_to_tell 'dispatcher is stopped' ;;
+    patou-watchdog.service) wait_to_tell 'watchdog' ;;
+    *) wait_to_tell 'worker default/2 is stopped' ;;
+    esac
     systemctl start patou || fail "systemctl start patou without $missing"
     wait_for 10 "$missing is started" all_up
     expect "the other parts" "$(parts_except "$missing")" "$before"
@@ -64,6 +76,26 @@ kill -KILL "$(main_pid patou-worker@default-1.service)"
 tells_restart() { show patou-watchdog.service StatusText | has 'last restart: worker default/1'; }
 wait_for 10 "the watchdog tells the last restart" tells_restart
 log "watchdog: $(show patou-watchdog.service StatusText)"
+wait_to_tell 'last restart: worker default/1 less than a minute ago \(.*SIGKILL'
+log "patou.service: $(show patou.service StatusText)"
+tells_end() { show patou-worker@default-1.service StatusText | has 'last end: .*SIGKILL'; }
+for _ in {1..9}; do responds_on_tcp; done
+wait_for 25 "worker 1 tells its last end" tells_end
+log "worker 1: $(show patou-worker@default-1.service StatusText)"
+# A new watchdog knows it too.
+kill -KILL "$(main_pid patou-watchdog.service)"
+wait_for 10 "the watchdog is back" all_up
+wait_to_tell 'last restart: worker default/1'
+
+# The death of the process of patou.service is none of the set, and it comes back; SIGHUP has it execute the program again.
+before=$(parts_except none)
+kill -KILL "$(main_pid patou.service)"
+wait_for 10 "patou.service has a process again" replaced patou.service "$resident"
+wait_to_tell '^3 workers: '
+kill -HUP "$(main_pid patou.service)"
+wait_to_tell '^3 workers: '
+expect "the parts" "$(parts_except none)" "$before"
+expect "patou.service" "$(systemctl is-active patou.service)" active
 slice_has() { journalctl --quiet --boot --unit=patou.slice --output=cat | has -F "$1"; }
 wait_for 10 "journalctl -u patou.slice shows the log of the parts" slice_has 'worker default/1 is back in service'
 

@@ -5,9 +5,11 @@ use super::*;
 /// The plan kills frozen parts and starts none.
 #[test]
 fn units_are_watched_and_systemd_restarts_them() {
-    let unit = |part: Part, absence, restarts| {
-        let cause = (absence == Absence::Failed).then(|| "exit code 3".to_owned());
-        UnitEvent::State { part, absence, restarts, cause }
+    let unit = |part: Part, absence, restarts| UnitEvent::State {
+        part,
+        absence,
+        restarts,
+        cause: Some("exit code 3".to_owned()),
     };
     let mut scenario = Scenario { plan: Plan::for_units(&workers(2), limits(), at(0)), sample: STUCK };
     assert_eq!(scenario.state(&worker(1)), "gone");
@@ -41,6 +43,12 @@ fn units_are_watched_and_systemd_restarts_them() {
     scenario.expect(102_003, unit(worker(2), Absence::Gone, 0), &[]);
     let cause = |n| scenario.plan.status().find(|(part, _)| **part == worker(n)).and_then(|(_, status)| status.cause);
     assert_eq!((cause(1).as_deref(), cause(2)), (Some("frozen"), None), "the end of the second was planned");
+    scenario.expect(102_004, UnitEvent::Ended(Part::Dispatcher), &[]);
+    scenario.expect(102_005, UnitEvent::Found(Part::Dispatcher, 31), &[]);
+    scenario.expect(102_005, PlanEvent::Ready(Part::Dispatcher), &[]);
+    scenario.expect(102_006, unit(Part::Dispatcher, Absence::Gone, 1), &["recovered dispatcher 1"]);
+    let (_, dispatcher) = scenario.plan.status().next().unwrap();
+    assert_eq!(dispatcher.cause.as_deref(), Some("exit code 3"));
     scenario.expect(102_009, UnitEvent::Ended(worker(2)), &[]);
     scenario.expect(102_010, unit(worker(2), Absence::Stopped, 0), &["stopped worker web/2"]);
     scenario.expect(102_020, unit(worker(2), Absence::Stopped, 0), &[]);
