@@ -23,6 +23,7 @@ mod descriptor_needs;
 mod diagnostics;
 mod fault;
 mod front;
+mod handler_keys;
 mod listener;
 mod load;
 pub(crate) mod placeholder;
@@ -31,7 +32,7 @@ mod pool_section;
 mod proxies;
 mod quantity;
 mod read;
-mod request_body;
+
 mod section_values;
 mod sections;
 mod session_rules;
@@ -55,7 +56,10 @@ pub use listener::{Delivery, ListenerConfig, UnknownLength};
 pub(crate) use load::read_text;
 pub use load::{LoadError, Loaded, Origin, default_runtime_dir};
 pub(crate) use pool::SessionBounds;
-pub use pool::{HandlerConfig, LimitsConfig, PoolConfig, ProcessLimits, Replacing, RequestBodyMode, UpgradeProtocol};
+pub use pool::{
+    AuthorizationMode, ExitStatusMode, HandlerConfig, LimitsConfig, PoolConfig, ProcessLimits, Replacing,
+    RequestBodyMode, UpgradeProtocol,
+};
 pub use proxies::{ForwardedHeaders, IpNetwork, ProxyTrust, TrustedProxies};
 pub use watchdog::{RestartConfig, WatchdogConfig};
 

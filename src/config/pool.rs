@@ -63,6 +63,10 @@ pub struct PoolConfig {
     pub spool_max: u64,
     /// Where request bodies are stored; empty: the worker's directory for temporary files.
     pub spool_dir: String,
+    /// Whether a program gets the `Authorization` of a request.
+    pub authorization: AuthorizationMode,
+    /// Whether a program that ends with a failure has completed its response.
+    pub exit_status: ExitStatusMode,
     /// The protocols to which a connection may switch (RFC 9110, section 7.8).
     pub upgrade: Vec<UpgradeProtocol>,
     /// How long a connection may last that has switched.
@@ -105,6 +109,11 @@ impl PoolConfig {
         let max = if self.max_sessions == 0 { self.workers.saturating_sub(1) } else { self.max_sessions };
         let bounds = SessionBounds { timeout: self.session_timeout, drain: self.drain_timeout, max };
         (!self.upgrade.is_empty()).then_some(bounds)
+    }
+
+    /// Whether `Authorization` is removed from its requests.
+    pub(crate) fn drops_authorization(&self) -> bool {
+        self.handler.may_lack_authorization() && self.authorization == AuthorizationMode::Drop
     }
 
     /// Whether the command or the environment of the pool has this placeholder.
@@ -161,6 +170,8 @@ impl Default for PoolConfig {
             request_body: RequestBodyMode::Stream,
             spool_max: 64 << 20,
             spool_dir: String::new(),
+            authorization: AuthorizationMode::Drop,
+            exit_status: ExitStatusMode::Strict,
             upgrade: Vec::new(),
             session_timeout: Duration::from_secs(3600),
             max_sessions: 0,
@@ -180,6 +191,26 @@ pub enum RequestBodyMode {
     Stream,
     /// All of it, stored before the program gets the request.
     Spool,
+}
+
+/// Whether a program gets the header field `Authorization` (RFC 9110, section 11.6.2).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum AuthorizationMode {
+    /// It checks credentials itself.
+    Pass,
+    /// It does not see credentials (RFC 3875, section 9.2).
+    Drop,
+}
+
+/// What the exit status of a CGI program means for its response. RFC 3875 gives it no meaning.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ExitStatusMode {
+    /// A status other than 0 is a failure: the response is incomplete, unless it delimits itself.
+    Strict,
+    /// The response is complete when the program exits, with any status. A program that is killed has failed.
+    Ignore,
 }
 
 /// When the successor of a warm process starts, in a planned replacement.
@@ -240,6 +271,11 @@ impl HandlerConfig {
             HandlerConfig::Program(_) => "program",
             HandlerConfig::Inetd(_) => "inetd",
         }
+    }
+
+    /// Whether `authorization` decides what its program gets: a program that is a server of its own always gets the field.
+    pub(crate) fn may_lack_authorization(&self) -> bool {
+        matches!(self, HandlerConfig::Exec(_) | HandlerConfig::Coprocess(_))
     }
 
     /// The program and its arguments; empty for `echo`.

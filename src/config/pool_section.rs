@@ -5,7 +5,10 @@ use toml::de::DeValue;
 use super::quantity;
 use super::read::Section;
 use super::section_values::{ACCOUNT, NAME, account, address};
-use super::{HandlerConfig, LimitsConfig, PoolConfig, Replacing, RequestBodyMode, UpgradeProtocol};
+use super::{
+    AuthorizationMode, ExitStatusMode, HandlerConfig, LimitsConfig, PoolConfig, Replacing, RequestBodyMode,
+    UpgradeProtocol,
+};
 use crate::ids::PoolName;
 
 const DIRECTORY: &str = "the absolute path of a directory";
@@ -40,13 +43,23 @@ pub(super) fn pool(s: &mut Section<'_, '_>, only: bool) -> PoolConfig {
         ready_path: s.text("ready_path", READY_PATH, ready_path).unwrap_or_default(),
         ready_frame: s.boolean("ready_frame", default.ready_frame),
         ping: s.duration_or_zero("ping", default.ping),
-        replace: s.value("replace", replacing).unwrap_or(default.replace),
+        replace: s
+            .choice("replace", &[("before", Replacing::Before), ("after", Replacing::After)])
+            .unwrap_or(default.replace),
         upgrade: s.value("upgrade", upgrade).unwrap_or_default(),
         session_timeout: s.duration("session_timeout", default.session_timeout),
         max_sessions: s.integer("max_sessions", 0..=PoolConfig::WORKERS_MAX.into(), 0) as u16,
-        request_body: s.value("request_body", request_body).unwrap_or(default.request_body),
+        request_body: s
+            .choice("request_body", &[("stream", RequestBodyMode::Stream), ("spool", RequestBodyMode::Spool)])
+            .unwrap_or(default.request_body),
         spool_max: s.bytes("spool_max", default.spool_max),
         spool_dir: s.text("spool_dir", DIRECTORY, directory).unwrap_or_default(),
+        authorization: s
+            .choice("authorization", &[("pass", AuthorizationMode::Pass), ("drop", AuthorizationMode::Drop)])
+            .unwrap_or(default.authorization),
+        exit_status: s
+            .choice("exit_status", &[("strict", ExitStatusMode::Strict), ("ignore", ExitStatusMode::Ignore)])
+            .unwrap_or(default.exit_status),
         working_dir: s.text("working_dir", DIRECTORY, directory).unwrap_or_default(),
         environment: s.string_map("environment", variable).unwrap_or(default.environment),
         user: s
@@ -101,22 +114,6 @@ fn command(value: &DeValue<'_>) -> Result<Vec<String>, String> {
     let command = value.as_array().and_then(|items| items.iter().map(string).collect::<Option<Vec<_>>>());
     let has_program = |command: &Vec<String>| command.first().is_some_and(|program| !program.is_empty());
     command.filter(has_program).ok_or_else(|| "a program and its arguments: [\"prog\", \"arg\"]".to_owned())
-}
-
-fn replacing(value: &DeValue<'_>) -> Result<Replacing, String> {
-    match value.as_str() {
-        Some("before") => Ok(Replacing::Before),
-        Some("after") => Ok(Replacing::After),
-        _ => Err("\"before\" or \"after\"".to_owned()),
-    }
-}
-
-fn request_body(value: &DeValue<'_>) -> Result<RequestBodyMode, String> {
-    match value.as_str() {
-        Some("stream") => Ok(RequestBodyMode::Stream),
-        Some("spool") => Ok(RequestBodyMode::Spool),
-        _ => Err("\"stream\" or \"spool\"".to_owned()),
-    }
 }
 
 /// A list with `"websocket"`, or an empty one.

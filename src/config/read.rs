@@ -95,6 +95,12 @@ impl<'r, 'i> Section<'r, 'i> {
         self.value(key, |value| value.as_str().and_then(accept).ok_or_else(|| expected.to_owned()))
     }
 
+    /// One of these two words.
+    pub(super) fn choice<T: Copy>(&mut self, key: &'static str, words: &[(&str, T); 2]) -> Option<T> {
+        let expected = format!("{} or {}", quote(words[0].0), quote(words[1].0));
+        self.text(key, &expected, |text| words.iter().find(|(word, _)| *word == text).map(|(_, value)| *value))
+    }
+
     /// `true` or `false`.
     pub(super) fn boolean(&mut self, key: &'static str, default: bool) -> bool {
         self.value(key, |value| value.as_bool().ok_or_else(|| "true or false".to_owned())).unwrap_or(default)

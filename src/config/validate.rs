@@ -9,7 +9,7 @@ use super::diagnostics::Diagnostics;
 use super::fault::{UnusableFile, nearest, quote};
 use super::{
     Config, Delivery, HandlerConfig, LISTENERS_MAX, ListenerConfig, POOLS_MAX, PoolConfig, ProxyTrust, TrustedProxies,
-    UnknownLength, WORKERS_MAX, address_conflicts, placeholder, request_body, session_rules,
+    UnknownLength, WORKERS_MAX, address_conflicts, handler_keys, placeholder, session_rules,
 };
 
 /// How many names a message lists.
@@ -27,7 +27,7 @@ pub(super) fn check(config: &Config, diagnostics: &mut Diagnostics) {
         pool_times(&format!("pool[{}]", i + 1), pool, diagnostics);
         slot_scan(&format!("pool[{}]", i + 1), pool, config.front.slot_scan, diagnostics);
         warm_process(&format!("pool[{}]", i + 1), pool, diagnostics);
-        request_body::check(&format!("pool[{}]", i + 1), pool, diagnostics);
+        handler_keys::check(&format!("pool[{}]", i + 1), pool, diagnostics);
         session_rules::check(&format!("pool[{}]", i + 1), pool, diagnostics);
         size_of_command(&format!("pool[{}]", i + 1), pool, diagnostics);
     }

@@ -9,7 +9,7 @@ use std::task::{Context as Task, Poll};
 use bytes::Bytes;
 use http_body::{Frame, SizeHint};
 
-use super::handler::BoxError;
+use super::handler::{BoxError, RequestFailure};
 use super::served_connection::SharedTransaction;
 use super::state::WorkerState;
 use super::transaction::{Transaction, TransactionEvent};
@@ -54,7 +54,8 @@ impl BodyCounter {
         if self.counter == Counter::BytesOut {
             let lease = self.transaction.get(|transaction| transaction.lease().map(|lease| lease.id));
             let (worker, lease) = (&self.state.id, lease.map(tracing::field::display));
-            tracing::warn!(%worker, lease, event = %Event::ResponseCut, "response cut: {error}");
+            let reason = error.downcast_ref().map_or_else(|| error.to_string(), RequestFailure::for_log);
+            tracing::warn!(%worker, lease, event = %Event::ResponseCut, "response cut: {reason}");
             self.on(TransactionEvent::ResponseFailed);
         }
         self.on(TransactionEvent::RequestFailed);

@@ -48,7 +48,7 @@ impl Framing {
             return Ok(response);
         }
         let (head, mut body) = response.into_parts();
-        let failure = |reason| RequestFailure { status: StatusCode::BAD_GATEWAY, reason, started: true };
+        let failure = |reason| RequestFailure::new(StatusCode::BAD_GATEWAY, reason);
         let (mut start, mut time_is_up) = (Vec::new(), pin!(sleep(BUFFERED_FOR)));
         loop {
             let frame = tokio::select! {

@@ -91,5 +91,5 @@ type Boxed<T> = Pin<Box<dyn Future<Output = T> + Send>>;
 
 fn failure(error: BoxError) -> RequestFailure {
     let reason = format!("the handler failed: {error}");
-    RequestFailure { status: StatusCode::INTERNAL_SERVER_ERROR, reason, started: true }
+    RequestFailure::new(StatusCode::INTERNAL_SERVER_ERROR, reason)
 }

@@ -10,7 +10,7 @@ use std::task::Poll;
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::header::{HOST, HeaderValue};
+use http::header::{AUTHORIZATION, HOST, HeaderValue};
 use http::uri::PathAndQuery;
 use http::{Request, Response, StatusCode, Uri};
 use http_body_util::{BodyExt, Full};
@@ -141,6 +141,9 @@ impl<S: HandlerService> RequestRunner<S> {
         }
         *request.uri_mut() = Uri::from(target);
         remove_patou_headers(request.headers_mut());
+        if state.drops_authorization {
+            request.headers_mut().remove(AUTHORIZATION);
+        }
         let session = match state.sessions.filter(|_| session::is_websocket(&request)) {
             Some(bounds) => match session::permission(state, bounds, lease.id).await {
                 Ok(session) => {
@@ -231,7 +234,7 @@ impl<S: HandlerService> RequestRunner<S> {
             Some(_) => "which the client has not requested, or not for WebSocket",
         };
         let reason = format!("the handler switched to another protocol (101), {why}");
-        RequestFailure { status: StatusCode::BAD_GATEWAY, reason, started: true }
+        RequestFailure::new(StatusCode::BAD_GATEWAY, reason)
     }
 
     /// Waits until `request_timeout`, `limit`, has passed.
@@ -247,7 +250,7 @@ impl<S: HandlerService> RequestRunner<S> {
             let reason = format!("the handler of worker {worker} did not {what} within request_timeout, {limit}");
             (StatusCode::GATEWAY_TIMEOUT, reason)
         };
-        RequestFailure { status, reason, started }
+        RequestFailure { started, ..RequestFailure::new(status, reason) }
     }
 }
 
@@ -267,7 +270,7 @@ async fn call<S: HandlerService>(
     std::future::poll_fn(|task| {
         std::panic::catch_unwind(AssertUnwindSafe(|| run.as_mut().as_mut().poll(task))).unwrap_or_else(|_| {
             let reason = "the handler panicked".to_owned();
-            Poll::Ready(Err(RequestFailure { status: StatusCode::INTERNAL_SERVER_ERROR, reason, started: true }))
+            Poll::Ready(Err(RequestFailure::new(StatusCode::INTERNAL_SERVER_ERROR, reason)))
         })
     })
     .await
@@ -292,7 +295,7 @@ pub(super) fn log_failure(state: &WorkerState, lease: LeaseId, failure: &Request
         _ => Event::RequestFailed,
     };
     tracing::warn!(worker = %state.id, %lease, epoch = %state.slot.epoch(),
-        status = failure.status.as_u16(), %event, "request failed: {failure}");
+        status = failure.status.as_u16(), %event, "request failed: {}", failure.for_log());
     // Neither the client's fault nor a lack of resources.
     if matches!(failure.status.as_u16(), 500 | 502 | 504) {
         state.note_fault(&failure.reason);

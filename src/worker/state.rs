@@ -47,6 +47,8 @@ pub(super) struct WorkerState {
     pub keep_alive: Option<HeaderValue>,
     pub slot: WorkerSide<Arc<Segment>>,
     pub builtin: Option<BuiltinHandler>,
+    /// Whether `Authorization` is removed from its requests.
+    pub drops_authorization: bool,
     /// `None` if no connection may switch to another protocol.
     pub sessions: Option<SessionBounds>,
     to_dispatcher: Doorbell,
@@ -79,16 +81,16 @@ impl WorkerState {
         let (commands, receiver) = mpsc::unbounded_channel();
         let flags = EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK;
         let handler = builtin.as_ref().map_or(HandlerReadiness::Ready, BuiltinHandler::readiness);
-        let starting = LifecycleState::starting(handler, slot.replacements());
         let state = Self {
+            lifecycle: Mutex::new(LifecycleState::starting(handler, slot.replacements())),
             id,
             keep_alive: keep_alive(front.idle_timeout),
             front,
             slot,
             builtin,
+            drops_authorization: pool.drops_authorization(),
             sessions: pool.sessions(),
             to_dispatcher,
-            lifecycle: Mutex::new(starting),
             active: Mutex::new(None),
             ping: TaskPing::new(pool.request_timeout),
             limits: RecycleLimits::new(pool, clock::now()),
@@ -314,9 +316,8 @@ impl WorkerState {
 
     /// A lease was claimed: the control loop times its request.
     pub(super) fn start_request(&self, lease: LeaseId, connection: &ServedConnection) {
-        let ServedConnection { transaction, stream, .. } = connection;
-        *sync::lock(&self.active) =
-            Some(ActiveRequest { lease, transaction: transaction.clone(), stream: stream.clone() });
+        let (transaction, stream) = (connection.transaction.clone(), connection.stream.clone());
+        *sync::lock(&self.active) = Some(ActiveRequest { lease, transaction, stream });
         self.ping.note_claim(lease);
         self.ack_ping();
         tracing::debug!(worker = %self.id, %lease, epoch = %self.slot.epoch(), event = %Event::LeaseClaimed,

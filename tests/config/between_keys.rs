@@ -143,3 +143,23 @@ fn trusted_proxies_need_a_worker_that_reads_their_connection() {
         (&many, 4, "listener[1].trusted_proxies", "257 of them; expected at most 256 addresses and networks"),
     ]);
 }
+
+#[test]
+fn keys_of_programs_are_refused_for_other_handlers() {
+    let with = |handler: &str, key: &str| format!("[[pool]]\nname = \"default\"\nhandler = {handler}\n{key}\n");
+    let [exec, http] = ["{ exec = [\"a\"] }", "{ http = [\"a\", \"{socket}\"] }"];
+    let expected = |found: &str, name: &str, wanted: &str| {
+        format!("{found}; expected no such key: pool[1].handler (line 3) is {name}, and only {wanted} has it")
+    };
+    for (handler, name, key, found, wanted) in [
+        ("\"echo\"", "echo", "request_body", "\"spool\"", "exec, coprocess or http"),
+        ("\"echo\"", "echo", "exit_status", "\"ignore\"", "exec"),
+        (http, "http", "authorization", "\"pass\"", "exec or coprocess"),
+    ] {
+        let text = with(handler, &format!("{key} = {found}"));
+        assert_faults(&[(&text, 4, &format!("pool[1].{key}"), &expected(found, name, wanted))]);
+        valid(&with(exec, &format!("{key} = {found}")));
+    }
+    let [bad, message] = ["\"maybe\"", "\"maybe\"; expected \"pass\" or \"drop\""];
+    assert_faults(&[(&with(exec, &format!("authorization = {bad}")), 4, "pool[1].authorization", message)]);
+}

@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use patou::config::{
-    AdminConfig, Config, Delivery, ForwardedHeaders, HandlerConfig, LimitsConfig, PoolConfig, ProxyTrust, Replacing,
-    RequestBodyMode, TrustedProxies, UnknownLength, UpgradeProtocol,
+    AdminConfig, AuthorizationMode, Config, Delivery, ExitStatusMode, ForwardedHeaders, HandlerConfig, LimitsConfig,
+    PoolConfig, ProxyTrust, Replacing, RequestBodyMode, TrustedProxies, UnknownLength, UpgradeProtocol,
 };
 use proptest::prelude::*;
 
@@ -51,6 +51,7 @@ prop_compose! {
         let (name, workers, handler, unix) = pool;
         let address = if unix { format!("unix:/run/w{i}/{{n}} \"\u{e9}\\") } else { format!("127.0.0.1:{}", 1000 * (i + 1)) };
         let is_http = matches!(handler, HandlerConfig::Http(_));
+        let is_exec = matches!(handler, HandlerConfig::Exec(_));
         let is_coprocess = matches!(handler, HandlerConfig::Coprocess(_));
         PoolConfig {
             name: format!("{i}{}", &name[1..]).try_into().unwrap(),
@@ -73,6 +74,8 @@ prop_compose! {
             request_body: if is_http { RequestBodyMode::Spool } else { RequestBodyMode::Stream },
             spool_max: if is_coprocess { numbers.1 } else { 64 << 20 },
             spool_dir: if is_http { "/spool \"\u{e9}".into() } else { String::new() },
+            authorization: if is_coprocess { AuthorizationMode::Pass } else { AuthorizationMode::Drop },
+            exit_status: if is_exec { ExitStatusMode::Ignore } else { ExitStatusMode::Strict },
             upgrade: if is_http && limits.1 && workers > 1 { vec![UpgradeProtocol::Websocket] } else { Vec::new() },
             session_timeout: times.2,
             max_sessions: if limits.0 { workers - 1 } else { 0 },

@@ -68,7 +68,7 @@ impl BuiltinHandler {
         };
         Ok(Some(match &pool.handler {
             HandlerConfig::Echo => Self::Echo,
-            HandlerConfig::Exec(argv) => Self::Exec(Arc::new(Exec::new(program(argv)?, worker.clone(), warm.spool))),
+            HandlerConfig::Exec(argv) => Self::Exec(Arc::new(Exec::new(program(argv)?, worker.clone(), pool))),
             HandlerConfig::Inetd(argv) => Self::Inetd(Arc::new(Inetd::new(program(argv)?, worker.clone()))),
             HandlerConfig::Coprocess(argv) => {
                 Self::Coprocess(WarmHandler::start(program(argv)?, worker.clone(), warm)?)

@@ -6,7 +6,7 @@
 use std::ffi::OsString;
 use std::os::unix::ffi::OsStringExt;
 
-use http::header::{self, HeaderMap, HeaderName};
+use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 use http::{Method, StatusCode, Uri, Version, request};
 
 use super::context::RequestContext;
@@ -22,13 +22,14 @@ pub(crate) struct BadPath;
 
 /// The meta-variables of a request (RFC 3875 section 4.1), and patou's own `PATOU_WORKER` and `PATOU_LEASE`.
 ///
-/// `length` is the exact size of the body, `None` if there is no body: then there is no `CONTENT_LENGTH`.
+/// `length` is the exact size of the body, `None` if there is none: then `CONTENT_LENGTH` is `0` for methods that usually
+/// have a body, since some libraries insist on it, and not set for the others.
 ///
 /// `SCRIPT_NAME` is empty and `PATH_INFO` the whole path, decoded. `REQUEST_URI` (not in the RFC, but in common use) is
 /// the undecoded path and query. `HTTPS` (in common use, too) and `REMOTE_USER` are set if a trusted proxy said so.
 /// Omitted are headers with a name of other characters than letters, digits and `-`, as `X_A` and `X-A` would become the
-/// same variable; `Proxy`, since many HTTP clients read `HTTP_PROXY`; credentials (section 9.2); and fields that concern a
-/// single connection.
+/// same variable; `Proxy`, since many HTTP clients read `HTTP_PROXY`; `Proxy-Authorization`; and fields that concern a
+/// single connection. `Authorization` has been removed from the request unless the pool passes it (section 9.2).
 ///
 /// # Errors
 /// [`BadPath`].
@@ -63,7 +64,7 @@ pub(crate) fn meta_variables(
     if let Some(content_type) = parts.headers.get(header::CONTENT_TYPE) {
         set("CONTENT_TYPE", os_string(content_type.as_bytes()));
     }
-    if let Some(length) = length {
+    if let Some(length) = length.or((!is_bodiless(&parts.method)).then_some(0)) {
         set("CONTENT_LENGTH", length.to_string().into());
     }
     set("PATOU_WORKER", context.worker.to_string().into());
@@ -75,7 +76,6 @@ pub(crate) fn meta_variables(
 /// `HTTP_*` (RFC 3875 section 4.1.18).
 fn protocol_variables(headers: &HeaderMap) -> Vec<(String, OsString)> {
     head::fields_for_programs(headers)
-        .filter(|(name, _)| *name != header::AUTHORIZATION)
         .map(|(name, value)| {
             let variable = format!("HTTP_{}", name.as_str().to_ascii_uppercase().replace('-', "_"));
             (variable, os_string(&value))
@@ -85,6 +85,11 @@ fn protocol_variables(headers: &HeaderMap) -> Vec<(String, OsString)> {
 
 fn os_string(bytes: &[u8]) -> OsString {
     OsString::from_vec(bytes.to_vec())
+}
+
+/// Whether requests with this method have no body, or one without a defined meaning (RFC 9110 section 9.3).
+fn is_bodiless(method: &Method) -> bool {
+    [Method::GET, Method::HEAD, Method::DELETE, Method::OPTIONS, Method::TRACE, Method::CONNECT].contains(method)
 }
 
 fn protocol(version: Version) -> &'static str {
@@ -115,8 +120,17 @@ fn path_info(uri: &Uri) -> Result<OsString, BadPath> {
 pub(crate) enum CgiResponse {
     /// For the client: a document or a redirect.
     Client(CgiResponseHead),
-    /// A local redirect (section 6.2.2): the program runs again, with GET and this path and query.
-    LocalRedirect(Uri),
+    /// The program runs again.
+    LocalRedirect(LocalRedirect),
+}
+
+/// A local redirect (section 6.2.2).
+#[derive(Debug)]
+pub(crate) struct LocalRedirect {
+    /// The path and query of the next request, whose method is GET.
+    pub target: Uri,
+    /// `Set-Cookie` for the client: fields of the response to the next request, as in Apache.
+    pub cookies: Vec<HeaderValue>,
 }
 
 /// The head of a response for the client.
@@ -128,7 +142,13 @@ pub(crate) struct CgiResponseHead {
     pub headers: HeaderMap,
     /// The size of the body in bytes, if the program announces it.
     pub length: Option<u64>,
+    /// Neither `Content-Type` nor `Location`, which no response with a body may lack (section 6.3.1): a byte of a body is
+    /// a fault of the program.
+    pub must_be_empty: bool,
 }
+
+/// What is wrong with a response whose head [must have no body](CgiResponseHead::must_be_empty), and that has one.
+pub(crate) const NO_CONTENT_TYPE: &str = "its response has a body, and its head neither Content-Type nor Location";
 
 /// Parses a complete response head, as found by [`head::find_end`].
 ///
@@ -137,7 +157,7 @@ pub(crate) struct CgiResponseHead {
 ///
 /// # Errors
 /// A line that is not a field; `Status`, `Location`, `Content-Type` or `Content-Length` twice (section 6.3) or invalid;
-/// no `Content-Type` (section 6.3.1), unless there is a `Location` or certainly no body.
+/// none of `Content-Type`, `Location` and `Status` (section 6.3).
 pub(crate) fn parse_response(bytes: &[u8]) -> Result<CgiResponse, MalformedHead> {
     let mut headers = head::parse_fields(bytes)?;
     let status = head::remove_single(&mut headers, HeaderName::from_static("status"))?;
@@ -152,12 +172,14 @@ pub(crate) fn parse_response(bytes: &[u8]) -> Result<CgiResponse, MalformedHead>
         let path = Uri::try_from(location.as_bytes()).map_err(|_| {
             MalformedHead(format!("its Location is not a path: {}", head::excerpt(location.as_bytes())))
         })?;
-        return Ok(CgiResponse::LocalRedirect(path));
+        let cookies = headers.get_all(header::SET_COOKIE).iter().cloned().collect();
+        return Ok(CgiResponse::LocalRedirect(LocalRedirect { target: path, cookies }));
     }
+    if status.is_none() && content_type.is_none() && location.is_none() && length != Some(0) {
+        return Err(MalformedHead("its response head has none of Content-Type, Location and Status".to_owned()));
+    }
+    let must_be_empty = content_type.is_none() && location.is_none();
     let status = status.unwrap_or(if location.is_some() { StatusCode::FOUND } else { StatusCode::OK });
-    if content_type.is_none() && location.is_none() && length != Some(0) && !head::status_forbids_body(status) {
-        return Err(MalformedHead("its response head has neither Content-Type nor Location".to_owned()));
-    }
     head::remove_hop_by_hop(&mut headers);
     let content_length = content_length.filter(|_| !head::status_forbids_body(status));
     for (name, value) in
@@ -167,13 +189,13 @@ pub(crate) fn parse_response(bytes: &[u8]) -> Result<CgiResponse, MalformedHead>
             headers.insert(name, value);
         }
     }
-    Ok(CgiResponse::Client(CgiResponseHead { status, headers, length }))
+    Ok(CgiResponse::Client(CgiResponseHead { status, headers, length, must_be_empty }))
 }
 
 /// Turns a request into the one that a local redirect stands for: GET, without a body and the headers that describe it.
-pub(crate) fn apply_local_redirect(parts: &mut request::Parts, path: Uri) {
+pub(crate) fn apply_local_redirect(parts: &mut request::Parts, target: Uri) {
     parts.method = Method::GET;
-    parts.uri = path;
+    parts.uri = target;
     for name in ["content-type", "content-length", "content-encoding", "transfer-encoding", "expect"] {
         parts.headers.remove(name);
     }
@@ -245,7 +267,6 @@ mod tests {
     fn harmful_and_ambiguous_headers_are_omitted() {
         let request = Request::get("/")
             .header("Proxy", "evil:1")
-            .header("Authorization", "Basic x")
             .header("Proxy-Authorization", "Basic x")
             .header("Connection", "close, X-Hop")
             .header("X-Hop", "1")
@@ -271,7 +292,7 @@ mod tests {
     fn response_head(head: &str) -> CgiResponseHead {
         match parse_response(head.as_bytes()).unwrap() {
             CgiResponse::Client(head) => head,
-            CgiResponse::LocalRedirect(path) => panic!("local redirect to {path}"),
+            CgiResponse::LocalRedirect(redirect) => panic!("{redirect:?}"),
         }
     }
 
@@ -284,8 +305,44 @@ mod tests {
         let framework = response_head("Status: 303\nLocation: /there\nContent-Type: a/b\n\n");
         assert_eq!((framework.status.as_u16(), &framework.headers["location"]), (303, &"/there".parse().unwrap()));
         assert_eq!(response_head("Status: 204\nContent-Length: 3\n\n").headers.len(), 0);
-        let local = parse_response(b"Location: /again?x=1\n\n");
-        assert!(matches!(local, Ok(CgiResponse::LocalRedirect(path)) if path == "/again?x=1"));
+        let Ok(CgiResponse::LocalRedirect(local)) =
+            parse_response(b"Location: /on?x=1\nSet-Cookie: a\nSet-Cookie: b\n\n")
+        else {
+            panic!("no local redirect");
+        };
+        assert_eq!(
+            (local.target.to_string().as_str(), &*local.cookies),
+            ("/on?x=1", &["a", "b"].map(HeaderValue::from_static)[..])
+        );
+    }
+
+    #[test]
+    fn only_a_response_without_body_may_lack_a_content_type() {
+        for (head, status, must_be_empty) in [
+            ("Status: 404\n\n", 404, true),
+            ("Status: 401\nWWW-Authenticate: Basic\n\n", 401, true),
+            ("Content-Length: 0\n\n", 200, true),
+            ("Content-Type: a/b\n\n", 200, false),
+            ("Location: http://example.org/\n\n", 302, false),
+        ] {
+            let head = response_head(head);
+            assert_eq!((head.status.as_u16(), head.must_be_empty), (status, must_be_empty));
+        }
+    }
+
+    #[test]
+    fn length_is_zero_without_a_body_that_the_method_could_have() {
+        for (method, length) in [
+            ("POST", Some("0")),
+            ("PUT", Some("0")),
+            ("PATCH", Some("0")),
+            ("PROPFIND", Some("0")),
+            ("GET", None),
+            ("DELETE", None),
+        ] {
+            let variables = variables(Request::builder().method(method).uri("/"), None);
+            assert_eq!(variables.get("CONTENT_LENGTH").map(String::as_str), length, "{method}");
+        }
     }
 
     #[test]
@@ -293,7 +350,6 @@ mod tests {
         for bad in [
             "\n",
             "X-A: 1\n\n",
-            "Status: 404\n\n",
             "HTTP/1.1 200 OK\nContent-Type: a/b\n\n",
             "Content-Type: a/b\nContent-Type: a/b\n\n",
             "Content-Type: a/b\nStatus: 99\n\n",
@@ -322,7 +378,7 @@ mod tests {
                 headers.append(HeaderName::from_bytes(name.as_bytes()).unwrap(), "x".parse().unwrap());
             }
             for (name, _) in protocol_variables(&headers) {
-                prop_assert!(name.starts_with("HTTP_") && name != "HTTP_PROXY" && name != "HTTP_AUTHORIZATION");
+                prop_assert!(name.starts_with("HTTP_") && name != "HTTP_PROXY");
                 prop_assert!(name.bytes().all(|b| b.is_ascii_uppercase() || b.is_ascii_digit() || b == b'_'));
             }
         }

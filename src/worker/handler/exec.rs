@@ -7,7 +7,7 @@ mod run;
 
 use std::process::Stdio;
 
-use http::header::{CONTENT_LENGTH, TRANSFER_ENCODING};
+use http::header::{CONTENT_LENGTH, SET_COOKIE, TRANSFER_ENCODING};
 use http::{Method, Request, Response, StatusCode, request};
 use http_body::Body as _;
 use http_body_util::BodyExt;
@@ -24,6 +24,7 @@ use super::limited_body::LimitedBody;
 use super::oneshot::OneShotProgram;
 use super::response_reader::ResponseReader;
 use super::spool::{LengthNeed, Spool};
+use crate::config::{ExitStatusMode, PoolConfig};
 use crate::ids::WorkerId;
 use run::CgiRun;
 
@@ -35,11 +36,13 @@ const MAX_LOCAL_REDIRECTS: usize = 10;
 pub(crate) struct Exec {
     runner: OneShotProgram,
     spool: Spool,
+    exit_status: ExitStatusMode,
 }
 
 impl Exec {
-    pub(super) fn new(program: HandlerProgram, worker: WorkerId, spool: Spool) -> Self {
-        Self { runner: OneShotProgram::new(program, worker), spool }
+    pub(super) fn new(program: HandlerProgram, worker: WorkerId, pool: &PoolConfig) -> Self {
+        let runner = OneShotProgram::new(program, worker);
+        Self { runner, spool: Spool::new(pool), exit_status: pool.exit_status }
     }
 
     /// Runs the program for a request, and again for each local redirect.
@@ -50,13 +53,18 @@ impl Exec {
         let is_head = parts.method == Method::HEAD;
         let body = self.spool.receive(body, &context, &start, LengthNeed::Needed).await?;
         let mut body = Some(body).filter(|body| !body.is_end_stream());
+        let mut cookies = Vec::new();
         for _ in 0..=MAX_LOCAL_REDIRECTS {
             let mut run = self.start(&parts, body.take(), &context)?;
             match run.response().await? {
-                CgiResponse::Client(head) => return run.respond(head, is_head).await,
-                CgiResponse::LocalRedirect(path) => {
+                CgiResponse::Client(mut head) => {
+                    head.headers.extend(cookies.into_iter().map(|cookie| (SET_COOKIE, cookie)));
+                    return run.respond(head, is_head).await;
+                }
+                CgiResponse::LocalRedirect(redirect) => {
                     run.wait_for_exit().await?;
-                    cgi::apply_local_redirect(&mut parts, path);
+                    cookies.extend(redirect.cookies);
+                    cgi::apply_local_redirect(&mut parts, redirect.target);
                 }
             }
         }
@@ -95,7 +103,7 @@ impl Exec {
         let feed = stdin.zip(body).map(|(stdin, body)| BodyFeed::spawn(write_body(body, stdin)));
         let stdout = stdout.ok_or_else(|| started(std::io::ErrorKind::BrokenPipe.into()))?;
         let reader = ResponseReader::new(child, stdout).map_err(started)?;
-        Ok(CgiRun::new(reader, feed, self.runner.program().name(), context.worker.clone(), lease))
+        Ok(CgiRun::new(reader, feed, self.exit_status, self.runner.program().name(), context.worker.clone(), lease))
     }
 
     /// Kills and reaps everything that the request has left, and writes its remaining output to the log.

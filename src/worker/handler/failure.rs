@@ -19,11 +19,13 @@ pub(crate) struct RequestFailure {
     pub reason: String,
     /// Whether a program may have read a part of the request. If not, it is safe to send the request again.
     pub started: bool,
+    /// The last line that the program wrote to standard error: for the log alone, as it may hold secrets.
+    pub last_line: Option<String>,
 }
 
 impl RequestFailure {
-    pub(super) fn new(status: StatusCode, reason: impl Into<String>) -> Self {
-        Self { status, reason: reason.into(), started: true }
+    pub(crate) fn new(status: StatusCode, reason: impl Into<String>) -> Self {
+        Self { status, reason: reason.into(), started: true, last_line: None }
     }
 
     pub(super) fn not_started(self) -> Self {
@@ -40,6 +42,14 @@ impl RequestFailure {
         let is_shortage = error.is_some_and(descriptors::is_shortage);
         let status = if is_shortage { StatusCode::SERVICE_UNAVAILABLE } else { StatusCode::INTERNAL_SERVER_ERROR };
         Self::new(status, reason).not_started()
+    }
+
+    /// The reason with the last line of the program.
+    pub(crate) fn for_log(&self) -> String {
+        match &self.last_line {
+            Some(line) => format!("{}; its last line on standard error: {line}", self.reason),
+            None => self.reason.clone(),
+        }
     }
 
     /// When the client should retry, in seconds.

@@ -4,7 +4,7 @@
 //! when the announced length is reached. The last piece of a response of known length is withheld until then, so that
 //! a client never takes the response of a killed program for complete.
 //!
-//! RFC 3875 gives the exit status no meaning; here it has one. A program that exits with a failure has not completed
+//! RFC 3875 gives the exit status no meaning; here it has one, unless the pool ignores it. A program that exits with a failure has not completed
 //! its response, unless the response delimits itself (Content-Length, or a status without a body): the client
 //! gets 502 if nothing has been sent, else a response that is visibly cut. So nothing is sent before the first byte of
 //! the body or the exit status is known.
@@ -23,6 +23,7 @@ use super::super::failure::RequestFailure;
 use super::super::head;
 use super::super::output_log::LeaseLabel;
 use super::super::response_reader::{HeadError, ReaderEvent, ResponseReader, split_excess};
+use crate::config::ExitStatusMode;
 use crate::ids::WorkerId;
 use crate::log::Event;
 
@@ -40,6 +41,7 @@ pub(super) struct CgiRun {
     has_excess: bool,
     /// Whether [`check_exit`](CgiRun::check_exit) has been called.
     is_checked: bool,
+    exit_status: ExitStatusMode,
     name: String,
     worker: WorkerId,
     lease: LeaseLabel,
@@ -49,6 +51,7 @@ impl CgiRun {
     pub(super) fn new(
         reader: ResponseReader,
         feed: Option<BodyFeed<Result<(), RequestFailure>>>,
+        exit_status: ExitStatusMode,
         name: &str,
         worker: WorkerId,
         lease: LeaseLabel,
@@ -61,6 +64,7 @@ impl CgiRun {
             withheld: None,
             has_excess: false,
             is_checked: false,
+            exit_status,
             name: name.to_owned(),
             worker,
             lease,
@@ -90,11 +94,11 @@ impl CgiRun {
         head: CgiResponseHead,
         is_head: bool,
     ) -> Result<Response<Body>, RequestFailure> {
-        let CgiResponseHead { status, headers, length } = head;
+        let CgiResponseHead { status, headers, length, must_be_empty } = head;
         self.remaining = length.filter(|_| !is_head);
-        // Without a Content-Type it is a redirect, which has no body (RFC 3875 section 6.2.3).
-        let is_redirect = !headers.contains_key(CONTENT_TYPE);
-        self.is_delimited = length.is_some() || head::status_forbids_body(status) || is_redirect;
+        // Without a Content-Type it has no body (RFC 3875 section 6.3.1).
+        let has_type = headers.contains_key(CONTENT_TYPE);
+        self.is_delimited = length.is_some() || head::status_forbids_body(status) || !has_type;
         let first = if is_head || length == Some(0) || head::status_forbids_body(status) {
             let exit = self.skip_to_exit().await?;
             self.check_exit(exit)?;
@@ -102,6 +106,9 @@ impl CgiRun {
         } else {
             self.next_piece().await?
         };
+        if let Some((_, run)) = first.as_ref().filter(|_| must_be_empty) {
+            return Err(run.failure(&cgi::NO_CONTENT_TYPE));
+        }
         let body = match first {
             Some((first, run)) => body::unfold((Some(first), run), |(first, run)| async move {
                 let next = if first.is_some() { first.map(|first| (first, run)) } else { run.next_piece().await? };
@@ -185,12 +192,13 @@ impl CgiRun {
             tracing::warn!(%worker, lease, %event,
                 "`{name}` wrote more than its Content-Length: the excess was discarded");
         }
-        if !exit.succeeded() && !self.is_delimited {
+        let is_ignored = self.exit_status == ExitStatusMode::Ignore;
+        if !exit.succeeded() && !self.is_delimited && !is_ignored {
             return Err(
                 self.failure(&format!("it {exit}, and its response has no Content-Length, so it may be incomplete"))
             );
         }
-        if !exit.succeeded() {
+        if !exit.succeeded() && !is_ignored {
             tracing::warn!(%worker, lease, %event, "`{name}` {exit} after a complete response");
         }
         Ok(())

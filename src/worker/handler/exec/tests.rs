@@ -23,9 +23,15 @@ const PRINT_HEAD: &str = "printf 'Content-Type: text/plain\\n\\n';";
 const PRINT_SIZED_HEAD: &str = "printf 'Content-Length: 4\\nContent-Type: a/b\\n\\n';";
 
 fn sh(script: impl AsRef<str>) -> BuiltinHandler {
+    start(script, |_| {})
+}
+
+/// A shell with this script, in a pool that `change` changes.
+fn start(script: impl AsRef<str>, change: impl FnOnce(&mut PoolConfig)) -> BuiltinHandler {
     let argv = ["sh", "-c", script.as_ref()].map(str::to_owned).to_vec();
     let environment = BTreeMap::from([("MINE".to_owned(), "pool".to_owned())]);
-    let pool = PoolConfig { handler: HandlerConfig::Exec(argv), environment, ..PoolConfig::default() };
+    let mut pool = PoolConfig { handler: HandlerConfig::Exec(argv), environment, ..PoolConfig::default() };
+    change(&mut pool);
     let worker = "default-1".parse().unwrap();
     BuiltinHandler::start(&pool, &worker, Duration::from_secs(10), PathBuf::new()).unwrap().unwrap()
 }

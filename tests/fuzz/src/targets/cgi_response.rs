@@ -29,10 +29,12 @@ pub(crate) fn run(bytes: &[u8]) {
             assert!(announced.is_none_or(|length| Some(length) == document.length));
             assert!(!head::status_forbids_body(document.status) || announced.is_none());
         }
-        Ok(cgi::CgiResponse::LocalRedirect(uri)) => {
-            assert!(uri.path().starts_with('/') && uri.authority().is_none(), "{uri}");
+        Ok(cgi::CgiResponse::LocalRedirect(redirect)) => {
+            let target = redirect.target;
+            assert!(target.path().starts_with('/') && target.authority().is_none(), "{target}");
+            assert!(redirect.cookies.len() <= bytes.len());
             let mut parts = http::Request::post("/").header("Content-Length", "3").body(()).unwrap().into_parts().0;
-            cgi::apply_local_redirect(&mut parts, uri);
+            cgi::apply_local_redirect(&mut parts, target);
             assert!(parts.headers.is_empty());
         }
         Err(wrong) => assert!(wrong.0.len() < 1024, "{wrong}"),

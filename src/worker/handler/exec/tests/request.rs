@@ -36,6 +36,8 @@ fn body_of_known_and_of_unknown_size_is_passed() {
             assert_eq!(empty.1.unwrap(), "0\n");
         }
         assert_eq!(get(&script).await, "none\n");
+        let without = run(&script, Request::post("/"), full_body("")).await.unwrap();
+        assert_eq!(without.1.unwrap(), "0\n");
     });
 }
 

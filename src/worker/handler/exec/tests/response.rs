@@ -1,9 +1,11 @@
 //! What the client gets of a program's response, and when.
 
+use http::HeaderValue;
 use http_body_util::BodyExt;
 
 use super::super::super::test_process::{capture_log, in_own_process};
 use super::*;
+use crate::config::ExitStatusMode;
 
 #[test]
 fn flood_on_stderr_does_not_block_the_program_and_long_lines_are_truncated() {
@@ -60,7 +62,9 @@ fn missing_or_malformed_head_is_502() {
             ("kill -35 $$", "was killed by signal 35"),
             ("echo hello", "exited with status 0"),
             ("echo hello; echo", "not `Name: value`"),
-            ("echo X-A: 1; echo", "neither Content-Type nor Location"),
+            ("echo X-A: 1; echo", "none of Content-Type, Location and Status"),
+            ("echo Status: 404; echo; echo body", "has a body, and its head neither Content-Type nor Location"),
+            ("printf 'Status: 404\\nContent-Length: 4\\n\\nbody'", "neither Content-Type nor Location"),
             ("exec >&-; exit 4", "exited with status 4"),
             ("yes 'X-A: 1'", "longer than"),
         ] {
@@ -93,6 +97,8 @@ fn failed_exit_before_the_body_is_502() {
             ("Status: 204 No Content\\n\\n", 204),
             ("Content-Length: 0\\nContent-Type: a/b\\n\\n", 200),
             ("Location: http://example.org/\\n\\n", 302),
+            ("Status: 404 Not Found\\n\\n", 404),
+            ("Status: 401\\nWWW-Authenticate: Basic\\n\\n", 401),
         ] {
             let result = run(format!("printf '{head}'; exit 3"), Request::get("/"), full_body("")).await;
             assert_eq!(result.map(|(status, _)| status), Ok(status), "{head}");
@@ -133,6 +139,25 @@ fn incomplete_response_never_looks_complete() {
 }
 
 #[test]
+fn exit_status_may_be_ignored_but_no_death_and_no_shortfall() {
+    in_own_process(async {
+        let ignoring = |script: &str| start(script, |pool| pool.exit_status = ExitStatusMode::Ignore);
+        for (script, body) in [("echo page; exit 1", "page\n"), ("exit 255", ""), ("exec >&-; exit 3", "")] {
+            let handler = ignoring(&format!("{PRINT_HEAD} {script}"));
+            let response = send(&handler, request_context(), Request::get("/"), full_body("")).await.unwrap();
+            assert_eq!(body_text(response).await.unwrap(), body, "{script}");
+            handler.end_request(Duration::ZERO).await;
+        }
+        for script in [&format!("{PRINT_HEAD} kill -9 $$"), &format!("{PRINT_SIZED_HEAD} exit 3"), "exit 3"] {
+            let handler = ignoring(script);
+            let failure = send(&handler, request_context(), Request::get("/"), full_body("")).await.expect_err(script);
+            assert_eq!(failure.status, 502);
+            handler.end_request(Duration::ZERO).await;
+        }
+    });
+}
+
+#[test]
 fn response_without_body_waits_for_the_process() {
     in_own_process(async {
         let file = scratch_file("bodiless");
@@ -163,6 +188,18 @@ fn client_redirects_and_local_redirects_work() {
             *) printf 'Content-Type: a/b\\n\\n'; echo $REQUEST_METHOD $QUERY_STRING ${CONTENT_LENGTH-none}; cat;; esac";
         let result = run(script, Request::post("/old"), full_body("hello")).await.unwrap();
         assert_eq!(result.1.unwrap(), "GET x=1 none\n");
+
+        let handler = sh("case $PATH_INFO in /new) printf 'Content-Type: a/b\\nSet-Cookie: c=3\\n\\n';; \
+            *) printf 'Location: /new\\nSet-Cookie: a=1\\nSet-Cookie: b=2\\nX-Own: 1\\n\\n';; esac");
+        let response = send(&handler, request_context(), Request::get("/"), full_body("")).await.unwrap();
+        let mut cookies: Vec<_> = response.headers().get_all("set-cookie").iter().cloned().collect();
+        cookies.sort();
+        assert_eq!(
+            (cookies, response.headers().len()),
+            (["a=1", "b=2", "c=3"].map(HeaderValue::from_static).into(), 4)
+        );
+        body_text(response).await.unwrap();
+        handler.end_request(Duration::ZERO).await;
 
         let count = scratch_file("count");
         let script = format!("echo >>{}; printf 'Location: /on\\n\\n'", count.display());
