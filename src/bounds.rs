@@ -18,6 +18,10 @@ use std::time::Duration;
 /// handler away and to send 504.
 pub(crate) const HANDLER_ABORT_GRACE: Duration = Duration::from_millis(750);
 
+/// How long a program that is interrupted may take from SIGTERM to SIGKILL, however long `abort_grace` is: its client waits
+/// for the response meanwhile.
+pub(crate) const TERMINATE_GRACE_MAX: Duration = Duration::from_millis(500);
+
 /// From a request's deadline, or the limit of a ping, until the control loop concludes that the thread of the serving task
 /// is blocked, and ends the worker.
 pub(crate) const BLOCKED_GRACE: Duration = Duration::from_secs(1);
@@ -40,6 +44,7 @@ const fn are_apart(earlier: Duration, later: Duration) -> bool {
 }
 
 const _: () = assert!(are_apart(Duration::ZERO, HANDLER_ABORT_GRACE));
+const _: () = assert!(are_apart(TERMINATE_GRACE_MAX, HANDLER_ABORT_GRACE));
 const _: () = assert!(are_apart(HANDLER_ABORT_GRACE, BLOCKED_GRACE));
 const _: () = assert!(are_apart(BLOCKED_GRACE, DISPATCHER_GRACE));
 const _: () = assert!(are_apart(PING_LATE, BLOCKED_GRACE));

@@ -96,6 +96,28 @@ pub(crate) async fn kill(
     Ok(())
 }
 
+/// Sends SIGTERM to those children of this process that `chosen` selects, each with its process group if it leads one, and
+/// waits until they have ended, for `grace` at most. [`kill`] then ends and reaps what remains.
+pub(crate) async fn terminate(chosen: impl Fn(&ProcessStat) -> bool, grace: Duration) {
+    let give_up = Instant::now() + grace;
+    let children = descendants(getpid()).into_iter().filter(|p| p.parent == getpid() && !p.is_zombie() && chosen(p));
+    let children: Vec<_> = children.collect();
+    for child in children.iter().filter(|_| !grace.is_zero()) {
+        // Not reaped, so its number still refers to it.
+        let _ = if child.group == child.pid {
+            killpg(child.group, Signal::SIGTERM)
+        } else {
+            nix::sys::signal::kill(child.pid, Signal::SIGTERM)
+        };
+    }
+    let mut pause = Duration::from_millis(1);
+    let is_alive = |child: &ProcessStat| ProcessStat::of_id(child.id()).is_some_and(|found| !found.is_zombie());
+    while Instant::now() < give_up && children.iter().any(is_alive) {
+        sleep(pause.min(give_up - Instant::now())).await;
+        pause = (pause * 2).min(Duration::from_millis(20));
+    }
+}
+
 /// Reaps the zombies among the children of this process, except those of `spared`: their owners wait for them. One
 /// system call if there is none.
 pub(crate) fn reap_orphans(spared: impl Fn(Pid) -> bool) {

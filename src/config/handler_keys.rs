@@ -4,7 +4,7 @@
 
 use super::diagnostics::Diagnostics;
 use super::fault::quote;
-use super::{AuthorizationMode, ExitStatusMode, HandlerConfig, PoolConfig, RequestBodyMode};
+use super::{AuthorizationMode, BackgroundMode, ExitStatusMode, HandlerConfig, PoolConfig, RequestBodyMode};
 
 /// Reports each key that the handler of the pool does not have.
 pub(super) fn check(section: &str, pool: &PoolConfig, diagnostics: &mut Diagnostics) {
@@ -13,13 +13,14 @@ pub(super) fn check(section: &str, pool: &PoolConfig, diagnostics: &mut Diagnost
     let gets_bodies = matches!(handler, HandlerConfig::Exec(_) | HandlerConfig::Coprocess(_) | HandlerConfig::Http(_));
     let body = (gets_bodies, "exec, coprocess or http");
     let authorization = (handler.may_lack_authorization(), "exec or coprocess");
-    let exit_status = (matches!(handler, HandlerConfig::Exec(_)), "exec");
+    let cgi = (matches!(handler, HandlerConfig::Exec(_)), "exec");
     let keys = [
         ("request_body", body, (pool.request_body == RequestBodyMode::Spool).then(|| quote("spool"))),
         ("spool_max", body, (pool.spool_max != default.spool_max).then(|| pool.spool_max.to_string())),
         ("spool_dir", body, (pool.spool_dir != default.spool_dir).then(|| quote(&pool.spool_dir))),
         ("authorization", authorization, (pool.authorization == AuthorizationMode::Pass).then(|| quote("pass"))),
-        ("exit_status", exit_status, (pool.exit_status == ExitStatusMode::Ignore).then(|| quote("ignore"))),
+        ("background", cgi, (pool.background == BackgroundMode::Keep).then(|| quote("keep"))),
+        ("exit_status", cgi, (pool.exit_status == ExitStatusMode::Ignore).then(|| quote("ignore"))),
     ];
     let handler_key = format!("{section}.handler");
     for (name, (has_key, wanted), found) in keys {

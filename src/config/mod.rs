@@ -57,8 +57,8 @@ pub(crate) use load::read_text;
 pub use load::{LoadError, Loaded, Origin, default_runtime_dir};
 pub(crate) use pool::SessionBounds;
 pub use pool::{
-    AuthorizationMode, ExitStatusMode, HandlerConfig, LimitsConfig, PoolConfig, ProcessLimits, Replacing,
-    RequestBodyMode, UpgradeProtocol,
+    AuthorizationMode, BackgroundMode, ExitStatusMode, HandlerConfig, LimitsConfig, PoolConfig, ProcessLimits,
+    Replacing, RequestBodyMode, UpgradeProtocol,
 };
 pub use proxies::{ForwardedHeaders, IpNetwork, ProxyTrust, TrustedProxies};
 pub use watchdog::{RestartConfig, WatchdogConfig};

@@ -67,6 +67,8 @@ pub struct PoolConfig {
     pub authorization: AuthorizationMode,
     /// Whether a program that ends with a failure has completed its response.
     pub exit_status: ExitStatusMode,
+    /// What becomes of processes that a program leaves running.
+    pub background: BackgroundMode,
     /// The protocols to which a connection may switch (RFC 9110, section 7.8).
     pub upgrade: Vec<UpgradeProtocol>,
     /// How long a connection may last that has switched.
@@ -172,6 +174,7 @@ impl Default for PoolConfig {
             spool_dir: String::new(),
             authorization: AuthorizationMode::Drop,
             exit_status: ExitStatusMode::Strict,
+            background: BackgroundMode::Kill,
             upgrade: Vec::new(),
             session_timeout: Duration::from_secs(3600),
             max_sessions: 0,
@@ -211,6 +214,16 @@ pub enum ExitStatusMode {
     Strict,
     /// The response is complete when the program exits, with any status. A program that is killed has failed.
     Ignore,
+}
+
+/// What becomes of the processes that a CGI program has started and that run after it has exited.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum BackgroundMode {
+    /// They are killed before the worker gets another client.
+    Kill,
+    /// They run as long as their worker.
+    Keep,
 }
 
 /// When the successor of a warm process starts, in a planned replacement.

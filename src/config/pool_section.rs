@@ -6,8 +6,8 @@ use super::quantity;
 use super::read::Section;
 use super::section_values::{ACCOUNT, NAME, account, address};
 use super::{
-    AuthorizationMode, ExitStatusMode, HandlerConfig, LimitsConfig, PoolConfig, Replacing, RequestBodyMode,
-    UpgradeProtocol,
+    AuthorizationMode, BackgroundMode, ExitStatusMode, HandlerConfig, LimitsConfig, PoolConfig, Replacing,
+    RequestBodyMode, UpgradeProtocol,
 };
 use crate::ids::PoolName;
 
@@ -60,6 +60,9 @@ pub(super) fn pool(s: &mut Section<'_, '_>, only: bool) -> PoolConfig {
         exit_status: s
             .choice("exit_status", &[("strict", ExitStatusMode::Strict), ("ignore", ExitStatusMode::Ignore)])
             .unwrap_or(default.exit_status),
+        background: s
+            .choice("background", &[("kill", BackgroundMode::Kill), ("keep", BackgroundMode::Keep)])
+            .unwrap_or(default.background),
         working_dir: s.text("working_dir", DIRECTORY, directory).unwrap_or_default(),
         environment: s.string_map("environment", variable).unwrap_or(default.environment),
         user: s

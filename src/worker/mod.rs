@@ -72,7 +72,7 @@ pub(crate) async fn run(config: &Config, id: &WorkerId) -> Result<(), ServeError
     // A worker with another user than the set's cannot remove them. They harm nothing.
     let _ = ipc::remove_app_sockets(dir, id);
     let socket = ipc::app_sockets(dir, id, setup.epoch());
-    let builtin = BuiltinHandler::start(setup.pool(), id, config.watchdog.start_timeout, socket)?;
+    let builtin = BuiltinHandler::start(setup.pool(), id, &config.watchdog, socket)?;
     let builtin = builtin.ok_or_else(|| ServeError::Unknown(id.clone()))?;
     setup.serve(builtin.clone(), Some(builtin)).await
 }

@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use patou::config::{
-    AdminConfig, AuthorizationMode, Config, Delivery, ExitStatusMode, ForwardedHeaders, HandlerConfig, LimitsConfig,
-    PoolConfig, ProxyTrust, Replacing, RequestBodyMode, TrustedProxies, UnknownLength, UpgradeProtocol,
+    AdminConfig, AuthorizationMode, BackgroundMode, Config, Delivery, ExitStatusMode, ForwardedHeaders, HandlerConfig,
+    LimitsConfig, PoolConfig, ProxyTrust, Replacing, RequestBodyMode, TrustedProxies, UnknownLength, UpgradeProtocol,
 };
 use proptest::prelude::*;
 
@@ -76,6 +76,7 @@ prop_compose! {
             spool_dir: if is_http { "/spool \"\u{e9}".into() } else { String::new() },
             authorization: if is_coprocess { AuthorizationMode::Pass } else { AuthorizationMode::Drop },
             exit_status: if is_exec { ExitStatusMode::Ignore } else { ExitStatusMode::Strict },
+            background: if is_exec && limits.0 { BackgroundMode::Keep } else { BackgroundMode::Kill },
             upgrade: if is_http && limits.1 && workers > 1 { vec![UpgradeProtocol::Websocket] } else { Vec::new() },
             session_timeout: times.2,
             max_sessions: if limits.0 { workers - 1 } else { 0 },

@@ -165,6 +165,7 @@ fn same_for_workers(before: &PoolConfig, after: &PoolConfig) -> bool {
         && before.spool_dir == after.spool_dir
         && before.authorization == after.authorization
         && before.exit_status == after.exit_status
+        && before.background == after.background
         && before.upgrade == after.upgrade
         && before.session_timeout == after.session_timeout
         && (before.upgrade.is_empty() || before.drain_timeout == after.drain_timeout)

@@ -21,7 +21,7 @@ use super::http::HttpServer;
 use super::inetd::Inetd;
 use super::spool::Spool;
 use super::warm::{HandlerReadiness, WarmEvent, WarmHandler, WarmSettings};
-use crate::config::{HandlerConfig, PoolConfig, Replacing};
+use crate::config::{HandlerConfig, PoolConfig, Replacing, WatchdogConfig};
 use crate::ids::WorkerId;
 
 /// A built-in handler. Clones share it.
@@ -45,7 +45,7 @@ pub(crate) enum BuiltinHandler {
 impl BuiltinHandler {
     /// Prepares the handler of a pool; `None` for a `program`, which is none of these. A warm process is started here, and
     /// [`keep`](Self::keep) waits until it is ready; it is killed when the calling thread ends, so that thread must live
-    /// as long as the worker and have a tokio runtime. `start_timeout` bounds its start; `socket` is the path for its
+    /// as long as the worker and have a tokio runtime. `watchdog` bounds starts and ends; `socket` is the path for its
     /// sockets, to which their numbers are appended.
     ///
     /// # Errors
@@ -53,12 +53,12 @@ impl BuiltinHandler {
     pub(crate) fn start(
         pool: &PoolConfig,
         worker: &WorkerId,
-        start_timeout: Duration,
+        watchdog: &WatchdogConfig,
         socket: PathBuf,
     ) -> Result<Option<Self>, HandlerStartError> {
         let program = |argv: &[String]| HandlerProgram::new(argv, worker, pool);
         let warm = WarmSettings {
-            start_timeout,
+            start_timeout: watchdog.start_timeout,
             ping: Some(pool.ping).filter(|interval| !interval.is_zero()),
             replace: pool.replace,
             ready_path: Some(pool.ready_path.clone()).filter(|path| !path.is_empty()),
@@ -66,10 +66,11 @@ impl BuiltinHandler {
             socket,
             spool: Spool::new(pool),
         };
+        let grace = watchdog.abort_grace;
         Ok(Some(match &pool.handler {
             HandlerConfig::Echo => Self::Echo,
-            HandlerConfig::Exec(argv) => Self::Exec(Arc::new(Exec::new(program(argv)?, worker.clone(), pool))),
-            HandlerConfig::Inetd(argv) => Self::Inetd(Arc::new(Inetd::new(program(argv)?, worker.clone()))),
+            HandlerConfig::Exec(argv) => Self::Exec(Arc::new(Exec::new(program(argv)?, worker.clone(), pool, grace))),
+            HandlerConfig::Inetd(argv) => Self::Inetd(Arc::new(Inetd::new(program(argv)?, worker.clone(), grace))),
             HandlerConfig::Coprocess(argv) => {
                 Self::Coprocess(WarmHandler::start(program(argv)?, worker.clone(), warm)?)
             }

@@ -15,6 +15,9 @@ use super::head::{self, MalformedHead};
 /// `SERVER_SOFTWARE` (RFC 3875 section 4.1.17).
 const SOFTWARE: &str = concat!("patou/", env!("CARGO_PKG_VERSION"));
 
+/// The variable with the number of the lease.
+pub(super) const LEASE: &str = "PATOU_LEASE";
+
 /// The path of the request cannot be passed to a program: it has a `%` without two hex digits after it, or a NUL.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("the path of the request contains a NUL or an invalid percent-encoding (RFC 3986 section 2.1)")]
@@ -68,7 +71,7 @@ pub(crate) fn meta_variables(
         set("CONTENT_LENGTH", length.to_string().into());
     }
     set("PATOU_WORKER", context.worker.to_string().into());
-    set("PATOU_LEASE", context.lease.clone().into());
+    set(LEASE, context.lease.clone().into());
     variables.extend(protocol_variables(&parts.headers));
     Ok(variables)
 }

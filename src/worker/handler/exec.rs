@@ -6,6 +6,8 @@
 mod run;
 
 use std::process::Stdio;
+use std::sync::Arc;
+use std::time::Duration;
 
 use http::header::{CONTENT_LENGTH, SET_COOKIE, TRANSFER_ENCODING};
 use http::{Method, Request, Response, StatusCode, request};
@@ -21,7 +23,7 @@ use super::child::{HandlerProcess, HandlerProgram, SpawnError};
 use super::context::{RequestContext, RequestStart};
 use super::failure::RequestFailure;
 use super::limited_body::LimitedBody;
-use super::oneshot::OneShotProgram;
+use super::oneshot::{OneShotProgram, OneShotRun};
 use super::response_reader::ResponseReader;
 use super::spool::{LengthNeed, Spool};
 use crate::config::{ExitStatusMode, PoolConfig};
@@ -40,8 +42,9 @@ pub(crate) struct Exec {
 }
 
 impl Exec {
-    pub(super) fn new(program: HandlerProgram, worker: WorkerId, pool: &PoolConfig) -> Self {
-        let runner = OneShotProgram::new(program, worker);
+    /// `grace` is the time from SIGTERM to SIGKILL for a program that is interrupted.
+    pub(super) fn new(program: HandlerProgram, worker: WorkerId, pool: &PoolConfig, grace: Duration) -> Self {
+        let runner = OneShotProgram::new(program, worker, pool.background, grace);
         Self { runner, spool: Spool::new(pool), exit_status: pool.exit_status }
     }
 
@@ -97,16 +100,16 @@ impl Exec {
         })?;
         drop(command);
         let [stdin, stdout, stderr] = child.pipes();
-        let lease = Some(context.lease.as_str().into());
-        self.runner.log_stderr(stderr, lease.clone()).map_err(started)?;
+        let run = self.runner.started(stderr, Some(context.lease.as_str().into())).map_err(started)?;
         let stdin = stdin.map(Sender::from_owned_fd).transpose().map_err(started)?;
-        let feed = stdin.zip(body).map(|(stdin, body)| BodyFeed::spawn(write_body(body, stdin)));
+        let stdin = stdin.map(|stdin| Stdin { stdin: Some(stdin), run: run.clone() });
+        let feed = stdin.zip(body).map(|(stdin, body)| BodyFeed::spawn(stdin.write(body)));
         let stdout = stdout.ok_or_else(|| started(std::io::ErrorKind::BrokenPipe.into()))?;
         let reader = ResponseReader::new(child, stdout).map_err(started)?;
-        Ok(CgiRun::new(reader, feed, self.exit_status, self.runner.program().name(), context.worker.clone(), lease))
+        Ok(CgiRun::new(reader, feed, self.exit_status, self.runner.program().name(), run))
     }
 
-    /// Kills and reaps everything that the request has left, and writes its remaining output to the log.
+    /// Ends what the request has left, see [`OneShotProgram::end_run`].
     pub(super) async fn end_request(&self) {
         self.runner.end_run().await;
     }
@@ -116,16 +119,34 @@ impl Exec {
     }
 }
 
-async fn write_body(mut body: LimitedBody, mut stdin: Sender) -> Result<(), RequestFailure> {
-    while let Some(frame) = body.frame().await {
-        if let Ok(data) = frame?.into_data()
-            && stdin.write_all(&data).await.is_err()
-        {
-            // EPIPE: the program reads no further, which is allowed.
-            break;
+/// The standard input of a program. Dropped before the end of the body it stays open until the program is dead, which
+/// would otherwise take what it has for the whole.
+struct Stdin {
+    stdin: Option<Sender>,
+    run: Arc<OneShotRun>,
+}
+
+impl Stdin {
+    async fn write(mut self, mut body: LimitedBody) -> Result<(), RequestFailure> {
+        while let Some(frame) = body.frame().await {
+            if let (Ok(data), Some(stdin)) = (frame?.into_data(), &mut self.stdin)
+                && stdin.write_all(&data).await.is_err()
+            {
+                // EPIPE: the program reads no further, which is allowed.
+                break;
+            }
+        }
+        self.stdin = None;
+        Ok(())
+    }
+}
+
+impl Drop for Stdin {
+    fn drop(&mut self) {
+        if let Some(stdin) = self.stdin.take() {
+            self.run.hold_stdin(stdin);
         }
     }
-    Ok(())
 }
 
 #[cfg(test)]

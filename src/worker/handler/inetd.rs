@@ -4,10 +4,13 @@ use std::io;
 use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
 use std::process::Stdio;
+use std::sync::Arc;
+use std::time::Duration;
 
 use super::child::{HandlerProcess, HandlerProgram, ProcessExit};
 use super::failure::RequestFailure;
-use super::oneshot::OneShotProgram;
+use super::oneshot::{OneShotProgram, OneShotRun};
+use crate::config::BackgroundMode;
 use crate::ids::WorkerId;
 
 /// The handler.
@@ -15,8 +18,8 @@ use crate::ids::WorkerId;
 pub(crate) struct Inetd(OneShotProgram);
 
 impl Inetd {
-    pub(super) fn new(program: HandlerProgram, worker: WorkerId) -> Self {
-        Self(OneShotProgram::new(program, worker))
+    pub(super) fn new(program: HandlerProgram, worker: WorkerId, grace: Duration) -> Self {
+        Self(OneShotProgram::new(program, worker, BackgroundMode::Kill, grace))
     }
 
     /// Runs the program with `connection`, which must be blocking as the program expects, until the process ends.
@@ -30,8 +33,11 @@ impl Inetd {
         addresses: Option<(SocketAddr, SocketAddr)>,
         lease: String,
     ) -> Result<ProcessExit, RequestFailure> {
-        let mut child = self.start(connection, addresses, lease).map_err(|error| self.0.start_failure(&error))?;
-        Ok(child.wait().await)
+        let started = self.start(connection, addresses, lease).map_err(|error| self.0.start_failure(&error));
+        let (mut child, run) = started?;
+        let exit = child.wait().await;
+        run.exited();
+        Ok(exit)
     }
 
     fn start(
@@ -39,7 +45,7 @@ impl Inetd {
         connection: OwnedFd,
         addresses: Option<(SocketAddr, SocketAddr)>,
         lease: String,
-    ) -> io::Result<HandlerProcess> {
+    ) -> io::Result<(HandlerProcess, Arc<OneShotRun>)> {
         let mut command = self.0.program().command(Vec::new(), &[])?;
         command.env("PROTO", if addresses.is_some() { "TCP" } else { "UNIX" });
         if let Some((client, local)) = addresses {
@@ -57,11 +63,11 @@ impl Inetd {
         let mut child = HandlerProcess::spawn(&mut command)?;
         drop(command);
         let [_, _, stderr] = child.pipes();
-        self.0.log_stderr(stderr, Some(lease.into()))?;
-        Ok(child)
+        let run = self.0.started(stderr, Some(lease.into()))?;
+        Ok((child, run))
     }
 
-    /// Kills and reaps everything that the connection has started.
+    /// Ends and reaps everything that the connection has started.
     pub(super) async fn end_connection(&self) {
         self.0.end_run().await;
     }

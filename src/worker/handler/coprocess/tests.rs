@@ -17,7 +17,7 @@ use super::super::test_process::has_python;
 use super::super::test_request::{body_text, full_body, request_context, send, sized};
 use super::super::warm::{CurrentProcess, WarmEvent, WarmHandler};
 use super::process::Coprocess;
-use crate::config::{HandlerConfig, PoolConfig};
+use crate::config::{HandlerConfig, PoolConfig, WatchdogConfig};
 use crate::process_tree;
 
 /// A co-process that behaves as the target demands. By default it responds with the number of requests so far, which
@@ -84,7 +84,7 @@ fn start(argv: &[&str]) -> BuiltinHandler {
 
 fn start_pool(pool: &PoolConfig) -> BuiltinHandler {
     let worker = "default-1".parse().unwrap();
-    BuiltinHandler::start(pool, &worker, Duration::from_secs(10), PathBuf::new()).unwrap().unwrap()
+    BuiltinHandler::start(pool, &worker, &WatchdogConfig::default(), PathBuf::new()).unwrap().unwrap()
 }
 
 /// Keeps the process until `end`.

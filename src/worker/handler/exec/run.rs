@@ -10,6 +10,7 @@
 //! the body or the exit status is known.
 
 use std::fmt::Display;
+use std::sync::Arc;
 
 use bytes::Bytes;
 use http::header::CONTENT_TYPE;
@@ -21,10 +22,9 @@ use super::super::cgi::{self, CgiResponse, CgiResponseHead};
 use super::super::child::ProcessExit;
 use super::super::failure::RequestFailure;
 use super::super::head;
-use super::super::output_log::LeaseLabel;
+use super::super::oneshot::OneShotRun;
 use super::super::response_reader::{HeadError, ReaderEvent, ResponseReader, split_excess};
 use crate::config::ExitStatusMode;
-use crate::ids::WorkerId;
 use crate::log::Event;
 
 /// A running process.
@@ -43,8 +43,7 @@ pub(super) struct CgiRun {
     is_checked: bool,
     exit_status: ExitStatusMode,
     name: String,
-    worker: WorkerId,
-    lease: LeaseLabel,
+    run: Arc<OneShotRun>,
 }
 
 impl CgiRun {
@@ -53,8 +52,7 @@ impl CgiRun {
         feed: Option<BodyFeed<Result<(), RequestFailure>>>,
         exit_status: ExitStatusMode,
         name: &str,
-        worker: WorkerId,
-        lease: LeaseLabel,
+        run: Arc<OneShotRun>,
     ) -> Self {
         Self {
             reader,
@@ -66,8 +64,7 @@ impl CgiRun {
             is_checked: false,
             exit_status,
             name: name.to_owned(),
-            worker,
-            lease,
+            run,
         }
     }
 
@@ -75,13 +72,16 @@ impl CgiRun {
     pub(super) async fn response(&mut self) -> Result<CgiResponse, RequestFailure> {
         let head = tokio::select! {
             biased;
-            failure = feed_failure(&mut self.feed) => return Err(self.kill(failure)),
+            failure = feed_failure(&mut self.feed) => return Err(failure),
             head = self.reader.head() => head,
         };
         let exit = match head {
             Ok(head) => return cgi::parse_response(&head).map_err(|error| self.failure(&error)),
             Err(HeadError::Malformed(error)) => return Err(self.failure(&error)),
-            Err(HeadError::Exited(exit)) => exit,
+            Err(HeadError::Exited(exit)) => {
+                self.note_exit(exit);
+                exit
+            }
             // There will be no response, but the program may complete its work.
             Err(HeadError::PipeClosed) => self.skip_to_exit().await?,
         };
@@ -165,12 +165,17 @@ impl CgiRun {
         }
     }
 
-    /// The next event; kills the program if the request body fails.
+    /// The next event; a failure of the request body is one of the request.
     async fn next_event(&mut self) -> Result<ReaderEvent, RequestFailure> {
         tokio::select! {
             biased;
-            failure = feed_failure(&mut self.feed) => Err(self.kill(failure)),
-            event = self.reader.next() => Ok(event),
+            failure = feed_failure(&mut self.feed) => Err(failure),
+            event = self.reader.next() => {
+                if let ReaderEvent::Exited(exit) = &event {
+                    self.note_exit(*exit);
+                }
+                Ok(event)
+            }
         }
     }
 
@@ -187,7 +192,8 @@ impl CgiRun {
         if let Some(missing @ 1..) = self.remaining {
             return Err(self.failure(&format!("it {exit}, {missing} bytes short of its Content-Length")));
         }
-        let (name, worker, lease, event) = (&self.name, &self.worker, self.lease.as_deref(), Event::HandlerFault);
+        let (name, worker, lease, event) = (&self.name, self.run.worker(), self.run.lease(), Event::HandlerFault);
+        let lease = lease.as_deref();
         if self.has_excess {
             tracing::warn!(%worker, lease, %event,
                 "`{name}` wrote more than its Content-Length: the excess was discarded");
@@ -204,13 +210,16 @@ impl CgiRun {
         Ok(())
     }
 
-    fn failure(&self, reason: &dyn Display) -> RequestFailure {
-        RequestFailure::bad_gateway(format!("`{}` failed: {reason}", self.name))
+    /// A program that was killed may have left anything.
+    fn note_exit(&self, exit: ProcessExit) {
+        if exit.exited() {
+            self.run.exited();
+        }
     }
 
-    fn kill(&mut self, failure: RequestFailure) -> RequestFailure {
-        self.reader.child.kill_group();
-        failure
+    fn failure(&self, reason: &dyn Display) -> RequestFailure {
+        let failure = RequestFailure::bad_gateway(format!("`{}` failed: {reason}", self.name));
+        RequestFailure { last_line: self.run.last_line(), ..failure }
     }
 }
 

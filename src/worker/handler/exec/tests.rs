@@ -16,7 +16,7 @@ use super::super::body::{Body, BoxError, unfold};
 use super::super::builtin::BuiltinHandler;
 use super::super::failure::RequestFailure;
 use super::super::test_request::{body_text, full_body, request_context, send, sized};
-use crate::config::{HandlerConfig, PoolConfig};
+use crate::config::{HandlerConfig, PoolConfig, WatchdogConfig};
 use crate::process_tree;
 
 const PRINT_HEAD: &str = "printf 'Content-Type: text/plain\\n\\n';";
@@ -33,7 +33,7 @@ fn start(script: impl AsRef<str>, change: impl FnOnce(&mut PoolConfig)) -> Built
     let mut pool = PoolConfig { handler: HandlerConfig::Exec(argv), environment, ..PoolConfig::default() };
     change(&mut pool);
     let worker = "default-1".parse().unwrap();
-    BuiltinHandler::start(&pool, &worker, Duration::from_secs(10), PathBuf::new()).unwrap().unwrap()
+    BuiltinHandler::start(&pool, &worker, &WatchdogConfig::default(), PathBuf::new()).unwrap().unwrap()
 }
 
 /// One request and its cleanup: status and body.

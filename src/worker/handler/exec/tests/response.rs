@@ -139,6 +139,25 @@ fn incomplete_response_never_looks_complete() {
 }
 
 #[test]
+fn last_line_of_a_failed_program_is_for_the_log_alone() {
+    in_own_process(async {
+        let script = "printf 'first\\nsyntax error on line 3\\n\\n' >&2; exit 2";
+        let failure = run(script, Request::get("/"), full_body("")).await.unwrap_err();
+        assert!(!failure.reason.contains("syntax"), "{failure}");
+        let expected =
+            "status 2 before the end of its response head; its last line on standard error: syntax error on line 3";
+        assert!(failure.for_log().ends_with(expected), "{}", failure.for_log());
+        // No line of an earlier request, and an incomplete one is a line.
+        let handler = sh("[ $PATH_INFO = /quiet ] || printf loud >&2; exit 1");
+        for (target, line) in [("/", Some("loud")), ("/quiet", None)] {
+            let failure = send(&handler, request_context(), Request::get(target), full_body("")).await.unwrap_err();
+            assert_eq!(failure.last_line.as_deref(), line);
+            handler.end_request(Duration::ZERO).await;
+        }
+    });
+}
+
+#[test]
 fn exit_status_may_be_ignored_but_no_death_and_no_shortfall() {
     in_own_process(async {
         let ignoring = |script: &str| start(script, |pool| pool.exit_status = ExitStatusMode::Ignore);
