@@ -13,7 +13,7 @@ use std::process::{Command, Stdio};
 use nix::sys::statvfs::{FsFlags, statvfs};
 use nix::unistd::{AccessFlags, Uid, User, access};
 
-use crate::config::{PoolConfig, UnusableFile, placeholder};
+use crate::config::{HandlerConfig, PoolConfig, UnusableFile, placeholder};
 use crate::executable;
 use crate::units::Sandbox;
 
@@ -56,6 +56,12 @@ impl PoolAccess<'_> {
             && let Some(expected) = self.unusable_program(name, path, has_dir.then_some(dir), 0)
         {
             add(&format!("handler.{}", pool.handler.name()), name, expected);
+        }
+        if let HandlerConfig::Scripts(scripts) = &pool.handler
+            && !placeholder::has_number(&scripts.dir)
+            && let Some(why) = self.obstacle(Path::new(&scripts.dir), AccessFlags::X_OK)
+        {
+            add("handler.scripts", &scripts.dir, format!("a directory that the workers can enter: {why}"));
         }
         if !pool.spool_dir.is_empty()
             && let Some(why) = self.obstacle(Path::new(&pool.spool_dir), AccessFlags::W_OK | AccessFlags::X_OK)

@@ -212,6 +212,7 @@ const PURE: &[&str] = &[
     "src/net/validate.rs",
     "src/units",
     "src/worker/handler/cgi.rs",
+    "src/worker/handler/exec/script_path.rs",
     "src/worker/handler/framing.rs",
     "src/worker/handler/head.rs",
     "src/worker/handler/http/delivery.rs",

@@ -10,10 +10,10 @@ use super::{AuthorizationMode, BackgroundMode, ExitStatusMode, HandlerConfig, Po
 pub(super) fn check(section: &str, pool: &PoolConfig, diagnostics: &mut Diagnostics) {
     let default = PoolConfig::default();
     let handler = &pool.handler;
-    let gets_bodies = matches!(handler, HandlerConfig::Exec(_) | HandlerConfig::Coprocess(_) | HandlerConfig::Http(_));
-    let body = (gets_bodies, "exec, coprocess or http");
-    let authorization = (handler.may_lack_authorization(), "exec or coprocess");
-    let cgi = (matches!(handler, HandlerConfig::Exec(_)), "exec");
+    let gets_bodies = handler.is_cgi() || matches!(handler, HandlerConfig::Coprocess(_) | HandlerConfig::Http(_));
+    let body = (gets_bodies, "exec, scripts, coprocess or http");
+    let authorization = (handler.may_lack_authorization(), "exec, scripts or coprocess");
+    let cgi = (handler.is_cgi(), "exec or scripts");
     let keys = [
         ("request_body", body, (pool.request_body == RequestBodyMode::Spool).then(|| quote("spool"))),
         ("spool_max", body, (pool.spool_max != default.spool_max).then(|| pool.spool_max.to_string())),

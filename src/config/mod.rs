@@ -32,7 +32,6 @@ mod pool_section;
 mod proxies;
 mod quantity;
 mod read;
-
 mod section_values;
 mod sections;
 mod session_rules;
@@ -58,7 +57,7 @@ pub use load::{LoadError, Loaded, Origin, default_runtime_dir};
 pub(crate) use pool::SessionBounds;
 pub use pool::{
     AuthorizationMode, BackgroundMode, ExitStatusMode, HandlerConfig, LimitsConfig, PoolConfig, ProcessLimits,
-    Replacing, RequestBodyMode, UpgradeProtocol,
+    Replacing, RequestBodyMode, ScriptsConfig, UpgradeProtocol,
 };
 pub use proxies::{ForwardedHeaders, IpNetwork, ProxyTrust, TrustedProxies};
 pub use watchdog::{RestartConfig, WatchdogConfig};

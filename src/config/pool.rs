@@ -5,7 +5,8 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use serde::Serialize;
+use serde::ser::SerializeMap;
+use serde::{Serialize, Serializer};
 
 use super::{ListenAddress, placeholder, quantity};
 use crate::ids::{PoolName, WorkerNumber};
@@ -256,13 +257,14 @@ pub enum UpgradeProtocol {
 }
 
 /// How a worker handles a request. A command is a program and its arguments, at least the program.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "lowercase")]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum HandlerConfig {
     /// Responds with the request body; without one, with method and target.
     Echo,
     /// One process per request, CGI/1.1 (RFC 3875).
     Exec(Vec<String>),
+    /// The same for a directory of programs, of which the path of the request names one.
+    Scripts(ScriptsConfig),
     /// One warm process per worker, framed requests and responses on descriptors 3 and 4.
     Coprocess(Vec<String>),
     /// One warm HTTP/1.1 server per worker, on a private address.
@@ -279,6 +281,7 @@ impl HandlerConfig {
         match self {
             HandlerConfig::Echo => "echo",
             HandlerConfig::Exec(_) => "exec",
+            HandlerConfig::Scripts(_) => "scripts",
             HandlerConfig::Coprocess(_) => "coprocess",
             HandlerConfig::Http(_) => "http",
             HandlerConfig::Program(_) => "program",
@@ -288,13 +291,18 @@ impl HandlerConfig {
 
     /// Whether `authorization` decides what its program gets: a program that is a server of its own always gets the field.
     pub(crate) fn may_lack_authorization(&self) -> bool {
-        matches!(self, HandlerConfig::Exec(_) | HandlerConfig::Coprocess(_))
+        self.is_cgi() || matches!(self, HandlerConfig::Coprocess(_))
     }
 
-    /// The program and its arguments; empty for `echo`.
+    /// Whether one process serves one request, with CGI/1.1.
+    pub(crate) fn is_cgi(&self) -> bool {
+        matches!(self, HandlerConfig::Exec(_) | HandlerConfig::Scripts(_))
+    }
+
+    /// The program and its arguments; empty for `echo` and `scripts`.
     pub fn command(&self) -> &[String] {
         match self {
-            HandlerConfig::Echo => &[],
+            HandlerConfig::Echo | HandlerConfig::Scripts(_) => &[],
             HandlerConfig::Exec(c)
             | HandlerConfig::Coprocess(c)
             | HandlerConfig::Http(c)
@@ -302,6 +310,33 @@ impl HandlerConfig {
             | HandlerConfig::Inetd(c) => c,
         }
     }
+}
+
+/// As it stands in the file: `"echo"`, or a table with the name of the handler as its first key.
+impl Serialize for HandlerConfig {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let mut table = match self {
+            HandlerConfig::Echo => return serializer.serialize_str(self.name()),
+            _ => serializer.serialize_map(None)?,
+        };
+        match self {
+            HandlerConfig::Scripts(scripts) => {
+                table.serialize_entry(self.name(), &scripts.dir)?;
+                table.serialize_entry("prefix", &scripts.prefix)?;
+            }
+            _ => table.serialize_entry(self.name(), self.command())?,
+        }
+        table.end()
+    }
+}
+
+/// A directory of CGI programs.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ScriptsConfig {
+    /// The absolute path of the directory.
+    pub dir: String,
+    /// The path of its URL, without a slash at the end; empty: `/`.
+    pub prefix: String,
 }
 
 /// Limits of each worker, in systemd's meaning and syntax; `None` sets no limit.

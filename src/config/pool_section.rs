@@ -7,11 +7,12 @@ use super::read::Section;
 use super::section_values::{ACCOUNT, NAME, account, address};
 use super::{
     AuthorizationMode, BackgroundMode, ExitStatusMode, HandlerConfig, LimitsConfig, PoolConfig, Replacing,
-    RequestBodyMode, UpgradeProtocol,
+    RequestBodyMode, ScriptsConfig, UpgradeProtocol,
 };
 use crate::ids::PoolName;
 
 const DIRECTORY: &str = "the absolute path of a directory";
+const PREFIX: &str = "a path such as \"/cgi-bin\", without a slash at its end";
 const READY_PATH: &str = "a path such as \"/healthz\", with or without a query";
 
 pub(super) fn pool(s: &mut Section<'_, '_>, only: bool) -> PoolConfig {
@@ -94,20 +95,26 @@ fn handler(s: &mut Section<'_, '_>) -> Option<HandlerConfig> {
         Some(kind @ ("exec" | "coprocess" | "http" | "program" | "inetd")) => {
             Err(format!("a table with its command: {{ {kind} = [\"prog\", \"arg\"] }}"))
         }
+        Some("scripts") => Err("a table with its directory: { scripts = \"/usr/lib/cgi-bin\" }".to_owned()),
         _ => Err("\"echo\" or { exec = [\"prog\", \"arg\"] }, with coprocess, http, program or inetd in the place of \
-                  exec"
+                  exec, or { scripts = \"/usr/lib/cgi-bin\" }"
             .to_owned()),
     })
 }
 
 fn command_handler(s: &mut Section<'_, '_>) -> Option<HandlerConfig> {
     let exec = s.value("exec", command).map(HandlerConfig::Exec);
+    let scripts = s.text("scripts", DIRECTORY, |text| directory(text).filter(|dir| !dir.is_empty()));
     let coprocess = s.value("coprocess", command).map(HandlerConfig::Coprocess);
     let http = s.value("http", command).map(HandlerConfig::Http);
     let program = s.value("program", command).map(HandlerConfig::Program);
     let inetd = s.value("inetd", command).map(HandlerConfig::Inetd);
-    s.require_one("one of exec, coprocess, http, program and inetd");
-    exec.or(coprocess).or(http).or(program).or(inetd)
+    s.require_one("one of exec, scripts, coprocess, http, program and inetd");
+    let scripts = scripts.map(|dir| {
+        let prefix = s.text("prefix", PREFIX, url_prefix).unwrap_or_default();
+        HandlerConfig::Scripts(ScriptsConfig { dir, prefix })
+    });
+    exec.or(scripts).or(coprocess).or(http).or(program).or(inetd)
 }
 
 fn command(value: &DeValue<'_>) -> Result<Vec<String>, String> {
@@ -133,6 +140,14 @@ fn upgrade(value: &DeValue<'_>) -> Result<Vec<UpgradeProtocol>, String> {
 fn ready_path(text: &str) -> Option<String> {
     let is_target = |text: &str| text.starts_with('/') && text.bytes().all(|b| b.is_ascii_graphic() && b != b'#');
     (text.is_empty() || is_target(text)).then(|| text.to_owned())
+}
+
+/// A path of plain segments, as [`PREFIX`] describes it, or nothing.
+fn url_prefix(text: &str) -> Option<String> {
+    let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-._~+@".contains(&byte);
+    let is_segment = |part: &str| !["", ".", ".."].contains(&part) && part.bytes().all(is_plain);
+    let is_path = text.strip_prefix('/').is_some_and(|rest| rest.split('/').all(is_segment));
+    (text.is_empty() || is_path).then(|| text.to_owned())
 }
 
 fn directory(text: &str) -> Option<String> {

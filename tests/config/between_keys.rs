@@ -152,9 +152,9 @@ fn keys_of_programs_are_refused_for_other_handlers() {
         format!("{found}; expected no such key: pool[1].handler (line 3) is {name}, and only {wanted} has it")
     };
     for (handler, name, key, found, wanted) in [
-        ("\"echo\"", "echo", "request_body", "\"spool\"", "exec, coprocess or http"),
-        ("\"echo\"", "echo", "exit_status", "\"ignore\"", "exec"),
-        (http, "http", "authorization", "\"pass\"", "exec or coprocess"),
+        ("\"echo\"", "echo", "request_body", "\"spool\"", "exec, scripts, coprocess or http"),
+        ("\"echo\"", "echo", "exit_status", "\"ignore\"", "exec or scripts"),
+        (http, "http", "authorization", "\"pass\"", "exec, scripts or coprocess"),
     ] {
         let text = with(handler, &format!("{key} = {found}"));
         assert_faults(&[(&text, 4, &format!("pool[1].{key}"), &expected(found, name, wanted))]);

@@ -5,7 +5,8 @@ use std::time::Duration;
 
 use patou::config::{
     AdminConfig, AuthorizationMode, BackgroundMode, Config, Delivery, ExitStatusMode, ForwardedHeaders, HandlerConfig,
-    LimitsConfig, PoolConfig, ProxyTrust, Replacing, RequestBodyMode, TrustedProxies, UnknownLength, UpgradeProtocol,
+    LimitsConfig, PoolConfig, ProxyTrust, Replacing, RequestBodyMode, ScriptsConfig, TrustedProxies, UnknownLength,
+    UpgradeProtocol,
 };
 use proptest::prelude::*;
 
@@ -33,6 +34,8 @@ fn handler() -> impl Strategy<Value = HandlerConfig> {
     prop_oneof![
         Just(HandlerConfig::Echo),
         command().prop_map(HandlerConfig::Exec),
+        (text(), "(/[a-z~.+@-]{3})?")
+            .prop_map(|(dir, prefix)| { HandlerConfig::Scripts(ScriptsConfig { dir: format!("/{dir}"), prefix }) }),
         command().prop_map(HandlerConfig::Coprocess),
         command().prop_map(HandlerConfig::Program),
         command().prop_map(|command| HandlerConfig::Http([command, vec!["{socket}".to_owned()]].concat())),

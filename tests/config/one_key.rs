@@ -224,23 +224,43 @@ fn handler_is_echo_or_one_command() {
         (
             "handler = \"cgi\"",
             "handler",
-            "\"cgi\"; expected \"echo\" or { exec = [\"prog\", \"arg\"] }, with coprocess, http, program or inetd in the place of exec",
+            "\"cgi\"; expected \"echo\" or { exec = [\"prog\", \"arg\"] }, with coprocess, http, program or inetd in the place of exec, or { scripts = \"/usr/lib/cgi-bin\" }",
         ),
         (
             "handler = \"exec\"",
             "handler",
             "\"exec\"; expected a table with its command: { exec = [\"prog\", \"arg\"] }",
         ),
-        ("handler = {}", "handler", "an empty table; expected one of exec, coprocess, http, program and inetd"),
+        (
+            "handler = {}",
+            "handler",
+            "an empty table; expected one of exec, scripts, coprocess, http, program and inetd",
+        ),
         (
             "handler = { exec = [\"a\"], program = [\"b\"] }",
             "handler",
-            "exec and program; expected one of exec, coprocess, http, program and inetd",
+            "exec and program; expected one of exec, scripts, coprocess, http, program and inetd",
         ),
         ("handler = { exec = [] }", "handler.exec", &format!("an empty list; expected {command}")),
         ("handler = { exec = [\"\"] }", "handler.exec", &format!("a list; expected {command}")),
         ("handler = { program = [\"a\", 1] }", "handler.program", &format!("a list; expected {command}")),
         ("handler = { coprocess = \"a\" }", "handler.coprocess", &format!("\"a\"; expected {command}")),
+        ("handler = { scripts = \"cgi\" }", "handler.scripts", "\"cgi\"; expected the absolute path of a directory"),
+        (
+            "handler = { scripts = \"/cgi\", prefix = \"/cgi/\" }",
+            "handler.prefix",
+            "\"/cgi/\"; expected a path such as \"/cgi-bin\", without a slash at its end",
+        ),
+        (
+            "handler = { exec = [\"a\"], prefix = \"/cgi\" }",
+            "handler.prefix",
+            "an unknown key; expected one of exec, scripts, coprocess, http, program, inetd",
+        ),
+        (
+            "handler = \"scripts\"",
+            "handler",
+            "\"scripts\"; expected a table with its directory: { scripts = \"/usr/lib/cgi-bin\" }",
+        ),
         ("handler = { inetd = [] }", "handler.inetd", &format!("an empty list; expected {command}")),
         (
             "handler = \"inetd\"",

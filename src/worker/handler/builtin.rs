@@ -32,7 +32,7 @@ use crate::ids::WorkerId;
 pub(crate) enum BuiltinHandler {
     /// Sends the request body back.
     Echo,
-    /// One process per request, CGI/1.1.
+    /// One process per request, CGI/1.1: one program, or those of a directory.
     Exec(Arc<Exec>),
     /// One warm process per worker, with framed requests.
     Coprocess(Arc<WarmHandler<Coprocess>>),
@@ -70,6 +70,11 @@ impl BuiltinHandler {
         Ok(Some(match &pool.handler {
             HandlerConfig::Echo => Self::Echo,
             HandlerConfig::Exec(argv) => Self::Exec(Arc::new(Exec::new(program(argv)?, worker.clone(), pool, grace))),
+            HandlerConfig::Scripts(scripts) => {
+                let program = HandlerProgram::directory(&scripts.dir, worker, pool)?;
+                let exec = Exec::new(program, worker.clone(), pool, grace).with_scripts(&scripts.prefix);
+                Self::Exec(Arc::new(exec))
+            }
             HandlerConfig::Inetd(argv) => Self::Inetd(Arc::new(Inetd::new(program(argv)?, worker.clone(), grace))),
             HandlerConfig::Coprocess(argv) => {
                 Self::Coprocess(WarmHandler::start(program(argv)?, worker.clone(), warm)?)

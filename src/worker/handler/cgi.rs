@@ -105,6 +105,13 @@ fn path_info(uri: &Uri) -> Result<OsString, BadPath> {
     if !path.starts_with(b"/") {
         return Ok(OsString::new());
     }
+    // A variable ends at a NUL: the program would get another path than the requested one.
+    let decoded = decode(path)?;
+    if decoded.contains(&0) { Err(BadPath) } else { Ok(OsString::from_vec(decoded)) }
+}
+
+/// Decodes a part of a path (RFC 3986 section 2.1).
+pub(super) fn decode(path: &[u8]) -> Result<Vec<u8>, BadPath> {
     let mut decoded = Vec::with_capacity(path.len());
     let mut rest = path.iter();
     while let Some(&byte) = rest.next() {
@@ -114,8 +121,7 @@ fn path_info(uri: &Uri) -> Result<OsString, BadPath> {
             plain => plain,
         });
     }
-    // A variable ends at a NUL: the program would get another path than the requested one.
-    if decoded.contains(&0) { Err(BadPath) } else { Ok(OsString::from_vec(decoded)) }
+    Ok(decoded)
 }
 
 /// A response of a program, by its head (RFC 3875 section 6.2).

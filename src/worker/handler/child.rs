@@ -5,12 +5,12 @@
 
 use std::collections::BTreeMap;
 use std::env;
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::fmt;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::process::{CommandExt, ExitStatusExt};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Command, ExitStatus};
 use std::sync::Arc;
 
@@ -46,6 +46,9 @@ pub enum HandlerStartError {
     /// The working directory of the pool.
     #[error("working_dir `{0}` is not a directory that this worker may enter: create it or correct the pool")]
     BadWorkingDir(String),
+    /// The directory of `scripts`.
+    #[error("scripts `{0}` is not a directory that this worker may enter: create it or correct the handler")]
+    BadScripts(String),
     /// A warm process has never become ready, with the reason.
     #[error("`{0}` is not ready: {1}")]
     NotReady(String, String),
@@ -69,14 +72,32 @@ impl HandlerProgram {
     /// Checks a command line, and the environment and working directory of a pool. `{n}` is replaced by the number of the
     /// worker, see [`placeholder::with_number`].
     pub(super) fn new(argv: &[String], worker: &WorkerId, pool: &PoolConfig) -> Result<Self, HandlerStartError> {
+        let program = Self::unchecked(argv, worker, pool)?;
+        let name = program.argv.first().filter(|name| !name.is_empty()).ok_or(HandlerStartError::NoProgram)?;
+        let path = &program.inherited[OsStr::new("PATH")];
+        if !executable::is_executable(name, path, program.working_dir.as_deref()) {
+            return Err(HandlerStartError::NotExecutable(name.clone(), path.to_string_lossy().into_owned()));
+        }
+        Ok(program)
+    }
+
+    /// The same for a directory of programs, of which each request names one.
+    pub(super) fn directory(dir: &str, worker: &WorkerId, pool: &PoolConfig) -> Result<Self, HandlerStartError> {
+        let program = Self::unchecked(&[dir.to_owned()], worker, pool)?;
+        if !executable::may_enter(Path::new(program.name())) {
+            return Err(HandlerStartError::BadScripts(program.name().to_owned()));
+        }
+        Ok(program)
+    }
+
+    fn unchecked(argv: &[String], worker: &WorkerId, pool: &PoolConfig) -> Result<Self, HandlerStartError> {
         let number = worker.number.to_string();
         let numbered = |text: &String| placeholder::with_number(text, &number);
-        let argv: Vec<String> = argv.iter().map(numbered).collect();
-        let name = argv.first().filter(|name| !name.is_empty()).ok_or(HandlerStartError::NoProgram)?;
+        let argv = argv.iter().map(numbered).collect();
         let inherited = INHERITED.iter().filter_map(|name| Some((OsString::from(name), env::var_os(name)?)));
         let mut inherited: BTreeMap<_, _> = inherited.collect();
         let path = executable::search_path(&pool.environment);
-        inherited.insert("PATH".into(), path.clone());
+        inherited.insert("PATH".into(), path);
         let mut environment = BTreeMap::new();
         for (name, value) in &pool.environment {
             if name.is_empty() || name.contains(['=', '\0']) || value.contains('\0') {
@@ -87,9 +108,6 @@ impl HandlerProgram {
         let working_dir = Some(&pool.working_dir).filter(|dir| !dir.is_empty()).map(|dir| PathBuf::from(numbered(dir)));
         if let Some(dir) = working_dir.as_ref().filter(|dir| !executable::may_enter(dir)) {
             return Err(HandlerStartError::BadWorkingDir(dir.display().to_string()));
-        }
-        if !executable::is_executable(name, &path, working_dir.as_deref()) {
-            return Err(HandlerStartError::NotExecutable(name.clone(), path.to_string_lossy().into_owned()));
         }
         Ok(Self { argv, inherited, environment, working_dir })
     }
@@ -104,9 +122,9 @@ impl HandlerProgram {
         self.argv.iter().chain(self.environment.values()).any(|text| placeholder::contains(text, placeholder))
     }
 
-    /// Whether the environment of the pool has this variable.
-    pub(super) fn sets(&self, variable: &str) -> bool {
-        self.environment.contains_key(variable)
+    /// A variable of the environment of the pool.
+    pub(super) fn variable(&self, name: &str) -> Option<&str> {
+        self.environment.get(name).map(String::as_str)
     }
 
     /// A command that inherits nothing from this worker but the environment above and `map` (see [`sys::map_fds`]).
@@ -119,14 +137,30 @@ impl HandlerProgram {
                 .fold(text.clone(), |text, (placeholder, value)| placeholder::replace(&text, placeholder, value))
         };
         let mut command = Command::new(filled(&self.argv[0]));
-        command.args(self.argv[1..].iter().map(filled)).env_clear().envs(&self.inherited).process_group(0);
+        command.args(self.argv[1..].iter().map(filled)).env_clear().envs(&self.inherited);
         command.envs(self.environment.iter().map(|(name, value)| (name, filled(value))));
         if let Some(dir) = &self.working_dir {
             command.current_dir(dir);
         }
-        sys::die_with_parent(&mut command);
-        sys::map_fds(&mut command, map)?;
+        Self::isolate(&mut command, map)?;
         Ok(command)
+    }
+
+    /// The same for a program of the directory: `file` is executed under the name `path`, in the directory of `path` unless
+    /// the pool has another one (RFC 3875 section 7.2).
+    pub(super) fn command_of(&self, file: &Path, path: &Path) -> io::Result<Command> {
+        let mut command = Command::new(file);
+        command.arg0(path).env_clear().envs(&self.inherited).envs(&self.environment);
+        if let Some(dir) = self.working_dir.as_deref().or(path.parent()) {
+            command.current_dir(dir);
+        }
+        Self::isolate(&mut command, Vec::new())?;
+        Ok(command)
+    }
+
+    fn isolate(command: &mut Command, map: Vec<(OwnedFd, i32)>) -> io::Result<()> {
+        sys::die_with_parent(command.process_group(0));
+        sys::map_fds(command, map)
     }
 }
 

@@ -33,7 +33,9 @@ impl Inetd {
         addresses: Option<(SocketAddr, SocketAddr)>,
         lease: String,
     ) -> Result<ProcessExit, RequestFailure> {
-        let started = self.start(connection, addresses, lease).map_err(|error| self.0.start_failure(&error));
+        let name = self.0.program().name();
+        let started = self.start(connection, addresses, lease);
+        let started = started.map_err(|error| OneShotProgram::start_failure(name, &error));
         let (mut child, run) = started?;
         let exit = child.wait().await;
         run.exited();

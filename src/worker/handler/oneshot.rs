@@ -92,14 +92,14 @@ impl OneShotProgram {
         &self.program
     }
 
-    /// The failure of a request for which no process could be started.
-    pub(super) fn start_failure(&self, error: &io::Error) -> RequestFailure {
-        RequestFailure::cannot_start(format!("cannot start `{}`: {error}", self.program.name()), Some(error))
+    /// The failure of a request for which no process of the program `name` could be started.
+    pub(super) fn start_failure(name: &str, error: &io::Error) -> RequestFailure {
+        RequestFailure::cannot_start(format!("cannot start `{name}`: {error}"), Some(error))
     }
 
     /// The failure of a request whose process was started but cannot be used. It may have done something.
-    pub(super) fn failure_after_start(&self, error: &io::Error) -> RequestFailure {
-        let reason = format!("cannot use `{}` after its start: {error}", self.program.name());
+    pub(super) fn failure_after_start(name: &str, error: &io::Error) -> RequestFailure {
+        let reason = format!("cannot use `{name}` after its start: {error}");
         RequestFailure::new(StatusCode::INTERNAL_SERVER_ERROR, reason)
     }
 

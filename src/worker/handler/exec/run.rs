@@ -4,8 +4,8 @@
 //! when the announced length is reached. The last piece of a response of known length is withheld until then, so that
 //! a client never takes the response of a killed program for complete.
 //!
-//! RFC 3875 gives the exit status no meaning; here it has one, unless the pool ignores it. A program that exits with a failure has not completed
-//! its response, unless the response delimits itself (Content-Length, or a status without a body): the client
+//! RFC 3875 gives the exit status no meaning; here it has one, unless the pool ignores it. A program that exits with a
+//! failure has not completed its response, unless the response delimits itself (Content-Length, or no body): the client
 //! gets 502 if nothing has been sent, else a response that is visibly cut. So nothing is sent before the first byte of
 //! the body or the exit status is known.
 

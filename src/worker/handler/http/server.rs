@@ -226,7 +226,7 @@ impl WarmProcess for HttpServer {
         let address = PrivateAddress::new(launch.program, &launch.settings.socket, launch.generation)?;
         let (placeholder, variable, value) = address.value();
         let mut command = launch.program.command(Vec::new(), &[(placeholder, &value)])?;
-        if !launch.program.sets(variable) {
+        if launch.program.variable(variable).is_none() {
             command.env(variable, &value);
         }
         let (child, log_pipes) = launch.spawn(command)?;
