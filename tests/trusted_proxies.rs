@@ -115,7 +115,10 @@ fn the_address_in_a_proxy_header_decides_whether_the_headers_count() {
         seen(&send_request(set.address(0), &bytes).unwrap())
     };
     assert_eq!(through("198.51.100.9")[..9], BELIEVED);
-    assert!(through("192.0.2.9").contains(&"REMOTE_ADDR=192.0.2.9".to_owned()));
+    let of_proxy = through("192.0.2.9");
+    for line in ["REMOTE_ADDR=192.0.2.9", "SERVER_PORT=443"] {
+        assert!(of_proxy.contains(&line.to_owned()), "{line} in {of_proxy:?}");
+    }
     assert!(!through("192.0.2.9").iter().any(|line| line.contains("FORWARDED") || line.contains("USER")));
     set.stop();
 }

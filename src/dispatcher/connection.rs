@@ -17,15 +17,15 @@ use super::pool_slots::SlotIndex;
 use super::readiness::{Readiness, WatchedSocket};
 use crate::handoff::HandoffMessage;
 use crate::ids::{LeaseId, Token, WorkerId};
-use crate::net;
+use crate::net::{self, ProxiedAddresses};
 use crate::pool::{LeaseEnd, Peer, Refusal};
 
 /// A connection.
 pub(super) struct Connection {
     pub watched: WatchedSocket,
     pub endpoints: Endpoints,
-    /// The client's address, if a proxy header named it.
-    pub proxied: Cell<Option<SocketAddr>>,
+    /// What a proxy header says, if there was one with addresses.
+    pub proxied: Cell<Option<ProxiedAddresses>>,
     /// Its listener, as configured when the present request arrived.
     listener: RefCell<Rc<Listener>>,
     /// The worker that may hold it.
@@ -121,7 +121,9 @@ impl Connection {
     ) -> Self {
         let endpoints = Endpoints::of(&fd, net::peer_address(&fd), None, stored.mark);
         let connection = Self::new(fd, endpoints, listener, readiness);
-        connection.proxied.set(stored.peer);
+        // Only the port of the proxy's address has been stored.
+        let server = endpoints.server.zip(stored.port).map(|(local, port)| SocketAddr::new(local.ip(), port));
+        connection.proxied.set(stored.peer.map(|client| ProxiedAddresses { client, server }));
         connection.set_entry(Some(entry));
         connection.lent_to.set(lent_to);
         connection.mark_stored(); // the previous dispatcher may have lent it to a worker that has not claimed it
@@ -164,7 +166,7 @@ impl Connection {
     /// The message that passes it to a worker.
     pub(super) fn handoff_message(&self, lease: LeaseId, token: Token) -> HandoffMessage {
         let listener = self.listener.borrow().info.clone();
-        HandoffMessage { lease, token, peer: self.client_address(), server: self.endpoints.server, listener }
+        HandoffMessage { lease, token, peer: self.client_address(), server: self.server_address(), listener }
     }
 
     pub(super) fn mark(&self) -> u32 {
@@ -221,12 +223,17 @@ impl Connection {
 
     /// The client's address: that of the proxy header, if there was one; `None` on a Unix socket.
     pub(super) fn client_address(&self) -> Option<SocketAddr> {
-        self.proxied.get().or(self.endpoints.address)
+        self.proxied.get().map(|proxied| proxied.client).or(self.endpoints.address)
+    }
+
+    /// The address to which the client has connected: that of the proxy, if there was a proxy header.
+    fn server_address(&self) -> Option<SocketAddr> {
+        self.proxied.get().and_then(|proxied| proxied.server).or(self.endpoints.server)
     }
 
     /// The client, as the pool identifies it.
     pub(super) fn peer(&self) -> Peer {
-        self.proxied.get().map_or(self.endpoints.peer, |address| client_peer(Some(address), || None))
+        self.proxied.get().map_or(self.endpoints.peer, |proxied| client_peer(Some(proxied.client), || None))
     }
 
     /// Whether the client may still send a request.

@@ -92,6 +92,8 @@ pub(super) struct StoredConnection {
     pub listener: u64,
     /// The client's address, if a proxy header named it.
     pub peer: Option<SocketAddr>,
+    /// The port to which that client has connected. Not in names of older versions.
+    pub port: Option<u16>,
     /// The mark of the connection.
     pub mark: u32,
     /// Whether an HTTP response may be sent on it.
@@ -104,9 +106,10 @@ impl StoredConnection {
     pub(super) fn name(&self) -> String {
         // Names must not contain colons (sd_pid_notify_with_fds(3)).
         let peer = self.peer.map_or(String::new(), |peer| peer.to_string().replace(':', "_"));
+        let port = self.port.map_or(String::new(), |port| format!("-{port}"));
         let protocol = if self.is_http { "http" } else { "other" };
         let (listener, mark, stored_at) = (self.listener, self.mark, self.stored_at.0);
-        format!("{HANDOFF_PREFIX}{listener:016x}-{peer}-{mark}-{protocol}-{}-{stored_at}", unique())
+        format!("{HANDOFF_PREFIX}{listener:016x}-{peer}-{mark}-{protocol}-{}-{stored_at}{port}", unique())
     }
 
     /// Parses a [`StoredConnection::name`].
@@ -124,7 +127,8 @@ impl StoredConnection {
             _ => return None,
         };
         let stored_at = Monotonic(fields.nth(2).and_then(|at| at.parse().ok()).unwrap_or(0)); // after `unique`
-        Some(Self { listener, peer, mark, is_http, stored_at })
+        let port = fields.next().and_then(|port| port.parse().ok());
+        Some(Self { listener, peer, port, mark, is_http, stored_at })
     }
 }
 
@@ -333,7 +337,8 @@ mod tests {
         for peer in [None, Some("192.0.2.1:80".parse().unwrap()), Some("[2001:db8::1]:80".parse().unwrap())] {
             for is_http in [false, true] {
                 let stored_at = Monotonic(u64::MAX);
-                let stored = StoredConnection { listener: u64::MAX - 1, peer, mark: 7, is_http, stored_at };
+                let port = peer.map(|_| 65535);
+                let stored = StoredConnection { listener: u64::MAX - 1, peer, port, mark: 7, is_http, stored_at };
                 let name = stored.name();
                 // systemd passes 1024 names in one variable, see FDSTORE_MAX of src/units/render.rs.
                 assert!(name.len() < 110 && !name.contains(':'), "{name}");

@@ -133,8 +133,8 @@ impl HandoffListener {
             };
             let available = connection.peek(&mut bytes)?;
             match parse_proxy_header(&bytes[..available]) {
-                ProxyHeader::Complete(length, address) => {
-                    connection.proxied.set(address);
+                ProxyHeader::Complete(length, proxied) => {
+                    connection.proxied.set(proxied);
                     let taken = recv(connection.as_fd().as_raw_fd(), &mut bytes[..length], MsgFlags::MSG_DONTWAIT)?;
                     return if taken == length { Ok(()) } else { Err(io::ErrorKind::UnexpectedEof.into()) };
                 }
@@ -199,9 +199,11 @@ impl HandoffListener {
     /// Stores the connection for the next dispatcher.
     async fn store(&self, connection: &Connection, listener: &Listener) {
         connection.mark_stored();
+        let proxied = connection.proxied.get();
         let stored = StoredConnection {
             listener: listener.key,
-            peer: connection.proxied.get(),
+            peer: proxied.map(|proxied| proxied.client),
+            port: proxied.and_then(|proxied| proxied.server).map(|server| server.port()),
             mark: connection.mark(),
             is_http: self.driver.speaks_http(&listener.config.pool),
             stored_at: clock::now(),

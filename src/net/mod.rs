@@ -27,7 +27,7 @@ pub(crate) use lingering_close::{
 };
 pub(crate) use patou_headers::remove_patou_headers;
 pub(crate) use problem::{ProblemResponse, RequestOutcome};
-pub(crate) use proxy_header::{ProxyHeader, parse_proxy_header};
+pub(crate) use proxy_header::{ProxiedAddresses, ProxyHeader, parse_proxy_header};
 pub(crate) use request_head::TARGET_MAX;
 pub(crate) use request_input::{NoRequest, OneRequestIo, RequestInput, discard_input};
 pub(crate) use stream::{

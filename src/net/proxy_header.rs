@@ -13,12 +13,20 @@ const V1_MAX: usize = 107;
 /// The start of a connection from a proxy.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum ProxyHeader {
-    /// A header of so many bytes, and the client's address if the header contains one.
-    Complete(usize, Option<SocketAddr>),
+    /// A header of so many bytes, and the addresses if it contains any.
+    Complete(usize, Option<ProxiedAddresses>),
     /// The first part of a header.
     Incomplete,
     /// No header.
     Invalid,
+}
+
+/// The ends of a client's connection to a proxy.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct ProxiedAddresses {
+    pub client: SocketAddr,
+    /// The end of the proxy; `None` if it is not known any more.
+    pub server: Option<SocketAddr>,
 }
 
 impl ProxyHeader {
@@ -61,8 +69,10 @@ fn version_1(bytes: &[u8]) -> ProxyHeader {
         _ => None,
     };
     match (ip(source), ip(destination), port(from_port), port(to_port), words.next()) {
-        (Some(source), Some(_), Some(port), Some(_), None) => {
-            ProxyHeader::Complete(end + 2, Some(SocketAddr::new(source, port)))
+        (Some(source), Some(destination), Some(port), Some(to_port), None) => {
+            let server = Some(SocketAddr::new(destination, to_port));
+            let client = SocketAddr::new(source, port);
+            ProxyHeader::Complete(end + 2, Some(ProxiedAddresses { client, server }))
         }
         _ => ProxyHeader::Invalid,
     }
@@ -85,33 +95,40 @@ fn version_2(bytes: &[u8]) -> ProxyHeader {
         return ProxyHeader::Complete(length, None); // LOCAL: a connection of the proxy itself
     }
     // Family and protocol, each with its smallest address block. Other values are not part of version 2.
-    let source = match (family >> 4, family & 0xf) {
+    let ends = match (family >> 4, family & 0xf) {
         (0, 0..=2) | (1..=3, 0) => return ProxyHeader::Complete(length, None), // not known to the proxy
-        (1, 1) => source_of::<4>(addresses),
-        (2, 1) => source_of::<16>(addresses),
+        (1, 1) => ends_of::<4>(addresses),
+        (2, 1) => ends_of::<16>(addresses),
         // Datagrams and Unix sockets: no TCP address.
         (1, 2) if addresses.len() >= 12 => return ProxyHeader::Complete(length, None),
         (2, 2) if addresses.len() >= 36 => return ProxyHeader::Complete(length, None),
         (3, 1 | 2) if addresses.len() >= 216 => return ProxyHeader::Complete(length, None),
         _ => return ProxyHeader::Invalid,
     };
-    source.map_or(ProxyHeader::Invalid, |source| ProxyHeader::Complete(length, Some(source)))
+    ends.map_or(ProxyHeader::Invalid, |ends| ProxyHeader::Complete(length, Some(ends)))
 }
 
-/// The source of two addresses that two ports follow.
-fn source_of<const N: usize>(addresses: &[u8]) -> Option<SocketAddr>
+/// Two addresses that two ports follow.
+fn ends_of<const N: usize>(addresses: &[u8]) -> Option<ProxiedAddresses>
 where
     IpAddr: From<[u8; N]>,
 {
-    let (ip, rest) = addresses.split_first_chunk::<N>()?;
-    let (port, _) = rest.get(N..N + 4)?.split_first_chunk::<2>()?;
-    Some(SocketAddr::new(IpAddr::from(*ip), u16::from_be_bytes(*port)))
+    let (source, rest) = addresses.split_first_chunk::<N>()?;
+    let (destination, rest) = rest.split_first_chunk::<N>()?;
+    let (ports, _) = rest.split_first_chunk::<4>()?;
+    let address = |ip: &[u8; N], port: [u8; 2]| SocketAddr::new(IpAddr::from(*ip), u16::from_be_bytes(port));
+    let server = Some(address(destination, [ports[2], ports[3]]));
+    Some(ProxiedAddresses { client: address(source, [ports[0], ports[1]]), server })
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use proptest::prelude::*;
+
+    fn ends(client: &str, server: &str) -> ProxiedAddresses {
+        ProxiedAddresses { client: client.parse().unwrap(), server: Some(server.parse().unwrap()) }
+    }
 
     fn v2(family: u8, command: u8, addresses: &[u8]) -> Vec<u8> {
         let mut bytes = V2.to_vec();
@@ -124,22 +141,30 @@ mod tests {
     #[test]
     fn headers_of_both_versions_are_parsed_exactly() {
         let of = |text: &str| parse_proxy_header(text.as_bytes());
-        let peer = |text: &str| Some(text.parse().unwrap());
+        let ends = |client: &str, server: &str| Some(ends(client, server));
         assert_eq!(
             of("PROXY TCP4 192.0.2.1 192.0.2.2 56324 443\r\nGET"),
-            ProxyHeader::Complete(42, peer("192.0.2.1:56324"))
+            ProxyHeader::Complete(42, ends("192.0.2.1:56324", "192.0.2.2:443"))
         );
-        assert_eq!(of("PROXY TCP6 2001:db8::1 ::1 1 2\r\n"), ProxyHeader::Complete(32, peer("[2001:db8::1]:1")));
+        assert_eq!(
+            of("PROXY TCP6 2001:db8::1 ::1 1 2\r\n"),
+            ProxyHeader::Complete(32, ends("[2001:db8::1]:1", "[::1]:2"))
+        );
         assert_eq!(of("PROXY UNKNOWN\r\n"), ProxyHeader::Complete(15, None));
         assert_eq!(of("PROXY UNKNOWN ff:: x\r\nGET"), ProxyHeader::Complete(22, None));
         let four = [192, 0, 2, 1, 192, 0, 2, 2, 0, 80, 1, 187];
-        assert_eq!(parse_proxy_header(&v2(0x11, 1, &four)), ProxyHeader::Complete(28, peer("192.0.2.1:80")));
+        assert_eq!(
+            parse_proxy_header(&v2(0x11, 1, &four)),
+            ProxyHeader::Complete(28, ends("192.0.2.1:80", "192.0.2.2:443"))
+        );
         assert_eq!(parse_proxy_header(&v2(0x11, 0, &four)), ProxyHeader::Complete(28, None), "LOCAL");
         assert_eq!(parse_proxy_header(&v2(0x31, 1, &[0; 216])), ProxyHeader::Complete(232, None), "a Unix socket");
         let mut six = [0; 36];
         six[15] = 1;
+        six[31] = 2;
         six[33] = 7;
-        assert_eq!(parse_proxy_header(&v2(0x21, 1, &six)), ProxyHeader::Complete(52, peer("[::1]:7")));
+        six[35] = 9;
+        assert_eq!(parse_proxy_header(&v2(0x21, 1, &six)), ProxyHeader::Complete(52, ends("[::1]:7", "[::2]:9")));
         assert_eq!(parse_proxy_header(&v2(0x11, 1, &four[..11])), ProxyHeader::Invalid);
         for invalid in [
             "GET / HTTP/1.1\r\n",
@@ -167,7 +192,10 @@ mod tests {
             assert_eq!(of(invalid), ProxyHeader::Invalid, "{invalid}");
         }
         assert_eq!(of(&format!("PROXY {}", "x".repeat(200))), ProxyHeader::Invalid);
-        assert_eq!(of("PROXY TCP4 1.2.3.4 1.2.3.4 0 65535\r\n"), ProxyHeader::Complete(36, peer("1.2.3.4:0")));
+        assert_eq!(
+            of("PROXY TCP4 1.2.3.4 1.2.3.4 0 65535\r\n"),
+            ProxyHeader::Complete(36, ends("1.2.3.4:0", "1.2.3.4:65535"))
+        );
         let longest = |rest: usize| of(&format!("PROXY UNKNOWN {}\r\nGET", "x".repeat(rest)));
         assert_eq!((longest(91), longest(92)), (ProxyHeader::Complete(107, None), ProxyHeader::Invalid));
         assert_eq!(parse_proxy_header(b"PROXY UNKNOWN \xff\r\n"), ProxyHeader::Complete(17, None));
@@ -176,7 +204,7 @@ mod tests {
     #[test]
     fn headers_of_version_2_are_checked_with_their_extensions() {
         let four = [192, 0, 2, 1, 192, 0, 2, 2, 0, 80, 1, 187];
-        let peer = Some("192.0.2.1:80".parse().unwrap());
+        let peer = Some(ends("192.0.2.1:80", "192.0.2.2:443"));
         let with_extensions = |bytes: usize| parse_proxy_header(&v2(0x11, 1, &[&four[..], &vec![7; bytes]].concat()));
         for bytes in [3, 1500, 4096] {
             assert_eq!(with_extensions(bytes), ProxyHeader::Complete(28 + bytes, peer));

@@ -311,8 +311,9 @@ mod tests {
         use crate::net::{ProxyHeader, parse_proxy_header};
         for binary in [false, true] {
             let header = proxy_header(Ipv4Addr::new(192, 0, 2, 1), binary);
-            let address = Some("192.0.2.1:40000".parse().unwrap());
-            assert_eq!(parse_proxy_header(&header), ProxyHeader::Complete(header.len(), address));
+            let client = "192.0.2.1:40000".parse().unwrap();
+            let ProxyHeader::Complete(length, Some(ends)) = parse_proxy_header(&header) else { panic!("{header:?}") };
+            assert_eq!((length, ends.client), (header.len(), client));
         }
     }
 
