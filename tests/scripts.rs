@@ -154,24 +154,27 @@ fn prepare(dir: &Path) {
         HOME=$PWD fossil new --admin-user admin one.fossil >/dev/null && \
         printf '#!/usr/bin/fossil\\nrepository: %s/one.fossil\\n' \"$PWD\" >cgi/fossil && chmod 755 cgi/fossil && \
         echo \"\\$projectroot = '$PWD/repos';\" >gitweb.conf && \
-        printf 'scan-path=%s/repos\\nvirtual-root=/cgi-bin/cgit.cgi\\n' \"$PWD\" >cgitrc";
+        printf 'scan-path=%s/repos\\nvirtual-root=/cgi-bin/cgit.cgi\\n' \"$PWD\" >cgitrc && \
+        printf 'CONFIG\\nENV\\nMS_MAP_PATTERN \"^%s/\"\\nEND\\nEND\\n' \"$PWD\" >maps.conf && \
+        printf 'MAP\\nSIZE 60 40\\nEXTENT 0 0 60 40\\nIMAGETYPE PNG\\nEND\\n' >blank.map";
     let output = Command::new("sh").args(["-ec", script]).current_dir(dir).output().unwrap();
     assert!(output.status.success(), "{}", text(&output.stderr));
 }
 
 #[test]
 fn programs_of_debian_work_as_installed() {
-    let installed = ["/usr/lib/cgi-bin/gitweb.cgi", "/usr/lib/cgit/cgit.cgi"].map(|path| Path::new(path).exists());
-    if !["git", "fossil"].into_iter().all(is_installed) || installed != [true; 2] && !is_installed("gitweb and cgit") {
+    let programs =
+        ["git", "fossil", "/usr/lib/cgi-bin/gitweb.cgi", "/usr/lib/cgit/cgit.cgi", "/usr/lib/cgi-bin/mapserv"];
+    if !programs.into_iter().all(is_installed) {
         return;
     }
     let set = TestSet::start_with(|dir| {
         prepare(dir);
         let path = |name: &str| dir.join(name).display().to_string();
-        let [repos, gitweb, cgitrc] = [path("repos"), path("gitweb.conf"), path("cgitrc")];
+        let [repos, gitweb, cgitrc, maps] = ["repos", "gitweb.conf", "cgitrc", "maps.conf"].map(path);
         let keys = format!(
             "environment = {{ GIT_PROJECT_ROOT = {repos:?}, GIT_HTTP_EXPORT_ALL = \"1\", GITWEB_CONFIG = {gitweb:?}, \
-             CGIT_CONFIG = {cgitrc:?} }}"
+             CGIT_CONFIG = {cgitrc:?}, MAPSERVER_CONFIG_FILE = {maps:?} }}"
         );
         let dirs = [("debian", "/usr/lib/cgi-bin"), ("cgit", "/usr/lib/cgit"), ("own", &path("cgi"))];
         dirs.map(|(name, dir)| pool(name, dir, &keys)).concat()
@@ -186,6 +189,11 @@ fn programs_of_debian_work_as_installed() {
     assert_page(debian, "/cgi-bin/gitweb.cgi?p=one.git;a=log", "the subject");
     assert_page(debian, "/cgi-bin/gitweb.cgi/one.git/blob/HEAD:/file", "x");
     assert_eq!(send(debian, "GET", "/cgi-bin/gitweb.cgi?p=none.git", b"").status, 404);
+    // A binary outside of the directory.
+    let map = set.test_dir().join("blank.map").display().to_string();
+    let image = send(debian, "GET", &format!("/cgi-bin/mapserv?map={map}&mode=map"), b"");
+    assert_eq!((image.status, image.header("content-type")), (200, Some("image/png")), "{}", set.log());
+    assert!(image.body.starts_with(b"\x89PNG"));
     assert_page(cgit, "/cgi-bin/cgit.cgi/", "one.git");
     assert_page(cgit, "/cgi-bin/cgit.cgi/one.git/log/", "the subject");
     assert_page(own, "/cgi-bin/fossil/timeline", "initial empty check-in");
@@ -195,4 +203,16 @@ fn programs_of_debian_work_as_installed() {
     assert!(output.status.success(), "{}", text(&output.stderr));
     assert_eq!(send(own, "GET", "/cgi-bin/git-http-backend/none.git/HEAD", b"").status, 404);
     set.stop();
+}
+
+#[test]
+fn check_refuses_a_directory_that_the_workers_cannot_enter() {
+    let set = TestSet::prepare(&pool("plain", "/nonexistent/cgi", ""));
+    let output = set.command(&["check"]).output().unwrap();
+    let message = text(&output.stderr);
+    assert_eq!(output.status.code(), Some(78), "{message}");
+    for part in ["handler.scripts", "\"/nonexistent/cgi\"", "a directory that the workers can enter", "does not exist"]
+    {
+        assert!(message.contains(part), "{part} in {message}");
+    }
 }

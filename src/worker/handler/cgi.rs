@@ -185,7 +185,7 @@ pub(crate) fn parse_response(bytes: &[u8]) -> Result<CgiResponse, MalformedHead>
         return Ok(CgiResponse::LocalRedirect(LocalRedirect { target: path, cookies }));
     }
     if status.is_none() && content_type.is_none() && location.is_none() && length != Some(0) {
-        return Err(MalformedHead("its response head has none of Content-Type, Location and Status".to_owned()));
+        return Err(MalformedHead("its response head has neither Content-Type nor Location nor Status".to_owned()));
     }
     let must_be_empty = content_type.is_none() && location.is_none();
     let status = status.unwrap_or(if location.is_some() { StatusCode::FOUND } else { StatusCode::OK });

@@ -62,7 +62,7 @@ fn missing_or_malformed_head_is_502() {
             ("kill -35 $$", "was killed by signal 35"),
             ("echo hello", "exited with status 0"),
             ("echo hello; echo", "not `Name: value`"),
-            ("echo X-A: 1; echo", "none of Content-Type, Location and Status"),
+            ("echo X-A: 1; echo", "neither Content-Type nor Location nor Status"),
             ("echo Status: 404; echo; echo body", "has a body, and its head neither Content-Type nor Location"),
             ("printf 'Status: 404\\nContent-Length: 4\\n\\nbody'", "neither Content-Type nor Location"),
             ("exec >&-; exit 4", "exited with status 4"),
