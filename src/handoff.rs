@@ -52,6 +52,8 @@ pub(crate) struct HandoffMessage {
     pub peer: Option<SocketAddr>,
     /// The TCP address to which the client has connected; `None` on a Unix socket.
     pub server: Option<SocketAddr>,
+    /// Whether a PROXY header says that the client has used TLS.
+    pub is_https: bool,
     /// The listener that accepted it.
     pub listener: ListenerInfo,
 }
@@ -82,7 +84,8 @@ impl HandoffMessage {
             bytes.extend(end.map_or(0, |end| end.port()).to_le_bytes());
         }
         write_ip(&mut bytes, self.listener.listens_on);
-        bytes.push(self.listener.access_log.into());
+        // An older worker reads the access log alone, and none with the other flag.
+        bytes.push(u8::from(self.listener.access_log) | u8::from(self.is_https) << 1);
         for host in &self.listener.allowed_hosts {
             bytes.extend(u16::try_from(host.len()).unwrap_or(u16::MAX).to_le_bytes());
             bytes.extend(host.as_bytes());
@@ -108,7 +111,8 @@ impl HandoffMessage {
         };
         let (peer, server) = (end()?, end()?);
         let listens_on = read_ip(&mut rest)?;
-        let access_log = read_array::<1>(&mut rest)? == [1];
+        let [flags] = read_array::<1>(&mut rest)?;
+        let (access_log, is_https) = (flags & 1 != 0, flags & 2 != 0);
         let (mut allowed_hosts, mut proxies) = (Vec::new(), ProxyTrust::default());
         while !rest.is_empty() {
             let length = u16::from_le_bytes(read_array(&mut rest)?);
@@ -121,7 +125,7 @@ impl HandoffMessage {
             rest = after;
         }
         let listener = ListenerInfo { listens_on, access_log, allowed_hosts, proxies };
-        Some(Self { lease, token, peer, server, listener })
+        Some(Self { lease, token, peer, server, is_https, listener })
     }
 }
 
@@ -320,6 +324,7 @@ mod tests {
             token: Token::new(0x0123_4567_89ab_cdef_0011_2233_4455_6677),
             peer: peer.map(|peer| peer.parse().unwrap()),
             server: listens_on.map(|ip| SocketAddr::new(ip.parse().unwrap(), 80)),
+            is_https: hosts.len() == 1,
             listener: ListenerInfo {
                 listens_on: listens_on.map(|ip| ip.parse().unwrap()),
                 access_log: true,
@@ -340,6 +345,7 @@ mod tests {
             let read = HandoffMessage::decode(&bytes).unwrap();
             assert!(read.token.matches(message.token));
             assert_eq!((read.lease, read.peer, read.server), (message.lease, message.peer, message.server));
+            assert_eq!(read.is_https, message.is_https);
             assert_eq!(read.listener, message.listener);
             // The hosts come last and may be missing; a message that ends before them is incomplete.
             for end in 0..bytes.len().min(32) {

@@ -119,6 +119,15 @@ fn the_address_in_a_proxy_header_decides_whether_the_headers_count() {
     for line in ["REMOTE_ADDR=192.0.2.9", "SERVER_PORT=443"] {
         assert!(of_proxy.contains(&line.to_owned()), "{line} in {of_proxy:?}");
     }
+    // Version 2, from a proxy that has ended TLS; a trusted proxy behind it knows better.
+    let through_tls = |peer: [u8; 4]| {
+        let mut bytes = b"\r\n\r\n\0\r\nQUIT\n\x21\x11\0\x14".to_vec();
+        bytes.extend(peer);
+        bytes.extend([198, 51, 100, 1, 18, 103, 1, 187, 0x20, 0, 5, 1, 0, 0, 0, 0]);
+        bytes.extend(get_request("X-Forwarded-Proto: http\r\n"));
+        seen(&send_request(set.address(0), &bytes).unwrap()).contains(&"HTTPS=on".to_owned())
+    };
+    assert_eq!((through_tls([192, 0, 2, 9]), through_tls([198, 51, 100, 9])), (true, false));
     assert!(!through("192.0.2.9").iter().any(|line| line.contains("FORWARDED") || line.contains("USER")));
     set.stop();
 }

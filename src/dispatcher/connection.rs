@@ -123,7 +123,11 @@ impl Connection {
         let connection = Self::new(fd, endpoints, listener, readiness);
         // Only the port of the proxy's address has been stored.
         let server = endpoints.server.zip(stored.port).map(|(local, port)| SocketAddr::new(local.ip(), port));
-        connection.proxied.set(stored.peer.map(|client| ProxiedAddresses { client, server }));
+        connection.proxied.set(stored.peer.map(|client| ProxiedAddresses {
+            client,
+            server,
+            is_https: stored.is_https,
+        }));
         connection.set_entry(Some(entry));
         connection.lent_to.set(lent_to);
         connection.mark_stored(); // the previous dispatcher may have lent it to a worker that has not claimed it
@@ -166,7 +170,9 @@ impl Connection {
     /// The message that passes it to a worker.
     pub(super) fn handoff_message(&self, lease: LeaseId, token: Token) -> HandoffMessage {
         let listener = self.listener.borrow().info.clone();
-        HandoffMessage { lease, token, peer: self.client_address(), server: self.server_address(), listener }
+        let is_https = self.proxied.get().is_some_and(|proxied| proxied.is_https);
+        let (peer, server) = (self.client_address(), self.server_address());
+        HandoffMessage { lease, token, peer, server, is_https, listener }
     }
 
     pub(super) fn mark(&self) -> u32 {

@@ -94,6 +94,8 @@ pub(super) struct StoredConnection {
     pub peer: Option<SocketAddr>,
     /// The port to which that client has connected. Not in names of older versions.
     pub port: Option<u16>,
+    /// Whether it has used TLS. Only with a port.
+    pub is_https: bool,
     /// The mark of the connection.
     pub mark: u32,
     /// Whether an HTTP response may be sent on it.
@@ -106,7 +108,8 @@ impl StoredConnection {
     pub(super) fn name(&self) -> String {
         // Names must not contain colons (sd_pid_notify_with_fds(3)).
         let peer = self.peer.map_or(String::new(), |peer| peer.to_string().replace(':', "_"));
-        let port = self.port.map_or(String::new(), |port| format!("-{port}"));
+        let tls = if self.is_https { "-tls" } else { "" };
+        let port = self.port.map_or(String::new(), |port| format!("-{port}{tls}"));
         let protocol = if self.is_http { "http" } else { "other" };
         let (listener, mark, stored_at) = (self.listener, self.mark, self.stored_at.0);
         format!("{HANDOFF_PREFIX}{listener:016x}-{peer}-{mark}-{protocol}-{}-{stored_at}{port}", unique())
@@ -128,7 +131,8 @@ impl StoredConnection {
         };
         let stored_at = Monotonic(fields.nth(2).and_then(|at| at.parse().ok()).unwrap_or(0)); // after `unique`
         let port = fields.next().and_then(|port| port.parse().ok());
-        Some(Self { listener, peer, port, mark, is_http, stored_at })
+        let is_https = fields.next() == Some("tls");
+        Some(Self { listener, peer, port, is_https, mark, is_http, stored_at })
     }
 }
 
@@ -338,7 +342,9 @@ mod tests {
             for is_http in [false, true] {
                 let stored_at = Monotonic(u64::MAX);
                 let port = peer.map(|_| 65535);
-                let stored = StoredConnection { listener: u64::MAX - 1, peer, port, mark: 7, is_http, stored_at };
+                let is_https = port.is_some() && is_http;
+                let listener = u64::MAX - 1;
+                let stored = StoredConnection { listener, peer, port, is_https, mark: 7, is_http, stored_at };
                 let name = stored.name();
                 // systemd passes 1024 names in one variable, see FDSTORE_MAX of src/units/render.rs.
                 assert!(name.len() < 110 && !name.contains(':'), "{name}");

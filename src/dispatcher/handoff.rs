@@ -203,6 +203,7 @@ impl HandoffListener {
         let stored = StoredConnection {
             listener: listener.key,
             peer: proxied.map(|proxied| proxied.client),
+            is_https: proxied.is_some_and(|proxied| proxied.is_https),
             port: proxied.and_then(|proxied| proxied.server).map(|server| server.port()),
             mark: connection.mark(),
             is_http: self.driver.speaks_http(&listener.config.pool),

@@ -28,8 +28,8 @@ const REAL_IP: HeaderName = HeaderName::from_static("x-real-ip");
 pub(crate) struct RequestOrigin {
     /// The client's address, with port 0 if a proxy has named none; `None` for a client on a Unix socket.
     pub client: Option<SocketAddr>,
-    /// Whether the client used HTTPS to the first trusted proxy.
-    pub is_https: bool,
+    /// Whether the client used HTTPS to the first trusted proxy; `None` if no proxy has said so.
+    pub is_https: Option<bool>,
     /// The port that the client used there; `None` if no proxy has said so.
     pub port: Option<u16>,
     /// The user as a trusted proxy has authenticated it.
@@ -133,7 +133,7 @@ fn x_forwarded(
         set(headers, &REAL_IP, client_ip);
     }
     let port = named_port.or_else(|| client_port(host.as_ref().or(headers.get(HOST)), proto));
-    (RequestOrigin { client, is_https: proto == Some(true), port, user: None }, host)
+    (RequestOrigin { client, is_https: proto, port, user: None }, host)
 }
 
 /// As [`x_forwarded`] for `Forwarded`; `None` if it is malformed.
@@ -157,7 +157,7 @@ fn rfc_7239(
     let chain = Some(chain.join(", ")).filter(|chain| !chain.is_empty());
     set(headers, &FORWARDED, chain);
     let port = client_port(host.as_ref().or(headers.get(HOST)), proto);
-    Some((RequestOrigin { client, is_https: proto == Some(true), port, user: None }, host))
+    Some((RequestOrigin { client, is_https: proto, port, user: None }, host))
 }
 
 /// The client, and how many of `hops`, from the nearest on, are believed. The walk ends at the first address that is not

@@ -27,6 +27,8 @@ pub(crate) struct ProxiedAddresses {
     pub client: SocketAddr,
     /// The end of the proxy; `None` if it is not known any more.
     pub server: Option<SocketAddr>,
+    /// Whether the client has used TLS.
+    pub is_https: bool,
 }
 
 impl ProxyHeader {
@@ -72,7 +74,7 @@ fn version_1(bytes: &[u8]) -> ProxyHeader {
         (Some(source), Some(destination), Some(port), Some(to_port), None) => {
             let server = Some(SocketAddr::new(destination, to_port));
             let client = SocketAddr::new(source, port);
-            ProxyHeader::Complete(end + 2, Some(ProxiedAddresses { client, server }))
+            ProxyHeader::Complete(end + 2, Some(ProxiedAddresses { client, server, is_https: false }))
         }
         _ => ProxyHeader::Invalid,
     }
@@ -115,10 +117,26 @@ where
 {
     let (source, rest) = addresses.split_first_chunk::<N>()?;
     let (destination, rest) = rest.split_first_chunk::<N>()?;
-    let (ports, _) = rest.split_first_chunk::<4>()?;
+    let (ports, extensions) = rest.split_first_chunk::<4>()?;
     let address = |ip: &[u8; N], port: [u8; 2]| SocketAddr::new(IpAddr::from(*ip), u16::from_be_bytes(port));
     let server = Some(address(destination, [ports[2], ports[3]]));
-    Some(ProxiedAddresses { client: address(source, [ports[0], ports[1]]), server })
+    let client = address(source, [ports[0], ports[1]]);
+    Some(ProxiedAddresses { client, server, is_https: says_tls(extensions) })
+}
+
+/// Whether the extensions, each a type, a length and a value, say that the client has used TLS (section 2.2.5). What else
+/// they say does not matter.
+fn says_tls(mut extensions: &[u8]) -> bool {
+    const SSL: u8 = 0x20;
+    const CLIENT_SSL: u8 = 0x01;
+    while let Some((&[kind, high, low], rest)) = extensions.split_first_chunk::<3>() {
+        let Some((value, rest)) = rest.split_at_checked(u16::from_be_bytes([high, low]).into()) else { return false };
+        if kind == SSL {
+            return value.first().is_some_and(|client| client & CLIENT_SSL != 0);
+        }
+        extensions = rest;
+    }
+    false
 }
 
 #[cfg(test)]
@@ -127,7 +145,7 @@ mod tests {
     use proptest::prelude::*;
 
     fn ends(client: &str, server: &str) -> ProxiedAddresses {
-        ProxiedAddresses { client: client.parse().unwrap(), server: Some(server.parse().unwrap()) }
+        ProxiedAddresses { client: client.parse().unwrap(), server: Some(server.parse().unwrap()), is_https: false }
     }
 
     fn v2(family: u8, command: u8, addresses: &[u8]) -> Vec<u8> {
@@ -235,6 +253,21 @@ mod tests {
         let mut version_1 = v2(0x11, 1, &four);
         version_1[12] = 0x11;
         assert_eq!(parse_proxy_header(&version_1), ProxyHeader::Invalid);
+    }
+
+    #[test]
+    fn extension_says_whether_the_client_used_tls() {
+        let four = [192, 0, 2, 1, 192, 0, 2, 2, 0, 80, 1, 187];
+        let is_https = |extensions: &[u8]| match parse_proxy_header(&v2(0x11, 1, &[&four, extensions].concat())) {
+            ProxyHeader::Complete(_, Some(ends)) => ends.is_https,
+            other => panic!("{other:?}"),
+        };
+        let ssl = [0x20, 0, 5, 1, 0, 0, 0, 0];
+        assert!(is_https(&ssl) && is_https(&[&[0x02, 0, 1, 7][..], &ssl].concat()));
+        for other in [&[][..], &[0x20], &[0x20, 0, 0], &[0x20, 0, 5, 0, 0, 0, 0, 0], &[0x20, 0, 9, 1], &[0x02, 0, 1, 1]]
+        {
+            assert!(!is_https(other), "{other:?}");
+        }
     }
 
     #[test]

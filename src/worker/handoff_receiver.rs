@@ -180,7 +180,14 @@ mod tests {
         drop(other);
         let lease = LeaseId::of(Epoch::FIRST, 1);
         let token = Token::from_words([1, 2]);
-        let message = HandoffMessage { lease, token, peer: None, server: None, listener: ListenerInfo::default() };
+        let message = HandoffMessage {
+            lease,
+            token,
+            peer: None,
+            server: None,
+            is_https: false,
+            listener: ListenerInfo::default(),
+        };
         let (_client, connection) = std::os::unix::net::UnixStream::pair().unwrap();
         HandoffSender::new(path.clone(), None).send(&message.encode(), connection.as_fd()).unwrap();
         assert_eq!(receiver.next().await.unwrap().0.lease, lease);

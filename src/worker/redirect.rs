@@ -28,7 +28,7 @@ pub(super) async fn serve<S: HandlerService>(state: Arc<WorkerState>, service: A
     let (peer, server) = (stream.0.peer_address(), stream.0.local_address());
     let head_timeout = state.front.head_timeout;
     let transaction = SharedTransaction::new(Transaction::new(clock::now(), head_timeout, state.request_timeout()));
-    let connection = Arc::new(ServedConnection { stream, peer, server, listener: None, transaction });
+    let connection = Arc::new(ServedConnection { stream, peer, server, is_https: false, listener: None, transaction });
     let runner = Arc::new(RequestRunner { state: state.clone(), service, connection: connection.clone() });
     let end = serve_one_request(&connection, &state.front, |request| respond(runner.clone(), request)).await;
     drop(runner);

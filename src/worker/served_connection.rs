@@ -85,6 +85,8 @@ pub(super) struct ServedConnection {
     pub peer: Option<SocketAddr>,
     /// The address the client connected to; `None` on a Unix socket.
     pub server: Option<SocketAddr>,
+    /// Whether the client has used TLS to a proxy that says so in its PROXY header.
+    pub is_https: bool,
     /// The dispatcher's listener; `None` if the client has connected to the worker itself.
     pub listener: Option<ListenerInfo>,
     /// Apart from the connection, of which no duplicate may remain: a handler may keep a request body.

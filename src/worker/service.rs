@@ -159,7 +159,7 @@ impl<S: HandlerService> RequestRunner<S> {
         };
         request.extensions_mut().insert(RequestContext {
             peer: origin.client,
-            is_https: origin.is_https,
+            is_https: origin.is_https.unwrap_or(connection.is_https),
             port: origin.port,
             user: origin.user,
             server: connection.server,

@@ -231,8 +231,14 @@ async fn respond_to(
 async fn respond(stream: SharedStream, return_port: Option<u16>, front: &FrontConfig) {
     // Without a lease the head has one bound.
     let transaction = SharedTransaction::new(Transaction::new(clock::now(), front.head_timeout, front.head_timeout));
-    let connection =
-        Arc::new(ServedConnection { stream: stream.clone(), peer: None, server: None, listener: None, transaction });
+    let connection = Arc::new(ServedConnection {
+        stream: stream.clone(),
+        peer: None,
+        server: None,
+        is_https: false,
+        listener: None,
+        transaction,
+    });
     let respond = |request| respond_to(connection.clone(), return_port, request);
     let end = redirect::serve_one_request(&connection, front, respond).await;
     let bounds = LingerBounds { silence: front.linger_timeout, total: front.body_timeout };
