@@ -204,6 +204,7 @@ const PURE: &[&str] = &[
     "src/log/filter.rs",
     "src/net/allowed_hosts.rs",
     "src/net/chunks.rs",
+    "src/net/fastcgi",
     "src/net/forwarded.rs",
     "src/net/linger.rs",
     "src/net/patou_headers.rs",

@@ -3,6 +3,8 @@
 mod allowed_hosts;
 mod chunks;
 mod disconnect;
+#[allow(dead_code, unused_imports, reason = "its users follow")]
+pub(crate) mod fastcgi;
 mod forwarded;
 mod host;
 mod last_look;

@@ -4,6 +4,7 @@
 mod cgi_response;
 mod config;
 mod coprocess;
+mod fastcgi;
 mod forwarded;
 mod handoff;
 mod input;
@@ -22,6 +23,7 @@ pub const ALL: &[(&str, Target)] = &[
     ("cgi_response", cgi_response::run),
     ("config", config::run),
     ("coprocess", coprocess::run),
+    ("fastcgi", fastcgi::run),
     ("forwarded", forwarded::run),
     ("handoff", handoff::run),
     ("notify", notify::run),
