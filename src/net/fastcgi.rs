@@ -14,5 +14,6 @@ mod record;
 pub(crate) use decoder::RecordDecoder;
 pub(crate) use pairs::{MAX_CONNS, MAX_REQS, MPXS_CONNS, NameValuePairs, encode_pair};
 pub(crate) use record::{
-    CONTENT_MAX, FastcgiRecord, FastcgiStream, HEADER_LENGTH, MalformedRecord, ProtocolStatus, RESPONDER, RecordContent,
+    CONTENT_MAX, FastcgiRecord, FastcgiStream, HEADER_LENGTH, MalformedRecord, ProtocolStatus, RESPONDER,
+    RecordContent, VERSION,
 };

@@ -8,7 +8,8 @@ pub(crate) const HEADER_LENGTH: usize = 8;
 pub(crate) const CONTENT_MAX: usize = u16::MAX as usize;
 /// The role of an application that responds to HTTP requests (section 6.2).
 pub(crate) const RESPONDER: u16 = 1;
-const VERSION: u8 = 1;
+/// The first byte of every record (section 3.3).
+pub(crate) const VERSION: u8 = 1;
 /// `FCGI_KEEP_CONN`, the flag of `FCGI_BEGIN_REQUEST` (section 5.1).
 pub(super) const KEEP_CONNECTION: u8 = 1;
 /// The length of every content that is neither a stream nor pairs, in bytes.
