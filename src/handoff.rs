@@ -19,6 +19,7 @@ use nix::sys::socket::{
 use crate::config::{ForwardedHeaders, IpNetwork, ListenerConfig, ProxyTrust, TrustedProxies};
 use crate::held_file::HeldFile;
 use crate::ids::{LeaseId, Token};
+use crate::net::WireProtocol;
 use crate::sys;
 
 /// The largest message in bytes. The names of `allowed_hosts` are most of it.
@@ -26,8 +27,8 @@ pub(crate) const MESSAGE_MAX: usize = 20 * 1024;
 /// The largest address: a byte for its kind, and its own.
 const IP_MAX: usize = 1 + 16;
 /// The largest message without names: version, lease, token, two addresses with their ports, the listener's address, its
-/// flag.
-const FIXED_MAX: usize = 1 + 8 + 16 + 2 * (IP_MAX + 2) + IP_MAX + 1;
+/// flag, the FastCGI request with its mark.
+const FIXED_MAX: usize = 1 + 8 + 16 + 2 * (IP_MAX + 2) + IP_MAX + 1 + 2 + 2;
 /// The largest list of trusted proxies: its mark, its flags, the name of a header, and networks.
 const PROXIES_MAX: usize = 2 + 1 + (2 + ProxyTrust::HEADER_MAX) + TrustedProxies::NETWORKS_MAX * (IP_MAX + 1);
 const _: () =
@@ -35,6 +36,8 @@ const _: () =
 /// Stands in the place of a name's length before the trusted proxies. A worker of a version that does not know them
 /// rejects the message, as it could not do what the listener requires, and the connection goes to another worker.
 const PROXIES: u16 = u16::MAX;
+/// As [`PROXIES`], before the id of a FastCGI request.
+const FASTCGI: u16 = u16::MAX - 1;
 /// Flags of the trusted proxies: peers on Unix sockets, and `Forwarded` instead of `X-Forwarded-For`.
 const UNIX: u8 = 1;
 const RFC7239: u8 = 2;
@@ -54,6 +57,8 @@ pub(crate) struct HandoffMessage {
     pub server: Option<SocketAddr>,
     /// Whether a PROXY header says that the client has used TLS.
     pub is_https: bool,
+    /// What the client speaks.
+    pub wire: WireProtocol,
     /// The listener that accepted it.
     pub listener: ListenerInfo,
 }
@@ -90,6 +95,9 @@ impl HandoffMessage {
             bytes.extend(u16::try_from(host.len()).unwrap_or(u16::MAX).to_le_bytes());
             bytes.extend(host.as_bytes());
         }
+        if let WireProtocol::Fastcgi(request) = self.wire {
+            bytes.extend([FASTCGI.to_le_bytes(), request.to_le_bytes()].concat());
+        }
         if !self.listener.proxies.trusted.is_empty() {
             write_proxies(&mut bytes, &self.listener.proxies);
         }
@@ -113,19 +121,23 @@ impl HandoffMessage {
         let listens_on = read_ip(&mut rest)?;
         let [flags] = read_array::<1>(&mut rest)?;
         let (access_log, is_https) = (flags & 1 != 0, flags & 2 != 0);
-        let (mut allowed_hosts, mut proxies) = (Vec::new(), ProxyTrust::default());
+        let (mut allowed_hosts, mut wire, mut proxies) = (Vec::new(), WireProtocol::Http, ProxyTrust::default());
         while !rest.is_empty() {
             let length = u16::from_le_bytes(read_array(&mut rest)?);
             if length == PROXIES {
                 proxies = read_proxies(rest)?;
                 break;
             }
+            if length == FASTCGI {
+                wire = WireProtocol::Fastcgi(u16::from_le_bytes(read_array(&mut rest)?));
+                continue;
+            }
             let (host, after) = rest.split_at_checked(length.into())?;
             allowed_hosts.push(std::str::from_utf8(host).ok()?.to_owned());
             rest = after;
         }
         let listener = ListenerInfo { listens_on, access_log, allowed_hosts, proxies };
-        Some(Self { lease, token, peer, server, is_https, listener })
+        Some(Self { lease, token, peer, server, is_https, wire, listener })
     }
 }
 
@@ -325,6 +337,7 @@ mod tests {
             peer: peer.map(|peer| peer.parse().unwrap()),
             server: listens_on.map(|ip| SocketAddr::new(ip.parse().unwrap(), 80)),
             is_https: hosts.len() == 1,
+            wire: WireProtocol::Http,
             listener: ListenerInfo {
                 listens_on: listens_on.map(|ip| ip.parse().unwrap()),
                 access_log: true,
@@ -378,6 +391,21 @@ mod tests {
             assert!(usize::from(length) > MESSAGE_MAX);
             assert!(HandoffMessage::decode(&bytes[..names_end + 4]).is_none());
         }
+    }
+
+    #[test]
+    fn the_id_of_a_fastcgi_request_travels_and_cannot_be_mistaken_for_a_name() {
+        for id in [0, 1, u16::MAX] {
+            let mut sent = message(None, None, &["a"]);
+            sent.listener.proxies.trusted.unix = true;
+            let without = sent.encode().len();
+            sent.wire = WireProtocol::Fastcgi(id);
+            let bytes = sent.encode();
+            assert_eq!(bytes.len(), without + 4);
+            let read = HandoffMessage::decode(&bytes).unwrap();
+            assert_eq!((read.wire, read.listener), (sent.wire, sent.listener));
+        }
+        assert!(usize::from(FASTCGI) > MESSAGE_MAX, "an older worker finds no name of this length");
     }
 
     #[test]

@@ -5,7 +5,7 @@
 use serde::ser::SerializeStruct;
 use serde::{Serialize, Serializer};
 
-use super::{ListenAddress, ProxyTrust, quantity};
+use super::{IpNetwork, ListenAddress, ProxyTrust, quantity};
 use crate::ids::PoolName;
 
 /// An address on which the dispatcher accepts clients for one pool.
@@ -21,6 +21,10 @@ pub struct ListenerConfig {
     pub group: Option<String>,
     /// How client and worker meet.
     pub delivery: Delivery,
+    /// What its clients speak.
+    pub protocol: ListenerProtocol,
+    /// The peers that may connect; FastCGI on TCP only. Empty: all, which must be processes of this machine.
+    pub allowed_clients: Vec<IpNetwork>,
     /// The pool that serves its clients.
     pub pool: PoolName,
     /// Host names (without port, compared case-insensitively) that requests may name. Empty: loopback names on a
@@ -66,6 +70,8 @@ impl Default for ListenerConfig {
             owner: None,
             group: None,
             delivery: Delivery::Redirect,
+            protocol: ListenerProtocol::default(),
+            allowed_clients: Vec::new(),
             pool: PoolName::new("default").expect("a valid name"),
             allowed_hosts: Vec::new(),
             proxies: ProxyTrust::default(),
@@ -79,7 +85,7 @@ impl Default for ListenerConfig {
 /// `mode`, `owner` and `group` are omitted on TCP, where a configuration must not contain them.
 impl Serialize for ListenerConfig {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        let mut out = serializer.serialize_struct("ListenerConfig", 13)?;
+        let mut out = serializer.serialize_struct("ListenerConfig", 15)?;
         out.serialize_field("address", &self.address)?;
         if self.address.is_unix() {
             out.serialize_field("mode", &quantity::octal(self.mode))?;
@@ -87,6 +93,9 @@ impl Serialize for ListenerConfig {
             out.serialize_field("group", &self.group)?;
         }
         out.serialize_field("delivery", &self.delivery)?;
+        out.serialize_field("protocol", &self.protocol)?;
+        let clients: Vec<String> = self.allowed_clients.iter().map(IpNetwork::to_string).collect();
+        out.serialize_field("allowed_clients", &clients)?;
         out.serialize_field("pool", &self.pool)?;
         out.serialize_field("allowed_hosts", &self.allowed_hosts)?;
         out.serialize_field("trusted_proxies", &self.proxies.trusted)?;
@@ -133,6 +142,28 @@ pub enum Delivery {
     Redirect,
     /// The accepted socket is passed to the worker.
     Handoff,
+}
+
+/// What the clients of a listener speak.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ListenerProtocol {
+    /// HTTP/1.1 and HTTP/1.0; to an inetd pool, whatever its program speaks.
+    #[default]
+    Http,
+    /// FastCGI 1.0, as the front servers speak it that take patou for an application.
+    Fastcgi,
+}
+
+impl ListenerProtocol {
+    /// The value of this name in the configuration.
+    pub(super) fn parse(text: &str) -> Option<Self> {
+        match text {
+            "http" => Some(Self::Http),
+            "fastcgi" => Some(Self::Fastcgi),
+            _ => None,
+        }
+    }
 }
 
 impl Delivery {

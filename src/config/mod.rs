@@ -21,6 +21,7 @@ mod admin;
 mod config_text;
 mod descriptor_needs;
 mod diagnostics;
+mod fastcgi_rules;
 mod fault;
 mod front;
 mod handler_keys;
@@ -51,7 +52,7 @@ pub(crate) use descriptor_needs::{DescriptorNeeds, admin_connections_within, wor
 pub(crate) use fault::nearest;
 pub use fault::{ConfigFault, ConfigFaults, UnusableFile};
 pub use front::FrontConfig;
-pub use listener::{Delivery, ListenerConfig, UnknownLength};
+pub use listener::{Delivery, ListenerConfig, ListenerProtocol, UnknownLength};
 pub(crate) use load::read_text;
 pub use load::{LoadError, Loaded, Origin, default_runtime_dir};
 pub(crate) use pool::SessionBounds;

@@ -145,6 +145,13 @@ pub enum ForwardedHeaders {
     Rfc7239,
 }
 
+/// Reads `allowed_clients` of a listener.
+pub(super) fn allowed_clients(s: &mut Section<'_, '_>) -> Vec<IpNetwork> {
+    let expected = "an IP address, or a network such as \"10.0.0.0/8\" whose host bits are 0";
+    let listed = s.strings("allowed_clients", expected, |text| text.parse::<IpNetwork>().is_ok()).unwrap_or_default();
+    listed.iter().filter_map(|text| text.parse().ok()).collect()
+}
+
 /// Reads the keys of a listener.
 pub(super) fn proxy_trust(s: &mut Section<'_, '_>) -> ProxyTrust {
     let is_proxy = |text: &str| text == "unix" || text.parse::<IpNetwork>().is_ok();

@@ -7,13 +7,13 @@ use super::config_text::ConfigText;
 use super::diagnostics::Diagnostics;
 use super::fault::{ConfigFaults, UnusableFile};
 use super::pool_section::pool;
-use super::proxies::proxy_trust;
+use super::proxies::{allowed_clients, proxy_trust};
 use super::read::Section;
 use super::section_values::{ACCOUNT, NAME, account, address};
 use super::validate;
 use super::{
-    AdminConfig, Config, Delivery, FrontConfig, ListenAddress, ListenerConfig, PoolConfig, RestartConfig, SetConfig,
-    UnknownLength, WatchdogConfig,
+    AdminConfig, Config, Delivery, FrontConfig, ListenAddress, ListenerConfig, ListenerProtocol, PoolConfig,
+    RestartConfig, SetConfig, UnknownLength, WatchdogConfig,
 };
 use crate::ids::PoolName;
 
@@ -144,6 +144,8 @@ fn listener(s: &mut Section<'_, '_>, pools: &[PoolConfig]) -> ListenerConfig {
         owner: s.text("owner", ACCOUNT, account),
         group: s.text("group", ACCOUNT, account),
         delivery: s.value("delivery", delivery).unwrap_or(default.delivery),
+        protocol: s.text("protocol", "\"http\" or \"fastcgi\"", ListenerProtocol::parse).unwrap_or_default(),
+        allowed_clients: allowed_clients(s),
         pool,
         allowed_hosts: allowed_hosts(s),
         proxies: proxy_trust(s),

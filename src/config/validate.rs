@@ -9,7 +9,7 @@ use super::diagnostics::Diagnostics;
 use super::fault::{UnusableFile, nearest, quote};
 use super::{
     Config, Delivery, HandlerConfig, LISTENERS_MAX, ListenerConfig, POOLS_MAX, PoolConfig, ProxyTrust, TrustedProxies,
-    UnknownLength, WORKERS_MAX, address_conflicts, handler_keys, placeholder, session_rules,
+    UnknownLength, WORKERS_MAX, address_conflicts, fastcgi_rules, handler_keys, placeholder, session_rules,
 };
 
 /// How many names a message lists.
@@ -52,6 +52,7 @@ pub(super) fn check(config: &Config, diagnostics: &mut Diagnostics) {
             let (key, other) = (format!("{section}.unknown_length"), format!("{section}.delivery"));
             diagnostics.contradiction(&key, &[&other], "\"allow\"".to_owned(), expected.to_owned());
         }
+        fastcgi_rules::check(&section, listener, config, diagnostics);
         proxies(&section, listener, diagnostics);
         permissions_on_tcp(&section, listener, diagnostics);
         hosts_fit_into_message(&section, listener, diagnostics);

@@ -29,7 +29,7 @@ use super::readiness::Readiness;
 use super::redirect::RedirectConnection;
 use crate::config::{Config, Delivery, ListenAddress};
 use crate::ids::LeaseTerms;
-use crate::net::{self, ACCEPT_RETRY_DELAY, SocketListener};
+use crate::net::{self, ACCEPT_RETRY_DELAY, SocketListener, WireProtocol};
 
 /// All listeners and the connections they have accepted.
 pub(super) struct Acceptor {
@@ -128,7 +128,8 @@ impl Acceptor {
         let mut known = BTreeSet::new();
         // If a removal was lost, a connection is in the store under two names.
         connections.retain(|(_, fd, _)| !fstat(fd).is_ok_and(|status| !known.insert(status.st_ino)));
-        let (mut marks, mut rejected) = (BTreeMap::<u32, usize>::new(), redirects);
+        let redirects = redirects.into_iter().map(|(fd, entry)| (fd, entry, WireProtocol::Http));
+        let (mut marks, mut rejected) = (BTreeMap::<u32, usize>::new(), redirects.collect::<Vec<_>>());
         for (stored, ..) in &connections {
             *marks.entry(stored.mark).or_default() += 1;
         }
@@ -149,8 +150,10 @@ impl Acceptor {
                     let connection = Connection::from_fdstore((fd, entry), &stored, listener.clone(), readiness, None);
                     self.state.clone().serve_handoff(listener, Rc::new(connection), ConnectionOrigin::Stored, permit);
                 }
-                _ if stored.is_http => rejected.push((fd, entry)),
-                _ => net::reset(&fd), // the protocol of the connection is unknown
+                _ => match stored.wire {
+                    Some(wire) => rejected.push((fd, entry, wire)),
+                    None => net::reset(&fd), // the protocol of the connection is unknown
+                },
             }
         }
         let places = self.state.places.acquire_up_to(rejected.len());

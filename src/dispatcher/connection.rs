@@ -17,7 +17,7 @@ use super::pool_slots::SlotIndex;
 use super::readiness::{Readiness, WatchedSocket};
 use crate::handoff::HandoffMessage;
 use crate::ids::{LeaseId, Token, WorkerId};
-use crate::net::{self, ProxiedAddresses};
+use crate::net::{self, ProxiedAddresses, WireProtocol};
 use crate::pool::{LeaseEnd, Peer, Refusal};
 
 /// A connection.
@@ -26,6 +26,8 @@ pub(super) struct Connection {
     pub endpoints: Endpoints,
     /// What a proxy header says, if there was one with addresses.
     pub proxied: Cell<Option<ProxiedAddresses>>,
+    /// What the client speaks, as seen at the start of the present request.
+    pub wire: Cell<WireProtocol>,
     /// Its listener, as configured when the present request arrived.
     listener: RefCell<Rc<Listener>>,
     /// The worker that may hold it.
@@ -101,6 +103,7 @@ impl Connection {
             watched: WatchedSocket::new(fd, readiness),
             endpoints,
             proxied: Cell::new(None),
+            wire: Cell::new(listener.wire()),
             listener: RefCell::new(listener),
             lent_to: Cell::new(None),
             stored: Cell::new(false),
@@ -128,6 +131,7 @@ impl Connection {
             server,
             is_https: stored.is_https,
         }));
+        connection.wire.set(stored.wire.unwrap_or_default());
         connection.set_entry(Some(entry));
         connection.lent_to.set(lent_to);
         connection.mark_stored(); // the previous dispatcher may have lent it to a worker that has not claimed it
@@ -171,8 +175,8 @@ impl Connection {
     pub(super) fn handoff_message(&self, lease: LeaseId, token: Token) -> HandoffMessage {
         let listener = self.listener.borrow().info.clone();
         let is_https = self.proxied.get().is_some_and(|proxied| proxied.is_https);
-        let (peer, server) = (self.client_address(), self.server_address());
-        HandoffMessage { lease, token, peer, server, is_https, listener }
+        let (peer, server, wire) = (self.client_address(), self.server_address(), self.wire.get());
+        HandoffMessage { lease, token, peer, server, is_https, wire, listener }
     }
 
     pub(super) fn mark(&self) -> u32 {

@@ -25,13 +25,16 @@ use tokio::time::sleep;
 
 use crate::ids::Monotonic;
 use crate::log;
-use crate::net::{self, LingerBounds, ProblemResponse, SocketStream, deliver};
+use crate::net::{self, LingerBounds, ProblemResponse, SocketStream, WireProtocol, deliver};
 
 /// Prefix of names of redirect connections. Their head has been read: the next dispatcher can only reject them.
 pub(super) const REDIRECT_PREFIX: &str = "waiting-";
 
 /// Prefix of names of handoff connections. Nothing has been read from them: the next dispatcher serves them.
 pub(super) const HANDOFF_PREFIX: &str = "handed-";
+
+/// Stands before the request id in names of FastCGI connections.
+const FASTCGI: &str = "f";
 
 /// The pause before a message is sent again, while the supervisor's queue is full or another resource is used up. It
 /// doubles up to [`RETRY_PAUSE_MAX`].
@@ -98,8 +101,8 @@ pub(super) struct StoredConnection {
     pub is_https: bool,
     /// The mark of the connection.
     pub mark: u32,
-    /// Whether an HTTP response may be sent on it.
-    pub is_http: bool,
+    /// How a response is sent on it; `None` in an unknown protocol.
+    pub wire: Option<WireProtocol>,
     /// The next dispatcher queues connections in this order. 0 in names of older versions.
     pub stored_at: Monotonic,
 }
@@ -110,7 +113,11 @@ impl StoredConnection {
         let peer = self.peer.map_or(String::new(), |peer| peer.to_string().replace(':', "_"));
         let tls = if self.is_https { "-tls" } else { "" };
         let port = self.port.map_or(String::new(), |port| format!("-{port}{tls}"));
-        let protocol = if self.is_http { "http" } else { "other" };
+        let protocol = match self.wire {
+            Some(WireProtocol::Http) => "http".to_owned(),
+            Some(WireProtocol::Fastcgi(request)) => format!("{FASTCGI}{request}"),
+            None => "other".to_owned(),
+        };
         let (listener, mark, stored_at) = (self.listener, self.mark, self.stored_at.0);
         format!("{HANDOFF_PREFIX}{listener:016x}-{peer}-{mark}-{protocol}-{}-{stored_at}{port}", unique())
     }
@@ -124,15 +131,15 @@ impl StoredConnection {
             address => Some(address.replace('_', ":").parse().ok()?),
         };
         let mark = fields.next()?.parse().ok()?;
-        let is_http = match fields.next()? {
-            "http" => true,
-            "other" => false,
-            _ => return None,
+        let wire = match fields.next()? {
+            "http" => Some(WireProtocol::Http),
+            "other" => None,
+            fastcgi => Some(WireProtocol::Fastcgi(fastcgi.strip_prefix(FASTCGI)?.parse().ok()?)),
         };
         let stored_at = Monotonic(fields.nth(2).and_then(|at| at.parse().ok()).unwrap_or(0)); // after `unique`
         let port = fields.next().and_then(|port| port.parse().ok());
         let is_https = fields.next() == Some("tls");
-        Some(Self { listener, peer, port, is_https, mark, is_http, stored_at })
+        Some(Self { listener, peer, port, is_https, mark, wire, stored_at })
     }
 }
 
@@ -294,7 +301,7 @@ fn may_succeed_later(error: Errno) -> bool {
 /// and is lost, or their listener has been removed. Nothing was started, and the client may retry at once.
 /// `places` are those that they occupy.
 pub(super) fn reject(
-    connections: Vec<(OwnedFd, StoredFd)>,
+    connections: Vec<(OwnedFd, StoredFd, WireProtocol)>,
     places: Option<OwnedSemaphorePermit>,
     bounds: LingerBounds,
 ) {
@@ -304,7 +311,7 @@ pub(super) fn reject(
         tracing::info!(connections = count, event = %log::Event::ConnectionsRejected,
             "{count} connections were queued when the previous dispatcher ended: responding with 503");
     }
-    for (fd, stored) in connections {
+    for (fd, stored, wire) in connections {
         let places = places.clone();
         tokio::task::spawn_local(async move {
             let _places = places;
@@ -312,7 +319,7 @@ pub(super) fn reject(
                 let stream = net::SharedStream(Arc::new(stream));
                 let detail = "the dispatcher was restarted while the request waited for a worker";
                 let problem = ProblemResponse::not_started(StatusCode::SERVICE_UNAVAILABLE, detail).retry_after(0);
-                deliver(stream, &problem.raw(), bounds).await;
+                deliver(stream, &problem.framed(wire), bounds).await;
             }
             drop(stored);
         });
@@ -339,12 +346,12 @@ mod tests {
     #[test]
     fn name_of_a_stored_connection_can_be_parsed() {
         for peer in [None, Some("192.0.2.1:80".parse().unwrap()), Some("[2001:db8::1]:80".parse().unwrap())] {
-            for is_http in [false, true] {
+            for wire in [None, Some(WireProtocol::Http), Some(WireProtocol::Fastcgi(u16::MAX))] {
                 let stored_at = Monotonic(u64::MAX);
                 let port = peer.map(|_| 65535);
-                let is_https = port.is_some() && is_http;
+                let is_https = port.is_some() && wire.is_some();
                 let listener = u64::MAX - 1;
-                let stored = StoredConnection { listener, peer, port, is_https, mark: 7, is_http, stored_at };
+                let stored = StoredConnection { listener, peer, port, is_https, mark: 7, wire, stored_at };
                 let name = stored.name();
                 // systemd passes 1024 names in one variable, see FDSTORE_MAX of src/units/render.rs.
                 assert!(name.len() < 110 && !name.contains(':'), "{name}");
@@ -353,7 +360,9 @@ mod tests {
         }
         let older = StoredConnection::parse("handed-0--7-http-12-34").unwrap();
         assert_eq!((older.mark, older.stored_at), (7, Monotonic(0)));
-        for other in ["waiting-1-2", "handed-", "handed-0--7", "handed-x--7-http-1", "handed-0--7-words-1"] {
+        for other in
+            ["waiting-1-2", "handed-", "handed-0--7", "handed-x--7-http-1", "handed-0--7-words-1", "handed-0--7-f-1"]
+        {
             assert_eq!(StoredConnection::parse(other), None, "{other}");
         }
     }

@@ -5,9 +5,11 @@ use std::io;
 use std::os::fd::{AsFd, AsRawFd};
 use std::rc::Rc;
 use std::sync::Arc;
+use std::task::Poll;
 use std::time::Duration;
 
 use http::StatusCode;
+use nix::errno::Errno;
 use nix::sys::socket::{MsgFlags, Shutdown, recv, shutdown};
 use tokio::time::{Instant, sleep};
 
@@ -15,20 +17,20 @@ use super::connection::{Connection, ConnectionOrigin, HandoffOutcome};
 use super::driver::{Driver, WATCH_AFTER};
 use super::fdstore::StoredConnection;
 use super::keepalive::IdleConnections;
-use super::listeners::{BAD_HEADER_LOG, Listener, Listeners};
+use super::listeners::{BAD_START_LOG, Listener, Listeners};
 use super::pending::{PendingConnection, PendingConnections};
 use super::places::ConnectionPlaces;
 use super::refusal::refusal;
 use crate::net::{
-    self, ProblemResponse, ProxyHeader, SocketStream, deliver, parse_proxy_header, reset, set_reset_on_close,
+    self, PeekedRequest, ProblemResponse, ProxyHeader, SocketStream, WireProtocol, deliver, parse_proxy_header, reset,
+    set_reset_on_close,
 };
 use crate::pool::{LeaseEnd, PoolEvent, Rejection};
 use crate::{clock, log};
 
-/// Shortest and longest pause between two reads of an incomplete proxy header, which stays in the socket until it is
-/// complete.
-const PROXY_PAUSE: Duration = Duration::from_millis(2);
-const PROXY_PAUSE_MAX: Duration = Duration::from_millis(100);
+/// Shortest and longest pause between two looks at what stays in the socket until enough of it has arrived.
+const PEEK_PAUSE: Duration = Duration::from_millis(2);
+const PEEK_PAUSE_MAX: Duration = Duration::from_millis(100);
 
 /// Serves the connections of one handoff listener.
 pub(super) struct HandoffListener {
@@ -45,13 +47,18 @@ impl HandoffListener {
     /// Serves a connection to its end.
     pub(super) async fn serve(&self, connection: Rc<Connection>, origin: ConnectionOrigin) {
         let listener = self.listener().unwrap_or_else(|| self.accepted_by.clone());
+        if origin == ConnectionOrigin::Accepted && !listener.allows(connection.endpoints.address) {
+            self.note_bad_start(Rejection::BadRequest, "comes from an address that is not in its allowed_clients");
+            return reset(&*connection);
+        }
         if origin == ConnectionOrigin::Accepted
             && listener.config.proxy_protocol
             && let Err(error) = self.read_proxy_header(&connection).await
         {
             // Proxies also connect to see whether the listener accepts, and send nothing.
             if error.kind() == io::ErrorKind::InvalidData {
-                self.note_bad_proxy_header();
+                let what = "does not start with a PROXY header of version 1 or 2";
+                self.note_bad_start(Rejection::BadProxyHeader, what);
             }
             return reset(&*connection); // the client is unknown
         }
@@ -100,6 +107,10 @@ impl HandoffListener {
         }
         // Read again: a reload may have changed it while the connection was idle.
         let listener = listener()?;
+        connection.wire.set(listener.wire());
+        if connection.wire.get().is_fastcgi() {
+            self.find_fastcgi_request(connection).await?;
+        }
         connection.start_request(listener.clone());
         let outcome = self.wait(connection, &listener, self.pending.add()).await?;
         Some((listener, outcome))
@@ -110,40 +121,86 @@ impl HandoffListener {
         self.listeners.find_handoff(self.accepted_by.key)
     }
 
-    /// Counts a connection without a valid proxy header, and logs the first of many.
-    fn note_bad_proxy_header(&self) {
+    /// Counts a connection that is closed for its start, and logs the first of many.
+    fn note_bad_start(&self, rejection: Rejection, what: &str) {
         let Some(listener) = self.listener() else { return };
-        self.driver.handle(&listener.config.pool, PoolEvent::Rejected(Rejection::BadProxyHeader));
-        if self.listeners.may_log_bad_proxy_header(Instant::now()) {
-            tracing::warn!(listener = %listener.config.address, event = %log::Event::BadProxyHeader,
-                "a connection to {} does not start with a PROXY header of version 1 or 2: closing it; further ones are \
-                 counted as bad_proxy_header and not logged for {} s", listener.config.address, BAD_HEADER_LOG.as_secs());
+        self.driver.handle(&listener.config.pool, PoolEvent::Rejected(rejection));
+        if self.listeners.may_log_bad_start(Instant::now()) {
+            let event = match rejection {
+                Rejection::BadProxyHeader => log::Event::BadProxyHeader,
+                Rejection::BadRequest => log::Event::BadFastcgiClient,
+            };
+            tracing::warn!(listener = %listener.config.address, %event,
+                "a connection to {} {what}: closing it; further ones are counted and not logged for {} s",
+                listener.config.address, BAD_START_LOG.as_secs());
         }
     }
 
     async fn read_proxy_header(&self, connection: &Connection) -> io::Result<()> {
         let mut bytes = vec![0; ProxyHeader::MAX];
-        let deadline = Instant::now() + self.listeners.settings().head_timeout;
-        let (mut known, mut pause) = (0, PROXY_PAUSE);
-        loop {
-            match net::until(deadline, connection.watched.readable()).await {
-                Some(readable) => readable?,
-                None if known > 0 => return Err(io::ErrorKind::InvalidData.into()),
-                None => return Err(io::ErrorKind::TimedOut.into()),
-            };
-            let available = connection.peek(&mut bytes)?;
-            match parse_proxy_header(&bytes[..available]) {
-                ProxyHeader::Complete(length, proxied) => {
-                    connection.proxied.set(proxied);
-                    let taken = recv(connection.as_fd().as_raw_fd(), &mut bytes[..length], MsgFlags::MSG_DONTWAIT)?;
-                    return if taken == length { Ok(()) } else { Err(io::ErrorKind::UnexpectedEof.into()) };
+        let parse = |bytes: &[u8]| match parse_proxy_header(bytes) {
+            ProxyHeader::Complete(length, proxied) => Poll::Ready(Some((length, proxied))),
+            ProxyHeader::Incomplete => Poll::Pending,
+            ProxyHeader::Invalid => Poll::Ready(None),
+        };
+        let (length, proxied) = self.peek_until(connection, &mut bytes, parse).await?;
+        connection.proxied.set(proxied);
+        let taken = recv(connection.as_fd().as_raw_fd(), &mut bytes[..length], MsgFlags::MSG_DONTWAIT)?;
+        if taken == length { Ok(()) } else { Err(io::ErrorKind::UnexpectedEof.into()) }
+    }
+
+    /// Notes the id of the request that has begun to arrive: a refusal, and the response in place of a dead worker, need
+    /// it. `None` if there is none.
+    async fn find_fastcgi_request(&self, connection: &Connection) -> Option<()> {
+        let mut bytes = [0; PeekedRequest::BYTES];
+        let parse = |bytes: &[u8]| match PeekedRequest::parse(bytes) {
+            PeekedRequest::Id(id) => Poll::Ready(Some(id)),
+            PeekedRequest::Incomplete => Poll::Pending,
+            PeekedRequest::Malformed => Poll::Ready(None),
+        };
+        match self.peek_until(connection, &mut bytes, parse).await {
+            Ok(id) => connection.wire.set(WireProtocol::Fastcgi(id)),
+            Err(error) => {
+                if error.kind() == io::ErrorKind::InvalidData {
+                    self.note_bad_start(Rejection::BadRequest, "does not speak FastCGI");
                 }
-                ProxyHeader::Incomplete if available == 0 => return Err(io::ErrorKind::UnexpectedEof.into()),
-                ProxyHeader::Incomplete if Instant::now() < deadline => {}
-                ProxyHeader::Incomplete | ProxyHeader::Invalid => return Err(io::ErrorKind::InvalidData.into()),
+                return None;
+            }
+        }
+        Some(())
+    }
+
+    /// Looks at what has arrived, without reading it, until `parse` finds something, or that there is nothing to find.
+    async fn peek_until<T>(
+        &self,
+        connection: &Connection,
+        bytes: &mut [u8],
+        parse: impl Fn(&[u8]) -> Poll<Option<T>>,
+    ) -> io::Result<T> {
+        let deadline = Instant::now() + self.listeners.settings().head_timeout;
+        let (mut known, mut pause, mut is_reported) = (0, PEEK_PAUSE, false);
+        loop {
+            let available = match connection.peek(bytes) {
+                Ok(available) => available,
+                // Reported, and nothing to read: see `wait_for_request`.
+                Err(Errno::EAGAIN) if !is_reported => {
+                    is_reported = true;
+                    match net::until(deadline, connection.watched.readable()).await {
+                        Some(readable) => readable?,
+                        None => return Err(io::ErrorKind::TimedOut.into()),
+                    };
+                    continue;
+                }
+                Err(error) => return Err(error.into()),
+            };
+            match parse(&bytes[..available]) {
+                Poll::Ready(found) => return found.ok_or_else(|| io::ErrorKind::InvalidData.into()),
+                Poll::Pending if available == 0 => return Err(io::ErrorKind::UnexpectedEof.into()),
+                Poll::Pending if Instant::now() < deadline => {}
+                Poll::Pending => return Err(io::ErrorKind::InvalidData.into()),
             }
             // The bytes stay in the socket, which therefore stays readable.
-            pause = if available > known { PROXY_PAUSE } else { (pause * 2).min(PROXY_PAUSE_MAX) };
+            pause = if available > known { PEEK_PAUSE } else { (pause * 2).min(PEEK_PAUSE_MAX) };
             known = available;
             sleep(pause).await;
         }
@@ -206,7 +263,7 @@ impl HandoffListener {
             is_https: proxied.is_some_and(|proxied| proxied.is_https),
             port: proxied.and_then(|proxied| proxied.server).map(|server| server.port()),
             mark: connection.mark(),
-            is_http: self.driver.speaks_http(&listener.config.pool),
+            wire: self.driver.speaks_http(&listener.config.pool).then(|| connection.wire.get()),
             stored_at: clock::now(),
         };
         connection.set_entry(self.driver.store.add(&connection.watched.socket(), stored.name()).await);
@@ -232,8 +289,8 @@ impl HandoffListener {
             }
             HandoffOutcome::Refused(reason) => refusal(reason, pool.as_str(), &self.driver.availability(pool)),
         };
-        if !self.driver.speaks_http(pool) {
-            return reset(connection); // the protocol of the connection is unknown
+        if !self.driver.speaks_http(pool) || connection.wire.get() == WireProtocol::Fastcgi(0) {
+            return reset(connection); // the protocol of the connection is unknown, or there is no request to end
         }
         if listener.config.access_log {
             let client = connection.client_address().map_or("unix".into(), |address| address.ip().to_string());
@@ -247,7 +304,8 @@ impl HandoffListener {
         let is_tcp = connection.endpoints.server.is_some();
         let stream = net::SharedStream(Arc::new(SocketStream::new(connection.watched.socket(), is_tcp)));
         set_reset_on_close(&stream, false)?;
-        deliver(stream, &problem.raw(), self.places.linger_bounds(&self.listeners.settings())).await;
+        deliver(stream, &problem.framed(connection.wire.get()), self.places.linger_bounds(&self.listeners.settings()))
+            .await;
         Ok(())
     }
 }

@@ -1,16 +1,18 @@
 //! The listeners of the configuration in force.
 
 use std::cell::{Cell, RefCell};
+use std::net::SocketAddr;
 use std::rc::Rc;
 use std::time::Duration;
 
 use tokio::time::Instant;
 
-use crate::config::{self, Config, Delivery, ListenAddress, digest};
+use crate::config::{self, Config, Delivery, ListenAddress, ListenerProtocol, digest};
 use crate::handoff::ListenerInfo;
+use crate::net::WireProtocol;
 
-/// How long after a log line about a bad proxy header there is no other.
-pub(super) const BAD_HEADER_LOG: Duration = Duration::from_secs(10);
+/// How long after a log line about a connection without a valid start there is no other.
+pub(super) const BAD_START_LOG: Duration = Duration::from_secs(10);
 
 /// A listener.
 #[derive(Debug)]
@@ -22,13 +24,29 @@ pub(super) struct Listener {
     pub key: u64,
 }
 
+impl Listener {
+    /// What is known of a connection to it before its first byte.
+    pub(super) fn wire(&self) -> WireProtocol {
+        match self.config.protocol {
+            ListenerProtocol::Http => WireProtocol::Http,
+            ListenerProtocol::Fastcgi => WireProtocol::Fastcgi(0),
+        }
+    }
+
+    /// Whether the peer may connect.
+    pub(super) fn allows(&self, peer: Option<SocketAddr>) -> bool {
+        let clients = &self.config.allowed_clients;
+        clients.is_empty() || peer.is_some_and(|peer| clients.iter().any(|network| network.contains(peer.ip())))
+    }
+}
+
 /// All listeners in the order of the file, and the bounds of their connections.
 #[derive(Debug)]
 pub(super) struct Listeners {
     all: RefCell<Vec<Rc<Listener>>>,
     settings: RefCell<Rc<config::FrontConfig>>,
-    /// When a bad proxy header was last logged.
-    bad_header_logged: Cell<Option<Instant>>,
+    /// When a connection without a valid start was last logged.
+    bad_start_logged: Cell<Option<Instant>>,
 }
 
 impl Listeners {
@@ -36,7 +54,7 @@ impl Listeners {
         Rc::new(Self {
             all: RefCell::new(listeners(config)),
             settings: RefCell::new(Rc::new(config.front.clone())),
-            bad_header_logged: Cell::new(None),
+            bad_start_logged: Cell::new(None),
         })
     }
 
@@ -50,11 +68,11 @@ impl Listeners {
         self.settings.borrow().clone()
     }
 
-    /// Whether another bad proxy header may be logged; if so, the next ones may not.
-    pub(super) fn may_log_bad_proxy_header(&self, now: Instant) -> bool {
-        let may_log = self.bad_header_logged.get().is_none_or(|at| now.duration_since(at) >= BAD_HEADER_LOG);
+    /// Whether another connection without a valid start may be logged; if so, the next ones may not.
+    pub(super) fn may_log_bad_start(&self, now: Instant) -> bool {
+        let may_log = self.bad_start_logged.get().is_none_or(|at| now.duration_since(at) >= BAD_START_LOG);
         if may_log {
-            self.bad_header_logged.set(Some(now));
+            self.bad_start_logged.set(Some(now));
         }
         may_log
     }
@@ -78,8 +96,9 @@ impl Listeners {
 fn listeners(config: &Config) -> Vec<Rc<Listener>> {
     let info = |listener: &config::ListenerConfig| {
         let listens_on = match &listener.address {
-            ListenAddress::Tcp(address) => Some(address.ip()),
-            ListenAddress::Unix(_) => None,
+            // No browser speaks FastCGI, so there is no DNS rebinding: without allowed_hosts any name is served.
+            ListenAddress::Tcp(address) if listener.protocol == ListenerProtocol::Http => Some(address.ip()),
+            ListenAddress::Tcp(_) | ListenAddress::Unix(_) => None,
         };
         ListenerInfo {
             listens_on,

@@ -118,6 +118,8 @@ events! {
     ConnectionsRejected = 0x6c6678b4a1ea4839a9186930fb72d2a2, "connections-rejected";
     /// A connection to a listener with `proxy_protocol` has no valid header.
     BadProxyHeader = 0xd85429299b034e2db9d26965daa65a53, "bad-proxy-header";
+    /// A connection to a listener with `protocol = "fastcgi"` is not from one of its clients, or no FastCGI.
+    BadFastcgiClient = 0x5b0e2f1d9c7a4e63a1d84f60b7c93e25, "bad-fastcgi-client";
     // Requests.
     /// A request has no valid response.
     RequestFailed = 0x1834c8a431fd4924837dee642a43d41e, "request-failed";

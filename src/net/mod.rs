@@ -3,8 +3,9 @@
 mod allowed_hosts;
 mod chunks;
 mod disconnect;
-#[allow(dead_code, unused_imports, reason = "its users follow")]
+#[allow(dead_code, unused_imports, reason = "the fastcgi handler is its other user")]
 pub(crate) mod fastcgi;
+mod fastcgi_request;
 mod forwarded;
 mod host;
 mod last_look;
@@ -17,9 +18,11 @@ pub(crate) mod request_head;
 mod request_input;
 mod stream;
 mod validate;
+mod wire;
 
 pub(crate) use allowed_hosts::is_host_allowed;
 pub(crate) use disconnect::{HalfClose, disconnected, has_ended, probe_half_closed};
+pub(crate) use fastcgi_request::FastcgiRequest;
 pub(crate) use forwarded::{RequestOrigin, request_origin};
 pub(crate) use host::{fallback_host, host};
 pub(crate) use last_look::until;
@@ -37,3 +40,4 @@ pub(crate) use stream::{
     peer_address, peer_user,
 };
 pub(crate) use validate::{LEASE_PATH, LEASE_PREFIX_LENGTH, check_host, check_request};
+pub(crate) use wire::{PeekedRequest, WireProtocol, encode_cgi_head, encode_end_request, encode_fastcgi_end};

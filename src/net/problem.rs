@@ -1,9 +1,12 @@
 //! Responses that describe an error, for programs and for people: RFC 9457 problem details.
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use http::header::{CONTENT_TYPE, HeaderValue, RETRY_AFTER};
 use http::{HeaderName, Response, StatusCode};
 use http_body_util::Full;
+
+use super::fastcgi::FastcgiStream;
+use super::wire::{WireProtocol, encode_cgi_head, encode_fastcgi_end};
 
 /// The header that reports whether the request had started.
 const OUTCOME: HeaderName = HeaderName::from_static("patou-outcome");
@@ -96,7 +99,23 @@ impl ProblemResponse {
         response
     }
 
-    /// The whole response as bytes, for a connection that hyper does not serve.
+    /// The whole response as bytes, for a connection that hyper does not serve. Empty if it cannot be framed: FastCGI
+    /// before the start of a request.
+    pub(crate) fn framed(&self, wire: WireProtocol) -> Vec<u8> {
+        let request = match wire {
+            WireProtocol::Http => return self.raw(),
+            WireProtocol::Fastcgi(0) => return Vec::new(),
+            WireProtocol::Fastcgi(request) => request,
+        };
+        let (mut content, mut records) = (BytesMut::new(), BytesMut::new());
+        encode_cgi_head(&self.response().into_parts().0, &mut content);
+        content.extend_from_slice(format!("{}\n", self.json()).as_bytes());
+        FastcgiStream::Stdout.encode(request, &content, &mut records);
+        encode_fastcgi_end(request, &mut records);
+        records.into()
+    }
+
+    /// The whole response in HTTP.
     pub(crate) fn raw(&self) -> Vec<u8> {
         let body = self.json() + "\n";
         let retry = self.retry_after.map_or(String::new(), |s| format!("retry-after: {s}\r\n"));

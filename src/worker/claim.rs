@@ -32,9 +32,9 @@ pub(super) fn claim_connection(
             return None;
         }
     };
-    let HandoffMessage { peer, server, is_https, listener, .. } = message;
+    let HandoffMessage { peer, server, is_https, wire, listener, .. } = message;
     let stream = SharedStream(Arc::new(SocketStream::new(connection, server.is_some())));
-    let transaction = SharedTransaction::new(Transaction::claimed(now, state.front.head_timeout, &terms));
+    let transaction = SharedTransaction::new(Transaction::claimed(now, state.front.head_timeout, &terms), wire);
     let connection = ServedConnection { stream, peer, server, is_https, listener: Some(listener), transaction };
     state.start_request(terms.lease, &connection);
     state.slot.note_request(terms.lease, now, &[b"(reading the request head)"]);

@@ -260,7 +260,8 @@ impl ControlLoop {
         self.state.stop();
         if self.state.slot.respond(request.lease) {
             let detail = format!("the handler of worker {worker} did not finish within request_timeout");
-            let response = ProblemResponse::started(http::StatusCode::GATEWAY_TIMEOUT, detail).raw();
+            let response = ProblemResponse::started(http::StatusCode::GATEWAY_TIMEOUT, detail);
+            let response = response.framed(request.transaction.wire());
             let _ = set_reset_on_close(&request.stream, false);
             let socket = request.stream.0.as_fd().as_raw_fd();
             let _ = send(socket, &response, MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL);

@@ -129,7 +129,7 @@ fn end_stream(
         }
     }
     if let Some(problem) = refusal {
-        unsent = problem.raw();
+        unsent = problem.framed(connection.transaction.wire());
         let sent = stream.0.try_write(&unsent).unwrap_or(0);
         unsent.drain(..sent);
         connection.log_refusal(&state.id, problem);

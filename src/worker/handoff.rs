@@ -8,25 +8,24 @@ use std::sync::Arc;
 
 use bytes::{Buf, BytesMut};
 use http::header::CONNECTION;
-use http::uri::PathAndQuery;
 use http::{HeaderName, HeaderValue, Request, Response, StatusCode, Version};
 use hyper::body::Incoming;
 use tokio::sync::Mutex;
-use tokio::time::Instant;
 
+use super::checked_request::{self, CheckedResponse};
 use super::claim::claim_connection;
 use super::finish::finish;
-use super::handler::{Body, BoxError, BuiltinHandler};
+use super::handler::{Body, BoxError};
 use super::handoff_receiver::HandoffReceiver;
 use super::request_io::{read_head, request_head, serve_request};
 use super::served_connection::ServedConnection;
 use super::service::{HandlerService, RequestRunner, ServiceEnd};
 use super::state::WorkerState;
 use super::transaction::{EndCause, RequestPhase, RequestResult, Transaction, TransactionEvent};
-use super::{http10_response, inetd};
+use super::{fastcgi, http10_response, inetd};
 use crate::clock;
 use crate::ids::Lifecycle;
-use crate::net::{self, ProblemResponse, RequestOrigin};
+use crate::net::WireProtocol;
 
 const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
 
@@ -67,6 +66,9 @@ async fn serve<S: HandlerService>(
     let (state, service, connection) = (state.clone(), service.clone(), connection.clone());
     let head_bytes = state.front.head_bytes;
     let runner = Arc::new(RequestRunner { state, service, connection });
+    if let WireProtocol::Fastcgi(request) = runner.connection.transaction.wire() {
+        return fastcgi::serve(runner, request).await;
+    }
     let connection = &runner.connection;
     let mut received = BytesMut::new();
     loop {
@@ -92,7 +94,7 @@ async fn serve<S: HandlerService>(
 /// Checks one request of the connection, and runs the handler for it.
 async fn respond<S: HandlerService>(
     runner: Arc<RequestRunner<S>>,
-    mut request: Request<Incoming>,
+    request: Request<Incoming>,
 ) -> Result<Response<Body>, BoxError> {
     let RequestRunner { state, connection, .. } = &*runner;
     let (previous, number) = connection.transaction.step(|transaction| {
@@ -110,19 +112,8 @@ async fn respond<S: HandlerService>(
             state.count_pipelined(previous == RequestResult::Failed);
         }
     }
-    if !matches!(state.builtin, Some(BuiltinHandler::Echo)) {
-        connection.update_reset_on_close();
-    }
-    let is_logged = connection.listener.as_ref().is_some_and(|listener| listener.access_log);
-    let access_line = is_logged.then(|| format!("{} {}", request.method(), request.uri()));
-    let (since, is_http11) = (Instant::now(), request.version() >= Version::HTTP_11);
-    let checked = check(state, connection, &mut request);
-    let client = checked.as_ref().map_or(connection.peer, |(_, origin)| origin.client);
-    let is_malformed = checked.as_ref().is_err_and(|problem| problem.status == StatusCode::BAD_REQUEST);
-    let mut response = match checked {
-        Ok((target, origin)) => runner.run(request, target, origin).await?,
-        Err(problem) => runner.refuse(&problem)?,
-    };
+    let is_http11 = request.version() >= Version::HTTP_11;
+    let CheckedResponse { mut response, is_malformed } = checked_request::respond(&runner, request, None).await?;
     let is_session = response.status() == StatusCode::SWITCHING_PROTOCOLS;
     // After an unread body the start of the next request is unknown. A worker that drains or recycles serves the current
     // request to its end, and no further one.
@@ -138,23 +129,5 @@ async fn respond<S: HandlerService>(
         // Not in HTTP/1.1, but in use (RFC 2068, section 19.7.1.1): the client closes before the dispatcher does.
         response.headers_mut().insert(KEEP_ALIVE, keep_alive.clone());
     }
-    if let Some(line) = access_line {
-        connection.log_access(&state.id, client, &line, response.status(), since);
-    }
     Ok(response)
-}
-
-/// The target of the request and where it comes from, if its listener accepts it.
-fn check(
-    state: &WorkerState,
-    connection: &ServedConnection,
-    request: &mut Request<Incoming>,
-) -> Result<(PathAndQuery, RequestOrigin), ProblemResponse> {
-    let unknown_target =
-        || ProblemResponse::not_started(StatusCode::NOT_FOUND, "leases are not available on a handoff listener");
-    let listener = connection.listener.as_ref().ok_or_else(unknown_target)?;
-    let origin = net::request_origin(request, connection.peer, &listener.proxies)?;
-    let (_, target) = net::check_request(request, &listener.allowed_hosts, listener.listens_on, state.front.max_body)?;
-    let target = target.parse().ok().filter(|_| request.uri().path() != net::LEASE_PATH);
-    Ok((target.ok_or_else(unknown_target)?, origin))
 }

@@ -166,6 +166,7 @@ mod tests {
     use super::*;
     use crate::handoff::{HandoffSender, ListenerInfo, bind_handoff_socket};
     use crate::ids::{Epoch, LeaseId, Token};
+    use crate::net::WireProtocol;
 
     #[tokio::test]
     async fn message_that_cannot_be_decoded_is_logged_and_the_next_one_received() {
@@ -186,6 +187,7 @@ mod tests {
             peer: None,
             server: None,
             is_https: false,
+            wire: WireProtocol::Http,
             listener: ListenerInfo::default(),
         };
         let (_client, connection) = std::os::unix::net::UnixStream::pair().unwrap();

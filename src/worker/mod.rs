@@ -19,10 +19,12 @@
 //! and a pool with `handler = { program = ["/path/to/it"] }`.
 
 mod attach;
+mod checked_request;
 mod claim;
 mod control;
 mod counted_body;
 mod error;
+mod fastcgi;
 mod finish;
 pub(crate) mod handler;
 mod handoff;

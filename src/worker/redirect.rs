@@ -21,13 +21,16 @@ use super::transaction::{EndCause, Transaction, TransactionEvent};
 use crate::clock;
 use crate::config::{FrontConfig, ProxyTrust};
 use crate::exchange::{self, Counter};
-use crate::net::{self, LEASE_PREFIX_LENGTH, SharedStream};
+use crate::net::{self, LEASE_PREFIX_LENGTH, SharedStream, WireProtocol};
 
 /// Serves one connection until it is closed.
 pub(super) async fn serve<S: HandlerService>(state: Arc<WorkerState>, service: Arc<Mutex<S>>, stream: SharedStream) {
     let (peer, server) = (stream.0.peer_address(), stream.0.local_address());
     let head_timeout = state.front.head_timeout;
-    let transaction = SharedTransaction::new(Transaction::new(clock::now(), head_timeout, state.request_timeout()));
+    let transaction = SharedTransaction::new(
+        Transaction::new(clock::now(), head_timeout, state.request_timeout()),
+        WireProtocol::Http,
+    );
     let connection = Arc::new(ServedConnection { stream, peer, server, is_https: false, listener: None, transaction });
     let runner = Arc::new(RequestRunner { state: state.clone(), service, connection: connection.clone() });
     let end = serve_one_request(&connection, &state.front, |request| respond(runner.clone(), request)).await;

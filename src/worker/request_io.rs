@@ -47,21 +47,34 @@ pub(super) async fn read_head(
     received: BytesMut,
     limit: usize,
 ) -> Result<RequestInput, ServiceEnd> {
+    until_head_timeout(connection, RequestInput::read(&connection.stream, received, limit)).await
+}
+
+/// Waits for the head of a request until its bound.
+pub(super) async fn until_head_timeout<T>(
+    connection: &ServedConnection,
+    read: impl Future<Output = Result<T, NoRequest>>,
+) -> Result<T, ServiceEnd> {
     let bound = connection.transaction.get(Transaction::head_by).since(clock::now());
-    let mut read = pin!(RequestInput::read(&connection.stream, received, limit));
-    let read = poll_fn(|task| {
-        let polled = read.as_mut().poll(task);
-        if polled.is_pending() {
-            connection.update_reset_on_close();
-        }
-        polled
-    });
-    match net::until(Instant::now() + bound, read).await {
-        Some(Ok(input)) => Ok(input),
+    match net::until(Instant::now() + bound, with_reset_on_close(connection, read)).await {
+        Some(Ok(read)) => Ok(read),
         Some(Err(NoRequest::Closed)) => Err(ServiceEnd::By(EndCause::Closed)),
         Some(Err(NoRequest::Rejected(problem))) => Err(ServiceEnd::BadHead(problem)),
         None => Err(ServiceEnd::By(EndCause::LateHead)),
     }
+}
+
+/// Runs a step of the connection. Where it waits, a close resets the connection as long as that is needed.
+pub(super) async fn with_reset_on_close<T>(connection: &ServedConnection, step: impl Future<Output = T>) -> T {
+    let mut step = pin!(step);
+    poll_fn(|task| {
+        let polled = step.as_mut().poll(task);
+        if polled.is_pending() {
+            connection.update_reset_on_close();
+        }
+        polled
+    })
+    .await
 }
 
 /// Has hyper serve the request. Returns what was received after it, if the connection may have another one.

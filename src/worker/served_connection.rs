@@ -17,12 +17,12 @@ use crate::exchange::WorkerSide;
 use crate::handoff::ListenerInfo;
 use crate::ids::{LeaseId, WorkerId};
 use crate::log::Event;
-use crate::net::{HalfClose, ProblemResponse, SharedStream, disconnected, set_reset_on_close};
+use crate::net::{HalfClose, ProblemResponse, SharedStream, WireProtocol, disconnected, set_reset_on_close};
 use crate::shm::Segment;
 use crate::{clock, sync};
 
 /// A request is not watched for a disconnect before this: the watch costs a descriptor and five system calls.
-const DISCONNECT_WATCH_DELAY: Duration = Duration::from_millis(50);
+pub(super) const DISCONNECT_WATCH_DELAY: Duration = Duration::from_millis(50);
 
 /// A transaction that the serving task, the bodies of its request and the control loop share. The lock is held for single
 /// steps: never across an await, and never while the handler's code runs.
@@ -36,11 +36,12 @@ struct TransactionState {
     resets_on_close: bool,
     /// After the step to Upgraded.
     session: Option<Arc<Session>>,
+    wire: WireProtocol,
 }
 
 impl SharedTransaction {
-    pub(super) fn new(transaction: Transaction) -> Arc<Self> {
-        let state = TransactionState { transaction, resets_on_close: false, session: None };
+    pub(super) fn new(transaction: Transaction, wire: WireProtocol) -> Arc<Self> {
+        let state = TransactionState { transaction, resets_on_close: false, session: None, wire };
         Arc::new(Self { locked: Mutex::new(state), claimed: Notify::new() })
     }
 
@@ -52,6 +53,16 @@ impl SharedTransaction {
     /// Takes one step with it.
     pub(super) fn step<R>(&self, step: impl FnOnce(&mut Transaction) -> R) -> R {
         step(&mut sync::lock(&self.locked).transaction)
+    }
+
+    /// What the client speaks.
+    pub(super) fn wire(&self) -> WireProtocol {
+        sync::lock(&self.locked).wire
+    }
+
+    /// Notes which FastCGI request is the present one.
+    pub(super) fn set_wire(&self, wire: WireProtocol) {
+        sync::lock(&self.locked).wire = wire;
     }
 
     /// The connection switches to another protocol.
@@ -167,7 +178,7 @@ impl ServedConnection {
     }
 
     /// What it means that the client sends nothing more. HTTP/1.0 clients cannot be probed, and some of them end their
-    /// sending direction after the request; a proxy that does so has lost its own client.
+    /// sending direction after the request; a proxy or a FastCGI client that does so has lost its own client.
     fn on_half_close(&self) -> HalfClose {
         let is_proxy = || {
             let peer = self.peer.map(|peer| peer.ip());
@@ -175,7 +186,7 @@ impl ServedConnection {
         };
         match self.transaction.get(|it| (it.may_probe(), it.is_http10_open())) {
             (true, _) => HalfClose::Probe,
-            (false, true) if is_proxy() => HalfClose::Closed,
+            (false, true) if is_proxy() || self.transaction.wire().is_fastcgi() => HalfClose::Closed,
             _ => HalfClose::Unknown,
         }
     }

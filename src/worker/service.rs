@@ -14,7 +14,6 @@ use http::header::{AUTHORIZATION, HOST, HeaderValue};
 use http::uri::PathAndQuery;
 use http::{Request, Response, StatusCode, Uri};
 use http_body_util::{BodyExt, Full};
-use hyper::body::Incoming;
 use tokio::sync::Mutex;
 use tokio::time::sleep;
 use tower_service::Service;
@@ -30,7 +29,7 @@ use crate::clock;
 use crate::exchange::Counter;
 use crate::ids::LeaseId;
 use crate::log::Event;
-use crate::net::{ProblemResponse, RequestOrigin, RequestOutcome, remove_patou_headers};
+use crate::net::{ProblemResponse, RequestOrigin, RequestOutcome, WireProtocol, remove_patou_headers};
 
 /// A running handler.
 pub(super) type HandlerFuture = Pin<Box<dyn Future<Output = Result<Response<Body>, RequestFailure>> + Send>>;
@@ -47,6 +46,14 @@ impl<S> HandlerService for S where
         + 'static
 {
 }
+
+/// A request body as it arrives.
+pub(super) trait ReceivedBody:
+    http_body::Body<Data = Bytes, Error: Into<BoxError>> + Send + Unpin + 'static
+{
+}
+
+impl<B> ReceivedBody for B where B: http_body::Body<Data = Bytes, Error: Into<BoxError>> + Send + Unpin + 'static {}
 
 /// Why the service of a connection has ended, with what is known about it.
 pub(super) enum ServiceEnd {
@@ -124,7 +131,7 @@ impl<S: HandlerService> RequestRunner<S> {
     /// error means that no response may be sent.
     pub(super) async fn run(
         &self,
-        mut request: Request<Incoming>,
+        mut request: Request<impl ReceivedBody>,
         target: PathAndQuery,
         origin: RequestOrigin,
     ) -> Result<Response<Body>, BoxError> {
@@ -170,9 +177,12 @@ impl<S: HandlerService> RequestRunner<S> {
         });
         let start = RequestStart::default();
         request.extensions_mut().insert(start.clone());
-        let framing = Framing::of(&request, connection.stream.0.is_tcp());
+        let framing = match transaction.wire() {
+            WireProtocol::Http => Framing::of(&request, connection.stream.0.is_tcp()),
+            WireProtocol::Fastcgi(_) => Framing::SelfDelimiting,
+        };
         let received = BodyCounter::new(state.clone(), Counter::BytesIn, transaction.clone());
-        let request = request.map(|body| Body::new(received.count(body.map_err(BoxError::from))));
+        let request = request.map(|body| Body::new(received.count(body.map_err(Into::into))));
 
         let outcome = tokio::select! {
             biased; // no timer for a handler that is done at once

@@ -6,8 +6,6 @@ use std::time::Duration;
 
 use http::header::{CONNECTION, HeaderName, HeaderValue, UPGRADE};
 use http::{HeaderMap, Method, Request, StatusCode, Version};
-use http_body::Body as _;
-use hyper::body::Incoming;
 use hyper::upgrade::OnUpgrade;
 use nix::sys::socket::{Shutdown, shutdown};
 use tokio::time::{Instant, sleep_until, timeout, timeout_at};
@@ -25,7 +23,7 @@ use crate::log::Event;
 use crate::net::ProblemResponse;
 
 /// Whether the request asks for WebSocket (RFC 6455, section 4.2.1).
-pub(super) fn is_websocket(request: &Request<Incoming>) -> bool {
+pub(super) fn is_websocket(request: &Request<impl http_body::Body>) -> bool {
     request.method() == Method::GET
         && request.version() == Version::HTTP_11
         && request.body().is_end_stream()
@@ -39,7 +37,7 @@ fn has_token(headers: &HeaderMap, name: HeaderName, wanted: &str) -> bool {
 }
 
 /// Removes what asks for another protocol (RFC 9110, section 7.8: a server may ignore it).
-pub(super) fn remove_upgrade(request: &mut Request<Incoming>) {
+pub(super) fn remove_upgrade<B>(request: &mut Request<B>) {
     request.extensions_mut().remove::<OnUpgrade>();
     remove_upgrade_fields(request.headers_mut());
 }

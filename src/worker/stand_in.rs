@@ -34,7 +34,7 @@ use crate::config::{Config, FrontConfig};
 use crate::exchange::{self, Incarnation, Word};
 use crate::ids::{Lifecycle, WorkerId};
 use crate::ipc::{self, PassedObjects};
-use crate::net::{ACCEPT_RETRY_DELAY, LingerBounds, SharedStream, SocketListener, SocketStream, deliver};
+use crate::net::{ACCEPT_RETRY_DELAY, LingerBounds, SharedStream, SocketListener, SocketStream, WireProtocol, deliver};
 use crate::sd_notification::notify;
 use crate::shm::{Segment, SegmentRole};
 use crate::signals::Signal;
@@ -230,7 +230,10 @@ async fn respond_to(
 /// Serves one connection.
 async fn respond(stream: SharedStream, return_port: Option<u16>, front: &FrontConfig) {
     // Without a lease the head has one bound.
-    let transaction = SharedTransaction::new(Transaction::new(clock::now(), front.head_timeout, front.head_timeout));
+    let transaction = SharedTransaction::new(
+        Transaction::new(clock::now(), front.head_timeout, front.head_timeout),
+        WireProtocol::Http,
+    );
     let connection = Arc::new(ServedConnection {
         stream: stream.clone(),
         peer: None,

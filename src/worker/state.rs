@@ -35,7 +35,7 @@ use crate::{backoff, clock, process_tree, sync};
 /// The claimed request, as far as the control loop needs it.
 pub(super) struct ActiveRequest {
     pub lease: LeaseId,
-    transaction: Arc<SharedTransaction>,
+    pub transaction: Arc<SharedTransaction>,
     pub stream: SharedStream,
 }
 

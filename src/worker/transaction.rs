@@ -211,12 +211,15 @@ impl Transaction {
     pub(crate) fn ending(&self) -> Ending {
         // A FIN within a response would make it look complete, and one in place of a response would mean that the request
         // was not started. After a response it is harmless.
+        use RequestPhase as R;
         let is_open = self.is_request_open() || !self.is_flushed;
         match self.end {
             _ if self.lease_phase == LeasePhase::Lost => Ending::LeaveOpen,
             Some(EndCause::ClientGone | EndCause::HandlerFault) => Ending::Reset,
             _ if is_open => Ending::Reset,
-            Some(EndCause::Idle) if self.request == RequestPhase::None && self.lease.is_some() => Ending::KeepAlive,
+            Some(EndCause::Idle) if matches!(self.request, R::None | R::Head) && self.lease.is_some() => {
+                Ending::KeepAlive
+            }
             Some(EndCause::LateHead) => Ending::LateHead408(self.deadlines.head_key),
             Some(EndCause::BadHead) => Ending::Reject,
             None | Some(EndCause::Idle | EndCause::Closed | EndCause::Deadline | EndCause::Broken) => {

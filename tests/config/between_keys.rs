@@ -109,6 +109,63 @@ fn bodies_of_unknown_length_are_allowed_with_redirect_only() {
 }
 
 #[test]
+fn fastcgi_needs_a_worker_that_reads_the_request_and_clients_that_are_believed() {
+    let with = |address: &str, listener: &str, pool: &str| {
+        let head = format!("[[listener]]\naddress = \"{address}\"\nprotocol = \"fastcgi\"\n{listener}\n");
+        format!("{head}[[pool]]\nname = \"default\"\n{pool}")
+    };
+    let handoff = "delivery = \"handoff\"";
+    for (address, more) in [
+        ("unix:/x", ""),
+        ("127.0.0.1:9000", ""),
+        ("[::1]:9000", "\nallowed_clients = [\"::1\"]"),
+        ("0.0.0.0:9000", "\nallowed_clients = [\"192.0.2.1\", \"10.0.0.0/8\"]\ntrusted_proxies = [\"10.0.0.0/8\"]"),
+    ] {
+        valid(&with(address, &format!("{handoff}{more}"), ""));
+    }
+    let http =
+        with("127.0.0.1:1", &format!("{handoff}\nallowed_clients = [\"127.0.0.1\"]"), "").replace("fastcgi", "http");
+    assert_faults(&[
+        (
+            &with("127.0.0.1:1", "", ""),
+            3,
+            "listener[1].protocol",
+            "\"fastcgi\"; expected \"http\" with delivery = \"redirect\": a FastCGI client cannot follow a redirect; use \"handoff\"",
+        ),
+        (
+            &with("127.0.0.1:1", handoff, "handler = { inetd = [\"/bin/cat\"] }"),
+            3,
+            "listener[1].protocol",
+            "\"fastcgi\"; expected \"http\": pool[1].handler (line 7) is inetd, whose program gets the connection and no request",
+        ),
+        (
+            &with("127.0.0.1:1", &format!("{handoff}\nproxy_protocol = true"), ""),
+            5,
+            "listener[1].proxy_protocol",
+            "true; expected false with protocol = \"fastcgi\": the parameters of each request name the client",
+        ),
+        (
+            &with("unix:/x", &format!("{handoff}\nallowed_clients = [\"127.0.0.1\"]"), ""),
+            5,
+            "listener[1].allowed_clients",
+            "a list; expected an empty list for a Unix socket: mode, owner and group say which users may connect",
+        ),
+        (
+            &with("0.0.0.0:9000", handoff, ""),
+            2,
+            "listener[1].allowed_clients",
+            "an empty list (default); expected the addresses of the front servers at an address that other machines can reach: whatever they say of a client is believed; \"0.0.0.0/0\" and \"::/0\" are all",
+        ),
+        (
+            &http,
+            5,
+            "listener[1].allowed_clients",
+            "a list; expected an empty list with protocol = \"http\": a firewall, or the address, limits HTTP clients",
+        ),
+    ]);
+}
+
+#[test]
 fn trusted_proxies_need_a_worker_that_reads_their_connection() {
     let with = |listener: &str, pool: &str| {
         format!(

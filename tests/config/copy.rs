@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use patou::config::{
     AdminConfig, AuthorizationMode, BackgroundMode, Config, Delivery, ExitStatusMode, ForwardedHeaders, HandlerConfig,
-    LimitsConfig, PoolConfig, ProxyTrust, Replacing, RequestBodyMode, ScriptsConfig, TrustedProxies, UnknownLength,
-    UpgradeProtocol,
+    LimitsConfig, ListenerProtocol, PoolConfig, ProxyTrust, Replacing, RequestBodyMode, ScriptsConfig, TrustedProxies,
+    UnknownLength, UpgradeProtocol,
 };
 use proptest::prelude::*;
 
@@ -118,6 +118,7 @@ prop_compose! {
         config.listeners[0].allowed_hosts = vec!["*.example.org".into(), "[::1]".into(), "*".into()];
         if sockets.1 {
             config.listeners[0].delivery = Delivery::Handoff;
+            config.listeners[0].protocol = if sockets.2 { ListenerProtocol::Fastcgi } else { ListenerProtocol::Http };
             config.listeners[0].proxies = ProxyTrust {
                 trusted: TrustedProxies {
                     unix: sockets.2,

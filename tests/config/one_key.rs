@@ -116,6 +116,12 @@ fn values_of_the_wrong_type_are_rejected() {
             "trusted_proxies[1]",
             "\"10.0.0.1/8\"; expected an IP address, a network such as \"10.0.0.0/8\" whose host bits are 0, or \"unix\"",
         ),
+        ("protocol = \"fcgi\"", "protocol", "\"fcgi\"; expected \"http\" or \"fastcgi\""),
+        (
+            "allowed_clients = [\"unix\"]",
+            "allowed_clients[1]",
+            "\"unix\"; expected an IP address, or a network such as \"10.0.0.0/8\" whose host bits are 0",
+        ),
         ("unknown_length = 411", "unknown_length", "411; expected \"411\" or \"allow\""),
         ("unknown_length = \"refuse\"", "unknown_length", "\"refuse\"; expected \"411\" or \"allow\""),
         ("forwarded = \"xff\"", "forwarded", "\"xff\"; expected \"x-forwarded\" or \"rfc7239\""),

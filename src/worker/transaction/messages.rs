@@ -121,7 +121,7 @@ impl TransactionEvent {
 /// Why the service of a connection has ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum EndCause {
-    /// The last request has its response, and the connection may have another one.
+    /// The last request has its response, or there was none, and the connection may have another one.
     Idle,
     /// The client has closed its direction between two requests, or the response said that the connection ends.
     Closed,

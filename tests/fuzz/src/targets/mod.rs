@@ -5,6 +5,7 @@ mod cgi_response;
 mod config;
 mod coprocess;
 mod fastcgi;
+mod fastcgi_request;
 mod forwarded;
 mod handoff;
 mod input;
@@ -24,6 +25,7 @@ pub const ALL: &[(&str, Target)] = &[
     ("config", config::run),
     ("coprocess", coprocess::run),
     ("fastcgi", fastcgi::run),
+    ("fastcgi_request", fastcgi_request::run),
     ("forwarded", forwarded::run),
     ("handoff", handoff::run),
     ("notify", notify::run),
