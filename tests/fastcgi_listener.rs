@@ -5,6 +5,7 @@ mod support;
 use std::fs;
 use std::io::{Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -589,5 +590,120 @@ fn an_aborted_request_ends_and_a_death_has_the_id_of_its_request() {
     signal_to(set.worker_pid("one/1"), Signal::SIGKILL);
     let response = client.response(1);
     assert!(response.stdout.ends_with("\r\n\r\nsome") && response.end.is_none(), "{response:?}");
+    set.stop();
+}
+
+/// An HTTP server that says what it was told about the client.
+const SERVER: &str = r#"
+import http.server, sys
+class Handler(http.server.BaseHTTPRequestHandler):
+    protocol_version = 'HTTP/1.1'
+    def do_POST(self):
+        body = self.rfile.read(int(self.headers['Content-Length']))
+        names = ['X-Forwarded-For', 'X-Forwarded-Proto', 'X-Forwarded-Port', 'Host']
+        text = ' '.join([self.path] + [self.headers[name] for name in names]).encode() + b' ' + body
+        self.send_response(200)
+        self.send_header('Content-Length', str(len(text)))
+        self.end_headers()
+        self.wfile.write(text)
+http.server.HTTPServer(('127.0.0.1', int(sys.argv[1])), Handler).serve_forever()
+"#;
+
+fn post(id: u16, flags: u8, target: &str, more: &[(&str, &str)], body: &str) -> Vec<u8> {
+    let length = body.len().to_string();
+    let pairs = [("REQUEST_METHOD", "POST"), ("REQUEST_URI", target), ("CONTENT_LENGTH", &length)];
+    let pairs = [&pairs[..], more].concat();
+    [begin(id, flags), params(id, &pairs), record(5, id, body.as_bytes()), record(5, id, b"")].concat()
+}
+
+#[test]
+fn every_handler_is_reached_and_every_deadline_has_the_id_of_its_request() {
+    if !is_installed("python3") {
+        return;
+    }
+    let axum = build_example("axum_worker");
+    let coprocess = Path::new(env!("CARGO_MANIFEST_DIR")).join("examples/coprocess.py");
+    let set = TestSet::start_with(|dir| {
+        let pool = |name: &str, kind: &str, command: &[&str], more: &str| {
+            listener("127.0.0.1:0", name, "")
+                + &format!(
+                    "[[pool]]\nname = \"{name}\"\nworkers = 1\naddress = \"127.0.0.1:0\"\n\
+                     handler = {{ {kind} = {} }}\n{more}\n",
+                    toml_array(command)
+                )
+        };
+        let environment = format!("environment = {{ DIR = \"{}\" }}", dir.display());
+        [
+            pool("http", "http", &["python3", "-c", SERVER, "{port}"], ""),
+            pool("coprocess", "coprocess", &["python3", coprocess.to_str().unwrap()], ""),
+            pool("program", "program", &[&axum], "request_timeout = \"300ms\""),
+            pool("exec", "exec", &["sh", "-c", SCRIPT], &environment),
+            listener(&format!("unix:{}/exec.sock", dir.display()), "exec", ""),
+            "[watchdog]\nworker_timeout = \"60s\"\ndispatcher_timeout = \"60s\"\n".to_owned(),
+        ]
+        .concat()
+    });
+    let client_of = |index: usize| FastcgiClient::connect(set.address(index));
+    let front = [
+        ("HTTP_HOST", "www.example.com"),
+        ("REMOTE_ADDR", "192.0.2.7"),
+        ("HTTPS", "on"),
+        ("SERVER_PORT", "443"),
+        ("HTTP_X_FORWARDED_FOR", "6.6.6.6"),
+    ];
+    let mut client = client_of(0);
+    for id in 1..4 {
+        client.send(&post(id, KEEP, "/x?y", &front, "body"));
+        let response = client.response(id);
+        assert!(is_ok(&response, "/x?y 192.0.2.7 https 443 www.example.com body"), "{response:?}");
+    }
+    let mut client = client_of(1);
+    for id in 1..4 {
+        client.send(&post(id, KEEP, "/x", &front, "body"));
+        let response = client.response(id);
+        assert!(is_ok(&response, &format!("POST /x: request {id}, 4 bytes\n")), "{response:?}");
+    }
+    let mut client = client_of(2);
+    client.send(&post(1, KEEP, "/echo", &front, &"piece".repeat(10_000)));
+    assert!(is_ok(&client.response(1), &"piece".repeat(10_000)));
+    // The deadline of a handler that waits, and of one that blocks its thread.
+    client.send(&get(2, KEEP, "/slow?ms=60000"));
+    for (id, target) in [(2, ""), (300, "/block?ms=60000")] {
+        if !target.is_empty() {
+            client.send(&get(id, KEEP, target));
+        }
+        let response = client.response(id);
+        assert!(response.end == Some(0) && response.stdout.starts_with("Status: 504 "), "{response:?}");
+        assert!(response.stdout.contains("patou-outcome: started-unknown\r\n"), "{response:?}");
+    }
+    // A cut on a Unix socket, which has no reset.
+    let mut stream = UnixStream::connect(set.test_dir().join("exec.sock")).unwrap();
+    stream.write_all(&get(1, KEEP, "/cut")).unwrap();
+    wait_until("the program runs", || set.test_dir().join("cut").exists());
+    signal_to(set.worker_pid("exec/1"), Signal::SIGKILL);
+    let mut bytes = Vec::new();
+    stream.read_to_end(&mut bytes).unwrap();
+    assert!(bytes.ends_with(b"some"), "the response is cut before FCGI_END_REQUEST: {}", text(&bytes));
+    set.wait_for_worker("exec/1", "idle");
+    // A request that has waited, and whose dispatcher and worker then die.
+    let mut first = client_of(3);
+    first.send(&get(1, KEEP, "/hang"));
+    wait_until("the program runs", || set.test_dir().join("hang").exists());
+    fs::remove_file(set.test_dir().join("hang")).unwrap();
+    let mut waiting = client_of(3);
+    waiting.send(&get(700, KEEP, "/hang"));
+    set.wait_for_log(&["is in the descriptor store"]);
+    first.send(&record(2, 1, b""));
+    wait_until("the program runs", || set.test_dir().join("hang").exists());
+    let dispatcher = set.dispatcher_pid();
+    signal_to(dispatcher, Signal::SIGKILL);
+    set.wait_for("the next dispatcher is up", |status| {
+        let found = &status["dispatcher"];
+        found["pid"].as_u64().is_some_and(|pid| pid != u64::from(dispatcher)) && found["state"] == "up"
+    });
+    signal_to(set.worker_pid("exec/1"), Signal::SIGKILL);
+    let response = waiting.response(700);
+    assert!(response.end == Some(0) && response.stdout.starts_with("Status: 502 "), "{response:?}");
+    set.wait_for_worker("exec/1", "idle");
     set.stop();
 }

@@ -9,7 +9,7 @@ use nix::unistd::Uid;
 use super::config_source::load;
 use super::error::{CommandError, ignore_broken_pipe};
 use super::systemd::{refusals, unusable_files};
-use crate::config::{AdminConfig, Config, ListenAddress, LoadError, Loaded, Origin};
+use crate::config::{AdminConfig, Config, ListenAddress, ListenerProtocol, LoadError, Loaded, Origin};
 use crate::descriptors;
 use crate::ids::WorkerNumber;
 use crate::{units, watchdog, worker_files};
@@ -98,7 +98,8 @@ fn print_set(out: &mut impl Write, loaded: &Loaded, refusals: &[String]) -> io::
     writeln!(out, "{file} is valid. Set {} would create:", config.set.name)?;
     for listener in &config.listeners {
         let (address, pool) = (&listener.address, &listener.pool);
-        writeln!(out, "  listener   {address}  {} to pool {pool}", listener.delivery.as_str())?;
+        let fastcgi = if listener.protocol == ListenerProtocol::Fastcgi { ", FastCGI" } else { "" };
+        writeln!(out, "  listener   {address}  {}{fastcgi} to pool {pool}", listener.delivery.as_str())?;
     }
     for pool in &config.pools {
         let (name, count, handler) = (&pool.name, pool.workers, pool.handler.name());

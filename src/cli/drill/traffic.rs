@@ -15,7 +15,7 @@ use super::recording_handler;
 use super::set::{DrillHandler, DrillSet};
 use super::watch::SetWatch;
 use crate::clock;
-use crate::config::ListenerConfig;
+use crate::config::{ListenerConfig, ListenerProtocol};
 use crate::ids::Monotonic;
 use crate::sync::lock;
 
@@ -111,7 +111,11 @@ impl<'a> Traffic<'a> {
                 max_sessions: checked[index].max_sessions,
                 proxy_protocol: listener.proxy_protocol,
                 host: listener.allowed_hosts.first().cloned(),
-                unused: is_unknown.then_some("the protocol of its program is unknown"),
+                unused: if listener.protocol == ListenerProtocol::Fastcgi {
+                    Some("its clients speak FastCGI")
+                } else {
+                    is_unknown.then_some("the protocol of its program is unknown")
+                },
             }
         };
         let listeners: Vec<_> = set.config.listeners.iter().enumerate().map(listener).collect();
