@@ -493,6 +493,11 @@ fn the_protocol_is_spoken_as_specified() {
     client.send(&[record(5, 1, b"dy"), record(5, 1, b"")].concat());
     assert_eq!(client.response(2), FastcgiResponse { stdout: String::new(), end: Some(1) });
     assert!(is_ok(&client.response(1), "body"));
+    // The end of a body comes after its last byte; the connection is kept all the same.
+    client.send(&[begin(1, KEEP), params(1, &post), record(5, 1, b"late")].concat());
+    std::thread::sleep(Duration::from_millis(50));
+    client.send(&record(5, 1, b""));
+    assert!(is_ok(&client.response(1), "late"));
     client.send(&get(2, 0, "/third"));
     assert!(is_ok(&client.response(2), "GET /third\n"));
 

@@ -35,7 +35,7 @@ pub(super) async fn serve<S: HandlerService>(runner: Arc<RequestRunner<S>>, requ
         Ok(FastcgiHead::UnknownRole) => return reply(&runner, reader, EndCause::Closed).await,
         Err(end) => return end,
     };
-    let request_id = reader.request_id();
+    let (request_id, linger_timeout) = (reader.request_id(), state.front.linger_timeout);
     let has_body = request.length.is_some_and(|length| length > 0) || first.is_some();
     let input = FastcgiInput::new(reader, !has_body);
     connection.on(TransactionEvent::HeadRead(ReceivedHead { has_body, is_http11: false, is_last: !keeps_connection }));
@@ -50,7 +50,8 @@ pub(super) async fn serve<S: HandlerService>(runner: Arc<RequestRunner<S>>, requ
             let request = request.map(|()| FastcgiBody::new(input.clone(), length, first));
             let responded = checked_request::respond(&runner, request, Some(origin)).await;
             let Ok(checked) = responded else { return Err(ServiceEnd::By(EndCause::HandlerFault)) };
-            ResponseWriter { connection, input: &input, request_id }.send_response(&method, checked.response).await
+            let writer = ResponseWriter { connection, input: &input, request_id, linger_timeout };
+            writer.send_response(&method, checked.response).await
         };
         let mut exchange = pin!(with_reset_on_close(connection, exchange));
         let aborted = async {
@@ -88,7 +89,8 @@ async fn reply<S: HandlerService>(runner: &RequestRunner<S>, mut reader: RecordR
         return ServiceEnd::By(end);
     }
     let input = FastcgiInput::new(reader, true);
-    let writer = ResponseWriter { connection, input: &input, request_id: 0 };
+    let linger_timeout = state.front.linger_timeout;
+    let writer = ResponseWriter { connection, input: &input, request_id: 0, linger_timeout };
     tokio::select! {
         biased;
         sent = writer.send(&mut replies, &[]) => sent.err().unwrap_or(ServiceEnd::By(end)),

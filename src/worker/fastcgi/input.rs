@@ -4,10 +4,12 @@ use std::future::poll_fn;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex};
 use std::task::{Context, Poll, ready};
+use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use http_body::{Frame, SizeHint};
 use tokio::sync::Notify;
+use tokio::time::timeout;
 
 use super::super::handler::BoxError;
 use super::records::{RecordReader, RequestRecord};
@@ -112,14 +114,14 @@ impl FastcgiInput {
         }
     }
 
-    /// Reads the end of a body whose length is known, if it has arrived. Returns whether all of the request has been read.
-    /// To be called before the client gets the end of the response, after which it may send the next request.
-    pub(super) async fn finish(&self) -> bool {
+    /// Reads the end of the body, which may follow the last byte after a while. Returns whether all of the request has been
+    /// read. To be called before the client gets the end of the response, after which it may send the next request.
+    pub(super) async fn finish(&self, bound: Duration) -> bool {
         let read = poll_fn(|task| {
-            while let Poll::Ready(Ok(Some(_))) = self.poll_stdin(task) {}
+            while ready!(self.poll_stdin(task)).is_ok_and(|bytes| bytes.is_some()) {}
             Poll::Ready(())
         });
-        read.await;
+        let _ = timeout(bound, read).await;
         sync::lock(&self.state).stdin == StdinEnd::Reached
     }
 

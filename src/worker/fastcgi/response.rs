@@ -5,6 +5,7 @@ use std::future::poll_fn;
 use std::io::{self, IoSlice};
 use std::pin::Pin;
 use std::task::Poll;
+use std::time::Duration;
 
 use bytes::{Buf, Bytes, BytesMut};
 use http::header::CONTENT_LENGTH;
@@ -31,6 +32,8 @@ pub(super) struct ResponseWriter<'a> {
     pub connection: &'a ServedConnection,
     pub input: &'a FastcgiInput,
     pub request_id: u16,
+    /// How long a client that sends nothing more may owe the end of a body.
+    pub linger_timeout: Duration,
 }
 
 impl ResponseWriter<'_> {
@@ -60,7 +63,8 @@ impl ResponseWriter<'_> {
             self.send_body(&mut body, announced, &mut out).await?;
         }
         drop(body);
-        let is_read = self.input.finish().await;
+        let is_complete = self.connection.transaction.get(Transaction::request) == RequestPhase::Complete;
+        let is_read = is_complete && self.input.finish(self.linger_timeout).await;
         out.unsplit(self.input.take_replies());
         encode_fastcgi_end(self.request_id, &mut out);
         self.send(&mut out, &[]).await?;
