@@ -148,6 +148,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
             "inherited",
             "ipc",
             "log",
+            "net",
             "worker_files",
             "probe",
             "process_tree",

@@ -4,10 +4,11 @@ use std::thread::Scope;
 
 use super::random::SplitMix64;
 use super::traffic::Traffic;
-use super::{http_clients, keepalive_clients, library_clients, session_clients};
+use super::{fastcgi_clients, http_clients, keepalive_clients, library_clients, session_clients};
 
 const HTTP_CLIENTS: u64 = 4;
 const KEEPALIVE_CLIENTS: u64 = 3;
+const FASTCGI_CLIENTS: u64 = 3;
 /// More than a pool of the private set may have sessions.
 const SESSION_CLIENTS: u64 = 3;
 
@@ -19,6 +20,9 @@ pub(super) fn start<'s>(traffic: &'s Traffic<'_>, scope: &'s Scope<'s, '_>, seed
     }
     for client in 0..KEEPALIVE_CLIENTS {
         scope.spawn(move || keepalive_clients::run(traffic, random(200 + client)));
+    }
+    for client in 0..FASTCGI_CLIENTS {
+        scope.spawn(move || fastcgi_clients::run(traffic, random(400 + client)));
     }
     for client in 0..SESSION_CLIENTS {
         scope.spawn(move || session_clients::run(traffic, random(300 + client)));

@@ -45,7 +45,7 @@ impl RequestStyle {
 /// One client, which retries what has certainly not started.
 pub(super) fn run(traffic: &Traffic<'_>, mut random: SplitMix64) {
     while !traffic.is_stopped() {
-        let Some(listener) = traffic.choose_listener(&mut random, |_| true) else { return };
+        let Some(listener) = traffic.choose_listener(&mut random, |listener| !listener.is_fastcgi) else { return };
         let request = traffic.new_request(&mut random, listener);
         for number in 1..=MAX_ATTEMPTS {
             let style = *random.pick(STYLES);

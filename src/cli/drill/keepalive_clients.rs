@@ -31,7 +31,7 @@ pub(super) fn run(traffic: &Traffic<'_>, mut random: SplitMix64) {
     let mut retries: Vec<PendingAttempt> = Vec::new();
     while !traffic.is_stopped() {
         let listener = retries.first().map(|(request, _)| request.listener);
-        let choose = || traffic.choose_listener(&mut random, |listener| !listener.redirects);
+        let choose = || traffic.choose_listener(&mut random, |listener| !listener.redirects && !listener.is_fastcgi);
         let Some(listener) = listener.or_else(choose) else { return };
         let mut stream = traffic.address(listener).and_then(|address| address.connect(traffic.timeout).ok());
         let mut remaining = 1 + random.below(MAX_REQUESTS);

@@ -218,6 +218,12 @@ fn parse_response(mut bytes: &[u8], end: ConnectionEnd) -> ReceiveOutcome {
     }
 }
 
+/// A whole response as a CGI program writes it (RFC 3875, section 6).
+pub(super) fn parse_cgi_response(bytes: &[u8]) -> ReceiveOutcome {
+    let Some(rest) = bytes.strip_prefix(b"Status: ") else { return ReceiveOutcome::Truncated };
+    parse_response(&[b"HTTP/1.1 ", rest].concat(), ConnectionEnd::Fin)
+}
+
 /// A complete chunked body.
 struct ChunkedBody {
     /// In bytes as sent.

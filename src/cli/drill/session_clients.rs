@@ -8,7 +8,7 @@ use super::history::SessionSpan;
 use super::random::SplitMix64;
 use super::raw_http::{self, ReceiveOutcome};
 use super::recording_handler::SESSION_TARGET;
-use super::traffic::{PROXY_CLIENT, Traffic, leased_worker};
+use super::traffic::{ClientListener, PROXY_CLIENT, Traffic, leased_worker};
 use crate::clock;
 use crate::sync::lock;
 
@@ -26,7 +26,8 @@ pub(super) struct OpenSession {
 /// One client, which opens one session after the other.
 pub(super) fn run(traffic: &Traffic<'_>, mut random: SplitMix64) {
     while !traffic.is_stopped() {
-        let Some(listener) = traffic.choose_listener(&mut random, |listener| listener.max_sessions > 0) else { return };
+        let has_sessions = |listener: &ClientListener| listener.max_sessions > 0 && !listener.is_fastcgi;
+        let Some(listener) = traffic.choose_listener(&mut random, has_sessions) else { return };
         if let Some(mut session) = open(traffic, listener) {
             let longest = if random.below(8) == 0 { LONG } else { SHORT };
             let end = Instant::now() + random.between(Duration::ZERO, longest);

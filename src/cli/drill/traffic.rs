@@ -38,6 +38,8 @@ pub(super) struct ClientListener {
     pub max_sessions: u16,
     /// It expects a PROXY header first.
     pub proxy_protocol: bool,
+    /// Its clients speak FastCGI.
+    pub is_fastcgi: bool,
     /// The value of `Host`, if not the address.
     pub host: Option<String>,
     /// Why clients send it no requests.
@@ -111,11 +113,8 @@ impl<'a> Traffic<'a> {
                 max_sessions: checked[index].max_sessions,
                 proxy_protocol: listener.proxy_protocol,
                 host: listener.allowed_hosts.first().cloned(),
-                unused: if listener.protocol == ListenerProtocol::Fastcgi {
-                    Some("its clients speak FastCGI")
-                } else {
-                    is_unknown.then_some("the protocol of its program is unknown")
-                },
+                is_fastcgi: listener.protocol == ListenerProtocol::Fastcgi,
+                unused: is_unknown.then_some("the protocol of its program is unknown"),
             }
         };
         let listeners: Vec<_> = set.config.listeners.iter().enumerate().map(listener).collect();
