@@ -13,7 +13,7 @@ use std::process::{Command, Stdio};
 use nix::sys::statvfs::{FsFlags, statvfs};
 use nix::unistd::{AccessFlags, Uid, User, access};
 
-use crate::config::{HandlerConfig, PoolConfig, UnusableFile, placeholder};
+use crate::config::{FastcgiHandler, HandlerConfig, PoolConfig, UnusableFile, placeholder};
 use crate::executable;
 use crate::units::Sandbox;
 
@@ -67,6 +67,12 @@ impl PoolAccess<'_> {
             && let Some(why) = self.obstacle(Path::new(&pool.spool_dir), AccessFlags::W_OK | AccessFlags::X_OK)
         {
             add("spool_dir", &pool.spool_dir, format!("a directory that the workers can write to: {why}"));
+        }
+        if let HandlerConfig::Fastcgi(FastcgiHandler { root, .. }) = &pool.handler
+            && !root.is_empty()
+            && let Some(why) = self.obstacle(Path::new(root), AccessFlags::X_OK)
+        {
+            add("handler.root", root, format!("a directory that the workers can enter: {why}"));
         }
         unusable
     }

@@ -21,6 +21,7 @@ mod admin;
 mod config_text;
 mod descriptor_needs;
 mod diagnostics;
+mod fastcgi;
 mod fastcgi_rules;
 mod fault;
 mod front;
@@ -57,8 +58,8 @@ pub(crate) use load::read_text;
 pub use load::{LoadError, Loaded, Origin, default_runtime_dir};
 pub(crate) use pool::SessionBounds;
 pub use pool::{
-    AuthorizationMode, BackgroundMode, ExitStatusMode, HandlerConfig, LimitsConfig, PoolConfig, ProcessLimits,
-    Replacing, RequestBodyMode, ScriptsConfig, UpgradeProtocol,
+    AuthorizationMode, BackgroundMode, ExitStatusMode, FastcgiHandler, HandlerConfig, LimitsConfig, PoolConfig,
+    ProcessLimits, Replacing, RequestBodyMode, ScriptsConfig, UpgradeProtocol,
 };
 pub use proxies::{ForwardedHeaders, IpNetwork, ProxyTrust, TrustedProxies};
 pub use watchdog::{RestartConfig, WatchdogConfig};

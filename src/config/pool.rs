@@ -273,6 +273,8 @@ pub enum HandlerConfig {
     Program(Vec<String>),
     /// One process per connection, with the socket as stdin and stdout.
     Inetd(Vec<String>),
+    /// One warm FastCGI application per worker, with its listening socket as stdin.
+    Fastcgi(FastcgiHandler),
 }
 
 impl HandlerConfig {
@@ -286,12 +288,13 @@ impl HandlerConfig {
             HandlerConfig::Http(_) => "http",
             HandlerConfig::Program(_) => "program",
             HandlerConfig::Inetd(_) => "inetd",
+            HandlerConfig::Fastcgi(_) => "fastcgi",
         }
     }
 
     /// Whether `authorization` decides what its program gets: a program that is a server of its own always gets the field.
     pub(crate) fn may_lack_authorization(&self) -> bool {
-        self.is_cgi() || matches!(self, HandlerConfig::Coprocess(_))
+        self.is_cgi() || matches!(self, HandlerConfig::Coprocess(_) | HandlerConfig::Fastcgi(_))
     }
 
     /// Whether one process serves one request, with CGI/1.1.
@@ -308,6 +311,7 @@ impl HandlerConfig {
             | HandlerConfig::Http(c)
             | HandlerConfig::Program(c)
             | HandlerConfig::Inetd(c) => c,
+            HandlerConfig::Fastcgi(handler) => &handler.fastcgi,
         }
     }
 }
@@ -324,6 +328,16 @@ impl Serialize for HandlerConfig {
                 table.serialize_entry(self.name(), &scripts.dir)?;
                 table.serialize_entry("prefix", &scripts.prefix)?;
             }
+            HandlerConfig::Fastcgi(FastcgiHandler { fastcgi, root, index, extensions }) => {
+                table.serialize_entry(self.name(), fastcgi)?;
+                if !root.is_empty() {
+                    table.serialize_entry("root", root)?;
+                    table.serialize_entry("extensions", extensions)?;
+                }
+                if !index.is_empty() {
+                    table.serialize_entry("index", index)?;
+                }
+            }
             _ => table.serialize_entry(self.name(), self.command())?,
         }
         table.end()
@@ -337,6 +351,19 @@ pub struct ScriptsConfig {
     pub dir: String,
     /// The path of its URL, without a slash at the end; empty: `/`.
     pub prefix: String,
+}
+
+/// A FastCGI application.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct FastcgiHandler {
+    /// Its program and arguments.
+    pub fastcgi: Vec<String>,
+    /// The directory of its scripts; empty: it has none.
+    pub root: String,
+    /// The script of a directory, and the front controller; empty: none.
+    pub index: String,
+    /// How the names of scripts end.
+    pub extensions: Vec<String>,
 }
 
 /// Limits of each worker, in systemd's meaning and syntax; `None` sets no limit.

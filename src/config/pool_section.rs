@@ -2,13 +2,13 @@
 
 use toml::de::DeValue;
 
-use super::quantity;
 use super::read::Section;
 use super::section_values::{ACCOUNT, NAME, account, address};
 use super::{
     AuthorizationMode, BackgroundMode, ExitStatusMode, HandlerConfig, LimitsConfig, PoolConfig, Replacing,
     RequestBodyMode, ScriptsConfig, UpgradeProtocol,
 };
+use super::{fastcgi, quantity};
 use crate::ids::PoolName;
 
 const DIRECTORY: &str = "the absolute path of a directory";
@@ -92,12 +92,12 @@ fn handler(s: &mut Section<'_, '_>) -> Option<HandlerConfig> {
     }
     s.value("handler", |value| match value.as_str() {
         Some("echo") => Ok(HandlerConfig::Echo),
-        Some(kind @ ("exec" | "coprocess" | "http" | "program" | "inetd")) => {
+        Some(kind @ ("exec" | "coprocess" | "http" | "fastcgi" | "program" | "inetd")) => {
             Err(format!("a table with its command: {{ {kind} = [\"prog\", \"arg\"] }}"))
         }
         Some("scripts") => Err("a table with its directory: { scripts = \"/usr/lib/cgi-bin\" }".to_owned()),
-        _ => Err("\"echo\" or { exec = [\"prog\", \"arg\"] }, with coprocess, http, program or inetd in the place of \
-                  exec, or { scripts = \"/usr/lib/cgi-bin\" }"
+        _ => Err("\"echo\" or { exec = [\"prog\", \"arg\"] }, with coprocess, http, fastcgi, program or inetd in the \
+                  place of exec, or { scripts = \"/usr/lib/cgi-bin\" }"
             .to_owned()),
     })
 }
@@ -109,12 +109,14 @@ fn command_handler(s: &mut Section<'_, '_>) -> Option<HandlerConfig> {
     let http = s.value("http", command).map(HandlerConfig::Http);
     let program = s.value("program", command).map(HandlerConfig::Program);
     let inetd = s.value("inetd", command).map(HandlerConfig::Inetd);
-    s.require_one("one of exec, scripts, coprocess, http, program and inetd");
+    let fastcgi = s.value("fastcgi", command);
+    s.require_one("one of exec, scripts, coprocess, http, fastcgi, program and inetd");
     let scripts = scripts.map(|dir| {
         let prefix = s.text("prefix", PREFIX, url_prefix).unwrap_or_default();
         HandlerConfig::Scripts(ScriptsConfig { dir, prefix })
     });
-    exec.or(scripts).or(coprocess).or(http).or(program).or(inetd)
+    let fastcgi = fastcgi.map(|command| HandlerConfig::Fastcgi(fastcgi::handler(s, command)));
+    exec.or(scripts).or(coprocess).or(http).or(fastcgi).or(program).or(inetd)
 }
 
 fn command(value: &DeValue<'_>) -> Result<Vec<String>, String> {

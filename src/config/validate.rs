@@ -9,7 +9,7 @@ use super::diagnostics::Diagnostics;
 use super::fault::{UnusableFile, nearest, quote};
 use super::{
     Config, Delivery, HandlerConfig, LISTENERS_MAX, ListenerConfig, POOLS_MAX, PoolConfig, ProxyTrust, TrustedProxies,
-    UnknownLength, WORKERS_MAX, address_conflicts, fastcgi_rules, handler_keys, placeholder, session_rules,
+    UnknownLength, WORKERS_MAX, address_conflicts, fastcgi, fastcgi_rules, handler_keys, placeholder, session_rules,
 };
 
 /// How many names a message lists.
@@ -27,6 +27,7 @@ pub(super) fn check(config: &Config, diagnostics: &mut Diagnostics) {
         pool_times(&format!("pool[{}]", i + 1), pool, diagnostics);
         slot_scan(&format!("pool[{}]", i + 1), pool, config.front.slot_scan, diagnostics);
         warm_process(&format!("pool[{}]", i + 1), pool, diagnostics);
+        fastcgi::check(&format!("pool[{}]", i + 1), pool, diagnostics);
         handler_keys::check(&format!("pool[{}]", i + 1), pool, diagnostics);
         session_rules::check(&format!("pool[{}]", i + 1), pool, diagnostics);
         size_of_command(&format!("pool[{}]", i + 1), pool, diagnostics);
@@ -152,6 +153,7 @@ fn warm_process(section: &str, pool: &PoolConfig, diagnostics: &mut Diagnostics)
         );
     }
     let is_coprocess = matches!(pool.handler, HandlerConfig::Coprocess(_));
+    let is_fastcgi = matches!(pool.handler, HandlerConfig::Fastcgi(_));
     if !pool.ping.is_zero() && is_http && pool.ready_path.is_empty() {
         let expected = "a ready_path as well, which the pings request".to_owned();
         diagnostics.contradiction(&key("ping"), &[&key("ready_path")], time(pool.ping), expected);
@@ -159,8 +161,8 @@ fn warm_process(section: &str, pool: &PoolConfig, diagnostics: &mut Diagnostics)
     let place = diagnostics.place(&handler);
     let name = pool.handler.name();
     let only_for = |wanted: &str| format!("no such key: {place} is {name}, and only {wanted} has it");
-    if !pool.ping.is_zero() && !is_http && !is_coprocess {
-        diagnostics.contradiction(&key("ping"), &[&handler], time(pool.ping), only_for("http or coprocess"));
+    if !pool.ping.is_zero() && !is_http && !is_coprocess && !is_fastcgi {
+        diagnostics.contradiction(&key("ping"), &[&handler], time(pool.ping), only_for("http, coprocess or fastcgi"));
     }
     if !pool.ready_path.is_empty() && !is_http {
         diagnostics.contradiction(&key("ready_path"), &[&handler], quote(&pool.ready_path), only_for("http"));

@@ -13,7 +13,8 @@ mod record;
 
 pub(crate) use decoder::RecordDecoder;
 pub(crate) use pairs::{MAX_CONNS, MAX_REQS, MPXS_CONNS, NameValuePairs, encode_pair};
+#[cfg(any(test, fuzzing))]
+pub(crate) use record::HEADER_LENGTH;
 pub(crate) use record::{
-    CONTENT_MAX, FastcgiRecord, FastcgiStream, HEADER_LENGTH, MalformedRecord, ProtocolStatus, RESPONDER,
-    RecordContent, VERSION,
+    CONTENT_MAX, FastcgiRecord, FastcgiStream, MalformedRecord, ProtocolStatus, RESPONDER, RecordContent, VERSION,
 };

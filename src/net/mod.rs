@@ -3,7 +3,6 @@
 mod allowed_hosts;
 mod chunks;
 mod disconnect;
-#[allow(dead_code, unused_imports, reason = "the fastcgi handler is its other user")]
 pub(crate) mod fastcgi;
 mod fastcgi_request;
 mod forwarded;

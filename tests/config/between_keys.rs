@@ -202,6 +202,34 @@ fn trusted_proxies_need_a_worker_that_reads_their_connection() {
 }
 
 #[test]
+fn scripts_of_a_fastcgi_application_have_a_directory_and_an_extension() {
+    let with = |keys: &str| format!("[[pool]]\nname = \"default\"\nhandler = {{ fastcgi = [\"php-cgi\"]{keys} }}\n");
+    let text = |keys: &str| with(&format!(", root = \"/srv\", {keys}"));
+    let root = "the absolute path of the directory of the scripts";
+    let missing = format!("nothing; expected {root}, to which index and extensions belong");
+    let extension = "an extension with its dot, such as \".php\"";
+    let index = "the name of a script, such as \"index.php\"";
+    for (text, key, message) in [
+        (with(", index = \"index.php\""), "root", missing.as_str()),
+        (with(", extensions = [\".php\"]"), "root", &missing),
+        (with(", root = \"www\""), "root", &format!("\"www\"; expected {root}")),
+        (with(", root = \"\""), "root", &format!("\"\"; expected {root}")),
+        (text("extensions = [\"php\"]"), "extensions[1]", &format!("\"php\"; expected {extension}")),
+        (text("extensions = []"), "extensions", &format!("an empty list; expected at least {extension}")),
+        (text("index = \"a/b.php\""), "index", &format!("\"a/b.php\"; expected {index}")),
+        (text("index = \".php\""), "index", &format!("\".php\"; expected {index}")),
+        (text("index = \"index.html\""), "index", "\"index.html\"; expected a name with one of the extensions: .php"),
+    ] {
+        assert_faults(&[(&text, 3, &format!("pool[1].handler.{key}"), message)]);
+    }
+    let exec = "[[pool]]\nname = \"default\"\nhandler = { exec = [\"a\"], root = \"/srv\" }\n";
+    let keys = "one of exec, scripts, coprocess, http, program, inetd, fastcgi";
+    assert_faults(&[(exec, 3, "pool[1].handler.root", &format!("an unknown key; expected {keys}"))]);
+    valid(&with(""));
+    valid(&text("index = \"index.html\", extensions = [\".php\", \".html\"]"));
+}
+
+#[test]
 fn keys_of_programs_are_refused_for_other_handlers() {
     let with = |handler: &str, key: &str| format!("[[pool]]\nname = \"default\"\nhandler = {handler}\n{key}\n");
     let [exec, http] = ["{ exec = [\"a\"] }", "{ http = [\"a\", \"{socket}\"] }"];
@@ -209,9 +237,9 @@ fn keys_of_programs_are_refused_for_other_handlers() {
         format!("{found}; expected no such key: pool[1].handler (line 3) is {name}, and only {wanted} has it")
     };
     for (handler, name, key, found, wanted) in [
-        ("\"echo\"", "echo", "request_body", "\"spool\"", "exec, scripts, coprocess or http"),
-        ("\"echo\"", "echo", "exit_status", "\"ignore\"", "exec or scripts"),
-        (http, "http", "authorization", "\"pass\"", "exec, scripts or coprocess"),
+        ("\"echo\"", "echo", "request_body", "\"spool\"", "exec, scripts, coprocess, http or fastcgi"),
+        ("\"echo\"", "echo", "exit_status", "\"ignore\"", "exec, scripts or fastcgi"),
+        (http, "http", "authorization", "\"pass\"", "exec, scripts, coprocess or fastcgi"),
     ] {
         let text = with(handler, &format!("{key} = {found}"));
         assert_faults(&[(&text, 4, &format!("pool[1].{key}"), &expected(found, name, wanted))]);

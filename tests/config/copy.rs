@@ -4,9 +4,9 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use patou::config::{
-    AdminConfig, AuthorizationMode, BackgroundMode, Config, Delivery, ExitStatusMode, ForwardedHeaders, HandlerConfig,
-    LimitsConfig, ListenerProtocol, PoolConfig, ProxyTrust, Replacing, RequestBodyMode, ScriptsConfig, TrustedProxies,
-    UnknownLength, UpgradeProtocol,
+    AdminConfig, AuthorizationMode, BackgroundMode, Config, Delivery, ExitStatusMode, FastcgiHandler, ForwardedHeaders,
+    HandlerConfig, LimitsConfig, ListenerProtocol, PoolConfig, ProxyTrust, Replacing, RequestBodyMode, ScriptsConfig,
+    TrustedProxies, UnknownLength, UpgradeProtocol,
 };
 use proptest::prelude::*;
 
@@ -38,6 +38,12 @@ fn handler() -> impl Strategy<Value = HandlerConfig> {
             .prop_map(|(dir, prefix)| { HandlerConfig::Scripts(ScriptsConfig { dir: format!("/{dir}"), prefix }) }),
         command().prop_map(HandlerConfig::Coprocess),
         command().prop_map(HandlerConfig::Program),
+        (command(), "/[^\0]*", any::<bool>()).prop_map(|(fastcgi, root, has_scripts)| {
+            let fastcgi = FastcgiHandler { fastcgi, root, index: "i.x".into(), extensions: vec![".x".into()] };
+            let plain =
+                |fastcgi| FastcgiHandler { fastcgi, root: String::new(), index: String::new(), extensions: vec![] };
+            HandlerConfig::Fastcgi(if has_scripts { fastcgi } else { plain(fastcgi.fastcgi) })
+        }),
         command().prop_map(|command| HandlerConfig::Http([command, vec!["{socket}".to_owned()]].concat())),
     ]
 }

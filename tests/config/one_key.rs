@@ -230,7 +230,7 @@ fn handler_is_echo_or_one_command() {
         (
             "handler = \"cgi\"",
             "handler",
-            "\"cgi\"; expected \"echo\" or { exec = [\"prog\", \"arg\"] }, with coprocess, http, program or inetd in the place of exec, or { scripts = \"/usr/lib/cgi-bin\" }",
+            "\"cgi\"; expected \"echo\" or { exec = [\"prog\", \"arg\"] }, with coprocess, http, fastcgi, program or inetd in the place of exec, or { scripts = \"/usr/lib/cgi-bin\" }",
         ),
         (
             "handler = \"exec\"",
@@ -240,12 +240,12 @@ fn handler_is_echo_or_one_command() {
         (
             "handler = {}",
             "handler",
-            "an empty table; expected one of exec, scripts, coprocess, http, program and inetd",
+            "an empty table; expected one of exec, scripts, coprocess, http, fastcgi, program and inetd",
         ),
         (
             "handler = { exec = [\"a\"], program = [\"b\"] }",
             "handler",
-            "exec and program; expected one of exec, scripts, coprocess, http, program and inetd",
+            "exec and program; expected one of exec, scripts, coprocess, http, fastcgi, program and inetd",
         ),
         ("handler = { exec = [] }", "handler.exec", &format!("an empty list; expected {command}")),
         ("handler = { exec = [\"\"] }", "handler.exec", &format!("a list; expected {command}")),

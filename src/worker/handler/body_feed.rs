@@ -15,6 +15,11 @@ impl<T: Send + 'static> BodyFeed<T> {
         Self(tokio::spawn(write))
     }
 
+    /// Whether the task has ended.
+    pub(super) fn is_finished(&self) -> bool {
+        self.0.is_finished()
+    }
+
     /// Waits for the end of the task. May be dropped and called again, but not after it has returned.
     ///
     /// # Errors

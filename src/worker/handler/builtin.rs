@@ -17,6 +17,7 @@ use super::coprocess::Coprocess;
 use super::echo;
 use super::exec::Exec;
 use super::failure::RequestFailure;
+use super::fastcgi::{FastcgiApplication, ScriptRoot};
 use super::http::HttpServer;
 use super::inetd::Inetd;
 use super::spool::Spool;
@@ -38,6 +39,8 @@ pub(crate) enum BuiltinHandler {
     Coprocess(Arc<WarmHandler<Coprocess>>),
     /// One warm HTTP/1.1 server per worker.
     Http(Arc<WarmHandler<HttpServer>>),
+    /// One warm FastCGI application per worker.
+    Fastcgi(Arc<WarmHandler<FastcgiApplication>>),
     /// One process per connection: it serves connections, not requests; see [`BuiltinHandler::run_inetd`].
     Inetd(Arc<Inetd>),
 }
@@ -65,6 +68,8 @@ impl BuiltinHandler {
             ready_frame: pool.ready_frame,
             socket,
             spool: Spool::new(pool),
+            scripts: None,
+            exit_status: pool.exit_status,
         };
         let grace = watchdog.abort_grace;
         Ok(Some(match &pool.handler {
@@ -80,6 +85,10 @@ impl BuiltinHandler {
                 Self::Coprocess(WarmHandler::start(program(argv)?, worker.clone(), warm)?)
             }
             HandlerConfig::Http(argv) => Self::Http(WarmHandler::start(program(argv)?, worker.clone(), warm)?),
+            HandlerConfig::Fastcgi(handler) => {
+                let warm = WarmSettings { scripts: ScriptRoot::of(handler), ..warm };
+                Self::Fastcgi(WarmHandler::start(program(&handler.fastcgi)?, worker.clone(), warm)?)
+            }
             HandlerConfig::Program(_) => return Ok(None),
         }))
     }
@@ -94,6 +103,7 @@ impl BuiltinHandler {
             Self::Inetd(inetd) => inetd.end_connection().await,
             Self::Coprocess(coprocess) => coprocess.end_request(limit).await,
             Self::Http(server) => server.end_request(limit).await,
+            Self::Fastcgi(application) => application.end_request(limit).await,
         }
     }
 
@@ -106,6 +116,7 @@ impl BuiltinHandler {
             Self::Inetd(inetd) => inetd.end_connection().await,
             Self::Coprocess(coprocess) => coprocess.kill_request_processes().await,
             Self::Http(server) => server.kill_request_processes().await,
+            Self::Fastcgi(application) => application.kill_request_processes().await,
         }
     }
 
@@ -130,6 +141,7 @@ impl BuiltinHandler {
         match self {
             Self::Coprocess(coprocess) => coprocess.readiness(),
             Self::Http(server) => server.readiness(),
+            Self::Fastcgi(application) => application.readiness(),
             Self::Echo | Self::Exec(_) | Self::Inetd(_) => HandlerReadiness::Ready,
         }
     }
@@ -140,6 +152,7 @@ impl BuiltinHandler {
         match self {
             Self::Coprocess(coprocess) => coprocess.keep(notify).await,
             Self::Http(server) => server.keep(notify).await,
+            Self::Fastcgi(application) => application.keep(notify).await,
             Self::Echo | Self::Exec(_) | Self::Inetd(_) => std::future::pending().await,
         }
     }
@@ -149,6 +162,7 @@ impl BuiltinHandler {
         match self {
             Self::Coprocess(coprocess) => Some(coprocess.replacing()),
             Self::Http(server) => Some(server.replacing()),
+            Self::Fastcgi(application) => Some(application.replacing()),
             Self::Echo | Self::Exec(_) | Self::Inetd(_) => None,
         }
     }
@@ -158,6 +172,7 @@ impl BuiltinHandler {
         match self {
             Self::Coprocess(coprocess) => coprocess.request_replacement(),
             Self::Http(server) => server.request_replacement(),
+            Self::Fastcgi(application) => application.request_replacement(),
             Self::Echo | Self::Exec(_) | Self::Inetd(_) => {}
         }
     }
@@ -170,6 +185,7 @@ impl BuiltinHandler {
             Self::Inetd(inetd) => inetd.stop().await,
             Self::Coprocess(coprocess) => coprocess.stop().await,
             Self::Http(server) => server.stop().await,
+            Self::Fastcgi(application) => application.stop().await,
         }
     }
 }
@@ -193,6 +209,7 @@ impl tower_service::Service<Request<Body>> for BuiltinHandler {
             }
             Self::Coprocess(coprocess) => Box::pin(async move { coprocess.call(request).await }),
             Self::Http(server) => Box::pin(async move { server.call(request).await }),
+            Self::Fastcgi(application) => Box::pin(async move { application.call(request).await }),
         }
     }
 }

@@ -15,4 +15,7 @@ mod request_body;
 mod response_body;
 mod server;
 
+pub(super) use address::private_path;
+pub(super) use delivery::{AfterFailure, after_failure, may_reuse};
+pub(super) use request_body::SharedBody;
 pub(super) use server::HttpServer;

@@ -18,6 +18,7 @@ mod coprocess;
 mod echo;
 mod exec;
 mod failure;
+mod fastcgi;
 pub(crate) mod framing;
 pub(crate) mod head;
 mod http;

@@ -221,6 +221,29 @@ impl LogPipe {
     }
 }
 
+/// What a program prints through its protocol instead of a pipe, as its standard error.
+#[derive(Debug)]
+pub(super) struct LogLines {
+    log: Arc<OutputLog>,
+    lines: LineSplitter,
+}
+
+impl LogLines {
+    pub(super) fn new(log: Arc<OutputLog>) -> Self {
+        Self { log, lines: LineSplitter::default() }
+    }
+
+    /// Logs the lines in `bytes`. An incomplete last line waits for its rest.
+    pub(super) fn push(&mut self, bytes: &[u8], lease: &LeaseLabel) {
+        self.lines.push(bytes, lease, |line, lease| self.log.write_line(OutputStream::Stderr, lease, line));
+    }
+
+    /// Logs an incomplete last line.
+    pub(super) fn end_line(&mut self) {
+        self.lines.flush(&None, |line, lease| self.log.write_line(OutputStream::Stderr, lease, line));
+    }
+}
+
 /// Splits bytes into lines of at most [`MAX_LINE_BYTES`], each with the lease under which it started. Replaces what is
 /// not UTF-8 and escapes control characters. Pure.
 #[derive(Debug, Default)]

@@ -2,6 +2,7 @@
 
 use std::fmt::Display;
 use std::io;
+use std::process::Stdio;
 use std::sync::Weak;
 use std::time::Duration;
 
@@ -165,7 +166,7 @@ impl WarmProcess for Coprocess {
         let (our_responses, responses) = pipe2(OFlag::O_CLOEXEC)?;
         let command = launch.program.command(vec![(requests, REQUESTS_FD), (responses, RESPONSES_FD)], &[])?;
         let requests = Some(Sender::from_owned_fd(our_requests)?);
-        let (child, log_pipes) = launch.spawn(command)?;
+        let (child, log_pipes) = launch.spawn(command, Stdio::null())?;
         let reader = ResponseReader::new(child, our_responses)?;
         let (feed, expected) = (None, Expected::Nothing);
         Ok((Self { reader, requests, feed, body_timeout: Duration::ZERO, expected }, log_pipes))

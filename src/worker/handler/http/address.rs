@@ -118,7 +118,7 @@ impl Drop for PrivateAddress {
 }
 
 /// A path in a new directory to which no other user has access.
-fn private_path(path: &Path) -> io::Result<(PathBuf, Option<PathBuf>)> {
+pub(in super::super) fn private_path(path: &Path) -> io::Result<(PathBuf, Option<PathBuf>)> {
     let random = getrandom::u64().map_err(io::Error::other)?;
     let directory = std::env::temp_dir().join(format!("patou-{random:016x}"));
     fs::DirBuilder::new().mode(0o700).create(&directory)?;

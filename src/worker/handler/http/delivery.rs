@@ -11,13 +11,13 @@ const ATTEMPTS_MAX: u32 = 3;
 
 /// Whether a connection that has been idle since then may carry another request. `is_readable`: the server has closed it,
 /// or written without a request.
-pub(super) fn may_reuse(idle_since: Instant, now: Instant, is_readable: bool) -> bool {
+pub(in super::super) fn may_reuse(idle_since: Instant, now: Instant, is_readable: bool) -> bool {
     !is_readable && now.saturating_duration_since(idle_since) <= IDLE_MAX
 }
 
 /// What follows when a connection ends before the head of a response.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum AfterFailure {
+pub(in super::super) enum AfterFailure {
     /// Send the request on a new connection.
     Resend,
     /// The client may send it again.
@@ -27,7 +27,7 @@ pub(super) enum AfterFailure {
 }
 
 /// What follows after this many attempts, if `is_written` says whether a byte of the request was written.
-pub(super) fn after_failure(is_written: bool, attempts: u32) -> AfterFailure {
+pub(in super::super) fn after_failure(is_written: bool, attempts: u32) -> AfterFailure {
     match (is_written, attempts) {
         (true, _) => AfterFailure::StartedUnknown,
         (false, ..ATTEMPTS_MAX) => AfterFailure::Resend,

@@ -24,7 +24,7 @@ const CONTINUE_TIMEOUT: Duration = Duration::from_secs(1);
 /// The body of a request, which outlives the attempts to send it. What has been read from it is kept until a byte of the
 /// request was written.
 #[derive(Clone)]
-pub(super) struct SharedBody(Arc<Mutex<BodyState>>);
+pub(in super::super) struct SharedBody(Arc<Mutex<BodyState>>);
 
 struct BodyState {
     body: LimitedBody,
@@ -74,7 +74,7 @@ struct Gate {
 
 impl SharedBody {
     /// A body. With `expects_continue` nothing of it is read until the server wants it.
-    pub(super) fn new(body: LimitedBody, expects_continue: bool) -> Self {
+    pub(in super::super) fn new(body: LimitedBody, expects_continue: bool) -> Self {
         let is_complete = body.is_end_stream();
         let gate =
             (expects_continue && !is_complete).then(|| Gate { opens: Box::pin(sleep(CONTINUE_TIMEOUT)), waker: None });
@@ -83,7 +83,7 @@ impl SharedBody {
     }
 
     /// The body for one attempt.
-    pub(super) fn attempt(&self) -> AttemptBody {
+    pub(in super::super) fn attempt(&self) -> AttemptBody {
         AttemptBody { shared: self.clone(), resent: 0 }
     }
 
@@ -94,19 +94,19 @@ impl SharedBody {
     }
 
     /// A byte of the request was written: it is not sent again.
-    pub(super) fn set_written(&self) {
+    pub(in super::super) fn set_written(&self) {
         let mut state = sync::lock(&self.0);
         if !std::mem::replace(&mut state.is_written, true) {
             state.unsent = VecDeque::new();
         }
     }
 
-    pub(super) fn is_written(&self) -> bool {
+    pub(in super::super) fn is_written(&self) -> bool {
         sync::lock(&self.0).is_written
     }
 
     /// Whether the whole body was read.
-    pub(super) fn is_complete(&self) -> bool {
+    pub(in super::super) fn is_complete(&self) -> bool {
         sync::lock(&self.0).is_complete
     }
 
@@ -116,7 +116,7 @@ impl SharedBody {
     }
 
     /// Why the client's body has failed.
-    pub(super) fn failure(&self) -> Option<RequestFailure> {
+    pub(in super::super) fn failure(&self) -> Option<RequestFailure> {
         sync::lock(&self.0).failure.clone()
     }
 }
@@ -128,7 +128,7 @@ impl std::fmt::Debug for SharedBody {
 }
 
 /// The body as hyper sends it.
-pub(super) struct AttemptBody {
+pub(in super::super) struct AttemptBody {
     shared: SharedBody,
     /// How many of the unsent pieces this attempt has got.
     resent: usize,

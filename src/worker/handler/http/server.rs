@@ -3,6 +3,7 @@
 use std::future::poll_fn;
 use std::io;
 use std::pin::Pin;
+use std::process::Stdio;
 use std::sync::{Arc, Weak};
 use std::task::{Context, Poll};
 use std::time::Duration;
@@ -229,7 +230,7 @@ impl WarmProcess for HttpServer {
         if launch.program.variable(variable).is_none() {
             command.env(variable, &value);
         }
-        let (child, log_pipes) = launch.spawn(command)?;
+        let (child, log_pipes) = launch.spawn(command, Stdio::null())?;
         Ok((Self { child, address, exchange: None, connection: None, last_probe: None }, log_pipes))
     }
 

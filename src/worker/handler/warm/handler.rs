@@ -34,6 +34,10 @@ impl<P: WarmProcess> WarmHandler<P> {
         sync::lock(&self.state)
     }
 
+    pub(in super::super) fn settings(&self) -> &WarmSettings {
+        &self.settings
+    }
+
     pub(in super::super) fn spool(&self) -> &Spool {
         &self.settings.spool
     }

@@ -188,8 +188,14 @@ impl<P: WarmProcess> WarmHandler<P> {
         self.log.report_suppressed();
     }
 
-    /// Logs that the process has failed, delays the restart if it keeps failing, and gives it up.
-    pub(in super::super) fn fail(&self, taken: Borrowed<P>, reason: &dyn Display) {
+    /// Logs that the process has failed, delays the restart if it keeps failing, and gives it up. One that has ended as
+    /// planned has not failed.
+    pub(in super::super) fn fail(&self, mut taken: Borrowed<P>, reason: &dyn Display) {
+        if taken.has_ended_as_planned() {
+            tracing::debug!(worker = %self.log.worker(), pid = taken.running().pid.as_raw(),
+                "the {} `{}` has ended after its last request: replacing it", P::KIND, self.program.name());
+            return taken.lose();
+        }
         let (worker, pid) = (self.log.worker(), taken.running().pid.as_raw());
         let lease = self.lock().lease.clone();
         tracing::warn!(%worker, lease = lease.as_deref(), pid, event = %Event::HandlerFault,
@@ -203,6 +209,12 @@ impl<P: WarmProcess> WarmHandler<P> {
         let (worker, lease, event) = (self.log.worker(), self.lock().lease.clone(), Event::HandlerFault);
         tracing::warn!(%worker, lease = lease.as_deref(), %event,
             "the {} `{}` failed ({fault} during a request): killing it", P::KIND, self.program.name());
+    }
+
+    /// Logs what is wrong with a response that the client gets.
+    pub(in super::super) fn log_note(&self, note: &str) {
+        let (worker, lease, event) = (self.log.worker(), self.lock().lease.clone(), Event::HandlerFault);
+        tracing::warn!(%worker, lease = lease.as_deref(), %event, "the {} `{}` {note}", P::KIND, self.program.name());
     }
 
     pub(super) fn log_unavailable(&self, error: &HandlerStartError) {

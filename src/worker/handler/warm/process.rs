@@ -11,9 +11,10 @@ use std::time::Duration;
 use tokio::time::timeout;
 
 use super::super::child::{HandlerProcess, HandlerProgram};
+use super::super::fastcgi::ScriptRoot;
 use super::super::output_log::{LeaseLabel, LogPipe, OutputLog, OutputStream};
 use super::super::spool::Spool;
-use crate::config::Replacing;
+use crate::config::{ExitStatusMode, Replacing};
 
 /// How long a warm process may take to exit after its last request.
 pub(in super::super) const EXIT_TIMEOUT: Duration = Duration::from_secs(1);
@@ -32,10 +33,14 @@ pub(crate) struct WarmSettings {
     pub ready_path: Option<String>,
     /// Whether a co-process says when it is ready.
     pub ready_frame: bool,
-    /// Where the sockets of `http` programs are, without the number at their end.
+    /// Where the sockets of `http` and `fastcgi` programs are, without the number at their end.
     pub socket: PathBuf,
     /// Where request bodies are stored.
     pub spool: Spool,
+    /// The scripts of a `fastcgi` application that has some.
+    pub scripts: Option<ScriptRoot>,
+    /// Whether a `fastcgi` application that ends a request with a failure has completed its response.
+    pub exit_status: ExitStatusMode,
 }
 
 /// What a process is started with.
@@ -49,11 +54,15 @@ pub(crate) struct Launch<'l> {
 }
 
 impl Launch<'_> {
-    /// Starts the process. Its output goes into the log.
-    pub(in super::super) fn spawn(&self, mut command: Command) -> io::Result<(HandlerProcess, Vec<Weak<LogPipe>>)> {
+    /// Starts the process with this standard input. Its output goes into the log.
+    pub(in super::super) fn spawn(
+        &self,
+        mut command: Command,
+        stdin: Stdio,
+    ) -> io::Result<(HandlerProcess, Vec<Weak<LogPipe>>)> {
         command.env("PATOU_WORKER", self.log.worker().to_string());
         command.env(GENERATION_VARIABLE, self.generation.to_string());
-        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        command.stdin(stdin).stdout(Stdio::piped()).stderr(Stdio::piped());
         let mut child = HandlerProcess::spawn(&mut command)?;
         let [_, stdout, stderr] = child.pipes();
         let mut log_pipes = Vec::new();
@@ -110,6 +119,11 @@ pub(crate) trait WarmProcess: Debug + Send + Sized + 'static {
 
     /// Checks that it can take a request; the reason if not.
     fn check_idle(&mut self) -> Result<(), String>;
+
+    /// Whether it has ended by itself after its last request, which is no failure.
+    fn has_ended_as_planned(&mut self) -> bool {
+        false
+    }
 
     /// Finishes an interrupted request, and discards the response. `Ok` says whether it is idle again; otherwise it has
     /// to become ready again.
