@@ -56,7 +56,7 @@ fn short_drill_finds_no_violation_and_leaves_nothing() {
         assert_eq!((report["violations"].as_array().unwrap().len(), report["faults"].as_u64()), (0, Some(40)));
         assert_eq!(report["skipped"], Value::Array(Vec::new()), "every fault could be injected");
         let listeners = report["by_listener"].as_array().unwrap();
-        assert_eq!(listeners.len(), 15);
+        assert_eq!(listeners.len(), 17);
         assert!(listeners.iter().all(|row| row["served"].as_u64() > Some(0)), "{report:#}");
         assert!(report["starts_on_record"].as_u64() > Some(10), "{report:#}");
         assert!(report["sessions"].as_u64() > Some(3), "{report:#}");

@@ -11,6 +11,7 @@ mod connection;
 mod descriptor_limits;
 mod drain_faults;
 mod execution;
+mod fastcgi_application;
 mod fastcgi_clients;
 mod fault;
 mod fault_tracker;

@@ -3,7 +3,7 @@
 //!
 //! The path is `/REQUEST/ATTEMPT`, two numbers; `?ms=N` delays the response by N milliseconds. As `exec` it implements
 //! CGI/1.1 (RFC 3875), as `coprocess` the framing on descriptors 3 and 4, as `inetd` and, with `--socket`, as `http` as
-//! much of HTTP/1.1 as the drill's clients use. `patou record --spin DURATION` keeps a core busy.
+//! much of HTTP/1.1 as the drill's clients use, with `--fastcgi` FastCGI. `patou record --spin DURATION` keeps a core busy.
 
 use std::fs::File;
 use std::io::{self, BufRead, BufReader, ErrorKind, Read, Write};
@@ -14,6 +14,7 @@ use std::time::{Duration, Instant};
 use clap::Args;
 use nix::sys::stat::{SFlag, fstat};
 
+use super::fastcgi_application;
 use crate::cli::duration_arg::duration;
 use crate::cli::error::{CommandError, failed};
 
@@ -25,6 +26,9 @@ pub(crate) struct RecordingHandler {
     /// Serve HTTP on this Unix socket
     #[arg(long)]
     socket: Option<PathBuf>,
+    /// Serve FastCGI on descriptor 0
+    #[arg(long)]
+    fastcgi: bool,
     /// Only keep a core busy for this time
     #[arg(long, value_parser = duration)]
     spin: Option<Duration>,
@@ -41,6 +45,10 @@ pub(crate) fn run(handler: &RecordingHandler) -> Result<(), CommandError> {
     let mut file = File::options().append(true).create(true).open(file).map_err(named)?;
     if let Some(socket) = &handler.socket {
         return serve_http(&mut file, socket).map_err(failed);
+    }
+    if handler.fastcgi {
+        return fastcgi_application::serve(|path, query, body, out| serve_variables(&mut file, path, query, body, out))
+            .map_err(failed);
     }
     let is_socket = fstat(io::stdin()).is_ok_and(|stdin| SFlag::from_bits_truncate(stdin.st_mode) == SFlag::S_IFSOCK);
     match std::env::var("GATEWAY_INTERFACE") {
@@ -117,13 +125,24 @@ pub(crate) fn default_body(request: u64, attempt: u32) -> String {
 
 fn serve_cgi(file: &mut File) -> io::Result<()> {
     let variable = |name| std::env::var(name).unwrap_or_default();
-    let mut out = io::stdout().lock();
-    let Some(request) = RecordedRequest::parse(&variable("PATH_INFO"), &variable("QUERY_STRING")) else {
+    let length = variable("CONTENT_LENGTH").parse().unwrap_or(0);
+    let (path, query) = (variable("PATH_INFO"), variable("QUERY_STRING"));
+    serve_variables(file, &path, &query, (length, &mut io::stdin().lock()), &mut io::stdout().lock())
+}
+
+/// Serves a request of CGI or FastCGI, whose body has so many bytes.
+fn serve_variables(
+    file: &mut File,
+    path: &str,
+    query: &str,
+    (length, body): (u64, &mut dyn Read),
+    out: &mut impl Write,
+) -> io::Result<()> {
+    let Some(request) = RecordedRequest::parse(path, query) else {
         return out.write_all(b"Status: 404 Not Found\r\nContent-Length: 0\r\n\r\n");
     };
     request.record(file)?;
-    let length = variable("CONTENT_LENGTH").parse().unwrap_or(0);
-    request.respond(&mut out, "Content-Type: application/octet-stream\r\n", length, io::stdin().lock())
+    request.respond(out, "Content-Type: application/octet-stream\r\n", length, body)
 }
 
 /// Serves the first request of the connection that is standard input and output.

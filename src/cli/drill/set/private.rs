@@ -123,6 +123,7 @@ fn configuration(name: &str, dir: &Path, program: &Path, smaller: Option<&PoolNa
     let (run, dir) = (quoted(&dir.join("run")), dir.display());
     let handler = |kind| format!("{{ {kind} = [{program}, \"record\", {record}] }}");
     let http = format!("{{ http = [{program}, \"record\", {record}, \"--socket\", \"{{socket}}\"] }}");
+    let fastcgi = format!("{{ fastcgi = [{program}, \"record\", {record}, \"--fastcgi\"] }}");
     let listener =
         |address: &str, pool, more| format!("[[listener]]\naddress = \"{address}\"\npool = \"{pool}\"\n{more}\n");
     let redirect = |address: &str, pool| listener(address, pool, "");
@@ -131,6 +132,8 @@ fn configuration(name: &str, dir: &Path, program: &Path, smaller: Option<&PoolNa
     let fastcgi = |address: &str, pool| listener(address, pool, "delivery = \"handoff\"\nprotocol = \"fastcgi\"\n");
     let server = "max_requests = 200\nready_path = \"/\"\nping = \"500ms\"\nupgrade = [\"websocket\"]\n\
                   max_sessions = 1\nsession_timeout = \"1500ms\"\n";
+    // It ends by itself after the 40th request.
+    let application = "max_requests = 200\nping = \"500ms\"\nenvironment = { PHP_FCGI_MAX_REQUESTS = \"40\" }\n";
     let pool = |name: &str, handler: &str, address: &str, more: &str| {
         let workers = if smaller.is_some_and(|smaller| smaller.as_str() == name) { 2 } else { 3 };
         format!(
@@ -152,6 +155,8 @@ fn configuration(name: &str, dir: &Path, program: &Path, smaller: Option<&PoolNa
         redirect("127.0.0.1:0", "http"),
         handoff("127.0.0.1:0", "http"),
         handoff(&format!("unix:{dir}/http-handoff.sock"), "http"),
+        redirect("127.0.0.1:0", "fastcgi"),
+        handoff(&format!("unix:{dir}/fastcgi-handoff.sock"), "fastcgi"),
         proxied("127.0.0.1:0", "exec"),
         handoff("127.0.0.1:0", "inetd"),
         proxied(&format!("unix:{dir}/inetd-handoff.sock"), "inetd"),
@@ -164,6 +169,7 @@ fn configuration(name: &str, dir: &Path, program: &Path, smaller: Option<&PoolNa
         pool("exec", &handler("exec"), "127.0.0.1:0", ""),
         pool("coprocess", &handler("coprocess"), &format!("unix:{dir}/coprocess-{{n}}.sock"), "max_requests = 200\n"),
         pool("http", &http, "127.0.0.1:0", server),
+        pool("fastcgi", &fastcgi, "127.0.0.1:0", application),
         pool("inetd", &handler("inetd"), "127.0.0.1:0", ""),
         "[front]\nhead_timeout = \"1s\"\nbody_timeout = \"1s\"\nlinger_timeout = \"200ms\"\n\n".into(),
         "[watchdog]\nprobe_interval = \"50ms\"\nworker_timeout = \"200ms\"\ndispatcher_timeout = \"400ms\"\n\
