@@ -344,6 +344,14 @@ fn program_with_libfcgi_gets_the_whole_path_and_may_end_after_any_request() {
     assert_eq!(fetch(&set, "/status-complete").text(), "complete");
     assert!(!set.log().contains("failed ("), "{}", set.log());
     assert_eq!(set.worker("default/1")["restarts"], 0);
+    // The same with a connection that is kept: it does not get a fourth request.
+    let counted = "environment = { LIMIT = \"3\", PHP_FCGI_MAX_REQUESTS = \"3\" }";
+    set.configure(&pool(1, &handler, counted));
+    assert!(set.patou(&["reload"]).status.success());
+    for _ in 0..30 {
+        let response = fetch(&set, "/x");
+        assert_eq!(response.status, 200, "{}\n{}", response.text(), set.log());
+    }
     set.configure(&pool(1, &handler, "exit_status = \"ignore\""));
     assert!(set.patou(&["reload"]).status.success());
     wait_until("the status is ignored", || {

@@ -4,12 +4,16 @@
 use std::io::{self, Cursor, Read, Write};
 use std::os::fd::AsFd;
 use std::os::unix::net::{UnixListener, UnixStream};
+use std::time::Duration;
 
 use bytes::BytesMut;
 
 use crate::net::fastcgi::{
     FastcgiRecord, FastcgiStream, MPXS_CONNS, NameValuePairs, ProtocolStatus, RecordContent, RecordDecoder, encode_pair,
 };
+
+/// How long it takes to exit after its last request: what is sent to it meanwhile is not served.
+const END_DELAY: Duration = Duration::from_millis(20);
 
 /// Serves requests with `respond`, which gets path, query, length and body, and writes a CGI response.
 pub(super) fn serve(
@@ -25,6 +29,9 @@ pub(super) fn serve(
             if !connection.is_kept {
                 break;
             }
+        }
+        if left == 0 {
+            std::thread::sleep(END_DELAY); // with the connection open
         }
     }
     Ok(())

@@ -132,8 +132,8 @@ fn configuration(name: &str, dir: &Path, program: &Path, smaller: Option<&PoolNa
     let fastcgi = |address: &str, pool| listener(address, pool, "delivery = \"handoff\"\nprotocol = \"fastcgi\"\n");
     let server = "max_requests = 200\nready_path = \"/\"\nping = \"500ms\"\nupgrade = [\"websocket\"]\n\
                   max_sessions = 1\nsession_timeout = \"1500ms\"\n";
-    // It ends by itself after the 40th request.
-    let application = "max_requests = 200\nping = \"500ms\"\nenvironment = { PHP_FCGI_MAX_REQUESTS = \"40\" }\n";
+    // It ends by itself after the fifth request.
+    let application = "max_requests = 200\nping = \"500ms\"\nenvironment = { PHP_FCGI_MAX_REQUESTS = \"5\" }\n";
     let pool = |name: &str, handler: &str, address: &str, more: &str| {
         let workers = if smaller.is_some_and(|smaller| smaller.as_str() == name) { 2 } else { 3 };
         format!(
