@@ -27,6 +27,7 @@ use crate::sys;
 const DEATH_AFTER_CLOSE: Duration = Duration::from_millis(100);
 /// How long the rest of a response may take after its client has left.
 const DISCARD_TIMEOUT: Duration = Duration::from_secs(5);
+
 /// A running application.
 #[derive(Debug)]
 pub(crate) struct FastcgiApplication {
@@ -51,8 +52,6 @@ struct ApplicationExchange {
     has_body: bool,
     /// The request that is being written.
     feed: Option<BodyFeed<()>>,
-    /// A byte of it was written.
-    is_sent: bool,
     keeps_connection: bool,
     /// What was received of the body of the response together with its head.
     unread: Bytes,
@@ -111,15 +110,14 @@ impl FastcgiApplication {
         let stream = connection.stream.clone();
         self.connection = Some(connection);
         self.received += 1;
-        if written > 0 && !is_new {
+        if !is_new {
             body.set_written(); // a kept connection is accepted
         }
         let is_whole = written == start.len() && !has_body;
         let feed = (!is_whole).then(|| feed::spawn(stream, start.slice(written..), body.clone()));
-        let is_sent = written > 0;
         let body = body.clone();
         self.exchange =
-            Some(ApplicationExchange { body, has_body, feed, is_sent, keeps_connection, unread: Bytes::new(), lease });
+            Some(ApplicationExchange { body, has_body, feed, keeps_connection, unread: Bytes::new(), lease });
         Ok(())
     }
 
@@ -205,8 +203,8 @@ impl FastcgiApplication {
 
     /// The process has ended.
     fn fault_without_response(&mut self, reason: String) -> ApplicationFault {
-        let is_unsent = |exchange: &ApplicationExchange| !exchange.is_sent || self.listener.has_pending();
-        if self.exchange.as_ref().is_some_and(|exchange| !exchange.body.is_written() && is_unsent(exchange)) {
+        let is_accepted = |exchange: &ApplicationExchange| exchange.body.is_written() || !self.listener.has_pending();
+        if self.exchange.as_ref().is_some_and(|exchange| !is_accepted(exchange)) {
             self.close();
             return ApplicationFault::NotStarted(reason);
         }
