@@ -260,7 +260,7 @@ fn handler_is_echo_or_one_command() {
         (
             "handler = { exec = [\"a\"], prefix = \"/cgi\" }",
             "handler.prefix",
-            "an unknown key; expected one of exec, scripts, coprocess, http, program, inetd",
+            "an unknown key; expected one of exec, scripts, coprocess, http, program, inetd, fastcgi",
         ),
         (
             "handler = \"scripts\"",

@@ -30,14 +30,14 @@ pub(crate) struct ScriptRoot {
 /// What a request is for.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Located {
-    Script(Script),
+    Script(FastcgiScript),
     /// A directory with an index, whose path does not end with a slash: the path that does, with the query.
     Directory(HeaderValue),
 }
 
 /// A script, with the variables of RFC 3875 (section 4.1) as bytes.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Script {
+pub(super) struct FastcgiScript {
     /// `SCRIPT_NAME`: the path of the script in the directory.
     pub name: Vec<u8>,
     pub path_info: Vec<u8>,
@@ -120,8 +120,8 @@ impl ScriptRoot {
         }
     }
 
-    fn script(&self, name: Vec<u8>, path_info: Vec<u8>) -> Script {
-        Script { name, path_info, root: self.root.clone() }
+    fn script(&self, name: Vec<u8>, path_info: Vec<u8>) -> FastcgiScript {
+        FastcgiScript { name, path_info, root: self.root.clone() }
     }
 
     fn has_extension(&self, name: &[u8]) -> bool {
@@ -129,7 +129,7 @@ impl ScriptRoot {
     }
 }
 
-impl Script {
+impl FastcgiScript {
     /// `SCRIPT_FILENAME`: `root`, then `SCRIPT_NAME`.
     pub(super) fn file_name(&self) -> Vec<u8> {
         self.below_root(&self.name)
