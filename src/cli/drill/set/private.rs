@@ -129,7 +129,8 @@ fn configuration(name: &str, dir: &Path, program: &Path, smaller: Option<&PoolNa
     let redirect = |address: &str, pool| listener(address, pool, "");
     let handoff = |address: &str, pool| listener(address, pool, "delivery = \"handoff\"\n");
     let proxied = |address: &str, pool| listener(address, pool, "delivery = \"handoff\"\nproxy_protocol = true\n");
-    let fastcgi = |address: &str, pool| listener(address, pool, "delivery = \"handoff\"\nprotocol = \"fastcgi\"\n");
+    let over_fastcgi =
+        |address: &str, pool| listener(address, pool, "delivery = \"handoff\"\nprotocol = \"fastcgi\"\n");
     let server = "max_requests = 200\nready_path = \"/\"\nping = \"500ms\"\nupgrade = [\"websocket\"]\n\
                   max_sessions = 1\nsession_timeout = \"1500ms\"\n";
     // It ends by itself after the fifth request.
@@ -160,11 +161,11 @@ fn configuration(name: &str, dir: &Path, program: &Path, smaller: Option<&PoolNa
         proxied("127.0.0.1:0", "exec"),
         handoff("127.0.0.1:0", "inetd"),
         proxied(&format!("unix:{dir}/inetd-handoff.sock"), "inetd"),
-        fastcgi("127.0.0.1:0", "echo"),
-        fastcgi("127.0.0.1:0", "exec"),
-        fastcgi(&format!("unix:{dir}/exec-fastcgi.sock"), "exec"),
-        fastcgi(&format!("unix:{dir}/coprocess-fastcgi.sock"), "coprocess"),
-        fastcgi("127.0.0.1:0", "http"),
+        over_fastcgi("127.0.0.1:0", "echo"),
+        over_fastcgi("127.0.0.1:0", "exec"),
+        over_fastcgi(&format!("unix:{dir}/exec-fastcgi.sock"), "exec"),
+        over_fastcgi(&format!("unix:{dir}/coprocess-fastcgi.sock"), "coprocess"),
+        over_fastcgi("127.0.0.1:0", "http"),
         pool("echo", "\"echo\"", "127.0.0.1:0", "max_requests = 200\n"),
         pool("exec", &handler("exec"), "127.0.0.1:0", ""),
         pool("coprocess", &handler("coprocess"), &format!("unix:{dir}/coprocess-{{n}}.sock"), "max_requests = 200\n"),
