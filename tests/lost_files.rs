@@ -482,6 +482,43 @@ fn clients_in_the_queue_of_a_removed_listener_are_served() {
     set.stop();
 }
 
+/// Not even one: it would be one for each listener.
+#[test]
+fn sockets_without_names_leave_no_descriptor() {
+    let set = start();
+    let sockets =
+        [set.test_dir().join("http.sock"), set.runtime_dir().join("probe.sock"), set.runtime_dir().join("admin.sock")];
+    // The dispatcher opens a handoff socket to each worker when it first needs it.
+    let load = LoadGenerator::start(set.address(1), "/", 2);
+    load.wait_for(50);
+    assert!(load.stop().is_empty());
+    let parts = [set.pid(), set.dispatcher_pid()];
+    let descriptors = || parts.map(|pid| fs::read_dir(format!("/proc/{pid}/fd")).unwrap().count());
+    let before = wait_for_value("no client is left", || {
+        let first = descriptors();
+        std::thread::sleep(Duration::from_millis(300));
+        (first == descriptors()).then_some(first)
+    });
+    for removal in 1..=10 {
+        // It finds the end of the old sockets and the new ones at the same time.
+        signal_to(parts[1], Signal::SIGSTOP);
+        sockets.iter().for_each(|socket| remove(socket));
+        sockets.iter().for_each(|path| wait_until("the socket is restored", || UnixStream::connect(path).is_ok()));
+        signal_to(parts[1], Signal::SIGCONT);
+        wait_until("a client is served by path", || get_unix(&sockets[0], "/").is_ok_and(|got| got.status == 200));
+        if [1, 10].contains(&removal) {
+            let deadline = Instant::now() + EVENT_TIMEOUT;
+            while descriptors().iter().zip(before).any(|(now, before)| *now > before) {
+                let now = descriptors();
+                assert!(Instant::now() < deadline, "{before:?} descriptors become {now:?} by {removal} removals");
+                std::thread::sleep(Duration::from_millis(50));
+            }
+        }
+    }
+    assert_eq!(set.dispatcher_pid(), parts[1]);
+    set.stop();
+}
+
 /// The dispatcher cannot accept the client that waits in the queue: another one has the only place.
 #[test]
 fn a_client_in_the_queue_of_a_removed_listener_waits_for_a_place() {

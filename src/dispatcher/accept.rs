@@ -1,6 +1,6 @@
 //! Accepts connections and starts a task for each.
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, BTreeSet};
 use std::future::{Future, poll_fn};
 use std::hash::{BuildHasher, RandomState};
@@ -34,7 +34,6 @@ use crate::net::{self, ACCEPT_RETRY_DELAY, SocketListener, WireProtocol};
 /// All listeners and the connections they have accepted.
 pub(super) struct Acceptor {
     state: Rc<AcceptorState>,
-    accepting: Vec<Accepting>,
 }
 
 /// A socket on which a task accepts.
@@ -45,6 +44,8 @@ struct Accepting {
 }
 
 struct AcceptorState {
+    /// A socket that is shut down leaves it, which closes the socket.
+    accepting: RefCell<Vec<Accepting>>,
     driver: Rc<Driver>,
     readiness: Rc<Readiness>,
     idle: Rc<IdleConnections>,
@@ -77,6 +78,7 @@ impl Acceptor {
         let (running, polling) = (readiness.clone(), driver.clone());
         tokio::task::spawn_local(async move { running.run(|| polling.poll()).await });
         let state = Rc::new(AcceptorState {
+            accepting: RefCell::default(),
             driver,
             readiness,
             idle: Rc::default(),
@@ -86,27 +88,26 @@ impl Acceptor {
             mark_secret: RandomState::new(),
             pending: Rc::default(),
         });
-        let mut acceptor = Self { state, accepting: Vec::new() };
+        let acceptor = Self { state };
         sockets.into_iter().enumerate().for_each(|(index, socket)| acceptor.add(index, socket));
         Ok(acceptor)
     }
 
     /// Accepts on one more socket of the listener at this place in the file. If it is in place of one that is shut down,
-    /// that one ends when its queue is empty.
-    pub(super) fn add(&mut self, index: usize, socket: Rc<SocketListener>) {
-        self.accepting.retain(|accepting| !accepting.task.is_finished());
+    /// that one ends when its queue is empty, and is closed.
+    pub(super) fn add(&self, index: usize, socket: Rc<SocketListener>) {
         let listeners = &self.state.listeners;
         let Some(listener) = listeners.key_at(index).and_then(|key| listeners.find(key)) else { return };
         let accepting = accept(self.state.clone(), listener.clone(), socket.clone());
         let task = tokio::task::spawn_local(accepting).abort_handle();
-        self.accepting.push(Accepting { listener, socket, task });
+        self.state.accepting.borrow_mut().push(Accepting { listener, socket, task });
     }
 
     /// Ends the sockets of listeners that `is_removed`: clients in their queues are served, and later ones are refused,
     /// also by other holders of the socket: its address is free. Returns how many clients there were.
-    pub(super) fn release(&mut self, is_removed: impl Fn(&ListenAddress) -> bool) -> usize {
+    pub(super) fn release(&self, is_removed: impl Fn(&ListenAddress) -> bool) -> usize {
         let is_released = |accepting: &mut Accepting| is_removed(&accepting.listener.config.address);
-        let released: Vec<_> = self.accepting.extract_if(.., is_released).collect();
+        let released: Vec<_> = self.state.accepting.borrow_mut().extract_if(.., is_released).collect();
         let mut clients = 0;
         for Accepting { listener, socket, task } in released {
             task.abort();
@@ -169,7 +170,7 @@ impl Acceptor {
 
     /// Stops accepting and closes idle connections; new clients wait in the kernel's backlog for the next dispatcher.
     pub(super) fn close(&self) {
-        self.accepting.iter().for_each(|accepting| accepting.task.abort());
+        self.state.accepting.borrow().iter().for_each(|accepting| accepting.task.abort());
         self.state.idle.close();
     }
 
@@ -263,7 +264,10 @@ async fn accept(state: Rc<AcceptorState>, listener: Rc<Listener>, socket: Rc<Soc
     loop {
         let (fd, address, permit) = match next(&state.places, &socket).await {
             Ok(accepted) => accepted,
-            Err(error) if net::is_retired(&error) => return,
+            // No client can reach it any more, and none waits in it.
+            Err(error) if net::is_retired(&error) => {
+                return state.accepting.borrow_mut().retain(|other| !Rc::ptr_eq(&other.socket, &socket));
+            }
             Err(error) => {
                 state.places.accept_failed(&error);
                 sleep(ACCEPT_RETRY_DELAY).await;

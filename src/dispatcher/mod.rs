@@ -106,7 +106,7 @@ async fn serve(
     let parent = ParentWatch::now();
 
     let places = Rc::new(ConnectionPlaces::new(&config));
-    let mut acceptor = Acceptor::open(&config, listeners, driver.clone(), places.clone()).map_err(system("epoll"))?;
+    let acceptor = Acceptor::open(&config, listeners, driver.clone(), places.clone()).map_err(system("epoll"))?;
     retired.into_iter().for_each(|(index, socket)| acceptor.add(index, Rc::new(socket)));
     // Before another task runs: the read of a slot shows the end of a lease once, and its client must be known by then.
     acceptor.restore(handoffs, redirects);
@@ -133,7 +133,7 @@ async fn serve(
                 match Config::load(path.as_deref()) {
                     Ok(loaded) => {
                         config = loaded.config;
-                        release_removed(&mut acceptor, &config);
+                        release_removed(&acceptor, &config);
                         acceptor.reconfigure(&config);
                         tracing::debug!("configuration applied");
                     }
@@ -170,7 +170,7 @@ async fn serve(
     notify(&[NotifyState::Stopping]);
     // For a reload that has moved or removed listeners: the next dispatcher will not have their sockets.
     if let Ok(loaded) = Config::load(path.as_deref())
-        && release_removed(&mut acceptor, &loaded.config) > 0
+        && release_removed(&acceptor, &loaded.config) > 0
     {
         yield_now().await; // to the tasks of those clients, which the exit then waits for
     }
@@ -185,7 +185,7 @@ async fn serve(
 /// Ends the sockets of listeners that the configuration does not have any more. Under systemd another unit binds the
 /// address if it has another use now; the watchdog of `patou run` keeps the socket for that. Returns how many clients
 /// were in their queues.
-fn release_removed(acceptor: &mut Acceptor, config: &Config) -> usize {
+fn release_removed(acceptor: &Acceptor, config: &Config) -> usize {
     let is_kept = !backoff::is_started_by_systemd();
     acceptor.release(|address| {
         let is_listener = config.listeners.iter().any(|listener| listener.address == *address);

@@ -93,8 +93,6 @@ pub(super) fn descriptors(set: &DrillSet, watch: &SetWatch) -> HashMap<DrillPart
 fn leaked_descriptors(set: &DrillSet, watch: &SetWatch, before: &HashMap<DrillPart, usize>) -> Vec<String> {
     // For handoff the dispatcher opens a socket to each worker when it first needs it.
     let allowance = DESCRIPTOR_ALLOWANCE + if set.has_handoff() { set.workers.len() } else { 0 };
-    // A Unix listener whose file was removed keeps its socket beside the one in its place.
-    let allowance = allowance + set.config.listeners.iter().filter(|listener| listener.address.is_unix()).count();
     // systemd passes the removed segment and doorbells of a worker to the next dispatcher.
     let allowance = allowance + if set.kind == SetKind::Units { 3 * set.workers.len() } else { 0 };
     let after = descriptors(set, watch);
