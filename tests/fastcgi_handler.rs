@@ -49,6 +49,7 @@ const SCRIPTS: &[(&str, &str)] = &[
     ("fatal.php", "<?php error_log('before the fault'); function_that_is_missing();"),
     ("raw.php", "<?php $in = file_get_contents('php://input'); echo strlen($in), ' ', md5($in);"),
     ("redirect.php", "<?php header('Location: /there'); header('X-A: 1'); header('X-A: 2', false);"),
+    ("local.php", "<?php setcookie('a', 'b'); header('Location: ' . $_GET['to'], true, 200);"),
     ("empty.php", "<?php http_response_code(204);"),
     ("large.php", "<?php for ($i = 0; $i < 128; $i++) echo str_repeat(chr(65 + $i % 26), 65536);"),
     ("length.php", "<?php header('Content-Length: 9'); echo 'half'; flush(); shell_exec('kill -9 ' . getmypid());"),
@@ -179,6 +180,14 @@ fn php_scripts_run_as_in_any_other_server() {
     let redirect = fetch(&set, "/redirect.php");
     assert_eq!((redirect.status, redirect.header("location")), (302, Some("/there")));
     assert_eq!(redirect.head.to_lowercase().matches("x-a: ").count(), 2, "{}", redirect.head);
+    // A local redirect, also to a directory, and to what is not there: the script that redirects has run.
+    let local = |to: &str| fetch(&set, &format!("/local.php?to={to}"));
+    assert_eq!(local("/pid.php").text(), application(&set).to_string());
+    let directory = local("/dir");
+    assert_eq!((directory.status, directory.header("location")), (301, Some("/dir/")));
+    assert_eq!(directory.header("set-cookie"), Some("a=b"));
+    assert_eq!(outcome(&local("/upload.jpg")), (404, "started-unknown"));
+    assert_eq!(outcome(&local("/%25zz")), (404, "started-unknown"));
     assert_eq!(fetch(&set, "/empty.php").status, 204);
     let head = send(address, "HEAD", "/large.php", "", b"").unwrap();
     assert_eq!((head.status, head.body.len()), (200, 0));
@@ -186,6 +195,8 @@ fn php_scripts_run_as_in_any_other_server() {
     let pid = application(&set);
     assert_eq!(fetch(&set, "/pid.php").text(), pid.to_string());
     assert_eq!(set.worker("default/1")["restarts"], 0);
+    // What clients look for is no failure of a worker.
+    assert_eq!(set.worker("default/1")["failed"], 0, "{}", set.log());
     set.stop();
 }
 

@@ -125,6 +125,10 @@ fn path_names_the_program_and_anything_else_is_404() {
         assert_eq!(response.status, 404, "{target}: {response:?}");
         assert!(!response.text().contains(&cgi), "{}", response.text());
     }
+    // The program that redirects has run: only the request for no program may be sent again.
+    for (target, outcome) in [("/cgi-bin/none", "not-started"), ("/cgi-bin/lost", "started-unknown")] {
+        assert_eq!(send(address, "GET", target, b"").header("patou-outcome"), Some(outcome), "{target}");
+    }
     // A large body for no program is not read to its end, nor stored.
     assert_eq!(send(address, "POST", "/cgi-bin/none", &[0; 100_000]).status, 404);
     assert_eq!(send(address, "GET", "/cgi-bin/%zz", b"").status, 400);

@@ -199,8 +199,10 @@ impl<S: HandlerService> RequestRunner<S> {
             if let Some(builtin) = &state.builtin {
                 builtin.kill_request_processes().await;
             }
-            log_failure(state, lease.id, failure);
-            connection.on(TransactionEvent::RequestFailed);
+            if failure.is_fault {
+                log_failure(state, lease.id, failure);
+                connection.on(TransactionEvent::RequestFailed);
+            }
         }
         if !connection.may_respond(&state.slot) {
             return Err("the dispatcher has aborted the lease".into());

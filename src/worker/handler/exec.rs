@@ -32,12 +32,14 @@ use super::response_reader::ResponseReader;
 use super::spool::{LengthNeed, Spool};
 use crate::config::{ExitStatusMode, PoolConfig, ScriptsConfig};
 use crate::ids::WorkerId;
-use crate::net::ProblemResponse;
 use run::CgiRun;
 use scripts::{Script, ScriptError};
 
 /// How many local redirects a request may cause.
 const MAX_LOCAL_REDIRECTS: usize = 10;
+
+/// Why a request has no program.
+const NO_PROGRAM: &str = "no program has this path";
 
 /// The handler.
 #[derive(Debug)]
@@ -72,16 +74,17 @@ impl Exec {
         if let Some(scripts) = &self.scripts
             && find_script(scripts, &parts)?.is_none()
         {
-            return Ok(not_found());
+            return Err(RequestFailure::not_found(NO_PROGRAM));
         }
         let body = self.spool.receive(body, &context, &start, LengthNeed::Needed).await?;
         let mut body = Some(body).filter(|body| !body.is_end_stream());
         let mut cookies = Vec::new();
         for redirects in 0..=MAX_LOCAL_REDIRECTS {
             let run = self.start(&parts, body.take(), &context);
+            let run = run.and_then(|run| run.ok_or_else(|| RequestFailure::not_found(NO_PROGRAM)));
             // The program that redirects has started.
-            let run = run.map_err(|failure| RequestFailure { started: failure.started || redirects > 0, ..failure })?;
-            let Some(mut run) = run else { return Ok(not_found()) };
+            let mut run =
+                run.map_err(|failure| RequestFailure { started: failure.started || redirects > 0, ..failure })?;
             match run.response().await? {
                 CgiResponse::Client(mut head) => {
                     head.headers.extend(cookies.into_iter().map(|cookie| (SET_COOKIE, cookie)));
@@ -183,12 +186,6 @@ fn find_script(scripts: &ScriptsConfig, parts: &request::Parts) -> Result<Option
             RequestFailure::cannot_start(format!("cannot search the directory of programs: {error}"), Some(&error))
         }
     })
-}
-
-/// No failure: what clients request is not the handler's fault.
-fn not_found() -> Response<Body> {
-    let problem = ProblemResponse::not_started(StatusCode::NOT_FOUND, "no program has this path");
-    problem.response().map(|body| body.map_err(|never| match never {}).boxed_unsync())
 }
 
 /// The standard input of a program. Dropped before the end of the body it stays open until the program is dead, which

@@ -11,7 +11,7 @@ use crate::descriptors;
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{reason}")]
 pub(crate) struct RequestFailure {
-    /// 400, 408 or 413 for a request that cannot be served, 500 or 503 for a program that cannot be started, 502 for a
+    /// 400, 404, 408 or 413 for a request that cannot be served, 500 or 503 for a program that cannot be started, 502 for a
     /// program that dies or breaks the protocol, 507 without space for the request body. The worker itself adds 504 and
     /// 505.
     pub status: StatusCode,
@@ -21,15 +21,22 @@ pub(crate) struct RequestFailure {
     pub started: bool,
     /// The last line that the program wrote to standard error: for the log alone, as it may hold secrets.
     pub last_line: Option<String>,
+    /// Whether the worker counts and logs it. What clients look for in vain is no fault.
+    pub is_fault: bool,
 }
 
 impl RequestFailure {
     pub(crate) fn new(status: StatusCode, reason: impl Into<String>) -> Self {
-        Self { status, reason: reason.into(), started: true, last_line: None }
+        Self { status, reason: reason.into(), started: true, last_line: None, is_fault: true }
     }
 
     pub(super) fn not_started(self) -> Self {
         Self { started: false, ..self }
+    }
+
+    /// There is no program for the path of the request: 404.
+    pub(super) fn not_found(reason: impl Into<String>) -> Self {
+        Self { is_fault: false, ..Self::new(StatusCode::NOT_FOUND, reason).not_started() }
     }
 
     /// The program failed: 502.

@@ -32,22 +32,26 @@ impl WarmHandler<FastcgiApplication> {
         request: Request<Body>,
     ) -> Result<Response<Body>, RequestFailure> {
         let context = RequestContext::from_extensions(request.extensions())?;
-        let start = RequestStart::from_extensions(request.extensions());
+        let mut start = RequestStart::from_extensions(request.extensions());
         let (mut parts, body) = request.into_parts();
         let is_head = parts.method == Method::HEAD;
         let has_body = [CONTENT_LENGTH, TRANSFER_ENCODING].iter().any(|name| parts.headers.contains_key(name));
         let mut located = self.locate(&parts)?;
         if let Some(Located::Directory(location)) = located {
-            return Ok(redirect(location));
+            return Ok(directory_redirect(location));
         }
         let body = self.spool().receive(body, &context, &start, LengthNeed::Needed).await?;
         let mut length = if body.is_end_stream() { has_body.then_some(0) } else { body.size_hint().exact() };
         let mut body = SharedBody::new(body, false);
         self.set_lease(Some(context.lease.as_str().into()));
         let mut cookies = Vec::new();
-        for _ in 0..=MAX_LOCAL_REDIRECTS {
-            let variables = variables::encode(&parts, &context, length, located.as_ref())?;
-            let (application, response) = self.exchange(&variables, &body, &start, &context).await?;
+        for redirects in 0..=MAX_LOCAL_REDIRECTS {
+            // The application that redirects has started.
+            let after =
+                |failure: RequestFailure| RequestFailure { started: failure.started || redirects > 0, ..failure };
+            let variables = variables::encode(&parts, &context, length, located.as_ref()).map_err(after)?;
+            let exchanged = self.exchange(&variables, &body, &start, &context).await;
+            let (application, response) = exchanged.map_err(after)?;
             match response {
                 CgiResponse::Client(mut head) => {
                     head.headers.extend(cookies.into_iter().map(|cookie| (SET_COOKIE, cookie)));
@@ -58,7 +62,13 @@ impl WarmHandler<FastcgiApplication> {
                     cookies.extend(redirect.cookies);
                     cgi::apply_local_redirect(&mut parts, redirect.target);
                     (length, body) = (None, SharedBody::new(LimitedBody::stored(body::empty()), false));
-                    located = self.locate(&parts)?;
+                    start = RequestStart::default(); // a step before this run is none before the start of the request
+                    located = self.locate(&parts).map_err(|failure| RequestFailure { started: true, ..failure })?;
+                    if let Some(Located::Directory(location)) = located {
+                        let mut response = directory_redirect(location);
+                        response.headers_mut().extend(cookies.into_iter().map(|cookie| (SET_COOKIE, cookie)));
+                        return Ok(response);
+                    }
                 }
             }
         }
@@ -71,7 +81,7 @@ impl WarmHandler<FastcgiApplication> {
     /// The script of a request; `None` for an application without scripts.
     fn locate(&self, parts: &request::Parts) -> Result<Option<Located>, RequestFailure> {
         let located = self.settings().scripts.as_ref().map(|scripts| scripts.locate(&parts.uri)).transpose();
-        located.map_err(|error| RequestFailure::new(StatusCode::NOT_FOUND, error.to_string()).not_started())
+        located.map_err(|error| RequestFailure::not_found(error.to_string()))
     }
 
     /// Sends the request to the process, or to its successor if it has not got a byte of it, and receives the head of the
@@ -124,7 +134,7 @@ async fn response_head(application: &mut FastcgiApplication) -> Result<CgiRespon
     }
 }
 
-fn redirect(location: HeaderValue) -> Response<Body> {
+fn directory_redirect(location: HeaderValue) -> Response<Body> {
     let mut response = Response::new(body::empty());
     *response.status_mut() = StatusCode::MOVED_PERMANENTLY;
     response.headers_mut().insert(LOCATION, location);
