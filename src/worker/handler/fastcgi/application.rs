@@ -203,8 +203,8 @@ impl FastcgiApplication {
 
     /// The process has ended.
     fn fault_without_response(&mut self, reason: String) -> ApplicationFault {
-        let is_accepted = |exchange: &ApplicationExchange| exchange.body.is_written() || !self.listener.has_pending();
-        if self.exchange.as_ref().is_some_and(|exchange| !is_accepted(exchange)) {
+        let is_pending = |exchange: &ApplicationExchange| !exchange.body.is_written() && self.listener.take_back();
+        if self.exchange.as_ref().is_some_and(is_pending) {
             self.close();
             return ApplicationFault::NotStarted(reason);
         }

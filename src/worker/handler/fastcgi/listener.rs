@@ -2,16 +2,19 @@
 
 use std::fs;
 use std::io;
+use std::iter;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use nix::sys::socket::{AddressFamily, SockFlag, SockType, UnixAddr, connect, socket};
+use nix::sys::socket::{AddressFamily, MsgFlags, SockFlag, SockType, UnixAddr, connect, recv, socket};
 
 use super::super::http::private_path;
+use super::feed::REQUEST_ID;
 use crate::held_file::HeldFile;
 use crate::ipc;
+use crate::net::PeekedRequest;
 
 /// The listening socket, which the application inherits. It has no name that could be removed, or reached by others.
 #[derive(Debug)]
@@ -62,11 +65,55 @@ impl ApplicationListener {
         let mut polled = [PollFd::new(self.listening.as_fd(), PollFlags::POLLIN)];
         poll(&mut polled, PollTimeout::ZERO).is_ok_and(|ready| ready > 0)
     }
+
+    /// Whether the connection of a request is still in the queue, after the end of the application. Takes it out: a
+    /// descendant that lives on cannot accept it any more, nor any other.
+    pub(super) fn take_back(&self) -> bool {
+        let is_request = |connection: UnixStream| {
+            let (mut start, flags) = ([0; PeekedRequest::BYTES], MsgFlags::MSG_PEEK | MsgFlags::MSG_DONTWAIT);
+            let start =
+                recv(connection.as_raw_fd(), &mut start, flags).map(|count| PeekedRequest::parse(&start[..count]));
+            start == Ok(PeekedRequest::Id(REQUEST_ID))
+        };
+        // The descendants share this flag.
+        self.listening.set_nonblocking(true).is_ok()
+            && iter::from_fn(|| self.listening.accept().ok()).any(|(connection, _)| is_request(connection))
+    }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::io::{Read, Write};
+
+    use super::super::feed;
     use super::*;
+
+    #[test]
+    fn request_in_the_queue_is_taken_back_once_and_reaches_no_descendant() {
+        let dir = std::env::temp_dir().join(format!("patou-take-back-{}", std::process::id()));
+        fs::create_dir_all(&dir).unwrap();
+        let listener = ApplicationListener::new(&dir.join("1.a00"), 1).unwrap();
+        fs::remove_dir(&dir).unwrap();
+        let descendant = UnixListener::from(listener.for_application().unwrap());
+        let start = feed::encode_start(b"", false, false);
+        let connect = |bytes: &[u8]| {
+            let mut connection = listener.connect().unwrap();
+            connection.write_all(bytes).unwrap();
+            connection
+        };
+        // Behind the connection of a probe.
+        let _probe = connect(b"\x01\x09\0\0\0\0\0\0");
+        let mut request = connect(&start);
+        assert!(listener.take_back());
+        request.set_nonblocking(false).unwrap();
+        assert!(request.read(&mut [0]).is_err() || request.read(&mut [0]).is_ok_and(|count| count == 0));
+        assert!(descendant.accept().is_err() && !listener.take_back());
+        // One that a descendant has accepted.
+        let _request = connect(&start);
+        descendant.accept().unwrap();
+        let _probe = connect(b"\x01\x09\0\0\0\0\0\0");
+        assert!(!listener.take_back());
+    }
 
     #[test]
     fn connection_is_pending_until_it_is_accepted_and_needs_no_file() {
