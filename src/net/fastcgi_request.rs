@@ -96,7 +96,9 @@ impl<'a> Params<'a> {
     /// the name in any `Authorization` header.
     fn user(&self) -> Option<String> {
         let is_authenticated = !self.auth_type.is_empty();
-        text(self.remote_user).filter(|user| is_authenticated && !user.is_empty()).map(str::to_owned)
+        // An environment variable has no NUL, and no name of a user has another control character.
+        let is_name = |user: &&str| !user.is_empty() && !user.contains(char::is_control);
+        text(self.remote_user).filter(|user| is_authenticated && is_name(user)).map(str::to_owned)
     }
 
     /// The target, which nginx and Apache pass on as the client has sent it.
@@ -335,6 +337,9 @@ mod tests {
         assert_eq!((origin(&[("SERVER_PORT", "8443")]).port, origin(&[("SERVER_PORT", "x")]).port), (Some(8443), None));
         assert_eq!(origin(&[("REMOTE_USER", "root")]).user, None, "from any Authorization header, by default in nginx");
         assert_eq!(origin(&[("REMOTE_USER", "me"), ("AUTH_TYPE", "Basic")]).user, Some("me".to_owned()));
+        for user in ["", "a\0b", "a\nb"] {
+            assert_eq!(origin(&[("REMOTE_USER", user), ("AUTH_TYPE", "Basic")]).user, None, "{user:?}");
+        }
     }
 
     #[test]
