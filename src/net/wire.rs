@@ -70,7 +70,8 @@ pub(crate) fn encode_cgi_head(head: &response::Parts, out: &mut BytesMut) {
     ];
     let is_omitted =
         |name| [CONNECTION, TE, TRAILER, TRANSFER_ENCODING, UPGRADE].contains(name) || OTHERS.contains(name);
-    out.put_slice(format!("Status: {}\r\n", head.status).as_bytes());
+    let reason = head.status.canonical_reason().map(|reason| format!(" {reason}")).unwrap_or_default();
+    out.put_slice(format!("Status: {}{reason}\r\n", head.status.as_str()).as_bytes());
     for (name, value) in head.headers.iter().filter(|(name, _)| !is_omitted(name)) {
         for part in [name.as_str().as_bytes(), b": ", value.as_bytes(), b"\r\n"] {
             out.put_slice(part);
@@ -127,5 +128,9 @@ mod tests {
         let mut out = BytesMut::new();
         encode_cgi_head(&response.body(()).unwrap().into_parts().0, &mut out);
         assert_eq!(out, "Status: 404 Not Found\r\nx-a: 1\r\n\r\n");
+        let unregistered = Response::builder().status(299).body(()).unwrap().into_parts().0;
+        out.clear();
+        encode_cgi_head(&unregistered, &mut out);
+        assert_eq!(out, "Status: 299\r\n\r\n");
     }
 }
