@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 mod http;
 mod load;
+mod migration;
 mod pools;
 mod process;
 mod programs;
@@ -14,6 +15,7 @@ mod set;
 
 pub(crate) use http::*;
 pub(crate) use load::*;
+pub(crate) use migration::*;
 pub(crate) use pools::*;
 pub(crate) use process::*;
 pub(crate) use programs::*;
