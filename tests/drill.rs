@@ -54,14 +54,14 @@ const OWN_TESTS: &str = "use-up-descriptors,limit-descriptors,remove-directory,r
 #[test]
 fn short_drill_finds_no_violation_and_leaves_nothing() {
     for seed in ["11", "12", "13"] {
-        let mut command = drill_command(&["--seed", seed, "--faults", "40", "--json", "--except", OWN_TESTS]);
+        let mut command = drill_command(&["--seed", seed, "--faults", "20", "--json", "--except", OWN_TESTS]);
         let _machine = lock_machine();
         let child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
         let pid = child.id();
         let output = child.wait_with_output().unwrap();
         let report = report(&output);
         assert!(output.status.success(), "{report:#}\n{}", text(&output.stderr));
-        assert_eq!((report["violations"].as_array().unwrap().len(), report["faults"].as_u64()), (0, Some(40)));
+        assert_eq!((report["violations"].as_array().unwrap().len(), report["faults"].as_u64()), (0, Some(20)));
         assert_eq!(report["skipped"], Value::Array(Vec::new()), "every fault could be injected");
         let listeners = report["by_listener"].as_array().unwrap();
         assert_eq!(listeners.len(), 22);

@@ -209,7 +209,6 @@ impl WorkerState {
     /// loop when something else wakes it.
     pub(super) fn report_status(&self, now: Monotonic) {
         if sync::lock(&self.reported).is_due(now) {
-            // Not at the start: the watchdog may not have seen the end yet.
             sync::lock(&self.reported).find_last_end(|| last_end(&self.id));
             self.tell_status(now);
         }
