@@ -10,7 +10,7 @@ use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
-use nix::fcntl::{OFlag, OpenHow, ResolveFlag, open, openat, openat2, readlinkat};
+use nix::fcntl::{OFlag, OpenHow, ResolveFlag, open, openat, openat2, readlink, readlinkat};
 use nix::libc::mode_t;
 use nix::sys::stat::{FileStat, Mode, SFlag, fstat};
 use nix::unistd::{AccessFlags, access};
@@ -94,7 +94,18 @@ const PATH_ONLY: OFlag = OFlag::O_PATH.union(OFlag::O_CLOEXEC);
 /// Opens a path below `base`; EXDEV if a link leads out (openat2(2)).
 fn open_beneath(base: &OwnedFd, path: &Path, flags: OFlag) -> nix::Result<OwnedFd> {
     let resolve = ResolveFlag::RESOLVE_BENEATH | ResolveFlag::RESOLVE_NO_MAGICLINKS;
-    openat2(base, path, OpenHow::new().flags(PATH_ONLY | flags).resolve(resolve))
+    match openat2(base, path, OpenHow::new().flags(PATH_ONLY | flags).resolve(resolve)) {
+        // In a unit: systemd cannot look into its argument, and rejects it with RestrictSUIDSGID=.
+        Err(Errno::ENOSYS) => open_and_compare(base, path, flags),
+        opened => opened,
+    }
+}
+
+/// The same where there is no openat2(2): opens the path, and looks then at where the open file is.
+fn open_and_compare(base: &OwnedFd, path: &Path, flags: OFlag) -> nix::Result<OwnedFd> {
+    let file = openat(base, path, PATH_ONLY | flags, Mode::empty())?;
+    let place = |file: &OwnedFd| readlink(&proc_path(file)).map(PathBuf::from);
+    if place(&file)?.starts_with(place(base)?) { Ok(file) } else { Err(Errno::EXDEV) }
 }
 
 /// What a link leads to. All segments before it are below `base`. Its owner has decided where it leads, and must be root
@@ -171,6 +182,25 @@ mod tests {
         fn drop(&mut self) {
             let _ = fs::remove_dir_all(&self.0);
         }
+    }
+
+    #[test]
+    fn links_lead_out_of_a_directory_with_and_without_openat2() {
+        let scratch = Scratch::new("compare");
+        scratch.file("cgi/sub/a", 0o755);
+        scratch.file("outside/b", 0o755);
+        scratch.link("sub/a", "cgi/inside");
+        scratch.link("../outside/b", "cgi/out");
+        scratch.link("TOP/outside", "cgi/away");
+        scratch.link("TOP/cgi/sub/none", "cgi/broken");
+        let base = open(&scratch.0.join("cgi"), PATH_ONLY | OFlag::O_DIRECTORY, Mode::empty()).unwrap();
+        for path in ["sub", "sub/a", "inside", "sub/a/x", "none", "out", "away", "away/b"] {
+            let compared = open_and_compare(&base, path.as_ref(), OFlag::empty()).map(drop);
+            assert_eq!(compared, open_beneath(&base, path.as_ref(), OFlag::empty()).map(drop), "{path}");
+        }
+        let link = open_and_compare(&base, "out".as_ref(), OFlag::O_NOFOLLOW);
+        assert!(link.is_ok(), "the link itself is below: {link:?}");
+        assert!(open_and_compare(&base, "broken".as_ref(), OFlag::empty()).is_err());
     }
 
     #[test]
